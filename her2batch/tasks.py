@@ -1,0 +1,44 @@
+"""The HER2 words: classes, tasks and the mapping from what a pathologist said to a task's class."""
+
+from __future__ import annotations
+
+from typing import Final
+
+IHC: Final = ("0", "1+", "2+", "3+")
+
+CLASSES: Final[dict[str, tuple[str, ...]]] = {
+    "her2-4way": IHC,
+    "her2-3way": ("0", "low", "high"),
+    "her2-binary": ("negative", "positive"),
+    "er": ("negative", "positive"),
+    "pr": ("negative", "positive"),
+}
+"""Task → its classes, in the order of every probability list."""
+
+HER2_TASKS: Final = ("her2-4way", "her2-3way", "her2-binary")
+
+MEMBRANE: Final = "membrane"
+"""Name of the rule, as a method and as a bundle."""
+
+RESOLUTIONS: Final[dict[str, float]] = {"low": 3.24, "moderate": 1.17, "high": 0.23}
+"""Patch resolution → µm/px (paper, section 3: mean slide sizes at 0.23 µm/px)."""
+
+STAINS: Final = ("her2", "er", "pr", "ki67", "he", "ihc")
+"""What a slide is stained for; `ihc` is haematoxylin and DAB without a word on the marker."""
+
+
+def her2_class(task: str, ihc: str, ish: str | None) -> str | None:
+    """The class of an IHC score ('0' … '3+') and ISH result ('+', '-' or None) in a HER2 task.
+
+    None: 2+ without ISH, where the task needs it.  Source: paper, table 2; ASCO/CAP 2018, affirmed 2023.
+    """
+    if task == "her2-4way":
+        return ihc
+    if ihc == "2+" and ish is None:
+        return None
+    high = ihc == "3+" or (ihc == "2+" and ish == "+")
+    if task == "her2-binary":
+        return "positive" if high else "negative"
+    if task == "her2-3way":
+        return "high" if high else "0" if ihc == "0" else "low"
+    raise ValueError(f"{task} is no HER2 task; known: {', '.join(HER2_TASKS)}")
