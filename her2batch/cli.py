@@ -1,1 +1,235 @@
-"""The command line."""
+"""The command line: parse, one call, print, exit code. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from her2batch.errors import Her2BatchError
+from her2batch.settings import Plan, Resources
+
+if TYPE_CHECKING:
+    from her2batch.flow.ingest import Summary
+
+app = typer.Typer(
+    help="HER2 scoring of whole-slide images, a cohort a night. For research use.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, everything else on stderr")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
+OutOption = Annotated[Path, typer.Option(help="the cohort folder", show_default=True)]
+OUT = Path("cohort")
+
+
+def options(model: type[BaseModel], leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """Give a command one option for every field of a settings model; it receives the model itself.
+
+    A value the model refuses is a usage error. An option is so declared once, in `settings`.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        fields = {name: one for name, one in model.model_fields.items() if name not in leave_out}
+        own = inspect.signature(command, eval_str=True)
+        into = next(name for name, one in own.parameters.items() if one.annotation is model)
+
+        @wraps(command)
+        def run(**given: Any) -> Any:
+            values = {name: given.pop(name) for name in fields}
+            try:
+                settings = model(**{name: value for name, value in values.items() if value not in (None, [])})
+            except ValidationError as error:
+                first = error.errors()[0]
+                option = "--" + str(first["loc"][0] if first["loc"] else "options").replace("_", "-")
+                raise typer.BadParameter(f"{first['msg']}", param_hint=option) from error
+            return command(**given, **{into: settings})
+
+        parameters = [one for name, one in own.parameters.items() if name != into]
+        for name, one in fields.items():
+            parameters.append(_parameter(name, one))
+        run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        return run
+
+    return decorate
+
+
+def _parameter(name: str, one: Any) -> inspect.Parameter:
+    flag = "--" + (name.removesuffix("s") if one.annotation == tuple[str, ...] else name).replace("_", "-")
+    repeatable = one.annotation == tuple[str, ...]
+    kinds = [kind for kind in get_args(one.annotation) if kind is not type(None)]
+    plain = next((kind for kind in (int, float, str) if kind is one.annotation or kind in kinds), str)
+    default = list(one.default) if repeatable else one.default
+    kind: Any = list[str] if repeatable else plain | None
+    annotation = Annotated[kind, typer.Option(flag, help=one.description)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+@app.command()
+@options(Resources)
+@options(Plan, leave_out=("bundle",))
+def ingest(
+    *,
+    scans: Annotated[Path, typer.Argument(help="the folder that the scanner writes to", show_default=False)],
+    out: OutOption = OUT,
+    plan: Plan,
+    resources: Resources,
+    bundle: Annotated[Path | None, typer.Option(help="folder of trained nets for patches and thumbnails")] = None,
+    labels: Annotated[Path | None, typer.Option(help="CSV with slide_id, patient_id, her2, ish, er, pr, stain")] = None,
+    weights: Annotated[Path | None, typer.Option(help="folder with encoder weights; default: the hub's cache")] = None,
+    pseudonymize: Annotated[Path | None, typer.Option(help="key file: no name of the source reaches the store")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="try failed slides again")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, with disk and time")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Read every slide under SCANS and bring the cohort up to date. The same command resumes."""
+    from her2batch.flow.ingest import Order
+    from her2batch.flow.ingest import ingest as run
+
+    order = Order(scans, out, bundle, labels, weights, pseudonymize, retry_failed)
+    if dry_run:
+        return _dry_run(order, plan, resources, as_json)
+    from her2batch.screen import progress, show_summary
+
+    with progress(quiet or as_json) as report:
+        summary = run(order, plan, resources, report)
+    _emit(as_json, _summary_json(summary), lambda: show_summary(summary))
+    return summary.exit_code
+
+
+def _dry_run(order: Any, plan: Plan, resources: Resources, as_json: bool) -> int:
+    from her2batch.flow.ingest import survey
+    from her2batch.flow.sizing import estimate
+    from her2batch.screen import show_estimate
+
+    plan, census, cohort = survey(order, plan)
+    rows, total = estimate(census, plan, resources, cohort.root)
+    _emit(as_json, {"slides": rows, **total}, lambda: show_estimate(rows, total))
+    return 0
+
+
+@app.command()
+def status(cohort: Annotated[Path, typer.Argument(help="the cohort folder")] = OUT, as_json: Json = False) -> int:
+    """What is done, failed and why; and that nothing vanished."""
+    from her2batch.screen import show_status
+    from her2batch.tables.audit import status as count
+    from her2batch.tables.store import Cohort
+
+    found = count(Cohort(cohort))
+    _emit(as_json, {**asdict(found), "adds_up": found.adds_up}, lambda: show_status(found, cohort))
+    return 0 if found.adds_up else 1
+
+
+@app.command()
+def verify(cohort: Annotated[Path, typer.Argument(help="the cohort folder")] = OUT, as_json: Json = False) -> int:
+    """Check every file against its checksum and schema. `ingest` mends what this finds."""
+    from her2batch.screen import show_problems
+    from her2batch.tables.audit import verify as check
+    from her2batch.tables.store import Cohort
+
+    problems = list(check(Cohort(cohort)))
+    found = [{"path": str(one.path), "what": one.what, "slide_id": one.slide_id} for one in problems]
+    _emit(as_json, {"problems": found, "ok": not found}, lambda: show_problems(problems, cohort))
+    return 3 if problems else 0
+
+
+@app.command()
+def synth(
+    folder: Annotated[Path, typer.Argument(help="where to write it", show_default=False)],
+    slides: Annotated[int, typer.Option(min=1, help="number of slides")] = 20,
+    seed: Annotated[int, typer.Option(help="another seed, another cohort")] = 0,
+    width: Annotated[int, typer.Option(min=512, help="typical width, level-0 px")] = 6000,
+    height: Annotated[int, typer.Option(min=512, help="typical height, level-0 px")] = 5000,
+) -> int:
+    """Make a synthetic HER2 cohort with known truth: for trying the software, not for medicine."""
+    from her2batch.synth import make_cohort
+
+    make_cohort(folder, slides, seed, (width, height))
+    print(f"{slides} slides in {folder / 'slides'}, labels in {folder / 'labels.csv'}")
+    return 0
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="where to write everything")] = Path("demo"),
+    slides: Annotated[int, typer.Option(min=1, help="number of slides")] = 12,
+    quiet: Quiet = False,
+) -> int:
+    """A synthetic cohort, made and ingested in one go."""
+    from her2batch.flow.ingest import Order
+    from her2batch.flow.ingest import ingest as run
+    from her2batch.screen import progress, say, show_scores, show_summary
+    from her2batch.synth import make_cohort
+
+    say(f"making {slides} synthetic slides in {folder} …", quiet)
+    scans = make_cohort(folder, slides)
+    order = Order(scans / "slides", folder / "cohort", labels=scans / "labels.csv")
+    with progress(quiet) as report:
+        summary = run(order, Plan(), Resources(), report)
+    show_scores(summary, scans / "labels.csv")
+    show_summary(summary)
+    return summary.exit_code
+
+
+@app.command()
+def doctor(
+    cohort: Annotated[Path | None, typer.Argument(help="a cohort folder, to check its disk")] = None,
+    as_json: Json = False,
+) -> int:
+    """What this machine can do, and what to install."""
+    from her2batch.flow.doctor import examine
+    from her2batch.screen import show_doctor
+
+    lines = examine(cohort)
+    _emit(as_json, {"lines": [asdict(line) for line in lines]}, lambda: show_doctor(lines))
+    return 0
+
+
+def _summary_json(summary: Summary) -> dict[str, Any]:
+    keys = ("slide_id", "path", "error_code", "error")
+    fields = ("seen", "done", "failed", "duplicate", "ignored", "already", "tiles", "seconds", "skipped")
+    return {
+        "cohort": str(summary.cohort),
+        **{name: getattr(summary, name) for name in fields},
+        "failures": [{key: row[key] for key in keys} for row in summary.failures],
+        "exit_code": summary.exit_code,
+    }
+
+
+def _emit(as_json: bool, data: dict[str, Any], show: Callable[[], None]) -> None:
+    if as_json:
+        print(json.dumps(data, default=str))
+    else:
+        show()
+
+
+def main() -> None:
+    """Run a command; its errors are one plain line, its exit code is the contract's."""
+    try:
+        code = app(standalone_mode=False)
+    except Her2BatchError as error:
+        print(f"her2batch: {error}", file=sys.stderr)
+        code = error.exit_code
+    except typer.Abort:
+        code = 130
+    except BrokenPipeError:  # the reader of our output has gone: nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

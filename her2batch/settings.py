@@ -34,7 +34,7 @@ class Plan(Settings):
     jpeg_quality: int = Field(
         90, ge=50, le=100, description="JPEG quality of pyramids whose slide can't be copied as it is"
     )
-    bundle: str | None = Field(None, description="folder of trained heads (patch and thumbnail nets)")
+    bundle: str | None = Field(None, description="id of the bundle whose nets classify patches and thumbnails")
 
     @property
     def id(self) -> str:

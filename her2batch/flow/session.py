@@ -1,0 +1,130 @@
+"""Ray: connect, what it may use, stop. Nothing else starts it.
+
+Locally every port is bound to loopback and asks for a token; Ray's own files live in a folder of ours that goes with
+the run, for Ray itself never removes them.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+from her2batch.errors import InputError
+from her2batch.settings import Resources
+
+OBJECT_STORE = 200_000_000
+"""Bytes: pixels don't cross it, embeddings of split slides do."""
+
+
+@dataclass
+class Session:
+    """A connection to Ray."""
+
+    ray: ModuleType
+    workers: int
+    gpus: float
+    local: bool
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def connect(resources: Resources) -> Iterator[Session]:
+    """A session on this machine or on the cluster at `address`; on the way out Ray is stopped and its files removed.
+
+    Raises InputError when there is no cluster at the address.
+    """
+    local = resources.address == "local"
+    folder = Path(tempfile.mkdtemp(prefix="h2b-", dir="/tmp")) if local else None
+    before = dict(os.environ)
+    ray = _import_ray(folder)
+    session = None
+    try:
+        session = _start(ray, resources, folder)
+        with _signals(session):
+            yield session
+    finally:
+        ray.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _import_ray(folder: Path | None) -> ModuleType:
+    """Ray reads these at import: bind to 127.0.0.1 on Linux too, ask for a token, send nothing home."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_DISABLE_IMPORT_WARNING"] = "1"
+    if folder is not None:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        token = folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    import ray
+
+    return ray
+
+
+def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> Session:
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    if folder is None:
+        try:
+            ray.init(address=resources.address, **common)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            remedy = "start one with `ray start --head`, or leave --address away to use this machine"
+            raise InputError(f"no Ray cluster answers at {resources.address} ({error})", None, remedy) from error
+    else:
+        workers = resources.workers or cores()
+        ray.init(
+            num_cpus=max(workers, cores()),
+            num_gpus=resources.gpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE,
+            _temp_dir=str(folder),
+            _node_ip_address="127.0.0.1",
+            **common,
+        )
+    there = ray.cluster_resources()
+    gpus = there.get("GPU", 0.0) if resources.gpus is None else resources.gpus
+    return Session(ray, resources.workers or int(there.get("CPU", 1)), gpus, folder is not None)
+
+
+@contextmanager
+def _signals(session: Session) -> Iterator[None]:
+    """Ours instead of Ray's: the first SIGINT or SIGTERM asks the run to end in order, the next ends it at once.
+
+    Ray's own handler for SIGTERM ends in SIGABRT.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if session.stopped.is_set():
+            os._exit(128 + number)
+        session.stopped.set()
+        sys.stderr.write("stopping: what is committed stays; the same command goes on from here\n")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,193 @@
+"""What a person sees in the terminal: progress, tables, one plain line for each thing that went wrong."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from her2batch.tables.store import Cohort, Row
+
+if TYPE_CHECKING:
+    from her2batch.flow.doctor import Line
+    from her2batch.flow.ingest import Summary
+    from her2batch.tables.audit import Problem, Status
+
+Report = Callable[[int, int, Row], None]
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Report]:
+    """A bar on a terminal, plain lines elsewhere, nothing when quiet; always on stderr."""
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda *_: None
+    elif not console.is_terminal:
+        yield _plain_line
+    else:
+        columns = (
+            TextColumn("[bold]slides"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
+            task = bar.add_task("starting", total=None)
+
+            def report(count: int, total: int, row: Row) -> None:
+                bar.update(task, completed=count, total=total, description=escape(_outcome(row)))
+                if row["status"] == "failed":
+                    bar.console.print(f"[red]failed[/red] {escape(str(row['error']))}")
+
+            yield report
+
+
+def _plain_line(count: int, total: int, row: Row) -> None:
+    words = row["error"] if row["status"] == "failed" else f"{row['n_tiles']} tiles"
+    print(f"{count}/{total} {row['slide_id']}: {row['status']}, {words}", file=sys.stderr, flush=True)
+
+
+def _outcome(row: Row) -> str:
+    return f"{row['slide_id']}: {row['error_code'] or str(row['n_tiles']) + ' tiles'}"
+
+
+def say(words: str, quiet: bool = False) -> None:
+    """One line on stderr."""
+    if not quiet:
+        print(words, file=sys.stderr, flush=True)
+
+
+def show_summary(summary: Summary) -> None:
+    """What became of everything seen, and where it lies."""
+    console = Console()
+    if summary.failures:
+        table = _table("failed", "slide", "code", "what, and the remedy")
+        for row in summary.failures:
+            table.add_row(row["slide_id"], row["error_code"], str(row["error"]))
+        console.print(table)
+    words = [f"{summary.done} done", f"{summary.failed} failed"]
+    words += [f"{summary.duplicate} duplicate", f"{summary.ignored} ignored"]
+    again = f" ({summary.already} were current before)" if summary.already else ""
+    rate = f"{summary.tiles} tiles, {summary.seconds:.1f} s"
+    console.print(f"seen {summary.seen} = {' + '.join(words)}{again}; {rate}", highlight=False)
+    if summary.skipped:
+        console.print(f"skipped without a bundle: {', '.join(summary.skipped)}", highlight=False)
+    if summary.stopped:
+        console.print("stopped; the same command goes on from here", highlight=False)
+    cohort = Cohort(summary.cohort)
+    for label, path in (("tables", cohort.runs.parent), ("pyramids", cohort.root / "pyramids")):
+        console.print(f"{label}: {path}", highlight=False, soft_wrap=True)
+
+
+def show_scores(summary: Summary, labels: Path) -> None:
+    """The membrane rule's score of each slide beside its label."""
+    cohort = Cohort(summary.cohort)
+    with labels.open(newline="") as file:
+        truth = {row["slide_id"]: row for row in csv.DictReader(file)}
+    table = _table(
+        "HER2 by the membrane rule: research use, not a diagnosis",
+        "slide",
+        "stain",
+        "label",
+        "score",
+        "rule",
+        "look first because",
+    )
+    for row in sorted(summary.slides, key=lambda one: str(one["slide_id"])):
+        if row["status"] != "done":
+            continue
+        found = cohort.read("predictions/membrane", row["slide_id"]).to_pylist()
+        four = next((one for one in found if one["task"] == "her2-4way"), None)
+        label = truth.get(row["slide_id"], {}).get("her2") or "–"
+        if four is None:
+            table.add_row(row["slide_id"], row["stain"], label, "–", "–", "")
+        else:
+            reasons = sorted({reason for one in found for reason in one["reasons"]})
+            table.add_row(
+                row["slide_id"], row["stain"], label, f"{four['score']:.2f}", four["predicted"], ", ".join(reasons)
+            )
+    Console().print(table)
+
+
+def show_estimate(rows: list[Row], total: Mapping[str, Any]) -> None:
+    """The table of --dry-run."""
+    console = Console()
+    table = _table("what would be done", "slide", "file", "what", "tiles ~", "disk ~", "time ~")
+    for row in rows:
+        sizes = (
+            (f"{row['tiles']:,}", f"{row['bytes'] / 1e6:,.0f} MB", f"{row['seconds']:.0f} s")
+            if row["bytes"]
+            else ("", "", "")
+        )
+        table.add_row(row["slide_id"] or "", str(row["file"]), row["what"], *sizes)
+    console.print(table)
+    console.print(
+        f"{total['todo']} to do, {total['current']} current, {total['duplicate']} duplicate, "
+        f"{total['ignored']} ignored; "
+        f"about {total['bytes'] / 1e9:.2f} GB of {total['free_bytes'] / 1e9:.0f} GB free, "
+        f"{_duration(total['seconds'])} with {total['workers']} workers",
+        highlight=False,
+    )
+
+
+def show_status(found: Status, cohort: Path) -> None:
+    """Counts, failures with their remedies, and the proof that nothing vanished."""
+    console = Console()
+    if found.failures:
+        table = _table("failed", "slide", "code", "what, and the remedy")
+        for row in found.failures:
+            table.add_row(row["slide_id"], row["error_code"], str(row["error"]))
+        console.print(table)
+    for reason, count in sorted(found.reasons.items()):
+        console.print(f"ignored: {count} × {reason}", highlight=False)
+    console.print(f"{found.tiles:,} tiles, {found.tissue_mm2:,.1f} mm² of tissue", highlight=False)
+    sign = "=" if found.adds_up else "≠"
+    parts = f"{found.done} done + {found.failed} failed + {found.duplicate} duplicate + {found.ignored} ignored"
+    console.print(f"seen {found.seen} {sign} {parts}", highlight=False)
+    if found.pending:
+        console.print(f"{len(found.pending)} not processed yet: run her2batch ingest again", highlight=False)
+    if found.strays:
+        console.print(f"rows whose file was not seen: {', '.join(found.strays)}", highlight=False, soft_wrap=True)
+
+
+def show_problems(problems: list[Problem], cohort: Path) -> None:
+    """What verify found."""
+    for one in problems:
+        print(f"{one.path}: {one.what}")
+    words = f"{len(problems)} problems; ingest mends them" if problems else "every file is as its row says"
+    print(f"{cohort}: {words}")
+
+
+def show_doctor(lines: list[Line]) -> None:
+    """What this machine can do."""
+    table = _table("this machine", "", "", "what", "remedy")
+    for line in lines:
+        mark = {True: "[green]ok[/green]", False: "[red]no[/red]", None: "–"}[line.ok]
+        table.add_row(line.name, mark, escape(line.what), escape(line.remedy))
+    Console().print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds / 3600:.1f} h"
+        if seconds >= 5400
+        else f"{seconds / 60:.0f} min"
+        if seconds >= 90
+        else f"{seconds:.0f} s"
+    )

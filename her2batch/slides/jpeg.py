@@ -1,0 +1,49 @@
+"""JPEG streams as slides hold them: abbreviated, their tables elsewhere, sometimes without a word on colour."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+SOI, EOI = b"\xff\xd8", b"\xff\xd9"
+RGB_MARKER = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
+"""Adobe's APP14 with transform 0: the components are RGB. Aperio leaves it out, and a decoder takes them for YCbCr."""
+
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def complete(data: bytes, tables: bytes | None, colorspace: str) -> bytes:
+    """An abbreviated stream with its tables (a TIFF's JPEGTables) and its colour space said in a marker."""
+    marker = RGB_MARKER if colorspace == "RGB" and b"Adobe" not in data[:200] else b""
+    body = tables.removeprefix(SOI).removesuffix(EOI) if tables else b""
+    return b"".join((SOI, marker, body, data[2:])) if marker or body else data
+
+
+def decode(
+    data: bytes, tables: bytes | None = None, colorspace: str = "YCBCR", buffer: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """A stream → (h, w, 3) uint8 RGB, strictly: what libjpeg-turbo would only warn of is an error.
+
+    buffer: at least h · w · 3 bytes to decode into, so that no fresh memory is touched.  Raises ValueError.
+    """
+    stream = complete(data, tables, colorspace)
+    return cast(NDArray[np.uint8], simplejpeg.decode_jpeg(stream, "RGB", buffer=buffer, strict=True))
+
+
+def frame_size(head: bytes) -> tuple[int, int] | None:
+    """(height, width) out of the first bytes of a stream; None when they hold no frame header."""
+    position = 2
+    while position + 9 <= len(head) and head[position] == 0xFF:
+        kind = head[position + 1]
+        if kind in FRAMES:
+            return int.from_bytes(head[position + 5 : position + 7]), int.from_bytes(head[position + 7 : position + 9])
+        position += 2 + int.from_bytes(head[position + 2 : position + 4])
+    return None
+
+
+def is_whole(head: bytes, tail: bytes) -> bool:
+    """Whether a stream starts and ends as one: SOI, and EOI with at most some padding behind it."""
+    return head.startswith(SOI) and tail.rstrip(b"\0").endswith(EOI)

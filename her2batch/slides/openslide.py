@@ -1,0 +1,70 @@
+"""Everything OpenSlide opens: NDPI, MRXS, VMS, BIF, SCN, DICOM and more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+
+from her2batch.errors import SlideError
+from her2batch.slides.slide import Box, Level, Slide, SlideInfo, settle_mpp
+
+CHUNK = 256
+CUT = ("truncated", "premature", "eof", "short read", "end of file", "restart marker", "corrupt jpeg")
+"""Words by which OpenSlide and its libraries say that data ends too early."""
+
+
+class OpenSlideReader(Slide):
+    """A slide through OpenSlide. After an error its handle is dead; the slide has failed anyway."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a slide. Raises SlideError unreadable or truncated."""
+        try:
+            self._slide = openslide.OpenSlide(str(path))
+        except (openslide.OpenSlideError, OSError, UnicodeError) as error:
+            raise _as_slide_error(path, error) from error
+        facts = self._slide.properties
+        objective = _number(facts.get("openslide.objective-power"))
+        mpp, source = settle_mpp(
+            _number(facts.get("openslide.mpp-x")), _number(facts.get("openslide.mpp-y")), objective
+        )
+        levels = tuple(
+            Level(*size, *(int(facts.get(f"openslide.level[{k}].tile-{axis}", CHUNK)) for axis in ("width", "height")))
+            for k, size in enumerate(self._slide.level_dimensions)
+        )
+        self._downsamples = self._slide.level_downsamples
+        background = facts.get("openslide.background-color", "FFFFFF")
+        self._background = np.array([int(background[k : k + 2], 16) for k in (0, 2, 4)], np.uint16)
+        self.info = SlideInfo(path, facts["openslide.vendor"], "openslide", levels, mpp, source, objective)
+
+    def close(self) -> None:
+        """Free the file."""
+        self._slide.close()
+
+    def _pixels(self, box: Box, level: int) -> NDArray[np.uint8]:
+        corner = (round(box.x * self._downsamples[level]), round(box.y * self._downsamples[level]))
+        try:
+            rgba = np.asarray(self._slide.read_region(corner, level, (box.width, box.height)))
+        except (openslide.OpenSlideError, OSError) as error:
+            raise _as_slide_error(self.info.path, error) from error
+        alpha = rgba[..., 3]
+        pixels = np.ascontiguousarray(rgba[..., :3])
+        if alpha.min() == 255:
+            return pixels
+        a = alpha[..., None].astype(np.uint16)
+        return ((pixels * a + self._background * (255 - a) + 127) // 255).astype(np.uint8)
+
+
+def _as_slide_error(path: Path, error: Exception) -> SlideError:
+    words = " ".join(str(error).split()) or type(error).__name__
+    code = "truncated" if any(word in words.lower() for word in CUT) else "unreadable"
+    return SlideError(code, path, f"OpenSlide can't read it ({words})")
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        return None

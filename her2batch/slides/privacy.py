@@ -1,0 +1,70 @@
+"""Names in a cohort: as they are, or keyed hashes that only the holder of the key can link back.
+
+A slide's metadata never passes through: readers state the facts of `SlideInfo` and nothing else, and label and macro
+images are never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import stat
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from her2batch.errors import InputError
+
+UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+LONGEST = 120
+KEY_BYTES = 16
+
+
+def safe(stem: str) -> str:
+    """A file's stem as a slide id: letters, digits, '.', '_', '-'; no leading dot or dash; at most 120 bytes."""
+    cleaned = UNSAFE.sub("_", unicodedata.normalize("NFC", stem)).strip("._-")
+    return cleaned[:LONGEST] or "slide"
+
+
+@dataclass(frozen=True)
+class Names:
+    """How names appear in the store. Without a key they are the source's own; with one they are keyed hashes."""
+
+    key: bytes | None = None
+
+    def slide(self, stem: str) -> str:
+        """The slide id of a file's stem."""
+        return safe(stem) if self.key is None else f"s{self._hash('slide', stem)}"
+
+    def patient(self, patient_id: str | None) -> str | None:
+        """The patient id of a label."""
+        if patient_id is None or self.key is None:
+            return patient_id
+        return f"p{self._hash('patient', patient_id)}"
+
+    def path(self, path: Path) -> str:
+        """A path as the intake table keeps it."""
+        return str(path) if self.key is None else self._hash("path", str(path))
+
+    def shown(self, path: Path | str, slide_id: str | None) -> str:
+        """A file's name in messages and rows."""
+        return str(path) if self.key is None else str(slide_id or "a file")
+
+    def _hash(self, kind: str, text: str) -> str:
+        assert self.key is not None
+        message = f"{kind}:{unicodedata.normalize('NFC', text)}".encode(errors="surrogateescape")
+        return hmac.new(self.key, message, hashlib.sha256).hexdigest()[:20]
+
+
+def read_key(path: Path) -> bytes:
+    """The key of --pseudonymize: a file of at least 16 bytes that only its owner can read. Raises InputError."""
+    remedy = f"make one with: (umask 077; head -c 32 /dev/urandom > {path})"
+    if not path.is_file():
+        raise InputError("there is no key file", path, remedy)
+    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise InputError("others can read the key file", path, f"chmod 600 {path}")
+    key = path.read_bytes()
+    if len(key) < KEY_BYTES:
+        raise InputError(f"a key has at least {KEY_BYTES} bytes, this one {len(key)}", path, remedy)
+    return key

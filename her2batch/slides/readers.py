@@ -1,0 +1,38 @@
+"""Which reader takes which file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from her2batch.errors import InputError, SlideError
+from her2batch.slides.cucim import CucimSlide
+from her2batch.slides.openslide import OpenSlideReader
+from her2batch.slides.slide import Slide
+from her2batch.slides.tiff import vendor
+from her2batch.slides.tiffslide import TiffSlide
+
+READERS: dict[str, Callable[[Path], Slide]] = {
+    "tiff": TiffSlide,
+    "cucim": CucimSlide,
+    "openslide": OpenSlideReader,
+}
+"""Name → what opens a path with it."""
+
+OWN = frozenset({"aperio", "philips", "ome-tiff", "generic-tiff"})
+"""TIFF formats whose tile tables we read ourselves."""
+
+
+def open_slide(path: Path, reader: str = "auto") -> Slide:
+    """Open a slide. `auto`: the TIFF family from its own tile table, everything else through OpenSlide.
+
+    Its mpp may still be None: `slide.info.with_mpp(override)` settles that.  Raises SlideError truncated, unreadable,
+    not-a-slide or gone; InputError for an unknown reader.
+    """
+    if not path.exists():
+        raise SlideError("gone", path, "there is no such file")
+    if reader != "auto":
+        if reader not in READERS:
+            raise InputError(f"there is no reader {reader}", None, f"known: auto, {', '.join(READERS)}")
+        return READERS[reader](path)
+    return TiffSlide(path) if vendor(path) in OWN else OpenSlideReader(path)

@@ -1,0 +1,134 @@
+"""Looking over a cohort: `status` (what is done, failed and why; nothing vanished) and `verify` (every byte)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from her2batch.tables import schemas
+from her2batch.tables.files import read_parquet, sha256
+from her2batch.tables.store import Cohort, Row
+
+
+@dataclass
+class Status:
+    """Everything seen, in the four outcomes it can have; what has none yet is pending."""
+
+    seen: int = 0
+    done: int = 0
+    failed: int = 0
+    duplicate: int = 0
+    ignored: int = 0
+    pending: list[str] = field(default_factory=list)
+    strays: list[str] = field(default_factory=list)  # rows whose file the intake table doesn't know
+    tiles: int = 0
+    tissue_mm2: float = 0.0
+    codes: Counter[str] = field(default_factory=Counter)
+    failures: list[Row] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def adds_up(self) -> bool:
+        """seen = done + failed + duplicate + ignored."""
+        return self.seen == self.done + self.failed + self.duplicate + self.ignored
+
+
+def status(cohort: Cohort) -> Status:
+    """Count the intake table against the committed rows. Raises StoreError when there is no cohort."""
+    cohort.check()
+    rows = cohort.rows()
+    found = Status()
+    owned = set()
+    for entry in cohort.seen():
+        found.seen += 1
+        row = rows.get(entry["slide_id"])
+        if entry["outcome"] == "ignored":
+            found.ignored += 1
+            found.reasons[entry["reason"]] += 1
+        elif entry["outcome"] == "duplicate":
+            found.duplicate += 1
+        elif row is None:
+            found.pending.append(entry["path"])
+        else:
+            owned.add(entry["slide_id"])
+            _count(found, row)
+    found.strays = sorted(set(rows) - owned)
+    return found
+
+
+def _count(found: Status, row: Row) -> None:
+    if row["status"] == "done":
+        found.done += 1
+        found.tiles += row["n_tiles"] or 0
+        found.tissue_mm2 += row["tissue_mm2"] or 0.0
+    else:
+        found.failed += 1
+        found.codes[row["error_code"]] += 1
+        found.failures.append(row)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that is not as its slide's row says."""
+
+    path: Path
+    what: str
+    slide_id: str | None = None
+
+
+def verify(cohort: Cohort) -> Iterator[Problem]:
+    """Every file against its row's size and SHA-256, every table against its schema; files that no row names.
+
+    Raises StoreError when there is no cohort. `ingest` mends what this finds: it computes those slides again.
+    """
+    cohort.check()
+    rows = cohort.rows()
+    folder = cohort.root / "tables" / "slides"
+    for path in sorted(folder.glob("*.parquet")):
+        if path.stem not in rows:
+            yield Problem(path, "the slide's row can't be read", path.stem)
+    named = set()
+    for row in rows.values():
+        for file in row["files"]:
+            path = cohort.root / file["path"]
+            named.add(path)
+            if (what := _wrong(path, file)) is not None:
+                yield Problem(path, what, row["slide_id"])
+    for path in _slide_files(cohort):
+        if path not in named:
+            yield Problem(path, "no slide's row names this file")
+
+
+def _wrong(path: Path, file: Row) -> str | None:
+    """What is wrong with one file; None when it is as its row says."""
+    if not path.is_file():
+        return "is missing"
+    size = path.stat().st_size
+    if size != file["bytes"]:
+        return f"has {size} bytes, its row says {file['bytes']}"
+    if sha256(path) != file["sha256"]:
+        return "its content differs from its SHA-256"
+    return _wrong_schema(path) if path.suffix == ".parquet" else None
+
+
+def _wrong_schema(path: Path) -> str | None:
+    name = path.parts[path.parts.index("tables") + 1]
+    try:
+        found = read_parquet(path).schema
+    except (OSError, pa.ArrowInvalid) as error:
+        return f"can't be read as Parquet ({error})"
+    dim = found.field("embedding").type.list_size if "embedding" in found.names else None
+    return None if found.equals(schemas.schema(name, dim)) else f"does not have the columns of {name}"
+
+
+def _slide_files(cohort: Cohort) -> Iterator[Path]:
+    """Every file of the store that belongs to a slide, apart from the rows themselves."""
+    for name in cohort.names():
+        if name != "slides":
+            yield from sorted((cohort.root / "tables" / name).glob("[!.]*.parquet"))
+    yield from sorted((cohort.root / "thumbnails").glob("[!.]*.jpg"))
+    yield from (path for path in sorted((cohort.root / "pyramids").glob("[!.]*/**/*")) if path.is_file())

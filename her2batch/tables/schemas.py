@@ -1,0 +1,166 @@
+"""Every table and every column of a cohort, with its sentence and unit. The only place.
+
+`docs/tables.md` is generated from here. A table is one Parquet file a slide, `tables/NAME/SLIDE.parquet`; NAME is the
+key below, for some with the name of what made it (`embeddings/uni`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from her2batch.errors import InputError
+
+TEXT, I32, I64, F32 = pa.string(), pa.int32(), pa.int64(), pa.float32()
+FILES = pa.list_(pa.struct([("path", TEXT), ("bytes", I64), ("sha256", TEXT)]))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: name, Arrow type and what it holds, with its unit."""
+
+    name: str
+    type: pa.DataType
+    sentence: str
+
+
+SLIDES = (
+    Column("slide_id", TEXT, "the file's stem, made safe and unique; a keyed hash with --pseudonymize"),
+    Column("patient_id", TEXT, "from the labels; null without"),
+    Column(
+        "stain", TEXT, "her2 · er · pr · ki67 from the labels; otherwise what is seen: he, or ihc (marker not known)"
+    ),
+    Column("path", TEXT, "the slide file; null with --pseudonymize"),
+    Column("sha256", TEXT, "of the file's content; of several files, of their sorted digests"),
+    Column("bytes", I64, "size of all files of the slide"),
+    Column("format", TEXT, "aperio, philips, generic-tiff, ome-tiff, hamamatsu, dicom, …"),
+    Column("reader", TEXT, "tiff · cucim · openslide"),
+    Column("width", I32, "level-0 px"),
+    Column("height", I32, "level-0 px"),
+    Column("level_downsamples", pa.list_(pa.float64()), "level-0 px per px of each level"),
+    Column("mpp", pa.float64(), "µm per level-0 px"),
+    Column("mpp_source", TEXT, "file · objective · override"),
+    Column("objective", F32, "magnification of the scan"),
+    Column("tissue_mm2", F32, "area of tissue, mm²"),
+    Column("tissue_method", TEXT, "the segmentation that was used: the first, or its fallback"),
+    Column("tissue_disagreement", F32, "1 − Dice of the two segmentations"),
+    Column("n_tiles", I32, "tiles of the tiles table"),
+    Column("blank_tiles", I32, "tiles inside tissue that hold no image"),
+    Column("flags", pa.list_(TEXT), "quality flags: what to look at"),
+    Column("blur", F32, "share of tissue out of focus"),
+    Column("pen", F32, "share of the slide under pen ink"),
+    Column("saturated", F32, "share of tissue px with a clipped channel"),
+    Column("background", F32, "grey value of the background, 0–255"),
+    Column("status", TEXT, "done · failed"),
+    Column("error_code", TEXT, "null when done"),
+    Column("error", TEXT, "what failed, in which file, and the remedy"),
+    Column("plan_id", TEXT, "names the settings that decided the result"),
+    Column("files", FILES, "every other file of this slide in the store"),
+)
+
+TILES = (
+    Column("slide_id", TEXT, "key"),
+    Column("tile", I32, "number in row-major order, from 0"),
+    Column("x", I32, "left, level-0 px"),
+    Column("y", I32, "top, level-0 px"),
+    Column("size", I32, "edge, level-0 px"),
+    Column("tissue", F32, "share of the tile that is tissue, 0–1"),
+    Column("dab", F32, "mean optical density of DAB, base 10"),
+    Column("blur", F32, "blur figure of the tile; see docs/stain-vector.md"),
+)
+
+PATCHES = (
+    Column("slide_id", TEXT, "key"),
+    Column("resolution", TEXT, "low · moderate · high: 3.24 · 1.17 · 0.23 µm/px"),
+    Column("x", I32, "left, level-0 px"),
+    Column("y", I32, "top, level-0 px"),
+    Column("size", I32, "edge, level-0 px"),
+    *(Column(f"p{k}", F32, f"probability of HER2 {ihc}") for k, ihc in enumerate(("0", "1+", "2+", "3+"))),
+)
+
+THUMBNAILS = (
+    Column("slide_id", TEXT, "key"),
+    Column("task", TEXT, "her2-4way · her2-3way · her2-binary · er · pr"),
+    Column("p", pa.list_(F32), "probability of each class, in the task's order"),
+)
+
+PREDICTIONS = (
+    Column("slide_id", TEXT, "key"),
+    Column("patient_id", TEXT, "from the labels; null without"),
+    Column("task", TEXT, "her2-4way · her2-3way · her2-binary · er · pr"),
+    Column("method", TEXT, "membrane, or a trained method of the bundle"),
+    Column("classes", pa.list_(TEXT), "the task's classes, in order"),
+    Column("p", pa.list_(F32), "probability of each class"),
+    Column("predicted", TEXT, "the class"),
+    Column("plausible", pa.list_(TEXT), "classes that can't be ruled out"),
+    Column("review", pa.bool_(), "a pathologist should look first"),
+    Column("reasons", pa.list_(TEXT), "why, in stable words"),
+    Column("score", F32, "continuous score, 0–3; the membrane rule's, else null"),
+)
+
+INTAKE = (
+    Column("path", TEXT, "the file seen; a keyed hash with --pseudonymize"),
+    Column("bytes", I64, "size, with its members"),
+    Column("mtime_ns", I64, "time of last change, with its members the latest"),
+    Column("n_files", I32, "files of this slide (MRXS, DICOM: more than one)"),
+    Column("sha256", TEXT, "content; null where nothing asked for it"),
+    Column("outcome", TEXT, "slide · duplicate · ignored"),
+    Column("slide_id", TEXT, "the slide it is, or is a copy of"),
+    Column("reason", TEXT, "why ignored, or what it is a copy of"),
+)
+
+TIMES = (
+    Column("slide_id", TEXT, "key"),
+    Column("status", TEXT, "done · failed"),
+    Column("host", TEXT, "where the slide was finished"),
+    Column("pid", I32, "the worker's process"),
+    Column("finished", pa.timestamp("ms", tz="UTC"), "when"),
+    Column("seconds", pa.float64(), "work in all its calls"),
+    Column("stages", pa.map_(TEXT, pa.float64()), "seconds a stage"),
+)
+
+MEMBRANE = (
+    Column("slide_id", TEXT, "key"),
+    Column("tile", I32, "as in tiles"),
+)
+
+EMBEDDINGS = (
+    Column("slide_id", TEXT, "key"),
+    Column("tile", I32, "as in tiles"),
+    Column("embedding", pa.list_(pa.float16()), "fixed_size_list<float16, D>; D as the encoder has it"),
+)
+
+TABLES: dict[str, tuple[Column, ...]] = {
+    "slides": SLIDES,
+    "tiles": TILES,
+    "membrane": MEMBRANE,
+    "embeddings": EMBEDDINGS,
+    "patches": PATCHES,
+    "thumbnails": THUMBNAILS,
+    "predictions": PREDICTIONS,
+}
+"""Tables with one file a slide. The row of `slides` commits the others."""
+
+
+def schema(table: str, dim: int | None = None) -> pa.Schema:
+    """The Arrow schema of a table; `dim`: length of the embeddings."""
+    columns = {"intake": INTAKE, "times": TIMES, **TABLES}[table]
+    fields = [pa.field(one.name, one.type) for one in columns]
+    if dim is not None:
+        fields[-1] = pa.field("embedding", pa.list_(pa.float16(), dim))
+    return pa.schema(fields)
+
+
+def embeddings(slide_id: str, tiles: pa.Array, vectors: pa.FixedSizeListArray) -> pa.Table:
+    """The embeddings table of one slide: (n,) int32 tiles, (n, D) float16 vectors."""
+    ids = pa.array([slide_id] * len(tiles), TEXT)
+    return pa.table([ids, tiles, vectors], schema=schema("embeddings", vectors.type.list_size))
+
+
+def conform(table: pa.Table, name: str) -> pa.Table:
+    """The table with exactly its schema's columns, in order. Raises InputError naming what is missing or wrong."""
+    wanted = schema(name)
+    if missing := set(wanted.names) - set(table.column_names):
+        raise InputError(f"table {name} lacks {sorted(missing)}")
+    return table.select(wanted.names).cast(wanted)

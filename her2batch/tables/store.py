@@ -1,0 +1,307 @@
+"""The cohort on disk: the only module that spells a path of it.
+
+A slide's files are built in a draft beside their places, forced to the disk, renamed into place; its row in `slides`
+comes last, with the SHA-256 and size of every file. That row is the commit: a file no row names does not exist.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import tomli_w
+
+from her2batch.errors import InputError, StoreError
+from her2batch.settings import Plan
+from her2batch.tables import schemas
+from her2batch.tables.files import fsync, read_parquet, sha256, whole, write_parquet
+
+FORMAT = 1
+"""Version of the store's layout."""
+
+Row = dict[str, Any]
+"""One row of `slides`, by column."""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A cohort folder."""
+
+    root: Path
+
+    # -- places ------------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Path:
+        """Format version and plan."""
+        return self.root / "cohort.toml"
+
+    @property
+    def labels(self) -> Path:
+        """The labels, when they were given."""
+        return self.root / "labels.parquet"
+
+    @property
+    def runs(self) -> Path:
+        """The only place for times, hosts and durations."""
+        return self.root / "tables" / "runs"
+
+    @property
+    def intake(self) -> Path:
+        """Every file seen, and what became of it."""
+        return self.runs / "intake.parquet"
+
+    @property
+    def log(self) -> Path:
+        """Tracebacks and other words for those who mend the software."""
+        return self.runs / "log.txt"
+
+    def table(self, name: str, slide_id: str) -> Path:
+        """A slide's file of a table; name is 'tiles', 'embeddings/stain', …"""
+        return self.root / "tables" / name / f"{slide_id}.parquet"
+
+    def pyramid(self, slide_id: str) -> Path:
+        """A slide's OME-Zarr."""
+        return self.root / "pyramids" / f"{slide_id}.zarr"
+
+    def thumbnail(self, slide_id: str) -> Path:
+        """A slide's overview picture, long edge 2048 px."""
+        return self.root / "thumbnails" / f"{slide_id}.jpg"
+
+    # -- opening -----------------------------------------------------------------------------------------------
+
+    def create(self, plan: Plan) -> None:
+        """Make the folders and keep the plan of the latest ingest. Raises StoreError when it can't be written to."""
+        if self.root.exists() and not self.settings.exists() and any(self.root.iterdir()):
+            raise StoreError("the folder is not empty and holds no cohort", self.root, "choose another --out")
+        if self.settings.exists():
+            self.check()
+        try:
+            self.runs.mkdir(parents=True, exist_ok=True)
+            text = tomli_w.dumps({"format": FORMAT, "plan": plan.model_dump(mode="json", exclude_none=True)})
+            if not self.settings.exists() or self.settings.read_text() != text:
+                with whole(self.settings) as part:
+                    part.write_text(text)
+        except OSError as error:
+            raise StoreError(f"can't be written to ({error.strerror})", self.root, "check space and rights") from error
+
+    def check(self) -> None:
+        """Refuse what is no cohort, or one of another format. Raises StoreError."""
+        if not self.settings.is_file():
+            raise StoreError("there is no cohort here", self.root, "make one with: her2batch ingest SCANS --out COHORT")
+        try:
+            found = tomllib.loads(self.settings.read_text()).get("format")
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise StoreError(f"is no TOML ({error})", self.settings, "restore it, or ingest anew") from error
+        if found != FORMAT:
+            raise StoreError(f"has format {found}, this her2batch reads {FORMAT}", self.settings, "ingest anew")
+
+    def plan(self) -> Plan:
+        """The plan of the latest ingest. Raises StoreError."""
+        self.check()
+        return Plan.model_validate(tomllib.loads(self.settings.read_text())["plan"])
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the cohort for one writer; the kernel frees it when the process ends, however it ends.
+
+        Raises StoreError naming the holder's host and pid.
+        """
+        handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                holder = os.read(handle, 4096).decode(errors="replace").strip() or "another process"
+                raise StoreError(f"is in use by {holder}", self.root, "wait until it has ended") from error
+            os.ftruncate(handle, 0)
+            started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            os.pwrite(handle, f"host {socket.gethostname()}, pid {os.getpid()}, since {started}\n".encode(), 0)
+            yield
+        finally:
+            os.close(handle)
+
+    def sweep(self) -> None:
+        """Remove drafts and half-written files that a dead run left. Only under the lock."""
+        for left in self.root.glob(".draft-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        for part in self.root.glob("**/.*.part"):
+            part.unlink(missing_ok=True)
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """Names of the tables there are, without `runs`: 'slides', 'tiles', 'embeddings/stain', …"""
+        top = self.root / "tables"
+        found = {str(file.parent.relative_to(top)) for file in top.glob("**/*.parquet")}
+        return sorted(name for name in found if name.split("/")[0] in schemas.TABLES)
+
+    def read(self, name: str, slide_id: str) -> pa.Table:
+        """One slide's table. Raises FileNotFoundError, OSError or pa.ArrowInvalid."""
+        return read_parquet(self.table(name, slide_id))
+
+    def rows(self) -> dict[str, Row]:
+        """Every committed slide: slide_id → its row. A damaged row file is left out: its slide is redone."""
+        folder = self.root / "tables" / "slides"
+        found: dict[str, Row] = {}
+        names = sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
+        for name in names:
+            if name.endswith(".parquet") and not name.startswith("."):
+                try:
+                    row = read_parquet(folder / name).to_pylist()[0]
+                except (OSError, pa.ArrowInvalid, IndexError):
+                    continue
+                found[row["slide_id"]] = row
+        return found
+
+    def intact(self, row: Mapping[str, Any]) -> bool:
+        """Whether every file a row names is there with its size. Names and sizes only: nothing is opened."""
+        try:
+            return all((self.root / file["path"]).stat().st_size == file["bytes"] for file in row["files"])
+        except OSError:
+            return False
+
+    def seen(self) -> list[Row]:
+        """The intake table: one entry a file or slide seen, in order of path; empty before the first ingest."""
+        return read_parquet(self.intake).to_pylist() if self.intake.exists() else []
+
+    # -- writing -----------------------------------------------------------------------------------------------
+
+    def write_seen(self, entries: list[Row]) -> None:
+        """Replace the intake table."""
+        table = pa.Table.from_pylist(sorted(entries, key=lambda one: one["path"]), schemas.schema("intake"))
+        with whole(self.intake) as part:
+            write_parquet(table, part)
+
+    def write_times(self, run: str, rows: list[Row]) -> None:
+        """Keep one run's durations: tables/runs/RUN.parquet."""
+        with whole(self.runs / f"{run}.parquet") as part:
+            write_parquet(pa.Table.from_pylist(rows, schemas.schema("times")), part)
+
+    def draft_of(self, slide_id: str) -> Draft:
+        """The draft of one slide that somebody has begun."""
+        return Draft(self, slide_id)
+
+    def draft(self, slide_id: str) -> Draft:
+        """A fresh draft of one slide; what an earlier try left is removed."""
+        draft = self.draft_of(slide_id)
+        shutil.rmtree(draft.root, ignore_errors=True)
+        draft.root.mkdir(parents=True)
+        return draft
+
+    def forget(self, files: list[Row]) -> None:
+        """Remove files that no row names any more."""
+        for file in files:
+            path = self.root / file["path"]
+            path.unlink(missing_ok=True)
+            for folder in path.parents:
+                in_zarr = any(part.endswith(".zarr") for part in folder.relative_to(self.root).parts)
+                if not in_zarr or not folder.is_dir() or any(folder.iterdir()):
+                    break
+                folder.rmdir()
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One slide's files on their way: the store's own layout, under a folder of its own, until `commit`."""
+
+    cohort: Cohort
+    slide_id: str
+
+    @property
+    def root(self) -> Path:
+        """Where the draft stands: on the same disk, so that a rename moves it."""
+        return self.cohort.root / f".draft-{self.slide_id}"
+
+    @property
+    def _inside(self) -> Cohort:
+        return Cohort(self.root)
+
+    def pyramid(self) -> Path:
+        """Where to write the OME-Zarr."""
+        return _parent(self._inside.pyramid(self.slide_id))
+
+    def thumbnail(self) -> Path:
+        """Where to write the overview picture."""
+        return _parent(self._inside.thumbnail(self.slide_id))
+
+    def write(self, name: str, table: pa.Table) -> None:
+        """Add one table."""
+        write_parquet(table, _parent(self._inside.table(name, self.slide_id)))
+
+    def commit(self, row: Row, old: Mapping[str, Any] | None) -> None:
+        """Put the slide in place: files, then its row, then away with what only the old row named.
+
+        Raises OSError when the disk refuses; nothing is committed then.
+        """
+        files = [self._sealed(path) for path in sorted(self.root.rglob("*")) if path.is_file()]
+        for folder in [path for path in sorted(self.root.rglob("*")) if path.is_dir()]:
+            fsync(folder)
+        for top in sorted(self._tops()):
+            target = self.cohort.root / top.relative_to(self.root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_dir():  # a folder can't be renamed over a full one
+                target.rename(_parent(self.root / "old" / top.relative_to(self.root)))
+            top.replace(target)
+            fsync(target.parent)
+        write_row(self.cohort, {**row, "files": files})
+        kept = {file["path"] for file in files}
+        self.cohort.forget([file for file in (old or {}).get("files", []) if file["path"] not in kept])
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the draft."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _sealed(self, path: Path) -> Row:
+        fsync(path)
+        return {
+            "path": path.relative_to(self.root).as_posix(),
+            "bytes": path.stat().st_size,
+            "sha256": sha256(path),
+        }
+
+    def _tops(self) -> Iterator[Path]:
+        """What one rename moves: a file, or a whole Zarr folder."""
+        for path in self.root.rglob("*"):
+            inside = path.relative_to(self.root).parts
+            in_zarr = any(part.endswith(".zarr") for part in inside[:-1])
+            if not in_zarr and (path.is_file() or path.suffix == ".zarr"):
+                yield path
+
+
+def write_row(cohort: Cohort, row: Row) -> None:
+    """Write one row of `slides`: the commit."""
+    path = _parent(cohort.table("slides", row["slide_id"]))
+    with whole(path) as part:
+        write_parquet(pa.Table.from_pylist([row], schemas.schema("slides")), part)
+
+
+def read_all(cohort: Cohort, name: str) -> pa.Table:
+    """One table of all committed slides, in order of slide_id. Raises InputError when there is none."""
+    ids = [one for one in sorted(cohort.rows()) if cohort.table(name, one).exists()]
+    if not ids:
+        raise InputError(f"holds no table {name}; it has {', '.join(cohort.names()) or 'none'}", cohort.root)
+    return pa.concat_tables([cohort.read(name, one) for one in ids])
+
+
+def log(cohort: Cohort, entry: Mapping[str, object]) -> None:
+    """Append one line to the log."""
+    with cohort.log.open("a") as file:
+        file.write(json.dumps(entry, default=str) + "\n")
+
+
+def _parent(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,188 @@
+"""The cohort on disk: whole or not at all, one writer, paths in one place."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from her2batch.errors import StoreError
+from her2batch.settings import Plan
+from her2batch.tables import schemas
+from her2batch.tables.audit import status, verify
+from her2batch.tables.files import read_parquet, whole, write_parquet
+from her2batch.tables.store import Cohort, read_all
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Cohort:
+    made = Cohort(tmp_path / "cohort")
+    made.create(Plan())
+    return made
+
+
+def tiles(slide_id: str, n: int = 3) -> pa.Table:
+    numbers = np.arange(n, dtype=np.int32)
+    columns = {"slide_id": [slide_id] * n, "tile": numbers, "x": numbers * 448, "y": numbers, "size": numbers + 448}
+    columns |= {name: numbers.astype(np.float32) for name in ("tissue", "dab", "blur")}
+    return pa.table(columns, schemas.schema("tiles"))
+
+
+def row(slide_id: str, **more: object) -> dict:
+    return {"slide_id": slide_id, "status": "done", "n_tiles": 3, "tissue_mm2": 1.0, "bytes": 10, "sha256": "a", **more}
+
+
+def commit(cohort: Cohort, slide_id: str, old: dict | None = None, n: int = 3) -> dict:
+    draft = cohort.draft(slide_id)
+    draft.write("tiles", tiles(slide_id, n))
+    draft.thumbnail().write_bytes(b"picture")
+    level = draft.pyramid() / "0"
+    level.mkdir(parents=True)
+    (level / "zarr.json").write_text("{}")
+    draft.commit(row(slide_id, n_tiles=n), old)
+    return cohort.rows()[slide_id]
+
+
+def test_a_committed_slide_is_whole_and_names_every_file(cohort: Cohort) -> None:
+    committed = commit(cohort, "a")
+    assert [file["path"] for file in committed["files"]] == [
+        "pyramids/a.zarr/0/zarr.json", "tables/tiles/a.parquet", "thumbnails/a.jpg",
+    ]  # fmt: skip
+    assert cohort.intact(committed)
+    assert list(verify(cohort)) == []
+    assert not list(cohort.root.glob(".draft-*"))
+
+
+def test_a_draft_that_was_never_committed_is_not_there(cohort: Cohort) -> None:
+    cohort.draft("a").write("tiles", tiles("a"))
+    assert cohort.rows() == {}
+    assert cohort.names() == []
+    cohort.sweep()
+    assert not list(cohort.root.glob(".draft-*"))
+
+
+def test_a_second_commit_replaces_the_first_and_leaves_nothing_of_it(cohort: Cohort) -> None:
+    first = commit(cohort, "a")
+    extra = cohort.root / "pyramids/a.zarr/0/old-chunk"
+    extra.write_bytes(b"x")
+    commit(cohort, "a", old=first, n=5)
+    assert cohort.read("tiles", "a").num_rows == 5
+    assert not extra.exists()
+    assert list(verify(cohort)) == []
+
+
+def test_a_failed_slide_takes_its_old_files_with_it(cohort: Cohort) -> None:
+    first = commit(cohort, "a")
+    cohort.draft("a").commit(row("a", status="failed", error_code="truncated"), first)
+    assert [path for path in cohort.root.rglob("*") if path.is_file() and path.suffix in (".jpg", ".json")] == []
+    assert cohort.rows()["a"]["files"] == []
+    assert list(verify(cohort)) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "delete", "swap"])
+def test_verify_finds_what_was_done_to_a_file(cohort: Cohort, damage: str) -> None:
+    commit(cohort, "a")
+    commit(cohort, "b", n=4)
+    path = cohort.table("tiles", "a")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    match damage:
+        case "cut":
+            path.write_bytes(path.read_bytes()[:-5])
+        case "flip":
+            path.write_bytes(data)
+        case "delete":
+            path.unlink()
+        case "swap":
+            path.write_bytes(cohort.table("tiles", "b").read_bytes())
+    assert [problem.slide_id for problem in verify(cohort)] == ["a"]
+
+
+def test_verify_names_files_that_nobody_owns(cohort: Cohort) -> None:
+    commit(cohort, "a")
+    write_parquet(tiles("x"), cohort.table("tiles", "x"))
+    assert [problem.path.name for problem in verify(cohort)] == ["x.parquet"]
+
+
+def test_intact_looks_at_sizes_only(cohort: Cohort) -> None:
+    committed = commit(cohort, "a")
+    cohort.thumbnail("a").write_bytes(b"longer than before")
+    assert not cohort.intact(committed)
+
+
+def test_only_one_process_writes_at_a_time(cohort: Cohort) -> None:
+    code = (
+        "import sys; from pathlib import Path; from her2batch.tables.store import Cohort\n"
+        "with Cohort(Path(sys.argv[1])).lock(): pass"
+    )
+    command = [sys.executable, "-c", code, str(cohort.root)]
+    with cohort.lock():
+        refused = subprocess.run(command, capture_output=True, text=True)
+    assert f"pid {os.getpid()}" in refused.stderr
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_a_holder_that_was_killed_leaves_no_lock(cohort: Cohort) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from her2batch.tables.store import Cohort\n"
+        "with Cohort(Path(sys.argv[1])).lock(): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(cohort.root)])
+    assert killed.returncode == -9
+    with cohort.lock():
+        pass
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(StoreError, match="holds no cohort"):
+        Cohort(tmp_path).create(Plan())
+
+
+def test_another_format_is_refused(cohort: Cohort) -> None:
+    cohort.settings.write_text("format = 99\n")
+    with pytest.raises(StoreError, match="format 99"):
+        cohort.check()
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with pytest.raises(ZeroDivisionError), whole(path) as part:
+        part.write_text("half")
+        _ = 1 / 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_equal_tables_are_equal_bytes_and_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(500, 64)).astype(np.float16)
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 64)
+    table = schemas.embeddings("a", pa.array(np.arange(500, dtype=np.int32)), flat)
+    for name in "ab":
+        write_parquet(table, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert read_parquet(tmp_path / "a").equals(table)
+    data = bytearray((tmp_path / "a").read_bytes())
+    data[20_000] ^= 4
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises((OSError, pa.ArrowInvalid)):
+        read_parquet(tmp_path / "a")
+
+
+def test_read_all_joins_the_slides_in_order(cohort: Cohort) -> None:
+    for name in "ba":
+        commit(cohort, name)
+    assert read_all(cohort, "tiles")["slide_id"].to_pylist() == ["a"] * 3 + ["b"] * 3
+
+
+def test_status_says_when_a_seen_file_has_no_outcome(cohort: Cohort) -> None:
+    entry = {"path": "/s/a.svs", "bytes": 1, "mtime_ns": 1, "n_files": 1, "outcome": "slide", "slide_id": "a"}
+    other = {**entry, "path": "/s/b.txt", "outcome": "ignored", "slide_id": None, "reason": "not a slide"}
+    cohort.write_seen([entry, other])
+    assert not status(cohort).adds_up
+    commit(cohort, "a")
+    found = status(cohort)
+    assert found.adds_up
+    assert (found.seen, found.done, found.ignored) == (2, 1, 1)
