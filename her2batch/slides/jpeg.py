@@ -12,14 +12,20 @@ SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 RGB_MARKER = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 """Adobe's APP14 with transform 0: the components are RGB. Aperio leaves it out, and a decoder takes them for YCbCr."""
 
+JFIF = b"\xff\xe0"
+
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def complete(data: bytes, tables: bytes | None, colorspace: str) -> bytes:
     """An abbreviated stream with its tables (a TIFF's JPEGTables) and its colour space said in a marker."""
-    marker = RGB_MARKER if colorspace == "RGB" and b"Adobe" not in data[:200] else b""
     body = tables.removeprefix(SOI).removesuffix(EOI) if tables else b""
-    return b"".join((SOI, marker, body, data[2:])) if marker or body else data
+    if colorspace != "RGB":
+        return b"".join((SOI, body, data[2:])) if body else data
+    rest = data[2:]
+    if rest[:2] == JFIF:  # a JFIF header outranks Adobe's marker: to a decoder it says YCbCr
+        rest = rest[2 + int.from_bytes(rest[2:4]) :]
+    return b"".join((SOI, RGB_MARKER, body, rest))
 
 
 def decode(

@@ -69,6 +69,7 @@ class SlideInfo:
     mpp: float | None
     mpp_source: str | None  # file · objective · override
     objective: float | None
+    notes: tuple[str, ...] = ()  # what the reader had to mend; they become quality flags
 
     @property
     def width(self) -> int:

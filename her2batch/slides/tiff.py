@@ -131,8 +131,8 @@ def _table(page: Any) -> TileTable:
     ycbcr = int(page.compression) == YCBCR_J2K or (compression == "jpeg" and int(page.photometric) == 6)
     tile = (page.tilewidth, page.tilelength) if page.is_tiled else _strip(page)
     return TileTable(
-        page.imagewidth, page.imagelength, tile[0], tile[1], offsets, np.asarray(page.databytecounts, np.int64), compression,
-        page.jpegtables, "YCBCR" if ycbcr else "RGB", _unpacker(page), _described(page),
+        page.imagewidth, page.imagelength, tile[0], tile[1], offsets, np.asarray(page.databytecounts, np.int64),
+        compression, page.jpegtables, "YCBCR" if ycbcr else "RGB", _unpacker(page), _described(page),
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,12 @@ from her2batch.slides.tiff import PACKED, TileTable, parse
 WHITE = 255
 HEAD, TAIL = 2048, 64
 
+LOOKED_AT = 9
+"""Tiles on which a slide's colour tag is checked."""
+
+NO_GLASS, MUCH_GLASS = 0.001, 0.2
+"""Shares of a tile that are bright and neutral, below and above which a colour tag is wrong and its opposite right."""
+
 
 class TiffSlide(Slide):
     """Aperio, Philips, OME-TIFF and generic tiled TIFF."""
@@ -27,11 +34,12 @@ class TiffSlide(Slide):
     def __init__(self, path: Path) -> None:
         """Open and check the tile tables. Raises SlideError truncated, unreadable or not-a-slide."""
         self._tiff = parse(path)
-        mpp, source = settle_mpp(*self._tiff.mpp, self._tiff.objective)
-        levels = tuple(Level(one.width, one.height, one.tile_width, one.tile_height) for one in self._tiff.levels)
-        self.info = SlideInfo(path, self._tiff.format, self.name, levels, mpp, source, self._tiff.objective)
         self._handle = os.open(path, os.O_RDONLY)
         self._buffer = np.empty(0, np.uint8)
+        notes = self._mend_colour()
+        mpp, source = settle_mpp(*self._tiff.mpp, self._tiff.objective)
+        levels = tuple(Level(one.width, one.height, one.tile_width, one.tile_height) for one in self._tiff.levels)
+        self.info = SlideInfo(path, self._tiff.format, self.name, levels, mpp, source, self._tiff.objective, notes)
 
     def close(self) -> None:
         """Free the file."""
@@ -53,6 +61,27 @@ class TiffSlide(Slide):
             self._check_holes(table, holes)
             if table.compression in ("jpeg", "jpeg2000"):
                 self._check_streams(table)
+
+    def _mend_colour(self) -> tuple[str, ...]:
+        """Some writers store RGB under a tag that says YCbCr: the glass turns magenta in every viewer.
+
+        When none of the slide is bright and neutral as tagged, and much of it is as RGB, the tag is taken for wrong.
+        """
+        smallest = self._tiff.levels[-1]
+        if smallest.compression != "jpeg" or smallest.colorspace != "YCBCR":
+            return ()
+        there = np.flatnonzero(smallest.counts)
+        chosen = there[np.unique(np.linspace(0, len(there) - 1, LOOKED_AT).astype(int))] if len(there) else there
+        streams = [self._raw(smallest, index) for index in chosen.tolist()]
+        if not streams or any(b"Adobe" in data[:200] for data in streams):
+            return ()
+        if max(_glass_share(data, smallest, "YCBCR") for data in streams) > NO_GLASS:
+            return ()
+        if max(_glass_share(data, smallest, "RGB") for data in streams) < MUCH_GLASS:
+            return ()
+        levels = tuple(replace(one, colorspace="RGB") for one in self._tiff.levels)
+        self._tiff = replace(self._tiff, levels=levels)
+        return ("colour-tag-mended",)
 
     def _check_streams(self, table: TileTable) -> None:
         for index in np.flatnonzero(table.counts).tolist():
@@ -142,6 +171,16 @@ class TiffSlide(Slide):
         if len(self._buffer) < wanted:
             self._buffer = np.empty(wanted, np.uint8)
         return jpeg.decode(data, table.jpeg_tables, table.colorspace, self._buffer)
+
+
+def _glass_share(data: bytes, table: TileTable, colorspace: str) -> float:
+    """Share of a JPEG tile that is bright and neutral, as glass is; 0 when it can't be decoded."""
+    try:
+        pixels = jpeg.decode(data, table.jpeg_tables, colorspace)
+    except ValueError:
+        return 0.0
+    darkest, brightest = pixels.min(axis=2), pixels.max(axis=2)
+    return float(((darkest >= 200) & (brightest - darkest <= 24)).mean())
 
 
 def _fits(size: tuple[int, int], table: TileTable, index: int) -> bool:

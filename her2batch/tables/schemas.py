@@ -123,6 +123,13 @@ TIMES = (
 MEMBRANE = (
     Column("slide_id", TEXT, "key"),
     Column("tile", I32, "as in tiles"),
+    Column("cells", F32, "share of the tile among nuclei or membranes: cellular area, the whole of the shares below"),
+    Column("faint", F32, "share of it with faint membranes or stronger, complete or not"),
+    Column("moderate", F32, "share of it with moderate membranes or stronger, complete or not"),
+    Column("intense", F32, "share of it with intense membranes, complete or not"),
+    Column("faint_complete", F32, "share of it with complete membranes, faint or stronger"),
+    Column("moderate_complete", F32, "share of it with complete membranes, moderate or stronger"),
+    Column("intense_complete", F32, "share of it with complete, intense membranes"),
 )
 
 EMBEDDINGS = (
@@ -164,3 +171,15 @@ def conform(table: pa.Table, name: str) -> pa.Table:
     if missing := set(wanted.names) - set(table.column_names):
         raise InputError(f"table {name} lacks {sorted(missing)}")
     return table.select(wanted.names).cast(wanted)
+
+
+def page() -> str:
+    """`docs/tables.md`: every table and column, in Markdown."""
+    parts = [
+        "# Tables\n\nGenerated from `her2batch/tables/schemas.py`. One Parquet file a slide; read a table with a glob:"
+    ]
+    parts.append("\n    duckdb.sql(\"select * from 'cohort/tables/tiles/*.parquet'\")\n")
+    for name, columns in {**TABLES, "runs/intake": INTAKE, "runs/ingest-TIME": TIMES}.items():
+        parts.append(f"\n## {name}\n\n| column | type | what |\n| --- | --- | --- |")
+        parts += [f"| {one.name} | {str(one.type).replace('|', '/')} | {one.sentence} |" for one in columns]
+    return "\n".join(parts) + "\n"

@@ -1,9 +1,14 @@
-"""The tiles of a slide: where they lie, which block is read for them, how they are cut from it."""
+"""The tiles of a slide: where they lie, which block is read for them, how they are cut from it.
+
+Pure integers and pixels: what is read together depends on the grid, the level and its chunks alone, never on workers or
+memory, so that every run sees the same blocks.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 import cv2
@@ -12,8 +17,16 @@ from numpy.typing import NDArray
 
 WHITE = 255
 
-BLOCK = (1500, 4096)
-"""Level px along a block's edge, least and most: large enough that chunks on its rim cost little, 50 MB at most."""
+BLOCK = (1792, 4096)
+"""Level px along a block's edge, least and most: chunks on its rim cost little, and it holds 50 MB at most."""
+
+TRIFLE = 0.06
+"""Px decoded in vain that buy no larger block. On a grid that never meets the chunks, blocks of 4,000 px waste 6 % and
+those of 2,200 px 11 %, but read no faster (1,010 and 1,056 tiles/s with their cutting) and hold three times the memory.
+"""
+
+RUN = 32
+"""Blocks in a row over which the chunks they touch are counted."""
 
 
 class Rect(NamedTuple):
@@ -29,8 +42,8 @@ class Rect(NamedTuple):
 class Block:
     """Tiles that are decoded together.
 
-    box: what to read, inside the level.  tiles: their numbers.  places: (n, 4) int64 x, y, width, height of each tile
-    in level px, relative to the box; they may leave it at the slide's edge.
+    box: what to read, inside the level.  tiles: their rows in the table of tiles, ascending.  places: (n, 4) int64
+    x, y, width, height of each tile in level px, relative to the box; they may leave it at the slide's edge.
     """
 
     box: Rect
@@ -41,92 +54,124 @@ class Block:
 def plan(width: int, height: int, slide_mpp: float, mpp: float, tile: int) -> NDArray[np.int32]:
     """Non-overlapping tiles of `tile` px at `mpp` over a slide: (n, 3) int32 x, y, size in level-0 px, row by row.
 
-    width, height: of level 0.  slide_mpp, mpp: µm/px.  The grid is anchored at (0, 0); a step that is no whole number
-    of level-0 px is rounded tile by tile, so nothing drifts. Tiles at the right and lower edge may leave the slide.
+    width, height: of level 0.  slide_mpp, mpp: µm/px.  The grid is anchored at (0, 0): tile i starts at i · step,
+    rounded half up; size is the step rounded. Where the step is no whole number of level-0 px, neighbours touch, leave
+    a gap of 1 px or overlap by 1 px. Tiles that start inside the slide count, and may leave it at its far edges.
     """
-    step = tile * mpp / slide_mpp
-    x = np.round(np.arange(math.ceil(width / step)) * step).astype(np.int32)
-    y = np.round(np.arange(math.ceil(height / step)) * step).astype(np.int32)
-    ys, xs = np.meshgrid(y[y < height], x[x < width], indexing="ij")
-    size = np.full(xs.size, max(1, round(step)), np.int32)
-    return np.stack([xs.ravel(), ys.ravel(), size], axis=1)
+    step = tile * Fraction(str(mpp)) / Fraction(str(slide_mpp))
+    xs, ys = _starts(width, step), _starts(height, step)
+    tiles = np.empty((len(ys), len(xs), 3), np.int32)
+    tiles[..., 0] = xs
+    tiles[..., 1] = ys[:, None]
+    tiles[..., 2] = max(1, math.floor(step + Fraction(1, 2)))
+    return tiles.reshape(-1, 3)
+
+
+def _starts(length: int, step: Fraction) -> NDArray[np.int64]:
+    """Multiples of the step below `length`, rounded half up: exact, however long the slide is."""
+    up, down = 2 * step.numerator, 2 * step.denominator
+    starts = [(i * up + step.denominator) // down for i in range(math.ceil(length / step))]
+    return np.array([one for one in starts if one < length], np.int64)
 
 
 def blocks(
     tiles: NDArray[np.int32], downsample: tuple[float, float], chunk: tuple[int, int], level: tuple[int, int]
 ) -> list[Block]:
-    """Group tiles into blocks that are read at once: a function of its arguments alone, every tile in one block.
+    """Group tiles into blocks that are read at once, row by row; every tile is in exactly one block.
 
     tiles: (n, 3) as `plan` gives them, any selection.  downsample: level-0 px per level px along x and y.  chunk,
-    level: (width, height) in level px. A block spans so many tiles that its edge falls on the chunk grid as nearly as
-    it can (0.25 to 0.5 µm/px with 256-px chunks: 4 × 448 = 7 × 256), and is read as far as it holds tiles.
+    level: (width, height) in level px. A block spans so many tiles that its edges fall on the chunk grid as nearly as
+    they can (0.25 to 0.5 µm/px with 256-px chunks: 4 × 448 = 7 × 256), and is read as far as it holds tiles.
     """
     if not len(tiles):
         return []
-    size = int(tiles[0, 2])
-    spans = [_span(size / ds, edge) for ds, edge in zip(downsample, chunk, strict=True)]
-    step = size if len(tiles) == 1 else _step(tiles, size)
-    cells = np.floor((tiles[:, :2] + step / 2) / step).astype(np.int64) // np.array(spans)
+    ratios = np.array([_ratio(ds, extent) for ds, extent in zip(downsample, level, strict=True)])
+    cells = np.empty((len(tiles), 2), np.int64)
+    for axis in (0, 1):
+        cells[:, axis] = _cells(tiles[:, axis], int(tiles[0, 2]), float(ratios[axis]), chunk[axis])
     order = np.lexsort((np.arange(len(tiles)), cells[:, 0], cells[:, 1]))
-    starts = np.flatnonzero(np.r_[True, np.any(np.diff(cells[order], axis=0) != 0, axis=1)])
-    groups = np.split(order, starts[1:])
-    return [_block(group, tiles, downsample, level) for group in groups]
+    changes = np.flatnonzero(np.any(np.diff(cells[order], axis=0) != 0, axis=1)) + 1
+    return [_block(group, tiles, ratios, level) for group in np.split(order, changes)]
 
 
-def _step(tiles: NDArray[np.int32], size: int) -> float:
-    """The grid's true step, level-0 px: x and y are its multiples, rounded, so the largest says it best."""
-    largest = int(tiles[:, :2].max())
-    return largest / max(1, round(largest / size)) if largest else float(size)
+def _ratio(downsample: float, extent: int) -> float:
+    """A level's true downsample. Writers halve and drop the odd row, so that 2967 px become 741 and the quotient of
+    the sizes 4.004: over a whole slide tiles would move by several px. A whole number that explains the size is true.
+    """
+    whole = max(1, round(downsample))
+    return float(whole) if abs(downsample - whole) * extent < whole else downsample
+
+
+def _cells(starts: NDArray[np.int32], size: int, ratio: float, chunk: int) -> NDArray[np.int64]:
+    """Number of the block along one axis for each tile: (n,) level-0 px → (n,)."""
+    values, inverse = np.unique(starts, return_inverse=True)
+    gaps = np.round(np.diff(values, prepend=0) / size).astype(np.int64)  # whole tiles between neighbours
+    places = np.cumsum(gaps)
+    step = values[-1] / places[-1] if places[-1] else size
+    return (places // _span(float(step) / ratio, chunk))[inverse]
 
 
 def _span(step: float, chunk: int) -> int:
-    """Tiles along a block's edge: the edge within BLOCK that lies nearest to the chunk grid, the smallest of equals."""
-    least, most = max(1, math.ceil(BLOCK[0] / step)), max(1, int(BLOCK[1] / step))
-    wanted = range(least, max(least, min(most, 3 * least)) + 1)
-    return min(wanted, key=lambda n: (round(abs(n * step / chunk - round(n * step / chunk)) / n, 6), n))
+    """Tiles along a block's edge: the shortest edge within BLOCK that decodes hardly more in vain than the best does.
+
+    step, chunk: level px. Every chunk that a block touches is decoded whole.
+    """
+    least = max(1, math.ceil(BLOCK[0] / step - 1e-6))
+    most = max(1, math.floor(BLOCK[1] / step + 1e-6))
+    waste = {n: _waste(n * step, chunk) for n in range(min(least, most), most + 1)}
+    return next(n for n, px in waste.items() if px <= min(waste.values()) + TRIFLE)
+
+
+def _waste(edge: float, chunk: int) -> float:
+    """Px decoded per px wanted along one axis, over a row of blocks."""
+    ends = np.arange(RUN + 1) * edge / chunk
+    touched = np.ceil(ends[1:] - 1e-6) - np.floor(ends[:-1] + 1e-6)
+    return float(touched.sum()) * chunk / (RUN * edge)
 
 
 def _block(
-    group: NDArray[np.int64], tiles: NDArray[np.int32], downsample: tuple[float, float], level: tuple[int, int]
+    group: NDArray[np.int64], tiles: NDArray[np.int32], ratios: NDArray[np.float64], level: tuple[int, int]
 ) -> Block:
-    near = np.round(tiles[group, :2] / np.array(downsample)).astype(np.int64)
-    edges = np.maximum(1, np.round(tiles[group, 2:] / np.array(downsample))).astype(np.int64)
-    corner = np.minimum(near.min(axis=0), np.array(level) - 1)
+    near = np.floor(tiles[group, :2] / ratios + 0.5).astype(np.int64)
+    edges = np.maximum(1, np.floor(tiles[group, 2:] / ratios + 0.5)).astype(np.int64)
+    near = np.minimum(near, np.array(level) - 1)
+    corner = near.min(axis=0)
     far = np.minimum((near + edges).max(axis=0), np.array(level))
-    box = Rect(int(corner[0]), int(corner[1]), *(max(1, int(v)) for v in far - corner))
+    box = Rect(int(corner[0]), int(corner[1]), int(far[0] - corner[0]), int(far[1] - corner[1]))
     return Block(box, tuple(int(one) for one in group), np.concatenate([near - corner, edges], axis=1))
 
 
 def cut(pixels: NDArray[np.uint8], block: Block, tile: int) -> NDArray[np.uint8]:
     """The tiles of a block: (h, w, 3) uint8 → (n, tile, tile, 3) uint8, area-resampled; white outside the slide.
 
-    When all tiles shrink by one whole factor and lie on it, the block is resampled once and sliced: the mean of the
-    same pixels either way.
+    pixels: the block's box. Each tile is resampled straight into its place. Measured on one core, 224 px at 0.5 µm/px:
+    24,900 tiles/s at ratio 2 (one call for the whole block and slicing: 23,800), 3,600 at ratio 2.174.
     """
-    factor = block.places[0, 2] // tile
-    even = factor >= 1 and (block.places[:, 2:] == factor * tile).all() and (block.places[:, :2] % factor == 0).all()
-    if even and factor > 1:
-        h, w = (-(-edge // factor) * factor for edge in pixels.shape[:2])
-        whole = _padded(pixels, 0, 0, w, h)
-        small = cv2.resize(whole, (w // factor, h // factor), interpolation=cv2.INTER_AREA)
-        places = block.places // factor
-        return np.stack([_padded(small, x, y, tile, tile) for x, y, _, _ in places.tolist()])
-    parts = [_padded(pixels, *place) for place in block.places.tolist()]
-    return np.stack([_resample(part, tile) for part in parts])
-
-
-def _padded(pixels: NDArray[np.uint8], x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
-    """A rectangle of an image; white where it leaves it."""
-    part = pixels[y : y + height, x : x + width]
-    if part.shape[:2] == (height, width):
-        return part
-    out = np.full((height, width, 3), WHITE, np.uint8)
-    out[: part.shape[0], : part.shape[1]] = part
+    out = np.empty((len(block.places), tile, tile, 3), np.uint8)
+    for k, (x, y, width, height) in enumerate(block.places.tolist()):
+        part = pixels[y : y + height, x : x + width]
+        if part.shape[:2] != (height, width):
+            whole = np.full((height, width, 3), WHITE, np.uint8)
+            whole[: part.shape[0], : part.shape[1]] = part
+            part = whole
+        _resample(part, out[k])
     return out
 
 
-def _resample(part: NDArray[np.uint8], tile: int) -> NDArray[np.uint8]:
-    if part.shape[:2] == (tile, tile):
-        return part
-    how = cv2.INTER_AREA if min(part.shape[:2]) >= tile else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(part, (tile, tile), interpolation=how), np.uint8)
+def _resample(part: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    """(h, w, 3) uint8 into (tile, tile, 3): linear when growing, else the area mean.
+
+    A shrink by 2.174 goes to the next whole multiple of the tile first (linear), then takes the mean of whole px:
+    OpenCV's area mean by a fraction runs at 1,370 tiles/s and this at 3,630; on HER2 cores they differ by 0.1 to 0.5
+    grey values on average. Most scanners are no exact 0.25 µm/px, so this is the common case.
+    """
+    tile = out.shape[0]
+    factor = math.floor(min(part.shape[:2]) / tile + 0.5)
+    if part.shape == out.shape:
+        out[:] = part
+    elif min(part.shape[:2]) < tile:
+        cv2.resize(part, (tile, tile), dst=out, interpolation=cv2.INTER_LINEAR)
+    else:
+        if factor > 1 and part.shape[:2] != (factor * tile, factor * tile):
+            part = cv2.resize(part, (factor * tile, factor * tile), interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
+        cv2.resize(part, (tile, tile), dst=out, interpolation=cv2.INTER_AREA)

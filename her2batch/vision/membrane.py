@@ -1,0 +1,200 @@
+"""What each tile shows: stain, nuclei, membranes, texture. The `stain` encoder's vector, and the HER2 rule's figures.
+
+Membranes are ridges of DAB, 0.5–2 µm wide. How much of a ring they close is read from how densely they run: round
+cells of 8–14 µm, closed rings cover about 2 · width / diameter of the area, broken ones less.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from her2batch.vision.quality import sharpness
+from her2batch.vision.stain import Stains, optical_density, unmix
+
+RIDGE_UM = 0.5
+"""σ of the ridge filter: matched to membranes of about 1 µm."""
+
+CELL_UM = 10.5
+"""Diameter of the neighbourhood over which the density of membranes is taken: one cell."""
+
+NEST_UM = 15.5
+"""Neighbourhood of a nucleus that counts as its cell and the next."""
+
+LIGHT_TAKEN = {"faint": 0.15, "moderate": 0.34, "intense": 0.50}
+"""Share of light that a membrane takes at each intensity: barely seen, clearly brown, dark (over half is gone). With
+the optical densities that follow, 0.07, 0.18 and 0.30, the words of the guideline become figures."""
+
+USUAL_NUCLEI = 0.15
+"""Haematoxylin density of nuclei at which LIGHT_TAKEN holds; thicker or darker stained sections shift it, by the root,
+for counterstain tells only partly how strongly a lab develops DAB."""
+
+SHIFT = (0.8, 1.4)
+"""How far a slide's own nuclei may shift the intensities."""
+
+PARTIAL, COMPLETE = 0.05, 0.11
+"""Share of a cell's neighbourhood under membrane from which staining is incomplete, and complete: a closed net of 1-µm
+membranes round 11-µm cells covers 0.18; 0.11 is 60 % of it, 0.05 a quarter."""
+
+CELLULAR = 0.05
+"""Share of nuclei in a neighbourhood from which it counts as cells, not stroma."""
+
+Map = NDArray[np.float32]
+
+
+class Feature(NamedTuple):
+    """One component of the stain vector."""
+
+    name: str
+    unit: str
+    sentence: str
+
+
+def _spread(name: str, unit: str, words: str) -> tuple[Feature, ...]:
+    parts = (("mean", "mean of"), ("std", "standard deviation of"), ("p90", "90th percentile of"))
+    return tuple(Feature(f"{name}_{key}", unit, f"{prefix} {words}") for key, prefix in parts)
+
+
+FEATURES: tuple[Feature, ...] = (
+    Feature("cells", "share", "of the tile that lies among nuclei or membranes: the area all membrane shares refer to"),
+    Feature("faint", "share", "of the cellular area with faint membranes or stronger, complete or not"),
+    Feature("moderate", "share", "of the cellular area with moderate membranes or stronger, complete or not"),
+    Feature("intense", "share", "of the cellular area with intense membranes, complete or not"),
+    Feature("faint_complete", "share", "of the cellular area with complete membranes, faint or stronger"),
+    Feature("moderate_complete", "share", "of the cellular area with complete membranes, moderate or stronger"),
+    Feature("intense_complete", "share", "of the cellular area with complete, intense membranes"),
+    Feature("dab", "OD", "mean DAB density of the tile"),
+    Feature("blur", "ratio", "1 / (1 + sharpness): 0.4–0.65 in focus, towards 1 out of focus or empty"),
+    *_spread("dab", "OD", "DAB density"),
+    *_spread("haematoxylin", "OD", "haematoxylin density"),
+    *_spread("ridge", "OD", "membrane contrast: the height of DAB ridges over their sides"),
+    *_spread("density", "OD", "the mean density of R, G and B"),
+    Feature("nuclei", "share", "of the tile that is nucleus by haematoxylin"),
+    Feature("nuclear_dab", "OD", "mean DAB density inside nuclei (ER, PR)"),
+    Feature("membrane_dab", "OD", "mean DAB density on membranes of faint contrast or more"),
+    Feature("cytoplasm_dab", "OD", "mean DAB density of cellular area that is neither nucleus nor membrane"),
+    Feature("white", "share", "of the tile that is empty glass"),
+    *(Feature(f"contrast_{um}um", "OD", f"mean difference of density between {um} and {2 * um} µm") for um in (1, 2, 4)),
+)  # fmt: skip
+"""The stain vector, in order."""
+
+MEMBRANE = tuple(one.name for one in FEATURES[:7])
+"""Columns of the membrane table: what the rule needs. Shares of `cells`: a slide's figure is a weighted mean."""
+
+
+def column(name: str) -> int:
+    """Position of a feature in the vector."""
+    return next(k for k, one in enumerate(FEATURES) if one.name == name)
+
+
+@dataclass
+class TileBatch:
+    """Tiles of one slide: pixels (n, t, t, 3) uint8 at mpp µm/px, and the slide's stains."""
+
+    pixels: NDArray[np.uint8]
+    mpp: float
+    stains: Stains
+
+    @cached_property
+    def figures(self) -> NDArray[np.float32]:
+        """(n, len(FEATURES)) float32, measured once for all who ask."""
+        return describe(self.pixels, self.mpp, self.stains)
+
+
+def describe(pixels: NDArray[np.uint8], mpp: float, stains: Stains) -> NDArray[np.float32]:
+    """The stain vector of each tile: (n, t, t, 3) uint8 at mpp µm/px → (n, len(FEATURES)) float32."""
+    out = np.zeros((len(pixels), len(FEATURES)), np.float32)
+    for tile, row in zip(pixels, out, strict=True):
+        row[:] = _figures(tile, mpp, stains)
+    return out
+
+
+def thresholds(stains: Stains) -> tuple[float, float, float]:
+    """Height of a DAB ridge, in optical density, from which a membrane of this slide is faint, moderate, intense."""
+    shift = np.clip(np.sqrt(stains.nuclei / USUAL_NUCLEI), *SHIFT) if stains.nuclei > 0 else 1.0
+    faint, moderate, intense = (float(-np.log10(1 - taken) * shift) for taken in LIGHT_TAKEN.values())
+    return faint, moderate, intense
+
+
+def ridges(smooth: Map, mpp: float) -> Map:
+    """Height of bright lines over their sides, OD: (H, W) float32.
+
+    The largest curvature of the smoothed density, times what makes it the height of a line as wide as the filter
+    (a Gaussian line of σ = s, smoothed by σ = s, has curvature height · s / (2 s²)^1.5).
+    """
+    s = RIDGE_UM / mpp
+    xx = cv2.Sobel(smooth, cv2.CV_32F, 2, 0, ksize=3, scale=0.125)  # half of what a second difference is
+    yy = cv2.Sobel(smooth, cv2.CV_32F, 0, 2, ksize=3, scale=0.125)
+    xy = cv2.Sobel(smooth, cv2.CV_32F, 1, 1, ksize=3, scale=0.25)
+    curvature = cv2.magnitude(cv2.subtract(xx, yy), xy)
+    cv2.subtract(curvature, xx, dst=curvature)
+    cv2.subtract(curvature, yy, dst=curvature)
+    cv2.multiply(curvature, 2**1.5 * s**2, dst=curvature)
+    return np.asarray(cv2.max(curvature, 0.0), np.float32)
+
+
+def _figures(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> list[float]:
+    """One tile's vector."""
+    od = optical_density(tile, stains.white)
+    h, d = unmix(od, stains)
+    grey_od = cv2.transform(od, np.full((1, 3), 1 / 3, np.float32))
+    smooth = cv2.GaussianBlur(d, (0, 0), RIDGE_UM / mpp)
+    ridge = ridges(smooth, mpp)
+    levels = thresholds(stains)
+    line = _above(ridge, levels[0])
+    nuclei = _above(cv2.GaussianBlur(h, (0, 0), 0.75 / mpp), max(0.5 * stains.nuclei, 0.08))
+    lines = [line, *(cv2.bitwise_and(line, _above(smooth, level)) for level in levels[1:])]
+    cover = [_share(line, CELL_UM / mpp) for line in lines]
+    cells = cv2.bitwise_or(_over(_share(nuclei, NEST_UM / mpp), CELLULAR), _over(cover[0], 2 * PARTIAL))
+    n_cells = cv2.countNonZero(cells)
+    shares = [
+        cv2.countNonZero(cv2.bitwise_and(_over(one, limit), cells)) / max(n_cells, 1)
+        for limit in (PARTIAL, COMPLETE)
+        for one in cover
+    ]
+    grey = cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY)
+    rest = cv2.bitwise_and(cells, cv2.bitwise_not(cv2.bitwise_or(nuclei, lines[0])))
+    dab = _spread_of(d)
+    return [
+        n_cells / cells.size, *shares, dab[0], 1 / (1 + sharpness(grey)),
+        *dab, *_spread_of(h), *_spread_of(ridge), *_spread_of(grey_od),
+        cv2.countNonZero(nuclei) / nuclei.size,
+        cv2.mean(d, nuclei)[0], cv2.mean(d, lines[0])[0], cv2.mean(d, rest)[0],
+        1 - cv2.countNonZero(_over(grey_od, 0.03)) / cells.size, *_contrasts(grey_od, mpp),
+    ]  # fmt: skip
+
+
+def _above(values: Map, level: float) -> NDArray[np.uint8]:
+    """255 where a map reaches a level."""
+    return np.asarray(cv2.inRange(values, level, 1e9), np.uint8)
+
+
+def _over(values: Map, level: float) -> NDArray[np.uint8]:
+    return _above(values, level)
+
+
+def _share(mask: NDArray[np.uint8], px: float) -> Map:
+    """Share of a mask in the square neighbourhood of each px, exact: a sum over whole px."""
+    edge = 2 * round((px - 1) / 2) + 1
+    return np.asarray(cv2.boxFilter(mask, cv2.CV_32F, (edge, edge)), np.float32) / np.float32(255)
+
+
+def _spread_of(values: Map) -> tuple[float, float, float]:
+    """Mean, standard deviation, 90th percentile (of every third row and column)."""
+    mean, std = cv2.meanStdDev(values)
+    sample = np.ascontiguousarray(values[::3, ::3]).ravel()
+    k = int(0.9 * (len(sample) - 1))
+    return float(mean[0, 0]), float(std[0, 0]), float(np.partition(sample, k)[k])
+
+
+def _contrasts(density: Map, mpp: float) -> list[float]:
+    """Mean difference between neighbouring scales: texture from fine to coarse, OD."""
+    scales = [2 * round(um / mpp / 2) + 1 for um in (1, 2, 4, 8)]
+    blurred = [cv2.blur(density, (edge, edge)) for edge in scales]
+    return [cv2.norm(fine, coarse, cv2.NORM_L1) / density.size for fine, coarse in pairwise(blurred)]

@@ -1,0 +1,96 @@
+"""The house rules that a machine can hold."""
+
+import ast
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import her2batch
+from her2batch.errors import REMEDIES
+from her2batch.settings import Plan, Resources
+
+PACKAGE = Path(her2batch.__file__).parent
+ROOT = PACKAGE.parent
+MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py"]
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def functions(path: Path) -> list[tuple[str, int]]:
+    found = ast.walk(ast.parse(path.read_text()))
+    return [(one.name, one.end_lineno - one.lineno + 1) for one in found if isinstance(one, ast.FunctionDef)]
+
+
+def test_modules_stay_small() -> None:
+    sizes = {path.relative_to(PACKAGE).as_posix(): lines(path) for path in MODULES}
+    assert {name: size for name, size in sizes.items() if size > 400} == {}
+    assert statistics.median(sizes.values()) < 200
+
+
+def test_functions_fit_a_screen() -> None:
+    found = [one for path in MODULES for one in functions(path)]
+    long = [name for name, size in found if size > 60]
+    assert len(long) <= 0.02 * len(found), long
+
+
+def test_rooms_are_not_crowded() -> None:
+    for room in [path for path in PACKAGE.iterdir() if (path / "__init__.py").exists()]:
+        assert len([path for path in room.glob("*.py") if path.name != "__init__.py"]) <= 12, room
+
+
+def test_nothing_hides_in_an_init() -> None:
+    rooms = [path for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE]
+    assert [path for path in rooms if path.read_text()] == []
+
+
+def test_every_module_of_a_room_has_its_test() -> None:
+    for path in MODULES:
+        if path.parent != PACKAGE:
+            mirror = ROOT / "tests" / path.parent.name / f"test_{path.name}"
+            assert mirror.exists(), f"no {mirror.relative_to(ROOT)}"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys, her2batch.cli; print(*{'ray', 'torch', 'cucim', 'sklearn', 'zarr', 'cv2', 'pyarrow'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""
+
+
+def test_only_the_store_spells_its_folders() -> None:
+    for path in MODULES:
+        if path.name not in ("store.py",):
+            found = re.findall(r'/ "(?:tables|pyramids|thumbnails|runs)"', path.read_text())
+            assert found == [] or path.name in ("audit.py", "screen.py"), path
+
+
+def test_every_setting_of_a_plan_counts() -> None:
+    changed = {
+        "encoders": ("uni",), "mpp": 0.25, "tile": 256, "min_tissue": 0.5, "mpp_override": 0.25, "reader": "openslide",
+        "jpeg_quality": 80, "bundle": "abc",
+    }  # fmt: skip
+    assert changed.keys() == Plan.model_fields.keys()
+    for name, other in changed.items():
+        assert Plan(**{name: other}).id != Plan().id
+    assert not Plan.model_fields.keys() & Resources.model_fields.keys()
+
+
+def test_an_override_is_no_part_of_the_plan_of_a_slide_that_has_its_own_mpp() -> None:
+    plan = Plan(mpp_override=0.25)
+    assert plan.for_slide("file").id == Plan().id
+    assert plan.for_slide("override").id == plan.for_slide(None).id == plan.id
+
+
+def test_every_error_code_stands_in_the_operators_handbook() -> None:
+    handbook = (ROOT / "docs" / "operations.md").read_text()
+    assert [code for code in REMEDIES if f"`{code}`" not in handbook] == []
+
+
+def test_every_column_stands_in_the_generated_page() -> None:
+    from her2batch.tables import schemas
+
+    page = (ROOT / "docs" / "tables.md").read_text()
+    assert page == schemas.page()
