@@ -69,11 +69,7 @@ def say(words: str, quiet: bool = False) -> None:
 def show_summary(summary: Summary) -> None:
     """What became of everything seen, and where it lies."""
     console = Console()
-    if summary.failures:
-        table = _table("failed", "slide", "code", "what, and the remedy")
-        for row in summary.failures:
-            table.add_row(row["slide_id"], row["error_code"], str(row["error"]))
-        console.print(table)
+    _show_failures(console, summary.failures)
     words = [f"{summary.done} done", f"{summary.failed} failed"]
     words += [f"{summary.duplicate} duplicate", f"{summary.ignored} ignored"]
     again = f" ({summary.already} were current before)" if summary.already else ""
@@ -86,6 +82,12 @@ def show_summary(summary: Summary) -> None:
     cohort = Cohort(summary.cohort)
     for label, path in (("tables", cohort.runs.parent), ("pyramids", cohort.root / "pyramids")):
         console.print(f"{label}: {path}", highlight=False, soft_wrap=True)
+
+
+def _show_failures(console: Console, rows: list[Row]) -> None:
+    """One failed slide a line: its code, its file, what happened and what to do."""
+    for row in rows:
+        console.print(f"[red]{row['error_code']}[/red]  {escape(str(row['error']))}", highlight=False, soft_wrap=True)
 
 
 def show_scores(summary: Summary, labels: Path) -> None:
@@ -142,11 +144,7 @@ def show_estimate(rows: list[Row], total: Mapping[str, Any]) -> None:
 def show_status(found: Status, cohort: Path) -> None:
     """Counts, failures with their remedies, and the proof that nothing vanished."""
     console = Console()
-    if found.failures:
-        table = _table("failed", "slide", "code", "what, and the remedy")
-        for row in found.failures:
-            table.add_row(row["slide_id"], row["error_code"], str(row["error"]))
-        console.print(table)
+    _show_failures(console, found.failures)
     for reason, count in sorted(found.reasons.items()):
         console.print(f"ignored: {count} × {reason}", highlight=False)
     console.print(f"{found.tiles:,} tiles, {found.tissue_mm2:,.1f} mm² of tissue", highlight=False)

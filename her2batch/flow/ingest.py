@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from her2batch.errors import StoreError
-from her2batch.flow.census import Census, take
+from her2batch.flow.census import Census, Todo, take
 from her2batch.flow.pool import plain, share
 from her2batch.flow.session import connect, cores
 from her2batch.flow.stages import GIVEN, Context, check, chosen
@@ -147,14 +147,14 @@ def _run(census: Census, worker: Worker, resources: Resources, summary: Summary,
 
 @contextmanager
 def _finishing(
-    worker: Worker, resources: Resources, todos: list[object], summary: Summary
+    worker: Worker, resources: Resources, todos: list[Todo], summary: Summary
 ) -> Iterator[Iterator[Finished]]:
     """Finished slides, from the plain loop (no workers) or from Ray."""
     if resources.workers == 0:
-        yield plain(worker, todos)  # type: ignore[arg-type]
+        yield plain(worker, todos)
         return
     with connect(resources) as session:
-        yield share(session, worker, todos, resources.worker_memory)  # type: ignore[arg-type]
+        yield share(session, worker, todos, resources.worker_memory)
         summary.stopped = session.stopped.is_set()
 
 

@@ -22,6 +22,8 @@ from her2batch.vision.membrane import MEMBRANE
 BLANK_RANGE = 2
 """A tile whose grey values span no more than this holds no image: glass has noise, tissue has structure."""
 
+DONE: Row = {"status": "done", "error_code": None, "error": None}
+
 BLANK_LIMIT = 0.01
 """Share of a slide's tissue tiles that may be blank; beyond, the slide fails."""
 
@@ -67,17 +69,12 @@ def write_tables(draft: Draft, state: State, context: Context, todo: Todo) -> Ro
     draft.write(f"predictions/{MEMBRANE_RULE}", pa.Table.from_pylist(rows, schemas.schema("predictions")))
     picture = cv2.cvtColor(state["picture"], cv2.COLOR_RGB2BGR)
     draft.thumbnail().write_bytes(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes())
-    return {**_judged(state, n), "blank_tiles": blank, "stain": todo.stain or state["marker"], **_done(state, context)}
+    return {**_judged(state, n), "blank_tiles": blank, "stain": todo.stain or state["marker"], **DONE}
 
 
 def folder_of(encoder: str) -> str:
     """An encoder's name as a folder name: 'timm:resnet18.a1' has a colon, which shares may refuse."""
     return encoder.replace(":", "-").replace("/", "-")
-
-
-def _done(state: State, context: Context) -> Row:
-    plan_id = context.plan.for_slide(state["facts"]["mpp_source"]).id
-    return {"status": "done", "error_code": None, "error": None, "plan_id": plan_id}
 
 
 def _judged(state: State, n_tiles: int) -> Row:

@@ -114,7 +114,7 @@ def _look(context: Context) -> Work:
         picture = overview
         if longest > THUMBNAIL_EDGE:
             scale = THUMBNAIL_EDGE / longest
-            picture = cv2.resize(overview, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            picture = resample(overview, round(overview.shape[1] * scale), round(overview.shape[0] * scale))
         return {"overview": overview, "overview_mpp": max(OVERVIEW_MPP, mpp), "picture": picture}
 
     return work
@@ -150,8 +150,8 @@ def _resolutions(context: Context) -> list[tuple[str, float, int]]:
 
 
 def _judge_quality(_: Context) -> Work:
-    def work(overview: NDArray[np.uint8], overview_mpp: float, tissue: Tissue) -> State:
-        return {"quality": judge_quality(overview, tissue, overview_mpp)}
+    def work(overview: NDArray[np.uint8], tissue: Tissue) -> State:
+        return {"quality": judge_quality(overview, tissue)}
 
     return work
 
@@ -193,7 +193,6 @@ def _painted(mask: NDArray[np.bool_], slide: Slide, tiles: NDArray[np.int32]) ->
 
 def _classify_thumbnail(context: Context) -> Work:
     from her2batch.models.bundle import load
-    from her2batch.models.nets import classify
 
     entries = [one for one in context.bundle.info.models if one.kind == "thumbnail"] if context.bundle else []
     nets = [load(context.bundle, entry, context.device) for entry in entries] if context.bundle else []
@@ -201,8 +200,8 @@ def _classify_thumbnail(context: Context) -> Work:
     def work(overview: NDArray[np.uint8], tissue: Tissue, stains: Any) -> State:
         rows = []
         for entry, net in zip(entries, nets, strict=True):
-            pixels = letterbox(overview, tissue.mask, int(entry.input.split("-")[1]), stains.white)
-            p = classify(net, pixels[None], context.device)[0]
+            pixels = letterbox(overview, tissue.mask, entry.edge, stains.white)
+            p = net(pixels[None])[0]
             rows.append({"task": entry.task, "p": [float(one) for one in p]})
         return {"thumbnails": rows}
 
@@ -251,7 +250,6 @@ def _embed(context: Context) -> Work:
 def _classify_patches(name: str) -> Callable[[Context], Work]:
     def make(context: Context) -> Work:
         from her2batch.models.bundle import load
-        from her2batch.models.nets import classify
 
         models = context.bundle.info.models if context.bundle else []
         entry = next((one for one in models if one.kind == "patch" and one.input == name), None)
@@ -260,7 +258,7 @@ def _classify_patches(name: str) -> Callable[[Context], Work]:
         def work(batch: TileBatch) -> dict[str, NDArray[Any]]:
             if net is None:
                 raise ValueError(f"the bundle holds no net for {name}")
-            return {name: classify(net, clahe(batch.pixels), context.device), f"{name}_usable": usable(batch.pixels)}
+            return {name: net(clahe(batch.pixels)), f"{name}_usable": usable(batch.pixels)}
 
         return work
 
@@ -270,7 +268,7 @@ def _classify_patches(name: str) -> Callable[[Context], Work]:
 STAGES: tuple[Stage, ...] = (
     Stage("look", "slide", ("slide",), ("overview", "overview_mpp", "picture"), _look),
     Stage("tissue", "slide", ("slide", "overview", "overview_mpp"), ("tissue", "grids", "fractions"), _find_tissue),
-    Stage("quality", "slide", ("overview", "overview_mpp", "tissue"), ("quality",), _judge_quality),
+    Stage("quality", "slide", ("overview", "tissue"), ("quality",), _judge_quality),
     Stage("stains", "slide", ("slide", "overview", "tissue", "grids"), ("stains", "marker"), _fit_stains),
     Stage("pyramid", "aside", ("slide", "tissue", "grids", "draft_pyramid"), (), _write_pyramid),
     Stage("membrane", "tiles", ("stains", "grids"), ("tiles_dab", "tiles_blur", "tiles_membrane"), _measure),

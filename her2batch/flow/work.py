@@ -34,7 +34,7 @@ from her2batch.slides.files import fingerprint
 from her2batch.slides.intake import again
 from her2batch.slides.privacy import Names
 from her2batch.slides.readers import open_slide
-from her2batch.slides.slide import Slide
+from her2batch.slides.slide import Box, Slide
 from her2batch.tables.store import Cohort, Row, log, write_row
 from her2batch.vision.grid import Block, blocks, cut
 from her2batch.vision.membrane import TileBatch
@@ -101,8 +101,8 @@ class Worker:
             if share and (always or sum(hi - lo for _, lo, hi in ranges) > SPLIT):
                 state["facts"] = facts
                 return Begun(todo.slide_id, ranges), _portable(state, started)
-            for name, lo, hi in ranges:
-                _merge(state, [self._measure(slide, state, name, lo, hi)])
+            _merge(state, [self._measure(slide, state, name, lo, hi) for name, lo, hi in ranges])
+            self._no_tiles(state)
             for stage in after:
                 self._call(stage, state)
             return self._commit(todo, state, facts, started), {}
@@ -124,6 +124,7 @@ class Worker:
         with _Net(self, todo, facts, started) as net:
             state = {**state, "stain": todo.stain}
             _merge(state, list(parts))
+            self._no_tiles(state)
             for stage in self._split()[1]:
                 if stage.over == "slide":
                     self._call(stage, state)
@@ -194,6 +195,13 @@ class Worker:
         state.update(self._make(stage)(**{name: state[name] for name in stage.takes}))
         state["seconds"][stage.name] = time.perf_counter() - started
 
+    def _no_tiles(self, state: State) -> None:
+        """A slide without tiles has no outputs of its grids: they are empty."""
+        for stage in chosen(self.context.bundle):
+            if stage.over not in ("slide", "aside"):
+                for name in stage.gives:
+                    state.setdefault(name, np.empty(0, np.float32))
+
     def _ranges(self, slide: Slide, state: State) -> list[tuple[str, int, int]]:
         """Calls that are left when a slide is begun: ranges of blocks of every grid."""
         ranges = []
@@ -208,10 +216,8 @@ class Worker:
         level = slide.level_for(one.mpp / slide.info.mpp)
         size = slide.info.levels[level]
         across, down = slide.info.width / size.width, slide.info.height / size.height
-        cells = blocks(
-            one.tiles, (across, down), (size.chunk_width, size.chunk_height), (size.width, size.height), one.edge
-        )
-        return level, cells
+        chunk, shape = (size.chunk_width, size.chunk_height), (size.width, size.height)
+        return level, blocks(one.tiles, (across, down), chunk, shape)
 
     def _measure(self, slide: Slide, state: State, name: str, lo: int, hi: int) -> State:
         aside = next((one for one in chosen(self.context.bundle) if one.name == name and one.over == "aside"), None)
@@ -245,14 +251,14 @@ class Worker:
         """Blocks with their tiles, in order; decoded ahead by threads of their own handles where there are any."""
         if self.threads == 0:
             for block in cells:
-                yield block, cut(slide.read(block.box, level), block, edge)
+                yield block, cut(slide.read(Box(*block.box), level), block, edge)
             return
         handles = local()
 
         def decode(block: Block) -> NDArray[np.uint8]:
             if not hasattr(handles, "slide"):
                 handles.slide = open_slide(slide.info.path, self.context.plan.reader)
-            return cut(handles.slide.read(block.box, level), block, edge)
+            return cut(handles.slide.read(Box(*block.box), level), block, edge)
 
         with ThreadPoolExecutor(self.threads) as pool:
             rest = iter(cells)
@@ -269,7 +275,8 @@ class Worker:
     def _commit(self, todo: Todo, state: State, facts: Row, started: float) -> Finished:
         draft = self.cohort.draft_of(todo.slide_id)
         mark = time.perf_counter()
-        row = {**facts, **write_tables(draft, state, self.context, todo)}
+        plan_id = self.context.plan.for_slide(facts["mpp_source"]).id
+        row = {**facts, **write_tables(draft, state, self.context, todo), "plan_id": plan_id}
         self._unmoved(todo)
         draft.commit(row, self._old_row(todo))
         state["seconds"]["commit"] = time.perf_counter() - mark
@@ -277,7 +284,8 @@ class Worker:
 
     def _old_row(self, todo: Todo) -> Row | None:
         try:
-            return self.cohort.read("slides", todo.slide_id).to_pylist()[0]
+            rows: list[Row] = self.cohort.read("slides", todo.slide_id).to_pylist()
+            return rows[0]
         except (OSError, ValueError, IndexError):  # none yet, or damaged: pa.ArrowInvalid is a ValueError
             return None
 
@@ -336,12 +344,14 @@ def _portable(state: State, started: float) -> State:
 
 def _merge(state: State, parts: list[State]) -> None:
     """Add the arrays of parts, in their order, and their seconds."""
+    arrays: dict[str, list[NDArray[Any]]] = {}
     for part in parts:
         for key, value in part.items():
             if key == "seconds":
                 for name, seconds in value.items():
                     state["seconds"][name] = state["seconds"].get(name, 0.0) + seconds
-            elif isinstance(value, np.ndarray) and key in state:
-                state[key] = np.concatenate([state[key], value])
+            elif isinstance(value, np.ndarray):
+                arrays.setdefault(key, []).append(value)
             elif key != "seconds_all":
                 state[key] = value
+    state.update({key: np.concatenate(values) for key, values in arrays.items()})

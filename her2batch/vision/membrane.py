@@ -80,7 +80,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("membrane_dab", "OD", "mean DAB density on membranes of faint contrast or more"),
     Feature("cytoplasm_dab", "OD", "mean DAB density of cellular area that is neither nucleus nor membrane"),
     Feature("white", "share", "of the tile that is empty glass"),
-    *(Feature(f"contrast_{um}um", "OD", f"mean difference of density between {um} and {2 * um} µm") for um in (1, 2, 4)),
+    *(Feature(f"contrast_{um}um", "OD", f"mean difference of density at {um} and {2 * um} µm") for um in (1, 2, 4)),
 )  # fmt: skip
 """The stain vector, in order."""
 
