@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
@@ -34,7 +35,6 @@ class Session:
     ray: ModuleType
     workers: int
     gpus: float
-    local: bool
     stopped: threading.Event = field(default_factory=threading.Event)
 
 
@@ -47,15 +47,19 @@ def cores() -> int:
 def connect(resources: Resources) -> Iterator[Session]:
     """A session on this machine or on the cluster at `address`; on the way out Ray is stopped and its files removed.
 
-    Raises InputError when there is no cluster at the address.
+    A process that is connected already (a notebook, the tests) keeps its connection.  Raises InputError when there is
+    no cluster at the address.
     """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield _session(sys.modules["ray"], resources)
+        return
     local = resources.address == "local"
-    folder = Path(tempfile.mkdtemp(prefix="h2b-", dir="/tmp")) if local else None
+    folder = Path(tempfile.mkdtemp(prefix="h2b-", dir="/tmp")) if local else None  # short: a socket's path has a limit
     before = dict(os.environ)
     ray = _import_ray(folder)
-    session = None
     try:
-        session = _start(ray, resources, folder)
+        _start(ray, resources, folder)
+        session = _session(ray, resources)
         with _signals(session):
             yield session
     finally:
@@ -66,23 +70,35 @@ def connect(resources: Resources) -> Iterator[Session]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _session(ray: ModuleType, resources: Resources) -> Session:
+    there = ray.cluster_resources()
+    gpus = there.get("GPU", 0.0) if resources.gpus is None else resources.gpus
+    return Session(ray, resources.workers or int(there.get("CPU", 1)), gpus)
+
+
+@lru_cache(maxsize=1)
+def _token() -> str:
+    """One token a process: Ray reads it once and keeps it."""
+    return secrets.token_hex(32)
+
+
 def _import_ray(folder: Path | None) -> ModuleType:
     """Ray reads these at import: bind to 127.0.0.1 on Linux too, ask for a token, send nothing home."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_DISABLE_IMPORT_WARNING"] = "1"
     if folder is not None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        token = folder / "token"
-        token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
+        file = folder / "token"
+        file.touch(mode=0o600)
+        file.write_text(_token())
         os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
     import ray
 
     return ray
 
 
-def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> Session:
+def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> None:
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     if folder is None:
         try:
@@ -90,20 +106,16 @@ def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> Sessio
         except (ConnectionError, ValueError, RuntimeError) as error:
             remedy = "start one with `ray start --head`, or leave --address away to use this machine"
             raise InputError(f"no Ray cluster answers at {resources.address} ({error})", None, remedy) from error
-    else:
-        workers = resources.workers or cores()
-        ray.init(
-            num_cpus=max(workers, cores()),
-            num_gpus=resources.gpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE,
-            _temp_dir=str(folder),
-            _node_ip_address="127.0.0.1",
-            **common,
-        )
-    there = ray.cluster_resources()
-    gpus = there.get("GPU", 0.0) if resources.gpus is None else resources.gpus
-    return Session(ray, resources.workers or int(there.get("CPU", 1)), gpus, folder is not None)
+        return
+    ray.init(
+        num_cpus=max(resources.workers or 0, cores()),
+        num_gpus=resources.gpus,
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE,
+        _temp_dir=str(folder),
+        _node_ip_address="127.0.0.1",
+        **common,
+    )
 
 
 @contextmanager

@@ -173,5 +173,5 @@ def _resample(part: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
         cv2.resize(part, (tile, tile), dst=out, interpolation=cv2.INTER_LINEAR)
     else:
         if factor > 1 and part.shape[:2] != (factor * tile, factor * tile):
-            part = cv2.resize(part, (factor * tile, factor * tile), interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
+            part = cv2.resize(part, (factor * tile, factor * tile), interpolation=cv2.INTER_LINEAR)
         cv2.resize(part, (tile, tile), dst=out, interpolation=cv2.INTER_AREA)

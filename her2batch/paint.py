@@ -1,0 +1,343 @@
+"""Paints stained tissue: cells, stroma and artefacts as arrays, in optical-density space.
+
+Pure functions: what is where comes in as arrays (`Cells`, `Fields`), pixels go out, one block of a slide at a time. The
+cells stand on a jittered lattice and own what lies nearest to them (Voronoi); membranes run along the borders. It looks
+like immunohistochemistry enough to try software on. It is no model of a disease: figures measured on it say nothing
+about medicine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+Map = NDArray[np.float32]
+Warp = tuple[Map, Map]
+Vector = tuple[float, float, float]
+
+RIM = 3
+"""Spare cells round the slide, so that every px of a margin has all its neighbours."""
+
+BLOCK_PX = 640
+"""About how much is painted at once: 0.5 MP keeps the work in the processor's cache."""
+
+MARGIN = 24
+"""Px painted round a block and cut off again, for the blurs: three σ of the widest."""
+
+SHEET = 768
+"""Edge of the periodic noise, px: at least BLOCK_PX + 2 · MARGIN."""
+
+SCALE = 8
+"""Distances are compared as integers, in 1/8 px, so that the neighbour's number can ride in the lowest four bits."""
+
+NEIGHBOURS = tuple((dr, dc) for dr in (-1, 0, 1) for dc in (-1, 0, 1))
+
+FRAY_UM = 5.0
+"""How far the outline of the tissue is frayed."""
+
+DEFOCUS_UM = 1.6
+"""σ of what is out of focus."""
+
+BLUR_EDGE_UM = 20.0
+"""Over how much the focus is lost."""
+
+SHARPENED = 0.5
+"""Weight of a scanner's sharpening."""
+
+FIBRE = (0.11 * np.clip((np.arange(256) - 70) / 64, 0, 1.6)).astype(np.float32)
+"""Haematoxylin density of a fibre, by its level in the sheet: the lowest third are gaps."""
+
+FOLDED = 0.9
+"""A fold's second layer, as a share of the first."""
+
+NUCLEUS = np.interp(np.arange(256) / 128, [0, 0.45, 0.85, 1.0, 1.25], [0.62, 0.72, 1.0, 0.75, 0]).astype(np.float32)
+"""Chromatin from the middle of a nucleus outwards, by (distance / radius)² · 128: vesicular, with a darker rim."""
+
+
+class Sheets(NamedTuple):
+    """Periodic noise, twice its period wide, so that any window is a view: (2 · SHEET, 2 · SHEET) float32, σ 1.
+
+    grain: specks of 0.3 µm.  mottle: patches of 1.6 µm, uniform in 0–1 instead.  drift_x, drift_y: swirls of 5 µm.
+    sensor: (…, …, 3), single px.  fibre: (SHEET, SHEET) uint8, streaks along x, mean 96, σ 48.
+    """
+
+    grain: Map
+    mottle: Map
+    drift_x: Map
+    drift_y: Map
+    sensor: Map
+    fibre: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """All cells of a slide, (rows, cols) float32 each, the outermost RIM of them outside the slide.
+
+    pitch: edge of a lattice square, px, at least MARGIN / 2.  x, y: where the cell stands, level-0 px.  ellipse:
+    (rows, cols, 3), its nucleus as a·x² + b·x·y + c·y² < 1, px⁻².  nucleus_h, nucleus_d: density of haematoxylin and DAB in it.  ring_d:
+    DAB density of the membrane; ring_share: how much of its length is stained; ring_px: its width on this side.
+    body_h, body_d: densities of the cytoplasm.  fibre: 1 for stroma, 0 for tumour and empty space.
+    """
+
+    pitch: int
+    x: Map
+    y: Map
+    ellipse: Map
+    nucleus_h: Map
+    nucleus_d: Map
+    ring_d: Map
+    ring_share: Map
+    ring_px: Map
+    body_h: Map
+    body_d: Map
+    fibre: Map
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What changes slowly, on a coarse grid over the slide: (h, w) float32 each; None where there is none of it.
+
+    px: level-0 px per field px.  tissue, pen, fold, blur, bubble: µm inside its outline, negative outside.
+    thickness: factor on all densities.  shade: optical density of the glass itself (uneven light).
+    """
+
+    px: int
+    tissue: Map
+    thickness: Map
+    shade: Map
+    pen: Map | None = None
+    fold: Map | None = None
+    blur: Map | None = None
+    bubble: Map | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a slide looks: µm/px, unit vectors of its stains, R, G, B of its glass, noise of its scan (grey values),
+    optical density of the pen's ink (R, G, B), direction of its fibres (radians).
+    """  # fmt: skip
+
+    mpp: float
+    haematoxylin: Vector
+    dab: Vector
+    white: Vector
+    noise: float
+    ink: Vector
+    fibre_angle: float
+
+
+class Block(NamedTuple):
+    """A rectangle of lattice squares: first row and column (the RIM not counted), how many of each."""
+
+    row: int
+    column: int
+    rows: int
+    columns: int
+
+
+class Window(NamedTuple):
+    """The px being painted, a block and its margin (level-0 px), and how fields and sheets are cut to them."""
+
+    x: int
+    y: int
+    w: int
+    h: int
+
+    def of(self, field: Map, px: int) -> Map:
+        """A field of `px` level-0 px per field px: (h, w) float32, interpolated."""
+        k = 1 / px
+        matrix = np.array([[k, 0, (self.x + 0.5) * k - 0.5], [0, k, (self.y + 0.5) * k - 0.5]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        out = cv2.warpAffine(field, matrix, (self.w, self.h), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        return np.asarray(out, np.float32)
+
+    def cut(self, sheet: Map) -> Map:
+        """A sheet: a view, (h, w) or (h, w, 3)."""
+        x, y = self.x % SHEET, self.y % SHEET
+        return sheet[y : y + self.h, x : x + self.w]
+
+
+def make_sheets(rng: np.random.Generator, mpp: float) -> Sheets:
+    """A slide's noise."""
+    grain, mottle, drift_x, drift_y = (_periodic(rng, um / mpp, um / mpp) for um in (0.3, 1.6, 5.0, 5.0))
+    fibre = np.clip(96 + 48 * _periodic(rng, 8.0 / mpp, 0.5 / mpp), 0, 255).astype(np.uint8)
+    sensor = rng.standard_normal((SHEET, SHEET, 3), np.float32)
+    twice = [np.tile(one, (2, 2)) for one in (grain, ndtr(mottle), drift_x, drift_y)]
+    return Sheets(*twice, np.tile(sensor, (2, 2, 1)), fibre)
+
+
+def _periodic(rng: np.random.Generator, sigma_x: float, sigma_y: float) -> Map:
+    """Smooth noise that goes on over its edges: (SHEET, SHEET) float32, mean 0, σ 1."""
+    noise = rng.standard_normal((SHEET, SHEET), np.float32)
+    rim = int(3 * max(sigma_x, sigma_y)) + 1
+    padded = np.pad(noise, rim, mode="wrap")
+    smooth = cv2.GaussianBlur(padded, (0, 0), sigma_x, sigmaY=sigma_y)[rim:-rim, rim:-rim]
+    return np.asarray((smooth - smooth.mean()) / smooth.std(), np.float32)
+
+
+def blocks(width: int, height: int, pitch: int) -> Iterator[Block]:
+    """Blocks that cover a slide of width × height px."""
+    step = max(1, BLOCK_PX // pitch)
+    rows, columns = -(-height // pitch), -(-width // pitch)
+    for row in range(0, rows, step):
+        for column in range(0, columns, step):
+            yield Block(row, column, min(step, rows - row), min(step, columns - column))
+
+
+def paint_slide(cells: Cells, fields: Fields, sheets: Sheets, look: Look, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Level 0 of a slide. size: width, height, px. Returns (height, width, 3) uint8 RGB."""
+    width, height = size
+    out = np.empty((height, width, 3), np.uint8)
+    for block in blocks(width, height, cells.pitch):
+        x, y = block.column * cells.pitch, block.row * cells.pitch
+        place = out[y : y + block.rows * cells.pitch, x : x + block.columns * cells.pitch]
+        place[:] = paint(cells, fields, sheets, look, block)[: place.shape[0], : place.shape[1]]
+    return out
+
+
+def paint(cells: Cells, fields: Fields, sheets: Sheets, look: Look, block: Block) -> NDArray[np.uint8]:
+    """One block: (rows · pitch, columns · pitch, 3) uint8 RGB."""
+    pitch = cells.pitch
+    window = Window(
+        block.column * pitch - MARGIN, block.row * pitch - MARGIN,
+        block.columns * pitch + 2 * MARGIN, block.rows * pitch + 2 * MARGIN,
+    )  # fmt: skip
+    od = cv2.merge([window.of(fields.shade, fields.px)] * 3)
+    inside = window.of(fields.tissue, fields.px)
+    if float(inside.max()) > -4 * FRAY_UM:
+        stain = _stain(cells, sheets, look, block, window)
+        here = _edge(inside + FRAY_UM * window.cut(sheets.drift_x), 2.0) * window.of(fields.thickness, fields.px)
+        stain *= _folded(here, fields, window)[..., None]
+        od += cv2.transform(_focus(stain), np.asarray([look.haematoxylin, look.dab], np.float32).T)
+    od = _cover(od, fields, look, window)
+    return _light(od, window.cut(sheets.sensor), look)[MARGIN:-MARGIN, MARGIN:-MARGIN]
+
+
+def _stain(cells: Cells, sheets: Sheets, look: Look, block: Block, window: Window) -> Map:
+    """Haematoxylin and DAB density of a block of tissue: (h, w, 2) float32."""
+    warp = (1.6 / look.mpp * window.cut(sheets.drift_x), 1.6 / look.mpp * window.cut(sheets.drift_y))
+    index, edge, dx, dy = voronoi(cells, block, window, warp)
+    grain, mottle = window.cut(sheets.grain), window.cut(sheets.mottle)
+
+    def of(values: Map) -> Map:
+        return np.asarray(values.reshape(-1).take(index), np.float32)
+
+    chromatin = _chromatin(of(cells.ellipse[..., 0]), of(cells.ellipse[..., 1]), of(cells.ellipse[..., 2]), dx, dy)
+    chromatin *= 1 + 0.16 * grain
+    ring = of(cells.ring_d)
+    if ring.any():
+        ring *= _edge(of(cells.ring_px) - edge, 2.0) * _edge(of(cells.ring_share) - mottle, 0.12)
+        ring *= 0.75 + 0.5 * mottle
+    speckle = np.maximum(1 + 0.4 * grain, 0)
+    h = of(cells.nucleus_h) * chromatin + of(cells.body_h) * speckle
+    h += of(cells.fibre) * _fibres(sheets, window, look, warp)
+    d = of(cells.nucleus_d) * chromatin + of(cells.body_d) * speckle + ring
+    return np.asarray(cv2.merge([h, d]), np.float32)
+
+
+def voronoi(cells: Cells, block: Block, window: Window, warp: Warp) -> tuple[NDArray[np.intp], Map, Map, Map]:
+    """Whose each px is: (h, w) flat index of its cell, px to the cell's border, px from the cell along x and y.
+
+    warp: how far every px moves before it looks for its cell; it makes them irregular.  The distance to the border is
+    (d₂² − d₁²) / (2 · pitch) with d₁, d₂ to the nearest cell and the next: exact for two that stand a pitch apart.
+    """
+    pitch, cols = cells.pitch, cells.x.shape[1]
+    spare = -(-MARGIN // pitch)  # squares that the margin reaches into
+    top, left = block.row + RIM - spare, block.column + RIM - spare
+    off = spare * pitch - MARGIN
+    rows, columns = block.rows + 2 * spare, block.columns + 2 * spare
+
+    def enlarged(values: Map) -> Map:
+        big = cv2.resize(values, None, fx=pitch, fy=pitch, interpolation=cv2.INTER_NEAREST)
+        return np.asarray(big[off : off + window.h, off : off + window.w], np.float32)
+
+    x = np.arange(window.x, window.x + window.w, dtype=np.float32) + warp[0]
+    y = np.arange(window.y, window.y + window.h, dtype=np.float32)[:, None] + warp[1]
+    u, v = x * np.float32(SCALE), y * np.float32(SCALE)
+    first = np.full(x.shape, 2**30, np.int32)
+    second = first.copy()
+    for k, (dr, dc) in enumerate(NEIGHBOURS):
+        near = np.s_[top + dr : top + dr + rows, left + dc : left + dc + columns]
+        dx = u - enlarged(np.float32(SCALE) * cells.x[near])
+        dy = v - enlarged(np.float32(SCALE) * cells.y[near])
+        dx *= dx
+        dy *= dy
+        dx += dy
+        key = dx.astype(np.int32)
+        key &= ~15
+        key |= k
+        np.minimum(second, np.maximum(first, key), out=second)
+        np.minimum(first, key, out=first)
+    own = (np.arange(off, off + window.h) // pitch + top)[:, None] * cols + (
+        np.arange(off, off + window.w) // pitch + left
+    )
+    index = own + np.array([dr * cols + dc for dr, dc in NEIGHBOURS]).take(first & 15)
+    edge = (second - first).astype(np.float32) / np.float32(2 * pitch * SCALE**2)
+    return index, edge, x - cells.x.reshape(-1).take(index), y - cells.y.reshape(-1).take(index)
+
+
+def _chromatin(a: Map, b: Map, c: Map, dx: Map, dy: Map) -> Map:
+    """How much of a nucleus's density each px has: 1 at its rim, less inside, 0 outside."""
+    a *= dx
+    a += b * dy
+    a *= dx
+    c *= dy
+    c *= dy
+    a += c
+    level = cv2.convertScaleAbs(a, alpha=128)  # saturates at 255, outside of the nucleus
+    return np.asarray(cv2.LUT(level, NUCLEUS), np.float32)
+
+
+def _fibres(sheets: Sheets, window: Window, look: Look, warp: Warp) -> Map:
+    """Haematoxylin density of the stroma's fibres, had the whole window stroma: wavy streaks with gaps."""
+    cos, sin = np.float32(np.cos(look.fibre_angle)), np.float32(np.sin(look.fibre_angle))
+    x = np.arange(window.x, window.x + window.w, dtype=np.float32)
+    y = np.arange(window.y, window.y + window.h, dtype=np.float32)[:, None]
+    along, across = (x * cos + y * sin) % SHEET, (y * cos - x * sin + 3 * warp[0]) % SHEET
+    streaks = cv2.remap(sheets.fibre, along, across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    return np.asarray(cv2.LUT(streaks, FIBRE), np.float32)
+
+
+def _edge(inside: Map, width: float) -> Map:
+    """From 0 to 1 over `width`, ½ where `inside` is 0."""
+    return np.asarray(np.clip(inside / np.float32(width) + np.float32(0.5), 0, 1), np.float32)
+
+
+def _folded(here: Map, fields: Fields, window: Window) -> Map:
+    """Tissue lies double in a fold."""
+    if fields.fold is None:
+        return here
+    fold = _edge(window.of(fields.fold, fields.px), 3.0)
+    return np.asarray(here * (1 + FOLDED * fold), np.float32)
+
+
+def _focus(stain: Map) -> Map:
+    """What a lens and a scanner make of it: a slight blur, then sharpening, which leaves pale rims."""
+    fine, wide = cv2.GaussianBlur(stain, (0, 0), 0.9), cv2.GaussianBlur(stain, (0, 0), 2.2)
+    return np.asarray(cv2.addWeighted(fine, 1 + SHARPENED, wide, -SHARPENED, 0), np.float32)
+
+
+def _cover(od: Map, fields: Fields, look: Look, window: Window) -> Map:
+    """What lies over the tissue: a patch out of focus, a bubble, ink."""
+    if fields.blur is not None and (field := window.of(fields.blur, fields.px)).max() > -BLUR_EDGE_UM:
+        share = _edge(field, 2 * BLUR_EDGE_UM)[..., None]
+        od = od + share * (cv2.GaussianBlur(od, (0, 0), DEFOCUS_UM / look.mpp) - od)
+    if fields.bubble is not None:
+        rim = window.of(fields.bubble, fields.px) / np.float32(5.0)
+        od = od + np.float32(0.25) * np.exp(-rim * rim)[..., None]
+    if fields.pen is not None:
+        od = od + _edge(window.of(fields.pen, fields.px), 6.0)[..., None] * np.asarray(look.ink, np.float32)
+    return np.asarray(od, np.float32)
+
+
+def _light(od: Map, sensor: Map, look: Look) -> NDArray[np.uint8]:
+    """Optical density → grey values, with the noise of counted light: its σ grows with the root of the light."""
+    light = cv2.exp(od * np.float32(-np.log(10)))
+    noisy = light * np.asarray(look.white, np.float32) + np.float32(look.noise) * sensor * cv2.sqrt(light)
+    return np.asarray(cv2.convertScaleAbs(np.maximum(noisy, 0, out=noisy)), np.uint8)
