@@ -30,6 +30,7 @@ from her2batch.slides.readers import open_slide
 from her2batch.slides.tiffslide import TiffSlide
 from her2batch.tables.store import Cohort
 
+MPP, TILE = Plan().mpp, Plan().tile
 Work = list[tuple[Path, np.ndarray]]
 
 
@@ -44,15 +45,17 @@ def tiles_of(cohort: Cohort) -> Work:
 
 
 def decode_chunks(path: Path, tiles: np.ndarray) -> int:
-    """Bare libjpeg-turbo over the level-0 chunks under the tiles; returns how many."""
+    """Bare libjpeg-turbo over the chunks under the tiles, at the level the ingest reads; returns how many."""
     slide = open_slide(path, "tiff")
     assert isinstance(slide, TiffSlide)
-    table = slide.table(0)
+    assert slide.info.mpp is not None
+    level = slide.level_for(MPP / slide.info.mpp)
+    table = slide.table(level)
     touched = np.zeros((table.down, table.across), bool)
-    for x, y, size in tiles:
+    for x, y, size in (tiles / slide.info.level_downsamples[level]).round().astype(int):
         rows = slice(y // table.tile_height, -(-(y + size) // table.tile_height))
         touched[rows, x // table.tile_width : -(-(x + size) // table.tile_width)] = True
-    streams = [complete(slide.raw(0, i), table.jpeg_tables, table.colorspace) for i in np.flatnonzero(touched)]
+    streams = [complete(slide.raw(level, i), table.jpeg_tables, table.colorspace) for i in np.flatnonzero(touched)]
     buffer = np.empty(table.tile_width * table.tile_height * 3, np.uint8)
     for stream in streams:
         simplejpeg.decode_jpeg(stream, "RGB", buffer=buffer)
@@ -60,11 +63,13 @@ def decode_chunks(path: Path, tiles: np.ndarray) -> int:
 
 
 def read_tiles(path: Path, tiles: np.ndarray) -> int:
-    """An OpenSlide loop: each tile read at level 0 and resized."""
+    """An OpenSlide loop: each tile read at the same level and resized."""
     slide = openslide.OpenSlide(str(path))
+    level = slide.get_best_level_for_downsample(tiles[0, 2] / TILE * 1.01)
     for x, y, size in tiles.tolist():
-        region = np.asarray(slide.read_region((x, y), 0, (size, size)))[..., :3]
-        cv2.resize(region, (224, 224), interpolation=cv2.INTER_AREA)
+        edge = round(size / slide.level_downsamples[level])
+        region = np.asarray(slide.read_region((x, y), level, (edge, edge)))[..., :3]
+        cv2.resize(region, (TILE, TILE), interpolation=cv2.INTER_AREA)
     return len(tiles)
 
 

@@ -6,6 +6,8 @@ import inspect
 import json
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import wraps
@@ -21,7 +23,13 @@ from her2batch.settings import Plan, Resources
 if TYPE_CHECKING:
     from her2batch.flow.ingest import Summary
 
+
+def _leave(code: int) -> None:
+    raise typer.Exit(code)
+
+
 app = typer.Typer(
+    result_callback=_leave,
     help="HER2 scoring of whole-slide images, a cohort a night. For research use.",
     no_args_is_help=True,
     add_completion=False,
@@ -219,16 +227,24 @@ def _emit(as_json: bool, data: dict[str, Any], show: Callable[[], None]) -> None
 def main() -> None:
     """Run a command; its errors are one plain line, its exit code is the contract's."""
     try:
-        code = app(standalone_mode=False)
+        app()
     except Her2BatchError as error:
-        print(f"her2batch: {error}", file=sys.stderr)
-        code = error.exit_code
-    except typer.Abort:
-        code = 130
+        _stop(f"her2batch: {error}", error.exit_code)
     except BrokenPipeError:  # the reader of our output has gone: nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _stop("her2batch: stopped; the same command goes on from here", 130)
+    except Exception as error:  # noqa: BLE001  (the outermost net: a fault of ours is one line, its trace in a file)
+        with tempfile.NamedTemporaryFile("w", prefix="her2batch-", suffix=".log", delete=False) as file:
+            file.write("".join(traceback.format_exception(error)))
+        words = " ".join(str(error).split())[:200]
+        _stop(f"her2batch: a fault of ours: {type(error).__name__}: {words}; the trace is in {file.name}", 1)
+
+
+def _stop(words: str, code: int) -> None:
+    print(words, file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

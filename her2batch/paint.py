@@ -30,13 +30,19 @@ BLOCK_PX = 640
 MARGIN = 24
 """Px painted round a block and cut off again, for the blurs: three σ of the widest."""
 
+NOISE = np.float32(0.1)
+"""σ of the noise of a grey value over its root: 1.6 on white glass, as on real scans."""
+
 SHEET = 768
 """Edge of the periodic noise, px: at least BLOCK_PX + 2 · MARGIN."""
 
-SCALE = 8
-"""Distances are compared as integers, in 1/8 px, so that the neighbour's number can ride in the lowest four bits."""
-
 NEIGHBOURS = tuple((dr, dc) for dr in (-1, 0, 1) for dc in (-1, 0, 1))
+
+SWERVE_UM = 1.6
+"""σ of how far cells and fibres swerve from straight lines."""
+
+BEND_UM = 600.0
+"""How far fibres bend with the section's thickness: so that they don't run straight over the slide."""
 
 FRAY_UM = 5.0
 """How far the outline of the tissue is frayed."""
@@ -47,16 +53,19 @@ DEFOCUS_UM = 1.6
 BLUR_EDGE_UM = 20.0
 """Over how much the focus is lost."""
 
+RIM_UM = 5.0
+"""Half width of a bubble's rim."""
+
 SHARPENED = 0.5
 """Weight of a scanner's sharpening."""
 
-FIBRE = (0.11 * np.clip((np.arange(256) - 70) / 64, 0, 1.6)).astype(np.float32)
+FIBRE = (0.09 * np.clip((np.arange(256) - 76) / 64, 0, 1.6)).astype(np.float32)
 """Haematoxylin density of a fibre, by its level in the sheet: the lowest third are gaps."""
 
 FOLDED = 0.9
 """A fold's second layer, as a share of the first."""
 
-NUCLEUS = np.interp(np.arange(256) / 128, [0, 0.45, 0.85, 1.0, 1.25], [0.62, 0.72, 1.0, 0.75, 0]).astype(np.float32)
+NUCLEUS = np.interp(np.arange(256) / 128, [0, 0.45, 0.85, 1.0, 1.25], [0.55, 0.65, 1.0, 0.75, 0]).astype(np.float32)
 """Chromatin from the middle of a nucleus outwards, by (distance / radius)² · 128: vesicular, with a darker rim."""
 
 
@@ -64,7 +73,7 @@ class Sheets(NamedTuple):
     """Periodic noise, twice its period wide, so that any window is a view: (2 · SHEET, 2 · SHEET) float32, σ 1.
 
     grain: specks of 0.3 µm.  mottle: patches of 1.6 µm, uniform in 0–1 instead.  drift_x, drift_y: swirls of 5 µm.
-    sensor: (…, …, 3), single px.  fibre: (SHEET, SHEET) uint8, streaks along x, mean 96, σ 48.
+    sensor: (…, …, 3), single px, σ NOISE.  fibre: (4 · SHEET, 4 · SHEET) uint8, streaks along x, mean 96, σ 48.
     """
 
     grain: Map
@@ -79,10 +88,11 @@ class Sheets(NamedTuple):
 class Cells:
     """All cells of a slide, (rows, cols) float32 each, the outermost RIM of them outside the slide.
 
-    pitch: edge of a lattice square, px, at least MARGIN / 2.  x, y: where the cell stands, level-0 px.  ellipse:
-    (rows, cols, 3), its nucleus as a·x² + b·x·y + c·y² < 1, px⁻².  nucleus_h, nucleus_d: density of haematoxylin and DAB in it.  ring_d:
-    DAB density of the membrane; ring_share: how much of its length is stained; ring_px: its width on this side.
-    body_h, body_d: densities of the cytoplasm.  fibre: 1 for stroma, 0 for tumour and empty space.
+    pitch: edge of a lattice square, px, at least MARGIN / 2.  x, y: where the cell stands, level-0 px.
+    ellipse: (rows, cols, 3), its nucleus as a·x² + b·x·y + c·y² < 1, px⁻².
+    nucleus_h, nucleus_d: density of haematoxylin and DAB in the nucleus.  body_h, body_d: in the cytoplasm.
+    ring_d: DAB density of the membrane; ring_share: how much of its length is stained; ring_px: its width on this side.
+    fibre: 1 for stroma, 0 for tumour and empty space.
     """
 
     pitch: int
@@ -119,15 +129,14 @@ class Fields:
 
 @dataclass(frozen=True)
 class Look:
-    """How a slide looks: µm/px, unit vectors of its stains, R, G, B of its glass, noise of its scan (grey values),
-    optical density of the pen's ink (R, G, B), direction of its fibres (radians).
+    """How a slide looks: µm/px, unit vectors of its stains, R, G, B of its glass, optical density of its pen (R, G, B),
+    direction of its fibres (radians).
     """  # fmt: skip
 
     mpp: float
     haematoxylin: Vector
     dab: Vector
     white: Vector
-    noise: float
     ink: Vector
     fibre_angle: float
 
@@ -166,10 +175,12 @@ class Window(NamedTuple):
 def make_sheets(rng: np.random.Generator, mpp: float) -> Sheets:
     """A slide's noise."""
     grain, mottle, drift_x, drift_y = (_periodic(rng, um / mpp, um / mpp) for um in (0.3, 1.6, 5.0, 5.0))
-    fibre = np.clip(96 + 48 * _periodic(rng, 8.0 / mpp, 0.5 / mpp), 0, 255).astype(np.uint8)
-    sensor = rng.standard_normal((SHEET, SHEET, 3), np.float32)
-    twice = [np.tile(one, (2, 2)) for one in (grain, ndtr(mottle), drift_x, drift_y)]
-    return Sheets(*twice, np.tile(sensor, (2, 2, 1)), fibre)
+    ripple = _periodic(rng, 0.8 / mpp, 0.8 / mpp)
+    drift_x, drift_y = drift_x + np.float32(0.14) * ripple, drift_y + np.float32(0.14) * np.roll(ripple, SHEET // 2, 1)
+    fibre = np.clip(96 + 48 * _periodic(rng, 6.0 / mpp, 0.36 / mpp), 0, 255).astype(np.uint8)
+    sensor = NOISE * rng.standard_normal((SHEET, SHEET, 3), np.float32)
+    grain, mottle, drift_x, drift_y = (np.tile(one, (2, 2)) for one in (grain, ndtr(mottle), drift_x, drift_y))
+    return Sheets(grain, mottle, drift_x, drift_y, np.tile(sensor, (2, 2, 1)), np.tile(fibre, (4, 4)))
 
 
 def _periodic(rng: np.random.Generator, sigma_x: float, sigma_y: float) -> Map:
@@ -208,36 +219,41 @@ def paint(cells: Cells, fields: Fields, sheets: Sheets, look: Look, block: Block
         block.column * pitch - MARGIN, block.row * pitch - MARGIN,
         block.columns * pitch + 2 * MARGIN, block.rows * pitch + 2 * MARGIN,
     )  # fmt: skip
-    od = cv2.merge([window.of(fields.shade, fields.px)] * 3)
+    shade = window.of(fields.shade, fields.px)
+    od = cv2.merge([shade - np.float32(np.log10(one)) for one in look.white])
     inside = window.of(fields.tissue, fields.px)
     if float(inside.max()) > -4 * FRAY_UM:
-        stain = _stain(cells, sheets, look, block, window)
-        here = _edge(inside + FRAY_UM * window.cut(sheets.drift_x), 2.0) * window.of(fields.thickness, fields.px)
+        thickness = window.of(fields.thickness, fields.px)
+        stain = _stain(cells, sheets, look, block, window, (thickness - 1) * np.float32(BEND_UM / look.mpp))
+        here = _edge(inside + FRAY_UM * window.cut(sheets.drift_x), 2.0) * thickness
         stain *= _folded(here, fields, window)[..., None]
         od += cv2.transform(_focus(stain), np.asarray([look.haematoxylin, look.dab], np.float32).T)
     od = _cover(od, fields, look, window)
-    return _light(od, window.cut(sheets.sensor), look)[MARGIN:-MARGIN, MARGIN:-MARGIN]
+    return _light(od, window.cut(sheets.sensor))[MARGIN:-MARGIN, MARGIN:-MARGIN]
 
 
-def _stain(cells: Cells, sheets: Sheets, look: Look, block: Block, window: Window) -> Map:
-    """Haematoxylin and DAB density of a block of tissue: (h, w, 2) float32."""
-    warp = (1.6 / look.mpp * window.cut(sheets.drift_x), 1.6 / look.mpp * window.cut(sheets.drift_y))
+def _stain(cells: Cells, sheets: Sheets, look: Look, block: Block, window: Window, bend: Map) -> Map:
+    """Haematoxylin and DAB density of a block of tissue: (h, w, 2) float32. bend: (h, w), how far fibres swerve, px."""
+    reach = np.float32(SWERVE_UM / look.mpp)
+    warp = reach * window.cut(sheets.drift_x), reach * window.cut(sheets.drift_y)
     index, edge, dx, dy = voronoi(cells, block, window, warp)
     grain, mottle = window.cut(sheets.grain), window.cut(sheets.mottle)
 
     def of(values: Map) -> Map:
         return np.asarray(values.reshape(-1).take(index), np.float32)
 
-    chromatin = _chromatin(of(cells.ellipse[..., 0]), of(cells.ellipse[..., 1]), of(cells.ellipse[..., 2]), dx, dy)
-    chromatin *= 1 + 0.16 * grain
-    ring = of(cells.ring_d)
-    if ring.any():
-        ring *= _edge(of(cells.ring_px) - edge, 2.0) * _edge(of(cells.ring_share) - mottle, 0.12)
-        ring *= 0.75 + 0.5 * mottle
-    speckle = np.maximum(1 + 0.4 * grain, 0)
+    a, b, c = (of(np.ascontiguousarray(cells.ellipse[..., k])) for k in range(3))
+    chromatin = _chromatin(a, b, c, dx, dy)
+    chromatin *= 1 + np.float32(0.16) * grain
+    speckle = np.maximum(1 + np.float32(0.4) * grain, 0)
     h = of(cells.nucleus_h) * chromatin + of(cells.body_h) * speckle
-    h += of(cells.fibre) * _fibres(sheets, window, look, warp)
-    d = of(cells.nucleus_d) * chromatin + of(cells.body_d) * speckle + ring
+    h += of(cells.fibre) * _fibres(sheets, window, look, bend + warp[0])
+    d = of(cells.body_d) * speckle
+    if cells.nucleus_d.any():
+        d += of(cells.nucleus_d) * chromatin
+    if cells.ring_d.any():
+        ring = of(cells.ring_d) * _edge(of(cells.ring_px) - edge, 2.0) * _edge(of(cells.ring_share) - mottle, 0.12)
+        d += ring * (np.float32(0.6) + np.float32(0.8) * mottle)
     return np.asarray(cv2.merge([h, d]), np.float32)
 
 
@@ -245,7 +261,7 @@ def voronoi(cells: Cells, block: Block, window: Window, warp: Warp) -> tuple[NDA
     """Whose each px is: (h, w) flat index of its cell, px to the cell's border, px from the cell along x and y.
 
     warp: how far every px moves before it looks for its cell; it makes them irregular.  The distance to the border is
-    (d₂² − d₁²) / (2 · pitch) with d₁, d₂ to the nearest cell and the next: exact for two that stand a pitch apart.
+    (d₂ − d₁) / 2, with d₁, d₂ to the nearest cell and the next: exact between the two, a little short at corners.
     """
     pitch, cols = cells.pitch, cells.x.shape[1]
     spare = -(-MARGIN // pitch)  # squares that the margin reaches into
@@ -254,31 +270,29 @@ def voronoi(cells: Cells, block: Block, window: Window, warp: Warp) -> tuple[NDA
     rows, columns = block.rows + 2 * spare, block.columns + 2 * spare
 
     def enlarged(values: Map) -> Map:
-        big = cv2.resize(values, None, fx=pitch, fy=pitch, interpolation=cv2.INTER_NEAREST)
-        return np.asarray(big[off : off + window.h, off : off + window.w], np.float32)
+        wide = values.repeat(pitch, axis=1)[:, off : off + window.w]  # cv2's INTER_NEAREST is 1 px off for some pitches
+        return wide.repeat(pitch, axis=0)[off : off + window.h]
 
     x = np.arange(window.x, window.x + window.w, dtype=np.float32) + warp[0]
     y = np.arange(window.y, window.y + window.h, dtype=np.float32)[:, None] + warp[1]
-    u, v = x * np.float32(SCALE), y * np.float32(SCALE)
-    first = np.full(x.shape, 2**30, np.int32)
+    first = np.full(x.shape, 1e9, np.float32).view(np.int32)
     second = first.copy()
     for k, (dr, dc) in enumerate(NEIGHBOURS):
         near = np.s_[top + dr : top + dr + rows, left + dc : left + dc + columns]
-        dx = u - enlarged(np.float32(SCALE) * cells.x[near])
-        dy = v - enlarged(np.float32(SCALE) * cells.y[near])
+        dx, dy = x - enlarged(cells.x[near]), y - enlarged(cells.y[near])
         dx *= dx
         dy *= dy
         dx += dy
-        key = dx.astype(np.int32)
+        key = dx.view(np.int32)  # floats above 0 are ordered as their bits are; the lowest four say which neighbour
         key &= ~15
         key |= k
         np.minimum(second, np.maximum(first, key), out=second)
         np.minimum(first, key, out=first)
-    own = (np.arange(off, off + window.h) // pitch + top)[:, None] * cols + (
-        np.arange(off, off + window.w) // pitch + left
-    )
-    index = own + np.array([dr * cols + dc for dr, dc in NEIGHBOURS]).take(first & 15)
-    edge = (second - first).astype(np.float32) / np.float32(2 * pitch * SCALE**2)
+    edge = np.float32(0.5) * (cv2.sqrt(second.view(np.float32)) - cv2.sqrt(first.view(np.float32)))
+    own_row, own_column = np.arange(off, off + window.h) // pitch + top, np.arange(off, off + window.w) // pitch + left
+    first &= 15
+    index = np.array([dr * cols + dc for dr, dc in NEIGHBOURS]).take(first)
+    index += own_row[:, None] * cols + own_column
     return index, edge, x - cells.x.reshape(-1).take(index), y - cells.y.reshape(-1).take(index)
 
 
@@ -294,12 +308,13 @@ def _chromatin(a: Map, b: Map, c: Map, dx: Map, dy: Map) -> Map:
     return np.asarray(cv2.LUT(level, NUCLEUS), np.float32)
 
 
-def _fibres(sheets: Sheets, window: Window, look: Look, warp: Warp) -> Map:
+def _fibres(sheets: Sheets, window: Window, look: Look, bend: Map) -> Map:
     """Haematoxylin density of the stroma's fibres, had the whole window stroma: wavy streaks with gaps."""
-    cos, sin = np.float32(np.cos(look.fibre_angle)), np.float32(np.sin(look.fibre_angle))
-    x = np.arange(window.x, window.x + window.w, dtype=np.float32)
-    y = np.arange(window.y, window.y + window.h, dtype=np.float32)[:, None]
-    along, across = (x * cos + y * sin) % SHEET, (y * cos - x * sin + 3 * warp[0]) % SHEET
+    cos, sin = np.cos(look.fibre_angle), np.sin(look.fibre_angle)
+    x, y = np.arange(window.w, dtype=np.float32), np.arange(window.h, dtype=np.float32)[:, None]
+    start = (window.x * cos + window.y * sin) % SHEET + SHEET, (window.y * cos - window.x * sin) % SHEET + SHEET
+    along = x * np.float32(cos) + (y * np.float32(sin) + np.float32(start[0]))
+    across = x * np.float32(-sin) + (y * np.float32(cos) + np.float32(start[1])) + bend
     streaks = cv2.remap(sheets.fibre, along, across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
     return np.asarray(cv2.LUT(streaks, FIBRE), np.float32)
 
@@ -324,20 +339,19 @@ def _focus(stain: Map) -> Map:
 
 
 def _cover(od: Map, fields: Fields, look: Look, window: Window) -> Map:
-    """What lies over the tissue: a patch out of focus, a bubble, ink."""
+    """What lies over the tissue: a patch out of focus, a bubble's rim, ink. Changes `od` and returns it."""
     if fields.blur is not None and (field := window.of(fields.blur, fields.px)).max() > -BLUR_EDGE_UM:
         share = _edge(field, 2 * BLUR_EDGE_UM)[..., None]
-        od = od + share * (cv2.GaussianBlur(od, (0, 0), DEFOCUS_UM / look.mpp) - od)
+        od += share * (cv2.GaussianBlur(od, (0, 0), DEFOCUS_UM / look.mpp) - od)
     if fields.bubble is not None:
-        rim = window.of(fields.bubble, fields.px) / np.float32(5.0)
-        od = od + np.float32(0.25) * np.exp(-rim * rim)[..., None]
+        rim = window.of(fields.bubble, fields.px) / np.float32(RIM_UM)
+        od += np.float32(0.25) * cv2.exp(-rim * rim)[..., None]
     if fields.pen is not None:
-        od = od + _edge(window.of(fields.pen, fields.px), 6.0)[..., None] * np.asarray(look.ink, np.float32)
-    return np.asarray(od, np.float32)
+        od += _edge(window.of(fields.pen, fields.px), 6.0)[..., None] * np.asarray(look.ink, np.float32)
+    return od
 
 
-def _light(od: Map, sensor: Map, look: Look) -> NDArray[np.uint8]:
-    """Optical density → grey values, with the noise of counted light: its σ grows with the root of the light."""
-    light = cv2.exp(od * np.float32(-np.log(10)))
-    noisy = light * np.asarray(look.white, np.float32) + np.float32(look.noise) * sensor * cv2.sqrt(light)
-    return np.asarray(cv2.convertScaleAbs(np.maximum(noisy, 0, out=noisy)), np.uint8)
+def _light(od: Map, sensor: Map) -> NDArray[np.uint8]:
+    """Optical density over a white of 1 → grey values, with the noise of counted light: σ grows with light's root."""
+    root = cv2.exp(od * np.float32(-np.log(10) / 2))
+    return np.asarray(cv2.convertScaleAbs(root * (root + sensor)), np.uint8)

@@ -130,7 +130,7 @@ def show_estimate(rows: list[Row], total: Mapping[str, Any]) -> None:
             if row["bytes"]
             else ("", "", "")
         )
-        table.add_row(row["slide_id"] or "", str(row["file"]), row["what"], *sizes)
+        table.add_row(row["slide_id"], Path(row["file"]).name, row["what"], *sizes)
     console.print(table)
     console.print(
         f"{total['todo']} to do, {total['current']} current, {total['duplicate']} duplicate, "

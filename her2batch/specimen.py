@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import cv2
@@ -24,6 +25,7 @@ ENOUGH, STRAY, POSITIVE = 0.10, 0.01, 0.01
 """The guidelines' 10 % of tumour cells; how many intense cells are more than a chance find; the 1 % of nuclei from
 which ER and PR count as positive (ASCO/CAP 2020)."""
 
+Stain = Literal["her2", "er", "pr"]
 Artefact = Literal["pen", "fold", "blur", "bubble"]
 ARTEFACTS: tuple[Artefact, ...] = ("pen", "fold", "blur", "bubble")
 
@@ -72,7 +74,7 @@ class Site:
 
 SITES: dict[str, Site] = {
     "north": Site((0.650, 0.704, 0.286), (0.269, 0.568, 0.778), (243.0, 243.0, 244.0), 85, 1.0),
-    "south": Site((0.628, 0.655, 0.420), (0.345, 0.575, 0.742), (234.0, 233.0, 242.0), 75, 0.85),
+    "south": Site((0.628, 0.655, 0.420), (0.345, 0.575, 0.742), (234.0, 233.0, 242.0), 75, 0.9),
 }
 """`north` has the vectors of Ruifrok & Johnston 2001; `south` is nearer to what real cores of a TMA showed."""
 
@@ -89,7 +91,7 @@ class SlideTruth:
 
     slide_id: str
     mix: Mix = TYPICAL["2+"]
-    stain: Literal["her2", "er", "pr"] = "her2"
+    stain: Stain = "her2"
     ish: str | None = None
     patient_id: str = "P001"
     patient_name: str = "Muster, Erika"
@@ -146,11 +148,9 @@ def prepare(truth: SlideTruth, seed: int = 0) -> Specimen:
     rng = rng_for(seed, truth.slide_id, "look")
     site = SITES[truth.site]
     look = Look(
-        truth.mpp, site.haematoxylin, site.dab, site.white, 1.6, INKS[rng.integers(len(INKS))], rng.uniform(0, np.pi)
+        truth.mpp, site.haematoxylin, site.dab, site.white, INKS[rng.integers(len(INKS))], rng.uniform(0, np.pi)
     )
-    artefacts = {
-        name: artefact(name, rng_for(seed, truth.slide_id, name), tissue, um) for name in truth.artefacts
-    }
+    artefacts = {name: artefact(name, rng_for(seed, truth.slide_id, name), tissue, um) for name in truth.artefacts}
     fields = Fields(
         px, tissue, 1 + 0.07 * smooth(rng, shape, 150 / um), 0.004 * smooth(rng, shape, 400 / um), **artefacts
     )
@@ -187,7 +187,7 @@ def outline(rng: np.random.Generator, shape: tuple[int, int], um: float, pieces:
     length, breadth = (w, h) if wide else (h, w)
     ends = np.cumsum(np.r_[0.0, rng.dirichlet([12.0] * pieces)]) * length
     out = np.full(shape, -np.inf, np.float32)
-    for start, end in zip(ends[:-1], ends[1:], strict=True):
+    for start, end in pairwise(ends):
         radii = (end - start) * rng.uniform(0.38, 0.43), breadth * rng.uniform(0.36, 0.42)
         dx = (long - (start + end) / 2) / radii[0]
         dy = (across - breadth / 2 - rng.uniform(-0.03, 0.03) * breadth) / radii[1]
@@ -224,7 +224,7 @@ def _pen(rng: np.random.Generator, centre: tuple[float, float], shape: tuple[int
     points = np.stack([centre[0] + radius * wobble * np.cos(angles), centre[1] + radius * wobble * np.sin(angles)], 1)
     canvas = np.full((h, w), 255, np.uint8)
     cv2.polylines(canvas, [np.round(points).astype(np.int32)], False, 0, 1)
-    half = min(rng.uniform(30, 55), 0.08 * um * min(h, w))
+    half = min(rng.uniform(60, 100), 0.09 * um * min(h, w))
     return np.asarray(half - um * cv2.distanceTransform(canvas, cv2.DIST_L2, 5), np.float32)
 
 
@@ -264,7 +264,9 @@ def _lattice(rng: np.random.Generator, truth: SlideTruth, px: int, tissue: Map, 
     return Lattice(pitch, x, y, row, column, kind)
 
 
-def _staining(rng: np.random.Generator, lattice: Lattice, mix: Mix, um: float, shape: tuple[int, int]) -> NDArray[np.uint8]:
+def _staining(
+    rng: np.random.Generator, lattice: Lattice, mix: Mix, um: float, shape: tuple[int, int]
+) -> NDArray[np.uint8]:
     """0 none … 3 intense for each tumour cell: patches of like cells, in exactly the mix's shares."""
     patches = smooth(rng, shape, 60 / um)[lattice.row, lattice.column]
     order = 0.8 * patches + 0.6 * rng.standard_normal(patches.shape)
@@ -289,17 +291,20 @@ class Tint(NamedTuple):
 
 TINTS = (
     Tint((0.0, 0.0), (0.0, 0.0), 0.40, 0.0),
-    Tint((0.18, 0.03), (0.30, 0.50), 0.45, 0.01),
-    Tint((0.48, 0.09), (0.85, 1.00), 0.50, 0.04),
-    Tint((1.15, 0.18), (0.97, 1.10), 0.65, 0.12),
+    Tint((0.24, 0.03), (0.45, 0.65), 0.50, 0.01),
+    Tint((0.46, 0.08), (0.85, 1.00), 0.50, 0.03),
+    Tint((1.10, 0.20), (0.97, 1.10), 0.65, 0.10),
 )
 """None, faint, moderate, intense: DAB density along its unit vector; 1 takes about 72 % of green light."""
 
 NUCLEAR = (0.0, 0.22, 0.50, 1.0)
 """DAB density of ER or PR nuclei: negative, weak, moderate, strong."""
 
-SIZES_UM = {FIBROBLAST: (4.6, 1.2), LYMPHOCYTE: (2.9, 2.7), TUMOUR: (3.9, 3.1)}
-"""Half axes of nuclei."""
+BLUSH = 0.02
+"""Most DAB that tumour cells hold in their cytoplasm without HER2, in patches: a thumbnail may take it for 1+."""
+
+SIZES = {FIBROBLAST: (0.40, 0.10), LYMPHOCYTE: (0.27, 0.24), TUMOUR: (0.35, 0.28)}
+"""Half axes of nuclei, as shares of a cell's diameter."""
 
 DARKER = {FIBROBLAST: 1.2, LYMPHOCYTE: 1.5, TUMOUR: 1.0}
 """Haematoxylin of nuclei against the slide's usual."""
@@ -311,8 +316,9 @@ def _cells(
     """Densities and shapes of all cells."""
     kind, shape = lattice.kind, lattice.kind.shape
     tumour = kind == TUMOUR
-    gain = SITES[truth.site].gain * rng.uniform(0.85, 1.15)
-    usual, blush = rng.uniform(0.22, 0.34), rng.uniform(0.0, 0.02)
+    gain = SITES[truth.site].gain * rng.uniform(0.9, 1.1)
+    usual = rng.uniform(0.18, 0.32)
+    blush = rng.uniform(0.0, BLUSH) * np.maximum(1 + 0.7 * smooth(rng, shape, 6.0), 0)
     vary = np.clip(rng.normal(1, 0.18, shape), 0.5, 1.6)
     means, sigmas = np.array([one.ring for one in TINTS]).T
     shares = np.array([one.share for one in TINTS])[staining]
@@ -328,19 +334,21 @@ def _cells(
         "ring_share": rng.uniform(shares[..., 0], shares[..., 1]),
         "ring_px": np.array([one.width_um for one in TINTS])[staining] / truth.mpp,
         "body_h": tumour * rng.uniform(0.03, 0.06, shape) + 0.05 * (kind == LYMPHOCYTE),
-        "body_d": tumour * (body if her2 else np.full(shape, blush)),
+        "body_d": tumour * (body if her2 else blush),
         "fibre": np.isin(kind, (STROMA, FIBROBLAST, LYMPHOCYTE)) * rng.uniform(0.8, 1.2, shape),
     }
     arrays = {name: np.ascontiguousarray(values, np.float32) for name, values in fields.items()}
-    ellipse = _ellipses(rng, kind, truth.mpp, look.fibre_angle)
+    ellipse = _ellipses(rng, kind, lattice.pitch, look.fibre_angle)
     return Cells(lattice.pitch, lattice.x, lattice.y, ellipse, **arrays)
 
 
-def _ellipses(rng: np.random.Generator, kind: NDArray[np.uint8], mpp: float, fibre_angle: float) -> Map:
+def _ellipses(rng: np.random.Generator, kind: NDArray[np.uint8], pitch: int, fibre_angle: float) -> Map:
     """Nuclei as quadratic forms: (rows, cols, 3) float32, px⁻². Those of fibroblasts lie along the fibres."""
-    sizes = np.array([SIZES_UM.get(k, (1.0, 1.0)) for k in range(5)])[kind] / mpp
+    sizes = np.array([SIZES.get(k, (0.1, 0.1)) for k in range(5)])[kind] * pitch
     long, short = np.moveaxis(sizes * np.clip(rng.normal(1, 0.12, sizes.shape), 0.7, 1.4), -1, 0)
-    angle = np.where(kind == FIBROBLAST, fibre_angle + rng.normal(0, 0.25, kind.shape), rng.uniform(0, np.pi, kind.shape))
+    angle = np.where(
+        kind == FIBROBLAST, fibre_angle + rng.normal(0, 0.25, kind.shape), rng.uniform(0, np.pi, kind.shape)
+    )
     cos, sin = np.cos(angle), np.sin(angle)
     a, c = (cos / long) ** 2 + (sin / short) ** 2, (sin / long) ** 2 + (cos / short) ** 2
     b = 2 * sin * cos * (long**-2 - short**-2)

@@ -26,6 +26,9 @@ RETRIES = 2
 PATIENCE_S = 0.5
 """How long one look at the running calls may take before a stop is noticed."""
 
+START_S = 300
+"""How long workers may take to start and load their models."""
+
 LOST_IN_A_ROW = 12
 """Workers lost with no slide finished between: it is not the slides, Ray itself is gone."""
 
@@ -56,13 +59,13 @@ class Actor:
         import cv2
 
         cv2.setNumThreads(1)
-        if with_gpu:
-            worker = replace(worker, context=replace(worker.context, device="cuda"))
-        self._worker = replace(worker, made={})
-        self._worker.ready(roles)
+        device = _device() if with_gpu else "cpu"
+        self._worker = replace(worker, context=replace(worker.context, device=device), made={})
+        self._roles = roles
 
     def ready(self) -> int:
-        """The process id, once the stages are made."""
+        """The process id, once the stages are made. Raises what making them raises: missing weights, first of all."""
+        self._worker.ready(self._roles)
         return os.getpid()
 
     def begin(self, todo: Todo, always: bool) -> tuple[Finished | Begun, dict[str, Any]]:
@@ -136,7 +139,7 @@ class _Driver:
         wanted = {"cpu": self._session.workers} | {role: max(1, int(self._session.gpus)) for role in self._gpu_roles}
         actors = {pool: [self._actor(pool) for _ in range(count)] for pool, count in wanted.items()}
         try:
-            self._ray.get([actor.ready.remote() for some in actors.values() for actor in some], timeout=600)
+            self._ray.get([actor.ready.remote() for some in actors.values() for actor in some], timeout=START_S)
         except self._ray.exceptions.RayError as error:
             raise _cause(error) from error
         self._idle = actors
@@ -148,7 +151,8 @@ class _Driver:
         limits = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         if not gpu:
             limits["CUDA_VISIBLE_DEVICES"] = ""
-        options = {"num_cpus": 1, "num_gpus": fraction, "max_restarts": 0, "runtime_env": {"env_vars": limits}}
+        # Ray counts CPUs to place workers; a GPU actor brings its own threads and takes no worker's place
+        options = {"num_cpus": 0 if gpu else 1, "num_gpus": fraction, "max_restarts": 0, "runtime_env": {"env_vars": limits}}
         threads = max(1, self._session.workers // max(1, len(self._gpu_roles))) if gpu else 0
         worker = replace(self._worker, threads=threads)
         roles = (pool,) if gpu else tuple(one for one in _roles(worker) if one not in self._gpu_roles)
@@ -257,6 +261,13 @@ def _gpu_roles(worker: Worker) -> tuple[str, ...]:
     only_stain = set(worker.context.plan.encoders) == {"stain"}
     stages = [one for one in chosen(worker.context.bundle) if one.gpu and not (one.name == "embed" and only_stain)]
     return tuple(dict.fromkeys(one.name if one.over == "aside" else one.over for one in stages))
+
+
+def _device() -> str:
+    """'cuda' where torch sees the GPU that Ray gave; a GPU that is only declared is worked on by the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _limit(memory: int | None) -> None:

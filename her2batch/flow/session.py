@@ -54,6 +54,9 @@ def connect(resources: Resources) -> Iterator[Session]:
         yield _session(sys.modules["ray"], resources)
         return
     local = resources.address == "local"
+    if local and "ray" in sys.modules and not _token.cache_info().currsize:
+        remedy = "connect before importing ray, or call ray.init() yourself: its connection is used"
+        raise InputError("ray was imported before it could be bound to this machine", None, remedy)
     folder = Path(tempfile.mkdtemp(prefix="h2b-", dir="/tmp")) if local else None  # short: a socket's path has a limit
     before = dict(os.environ)
     ray = _import_ray(folder)

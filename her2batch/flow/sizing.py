@@ -9,6 +9,7 @@ from typing import Any
 from her2batch.errors import Her2BatchError
 from her2batch.flow.census import Census, Todo
 from her2batch.flow.session import cores
+from her2batch.flow.stages import check_mpp
 from her2batch.settings import Plan, Resources
 from her2batch.slides.readers import open_slide
 from her2batch.tables.store import Row
@@ -49,7 +50,7 @@ def _row(todo: Todo, plan: Plan) -> Row:
     common = {"slide_id": todo.slide_id, "file": str(todo.source.path)}
     try:
         with open_slide(todo.source.path, plan.reader) as slide:
-            info = slide.info.with_mpp(plan.mpp_override)
+            info = check_mpp(slide.info.with_mpp(plan.mpp_override), plan.mpp)
     except Her2BatchError as error:
         what = f"will fail: {getattr(error, 'code', error.what)}"
         return {**common, "what": what, "tiles": 0, "bytes": 0, "seconds": 0.0}

@@ -21,7 +21,7 @@ from her2batch.models.rule import judge as judge_membrane
 from her2batch.models.rule import predictions
 from her2batch.settings import Plan
 from her2batch.slides import pyramid
-from her2batch.slides.slide import Box, Slide, resample
+from her2batch.slides.slide import Box, Slide, SlideInfo, resample
 from her2batch.tasks import RESOLUTIONS
 from her2batch.vision import grid
 from her2batch.vision.membrane import MEMBRANE, TileBatch, column
@@ -96,6 +96,13 @@ def check(stages: Iterable[Stage], given: Iterable[str]) -> None:
         have |= set(stage.gives)
 
 
+def check_mpp(info: SlideInfo, target: float) -> SlideInfo:
+    """The slide's facts, if it was scanned finely enough for tiles at `target` µm/px. Raises SlideError too-coarse."""
+    if info.mpp is not None and info.mpp > COARSEST * target:
+        raise SlideError("too-coarse", info.path, f"scanned at {info.mpp:.3g} µm/px, the target is {target:.3g}")
+    return info
+
+
 # -- over the slide --------------------------------------------------------------------------------------------
 
 
@@ -103,11 +110,8 @@ def _look(context: Context) -> Work:
     """The overview, and the picture that is kept of it."""
 
     def work(slide: Slide) -> State:
-        mpp = slide.info.mpp
+        mpp = check_mpp(slide.info, context.plan.mpp).mpp
         assert mpp is not None
-        if mpp > COARSEST * context.plan.mpp:
-            what = f"scanned at {mpp:.3g} µm/px, the target is {context.plan.mpp:.3g}"
-            raise SlideError("too-coarse", slide.info.path, what)
         overview = slide.overview(max(OVERVIEW_MPP, mpp))
         longest = max(overview.shape[:2])
         picture = overview

@@ -42,6 +42,10 @@ from her2batch.vision.membrane import TileBatch
 RANGE = 64
 """Blocks of one call: about 1,000 tiles, 2 s of a core with the stain encoder; Ray's millisecond a call vanishes."""
 
+GROUP = 16
+"""Blocks of one batch: 256 tiles where a block holds 16. RANGE is a multiple, so batches are the same however a slide
+is shared."""
+
 SPLIT = 2 * RANGE
 """A slide with more blocks than this is shared between workers."""
 
@@ -70,6 +74,8 @@ class Worker:
     context: Context
     names: Names = field(default_factory=Names)
     threads: int = 0  # decode threads beside the models; 0: decode in line
+    range_blocks: int = RANGE
+    split_blocks: int = SPLIT
     made: dict[str, Work] = field(default_factory=dict)
 
     def ready(self, roles: tuple[str, ...] | None = None) -> None:
@@ -98,7 +104,7 @@ class Worker:
             for stage in before:
                 self._call(stage, state)
             ranges = self._ranges(slide, state)
-            if share and (always or sum(hi - lo for _, lo, hi in ranges) > SPLIT):
+            if share and (always or sum(hi - lo for _, lo, hi in ranges) > self.split_blocks):
                 state["facts"] = facts
                 return Begun(todo.slide_id, ranges), _portable(state, started)
             _merge(state, [self._measure(slide, state, name, lo, hi) for name, lo, hi in ranges])
@@ -207,7 +213,8 @@ class Worker:
         ranges = []
         for name in state["grids"]:
             count = len(self._blocks(slide, state["grids"][name])[1])
-            ranges += [(name, lo, min(lo + RANGE, count)) for lo in range(0, count, RANGE)]
+            step = self.range_blocks
+            ranges += [(name, lo, min(lo + step, count)) for lo in range(0, count, step)]
         return ranges
 
     def _blocks(self, slide: Slide, one: Grid) -> tuple[int, list[Block]]:
@@ -226,17 +233,15 @@ class Worker:
             return {key: state[key] for key in (*aside.gives, "seconds")}
         one: Grid = state["grids"][name]
         level, cells = self._blocks(slide, one)
-        stages = [stage for stage in chosen(self.context.bundle) if stage.over == name]
-        works = [(stage.name, self._make(stage)) for stage in stages]
+        works = [(stage.name, self._make(stage)) for stage in chosen(self.context.bundle) if stage.over == name]
         outputs: dict[str, list[NDArray[Any]]] = {}
         seconds = dict.fromkeys(["decode", *(label for label, _ in works)], 0.0)
         mark = time.perf_counter()
-        for block, pixels in self._decoded(slide, level, cells[lo:hi], one.edge):
+        for order, pixels in _grouped(self._decoded(slide, level, cells[lo:hi], one.edge)):
             seconds["decode"] += time.perf_counter() - mark
             batch = TileBatch(pixels, one.mpp, state["stains"])
-            outputs.setdefault(f"{name}_order", []).append(np.asarray(block.tiles))
-            spread = pixels.reshape(len(pixels), -1)
-            outputs.setdefault(f"{name}_blank", []).append(np.ptp(spread, axis=1) <= BLANK_RANGE)
+            outputs.setdefault(f"{name}_order", []).append(order)
+            outputs.setdefault(f"{name}_blank", []).append(_blank(pixels))
             for label, work in works:
                 mark = time.perf_counter()
                 for key, values in work(batch).items():
@@ -334,6 +339,21 @@ class _Net:
         words = "" if self._worker.names.key else "".join(traceback.format_exception(error))
         log(self._worker.cohort, {"slide_id": self._todo.slide_id, "error": type(error).__name__, "trace": words})
         return SlideError("internal", path, f"stopped on a fault of ours ({type(error).__name__})")
+
+
+def _grouped(
+    decoded: Iterator[tuple[Block, NDArray[np.uint8]]],
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+    """Tiles of several blocks as one batch, with their numbers: a GPU wants more than a block's 16."""
+    while group := list(islice(decoded, GROUP)):
+        numbers = np.concatenate([np.asarray(block.tiles, np.int64) for block, _ in group])
+        yield numbers, np.concatenate([pixels for _, pixels in group])
+
+
+def _blank(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which tiles hold no image: (n, t, t, 3) uint8 → (n,) bool."""
+    flat = pixels.reshape(len(pixels), -1)
+    return np.asarray(flat.max(axis=1) - flat.min(axis=1) <= BLANK_RANGE, bool)
 
 
 def _portable(state: State, started: float) -> State:

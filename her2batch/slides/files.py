@@ -1,18 +1,40 @@
-"""One pass over a slide's bytes: its identity, and the stretches that hold nothing."""
+"""A slide's files as bytes: identity, stretches that hold nothing, and whether a TIFF's directories are whole.
+
+TIFF layout: TIFF 6.0, section 2, and BigTIFF (libtiff's design note): a header, then a chain of directories of
+entries (tag, type, count, value or where it lies), each directory ending in the offset of the next, the last in 0.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+
+from her2batch.errors import SlideError
+
+Range = tuple[int, int]
 
 PAGE = 512
 """Bytes: disks and copy tools lose data in multiples of this."""
 
 CHUNK = 4 << 20
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""Type of a tag → bytes of one value."""
+
+SUBDIRECTORIES = 330
+TELLING = frozenset({256, 257, 270, 347})
+"""Tags without which nobody knows what the slide is: its size, description, JPEG tables."""
+
+TILE_LISTS = frozenset({273, 279, 324, 325})
+MOST_DIRECTORIES, MOST_ENTRIES, MOST_TILES = 10_000, 4_000, 20_000_000
 
 
 @dataclass(frozen=True)
@@ -24,13 +46,13 @@ class Fingerprint:
 
     sha256: str
     bytes: int
-    holes: tuple[tuple[int, int], ...]
+    holes: tuple[Range, ...]
 
 
 def fingerprint(paths: Sequence[Path]) -> Fingerprint:
     """Read every file of a slide once. Raises OSError."""
     digests: list[str] = []
-    holes: list[tuple[int, int]] = []
+    holes: list[Range] = []
     position = 0
     for path in paths:
         digest = hashlib.sha256()
@@ -45,16 +67,131 @@ def fingerprint(paths: Sequence[Path]) -> Fingerprint:
     return Fingerprint(sha, position, tuple(holes))
 
 
-def _zero_pages(chunk: bytes) -> Iterator[tuple[int, int]]:
-    """Ranges of zero pages in a chunk. One word a page is looked at first: 1 % of the time that hashing takes."""
-    pages = np.frombuffer(chunk, "<u8", count=len(chunk) // PAGE * (PAGE // 8)).reshape(-1, PAGE // 8)
-    for page in np.flatnonzero(pages[:, 0] == 0).tolist():
-        if not pages[page].any():
-            yield page * PAGE, (page + 1) * PAGE
+def _zero_pages(chunk: bytes) -> list[Range]:
+    """Runs of zero pages in a chunk. One word a page is looked at first: 1 % of the time that hashing takes."""
+    words = PAGE // 8
+    pages: NDArray[np.uint64] = np.frombuffer(chunk, "<u8", count=len(chunk) // PAGE * words).reshape(-1, words)
+    empty = pages[:, 0] == 0
+    candidates = np.flatnonzero(empty)
+    empty[candidates] = ~pages[candidates].any(axis=1)
+    edges = np.flatnonzero(np.diff(empty, prepend=False, append=False)) * PAGE
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
-def _add(holes: list[tuple[int, int]], start: int, end: int) -> None:
+def _add(holes: list[Range], start: int, end: int) -> None:
     if holes and holes[-1][1] == start:
         holes[-1] = (holes[-1][0], end)
     else:
         holes.append((start, end))
+
+
+class _Layout(NamedTuple):
+    order: str  # < or >
+    number: str  # struct codes of: the number of entries, an entry, an offset
+    entry: str
+    offset: str
+    first: int  # offset of the first directory
+
+
+class _Entry(NamedTuple):
+    tag: int
+    kind: int
+    values: int
+    start: int  # of the value, in the file
+    length: int
+
+
+def is_tiff(path: Path) -> bool:
+    """Whether the first bytes are those of a TIFF or BigTIFF."""
+    with path.open("rb") as file:
+        return file.read(4) in MAGIC
+
+
+def check_directories(path: Path) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
+    """Walk every directory; nothing is read but the directories themselves.
+
+    Returns the byte ranges of what must never be zeros (directories, sizes, descriptions), and those of the lists of
+    tiles.  Raises SlideError `truncated` when something lies beyond the end of the file or is empty, `unreadable`
+    for loops and absurd counts.
+    """
+    size = path.stat().st_size
+    fixed: list[Range] = []
+    lists: list[Range] = []
+    with path.open("rb") as file:
+        layout = _layout(path, file.read(16))
+        pending, seen = [layout.first], set[int]()
+        while pending:
+            at = pending.pop()
+            if at in seen or len(seen) >= MOST_DIRECTORIES:
+                raise SlideError("unreadable", path, "its directories form a loop, or are too many")
+            seen.add(at)
+            end, entries, following = _directory(path, file, layout, at, size)
+            fixed.append((at, end))
+            for one in entries:
+                if one.tag in TELLING:
+                    fixed.append((one.start, one.start + one.length))
+                elif one.tag in TILE_LISTS:
+                    lists.append((one.start, one.start + one.length))
+                elif one.tag == SUBDIRECTORIES:
+                    pending += _offsets(path, file, layout, one)
+            pending += [following] if following else []
+    return tuple(fixed), tuple(lists)
+
+
+def _layout(path: Path, head: bytes) -> _Layout:
+    if head[:4] not in MAGIC:
+        raise SlideError("unreadable", path, "it is no TIFF file")
+    order = "<" if head[:1] == b"I" else ">"
+    big = b"+" in head[:4]
+    if len(head) < 16:
+        raise SlideError("truncated", path, "the file ends after its header")
+    first = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)[0]
+    return _Layout(order, "Q", "HHQ8s", "Q", first) if big else _Layout(order, "H", "HHI4s", "I", first)
+
+
+def _directory(path: Path, file: BinaryIO, layout: _Layout, at: int, size: int) -> tuple[int, list[_Entry], int]:
+    """A directory at an offset: where it ends, its entries, the offset of the next."""
+    head, body, foot = (struct.Struct(layout.order + code) for code in (layout.number, layout.entry, layout.offset))
+    number = _unpack(path, file, at, head)[0]
+    if number == 0 or number > MOST_ENTRIES:
+        code = "truncated" if number == 0 else "unreadable"
+        raise SlideError(code, path, f"its directory at byte {at} has {number} entries")
+    start, end = at + head.size, at + head.size + number * body.size + foot.size
+    if end > size:
+        raise SlideError("truncated", path, f"the file ends at {size} bytes, inside a directory")
+    file.seek(start)
+    data = file.read(end - start)
+    entries = list(_entries(path, layout, data[: -foot.size], start, size))
+    return end, entries, foot.unpack(data[-foot.size :])[0]
+
+
+def _entries(path: Path, layout: _Layout, data: bytes, start: int, size: int) -> Iterator[_Entry]:
+    body, offset = struct.Struct(layout.order + layout.entry), struct.Struct(layout.order + layout.offset)
+    for position in range(0, len(data), body.size):
+        tag, kind, count, value = body.unpack_from(data, position)
+        length = SIZES.get(kind, 0) * count
+        inline = start + position + body.size - offset.size
+        where = inline if length <= offset.size else offset.unpack(value)[0]
+        if kind == 0:
+            raise SlideError("truncated", path, f"an entry of its directory at byte {start} is empty")
+        if where + length > size:
+            raise SlideError("truncated", path, f"the file ends at {size} bytes, before the value of tag {tag}")
+        if tag in TILE_LISTS and count > MOST_TILES:
+            raise SlideError("unreadable", path, f"a level lists {count} tiles")
+        yield _Entry(tag, kind, count, where, length)
+
+
+def _offsets(path: Path, file: BinaryIO, layout: _Layout, entry: _Entry) -> list[int]:
+    """The directories that an entry points to."""
+    if entry.values > MOST_DIRECTORIES or SIZES.get(entry.kind, 0) < 4:
+        raise SlideError("unreadable", path, f"a level lists {entry.values} directories of its own")
+    code = "Q" if SIZES[entry.kind] == 8 else "I"
+    return list(_unpack(path, file, entry.start, struct.Struct(f"{layout.order}{entry.values}{code}")))
+
+
+def _unpack(path: Path, file: BinaryIO, at: int, what: struct.Struct) -> tuple[int, ...]:
+    file.seek(at)
+    data = file.read(what.size)
+    if at < 8 or len(data) < what.size:
+        raise SlideError("truncated", path, f"the file ends before its directory at byte {at}")
+    return what.unpack(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import cast
 
 import numpy as np
@@ -13,6 +14,9 @@ RGB_MARKER = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 """Adobe's APP14 with transform 0: the components are RGB. Aperio leaves it out, and a decoder takes them for YCbCr."""
 
 JFIF = b"\xff\xe0"
+
+CODESTREAM = b"\xff\x4f\xff\x51"
+"""How JPEG 2000 starts: SOC, SIZ."""
 
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -40,7 +44,9 @@ def decode(
 
 
 def frame_size(head: bytes) -> tuple[int, int] | None:
-    """(height, width) out of the first bytes of a stream; None when they hold no frame header."""
+    """(height, width) out of the first bytes of a JPEG stream; None when they hold no start and no frame header."""
+    if not head.startswith(SOI):
+        return None
     position = 2
     while position + 9 <= len(head) and head[position] == 0xFF:
         kind = head[position + 1]
@@ -50,6 +56,18 @@ def frame_size(head: bytes) -> tuple[int, int] | None:
     return None
 
 
-def is_whole(head: bytes, tail: bytes) -> bool:
-    """Whether a stream starts and ends as one: SOI, and EOI with at most some padding behind it."""
-    return head.startswith(SOI) and tail.rstrip(b"\0").endswith(EOI)
+def codestream_size(head: bytes) -> tuple[int, int] | None:
+    """(height, width) out of the first bytes of a JPEG 2000 codestream, also inside a JP2 file; None when it is none.
+
+    Source: ISO/IEC 15444-1, A.5.1: the SIZ marker follows SOC at once.
+    """
+    start = head.find(CODESTREAM)
+    if len(head) < start + 24 or start < 0 or (start > 0 and head[4:8] != b"jP  "):
+        return None
+    right, bottom, left, top = struct.unpack_from(">4I", head, start + 8)
+    return bottom - top, right - left
+
+
+def ends(tail: bytes) -> bool:
+    """Whether the last bytes of a JPEG or JPEG 2000 stream end it (both by FFD9), with at most zeros behind."""
+    return tail.rstrip(b"\0").endswith(EOI)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import openslide
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
-from her2batch.slides.slide import Box, Level, Slide, SlideInfo, settle_mpp
+from her2batch.slides.slide import CHUNK, Box, Level, Slide, SlideInfo, settle_mpp
 
-CHUNK = 256
+CHUNK_RANGE = (64, 2048)
+"""px; NDPI states chunks as wide as a run between restart markers and 8 px high: of no use to work in."""
+
 CUT = ("truncated", "premature", "eof", "short read", "end of file", "restart marker", "corrupt jpeg")
 """Words by which OpenSlide and its libraries say that data ends too early."""
 
@@ -30,10 +33,7 @@ class OpenSlideReader(Slide):
         mpp, source = settle_mpp(
             _number(facts.get("openslide.mpp-x")), _number(facts.get("openslide.mpp-y")), objective
         )
-        levels = tuple(
-            Level(*size, *(int(facts.get(f"openslide.level[{k}].tile-{axis}", CHUNK)) for axis in ("width", "height")))
-            for k, size in enumerate(self._slide.level_dimensions)
-        )
+        levels = tuple(Level(*size, *_chunk(facts, k)) for k, size in enumerate(self._slide.level_dimensions))
         self._downsamples = self._slide.level_downsamples
         background = facts.get("openslide.background-color", "FFFFFF")
         self._background = np.array([int(background[k : k + 2], 16) for k in (0, 2, 4)], np.uint16)
@@ -42,6 +42,13 @@ class OpenSlideReader(Slide):
     def close(self) -> None:
         """Free the file."""
         self._slide.close()
+
+    def validate(self, holes: tuple[tuple[int, int], ...] = ()) -> None:
+        """Read the last chunk of every level, where a cut file has nothing; and everything when there are holes."""
+        for level, size in enumerate(self.info.levels):
+            width, height = min(size.width, size.chunk_width), min(size.height, size.chunk_height)
+            self._pixels(Box(size.width - width, size.height - height, width, height), level)
+        super().validate(holes)
 
     def _pixels(self, box: Box, level: int) -> NDArray[np.uint8]:
         corner = (round(box.x * self._downsamples[level]), round(box.y * self._downsamples[level]))
@@ -55,6 +62,13 @@ class OpenSlideReader(Slide):
             return pixels
         a = alpha[..., None].astype(np.uint16)
         return ((pixels * a + self._background * (255 - a) + 127) // 255).astype(np.uint8)
+
+
+def _chunk(facts: Mapping[str, str], level: int) -> tuple[int, int]:
+    """Width and height of a level's chunks as OpenSlide states them, where they are of a useful size."""
+    stated = [_number(facts.get(f"openslide.level[{level}].tile-{axis}")) or 0 for axis in ("width", "height")]
+    low, high = CHUNK_RANGE
+    return (int(stated[0]), int(stated[1])) if low <= min(stated) and max(stated) <= high else (CHUNK, CHUNK)
 
 
 def _as_slide_error(path: Path, error: Exception) -> SlideError:

@@ -9,7 +9,7 @@ from her2batch.errors import InputError, SlideError
 from her2batch.slides.cucim import CucimSlide
 from her2batch.slides.openslide import OpenSlideReader
 from her2batch.slides.slide import Slide
-from her2batch.slides.tiff import vendor
+from her2batch.slides.tiff import OWN, UnsupportedTiff, vendor
 from her2batch.slides.tiffslide import TiffSlide
 
 READERS: dict[str, Callable[[Path], Slide]] = {
@@ -18,9 +18,6 @@ READERS: dict[str, Callable[[Path], Slide]] = {
     "openslide": OpenSlideReader,
 }
 """Name → what opens a path with it."""
-
-OWN = frozenset({"aperio", "philips", "ome-tiff", "generic-tiff"})
-"""TIFF formats whose tile tables we read ourselves."""
 
 
 def open_slide(path: Path, reader: str = "auto") -> Slide:
@@ -35,4 +32,12 @@ def open_slide(path: Path, reader: str = "auto") -> Slide:
         if reader not in READERS:
             raise InputError(f"there is no reader {reader}", None, f"known: auto, {', '.join(READERS)}")
         return READERS[reader](path)
-    return TiffSlide(path) if vendor(path) in OWN else OpenSlideReader(path)
+    if vendor(path) not in OWN:
+        return OpenSlideReader(path)
+    try:
+        return TiffSlide(path)
+    except UnsupportedTiff as ours:
+        try:
+            return OpenSlideReader(path)
+        except SlideError:
+            raise ours from None  # it names what is unsupported

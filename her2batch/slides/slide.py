@@ -25,8 +25,14 @@ MPP_RANGE = (0.05, 20.0)
 MPP_OF_20X = 0.5
 """µm/px of a 20× scan; mpp · objective is close to 10 on all common scanners."""
 
+CHUNK = 256
+"""Edge of the chunks that a slide is worked through in where its file has none of a useful size, px."""
+
 READ_LIMIT = 400_000_000
 """Pixels one read may hold (1.2 GB): a larger request is a fault of the caller, or of a hostile tag."""
+
+STRIP = 64_000_000
+"""Pixels of a strip in which a whole level is read (192 MB)."""
 
 
 class Box(NamedTuple):
@@ -134,7 +140,7 @@ class Slide(ABC):
     def validate(self, holes: tuple[tuple[int, int], ...] = ()) -> None:
         """Refuse a damaged file before its pixels are used. Raises SlideError `truncated` or `unreadable`.
 
-        holes: byte ranges (start, end) of the file that hold nothing but zeros (see `intake.fingerprint`). Here a file
+        holes: byte ranges (start, end) of the file that hold nothing but zeros (see `files.fingerprint`). Here a file
         with holes is read through once, every level, so that what its decoder notices is noticed now; a reader that
         knows where its chunks lie does better.
         """
@@ -188,7 +194,8 @@ class Slide(ABC):
         out_w = max(1, round(self.info.width / downsample))
         out_h = max(1, round(self.info.height / downsample))
         out = np.empty((out_h, out_w, 3), np.uint8)
-        rows = max(1, math.ceil(out_h * size.chunk_height * 2 / size.height))  # output rows a strip
+        high = min(size.chunk_height * 2, max(1, STRIP // size.width))
+        rows = max(1, math.ceil(out_h * high / size.height))  # output rows a strip
         for top in range(0, out_h, rows):
             bottom = min(out_h, top + rows)
             y0, y1 = (
@@ -208,6 +215,8 @@ class Slide(ABC):
         cx0, cy0, cx1, cy1 = max(x0, 0), max(y0, 0), min(x1, size.width), min(y1, size.height)
         if (cx0, cy0, cx1, cy1) == (x0, y0, x1, y1):
             return self.read(Box(x0, y0, x1 - x0, y1 - y0), level)
+        if (x1 - x0) * (y1 - y0) > READ_LIMIT:
+            raise SlideError("out-of-memory", self.info.path, f"one read of {x1 - x0} × {y1 - y0} px")
         out = np.full((y1 - y0, x1 - x0, 3), 255, np.uint8)
         if cx0 < cx1 and cy0 < cy1:
             out[cy0 - y0 : cy1 - y0, cx0 - x0 : cx1 - x0] = self.read(Box(cx0, cy0, cx1 - cx0, cy1 - cy0), level)

@@ -1,0 +1,90 @@
+"""What the tests share: real data, slides made in a line, one Ray for the whole session."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+
+from her2batch.flow.session import Session, connect
+from her2batch.settings import Resources
+
+cv2.setNumThreads(1)
+
+MakeSlide = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real slides; not part of the project."""
+    folder = Path(os.environ.get("HER2BATCH_TEST_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no real slides: set HER2BATCH_TEST_DATA to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cores(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Real HER2 tissue as slides: '0', '1+', '3+' → the middle of a core, 2000 × 1600 px, 0.25 µm/px, three levels."""
+    folder = tmp_path_factory.mktemp("cores")
+    made = {}
+    for jpg in sorted((real_data / "her2_cores").glob("[013]_*.jpg")):
+        rgb = cv2.cvtColor(cv2.imread(str(jpg)), cv2.COLOR_BGR2RGB)[1800:3400, 1200:3200]
+        score = {"0": "0", "1": "1+", "3": "3+"}[jpg.name[0]]
+        made[score] = write_slide(folder / f"core-{jpg.name[0]}.tiff", rgb, levels=3)
+    return made
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[Session]:
+    """Ray, started once; whoever connects in this process uses it."""
+    with connect(Resources(workers=2, gpus=2)) as session:
+        yield session
+
+
+def write_slide(path: Path, rgb: np.ndarray, mpp: float | None = 0.25, tile: int = 256, levels: int = 1) -> Path:
+    """A tiled JPEG TIFF of an image (H, W, 3) uint8; without mpp no resolution is written."""
+    resolution = {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+    with tifffile.TiffWriter(path) as tiff:
+        for k in range(levels):
+            small = cv2.resize(rgb, None, fx=0.5**k, fy=0.5**k, interpolation=cv2.INTER_AREA) if k else rgb
+            tiff.write(
+                small, tile=(tile, tile), photometric="rgb", compression="jpeg", compressionargs={"level": 90},
+                subsampling=(2, 2), metadata=None, subfiletype=int(k > 0), **resolution,
+            )  # fmt: skip
+    return path
+
+
+def tissue_image(width: int, height: int, seed: int = 0, brown: float = 0.0) -> np.ndarray:
+    """Glass with one round piece of blue nuclei, its membranes brown to a degree: (height, width, 3) uint8."""
+    rng = np.random.default_rng(seed)
+    rgb = np.full((height, width, 3), 240, np.float32)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    inside = ((x / width - 0.5) ** 2 + (y / height - 0.5) ** 2 < 0.16).astype(np.float32)
+    pitch = 44.0  # px: 11 µm at 0.25 µm/px
+    dx, dy = x % pitch - pitch / 2, y % pitch - pitch / 2
+    nuclei = np.exp(-((dx**2 + dy**2) / (2 * 8.0**2)))
+    rim = np.minimum(pitch / 2 - np.abs(dx), pitch / 2 - np.abs(dy))
+    membranes = np.exp(-(rim**2) / (2 * 2.0**2))
+    noise = rng.normal(0, 0.02, (height, width)).astype(np.float32)
+    h = inside * (0.06 + 0.5 * nuclei + noise)
+    d = inside * brown * membranes
+    od = h[..., None] * np.array([0.650, 0.704, 0.286]) + d[..., None] * np.array([0.269, 0.568, 0.778])
+    return np.clip(rgb * 10 ** (-od) + rng.normal(0, 1, rgb.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def make_slide(tmp_path: Path) -> MakeSlide:
+    """make_slide('a.tiff', size=(900, 700), seed=1): a small slide with tissue, in a folder `scans`."""
+
+    def make(
+        name: str = "a.tiff", size: tuple[int, int] = (1400, 1200), seed: int = 0, brown: float = 0.0, **more: object
+    ) -> Path:
+        path = tmp_path / "scans" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return write_slide(path, tissue_image(*size, seed=seed, brown=brown), **more)
+
+    return make

@@ -1,0 +1,138 @@
+"""What every reader must do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from her2batch.errors import SlideError
+from her2batch.slides.slide import MPP_RANGE, Box, Slide
+
+MOST = 1200
+"""px: larger levels are compared in a corner of this size."""
+
+
+def corner(slide: Slide, level: int) -> Box:
+    size = slide.info.levels[level]
+    return Box(0, 0, min(size.width, MOST), min(size.height, MOST))
+
+
+def boxes_within(whole: Box, chunk: int, seed: int) -> list[Box]:
+    """The first and the last px, a chunk on the grid and one off it, and boxes drawn at random."""
+    rng = np.random.default_rng(seed)
+    last = Box(whole.width - 1, whole.height - 1, 1, 1)
+    edge = min(chunk, whole.width, whole.height)
+    off = min(7, whole.width - edge, whole.height - edge)
+    found = [Box(0, 0, 1, 1), last, Box(0, 0, edge, edge), Box(off, off, edge, edge)]
+    for _ in range(6):
+        x, y = int(rng.integers(whole.width)), int(rng.integers(whole.height))
+        width, height = 1 + int(rng.integers(whole.width - x)), 1 + int(rng.integers(whole.height - y))
+        found.append(Box(x, y, width, height))
+    return found
+
+
+class SlideContract:
+    """Inherit, and give the fixture `slide`: freshly opened, mpp not yet settled."""
+
+    def test_the_facts_make_sense(self, slide: Slide) -> None:
+        info = slide.info
+        assert info.format
+        assert info.reader
+        assert list(info.level_downsamples) == sorted(info.level_downsamples)
+        assert info.level_downsamples[0] == 1
+        assert all(min(one.chunk_width, one.chunk_height) >= 1 for one in info.levels)
+        assert (info.mpp is None) == (info.mpp_source is None)
+        assert info.mpp is None or MPP_RANGE[0] <= info.mpp <= MPP_RANGE[1]
+
+    def test_a_sound_slide_is_valid(self, slide: Slide) -> None:
+        slide.validate()
+
+    def test_a_read_outside_is_refused_at_every_level(self, slide: Slide) -> None:
+        for level, size in enumerate(slide.info.levels):
+            for box in (
+                Box(-1, 0, 2, 2), Box(0, -1, 2, 2), Box(size.width - 1, 0, 2, 1), Box(0, size.height - 1, 1, 2),
+                Box(size.width, size.height, 1, 1),
+            ):  # fmt: skip
+                with pytest.raises(ValueError, match="leaves level"):
+                    slide.read(box, level)
+
+    def test_a_level_that_is_not_there_is_refused(self, slide: Slide) -> None:
+        for level in (-1, len(slide.info.levels)):
+            with pytest.raises(ValueError, match="no level"):
+                slide.read(Box(0, 0, 1, 1), level)
+
+    def test_an_empty_box_is_refused(self, slide: Slide) -> None:
+        for box in (Box(0, 0, 0, 1), Box(0, 0, 1, 0), Box(1, 1, -1, 1)):
+            with pytest.raises(ValueError, match="leaves level"):
+                slide.read(box)
+
+    def test_a_read_has_the_shape_of_its_box(self, slide: Slide) -> None:
+        for level in range(len(slide.info.levels)):
+            for box in boxes_within(corner(slide, level), slide.info.levels[level].chunk_width, seed=level):
+                pixels = slide.read(box, level)
+                assert pixels.shape == (box.height, box.width, 3)
+                assert pixels.dtype == np.uint8
+                assert pixels.flags.c_contiguous
+
+    def test_parts_are_crops_of_the_whole_at_every_level(self, slide: Slide) -> None:
+        for level, size in enumerate(slide.info.levels):
+            whole = slide.read(corner(slide, level), level)
+            for box in boxes_within(corner(slide, level), size.chunk_width, seed=level):
+                part = whole[box.y : box.bottom, box.x : box.right]
+                assert np.array_equal(slide.read(box, level), part), (level, box)
+
+    def test_the_same_read_gives_the_same_bytes_and_keeps_them(self, slide: Slide) -> None:
+        box = corner(slide, 0)
+        first = slide.read(box)
+        before = first.copy()
+        other = slide.read(Box(0, 0, max(1, box.width // 2), max(1, box.height // 2)))
+        other[:] = 0
+        assert np.array_equal(first, before)
+        assert slide.read(box).tobytes() == before.tobytes()
+
+    def test_a_region_at_the_slides_own_mpp_is_the_read(self, slide: Slide) -> None:
+        slide.info = slide.info.with_mpp(0.25)
+        box = corner(slide, 0)
+        assert slide.info.mpp is not None
+        assert np.array_equal(slide.region(box, slide.info.mpp), slide.read(box))
+
+    def test_a_region_at_a_coarser_mpp_is_smaller_and_looks_the_same(self, slide: Slide) -> None:
+        slide.info = slide.info.with_mpp(0.25)
+        box = corner(slide, 0)
+        assert slide.info.mpp is not None
+        small = slide.region(box, slide.info.mpp * 2)
+        assert small.shape == (max(1, round(box.height / 2)), max(1, round(box.width / 2)), 3)
+        assert np.abs(small.mean((0, 1)) - slide.read(box).mean((0, 1))).max() < 4
+
+    def test_outside_the_slide_a_region_is_white(self, slide: Slide) -> None:
+        slide.info = slide.info.with_mpp(0.25)
+        info = slide.info
+        assert info.mpp is not None
+        region = slide.region(Box(-20, -10, 40, 30), info.mpp)
+        assert (region[:10] == 255).all()
+        assert (region[:, :20] == 255).all()
+        assert np.array_equal(region[10:, 20:], slide.read(Box(0, 0, 20, 20))[: region.shape[0] - 10])
+        assert (slide.region(Box(info.width, 0, 8, 8), info.mpp) == 255).all()
+
+    def test_an_overview_shows_the_whole_slide(self, slide: Slide) -> None:
+        slide.info = slide.info.with_mpp(0.25)
+        info = slide.info
+        assert info.mpp is not None
+        view = slide.overview(info.mpp * 4)
+        assert view.shape == (max(1, round(info.height / 4)), max(1, round(info.width / 4)), 3)
+        left = slide.region(Box(0, 0, info.width // 8 * 4, info.height), info.mpp * 4)
+        assert np.abs(view[:, : left.shape[1]].mean((0, 1)) - left.mean((0, 1))).max() < 3
+
+    def test_an_override_counts_only_where_the_file_gives_no_mpp(self, slide: Slide) -> None:
+        own = slide.info.mpp
+        settled = slide.info.with_mpp(0.33)
+        assert (settled.mpp, settled.mpp_source) == ((0.33, "override") if own is None else (own, "file"))
+        with pytest.raises(SlideError, match="neither a plausible mpp nor an objective") as caught:
+            replace(slide.info, mpp=None, mpp_source=None).with_mpp(None)
+        assert caught.value.code == "no-mpp"
+
+    def test_closing_twice_is_harmless(self, slide: Slide) -> None:
+        slide.close()
+        slide.close()

@@ -1,0 +1,183 @@
+"""Slides over Ray actors: shared, lost, stopped; always the bytes of the plain loop."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+
+from her2batch.flow.census import Todo, take
+from her2batch.flow.ingest import Order, ingest
+from her2batch.flow.pool import plain, share
+from her2batch.flow.session import Session
+from her2batch.flow.stages import Context
+from her2batch.flow.work import Finished, Worker
+from her2batch.models.bundle import BundleInfo, ModelEntry, save_bundle
+from her2batch.models.encoders import dim_of
+from her2batch.models.nets import build
+from her2batch.settings import Plan, Resources
+from her2batch.slides.privacy import Names
+from her2batch.tables.store import Cohort
+from her2batch.tasks import CLASSES, IHC
+from tests.flow.test_ingest import contents
+
+MEMORY = 4_000_000_000
+
+
+def worker_for(out: Path, **more: object) -> Worker:
+    plan = Plan(tile=64)
+    cohort = Cohort(out)
+    cohort.create(plan)
+    return Worker(cohort, Context(plan, dims={"stain": dim_of("stain")}), **more)
+
+
+def todos(scans: Path, worker: Worker) -> list[Todo]:
+    census = take(scans, worker.cohort, worker.context.plan, Names(), {})
+    return census.todo
+
+
+def test_a_slide_that_is_shared_has_the_bytes_of_one_that_is_not(
+    tmp_path: Path, make_slide: Callable, ray_session: Session
+) -> None:
+    make_slide("a.tiff", size=(5000, 4600), brown=0.4)
+    reference = worker_for(tmp_path / "plain")
+    list(plain(reference, todos(tmp_path / "scans", reference)))
+    shared = worker_for(tmp_path / "shared", range_blocks=16, split_blocks=16)
+    finished = list(share(ray_session, shared, todos(tmp_path / "scans", shared), MEMORY))
+    assert [one.row["status"] for one in finished] == ["done"]
+    assert finished[0].row["n_tiles"] > 100
+    assert contents(tmp_path / "plain") == contents(tmp_path / "shared")
+
+
+@dataclass
+class Deadly(Worker):
+    """A worker whose process dies of slides called 'deadly', as often as `deaths` says."""
+
+    deaths: int = 99
+
+    def begin(self, todo: Todo, share: bool, always: bool = False) -> tuple[object, dict]:
+        if todo.slide_id == "deadly":
+            seen = self.cohort.root / "deaths"
+            count = int(seen.read_text()) if seen.exists() else 0
+            seen.write_text(str(count + 1))
+            if count < self.deaths:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().begin(todo, share, always)
+
+
+@pytest.mark.parametrize(("deaths", "outcome"), [(1, "done"), (99, "failed")])
+def test_a_lost_worker_costs_its_slide_two_retries_and_the_others_nothing(
+    tmp_path: Path, make_slide: Callable, ray_session: Session, deaths: int, outcome: str
+) -> None:
+    import tests.flow.test_pool as here
+
+    ray_session.ray.cloudpickle.register_pickle_by_value(here)
+    for name in ("deadly.tiff", "b.tiff", "c.tiff"):
+        make_slide(name, seed=len(name) + ord(name[0]), size=(900, 900))
+    plan = Plan()
+    cohort = Cohort(tmp_path / "c")
+    cohort.create(plan)
+    worker = here.Deadly(cohort, Context(plan, dims={"stain": dim_of("stain")}), deaths=deaths)
+    found: dict[str, Finished] = {}
+    for one in share(ray_session, worker, todos(tmp_path / "scans", worker), MEMORY):
+        found[one.row["slide_id"]] = one
+    assert {name: one.row["status"] for name, one in found.items()} == {"deadly": outcome, "b": "done", "c": "done"}
+    if outcome == "failed":
+        assert found["deadly"].row["error_code"] == "worker-lost"
+        assert (cohort.root / "deaths").read_text() == "3"
+
+
+def test_a_stop_ends_the_batch_between_calls(tmp_path: Path, make_slide: Callable, ray_session: Session) -> None:
+    for k in range(4):
+        make_slide(f"s{k}.tiff", seed=k, size=(900, 900))
+    worker = worker_for(tmp_path / "c")
+    session = replace(ray_session, workers=1)
+    running = share(session, worker, todos(tmp_path / "scans", worker), MEMORY)
+    next(running)
+    session.stopped.set()
+    assert len(list(running)) < 3
+    session.stopped.clear()
+    assert 1 <= len(worker.cohort.rows()) < 4
+
+
+@dataclass
+class Nosy(Worker):
+    """A worker that writes down what its process sees."""
+
+    def begin(self, todo: Todo, share: bool, always: bool = False) -> tuple[object, dict]:
+        import cucim  # noqa: F401  (takes 500 MB on every GPU in sight, so none may be)
+        import torch
+
+        names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+        facts = {name: os.environ.get(name) for name in names} | {"gpus": torch.cuda.device_count()}
+        (self.cohort.root / "seen.json").write_text(json.dumps(facts))
+        return super().begin(todo, share, always)
+
+
+def test_a_cpu_worker_holds_no_gpu_and_runs_one_thread(
+    tmp_path: Path, make_slide: Callable, ray_session: Session
+) -> None:
+    import tests.flow.test_pool as here
+
+    ray_session.ray.cloudpickle.register_pickle_by_value(here)
+    make_slide(size=(900, 900))
+    cohort = Cohort(tmp_path / "c")
+    cohort.create(Plan())
+    worker = here.Nosy(cohort, Context(Plan(), dims={"stain": dim_of("stain")}))
+    list(share(ray_session, worker, todos(tmp_path / "scans", worker), MEMORY))
+    seen = json.loads((cohort.root / "seen.json").read_text())
+    assert seen == {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "gpus": 0}
+
+
+@pytest.fixture(scope="module")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with weights of a small timm net, and a bundle of small nets beside it."""
+    folder = tmp_path_factory.mktemp("weights")
+    net = timm.create_model("test_vit", pretrained=False, num_classes=0)
+    safetensors.torch.save_file(net.state_dict(), folder / "test_vit.safetensors")
+    return folder
+
+
+def a_bundle(folder: Path) -> Path:
+    """Untrained small nets in the places of the paper's: enough to run every branch."""
+    entries, nets = [], {}
+    for source, task, method in (
+        ("patches-low", "her2-4way", "convnext-small"),
+        ("patches-moderate", "her2-4way", "convnext-small"),
+        ("thumbnail-224", "her2-3way", "resnet50"),
+    ):
+        kind = source.split("-")[0].removesuffix("es")
+        file = f"{source}.safetensors"
+        entries.append(ModelEntry(kind=kind, task=task, method=method, input=source, classes=CLASSES[task], file=file))
+        nets[file] = build(method, len(CLASSES[task]), 224)
+    tasks = ("her2-4way", "her2-3way")
+    return save_bundle(
+        folder, BundleInfo(her2batch="0.1.0", tasks=tasks, licence="none: untrained", models=tuple(entries)), nets
+    ).path
+
+
+def test_model_pools_give_the_bytes_of_the_plain_loop(
+    tmp_path: Path, make_slide: Callable, ray_session: Session, small_weights: Path
+) -> None:
+    """With a GPU (here only declared) every model role has actors of its own; without, one process does it all."""
+    make_slide("a.tiff", size=(1400, 1200), brown=0.4)
+    bundle = a_bundle(tmp_path / "bundle")
+    plan = Plan(encoders=("stain", "timm:test_vit"))
+    for name, resources in {"plain": Resources(workers=0), "pools": Resources(workers=1, gpus=1)}.items():
+        order = Order(tmp_path / "scans", tmp_path / name, bundle=bundle, weights=small_weights)
+        summary = ingest(order, plan, resources)
+        assert (summary.done, summary.skipped) == (1, [])
+    assert contents(tmp_path / "plain") == contents(tmp_path / "pools")
+    cohort = Cohort(tmp_path / "pools")
+    names = [name.split("/")[0] for name in cohort.names()]
+    assert names == ["embeddings", "embeddings", "membrane", "patches", "predictions", "slides", "thumbnails", "tiles"]
+    patches = cohort.read(next(name for name in cohort.names() if name.startswith("patches")), "a")
+    assert set(patches["resolution"].to_pylist()) == {"moderate"}  # at `low` a patch is larger than this tissue
+    total = sum(patches[f"p{k}"].to_numpy() for k in range(len(IHC)))
+    np.testing.assert_allclose(total, 1, atol=1e-5)

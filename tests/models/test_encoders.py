@@ -1,0 +1,160 @@
+"""Encoders: every row is what its card says, and a network sees tiles as timm would show them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
+from timm.data.transforms_factory import create_transform
+
+from her2batch.errors import InputError, WeightsError
+from her2batch.models.encoders import ENCODERS, Encoder, Net, dim_of, load_encoder, network, spec_of
+from her2batch.models.weights import Source
+from her2batch.vision.membrane import FEATURES, TileBatch
+from her2batch.vision.stain import Stains
+from tests.contract.encoder_contract import EncoderContract
+
+NETS = [name for name, spec in ENCODERS.items() if isinstance(spec, Net)]
+
+
+def tiles(n: int = 5, edge: int = 160) -> NDArray[np.uint8]:
+    small = np.random.default_rng(7).integers(90, 255, (n, edge // 8, edge // 8, 3), dtype=np.uint8)
+    return small.repeat(8, axis=1).repeat(8, axis=2)
+
+
+@pytest.fixture(scope="module")
+def batch() -> TileBatch:
+    return TileBatch(tiles(), 0.5, Stains())
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the weights of a small timm ViT, classifier included, as the hub would serve them."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    net = timm.create_model("test_vit", pretrained=False)
+    save_file(net.state_dict(), folder / "test_vit.safetensors")
+    return folder
+
+
+class TestStain(EncoderContract):
+    @pytest.fixture
+    def encoder(self) -> Encoder:
+        return load_encoder("stain")
+
+    def test_it_hands_out_the_figures_of_the_tiles(self, encoder: Encoder, batch: TileBatch) -> None:
+        assert encoder.dim == len(FEATURES)
+        assert encoder.weights_sha256 is None
+        assert np.array_equal(encoder(batch), batch.figures.astype(np.float16))
+
+
+class TestTimm(EncoderContract):
+    @pytest.fixture(scope="class")
+    def encoder(self, weights: Path) -> Encoder:
+        return load_encoder("timm:test_vit", weights=weights)
+
+    def test_it_equals_timm_with_its_own_transform(self, encoder: Encoder, batch: TileBatch) -> None:
+        torch.manual_seed(0)
+        net = timm.create_model("test_vit", pretrained=False).eval()
+        net.reset_classifier(0)
+        data = timm.data.resolve_model_data_config(net)
+        show = create_transform(**{**data, "crop_pct": 1.0})
+        with torch.inference_mode():
+            theirs = net(torch.stack([show(Image.fromarray(one)) for one in batch.pixels])).numpy()
+        assert np.abs(theirs - encoder(batch)).max() < 2e-3
+
+    def test_a_tile_of_another_edge_is_resized_as_its_transform_does(self, encoder: Encoder) -> None:
+        large = TileBatch(tiles(3, edge=224), 0.5, Stains())
+        shown = [np.asarray(Image.fromarray(one).resize((160, 160), Image.Resampling.BICUBIC)) for one in large.pixels]
+        theirs = encoder(replace(large, pixels=np.stack(shown)))
+        assert np.abs(theirs.astype(float) - encoder(large)).max() < 0.02
+
+    def test_it_names_the_file_of_its_weights(self, encoder: Encoder) -> None:
+        assert encoder.weights_sha256 is not None
+        assert len(encoder.weights_sha256) == 64
+
+    def test_its_length_is_known_without_weights(self, encoder: Encoder) -> None:
+        assert dim_of("timm:test_vit") == encoder.dim == 64
+
+
+def small_row(name: str) -> Net:
+    """A row with everything that makes it special, shrunk to a net of a few hundred kB."""
+    row = ENCODERS[name]
+    assert isinstance(row, Net)
+    kwargs = {**row.kwargs, "embed_dim": 48, "depth": 2, "num_heads": 2}
+    return replace(row, kwargs=kwargs, dim=96 if row.pooling == "token+mean" else 48)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_row_sees_and_pools_as_its_card_says(name: str, tmp_path: Path) -> None:
+    row = small_row(name)
+    extra = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": torch.nn.SiLU} if row.swiglu else {}
+    torch.manual_seed(1)
+    net = timm.create_model(row.arch, pretrained=False, **row.kwargs, **extra).eval()
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    pixels = tiles(2, edge=224)
+    mean, std = torch.tensor(row.mean).view(3, 1, 1), torch.tensor(row.std).view(3, 1, 1)
+    with torch.inference_mode():
+        out = net((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std)
+        if name == "virchow2":  # its card: class token, then four registers, then 256 patches
+            assert out.shape == (2, 1 + 4 + 256, 48)
+            out = torch.cat([out[:, 0], out[:, 5:].mean(1)], dim=-1)
+    ours = network(row, tmp_path / "net.safetensors", "cpu")(TileBatch(pixels, 0.5, Stains()))
+    assert ours.shape == (2, row.dim)
+    assert np.allclose(ours, out.numpy(), atol=1e-4)
+
+
+BYTES = {"uni": 1_213_527_781, "uni2-h": 2_725_669_217, "h-optimus-0": 4_539_305_018, "virchow2": 631_239_424 * 4}
+"""Size of the published files; of Virchow2 the published 631,239,424 parameters."""
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_row_builds_the_network_that_was_published(name: str) -> None:
+    row = ENCODERS[name]
+    assert isinstance(row, Net)
+    extra = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": torch.nn.SiLU} if row.swiglu else {}
+    with torch.device("meta"):
+        net = timm.create_model(row.arch, pretrained=False, **row.kwargs, **extra)
+    assert sum(one.numel() for one in net.parameters()) * 4 == pytest.approx(BYTES[name], rel=2e-4)
+    assert net.num_features * (2 if row.pooling == "token+mean" else 1) == row.dim
+    assert row.source.revision is not None
+    assert len(row.source.revision) == 40
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(InputError, match="uni2-h"):
+        load_encoder("unl")
+    with pytest.raises(InputError, match="timm knows no model"):
+        dim_of("timm:no_such_net")
+
+
+def test_without_weights_there_is_no_encoder_and_the_remedies_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="MahmoodLab/UNI") as caught:
+        load_encoder("uni")
+    for word in ("encoder uni", "https://huggingface.co/MahmoodLab/UNI", "hf auth login", "--weights"):
+        assert word in str(caught.value)
+    with pytest.raises(WeightsError, match="test_vit"):
+        load_encoder("timm:test_vit")
+
+
+def test_weights_of_another_network_are_refused(weights: Path) -> None:
+    with pytest.raises(WeightsError, match="does not fit"):
+        load_encoder("uni", weights=weights / "test_vit.safetensors")
+
+
+def test_a_vector_that_is_no_number_is_refused(batch: TileBatch) -> None:
+    for value in (np.nan, np.inf, 1e6):  # 1e6 is too large for float16
+        broken = Encoder("broken", 3, None, lambda one, v=value: np.full((len(one.pixels), 3), v, np.float32))
+        with pytest.raises(WeightsError, match="broken"):
+            broken(batch)
+
+
+def test_rows_are_values() -> None:
+    assert spec_of("uni") == ENCODERS["uni"]
+    assert replace(Source("a/b", None, (), "free")).page == "https://huggingface.co/a/b"

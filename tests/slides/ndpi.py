@@ -1,0 +1,91 @@
+"""A minimal NDPI file: what the paper's scanner writes, as far as a reader looks at it.
+
+One page a level, each one strip holding one JPEG with restart markers; tag 65426 lists where the runs between them
+start. Facts from OpenSlide's documentation and source (hamamatsu); no vendor file was at hand.
+"""
+
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+RUN = 32
+"""MCUs between restart markers: with MCUs of 8 px, chunks of 256 × 8 px."""
+
+SHORT, LONG, ASCII, RATIONAL, FLOAT, SIGNED = 3, 4, 2, 5, 11, 9
+FORMAT_FLAG, SOURCE_LENS, X_OFFSET, Y_OFFSET, FOCAL_PLANE, MCU_STARTS, REFERENCE = (
+    65420, 65421, 65422, 65423, 65424, 65426, 65427,
+)  # fmt: skip
+MACRO = -1.0
+
+
+def write_ndpi(path: Path, rgb: np.ndarray, mpp: float | None, levels: int = 2, objective: float = 40.0) -> Path:
+    """An image (H, W, 3) uint8, sides multiples of 256 · 2^levels, as NDPI with `levels` levels, each a quarter wide."""
+    pages = []
+    for k in range(levels):
+        small = cv2.resize(rgb, None, fx=0.25**k, fy=0.25**k, interpolation=cv2.INTER_AREA) if k else rgb
+        pages.append((small, objective, None if mpp is None else mpp * 4**k))
+    pages.append((rgb[:64, :256], MACRO, None))
+    with path.open("wb") as file:
+        file.write(b"II*\0" + bytes(8))  # 64-bit offset of the first directory: NDPI's own
+        pointer = 4
+        for image, lens, its_mpp in pages:
+            pointer = _page(file, image, lens, its_mpp, pointer)
+    return path
+
+
+def _page(file, image: np.ndarray, lens: float, mpp: float | None, pointer: int) -> int:
+    """Append an image and its directory; returns where the offset of the next directory belongs."""
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 90, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    restart = [cv2.IMWRITE_JPEG_RST_INTERVAL, RUN] if lens > 0 else []
+    stream = cv2.imencode(".jpg", image[..., ::-1], [*quality, *restart])[1].tobytes()
+    start = file.tell()
+    file.write(stream)
+    entries = [
+        (256, LONG, [image.shape[1]]), (257, LONG, [image.shape[0]]), (258, SHORT, [8, 8, 8]), (259, SHORT, [7]),
+        (262, SHORT, [6]), (271, ASCII, b"Hamamatsu\0"), (272, ASCII, b"NanoZoomer\0"), (273, LONG, [start]),
+        (277, SHORT, [3]), (278, LONG, [image.shape[0]]), (279, LONG, [len(stream)]),
+        (FORMAT_FLAG, LONG, [1]), (SOURCE_LENS, FLOAT, [lens]), (X_OFFSET, SIGNED, [0]), (Y_OFFSET, SIGNED, [0]),
+        (FOCAL_PLANE, SIGNED, [0]), (REFERENCE, ASCII, b"Jane Doe\0"),
+    ]  # fmt: skip
+    if mpp is not None:
+        per_cm = [round(1e4 / mpp * 1000), 1000]
+        entries += [(282, RATIONAL, per_cm), (283, RATIONAL, per_cm), (296, SHORT, [3])]
+    if restart:
+        entries.append((MCU_STARTS, LONG, _starts(stream)))
+    values = [(tag, kind, *_packed(kind, value)) for tag, kind, value in sorted(entries)]
+    wheres = []
+    for _, _, _, data in values:
+        wheres.append(file.tell())
+        if len(data) > 4:
+            file.write(data)
+    directory = file.tell()
+    file.write(struct.pack("<H", len(values)))
+    for (tag, kind, count, data), where in zip(values, wheres, strict=True):
+        inline = data.ljust(4, b"\0") if len(data) <= 4 else struct.pack("<I", where)
+        file.write(struct.pack("<HHI4s", tag, kind, count, inline))
+    after = file.tell()
+    file.write(bytes(8))  # offset of the next directory, 64 bits
+    file.write(bytes(4 * len(values)))  # the high words of the values
+    file.seek(pointer)
+    file.write(struct.pack("<Q", directory))
+    file.seek(0, 2)
+    return after
+
+
+def _packed(kind: int, value) -> tuple[int, bytes]:
+    if kind == ASCII:
+        return len(value), value
+    if kind == RATIONAL:
+        return len(value) // 2, struct.pack(f"<{len(value)}I", *value)
+    return len(value), struct.pack(f"<{len(value)}{ {SHORT: 'H', LONG: 'I', FLOAT: 'f', SIGNED: 'i'}[kind] }", *value)
+
+
+def _starts(stream: bytes) -> list[int]:
+    """Where the entropy-coded runs start: behind the scan header, and behind each restart marker."""
+    scan = stream.index(b"\xff\xda")
+    first = scan + 2 + int.from_bytes(stream[scan + 2 : scan + 4])
+    data = np.frombuffer(stream, np.uint8)
+    marks = np.flatnonzero((data[:-1] == 0xFF) & (data[1:] & 0xF8 == 0xD0))
+    return [first, *(int(one) + 2 for one in marks[marks >= first])]

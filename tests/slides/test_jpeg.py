@@ -1,0 +1,95 @@
+"""JPEG streams as slides hold them."""
+
+from pathlib import Path
+
+import cv2
+import imagecodecs
+import numpy as np
+import pytest
+import simplejpeg
+
+from her2batch.slides import jpeg
+from her2batch.slides.tiffslide import TiffSlide
+
+
+@pytest.fixture
+def rgb() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return cv2.resize(rng.integers(0, 255, (8, 12, 3), np.uint8), (48, 32), interpolation=cv2.INTER_CUBIC)
+
+
+def test_a_plain_stream_decodes_as_libjpeg_turbo_does(rgb: np.ndarray) -> None:
+    data = simplejpeg.encode_jpeg(rgb, 90, "RGB", "420")
+    assert np.array_equal(jpeg.decode(data), simplejpeg.decode_jpeg(data))
+    assert jpeg.frame_size(data) == (32, 48)
+    assert jpeg.ends(data)
+
+
+def test_a_buffer_is_decoded_into(rgb: np.ndarray) -> None:
+    data = simplejpeg.encode_jpeg(rgb)
+    buffer = np.zeros(32 * 48 * 3 + 100, np.uint8)
+    pixels = jpeg.decode(data, buffer=buffer)
+    assert np.shares_memory(pixels, buffer)
+    assert np.array_equal(pixels, jpeg.decode(data))
+
+
+def test_a_buffer_that_is_too_small_is_refused(rgb: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="(?i)buffer|small|size"):
+        jpeg.decode(simplejpeg.encode_jpeg(rgb), buffer=np.zeros(100, np.uint8))
+
+
+def test_an_abbreviated_stream_needs_the_slides_tables(real_data: Path) -> None:
+    with TiffSlide(real_data / "slides/CMU-1-Small-Region.svs") as slide:
+        data, tables = slide.raw(0, 0), slide.table(0).jpeg_tables
+    assert tables is not None
+    assert jpeg.decode(data, tables, "RGB").shape == (240, 240, 3)
+    with pytest.raises(ValueError, match=r"."):
+        jpeg.decode(data)
+
+
+def test_rgb_without_a_marker_stays_rgb(rgb: np.ndarray) -> None:
+    stored = imagecodecs.jpeg8_encode(rgb, 95, colorspace="RGB", outcolorspace="RGB")
+    bare = stored.replace(jpeg.RGB_MARKER, b"")  # as Aperio writes it
+    assert b"Adobe" not in bare
+    assert np.abs(jpeg.decode(bare, None, "RGB").astype(int) - rgb).mean() < 3
+    assert np.abs(jpeg.decode(bare, None, "YCBCR").astype(int) - rgb).mean() > 20
+
+
+def test_a_jfif_header_does_not_turn_rgb_into_ycbcr(rgb: np.ndarray) -> None:
+    bare = imagecodecs.jpeg8_encode(rgb, 95, colorspace="RGB", outcolorspace="RGB").replace(jpeg.RGB_MARKER, b"")
+    jfif = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
+    assert np.array_equal(
+        jpeg.decode(bare[:2] + jfif + bare[2:], None, "RGB"), jpeg.decode(bare, None, "RGB")
+    )  # fmt: skip
+
+
+def test_what_libjpeg_would_only_warn_of_is_an_error(rgb: np.ndarray) -> None:
+    data = simplejpeg.encode_jpeg(np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8))
+    middle = len(data) // 2
+    for broken in (data[:middle], data[:middle] + bytes(64) + data[middle + 64 :]):
+        with pytest.raises(ValueError, match=r"."):
+            jpeg.decode(broken)
+
+
+def test_a_frame_size_is_found_only_in_a_jpeg() -> None:
+    assert jpeg.frame_size(b"") is None
+    assert jpeg.frame_size(bytes(100)) is None
+    assert jpeg.frame_size(b"\xff\xd8\xff\xdb\x00\x43" + bytes(20)) is None
+    assert jpeg.frame_size(b"\xff\xd8\xff\xc0\x00\x11\x08\x01\x00\x02\x00") == (256, 512)
+
+
+def test_a_codestream_says_its_size(rgb: np.ndarray) -> None:
+    stream = imagecodecs.jpeg2k_encode(rgb, codecformat="j2k")
+    boxed = imagecodecs.jpeg2k_encode(rgb, codecformat="jp2")
+    assert jpeg.codestream_size(stream) == (32, 48)
+    assert jpeg.codestream_size(boxed) == (32, 48)
+    assert jpeg.codestream_size(stream[:20]) is None
+    assert jpeg.codestream_size(simplejpeg.encode_jpeg(rgb)) is None
+    assert jpeg.ends(stream)
+
+
+def test_zeros_may_stand_behind_the_end_but_nothing_else() -> None:
+    assert jpeg.ends(b"\x12\xff\xd9")
+    assert jpeg.ends(b"\x12\xff\xd9\0\0\0")
+    assert not jpeg.ends(b"\x12\xff\xd9\x01")
+    assert not jpeg.ends(bytes(16))

@@ -1,0 +1,126 @@
+"""What every slide shares: boxes, levels, mpp, resampling."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from her2batch.errors import SlideError
+from her2batch.slides.slide import Box, Level, Slide, SlideInfo, boxes_over, resample, settle_mpp
+
+
+class Gradient(Slide):
+    """A slide that is computed: red grows to the right, green downwards, the same at every level."""
+
+    def __init__(self, *sizes: tuple[int, int], mpp: float | None = 0.25, chunk: int = 64) -> None:
+        levels = tuple(Level(w, h, chunk, chunk) for w, h in sizes)
+        self.info = SlideInfo(Path("gradient"), "toy", "toy", levels, mpp, None if mpp is None else "file", None)
+        self.most = 0
+
+    def _pixels(self, box: Box, level: int) -> NDArray[np.uint8]:
+        self.most = max(self.most, box.width * box.height)
+        size = self.info.levels[level]
+        y, x = np.mgrid[box.y : box.bottom, box.x : box.right]
+        red, green = (x + 0.5) / size.width * 255, (y + 0.5) / size.height * 255
+        return np.stack([red, green, np.zeros_like(red)], axis=2).astype(np.uint8)
+
+
+def test_a_box_knows_its_ends() -> None:
+    assert (Box(2, 3, 10, 20).right, Box(2, 3, 10, 20).bottom) == (12, 23)
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 300), st.integers(1, 300), st.integers(1, 128))
+def test_boxes_over_cover_each_px_once(x: int, y: int, width: int, height: int, edge: int) -> None:
+    seen = np.zeros((y + height, x + width), int)
+    for one in boxes_over(Box(x, y, width, height), edge):
+        assert max(one.width, one.height) <= edge
+        seen[one.y : one.bottom, one.x : one.right] += 1
+    assert (seen[y:, x:] == 1).all()
+    assert seen.sum() == width * height
+
+
+@pytest.mark.parametrize(
+    ("axes", "objective", "settled"),
+    [
+        ((0.25, 0.25), 40, (0.25, "file")),
+        ((0.25, 0.26), None, (0.255, "file")),
+        ((0.25, None), 20, (0.25, "file")),
+        ((0.25, 0.5), 40, (0.25, "objective")),  # axes that differ by more than 10 % are no resolution
+        ((352.8, 352.8), None, (None, None)),  # 72 dpi
+        ((352.8, 352.8), 20, (0.5, "objective")),
+        ((0.0, 0.0), None, (None, None)),
+        ((float("nan"), float("nan")), None, (None, None)),
+        ((None, None), 40, (0.25, "objective")),
+        ((None, None), 0, (None, None)),
+        ((None, None), 1000, (None, None)),
+        ((None, None), None, (None, None)),
+    ],
+)
+def test_mpp_comes_from_the_file_else_from_the_objective(axes, objective, settled) -> None:
+    assert settle_mpp(*axes, objective) == settled
+
+
+def test_a_read_that_no_memory_holds_is_refused_before_it_starts() -> None:
+    slide = Gradient((100_000, 100_000))
+    with pytest.raises(SlideError, match="100000 × 100000") as caught:
+        slide.read(Box(0, 0, 100_000, 100_000))
+    assert caught.value.code == "out-of-memory"
+    with pytest.raises(SlideError, match="px"):
+        slide.region(Box(-500_000, 0, 1_000_000, 10_000), 0.25)
+    assert slide.most == 0
+
+
+def test_the_level_for_a_downsample_is_never_coarser() -> None:
+    slide = Gradient((4000, 4000), (1000, 1000), (250, 250))
+    assert [slide.level_for(one) for one in (0.5, 1, 3.9, 4, 15, 16, 100)] == [0, 0, 0, 1, 1, 2, 2]
+
+
+def test_a_region_is_read_from_the_level_that_has_enough() -> None:
+    slide = Gradient((4000, 4000), (1000, 1000))
+    region = slide.region(Box(0, 0, 2000, 4000), 1.0)
+    assert region.shape == (1000, 500, 3)
+    assert slide.most == 500 * 1000
+    assert region[:, -1, 0].tolist() == pytest.approx([127] * 1000, abs=1)
+
+
+def test_an_overview_is_read_in_strips() -> None:
+    slide = Gradient((6400, 6400))
+    view = slide.overview(4.0)
+    assert view.shape == (400, 400, 3)
+    assert slide.most <= 6400 * 128
+    expected = np.linspace(0, 255, 401)
+    assert np.abs(view[0, :, 0] - (expected[:-1] + expected[1:]) / 2).max() <= 1.5
+    assert np.abs(view[:, 0, 1] - (expected[:-1] + expected[1:]) / 2).max() <= 1.5
+
+
+def test_a_strip_of_huge_chunks_is_still_read_in_pieces() -> None:
+    slide = Gradient((120_000, 9000), chunk=4096)
+    with pytest.raises(SlideError):
+        slide.read(Box(0, 0, 120_000, 8192))
+    slide._pixels = lambda box, level: np.full((1, 1, 3), 7, np.uint8).repeat(box.width, 1)  # type: ignore[method-assign]
+    assert slide.shrunk(300).shape == (30, 400, 3)
+
+
+def test_resampling_keeps_a_flat_image_flat() -> None:
+    flat = np.full((40, 60, 3), 90, np.uint8)
+    for width, height in ((60, 40), (30, 20), (7, 9), (90, 80)):
+        assert (resample(flat, width, height) == 90).all()
+
+
+def test_a_slide_without_mpp_has_no_regions() -> None:
+    slide = Gradient((100, 100), mpp=None)
+    for ask in (lambda: slide.region(Box(0, 0, 10, 10), 0.5), lambda: slide.overview(8)):
+        with pytest.raises(SlideError) as caught:
+            ask()
+        assert caught.value.code == "no-mpp"
+
+
+def test_with_holes_a_slide_is_read_through() -> None:
+    slide = Gradient((3000, 2500), (1500, 1250))
+    slide.validate()
+    assert slide.most == 0
+    slide.validate(((0, 512),))
+    assert slide.most == 2048 * 2048
