@@ -253,7 +253,7 @@ def _stain(cells: Cells, sheets: Sheets, look: Look, block: Block, window: Windo
         d += of(cells.nucleus_d) * chromatin
     if cells.ring_d.any():
         ring = of(cells.ring_d) * _edge(of(cells.ring_px) - edge, 2.0) * _edge(of(cells.ring_share) - mottle, 0.12)
-        d += ring * (np.float32(0.6) + np.float32(0.8) * mottle)
+        d += ring * (np.float32(1.25) - np.float32(0.5) * mottle)
     return np.asarray(cv2.merge([h, d]), np.float32)
 
 

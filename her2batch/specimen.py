@@ -291,8 +291,8 @@ class Tint(NamedTuple):
 
 TINTS = (
     Tint((0.0, 0.0), (0.0, 0.0), 0.40, 0.0),
-    Tint((0.24, 0.03), (0.45, 0.65), 0.50, 0.01),
-    Tint((0.46, 0.08), (0.85, 1.00), 0.50, 0.03),
+    Tint((0.22, 0.03), (0.40, 0.60), 0.50, 0.01),
+    Tint((0.42, 0.07), (0.85, 1.00), 0.50, 0.03),
     Tint((1.10, 0.20), (0.97, 1.10), 0.65, 0.10),
 )
 """None, faint, moderate, intense: DAB density along its unit vector; 1 takes about 72 % of green light."""

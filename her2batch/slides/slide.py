@@ -198,10 +198,8 @@ class Slide(ABC):
         rows = max(1, math.ceil(out_h * high / size.height))  # output rows a strip
         for top in range(0, out_h, rows):
             bottom = min(out_h, top + rows)
-            y0, y1 = (
-                top * size.height // out_h,
-                max(bottom * size.height // out_h, top * size.height // out_h + 1),
-            )
+            y0 = top * size.height // out_h
+            y1 = max(bottom * size.height // out_h, y0 + 1)
             strip = self.read(Box(0, y0, size.width, y1 - y0), level)
             out[top:bottom] = resample(strip, out_w, bottom - top)
         return out
