@@ -20,7 +20,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,14 +89,18 @@ def make_cohort(
     for name in ("slides", "annotations", "truth"):
         (out / name).mkdir(parents=True, exist_ok=True)
     write = partial(_write_all, out, seed)
-    for done, _ in enumerate(_mapped(write, truths, workers or os.cpu_count() or 1), start=1):
+    written = []
+    for truth in _mapped(write, truths, workers or os.cpu_count() or 1):
+        written.append(truth)
         if progress is not None:
-            progress(done, slides)
-    write_labels(out / "labels.csv", truths)
+            progress(len(written), slides)
+    write_labels(out / "labels.csv", written)
     return out
 
 
-def _mapped(function: Callable[[SlideTruth], None], truths: list[SlideTruth], workers: int) -> Iterator[None]:
+def _mapped(
+    function: Callable[[SlideTruth], SlideTruth], truths: list[SlideTruth], workers: int
+) -> Iterator[SlideTruth]:
     """In order, in processes of their own where that helps."""
     if min(workers, len(truths)) == 1:
         yield from map(function, truths)
@@ -186,18 +190,23 @@ def write_labels(path: Path, truths: list[SlideTruth]) -> None:
         rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         rows.writeheader()
         for one in truths:
-            facts = (one.slide_id, one.patient_id, one.her2, one.ish, one.receptor("er"), one.receptor("pr"))
+            ish = one.ish if one.her2 == "2+" else None
+            facts = (one.slide_id, one.patient_id, one.her2, ish, one.receptor("er"), one.receptor("pr"))
             rows.writerow(dict(zip(COLUMNS, (*facts, one.site, one.stain), strict=True)))
 
 
-def _write_all(out: Path, seed: int, truth: SlideTruth) -> None:
-    """A slide, its annotations, its truth."""
-    specimen = make_slide(out / "slides" / f"{truth.slide_id}.svs", truth, seed)
+def _write_all(out: Path, seed: int, planned: SlideTruth) -> SlideTruth:
+    """A slide, its annotations, its truth: with the mix of the cells as placed, which on small slides isn't quite the
+    one that was planned.
+    """  # fmt: skip
+    specimen = make_slide(out / "slides" / f"{planned.slide_id}.svs", planned, seed)
+    truth = replace(planned, mix=specimen.mix)
     if truth.stain == "her2":
         features = annotate(specimen, rng_for(seed, truth.slide_id, "annotations"))
         collection = {"type": "FeatureCollection", "features": features}
         (out / "annotations" / f"{truth.slide_id}.geojson").write_text(json.dumps(collection), encoding="utf-8")
     write_truth(out / "truth", truth, specimen)
+    return truth
 
 
 def write_truth(folder: Path, truth: SlideTruth, specimen: Specimen) -> None:
@@ -205,7 +214,7 @@ def write_truth(folder: Path, truth: SlideTruth, specimen: Specimen) -> None:
     arrays: dict[str, Any] = {"downsample": specimen.fields.px, "regions": specimen.regions, **specimen.masks}
     np.savez_compressed(folder / f"{truth.slide_id}.npz", **arrays)
     labels = {"her2": truth.her2, "er": truth.receptor("er"), "pr": truth.receptor("pr")}
-    facts = asdict(truth) | labels | {"mix": specimen.mix._asdict(), "n_tumour_cells": specimen.n_cells}
+    facts = asdict(truth) | labels | {"mix": truth.mix._asdict(), "n_tumour_cells": specimen.n_cells}
     (folder / f"{truth.slide_id}.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 

@@ -1,5 +1,6 @@
 """What the tests share: real data, slides made in a line, one Ray for the whole session."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ import tifffile
 
 from her2batch.flow.session import Session, connect
 from her2batch.settings import Resources
+
+with contextlib.suppress(ImportError):
+    import cucim.clara  # noqa: F401  (after torch, which some tests import, it never returns)
 
 cv2.setNumThreads(1)
 

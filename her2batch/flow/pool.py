@@ -152,7 +152,12 @@ class _Driver:
         if not gpu:
             limits["CUDA_VISIBLE_DEVICES"] = ""
         # Ray counts CPUs to place workers; a GPU actor brings its own threads and takes no worker's place
-        options = {"num_cpus": 0 if gpu else 1, "num_gpus": fraction, "max_restarts": 0, "runtime_env": {"env_vars": limits}}
+        options = {
+            "num_cpus": 0 if gpu else 1,
+            "num_gpus": fraction,
+            "max_restarts": 0,
+            "runtime_env": {"env_vars": limits},
+        }
         threads = max(1, self._session.workers // max(1, len(self._gpu_roles))) if gpu else 0
         worker = replace(self._worker, threads=threads)
         roles = (pool,) if gpu else tuple(one for one in _roles(worker) if one not in self._gpu_roles)

@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -26,6 +27,11 @@ from her2batch.settings import Resources
 
 OBJECT_STORE = 200_000_000
 """Bytes: pixels don't cross it, embeddings of split slides do."""
+
+
+KNOCK_S = 5.0
+
+NO_CLUSTER = "start one with `ray start --head`, or leave --address away to use this machine"
 
 
 @dataclass
@@ -104,11 +110,11 @@ def _import_ray(folder: Path | None) -> ModuleType:
 def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> None:
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     if folder is None:
+        _answers(resources.address)
         try:
             ray.init(address=resources.address, **common)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            remedy = "start one with `ray start --head`, or leave --address away to use this machine"
-            raise InputError(f"no Ray cluster answers at {resources.address} ({error})", None, remedy) from error
+            raise InputError(f"no Ray cluster answers at {resources.address} ({error})", None, NO_CLUSTER) from error
         return
     ray.init(
         num_cpus=max(resources.workers or 0, cores()),
@@ -119,6 +125,17 @@ def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> None:
         _node_ip_address="127.0.0.1",
         **common,
     )
+
+
+def _answers(address: str) -> None:
+    """Knock at HOST:PORT: Ray itself would try for minutes. Raises InputError."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
+    except OSError as error:
+        raise InputError(f"no Ray cluster answers at {address} ({error})", None, NO_CLUSTER) from error
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from her2batch.errors import SlideError
 from her2batch.flow.census import Todo
 from her2batch.flow.results import BLANK_RANGE, row_facts, write_tables
 from her2batch.flow.stages import Context, Grid, Stage, State, Work, chosen
+from her2batch.slides import cucim
 from her2batch.slides.files import fingerprint
 from her2batch.slides.intake import again
 from her2batch.slides.privacy import Names
@@ -80,6 +81,8 @@ class Worker:
 
     def ready(self, roles: tuple[str, ...] | None = None) -> None:
         """Make the stages, so that missing weights stop the run before the first slide. roles: only these overs."""
+        if self.context.plan.reader == "cucim":
+            cucim.load()  # before a stage imports torch
         for stage in chosen(self.context.bundle):
             if roles is None or stage.over in roles or stage.name in roles:
                 self._make(stage)

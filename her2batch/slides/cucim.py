@@ -6,6 +6,8 @@ So the tile table is parsed and checked by our own reader first, and cuCIM only 
 
 from __future__ import annotations
 
+import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ class CucimSlide(TiffSlide):
 
     def __init__(self, path: Path) -> None:
         """Open a slide. Raises SlideError as TiffSlide does, InputError when cuCIM isn't installed."""
-        image_class = _image_class()
+        image_class = load()
         super().__init__(path)
         try:
             self._image = image_class(str(path))
@@ -52,7 +54,7 @@ class CucimSlide(TiffSlide):
         number = self._level_of.get(level)
         if number is None:
             return super()._pixels(box, level)
-        corner = (round(box.x * self._scales[number]), round(box.y * self._scales[number]))
+        corner = _corner(box, self._scales[number])
         try:
             region = self._image.read_region(corner, (box.width, box.height), number)
         except (RuntimeError, ValueError) as error:
@@ -60,8 +62,19 @@ class CucimSlide(TiffSlide):
         return np.ascontiguousarray(np.asarray(region)[..., :3])
 
 
-def _image_class() -> Any:
-    """cuCIM's image class; importing it takes about 500 MB on every GPU in sight, so only where it is used."""
+def _corner(box: Box, downsample: float) -> tuple[int, int]:
+    """The level-0 px that cuCIM maps onto a box's corner: the first that isn't left of it or above it."""
+    return math.ceil(box.x * downsample - 1e-6), math.ceil(box.y * downsample - 1e-6)
+
+
+def load() -> Any:
+    """cuCIM's image class; importing it takes about 500 MB on every GPU in sight, so only where it is used.
+
+    Call it before torch is imported: cuCIM 26.10 after torch 2.15 never returns from its import.  Raises InputError
+    when it isn't installed, or comes too late.
+    """
+    if "torch" in sys.modules and "cucim" not in sys.modules:
+        raise InputError("cuCIM can't be loaded after torch: it hangs", None, "import cucim first, or --reader auto")
     try:
         from cucim.clara import CuImage
     except ImportError as error:

@@ -15,6 +15,10 @@ from her2batch.slides.slide import CHUNK, Box, Level, Slide, SlideInfo, settle_m
 CHUNK_RANGE = (64, 2048)
 """px; NDPI states chunks as wide as a run between restart markers and 8 px high: of no use to work in."""
 
+CELL = 1024
+"""px; where a level isn't a whole number of times smaller, OpenSlide interpolates between px by where a read starts.
+So such levels are read in fixed cells, and a px doesn't depend on the box it is asked in."""
+
 CUT = ("truncated", "premature", "eof", "short read", "end of file", "restart marker", "corrupt jpeg")
 """Words by which OpenSlide and its libraries say that data ends too early."""
 
@@ -28,6 +32,7 @@ class OpenSlideReader(Slide):
             self._slide = openslide.OpenSlide(str(path))
         except (openslide.OpenSlideError, OSError, UnicodeError) as error:
             raise _as_slide_error(path, error) from error
+        self._closed = False
         facts = self._slide.properties
         objective = _number(facts.get("openslide.objective-power"))
         mpp, source = settle_mpp(
@@ -41,7 +46,9 @@ class OpenSlideReader(Slide):
 
     def close(self) -> None:
         """Free the file."""
-        self._slide.close()
+        if not self._closed:
+            self._slide.close()
+        self._closed = True
 
     def validate(self, holes: tuple[tuple[int, int], ...] = ()) -> None:
         """Read the last chunk of every level, where a cut file has nothing; and everything when there are holes."""
@@ -51,11 +58,29 @@ class OpenSlideReader(Slide):
         super().validate(holes)
 
     def _pixels(self, box: Box, level: int) -> NDArray[np.uint8]:
+        if self._downsamples[level].is_integer():
+            return self._region(box, level)
+        size = self.info.levels[level]
+        out = np.empty((box.height, box.width, 3), np.uint8)
+        for y in range(box.y // CELL * CELL, box.bottom, CELL):
+            for x in range(box.x // CELL * CELL, box.right, CELL):
+                cell = Box(x, y, min(CELL, size.width - x), min(CELL, size.height - y))
+                left, top = max(x, box.x), max(y, box.y)
+                right, bottom = min(cell.right, box.right), min(cell.bottom, box.bottom)
+                pixels = self._region(cell, level)[top - y : bottom - y, left - x : right - x]
+                out[top - box.y : bottom - box.y, left - box.x : right - box.x] = pixels
+        return out
+
+    def _region(self, box: Box, level: int) -> NDArray[np.uint8]:
         corner = (round(box.x * self._downsamples[level]), round(box.y * self._downsamples[level]))
         try:
             rgba = np.asarray(self._slide.read_region(corner, level, (box.width, box.height)))
         except (openslide.OpenSlideError, OSError) as error:
             raise _as_slide_error(self.info.path, error) from error
+        return self._composed(rgba)
+
+    def _composed(self, rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(h, w, 4) → (h, w, 3) uint8: what holds no image shows the slide's background colour."""
         alpha = rgba[..., 3]
         pixels = np.ascontiguousarray(rgba[..., :3])
         if alpha.min() == 255:

@@ -79,7 +79,7 @@ class _Encoded:
 
 
 def _chunks(slide: Slide, level: int, quality: int) -> _Passthrough | _Encoded:
-    if isinstance(slide, TiffSlide) and slide.table(level).compression == "jpeg":
+    if isinstance(slide, TiffSlide) and slide.table(level).compression == "jpeg" and slide.table(level).full_tiles:
         return _Passthrough(slide, level)
     return _Encoded(slide, level, quality)
 

@@ -103,6 +103,8 @@ def vendor(path: Path) -> str | None:
     try:
         with _parsed(path) as file:
             return _vendor(file.pages[0])
+    except OSError as error:
+        raise SlideError("unreadable", path, f"it can't be opened ({error.strerror})") from error
     except DAMAGED as error:
         if not is_tiff(path):
             return None

@@ -164,7 +164,10 @@ class TiffSlide(Slide):
 
     def _raw(self, table: TileTable, index: int) -> bytes:
         count = int(table.counts[index])
-        data = os.pread(self._handle, count, int(table.offsets[index]))
+        try:
+            data = os.pread(self._handle, count, int(table.offsets[index]))
+        except OSError as error:
+            raise SlideError("unreadable", self._path, f"its tile {index} can't be read ({error.strerror})") from error
         if len(data) != count:
             raise SlideError("truncated", self._path, f"ends inside its tile {index}")
         return data
@@ -176,10 +179,7 @@ class TiffSlide(Slide):
             if table.compression == "jpeg":
                 pixels = self._jpeg(table, data)
             elif table.compression == "jpeg2000":
-                pixels = np.asarray(imagecodecs.jpeg2k_decode(data))
-                if table.colorspace == "YCBCR":
-                    swapped = np.ascontiguousarray(pixels[..., [0, 2, 1]])
-                    pixels = np.asarray(cv2.cvtColor(swapped, cv2.COLOR_YCrCb2RGB), np.uint8)
+                pixels = _jpeg2000(table, data, index)
             else:
                 assert table.unpack is not None
                 pixels = table.unpack(data, index)
@@ -200,6 +200,18 @@ class TiffSlide(Slide):
         if len(self._buffer) < wanted:
             self._buffer = np.empty(wanted, np.uint8)
         return jpeg.decode(data, table.jpeg_tables, table.colorspace, self._buffer)
+
+
+def _jpeg2000(table: TileTable, data: bytes, index: int) -> NDArray[np.uint8]:
+    """A tile from a JPEG 2000 stream: (h, w, 3) uint8. A stream of another size is not even begun."""
+    size = jpeg.codestream_size(data[:HEAD])
+    if size is None or not _fits(size, table, index):
+        raise ValueError(f"a stream of {size} px")
+    pixels = np.asarray(imagecodecs.jpeg2k_decode(data))
+    if table.colorspace == "RGB":
+        return pixels
+    swapped = np.ascontiguousarray(pixels[..., [0, 2, 1]])
+    return np.asarray(cv2.cvtColor(swapped, cv2.COLOR_YCrCb2RGB), np.uint8)
 
 
 def _glass_share(data: bytes, table: TileTable, colorspace: str) -> float:

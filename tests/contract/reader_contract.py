@@ -110,10 +110,11 @@ class SlideContract:
         slide.info = slide.info.with_mpp(0.25)
         info = slide.info
         assert info.mpp is not None
-        region = slide.region(Box(-20, -10, 40, 30), info.mpp)
+        inside = Box(0, 0, min(20, info.width), min(15, info.height))
+        region = slide.region(Box(-20, -10, 20 + inside.width, 10 + inside.height), info.mpp)
         assert (region[:10] == 255).all()
         assert (region[:, :20] == 255).all()
-        assert np.array_equal(region[10:, 20:], slide.read(Box(0, 0, 20, 20))[: region.shape[0] - 10])
+        assert np.array_equal(region[10:, 20:], slide.read(inside))
         assert (slide.region(Box(info.width, 0, 8, 8), info.mpp) == 255).all()
 
     def test_an_overview_shows_the_whole_slide(self, slide: Slide) -> None:

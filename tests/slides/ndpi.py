@@ -21,7 +21,7 @@ MACRO = -1.0
 
 
 def write_ndpi(path: Path, rgb: np.ndarray, mpp: float | None, levels: int = 2, objective: float = 40.0) -> Path:
-    """An image (H, W, 3) uint8, sides multiples of 256 · 2^levels, as NDPI with `levels` levels, each a quarter wide."""
+    """An image (H, W, 3) uint8, sides multiples of 256 · 4^levels, as NDPI; each level a quarter as wide."""
     pages = []
     for k in range(levels):
         small = cv2.resize(rgb, None, fx=0.25**k, fy=0.25**k, interpolation=cv2.INTER_AREA) if k else rgb

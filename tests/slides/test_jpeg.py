@@ -35,7 +35,7 @@ def test_a_buffer_is_decoded_into(rgb: np.ndarray) -> None:
 
 
 def test_a_buffer_that_is_too_small_is_refused(rgb: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="(?i)buffer|small|size"):
+    with pytest.raises(ValueError, match=r"(?i)buffer|small|size"):
         jpeg.decode(simplejpeg.encode_jpeg(rgb), buffer=np.zeros(100, np.uint8))
 
 

@@ -13,7 +13,7 @@ from her2batch.errors import StoreError
 from her2batch.settings import Plan
 from her2batch.tables import schemas
 from her2batch.tables.audit import status, verify
-from her2batch.tables.files import read_parquet, whole, write_parquet
+from her2batch.tables.files import write_parquet
 from her2batch.tables.store import Cohort, read_all
 
 
@@ -146,32 +146,6 @@ def test_another_format_is_refused(cohort: Cohort) -> None:
     cohort.settings.write_text("format = 99\n")
     with pytest.raises(StoreError, match="format 99"):
         cohort.check()
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    def write_half() -> None:
-        with whole(tmp_path / "a.txt") as part:
-            part.write_text("half")
-            raise ValueError
-
-    with pytest.raises(ValueError):  # noqa: PT011
-        write_half()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_equal_tables_are_equal_bytes_and_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
-    vectors = np.random.default_rng(0).normal(size=(500, 64)).astype(np.float16)
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 64)
-    table = schemas.embeddings("a", pa.array(np.arange(500, dtype=np.int32)), flat)
-    for name in "ab":
-        write_parquet(table, tmp_path / name)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert read_parquet(tmp_path / "a").equals(table)
-    data = bytearray((tmp_path / "a").read_bytes())
-    data[20_000] ^= 4
-    (tmp_path / "a").write_bytes(data)
-    with pytest.raises((OSError, pa.ArrowInvalid)):
-        read_parquet(tmp_path / "a")
 
 
 def test_read_all_joins_the_slides_in_order(cohort: Cohort) -> None:

@@ -1,0 +1,79 @@
+"""Ray: bound to this machine, with a token nobody else reads, and nothing left behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from her2batch.errors import InputError
+from her2batch.flow.session import Session, connect
+from her2batch.settings import Resources
+
+
+def test_nothing_listens_off_loopback(ray_session: Session) -> None:
+    ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    addresses = {
+        connection.laddr.ip
+        for process in ours
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def test_a_connection_that_is_there_is_used(ray_session: Session) -> None:
+    with connect(Resources(workers=1)) as again:
+        assert again.workers == 1
+    assert ray_session.ray.is_initialized()
+
+
+def test_a_session_cleans_up_and_keeps_its_token_to_itself() -> None:
+    code = """
+import os, pathlib
+from her2batch.flow.session import connect
+from her2batch.settings import Resources
+before = dict(os.environ)
+with connect(Resources(workers=1)):
+    token = pathlib.Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    print(oct(token.stat().st_mode & 0o777), len(token.read_text()))
+print(token.parent.exists(), os.environ == before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.stdout.split() == ["0o600", "64", "False", "True"], run.stderr
+
+
+def test_no_cluster_at_the_address_is_a_usage_error(tmp_path: Path) -> None:
+    code = (
+        "from her2batch.flow.session import connect; from her2batch.settings import Resources\n"
+        "with connect(Resources(address='127.0.0.1:1')): pass"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "no Ray cluster answers at 127.0.0.1:1" in run.stderr
+
+
+def test_ray_that_was_imported_before_is_not_trusted() -> None:
+    code = (
+        "import ray; from her2batch.flow.session import connect; from her2batch.settings import Resources\n"
+        "with connect(Resources(workers=1)): pass"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert InputError.__name__ in run.stderr
+    assert "before it could be bound" in run.stderr
+
+
+@pytest.mark.parametrize("number", [2, 15])
+def test_a_signal_stops_in_order_with_130(tmp_path: Path, number: int) -> None:
+    code = f"""
+import os, sys
+from her2batch.flow.session import connect
+from her2batch.settings import Resources
+with connect(Resources(workers=1)) as session:
+    os.kill(os.getpid(), {number})
+    assert session.stopped.is_set()
+sys.exit(130)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 130
+    assert "the same command goes on from here" in run.stderr

@@ -1,0 +1,82 @@
+"""cuCIM delivers pixels of slides that our own table has checked; here on a CPU."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from her2batch.errors import InputError, SlideError
+from her2batch.slides.cucim import CucimSlide
+from her2batch.slides.slide import Box, Slide
+from her2batch.slides.tiffslide import TiffSlide
+from tests.contract.reader_contract import SlideContract
+from tests.slides.test_tiff import write_philips
+
+if "cucim" not in sys.modules and os.environ.get("CUDA_VISIBLE_DEVICES") is None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+pytest.importorskip("cucim.clara", reason="cuCIM isn't installed on this platform")
+
+
+@pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "CMU-1-small.tiff", "HE_example.tif"])
+class TestCucim(SlideContract):
+    @pytest.fixture
+    def slide(self, real_data: Path, name: str) -> Iterator[Slide]:
+        with CucimSlide(real_data / "slides" / name) as slide:
+            assert slide.info.reader == "cucim"
+            yield slide
+
+
+def differences(path: Path, most: int = 2000) -> list[tuple[int, float]]:
+    found = []
+    with TiffSlide(path) as ours, CucimSlide(path) as theirs:
+        assert theirs.info.levels == ours.info.levels
+        assert theirs.info.mpp == ours.info.mpp
+        for level, size in enumerate(ours.info.levels):
+            box = Box(0, 0, min(size.width, most), min(size.height, most))
+            gap = np.abs(theirs.read(box, level).astype(int) - ours.read(box, level))
+            found.append((int(gap.max()), float(gap.mean())))
+    return found
+
+
+@pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "CMU-1-small.tiff", "HE_example.tif"])
+def test_pixels_are_those_of_our_own_reader_to_the_bit(real_data: Path, name: str) -> None:
+    assert set(differences(real_data / "slides" / name)) == {(0, 0.0)}
+
+
+def test_core_pixels_are_those_of_our_own_reader_to_the_bit(cores: dict[str, Path]) -> None:
+    assert set(differences(cores["0"])) == {(0, 0.0)}
+
+
+def test_jpeg_2000_pixels_are_those_of_our_own_reader(real_data: Path) -> None:
+    assert set(differences(real_data / "slides/tcga-cr-7395-01a-01-ts1.svs", most=600)) == {(0, 0.0)}
+
+
+def test_a_damaged_slide_is_refused_before_cucim_sees_it(tmp_path: Path, real_data: Path) -> None:
+    data = (real_data / "slides/CMU-1-Small-Region.svs").read_bytes()
+    (tmp_path / "cut.svs").write_bytes(data[:-1000])
+    with pytest.raises(SlideError) as caught:
+        CucimSlide(tmp_path / "cut.svs")
+    assert caught.value.code == "truncated"
+
+
+def test_levels_that_cucim_sees_otherwise_are_decoded_by_ourselves(tmp_path: Path) -> None:
+    images = [np.full((h, w, 3), 120, np.uint8) for h, w in ((384, 640), (256, 384))]
+    with CucimSlide(write_philips(tmp_path / "a.tiff", *images)) as slide:  # its padding is cut off
+        assert slide.info.levels[1].width == 320
+        assert np.abs(slide.read(Box(0, 0, 320, 192), 1).astype(int) - 120).max() <= 2
+
+
+def test_without_cucim_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, real_data: Path) -> None:
+    monkeypatch.setitem(sys.modules, "cucim.clara", None)
+    with pytest.raises(InputError, match="pip install cucim"):
+        CucimSlide(real_data / "slides/CMU-1-Small-Region.svs")
+
+
+def test_after_torch_it_is_refused_instead_of_hanging() -> None:
+    code = "import torch; from her2batch.slides.cucim import load; load()"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "can't be loaded after torch" in run.stderr

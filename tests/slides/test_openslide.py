@@ -1,0 +1,128 @@
+"""What OpenSlide reads for us: NDPI (the paper's scanner), DICOM, and the rest."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from her2batch.errors import SlideError
+from her2batch.slides.files import fingerprint
+from her2batch.slides.openslide import OpenSlideReader
+from her2batch.slides.readers import open_slide
+from her2batch.slides.slide import Box, Slide
+from tests.contract.reader_contract import SlideContract
+from tests.slides.damage import cut, holed
+from tests.slides.ndpi import write_ndpi
+
+
+@pytest.fixture(scope="session")
+def tissue(real_data: Path) -> np.ndarray:
+    """Real HER2 3+ tissue: (1024, 2048, 3) uint8."""
+    jpg = next((real_data / "her2_cores").glob("3_*.jpg"))
+    return cv2.cvtColor(cv2.imread(str(jpg)), cv2.COLOR_BGR2RGB)[2000:3024, 2000:4048].copy()
+
+
+@pytest.fixture(scope="session")
+def ndpi(tissue: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_ndpi(tmp_path_factory.mktemp("ndpi") / "a.ndpi", tissue, mpp=0.23)
+
+
+class TestNdpi(SlideContract):
+    @pytest.fixture
+    def slide(self, ndpi: Path) -> Iterator[Slide]:
+        with open_slide(ndpi) as slide:
+            yield slide
+
+    def test_it_is_what_the_scanner_wrote(self, slide: Slide, tissue: np.ndarray) -> None:
+        info = slide.info
+        assert (info.format, info.reader, info.objective) == ("hamamatsu", "openslide", 40)
+        assert (info.mpp, info.mpp_source) == (pytest.approx(0.23), "file")
+        assert (info.width, info.height) == (2048, 1024)
+        assert len(info.levels) >= 2
+        assert np.abs(slide.read(Box(0, 0, 2048, 1024)).astype(int) - tissue).mean() < 1.5
+
+    def test_its_chunks_are_of_a_useful_size(self, slide: Slide) -> None:
+        assert {(one.chunk_width, one.chunk_height) for one in slide.info.levels} == {(256, 256)}
+
+
+@pytest.mark.parametrize("name", ["sm_image.dcm", "dicom_boxes/boxes_0.dcm", "jpeg.dicom"])
+class TestDicom(SlideContract):
+    @pytest.fixture
+    def slide(self, real_data: Path, name: str) -> Iterator[Slide]:
+        with open_slide(real_data / "slides" / name) as slide:
+            assert (slide.info.format, slide.info.reader) == ("dicom", "openslide")
+            yield slide
+
+
+@pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "CMU-1-small.tiff", "tcga-cr-7395-01a-01-ts1.svs"])
+class TestTiff(SlideContract):
+    @pytest.fixture
+    def slide(self, real_data: Path, name: str) -> Iterator[Slide]:
+        with OpenSlideReader(real_data / "slides" / name) as slide:
+            yield slide
+
+
+def test_an_ndpi_without_resolution_has_the_mpp_of_its_lens(tissue: np.ndarray, tmp_path: Path) -> None:
+    with open_slide(write_ndpi(tmp_path / "a.ndpi", tissue, mpp=None, objective=20.0)) as slide:
+        assert (slide.info.mpp, slide.info.mpp_source) == (0.5, "objective")
+
+
+def test_no_property_but_facts_passes(ndpi: Path) -> None:
+    """The fixture's reference, a patient in real files, is known to OpenSlide and to nobody else."""
+    with OpenSlideReader(ndpi) as slide:
+        assert "Jane Doe" in dict(slide._slide.properties).values()
+        assert "Jane" not in repr(slide.info)
+
+
+def test_what_holds_no_image_shows_the_slides_background(real_data: Path) -> None:
+    with OpenSlideReader(real_data / "slides/boxes.tiff") as slide:
+        rgba = np.zeros((2, 3, 4), np.uint8)
+        rgba[0, 0] = (10, 20, 30, 255)
+        rgba[1, 1] = (10, 20, 30, 128)
+        slide._background = np.array([250, 240, 230], np.uint16)
+        shown = slide._composed(rgba)
+    assert shown[0, 0].tolist() == [10, 20, 30]
+    assert shown[0, 2].tolist() == [250, 240, 230]
+    assert shown[1, 1].tolist() == pytest.approx([129.5, 129.6, 129.6], abs=1)
+
+
+def outcomes(path: Path, variants: Iterator[bytes], read_all: bool = False) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for data in variants:
+        path.write_bytes(data)
+        try:
+            with open_slide(path) as slide:
+                slide.validate(fingerprint([path]).holes)
+            found["accepted"] += 1
+        except SlideError as error:
+            found[error.code] += 1
+    return found
+
+
+def test_a_cut_ndpi_or_dicom_is_refused(tmp_path: Path, ndpi: Path, real_data: Path) -> None:
+    for path in (ndpi, real_data / "slides/sm_image.dcm", real_data / "slides/jpeg.dicom"):
+        found = outcomes(tmp_path / path.name, cut(path.read_bytes(), 25, seed=4))
+        assert found.keys() <= {"truncated", "unreadable"}, (path.name, found)
+
+
+def test_a_holed_ndpi_is_refused(tmp_path: Path, ndpi: Path) -> None:
+    found = outcomes(tmp_path / "a.ndpi", holed(ndpi.read_bytes(), 65536, 25, seed=4))
+    assert found.keys() <= {"truncated", "unreadable"}, found
+
+
+def test_what_openslide_cannot_open_says_why(real_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.svs").write_text("no slide")
+    for path in (tmp_path / "text.svs", real_data / "slides/HE_example.tif"):
+        with pytest.raises(SlideError, match="OpenSlide can't read it") as caught:
+            OpenSlideReader(path)
+        assert caught.value.code == "unreadable"
+
+
+def test_after_an_error_the_slide_stays_refused(real_data: Path) -> None:
+    with OpenSlideReader(real_data / "bad_slides/unreadable.svs") as slide:
+        for _ in range(2):
+            with pytest.raises(SlideError):
+                slide.read(Box(0, 0, 8, 8))

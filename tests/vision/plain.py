@@ -1,0 +1,94 @@
+"""The stain vector again, plainly: NumPy, SciPy and scikit-image in double precision, as slow as it reads.
+
+`vision.membrane.describe` must give the same figures.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.morphology import footprint_rectangle
+
+from her2batch.vision import membrane, stain
+from her2batch.vision.stain import Stains
+
+Map = NDArray[np.float64]
+
+
+def described(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> dict[str, float]:
+    """Feature → value of one tile (t, t, 3)."""
+    od = -np.log10(np.maximum(tile, 1) / np.asarray(stains.white))
+    h, d, rest = np.moveaxis(deconvolved(od, stains), -1, 0)
+    density = od.mean(axis=2)
+    ink = (np.abs(rest) > stain.INK_REST) | (od[..., 0] > stain.INK_RED)
+    rim = 2 * round(membrane.PEN_RIM_UM / mpp) + 1
+    ink = ndimage.binary_dilation(ink, footprint_rectangle((rim, rim)))
+    smooth = gaussian(d, membrane.RIDGE_UM / mpp)
+    ridge = ridge_height(smooth, membrane.RIDGE_UM / mpp)
+    nucleus = max(stains.nuclei / 2, membrane.PALEST_NUCLEUS)
+    nuclei = (gaussian(h, membrane.NUCLEUS_UM / mpp) >= nucleus) & ~ink
+    faint, moderate, intense = membrane.thresholds(stains)
+    line = (ridge >= faint) & ~ink
+    lines = {
+        "faint": line,
+        "moderate": line & (smooth >= stains.background + moderate),
+        "intense": line & (smooth >= stains.background + intense),
+    }
+    cover = {name: around(one, membrane.CELL_UM / mpp) for name, one in lines.items()}
+    nests = around(nuclei, membrane.NEST_UM / mpp) >= membrane.CELLULAR
+    cells = (nests | (cover["faint"] >= 2 * membrane.PARTIAL)) & ~ink
+    found = {"cells": cells.mean()}
+    for name, share in cover.items():
+        found[name] = (share >= membrane.PARTIAL)[cells].mean() if cells.any() else 0.0
+        found[f"{name}_complete"] = (share >= membrane.COMPLETE)[cells].mean() if cells.any() else 0.0
+    found["dab"] = d.mean()
+    for name, values in {"dab": d, "haematoxylin": h, "ridge": ridge, "density": density}.items():
+        some = np.sort(values[::3, ::3].ravel())
+        found |= {f"{name}_mean": values.mean(), f"{name}_std": values.std()}
+        found[f"{name}_p90"] = some[int(0.9 * (len(some) - 1))]
+    found |= {"nuclei": nuclei.mean(), "white": (density < membrane.GLASS_OD).mean(), "ink": ink.mean()}
+    places = {"nuclear_dab": nuclei, "membrane_dab": line, "cytoplasm_dab": cells & ~nuclei & ~line}
+    found |= {name: d[place].mean() if place.any() else 0.0 for name, place in places.items()}
+    scales = {um: box(density, 2 * round(um / mpp / 2) + 1) for um in (1, 2, 4, 8)}
+    for um in (1, 2, 4):
+        found[f"contrast_{um}um"] = np.abs(scales[um] - scales[2 * um]).mean()
+    fine, coarse = found["contrast_1um"], found["contrast_4um"]
+    found["blur"] = coarse / (fine + coarse) if fine > 1e-6 else 0.0
+    return found
+
+
+def deconvolved(od: Map, stains: Stains) -> Map:
+    """Solve od = h · H + d · D + rest · (H × D) for each px: (H, W, 3)."""
+    h, d = (np.asarray(one) / np.linalg.norm(one) for one in (stains.haematoxylin, stains.dab))
+    across = np.cross(h, d)
+    basis = np.stack([h, d, across / np.linalg.norm(across)], axis=1)
+    return np.linalg.solve(basis, od.reshape(-1, 3).T).T.reshape(od.shape)
+
+
+def ridge_height(smooth: Map, s: float) -> Map:
+    """Largest curvature, from the eigenvalues of each px's Hessian."""
+    second, across, first = np.array([1, -2, 1.0]), np.array([1, 2, 1.0]) / 4, np.array([-1, 0, 1.0]) / 2
+    xx = along(along(smooth, second, 1), across, 0)
+    yy = along(along(smooth, second, 0), across, 1)
+    xy = along(along(smooth, first, 1), first, 0)
+    hessian = np.stack([np.stack([xx, xy], -1), np.stack([xy, yy], -1)], -1)
+    return np.maximum(-np.linalg.eigvalsh(hessian)[..., 0], 0) * 2**1.5 * s**2
+
+
+def gaussian(values: Map, sigma: float) -> Map:
+    half = round(sigma * 8 + 1) // 2
+    kernel = np.exp(-(np.arange(-half, half + 1) ** 2) / (2 * sigma**2))
+    kernel /= kernel.sum()
+    return along(along(values, kernel, 0), kernel, 1)
+
+
+def around(mask: NDArray[np.bool_], px: float) -> Map:
+    """Share of a mask in the square round each px."""
+    return box(mask.astype(float), 2 * round((px - 1) / 2) + 1) + 1e-12  # a limit that is met is reached
+
+
+def box(values: Map, edge: int) -> Map:
+    return along(along(values, np.full(edge, 1 / edge), 0), np.full(edge, 1 / edge), 1)
+
+
+def along(values: Map, kernel: Map, axis: int) -> Map:
+    return ndimage.correlate1d(values, kernel, axis=axis, mode="mirror")

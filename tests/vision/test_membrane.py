@@ -1,0 +1,175 @@
+"""What a tile shows: the same as the plain reference, right on rings of known make, ordered on real cores."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import her2batch
+from her2batch.models.rule import judge
+from her2batch.vision.membrane import FEATURES, MEMBRANE, TileBatch, column, describe, page, ridges, thresholds
+from her2batch.vision.stain import DAB, HAEMATOXYLIN, Stains
+from tests.vision.plain import described
+from tests.vision.real import CORES, core, measured
+
+WHITE = (240.0, 240.0, 240.0)
+STAINS = Stains(WHITE, nuclei=0.15)
+
+
+def rings(density: float, share: float = 1.0, width_um: float = 1.0, veil: float = 0.0, mpp: float = 0.5) -> NDArray:
+    """A tile of square cells of 11 µm with nuclei, ringed by DAB; `share` of each ring's length is stained."""
+    y, x = np.mgrid[: 224 * 4, : 224 * 4] * mpp / 4  # µm, four samples a px and axis
+    u, v = x % 11 - 5.5, y % 11 - 5.5
+    on_ring = np.maximum(abs(u), abs(v)) > 5.5 - width_um / 2
+    stained = (np.arctan2(v, u) + np.pi) / (2 * np.pi) * 4 % 1 < share
+    h = 0.3 * (np.hypot(u, v) < 3)
+    d = density * (on_ring & stained) + veil
+    od = h[..., None] * np.asarray(HAEMATOXYLIN) + d[..., None] * np.asarray(DAB)
+    light = (240 * 10**-od).reshape(224, 4, 224, 4, 3).mean(axis=(1, 3))
+    return np.round(light).astype(np.uint8)
+
+
+def figure(tile: NDArray, name: str, stains: Stains = STAINS) -> float:
+    return float(describe(tile[None], 0.5, stains)[0, column(name)])
+
+
+class TestReference:
+    @pytest.mark.parametrize("name", ["0", "2+ b", "3+"])
+    def test_it_equals_the_plain_reference_on_real_tissue(self, real_data: Path, name: str) -> None:
+        batch = measured(core(real_data, name))
+        batch = TileBatch(batch.pixels[10::30], 0.5, batch.stains)
+        for tile, row in zip(batch.pixels, batch.figures, strict=True):
+            plain = described(tile, 0.5, batch.stains)
+            assert row == pytest.approx([plain[one.name] for one in FEATURES], rel=1e-5, abs=2e-6)
+
+    @pytest.mark.parametrize("mpp", [0.25, 0.5, 1.0])
+    def test_and_under_pen_at_any_resolution(self, mpp: float) -> None:
+        tile = rings(0.5)
+        tile[100:150, 60:90] = (25, 55, 170)
+        plain = described(tile, mpp, STAINS)
+        assert describe(tile[None], mpp, STAINS)[0] == pytest.approx(
+            [plain[one.name] for one in FEATURES], rel=1e-5, abs=2e-6
+        )
+
+
+class TestRings:
+    def test_the_wording_of_the_guideline(self) -> None:
+        assert figure(rings(0.0), "faint") == 0
+        assert figure(rings(0.25, share=0.4), "faint") > 0.9
+        assert figure(rings(0.25, share=0.4), "moderate_complete") == 0
+        assert figure(rings(0.55), "moderate_complete") > 0.9
+        assert figure(rings(0.55), "intense_complete") == 0
+        assert figure(rings(1.2), "intense_complete") > 0.9
+
+    def test_a_broken_ring_is_incomplete_however_dark(self) -> None:
+        assert figure(rings(1.2, share=0.35), "intense") > 0.9
+        assert figure(rings(1.2, share=0.35), "intense_complete") < 0.1
+
+    @given(st.floats(0.1, 1.2), st.floats(0.2, 1.0), st.floats(0.6, 1.6))
+    @settings(max_examples=25, deadline=None)
+    def test_shares_are_nested(self, density, share, width) -> None:
+        row = describe(rings(density, share, width)[None], 0.5, STAINS)[0]
+        value = {name: row[column(name)] for name in MEMBRANE}
+        assert all(0 <= one <= 1 for one in value.values())
+        for suffix in ("", "_complete"):
+            assert value[f"faint{suffix}"] >= value[f"moderate{suffix}"] >= value[f"intense{suffix}"]
+        for name in ("faint", "moderate", "intense"):
+            assert value[name] >= value[f"{name}_complete"]
+
+    @given(st.floats(0.0, 1.0), st.floats(0.02, 0.3))
+    @settings(max_examples=25, deadline=None)
+    def test_more_dab_never_lowers_a_share(self, density, more) -> None:
+        less, darker = (describe(rings(one)[None], 0.5, STAINS)[0] for one in (density, density + more))
+        for name in MEMBRANE[1:]:
+            assert darker[column(name)] >= less[column(name)] - 0.01
+
+    def test_a_veil_over_everything_is_no_membrane(self) -> None:
+        veiled = rings(0.0, veil=0.15)
+        assert figure(veiled, "faint") == 0
+        assert figure(veiled, "dab") == pytest.approx(0.15, abs=0.02)
+
+    def test_a_veil_that_is_known_makes_no_membrane_darker(self) -> None:
+        plain = figure(rings(0.5), "intense")
+        known = Stains(WHITE, nuclei=0.15, background=0.15)
+        assert figure(rings(0.5, veil=0.15), "intense", known) == pytest.approx(plain, abs=0.02)
+
+    def test_darker_sections_need_darker_membranes(self) -> None:
+        pale, usual, dark = (thresholds(Stains(nuclei=one)) for one in (0.05, 0.15, 0.6))
+        assert pale < usual < dark
+        assert thresholds(Stains(nuclei=0.0)) == usual
+
+    def test_glass_holds_nothing(self) -> None:
+        row = describe(np.full((1, 224, 224, 3), 240, np.uint8), 0.5, STAINS)[0]
+        named = dict(zip((one.name for one in FEATURES), row.tolist(), strict=True))
+        assert named.pop("white") == 1
+        assert set(named.values()) == {0.0}
+
+    def test_pen_is_no_cellular_area(self) -> None:
+        tile = rings(0.0)
+        tile[60:160, 60:160] = (20, 130, 60)
+        tile[62:158:6, 60:160] = (60, 160, 100)
+        assert figure(tile, "ink") == pytest.approx((108 / 224) ** 2, rel=0.02)
+        assert figure(tile, "faint") < 0.01
+
+
+def test_a_ridge_has_the_height_of_its_line() -> None:
+    x = np.arange(101) - 50
+    line = np.tile(0.4 * np.exp(-(x**2) / 2), (101, 1)).astype(np.float32)  # σ = 1 px = 0.5 µm
+    smooth = cv2.GaussianBlur(line, (0, 0), 1.0)
+    assert ridges(smooth, 0.5)[50, 50] == pytest.approx(0.4, rel=0.2)
+    assert ridges(np.full((20, 20), 0.3, np.float32), 0.5).max() < 1e-5
+
+
+class TestBatch:
+    def test_tiles_do_not_see_each_other(self) -> None:
+        tiles = np.stack([rings(0.2), rings(0.9), rings(0.0)])
+        together = describe(tiles, 0.5, STAINS)
+        for tile, row in zip(tiles, together, strict=True):
+            assert np.array_equal(describe(tile[None], 0.5, STAINS)[0], row)
+
+    def test_no_tiles_no_rows(self) -> None:
+        assert describe(np.empty((0, 64, 64, 3), np.uint8), 0.5, STAINS).shape == (0, len(FEATURES))
+
+    def test_figures_are_measured_once(self) -> None:
+        batch = TileBatch(rings(0.3)[None], 0.5, STAINS)
+        assert batch.figures is batch.figures
+        assert batch.figures.dtype == np.float32
+
+    def test_another_process_gives_the_same_bytes(self) -> None:
+        code = (
+            "import sys, numpy as np; from her2batch.vision.membrane import *;"
+            "t = np.random.default_rng(0).integers(90, 255, (2, 96, 96, 3), dtype=np.uint8);"
+            "sys.stdout.buffer.write(describe(t, 0.5, Stains(nuclei=0.2)).tobytes())"
+        )
+        runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(2)]
+        assert runs[0] == runs[1]
+        assert len(runs[0]) == 2 * len(FEATURES) * 4
+
+
+class TestVector:
+    def test_names_are_unique_and_all_described(self) -> None:
+        assert len({one.name for one in FEATURES}) == len(FEATURES)
+        assert all(one.unit in ("share", "OD") and one.sentence for one in FEATURES)
+        assert [column(name) for name in MEMBRANE] == list(range(7))
+
+    def test_the_generated_page_is_up_to_date(self) -> None:
+        path = Path(her2batch.__file__).parents[1] / "docs" / "stain-vector.md"
+        assert path.read_text(encoding="utf-8") == page()
+
+
+def test_the_rule_orders_the_real_cores(real_data: Path) -> None:
+    verdicts = {}
+    for name in CORES:
+        figures = measured(core(real_data, name)).figures
+        verdicts[name] = judge({one: figures[:, column(one)] for one in MEMBRANE})
+    scores = {name: one.score for name, one in verdicts.items()}
+    assert scores["0"] < scores["1+"] <= min(scores["2+ a"], scores["2+ b"])
+    assert max(scores["2+ a"], scores["2+ b"]) < scores["3+"]
+    assert verdicts["3+"].category == "3+"
+    assert verdicts["0"].category == "0"

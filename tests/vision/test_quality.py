@@ -1,0 +1,106 @@
+"""What is wrong with a scan is said, and nothing where nothing is."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from her2batch.vision.membrane import column, describe
+from her2batch.vision.quality import BLURRED, Quality, blur, judge
+from her2batch.vision.stain import Stains
+from her2batch.vision.tissue import segment
+from tests.vision.real import CORES, HE, core, he_slide, shrunk
+
+
+def judged(rgb: NDArray[np.uint8]) -> Quality:
+    return judge(rgb, segment(rgb, 8.0))
+
+
+@pytest.fixture
+def overview(real_data: Path) -> NDArray[np.uint8]:
+    return shrunk(core(real_data, "2+ b"), 1 / 16).copy()
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_a_good_core_has_no_flags(real_data: Path, name: str) -> None:
+    found = judged(shrunk(core(real_data, name), 1 / 16))
+    assert found.flags == ()
+    assert found.background == pytest.approx(237, abs=2)
+    assert found.pen == found.saturated == found.blur == 0
+
+
+def test_pen_is_flagged_in_every_colour(overview: NDArray[np.uint8]) -> None:
+    for colour in ((20, 130, 60), (25, 55, 170), (20, 20, 25), (190, 25, 40)):
+        inked = overview.copy()
+        inked[100:120, 20:80] = colour
+        found = judged(inked)
+        assert found.flags == ("pen",), colour
+        assert found.pen == pytest.approx(1200 / inked.shape[0] / inked.shape[1], rel=0.3)
+
+
+def test_overexposure_is_flagged(overview: NDArray[np.uint8]) -> None:
+    bright = np.clip(overview * 1.25, 0, 255).astype(np.uint8)
+    assert "overexposed" in judged(bright).flags
+
+
+def test_a_scan_far_out_of_focus_shows_in_the_overview(overview: NDArray[np.uint8]) -> None:
+    assert "blurred" in judged(cv2.GaussianBlur(overview, (0, 0), 2)).flags
+
+
+def test_uneven_and_dark_glass_are_flagged(overview: NDArray[np.uint8]) -> None:
+    ramp = np.linspace(1, 0.9, overview.shape[1])[None, :, None]
+    assert judged((overview * ramp).astype(np.uint8)).flags == ("uneven-background",)
+
+
+def test_a_core_that_fills_its_image_has_no_background(overview: NDArray[np.uint8]) -> None:
+    assert "no-background" in judged(overview[60:120, 60:120]).flags
+
+
+def test_an_empty_slide_has_no_tissue() -> None:
+    found = judged(np.full((100, 150, 3), 240, np.uint8))
+    assert found == Quality(0.0, 0.0, 0.0, 240.0, ("no-tissue",))
+
+
+class TestTileBlur:
+    def tiles(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        middle = rgb[700:1596, 700:1596]
+        return np.ascontiguousarray(middle.reshape(4, 224, 4, 224, 3).swapaxes(1, 2).reshape(-1, 224, 224, 3))
+
+    def of(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return describe(tiles, 0.5, Stains((240.0, 240.0, 245.0), nuclei=0.15))[:, column("blur")]
+
+    @pytest.mark.parametrize("name", CORES)
+    def test_it_tells_a_core_in_focus_from_the_same_out_of_focus(self, real_data: Path, name: str) -> None:
+        tiles = self.tiles(core(real_data, name))
+        previous = self.of(tiles)
+        assert (previous < 0.75).all()
+        for um in (0.75, 1.6):
+            now = self.of(np.stack([cv2.GaussianBlur(one, (0, 0), um / 0.5) for one in tiles]))
+            assert (now > previous).all()
+            previous = now
+        assert (previous > BLURRED).all()
+
+    def test_it_means_the_same_in_pink(self, real_data: Path) -> None:
+        tiles = self.tiles(he_slide(real_data, next(iter(HE))))
+        tiles = tiles[tiles.mean(axis=(1, 2, 3)) < 215]
+        assert (self.of(tiles) < BLURRED).all()
+        assert (self.of(np.stack([cv2.GaussianBlur(one, (0, 0), 3.2) for one in tiles])) > BLURRED).all()
+
+    def test_staining_hardly_moves_it(self, real_data: Path) -> None:
+        tiles = self.tiles(core(real_data, "3+"))
+        paler = np.round(240 * (tiles / 240.0) ** 0.5).astype(np.uint8)
+        assert np.abs(self.of(paler) - self.of(tiles)).max() < 0.03
+
+    def test_by_hand(self) -> None:
+        assert blur(0.01, 0.03) == 0.75
+        assert blur(0.0, 0.0) == 0
+
+    def test_blurred_tiles_flag_the_slide(self) -> None:
+        sharp = Quality(0.0, 0.0, 0.0, 240.0, ("pen",))
+        assert sharp.with_tiles(np.array([0.5, 0.6, 0.55], np.float32)) == sharp
+        assert sharp.with_tiles(np.array([0.5, 0.9, 0.55, 0.9], np.float32)) == Quality(
+            0.5, 0.0, 0.0, 240.0, ("pen", "blurred")
+        )
+        assert sharp.with_tiles(np.empty(0, np.float32)) == sharp

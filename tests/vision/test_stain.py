@@ -1,0 +1,168 @@
+"""Light into stain, and back."""
+
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from her2batch.vision.stain import (
+    DAB,
+    HAEMATOXYLIN,
+    Stains,
+    fit_stains,
+    ink,
+    marker,
+    optical_density,
+    separate,
+    unmix,
+    white_point,
+)
+from tests.vision.real import CORES, HE, core, he_slide, shrunk
+
+whites = st.tuples(*[st.floats(205, 255)] * 3)
+amounts = st.floats(0, 1.0)
+SOUTH = ((0.628, 0.655, 0.420), (0.345, 0.575, 0.742))
+"""Another laboratory's haematoxylin and DAB."""
+
+
+def painted(h: float | NDArray, d: float | NDArray, vectors=(HAEMATOXYLIN, DAB), white=(240.0, 240.0, 240.0)):
+    """What a camera sees of densities: (H, W, 3) uint8."""
+    h, d = np.atleast_2d(h), np.atleast_2d(d)
+    od = h[..., None] * np.asarray(vectors[0]) + d[..., None] * np.asarray(vectors[1])
+    return np.clip(np.round(np.asarray(white) * 10**-od), 0, 255).astype(np.uint8)
+
+
+def tissue(d_share: float, vectors=(HAEMATOXYLIN, DAB), seed: int = 0) -> NDArray[np.uint8]:
+    """Tiles of blue blobs, and brown ones on a share of the area: (4, 128, 128, 3) uint8."""
+    rng = np.random.default_rng(seed)
+
+    def blobs(share: float) -> NDArray:
+        noise = cv2.GaussianBlur(rng.standard_normal((512, 128)), (0, 0), 4)
+        return 0.0 if share == 0 else np.clip((noise - np.quantile(noise, 1 - share)) * 8 + 0.2, 0, 0.5)
+
+    return painted(blobs(0.3), blobs(d_share), vectors).reshape(4, 128, 128, 3)
+
+
+@given(whites, st.tuples(*[st.floats(0, 1.5)] * 3))
+def test_optical_density_undoes_beer_lambert(white, od) -> None:
+    light = np.asarray(white) * 10 ** -np.asarray(od)
+    found = optical_density(np.round(light).astype(np.uint8).reshape(1, 1, 3), white).ravel()
+    rounding = 0.5 / np.log(10) / np.maximum(light - 0.5, 0.5)  # half a grey value
+    assert np.all(np.abs(found - od) <= rounding + 1e-5)
+
+
+def test_glass_has_no_density_and_black_a_finite_one() -> None:
+    pixels = np.array([[[230, 240, 250], [0, 0, 0]]], np.uint8)
+    od = optical_density(pixels, (230.0, 240.0, 250.0))
+    assert np.allclose(od[0, 0], 0, atol=1e-6)
+    assert np.isfinite(od).all()
+
+
+@given(amounts, amounts, st.sampled_from([(HAEMATOXYLIN, DAB), SOUTH]))
+def test_unmixing_gives_back_what_was_mixed(h, d, vectors) -> None:
+    stains = Stains((255.0, 255.0, 255.0), *vectors)
+    od = (h * np.asarray(vectors[0]) + d * np.asarray(vectors[1])).astype(np.float32).reshape(1, 1, 3)
+    layers = separate(od, stains)
+    unit = [np.linalg.norm(one) for one in vectors]
+    assert layers.h[0, 0] == pytest.approx(h * unit[0], abs=1e-4)
+    assert layers.d[0, 0] == pytest.approx(d * unit[1], abs=1e-4)
+    assert abs(layers.rest[0, 0]) < 1e-4
+    assert layers.grey[0, 0] == pytest.approx(od.mean(), abs=1e-5)
+    assert np.array_equal(unmix(od, stains)[1], layers.d)
+
+
+@given(st.floats(0, 0.7), st.floats(0, 1.1))
+def test_stain_is_no_ink(h, d) -> None:
+    od = optical_density(painted(h, d), (240.0, 240.0, 240.0))
+    red = 0.650 * h + 0.269 * d
+    assert (ink(od, separate(od, Stains()).rest) == 0).all() or red > 0.7
+
+
+@pytest.mark.parametrize("colour", [(20, 130, 60), (25, 55, 170), (20, 20, 25), (190, 25, 40)])
+def test_pen_is_ink(colour) -> None:
+    od = optical_density(np.full((4, 4, 3), colour, np.uint8), (240.0, 240.0, 240.0))
+    assert (ink(od, separate(od, Stains()).rest) == 255).all()
+
+
+def test_stains_are_values() -> None:
+    stains = Stains((240.0, 241.0, 242.0), nuclei=0.2)
+    assert pickle.loads(pickle.dumps(stains)) == stains
+    assert len({stains, Stains((240.0, 241.0, 242.0), nuclei=0.2)}) == 1
+
+
+class TestWhitePoint:
+    def test_it_is_the_glass(self) -> None:
+        rgb = np.full((40, 60, 3), (235, 234, 243), np.uint8)
+        rgb[10:30, 10:40] = (180, 170, 200)
+        background = np.ones((40, 60), bool)
+        background[10:30, 10:40] = False
+        assert white_point(rgb, background) == (235, 234, 243)
+
+    def test_black_padding_is_not_glass(self) -> None:
+        rgb = np.full((40, 60, 3), 238, np.uint8)
+        rgb[:, :20] = 0
+        assert white_point(rgb, np.ones((40, 60), bool)) == (238, 238, 238)
+
+    @pytest.mark.parametrize("name", CORES)
+    def test_a_core_without_glass_has_a_white_too(self, real_data: Path, name: str) -> None:
+        rgb = shrunk(core(real_data, name)[800:1900, 800:1900], 1 / 16)
+        white = np.asarray(white_point(rgb, np.zeros(rgb.shape[:2], bool)))
+        assert (white >= 200).all()
+        assert (white <= 250).all()
+
+
+class TestFit:
+    @pytest.mark.parametrize("vectors", [(HAEMATOXYLIN, DAB), SOUTH])
+    def test_it_finds_the_vectors_of_the_laboratory(self, vectors) -> None:
+        fitted = fit_stains(tissue(0.3, vectors), (240.0, 240.0, 240.0))
+        for found, true in zip((fitted.haematoxylin, fitted.dab), vectors, strict=True):
+            assert np.dot(found, true) / np.linalg.norm(true) > 0.998
+
+    def test_a_slide_without_dab_keeps_the_published_dab(self) -> None:
+        fitted = fit_stains(tissue(0.0, SOUTH), (240.0, 240.0, 240.0))
+        assert fitted.dab == DAB
+        assert np.dot(fitted.haematoxylin, SOUTH[0]) > 0.995
+
+    def test_hardly_any_stain_keeps_both(self) -> None:
+        blank = np.full((2, 64, 64, 3), 238, np.uint8)
+        assert fit_stains(blank, (240.0, 240.0, 240.0)) == Stains((240.0, 240.0, 240.0))
+        assert fit_stains(blank[:0], (240.0, 240.0, 240.0)) == Stains((240.0, 240.0, 240.0))
+
+    def test_pen_changes_nothing_much(self) -> None:
+        tiles = tissue(0.3)
+        clean = fit_stains(tiles, (240.0, 240.0, 240.0))
+        tiles[0, :60, :60] = (25, 55, 170)
+        inked = fit_stains(tiles, (240.0, 240.0, 240.0))
+        assert np.dot(clean.haematoxylin, inked.haematoxylin) > 0.999
+        assert np.dot(clean.dab, inked.dab) > 0.999
+        assert inked.nuclei == pytest.approx(clean.nuclei, rel=0.05)
+
+    def test_a_brown_veil_is_noticed(self) -> None:
+        od = -np.log10(tissue(0.3) / 240.0) + 0.1 * np.asarray(DAB)
+        veiled = np.round(240.0 * 10**-od).astype(np.uint8)
+        white = (240.0, 240.0, 240.0)
+        assert fit_stains(tissue(0.3), white).background < 0.005
+        assert 0.02 < fit_stains(veiled, white).background < 0.11
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_a_her2_core_is_ihc_however_pale(real_data: Path, name: str) -> None:
+    tiles = core(real_data, name)[896:1792, 896:1792].reshape(4, 224, 4, 224, 3).swapaxes(1, 2).reshape(-1, 224, 224, 3)
+    assert marker(tiles, fit_stains(tiles, (235.0, 234.0, 243.0))) == "ihc"
+
+
+@pytest.mark.parametrize("name", HE)
+def test_a_pink_slide_is_he(real_data: Path, name: str) -> None:
+    rgb = he_slide(real_data, name)[400:1296, 400:1296]
+    tiles = np.ascontiguousarray(rgb.reshape(4, 224, 4, 224, 3).swapaxes(1, 2).reshape(-1, 224, 224, 3))
+    assert marker(tiles, fit_stains(tiles, (245.0, 244.0, 245.0))) == "he"
+
+
+def test_nothing_to_look_at_counts_as_ihc() -> None:
+    assert marker(np.full((1, 64, 64, 3), 240, np.uint8), Stains()) == "ihc"
+    assert marker(np.empty((0, 64, 64, 3), np.uint8), Stains()) == "ihc"
