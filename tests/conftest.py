@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import tifffile
 
+from her2batch.errors import InputError
 from her2batch.flow.session import Session, connect
 from her2batch.settings import Resources
+from her2batch.slides.cucim import load as load_cucim
 
-with contextlib.suppress(ImportError):
-    import cucim.clara  # noqa: F401  (after torch, which some tests import, it never returns)
+with contextlib.suppress(InputError):
+    load_cucim()  # after torch, which some tests import, it never returns
 
 cv2.setNumThreads(1)
 

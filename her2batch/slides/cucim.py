@@ -6,6 +6,7 @@ So the tile table is parsed and checked by our own reader first, and cuCIM only 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from pathlib import Path
@@ -70,8 +71,9 @@ def _corner(box: Box, downsample: float) -> tuple[int, int]:
 def load() -> Any:
     """cuCIM's image class; importing it takes about 500 MB on every GPU in sight, so only where it is used.
 
-    Call it before torch is imported: cuCIM 26.10 after torch 2.15 never returns from its import.  Raises InputError
-    when it isn't installed, or comes too late.
+    Call it before torch is imported: after torch 2.15, cuCIM 26.10 never returns from its import, nor from the first
+    image it opens, when it loads its plugins; so it is made to open one that isn't there.  Raises InputError when it
+    isn't installed, or comes too late.
     """
     if "torch" in sys.modules and "cucim" not in sys.modules:
         raise InputError("cuCIM can't be loaded after torch: it hangs", None, "import cucim first, or --reader auto")
@@ -81,4 +83,6 @@ def load() -> Any:
         raise InputError(
             "the reader cucim isn't installed", None, "pip install cucim-cu13, or --reader auto"
         ) from error
+    with contextlib.suppress(ValueError, RuntimeError):
+        CuImage("no such image")
     return CuImage

@@ -29,9 +29,9 @@ NEST_UM = 15.5
 
 LIGHT_TAKEN = {"faint": 0.11, "moderate": 0.30, "intense": 0.50}
 """Share of light that a membrane takes at each intensity: barely seen, clearly brown, dark (half is gone). With the
-optical densities that follow, 0.05, 0.15 and 0.30, the words of the guideline become figures. Of 18 choices round these
-(0.11–0.15, 0.26–0.34, 0.46–0.50), on 32 synthetic slides of two sites (seeds 101, 102), the one whose shares come
-nearest to those of the cells that were painted."""
+optical densities that follow, 0.05, 0.15 and 0.30, the words of the guideline become figures. Of 18 choices near these
+(0.11–0.15, 0.26–0.34, 0.46–0.50) six call all of 32 synthetic slides right (seeds 101 and 102, two sites); it is the
+one of them whose shares come nearest to those of the cells that were painted."""
 
 USUAL_NUCLEI = 0.15
 """Haematoxylin density of nuclei at which LIGHT_TAKEN holds; thicker or darker stained sections shift it, by the root,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2batch.models.rule import PLAUSIBLE, TEN_PERCENT, judge, predictions, slide_shares
+from her2batch.models.rule import PLAUSIBLE, judge, predictions, slide_shares
 from her2batch.tasks import CLASSES, IHC
 from her2batch.vision.membrane import MEMBRANE
 
@@ -31,15 +31,12 @@ WORDING = [
     ("weak to moderate, complete in more than 10 %", {"faint": 0.3, "complete": 0.2}, "2+"),
     ("intense, complete in 10 % or less", {"faint": 0.09, "complete": 0.06, "intense": 0.05}, "2+"),
     ("intense, complete in more than 10 %", {"intense": 0.2}, "3+"),
-    ("exactly 10 % is not more than 10 %", {"faint": TEN_PERCENT}, "0"),
 ]
 
 
 @pytest.mark.parametrize(("words", "given_shares", "score"), WORDING, ids=[one[0] for one in WORDING])
 def test_the_wording(words: str, given_shares: dict[str, float], score: str) -> None:
-    exact = {name: np.asarray(values, np.float64) for name, values in table().items()}
-    exact |= {name: np.full(3, float(f"{values[0]:.4f}")) for name, values in table(**given_shares).items()}
-    assert judge(exact).category == score
+    assert judge(table(**given_shares)).category == score
 
 
 def test_ultralow_is_a_flag_on_a_zero() -> None:
