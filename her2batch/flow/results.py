@@ -81,7 +81,9 @@ def _judged(state: State, n_tiles: int) -> Row:
     """Tissue and quality, as columns of `slides`."""
     quality, tissue = state["quality"], state["tissue"]
     area = float(tissue.mask.sum()) * state["overview_mpp"] ** 2 / 1e6
-    flags = list(quality.flags) + (["no-tissue"] if n_tiles == 0 and "no-tissue" not in quality.flags else [])
+    flags = [*state["notes"], *quality.flags] + (
+        ["no-tissue"] if n_tiles == 0 and "no-tissue" not in quality.flags else []
+    )
     return {
         "tissue_mm2": area,
         "tissue_method": tissue.method,

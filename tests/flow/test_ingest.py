@@ -225,3 +225,21 @@ def test_json_is_one_object_on_stdout(tmp_path: Path, make_slide: Callable) -> N
     done = subprocess.run([*command, "--workers", "0", "--json"], capture_output=True, text=True)
     assert done.returncode == 0
     assert json.loads(done.stdout)["done"] == 1
+
+
+def test_the_rule_orders_the_real_cores_as_wrapped_slides(real_data: Path, tmp_path: Path) -> None:
+    """0 < 1+ ≤ 2+ < 3+, and 3+ is called 3+. No threshold was fitted to these five."""
+    script = real_data.parent / "make_core_slides.py"
+    if not script.exists():
+        pytest.skip(f"no {script.name} beside the real data")
+    made = tmp_path / "cores"
+    subprocess.run([sys.executable, script, made, "--cores", real_data / "her2_cores"], check=True)
+    summary = run(made, tmp_path / "c")
+    found: dict[str, list[dict]] = {}
+    for row in summary.slides:
+        assert "colour-tag-mended" in row["flags"]  # the script stores RGB under a tag that says YCbCr
+        rows = Cohort(tmp_path / "c").read("predictions/membrane", row["slide_id"]).to_pylist()
+        found.setdefault(row["slide_id"][0], []).append(next(one for one in rows if one["task"] == "her2-4way"))
+    score = {ihc: [one["score"] for one in rows] for ihc, rows in found.items()}
+    assert score["0"][0] < score["1"][0] <= min(score["2"]) <= max(score["2"]) < score["3"][0]
+    assert found["3"][0]["predicted"] == "3+"

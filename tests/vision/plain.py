@@ -22,7 +22,9 @@ def described(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> dict[str, 
     ink = (np.abs(rest) > stain.INK_REST) | (od[..., 0] > stain.INK_RED)
     rim = 2 * round(membrane.PEN_RIM_UM / mpp) + 1
     ink = ndimage.binary_dilation(ink, footprint_rectangle((rim, rim)))
-    smooth = gaussian(d, membrane.RIDGE_UM / mpp)
+    coarse_h, coarse_d = (np.maximum(box(one, 2 * round(membrane.COLOUR_UM / mpp) + 1), 0) for one in (h, d))
+    share = coarse_d / (coarse_h + coarse_d + membrane.COLOURLESS_OD)
+    smooth = gaussian(np.maximum(h + d, 0) * share, membrane.RIDGE_UM / mpp)
     ridge = ridge_height(smooth, membrane.RIDGE_UM / mpp)
     nucleus = max(stains.nuclei / 2, membrane.PALEST_NUCLEUS)
     nuclei = (gaussian(h, membrane.NUCLEUS_UM / mpp) >= nucleus) & ~ink

@@ -46,7 +46,8 @@ class TestReference:
         batch = TileBatch(batch.pixels[10::30], 0.5, batch.stains)
         for tile, row in zip(batch.pixels, batch.figures, strict=True):
             plain = described(tile, 0.5, batch.stains)
-            assert row == pytest.approx([plain[one.name] for one in FEATURES], rel=1e-5, abs=2e-6)
+            # a px that rounding puts on the other side of a threshold moves a mean over its mask by some 2e-5
+            assert row == pytest.approx([plain[one.name] for one in FEATURES], rel=5e-5, abs=2e-6)
 
     @pytest.mark.parametrize("mpp", [0.25, 0.5, 1.0])
     def test_and_under_pen_at_any_resolution(self, mpp: float) -> None:
@@ -68,8 +69,8 @@ class TestRings:
         assert figure(rings(1.2), "intense_complete") > 0.9
 
     def test_a_broken_ring_is_incomplete_however_dark(self) -> None:
-        assert figure(rings(1.2, share=0.35), "intense") > 0.9
-        assert figure(rings(1.2, share=0.35), "intense_complete") < 0.1
+        assert figure(rings(1.2, share=0.35), "intense") > 0.7
+        assert figure(rings(1.2, share=0.35), "intense_complete") < 0.05
 
     @given(st.floats(0.1, 1.2), st.floats(0.2, 1.0), st.floats(0.6, 1.6))
     @settings(max_examples=25, deadline=None)
@@ -182,7 +183,8 @@ def test_clear_staining_is_called_on_real_cores(verdicts: dict[str, Verdict]) ->
 
 
 @pytest.mark.xfail(
-    strict=True, reason="2+ a is paler than 1+ by area, and hardly darker than 0: 0.91 against 1.24 and 0.93"
+    strict=True,
+    reason="2+ a is as pale as 1+: 0.92 against 1.16 from the JPEG files, 0.85 against 0.70 as wrapped slides",
 )
 def test_pale_staining_is_ordered_on_real_cores(verdicts: dict[str, Verdict]) -> None:
     score = {name: one.score for name, one in verdicts.items()}
