@@ -24,6 +24,7 @@ import simplejpeg
 
 from her2batch.flow.ingest import Order, ingest
 from her2batch.flow.session import connect, cores
+from her2batch.flow.work import OVERSAMPLING
 from her2batch.settings import Plan, Resources
 from her2batch.slides.jpeg import complete
 from her2batch.slides.readers import open_slide
@@ -49,7 +50,7 @@ def decode_chunks(path: Path, tiles: np.ndarray) -> int:
     slide = open_slide(path, "tiff")
     assert isinstance(slide, TiffSlide)
     assert slide.info.mpp is not None
-    level = slide.level_for(MPP / slide.info.mpp)
+    level = slide.level_for(MPP / slide.info.mpp / OVERSAMPLING)
     table = slide.table(level)
     touched = np.zeros((table.down, table.across), bool)
     for x, y, size in (tiles / slide.info.level_downsamples[level]).round().astype(int):
@@ -65,7 +66,7 @@ def decode_chunks(path: Path, tiles: np.ndarray) -> int:
 def read_tiles(path: Path, tiles: np.ndarray) -> int:
     """An OpenSlide loop: each tile read at the same level and resized."""
     slide = openslide.OpenSlide(str(path))
-    level = slide.get_best_level_for_downsample(tiles[0, 2] / TILE * 1.01)
+    level = slide.get_best_level_for_downsample(tiles[0, 2] / TILE / OVERSAMPLING * 1.01)
     for x, y, size in tiles.tolist():
         edge = round(size / slide.level_downsamples[level])
         region = np.asarray(slide.read_region((x, y), level, (edge, edge)))[..., :3]

@@ -69,7 +69,7 @@ def write_tables(draft: Draft, state: State, context: Context, todo: Todo) -> Ro
     draft.write(f"predictions/{MEMBRANE_RULE}", pa.Table.from_pylist(rows, schemas.schema("predictions")))
     picture = cv2.cvtColor(state["picture"], cv2.COLOR_RGB2BGR)
     draft.thumbnail().write_bytes(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes())
-    return {**_judged(state, n), "blank_tiles": blank, "stain": todo.stain or state["marker"], **DONE}
+    return {**_judged(state, n, order), "blank_tiles": blank, "stain": todo.stain or state["marker"], **DONE}
 
 
 def folder_of(encoder: str) -> str:
@@ -77,9 +77,9 @@ def folder_of(encoder: str) -> str:
     return encoder.replace(":", "-").replace("/", "-")
 
 
-def _judged(state: State, n_tiles: int) -> Row:
+def _judged(state: State, n_tiles: int, order: NDArray[np.int64]) -> Row:
     """Tissue and quality, as columns of `slides`."""
-    quality, tissue = state["quality"], state["tissue"]
+    quality, tissue = state["quality"].with_tiles(_rows(state, "tiles_blur", order, n_tiles)), state["tissue"]
     area = float(tissue.mask.sum()) * state["overview_mpp"] ** 2 / 1e6
     flags = [*state["notes"], *quality.flags] + (
         ["no-tissue"] if n_tiles == 0 and "no-tissue" not in quality.flags else []

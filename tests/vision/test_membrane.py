@@ -184,7 +184,7 @@ def test_clear_staining_is_called_on_real_cores(verdicts: dict[str, Verdict]) ->
 
 @pytest.mark.xfail(
     strict=True,
-    reason="2+ a is as pale as 1+: 0.92 against 1.16 from the JPEG files, 0.85 against 0.70 as wrapped slides",
+    reason="2+ a is as pale as 1+: 0.85 against 0.94 from the JPEG files; JPEG or the level read moves each by 0.2",
 )
 def test_pale_staining_is_ordered_on_real_cores(verdicts: dict[str, Verdict]) -> None:
     score = {name: one.score for name, one in verdicts.items()}
