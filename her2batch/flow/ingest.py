@@ -15,7 +15,7 @@ import pyarrow as pa
 from her2batch.errors import StoreError
 from her2batch.flow.census import Census, Todo, take
 from her2batch.flow.pool import plain, share
-from her2batch.flow.session import connect, cores
+from her2batch.flow.session import connect
 from her2batch.flow.stages import GIVEN, Context, check, chosen
 from her2batch.flow.work import Finished, Worker
 from her2batch.models.bundle import read_bundle
@@ -205,8 +205,3 @@ def _count(cohort: Cohort, census: Census, summary: Summary) -> None:
         else:
             summary.failed += 1
             summary.failures.append(row)
-
-
-def default_workers(resources: Resources) -> int:
-    """Workers that a run would start."""
-    return cores() if resources.workers is None else resources.workers

@@ -59,6 +59,7 @@ class Actor:
         import cv2
 
         cv2.setNumThreads(1)
+        worker.load_reader()
         device = _device() if with_gpu else "cpu"
         self._worker = replace(worker, context=replace(worker.context, device=device), made={})
         self._roles = roles

@@ -86,11 +86,15 @@ class Worker:
 
     def ready(self, roles: tuple[str, ...] | None = None) -> None:
         """Make the stages, so that missing weights stop the run before the first slide. roles: only these overs."""
-        if self.context.plan.reader == "cucim":
-            cucim.load()  # before a stage imports torch
+        self.load_reader()
         for stage in chosen(self.context.bundle):
             if roles is None or stage.over in roles or stage.name in roles:
                 self._make(stage)
+
+    def load_reader(self) -> None:
+        """Load what the reader needs, before anything in this process imports torch."""
+        if self.context.plan.reader == "cucim":
+            cucim.load()
 
     def run(self, todo: Todo) -> Finished:
         """One slide, whole."""

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -181,3 +183,21 @@ def test_model_pools_give_the_bytes_of_the_plain_loop(
     assert set(patches["resolution"].to_pylist()) == {"moderate"}  # at `low` a patch is larger than this tissue
     total = sum(patches[f"p{k}"].to_numpy() for k in range(len(IHC)))
     np.testing.assert_allclose(total, 1, atol=1e-5)
+
+
+def test_a_gpu_worker_loads_cucim_before_torch(tmp_path: Path) -> None:
+    """The other way round cuCIM is refused, for it would hang."""
+    pytest.importorskip("cucim")
+    code = """
+import sys
+from pathlib import Path
+from her2batch.flow.pool import Actor
+from her2batch.flow.stages import Context
+from her2batch.flow.work import Worker
+from her2batch.settings import Plan
+from her2batch.tables.store import Cohort
+worker = Worker(Cohort(Path(sys.argv[1])), Context(Plan(reader="cucim")))
+print(Actor(worker, ("tiles",), 0, with_gpu=True).ready() > 0, "torch" in sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=100)
+    assert run.stdout.split() == ["True", "True"], run.stderr
