@@ -68,6 +68,7 @@ GLASS_OD = 0.03
 """Optical density below which a px is empty glass."""
 
 Map = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 
 
 class Feature(NamedTuple):
@@ -201,61 +202,57 @@ def _figures(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> list[float]
     od = optical_density(tile, stains.white)
     h, d, rest, density = separate(od, stains)
     pen = _widened(ink(od, rest), PEN_RIM_UM / mpp)
-    clean = cv2.bitwise_not(pen)
+    clean = ~pen
     smooth = cv2.GaussianBlur(fine_dab(h, d, mpp), (0, 0), RIDGE_UM / mpp)
     ridge = ridges(smooth, mpp)
     levels = thresholds(stains)
-    line = cv2.bitwise_and(_above(ridge, levels[0]), clean)
-    dark = _above(cv2.GaussianBlur(h, (0, 0), NUCLEUS_UM / mpp), max(0.5 * stains.nuclei, PALEST_NUCLEUS))
-    nuclei = cv2.bitwise_and(dark, clean)
-    lines = [line, *(cv2.bitwise_and(line, _above(smooth, stains.background + level)) for level in levels[1:])]
+    line = (ridge >= levels[0]) & clean
+    nuclei = (cv2.GaussianBlur(h, (0, 0), NUCLEUS_UM / mpp) >= max(0.5 * stains.nuclei, PALEST_NUCLEUS)) & clean
+    lines = [line, *(line & (smooth >= stains.background + level) for level in levels[1:])]
     cover = [_share(one, CELL_UM / mpp) for one in lines]
-    cells = cv2.bitwise_or(_above(_share(nuclei, NEST_UM / mpp), CELLULAR), _above(cover[0], 2 * PARTIAL))
-    cells = cv2.bitwise_and(cells, clean)
-    n_cells = cv2.countNonZero(cells)
-    shares = [
-        cv2.countNonZero(cv2.bitwise_and(_above(one, limit), cells)) / max(n_cells, 1)
-        for limit in (PARTIAL, COMPLETE)
-        for one in cover
-    ]
-    rest_of_cells = cv2.bitwise_and(cells, cv2.bitwise_not(cv2.bitwise_or(nuclei, line)))
+    cells = ((_share(nuclei, NEST_UM / mpp) >= CELLULAR) | (cover[0] >= 2 * PARTIAL)) & clean
+    n_cells = max(int(np.count_nonzero(cells)), 1)
+    shares = [np.count_nonzero((one >= limit) & cells) / n_cells for limit in (PARTIAL, COMPLETE) for one in cover]
     dab = _spread_of(d)
     contrasts = _contrasts(density, mpp)
     return [
-        n_cells / cells.size, *shares, dab[0], blur(contrasts[0], contrasts[2]),
-        *dab[1:], *_spread_of(h), *_spread_of(ridge), *_spread_of(density),
-        cv2.countNonZero(nuclei) / nuclei.size,
-        cv2.mean(d, nuclei)[0], cv2.mean(d, line)[0], cv2.mean(d, rest_of_cells)[0],
-        1 - cv2.countNonZero(_above(density, GLASS_OD)) / cells.size, cv2.countNonZero(pen) / pen.size,
-        *contrasts,
+        _mean_of(cells), *shares, dab[0], blur(contrasts[0], contrasts[2]),
+        *dab[1:], *_spread_of(h), *_spread_of(ridge), *_spread_of(density), _mean_of(nuclei),
+        _mean_over(d, nuclei), _mean_over(d, line), _mean_over(d, cells & ~nuclei & ~line),
+        _mean_of(density < GLASS_OD), _mean_of(pen), *contrasts,
     ]  # fmt: skip
 
 
-def _widened(mask: NDArray[np.uint8], px: float) -> NDArray[np.uint8]:
+def _widened(mask: Mask, px: float) -> Mask:
     """A mask and the px round it."""
-    if not cv2.countNonZero(mask):
+    if not mask.any():
         return mask
     edge = 2 * round(px) + 1
-    return np.asarray(cv2.dilate(mask, np.ones((edge, edge), np.uint8)), np.uint8)
+    return np.asarray(cv2.dilate(mask.view(np.uint8), np.ones((edge, edge), np.uint8)), np.uint8).view(np.bool_)
 
 
-def _above(values: Map, level: float) -> NDArray[np.uint8]:
-    """255 where a map reaches a level."""
-    return np.asarray(cv2.inRange(values, level, 1e9), np.uint8)
-
-
-def _share(mask: NDArray[np.uint8], px: float) -> Map:
+def _share(mask: Mask, px: float) -> Map:
     """Share of a mask in the square neighbourhood of each px, exact: a sum over whole px."""
     edge = 2 * round((px - 1) / 2) + 1
-    return np.asarray(cv2.boxFilter(mask, cv2.CV_32F, (edge, edge)), np.float32) / np.float32(255)
+    return np.asarray(cv2.boxFilter(mask.view(np.uint8), cv2.CV_32F, (edge, edge)), np.float32)
+
+
+def _mean_of(mask: Mask) -> float:
+    return int(np.count_nonzero(mask)) / mask.size
+
+
+def _mean_over(values: Map, mask: Mask) -> float:
+    """Mean inside a mask, 0 for an empty one. Summed in double precision, five times faster than cv2.mean does."""
+    return float(cv2.sumElems(values * mask)[0]) / max(int(np.count_nonzero(mask)), 1)
 
 
 def _spread_of(values: Map) -> tuple[float, float, float]:
     """Mean, standard deviation, 90th percentile (of every third row and column)."""
-    mean, std = cv2.meanStdDev(values)
+    mean = cv2.sumElems(values)[0] / values.size
+    variance = cv2.norm(values, cv2.NORM_L2SQR) / values.size - mean**2
     sample = np.ascontiguousarray(values[::3, ::3]).ravel()
     k = int(0.9 * (len(sample) - 1))
-    return float(mean[0, 0]), float(std[0, 0]), float(np.partition(sample, k)[k])
+    return float(mean), float(np.sqrt(max(variance, 0.0))), float(np.partition(sample, k)[k])
 
 
 def _contrasts(density: Map, mpp: float) -> list[float]:

@@ -59,14 +59,14 @@ def test_optical_density_undoes_beer_lambert(white, od) -> None:
 def test_glass_has_no_density_and_black_a_finite_one() -> None:
     pixels = np.array([[[230, 240, 250], [0, 0, 0]]], np.uint8)
     od = optical_density(pixels, (230.0, 240.0, 250.0))
-    assert np.allclose(od[0, 0], 0, atol=1e-6)
+    assert np.allclose(od[:, 0, 0], 0, atol=1e-6)
     assert np.isfinite(od).all()
 
 
 @given(amounts, amounts, st.sampled_from([(HAEMATOXYLIN, DAB), SOUTH]))
 def test_unmixing_gives_back_what_was_mixed(h, d, vectors) -> None:
     stains = Stains((255.0, 255.0, 255.0), *vectors)
-    od = (h * np.asarray(vectors[0]) + d * np.asarray(vectors[1])).astype(np.float32).reshape(1, 1, 3)
+    od = (h * np.asarray(vectors[0]) + d * np.asarray(vectors[1])).astype(np.float32).reshape(3, 1, 1)
     layers = separate(od, stains)
     unit = [np.linalg.norm(one) for one in vectors]
     assert layers.h[0, 0] == pytest.approx(h * unit[0], abs=1e-4)
@@ -80,13 +80,13 @@ def test_unmixing_gives_back_what_was_mixed(h, d, vectors) -> None:
 def test_stain_is_no_ink(h, d) -> None:
     od = optical_density(painted(h, d), (240.0, 240.0, 240.0))
     red = 0.650 * h + 0.269 * d
-    assert (ink(od, separate(od, Stains()).rest) == 0).all() or red > 0.7
+    assert not ink(od, separate(od, Stains()).rest).any() or red > 0.7
 
 
 @pytest.mark.parametrize("colour", [(20, 130, 60), (25, 55, 170), (20, 20, 25), (190, 25, 40)])
 def test_pen_is_ink(colour) -> None:
     od = optical_density(np.full((4, 4, 3), colour, np.uint8), (240.0, 240.0, 240.0))
-    assert (ink(od, separate(od, Stains()).rest) == 255).all()
+    assert ink(od, separate(od, Stains()).rest).all()
 
 
 def test_stains_are_values() -> None:
