@@ -12,14 +12,10 @@ import os
 import socket
 import time
 import traceback
-from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
-from threading import local
 from typing import Any
 
 import cv2
@@ -28,6 +24,7 @@ from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
 from her2batch.flow.census import Todo
+from her2batch.flow.feed import decoded, feed_of
 from her2batch.flow.results import BLANK_RANGE, row_facts, write_tables
 from her2batch.flow.stages import Context, Grid, Stage, State, Work, chosen
 from her2batch.slides import cucim
@@ -35,25 +32,15 @@ from her2batch.slides.files import fingerprint
 from her2batch.slides.intake import again
 from her2batch.slides.privacy import Names
 from her2batch.slides.readers import open_slide
-from her2batch.slides.slide import Box, Slide
+from her2batch.slides.slide import Slide
 from her2batch.tables.store import Cohort, Row, log, write_row
-from her2batch.vision.grid import Block, blocks, cut
 from her2batch.vision.membrane import TileBatch
 
-RANGE = 64
-"""Blocks of one call: about 1,000 tiles, 2 s of a core with the stain encoder; Ray's millisecond a call vanishes."""
-
-GROUP = 16
-"""Blocks of one batch: 256 tiles where a block holds 16. RANGE is a multiple, so batches are the same however a slide
-is shared."""
-
-OVERSAMPLING = 2
-"""Tiles are read from a level that is finer by this, where there is one: JPEG keeps colour at half resolution (4:2:0),
-and a membrane's brown is one or two px wide at 0.5 µm/px. Read from the level at 0.5 µm/px itself, 11 of 28 synthetic
-HER2 0 slides came out as 1+, and none from the level at 0.25."""
+RANGE = 4
+"""Batches of one call: about 1,000 tiles, 1–2 s of a core with the stain encoder; Ray's millisecond a call vanishes."""
 
 SPLIT = 2 * RANGE
-"""A slide with more blocks than this is shared between workers."""
+"""A slide with more batches than this is shared between workers."""
 
 
 @dataclass
@@ -66,7 +53,7 @@ class Finished:
 
 @dataclass
 class Begun:
-    """A large slide whose tiles are still to be measured: (grid or aside stage, first block, last block)."""
+    """A large slide whose tiles are still to be measured: (grid or aside stage, first batch, last batch)."""
 
     slide_id: str
     ranges: list[tuple[str, int, int]]
@@ -80,8 +67,8 @@ class Worker:
     context: Context
     names: Names = field(default_factory=Names)
     threads: int = 0  # decode threads beside the models; 0: decode in line
-    range_blocks: int = RANGE
-    split_blocks: int = SPLIT
+    range_batches: int = RANGE
+    split_batches: int = SPLIT
     made: dict[str, Work] = field(default_factory=dict)
 
     def ready(self, roles: tuple[str, ...] | None = None) -> None:
@@ -116,7 +103,7 @@ class Worker:
             for stage in before:
                 self._call(stage, state)
             ranges = self._ranges(slide, state)
-            if share and (always or sum(hi - lo for _, lo, hi in ranges) > self.split_blocks):
+            if share and (always or sum(hi - lo for _, lo, hi in ranges) > self.split_batches):
                 state["facts"] = facts
                 return Begun(todo.slide_id, ranges), _portable(state, started)
             _merge(state, [self._measure(slide, state, name, lo, hi) for name, lo, hi in ranges])
@@ -127,7 +114,7 @@ class Worker:
         return net.finished, {}
 
     def measure(self, todo: Todo, state: State, name: str, lo: int, hi: int) -> State | Finished:
-        """A range of a grid's blocks, or a stage aside."""
+        """A range of a grid's batches, or a stage aside."""
         started = time.perf_counter()
         with _Net(self, todo, state["facts"], started) as net, self._open(todo, {}, known=state) as slide:
             part = self._measure(slide, {**state, **self._given(todo, slide)}, name, lo, hi)
@@ -222,22 +209,13 @@ class Worker:
                     state.setdefault(name, np.empty(0, np.float32))
 
     def _ranges(self, slide: Slide, state: State) -> list[tuple[str, int, int]]:
-        """Calls that are left when a slide is begun: ranges of blocks of every grid."""
+        """Calls that are left when a slide is begun: ranges of batches of every grid."""
         ranges = []
         for name in state["grids"]:
-            count = len(self._blocks(slide, state["grids"][name])[1])
-            step = self.range_blocks
+            count = len(feed_of(slide, state["grids"][name]).batches)
+            step = self.range_batches
             ranges += [(name, lo, min(lo + step, count)) for lo in range(0, count, step)]
         return ranges
-
-    def _blocks(self, slide: Slide, one: Grid) -> tuple[int, list[Block]]:
-        """The level a grid is read from, and its blocks: a function of the slide and the grid alone."""
-        assert slide.info.mpp is not None
-        level = slide.level_for(one.mpp / slide.info.mpp / OVERSAMPLING)
-        size = slide.info.levels[level]
-        across, down = slide.info.width / size.width, slide.info.height / size.height
-        chunk, shape = (size.chunk_width, size.chunk_height), (size.width, size.height)
-        return level, blocks(one.tiles, (across, down), chunk, shape)
 
     def _measure(self, slide: Slide, state: State, name: str, lo: int, hi: int) -> State:
         aside = next((one for one in chosen(self.context.bundle) if one.name == name and one.over == "aside"), None)
@@ -245,12 +223,12 @@ class Worker:
             self._call(aside, state)
             return {key: state[key] for key in (*aside.gives, "seconds")}
         one: Grid = state["grids"][name]
-        level, cells = self._blocks(slide, one)
+        feed = feed_of(slide, one).part(lo, hi)
         works = [(stage.name, self._make(stage)) for stage in chosen(self.context.bundle) if stage.over == name]
         outputs: dict[str, list[NDArray[Any]]] = {}
         seconds = dict.fromkeys(["decode", *(label for label, _ in works)], 0.0)
         mark = time.perf_counter()
-        for order, pixels in _grouped(self._decoded(slide, level, cells[lo:hi], one.edge)):
+        for order, pixels in decoded(slide, feed, self.threads, self.context.plan.reader):
             seconds["decode"] += time.perf_counter() - mark
             batch = TileBatch(pixels, one.mpp, state["stains"])
             outputs.setdefault(f"{name}_order", []).append(order)
@@ -262,33 +240,6 @@ class Worker:
                 seconds[label] += time.perf_counter() - mark
             mark = time.perf_counter()
         return {**{key: np.concatenate(values) for key, values in outputs.items()}, "seconds": seconds}
-
-    def _decoded(
-        self, slide: Slide, level: int, cells: list[Block], edge: int
-    ) -> Iterator[tuple[Block, NDArray[np.uint8]]]:
-        """Blocks with their tiles, in order; decoded ahead by threads of their own handles where there are any."""
-        if self.threads == 0:
-            for block in cells:
-                yield block, cut(slide.read(Box(*block.box), level), block, edge)
-            return
-        handles = local()
-
-        def decode(block: Block) -> NDArray[np.uint8]:
-            if not hasattr(handles, "slide"):
-                handles.slide = open_slide(slide.info.path, self.context.plan.reader)
-            return cut(handles.slide.read(Box(*block.box), level), block, edge)
-
-        with ThreadPoolExecutor(self.threads) as pool:
-            rest = iter(cells)
-            ahead: deque[tuple[Block, Future[NDArray[np.uint8]]]] = deque(
-                (block, pool.submit(decode, block)) for block in islice(rest, self.threads + 1)
-            )
-            while ahead:
-                block, future = ahead.popleft()
-                pixels = future.result()
-                if (following := next(rest, None)) is not None:
-                    ahead.append((following, pool.submit(decode, following)))
-                yield block, pixels
 
     def _commit(self, todo: Todo, state: State, facts: Row, started: float) -> Finished:
         draft = self.cohort.draft_of(todo.slide_id)
@@ -352,15 +303,6 @@ class _Net:
         words = "" if self._worker.names.key else "".join(traceback.format_exception(error))
         log(self._worker.cohort, {"slide_id": self._todo.slide_id, "error": type(error).__name__, "trace": words})
         return SlideError("internal", path, f"stopped on a fault of ours ({type(error).__name__})")
-
-
-def _grouped(
-    decoded: Iterator[tuple[Block, NDArray[np.uint8]]],
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-    """Tiles of several blocks as one batch, with their numbers: a GPU wants more than a block's 16."""
-    while group := list(islice(decoded, GROUP)):
-        numbers = np.concatenate([np.asarray(block.tiles, np.int64) for block, _ in group])
-        yield numbers, np.concatenate([pixels for _, pixels in group])
 
 
 def _blank(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.errors import InputError, SlideError
-from her2batch.slides.slide import Box
+from her2batch.slides.slide import Box, Places, Slide
 from her2batch.slides.tiffslide import TiffSlide
 
 
@@ -61,6 +61,9 @@ class CucimSlide(TiffSlide):
         except (RuntimeError, ValueError) as error:
             raise SlideError("unreadable", self.info.path, f"cuCIM can't read it ({error})") from error
         return np.ascontiguousarray(np.asarray(region)[..., :3])
+
+    def _read(self, box: Box, level: int, shrink: int, parts: Places | None) -> NDArray[np.uint8]:
+        return Slide._read(self, box, level, shrink, parts)  # of the pixels that cuCIM decodes
 
 
 def _corner(box: Box, downsample: float) -> tuple[int, int]:

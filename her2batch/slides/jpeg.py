@@ -33,14 +33,29 @@ def complete(data: bytes, tables: bytes | None, colorspace: str) -> bytes:
 
 
 def decode(
-    data: bytes, tables: bytes | None = None, colorspace: str = "YCBCR", buffer: NDArray[np.uint8] | None = None
+    data: bytes,
+    tables: bytes | None = None,
+    colorspace: str = "YCBCR",
+    buffer: NDArray[np.uint8] | None = None,
+    shrink: int = 1,
 ) -> NDArray[np.uint8]:
     """A stream → (h, w, 3) uint8 RGB, strictly: what libjpeg-turbo would only warn of is an error.
 
-    buffer: at least h · w · 3 bytes to decode into, so that no fresh memory is touched.  Raises ValueError.
+    buffer: at least h · w · 3 bytes to decode into, so that no fresh memory is touched.  shrink: 1, 2, 4 or 8; the
+    inverse transform is done at that size, (⌈h / shrink⌉, ⌈w / shrink⌉, 3) comes out.  Raises ValueError.
     """
     stream = complete(data, tables, colorspace)
-    return cast(NDArray[np.uint8], simplejpeg.decode_jpeg(stream, "RGB", buffer=buffer, strict=True))
+    if shrink == 1:
+        pixels = simplejpeg.decode_jpeg(stream, "RGB", buffer=buffer, strict=True)
+    else:
+        size = frame_size(data)
+        if size is None:
+            raise ValueError("no frame header where one belongs")
+        high, wide = (-(-edge // shrink) for edge in size)
+        pixels = simplejpeg.decode_jpeg(
+            stream, "RGB", buffer=buffer, strict=True, min_factor=shrink, min_height=high, min_width=wide
+        )
+    return cast(NDArray[np.uint8], pixels)
 
 
 def frame_size(head: bytes) -> tuple[int, int] | None:

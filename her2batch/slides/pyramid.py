@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +25,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, TransposeCodec
 from her2batch.errors import SlideError
 from her2batch.slides.codecs import NAME, JpegCodec, encode
 from her2batch.slides.jpeg import decode
-from her2batch.slides.slide import Box, Level, Slide, SlideInfo
+from her2batch.slides.slide import Box, Level, Places, Slide, SlideInfo, assembled
 from her2batch.slides.tiffslide import TiffSlide
 
 SHARD = 32
@@ -209,22 +208,22 @@ class Pyramid(Slide):
             facts["mpp"], facts["mpp_source"], facts["objective"],
         )  # fmt: skip
         self._shard = lru_cache(maxsize=16)(self._open_shard)
+        self._buffer = np.empty(0, np.uint8)
 
     def _pixels(self, box: Box, level: int) -> NDArray[np.uint8]:
-        size, layer = self.info.levels[level], self._layers[level]
-        out = np.full((box.height, box.width, 3), WHITE, np.uint8)
-        for row, column in _chunks_of(box, size):
+        return self._read(box, level, 1, None)
+
+    def _read(self, box: Box, level: int, shrink: int, parts: Places | None) -> NDArray[np.uint8]:
+        layer, size = self._layers[level], self.info.levels[level]
+        wanted = size.chunk_width * size.chunk_height * 3
+        if len(self._buffer) < wanted:
+            self._buffer = np.empty(wanted, np.uint8)
+
+        def decoded(row: int, column: int) -> NDArray[np.uint8] | None:
             data = self._raw(level, row, column)
-            if data is None:
-                continue
-            pixels = decode(data, layer.tables, layer.colorspace)
-            x, y = column * size.chunk_width, row * size.chunk_height
-            left, top = max(box.x, x), max(box.y, y)
-            right, bottom = min(box.right, x + size.chunk_width), min(box.bottom, y + size.chunk_height)
-            out[top - box.y : bottom - box.y, left - box.x : right - box.x] = pixels[
-                top - y : bottom - y, left - x : right - x
-            ]
-        return out
+            return None if data is None else decode(data, layer.tables, layer.colorspace, self._buffer, shrink)
+
+        return assembled(box, (size.chunk_width // shrink, size.chunk_height // shrink), decoded, parts)
 
     def _raw(self, level: int, row: int, column: int) -> bytes | None:
         """The stored stream of a chunk; None where there is no tissue."""
@@ -262,10 +261,3 @@ def _describe(folder: Path, array: dict[str, Any]) -> tuple[Level, _Layer]:
     shard = array["chunk_grid"]["configuration"]["chunk_shape"][1] // chunk_height
     codec = JpegCodec.from_dict(next(one for one in sharding["codecs"] if one["name"] == NAME))
     return Level(width, height, chunk_width, chunk_height), _Layer(folder, shard, codec.tables, codec.colorspace_jpeg)
-
-
-def _chunks_of(box: Box, level: Level) -> Iterator[tuple[int, int]]:
-    """Row and column of every chunk a box touches."""
-    for row in range(box.y // level.chunk_height, -(-box.bottom // level.chunk_height)):
-        for column in range(box.x // level.chunk_width, -(-box.right // level.chunk_width)):
-            yield row, column

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
 from her2batch.slides import jpeg
-from her2batch.slides.slide import CHUNK, Box, Level, Slide, SlideInfo, settle_mpp
+from her2batch.slides.slide import CHUNK, Box, Level, Places, Slide, SlideInfo, assembled, settle_mpp
 from her2batch.slides.tiff import TileTable, parse
 
-WHITE = 255
 HEAD, TAIL = 1024, 16
 """Bytes of a stream's ends that are looked at first; the whole stream where they don't say enough."""
 
@@ -147,20 +146,21 @@ class TiffSlide(Slide):
         return size
 
     def _pixels(self, box: Box, level: int) -> NDArray[np.uint8]:
+        return self._assembled(box, self._tiff.levels[level], 1, None)
+
+    def _read(self, box: Box, level: int, shrink: int, parts: Places | None) -> NDArray[np.uint8]:
+        """Shrunk inside the decoder, where each px has its colour: RGB under a wrong tag has green and blue at half."""
         table = self._tiff.levels[level]
-        out = np.empty((box.height, box.width, 3), np.uint8)
-        for row in range(box.y // table.tile_height, -(-box.bottom // table.tile_height)):
-            for column in range(box.x // table.tile_width, -(-box.right // table.tile_width)):
-                x, y = column * table.tile_width, row * table.tile_height
-                left, top = max(box.x, x), max(box.y, y)
-                right, bottom = min(box.right, x + table.tile_width), min(box.bottom, y + table.tile_height)
-                place = out[top - box.y : bottom - box.y, left - box.x : right - box.x]
-                index = row * table.across + column
-                if table.counts[index] == 0:
-                    place[:] = WHITE
-                else:
-                    place[:] = self._decode(table, index)[top - y : bottom - y, left - x : right - x]
-        return out
+        if shrink == 1 or (table.compression == "jpeg" and table.full_tiles and not self.info.notes):
+            return self._assembled(box, table, shrink, parts)
+        return super()._read(box, level, shrink, parts)
+
+    def _assembled(self, box: Box, table: TileTable, shrink: int, parts: Places | None) -> NDArray[np.uint8]:
+        def decoded(row: int, column: int) -> NDArray[np.uint8] | None:
+            index = row * table.across + column
+            return None if table.counts[index] == 0 else self._decode(table, index, shrink)
+
+        return assembled(box, (table.tile_width // shrink, table.tile_height // shrink), decoded, parts)
 
     def _raw(self, table: TileTable, index: int) -> bytes:
         count = int(table.counts[index])
@@ -172,12 +172,15 @@ class TiffSlide(Slide):
             raise SlideError("truncated", self._path, f"ends inside its tile {index}")
         return data
 
-    def _decode(self, table: TileTable, index: int) -> NDArray[np.uint8]:
-        """A tile: (tile_height, tile_width, 3) uint8 (a last strip may be lower), valid until the next call."""
+    def _decode(self, table: TileTable, index: int, shrink: int = 1) -> NDArray[np.uint8]:
+        """A tile, shrunk if it is a JPEG: (tile_height, tile_width, 3) uint8 (a last strip may be lower).
+
+        Valid until the next call.
+        """
         data = self._raw(table, index)
         try:
             if table.compression == "jpeg":
-                pixels = self._jpeg(table, data)
+                pixels = self._jpeg(table, data, shrink)
             elif table.compression == "jpeg2000":
                 pixels = _jpeg2000(table, data, index)
             else:
@@ -189,17 +192,17 @@ class TiffSlide(Slide):
             what = f"its tile {index} can't be decoded ({words})"
             raise SlideError(code, self._path, what) from error
         row, column = divmod(index, table.across)
-        needed = min(table.tile_height, table.height - row * table.tile_height)
-        wide = min(table.tile_width, table.width - column * table.tile_width)
+        needed = min(table.tile_height, table.height - row * table.tile_height) // shrink
+        wide = min(table.tile_width, table.width - column * table.tile_width) // shrink
         if pixels.ndim != 3 or pixels.shape[0] < needed or pixels.shape[1] < wide or pixels.shape[2] < 3:
             raise SlideError("unreadable", self._path, f"its tile {index} decodes to {pixels.shape}")
         return pixels[..., :3]
 
-    def _jpeg(self, table: TileTable, data: bytes) -> NDArray[np.uint8]:
+    def _jpeg(self, table: TileTable, data: bytes, shrink: int) -> NDArray[np.uint8]:
         wanted = table.tile_width * table.tile_height * 3
         if len(self._buffer) < wanted:
             self._buffer = np.empty(wanted, np.uint8)
-        return jpeg.decode(data, table.jpeg_tables, table.colorspace, self._buffer)
+        return jpeg.decode(data, table.jpeg_tables, table.colorspace, self._buffer, shrink)
 
 
 def _jpeg2000(table: TileTable, data: bytes, index: int) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from her2batch.errors import SlideError
-from her2batch.slides.slide import MPP_RANGE, Box, Slide
+from her2batch.slides.slide import MPP_RANGE, Box, Slide, resample
 
 MOST = 1200
 """px: larger levels are compared in a corner of this size."""
@@ -82,6 +82,28 @@ class SlideContract:
             for box in boxes_within(corner(slide, level), size.chunk_width, seed=level):
                 part = whole[box.y : box.bottom, box.x : box.right]
                 assert np.array_equal(slide.read(box, level), part), (level, box)
+
+    @pytest.mark.parametrize("by", [2, 4, 8])
+    def test_a_level_is_read_shrunk_as_one_picture_and_in_crops(self, slide: Slide, by: int) -> None:
+        size = slide.info.levels[0].shrunk(by)
+        box = Box(0, 0, min(size.width, MOST // by), min(size.height, MOST // by))
+        whole = slide.read(box, 0, by)
+        assert whole.shape == (box.height, box.width, 3)
+        across, down = min(slide.info.width // by, box.width), min(slide.info.height // by, box.height)
+        area = resample(slide.read(Box(0, 0, across * by, down * by)), across, down)
+        assert np.abs(whole[:down, :across].mean((0, 1)) - area.mean((0, 1))).max() < 4  # hard edges overshoot
+        with pytest.raises(ValueError, match="leaves level"):
+            slide.read(Box(0, 0, size.width + 1, 1), 0, by)
+
+    @pytest.mark.parametrize("by", [1, 2])
+    def test_the_parts_that_are_asked_for_are_there(self, slide: Slide, by: int) -> None:
+        size = slide.info.levels[0].shrunk(by)
+        box = Box(0, 0, min(size.width, MOST), min(size.height, MOST))
+        places = np.array(boxes_within(box, size.chunk_width, seed=by), np.int64)[4:8]
+        whole, some = slide.read(box, 0, by), slide.read(box, 0, by, places)
+        assert some.shape == whole.shape
+        for x, y, width, height in places.tolist():
+            assert np.array_equal(some[y : y + height, x : x + width], whole[y : y + height, x : x + width])
 
     def test_the_same_read_gives_the_same_bytes_and_keeps_them(self, slide: Slide) -> None:
         box = corner(slide, 0)

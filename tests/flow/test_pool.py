@@ -50,7 +50,7 @@ def test_a_slide_that_is_shared_has_the_bytes_of_one_that_is_not(
     make_slide("a.tiff", size=(5000, 4600), brown=0.4)
     reference = worker_for(tmp_path / "plain")
     list(plain(reference, todos(tmp_path / "scans", reference)))
-    shared = worker_for(tmp_path / "shared", range_blocks=16, split_blocks=16)
+    shared = worker_for(tmp_path / "shared", range_batches=1, split_batches=1)
     finished = list(share(ray_session, shared, todos(tmp_path / "scans", shared), MEMORY))
     assert [one.row["status"] for one in finished] == ["done"]
     assert finished[0].row["n_tiles"] > 100

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from her2batch.flow import work
@@ -12,10 +13,13 @@ from her2batch.flow.stages import Context
 from her2batch.flow.work import Worker
 from her2batch.models.encoders import dim_of
 from her2batch.settings import Plan
-from her2batch.slides.readers import READERS
+from her2batch.slides.readers import READERS, open_slide
+from her2batch.slides.slide import Box, resample
 from her2batch.slides.tiffslide import TiffSlide
 from her2batch.tables.audit import verify
 from her2batch.tables.store import Cohort
+from her2batch.vision.membrane import MEMBRANE, describe
+from her2batch.vision.stain import fit_stains
 from tests.flow.test_pool import todos
 
 
@@ -34,7 +38,7 @@ def todo(tmp_path: Path, worker: Worker, make_slide: Callable) -> Todo:
 
 def raising(error: BaseException) -> type[TiffSlide]:
     class Broken(TiffSlide):
-        def _pixels(self, box: object, level: int) -> None:
+        def _assembled(self, *_: object) -> None:
             raise error
 
     return Broken
@@ -90,3 +94,16 @@ def test_decode_threads_change_no_byte(tmp_path: Path, worker: Worker, todo: Tod
     Worker(other, worker.context, threads=3).run(todo)
     for name in ("tiles", "membrane", "embeddings/stain"):
         assert worker.cohort.table(name, "a").read_bytes() == other.table(name, "a").read_bytes()
+
+
+@pytest.mark.parametrize("score", ["0", "1+", "3+"])
+def test_tiles_that_are_shrunk_while_decoding_show_the_same_membranes(cores: dict[str, Path], score: str) -> None:
+    with open_slide(cores[score]) as slide:
+        shrunk = slide.read(Box(0, 0, 896, 672), *slide.source_for(2.0))
+        whole = resample(slide.read(Box(0, 0, 1792, 1344)), 896, 672)
+    assert slide.source_for(2.0) == (0, 2)
+    tiles = [np.stack([half[y : y + 224, x : x + 224] for y in (0, 224, 448) for x in (0, 224, 448, 672)])
+             for half in (shrunk, whole)]  # fmt: skip
+    stains = fit_stains(tiles[1], (240.0, 240.0, 240.0))
+    shares = [describe(some, 0.5, stains)[:, : len(MEMBRANE)].mean(axis=0) for some in tiles]
+    assert np.abs(shares[0] - shares[1]).max() < 0.03

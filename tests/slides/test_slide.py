@@ -79,10 +79,10 @@ def test_the_level_for_a_downsample_is_never_coarser() -> None:
 
 
 def test_a_region_is_read_from_the_level_that_has_enough() -> None:
-    slide = Gradient((4000, 4000), (1000, 1000))
+    slide = Gradient((4000, 4000), (2000, 2000), (1000, 1000))
     region = slide.region(Box(0, 0, 2000, 4000), 1.0)
     assert region.shape == (1000, 500, 3)
-    assert slide.most == 500 * 1000
+    assert slide.most == 1000 * 2000  # twice as fine as wanted: where there is colour for every px
     assert region[:, -1, 0].tolist() == pytest.approx([127] * 1000, abs=1)
 
 

@@ -12,7 +12,7 @@ import tifffile
 
 from her2batch.errors import SlideError
 from her2batch.slides.files import fingerprint
-from her2batch.slides.slide import Box, Slide
+from her2batch.slides.slide import Box, Slide, resample
 from her2batch.slides.tiffslide import TiffSlide
 from tests.contract.reader_contract import SlideContract
 from tests.slides.damage import cut, holed, zero_tailed
@@ -77,6 +77,34 @@ def test_jpeg_pixels_are_openslides_to_the_bit(real_data: Path, name: str) -> No
 
 def test_core_pixels_are_openslides_to_the_bit(cores: dict[str, Path]) -> None:
     assert set(differences(cores["1+"])) == {(0, 0.0)}
+
+
+@pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize("by", [2, 4, 8])
+def test_a_jpeg_is_shrunk_inside_its_decoder_to_nearly_the_mean_of_its_pixels(
+    tmp_path: Path, real_data: Path, subsampling: tuple[int, int], by: int
+) -> None:
+    core = next((real_data / "her2_cores").glob("3_*.jpg"))
+    rgb = cv2.cvtColor(cv2.imread(str(core)), cv2.COLOR_BGR2RGB)[2000:3024, 2000:3024]
+    tifffile.imwrite(
+        tmp_path / "a.tiff", rgb, tile=(256, 256), photometric="rgb", compression="jpeg",
+        compressionargs={"level": 90}, subsampling=subsampling, metadata=None,
+    )  # fmt: skip
+    with TiffSlide(tmp_path / "a.tiff") as slide:
+        half = slide.read(Box(0, 0, 1024 // by, 1024 // by), 0, by).astype(int)
+        area = resample(slide.read(Box(0, 0, 1024, 1024)), 1024 // by, 1024 // by).astype(int)
+    assert np.abs(half - area).mean() < 2.5  # the transform keeps fine detail that the mean of pixels blurs
+    assert np.abs((half - area).mean((0, 1))).max() < 0.3
+
+
+def test_rgb_under_a_wrong_tag_is_not_shrunk_inside_the_decoder(tmp_path: Path) -> None:
+    rgb = np.full((512, 512, 3), 240, np.uint8)
+    rgb[100:203, 100:301] = (150, 90, 60)
+    tifffile.imwrite(tmp_path / "a.tiff", rgb, tile=(128, 128), photometric="ycbcr", compression="jpeg", metadata=None)
+    with TiffSlide(tmp_path / "a.tiff") as slide:
+        assert slide.info.notes == ("colour-tag-mended",)
+        half = slide.read(Box(0, 0, 256, 256), 0, 2)
+        assert np.array_equal(half, resample(slide.read(Box(0, 0, 512, 512)), 256, 256))
 
 
 def test_jpeg_2000_pixels_are_openslides_to_the_bit(real_data: Path) -> None:
