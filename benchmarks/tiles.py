@@ -1,0 +1,179 @@
+"""How fast do tiles reach a model, beside the bare decode of the same chunks, and an OpenSlide DataLoader?
+
+usage: tiles.py CORES SCRATCH [--kind KIND ...] [--rounds N] [--plot SVG]
+
+Slides of 21,504 px at 0.25 µm/px, tiles of 224 px at 0.5 µm/px. All sides on as many processes as there are cores, each
+with half of the tissue's tiles; processes are warm, files in the page cache.
+
+- ours: the ingest's own feed: read, decode (shrunk in the decoder), assemble, cut, batches of 256 as a model gets them
+- ours, full decode: the same, every px decoded and averaged afterwards
+- pyramid: ours from the cohort's pyramid of the slide
+- bare decode: every chunk under those tiles once, libjpeg-turbo (OpenJPEG for JPEG 2000), full size, nothing else;
+  the compressed chunks lie in memory
+- cuCIM: the same blocks through cuCIM, then cut
+- OpenSlide: a PyTorch DataLoader whose items are read_region and a resize
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from her2batch.slides import cucim as cucim_reader  # before torch: after it, cuCIM never loads
+
+cucim_reader.load()
+
+import cv2  # noqa: E402
+import imagecodecs  # noqa: E402
+import numpy as np  # noqa: E402
+import simplejpeg  # noqa: E402
+from rounds import bars, medians, on_cores  # noqa: E402
+from slides import KINDS, make  # noqa: E402
+
+from her2batch.flow.feed import decoded, feed_of  # noqa: E402
+from her2batch.flow.session import cores  # noqa: E402
+from her2batch.flow.stages import Grid  # noqa: E402
+from her2batch.settings import Plan  # noqa: E402
+from her2batch.slides import pyramid  # noqa: E402
+from her2batch.slides.jpeg import complete  # noqa: E402
+from her2batch.slides.readers import open_slide  # noqa: E402
+from her2batch.slides.tiffslide import TiffSlide  # noqa: E402
+from her2batch.vision.grid import plan  # noqa: E402
+from her2batch.vision.tissue import segment, tile_fractions  # noqa: E402
+
+MPP, TILE = Plan().mpp, Plan().tile
+
+
+def tissue_tiles(path: Path) -> np.ndarray:
+    """The tiles that an ingest would keep."""
+    with open_slide(path) as slide:
+        info = slide.info
+        assert info.mpp is not None
+        mask = segment(slide.overview(8.0), 8.0).mask
+        tiles = plan(info.width, info.height, info.mpp, MPP, TILE)
+        return tiles[tile_fractions(mask, info.width, info.height, tiles) >= Plan().min_tissue]
+
+
+def feed(path: Path, reader: str, tiles: np.ndarray, source: tuple[int, int] | None = None) -> float:
+    """Seconds for all batches of some tiles."""
+    with open_slide(path, reader) if reader != "pyramid" else pyramid.Pyramid(path) as slide:
+        started = time.perf_counter()
+        for _, pixels in decoded(slide, feed_of(slide, Grid(MPP, TILE, tiles), source), 0, reader):
+            assert pixels.shape[1] == TILE
+        return time.perf_counter() - started
+
+
+def bare(path: Path, tiles: np.ndarray) -> float:
+    """Seconds to decode the chunks under some tiles of level 0."""
+    slide = open_slide(path, "tiff")
+    assert isinstance(slide, TiffSlide)
+    table = slide.table(0)
+    touched = np.zeros((table.down, table.across), bool)
+    for x, y, size in tiles.tolist():
+        rows = slice(y // table.tile_height, -(-(y + size) // table.tile_height))
+        touched[rows, x // table.tile_width : -(-(x + size) // table.tile_width)] = True
+    streams = [slide.raw(0, int(k)) for k in np.flatnonzero(touched)]
+    buffer = np.empty((table.tile_height, table.tile_width, 3), np.uint8)
+    if table.compression == "jpeg":
+        streams = [complete(one, table.jpeg_tables, table.colorspace) for one in streams]
+        decode = partial(simplejpeg.decode_jpeg, colorspace="RGB", buffer=buffer)
+    else:
+        decode = partial(imagecodecs.jpeg2k_decode, out=buffer)
+    started = time.perf_counter()
+    for stream in streams:
+        decode(stream)
+    return time.perf_counter() - started
+
+
+class OpenSlideTiles:
+    """A dataset as most pipelines have it: opened in the worker, one tile an item."""
+
+    def __init__(self, path: Path, tiles: np.ndarray) -> None:
+        self._path, self._tiles, self._slide = path, tiles, None
+
+    def __len__(self) -> int:
+        return len(self._tiles)
+
+    def __getitem__(self, k: int) -> np.ndarray:
+        import openslide
+
+        if self._slide is None:
+            self._slide = openslide.OpenSlide(str(self._path))
+        x, y, size = (int(one) for one in self._tiles[k])
+        region = np.asarray(self._slide.read_region((x, y), 0, (size, size)).convert("RGB"))
+        return cv2.resize(region, (TILE, TILE), interpolation=cv2.INTER_AREA)
+
+
+def loader(path: Path, tiles: np.ndarray, workers: int) -> float:
+    """Seconds for a DataLoader over some tiles, from its first batch on: its workers' start isn't counted."""
+    from torch.utils.data import DataLoader
+
+    warm = np.concatenate([tiles[: 64 * workers], tiles])
+    batches = iter(DataLoader(OpenSlideTiles(path, warm), 64, num_workers=workers))
+    for _ in range(workers):
+        next(batches)
+    started = time.perf_counter()
+    for batch in batches:
+        assert batch.shape[1] == TILE
+    return time.perf_counter() - started
+
+
+def measure(path: Path, scratch: Path, workers: int, rounds: int) -> dict[str, float]:
+    """Tiles a second of each side."""
+    tiles = tissue_tiles(path)
+    stored = scratch / f"{path.stem}.zarr"
+    with open_slide(path) as slide:
+        mask = np.ones((8, 8), bool)
+        if not stored.exists():
+            pyramid.write(slide, mask, stored, Plan().jpeg_quality)
+    parts = [part for part in np.array_split(tiles, workers) if len(part)]
+    some = tiles[: max(256, len(tiles) // 4)]  # of the slow side: a quarter says as much
+    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+        list(pool.map(abs, range(workers)))
+
+        def split(function: object, *before: object, after: tuple[object, ...] = ()) -> float:
+            return on_cores(pool, function, [(*before, part, *after) for part in parts])  # type: ignore[arg-type]
+
+        seconds = medians(
+            {
+                "ours": lambda: split(feed, path, "tiff"),
+                "bare decode": lambda: split(bare, path),
+                "ours, full decode": lambda: split(feed, path, "tiff", after=((0, 1),)),
+                "ours, pyramid": lambda: split(feed, stored, "pyramid"),
+                "cuCIM": lambda: split(feed, path, "cucim"),
+            },
+            rounds,
+        )
+    slow = medians({"OpenSlide": lambda: loader(path, some, workers)}, max(1, rounds // 2))
+    return {name: len(tiles) / one for name, one in seconds.items()} | {"OpenSlide": len(some) / slow["OpenSlide"]}
+
+
+def main() -> None:
+    """Print a row for each kind of slide."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cores", type=Path)
+    parser.add_argument("scratch", type=Path)
+    parser.add_argument("--kind", nargs="+", choices=sorted(KINDS), default=["jpeg420", "jpeg444", "tiles240"])
+    parser.add_argument("--workers", type=int, default=cores())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args()
+    cv2.setNumThreads(1)  # a forked process would wait for the threads that its parent had
+    groups = {}
+    for kind in args.kind:
+        groups[kind] = rates = measure(make(args.cores, args.scratch, kind, 3), args.scratch, args.workers, args.rounds)
+        ours = rates["ours"]
+        against = " · ".join(
+            f"{name} {rate:,.0f} ({ours / rate:.2f}×)" for name, rate in rates.items() if name != "ours"
+        )
+        print(f"{kind}: ours {ours:,.0f} tiles/s on {args.workers} cores · {against}", flush=True)
+    if args.plot:
+        bars(args.plot, f"Tiles of 224 px at 0.5 µm/px, {args.workers} cores", "tiles a second", groups)
+
+
+if __name__ == "__main__":
+    main()
