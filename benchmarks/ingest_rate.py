@@ -1,124 +1,64 @@
-"""How fast is a whole ingest, beside the bare decode of the same chunks, and an OpenSlide loop over the same tiles?
+"""How far is a whole ingest from its floor: the decode of the tissue, and the models, on all cores?
 
-usage: ingest_rate.py SLIDES [--workers N] [--rounds N]
+usage: ingest_rate.py SLIDES [--workers N] [--rounds N] [--plot SVG]
 
 Ours is the wall time of the ingest, from listing the folder to the last commit: hashing, tissue, pyramid, decode,
-stain encoder, membrane rule, tables, fsync. It is shown with and without Ray's start. (a) decodes every JPEG chunk
-that a tile touches, once, on as many processes, and throws the pixels away. (b) reads every tile with OpenSlide and
-resizes it, on as many processes.
+stain encoder, membrane rule, tables, fsync. Beside it, on as many processes and the same tiles:
+
+- Ray: an ingest's session and actors started and stopped, nothing done
+- decode: every JPEG chunk under a tile once, full size, libjpeg-turbo and nothing else (see tiles.py)
+- model: stain encoder and rule on tiles in memory
+
+The bound is the larger of decode and model where each has a machine of its own (GPUs for the models); on CPUs alone
+both want the same cores, and the bound is their sum. Both ratios are shown.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
-import openslide
-import simplejpeg
+from rounds import bars, medians, on_cores, processes
+from tiles import bare, tissue_tiles
 
+from her2batch.flow.feed import decoded, feed_of
 from her2batch.flow.ingest import Order, ingest
 from her2batch.flow.session import connect, cores
-from her2batch.flow.work import OVERSAMPLING
+from her2batch.flow.stages import Grid
+from her2batch.models.rule import judge
 from her2batch.settings import Plan, Resources
-from her2batch.slides.jpeg import complete
+from her2batch.slides.intake import find
 from her2batch.slides.readers import open_slide
-from her2batch.slides.tiffslide import TiffSlide
-from her2batch.tables.store import Cohort
+from her2batch.vision.membrane import MEMBRANE, describe
+from her2batch.vision.stain import Stains
 
-MPP, TILE = Plan().mpp, Plan().tile
-Work = list[tuple[Path, np.ndarray]]
-
-
-def tiles_of(cohort: Cohort) -> Work:
-    """Slides that are done, each with its tiles (n, 3)."""
-    rows = [row for row in cohort.rows().values() if row["status"] == "done"]
-    columns = [cohort.read("tiles", row["slide_id"]).select(["x", "y", "size"]) for row in rows]
-    return [
-        (Path(row["path"]), np.stack([table[name].to_numpy() for name in ("x", "y", "size")], axis=1))
-        for row, table in zip(rows, columns, strict=True)
-    ]
+SOME = 128
+"""Tiles of a slide and worker that the model is measured on."""
 
 
-def decode_chunks(path: Path, tiles: np.ndarray) -> int:
-    """Bare libjpeg-turbo over the chunks under the tiles, at the level the ingest reads; returns how many."""
-    slide = open_slide(path, "tiff")
-    assert isinstance(slide, TiffSlide)
-    assert slide.info.mpp is not None
-    level = slide.level_for(MPP / slide.info.mpp / OVERSAMPLING)
-    table = slide.table(level)
-    touched = np.zeros((table.down, table.across), bool)
-    for x, y, size in (tiles / slide.info.level_downsamples[level]).round().astype(int):
-        rows = slice(y // table.tile_height, -(-(y + size) // table.tile_height))
-        touched[rows, x // table.tile_width : -(-(x + size) // table.tile_width)] = True
-    streams = [complete(slide.raw(level, i), table.jpeg_tables, table.colorspace) for i in np.flatnonzero(touched)]
-    buffer = np.empty(table.tile_width * table.tile_height * 3, np.uint8)
-    for stream in streams:
-        simplejpeg.decode_jpeg(stream, "RGB", buffer=buffer)
-    return len(streams)
-
-
-def read_tiles(path: Path, tiles: np.ndarray) -> int:
-    """An OpenSlide loop: each tile read at the same level and resized."""
-    slide = openslide.OpenSlide(str(path))
-    level = slide.get_best_level_for_downsample(tiles[0, 2] / TILE / OVERSAMPLING * 1.01)
-    for x, y, size in tiles.tolist():
-        edge = round(size / slide.level_downsamples[level])
-        region = np.asarray(slide.read_region((x, y), level, (edge, edge)))[..., :3]
-        cv2.resize(region, (TILE, TILE), interpolation=cv2.INTER_AREA)
-    return len(tiles)
-
-
-def timed(work: Work, function: object, workers: int) -> float:
-    """Seconds for a function over parts of all slides, on warm processes."""
-    parts = [(path, part) for path, tiles in work for part in np.array_split(tiles, 4) if len(part)]
-    with ProcessPoolExecutor(workers) as pool:
-        list(pool.map(abs, range(workers)))
-        started = time.perf_counter()
-        list(pool.map(function, *zip(*parts, strict=True)))
-        return time.perf_counter() - started
-
-
-def main() -> None:
-    """Print one row."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("slides", type=Path)
-    parser.add_argument("--workers", type=int, default=cores())
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
-    cv2.setNumThreads(1)
-    seconds: dict[str, list[float]] = {"ingest": [], "start": [], "decode": [], "openslide": []}
-    tiles = 0
-    for _ in range(args.rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            summary = ingest(Order(args.slides, Path(folder) / "c"), Plan(), Resources(workers=args.workers))
-            work = tiles_of(Cohort(Path(folder) / "c"))
-        tiles = summary.tiles
-        seconds["ingest"].append(summary.seconds)
-        seconds["start"].append(ray_start(args.workers))
-        seconds["decode"].append(timed(work, decode_chunks, args.workers))
-        seconds["openslide"].append(timed(work, read_tiles, args.workers))
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    ours, warm = tiles / median["ingest"], tiles / (median["ingest"] - median["start"])
-    floor, loop = tiles / median["decode"], tiles / median["openslide"]
-    print(
-        f"{tiles} tiles, {args.workers} workers: ingest {ours:.0f} tiles/s ({warm:.0f} without Ray's start of "
-        f"{median['start']:.1f} s) · bare decode {floor:.0f} · OpenSlide loop {loop:.0f} · "
-        f"ratio to decode {ours / floor:.2f} ({warm / floor:.2f}) · to OpenSlide {ours / loop:.1f} ({warm / loop:.1f})"
-    )
-
-
-def ray_start(workers: int) -> float:
-    """Seconds until Ray and its actors are there."""
+def model(path: Path, tiles: np.ndarray) -> float:
+    """Seconds of the stain encoder and the rule for some tiles, times what the others would take too."""
+    some = tiles[np.unique(np.linspace(0, len(tiles) - 1, SOME).astype(int))]
+    with open_slide(path) as slide:
+        feed = feed_of(slide, Grid(Plan().mpp, Plan().tile, some))
+        batches = [pixels for _, pixels in decoded(slide, feed, 0, "auto")]
     started = time.perf_counter()
-    with connect(Resources(workers=workers)) as session:
-        ray = session.ray
-        ray.get([ray.remote(Ready).options(num_cpus=1).remote().ready.remote() for _ in range(workers)])
+    figures = np.concatenate([describe(one, Plan().mpp, Stains((240.0, 240.0, 240.0), nuclei=0.2)) for one in batches])
+    judge({name: figures[:, k] for k, name in enumerate(MEMBRANE)})
+    return (time.perf_counter() - started) * len(tiles) / len(some)
+
+
+def whole_ingest(slides: Path, workers: int) -> float:
+    """Wall seconds of one ingest into a fresh cohort."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        summary = ingest(Order(slides, Path(folder) / "c"), Plan(), Resources(workers=workers))
+        assert summary.failed == 0, summary.failures
         return time.perf_counter() - started
 
 
@@ -130,6 +70,54 @@ class Ready:
         import her2batch.flow.work
 
         return her2batch.flow.work is not None
+
+
+def ray_alone(workers: int) -> float:
+    """Seconds to start Ray and its actors, and to stop them."""
+    started = time.perf_counter()
+    with connect(Resources(workers=workers)) as session:
+        ray = session.ray
+        ray.get([ray.remote(Ready).options(num_cpus=1).remote().ready.remote() for _ in range(workers)])
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Print one row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("slides", type=Path)
+    parser.add_argument("--workers", type=int, default=cores())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args()
+    cv2.setNumThreads(1)
+    work = [(source.path, tissue_tiles(source.path)) for source in find(args.slides)[0]]
+    total = sum(len(tiles) for _, tiles in work)
+    parts = [(path, part) for path, tiles in work for part in np.array_split(tiles, args.workers)]
+    with processes(args.workers) as pool:
+
+        def on_all(function: Callable[..., float]) -> float:
+            return sum(
+                on_cores(pool, function, parts[k : k + args.workers]) for k in range(0, len(parts), args.workers)
+            )
+
+        seconds = medians(
+            {
+                "ingest": lambda: whole_ingest(args.slides, args.workers),
+                "Ray alone": lambda: ray_alone(args.workers),
+                "decode alone": lambda: on_all(bare),
+                "model alone": lambda: on_all(model),
+            },
+            args.rounds,
+        )
+    wall, ray, decode, alone = seconds.values()
+    ours, larger, both = wall - ray, max(decode, alone), decode + alone
+    print(
+        f"{len(work)} slides, {total} tiles, {args.workers} workers: ingest {wall:.1f} s, {total / wall:,.0f} tiles/s; "
+        f"without Ray's {ray:.1f} s {ours:.1f} s, {total / ours:,.0f} tiles/s · decode alone {decode:.1f} s · "
+        f"model alone {alone:.1f} s · {ours / larger:.2f} × the larger, {ours / both:.2f} × their sum"
+    )
+    if args.plot:
+        bars(args.plot, f"{len(work)} slides, {total} tiles, {args.workers} cores", "seconds", {"8 slides": seconds})
 
 
 if __name__ == "__main__":

@@ -6,10 +6,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import cv2
 import matplotlib as mpl
+from threadpoolctl import threadpool_limits
 
 mpl.use("svg")
 mpl.rcParams["svg.hashsalt"] = "her2batch"  # the same picture for the same figures
@@ -25,6 +28,18 @@ def medians(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, 
             if number:
                 seconds[name].append(took)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def processes(workers: int) -> ProcessPoolExecutor:
+    """Warm processes of one thread each, as the ingest's workers are."""
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("fork"), initializer=_single)
+    list(pool.map(abs, range(workers)))
+    return pool
+
+
+def _single() -> None:
+    cv2.setNumThreads(1)
+    threadpool_limits(1)
 
 
 def on_cores(pool: ProcessPoolExecutor, function: Callable[..., float], parts: Sequence[tuple[Any, ...]]) -> float:

@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 from her2batch.slides import cucim as cucim_reader  # before torch: after it, cuCIM never loads
@@ -31,7 +29,7 @@ import cv2  # noqa: E402
 import imagecodecs  # noqa: E402
 import numpy as np  # noqa: E402
 import simplejpeg  # noqa: E402
-from rounds import bars, medians, on_cores  # noqa: E402
+from rounds import bars, medians, on_cores, processes  # noqa: E402
 from slides import KINDS, make  # noqa: E402
 
 from her2batch.flow.feed import decoded, feed_of  # noqa: E402
@@ -132,8 +130,7 @@ def measure(path: Path, scratch: Path, workers: int, rounds: int) -> dict[str, f
             pyramid.write(slide, mask, stored, Plan().jpeg_quality)
     parts = [part for part in np.array_split(tiles, workers) if len(part)]
     some = tiles[: max(256, len(tiles) // 4)]  # of the slow side: a quarter says as much
-    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
-        list(pool.map(abs, range(workers)))
+    with processes(workers) as pool:
 
         def split(function: object, *before: object, after: tuple[object, ...] = ()) -> float:
             return on_cores(pool, function, [(*before, part, *after) for part in parts])  # type: ignore[arg-type]

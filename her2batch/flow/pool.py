@@ -29,6 +29,10 @@ PATIENCE_S = 0.5
 START_S = 300
 """How long workers may take to start and load their models."""
 
+GPU_CALLS = 2
+"""Calls that a GPU worker has at once: while the GPU works on one, the next slide is opened and its first batch
+decoded, so that it waits for neither, nor for Ray."""
+
 LOST_IN_A_ROW = 12
 """Workers lost with no slide finished between: it is not the slides, Ray itself is gone."""
 
@@ -117,6 +121,7 @@ class _Driver:
         self._slides: dict[str, _Slide] = {}
         self._deaths: Counter[str] = Counter()
         self._lost_in_a_row = 0
+        self._buried: set[Any] = set()
         self._make_pools()
 
     def run(self, todos: deque[Todo]) -> Iterator[Finished]:
@@ -143,7 +148,7 @@ class _Driver:
             self._ray.get([actor.ready.remote() for some in actors.values() for actor in some], timeout=START_S)
         except self._ray.exceptions.RayError as error:
             raise _cause(error) from error
-        self._idle = actors
+        self._idle = {pool: some * _calls_at_once(pool) for pool, some in actors.items()}
         self._calls = {pool: deque() for pool in actors}
 
     def _actor(self, pool: str) -> Any:
@@ -157,6 +162,7 @@ class _Driver:
             "num_cpus": 0 if gpu else 1,
             "num_gpus": fraction,
             "max_restarts": 0,
+            "max_concurrency": _calls_at_once(pool),
             "runtime_env": {"env_vars": limits},
         }
         threads = max(1, self._session.workers // max(1, len(self._gpu_roles))) if gpu else 0
@@ -193,7 +199,7 @@ class _Driver:
         try:
             result = self._ray.get(reference) if call.what != "measure" else self._finished_part(reference)
         except self._ray.exceptions.RayActorError as error:
-            self._idle[pool].append(self._replace(pool, error))
+            self._bury(actor, pool, error)
             yield from self._lost(call, slide)
             return
         except self._ray.exceptions.RayError as error:
@@ -227,6 +233,14 @@ class _Driver:
 
     # -- losses ------------------------------------------------------------------------------------------------
 
+    def _bury(self, actor: Any, pool: str, error: Exception) -> None:
+        """Put a new actor in a dead one's place, once: it may have died under two calls."""
+        if actor in self._buried:
+            return
+        self._buried.add(actor)
+        self._idle[pool] = [one for one in self._idle[pool] if one != actor]
+        self._idle[pool] += [self._replace(pool, error)] * _calls_at_once(pool)
+
     def _replace(self, pool: str, error: Exception) -> Any:
         self._lost_in_a_row += 1
         if self._lost_in_a_row >= LOST_IN_A_ROW or not self._ray.is_initialized():
@@ -254,6 +268,10 @@ class _Driver:
         self._slides.pop(slide_id, None)
         for pool, calls in self._calls.items():
             self._calls[pool] = deque(call for call in calls if call.slide_id != slide_id)
+
+
+def _calls_at_once(pool: str) -> int:
+    return 1 if pool == "cpu" else GPU_CALLS
 
 
 def _roles(worker: Worker) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from her2batch.models.bundle import BundleInfo, ModelEntry, save_bundle
 from her2batch.models.encoders import dim_of
 from her2batch.models.nets import build
 from her2batch.settings import Plan, Resources
-from her2batch.slides.privacy import Names
+from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort
 from her2batch.tasks import CLASSES, IHC
 from tests.flow.test_ingest import contents
@@ -55,6 +55,15 @@ def test_a_slide_that_is_shared_has_the_bytes_of_one_that_is_not(
     assert [one.row["status"] for one in finished] == ["done"]
     assert finished[0].row["n_tiles"] > 100
     assert contents(tmp_path / "plain") == contents(tmp_path / "shared")
+
+
+@pytest.fixture(scope="module")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with weights of a small timm net, and a bundle of small nets beside it."""
+    folder = tmp_path_factory.mktemp("weights")
+    net = timm.create_model("test_vit", pretrained=False, num_classes=0)
+    safetensors.torch.save_file(net.state_dict(), folder / "test_vit.safetensors")
+    return folder
 
 
 @dataclass
@@ -93,6 +102,37 @@ def test_a_lost_worker_costs_its_slide_two_retries_and_the_others_nothing(
     if outcome == "failed":
         assert found["deadly"].row["error_code"] == "worker-lost"
         assert (cohort.root / "deaths").read_text() == "3"
+
+
+@dataclass
+class DeadlyModel(Worker):
+    """A worker whose process dies once, under its first model calls."""
+
+    def measure(self, todo: Todo, state: dict, name: str, lo: int, hi: int) -> object:
+        dead = self.cohort.root / "dead"
+        if name == "tiles" and not dead.exists():
+            dead.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().measure(todo, state, name, lo, hi)
+
+
+def test_a_model_worker_that_dies_under_two_calls_is_replaced_once(
+    tmp_path: Path, make_slide: Callable, ray_session: Session, small_weights: Path
+) -> None:
+    import tests.flow.test_pool as here
+
+    ray_session.ray.cloudpickle.register_pickle_by_value(here)
+    for name in "abcd":
+        make_slide(f"{name}.tiff", seed=ord(name), brown=0.4)
+    plan = Plan(encoders=("timm:test_vit",))
+    cohort = Cohort(tmp_path / "c")
+    cohort.create(plan)
+    context = Context(plan, weights=small_weights, dims={"timm:test_vit": dim_of("timm:test_vit")})
+    worker = here.DeadlyModel(cohort, context)
+    session = replace(ray_session, workers=1, gpus=1)
+    found = list(share(session, worker, todos(tmp_path / "scans", worker), MEMORY))
+    assert sorted((one.row["slide_id"], one.row["status"]) for one in found) == [(name, "done") for name in "abcd"]
+    assert (cohort.root / "dead").exists()
 
 
 def test_a_stop_ends_the_batch_between_calls(tmp_path: Path, make_slide: Callable, ray_session: Session) -> None:
@@ -135,15 +175,6 @@ def test_a_cpu_worker_holds_no_gpu_and_runs_one_thread(
     list(share(ray_session, worker, todos(tmp_path / "scans", worker), MEMORY))
     seen = json.loads((cohort.root / "seen.json").read_text())
     assert seen == {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "gpus": 0}
-
-
-@pytest.fixture(scope="module")
-def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with weights of a small timm net, and a bundle of small nets beside it."""
-    folder = tmp_path_factory.mktemp("weights")
-    net = timm.create_model("test_vit", pretrained=False, num_classes=0)
-    safetensors.torch.save_file(net.state_dict(), folder / "test_vit.safetensors")
-    return folder
 
 
 def a_bundle(folder: Path) -> Path:

@@ -44,10 +44,11 @@ class TestReference:
     def test_it_equals_the_plain_reference_on_real_tissue(self, real_data: Path, name: str) -> None:
         batch = measured(core(real_data, name))
         batch = TileBatch(batch.pixels[10::30], 0.5, batch.stains)
-        for tile, row in zip(batch.pixels, batch.figures, strict=True):
-            plain = described(tile, 0.5, batch.stains)
-            # a px that rounding puts on the other side of a threshold moves a mean over its mask by some 2e-5
-            assert row == pytest.approx([plain[one.name] for one in FEATURES], rel=5e-5, abs=2e-6)
+        plain = [described(tile, 0.5, batch.stains) for tile in batch.pixels]
+        gaps = np.abs(batch.figures - [[one[feature.name] for feature in FEATURES] for one in plain])
+        # where single precision puts a px on the other side of a threshold, a mean over its mask moves by some 2e-5
+        assert (gaps > 1e-5).sum() <= 1
+        assert gaps.max() < 5e-5
 
     @pytest.mark.parametrize("mpp", [0.25, 0.5, 1.0])
     def test_and_under_pen_at_any_resolution(self, mpp: float) -> None:
@@ -55,7 +56,7 @@ class TestReference:
         tile[100:150, 60:90] = (25, 55, 170)
         plain = described(tile, mpp, STAINS)
         assert describe(tile[None], mpp, STAINS)[0] == pytest.approx(
-            [plain[one.name] for one in FEATURES], rel=1e-5, abs=2e-6
+            [plain[one.name] for one in FEATURES], rel=0, abs=1e-5
         )
 
 
