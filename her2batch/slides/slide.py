@@ -221,7 +221,8 @@ class Slide(ABC):
             raise SlideError("no-mpp", self.info.path, "a region at an mpp needs the slide's own")
         scale = mpp / self.info.mpp
         out_w, out_h = max(1, round(box.width / scale)), max(1, round(box.height / scale))
-        return resample(self._padded(box, *self.source_for(scale)), out_w, out_h)
+        level = self.level_for(scale)
+        return resample(self._padded(box, level, self.shrink_for(level, scale)), out_w, out_h)
 
     def overview(self, mpp: float) -> NDArray[np.uint8]:
         """The whole slide at about `mpp` µm/px, read strip by strip: (h, w, 3) uint8."""

@@ -79,11 +79,17 @@ def test_the_level_for_a_downsample_is_never_coarser() -> None:
 
 
 def test_a_region_is_read_from_the_level_that_has_enough() -> None:
-    slide = Gradient((4000, 4000), (2000, 2000), (1000, 1000))
+    slide = Gradient((4000, 4000), (1000, 1000))
     region = slide.region(Box(0, 0, 2000, 4000), 1.0)
     assert region.shape == (1000, 500, 3)
-    assert slide.most == 1000 * 2000  # twice as fine as wanted: where there is colour for every px
+    assert slide.most == 500 * 1000
     assert region[:, -1, 0].tolist() == pytest.approx([127] * 1000, abs=1)
+
+
+def test_tiles_come_from_a_level_twice_as_fine_where_there_is_one() -> None:
+    slide = Gradient((4000, 4000), (2000, 2000), (1000, 1000))
+    assert [slide.source_for(one) for one in (1, 2, 4, 8, 64)] == [(0, 1), (0, 2), (1, 2), (2, 2), (2, 8)]
+    assert [slide.source_for(one) for one in (1.94, 1.95, 2.2, 3.9)] == [(0, 1), (0, 2), (0, 2), (0, 4)]
 
 
 def test_an_overview_is_read_in_strips() -> None:
