@@ -14,13 +14,16 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
+
+import psutil
 
 from her2batch.errors import InputError
 from her2batch.settings import Resources
@@ -28,6 +31,10 @@ from her2batch.settings import Resources
 OBJECT_STORE = 200_000_000
 """Bytes: pixels don't cross it, embeddings of split slides do."""
 
+PLACE = Path("/tmp")  # noqa: S108  (mkdtemp makes a folder of our own in it)
+
+LINGERS_S = 120.0
+"""Ray's agents outlive a killed driver by a minute."""
 
 KNOCK_S = 5.0
 
@@ -63,7 +70,7 @@ def connect(resources: Resources) -> Iterator[Session]:
     if local and "ray" in sys.modules and not _token.cache_info().currsize:
         remedy = "connect before importing ray, or call ray.init() yourself: its connection is used"
         raise InputError("ray was imported before it could be bound to this machine", None, remedy)
-    folder = Path(tempfile.mkdtemp(prefix="h2b-", dir="/tmp")) if local else None  # short: a socket's path has a limit
+    folder = _folder() if local else None
     before = dict(os.environ)
     ray = _import_ray(folder)
     try:
@@ -77,6 +84,17 @@ def connect(resources: Resources) -> Iterator[Session]:
         os.environ.update(before)
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folder() -> Path:
+    """A folder for Ray's files, short because a socket's path has a limit; those of runs that were killed go."""
+    for left in PLACE.glob("h2b-*-*"):
+        pid = left.name.split("-")[1]
+        with suppress(OSError):
+            old = time.time() - left.stat().st_mtime > LINGERS_S and left.stat().st_uid == os.getuid()
+            if old and pid.isdigit() and not psutil.pid_exists(int(pid)):
+                shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"h2b-{os.getpid()}-", dir=PLACE))
 
 
 def _session(ray: ModuleType, resources: Resources) -> Session:

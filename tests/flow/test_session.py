@@ -1,5 +1,7 @@
 """Ray: bound to this machine, with a token nobody else reads, and nothing left behind."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ import psutil
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.flow.session import Session, connect
+from her2batch.flow.session import Session, _folder, connect
 from her2batch.settings import Resources
 
 
@@ -46,6 +48,22 @@ print(token.parent.exists(), os.environ == before)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.stdout.split() == ["0o600", "64", "False", "True"], run.stderr
+
+
+def test_the_folder_of_a_run_that_was_killed_is_swept() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    folders = {name: Path(f"/tmp/h2b-{pid}-{name}") for name, pid in (("dead", gone.pid), ("alive", os.getpid()))}
+    try:
+        for folder in folders.values():
+            folder.mkdir()
+            os.utime(folder, (0, 0))
+        fresh = _folder()
+        fresh.rmdir()
+        assert {name: folder.exists() for name, folder in folders.items()} == {"dead": False, "alive": True}
+    finally:
+        for folder in folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_no_cluster_at_the_address_is_a_usage_error(tmp_path: Path) -> None:
