@@ -33,6 +33,7 @@ class Kind:
     tile: int
     options: dict[str, Any]
     levels: tuple[int, ...] = (1, 4, 16)
+    description: str | None = None
 
 
 def _jpeg(subsampling: tuple[int, int]) -> dict[str, Any]:
@@ -44,7 +45,11 @@ KINDS = {
     "jpeg444": Kind(256, _jpeg((1, 1))),
     "tiles240": Kind(240, _jpeg((2, 2))),
     "one-level": Kind(256, _jpeg((2, 2)), (1,)),
-    "jpeg2000": Kind(256, {"compression": "jpeg2000", "compressionargs": {"level": J2K_LEVEL}}),
+    "jpeg2000": Kind(  # OpenSlide and cuCIM know JPEG 2000 as Aperio writes it only
+        256,
+        {"compression": "APERIO_JP2000_RGB", "compressionargs": {"level": J2K_LEVEL, "codecformat": "j2k"}},
+        description="Aperio Image Library v12.0\r\nJ2K/BIC|AppMag = 40|MPP = 0.25",
+    ),
 }
 
 
@@ -74,6 +79,7 @@ def make(cores: Path, out: Path, kind: str, number: int = 0, edge: int = 4 * PIE
                 resolutionunit="CENTIMETER",
                 subfiletype=int(downsample > 1),
                 metadata=None,
+                description=layout.description,
                 **layout.options,
             )
     part.replace(path)

@@ -78,7 +78,7 @@ def _parameter(name: str, one: Any) -> inspect.Parameter:
     flag = "--" + (name.removesuffix("s") if one.annotation == tuple[str, ...] else name).replace("_", "-")
     repeatable = one.annotation == tuple[str, ...]
     kinds = [kind for kind in get_args(one.annotation) if kind is not type(None)]
-    plain = next((kind for kind in (int, float, str) if kind is one.annotation or kind in kinds), str)
+    plain = next((kind for kind in (bool, int, float, str) if kind is one.annotation or kind in kinds), str)
     default = list(one.default) if repeatable else one.default
     kind: Any = list[str] if repeatable else plain | None
     annotation = Annotated[kind, typer.Option(flag, help=one.description)]

@@ -34,6 +34,10 @@ class Plan(Settings):
     jpeg_quality: int = Field(
         90, ge=50, le=100, description="JPEG quality of pyramids whose slide can't be copied as it is"
     )
+    lossless: bool = Field(
+        False,
+        description="pyramids whose slide can't be copied as it is: zstd without loss, six times larger, not JPEG",
+    )
     bundle: str | None = Field(None, description="id of the bundle whose nets classify patches and thumbnails")
 
     @property

@@ -71,7 +71,7 @@ def test_only_the_store_spells_its_folders() -> None:
 def test_every_setting_of_a_plan_counts() -> None:
     changed = {
         "encoders": ("uni",), "mpp": 0.25, "tile": 256, "min_tissue": 0.5, "mpp_override": 0.25, "reader": "openslide",
-        "jpeg_quality": 80, "bundle": "abc",
+        "jpeg_quality": 80, "lossless": True, "bundle": "abc",
     }  # fmt: skip
     assert changed.keys() == Plan.model_fields.keys()
     for name, other in changed.items():

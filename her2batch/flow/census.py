@@ -16,7 +16,7 @@ from her2batch.errors import InputError
 from her2batch.settings import Plan
 from her2batch.slides.files import fingerprint
 from her2batch.slides.intake import Ignored, Source, find
-from her2batch.slides.privacy import Names
+from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row
 
 PASSING = frozenset({"unstable", "gone", "store-write"})

@@ -21,9 +21,9 @@ from her2batch.flow.work import Finished, Worker
 from her2batch.models.bundle import read_bundle
 from her2batch.models.encoders import dim_of
 from her2batch.settings import Plan, Resources
-from her2batch.slides.privacy import Names, read_key
 from her2batch.tables.files import whole, write_parquet
 from her2batch.tables.labels import read_labels
+from her2batch.tables.privacy import Names, read_key
 from her2batch.tables.store import Cohort, Row
 
 LEAST_FREE = 1_000_000_000

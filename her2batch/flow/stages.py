@@ -177,7 +177,7 @@ def _fit_stains(context: Context) -> Work:
 def _write_pyramid(context: Context) -> Work:
     def work(slide: Slide, tissue: Tissue, grids: Mapping[str, Grid], draft_pyramid: Path) -> State:
         wanted = _painted(tissue.mask, slide, grids["tiles"].tiles)
-        pyramid.write(slide, wanted, draft_pyramid, context.plan.jpeg_quality)
+        pyramid.write(slide, wanted, draft_pyramid, context.plan.jpeg_quality, context.plan.lossless)
         return {}
 
     return work

@@ -30,9 +30,9 @@ from her2batch.flow.stages import Context, Grid, Stage, State, Work, chosen
 from her2batch.slides import cucim
 from her2batch.slides.files import fingerprint
 from her2batch.slides.intake import again
-from her2batch.slides.privacy import Names
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Slide
+from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row, log, write_row
 from her2batch.vision.membrane import TileBatch
 

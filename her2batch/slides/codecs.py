@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 import simplejpeg
+from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 from zarr.abc.codec import ArrayBytesCodec
 from zarr.core.array_spec import ArraySpec
@@ -23,10 +24,27 @@ from her2batch.slides.jpeg import decode
 
 NAME = "imagecodecs_jpeg"
 
+ZSTD_LEVEL = 3
+"""Of lossless chunks, on HER2 tissue: 1.46 times smaller than raw, at 50 MP/s; level 1 1.37 at 120, level 9 1.51 at 25.
+JPEG at quality 90 makes it 9 times smaller."""
+
+ZSTD = ({"name": "bytes"}, {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": True}})
+"""The codecs of chunks that `pack` packed, as a zarr.json names them: standard ones, which every Zarr v3 reader has."""
+
 
 def encode(rgb: NDArray[np.uint8], quality: int) -> bytes:
     """(h, w, 3) uint8 RGB → JPEG bytes, 4:4:4 so that thin brown membranes keep their colour."""
     return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), quality, "RGB", "444", fastdct=False))
+
+
+def pack(rgb: NDArray[np.uint8]) -> bytes:
+    """(h, w, 3) uint8 → its bytes, packed with zstd and a checksum of the content."""
+    return bytes(Zstd(ZSTD_LEVEL, checksum=True).encode(np.ascontiguousarray(rgb)))
+
+
+def unpack(data: bytes, height: int, width: int) -> NDArray[np.uint8]:
+    """What `pack` packed: (height, width, 3) uint8. Raises RuntimeError for damage, ValueError for another size."""
+    return np.frombuffer(Zstd().decode(data), np.uint8).reshape(height, width, 3)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ entries (tag, type, count, value or where it lies), each directory ending in the
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ class _Layout(NamedTuple):
     entry: str
     offset: str
     first: int  # offset of the first directory
+    high_words: bool  # NDPI: behind a directory stand the upper 32 bits of its entries' offsets
 
 
 class _Entry(NamedTuple):
@@ -107,18 +109,18 @@ def is_tiff(path: Path) -> bool:
         return file.read(4) in MAGIC
 
 
-def check_directories(path: Path) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
+def check_directories(path: Path, high_words: bool = False) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
     """Walk every directory; nothing is read but the directories themselves.
 
     Returns the byte ranges of what must never be zeros (directories, sizes, descriptions), and those of the lists of
     tiles.  Raises SlideError `truncated` when something lies beyond the end of the file or is empty, `unreadable`
-    for loops and absurd counts.
+    for loops and absurd counts.  high_words: the file is an NDPI, where offsets have 64 bits of their own kind.
     """
     size = path.stat().st_size
     fixed: list[Range] = []
     lists: list[Range] = []
     with path.open("rb") as file:
-        layout = _layout(path, file.read(16))
+        layout = _layout(path, file.read(16), high_words)
         pending, seen = [layout.first], set[int]()
         while pending:
             at = pending.pop()
@@ -138,15 +140,18 @@ def check_directories(path: Path) -> tuple[tuple[Range, ...], tuple[Range, ...]]
     return tuple(fixed), tuple(lists)
 
 
-def _layout(path: Path, head: bytes) -> _Layout:
+def _layout(path: Path, head: bytes, high_words: bool) -> _Layout:
     if head[:4] not in MAGIC:
         raise SlideError("unreadable", path, "it is no TIFF file")
     order = "<" if head[:1] == b"I" else ">"
     big = b"+" in head[:4]
     if len(head) < 16:
         raise SlideError("truncated", path, "the file ends after its header")
-    first = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)[0]
-    return _Layout(order, "Q", "HHQ8s", "Q", first) if big else _Layout(order, "H", "HHI4s", "I", first)
+    wide = big or high_words
+    first = struct.unpack_from(order + ("Q" if wide else "I"), head, 8 if big else 4)[0]
+    if big:
+        return _Layout(order, "Q", "HHQ8s", "Q", first, False)
+    return _Layout(order, "H", "HHI4s", "Q" if wide else "I", first, high_words)
 
 
 def _directory(path: Path, file: BinaryIO, layout: _Layout, at: int, size: int) -> tuple[int, list[_Entry], int]:
@@ -156,22 +161,25 @@ def _directory(path: Path, file: BinaryIO, layout: _Layout, at: int, size: int) 
     if number == 0 or number > MOST_ENTRIES:
         code = "truncated" if number == 0 else "unreadable"
         raise SlideError(code, path, f"its directory at byte {at} has {number} entries")
-    start, end = at + head.size, at + head.size + number * body.size + foot.size
+    start, listed = at + head.size, number * body.size
+    end = start + listed + foot.size + (4 * number if layout.high_words else 0)
     if end > size:
         raise SlideError("truncated", path, f"the file ends at {size} bytes, inside a directory")
     file.seek(start)
     data = file.read(end - start)
-    entries = list(_entries(path, layout, data[: -foot.size], start, size))
-    return end, entries, foot.unpack(data[-foot.size :])[0]
+    high = struct.unpack(f"{layout.order}{number}I", data[listed + foot.size :]) if layout.high_words else (0,) * number
+    entries = list(_entries(path, layout, data[:listed], high, start, size))
+    return end, entries, foot.unpack_from(data, listed)[0]
 
 
-def _entries(path: Path, layout: _Layout, data: bytes, start: int, size: int) -> Iterator[_Entry]:
-    body, offset = struct.Struct(layout.order + layout.entry), struct.Struct(layout.order + layout.offset)
-    for position in range(0, len(data), body.size):
+def _entries(path: Path, layout: _Layout, data: bytes, high: Sequence[int], start: int, size: int) -> Iterator[_Entry]:
+    body = struct.Struct(layout.order + layout.entry)
+    offset = struct.Struct(layout.order + ("I" if layout.high_words else layout.offset))
+    for position, upper in zip(range(0, len(data), body.size), high, strict=True):
         tag, kind, count, value = body.unpack_from(data, position)
         length = SIZES.get(kind, 0) * count
         inline = start + position + body.size - offset.size
-        where = inline if length <= offset.size else offset.unpack(value)[0]
+        where = inline if length <= offset.size else offset.unpack(value)[0] + (upper << 32)
         if kind == 0:
             raise SlideError("truncated", path, f"an entry of its directory at byte {start} is empty")
         if where + length > size:
@@ -190,8 +198,7 @@ def _offsets(path: Path, file: BinaryIO, layout: _Layout, entry: _Entry) -> list
 
 
 def _unpack(path: Path, file: BinaryIO, at: int, what: struct.Struct) -> tuple[int, ...]:
-    file.seek(at)
-    data = file.read(what.size)
-    if at < 8 or len(data) < what.size:
+    if at < 8 or at + what.size > os.fstat(file.fileno()).st_size:  # seeking too far is an error of its own
         raise SlideError("truncated", path, f"the file ends before its directory at byte {at}")
-    return what.unpack(data)
+    file.seek(at)
+    return what.unpack(file.read(what.size))

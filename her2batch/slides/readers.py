@@ -7,13 +7,20 @@ from pathlib import Path
 
 from her2batch.errors import InputError, SlideError
 from her2batch.slides.cucim import CucimSlide
+from her2batch.slides.ndpi import FORMAT as NDPI
+from her2batch.slides.ndpi import NdpiSlide
 from her2batch.slides.openslide import OpenSlideReader
 from her2batch.slides.slide import Slide
 from her2batch.slides.tiff import OWN, UnsupportedTiff, vendor
 from her2batch.slides.tiffslide import TiffSlide
 
+
+def _from_table(path: Path) -> TiffSlide:
+    return NdpiSlide(path) if vendor(path) == NDPI else TiffSlide(path)
+
+
 READERS: dict[str, Callable[[Path], Slide]] = {
-    "tiff": TiffSlide,
+    "tiff": _from_table,
     "cucim": CucimSlide,
     "openslide": OpenSlideReader,
 }
@@ -21,7 +28,7 @@ READERS: dict[str, Callable[[Path], Slide]] = {
 
 
 def open_slide(path: Path, reader: str = "auto") -> Slide:
-    """Open a slide. `auto`: the TIFF family from its own tile table, everything else through OpenSlide.
+    """Open a slide. `auto`: the TIFF family and NDPI from their own tile tables, everything else through OpenSlide.
 
     Its mpp may still be None: `slide.info.with_mpp(override)` settles that.  Raises SlideError truncated, unreadable,
     not-a-slide or gone; InputError for an unknown reader.
@@ -32,10 +39,10 @@ def open_slide(path: Path, reader: str = "auto") -> Slide:
         if reader not in READERS:
             raise InputError(f"there is no reader {reader}", None, f"known: auto, {', '.join(READERS)}")
         return READERS[reader](path)
-    if vendor(path) not in OWN:
+    if vendor(path) not in (*OWN, NDPI):
         return OpenSlideReader(path)
     try:
-        return TiffSlide(path)
+        return _from_table(path)
     except UnsupportedTiff as ours:
         try:
             return OpenSlideReader(path)

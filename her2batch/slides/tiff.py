@@ -101,7 +101,7 @@ def vendor(path: Path) -> str | None:
     Raises SlideError `truncated` or `unreadable` for a TIFF whose first page can't be parsed.
     """
     try:
-        with _parsed(path) as file:
+        with parsed(path) as file:
             return _vendor(file.pages[0])
     except OSError as error:
         raise SlideError("unreadable", path, f"it can't be opened ({error.strerror})") from error
@@ -116,7 +116,7 @@ def parse(path: Path) -> Tiff:
     """The tile tables of a slide, their ranges checked. Raises SlideError truncated, unreadable or not-a-slide."""
     directories, tile_lists = check_directories(path)
     try:
-        with _parsed(path) as file:
+        with parsed(path) as file:
             pages = list(_pages(file))
             kind = _vendor(pages[0])
             _check_pixels(path, kind, pages[0])
@@ -135,12 +135,15 @@ def parse(path: Path) -> Tiff:
 
 
 @contextmanager
-def _parsed(path: Path) -> Iterator[tifffile.TiffFile]:
-    """A file as tifffile sees it. What it would only log to the screen is found by our own checks."""
+def parsed(path: Path, **flags: Any) -> Iterator[tifffile.TiffFile]:
+    """A file as tifffile sees it; flags: what it should take it for.
+
+    What it would only log to the screen is found by our own checks.
+    """
     log = logging.getLogger("tifffile")
     before, log.disabled = log.disabled, True
     try:
-        with tifffile.TiffFile(path) as file:
+        with tifffile.TiffFile(path, **flags) as file:
             yield file
     finally:
         log.disabled = before
@@ -195,12 +198,13 @@ def _sort(kind: str, pages: list[Any]) -> tuple[list[TileTable], list[TileTable]
             first.dtype, first.samplesperpixel, first.planarconfig,
         )  # fmt: skip
         smaller = table.width < levels[-1].width and table.height < levels[-1].height
-        is_level = page.is_tiled and same_kind and smaller and (kind == "philips" or _same_shape(table, levels[0]))
+        is_level = page.is_tiled and same_kind and smaller and (kind == "philips" or same_shape(table, levels[0]))
         (levels if is_level else others).append(table)
     return levels, others
 
 
-def _same_shape(table: TileTable, base: TileTable) -> bool:
+def same_shape(table: TileTable, base: TileTable) -> bool:
+    """Whether a level is as wide and high, in proportion, as the finest."""
     aspect = table.width * base.height / (table.height * base.width)
     return abs(aspect - 1) < ASPECT + 2 / min(table.width, table.height)  # small levels are rounded
 
@@ -289,6 +293,11 @@ def _mpp(kind: str, page: Any) -> tuple[float | None, float | None]:
         return x and x * 1000, y and y * 1000
     if kind == "ome-tiff" and "PhysicalSizeX" in description:
         return _ome(description, "X"), _ome(description, "Y")
+    return resolution(page)
+
+
+def resolution(page: Any) -> tuple[float | None, float | None]:
+    """µm/px along x and y, as the tags say that every TIFF has for it."""
     unit = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof(296, 2)))
     axes = [page.tags.valueof(code) for code in (282, 283)]
     if unit is None or not all(axes):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from her2batch.errors import SlideError
 from her2batch.slides import jpeg
 from her2batch.slides.slide import CHUNK, Box, Level, Places, Slide, SlideInfo, assembled, settle_mpp
-from her2batch.slides.tiff import TileTable, parse
+from her2batch.slides.tiff import Tiff, TileTable, parse
 
 HEAD, TAIL = 1024, 16
 """Bytes of a stream's ends that are looked at first; the whole stream where they don't say enough."""
@@ -33,7 +33,7 @@ class TiffSlide(Slide):
 
     def __init__(self, path: Path) -> None:
         """Open and check the tile tables. Raises SlideError truncated, unreadable or not-a-slide."""
-        self._path, self._tiff = path, parse(path)
+        self._path, self._tiff = path, self._parse(path)
         self._handle = os.open(path, os.O_RDONLY)
         self._buffer = np.empty(0, np.uint8)
         try:
@@ -51,6 +51,9 @@ class TiffSlide(Slide):
             os.close(self._handle)
             self._handle = -1
 
+    def _parse(self, path: Path) -> Tiff:
+        return parse(path)
+
     def table(self, level: int) -> TileTable:
         """Where the level's compressed tiles lie."""
         return self._tiff.levels[level]
@@ -58,6 +61,16 @@ class TiffSlide(Slide):
     def raw(self, level: int, index: int) -> bytes:
         """A compressed tile as it stands in the file; b'' when a sparse file leaves it out."""
         return self._raw(self.table(level), index)
+
+    def span(self, start: int, count: int) -> bytes:
+        """Bytes of the file as they stand: tiles that lie one behind the other. Raises SlideError."""
+        try:
+            data = os.pread(self._handle, count, start)
+        except OSError as error:
+            raise SlideError("unreadable", self._path, f"its tiles can't be read ({error.strerror})") from error
+        if len(data) != count:
+            raise SlideError("truncated", self._path, f"ends before byte {start + count}, inside its tiles")
+        return data
 
     def validate(self, holes: tuple[tuple[int, int], ...] = ()) -> None:
         """Every stream starts and ends as one, and fits its tile; what a hole touches is decoded or refused."""

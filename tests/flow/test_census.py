@@ -9,7 +9,7 @@ import pytest
 from her2batch.flow import census
 from her2batch.flow.census import Census, take
 from her2batch.settings import Plan
-from her2batch.slides.privacy import Names
+from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, write_row
 
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import imagecodecs
 import numpy as np
+import pytest
 import zarr
 
-from her2batch.slides.codecs import JpegCodec, encode
+from her2batch.slides.codecs import ZSTD, JpegCodec, encode, pack, unpack
 from tests.conftest import tissue_image
 
 
@@ -24,6 +25,30 @@ def test_a_plain_zarr_array_of_jpeg_chunks_is_written_and_read(tmp_path: Path) -
 def test_the_configuration_goes_round() -> None:
     for codec in (JpegCodec(level=80), JpegCodec(tables=b"\xff\xd8tables\xff\xd9", colorspace_jpeg="RGB")):
         assert JpegCodec.from_dict(codec.to_dict()).to_dict() == codec.to_dict()
+
+
+def test_what_is_packed_without_loss_is_what_zarrs_own_codecs_read(tmp_path: Path) -> None:
+    image = tissue_image(256, 192, brown=0.3)
+    assert np.array_equal(unpack(pack(image), 192, 256), image)
+    serializer, compressor = ZSTD
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=image.shape, chunks=image.shape, dtype="uint8", serializer=serializer,
+        compressors=[compressor], filters=None,
+    )  # fmt: skip
+    array[:] = image
+    assert (tmp_path / "a.zarr/c/0/0/0").read_bytes() == pack(image)
+
+
+def test_damage_to_what_was_packed_is_noticed() -> None:
+    image = tissue_image(256, 192, brown=0.3)
+    data = bytearray(pack(image))
+    for at in range(20, len(data), len(data) // 40):
+        flipped = data.copy()
+        flipped[at] ^= 4
+        with pytest.raises(RuntimeError):
+            unpack(bytes(flipped), 192, 256)
+    with pytest.raises(ValueError, match="reshape"):
+        unpack(bytes(data), 256, 256)
 
 
 def test_imagecodecs_reads_what_we_encode_to_the_same_pixels() -> None:

@@ -88,6 +88,7 @@ WIDTH = (256, 4, 1, 100)
     [
         (b"II*\0", "truncated", "ends after its header"),
         (tiff([WIDTH], then=10_000), "truncated", "before its directory"),
+        (struct.pack("<4sHHQ", b"II+\0", 8, 0, 2**63), "truncated", "before its directory"),
         (tiff([WIDTH])[:-6], "truncated", "inside a directory"),
         (tiff([]) + bytes(8), "truncated", "0 entries"),
         (tiff([(0, 0, 0, 0)]), "truncated", "empty"),

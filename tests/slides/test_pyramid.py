@@ -1,11 +1,13 @@
 """Pyramids: the slide's own tiles, tissue only, open to every Zarr tool; and a Slide themselves."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import dask.array
 import numpy as np
 import pytest
+import tifffile
 import zarr
 from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
@@ -14,6 +16,8 @@ from her2batch.errors import SlideError
 from her2batch.slides.pyramid import Pyramid, write
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box, Slide
+from her2batch.slides.tiffslide import TiffSlide
+from tests.conftest import tissue_image, write_slide
 from tests.contract.reader_contract import SlideContract
 
 
@@ -29,6 +33,16 @@ def whole(slide: Slide, level: int = 0) -> np.ndarray:
 
 def everything(slide: Slide) -> np.ndarray:
     return np.ones((slide.info.height // 64, slide.info.width // 64), bool)
+
+
+class TestLosslessPyramid(SlideContract):
+    """Whatever a slide does, its pyramid does."""
+
+    @pytest.fixture
+    def slide(self, tmp_path: Path, real_data: Path) -> Slide:
+        source = open_slide(real_data / "slides/dicom_boxes/boxes_0.dcm")
+        write(source, np.ones((1, 1), bool), tmp_path / "p.zarr", 90, lossless=True)
+        return Pyramid(tmp_path / "p.zarr")
 
 
 class TestPyramid(SlideContract):
@@ -48,8 +62,58 @@ def test_the_slides_own_tiles_are_kept_bit_by_bit(slide: Slide, tmp_path: Path) 
         assert np.array_equal(whole(pyramid, level), whole(slide, level))
     box = Box(301, 77, 800, 600)
     assert np.array_equal(pyramid.region(box, 0.7), slide.region(box, 0.7))
-    size = sum(path.stat().st_size for path in (tmp_path / "p.zarr").rglob("c/**/*") if path.is_file())
-    assert size < 1.2 * slide.info.path.stat().st_size  # of a small slide; the shard index weighs 16 kB a level
+
+
+def shards(pyramid: Path) -> list[Path]:
+    return [path for path in pyramid.rglob("c/**/*") if path.is_file()]
+
+
+def test_a_copy_weighs_what_its_tissue_weighs_in_the_slide(tmp_path: Path) -> None:
+    """Also where levels are small and tissue is thin: the index of a shard is as large as its chunks are worth."""
+    image = np.tile(tissue_image(1000, 1040, brown=0.4), (5, 7, 1))
+    slide = open_slide(write_slide(tmp_path / "a.tiff", image, levels=4))
+    assert isinstance(slide, TiffSlide)
+    thin = np.eye(40, 54, dtype=bool)
+    for name, tissue in (("whole", np.ones((40, 54), bool)), ("thin", thin)):
+        write(slide, tissue, tmp_path / name, 90)
+        stored = sum(path.stat().st_size for path in shards(tmp_path / name))
+        source = 0
+        for level in range(4):
+            size = slide.info.levels[level]
+            for index, count in enumerate(slide.table(level).counts.tolist()):
+                row, column = divmod(index, slide.table(level).across)
+                y, x = row * size.chunk_height * 40 // size.height, column * size.chunk_width * 54 // size.width
+                bottom = -(-min((row + 1) * size.chunk_height, size.height) * 40 // size.height)
+                right = -(-min((column + 1) * size.chunk_width, size.width) * 54 // size.width)
+                source += count * tissue[y:bottom, x:right].any()
+        assert source < stored < 1.03 * source
+
+
+def rewritten(path: Path, order: np.ndarray, left_out: list[int]) -> Path:
+    """A slide whose tiles of level 0 lie in another order; some are left out, as sparse TIFFs do."""
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        page, handle = file.pages[0], file.filehandle
+        offsets, counts = list(page.dataoffsets), list(page.databytecounts)
+        tiles = list(file.filehandle.read_segments(offsets, counts, sort=False))
+        for index in order.tolist():
+            handle.seek(0, 2)
+            offsets[index] = handle.tell() if index not in left_out else 0
+            counts[index] = handle.write(tiles[index][0]) if index not in left_out else 0
+        page.tags["TileOffsets"].overwrite(offsets)
+        page.tags["TileByteCounts"].overwrite(counts)
+    return path
+
+
+def test_tiles_that_lie_in_any_order_or_not_at_all_come_to_their_place(make_slide: Callable, tmp_path: Path) -> None:
+    path = make_slide(size=(1500, 1100), brown=0.4)
+    before = whole(open_slide(path))
+    rewritten(path, np.random.default_rng(0).permutation(30), left_out=[0, 8])
+    slide = open_slide(path)
+    write(slide, everything(slide), tmp_path / "p.zarr", 90)
+    after = whole(Pyramid(tmp_path / "p.zarr"))
+    assert np.array_equal(after, whole(slide))
+    assert (after[:256, :256] == 255).all()
+    assert np.array_equal(after[:256, 256:], before[:256, 256:])
 
 
 def test_other_slides_are_encoded_once(real_data: Path, tmp_path: Path) -> None:
@@ -61,6 +125,34 @@ def test_other_slides_are_encoded_once(real_data: Path, tmp_path: Path) -> None:
     difference = np.abs(pyramid.read(box).astype(int) - source.read(box))
     assert difference.mean() < 3
     assert pyramid.info.mpp_source == "override"
+
+
+@pytest.mark.parametrize(
+    ("name", "reader"), [("tcga-cr-7395-01a-01-ts1.svs", "tiff"), ("dicom_boxes/boxes_0.dcm", "openslide")]
+)
+def test_without_loss_every_px_is_the_slides_own(real_data: Path, tmp_path: Path, name: str, reader: str) -> None:
+    """And nothing but Zarr is needed to read it."""
+    source = open_slide(real_data / "slides" / name)
+    assert source.info.reader == reader
+    write(source, np.ones((1, 1), bool), tmp_path / "p.zarr", 90, lossless=True)
+    for level in range(len(source.info.levels)):
+        expected = np.moveaxis(whole(source, level), -1, 0)
+        codecs = json.loads((tmp_path / "p.zarr" / str(level) / "zarr.json").read_text())["codecs"][0]
+        assert [one["name"] for one in codecs["configuration"]["codecs"]] == ["transpose", "bytes", "zstd"]
+        assert np.array_equal(zarr.open_group(tmp_path / "p.zarr", mode="r")[str(level)][:], expected)
+        assert np.array_equal(dask.array.from_zarr(tmp_path / "p.zarr", component=str(level)).compute(), expected)
+    location = parse_url(tmp_path / "p.zarr", mode="r")
+    assert location is not None
+    node = next(iter(Reader(location)()))
+    assert np.array_equal(np.asarray(node.data[level]), expected)
+    assert np.array_equal(whole(Pyramid(tmp_path / "p.zarr"), level), whole(source, level))
+
+
+def test_jpeg_tiles_are_kept_where_no_loss_is_allowed_too(slide: Slide, tmp_path: Path) -> None:
+    for name, lossless in (("a.zarr", False), ("b.zarr", True)):
+        write(slide, everything(slide), tmp_path / name, 90, lossless)
+    for one in shards(tmp_path / "a.zarr"):
+        assert one.read_bytes() == (tmp_path / "b.zarr" / one.relative_to(tmp_path / "a.zarr")).read_bytes()
 
 
 def test_glass_is_not_stored_and_reads_as_white(slide: Slide, tmp_path: Path) -> None:
@@ -94,6 +186,18 @@ def test_a_damaged_shard_index_is_noticed(slide: Slide, tmp_path: Path) -> None:
     data[-100] ^= 1
     shard.write_bytes(data)
     with pytest.raises(SlideError, match="index is damaged"):
+        whole(Pyramid(tmp_path / "p.zarr"))
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_a_damaged_chunk_is_an_error_that_says_what_to_do(real_data: Path, tmp_path: Path, lossless: bool) -> None:
+    source = open_slide(real_data / "slides/dicom_boxes/boxes_0.dcm")
+    write(source, np.ones((1, 1), bool), tmp_path / "p.zarr", 90, lossless)
+    shard = next(path for path in sorted((tmp_path / "p.zarr" / "0" / "c").rglob("*")) if path.is_file())
+    data = bytearray(shard.read_bytes())
+    data[40:400] = bytes(360)
+    shard.write_bytes(data)
+    with pytest.raises(SlideError, match="run ingest again"):
         whole(Pyramid(tmp_path / "p.zarr"))
 
 

@@ -86,10 +86,17 @@ def test_where_levels_are_rounded_openslide_interpolates_a_little(real_data: Pat
             assert gap.mean() <= mean
 
 
-def test_ndpi_goes_to_openslide_and_its_own_table_is_not_tried(tmp_path: Path) -> None:
+def test_ndpi_is_read_from_its_own_table_or_else_by_openslide(tmp_path: Path) -> None:
     path = write_ndpi(tmp_path / "a.ndpi", np.full((256, 1024, 3), 200, np.uint8), mpp=0.23)
-    with open_slide(path) as slide:
-        assert slide.info.reader == "openslide"
+    for reader, used in (("auto", "tiff"), ("tiff", "tiff"), ("openslide", "openslide")):
+        with open_slide(path, reader) as slide:
+            assert slide.info.reader == used
+
+
+def test_other_scanners_own_ways_are_openslides(tmp_path: Path) -> None:
+    path = tmp_path / "a.tiff"
+    rgb = np.zeros((256, 256, 3), np.uint8)
+    tifffile.imwrite(path, rgb, photometric="rgb", tile=(64, 64), software="MedScan", metadata=None)
     with pytest.raises(SlideError, match="use the reader openslide"):
         open_slide(path, "tiff")
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from her2batch.errors import InputError
-from her2batch.slides.privacy import Names, read_key, safe
+from her2batch.tables.privacy import Names, read_key, safe
 
 
 @given(st.text(max_size=300))

@@ -1,0 +1,180 @@
+"""What does a pyramid cost, beside `cp` of the same bytes, or beside decoding and encoding them once?
+
+usage: pyramid.py CORES SCRATCH [--kind KIND ...] [--rounds N] [--plot SVG]
+
+Slides of 21,504 px, the chunks that their tissue touches, files in the page cache, one process; SCRATCH lies on the
+disk that is asked about.
+
+Slides of JPEG tiles, whose tiles are moved:
+- write: the pyramid, against `cp` of a file of as many bytes; both without fsync, and both with an fsync of every file
+  and folder, as the commit of a cohort does it
+- SHA-256 of the pyramid's files, which the commit takes besides
+- bytes on the disk against the bytes of those chunks in the slide
+
+Slides of JPEG 2000, whose tiles are decoded and encoded, as JPEG and without loss:
+- write, against the bare decode and encode of the same chunks, nothing read or written
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+from rounds import bars, medians
+from slides import KINDS, make
+
+from her2batch.settings import Plan
+from her2batch.slides import pyramid
+from her2batch.slides.codecs import encode, pack
+from her2batch.slides.readers import open_slide
+from her2batch.slides.tiffslide import TiffSlide
+from her2batch.vision.tissue import segment
+
+QUALITY = Plan().jpeg_quality
+
+
+def sync(root: Path) -> None:
+    """Everything under a path onto the disk."""
+    for path in [root, *root.rglob("*")]:
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+def write(slide: TiffSlide, tissue: np.ndarray, out: Path, lossless: bool = False, flush: bool = False) -> float:
+    """Seconds for a pyramid."""
+    shutil.rmtree(out, ignore_errors=True)
+    started = time.perf_counter()
+    pyramid.write(slide, tissue, out, QUALITY, lossless)
+    if flush:
+        sync(out)
+    return time.perf_counter() - started
+
+
+def copy(source: Path, out: Path, flush: bool) -> float:
+    """Seconds for cp of a file."""
+    out.unlink(missing_ok=True)
+    started = time.perf_counter()
+    subprocess.run(["cp", source, out], check=True)
+    if flush:
+        sync(out)
+    return time.perf_counter() - started
+
+
+def digest(root: Path) -> float:
+    """Seconds for SHA-256 of every file."""
+    started = time.perf_counter()
+    for path in files(root):
+        with path.open("rb") as file:
+            hashlib.file_digest(file, "sha256")
+    return time.perf_counter() - started
+
+
+def recode(streams: list[bytes], lossless: bool) -> float:
+    """Seconds to decode and encode chunks that lie in memory."""
+    buffer = np.empty((256, 256, 3), np.uint8)
+    started = time.perf_counter()
+    for stream in streams:
+        imagecodecs.jpeg2k_decode(stream, out=buffer)
+        pack(buffer) if lossless else encode(buffer, QUALITY)
+    return time.perf_counter() - started
+
+
+def files(root: Path) -> list[Path]:
+    """All files under a folder."""
+    return [path for path in root.rglob("*") if path.is_file()]
+
+
+def touched(slide: TiffSlide, tissue: np.ndarray) -> list[tuple[int, int]]:
+    """Level and number of every chunk that is stored."""
+    found = []
+    for level, size in enumerate(slide.info.levels):
+        stored = pyramid.touched(tissue, size).ravel()
+        found += [(level, int(index)) for index in np.flatnonzero(stored)]
+    return found
+
+
+def moved(slide: TiffSlide, tissue: np.ndarray, scratch: Path, rounds: int) -> tuple[dict[str, float], str]:
+    """A slide whose tiles are kept: milliseconds of each side, and a line."""
+    out, same, copied = scratch / "out.zarr", scratch / "same.bin", scratch / "copied.bin"
+    source = sum(int(slide.table(level).counts[index]) for level, index in touched(slide, tissue))
+    same.write_bytes(b"".join(slide.raw(*one) for one in touched(slide, tissue)))
+    sides = {
+        "ours": lambda: write(slide, tissue, out),
+        "cp": lambda: copy(same, copied, False),
+        "ours, fsync": lambda: write(slide, tissue, out, flush=True),
+        "cp, fsync": lambda: copy(same, copied, True),
+        "SHA-256": lambda: digest(out),
+    }
+    ms = {name: 1e3 * one for name, one in medians(sides, rounds).items()}
+    stored = sum(path.stat().st_size for path in files(out))
+    line = (
+        f"{source / 1e6:.1f} MB of tissue, stored {stored / source:.4f}× in {len(files(out))} files · "
+        f"ours {ms['ours']:.0f} ms, cp {ms['cp']:.0f} ms: {ms['cp'] / ms['ours']:.2f}× of its speed · with fsync "
+        f"{ms['ours, fsync']:.0f} and {ms['cp, fsync']:.0f} ms: {ms['cp, fsync'] / ms['ours, fsync']:.2f}× · "
+        f"SHA-256 {ms['SHA-256']:.0f} ms"
+    )
+    return ms, line
+
+
+def recoded(
+    slide: TiffSlide, tissue: np.ndarray, scratch: Path, rounds: int, lossless: bool
+) -> tuple[dict[str, float], str]:
+    """A slide whose tiles are decoded and encoded: milliseconds of each side, and a line."""
+    out = scratch / "out.zarr"
+    streams = [slide.raw(*one) for one in touched(slide, tissue)]
+    sides = {
+        "ours": lambda: write(slide, tissue, out, lossless),
+        "bare decode and encode": lambda: recode(streams, lossless),
+    }
+    ms = {name: 1e3 * one for name, one in medians(sides, rounds).items()}
+    mp = len(streams) * 256 * 256 / 1e6
+    stored = sum(path.stat().st_size for path in files(out))
+    bare = ms["bare decode and encode"]
+    line = (
+        f"{mp:.0f} MP of tissue, {sum(map(len, streams)) / 1e6:.1f} MB in the slide, {stored / 1e6:.1f} MB stored · "
+        f"ours {mp / ms['ours'] * 1e3:.0f} MP/s, bare decode and encode {mp / bare * 1e3:.0f} MP/s: "
+        f"{bare / ms['ours']:.2f}×"
+    )
+    return ms, line
+
+
+def main() -> None:
+    """Print a row for each kind of slide."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cores", type=Path)
+    parser.add_argument("scratch", type=Path)
+    parser.add_argument(
+        "--kind", nargs="+", choices=sorted(KINDS), default=["jpeg420", "jpeg444", "tiles240", "jpeg2000"]
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args()
+    groups: dict[str, dict[str, float]] = {}
+    work = args.scratch / "pyramid"
+    work.mkdir(parents=True, exist_ok=True)
+    for kind in args.kind:
+        with open_slide(make(args.cores, args.scratch, kind, 3)) as slide:
+            assert isinstance(slide, TiffSlide)
+            tissue = segment(slide.overview(8.0), 8.0).mask
+            if slide.table(0).compression == "jpeg":
+                groups[kind], line = moved(slide, tissue, work, args.rounds)
+                print(f"{kind}: {line}", flush=True)
+                continue
+            for name, lossless in (("JPEG", False), ("lossless", True)):
+                _, line = recoded(slide, tissue, work, max(1, args.rounds // 2), lossless)
+                print(f"{kind}, {name}: {line}", flush=True)
+    shutil.rmtree(work)
+    if args.plot and groups:
+        bars(args.plot, "A pyramid of a slide's own JPEG tiles", "ms", groups)
+
+
+if __name__ == "__main__":
+    main()
