@@ -46,7 +46,7 @@ def model(path: Path, tiles: np.ndarray) -> float:
     some = tiles[np.unique(np.linspace(0, len(tiles) - 1, SOME).astype(int))]
     with open_slide(path) as slide:
         feed = feed_of(slide, Grid(Plan().mpp, Plan().tile, some))
-        batches = [pixels for _, pixels in decoded(slide, feed, 0, "auto")]
+        batches = [batch.pixels for batch in decoded(slide, feed, 0, "auto")]
     started = time.perf_counter()
     figures = np.concatenate([describe(one, Plan().mpp, Stains((240.0, 240.0, 240.0), nuclei=0.2)) for one in batches])
     judge({name: figures[:, k] for k, name in enumerate(MEMBRANE)})

@@ -60,8 +60,8 @@ def feed(path: Path, reader: str, tiles: np.ndarray, source: tuple[int, int] | N
     """Seconds for all batches of some tiles."""
     with open_slide(path, reader) if reader != "pyramid" else pyramid.Pyramid(path) as slide:
         started = time.perf_counter()
-        for _, pixels in decoded(slide, feed_of(slide, Grid(MPP, TILE, tiles), source), 0, reader):
-            assert pixels.shape[1] == TILE
+        for batch in decoded(slide, feed_of(slide, Grid(MPP, TILE, tiles), source), 0, reader):
+            assert batch.pixels.shape[1] == TILE
         return time.perf_counter() - started
 
 

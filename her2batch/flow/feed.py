@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import local
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,8 @@ from her2batch.vision.grid import Block, blocks, cut
 BATCH = 256
 """Tiles that the models get at once, about: whole blocks, and 38 MB. A GPU wants no fewer."""
 
-AHEAD = 1
-"""Batches that threads decode while the models have one."""
+AHEAD = 4
+"""Batches that threads work on while the models have one: 16 blocks or more, so that 16 cores have something to do."""
 
 
 @dataclass(frozen=True)
@@ -48,43 +49,54 @@ def feed_of(slide: Slide, one: Grid, source: tuple[int, int] | None = None) -> F
     return Feed(source, tuple(tuple(cells[k : k + step]) for k in range(0, len(cells), step)), one.edge)
 
 
-Batch = tuple[NDArray[np.int64], NDArray[np.uint8]]
-"""Rows of tiles in the table of tiles, (n,), and their pixels, (n, edge, edge, 3) uint8."""
+class Batch(NamedTuple):
+    """rows: of its tiles in the table of tiles, (n,).  pixels: (n, edge, edge, 3) uint8.  figures: (n, k), if asked."""
+
+    rows: NDArray[np.int64]
+    pixels: NDArray[np.uint8]
+    figures: NDArray[np.float32] | None
 
 
-def decoded(slide: Slide, feed: Feed, threads: int, reader: str) -> Iterator[Batch]:
+Measure = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""(n, edge, edge, 3) uint8 → (n, k) float32."""
+
+
+def decoded(slide: Slide, feed: Feed, threads: int, reader: str, measure: Measure | None = None) -> Iterator[Batch]:
     """Batches in order; with threads (each has the slide open for itself) decoded ahead of whoever takes them.
 
-    Raises SlideError.
+    measure: done with the tiles of a block where they are decoded, so that a GPU doesn't wait for a core.  Raises
+    SlideError.
     """
     if threads == 0:
         for batch in feed.batches:
             pixels, parts = _room(batch, feed.edge)
-            for block, part in zip(batch, parts, strict=True):
-                _decode(slide, feed, block, part)
-            yield _rows(batch), pixels
+            figures = [_decode(slide, feed, *one, measure) for one in zip(batch, parts, strict=True)]
+            yield _whole(batch, pixels, figures)
         return
     handles = local()
 
-    def work(block: Block, out: NDArray[np.uint8]) -> None:
+    def work(block: Block, out: NDArray[np.uint8]) -> NDArray[np.float32] | None:
         if not hasattr(handles, "slide"):
             handles.slide = open_slide(slide.info.path, reader)
-        _decode(handles.slide, feed, block, out)
+        return _decode(handles.slide, feed, block, out, measure)
 
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[tuple[Batch, list[Future[None]]]] = deque()
+        waiting: deque[tuple[tuple[Block, ...], NDArray[np.uint8], list[Future[NDArray[np.float32] | None]]]] = deque()
         for batch in feed.batches:
             pixels, parts = _room(batch, feed.edge)
-            futures = [pool.submit(work, block, part) for block, part in zip(batch, parts, strict=True)]
-            waiting.append(((_rows(batch), pixels), futures))
+            waiting.append((batch, pixels, [pool.submit(work, *one) for one in zip(batch, parts, strict=True)]))
             if len(waiting) > AHEAD:
-                yield _ready(*waiting.popleft())
-        while waiting:
-            yield _ready(*waiting.popleft())
+                first, ready, futures = waiting.popleft()
+                yield _whole(first, ready, [future.result() for future in futures])
+        for first, ready, futures in waiting:
+            yield _whole(first, ready, [future.result() for future in futures])
 
 
-def _decode(slide: Slide, feed: Feed, block: Block, out: NDArray[np.uint8]) -> None:
+def _decode(
+    slide: Slide, feed: Feed, block: Block, out: NDArray[np.uint8], measure: Measure | None
+) -> NDArray[np.float32] | None:
     cut(slide.read(Box(*block.box), *feed.source, block.places), block, feed.edge, out)
+    return None if measure is None else measure(out)
 
 
 def _room(batch: tuple[Block, ...], edge: int) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
@@ -94,12 +106,7 @@ def _room(batch: tuple[Block, ...], edge: int) -> tuple[NDArray[np.uint8], list[
     return pixels, np.split(pixels, np.cumsum(counts)[:-1])
 
 
-def _rows(batch: tuple[Block, ...]) -> NDArray[np.int64]:
-    return np.concatenate([np.asarray(block.tiles, np.int64) for block in batch])
-
-
-def _ready(batch: Batch, futures: list[Future[None]]) -> Batch:
-    """A batch once its blocks are there. Raises what decoding one of them raised."""
-    for future in futures:
-        future.result()
-    return batch
+def _whole(batch: tuple[Block, ...], pixels: NDArray[np.uint8], figures: list[NDArray[np.float32] | None]) -> Batch:
+    rows = np.concatenate([np.asarray(block.tiles, np.int64) for block in batch])
+    there = [one for one in figures if one is not None]
+    return Batch(rows, pixels, np.concatenate(there) if there else None)

@@ -165,7 +165,8 @@ class _Driver:
             "max_concurrency": _calls_at_once(pool),
             "runtime_env": {"env_vars": limits},
         }
-        threads = max(1, self._session.workers // max(1, len(self._gpu_roles))) if gpu else 0
+        sharing = len(self._gpu_roles) * max(1, int(self._session.gpus))
+        threads = max(1, self._session.workers // sharing) if gpu else 0
         worker = replace(self._worker, threads=threads)
         roles = (pool,) if gpu else tuple(one for one in _roles(worker) if one not in self._gpu_roles)
         return self._ray.remote(Actor).options(**options).remote(worker, roles, self._memory, gpu)

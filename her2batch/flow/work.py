@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Slide
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row, log, write_row
-from her2batch.vision.membrane import TileBatch
+from her2batch.vision.membrane import TileBatch, describe
 
 RANGE = 4
 """Batches of one call: about 1,000 tiles, 1–2 s of a core with the stain encoder; Ray's millisecond a call vanishes."""
@@ -227,11 +228,13 @@ class Worker:
         works = [(stage.name, self._make(stage)) for stage in chosen(self.context.bundle) if stage.over == name]
         outputs: dict[str, list[NDArray[Any]]] = {}
         seconds = dict.fromkeys(["decode", *(label for label, _ in works)], 0.0)
+        ahead = self.threads > 0 and "membrane" in seconds  # beside a GPU the threads that decode measure as well
+        measure = partial(describe, mpp=one.mpp, stains=state["stains"]) if ahead else None
         mark = time.perf_counter()
-        for order, pixels in decoded(slide, feed, self.threads, self.context.plan.reader):
+        for rows, pixels, figures in decoded(slide, feed, self.threads, self.context.plan.reader, measure):
             seconds["decode"] += time.perf_counter() - mark
-            batch = TileBatch(pixels, one.mpp, state["stains"])
-            outputs.setdefault(f"{name}_order", []).append(order)
+            batch = TileBatch(pixels, one.mpp, state["stains"], figures)
+            outputs.setdefault(f"{name}_order", []).append(rows)
             outputs.setdefault(f"{name}_blank", []).append(_blank(pixels))
             for label, work in works:
                 mark = time.perf_counter()

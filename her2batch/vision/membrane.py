@@ -133,16 +133,20 @@ table, from which the HER2 rule scores; a slide's share is their mean, weighted 
 
 @dataclass
 class TileBatch:
-    """Tiles of one slide: pixels (n, t, t, 3) uint8 at mpp µm/px, and the slide's stains."""
+    """Tiles of one slide: pixels (n, t, t, 3) uint8 at mpp µm/px, and the slide's stains.
+
+    measured: their figures, where somebody has them already.
+    """
 
     pixels: NDArray[np.uint8]
     mpp: float
     stains: Stains
+    measured: NDArray[np.float32] | None = None
 
     @cached_property
     def figures(self) -> NDArray[np.float32]:
         """(n, len(FEATURES)) float32, measured once for all who ask."""
-        return describe(self.pixels, self.mpp, self.stains)
+        return describe(self.pixels, self.mpp, self.stains) if self.measured is None else self.measured
 
 
 def describe(pixels: NDArray[np.uint8], mpp: float, stains: Stains) -> NDArray[np.float32]:
