@@ -124,7 +124,7 @@ def _dry_run(order: Any, plan: Plan, resources: Resources, as_json: bool) -> int
     from her2batch.screen import show_estimate
 
     plan, census, cohort = survey(order, plan)
-    rows, total = estimate(census, plan, resources, cohort.root)
+    rows, total = estimate(census, plan, resources, cohort)
     _emit(as_json, {"slides": rows, **total}, lambda: show_estimate(rows, total))
     return 0
 

@@ -120,6 +120,10 @@ def show_scores(summary: Summary, labels: Path) -> None:
     Console().print(table)
 
 
+NIGHT_S = 8 * 3600.0
+"""An estimate beyond this is worth a word."""
+
+
 def show_estimate(rows: list[Row], total: Mapping[str, Any]) -> None:
     """The table of --dry-run."""
     console = Console()
@@ -136,9 +140,12 @@ def show_estimate(rows: list[Row], total: Mapping[str, Any]) -> None:
         f"{total['todo']} to do, {total['current']} current, {total['duplicate']} duplicate, "
         f"{total['ignored']} ignored; "
         f"about {total['bytes'] / 1e9:.2f} GB of {total['free_bytes'] / 1e9:.0f} GB free, "
-        f"{_duration(total['seconds'])} with {total['workers']} workers",
+        f"{_duration(total['seconds'])} with {total['workers']} workers; {total['bound']} decide",
         highlight=False,
     )
+    if total["seconds"] > NIGHT_S:
+        with_a_gpu = _duration(total["seconds_with_a_gpu"])
+        console.print(f"that is more than a night; with a GPU about {with_a_gpu} (docs/sizing.md)", highlight=False)
 
 
 def show_status(found: Status, cohort: Path) -> None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from her2batch.flow.costs import CPU_TILES_S
 from her2batch.flow.session import cores
-from her2batch.flow.sizing import RATES
 
 LEAST_MEMORY = 4_000_000_000
 """Bytes a worker may need (settings.Resources.worker_memory)."""
@@ -148,7 +148,7 @@ def _speed() -> Iterator[Line]:
         yield Line("JPEG decode", False, "simplejpeg can't be loaded", "pip install simplejpeg")
         return
     yield Line("JPEG decode", True, f"{rate / 1e6:.0f} million px/s a core")
-    seconds = SLIDE_PX / rate + SLIDE_TILES / RATES["stain"]
+    seconds = SLIDE_PX / rate + SLIDE_TILES / CPU_TILES_S["stain"]
     slides = NIGHT_S / seconds * cores()
     what = f"about {slides:,.0f} of the paper's mean size in {NIGHT_S // 3600} h, decoding and the encoder stain alone"
     yield Line("slides a night", None, what)

@@ -1,0 +1,88 @@
+"""How many slides an hour does a cluster do, and what does it wait for? The model of --dry-run, over many shapes.
+
+usage: cluster.py [--tissue MM2] [--mpp MPP] [--plot SVG]
+
+Nothing is run: the costs are those of her2batch/flow/costs.py. GPU rates are estimates.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.patches import Patch
+from rounds import plt
+
+from her2batch.flow.costs import Cluster, Load, bound, seconds, typical
+
+CORES = (8, 16, 32, 64, 128, 256, 512)
+GPUS = (0, 1, 2, 4, 8, 16, 32, 64)
+LINKS = {"1 GbE": 0.125e9, "10 GbE": 1.25e9, "100 GbE": 12.5e9}
+COLOURS = {"cores": "#3b75a8", "GPUs": "#6aa84f", "link": "#d98c3f", "disk": "#9c6ba8"}
+ENCODERS = ("stain", "uni")
+
+
+def shape(cores: int, gpus: int, link: float) -> Cluster:
+    """A cluster whose store writes as fast as its link; without a GPU the encoders run on cores."""
+    return Cluster(cores, gpus, link, link)
+
+
+def draw(path: Path, load: Load, tissue: float) -> None:
+    """A map of slides an hour for each link: colour is what binds."""
+    names = list(COLOURS)
+    figure, panels = plt.subplots(1, len(LINKS), figsize=(12, 4.2), sharey=True)
+    palette = ListedColormap([COLOURS[name] for name in names])
+    for axes, (title, link) in zip(panels, LINKS.items(), strict=True):
+        binds = np.zeros((len(GPUS), len(CORES)))
+        for row, gpus in enumerate(GPUS):
+            for column, cores in enumerate(CORES):
+                parts = seconds(load, ENCODERS, shape(cores, gpus, link))
+                binds[row, column] = names.index(bound(parts))
+                rate = 3600 / max(parts.values())
+                text = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+                axes.text(column, row, text, ha="center", va="center", color="white", fontsize=8)
+        axes.imshow(binds, cmap=palette, norm=BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names)), origin="lower")
+        axes.set_xticks(range(len(CORES)), [str(one) for one in CORES])
+        axes.set_yticks(range(len(GPUS)), [str(one) for one in GPUS])
+        axes.set_xlabel("CPU cores")
+        axes.set_title(f"store on {title}", loc="left", fontsize=11)
+        axes.spines[:].set_visible(False)
+    panels[0].set_ylabel("GPUs (H200 class, estimated)")
+    figure.suptitle(
+        f"Slides an hour, {tissue:g} mm² of tissue at 0.25 µm/px, encoders stain and UNI", x=0.05, ha="left"
+    )
+    keys = [Patch(color=COLOURS[name], label=f"{name} bind") for name in names]
+    figure.legend(handles=keys, ncols=len(keys), loc="lower center", frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Print a table for each link."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tissue", type=float, default=100.0)
+    parser.add_argument("--mpp", type=float, default=0.25)
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args()
+    load = typical(args.tissue, args.mpp)
+    print(
+        f"a slide: {load.tiles:,.0f} tiles, {load.px / 1e9:.1f} GP to decode, {load.read_bytes / 1e6:,.0f} MB read, "
+        f"{load.written_bytes / 1e6:,.0f} MB written"
+    )
+    for title, link in LINKS.items():
+        print(f"\nstore on {title}: slides an hour (what binds)\nGPUs  " + "".join(f"{one:>14} cores" for one in CORES))
+        for gpus in GPUS:
+            cells = []
+            for cores in CORES:
+                parts = seconds(load, ENCODERS, shape(cores, gpus, link))
+                cells.append(f"{3600 / max(parts.values()):>12,.0f} {bound(parts):>7}")
+            print(f"{gpus:>4}  " + "".join(cells))
+    if args.plot:
+        draw(args.plot, load, args.tissue)
+
+
+if __name__ == "__main__":
+    main()
