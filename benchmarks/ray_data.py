@@ -22,12 +22,14 @@ os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
 import cv2
 import numpy as np
 
+from her2batch.flow.feed import feed_of
 from her2batch.flow.session import connect, cores
+from her2batch.flow.stages import Grid
 from her2batch.settings import Plan, Resources
 from her2batch.slides.intake import find
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box
-from her2batch.vision.grid import Block, Rect, blocks, cut, plan
+from her2batch.vision.grid import Block, Rect, cut, plan
 from her2batch.vision.membrane import describe
 from her2batch.vision.stain import Stains
 from her2batch.vision.tissue import segment, tile_fractions
@@ -35,8 +37,8 @@ from her2batch.vision.tissue import segment, tile_fractions
 RANGE = 16
 
 
-def work_of(path: Path) -> tuple[int, list[Block]]:
-    """The level a slide's tiles are read from, and its blocks."""
+def work_of(path: Path) -> tuple[tuple[int, int], list[Block]]:
+    """What a slide's tiles are read from (level, shrink), and its blocks."""
     settings = Plan()
     with open_slide(path) as slide:
         info = slide.info
@@ -44,16 +46,14 @@ def work_of(path: Path) -> tuple[int, list[Block]]:
         mask = segment(slide.overview(8.0), 8.0).mask
         tiles = plan(info.width, info.height, info.mpp, settings.mpp, settings.tile)
         tiles = tiles[tile_fractions(mask, info.width, info.height, tiles) >= settings.min_tissue]
-        level = slide.level_for(settings.mpp / info.mpp)
-        size = info.levels[level]
-        ratio = (info.width / size.width, info.height / size.height)
-        return level, blocks(tiles, ratio, (size.chunk_width, size.chunk_height), (size.width, size.height))
+        feed = feed_of(slide, Grid(settings.mpp, settings.tile, tiles))
+        return feed.source, [block for batch in feed.batches for block in batch]
 
 
-def decode(path: str, level: int, block: Block) -> np.ndarray:
+def decode(path: str, source: tuple[int, int], block: Block) -> np.ndarray:
     """A block's tiles."""
     with open_slide(Path(path)) as slide:
-        return cut(slide.read(Box(*block.box), level), block, Plan().tile)
+        return cut(slide.read(Box(*block.box), *source, block.places), block, Plan().tile)
 
 
 class Fused:
@@ -62,10 +62,10 @@ class Fused:
     def __init__(self) -> None:
         cv2.setNumThreads(1)
 
-    def run(self, path: str, level: int, some: list[Block]) -> np.ndarray:
+    def run(self, path: str, source: tuple[int, int], some: list[Block]) -> np.ndarray:
         """Figures of a range of blocks."""
         with open_slide(Path(path)) as slide:
-            parts = [cut(slide.read(Box(*block.box), level), block, Plan().tile) for block in some]
+            parts = [cut(slide.read(Box(*block.box), *source, block.places), block, Plan().tile) for block in some]
         return describe(np.concatenate(parts), Plan().mpp, Stains())
 
 
@@ -77,10 +77,10 @@ class Measure:
         return {"figures": [describe(pixels, Plan().mpp, Stains()).mean() for pixels in batch["pixels"]]}
 
 
-def fused(ray: Any, work: list[tuple[str, int, list[Block]]], workers: int) -> float:
+def fused(ray: Any, work: list[tuple[str, tuple[int, int], list[Block]]], workers: int) -> float:
     """Seconds over the pool."""
     pool = [ray.remote(Fused).options(num_cpus=1).remote() for _ in range(workers)]
-    calls = [(path, level, some[k : k + RANGE]) for path, level, some in work for k in range(0, len(some), RANGE)]
+    calls = [(path, source, some[k : k + RANGE]) for path, source, some in work for k in range(0, len(some), RANGE)]
     ray.get([actor.run.remote(*calls[0]) for actor in pool])
     started = time.perf_counter()
     waiting = {actor.run.remote(*calls.pop()): actor for actor in pool if calls}
@@ -95,17 +95,18 @@ def fused(ray: Any, work: list[tuple[str, int, list[Block]]], workers: int) -> f
     return seconds
 
 
-def streamed(ray: Any, work: list[tuple[str, int, list[Block]]], workers: int) -> float:
+def streamed(ray: Any, work: list[tuple[str, tuple[int, int], list[Block]]], workers: int) -> float:
     """Seconds for the same through Ray Data."""
     rows = [
-        {"path": path, "level": level, "box": list(block.box), "tiles": list(block.tiles), "places": block.places}
-        for path, level, some in work
+        {"path": path, "source": [*source], "box": [*block.box], "tiles": [*block.tiles], "places": block.places}
+        for path, source, some in work
         for block in some
     ]
 
     def read(row: dict[str, Any]) -> dict[str, Any]:
         block = Block(Rect(*map(int, row["box"])), tuple(row["tiles"]), np.asarray(row["places"]))
-        return {"pixels": decode(row["path"], int(row["level"]), block)}
+        level, shrink = map(int, row["source"])
+        return {"pixels": decode(row["path"], (level, shrink), block)}
 
     started = time.perf_counter()
     data = ray.data.from_items(rows).map(read).map_batches(Measure, batch_size=RANGE, concurrency=max(1, workers // 2))
