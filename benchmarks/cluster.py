@@ -20,13 +20,13 @@ from her2batch.flow.costs import Cluster, Load, bound, seconds, typical
 CORES = (8, 16, 32, 64, 128, 256, 512)
 GPUS = (0, 1, 2, 4, 8, 16, 32, 64)
 LINKS = {"1 GbE": 0.125e9, "10 GbE": 1.25e9, "100 GbE": 12.5e9}
-COLOURS = {"cores": "#3b75a8", "GPUs": "#6aa84f", "link": "#d98c3f", "disk": "#9c6ba8"}
+COLOURS = {"cores": "#3b75a8", "GPUs": "#6aa84f", "link": "#d98c3f"}
 ENCODERS = ("stain", "uni")
 
 
 def shape(cores: int, gpus: int, link: float) -> Cluster:
-    """A cluster whose store writes as fast as its link; without a GPU the encoders run on cores."""
-    return Cluster(cores, gpus, link, link)
+    """A cluster whose store writes as fast as its link takes; without a GPU the encoders run on cores."""
+    return Cluster(cores, gpus, link, 2 * link)
 
 
 def draw(path: Path, load: Load, tissue: float) -> None:
@@ -41,9 +41,15 @@ def draw(path: Path, load: Load, tissue: float) -> None:
                 parts = seconds(load, ENCODERS, shape(cores, gpus, link))
                 binds[row, column] = names.index(bound(parts))
                 rate = 3600 / max(parts.values())
-                text = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+                text = f"{rate / 1000:.1f}k" if rate >= 1000 else f"{rate:.{0 if rate >= 10 else 1}f}"
                 axes.text(column, row, text, ha="center", va="center", color="white", fontsize=8)
-        axes.imshow(binds, cmap=palette, norm=BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names)), origin="lower")
+        axes.imshow(
+            binds,
+            cmap=palette,
+            norm=BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names)),
+            origin="lower",
+            aspect="auto",
+        )
         axes.set_xticks(range(len(CORES)), [str(one) for one in CORES])
         axes.set_yticks(range(len(GPUS)), [str(one) for one in GPUS])
         axes.set_xlabel("CPU cores")
