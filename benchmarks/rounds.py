@@ -63,7 +63,7 @@ def bars(path: Path, title: str, unit: str, groups: Mapping[str, Mapping[str, fl
         values = [group[side] for group in groups.values()]
         axes.barh(places, values, height=0.92, label=side, color=colours(0.15 + 0.7 * k / max(1, len(sides) - 1)))
         for place, value in zip(places, values, strict=True):
-            axes.text(value, place, f" {value:,.0f}", va="center", fontsize=8)
+            axes.text(value, place, f" {value:,.{0 if value >= 100 else 1}f}", va="center", fontsize=8)
     axes.set_yticks([g * (len(sides) + 0.7) + (len(sides) - 1) / 2 for g in range(len(groups))], list(groups))
     axes.invert_yaxis()
     axes.set_xlabel(unit)

@@ -11,15 +11,18 @@ with half of the tissue's tiles; processes are warm, files in the page cache.
 - bare decode: every chunk under those tiles once, libjpeg-turbo (OpenJPEG for JPEG 2000), full size, nothing else;
   the compressed chunks lie in memory
 - cuCIM: the same blocks through cuCIM, then cut
-- OpenSlide: a PyTorch DataLoader whose items are read_region and a resize
+- OpenSlide: a PyTorch DataLoader whose items are read_region and OpenCV's area resize, uint8
+- OpenSlide, usual: the same with the transforms that feature extractors have: PIL resize, float tensor, normalised
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from her2batch.slides import cucim as cucim_reader  # before torch: after it, cuCIM never loads
 
@@ -90,33 +93,45 @@ def bare(path: Path, tiles: np.ndarray) -> float:
 class OpenSlideTiles:
     """A dataset as most pipelines have it: opened in the worker, one tile an item."""
 
-    def __init__(self, path: Path, tiles: np.ndarray) -> None:
-        self._path, self._tiles, self._slide = path, tiles, None
+    def __init__(self, path: Path, tiles: np.ndarray, transform: Callable[[Any], Any]) -> None:
+        self._path, self._tiles, self._transform, self._slide = path, tiles, transform, None
 
     def __len__(self) -> int:
         return len(self._tiles)
 
-    def __getitem__(self, k: int) -> np.ndarray:
+    def __getitem__(self, k: int) -> Any:
         import openslide
 
         if self._slide is None:
             self._slide = openslide.OpenSlide(str(self._path))
         x, y, size = (int(one) for one in self._tiles[k])
-        region = np.asarray(self._slide.read_region((x, y), 0, (size, size)).convert("RGB"))
-        return cv2.resize(region, (TILE, TILE), interpolation=cv2.INTER_AREA)
+        return self._transform(self._slide.read_region((x, y), 0, (size, size)).convert("RGB"))
 
 
-def loader(path: Path, tiles: np.ndarray, workers: int) -> float:
+def plain(picture: Any) -> np.ndarray:
+    """Nothing but the resize: (224, 224, 3) uint8."""
+    return cv2.resize(np.asarray(picture), (TILE, TILE), interpolation=cv2.INTER_AREA)
+
+
+def usual() -> Callable[[Any], Any]:
+    """(3, 224, 224) float32, normalised."""
+    from torchvision import transforms
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return transforms.Compose([transforms.Resize(TILE), transforms.ToTensor(), transforms.Normalize(mean, std)])
+
+
+def loader(path: Path, tiles: np.ndarray, workers: int, transform: Callable[[Any], Any]) -> float:
     """Seconds for a DataLoader over some tiles, from its first batch on: its workers' start isn't counted."""
     from torch.utils.data import DataLoader
 
     warm = np.concatenate([tiles[: 64 * workers], tiles])
-    batches = iter(DataLoader(OpenSlideTiles(path, warm), 64, num_workers=workers))
+    batches = iter(DataLoader(OpenSlideTiles(path, warm, transform), 64, num_workers=workers))
     for _ in range(workers):
         next(batches)
     started = time.perf_counter()
     for batch in batches:
-        assert batch.shape[1] == TILE
+        assert TILE in batch.shape
     return time.perf_counter() - started
 
 
@@ -145,8 +160,10 @@ def measure(path: Path, scratch: Path, workers: int, rounds: int) -> dict[str, f
             },
             rounds,
         )
-    slow = medians({"OpenSlide": lambda: loader(path, some, workers)}, max(1, rounds // 2))
-    return {name: len(tiles) / one for name, one in seconds.items()} | {"OpenSlide": len(some) / slow["OpenSlide"]}
+    sides = {"OpenSlide": plain, "OpenSlide, usual": usual()}
+    slow = medians({name: partial(loader, path, some, workers, one) for name, one in sides.items()}, rounds)
+    rates = {name: len(tiles) / one for name, one in seconds.items()}
+    return rates | {name: len(some) / one for name, one in slow.items()}
 
 
 def main() -> None:

@@ -155,14 +155,15 @@ class Slide(ABC):
         Raises SlideError `truncated` or `unreadable`; never hands out pixels it could not decode.
         """
 
-    def _read(self, box: Box, level: int, shrink: int, _parts: Places | None) -> NDArray[np.uint8]:
+    def _read(self, box: Box, level: int, shrink: int, parts: Places | None) -> NDArray[np.uint8]:
         """The same of a level that is `shrink` times smaller. A reader of chunks does better: it decodes less."""
         if shrink == 1:
             return self._pixels(box, level)
         size = self.info.levels[level]
         x, y = box.x * shrink, box.y * shrink
         whole = Box(x, y, min(box.width * shrink, size.width - x), min(box.height * shrink, size.height - y))
-        return resample(self._pixels(whole, level), box.width, box.height)
+        wanted = None if parts is None else parts * shrink
+        return resample(self._read(whole, level, 1, wanted), box.width, box.height)
 
     def close(self) -> None:  # noqa: B027  (a reader without a handle has nothing to free)
         """Free the file. The slide can't be read afterwards."""
