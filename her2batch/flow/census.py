@@ -1,11 +1,13 @@
 """What an ingest has to do: every file seen gets its outcome, and slides that are done are left alone.
 
-Resume looks at names, sizes and times of change only. A file is read here, to hash it, in two cases: its size equals
-another's (it could be a copy), or it changed since it was seen.
+Resume looks at names, sizes and times of change only. A file is opened, to see what it is, when it is new or changed;
+it is read here, to hash it, in two cases: its size equals another's (it could be a copy), or it changed since it was
+seen.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +17,8 @@ from typing import Any
 from her2batch.errors import InputError
 from her2batch.settings import Plan
 from her2batch.slides.files import fingerprint
-from her2batch.slides.intake import Ignored, Source, find
+from her2batch.slides.intake import Ignored, Look, Source, find
+from her2batch.tables.memo import SETTLED_NS
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row
 
@@ -43,11 +46,19 @@ class Census:
     duplicates: int = 0
     ignored: int = 0
     entries: dict[str, Row] = field(default_factory=dict)
+    looks: dict[str, Look] = field(default_factory=dict)
 
     @property
     def seen(self) -> int:
         """Slides and other files of this scan."""
         return len(self.todo) + len(self.current) + self.duplicates + self.ignored
+
+    def keep(self, cohort: Cohort) -> None:
+        """Write down what was seen, so that the next scan opens what is new and nothing else."""
+        cohort.write_seen(list(self.entries.values()))
+        settled = time.time_ns() - SETTLED_NS
+        looks = [{"path": path, **look._asdict()} for path, look in self.looks.items() if look.mtime_ns < settled]
+        cohort.write_looks(looks)
 
 
 def take(
@@ -56,13 +67,14 @@ def take(
     """Compare a scans folder with a cohort. Raises InputError when the folder isn't there."""
     if not scans.exists():
         raise InputError("there is no such folder", scans, "give the folder that the scanner writes to")
-    slides, ignored = find(scans.absolute(), leave_out=cohort.root.absolute())
+    known = _looks(cohort)
+    slides, ignored, looks = find(scans.absolute(), cohort.root.absolute(), known, names.path)
     rows = cohort.rows()
     ledger = Ledger(cohort.seen(), rows, names)
     for file in ignored:
         ledger.note_ignored(file)
     ledger.note_slides(slides)
-    census = Census(entries=ledger.entries, ignored=len(ignored))
+    census = Census(entries=ledger.entries, looks=known | looks, ignored=len(ignored))
     for source in slides:
         entry = ledger.entries[names.path(source.path)]
         row = rows.get(entry["slide_id"])
@@ -76,6 +88,14 @@ def take(
                 Todo(entry["slide_id"], source, entry["sha256"], label.get("patient_id"), label.get("stain"))
             )
     return census
+
+
+def _looks(cohort: Cohort) -> dict[str, Look]:
+    """What earlier scans found in the files they opened, by the names of the intake table."""
+    return {
+        row["path"]: Look(row["rules"], row["bytes"], row["mtime_ns"], row["kind"], tuple(row["belongs"]))
+        for row in cohort.looks()
+    }
 
 
 def _is_current(row: Row, entry: Row, plan: Plan, cohort: Cohort, retry_failed: bool) -> bool:

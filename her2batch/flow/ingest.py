@@ -88,10 +88,11 @@ def ingest(order: Order, plan: Plan, resources: Resources, report: Report = lamb
     cohort.create(plan)
     with cohort.lock():
         cohort.sweep()
+        cohort.remember()  # rows of a run that was killed
         labels = _labels(cohort, order.labels, worker.names)
         census = take(order.scans, cohort, plan, worker.names, labels, order.retry_failed)
         _check_space(cohort)
-        cohort.write_seen(list(census.entries.values()))
+        census.keep(cohort)
         summary = Summary(cohort.root, census.seen, duplicate=census.duplicates, ignored=census.ignored)
         summary.skipped = _skipped(worker.context)
         _run(census, worker, resources, summary, report)
@@ -143,6 +144,7 @@ def _run(census: Census, worker: Worker, resources: Resources, summary: Summary,
         worker.cohort.write_seen(list(census.entries.values()))
         if times:
             worker.cohort.write_times(run, sorted(times, key=lambda one: str(one["slide_id"])))
+    worker.cohort.remember()
 
 
 @contextmanager

@@ -6,9 +6,12 @@ import os
 import re
 import stat
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import pydicom
 from pydicom.errors import InvalidDicomError
@@ -42,6 +45,12 @@ MAGIC = {
 }  # fmt: skip
 """First bytes of slide containers."""
 
+RULES = 1
+"""Number of the rules below. Count it up when they judge otherwise: every file is then opened once more."""
+
+UNREAD = 0
+"""In the number's place where a file could not be read: such a look is not remembered."""
+
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """SOP class of VL Whole Slide Microscopy images (DICOM PS3.4, B.5)."""
 
@@ -71,44 +80,72 @@ class Ignored:
     reason: str
 
 
-def find(root: Path, leave_out: Path | None = None) -> tuple[list[Source], list[Ignored]]:
+class Look(NamedTuple):
+    """What a file was when it was opened: spares opening it again while its size and time of change are the same."""
+
+    rules: int
+    bytes: int
+    mtime_ns: int
+    kind: str | None
+    belongs: tuple[str, ...]  # names; DICOM: of its series; VMS: of the files it lists
+
+    def holds_for(self, facts: os.stat_result) -> bool:
+        """Whether this is the file that was opened."""
+        return self[:3] == (RULES, facts.st_size, facts.st_mtime_ns)
+
+
+class Found(NamedTuple):
+    """A folder searched. Lists are in order of path; looks by the name of the file."""
+
+    slides: list[Source]
+    ignored: list[Ignored]
+    looks: dict[str, Look]
+
+
+def find(
+    root: Path,
+    leave_out: Path | None = None,
+    known: Mapping[str, Look] = MappingProxyType({}),
+    name: Callable[[Path], str] = str,
+) -> Found:
     """Every slide under a folder (or the one file given), and every other file with the reason it is none.
 
     By content first, suffix second; MRXS with its folder, VMS with its pictures and a DICOM series are one slide
     each. Hidden and partial files are left alone, and so is the folder `leave_out` (a cohort that lies inside its
-    scans). Both lists are in order of path.
+    scans).  known: looks of an earlier search; a file that is as it was then is not opened, and with them or without,
+    the slides are the same.  name: what a path is called in looks.
     """
     files, ignored = _walk(root, leave_out)
-    taken = _companions(files)
-    slides: list[Source] = []
-    series: dict[tuple[Path, str], list[Path]] = defaultdict(list)
-    for path in files:
-        if path in taken:
-            continue
-        kind = kind_of(path)
-        if kind == "dicom":
-            uid, reason = _series(path)
-            if uid is None:
-                ignored.append(_ignored(path, reason))
-            else:
-                series[path.parent, uid].append(path)
-        elif kind is None:
-            ignored.append(_ignored(path, "not a slide"))
+    names = {path: name(path) for path in files}
+    inside = _mirax(files)
+    looks = {path: _look(path, files[path], known.get(names[path]), name) for path in files if path not in inside}
+    owners = inside | _listed(looks, {called: path for path, called in names.items()})
+    slides: dict[Path | tuple[str, ...], list[Path]] = defaultdict(list)
+    for path in sorted(files.keys() - owners.keys(), key=str):
+        look = looks[path]
+        if look.kind is None:
+            ignored.append(_ignored(path, "can't be read" if look.rules == UNREAD else "not a slide"))
+        elif look.kind == "dicom" and not look.belongs:
+            ignored.append(_ignored(path, "DICOM, but no whole slide image"))
         else:
-            slides.append(source((path, *sorted(p for p, owner in taken.items() if owner == path))))
-    slides += [source(tuple(paths)) for paths in series.values()]
-    return sorted(slides, key=lambda one: str(one.path)), sorted(ignored, key=lambda one: str(one.path))
+            slides[look.belongs if look.kind == "dicom" else path].append(path)
+    for path in sorted(owners):  # behind what opens the slide
+        slides[owners[path]].append(path)
+    return Found(
+        sorted((_source(paths, [files[one] for one in paths]) for paths in slides.values()), key=_place),
+        sorted(ignored, key=_place),
+        {names[path]: look for path, look in looks.items() if look.rules != UNREAD},
+    )
 
 
 def source(paths: tuple[Path, ...]) -> Source:
     """The files of one slide, the one that opens it first. A file that is gone counts as empty."""
-    stats = [path.stat() if path.exists() else None for path in paths]
-    return Source(
-        paths[0],
-        paths,
-        sum(one.st_size for one in stats if one),
-        max((one.st_mtime_ns for one in stats if one), default=0),
-    )
+    return _source(paths, [path.stat() for path in paths if path.exists()])
+
+
+def _source(paths: Sequence[Path], stats: list[os.stat_result]) -> Source:
+    size, latest = sum(one.st_size for one in stats), max((one.st_mtime_ns for one in stats), default=0)
+    return Source(paths[0], tuple(paths), size, latest)
 
 
 def again(found: Source) -> Source:
@@ -117,12 +154,12 @@ def again(found: Source) -> Source:
 
 
 def kind_of(path: Path) -> str | None:
-    """'tiff', 'dicom', 'czi', 'mirax', 'hamamatsu', 'named' (the suffix says slide, the content does not), or None."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(132)
-    except OSError:
-        head = b""
+    """'tiff', 'dicom', 'czi', 'mirax', 'hamamatsu', 'named' (the suffix says slide, the content does not), or None.
+
+    Raises OSError.
+    """
+    with path.open("rb") as file:
+        head = file.read(132)
     for magic, kind in MAGIC.items():
         if head.startswith(magic):
             return kind
@@ -133,24 +170,42 @@ def kind_of(path: Path) -> str | None:
         return "mirax"
     if suffix in (".vms", ".vmu") and head.startswith(b"["):
         return "hamamatsu"
-    return "named" if suffix in SLIDE_SUFFIXES else None
+    return _by_suffix(path)
 
 
-def _walk(root: Path, leave_out: Path | None) -> tuple[list[Path], list[Ignored]]:
-    """Regular files under a folder in order of path, hidden and partial ones apart. Folder links are not followed."""
+def _by_suffix(path: Path) -> str | None:
+    return "named" if path.suffix.lower() in SLIDE_SUFFIXES else None
+
+
+def _look(path: Path, facts: os.stat_result, known: Look | None, name: Callable[[Path], str]) -> Look:
+    """What a file is: as it is known, or opened. One that can't be read is judged by its suffix and not remembered."""
+    if known is not None and known.holds_for(facts):
+        return known
+    rules, kind = UNREAD, _by_suffix(path)
+    belongs: tuple[str, ...] = ()
+    with suppress(OSError):
+        kind = kind_of(path)
+        belongs = tuple(name(path.parent / one) for one in _relatives(path, kind))
+        rules = RULES
+    return Look(rules, facts.st_size, facts.st_mtime_ns, kind, belongs)
+
+
+def _walk(root: Path, leave_out: Path | None) -> tuple[dict[Path, os.stat_result], list[Ignored]]:
+    """Regular files under a folder, hidden and partial ones apart. Folder links are not followed."""
     if root.is_file():
-        return [root], []
-    files: list[Path] = []
+        return {root: root.stat()}, []
+    files: dict[Path, os.stat_result] = {}
     ignored: list[Ignored] = []
-    for path, reason in _entries(root, leave_out):
-        if reason is None:
-            files.append(path)
+    for path, found in _entries(root, leave_out):
+        if isinstance(found, str):
+            ignored.append(_ignored(path, found))
         else:
-            ignored.append(_ignored(path, reason))
-    return sorted(files, key=str), ignored
+            files[path] = found
+    return files, ignored
 
 
-def _entries(folder: Path, leave_out: Path | None) -> Iterator[tuple[Path, str | None]]:
+def _entries(folder: Path, leave_out: Path | None) -> Iterator[tuple[Path, os.stat_result | str]]:
+    """Files with their facts, or why they are left alone."""
     try:
         entries = sorted(os.scandir(folder), key=lambda one: one.name)
     except OSError as error:
@@ -164,43 +219,62 @@ def _entries(folder: Path, leave_out: Path | None) -> Iterator[tuple[Path, str |
             if path != leave_out:
                 yield from _entries(path, leave_out)
         else:
-            yield path, _left_alone(entry)
+            yield path, _facts(entry)
 
 
-def _left_alone(entry: os.DirEntry[str]) -> str | None:
-    """Why a file is not looked into; None when it is."""
-    if entry.is_symlink() and not Path(entry.path).exists():
-        return "link that leads nowhere"
-    if entry.is_dir():
+def _facts(entry: os.DirEntry[str]) -> os.stat_result | str:
+    """What is known of a file that may be looked into; otherwise why it is left alone."""
+    try:
+        facts = entry.stat()
+    except OSError:
+        return "link that leads nowhere" if entry.is_symlink() else "gone while the folder was searched"
+    if stat.S_ISDIR(facts.st_mode):
         return "link to a folder"
-    if not stat.S_ISREG(entry.stat().st_mode):
+    if not stat.S_ISREG(facts.st_mode):
         return "not a regular file"
-    if entry.name.lower().endswith(PARTIAL):
-        return "partial: still being copied"
-    return None
+    return "partial: still being copied" if entry.name.lower().endswith(PARTIAL) else facts
 
 
-def _companions(files: list[Path]) -> dict[Path, Path]:
-    """Files of another file's slide (MRXS data folders, the pictures a VMS index names): file → its index."""
+def _mirax(files: Iterable[Path]) -> dict[Path, Path]:
+    """Files in the data folder of an MRXS: file → the MRXS."""
     indices = {path.parent / path.stem: path for path in files if path.suffix.lower() == ".mrxs"}
-    owners = {path: indices[folder] for path in files for folder in path.parents if folder in indices}
-    known = set(files)
-    for index in files:
-        if index.suffix.lower() in (".vms", ".vmu"):
-            named = re.findall(r"^\w+(?:\([\d,]+\))?=(.+)$", index.read_text(errors="replace")[:100_000], re.M)
-            owners |= {index.parent / name.strip(): index for name in named if index.parent / name.strip() in known}
-    return {path: index for path, index in owners.items() if path != index}
+    return {path: indices[folder] for path in files for folder in path.parents if folder in indices} if indices else {}
 
 
-def _series(path: Path) -> tuple[str | None, str]:
-    """The series a DICOM file belongs to, or (None, why it is no slide)."""
+def _listed(looks: Mapping[Path, Look], files: Mapping[str, Path]) -> dict[Path, Path]:
+    """Files that the index of a VMS lists, as far as they are there: file → the index."""
+    owners = {
+        files[one]: path
+        for path, look in looks.items()
+        for one in (look.belongs if look.kind != "dicom" else ())
+        if one in files and files[one] != path
+    }
+    return {path: index for path, index in owners.items() if index not in owners}
+
+
+def _relatives(path: Path, kind: str | None) -> list[str]:
+    """Names in a file that say what belongs together: of a DICOM the series, of a VMS the files it lists."""
+    if kind == "dicom":
+        return _series(path)
+    if path.suffix.lower() in (".vms", ".vmu"):
+        with path.open(errors="replace") as file:
+            return [one.strip() for one in re.findall(r"^\w+(?:\([\d,]+\))?=(.+)$", file.read(100_000), re.M)]
+    return []
+
+
+def _series(path: Path) -> list[str]:
+    """The series a DICOM file belongs to; none when it is no whole slide image."""
     try:
         facts = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID", "SeriesInstanceUID"])
     except (InvalidDicomError, OSError, ValueError, EOFError, NotImplementedError, AttributeError, KeyError):
-        return f"damaged {path.name}", ""
+        return [f"damaged {path.name}"]
     if str(facts.get("SOPClassUID", "")) != WHOLE_SLIDE:
-        return None, "DICOM, but no whole slide image"
-    return str(facts.get("SeriesInstanceUID", f"no series {path.name}")), ""
+        return []
+    return [str(facts.get("SeriesInstanceUID", f"no series {path.name}"))]
+
+
+def _place(one: Source | Ignored) -> str:
+    return str(one.path)
 
 
 def _ignored(path: Path, reason: str) -> Ignored:

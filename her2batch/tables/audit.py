@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,10 +87,11 @@ def verify(cohort: Cohort) -> Iterator[Problem]:
     Raises StoreError when there is no cohort. `ingest` mends what this finds: it computes those slides again.
     """
     cohort.check()
-    rows = cohort.rows()
-    folder = cohort.root / "tables" / "slides"
-    for path in sorted(folder.glob("*.parquet")):
+    rows = cohort.rows_anew()
+    for path in sorted(cohort.slides.glob("*.parquet")):
         if path.stem not in rows:
+            with suppress(OSError):  # it may know the row from before the damage: the next ingest must not
+                cohort.slides_memo.unlink(missing_ok=True)
             yield Problem(path, "the slide's row can't be read", path.stem)
     named = set()
     for row in rows.values():

@@ -120,6 +120,16 @@ TIMES = (
     Column("stages", pa.map_(TEXT, pa.float64()), "seconds a stage"),
 )
 
+LOOKS = (
+    Column("path", TEXT, "the file, as in the intake table"),
+    Column("rules", I32, "number of the rules by which it was judged"),
+    Column("bytes", I64, "size then"),
+    Column("mtime_ns", I64, "time of last change then"),
+    Column("kind", TEXT, "tiff · dicom · czi · mirax · hamamatsu · named; null: no slide"),
+    Column("belongs", pa.list_(TEXT), "DICOM: its series; VMS: the files it names; as in path"),
+)
+"""What a search found in the files it opened: a memo, no table of the cohort."""
+
 MEMBRANE = (
     Column("slide_id", TEXT, "key"),
     Column("tile", I32, "as in tiles"),
@@ -152,7 +162,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
 
 def schema(table: str, dim: int | None = None) -> pa.Schema:
     """The Arrow schema of a table; `dim`: length of the embeddings."""
-    columns = {"intake": INTAKE, "times": TIMES, **TABLES}[table]
+    columns = {"intake": INTAKE, "times": TIMES, "looks": LOOKS, **TABLES}[table]
     fields = [pa.field(one.name, one.type) for one in columns]
     if dim is not None:
         fields[-1] = pa.field("embedding", pa.list_(pa.float16(), dim))

@@ -24,7 +24,7 @@ import tomli_w
 
 from her2batch.errors import InputError, StoreError
 from her2batch.settings import Plan
-from her2batch.tables import schemas
+from her2batch.tables import memo, schemas
 from her2batch.tables.files import fsync, read_parquet, sha256, whole, write_parquet
 
 FORMAT = 1
@@ -66,6 +66,21 @@ class Cohort:
     def log(self) -> Path:
         """Tracebacks and other words for those who mend the software."""
         return self.runs / "log.txt"
+
+    @property
+    def slides(self) -> Path:
+        """The rows: one file a slide."""
+        return self.root / "tables" / "slides"
+
+    @property
+    def slides_memo(self) -> Path:
+        """All rows in one file, which spares a resume opening them; see `memo`."""
+        return self.runs / "slides.memo"
+
+    @property
+    def looks_memo(self) -> Path:
+        """What files of the scans folder were when they were opened, which spares opening them again."""
+        return self.runs / "looks.memo"
 
     def table(self, name: str, slide_id: str) -> Path:
         """A slide's file of a table; name is 'tiles', 'embeddings/stain', …"""
@@ -136,8 +151,9 @@ class Cohort:
         """Remove drafts and half-written files that a dead run left. Only under the lock."""
         for left in self.root.glob(".draft-*"):
             shutil.rmtree(left, ignore_errors=True)
-        for part in self.root.glob("**/.*.part"):
-            part.unlink(missing_ok=True)
+        for folder in (self.root, self.runs, self.slides):  # a slide's other files are written in its draft
+            for part in folder.glob(".*.part"):
+                part.unlink(missing_ok=True)
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -152,18 +168,15 @@ class Cohort:
         return read_parquet(self.table(name, slide_id))
 
     def rows(self) -> dict[str, Row]:
-        """Every committed slide: slide_id → its row. A damaged row file is left out: its slide is redone."""
-        folder = self.root / "tables" / "slides"
-        found: dict[str, Row] = {}
-        names = sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
-        for name in names:
-            if name.endswith(".parquet") and not name.startswith("."):
-                try:
-                    row = read_parquet(folder / name).to_pylist()[0]
-                except (OSError, pa.ArrowInvalid, IndexError):
-                    continue
-                found[row["slide_id"]] = row
-        return found
+        """Every committed slide: slide_id → its row. A damaged row file is left out: its slide is redone.
+
+        Rows that the memo knows are not opened, as long as their files' sizes and times of change are the same.
+        """
+        return _by_id(memo.rows(self.slides, memo.load(self.slides_memo, memo.row_schema())))
+
+    def rows_anew(self) -> dict[str, Row]:
+        """The same with every row file read."""
+        return _by_id(memo.rows(self.slides, memo.row_schema().empty_table()))
 
     def intact(self, row: Mapping[str, Any]) -> bool:
         """Whether every file a row names is there with its size. Names and sizes only: nothing is opened."""
@@ -176,6 +189,11 @@ class Cohort:
         """The intake table: one entry a file or slide seen, in order of path; empty before the first ingest."""
         return read_parquet(self.intake).to_pylist() if self.intake.exists() else []
 
+    def looks(self) -> list[Row]:
+        """What is remembered of files that were opened in search of slides; empty when it was lost."""
+        looks: list[Row] = memo.load(self.looks_memo, schemas.schema("looks")).to_pylist()
+        return looks
+
     # -- writing -----------------------------------------------------------------------------------------------
 
     def write_seen(self, entries: list[Row]) -> None:
@@ -183,6 +201,14 @@ class Cohort:
         table = pa.Table.from_pylist(sorted(entries, key=lambda one: one["path"]), schemas.schema("intake"))
         with whole(self.intake) as part:
             write_parquet(table, part)
+
+    def write_looks(self, looks: list[Row]) -> None:
+        """Remember what was found in files."""
+        memo.save(self.looks_memo, pa.Table.from_pylist(looks, schemas.schema("looks")))
+
+    def remember(self) -> None:
+        """Keep all rows in one file too. Only under the lock."""
+        memo.remember(self.slides, self.slides_memo)
 
     def write_times(self, run: str, rows: list[Row]) -> None:
         """Keep one run's durations: tables/runs/RUN.parquet."""
@@ -300,6 +326,10 @@ def log(cohort: Cohort, entry: Mapping[str, object]) -> None:
     """Append one line to the log."""
     with cohort.log.open("a") as file:
         file.write(json.dumps(entry, default=str) + "\n")
+
+
+def _by_id(rows: pa.Table) -> dict[str, Row]:
+    return {row["slide_id"]: row for row in rows.select(schemas.schema("slides").names).to_pylist()}
 
 
 def _parent(path: Path) -> Path:

@@ -1,6 +1,9 @@
 """What an ingest has to do: outcomes, ids, copies, resume; without reading more than it must."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +34,7 @@ def scans(make_slide: Callable) -> Path:
 
 def look(scans: Path, cohort: Cohort, plan: Plan | None = None, **more: object) -> Census:
     found = take(scans, cohort, plan or Plan(), Names(), {}, **more)
-    cohort.write_seen(list(found.entries.values()))
+    found.keep(cohort)
     return found
 
 
@@ -107,3 +110,48 @@ def test_an_order_of_the_folder_does_not_change_the_ids(tmp_path: Path, make_sli
         found.append(ids(look(tmp_path / "scans", cohort)))
     assert found[0] == found[1]
     assert found[0][0] == "s"
+
+
+AN_INGEST_THAT_IS_WATCHED = """
+import sys
+scans, out = sys.argv[1:]
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+from her2batch.flow.ingest import Order, ingest
+from her2batch.settings import Plan, Resources
+from pathlib import Path
+summary = ingest(Order(Path(scans), Path(out)), Plan(), Resources(workers=int(Path(out).exists())))
+print(summary.already, sum(path.startswith(scans) for path in opened), "ray" in sys.modules)
+"""
+
+
+def watched(scans: Path, out: Path) -> list[str]:
+    command = [sys.executable, "-c", AN_INGEST_THAT_IS_WATCHED, str(scans), str(out)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_a_second_ingest_opens_no_slide_and_starts_no_ray(tmp_path: Path, scans: Path) -> None:
+    (scans / "notes.md").write_text("x")
+    shutil.copy(scans / "s0.tiff", scans / "z-copy.tiff")
+    for path in scans.iterdir():
+        os.utime(path, ns=(0, 0))  # what changed in the last two seconds is looked at twice
+    assert watched(scans, tmp_path / "c")[0] == "0"
+    assert watched(scans, tmp_path / "c") == ["4", "0", "False"]
+
+
+def test_what_is_remembered_of_a_folder_holds_no_name_of_it(cohort: Cohort, make_slide: Callable) -> None:
+    path = make_slide("Jane Doe.tiff")
+    (path.parent / "Jane.vms").write_text("[VMS]\nImageFile=Jane Doe.jpg\n")
+    os.utime(path, ns=(0, 0))
+    os.utime(path.parent / "Jane.vms", ns=(0, 0))
+    take(path.parent, cohort, Plan(), Names(b"k" * 32), {}).keep(cohort)
+    assert len(cohort.looks()) == 2
+    assert "Jane" not in str(cohort.looks())
+
+
+def test_a_lost_memo_changes_nothing(scans: Path, cohort: Cohort) -> None:
+    finish(cohort, look(scans, cohort))
+    first = look(scans, cohort)
+    cohort.looks_memo.unlink()
+    assert look(scans, cohort) == first
+    assert (len(first.current), first.todo) == (4, [])

@@ -1,5 +1,6 @@
 """status and verify on a cohort of real slides; the store's own tests damage it further."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,27 @@ def test_a_row_that_cannot_be_read_is_named(cohort: Cohort) -> None:
     assert not status(cohort).adds_up
     path.write_bytes(data)
     assert status(cohort).adds_up
+
+
+def test_a_row_that_went_bad_without_a_trace_is_forgotten_by_the_memo_too(tmp_path: Path, real_data: Path) -> None:
+    order = Order(real_data / "slides" / "HE_example.tif", tmp_path / "c")
+    ingest(order, Plan(), Resources(workers=0))
+    made = Cohort(order.out)
+    later = made.table("slides", "later")
+    write_parquet(made.read("slides", "HE_example"), later)
+    path = made.table("slides", "HE_example")
+    data = path.read_bytes()
+    for which, seconds in ((path, 0), (later, 10)):
+        os.utime(which, ns=(0, seconds * 10**9))
+    made.remember()
+    later.unlink()
+    path.write_bytes(bytes(len(data)))  # a disk that lost a sector changes neither size nor time
+    os.utime(path, ns=(0, 0))
+    assert "HE_example" in made.rows()
+    assert path in [problem.path for problem in verify(made)]
+    assert ingest(order, Plan(), Resources(workers=0)).already == 0
+    assert path.read_bytes() == data
+    assert list(verify(made)) == []
 
 
 def test_a_folder_that_is_no_cohort_says_how_to_make_one(tmp_path: Path) -> None:

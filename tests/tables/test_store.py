@@ -64,6 +64,24 @@ def test_a_draft_that_was_never_committed_is_not_there(cohort: Cohort) -> None:
     assert not list(cohort.root.glob(".draft-*"))
 
 
+def test_half_written_files_are_swept_and_whole_ones_are_not(cohort: Cohort) -> None:
+    commit(cohort, "a")
+    before = {path for path in cohort.root.rglob("*") if path.name != ".lock"}
+    for path in (cohort.settings, cohort.intake, cohort.slides_memo, cohort.table("slides", "a")):
+        path.with_name(f".{path.name}.part").touch()
+    with cohort.lock():
+        cohort.sweep()
+    assert {path for path in cohort.root.rglob("*") if path.name != ".lock"} == before
+
+
+def test_what_was_found_in_files_is_remembered_until_it_is_lost(cohort: Cohort) -> None:
+    look = {"path": "/s/a.dcm", "rules": 1, "bytes": 9, "mtime_ns": 5, "kind": "dicom", "belongs": ["/s/1.2.3"]}
+    cohort.write_looks([look])
+    assert cohort.looks() == [look]
+    cohort.looks_memo.write_bytes(cohort.looks_memo.read_bytes()[:-1])
+    assert cohort.looks() == []
+
+
 def test_a_second_commit_replaces_the_first_and_leaves_nothing_of_it(cohort: Cohort) -> None:
     first = commit(cohort, "a")
     extra = cohort.root / "pyramids/a.zarr/0/old-chunk"

@@ -1,0 +1,212 @@
+"""How long do a second ingest and `status` take over thousands of finished slides, and does anything open a slide?
+
+usage: resume.py SCRATCH [--slides N ...] [--real] [--rounds N] [--plot SVG]
+
+Both commands run as a user runs them, process start included. A few tiny slides are ingested; the others are copies
+with bytes of their own, whose rows and files are committed through the store's own draft (`verify` finds them whole;
+nothing in a resume can tell). With --real every slide is ingested, which takes some minutes for 5,000. SCRATCH is kept
+and grows from one size to the next.
+
+- without memos: the same command after `tables/runs/*.memo` were removed: every slide and every row is opened
+- bound: the same command where there is nothing, and one bare stat for every slide and every file of the cohort
+- opened: files below the scans folder that one more ingest opens, counted by the interpreter's audit hook
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from rounds import medians, plt
+
+from her2batch.flow.ingest import Order, ingest
+from her2batch.settings import Plan, Resources
+from her2batch.tables.audit import status
+from her2batch.tables.files import sha256
+from her2batch.tables.store import Cohort, Row
+
+EDGE, MPP = 1000, 0.25
+DISTINCT = 4
+
+COMMAND = """
+import sys
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+from her2batch.cli import main
+try:
+    main()
+finally:
+    print(sum(one.startswith(SCANS) for one in opened), int("ray" in sys.modules), file=sys.stderr)
+"""
+
+
+def tiny(path: Path, shade: int) -> None:
+    """A slide of 0.25 × 0.25 mm: a round piece of tissue with nuclei, 110 kB."""
+    y, x = np.mgrid[:EDGE, :EDGE].astype(np.float32)
+    tissue = np.hypot(x - EDGE / 2, y - EDGE / 2) < 0.45 * EDGE
+    rgb = np.full((EDGE, EDGE, 3), 240, np.uint8)
+    rgb[tissue] = (225, 200, 210 - shade)
+    rgb[tissue & (np.cos(x / 7) * np.cos(y / 7) > 0.3)] = (120, 110, 170)
+    tifffile.imwrite(
+        path, rgb, tile=(256, 256), photometric="rgb", compression="jpeg", compressionargs={"level": 60},
+        metadata=None, resolution=(1e4 / MPP, 1e4 / MPP), resolutionunit="CENTIMETER",
+    )  # fmt: skip
+
+
+def copy_slide(original: Path, number: int) -> Path:
+    """The same slide with eight bytes more, so with a content of its own."""
+    path = original.with_name(f"t{number:06}.tiff")
+    if not path.exists():
+        path.write_bytes(original.read_bytes() + number.to_bytes(8, "little"))
+    return path
+
+
+def commit_copy(cohort: Cohort, row: Row, path: Path) -> None:
+    """The result of a copy: its original's, under its own name."""
+    draft = cohort.draft(path.stem)
+    for file in row["files"]:
+        place = Path(file["path"])
+        if place.parts[0] == "tables":
+            name = place.parent.relative_to("tables").as_posix()
+            table = cohort.read(name, row["slide_id"])
+            ids = [path.stem] * table.num_rows
+            draft.write(name, table.set_column(0, table.schema.field(0), [ids]))
+    shutil.copy(cohort.thumbnail(row["slide_id"]), draft.thumbnail())
+    shutil.copytree(cohort.pyramid(row["slide_id"]), draft.pyramid())
+    own = {"slide_id": path.stem, "path": str(path), "sha256": sha256(path), "bytes": path.stat().st_size}
+    draft.commit({**row, **own}, None)
+
+
+def grow(scans: Path, cohort: Cohort, slides: int, real: bool) -> None:
+    """Slides and their finished cohort, up to a number."""
+    scans.mkdir(parents=True, exist_ok=True)
+    originals = [scans / f"t{k:06}.tiff" for k in range(DISTINCT)]
+    for k, path in enumerate(originals):
+        if not path.exists():
+            tiny(path, 8 * k)
+    workers = Resources(workers=None if real else 0)
+    if not real:
+        ingest(Order(scans, cohort.root), Plan(), workers)
+    rows = cohort.rows() if not real else {}
+    for number in range(DISTINCT, slides):
+        original = originals[number % DISTINCT]
+        path = copy_slide(original, number)
+        if not real and path.stem not in rows:
+            commit_copy(cohort, rows[original.stem], path)
+    started = time.perf_counter()
+    summary = ingest(Order(scans, cohort.root), Plan(), workers)  # the others have rows: they are hashed and seen
+    assert (summary.seen, summary.done) == (slides, slides), summary.failures
+    if real:
+        print(f"first ingest of {slides - summary.already} slides: {time.perf_counter() - started:.0f} s")
+    assert status(cohort).adds_up
+
+
+def timed(*words: object) -> float:
+    """Wall seconds of a command, process start included."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "her2batch.cli", *map(str, words)], check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def forgetful(cohort: Cohort, *words: object) -> float:
+    """The same with nothing remembered."""
+    for path in cohort.runs.glob("*.memo"):
+        path.unlink()
+    return timed(*words)
+
+
+def stats(*folders: Path) -> float:
+    """Seconds of one bare stat for every file below some folders."""
+    started = time.perf_counter()
+    for folder in folders:
+        for top, _, files in os.walk(folder):
+            for name in files:
+                os.stat(f"{top}/{name}")  # noqa: PTH116  (the bound, not what is nice)
+    return time.perf_counter() - started
+
+
+def opened(scans: Path, cohort: Cohort) -> tuple[int, int]:
+    """Slide files that an ingest opens, and whether it imports Ray."""
+    code = COMMAND.replace("SCANS", repr(str(scans)))
+    command = [sys.executable, "-c", code, "ingest", str(scans), "--out", str(cohort.root), "--json"]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    slides, ray = run.stderr.split()[-2:]
+    return int(slides), int(ray)
+
+
+def measure(scans: Path, cohort: Cohort, empty: Path, rounds: int) -> dict[str, float]:
+    """Seconds of every side."""
+    again, count = ("ingest", scans, "--out", cohort.root, "--json"), ("status", cohort.root, "--json")
+    nothing = ("ingest", empty / "scans", "--out", empty / "c", "--json")
+    (empty / "scans").mkdir(parents=True, exist_ok=True)
+    timed(*nothing)
+    return medians(
+        {
+            "status without memos": lambda: forgetful(cohort, *count),
+            "ingest without memos": lambda: forgetful(cohort, *again),  # and it remembers again
+            "ingest": lambda: timed(*again),
+            "status": lambda: timed(*count),
+            "ingest of nothing": lambda: timed(*nothing),
+            "status of nothing": lambda: timed("status", empty / "c", "--json"),
+            "stats": lambda: stats(scans, cohort.root),
+        },
+        rounds,
+    )
+
+
+def draw(path: Path, found: dict[int, dict[str, float]]) -> None:
+    """Seconds over slides."""
+    figure, axes = plt.subplots(figsize=(7, 3.6))
+    colours = plt.colormaps["viridis"]
+    for k, side in enumerate(("ingest without memos", "status without memos", "ingest", "status")):
+        style = "--" if "without" in side else "-"
+        axes.plot(
+            list(found), [one[side] for one in found.values()], style, marker="o", color=colours(k / 4), label=side
+        )
+    axes.set(xscale="log", yscale="log", xlabel="finished slides", ylabel="seconds, process start included")
+    axes.set_title("A second ingest, and status", loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    """Print one row a size."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("scratch", type=Path)
+    parser.add_argument("--slides", type=int, nargs="+", default=[500, 1000, 5000])
+    parser.add_argument("--real", action="store_true", help="ingest every slide, commit no copies")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args()
+    scans, cohort = args.scratch.absolute() / "scans", Cohort(args.scratch.absolute() / "cohort")
+    found: dict[int, dict[str, float]] = {}
+    for slides in sorted(args.slides):
+        grow(scans, cohort, slides, args.real)
+        one = found[slides] = measure(scans, cohort, args.scratch.absolute() / "nothing", args.rounds)
+        for name in ("ingest", "status"):
+            bound = one[f"{name} of nothing"] + (one["stats"] if name == "ingest" else 0)
+            before = one[f"{name} without memos"]
+            print(
+                f"{slides:6} slides, {name}: {one[name]:5.2f} s · without memos {before:6.2f} s, "
+                f"{before / one[name]:.1f} × as long · bound {bound:.2f} s, {one[name] / bound:.2f} × the bound"
+            )
+        files, ray = opened(scans, cohort)
+        held = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+        print(f"{'':14} opened: {files} slide files; Ray {'started' if ray else 'not imported'}; {held:.2f} GB at most")
+    if args.plot:
+        draw(args.plot, found)
+
+
+if __name__ == "__main__":
+    main()
