@@ -69,7 +69,7 @@ def take(
         raise InputError("there is no such folder", scans, "give the folder that the scanner writes to")
     known = _looks(cohort)
     slides, ignored, looks = find(scans.absolute(), cohort.root.absolute(), known, names.path)
-    rows = cohort.rows()
+    rows, damaged = cohort.rows(), cohort.damaged()
     ledger = Ledger(cohort.seen(), rows, names)
     for file in ignored:
         ledger.note_ignored(file)
@@ -80,7 +80,7 @@ def take(
         row = rows.get(entry["slide_id"])
         if entry["outcome"] == "duplicate":
             census.duplicates += 1
-        elif row is not None and _is_current(row, entry, plan, cohort, retry_failed):
+        elif row and row["slide_id"] not in damaged and _is_current(row, entry, plan, cohort, retry_failed):
             census.current.append(entry["slide_id"])
         else:
             label = labels.get(entry["slide_id"], {})

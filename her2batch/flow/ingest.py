@@ -144,6 +144,7 @@ def _run(census: Census, worker: Worker, resources: Resources, summary: Summary,
         worker.cohort.write_seen(list(census.entries.values()))
         if times:
             worker.cohort.write_times(run, sorted(times, key=lambda one: str(one["slide_id"])))
+            worker.cohort.write_damaged(worker.cohort.damaged() - {str(one["slide_id"]) for one in times})
     worker.cohort.remember()
 
 

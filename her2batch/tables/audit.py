@@ -84,9 +84,20 @@ class Problem:
 def verify(cohort: Cohort) -> Iterator[Problem]:
     """Every file against its row's size and SHA-256, every table against its schema; files that no row names.
 
-    Raises StoreError when there is no cohort. `ingest` mends what this finds: it computes those slides again.
+    Raises StoreError when there is no cohort. `ingest` mends what this finds: it computes those slides again, and
+    knows them by a list that is written here, where the store can be written to.
     """
     cohort.check()
+    found = set()
+    for problem in _problems(cohort):
+        if problem.slide_id is not None:
+            found.add(problem.slide_id)
+        yield problem
+    with suppress(OSError):
+        cohort.write_damaged(found)
+
+
+def _problems(cohort: Cohort) -> Iterator[Problem]:
     rows = cohort.rows_anew()
     for path in sorted(cohort.slides.glob("*.parquet")):
         if path.stem not in rows:

@@ -82,6 +82,11 @@ class Cohort:
         """What files of the scans folder were when they were opened, which spares opening them again."""
         return self.runs / "looks.memo"
 
+    @property
+    def damage(self) -> Path:
+        """Ids of slides whose files `verify` found damaged, one a line, until an ingest has done them again."""
+        return self.runs / "damaged.txt"
+
     def table(self, name: str, slide_id: str) -> Path:
         """A slide's file of a table; name is 'tiles', 'embeddings/stain', …"""
         return self.root / "tables" / name / f"{slide_id}.parquet"
@@ -194,7 +199,19 @@ class Cohort:
         looks: list[Row] = memo.load(self.looks_memo, schemas.schema("looks")).to_pylist()
         return looks
 
+    def damaged(self) -> set[str]:
+        """Slides to do again though their files have the sizes that their rows say."""
+        return set(self.damage.read_text().split("\n")) - {""} if self.damage.exists() else set()
+
     # -- writing -----------------------------------------------------------------------------------------------
+
+    def write_damaged(self, slide_ids: set[str]) -> None:
+        """Name the slides to do again. Raises OSError."""
+        if slide_ids:
+            with whole(self.damage) as part:
+                part.write_text("\n".join(sorted(slide_ids)))
+        else:
+            self.damage.unlink(missing_ok=True)
 
     def write_seen(self, entries: list[Row]) -> None:
         """Replace the intake table."""

@@ -134,6 +134,23 @@ def test_a_damaged_store_is_mended(tmp_path: Path, make_slide: Callable) -> None
     assert contents(tmp_path / "c") == before
 
 
+def test_damage_of_the_same_size_is_mended_once_verify_has_seen_it(tmp_path: Path, make_slide: Callable) -> None:
+    path = make_slide(brown=0.3)
+    make_slide("b.tiff", seed=2, size=(900, 900))
+    run(path.parent, tmp_path / "c")
+    before = contents(tmp_path / "c")
+    cohort = Cohort(tmp_path / "c")
+    data = bytearray(cohort.table("tiles", "a").read_bytes())
+    data[len(data) // 2] ^= 1
+    cohort.table("tiles", "a").write_bytes(data)
+    assert [problem.slide_id for problem in verify(cohort)] == ["a"]
+    assert cohort.damaged() == {"a"}
+    assert run(path.parent, tmp_path / "c").already == 1
+    assert contents(tmp_path / "c") == before
+    assert cohort.damaged() == set()
+    assert run(path.parent, tmp_path / "c").already == 2
+
+
 def test_a_killed_ingest_goes_on_to_the_same_bytes(tmp_path: Path, make_slide: Callable) -> None:
     for k in range(5):
         make_slide(f"s{k}.tiff", seed=k, brown=0.1 * k)
