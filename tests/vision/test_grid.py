@@ -5,7 +5,7 @@ from fractions import Fraction
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -57,6 +57,7 @@ def test_tiles_cover_the_slide_and_hardly_overlap(slide: tuple[int, int, float, 
 
 
 @settings(deadline=None)
+@example((1, 9486, 0.2834, 64), 4.0, 240, 0)  # its last tile starts in a row that the level dropped
 @given(slides, st.sampled_from([1.0, 2.0, 4.0]), st.sampled_from([240, 256, 512, 30_000]), st.integers(0, 2**32))
 def test_every_tile_is_in_one_block_and_inside_what_is_read(
     slide: tuple[int, int, float, int], downsample: float, chunk: int, seed: int
@@ -76,7 +77,8 @@ def test_every_tile_is_in_one_block_and_inside_what_is_read(
         assert box.y + box.height <= level[1]
         assert max(box.width, box.height) <= BLOCK_PX[2] + 1
         corners = block.places[:, :2] + np.array([box.x, box.y])
-        assert np.abs(corners - tiles[list(block.tiles), :2] / downsample).max() <= 1
+        places = np.minimum(tiles[list(block.tiles), :2] / downsample, np.array(level) - 1)  # writers drop an odd row
+        assert np.abs(corners - places).max() <= 1
         assert (block.places[:, :2] < np.array([box.width, box.height])).all()
 
 
