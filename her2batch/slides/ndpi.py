@@ -74,15 +74,31 @@ class NdpiSlide(TiffSlide):
         """The stream of a chunk, made of its runs."""
         if not isinstance(table, RunTable):
             return super()._raw(table, index)
-        runs = table.runs(index)
-        starts, sizes = table.starts[runs], table.starts[runs + 1] - table.starts[runs]
-        ends = len(table.header) + sizes.cumsum()
-        parts = [self.span(*one) for one in zip(starts.tolist(), sizes.tolist(), strict=True)]
-        stream = np.frombuffer(bytearray(b"".join((table.header, *parts))), np.uint8)
-        self._check_ends(table, runs, stream[ends - 2], stream[ends - 1])
-        stream[ends - 1] = RESTART + np.arange(table.joined) % 8
-        stream[-1] = EOI[1]
-        return stream.tobytes()
+        row, column = divmod(index, table.across)
+        return bytes(next(self._row(table, row, [column])))
+
+    def raw_row(self, level: int, row: int, columns: list[int]) -> Iterator[bytearray]:
+        """Streams of chunks in a row, columns ascending; a row of runs is read at once, from first to last column."""
+        table = self.table(level)
+        assert isinstance(table, RunTable)
+        return self._row(table, row, columns)
+
+    def _row(self, table: RunTable, row: int, columns: list[int]) -> Iterator[bytearray]:
+        firsts = table.runs(row * table.across)
+        begins = table.starts[firsts + columns[0]]
+        sizes = table.starts[firsts + columns[-1] + 1] - begins
+        lines = [memoryview(self.span(*one)) for one in zip(begins.tolist(), sizes.tolist(), strict=True)]
+        for column in columns:
+            runs = firsts + column
+            near, far = table.starts[runs] - begins, table.starts[runs + 1] - begins
+            parts = [line[i:k] for line, i, k in zip(lines, near.tolist(), far.tolist(), strict=True)]
+            data = bytearray().join((table.header, *parts))
+            stream = np.frombuffer(data, np.uint8)
+            ends = len(table.header) + (far - near).cumsum()
+            self._check_ends(table, runs, stream[ends - 2], stream[ends - 1])
+            stream[ends - 1] = RESTART + np.arange(table.joined) % 8
+            stream[-1] = EOI[1]
+            yield data
 
     def _check_ends(
         self, table: RunTable, runs: NDArray[np.int64], first: NDArray[np.uint8], second: NDArray[np.uint8]

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from her2batch.errors import SlideError
 from her2batch.slides.codecs import NAME, ZSTD, JpegCodec, encode, pack, unpack
 from her2batch.slides.jpeg import decode
-from her2batch.slides.ndpi import RunTable
+from her2batch.slides.ndpi import NdpiSlide, RunTable
 from her2batch.slides.slide import Box, Level, Places, Slide, SlideInfo, assembled
 from her2batch.slides.tiffslide import TiffSlide
 
@@ -67,7 +68,7 @@ class _Moved:
     """A TIFF level's own JPEG streams."""
 
     def __init__(self, slide: TiffSlide, level: int) -> None:
-        self._slide, self._level, self._table = slide, level, slide.table(level)
+        self._slide, self._table = slide, slide.table(level)
         self.codecs = (
             JpegCodec(tables=self._table.jpeg_tables or b"", colorspace_jpeg=self._table.colorspace).to_dict(),
         )
@@ -93,9 +94,16 @@ class _Moved:
 class _Joined(_Moved):
     """An NDPI level's own runs of JPEG, joined to chunks."""
 
+    def __init__(self, slide: NdpiSlide, level: int) -> None:
+        super().__init__(slide, level)
+        self._ndpi, self._level = slide, level
+
     def append(self, file: BinaryIO, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Chunks in the order they are named."""
-        return _append(file, (self._slide.raw(self._level, k) for k in (rows * self._table.across + columns).tolist()))
+        """Chunks in the order they are named: row by row."""
+        every, first = np.unique(rows, return_index=True)
+        inside = zip(every.tolist(), np.split(columns, first[1:]), strict=True)
+        streams = (self._ndpi.raw_row(self._level, row, some.tolist()) for row, some in inside)
+        return _append(file, chain.from_iterable(streams))
 
 
 class _Encoded:
@@ -119,7 +127,7 @@ class _Encoded:
         return self._encode(np.pad(self._slide.read(box, self._level), missing, mode="edge"))
 
 
-def _append(file: BinaryIO, streams: Iterable[bytes]) -> NDArray[np.int64]:
+def _append(file: BinaryIO, streams: Iterable[bytes | bytearray]) -> NDArray[np.int64]:
     """Write streams one behind the other: (n, 2) offset from the first, size."""
     sizes = np.array([file.write(one) for one in streams], np.int64)
     return np.stack([sizes.cumsum() - sizes, sizes], axis=1)
@@ -127,7 +135,9 @@ def _append(file: BinaryIO, streams: Iterable[bytes]) -> NDArray[np.int64]:
 
 def _chunks(slide: Slide, level: int, quality: int, lossless: bool) -> _Moved | _Encoded:
     if isinstance(slide, TiffSlide) and slide.table(level).compression == "jpeg" and slide.table(level).full_tiles:
-        return _Joined(slide, level) if isinstance(slide.table(level), RunTable) else _Moved(slide, level)
+        if isinstance(slide, NdpiSlide) and isinstance(slide.table(level), RunTable):
+            return _Joined(slide, level)
+        return _Moved(slide, level)
     return _Encoded(slide, level, quality, lossless)
 
 
