@@ -22,9 +22,7 @@ os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
 import cv2
 import numpy as np
 
-from her2batch.flow.feed import feed_of
-from her2batch.flow.session import connect, cores
-from her2batch.flow.stages import Grid
+from her2batch.flow.session import connect
 from her2batch.settings import Plan, Resources
 from her2batch.slides.intake import find
 from her2batch.slides.readers import open_slide
@@ -33,6 +31,9 @@ from her2batch.vision.grid import Block, Rect, cut, plan
 from her2batch.vision.membrane import describe
 from her2batch.vision.stain import Stains
 from her2batch.vision.tissue import segment, tile_fractions
+from her2batch.way.costs import cores
+from her2batch.way.feed import feed_of
+from her2batch.way.stages import Grid
 
 RANGE = 16
 

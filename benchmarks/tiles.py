@@ -35,9 +35,6 @@ import simplejpeg  # noqa: E402
 from rounds import bars, medians, on_cores, processes  # noqa: E402
 from slides import KINDS, make  # noqa: E402
 
-from her2batch.flow.feed import decoded, feed_of  # noqa: E402
-from her2batch.flow.session import cores  # noqa: E402
-from her2batch.flow.stages import Grid  # noqa: E402
 from her2batch.settings import Plan  # noqa: E402
 from her2batch.slides import pyramid  # noqa: E402
 from her2batch.slides.jpeg import complete  # noqa: E402
@@ -45,6 +42,9 @@ from her2batch.slides.readers import open_slide  # noqa: E402
 from her2batch.slides.tiffslide import TiffSlide  # noqa: E402
 from her2batch.vision.grid import plan  # noqa: E402
 from her2batch.vision.tissue import segment, tile_fractions  # noqa: E402
+from her2batch.way.costs import cores  # noqa: E402
+from her2batch.way.feed import decoded, feed_of  # noqa: E402
+from her2batch.way.stages import Grid  # noqa: E402
 
 MPP, TILE = Plan().mpp, Plan().tile
 

@@ -120,8 +120,8 @@ def ingest(
 
 def _dry_run(order: Any, plan: Plan, resources: Resources, as_json: bool) -> int:
     from her2batch.flow.ingest import survey
-    from her2batch.flow.sizing import estimate
     from her2batch.screen import show_estimate
+    from her2batch.way.sizing import estimate
 
     plan, census, cohort = survey(order, plan)
     rows, total = estimate(census, plan, resources, cohort)

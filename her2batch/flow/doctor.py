@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from her2batch.flow.costs import CPU_TILES_S
-from her2batch.flow.session import cores
+from her2batch.way.costs import CPU_TILES_S, cores
 
 LEAST_MEMORY = 4_000_000_000
 """Bytes a worker may need (settings.Resources.worker_memory)."""

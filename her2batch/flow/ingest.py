@@ -13,11 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from her2batch.errors import StoreError
-from her2batch.flow.census import Census, Todo, take
 from her2batch.flow.pool import plain, share
 from her2batch.flow.session import connect
-from her2batch.flow.stages import GIVEN, Context, check, chosen
-from her2batch.flow.work import Finished, Worker
 from her2batch.models.bundle import read_bundle
 from her2batch.models.encoders import dim_of
 from her2batch.settings import Plan, Resources
@@ -25,6 +22,9 @@ from her2batch.tables.files import whole, write_parquet
 from her2batch.tables.labels import read_labels
 from her2batch.tables.privacy import Names, read_key
 from her2batch.tables.store import Cohort, Row
+from her2batch.way.census import Census, Todo, take
+from her2batch.way.stages import GIVEN, Context, check, chosen
+from her2batch.way.work import Finished, Worker
 
 LEAST_FREE = 1_000_000_000
 """Bytes that must be free on the store's disk before a night starts."""

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from her2batch.errors import Her2BatchError, SlideError, StoreError
-from her2batch.flow.census import Todo
 from her2batch.flow.session import Session
-from her2batch.flow.stages import chosen
-from her2batch.flow.work import Begun, Finished, Worker
+from her2batch.way.census import Todo
+from her2batch.way.stages import chosen
+from her2batch.way.work import Begun, Finished, Worker
 
 RETRIES = 2
 """A slide that loses its worker is tried again this often; then it is `worker-lost`."""

@@ -27,6 +27,7 @@ import psutil
 
 from her2batch.errors import InputError
 from her2batch.settings import Resources
+from her2batch.way.costs import cores
 
 OBJECT_STORE = 200_000_000
 """Bytes: pixels don't cross it, embeddings of split slides do."""
@@ -49,11 +50,6 @@ class Session:
     workers: int
     gpus: float
     stopped: threading.Event = field(default_factory=threading.Event)
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

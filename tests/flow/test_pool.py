@@ -14,12 +14,9 @@ import pytest
 import safetensors.torch
 import timm
 
-from her2batch.flow.census import Todo, take
 from her2batch.flow.ingest import Order, ingest
 from her2batch.flow.pool import plain, share
 from her2batch.flow.session import Session
-from her2batch.flow.stages import Context
-from her2batch.flow.work import Finished, Worker
 from her2batch.models.bundle import BundleInfo, ModelEntry, save_bundle
 from her2batch.models.encoders import dim_of
 from her2batch.models.nets import build
@@ -27,6 +24,9 @@ from her2batch.settings import Plan, Resources
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort
 from her2batch.tasks import CLASSES, IHC
+from her2batch.way.census import Todo, take
+from her2batch.way.stages import Context
+from her2batch.way.work import Finished, Worker
 from tests.flow.test_ingest import contents
 
 MEMORY = 4_000_000_000
@@ -223,8 +223,8 @@ def test_a_gpu_worker_loads_cucim_before_torch(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from her2batch.flow.pool import Actor
-from her2batch.flow.stages import Context
-from her2batch.flow.work import Worker
+from her2batch.way.stages import Context
+from her2batch.way.work import Worker
 from her2batch.settings import Plan
 from her2batch.tables.store import Cohort
 worker = Worker(Cohort(Path(sys.argv[1])), Context(Plan(reader="cucim")))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from her2batch.flow.results import _order, _rows, folder_of
+from her2batch.way.results import _order, _rows, folder_of
 
 
 def test_rows_come_back_in_the_order_of_their_tiles() -> None:

@@ -24,10 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
-from her2batch.flow.census import Todo
-from her2batch.flow.feed import decoded, feed_of
-from her2batch.flow.results import BLANK_RANGE, row_facts, write_tables
-from her2batch.flow.stages import Context, Grid, Stage, State, Work, chosen
 from her2batch.slides import cucim
 from her2batch.slides.files import fingerprint
 from her2batch.slides.intake import again
@@ -36,6 +32,10 @@ from her2batch.slides.slide import Slide
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row, log, write_row
 from her2batch.vision.membrane import TileBatch, describe
+from her2batch.way.census import Todo
+from her2batch.way.feed import decoded, feed_of
+from her2batch.way.results import BLANK_RANGE, row_facts, write_tables
+from her2batch.way.stages import Context, Grid, Stage, State, Work, chosen
 
 RANGE = 4
 """Batches of one call: about 1,000 tiles, 1–2 s of a core with the stain encoder; Ray's millisecond a call vanishes."""

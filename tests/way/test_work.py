@@ -7,10 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from her2batch.flow import work
-from her2batch.flow.census import Todo
-from her2batch.flow.stages import Context
-from her2batch.flow.work import Worker
 from her2batch.models.encoders import dim_of
 from her2batch.settings import Plan
 from her2batch.slides.readers import READERS, open_slide
@@ -20,6 +16,10 @@ from her2batch.tables.audit import verify
 from her2batch.tables.store import Cohort
 from her2batch.vision.membrane import MEMBRANE, describe
 from her2batch.vision.stain import fit_stains
+from her2batch.way import work
+from her2batch.way.census import Todo
+from her2batch.way.stages import Context
+from her2batch.way.work import Worker
 from tests.flow.test_pool import todos
 
 

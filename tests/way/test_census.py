@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from her2batch.flow import census
-from her2batch.flow.census import Census, take
 from her2batch.settings import Plan
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, write_row
+from her2batch.way import census
+from her2batch.way.census import Census, take
 
 
 @pytest.fixture

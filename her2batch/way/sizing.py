@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 
 from her2batch.errors import Her2BatchError
-from her2batch.flow.census import Census, Todo
-from her2batch.flow.costs import Cluster, Costs, Load, bound, fitted, seconds
-from her2batch.flow.session import cores
-from her2batch.flow.stages import OVERVIEW_MPP, check_mpp
 from her2batch.settings import Plan, Resources
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Slide, SlideInfo
 from her2batch.slides.tiffslide import TiffSlide
 from her2batch.tables.files import read_parquet
 from her2batch.tables.store import Cohort, Row
+from her2batch.way.census import Census, Todo
+from her2batch.way.costs import Cluster, Costs, Load, bound, cores, fitted, seconds
+from her2batch.way.stages import OVERVIEW_MPP, check_mpp
 
 TISSUE_SHARE = 0.35
 """Typical share of a glass slide under tissue, where its file doesn't tell."""

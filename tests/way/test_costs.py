@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2batch.flow.costs import Cluster, Costs, Load, bound, fitted, seconds, typical
+from her2batch.way.costs import Cluster, Costs, Load, bound, fitted, seconds, typical
 
 loads = st.builds(
     Load, tiles=st.integers(0, 100_000), px=st.floats(0, 1e11), read_bytes=st.floats(1, 1e10),

@@ -7,6 +7,7 @@ to them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -19,6 +20,11 @@ GPU_TILES_S = {"uni": 3500.0, "uni2-h": 1300.0, "virchow2": 1300.0, "h-optimus-0
 
 OTHER_NET = (30.0, 5000.0)
 """Tiles a second of an encoder that isn't listed (a ResNet-50), on a core and on a GPU."""
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

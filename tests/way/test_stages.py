@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from her2batch.errors import SlideError
-from her2batch.flow import stages
-from her2batch.flow.stages import GIVEN, STAGES, Context, Stage, check, check_mpp, chosen
-from her2batch.flow.work import Worker
 from her2batch.models.encoders import dim_of
 from her2batch.settings import Plan
 from her2batch.slides.readers import open_slide
 from her2batch.tables.store import Cohort
+from her2batch.way import stages
+from her2batch.way.stages import GIVEN, STAGES, Context, Stage, check, check_mpp, chosen
+from her2batch.way.work import Worker
 from tests.flow.test_pool import todos
 
 

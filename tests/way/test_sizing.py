@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from her2batch.flow.ingest import Order, ingest, survey
-from her2batch.flow.sizing import ENOUGH, estimate
 from her2batch.settings import Plan, Resources
+from her2batch.way.sizing import ENOUGH, estimate
 
 
 def test_the_estimate_names_what_will_fail_and_writes_nothing(real_data: Path, tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
-from her2batch.flow.census import Todo
-from her2batch.flow.stages import Context, Grid, State
 from her2batch.slides.slide import SlideInfo
 from her2batch.tables import schemas
 from her2batch.tables.store import Draft, Row
 from her2batch.tasks import MEMBRANE as MEMBRANE_RULE
 from her2batch.vision.membrane import MEMBRANE
+from her2batch.way.census import Todo
+from her2batch.way.stages import Context, Grid, State
 
 BLANK_RANGE = 2
 """A tile whose grey values span no more than this holds no image: glass has noise, tissue has structure."""
