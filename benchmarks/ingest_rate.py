@@ -36,7 +36,7 @@ from her2batch.vision.membrane import MEMBRANE, describe
 from her2batch.vision.stain import Stains
 from her2batch.way.costs import cores
 from her2batch.way.feed import decoded, feed_of
-from her2batch.way.stages import Grid
+from her2batch.way.grids import Grid
 
 SOME = 128
 """Tiles of a slide and worker that the model is measured on."""

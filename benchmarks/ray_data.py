@@ -33,7 +33,7 @@ from her2batch.vision.stain import Stains
 from her2batch.vision.tissue import segment, tile_fractions
 from her2batch.way.costs import cores
 from her2batch.way.feed import feed_of
-from her2batch.way.stages import Grid
+from her2batch.way.grids import Grid
 
 RANGE = 16
 

@@ -44,7 +44,7 @@ from her2batch.vision.grid import plan  # noqa: E402
 from her2batch.vision.tissue import segment, tile_fractions  # noqa: E402
 from her2batch.way.costs import cores  # noqa: E402
 from her2batch.way.feed import decoded, feed_of  # noqa: E402
-from her2batch.way.stages import Grid  # noqa: E402
+from her2batch.way.grids import Grid  # noqa: E402
 
 MPP, TILE = Plan().mpp, Plan().tile
 

@@ -34,6 +34,44 @@ def letterbox(
     return out
 
 
+QUALITY = 85
+
+
+def jpeg(picture: NDArray[np.uint8]) -> bytes:
+    """(H, W, 3) uint8 RGB as the store keeps it."""
+    coded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
+    return coded.tobytes()
+
+
+def unpacked(data: bytes) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB. Raises ValueError when it is no picture."""
+    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if found is None:
+        raise ValueError("is no JPEG picture")
+    return np.asarray(cv2.cvtColor(found, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def portrait(
+    picture: NDArray[np.uint8], tiles: NDArray[np.int32], width: int, height: int, edge: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """What thumbnail networks see of a slide: (edge, edge, 3) uint8, and the colour that fills it, (3,) uint8.
+
+    picture: the stored one, (H, W, 3).  tiles: (n, 3) int32 x, y, size, level-0 px: those on tissue.  width, height:
+    of level 0.  The fill is the median of what no tile covers, or of the brightest tenth where tiles cover all.
+    Made from the store alone, so that training, ingest and score see the same pixels.
+    """
+    covered = np.zeros(picture.shape[:2], np.bool_)
+    fx, fy = picture.shape[1] / width, picture.shape[0] / height
+    for x, y, size in tiles.tolist():
+        covered[int(y * fy) : math.ceil((y + size) * fy), int(x * fx) : math.ceil((x + size) * fx)] = True
+    glass = picture[~covered]
+    if len(glass) < 50:
+        grey = picture.mean(axis=2)
+        glass = picture[grey >= np.percentile(grey, 90)]
+    fill = np.median(glass, axis=0).round().astype(np.uint8)
+    return letterbox(picture, covered, edge, fill), fill
+
+
 def _bounds(tissue: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """First and last row and column with tissue, the last ones exclusive."""
     rows, columns = np.flatnonzero(tissue.any(axis=1)), np.flatnonzero(tissue.any(axis=0))

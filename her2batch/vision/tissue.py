@@ -218,10 +218,13 @@ def _disagreement(a: Mask, b: Mask) -> float:
     return 1.0 - 2.0 * int((a & b).sum()) / total if total else 0.0
 
 
-def tile_fractions(mask: NDArray[np.bool_], width: int, height: int, tiles: NDArray[np.int32]) -> NDArray[np.float32]:
+def tile_fractions(
+    mask: NDArray[np.bool_] | NDArray[np.float64], width: float, height: float, tiles: NDArray[np.int32]
+) -> NDArray[np.float32]:
     """Share of each tile that is tissue, outside the slide counted as none: (n,) float32.
 
-    mask: (h, w) bool over the whole slide.  width, height: of level 0, px.  tiles: (n, 3) int32 x, y, size, level-0 px.
+    mask: (h, w) over the whole slide, bool or the share of each of its px.  width, height: of level 0, px.  tiles:
+    (n, 3) int32 x, y, size, level-0 px.
     Areas are exact: a tile that covers part of a mask px gets that part.
     """
     sums = np.pad(mask.astype(np.float64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box, Slide
 from her2batch.vision.grid import Block, blocks, cut
-from her2batch.way.stages import Grid
+from her2batch.way.grids import Grid
 
 BATCH = 256
 """Tiles that the models get at once, about: whole blocks, and 38 MB. A GPU wants no fewer."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -17,7 +16,8 @@ from her2batch.tables.store import Draft, Row
 from her2batch.tasks import MEMBRANE as MEMBRANE_RULE
 from her2batch.vision.membrane import MEMBRANE
 from her2batch.way.census import Todo
-from her2batch.way.stages import Context, Grid, State
+from her2batch.way.grids import Grid
+from her2batch.way.stages import Context, State
 
 BLANK_RANGE = 2
 """A tile whose grey values span no more than this holds no image: glass has noise, tissue has structure."""
@@ -67,8 +67,7 @@ def write_tables(draft: Draft, state: State, context: Context, todo: Todo) -> Ro
     _write_nets(draft, state, context, todo)
     rows = [{**one, "slide_id": todo.slide_id, "patient_id": todo.patient_id} for one in state["predictions"]]
     draft.write(f"predictions/{MEMBRANE_RULE}", pa.Table.from_pylist(rows, schemas.schema("predictions")))
-    picture = cv2.cvtColor(state["picture"], cv2.COLOR_RGB2BGR)
-    draft.thumbnail().write_bytes(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes())
+    draft.thumbnail().write_bytes(state["picture"])
     return {**_judged(state, n, order), "blank_tiles": blank, "stain": todo.stain or state["marker"], **DONE}
 
 

@@ -22,23 +22,22 @@ from her2batch.models.rule import predictions
 from her2batch.settings import Plan
 from her2batch.slides import pyramid
 from her2batch.slides.slide import Box, Slide, SlideInfo, resample
-from her2batch.tasks import RESOLUTIONS
+from her2batch.tasks import PATCH_INPUTS, RESOLUTIONS
 from her2batch.vision import grid
 from her2batch.vision.membrane import MEMBRANE, TileBatch, column
 from her2batch.vision.patches import clahe, usable
 from her2batch.vision.quality import judge as judge_quality
 from her2batch.vision.stain import fit_stains, marker, white_point
-from her2batch.vision.thumbnail import letterbox
+from her2batch.vision.thumbnail import jpeg, portrait, unpacked
 from her2batch.vision.tissue import Tissue, segment, tile_fractions
+from her2batch.way.grids import COARSEST, Grid
+from her2batch.way.patchset import patch_grid
 
 if TYPE_CHECKING:
     from her2batch.models.bundle import Bundle
 
 OVERVIEW_MPP = 8.0
 """µm/px at which tissue is found (methods.md §2)."""
-
-COARSEST = 1.25
-"""A slide may be this much coarser than the target mpp; beyond, details would be made up by resampling."""
 
 SAMPLE = 32
 """Tiles that a slide's stain vectors are fitted on, spread evenly over its tissue."""
@@ -58,15 +57,6 @@ class Context:
     weights: Path | None = None
     device: str = "cpu"
     dims: Mapping[str, int] = field(default_factory=dict)  # length of each encoder's embedding
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Tiles of one resolution: (n, 3) int32 x, y, size in level-0 px, cut at `mpp` to `edge` px."""
-
-    mpp: float
-    edge: int
-    tiles: NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -113,12 +103,13 @@ def _look(context: Context) -> Work:
         mpp = check_mpp(slide.info, context.plan.mpp).mpp
         assert mpp is not None
         overview = slide.overview(max(OVERVIEW_MPP, mpp))
-        longest = max(overview.shape[:2])
-        picture = overview
-        if longest > THUMBNAIL_EDGE:
-            scale = THUMBNAIL_EDGE / longest
-            picture = resample(overview, round(overview.shape[1] * scale), round(overview.shape[0] * scale))
-        return {"overview": overview, "overview_mpp": max(OVERVIEW_MPP, mpp), "picture": picture}
+        longest = max(slide.info.width, slide.info.height)
+        fine = longest * mpp / THUMBNAIL_EDGE  # µm/px of a picture of full size
+        picture = overview if fine >= OVERVIEW_MPP else slide.overview(max(fine, mpp))
+        scale = THUMBNAIL_EDGE / max(picture.shape[:2])
+        if scale < 1:
+            picture = resample(picture, round(picture.shape[1] * scale), round(picture.shape[0] * scale))
+        return {"overview": overview, "overview_mpp": max(OVERVIEW_MPP, mpp), "picture": jpeg(picture)}
 
     return work
 
@@ -128,28 +119,23 @@ def _find_tissue(context: Context) -> Work:
         tissue = segment(overview, overview_mpp)
         plan, info = context.plan, slide.info
         assert info.mpp is not None
-        grids = {}
-        for name, mpp, edge in _resolutions(context):
-            if info.mpp > COARSEST * mpp:
-                continue
-            tiles = grid.plan(info.width, info.height, info.mpp, mpp, edge)
-            share = tile_fractions(tissue.mask, info.width, info.height, tiles)
-            kept = share >= max(plan.min_tissue, 1e-6)
-            grids[name] = Grid(mpp, edge, tiles[kept])
-            if name == "tiles":
-                fractions = share[kept]
+        tiles = grid.plan(info.width, info.height, info.mpp, plan.mpp, plan.tile)
+        share = tile_fractions(tissue.mask, info.width, info.height, tiles)
+        kept = share >= max(plan.min_tissue, 1e-6)
+        tiles, fractions = tiles[kept], share[kept]
+        grids = {"tiles": Grid(plan.mpp, plan.tile, tiles)}
+        for name in _patch_inputs(context):
+            grids[name] = patch_grid(info, plan, tiles, fractions, PATCH_INPUTS[name])
         return {"tissue": tissue, "grids": grids, "fractions": fractions}
 
     return work
 
 
-def _resolutions(context: Context) -> list[tuple[str, float, int]]:
-    """Grids of a slide: name, mpp, tile edge in px. The patch grids only where the bundle has a net for them."""
-    found = [("tiles", context.plan.mpp, context.plan.tile)]
-    if context.bundle is not None:
-        inputs = {entry.input for entry in context.bundle.info.models if entry.kind == "patch"}
-        found += [(f"patches-{name}", mpp, 224) for name, mpp in RESOLUTIONS.items() if f"patches-{name}" in inputs]
-    return found
+def _patch_inputs(context: Context) -> list[str]:
+    """Resolutions for which the bundle has a net."""
+    models = context.bundle.info.models if context.bundle is not None else ()
+    wanted = {entry.input for entry in models if entry.kind == "patch"}
+    return [name for name in PATCH_INPUTS if name in wanted]
 
 
 def _judge_quality(_: Context) -> Work:
@@ -200,10 +186,11 @@ def _classify_thumbnail(context: Context) -> Work:
     entries = [one for one in context.bundle.info.models if one.kind == "thumbnail"] if context.bundle else []
     nets = [load(context.bundle, entry, context.device) for entry in entries] if context.bundle else []
 
-    def work(overview: NDArray[np.uint8], tissue: Tissue, stains: Any) -> State:
+    def work(slide: Slide, picture: bytes, grids: Mapping[str, Grid]) -> State:
         rows = []
         for entry, net in zip(entries, nets, strict=True):
-            pixels = letterbox(overview, tissue.mask, entry.edge, stains.white)
+            shown = unpacked(picture)
+            pixels, _ = portrait(shown, grids["tiles"].tiles, slide.info.width, slide.info.height, entry.edge)
             p = net(pixels[None])[0]
             rows.append({"task": entry.task, "p": [float(one) for one in p]})
         return {"thumbnails": rows}
@@ -280,7 +267,7 @@ STAGES: tuple[Stage, ...] = (
         Stage(name, name, ("stains", "grids"), (name,), _classify_patches(name), gpu=True)
         for name in (f"patches-{one}" for one in RESOLUTIONS)
     ),
-    Stage("thumbnail", "aside", ("overview", "tissue", "stains"), ("thumbnails",), _classify_thumbnail, gpu=True),
+    Stage("thumbnail", "aside", ("slide", "picture", "grids"), ("thumbnails",), _classify_thumbnail, gpu=True),
     Stage("rule", "slide", ("marker", "tiles_membrane", "stain"), ("predictions",), _apply_rule),
 )
 """The way of a slide. The order is the order of the plain loop; Ray must give the same bytes."""

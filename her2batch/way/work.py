@@ -34,8 +34,9 @@ from her2batch.tables.store import Cohort, Row, log, write_row
 from her2batch.vision.membrane import TileBatch, describe
 from her2batch.way.census import Todo
 from her2batch.way.feed import decoded, feed_of
+from her2batch.way.grids import Grid
 from her2batch.way.results import BLANK_RANGE, row_facts, write_tables
-from her2batch.way.stages import Context, Grid, Stage, State, Work, chosen
+from her2batch.way.stages import Context, Stage, State, Work, chosen
 
 RANGE = 4
 """Batches of one call: about 1,000 tiles, 1–2 s of a core with the stain encoder; Ray's millisecond a call vanishes."""

@@ -12,7 +12,7 @@ from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box
 from her2batch.vision.grid import plan
 from her2batch.way.feed import BATCH, decoded, feed_of
-from her2batch.way.stages import Grid
+from her2batch.way.grids import Grid
 from tests.conftest import tissue_image, write_slide
 
 
