@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import sys
@@ -10,18 +9,19 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import BaseModel, ValidationError
 
 from her2batch.errors import Her2BatchError
-from her2batch.settings import Plan, Resources
+from her2batch.options import options
+from her2batch.settings import Plan, Resources, Spread, Training
 
 if TYPE_CHECKING:
     from her2batch.flow.ingest import Summary
+    from her2batch.flow.score import Scored
+    from her2batch.flow.train import Trained
 
 
 def _leave(code: int) -> None:
@@ -40,49 +40,6 @@ Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, e
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
 OutOption = Annotated[Path, typer.Option(help="the cohort folder", show_default=True)]
 OUT = Path("cohort")
-
-
-def options(model: type[BaseModel], leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
-    """Give a command one option for every field of a settings model; it receives the model itself.
-
-    A value the model refuses is a usage error. An option is so declared once, in `settings`.
-    """
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        fields = {name: one for name, one in model.model_fields.items() if name not in leave_out}
-        own = inspect.signature(command, eval_str=True)
-        into = next(name for name, one in own.parameters.items() if one.annotation is model)
-
-        @wraps(command)
-        def run(**given: Any) -> Any:
-            values = {name: given.pop(name) for name in fields}
-            try:
-                settings = model(**{name: value for name, value in values.items() if value not in (None, [])})
-            except ValidationError as error:
-                first = error.errors()[0]
-                option = "--" + str(first["loc"][0] if first["loc"] else "options").replace("_", "-")
-                raise typer.BadParameter(f"{first['msg']}", param_hint=option) from error
-            return command(**given, **{into: settings})
-
-        parameters = [one for name, one in own.parameters.items() if name != into]
-        for name, one in fields.items():
-            parameters.append(_parameter(name, one))
-        run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {one.name: one.annotation for one in parameters}
-        return run
-
-    return decorate
-
-
-def _parameter(name: str, one: Any) -> inspect.Parameter:
-    flag = "--" + (name.removesuffix("s") if one.annotation == tuple[str, ...] else name).replace("_", "-")
-    repeatable = one.annotation == tuple[str, ...]
-    kinds = [kind for kind in get_args(one.annotation) if kind is not type(None)]
-    plain = next((kind for kind in (bool, int, float, str) if kind is one.annotation or kind in kinds), str)
-    default = list(one.default) if repeatable else one.default
-    kind: Any = list[str] if repeatable else plain | None
-    annotation = Annotated[kind, typer.Option(flag, help=one.description)]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 @app.command()
@@ -127,6 +84,63 @@ def _dry_run(order: Any, plan: Plan, resources: Resources, as_json: bool) -> int
     rows, total = estimate(census, plan, resources, cohort)
     _emit(as_json, {"slides": rows, **total}, lambda: show_estimate(rows, total))
     return 0
+
+
+CohortArgument = Annotated[Path, typer.Argument(help="the cohort folder")]
+Annotations = Annotated[Path | None, typer.Option(help="folder of QuPath regions, SLIDE.geojson, for patch methods")]
+Labels = Annotated[Path | None, typer.Option(help="labels CSV or TCGA table; default: those given to the ingest")]
+
+
+@app.command()
+@options(Spread, leave_out=("worker_memory",))
+@options(Training)
+def train(
+    *,
+    cohort: Annotated[Path | None, typer.Argument(help="the cohort folder", show_default=False)] = None,
+    out: Annotated[Path, typer.Option(help="the run's folder")] = Path("run"),
+    training: Training,
+    resources: Spread,
+    labels: Labels = None,
+    annotations: Annotations = None,
+    resume: Annotated[Path | None, typer.Option(help="go on with this run, with its own settings")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Train folds × methods × tasks on the same folds; figures, and a bundle. The same command resumes."""
+    from her2batch.flow.train import Study, resumed
+    from her2batch.flow.train import train as run
+    from her2batch.scoreboard import show_trained, unit_progress
+
+    if resume is not None:
+        study, training = resumed(resume)
+    elif cohort is None:
+        raise typer.BadParameter("name the cohort, or give --resume RUN", param_hint="COHORT")
+    else:
+        study = Study(cohort, out, labels, annotations)
+    with unit_progress(quiet or as_json) as report:
+        found = run(study, training, resources, report)
+    _emit(as_json, _trained_json(found), lambda: show_trained(found))
+    return found.exit_code
+
+
+@app.command()
+@options(Resources)
+def score(
+    *,
+    cohort: CohortArgument,
+    bundle: Annotated[Path, typer.Option(help="folder of a trained bundle", show_default=False)],
+    resources: Resources,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Predictions of a bundle for every slide of a cohort, from its tables. The same command resumes."""
+    from her2batch.flow.score import score as run
+    from her2batch.scoreboard import plain_progress, show_scored
+
+    with plain_progress("slides", quiet or as_json) as report:
+        found = run(cohort, bundle, resources, report)
+    _emit(as_json, _scored_json(found), lambda: show_scored(found, cohort))
+    return found.exit_code
 
 
 @app.command()
@@ -214,6 +228,28 @@ def _summary_json(summary: Summary) -> dict[str, Any]:
         **{name: getattr(summary, name) for name in fields},
         "failures": [{key: row[key] for key in keys} for row in summary.failures],
         "exit_code": summary.exit_code,
+    }
+
+
+def _trained_json(found: Trained) -> dict[str, Any]:
+    return {
+        "run": str(found.run.root),
+        "bundle": str(found.run.bundle) if found.run.bundle.is_dir() else None,
+        "summary": found.summary.to_pylist(),
+        "excluded": found.excluded.to_pylist(),
+        "failed": found.failed,
+        "exit_code": found.exit_code,
+    }
+
+
+def _scored_json(found: Scored) -> dict[str, Any]:
+    return {
+        "bundle": found.bundle.id,
+        "licence": found.bundle.info.licence,
+        "scored": found.scored,
+        "already": found.already,
+        "failures": found.failures,
+        "exit_code": found.exit_code,
     }
 
 

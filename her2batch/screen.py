@@ -95,7 +95,7 @@ def show_scores(summary: Summary, labels: Path) -> None:
     cohort = Cohort(summary.cohort)
     with labels.open(newline="") as file:
         truth = {row["slide_id"]: row for row in csv.DictReader(file)}
-    table = _table(
+    table = plain_table(
         "HER2 by the membrane rule: research use, not a diagnosis",
         "slide",
         "stain",
@@ -127,7 +127,7 @@ NIGHT_S = 8 * 3600.0
 def show_estimate(rows: list[Row], total: Mapping[str, Any]) -> None:
     """The table of --dry-run."""
     console = Console()
-    table = _table("what would be done", "slide", "file", "what", "tiles ~", "disk ~", "time ~")
+    table = plain_table("what would be done", "slide", "file", "what", "tiles ~", "disk ~", "time ~")
     for row in rows:
         sizes = (
             (f"{row['tiles']:,}", f"{row['bytes'] / 1e6:,.0f} MB", f"{row['seconds']:.0f} s")
@@ -174,14 +174,15 @@ def show_problems(problems: list[Problem], cohort: Path) -> None:
 
 def show_doctor(lines: list[Line]) -> None:
     """What this machine can do."""
-    table = _table("this machine", "", "", "what", "remedy")
+    table = plain_table("this machine", "", "", "what", "remedy")
     for line in lines:
         mark = {True: "[green]ok[/green]", False: "[red]no[/red]", None: "–"}[line.ok]
         table.add_row(line.name, mark, escape(line.what), escape(line.remedy))
     Console().print(table)
 
 
-def _table(title: str, *columns: str) -> Table:
+def plain_table(title: str, *columns: str) -> Table:
+    """A table without lines."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for name in columns:
         table.add_column(name, overflow="fold")

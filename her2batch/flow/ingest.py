@@ -15,7 +15,7 @@ import pyarrow as pa
 from her2batch.errors import StoreError
 from her2batch.flow.pool import plain, share
 from her2batch.flow.session import connect
-from her2batch.models.bundle import read_bundle
+from her2batch.models.bundle import check_fits, read_bundle
 from her2batch.models.encoders import dim_of
 from her2batch.settings import Plan, Resources
 from her2batch.tables.files import whole, write_parquet
@@ -112,6 +112,8 @@ def _prepare(order: Order, plan: Plan) -> tuple[Plan, Worker]:
     """Check what was given before any work starts."""
     bundle = read_bundle(order.bundle) if order.bundle is not None else None
     plan = plan.model_copy(update={"bundle": bundle.id if bundle else None})
+    if bundle is not None:
+        check_fits(bundle, plan)
     dims = {name: dim_of(name) for name in plan.encoders}
     context = Context(plan, bundle, order.weights, dims=dims)
     check(chosen(bundle), GIVEN)

@@ -12,20 +12,25 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Any, Final, Literal
 
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from her2batch.errors import InputError, WeightsError
-from her2batch.models.nets import NETS, Classifier, build
+from her2batch.models.nets import Classifier, build
 from her2batch.models.weights import fit, read
-from her2batch.settings import Settings
+from her2batch.settings import MilSettings, Plan, Settings
 from her2batch.tables.files import fsync, sha256
-from her2batch.tasks import CLASSES, RESOLUTIONS
-
-if TYPE_CHECKING:
-    import torch
+from her2batch.tasks import (
+    CLASSES,
+    COUNTS_METHODS,
+    IMAGE_METHODS,
+    MIL_METHODS,
+    PATCH_INPUTS,
+    PATCH_PX,
+    THUMBNAIL_INPUTS,
+)
 
 FORMAT: Final = 1
 """Version of bundle.toml that this release writes, and the newest it reads."""
@@ -35,28 +40,46 @@ TOML: Final = "bundle.toml"
 PICKLES: Final = (".pt", ".pth", ".pkl", ".pickle", ".joblib", ".bin", ".ckpt", ".npy", ".npz")
 """Files that can run code when they are loaded: a bundle with one is refused, whether it is named or only there."""
 
-PATCH_PX: Final = 224
-"""Edge of a patch (paper, 2.3)."""
+METHODS_OF: Final[dict[str, tuple[str, ...]]] = {
+    "patch": IMAGE_METHODS,
+    "thumbnail": IMAGE_METHODS,
+    "mil": MIL_METHODS,
+    "counts": COUNTS_METHODS,
+}
+"""Kind of model → its methods."""
 
 INPUTS: Final[dict[str, dict[str, int]]] = {
-    "patch": {f"patches-{name}": PATCH_PX for name in RESOLUTIONS},
-    "thumbnail": {"thumbnail-224": 224, "thumbnail-512": 512},
+    "patch": dict.fromkeys(PATCH_INPUTS, PATCH_PX),
+    "thumbnail": THUMBNAIL_INPUTS,
+    "counts": dict.fromkeys(PATCH_INPUTS, PATCH_PX),
 }
-"""Kind of model → its inputs and their edge in px."""
+"""Kind of model → its inputs and their edge in px. A MIL head's input is an encoder's name."""
 
 AGAIN: Final = "copy the bundle again from the training run, or train it anew"
 
 
 class ModelEntry(Settings):
-    """One network of a bundle. sha256 is filled in by save_bundle."""
+    """One model of a bundle. sha256 is filled in by save_bundle; `file` is empty for the majority vote.
 
-    kind: Literal["patch", "thumbnail"]
+    dim, pseudo_bags, splits: of a MIL head.  size: of a network.  temperature: divides the logarithms of p.
+    threshold: classes at least this probable can't be ruled out (conformal, 90 %); None: not calibrated.  figures:
+    over the folds of the training cohort, which the model itself has seen.
+    """
+
+    kind: Literal["patch", "thumbnail", "mil", "counts"]
     task: str
     method: str
     input: str
     classes: tuple[str, ...]
-    file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors$")
+    file: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*\.(safetensors|skops))?$")
     sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+    dim: int | None = Field(None, ge=1)
+    pseudo_bags: int = Field(4, ge=1)
+    splits: int = Field(5, ge=1)
+    size: Literal["full", "tiny"] = "full"
+    temperature: float = Field(1.0, gt=0)
+    threshold: float | None = Field(None, ge=0, le=1)
+    figures: dict[str, float] = Field(default_factory=dict)
 
     @property
     def edge(self) -> int:
@@ -66,30 +89,45 @@ class ModelEntry(Settings):
     @property
     def mpp(self) -> float | None:
         """µm/px of its patches; None for a thumbnail, which is as coarse as the tissue is large."""
-        return RESOLUTIONS[self.input.removeprefix("patches-")] if self.kind == "patch" else None
+        return PATCH_INPUTS[self.input] if self.kind == "patch" else None
 
     @model_validator(mode="after")
     def _known(self) -> ModelEntry:
         if self.task not in CLASSES:
             raise ValueError(f"no task is called {self.task!r}; known: {', '.join(CLASSES)}")
-        if self.method not in NETS:
-            raise ValueError(f"no method is called {self.method!r}; known: {', '.join(NETS)}")
-        if self.input not in INPUTS[self.kind]:
+        if self.method not in METHODS_OF[self.kind]:
+            known = ", ".join(METHODS_OF[self.kind])
+            raise ValueError(f"no method of a {self.kind} model is called {self.method!r}; known: {known}")
+        if self.kind != "mil" and self.input not in INPUTS[self.kind]:
             raise ValueError(f"a {self.kind} model has no input {self.input!r}; known: {', '.join(INPUTS[self.kind])}")
         if self.classes != CLASSES[self.task]:
             raise ValueError(f"the classes of {self.task} are {', '.join(CLASSES[self.task])}, in this order")
         if self.kind == "patch" and self.task != "her2-4way":
             raise ValueError("a patch model answers her2-4way")
+        if self.kind == "mil" and self.dim is None:
+            raise ValueError("a MIL head has a dim, the length of its embeddings")
+        if not self.file.endswith({"counts": ".skops"}.get(self.kind, ".safetensors")) and not self.needs_no_file:
+            raise ValueError(f"a {self.kind} model has no file of this format: {self.file!r}")
         return self
+
+    @property
+    def needs_no_file(self) -> bool:
+        """The majority vote has learnt nothing."""
+        return self.method == "majority-vote"
 
 
 class BundleInfo(Settings):
-    """What bundle.toml says. encoder: of the embeddings its heads read, None without such heads.  licence: of all."""
+    """What bundle.toml says. encoder: of the embeddings its heads read, None without such heads.  licence: of all.
+
+    mpp, tile: of the cohort it was trained on, and so of those it scores; None: heads of no embeddings.
+    """
 
     format: int = FORMAT
     her2batch: str
     tasks: tuple[str, ...]
     encoder: str | None = None
+    mpp: float | None = None
+    tile: int | None = None
     licence: str
     models: tuple[ModelEntry, ...] = ()
 
@@ -99,10 +137,17 @@ class BundleInfo(Settings):
             raise ValueError(f"no task is called {unknown[0]!r}; known: {', '.join(CLASSES)}")
         if strange := [one.task for one in self.models if one.task not in self.tasks]:
             raise ValueError(f"a model answers {strange[0]!r}, which is none of the bundle's tasks")
-        if len({one.file for one in self.models}) < len(self.models):
+        files = [one.file for one in self.models if one.file]
+        if len(set(files)) < len(files):
             raise ValueError("two models share a file")
-        if len({(one.task, one.input) for one in self.models}) < len(self.models):
-            raise ValueError("two models share a task and an input")
+        if len({(one.kind, one.task, one.method, one.input) for one in self.models}) < len(self.models):
+            raise ValueError("two models share a task, a method and an input")
+        nets = [one.input for one in self.models if one.kind == "patch"]
+        if len(set(nets)) < len(nets):
+            raise ValueError("two patch models share an input")
+        lone = {one.input for one in self.models if one.kind == "counts"} - set(nets)
+        if lone:
+            raise ValueError(f"counts of {sorted(lone)[0]} have no patch model")
         return self
 
 
@@ -129,6 +174,8 @@ def read_bundle(folder: Path) -> Bundle:
             raise InputError(what, path, "take it out of the bundle; weights are .safetensors")
     for entry in info.models:
         path = folder / entry.file
+        if entry.needs_no_file:
+            continue
         if not path.is_file():
             raise InputError(f"is missing; {TOML} names it", path, AGAIN)
         if sha256(path) != entry.sha256:
@@ -159,13 +206,11 @@ def _parse(text: bytes, path: Path) -> BundleInfo:
         raise InputError(f"is no TOML: {error}", path, AGAIN) from error
 
 
-def save_bundle(folder: Path, info: BundleInfo, nets: Mapping[str, torch.nn.Module]) -> Bundle:
-    """Write a bundle that appears whole or not at all. nets: file name of each entry → its network.
+def save_bundle(folder: Path, info: BundleInfo, files: Mapping[str, Path]) -> Bundle:
+    """Write a bundle that appears whole or not at all. files: file name of each entry → the file it is a copy of.
 
-    Raises InputError when the folder exists already, and KeyError when an entry has no network.
+    Raises InputError when the folder exists already, and KeyError when an entry has no file.
     """
-    from safetensors.torch import save_file
-
     if folder.exists():
         raise InputError("exists already", folder, "choose another folder, or remove it")
     part = folder.with_name(f".{folder.name}.part")
@@ -175,7 +220,10 @@ def save_bundle(folder: Path, info: BundleInfo, nets: Mapping[str, torch.nn.Modu
         entries = []
         for entry in info.models:
             path = part / entry.file
-            save_file({key: one.cpu().contiguous() for key, one in nets[entry.file].state_dict().items()}, path)
+            if entry.needs_no_file:
+                entries.append(entry)
+                continue
+            shutil.copyfile(files[entry.file], path)
             fsync(path)
             entries.append(entry.model_copy(update={"sha256": sha256(path)}))
         info = info.model_copy(update={"models": tuple(entries)})
@@ -187,6 +235,34 @@ def save_bundle(folder: Path, info: BundleInfo, nets: Mapping[str, torch.nn.Modu
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return read_bundle(folder)
+
+
+def check_fits(bundle: Bundle, plan: Plan) -> None:
+    """Refuse a bundle whose heads read other embeddings than the cohort has. Raises InputError with the remedy."""
+    info = bundle.info
+    for entry in info.models:
+        if entry.kind != "mil":
+            continue
+        if entry.input not in plan.encoders:
+            what = f"its {entry.method} reads embeddings of {entry.input}, the cohort has {', '.join(plan.encoders)}"
+            raise InputError(what, bundle.path, f"ingest the slides with --encoder {entry.input}")
+        if (info.mpp, info.tile) != (plan.mpp, plan.tile):
+            what = f"reads tiles of {info.tile} px at {info.mpp} µm/px, the cohort's are {plan.tile} px at {plan.mpp}"
+            raise InputError(what, bundle.path, f"ingest the slides with --mpp {info.mpp} --tile {info.tile}")
+
+
+def load_mil(bundle: Bundle, entry: ModelEntry) -> Any:
+    """A bundle's MIL head on the CPU, in evaluation mode. Raises InputError when the file does not fit."""
+    from her2batch.models import mil
+
+    path = bundle.path / entry.file
+    assert entry.dim is not None
+    settings = MilSettings(pseudo_bags=entry.pseudo_bags, splits_at_test=entry.splits)
+    dim, classes = entry.dim, len(entry.classes)
+    try:
+        return fit(lambda: mil.build(entry.method, dim, classes, settings), read(path), path)
+    except WeightsError as error:
+        raise InputError(error.what, path, AGAIN) from error
 
 
 def load(bundle: Bundle, entry: ModelEntry, device: str = "cpu") -> Classifier:
@@ -201,7 +277,7 @@ def load(bundle: Bundle, entry: ModelEntry, device: str = "cpu") -> Classifier:
     prepare(device)
     path = bundle.path / entry.file
     try:
-        net = fit(lambda: build(entry.method, len(entry.classes), entry.edge), read(path), path)
+        net = fit(lambda: build(entry.method, len(entry.classes), entry.edge, entry.size), read(path), path)
     except WeightsError as error:
         raise InputError(error.what, path, AGAIN) from error
     return Classifier(net.to(device).to(memory_format=torch.channels_last), len(entry.classes), device)

@@ -228,3 +228,9 @@ def _timm_row(model: str) -> Net:
         input_px=int(look["input_size"][-1]),
         resize=look["interpolation"],
     )
+
+
+def licence_of(name: str) -> str:
+    """Under which an encoder's weights are given out, and so heads trained on its embeddings."""
+    spec = spec_of(name)
+    return f"{name}: {spec.licence}"

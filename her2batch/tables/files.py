@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from her2batch.errors import StoreError
 
 CHUNK = 1 << 20
 
@@ -32,6 +37,27 @@ def fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Hold a folder for one writer; the kernel frees it when the process ends, however it ends.
+
+    Raises StoreError naming the holder's host and pid.
+    """
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(handle, 4096).decode(errors="replace").strip() or "another process"
+            raise StoreError(f"is in use by {holder}", folder, "wait until it has ended") from error
+        os.ftruncate(handle, 0)
+        started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        os.pwrite(handle, f"host {socket.gethostname()}, pid {os.getpid()}, since {started}\n".encode(), 0)
+        yield
     finally:
         os.close(handle)
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from her2batch.errors import InputError
 
-TEXT, I32, I64, F32 = pa.string(), pa.int32(), pa.int64(), pa.float32()
+TEXT, I32, I64, F32, F64 = pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.float64()
 FILES = pa.list_(pa.struct([("path", TEXT), ("bytes", I64), ("sha256", TEXT)]))
 
 
@@ -83,6 +83,8 @@ THUMBNAILS = (
     Column("slide_id", TEXT, "key"),
     Column("task", TEXT, "her2-4way · her2-3way · her2-binary · er · pr"),
     Column("p", pa.list_(F32), "probability of each class, in the task's order"),
+    Column("method", TEXT, "convnext-small, resnet50, densenet201 or vit-base"),
+    Column("input", TEXT, "thumbnail-224 or thumbnail-512"),
 )
 
 PREDICTIONS = (
@@ -97,6 +99,15 @@ PREDICTIONS = (
     Column("review", pa.bool_(), "a pathologist should look first"),
     Column("reasons", pa.list_(TEXT), "why, in stable words"),
     Column("score", F32, "continuous score, 0–3; the membrane rule's, else null"),
+)
+
+SLIDE_ATTENTION = (
+    Column("slide_id", TEXT, "key"),
+    Column("task", TEXT, "as in predictions"),
+    Column("method", TEXT, "as in predictions"),
+    Column("input", TEXT, "the encoder whose embeddings were read"),
+    Column("tile", I32, "as in tiles"),
+    Column("attention", F32, "the tile's share of the attention for the slide's most likely class; their sum is 1"),
 )
 
 INTAKE = (
@@ -156,8 +167,113 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "patches": PATCHES,
     "thumbnails": THUMBNAILS,
     "predictions": PREDICTIONS,
+    "attention": SLIDE_ATTENTION,
 }
 """Tables with one file a slide. The row of `slides` commits the others."""
+
+FOLDS = (
+    Column("task", TEXT, "her2-4way · her2-3way · her2-binary · er · pr"),
+    Column("fold", I32, "from 0; −1: the model of the bundle, which tests nothing"),
+    Column("slide_id", TEXT, "key"),
+    Column("patient_id", TEXT, "whose slides share a split"),
+    Column("split", TEXT, "train · val · test"),
+)
+
+RUN_PREDICTIONS = (
+    Column("task", TEXT, "her2-4way · her2-3way · her2-binary · er · pr"),
+    Column("method", TEXT, "clam-sb, convnext-small, random-forest, …"),
+    Column("input", TEXT, "an encoder, thumbnail-224, patches-low, …"),
+    Column("fold", I32, "the fold that tests the slide"),
+    Column("slide_id", TEXT, "key; once a patch where patches are what is classified"),
+    Column("truth", TEXT, "the class by the labels"),
+    Column("p", pa.list_(F32), "probability of each class, in the task's order"),
+    Column("predicted", TEXT, "the class"),
+)
+
+METRICS = (
+    Column("task", TEXT, "as in predictions"),
+    Column("method", TEXT, "as in predictions"),
+    Column("input", TEXT, "as in predictions"),
+    Column("fold", I32, "as in predictions"),
+    Column("auc", F64, "area under the ROC curve, one against the rest, mean over classes, 0–1; null: one class only"),
+    Column("f1", F64, "F1, mean over classes, 0–1"),
+    Column("accuracy", F64, "share predicted right, 0–1"),
+    Column("kappa", F64, "quadratic weighted kappa, −1–1; null: one class only"),
+    Column("n", I32, "slides tested; patches where patches are what is classified"),
+)
+
+EXCLUDED = (
+    Column("slide_id", TEXT, "key"),
+    Column("patient_id", TEXT, "from the labels"),
+    Column("task", TEXT, "the task that goes without the slide"),
+    Column("reason", TEXT, "a stable word"),
+    Column("words", TEXT, "what is wrong with it"),
+)
+
+PAPER_TABLES = (
+    Column("table", TEXT, "of the paper: table4 · table5 · table6 · tableS1 · tableS2 · tableS3 · figure5"),
+    Column("task", TEXT, "as in predictions"),
+    Column("method", TEXT, "as in predictions"),
+    Column("input", TEXT, "what it read here"),
+    *(Column(f"{one}_{what}", F64, f"{words} over the folds, percent")
+      for one in ("auc", "f1", "accuracy") for what, words in (("mean", "mean"), ("sd", "sample standard deviation"))),
+    Column("paper_auc", F64, "the paper's mean, percent"),
+    Column("paper_f1", F64, "the paper's mean, percent"),
+    Column("paper_accuracy", F64, "the paper's mean, percent; null: not given"),
+    Column("status", TEXT, "reproduced · not run · no data"),
+    Column("why", TEXT, "why not, in one sentence; null when reproduced"),
+)  # fmt: skip
+
+TRIALS = (
+    Column("task", TEXT, "as in predictions"),
+    Column("method", TEXT, "as in predictions"),
+    Column("input", TEXT, "as in predictions"),
+    Column("fold", I32, "the outer fold; its test part was not read"),
+    Column("trial", TEXT, "Ray Tune's name of it"),
+    Column("settings", TEXT, "what was tried, as JSON"),
+    Column("val_loss", F64, "least loss on the fold's validation part"),
+    Column("best_epoch", I32, "where it was reached"),
+    Column("epochs", I32, "trained, at most: fewer where ASHA or patience ended it"),
+    Column("status", TEXT, "done · failed"),
+)
+
+RUN_LABELS = (
+    Column("task", TEXT, "as in folds"),
+    Column("slide_id", TEXT, "as in folds"),
+    Column("patient_id", TEXT, "as in folds"),
+    Column("label", I32, "position of the class in the task's order"),
+    Column("truth", TEXT, "the class; at random in a control run (--shuffle-labels)"),
+)
+
+ATTENTION = (
+    Column("slide_id", TEXT, "a slide that the unit tests"),
+    Column("tile", I32, "as in tiles"),
+    Column("attention", F32, "the tile's share of the attention for the slide's most likely class; their sum is 1"),
+)
+
+COUNTS = (
+    Column("slide_id", TEXT, "every slide of the fold"),
+    Column("features", pa.list_(F64), "shares of its patches called 0, 1+, 2+, 3+; logarithm of 1 + their number"),
+)
+
+RUN_TABLES: dict[str, tuple[Column, ...]] = {
+    "labels": RUN_LABELS,
+    "folds": FOLDS,
+    "predictions": RUN_PREDICTIONS,
+    "metrics": METRICS,
+    "excluded": EXCLUDED,
+    "tables": PAPER_TABLES,
+    "trials": TRIALS,
+    "units/UNIT/attention": ATTENTION,
+    "units/UNIT/counts": COUNTS,
+}
+"""Tables of a training run, one file each."""
+
+
+def run_schema(name: str) -> pa.Schema:
+    """The Arrow schema of a run's table."""
+    columns = RUN_TABLES.get(name) or RUN_TABLES[f"units/UNIT/{name}"]
+    return pa.schema([pa.field(one.name, one.type) for one in columns])
 
 
 def schema(table: str, dim: int | None = None) -> pa.Schema:
@@ -189,7 +305,16 @@ def page() -> str:
         "# Tables\n\nGenerated from `her2batch/tables/schemas.py`. One Parquet file a slide; read a table with a glob:"
     ]
     parts.append("\n    duckdb.sql(\"select * from 'cohort/tables/tiles/*.parquet'\")\n")
-    for name, columns in {**TABLES, "runs/intake": INTAKE, "runs/ingest-TIME": TIMES}.items():
+    parts += _described({**TABLES, "runs/intake": INTAKE, "runs/ingest-TIME": TIMES})
+    parts.append("\n# Tables of a training run\n\nOne Parquet file each, in the run's folder.")
+    parts += _described({f"RUN/{name}": columns for name, columns in RUN_TABLES.items()})
+    return "\n".join(parts) + "\n"
+
+
+def _described(tables: dict[str, tuple[Column, ...]]) -> list[str]:
+    """Lines of Markdown: a heading and a row a column, for each table."""
+    parts = []
+    for name, columns in tables.items():
         parts.append(f"\n## {name}\n\n| column | type | what |\n| --- | --- | --- |")
         parts += [f"| {one.name} | {str(one.type).replace('|', '/')} | {one.sentence} |" for one in columns]
-    return "\n".join(parts) + "\n"
+    return parts

@@ -6,12 +6,8 @@ comes last, with the SHA-256 and size of every file. That row is the commit: a f
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
-import socket
-import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +21,7 @@ import tomli_w
 from her2batch.errors import InputError, StoreError
 from her2batch.settings import Plan
 from her2batch.tables import memo, schemas
-from her2batch.tables.files import fsync, read_parquet, sha256, whole, write_parquet
+from her2batch.tables.files import fsync, hold, read_parquet, sha256, whole, write_parquet
 
 FORMAT = 1
 """Version of the store's layout."""
@@ -138,19 +134,8 @@ class Cohort:
 
         Raises StoreError naming the holder's host and pid.
         """
-        handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                holder = os.read(handle, 4096).decode(errors="replace").strip() or "another process"
-                raise StoreError(f"is in use by {holder}", self.root, "wait until it has ended") from error
-            os.ftruncate(handle, 0)
-            started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            os.pwrite(handle, f"host {socket.gethostname()}, pid {os.getpid()}, since {started}\n".encode(), 0)
+        with hold(self.root):
             yield
-        finally:
-            os.close(handle)
 
     def sweep(self) -> None:
         """Remove drafts and half-written files that a dead run left. Only under the lock."""
@@ -242,6 +227,20 @@ class Cohort:
         shutil.rmtree(draft.root, ignore_errors=True)
         draft.root.mkdir(parents=True)
         return draft
+
+    def add(self, row: Row, tables: Mapping[str, pa.Table]) -> None:
+        """Give a committed slide further tables, NAME → table: the files, then its row, which names them.
+
+        Raises OSError when the disk refuses; the slide is as it was then. Only under the lock.
+        """
+        files = {file["path"]: file for file in row["files"]}
+        for name, table in tables.items():
+            path = _parent(self.table(name, row["slide_id"]))
+            with whole(path) as part:
+                write_parquet(table, part)
+            place = path.relative_to(self.root).as_posix()
+            files[place] = {"path": place, "bytes": path.stat().st_size, "sha256": sha256(path)}
+        write_row(self, {**row, "files": [files[place] for place in sorted(files)]})
 
     def forget(self, files: list[Row]) -> None:
         """Remove files that no row names any more."""

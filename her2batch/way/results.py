@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
+from her2batch.models.verdict import Evidence, Judge
 from her2batch.slides.slide import SlideInfo
 from her2batch.tables import schemas
 from her2batch.tables.store import Draft, Row
@@ -42,9 +43,10 @@ def row_facts(info: SlideInfo) -> Row:
     }
 
 
-def write_tables(draft: Draft, state: State, context: Context, todo: Todo) -> Row:
+def write_tables(draft: Draft, state: State, context: Context, todo: Todo, judge: Judge | None = None) -> Row:
     """Write every table of a slide and its picture to the draft; returns the columns of its row.
 
+    judge: the heads of the bundle, if there is one.
     Raises SlideError `blank-tiles`; OSError when the disk refuses.
     """
     grid: Grid = state["grids"]["tiles"]
@@ -60,15 +62,40 @@ def write_tables(draft: Draft, state: State, context: Context, todo: Todo) -> Ro
     membrane = _rows(state, "tiles_membrane", order, n, len(MEMBRANE)).astype(np.float32)
     columns = {name: membrane[:, k] for k, name in enumerate(MEMBRANE)}
     draft.write("membrane", pa.table({"slide_id": ids, "tile": numbers, **columns}, schemas.schema("membrane")))
+    embeddings = {}
     for name in context.plan.encoders:
         vectors = _rows(state, f"embeddings/{name}", order, n, context.dims[name])
         flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
         draft.write(f"embeddings/{folder_of(name)}", schemas.embeddings(todo.slide_id, numbers, flat))
-    _write_nets(draft, state, context, todo)
+        embeddings[name] = vectors
+    patches = _write_nets(draft, state, context, todo)
     rows = [{**one, "slide_id": todo.slide_id, "patient_id": todo.patient_id} for one in state["predictions"]]
     draft.write(f"predictions/{MEMBRANE_RULE}", pa.Table.from_pylist(rows, schemas.schema("predictions")))
     draft.thumbnail().write_bytes(state["picture"])
-    return {**_judged(state, n, order), "blank_tiles": blank, "stain": todo.stain or state["marker"], **DONE}
+    row = {**_judged(state, n, order), "blank_tiles": blank, "stain": todo.stain or state["marker"], **DONE}
+    if judge is not None:
+        nets = {(one["task"], one["method"], one["input"]): np.array(one["p"], np.float32)
+                for one in state.get("thumbnails", [])}  # fmt: skip
+        evidence = Evidence(row["stain"], tuple(row["flags"]), embeddings, patches, nets)
+        for name, table in verdict_tables(judge, evidence, todo.slide_id, todo.patient_id).items():
+            draft.write(name, table)
+    return row
+
+
+def verdict_tables(judge: Judge, evidence: Evidence, slide_id: str, patient_id: str | None) -> dict[str, pa.Table]:
+    """What a bundle says of a slide: its predictions, and the attention of its MIL heads where it has some."""
+    found, attention = judge(evidence)
+    rows = [{**one, "slide_id": slide_id, "patient_id": patient_id} for one in found]
+    folder = judge.bundle.id
+    tables = {f"predictions/{folder}": pa.Table.from_pylist(rows, schemas.schema("predictions"))}
+    parts = []
+    for key, shares in attention.items():
+        named = [pa.array([one] * len(shares), pa.string()) for one in (slide_id, *key)]
+        tiles = pa.array(np.arange(len(shares), dtype=np.int32))
+        parts.append(pa.table([*named, tiles, pa.array(shares)], schema=schemas.schema("attention")))
+    if parts:
+        tables[f"attention/{folder}"] = pa.concat_tables(parts)
+    return tables
 
 
 def folder_of(encoder: str) -> str:
@@ -109,16 +136,22 @@ def _tiles(ids: pa.Array, numbers: pa.Array, grid: Grid, state: State, order: ND
     return pa.table(columns, schemas.schema("tiles"))
 
 
-def _write_nets(draft: Draft, state: State, context: Context, todo: Todo) -> None:
-    """The tables of a bundle's nets; none without a bundle."""
+def _write_nets(draft: Draft, state: State, context: Context, todo: Todo) -> dict[str, NDArray[np.float32]]:
+    """The tables of a bundle's nets, none without a bundle; returns the patches' probabilities by input."""
     if context.bundle is None:
-        return
-    parts = [_patches(state, name, grid, todo) for name, grid in state["grids"].items() if name != "tiles"]
+        return {}
+    parts = {name: _patches(state, name, grid, todo) for name, grid in state["grids"].items() if name != "tiles"}
     if parts:
-        draft.write(f"patches/{context.bundle.id}", pa.concat_tables(parts))
+        draft.write(f"patches/{context.bundle.id}", pa.concat_tables(list(parts.values())))
     if "thumbnails" in state:
         rows = [{**one, "slide_id": todo.slide_id} for one in state["thumbnails"]]
         draft.write(f"thumbnails/{context.bundle.id}", pa.Table.from_pylist(rows, schemas.schema("thumbnails")))
+    return {name: patch_probabilities(part) for name, part in parts.items()}
+
+
+def patch_probabilities(patches: pa.Table) -> NDArray[np.float32]:
+    """(n, 4) of rows of the patches table."""
+    return np.stack([patches.column(f"p{k}").to_numpy() for k in range(4)], axis=1).astype(np.float32)
 
 
 def _patches(state: State, name: str, grid: Grid, todo: Todo) -> pa.Table:
@@ -128,8 +161,13 @@ def _patches(state: State, name: str, grid: Grid, todo: Todo) -> pa.Table:
     usable = _rows(state, f"{name}_usable", order, n).astype(bool)
     p = _rows(state, name, order, n, 4)[usable].astype(np.float32)
     tiles = grid.tiles[usable].astype(np.int32)
+    return patch_rows(todo.slide_id, name, tiles, p)
+
+
+def patch_rows(slide_id: str, name: str, tiles: NDArray[np.int32], p: NDArray[np.float32]) -> pa.Table:
+    """Rows of the patches table of one input: (n, 3) x, y, size in level-0 px, (n, 4) probabilities."""
     columns: Mapping[str, Any] = {
-        "slide_id": pa.array([todo.slide_id] * len(p), pa.string()),
+        "slide_id": pa.array([slide_id] * len(p), pa.string()),
         "resolution": pa.array([name.removeprefix("patches-")] * len(p), pa.string()),
         **{axis: tiles[:, k] for k, axis in enumerate(("x", "y", "size"))},
         **{f"p{k}": p[:, k] for k in range(4)},

@@ -192,7 +192,7 @@ def _classify_thumbnail(context: Context) -> Work:
             shown = unpacked(picture)
             pixels, _ = portrait(shown, grids["tiles"].tiles, slide.info.width, slide.info.height, entry.edge)
             p = net(pixels[None])[0]
-            rows.append({"task": entry.task, "p": [float(one) for one in p]})
+            rows.append({"task": entry.task, "p": p.tolist(), "method": entry.method, "input": entry.input})
         return {"thumbnails": rows}
 
     return work

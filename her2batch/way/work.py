@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
+from her2batch.models.verdict import Judge
 from her2batch.slides import cucim
 from her2batch.slides.files import fingerprint
 from her2batch.slides.intake import again
@@ -72,6 +73,7 @@ class Worker:
     range_batches: int = RANGE
     split_batches: int = SPLIT
     made: dict[str, Work] = field(default_factory=dict)
+    judges: list[Judge] = field(default_factory=list)  # none, or the bundle's
 
     def ready(self, roles: tuple[str, ...] | None = None) -> None:
         """Make the stages, so that missing weights stop the run before the first slide. roles: only these overs."""
@@ -249,11 +251,19 @@ class Worker:
         draft = self.cohort.draft_of(todo.slide_id)
         mark = time.perf_counter()
         plan_id = self.context.plan.for_slide(facts["mpp_source"]).id
-        row = {**facts, **write_tables(draft, state, self.context, todo), "plan_id": plan_id}
+        row = {**facts, **write_tables(draft, state, self.context, todo, self._judge()), "plan_id": plan_id}
         self._unmoved(todo)
         draft.commit(row, self._old_row(todo))
         state["seconds"]["commit"] = time.perf_counter() - mark
         return Finished(row, self._times(todo, "done", started, state["seconds"]))
+
+    def _judge(self) -> Judge | None:
+        """The heads of the bundle, loaded when the first slide is finished here."""
+        if self.context.bundle is None:
+            return None
+        if not self.judges:
+            self.judges.append(Judge(self.context.bundle))
+        return self.judges[0]
 
     def _old_row(self, todo: Todo) -> Row | None:
         try:

@@ -1,0 +1,95 @@
+"""CLAM: clustering-constrained attention over the instances of a bag, with one branch or one a class.
+
+Lu et al., Nature Biomedical Engineering 5, 555 (2021), doi 10.1038/s41551-020-00682-w; smooth top-1 SVM loss: Berrada,
+Zisserman, Kumar, ICLR 2018, eq. 9 for k = 1.
+
+    h_n = dropout(relu(W1 x_n))                                  512 wide
+    a_n = softmax_n(w · (tanh(V h_n) ⊙ sigmoid(U h_n)))          256 wide
+    z   = Σ a_n h_n,   logits = W2 z                             one branch
+    z_c = Σ a_nc h_n,  logit_c = w_c · z_c                       one a class
+    loss = 0.7 · cross-entropy(logits) + 0.3 · mean over classes of the instances' loss
+
+Instances: for the bag's own class the k of highest attention shall be told from the k of lowest; for every other class,
+where classes exclude each other, its k highest shall not look like it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from her2batch.models.attention import Draw, GatedAttention, Output, embedded, linear, wide, xavier
+
+WIDTH, GATE = 512, 256
+"""Of instances and of their gate (methods.md §4; CLAM's size `small`)."""
+
+
+@dataclass(frozen=True)
+class ClamShape:
+    """What fixes a CLAM: length of the embeddings, classes, whether each has a branch of its own; the rest of training.
+
+    k: instances of each end.  bag_weight: of the bag's loss.
+    """
+
+    dim: int
+    n_classes: int
+    branches: bool
+    dropout: float = 0.25
+    k: int = 8
+    bag_weight: float = 0.7
+
+
+class Clam(nn.Module):
+    """CLAM-SB and CLAM-MB."""
+
+    def __init__(self, shape: ClamShape) -> None:
+        super().__init__()
+        self.shape = shape
+        n = shape.n_classes
+        self.embed = nn.Linear(shape.dim, WIDTH)
+        self.attention = GatedAttention(WIDTH, GATE, n if shape.branches else 1, shape.dropout)
+        self.classify = nn.Linear(WIDTH, n)  # one branch: all rows see one vector; a branch a class: row c sees z_c
+        self.instances = nn.Linear(WIDTH, 2 * n)  # class c: columns 2c (out) and 2c + 1 (in)
+        xavier(self)
+
+    def forward(self, bag: torch.Tensor, label: int | None = None, draw: Draw | None = None) -> Output:
+        """bag: (N, dim) float32 or bfloat16.  label: the bag's class.  draw: of dropout; None: none."""
+        h = embedded(bag, self.embed, self.shape.dropout, draw)  # (N, 512)
+        attention = torch.softmax(self.attention(h, draw), dim=1)  # (K, N)
+        z = wide(attention.to(h.dtype) @ h)  # (K, 512)
+        logits = linear(z, self.classify)[0]
+        if self.shape.branches:
+            logits = (z * self.classify.weight).sum(1) + self.classify.bias
+        if label is None:
+            return Output(logits, attention)
+        bag_loss = F.cross_entropy(logits[None], torch.tensor([label], device=logits.device))
+        instance_loss = self._instance_loss(h, attention, label)
+        weight = self.shape.bag_weight
+        return Output(logits, attention, weight * bag_loss + (1 - weight) * instance_loss)
+
+    def _instance_loss(self, h: torch.Tensor, attention: torch.Tensor, label: int) -> torch.Tensor:
+        """Mean over classes of the clustering loss. h: (N, 512).  attention: (K, N). All classes in one product."""
+        n, k = self.shape.n_classes, max(1, min(self.shape.k, len(h) // 2))
+        rows = attention if self.shape.branches else attention.expand(n, -1)  # (C, N)
+        high = rows.topk(k, dim=1).indices  # (C, k)
+        own_low = rows[label].topk(k, largest=False).indices
+        others = [c for c in range(n) if c != label and n > 2]  # two classes: negative has no look of its own
+        picked = torch.cat([high[label], own_low, *(high[c] for c in others)])
+        weight, bias = self.instances.weight.view(n, 2, WIDTH), self.instances.bias.view(n, 2)
+        of = torch.tensor([label] * (2 * k) + [c for c in others for _ in range(k)], device=h.device)
+        scores = torch.einsum("id,ijd->ij", wide(h[picked]), weight[of]) + bias[of]  # (I, 2)
+        wanted = torch.zeros(len(of), dtype=torch.long, device=h.device)
+        wanted[:k] = 1
+        each = smooth_top1(scores, wanted)  # (I,)
+        own, rest = each[: 2 * k].mean(), each[2 * k :].view(len(others), k).mean(1).sum()
+        return (own + rest) / (1 + len(others))
+
+
+def smooth_top1(scores: torch.Tensor, wanted: torch.Tensor, tau: float = 1.0, alpha: float = 1.0) -> torch.Tensor:
+    """Smooth top-1 SVM loss: τ log Σ_j exp((s_j + α [j ≠ y]) / τ) − s_y. scores: (n, classes).  wanted: (n,) → (n,)."""
+    right = scores.gather(1, wanted[:, None])[:, 0]
+    margin = alpha * (1 - F.one_hot(wanted, scores.shape[1]))
+    return tau * torch.logsumexp((scores + margin) / tau, dim=1) - right

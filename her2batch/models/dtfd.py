@@ -1,0 +1,127 @@
+"""DTFD-MIL: pseudo-bags, and a second tier over what was distilled from each.
+
+Zhang et al., CVPR 2022, arXiv 2203.12081. Symbols as there:
+
+    h_n = relu(W1 x_n)                                           512 wide, no bias
+    tier 1, in each of M pseudo-bags: a = gated attention (128 wide), softmax in the pseudo-bag;
+            F = Σ a_n h_n,  logits = W2 F,  cross-entropy with the slide's label, mean over pseudo-bags
+    distilled, one set a pseudo-bag:
+            AFS      F itself
+            MaxS     h of the instance whose own class probability, softmax(W2 (a_n h_n)), is highest
+            MaxMinS  of the highest and of the lowest
+    tier 2  the same over what was distilled: gated attention, sum, linear, cross-entropy
+
+For MaxS and MaxMinS the published code takes the probability of the last class. With two classes so does this; with
+more it takes the class that tier 1 predicts for the pseudo-bag, for there the last is only one of several.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from her2batch.models.attention import Draw, GatedAttention, Output, linear, wide, xavier
+
+WIDTH, GATE = 512, 128
+"""Of instances and of both tiers' gates."""
+
+Distil = Literal["afs", "maxs", "maxmins"]
+
+
+@dataclass(frozen=True)
+class DtfdShape:
+    """What fixes a DTFD-MIL. splits: random partitions whose probabilities are averaged where nothing is trained."""
+
+    dim: int
+    n_classes: int
+    distil: Distil = "afs"
+    pseudo_bags: int = 4
+    splits: int = 5
+
+
+class Dtfd(nn.Module):
+    """Both tiers. Their parameters are apart (`tiers`), for each has an optimiser of its own."""
+
+    def __init__(self, shape: DtfdShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.embed = nn.Linear(shape.dim, WIDTH, bias=False)
+        self.attention = GatedAttention(WIDTH, GATE, 1)
+        self.classify = nn.Linear(WIDTH, shape.n_classes)
+        self.attention2 = GatedAttention(WIDTH, GATE, 1)
+        self.classify2 = nn.Linear(WIDTH, shape.n_classes)
+        xavier(self)
+
+    def tiers(self) -> list[list[nn.Parameter]]:
+        """Parameters of tier 1 and of tier 2."""
+        second = [*self.attention2.parameters(), *self.classify2.parameters()]
+        ids = {id(one) for one in second}
+        return [[one for one in self.parameters() if id(one) not in ids], second]
+
+    def forward(self, bag: torch.Tensor, label: int | None = None, draw: Draw | None = None) -> Output:
+        """bag: (N, dim).  With a label one random split is trained on; without, several fixed ones are averaged.
+
+        logits without a label are logarithms of the mean probability; attention is tier 1's times tier 2's, summed
+        to 1, for AFS; tier 1's alone for the others, whose tier 2 sees single instances.
+        """
+        h = torch.relu(linear(bag, self.embed))  # (N, 512)
+        scores = self.attention(h)[0]  # (N,)
+        if label is not None:
+            assert draw is not None
+            return self._train(h, scores, partition(len(bag), self.shape.pseudo_bags, draw), label)
+        # seeded by the bag's size alone: the same slide gets the same splits everywhere
+        fixed = np.random.Generator(np.random.SFC64(len(bag)))
+        parts = [partition(len(bag), self.shape.pseudo_bags, fixed) for _ in range(self.shape.splits)]
+        found = [self._second(h, *self._first(h, scores, part)) for part in parts]
+        p = torch.stack([torch.softmax(logits, 0) for logits, _ in found]).mean(0)
+        return Output(p.clamp_min(1e-30).log(), torch.stack([one for _, one in found]).mean(0)[None])
+
+    def _train(self, h: torch.Tensor, scores: torch.Tensor, part: torch.Tensor, label: int) -> Output:
+        first, a = self._first(h, scores, part)
+        logits, attention = self._second(h, first, a)
+        target = torch.tensor([label], device=h.device)
+        loss1 = F.cross_entropy(first, target.expand(len(first)))
+        loss2 = F.cross_entropy(logits[None], target)
+        return Output(logits, attention[None], loss1 + loss2)  # no gradient of loss2 reaches tier 1: see _second
+
+    def _first(self, h: torch.Tensor, scores: torch.Tensor, part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tier 1. part: (M, N) bool → logits (M, C), attention (M, N) in each pseudo-bag."""
+        a = torch.softmax(scores.masked_fill(~part.to(scores.device), -torch.inf), dim=1)  # (M, N)
+        return linear(wide(a.to(h.dtype) @ h), self.classify), a
+
+    def _second(self, h: torch.Tensor, first: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tier 2 on what tier 1 distilled, cut off from it: logits (C,), attention (N,)."""
+        h, a, first = wide(h.detach()), a.detach(), first.detach()
+        distilled, per = (a @ h, 1) if self.shape.distil == "afs" else self._picked(h, first, a)
+        b = torch.softmax(self.attention2(distilled), dim=1)  # (1, M · per)
+        logits = linear(b @ distilled, self.classify2)[0]
+        if self.shape.distil == "afs":
+            return logits, b.detach()[0] @ a
+        return logits, b.detach()[0].view(len(a), per).sum(1) @ a
+
+    def _picked(self, h: torch.Tensor, first: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """Instances that a pseudo-bag's class activation picks: (M · per, 512), and how many each gives."""
+        classes = self.classify.weight.shape[0]
+        chosen = first.argmax(1) if classes > 2 else torch.full((len(a),), classes - 1, device=h.device)  # (M,)
+        rows = []
+        with torch.no_grad():
+            plain = h @ self.classify.weight.t()  # (N, C); a_n (W2 h_n) is W2 (a_n h_n)
+            for weights, c in zip(a, chosen, strict=True):
+                inside = weights.nonzero()[:, 0] if bool((weights > 0).any()) else torch.arange(len(h))
+                p = torch.softmax(plain[inside] * weights[inside, None] + self.classify.bias, dim=1)[:, c]
+                ends = [p.argmax()] if self.shape.distil == "maxs" else [p.argmax(), p.argmin()]
+                rows += [inside[one] for one in ends]
+        return h[torch.stack(rows)], len(rows) // len(a)
+
+
+def partition(n: int, parts: int, draw: Draw) -> torch.Tensor:
+    """n instances in random pseudo-bags of nearly equal size, none empty: (min(parts, n), n) bool."""
+    parts = min(parts, n)
+    member = np.empty(n, np.int64)
+    member[draw.permutation(n)] = np.arange(n) * parts // n
+    return torch.from_numpy(member)[None] == torch.arange(parts)[:, None]

@@ -1,0 +1,140 @@
+"""What a bundle says of a slide: its tables in, rows of the predictions table out. For ingest and score alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from her2batch.models.bundle import Bundle, ModelEntry, load_mil
+from her2batch.tasks import HER2_TASKS
+
+Floats = NDArray[np.float32]
+
+LEAST: Final = 1e-12
+"""Of a probability whose logarithm is taken."""
+
+LOOK_FIRST: Final = ("blurred", "pen", "overexposed")
+"""Quality flags of a slide that make a person look, whatever a model says."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the store knows of a slide.
+
+    embeddings: encoder → (N, D).  patches: input → (n, 4) probabilities.  thumbnails: (task, method, input) → (C,).
+    stain: of the slides table.  flags: quality flags.
+    """
+
+    stain: str | None
+    flags: tuple[str, ...] = ()
+    embeddings: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    patches: Mapping[str, Floats] = field(default_factory=dict)
+    thumbnails: Mapping[tuple[str, str, str], Floats] = field(default_factory=dict)
+
+
+class Judge:
+    """A bundle's heads, loaded."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Raises InputError when a head can't be loaded."""
+        from her2batch.models.device import prepare
+
+        prepare("cpu")
+        self.bundle = bundle
+        self._heads = {entry.file: self._load(entry) for entry in bundle.info.models if entry.file}
+
+    def _load(self, entry: ModelEntry) -> Any:
+        if entry.kind == "mil":
+            return load_mil(self.bundle, entry)
+        if entry.kind == "counts":
+            from her2batch.models.heads import load_head
+
+            return load_head(self.bundle.path / entry.file, len(entry.classes))
+        return None  # networks run over pixels, elsewhere
+
+    def __call__(self, evidence: Evidence) -> tuple[list[dict[str, Any]], dict[tuple[str, str, str], Floats]]:
+        """Rows of the predictions table without slide and patient; and the attention of each MIL head, (N,)."""
+        rows, attention = [], {}
+        for entry in self.bundle.info.models:
+            if not suits(entry.task, evidence.stain):
+                continue
+            p, seen = self._probabilities(entry, evidence)
+            if p is None:
+                continue
+            if seen is not None:
+                attention[entry.task, entry.method, entry.input] = seen
+            rows.append(_row(entry, tempered(p, entry.temperature), evidence))
+        return rows, attention
+
+    def _probabilities(self, entry: ModelEntry, evidence: Evidence) -> tuple[Floats | None, Floats | None]:
+        """(C,) and, of a MIL head, the attention of its most likely class; None where the slide has nothing to read."""
+        if entry.kind == "thumbnail":
+            return evidence.thumbnails.get((entry.task, entry.method, entry.input)), None
+        if entry.kind == "mil":
+            bag = evidence.embeddings.get(entry.input)
+            return self._mil(entry, bag) if bag is not None and len(bag) else (None, None)
+        patches = evidence.patches.get(entry.input)
+        if entry.kind != "counts" or patches is None or not len(patches):
+            return None, None
+        from her2batch.models.heads import counts, majority, probabilities
+
+        features = counts(patches)[None]
+        if entry.needs_no_file:
+            return majority(features)[0], None
+        return probabilities(self._heads[entry.file], features, len(entry.classes))[0], None
+
+    def _mil(self, entry: ModelEntry, bag: NDArray[Any]) -> tuple[Floats, Floats]:
+        """float32 throughout: a slide is one bag, and scores must not depend on the processor's type."""
+        import torch
+
+        with torch.inference_mode():
+            out = self._heads[entry.file](torch.from_numpy(np.asarray(bag, np.float32)))
+            p = torch.softmax(out.logits, 0).numpy()
+        branch = int(p.argmax()) if len(out.attention) > 1 else 0
+        return p, out.attention[branch].numpy()
+
+
+def tempered(p: Floats, temperature: float) -> Floats:
+    """(…, C) probabilities at another temperature; 1 changes nothing."""
+    logits = np.log(np.maximum(p.astype(np.float64), LEAST)) / temperature
+    logits -= logits.max(axis=-1, keepdims=True)
+    out = np.exp(logits)
+    return np.asarray(out / out.sum(axis=-1, keepdims=True), np.float32)
+
+
+def plausible(p: Floats, threshold: float | None) -> list[int]:
+    """Classes that can't be ruled out, in order; the most likely one always, every one without a threshold."""
+    if threshold is None:
+        return list(range(len(p)))
+    return [k for k in range(len(p)) if p[k] >= threshold or k == int(p.argmax())]
+
+
+def suits(task: str, stain: str | None) -> bool:
+    """Whether a task is asked of slides of this stain; `ihc`, a marker nobody named, is taken for HER2."""
+    return stain in ("her2", "ihc", None) if task in HER2_TASKS else stain == task
+
+
+def _row(entry: ModelEntry, p: Floats, evidence: Evidence) -> dict[str, Any]:
+    left = plausible(p, entry.threshold)
+    reasons = [flag for flag in evidence.flags if flag in LOOK_FIRST]
+    if len(left) != 1:
+        reasons.append("undecided")
+    if entry.threshold is None:
+        reasons.append("uncalibrated")
+    if entry.task in HER2_TASKS and evidence.stain != "her2":
+        reasons.append("marker-presumed")
+    return {
+        "task": entry.task,
+        "method": entry.method,
+        "classes": list(entry.classes),
+        "p": [float(one) for one in p],
+        "predicted": entry.classes[int(p.argmax())],
+        "plausible": [entry.classes[k] for k in left],
+        "review": bool({"undecided", "uncalibrated", *LOOK_FIRST} & set(reasons)),
+        "reasons": reasons,
+        "score": None,
+    }

@@ -1,0 +1,111 @@
+"""What a person sees of training and scoring in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from her2batch.screen import plain_table
+
+if TYPE_CHECKING:
+    from her2batch.flow.score import Scored
+    from her2batch.flow.train import Trained
+    from her2batch.tables.run import Unit
+
+SHOWN = 5
+"""Examples of each reason why slides are left out."""
+
+
+@contextmanager
+def plain_progress(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """How many of how many: a bar on a terminal, lines elsewhere, nothing when quiet; always on stderr."""
+    with _bar(what, quiet) as show:
+        yield lambda count, total: show(count, total, "")
+
+
+@contextmanager
+def unit_progress(quiet: bool) -> Iterator[Callable[[int, int, Unit, str | None], None]]:
+    """The same for units of training, with what failed."""
+    with _bar("units", quiet) as show:
+
+        def report(count: int, total: int, unit: Unit, why: str | None) -> None:
+            show(count, total, f"{unit.name}: {'done' if why is None else 'failed, ' + why}")
+
+        yield report
+
+
+@contextmanager
+def _bar(what: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda *_: None
+    elif not console.is_terminal:
+        yield lambda count, total, words: print(f"{count}/{total} {what} {words}".rstrip(), file=sys.stderr, flush=True)
+    else:
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(TextColumn(f"[bold]{what}"), *columns, TextColumn("{task.description}"), console=console) as bar:
+            task = bar.add_task("starting", total=None)
+            yield lambda count, total, words: bar.update(task, completed=count, total=total, description=escape(words))
+
+
+def show_trained(found: Trained) -> None:
+    """Figures over the folds, who was left out, what failed, where the bundle is."""
+    console = Console()
+    console.print(figures("mean ± sd over the folds, %", found.summary.to_pylist()))
+    show_excluded(console, found.excluded.to_pylist())
+    for name, why in sorted(found.failed.items()):
+        console.print(f"[red]failed[/red] {name}: {escape(why)}", highlight=False, soft_wrap=True)
+    if found.stopped:
+        console.print("stopped; the same command goes on from here", highlight=False)
+    if found.run.bundle.is_dir():
+        console.print(f"bundle: {found.run.bundle}", highlight=False, soft_wrap=True)
+    console.print(f"run: {found.run.root}", highlight=False, soft_wrap=True)
+
+
+def figures(title: str, rows: list[dict[str, Any]]) -> Any:
+    """A table of summary rows."""
+    table = plain_table(title, "task", "method", "input", "AUC", "F1", "accuracy", "kappa", "n")
+    for row in rows:
+        percents = [_spread(row, name, 2) for name in ("auc", "f1", "accuracy")]
+        table.add_row(row["task"], row["method"], row["input"], *percents, _spread(row, "kappa", 2), str(row["n"]))
+    return table
+
+
+def _spread(row: Mapping[str, Any], name: str, digits: int) -> str:
+    mean, sd = row[f"{name}_mean"], row[f"{name}_sd"]
+    if mean is None:
+        return "–"
+    return f"{mean:.{digits}f}" + (f"±{sd:.{digits}f}" if sd is not None else "")
+
+
+def show_excluded(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Slides that are left out, by task and reason, with examples; the run's table has them all."""
+    counts = Counter((row["task"], row["reason"]) for row in rows)
+    for (task, reason), count in sorted(counts.items()):
+        words = [row["words"] for row in rows if (row["task"], row["reason"]) == (task, reason)][:SHOWN]
+        shown = "; ".join(words) if reason in ("contradiction", "needs-ish", "failed") else ""
+        more = f"; and {count - SHOWN} more" if shown and count > SHOWN else ""
+        text = f"left out of {task}: {count} × {reason}" + (f" ({escape(shown)}{more})" if shown else "")
+        console.print(text, highlight=False, soft_wrap=True)
+
+
+def show_scored(found: Scored, cohort: Path) -> None:
+    """How many slides a bundle has scored, under which licence, and where the rows are."""
+    console = Console()
+    for words in found.failures.values():
+        console.print(f"[red]failed[/red] {escape(words)}", highlight=False, soft_wrap=True)
+    again = f", {found.already} were scored before" if found.already else ""
+    console.print(f"{found.scored} slides scored{again}, {len(found.failures)} failed", highlight=False)
+    console.print(f"licence of the bundle: {escape(found.bundle.info.licence)}", highlight=False, soft_wrap=True)
+    where = cohort / "tables" / "predictions" / found.bundle.id
+    console.print(f"predictions: {where}", highlight=False, soft_wrap=True)
+    if found.stopped:
+        console.print("stopped; the same command goes on from here", highlight=False)

@@ -1,0 +1,155 @@
+"""One fold of a MIL method: a pure function of bags, labels, settings and a seed.
+
+One bag a step, as in the papers. Products in bfloat16 where the processor has it; weights and optimiser in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from her2batch.models.attention import Draw, MilModel, product_dtype
+from her2batch.models.mil import build
+from her2batch.settings import MilSettings
+from her2batch.training.bags import Bags
+from her2batch.training.loop import (
+    Fitted,
+    Fold,
+    Report,
+    Stopping,
+    Tensors,
+    balanced,
+    pack_optimiser,
+    rng,
+    train,
+    unpack_optimiser,
+)
+
+Rows = NDArray[np.int64]
+
+CLIP = 5.0
+"""Largest norm of a gradient (DTFD-MIL)."""
+
+DROP_AT, DROP = 100, 0.2
+"""From this epoch on DTFD-MIL's steps are so much smaller."""
+
+
+def fit(
+    method: str,
+    bags: Bags,
+    fold: Fold,
+    settings: MilSettings,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    report: Report = lambda _: None,
+) -> Fitted:
+    """Train on one fold of the bags. checkpoint, report: see loop.train."""
+    learner = _Learner(method, bags, fold, settings, device)
+    stopping = Stopping(settings.epochs, settings.patience, settings.least_epochs)
+    return train(learner, stopping, checkpoint, report)
+
+
+def feed(bags: Bags, rows: Rows, device: str) -> Iterator[torch.Tensor]:
+    """Bags on the device, in the dtype of its products, each (N, dim); on a GPU the next one travels meanwhile."""
+    dtype, kind = product_dtype(device), torch.device(device).type
+    ahead: torch.Tensor | None = None
+    for row in rows:
+        half = torch.from_numpy(bags.of(int(row)).copy()) if kind == "cuda" else _viewed(bags.of(int(row)))
+        if kind != "cuda":
+            yield half.float().to(dtype)  # through float32: the direct way is not vectorised and takes twice as long
+            continue
+        following = half.pin_memory().to(device, non_blocking=True)
+        if ahead is not None:
+            yield ahead.to(dtype)
+        ahead = following
+    if ahead is not None:
+        yield ahead.to(dtype)
+
+
+def _viewed(values: NDArray[np.float16]) -> torch.Tensor:
+    """A tensor over read-only memory, which torch warns of."""
+    return torch.frombuffer(values.reshape(-1).data, dtype=torch.float16).view(values.shape)
+
+
+class _Learner:
+    """A MIL network that learns. See loop.Learner."""
+
+    def __init__(self, method: str, bags: Bags, fold: Fold, settings: MilSettings, device: str) -> None:
+        self._bags, self._fold, self._settings, self._device = bags, fold, settings, device
+        self._two_tiers = method.startswith("dtfd")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(fold.seed)
+            self._net = build(method, bags.dim, fold.n_classes, settings).to(device)
+        tiers = self._net.tiers() if self._two_tiers else [list(self._net.parameters())]
+        self._optimisers = [
+            torch.optim.Adam(tier, settings.lr, weight_decay=settings.weight_decay, fused=True) for tier in tiers
+        ]
+
+    def epoch(self, number: int) -> float:
+        draw, training, labels = rng(self._fold.seed, number), self._fold.train, self._fold.labels
+        order = draw.permutation(len(training)) if self._two_tiers else balanced(labels[training], draw)
+        rows = training[order]
+        for optimiser in self._optimisers:
+            factor = DROP if self._two_tiers and number > DROP_AT else 1.0
+            optimiser.param_groups[0]["lr"] = self._settings.lr * factor
+        self._net.train()
+        total = torch.zeros((), device=self._device)
+        for row, bag in zip(rows, feed(self._bags, rows, self._device), strict=True):
+            total += self._step(bag, int(labels[row]), draw)
+        return float(total) / len(rows)
+
+    def _step(self, bag: torch.Tensor, label: int, draw: Draw) -> torch.Tensor:
+        loss = self._net(bag, label, draw).loss
+        for optimiser in self._optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if self._two_tiers:
+            for optimiser in self._optimisers:
+                torch.nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], CLIP)
+        for optimiser in self._optimisers:
+            optimiser.step()
+        return loss.detach()  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def validate(self) -> float:
+        self._net.eval()
+        rows = self._fold.val
+        logits = torch.stack([self._net(bag).logits for bag in feed(self._bags, rows, self._device)])
+        return float(F.cross_entropy(logits, torch.from_numpy(self._fold.labels[rows]).to(self._device)))
+
+    def state(self) -> Tensors:
+        packed = {f"net/{key}": one for key, one in self._net.state_dict().items()}
+        for k, optimiser in enumerate(self._optimisers):
+            packed |= {f"optimiser{k}/{key}": one for key, one in pack_optimiser(optimiser).items()}
+        return packed
+
+    def restore(self, state: Tensors) -> None:
+        parts: dict[str, Tensors] = {}
+        for key, one in state.items():
+            part, _, name = key.partition("/")
+            parts.setdefault(part, {})[name] = one
+        self._net.load_state_dict(parts["net"])
+        for k, optimiser in enumerate(self._optimisers):
+            unpack_optimiser(optimiser, parts[f"optimiser{k}"])
+
+    def weights(self) -> Tensors:
+        return {key: one.detach().cpu().clone() for key, one in self._net.state_dict().items()}
+
+
+@torch.inference_mode()
+def predict(
+    net: MilModel, bags: Bags, rows: Rows, n_classes: int, device: str = "cpu"
+) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+    """Probabilities (len(rows), C) and, for each bag, the attention (N,) that led to its most likely class."""
+    p, attention = [], []
+    for bag in feed(bags, rows, device):
+        out = net(bag)
+        p.append(torch.softmax(out.logits, 0).cpu().numpy())
+        branch = int(p[-1].argmax()) if len(out.attention) > 1 else 0
+        attention.append(out.attention[branch].cpu().numpy())
+    return np.array(p, np.float32).reshape(len(rows), n_classes), attention

@@ -1,0 +1,171 @@
+"""Folds: which slides train, validate and test together, before anything is trained. Whole patients only.
+
+Fold i tests on part i, validates on part i + 1 and trains on the rest: 80/10/10 with ten folds (methods.md §7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from her2batch.errors import InputError
+from her2batch.tables.run import FINAL
+from her2batch.tables.schemas import run_schema
+from her2batch.tasks import CLASSES
+from her2batch.training.loop import rng
+
+ORDERS = 50
+"""Orders of the patients that are tried: 0.06 s for 500 slides. Of ten, some left folds two slides apart in size."""
+
+ASSIGN, SHUFFLE = 1001, 1002
+"""Random streams of a run's seed."""
+
+LEAST_PATIENTS = 3
+"""Of a class: one each to train, validate and test."""
+
+
+def assign(
+    strata: Sequence[str], patients: Sequence[str], n_folds: int, seed: int, also: Sequence[Sequence[str]] = ()
+) -> NDArray[np.int32]:
+    """The fold of each slide, (n,) int32 from 0: a patient's slides share one, every stratum is spread evenly.
+
+    also: further columns of n words that are to be spread evenly: the classes of the tasks that share these folds, any
+    word where a slide has none.  Depends on who has which slides and on the seed, not on the order of rows.
+
+    Patients in random order, those with most slides first, each to the fold that has least of what they bring: the sum
+    over words of (slides there) × (slides of the patient), all slides counting as one more word. That is the greedy
+    step for the smallest sum of squares. Of ORDERS orders the one with the smallest sum counts.
+    """
+    # Largest fold less smallest, worst of 20 draws of the paper's cohort (500 slides, 10 folds), for all slides · the
+    # five IHC/ISH strata · the classes of the three HER2 tasks:
+    #                                     the classes given   strata alone   StratifiedGroupKFold
+    #   one slide a patient                   0 · 1 · 1         0 · 1 · 2         2 · 1 · 2
+    #   one to three, of any strata           0 · 1 · 1         0 · 1 · 2         2 · 1 · 2
+    #   one to three, all of one stratum      0 · 3 · 3         0 · 3 · 3         2 · 3 · 3
+    names, of = np.unique(np.asarray(patients, np.str_), return_inverse=True)
+    words = [strata, *also, [""] * len(of)]
+    slides = np.hstack([_counts(of, len(names), one) for one in words])
+    draw = rng(seed, ASSIGN)
+    tried = [_deal(slides, draw.permutation(len(names)), n_folds) for _ in range(ORDERS)]
+    best = min(tried, key=lambda fold: int((_load(slides, fold, n_folds) ** 2).sum()))
+    return best[of]
+
+
+def _counts(of: NDArray[np.int64], n_patients: int, words: Sequence[str]) -> NDArray[np.int64]:
+    """Slides of each patient with each word, (P, W). of: (n,) patients.  words: (n,)."""
+    found, kind = np.unique(np.asarray(words, np.str_), return_inverse=True)
+    counts = np.zeros((n_patients, len(found)), np.int64)
+    np.add.at(counts, (of, kind), 1)
+    return counts
+
+
+def _deal(slides: NDArray[np.int64], order: NDArray[np.int64], n_folds: int) -> NDArray[np.int32]:
+    """Fold of each patient, (P,) int32. slides: (P, W), last all.  order: (P,), of those of one size."""
+    fold = np.zeros(len(slides), np.int32)
+    load = np.zeros((n_folds, slides.shape[1]), np.int64)
+    for patient in order[np.argsort(-slides[order, -1], kind="stable")]:
+        fold[patient] = (load @ slides[patient]).argmin()
+        load[fold[patient]] += slides[patient]
+    return fold
+
+
+def _load(slides: NDArray[np.int64], fold: NDArray[np.int32], n_folds: int) -> NDArray[np.int64]:
+    """Slides with each word in each fold: (folds, W)."""
+    load = np.zeros((n_folds, slides.shape[1]), np.int64)
+    np.add.at(load, fold, slides)
+    return load
+
+
+def check(task: str, labelled: pa.Table, n_folds: int) -> None:
+    """Refuse, before anything is trained, what can't be cross-validated.
+
+    labelled: slide_id, patient_id, label, … of one task.  Raises InputError naming task, class, counts and remedy: no
+    slide, a slide without a patient, one patient only, a class without a slide or with too few patients, fewer patients
+    than folds.
+    """
+    if labelled.num_rows == 0:
+        raise InputError(f"{task}: no slide has a label for it", None, "fill in its column of the labels")
+    if lost := [one["slide_id"] for one in labelled.to_pylist() if one["patient_id"] is None]:
+        what = f"{task}: slide {min(lost)} has no patient ({len(lost)} slides)"
+        raise InputError(what, None, "fill in patient_id in the labels")
+    patients = np.asarray(labelled["patient_id"].to_pylist(), np.str_)
+    label = labelled["label"].to_numpy()
+    n = len(np.unique(patients))
+    if n == 1:
+        what = f"{task}: all {len(patients)} slides are of one patient, who can't both train and test"
+        raise InputError(what, None, "add slides of other patients, or correct patient_id in the labels")
+    for k, name in enumerate(CLASSES[task]):
+        here = len(np.unique(patients[label == k]))
+        if here == 0:
+            raise InputError(
+                f"{task}: class {name} has no slide among {len(patients)}", None, "add slides of it, or leave the task"
+            )
+        if here < LEAST_PATIENTS:
+            what = f"{task}: class {name} has slides of {here} patients only, to train, validate and test takes 3"
+            raise InputError(what, None, "add slides of it, or leave the task")
+    if n < n_folds:
+        raise InputError(f"{task}: {n} patients are fewer than {n_folds} folds", None, f"give --folds {n} or fewer")
+
+
+def splits(task: str, labelled: pa.Table, fold: NDArray[np.int32], n_folds: int) -> pa.Table:
+    """The folds table of one task: for every fold each slide with its split, by fold and slide_id.
+
+    labelled: slide_id, patient_id, label, … (n rows).  fold: (n,), as `assign` gives it.  Raises InputError when a
+    fold tests nothing, or its training part lacks a class.
+    """
+    tables = []
+    for k in range(n_folds):
+        if not (fold == k).any():
+            what = f"{task}: fold {k} of {n_folds} has none of its {len(fold)} slides"
+            raise InputError(what, None, "give fewer --folds, or add patients")
+        split = np.select([fold == k, fold == (k + 1) % n_folds], ["test", "val"], "train")
+        tables.append(_rows(task, labelled, k, split))
+    return pa.concat_tables(tables)
+
+
+def final_split(task: str, labelled: pa.Table, fold: NDArray[np.int32]) -> pa.Table:
+    """Rows of the folds table for the model that goes into the bundle: nothing tests, part 0 validates.
+
+    Raises InputError when its training part lacks a class.
+    """
+    return _rows(task, labelled, FINAL, np.where(fold == 0, "val", "train"))
+
+
+def _rows(task: str, labelled: pa.Table, number: int, split: NDArray[np.str_]) -> pa.Table:
+    trained = np.bincount(labelled["label"].to_numpy()[split == "train"], minlength=len(CLASSES[task]))
+    for name, n in zip(CLASSES[task], trained, strict=True):
+        if n == 0:
+            what = f"{task}: class {name} has no slide in the training part of fold {number}"
+            raise InputError(what, None, "give more --folds (a larger part trains) or another --seed, or add patients")
+    n = len(split)
+    columns = {
+        "task": [task] * n,
+        "fold": [number] * n,
+        "slide_id": labelled["slide_id"],
+        "patient_id": labelled["patient_id"],
+        "split": split.tolist(),
+    }
+    return pa.table(columns, run_schema("folds")).sort_by("slide_id")
+
+
+def shuffled(labelled: pa.Table, seed: int) -> pa.Table:
+    """The control: label, truth and stratum go to other patients at random, the slides stay where they are.
+
+    Each patient gets all the labels of one patient, in order of slide_id, from the first again where that one has fewer
+    slides: so a patient's slides keep belonging together, and the classes keep their shares of patients. Follow it with
+    `check`.  Depends on the patients and the seed, not on the order of rows.
+    """
+    patients = np.asarray(labelled["patient_id"].to_pylist(), np.str_)
+    order = np.lexsort((np.asarray(labelled["slide_id"].to_pylist(), np.str_), patients))
+    names, starts, of, counts = np.unique(patients[order], return_index=True, return_inverse=True, return_counts=True)
+    source = rng(seed, SHUFFLE).permutation(len(names))[of]  # whose labels each slide gets
+    place = np.arange(len(order)) - starts[of]
+    take = np.empty(len(order), np.int64)
+    take[order] = order[starts[source] + place % counts[source]]
+    for name in ("label", "truth", "stratum"):
+        k = labelled.schema.get_field_index(name)
+        labelled = labelled.set_column(k, labelled.schema.field(k), labelled[name].take(pa.array(take)))
+    return labelled

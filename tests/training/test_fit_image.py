@@ -1,0 +1,198 @@
+"""Fine-tuning: toys that learn brown from blue, losses by hand, fits that go on where they were, alone and together."""
+
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import distributed, multiprocessing
+
+from her2batch.errors import InputError
+from her2batch.models.nets import NETS, start
+from her2batch.settings import ImageSettings
+from her2batch.training import loop
+from her2batch.training.fit_image import batches, class_weights, fit, focal, losses, predict, ready, step_size
+from her2batch.training.loop import Fitted, Fold, Progress, Tensors
+from her2batch.training.pictures import Pixels, save, stack
+
+EDGE = 64
+GLASS = np.array([240, 238, 235], np.uint8)
+QUICK = ImageSettings(size="tiny", pretrained="none", lr=5e-3, epochs=4, warmup=1, batch=6)
+
+
+def pictures(n: int, edge: int = EDGE) -> Pixels:
+    """Tissue in the middle of glass, every other one brown, the others blue."""
+    noise = np.random.default_rng(0).normal(0, 25, (n, edge // 2, edge // 2, 3))
+    colours = np.array([[60, 80, 160], [120, 80, 40]])[np.arange(n) % 2]
+    out = np.broadcast_to(GLASS, (n, edge, edge, 3)).copy()
+    middle = slice(edge // 4, 3 * edge // 4)
+    out[:, middle, middle] = np.clip(colours[:, None, None] + noise, 0, 255)
+    return out
+
+
+def fold(n: int, n_classes: int = 2) -> Fold:
+    """All but the last eight train, the next four validate; the last four are nobody's."""
+    return Fold(np.arange(n, dtype=np.int64) % 2, np.arange(n - 8), np.arange(n - 8, n - 4), n_classes, seed=1)
+
+
+def equal(one: Tensors, other: Tensors) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("method", NETS)
+def test_each_family_learns_brown_from_blue(method: str) -> None:
+    pixels, settings = pictures(24), QUICK.model_copy(update={"epochs": 16})
+    fitted = fit(method, pixels, fold(24), settings, fill=GLASS)
+    net = ready(method, fitted.weights, 2, EDGE, "tiny")
+    p = predict(net, pixels, np.arange(20, 24), 2)
+    assert p.shape == (4, 2)
+    assert p.dtype == np.float32
+    assert p.argmax(1).tolist() == [0, 1, 0, 1]
+    assert fitted.progress.best_loss < math.log(2)
+
+
+@pytest.mark.parametrize("method", NETS)
+def test_a_fit_that_was_stopped_ends_in_the_same_bytes(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+    pixels, checkpoint = pictures(20), tmp_path / "checkpoint.safetensors"
+    settings = QUICK.model_copy(update={"loss": "focal", "jitter": 0.1})
+
+    def stop(at: Progress) -> None:
+        if at.epoch == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fit(method, pixels, fold(20), settings, "cpu", GLASS, checkpoint, stop)
+    torch.manual_seed(99)  # whatever else the process drew
+    seen: list[int] = []
+    again = fit(method, pixels, fold(20), settings, "cpu", GLASS, checkpoint, lambda at: seen.append(at.epoch))
+    whole = fit(method, pixels, fold(20), settings, "cpu", GLASS)
+    assert seen == [3, 4]
+    assert again.progress == whole.progress
+    assert equal(again.weights, whole.weights)
+
+
+def test_a_fit_leaves_the_random_stream_of_its_process_alone() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    fit("vit-base", pictures(12), fold(12), QUICK.model_copy(update={"epochs": 1}))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_pictures_may_lie_in_several_files(tmp_path: Path) -> None:
+    pixels = pictures(20)
+    for k, part in enumerate((pixels[:7], pixels[7:])):
+        save(part, tmp_path / f"{k}.npy")
+    files = stack([tmp_path / "0.npy", tmp_path / "1.npy"])
+    once = QUICK.model_copy(update={"epochs": 1})
+    one, other = fit("resnet50", pixels, fold(20), once), fit("resnet50", files, fold(20), once)
+    assert equal(one.weights, other.weights)
+    net, rows = ready("resnet50", one.weights, 2, EDGE, "tiny"), np.array([19, 3, 3, 8])
+    assert np.array_equal(predict(net, files, rows, 2), predict(net, pixels, rows, 2))
+    assert np.allclose(predict(net, files, rows, 2)[1], predict(net, files, rows[1:2], 2)[0], atol=1e-6)
+    assert predict(net, files, rows[:0], 2).shape == (0, 2)
+
+
+def test_a_class_without_a_picture_does_no_harm() -> None:
+    for loss in ("weighted", "focal"):
+        once = QUICK.model_copy(update={"loss": loss, "epochs": 1})
+        assert math.isfinite(fit("resnet50", pictures(12), fold(12, 4), once).progress.train_loss)
+    assert class_weights(np.array([0, 0, 0, 2]), 4).tolist() == pytest.approx([2 / 3, 0, 2, 0])
+
+
+def test_a_fold_without_pictures_is_refused() -> None:
+    for train, val in ((0, 4), (4, 0)):
+        empty = Fold(np.zeros(8, np.int64), np.arange(train), np.arange(4, 4 + val), 2, 0)
+        with pytest.raises(InputError, match="no picture"):
+            fit("resnet50", pictures(8), empty, QUICK)
+
+
+def test_losses_by_hand() -> None:
+    p = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1]])
+    labels, weights = torch.tensor([0, 1]), torch.tensor([2.0, 0.5, 1.0])
+    of = partial(losses, p.log(), labels, weights=weights)
+    assert of(kind="cross-entropy").tolist() == pytest.approx([-math.log(0.5), -math.log(0.8)])
+    assert of(kind="weighted").tolist() == pytest.approx([-2 * math.log(0.5), -0.5 * math.log(0.8)])
+    assert of(kind="focal").tolist() == pytest.approx([-0.25 * math.log(0.5), -0.04 * math.log(0.8)])
+
+
+@given(st.lists(st.floats(1e-6, 30), min_size=1, max_size=8))
+def test_focal_without_focus_is_cross_entropy(values: list[float]) -> None:
+    cross = torch.tensor(values)
+    assert torch.equal(focal(cross, 0), cross)
+    assert torch.allclose(focal(cross, 1e-6), cross, rtol=1e-4)
+    assert (focal(cross, 2) <= cross).all()
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=40))
+def test_class_weights_have_mean_one_over_the_pictures(labels: list[int]) -> None:
+    weights = class_weights(np.array(labels), 6)
+    assert weights[labels].mean() == pytest.approx(1, rel=1e-5)
+    totals = np.bincount(labels, weights[labels], 6)
+    assert totals[totals > 0] == pytest.approx(len(labels) / len(set(labels)), rel=1e-5)  # every class weighs the same
+
+
+@given(st.integers(2, 500), st.integers(2, 32))
+def test_batches_are_even_and_none_is_of_one(n: int, size: int) -> None:
+    parts = batches(np.arange(n), size)
+    lengths = [len(one) for one in parts]
+    assert np.array_equal(np.concatenate(parts), np.arange(n))
+    assert max(lengths) <= size
+    assert max(lengths) - min(lengths) <= 1
+    assert min(lengths) >= 2 or size == 2
+
+
+def test_the_step_rises_then_falls_to_nothing() -> None:
+    settings = ImageSettings(lr=0.8, epochs=6, warmup=2)
+    sizes = [step_size(step, 2, settings) for step in range(12)]
+    assert sizes[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8])
+    assert sizes[8] == pytest.approx(0.4)  # halfway down the cosine
+    assert sizes == sorted(sizes[:4]) + sorted(sizes[4:], reverse=True)
+    assert 0 < sizes[-1] < 0.04
+
+
+def together(rank: int, folder: Path, size: int, method: str) -> None:
+    """What each process of a group does."""
+    store = distributed.FileStore(str(folder / "store"), size)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    checkpoint = folder / "checkpoint.safetensors"
+    fitted = shared_fit(method, folder / f"{rank}.npy", checkpoint)
+    torch.save({**fitted.weights, "epochs": torch.tensor(fitted.progress.epoch)}, folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def shared_fit(method: str, path: Path, checkpoint: Path | None = None) -> Fitted:
+    """A fit that ends after epoch 2 the first time, and goes on the second time."""
+    save(pictures(18), path)
+    loop.SAVE_EVERY_S = 0.0
+    if checkpoint is not None:
+
+        def stop(at: Progress) -> None:
+            if at.epoch == 2:
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            fit(method, stack([path]), fold(18), QUICK, "cpu", GLASS, checkpoint, stop)
+    return fit(method, stack([path]), fold(18), QUICK, "cpu", GLASS, checkpoint)
+
+
+@pytest.mark.parametrize("method", ["vit-base", "resnet50"])
+def test_two_processes_train_one_network(method: str, tmp_path: Path) -> None:
+    multiprocessing.spawn(together, (tmp_path, 2, method), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert equal(first, second)
+    assert int(first.pop("epochs")) == 4
+    if method == "resnet50":  # each process normalised its own share
+        return
+    alone = shared_fit(method, tmp_path / "alone.npy").weights
+    begun = start(method, 2, EDGE, "tiny", "none", seed=1).state_dict()
+    way = sum(float((alone[key] - begun[key]).norm() ** 2) for key in begun)
+    apart = sum(float((alone[key] - first[key]).norm() ** 2) for key in begun)
+    print("APART", (apart/way)**.5)
+    assert apart < 0.05**2 * way

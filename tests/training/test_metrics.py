@@ -1,0 +1,169 @@
+"""Metrics: equal to scikit-learn's, null where undefined, and no figure from a broken table."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix, f1_score, recall_score, roc_auc_score
+
+from her2batch.errors import InputError
+from her2batch.tables.schemas import run_schema
+from her2batch.tasks import CLASSES
+from her2batch.training.metrics import auc, confusion, groups, kappa, metrics, recalls, summary
+
+
+def table(
+    task: str,
+    truth: Sequence[int],
+    p: Sequence[Sequence[float]],
+    method: str = "clam-sb",
+    given: str = "uni",
+    fold: Sequence[int] | int = 0,
+) -> pa.Table:
+    """A predictions table of slides s000, s001, …; predicted is the likeliest class."""
+    n, classes = len(truth), CLASSES[task]
+    columns = {
+        "task": [task] * n,
+        "method": [method] * n,
+        "input": [given] * n,
+        "fold": [fold] * n if isinstance(fold, int) else list(fold),
+        "slide_id": [f"s{k:03}" for k in range(n)],
+        "truth": [classes[k] for k in truth],
+        "p": [list(one) for one in p],
+        "predicted": [classes[int(np.argmax(one[: len(classes)]))] for one in p],
+    }
+    return pa.table(columns, run_schema("predictions"))
+
+
+def drawn(task: str, n: int, seed: int, skill: float = 1.0, levels: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Truth (n,) and p (n, C) with ties: a few levels only, exact in float32."""
+    draw = np.random.default_rng(seed)
+    c = len(CLASSES[task])
+    truth = draw.integers(0, c, n)
+    raw = draw.gamma(1, size=(n, c)) + skill * np.eye(c)[truth]
+    p = np.floor(raw / raw.sum(axis=1, keepdims=True) * levels) / levels
+    p[:, 0] += 1 - p.sum(axis=1)
+    return truth, p
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(sorted(CLASSES)), st.integers(6, 60), st.integers(0, 2**31), st.floats(0, 2))
+def test_figures_are_those_of_scikit_learn(task: str, n: int, seed: int, skill: float) -> None:
+    truth, p = drawn(task, n, seed, skill)
+    c = len(CLASSES[task])
+    truth[:c] = range(c)  # scikit-learn's AUC wants all classes
+    row = metrics(table(task, truth, p)).to_pylist()[0]
+    predicted = p.argmax(axis=1)
+    area = roc_auc_score(truth, p[:, 1]) if c == 2 else roc_auc_score(truth, p, multi_class="ovr", average="macro")
+    assert row["auc"] == pytest.approx(area, abs=1e-12)
+    assert row["f1"] == pytest.approx(f1_score(truth, predicted, average="macro"), abs=1e-12)
+    assert row["accuracy"] == pytest.approx(accuracy_score(truth, predicted), abs=1e-12)
+    assert row["kappa"] == pytest.approx(cohen_kappa_score(truth, predicted, weights="quadratic"), abs=1e-12)
+    assert row["n"] == n
+    counts = confusion(table(task, truth, p))
+    assert counts.tolist() == confusion_matrix(truth, predicted, labels=range(c)).tolist()
+    assert recalls(counts) == pytest.approx(recall_score(truth, predicted, average=None, labels=range(c)))
+
+
+def test_figures_worked_by_hand() -> None:
+    p = [[0.8, 0.2], [0.6, 0.4], [0.7, 0.3], [0.4, 0.6], [0.5, 0.5], [0.1, 0.9]]
+    found = metrics(table("her2-binary", [0, 0, 1, 0, 1, 1], p)).to_pylist()[0]
+    # pairs in order: 0.3 over 0.2; 0.5 over 0.2 and 0.4; 0.9 over all three: 6 of 9
+    assert found["auc"] == pytest.approx(6 / 9)
+    assert found["accuracy"] == pytest.approx(3 / 6)  # 0.5 : 0.5 goes to the first class
+    assert found["f1"] == pytest.approx((2 * 2 / 7 + 2 * 1 / 5) / 2)
+    assert found["kappa"] == pytest.approx(0.0)
+
+
+def test_quadratic_kappa_worked_by_hand() -> None:
+    counts = np.array([[2, 0, 0], [0, 1, 1], [0, 0, 2]])
+    # disagreement 1 · 1² of 6; by chance Σ (i−j)² row_i col_j / 36 = (2·1 + 2·3·4 + 2·2 + 2·3 + 2·2·4 + 2·1) / 36
+    assert kappa(counts) == pytest.approx(1 - (1 / 6) / (54 / 36))
+
+
+def test_a_class_that_a_fold_lacks_is_left_out_of_its_means() -> None:
+    p = [[0.8, 0.1, 0.1], [0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1]]
+    row = metrics(table("her2-3way", [0, 0, 1, 1], p)).to_pylist()[0]
+    assert (row["auc"], row["f1"], row["accuracy"], row["kappa"]) == (1, 1, 1, 1)
+    assert math.isnan(recalls(confusion(table("her2-3way", [0, 0, 1, 1], p)))[2])
+
+
+def test_what_is_undefined_is_null() -> None:
+    row = metrics(table("her2-binary", [1, 1], [[0.2, 0.8], [0.3, 0.7]])).to_pylist()[0]
+    assert row["auc"] is None
+    assert row["kappa"] is None
+    assert (row["f1"], row["accuracy"]) == (1, 1)
+
+
+def test_there_is_one_row_for_each_fold_of_each_method_whatever_the_order() -> None:
+    truth, p = drawn("her2-3way", 60, 0)
+    folds = [k % 3 for k in range(60)]
+    both = pa.concat_tables(
+        [table("her2-3way", truth, p, "dtfd-afs", fold=folds), table("her2-3way", truth, p, fold=folds)]
+    )
+    found = metrics(both)
+    assert found.schema == run_schema("metrics")
+    keys = [(one["method"], one["fold"]) for one in found.to_pylist()]
+    assert keys == [(method, fold) for method in ("clam-sb", "dtfd-afs") for fold in range(3)]
+    assert found["n"].to_pylist() == [20] * 6
+    order = np.random.default_rng(0).permutation(120)
+    assert metrics(both.take(pa.array(order))) == found
+    assert [keys["method"] for keys, _ in groups(both, ["method"])] == ["clam-sb", "dtfd-afs"]
+
+
+def test_without_predictions_there_are_no_metrics() -> None:
+    assert metrics(run_schema("predictions").empty_table()) == run_schema("metrics").empty_table()
+    assert summary(run_schema("metrics").empty_table()).num_rows == 0
+
+
+def test_the_summary_is_in_percent_with_the_sample_sd() -> None:
+    rows = [("clam-sb", 0, 0.9, 0.8, 0.5), ("clam-sb", 1, None, 0.7, 0.7), ("clam-mb", 0, 0.5, 0.5, 0.1)]
+    given = [
+        {"task": "er", "method": m, "input": "uni", "fold": fold, "auc": a, "f1": f, "accuracy": f, "kappa": k, "n": 7}
+        for m, fold, a, f, k in rows
+    ]
+    one, two = summary(pa.Table.from_pylist(given, run_schema("metrics"))).to_pylist()
+    assert (one["method"], one["folds"], one["n"]) == ("clam-mb", 1, 7)
+    assert (one["auc_mean"], one["auc_sd"], one["kappa_mean"]) == (50, None, 0.1)
+    assert (two["folds"], two["n"], two["auc_mean"], two["auc_sd"]) == (2, 14, 90, None)
+    assert two["f1_mean"] == pytest.approx(75)
+    assert two["f1_sd"] == pytest.approx(10 / math.sqrt(2))
+    assert two["kappa_sd"] == pytest.approx(0.2 / math.sqrt(2))
+
+
+@pytest.mark.parametrize(
+    ("p", "words"),
+    [
+        ([[0.5, 0.5], [0.5, math.nan]], "slide s001: p are no probabilities"),
+        ([[0.5, 0.4], [0.5, 0.5]], "fold 0, slide s000: p are no probabilities that sum to 1"),
+        ([[1.5, -0.5], [0.5, 0.5]], "p are no probabilities"),
+        ([[0.5, 0.5], [0.2, 0.3, 0.5]], "her2-binary, clam-sb on uni, fold 0, slide s001: p does not hold 2"),
+        ([[0.5, 0.5], [1.0]], "p does not hold 2 probabilities"),
+    ],
+)
+def test_probabilities_that_are_none_are_refused_naming_the_slide(p: list[list[float]], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        metrics(table("her2-binary", [0, 1], p))
+
+
+def test_a_class_or_task_that_is_not_known_is_refused() -> None:
+    good = table("her2-binary", [0, 1], [[0.9, 0.1], [0.2, 0.8]])
+    k = good.schema.get_field_index("truth")
+    with pytest.raises(InputError, match=r"slide s001: truth is none of negative, positive"):
+        metrics(good.set_column(k, "truth", pa.array(["negative", "3+"])))
+    with pytest.raises(InputError, match="must be of one that is known"):
+        confusion(pa.concat_tables([good, table("er", [0], [[1, 0]])]))
+
+
+def test_a_slice_of_a_table_is_judged_as_its_own_rows() -> None:
+    truth, p = drawn("her2-4way", 30, 4)
+    whole = table("her2-4way", truth, p)
+    assert metrics(whole.slice(10, 15)) == metrics(whole.take(list(range(10, 25))))
+
+
+def test_auc_counts_ties_half() -> None:
+    assert auc(np.array([0, 1, 0, 1]), np.full((4, 2), 0.5)) == 0.5
