@@ -124,6 +124,60 @@ def train(
 
 
 @app.command()
+@options(Spread, leave_out=("worker_memory",))
+@options(Training, leave_out=("tasks", "methods"))
+def reproduce(
+    *,
+    cohort: CohortArgument,
+    out: Annotated[Path, typer.Option(help="the run's folder")] = Path("run"),
+    training: Training,
+    resources: Spread,
+    labels: Labels = None,
+    annotations: Annotations = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Every row of the paper's tables 4, 5, 6, S1–S3 and figure 5, beside its figures. The same command resumes."""
+    from her2batch.flow.reproduce import reproduce as run
+    from her2batch.flow.train import Study
+    from her2batch.scoreboard import show_reproduced, unit_progress
+
+    with unit_progress(quiet or as_json) as report:
+        found = run(Study(cohort, out, labels, annotations), training, resources, report)
+    data = {**_trained_json(found.trained), "tables": found.tables.to_pylist()}
+    _emit(as_json, data, lambda: show_reproduced(found))
+    return found.exit_code
+
+
+@app.command()
+@options(Spread, leave_out=("worker_memory",))
+@options(Training)
+def tune(
+    *,
+    cohort: CohortArgument,
+    out: Annotated[Path, typer.Option(help="the run's folder")] = Path("run"),
+    training: Training,
+    resources: Spread,
+    labels: Labels = None,
+    annotations: Annotations = None,
+    samples: Annotated[int, typer.Option(min=1, help="trials in each outer fold")] = 20,
+    outer: Annotated[int, typer.Option(min=1, help="outer folds that are searched; all: nested cross-validation")] = 1,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Search a method's settings with Ray Tune, inside the folds; the best go into a bundle. Resumes."""
+    from her2batch.flow.train import Study
+    from her2batch.flow.tune import tune as run
+    from her2batch.scoreboard import show_tuned, unit_progress
+
+    with unit_progress(quiet or as_json) as report:
+        found = run(Study(cohort, out, labels, annotations), training, samples, outer, resources, report)
+    data = {**_trained_json(found.trained), "trials": found.trials.to_pylist(), "best": found.best}
+    _emit(as_json, data, lambda: show_tuned(found))
+    return found.exit_code
+
+
+@app.command()
 @options(Resources)
 def score(
     *,

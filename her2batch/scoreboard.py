@@ -16,8 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from her2batch.screen import plain_table
 
 if TYPE_CHECKING:
+    from her2batch.flow.reproduce import Reproduced
     from her2batch.flow.score import Scored
     from her2batch.flow.train import Trained
+    from her2batch.flow.tune import Tuned
     from her2batch.tables.run import Unit
 
 SHOWN = 5
@@ -59,7 +61,11 @@ def _bar(what: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
 def show_trained(found: Trained) -> None:
     """Figures over the folds, who was left out, what failed, where the bundle is."""
     console = Console()
-    console.print(figures("mean ± sd over the folds, %", found.summary.to_pylist()))
+    console.print(figures("mean±sd over the folds, %", found.summary.to_pylist()))
+    _show_rest(console, found)
+
+
+def _show_rest(console: Console, found: Trained) -> None:
     show_excluded(console, found.excluded.to_pylist())
     for name, why in sorted(found.failed.items()):
         console.print(f"[red]failed[/red] {name}: {escape(why)}", highlight=False, soft_wrap=True)
@@ -84,6 +90,40 @@ def _spread(row: Mapping[str, Any], name: str, digits: int) -> str:
     if mean is None:
         return "–"
     return f"{mean:.{digits}f}" + (f"±{sd:.{digits}f}" if sd is not None else "")
+
+
+def show_reproduced(found: Reproduced) -> None:
+    """The paper's rows with ours; then what show_trained shows."""
+    console = Console()
+    rows = found.tables.to_pylist()
+    title = "mean±sd over the folds, %; in brackets the paper's, on a cohort nobody else has"
+    table = plain_table(title, "table", "task", "method", "input", "AUC", "F1", "accuracy", "")
+    for row in rows:
+        cells = [f"{_spread(row, name, 1)} [{_or_dash(row[f'paper_{name}'])}]" for name in ("auc", "f1", "accuracy")]
+        table.add_row(row["table"], row["task"], row["method"], row["input"], *map(escape, cells), row["status"])
+    console.print(table)
+    for why, count in sorted(Counter(row["why"] for row in rows if row["why"]).items()):
+        console.print(f"{count} rows: {escape(why)}", highlight=False, soft_wrap=True)
+    counts = Counter(row["status"] for row in rows)
+    console.print(", ".join(f"{count} {status}" for status, count in sorted(counts.items())), highlight=False)
+    _show_rest(console, found.trained)
+
+
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def show_tuned(found: Tuned) -> None:
+    """The best trials, the settings that went into the bundle, and their figures on the tested folds."""
+    console = Console()
+    table = plain_table("trials, by validation loss", "fold", "trial", "loss", "epochs", "settings")
+    rows = [row for row in found.trials.to_pylist() if row["val_loss"] is not None]
+    for row in sorted(rows, key=lambda one: (one["fold"], one["val_loss"]))[: 2 * SHOWN]:
+        table.add_row(str(row["fold"]), row["trial"], f"{row['val_loss']:.4f}", str(row["epochs"]), row["settings"])
+    console.print(table)
+    best = ", ".join(f"{name}={value}" for name, value in found.best.items())
+    console.print(f"{found.trials.num_rows} trials, best: {best}", highlight=False, soft_wrap=True)
+    show_trained(found.trained)
 
 
 def show_excluded(console: Console, rows: list[dict[str, Any]]) -> None:

@@ -1,0 +1,276 @@
+"""How far is training from the matrix products it needs, and from a plain loop? Ten folds of CLAM-SB on 500 bags.
+
+usage: folds.py SCRATCH [--bags 500] [--dim 1024] [--epochs 3] [--whole]
+
+Ours is `flow.train.train` on a cohort of random embeddings with a weak signal: Ray's start, the cache, training,
+validation, test, the model of the bundle. The bound is the products of the same steps, forward and backward, in the same
+dtype, one thread each, on as many processes, timed in the same run, before and after. The plain loop is CLAM-SB written
+with torch.nn as usual: one fold after another, one bag a step, float32, torch's own threads, a standard DataLoader over
+one file a bag; of it one epoch of one fold is timed and multiplied, with --whole all of it, for the AUC.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from memory import held
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from her2batch.flow.train import Study, train
+from her2batch.models.attention import product_dtype
+from her2batch.models.clam import smooth_top1
+from her2batch.settings import Plan, Spread, Training
+from her2batch.tables.run import FINAL, Run
+from her2batch.tables.schemas import embeddings, schema
+from her2batch.tables.store import Cohort, write_row
+from her2batch.training.loop import balanced, rng
+from her2batch.training.metrics import metrics, summary
+from her2batch.way.costs import cores
+
+CLASSES = ("0", "1+", "3+")  # her2-3way: 0, low, high
+ENCODER = "timm:resnet50.a1_in1k"  # its length is the embeddings', its weights are not used
+SHARE, SHIFT = 0.02, 0.12
+
+
+def make(folder: Path, bags: int, dim: int) -> tuple[Path, Path]:
+    """A cohort of embeddings, 1,500 to 2,500 a slide, 2 % of which lean to the slide's class; and its labels."""
+    cohort, labels = Cohort(folder / "cohort"), folder / "labels.csv"
+    if labels.exists() and len(labels.read_text().splitlines()) == bags + 1:
+        return cohort.root, labels
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    cohort.create(Plan(encoders=(ENCODER,)))
+    draw = np.random.default_rng(0)
+    lean = draw.standard_normal((3, dim)).astype(np.float32)
+    lines = ["slide_id,patient_id,her2"]
+    blank = {name: None for name in schema("slides").names}
+    for k in range(bags):
+        n, label, slide_id = int(draw.integers(1500, 2500)), k % 3, f"s{k:04}"
+        values = draw.standard_normal((n, dim), np.float32)
+        values[: int(SHARE * n)] += SHIFT * lean[label]
+        flat = pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float16).reshape(-1)), dim)
+        path = cohort.table(f"embeddings/{ENCODER.replace(':', '-')}", slide_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(embeddings(slide_id, pa.array(np.arange(n, dtype=np.int32)), flat), path)
+        write_row(cohort, {**blank, "slide_id": slide_id, "status": "done", "n_tiles": n, "flags": [], "files": []})
+        lines.append(f"{slide_id},p{k // 2:04},{CLASSES[label]}")
+    labels.write_text("\n".join(lines) + "\n")
+    return cohort.root, labels
+
+
+def ours(cohort: Path, labels: Path, out: Path, epochs: int) -> tuple[float, float, pa.Table]:
+    """Seconds, GB at the peak of all processes, the summary."""
+    shutil.rmtree(out, ignore_errors=True)
+    training = Training(options=(f"epochs={epochs}",))
+    peak, ended = [0.0], threading.Event()
+
+    def watch() -> None:
+        me = psutil.Process()
+        while not ended.wait(0.5):
+            peak[0] = max(peak[0], sum(held(me).values()))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = time.perf_counter()
+    found = train(Study(cohort, out, labels), training, Spread())
+    took = time.perf_counter() - started
+    ended.set()
+    watcher.join()
+    assert found.exit_code == 0, found.failed
+    return took, peak[0], found.summary
+
+
+def passes(run: Run, epochs: int) -> tuple[int, int]:
+    """Bags that are trained on and bags that are only looked at, in all units of the run."""
+    rows = pq.read_table(run.table("folds")).to_pylist()
+    count = {split: sum(row["split"] == split for row in rows) for split in ("train", "val", "test")}
+    return epochs * count["train"], epochs * count["val"] + count["test"]
+
+
+def products(sizes: list[int], dim: int, dtype: torch.dtype, forward_only: bool) -> float:
+    """Seconds of one bag's matrix products, on one thread: median over bags."""
+    torch.set_num_threads(1)
+    w1, w2 = torch.randn(512, dim, dtype=dtype), torch.randn(512, 512, dtype=dtype)
+    took = []
+    for n in sizes:
+        x, h, g = (torch.randn(n, d, dtype=dtype) for d in (dim, 512, 512))
+        started = time.perf_counter()
+        _ = x @ w1.t(), h @ w2.t()
+        if not forward_only:
+            _ = g @ w2, g.t() @ h, g.t() @ x
+        took.append(time.perf_counter() - started)
+    return statistics.mean(sorted(took)[len(took) // 10 : -len(took) // 10 or None])
+
+
+def bound(run: Run, dim: int, epochs: int) -> float:
+    """Seconds of all products of a run, spread over the cores, each process measured beside the others."""
+    steps, looks = passes(run, epochs)
+    sizes = np.random.default_rng(1).integers(1500, 2500, 60).tolist()
+    workers, dtype = cores(), product_dtype("cpu")
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        step = [one.result() for one in [pool.submit(products, sizes, dim, dtype, False) for _ in range(workers)]]
+        look = [one.result() for one in [pool.submit(products, sizes, dim, dtype, True) for _ in range(workers)]]
+    return (statistics.mean(step) * steps + statistics.mean(look) * looks) / workers
+
+
+# -- the plain loop --------------------------------------------------------------------------------------------
+
+
+class PlainClam(nn.Module):
+    """CLAM-SB as one writes it."""
+
+    def __init__(self, dim: int, n_classes: int) -> None:
+        super().__init__()
+        self.embed = nn.Sequential(nn.Linear(dim, 512), nn.ReLU(), nn.Dropout(0.25))
+        self.v = nn.Sequential(nn.Linear(512, 256), nn.Tanh(), nn.Dropout(0.25))
+        self.u = nn.Sequential(nn.Linear(512, 256), nn.Sigmoid(), nn.Dropout(0.25))
+        self.w = nn.Linear(256, 1)
+        self.head = nn.Linear(512, n_classes)
+        self.instances = nn.ModuleList(nn.Linear(512, 2) for _ in range(n_classes))
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_normal_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: torch.Tensor, label: int | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        h = self.embed(x)
+        a = torch.softmax(self.w(self.v(h) * self.u(h)).t(), 1)
+        logits = self.head(a @ h)
+        if label is None:
+            return logits, None
+        total = torch.zeros(())
+        for c, layer in enumerate(self.instances):
+            top = h[a[0].topk(8).indices]
+            if c == label:
+                rows, wanted = torch.cat([top, h[a[0].topk(8, largest=False).indices]]), torch.tensor([1] * 8 + [0] * 8)
+            else:
+                rows, wanted = top, torch.zeros(8, dtype=torch.long)
+            total = total + smooth_top1(layer(rows), wanted).mean()
+        bag = nn.functional.cross_entropy(logits, torch.tensor([label]))
+        return logits, 0.7 * bag + 0.3 * total / len(self.instances)
+
+
+class Bags(Dataset):
+    """One file of features a bag, as CLAM's."""
+
+    def __init__(self, folder: Path, slides: list[str], labels: list[int]) -> None:
+        self.folder, self.slides, self.labels = folder, slides, labels
+
+    def __len__(self) -> int:
+        return len(self.slides)
+
+    def __getitem__(self, k: int) -> tuple[torch.Tensor, int]:
+        return torch.load(self.folder / f"{self.slides[k]}.pt").float(), self.labels[k]
+
+
+def as_files(cohort: Path, folder: Path) -> Path:
+    """Features as .pt files, one a slide."""
+    folder.mkdir(exist_ok=True)
+    for path in sorted((cohort / "tables" / "embeddings" / ENCODER.replace(":", "-")).glob("*.parquet")):
+        target = folder / f"{path.stem}.pt"
+        if not target.exists():
+            column = pq.read_table(path)["embedding"].combine_chunks()
+            values = column.flatten().to_numpy().reshape(len(column), -1)
+            torch.save(torch.from_numpy(values.copy()), target)
+    return folder
+
+
+def plain(folder: Path, run: Run, dim: int, epochs: int, folds: int) -> tuple[float, pa.Table]:
+    """Seconds of the plain loop over so many folds, and its predictions of their test parts."""
+    torch.set_num_threads(cores())
+    labels = {row["slide_id"]: row for row in pq.read_table(run.table("labels")).to_pylist()}
+    rows = [row for row in pq.read_table(run.table("folds")).to_pylist() if row["fold"] != FINAL]
+    out, took = [], 0.0
+    for fold in range(folds):
+        part = {
+            split: [r["slide_id"] for r in rows if r["fold"] == fold and r["split"] == split]
+            for split in ("train", "val", "test")
+        }
+        torch.manual_seed(fold)
+        net = PlainClam(dim, 3)
+        adam = torch.optim.Adam(net.parameters(), 1e-4, weight_decay=1e-5)
+        best, least = None, float("inf")
+        started = time.perf_counter()
+        truth = np.array([labels[one]["label"] for one in part["train"]])
+        for epoch in range(epochs):
+            order = balanced(truth, rng(fold, epoch))
+            chosen = [part["train"][k] for k in order]
+            net.train()
+            for x, y in DataLoader(Bags(folder, chosen, [labels[one]["label"] for one in chosen]), batch_size=1):
+                loss = net(x[0], int(y))[1]
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+            net.eval()
+            with torch.no_grad():
+                own = DataLoader(Bags(folder, part["val"], [labels[one]["label"] for one in part["val"]]), batch_size=1)
+                val = sum(float(nn.functional.cross_entropy(net(x[0])[0], y)) for x, y in own)
+            if val < least:
+                best, least = {key: one.clone() for key, one in net.state_dict().items()}, val
+        net.load_state_dict(best)
+        with torch.no_grad():
+            for x, slide_id in zip(
+                DataLoader(Bags(folder, part["test"], [0] * len(part["test"])), batch_size=1), part["test"], strict=True
+            ):
+                p = torch.softmax(net(x[0][0])[0], 1)[0]
+                out.append(
+                    {
+                        "task": "her2-3way",
+                        "method": "clam-sb",
+                        "input": "plain",
+                        "fold": fold,
+                        "slide_id": slide_id,
+                        "truth": labels[slide_id]["truth"],
+                        "p": p.tolist(),
+                        "predicted": ("0", "low", "high")[int(p.argmax())],
+                    }
+                )
+        took += time.perf_counter() - started
+    from her2batch.tables.schemas import run_schema
+
+    return took, pa.Table.from_pylist(out, run_schema("predictions"))
+
+
+def main() -> None:
+    """Print the row."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("scratch", type=Path)
+    parser.add_argument("--bags", type=int, default=500)
+    parser.add_argument("--dim", type=int, default=1024)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--whole", action="store_true")
+    given = parser.parse_args()
+    cohort, labels = make(given.scratch / f"bags-{given.bags}-{given.dim}", given.bags, given.dim)
+    run = Run(given.scratch / "run")
+    took, peak, found = ours(cohort, labels, run.root, given.epochs)
+    need = statistics.mean(bound(run, given.dim, given.epochs) for _ in range(2))
+    files = as_files(cohort, given.scratch / f"files-{given.bags}-{given.dim}")
+    if given.whole:
+        loop, predictions = plain(files, run, given.dim, given.epochs, 10)
+        loop *= 11 / 10  # ours trains the bundle's model as well
+        found = pa.concat_tables([found, summary(metrics(predictions))])
+    else:
+        loop = 11 * given.epochs * plain(files, run, given.dim, 1, 1)[0]
+    for row in found.to_pylist():
+        print(f"{row['input']}: AUC {row['auc_mean']:.2f} ± {row['auc_sd']:.2f}")
+    print(f"ours {took:.1f} s, peak {peak:.2f} GB; products {need:.1f} s: {took / need:.2f} × (at most 1.6)")
+    print(
+        f"plain loop {loop:.1f} s{'' if given.whole else ' (from one epoch of one fold)'}: {loop / took:.2f} × (at least 2.5)"
+    )
+
+
+if __name__ == "__main__":
+    main()
