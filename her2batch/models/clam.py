@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from her2batch.models.attention import Draw, GatedAttention, Output, embedded, linear, wide, xavier
+from her2batch.models.attention import Draw, GatedAttention, Output, embedded, linear, masked, wide, xavier
 
 WIDTH, GATE = 512, 256
 """Of instances and of their gate (methods.md §4; CLAM's size `small`)."""
@@ -55,24 +55,26 @@ class Clam(nn.Module):
         self.instances = nn.Linear(WIDTH, 2 * n)  # class c: columns 2c (out) and 2c + 1 (in)
         xavier(self)
 
-    def forward(self, bag: torch.Tensor, label: int | None = None, draw: Draw | None = None) -> Output:
-        """bag: (N, dim) float32 or bfloat16.  label: the bag's class.  draw: of dropout; None: none."""
+    def forward(
+        self, bag: torch.Tensor, label: int | None = None, draw: Draw | None = None, size: int | None = None
+    ) -> Output:
+        """bag: (N, dim) float32 or bfloat16.  label: the bag's class.  draw: of dropout.  size: see MilModel."""
         h = embedded(bag, self.embed, self.shape.dropout, draw)  # (N, 512)
-        attention = torch.softmax(self.attention(h, draw), dim=1)  # (K, N)
+        attention = torch.softmax(masked(self.attention(h, draw), size), dim=1)  # (K, N)
         z = wide(attention.to(h.dtype) @ h)  # (K, 512)
         logits = linear(z, self.classify)[0]
         if self.shape.branches:
             logits = (z * self.classify.weight).sum(1) + self.classify.bias
         if label is None:
-            return Output(logits, attention)
+            return Output(logits, attention[:, :size])
         bag_loss = F.cross_entropy(logits[None], torch.tensor([label], device=logits.device))
-        instance_loss = self._instance_loss(h, attention, label)
+        instance_loss = self._instance_loss(h, attention[:, :size], label)
         weight = self.shape.bag_weight
-        return Output(logits, attention, weight * bag_loss + (1 - weight) * instance_loss)
+        return Output(logits, attention[:, :size], weight * bag_loss + (1 - weight) * instance_loss)
 
     def _instance_loss(self, h: torch.Tensor, attention: torch.Tensor, label: int) -> torch.Tensor:
-        """Mean over classes of the clustering loss. h: (N, 512).  attention: (K, N). All classes in one product."""
-        n, k = self.shape.n_classes, max(1, min(self.shape.k, len(h) // 2))
+        """Mean over classes of the clustering loss. h: (≥ N, 512).  attention: (K, N). All classes in one product."""
+        n, k = self.shape.n_classes, max(1, min(self.shape.k, attention.shape[1] // 2))
         rows = attention if self.shape.branches else attention.expand(n, -1)  # (C, N)
         high = rows.topk(k, dim=1).indices  # (C, k)
         own_low = rows[label].topk(k, largest=False).indices

@@ -63,7 +63,9 @@ class Dtfd(nn.Module):
         ids = {id(one) for one in second}
         return [[one for one in self.parameters() if id(one) not in ids], second]
 
-    def forward(self, bag: torch.Tensor, label: int | None = None, draw: Draw | None = None) -> Output:
+    def forward(
+        self, bag: torch.Tensor, label: int | None = None, draw: Draw | None = None, size: int | None = None
+    ) -> Output:
         """bag: (N, dim).  With a label one random split is trained on; without, several fixed ones are averaged.
 
         logits without a label are logarithms of the mean probability; attention is tier 1's times tier 2's, summed
@@ -71,15 +73,21 @@ class Dtfd(nn.Module):
         """
         h = torch.relu(linear(bag, self.embed))  # (N, 512)
         scores = self.attention(h)[0]  # (N,)
+        n = len(bag) if size is None else size
         if label is not None:
             assert draw is not None
-            return self._train(h, scores, partition(len(bag), self.shape.pseudo_bags, draw), label)
+            out = self._train(h, scores, self._part(n, len(bag), draw), label)
+            return out._replace(attention=out.attention[:, :n])
         # seeded by the bag's size alone: the same slide gets the same splits everywhere
-        fixed = np.random.Generator(np.random.SFC64(len(bag)))
-        parts = [partition(len(bag), self.shape.pseudo_bags, fixed) for _ in range(self.shape.splits)]
+        fixed = np.random.Generator(np.random.SFC64(n))
+        parts = [self._part(n, len(bag), fixed) for _ in range(self.shape.splits)]
         found = [self._second(h, *self._first(h, scores, part)) for part in parts]
         p = torch.stack([torch.softmax(logits, 0) for logits, _ in found]).mean(0)
-        return Output(p.clamp_min(1e-30).log(), torch.stack([one for _, one in found]).mean(0)[None])
+        return Output(p.clamp_min(1e-30).log(), torch.stack([one for _, one in found]).mean(0)[None, :n])
+
+    def _part(self, n: int, rows: int, draw: Draw) -> torch.Tensor:
+        """Pseudo-bags of the first n of a bag's rows; padding is in none: (M, rows) bool."""
+        return F.pad(partition(n, self.shape.pseudo_bags, draw), (0, rows - n))
 
     def _train(self, h: torch.Tensor, scores: torch.Tensor, part: torch.Tensor, label: int) -> Output:
         first, a = self._first(h, scores, part)

@@ -56,6 +56,7 @@ def gather(cohort: Cohort, encoder: str, folder: str, slide_ids: Sequence[str], 
         for slide_id in slide_ids:
             vectors = _vectors(cohort, folder, slide_id, first.type.list_size)
             writer.write_batch(pa.record_batch([vectors], schema=schema))
+    pa.default_memory_pool().release_unused()  # or the driver keeps 0.4 GB of it while it only waits
     opened = _open(path, key)
     assert opened is not None
     return opened

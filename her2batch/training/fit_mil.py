@@ -5,6 +5,7 @@ One bag a step, as in the papers. Products in bfloat16 where the processor has i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from her2batch.models.attention import Draw, MilModel, product_dtype
+from her2batch.models.attention import Draw, MilModel, padded, product_dtype
 from her2batch.models.mil import build
 from her2batch.settings import MilSettings
 from her2batch.training.bags import Bags
@@ -54,26 +55,38 @@ def fit(
     return train(learner, stopping, checkpoint, report)
 
 
-def feed(bags: Bags, rows: Rows, device: str) -> Iterator[torch.Tensor]:
-    """Bags on the device, in the dtype of its products, each (N, dim); on a GPU the next one travels meanwhile."""
+def feed(bags: Bags, rows: Rows, device: str) -> Iterator[tuple[torch.Tensor, int]]:
+    """Bags on the device, in the dtype of its products, (≥ N, dim) with zeros below, and N of each.
+
+    On a GPU the next bag travels while the network has this one.
+    """
     dtype, kind = product_dtype(device), torch.device(device).type
-    ahead: torch.Tensor | None = None
+    ahead: tuple[torch.Tensor, int] | None = None
     for row in rows:
-        half = torch.from_numpy(bags.of(int(row)).copy()) if kind == "cuda" else _viewed(bags.of(int(row)))
+        half = _viewed(bags.of(int(row)))
+        n = len(half)
         if kind != "cuda":
-            yield half.float().to(dtype)  # through float32: the direct way is not vectorised and takes twice as long
+            bag = torch.zeros(padded(n), bags.dim, dtype=dtype)
+            bag[:n] = half.float()  # through float32: the direct way is not vectorised and takes twice as long
+            yield bag, n
             continue
         following = half.pin_memory().to(device, non_blocking=True)
         if ahead is not None:
-            yield ahead.to(dtype)
-        ahead = following
+            yield _on_device(*ahead, dtype)
+        ahead = following, n
     if ahead is not None:
-        yield ahead.to(dtype)
+        yield _on_device(*ahead, dtype)
+
+
+def _on_device(half: torch.Tensor, n: int, dtype: torch.dtype) -> tuple[torch.Tensor, int]:
+    return F.pad(half.to(dtype), (0, 0, 0, padded(n) - n)), n
 
 
 def _viewed(values: NDArray[np.float16]) -> torch.Tensor:
-    """A tensor over read-only memory, which torch warns of."""
-    return torch.frombuffer(values.reshape(-1).data, dtype=torch.float16).view(values.shape)
+    """A tensor over read-only memory, which torch warns of and nothing here writes to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.frombuffer(values.reshape(-1).data, dtype=torch.float16).view(values.shape)
 
 
 class _Learner:
@@ -99,12 +112,12 @@ class _Learner:
             optimiser.param_groups[0]["lr"] = self._settings.lr * factor
         self._net.train()
         total = torch.zeros((), device=self._device)
-        for row, bag in zip(rows, feed(self._bags, rows, self._device), strict=True):
-            total += self._step(bag, int(labels[row]), draw)
+        for row, (bag, n) in zip(rows, feed(self._bags, rows, self._device), strict=True):
+            total += self._step(bag, n, int(labels[row]), draw)
         return float(total) / len(rows)
 
-    def _step(self, bag: torch.Tensor, label: int, draw: Draw) -> torch.Tensor:
-        loss = self._net(bag, label, draw).loss
+    def _step(self, bag: torch.Tensor, size: int, label: int, draw: Draw) -> torch.Tensor:
+        loss = self._net(bag, label, draw, size).loss
         for optimiser in self._optimisers:
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -119,7 +132,7 @@ class _Learner:
     def validate(self) -> float:
         self._net.eval()
         rows = self._fold.val
-        logits = torch.stack([self._net(bag).logits for bag in feed(self._bags, rows, self._device)])
+        logits = torch.stack([self._net(bag, size=n).logits for bag, n in feed(self._bags, rows, self._device)])
         return float(F.cross_entropy(logits, torch.from_numpy(self._fold.labels[rows]).to(self._device)))
 
     def state(self) -> Tensors:
@@ -147,8 +160,8 @@ def predict(
 ) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
     """Probabilities (len(rows), C) and, for each bag, the attention (N,) that led to its most likely class."""
     p, attention = [], []
-    for bag in feed(bags, rows, device):
-        out = net(bag)
+    for bag, n in feed(bags, rows, device):
+        out = net(bag, size=n)
         p.append(torch.softmax(out.logits, 0).cpu().numpy())
         branch = int(p[-1].argmax()) if len(out.attention) > 1 else 0
         attention.append(out.attention[branch].cpu().numpy())

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from her2batch.models.attention import GatedAttention, embedded, product_dtype
+from her2batch.models.attention import GatedAttention, embedded, padded, product_dtype
 
 
 def stream(seed: int = 0) -> np.random.Generator:
@@ -96,3 +98,13 @@ def test_bfloat16_says_nearly_the_same() -> None:
 
 def test_a_product_dtype_is_known() -> None:
     assert product_dtype("cpu") in (torch.float32, torch.bfloat16)
+
+
+@given(st.integers(1, 200_000))
+def test_bags_are_filled_up_to_few_sizes(n: int) -> None:
+    assert n <= padded(n) < max(n + 64, n * 1.07)
+    assert padded(padded(n)) == padded(n)
+
+
+def test_sizes_are_few() -> None:
+    assert len({padded(n) for n in range(1000, 16_000)}) <= 70

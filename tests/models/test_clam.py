@@ -95,3 +95,12 @@ def test_a_bag_of_one_instance_is_a_bag() -> None:
 def test_the_order_of_instances_does_not_matter() -> None:
     net, bag = clam(branches=True), torch.randn(13, 6)
     assert torch.allclose(net(bag).logits, net(bag.flip(0)).logits, atol=1e-5)
+
+
+def test_padding_changes_nothing() -> None:
+    net, bag = clam(), torch.randn(11, 6)
+    filled = torch.cat([bag, torch.zeros(5, 6)])
+    plain, out = net(bag), net(filled, size=11)
+    assert torch.allclose(plain.logits, out.logits, atol=1e-6)
+    assert torch.allclose(plain.attention, out.attention, atol=1e-6)
+    assert out.attention.shape[1] == 11

@@ -127,3 +127,12 @@ def test_gradients_are_those_of_numbers() -> None:
             return out.loss - F.cross_entropy(out.logits[None], torch.tensor([1]))  # tier 1's part
 
         assert torch.autograd.gradcheck(loss, (value,), fast_mode=True), name
+
+
+def test_padding_changes_nothing() -> None:
+    net, bag = dtfd(), torch.randn(11, 6)
+    filled = torch.cat([bag, torch.zeros(5, 6)])
+    plain, out = net(bag), net(filled, size=11)
+    assert torch.allclose(plain.logits, out.logits, atol=1e-6)
+    assert torch.allclose(plain.attention, out.attention, atol=1e-6)
+    assert out.attention.shape[1] == 11
