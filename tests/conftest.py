@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 import tifffile
 
 from her2batch.errors import InputError
+from her2batch.flow.ingest import Order, ingest
 from her2batch.flow.session import Session, connect
-from her2batch.settings import Resources
+from her2batch.settings import Plan, Resources
 from her2batch.slides.cucim import load as load_cucim
+from her2batch.synth import make_cohort
 
 with contextlib.suppress(InputError):
     load_cucim()  # after torch, which some tests import, it never returns
@@ -94,3 +97,22 @@ def make_slide(tmp_path: Path) -> MakeSlide:
         return write_slide(path, tissue_image(*size, seed=seed, brown=brown), **more)
 
     return make
+
+
+class Synthetic(NamedTuple):
+    """A synthetic cohort: scans, labels, annotations, and what an ingest made of them."""
+
+    scans: Path
+    labels: Path
+    annotations: Path
+    cohort: Path
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory: pytest.TempPathFactory, ray_session: Session) -> Synthetic:
+    """Some twenty small slides of fourteen patients, ingested once. Tests don't change it; copy it to change it."""
+    folder = tmp_path_factory.mktemp("synthetic")
+    made = make_cohort(folder / "made", 24, seed=3, size=(1700, 1400), workers=2)
+    order = Order(made / "slides", folder / "cohort", labels=made / "labels.csv")
+    assert ingest(order, Plan(), Resources(workers=2)).exit_code == 0
+    return Synthetic(made / "slides", made / "labels.csv", made / "annotations", folder / "cohort")

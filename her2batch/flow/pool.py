@@ -64,7 +64,7 @@ class Actor:
 
         cv2.setNumThreads(1)
         worker.load_reader()
-        device = _device() if with_gpu else "cpu"
+        device = _best_device() if with_gpu else "cpu"
         self._worker = replace(worker, context=replace(worker.context, device=device), made={})
         self._roles = roles
 
@@ -288,11 +288,10 @@ def _gpu_roles(worker: Worker) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one.name if one.over == "aside" else one.over for one in stages))
 
 
-def _device() -> str:
-    """'cuda' where torch sees the GPU that Ray gave; a GPU that is only declared is worked on by the CPU."""
-    import torch
+def _best_device() -> str:
+    from her2batch.models.device import best_device  # torch: only where a GPU is at hand
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return best_device()
 
 
 def _limit(memory: int | None) -> None:

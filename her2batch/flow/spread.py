@@ -58,14 +58,13 @@ def _on_ray(
     options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": 0, "runtime_env": {"env_vars": limits}}
     call = ray.remote(_call).options(**options)
     at_once = max(1, int(session.gpus / gpus)) if gpus else max(1, int(session.workers / cpus))
-    device = "cuda" if gpus else "cpu"
     running: dict[Any, Any] = {}
     deaths: Counter[int] = Counter()
     try:
         while (waiting or running) and not session.stopped.is_set():
             while waiting and len(running) < at_once:
                 item = waiting.popleft()
-                running[call.remote(function, item, device)] = item
+                running[call.remote(function, item, bool(gpus))] = item
             done, _ = ray.wait(list(running), num_returns=1, timeout=PATIENCE_S)
             for reference in done:
                 item = running.pop(reference)
@@ -87,8 +86,11 @@ class _Lost:
         self.error = error
 
 
-def _call(function: Callable[..., Any], item: Any, device: str) -> Any:
+def _call(function: Callable[..., Any], item: Any, with_gpu: bool) -> Any:
     """What Ray runs: exceptions come back as values, so that their class survives the way."""
+    from her2batch.models.device import best_device
+
+    device = best_device() if with_gpu else "cpu"
     try:
         return function(item, device)
     except Exception as error:  # noqa: BLE001  (as in the plain loop)

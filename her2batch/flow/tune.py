@@ -133,8 +133,7 @@ def _search(session: Session, job: Job, unit: Unit, samples: int, resources: Spr
     epochs = settings_of(unit.method, kind, job.training).model_dump()["epochs"]
     place = job.run.root / "tune" / unit.name
     gpus = resources.unit_gpus if session.gpus > 0 else 0
-    device = "cuda" if gpus else "cpu"
-    trial = ray_tune.with_parameters(_trial, job=job, unit=unit, device=device, place=place)
+    trial = ray_tune.with_parameters(_trial, job=job, unit=unit, place=place)
     trainable = ray_tune.with_resources(trial, {"cpu": 1, "gpu": gpus})
     if ray_tune.Tuner.can_restore(str(place)):
         tuner = ray_tune.Tuner.restore(str(place), trainable, resume_unfinished=True, restart_errored=True)
@@ -170,13 +169,15 @@ def _domain(ray_tune: Any, one: Any) -> Any:
     return ray_tune.loguniform(one.low, one.high) if isinstance(one, LogUniform) else ray_tune.choice(list(one.values))
 
 
-def _trial(config: dict[str, Any], job: Job, unit: Unit, device: str, place: Path) -> None:
+def _trial(config: dict[str, Any], job: Job, unit: Unit, place: Path) -> None:
     """One trial, in a process of its own; it goes on from its own checkpoint."""
     from ray import tune as ray_tune
+
+    from her2batch.models.device import best_device
 
     def tell(at: Progress) -> None:
         ray_tune.report({"epoch": at.epoch, "best_loss": at.best_loss, "best_epoch": at.best_epoch})
 
     checkpoint = place / f"{ray_tune.get_context().get_trial_id()}.safetensors"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    rehearse(_with(job, config), unit, device, tell, checkpoint)
+    rehearse(_with(job, config), unit, best_device(), tell, checkpoint)

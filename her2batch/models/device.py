@@ -29,6 +29,11 @@ class Look:
     resize: str = "bilinear"
 
 
+def best_device() -> str:
+    """'cuda' where torch sees a GPU: in a Ray worker, one that Ray gave; a GPU that is only declared is none."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def prepare(device: str) -> None:
     """Set this process up for repeatable results: deterministic kernels, one CPU thread, no TF32. Call before loading.
 

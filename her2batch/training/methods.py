@@ -39,7 +39,7 @@ DTFD: Final = {"weight_decay": 1e-4}
 QUICK: Final[dict[Kind, dict[str, Any]]] = {
     "mil": {"epochs": 12, "least_epochs": 0, "patience": 6, "lr": 5e-4},
     "image": {"epochs": 12, "warmup": 1, "patience": 6, "size": "tiny", "pretrained": "none", "lr": 2e-3},
-    "patch": {"epochs": 4, "warmup": 1, "patience": 3, "size": "tiny", "pretrained": "none", "lr": 2e-3},
+    "patch": {"epochs": 4, "warmup": 1, "patience": 2, "size": "tiny", "pretrained": "none", "lr": 2e-3},
     "counts": {"search": False},
 }
 """The quick profile: enough to see every branch learn something on a synthetic cohort."""
@@ -83,7 +83,7 @@ SPACES: Final[dict[Kind, Space]] = {
 }
 """What `tune` searches, by kind. The counts' classifiers search a grid inside each fold already."""
 
-QUICK_PATCHES: Final = 48
+QUICK_PATCHES: Final = 24
 """Patches of a slide that the quick profile looks at, annotated and tissue each."""
 
 
