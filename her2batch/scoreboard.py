@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from her2batch.screen import plain_table
+from her2batch.screen import plain_table, show_summary
 
 if TYPE_CHECKING:
+    from her2batch.demo import Demo
     from her2batch.flow.reproduce import Reproduced
     from her2batch.flow.score import Scored
     from her2batch.flow.train import Trained
@@ -124,6 +125,21 @@ def show_tuned(found: Tuned) -> None:
     best = ", ".join(f"{name}={value}" for name, value in found.best.items())
     console.print(f"{found.trials.num_rows} trials, best: {best}", highlight=False, soft_wrap=True)
     show_trained(found.trained)
+
+
+def show_demo(found: Demo) -> None:
+    """Figures of the training, and each held-out slide's label beside what was said of it."""
+    if found.trained is not None:
+        show_trained(found.trained)
+    if found.rows:
+        console = Console()
+        methods = [name for name in found.rows[0] if name not in ("slide_id", "truth")]
+        title = "held-out slides, HER2 3-way (synthetic: about the software, not about medicine)"
+        table = plain_table(title, "slide", "label", *methods)
+        for row in found.rows:
+            table.add_row(row["slide_id"], row["truth"], *(row.get(name, "–") for name in methods))
+        console.print(table)
+    show_summary(found.held_out)
 
 
 def show_excluded(console: Console, rows: list[dict[str, Any]]) -> None:

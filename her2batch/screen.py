@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -88,36 +87,6 @@ def _show_failures(console: Console, rows: list[Row]) -> None:
     """One failed slide a line: its code, its file, what happened and what to do."""
     for row in rows:
         console.print(f"[red]{row['error_code']}[/red]  {escape(str(row['error']))}", highlight=False, soft_wrap=True)
-
-
-def show_scores(summary: Summary, labels: Path) -> None:
-    """The membrane rule's score of each slide beside its label."""
-    cohort = Cohort(summary.cohort)
-    with labels.open(newline="") as file:
-        truth = {row["slide_id"]: row for row in csv.DictReader(file)}
-    table = plain_table(
-        "HER2 by the membrane rule: research use, not a diagnosis",
-        "slide",
-        "stain",
-        "label",
-        "score",
-        "rule",
-        "look first because",
-    )
-    for row in sorted(summary.slides, key=lambda one: str(one["slide_id"])):
-        if row["status"] != "done":
-            continue
-        found = cohort.read("predictions/membrane", row["slide_id"]).to_pylist()
-        four = next((one for one in found if one["task"] == "her2-4way"), None)
-        label = truth.get(row["slide_id"], {}).get("her2") or "–"
-        if four is None:
-            table.add_row(row["slide_id"], row["stain"], label, "–", "–", "")
-        else:
-            reasons = sorted({reason for one in found for reason in one["reasons"]})
-            table.add_row(
-                row["slide_id"], row["stain"], label, f"{four['score']:.2f}", four["predicted"], ", ".join(reasons)
-            )
-    Console().print(table)
 
 
 NIGHT_S = 8 * 3600.0

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import her2batch
 from her2batch.errors import REMEDIES
-from her2batch.settings import Plan, Resources
+from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Plan, Resources
+from her2batch.tasks import METHODS
 
 PACKAGE = Path(her2batch.__file__).parent
 ROOT = PACKAGE.parent
@@ -95,3 +96,10 @@ def test_every_column_stands_in_the_generated_page() -> None:
 
     page = (ROOT / "docs" / "tables.md").read_text()
     assert page == schemas.page()
+
+
+def test_every_setting_of_training_stands_in_its_page() -> None:
+    page = (ROOT / "docs" / "training.md").read_text()
+    named = {name for model in (MilSettings, ImageSettings, CountsSettings) for name in model.model_fields}
+    assert [name for name in sorted(named) if f"`{name}`" not in page] == []
+    assert [name for name in METHODS if f"`{name}`" not in page] == []

@@ -25,6 +25,7 @@ from her2batch.flow.units import Job, rehearse
 from her2batch.settings import Spread, Training
 from her2batch.tables.run import FINAL, Unit
 from her2batch.tables.schemas import run_schema
+from her2batch.tasks import COUNTS_METHODS
 from her2batch.training.bundling import make_bundle
 from her2batch.training.loop import Progress
 from her2batch.training.methods import SPACES, LogUniform, kind_of, plan, settings_of, work_of
@@ -66,6 +67,7 @@ def tune(
     with job.run.lock(), connect(resources) as session:
         prepare(job, work, study.labels, study.annotations, session)
         trials = [row for unit in searched for row in _search(session, job, unit, samples, resources)]
+        trials.sort(key=lambda row: (row["fold"], str(row["trial"])))
         table = pa.Table.from_pylist(trials, run_schema("trials"))
         job.run.write("trials", table)
         jobs = {unit: _with(job, _best(trials, unit.fold)) for unit in searched}
@@ -80,16 +82,16 @@ def tune(
 
 
 def _cell(job: Job, resources: Spread) -> tuple[str, str, str]:
+    counting = [one for one in job.training.methods if one in COUNTS_METHODS]
+    if counting:
+        raise InputError(f"{counting[0]} searches its grid inside each fold already", None, "use her2batch train")
     cells = {(one.task, one.method, one.input) for one in plan(job.training, job.plan.encoders).units}
     if len(cells) != 1 or len(job.training.methods) != 1:
         given = ", ".join(sorted("/".join(one) for one in cells))
         raise InputError(f"a search is over one task, method and input, not {given}", None, "name one of each")
-    cell = next(iter(cells))
-    if kind_of(cell[1], cell[2]) not in SPACES:
-        raise InputError(f"{cell[1]} searches its grid inside each fold already", None, "use her2batch train")
     if resources.workers == 0:
         raise InputError("a search needs Ray", None, "give --workers 1 or more")
-    return cell
+    return next(iter(cells))
 
 
 def _carry_out(session: Session, jobs: dict[Unit, Job], resources: Spread, report: Report) -> dict[str, str]:

@@ -113,9 +113,10 @@ def _lesson(job: Job, unit: Unit, part: Part) -> _Lesson:
     kind = methods.kind_of(unit.method, unit.input)
     if kind == "patch":
         return _patches(job, unit, part)
+    data: Any
     if kind == "mil":
-        found = bags.reopen(job.run.cache(f"{safe(unit.input)}.arrow"))
-        ids, data, fill = found.slide_ids, found, None
+        data = bags.reopen(job.run.cache(f"{safe(unit.input)}.arrow"))
+        ids, fill = data.slide_ids, None
     else:
         shown = pictures.reopen(job.run.cache(f"{unit.input}.npy"))
         ids, data, fill = shown.slide_ids, shown.pixels, shown.fills

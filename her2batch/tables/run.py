@@ -85,17 +85,20 @@ class Run:
     # -- opening -----------------------------------------------------------------------------------------------
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Make the folder, or go on with the run that it holds.
+        """Make the folder, or go on with the run that it holds; one that trained nothing yet gives way.
 
         Raises InputError when it holds a run with other settings, naming them; StoreError when it can't be written.
         """
         text = tomli_w.dumps({"format": FORMAT, **settings})
         if self.settings.exists():
-            if changed := _changes(self.read_settings(), tomllib.loads(text)):
+            changed = _changes(self.read_settings(), tomllib.loads(text))
+            if not changed:
+                return
+            if (self.root / "units").exists():
                 remedy = "choose another --out, or leave the options as they were"
                 raise InputError(f"holds a run with other settings ({', '.join(changed)})", self.root, remedy)
-            return
-        if self.root.exists() and any(one.name != ".lock" for one in self.root.iterdir()):
+            self._clear()
+        elif self.root.exists() and any(one.name != ".lock" for one in self.root.iterdir()):
             raise StoreError("the folder is not empty and holds no run", self.root, "choose another --out")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -103,6 +106,12 @@ class Run:
                 part.write_text(text)
         except OSError as error:
             raise StoreError(f"can't be written to ({error.strerror})", self.root, "check space and rights") from error
+
+    def _clear(self) -> None:
+        """Away with what a run left that trained nothing: it may have stopped on what it was given."""
+        for name in ("labels", "excluded", "folds"):
+            self.table(name).unlink(missing_ok=True)
+        self.drop_cache()
 
     def read_settings(self) -> dict[str, Any]:
         """What run.toml says. Raises InputError."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -83,11 +84,12 @@ def _refuse(predictions: pa.Table, wrong: NDArray[np.bool_], what: str) -> None:
 def groups(table: pa.Table, by: Sequence[str]) -> Iterator[tuple[dict[str, Any], pa.Table]]:
     """The rows with equal keys, as (keys, rows), in order of the keys."""
     ordered = table.sort_by([(name, "ascending") for name in by])
-    found = ordered.group_by(list(by), use_threads=False).aggregate([([], "count_all")])
+    # not Arrow's group_by: the order of its groups is its own, and with some hundred of them not that of the rows
+    columns = [ordered[name].to_pylist() for name in by]
     start = 0
-    for keys in found.to_pylist():
-        n = keys.pop("count_all")
-        yield keys, ordered.slice(start, n)
+    for keys, rows in groupby(zip(*columns, strict=True)):
+        n = sum(1 for _ in rows)
+        yield dict(zip(by, keys, strict=True)), ordered.slice(start, n)
         start += n
 
 

@@ -1,11 +1,14 @@
-"""labels.csv: read as it is meant, or refused with the line and the remedy."""
+"""Labels: read as they are meant, or refused with the line and the remedy; no contradiction settled silently."""
 
+from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.tables.labels import read_labels
+from her2batch.tables.labels import COLUMNS, SCHEMA, check_slides, label_slides, read_labels
+from her2batch.tasks import CLASSES, IHC
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -33,3 +36,101 @@ def test_gaps_are_null_and_unknown_columns_are_left_out(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         read_labels(write(tmp_path, text))
+
+
+# -- tasks -----------------------------------------------------------------------------------------------------
+
+
+def labelled(*rows: tuple[str, str | None, str | None]) -> pa.Table:
+    """Slides s0, s1, … with (patient, IHC, ISH)."""
+    known = [{"slide_id": f"s{k}", "patient_id": p, "her2": ihc, "ish": ish} for k, (p, ihc, ish) in enumerate(rows)]
+    return pa.Table.from_pylist([{**dict.fromkeys(COLUMNS), **row} for row in known], SCHEMA)
+
+
+EVERY = labelled(*(("p", ihc, ish) for ihc in IHC for ish in (None, "-", "+")))
+
+
+@pytest.mark.parametrize(("task", "expected"), [
+    ("her2-4way", {"0": 2, "1+": 2, "2+": 3, "3+": 2}),
+    ("her2-3way", {"0": 2, "low": 3, "high": 3}),
+    ("her2-binary", {"negative": 5, "positive": 3}),
+])  # fmt: skip
+def test_the_mapping_table(task: str, expected: dict[str, int]) -> None:
+    good, bad = label_slides(EVERY, task, {})
+    assert Counter(good["truth"].to_pylist()) == expected
+    assert [CLASSES[task][k] for k in good["label"].to_pylist()] == good["truth"].to_pylist()
+    reasons = Counter(bad["reason"].to_pylist())
+    assert reasons == {"contradiction": 3} | ({} if task == "her2-4way" else {"needs-ish": 1})
+
+
+def test_contradictions_stay_when_asked_for() -> None:
+    good, bad = label_slides(EVERY, "her2-4way", {}, keep_contradictions=True)
+    assert (len(good), len(bad)) == (12, 0)
+
+
+def test_strata_are_the_finest_label() -> None:
+    good, _ = label_slides(labelled(("a", "2+", "-"), ("b", "2+", "+"), ("c", "0", None)), "her2-3way", {})
+    assert good["stratum"].to_pylist() == ["2+/-", "2+/+", "0/?"]
+
+
+@pytest.mark.parametrize(("slide", "reason"), [
+    ({"status": "failed", "error_code": "no-mpp"}, "failed"), ({"status": "done", "n_tiles": 0}, "no-tiles"),
+    ({"status": "done", "n_tiles": 5, "stain": "er"}, "other-stain"),
+])  # fmt: skip
+def test_slides_that_can_not_be_read_are_left_out_with_the_reason(slide: dict, reason: str) -> None:
+    good, bad = label_slides(labelled(("a", "3+", None)), "her2-3way", {"s0": slide})
+    assert len(good) == 0
+    assert bad["reason"].to_pylist() == [reason]
+    assert "s0" in bad["words"].to_pylist()[0]
+
+
+def test_without_patients_each_slide_is_one() -> None:
+    good, _ = label_slides(labelled((None, "0", None), (None, "3+", None)), "her2-3way", {})
+    assert good["patient_id"].to_pylist() == ["s0", "s1"]
+
+
+@pytest.mark.parametrize(("rows", "known", "words"), [
+    ((("a", "0", None),), {}, "s0, which the cohort does not hold"),
+    ((("a", "0", None),), {"s0": {"patient_id": "b"}}, "s0 is of patient a, in the cohort of b"),
+    ((("a", "0", None), (None, "0", None)), {f"s{k}": {"patient_id": None} for k in (0, 1)}, "s1 has no patient_id"),
+])  # fmt: skip
+def test_labels_that_do_not_fit_the_cohort_are_refused(rows: tuple, known: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        check_slides(labelled(*rows), known, Path("labels.csv"))
+
+
+# -- TCGA ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tcga(real_data: Path) -> Path:
+    return real_data / "labels" / "tcga_brca_her2_first100.tsv"
+
+
+def test_tcgas_clinical_table_is_read(tcga: Path) -> None:
+    table = read_labels(tcga)
+    assert len(table) == 100
+    row = next(one for one in table.to_pylist() if one["slide_id"] == "TCGA-4H-AAAK")
+    assert (row["her2"], row["ish"], row["er"], row["pr"]) == ("2+", None, "+", "+")
+    good, bad = label_slides(table, "her2-3way", {})
+    reasons = {one["slide_id"]: one["reason"] for one in bad.to_pylist()}
+    assert reasons["TCGA-A2-A04U"] == reasons["TCGA-A2-A0EQ"] == "contradiction"
+    assert Counter(reasons.values()) == {"no-label": 33, "needs-ish": 2, "contradiction": 2}
+    assert len(good) == 63
+
+
+def test_tcgas_patients_become_the_slides_that_bear_their_barcode(tcga: Path) -> None:
+    slides = ["tcga-4h-aaak-01Z-00-DX1", "TCGA-4H-AAAK-01A-01-TS1", "TCGA-ZZ-9999-01"]
+    table = read_labels(tcga, slides)
+    assert table["slide_id"].to_pylist() == sorted(slides[:2])
+    assert set(table["patient_id"].to_pylist()) == {"TCGA-4H-AAAK"}
+
+
+def test_a_word_that_tcga_does_not_use_is_refused(tcga: Path, tmp_path: Path) -> None:
+    lines = tcga.read_text().splitlines()
+    column = lines[0].split("\t").index("her2_ihc_score")
+    cells = lines[10].split("\t")
+    cells[column] = "2++"
+    (tmp_path / "a.tsv").write_text("\n".join([*lines[:10], "\t".join(cells), *lines[11:]]))
+    with pytest.raises(InputError, match=r"line 11: her2_ihc_score is '2\+\+'"):
+        read_labels(tmp_path / "a.tsv")

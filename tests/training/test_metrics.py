@@ -167,3 +167,17 @@ def test_a_slice_of_a_table_is_judged_as_its_own_rows() -> None:
 
 def test_auc_counts_ties_half() -> None:
     assert auc(np.array([0, 1, 0, 1]), np.full((4, 2), 0.5)) == 0.5
+
+
+def test_each_of_many_groups_keeps_its_own_rows() -> None:
+    """Found in a run of 58 cells: figures stood beside other methods' names."""
+    rows = [
+        {"task": f"t{k % 3}", "method": f"m{k % 7}", "input": f"i{k % 5}", "fold": k % 10, "mark": k}
+        for k in range(4000)
+    ]
+    table = pa.Table.from_pylist(rows)
+    seen = 0
+    for keys, part in groups(table, ("task", "method", "input")):
+        assert all(row[name] == keys[name] for row in part.to_pylist() for name in keys)
+        seen += part.num_rows
+    assert seen == 4000

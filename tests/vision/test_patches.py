@@ -1,10 +1,12 @@
-"""Patches: which are worth classifying, and their contrast."""
+"""Patches: their classes, which are worth classifying, and their contrast."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shapely.geometry import Polygon, box
 
-from her2batch.vision.patches import clahe, usable
+from her2batch.vision.patches import clahe, label_patches, usable
 
 
 @given(st.integers(0, 100), st.integers(0, 100))
@@ -36,3 +38,62 @@ def test_clahe_works_patch_by_patch_on_a_copy() -> None:
     together = clahe(patches)
     assert np.array_equal(patches, before)
     assert all(np.array_equal(clahe(patches[k : k + 1])[0], together[k]) for k in range(3))
+
+
+# -- classes ---------------------------------------------------------------------------------------------------
+
+
+def tiles(*rows: tuple[int, int, int]) -> np.ndarray:
+    return np.array(rows, np.int32)
+
+
+def test_a_patch_takes_the_class_that_covers_most_of_it() -> None:
+    shapes = [(1, box(0, 0, 40, 100)), (3, box(40, 0, 100, 100))]
+    labels, shares = label_patches(shapes, tiles((0, 0, 100), (0, 0, 50), (200, 0, 100)))
+    assert labels.tolist() == [3, 1, -1]
+    assert shares.tolist() == pytest.approx([0.6, 0.8, 0])
+
+
+def test_a_twentieth_is_enough_and_less_is_not() -> None:
+    labels, _ = label_patches([(2, box(0, 0, 5, 100))], tiles((0, 0, 100)))
+    assert labels.tolist() == [2]
+    labels, _ = label_patches([(2, box(0, 0, 4.9, 100))], tiles((0, 0, 100)))
+    assert labels.tolist() == [-1]
+
+
+def test_areas_drawn_twice_count_once() -> None:
+    shapes = [(0, box(0, 0, 30, 100)), (0, box(0, 0, 30, 100)), (1, box(50, 0, 90, 100))]
+    labels, shares = label_patches(shapes, tiles((0, 0, 100)))
+    assert (labels.tolist(), shares.tolist()) == ([1], pytest.approx([0.4]))
+
+
+def test_of_two_alike_the_higher_class_wins() -> None:
+    shapes = [(2, box(0, 0, 50, 100)), (1, box(50, 0, 100, 100))]
+    assert label_patches(shapes, tiles((0, 0, 100)))[0].tolist() == [2]
+
+
+def test_holes_are_not_covered() -> None:
+    ring = Polygon([(0, 0), (100, 0), (100, 100), (0, 100)], [[(10, 10), (90, 10), (90, 90), (10, 90)]])
+    labels, shares = label_patches([(1, ring)], tiles((0, 0, 100), (20, 20, 40)))
+    assert labels.tolist() == [1, -1]
+    assert shares[0] == pytest.approx(0.36)
+
+
+PLACE, EDGE = st.integers(0, 60), st.integers(1, 40)
+RECTANGLES = st.lists(st.tuples(st.integers(0, 3), PLACE, PLACE, EDGE, EDGE), max_size=5)
+
+
+@given(RECTANGLES)
+def test_shares_are_those_of_counted_pixels(rectangles: list[tuple[int, ...]]) -> None:
+    grid = np.array([(x, y, 20) for y in range(0, 100, 20) for x in range(0, 100, 20)], np.int32)
+    labels, shares = label_patches([(k, box(x, y, x + w, y + h)) for k, x, y, w, h in rectangles], grid)
+    masks = np.zeros((4, 100, 100), bool)
+    for k, x, y, w, h in rectangles:
+        masks[k, y : y + h, x : x + w] = True
+    for (x, y, size), label, share in zip(grid, labels, shares, strict=True):
+        counted = masks[:, y : y + size, x : x + size].mean(axis=(1, 2))
+        best = max(range(4), key=lambda k: (counted[k], k))
+        if counted[best] >= 0.05 + 1e-6:
+            assert (label, share) == (best, pytest.approx(counted[best], abs=1e-6))
+        elif counted[best] < 0.05 - 1e-6:
+            assert label == -1

@@ -1,0 +1,139 @@
+"""QuPath's GeoJSON in its dialects: what is an area with a HER2 score is read, everything else is counted and said."""
+
+import json
+from pathlib import Path
+
+import pytest
+from shapely.geometry import Point, Polygon, box, mapping
+
+from her2batch.errors import InputError
+from her2batch.synth import make_cohort
+from her2batch.tables.annotations import find_annotations, read_annotations
+
+
+def feature(shape: object, **properties: object) -> dict:
+    return {"type": "Feature", "geometry": mapping(shape), "properties": properties}
+
+
+def write(path: Path, data: object) -> Path:
+    path.write_text(json.dumps(data))
+    return path
+
+
+SQUARE = box(0, 0, 100, 100)
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda one: {"type": "FeatureCollection", "features": [one]}, lambda one: [one], lambda one: one,
+])  # fmt: skip
+@pytest.mark.parametrize("properties", [
+    {"objectType": "annotation", "classification": {"name": "3+", "color": [1, 2, 3]}},
+    {"object_type": "annotation", "classification": "HER2 3+"},
+    {"classification": {"name": "Tumor: 3+", "colorRGB": -1}, "isLocked": False},
+    {"classification": {"names": ["Tumor", "Her2-3"]}},
+    {"class": "score 3"},
+    {"name": "3+"},
+])  # fmt: skip
+def test_every_dialect_says_the_same(wrap: object, properties: dict, tmp_path: Path) -> None:
+    regions, notes = read_annotations(write(tmp_path / "a.geojson", wrap(feature(SQUARE, **properties))))
+    assert [(one.score, one.shape.area) for one in regions] == [("3+", 10_000)]
+    assert notes == []
+
+
+SPELLINGS = [("0", "0"), ("1+", "1+"), ("HER2 2+", "2+"), ("her2_1", "1+"), ("Her2: 0", "0")]
+
+
+@pytest.mark.parametrize(("name", "score"), SPELLINGS)
+def test_scores_are_spelled_in_many_ways(name: str, score: str, tmp_path: Path) -> None:
+    regions, _ = read_annotations(write(tmp_path / "a.json", [feature(SQUARE, classification={"name": name})]))
+    assert [one.score for one in regions] == [score]
+
+
+@pytest.mark.parametrize("name", ["4+", "Tumor", "3 cells", "10", "2-3+", "ER 3+", "+"])
+def test_what_could_mean_something_else_is_passed_over(name: str, tmp_path: Path) -> None:
+    regions, notes = read_annotations(write(tmp_path / "a.json", [feature(SQUARE, classification={"name": name})]))
+    assert regions == []
+    assert "passed over" in notes[0]
+
+
+def test_holes_and_several_polygons_are_areas(tmp_path: Path) -> None:
+    holed = Polygon(SQUARE.exterior, [box(20, 20, 40, 40).exterior.coords])
+    several = {"type": "GeometryCollection", "geometries": [mapping(SQUARE), mapping(box(200, 0, 210, 10))]}
+    data = [feature(holed, classification="1+"), {**feature(SQUARE, classification="2+"), "geometry": several}]
+    regions, _ = read_annotations(write(tmp_path / "a.json", data))
+    assert [one.shape.area for one in regions] == [10_000 - 400, 10_000 + 100]
+
+
+def test_a_ring_that_crosses_itself_is_mended(tmp_path: Path) -> None:
+    bow = Polygon([(0, 0), (100, 100), (100, 0), (0, 100)])
+    regions, _ = read_annotations(write(tmp_path / "a.json", [feature(bow, classification="1+")]))
+    assert regions[0].shape.is_valid
+    assert regions[0].shape.area == pytest.approx(5000)
+
+
+def test_what_is_no_area_is_counted(tmp_path: Path) -> None:
+    point = feature(Point(1, 2), classification="1+")
+    flat = feature(Polygon([(0, 0), (10, 0), (20, 0), (0, 0)]), classification="1+")
+    regions, notes = read_annotations(write(tmp_path / "a.json", [point, point, flat, feature(SQUARE)]))
+    assert regions == []
+    assert sorted(note.split(": ", 1)[1] for note in notes) == [
+        "1 × no class passed over", "1 × zero area passed over", "2 × no area passed over",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["geojson_example.json", "holed.geojson", "qupath05.geojson"])
+def test_real_exports_are_read(name: str, real_data: Path) -> None:
+    """None of them bears HER2 scores: each is read to its end, and says so. With scores written in, all are areas."""
+    regions, notes = read_annotations(real_data / "geojson" / name)
+    assert regions == []
+    assert notes
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("geojson_example.json", 2), ("holed.geojson", 1), ("qupath05.geojson", 3)]
+)
+def test_real_outlines_are_areas(name: str, count: int, real_data: Path, tmp_path: Path) -> None:
+    data = json.loads((real_data / "geojson" / name).read_text())
+    features = data if isinstance(data, list) else data.get("features", [data])
+    for one in features:
+        one["properties"]["classification"] = {"name": "2+"}
+    regions, notes = read_annotations(write(tmp_path / "a.geojson", data))
+    assert [one.score for one in regions] == ["2+"] * count
+    assert all(one.shape.is_valid and one.shape.area > 0 for one in regions)
+    assert notes == []
+
+
+RING = '"properties": {"class": "1+"}, "geometry": {"type": "Polygon", "coordinates": '
+
+BAD = {
+    "no-json": "{", "a-number": "3", "no-features": '{"type": "FeatureCollection"}', "words": '[{"a": 1}]',
+    "nan": "[{" + RING + "[[[0, 0], [NaN, 1], [1, 1], [0, 0]]]}}]",
+    "open": "[{" + RING + "3}}]",
+    "deep": "[" * 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BAD.values(), ids=BAD)
+def test_what_is_no_geojson_is_refused_by_name(text: str, tmp_path: Path) -> None:
+    (tmp_path / "slide.geojson").write_text(text)
+    with pytest.raises(InputError, match=r"slide\.geojson"):
+        read_annotations(tmp_path / "slide.geojson")
+
+
+def test_files_are_found_by_slide(tmp_path: Path) -> None:
+    for name in ("a.geojson", "b.json", "b.geojson", "other.txt"):
+        (tmp_path / name).write_text("[]")
+    found = find_annotations(tmp_path, ["a", "b", "c"])
+    assert {key: path.name for key, path in found.items()} == {"a": "a.geojson", "b": "b.geojson"}
+    with pytest.raises(InputError, match=r"c\.geojson"):
+        find_annotations(tmp_path, ["c"])
+    with pytest.raises(InputError, match="no folder"):
+        find_annotations(tmp_path / "nowhere", ["a"])
+
+
+def test_the_synthetic_cohorts_are_read_whole(tmp_path: Path) -> None:
+    make_cohort(tmp_path, 3, size=(900, 800), workers=1)
+    for path in (tmp_path / "annotations").glob("*.geojson"):
+        regions, notes = read_annotations(path)
+        assert len(regions) == len(json.loads(path.read_text())["features"])
+        assert notes == []
