@@ -3,9 +3,9 @@
 usage: folds.py SCRATCH [--bags 500] [--dim 1024] [--epochs 3] [--whole]
 
 Ours is `flow.train.train` on a cohort of random embeddings with a weak signal: Ray's start, the cache, training,
-validation, test, the model of the bundle. The bound is the products of the same steps, forward and backward, in the same
-dtype, one thread each, on as many processes, timed in the same run, before and after. The plain loop is CLAM-SB written
-with torch.nn as usual: one fold after another, one bag a step, float32, torch's own threads, a standard DataLoader over
+validation, test, the model of the bundle. The bound is the products of the same steps, forward and backward, in the
+same dtype, one thread each, on as many processes, timed in the same run. The plain loop is CLAM-SB written with
+torch.nn as usual: one fold after another, one bag a step, float32, torch's own threads, a standard DataLoader over
 one file a bag; of it one epoch of one fold is timed and multiplied, with --whole all of it, for the AUC.
 """
 
@@ -146,6 +146,7 @@ class PlainClam(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: torch.Tensor, label: int | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(N, dim) → logits (1, C), and the loss."""
         h = self.embed(x)
         a = torch.softmax(self.w(self.v(h) * self.u(h)).t(), 1)
         logits = self.head(a @ h)
@@ -267,9 +268,8 @@ def main() -> None:
     for row in found.to_pylist():
         print(f"{row['input']}: AUC {row['auc_mean']:.2f} ± {row['auc_sd']:.2f}")
     print(f"ours {took:.1f} s, peak {peak:.2f} GB; products {need:.1f} s: {took / need:.2f} × (at most 1.6)")
-    print(
-        f"plain loop {loop:.1f} s{'' if given.whole else ' (from one epoch of one fold)'}: {loop / took:.2f} × (at least 2.5)"
-    )
+    how = "" if given.whole else " (from one epoch of one fold)"
+    print(f"plain loop {loop:.1f} s{how}: {loop / took:.2f} × (at least 2.5)")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import timm
 from her2batch.flow.ingest import Order, ingest
 from her2batch.flow.pool import plain, share
 from her2batch.flow.session import Session
-from her2batch.models.bundle import BundleInfo, ModelEntry, save_bundle
+from her2batch.models.bundle import BundleInfo, ModelEntry
 from her2batch.models.encoders import dim_of
 from her2batch.models.nets import build
 from her2batch.settings import Plan, Resources
@@ -28,6 +28,7 @@ from her2batch.way.census import Todo, take
 from her2batch.way.stages import Context
 from her2batch.way.work import Finished, Worker
 from tests.flow.test_ingest import contents
+from tests.models.bundles import bundle_of
 
 MEMORY = 4_000_000_000
 
@@ -190,7 +191,7 @@ def a_bundle(folder: Path) -> Path:
         entries.append(ModelEntry(kind=kind, task=task, method=method, input=source, classes=CLASSES[task], file=file))
         nets[file] = build(method, len(CLASSES[task]), 224)
     tasks = ("her2-4way", "her2-3way")
-    return save_bundle(
+    return bundle_of(
         folder, BundleInfo(her2batch="0.1.0", tasks=tasks, licence="none: untrained", models=tuple(entries)), nets
     ).path
 

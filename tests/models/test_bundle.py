@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from her2batch.errors import InputError
-from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, load, read_bundle, save_bundle
+from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, load, read_bundle
 from her2batch.models.nets import build, classify
 from her2batch.tables.files import sha256
 from her2batch.tasks import CLASSES
+from tests.models.bundles import bundle_of
 
 
 def entry(**other: Any) -> ModelEntry:
@@ -39,7 +40,7 @@ def net() -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory, net: torch.nn.Module) -> Bundle:
-    return save_bundle(tmp_path_factory.mktemp("run") / "bundle", info(entry()), {"thumbnail.safetensors": net})
+    return bundle_of(tmp_path_factory.mktemp("run") / "bundle", info(entry()), {"thumbnail.safetensors": net})
 
 
 @pytest.fixture
@@ -85,14 +86,14 @@ def test_the_id_is_the_content(saved: Bundle, bundle: Bundle) -> None:
 def test_saving_leaves_nothing_half_done(tmp_path: Path, net: torch.nn.Module, saved: Bundle) -> None:
     two = info(entry(), entry(file="more.safetensors", input="thumbnail-512"))
     with pytest.raises(KeyError):
-        save_bundle(tmp_path / "bundle", two, {"thumbnail.safetensors": net})
+        bundle_of(tmp_path / "bundle", two, {"thumbnail.safetensors": net})
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="exists already"):
-        save_bundle(saved.path, info(), {})
+        bundle_of(saved.path, info(), {})
 
 
 def test_a_bundle_without_networks_is_one(tmp_path: Path) -> None:
-    assert save_bundle(tmp_path / "bundle", info(), {}).info.models == ()
+    assert bundle_of(tmp_path / "bundle", info(), {}).info.models == ()
 
 
 def test_the_resolution_of_patches_follows_from_their_input() -> None:
@@ -142,7 +143,7 @@ file = "thumbnail.safetensors"
     ("old", "new", "word"),
     [
         ("format = 1", "format = 2", "has format 2"),
-        ('method = "resnet50"', 'method = "resnet51"', "no method is called 'resnet51'"),
+        ('method = "resnet50"', 'method = "resnet51"', "no method of a thumbnail model is called 'resnet51'"),
         ('"her2-3way"', '"her2-5way"', "no task is called 'her2-5way'"),
         ('tasks = ["her2-3way"]', 'tasks = ["er"]', "none of the bundle's tasks"),
         ('["0", "low", "high"]', '["high", "low", "0"]', "in this order"),
