@@ -241,7 +241,7 @@ def synth(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="where to write everything")] = Path("demo"),
-    slides: Annotated[int, typer.Option(min=16, help="slides to train on")] = 28,
+    slides: Annotated[int, typer.Option(min=18, help="slides to train on")] = 28,
     held_out: Annotated[int, typer.Option(min=1, help="slides to score with what was trained")] = 8,
     quiet: Quiet = False,
 ) -> int:
