@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from her2batch.errors import InputError, SlideError
 from her2batch.flow.session import Session
 from her2batch.flow.spread import spread
-from her2batch.flow.units import Job, tissue_patches
+from her2batch.flow.units import Job, labelled_patches, tissue_patches
 from her2batch.slides.pyramid import Pyramid
 from her2batch.tables.annotations import find_annotations, read_annotations
-from her2batch.tables.files import read_parquet
+from her2batch.tables.files import read_parquet, whole, write_parquet
 from her2batch.tables.labels import check_slides, label_slides, read_labels
 from her2batch.tables.run import safe
 from her2batch.tables.schemas import run_schema
-from her2batch.tasks import HER2_TASKS, IHC, PATCH_INPUTS, THUMBNAIL_INPUTS
+from her2batch.tasks import HER2_TASKS, IHC, PATCH_INPUTS, PATCH_PX, THUMBNAIL_INPUTS
 from her2batch.training import bags, folds, pictures
 from her2batch.training.loop import rng
 from her2batch.training.methods import PATCH_TASK, Work
@@ -147,17 +147,17 @@ def _patches(
     if annotations is None:
         what = "patch methods need annotated regions"
         raise InputError(what, None, "give --annotations FOLDER with SLIDE.geojson files, as QuPath exports them")
-    files = find_annotations(annotations, slide_ids)
+    files = find_annotations(annotations.absolute(), slide_ids)
     items = [(one, files.get(one), given) for given in inputs for one in slide_ids]
     for item, result in spread(session, partial(_cut_one, job), items):
         if isinstance(result, SlideError):
             raise InputError(f"slide {item[0]}: {result.what}", result.path, result.remedy) from result
         if isinstance(result, Exception):
             raise result
-    for given in inputs:
-        found = [one for one in slide_ids if (job.run.cache(given) / f"{one}.labels.npy").is_file()]
-        classes = {int(k) for one in found for k in np.load(job.run.cache(given) / f"{one}.labels.npy")}
-        if missing := [IHC[k] for k in range(len(IHC)) if k not in classes]:
+    tables = {given: pa.concat_tables(list(labelled_patches(job, given, slide_ids).values())) for given in inputs}
+    job.run.write("patches", pa.concat_tables(list(tables.values())))
+    for given, table in tables.items():
+        if missing := [one for one in IHC if one not in table["truth"].to_pylist()]:
             what = f"no patch of class {', '.join(missing)} at {given.removeprefix('patches-')} resolution"
             raise InputError(what, annotations, "annotate regions of every class, named 0, 1+, 2+, 3+")
 
@@ -166,41 +166,48 @@ def _cut_one(job: Job, item: tuple[str, Path | None, str], _: str) -> None:
     """One slide's patches at one resolution, into the cache."""
     slide_id, path, given = item
     folder = job.run.cache(given)
-    if path is not None and not (folder / f"{slide_id}.labels.npy").is_file():
-        pixels, labels = annotated(job, slide_id, path, PATCH_INPUTS[given])
-        if len(labels):
+    if path is not None and not (folder / f"{slide_id}.parquet").is_file():
+        pixels, table = annotated(job, slide_id, path, given)
+        if len(table):
             pictures.save(pixels, folder / f"{slide_id}.npy")
-            pictures.save(labels.astype(np.uint8), folder / f"{slide_id}.labels.npy")
+            with whole(folder / f"{slide_id}.parquet") as part:
+                write_parquet(table, part)
     limit = job.training.patches_per_slide
     if limit is not None and not (folder / f"{slide_id}.tissue.npy").is_file():
         every = [np.asarray(one) for one in tissue_patches(job, given, slide_id)]
-        found = np.concatenate([np.empty((0, 224, 224, 3), np.uint8), *every])
+        found = np.concatenate([np.empty((0, PATCH_PX, PATCH_PX, 3), np.uint8), *every])
         pictures.save(found[_drawn(len(found), job, slide_id)], folder / f"{slide_id}.tissue.npy")
 
 
-def annotated(job: Job, slide_id: str, path: Path, mpp: float) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
-    """Annotated patches of a slide, equalised: (n, 224, 224, 3) uint8, and the class of each, (n,).
+def annotated(job: Job, slide_id: str, path: Path, given: str) -> tuple[NDArray[np.uint8], pa.Table]:
+    """Annotated patches of a slide, equalised, (n, 224, 224, 3) uint8; and their rows of the run's table `patches`.
 
     As the paper has it (2.3): at least 5 % of a patch inside the annotation, at most 70 % white and 20 % black.
     """
     regions, _ = read_annotations(path)
-    empty = np.empty((0, 224, 224, 3), np.uint8), np.empty(0, np.int8)
+    mpp = PATCH_INPUTS[given]
+    pixels, tiles = np.empty((0, PATCH_PX, PATCH_PX, 3), np.uint8), np.empty((0, 3), np.int32)
+    labels, shares = np.empty(0, np.int8), np.empty(0, np.float32)
     with Pyramid(job.cohort.pyramid(slide_id)) as slide:
         info = slide.info
         assert info.mpp is not None
-        if info.mpp > COARSEST * mpp:
-            return empty
-        tiles = plan_grid(info.width, info.height, info.mpp, mpp, 224)
-        labels, _ = label_patches([(IHC.index(one.score), one.shape) for one in regions], tiles)
-        chosen = np.flatnonzero(labels >= 0)
-        chosen = chosen[_drawn(len(chosen), job, slide_id)]
-        if not len(chosen):
-            return empty
-        pixels = np.empty((len(chosen), 224, 224, 3), np.uint8)
-        for batch in pixels_of(slide, Grid(mpp, 224, tiles[chosen])):
-            pixels[batch.rows] = batch.pixels
-    good = usable(pixels)
-    return clahe(pixels[good]), labels[chosen][good]
+        if info.mpp <= COARSEST * mpp:
+            every = plan_grid(info.width, info.height, info.mpp, mpp, PATCH_PX)
+            labels, shares = label_patches([(IHC.index(one.score), one.shape) for one in regions], every)
+            chosen = np.flatnonzero(labels >= 0)
+            chosen = chosen[_drawn(len(chosen), job, slide_id)]
+            tiles, labels, shares = every[chosen], labels[chosen], shares[chosen]
+            pixels = np.empty((len(tiles), PATCH_PX, PATCH_PX, 3), np.uint8)
+            for batch in pixels_of(slide, Grid(mpp, PATCH_PX, tiles)):
+                pixels[batch.rows] = batch.pixels
+    good = usable(pixels) if len(pixels) else np.empty(0, bool)
+    n = int(good.sum())
+    columns = {
+        "slide_id": [slide_id] * n, "resolution": [given.removeprefix("patches-")] * n,
+        **{name: tiles[good, k] for k, name in enumerate(("x", "y", "size"))},
+        "truth": [IHC[k] for k in labels[good]], "share": shares[good],
+    }  # fmt: skip
+    return clahe(pixels[good]), pa.table(columns, run_schema("patches"))
 
 
 def _drawn(n: int, job: Job, slide_id: str) -> NDArray[np.int64]:

@@ -17,15 +17,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Plan, Training
-from her2batch.slides.pyramid import Pyramid
-from her2batch.tables.files import whole
+from her2batch.tables.files import read_parquet, whole
 from her2batch.tables.run import FINAL, Run, Unit, safe
 from her2batch.tables.schemas import run_schema
 from her2batch.tables.store import Cohort
-from her2batch.tasks import CLASSES, PATCH_INPUTS
+from her2batch.tasks import CLASSES, IHC, PATCH_INPUTS
 from her2batch.training import methods
-from her2batch.vision.patches import clahe, usable
-from her2batch.way.patchset import patch_grid, pixels_of
 
 if TYPE_CHECKING:
     from her2batch.training.loop import Fitted, Fold, Progress
@@ -74,9 +71,19 @@ def run_unit(job: Job, unit: Unit, device: str = "cpu", watch: Watch = lambda _:
         return unit.name
     lesson = _lesson(job, unit, part)
     fitted = _fit(job, unit, lesson, device, watch, job.run.checkpoint(unit))
+    if not _first():
+        return unit.name
     tests = {"mil": _test_mil, "image": _test_image, "patch": _test_patch}
     tests[kind](job, unit, part, lesson, fitted, device)
     return unit.name
+
+
+def _first() -> bool:
+    """Whether this process writes: of several that train one network together, the first alone."""
+    import torch
+
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not there or torch.distributed.get_rank() == 0
 
 
 def rehearse(job: Job, unit: Unit, device: str, watch: Watch, checkpoint: Path) -> Progress:
@@ -131,13 +138,19 @@ def _patches(job: Job, unit: Unit, part: Part) -> _Lesson:
     """Annotated patches of the part's slides, each in the split of its slide."""
     from her2batch.training import pictures
 
-    folder = job.run.cache(unit.input)
-    shown = [k for k, one in enumerate(part.slide_ids) if (folder / f"{one}.labels.npy").is_file()]
-    found = pictures.stack([folder / f"{part.slide_ids[k]}.npy" for k in shown])
-    labels = np.concatenate([np.load(folder / f"{part.slide_ids[k]}.labels.npy") for k in shown]).astype(np.int64)
-    of = np.repeat(shown, np.diff(found.starts))
+    tables = labelled_patches(job, unit.input, part.slide_ids)
+    found = pictures.stack([job.run.cache(unit.input) / f"{one}.npy" for one in tables])
+    place = {one: k for k, one in enumerate(part.slide_ids)}
+    labels = np.array([IHC.index(one) for table in tables.values() for one in table["truth"].to_pylist()], np.int64)
+    of = np.repeat([place[one] for one in tables], np.diff(found.starts))
     train, val = (np.flatnonzero(part.split[of] == split) for split in ("train", "val"))
     return _Lesson(_fold(job, unit, labels, train, val), found, of, np.full(3, 240, np.uint8))
+
+
+def labelled_patches(job: Job, given: str, slide_ids: Sequence[str]) -> dict[str, pa.Table]:
+    """The annotated patches of those slides that have some, in their order: rows of the run's table `patches`."""
+    paths = {one: job.run.cache(given) / f"{one}.parquet" for one in slide_ids}
+    return {one: read_parquet(path) for one, path in paths.items() if path.is_file()}
 
 
 def _fold(job: Job, unit: Unit, labels: Rows, train: Rows, val: Rows) -> Fold:
@@ -245,7 +258,10 @@ def tissue_patches(job: Job, given: str, slide_id: str) -> Iterator[NDArray[np.u
 
     From the run's cache where there is one, else from the slide's pyramid.
     """
+    from her2batch.slides.pyramid import Pyramid  # here, for a worker that trains on embeddings needs none of these
     from her2batch.training.pictures import load
+    from her2batch.vision.patches import clahe, usable
+    from her2batch.way.patchset import patch_grid, pixels_of
 
     kept = job.run.cache(given) / f"{slide_id}.tissue.npy"
     if kept.is_file():

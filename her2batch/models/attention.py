@@ -176,7 +176,8 @@ def _kept(shape: tuple[int, int], cut: int, draw: Draw, like: torch.Tensor) -> t
         generator = torch.Generator(like.device).manual_seed(int(draw.integers(2**62)))
         noise = torch.randint(256, shape, generator=generator, device=like.device, dtype=torch.uint8)
         return (noise >= cut).to(like.dtype)
-    stays = np.frombuffer(draw.bytes(shape[0] * shape[1]), np.uint8) >= cut
+    n = shape[0] * shape[1]
+    stays = draw.integers(0, 2**64, -(-n // 8), np.uint64).view(np.uint8)[:n] >= cut  # half the time of bytes()
     if like.dtype == torch.bfloat16:  # torch itself takes 0.9 ms for a million from bool
         return torch.from_numpy(np.multiply(stays, BF16_ONE, dtype=np.int16)).view(torch.bfloat16).view(shape)
     return torch.from_numpy(stays).to(like.dtype).view(shape)

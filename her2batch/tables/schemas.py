@@ -245,6 +245,16 @@ RUN_LABELS = (
     Column("truth", TEXT, "the class; at random in a control run (--shuffle-labels)"),
 )
 
+RUN_PATCHES = (
+    Column("slide_id", TEXT, "as in the cohort"),
+    Column("resolution", TEXT, "low · moderate · high: 3.24 · 1.17 · 0.23 µm/px"),
+    Column("x", I32, "left, level-0 px"),
+    Column("y", I32, "top, level-0 px"),
+    Column("size", I32, "edge, level-0 px"),
+    Column("truth", TEXT, "class of the annotation that covers most of it"),
+    Column("share", F32, "of the patch that it covers; at least 0.05"),
+)
+
 ATTENTION = (
     Column("slide_id", TEXT, "a slide that the unit tests"),
     Column("tile", I32, "as in tiles"),
@@ -262,6 +272,7 @@ RUN_TABLES: dict[str, tuple[Column, ...]] = {
     "predictions": RUN_PREDICTIONS,
     "metrics": METRICS,
     "excluded": EXCLUDED,
+    "patches": RUN_PATCHES,
     "tables": PAPER_TABLES,
     "trials": TRIALS,
     "units/UNIT/attention": ATTENTION,

@@ -13,7 +13,6 @@ from her2batch.flow.train import Study, job_of
 from her2batch.flow.units import Job
 from her2batch.settings import Training
 from her2batch.tables.labels import read_labels
-from her2batch.tasks import PATCH_INPUTS
 from her2batch.training.methods import plan
 from tests.conftest import Synthetic
 
@@ -37,18 +36,19 @@ def test_annotated_patches_have_the_class_they_lie_in(synthetic: Synthetic, job:
                    "properties": {"classification": {"name": "HER2 2+"}}}  # fmt: skip
         path = job.run.root / "a.geojson"
         path.write_text(json.dumps(feature))
-        pixels, labels = annotated(job, slide_id, path, PATCH_INPUTS["patches-high"])
-        assert pixels.shape == (len(labels), 224, 224, 3)
-        assert set(labels.tolist()) == {2}
-        found.append(len(labels))
+        pixels, table = annotated(job, slide_id, path, "patches-high")
+        assert pixels.shape == (len(table), 224, 224, 3)
+        assert set(table["truth"].to_pylist()) == {"2+"}
+        assert min(table["share"].to_pylist()) >= 0.05
+        found.append(len(table))
     assert found[1] <= found[0]
 
 
 def test_the_same_patches_are_drawn_again(synthetic: Synthetic, job: Job) -> None:
     path = sorted(synthetic.annotations.glob("*.geojson"))[0]
-    one, other = (annotated(job, path.stem, path, PATCH_INPUTS["patches-high"]) for _ in range(2))
+    one, other = (annotated(job, path.stem, path, "patches-high") for _ in range(2))
     assert np.array_equal(one[0], other[0])
-    assert np.array_equal(one[1], other[1])
+    assert one[1].equals(other[1])
     assert len(one[1]) <= 24  # the quick profile's limit
 
 

@@ -20,8 +20,8 @@ class Fixed:
     def __init__(self, values: bytes) -> None:
         self.values = values
 
-    def bytes(self, n: int) -> bytes:
-        return (self.values * (n // len(self.values) + 1))[:n]
+    def integers(self, low: int, high: int, n: int, dtype: type) -> np.ndarray:
+        return np.frombuffer((self.values * 8 * n)[: 8 * n], dtype)
 
 
 def test_attention_by_hand() -> None:
@@ -58,7 +58,8 @@ def test_gradients_of_the_embedding_are_those_of_autograd() -> None:
     mine.square().sum().backward()
     found = layer.weight.grad.clone(), layer.bias.grad.clone()
     layer.zero_grad()
-    stays = torch.from_numpy((np.frombuffer(stream(3).bytes(45), np.uint8) >= 64).reshape(9, 5).astype(float))
+    drawn = stream(3).integers(0, 2**64, 6, np.uint64).view(np.uint8)[:45]
+    stays = torch.from_numpy((drawn >= 64).reshape(9, 5).astype(float))
     plain = torch.relu(layer(x)) * stays / 0.75
     assert torch.allclose(mine, plain)
     plain.square().sum().backward()
