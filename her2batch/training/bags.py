@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,12 +36,13 @@ EXPONENT = 0x7C00
 
 @dataclass(frozen=True)
 class Bags:
-    """Bags of one encoder, by position. sizes: instances of each."""
+    """Bags of one encoder, by position. sizes: instances of each.  pages: the file, mapped."""
 
     slide_ids: tuple[str, ...]
     sizes: tuple[int, ...]
     dim: int
     file: pa.ipc.RecordBatchFileReader
+    pages: mmap.mmap
 
     def of(self, position: int) -> torch.Tensor:
         """One slide's bag, (padded(N), dim): its embeddings in tile order, zeros below; a view of the file."""
@@ -49,6 +51,13 @@ class Bags:
             warnings.simplefilter("ignore", UserWarning)
             flat = torch.from_numpy(values)
         return (flat.view(torch.bfloat16) if flat.dtype == torch.int16 else flat).view(-1, self.dim)
+
+    def release(self) -> None:
+        """Let go of the pages that were read; they stay in the page cache, of which the system takes what it needs.
+
+        A process would otherwise hold the whole file after an epoch: 2 GB for 500 bags.
+        """
+        self.pages.madvise(mmap.MADV_DONTNEED)
 
 
 def gather(cohort: Cohort, encoder: str, folder: str, slide_ids: Sequence[str], path: Path) -> Bags:
@@ -133,9 +142,11 @@ def _open(path: Path, key: str | None) -> Bags | None:
     """None when there is no such file, or one of something else."""
     try:
         facts = json.loads(path.with_suffix(".json").read_text())
-        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        with path.open("rb") as opened:
+            pages = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        file = pa.ipc.open_file(pa.py_buffer(pages))
     except (OSError, ValueError, pa.ArrowInvalid):
         return None
     if key is not None and facts["key"] != key:
         return None
-    return Bags(tuple(facts["slides"]), tuple(facts["sizes"]), file.schema.field(0).type.list_size, file)
+    return Bags(tuple(facts["slides"]), tuple(facts["sizes"]), file.schema.field(0).type.list_size, file, pages)

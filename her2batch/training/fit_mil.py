@@ -32,6 +32,9 @@ from her2batch.training.loop import (
 
 Rows = NDArray[np.int64]
 
+RELEASE = 16
+"""Bags after which their pages are let go."""
+
 CLIP = 5.0
 """Largest norm of a gradient (DTFD-MIL)."""
 
@@ -61,7 +64,9 @@ def feed(bags: Bags, rows: Rows, device: str) -> Iterator[tuple[torch.Tensor, in
     """
     dtype, kind = product_dtype(device), torch.device(device).type
     ahead: tuple[torch.Tensor, int] | None = None
-    for row in rows:
+    for count, row in enumerate(rows, start=1):
+        if count % RELEASE == 0:
+            bags.release()
         bag, n = bags.of(int(row)), bags.sizes[int(row)]
         if kind != "cuda":
             yield bag.to(dtype), n
