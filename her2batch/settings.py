@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -65,6 +65,25 @@ class Resources(Settings):
     )
     gpus: float | None = Field(None, ge=0, description="GPUs to use; default: all that are there")
     worker_memory: int = Field(4_000_000_000, ge=500_000_000, description="bytes a worker may hold")
+
+
+TimeOfDay = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
+"""Local time of day, HH:MM."""
+
+
+class Window(Settings):
+    """When slides are taken up, and which first: nothing here changes a byte of the tables."""
+
+    watch: bool = Field(False, description="go on as the scanner finishes slides, until --until or a signal")
+    until: TimeOfDay | None = Field(
+        None, description="local time HH:MM at which no further slide is begun; the rest is deferred to the next run"
+    )
+    settle: float = Field(
+        60.0, ge=0.1, le=86_400, description="seconds that a file must stay as it is before a watch takes it up"
+    )
+    urgent: str | None = Field(
+        None, description="slides that come first: a folder under SCANS, or a text file with a name a line"
+    )
 
 
 class MilSettings(Settings):
@@ -136,3 +155,80 @@ class Spread(Resources):
 
     unit_gpus: float = Field(1.0, gt=0, description="GPUs of one unit: 0.25 trains four folds side by side on one")
     unit_workers: int = Field(1, ge=1, le=64, description="processes that train one image network together (Ray Train)")
+
+
+class Sentinels(Settings):
+    """Slides that are scored again every night, to see that the software says what it said before."""
+
+    folder: str = Field(description="a few fixed slides, outside the scans folder")
+    score: float = Field(0.02, ge=0, description="most that the membrane rule's continuous score may differ by")
+    probability: float = Field(0.02, ge=0, le=1, description="most that a class's probability may differ by")
+
+
+class Drift(Settings):
+    """How far a night's figures may lie from the reference period before an alarm."""
+
+    reference_days: int = Field(60, ge=1, description="length of the reference period, which ends before the night")
+    least: int = Field(20, ge=2, description="slides a period needs before it is compared")
+    deviations: float = Field(3.0, gt=0, description="most that a figure's mean may move, in standard errors")
+    shares: float = Field(0.01, gt=0, lt=1, description="p value of the score mix (chi-squared) that alarms")
+    site: str | None = Field(
+        None, description="regular expression over the slide's path whose first group names its scanner or site"
+    )
+
+
+class Retention(Settings):
+    """What pyramids may take. Tables and thumbnails are kept for ever."""
+
+    days: int | None = Field(
+        None, ge=1, description="days a pyramid is kept after its slide was done; default: for ever"
+    )
+    gigabytes: float | None = Field(None, gt=0, description="most that all pyramids may take; the oldest go first")
+
+
+class Hook(Settings):
+    """Who is told when a night has ended. What is told holds counts and times, no patient data."""
+
+    webhook: str | None = Field(None, description="http(s) address that the summary is posted to, as JSON")
+    mail_to: tuple[str, ...] = Field((), description="addresses that get the summary by mail")
+    mail_from: str = Field("her2batch@localhost", description="sender of the mail")
+    smtp: str = Field("localhost:25", description="HOST:PORT of the mail server")
+
+
+class Overnight(Settings):
+    """The nightly job's one file."""
+
+    scans: str = Field(description="the folder that the scanner writes to")
+    cohort: str = Field(description="the cohort folder")
+    bundle: str | None = Field(None, description="folder of a trained bundle; default: the membrane rule alone")
+    labels: str | None = Field(None, description="labels CSV: which slides are one patient's")
+    weights: str | None = Field(None, description="folder with encoder weights; default: the hub's cache")
+    pseudonymize: str | None = Field(None, description="key file: no name of the source reaches the store")
+    start: TimeOfDay | None = Field(None, description="local time HH:MM before which nothing is begun")
+    linger: bool = Field(True, description="wait for further slides until the window ends; false: leave when idle")
+    keep_nights: int = Field(30, ge=1, description="reports that are kept")
+    plan: Plan = Plan()
+    resources: Resources = Resources()
+    window: Window = Window()
+    sentinels: Sentinels | None = None
+    drift: Drift = Drift()
+    retention: Retention = Retention()
+    hook: Hook = Hook()
+
+
+class FoldsJob(Settings):
+    """What jobs/train_folds.py reads: `train` as a file."""
+
+    cohort: str = Field(description="the cohort folder")
+    out: str = Field("run", description="the run's folder")
+    labels: str | None = Field(None, description="labels CSV or TCGA table; default: those given to the ingest")
+    annotations: str | None = Field(None, description="folder of QuPath regions, SLIDE.geojson, for patch methods")
+    training: Training = Training()
+    resources: Spread = Spread()
+
+
+class SearchJob(FoldsJob):
+    """What jobs/search.py reads: `tune` as a file."""
+
+    samples: int = Field(20, ge=1, description="trials in each outer fold")
+    outer: int = Field(1, ge=1, description="outer folds that are searched")
