@@ -19,8 +19,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from her2batch.flow.ingest import Order, ingest
-from her2batch.flow.train import Study, train
 from her2batch.settings import Plan, Resources, Spread, Training
+from her2batch.study.train import Study, train
 from her2batch.synth import make_cohort, plan_cohort
 
 PATIENTS = 60

@@ -29,10 +29,10 @@ from memory import held
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from her2batch.flow.train import Study, train
 from her2batch.models.attention import product_dtype
 from her2batch.models.clam import smooth_top1
 from her2batch.settings import Plan, Spread, Training
+from her2batch.study.train import Study, train
 from her2batch.tables.run import FINAL, Run
 from her2batch.tables.schemas import embeddings, schema
 from her2batch.tables.store import Cohort, write_row

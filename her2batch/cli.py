@@ -21,7 +21,7 @@ from her2batch.settings import Plan, Resources, Spread, Training
 if TYPE_CHECKING:
     from her2batch.flow.ingest import Summary
     from her2batch.flow.score import Scored
-    from her2batch.flow.train import Trained
+    from her2batch.study.train import Trained
 
 
 def _leave(code: int) -> None:
@@ -107,9 +107,9 @@ def train(
     quiet: Quiet = False,
 ) -> int:
     """Train folds × methods × tasks on the same folds; figures, and a bundle. The same command resumes."""
-    from her2batch.flow.train import Study, resumed
-    from her2batch.flow.train import train as run
     from her2batch.scoreboard import show_trained, unit_progress
+    from her2batch.study.train import Study, resumed
+    from her2batch.study.train import train as run
 
     if resume is not None:
         study, training = resumed(resume)
@@ -138,9 +138,9 @@ def reproduce(
     quiet: Quiet = False,
 ) -> int:
     """Every row of the paper's tables 4, 5, 6, S1–S3 and figure 5, beside its figures. The same command resumes."""
-    from her2batch.flow.reproduce import reproduce as run
-    from her2batch.flow.train import Study
     from her2batch.scoreboard import show_reproduced, unit_progress
+    from her2batch.study.reproduce import reproduce as run
+    from her2batch.study.train import Study
 
     with unit_progress(quiet or as_json) as report:
         found = run(Study(cohort, out, labels, annotations), training, resources, report)
@@ -166,9 +166,9 @@ def tune(
     quiet: Quiet = False,
 ) -> int:
     """Search a method's settings with Ray Tune, inside the folds; the best go into a bundle. Resumes."""
-    from her2batch.flow.train import Study
-    from her2batch.flow.tune import tune as run
     from her2batch.scoreboard import show_tuned, unit_progress
+    from her2batch.study.train import Study
+    from her2batch.study.tune import tune as run
 
     with unit_progress(quiet or as_json) as report:
         found = run(Study(cohort, out, labels, annotations), training, samples, outer, resources, report)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from her2batch.flow.ingest import Order, Summary, ingest
-from her2batch.flow.train import Study, Trained, train
 from her2batch.models.bundle import read_bundle
 from her2batch.scoreboard import unit_progress
 from her2batch.screen import progress, say
 from her2batch.settings import Plan, Resources, Spread, Training
+from her2batch.study.train import Study, Trained, train
 from her2batch.synth import make_cohort
 from her2batch.tables.labels import label_slides, read_labels
 from her2batch.tables.store import Cohort

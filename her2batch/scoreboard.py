@@ -17,10 +17,10 @@ from her2batch.screen import plain_table, show_summary
 
 if TYPE_CHECKING:
     from her2batch.demo import Demo
-    from her2batch.flow.reproduce import Reproduced
     from her2batch.flow.score import Scored
-    from her2batch.flow.train import Trained
-    from her2batch.flow.tune import Tuned
+    from her2batch.study.reproduce import Reproduced
+    from her2batch.study.train import Trained
+    from her2batch.study.tune import Tuned
     from her2batch.tables.run import Unit
 
 SHOWN = 5

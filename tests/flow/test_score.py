@@ -10,8 +10,8 @@ from her2batch.errors import InputError
 from her2batch.flow.ingest import Order, ingest
 from her2batch.flow.score import score
 from her2batch.flow.session import Session
-from her2batch.flow.train import Study, train
 from her2batch.settings import Plan, Resources, Spread, Training
+from her2batch.study.train import Study, train
 from her2batch.tables.audit import verify
 from her2batch.tables.store import Cohort
 from tests.conftest import Synthetic

@@ -7,9 +7,9 @@ import pytest
 
 from her2batch.errors import InputError
 from her2batch.flow.session import Session
-from her2batch.flow.train import Study
-from her2batch.flow.tune import tune
 from her2batch.settings import Spread, Training
+from her2batch.study.train import Study
+from her2batch.study.tune import tune
 from her2batch.tables.run import Run
 from tests.conftest import Synthetic
 
@@ -32,9 +32,9 @@ def test_a_search_ends_in_a_bundle(synthetic: Synthetic, tmp_path: Path, ray_ses
 
 def test_the_test_part_is_not_there_while_it_searches(synthetic: Synthetic, tmp_path: Path) -> None:
     """rehearse() trains with the unit's training and validation positions only: its lesson knows no other rows."""
-    from her2batch.flow.prepare import prepare
-    from her2batch.flow.train import job_of
-    from her2batch.flow.units import _lesson, part_of
+    from her2batch.study.prepare import prepare
+    from her2batch.study.train import job_of
+    from her2batch.study.units import _lesson, part_of
     from her2batch.tables.run import Unit
     from her2batch.training.methods import plan
 

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 
 from her2batch.errors import InputError
-from her2batch.flow.prepare import labelled_for, labels_of
-from her2batch.flow.train import Report, Study, Trained, carry_out, job_of
-from her2batch.flow.units import Job
 from her2batch.reports.paper import PaperRow, beside, paper_rows
 from her2batch.settings import Spread, Training
+from her2batch.study.prepare import labelled_for, labels_of
+from her2batch.study.train import Report, Study, Trained, carry_out, job_of
+from her2batch.study.units import Job
 from her2batch.tables.run import FINAL
 from her2batch.tasks import PATCH_INPUTS, THUMBNAIL_INPUTS
 from her2batch.training.methods import Cell, Work, work_of

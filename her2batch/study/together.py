@@ -9,7 +9,7 @@ import tempfile
 from typing import Any
 
 from her2batch.flow.session import Session
-from her2batch.flow.units import Job, run_unit
+from her2batch.study.units import Job, run_unit
 from her2batch.tables.run import Unit
 
 TRIES = 2

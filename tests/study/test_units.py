@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from her2batch.flow.prepare import prepare
-from her2batch.flow.train import Study, job_of
-from her2batch.flow.units import Job, part_of, run_unit, tissue_patches
 from her2batch.settings import Training
+from her2batch.study.prepare import prepare
+from her2batch.study.train import Study, job_of
+from her2batch.study.units import Job, part_of, run_unit, tissue_patches
 from her2batch.tables.run import Unit
 from her2batch.training.methods import plan
 from tests.conftest import Synthetic
@@ -44,7 +44,7 @@ def test_a_network_is_tested_on_its_folds_slides(job: Job) -> None:
 
 def test_patch_nets_learn_from_their_folds_training_slides_alone(job: Job) -> None:
     """No patch of a slide that is tested or validated is trained on: its slide is in another split."""
-    from her2batch.flow.units import _patches
+    from her2batch.study.units import _patches
 
     unit = Unit("her2-4way", "convnext-small", GIVEN, 0)
     part = part_of(job.run, unit)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from her2batch.flow import together
-from her2batch.flow.prepare import prepare
+from her2batch.study import together
 from her2batch.flow.session import Session
-from her2batch.flow.together import run_together
-from her2batch.flow.train import Study, job_of
 from her2batch.settings import Training
+from her2batch.study.prepare import prepare
+from her2batch.study.together import run_together
+from her2batch.study.train import Study, job_of
 from her2batch.tables.run import Unit
 from her2batch.training.methods import plan
 from tests.conftest import Synthetic

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.flow.prepare import annotated, prepare
-from her2batch.flow.train import Study, job_of
-from her2batch.flow.units import Job
 from her2batch.settings import Training
+from her2batch.study.prepare import annotated, prepare
+from her2batch.study.train import Study, job_of
+from her2batch.study.units import Job
 from her2batch.tables.labels import read_labels
 from her2batch.training.methods import plan
 from tests.conftest import Synthetic

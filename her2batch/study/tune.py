@@ -17,12 +17,12 @@ from typing import Any, Final
 import pyarrow as pa
 
 from her2batch.errors import InputError
-from her2batch.flow.prepare import prepare
 from her2batch.flow.session import Session, connect
 from her2batch.flow.spread import spread
-from her2batch.flow.train import Report, Study, Trained, collect, job_of, one_unit
-from her2batch.flow.units import Job, rehearse
 from her2batch.settings import Spread, Training
+from her2batch.study.prepare import prepare
+from her2batch.study.train import Report, Study, Trained, collect, job_of, one_unit
+from her2batch.study.units import Job, rehearse
 from her2batch.tables.run import FINAL, Unit
 from her2batch.tables.schemas import run_schema
 from her2batch.tasks import COUNTS_METHODS

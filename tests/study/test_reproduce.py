@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.flow.reproduce import reproduce
 from her2batch.flow.session import Session
-from her2batch.flow.train import Study
 from her2batch.models.bundle import read_bundle
 from her2batch.settings import Spread, Training
+from her2batch.study.reproduce import reproduce
+from her2batch.study.train import Study
 from tests.conftest import Synthetic
 
 MINIATURE = Training(folds=3, quick=True, options=("epochs=1", "search=false"), patches_per_slide=3)

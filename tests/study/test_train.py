@@ -17,9 +17,9 @@ from her2batch.errors import InputError
 from her2batch.flow.ingest import Order, ingest
 from her2batch.flow.score import score
 from her2batch.flow.session import Session
-from her2batch.flow.train import Study, resumed, train
 from her2batch.models.bundle import read_bundle
 from her2batch.settings import Plan, Resources, Spread, Training
+from her2batch.study.train import Study, resumed, train
 from her2batch.tables.run import Run
 from her2batch.tables.store import Cohort, write_row
 from tests.conftest import Synthetic

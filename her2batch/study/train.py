@@ -11,12 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from her2batch.flow.prepare import prepare
 from her2batch.flow.session import Session, connect
 from her2batch.flow.spread import spread
-from her2batch.flow.together import run_together
-from her2batch.flow.units import Job, run_unit
 from her2batch.settings import Spread, Training
+from her2batch.study.prepare import prepare
+from her2batch.study.together import run_together
+from her2batch.study.units import Job, run_unit
 from her2batch.tables.files import read_parquet
 from her2batch.tables.run import FINAL, Run, Unit
 from her2batch.tables.store import Cohort
