@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from her2batch.errors import Her2BatchError
+from her2batch.errors import HeadLost, Her2BatchError
 from her2batch.options import options
-from her2batch.settings import Plan, Resources, Spread, Training
+from her2batch.settings import Plan, Resources, Spread, Training, Window
 
 if TYPE_CHECKING:
     from her2batch.flow.ingest import Summary
@@ -44,12 +44,14 @@ OUT = Path("cohort")
 
 @app.command()
 @options(Resources)
+@options(Window, leave_out=("linger",))
 @options(Plan, leave_out=("bundle",))
 def ingest(
     *,
     scans: Annotated[Path, typer.Argument(help="the folder that the scanner writes to", show_default=False)],
     out: OutOption = OUT,
     plan: Plan,
+    window: Window,
     resources: Resources,
     bundle: Annotated[Path | None, typer.Option(help="folder of trained nets for patches and thumbnails")] = None,
     labels: Annotated[Path | None, typer.Option(help="CSV with slide_id, patient_id, her2, ish, er, pr, stain")] = None,
@@ -70,7 +72,7 @@ def ingest(
     from her2batch.screen import progress, show_summary
 
     with progress(quiet or as_json) as report:
-        summary = run(order, plan, resources, report)
+        summary = run(order, plan, resources, report, window)
     _emit(as_json, _summary_json(summary), lambda: show_summary(summary))
     return summary.exit_code
 
@@ -270,7 +272,7 @@ def doctor(
 
 def _summary_json(summary: Summary) -> dict[str, Any]:
     keys = ("slide_id", "path", "error_code", "error")
-    fields = ("seen", "done", "failed", "duplicate", "ignored", "already", "tiles", "seconds", "skipped")
+    fields = ("seen", "done", "failed", "deferred", "duplicate", "ignored", "already", "tiles", "seconds", "skipped")
     return {
         "cohort": str(summary.cohort),
         **{name: getattr(summary, name) for name in fields},
@@ -312,6 +314,9 @@ def main() -> None:
     """Run a command; its errors are one plain line, its exit code is the contract's."""
     try:
         app()
+    except HeadLost as error:
+        print(f"her2batch: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)  # what Ray does at a process's end would hang
     except Her2BatchError as error:
         _stop(f"her2batch: {error}", error.exit_code)
     except BrokenPipeError:  # the reader of our output has gone: nothing is left to say

@@ -3,6 +3,7 @@
     Her2BatchError            what · path · remedy            exit code 2 unless said otherwise
     ├── SlideError            one slide can't be processed: its code becomes a row, the batch goes on (exit 3)
     ├── StoreError            the cohort folder can't be used (locked, another format, no space)
+    │   └── HeadLost          the Ray cluster's head has gone: nothing may be asked of Ray any more
     ├── InputError            something the user gave can't be used: a folder, labels, a bundle, an option
     └── WeightsError          a model's weights can't be had
 
@@ -27,7 +28,7 @@ REMEDIES = {
     "worker-lost": "run again with --retry-failed; if it repeats, the file crashes its decoder: export it again",
     "out-of-memory": "run again with fewer --workers, or on a machine with more memory",
     "store-write": "free disk space or mend the disk, then run the same command again",
-    "internal": "run again with --retry-failed; if it repeats, report the log in tables/runs/log.txt",
+    "internal": "run again with --retry-failed; if it repeats, report the newest tables/runs/*.jsonl",
 }
 """Every error code a slide can end with, and what to do about it. docs/operations.md lists the same."""
 
@@ -59,6 +60,10 @@ class SlideError(Her2BatchError):
 
 class StoreError(Her2BatchError):
     """The cohort folder can't be used."""
+
+
+class HeadLost(StoreError):
+    """The Ray cluster's head has gone. Whatever asks Ray for anything now hangs, and is killed after a minute."""
 
 
 class InputError(Her2BatchError):

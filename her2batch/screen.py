@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from her2batch.tables.store import Cohort, Row
+from her2batch.way.pace import Tally
 
 if TYPE_CHECKING:
     from her2batch.flow.doctor import Line
     from her2batch.flow.ingest import Summary
     from her2batch.tables.audit import Problem, Status
 
-Report = Callable[[int, int, Row], None]
+Report = Callable[[Tally, Row], None]
 
 
 @contextmanager
@@ -32,27 +33,37 @@ def progress(quiet: bool) -> Iterator[Report]:
     elif not console.is_terminal:
         yield _plain_line
     else:
-        columns = (
-            TextColumn("[bold]slides"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
+        columns = (TextColumn("[bold]slides"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
             task = bar.add_task("starting", total=None)
 
-            def report(count: int, total: int, row: Row) -> None:
-                bar.update(task, completed=count, total=total, description=escape(_outcome(row)))
+            def report(tally: Tally, row: Row) -> None:
+                words = escape(f"{how_far(tally)} · {_outcome(row)}")
+                bar.update(task, completed=tally.ended, total=tally.of, description=words)
                 if row["status"] == "failed":
                     bar.console.print(f"[red]failed[/red] {escape(str(row['error']))}")
 
             yield report
 
 
-def _plain_line(count: int, total: int, row: Row) -> None:
+def _plain_line(tally: Tally, row: Row) -> None:
     words = row["error"] if row["status"] == "failed" else f"{row['n_tiles']} tiles"
-    print(f"{count}/{total} {row['slide_id']}: {row['status']}, {words}", file=sys.stderr, flush=True)
+    line = f"{tally.ended}/{tally.of} {row['slide_id']}: {row['status']}, {words}"
+    print(f"{line} ({how_far(tally)})", file=sys.stderr, flush=True)
+
+
+def how_far(tally: Tally) -> str:
+    """Tiles, bytes and time left in words."""
+    gigabytes = f"{tally.source_bytes / 1e9:.2f} of {tally.of_bytes / 1e9:.2f} GB"
+    return f"{tally.tiles:,} tiles, {gigabytes}, {time_left(tally.left)}"
+
+
+def time_left(left: tuple[float, float] | None) -> str:
+    """An estimate with its doubt."""
+    if left is None:
+        return "time left not known yet"
+    low, high = (duration(one) for one in left)
+    return f"{high} left" if low == high else f"{low} to {high} left"
 
 
 def _outcome(row: Row) -> str:
@@ -69,7 +80,7 @@ def show_summary(summary: Summary) -> None:
     """What became of everything seen, and where it lies."""
     console = Console()
     _show_failures(console, summary.failures)
-    words = [f"{summary.done} done", f"{summary.failed} failed"]
+    words = [f"{summary.done} done", f"{summary.failed} failed", f"{summary.deferred} deferred"]
     words += [f"{summary.duplicate} duplicate", f"{summary.ignored} ignored"]
     again = f" ({summary.already} were current before)" if summary.already else ""
     rate = f"{summary.tiles} tiles, {summary.seconds:.1f} s"
@@ -109,11 +120,11 @@ def show_estimate(rows: list[Row], total: Mapping[str, Any]) -> None:
         f"{total['todo']} to do, {total['current']} current, {total['duplicate']} duplicate, "
         f"{total['ignored']} ignored; "
         f"about {total['bytes'] / 1e9:.2f} GB of {total['free_bytes'] / 1e9:.0f} GB free, "
-        f"{_duration(total['seconds'])} with {total['workers']} workers; {total['bound']} decide",
+        f"{duration(total['seconds'])} with {total['workers']} workers; {total['bound']} decide",
         highlight=False,
     )
     if total["seconds"] > NIGHT_S:
-        with_a_gpu = _duration(total["seconds_with_a_gpu"])
+        with_a_gpu = duration(total["seconds_with_a_gpu"])
         console.print(f"that is more than a night; with a GPU about {with_a_gpu} (docs/sizing.md)", highlight=False)
 
 
@@ -122,10 +133,11 @@ def show_status(found: Status, cohort: Path) -> None:
     console = Console()
     _show_failures(console, found.failures)
     for reason, count in sorted(found.reasons.items()):
-        console.print(f"ignored: {count} × {reason}", highlight=False)
+        console.print(f"{count} × {reason}", highlight=False)
     console.print(f"{found.tiles:,} tiles, {found.tissue_mm2:,.1f} mm² of tissue", highlight=False)
     sign = "=" if found.adds_up else "≠"
-    parts = f"{found.done} done + {found.failed} failed + {found.duplicate} duplicate + {found.ignored} ignored"
+    parts = f"{found.done} done + {found.failed} failed + {found.deferred} deferred"
+    parts += f" + {found.duplicate} duplicate + {found.ignored} ignored"
     console.print(f"seen {found.seen} {sign} {parts}", highlight=False)
     if found.pending:
         console.print(f"{len(found.pending)} not processed yet: run her2batch ingest again", highlight=False)
@@ -158,7 +170,8 @@ def plain_table(title: str, *columns: str) -> Table:
     return table
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours in words."""
     return (
         f"{seconds / 3600:.1f} h"
         if seconds >= 5400

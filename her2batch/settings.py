@@ -67,8 +67,8 @@ class Resources(Settings):
     worker_memory: int = Field(4_000_000_000, ge=500_000_000, description="bytes a worker may hold")
 
 
-TimeOfDay = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
-"""Local time of day, HH:MM."""
+TimeOfDay = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d(:[0-5]\d)?$")]
+"""Local time of day, HH:MM or HH:MM:SS."""
 
 
 class Window(Settings):
@@ -81,6 +81,7 @@ class Window(Settings):
     settle: float = Field(
         60.0, ge=0.1, le=86_400, description="seconds that a file must stay as it is before a watch takes it up"
     )
+    linger: bool = Field(True, description="a watch waits for further slides; false: it leaves when nothing is left")
     urgent: str | None = Field(
         None, description="slides that come first: a folder under SCANS, or a text file with a name a line"
     )
@@ -205,7 +206,6 @@ class Overnight(Settings):
     weights: str | None = Field(None, description="folder with encoder weights; default: the hub's cache")
     pseudonymize: str | None = Field(None, description="key file: no name of the source reaches the store")
     start: TimeOfDay | None = Field(None, description="local time HH:MM before which nothing is begun")
-    linger: bool = Field(True, description="wait for further slides until the window ends; false: leave when idle")
     keep_nights: int = Field(30, ge=1, description="reports that are kept")
     plan: Plan = Plan()
     resources: Resources = Resources()

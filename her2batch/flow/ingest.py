@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,16 +16,21 @@ import pyarrow as pa
 
 from her2batch.errors import StoreError
 from her2batch.flow.pool import plain, share
-from her2batch.flow.session import connect
+from her2batch.flow.session import Session, connect
+from her2batch.flow.telemetry import Meters
+from her2batch.flow.watch import Watch
 from her2batch.models.bundle import check_fits, read_bundle
 from her2batch.models.encoders import dim_of
-from her2batch.settings import Plan, Resources
+from her2batch.settings import Plan, Resources, Window
 from her2batch.tables.files import whole, write_parquet
+from her2batch.tables.journal import Journal
 from her2batch.tables.labels import read_labels
 from her2batch.tables.privacy import Names, read_key
 from her2batch.tables.store import Cohort, Row
-from her2batch.way.census import Census, Todo, take
+from her2batch.way.census import Census, Register, Todo, take
+from her2batch.way.pace import Pace, Tally
 from her2batch.way.stages import GIVEN, Context, check, chosen
+from her2batch.way.supply import Queue, Urgent, next_time, now
 from her2batch.way.work import Finished, Worker
 
 LEAST_FREE = 1_000_000_000
@@ -32,8 +39,11 @@ LEAST_FREE = 1_000_000_000
 SAVE_EVERY_S = 60.0
 """How often the intake table is written while slides finish."""
 
-Report = Callable[[int, int, Row], None]
-"""Called for every slide that finishes: how many are, of how many, its row."""
+TELL_EVERY_S = 10.0
+"""How often the journal says how far the run is."""
+
+Report = Callable[[Tally, Row], None]
+"""Called for every slide that ends: how far the run is, the slide's row."""
 
 
 @dataclass(frozen=True)
@@ -54,33 +64,48 @@ class Summary:
     """What became of everything seen."""
 
     cohort: Path
-    seen: int
+    seen: int = 0
     done: int = 0
     failed: int = 0
+    deferred: int = 0
     duplicate: int = 0
     ignored: int = 0
-    already: int = 0  # of the done: in an earlier run
+    already: int = 0  # of the done and failed: in an earlier run
     tiles: int = 0
     seconds: float = 0.0
     stopped: bool = False
+    run: str = ""
     failures: list[Row] = field(default_factory=list)
     slides: list[Row] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)  # slides that this run ended
+
+    @property
+    def adds_up(self) -> bool:
+        """seen = done + failed + deferred + duplicate + ignored."""
+        return self.seen == self.done + self.failed + self.deferred + self.duplicate + self.ignored
 
     @property
     def exit_code(self) -> int:
         """0 all done · 1 a slide vanished · 3 some failed · 130 stopped."""
         if self.stopped:
             return 130
-        if self.seen != self.done + self.failed + self.duplicate + self.ignored:
+        if not self.adds_up:
             return 1
         return 3 if self.failed else 0
 
 
-def ingest(order: Order, plan: Plan, resources: Resources, report: Report = lambda *_: None) -> Summary:
+def ingest(
+    order: Order,
+    plan: Plan,
+    resources: Resources,
+    report: Report = lambda *_: None,
+    window: Window = Window(),  # noqa: B008  (frozen)
+    session: Session | None = None,
+) -> Summary:
     """Bring a cohort up to date with its scans folder. Slides that fail are rows; raises for what stops the batch.
 
-    Raises InputError, StoreError, WeightsError.
+    session: one that is open already; None: its own, ended with the run.  Raises InputError, StoreError, WeightsError.
     """
     started = time.perf_counter()
     plan, worker = _prepare(order, plan)
@@ -90,22 +115,30 @@ def ingest(order: Order, plan: Plan, resources: Resources, report: Report = lamb
         cohort.sweep()
         cohort.remember()  # rows of a run that was killed
         labels = _labels(cohort, order.labels, worker.names)
-        census = take(order.scans, cohort, plan, worker.names, labels, order.retry_failed)
+        register = Register(order.scans, cohort, plan, worker.names, labels, order.retry_failed)
         _check_space(cohort)
-        census.keep(cohort)
-        summary = Summary(cohort.root, census.seen, duplicate=census.duplicates, ignored=census.ignored)
+        summary = Summary(cohort.root, run=datetime.now(UTC).strftime("ingest-%Y%m%dT%H%M%S.%fZ"))
         summary.skipped = _skipped(worker.context)
-        _run(census, worker, resources, summary, report)
-        _count(cohort, census, summary)
+        with Journal(cohort, summary.run) as journal, _supply(register, order, plan, window) as supply:
+            journal.say("started", host=socket.gethostname(), pid=os.getpid(), plan=plan.id, watch=window.watch)
+            register.census.keep(cohort)
+            run = _Run(register, supply, journal, report, summary)
+            _run(run, worker, resources, session)
+            _count(cohort, register.census, summary)
+            journal.say("ended", **{name: getattr(summary, name) for name in COUNTS})
     summary.seconds = time.perf_counter() - started
     return summary
+
+
+COUNTS = ("seen", "done", "failed", "deferred", "duplicate", "ignored", "already", "tiles", "stopped")
+"""Of a summary: what the journal's last line says."""
 
 
 def survey(order: Order, plan: Plan) -> tuple[Plan, Census, Cohort]:
     """What an ingest would do, without writing a byte."""
     plan, worker = _prepare(order, plan)
-    labels: dict[str, Row] = {}
-    return plan, take(order.scans, worker.cohort, plan, worker.names, labels, order.retry_failed), worker.cohort
+    census = take(order.scans, worker.cohort, plan, worker.names, {}, order.retry_failed)
+    return plan, census, worker.cohort
 
 
 def _prepare(order: Order, plan: Plan) -> tuple[Plan, Worker]:
@@ -121,46 +154,107 @@ def _prepare(order: Order, plan: Plan) -> tuple[Plan, Worker]:
     return plan, Worker(Cohort(order.out.absolute()), context, names)
 
 
-def _run(census: Census, worker: Worker, resources: Resources, summary: Summary, report: Report) -> None:
-    """Every slide that is to do; the intake table and the durations are kept as they finish."""
-    if not census.todo:
-        return
-    run = datetime.now(UTC).strftime("ingest-%Y%m%dT%H%M%S.%fZ")
-    times: list[Row] = []
-    paths = {todo.slide_id: worker.names.path(todo.source.path) for todo in census.todo}
-    todos = sorted(census.todo, key=lambda todo: -todo.source.bytes)  # the largest first: a short tail
-    saved = time.monotonic()
-    try:
-        with _finishing(worker, resources, todos, summary) as finishing:
-            for count, finished in enumerate(finishing, start=1):
-                row = finished.row
-                census.entries[paths[row["slide_id"]]]["sha256"] = row["sha256"]
-                times.append(finished.times)
-                report(count, len(todos), row)
-                if time.monotonic() - saved > SAVE_EVERY_S:
-                    worker.cohort.write_seen(list(census.entries.values()))
-                    saved = time.monotonic()
-    except OSError as error:
-        raise StoreError(f"can't be written to: {error}", worker.cohort.root, "free space, then run again") from error
-    finally:
-        worker.cohort.write_seen(list(census.entries.values()))
-        if times:
-            worker.cohort.write_times(run, sorted(times, key=lambda one: str(one["slide_id"])))
-            worker.cohort.write_damaged(worker.cohort.damaged() - {str(one["slide_id"]) for one in times})
-    worker.cohort.remember()
-
-
 @contextmanager
-def _finishing(
-    worker: Worker, resources: Resources, todos: list[Todo], summary: Summary
-) -> Iterator[Iterator[Finished]]:
-    """Finished slides, from the plain loop (no workers) or from Ray."""
-    if resources.workers == 0:
-        yield plain(worker, todos)
+def _supply(register: Register, order: Order, plan: Plan, window: Window) -> Iterator[Queue | Watch]:
+    """Slides to do: all that lie there, or, in a watch, those that are finished, as they are."""
+    urgent = Urgent(Path(window.urgent)) if window.urgent is not None else None
+    queue = Queue((), urgent, next_time(window.until, now()) if window.until is not None else None)
+    if not window.watch:
+        queue.put(register.admit(register.look()))
+        yield queue
         return
-    with connect(resources) as session:
-        yield share(session, worker, todos, resources.worker_memory)
-        summary.stopped = session.stopped.is_set()
+    with Watch(register, queue, order.scans, window.settle, plan.reader, window.linger) as watch:
+        yield watch
+
+
+@dataclass
+class _Run:
+    """An ingest while it goes on."""
+
+    register: Register
+    supply: Queue | Watch
+    journal: Journal
+    report: Report
+    summary: Summary
+    tally: Tally = field(default_factory=Tally)
+    times: dict[str, Row] = field(default_factory=dict)
+    keys: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # what the files were of slides that ended
+    saved: float = field(default_factory=time.monotonic)
+    told: float = 0.0
+
+    def ended(self, finished: Finished, pace: Pace) -> None:
+        """A slide's row is committed: everybody who wants to know is told."""
+        row, todo = finished.row, finished.todo
+        self.register.finished(todo.source, row)
+        self.times[todo.slide_id] = finished.times
+        self.keys[todo.slide_id] = todo.source.stat_key
+        pace.add(todo.source.bytes, finished.times["seconds"])
+        left = self.left()
+        known, waiting = self.register.todos(), sum(one.source.bytes for one in left)
+        size = sum(one.source.bytes for one in known)
+        self.tally = Tally(
+            len(known) - len(left), self.tally.failed + (row["status"] == "failed"), len(known),
+            self.tally.tiles + (row["n_tiles"] or 0), size - waiting, size, pace.left(len(left), waiting),
+        )  # fmt: skip
+        facts = {"slide_id": row["slide_id"], "status": row["status"], "error_code": row["error_code"]}
+        words = {"trace": finished.trace} if finished.trace else {}
+        self.journal.say("slide", **facts, tiles=row["n_tiles"], seconds=finished.times["seconds"], **words)
+        self.report(self.tally, row)
+        at = time.monotonic()
+        if at - self.told > TELL_EVERY_S or not left:
+            self.journal.say("progress", **asdict(self.tally))
+            self.told = at
+        if at - self.saved > SAVE_EVERY_S:
+            self.register.census.keep(self.register.cohort)
+            self.saved = at
+
+    def left(self) -> list[Todo]:
+        """What is to do and has not ended, as the files are now."""
+        return [one for one in self.register.todos() if self.keys.get(one.slide_id) != one.source.stat_key]
+
+
+def _run(run: _Run, worker: Worker, resources: Resources, session: Session | None) -> None:
+    """Every slide that is to do; the intake table and the durations are kept as they finish."""
+    cohort = worker.cohort
+    try:
+        if isinstance(run.supply, Watch) or not run.supply.ended():
+            _work(run, worker, resources, session)
+    except OSError as error:
+        raise StoreError(f"can't be written to: {error}", cohort.root, "free space, then run again") from error
+    finally:
+        _defer(run)
+        run.register.census.keep(cohort)
+        if run.times:
+            cohort.write_times(run.summary.run, [run.times[one] for one in sorted(run.times)])
+            cohort.write_damaged(cohort.damaged() - set(run.times))
+    cohort.remember()
+
+
+def _work(run: _Run, worker: Worker, resources: Resources, session: Session | None) -> None:
+    """From the plain loop (no workers) or from Ray."""
+    if resources.workers == 0:
+        pace = Pace(1)
+        for finished in plain(worker, run.supply):
+            run.ended(finished, pace)
+        return
+    with nullcontext(session) if session is not None else connect(resources) as open_session:
+        assert open_session is not None
+        meters, pace = Meters(), Pace(open_session.workers)
+        for finished in share(open_session, worker, run.supply, resources.worker_memory, meters):
+            run.ended(finished, pace)
+            meters.ended(finished.row, run.tally)
+        run.summary.stopped = open_session.stopped.is_set()
+
+
+def _defer(run: _Run) -> None:
+    """What was not done is left to the next run, and said."""
+    waiting = {todo.slide_id for todo in run.supply.left}
+    for todo in run.left():
+        why = "the window ended" if todo.slide_id in waiting and not run.summary.stopped else "the run was stopped"
+        run.register.defer(todo.source, why)
+    if isinstance(run.supply, Watch):
+        run.supply.close()
+    run.summary.fresh = sorted(run.times)
 
 
 def _labels(cohort: Cohort, path: Path | None, names: Names) -> dict[str, Row]:
@@ -196,9 +290,11 @@ def _skipped(context: Context) -> list[str]:
 def _count(cohort: Cohort, census: Census, summary: Summary) -> None:
     """Read every slide's row back: what is counted is what is on disk."""
     rows = cohort.rows()
+    summary.seen, summary.deferred = census.seen, census.deferred
+    summary.duplicate, summary.ignored = census.duplicates, census.ignored
     summary.already = len(census.current)
-    for slide_id in [*census.current, *(todo.slide_id for todo in census.todo)]:
-        row = rows.get(slide_id)
+    for path, outcome in census.outcomes.items():
+        row = rows.get(census.entries[path]["slide_id"]) if outcome in ("todo", "current") else None
         if row is None:
             continue
         summary.slides.append(row)

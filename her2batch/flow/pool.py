@@ -7,17 +7,19 @@ slide's name, the small state of a begun one, and the arrays of its tiles.
 from __future__ import annotations
 
 import contextlib
-import os
-import resource
+import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from her2batch.errors import Her2BatchError, SlideError, StoreError
-from her2batch.flow.session import Session
+from her2batch.errors import HeadLost, Her2BatchError, SlideError, StoreError
+from her2batch.flow.actor import Actor
+from her2batch.flow.session import READER, Session
+from her2batch.flow.telemetry import Meters
 from her2batch.way.census import Todo
 from her2batch.way.stages import chosen
+from her2batch.way.supply import Supply
 from her2batch.way.work import Begun, Finished, Worker
 
 RETRIES = 2
@@ -26,8 +28,14 @@ RETRIES = 2
 PATIENCE_S = 0.5
 """How long one look at the running calls may take before a stop is noticed."""
 
-START_S = 300
-"""How long workers may take to start and load their models."""
+START_S = 600
+"""How long a run waits while no worker is there: they load their models, or the cluster has yet to bring up a node."""
+
+GROW_S = 5.0
+"""How often a cluster is asked whether it has grown."""
+
+A_LITTLE = 0.001
+"""Of a custom resource: enough to choose the node, and never short."""
 
 GPU_CALLS = 2
 """Calls that a GPU worker has at once: while the GPU works on one, the next slide is opened and its first batch
@@ -37,54 +45,28 @@ LOST_IN_A_ROW = 12
 """Workers lost with no slide finished between: it is not the slides, Ray itself is gone."""
 
 
-def plain(worker: Worker, todos: Iterable[Todo]) -> Iterator[Finished]:
+def plain(worker: Worker, supply: Supply) -> Iterator[Finished]:
     """The reference: one slide after the other, in this process."""
     worker.ready()
-    for todo in todos:
-        yield worker.run(todo)
+    while not supply.ended():
+        todo = supply.next()
+        if todo is None:
+            time.sleep(PATIENCE_S)
+        else:
+            yield worker.run(todo)
 
 
-def share(session: Session, worker: Worker, todos: Iterable[Todo], memory: int) -> Iterator[Finished]:
+def share(session: Session, worker: Worker, supply: Supply, memory: int, meters: Meters) -> Iterator[Finished]:
     """The same on Ray, in the order slides finish. Raises StoreError when Ray is lost, and what `ready` raises."""
-    driver = _Driver(session, worker, memory)
+    driver = _Driver(session, worker, memory, meters)
     try:
-        yield from driver.run(deque(todos))
-    finally:
+        yield from driver.run(supply)
+    except HeadLost:
+        raise
+    except BaseException:
         driver.release()
-
-
-class Actor:
-    """A worker in a process of its own. The only class Ray sees."""
-
-    def __init__(self, worker: Worker, roles: tuple[str, ...] | None, memory: int, with_gpu: bool) -> None:
-        _limit(memory if not with_gpu else None)
-        if not with_gpu:  # importing cucim or torch would take some 500 MB on every GPU in sight
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        import cv2
-
-        cv2.setNumThreads(1)
-        worker.load_reader()
-        device = _best_device() if with_gpu else "cpu"
-        self._worker = replace(worker, context=replace(worker.context, device=device), made={})
-        self._roles = roles
-
-    def ready(self) -> int:
-        """The process id, once the stages are made. Raises what making them raises: missing weights, first of all."""
-        self._worker.ready(self._roles)
-        return os.getpid()
-
-    def begin(self, todo: Todo, always: bool) -> tuple[Finished | Begun, dict[str, Any]]:
-        """See Worker.begin."""
-        return self._worker.begin(todo, share=True, always=always)
-
-    def measure(self, todo: Todo, state: dict[str, Any], name: str, lo: int, hi: int) -> dict[str, Any] | Finished:
-        """See Worker.measure."""
-        return self._worker.measure(todo, state, name, lo, hi)
-
-    def finish(self, todo: Todo, state: dict[str, Any], *parts: dict[str, Any] | Finished) -> Finished:
-        """See Worker.finish; a part that failed has committed the slide already."""
-        failed = [part for part in parts if isinstance(part, Finished)]
-        return failed[0] if failed else self._worker.finish(todo, state, *parts)  # type: ignore[arg-type]
+        raise
+    driver.release()
 
 
 @dataclass
@@ -110,46 +92,96 @@ class _Call:
 
 
 class _Driver:
-    """Hands calls to idle actors: first what ends a slide that has begun, then new slides."""
+    """Hands calls to idle actors: first what ends a slide that has begun, then new slides.
 
-    def __init__(self, session: Session, worker: Worker, memory: int) -> None:
+    Actors are there when they say that they are ready: until then, and while a lost one's successor waits for a place,
+    no call waits for them. So nodes may come and go.
+    """
+
+    def __init__(self, session: Session, worker: Worker, memory: int, meters: Meters) -> None:
         self._session, self._ray, self._worker, self._memory = session, session.ray, worker, memory
+        self._meters = meters
         self._gpu_roles = _gpu_roles(worker) if session.gpus > 0 else ()
-        self._idle: dict[str, list[Any]] = {}
-        self._calls: dict[str, deque[_Call]] = {}
-        self._running: dict[Any, tuple[Any, str, _Call]] = {}
+        self._sizes = {"cpu": session.workers} | {role: max(1, int(session.gpus)) for role in self._gpu_roles}
+        self._starting: dict[Any, tuple[Any, str]] = {}
+        self._node: dict[Any, str] = {}  # of every actor that has been ready
+        self._idle: dict[str, list[Any]] = {pool: [] for pool in self._sizes}
+        self._calls: dict[str, deque[_Call]] = {pool: deque() for pool in self._sizes}
+        self._running: dict[Any, tuple[Any, str, _Call, _Slide]] = {}
         self._slides: dict[str, _Slide] = {}
+        self._later: list[Todo] = []
         self._deaths: Counter[str] = Counter()
         self._lost_in_a_row = 0
-        self._buried: set[Any] = set()
-        self._make_pools()
+        self._grown = self._alone_since = time.monotonic()
+        for pool, count in self._sizes.items():
+            for _ in range(count):
+                self._hire(pool)
 
-    def run(self, todos: deque[Todo]) -> Iterator[Finished]:
-        while (todos or self._slides) and not self._session.stopped.is_set():
-            self._hand_out(todos)
-            done, _ = self._ray.wait(list(self._running), num_returns=1, timeout=PATIENCE_S)
+    def run(self, supply: Supply) -> Iterator[Finished]:
+        while (self._slides or self._later or not supply.ended()) and not self._session.stopped.is_set():
+            self._session.check()
+            self._grow()
+            self._hand_out(supply)
+            references = [*self._running, *self._starting]
+            if not references:
+                self._session.stopped.wait(PATIENCE_S)
+                continue
+            done, _ = self._ray.wait(references, num_returns=1, timeout=PATIENCE_S)
             for reference in done:
-                yield from self._take(reference)
+                if reference in self._starting:
+                    self._join(reference)
+                else:
+                    yield from self._take(reference)
 
     def release(self) -> None:
         """End the actors; what they had not committed is a draft, and swept."""
-        actors = [actor for idle in self._idle.values() for actor in idle]
-        for actor in [*actors, *(actor for actor, _, _ in self._running.values())]:
+        actors = {actor for idle in self._idle.values() for actor in idle}
+        actors |= {actor for actor, *_ in self._running.values()} | {actor for actor, _ in self._starting.values()}
+        for actor in actors:
             with contextlib.suppress(self._ray.exceptions.RayError):
                 self._ray.kill(actor)
 
     # -- pools -------------------------------------------------------------------------------------------------
 
-    def _make_pools(self) -> None:
-        """One CPU pool; one pool a GPU role, each actor with its share of a GPU and decode threads of its own."""
-        wanted = {"cpu": self._session.workers} | {role: max(1, int(self._session.gpus)) for role in self._gpu_roles}
-        actors = {pool: [self._actor(pool) for _ in range(count)] for pool, count in wanted.items()}
+    def _hire(self, pool: str) -> None:
+        """Ask for one more actor: one CPU pool; one pool a GPU role, each actor with its share of a GPU."""
+        actor = self._actor(pool)
+        self._starting[actor.ready.remote()] = (actor, pool)
+
+    def _join(self, reference: Any) -> None:
+        """An actor is ready, or was lost before it was. Raises what making its stages raised."""
+        actor, pool = self._starting.pop(reference)
         try:
-            self._ray.get([actor.ready.remote() for some in actors.values() for actor in some], timeout=START_S)
+            self._node[actor] = self._ray.get(reference)
+        except self._ray.exceptions.RayActorError as error:
+            self._count_loss(error)
+            self._hire(pool)
+            return
         except self._ray.exceptions.RayError as error:
             raise _cause(error) from error
-        self._idle = {pool: some * _calls_at_once(pool) for pool, some in actors.items()}
-        self._calls = {pool: deque() for pool in actors}
+        self._idle[pool] += [actor] * _calls_at_once(pool)
+
+    def _grow(self) -> None:
+        """Use the places of nodes that have come; say so when there is no worker at all for too long."""
+        at = time.monotonic()
+        if at - self._grown < GROW_S:
+            return
+        self._grown = at
+        self._meters.queues({pool: len(calls) for pool, calls in self._calls.items()})
+        if self._node.keys() - self._dead():
+            self._alone_since = at
+        elif at - self._alone_since > START_S:
+            what = f"no worker could be started in {START_S} s"
+            raise StoreError(what, None, "see that the cluster has free CPUs (ray status), then run again")
+        places = self._session.places()
+        while self._sizes["cpu"] < places:
+            self._sizes["cpu"] += 1
+            self._hire("cpu")
+
+    def _dead(self) -> set[Any]:
+        """Actors whose node has gone."""
+        there = self._session.nodes()
+        return {actor for actor, node in self._node.items() if node not in there}
 
     def _actor(self, pool: str) -> Any:
         gpu = pool != "cpu"
@@ -158,13 +190,15 @@ class _Driver:
         if not gpu:
             limits["CUDA_VISIBLE_DEVICES"] = ""
         # Ray counts CPUs to place workers; a GPU actor brings its own threads and takes no worker's place
-        options = {
+        options: dict[str, Any] = {
             "num_cpus": 0 if gpu else 1,
             "num_gpus": fraction,
             "max_restarts": 0,
             "max_concurrency": _calls_at_once(pool),
             "runtime_env": {"env_vars": limits},
         }
+        if not gpu and self._session.has(READER):
+            options["resources"] = {READER: A_LITTLE}
         sharing = len(self._gpu_roles) * max(1, int(self._session.gpus))
         threads = max(1, self._session.workers // sharing) if gpu else 0
         worker = replace(self._worker, threads=threads)
@@ -173,15 +207,27 @@ class _Driver:
 
     # -- calls -------------------------------------------------------------------------------------------------
 
-    def _hand_out(self, todos: deque[Todo]) -> None:
+    def _hand_out(self, supply: Supply) -> None:
         for pool, idle in self._idle.items():
             calls = self._calls[pool]
-            while idle and (calls or (pool == "cpu" and todos)):
-                if not calls:
-                    todo = todos.popleft()
-                    self._slides[todo.slide_id] = _Slide(todo)
-                    calls.append(_Call("begin", todo.slide_id))
+            while idle:
+                if not calls and (pool != "cpu" or not self._open(supply, calls)):
+                    break
                 self._start(idle.pop(), pool, calls.popleft())
+
+    def _open(self, supply: Supply, calls: deque[_Call]) -> bool:
+        """Begin a further slide, if there is one."""
+        later = [todo for todo in self._later if todo.slide_id not in self._slides]
+        todo = later[0] if later else supply.next()
+        if todo is None:
+            return False
+        self._later = [one for one in self._later if one is not todo]
+        if todo.slide_id in self._slides:  # its file changed while it was read: what is read now comes to nothing
+            self._later.append(todo)
+            return False
+        self._slides[todo.slide_id] = _Slide(todo)
+        calls.append(_Call("begin", todo.slide_id))
+        return True
 
     def _start(self, actor: Any, pool: str, call: _Call) -> None:
         slide = self._slides[call.slide_id]
@@ -192,22 +238,30 @@ class _Driver:
         else:
             parts = [slide.parts[k] for k in sorted(slide.parts)]
             reference = actor.finish.remote(slide.todo, slide.state, *parts)
-        self._running[reference] = (actor, pool, call)
+        self._running[reference] = (actor, pool, call, slide)
 
     def _take(self, reference: Any) -> Iterator[Finished]:
-        actor, pool, call = self._running.pop(reference)
-        slide = self._slides.get(call.slide_id)
+        actor, pool, call, slide = self._running.pop(reference)
+        node = self._node.get(actor)
+        current = self._slides.get(call.slide_id) is slide
+        lost = self._ray.exceptions
         try:
             result = self._ray.get(reference) if call.what != "measure" else self._finished_part(reference)
-        except self._ray.exceptions.RayActorError as error:
+        except lost.RayActorError as error:
             self._bury(actor, pool, error)
-            yield from self._lost(call, slide)
+            if current:
+                yield from self._lost(call, slide, node)
             return
-        except self._ray.exceptions.RayError as error:
+        except (lost.ObjectLostError, lost.OwnerDiedError) as error:
+            self._idle[pool].append(actor)
+            if current:
+                yield from self._begin_again(slide, error)
+            return
+        except lost.RayError as error:
             raise _cause(error) from error
         self._idle[pool].append(actor)
         self._lost_in_a_row = 0
-        if slide is None:
+        if not current:
             return
         if isinstance(result, Finished):
             self._forget(call.slide_id)
@@ -235,26 +289,34 @@ class _Driver:
     # -- losses ------------------------------------------------------------------------------------------------
 
     def _bury(self, actor: Any, pool: str, error: Exception) -> None:
-        """Put a new actor in a dead one's place, once: it may have died under two calls."""
-        if actor in self._buried:
+        """Hire a successor of a dead actor, once: it may have died under two calls."""
+        if self._node.pop(actor, None) is None:
             return
-        self._buried.add(actor)
         self._idle[pool] = [one for one in self._idle[pool] if one != actor]
-        self._idle[pool] += [self._replace(pool, error)] * _calls_at_once(pool)
+        self._count_loss(error)
+        self._hire(pool)
 
-    def _replace(self, pool: str, error: Exception) -> Any:
+    def _count_loss(self, error: Exception) -> None:
         self._lost_in_a_row += 1
-        if self._lost_in_a_row >= LOST_IN_A_ROW or not self._ray.is_initialized():
+        if self._lost_in_a_row >= max(LOST_IN_A_ROW, 2 * sum(self._sizes.values())) or not self._ray.is_initialized():
             raise StoreError(
                 "Ray lost its workers one after the other", None, "run the same command again: it goes on from here"
             ) from error
-        return self._actor(pool)
 
-    def _lost(self, call: _Call, slide: _Slide | None) -> Iterator[Finished]:
-        """The worker died under a call: try the call again, twice; then the slide is lost, not the batch."""
-        if slide is None:
-            return
-        self._deaths[call.slide_id] += 1
+    def _begin_again(self, slide: _Slide, error: Exception) -> Iterator[Finished]:
+        """What a slide's other calls had left went with its node: start it anew."""
+        self._count_loss(error)
+        self._forget(slide.todo.slide_id)
+        self._slides[slide.todo.slide_id] = _Slide(slide.todo)
+        self._calls["cpu"].appendleft(_Call("begin", slide.todo.slide_id))
+        yield from ()
+
+    def _lost(self, call: _Call, slide: _Slide, node: str | None) -> Iterator[Finished]:
+        """The worker died under a call: try the call again, twice; then the slide is lost, not the batch.
+
+        node: where it was; one that has gone altogether is no fault of the slide's.
+        """
+        self._deaths[call.slide_id] += node in self._session.nodes()
         if self._deaths[call.slide_id] <= RETRIES:
             self._calls["cpu" if call.role not in self._gpu_roles else call.role].appendleft(call)
             return
@@ -286,18 +348,6 @@ def _gpu_roles(worker: Worker) -> tuple[str, ...]:
     only_stain = set(worker.context.plan.encoders) == {"stain"}
     stages = [one for one in chosen(worker.context.bundle) if one.gpu and not (one.name == "embed" and only_stain)]
     return tuple(dict.fromkeys(one.name if one.over == "aside" else one.over for one in stages))
-
-
-def _best_device() -> str:
-    from her2batch.models.device import best_device  # torch: only where a GPU is at hand
-
-    return best_device()
-
-
-def _limit(memory: int | None) -> None:
-    """Cap what this process may hold: beyond, an allocation fails and the slide is `out-of-memory`."""
-    if memory is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.RLIM_INFINITY))
 
 
 def _cause(error: Exception) -> Exception:

@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from her2batch.errors import InputError
+from her2batch.errors import HeadLost, InputError
 from her2batch.settings import Resources
 from her2batch.way.costs import cores
 
@@ -39,17 +39,63 @@ LINGERS_S = 120.0
 
 KNOCK_S = 5.0
 
+PULSE_S, PULSES = 2.0, 5
+"""A cluster's head is asked for a sign of life this often; so many misses in a row, and it is gone."""
+
+READER = "reader"
+"""Custom resource of nodes that read and write. Where a cluster has it, slides are opened on those nodes alone."""
+
 NO_CLUSTER = "start one with `ray start --head`, or leave --address away to use this machine"
 
 
 @dataclass
 class Session:
-    """A connection to Ray."""
+    """A connection to Ray. head: HOST:PORT of a cluster's head.  grows: take what further nodes bring."""
 
     ray: ModuleType
     workers: int
     gpus: float
     stopped: threading.Event = field(default_factory=threading.Event)
+    head: str | None = None
+    grows: bool = False
+    _checked: float = 0.0
+
+    def nodes(self) -> dict[str, dict[str, float]]:
+        """The nodes that are there, by id: what each has. Raises HeadLost."""
+        self.check()
+        return {one["NodeID"]: one["Resources"] for one in self.ray.nodes() if one["Alive"]}
+
+    def places(self) -> int:
+        """Workers there is room for now."""
+        return max(self.workers, _places(self.nodes())) if self.grows else self.workers
+
+    def has(self, resource: str) -> bool:
+        """Whether any node has a custom resource."""
+        return any(resource in one for one in self.nodes().values())
+
+    def check(self) -> None:
+        """Raise HeadLost when the cluster's head has gone: Ray itself would wait a minute, then end the process."""
+        at = time.monotonic()
+        if self.head is None or at - self._checked < PULSE_S:
+            return
+        for miss in range(PULSES):
+            try:
+                _knock(self.head)
+                self._checked = time.monotonic()
+                return
+            except OSError as error:
+                if miss == PULSES - 1:
+                    remedy = "start the cluster again, then the same command: it goes on from what is committed"
+                    raise HeadLost(
+                        f"the head of the Ray cluster at {self.head} is gone ({error})", None, remedy
+                    ) from error
+            self.stopped.wait(PULSE_S)
+
+
+def _places(nodes: dict[str, dict[str, float]]) -> int:
+    """CPUs of the nodes that read and write: those with the resource READER, or all where none has it."""
+    readers = [one for one in nodes.values() if READER in one] or list(nodes.values())
+    return int(sum(one.get("CPU", 0.0) for one in readers))
 
 
 @contextmanager
@@ -68,14 +114,18 @@ def connect(resources: Resources) -> Iterator[Session]:
         raise InputError("ray was imported before it could be bound to this machine", None, remedy)
     folder = _folder() if local else None
     before = dict(os.environ)
-    ray = _import_ray(folder)
+    ray, there = _import_ray(folder), True
     try:
         _start(ray, resources, folder)
         session = _session(ray, resources)
         with _signals(session):
             yield session
+    except HeadLost:
+        there = False
+        raise
     finally:
-        ray.shutdown()
+        if there:
+            ray.shutdown()
         os.environ.clear()
         os.environ.update(before)
         if folder is not None:
@@ -94,9 +144,17 @@ def _folder() -> Path:
 
 
 def _session(ray: ModuleType, resources: Resources) -> Session:
-    there = ray.cluster_resources()
-    gpus = there.get("GPU", 0.0) if resources.gpus is None else resources.gpus
-    return Session(ray, resources.workers or int(there.get("CPU", 1)), gpus)
+    session = Session(ray, 0, 0.0)
+    there = session.nodes()
+    gpus = sum(one.get("GPU", 0.0) for one in there.values()) if resources.gpus is None else resources.gpus
+    cluster = resources.address != "local"
+    return Session(
+        ray,
+        resources.workers or max(1, _places(there)),
+        gpus,
+        head=ray.get_runtime_context().gcs_address if cluster else None,
+        grows=cluster and not resources.workers,
+    )
 
 
 @lru_cache(maxsize=1)
@@ -147,9 +205,14 @@ def _answers(address: str) -> None:
     if not port.isdigit():
         return
     try:
-        socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
+        _knock(f"{host}:{port}")
     except OSError as error:
         raise InputError(f"no Ray cluster answers at {address} ({error})", None, NO_CLUSTER) from error
+
+
+def _knock(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from her2batch.errors import StoreError
+from her2batch.errors import HeadLost, StoreError
 from her2batch.flow.session import Session
 
 RETRIES = 2
@@ -62,6 +62,7 @@ def _on_ray(
     deaths: Counter[int] = Counter()
     try:
         while (waiting or running) and not session.stopped.is_set():
+            session.check()
             while waiting and len(running) < at_once:
                 item = waiting.popleft()
                 running[call.remote(function, item, bool(gpus))] = item
@@ -74,6 +75,9 @@ def _on_ray(
                     waiting.appendleft(item)
                     continue
                 yield item, result.error if isinstance(result, _Lost) else result
+    except HeadLost:
+        running.clear()
+        raise
     finally:
         for reference in running:
             ray.cancel(reference, force=True)

@@ -17,11 +17,12 @@ from her2batch.tables.store import Cohort, Row
 
 @dataclass
 class Status:
-    """Everything seen, in the four outcomes it can have; what has none yet is pending."""
+    """Everything seen, in the five outcomes it can have; what has none yet is pending."""
 
     seen: int = 0
     done: int = 0
     failed: int = 0
+    deferred: int = 0
     duplicate: int = 0
     ignored: int = 0
     pending: list[str] = field(default_factory=list)
@@ -34,8 +35,8 @@ class Status:
 
     @property
     def adds_up(self) -> bool:
-        """seen = done + failed + duplicate + ignored."""
-        return self.seen == self.done + self.failed + self.duplicate + self.ignored
+        """seen = done + failed + deferred + duplicate + ignored."""
+        return self.seen == self.done + self.failed + self.deferred + self.duplicate + self.ignored
 
 
 def status(cohort: Cohort) -> Status:
@@ -49,9 +50,13 @@ def status(cohort: Cohort) -> Status:
         row = rows.get(entry["slide_id"])
         if entry["outcome"] == "ignored":
             found.ignored += 1
-            found.reasons[entry["reason"]] += 1
+            found.reasons[f"ignored: {entry['reason']}"] += 1
         elif entry["outcome"] == "duplicate":
             found.duplicate += 1
+        elif entry["outcome"] == "deferred":
+            found.deferred += 1
+            found.reasons[f"deferred: {entry['reason']}"] += 1
+            owned.add(entry["slide_id"])
         elif row is None:
             found.pending.append(entry["path"])
         else:

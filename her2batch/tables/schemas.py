@@ -116,9 +116,9 @@ INTAKE = (
     Column("mtime_ns", I64, "time of last change, with its members the latest"),
     Column("n_files", I32, "files of this slide (MRXS, DICOM: more than one)"),
     Column("sha256", TEXT, "content; null where nothing asked for it"),
-    Column("outcome", TEXT, "slide · duplicate · ignored"),
+    Column("outcome", TEXT, "slide · duplicate · ignored · deferred (left to the next run)"),
     Column("slide_id", TEXT, "the slide it is, or is a copy of"),
-    Column("reason", TEXT, "why ignored, or what it is a copy of"),
+    Column("reason", TEXT, "why ignored or deferred, or what it is a copy of"),
 )
 
 TIMES = (

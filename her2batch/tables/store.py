@@ -6,7 +6,6 @@ comes last, with the SHA-256 and size of every file. That row is the commit: a f
 
 from __future__ import annotations
 
-import json
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -57,11 +56,6 @@ class Cohort:
     def intake(self) -> Path:
         """Every file seen, and what became of it."""
         return self.runs / "intake.parquet"
-
-    @property
-    def log(self) -> Path:
-        """Tracebacks and other words for those who mend the software."""
-        return self.runs / "log.txt"
 
     @property
     def slides(self) -> Path:
@@ -282,8 +276,8 @@ class Draft:
         """Add one table."""
         write_parquet(table, _parent(self._inside.table(name, self.slide_id)))
 
-    def commit(self, row: Row, old: Mapping[str, Any] | None) -> None:
-        """Put the slide in place: files, then its row, then away with what only the old row named.
+    def commit(self, row: Row, old: Mapping[str, Any] | None) -> Row:
+        """Put the slide in place: files, then its row, which is returned, then away with what only the old row named.
 
         Raises OSError when the disk refuses; nothing is committed then.
         """
@@ -297,10 +291,12 @@ class Draft:
                 target.rename(_parent(self.root / "old" / top.relative_to(self.root)))
             top.replace(target)
             fsync(target.parent)
-        write_row(self.cohort, {**row, "files": files})
+        row = {**row, "files": files}
+        write_row(self.cohort, row)
         kept = {file["path"] for file in files}
         self.cohort.forget([file for file in (old or {}).get("files", []) if file["path"] not in kept])
         self.discard()
+        return row
 
     def discard(self) -> None:
         """Remove the draft."""
@@ -336,12 +332,6 @@ def read_all(cohort: Cohort, name: str) -> pa.Table:
     if not ids:
         raise InputError(f"holds no table {name}; it has {', '.join(cohort.names()) or 'none'}", cohort.root)
     return pa.concat_tables([cohort.read(name, one) for one in ids])
-
-
-def log(cohort: Cohort, entry: Mapping[str, object]) -> None:
-    """Append one line to the log."""
-    with cohort.log.open("a") as file:
-        file.write(json.dumps(entry, default=str) + "\n")
 
 
 def _by_id(rows: pa.Table) -> dict[str, Row]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from her2batch.errors import InputError
 from her2batch.settings import Plan
 from her2batch.slides.files import fingerprint
-from her2batch.slides.intake import Ignored, Look, Source, find
+from her2batch.slides.intake import Found, Ignored, Look, Source, find
 from her2batch.tables.memo import SETTLED_NS
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row
@@ -42,16 +43,37 @@ class Census:
     """What lies in the scans folder, against what the cohort has."""
 
     todo: list[Todo] = field(default_factory=list)
-    current: list[str] = field(default_factory=list)
-    duplicates: int = 0
-    ignored: int = 0
+    outcomes: dict[str, str] = field(default_factory=dict)  # path → todo · current · duplicate · ignored · deferred
     entries: dict[str, Row] = field(default_factory=dict)
     looks: dict[str, Look] = field(default_factory=dict)
 
     @property
     def seen(self) -> int:
         """Slides and other files of this scan."""
-        return len(self.todo) + len(self.current) + self.duplicates + self.ignored
+        return len(self.outcomes)
+
+    @property
+    def current(self) -> list[str]:
+        """Slides whose committed result stands."""
+        return [self.entries[path]["slide_id"] for path, what in self.outcomes.items() if what == "current"]
+
+    @property
+    def duplicates(self) -> int:
+        """Copies of other slides."""
+        return self._count("duplicate")
+
+    @property
+    def ignored(self) -> int:
+        """Files that are no slides."""
+        return self._count("ignored")
+
+    @property
+    def deferred(self) -> int:
+        """Slides left to the next run."""
+        return self._count("deferred")
+
+    def _count(self, outcome: str) -> int:
+        return sum(one == outcome for one in self.outcomes.values())
 
     def keep(self, cohort: Cohort) -> None:
         """Write down what was seen, so that the next scan opens what is new and nothing else."""
@@ -65,29 +87,87 @@ def take(
     scans: Path, cohort: Cohort, plan: Plan, names: Names, labels: Mapping[str, Row], retry_failed: bool = False
 ) -> Census:
     """Compare a scans folder with a cohort. Raises InputError when the folder isn't there."""
-    if not scans.exists():
-        raise InputError("there is no such folder", scans, "give the folder that the scanner writes to")
-    known = _looks(cohort)
-    slides, ignored, looks = find(scans.absolute(), cohort.root.absolute(), known, names.path)
-    rows, damaged = cohort.rows(), cohort.damaged()
-    ledger = Ledger(cohort.seen(), rows, names)
-    for file in ignored:
-        ledger.note_ignored(file)
-    ledger.note_slides(slides)
-    census = Census(entries=ledger.entries, looks=known | looks, ignored=len(ignored))
-    for source in slides:
-        entry = ledger.entries[names.path(source.path)]
-        row = rows.get(entry["slide_id"])
+    register = Register(scans, cohort, plan, names, labels, retry_failed)
+    register.admit(register.look())
+    return register.census
+
+
+class Register:
+    """A census that grows: everything at once, or slide by slide as a scanner finishes them."""
+
+    def __init__(
+        self,
+        scans: Path,
+        cohort: Cohort,
+        plan: Plan,
+        names: Names,
+        labels: Mapping[str, Row],
+        retry_failed: bool = False,
+    ) -> None:
+        """Raises InputError when the folder isn't there."""
+        if not scans.exists():
+            raise InputError("there is no such folder", scans, "give the folder that the scanner writes to")
+        self.cohort, self._scans, self._plan, self._names = cohort, scans.absolute(), plan, names
+        self._labels, self._retry_failed = labels, retry_failed
+        self._rows, self._damaged = cohort.rows(), cohort.damaged()
+        self._ledger = Ledger(cohort.seen(), self._rows, names)
+        self._todos: dict[str, Todo] = {}
+        self.census = Census(entries=self._ledger.entries, looks=_looks(cohort))
+
+    def look(self) -> Found:
+        """What lies in the folder now. A file that is as an earlier search found it is not opened."""
+        found = find(self._scans, self.cohort.root.absolute(), self.census.looks, self._names.path)
+        self.census.looks |= found.looks
+        return found
+
+    def admit(self, found: Found) -> list[Todo]:
+        """Give every file its outcome; returns what is to do."""
+        for file in found.ignored:
+            self._ledger.note_ignored(file)
+            self.census.outcomes[self._names.path(file.path)] = "ignored"
+        self._ledger.note_slides(found.slides)
+        fresh = [todo for source in found.slides if (todo := self._settle(source)) is not None]
+        self.census.todo += fresh
+        self._todos |= {todo.slide_id: todo for todo in fresh}
+        return fresh
+
+    def todos(self) -> list[Todo]:
+        """The latest of every slide that is to do, or was."""
+        return list(self._todos.values())
+
+    def _settle(self, source: Source) -> Todo | None:
+        path = self._names.path(source.path)
+        entry = self._ledger.entries.get(path)
+        if entry is None:
+            return None
+        row = self._rows.get(entry["slide_id"])
         if entry["outcome"] == "duplicate":
-            census.duplicates += 1
-        elif row and row["slide_id"] not in damaged and _is_current(row, entry, plan, cohort, retry_failed):
-            census.current.append(entry["slide_id"])
+            self.census.outcomes[path] = "duplicate"
+        elif row and row["slide_id"] not in self._damaged and self._is_current(row, entry):
+            self.census.outcomes[path] = "current"
         else:
-            label = labels.get(entry["slide_id"], {})
-            census.todo.append(
-                Todo(entry["slide_id"], source, entry["sha256"], label.get("patient_id"), label.get("stain"))
-            )
-    return census
+            self.census.outcomes[path] = "todo"
+            label = self._labels.get(entry["slide_id"], {})
+            return Todo(entry["slide_id"], source, entry["sha256"], label.get("patient_id"), label.get("stain"))
+        return None
+
+    def _is_current(self, row: Row, entry: Row) -> bool:
+        return _is_current(row, entry, self._plan, self.cohort, self._retry_failed)
+
+    def knows(self, source: Source) -> bool:
+        """Whether a file is as it was when its slide was done, or was found to be a copy."""
+        return self._ledger.settled(source)
+
+    def finished(self, source: Source, row: Row) -> None:
+        """A slide's row is committed: what its content is, a copy that comes later must find."""
+        self._rows[row["slide_id"]] = row
+        self._ledger.learn(self._names.path(source.path), row["sha256"])
+
+    def defer(self, source: Source, why: str) -> None:
+        """A slide is left to the next run."""
+        path = self._names.path(source.path)
+        self._ledger.note_deferred(source, why)
+        self.census.outcomes[path] = "deferred"
 
 
 def _looks(cohort: Cohort) -> dict[str, Look]:
@@ -113,7 +193,8 @@ class Ledger:
     def __init__(self, entries: list[Row], rows: Mapping[str, Row], names: Names) -> None:
         self.entries = {entry["path"]: entry for entry in entries}
         self._rows, self._names = rows, names
-        slides = [entry for entry in entries if entry["outcome"] == "slide"]
+        self._sources: dict[str, Source] = {}  # of this run, by path
+        slides = [entry for entry in entries if _named(entry)]
         for entry in slides:  # a run that was killed committed rows without writing down their digests
             row = rows.get(entry["slide_id"])
             if entry["sha256"] is None and row is not None and row["bytes"] == entry["bytes"]:
@@ -127,29 +208,60 @@ class Ledger:
         reason = file.reason
         self.entries[path] = _entry(path, file.bytes, file.mtime_ns, 1, None, "ignored", None, reason)
 
+    def note_deferred(self, source: Source, why: str) -> None:
+        """A slide that is left to the next run; it keeps its id, if it has one."""
+        path = self._names.path(source.path)
+        old = self.entries.get(path)
+        slide_id = old["slide_id"] if old is not None and _named(old) else None
+        self.entries[path] = _entry(path, *source.stat_key, None, "deferred", slide_id, why)
+
     def note_slides(self, slides: list[Source]) -> None:
         """Give every slide its entry: the old one where the file is as it was, a new id, or what it is a copy of."""
+        self._sources |= {self._names.path(source.path): source for source in slides}
         fresh = [source for source in slides if not self._unchanged(source)]
         sizes = Counter(source.bytes for source in fresh)
         sizes.update(entry["bytes"] for entry in self.entries.values() if entry["outcome"] == "slide")
-        for source in slides:  # seen by a run that was stopped before it read them: a copy must find its original
-            entry = self.entries.get(self._names.path(source.path))
+        for path, source in self._sources.items():  # seen, and not read yet: a copy must find its original
+            entry = self.entries.get(path)
             if entry and entry["outcome"] == "slide" and entry["sha256"] is None and sizes[source.bytes] > 1:
-                entry["sha256"] = fingerprint(source.members).sha256
-                self._by_digest[entry["sha256"]] = entry
+                with suppress(FileNotFoundError):
+                    self.learn(path, fingerprint(source.members).sha256)
         for source in fresh:
-            path = self._names.path(source.path)
-            old = self.entries.pop(path, None)
-            self.entries[path] = self._settle(source, path, old, could_be_copy=sizes[source.bytes] > 1)
+            with suppress(FileNotFoundError):  # taken away this moment: nobody has seen it
+                self._note_slide(source, could_be_copy=sizes[source.bytes] > 1)
+
+    def _note_slide(self, source: Source, could_be_copy: bool) -> None:
+        path = self._names.path(source.path)
+        old = self.entries.get(path)
+        entry = self._settle(source, path, old, could_be_copy)
+        if old is not None and self._by_digest.get(old["sha256"]) is old:
+            del self._by_digest[old["sha256"]]  # its content is gone: nothing is a copy of it any more
+        if entry["outcome"] == "slide" and entry["sha256"]:
+            self._by_digest[entry["sha256"]] = entry
+        self.entries[path] = entry
+
+    def learn(self, path: str, sha256: str | None) -> None:
+        """What a slide's content is."""
+        entry = self.entries[path]
+        entry["sha256"] = sha256
+        if sha256 is not None:
+            self._by_digest[sha256] = entry
+
+    def settled(self, source: Source) -> bool:
+        """Whether a file has not changed since its slide's row was written, or since it was found to be a copy."""
+        entry = self.entries.get(self._names.path(source.path))
+        return entry is not None and self._unchanged(source) and entry["slide_id"] in self._rows
 
     def _unchanged(self, source: Source) -> bool:
         entry = self.entries.get(self._names.path(source.path))
-        if entry is None or entry["outcome"] == "ignored":
+        if entry is None or entry["outcome"] not in ("slide", "duplicate"):
             return False
+        if entry["outcome"] == "duplicate" and entry["sha256"] not in self._by_digest:
+            return False  # what it was a copy of has changed: now it is a slide of its own
         return (entry["bytes"], entry["mtime_ns"], entry["n_files"]) == source.stat_key
 
     def _settle(self, source: Source, path: str, old: Row | None, could_be_copy: bool) -> Row:
-        slide_id = old["slide_id"] if old is not None and old["outcome"] == "slide" else None
+        slide_id = old["slide_id"] if old is not None and _named(old) else None
         wanted = slide_id or self._names.slide(source.path.stem)
         sha = None
         if could_be_copy or slide_id or wanted in self._rows or wanted.lower() in self._ids:
@@ -161,8 +273,6 @@ class Ledger:
         slide_id = slide_id or self._free(wanted, sha)
         entry = _entry(path, *source.stat_key, sha, "slide", slide_id, None)
         self._ids.add(slide_id.lower())
-        if sha:
-            self._by_digest[sha] = entry
         return entry
 
     def _free(self, wanted: str, sha: str | None) -> str:
@@ -170,6 +280,11 @@ class Ledger:
         if wanted.lower() not in self._ids or sha is None:
             return wanted
         return next(one for n in range(8, 65) if (one := f"{wanted}-{sha[:n]}").lower() not in self._ids)
+
+
+def _named(entry: Row) -> bool:
+    """Whether an entry has a slide id of its own."""
+    return entry["slide_id"] is not None and entry["outcome"] != "duplicate"
 
 
 def _entry(path: str, *values: Any) -> Row:

@@ -13,7 +13,7 @@ import socket
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from her2batch.slides.intake import again
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Slide
 from her2batch.tables.privacy import Names
-from her2batch.tables.store import Cohort, Row, log, write_row
+from her2batch.tables.store import Cohort, Row, write_row
 from her2batch.vision.membrane import TileBatch, describe
 from her2batch.way.census import Todo
 from her2batch.way.feed import decoded, feed_of
@@ -52,6 +52,8 @@ class Finished:
 
     row: Row
     times: Row
+    todo: Todo
+    trace: str = ""  # of a fault of ours, for those who mend it
 
 
 @dataclass
@@ -154,8 +156,8 @@ class Worker:
             row["files"] = old["files"]
             write_row(self.cohort, row)
         else:
-            draft.commit(row, old)
-        return Finished(row, self._times(todo, "failed", started, {}))
+            row = draft.commit(row, old)
+        return Finished(row, self._times(todo, "failed", started, {}), todo)
 
     # -- inside ------------------------------------------------------------------------------------------------
 
@@ -253,9 +255,9 @@ class Worker:
         plan_id = self.context.plan.for_slide(facts["mpp_source"]).id
         row = {**facts, **write_tables(draft, state, self.context, todo, self._judge()), "plan_id": plan_id}
         self._unmoved(todo)
-        draft.commit(row, self._old_row(todo))
+        row = draft.commit(row, self._old_row(todo))
         state["seconds"]["commit"] = time.perf_counter() - mark
-        return Finished(row, self._times(todo, "done", started, state["seconds"]))
+        return Finished(row, self._times(todo, "done", started, state["seconds"]), todo)
 
     def _judge(self) -> Judge | None:
         """The heads of the bundle, loaded when the first slide is finished here."""
@@ -303,7 +305,9 @@ class _Net:
             return False
         known = self._as_slide_error(error)
         facts = {**self._worker._unread(self._todo), **self._facts}
-        self.finished = self._worker.fail(self._todo, known, facts, self._started)
+        finished = self._worker.fail(self._todo, known, facts, self._started)
+        tell = known.code == "internal" and self._worker.names.key is None  # a trace may hold a name of the source
+        self.finished = replace(finished, trace="".join(traceback.format_exception(error)) if tell else "")
         return True
 
     def _as_slide_error(self, error: Exception) -> SlideError:
@@ -314,8 +318,6 @@ class _Net:
             return SlideError("out-of-memory", path, "needs more memory than a worker may hold")
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT):
             return SlideError("store-write", path, f"its results can't be written: {os.strerror(error.errno)}")
-        words = "" if self._worker.names.key else "".join(traceback.format_exception(error))
-        log(self._worker.cohort, {"slide_id": self._todo.slide_id, "error": type(error).__name__, "trace": words})
         return SlideError("internal", path, f"stopped on a fault of ours ({type(error).__name__})")
 
 

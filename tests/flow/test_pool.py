@@ -17,6 +17,7 @@ import timm
 from her2batch.flow.ingest import Order, ingest
 from her2batch.flow.pool import plain, share
 from her2batch.flow.session import Session
+from her2batch.flow.telemetry import Meters
 from her2batch.models.bundle import BundleInfo, ModelEntry
 from her2batch.models.encoders import dim_of
 from her2batch.models.nets import build
@@ -26,6 +27,7 @@ from her2batch.tables.store import Cohort
 from her2batch.tasks import CLASSES, IHC
 from her2batch.way.census import Todo, take
 from her2batch.way.stages import Context
+from her2batch.way.supply import Queue
 from her2batch.way.work import Finished, Worker
 from tests.flow.test_ingest import contents
 from tests.models.bundles import bundle_of
@@ -50,9 +52,9 @@ def test_a_slide_that_is_shared_has_the_bytes_of_one_that_is_not(
 ) -> None:
     make_slide("a.tiff", size=(5000, 4600), brown=0.4)
     reference = worker_for(tmp_path / "plain")
-    list(plain(reference, todos(tmp_path / "scans", reference)))
+    list(plain(reference, Queue(todos(tmp_path / "scans", reference))))
     shared = worker_for(tmp_path / "shared", range_batches=1, split_batches=1)
-    finished = list(share(ray_session, shared, todos(tmp_path / "scans", shared), MEMORY))
+    finished = list(share(ray_session, shared, Queue(todos(tmp_path / "scans", shared)), MEMORY, Meters()))
     assert [one.row["status"] for one in finished] == ["done"]
     assert finished[0].row["n_tiles"] > 100
     assert contents(tmp_path / "plain") == contents(tmp_path / "shared")
@@ -97,7 +99,7 @@ def test_a_lost_worker_costs_its_slide_two_retries_and_the_others_nothing(
     cohort.create(plan)
     worker = here.Deadly(cohort, Context(plan, dims={"stain": dim_of("stain")}), deaths=deaths)
     found: dict[str, Finished] = {}
-    for one in share(ray_session, worker, todos(tmp_path / "scans", worker), MEMORY):
+    for one in share(ray_session, worker, Queue(todos(tmp_path / "scans", worker)), MEMORY, Meters()):
         found[one.row["slide_id"]] = one
     assert {name: one.row["status"] for name, one in found.items()} == {"deadly": outcome, "b": "done", "c": "done"}
     if outcome == "failed":
@@ -131,7 +133,7 @@ def test_a_model_worker_that_dies_under_two_calls_is_replaced_once(
     context = Context(plan, weights=small_weights, dims={"timm:test_vit": dim_of("timm:test_vit")})
     worker = here.DeadlyModel(cohort, context)
     session = replace(ray_session, workers=1, gpus=1)
-    found = list(share(session, worker, todos(tmp_path / "scans", worker), MEMORY))
+    found = list(share(session, worker, Queue(todos(tmp_path / "scans", worker)), MEMORY, Meters()))
     assert sorted((one.row["slide_id"], one.row["status"]) for one in found) == [(name, "done") for name in "abcd"]
     assert (cohort.root / "dead").exists()
 
@@ -141,7 +143,7 @@ def test_a_stop_ends_the_batch_between_calls(tmp_path: Path, make_slide: Callabl
         make_slide(f"s{k}.tiff", seed=k, size=(900, 900))
     worker = worker_for(tmp_path / "c")
     session = replace(ray_session, workers=1)
-    running = share(session, worker, todos(tmp_path / "scans", worker), MEMORY)
+    running = share(session, worker, Queue(todos(tmp_path / "scans", worker)), MEMORY, Meters())
     next(running)
     session.stopped.set()
     assert len(list(running)) < 3
@@ -173,7 +175,7 @@ def test_a_cpu_worker_holds_no_gpu_and_runs_one_thread(
     cohort = Cohort(tmp_path / "c")
     cohort.create(Plan())
     worker = here.Nosy(cohort, Context(Plan(), dims={"stain": dim_of("stain")}))
-    list(share(ray_session, worker, todos(tmp_path / "scans", worker), MEMORY))
+    list(share(ray_session, worker, Queue(todos(tmp_path / "scans", worker)), MEMORY, Meters()))
     seen = json.loads((cohort.root / "seen.json").read_text())
     assert seen == {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "gpus": 0}
 
@@ -216,21 +218,3 @@ def test_model_pools_give_the_bytes_of_the_plain_loop(
     assert set(patches["resolution"].to_pylist()) == {"moderate"}  # at `low` a patch is larger than this tissue
     total = sum(patches[f"p{k}"].to_numpy() for k in range(len(IHC)))
     np.testing.assert_allclose(total, 1, atol=1e-5)
-
-
-def test_a_gpu_worker_loads_cucim_before_torch(tmp_path: Path) -> None:
-    """The other way round cuCIM is refused, for it would hang."""
-    pytest.importorskip("cucim")
-    code = """
-import sys
-from pathlib import Path
-from her2batch.flow.pool import Actor
-from her2batch.way.stages import Context
-from her2batch.way.work import Worker
-from her2batch.settings import Plan
-from her2batch.tables.store import Cohort
-worker = Worker(Cohort(Path(sys.argv[1])), Context(Plan(reader="cucim")))
-print(Actor(worker, ("tiles",), 0, with_gpu=True).ready() > 0, "torch" in sys.modules)
-"""
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=100)
-    assert run.stdout.split() == ["True", "True"], run.stderr

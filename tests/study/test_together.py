@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from her2batch.study import together
 from her2batch.flow.session import Session
 from her2batch.settings import Training
+from her2batch.study import together
 from her2batch.study.prepare import prepare
 from her2batch.study.together import run_together
 from her2batch.study.train import Study, job_of

@@ -57,11 +57,12 @@ def test_what_stops_a_slide_is_its_code(
 ) -> None:
     monkeypatch.setitem(READERS, "tiff", raising(error))
     monkeypatch.setattr(work, "open_slide", lambda path, _: READERS["tiff"](path))
-    row = worker.run(todo).row
+    finished = worker.run(todo)
+    row = finished.row
     assert (row["status"], row["error_code"]) == ("failed", code)
     assert str(todo.source.path) in row["error"]
     assert worker.cohort.rows()["a"]["error_code"] == code
-    assert worker.cohort.log.exists() == (code == "internal")
+    assert ("KeyError" in finished.trace) == (code == "internal")
 
 
 def test_a_file_that_changes_while_it_is_read_is_unstable(

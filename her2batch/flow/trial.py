@@ -1,0 +1,100 @@
+"""Opening a slide for trial, in a process of its own: what crashes or hangs there costs nobody anything.
+
+As a program it reads one JSON line a slide and answers with one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import subprocess
+import sys
+from pathlib import Path
+
+from her2batch.errors import Her2BatchError
+
+PATIENCE_S = 120.0
+"""How long one trial may take: a slide's tile table of 100,000 tiles on a slow share."""
+
+
+class Trial:
+    """The process, started when the first slide is tried and again whenever it was lost."""
+
+    def __init__(self, reader: str = "auto", patience: float = PATIENCE_S) -> None:
+        self._reader, self._patience = reader, patience
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def fails(self, path: Path) -> str | None:
+        """Why a slide can't be opened and its tile table not be validated to the last byte; None when it can."""
+        try:
+            process = self._running()
+            assert process.stdin is not None
+            process.stdin.write(json.dumps({"path": os.fsdecode(path), "reader": self._reader}).encode() + b"\n")
+            process.stdin.flush()
+            answer = self._answer(process)
+        except OSError:
+            answer = b""
+        if not answer:
+            self.close()
+            return "the program that opens it crashed, or did not come to an end"
+        why: str | None = json.loads(answer)
+        return why
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            command = [sys.executable, "-m", "her2batch.flow.trial"]
+            self._process = subprocess.Popen(  # noqa: S603  (ourselves, with no argument of the user's)
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+            )
+        return self._process
+
+    def _answer(self, process: subprocess.Popen[bytes]) -> bytes:
+        """A line; nothing when the process ends or takes too long."""
+        assert process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            found = b""
+            while not found.endswith(b"\n"):
+                if not selector.select(self._patience) or not (part := os.read(process.stdout.fileno(), 65536)):
+                    return b""
+                found += part
+        return found
+
+
+def attempt(path: Path, reader: str) -> str | None:
+    """Open and validate a slide here; why it fails, or None."""
+    from her2batch.slides.readers import open_slide
+
+    try:
+        with open_slide(path, reader) as slide:
+            slide.validate()
+    except Her2BatchError as error:
+        return error.what
+    except (OSError, MemoryError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def main() -> None:
+    """Answer until the other end closes."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not be taken for an answer
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
+        for line in sys.stdin.buffer:
+            asked = json.loads(line)
+            out.write(json.dumps(attempt(Path(asked["path"]), asked["reader"])) + "\n")
+            out.flush()
+
+
+if __name__ == "__main__":
+    main()

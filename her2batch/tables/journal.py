@@ -1,0 +1,56 @@
+"""What happens in a run, as it happens: JSON lines, one file a run, beside the run's times.
+
+Only the driver writes it. With pseudonyms it names slides by their ids, as everything in the store does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from her2batch.tables.store import Cohort
+
+
+class Journal:
+    """One run's file, open for writing. A disk that refuses a line stops nothing: rows are what counts."""
+
+    def __init__(self, cohort: Cohort, run: str) -> None:
+        self._file = (cohort.runs / f"{run}.jsonl").open("a", buffering=1)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.say("ended", error=f"{type(error).__name__}: {error}")
+        self._file.close()
+
+    def say(self, event: str, **facts: Any) -> None:
+        """Add a line: when, what, and its facts."""
+        line = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts}
+        try:
+            self._file.write(json.dumps(line, default=str) + "\n")
+        except OSError:
+            return
+
+
+def latest(cohort: Cohort) -> Path | None:
+    """The journal of the cohort's last run."""
+    return max(cohort.runs.glob("*.jsonl"), key=lambda path: path.name.split("-", 1)[-1], default=None)
+
+
+def lines(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Events from a byte of the file on, each with the byte behind it. A line that is being written is left."""
+    with path.open("rb") as file:
+        file.seek(start)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            start += len(line)
+            yield start, json.loads(line)
