@@ -200,8 +200,33 @@ def score(
 
 
 @app.command()
-def status(cohort: Annotated[Path, typer.Argument(help="the cohort folder")] = OUT, as_json: Json = False) -> int:
+def overnight(
+    settings: Annotated[Path, typer.Argument(help="the night's TOML file", show_default=False)],
+    quiet: Quiet = False,
+) -> int:
+    """The nightly job: ingest what is new, score it, check it, report, tell. One JSON line on stdout."""
+    from her2batch.night.overnight import overnight as run
+    from her2batch.screen import progress, say
+    from her2batch.settings import Overnight, from_toml
+
+    with progress(quiet) as report:
+        night = run(from_toml(settings, Overnight), report, lambda words: say(words, quiet))
+    print(night.line())
+    return night.exit_code
+
+
+@app.command()
+def status(
+    cohort: Annotated[Path, typer.Argument(help="the cohort folder")] = OUT,
+    follow: Annotated[bool, typer.Option("--follow", help="watch the run that goes on, until it ends")] = False,
+    as_json: Json = False,
+) -> int:
     """What is done, failed and why; and that nothing vanished."""
+    if follow:
+        from her2batch.screen import follow as watch
+        from her2batch.tables.store import Cohort
+
+        watch(Cohort(cohort))
     from her2batch.screen import show_status
     from her2batch.tables.audit import status as count
     from her2batch.tables.store import Cohort
@@ -311,9 +336,15 @@ def _emit(as_json: bool, data: dict[str, Any], show: Callable[[], None]) -> None
 
 
 def main() -> None:
-    """Run a command; its errors are one plain line, its exit code is the contract's."""
+    """Run a command."""
+    guarded(app)
+
+
+def guarded(call: Callable[[], Any]) -> None:
+    """Run something to the end of this process; its errors are one plain line, its exit code is the contract's."""
     try:
-        app()
+        code = call()
+        sys.exit(code if isinstance(code, int) else 0)
     except HeadLost as error:
         print(f"her2batch: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)  # what Ray does at a process's end would hang

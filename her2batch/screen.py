@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from her2batch.tables.files import held
+from her2batch.tables.journal import latest, lines
 from her2batch.tables.store import Cohort, Row
 from her2batch.way.pace import Tally
 
@@ -100,6 +104,9 @@ def _show_failures(console: Console, rows: list[Row]) -> None:
         console.print(f"[red]{row['error_code']}[/red]  {escape(str(row['error']))}", highlight=False, soft_wrap=True)
 
 
+FOLLOW_S = 1.0
+"""Between two looks at a journal."""
+
 NIGHT_S = 8 * 3600.0
 """An estimate beyond this is worth a word."""
 
@@ -143,6 +150,40 @@ def show_status(found: Status, cohort: Path) -> None:
         console.print(f"{len(found.pending)} not processed yet: run her2batch ingest again", highlight=False)
     if found.strays:
         console.print(f"rows whose file was not seen: {', '.join(found.strays)}", highlight=False, soft_wrap=True)
+
+
+def follow(cohort: Cohort) -> None:
+    """What a run says while it goes on, in any terminal; returns when it has ended or its process has."""
+    cohort.check()
+    path, at = latest(cohort), 0
+    if path is None:
+        return
+    while True:
+        for behind, event in lines(path, at):
+            at = behind
+            if words := _told(event):
+                print(f"{event['at'][11:19]}  {words}", file=sys.stderr, flush=True)
+            if event["event"] == "ended":
+                return
+        if not held(cohort.root):
+            print("the run has gone without a word: run the same command again", file=sys.stderr)
+            return
+        time.sleep(FOLLOW_S)
+
+
+def _told(event: Mapping[str, Any]) -> str | None:
+    """A line of the journal in words; None: of no interest here."""
+    if event["event"] == "started":
+        return f"started on {event['host']}, pid {event['pid']}"
+    if event["event"] == "slide":
+        return f"{event['slide_id']}: {event['status']}" + (f", {event['error_code']}" if event["error_code"] else "")
+    if event["event"] == "progress":
+        facts = {one.name: event[one.name] for one in fields(Tally)}
+        tally = Tally(**{**facts, "left": tuple(event["left"]) if event["left"] else None})
+        return f"{tally.ended} of {tally.of} slides, {tally.failed} failed, {how_far(tally)}"
+    if event["event"] == "ended":
+        return f"ended with an error: {event['error']}" if "error" in event else "ended"
+    return None
 
 
 def show_problems(problems: list[Problem], cohort: Path) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from her2batch.errors import InputError
 
 
 class Settings(BaseModel):
@@ -232,3 +236,20 @@ class SearchJob(FoldsJob):
 
     samples: int = Field(20, ge=1, description="trials in each outer fold")
     outer: int = Field(1, ge=1, description="outer folds that are searched")
+
+
+Job = TypeVar("Job", bound=Settings)
+
+
+def from_toml(path: Path, kind: type[Job]) -> Job:
+    """Settings from a TOML file. Raises InputError naming the file, the setting and what is wrong with it."""
+    try:
+        return kind.model_validate(tomllib.loads(path.read_text()))
+    except OSError as error:
+        raise InputError(f"can't be read ({error.strerror})", path, "give the settings file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"is no TOML ({error})", path, "mend it; docs/operations.md has an example") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{where}: {first['msg']}", path, "docs/operations.md lists every setting") from error

@@ -74,6 +74,7 @@ class Summary:
     tiles: int = 0
     seconds: float = 0.0
     stopped: bool = False
+    left: tuple[float, float] | None = None  # seconds that the deferred slides will take, at least and at most
     run: str = ""
     failures: list[Row] = field(default_factory=list)
     slides: list[Row] = field(default_factory=list)
@@ -255,6 +256,7 @@ def _defer(run: _Run) -> None:
     if isinstance(run.supply, Watch):
         run.supply.close()
     run.summary.fresh = sorted(run.times)
+    run.summary.left = run.tally.left
 
 
 def _labels(cohort: Cohort, path: Path | None, names: Names) -> dict[str, Row]:

@@ -25,7 +25,7 @@ from her2batch.models.verdict import Evidence, Judge
 from her2batch.settings import Plan, Resources
 from her2batch.slides.pyramid import Pyramid
 from her2batch.tables import schemas
-from her2batch.tables.store import Cohort, Row
+from her2batch.tables.store import RETIRED, Cohort, Row
 from her2batch.tasks import PATCH_INPUTS, THUMBNAIL_INPUTS
 from her2batch.vision.patches import clahe, usable
 from her2batch.vision.thumbnail import portrait, unpacked
@@ -54,8 +54,17 @@ class Scored:
         return 130 if self.stopped else 3 if self.failures else 0
 
 
-def score(root: Path, folder: Path, resources: Resources, report: Report = lambda *_: None) -> Scored:
-    """Score every slide of a cohort that this bundle has not scored yet. Raises InputError, StoreError."""
+def score(
+    root: Path,
+    folder: Path,
+    resources: Resources,
+    report: Report = lambda *_: None,
+    session: Session | None = None,
+) -> Scored:
+    """Score every slide of a cohort that this bundle has not scored yet.
+
+    session: one that is open already; None: its own.  Raises InputError, StoreError.
+    """
     cohort, bundle = Cohort(root.absolute()), read_bundle(folder.absolute())
     plan = cohort.plan()
     check_fits(bundle, plan)
@@ -69,11 +78,11 @@ def score(root: Path, folder: Path, resources: Resources, report: Report = lambd
         todo = [row for row in rows if not _scored(cohort, row, bundle)]
         found.already = len(rows) - len(todo)
         shares = [tuple(todo[k : k + SHARE]) for k in range(0, len(todo), SHARE)]
-        with _session(resources, shares) as session:
-            for share, result in spread(session, partial(_score, cohort, bundle, plan), shares, gpus=1.0):
+        with _session(resources, shares, session) as here:
+            for share, result in spread(here, partial(_score, cohort, bundle, plan), shares, gpus=1.0):
                 found.failures |= {row["slide_id"]: str(result) for row in share} if _bad(result) else result
                 report(found.already + _ended(share, found), len(rows))
-            found.stopped = session is not None and session.stopped.is_set()
+            found.stopped = here is not None and here.stopped.is_set()
         cohort.remember()
     return found
 
@@ -88,9 +97,9 @@ def _bad(result: Any) -> bool:
 
 
 @contextmanager
-def _session(resources: Resources, shares: list[tuple[Row, ...]]) -> Iterator[Session | None]:
-    if resources.workers == 0 or not shares:
-        yield None
+def _session(resources: Resources, shares: list[tuple[Row, ...]], given: Session | None) -> Iterator[Session | None]:
+    if resources.workers == 0 or not shares or given is not None:
+        yield given if resources.workers != 0 else None
         return
     with connect(resources) as session:
         yield session
@@ -105,7 +114,14 @@ def _score(cohort: Cohort, bundle: Bundle, plan: Plan, rows: tuple[Row, ...], de
     """Some slides, in a worker; slide → why it could not be scored."""
     judge, nets = _loaded(bundle, device)
     failures = {}
+    reads_patches = any(one.kind == "patch" for one in bundle.info.models)
     for row in rows:
+        if reads_patches and RETIRED in row["flags"]:
+            what = "its pyramid was let go, and this bundle reads patches"
+            failures[row["slide_id"]] = (
+                f"{row['slide_id']}: {what}; remove its row in tables/slides and ingest it again"
+            )
+            continue
         try:
             cohort.add(row, score_slide(cohort, plan, judge, nets, row))
         except (Her2BatchError, pa.ArrowInvalid, OSError, KeyError) as error:

@@ -102,8 +102,8 @@ def _places(nodes: dict[str, dict[str, float]]) -> int:
 def connect(resources: Resources) -> Iterator[Session]:
     """A session on this machine or on the cluster at `address`; on the way out Ray is stopped and its files removed.
 
-    A process that is connected already (a notebook, the tests) keeps its connection.  Raises InputError when there is
-    no cluster at the address.
+    SIGINT and SIGTERM set its event `stopped`.  A process that is connected already (a notebook, the tests) keeps its
+    connection.  Raises InputError when there is no cluster at the address.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield _session(sys.modules["ray"], resources)
@@ -118,7 +118,7 @@ def connect(resources: Resources) -> Iterator[Session]:
     try:
         _start(ray, resources, folder)
         session = _session(ray, resources)
-        with _signals(session):
+        with stoppable(session.stopped):
             yield session
     except HeadLost:
         there = False
@@ -216,19 +216,19 @@ def _knock(address: str) -> None:
 
 
 @contextmanager
-def _signals(session: Session) -> Iterator[None]:
-    """Ours instead of Ray's: the first SIGINT or SIGTERM asks the run to end in order, the next ends it at once.
+def stoppable(stopped: threading.Event) -> Iterator[None]:
+    """Our handlers: the first SIGINT or SIGTERM asks the run to end in order, the next ends it at once.
 
-    Ray's own handler for SIGTERM ends in SIGABRT.
+    Set after Ray has started, for its own handler of SIGTERM ends in SIGABRT.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, _: FrameType | None) -> None:
-        if session.stopped.is_set():
+        if stopped.is_set():
             os._exit(128 + number)
-        session.stopped.set()
+        stopped.set()
         sys.stderr.write("stopping: what is committed stays; the same command goes on from here\n")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

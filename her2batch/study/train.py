@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from her2batch.flow.session import Session, connect
 from her2batch.flow.spread import spread
-from her2batch.settings import Spread, Training
+from her2batch.settings import FoldsJob, Spread, Training
 from her2batch.study.prepare import prepare
 from her2batch.study.together import run_together
 from her2batch.study.units import Job, run_unit
@@ -36,6 +36,12 @@ class Study:
     out: Path
     labels: Path | None = None
     annotations: Path | None = None
+
+
+def study_of(job: FoldsJob) -> Study:
+    """What a job's file asks for."""
+    labels, annotations = (Path(one) if one is not None else None for one in (job.labels, job.annotations))
+    return Study(Path(job.cohort), Path(job.out), labels, annotations)
 
 
 @dataclass

@@ -62,6 +62,18 @@ def hold(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def held(folder: Path) -> bool:
+    """Whether a writer holds a folder now."""
+    try:
+        with (folder / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def write_parquet(table: pa.Table, path: Path) -> None:
     """One Parquet file with page checksums; equal tables give equal bytes for one pyarrow version.
 

@@ -25,6 +25,9 @@ from her2batch.tables.files import fsync, hold, read_parquet, sha256, whole, wri
 FORMAT = 1
 """Version of the store's layout."""
 
+RETIRED = "pyramid-retired"
+"""Flag of a slide whose pyramid was let go."""
+
 Row = dict[str, Any]
 """One row of `slides`, by column."""
 
@@ -235,6 +238,17 @@ class Cohort:
             place = path.relative_to(self.root).as_posix()
             files[place] = {"path": place, "bytes": path.stat().st_size, "sha256": sha256(path)}
         write_row(self, {**row, "files": [files[place] for place in sorted(files)]})
+
+    def retire(self, row: Row) -> None:
+        """Let a slide's pyramid go: its row first, then the files. Only under the lock."""
+        inside = self.pyramid(row["slide_id"]).relative_to(self.root).as_posix() + "/"
+        files = [file for file in row["files"] if not file["path"].startswith(inside)]
+        write_row(self, {**row, "files": files, "flags": [*row["flags"], RETIRED]})
+        self.drop_pyramid(row["slide_id"])
+
+    def drop_pyramid(self, slide_id: str) -> None:
+        """Remove a pyramid that no row names any more."""
+        shutil.rmtree(self.pyramid(slide_id), ignore_errors=True)
 
     def forget(self, files: list[Row]) -> None:
         """Remove files that no row names any more."""

@@ -1,0 +1,201 @@
+"""The nightly job: what is new is ingested, scored with the bundle, checked, summed up, and told.
+
+One file of settings decides it (`settings.Overnight`). A night that was cut short goes on in the next: rows are what
+counts, and a slide that has one is not done, nor scored, again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from her2batch.errors import InputError
+from her2batch.flow.ingest import Order, Summary, ingest
+from her2batch.flow.ingest import Report as Told
+from her2batch.flow.score import score
+from her2batch.flow.session import Session, connect, stoppable
+from her2batch.models.bundle import check_fits, read_bundle
+from her2batch.night import cases, drift, hooks, retention, sentinels
+from her2batch.night.summary import Night, codes, disk
+from her2batch.reports.night import page
+from her2batch.settings import Overnight
+from her2batch.tables.files import whole
+from her2batch.tables.store import Cohort, Row
+from her2batch.way.supply import next_time, now
+
+Say = Callable[[str], None]
+"""Called with a line for whoever watches."""
+
+
+@dataclass
+class Findings:
+    """What a night's report shows, beside its counts."""
+
+    night: Night
+    fresh: list[Row] = field(default_factory=list)
+    failures: list[Row] = field(default_factory=list)
+    deferred: list[Row] = field(default_factory=list)
+    review: list[Row] = field(default_factory=list)
+    cases: list[cases.Case] = field(default_factory=list)
+    drift: list[drift.Figure] = field(default_factory=list)
+    sentinels: sentinels.Verdict | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def overnight(settings: Overnight, told: Told = lambda *_: None, say: Say = lambda _: None) -> Night:
+    """One night, from its start to its report. Raises InputError, StoreError, WeightsError for what stops all of it."""
+    _check(settings)
+    stopped = threading.Event()
+    with stoppable(stopped):
+        if not _begun(settings, stopped, say):
+            return Night("", now().isoformat(timespec="seconds"), stopped=True)
+    begin = now()
+    night = Night(begin.strftime("%Y%m%d-%H%M%S"), begin.isoformat(timespec="seconds"))
+    found, cohort = Findings(night), Cohort(Path(settings.cohort).absolute())
+    with connect(settings.resources) as session:
+        found.sentinels = _sentinels(settings, cohort, session, say)
+        summary = _ingest(settings, session, told)
+        _score(settings, session, night, found.notes)
+    _sum_up(settings, cohort, summary, found, begin)
+    night.ended = now().isoformat(timespec="seconds")
+    night.seconds = (now() - begin).total_seconds()
+    found.notes += hooks.tell(settings.hook, night)
+    _report(settings, cohort, found)
+    return night
+
+
+def folder_of(cohort: Cohort) -> Path:
+    """Where the nights' reports lie."""
+    return cohort.root / "nights"
+
+
+def _check(settings: Overnight) -> None:
+    """Refuse what can't be used, before anybody waits for it. Raises InputError."""
+    hooks.check(settings.hook)
+    drift.site_reader(settings.drift.site)
+    for name in ("labels", "weights", "pseudonymize", "bundle"):
+        path = getattr(settings, name)
+        if path is not None and not Path(path).exists():
+            raise InputError(f"{name}: there is no such file or folder", path, "mend the settings file")
+    if settings.bundle is not None:
+        check_fits(read_bundle(Path(settings.bundle)), settings.plan)
+    if settings.sentinels is not None and not Path(settings.sentinels.folder).is_dir():
+        raise InputError("sentinels.folder: there is no such folder", settings.sentinels.folder, "make it, or leave it")
+
+
+def _begun(settings: Overnight, stopped: threading.Event, say: Say) -> bool:
+    """Wait until the window opens, if it isn't open already; False: stopped meanwhile."""
+    if settings.start is None or _inside(settings, now()):
+        return True
+    start = next_time(settings.start, now())
+    say(f"waits until {start:%H:%M}")
+    while now() < start:
+        if stopped.wait(min(30.0, max(0.05, (start - now()).total_seconds()))):
+            return False
+    return True
+
+
+def _inside(settings: Overnight, at: datetime) -> bool:
+    """Whether the window is open: from its start, to its end where it has one, else for half a day."""
+    assert settings.start is not None
+    opens = next_time(settings.start, at)
+    if settings.window.until is None:
+        return (opens - at).total_seconds() > 12 * 3600
+    return next_time(settings.window.until, at) < opens
+
+
+def _ingest(settings: Overnight, session: Session, told: Told) -> Summary:
+    order = Order(
+        Path(settings.scans), Path(settings.cohort), None, _path(settings.labels), _path(settings.weights),
+        _path(settings.pseudonymize),
+    )  # fmt: skip
+    window = settings.window.model_copy(update={"watch": True})  # also once: a file that is being copied can wait
+    return ingest(order, settings.plan, settings.resources, told, window, session)
+
+
+def _score(settings: Overnight, session: Session, night: Night, notes: list[str]) -> None:
+    """The bundle's predictions for every slide that has none of it yet."""
+    if settings.bundle is None or session.stopped.is_set():
+        night.stopped = session.stopped.is_set()
+        return
+    cohort = Cohort(Path(settings.cohort).absolute())
+    if not any(row["status"] == "done" for row in cohort.rows().values()):
+        return
+    scored = score(cohort.root, Path(settings.bundle), settings.resources, session=session)
+    night.scored, night.not_scored, night.stopped = scored.scored, len(scored.failures), scored.stopped
+    notes += scored.failures.values()
+
+
+def _sentinels(settings: Overnight, cohort: Cohort, session: Session, say: Say) -> sentinels.Verdict | None:
+    """The sentinels, read and scored anew, against what was kept of them."""
+    if settings.sentinels is None:
+        return None
+    say("scoring the sentinels")
+    nested = Cohort(cohort.root / "sentinels")
+    shutil.rmtree(nested.root, ignore_errors=True)  # nothing of last night's may be taken for tonight's
+    cohort.create(settings.plan)
+    order = Order(Path(settings.sentinels.folder), nested.root, weights=_path(settings.weights))
+    ingest(order, settings.plan, settings.resources, session=session)
+    if settings.bundle is not None and any(row["status"] == "done" for row in nested.rows().values()):
+        score(nested.root, Path(settings.bundle), settings.resources, session=session)
+    return sentinels.check(nested, cohort.root / "sentinels.json", settings.sentinels, _ids(settings))
+
+
+def _ids(settings: Overnight) -> dict[str, str]:
+    """What decides a score: plan and bundle."""
+    bundle = read_bundle(Path(settings.bundle)).id if settings.bundle is not None else "membrane"
+    return {"plan": settings.plan.id, "bundle": bundle}
+
+
+def _sum_up(settings: Overnight, cohort: Cohort, summary: Summary, found: Findings, begin: datetime) -> None:
+    """Counts, lists and checks, from the tables as they are on the disk."""
+    night, rows = found.night, cohort.rows()
+    for name in ("seen", "done", "failed", "deferred", "duplicate", "ignored", "tiles"):
+        setattr(night, name, getattr(summary, name))
+    night.stopped = night.stopped or summary.stopped
+    night.fresh, night.failures, night.deferred_seconds = len(summary.fresh), codes(summary.failures), summary.left
+    found.fresh = [rows[one] for one in summary.fresh if one in rows]
+    found.failures = summary.failures
+    found.deferred = [entry for entry in cohort.seen() if entry["outcome"] == "deferred"]
+    night.source_bytes = sum(row["bytes"] or 0 for row in found.fresh)
+    found.cases = cases.cases(cohort, summary.fresh)
+    found.review = _review(cohort, found.fresh)
+    found.drift = drift.compare(cohort, set(summary.fresh), settings.drift, begin)
+    night.conflicts = sum(bool(case.conflicts) for case in found.cases)
+    night.alarms = sum(one.alarm for one in found.drift)
+    night.review = len(found.review)
+    night.held = found.sentinels is not None and found.sentinels.held
+    night.retired = len(retention.retire(cohort, settings.retention, now()))
+    night.store_bytes, night.free_bytes = disk(cohort, cohort.rows())
+
+
+def _review(cohort: Cohort, fresh: list[Row]) -> list[Row]:
+    """What a pathologist opens first of a night's slides: predictions that ask for it, with their reasons."""
+    found: list[Row] = []
+    for name in cohort.names():
+        if name.startswith("predictions/"):
+            for row in fresh:
+                if cohort.table(name, row["slide_id"]).exists():
+                    found += [one for one in cohort.read(name, row["slide_id"]).to_pylist() if one["review"]]
+    return sorted(found, key=lambda one: (one["slide_id"], one["task"], one["method"]))
+
+
+def _report(settings: Overnight, cohort: Cohort, found: Findings) -> None:
+    """Write the night's files, and let go of the oldest nights'."""
+    folder = folder_of(cohort) / found.night.night
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, str] = {"summary.json": found.night.line() + "\n", "report.html": page(vars(found))}
+    for name, text in files.items():
+        with whole(folder / name) as part:
+            part.write_text(text)
+    nights = sorted(one for one in folder_of(cohort).iterdir() if one.is_dir())
+    for old in nights[: -settings.keep_nights]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text is not None else None

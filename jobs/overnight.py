@@ -1,0 +1,15 @@
+"""The nightly job from one TOML file (settings.Overnight): what `her2batch overnight` does, for a cluster to be given.
+
+    ray job submit --submission-id night-$(date +%F) --working-dir jobs -- python overnight.py /etc/her2batch/night.toml
+
+Runtime environment: her2batch installed on every node. Resources: this driver needs a CPU for moments at a time; its
+workers, one CPU each, are asked for as [resources] in the file says. The same command again goes on.
+"""
+
+import sys
+from pathlib import Path
+
+from her2batch.cli import guarded, overnight
+
+if __name__ == "__main__":
+    guarded(lambda: overnight(settings=Path(sys.argv[1])))

@@ -1,0 +1,29 @@
+"""A search over a method's settings from one TOML file (settings.SearchJob): what `her2batch tune` does, for a cluster.
+
+    ray job submit --submission-id search-1 --working-dir jobs -- python search.py /data/search.toml
+
+Runtime environment: her2batch installed on every node, cohort and run on a shared disk. Resources: every trial holds a
+CPU, and as much of a GPU as resources.unit_gpus says. The same command again resumes.
+"""
+
+import sys
+from pathlib import Path
+
+from her2batch.cli import guarded
+from her2batch.scoreboard import show_tuned, unit_progress
+from her2batch.settings import SearchJob, from_toml
+from her2batch.study.train import study_of
+from her2batch.study.tune import tune
+
+
+def run(path: Path) -> int:
+    """One search, as the file says."""
+    job = from_toml(path, SearchJob)
+    with unit_progress(quiet=False) as report:
+        found = tune(study_of(job), job.training, job.samples, job.outer, job.resources, report)
+    show_tuned(found)
+    return found.exit_code
+
+
+if __name__ == "__main__":
+    guarded(lambda: run(Path(sys.argv[1])))
