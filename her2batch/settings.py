@@ -175,7 +175,9 @@ class Drift(Settings):
 
     reference_days: int = Field(60, ge=1, description="length of the reference period, which ends before the night")
     least: int = Field(20, ge=2, description="slides a period needs before it is compared")
-    deviations: float = Field(3.0, gt=0, description="most that a figure's mean may move, in standard errors")
+    deviations: float = Field(
+        3.0, gt=0, description="most that a figure may move, in standard errors of a night's figures"
+    )
     shares: float = Field(0.01, gt=0, lt=1, description="p value of the score mix (chi-squared) that alarms")
     site: str | None = Field(
         None, description="regular expression over the slide's path whose first group names its scanner or site"

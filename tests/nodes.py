@@ -1,5 +1,6 @@
 """A real Ray cluster of several nodes on this machine: each node its own raylet, bound to loopback, with a token."""
 
+import http.client
 import json
 import os
 import secrets
@@ -48,7 +49,7 @@ class Cluster:
         token.write_text(secrets.token_hex(32))
         self.port, self.dashboard, self.metrics = free_port(), free_port(), free_port()
         self.env = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "LD_"))},
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0", "RAY_gcs_server_request_timeout_seconds": "5",
             "RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3",
@@ -96,7 +97,7 @@ class Cluster:
         request = urllib.request.Request(
             f"http://127.0.0.1:{port or self.dashboard}{path}", headers={"Authorization": f"Bearer {token}"}
         )
-        with suppress(OSError, urllib.error.URLError), urllib.request.urlopen(request, timeout=5) as answer:
+        with suppress(OSError, urllib.error.URLError, http.client.HTTPException), urllib.request.urlopen(request, timeout=5) as answer:
             return answer.read().decode()
         return ""
 

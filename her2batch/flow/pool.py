@@ -112,7 +112,7 @@ class _Driver:
         self._later: list[Todo] = []
         self._deaths: Counter[str] = Counter()
         self._lost_in_a_row = 0
-        self._grown = self._alone_since = time.monotonic()
+        self._grown, self._alone_since = 0.0, time.monotonic()
         for pool, count in self._sizes.items():
             for _ in range(count):
                 self._hire(pool)

@@ -32,6 +32,9 @@ LOOKS = 3
 SHORTEST_S, LONGEST_S = 0.2, 20.0
 """Between two looks."""
 
+LISTEN_S = 2.0
+"""How long the thread that listens may take to end."""
+
 Key = tuple[tuple[int, int, int], ...]
 """Size, time of change in ns and inode of every file of a slide."""
 
@@ -115,14 +118,16 @@ class Watch:
         self._taken: dict[Path, tuple[int, int, int]] = {}
         self._unfinished: list[Source] = []
         self._stirred, self._ended = threading.Event(), threading.Event()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
 
     def __enter__(self) -> Watch:
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._trial.close()
+        self._listener.join(LISTEN_S)
 
     # -- as a supply -------------------------------------------------------------------------------------------
 
@@ -188,7 +193,7 @@ class Watch:
     def _listen(self) -> None:
         """Look sooner when the kernel says that something stirs. A share says nothing: there the looks are enough."""
         with contextlib.suppress(OSError, RuntimeError):
-            for _ in watchfiles.watch(self._scans, stop_event=self._ended, raise_interrupt=False, rust_timeout=1000):
+            for _ in watchfiles.watch(self._scans, stop_event=self._ended, raise_interrupt=False, rust_timeout=200):
                 self._stirred.set()
 
 

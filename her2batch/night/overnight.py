@@ -19,6 +19,7 @@ from her2batch.flow.ingest import Report as Told
 from her2batch.flow.score import score
 from her2batch.flow.session import Session, connect, stoppable
 from her2batch.models.bundle import check_fits, read_bundle
+from her2batch.models.verdict import Judge
 from her2batch.night import cases, drift, hooks, retention, sentinels
 from her2batch.night.summary import Night, codes, disk
 from her2batch.reports.night import page
@@ -82,7 +83,9 @@ def _check(settings: Overnight) -> None:
         if path is not None and not Path(path).exists():
             raise InputError(f"{name}: there is no such file or folder", path, "mend the settings file")
     if settings.bundle is not None:
-        check_fits(read_bundle(Path(settings.bundle)), settings.plan)
+        bundle = read_bundle(Path(settings.bundle))
+        check_fits(bundle, settings.plan)
+        Judge(bundle)  # a head that can't be loaded is said now, not at six in the morning
     if settings.sentinels is not None and not Path(settings.sentinels.folder).is_dir():
         raise InputError("sentinels.folder: there is no such folder", settings.sentinels.folder, "make it, or leave it")
 
@@ -167,21 +170,28 @@ def _sum_up(settings: Overnight, cohort: Cohort, summary: Summary, found: Findin
     found.drift = drift.compare(cohort, set(summary.fresh), settings.drift, begin)
     night.conflicts = sum(bool(case.conflicts) for case in found.cases)
     night.alarms = sum(one.alarm for one in found.drift)
-    night.review = len(found.review)
+    night.review = len({one["slide_id"] for one in found.review})
     night.held = found.sentinels is not None and found.sentinels.held
     night.retired = len(retention.retire(cohort, settings.retention, now()))
     night.store_bytes, night.free_bytes = disk(cohort, cohort.rows())
 
 
 def _review(cohort: Cohort, fresh: list[Row]) -> list[Row]:
-    """What a pathologist opens first of a night's slides: predictions that ask for it, with their reasons."""
-    found: list[Row] = []
+    """What a pathologist opens first of a night's slides: a row a slide and method that asks for it, and why."""
+    found: dict[tuple[str, str], Row] = {}
     for name in cohort.names():
-        if name.startswith("predictions/"):
-            for row in fresh:
-                if cohort.table(name, row["slide_id"]).exists():
-                    found += [one for one in cohort.read(name, row["slide_id"]).to_pylist() if one["review"]]
-    return sorted(found, key=lambda one: (one["slide_id"], one["task"], one["method"]))
+        if not name.startswith("predictions/"):
+            continue
+        for row in fresh:
+            if not cohort.table(name, row["slide_id"]).exists():
+                continue
+            for one in cohort.read(name, row["slide_id"]).to_pylist():
+                if one["review"]:
+                    key = (row["slide_id"], one["method"])
+                    said = found.setdefault(key, {"slide_id": key[0], "method": key[1], "calls": [], "reasons": []})
+                    said["calls"].append(one)
+                    said["reasons"] += [why for why in one["reasons"] or () if why not in said["reasons"]]
+    return [found[key] for key in sorted(found)]
 
 
 def _report(settings: Overnight, cohort: Cohort, found: Findings) -> None:

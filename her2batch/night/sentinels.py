@@ -94,8 +94,12 @@ def _differs(before: Mapping[str, Any], now: Mapping[str, Any], settings: Sentin
         return f"a probability moved by {moved:.3g} (allowed {settings.probability:g})"
     a, b = before["score"], now["score"]
     if (a is None) != (b is None) or (a is not None and not abs(a - b) <= settings.score):
-        return f"score {a} → {b} (allowed {settings.score:g})"
+        return f"score {_short(a)} → {_short(b)} (allowed {settings.score:g})"
     return None
+
+
+def _short(score: float | None) -> str:
+    return "none" if score is None else f"{score:.3f}"
 
 
 def said(cohort: Cohort) -> dict[str, Said]:

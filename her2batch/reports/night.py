@@ -23,6 +23,7 @@ def _template() -> jinja2.Template:
     made = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     made.filters["gigabytes"] = lambda size: "unknown" if size is None else f"{size / 1e9:,.2f} GB"
     made.filters["time"] = _time
+    made.filters["clock"] = lambda text: text[:16].replace("T", " ")
     return made.from_string(text)
 
 

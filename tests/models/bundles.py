@@ -7,7 +7,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from her2batch.models.bundle import Bundle, BundleInfo, save_bundle
+from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, save_bundle
+from her2batch.models.encoders import dim_of
+from her2batch.models.mil import build
+from her2batch.settings import MilSettings
+from her2batch.tasks import CLASSES
 
 
 def bundle_of(folder: Path, info: BundleInfo, nets: Mapping[str, torch.nn.Module]) -> Bundle:
@@ -16,3 +20,15 @@ def bundle_of(folder: Path, info: BundleInfo, nets: Mapping[str, torch.nn.Module
         for name, net in nets.items():
             save_file({key: one.contiguous() for key, one in net.state_dict().items()}, Path(place) / name)
         return save_bundle(folder, info, {name: Path(place) / name for name in nets})
+
+
+def untrained(folder: Path) -> Bundle:
+    """One MIL head on stain embeddings, as it was born."""
+    classes, dim = CLASSES["her2-3way"], dim_of("stain")
+    entry = ModelEntry(
+        kind="mil", task="her2-3way", method="clam-sb", input="stain", classes=classes, dim=dim, file="head.safetensors"
+    )
+    info = BundleInfo(her2batch="0.1.0", tasks=("her2-3way",), encoder="stain", mpp=0.5, tile=224,
+                      licence="none: untrained", models=(entry,))  # fmt: skip
+    torch.manual_seed(0)
+    return bundle_of(folder, info, {entry.file: build("clam-sb", dim, len(classes), MilSettings())})

@@ -1,0 +1,152 @@
+"""The jobs, given to a real cluster of three nodes through Ray's job API; a node is killed; a head is lost."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from her2batch.flow.ingest import Order, ingest
+from her2batch.night.overnight import overnight
+from her2batch.settings import FoldsJob, Overnight, Plan, Resources, SearchJob, from_toml
+from her2batch.tables.audit import status, verify
+from her2batch.tables.run import Run
+from her2batch.tables.store import Cohort
+from tests.conftest import Synthetic
+from tests.flow.test_ingest import contents
+from tests.models.bundles import untrained
+from tests.nodes import ROOT, Cluster, cluster
+
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    """A head and two nodes, one of which reads and writes only."""
+    with cluster(workers=2) as made:
+        made.wait(lambda: submit(made, f"hello-{time.time_ns()}", "-V").wait() == 0)
+        yield made
+
+
+def submit(nodes: Cluster, name: str, *command: str) -> "subprocess.Popen[str]":
+    """`ray job submit`, as an operator's scheduler does it.
+
+    Without --working-dir: these nodes share a machine, and one that starts sweeps the others' unpacked folders.
+    """
+    options = ["--address", nodes.jobs, "--submission-id", name]
+    return nodes.popen(RAY, "job", "submit", *options, "--", sys.executable, *command)
+
+
+def job(name: str) -> str:
+    return str(ROOT / "jobs" / name)
+
+
+def rows_of(cohort: Path) -> int:
+    return len(list((cohort / "tables" / "slides").glob("*.parquet")))
+
+
+def wait_for_rows(run: "subprocess.Popen[str]", cohort: Path, count: int) -> None:
+    while rows_of(cohort) < count:
+        assert run.poll() is None, "".join(map(str, run.communicate()))
+        time.sleep(0.05)
+
+
+def tables(cohort: Path) -> dict[str, bytes]:
+    """All that a night leaves, but its reports: they hold times."""
+    return {name: data for name, data in contents(cohort).items() if not name.startswith("nights/")}
+
+
+def night_toml(folder: Path, synthetic: Synthetic, cohort: Path, bundle: Path, address: str = "auto") -> Path:
+    lines = [f'scans = "{synthetic.scans}"', f'cohort = "{cohort}"', f'labels = "{synthetic.labels}"',
+             f'bundle = "{bundle}"', "[window]", "settle = 0.5", "linger = false",
+             "[resources]", f'address = "{address}"']  # fmt: skip
+    (folder / "night.toml").write_text("\n".join(lines))
+    return folder / "night.toml"
+
+
+def test_nothing_of_a_cluster_listens_off_loopback(nodes: Cluster) -> None:
+    lines = subprocess.run(["ss", "-ltnH"], capture_output=True, text=True, check=True).stdout.splitlines()
+    ours = [line.split()[3] for line in lines if str(nodes.port) in line or str(nodes.dashboard) in line]
+    assert ours
+    assert all("127.0.0.1" in address for address in ours)
+
+
+def test_the_job_api_turns_away_who_has_no_token(nodes: Cluster) -> None:
+    env = {name: value for name, value in nodes.env.items() if "AUTH" not in name}
+    command = [RAY, "job", "list", "--address", nodes.jobs]
+    found = subprocess.run(
+        command, env={**env, "RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True, timeout=60
+    )
+    assert found.returncode != 0
+    assert "token" in (found.stdout + found.stderr).lower()
+
+
+def test_a_night_on_three_nodes_one_of_which_is_killed_has_the_bytes_of_a_quiet_one(
+    nodes: Cluster, synthetic: Synthetic, tmp_path: Path
+) -> None:
+    bundle = untrained(tmp_path / "bundle")
+    quiet, cohort = tmp_path / "quiet", tmp_path / "cohort"
+    settings = from_toml(night_toml(tmp_path, synthetic, quiet, bundle.path, "local"), Overnight)
+    assert overnight(settings).exit_code == 0
+    run = submit(nodes, "night-1", job("overnight.py"), str(night_toml(tmp_path, synthetic, cohort, bundle.path)))
+    wait_for_rows(run, cohort, 4)
+    nodes.kill("node0")
+    nodes.add("node0")  # and comes back, or another does
+    out, err = run.communicate(timeout=200)
+    assert run.returncode == 0, out + err
+    night = json.loads(re.search(r"^\{.*\}$", out, re.M).group())
+    slides = len(list(synthetic.scans.iterdir()))
+    assert (night["seen"], night["done"], night["failed"], night["scored"]) == (slides, slides, 0, slides)
+    assert {name for name in contents(cohort) if ".draft" in name} == set()
+    assert tables(cohort) == tables(quiet)
+    assert list(verify(Cohort(cohort))) == []
+    names = set(re.findall(r"^(ray_her2batch_\w+)\{", nodes.text("/metrics", nodes.metrics), re.M))
+    assert {"ray_her2batch_slides_total", "ray_her2batch_source_bytes_total", "ray_her2batch_store_bytes_total"} <= names
+
+
+def test_folds_and_searches_are_jobs_too(nodes: Cluster, synthetic: Synthetic, tmp_path: Path) -> None:
+    common = f'cohort = "{synthetic.cohort}"\nout = "{tmp_path / "{}"}"\n'
+    training = (
+        '[training]\ntasks = ["her2-3way"]\nmethods = ["clam-sb"]\nfolds = 3\nquick = true\noptions = ["epochs=1"]\n'
+    )
+    place = '[resources]\naddress = "auto"\n'
+    for name, script, top in (("folds", "train_folds.py", ""), ("search", "search.py", "samples = 2\n")):
+        path = tmp_path / f"{name}.toml"
+        path.write_text(common.replace("{}", name) + top + training + place)
+        run = submit(nodes, name, job(script), str(path))
+        out, err = run.communicate(timeout=250)
+        assert run.returncode == 0, out + err
+        assert (tmp_path / name / "bundle").is_dir()
+    assert len(Run(tmp_path / "search").read("trials")) == 2
+
+
+def test_the_examples_beside_the_jobs_are_read(synthetic: Synthetic) -> None:
+    for name, kind in (("night", Overnight), ("folds", FoldsJob), ("search", SearchJob)):
+        assert from_toml(ROOT / "jobs" / f"{name}.toml", kind)
+
+
+def test_jobs_stay_small() -> None:
+    for path in (ROOT / "jobs").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 40, path
+
+
+def test_when_the_head_is_lost_the_run_says_so_and_the_next_goes_on(synthetic: Synthetic, tmp_path: Path) -> None:
+    cohort = tmp_path / "cohort"
+    command = [sys.executable, "-m", "her2batch.cli", "ingest", str(synthetic.scans), "--out", str(cohort)]
+    with cluster(workers=1) as made:
+        run = made.popen(*command, "--address", made.address)
+        wait_for_rows(run, cohort, 3)
+        made.kill("head")
+        out, err = run.communicate(timeout=60)
+    assert run.returncode == 2, out + err
+    assert "the head of the Ray cluster" in err
+    assert "goes on from what is committed" in err
+    before = rows_of(cohort)
+    assert 3 <= before < len(list(synthetic.scans.iterdir()))
+    summary = ingest(Order(synthetic.scans, cohort), Plan(), Resources(workers=2))
+    assert (summary.already, summary.failed, summary.exit_code) == (before, 0, 0)
+    assert status(Cohort(cohort)).adds_up
