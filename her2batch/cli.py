@@ -250,6 +250,29 @@ def verify(cohort: Annotated[Path, typer.Argument(help="the cohort folder")] = O
 
 
 @app.command()
+def forget(
+    *,
+    cohort: CohortArgument,
+    patient: Annotated[str, typer.Option(help="the patient's id, as in the labels", show_default=False)],
+    pseudonymize: Annotated[Path | None, typer.Option(help="key file, where the cohort has pseudonyms")] = None,
+    run: Annotated[list[Path] | None, typer.Option(help="training run to look through; repeatable")] = None,
+    as_json: Json = False,
+) -> int:
+    """Remove one patient: every file and every row, with the proof that nothing is left."""
+    from her2batch.screen import show_forgotten
+    from her2batch.tables.audit import verify as check
+    from her2batch.tables.forget import forget as remove
+    from her2batch.tables.privacy import Names, read_key
+    from her2batch.tables.store import Cohort
+
+    names = Names(read_key(pseudonymize) if pseudonymize is not None else None)
+    found = remove(Cohort(cohort), patient, names, run or ())
+    problems = [f"{one.path}: {one.what}" for one in check(Cohort(cohort))]
+    _emit(as_json, {**asdict(found), "problems": problems}, lambda: show_forgotten(found, problems))
+    return 1 if found.left or problems else 0
+
+
+@app.command()
 def synth(
     folder: Annotated[Path, typer.Argument(help="where to write it", show_default=False)],
     slides: Annotated[int, typer.Option(min=1, help="number of slides")] = 20,

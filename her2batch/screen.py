@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from her2batch.flow.doctor import Line
     from her2batch.flow.ingest import Summary
     from her2batch.tables.audit import Problem, Status
+    from her2batch.tables.forget import Forgotten
 
 Report = Callable[[Tally, Row], None]
 
@@ -192,6 +193,22 @@ def show_problems(problems: list[Problem], cohort: Path) -> None:
         print(f"{one.path}: {one.what}")
     words = f"{len(problems)} problems; ingest mends them" if problems else "every file is as its row says"
     print(f"{cohort}: {words}")
+
+
+def show_forgotten(found: Forgotten, problems: list[str]) -> None:
+    """What was removed, what is not ours to remove, and what is left."""
+    print(f"{len(found.slides)} slides and {found.files} files removed, with every row that named them")
+    for night in found.nights:
+        print(f"the report of night {night} named them: removed")
+    for path in found.sources:
+        print(f"not ours, still there: {path}")
+    for one in found.runs:
+        print(f"a training run knows them: {one}; its networks were trained on them: train again without them")
+    print("take them out of your labels files too: an ingest that is given these writes what they say")
+    for words in [*map(str, found.left), *problems]:
+        print(f"NOT FORGOTTEN: {words}")
+    if not found.left and not problems:
+        print("nothing in the store names them any more, and every other file is as its row says")
 
 
 def show_doctor(lines: list[Line]) -> None:

@@ -97,7 +97,10 @@ class Cluster:
         request = urllib.request.Request(
             f"http://127.0.0.1:{port or self.dashboard}{path}", headers={"Authorization": f"Bearer {token}"}
         )
-        with suppress(OSError, urllib.error.URLError, http.client.HTTPException), urllib.request.urlopen(request, timeout=5) as answer:
+        with (
+            suppress(OSError, urllib.error.URLError, http.client.HTTPException),
+            urllib.request.urlopen(request, timeout=5) as answer,
+        ):
             return answer.read().decode()
         return ""
 

@@ -105,7 +105,11 @@ def test_a_night_on_three_nodes_one_of_which_is_killed_has_the_bytes_of_a_quiet_
     assert tables(cohort) == tables(quiet)
     assert list(verify(Cohort(cohort))) == []
     names = set(re.findall(r"^(ray_her2batch_\w+)\{", nodes.text("/metrics", nodes.metrics), re.M))
-    assert {"ray_her2batch_slides_total", "ray_her2batch_source_bytes_total", "ray_her2batch_store_bytes_total"} <= names
+    assert {
+        "ray_her2batch_slides_total",
+        "ray_her2batch_source_bytes_total",
+        "ray_her2batch_store_bytes_total",
+    } <= names
 
 
 def test_folds_and_searches_are_jobs_too(nodes: Cluster, synthetic: Synthetic, tmp_path: Path) -> None:

@@ -69,11 +69,6 @@ def overnight(settings: Overnight, told: Told = lambda *_: None, say: Say = lamb
     return night
 
 
-def folder_of(cohort: Cohort) -> Path:
-    """Where the nights' reports lie."""
-    return cohort.root / "nights"
-
-
 def _check(settings: Overnight) -> None:
     """Refuse what can't be used, before anybody waits for it. Raises InputError."""
     hooks.check(settings.hook)
@@ -138,7 +133,7 @@ def _sentinels(settings: Overnight, cohort: Cohort, session: Session, say: Say) 
     if settings.sentinels is None:
         return None
     say("scoring the sentinels")
-    nested = Cohort(cohort.root / "sentinels")
+    nested = Cohort(cohort.sentinels)
     shutil.rmtree(nested.root, ignore_errors=True)  # nothing of last night's may be taken for tonight's
     cohort.create(settings.plan)
     order = Order(Path(settings.sentinels.folder), nested.root, weights=_path(settings.weights))
@@ -196,13 +191,13 @@ def _review(cohort: Cohort, fresh: list[Row]) -> list[Row]:
 
 def _report(settings: Overnight, cohort: Cohort, found: Findings) -> None:
     """Write the night's files, and let go of the oldest nights'."""
-    folder = folder_of(cohort) / found.night.night
+    folder = cohort.nights / found.night.night
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, str] = {"summary.json": found.night.line() + "\n", "report.html": page(vars(found))}
     for name, text in files.items():
         with whole(folder / name) as part:
             part.write_text(text)
-    nights = sorted(one for one in folder_of(cohort).iterdir() if one.is_dir())
+    nights = sorted(one for one in cohort.nights.iterdir() if one.is_dir())
     for old in nights[: -settings.keep_nights]:
         shutil.rmtree(old, ignore_errors=True)
 

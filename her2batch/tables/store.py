@@ -80,6 +80,21 @@ class Cohort:
         """Ids of slides whose files `verify` found damaged, one a line, until an ingest has done them again."""
         return self.runs / "damaged.txt"
 
+    @property
+    def nights(self) -> Path:
+        """Reports of the nightly job, a folder each."""
+        return self.root / "nights"
+
+    @property
+    def sentinels(self) -> Path:
+        """Cohort of the slides that are scored again every night."""
+        return self.root / "sentinels"
+
+    @property
+    def forgotten_list(self) -> Path:
+        """Sizes and digests of slides that must not come back, a line each."""
+        return self.root / "forgotten.txt"
+
     def table(self, name: str, slide_id: str) -> Path:
         """A slide's file of a table; name is 'tiles', 'embeddings/stain', …"""
         return self.root / "tables" / name / f"{slide_id}.parquet"
@@ -185,6 +200,13 @@ class Cohort:
         """Slides to do again though their files have the sizes that their rows say."""
         return set(self.damage.read_text().split("\n")) - {""} if self.damage.exists() else set()
 
+    def forgotten(self) -> set[tuple[int, str]]:
+        """(bytes, digest) of slides that were removed with their patient."""
+        if not self.forgotten_list.exists():
+            return set()
+        pairs = (line.split() for line in self.forgotten_list.read_text().splitlines())
+        return {(int(size), digest) for size, digest in pairs}
+
     # -- writing -----------------------------------------------------------------------------------------------
 
     def write_damaged(self, slide_ids: set[str]) -> None:
@@ -194,6 +216,11 @@ class Cohort:
                 part.write_text("\n".join(sorted(slide_ids)))
         else:
             self.damage.unlink(missing_ok=True)
+
+    def write_forgotten(self, known: set[tuple[int, str]]) -> None:
+        """Replace the list of slides that must not come back."""
+        with whole(self.forgotten_list) as part:
+            part.write_text("".join(f"{size} {digest}\n" for size, digest in sorted(known)))
 
     def write_seen(self, entries: list[Row]) -> None:
         """Replace the intake table."""

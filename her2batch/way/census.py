@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from her2batch.errors import InputError
 from her2batch.settings import Plan
 from her2batch.slides.files import fingerprint
 from her2batch.slides.intake import Found, Ignored, Look, Source, find
+from her2batch.tables.forget import digest_of
 from her2batch.tables.memo import SETTLED_NS
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row
@@ -46,6 +47,7 @@ class Census:
     outcomes: dict[str, str] = field(default_factory=dict)  # path → todo · current · duplicate · ignored · deferred
     entries: dict[str, Row] = field(default_factory=dict)
     looks: dict[str, Look] = field(default_factory=dict)
+    forgotten: set[str] = field(default_factory=set)  # paths of slides that must not come back: kept nowhere
 
     @property
     def seen(self) -> int:
@@ -79,7 +81,8 @@ class Census:
         """Write down what was seen, so that the next scan opens what is new and nothing else."""
         cohort.write_seen(list(self.entries.values()))
         settled = time.time_ns() - SETTLED_NS
-        looks = [{"path": path, **look._asdict()} for path, look in self.looks.items() if look.mtime_ns < settled]
+        known = {path: look for path, look in self.looks.items() if path not in self.forgotten}
+        looks = [{"path": path, **look._asdict()} for path, look in known.items() if look.mtime_ns < settled]
         cohort.write_looks(looks)
 
 
@@ -110,9 +113,9 @@ class Register:
         self.cohort, self._scans, self._plan, self._names = cohort, scans.absolute(), plan, names
         self._labels, self._retry_failed = labels, retry_failed
         self._rows, self._damaged = cohort.rows(), cohort.damaged()
-        self._ledger = Ledger(cohort.seen(), self._rows, names)
+        self._ledger = Ledger(cohort.seen(), self._rows, names, cohort.forgotten())
         self._todos: dict[str, Todo] = {}
-        self.census = Census(entries=self._ledger.entries, looks=_looks(cohort))
+        self.census = Census(entries=self._ledger.entries, looks=_looks(cohort), forgotten=self._ledger.forgotten)
 
     def look(self) -> Found:
         """What lies in the folder now. A file that is as an earlier search found it is not opened."""
@@ -139,6 +142,8 @@ class Register:
         path = self._names.path(source.path)
         entry = self._ledger.entries.get(path)
         if entry is None:
+            if path in self._ledger.forgotten:
+                self.census.outcomes[path] = "ignored"
             return None
         row = self._rows.get(entry["slide_id"])
         if entry["outcome"] == "duplicate":
@@ -190,7 +195,16 @@ def _is_current(row: Row, entry: Row, plan: Plan, cohort: Cohort, retry_failed: 
 class Ledger:
     """The intake table while files are added to it: one entry a path, an id and a digest belong to one slide."""
 
-    def __init__(self, entries: list[Row], rows: Mapping[str, Row], names: Names) -> None:
+    def __init__(
+        self,
+        entries: list[Row],
+        rows: Mapping[str, Row],
+        names: Names,
+        gone: Collection[tuple[int, str]] = (),
+    ) -> None:
+        """gone: (bytes, digest) of slides that must not come back."""
+        self.forgotten: set[str] = set()
+        self._gone, self._gone_sizes = set(gone), {size for size, _ in gone}
         self.entries = {entry["path"]: entry for entry in entries}
         self._rows, self._names = rows, names
         self._sources: dict[str, Source] = {}  # of this run, by path
@@ -233,6 +247,12 @@ class Ledger:
     def _note_slide(self, source: Source, could_be_copy: bool) -> None:
         path = self._names.path(source.path)
         old = self.entries.get(path)
+        if source.bytes in self._gone_sizes:
+            could_be_copy = True
+            if (source.bytes, digest_of(fingerprint(source.members).sha256)) in self._gone:
+                self.forgotten.add(path)
+                self.entries.pop(path, None)
+                return
         entry = self._settle(source, path, old, could_be_copy)
         if old is not None and self._by_digest.get(old["sha256"]) is old:
             del self._by_digest[old["sha256"]]  # its content is gone: nothing is a copy of it any more
