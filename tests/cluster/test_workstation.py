@@ -1,0 +1,99 @@
+"""Units and crontab: what systemd itself accepts, and what they promise."""
+
+import configparser
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from her2batch.cli import app
+from her2batch.night.summary import HELD
+
+FOLDER = Path(__file__).parents[2] / "cluster" / "workstation"
+UNITS = sorted([*FOLDER.glob("*.service"), *FOLDER.glob("*.timer")])
+
+KNOWN = {
+    "Unit": {"Description", "Documentation", "After", "Wants", "Conflicts"},
+    "Timer": {"OnCalendar", "Persistent", "AccuracySec"},
+    "Install": {"WantedBy"},
+    "Service": {
+        "Type", "User", "Group", "UMask", "ExecStart", "EnvironmentFile", "Environment", "SuccessExitStatus", "Restart",
+        "RestartSec", "TimeoutStopSec", "KillMode", "Nice", "NoNewPrivileges", "ProtectSystem", "ProtectHome",
+        "PrivateTmp", "PrivateDevices", "ProtectKernelTunables", "ProtectControlGroups", "RestrictSUIDSGID",
+        "ReadOnlyPaths", "ReadWritePaths", "CacheDirectory", "LimitNOFILE",
+    },
+}  # fmt: skip
+"""Directives of systemd.unit(5), systemd.service(5), systemd.exec(5) and systemd.timer(5) that are used."""
+
+
+def read(path: Path) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str
+    parser.read_string(path.read_text())
+    return parser
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_a_unit_has_directives_that_exist(path: Path) -> None:
+    parsed = read(path)
+    for section in parsed.sections():
+        assert set(parsed[section]) <= KNOWN[section]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_systemd_accepts_a_unit(path: Path, tmp_path: Path) -> None:
+    for one in UNITS:  # with a program that is there
+        (tmp_path / one.name).write_text(one.read_text().replace("/opt/her2batch/bin/her2batch", "/bin/true"))
+    run = subprocess.run(
+        ["systemd-analyze", "verify", tmp_path / path.name], capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 0, run.stderr
+    assert path.stem not in run.stderr
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
+def test_systemd_refuses_what_is_no_time(tmp_path: Path) -> None:
+    when = read(FOLDER / "her2batch-night.timer")["Timer"]["OnCalendar"]
+    good, bad = (
+        subprocess.run(["systemd-analyze", "calendar", one], capture_output=True, timeout=60).returncode
+        for one in (when, "25:00")
+    )
+    assert (good, bad != 0) == (0, True)
+
+
+def test_the_service_stops_in_time_and_knows_the_exit_codes() -> None:
+    night = read(FOLDER / "her2batch-night.service")["Service"]
+    assert set(night["SuccessExitStatus"].split()) == {"3", "130"}
+    assert str(HELD) not in night["SuccessExitStatus"].split()
+    assert int(night["TimeoutStopSec"]) > 10
+    assert night["UMask"] == "0077"
+
+
+def test_every_command_that_is_scheduled_exists() -> None:
+    commands = [read(path)["Service"]["ExecStart"] for path in FOLDER.glob("*.service")]
+    commands += [line.split("umask 077; ")[1] for line in cron_lines()]
+    known = {one.callback.__name__ for one in app.registered_commands}
+    for command in commands:
+        words = shlex.split(command)
+        assert words[0].endswith("/her2batch")
+        assert words[1] in known
+
+
+def cron_lines() -> list[str]:
+    lines = (FOLDER / "crontab").read_text().splitlines()
+    return [one for one in lines if one and not one.startswith("#") and not re.match(r"^[A-Z]+=", one)]
+
+
+def test_the_crontab_line_is_five_fields_and_a_command() -> None:
+    ranges = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
+    assert len(cron_lines()) == 1
+    for line in cron_lines():
+        *fields, command = line.split(None, 5)
+        assert len(fields) == 5
+        for field, (low, high) in zip(fields, ranges, strict=True):
+            assert field == "*" or low <= int(field) <= high
+        assert "%" not in command  # cron takes it for a line break
