@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from her2batch.errors import HeadLost, Her2BatchError
-from her2batch.options import options
+from her2batch.options import OUT, PLACE, CohortArgument, Json, OutOption, Quiet, as_place, options
 from her2batch.settings import Plan, Resources, Spread, Training, Window
 
 if TYPE_CHECKING:
@@ -35,11 +35,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, everything else on stderr")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
-OutOption = Annotated[Path, typer.Option(help="the cohort folder", show_default=True)]
-OUT = Path("cohort")
 
 
 @app.command()
@@ -88,7 +83,6 @@ def _dry_run(order: Any, plan: Plan, resources: Resources, as_json: bool) -> int
     return 0
 
 
-CohortArgument = Annotated[Path, typer.Argument(help="the cohort folder")]
 Annotations = Annotated[Path | None, typer.Option(help="folder of QuPath regions, SLIDE.geojson, for patch methods")]
 Labels = Annotated[Path | None, typer.Option(help="labels CSV or TCGA table; default: those given to the ingest")]
 
@@ -98,7 +92,9 @@ Labels = Annotated[Path | None, typer.Option(help="labels CSV or TCGA table; def
 @options(Training)
 def train(
     *,
-    cohort: Annotated[Path | None, typer.Argument(help="the cohort folder", show_default=False)] = None,
+    cohort: Annotated[
+        Path | None, typer.Argument(help=PLACE, show_default=False, parser=as_place, metavar="COHORT")
+    ] = None,
     out: Annotated[Path, typer.Option(help="the run's folder")] = Path("run"),
     training: Training,
     resources: Spread,
@@ -217,7 +213,7 @@ def overnight(
 
 @app.command()
 def status(
-    cohort: Annotated[Path, typer.Argument(help="the cohort folder")] = OUT,
+    cohort: CohortArgument = OUT,
     follow: Annotated[bool, typer.Option("--follow", help="watch the run that goes on, until it ends")] = False,
     as_json: Json = False,
 ) -> int:
@@ -237,7 +233,7 @@ def status(
 
 
 @app.command()
-def verify(cohort: Annotated[Path, typer.Argument(help="the cohort folder")] = OUT, as_json: Json = False) -> int:
+def verify(cohort: CohortArgument = OUT, as_json: Json = False) -> int:
     """Check every file against its checksum and schema. `ingest` mends what this finds."""
     from her2batch.screen import show_problems
     from her2batch.tables.audit import verify as check

@@ -1,14 +1,31 @@
-"""A settings model as the options of a command: an option is declared once, in `settings`."""
+"""A settings model as the options of a command, and what several commands share: each is declared once."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 from pydantic import BaseModel, ValidationError
+
+Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, everything else on stderr")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
+PLACE = "the cohort: a folder, or s3://BUCKET/NAME"
+
+
+def as_place(text: str) -> Path:
+    """A cohort's place; a relative one stays as it was given."""
+    from her2batch.tables.places import AWAY, place
+
+    return place(text) if AWAY in str(text) else Path(text)
+
+
+OutOption = Annotated[Path, typer.Option(help=PLACE, show_default=True, parser=as_place, metavar="PLACE")]
+CohortArgument = Annotated[Path, typer.Argument(help=PLACE, parser=as_place, metavar="COHORT")]
+OUT = Path("cohort")
 
 
 def options(model: type[BaseModel], leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:

@@ -127,13 +127,17 @@ def show_estimate(rows: list[Row], total: Mapping[str, Any]) -> None:
     console.print(
         f"{total['todo']} to do, {total['current']} current, {total['duplicate']} duplicate, "
         f"{total['ignored']} ignored; "
-        f"about {total['bytes'] / 1e9:.2f} GB of {total['free_bytes'] / 1e9:.0f} GB free, "
+        f"about {total['bytes'] / 1e9:.2f} GB of {_free(total['free_bytes'])}, "
         f"{duration(total['seconds'])} with {total['workers']} workers; {total['bound']} decide",
         highlight=False,
     )
     if total["seconds"] > NIGHT_S:
         with_a_gpu = duration(total["seconds_with_a_gpu"])
         console.print(f"that is more than a night; with a GPU about {with_a_gpu} (docs/sizing.md)", highlight=False)
+
+
+def _free(size: int | None) -> str:
+    return "a store without an end" if size is None else f"{size / 1e9:.0f} GB free"
 
 
 def show_status(found: Status, cohort: Path) -> None:

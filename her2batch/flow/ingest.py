@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -22,9 +21,10 @@ from her2batch.flow.watch import Watch
 from her2batch.models.bundle import check_fits, read_bundle
 from her2batch.models.encoders import dim_of
 from her2batch.settings import Plan, Resources, Window
-from her2batch.tables.files import whole, write_parquet
+from her2batch.tables.files import read_parquet, whole, write_parquet
 from her2batch.tables.journal import Journal
 from her2batch.tables.labels import read_labels
+from her2batch.tables.places import free_bytes, place
 from her2batch.tables.privacy import Names, read_key
 from her2batch.tables.store import Cohort, Row
 from her2batch.way.census import Census, Register, Todo, take
@@ -152,7 +152,7 @@ def _prepare(order: Order, plan: Plan) -> tuple[Plan, Worker]:
     context = Context(plan, bundle, order.weights, dims=dims)
     check(chosen(bundle), GIVEN)
     names = Names(read_key(order.key) if order.key is not None else None)
-    return plan, Worker(Cohort(order.out.absolute()), context, names)
+    return plan, Worker(Cohort(place(order.out)), context, names)
 
 
 @contextmanager
@@ -272,15 +272,15 @@ def _labels(cohort: Cohort, path: Path | None, names: Names) -> dict[str, Row]:
         with whole(cohort.labels) as part:
             write_parquet(pa.Table.from_pylist(rows, table.schema), part)
     elif cohort.labels.exists():
-        rows = pa.parquet.read_table(cohort.labels).to_pylist()
+        rows = read_parquet(cohort.labels).to_pylist()
     else:
         rows = []
     return {row["slide_id"]: row for row in rows}
 
 
 def _check_space(cohort: Cohort) -> None:
-    free = shutil.disk_usage(cohort.root).free
-    if free < LEAST_FREE:
+    free = free_bytes(cohort.root)
+    if free is not None and free < LEAST_FREE:
         raise StoreError(f"only {free / 1e9:.1f} GB are free on its disk", cohort.root, "make room, then run again")
 
 

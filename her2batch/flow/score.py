@@ -25,6 +25,7 @@ from her2batch.models.verdict import Evidence, Judge
 from her2batch.settings import Plan, Resources
 from her2batch.slides.pyramid import Pyramid
 from her2batch.tables import schemas
+from her2batch.tables.places import place
 from her2batch.tables.store import RETIRED, Cohort, Row
 from her2batch.tasks import PATCH_INPUTS, THUMBNAIL_INPUTS
 from her2batch.vision.patches import clahe, usable
@@ -65,7 +66,7 @@ def score(
 
     session: one that is open already; None: its own.  Raises InputError, StoreError.
     """
-    cohort, bundle = Cohort(root.absolute()), read_bundle(folder.absolute())
+    cohort, bundle = Cohort(place(root)), read_bundle(folder.absolute())
     plan = cohort.plan()
     check_fits(bundle, plan)
     Judge(bundle)  # a head that can't be loaded is said now, not a thousand times

@@ -6,7 +6,6 @@ counts, and a slide that has one is not done, nor scored, again.
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from her2batch.night.summary import Night, codes, disk
 from her2batch.reports.night import page
 from her2batch.settings import Overnight
 from her2batch.tables.files import whole
+from her2batch.tables.places import place, remove_tree
 from her2batch.tables.store import Cohort, Row
 from her2batch.way.supply import next_time, now
 
@@ -56,7 +56,7 @@ def overnight(settings: Overnight, told: Told = lambda *_: None, say: Say = lamb
             return Night("", now().isoformat(timespec="seconds"), stopped=True)
     begin = now()
     night = Night(begin.strftime("%Y%m%d-%H%M%S"), begin.isoformat(timespec="seconds"))
-    found, cohort = Findings(night), Cohort(Path(settings.cohort).absolute())
+    found, cohort = Findings(night), Cohort(place(settings.cohort))
     with connect(settings.resources) as session:
         found.sentinels = _sentinels(settings, cohort, session, say)
         summary = _ingest(settings, session, told)
@@ -108,7 +108,7 @@ def _inside(settings: Overnight, at: datetime) -> bool:
 
 def _ingest(settings: Overnight, session: Session, told: Told) -> Summary:
     order = Order(
-        Path(settings.scans), Path(settings.cohort), None, _path(settings.labels), _path(settings.weights),
+        Path(settings.scans), place(settings.cohort), None, _path(settings.labels), _path(settings.weights),
         _path(settings.pseudonymize),
     )  # fmt: skip
     window = settings.window.model_copy(update={"watch": True})  # also once: a file that is being copied can wait
@@ -120,7 +120,7 @@ def _score(settings: Overnight, session: Session, night: Night, notes: list[str]
     if settings.bundle is None or session.stopped.is_set():
         night.stopped = session.stopped.is_set()
         return
-    cohort = Cohort(Path(settings.cohort).absolute())
+    cohort = Cohort(place(settings.cohort))
     if not any(row["status"] == "done" for row in cohort.rows().values()):
         return
     scored = score(cohort.root, Path(settings.bundle), settings.resources, session=session)
@@ -134,7 +134,7 @@ def _sentinels(settings: Overnight, cohort: Cohort, session: Session, say: Say) 
         return None
     say("scoring the sentinels")
     nested = Cohort(cohort.sentinels)
-    shutil.rmtree(nested.root, ignore_errors=True)  # nothing of last night's may be taken for tonight's
+    remove_tree(nested.root)  # nothing of last night's may be taken for tonight's
     cohort.create(settings.plan)
     order = Order(Path(settings.sentinels.folder), nested.root, weights=_path(settings.weights))
     ingest(order, settings.plan, settings.resources, session=session)
@@ -192,14 +192,15 @@ def _review(cohort: Cohort, fresh: list[Row]) -> list[Row]:
 def _report(settings: Overnight, cohort: Cohort, found: Findings) -> None:
     """Write the night's files, and let go of the oldest nights'."""
     folder = cohort.nights / found.night.night
-    folder.mkdir(parents=True, exist_ok=True)
+    if not cohort.remote:
+        folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, str] = {"summary.json": found.night.line() + "\n", "report.html": page(vars(found))}
     for name, text in files.items():
         with whole(folder / name) as part:
             part.write_text(text)
     nights = sorted(one for one in cohort.nights.iterdir() if one.is_dir())
     for old in nights[: -settings.keep_nights]:
-        shutil.rmtree(old, ignore_errors=True)
+        remove_tree(old)
 
 
 def _path(text: str | None) -> Path | None:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from her2batch.night.drift import finished_at
 from her2batch.settings import Retention
-from her2batch.tables.store import RETIRED, Cohort, Row
+from her2batch.tables.store import RETIRED, Cohort, Row, write_row
 
 
 def due(rows: Mapping[str, Row], finished: Mapping[str, datetime], settings: Retention, now: datetime) -> list[str]:
@@ -44,6 +44,13 @@ def retire(cohort: Cohort, settings: Retention, now: datetime) -> list[str]:
                 cohort.drop_pyramid(slide_id)
         gone = due(rows, finished_at(cohort), settings, now)
         for slide_id in gone:
-            cohort.retire(rows[slide_id])
+            let_go(cohort, rows[slide_id])
         cohort.remember()
     return gone
+
+
+def let_go(cohort: Cohort, row: Row) -> None:
+    """A slide's row without its pyramid, then away with the files. Only under the lock."""
+    files = [file for file in row["files"] if not file["path"].startswith("pyramids/")]
+    write_row(cohort, {**row, "files": files, "flags": [*row["flags"], RETIRED]})
+    cohort.drop_pyramid(row["slide_id"])

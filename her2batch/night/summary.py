@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from her2batch.tables.places import free_bytes
 from her2batch.tables.store import Cohort, Row
 
 HELD = 4
@@ -85,4 +85,4 @@ def codes(failures: Iterable[Row]) -> dict[str, int]:
 def disk(cohort: Cohort, rows: Mapping[str, Row]) -> tuple[int, int | None]:
     """Bytes of all committed files, and bytes that are free; None where nobody can say."""
     used = sum(file["bytes"] for row in rows.values() for file in row["files"] or ())
-    return used, shutil.disk_usage(cohort.root).free
+    return used, free_bytes(cohort.root)

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain
@@ -260,6 +260,19 @@ class _Layer:
     jpeg: JpegCodec | None  # None: packed without loss
 
 
+Read = Callable[[int, int], bytes]
+"""(offset, size) → bytes of a shard."""
+
+
+def _reading(path: Path) -> tuple[Read, int]:
+    """How a shard is read, and its size: a file that stays open, or ranges of an object."""
+    fs = getattr(path, "fs", None)
+    if fs is not None and "://" in str(path):
+        return lambda at, size: bytes(fs.cat_file(str(path), start=at, end=at + size)), int(fs.info(str(path))["size"])
+    file = path.open("rb")
+    return lambda at, size: os.pread(file.fileno(), size, at), os.fstat(file.fileno()).st_size
+
+
 class Pyramid(Slide):
     """A pyramid of the store, read like any slide; downstream needs no vendor file.
 
@@ -315,22 +328,21 @@ class Pyramid(Slide):
         shard = self._shard(level, row // edge, column // edge)
         if shard is None:
             return None
-        handle, index = shard
+        read, index = shard
         offset, size = (int(one) for one in index[row % edge, column % edge])
-        return None if offset == MISSING else os.pread(handle.fileno(), size, offset)
+        return None if offset == MISSING else read(offset, size)
 
-    def _open_shard(self, level: int, row: int, column: int) -> tuple[Any, NDArray[np.uint64]] | None:
+    def _open_shard(self, level: int, row: int, column: int) -> tuple[Read, NDArray[np.uint64]] | None:
         layer = self._layers[level]
         path = layer.folder / "c" / "0" / str(row) / str(column)
         if not path.exists():
             return None
-        file = path.open("rb")
+        read, end = _reading(path)
         length = layer.shard**2 * 16
-        end = os.fstat(file.fileno()).st_size
-        raw = os.pread(file.fileno(), length + 4, max(0, end - length - 4))
+        raw = read(max(0, end - length - 4), min(end, length + 4))
         if len(raw) != length + 4 or struct.unpack("<I", raw[length:])[0] != google_crc32c.value(raw[:length]):
             raise SlideError("truncated", path, "the shard's index is damaged", MEND)
-        return file, np.frombuffer(raw[:length], "<u8").reshape(layer.shard, layer.shard, 2)
+        return read, np.frombuffer(raw[:length], "<u8").reshape(layer.shard, layer.shard, 2)
 
     def close(self) -> None:
         """Free the shards."""

@@ -18,6 +18,7 @@ from her2batch.study.prepare import prepare
 from her2batch.study.together import run_together
 from her2batch.study.units import Job, run_unit
 from her2batch.tables.files import read_parquet
+from her2batch.tables.places import place
 from her2batch.tables.run import FINAL, Run, Unit
 from her2batch.tables.store import Cohort
 from her2batch.training.bundling import make_bundle
@@ -41,7 +42,7 @@ class Study:
 def study_of(job: FoldsJob) -> Study:
     """What a job's file asks for."""
     labels, annotations = (Path(one) if one is not None else None for one in (job.labels, job.annotations))
-    return Study(Path(job.cohort), Path(job.out), labels, annotations)
+    return Study(place(job.cohort), Path(job.out), labels, annotations)
 
 
 @dataclass
@@ -68,7 +69,7 @@ def train(study: Study, training: Training, resources: Spread, report: Report = 
 
 def job_of(study: Study, training: Training) -> Job:
     """The run's job, its folder begun or found as it was left. Raises InputError, StoreError."""
-    cohort = Cohort(study.cohort.absolute())
+    cohort = Cohort(place(study.cohort))
     plan_of_cohort = cohort.plan()
     if training.quick and training.patches_per_slide is None:
         training = training.model_copy(update={"patches_per_slide": QUICK_PATCHES})
@@ -93,7 +94,7 @@ def resumed(root: Path) -> tuple[Study, Training]:
     """A run's own order and settings, to take it up again. Raises InputError."""
     found = Run(root).read_settings()
     files = {name: Path(found[name]) for name in ("labels", "annotations") if name in found}
-    return Study(Path(found["cohort"]), root, **files), Training.model_validate(found["training"])
+    return Study(place(found["cohort"]), root, **files), Training.model_validate(found["training"])
 
 
 Choose = Callable[[pa.Table], Work]

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from her2batch.tables import schemas
 from her2batch.tables.files import read_parquet, sha256
+from her2batch.tables.places import size_of
 from her2batch.tables.store import Cohort, Row
 
 
@@ -125,7 +126,7 @@ def _wrong(path: Path, file: Row) -> str | None:
     """What is wrong with one file; None when it is as its row says."""
     if not path.is_file():
         return "is missing"
-    size = path.stat().st_size
+    size = size_of(path)
     if size != file["bytes"]:
         return f"has {size} bytes, its row says {file['bytes']}"
     if sha256(path) != file["sha256"]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from her2batch.errors import StoreError
+from her2batch.tables.places import create_only, drop, is_remote, put
 
 CHUNK = 1 << 20
 
@@ -22,6 +26,12 @@ CHUNK = 1 << 20
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A file that appears complete or not at all, safe against a crash of the machine: fsync, rename, fsync folder."""
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="her2batch-") as folder:
+            part = Path(folder) / path.name
+            yield part
+            put(part, path)
+        return
     part = path.with_name(f".{path.name}.part")
     try:
         yield part
@@ -34,6 +44,8 @@ def whole(path: Path) -> Iterator[Path]:
 
 def fsync(path: Path) -> None:
     """Force a file, or a folder's list of names, to the disk. An OSError means: not written."""
+    if is_remote(path):
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -47,6 +59,10 @@ def hold(folder: Path) -> Iterator[None]:
 
     Raises StoreError naming the holder's host and pid.
     """
+    if is_remote(folder):
+        with _hold_far(folder):
+            yield
+        return
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
@@ -55,15 +71,48 @@ def hold(folder: Path) -> Iterator[None]:
             holder = os.read(handle, 4096).decode(errors="replace").strip() or "another process"
             raise StoreError(f"is in use by {holder}", folder, "wait until it has ended") from error
         os.ftruncate(handle, 0)
-        started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        os.pwrite(handle, f"host {socket.gethostname()}, pid {os.getpid()}, since {started}\n".encode(), 0)
+        os.pwrite(handle, f"{_me()}\n".encode(), 0)
         yield
     finally:
         os.close(handle)
 
 
+def _me() -> str:
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return f"host {socket.gethostname()}, pid {os.getpid()}, since {started}"
+
+
+@contextmanager
+def _hold_far(folder: Path) -> Iterator[None]:
+    """The same on an object store, by an object that can be made only once. One whose process is gone gives way."""
+    lock = folder / ".lock"
+    mine = f"{_me()}, boot {_boot()}\n"
+    if not create_only(lock, mine.encode()):
+        holder = lock.read_text().strip()
+        found = re.fullmatch(r"host (\S+), pid (\d+), since \S+, boot (\S+)", holder)
+        here = found is not None and found[1] == socket.gethostname() and found[3] == _boot()
+        if found is None or not here or psutil.pid_exists(int(found[2])):
+            remedy = f"wait until it has ended; if it is gone for certain, remove the object {lock}"
+            raise StoreError(f"is in use by {holder.partition(', boot')[0]}", folder, remedy)
+        drop(lock)
+        if not create_only(lock, mine.encode()):
+            raise StoreError("is in use by another process, since this moment", folder, "wait until it has ended")
+    try:
+        yield
+    finally:
+        drop(lock)
+
+
+def _boot() -> str:
+    """What names this start of this machine: a pid means something within it."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else "unknown"
+
+
 def held(folder: Path) -> bool:
     """Whether a writer holds a folder now."""
+    if is_remote(folder):
+        return (folder / ".lock").exists()
     try:
         with (folder / ".lock").open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -95,7 +144,8 @@ def write_parquet(table: pa.Table, path: Path) -> None:
 
 def read_parquet(path: Path) -> pa.Table:
     """One Parquet file, its page checksums verified. Raises OSError or pa.ArrowInvalid when it is damaged."""
-    return pq.ParquetFile(path, page_checksum_verification=True).read()
+    source = pa.BufferReader(path.read_bytes()) if is_remote(path) else path
+    return pq.ParquetFile(source, page_checksum_verification=True).read()
 
 
 def sha256(path: Path) -> str:

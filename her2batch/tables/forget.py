@@ -118,9 +118,18 @@ def _labels(cohort: Cohort) -> list[Row]:
 
 def _remember_digests(cohort: Cohort, facts: list[Row]) -> None:
     """Add what the slides' content is: so much of them stays that they are known again, and no more."""
-    known = cohort.forgotten()
+    known = forgotten(cohort)
     known |= {(one["bytes"], digest_of(one["sha256"])) for one in facts if one["sha256"]}
-    cohort.write_forgotten(known)
+    with whole(cohort.forgotten_list) as part:
+        part.write_text("".join(f"{size} {digest}\n" for size, digest in sorted(known)))
+
+
+def forgotten(cohort: Cohort) -> set[tuple[int, str]]:
+    """(bytes, digest) of slides that must not come back."""
+    if not cohort.forgotten_list.exists():
+        return set()
+    pairs = (line.split() for line in cohort.forgotten_list.read_text().splitlines())
+    return {(int(size), digest) for size, digest in pairs}
 
 
 def digest_of(sha256: str) -> str:

@@ -6,20 +6,28 @@ Only the driver writes it. With pseudonyms it names slides by their ids, as ever
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from her2batch.tables.places import put
 from her2batch.tables.store import Cohort
+
+SENT = ("started", "progress", "ended")
+"""Events after which an object store gets the journal as it is."""
 
 
 class Journal:
     """One run's file, open for writing. A disk that refuses a line stops nothing: rows are what counts."""
 
     def __init__(self, cohort: Cohort, run: str) -> None:
-        self._file = (cohort.runs / f"{run}.jsonl").open("a", buffering=1)
+        self._place = cohort.runs / f"{run}.jsonl"
+        self._far = tempfile.TemporaryDirectory(prefix="her2batch-") if cohort.remote else None
+        self._path = Path(self._far.name) / self._place.name if self._far is not None else self._place
+        self._file = self._path.open("a", buffering=1)
 
     def __enter__(self) -> Journal:
         return self
@@ -30,12 +38,16 @@ class Journal:
         if error is not None:
             self.say("ended", error=f"{type(error).__name__}: {error}")
         self._file.close()
+        if self._far is not None:
+            self._far.cleanup()
 
     def say(self, event: str, **facts: Any) -> None:
         """Add a line: when, what, and its facts."""
         line = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts}
         try:
             self._file.write(json.dumps(line, default=str) + "\n")
+            if self._far is not None and event in SENT:
+                put(self._path, self._place)
         except OSError:
             return
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
 import tomli_w
 
-from her2batch.errors import InputError, StoreError
+from her2batch.errors import StoreError
 from her2batch.settings import Plan
 from her2batch.tables import memo, schemas
 from her2batch.tables.files import fsync, hold, read_parquet, sha256, whole, write_parquet
+from her2batch.tables.places import drop, is_remote, listing, put, remove_tree, scratch, size_of
 
 FORMAT = 1
 """Version of the store's layout."""
@@ -107,6 +109,16 @@ class Cohort:
         """A slide's overview picture, long edge 2048 px."""
         return self.root / "thumbnails" / f"{slide_id}.jpg"
 
+    @property
+    def remote(self) -> bool:
+        """Whether the cohort lies on an object store."""
+        return is_remote(self.root)
+
+    @property
+    def bench(self) -> Path:
+        """Where drafts stand: beside the cohort, or on this machine where the cohort is far away."""
+        return scratch(self.root) if self.remote else self.root
+
     # -- opening -----------------------------------------------------------------------------------------------
 
     def create(self, plan: Plan) -> None:
@@ -116,13 +128,16 @@ class Cohort:
         if self.settings.exists():
             self.check()
         try:
-            self.runs.mkdir(parents=True, exist_ok=True)
+            if not self.remote:
+                self.runs.mkdir(parents=True, exist_ok=True)
             text = tomli_w.dumps({"format": FORMAT, "plan": plan.model_dump(mode="json", exclude_none=True)})
             if not self.settings.exists() or self.settings.read_text() != text:
                 with whole(self.settings) as part:
                     part.write_text(text)
         except OSError as error:
-            raise StoreError(f"can't be written to ({error.strerror})", self.root, "check space and rights") from error
+            raise StoreError(
+                f"can't be written to ({error.strerror or error})", self.root, "check space and rights"
+            ) from error
 
     def check(self) -> None:
         """Refuse what is no cohort, or one of another format. Raises StoreError."""
@@ -151,8 +166,10 @@ class Cohort:
 
     def sweep(self) -> None:
         """Remove drafts and half-written files that a dead run left. Only under the lock."""
-        for left in self.root.glob(".draft-*"):
+        for left in self.bench.glob(".draft-*"):
             shutil.rmtree(left, ignore_errors=True)
+        if self.remote:
+            return
         for folder in (self.root, self.runs, self.slides):  # a slide's other files are written in its draft
             for part in folder.glob(".*.part"):
                 part.unlink(missing_ok=True)
@@ -180,8 +197,14 @@ class Cohort:
         """The same with every row file read."""
         return _by_id(memo.rows(self.slides, memo.row_schema().empty_table()))
 
-    def intact(self, row: Mapping[str, Any]) -> bool:
+    def sizes(self) -> dict[str, int]:
+        """Names and sizes of all objects, asked for at once; of a local cohort nothing: its files are cheap to ask."""
+        return {name: size for name, (size, _) in listing(self.root).items()} if self.remote else {}
+
+    def intact(self, row: Mapping[str, Any], sizes: Mapping[str, int] = MappingProxyType({})) -> bool:
         """Whether every file a row names is there with its size. Names and sizes only: nothing is opened."""
+        if self.remote:
+            return all(sizes.get(file["path"]) == file["bytes"] for file in row["files"])
         try:
             return all((self.root / file["path"]).stat().st_size == file["bytes"] for file in row["files"])
         except OSError:
@@ -200,13 +223,6 @@ class Cohort:
         """Slides to do again though their files have the sizes that their rows say."""
         return set(self.damage.read_text().split("\n")) - {""} if self.damage.exists() else set()
 
-    def forgotten(self) -> set[tuple[int, str]]:
-        """(bytes, digest) of slides that were removed with their patient."""
-        if not self.forgotten_list.exists():
-            return set()
-        pairs = (line.split() for line in self.forgotten_list.read_text().splitlines())
-        return {(int(size), digest) for size, digest in pairs}
-
     # -- writing -----------------------------------------------------------------------------------------------
 
     def write_damaged(self, slide_ids: set[str]) -> None:
@@ -216,11 +232,6 @@ class Cohort:
                 part.write_text("\n".join(sorted(slide_ids)))
         else:
             self.damage.unlink(missing_ok=True)
-
-    def write_forgotten(self, known: set[tuple[int, str]]) -> None:
-        """Replace the list of slides that must not come back."""
-        with whole(self.forgotten_list) as part:
-            part.write_text("".join(f"{size} {digest}\n" for size, digest in sorted(known)))
 
     def write_seen(self, entries: list[Row]) -> None:
         """Replace the intake table."""
@@ -263,24 +274,20 @@ class Cohort:
             with whole(path) as part:
                 write_parquet(table, part)
             place = path.relative_to(self.root).as_posix()
-            files[place] = {"path": place, "bytes": path.stat().st_size, "sha256": sha256(path)}
+            files[place] = {"path": place, "bytes": size_of(path), "sha256": sha256(path)}
         write_row(self, {**row, "files": [files[place] for place in sorted(files)]})
-
-    def retire(self, row: Row) -> None:
-        """Let a slide's pyramid go: its row first, then the files. Only under the lock."""
-        inside = self.pyramid(row["slide_id"]).relative_to(self.root).as_posix() + "/"
-        files = [file for file in row["files"] if not file["path"].startswith(inside)]
-        write_row(self, {**row, "files": files, "flags": [*row["flags"], RETIRED]})
-        self.drop_pyramid(row["slide_id"])
 
     def drop_pyramid(self, slide_id: str) -> None:
         """Remove a pyramid that no row names any more."""
-        shutil.rmtree(self.pyramid(slide_id), ignore_errors=True)
+        remove_tree(self.pyramid(slide_id))
 
     def forget(self, files: list[Row]) -> None:
         """Remove files that no row names any more."""
         for file in files:
             path = self.root / file["path"]
+            if self.remote:
+                drop(path)
+                continue
             path.unlink(missing_ok=True)
             for folder in path.parents:
                 in_zarr = any(part.endswith(".zarr") for part in folder.relative_to(self.root).parts)
@@ -299,7 +306,7 @@ class Draft:
     @property
     def root(self) -> Path:
         """Where the draft stands: on the same disk, so that a rename moves it."""
-        return self.cohort.root / f".draft-{self.slide_id}"
+        return self.cohort.bench / f".draft-{self.slide_id}"
 
     @property
     def _inside(self) -> Cohort:
@@ -317,12 +324,30 @@ class Draft:
         """Add one table."""
         write_parquet(table, _parent(self._inside.table(name, self.slide_id)))
 
-    def commit(self, row: Row, old: Mapping[str, Any] | None) -> Row:
+    def commit(self, row: Row, old: Mapping[str, Any] | None, sent: Sequence[Row] = ()) -> Row:
         """Put the slide in place: files, then its row, which is returned, then away with what only the old row named.
 
-        Raises OSError when the disk refuses; nothing is committed then.
+        sent: files that are in their places already.  Raises OSError when the disk refuses; nothing is committed then.
+        """
+        files = sorted([*sent, *self.send()], key=lambda one: str(one["path"]))
+        row = {**row, "files": files}
+        write_row(self.cohort, row)
+        kept = {file["path"] for file in files}
+        self.cohort.forget([file for file in (old or {}).get("files", []) if file["path"] not in kept])
+        self.discard()
+        return row
+
+    def send(self) -> list[Row]:
+        """Put the files into their places; what a row says of each.
+
+        On an object store each takes the place of what was there, one after the other: while a slide is done again,
+        its old row names files that are new already, and `intact` and `verify` say so.
         """
         files = [self._sealed(path) for path in sorted(self.root.rglob("*")) if path.is_file()]
+        if self.cohort.remote:
+            for file in files:
+                put(self.root / file["path"], self.cohort.root / file["path"])
+            return files
         for folder in [path for path in sorted(self.root.rglob("*")) if path.is_dir()]:
             fsync(folder)
         for top in sorted(self._tops()):
@@ -332,12 +357,7 @@ class Draft:
                 target.rename(_parent(self.root / "old" / top.relative_to(self.root)))
             top.replace(target)
             fsync(target.parent)
-        row = {**row, "files": files}
-        write_row(self.cohort, row)
-        kept = {file["path"] for file in files}
-        self.cohort.forget([file for file in (old or {}).get("files", []) if file["path"] not in kept])
-        self.discard()
-        return row
+        return files
 
     def discard(self) -> None:
         """Remove the draft."""
@@ -367,18 +387,12 @@ def write_row(cohort: Cohort, row: Row) -> None:
         write_parquet(pa.Table.from_pylist([row], schemas.schema("slides")), part)
 
 
-def read_all(cohort: Cohort, name: str) -> pa.Table:
-    """One table of all committed slides, in order of slide_id. Raises InputError when there is none."""
-    ids = [one for one in sorted(cohort.rows()) if cohort.table(name, one).exists()]
-    if not ids:
-        raise InputError(f"holds no table {name}; it has {', '.join(cohort.names()) or 'none'}", cohort.root)
-    return pa.concat_tables([cohort.read(name, one) for one in ids])
-
-
 def _by_id(rows: pa.Table) -> dict[str, Row]:
     return {row["slide_id"]: row for row in rows.select(schemas.schema("slides").names).to_pylist()}
 
 
 def _parent(path: Path) -> Path:
+    if is_remote(path):
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

@@ -19,7 +19,7 @@ from her2batch.errors import InputError
 from her2batch.settings import Plan
 from her2batch.slides.files import fingerprint
 from her2batch.slides.intake import Found, Ignored, Look, Source, find
-from her2batch.tables.forget import digest_of
+from her2batch.tables.forget import digest_of, forgotten
 from her2batch.tables.memo import SETTLED_NS
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row
@@ -112,14 +112,14 @@ class Register:
             raise InputError("there is no such folder", scans, "give the folder that the scanner writes to")
         self.cohort, self._scans, self._plan, self._names = cohort, scans.absolute(), plan, names
         self._labels, self._retry_failed = labels, retry_failed
-        self._rows, self._damaged = cohort.rows(), cohort.damaged()
-        self._ledger = Ledger(cohort.seen(), self._rows, names, cohort.forgotten())
+        self._rows, self._damaged, self._sizes = cohort.rows(), cohort.damaged(), cohort.sizes()
+        self._ledger = Ledger(cohort.seen(), self._rows, names, forgotten(cohort))
         self._todos: dict[str, Todo] = {}
         self.census = Census(entries=self._ledger.entries, looks=_looks(cohort), forgotten=self._ledger.forgotten)
 
     def look(self) -> Found:
         """What lies in the folder now. A file that is as an earlier search found it is not opened."""
-        found = find(self._scans, self.cohort.root.absolute(), self.census.looks, self._names.path)
+        found = find(self._scans, self.cohort.root, self.census.looks, self._names.path)
         self.census.looks |= found.looks
         return found
 
@@ -157,7 +157,9 @@ class Register:
         return None
 
     def _is_current(self, row: Row, entry: Row) -> bool:
-        return _is_current(row, entry, self._plan, self.cohort, self._retry_failed)
+        return _is_current(row, entry, self._plan, self._retry_failed) and (
+            row["status"] == "failed" or self.cohort.intact(row, self._sizes)
+        )
 
     def knows(self, source: Source) -> bool:
         """Whether a file is as it was when its slide was done, or was found to be a copy."""
@@ -183,13 +185,13 @@ def _looks(cohort: Cohort) -> dict[str, Look]:
     }
 
 
-def _is_current(row: Row, entry: Row, plan: Plan, cohort: Cohort, retry_failed: bool) -> bool:
-    """Whether a slide's committed result still stands, for this file and this plan."""
+def _is_current(row: Row, entry: Row, plan: Plan, retry_failed: bool) -> bool:
+    """Whether a slide's row still stands, for this file and this plan."""
     if entry["sha256"] != row["sha256"] or row["plan_id"] != plan.for_slide(row["mpp_source"]).id:
         return False
     if row["status"] == "failed":
         return not retry_failed and row["error_code"] not in PASSING
-    return cohort.intact(row)
+    return True
 
 
 class Ledger:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Slide, SlideInfo
 from her2batch.slides.tiffslide import TiffSlide
 from her2batch.tables.files import read_parquet
+from her2batch.tables.places import free_bytes
 from her2batch.tables.store import Cohort, Row
 from her2batch.way.census import Census, Todo
 from her2batch.way.costs import Cluster, Costs, Load, bound, cores, fitted, seconds
@@ -45,7 +45,6 @@ def estimate(census: Census, plan: Plan, resources: Resources, cohort: Cohort) -
     rows = [_row(todo, plan, cluster, costs) for todo in census.todo]
     parts = {name: sum(row["parts"].get(name, 0.0) for row in rows) for name in seconds(NOTHING, (), cluster)}
     start = START_S if resources.workers != 0 and rows else 0.0
-    there = next(folder for folder in (cohort.root, *cohort.root.parents) if folder.exists())
     total = {
         "todo": len(census.todo),
         "current": len(census.current),
@@ -55,7 +54,7 @@ def estimate(census: Census, plan: Plan, resources: Resources, cohort: Cohort) -
         "seconds": max(parts.values()) + start,
         "bound": bound(parts),
         "seconds_with_a_gpu": _with_a_gpu(rows, plan, cluster, costs) + start,
-        "free_bytes": shutil.disk_usage(there).free,
+        "free_bytes": free_bytes(cohort.root),
         "workers": workers,
     }
     return [{key: value for key, value in row.items() if key not in ("parts", "load")} for row in rows], total

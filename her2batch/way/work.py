@@ -111,6 +111,8 @@ class Worker:
             ranges = self._ranges(slide, state)
             if share and (always or sum(hi - lo for _, lo, hi in ranges) > self.split_batches):
                 state["facts"] = facts
+                if self.cohort.remote:  # another machine may finish it
+                    state["sent"] = self.cohort.draft_of(todo.slide_id).send()
                 return Begun(todo.slide_id, ranges), _portable(state, started)
             _merge(state, [self._measure(slide, state, name, lo, hi) for name, lo, hi in ranges])
             self._no_tiles(state)
@@ -255,7 +257,7 @@ class Worker:
         plan_id = self.context.plan.for_slide(facts["mpp_source"]).id
         row = {**facts, **write_tables(draft, state, self.context, todo, self._judge()), "plan_id": plan_id}
         self._unmoved(todo)
-        row = draft.commit(row, self._old_row(todo))
+        row = draft.commit(row, self._old_row(todo), state.get("sent", ()))
         state["seconds"]["commit"] = time.perf_counter() - mark
         return Finished(row, self._times(todo, "done", started, state["seconds"]), todo)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from her2batch.flow.ingest import Order, ingest
-from her2batch.night.retention import due, pyramid_bytes, retire
+from her2batch.night.retention import due, let_go, pyramid_bytes, retire
 from her2batch.settings import Plan, Resources, Retention
 from her2batch.tables.audit import verify
 from her2batch.tables.store import RETIRED, Cohort
@@ -65,7 +65,7 @@ def test_a_night_that_was_killed_between_row_and_files_is_mended_by_the_next(
     cohort = Cohort(tmp_path / "c")
     first = sorted(cohort.rows())[0]
     shutil.copytree(cohort.pyramid(first), tmp_path / "kept")
-    cohort.retire(cohort.rows()[first])
+    let_go(cohort, cohort.rows()[first])
     shutil.copytree(tmp_path / "kept", cohort.pyramid(first))  # as if the files had not gone yet
     assert [one.what for one in verify(cohort)][:1] == ["no slide's row names this file"]
     retire(cohort, Retention(), datetime.now(UTC))

@@ -14,7 +14,7 @@ from her2batch.settings import Plan
 from her2batch.tables import schemas
 from her2batch.tables.audit import status, verify
 from her2batch.tables.files import write_parquet
-from her2batch.tables.store import Cohort, read_all
+from her2batch.tables.store import Cohort
 
 
 @pytest.fixture
@@ -164,12 +164,6 @@ def test_another_format_is_refused(cohort: Cohort) -> None:
     cohort.settings.write_text("format = 99\n")
     with pytest.raises(StoreError, match="format 99"):
         cohort.check()
-
-
-def test_read_all_joins_the_slides_in_order(cohort: Cohort) -> None:
-    for name in "ba":
-        commit(cohort, name)
-    assert read_all(cohort, "tiles")["slide_id"].to_pylist() == ["a"] * 3 + ["b"] * 3
 
 
 def test_status_says_when_a_seen_file_has_no_outcome(cohort: Cohort) -> None:

@@ -1,0 +1,139 @@
+"""Where a cohort can lie: a folder, or a prefix of an object store (s3://BUCKET/COHORT and whatever fsspec speaks).
+
+The only module that knows both. On an object store nothing is renamed and nothing is forced to a disk: an object is
+there whole once its PUT was answered, and a slide is there once its row is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from her2batch.errors import InputError, StoreError
+
+AWAY = "://"
+
+
+def place(text: str | Path) -> Path:
+    """A place by its name: an absolute local path, or a URL's. Raises InputError for a URL that can't be used.
+
+    Credentials and endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …), never from the name.
+    """
+    name = str(text)
+    if AWAY not in name:
+        return Path(name).absolute()
+    if urlsplit(name).password or urlsplit(name).username:
+        remedy = "give them by the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"
+        raise InputError("a place's name may hold no credentials", None, remedy)
+    try:
+        from upath import UPath
+
+        found: Any = UPath(name.rstrip("/"))
+        _ = found.fs
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{name}: can't be reached ({error})", None, "pip install 'her2batch[s3]'") from error
+    return found  # type: ignore[no-any-return]  # a UPath does what a Path does
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a place is an object store's."""
+    return AWAY in str(path)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file or object. Raises FileNotFoundError."""
+    return int(_fs(path).info(str(path))["size"]) if is_remote(path) else path.stat().st_size
+
+
+def span(path: Path, start: int, end: int) -> bytes:
+    """Bytes from start to end of an object."""
+    return bytes(_fs(path).cat_file(str(path), start=start, end=end))
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Objects under a prefix: name relative to it → size, time of change in ns. One request for a thousand of them."""
+    fs = _fs(folder)
+    fs.invalidate_cache()
+    root = fs._strip_protocol(str(folder)).rstrip("/") + "/"
+    found = fs.find(root, detail=True)
+    return {name.removeprefix(root): (int(one["size"]), _changed(one)) for name, one in found.items()}
+
+
+def put(file: Path, target: Path) -> None:
+    """Copy a local file to an object, whole or not at all."""
+    fs = _fs(target)
+    with said(target):
+        fs.put_file(str(file), str(target))
+        fs.invalidate_cache()
+
+
+def drop(path: Path) -> None:
+    """Remove an object, or all under a prefix, if there are some."""
+    fs = _fs(path)
+    with said(path):
+        fs.invalidate_cache()
+        if fs.exists(str(path)):
+            fs.rm(str(path), recursive=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder, or all under a prefix, if it is there."""
+    if is_remote(path):
+        drop(path)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def create_only(path: Path, data: bytes) -> bool:
+    """Make an object that is not there yet; False: somebody else has made it."""
+    fs = _fs(path)
+    fs.invalidate_cache()
+    try:
+        fs.pipe_file(str(path), data, mode="create")
+    except (FileExistsError, OSError) as error:
+        if isinstance(error, FileExistsError) or "PreconditionFailed" in repr(error) or fs.exists(str(path)):
+            return False
+        raise StoreError(f"can't be written to ({error})", str(path), "check its name, rights and network") from error
+    return True
+
+
+def scratch(path: Path) -> Path:
+    """A local folder for the drafts of a store that is far away: the same for all processes of a machine."""
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"her2batch-drafts-{digest}"
+
+
+def free_bytes(path: Path) -> int | None:
+    """Bytes that are free; None where nobody can say."""
+    if is_remote(path):
+        return None
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    return shutil.disk_usage(there).free
+
+
+@contextmanager
+def said(path: Path) -> Iterator[None]:
+    """What an object store refuses, as an error of ours with its place."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp", "s3fs"):
+            raise
+        raise StoreError(f"can't be used ({error})", str(path), "check its name, rights and network") from error
+
+
+def _fs(path: Path) -> Any:
+    return path.fs  # type: ignore[attr-defined]
+
+
+def _changed(facts: dict[str, Any]) -> int:
+    moment: Any = facts.get("LastModified") or facts.get("mtime") or facts.get("created") or 0
+    return int((moment.timestamp() if hasattr(moment, "timestamp") else moment) * 1e9)

@@ -1,0 +1,180 @@
+"""A cohort on an object store: a real S3 server on loopback, and the bytes of a local cohort."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pyarrow.dataset
+import pytest
+import zarr
+from moto.server import ThreadedMotoServer
+
+from her2batch.errors import InputError, StoreError
+from her2batch.flow.ingest import Order, ingest
+from her2batch.flow.score import score
+from her2batch.settings import Plan, Resources
+from her2batch.slides.pyramid import Pyramid
+from her2batch.slides.slide import Box
+from her2batch.tables.audit import status, verify
+from her2batch.tables.places import place
+from her2batch.tables.store import Cohort
+from tests.conftest import Synthetic
+from tests.flow.test_ingest import contents
+from tests.models.bundles import untrained
+
+TEST_KEY = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    made = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    made.start()
+    host, port = made.get_host_and_port()
+    yield f"http://{host}:{port}"
+    made.stop()
+
+
+@pytest.fixture
+def bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    for name, value in {**TEST_KEY, "AWS_ENDPOINT_URL": server}.items():
+        monkeypatch.setenv(name, value)
+    name = "b" + tmp_path.name.replace("_", "-").lower()[-50:]
+    boto3.client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+@pytest.fixture
+def scans(synthetic: Synthetic, tmp_path: Path) -> Path:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for path in sorted(synthetic.scans.iterdir())[:4]:
+        shutil.copy(path, folder)
+    return folder
+
+
+def fetched(root: str, into: Path) -> dict[str, bytes]:
+    """Everything under a prefix, as `contents` gives it of a folder."""
+    far = place(root)
+    far.fs.invalidate_cache()
+    far.fs.get(str(far), str(into), recursive=True)
+    return contents(into)
+
+
+def test_an_ingest_ends_with_the_bytes_of_a_local_one_and_is_not_done_again(
+    bucket: str, scans: Path, tmp_path: Path
+) -> None:
+    assert ingest(Order(scans, tmp_path / "here"), Plan(), Resources(workers=0)).done == 4
+    order = Order(scans, place(f"{bucket}/cohort"))
+    summary = ingest(order, Plan(), Resources(workers=0))
+    assert (summary.done, summary.exit_code) == (4, 0)
+    cohort = Cohort(place(f"{bucket}/cohort"))
+    assert list(verify(cohort)) == []
+    assert status(cohort).adds_up
+    again = ingest(order, Plan(), Resources(workers=0))
+    assert (again.already, again.fresh) == (4, [])
+    assert fetched(f"{bucket}/cohort", tmp_path / "there") == contents(tmp_path / "here")
+
+
+def test_ray_workers_write_there_and_a_run_that_was_killed_goes_on(bucket: str, scans: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "her2batch.cli",
+        "ingest",
+        str(scans),
+        "--out",
+        f"{bucket}/cohort",
+        "--workers",
+        "1",
+    ]
+    cohort = Cohort(place(f"{bucket}/cohort"))
+    killed = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not cohort.rows():
+        assert killed.poll() is None
+        time.sleep(0.1)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    run = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120)
+    found = json.loads(run.stdout)
+    assert (found["done"], found["exit_code"]) == (4, 0), run.stderr
+    assert list(verify(cohort)) == []
+    ingest(Order(scans, tmp_path / "here"), Plan(), Resources(workers=0))
+    assert fetched(f"{bucket}/cohort", tmp_path / "there") == contents(tmp_path / "here")
+
+
+def test_a_changed_slide_and_a_damaged_object_are_done_again(bucket: str, scans: Path, synthetic: Synthetic) -> None:
+    order = Order(scans, place(f"{bucket}/cohort"))
+    ingest(order, Plan(), Resources(workers=0))
+    cohort = Cohort(order.out)
+    first, second = sorted(cohort.rows())[:2]
+    shutil.copy(sorted(synthetic.scans.iterdir())[7], scans / f"{first}.svs")
+    table = cohort.table("tiles", second)
+    data = table.read_bytes()
+    table.write_bytes(data[:-9] + bytes(9))
+    assert [one.slide_id for one in verify(cohort)] == [second]
+    summary = ingest(order, Plan(), Resources(workers=0))
+    assert summary.fresh == [first, second]
+    assert table.read_bytes() == data
+    assert list(verify(cohort)) == []
+
+
+def test_pyramids_and_tables_are_read_where_they_lie(bucket: str, scans: Path, tmp_path: Path) -> None:
+    for root in (tmp_path / "here", place(f"{bucket}/cohort")):
+        ingest(Order(scans, root), Plan(), Resources(workers=0))
+    here, there = Cohort(tmp_path / "here"), Cohort(place(f"{bucket}/cohort"))
+    slide_id = sorted(here.rows())[0]
+    with Pyramid(here.pyramid(slide_id)) as a, Pyramid(there.pyramid(slide_id)) as b:
+        box = Box(300, 200, 600, 500)
+        np.testing.assert_array_equal(a.read(box), b.read(box))
+    far = zarr.open_group(str(there.pyramid(slide_id)), mode="r")
+    near = zarr.open_group(str(here.pyramid(slide_id)), mode="r")
+    np.testing.assert_array_equal(far["0"][:, 300:600, 300:600], near["0"][:, 300:600, 300:600])
+    fs = there.root.fs
+    tiles = pyarrow.dataset.dataset(str(there.root / "tables" / "tiles").removeprefix("s3://"), filesystem=fs)
+    assert tiles.count_rows() == sum(row["n_tiles"] for row in there.rows().values())
+
+
+def test_a_bundle_scores_there(bucket: str, scans: Path, tmp_path: Path) -> None:
+    order = Order(scans, place(f"{bucket}/cohort"))
+    ingest(order, Plan(), Resources(workers=0))
+    bundle = untrained(tmp_path / "bundle")
+    found = score(order.out, bundle.path, Resources(workers=0))
+    assert (found.scored, found.failures) == (4, {})
+    assert list(verify(Cohort(order.out))) == []
+    assert score(order.out, bundle.path, Resources(workers=0)).already == 4
+
+
+def test_one_writer_at_a_time_and_a_dead_ones_lock_gives_way(bucket: str) -> None:
+    cohort = Cohort(place(f"{bucket}/cohort"))
+    cohort.create(Plan())
+    with cohort.lock(), pytest.raises(StoreError, match=f"pid {os.getpid()}"), cohort.lock():
+        pass
+    lock = cohort.root / ".lock"
+    assert not lock.exists()
+    with cohort.lock():
+        kept = lock.read_text()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    lock.write_text(kept.replace(f"pid {os.getpid()}", f"pid {gone.pid}"))  # of this start of this machine
+    with cohort.lock():
+        assert f"pid {os.getpid()}" in lock.read_text()
+    lock.write_text("host elsewhere, pid 7, since 2026-01-01T00:00:00Z, boot x")
+    with pytest.raises(StoreError, match=r"host elsewhere, pid 7.*remove the object"), cohort.lock():
+        pass
+
+
+def test_what_cannot_be_used_is_said_in_plain_words(bucket: str, scans: Path) -> None:
+    for name, words in (("s3://user:secret@bucket/x", "credentials"), ("gopher://x/y", "can't be reached")):
+        with pytest.raises(InputError, match=words) as told:
+            place(name)
+        assert "secret" not in str(told.value)
+    with pytest.raises(StoreError, match="can't be"):
+        ingest(Order(scans, place("s3://there-is-no-such-bucket/x")), Plan(), Resources(workers=0))
