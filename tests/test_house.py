@@ -9,7 +9,19 @@ from pathlib import Path
 
 import her2batch
 from her2batch.errors import REMEDIES
-from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Plan, Resources
+from her2batch.settings import (
+    CountsSettings,
+    Drift,
+    Hook,
+    ImageSettings,
+    MilSettings,
+    Overnight,
+    Plan,
+    Resources,
+    Retention,
+    Sentinels,
+    Window,
+)
 from her2batch.tasks import METHODS
 
 PACKAGE = Path(her2batch.__file__).parent
@@ -103,3 +115,12 @@ def test_every_setting_of_training_stands_in_its_page() -> None:
     named = {name for model in (MilSettings, ImageSettings, CountsSettings) for name in model.model_fields}
     assert [name for name in sorted(named) if f"`{name}`" not in page] == []
     assert [name for name in METHODS if f"`{name}`" not in page] == []
+
+
+def test_every_setting_of_a_night_stands_in_the_operators_handbook() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    models = (Overnight, Window, Sentinels, Drift, Retention, Hook, Resources)
+    named = {name for model in models for name in model.model_fields} | Plan.model_fields.keys() - {"bundle"}
+    sections = {"plan", "resources", "window", "sentinels", "drift", "retention", "hook"}
+    assert [name for name in sorted(named - sections) if f"`{name}`" not in page] == []
+    assert [name for name in sorted(sections) if f"`[{name}]`" not in page] == []

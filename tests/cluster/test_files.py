@@ -2,24 +2,34 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
-import pytest
 import yaml
-from ray.autoscaler._private.util import validate_config
 
 from her2batch.flow import telemetry
 
 FOLDER = Path(__file__).parents[2] / "cluster"
 
 
-def test_ray_accepts_the_cluster_file() -> None:
-    from ray.autoscaler._private.util import prepare_config
+def said_by_ray(config: dict) -> str:
+    """What Ray's own check says of a cluster file: nothing, or what is wrong.
 
+    In a process of its own: Ray is not to be imported here before it is bound to loopback.
+    """
+    code = (
+        "import sys, yaml\nfrom ray.autoscaler._private.util import prepare_config, validate_config\n"
+        "validate_config(prepare_config(yaml.safe_load(sys.stdin)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], input=yaml.safe_dump(config), capture_output=True, text=True)
+    return run.stderr if run.returncode else ""
+
+
+def test_ray_accepts_the_cluster_file() -> None:
     config = yaml.safe_load((FOLDER / "ssh" / "cluster.yaml").read_text())
-    validate_config(prepare_config(config))
-    with pytest.raises(Exception, match=r"(?i)addition|unexpected|valid"):  # jsonschema's, as Ray raises it
-        validate_config({**prepare_config(yaml.safe_load((FOLDER / "ssh" / "cluster.yaml").read_text())), "colour": 1})
+    assert said_by_ray(config) == ""
+    assert "colour" in said_by_ray({**config, "colour": 1})
 
 
 def test_nodes_start_with_a_token_and_workers_read() -> None:

@@ -1,4 +1,4 @@
-"""Places: a folder stays a plain path, a URL is an object store's. The server's part is in tests/test_object_store.py."""
+"""Places: a folder stays a plain path, a URL is an object store's. For a server see tests/test_object_store.py."""
 
 from pathlib import Path
 
