@@ -17,6 +17,8 @@ from her2batch.flow.session import Session, connect
 from her2batch.settings import Plan, Resources
 from her2batch.slides.cucim import load as load_cucim
 from her2batch.synth import make_cohort
+from tests.models.bundles import untrained
+from tests.night.scanner import Miniature, spend
 
 with contextlib.suppress(InputError):
     load_cucim()  # after torch, which some tests import, it never returns
@@ -116,3 +118,12 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory, ray_session: Session) ->
     order = Order(made / "slides", folder / "cohort", labels=made / "labels.csv")
     assert ingest(order, Plan(), Resources(workers=2)).exit_code == 0
     return Synthetic(made / "slides", made / "labels.csv", made / "annotations", folder / "cohort")
+
+
+@pytest.fixture(scope="session")
+def quiet_night(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> Miniature:
+    """A night in miniature on this machine, with nothing in its way. Tests don't change it."""
+    folder = tmp_path_factory.mktemp("night")
+    bundle = untrained(folder / "bundle")
+    top = f'labels = "{synthetic.labels}"\nbundle = "{bundle.path}"'
+    return spend(folder, sorted(synthetic.scans.iterdir()), bundle.id, top)

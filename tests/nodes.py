@@ -58,7 +58,8 @@ class Cluster:
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
         own = ["--head", "--port", str(self.port), "--num-cpus", "0", "--include-dashboard", "true",
                "--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard),
-               "--metrics-export-port", str(self.metrics), "--temp-dir", str(self.folder / "r")]  # fmt: skip
+               "--ray-client-server-port", str(free_port()), "--metrics-export-port", str(self.metrics),
+               "--temp-dir", str(self.folder / "r")]  # fmt: skip
         self._start("head", own)
         self.wait(lambda: self.alive() == 1)
 
@@ -81,6 +82,15 @@ class Cluster:
         for one in [*parent.children(recursive=True), parent]:
             with suppress(psutil.NoSuchProcess):
                 one.send_signal(signal.SIGKILL)
+
+    def holds(self, name: str, words: str) -> bool:
+        """Whether a process of a node is called so."""
+        with suppress(psutil.Error):
+            for one in psutil.Process(self.nodes[name].pid).children(recursive=True):
+                with suppress(psutil.Error):
+                    if " ".join(one.cmdline()).startswith(words):
+                        return True
+        return False
 
     def alive(self) -> int:
         """Nodes that the head holds for alive."""
@@ -129,7 +139,8 @@ class Cluster:
 
     def _start(self, name: str, options: list[str]) -> None:
         command = [sys.executable, "-c", JOIN, "start", *options, "--block", "--node-ip-address", "127.0.0.1",
-                   "--object-store-memory", STORE, "--disable-usage-stats"]  # fmt: skip
+                   "--object-store-memory", STORE, "--disable-usage-stats",
+                   "--dashboard-agent-listen-port", str(free_port())]  # fmt: skip
         with (self.folder / f"{name}.log").open("wb") as log:
             env = {name: value for name, value in self.env.items() if name != "RAY_ADDRESS"}
             self.nodes[name] = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
@@ -140,7 +151,7 @@ def cluster(workers: int = 2) -> Iterator[Cluster]:
     """A head and so many nodes with one CPU each."""
     made = Cluster()
     try:
-        for k in range(workers):
+        for k in range(workers):  # one after the other: nodes of one address that start together miss themselves
             made.add(f"node{k}")
         yield made
     finally:

@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 
 from her2batch.flow.ingest import Order, ingest
-from her2batch.night.overnight import overnight
 from her2batch.settings import FoldsJob, Overnight, Plan, Resources, SearchJob, from_toml
 from her2batch.tables.audit import status, verify
 from her2batch.tables.run import Run
 from her2batch.tables.store import Cohort
 from tests.conftest import Synthetic
 from tests.flow.test_ingest import contents
-from tests.models.bundles import untrained
+from tests.night.scanner import Miniature, Scanner, write_toml
 from tests.nodes import ROOT, Cluster, cluster
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -60,14 +59,6 @@ def tables(cohort: Path) -> dict[str, bytes]:
     return {name: data for name, data in contents(cohort).items() if not name.startswith("nights/")}
 
 
-def night_toml(folder: Path, synthetic: Synthetic, cohort: Path, bundle: Path, address: str = "auto") -> Path:
-    lines = [f'scans = "{synthetic.scans}"', f'cohort = "{cohort}"', f'labels = "{synthetic.labels}"',
-             f'bundle = "{bundle}"', "[window]", "settle = 0.5", "linger = false",
-             "[resources]", f'address = "{address}"']  # fmt: skip
-    (folder / "night.toml").write_text("\n".join(lines))
-    return folder / "night.toml"
-
-
 def test_nothing_of_a_cluster_listens_off_loopback(nodes: Cluster) -> None:
     lines = subprocess.run(["ss", "-ltnH"], capture_output=True, text=True, check=True).stdout.splitlines()
     ours = [line.split()[3] for line in lines if str(nodes.port) in line or str(nodes.dashboard) in line]
@@ -86,23 +77,28 @@ def test_the_job_api_turns_away_who_has_no_token(nodes: Cluster) -> None:
 
 
 def test_a_night_on_three_nodes_one_of_which_is_killed_has_the_bytes_of_a_quiet_one(
-    nodes: Cluster, synthetic: Synthetic, tmp_path: Path
+    nodes: Cluster, quiet_night: Miniature, tmp_path: Path
 ) -> None:
-    bundle = untrained(tmp_path / "bundle")
-    quiet, cohort = tmp_path / "quiet", tmp_path / "cohort"
-    settings = from_toml(night_toml(tmp_path, synthetic, quiet, bundle.path, "local"), Overnight)
-    assert overnight(settings).exit_code == 0
-    run = submit(nodes, "night-1", job("overnight.py"), str(night_toml(tmp_path, synthetic, cohort, bundle.path)))
+    """The night in miniature again, the scanner at work; this time as a job, and a node dies in the middle."""
+    quiet = tables(quiet_night.cohort.root)
+    kept, scans, cohort = tmp_path / "kept", quiet_night.folder / "scans", tmp_path / "cohort"
+    scans.rename(kept)  # rows hold the slides' paths: the scanner writes into the same folder again
+    scans.mkdir()
+    path = write_toml(quiet_night.folder, top=quiet_night.top, cohort=str(cohort), resources='address = "auto"')
+    scanner = Scanner(quiet_night.made, scans, Cohort(cohort))
+    scanner.start()
+    run = submit(nodes, "night-1", job("overnight.py"), str(path))
     wait_for_rows(run, cohort, 4)
     nodes.kill("node0")
     nodes.add("node0")  # and comes back, or another does
     out, err = run.communicate(timeout=200)
-    assert run.returncode == 0, out + err
-    night = json.loads(re.search(r"^\{.*\}$", out, re.M).group())
-    slides = len(list(synthetic.scans.iterdir()))
-    assert (night["seen"], night["done"], night["failed"], night["scored"]) == (slides, slides, 0, slides)
+    scanner.join(60)
+    found = json.loads(re.search(r"^\{.*\}$", out, re.M).group())
+    assert found["exit_code"] == 3, out + err
+    same = ("seen", "done", "failed", "deferred", "duplicate", "ignored", "scored", "failures", "review", "conflicts")
+    assert {name: found[name] for name in same} == {name: quiet_night.night[name] for name in same}
     assert {name for name in contents(cohort) if ".draft" in name} == set()
-    assert tables(cohort) == tables(quiet)
+    assert tables(cohort) == quiet
     assert list(verify(Cohort(cohort))) == []
     names = set(re.findall(r"^(ray_her2batch_\w+)\{", nodes.text("/metrics", nodes.metrics), re.M))
     assert {
@@ -110,6 +106,21 @@ def test_a_night_on_three_nodes_one_of_which_is_killed_has_the_bytes_of_a_quiet_
         "ray_her2batch_source_bytes_total",
         "ray_her2batch_store_bytes_total",
     } <= names
+
+
+def test_where_a_cluster_has_readers_slides_are_opened_on_them_alone(
+    nodes: Cluster, synthetic: Synthetic, tmp_path: Path
+) -> None:
+    nodes.add("reader", cpus=2, reader=1)
+    command = [sys.executable, "-m", "her2batch.cli", "ingest", str(synthetic.scans), "--out", str(tmp_path / "c")]
+    run = nodes.popen(*command, "--address", nodes.address)
+    seen: set[str] = set()
+    while run.poll() is None:
+        seen |= {name for name in nodes.nodes if nodes.holds(name, "ray::Actor")}
+        time.sleep(0.1)
+    nodes.kill("reader")
+    assert run.returncode == 0, run.communicate()
+    assert seen == {"reader"}
 
 
 def test_folds_and_searches_are_jobs_too(nodes: Cluster, synthetic: Synthetic, tmp_path: Path) -> None:
@@ -138,14 +149,16 @@ def test_jobs_stay_small() -> None:
         assert len(path.read_text().splitlines()) <= 40, path
 
 
-def test_when_the_head_is_lost_the_run_says_so_and_the_next_goes_on(synthetic: Synthetic, tmp_path: Path) -> None:
+def test_when_the_head_is_lost_the_run_says_so_and_the_next_goes_on(
+    nodes: Cluster, synthetic: Synthetic, tmp_path: Path
+) -> None:
+    """The last of these tests: the cluster ends with it."""
     cohort = tmp_path / "cohort"
     command = [sys.executable, "-m", "her2batch.cli", "ingest", str(synthetic.scans), "--out", str(cohort)]
-    with cluster(workers=1) as made:
-        run = made.popen(*command, "--address", made.address)
-        wait_for_rows(run, cohort, 3)
-        made.kill("head")
-        out, err = run.communicate(timeout=60)
+    run = nodes.popen(*command, "--address", nodes.address)
+    wait_for_rows(run, cohort, 3)
+    nodes.kill("head")
+    out, err = run.communicate(timeout=60)
     assert run.returncode == 2, out + err
     assert "the head of the Ray cluster" in err
     assert "goes on from what is committed" in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from her2batch.errors import StoreError
 from her2batch.flow.pool import plain, share
-from her2batch.flow.session import Session, connect
+from her2batch.flow.session import Session, connect, stoppable
 from her2batch.flow.telemetry import Meters
 from her2batch.flow.watch import Watch
 from her2batch.models.bundle import check_fits, read_bundle
@@ -120,10 +121,11 @@ def ingest(
         _check_space(cohort)
         summary = Summary(cohort.root, run=datetime.now(UTC).strftime("ingest-%Y%m%dT%H%M%S.%fZ"))
         summary.skipped = _skipped(worker.context)
-        with Journal(cohort, summary.run) as journal, _supply(register, order, plan, window) as supply:
+        stopped = session.stopped if session is not None else threading.Event()
+        with Journal(cohort, summary.run) as journal, _supply(register, order, plan, window, stopped) as supply:
             journal.say("started", host=socket.gethostname(), pid=os.getpid(), plan=plan.id, watch=window.watch)
             register.census.keep(cohort)
-            run = _Run(register, supply, journal, report, summary)
+            run = _Run(register, supply, journal, report, summary, stopped)
             _run(run, worker, resources, session)
             _count(cohort, register.census, summary)
             journal.say("ended", **{name: getattr(summary, name) for name in COUNTS})
@@ -156,7 +158,9 @@ def _prepare(order: Order, plan: Plan) -> tuple[Plan, Worker]:
 
 
 @contextmanager
-def _supply(register: Register, order: Order, plan: Plan, window: Window) -> Iterator[Queue | Watch]:
+def _supply(
+    register: Register, order: Order, plan: Plan, window: Window, stopped: threading.Event
+) -> Iterator[Queue | Watch]:
     """Slides to do: all that lie there, or, in a watch, those that are finished, as they are."""
     urgent = Urgent(Path(window.urgent)) if window.urgent is not None else None
     queue = Queue((), urgent, next_time(window.until, now()) if window.until is not None else None)
@@ -164,7 +168,7 @@ def _supply(register: Register, order: Order, plan: Plan, window: Window) -> Ite
         queue.put(register.admit(register.look()))
         yield queue
         return
-    with Watch(register, queue, order.scans, window.settle, plan.reader, window.linger) as watch:
+    with Watch(register, queue, order.scans, window, plan.reader, stopped) as watch:
         yield watch
 
 
@@ -177,6 +181,7 @@ class _Run:
     journal: Journal
     report: Report
     summary: Summary
+    stopped: threading.Event
     tally: Tally = field(default_factory=Tally)
     times: dict[str, Row] = field(default_factory=dict)
     keys: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # what the files were of slides that ended
@@ -235,16 +240,18 @@ def _work(run: _Run, worker: Worker, resources: Resources, session: Session | No
     """From the plain loop (no workers) or from Ray."""
     if resources.workers == 0:
         pace = Pace(1)
-        for finished in plain(worker, run.supply):
-            run.ended(finished, pace)
+        with stoppable(run.stopped):
+            for finished in plain(worker, run.supply, run.stopped):
+                run.ended(finished, pace)
+        run.summary.stopped = run.stopped.is_set()
         return
-    with nullcontext(session) if session is not None else connect(resources) as open_session:
+    with nullcontext(session) if session is not None else connect(resources, run.stopped) as open_session:
         assert open_session is not None
         meters, pace = Meters(), Pace(open_session.workers)
         for finished in share(open_session, worker, run.supply, resources.worker_memory, meters):
             run.ended(finished, pace)
             meters.ended(finished.row, run.tally)
-        run.summary.stopped = open_session.stopped.is_set()
+        run.summary.stopped = run.stopped.is_set()
 
 
 def _defer(run: _Run) -> None:

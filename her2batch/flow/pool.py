@@ -7,6 +7,7 @@ slide's name, the small state of a begun one, and the arrays of its tiles.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -45,10 +46,10 @@ LOST_IN_A_ROW = 12
 """Workers lost with no slide finished between: it is not the slides, Ray itself is gone."""
 
 
-def plain(worker: Worker, supply: Supply) -> Iterator[Finished]:
-    """The reference: one slide after the other, in this process."""
+def plain(worker: Worker, supply: Supply, stopped: threading.Event | None = None) -> Iterator[Finished]:
+    """The reference: one slide after the other, in this process, until it is stopped."""
     worker.ready()
-    while not supply.ended():
+    while not supply.ended() and not (stopped is not None and stopped.is_set()):
         todo = supply.next()
         if todo is None:
             time.sleep(PATIENCE_S)

@@ -99,14 +99,14 @@ def _places(nodes: dict[str, dict[str, float]]) -> int:
 
 
 @contextmanager
-def connect(resources: Resources) -> Iterator[Session]:
+def connect(resources: Resources, stopped: threading.Event | None = None) -> Iterator[Session]:
     """A session on this machine or on the cluster at `address`; on the way out Ray is stopped and its files removed.
 
-    SIGINT and SIGTERM set its event `stopped`.  A process that is connected already (a notebook, the tests) keeps its
-    connection.  Raises InputError when there is no cluster at the address.
+    SIGINT and SIGTERM set its event `stopped`, which may be given.  A process that is connected already (a notebook,
+    the tests) keeps its connection.  Raises InputError when there is no cluster at the address.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
-        yield _session(sys.modules["ray"], resources)
+        yield _session(sys.modules["ray"], resources, stopped)
         return
     local = resources.address == "local"
     if local and "ray" in sys.modules and not _token.cache_info().currsize:
@@ -117,7 +117,7 @@ def connect(resources: Resources) -> Iterator[Session]:
     ray, there = _import_ray(folder), True
     try:
         _start(ray, resources, folder)
-        session = _session(ray, resources)
+        session = _session(ray, resources, stopped)
         with stoppable(session.stopped):
             yield session
     except HeadLost:
@@ -143,7 +143,7 @@ def _folder() -> Path:
     return Path(tempfile.mkdtemp(prefix=f"h2b-{os.getpid()}-", dir=PLACE))
 
 
-def _session(ray: ModuleType, resources: Resources) -> Session:
+def _session(ray: ModuleType, resources: Resources, stopped: threading.Event | None) -> Session:
     session = Session(ray, 0, 0.0)
     there = session.nodes()
     gpus = sum(one.get("GPU", 0.0) for one in there.values()) if resources.gpus is None else resources.gpus
@@ -152,6 +152,7 @@ def _session(ray: ModuleType, resources: Resources) -> Session:
         ray,
         resources.workers or max(1, _places(there)),
         gpus,
+        stopped or threading.Event(),
         head=ray.get_runtime_context().gcs_address if cluster else None,
         grows=cluster and not resources.workers,
     )

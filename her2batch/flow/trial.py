@@ -11,6 +11,8 @@ import os
 import selectors
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 from her2batch.errors import Her2BatchError
@@ -19,11 +21,18 @@ PATIENCE_S = 120.0
 """How long one trial may take: a slide's tile table of 100,000 tiles on a slow share."""
 
 
+SLICE_S = 0.5
+"""How soon a stop is noticed."""
+
+
 class Trial:
     """The process, started when the first slide is tried and again whenever it was lost."""
 
-    def __init__(self, reader: str = "auto", patience: float = PATIENCE_S) -> None:
-        self._reader, self._patience = reader, patience
+    def __init__(
+        self, reader: str = "auto", patience: float = PATIENCE_S, stopped: threading.Event | None = None
+    ) -> None:
+        """stopped: when it is set, a trial that goes on is given up."""
+        self._reader, self._patience, self._stopped = reader, patience, stopped or threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
 
     def fails(self, path: Path) -> str | None:
@@ -59,15 +68,19 @@ class Trial:
         return self._process
 
     def _answer(self, process: subprocess.Popen[bytes]) -> bytes:
-        """A line; nothing when the process ends or takes too long."""
+        """A line; nothing when the process ends, takes too long, or nobody wants to know any more."""
         assert process.stdout is not None
+        end, found = time.monotonic() + self._patience, b""
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
-            found = b""
             while not found.endswith(b"\n"):
-                if not selector.select(self._patience) or not (part := os.read(process.stdout.fileno(), 65536)):
+                if selector.select(min(SLICE_S, self._patience)):
+                    part = os.read(process.stdout.fileno(), 65536)
+                    if not part:
+                        return b""
+                    found += part
+                elif self._stopped.is_set() or time.monotonic() >= end:
                     return b""
-                found += part
         return found
 
 

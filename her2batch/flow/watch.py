@@ -19,6 +19,7 @@ from pathlib import Path
 import watchfiles
 
 from her2batch.flow.trial import Trial
+from her2batch.settings import Window
 from her2batch.slides.intake import PARTIAL, Found, Source
 from her2batch.way.census import Register, Todo
 from her2batch.way.supply import Queue
@@ -108,12 +109,14 @@ def partial_beside(name: str, names: Iterable[str]) -> str | None:
 class Watch:
     """A supply that looks into the folder for as long as the window is open."""
 
-    def __init__(self, register: Register, queue: Queue, scans: Path, settle: float, reader: str, linger: bool) -> None:
-        """linger: stay when there is nothing to do, for the scanner may finish more."""
-        self._register, self._queue, self._scans, self._linger = register, queue, scans, linger
-        self._trial = Trial(reader)
-        self._settling = Settling(settle, self._trial.fails)
-        self._every = min(LONGEST_S, max(SHORTEST_S, settle / LOOKS))
+    def __init__(
+        self, register: Register, queue: Queue, scans: Path, window: Window, reader: str, stopped: threading.Event
+    ) -> None:
+        """reader: what opens a slide for trial.  stopped: set when the run is to end."""
+        self._register, self._queue, self._scans, self._linger = register, queue, scans, window.linger
+        self._trial = Trial(reader, stopped=stopped)
+        self._settling = Settling(window.settle, self._trial.fails)
+        self._every = min(LONGEST_S, max(SHORTEST_S, window.settle / LOOKS))
         self._looked = -self._every
         self._taken: dict[Path, tuple[int, int, int]] = {}
         self._unfinished: list[Source] = []

@@ -72,6 +72,8 @@ def overnight(settings: Overnight, told: Told = lambda *_: None, say: Say = lamb
 def _check(settings: Overnight) -> None:
     """Refuse what can't be used, before anybody waits for it. Raises InputError."""
     hooks.check(settings.hook)
+    if not Path(settings.scans).exists():
+        raise InputError("scans: there is no such folder", settings.scans, "mount it, or mend the settings file")
     drift.site_reader(settings.drift.site)
     for name in ("labels", "weights", "pseudonymize", "bundle"):
         path = getattr(settings, name)

@@ -240,3 +240,15 @@ def test_sigterm_stops_within_ten_seconds_and_a_second_watcher_is_refused(tmp_pa
     assert watcher.returncode == 130
     assert time.monotonic() - asked < 10
     assert "1 done" in out
+
+
+def test_a_plain_loop_that_watches_stops_in_order_too(tmp_path: Path, make_slide: Callable) -> None:
+    make_slide("a.tiff")
+    command = [sys.executable, "-m", "her2batch.cli", "ingest", str(tmp_path / "scans"), "--out", str(tmp_path / "c"),
+               "--watch", "--settle", "0.5", "--tile", "64", "--workers", "0", "--json"]  # fmt: skip
+    watcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: list((tmp_path / "c").glob("tables/slides/a.parquet")), 60)
+    watcher.send_signal(signal.SIGTERM)
+    out, _ = watcher.communicate(timeout=10)
+    assert watcher.returncode == json.loads(out)["exit_code"] == 130
+    assert json.loads(out)["done"] == 1

@@ -4,13 +4,10 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from collections import Counter
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from her2batch.errors import InputError
@@ -18,80 +15,16 @@ from her2batch.night.overnight import _inside, overnight
 from her2batch.settings import Overnight, from_toml
 from her2batch.tables.audit import status, verify
 from her2batch.tables.store import Cohort
-from her2batch.way.supply import now
-from tests.conftest import Synthetic
-from tests.models.bundles import untrained
-
-SLIDES = 20
-
-
-class Scanner(threading.Thread):
-    """Writes 20 slides over a night: one cut, one slow, one twice, one replaced after it was done."""
-
-    def __init__(self, made: list[Path], scans: Path, cohort: Cohort) -> None:
-        super().__init__(daemon=True)
-        self.made, self.scans, self.cohort = made, scans, cohort
-        self.cut, self.slow, self.twice, self.replaced = made[3].name, made[5].name, made[7].name, made[0].name
-
-    def run(self) -> None:
-        slow = threading.Thread(target=self._slowly)
-        for k, path in enumerate(self.made[: SLIDES - 1]):
-            if path.name == self.slow:
-                slow.start()
-            elif path.name == self.cut:
-                (self.scans / path.name).write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-            else:
-                shutil.copy(path, self.scans / f".{path.name}.part")
-                (self.scans / f".{path.name}.part").rename(self.scans / path.name)
-            time.sleep(0.3)
-            if k == 12:
-                shutil.copy(self.scans / self.twice, self.scans / f"copy-{self.twice}")  # the twentieth
-        while self.replaced.removesuffix(".svs") not in self.cohort.rows():
-            time.sleep(0.2)
-        shutil.copy(self.made[SLIDES], self.scans / ".new.part")
-        (self.scans / ".new.part").rename(self.scans / self.replaced)
-        slow.join()
-
-    def _slowly(self) -> None:
-        data = next(path for path in self.made if path.name == self.slow).read_bytes()
-        with (self.scans / self.slow).open("wb") as file:
-            for at in range(0, len(data), len(data) // 40 + 1):
-                file.write(data[at : at + len(data) // 40 + 1])
-                file.flush()
-                time.sleep(0.15)
-
-
-def write_toml(folder: Path, **more: str) -> Path:
-    lines = [f'scans = "{folder / "scans"}"', f'cohort = "{folder / "cohort"}"', *more.pop("top", "").splitlines()]
-    for name, body in {"window": "settle = 1.0\nlinger = false", **more}.items():
-        lines += [f"[{name}]", *body.splitlines()]
-    (folder / "night.toml").write_text("\n".join(lines))
-    return folder / "night.toml"
-
-
-def times_of(cohort: Cohort) -> list[dict]:
-    return [row for path in cohort.runs.glob("ingest-*.parquet") for row in pq.read_table(path).to_pylist()]
+from tests.night.scanner import SLIDES, Miniature, command, write_toml
 
 
 def journal(cohort: Cohort) -> list[dict]:
     return [json.loads(line) for path in sorted(cohort.runs.glob("*.jsonl")) for line in path.read_text().splitlines()]
 
 
-def test_a_night_in_miniature(synthetic: Synthetic, tmp_path: Path) -> None:
-    scans, cohort = tmp_path / "scans", Cohort(tmp_path / "cohort")
-    scans.mkdir()
-    made = sorted(synthetic.scans.iterdir())
-    end = (now() + timedelta(seconds=40)).strftime("%H:%M:%S")
-    bundle = untrained(tmp_path / "bundle")
-    top = f'labels = "{synthetic.labels}"\nbundle = "{bundle.path}"\nkeep_nights = 1'
-    path = write_toml(tmp_path, top=top, window=f'settle = 1.0\nuntil = "{end}"')
-    scanner = Scanner(made, scans, cohort)
-    scanner.start()
-    command = [sys.executable, "-m", "her2batch.cli", "overnight", str(path)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=150)
-    scanner.join(60)
-    night = json.loads(run.stdout)
-    assert run.returncode == night["exit_code"] == 3, run.stderr
+def test_a_night_in_miniature(quiet_night: Miniature) -> None:
+    cohort, night, scanner = quiet_night.cohort, quiet_night.night, quiet_night.scanner
+    assert quiet_night.code == night["exit_code"] == 3, quiet_night.stderr
     counts = {name: night[name] for name in ("seen", "done", "failed", "deferred", "duplicate", "ignored")}
     assert counts == {"seen": 20, "done": 18, "failed": 1, "deferred": 0, "duplicate": 1, "ignored": 0}
     assert night["adds_up"]
@@ -100,7 +33,9 @@ def test_a_night_in_miniature(synthetic: Synthetic, tmp_path: Path) -> None:
     first = scanner.replaced.removesuffix(".svs")
     assert ended.pop(first) == 2  # what it was, and what it is
     assert set(ended.values()) == {1}  # nothing else was done twice, and the slow one not before it was whole
-    assert cohort.rows()[first]["bytes"] == made[SLIDES].stat().st_size
+    assert cohort.rows()[first]["bytes"] == quiet_night.made[SLIDES].stat().st_size
+    assert (night["scored"], night["not_scored"]) == (18, 0)
+    assert len(list(cohort.root.glob(f"tables/predictions/{quiet_night.bundle}/*.parquet"))) == 18
     assert list(verify(cohort)) == []
     assert status(cohort).adds_up
     report = next((cohort.root / "nights").glob("*/report.html")).read_text()
@@ -108,14 +43,26 @@ def test_a_night_in_miniature(synthetic: Synthetic, tmp_path: Path) -> None:
     words = json.dumps(night)
     assert not any(one["slide_id"] in words for one in cohort.rows().values())  # the line names nobody
 
-    assert (night["scored"], night["not_scored"]) == (18, 0)
-    assert len(list(cohort.root.glob(f"tables/predictions/{bundle.id}/*.parquet"))) == 18
 
-    write_toml(tmp_path, top=top)  # the next night finds nothing new, and waits for nothing
-    again = subprocess.run([*command, "--quiet"], capture_output=True, text=True, timeout=100)
+def test_the_next_night_finds_nothing_new_and_waits_for_nothing(quiet_night: Miniature, tmp_path: Path) -> None:
+    cohort = tmp_path / "cohort"
+    shutil.copytree(quiet_night.cohort.root, cohort)
+    path = write_toml(quiet_night.folder, top=f"{quiet_night.top}\nkeep_nights = 1", cohort=str(cohort))
+    again = subprocess.run([*command(path), "--quiet"], capture_output=True, text=True, timeout=100)
     night = json.loads(again.stdout)
     assert (night["seen"], night["done"], night["fresh"], night["scored"]) == (20, 18, 0, 0)
-    assert len(list((cohort.root / "nights").iterdir())) == 1
+    assert [one.name for one in (cohort / "nights").iterdir()] == [night["night"]]
+
+
+def test_a_run_can_be_followed_and_what_it_said_be_read_again(quiet_night: Miniature) -> None:
+    follow = [sys.executable, "-m", "her2batch.cli", "status", str(quiet_night.cohort.root), "--follow"]
+    run = subprocess.run(follow, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0
+    told = run.stderr.splitlines()
+    assert "started on" in told[0]
+    assert any("failed, truncated" in line for line in told)
+    assert any("of 19 slides" in line and "GB" in line for line in told)
+    assert told[-1].endswith("ended")
 
 
 def test_settings_are_checked_before_anything_waits_for_them(tmp_path: Path) -> None:
