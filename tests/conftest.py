@@ -17,11 +17,12 @@ from her2batch.flow.session import Session, connect
 from her2batch.settings import Plan, Resources
 from her2batch.slides.cucim import load as load_cucim
 from her2batch.synth import make_cohort
-from tests.models.bundles import untrained
-from tests.night.scanner import Miniature, spend
 
 with contextlib.suppress(InputError):
-    load_cucim()  # after torch, which some tests import, it never returns
+    load_cucim()  # after torch, which some tests and the two modules below import, it never returns
+
+from tests.models.bundles import untrained  # noqa: E402
+from tests.night.scanner import Miniature, spend  # noqa: E402
 
 cv2.setNumThreads(1)
 
