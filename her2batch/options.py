@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -26,6 +27,14 @@ def as_place(text: str) -> Path:
 OutOption = Annotated[Path, typer.Option(help=PLACE, show_default=True, parser=as_place, metavar="PLACE")]
 CohortArgument = Annotated[Path, typer.Argument(help=PLACE, parser=as_place, metavar="COHORT")]
 OUT = Path("cohort")
+
+
+def emit(as_json: bool, data: dict[str, Any], show: Callable[[], None]) -> None:
+    """What a command found: one JSON object on stdout, or its screen."""
+    if as_json:
+        print(json.dumps(data, default=str))
+    else:
+        show()
 
 
 def options(model: type[BaseModel], leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:

@@ -21,8 +21,8 @@ from her2batch.synth import make_cohort
 with contextlib.suppress(InputError):
     load_cucim()  # after torch, which some tests and the two modules below import, it never returns
 
-from tests.models.bundles import untrained  # noqa: E402
-from tests.night.scanner import Miniature, spend  # noqa: E402
+from tests.models.bundles import untrained
+from tests.night.scanner import Miniature, spend
 
 cv2.setNumThreads(1)
 

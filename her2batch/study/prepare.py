@@ -15,11 +15,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from her2batch.errors import InputError, SlideError
+from her2batch.exchange.annotations import find_annotations, read_annotations
 from her2batch.flow.session import Session
 from her2batch.flow.spread import spread
 from her2batch.slides.pyramid import Pyramid
 from her2batch.study.units import Job, labelled_patches, tissue_patches
-from her2batch.tables.annotations import find_annotations, read_annotations
 from her2batch.tables.files import read_parquet, whole, write_parquet
 from her2batch.tables.labels import check_slides, label_slides, read_labels
 from her2batch.tables.run import safe

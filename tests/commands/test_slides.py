@@ -1,0 +1,38 @@
+"""The commands on slides, as somebody types them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from her2batch.cli import app
+from tests.conftest import MakeSlide
+
+
+def said(*words: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(one) for one in words])
+    return result.exit_code, result.stdout
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(make_slide: MakeSlide, tmp_path: Path) -> None:
+    scans = make_slide("a.tiff").parent
+    code, out = said("ingest", scans, "--out", tmp_path / "c", "--dry-run", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert [(row["slide_id"], row["what"]) for row in found["slides"]] == [("a", "ingest (generic-tiff, 0.25 µm/px)")]
+    assert not (tmp_path / "c").exists()
+
+
+def test_ingest_status_and_verify_agree(make_slide: MakeSlide, tmp_path: Path) -> None:
+    scans, cohort = make_slide("a.tiff").parent, tmp_path / "c"
+    code, out = said("ingest", scans, "--out", cohort, "--workers", 0, "--json")
+    assert (code, json.loads(out)["done"]) == (0, 1)
+    code, out = said("status", cohort, "--json")
+    assert (code, json.loads(out)["adds_up"]) == (0, True)
+    assert said("verify", cohort, "--json") == (0, '{"problems": [], "ok": true}\n')
+
+
+@pytest.mark.parametrize("words", [["--mpp", "99"], ["--until", "25:00"], ["--reader", "magic"]])
+def test_a_setting_out_of_range_is_a_usage_error(tmp_path: Path, words: list[str]) -> None:
+    assert said("ingest", tmp_path, *words)[0] == 2
