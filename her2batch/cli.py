@@ -6,8 +6,10 @@ Nothing heavy is imported before a command runs.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -56,6 +58,8 @@ def main() -> None:
 
 def guarded(call: Callable[[], Any]) -> None:
     """Run something to the end of this process; its errors are one plain line, its exit code is the contract's."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what stops a service is what stops a terminal
     try:
         code = call()
         sys.exit(code if isinstance(code, int) else 0)
