@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from her2batch.errors import InputError
+from her2batch.errors import InputError, StoreError
 from her2batch.settings import Plan
 from her2batch.slides.files import fingerprint
 from her2batch.slides.intake import Found, Ignored, Look, Source, find
@@ -113,7 +113,7 @@ class Register:
         self.cohort, self._scans, self._plan, self._names = cohort, scans.absolute(), plan, names
         self._labels, self._retry_failed = labels, retry_failed
         self.rows, self._damaged, self._sizes = cohort.rows(), cohort.damaged(), cohort.sizes()
-        self._ledger = Ledger(cohort.seen(), self.rows, names, forgotten(cohort))
+        self._ledger = Ledger(_seen(cohort), self.rows, names, forgotten(cohort))
         self._todos: dict[str, Todo] = {}
         self.census = Census(entries=self._ledger.entries, looks=_looks(cohort), forgotten=self._ledger.forgotten)
 
@@ -175,6 +175,14 @@ class Register:
         path = self._names.path(source.path)
         self._ledger.note_deferred(source, why)
         self.census.outcomes[path] = "deferred"
+
+
+def _seen(cohort: Cohort) -> list[Row]:
+    """The intake table; a damaged one is made anew, from the files and the rows."""
+    try:
+        return cohort.seen()
+    except StoreError:
+        return []
 
 
 def _looks(cohort: Cohort) -> dict[str, Look]:
