@@ -343,6 +343,7 @@ class Draft:
         On an object store each takes the place of what was there, one after the other: while a slide is done again,
         its old row names files that are new already, and `intact` and `verify` say so.
         """
+        self.cohort.there()
         files = [self._sealed(path) for path in sorted(self.root.rglob("*")) if path.is_file()]
         if self.cohort.remote:
             for file in files:

@@ -207,11 +207,15 @@ def _slide_stages(worker: Worker):
 # -- order and numbers ---------------------------------------------------------------------------------------------
 
 
-def test_workers_and_order_change_no_byte(lab: Lab, tmp_path: Path, ray_session: Session) -> None:
+@pytest.mark.slow
+def test_one_two_or_four_workers_change_no_byte(lab: Lab, tmp_path: Path, ray_session: Session) -> None:
     for workers in (1, 2, 4):
         summary = ingest(Order(lab.scans, tmp_path / str(workers)), Plan(), Resources(workers=workers))
         assert summary.exit_code == 0
         same(tmp_path / str(workers), lab.reference)
+
+
+def test_the_order_in_which_slides_come_changes_no_byte(lab: Lab, tmp_path: Path) -> None:
     out = tmp_path / "backwards"
     shuffled = tmp_path / "scans"
     shuffled.mkdir()

@@ -139,7 +139,7 @@ def test_a_read_only_store_is_refused_before_any_work(lab: Lab, tmp_path: Path) 
     assert len(run.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_store_that_is_taken_away_ends_the_run_with_one_line_and_is_not_made_again(
     lab: Lab, tmp_path: Path, workers: int
 ) -> None:
@@ -153,7 +153,8 @@ def test_a_store_that_is_taken_away_ends_the_run_with_one_line_and_is_not_made_a
     assert run.returncode == 2, words
     assert "Traceback" not in words
     assert [line for line in words.splitlines() if line.startswith("her2batch:")] == [words.splitlines()[-1]]
-    assert not [path for path in out.rglob("*") if path.is_file()]
+    in_place = [path for path in out.rglob("*") if path.is_file() and ".draft-" not in str(path)]
+    assert in_place == []  # at most the draft of a slide that was begun at that moment
     shutil.rmtree(out)
     away.rename(out)
     assert plain(lab.scans, out).exit_code == 0
@@ -206,12 +207,15 @@ def rebuilt(lab: Lab, cohort: Cohort, which: set[str]) -> None:
     clean(cohort.root)
 
 
-def test_flipped_bits_are_named_file_by_file_and_those_slides_are_done_again(lab: Lab, tmp_path: Path) -> None:
-    """200 of 200 flips of one bit, over every kind of file; then one in each slide at once."""
-    cohort, chance = a_store(lab, tmp_path), random.Random(19)
+def test_200_of_200_flipped_bits_are_named_file_by_file(lab: Lab, tmp_path: Path) -> None:
+    """One bit at a time, over every kind of file there is."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    shutil.copy(lab.scans / "s3.tiff", scans)
+    plain(scans, tmp_path / "c")
+    cohort, chance, missed = Cohort(tmp_path / "c"), random.Random(19), []
     kinds = files_of(cohort, "s3")
     assert len(kinds) >= 8
-    missed = []
     for k in range(200):
         path = kinds[k % len(kinds)]
         before = path.read_bytes()
@@ -219,13 +223,18 @@ def test_flipped_bits_are_named_file_by_file_and_those_slides_are_done_again(lab
         bit = chance.randrange(len(data) * 8)
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
-        if path not in {one.path for one in verify(cohort)}:
+        if {one.path for one in verify(cohort)} != {path}:
             missed.append((path, bit))
         path.write_bytes(before)
     assert missed == []
-    for slide_id, path in zip(("s0", "s3", "s5"), (1, -1, -2), strict=True):
-        target = files_of(cohort, slide_id)[path]
-        target.write_bytes(target.read_bytes()[:-1] + bytes([target.read_bytes()[-1] ^ 1]))
+
+
+def test_slides_with_flipped_bits_are_done_again_and_no_others(lab: Lab, tmp_path: Path) -> None:
+    cohort = a_store(lab, tmp_path)
+    for slide_id, kind in (("s0", 1), ("s3", -1), ("s5", -2)):  # a table, a row, a picture or a shard
+        target = files_of(cohort, slide_id)[kind]
+        data = target.read_bytes()
+        target.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert {one.slide_id for one in verify(cohort)} == {"s0", "s3", "s5"}
     rebuilt(lab, cohort, {"s0", "s3", "s5"})
 

@@ -157,7 +157,7 @@ def struck(lab: Lab, out: Path, victim: Callable[[int], list[psutil.Process]], a
     return run.returncode, words, took
 
 
-@pytest.mark.parametrize("part", ["raylet", "gcs_server"])
+@pytest.mark.parametrize("part", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
 def test_when_ray_dies_the_run_says_so_and_the_next_goes_on(lab: Lab, tmp_path: Path, part: str) -> None:
     out = tmp_path / "c"
     code, words, took = struck(lab, out, lambda pid: until_found(pid, part, out), 0)
@@ -199,6 +199,7 @@ def test_killed_at_random_moments_the_next_run_ends_with_the_same_bytes(lab: Lab
 # -- actors --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_killed_reader_costs_nothing(lab: Lab, tmp_path: Path) -> None:
     """Reader and writer are one process here: what decodes a slide measures and commits it."""
     out = tmp_path / "c"
@@ -250,7 +251,11 @@ def test_actors_killed_at_random_moments_cost_nothing(
 
 @pytest.mark.parametrize(
     ("workers", "number", "at"),
-    [(2, signal.SIGTERM, "start"), (2, signal.SIGINT, "slides"), (0, signal.SIGTERM, "slides")],
+    [
+        (2, signal.SIGINT, "slides"),
+        (0, signal.SIGTERM, "slides"),
+        pytest.param(2, signal.SIGTERM, "start", marks=pytest.mark.slow),
+    ],
 )
 def test_asked_to_stop_a_run_ends_within_ten_seconds_with_130(
     lab: Lab, tmp_path: Path, workers: int, number: int, at: str
@@ -292,6 +297,7 @@ def test_asked_to_stop_at_random_moments_a_run_ends_with_130(lab: Lab, tmp_path:
         resumed(lab, out)
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_a_run_at_once(lab: Lab, tmp_path: Path) -> None:
     out = tmp_path / "c"
     run = start(lab.scans, out)
