@@ -58,10 +58,14 @@ class Session:
     stopped: threading.Event = field(default_factory=threading.Event)
     head: str | None = None
     grows: bool = False
-    _checked: float = 0.0
+    _checked: float = -PULSE_S  # monotonic clock
 
     def nodes(self) -> dict[str, dict[str, float]]:
-        """The nodes that are there, by id: what each has. Raises HeadLost."""
+        """The nodes that are there, by id: what each has. Raises HeadLost.
+
+        The head is knocked at anew each time: a question to one that died since the last knock would hang.
+        """
+        self._checked = -PULSE_S
         self.check()
         return {one["NodeID"]: one["Resources"] for one in self.ray.nodes() if one["Alive"]}
 

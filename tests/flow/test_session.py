@@ -4,12 +4,15 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from her2batch.errors import InputError
+from her2batch.errors import HeadLost, InputError
 from her2batch.flow.session import Session, _folder, connect
 from her2batch.settings import Resources
 
@@ -33,6 +36,13 @@ def test_a_connection_that_is_there_is_used(ray_session: Session) -> None:
     with connect(Resources(workers=1)) as again:
         assert again.workers == 1
     assert ray_session.ray.is_initialized()
+
+
+def test_a_head_that_died_since_the_last_knock_is_not_asked(ray_session: Session) -> None:
+    gone = replace(ray_session, head="127.0.0.1:1", _checked=time.monotonic(), stopped=threading.Event())
+    gone.stopped.set()  # no waiting between the knocks
+    with pytest.raises(HeadLost, match="goes on from what is committed"):
+        gone.nodes()
 
 
 def test_a_session_cleans_up_and_keeps_its_token_to_itself() -> None:
