@@ -1,0 +1,101 @@
+"""Commands that carry a cohort's tables to other tools and bring theirs in."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from her2batch.options import CohortArgument, Json, Quiet, emit
+
+if TYPE_CHECKING:
+    from her2batch.exchange.incoming import Imported
+    from her2batch.exchange.outgoing import Exported
+
+
+class Format(StrEnum):
+    """The formats of exchange.outgoing, which is loaded only when it is needed."""
+
+    clam_h5 = "clam-h5"
+    geojson = "geojson"
+    csv = "csv"
+
+
+def export(
+    *,
+    cohort: CohortArgument,
+    to: Annotated[Format, typer.Option(help="what for", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="folder to write to; default: export/FORMAT")] = None,
+    slide: Annotated[list[str] | None, typer.Option(help="only this slide; repeatable")] = None,
+    encoder: Annotated[list[str] | None, typer.Option(help="only this encoder's embeddings; repeatable")] = None,
+    bundle: Annotated[str | None, typer.Option(help="id of the bundle whose attention and patches are wanted")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """The tables as files for QuPath (geojson), CLAM and TRIDENT (clam-h5) or spreadsheets (csv)."""
+    from her2batch.exchange.outgoing import Order
+    from her2batch.exchange.outgoing import export as run
+    from her2batch.scoreboard import plain_progress
+
+    order = Order(cohort, to.value, out or Path("export") / to.value, tuple(slide or ()), tuple(encoder or ()), bundle)
+    with plain_progress("files", quiet or as_json) as report:
+        found = run(order, report)
+    emit(as_json, {**asdict(found), "exit_code": found.exit_code}, lambda: show_exported(found))
+    return found.exit_code
+
+
+def import_(
+    *,
+    cohort: CohortArgument,
+    files: Annotated[
+        list[Path], typer.Argument(help="SLIDE.h5 files of embeddings, or folders of them", metavar="FILES...")
+    ],
+    encoder: Annotated[str | None, typer.Option(help="name of what made them; default: what the files say")] = None,
+    pseudonymize: Annotated[Path | None, typer.Option(help="key file, where the cohort has pseudonyms")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Embeddings that CLAM or TRIDENT computed, as one more encoder of slides that are in the cohort."""
+    from her2batch.exchange.incoming import Order, bring_in
+    from her2batch.models.encoders import ENCODERS
+    from her2batch.scoreboard import plain_progress
+    from her2batch.tables.privacy import Names, read_key
+
+    names = Names(read_key(pseudonymize) if pseudonymize is not None else None)
+    with plain_progress("files", quiet or as_json) as report:
+        found = bring_in(
+            Order(cohort, tuple(files), encoder, names),
+            lambda name: ENCODERS[name].dim if name in ENCODERS else None,
+            report,
+        )
+    data = {**asdict(found), "encoders": sorted(found.encoders), "exit_code": found.exit_code}
+    emit(as_json, data, lambda: show_imported(found, cohort))
+    return found.exit_code
+
+
+def show_exported(found: Exported) -> None:
+    """What was written, where, and what was not."""
+    for name, why in sorted(found.failures.items()):
+        print(f"FAILED {name}: {why}")
+    for slide_id, why in sorted(found.left_out.items()):
+        print(f"left out {slide_id}: {why}")
+    print(f"{found.files} files of {found.slides} slides, {found.bytes / 1e6:,.1f} MB: {found.out}")
+
+
+def show_imported(found: Imported, cohort: Path) -> None:
+    """What went in, and what did not and why."""
+    for why in found.failures.values():
+        print(f"REFUSED {why}")
+    for slide_id, count in sorted(found.passed.items()):
+        print(f"{slide_id}: {count} embeddings lie on no tile of ours and were left out")
+    encoders = ", ".join(sorted(found.encoders)) or "no encoder"
+    print(
+        f"{encoders}: {len(found.slides)} slides brought in, {len(found.already)} were there already, "
+        f"{len(found.failures)} files refused"
+    )
+    if found.slides:
+        encoder = min(found.encoders)
+        print(f"train on them with: her2batch train {cohort} --labels LABELS.csv --method clam-sb --input {encoder}")
