@@ -11,9 +11,13 @@ from her2batch.errors import InputError, StoreError
 from her2batch.exchange.incoming import Imported, Order, bring_in
 from her2batch.exchange.outgoing import Order as Outgoing
 from her2batch.exchange.outgoing import export
+from her2batch.flow.score import score
+from her2batch.settings import Resources, Spread, Training
+from her2batch.study.train import Study, train
 from her2batch.tables.audit import verify
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort
+from tests.conftest import Synthetic
 from tests.exchange.stored import add_failed, cohort_of
 
 
@@ -150,3 +154,25 @@ def test_nothing_to_import_is_said(cohort: Cohort, tmp_path: Path) -> None:
 def test_a_cohort_that_is_written_to_is_left_alone(cohort: Cohort, h5: Path) -> None:
     with cohort.lock(), pytest.raises(StoreError, match="is in use by"):
         run(cohort, h5)
+
+
+@pytest.mark.slow
+def test_imported_embeddings_train_and_score_as_the_cohorts_own_do(synthetic: Synthetic, tmp_path: Path) -> None:
+    shutil.copytree(synthetic.cohort, tmp_path / "cohort")
+    cohort = Cohort(tmp_path / "cohort")
+    export(Outgoing(cohort.root, "clam-h5", tmp_path / "out"))
+    assert run(cohort, tmp_path / "out" / "features_stain" / "h5_files").exit_code == 0
+    bundles = {}
+    for encoder in ("stain", "mine"):
+        training = Training(methods=("clam-sb",), inputs=(encoder,), folds=3, quick=True, options=("epochs=1",))
+        trained = train(Study(cohort.root, tmp_path / encoder), training, Spread(workers=0))
+        assert trained.exit_code == 0, trained.failed
+        scored = score(cohort.root, tmp_path / encoder / "bundle", Resources(workers=0))
+        assert (scored.exit_code, scored.failures) == (0, {})
+        bundles[encoder] = scored.bundle
+    assert "mine: not known here" in bundles["mine"].info.licence
+    for slide_id, row in cohort.rows().items():
+        if row["n_tiles"]:
+            own, ours = (cohort.read(f"predictions/{one.id}", slide_id)["p"] for one in bundles.values())
+            assert own.equals(ours)
+    assert list(verify(cohort)) == []
