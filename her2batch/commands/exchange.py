@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -16,12 +17,17 @@ if TYPE_CHECKING:
     from her2batch.exchange.outgoing import Exported
 
 
+SHOWN = 5
+"""Slides that are named of each reason why some are left out."""
+
+
 class Format(StrEnum):
     """The formats of exchange.outgoing, which is loaded only when it is needed."""
 
     clam_h5 = "clam-h5"
     geojson = "geojson"
     csv = "csv"
+    dicom = "dicom"
 
 
 def export(
@@ -31,11 +37,13 @@ def export(
     out: Annotated[Path | None, typer.Option(help="folder to write to; default: export/FORMAT")] = None,
     slide: Annotated[list[str] | None, typer.Option(help="only this slide; repeatable")] = None,
     encoder: Annotated[list[str] | None, typer.Option(help="only this encoder's embeddings; repeatable")] = None,
-    bundle: Annotated[str | None, typer.Option(help="id of the bundle whose attention and patches are wanted")] = None,
+    bundle: Annotated[
+        str | None, typer.Option(help="id of the one bundle whose results are wanted; the rule's stay")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """The tables as files for QuPath (geojson), CLAM and TRIDENT (clam-h5) or spreadsheets (csv)."""
+    """The tables as files for QuPath (geojson), CLAM and TRIDENT (clam-h5), spreadsheets (csv), archives (dicom)."""
     from her2batch.exchange.outgoing import Order
     from her2batch.exchange.outgoing import export as run
     from her2batch.scoreboard import plain_progress
@@ -80,8 +88,9 @@ def show_exported(found: Exported) -> None:
     """What was written, where, and what was not."""
     for name, why in sorted(found.failures.items()):
         print(f"FAILED {name}: {why}")
-    for slide_id, why in sorted(found.left_out.items()):
-        print(f"left out {slide_id}: {why}")
+    for why, count in Counter(found.left_out.values()).most_common():
+        some = [one for one, reason in sorted(found.left_out.items()) if reason == why][:SHOWN]
+        print(f"{count} left out, {why}: {', '.join(some)}" + (", …" if count > SHOWN else ""))
     print(f"{found.files} files of {found.slides} slides, {found.bytes / 1e6:,.1f} MB: {found.out}")
 
 

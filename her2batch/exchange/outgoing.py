@@ -16,12 +16,13 @@ from typing import Any, Final
 import pyarrow as pa
 
 from her2batch.errors import Her2BatchError, InputError, StoreError
-from her2batch.exchange import clam_h5, csv, geojson
+from her2batch.exchange import clam_h5, csv, dicom, geojson
 from her2batch.tables import schemas
 from her2batch.tables.files import whole
 from her2batch.tables.places import AWAY, place
 from her2batch.tables.run import safe
 from her2batch.tables.store import Cohort, Row
+from her2batch.tasks import MEMBRANE
 
 MANIFEST: Final = "export.json"
 
@@ -30,7 +31,7 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Order:
-    """What to export. slides, encoders: none: all.  bundle: the one whose attention and patches are wanted."""
+    """What to export. slides, encoders: none: all.  bundle: the one wanted, beside the rule."""
 
     cohort: Path
     to: str
@@ -92,8 +93,10 @@ class Source:
     def below(self, kind: str) -> dict[str, str]:
         """Tables of a kind that are wanted: what made it → the table's name."""
         found = {name.split("/", 1)[1]: name for name in self.names if name.startswith(f"{kind}/")}
-        wanted: Sequence[str] = [safe(one) for one in self.order.encoders] if kind == "embeddings" else ()
-        wanted = [self.order.bundle] if self.order.bundle and kind != "embeddings" else wanted
+        if kind == "embeddings":
+            wanted = {safe(one) for one in self.order.encoders}
+        else:
+            wanted = {self.order.bundle, MEMBRANE} if self.order.bundle is not None else set()
         return {one: name for one, name in found.items() if not wanted or one in wanted}
 
 
@@ -207,7 +210,7 @@ def to_csv(source: Source) -> Iterator[Job]:
     for name in source.names:
         kind, _, made = name.partition("/")
         unwanted = kind == "slides" or (kind == "embeddings" and not source.order.encoders)
-        if unwanted or (made and made not in source.below(kind) and made != "membrane"):
+        if unwanted or (made and made not in source.below(kind)):
             continue
         yield Job(f"{name.replace('/', '-')}.csv", partial(_write_table, source, name))
 
@@ -223,9 +226,39 @@ def _write_table(source: Source, name: str, path: Path) -> None:
     csv.write(path, columns, (source.cohort.read(name, row["slide_id"]) for row in rows))
 
 
+def to_dicom(source: Source) -> Iterator[Job]:
+    """SLIDE.sr.dcm of each slide that was scanned as DICOM and has predictions."""
+    for row in source.done():
+        if row["format"] != "dicom":
+            source.left_out[row["slide_id"]] = "it was not scanned as DICOM"
+        elif row["path"] is None:
+            source.left_out[row["slide_id"]] = "with pseudonyms nothing may name its image, and a report must"
+        elif not (predictions := _fileable(source, row)):
+            source.left_out[row["slide_id"]] = "it has no prediction for a stain that labels name"
+        else:
+            yield Job(f"{row['slide_id']}.sr.dcm", partial(_write_dicom, row, predictions))
+
+
+def _fileable(source: Source, row: Row) -> dict[str, list[Row]]:
+    """A slide's predictions, but for those whose marker is only presumed: an archive keeps no HER2 score of an ER."""
+    names = {made: name for made, name in source.below("predictions").items() if source.has(name, row)}
+    found = {made: source.cohort.read(name, row["slide_id"]).to_pylist() for made, name in names.items()}
+    sure = {made: [one for one in rows if "marker-presumed" not in one["reasons"]] for made, rows in found.items()}
+    return {made: rows for made, rows in sure.items() if rows}
+
+
+def _write_dicom(row: Row, predictions: Mapping[str, list[Row]], path: Path) -> None:
+    dicom.report(row, dicom.source_image(row), predictions).save_as(path, enforce_file_format=True)
+
+
 Format = Callable[[Source], Iterator[Job]]
 
-FORMATS: Final[Mapping[str, Format]] = {"clam-h5": to_clam_h5, "geojson": to_geojson, "csv": to_csv}
+FORMATS: Final[Mapping[str, Format]] = {
+    "clam-h5": to_clam_h5,
+    "geojson": to_geojson,
+    "csv": to_csv,
+    "dicom": to_dicom,
+}
 """What --to takes → its files."""
 
 
