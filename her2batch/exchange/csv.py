@@ -19,6 +19,9 @@ from her2batch.tables.privacy import neutral
 JOIN: Final = ";"
 """Between the values of a list."""
 
+AT_ONCE: Final = 2_000
+"""Rows that are texts at a time: 20,000 embeddings of 1,024 values would be 2 GB of them."""
+
 FILES: Final = ("slide_id", "path", "bytes", "sha256")
 """Columns of `files`, which the slides table keeps as a list of structs: here a table of its own."""
 
@@ -30,7 +33,8 @@ def write(path: Path, columns: Iterable[str], tables: Iterable[pa.Table]) -> Non
         writer = csv.writer(file, lineterminator="\r\n")
         writer.writerow(names)
         for table in tables:
-            writer.writerows(rows(table.select(names)))
+            for start in range(0, len(table), AT_ONCE):
+                writer.writerows(rows(table.select(names).slice(start, AT_ONCE)))
 
 
 def rows(table: pa.Table) -> Iterator[tuple[str | None, ...]]:
