@@ -21,6 +21,15 @@ SHOWN = 5
 """Slides that are named of each reason why some are left out."""
 
 
+TO = "geojson: QuPath; clam-h5: CLAM, TRIDENT; csv: spreadsheets; dicom: reports for archives"
+
+NEXT = {
+    "geojson": "drag a file onto its slide in QuPath, then Measure, Show measurement maps (docs/exchange.md)",
+    "clam-h5": "features that are computed for patches/ come back with: her2batch import COHORT FOLDER --encoder NAME",
+}
+"""What to do with an export, where that is not plain."""
+
+
 class Format(StrEnum):
     """The formats of exchange.outgoing, which is loaded only when it is needed."""
 
@@ -33,7 +42,7 @@ class Format(StrEnum):
 def export(
     *,
     cohort: CohortArgument,
-    to: Annotated[Format, typer.Option(help="what for", show_default=False)],
+    to: Annotated[Format, typer.Option(help=TO, show_default=False)],
     out: Annotated[Path | None, typer.Option(help="folder to write to; default: export/FORMAT")] = None,
     slide: Annotated[list[str] | None, typer.Option(help="only this slide; repeatable")] = None,
     encoder: Annotated[list[str] | None, typer.Option(help="only this encoder's embeddings; repeatable")] = None,
@@ -59,7 +68,7 @@ def import_(
     *,
     cohort: CohortArgument,
     files: Annotated[
-        list[Path], typer.Argument(help="SLIDE.h5 files of embeddings, or folders of them", metavar="FILES...")
+        list[Path], typer.Argument(help="SLIDE.h5 files of embeddings, or folders of them", metavar="FILES")
     ],
     encoder: Annotated[str | None, typer.Option(help="name of what made them; default: what the files say")] = None,
     pseudonymize: Annotated[Path | None, typer.Option(help="key file, where the cohort has pseudonyms")] = None,
@@ -91,7 +100,9 @@ def show_exported(found: Exported) -> None:
     for why, count in Counter(found.left_out.values()).most_common():
         some = [one for one, reason in sorted(found.left_out.items()) if reason == why][:SHOWN]
         print(f"{count} left out, {why}: {', '.join(some)}" + (", …" if count > SHOWN else ""))
-    print(f"{found.files} files of {found.slides} slides, {found.bytes / 1e6:,.1f} MB: {found.out}")
+    print(f"{found.files} files of {found.slides} slides, {size(found.bytes)}: {found.out}")
+    if found.to in NEXT:
+        print(NEXT[found.to])
 
 
 def show_imported(found: Imported, cohort: Path) -> None:
@@ -100,11 +111,12 @@ def show_imported(found: Imported, cohort: Path) -> None:
         print(f"REFUSED {why}")
     for slide_id, count in sorted(found.passed.items()):
         print(f"{slide_id}: {count} embeddings lie on no tile of ours and were left out")
-    encoders = ", ".join(sorted(found.encoders)) or "no encoder"
-    print(
-        f"{encoders}: {len(found.slides)} slides brought in, {len(found.already)} were there already, "
-        f"{len(found.failures)} files refused"
-    )
+    counts = f"{len(found.slides)} slides brought in, {len(found.already)} were there already"
+    print(f"{': '.join([*sorted(found.encoders), counts])}, {len(found.failures)} files refused")
     if found.slides:
-        encoder = min(found.encoders)
-        print(f"train on them with: her2batch train {cohort} --labels LABELS.csv --method clam-sb --input {encoder}")
+        print(f"train on them with: her2batch train {cohort} --input {min(found.encoders)}")
+
+
+def size(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{max(1, round(count / 1e3))} kB"

@@ -70,6 +70,8 @@ def bring_in(order: Order, dim_of: Callable[[str], int | None], report: Report =
     cohort = Cohort(place(order.cohort))
     plan = cohort.plan()
     files = found_files(order.files)
+    if order.encoder is not None:
+        encoder_of(cohort.root, order.encoder, plan)  # what is wrong for all is said once
     found = Imported()
     with cohort.lock():
         rows = cohort.rows()

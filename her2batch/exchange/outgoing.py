@@ -105,8 +105,8 @@ def export(order: Order, report: Report = lambda *_: None) -> Exported:
     source = open_source(order)
     jobs = list(FORMATS[order.to](source))
     if not jobs:
-        why = next(iter(source.left_out.values()), "it holds no slide that is done")
-        raise InputError(f"nothing to export to {order.to}: {why}", source.cohort.root, "see docs/exchange.md")
+        why = next((f"{one}: {why}" for one, why in source.left_out.items()), "it holds no slide that is done")
+        raise InputError(f"has nothing to export to {order.to}; {why}", source.cohort.root, "see docs/exchange.md")
     found = Exported(order.out, order.to, left_out=source.left_out)
     found.slides = len({row["slide_id"] for row in source.rows} - source.left_out.keys())
     claim(order.out, order.to, [job.name for job in jobs])

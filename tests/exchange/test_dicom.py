@@ -187,5 +187,5 @@ def test_slides_of_other_scanners_are_left_out_and_said(tmp_path: Path) -> None:
     cohort = cohort_of(tmp_path / "cohort", "S1")
     table = pa.Table.from_pylist([prediction("her2-4way", 1)], schemas.schema("predictions"))
     cohort.add(cohort.rows()["S1"], {"predictions/membrane": table})
-    with pytest.raises(InputError, match="nothing to export to dicom: it was not scanned as DICOM"):
+    with pytest.raises(InputError, match="nothing to export to dicom; S1: it was not scanned as DICOM"):
         export(Order(cohort.root, "dicom", tmp_path / "out"))

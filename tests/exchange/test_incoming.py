@@ -99,6 +99,11 @@ def test_the_plans_own_encoder_is_not_replaced(cohort: Cohort, h5: Path) -> None
     assert "stain is what this cohort computes itself; give it a name of its own: --encoder stain-imported" in words
 
 
+def test_a_name_that_no_file_can_have_is_said_once(cohort: Cohort, h5: Path) -> None:
+    with pytest.raises(InputError, match="stain is what this cohort computes itself"):
+        run(cohort, h5, encoder="stain")
+
+
 def test_an_encoder_has_to_be_named(cohort: Cohort, h5: Path) -> None:
     with h5py.File(h5 / "S1.h5", "a") as file:
         del file["features"].attrs["encoder"]

@@ -145,7 +145,7 @@ def test_a_file_that_no_row_names_is_not_exported(cohort: Cohort, tmp_path: Path
 
 
 def test_a_cohort_without_slides_has_nothing_to_export(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nothing to export to geojson"):
+    with pytest.raises(InputError, match="has nothing to export to geojson; it holds no slide"):
         run(cohort_of(tmp_path / "cohort"), "geojson", tmp_path / "out")
     with pytest.raises(StoreError, match="no cohort here"):
         run(Cohort(tmp_path / "nowhere"), "geojson", tmp_path / "out")
