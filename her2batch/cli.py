@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from her2batch.commands import slides, study, tools
+from her2batch.commands import exchange, slides, study, tools
 from her2batch.errors import HeadLost, Her2BatchError
 
 COMMANDS = (
@@ -27,6 +27,8 @@ COMMANDS = (
     slides.status,
     slides.verify,
     slides.forget,
+    exchange.export,
+    exchange.import_,
     tools.synth,
     tools.demo,
     tools.doctor,
@@ -46,7 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for one in COMMANDS:
-    app.command()(one)
+    app.command(one.__name__.rstrip("_"))(one)
 
 
 def main() -> None:

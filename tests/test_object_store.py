@@ -18,6 +18,10 @@ import zarr
 from moto.server import ThreadedMotoServer
 
 from her2batch.errors import InputError, StoreError
+from her2batch.exchange.incoming import Order as Incoming
+from her2batch.exchange.incoming import bring_in
+from her2batch.exchange.outgoing import Order as Outgoing
+from her2batch.exchange.outgoing import export
 from her2batch.flow.ingest import Order, ingest
 from her2batch.flow.score import score
 from her2batch.settings import Plan, Resources
@@ -27,6 +31,7 @@ from her2batch.tables.audit import status, verify
 from her2batch.tables.places import place
 from her2batch.tables.store import Cohort
 from tests.conftest import Synthetic
+from tests.exchange.stored import cohort_of
 from tests.flow.test_ingest import contents
 from tests.models.bundles import untrained
 
@@ -178,3 +183,16 @@ def test_what_cannot_be_used_is_said_in_plain_words(bucket: str, scans: Path) ->
         assert "secret" not in str(told.value)
     with pytest.raises(StoreError, match="can't be"):
         ingest(Order(scans, place("s3://there-is-no-such-bucket/x")), Plan(), Resources(workers=0))
+
+
+def test_exports_and_imports_are_those_of_a_local_cohort(bucket: str, tmp_path: Path) -> None:
+    cohorts = {"here": cohort_of(tmp_path / "cohort", "S1"), "far": cohort_of(place(f"{bucket}/cohort"), "S1")}
+    for where, cohort in cohorts.items():
+        for to in ("clam-h5", "geojson", "csv"):
+            assert export(Outgoing(cohort.root, to, tmp_path / where / to)).exit_code == 0
+        features = tmp_path / where / "clam-h5" / "features_stain" / "h5_files"
+        assert bring_in(Incoming(cohort.root, (features,), "mine"), lambda _: None).slides == ["S1"]
+        assert list(verify(cohort)) == []
+    assert contents(tmp_path / "here") == contents(tmp_path / "far")
+    with pytest.raises(InputError, match="folder of this machine"):
+        export(Outgoing(cohorts["here"].root, "csv", place(f"{bucket}/out")))

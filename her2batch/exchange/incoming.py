@@ -1,0 +1,188 @@
+"""What comes into a cohort: embeddings that CLAM or TRIDENT computed, as one more encoder of slides that are there.
+
+A file is one slide's: its name says which. It goes in through the store's own commit, or is refused with the reason;
+nothing of a refused file is kept.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from her2batch.errors import InputError, StoreError
+from her2batch.exchange import clam_h5
+from her2batch.settings import Plan
+from her2batch.tables import schemas
+from her2batch.tables.places import place
+from her2batch.tables.privacy import Names
+from her2batch.tables.run import safe
+from her2batch.tables.store import Cohort, Row
+
+SUFFIXES: Final = (".h5", ".hdf5")
+
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,79}")
+"""An encoder's name: it becomes a folder's."""
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to bring in. encoder: None: as each file says.  names: how the cohort calls slides."""
+
+    cohort: Path
+    files: tuple[Path, ...]
+    encoder: str | None = None
+    names: Names = field(default_factory=Names)
+
+
+@dataclass
+class Imported:
+    """What became of the files. slides: brought in now.  already: were there, with the same values.  passed: slide →
+    rows on no tile, which were left out.  failures: file → why it was refused.
+    """
+
+    encoders: set[str] = field(default_factory=set)
+    slides: list[str] = field(default_factory=list)
+    already: list[str] = field(default_factory=list)
+    passed: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all are in · 2 none is · 3 some were refused."""
+        return 0 if not self.failures else 3 if self.slides or self.already else 2
+
+
+def bring_in(order: Order, dim_of: Callable[[str], int | None], report: Report = lambda *_: None) -> Imported:
+    """Add embeddings to slides of a cohort. The same call goes on where it was stopped.
+
+    dim_of: the length of an encoder's vectors, None where nobody knows.  Raises InputError, StoreError.
+    """
+    cohort = Cohort(place(order.cohort))
+    plan = cohort.plan()
+    files = found_files(order.files)
+    if order.encoder is not None:
+        encoder_of(cohort.root, order.encoder, plan)  # what is wrong for all is said once
+    found = Imported()
+    with cohort.lock():
+        rows = cohort.rows()
+        lengths: dict[str, int | None] = {}
+        for count, path in enumerate(files, start=1):
+            try:
+                _bring(cohort, plan, rows, path, order, dim_of, lengths, found)
+            except InputError as error:
+                found.failures[str(path)] = str(error)
+            report(count, len(files))
+        cohort.remember()
+    return found
+
+
+def found_files(given: Sequence[Path]) -> list[Path]:
+    """The files that were named, and those of folders that were. Raises InputError when there is none."""
+    files = []
+    for path in given:
+        if path.is_dir():
+            inside = sorted(one for one in path.iterdir() if one.suffix in SUFFIXES and not one.name.startswith("."))
+            if not inside:
+                raise InputError("holds no .h5 file", path, "give the folder with SLIDE.h5 files, as h5_files/")
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise InputError("there is no such file", path, "give .h5 files, or a folder of them")
+    return files
+
+
+def _bring(
+    cohort: Cohort, plan: Plan, rows: dict[str, Row], path: Path, order: Order,
+    dim_of: Callable[[str], int | None], lengths: dict[str, int | None], found: Imported,
+) -> None:  # fmt: skip
+    """One file into its slide."""
+    row = slide_of(path, rows, order.names)
+    tiles = cohort.read("tiles", row["slide_id"])
+    bag = clam_h5.read(path, room(row, tiles))
+    encoder = encoder_of(path, order.encoder or bag.encoder, plan)
+    values, passed = clam_h5.matched(path, bag, tiles)
+    folder = safe(encoder)
+    if encoder not in lengths:
+        lengths[encoder] = dim_of(encoder) or _length(cohort, f"embeddings/{folder}", rows)
+    if lengths[encoder] not in (None, values.shape[1]):
+        what = f"its embeddings have {values.shape[1]} values, those of {encoder} {lengths[encoder]}"
+        raise InputError(what, path, "give another --encoder name to embeddings of another encoder")
+    lengths[encoder] = values.shape[1]
+    table = _table(row["slide_id"], tiles, values)
+    found.encoders.add(encoder)
+    if passed:
+        found.passed[row["slide_id"]] = passed
+    if _there(cohort, f"embeddings/{folder}", row) == table:
+        found.already.append(row["slide_id"])
+        return
+    try:
+        cohort.add(row, {f"embeddings/{folder}": table})
+    except OSError as error:
+        raise StoreError(f"can't be written to ({error.strerror or error})", cohort.root, "check space") from error
+    found.slides.append(row["slide_id"])
+
+
+def slide_of(path: Path, rows: Mapping[str, Row], names: Names) -> Row:
+    """The slide a file belongs to, by its name. Raises InputError when the cohort has no such slide, or no tables."""
+    for slide_id in (path.stem, names.slide(path.stem)):
+        row = rows.get(slide_id)
+        if row is not None and row["status"] == "done":
+            return row
+        if row is not None:
+            raise InputError(f"slide {slide_id} is in the cohort as failed: {row['error_code']}", path, row["error"])
+    remedy = "ingest the slide first (its tiles are what embeddings belong to); the file's name must be SLIDE.h5"
+    raise InputError(f"the cohort holds no slide {path.stem}", path, remedy)
+
+
+def room(row: Row, tiles: pa.Table) -> int:
+    """How many tiles of this size a slide has room for, tissue or not."""
+    size = tiles["size"][0].as_py() if len(tiles) else 0
+    return math.ceil(row["width"] / size) * math.ceil(row["height"] / size) + len(tiles) if size else 0
+
+
+def encoder_of(path: Path, name: str | None, plan: Plan) -> str:
+    """The name the embeddings get. Raises InputError where there is none, or it is one of the plan's own."""
+    if name is None:
+        raise InputError("does not say which encoder made it", path, "give --encoder NAME")
+    if not NAME.fullmatch(name):
+        raise InputError(f"{name!r} is no name for an encoder", path, "use letters, digits, '.', '_', '-'")
+    if safe(name) in map(safe, plan.encoders):
+        remedy = f"give it a name of its own: --encoder {safe(name)}-imported"
+        raise InputError(f"{name} is what this cohort computes itself", path, remedy)
+    return name
+
+
+def _table(slide_id: str, tiles: pa.Table, values: NDArray[np.float16]) -> pa.Table:
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+    return schemas.embeddings(slide_id, tiles["tile"].combine_chunks(), vectors)
+
+
+def _named(cohort: Cohort, name: str, row: Row) -> bool:
+    path = cohort.table(name, row["slide_id"]).relative_to(cohort.root).as_posix()
+    return any(file["path"] == path for file in row["files"])
+
+
+def _there(cohort: Cohort, name: str, row: Row) -> pa.Table | None:
+    """What the slide has of this encoder; None: nothing, or nothing that can be read."""
+    try:
+        return cohort.read(name, row["slide_id"]) if _named(cohort, name, row) else None
+    except (OSError, pa.ArrowInvalid):
+        return None
+
+
+def _length(cohort: Cohort, name: str, rows: Mapping[str, Row]) -> int | None:
+    """Length of the vectors that other slides have of this encoder."""
+    tables = (_there(cohort, name, row) for row in rows.values())
+    found: Any = next((one for one in tables if one is not None), None)
+    return None if found is None else int(found.schema.field("embedding").type.list_size)
