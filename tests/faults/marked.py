@@ -136,8 +136,9 @@ def svs(path: Path, seed: int, mpp: float | None = MPP) -> bytes:
     resolution = "" if mpp is None else f"|AppMag = 40|MPP = {mpp}"
     described = (
         f"Aperio Image Library v12.0.15\r\n1400x1200 [0,0 1400x1200] (256x256) JPEG/RGB Q=70{resolution}"
-        f"|User = {mark('user')}|Date = 06/05/87|Time = 12:34:56|Title = {mark('title')}|Filename = {mark('filename')}|Barcode = {BARCODE}"
-        f"|ScanScope ID = {mark('scanner')}|ImageID = {mark('imageid')}|Patient = {mark('patient')}"
+        f"|User = {mark('user')}|Date = 06/05/87|Time = 12:34:56|Title = {mark('title')}|Barcode = {BARCODE}"
+        f"|Filename = {mark('filename')}|ScanScope ID = {mark('scanner')}|ImageID = {mark('imageid')}"
+        f"|Patient = {mark('patient')}"
     )
     tags = [(315, "s", 0, mark("artist"), True), (316, "s", 0, mark("host"), True), (33432, "s", 0, mark("copy"), True),
             (65000, "s", 0, mark("private"), True), (700, "B", 40, mark("xmp").encode().ljust(40), True)]  # fmt: skip
@@ -183,11 +184,12 @@ def ome(path: Path, seed: int) -> None:
         f'<Image ID="Image:0" Name="{mark("imagename")}"><AcquisitionDate>1987-06-05T12:34:56</AcquisitionDate>'
         f"<Description>{mark('describes')}</Description>"
         f'<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="1400" SizeY="1200" SizeC="3"'
-        f' SizeZ="1" SizeT="1" PhysicalSizeX="{MPP}" PhysicalSizeY="{MPP}"><Channel ID="Channel:0:0" SamplesPerPixel="3"/><TiffData/>'
+        f' SizeZ="1" SizeT="1" PhysicalSizeX="{MPP}" PhysicalSizeY="{MPP}">'
+        '<Channel ID="Channel:0:0" SamplesPerPixel="3"/><TiffData/>'
         "</Pixels></Image></OME>"
     )
-    tifffile.imwrite(path, tissue_image(*SIZE, seed=seed), tile=(256, 256), photometric="rgb", compression="zlib", description=xml,
-                     metadata=None)  # fmt: skip
+    how = {"tile": (256, 256), "photometric": "rgb", "compression": "zlib", "metadata": None}
+    tifffile.imwrite(path, tissue_image(*SIZE, seed=seed), description=xml, **how)
 
 
 def dicom(path: Path) -> None:
