@@ -91,7 +91,7 @@ def status(
     from her2batch.tables.store import Cohort
 
     found = count(Cohort(cohort))
-    emit(as_json, {**asdict(found), "adds_up": found.adds_up}, lambda: show_status(found, cohort))
+    emit(as_json, {**vars(found), "adds_up": found.adds_up}, lambda: show_status(found, cohort))
     return 0 if found.adds_up else 1
 
 

@@ -113,7 +113,7 @@ def ingest(
     plan, worker = _prepare(order, plan)
     cohort = worker.cohort
     cohort.create(plan)
-    with cohort.lock():
+    with worker.names.kept(), cohort.lock():
         cohort.sweep()
         cohort.remember()  # rows of a run that was killed
         labels = _labels(cohort, order.labels, worker.names)
@@ -140,7 +140,8 @@ COUNTS = ("seen", "done", "failed", "deferred", "duplicate", "ignored", "already
 def survey(order: Order, plan: Plan) -> tuple[Plan, Census, Cohort]:
     """What an ingest would do, without writing a byte."""
     plan, worker = _prepare(order, plan)
-    census = take(order.scans, worker.cohort, plan, worker.names, {}, order.retry_failed)
+    with worker.names.kept():
+        census = take(order.scans, worker.cohort, plan, worker.names, {}, order.retry_failed)
     return plan, census, worker.cohort
 
 
@@ -226,7 +227,8 @@ def _run(run: _Run, worker: Worker, resources: Resources, session: Session | Non
         if isinstance(run.supply, Watch) or not run.supply.ended():
             _work(run, worker, resources, session)
     except OSError as error:
-        raise StoreError(f"can't be written to: {error}", cohort.root, "free space, then run again") from error
+        what = f"can't be written to: {worker.names.fault(error)}"
+        raise StoreError(what, cohort.root, "free space, then run again") from error
     finally:
         _defer(run)
         run.register.census.keep(cohort)
@@ -273,7 +275,12 @@ def _labels(cohort: Cohort, path: Path | None, names: Names) -> dict[str, Row]:
         rows = table.to_pylist()
         if names.key is not None:
             rows = [
-                {**row, "slide_id": names.slide(row["slide_id"]), "patient_id": names.patient(row["patient_id"])}
+                {
+                    **row,
+                    "slide_id": names.slide(row["slide_id"]),
+                    "patient_id": names.patient(row["patient_id"]),
+                    "site": names.site(row["site"]),
+                }
                 for row in rows
             ]
         with whole(cohort.labels) as part:

@@ -2,7 +2,8 @@
 
 A path is a candidate when size, time of change and inode of all its files are the same in two looks at least `settle`
 seconds apart, no partial copy lies beside it, and it opens, its tile table valid to the last byte. What does not open
-is handed over all the same when it has not changed for GIVE_UP times as long: the ingest says what is wrong with it.
+is handed over all the same when it has not changed for GIVE_UP times as long: the ingest says what is wrong with it;
+and so is a slide beside a partial copy that has not grown for as long.
 The time is this machine's monotonic clock; a file's own times are compared with each other only, for the clocks of
 shares are wrong.
 """
@@ -56,6 +57,7 @@ class Settling:
         """settle: seconds.  fails: why a slide does not open, None when it does."""
         self._settle, self._fails = settle, fails
         self._sights: dict[Path, _Sight] = {}
+        self._partials: dict[Path, _Sight] = {}
 
     def finished(self, source: Source, at: float, names: Iterable[str]) -> bool:
         """Look at a slide at a moment of the monotonic clock. names: all that lies in its folder."""
@@ -70,13 +72,27 @@ class Settling:
             return False
         if at - sight.since < self._settle:
             return False
-        if partial := partial_beside(source.path.name, names):
+        partial = partial_beside(source.path.name, names)
+        if partial and not self._abandoned(source.path.with_name(partial), at):
             sight.why = f"a partial copy lies beside it: {partial}"
             return False
         if not sight.opens and at - sight.tried >= self._settle:
             failure = self._fails(source.path)
             sight.tried, sight.opens, sight.why = at, failure is None, f"does not open yet: {failure}"
         return sight.opens or at - sight.since >= GIVE_UP * self._settle
+
+    def _abandoned(self, partial: Path, at: float) -> bool:
+        """Whether a partial copy has not grown for so long that nobody works on it: a copier died."""
+        try:
+            facts = partial.stat()
+        except FileNotFoundError:
+            return False
+        key = ((facts.st_size, facts.st_mtime_ns, facts.st_ino),)
+        sight = self._partials.setdefault(partial, _Sight(key, at))
+        if sight.key != key:
+            self._partials[partial] = _Sight(key, at)
+            return False
+        return at - sight.since >= GIVE_UP * self._settle
 
     def why(self, source: Source) -> str:
         """Why a slide is not finished."""

@@ -138,7 +138,8 @@ def _sentinels(settings: Overnight, cohort: Cohort, session: Session, say: Say) 
     nested = Cohort(cohort.sentinels)
     remove_tree(nested.root)  # nothing of last night's may be taken for tonight's
     cohort.create(settings.plan)
-    order = Order(Path(settings.sentinels.folder), nested.root, weights=_path(settings.weights))
+    key = _path(settings.pseudonymize)
+    order = Order(Path(settings.sentinels.folder), nested.root, weights=_path(settings.weights), key=key)
     ingest(order, settings.plan, settings.resources, session=session)
     if settings.bundle is not None and any(row["status"] == "done" for row in nested.rows().values()):
         score(nested.root, Path(settings.bundle), settings.resources, session=session)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -265,12 +267,30 @@ def _relatives(path: Path, kind: str | None) -> list[str]:
 def _series(path: Path) -> list[str]:
     """The series a DICOM file belongs to; none when it is no whole slide image."""
     try:
-        facts = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID", "SeriesInstanceUID"])
+        with _silent():
+            return _series_of(path)
     except (InvalidDicomError, OSError, ValueError, EOFError, NotImplementedError, AttributeError, KeyError):
         return [f"damaged {path.name}"]
+
+
+def _series_of(path: Path) -> list[str]:
+    facts = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID", "SeriesInstanceUID"])
     if str(facts.get("SOPClassUID", "")) != WHOLE_SLIDE:
         return []
     return [str(facts.get("SeriesInstanceUID", f"no series {path.name}"))]
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what pydicom says of values that it does not like: they may be a patient's name."""
+    log = logging.getLogger("pydicom")
+    before, log.disabled = log.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = before
 
 
 def _place(one: Source | Ignored) -> str:

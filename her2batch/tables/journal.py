@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from her2batch.errors import Her2BatchError
 from her2batch.tables.places import put
 from her2batch.tables.store import Cohort
 
@@ -36,7 +37,8 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self.say("ended", error=f"{type(error).__name__}: {error}")
+            words = f": {error}" if isinstance(error, Her2BatchError) else ""  # others' may name a slide's file
+            self.say("ended", error=f"{type(error).__name__}{words}")
         self._file.close()
         if self._far is not None:
             self._far.cleanup()

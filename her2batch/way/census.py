@@ -48,6 +48,7 @@ class Census:
     entries: dict[str, Row] = field(default_factory=dict)
     looks: dict[str, Look] = field(default_factory=dict)
     forgotten: set[str] = field(default_factory=set)  # paths of slides that must not come back: kept nowhere
+    names: Names = field(default_factory=Names)
 
     @property
     def seen(self) -> int:
@@ -79,11 +80,11 @@ class Census:
 
     def keep(self, cohort: Cohort) -> None:
         """Write down what was seen, so that the next scan opens what is new and nothing else."""
-        cohort.write_seen(list(self.entries.values()))
+        cohort.write_seen(self.names.timed(self.entries.values()))
         settled = time.time_ns() - SETTLED_NS
         known = {path: look for path, look in self.looks.items() if path not in self.forgotten}
         looks = [{"path": path, **look._asdict()} for path, look in known.items() if look.mtime_ns < settled]
-        cohort.write_looks(looks)
+        cohort.write_looks(self.names.timed(looks))
 
 
 def take(
@@ -113,9 +114,11 @@ class Register:
         self.cohort, self._scans, self._plan, self._names = cohort, scans.absolute(), plan, names
         self._labels, self._retry_failed = labels, retry_failed
         self._rows, self._damaged, self._sizes = cohort.rows(), cohort.damaged(), cohort.sizes()
-        self._ledger = Ledger(cohort.seen(), self._rows, names, forgotten(cohort))
+        self._ledger = Ledger(names.timed(cohort.seen()), self._rows, names, forgotten(cohort))
         self._todos: dict[str, Todo] = {}
-        self.census = Census(entries=self._ledger.entries, looks=_looks(cohort), forgotten=self._ledger.forgotten)
+        self.census = Census(
+            entries=self._ledger.entries, looks=_looks(cohort, names), forgotten=self._ledger.forgotten, names=names
+        )
 
     def look(self) -> Found:
         """What lies in the folder now. A file that is as an earlier search found it is not opened."""
@@ -173,15 +176,15 @@ class Register:
     def defer(self, source: Source, why: str) -> None:
         """A slide is left to the next run."""
         path = self._names.path(source.path)
-        self._ledger.note_deferred(source, why)
+        self._ledger.note_deferred(source, self._names.reason(why))
         self.census.outcomes[path] = "deferred"
 
 
-def _looks(cohort: Cohort) -> dict[str, Look]:
+def _looks(cohort: Cohort, names: Names) -> dict[str, Look]:
     """What earlier scans found in the files they opened, by the names of the intake table."""
     return {
         row["path"]: Look(row["rules"], row["bytes"], row["mtime_ns"], row["kind"], tuple(row["belongs"]))
-        for row in cohort.looks()
+        for row in names.timed(cohort.looks())
     }
 
 
@@ -221,7 +224,7 @@ class Ledger:
     def note_ignored(self, file: Ignored) -> None:
         """A file that is no slide."""
         path = self._names.path(file.path)
-        reason = file.reason
+        reason = self._names.reason(file.reason)
         self.entries[path] = _entry(path, file.bytes, file.mtime_ns, 1, None, "ignored", None, reason)
 
     def note_deferred(self, source: Source, why: str) -> None:
