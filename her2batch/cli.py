@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -58,6 +59,7 @@ def main() -> None:
 
 def guarded(call: Callable[[], Any]) -> None:
     """Run something to the end of this process; its errors are one plain line, its exit code is the contract's."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until a run has handlers of its own, and after
     try:
         code = call()
         sys.exit(code if isinstance(code, int) else 0)

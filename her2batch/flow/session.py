@@ -120,7 +120,8 @@ def connect(resources: Resources, stopped: threading.Event | None = None) -> Ite
     before = dict(os.environ)
     ray, there = _import_ray(folder), True
     try:
-        _start(ray, resources, folder)
+        with _as_interrupt():
+            _start(ray, resources, folder)
         session = _session(ray, resources, stopped)
         with stoppable(session.stopped):
             yield session
@@ -202,6 +203,15 @@ def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> None:
         _node_ip_address="127.0.0.1",
         **common,
     )
+
+
+@contextmanager
+def _as_interrupt() -> Iterator[None]:
+    """While Ray starts its own handler of SIGTERM is there, which leaves with 15: a stop like any other."""
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
 
 
 def _answers(address: str) -> None:

@@ -109,3 +109,26 @@ sys.exit(130)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 130
     assert "the same command goes on from here" in run.stderr
+
+
+def test_a_signal_while_ray_starts_or_before_ends_with_130_too() -> None:
+    before = "os.kill(os.getpid(), 15)"
+    starting = """
+def start(*_):
+    signal.signal(15, lambda number, _: sys.exit(number))  # Ray's own handler, there until ours is
+    os.kill(os.getpid(), 15)
+session._start = start
+with session.connect(Resources(workers=1)):
+    pass
+"""
+    for body in (before, starting):
+        code = f"""
+import os, signal, sys
+from her2batch.cli import guarded
+from her2batch.flow import session
+from her2batch.settings import Resources
+guarded(lambda: exec({body!r}))
+"""
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        assert run.returncode == 130, (body, run)
+        assert "the same command goes on from here" in run.stderr
