@@ -88,6 +88,7 @@ def test_an_ingest_ends_with_the_bytes_of_a_local_one_and_is_not_done_again(
     assert fetched(f"{bucket}/cohort", tmp_path / "there") == contents(tmp_path / "here")
 
 
+@pytest.mark.slow
 def test_ray_workers_write_there_and_a_run_that_was_killed_goes_on(bucket: str, scans: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
