@@ -72,7 +72,7 @@ def features(
 def outline_feature(row: Mapping[str, Any], tiles: pa.Table) -> str:
     """The tissue, as far as it is tiled: a locked annotation with the slide's own figures."""
     (area,) = numbers(pa.chunked_array([[row["tissue_mm2"]]], pa.float32()))
-    texts = [f'"Tissue mm²": {area}'] if area is not None else []
+    texts = [f'"Tissue mm^2": {area}'] if area is not None else []
     texts.append(f'"Tiles": {len(tiles)}')
     geometry = shapely.to_geojson(outline(tiles))
     return _feature(geometry, "annotation", TISSUE, GREY, texts, ', "name": "Tiles of her2batch", "isLocked": true')

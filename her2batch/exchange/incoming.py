@@ -11,11 +11,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from her2batch.errors import InputError, StoreError
 from her2batch.exchange import clam_h5
@@ -75,12 +73,26 @@ def bring_in(order: Order, dim_of: Callable[[str], int | None], report: Report =
     found = Imported()
     with cohort.lock():
         rows = cohort.rows()
-        lengths: dict[str, int | None] = {}
+        lengths: dict[str, int] = {}
+        met: set[tuple[str, str]] = set()
         for count, path in enumerate(files, start=1):
             try:
-                _bring(cohort, plan, rows, path, order, dim_of, lengths, found)
+                row = slide_of(path, rows, order.names)
+                encoder, table, passed = fitted(cohort, plan, row, path, order.encoder)
+                if encoder not in lengths and (known := dim_of(encoder) or _length(cohort, encoder, rows)):
+                    lengths[encoder] = known
+                check_length(path, encoder, table, lengths)
+                if (row["slide_id"], encoder) in met:
+                    raise InputError(f"slide {row['slide_id']} was given before", path, "give one file a slide")
             except InputError as error:
                 found.failures[str(path)] = str(error)
+            else:
+                found.encoders.add(encoder)
+                found.passed |= {row["slide_id"]: passed} if passed else {}
+                met.add((row["slide_id"], encoder))
+                added = _add(cohort, row, encoder, table)
+                (found.slides if added else found.already).append(row["slide_id"])
+                rows[row["slide_id"]] = cohort.read("slides", row["slide_id"]).to_pylist()[0]
             report(count, len(files))
         cohort.remember()
     return found
@@ -102,35 +114,41 @@ def found_files(given: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _bring(
-    cohort: Cohort, plan: Plan, rows: dict[str, Row], path: Path, order: Order,
-    dim_of: Callable[[str], int | None], lengths: dict[str, int | None], found: Imported,
-) -> None:  # fmt: skip
-    """One file into its slide."""
-    row = slide_of(path, rows, order.names)
-    tiles = cohort.read("tiles", row["slide_id"])
-    bag = clam_h5.read(path, room(row, tiles))
-    encoder = encoder_of(path, order.encoder or bag.encoder, plan)
-    values, passed = clam_h5.matched(path, bag, tiles)
-    folder = safe(encoder)
-    if encoder not in lengths:
-        lengths[encoder] = dim_of(encoder) or _length(cohort, f"embeddings/{folder}", rows)
-    if lengths[encoder] not in (None, values.shape[1]):
-        what = f"its embeddings have {values.shape[1]} values, those of {encoder} {lengths[encoder]}"
-        raise InputError(what, path, "give another --encoder name to embeddings of another encoder")
-    lengths[encoder] = values.shape[1]
-    table = _table(row["slide_id"], tiles, values)
-    found.encoders.add(encoder)
-    if passed:
-        found.passed[row["slide_id"]] = passed
-    if _there(cohort, f"embeddings/{folder}", row) == table:
-        found.already.append(row["slide_id"])
-        return
+def fitted(cohort: Cohort, plan: Plan, row: Row, path: Path, name: str | None) -> tuple[str, pa.Table, int]:
+    """A file as embeddings of a slide's tiles: the encoder, the table, how many rows lie on no tile.
+
+    name: of the encoder; None: as the file says.  Raises InputError for anything that does not fit.
+    """
     try:
-        cohort.add(row, {f"embeddings/{folder}": table})
+        tiles = cohort.read("tiles", row["slide_id"])
+    except (OSError, pa.ArrowInvalid) as error:
+        what = f"its slide's tiles can't be read ({type(error).__name__})"
+        raise InputError(what, path, "run her2batch verify, then ingest again") from error
+    bag = clam_h5.read(path, room(row, tiles))
+    encoder = encoder_of(path, name or bag.encoder, plan)
+    values, passed = clam_h5.matched(path, bag, tiles)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+    return encoder, schemas.embeddings(row["slide_id"], tiles["tile"].combine_chunks(), vectors), passed
+
+
+def check_length(path: Path, encoder: str, table: pa.Table, lengths: dict[str, int]) -> None:
+    """Refuse embeddings of another length than the encoder's others have; the first ones say it. Raises InputError."""
+    dim = table.schema.field("embedding").type.list_size
+    if lengths.setdefault(encoder, dim) != dim:
+        what = f"its embeddings have {dim} values, those of {encoder} {lengths[encoder]}"
+        raise InputError(what, path, "give another --encoder name to embeddings of another encoder")
+
+
+def _add(cohort: Cohort, row: Row, encoder: str, table: pa.Table) -> bool:
+    """Commit a slide's new table; False: it was there. Raises StoreError when the disk refuses."""
+    name = f"embeddings/{safe(encoder)}"
+    if _there(cohort, name, row) == table:
+        return False
+    try:
+        cohort.add(row, {name: table})
     except OSError as error:
         raise StoreError(f"can't be written to ({error.strerror or error})", cohort.root, "check space") from error
-    found.slides.append(row["slide_id"])
+    return True
 
 
 def slide_of(path: Path, rows: Mapping[str, Row], names: Names) -> Row:
@@ -163,11 +181,6 @@ def encoder_of(path: Path, name: str | None, plan: Plan) -> str:
     return name
 
 
-def _table(slide_id: str, tiles: pa.Table, values: NDArray[np.float16]) -> pa.Table:
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-    return schemas.embeddings(slide_id, tiles["tile"].combine_chunks(), vectors)
-
-
 def _named(cohort: Cohort, name: str, row: Row) -> bool:
     path = cohort.table(name, row["slide_id"]).relative_to(cohort.root).as_posix()
     return any(file["path"] == path for file in row["files"])
@@ -181,8 +194,8 @@ def _there(cohort: Cohort, name: str, row: Row) -> pa.Table | None:
         return None
 
 
-def _length(cohort: Cohort, name: str, rows: Mapping[str, Row]) -> int | None:
-    """Length of the vectors that other slides have of this encoder."""
-    tables = (_there(cohort, name, row) for row in rows.values())
-    found: Any = next((one for one in tables if one is not None), None)
+def _length(cohort: Cohort, encoder: str, rows: Mapping[str, Row]) -> int | None:
+    """Length of the vectors that slides have of this encoder; None where none has any."""
+    tables = (_there(cohort, f"embeddings/{safe(encoder)}", row) for row in rows.values())
+    found = next((one for one in tables if one is not None), None)
     return None if found is None else int(found.schema.field("embedding").type.list_size)

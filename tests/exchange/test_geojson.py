@@ -99,7 +99,7 @@ def test_the_outline_covers_the_tiles_and_no_more(tmp_path: Path) -> None:
     squares = [box(t["x"], t["y"], t["x"] + t["size"], t["y"] + t["size"]) for t in tables["tiles"].to_pylist()]
     assert shape(tissue["geometry"]).equals(unary_union(squares))
     assert tissue["properties"]["isLocked"] is True
-    assert tissue["properties"]["measurements"] == {"Tissue mm²": 1.5, "Tiles": len(squares)}
+    assert tissue["properties"]["measurements"] == {"Tissue mm^2": 1.5, "Tiles": len(squares)}
 
 
 tissue = st.sets(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1)

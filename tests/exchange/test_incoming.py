@@ -16,7 +16,7 @@ from her2batch.settings import Resources, Spread, Training
 from her2batch.study.train import Study, train
 from her2batch.tables.audit import verify
 from her2batch.tables.privacy import Names
-from her2batch.tables.store import Cohort
+from her2batch.tables.store import Cohort, write_row
 from tests.conftest import Synthetic
 from tests.exchange.stored import add_failed, cohort_of
 
@@ -67,6 +67,19 @@ def test_other_slides_go_in_although_one_is_refused(cohort: Cohort, h5: Path) ->
     found = run(cohort, h5)
     assert (found.slides, list(found.failures), found.exit_code) == (["S2"], [str(h5 / "S1.h5")], 3)
     assert "mine" not in str(cohort.rows()["S1"]["files"])
+    assert list(verify(cohort)) == []
+
+
+def test_an_import_that_was_killed_between_a_file_and_its_row_goes_on(cohort: Cohort, h5: Path) -> None:
+    run(cohort, h5)
+    left = cohort.table("embeddings/mine", "S1")
+    write_row(
+        cohort, {**(row := cohort.rows()["S1"]), "files": [one for one in row["files"] if "mine" not in one["path"]]}
+    )
+    left.write_bytes(left.read_bytes()[:100])
+    assert [problem.path for problem in verify(cohort)] == [left]
+    found = run(cohort, h5)
+    assert (found.slides, found.already) == (["S1"], ["S2"])
     assert list(verify(cohort)) == []
 
 
@@ -148,6 +161,40 @@ def test_a_pseudonymized_slide_is_found_by_its_files_name_and_the_key(h5: Path, 
     assert run(cohort, h5 / "S1.h5", names=names).slides == [names.slide("S1")]
 
 
+def test_two_encoders_in_one_command_are_both_kept(cohort: Cohort, h5: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        shutil.copy(h5 / "S1.h5", tmp_path / name)
+        with h5py.File(tmp_path / name / "S1.h5", "a") as file:
+            file["features"].attrs["encoder"] = name
+    found = run(cohort, tmp_path / "one", tmp_path / "two", encoder=None)
+    assert found.encoders == {"one", "two"}
+    assert list(verify(cohort)) == []
+
+
+def test_a_slide_that_is_given_twice_is_refused_the_second_time(cohort: Cohort, h5: Path, tmp_path: Path) -> None:
+    shutil.copy(h5 / "S1.h5", tmp_path)
+    found = run(cohort, h5 / "S1.h5", tmp_path / "S1.h5")
+    assert found.slides == ["S1"]
+    assert "slide S1 was given before" in found.failures[str(tmp_path / "S1.h5")]
+
+
+def test_a_slide_whose_tiles_are_damaged_is_refused_alone(cohort: Cohort, h5: Path) -> None:
+    cohort.table("tiles", "S1").write_bytes(b"PAR1 no more")
+    found = run(cohort, h5)
+    assert found.slides == ["S2"]
+    assert "its slide's tiles can't be read" in found.failures[str(h5 / "S1.h5")]
+
+
+def test_a_slide_without_tiles_takes_a_file_without_rows(tmp_path: Path) -> None:
+    cohort = cohort_of(tmp_path / "cohort", "S1", size=(100, 100))
+    assert cohort.rows()["S1"]["n_tiles"] == 0
+    with h5py.File(tmp_path / "S1.h5", "w") as file:
+        file["features"], file["coords"] = np.zeros((0, 8), np.float32), np.zeros((0, 2), np.int32)
+    assert run(cohort, tmp_path / "S1.h5").slides == ["S1"]
+    assert cohort.read("embeddings/mine", "S1").num_rows == 0
+
+
 def test_nothing_to_import_is_said(cohort: Cohort, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"holds no \.h5 file"):
@@ -176,6 +223,10 @@ def test_imported_embeddings_train_and_score_as_the_cohorts_own_do(synthetic: Sy
         assert (scored.exit_code, scored.failures) == (0, {})
         bundles[encoder] = scored.bundle
     assert "mine: not known here" in bundles["mine"].info.licence
+    export(Outgoing(cohort.root, "geojson", tmp_path / "qupath", bundle=bundles["mine"].id))
+    assert f"Attention: her2-3way clam-sb mine ({bundles['mine'].id})" in "".join(
+        path.read_text() for path in (tmp_path / "qupath").glob("*.geojson")
+    )
     for slide_id, row in cohort.rows().items():
         if row["n_tiles"]:
             own, ours = (cohort.read(f"predictions/{one.id}", slide_id)["p"] for one in bundles.values())
