@@ -68,7 +68,7 @@ def test_a_run_can_be_followed_and_what_it_said_be_read_again(quiet_night: Minia
 def test_settings_are_checked_before_anything_waits_for_them(tmp_path: Path) -> None:
     (tmp_path / "scans").mkdir()
     for more, words in (
-        ({"top": 'colour = "red"'}, "colour"), ({"window": 'until = "6am"'}, "window.until"),
+        ({"top": 'colour = "red"'}, "colour"), ({"window": 'until = "6am"'}, "window.until: give a local time of day"),
         ({"top": 'bundle = "nowhere"'}, "bundle"), ({"top": 'labels = "nowhere.csv"'}, "labels"),
         ({"sentinels": 'folder = "nowhere"'}, "sentinels.folder"), ({"hook": 'webhook = "ftp://x"'}, "hook.webhook"),
         ({"drift": 'site = "("'}, "drift.site"),
