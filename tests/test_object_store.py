@@ -28,7 +28,9 @@ from her2batch.settings import Plan, Resources
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box
 from her2batch.tables.audit import status, verify
+from her2batch.tables.forget import forget, naming
 from her2batch.tables.places import place
+from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort
 from tests.conftest import Synthetic
 from tests.exchange.stored import cohort_of
@@ -156,6 +158,23 @@ def test_a_bundle_scores_there(bucket: str, scans: Path, tmp_path: Path) -> None
     assert (found.scored, found.failures) == (4, {})
     assert list(verify(Cohort(order.out))) == []
     assert score(order.out, bundle.path, Resources(workers=0)).already == 4
+
+
+def test_a_patient_is_forgotten_there(bucket: str, scans: Path, synthetic: Synthetic) -> None:
+    order = Order(scans, place(f"{bucket}/cohort"), labels=synthetic.labels)
+    ingest(order, Plan(), Resources(workers=0))
+    cohort = Cohort(order.out)
+    row = next(iter(cohort.rows().values()))
+    for night, text in (("20260101-190000", row["slide_id"]), ("20260102-190000", "others")):
+        (cohort.nights / night / "report.html").write_text(text)
+    found = forget(cohort, row["patient_id"], Names())
+    assert row["slide_id"] in found.slides
+    assert (found.left, found.nights) == ([], ["20260101-190000"])
+    cohort.root.fs.invalidate_cache()
+    assert list(naming(cohort.root, {row["patient_id"], *found.slides})) == []
+    assert [one.name for one in cohort.nights.iterdir()] == ["20260102-190000"]
+    assert list(verify(cohort)) == []
+    assert ingest(order, Plan(), Resources(workers=0)).fresh == []
 
 
 def test_one_writer_at_a_time_and_a_dead_ones_lock_gives_way(bucket: str) -> None:

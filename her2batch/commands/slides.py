@@ -70,8 +70,12 @@ def overnight(
     from her2batch.settings import Overnight, from_toml
 
     with progress(quiet) as report:
-        night = run(from_toml(settings, Overnight), report, lambda words: say(words, quiet))
-    print(night.line())
+        night = run(
+            from_toml(settings, Overnight),
+            report,
+            lambda words: say(words, quiet),
+            lambda text: print(text, flush=True),
+        )
     return night.exit_code
 
 

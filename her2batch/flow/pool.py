@@ -122,6 +122,7 @@ class _Driver:
         while (self._slides or self._later or not supply.ended()) and not self._session.stopped.is_set():
             self._session.check()
             self._grow()
+            supply.look()
             self._hand_out(supply)
             references = [*self._running, *self._starting]
             if not references:

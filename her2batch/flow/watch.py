@@ -45,9 +45,9 @@ Key = tuple[tuple[int, int, int], ...]
 class _Sight:
     key: Key
     since: float
+    why: str = ""
     opens: bool = False
     tried: float = -1.0
-    why: str = "still changing"
 
 
 class Settling:
@@ -58,6 +58,7 @@ class Settling:
         self._settle, self._fails = settle, fails
         self._sights: dict[Path, _Sight] = {}
         self._partials: dict[Path, _Sight] = {}
+        self._restless = f"not at rest for {settle:g} s yet"
 
     def finished(self, source: Source, at: float, names: Iterable[str]) -> bool:
         """Look at a slide at a moment of the monotonic clock. names: all that lies in its folder."""
@@ -68,7 +69,7 @@ class Settling:
             return False
         sight = self._sights.get(source.path)
         if sight is None or sight.key != key:
-            self._sights[source.path] = _Sight(key, at)
+            self._sights[source.path] = _Sight(key, at, self._restless)
             return False
         if at - sight.since < self._settle:
             return False
@@ -97,7 +98,7 @@ class Settling:
     def why(self, source: Source) -> str:
         """Why a slide is not finished."""
         sight = self._sights.get(source.path)
-        return sight.why if sight is not None else "still changing"
+        return sight.why if sight is not None else self._restless
 
     def forget(self, source: Source) -> None:
         """It was taken up; should it change, it starts anew."""
@@ -152,7 +153,7 @@ class Watch:
 
     def next(self) -> Todo | None:
         """A finished slide, urgent ones first."""
-        self._look()
+        self.look()
         return self._queue.next()
 
     def ended(self) -> bool:
@@ -161,29 +162,10 @@ class Watch:
             return True
         if self._linger:
             return False
-        self._look()
+        self.look()
         return not self._queue.left and not self._unfinished
 
-    def waiting(self) -> int:
-        """Slides that could be begun now."""
-        return self._queue.waiting()
-
-    @property
-    def left(self) -> list[Todo]:
-        """Finished slides that nobody has begun."""
-        return self._queue.left
-
-    def close(self) -> None:
-        """The end: a last look, and what is not finished by the scanner is left to the next run."""
-        found = self._register.look()
-        self._register.admit(Found([], found.ignored, {}))
-        for source in found.slides:
-            if not self._is_taken(source):
-                self._register.defer(source, self._settling.why(source))
-
-    # -- looking -----------------------------------------------------------------------------------------------
-
-    def _look(self) -> None:
+    def look(self) -> None:
         """Search the folder, when it is time to or something has stirred there."""
         at = time.monotonic()
         stirred = self._stirred.is_set() and at - self._looked > SHORTEST_S
@@ -205,6 +187,21 @@ class Watch:
             self._settling.forget(source)
         if ready:
             self._queue.put(self._register.admit(Found(ready, [], {})))
+
+    @property
+    def left(self) -> list[Todo]:
+        """Finished slides that nobody has begun."""
+        return self._queue.left
+
+    def close(self) -> None:
+        """The end: a last look, and what is not finished by the scanner is left to the next run."""
+        found = self._register.look()
+        self._register.admit(Found([], found.ignored, {}))
+        for source in found.slides:
+            if not self._is_taken(source):
+                self._register.defer(source, self._settling.why(source))
+
+    # -- looking -----------------------------------------------------------------------------------------------
 
     def _is_taken(self, source: Source) -> bool:
         return self._taken.get(source.path) == source.stat_key

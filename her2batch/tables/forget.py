@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from her2batch.errors import InputError
 from her2batch.tables import memo
 from her2batch.tables.files import read_parquet, whole, write_parquet
+from her2batch.tables.places import remove_tree
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row
 
@@ -88,13 +89,14 @@ def _pattern(words: Collection[str]) -> re.Pattern[bytes]:
 
 
 def _texts(path: Path) -> Iterator[bytes]:
-    """What a file holds: its bytes, and the text columns of a table."""
+    """What a file holds: its bytes, and the text columns of a table. A damaged one has its bytes only."""
     data = path.read_bytes()
-    if path.suffix == ".parquet":
-        yield from _columns(pq.read_table(path))
-    elif path.suffix == ".memo":
-        yield from _columns(pa.ipc.open_stream(pa.py_buffer(data[memo.DIGEST :])).read_all())
     yield data
+    with suppress(OSError, pa.ArrowInvalid):
+        if path.suffix == ".parquet":
+            yield from _columns(pq.read_table(pa.BufferReader(data)))
+        elif path.suffix == ".memo":
+            yield from _columns(pa.ipc.open_stream(pa.py_buffer(data[memo.DIGEST :])).read_all())
 
 
 def _columns(table: pa.Table) -> Iterator[bytes]:
@@ -142,7 +144,7 @@ def _drop_nights(cohort: Cohort, words: Collection[str]) -> list[str]:
     gone = []
     for night in sorted(cohort.nights.glob("*")):
         if any(True for _ in naming(night, words)):
-            shutil.rmtree(night)
+            remove_tree(night)
             gone.append(night.name)
     return gone
 

@@ -58,6 +58,28 @@ def test_a_slide_that_is_shared_has_the_bytes_of_one_that_is_not(
     assert contents(tmp_path / "plain") == contents(tmp_path / "shared")
 
 
+class Looked(Queue):
+    """How often the supply was asked to look, before anybody wanted a slide of it."""
+
+    looks, before = 0, None
+
+    def look(self) -> None:
+        self.looks += 1
+
+    def next(self) -> Todo | None:
+        self.before = self.looks if self.before is None else self.before
+        return super().next()
+
+
+def test_a_supply_looks_while_no_worker_is_idle(tmp_path: Path, make_slide: Callable, ray_session: Session) -> None:
+    """Or else a slide that came while all were busy began to settle only when one was idle."""
+    make_slide("a.tiff")
+    worker = worker_for(tmp_path / "c")
+    queue = Looked(todos(tmp_path / "scans", worker))
+    assert len(list(share(replace(ray_session, workers=1), worker, queue, MEMORY, Meters()))) == 1
+    assert queue.before > 0
+
+
 @pytest.fixture(scope="module")
 def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with weights of a small timm net, and a bundle of small nets beside it."""

@@ -194,7 +194,7 @@ def test_when_the_window_ends_the_rest_is_deferred_and_the_next_run_takes_it(
     found = status(Cohort(tmp_path / "c"))
     assert found.adds_up
     assert found.deferred == 2
-    assert found.reasons == {"deferred: still changing": 2}
+    assert found.reasons == {"deferred: not at rest for 30 s yet": 2}
     summary = ingest(order, Plan(tile=64), Resources(workers=0))
     assert (summary.seen, summary.done, summary.failed, summary.deferred) == (2, 1, 1, 0)
     assert summary.failures[0]["error_code"] == "truncated"
