@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -59,7 +60,8 @@ def main() -> None:
 
 def guarded(call: Callable[[], Any]) -> None:
     """Run something to the end of this process; its errors are one plain line, its exit code is the contract's."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until a run has handlers of its own, and after
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what stops a service is what stops a terminal
     try:
         code = call()
         sys.exit(code if isinstance(code, int) else 0)

@@ -22,12 +22,13 @@ from her2batch.flow.watch import Watch
 from her2batch.models.bundle import check_fits, read_bundle
 from her2batch.models.encoders import dim_of
 from her2batch.settings import Plan, Resources, Window
-from her2batch.tables.files import read_parquet, whole, write_parquet
+from her2batch.tables.files import read_parquet, whole, write_parquet, writing
 from her2batch.tables.journal import Journal
 from her2batch.tables.labels import read_labels
 from her2batch.tables.places import free_bytes, place
 from her2batch.tables.privacy import Names, read_key
 from her2batch.tables.store import Cohort, Row
+from her2batch.tables.sweep import drop_strays, sweep
 from her2batch.way.census import Census, Register, Todo, take
 from her2batch.way.pace import Pace, Tally
 from her2batch.way.stages import GIVEN, Context, check, chosen
@@ -111,13 +112,15 @@ def ingest(
     """
     started = time.perf_counter()
     plan, worker = _prepare(order, plan)
-    cohort = worker.cohort
-    cohort.create(plan)
-    with worker.names.kept(), cohort.lock():
-        cohort.sweep()
+    worker.cohort.claim()
+    with worker.names.kept(), worker.cohort.lock() as cohort, writing(cohort.root):
+        worker.cohort = cohort
+        cohort.create(plan)
+        sweep(cohort)
         cohort.remember()  # rows of a run that was killed
         labels = _labels(cohort, order.labels, worker.names)
         register = Register(order.scans, cohort, plan, worker.names, labels, order.retry_failed)
+        drop_strays(cohort, register.rows)
         _check_space(cohort)
         summary = Summary(cohort.root, run=datetime.now(UTC).strftime("ingest-%Y%m%dT%H%M%S.%fZ"))
         summary.skipped = _skipped(worker.context)
@@ -226,9 +229,6 @@ def _run(run: _Run, worker: Worker, resources: Resources, session: Session | Non
     try:
         if isinstance(run.supply, Watch) or not run.supply.ended():
             _work(run, worker, resources, session)
-    except OSError as error:
-        what = f"can't be written to: {worker.names.fault(error)}"
-        raise StoreError(what, cohort.root, "free space, then run again") from error
     finally:
         _defer(run)
         run.register.census.keep(cohort)

@@ -24,6 +24,7 @@ from her2batch.tables.files import read_parquet, whole, write_parquet
 from her2batch.tables.places import remove_tree
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row
+from her2batch.tables.sweep import sweep
 
 
 @dataclass
@@ -51,7 +52,7 @@ def forget(cohort: Cohort, patient_id: str, names: Names, runs: Iterable[Path] =
     cohort.check()
     patient = str(names.patient(patient_id))
     with cohort.lock():
-        cohort.sweep()
+        sweep(cohort)
         rows, labels = cohort.rows_anew(), _labels(cohort)
         ids = {one for one, row in rows.items() if row["patient_id"] == patient}
         ids |= {one["slide_id"] for one in labels if one["patient_id"] == patient}
@@ -182,7 +183,7 @@ def _rewrite(path: Path, table: pa.Table) -> None:
 def _drop_slide(cohort: Cohort, slide_id: str) -> int:
     """A slide's files, its row last; returns how many."""
     count = sum(path.is_file() for path in cohort.pyramid(slide_id).rglob("*"))
-    cohort.drop_pyramid(slide_id)
+    remove_tree(cohort.pyramid(slide_id))
     places = [cohort.thumbnail(slide_id), *(cohort.table(one, slide_id) for one in cohort.names() if one != "slides")]
     for path in [*places, cohort.table("slides", slide_id)]:
         count += path.is_file()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +40,8 @@ class Journal:
         if error is not None:
             words = f": {error}" if isinstance(error, Her2BatchError) else ""  # others' may name a slide's file
             self.say("ended", error=f"{type(error).__name__}{words}")
-        self._file.close()
+        with suppress(OSError):  # a line that the disk refused is tried once more
+            self._file.close()
         if self._far is not None:
             self._far.cleanup()
 

@@ -113,8 +113,8 @@ class Register:
             raise InputError("there is no such folder", scans, "give the folder that the scanner writes to")
         self.cohort, self._scans, self._plan, self._names = cohort, scans.absolute(), plan, names
         self._labels, self._retry_failed = labels, retry_failed
-        self._rows, self._damaged, self._sizes = cohort.rows(), cohort.damaged(), cohort.sizes()
-        self._ledger = Ledger(names.timed(cohort.seen()), self._rows, names, forgotten(cohort))
+        self.rows, self._damaged, self._sizes = cohort.rows(), cohort.damaged(), cohort.sizes()
+        self._ledger = Ledger(names.timed(cohort.seen()), self.rows, names, forgotten(cohort))
         self._todos: dict[str, Todo] = {}
         self.census = Census(
             entries=self._ledger.entries, looks=_looks(cohort, names), forgotten=self._ledger.forgotten, names=names
@@ -148,7 +148,7 @@ class Register:
             if path in self._ledger.forgotten:
                 self.census.outcomes[path] = "ignored"
             return None
-        row = self._rows.get(entry["slide_id"])
+        row = self.rows.get(entry["slide_id"])
         if entry["outcome"] == "duplicate":
             self.census.outcomes[path] = "duplicate"
         elif row and row["slide_id"] not in self._damaged and self._is_current(row, entry):
@@ -170,7 +170,7 @@ class Register:
 
     def finished(self, source: Source, row: Row) -> None:
         """A slide's row is committed: what its content is, a copy that comes later must find."""
-        self._rows[row["slide_id"]] = row
+        self.rows[row["slide_id"]] = row
         self._ledger.learn(self._names.path(source.path), row["sha256"])
 
     def defer(self, source: Source, why: str) -> None:
