@@ -26,6 +26,8 @@ REMEDIES = {
     "unstable": "wait until the scanner has finished writing, then run the same command again",
     "gone": "put the file back and run the same command again",
     "worker-lost": "run again with --retry-failed; if it repeats, the file crashes its decoder: export it again",
+    "timeout": "open the slide in the scanner's viewer; if it is sound, run again with --retry-failed and a longer "
+    "--patience",
     "out-of-memory": "run again with fewer --workers, or on a machine with more memory",
     "store-write": "free disk space or mend the disk, then run the same command again",
     "internal": "run again with --retry-failed; if it repeats, report the newest tables/runs/*.jsonl",
