@@ -13,6 +13,7 @@ Every error says what is wrong, in which file, and what to do about it. Library 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 REMEDIES = {
@@ -35,6 +36,17 @@ REMEDIES = {
 """Every error code a slide can end with, and what to do about it. docs/operations.md lists the same."""
 
 
+NO_TEXT = re.compile(r"[\ud800-\udfff]|\\x[0-9a-f]{2}")
+
+
+def legible(path: Path | str) -> str:
+    """A path as text that tables and screens take: bytes that are no UTF-8 as \\xff. No two paths become one."""
+    text = str(path)
+    if not NO_TEXT.search(text):
+        return text
+    return text.replace("\\", "\\\\").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 class Her2BatchError(Exception):
     """What is wrong, with which file, and the remedy."""
 
@@ -45,7 +57,7 @@ class Her2BatchError(Exception):
         self.what, self.path, self.remedy = what, path, remedy
 
     def __str__(self) -> str:
-        where = f"{self.path}: " if self.path is not None else ""
+        where = f"{legible(self.path)}: " if self.path is not None else ""
         return f"{where}{self.what}" + (f"; {self.remedy}" if self.remedy else "")
 
 

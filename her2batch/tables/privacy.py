@@ -14,7 +14,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from her2batch.errors import InputError
+from her2batch.errors import InputError, legible
 
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 LONGEST = 120
@@ -45,11 +45,11 @@ class Names:
 
     def path(self, path: Path) -> str:
         """A path as the intake table keeps it."""
-        return str(path) if self.key is None else self._hash("path", str(path))
+        return legible(path) if self.key is None else self._hash("path", str(path))
 
     def shown(self, path: Path | str, slide_id: str | None) -> str:
         """A file's name in messages and rows."""
-        return str(path) if self.key is None else str(slide_id or "a file")
+        return legible(path) if self.key is None else str(slide_id or "a file")
 
     def _hash(self, kind: str, text: str) -> str:
         assert self.key is not None

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from her2batch.errors import Her2BatchError
+from her2batch.errors import Her2BatchError, legible
 from her2batch.settings import Plan, Resources
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Slide, SlideInfo
@@ -61,7 +61,7 @@ def estimate(census: Census, plan: Plan, resources: Resources, cohort: Cohort) -
 
 
 def _row(todo: Todo, plan: Plan, cluster: Cluster, costs: Costs) -> Row:
-    common = {"slide_id": todo.slide_id, "file": str(todo.source.path)}
+    common = {"slide_id": todo.slide_id, "file": legible(todo.source.path)}
     try:
         with open_slide(todo.source.path, plan.reader) as slide:
             slide.info = check_mpp(slide.info.with_mpp(plan.mpp_override), plan.mpp)

@@ -23,11 +23,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.errors import SlideError
+from her2batch.errors import SlideError, legible
 from her2batch.models.verdict import Judge
 from her2batch.slides import cucim
-from her2batch.slides.files import fingerprint
-from her2batch.slides.intake import again
+from her2batch.slides.files import Fingerprint, fingerprint
+from her2batch.slides.intake import Source, again
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Slide
 from her2batch.tables.privacy import Names
@@ -149,7 +149,7 @@ class Worker:
         row = {**(facts or self._unread(todo)), "status": "failed", "error_code": error.code}
         shown = self.names.shown(error.path or todo.source.path, todo.slide_id)
         what = error.what if self.names.key is None else error.code
-        row["error"] = f"{shown}: {what}; {error.remedy}"
+        row["error"] = f"{shown}: {legible(what)}; {error.remedy}"
         row["plan_id"] = self.context.plan.for_slide(row["mpp_source"]).id
         draft = self.cohort.draft(todo.slide_id)
         old = self._old_row(todo)
@@ -170,7 +170,7 @@ class Worker:
         self._unmoved(todo)
         holes: tuple[tuple[int, int], ...] = ()
         if known is None:
-            prints = fingerprint(source.members)
+            prints = _fingerprint(source)
             facts["sha256"], holes = prints.sha256, prints.holes
         slide = open_slide(source.path, self.context.plan.reader)
         with slide:
@@ -278,7 +278,7 @@ class Worker:
 
     def _unread(self, todo: Todo) -> Row:
         """The row of a slide that nobody could open."""
-        path = str(todo.source.path) if self.names.key is None else None
+        path = legible(todo.source.path) if self.names.key is None else None
         return {
             "slide_id": todo.slide_id, "patient_id": todo.patient_id, "stain": todo.stain, "path": path,
             "sha256": todo.sha256, "bytes": todo.source.bytes, "mpp_source": None, "n_tiles": 0, "flags": [],
@@ -321,6 +321,15 @@ class _Net:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT):
             return SlideError("store-write", path, f"its results can't be written: {os.strerror(error.errno)}")
         return SlideError("internal", path, f"stopped on a fault of ours ({type(error).__name__})")
+
+
+def _fingerprint(source: Source) -> Fingerprint:
+    try:
+        return fingerprint(source.members)
+    except FileNotFoundError as error:
+        raise SlideError("gone", source.path, "was taken away while it was read") from error
+    except OSError as error:
+        raise SlideError("unreadable", source.path, f"can't be read ({error.strerror})") from error
 
 
 def _blank(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
