@@ -71,6 +71,9 @@ class Resources(Settings):
     )
     gpus: float | None = Field(None, ge=0, description="GPUs to use; default: all that are there")
     worker_memory: int = Field(4_000_000_000, ge=500_000_000, description="bytes a worker may hold")
+    patience: float = Field(
+        1800.0, ge=1, description="seconds that a step of a slide may take, models aside, before it is given up"
+    )
 
 
 def _time_of_day(text: str) -> str:

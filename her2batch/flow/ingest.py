@@ -15,7 +15,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from her2batch.errors import StoreError
-from her2batch.flow.pool import plain, share
+from her2batch.flow.plain import plain
+from her2batch.flow.pool import share
 from her2batch.flow.session import Session, connect, stoppable
 from her2batch.flow.telemetry import Meters
 from her2batch.flow.watch import Watch
@@ -243,14 +244,14 @@ def _work(run: _Run, worker: Worker, resources: Resources, session: Session | No
     if resources.workers == 0:
         pace = Pace(1)
         with stoppable(run.stopped):
-            for finished in plain(worker, run.supply, run.stopped):
+            for finished in plain(worker, run.supply, run.stopped, resources):
                 run.ended(finished, pace)
         run.summary.stopped = run.stopped.is_set()
         return
     with nullcontext(session) if session is not None else connect(resources, run.stopped) as open_session:
         assert open_session is not None
         meters, pace = Meters(), Pace(open_session.workers)
-        for finished in share(open_session, worker, run.supply, resources.worker_memory, meters):
+        for finished in share(open_session, worker, run.supply, resources, meters):
             run.ended(finished, pace)
             meters.ended(finished.row, run.tally)
         run.summary.stopped = run.stopped.is_set()

@@ -210,6 +210,7 @@ def _import_ray(folder: Path | None) -> ModuleType:
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
     import ray
 
+    ray._private.worker._worker_logs_enabled = False  # else it tells of a dead worker on stdout, asked to or not
     return ray
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from her2batch.errors import Her2BatchError, InputError
+from her2batch.errors import Her2BatchError, InputError, legible
 
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 FORMULA = re.compile(r"\s*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
@@ -82,7 +82,7 @@ class Names:
 
     def path(self, path: Path) -> str:
         """A path as the intake table keeps it."""
-        return str(path) if self.key is None else self._hash("path", str(path))
+        return legible(path) if self.key is None else self._hash("path", str(path))
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -106,7 +106,7 @@ class Names:
 
     def shown(self, path: Path | str, slide_id: str | None) -> str:
         """A file's name in messages and rows."""
-        return str(path) if self.key is None else str(slide_id or "a file")
+        return legible(path) if self.key is None else str(slide_id or "a file")
 
     def _hash(self, kind: str, text: str) -> str:
         assert self.key is not None

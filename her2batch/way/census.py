@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from her2batch.errors import InputError
+from her2batch.errors import InputError, legible
 from her2batch.settings import Plan
 from her2batch.slides.files import fingerprint
 from her2batch.slides.intake import Found, Ignored, Look, Source, find
@@ -111,7 +112,8 @@ class Register:
         """Raises InputError when the folder isn't there."""
         if not scans.exists():
             raise InputError("there is no such folder", scans, "give the folder that the scanner writes to")
-        self.cohort, self._scans, self._plan, self._names = cohort, scans.absolute(), plan, names
+        scans = scans.resolve() if ".." in scans.parts else scans.absolute()  # else the same file has two names
+        self.cohort, self._scans, self._plan, self._names = cohort, scans, plan, names
         self._labels, self._retry_failed = labels, retry_failed
         self.rows, self._damaged, self._sizes = cohort.rows(), cohort.damaged(), cohort.sizes()
         self._ledger = Ledger(names.timed(cohort.seen()), self.rows, names, forgotten(cohort))
@@ -243,7 +245,7 @@ class Ledger:
         for path, source in self._sources.items():  # seen, and not read yet: a copy must find its original
             entry = self.entries.get(path)
             if entry and entry["outcome"] == "slide" and entry["sha256"] is None and sizes[source.bytes] > 1:
-                with suppress(FileNotFoundError):
+                with suppress(OSError):  # whoever reads it as a slide says what is wrong with it
                     self.learn(path, fingerprint(source.members).sha256)
         for source in fresh:
             with suppress(FileNotFoundError):  # taken away this moment: nobody has seen it
@@ -254,7 +256,7 @@ class Ledger:
         old = self.entries.get(path)
         if source.bytes in self._gone_sizes:
             could_be_copy = True
-            if (source.bytes, digest_of(fingerprint(source.members).sha256)) in self._gone:
+            if (sha := _sha256(source)) is not None and (source.bytes, digest_of(sha)) in self._gone:
                 self.forgotten.add(path)
                 self.entries.pop(path, None)
                 return
@@ -290,21 +292,31 @@ class Ledger:
         wanted = slide_id or self._names.slide(source.path.stem)
         sha = None
         if could_be_copy or slide_id or wanted in self._rows or wanted.lower() in self._ids:
-            sha = fingerprint(source.members).sha256
-            owner = self._by_digest.get(sha)
+            sha = _sha256(source)
+            owner = self._by_digest.get(sha) if sha is not None else None
             if owner is not None and owner["path"] != path:
                 copy_of = "copy of " + (owner["path"] if self._names.key is None else owner["slide_id"])
                 return _entry(path, *source.stat_key, sha, "duplicate", owner["slide_id"], copy_of)
-        slide_id = slide_id or self._free(wanted, sha)
+        slide_id = slide_id or self._free(wanted, sha or sha256(path.encode()).hexdigest())
         entry = _entry(path, *source.stat_key, sha, "slide", slide_id, None)
         self._ids.add(slide_id.lower())
         return entry
 
-    def _free(self, wanted: str, sha: str | None) -> str:
+    def _free(self, wanted: str, sha: str) -> str:
         """The stem's id; when another slide has it (case aside: shares often ignore it), with a short content hash."""
-        if wanted.lower() not in self._ids or sha is None:
+        if wanted.lower() not in self._ids:
             return wanted
         return next(one for n in range(8, 65) if (one := f"{wanted}-{sha[:n]}").lower() not in self._ids)
+
+
+def _sha256(source: Source) -> str | None:
+    """A slide's digest; None where it can't be read, as its row will say. Raises FileNotFoundError."""
+    try:
+        return fingerprint(source.members).sha256
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return None
 
 
 def _named(entry: Row) -> bool:
@@ -314,4 +326,5 @@ def _named(entry: Row) -> bool:
 
 def _entry(path: str, *values: Any) -> Row:
     names = ("bytes", "mtime_ns", "n_files", "sha256", "outcome", "slide_id", "reason")
-    return {"path": path, **dict(zip(names, values, strict=True))}
+    entry = {"path": path, **dict(zip(names, values, strict=True))}
+    return {**entry, "reason": legible(entry["reason"])} if entry["reason"] else entry
