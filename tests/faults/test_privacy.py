@@ -30,6 +30,7 @@ def keep(path, *args, **more):
     rmtree(path, *args, **more)
 shutil.rmtree = keep
 """
+SCANS = mark("scans")
 MAIN = "\nfrom her2batch.cli import main\nmain()\n"
 
 
@@ -68,13 +69,13 @@ class Place:
 
     def ingest(self, name: str, *more: str, cohort: str = "cohort", fault: str = "") -> subprocess.CompletedProcess:
         given = ("--out", f"made/{cohort}", "--pseudonymize", "key", "--tile", "64", "--labels", "labels.csv")
-        return self.run(name, "ingest", "scans", *given, *more, fault=fault)
+        return self.run(name, "ingest", SCANS, *given, *more, fault=fault)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     made = Place(tmp_path_factory.mktemp("marked"))
-    made.labels = marked.make(made.root / "scans")
+    made.labels = marked.make(made.root / SCANS)
     marked.labels_csv(made.root / "labels.csv")
     key = made.root / "key"
     key.touch(mode=0o600)
@@ -84,11 +85,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 def test_the_search_finds_what_is_there(place: Place, tmp_path: Path) -> None:
     """Else its silence would say nothing: the source is full of marks, and so is a cohort that keeps its names."""
-    found = set().union(*leaks(place.root / "scans", tuple(place.labels)).values())
+    found = set().union(*leaks(place.root / SCANS, tuple(place.labels)).values())
     assert len(found) > 45
     assert repr(place.labels[0]) in found
     assert marks("QXJwideZYK".encode("utf-16-le")) == {"QXJwideZYK"} == marks("QXJwideZYK".encode("utf-16-be"))
-    run = place.run("open", "ingest", "scans", "--out", str(tmp_path / "c"), "--workers", "0", "--tile", "64", "--json")
+    run = place.run("open", "ingest", SCANS, "--out", str(tmp_path / "c"), "--workers", "0", "--tile", "64", "--json")
     assert run.returncode == 3
     (place.root / "made" / "open.stdout").unlink()
     (place.root / "made" / "open.stderr").unlink()
@@ -129,8 +130,8 @@ def test_a_fault_of_ours_leaves_a_trace_that_names_nothing(place: Place) -> None
     assert leaks(place.root / "made", tuple(place.labels)) == {}
 
 
-NIGHT = """
-scans = "scans"
+NIGHT = f"""
+scans = "{SCANS}"
 cohort = "made/cohort"
 labels = "labels.csv"
 pseudonymize = "key"
@@ -148,7 +149,7 @@ folder = "sentinels"
 
 @pytest.mark.slow
 def test_a_night_with_its_report_and_its_sentinels_names_nothing(place: Place) -> None:
-    scans, sentinels = place.root / "scans", place.root / "sentinels"
+    scans, sentinels = place.root / SCANS, place.root / "sentinels"
     sentinels.mkdir()
     source = scans / mark("folder") / f"{mark('second')}.svs"
     shutil.copy2(source, sentinels / f"{mark('sentinel')}.svs")
@@ -178,7 +179,7 @@ def test_a_key_that_others_can_reach_is_refused_before_any_work(place: Place, tm
     key.write_bytes(os.urandom(32))
     key.chmod(mode)
     with pytest.raises(InputError, match="chmod 600"):
-        ingest(Order(place.root / "scans", tmp_path / "c", key=key), Plan(), Resources(workers=0))
+        ingest(Order(place.root / SCANS, tmp_path / "c", key=key), Plan(), Resources(workers=0))
     assert not (tmp_path / "c").exists()
 
 
