@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from her2batch.commands import slides, study, tools
+from her2batch.commands import slides, study, tools, web
 from her2batch.errors import HeadLost, Her2BatchError
 
 COMMANDS = (
@@ -27,6 +27,7 @@ COMMANDS = (
     slides.status,
     slides.verify,
     slides.forget,
+    web.serve,
     tools.synth,
     tools.demo,
     tools.doctor,
