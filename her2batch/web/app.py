@@ -40,7 +40,7 @@ from her2batch.web.models import (
 STATIC = Path(__file__).parent / "static"
 
 ABOUT = """Slides of one cohort, what is predicted of them and why, and what pathologists say of it.
-Every call needs `Authorization: Bearer TOKEN`. For research use."""
+Every call needs the header Authorization: Bearer TOKEN. For research use."""
 
 NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problem}}
 

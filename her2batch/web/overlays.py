@@ -71,10 +71,10 @@ def outline(table: pa.Table) -> list[list[tuple[int, int]]]:
 
 
 def _step(x: NDArray[np.float64], y: NDArray[np.float64], size: float) -> float:
-    """Px between two tiles: not quite their size, which is a whole number."""
-    extents = [float(np.ptp(one)) for one in (x, y)]
-    longest = max(extents)
-    return longest / max(1, round(longest / size)) if longest else size
+    """Px between neighbouring tiles: within 1 px of their size, but no whole number as a rule."""
+    gaps = np.concatenate([np.diff(np.unique(one)) for one in (x, y)])
+    near = gaps[np.abs(gaps - size) <= 1]
+    return float(near.mean()) if len(near) else size
 
 
 def _corners(ring: NDArray[np.int32], step: float) -> list[tuple[int, int]]:

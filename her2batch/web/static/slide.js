@@ -29,11 +29,10 @@ async function look(slide) {
   }
   const viewer = OpenSeadragon({
     element: at("viewer"), tileSources: source, drawer: "canvas", showNavigationControl: false, showNavigator: true,
-    navigatorPosition: "TOP_RIGHT", navigatorSizeRatio: 0.16, maxZoomPixelRatio: 2, visibilityRatio: 0.5,
+    navigatorPosition: "TOP_RIGHT", navigatorSizeRatio: 0.16, navigatorBackground: "#fff", maxZoomPixelRatio: 2, visibilityRatio: 0.5,
     animationTime: matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : 0.4, crossOriginPolicy: false,
     gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, imageLoaderLimit: 6,
   });
-  window.viewer = viewer;
   viewer.canvas.setAttribute("role", "application");
   viewer.canvas.setAttribute("aria-label", `Slide ${slide.row.slide_id}: arrow keys move, + and − zoom, 0 shows all of it`);
   at("in").addEventListener("click", () => viewer.viewport.zoomBy(1.6).applyConstraints());
@@ -71,22 +70,20 @@ function scaleBar(viewer, row) {
 // -- what is known
 
 function predictions(slide) {
-  const rows = slide.predictions.map((one) => made("tr", {},
-    made("th", { scope: "row" }, one.task), cell("Method", one.method), cell("Class", made("b", {}, one.predicted)),
-    cell("Probabilities", bars(one)),
-    cell("Why", ...(one.reasons.length ? one.reasons.map((why) => made("span", { class: "chip" }, why)) : ["–"]))));
-  const head = made("thead", {}, made("tr", {},
-    ...["Task", "Method", "Class", "Probabilities", "Look first because"].map((words) => made("th", { scope: "col" }, words))));
-  at("predictions").replaceChildren(rows.length ? made("table", { class: "small" }, head, made("tbody", {}, ...rows))
-    : made("p", {}, slide.row.error ?? "Nothing is predicted of this slide."));
+  at("predictions").replaceChildren(...slide.predictions.map((one) => made("article", {},
+    made("h3", {}, made("b", {}, one.predicted), ` ${one.task}, ${one.method}`, one.review ? made("em", {}, "look first") : null),
+    bars(one), ...one.reasons.map((why) => made("span", { class: "chip" }, why)))));
+  if (!slide.predictions.length) {
+    at("predictions").replaceChildren(made("p", {}, slide.row.error ?? "Nothing is predicted of this slide."));
+  }
 }
 
 function bars(one) {
   return made("ul", { class: "bars" }, ...one.classes.map((name, k) => {
     const bar = made("i");
-    bar.style.width = `${Math.round(60 * one.p[k])}px`;
+    bar.style.width = `${Math.round(100 * one.p[k])}%`;
     const plausible = one.plausible.includes(name) ? "" : " unlikely";
-    return made("li", { class: plausible }, made("span", {}, name), bar, `${Math.round(100 * one.p[k])} %`);
+    return made("li", { class: plausible.trim() }, made("span", {}, name), made("span", {}, bar), `${Math.round(100 * one.p[k])} %`);
   }));
 }
 
