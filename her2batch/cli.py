@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from her2batch.commands import exchange, slides, study, tools
+from her2batch.commands import exchange, slides, study, tools, web
 from her2batch.errors import HeadLost, Her2BatchError
 
 COMMANDS = (
@@ -31,6 +31,7 @@ COMMANDS = (
     slides.forget,
     exchange.export,
     exchange.import_,
+    web.serve,
     tools.synth,
     tools.demo,
     tools.doctor,

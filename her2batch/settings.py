@@ -162,6 +162,10 @@ class Training(Settings):
     options: tuple[str, ...] = Field((), description="a setting of the methods, as lr=0.0002; repeatable")
     quick: bool = Field(False, description="few epochs, toy networks, few patches: to see all of it run")
     patches_per_slide: int | None = Field(None, ge=1, description="at most so many patches of a slide, drawn at random")
+    reviews: bool = Field(
+        False,
+        description="lay the newest verdict of the cohort's reviews over each slide's label; differences are said",
+    )
     keep_contradictions: bool = Field(False, description="train on slides whose IHC and ISH contradict each other too")
     shuffle_labels: bool = Field(False, description="a control: labels at random over the patients, figures at chance")
 

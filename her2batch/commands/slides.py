@@ -103,11 +103,14 @@ def verify(cohort: CohortArgument = OUT, as_json: Json = False) -> int:
     """Check every file against its checksum and schema. `ingest` mends what this finds."""
     from her2batch.screen import show_problems
     from her2batch.tables.audit import verify as check
+    from her2batch.tables.reviews import head
     from her2batch.tables.store import Cohort
 
     problems = list(check(Cohort(cohort)))
+    newest = head(Cohort(cohort))
     found = [{"path": str(one.path), "what": one.what, "slide_id": one.slide_id} for one in problems]
-    emit(as_json, {"problems": found, "ok": not found}, lambda: show_problems(problems, cohort))
+    data = {"problems": found, "ok": not found, "reviews": newest[0], "reviews_sha256": newest[1]}
+    emit(as_json, data, lambda: show_problems(problems, cohort, newest))
     return 3 if problems else 0
 
 

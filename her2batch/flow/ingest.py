@@ -60,6 +60,7 @@ class Order:
     weights: Path | None = None
     key: Path | None = None
     retry_failed: bool = False
+    only: Path | None = None  # of the slides there, the one that this file belongs to
 
 
 @dataclass
@@ -170,7 +171,7 @@ def _supply(
     urgent = Urgent(Path(window.urgent)) if window.urgent is not None else None
     queue = Queue((), urgent, next_time(window.until, now()) if window.until is not None else None)
     if not window.watch:
-        queue.put(register.admit(register.look()))
+        queue.put(register.admit(register.look() if order.only is None else register.look().of(order.only)))
         yield queue
         return
     with Watch(register, queue, order.scans, window, plan.reader, stopped) as watch:

@@ -116,6 +116,11 @@ class Found(NamedTuple):
     ignored: list[Ignored]
     looks: dict[str, Look]
 
+    def of(self, path: Path) -> Found:
+        """What a file is, alone: the slide it belongs to, or why it belongs to none."""
+        slides = [one for one in self.slides if path in one.members]
+        return Found(slides, [one for one in self.ignored if one.path == path], self.looks)
+
 
 def find(
     root: Path,

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
 from her2batch.slides.codecs import NAME, ZSTD, JpegCodec, encode, pack, unpack
-from her2batch.slides.jpeg import decode, muted
+from her2batch.slides.jpeg import complete, decode, muted
 from her2batch.slides.ndpi import NdpiSlide, RunTable
 from her2batch.slides.slide import Box, Level, Places, Slide, SlideInfo, assembled
 from her2batch.slides.tiffslide import TiffSlide
@@ -331,6 +331,12 @@ class Pyramid(Slide):
                 raise SlideError("unreadable", self.info.path, what, MEND) from error
 
         return assembled(box, (size.chunk_width // shrink, size.chunk_height // shrink), decoded, parts)
+
+    def stream(self, level: int, row: int, column: int) -> bytes | None:
+        """A chunk as a JPEG file, its bytes untouched; None where there is no tissue, or no JPEG."""
+        jpeg = self._layers[level].jpeg
+        data = self._raw(level, row, column) if jpeg is not None else None
+        return None if jpeg is None or data is None else complete(data, jpeg.tables, jpeg.colorspace_jpeg)
 
     def _raw(self, level: int, row: int, column: int) -> bytes | None:
         """The stored stream of a chunk; None where there is no tissue."""

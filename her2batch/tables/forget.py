@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from her2batch.errors import InputError
-from her2batch.tables import memo
+from her2batch.tables import memo, reviews
 from her2batch.tables.files import read_parquet, whole, write_parquet
 from her2batch.tables.places import remove_tree
 from her2batch.tables.privacy import Names
@@ -32,13 +32,14 @@ class Forgotten:
     """What was removed, and what still names the patient: nothing, or something is wrong.
 
     sources: the slides in the scans folder (with pseudonyms nobody can tell).  runs: files of training runs that name
-    the patient's slides.
+    the patient's slides.  reviews: numbers of those that were emptied.
     """
 
     slides: list[str]
     files: int = 0
     sources: list[str] = field(default_factory=list)
     nights: list[str] = field(default_factory=list)
+    reviews: list[int] = field(default_factory=list)
     left: list[Path] = field(default_factory=list)
     runs: list[Path] = field(default_factory=list)
 
@@ -66,6 +67,7 @@ def forget(cohort: Cohort, patient_id: str, names: Names, runs: Iterable[Path] =
         _remember_digests(cohort, [*(rows[one] for one in ids & rows.keys()), *entries])
         found.nights = _drop_nights(cohort, words)
         _drop_mentions(cohort, ids, {one["path"] for one in entries}, words, labels)
+        found.reviews = reviews.forget(cohort, ids, _pattern(words))
         for slide_id in sorted(ids):
             found.files += _drop_slide(cohort, slide_id)
         cohort.remember()
