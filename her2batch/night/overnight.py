@@ -186,12 +186,13 @@ def _sum_up(settings: Overnight, cohort: Cohort, summary: Summary, found: Findin
     night.source_bytes = sum(row["bytes"] or 0 for row in found.fresh)
     found.cases = cases.cases(cohort, summary.fresh)
     found.review = _review(cohort, found.fresh)
-    found.drift = drift.compare(cohort, set(summary.fresh), settings.drift, begin)
     night.conflicts = sum(bool(case.conflicts) for case in found.cases)
-    night.alarms = sum(one.alarm for one in found.drift)
     night.review = len({one["slide_id"] for one in found.review})
     night.held = found.sentinels is not None and found.sentinels.held
-    night.retired = len(retention.retire(cohort, settings.retention, now()))
+    if not night.stopped:  # both take longer than a stop may: the next night does them
+        found.drift = drift.compare(cohort, set(summary.fresh), settings.drift, begin)
+        night.alarms = sum(one.alarm for one in found.drift)
+        night.retired = len(retention.retire(cohort, settings.retention, now()))
     night.store_bytes, night.free_bytes = disk(cohort, cohort.rows())
 
 
