@@ -288,7 +288,10 @@ def _labels(cohort: Cohort, path: Path | None, names: Names) -> dict[str, Row]:
         with whole(cohort.labels) as part:
             write_parquet(pa.Table.from_pylist(rows, table.schema), part)
     elif cohort.labels.exists():
-        rows = read_parquet(cohort.labels).to_pylist()
+        try:
+            rows = read_parquet(cohort.labels).to_pylist()
+        except pa.ArrowInvalid as error:
+            raise StoreError("is damaged", cohort.labels, "give the labels again with --labels") from error
     else:
         rows = []
     return {row["slide_id"]: row for row in rows}

@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from her2batch.errors import InputError, legible
+from her2batch.errors import InputError, StoreError, legible
 from her2batch.settings import Plan
 from her2batch.slides.files import fingerprint
 from her2batch.slides.intake import Found, Ignored, Look, Source, find
@@ -116,7 +116,7 @@ class Register:
         self.cohort, self._scans, self._plan, self._names = cohort, scans, plan, names
         self._labels, self._retry_failed = labels, retry_failed
         self.rows, self._damaged, self._sizes = cohort.rows(), cohort.damaged(), cohort.sizes()
-        self._ledger = Ledger(names.timed(cohort.seen()), self.rows, names, forgotten(cohort))
+        self._ledger = Ledger(names.timed(_seen(cohort)), self.rows, names, forgotten(cohort))
         self._todos: dict[str, Todo] = {}
         self.census = Census(
             entries=self._ledger.entries, looks=_looks(cohort, names), forgotten=self._ledger.forgotten, names=names
@@ -180,6 +180,14 @@ class Register:
         path = self._names.path(source.path)
         self._ledger.note_deferred(source, self._names.reason(why))
         self.census.outcomes[path] = "deferred"
+
+
+def _seen(cohort: Cohort) -> list[Row]:
+    """The intake table; a damaged one is made anew, from the files and the rows."""
+    try:
+        return cohort.seen()
+    except StoreError:
+        return []
 
 
 def _looks(cohort: Cohort, names: Names) -> dict[str, Look]:
