@@ -41,6 +41,25 @@ class Todo:
 
 
 @dataclass
+class Pile:
+    """Slides by their ids, and how many bytes they are in all: known at any moment, however many there are."""
+
+    slides: dict[str, Todo] = field(default_factory=dict)
+    bytes: int = 0
+
+    def put(self, todo: Todo) -> None:
+        """Add a slide, or take it for the one it was."""
+        self.drop(todo.slide_id)
+        self.slides[todo.slide_id] = todo
+        self.bytes += todo.source.bytes
+
+    def drop(self, slide_id: str) -> None:
+        """Take a slide away, if it is there."""
+        if (old := self.slides.pop(slide_id, None)) is not None:
+            self.bytes -= old.source.bytes
+
+
+@dataclass
 class Census:
     """What lies in the scans folder, against what the cohort has."""
 
@@ -117,7 +136,7 @@ class Register:
         self._labels, self._retry_failed = labels, retry_failed
         self.rows, self._damaged, self._sizes = cohort.rows(), cohort.damaged(), cohort.sizes()
         self._ledger = Ledger(names.timed(_seen(cohort)), self.rows, names, forgotten(cohort))
-        self._todos: dict[str, Todo] = {}
+        self.known, self.left = Pile(), Pile()  # all that were to do; those of them that have not ended
         self.census = Census(
             entries=self._ledger.entries, looks=_looks(cohort, names), forgotten=self._ledger.forgotten, names=names
         )
@@ -136,12 +155,10 @@ class Register:
         self._ledger.note_slides(found.slides)
         fresh = [todo for source in found.slides if (todo := self._settle(source)) is not None]
         self.census.todo += fresh
-        self._todos |= {todo.slide_id: todo for todo in fresh}
+        for todo in fresh:
+            self.known.put(todo)
+            self.left.put(todo)
         return fresh
-
-    def todos(self) -> list[Todo]:
-        """The latest of every slide that is to do, or was."""
-        return list(self._todos.values())
 
     def _settle(self, source: Source) -> Todo | None:
         path = self._names.path(source.path)
@@ -173,6 +190,9 @@ class Register:
     def finished(self, source: Source, row: Row) -> None:
         """A slide's row is committed: what its content is, a copy that comes later must find."""
         self.rows[row["slide_id"]] = row
+        waiting = self.left.slides.get(row["slide_id"])
+        if waiting is not None and waiting.source.stat_key == source.stat_key:  # else its file has changed meanwhile
+            self.left.drop(row["slide_id"])
         self._ledger.learn(self._names.path(source.path), row["sha256"])
 
     def defer(self, source: Source, why: str) -> None:
