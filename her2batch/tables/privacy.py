@@ -17,6 +17,12 @@ from pathlib import Path
 from her2batch.errors import InputError
 
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+FORMULA = re.compile(r"\s*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+"""What a spreadsheet takes for the start of a formula (CWE-1236; OWASP's list), wide forms and blanks before it too."""
+
+PLAIN = re.compile(r"[+-]|[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+"""Begins like a formula and is none: the labels '+' and '-', and numbers."""
+
 LONGEST = 120
 KEY_BYTES = 16
 
@@ -25,6 +31,14 @@ def safe(stem: str) -> str:
     """A file's stem as a slide id: letters, digits, '.', '_', '-'; no leading dot or dash; at most 120 bytes."""
     cleaned = UNSAFE.sub("_", unicodedata.normalize("NFC", stem)).strip("._-")
     return cleaned[:LONGEST] or "slide"
+
+
+def neutral(text: str) -> str:
+    """A text as a cell of a CSV file: what a spreadsheet would run as a formula starts with a quote instead.
+
+    For columns of text; numbers, and the labels '+' and '-', stay what they are.
+    """
+    return f"'{text}" if FORMULA.match(text) and not PLAIN.fullmatch(text) else text
 
 
 @dataclass(frozen=True)
