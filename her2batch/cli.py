@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from her2batch.commands import slides, study, tools
+from her2batch.commands import report, slides, study, tools
 from her2batch.errors import HeadLost, Her2BatchError
 
 COMMANDS = (
@@ -24,6 +24,7 @@ COMMANDS = (
     study.train,
     study.reproduce,
     study.tune,
+    report.report,
     slides.status,
     slides.verify,
     slides.forget,
