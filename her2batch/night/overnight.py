@@ -19,8 +19,9 @@ from her2batch.flow.score import score
 from her2batch.flow.session import Session, connect, stoppable
 from her2batch.models.bundle import check_fits, read_bundle
 from her2batch.models.verdict import Judge
-from her2batch.night import cases, drift, hooks, retention, sentinels
+from her2batch.night import drift, hooks, retention, sentinels
 from her2batch.night.summary import FAULT, Night, codes, disk
+from her2batch.reports import cases
 from her2batch.reports.night import page
 from her2batch.settings import Overnight
 from her2batch.tables.files import whole
