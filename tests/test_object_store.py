@@ -27,12 +27,12 @@ from her2batch.flow.score import score
 from her2batch.settings import Plan, Resources
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box
-from her2batch.tables.audit import status, verify
-from her2batch.tables.forget import forget, naming
 from her2batch.tables.places import place
 from her2batch.tables.privacy import Names
 from her2batch.tables.reviews import Review, append
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import status, verify
+from her2batch.upkeep.forget import forget, naming
 from her2batch.web.catalog import Catalog
 from tests.conftest import Synthetic
 from tests.exchange.stored import cohort_of

@@ -29,7 +29,7 @@ from her2batch.tables.labels import read_labels
 from her2batch.tables.places import free_bytes, place
 from her2batch.tables.privacy import Names, read_key
 from her2batch.tables.store import Cohort, Row
-from her2batch.tables.sweep import drop_strays, sweep
+from her2batch.upkeep.sweep import drop_strays, sweep
 from her2batch.way.census import Census, Register, take
 from her2batch.way.pace import Pace, Tally
 from her2batch.way.stages import GIVEN, Context, check, chosen

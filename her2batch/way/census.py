@@ -20,10 +20,10 @@ from her2batch.errors import InputError, StoreError, legible
 from her2batch.settings import Plan
 from her2batch.slides.files import fingerprint
 from her2batch.slides.intake import Found, Ignored, Look, Source, find
-from her2batch.tables.forget import digest_of, forgotten
 from her2batch.tables.memo import SETTLED_NS
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row
+from her2batch.upkeep.forget import digest_of, forgotten
 
 PASSING = frozenset({"unstable", "gone", "store-write"})
 """Failures that may be over by the next run: tried again without being asked."""

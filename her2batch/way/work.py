@@ -29,9 +29,9 @@ from her2batch.slides.files import Fingerprint, fingerprint
 from her2batch.slides.intake import Source, again
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Slide
-from her2batch.tables.audit import sound
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row, write_row
+from her2batch.upkeep.audit import sound
 from her2batch.vision.membrane import TileBatch, describe
 from her2batch.way.census import PASSING, Todo
 from her2batch.way.feed import decoded, feed_of

@@ -16,8 +16,8 @@ from her2batch.night import drift, retention
 from her2batch.night.overnight import Findings, _inside, _sum_up, overnight
 from her2batch.night.summary import Night
 from her2batch.settings import Overnight, Plan, from_toml
-from her2batch.tables.audit import status, verify
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import status, verify
 from tests.night.scanner import SLIDES, Miniature, command, write_toml
 from tests.night.test_hooks import webhook
 
