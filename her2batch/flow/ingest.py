@@ -22,6 +22,7 @@ from her2batch.flow.telemetry import Meters
 from her2batch.flow.watch import Watch
 from her2batch.models.bundle import check_fits, read_bundle
 from her2batch.models.encoders import dim_of
+from her2batch.models.verdict import Judge
 from her2batch.settings import Plan, Resources, Window
 from her2batch.tables.files import read_parquet, whole, write_parquet, writing
 from her2batch.tables.journal import Journal
@@ -156,6 +157,7 @@ def _prepare(order: Order, plan: Plan) -> tuple[Plan, Worker]:
     plan = plan.model_copy(update={"bundle": bundle.id if bundle else None})
     if bundle is not None:
         check_fits(bundle, plan)
+        Judge(bundle)  # a head that can't be loaded is said now, not by every slide
     dims = {name: dim_of(name) for name in plan.encoders}
     context = Context(plan, bundle, order.weights, dims=dims)
     check(chosen(bundle), GIVEN)
