@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from her2batch.errors import InputError
 
@@ -69,9 +71,18 @@ class Resources(Settings):
     )
     gpus: float | None = Field(None, ge=0, description="GPUs to use; default: all that are there")
     worker_memory: int = Field(4_000_000_000, ge=500_000_000, description="bytes a worker may hold")
+    patience: float = Field(
+        1800.0, ge=1, description="seconds that a step of a slide may take, models aside, before it is given up"
+    )
 
 
-TimeOfDay = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d(:[0-5]\d)?$")]
+def _time_of_day(text: str) -> str:
+    if re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d(:[0-5]\d)?", text) is None:
+        raise PydanticCustomError("time_of_day", "give a local time of day, as 06:00")
+    return text
+
+
+TimeOfDay = Annotated[str, AfterValidator(_time_of_day)]
 """Local time of day, HH:MM or HH:MM:SS."""
 
 

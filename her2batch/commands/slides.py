@@ -70,8 +70,12 @@ def overnight(
     from her2batch.settings import Overnight, from_toml
 
     with progress(quiet) as report:
-        night = run(from_toml(settings, Overnight), report, lambda words: say(words, quiet))
-    print(night.line())
+        night = run(
+            from_toml(settings, Overnight),
+            report,
+            lambda words: say(words, quiet),
+            lambda text: print(text, flush=True),
+        )
     return night.exit_code
 
 
@@ -91,7 +95,7 @@ def status(
     from her2batch.tables.store import Cohort
 
     found = count(Cohort(cohort))
-    emit(as_json, {**asdict(found), "adds_up": found.adds_up}, lambda: show_status(found, cohort))
+    emit(as_json, {**vars(found), "adds_up": found.adds_up}, lambda: show_status(found, cohort))
     return 0 if found.adds_up else 1
 
 

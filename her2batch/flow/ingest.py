@@ -15,19 +15,21 @@ from pathlib import Path
 import pyarrow as pa
 
 from her2batch.errors import StoreError
-from her2batch.flow.pool import plain, share
+from her2batch.flow.plain import plain
+from her2batch.flow.pool import share
 from her2batch.flow.session import Session, connect, stoppable
 from her2batch.flow.telemetry import Meters
 from her2batch.flow.watch import Watch
 from her2batch.models.bundle import check_fits, read_bundle
 from her2batch.models.encoders import dim_of
 from her2batch.settings import Plan, Resources, Window
-from her2batch.tables.files import read_parquet, whole, write_parquet
+from her2batch.tables.files import read_parquet, whole, write_parquet, writing
 from her2batch.tables.journal import Journal
 from her2batch.tables.labels import read_labels
 from her2batch.tables.places import free_bytes, place
 from her2batch.tables.privacy import Names, read_key
 from her2batch.tables.store import Cohort, Row
+from her2batch.tables.sweep import drop_strays, sweep
 from her2batch.way.census import Census, Register, Todo, take
 from her2batch.way.pace import Pace, Tally
 from her2batch.way.stages import GIVEN, Context, check, chosen
@@ -112,13 +114,15 @@ def ingest(
     """
     started = time.perf_counter()
     plan, worker = _prepare(order, plan)
-    cohort = worker.cohort
-    cohort.create(plan)
-    with cohort.lock():
-        cohort.sweep()
+    worker.cohort.claim()
+    with worker.names.kept(), worker.cohort.lock() as cohort, writing(cohort.root):
+        worker.cohort = cohort
+        cohort.create(plan)
+        sweep(cohort)
         cohort.remember()  # rows of a run that was killed
         labels = _labels(cohort, order.labels, worker.names)
         register = Register(order.scans, cohort, plan, worker.names, labels, order.retry_failed)
+        drop_strays(cohort, register.rows)
         _check_space(cohort)
         summary = Summary(cohort.root, run=datetime.now(UTC).strftime("ingest-%Y%m%dT%H%M%S.%fZ"))
         summary.skipped = _skipped(worker.context)
@@ -141,7 +145,8 @@ COUNTS = ("seen", "done", "failed", "deferred", "duplicate", "ignored", "already
 def survey(order: Order, plan: Plan) -> tuple[Plan, Census, Cohort]:
     """What an ingest would do, without writing a byte."""
     plan, worker = _prepare(order, plan)
-    census = take(order.scans, worker.cohort, plan, worker.names, {}, order.retry_failed)
+    with worker.names.kept():
+        census = take(order.scans, worker.cohort, plan, worker.names, {}, order.retry_failed)
     return plan, census, worker.cohort
 
 
@@ -226,8 +231,6 @@ def _run(run: _Run, worker: Worker, resources: Resources, session: Session | Non
     try:
         if isinstance(run.supply, Watch) or not run.supply.ended():
             _work(run, worker, resources, session)
-    except OSError as error:
-        raise StoreError(f"can't be written to: {error}", cohort.root, "free space, then run again") from error
     finally:
         _defer(run)
         run.register.census.keep(cohort)
@@ -242,14 +245,14 @@ def _work(run: _Run, worker: Worker, resources: Resources, session: Session | No
     if resources.workers == 0:
         pace = Pace(1)
         with stoppable(run.stopped):
-            for finished in plain(worker, run.supply, run.stopped):
+            for finished in plain(worker, run.supply, run.stopped, resources):
                 run.ended(finished, pace)
         run.summary.stopped = run.stopped.is_set()
         return
     with nullcontext(session) if session is not None else connect(resources, run.stopped) as open_session:
         assert open_session is not None
         meters, pace = Meters(), Pace(open_session.workers)
-        for finished in share(open_session, worker, run.supply, resources.worker_memory, meters):
+        for finished in share(open_session, worker, run.supply, resources, meters):
             run.ended(finished, pace)
             meters.ended(finished.row, run.tally)
         run.summary.stopped = run.stopped.is_set()
@@ -274,7 +277,12 @@ def _labels(cohort: Cohort, path: Path | None, names: Names) -> dict[str, Row]:
         rows = table.to_pylist()
         if names.key is not None:
             rows = [
-                {**row, "slide_id": names.slide(row["slide_id"]), "patient_id": names.patient(row["patient_id"])}
+                {
+                    **row,
+                    "slide_id": names.slide(row["slide_id"]),
+                    "patient_id": names.patient(row["patient_id"]),
+                    "site": names.site(row["site"]),
+                }
                 for row in rows
             ]
         with whole(cohort.labels) as part:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from her2batch.errors import Her2BatchError
 from her2batch.tables.places import put
 from her2batch.tables.store import Cohort
 
@@ -36,8 +38,10 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self.say("ended", error=f"{type(error).__name__}: {error}")
-        self._file.close()
+            words = f": {error}" if isinstance(error, Her2BatchError) else ""  # others' may name a slide's file
+            self.say("ended", error=f"{type(error).__name__}{words}")
+        with suppress(OSError):  # a line that the disk refused is tried once more
+            self._file.close()
         if self._far is not None:
             self._far.cleanup()
 

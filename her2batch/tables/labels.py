@@ -102,9 +102,10 @@ def _check(path: Path, rows: list[dict[str, str | None]]) -> None:
             if value is not None and value not in allowed:
                 known = ", ".join(sorted(allowed))
                 raise InputError(f"line {line}: {column} is {value!r}", path, f"use one of {known}, or leave it empty")
-    doubled = [name for name, count in Counter(row["slide_id"] for row in rows).items() if count > 1]
-    if doubled:
-        raise InputError(f"{doubled[0]} stands in it more than once", path, "keep one line a slide")
+    first: dict[str | None, int] = {}
+    for line, row in enumerate(rows, start=2):
+        if (other := first.setdefault(row["slide_id"], line)) != line:
+            raise InputError(f"lines {other} and {line} are of one slide", path, "keep one line a slide")
 
 
 def _tcga(path: Path, rows: list[dict[str, str]], slides: list[str]) -> list[dict[str, str | None]]:

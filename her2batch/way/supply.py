@@ -27,8 +27,8 @@ class Supply(Protocol):
     def ended(self) -> bool:
         """Whether none will come any more."""
 
-    def waiting(self) -> int:
-        """How many could be begun now."""
+    def look(self) -> None:
+        """See what has come: asked for now and then, also while nobody wants a slide."""
 
 
 class Queue:
@@ -63,9 +63,8 @@ class Queue:
         """Whether all have been handed out, or the window has ended."""
         return not self.left or self.closed()
 
-    def waiting(self) -> int:
-        """How many have not been begun."""
-        return 0 if self.closed() else len(self.left)
+    def look(self) -> None:
+        """All is known already."""
 
     def closed(self) -> bool:
         """Whether the window has ended."""

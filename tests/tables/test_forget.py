@@ -67,6 +67,14 @@ def test_forgetting_that_was_interrupted_goes_on(cohort: Cohort) -> None:
     assert list(verify(cohort)) == []
 
 
+def test_a_damaged_table_of_another_does_not_stop_it(cohort: Cohort) -> None:
+    patient, _ = patient_of(cohort)
+    other = next(one for one, row in cohort.rows().items() if row["patient_id"] != patient)
+    cohort.table("tiles", other).write_bytes(b"PAR1 and nothing else")
+    assert forget(cohort, patient, Names()).left == []
+    assert [one.slide_id for one in verify(cohort)] == [other]
+
+
 def test_names_are_found_in_packed_tables_and_only_whole(cohort: Cohort, tmp_path: Path) -> None:
     folder = tmp_path / "x"
     folder.mkdir()

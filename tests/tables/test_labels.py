@@ -29,7 +29,7 @@ def test_gaps_are_null_and_unknown_columns_are_left_out(tmp_path: Path) -> None:
     [
         ("patient,her2\nP1,0\n", "no column slide_id"),
         ("slide_id,her2\na,4+\n", "line 2: her2 is '4\\+'"),
-        ("slide_id,her2\na,0\na,0\n", "more than once"),
+        ("slide_id,her2\na,0\na,0\n", "lines 2 and 3 are of one slide"),
         ("slide_id,her2\n,0\n", "line 2 has no slide_id"),
     ],
 )
