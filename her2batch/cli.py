@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from her2batch.commands import exchange, slides, study, tools, web
+from her2batch.commands import exchange, report, slides, study, tools, web
 from her2batch.errors import HeadLost, Her2BatchError
 
 COMMANDS = (
@@ -26,6 +26,7 @@ COMMANDS = (
     study.train,
     study.reproduce,
     study.tune,
+    report.report,
     slides.status,
     slides.verify,
     slides.forget,

@@ -23,8 +23,8 @@ from her2batch.way.pace import Tally
 if TYPE_CHECKING:
     from her2batch.flow.doctor import Line
     from her2batch.flow.ingest import Summary
-    from her2batch.tables.audit import Problem, Status
-    from her2batch.tables.forget import Forgotten
+    from her2batch.upkeep.audit import Problem, Status
+    from her2batch.upkeep.forget import Forgotten
 
 Report = Callable[[Tally, Row], None]
 

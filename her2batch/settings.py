@@ -264,7 +264,7 @@ def from_toml(path: Path, kind: type[Job]) -> Job:
         return kind.model_validate(tomllib.loads(path.read_text()))
     except OSError as error:
         raise InputError(f"can't be read ({error.strerror})", path, "give the settings file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"is no TOML ({error})", path, "mend it; docs/operations.md has an example") from error
     except ValidationError as error:
         first = error.errors()[0]

@@ -12,9 +12,9 @@ import pytest
 
 from her2batch.flow.ingest import Order, ingest
 from her2batch.settings import FoldsJob, Overnight, Plan, Resources, SearchJob, from_toml
-from her2batch.tables.audit import status, verify
 from her2batch.tables.run import Run
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import status, verify
 from tests.conftest import Synthetic
 from tests.flow.test_ingest import contents
 from tests.night.scanner import Miniature, Scanner, write_toml

@@ -27,12 +27,12 @@ from her2batch.flow.score import score
 from her2batch.settings import Plan, Resources
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box
-from her2batch.tables.audit import status, verify
-from her2batch.tables.forget import forget, naming
 from her2batch.tables.places import place
 from her2batch.tables.privacy import Names
 from her2batch.tables.reviews import Review, append
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import status, verify
+from her2batch.upkeep.forget import forget, naming
 from her2batch.web.catalog import Catalog
 from tests.conftest import Synthetic
 from tests.exchange.stored import cohort_of
@@ -162,22 +162,6 @@ def test_a_bundle_scores_there(bucket: str, scans: Path, tmp_path: Path) -> None
     assert score(order.out, bundle.path, Resources(workers=0)).already == 4
 
 
-def test_the_page_looks_and_reviews_there(bucket: str, scans: Path) -> None:
-    root = place(f"{bucket}/cohort")
-    ingest(Order(scans, root), Plan(), Resources(workers=0))
-    cohort = Cohort(root)
-    catalog = Catalog(cohort)
-    slide_id = next(one for one in sorted(catalog.rows()) if catalog.predictions(one))
-    assert catalog.tile(slide_id, catalog.zoom(slide_id).last - 1, 1, 1).startswith(b"\xff\xd8")
-    said = catalog.predictions(slide_id)[0]
-    for _ in range(2):
-        names = {name: said[name] for name in ("bundle", "task", "method", "predicted")}
-        review = Review("A", slide_id, **names, verdict="agree", label=said["predicted"])
-        number = append(cohort, review)["number"]
-        assert [one["number"] for one in catalog.reviews()] == list(range(1, number + 1))
-    assert list(verify(cohort)) == []
-
-
 def test_a_patient_is_forgotten_there(bucket: str, scans: Path, synthetic: Synthetic) -> None:
     order = Order(scans, place(f"{bucket}/cohort"), labels=synthetic.labels)
     ingest(order, Plan(), Resources(workers=0))
@@ -193,6 +177,22 @@ def test_a_patient_is_forgotten_there(bucket: str, scans: Path, synthetic: Synth
     assert [one.name for one in cohort.nights.iterdir()] == ["20260102-190000"]
     assert list(verify(cohort)) == []
     assert ingest(order, Plan(), Resources(workers=0)).fresh == []
+
+
+def test_the_page_looks_and_reviews_there(bucket: str, scans: Path) -> None:
+    root = place(f"{bucket}/cohort")
+    ingest(Order(scans, root), Plan(), Resources(workers=0))
+    cohort = Cohort(root)
+    catalog = Catalog(cohort)
+    slide_id = next(one for one in sorted(catalog.rows()) if catalog.predictions(one))
+    assert catalog.tile(slide_id, catalog.zoom(slide_id).last - 1, 1, 1).startswith(b"\xff\xd8")
+    said = catalog.predictions(slide_id)[0]
+    for _ in range(2):
+        names = {name: said[name] for name in ("bundle", "task", "method", "predicted")}
+        review = Review("A", slide_id, **names, verdict="agree", label=said["predicted"])
+        number = append(cohort, review)["number"]
+        assert [one["number"] for one in catalog.reviews()] == list(range(1, number + 1))
+    assert list(verify(cohort)) == []
 
 
 def test_one_writer_at_a_time_and_a_dead_ones_lock_gives_way(bucket: str) -> None:

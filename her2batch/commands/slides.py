@@ -91,8 +91,8 @@ def status(
 
         watch(Cohort(cohort))
     from her2batch.screen import show_status
-    from her2batch.tables.audit import status as count
     from her2batch.tables.store import Cohort
+    from her2batch.upkeep.audit import status as count
 
     found = count(Cohort(cohort))
     emit(as_json, {**vars(found), "adds_up": found.adds_up}, lambda: show_status(found, cohort))
@@ -102,9 +102,9 @@ def status(
 def verify(cohort: CohortArgument = OUT, as_json: Json = False) -> int:
     """Check every file against its checksum and schema. `ingest` mends what this finds."""
     from her2batch.screen import show_problems
-    from her2batch.tables.audit import verify as check
     from her2batch.tables.reviews import head
     from her2batch.tables.store import Cohort
+    from her2batch.upkeep.audit import verify as check
 
     problems = list(check(Cohort(cohort)))
     newest = head(Cohort(cohort))
@@ -124,10 +124,10 @@ def forget(
 ) -> int:
     """Remove one patient: every file and every row, with the proof that nothing is left."""
     from her2batch.screen import show_forgotten
-    from her2batch.tables.audit import verify as check
-    from her2batch.tables.forget import forget as remove
     from her2batch.tables.privacy import Names, read_key
     from her2batch.tables.store import Cohort
+    from her2batch.upkeep.audit import verify as check
+    from her2batch.upkeep.forget import forget as remove
 
     names = Names(read_key(pseudonymize) if pseudonymize is not None else None)
     found = remove(Cohort(cohort), patient, names, run or ())

@@ -29,8 +29,8 @@ from her2batch.tables.labels import read_labels
 from her2batch.tables.places import free_bytes, place
 from her2batch.tables.privacy import Names, read_key
 from her2batch.tables.store import Cohort, Row
-from her2batch.tables.sweep import drop_strays, sweep
-from her2batch.way.census import Census, Register, Todo, take
+from her2batch.upkeep.sweep import drop_strays, sweep
+from her2batch.way.census import Census, Register, take
 from her2batch.way.pace import Pace, Tally
 from her2batch.way.stages import GIVEN, Context, check, chosen
 from her2batch.way.supply import Queue, Urgent, next_time, now
@@ -190,7 +190,6 @@ class _Run:
     stopped: threading.Event
     tally: Tally = field(default_factory=Tally)
     times: dict[str, Row] = field(default_factory=dict)
-    keys: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # what the files were of slides that ended
     saved: float = field(default_factory=time.monotonic)
     told: float = 0.0
 
@@ -199,30 +198,25 @@ class _Run:
         row, todo = finished.row, finished.todo
         self.register.finished(todo.source, row)
         self.times[todo.slide_id] = finished.times
-        self.keys[todo.slide_id] = todo.source.stat_key
         pace.add(todo.source.bytes, finished.times["seconds"])
-        left = self.left()
-        known, waiting = self.register.todos(), sum(one.source.bytes for one in left)
-        size = sum(one.source.bytes for one in known)
+        known, left = self.register.known, self.register.left
+        count = len(known.slides)
         self.tally = Tally(
-            len(known) - len(left), self.tally.failed + (row["status"] == "failed"), len(known),
-            self.tally.tiles + (row["n_tiles"] or 0), size - waiting, size, pace.left(len(left), waiting),
+            count - len(left.slides), self.tally.failed + (row["status"] == "failed"), count,
+            self.tally.tiles + (row["n_tiles"] or 0), known.bytes - left.bytes, known.bytes,
+            pace.left(len(left.slides), left.bytes),
         )  # fmt: skip
         facts = {"slide_id": row["slide_id"], "status": row["status"], "error_code": row["error_code"]}
         words = {"trace": finished.trace} if finished.trace else {}
         self.journal.say("slide", **facts, tiles=row["n_tiles"], seconds=finished.times["seconds"], **words)
         self.report(self.tally, row)
         at = time.monotonic()
-        if at - self.told > TELL_EVERY_S or not left:
+        if at - self.told > TELL_EVERY_S or not left.slides:
             self.journal.say("progress", **asdict(self.tally))
             self.told = at
         if at - self.saved > SAVE_EVERY_S:
             self.register.census.keep(self.register.cohort)
             self.saved = at
-
-    def left(self) -> list[Todo]:
-        """What is to do and has not ended, as the files are now."""
-        return [one for one in self.register.todos() if self.keys.get(one.slide_id) != one.source.stat_key]
 
 
 def _run(run: _Run, worker: Worker, resources: Resources, session: Session | None) -> None:
@@ -261,7 +255,7 @@ def _work(run: _Run, worker: Worker, resources: Resources, session: Session | No
 def _defer(run: _Run) -> None:
     """What was not done is left to the next run, and said."""
     waiting = {todo.slide_id for todo in run.supply.left}
-    for todo in run.left():
+    for todo in list(run.register.left.slides.values()):
         why = "the window ended" if todo.slide_id in waiting and not run.summary.stopped else "the run was stopped"
         run.register.defer(todo.source, why)
     if isinstance(run.supply, Watch):
@@ -288,7 +282,10 @@ def _labels(cohort: Cohort, path: Path | None, names: Names) -> dict[str, Row]:
         with whole(cohort.labels) as part:
             write_parquet(pa.Table.from_pylist(rows, table.schema), part)
     elif cohort.labels.exists():
-        rows = read_parquet(cohort.labels).to_pylist()
+        try:
+            rows = read_parquet(cohort.labels).to_pylist()
+        except pa.ArrowInvalid as error:
+            raise StoreError("is damaged", cohort.labels, "give the labels again with --labels") from error
     else:
         rows = []
     return {row["slide_id"]: row for row in rows}

@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from her2batch.errors import HeadLost, InputError
+from her2batch.errors import HeadLost, InputError, StoreError
 from her2batch.settings import Resources
 from her2batch.way.costs import cores
 
@@ -223,15 +223,19 @@ def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> None:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"no Ray cluster answers at {resources.address} ({error})", None, NO_CLUSTER) from error
         return
-    ray.init(
-        num_cpus=max(resources.workers or 0, cores()),
-        num_gpus=resources.gpus,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE,
-        _temp_dir=str(folder),
-        _node_ip_address="127.0.0.1",
-        **common,
-    )
+    try:
+        ray.init(
+            num_cpus=max(resources.workers or 0, cores()),
+            num_gpus=resources.gpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE,
+            _temp_dir=str(folder),
+            _node_ip_address="127.0.0.1",
+            **common,
+        )
+    except Exception as error:  # Ray raises a bare Exception when a busy machine is too slow for it
+        remedy = "the machine is too busy, or has too little memory: run the same command again when it has calmed down"
+        raise StoreError(f"Ray could not be started on this machine ({error})", None, remedy) from error
 
 
 @contextmanager

@@ -203,7 +203,7 @@ def _parse(text: bytes, path: Path) -> BundleInfo:
         first = error.errors()[0]
         where = ".".join(str(one) for one in first["loc"])
         raise InputError(f"is not valid: {where + ': ' if where else ''}{first['msg']}", path, AGAIN) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"is no TOML: {error}", path, AGAIN) from error
 
 

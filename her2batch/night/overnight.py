@@ -19,8 +19,9 @@ from her2batch.flow.score import score
 from her2batch.flow.session import Session, connect, stoppable
 from her2batch.models.bundle import check_fits, read_bundle
 from her2batch.models.verdict import Judge
-from her2batch.night import cases, drift, hooks, retention, sentinels
+from her2batch.night import drift, hooks, retention, sentinels
 from her2batch.night.summary import FAULT, Night, codes, disk
+from her2batch.reports import cases
 from her2batch.reports.night import page
 from her2batch.settings import Overnight
 from her2batch.tables.files import whole
@@ -186,12 +187,13 @@ def _sum_up(settings: Overnight, cohort: Cohort, summary: Summary, found: Findin
     night.source_bytes = sum(row["bytes"] or 0 for row in found.fresh)
     found.cases = cases.cases(cohort, summary.fresh)
     found.review = _review(cohort, found.fresh)
-    found.drift = drift.compare(cohort, set(summary.fresh), settings.drift, begin)
     night.conflicts = sum(bool(case.conflicts) for case in found.cases)
-    night.alarms = sum(one.alarm for one in found.drift)
     night.review = len({one["slide_id"] for one in found.review})
     night.held = found.sentinels is not None and found.sentinels.held
-    night.retired = len(retention.retire(cohort, settings.retention, now()))
+    if not night.stopped:  # both take longer than a stop may: the next night does them
+        found.drift = drift.compare(cohort, set(summary.fresh), settings.drift, begin)
+        night.alarms = sum(one.alarm for one in found.drift)
+        night.retired = len(retention.retire(cohort, settings.retention, now()))
     night.store_bytes, night.free_bytes = disk(cohort, cohort.rows())
 
 

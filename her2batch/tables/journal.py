@@ -62,11 +62,19 @@ def latest(cohort: Cohort) -> Path | None:
 
 
 def lines(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Events from a byte of the file on, each with the byte behind it. A line that is being written is left."""
+    """Events from a byte of the file on, each with the byte behind it. A line that is being written is left.
+
+    One that is no event (damage of the disk) is passed over: a journal is there to look at, nothing depends on it.
+    """
     with path.open("rb") as file:
         file.seek(start)
         for line in file:
             if not line.endswith(b"\n"):
                 return
             start += len(line)
-            yield start, json.loads(line)
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(event, dict) and "event" in event:
+                yield start, event

@@ -80,7 +80,9 @@ def read_labels(path: Path, slides: Iterable[str] = ()) -> pa.Table:
         if text.startswith(BARCODE):
             rows = _tcga(path, list(csv.DictReader(io.StringIO(text), delimiter="\t")), sorted(slides))
             return pa.Table.from_pylist(rows, SCHEMA)
-        reader = csv.DictReader(io.StringIO(text))
+        if "\0" in text:
+            raise csv.Error("it holds NUL")
+        reader = csv.DictReader(io.StringIO(text), strict=True)
         columns = [name.strip() for name in reader.fieldnames or []]
         rows = [{k.strip(): (v or "").strip() or None for k, v in row.items() if k} for row in reader]
     except OSError as error:
@@ -89,6 +91,8 @@ def read_labels(path: Path, slides: Iterable[str] = ()) -> pa.Table:
         raise InputError(f"is no UTF-8 CSV ({error})", path, "save it as CSV (UTF-8)") from error
     if "slide_id" not in columns:
         raise InputError("has no column slide_id", path, f"its first line must name columns of {', '.join(COLUMNS)}")
+    if doubled := [name for name in COLUMNS if columns.count(name) > 1]:
+        raise InputError(f"has the column {doubled[0]} more than once", path, "keep one of them")
     _check(path, rows)
     return pa.Table.from_pylist([{name: row.get(name) for name in COLUMNS} for row in rows], SCHEMA)
 
@@ -116,7 +120,7 @@ def _tcga(path: Path, rows: list[dict[str, str]], slides: list[str]) -> list[dic
     found = []
     patients = [row for row in rows if not row[BARCODE].startswith(("bcr_", "CDE_ID"))]
     for line, row in enumerate(patients, start=4):
-        values = {name: _word(path, line, column, row[column].strip(), name) for name, column in TCGA.items()}
+        values = {name: _word(path, line, column, (row[column] or "").strip(), name) for name, column in TCGA.items()}
         barcode = row[BARCODE].strip()
         own = [one for one in slides if one.lower().startswith(barcode.lower())] if slides else [barcode]
         found += [{"slide_id": one, "patient_id": barcode, **values} for one in own]

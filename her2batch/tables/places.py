@@ -53,6 +53,11 @@ def top(name: str) -> str:
     return f"{head}.zarr" if in_zarr else name
 
 
+def owner(name: str) -> str:
+    """The slide that a file belongs to, by its name in a cohort."""
+    return top(name).rpartition("/")[2].rpartition(".")[0]
+
+
 def size_of(path: Path) -> int:
     """Bytes of a file or object. Raises FileNotFoundError."""
     return int(_fs(path).info(str(path))["size"]) if is_remote(path) else path.stat().st_size

@@ -224,8 +224,11 @@ class Cohort:
             return False
 
     def seen(self) -> list[Row]:
-        """The intake table: one entry a file or slide seen, in order of path; empty before the first ingest."""
-        return read_parquet(self.intake).to_pylist() if self.intake.exists() else []
+        """The intake table: one entry a file or slide seen, by path; empty at first. Raises StoreError: damaged."""
+        try:
+            return read_parquet(self.intake).to_pylist() if self.intake.exists() else []
+        except (OSError, pa.ArrowInvalid) as error:
+            raise StoreError("is damaged", self.intake, "run the ingest again: it makes it anew") from error
 
     def looks(self) -> list[Row]:
         """What is remembered of files that were opened in search of slides; empty when it was lost."""

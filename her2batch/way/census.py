@@ -16,14 +16,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from her2batch.errors import InputError, legible
+from her2batch.errors import InputError, StoreError, legible
 from her2batch.settings import Plan
 from her2batch.slides.files import fingerprint
 from her2batch.slides.intake import Found, Ignored, Look, Source, find
-from her2batch.tables.forget import digest_of, forgotten
 from her2batch.tables.memo import SETTLED_NS
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row
+from her2batch.upkeep.forget import digest_of, forgotten
 
 PASSING = frozenset({"unstable", "gone", "store-write"})
 """Failures that may be over by the next run: tried again without being asked."""
@@ -38,6 +38,25 @@ class Todo:
     sha256: str | None
     patient_id: str | None = None
     stain: str | None = None
+
+
+@dataclass
+class Pile:
+    """Slides by their ids, and how many bytes they are in all: known at any moment, however many there are."""
+
+    slides: dict[str, Todo] = field(default_factory=dict)
+    bytes: int = 0
+
+    def put(self, todo: Todo) -> None:
+        """Add a slide, or take it for the one it was."""
+        self.drop(todo.slide_id)
+        self.slides[todo.slide_id] = todo
+        self.bytes += todo.source.bytes
+
+    def drop(self, slide_id: str) -> None:
+        """Take a slide away, if it is there."""
+        if (old := self.slides.pop(slide_id, None)) is not None:
+            self.bytes -= old.source.bytes
 
 
 @dataclass
@@ -116,8 +135,8 @@ class Register:
         self.cohort, self._scans, self._plan, self._names = cohort, scans, plan, names
         self._labels, self._retry_failed = labels, retry_failed
         self.rows, self._damaged, self._sizes = cohort.rows(), cohort.damaged(), cohort.sizes()
-        self._ledger = Ledger(names.timed(cohort.seen()), self.rows, names, forgotten(cohort))
-        self._todos: dict[str, Todo] = {}
+        self._ledger = Ledger(names.timed(_seen(cohort)), self.rows, names, forgotten(cohort))
+        self.known, self.left = Pile(), Pile()  # all that were to do; those of them that have not ended
         self.census = Census(
             entries=self._ledger.entries, looks=_looks(cohort, names), forgotten=self._ledger.forgotten, names=names
         )
@@ -136,12 +155,10 @@ class Register:
         self._ledger.note_slides(found.slides)
         fresh = [todo for source in found.slides if (todo := self._settle(source)) is not None]
         self.census.todo += fresh
-        self._todos |= {todo.slide_id: todo for todo in fresh}
+        for todo in fresh:
+            self.known.put(todo)
+            self.left.put(todo)
         return fresh
-
-    def todos(self) -> list[Todo]:
-        """The latest of every slide that is to do, or was."""
-        return list(self._todos.values())
 
     def _settle(self, source: Source) -> Todo | None:
         path = self._names.path(source.path)
@@ -173,6 +190,9 @@ class Register:
     def finished(self, source: Source, row: Row) -> None:
         """A slide's row is committed: what its content is, a copy that comes later must find."""
         self.rows[row["slide_id"]] = row
+        waiting = self.left.slides.get(row["slide_id"])
+        if waiting is not None and waiting.source.stat_key == source.stat_key:  # else its file has changed meanwhile
+            self.left.drop(row["slide_id"])
         self._ledger.learn(self._names.path(source.path), row["sha256"])
 
     def defer(self, source: Source, why: str) -> None:
@@ -180,6 +200,14 @@ class Register:
         path = self._names.path(source.path)
         self._ledger.note_deferred(source, self._names.reason(why))
         self.census.outcomes[path] = "deferred"
+
+
+def _seen(cohort: Cohort) -> list[Row]:
+    """The intake table; a damaged one is made anew, from the files and the rows."""
+    try:
+        return cohort.seen()
+    except StoreError:
+        return []
 
 
 def _looks(cohort: Cohort, names: Names) -> dict[str, Look]:

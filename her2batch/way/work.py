@@ -7,7 +7,6 @@ and it is finished by one: the blocks, and so the batches, are the same either w
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 import time
@@ -30,9 +29,9 @@ from her2batch.slides.files import Fingerprint, fingerprint
 from her2batch.slides.intake import Source, again
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Slide
-from her2batch.tables.audit import sound
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row, write_row
+from her2batch.upkeep.audit import sound
 from her2batch.vision.membrane import TileBatch, describe
 from her2batch.way.census import PASSING, Todo
 from her2batch.way.feed import decoded, feed_of
@@ -320,7 +319,7 @@ class _Net:
             return error
         if isinstance(error, MemoryError) or (isinstance(error, cv2.error) and "memory" in str(error).lower()):
             return SlideError("out-of-memory", path, "needs more memory than a worker may hold")
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno and error.filename not in map(str, self._todo.source.members):
             return SlideError("store-write", path, f"its results can't be written: {os.strerror(error.errno)}")
         return SlideError("internal", path, f"stopped on a fault of ours ({type(error).__name__})")
 

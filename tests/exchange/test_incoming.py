@@ -14,9 +14,9 @@ from her2batch.exchange.outgoing import export
 from her2batch.flow.score import score
 from her2batch.settings import Resources, Spread, Training
 from her2batch.study.train import Study, train
-from her2batch.tables.audit import verify
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, write_row
+from her2batch.upkeep.audit import verify
 from tests.conftest import Synthetic
 from tests.exchange.stored import add_failed, cohort_of
 

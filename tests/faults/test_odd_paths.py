@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from her2batch.errors import legible
-from her2batch.tables.audit import status, verify
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import status, verify
 from tests.flow.test_ingest import codes, run
 
 NAMES = [

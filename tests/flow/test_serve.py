@@ -19,8 +19,8 @@ from her2batch.errors import InputError, StoreError
 from her2batch.flow.ingest import Order, ingest
 from her2batch.flow.serve import Offer, check, read_one
 from her2batch.settings import Plan, Resources
-from her2batch.tables.audit import status, verify
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import status, verify
 from tests.conftest import tissue_image, write_slide
 
 TOKEN = "a-token-for-the-tests-only"

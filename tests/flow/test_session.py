@@ -8,12 +8,13 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from her2batch.errors import HeadLost, InputError
-from her2batch.flow.session import Session, _folder, connect
+from her2batch.errors import HeadLost, InputError, StoreError
+from her2batch.flow.session import Session, _folder, _start, connect
 from her2batch.settings import Resources
 
 
@@ -132,3 +133,11 @@ guarded(lambda: exec({body!r}))
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
         assert run.returncode == 130, (body, run)
         assert "the same command goes on from here" in run.stderr
+
+
+def test_ray_that_does_not_start_here_is_said_in_plain_words(tmp_path: Path) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    with pytest.raises(StoreError, match=r"Ray could not be started .*timed out.*; .*the same command"):
+        _start(SimpleNamespace(init=init), Resources(workers=1), tmp_path)

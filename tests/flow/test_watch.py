@@ -19,8 +19,8 @@ from her2batch.flow.session import Session
 from her2batch.flow.watch import GIVE_UP, Settling, partial_beside
 from her2batch.settings import Plan, Resources, Window
 from her2batch.slides.intake import Source, again, source
-from her2batch.tables.audit import status
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import status
 from her2batch.way.supply import now
 
 SETTLE = 10.0

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import InputError, StoreError
-from her2batch.night.overnight import _inside, overnight
+from her2batch.flow.ingest import Summary
+from her2batch.night import drift, retention
+from her2batch.night.overnight import Findings, _inside, _sum_up, overnight
+from her2batch.night.summary import Night
 from her2batch.settings import Overnight, Plan, from_toml
-from her2batch.tables.audit import status, verify
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import status, verify
 from tests.night.scanner import SLIDES, Miniature, command, write_toml
 from tests.night.test_hooks import webhook
 
@@ -100,6 +103,20 @@ def test_a_night_that_comes_to_nothing_is_told_all_the_same(tmp_path: Path) -> N
     assert [one["exit_code"] for one in told] == [2, 2]
     assert [json.loads(one) for one in lines] == told
     assert str(tmp_path) not in "".join(lines)
+
+
+def test_a_night_that_was_stopped_does_not_read_the_weeks_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drift reads two tables of every slide of two months: too long for ten seconds."""
+    cohort = Cohort(tmp_path / "c")
+    cohort.create(Plan())
+    for room, name in ((drift, "compare"), (retention, "retire")):
+        monkeypatch.setattr(room, name, lambda *_: pytest.fail("a stopped night went on"))
+    found = Findings(Night("n", "t"))
+    settings = Overnight(scans="s", cohort="c")
+    _sum_up(settings, cohort, Summary(cohort.root, stopped=True), found, datetime.now().astimezone())
+    assert found.night.exit_code == 130
 
 
 @pytest.mark.parametrize(

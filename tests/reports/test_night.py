@@ -2,10 +2,10 @@
 
 from types import SimpleNamespace
 
-from her2batch.night.cases import Call, Case
 from her2batch.night.drift import Figure
 from her2batch.night.sentinels import Verdict
 from her2batch.night.summary import Night
+from her2batch.reports.cases import Call, Case
 from her2batch.reports.night import page
 from her2batch.reports.policy import for_file
 

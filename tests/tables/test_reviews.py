@@ -16,12 +16,12 @@ import pytest
 
 from her2batch.errors import InputError
 from her2batch.tables import reviews, schemas
-from her2batch.tables.audit import verify
 from her2batch.tables.files import read_parquet, write_parquet
-from her2batch.tables.forget import forget, naming
 from her2batch.tables.privacy import Names
 from her2batch.tables.reviews import Review
 from her2batch.tables.store import Cohort, write_row
+from her2batch.upkeep.audit import verify
+from her2batch.upkeep.forget import forget, naming
 
 SLIDES = ("S1", "S2", "S3")
 

@@ -70,7 +70,7 @@ def test_nothing_is_begun_after_the_window_and_what_is_left_is_known() -> None:
 def test_a_file_that_changed_takes_the_place_of_what_it_was() -> None:
     queue = Queue([todo("a", 1), todo("b", 2)])
     queue.put([todo("a", 7)])
-    assert queue.left == [todo("b", 2), todo("a", 7)]
+    assert queue.left == [todo("a", 7), todo("b", 2)]
 
 
 @given(st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1)), st.integers(0, 23), st.integers(0, 59))

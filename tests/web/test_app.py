@@ -9,8 +9,8 @@ from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
 
 from her2batch.tables import reviews
-from her2batch.tables.audit import verify
 from her2batch.tables.store import Cohort, write_row
+from her2batch.upkeep.audit import verify
 from tests.web.served import TOKEN, application
 
 API = "/api/v1"

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from her2batch.tables import reviews
-from her2batch.tables.audit import verify
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import verify
 from tests.web.served import application, listening
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install '.[test]'")

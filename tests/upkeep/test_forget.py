@@ -8,11 +8,11 @@ import pytest
 from her2batch.errors import InputError
 from her2batch.flow.ingest import Order, ingest
 from her2batch.settings import Plan, Resources
-from her2batch.tables.audit import status, verify
 from her2batch.tables.files import whole
-from her2batch.tables.forget import forget, naming
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import status, verify
+from her2batch.upkeep.forget import forget, naming
 from tests.conftest import Synthetic
 from tests.flow.test_ingest import contents
 

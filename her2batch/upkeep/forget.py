@@ -24,7 +24,7 @@ from her2batch.tables.files import read_parquet, whole, write_parquet
 from her2batch.tables.places import remove_tree
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row
-from her2batch.tables.sweep import sweep
+from her2batch.upkeep.sweep import sweep
 
 
 @dataclass

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from her2batch.tables import reviews, schemas
 from her2batch.tables.files import held, read_parquet, sha256
-from her2batch.tables.places import files_under, size_of, top
+from her2batch.tables.places import files_under, owner, size_of
 from her2batch.tables.store import Cohort, Row
 
 IN_PLACE_S = 1.0
@@ -115,9 +115,7 @@ def _stands(cohort: Cohort, problem: Problem) -> bool:
     """Whether a problem is still one, by the slide's row as it is now."""
     try:
         inside = problem.path.relative_to(cohort.root).as_posix()
-        row = cohort.read("slides", problem.slide_id or top(inside).rpartition("/")[2].rpartition(".")[0]).to_pylist()[
-            0
-        ]
+        row = cohort.read("slides", problem.slide_id or owner(inside)).to_pylist()[0]
     except (OSError, pa.ArrowInvalid, IndexError):
         return problem.path.exists()
     if problem.path == cohort.table("slides", row["slide_id"]):
@@ -129,9 +127,14 @@ def _stands(cohort: Cohort, problem: Problem) -> bool:
 
 
 def _problems(cohort: Cohort) -> Iterator[Problem]:
+    for path in (cohort.intake, cohort.labels):
+        if path.exists() and (what := _unreadable(path)) is not None:
+            yield Problem(path, what)
     rows = cohort.rows_anew()
+    lost = []
     for path in sorted(cohort.slides.glob("*.parquet")):
         if path.stem not in rows:
+            lost.append(path.stem)
             with suppress(OSError):  # it may know the row from before the damage: the next ingest must not
                 cohort.slides_memo.unlink(missing_ok=True)
             yield Problem(path, "the slide's row can't be read", path.stem)
@@ -143,7 +146,7 @@ def _problems(cohort: Cohort) -> Iterator[Problem]:
             if (what := _wrong(path, file)) is not None:
                 yield Problem(path, what, row["slide_id"])
     for path in _slide_files(cohort):
-        if path not in named:
+        if path not in named and owner(path.relative_to(cohort.root).as_posix()) not in lost:
             yield Problem(path, "no slide's row names this file")
     for path, what in reviews.problems(cohort):
         yield Problem(path, what)
@@ -171,12 +174,19 @@ def _wrong(path: Path, file: Row) -> str | None:
 
 def _wrong_schema(path: Path) -> str | None:
     name = path.parts[path.parts.index("tables") + 1]
-    try:
-        found = read_parquet(path).schema
-    except (OSError, pa.ArrowInvalid) as error:
-        return f"can't be read as Parquet ({error})"
+    if (what := _unreadable(path)) is not None:
+        return what
+    found = read_parquet(path).schema
     dim = found.field("embedding").type.list_size if "embedding" in found.names else None
     return None if found.equals(schemas.schema(name, dim)) else f"does not have the columns of {name}"
+
+
+def _unreadable(path: Path) -> str | None:
+    try:
+        read_parquet(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        return f"can't be read as Parquet ({error})"
+    return None
 
 
 def _slide_files(cohort: Cohort) -> Iterator[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 
-from her2batch.tables.places import drop, remove_tree, top
+from her2batch.tables.places import drop, owner, remove_tree, top
 from her2batch.tables.store import Cohort, Row
 
 
@@ -27,7 +27,7 @@ def drop_strays(cohort: Cohort, rows: Mapping[str, Row]) -> list[str]:
     """
     named = {top(file["path"]) for row in rows.values() for file in row["files"]}
     lost = {path.stem for path in cohort.slides.glob("*.parquet")} - rows.keys()
-    strays = [name for name in _tops(cohort) if name not in named and _slide(name) not in lost]
+    strays = [name for name in _tops(cohort) if name not in named and owner(name) not in lost]
     for name in strays:
         path = cohort.root / name
         if name.endswith(".zarr"):
@@ -51,7 +51,3 @@ def _tops(cohort: Cohort) -> Iterator[str]:
         paths += cohort.thumbnail("any").parent.glob("[!.]*.jpg")
         found = {path.relative_to(cohort.root).as_posix() for path in paths}
     yield from sorted(name for name in found if not name.startswith(("tables/slides/", "tables/runs/")))
-
-
-def _slide(name: str) -> str:
-    return name.rpartition("/")[2].rpartition(".")[0]
