@@ -251,8 +251,7 @@ def read_sealed(path: Path) -> pa.Table:
     start = max((found.start() + AFTER_KEY for found in SEALED.finditer(data)), default=None)
     if start is not None and data[start : start + 64] != _digest(data, start):
         raise OSError(errno.EBADMSG, "its content differs from its SHA-256", str(path))
-    table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
-    return table.replace_schema_metadata(None)
+    return _checked(pa.BufferReader(data)).replace_schema_metadata(None)
 
 
 def _digest(data: bytes, start: int) -> bytes:
@@ -279,7 +278,13 @@ def read_parquet(path: Path) -> pa.Table:
     So it is when it names types beyond Arrow's own, whose libraries read what they are from the file and may run it
     (Ray before 2.55 did); and when it claims too many rows, for equal values take next to no room.
     """
-    source = pa.BufferReader(path.read_bytes()) if is_remote(path) else pa.memory_map(str(path))
+    if is_remote(path):
+        return _checked(pa.BufferReader(path.read_bytes()))
+    with pa.OSFile(str(path)) as source:  # not mapped: a file that is cut while it is read would end the process
+        return _checked(source)
+
+
+def _checked(source: pa.NativeFile) -> pa.Table:
     if EXTENSION in _schema_bytes(source):
         raise pa.ArrowInvalid("it names types that are not Arrow's own")
     file = pq.ParquetFile(source, page_checksum_verification=True)

@@ -4,9 +4,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from her2batch.tables.audit import status
-
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import status
 from tests.flow.test_ingest import run
 
 

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 import skops.io
 import torch
-from her2batch.tables.audit import verify
 from safetensors.torch import load_file, save_file
 
 from her2batch.errors import InputError, WeightsError
@@ -25,6 +24,7 @@ from her2batch.settings import Plan, Resources
 from her2batch.tables.files import MOST_ROWS, read_parquet, sha256, write_parquet
 from her2batch.tables.store import Cohort, write_row
 from her2batch.tasks import CLASSES
+from her2batch.upkeep.audit import verify
 from tests.conftest import Synthetic
 from tests.models.bundles import untrained
 
