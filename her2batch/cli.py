@@ -6,15 +6,17 @@ Nothing heavy is imported before a command runs.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 import typer
 
-from her2batch.commands import report, slides, study, tools
+from her2batch.commands import exchange, report, slides, study, tools, web
 from her2batch.errors import HeadLost, Her2BatchError
 
 COMMANDS = (
@@ -28,6 +30,9 @@ COMMANDS = (
     slides.status,
     slides.verify,
     slides.forget,
+    exchange.export,
+    exchange.import_,
+    web.serve,
     tools.synth,
     tools.demo,
     tools.doctor,
@@ -47,7 +52,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for one in COMMANDS:
-    app.command()(one)
+    app.command(one.__name__.rstrip("_"))(one)
 
 
 def main() -> None:
@@ -57,6 +62,8 @@ def main() -> None:
 
 def guarded(call: Callable[[], Any]) -> None:
     """Run something to the end of this process; its errors are one plain line, its exit code is the contract's."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what stops a service is what stops a terminal
     try:
         code = call()
         sys.exit(code if isinstance(code, int) else 0)

@@ -18,7 +18,7 @@ Annotations = Annotated[Path | None, typer.Option(help="folder of QuPath regions
 Labels = Annotated[Path | None, typer.Option(help="labels CSV or TCGA table; default: those given to the ingest")]
 
 
-@options(Spread, leave_out=("worker_memory",))
+@options(Spread, leave_out=("worker_memory", "patience"))
 @options(Training)
 def train(
     *,
@@ -51,7 +51,7 @@ def train(
     return found.exit_code
 
 
-@options(Spread, leave_out=("worker_memory",))
+@options(Spread, leave_out=("worker_memory", "patience"))
 @options(Training, leave_out=("tasks", "methods"))
 def reproduce(
     *,
@@ -76,7 +76,7 @@ def reproduce(
     return found.exit_code
 
 
-@options(Spread, leave_out=("worker_memory",))
+@options(Spread, leave_out=("worker_memory", "patience"))
 @options(Training)
 def tune(
     *,

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from her2batch.errors import HeadLost, InputError
+from her2batch.errors import HeadLost, InputError, StoreError
 from her2batch.settings import Resources
 from her2batch.way.costs import cores
 
@@ -41,6 +41,11 @@ KNOCK_S = 5.0
 
 PULSE_S, PULSES = 2.0, 5
 """A cluster's head is asked for a sign of life this often; so many misses in a row, and it is gone."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+STOPPED = 130
+"""Exit code of a run that was stopped."""
 
 READER = "reader"
 """Custom resource of nodes that read and write. Where a cluster has it, slides are opened on those nodes alone."""
@@ -58,10 +63,15 @@ class Session:
     stopped: threading.Event = field(default_factory=threading.Event)
     head: str | None = None
     grows: bool = False
-    _checked: float = 0.0
+    parts: tuple[psutil.Process, ...] = ()  # of Ray on this machine, where we started it
+    _checked: float = -PULSE_S  # monotonic clock
 
     def nodes(self) -> dict[str, dict[str, float]]:
-        """The nodes that are there, by id: what each has. Raises HeadLost."""
+        """The nodes that are there, by id: what each has. Raises HeadLost.
+
+        The head is knocked at anew each time: a question to one that died since the last knock would hang.
+        """
+        self._checked = -PULSE_S
         self.check()
         return {one["NodeID"]: one["Resources"] for one in self.ray.nodes() if one["Alive"]}
 
@@ -74,7 +84,14 @@ class Session:
         return any(resource in one for one in self.nodes().values())
 
     def check(self) -> None:
-        """Raise HeadLost when the cluster's head has gone: Ray itself would wait a minute, then end the process."""
+        """Raise HeadLost when the cluster's head has gone, or a part of our own Ray.
+
+        Ray itself would wait a minute, then end the process, or wait for a worker that nobody can start.
+        """
+        for part in self.parts:
+            if not _runs(part):
+                what = "a part of Ray on this machine has died"
+                raise HeadLost(what, None, "the same command goes on from what is committed")
         at = time.monotonic()
         if self.head is None or at - self._checked < PULSE_S:
             return
@@ -90,6 +107,19 @@ class Session:
                         f"the head of the Ray cluster at {self.head} is gone ({error})", None, remedy
                     ) from error
             self.stopped.wait(PULSE_S)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _parts() -> tuple[psutil.Process, ...]:
+    """Ray's own processes that this one has started and that nothing goes on without."""
+    children = psutil.Process().children()
+    return tuple(one for one in children if _runs(one) and one.name() in ("raylet", "gcs_server"))
 
 
 def _places(nodes: dict[str, dict[str, float]]) -> int:
@@ -112,24 +142,26 @@ def connect(resources: Resources, stopped: threading.Event | None = None) -> Ite
     if local and "ray" in sys.modules and not _token.cache_info().currsize:
         remedy = "connect before importing ray, or call ray.init() yourself: its connection is used"
         raise InputError("ray was imported before it could be bound to this machine", None, remedy)
-    folder = _folder() if local else None
-    before = dict(os.environ)
-    ray, there = _import_ray(folder), True
-    try:
-        _start(ray, resources, folder)
-        session = _session(ray, resources, stopped)
-        with stoppable(session.stopped):
-            yield session
-    except HeadLost:
-        there = False
-        raise
-    finally:
-        if there:
-            ray.shutdown()
-        os.environ.clear()
-        os.environ.update(before)
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+    stopped = stopped or threading.Event()
+    with stoppable(stopped) as handle:
+        folder = _folder() if local else None
+        before, there = dict(os.environ), True
+        ray = _import_ray(folder)
+        try:
+            with _as_interrupt():
+                _start(ray, resources, folder)
+            handle()
+            yield _session(ray, resources, stopped)
+        except HeadLost:
+            there = False
+            raise
+        finally:
+            if there:
+                ray.shutdown()
+            os.environ.clear()
+            os.environ.update(before)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _folder() -> Path:
@@ -155,6 +187,7 @@ def _session(ray: ModuleType, resources: Resources, stopped: threading.Event | N
         stopped or threading.Event(),
         head=ray.get_runtime_context().gcs_address if cluster else None,
         grows=cluster and not resources.workers,
+        parts=() if cluster else _parts(),
     )
 
 
@@ -177,6 +210,7 @@ def _import_ray(folder: Path | None) -> ModuleType:
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
     import ray
 
+    ray._private.worker._worker_logs_enabled = False  # else it tells of a dead worker on stdout, asked to or not
     return ray
 
 
@@ -189,15 +223,28 @@ def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> None:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"no Ray cluster answers at {resources.address} ({error})", None, NO_CLUSTER) from error
         return
-    ray.init(
-        num_cpus=max(resources.workers or 0, cores()),
-        num_gpus=resources.gpus,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE,
-        _temp_dir=str(folder),
-        _node_ip_address="127.0.0.1",
-        **common,
-    )
+    try:
+        ray.init(
+            num_cpus=max(resources.workers or 0, cores()),
+            num_gpus=resources.gpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE,
+            _temp_dir=str(folder),
+            _node_ip_address="127.0.0.1",
+            **common,
+        )
+    except Exception as error:  # Ray raises a bare Exception when a busy machine is too slow for it
+        remedy = "the machine is too busy, or has too little memory: run the same command again when it has calmed down"
+        raise StoreError(f"Ray could not be started on this machine ({error})", None, remedy) from error
+
+
+@contextmanager
+def _as_interrupt() -> Iterator[None]:
+    """While Ray starts its own handler of SIGTERM is there, which leaves with 15: a stop like any other."""
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
 
 
 def _answers(address: str) -> None:
@@ -217,24 +264,29 @@ def _knock(address: str) -> None:
 
 
 @contextmanager
-def stoppable(stopped: threading.Event) -> Iterator[None]:
+def stoppable(stopped: threading.Event) -> Iterator[Callable[[], None]]:
     """Our handlers: the first SIGINT or SIGTERM asks the run to end in order, the next ends it at once.
 
-    Set after Ray has started, for its own handler of SIGTERM ends in SIGABRT.
+    Gives what sets them again: Ray, when it starts, sets its own handler of SIGTERM, which ends in SIGABRT.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
 
-    def stop(number: int, _: FrameType | None) -> None:
+    def stop(_: int, __: FrameType | None) -> None:
         if stopped.is_set():
-            os._exit(128 + number)
+            os._exit(STOPPED)
         stopped.set()
-        sys.stderr.write("stopping: what is committed stays; the same command goes on from here\n")
+        os.write(2, b"stopping: what is committed stays; the same command goes on from here\n")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    def handle() -> None:
+        for number in SIGNALS:
+            signal.signal(number, stop)
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    handle()
     try:
-        yield
+        yield handle
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

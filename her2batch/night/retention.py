@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from her2batch.night.drift import finished_at
 from her2batch.settings import Retention
+from her2batch.tables.places import remove_tree
 from her2batch.tables.store import RETIRED, Cohort, Row, write_row
 
 
@@ -41,7 +42,7 @@ def retire(cohort: Cohort, settings: Retention, now: datetime) -> list[str]:
         rows = cohort.rows()
         for slide_id, row in rows.items():
             if RETIRED in row["flags"] and not pyramid_bytes(row):
-                cohort.drop_pyramid(slide_id)
+                remove_tree(cohort.pyramid(slide_id))
         gone = due(rows, finished_at(cohort), settings, now)
         for slide_id in gone:
             let_go(cohort, rows[slide_id])
@@ -53,4 +54,4 @@ def let_go(cohort: Cohort, row: Row) -> None:
     """A slide's row without its pyramid, then away with the files. Only under the lock."""
     files = [file for file in row["files"] if not file["path"].startswith("pyramids/")]
     write_row(cohort, {**row, "files": files, "flags": [*row["flags"], RETIRED]})
-    cohort.drop_pyramid(row["slide_id"])
+    remove_tree(cohort.pyramid(row["slide_id"]))

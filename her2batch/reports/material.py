@@ -15,12 +15,12 @@ import pyarrow as pa
 from her2batch.errors import InputError
 from her2batch.reports.cases import Case, joined
 from her2batch.reports.look import Listing
-from her2batch.tables.audit import Status, status
 from her2batch.tables.files import read_parquet
 from her2batch.tables.run import Run
 from her2batch.tables.schemas import schema
 from her2batch.tables.store import Cohort, Row
 from her2batch.tasks import MEMBRANE
+from her2batch.upkeep.audit import Status, status
 
 READERS = 8
 """Threads that read tables: on a share they wait side by side."""

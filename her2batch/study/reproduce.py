@@ -52,7 +52,7 @@ def reproduce(study: Study, training: Training, resources: Spread, report: Repor
 
 def _missing(job: Job, study: Study, rows: list[tuple[PaperRow, Cell]]) -> dict[Cell, str]:
     """Cells that can't be run on this cohort, and why."""
-    table, slides = labels_of(job, study.labels), job.cohort.rows()
+    (table, _), slides = labels_of(job, study.labels), job.cohort.rows()
     found: dict[Cell, str] = {}
     problems: dict[str, str | None] = {}
     for _, cell in rows:

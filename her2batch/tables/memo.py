@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from her2batch.tables import schemas
-from her2batch.tables.files import read_parquet, whole
+from her2batch.tables.files import read_sealed, whole
 from her2batch.tables.places import is_remote, listing
 
 READERS = 8
@@ -120,9 +120,11 @@ def _row(path: Path, stamp: Stamp) -> pa.Table:
     """A row file and its stamp; empty when it is damaged. Columns that it lacks, being an older one, are null."""
     schema = schemas.schema("slides")
     try:
-        table = read_parquet(path).slice(0, 1)
+        table = read_sealed(path).slice(0, 1)
         if not table.schema.equals(schema):
             table = pa.Table.from_pylist(table.to_pylist(), schema)
+            if table["slide_id"].null_count:  # a table of something else
+                table = schema.empty_table()
     except (OSError, pa.ArrowException):
         table = schema.empty_table()
     stamps = ([value] * table.num_rows for value in (path.name, *stamp))

@@ -7,6 +7,7 @@ there whole once its PUT was answered, and a slide is there once its row is.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -46,6 +47,17 @@ def is_remote(path: Path) -> bool:
     return AWAY in str(path)
 
 
+def top(name: str) -> str:
+    """What is put in place at once, by a name in a cohort: a file, or the Zarr folder it lies in."""
+    head, in_zarr, _ = name.partition(".zarr/")
+    return f"{head}.zarr" if in_zarr else name
+
+
+def owner(name: str) -> str:
+    """The slide that a file belongs to, by its name in a cohort."""
+    return top(name).rpartition("/")[2].rpartition(".")[0]
+
+
 def size_of(path: Path) -> int:
     """Bytes of a file or object. Raises FileNotFoundError."""
     return int(_fs(path).info(str(path))["size"]) if is_remote(path) else path.stat().st_size
@@ -63,6 +75,13 @@ def listing(folder: Path) -> dict[str, tuple[int, int]]:
     root = fs._strip_protocol(str(folder)).rstrip("/") + "/"
     found = fs.find(root, detail=True)
     return {name.removeprefix(root): (int(one["size"]), _changed(one)) for name, one in found.items()}
+
+
+def files_under(folder: Path) -> list[Path]:
+    """Every file under a folder, in order; folders that are taken away meanwhile are passed over."""
+    if is_remote(folder):
+        return sorted(path for path in folder.glob("**/*") if path.is_file())
+    return sorted(Path(root) / name for root, _, names in os.walk(folder) for name in names)
 
 
 def put(file: Path, target: Path) -> None:
@@ -88,6 +107,20 @@ def remove_tree(path: Path) -> None:
         drop(path)
     else:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def drop_files(root: Path, names: list[str]) -> None:
+    """Remove files by their names in a cohort, and folders of a Zarr that are empty then."""
+    for path in (root / name for name in names):
+        if is_remote(path):
+            drop(path)
+            continue
+        path.unlink(missing_ok=True)
+        for folder in path.parents:
+            in_zarr = any(part.endswith(".zarr") for part in folder.relative_to(root).parts)
+            if not in_zarr or not folder.is_dir() or any(folder.iterdir()):
+                break
+            folder.rmdir()
 
 
 def create_only(path: Path, data: bytes) -> bool:

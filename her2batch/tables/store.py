@@ -9,8 +9,8 @@ from __future__ import annotations
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,8 +21,21 @@ import tomli_w
 from her2batch.errors import StoreError
 from her2batch.settings import Plan
 from her2batch.tables import memo, schemas
-from her2batch.tables.files import fsync, hold, read_parquet, sha256, whole, write_parquet
-from her2batch.tables.places import drop, is_remote, listing, put, remove_tree, scratch, size_of
+from her2batch.tables.files import (
+    fsync,
+    hold,
+    make_folder,
+    read_parquet,
+    read_sealed,
+    settled,
+    sha256,
+    whole,
+    working,
+    write_parquet,
+    write_sealed,
+    writing,
+)
+from her2batch.tables.places import drop_files, is_remote, listing, put, scratch, size_of, top
 
 FORMAT = 1
 """Version of the store's layout."""
@@ -36,9 +49,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cohort:
-    """A cohort folder."""
+    """A cohort folder. holder: who holds its lock, for workers of that run."""
 
     root: Path
+    holder: str = ""
 
     # -- places ------------------------------------------------------------------------------------------------
 
@@ -121,23 +135,29 @@ class Cohort:
 
     # -- opening -----------------------------------------------------------------------------------------------
 
-    def create(self, plan: Plan) -> None:
-        """Make the folders and keep the plan of the latest ingest. Raises StoreError when it can't be written to."""
-        if self.root.exists() and not self.settings.exists() and any(self.root.iterdir()):
-            raise StoreError("the folder is not empty and holds no cohort", self.root, "choose another --out")
+    def claim(self) -> None:
+        """Make the folder. Raises StoreError when it holds something else, another format, or can't be written to."""
         if self.settings.exists():
             self.check()
-        try:
-            if not self.remote:
-                self.runs.mkdir(parents=True, exist_ok=True)
+        elif self.root.exists() and any(not one.name.startswith(".") for one in self.root.iterdir()):
+            raise StoreError("the folder is not empty and holds no cohort", self.root, "choose another --out")
+        with writing(self.root):
+            make_folder(self.root)
+
+    def create(self, plan: Plan) -> None:
+        """Make the cohort and keep the plan of the latest ingest. Raises StoreError as `claim` does."""
+        self.claim()
+        with writing(self.root):
             text = tomli_w.dumps({"format": FORMAT, "plan": plan.model_dump(mode="json", exclude_none=True)})
             if not self.settings.exists() or self.settings.read_text() != text:
                 with whole(self.settings) as part:
                     part.write_text(text)
-        except OSError as error:
-            raise StoreError(
-                f"can't be written to ({error.strerror or error})", self.root, "check space and rights"
-            ) from error
+            make_folder(self.runs)
+
+    def there(self) -> None:
+        """Refuse to write where the cohort no longer is: a share that was unmounted leaves an empty folder behind."""
+        if not self.remote and not self.settings.is_file():
+            raise StoreError("the cohort is not there any more", self.root, "mount or restore it, then run again")
 
     def check(self) -> None:
         """Refuse what is no cohort, or one of another format. Raises StoreError."""
@@ -156,23 +176,15 @@ class Cohort:
         return Plan.model_validate(tomllib.loads(self.settings.read_text())["plan"])
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the cohort for one writer; the kernel frees it when the process ends, however it ends.
+    def lock(self) -> Iterator[Cohort]:
+        """Hold the cohort for one run, until its process ends. Raises StoreError naming the holder's host and pid."""
+        with hold(self.root) as holder:
+            settled(self.root, self.runs / ".workers")
+            yield replace(self, holder=holder)
 
-        Raises StoreError naming the holder's host and pid.
-        """
-        with hold(self.root):
-            yield
-
-    def sweep(self) -> None:
-        """Remove drafts and half-written files that a dead run left. Only under the lock."""
-        for left in self.bench.glob(".draft-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        if self.remote:
-            return
-        for folder in (self.root, self.runs, self.slides):  # a slide's other files are written in its draft
-            for part in folder.glob(".*.part"):
-                part.unlink(missing_ok=True)
+    def working(self) -> AbstractContextManager[None]:
+        """What a worker does to the store. Raises StoreError when its run has ended and another holds the cohort."""
+        return working(self.root, self.runs / ".workers", self.holder) if self.holder else nullcontext()
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -184,7 +196,8 @@ class Cohort:
 
     def read(self, name: str, slide_id: str) -> pa.Table:
         """One slide's table. Raises FileNotFoundError, OSError or pa.ArrowInvalid."""
-        return read_parquet(self.table(name, slide_id))
+        read = read_sealed if name == "slides" else read_parquet
+        return read(self.table(name, slide_id))
 
     def rows(self) -> dict[str, Row]:
         """Every committed slide: slide_id → its row. A damaged row file is left out: its slide is redone.
@@ -211,8 +224,11 @@ class Cohort:
             return False
 
     def seen(self) -> list[Row]:
-        """The intake table: one entry a file or slide seen, in order of path; empty before the first ingest."""
-        return read_parquet(self.intake).to_pylist() if self.intake.exists() else []
+        """The intake table: one entry a file or slide seen, by path; empty at first. Raises StoreError: damaged."""
+        try:
+            return read_parquet(self.intake).to_pylist() if self.intake.exists() else []
+        except (OSError, pa.ArrowInvalid) as error:
+            raise StoreError("is damaged", self.intake, "run the ingest again: it makes it anew") from error
 
     def looks(self) -> list[Row]:
         """What is remembered of files that were opened in search of slides; empty when it was lost."""
@@ -258,6 +274,7 @@ class Cohort:
 
     def draft(self, slide_id: str) -> Draft:
         """A fresh draft of one slide; what an earlier try left is removed."""
+        self.there()
         draft = self.draft_of(slide_id)
         shutil.rmtree(draft.root, ignore_errors=True)
         draft.root.mkdir(parents=True)
@@ -270,30 +287,13 @@ class Cohort:
         """
         files = {file["path"]: file for file in row["files"]}
         for name, table in tables.items():
-            path = _parent(self.table(name, row["slide_id"]))
+            path = self.table(name, row["slide_id"])
+            make_folder(path.parent)
             with whole(path) as part:
                 write_parquet(table, part)
             place = path.relative_to(self.root).as_posix()
             files[place] = {"path": place, "bytes": size_of(path), "sha256": sha256(path)}
         write_row(self, {**row, "files": [files[place] for place in sorted(files)]})
-
-    def drop_pyramid(self, slide_id: str) -> None:
-        """Remove a pyramid that no row names any more."""
-        remove_tree(self.pyramid(slide_id))
-
-    def forget(self, files: list[Row]) -> None:
-        """Remove files that no row names any more."""
-        for file in files:
-            path = self.root / file["path"]
-            if self.remote:
-                drop(path)
-                continue
-            path.unlink(missing_ok=True)
-            for folder in path.parents:
-                in_zarr = any(part.endswith(".zarr") for part in folder.relative_to(self.root).parts)
-                if not in_zarr or not folder.is_dir() or any(folder.iterdir()):
-                    break
-                folder.rmdir()
 
 
 @dataclass(frozen=True)
@@ -333,7 +333,7 @@ class Draft:
         row = {**row, "files": files}
         write_row(self.cohort, row)
         kept = {file["path"] for file in files}
-        self.cohort.forget([file for file in (old or {}).get("files", []) if file["path"] not in kept])
+        drop_files(self.cohort.root, [one["path"] for one in (old or {}).get("files", []) if one["path"] not in kept])
         self.discard()
         return row
 
@@ -350,12 +350,12 @@ class Draft:
             return files
         for folder in [path for path in sorted(self.root.rglob("*")) if path.is_dir()]:
             fsync(folder)
-        for top in sorted(self._tops()):
-            target = self.cohort.root / top.relative_to(self.root)
-            target.parent.mkdir(parents=True, exist_ok=True)
+        for one in sorted(self._tops()):
+            target = self.cohort.root / one.relative_to(self.root)
+            make_folder(target.parent)
             if target.is_dir():  # a folder can't be renamed over a full one
-                target.rename(_parent(self.root / "old" / top.relative_to(self.root)))
-            top.replace(target)
+                target.rename(_parent(self.root / "old" / one.relative_to(self.root)))
+            one.replace(target)
             fsync(target.parent)
         return files
 
@@ -371,20 +371,19 @@ class Draft:
             "sha256": sha256(path),
         }
 
-    def _tops(self) -> Iterator[Path]:
+    def _tops(self) -> set[Path]:
         """What one rename moves: a file, or a whole Zarr folder."""
-        for path in self.root.rglob("*"):
-            inside = path.relative_to(self.root).parts
-            in_zarr = any(part.endswith(".zarr") for part in inside[:-1])
-            if not in_zarr and (path.is_file() or path.suffix == ".zarr"):
-                yield path
+        files = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
+        return {self.root / top(name) for name in files}
 
 
 def write_row(cohort: Cohort, row: Row) -> None:
-    """Write one row of `slides`: the commit."""
-    path = _parent(cohort.table("slides", row["slide_id"]))
+    """Write one row of `slides`: the commit. Raises StoreError when the cohort was taken away."""
+    cohort.there()
+    path = cohort.table("slides", row["slide_id"])
+    make_folder(path.parent)
     with whole(path) as part:
-        write_parquet(pa.Table.from_pylist([row], schemas.schema("slides")), part)
+        write_sealed(pa.Table.from_pylist([row], schemas.schema("slides")), part)
 
 
 def _by_id(rows: pa.Table) -> dict[str, Row]:
@@ -392,7 +391,5 @@ def _by_id(rows: pa.Table) -> dict[str, Row]:
 
 
 def _parent(path: Path) -> Path:
-    if is_remote(path):
-        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

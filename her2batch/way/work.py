@@ -7,7 +7,6 @@ and it is finished by one: the blocks, and so the batches, are the same either w
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 import time
@@ -23,17 +22,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.errors import SlideError
+from her2batch.errors import SlideError, legible
 from her2batch.models.verdict import Judge
 from her2batch.slides import cucim
-from her2batch.slides.files import fingerprint
-from her2batch.slides.intake import again
+from her2batch.slides.files import Fingerprint, fingerprint
+from her2batch.slides.intake import Source, again
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Slide
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row, write_row
+from her2batch.upkeep.audit import sound
 from her2batch.vision.membrane import TileBatch, describe
-from her2batch.way.census import Todo
+from her2batch.way.census import PASSING, Todo
 from her2batch.way.feed import decoded, feed_of
 from her2batch.way.grids import Grid
 from her2batch.way.results import BLANK_RANGE, row_facts, write_tables
@@ -102,7 +102,7 @@ class Worker:
         """
         facts = self._unread(todo)
         started = time.perf_counter()
-        with _Net(self, todo, facts, started) as net, self._open(todo, facts) as slide:
+        with self.cohort.working(), _Net(self, todo, facts, started) as net, self._open(todo, facts) as slide:
             self.cohort.draft(todo.slide_id)
             state = self._given(todo, slide)
             before, after = self._split()
@@ -124,7 +124,8 @@ class Worker:
     def measure(self, todo: Todo, state: State, name: str, lo: int, hi: int) -> State | Finished:
         """A range of a grid's batches, or a stage aside."""
         started = time.perf_counter()
-        with _Net(self, todo, state["facts"], started) as net, self._open(todo, {}, known=state) as slide:
+        net = _Net(self, todo, state["facts"], started)
+        with self.cohort.working(), net, self._open(todo, {}, known=state) as slide:
             part = self._measure(slide, {**state, **self._given(todo, slide)}, name, lo, hi)
             part["seconds_all"] = time.perf_counter() - started
             return part
@@ -134,7 +135,7 @@ class Worker:
         """Put the parts together and commit."""
         started = time.perf_counter() - state["seconds_all"] - sum(part["seconds_all"] for part in parts)
         facts = state["facts"]
-        with _Net(self, todo, facts, started) as net:
+        with self.cohort.working(), _Net(self, todo, facts, started) as net:
             state = {**state, "stain": todo.stain}
             _merge(state, list(parts))
             self._no_tiles(state)
@@ -145,15 +146,15 @@ class Worker:
         return net.finished
 
     def fail(self, todo: Todo, error: SlideError, facts: Row | None = None, started: float | None = None) -> Finished:
-        """Commit a failed slide. What an earlier run knew of it stays while the file is only unstable."""
+        """Commit a failed slide. What an earlier run knew of it stays when the failure may be over by the next run."""
         row = {**(facts or self._unread(todo)), "status": "failed", "error_code": error.code}
         shown = self.names.shown(error.path or todo.source.path, todo.slide_id)
         what = error.what if self.names.key is None else error.code
-        row["error"] = f"{shown}: {what}; {error.remedy}"
+        row["error"] = f"{shown}: {legible(what)}; {error.remedy}"
         row["plan_id"] = self.context.plan.for_slide(row["mpp_source"]).id
-        draft = self.cohort.draft(todo.slide_id)
         old = self._old_row(todo)
-        if error.code == "unstable" and old is not None and old["status"] == "done":
+        draft = self.cohort.draft(todo.slide_id)
+        if error.code in PASSING and old is not None and old["files"] and sound(self.cohort, old):
             draft.discard()
             row["files"] = old["files"]
             write_row(self.cohort, row)
@@ -170,7 +171,7 @@ class Worker:
         self._unmoved(todo)
         holes: tuple[tuple[int, int], ...] = ()
         if known is None:
-            prints = fingerprint(source.members)
+            prints = _fingerprint(source)
             facts["sha256"], holes = prints.sha256, prints.holes
         slide = open_slide(source.path, self.context.plan.reader)
         with slide:
@@ -278,7 +279,7 @@ class Worker:
 
     def _unread(self, todo: Todo) -> Row:
         """The row of a slide that nobody could open."""
-        path = str(todo.source.path) if self.names.key is None else None
+        path = legible(todo.source.path) if self.names.key is None else None
         return {
             "slide_id": todo.slide_id, "patient_id": todo.patient_id, "stain": todo.stain, "path": path,
             "sha256": todo.sha256, "bytes": todo.source.bytes, "mpp_source": None, "n_tiles": 0, "flags": [],
@@ -318,9 +319,18 @@ class _Net:
             return error
         if isinstance(error, MemoryError) or (isinstance(error, cv2.error) and "memory" in str(error).lower()):
             return SlideError("out-of-memory", path, "needs more memory than a worker may hold")
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno and error.filename not in map(str, self._todo.source.members):
             return SlideError("store-write", path, f"its results can't be written: {os.strerror(error.errno)}")
         return SlideError("internal", path, f"stopped on a fault of ours ({type(error).__name__})")
+
+
+def _fingerprint(source: Source) -> Fingerprint:
+    try:
+        return fingerprint(source.members)
+    except FileNotFoundError as error:
+        raise SlideError("gone", source.path, "was taken away while it was read") from error
+    except OSError as error:
+        raise SlideError("unreadable", source.path, f"can't be read ({error.strerror})") from error
 
 
 def _blank(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ import pytest
 from her2batch.errors import StoreError
 from her2batch.settings import Plan
 from her2batch.tables import schemas
-from her2batch.tables.audit import status, verify
 from her2batch.tables.files import write_parquet
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import status, verify
 
 
 @pytest.fixture
@@ -54,24 +55,6 @@ def test_a_committed_slide_is_whole_and_names_every_file(cohort: Cohort) -> None
     assert cohort.intact(committed)
     assert list(verify(cohort)) == []
     assert not list(cohort.root.glob(".draft-*"))
-
-
-def test_a_draft_that_was_never_committed_is_not_there(cohort: Cohort) -> None:
-    cohort.draft("a").write("tiles", tiles("a"))
-    assert cohort.rows() == {}
-    assert cohort.names() == []
-    cohort.sweep()
-    assert not list(cohort.root.glob(".draft-*"))
-
-
-def test_half_written_files_are_swept_and_whole_ones_are_not(cohort: Cohort) -> None:
-    commit(cohort, "a")
-    before = {path for path in cohort.root.rglob("*") if path.name != ".lock"}
-    for path in (cohort.settings, cohort.intake, cohort.slides_memo, cohort.table("slides", "a")):
-        path.with_name(f".{path.name}.part").touch()
-    with cohort.lock():
-        cohort.sweep()
-    assert {path for path in cohort.root.rglob("*") if path.name != ".lock"} == before
 
 
 def test_what_was_found_in_files_is_remembered_until_it_is_lost(cohort: Cohort) -> None:
@@ -152,6 +135,41 @@ def test_a_holder_that_was_killed_leaves_no_lock(cohort: Cohort) -> None:
     assert killed.returncode == -9
     with cohort.lock():
         pass
+
+
+WORKER = """
+import sys
+import time
+from pathlib import Path
+from her2batch.tables.store import Cohort
+cohort = Cohort(Path(sys.argv[1]), sys.argv[2])
+with cohort.working():
+    print("at work", flush=True)
+    time.sleep(0.5)
+    (cohort.root / "ended").touch()
+"""
+
+
+def test_a_run_starts_when_the_last_workers_of_a_dead_one_have_ended(cohort: Cohort) -> None:
+    with cohort.lock() as held:  # and then the run dies, its worker does not
+        command = [sys.executable, "-c", WORKER, str(cohort.root), held.holder]
+        worker = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert worker.stdout is not None
+        worker.stdout.readline()
+    with cohort.lock():
+        assert (cohort.root / "ended").exists()
+    worker.communicate()
+
+
+def test_a_worker_of_a_run_that_has_ended_writes_nothing_any_more(cohort: Cohort) -> None:
+    with cohort.lock() as first:
+        pass
+    time.sleep(1)
+    with cohort.lock() as second:
+        with second.working():
+            pass
+        with pytest.raises(StoreError, match="taken over by host"), first.working():
+            raise AssertionError
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from her2batch.tables import schemas
-from her2batch.tables.files import read_parquet, sha256
-from her2batch.tables.places import size_of
+from her2batch.tables import reviews, schemas
+from her2batch.tables.files import held, read_parquet, sha256
+from her2batch.tables.places import files_under, owner, size_of
 from her2batch.tables.store import Cohort, Row
+
+IN_PLACE_S = 1.0
+"""Seconds within which a slide's files and its row are put in place."""
 
 
 @dataclass
@@ -88,14 +92,18 @@ class Problem:
 
 
 def verify(cohort: Cohort) -> Iterator[Problem]:
-    """Every file against its row's size and SHA-256, every table against its schema; files that no row names.
+    """Every file against its row's size and SHA-256, every table against its schema; files that no row names; reviews.
 
     Raises StoreError when there is no cohort. `ingest` mends what this finds: it computes those slides again, and
     knows them by a list that is written here, where the store can be written to.
     """
     cohort.check()
     found = set()
-    for problem in _problems(cohort):
+    first = list(_problems(cohort))
+    if first and held(cohort.root):  # a slide that was being put in place is whole a moment later
+        time.sleep(IN_PLACE_S)
+        first = [problem for problem in first if _stands(cohort, problem)]
+    for problem in first:
         if problem.slide_id is not None:
             found.add(problem.slide_id)
         yield problem
@@ -103,10 +111,30 @@ def verify(cohort: Cohort) -> Iterator[Problem]:
         cohort.write_damaged(found)
 
 
+def _stands(cohort: Cohort, problem: Problem) -> bool:
+    """Whether a problem is still one, by the slide's row as it is now."""
+    try:
+        inside = problem.path.relative_to(cohort.root).as_posix()
+        row = cohort.read("slides", problem.slide_id or owner(inside)).to_pylist()[0]
+    except (OSError, pa.ArrowInvalid, IndexError):
+        return problem.path.exists()
+    if problem.path == cohort.table("slides", row["slide_id"]):
+        return False
+    named = {file["path"]: file for file in row["files"]}
+    if inside in named:
+        return _wrong(problem.path, named[inside]) is not None
+    return problem.slide_id is None and problem.path.exists()
+
+
 def _problems(cohort: Cohort) -> Iterator[Problem]:
+    for path in (cohort.intake, cohort.labels):
+        if path.exists() and (what := _unreadable(path)) is not None:
+            yield Problem(path, what)
     rows = cohort.rows_anew()
+    lost = []
     for path in sorted(cohort.slides.glob("*.parquet")):
         if path.stem not in rows:
+            lost.append(path.stem)
             with suppress(OSError):  # it may know the row from before the damage: the next ingest must not
                 cohort.slides_memo.unlink(missing_ok=True)
             yield Problem(path, "the slide's row can't be read", path.stem)
@@ -118,30 +146,47 @@ def _problems(cohort: Cohort) -> Iterator[Problem]:
             if (what := _wrong(path, file)) is not None:
                 yield Problem(path, what, row["slide_id"])
     for path in _slide_files(cohort):
-        if path not in named:
+        if path not in named and owner(path.relative_to(cohort.root).as_posix()) not in lost:
             yield Problem(path, "no slide's row names this file")
+    for path, what in reviews.problems(cohort):
+        yield Problem(path, what)
+
+
+def sound(cohort: Cohort, row: Row) -> bool:
+    """Whether every file a row names is as the row says. Reads all of them."""
+    return all(_wrong(cohort.root / file["path"], file) is None for file in row["files"])
 
 
 def _wrong(path: Path, file: Row) -> str | None:
     """What is wrong with one file; None when it is as its row says."""
-    if not path.is_file():
+    try:
+        size = size_of(path)
+        if size != file["bytes"]:
+            return f"has {size} bytes, its row says {file['bytes']}"
+        if sha256(path) != file["sha256"]:
+            return "its content differs from its SHA-256"
+    except FileNotFoundError:
         return "is missing"
-    size = size_of(path)
-    if size != file["bytes"]:
-        return f"has {size} bytes, its row says {file['bytes']}"
-    if sha256(path) != file["sha256"]:
-        return "its content differs from its SHA-256"
+    except OSError as error:
+        return f"can't be read ({error.strerror or error})"
     return _wrong_schema(path) if path.suffix == ".parquet" else None
 
 
 def _wrong_schema(path: Path) -> str | None:
     name = path.parts[path.parts.index("tables") + 1]
-    try:
-        found = read_parquet(path).schema
-    except (OSError, pa.ArrowInvalid) as error:
-        return f"can't be read as Parquet ({error})"
+    if (what := _unreadable(path)) is not None:
+        return what
+    found = read_parquet(path).schema
     dim = found.field("embedding").type.list_size if "embedding" in found.names else None
     return None if found.equals(schemas.schema(name, dim)) else f"does not have the columns of {name}"
+
+
+def _unreadable(path: Path) -> str | None:
+    try:
+        read_parquet(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        return f"can't be read as Parquet ({error})"
+    return None
 
 
 def _slide_files(cohort: Cohort) -> Iterator[Path]:
@@ -150,4 +195,4 @@ def _slide_files(cohort: Cohort) -> Iterator[Path]:
         if name != "slides":
             yield from sorted((cohort.root / "tables" / name).glob("[!.]*.parquet"))
     yield from sorted((cohort.root / "thumbnails").glob("[!.]*.jpg"))
-    yield from (path for path in sorted((cohort.root / "pyramids").glob("[!.]*/**/*")) if path.is_file())
+    yield from files_under(cohort.root / "pyramids")

@@ -1,0 +1,265 @@
+"""Disk: full, broken, slow, read-only, gone, or its files altered behind our back."""
+
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from her2batch.errors import StoreError
+from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import verify
+from tests.faults.lab import Lab, clean, command, needs_mount, needs_strace, plain, rows_there, same, start, until
+from tests.faults.powerloss import crashes, recorded
+from tests.faults.test_kills import mended, strikes
+from tests.flow.test_ingest import contents
+
+SMALL_DISK = """
+import sys
+from pathlib import Path
+from her2batch.errors import Her2BatchError
+from her2batch.flow import ingest as job
+from her2batch.settings import Plan, Resources
+job.LEAST_FREE = 0  # else a small disk is refused at once
+scans, disk = Path(sys.argv[1]), Path(sys.argv[2])
+ballast = disk / "ballast"
+ballast.write_bytes(bytes(int(sys.argv[3])))
+def run():
+    try:
+        return job.ingest(job.Order(scans, disk / "c"), Plan(), Resources(workers=0)).exit_code
+    except Her2BatchError as error:
+        print(error, flush=True)
+        return error.exit_code
+first = run()
+ballast.unlink()
+print(first, run(), flush=True)
+"""
+
+
+def in_namespace(shell: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a shell line as root of a namespace of its own, where one may mount."""
+    names = [str(one) for one in arguments]
+    return subprocess.run(["unshare", "-rm", "sh", "-ec", shell, "sh", *names], capture_output=True, text=True)
+
+
+# -- refused -------------------------------------------------------------------------------------------------------
+
+
+@needs_mount
+@pytest.mark.parametrize("kilobytes", [60, 400])
+def test_a_full_disk_costs_slides_that_the_next_run_does_once_there_is_room(
+    lab: Lab, tmp_path: Path, kilobytes: int
+) -> None:
+    """So many kB are free on a disk of 4 MB: for a first row, or for some slides."""
+    disk, out = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    ballast = 4_194_304 - kilobytes * 1024 // 4096 * 4096
+    run = in_namespace(
+        f'mount -t tmpfs -o size=4m none "$1"; {sys.executable} -c "$3" "$4" "$1" {ballast}; cp -a "$1/c" "$2"',
+        disk, out, SMALL_DISK, lab.scans,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    *words, codes = run.stdout.splitlines()
+    first, second = codes.split()
+    assert (first in ("2", "3"), second) == (True, "0"), run.stdout
+    if first == "2":
+        assert str(disk / "c") in words[0]
+        assert "No space left on device; 0.0" in words[0]
+    same(out, lab.reference)
+    clean(out)
+
+
+@needs_strace
+def test_refused_at_any_call_a_slide_fails_or_the_run_says_so_and_the_next_mends_it(lab: Lab, tmp_path: Path) -> None:
+    """ENOSPC at a write, EIO at an fsync, EXDEV at a rename: nothing is marked done that is not whole."""
+    faults = {"write": "error=ENOSPC", "fsync": "error=EIO", "rename": "error=EXDEV", "mkdir": "error=ENOSPC"}
+    found = strikes(lab, tmp_path, faults, tries=2)
+    refused_well(found)
+
+
+@pytest.mark.slow
+@needs_strace
+@pytest.mark.timeout(900)
+def test_refused_at_every_call_a_slide_fails_or_the_run_says_so_and_the_next_mends_it(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    refused_well(
+        strikes(lab, tmp_path / "a", {"fsync": "error=EIO", "rename": "error=EIO", "mkdir": "error=ENOSPC"}, 0)
+    )
+    (tmp_path / "b").mkdir()
+    refused_well(
+        strikes(lab, tmp_path / "b", {"write": "error=ENOSPC", "close": "error=EIO", "openat": "error=EMFILE"}, 20)
+    )
+
+
+def refused_well(found: list[dict]) -> None:
+    assert found
+    for one in found:
+        assert one["code"] in (0, 1, 2, 3), one
+        assert one["struck"]["torn"] == [], one
+        assert one["code"] != 0 or one["struck"]["same"], one
+    mended(found)
+
+
+@needs_strace
+def test_a_slide_that_cannot_be_read_says_so_and_the_others_are_done(lab: Lab, tmp_path: Path) -> None:
+    """The share answers every read of its tiles with EIO."""
+    scans = tmp_path / "scans"
+    shutil.copytree(lab.scans, scans)
+    broken = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(tmp_path / "log"), "-P", str(scans / "s2.tiff")]
+    inject = ["--trace=pread64", "--inject=pread64:error=EIO:when=1+"]
+    run = subprocess.run([*broken, *inject, *command(scans, tmp_path / "c", 0)], capture_output=True, text=True)
+    assert run.returncode == 3, run.stderr
+    rows = Cohort(tmp_path / "c").rows()
+    assert {name: row["error_code"] for name, row in rows.items() if row["error_code"]} == {"s2": "unreadable"}
+    assert "Input/output error" in rows["s2"]["error"]
+    assert plain(scans, tmp_path / "c", retry_failed=True).exit_code == 0
+    clean(tmp_path / "c")
+
+
+@needs_strace
+def test_a_slow_share_costs_time_and_nothing_else(lab: Lab, tmp_path: Path) -> None:
+    """Every read of the slides takes 20 ms more."""
+    slow = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(tmp_path / "log"), "--trace=pread64"]
+    paths = [part for path in sorted(lab.scans.iterdir()) for part in ("-P", str(path))]
+    run = subprocess.run([*slow, "--inject=pread64:delay_enter=20000", *paths, *command(lab.scans, tmp_path / "c", 0)])
+    assert run.returncode == 0
+    same(tmp_path / "c", lab.reference)
+
+
+@needs_mount
+def test_a_read_only_store_is_refused_before_any_work(lab: Lab, tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    plain(lab.scans, out)
+    line = 'mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"; shift; "$@"'
+    run = in_namespace(line, out, *command(lab.scans, out, 0))
+    assert run.returncode == 2
+    assert run.stderr.strip().startswith(f"her2batch: {out}: can't be written to (Read-only file system")
+    assert len(run.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_store_that_is_taken_away_ends_the_run_with_one_line_and_is_not_made_again(
+    lab: Lab, tmp_path: Path, workers: int
+) -> None:
+    """As when a share is unmounted: what is left is an empty folder on another disk."""
+    out, away = tmp_path / "c", tmp_path / "away"
+    run = start(lab.scans, out, workers)
+    until(lambda: rows_there(out) >= 1)
+    out.rename(away)
+    out.mkdir()
+    _, words = run.communicate(timeout=100)
+    assert run.returncode == 2, words
+    assert "Traceback" not in words
+    assert [line for line in words.splitlines() if line.startswith("her2batch:")] == [words.splitlines()[-1]]
+    assert not [path for path in out.rglob("*") if path.is_file()]
+    shutil.rmtree(out)
+    away.rename(out)
+    assert plain(lab.scans, out).exit_code == 0
+    same(out, lab.reference)
+
+
+# -- power ---------------------------------------------------------------------------------------------------------
+
+
+@needs_strace
+def test_after_a_power_cut_at_any_moment_every_slide_there_is_whole(lab: Lab, tmp_path: Path) -> None:
+    """Every prefix of what an ingest did to the disk, without what was not forced to it by then."""
+    scans, out = tmp_path / "scans", tmp_path / "c"
+    scans.mkdir()
+    for name in ("s2.tiff", "s3.tiff"):
+        shutil.copy(lab.scans / name, scans)
+    operations = recorded(command(scans, out, 0), out, tmp_path / "log")
+    assert len([one for one in operations if one.call == "fsync"]) > 50
+    seen, most = 0, 0
+    for root in crashes(operations, out, tmp_path / "crashed"):
+        cohort = Cohort(root)
+        rows = cohort.rows_anew() if cohort.slides.is_dir() else {}
+        problems = [one for one in verify(cohort) if one.what != "no slide's row names this file"] if rows else []
+        assert problems == []
+        seen, most = seen + 1, max(most, len(rows))
+    assert (seen > 50, most) == (True, 2)
+
+
+# -- altered -------------------------------------------------------------------------------------------------------
+
+
+def a_store(lab: Lab, tmp_path: Path) -> Cohort:
+    plain(lab.scans, tmp_path / "c")
+    return Cohort(tmp_path / "c")
+
+
+def files_of(cohort: Cohort, slide_id: str) -> list[Path]:
+    """One file of each kind that belongs to a slide: every table, the picture, a shard, a zarr.json, the row."""
+    row = cohort.rows()[slide_id]
+    paths = [cohort.root / file["path"] for file in row["files"]]
+    kinds = {path.parent if ".zarr" not in str(path) else path.name: path for path in paths}
+    return [*kinds.values(), cohort.table("slides", slide_id)]
+
+
+def rebuilt(lab: Lab, cohort: Cohort, which: set[str]) -> None:
+    """The next ingest does exactly these slides again, and the store is as it was."""
+    summary = plain(lab.scans, cohort.root)
+    assert set(summary.fresh) == which
+    same(cohort.root, lab.reference)
+    clean(cohort.root)
+
+
+def test_flipped_bits_are_named_file_by_file_and_those_slides_are_done_again(lab: Lab, tmp_path: Path) -> None:
+    """200 of 200 flips of one bit, over every kind of file; then one in each slide at once."""
+    cohort, chance = a_store(lab, tmp_path), random.Random(19)
+    kinds = files_of(cohort, "s3")
+    assert len(kinds) >= 8
+    missed = []
+    for k in range(200):
+        path = kinds[k % len(kinds)]
+        before = path.read_bytes()
+        data = bytearray(before)
+        bit = chance.randrange(len(data) * 8)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        if path not in {one.path for one in verify(cohort)}:
+            missed.append((path, bit))
+        path.write_bytes(before)
+    assert missed == []
+    for slide_id, path in zip(("s0", "s3", "s5"), (1, -1, -2), strict=True):
+        target = files_of(cohort, slide_id)[path]
+        target.write_bytes(target.read_bytes()[:-1] + bytes([target.read_bytes()[-1] ^ 1]))
+    assert {one.slide_id for one in verify(cohort)} == {"s0", "s3", "s5"}
+    rebuilt(lab, cohort, {"s0", "s3", "s5"})
+
+
+def test_cut_swapped_and_deleted_files_are_named_and_done_again(lab: Lab, tmp_path: Path) -> None:
+    cohort = a_store(lab, tmp_path)
+    cut, a, b = cohort.table("tiles", "s1"), cohort.table("membrane", "s3"), cohort.table("membrane", "s4")
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    a.rename(tmp_path / "x")
+    b.rename(a)
+    (tmp_path / "x").rename(b)
+    cohort.thumbnail("s5").unlink()
+    found = {one.path for one in verify(cohort)}
+    assert found == {cut, a, b, cohort.thumbnail("s5")}
+    rebuilt(lab, cohort, {"s1", "s3", "s4", "s5"})
+
+
+def test_a_torn_intake_table_is_made_again_and_no_slide_is(lab: Lab, tmp_path: Path) -> None:
+    cohort = a_store(lab, tmp_path)
+    data = cohort.intake.read_bytes()
+    cohort.intake.write_bytes(data[: len(data) // 2])
+    assert cohort.intake in {one.path for one in verify(cohort)}
+    rebuilt(lab, cohort, set())
+
+
+def test_torn_labels_are_named_and_asked_for_again(lab: Lab, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("slide_id,patient_id,her2\ns3,P3,3+\n")
+    plain(lab.scans, tmp_path / "c", labels=labels)
+    cohort = Cohort(tmp_path / "c")
+    before = contents(cohort.root)
+    cohort.labels.write_bytes(cohort.labels.read_bytes()[:-20])
+    assert [one.path for one in verify(cohort)] == [cohort.labels]
+    with pytest.raises(StoreError, match=r"labels.parquet: is damaged.*--labels"):
+        plain(lab.scans, cohort.root)
+    assert plain(lab.scans, cohort.root, labels=labels).fresh == []
+    assert contents(cohort.root) == before

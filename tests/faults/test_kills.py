@@ -1,0 +1,306 @@
+"""Kills: whatever dies, and whenever, the same command ends with the same bytes and leaves nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import safetensors.torch
+import timm
+
+from her2batch.flow.ingest import Order, ingest
+from her2batch.flow.session import Session
+from her2batch.settings import Plan, Resources
+from tests.faults.every_call import under_strace
+from tests.faults.lab import (
+    TRIES,
+    Lab,
+    all_gone,
+    clean,
+    family,
+    kill,
+    moments,
+    named,
+    needs_strace,
+    plain,
+    rows_there,
+    same,
+    shared_memory,
+    start,
+    until,
+    whole_slides,
+)
+from tests.flow.test_ingest import contents
+
+CALLS = ("fsync", "rename", "unlink", "unlinkat", "rmdir", "mkdir", "write", "openat")
+"""System calls by which a store changes, or a file is opened."""
+
+FRESH_RAY = max(1, TRIES // 3)
+"""Tries of faults that need a Ray of their own each: 6 s and more."""
+
+
+# -- at every system call ------------------------------------------------------------------------------------------
+
+
+def strikes(lab: Lab, folder: Path, faults: dict[str, str], tries: int, before: str | None = None) -> list[dict]:
+    """One slide's ingest, struck at its n-th call of each kind; what was found after each."""
+    scans = folder / "scans"
+    scans.mkdir()
+    (scans / "s3.tiff").write_bytes((lab.scans / "s3.tiff").read_bytes())
+    more = []
+    if before is not None:
+        old = folder / "old"
+        old.mkdir()
+        (old / "s3.tiff").write_bytes((lab.scans / before).read_bytes())
+        os.utime(old / "s3.tiff", (1, 1))
+        plain(old, folder / "before")
+        intake = folder / "before" / "tables" / "runs" / "intake.parquet"
+        intake.unlink()  # it names the folder `old`
+        more = ["--before", str(folder / "before")]
+    assert plain(scans, folder / "reference").done == 1
+    command = [
+        sys.executable,
+        "-m",
+        "tests.faults.every_call",
+        folder / "log",
+        scans,
+        folder / "c",
+        folder / "reference",
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*under_strace(folder / "log", faults), *command, "--tries", str(tries), *more, "--calls", *faults],
+        capture_output=True, text=True, env=env,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert '"fault"' not in run.stderr, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+def mended(found: list[dict]) -> None:
+    """After each strike the resumed store is the reference, byte for byte, with nothing left over."""
+    for one in found:
+        assert one["again"] == 0, one
+        assert one["resumed"] == {"torn": [], "left": [], "problems": [], "same": True}, one
+
+
+@needs_strace
+def test_killed_at_a_system_call_of_the_commit_a_slide_is_whole_or_not_there(lab: Lab, tmp_path: Path) -> None:
+    found = strikes(lab, tmp_path, dict.fromkeys(("fsync", "rename", "unlinkat", "write"), "signal=KILL"), tries=2)
+    assert {one["code"] for one in found} == {-signal.SIGKILL}
+    assert all(one["struck"]["torn"] == [] for one in found)
+    mended(found)
+
+
+@pytest.mark.slow
+@needs_strace
+@pytest.mark.timeout(900)
+def test_killed_at_every_system_call_of_the_commit_a_slide_is_whole_or_not_there(lab: Lab, tmp_path: Path) -> None:
+    found = []
+    for calls, tries in ((("fsync", "rename", "unlink", "unlinkat", "rmdir", "mkdir"), 0), (("write", "openat"), 12)):
+        folder = tmp_path / calls[0]
+        folder.mkdir()
+        found += strikes(lab, folder, dict.fromkeys(calls, "signal=KILL"), tries)
+    assert {one["code"] for one in found} == {-signal.SIGKILL}
+    assert len(found) > 100
+    assert all(one["struck"]["torn"] == [] for one in found)
+    mended(found)
+
+
+@pytest.mark.slow
+@needs_strace
+def test_killed_while_a_changed_slide_takes_the_place_of_the_old_the_next_run_ends_it(lab: Lab, tmp_path: Path) -> None:
+    found = strikes(lab, tmp_path, dict.fromkeys(("rename", "unlink", "unlinkat"), "signal=KILL"), 0, before="s2.tiff")
+    assert {one["code"] for one in found} == {-signal.SIGKILL}
+    mended(found)
+
+
+# -- the driver, Ray's own processes -------------------------------------------------------------------------------
+
+
+def resumed(lab: Lab, out: Path) -> None:
+    """The same command again, in this process: Same and Clean."""
+    whole_slides(out)
+    assert plain(lab.scans, out).exit_code == 0
+    same(out, lab.reference)
+    clean(out)
+
+
+def driver(pid: int) -> list[psutil.Process]:
+    return [psutil.Process(pid)]
+
+
+def struck(lab: Lab, out: Path, victim: Callable[[int], list[psutil.Process]], after: float) -> tuple[int, str, float]:
+    """Kill a part of a run some seconds after its lock was taken; exit code, stderr, seconds until all were gone."""
+    before = shared_memory()
+    run = start(lab.scans, out)
+    until(lambda: (out / "cohort.toml").exists() or run.poll() is not None)
+    end = time.monotonic() + after
+    while time.monotonic() < end and run.poll() is None:
+        time.sleep(0.05)
+    victims = victim(run.pid)
+    everybody = family(run.pid)
+    kill(victims)
+    begun = time.monotonic()
+    _, words = run.communicate(timeout=120)
+    took = time.monotonic() - begun
+    resumed(lab, out)  # at once: as a service that is set to restart
+    all_gone(everybody)
+    assert shared_memory() <= before
+    return run.returncode, words, took
+
+
+@pytest.mark.parametrize("part", ["raylet", "gcs_server"])
+def test_when_ray_dies_the_run_says_so_and_the_next_goes_on(lab: Lab, tmp_path: Path, part: str) -> None:
+    out = tmp_path / "c"
+    code, words, took = struck(lab, out, lambda pid: until_found(pid, part, out), 0)
+    assert code == 2
+    assert "a part of Ray on this machine has died; the same command goes on" in words
+    assert "Traceback" not in words
+    assert took < 30
+
+
+def until_found(pid: int, part: str, out: Path, rows: int = 1) -> list[psutil.Process]:
+    """Ray's process of that name, once so many slides are done."""
+    until(lambda: rows_there(out) >= rows)
+    return named(pid, part)
+
+
+def test_a_killed_driver_leaves_whole_slides_and_no_process(lab: Lab, tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    code, _, _ = struck(lab, out, lambda pid: until_found(pid, "none", out) or driver(pid), 0)
+    assert code == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("part", ["driver", "raylet", "gcs_server"])
+def test_killed_at_random_moments_the_next_run_ends_with_the_same_bytes(lab: Lab, tmp_path: Path, part: str) -> None:
+    """The moments lie in the whole life of a run: its start, its slides, its end."""
+    begun = time.monotonic()
+    assert start(lab.scans, tmp_path / "whole").wait(timeout=120) == 0
+    longest = time.monotonic() - begun
+    for k, after in enumerate(moments(part, FRESH_RAY, longest * 0.9)):
+        out = tmp_path / str(k)
+        victim = driver if part == "driver" else lambda pid: named(pid, part)
+        code, words, took = struck(lab, out, victim, after)
+        assert code in {"driver": (-signal.SIGKILL, 0)}.get(part, (0, 2)), words
+        assert "Traceback" not in words
+        assert took < 30
+
+
+# -- actors --------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_reader_costs_nothing(lab: Lab, tmp_path: Path) -> None:
+    """Reader and writer are one process here: what decodes a slide measures and commits it."""
+    out = tmp_path / "c"
+    run = start(lab.scans, out)
+    kill(until_found(run.pid, "ray::Actor", out)[:1])
+    _, words = run.communicate(timeout=120)
+    assert run.returncode == 0, words
+    same(out, lab.reference)
+    clean(out)
+
+
+@pytest.fixture(scope="module")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    net = timm.create_model("test_vit", pretrained=False, num_classes=0)
+    safetensors.torch.save_file(net.state_dict(), folder / "test_vit.safetensors")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["reader", "model"])
+def test_actors_killed_at_random_moments_cost_nothing(
+    lab: Lab, tmp_path: Path, pool: str, ray_session: Session, small_weights: Path
+) -> None:
+    """Two deaths a run, so that none can be a slide's third; with a (declared) GPU the model has workers of its own."""
+    plan = Plan() if pool == "reader" else Plan(encoders=("timm:test_vit",))
+    session = replace(ray_session, workers=2, gpus=0 if pool == "reader" else 1)
+    order = Order(lab.scans, tmp_path / "plain", weights=small_weights)
+    ingest(order, plan, Resources(workers=0))
+    reference = contents(tmp_path / "plain")
+    for k, after in enumerate(moments(pool, TRIES // 2, 0.5)):
+        deaths: list[float] = []
+
+        def strike(*_: object, after: float = after, deaths: list[float] = deaths) -> None:
+            if len(deaths) < 2:
+                time.sleep(after)
+                kill(named(os.getpid(), "ray::Actor")[-1:] if pool == "model" else named(os.getpid(), "ray::Actor")[:1])
+                deaths.append(after)
+
+        out = tmp_path / str(k)
+        summary = ingest(replace(order, out=out), plan, Resources(workers=2), strike, session=session)
+        assert (summary.exit_code, len(deaths)) == (0, 2)
+        same(out, reference)
+        clean(out)
+
+
+# -- asked to stop -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("workers", "number", "at"),
+    [(2, signal.SIGTERM, "start"), (2, signal.SIGINT, "slides"), (0, signal.SIGTERM, "slides")],
+)
+def test_asked_to_stop_a_run_ends_within_ten_seconds_with_130(
+    lab: Lab, tmp_path: Path, workers: int, number: int, at: str
+) -> None:
+    out = tmp_path / "c"
+    run = start(lab.scans, out, workers)
+    until(lambda: rows_there(out) >= 1 if at == "slides" else (out / "cohort.toml").exists())
+    everybody = family(run.pid)
+    run.send_signal(number)
+    begun = time.monotonic()
+    _, words = run.communicate(timeout=60)
+    assert run.returncode == 130, words
+    assert time.monotonic() - begun < 10
+    assert "Traceback" not in words
+    all_gone(everybody)
+    resumed(lab, out)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_at_random_moments_a_run_ends_with_130(lab: Lab, tmp_path: Path, number: int) -> None:
+    for k, after in enumerate(moments(str(number), FRESH_RAY, 8)):
+        out = tmp_path / str(k)
+        run = start(lab.scans, out)
+        until(lambda out=out: (out / "cohort.toml").exists())
+        time.sleep(after)
+        everybody = family(run.pid)
+        run.send_signal(number)
+        begun = time.monotonic()
+        if k % 3 == 2:
+            time.sleep(0.3)
+            run.send_signal(number)  # impatient: at once, whatever is going on
+        _, words = run.communicate(timeout=60)
+        assert run.returncode in (130, 0), words
+        assert time.monotonic() - begun < 10
+        assert "Traceback" not in words
+        all_gone(everybody)
+        resumed(lab, out)
+
+
+def test_a_second_interrupt_ends_a_run_at_once(lab: Lab, tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    run = start(lab.scans, out)
+    until(lambda: rows_there(out) >= 1)
+    everybody = family(run.pid)
+    for _ in range(2):
+        run.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    run.communicate(timeout=60)
+    assert run.returncode == 130
+    all_gone(everybody)
+    resumed(lab, out)
