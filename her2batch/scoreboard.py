@@ -77,6 +77,8 @@ def _show_rest(console: Console, found: Trained) -> None:
     if found.run.bundle.is_dir():
         console.print(f"bundle: {found.run.bundle}", highlight=False, soft_wrap=True)
     console.print(f"run: {found.run.root}", highlight=False, soft_wrap=True)
+    if found.run.report.is_file():
+        console.print(f"report: {found.run.report}", highlight=False, soft_wrap=True)
 
 
 def _show_reviewed(console: Console, rows: list[dict[str, Any]]) -> None:
@@ -150,6 +152,8 @@ def show_demo(found: Demo) -> None:
             table.add_row(row["slide_id"], row["truth"], *(row.get(name, "–") for name in methods))
         console.print(table)
     show_summary(found.held_out)
+    if found.report is not None:
+        print(f"report: {found.report}")
 
 
 def show_excluded(console: Console, rows: list[dict[str, Any]]) -> None:

@@ -126,6 +126,7 @@ def _trained_json(found: Trained) -> dict[str, Any]:
     return {
         "run": str(found.run.root),
         "bundle": str(found.run.bundle) if found.run.bundle.is_dir() else None,
+        "report": str(found.run.report) if found.run.report.is_file() else None,
         "summary": found.summary.to_pylist(),
         "excluded": found.excluded.to_pylist(),
         "failed": found.failed,

@@ -10,6 +10,9 @@ Cells = NDArray[np.int64]
 
 Picture = NDArray[np.uint8]
 
+PALEST = 0.35
+"""How much a value of 0 covers."""
+
 
 def cells(x: NDArray[np.int32], y: NDArray[np.int32], step: float) -> Cells:
     """Column and row of each tile on its grid: (n,) and (n,) level-0 px → (n, 2). step: level-0 px between tiles."""
@@ -17,9 +20,14 @@ def cells(x: NDArray[np.int32], y: NDArray[np.int32], step: float) -> Cells:
 
 
 def heat(where: Cells, values: NDArray[np.floating], top: float) -> Picture:
-    """(n, 2) cells and (n,) values, 0 … top → (rows, columns, 4) uint8 RGBA in viridis; clear where no tile lies."""
+    """(n, 2) cells and (n,) values, 0 … top → (rows, columns, 4) uint8 RGBA in viridis; clear where no tile lies.
+
+    Little covers little, so that tissue is seen where there is nothing to show.
+    """
     level = np.clip(np.asarray(values, np.float64) / max(top, 1e-12), 0, 1)
-    return _raster(where, colours((255 * level).round().astype(np.uint8)))
+    out = _raster(where, colours((255 * level).round().astype(np.uint8)))
+    out[where[:, 1], where[:, 0], 3] = (255 * (PALEST + (1 - PALEST) * level)).round()
+    return out
 
 
 def painted(where: Cells, kinds: NDArray[np.integer], palette: Picture) -> Picture:

@@ -19,7 +19,7 @@ def test_heat_is_clear_where_no_tile_lies_and_lighter_where_there_is_more() -> N
     where = np.array([[0, 0], [2, 1]])
     picture = heat(where, np.array([0.0, 5.0]), top=1.0)
     assert picture.shape == (2, 3, 4)
-    assert picture[..., 3].tolist() == [[255, 0, 0], [0, 0, 255]]
+    assert picture[..., 3].tolist() == [[89, 0, 0], [0, 0, 255]]
     assert picture[1, 2, :3].sum() > picture[0, 0, :3].sum()
     grey = colours(np.arange(256, dtype=np.uint8)).astype(float) @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(grey) > -0.5).all()
