@@ -314,15 +314,15 @@ class Draft:
 
     def pyramid(self) -> Path:
         """Where to write the OME-Zarr."""
-        return _parent(self._inside.pyramid(self.slide_id))
+        return self._place(self._inside.pyramid(self.slide_id))
 
     def thumbnail(self) -> Path:
         """Where to write the overview picture."""
-        return _parent(self._inside.thumbnail(self.slide_id))
+        return self._place(self._inside.thumbnail(self.slide_id))
 
     def write(self, name: str, table: pa.Table) -> None:
         """Add one table."""
-        write_parquet(table, _parent(self._inside.table(name, self.slide_id)))
+        write_parquet(table, self._place(self._inside.table(name, self.slide_id)))
 
     def commit(self, row: Row, old: Mapping[str, Any] | None, sent: Sequence[Row] = ()) -> Row:
         """Put the slide in place: files, then its row, which is returned, then away with what only the old row named.
@@ -354,7 +354,7 @@ class Draft:
             target = self.cohort.root / one.relative_to(self.root)
             make_folder(target.parent)
             if target.is_dir():  # a folder can't be renamed over a full one
-                target.rename(_parent(self.root / "old" / one.relative_to(self.root)))
+                target.rename(self._place(self.root / "old" / one.relative_to(self.root)))
             one.replace(target)
             fsync(target.parent)
         return files
@@ -362,6 +362,11 @@ class Draft:
     def discard(self) -> None:
         """Remove the draft."""
         shutil.rmtree(self.root, ignore_errors=True)
+
+    def _place(self, path: Path) -> Path:
+        self.root.stat()  # a draft whose store was taken away is not begun anew
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
     def _sealed(self, path: Path) -> Row:
         fsync(path)
@@ -388,8 +393,3 @@ def write_row(cohort: Cohort, row: Row) -> None:
 
 def _by_id(rows: pa.Table) -> dict[str, Row]:
     return {row["slide_id"]: row for row in rows.select(schemas.schema("slides").names).to_pylist()}
-
-
-def _parent(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path

@@ -315,6 +315,10 @@ class _Net:
 
     def _as_slide_error(self, error: Exception) -> SlideError:
         path: Path = self._todo.source.path
+        try:  # whatever was found in a file that changed meanwhile says nothing about it
+            self._worker._unmoved(self._todo)
+        except SlideError as moved:
+            return moved
         if isinstance(error, SlideError):
             return error
         if isinstance(error, MemoryError) or (isinstance(error, cv2.error) and "memory" in str(error).lower()):

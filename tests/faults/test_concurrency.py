@@ -1,0 +1,280 @@
+"""Side by side: two runs on one store, readers beside a writer, a scanner that changes a slide under the reader."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.dataset
+import pytest
+
+from her2batch.flow.ingest import Order, ingest
+from her2batch.flow.session import Session
+from her2batch.models.encoders import dim_of
+from her2batch.settings import Plan, Resources
+from her2batch.slides.pyramid import Pyramid
+from her2batch.slides.slide import Box
+from her2batch.tables.audit import status, verify
+from her2batch.tables.store import Cohort
+from her2batch.way.stages import Context
+from her2batch.way.work import Worker
+from tests.conftest import tissue_image, write_slide
+from tests.faults.lab import Lab, all_gone, clean, command, family, plain, rows_there, same, start, until
+from tests.flow.test_ingest import contents
+from tests.flow.test_pool import todos
+
+# -- two runs ------------------------------------------------------------------------------------------------------
+
+
+def test_of_two_runs_that_start_together_one_does_the_work_and_the_other_names_it(lab: Lab, tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    runs = [start(lab.scans, out, 0) for _ in range(2)]
+    words = {run: run.communicate(timeout=120)[1] for run in runs}
+    first, second = sorted(runs, key=lambda run: run.returncode)
+    assert (first.returncode, second.returncode) == (0, 2), words
+    assert f"{out}: is in use by host {socket.gethostname()}, pid {first.pid}, since" in words[second]
+    assert len(words[second].splitlines()) == 1
+    same(out, lab.reference)
+    clean(out)
+
+
+def test_a_run_that_comes_second_changes_nothing_not_even_the_plan(lab: Lab, tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    plain(lab.scans, out)
+    with Cohort(out).lock():
+        run = subprocess.run([*command(lab.scans, out, 0), "--mpp", "0.25"], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert f"is in use by host {socket.gethostname()}, pid {os.getpid()}" in run.stderr
+    same(out, lab.reference)
+
+
+def test_the_lock_of_a_killed_run_is_taken_at_once(lab: Lab, tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    run = start(lab.scans, out, 0)
+    until(lambda: rows_there(out) >= 1)
+    assert f"pid {run.pid}" in (out / ".lock").read_text()
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    begun = time.monotonic()
+    with Cohort(out).lock() as held:
+        assert time.monotonic() - begun < 2
+        assert f"pid {os.getpid()}" in held.holder
+
+
+# -- readers beside the writer -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def beside(read: Callable[[], object]) -> Iterator[list[object]]:
+    """Read in a loop on a thread; what it found, and the exception that ended it."""
+    found: list[object] = []
+    ended = threading.Event()
+
+    def loop() -> None:
+        try:
+            while not ended.is_set():
+                found.append(read())
+        except Exception as error:  # noqa: BLE001  (a reader's fault is what this looks for)
+            found.append(error)
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        thread.join()
+    assert [one for one in found if isinstance(one, Exception)] == []
+
+
+def glances(out: Path) -> dict[str, Callable[[], object]]:
+    """Ways to look at a store: what a notebook, a report, `status`, `verify` and a viewer do."""
+    cohort = Cohort(out)
+
+    def glob() -> int:
+        return int(pyarrow.dataset.dataset(str(out / "tables" / "slides"), format="parquet").count_rows())
+
+    def report() -> int:
+        """Every committed slide's tables, joined: a row that is there has all its tiles and vectors."""
+        rows = cohort.rows()
+        for slide_id, row in rows.items():
+            for name in ("tiles", "membrane", "embeddings/stain"):
+                assert cohort.read(name, slide_id).num_rows == row["n_tiles"]
+            assert cohort.thumbnail(slide_id).stat().st_size > 0
+            if row["n_tiles"]:
+                with Pyramid(cohort.pyramid(slide_id)) as slide:
+                    assert slide.read(Box(400, 400, 64, 64)).shape == (64, 64, 3)
+        return len(rows)
+
+    def look() -> int:
+        return status(cohort).done
+
+    def check() -> int:
+        assert list(verify(cohort)) == []
+        return len(cohort.rows())
+
+    return {"glob": glob, "report": report, "status": look, "verify": check}
+
+
+@pytest.mark.parametrize("reader", ["glob", "report", "status", "verify"])
+def test_beside_an_ingest_a_reader_sees_whole_slides_and_never_fewer(lab: Lab, tmp_path: Path, reader: str) -> None:
+    out = tmp_path / "c"
+    run = start(lab.scans, out, 0)
+    until(lambda: rows_there(out) >= 1 and (out / "tables" / "runs" / "intake.parquet").exists())
+    with beside(glances(out)[reader]) as found:
+        assert run.wait(timeout=120) == 0
+    counts = [one for one in found if isinstance(one, int)]
+    assert counts == sorted(counts)
+    assert len(counts) > 1
+    same(out, lab.reference)
+    clean(out)
+
+
+# -- the slide changes ---------------------------------------------------------------------------------------------
+
+
+def replaced(path: Path) -> None:
+    """Another slide takes its place, as when a scan is repeated."""
+    write_slide(path.with_name("new.tmp"), tissue_image(960, 880, seed=77, brown=0.4))
+    path.with_name("new.tmp").replace(path)
+
+
+def truncated(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+@dataclass
+class Disturbed(Worker):
+    """A worker that has something done to its slide before a stage, or before the commit."""
+
+    stage: str = ""
+    disturb: Callable[[Path], None] = Path.unlink
+
+    def _call(self, stage, state) -> None:
+        if stage.name == self.stage:
+            self.disturb(state["slide"].info.path)
+        super()._call(stage, state)
+
+    def _measure(self, slide, state, name, lo, hi):
+        if self.stage == "tiles":
+            self.disturb(slide.info.path)
+        return super()._measure(slide, state, name, lo, hi)
+
+
+@pytest.mark.parametrize("stage", ["first", "tiles", "last"])
+@pytest.mark.parametrize(("disturb", "code"), [(replaced, "unstable"), (truncated, "unstable"), (Path.unlink, "gone")])
+def test_a_slide_that_changes_under_the_reader_keeps_its_old_result_until_it_is_read_whole(
+    lab: Lab, tmp_path: Path, disturb: Callable[[Path], None], code: str, stage: str
+) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "c"
+    scans.mkdir()
+    path = scans / "a.tiff"
+    shutil.copy(lab.scans / "s4.tiff", path)
+    plain(scans, out)
+    old = contents(out)
+    cohort = Cohort(out)
+    context = Context(Plan(), dims={"stain": dim_of("stain")})
+    stages = [one.name for one in _slide_stages(Worker(cohort, context))]
+    where = {"first": stages[0], "last": stages[-1]}.get(stage, stage)
+    worker = Disturbed(cohort, context, stage=where, disturb=disturb)
+    for _ in range(2):  # the scan was repeated; while that is read it is disturbed, and the next time again
+        shutil.copy(lab.scans / "s5.tiff", path)
+        row = worker.run(todos(scans, worker)[0]).row
+        assert (row["status"], row["error_code"]) == ("failed", code)
+        kept = {name: data for name, data in contents(out).items() if "tables/slides" not in name}
+        assert kept == {name: data for name, data in old.items() if "tables/slides" not in name}
+        assert list(verify(cohort)) == []
+    shutil.copy(lab.scans / "s3.tiff", path)
+    assert plain(scans, out).fresh == ["a"]
+    assert cohort.rows()["a"]["width"] == 900 + 60 * 3
+    clean(out)
+
+
+def _slide_stages(worker: Worker):
+    before, after = worker._split()
+    return [one for one in (*before, *after) if one.over == "slide"]
+
+
+# -- order and numbers ---------------------------------------------------------------------------------------------
+
+
+def test_workers_and_order_change_no_byte(lab: Lab, tmp_path: Path, ray_session: Session) -> None:
+    for workers in (1, 2, 4):
+        summary = ingest(Order(lab.scans, tmp_path / str(workers)), Plan(), Resources(workers=workers))
+        assert summary.exit_code == 0
+        same(tmp_path / str(workers), lab.reference)
+    out = tmp_path / "backwards"
+    shuffled = tmp_path / "scans"
+    shuffled.mkdir()
+    for path in sorted(lab.scans.iterdir(), reverse=True):  # one at a time, the last first
+        shutil.copy(path, shuffled)
+        plain(shuffled, out)
+    tables = {name: data for name, data in contents(out).items() if "tables/slides" not in name}  # rows name their path
+    assert tables == {name: data for name, data in lab.reference.items() if "tables/slides" not in name}
+
+
+# -- Ray in need ---------------------------------------------------------------------------------------------------
+
+NEEDY = """
+import sys
+from pathlib import Path
+from her2batch.flow import session
+session.OBJECT_STORE = 80_000_000
+session.PLACE = Path(sys.argv.pop(1))
+from her2batch.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_with_a_small_object_store_and_little_room_to_spill_it_ends_well_or_says_so(lab: Lab, tmp_path: Path) -> None:
+    """80 MB of object store; 50 MB for all files of Ray. It ends within five minutes, one way or the other."""
+    room = Path("/tmp") / f"h2b-room-{os.getpid()}"
+    room.mkdir()
+    out = tmp_path / "c"
+    try:
+        line = 'mount -t tmpfs -o size=50m none "$1"; shift; exec "$@"'
+        program = [sys.executable, "-c", NEEDY, str(room), *command(lab.scans, out)[3:]]
+        names = ["unshare", "-rm", "sh", "-ec", line, "sh", str(room), *program]
+        run = subprocess.run(names, capture_output=True, text=True, timeout=290)
+    finally:
+        room.rmdir()
+    assert run.returncode in (0, 1, 2), run.stderr
+    if run.returncode == 0:
+        same(out, lab.reference)
+    else:
+        assert len([one for one in run.stderr.splitlines() if one.startswith("her2batch:")]) == 1, run.stderr
+    assert plain(lab.scans, out).exit_code == 0
+    same(out, lab.reference)
+
+
+CHAOS = {
+    "RAY_testing_rpc_failure": '{"*": {"num_failures": 20, "req_failure_prob": 2, "resp_failure_prob": 2, "in_flight_failure_prob": 0}}',  # noqa: E501
+    "RAY_testing_rpc_failure_avoid_intra_node_failures": "0",
+    "RAY_testing_asio_delay_us": "*=0:2000",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["RAY_testing_rpc_failure", "RAY_testing_asio_delay_us"])
+def test_with_rays_own_messages_lost_or_late_the_bytes_are_the_same(lab: Lab, tmp_path: Path, fault: str) -> None:
+    out = tmp_path / "c"
+    env = {**os.environ, fault: CHAOS[fault]}
+    run = subprocess.Popen(command(lab.scans, out), stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
+    until(lambda: rows_there(out) >= 1 or run.poll() is not None, within=200)
+    everybody = family(run.pid)
+    _, words = run.communicate(timeout=250)
+    assert run.returncode in (0, 2, 3), words
+    all_gone(everybody)
+    assert plain(lab.scans, out, retry_failed=True).exit_code == 0
+    same(out, lab.reference)
+    clean(out)
