@@ -29,9 +29,9 @@ from rounds import medians, plt
 
 from her2batch.flow.ingest import Order, ingest
 from her2batch.settings import Plan, Resources
-from her2batch.tables.audit import status
 from her2batch.tables.files import sha256
 from her2batch.tables.store import Cohort, Row
+from her2batch.upkeep.audit import status
 
 EDGE, MPP = 1000, 0.25
 DISTINCT = 4

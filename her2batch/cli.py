@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from her2batch.commands import slides, study, tools
+from her2batch.commands import exchange, report, slides, study, tools, web
 from her2batch.errors import HeadLost, Her2BatchError
 
 COMMANDS = (
@@ -26,9 +26,13 @@ COMMANDS = (
     study.train,
     study.reproduce,
     study.tune,
+    report.report,
     slides.status,
     slides.verify,
     slides.forget,
+    exchange.export,
+    exchange.import_,
+    web.serve,
     tools.synth,
     tools.demo,
     tools.doctor,
@@ -48,7 +52,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for one in COMMANDS:
-    app.command()(one)
+    app.command(one.__name__.rstrip("_"))(one)
 
 
 def main() -> None:

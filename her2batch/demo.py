@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from her2batch.flow.ingest import Order, Summary, ingest
 from her2batch.models.bundle import read_bundle
+from her2batch.reports.cohort import write
 from her2batch.scoreboard import unit_progress
 from her2batch.screen import progress, say
 from her2batch.settings import Plan, Resources, Spread, Training
@@ -34,11 +35,15 @@ TRAINING: Final = Training(
 
 @dataclass
 class Demo:
-    """What the demo ends with. rows: held-out slides, each with its label and what the rule and the bundle say."""
+    """What the demo ends with. rows: held-out slides, each with its label and what the rule and the bundle say.
+
+    report: of the held-out slides, with the evidence of each, and of the training.
+    """
 
     trained: Trained | None
     held_out: Summary
     rows: list[dict[str, Any]]
+    report: Path | None = None
 
     @property
     def exit_code(self) -> int:
@@ -69,8 +74,10 @@ def demo(folder: Path, slides: int, held_out: int, quiet: bool) -> Demo:
     with progress(quiet) as report:
         order = Order(new / "slides", folder / "scored", bundle=trained.run.bundle, labels=new / "labels.csv")
         scored = ingest(order, Plan(), Resources(), report)
-    rows = _rows(Cohort(folder / "scored"), new / "labels.csv", read_bundle(trained.run.bundle).id)
-    return Demo(trained, scored, rows)
+    held = Cohort(folder / "scored")
+    rows = _rows(held, new / "labels.csv", read_bundle(trained.run.bundle).id)
+    written = write(held, (folder / "report.html").absolute(), trained.run)
+    return Demo(trained, scored, rows, written.path)
 
 
 def _rows(cohort: Cohort, labels: Path, bundle: str) -> list[dict[str, Any]]:

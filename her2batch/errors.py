@@ -13,6 +13,7 @@ Every error says what is wrong, in which file, and what to do about it. Library 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 REMEDIES = {
@@ -26,11 +27,24 @@ REMEDIES = {
     "unstable": "wait until the scanner has finished writing, then run the same command again",
     "gone": "put the file back and run the same command again",
     "worker-lost": "run again with --retry-failed; if it repeats, the file crashes its decoder: export it again",
+    "timeout": "open the slide in the scanner's viewer; if it is sound, run again with --retry-failed and a longer "
+    "--patience",
     "out-of-memory": "run again with fewer --workers, or on a machine with more memory",
     "store-write": "free disk space or mend the disk, then run the same command again",
     "internal": "run again with --retry-failed; if it repeats, report the newest tables/runs/*.jsonl",
 }
 """Every error code a slide can end with, and what to do about it. docs/operations.md lists the same."""
+
+
+NO_TEXT = re.compile(r"[\ud800-\udfff]|\\x[0-9a-f]{2}")
+
+
+def legible(path: Path | str) -> str:
+    """A path as text that tables and screens take: bytes that are no UTF-8 as \\xff. No two paths become one."""
+    text = str(path)
+    if not NO_TEXT.search(text):
+        return text
+    return text.replace("\\", "\\\\").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class Her2BatchError(Exception):
@@ -43,7 +57,7 @@ class Her2BatchError(Exception):
         self.what, self.path, self.remedy = what, path, remedy
 
     def __str__(self) -> str:
-        where = f"{self.path}: " if self.path is not None else ""
+        where = f"{legible(self.path)}: " if self.path is not None else ""
         return f"{where}{self.what}" + (f"; {self.remedy}" if self.remedy else "")
 
 

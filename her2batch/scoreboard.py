@@ -68,6 +68,8 @@ def show_trained(found: Trained) -> None:
 
 def _show_rest(console: Console, found: Trained) -> None:
     show_excluded(console, found.excluded.to_pylist())
+    if found.run.table("reviews").is_file():
+        _show_reviewed(console, found.run.read("reviews").to_pylist())
     for name, why in sorted(found.failed.items()):
         console.print(f"[red]failed[/red] {name}: {escape(why)}", highlight=False, soft_wrap=True)
     if found.stopped:
@@ -75,6 +77,16 @@ def _show_rest(console: Console, found: Trained) -> None:
     if found.run.bundle.is_dir():
         console.print(f"bundle: {found.run.bundle}", highlight=False, soft_wrap=True)
     console.print(f"run: {found.run.root}", highlight=False, soft_wrap=True)
+    if found.run.report.is_file():
+        console.print(f"report: {found.run.report}", highlight=False, soft_wrap=True)
+
+
+def _show_reviewed(console: Console, rows: list[dict[str, Any]]) -> None:
+    console.print(f"{len(rows)} labels by the newest review of their slide", highlight=False)
+    for row in rows:
+        if row["words"] is not None:
+            label = f"{row['slide_id']} {row['column']} {row['now'] or 'left out'} (review {row['number']})"
+            console.print(f"  {label}: {row['words']}", highlight=False, markup=False, soft_wrap=True)
 
 
 def figures(title: str, rows: list[dict[str, Any]]) -> Any:
@@ -140,6 +152,8 @@ def show_demo(found: Demo) -> None:
             table.add_row(row["slide_id"], row["truth"], *(row.get(name, "–") for name in methods))
         console.print(table)
     show_summary(found.held_out)
+    if found.report is not None:
+        print(f"report: {found.report}")
 
 
 def show_excluded(console: Console, rows: list[dict[str, Any]]) -> None:

@@ -23,8 +23,8 @@ from her2batch.way.pace import Tally
 if TYPE_CHECKING:
     from her2batch.flow.doctor import Line
     from her2batch.flow.ingest import Summary
-    from her2batch.tables.audit import Problem, Status
-    from her2batch.tables.forget import Forgotten
+    from her2batch.upkeep.audit import Problem, Status
+    from her2batch.upkeep.forget import Forgotten
 
 Report = Callable[[Tally, Row], None]
 
@@ -191,10 +191,12 @@ def _told(event: Mapping[str, Any]) -> str | None:
     return None
 
 
-def show_problems(problems: list[Problem], cohort: Path) -> None:
-    """What verify found."""
+def show_problems(problems: list[Problem], cohort: Path, head: tuple[int, str]) -> None:
+    """What verify found. head: number and hash of the newest review."""
     for one in problems:
         print(f"{one.path}: {one.what}")
+    if head[0]:
+        print(f"{cohort}: the newest review is number {head[0]}, sha256 {head[1]}")
     words = f"{len(problems)} problems; ingest mends them" if problems else "every file is as its row says"
     print(f"{cohort}: {words}")
 
@@ -204,6 +206,8 @@ def show_forgotten(found: Forgotten, problems: list[str]) -> None:
     print(f"{len(found.slides)} slides and {found.files} files removed, with every row that named them")
     for night in found.nights:
         print(f"the report of night {night} named them: removed")
+    if found.reviews:
+        print(f"{len(found.reviews)} reviews of them were emptied; their hashes stay, so that the chain holds")
     for path in found.sources:
         print(f"not ours, still there: {path}")
     for one in found.runs:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from her2batch.errors import InputError
 
@@ -69,9 +71,18 @@ class Resources(Settings):
     )
     gpus: float | None = Field(None, ge=0, description="GPUs to use; default: all that are there")
     worker_memory: int = Field(4_000_000_000, ge=500_000_000, description="bytes a worker may hold")
+    patience: float = Field(
+        1800.0, ge=1, description="seconds that a step of a slide may take, models aside, before it is given up"
+    )
 
 
-TimeOfDay = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d(:[0-5]\d)?$")]
+def _time_of_day(text: str) -> str:
+    if re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d(:[0-5]\d)?", text) is None:
+        raise PydanticCustomError("time_of_day", "give a local time of day, as 06:00")
+    return text
+
+
+TimeOfDay = Annotated[str, AfterValidator(_time_of_day)]
 """Local time of day, HH:MM or HH:MM:SS."""
 
 
@@ -151,6 +162,10 @@ class Training(Settings):
     options: tuple[str, ...] = Field((), description="a setting of the methods, as lr=0.0002; repeatable")
     quick: bool = Field(False, description="few epochs, toy networks, few patches: to see all of it run")
     patches_per_slide: int | None = Field(None, ge=1, description="at most so many patches of a slide, drawn at random")
+    reviews: bool = Field(
+        False,
+        description="lay the newest verdict of the cohort's reviews over each slide's label; differences are said",
+    )
     keep_contradictions: bool = Field(False, description="train on slides whose IHC and ISH contradict each other too")
     shuffle_labels: bool = Field(False, description="a control: labels at random over the patients, figures at chance")
 
@@ -249,7 +264,7 @@ def from_toml(path: Path, kind: type[Job]) -> Job:
         return kind.model_validate(tomllib.loads(path.read_text()))
     except OSError as error:
         raise InputError(f"can't be read ({error.strerror})", path, "give the settings file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"is no TOML ({error})", path, "mend it; docs/operations.md has an example") from error
     except ValidationError as error:
         first = error.errors()[0]

@@ -32,6 +32,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from her2batch.errors import InputError
+from her2batch.exchange.geojson import COLOURS
 from her2batch.paint import paint_slide
 from her2batch.specimen import ARTEFACTS, SITES, Mix, SlideTruth, Specimen, Stain, prepare, rng_for
 from her2batch.tables.labels import COLUMNS
@@ -63,9 +64,6 @@ VIEW_UM = 400.0
 
 LEAST_PX = 60
 """Regions and holes below this (0.004 mm²) aren't drawn."""
-
-COLOURS = {"0": (90, 120, 200), "1+": (240, 200, 80), "2+": (230, 130, 40), "3+": (150, 40, 20)}
-"""R, G, B of the classes in QuPath."""
 
 
 def make_cohort(

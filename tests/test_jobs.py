@@ -12,9 +12,9 @@ import pytest
 
 from her2batch.flow.ingest import Order, ingest
 from her2batch.settings import FoldsJob, Overnight, Plan, Resources, SearchJob, from_toml
-from her2batch.tables.audit import status, verify
 from her2batch.tables.run import Run
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import status, verify
 from tests.conftest import Synthetic
 from tests.flow.test_ingest import contents
 from tests.night.scanner import Miniature, Scanner, write_toml
@@ -59,6 +59,7 @@ def tables(cohort: Path) -> dict[str, bytes]:
     return {name: data for name, data in contents(cohort).items() if not name.startswith("nights/")}
 
 
+@pytest.mark.slow
 def test_nothing_of_a_cluster_listens_off_loopback(nodes: Cluster) -> None:
     lines = subprocess.run(["ss", "-ltnH"], capture_output=True, text=True, check=True).stdout.splitlines()
     ours = [line.split()[3] for line in lines if str(nodes.port) in line or str(nodes.dashboard) in line]
@@ -66,6 +67,7 @@ def test_nothing_of_a_cluster_listens_off_loopback(nodes: Cluster) -> None:
     assert all("127.0.0.1" in address for address in ours)
 
 
+@pytest.mark.slow
 def test_the_job_api_turns_away_who_has_no_token(nodes: Cluster) -> None:
     env = {name: value for name, value in nodes.env.items() if "AUTH" not in name}
     command = [RAY, "job", "list", "--address", nodes.jobs]
@@ -76,6 +78,7 @@ def test_the_job_api_turns_away_who_has_no_token(nodes: Cluster) -> None:
     assert "token" in (found.stdout + found.stderr).lower()
 
 
+@pytest.mark.slow
 def test_a_night_on_three_nodes_one_of_which_is_killed_has_the_bytes_of_a_quiet_one(
     nodes: Cluster, quiet_night: Miniature, tmp_path: Path
 ) -> None:
@@ -108,6 +111,7 @@ def test_a_night_on_three_nodes_one_of_which_is_killed_has_the_bytes_of_a_quiet_
     } <= names
 
 
+@pytest.mark.slow
 def test_where_a_cluster_has_readers_slides_are_opened_on_them_alone(
     nodes: Cluster, synthetic: Synthetic, tmp_path: Path
 ) -> None:
@@ -123,6 +127,7 @@ def test_where_a_cluster_has_readers_slides_are_opened_on_them_alone(
     assert seen == {"reader"}
 
 
+@pytest.mark.slow
 def test_folds_and_searches_are_jobs_too(nodes: Cluster, synthetic: Synthetic, tmp_path: Path) -> None:
     common = f'cohort = "{synthetic.cohort}"\nout = "{tmp_path / "{}"}"\n'
     training = (
@@ -149,6 +154,7 @@ def test_jobs_stay_small() -> None:
         assert len(path.read_text().splitlines()) <= 40, path
 
 
+@pytest.mark.slow
 def test_when_the_head_is_lost_the_run_says_so_and_the_next_goes_on(
     nodes: Cluster, synthetic: Synthetic, tmp_path: Path
 ) -> None:

@@ -18,15 +18,24 @@ import zarr
 from moto.server import ThreadedMotoServer
 
 from her2batch.errors import InputError, StoreError
+from her2batch.exchange.incoming import Order as Incoming
+from her2batch.exchange.incoming import bring_in
+from her2batch.exchange.outgoing import Order as Outgoing
+from her2batch.exchange.outgoing import export
 from her2batch.flow.ingest import Order, ingest
 from her2batch.flow.score import score
 from her2batch.settings import Plan, Resources
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box
-from her2batch.tables.audit import status, verify
 from her2batch.tables.places import place
+from her2batch.tables.privacy import Names
+from her2batch.tables.reviews import Review, append
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import status, verify
+from her2batch.upkeep.forget import forget, naming
+from her2batch.web.catalog import Catalog
 from tests.conftest import Synthetic
+from tests.exchange.stored import cohort_of
 from tests.flow.test_ingest import contents
 from tests.models.bundles import untrained
 
@@ -83,6 +92,7 @@ def test_an_ingest_ends_with_the_bytes_of_a_local_one_and_is_not_done_again(
     assert fetched(f"{bucket}/cohort", tmp_path / "there") == contents(tmp_path / "here")
 
 
+@pytest.mark.slow
 def test_ray_workers_write_there_and_a_run_that_was_killed_goes_on(bucket: str, scans: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
@@ -152,6 +162,39 @@ def test_a_bundle_scores_there(bucket: str, scans: Path, tmp_path: Path) -> None
     assert score(order.out, bundle.path, Resources(workers=0)).already == 4
 
 
+def test_a_patient_is_forgotten_there(bucket: str, scans: Path, synthetic: Synthetic) -> None:
+    order = Order(scans, place(f"{bucket}/cohort"), labels=synthetic.labels)
+    ingest(order, Plan(), Resources(workers=0))
+    cohort = Cohort(order.out)
+    row = next(iter(cohort.rows().values()))
+    for night, text in (("20260101-190000", row["slide_id"]), ("20260102-190000", "others")):
+        (cohort.nights / night / "report.html").write_text(text)
+    found = forget(cohort, row["patient_id"], Names())
+    assert row["slide_id"] in found.slides
+    assert (found.left, found.nights) == ([], ["20260101-190000"])
+    cohort.root.fs.invalidate_cache()
+    assert list(naming(cohort.root, {row["patient_id"], *found.slides})) == []
+    assert [one.name for one in cohort.nights.iterdir()] == ["20260102-190000"]
+    assert list(verify(cohort)) == []
+    assert ingest(order, Plan(), Resources(workers=0)).fresh == []
+
+
+def test_the_page_looks_and_reviews_there(bucket: str, scans: Path) -> None:
+    root = place(f"{bucket}/cohort")
+    ingest(Order(scans, root), Plan(), Resources(workers=0))
+    cohort = Cohort(root)
+    catalog = Catalog(cohort)
+    slide_id = next(one for one in sorted(catalog.rows()) if catalog.predictions(one))
+    assert catalog.tile(slide_id, catalog.zoom(slide_id).last - 1, 1, 1).startswith(b"\xff\xd8")
+    said = catalog.predictions(slide_id)[0]
+    for _ in range(2):
+        names = {name: said[name] for name in ("bundle", "task", "method", "predicted")}
+        review = Review("A", slide_id, **names, verdict="agree", label=said["predicted"])
+        number = append(cohort, review)["number"]
+        assert [one["number"] for one in catalog.reviews()] == list(range(1, number + 1))
+    assert list(verify(cohort)) == []
+
+
 def test_one_writer_at_a_time_and_a_dead_ones_lock_gives_way(bucket: str) -> None:
     cohort = Cohort(place(f"{bucket}/cohort"))
     cohort.create(Plan())
@@ -178,3 +221,16 @@ def test_what_cannot_be_used_is_said_in_plain_words(bucket: str, scans: Path) ->
         assert "secret" not in str(told.value)
     with pytest.raises(StoreError, match="can't be"):
         ingest(Order(scans, place("s3://there-is-no-such-bucket/x")), Plan(), Resources(workers=0))
+
+
+def test_exports_and_imports_are_those_of_a_local_cohort(bucket: str, tmp_path: Path) -> None:
+    cohorts = {"here": cohort_of(tmp_path / "cohort", "S1"), "far": cohort_of(place(f"{bucket}/cohort"), "S1")}
+    for where, cohort in cohorts.items():
+        for to in ("clam-h5", "geojson", "csv"):
+            assert export(Outgoing(cohort.root, to, tmp_path / where / to)).exit_code == 0
+        features = tmp_path / where / "clam-h5" / "features_stain" / "h5_files"
+        assert bring_in(Incoming(cohort.root, (features,), "mine"), lambda _: None).slides == ["S1"]
+        assert list(verify(cohort)) == []
+    assert contents(tmp_path / "here") == contents(tmp_path / "far")
+    with pytest.raises(InputError, match="folder of this machine"):
+        export(Outgoing(cohorts["here"].root, "csv", place(f"{bucket}/out")))

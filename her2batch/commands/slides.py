@@ -70,8 +70,12 @@ def overnight(
     from her2batch.settings import Overnight, from_toml
 
     with progress(quiet) as report:
-        night = run(from_toml(settings, Overnight), report, lambda words: say(words, quiet))
-    print(night.line())
+        night = run(
+            from_toml(settings, Overnight),
+            report,
+            lambda words: say(words, quiet),
+            lambda text: print(text, flush=True),
+        )
     return night.exit_code
 
 
@@ -87,23 +91,26 @@ def status(
 
         watch(Cohort(cohort))
     from her2batch.screen import show_status
-    from her2batch.tables.audit import status as count
     from her2batch.tables.store import Cohort
+    from her2batch.upkeep.audit import status as count
 
     found = count(Cohort(cohort))
-    emit(as_json, {**asdict(found), "adds_up": found.adds_up}, lambda: show_status(found, cohort))
+    emit(as_json, {**vars(found), "adds_up": found.adds_up}, lambda: show_status(found, cohort))
     return 0 if found.adds_up else 1
 
 
 def verify(cohort: CohortArgument = OUT, as_json: Json = False) -> int:
     """Check every file against its checksum and schema. `ingest` mends what this finds."""
     from her2batch.screen import show_problems
-    from her2batch.tables.audit import verify as check
+    from her2batch.tables.reviews import head
     from her2batch.tables.store import Cohort
+    from her2batch.upkeep.audit import verify as check
 
     problems = list(check(Cohort(cohort)))
+    newest = head(Cohort(cohort))
     found = [{"path": str(one.path), "what": one.what, "slide_id": one.slide_id} for one in problems]
-    emit(as_json, {"problems": found, "ok": not found}, lambda: show_problems(problems, cohort))
+    data = {"problems": found, "ok": not found, "reviews": newest[0], "reviews_sha256": newest[1]}
+    emit(as_json, data, lambda: show_problems(problems, cohort, newest))
     return 3 if problems else 0
 
 
@@ -117,10 +124,10 @@ def forget(
 ) -> int:
     """Remove one patient: every file and every row, with the proof that nothing is left."""
     from her2batch.screen import show_forgotten
-    from her2batch.tables.audit import verify as check
-    from her2batch.tables.forget import forget as remove
     from her2batch.tables.privacy import Names, read_key
     from her2batch.tables.store import Cohort
+    from her2batch.upkeep.audit import verify as check
+    from her2batch.upkeep.forget import forget as remove
 
     names = Names(read_key(pseudonymize) if pseudonymize is not None else None)
     found = remove(Cohort(cohort), patient, names, run or ())

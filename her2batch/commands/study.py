@@ -18,7 +18,7 @@ Annotations = Annotated[Path | None, typer.Option(help="folder of QuPath regions
 Labels = Annotated[Path | None, typer.Option(help="labels CSV or TCGA table; default: those given to the ingest")]
 
 
-@options(Spread, leave_out=("worker_memory",))
+@options(Spread, leave_out=("worker_memory", "patience"))
 @options(Training)
 def train(
     *,
@@ -51,7 +51,7 @@ def train(
     return found.exit_code
 
 
-@options(Spread, leave_out=("worker_memory",))
+@options(Spread, leave_out=("worker_memory", "patience"))
 @options(Training, leave_out=("tasks", "methods"))
 def reproduce(
     *,
@@ -76,7 +76,7 @@ def reproduce(
     return found.exit_code
 
 
-@options(Spread, leave_out=("worker_memory",))
+@options(Spread, leave_out=("worker_memory", "patience"))
 @options(Training)
 def tune(
     *,
@@ -126,6 +126,7 @@ def _trained_json(found: Trained) -> dict[str, Any]:
     return {
         "run": str(found.run.root),
         "bundle": str(found.run.bundle) if found.run.bundle.is_dir() else None,
+        "report": str(found.run.report) if found.run.report.is_file() else None,
         "summary": found.summary.to_pylist(),
         "excluded": found.excluded.to_pylist(),
         "failed": found.failed,

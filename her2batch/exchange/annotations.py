@@ -61,11 +61,11 @@ def read_annotations(path: Path) -> tuple[list[Region], list[str]]:
     regions: list[Region] = []
     skipped: Counter[str] = Counter()
     for feature in _features(path):
-        geometry = feature.get("geometry") or {}
-        if geometry.get("type") not in AREAS:
+        geometry, properties = (_mapping(feature.get(key)) for key in ("geometry", "properties"))
+        if str(geometry.get("type")) not in AREAS:
             skipped["no area"] += 1
             continue
-        name = _class(feature.get("properties") or {})
+        name = _class(properties)
         score = SCORE.match(name.strip()) if name is not None else None
         if score is None:
             skipped["no class" if name is None else f"class {name!r}"] += 1
@@ -92,12 +92,17 @@ def _features(path: Path) -> Iterator[dict[str, Any]]:
     yield from data
 
 
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def _class(properties: dict[str, Any]) -> str | None:
     """The class's name; of a derived class (`Tumor: 3+`) its last part."""
     for key in ("classification", "class", "label", "name"):
         value = properties.get(key)
         if isinstance(value, dict):
-            value = value.get("name") or ": ".join(str(one) for one in value.get("names") or [])
+            names = value.get("names")
+            value = value.get("name") or ": ".join(str(one) for one in (names if isinstance(names, list) else []))
         if isinstance(value, str) and value.strip():
             return value.rsplit(":", 1)[-1]
     return None

@@ -15,12 +15,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from her2batch.errors import StoreError
-from her2batch.flow.pool import plain, share
+from her2batch.flow.plain import plain
+from her2batch.flow.pool import share
 from her2batch.flow.session import Session, connect, stoppable
 from her2batch.flow.telemetry import Meters
 from her2batch.flow.watch import Watch
 from her2batch.models.bundle import check_fits, read_bundle
 from her2batch.models.encoders import dim_of
+from her2batch.models.verdict import Judge
 from her2batch.settings import Plan, Resources, Window
 from her2batch.tables.files import read_parquet, whole, write_parquet, writing
 from her2batch.tables.journal import Journal
@@ -28,8 +30,8 @@ from her2batch.tables.labels import read_labels
 from her2batch.tables.places import free_bytes, place
 from her2batch.tables.privacy import Names, read_key
 from her2batch.tables.store import Cohort, Row
-from her2batch.tables.sweep import drop_strays, sweep
-from her2batch.way.census import Census, Register, Todo, take
+from her2batch.upkeep.sweep import drop_strays, sweep
+from her2batch.way.census import Census, Register, take
 from her2batch.way.pace import Pace, Tally
 from her2batch.way.stages import GIVEN, Context, check, chosen
 from her2batch.way.supply import Queue, Urgent, next_time, now
@@ -59,6 +61,7 @@ class Order:
     weights: Path | None = None
     key: Path | None = None
     retry_failed: bool = False
+    only: Path | None = None  # of the slides there, the one that this file belongs to
 
 
 @dataclass
@@ -113,7 +116,7 @@ def ingest(
     started = time.perf_counter()
     plan, worker = _prepare(order, plan)
     worker.cohort.claim()
-    with worker.cohort.lock() as cohort, writing(cohort.root):
+    with worker.names.kept(), worker.cohort.lock() as cohort, writing(cohort.root):
         worker.cohort = cohort
         cohort.create(plan)
         sweep(cohort)
@@ -143,7 +146,8 @@ COUNTS = ("seen", "done", "failed", "deferred", "duplicate", "ignored", "already
 def survey(order: Order, plan: Plan) -> tuple[Plan, Census, Cohort]:
     """What an ingest would do, without writing a byte."""
     plan, worker = _prepare(order, plan)
-    census = take(order.scans, worker.cohort, plan, worker.names, {}, order.retry_failed)
+    with worker.names.kept():
+        census = take(order.scans, worker.cohort, plan, worker.names, {}, order.retry_failed)
     return plan, census, worker.cohort
 
 
@@ -153,6 +157,7 @@ def _prepare(order: Order, plan: Plan) -> tuple[Plan, Worker]:
     plan = plan.model_copy(update={"bundle": bundle.id if bundle else None})
     if bundle is not None:
         check_fits(bundle, plan)
+        Judge(bundle)  # a head that can't be loaded is said now, not by every slide
     dims = {name: dim_of(name) for name in plan.encoders}
     context = Context(plan, bundle, order.weights, dims=dims)
     check(chosen(bundle), GIVEN)
@@ -168,7 +173,7 @@ def _supply(
     urgent = Urgent(Path(window.urgent)) if window.urgent is not None else None
     queue = Queue((), urgent, next_time(window.until, now()) if window.until is not None else None)
     if not window.watch:
-        queue.put(register.admit(register.look()))
+        queue.put(register.admit(register.look() if order.only is None else register.look().of(order.only)))
         yield queue
         return
     with Watch(register, queue, order.scans, window, plan.reader, stopped) as watch:
@@ -187,7 +192,6 @@ class _Run:
     stopped: threading.Event
     tally: Tally = field(default_factory=Tally)
     times: dict[str, Row] = field(default_factory=dict)
-    keys: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # what the files were of slides that ended
     saved: float = field(default_factory=time.monotonic)
     told: float = 0.0
 
@@ -196,30 +200,25 @@ class _Run:
         row, todo = finished.row, finished.todo
         self.register.finished(todo.source, row)
         self.times[todo.slide_id] = finished.times
-        self.keys[todo.slide_id] = todo.source.stat_key
         pace.add(todo.source.bytes, finished.times["seconds"])
-        left = self.left()
-        known, waiting = self.register.todos(), sum(one.source.bytes for one in left)
-        size = sum(one.source.bytes for one in known)
+        known, left = self.register.known, self.register.left
+        count = len(known.slides)
         self.tally = Tally(
-            len(known) - len(left), self.tally.failed + (row["status"] == "failed"), len(known),
-            self.tally.tiles + (row["n_tiles"] or 0), size - waiting, size, pace.left(len(left), waiting),
+            count - len(left.slides), self.tally.failed + (row["status"] == "failed"), count,
+            self.tally.tiles + (row["n_tiles"] or 0), known.bytes - left.bytes, known.bytes,
+            pace.left(len(left.slides), left.bytes),
         )  # fmt: skip
         facts = {"slide_id": row["slide_id"], "status": row["status"], "error_code": row["error_code"]}
         words = {"trace": finished.trace} if finished.trace else {}
         self.journal.say("slide", **facts, tiles=row["n_tiles"], seconds=finished.times["seconds"], **words)
         self.report(self.tally, row)
         at = time.monotonic()
-        if at - self.told > TELL_EVERY_S or not left:
+        if at - self.told > TELL_EVERY_S or not left.slides:
             self.journal.say("progress", **asdict(self.tally))
             self.told = at
         if at - self.saved > SAVE_EVERY_S:
             self.register.census.keep(self.register.cohort)
             self.saved = at
-
-    def left(self) -> list[Todo]:
-        """What is to do and has not ended, as the files are now."""
-        return [one for one in self.register.todos() if self.keys.get(one.slide_id) != one.source.stat_key]
 
 
 def _run(run: _Run, worker: Worker, resources: Resources, session: Session | None) -> None:
@@ -242,14 +241,14 @@ def _work(run: _Run, worker: Worker, resources: Resources, session: Session | No
     if resources.workers == 0:
         pace = Pace(1)
         with stoppable(run.stopped):
-            for finished in plain(worker, run.supply, run.stopped):
+            for finished in plain(worker, run.supply, run.stopped, resources):
                 run.ended(finished, pace)
         run.summary.stopped = run.stopped.is_set()
         return
     with nullcontext(session) if session is not None else connect(resources, run.stopped) as open_session:
         assert open_session is not None
         meters, pace = Meters(), Pace(open_session.workers)
-        for finished in share(open_session, worker, run.supply, resources.worker_memory, meters):
+        for finished in share(open_session, worker, run.supply, resources, meters):
             run.ended(finished, pace)
             meters.ended(finished.row, run.tally)
         run.summary.stopped = run.stopped.is_set()
@@ -258,7 +257,7 @@ def _work(run: _Run, worker: Worker, resources: Resources, session: Session | No
 def _defer(run: _Run) -> None:
     """What was not done is left to the next run, and said."""
     waiting = {todo.slide_id for todo in run.supply.left}
-    for todo in run.left():
+    for todo in list(run.register.left.slides.values()):
         why = "the window ended" if todo.slide_id in waiting and not run.summary.stopped else "the run was stopped"
         run.register.defer(todo.source, why)
     if isinstance(run.supply, Watch):
@@ -274,7 +273,12 @@ def _labels(cohort: Cohort, path: Path | None, names: Names) -> dict[str, Row]:
         rows = table.to_pylist()
         if names.key is not None:
             rows = [
-                {**row, "slide_id": names.slide(row["slide_id"]), "patient_id": names.patient(row["patient_id"])}
+                {
+                    **row,
+                    "slide_id": names.slide(row["slide_id"]),
+                    "patient_id": names.patient(row["patient_id"]),
+                    "site": names.site(row["site"]),
+                }
                 for row in rows
             ]
         with whole(cohort.labels) as part:

@@ -1,4 +1,4 @@
-"""Who does it when: slides over Ray actors, or one after the other in a plain loop.
+"""Who does it when: slides over Ray actors.
 
 The actors are fused: the process that decodes runs the models and writes, so no pixel crosses Ray. What travels is a
 slide's name, the small state of a begun one, and the arrays of its tiles.
@@ -7,21 +7,23 @@ slide's name, the small state of a begun one, and the arrays of its tiles.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from her2batch.errors import HeadLost, Her2BatchError, SlideError, StoreError
 from her2batch.flow.actor import Actor
 from her2batch.flow.session import READER, Session
 from her2batch.flow.telemetry import Meters
+from her2batch.settings import Plan, Resources
 from her2batch.way.census import Todo
+from her2batch.way.costs import CPU_TILES_S, OTHER_NET
+from her2batch.way.feed import BATCH
 from her2batch.way.stages import chosen
 from her2batch.way.supply import Supply
-from her2batch.way.work import Begun, Finished, Worker
+from her2batch.way.work import SPLIT, Begun, Finished, Worker
 
 RETRIES = 2
 """A slide that loses its worker is tried again this often; then it is `worker-lost`."""
@@ -42,24 +44,16 @@ GPU_CALLS = 2
 """Calls that a GPU worker has at once: while the GPU works on one, the next slide is opened and its first batch
 decoded, so that it waits for neither, nor for Ray."""
 
+SLACK = 5
+"""A machine's cores may be this much slower than the one that costs were measured on, or as busy."""
+
 LOST_IN_A_ROW = 12
 """Workers lost with no slide finished between: it is not the slides, Ray itself is gone."""
 
 
-def plain(worker: Worker, supply: Supply, stopped: threading.Event | None = None) -> Iterator[Finished]:
-    """The reference: one slide after the other, in this process, until it is stopped."""
-    worker.ready()
-    while not supply.ended() and not (stopped is not None and stopped.is_set()):
-        todo = supply.next()
-        if todo is None:
-            time.sleep(PATIENCE_S)
-        else:
-            yield worker.run(todo)
-
-
-def share(session: Session, worker: Worker, supply: Supply, memory: int, meters: Meters) -> Iterator[Finished]:
+def share(session: Session, worker: Worker, supply: Supply, resources: Resources, meters: Meters) -> Iterator[Finished]:
     """The same on Ray, in the order slides finish. Raises StoreError when Ray is lost, and what `ready` raises."""
-    driver = _Driver(session, worker, memory, meters)
+    driver = _Driver(session, worker, resources, meters)
     try:
         yield from driver.run(supply)
     except HeadLost:
@@ -92,6 +86,16 @@ class _Call:
     position: int = 0
 
 
+class _Running(NamedTuple):
+    """A call that an actor works on. since: monotonic."""
+
+    actor: Any
+    pool: str
+    call: _Call
+    slide: _Slide
+    since: float
+
+
 class _Driver:
     """Hands calls to idle actors: first what ends a slide that has begun, then new slides.
 
@@ -99,16 +103,17 @@ class _Driver:
     no call waits for them. So nodes may come and go.
     """
 
-    def __init__(self, session: Session, worker: Worker, memory: int, meters: Meters) -> None:
-        self._session, self._ray, self._worker, self._memory = session, session.ray, worker, memory
-        self._meters = meters
+    def __init__(self, session: Session, worker: Worker, resources: Resources, meters: Meters) -> None:
+        self._session, self._ray, self._worker, self._meters = session, session.ray, worker, meters
+        self._memory, self._patience = resources.worker_memory, step_limit(worker.context.plan, resources.patience)
         self._gpu_roles = _gpu_roles(worker) if session.gpus > 0 else ()
         self._sizes = {"cpu": session.workers} | {role: max(1, int(session.gpus)) for role in self._gpu_roles}
         self._starting: dict[Any, tuple[Any, str]] = {}
         self._node: dict[Any, str] = {}  # of every actor that has been ready
         self._idle: dict[str, list[Any]] = {pool: [] for pool in self._sizes}
         self._calls: dict[str, deque[_Call]] = {pool: deque() for pool in self._sizes}
-        self._running: dict[Any, tuple[Any, str, _Call, _Slide]] = {}
+        self._running: dict[Any, _Running] = {}
+        self._overdue: set[Any] = set()
         self._slides: dict[str, _Slide] = {}
         self._later: list[Todo] = []
         self._deaths: Counter[str] = Counter()
@@ -122,6 +127,8 @@ class _Driver:
         while (self._slides or self._later or not supply.ended()) and not self._session.stopped.is_set():
             self._session.check()
             self._grow()
+            supply.look()
+            self._give_up()
             self._hand_out(supply)
             references = [*self._running, *self._starting]
             if not references:
@@ -137,7 +144,7 @@ class _Driver:
     def release(self) -> None:
         """End the actors; what they had not committed is a draft, and swept."""
         actors = {actor for idle in self._idle.values() for actor in idle}
-        actors |= {actor for actor, *_ in self._running.values()} | {actor for actor, _ in self._starting.values()}
+        actors |= {one.actor for one in self._running.values()} | {actor for actor, _ in self._starting.values()}
         for actor in actors:
             with contextlib.suppress(self._ray.exceptions.RayError):
                 self._ray.kill(actor)
@@ -239,10 +246,12 @@ class _Driver:
         else:
             parts = [slide.parts[k] for k in sorted(slide.parts)]
             reference = actor.finish.remote(slide.todo, slide.state, *parts)
-        self._running[reference] = (actor, pool, call, slide)
+        self._running[reference] = _Running(actor, pool, call, slide, time.monotonic())
 
     def _take(self, reference: Any) -> Iterator[Finished]:
-        actor, pool, call, slide = self._running.pop(reference)
+        actor, pool, call, slide, _ = self._running.pop(reference)
+        overdue = reference in self._overdue
+        self._overdue.discard(reference)
         node = self._node.get(actor)
         current = self._slides.get(call.slide_id) is slide
         lost = self._ray.exceptions
@@ -250,7 +259,9 @@ class _Driver:
             result = self._ray.get(reference) if call.what != "measure" else self._finished_part(reference)
         except lost.RayActorError as error:
             self._bury(actor, pool, error)
-            if current:
+            if current and overdue:
+                yield self._failed(slide, SlideError("timeout", slide.todo.source.path, self._words(call)))
+            elif current:
                 yield from self._lost(call, slide, node)
             return
         except (lost.ObjectLostError, lost.OwnerDiedError) as error:
@@ -321,17 +332,34 @@ class _Driver:
         if self._deaths[call.slide_id] <= RETRIES:
             self._calls["cpu" if call.role not in self._gpu_roles else call.role].appendleft(call)
             return
-        self._forget(call.slide_id)
-        tries = RETRIES + 1
-        error = SlideError(
-            "worker-lost", slide.todo.source.path, f"its worker died {tries} times while it worked on it"
-        )
-        yield self._worker.fail(slide.todo, error)
+        what = f"its worker died {RETRIES + 1} times while it worked on it"
+        yield self._failed(slide, SlideError("worker-lost", slide.todo.source.path, what))
+
+    def _give_up(self) -> None:
+        """End the workers of calls that go on for too long: a library may hang where nothing in its process helps."""
+        at = time.monotonic()
+        for reference, one in self._running.items():
+            if at - one.since > self._patience and reference not in self._overdue:
+                self._overdue.add(reference)
+                self._ray.kill(one.actor)
+
+    def _words(self, call: _Call) -> str:
+        return f"its step '{call.what}' did not come to an end in {self._patience:.0f} s"
+
+    def _failed(self, slide: _Slide, error: SlideError) -> Finished:
+        self._forget(slide.todo.slide_id)
+        return self._worker.fail(slide.todo, error)
 
     def _forget(self, slide_id: str) -> None:
         self._slides.pop(slide_id, None)
         for pool, calls in self._calls.items():
             self._calls[pool] = deque(call for call in calls if call.slide_id != slide_id)
+
+
+def step_limit(plan: Plan, patience: float) -> float:
+    """Seconds a call may take: what the user allows, and SLACK times what its encoders take on a core."""
+    tile_s = sum(1 / CPU_TILES_S.get(name, OTHER_NET[0]) for name in plan.encoders if name != "stain")
+    return patience + SLACK * SPLIT * BATCH * tile_s
 
 
 def _calls_at_once(pool: str) -> int:

@@ -68,7 +68,7 @@ def score(
     """
     cohort, bundle = Cohort(place(root)), read_bundle(folder.absolute())
     plan = cohort.plan()
-    check_fits(bundle, plan)
+    check_fits(bundle, plan, {name.split("/", 1)[1] for name in cohort.names() if name.startswith("embeddings/")})
     Judge(bundle)  # a head that can't be loaded is said now, not a thousand times
     found = Scored(bundle)
     with cohort.lock():

@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from her2batch.errors import HeadLost, InputError
+from her2batch.errors import HeadLost, InputError, StoreError
 from her2batch.settings import Resources
 from her2batch.way.costs import cores
 
@@ -64,10 +64,14 @@ class Session:
     head: str | None = None
     grows: bool = False
     parts: tuple[psutil.Process, ...] = ()  # of Ray on this machine, where we started it
-    _checked: float = 0.0
+    _checked: float = -PULSE_S  # monotonic clock
 
     def nodes(self) -> dict[str, dict[str, float]]:
-        """The nodes that are there, by id: what each has. Raises HeadLost."""
+        """The nodes that are there, by id: what each has. Raises HeadLost.
+
+        The head is knocked at anew each time: a question to one that died since the last knock would hang.
+        """
+        self._checked = -PULSE_S
         self.check()
         return {one["NodeID"]: one["Resources"] for one in self.ray.nodes() if one["Alive"]}
 
@@ -144,7 +148,8 @@ def connect(resources: Resources, stopped: threading.Event | None = None) -> Ite
         before, there = dict(os.environ), True
         ray = _import_ray(folder)
         try:
-            _start(ray, resources, folder)
+            with _as_interrupt():
+                _start(ray, resources, folder)
             handle()
             yield _session(ray, resources, stopped)
         except HeadLost:
@@ -205,6 +210,7 @@ def _import_ray(folder: Path | None) -> ModuleType:
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
     import ray
 
+    ray._private.worker._worker_logs_enabled = False  # else it tells of a dead worker on stdout, asked to or not
     return ray
 
 
@@ -217,15 +223,28 @@ def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> None:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"no Ray cluster answers at {resources.address} ({error})", None, NO_CLUSTER) from error
         return
-    ray.init(
-        num_cpus=max(resources.workers or 0, cores()),
-        num_gpus=resources.gpus,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE,
-        _temp_dir=str(folder),
-        _node_ip_address="127.0.0.1",
-        **common,
-    )
+    try:
+        ray.init(
+            num_cpus=max(resources.workers or 0, cores()),
+            num_gpus=resources.gpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE,
+            _temp_dir=str(folder),
+            _node_ip_address="127.0.0.1",
+            **common,
+        )
+    except Exception as error:  # Ray raises a bare Exception when a busy machine is too slow for it
+        remedy = "the machine is too busy, or has too little memory: run the same command again when it has calmed down"
+        raise StoreError(f"Ray could not be started on this machine ({error})", None, remedy) from error
+
+
+@contextmanager
+def _as_interrupt() -> Iterator[None]:
+    """While Ray starts its own handler of SIGTERM is there, which leaves with 15: a stop like any other."""
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
 
 
 def _answers(address: str) -> None:

@@ -2,7 +2,8 @@
 
 A path is a candidate when size, time of change and inode of all its files are the same in two looks at least `settle`
 seconds apart, no partial copy lies beside it, and it opens, its tile table valid to the last byte. What does not open
-is handed over all the same when it has not changed for GIVE_UP times as long: the ingest says what is wrong with it.
+is handed over all the same when it has not changed for GIVE_UP times as long: the ingest says what is wrong with it;
+and so is a slide beside a partial copy that has not grown for as long.
 The time is this machine's monotonic clock; a file's own times are compared with each other only, for the clocks of
 shares are wrong.
 """
@@ -44,9 +45,9 @@ Key = tuple[tuple[int, int, int], ...]
 class _Sight:
     key: Key
     since: float
+    why: str = ""
     opens: bool = False
     tried: float = -1.0
-    why: str = "still changing"
 
 
 class Settling:
@@ -56,6 +57,8 @@ class Settling:
         """settle: seconds.  fails: why a slide does not open, None when it does."""
         self._settle, self._fails = settle, fails
         self._sights: dict[Path, _Sight] = {}
+        self._partials: dict[Path, _Sight] = {}
+        self._restless = f"not at rest for {settle:g} s yet"
 
     def finished(self, source: Source, at: float, names: Iterable[str]) -> bool:
         """Look at a slide at a moment of the monotonic clock. names: all that lies in its folder."""
@@ -66,11 +69,12 @@ class Settling:
             return False
         sight = self._sights.get(source.path)
         if sight is None or sight.key != key:
-            self._sights[source.path] = _Sight(key, at)
+            self._sights[source.path] = _Sight(key, at, self._restless)
             return False
         if at - sight.since < self._settle:
             return False
-        if partial := partial_beside(source.path.name, names):
+        partial = partial_beside(source.path.name, names)
+        if partial and not self._abandoned(source.path.with_name(partial), at):
             sight.why = f"a partial copy lies beside it: {partial}"
             return False
         if not sight.opens and at - sight.tried >= self._settle:
@@ -78,10 +82,23 @@ class Settling:
             sight.tried, sight.opens, sight.why = at, failure is None, f"does not open yet: {failure}"
         return sight.opens or at - sight.since >= GIVE_UP * self._settle
 
+    def _abandoned(self, partial: Path, at: float) -> bool:
+        """Whether a partial copy has not grown for so long that nobody works on it: a copier died."""
+        try:
+            facts = partial.stat()
+        except FileNotFoundError:
+            return False
+        key = ((facts.st_size, facts.st_mtime_ns, facts.st_ino),)
+        sight = self._partials.setdefault(partial, _Sight(key, at))
+        if sight.key != key:
+            self._partials[partial] = _Sight(key, at)
+            return False
+        return at - sight.since >= GIVE_UP * self._settle
+
     def why(self, source: Source) -> str:
         """Why a slide is not finished."""
         sight = self._sights.get(source.path)
-        return sight.why if sight is not None else "still changing"
+        return sight.why if sight is not None else self._restless
 
     def forget(self, source: Source) -> None:
         """It was taken up; should it change, it starts anew."""
@@ -136,7 +153,7 @@ class Watch:
 
     def next(self) -> Todo | None:
         """A finished slide, urgent ones first."""
-        self._look()
+        self.look()
         return self._queue.next()
 
     def ended(self) -> bool:
@@ -145,29 +162,10 @@ class Watch:
             return True
         if self._linger:
             return False
-        self._look()
+        self.look()
         return not self._queue.left and not self._unfinished
 
-    def waiting(self) -> int:
-        """Slides that could be begun now."""
-        return self._queue.waiting()
-
-    @property
-    def left(self) -> list[Todo]:
-        """Finished slides that nobody has begun."""
-        return self._queue.left
-
-    def close(self) -> None:
-        """The end: a last look, and what is not finished by the scanner is left to the next run."""
-        found = self._register.look()
-        self._register.admit(Found([], found.ignored, {}))
-        for source in found.slides:
-            if not self._is_taken(source):
-                self._register.defer(source, self._settling.why(source))
-
-    # -- looking -----------------------------------------------------------------------------------------------
-
-    def _look(self) -> None:
+    def look(self) -> None:
         """Search the folder, when it is time to or something has stirred there."""
         at = time.monotonic()
         stirred = self._stirred.is_set() and at - self._looked > SHORTEST_S
@@ -189,6 +187,21 @@ class Watch:
             self._settling.forget(source)
         if ready:
             self._queue.put(self._register.admit(Found(ready, [], {})))
+
+    @property
+    def left(self) -> list[Todo]:
+        """Finished slides that nobody has begun."""
+        return self._queue.left
+
+    def close(self) -> None:
+        """The end: a last look, and what is not finished by the scanner is left to the next run."""
+        found = self._register.look()
+        self._register.admit(Found([], found.ignored, {}))
+        for source in found.slides:
+            if not self._is_taken(source):
+                self._register.defer(source, self._settling.why(source))
+
+    # -- looking -----------------------------------------------------------------------------------------------
 
     def _is_taken(self, source: Source) -> bool:
         return self._taken.get(source.path) == source.stat_key

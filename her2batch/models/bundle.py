@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -22,6 +22,7 @@ from her2batch.models.nets import Classifier, build
 from her2batch.models.weights import fit, read
 from her2batch.settings import MilSettings, Plan, Settings
 from her2batch.tables.files import fsync, sha256
+from her2batch.tables.run import safe
 from her2batch.tasks import (
     CLASSES,
     COUNTS_METHODS,
@@ -202,7 +203,7 @@ def _parse(text: bytes, path: Path) -> BundleInfo:
         first = error.errors()[0]
         where = ".".join(str(one) for one in first["loc"])
         raise InputError(f"is not valid: {where + ': ' if where else ''}{first['msg']}", path, AGAIN) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"is no TOML: {error}", path, AGAIN) from error
 
 
@@ -237,15 +238,19 @@ def save_bundle(folder: Path, info: BundleInfo, files: Mapping[str, Path]) -> Bu
     return read_bundle(folder)
 
 
-def check_fits(bundle: Bundle, plan: Plan) -> None:
-    """Refuse a bundle whose heads read other embeddings than the cohort has. Raises InputError with the remedy."""
+def check_fits(bundle: Bundle, plan: Plan, imported: Collection[str] = ()) -> None:
+    """Refuse a bundle whose heads read other embeddings than the cohort has. Raises InputError with the remedy.
+
+    imported: encoders whose embeddings came from outside, by the names of their tables.
+    """
     info = bundle.info
     for entry in info.models:
         if entry.kind != "mil":
             continue
-        if entry.input not in plan.encoders:
+        if entry.input not in plan.encoders and safe(entry.input) not in imported:
             what = f"its {entry.method} reads embeddings of {entry.input}, the cohort has {', '.join(plan.encoders)}"
-            raise InputError(what, bundle.path, f"ingest the slides with --encoder {entry.input}")
+            remedy = f"ingest the slides with --encoder {entry.input}, or import its embeddings"
+            raise InputError(what, bundle.path, remedy)
         if (info.mpp, info.tile) != (plan.mpp, plan.tile):
             what = f"reads tiles of {info.tile} px at {info.mpp} µm/px, the cohort's are {plan.tile} px at {plan.mpp}"
             raise InputError(what, bundle.path, f"ingest the slides with --mpp {info.mpp} --tile {info.tile}")

@@ -60,7 +60,7 @@ def forward(
 ) -> NDArray[np.float32]:
     """(n, h, w, 3) uint8 through a network and `finish`: (n, d) float32. n ≥ 1.
 
-    A GPU that runs out of memory gets half the tiles at a time. Raises MemoryError when one tile is too many.
+    A device that runs out of memory gets half the tiles at a time. Raises MemoryError when one tile is too many.
     """
     size = SUB_BATCH[torch.device(device).type]
     out: list[torch.Tensor] = []
@@ -69,12 +69,19 @@ def forward(
         try:
             out.append(_pass(net, pixels[start : start + size], look, device, finish))
             start += size
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
             if size == 1:
                 raise MemoryError(f"{device} can't hold one tile of this network") from error
             size //= 2
             torch.cuda.empty_cache()
     return torch.cat(out).cpu().numpy()
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """torch has an error of its own for GPUs; of the CPU's allocator it tells in words."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @torch.inference_mode()

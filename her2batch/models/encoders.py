@@ -231,6 +231,10 @@ def _timm_row(model: str) -> Net:
 
 
 def licence_of(name: str) -> str:
-    """Under which an encoder's weights are given out, and so heads trained on its embeddings."""
-    spec = spec_of(name)
-    return f"{name}: {spec.licence}"
+    """Under which an encoder's weights are given out, and so heads trained on its embeddings.
+
+    Of an encoder that nobody here knows, whose embeddings were imported, it has to be asked where it comes from.
+    """
+    if name not in ENCODERS and not name.startswith(TIMM):
+        return f"{name}: not known here; embeddings that were imported, under the licence of what made them"
+    return f"{name}: {spec_of(name).licence}"

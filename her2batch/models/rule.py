@@ -92,6 +92,32 @@ def judge(table: Mapping[str, NDArray[np.float32]]) -> Verdict:
     return Verdict(category, score, distance, ultralow, shares, p, tuple(name for name in found if found[name]))
 
 
+class Step(NamedTuple):
+    """One question of the guideline's ladder. reached: the share lies above its threshold."""
+
+    category: str
+    wording: str
+    column: str  # of the membrane table
+    share: float
+    threshold: float
+
+    @property
+    def reached(self) -> bool:
+        """Whether the wording holds."""
+        return self.share > self.threshold
+
+
+def walk(shares: Mapping[str, float]) -> list[Step]:
+    """What `judge` asks of a slide's shares, from 3+ down: the first step that is reached is the class; none: 0."""
+    questions = (
+        ("3+", "complete, intense in more than 10 %", "intense_complete", TEN_PERCENT),
+        ("2+", "complete, moderate or stronger in more than 10 %", "moderate_complete", TEN_PERCENT),
+        ("2+", "or complete, intense in 10 % or less, but more than a trace", "intense_complete", TRACE),
+        ("1+", "faint or stronger, complete or not, in more than 10 %", "faint", TEN_PERCENT),
+    )
+    return [Step(category, words, name, shares[name], limit) for category, words, name, limit in questions]
+
+
 class Ladder(NamedTuple):
     """The shares that the guideline's steps ask for."""
 

@@ -53,7 +53,7 @@ def _post(address: str, night: Night) -> None:
 
 def _mail(hook: Hook, night: Night) -> None:
     message = EmailMessage()
-    words = "held back" if night.held else "stopped" if night.stopped else "ended"
+    words = "came to nothing" if night.error else "held back" if night.held else "stopped" if night.stopped else "ended"
     message["Subject"] = f"her2batch: night {night.night} {words}, {night.done} done, {night.failed} failed"
     message["From"], message["To"] = hook.mail_from, ", ".join(hook.mail_to)
     message.set_content(f"{proof(night)}\n\n{json.dumps(night.facts(), indent=1)}\n")

@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from her2batch.errors import InputError
+from her2batch.errors import Her2BatchError, InputError
 from her2batch.flow.ingest import Order, Summary, ingest
 from her2batch.flow.ingest import Report as Told
 from her2batch.flow.score import score
 from her2batch.flow.session import Session, connect, stoppable
 from her2batch.models.bundle import check_fits, read_bundle
 from her2batch.models.verdict import Judge
-from her2batch.night import cases, drift, hooks, retention, sentinels
-from her2batch.night.summary import Night, codes, disk
+from her2batch.night import drift, hooks, retention, sentinels
+from her2batch.night.summary import FAULT, Night, codes, disk
+from her2batch.reports import cases
 from her2batch.reports.night import page
 from her2batch.settings import Overnight
 from her2batch.tables.files import whole
@@ -47,16 +48,39 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
 
-def overnight(settings: Overnight, told: Told = lambda *_: None, say: Say = lambda _: None) -> Night:
-    """One night, from its start to its report. Raises InputError, StoreError, WeightsError for what stops all of it."""
+def overnight(
+    settings: Overnight,
+    told: Told = lambda *_: None,
+    say: Say = lambda _: None,
+    line: Say = lambda _: None,
+) -> Night:
+    """One night, from its start to its report. Raises InputError, StoreError, WeightsError for what stops all of it.
+
+    line: called once with the summary, also before it raises: whoever reads nothing else is told then, too.
+    """
+    hooks.check(settings.hook)
+    found = Findings(Night("", now().isoformat(timespec="seconds")))
+    try:
+        _spend(settings, found, told, say)
+    except Exception as error:
+        found.night.error = type(error).__name__ if isinstance(error, Her2BatchError) else FAULT
+        hooks.tell(settings.hook, found.night)
+        line(found.night.line())
+        raise
+    line(found.night.line())
+    return found.night
+
+
+def _spend(settings: Overnight, found: Findings, told: Told, say: Say) -> None:
+    """The night itself."""
     _check(settings)
-    stopped = threading.Event()
+    stopped, night = threading.Event(), found.night
     with stoppable(stopped):
         if not _begun(settings, stopped, say):
-            return Night("", now().isoformat(timespec="seconds"), stopped=True)
-    begin = now()
-    night = Night(begin.strftime("%Y%m%d-%H%M%S"), begin.isoformat(timespec="seconds"))
-    found, cohort = Findings(night), Cohort(place(settings.cohort))
+            night.stopped = True
+            return
+    begin, cohort = now(), Cohort(place(settings.cohort))
+    night.night, night.started = begin.strftime("%Y%m%d-%H%M%S"), begin.isoformat(timespec="seconds")
     with connect(settings.resources) as session:
         found.sentinels = _sentinels(settings, cohort, session, say)
         summary = _ingest(settings, session, told)
@@ -66,12 +90,10 @@ def overnight(settings: Overnight, told: Told = lambda *_: None, say: Say = lamb
     night.seconds = (now() - begin).total_seconds()
     found.notes += hooks.tell(settings.hook, night)
     _report(settings, cohort, found)
-    return night
 
 
 def _check(settings: Overnight) -> None:
     """Refuse what can't be used, before anybody waits for it. Raises InputError."""
-    hooks.check(settings.hook)
     if not Path(settings.scans).exists():
         raise InputError("scans: there is no such folder", settings.scans, "mount it, or mend the settings file")
     drift.site_reader(settings.drift.site)
@@ -138,7 +160,8 @@ def _sentinels(settings: Overnight, cohort: Cohort, session: Session, say: Say) 
     nested = Cohort(cohort.sentinels)
     remove_tree(nested.root)  # nothing of last night's may be taken for tonight's
     cohort.create(settings.plan)
-    order = Order(Path(settings.sentinels.folder), nested.root, weights=_path(settings.weights))
+    key = _path(settings.pseudonymize)
+    order = Order(Path(settings.sentinels.folder), nested.root, weights=_path(settings.weights), key=key)
     ingest(order, settings.plan, settings.resources, session=session)
     if settings.bundle is not None and any(row["status"] == "done" for row in nested.rows().values()):
         score(nested.root, Path(settings.bundle), settings.resources, session=session)
@@ -164,12 +187,13 @@ def _sum_up(settings: Overnight, cohort: Cohort, summary: Summary, found: Findin
     night.source_bytes = sum(row["bytes"] or 0 for row in found.fresh)
     found.cases = cases.cases(cohort, summary.fresh)
     found.review = _review(cohort, found.fresh)
-    found.drift = drift.compare(cohort, set(summary.fresh), settings.drift, begin)
     night.conflicts = sum(bool(case.conflicts) for case in found.cases)
-    night.alarms = sum(one.alarm for one in found.drift)
     night.review = len({one["slide_id"] for one in found.review})
     night.held = found.sentinels is not None and found.sentinels.held
-    night.retired = len(retention.retire(cohort, settings.retention, now()))
+    if not night.stopped:  # both take longer than a stop may: the next night does them
+        found.drift = drift.compare(cohort, set(summary.fresh), settings.drift, begin)
+        night.alarms = sum(one.alarm for one in found.drift)
+        night.retired = len(retention.retire(cohort, settings.retention, now()))
     night.store_bytes, night.free_bytes = disk(cohort, cohort.rows())
 
 

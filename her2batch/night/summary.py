@@ -11,6 +11,9 @@ from typing import Any
 from her2batch.tables.places import free_bytes
 from her2batch.tables.store import Cohort, Row
 
+FAULT = "fault"
+"""What stopped a night that had a fault of ours."""
+
 HELD = 4
 """Exit code of a night whose report is held back."""
 
@@ -44,6 +47,7 @@ class Night:
     failures: dict[str, int] = field(default_factory=dict)  # by code
     held: bool = False
     stopped: bool = False
+    error: str | None = None  # the kind of what ended the night before its report: its words may name a file
 
     @property
     def adds_up(self) -> bool:
@@ -52,7 +56,9 @@ class Night:
 
     @property
     def exit_code(self) -> int:
-        """130 stopped · 1 a slide vanished · 4 held back · 3 some failed · 0."""
+        """1 a fault · 2 another error · 130 stopped · 1 a slide vanished · 4 held back · 3 some failed · 0."""
+        if self.error is not None:
+            return 1 if self.error == FAULT else 2
         if self.stopped:
             return 130
         if not self.adds_up:

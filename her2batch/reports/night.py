@@ -8,6 +8,8 @@ from typing import Any
 
 import jinja2
 
+from her2batch.reports.policy import for_file
+
 
 def page(findings: Mapping[str, Any]) -> str:
     """The report.
@@ -15,7 +17,7 @@ def page(findings: Mapping[str, Any]) -> str:
     findings: night (its counts), fresh, failures, deferred, review (rows), cases, drift, sentinels, notes; see
     `night.overnight.Findings`.  A night that is held back shows why and its counts, and no result.
     """
-    return _template().render(**findings)
+    return _template().render(policy=for_file(), **findings)
 
 
 def _template() -> jinja2.Template:

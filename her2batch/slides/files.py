@@ -36,6 +36,8 @@ TELLING = frozenset({256, 257, 270, 347})
 
 TILE_LISTS = frozenset({273, 279, 324, 325})
 MOST_DIRECTORIES, MOST_ENTRIES, MOST_TILES = 10_000, 4_000, 20_000_000
+LONGEST = {270: 32_000_000, 347: 100_000, 700: 32_000_000}
+"""Tag → bytes its value may have: descriptions are searched, and a tile is decoded behind its JPEG tables."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,8 @@ def _entries(path: Path, layout: _Layout, data: bytes, high: Sequence[int], star
             raise SlideError("truncated", path, f"the file ends at {size} bytes, before the value of tag {tag}")
         if tag in TILE_LISTS and count > MOST_TILES:
             raise SlideError("unreadable", path, f"a level lists {count} tiles")
+        if length > LONGEST.get(tag, length):
+            raise SlideError("unreadable", path, f"its tag {tag} has {length} bytes")
         yield _Entry(tag, kind, count, where, length)
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import re
 import stat
+import struct
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-import pydicom
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_partial
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 SLIDE_SUFFIXES = frozenset(
     [
@@ -53,6 +58,16 @@ UNREAD = 0
 
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """SOP class of VL Whole Slide Microscopy images (DICOM PS3.4, B.5)."""
+
+SERIES = 0x0020000E
+"""Tag of the series; elements stand in order of their tags."""
+
+DICOM_META, DICOM_HEAD = 4096, 4 << 20
+"""Bytes in which a file's own facts stand, and in which its series must."""
+
+UNPARSED = (InvalidDicomError, OSError, ValueError, EOFError, NotImplementedError, AttributeError, KeyError, TypeError,
+            IndexError, OverflowError, RecursionError, struct.error)  # fmt: skip
+"""What pydicom raises on files it can't make sense of."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +115,11 @@ class Found(NamedTuple):
     slides: list[Source]
     ignored: list[Ignored]
     looks: dict[str, Look]
+
+    def of(self, path: Path) -> Found:
+        """What a file is, alone: the slide it belongs to, or why it belongs to none."""
+        slides = [one for one in self.slides if path in one.members]
+        return Found(slides, [one for one in self.ignored if one.path == path], self.looks)
 
 
 def find(
@@ -263,14 +283,35 @@ def _relatives(path: Path, kind: str | None) -> list[str]:
 
 
 def _series(path: Path) -> list[str]:
-    """The series a DICOM file belongs to; none when it is no whole slide image."""
+    """The series a DICOM file belongs to; none when it is no whole slide image.
+
+    This runs where the batch is led from, so a file gets no more of it than its first bytes: one may hold a million
+    elements before its series, sequences inside sequences, or unpack to any size.
+    """
+    with path.open("rb") as file:
+        head = file.read(DICOM_HEAD)
     try:
-        facts = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID", "SeriesInstanceUID"])
-    except (InvalidDicomError, OSError, ValueError, EOFError, NotImplementedError, AttributeError, KeyError):
+        if DeflatedExplicitVRLittleEndian.encode() in head[:DICOM_META]:
+            raise ValueError("a packed data set, which whole slide images never are")
+        with _silent():
+            facts = read_partial(io.BytesIO(head), stop_when=lambda tag, *_: tag > SERIES)
+            kind, series = str(facts.get("SOPClassUID", "")), facts.get("SeriesInstanceUID", f"no series {path.name}")
+    except UNPARSED:
         return [f"damaged {path.name}"]
-    if str(facts.get("SOPClassUID", "")) != WHOLE_SLIDE:
-        return []
-    return [str(facts.get("SeriesInstanceUID", f"no series {path.name}"))]
+    return [str(series)] if kind == WHOLE_SLIDE else []
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what pydicom says of values that it does not like: they may be a patient's name."""
+    log = logging.getLogger("pydicom")
+    before, log.disabled = log.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = before
 
 
 def _place(one: Source | Ignored) -> str:

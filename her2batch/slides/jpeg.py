@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import struct
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import cast
 
 import numpy as np
@@ -17,6 +20,15 @@ JFIF = b"\xff\xe0"
 
 CODESTREAM = b"\xff\x4f\xff\x51"
 """How JPEG 2000 starts: SOC, SIZ."""
+
+SCAN = b"\xff\xda"
+COMMENT = 0xFE
+
+KEPT = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}
+"""Application segments that say what the colours are: kind → how one begins, bytes of it that say so."""
+
+MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
+"""The end of entropy-coded data (ITU-T T.81, B.1.1.5)."""
 
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -56,6 +68,58 @@ def decode(
             stream, "RGB", buffer=buffer, strict=True, min_factor=shrink, min_height=high, min_width=wide
         )
     return cast(NDArray[np.uint8], pixels)
+
+
+def muted(stream: bytes) -> bytes:
+    """The same image in as many bytes, without a word: comments, application segments (EXIF, a profile, a thumbnail)
+    and whatever lies behind its end are zeros.
+
+    Raises ValueError where it is no row of segments.  Source: ITU-T T.81, B.1.1 and B.2.
+    """
+    scan = stream.find(SCAN)
+    if scan > 0 and _mute(stream[:scan]):
+        behind = MARKER.search(stream, scan + 2)
+        if behind and behind.end() == len(stream) and stream.endswith(EOI):
+            return stream
+    spoken = [(start, end) for start, end in _spoken(stream) if any(stream[start:end])]
+    if not spoken:
+        return stream
+    quiet = bytearray(stream)
+    for start, end in spoken:
+        quiet[start:end] = bytes(end - start)
+    return bytes(quiet)
+
+
+@lru_cache(maxsize=64)
+def _mute(header: bytes) -> bool:
+    """Whether a stream up to its scan says nothing; most tiles of a level share it."""
+    try:
+        return not list(_spoken(header + SCAN))
+    except ValueError:
+        return False
+
+
+def _spoken(stream: bytes) -> Iterator[tuple[int, int]]:
+    """Where words may stand in a stream: from, to. Raises ValueError."""
+    at = len(SOI)
+    while at + 2 <= len(stream):
+        mark, kind = stream[at : at + 2]
+        if mark != 0xFF:
+            raise ValueError("something between its segments")
+        if kind == EOI[1]:
+            yield at + 2, len(stream)
+            return
+        if kind == 0xFF:  # fill
+            at += 1
+            continue
+        end = at + 2 + int.from_bytes(stream[at + 2 : at + 4])
+        if kind == COMMENT or kind >> 4 == 0xE:
+            begins, kept = KEPT.get(kind, (b"", 0))
+            yield at + 4 + kept * stream.startswith(begins, at + 4), min(end, len(stream))
+        if kind == SCAN[1]:
+            found = MARKER.search(stream, end)
+            end = found.start() if found else len(stream)
+        at = end
 
 
 def frame_size(head: bytes) -> tuple[int, int] | None:

@@ -29,7 +29,7 @@ class OpenSlideReader(Slide):
     def __init__(self, path: Path) -> None:
         """Open a slide. Raises SlideError unreadable or truncated."""
         try:
-            self._slide = openslide.OpenSlide(str(path))
+            self._slide = openslide.OpenSlide(path)
         except (openslide.OpenSlideError, OSError, UnicodeError) as error:
             raise _as_slide_error(path, error) from error
         self._closed = False

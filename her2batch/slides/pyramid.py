@@ -1,9 +1,9 @@
 """A slide as OME-Zarr 0.5: written once, tissue only, and read back as a Slide.
 
 A level is one array (c, y, x) of the slide's own size and chunks. Where the slide is a TIFF of JPEG tiles, its tiles
-are moved as they are, NDPI's runs joined: no pixel is decoded or changed. Elsewhere chunks are encoded once, as JPEG
-or, without loss, with zstd. Chunks without tissue are not stored: their place in the shard's index says so, and
-readers see the fill value, white.
+are moved as they are, their comments blanked, NDPI's runs joined: no pixel is decoded or changed. Elsewhere chunks are
+encoded once, as JPEG or, without loss, with zstd. Chunks without tissue are not stored: their place in the shard's
+index says so, and readers see the fill value, white.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
 from her2batch.slides.codecs import NAME, ZSTD, JpegCodec, encode, pack, unpack
-from her2batch.slides.jpeg import decode
+from her2batch.slides.jpeg import complete, decode, muted
 from her2batch.slides.ndpi import NdpiSlide, RunTable
 from her2batch.slides.slide import Box, Level, Places, Slide, SlideInfo, assembled
 from her2batch.slides.tiffslide import TiffSlide
@@ -69,26 +69,36 @@ class _Moved:
 
     def __init__(self, slide: TiffSlide, level: int) -> None:
         self._slide, self._table = slide, slide.table(level)
-        self.codecs = (
-            JpegCodec(tables=self._table.jpeg_tables or b"", colorspace_jpeg=self._table.colorspace).to_dict(),
-        )
+        tables = muted(self._table.jpeg_tables or b"")
+        self.codecs = (JpegCodec(tables=tables, colorspace_jpeg=self._table.colorspace).to_dict(),)
         self.there = self._table.counts.reshape(self._table.down, self._table.across) > 0  # not all, in a sparse TIFF
 
     def append(self, file: BinaryIO, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
         """Write chunks; (n, 2) where each lies, from the first, and its size.
 
-        Streams that lie one behind the other in the source are moved as one piece.
+        Streams that lie one behind the other in the source are read and written as one piece.
         """
         index = rows * self._table.across + columns
         order = np.argsort(self._table.offsets[index], kind="stable")
         offsets, counts = self._table.offsets[index][order], self._table.counts[index][order]
-        first = np.flatnonzero(np.append(True, offsets[1:] != offsets[:-1] + counts[:-1]))
-        for start, size in zip(offsets[first].tolist(), np.add.reduceat(counts, first).tolist(), strict=True):
-            for at in range(start, start + size, PIECE):
-                file.write(self._slide.span(at, min(PIECE, start + size - at)))
+        pieces = np.diff(counts.cumsum() // PIECE, prepend=-1) > 0
+        first = np.flatnonzero(pieces | np.append(True, offsets[1:] != offsets[:-1] + counts[:-1]))
+        for start, sizes in zip(offsets[first].tolist(), np.split(counts, first[1:]), strict=True):
+            data = self._slide.span(start, int(sizes.sum()))
+            ends = sizes.cumsum()
+            streams = zip((ends - sizes).tolist(), ends.tolist(), strict=True)
+            file.write(b"".join(self._quiet(data[at:end]) for at, end in streams))
         found = np.empty((len(index), 2), np.int64)
         found[order] = np.stack([counts.cumsum() - counts, counts], axis=1)
         return found
+
+    def _quiet(self, stream: bytes) -> bytes:
+        """Comments and EXIF inside a stream may name a patient: they are no part of the image, and stay behind."""
+        try:
+            return muted(stream)
+        except ValueError as error:
+            what = f"one of its tiles is no JPEG ({error})"
+            raise SlideError("unreadable", self._slide.info.path, what) from error
 
 
 class _Joined(_Moved):
@@ -321,6 +331,12 @@ class Pyramid(Slide):
                 raise SlideError("unreadable", self.info.path, what, MEND) from error
 
         return assembled(box, (size.chunk_width // shrink, size.chunk_height // shrink), decoded, parts)
+
+    def stream(self, level: int, row: int, column: int) -> bytes | None:
+        """A chunk as a JPEG file, its bytes untouched; None where there is no tissue, or no JPEG."""
+        jpeg = self._layers[level].jpeg
+        data = self._raw(level, row, column) if jpeg is not None else None
+        return None if jpeg is None or data is None else complete(data, jpeg.tables, jpeg.colorspace_jpeg)
 
     def _raw(self, level: int, row: int, column: int) -> bytes | None:
         """The stored stream of a chunk; None where there is no tissue."""

@@ -42,6 +42,9 @@ SHRINKS = (8, 4, 2, 1)
 READ_LIMIT = 400_000_000
 """Pixels one read may hold (1.2 GB): a larger request is a fault of the caller, or of a hostile tag."""
 
+HOLE = 170
+"""Pixels that 512 zero bytes are in an uncompressed image."""
+
 STRIP = 64_000_000
 """Pixels of a strip in which a whole level is read (192 MB)."""
 
@@ -172,13 +175,16 @@ class Slide(ABC):
         """Refuse a damaged file before its pixels are used. Raises SlideError `truncated` or `unreadable`.
 
         holes: byte ranges (start, end) of the file that hold nothing but zeros (see `files.fingerprint`). Here a file
-        with holes is read through once, every level, so that what its decoder notices is noticed now; a reader that
-        knows where its chunks lie does better.
+        with holes is read through once, every level, so that what its decoder notices is noticed now; and as zeros in
+        an uncompressed image are no more than black to a decoder, as much black as a hole would leave counts as one.
+        A reader that knows where its chunks lie does better.
         """
-        if holes:
-            for level, size in enumerate(self.info.levels):
-                for box in boxes_over(Box(0, 0, size.width, size.height), 2048):
-                    self._pixels(box, level)
+        for level, size in enumerate(self.info.levels if holes else ()):
+            boxes = boxes_over(Box(0, 0, size.width, size.height), 2048)
+            black = sum(int(np.count_nonzero(~self._pixels(box, level).any(axis=2))) for box in boxes)
+            if black >= HOLE:
+                what = f"parts of the file are zeros, and {black} px of its level {level} are black without any noise"
+                raise SlideError("truncated", self.info.path, what)
 
     def read(self, box: Box, level: int = 0, shrink: int = 1, parts: Places | None = None) -> NDArray[np.uint8]:
         """Pixels of a box in px of `level`, or of the level shrunk by 2, 4 or 8: (height, width, 3) uint8 RGB.

@@ -44,6 +44,9 @@ LARGEST_TILE = 100_000_000
 MOST_INFLATED = 1_000_000
 """Bytes that a compressed tile may take on top of eight times its pixels'."""
 
+MOST_LEVELS = 100
+"""Of a Philips description: further ones are not looked at."""
+
 ASPECT = 0.02
 
 
@@ -212,11 +215,12 @@ def same_shape(table: TileTable, base: TileTable) -> bool:
 def _table(page: Any) -> TileTable:
     compression = COMPRESSIONS.get(int(page.compression), f"compression {int(page.compression)}")
     ycbcr = int(page.compression) == YCBCR_J2K or (compression == "jpeg" and int(page.photometric) == YCBCR)
-    strip = (page.imagewidth, min(page.rowsperstrip, page.imagelength))  # a tile as wide as the image
-    tile = (page.tilewidth, page.tilelength) if page.is_tiled else strip
+    width, height = int(page.imagewidth), int(page.imagelength)  # of a tag with several values: a TypeError
+    strip = (width, min(int(page.rowsperstrip), height))  # a tile as wide as the image
+    tile = (int(page.tilewidth), int(page.tilelength)) if page.is_tiled else strip
     offsets, counts = np.asarray(page.dataoffsets, np.int64), np.asarray(page.databytecounts, np.int64)
     return TileTable(
-        page.imagewidth, page.imagelength, tile[0], tile[1], offsets, counts, compression, page.jpegtables,
+        width, height, tile[0], tile[1], offsets, counts, compression, page.jpegtables,
         "YCBCR" if ycbcr else "RGB", bool(page.is_tiled), _unpacker(page),
     )  # fmt: skip
 
@@ -274,8 +278,9 @@ def _unpadded(levels: list[TileTable], spacings: list[tuple[float, float]]) -> l
 def _spacings(description: str) -> list[tuple[float, float]]:
     """(x, y) of every level in mm, as a Philips description lists them: row spacing first."""
     found = []
-    for part in description.split('ObjectType="PixelDataRepresentation"')[1:] or [description]:
-        spacing = re.search(r'DICOM_PIXEL_SPACING"[^>]*>\s*\W*([\d.eE-]+)\W+([\d.eE-]+)', html.unescape(part[:20_000]))
+    parts = description.split('ObjectType="PixelDataRepresentation"', MOST_LEVELS)[1:] or [description]
+    for part in parts:
+        spacing = re.search(r'DICOM_PIXEL_SPACING"[^>]*>\W*([\d.eE-]+)\W+([\d.eE-]+)', html.unescape(part[:20_000]))
         x, y = (_number(spacing[2]), _number(spacing[1])) if spacing else (None, None)
         if x and y and min(x, y) > 0:
             found.append((x, y))

@@ -20,8 +20,9 @@ from her2batch.flow.session import Session
 from her2batch.flow.spread import spread
 from her2batch.slides.pyramid import Pyramid
 from her2batch.study.units import Job, labelled_patches, tissue_patches
+from her2batch.tables import reviews
 from her2batch.tables.files import read_parquet, whole, write_parquet
-from her2batch.tables.labels import check_slides, label_slides, read_labels
+from her2batch.tables.labels import SCHEMA, check_slides, label_slides, read_labels, reviewed
 from her2batch.tables.run import safe
 from her2batch.tables.schemas import run_schema
 from her2batch.tasks import HER2_TASKS, IHC, PATCH_INPUTS, PATCH_PX, THUMBNAIL_INPUTS
@@ -43,25 +44,36 @@ def prepare(job: Job, work: Work, labels: Path | None, annotations: Path | None,
     and when a run that is taken up again meets other labels than it began with.
     """
     rows = job.cohort.rows()
-    table = labels_of(job, labels)
+    table, verdicts = labels_of(job, labels)
     labelled, excluded, split = divided(job, work, table, rows)
     for name, now in (("folds", split), ("labels", labelled)):
         if job.run.table(name).is_file() and not job.run.read(name).equals(now):
             raise InputError(f"its {name} have changed since it began", job.run.root, "train into another --out")
     job.run.write("excluded", excluded)
+    if job.training.reviews:
+        job.run.write("reviews", verdicts)
     job.run.write("folds", split)
     job.run.write("labels", labelled)
     _cache(job, work, labelled, annotations, rows, session)
 
 
-def labels_of(job: Job, path: Path | None) -> pa.Table:
-    """The labels that were given, now or to the ingest, checked against the cohort. Raises InputError."""
+def labels_of(job: Job, path: Path | None) -> tuple[pa.Table, pa.Table]:
+    """The labels that were given, now or to the ingest, checked against the cohort; with `reviews`, verdicts over them.
+
+    Returns the labels, and what became of each verdict (REVIEWED).  Raises InputError.
+    """
     rows = job.cohort.rows()
-    if path is None and not job.cohort.labels.is_file():
+    entries = reviews.read(job.cohort) if job.training.reviews else []
+    if path is not None:
+        table = read_labels(path, rows)
+    elif job.cohort.labels.is_file():
+        table = read_parquet(job.cohort.labels)
+    elif entries:
+        table = SCHEMA.empty_table()
+    else:
         raise InputError("has no labels", job.cohort.root, "give --labels CSV")
-    table = read_labels(path, rows) if path is not None else read_parquet(job.cohort.labels)
     check_slides(table, rows, path or job.cohort.labels)
-    return table
+    return reviewed(table, entries, rows)
 
 
 def divided(job: Job, work: Work, table: pa.Table, rows: Rows) -> tuple[pa.Table, pa.Table, pa.Table]:

@@ -12,7 +12,7 @@ from her2batch.errors import InputError
 from her2batch.reports.paper import PaperRow, beside, paper_rows
 from her2batch.settings import Spread, Training
 from her2batch.study.prepare import labelled_for, labels_of
-from her2batch.study.train import Report, Study, Trained, carry_out, job_of
+from her2batch.study.train import Report, Study, Trained, carry_out, job_of, tell
 from her2batch.study.units import Job
 from her2batch.tables.run import FINAL
 from her2batch.tasks import PATCH_INPUTS, THUMBNAIL_INPUTS
@@ -46,12 +46,13 @@ def reproduce(study: Study, training: Training, resources: Spread, report: Repor
     trained = carry_out(job, work, study, resources, report, best_of)
     tables = beside(rows, trained.summary, missing)
     job.run.write("tables", tables)
+    tell(job)
     return Reproduced(trained, tables)
 
 
 def _missing(job: Job, study: Study, rows: list[tuple[PaperRow, Cell]]) -> dict[Cell, str]:
     """Cells that can't be run on this cohort, and why."""
-    table, slides = labels_of(job, study.labels), job.cohort.rows()
+    (table, _), slides = labels_of(job, study.labels), job.cohort.rows()
     found: dict[Cell, str] = {}
     problems: dict[str, str | None] = {}
     for _, cell in rows:

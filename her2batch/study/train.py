@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from her2batch.flow.session import Session, connect
 from her2batch.flow.spread import spread
+from her2batch.reports.cohort import write
 from her2batch.settings import FoldsJob, Spread, Training
 from her2batch.study.prepare import prepare
 from her2batch.study.together import run_together
@@ -64,7 +65,14 @@ class Trained:
 def train(study: Study, training: Training, resources: Spread, report: Report = lambda *_: None) -> Trained:
     """Train whatever of the run is not trained yet. Raises InputError, StoreError, WeightsError before it starts."""
     job = job_of(study, training)
-    return carry_out(job, plan(job.training, job.plan.encoders), study, resources, report)
+    trained = carry_out(job, plan(job.training, job.plan.encoders), study, resources, report)
+    tell(job)
+    return trained
+
+
+def tell(job: Job) -> None:
+    """Write RUN/report.html: what the run found, beside the cohort it was trained on."""
+    write(job.cohort, job.run.report, job.run, pages=0)
 
 
 def job_of(study: Study, training: Training) -> Job:

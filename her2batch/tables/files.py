@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import fcntl
 import hashlib
@@ -37,6 +38,13 @@ AFTER_KEY = len(SEAL) + 2
 
 SEALED = re.compile(b"|".join(re.escape(SEAL[:k]) + b"." + re.escape(SEAL[k + 1 :]) for k in range(len(SEAL))), re.S)
 """The key, also with one byte of it damaged: such a file is not one without a seal."""
+
+EXTENSION = b"ARROW:extension:name"
+ENCODED_SCHEMA = re.compile(rb"ARROW:schema\x18[\x80-\xff]*[\x00-\x7f]([A-Za-z0-9+/]+)")
+"""Key and value of the footer's Thrift: a string is marked by 0x18, then its length as a varint."""
+
+MOST_ROWS = 50_000_000
+"""Of one table of a slide: a hundred times the tiles of the largest."""
 
 
 @contextmanager
@@ -243,8 +251,7 @@ def read_sealed(path: Path) -> pa.Table:
     start = max((found.start() + AFTER_KEY for found in SEALED.finditer(data)), default=None)
     if start is not None and data[start : start + 64] != _digest(data, start):
         raise OSError(errno.EBADMSG, "its content differs from its SHA-256", str(path))
-    table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
-    return table.replace_schema_metadata(None)
+    return _checked(pa.BufferReader(data)).replace_schema_metadata(None)
 
 
 def _digest(data: bytes, start: int) -> bytes:
@@ -266,9 +273,34 @@ def _writer(table: pa.Table, path: Path) -> pq.ParquetWriter:
 
 
 def read_parquet(path: Path) -> pa.Table:
-    """One Parquet file, its page checksums verified. Raises OSError or pa.ArrowInvalid when it is damaged."""
-    source = pa.BufferReader(path.read_bytes()) if is_remote(path) else path
-    return pq.ParquetFile(source, page_checksum_verification=True).read()
+    """One Parquet file, its page checksums verified. Raises OSError or pa.ArrowInvalid when it is damaged.
+
+    So it is when it names types beyond Arrow's own, whose libraries read what they are from the file and may run it
+    (Ray before 2.55 did); and when it claims too many rows, for equal values take next to no room.
+    """
+    if is_remote(path):
+        return _checked(pa.BufferReader(path.read_bytes()))
+    with pa.OSFile(str(path)) as source:  # not mapped: a file that is cut while it is read would end the process
+        return _checked(source)
+
+
+def _checked(source: pa.NativeFile) -> pa.Table:
+    if EXTENSION in _schema_bytes(source):
+        raise pa.ArrowInvalid("it names types that are not Arrow's own")
+    file = pq.ParquetFile(source, page_checksum_verification=True)
+    if file.metadata.num_rows > MOST_ROWS:
+        raise pa.ArrowInvalid(f"it claims {file.metadata.num_rows} rows")
+    return file.read()
+
+
+def _schema_bytes(source: pa.NativeFile) -> bytes:
+    """The Arrow schema in a Parquet file's footer as it stands there, unread."""
+    size = source.size()
+    source.seek(max(0, size - 8))
+    length = min(int.from_bytes(source.read(4), "little") + 8, size)
+    source.seek(size - length)
+    found = ENCODED_SCHEMA.search(source.read(length))
+    return base64.b64decode(found[1] + b"==") if found else b""
 
 
 def sha256(path: Path) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from her2batch.errors import Her2BatchError
 from her2batch.tables.places import put
 from her2batch.tables.store import Cohort
 
@@ -37,7 +38,8 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self.say("ended", error=f"{type(error).__name__}: {error}")
+            words = f": {error}" if isinstance(error, Her2BatchError) else ""  # others' may name a slide's file
+            self.say("ended", error=f"{type(error).__name__}{words}")
         with suppress(OSError):  # a line that the disk refused is tried once more
             self._file.close()
         if self._far is not None:
@@ -60,11 +62,19 @@ def latest(cohort: Cohort) -> Path | None:
 
 
 def lines(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Events from a byte of the file on, each with the byte behind it. A line that is being written is left."""
+    """Events from a byte of the file on, each with the byte behind it. A line that is being written is left.
+
+    One that is no event (damage of the disk) is passed over: a journal is there to look at, nothing depends on it.
+    """
     with path.open("rb") as file:
         file.seek(start)
         for line in file:
             if not line.endswith(b"\n"):
                 return
             start += len(line)
-            yield start, json.loads(line)
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(event, dict) and "event" in event:
+                yield start, event

@@ -9,13 +9,16 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 
 from her2batch.errors import InputError
+from her2batch.tables.reviews import column_of, newest, said
+from her2batch.tables.schemas import run_schema
+from her2batch.tables.store import Row
 from her2batch.tasks import CLASSES, HER2_TASKS, IHC, STAINS, her2_class
 
 COLUMNS = ("slide_id", "patient_id", "her2", "ish", "er", "pr", "site", "stain")
@@ -77,7 +80,9 @@ def read_labels(path: Path, slides: Iterable[str] = ()) -> pa.Table:
         if text.startswith(BARCODE):
             rows = _tcga(path, list(csv.DictReader(io.StringIO(text), delimiter="\t")), sorted(slides))
             return pa.Table.from_pylist(rows, SCHEMA)
-        reader = csv.DictReader(io.StringIO(text))
+        if "\0" in text:
+            raise csv.Error("it holds NUL")
+        reader = csv.DictReader(io.StringIO(text), strict=True)
         columns = [name.strip() for name in reader.fieldnames or []]
         rows = [{k.strip(): (v or "").strip() or None for k, v in row.items() if k} for row in reader]
     except OSError as error:
@@ -86,6 +91,8 @@ def read_labels(path: Path, slides: Iterable[str] = ()) -> pa.Table:
         raise InputError(f"is no UTF-8 CSV ({error})", path, "save it as CSV (UTF-8)") from error
     if "slide_id" not in columns:
         raise InputError("has no column slide_id", path, f"its first line must name columns of {', '.join(COLUMNS)}")
+    if doubled := [name for name in COLUMNS if columns.count(name) > 1]:
+        raise InputError(f"has the column {doubled[0]} more than once", path, "keep one of them")
     _check(path, rows)
     return pa.Table.from_pylist([{name: row.get(name) for name in COLUMNS} for row in rows], SCHEMA)
 
@@ -99,9 +106,10 @@ def _check(path: Path, rows: list[dict[str, str | None]]) -> None:
             if value is not None and value not in allowed:
                 known = ", ".join(sorted(allowed))
                 raise InputError(f"line {line}: {column} is {value!r}", path, f"use one of {known}, or leave it empty")
-    doubled = [name for name, count in Counter(row["slide_id"] for row in rows).items() if count > 1]
-    if doubled:
-        raise InputError(f"{doubled[0]} stands in it more than once", path, "keep one line a slide")
+    first: dict[str | None, int] = {}
+    for line, row in enumerate(rows, start=2):
+        if (other := first.setdefault(row["slide_id"], line)) != line:
+            raise InputError(f"lines {other} and {line} are of one slide", path, "keep one line a slide")
 
 
 def _tcga(path: Path, rows: list[dict[str, str]], slides: list[str]) -> list[dict[str, str | None]]:
@@ -112,7 +120,7 @@ def _tcga(path: Path, rows: list[dict[str, str]], slides: list[str]) -> list[dic
     found = []
     patients = [row for row in rows if not row[BARCODE].startswith(("bcr_", "CDE_ID"))]
     for line, row in enumerate(patients, start=4):
-        values = {name: _word(path, line, column, row[column].strip(), name) for name, column in TCGA.items()}
+        values = {name: _word(path, line, column, (row[column] or "").strip(), name) for name, column in TCGA.items()}
         barcode = row[BARCODE].strip()
         own = [one for one in slides if one.lower().startswith(barcode.lower())] if slides else [barcode]
         found += [{"slide_id": one, "patient_id": barcode, **values} for one in own]
@@ -215,3 +223,56 @@ def _stained(task: str, stain: str | None) -> bool:
     markers = {"her2": "her2", "er": "er", "pr": "pr", "ki67": "ki67"}
     wanted = "her2" if task in HER2_TASKS else task
     return stain not in markers or markers[stain] == wanted
+
+
+def reviewed(labels: pa.Table, entries: Sequence[Row], rows: Slides) -> tuple[pa.Table, pa.Table]:
+    """Labels with the newest verdict of each slide laid over them, and what became of each verdict (REVIEWED).
+
+    A verdict says an IHC score, or er and pr; `needs-ish` says 2+. An ISH result is the laboratory's: it stays.
+    Nothing is settled silently: where the labels said otherwise, or another reviewer did, that stands in `words`.
+    """
+    table = {row["slide_id"]: row for row in labels.to_pylist()}
+    with_patients = any(row["patient_id"] is not None for row in table.values())
+    changes = []
+    for (slide_id, column), entry in sorted(newest(entries).items()):
+        patient = rows.get(slide_id, {}).get("patient_id")
+        label = table.get(slide_id, dict.fromkeys(COLUMNS) | {"slide_id": slide_id, "patient_id": patient})
+        was = label[column]
+        now, words = _laid(entry, column, label), _differing(entries, entry, column)
+        if slide_id not in rows:
+            words = ["the cohort does not hold it"]
+        elif with_patients and label["patient_id"] is None:
+            now, words = None, ["its patient is not known: label it"]
+        else:
+            table[slide_id] = label | {column: now}
+        if now is None and slide_id in rows and not words:
+            words = [f"{entry['label']} names no IHC score"]
+        if was is not None and was != now:
+            words.insert(0, f"the labels said {was}")
+        changes.append(
+            {"slide_id": slide_id, "column": column, "number": entry["number"], "was": was, "now": now,
+             "words": "; ".join(words) or None}
+        )  # fmt: skip
+    kept = pa.Table.from_pylist([table[one] for one in sorted(table, key=str)], SCHEMA)
+    return kept, pa.Table.from_pylist(changes, run_schema("reviews"))
+
+
+def _laid(entry: Row, column: str, label: Mapping[str, Any]) -> str | None:
+    """What a verdict makes of a label; None: a class that names no IHC score, and is not that of the label either."""
+    task, said = entry["task"], entry["label"]
+    if entry["verdict"] == "needs-ish":
+        return "2+"
+    if column != "her2":
+        return {"positive": "+", "negative": "-"}[said]
+    fitting = [one for one in IHC if said in {her2_class(task, one, ish) for ish in "+-"}]
+    if label["her2"] is not None and her2_class(task, label["her2"], label["ish"]) == said:
+        return str(label["her2"])
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _differing(entries: Sequence[Row], entry: Row, column: str) -> list[str]:
+    """Other reviewers' newest verdicts on the same, where they are not this one's."""
+    same = [one for one in said(entries) if (one["slide_id"], column_of(one["task"])) == (entry["slide_id"], column)]
+    last = {one["reviewer"]: one for one in same}
+    others = [one for one in last.values() if (one["task"], one["label"]) != (entry["task"], entry["label"])]
+    return [f"review {one['number']} said {one['label'] or one['verdict']} ({one['task']})" for one in others]

@@ -123,6 +123,8 @@ def _row(path: Path, stamp: Stamp) -> pa.Table:
         table = read_sealed(path).slice(0, 1)
         if not table.schema.equals(schema):
             table = pa.Table.from_pylist(table.to_pylist(), schema)
+            if table["slide_id"].null_count:  # a table of something else
+                table = schema.empty_table()
     except (OSError, pa.ArrowException):
         table = schema.empty_table()
     stamps = ([value] * table.num_rows for value in (path.name, *stamp))

@@ -1,6 +1,7 @@
 """A training run on disk: the only module that spells a path of it.
 
-RUN/run.toml  labels.parquet  excluded.parquet  folds.parquet  predictions.parquet  metrics.parquet  bundle/
+RUN/run.toml  labels.parquet  excluded.parquet  folds.parquet  predictions.parquet  metrics.parquet
+RUN/bundle/  report.html
 RUN/units/UNIT/        one fold of one method: predictions.parquet comes last and is its commit
 RUN/cache/             what all units read, memory-mapped; may be removed at any time
 """
@@ -65,6 +66,11 @@ class Run:
     def bundle(self) -> Path:
         """What scores the next slide."""
         return self.root / "bundle"
+
+    @property
+    def report(self) -> Path:
+        """What was found, for people."""
+        return self.root / "report.html"
 
     def table(self, name: str) -> Path:
         """'labels', 'excluded', 'folds', 'predictions', 'metrics', …"""

@@ -159,6 +159,26 @@ EMBEDDINGS = (
     Column("embedding", pa.list_(pa.float16()), "fixed_size_list<float16, D>; D as the encoder has it"),
 )
 
+REVIEWS = (
+    Column("number", I32, "position in the chain, from 1"),
+    Column("time", pa.timestamp("ms", tz="UTC"), "when it was said"),
+    Column("reviewer", TEXT, "who said it, as they called themselves; personal data of staff"),
+    Column("slide_id", TEXT, "key; null in an entry that was emptied, as are all columns but number and hashes"),
+    Column("bundle", TEXT, "of the prediction that was seen: membrane, or a bundle's id"),
+    Column("task", TEXT, "of the prediction that was seen"),
+    Column("method", TEXT, "of the prediction that was seen"),
+    Column("predicted", TEXT, "the class that was predicted"),
+    Column("verdict", TEXT, "agree · change · needs-ish"),
+    Column("label", TEXT, "the class in the reviewer's eyes; null with needs-ish"),
+    Column("comment", TEXT, "in the reviewer's words"),
+    Column("row_sha256", TEXT, "of the slide's row file as it was then"),
+    Column("salt", TEXT, "random, so that nothing can be guessed from body_sha256 once the rest is gone"),
+    Column("body_sha256", TEXT, "of the columns time … salt as JSON"),
+    Column("previous_sha256", TEXT, "sha256 of the entry before; zeros for the first"),
+    Column("sha256", TEXT, "of number, previous_sha256 and body_sha256, a line each"),
+)
+"""What pathologists said: one file an entry, tables/reviews/NUMBER.parquet. See `reviews`."""
+
 TABLES: dict[str, tuple[Column, ...]] = {
     "slides": SLIDES,
     "tiles": TILES,
@@ -208,6 +228,15 @@ EXCLUDED = (
     Column("task", TEXT, "the task that goes without the slide"),
     Column("reason", TEXT, "a stable word"),
     Column("words", TEXT, "what is wrong with it"),
+)
+
+REVIEWED = (
+    Column("slide_id", TEXT, "key"),
+    Column("column", TEXT, "of the labels: her2 · er · pr"),
+    Column("number", I32, "of the review whose verdict counts: the newest of the slide"),
+    Column("was", TEXT, "what the labels said; null: nothing"),
+    Column("now", TEXT, "what the run took; null: nothing, the slide is left out"),
+    Column("words", TEXT, "what differs: from the labels, from another reviewer; null: nothing does"),
 )
 
 PAPER_TABLES = (
@@ -272,6 +301,7 @@ RUN_TABLES: dict[str, tuple[Column, ...]] = {
     "predictions": RUN_PREDICTIONS,
     "metrics": METRICS,
     "excluded": EXCLUDED,
+    "reviews": REVIEWED,
     "patches": RUN_PATCHES,
     "tables": PAPER_TABLES,
     "trials": TRIALS,
@@ -289,7 +319,7 @@ def run_schema(name: str) -> pa.Schema:
 
 def schema(table: str, dim: int | None = None) -> pa.Schema:
     """The Arrow schema of a table; `dim`: length of the embeddings."""
-    columns = {"intake": INTAKE, "times": TIMES, "looks": LOOKS, **TABLES}[table]
+    columns = {"intake": INTAKE, "times": TIMES, "looks": LOOKS, "reviews": REVIEWS, **TABLES}[table]
     fields = [pa.field(one.name, one.type) for one in columns]
     if dim is not None:
         fields[-1] = pa.field("embedding", pa.list_(pa.float16(), dim))
@@ -316,7 +346,7 @@ def page() -> str:
         "# Tables\n\nGenerated from `her2batch/tables/schemas.py`. One Parquet file a slide; read a table with a glob:"
     ]
     parts.append("\n    duckdb.sql(\"select * from 'cohort/tables/tiles/*.parquet'\")\n")
-    parts += _described({**TABLES, "runs/intake": INTAKE, "runs/ingest-TIME": TIMES})
+    parts += _described({**TABLES, "reviews": REVIEWS, "runs/intake": INTAKE, "runs/ingest-TIME": TIMES})
     parts.append("\n# Tables of a training run\n\nOne Parquet file each, in the run's folder.")
     parts += _described({f"RUN/{name}": columns for name, columns in RUN_TABLES.items()})
     return "\n".join(parts) + "\n"

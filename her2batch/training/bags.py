@@ -113,7 +113,7 @@ def _source(cohort: Cohort, encoder: str, folder: str, slide_id: str) -> tuple[P
     try:
         facts = path.stat()
     except OSError as error:
-        remedy = f"run: her2batch ingest SCANS --out {cohort.root} --encoder {encoder}"
+        remedy = f"run: her2batch ingest SCANS --out {cohort.root} --encoder {encoder}; or import them"
         raise InputError(f"slide {slide_id} has no embeddings of {encoder}", path, remedy) from error
     return path, (facts.st_size, facts.st_mtime_ns)
 

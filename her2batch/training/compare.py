@@ -63,8 +63,8 @@ def intervals(predictions: pa.Table, patients: Mapping[str, str], draws: int = D
     """
     rows = []
     for keys, part in groups(predictions, CELL):
-        found, of, n = judged(part), *_patients(part, patients)
-        figures = _figures(found, of, _weights(n, draws, seed))
+        found, of, n = judged(part), *patients_of(part, patients)
+        figures = _figures(found, of, resamples(n, draws, seed))
         for name in FIGURES:
             rows.append({**keys, "metric": name, "class": None, **_interval(figures.of[name])})
         for k, word in enumerate(CLASSES[keys["task"]]):
@@ -89,8 +89,8 @@ def paired(predictions: pa.Table, patients: Mapping[str, str], draws: int = DRAW
         first = cells[0][1]
         for one, part in cells:
             _same_slides(one, part, first)
-        of, n = _patients(first, patients)
-        weights = _weights(n, draws, seed)
+        of, n = patients_of(first, patients)
+        weights = resamples(n, draws, seed)
         tested = [(one, found := judged(part), _figures(found, of, weights)) for one, part in cells]
         for (one, a, figures), (other, b, others) in combinations(tested, 2):
             names = {**one, "other_method": other["method"], "other_input": other["input"]}
@@ -121,8 +121,8 @@ def _same_slides(cell: Mapping[str, Any], part: pa.Table, first: pa.Table) -> No
         )
 
 
-def _patients(part: pa.Table, patients: Mapping[str, str]) -> tuple[NDArray[np.int64], int]:
-    """The patient of each row, (n,) from 0, and how many there are."""
+def patients_of(part: pa.Table, patients: Mapping[str, str]) -> tuple[NDArray[np.int64], int]:
+    """The patient of each row, (n,) from 0, and how many there are. Raises InputError for a slide without one."""
     ids = part["slide_id"].to_pylist()
     if lost := {*ids} - patients.keys():
         raise InputError(f"slide {min(lost)} has no patient", None, "fill in patient_id in the labels")
@@ -130,7 +130,7 @@ def _patients(part: pa.Table, patients: Mapping[str, str]) -> tuple[NDArray[np.i
     return of.astype(np.int64), len(names)
 
 
-def _weights(n_patients: int, draws: int, seed: int) -> Floats:
+def resamples(n_patients: int, draws: int, seed: int) -> Floats:
     """(draws + 1, P): how often each patient is in each draw; first once each."""
     drawn = rng(seed, BOOTSTRAP).multinomial(n_patients, np.full(n_patients, 1 / n_patients), draws)
     return np.vstack([np.ones(n_patients), drawn]).astype(np.float64)

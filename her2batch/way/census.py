@@ -12,17 +12,18 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from her2batch.errors import InputError, StoreError
+from her2batch.errors import InputError, StoreError, legible
 from her2batch.settings import Plan
 from her2batch.slides.files import fingerprint
 from her2batch.slides.intake import Found, Ignored, Look, Source, find
-from her2batch.tables.forget import digest_of, forgotten
 from her2batch.tables.memo import SETTLED_NS
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row
+from her2batch.upkeep.forget import digest_of, forgotten
 
 PASSING = frozenset({"unstable", "gone", "store-write"})
 """Failures that may be over by the next run: tried again without being asked."""
@@ -40,6 +41,25 @@ class Todo:
 
 
 @dataclass
+class Pile:
+    """Slides by their ids, and how many bytes they are in all: known at any moment, however many there are."""
+
+    slides: dict[str, Todo] = field(default_factory=dict)
+    bytes: int = 0
+
+    def put(self, todo: Todo) -> None:
+        """Add a slide, or take it for the one it was."""
+        self.drop(todo.slide_id)
+        self.slides[todo.slide_id] = todo
+        self.bytes += todo.source.bytes
+
+    def drop(self, slide_id: str) -> None:
+        """Take a slide away, if it is there."""
+        if (old := self.slides.pop(slide_id, None)) is not None:
+            self.bytes -= old.source.bytes
+
+
+@dataclass
 class Census:
     """What lies in the scans folder, against what the cohort has."""
 
@@ -48,6 +68,7 @@ class Census:
     entries: dict[str, Row] = field(default_factory=dict)
     looks: dict[str, Look] = field(default_factory=dict)
     forgotten: set[str] = field(default_factory=set)  # paths of slides that must not come back: kept nowhere
+    names: Names = field(default_factory=Names)
 
     @property
     def seen(self) -> int:
@@ -79,11 +100,11 @@ class Census:
 
     def keep(self, cohort: Cohort) -> None:
         """Write down what was seen, so that the next scan opens what is new and nothing else."""
-        cohort.write_seen(list(self.entries.values()))
+        cohort.write_seen(self.names.timed(self.entries.values()))
         settled = time.time_ns() - SETTLED_NS
         known = {path: look for path, look in self.looks.items() if path not in self.forgotten}
         looks = [{"path": path, **look._asdict()} for path, look in known.items() if look.mtime_ns < settled]
-        cohort.write_looks(looks)
+        cohort.write_looks(self.names.timed(looks))
 
 
 def take(
@@ -110,12 +131,15 @@ class Register:
         """Raises InputError when the folder isn't there."""
         if not scans.exists():
             raise InputError("there is no such folder", scans, "give the folder that the scanner writes to")
-        self.cohort, self._scans, self._plan, self._names = cohort, scans.absolute(), plan, names
+        scans = scans.resolve() if ".." in scans.parts else scans.absolute()  # else the same file has two names
+        self.cohort, self._scans, self._plan, self._names = cohort, scans, plan, names
         self._labels, self._retry_failed = labels, retry_failed
         self.rows, self._damaged, self._sizes = cohort.rows(), cohort.damaged(), cohort.sizes()
-        self._ledger = Ledger(_seen(cohort), self.rows, names, forgotten(cohort))
-        self._todos: dict[str, Todo] = {}
-        self.census = Census(entries=self._ledger.entries, looks=_looks(cohort), forgotten=self._ledger.forgotten)
+        self._ledger = Ledger(names.timed(_seen(cohort)), self.rows, names, forgotten(cohort))
+        self.known, self.left = Pile(), Pile()  # all that were to do; those of them that have not ended
+        self.census = Census(
+            entries=self._ledger.entries, looks=_looks(cohort, names), forgotten=self._ledger.forgotten, names=names
+        )
 
     def look(self) -> Found:
         """What lies in the folder now. A file that is as an earlier search found it is not opened."""
@@ -131,12 +155,10 @@ class Register:
         self._ledger.note_slides(found.slides)
         fresh = [todo for source in found.slides if (todo := self._settle(source)) is not None]
         self.census.todo += fresh
-        self._todos |= {todo.slide_id: todo for todo in fresh}
+        for todo in fresh:
+            self.known.put(todo)
+            self.left.put(todo)
         return fresh
-
-    def todos(self) -> list[Todo]:
-        """The latest of every slide that is to do, or was."""
-        return list(self._todos.values())
 
     def _settle(self, source: Source) -> Todo | None:
         path = self._names.path(source.path)
@@ -168,12 +190,15 @@ class Register:
     def finished(self, source: Source, row: Row) -> None:
         """A slide's row is committed: what its content is, a copy that comes later must find."""
         self.rows[row["slide_id"]] = row
+        waiting = self.left.slides.get(row["slide_id"])
+        if waiting is not None and waiting.source.stat_key == source.stat_key:  # else its file has changed meanwhile
+            self.left.drop(row["slide_id"])
         self._ledger.learn(self._names.path(source.path), row["sha256"])
 
     def defer(self, source: Source, why: str) -> None:
         """A slide is left to the next run."""
         path = self._names.path(source.path)
-        self._ledger.note_deferred(source, why)
+        self._ledger.note_deferred(source, self._names.reason(why))
         self.census.outcomes[path] = "deferred"
 
 
@@ -185,11 +210,11 @@ def _seen(cohort: Cohort) -> list[Row]:
         return []
 
 
-def _looks(cohort: Cohort) -> dict[str, Look]:
+def _looks(cohort: Cohort, names: Names) -> dict[str, Look]:
     """What earlier scans found in the files they opened, by the names of the intake table."""
     return {
         row["path"]: Look(row["rules"], row["bytes"], row["mtime_ns"], row["kind"], tuple(row["belongs"]))
-        for row in cohort.looks()
+        for row in names.timed(cohort.looks())
     }
 
 
@@ -229,7 +254,7 @@ class Ledger:
     def note_ignored(self, file: Ignored) -> None:
         """A file that is no slide."""
         path = self._names.path(file.path)
-        reason = file.reason
+        reason = self._names.reason(file.reason)
         self.entries[path] = _entry(path, file.bytes, file.mtime_ns, 1, None, "ignored", None, reason)
 
     def note_deferred(self, source: Source, why: str) -> None:
@@ -248,7 +273,7 @@ class Ledger:
         for path, source in self._sources.items():  # seen, and not read yet: a copy must find its original
             entry = self.entries.get(path)
             if entry and entry["outcome"] == "slide" and entry["sha256"] is None and sizes[source.bytes] > 1:
-                with suppress(FileNotFoundError):
+                with suppress(OSError):  # whoever reads it as a slide says what is wrong with it
                     self.learn(path, fingerprint(source.members).sha256)
         for source in fresh:
             with suppress(FileNotFoundError):  # taken away this moment: nobody has seen it
@@ -259,7 +284,7 @@ class Ledger:
         old = self.entries.get(path)
         if source.bytes in self._gone_sizes:
             could_be_copy = True
-            if (source.bytes, digest_of(fingerprint(source.members).sha256)) in self._gone:
+            if (sha := _sha256(source)) is not None and (source.bytes, digest_of(sha)) in self._gone:
                 self.forgotten.add(path)
                 self.entries.pop(path, None)
                 return
@@ -295,21 +320,31 @@ class Ledger:
         wanted = slide_id or self._names.slide(source.path.stem)
         sha = None
         if could_be_copy or slide_id or wanted in self._rows or wanted.lower() in self._ids:
-            sha = fingerprint(source.members).sha256
-            owner = self._by_digest.get(sha)
+            sha = _sha256(source)
+            owner = self._by_digest.get(sha) if sha is not None else None
             if owner is not None and owner["path"] != path:
                 copy_of = "copy of " + (owner["path"] if self._names.key is None else owner["slide_id"])
                 return _entry(path, *source.stat_key, sha, "duplicate", owner["slide_id"], copy_of)
-        slide_id = slide_id or self._free(wanted, sha)
+        slide_id = slide_id or self._free(wanted, sha or sha256(path.encode()).hexdigest())
         entry = _entry(path, *source.stat_key, sha, "slide", slide_id, None)
         self._ids.add(slide_id.lower())
         return entry
 
-    def _free(self, wanted: str, sha: str | None) -> str:
+    def _free(self, wanted: str, sha: str) -> str:
         """The stem's id; when another slide has it (case aside: shares often ignore it), with a short content hash."""
-        if wanted.lower() not in self._ids or sha is None:
+        if wanted.lower() not in self._ids:
             return wanted
         return next(one for n in range(8, 65) if (one := f"{wanted}-{sha[:n]}").lower() not in self._ids)
+
+
+def _sha256(source: Source) -> str | None:
+    """A slide's digest; None where it can't be read, as its row will say. Raises FileNotFoundError."""
+    try:
+        return fingerprint(source.members).sha256
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return None
 
 
 def _named(entry: Row) -> bool:
@@ -319,4 +354,5 @@ def _named(entry: Row) -> bool:
 
 def _entry(path: str, *values: Any) -> Row:
     names = ("bytes", "mtime_ns", "n_files", "sha256", "outcome", "slide_id", "reason")
-    return {"path": path, **dict(zip(names, values, strict=True))}
+    entry = {"path": path, **dict(zip(names, values, strict=True))}
+    return {**entry, "reason": legible(entry["reason"])} if entry["reason"] else entry

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from array import array
 from dataclasses import dataclass, field
+
+import numpy as np
 
 ENOUGH = 3
 """Finished slides from which a run speaks of time."""
@@ -33,12 +36,14 @@ class Pace:
     """Seconds of work a byte of slide takes, from the slides that have ended. workers: that work side by side."""
 
     workers: int
-    _costs: list[tuple[int, float]] = field(default_factory=list)  # bytes, seconds of work
+    _bytes: array[float] = field(default_factory=lambda: array("d"))  # of each slide
+    _seconds: array[float] = field(default_factory=lambda: array("d"))  # of work
 
     def add(self, size: int, seconds: float) -> None:
         """A slide has ended.  size: bytes of its files.  seconds: of work in all its calls."""
         if size > 0:
-            self._costs.append((size, seconds))
+            self._bytes.append(size)
+            self._seconds.append(seconds)
 
     def left(self, slides: int, size: int) -> tuple[float, float] | None:
         """Seconds that so many slides of so many bytes in all will take, at the least and at the most.
@@ -48,12 +53,13 @@ class Pace:
         """
         if slides == 0:
             return 0.0, 0.0
-        n = len(self._costs)
+        n = len(self._bytes)
         if n < ENOUGH:
             return None
-        total = sum(one for one, _ in self._costs)
-        rate = sum(seconds for _, seconds in self._costs) / total
-        scatter = math.sqrt(sum((seconds - rate * one) ** 2 for one, seconds in self._costs) / (n - 1))
+        sizes, seconds = np.frombuffer(self._bytes), np.frombuffer(self._seconds)  # asked for after every slide
+        total = float(sizes.sum())
+        rate = float(seconds.sum()) / total
+        scatter = math.sqrt(float(((seconds - rate * sizes) ** 2).sum()) / (n - 1))
         of_rate = scatter * math.sqrt(n) / total
         error = math.hypot(of_rate * size, scatter * math.sqrt(slides))
         at_once = min(self.workers, slides)

@@ -13,6 +13,7 @@ from her2batch.slides.slide import Slide, SlideInfo
 from her2batch.slides.tiffslide import TiffSlide
 from her2batch.tables.files import read_parquet
 from her2batch.tables.places import free_bytes
+from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row
 from her2batch.way.census import Census, Todo
 from her2batch.way.costs import Cluster, Costs, Load, bound, cores, fitted, seconds
@@ -42,7 +43,7 @@ def estimate(census: Census, plan: Plan, resources: Resources, cohort: Cohort) -
     workers = cores() if resources.workers is None else max(1, resources.workers)
     cluster = Cluster(workers, resources.gpus or 0.0)
     costs = _costs_of(cohort, plan)
-    rows = [_row(todo, plan, cluster, costs) for todo in census.todo]
+    rows = [_row(todo, census.names, plan, cluster, costs) for todo in census.todo]
     parts = {name: sum(row["parts"].get(name, 0.0) for row in rows) for name in seconds(NOTHING, (), cluster)}
     start = START_S if resources.workers != 0 and rows else 0.0
     total = {
@@ -60,8 +61,8 @@ def estimate(census: Census, plan: Plan, resources: Resources, cohort: Cohort) -
     return [{key: value for key, value in row.items() if key not in ("parts", "load")} for row in rows], total
 
 
-def _row(todo: Todo, plan: Plan, cluster: Cluster, costs: Costs) -> Row:
-    common = {"slide_id": todo.slide_id, "file": str(todo.source.path)}
+def _row(todo: Todo, names: Names, plan: Plan, cluster: Cluster, costs: Costs) -> Row:
+    common = {"slide_id": todo.slide_id, "file": names.shown(todo.source.path, todo.slide_id)}
     try:
         with open_slide(todo.source.path, plan.reader) as slide:
             slide.info = check_mpp(slide.info.with_mpp(plan.mpp_override), plan.mpp)

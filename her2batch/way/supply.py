@@ -27,8 +27,8 @@ class Supply(Protocol):
     def ended(self) -> bool:
         """Whether none will come any more."""
 
-    def waiting(self) -> int:
-        """How many could be begun now."""
+    def look(self) -> None:
+        """See what has come: asked for now and then, also while nobody wants a slide."""
 
 
 class Queue:
@@ -42,38 +42,40 @@ class Queue:
         clock: Clock = now,
     ) -> None:
         """until: when the window ends; None: never."""
-        self.left = list(todos)
+        self.left: list[Todo] = []
         self._urgent, self._until, self._clock = urgent, until, clock
+        self.put(todos)
 
     def put(self, todos: Iterable[Todo]) -> None:
         """Further slides. One that waits already is replaced: its file has changed."""
         fresh = list(todos)
         ids = {todo.slide_id for todo in fresh}
-        self.left = [todo for todo in self.left if todo.slide_id not in ids] + fresh
+        kept = [todo for todo in self.left if todo.slide_id not in ids]
+        self.left = sorted(kept + fresh, key=_largest_first)
 
     def next(self) -> Todo | None:
         """The first of them, as long as the window is open."""
         if not self.left or self.closed():
             return None
-        first = min(self.left, key=self._rank)
-        self.left.remove(first)
-        return first
+        urgent = self._urgent
+        at = next((k for k, todo in enumerate(self.left) if urgent(todo)), 0) if urgent is not None else 0
+        return self.left.pop(at)
 
     def ended(self) -> bool:
         """Whether all have been handed out, or the window has ended."""
         return not self.left or self.closed()
 
-    def waiting(self) -> int:
-        """How many have not been begun."""
-        return 0 if self.closed() else len(self.left)
+    def look(self) -> None:
+        """All is known already."""
 
     def closed(self) -> bool:
         """Whether the window has ended."""
         return self._until is not None and self._clock() >= self._until
 
-    def _rank(self, todo: Todo) -> tuple[bool, int, str]:
-        """The largest first, for a short tail."""
-        return not (self._urgent is not None and self._urgent(todo)), -todo.source.bytes, todo.slide_id
+
+def _largest_first(todo: Todo) -> tuple[int, str]:
+    """For a short tail."""
+    return -todo.source.bytes, todo.slide_id
 
 
 class Urgent:

@@ -22,16 +22,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.errors import SlideError
+from her2batch.errors import SlideError, legible
 from her2batch.models.verdict import Judge
 from her2batch.slides import cucim
 from her2batch.slides.files import Fingerprint, fingerprint
 from her2batch.slides.intake import Source, again
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Slide
-from her2batch.tables.audit import sound
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row, write_row
+from her2batch.upkeep.audit import sound
 from her2batch.vision.membrane import TileBatch, describe
 from her2batch.way.census import PASSING, Todo
 from her2batch.way.feed import decoded, feed_of
@@ -150,7 +150,7 @@ class Worker:
         row = {**(facts or self._unread(todo)), "status": "failed", "error_code": error.code}
         shown = self.names.shown(error.path or todo.source.path, todo.slide_id)
         what = error.what if self.names.key is None else error.code
-        row["error"] = f"{shown}: {what}; {error.remedy}"
+        row["error"] = f"{shown}: {legible(what)}; {error.remedy}"
         row["plan_id"] = self.context.plan.for_slide(row["mpp_source"]).id
         old = self._old_row(todo)
         draft = self.cohort.draft(todo.slide_id)
@@ -279,7 +279,7 @@ class Worker:
 
     def _unread(self, todo: Todo) -> Row:
         """The row of a slide that nobody could open."""
-        path = str(todo.source.path) if self.names.key is None else None
+        path = legible(todo.source.path) if self.names.key is None else None
         return {
             "slide_id": todo.slide_id, "patient_id": todo.patient_id, "stain": todo.stain, "path": path,
             "sha256": todo.sha256, "bytes": todo.source.bytes, "mpp_source": None, "n_tiles": 0, "flags": [],

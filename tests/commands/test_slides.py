@@ -33,6 +33,14 @@ def test_ingest_status_and_verify_agree(make_slide: MakeSlide, tmp_path: Path) -
     assert said("verify", cohort, "--json") == (0, '{"problems": [], "ok": true}\n')
 
 
+def test_status_says_what_failed_as_json_too(make_slide: MakeSlide, tmp_path: Path) -> None:
+    scans, cohort = make_slide("a.tiff", mpp=None).parent, tmp_path / "c"
+    assert said("ingest", scans, "--out", cohort, "--workers", 0, "--json")[0] == 3
+    found = json.loads(said("status", cohort, "--json")[1])
+    assert found["codes"] == {"no-mpp": 1}
+    assert [row["slide_id"] for row in found["failures"]] == ["a"]
+
+
 @pytest.mark.parametrize("words", [["--mpp", "99"], ["--until", "25:00"], ["--reader", "magic"]])
 def test_a_setting_out_of_range_is_a_usage_error(tmp_path: Path, words: list[str]) -> None:
     assert said("ingest", tmp_path, *words)[0] == 2

@@ -21,8 +21,8 @@ from pathlib import Path
 from her2batch.errors import Her2BatchError
 from her2batch.flow.ingest import Order, ingest
 from her2batch.settings import Plan, Resources
-from her2batch.tables.audit import sound, verify
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import sound, verify
 from tests.flow.test_ingest import contents
 
 STRIKE = {"openat": 9000, "write": 2000, "close": 9000}

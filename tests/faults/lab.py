@@ -17,8 +17,8 @@ import pytest
 
 from her2batch.flow.ingest import Order, Summary, ingest
 from her2batch.settings import Plan, Resources
-from her2batch.tables.audit import sound, verify
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import sound, verify
 from tests.conftest import tissue_image, write_slide
 from tests.flow.test_ingest import contents
 

@@ -22,8 +22,8 @@ from her2batch.models.encoders import dim_of
 from her2batch.settings import Plan, Resources
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box
-from her2batch.tables.audit import status, verify
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import status, verify
 from her2batch.way.stages import Context
 from her2batch.way.work import Worker
 from tests.conftest import tissue_image, write_slide

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import StoreError
-from her2batch.tables.audit import verify
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import verify
 from tests.faults.lab import Lab, clean, command, needs_mount, needs_strace, plain, rows_there, same, start, until
 from tests.faults.powerloss import crashes, recorded
 from tests.faults.test_kills import mended, strikes

@@ -14,8 +14,8 @@ from her2batch.errors import InputError, StoreError
 from her2batch.flow.ingest import Order, Summary, ingest
 from her2batch.flow.session import Session
 from her2batch.settings import Plan, Resources
-from her2batch.tables.audit import status, verify
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import status, verify
 
 PLAIN = Resources(workers=0)
 

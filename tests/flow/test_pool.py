@@ -13,7 +13,8 @@ import safetensors.torch
 import timm
 
 from her2batch.flow.ingest import Order, ingest
-from her2batch.flow.pool import plain, share
+from her2batch.flow.plain import plain
+from her2batch.flow.pool import share, step_limit
 from her2batch.flow.session import Session
 from her2batch.flow.telemetry import Meters
 from her2batch.models.bundle import BundleInfo, ModelEntry
@@ -30,7 +31,7 @@ from her2batch.way.work import Finished, Worker
 from tests.flow.test_ingest import contents
 from tests.models.bundles import bundle_of
 
-MEMORY = 4_000_000_000
+LIMITS = Resources(workers=2)
 
 
 def worker_for(out: Path, **more: object) -> Worker:
@@ -52,10 +53,32 @@ def test_a_slide_that_is_shared_has_the_bytes_of_one_that_is_not(
     reference = worker_for(tmp_path / "plain")
     list(plain(reference, Queue(todos(tmp_path / "scans", reference))))
     shared = worker_for(tmp_path / "shared", range_batches=1, split_batches=1)
-    finished = list(share(ray_session, shared, Queue(todos(tmp_path / "scans", shared)), MEMORY, Meters()))
+    finished = list(share(ray_session, shared, Queue(todos(tmp_path / "scans", shared)), LIMITS, Meters()))
     assert [one.row["status"] for one in finished] == ["done"]
     assert finished[0].row["n_tiles"] > 100
     assert contents(tmp_path / "plain") == contents(tmp_path / "shared")
+
+
+class Looked(Queue):
+    """How often the supply was asked to look, before anybody wanted a slide of it."""
+
+    looks, before = 0, None
+
+    def look(self) -> None:
+        self.looks += 1
+
+    def next(self) -> Todo | None:
+        self.before = self.looks if self.before is None else self.before
+        return super().next()
+
+
+def test_a_supply_looks_while_no_worker_is_idle(tmp_path: Path, make_slide: Callable, ray_session: Session) -> None:
+    """Or else a slide that came while all were busy began to settle only when one was idle."""
+    make_slide("a.tiff")
+    worker = worker_for(tmp_path / "c")
+    queue = Looked(todos(tmp_path / "scans", worker))
+    assert len(list(share(replace(ray_session, workers=1), worker, queue, LIMITS, Meters()))) == 1
+    assert queue.before > 0
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +120,46 @@ def test_a_lost_worker_costs_its_slide_two_retries_and_the_others_nothing(
     cohort.create(plan)
     worker = here.Deadly(cohort, Context(plan, dims={"stain": dim_of("stain")}), deaths=deaths)
     found: dict[str, Finished] = {}
-    for one in share(ray_session, worker, Queue(todos(tmp_path / "scans", worker)), MEMORY, Meters()):
+    for one in share(ray_session, worker, Queue(todos(tmp_path / "scans", worker)), LIMITS, Meters()):
         found[one.row["slide_id"]] = one
     assert {name: one.row["status"] for name, one in found.items()} == {"deadly": outcome, "b": "done", "c": "done"}
     if outcome == "failed":
         assert found["deadly"].row["error_code"] == "worker-lost"
         assert (cohort.root / "deaths").read_text() == "3"
+
+
+@dataclass
+class Hanging(Worker):
+    """A worker whose process stands still over slides called 'hanging': not even its own threads can end it."""
+
+    def begin(self, todo: Todo, share: bool, always: bool = False) -> tuple[object, dict]:
+        if todo.slide_id == "hanging":
+            with (self.cohort.root / "tries").open("a") as file:
+                file.write("once\n")
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().begin(todo, share, always)
+
+
+def test_a_slide_that_hangs_is_given_up_and_the_others_go_on(
+    tmp_path: Path, make_slide: Callable, ray_session: Session
+) -> None:
+    import tests.flow.test_pool as here
+
+    ray_session.ray.cloudpickle.register_pickle_by_value(here)
+    for name in ("hanging.tiff", "b.tiff", "c.tiff"):
+        make_slide(name, seed=len(name) + ord(name[0]), size=(900, 900))
+    cohort = Cohort(tmp_path / "c")
+    cohort.create(Plan())
+    worker = here.Hanging(cohort, Context(Plan(), dims={"stain": dim_of("stain")}))
+    limits = Resources(workers=2, patience=8)
+    found = list(share(ray_session, worker, Queue(todos(tmp_path / "scans", worker)), limits, Meters()))
+    assert {one.row["slide_id"]: one.row["error_code"] for one in found} == {"hanging": "timeout", "b": None, "c": None}
+    assert (cohort.root / "tries").read_text() == "once\n"
+
+
+def test_slow_models_get_the_time_they_need() -> None:
+    assert step_limit(Plan(), 1800) == 1800
+    assert step_limit(Plan(encoders=("stain", "uni")), 1800) > 1800 + 2 * 2048 / 1.3
 
 
 @dataclass
@@ -131,7 +188,7 @@ def test_a_model_worker_that_dies_under_two_calls_is_replaced_once(
     context = Context(plan, weights=small_weights, dims={"timm:test_vit": dim_of("timm:test_vit")})
     worker = here.DeadlyModel(cohort, context)
     session = replace(ray_session, workers=1, gpus=1)
-    found = list(share(session, worker, Queue(todos(tmp_path / "scans", worker)), MEMORY, Meters()))
+    found = list(share(session, worker, Queue(todos(tmp_path / "scans", worker)), LIMITS, Meters()))
     assert sorted((one.row["slide_id"], one.row["status"]) for one in found) == [(name, "done") for name in "abcd"]
     assert (cohort.root / "dead").exists()
 
@@ -141,7 +198,7 @@ def test_a_stop_ends_the_batch_between_calls(tmp_path: Path, make_slide: Callabl
         make_slide(f"s{k}.tiff", seed=k, size=(900, 900))
     worker = worker_for(tmp_path / "c")
     session = replace(ray_session, workers=1)
-    running = share(session, worker, Queue(todos(tmp_path / "scans", worker)), MEMORY, Meters())
+    running = share(session, worker, Queue(todos(tmp_path / "scans", worker)), LIMITS, Meters())
     next(running)
     session.stopped.set()
     assert len(list(running)) < 3
@@ -173,7 +230,7 @@ def test_a_cpu_worker_holds_no_gpu_and_runs_one_thread(
     cohort = Cohort(tmp_path / "c")
     cohort.create(Plan())
     worker = here.Nosy(cohort, Context(Plan(), dims={"stain": dim_of("stain")}))
-    list(share(ray_session, worker, Queue(todos(tmp_path / "scans", worker)), MEMORY, Meters()))
+    list(share(ray_session, worker, Queue(todos(tmp_path / "scans", worker)), LIMITS, Meters()))
     seen = json.loads((cohort.root / "seen.json").read_text())
     assert seen == {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "gpus": 0}
 

@@ -12,8 +12,8 @@ from her2batch.flow.score import score
 from her2batch.flow.session import Session
 from her2batch.settings import Plan, Resources, Spread, Training
 from her2batch.study.train import Study, train
-from her2batch.tables.audit import verify
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import verify
 from tests.conftest import Synthetic
 
 METHODS = ("clam-mb", "resnet50", "random-forest", "majority-vote")

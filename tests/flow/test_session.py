@@ -4,13 +4,17 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from her2batch.errors import InputError
-from her2batch.flow.session import Session, _folder, connect
+from her2batch.errors import HeadLost, InputError, StoreError
+from her2batch.flow.session import Session, _folder, _start, connect
 from her2batch.settings import Resources
 
 
@@ -33,6 +37,13 @@ def test_a_connection_that_is_there_is_used(ray_session: Session) -> None:
     with connect(Resources(workers=1)) as again:
         assert again.workers == 1
     assert ray_session.ray.is_initialized()
+
+
+def test_a_head_that_died_since_the_last_knock_is_not_asked(ray_session: Session) -> None:
+    gone = replace(ray_session, head="127.0.0.1:1", _checked=time.monotonic(), stopped=threading.Event())
+    gone.stopped.set()  # no waiting between the knocks
+    with pytest.raises(HeadLost, match="goes on from what is committed"):
+        gone.nodes()
 
 
 def test_a_session_cleans_up_and_keeps_its_token_to_itself() -> None:
@@ -99,3 +110,34 @@ sys.exit(130)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 130
     assert "the same command goes on from here" in run.stderr
+
+
+def test_a_signal_while_ray_starts_or_before_ends_with_130_too() -> None:
+    before = "os.kill(os.getpid(), 15)"
+    starting = """
+def start(*_):
+    signal.signal(15, lambda number, _: sys.exit(number))  # Ray's own handler, there until ours is
+    os.kill(os.getpid(), 15)
+session._start = start
+with session.connect(Resources(workers=1)):
+    pass
+"""
+    for body in (before, starting):
+        code = f"""
+import os, signal, sys
+from her2batch.cli import guarded
+from her2batch.flow import session
+from her2batch.settings import Resources
+guarded(lambda: exec({body!r}))
+"""
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        assert run.returncode == 130, (body, run)
+        assert "the same command goes on from here" in run.stderr
+
+
+def test_ray_that_does_not_start_here_is_said_in_plain_words(tmp_path: Path) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    with pytest.raises(StoreError, match=r"Ray could not be started .*timed out.*; .*the same command"):
+        _start(SimpleNamespace(init=init), Resources(workers=1), tmp_path)

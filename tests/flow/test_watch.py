@@ -19,8 +19,8 @@ from her2batch.flow.session import Session
 from her2batch.flow.watch import GIVE_UP, Settling, partial_beside
 from her2batch.settings import Plan, Resources, Window
 from her2batch.slides.intake import Source, again, source
-from her2batch.tables.audit import status
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import status
 from her2batch.way.supply import now
 
 SETTLE = 10.0
@@ -91,6 +91,16 @@ def test_a_partial_copy_beside_a_slide_holds_it_back(tmp_path: Path, other: str)
     assert not settling.finished(slide, SETTLE, ["a.svs", other])
     assert other in settling.why(slide)
     assert settling.finished(slide, SETTLE, ["a.svs"])
+
+
+def test_a_partial_copy_that_nobody_works_on_does_not_hold_a_night_for_ever(tmp_path: Path) -> None:
+    settling, slide = Settling(SETTLE, opens), lies(tmp_path / "a.svs")
+    part = tmp_path / "a.svs.part"
+    for k in range(2 * GIVE_UP):  # it grows
+        part.write_bytes(bytes(k))
+        assert not settling.finished(slide, SETTLE * k, ["a.svs", part.name])
+    found = [settling.finished(slide, SETTLE * (2 * GIVE_UP + k), ["a.svs", part.name]) for k in range(GIVE_UP)]
+    assert found == [False] * (GIVE_UP - 1) + [True]
 
 
 def test_partial_copies_of_other_slides_hold_nothing_back() -> None:
@@ -184,7 +194,7 @@ def test_when_the_window_ends_the_rest_is_deferred_and_the_next_run_takes_it(
     found = status(Cohort(tmp_path / "c"))
     assert found.adds_up
     assert found.deferred == 2
-    assert found.reasons == {"deferred: still changing": 2}
+    assert found.reasons == {"deferred: not at rest for 30 s yet": 2}
     summary = ingest(order, Plan(tile=64), Resources(workers=0))
     assert (summary.seen, summary.done, summary.failed, summary.deferred) == (2, 1, 1, 0)
     assert summary.failures[0]["error_code"] == "truncated"

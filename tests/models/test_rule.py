@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2batch.models.rule import PLAUSIBLE, judge, predictions, slide_shares
+from her2batch.models.rule import PLAUSIBLE, judge, predictions, slide_shares, walk
 from her2batch.tasks import CLASSES, IHC
 from her2batch.vision.membrane import MEMBRANE
 
@@ -37,6 +37,13 @@ WORDING = [
 @pytest.mark.parametrize(("words", "given_shares", "score"), WORDING, ids=[one[0] for one in WORDING])
 def test_the_wording(words: str, given_shares: dict[str, float], score: str) -> None:
     assert judge(table(**given_shares)).category == score
+
+
+@given(shares, shares, shares)
+def test_the_steps_lead_to_the_class(faint, complete, intense) -> None:
+    figures = table(faint, complete, intense)
+    climbed = next((one.category for one in walk(slide_shares(figures)) if one.reached), "0")
+    assert climbed == judge(figures).category
 
 
 def test_ultralow_is_a_flag_on_a_zero() -> None:

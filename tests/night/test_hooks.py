@@ -29,8 +29,9 @@ def serving(server: socketserver.BaseServer) -> Iterator[str]:
         server.server_close()
 
 
-def test_a_webhook_gets_the_summary_as_json() -> None:
-    got: list[dict] = []
+@contextmanager
+def webhook(got: list[dict]) -> Iterator[str]:
+    """A web server that keeps what is posted to it."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -42,7 +43,13 @@ def test_a_webhook_gets_the_summary_as_json() -> None:
             return
 
     with serving(HTTPServer(("127.0.0.1", 0), Handler)) as address:
-        assert tell(Hook(webhook=f"http://{address}/night"), NIGHT) == []
+        yield f"http://{address}/night"
+
+
+def test_a_webhook_gets_the_summary_as_json() -> None:
+    got: list[dict] = []
+    with webhook(got) as address:
+        assert tell(Hook(webhook=address), NIGHT) == []
     assert got == [json.loads(NIGHT.line())]
 
 

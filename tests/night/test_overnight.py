@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from her2batch.errors import InputError
-from her2batch.night.overnight import _inside, overnight
-from her2batch.settings import Overnight, from_toml
-from her2batch.tables.audit import status, verify
+from her2batch.errors import InputError, StoreError
+from her2batch.flow.ingest import Summary
+from her2batch.night import drift, retention
+from her2batch.night.overnight import Findings, _inside, _sum_up, overnight
+from her2batch.night.summary import Night
+from her2batch.settings import Overnight, Plan, from_toml
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import status, verify
 from tests.night.scanner import SLIDES, Miniature, command, write_toml
+from tests.night.test_hooks import webhook
 
 
 def journal(cohort: Cohort) -> list[dict]:
@@ -68,7 +72,7 @@ def test_a_run_can_be_followed_and_what_it_said_be_read_again(quiet_night: Minia
 def test_settings_are_checked_before_anything_waits_for_them(tmp_path: Path) -> None:
     (tmp_path / "scans").mkdir()
     for more, words in (
-        ({"top": 'colour = "red"'}, "colour"), ({"window": 'until = "6am"'}, "window.until"),
+        ({"top": 'colour = "red"'}, "colour"), ({"window": 'until = "6am"'}, "window.until: give a local time of day"),
         ({"top": 'bundle = "nowhere"'}, "bundle"), ({"top": 'labels = "nowhere.csv"'}, "labels"),
         ({"sentinels": 'folder = "nowhere"'}, "sentinels.folder"), ({"hook": 'webhook = "ftp://x"'}, "hook.webhook"),
         ({"drift": 'site = "("'}, "drift.site"),
@@ -80,6 +84,39 @@ def test_settings_are_checked_before_anything_waits_for_them(tmp_path: Path) -> 
         from_toml(tmp_path / "odd.toml", Overnight)
     with pytest.raises(InputError, match="can't be read"):
         from_toml(tmp_path / "none.toml", Overnight)
+
+
+def test_a_night_that_comes_to_nothing_is_told_all_the_same(tmp_path: Path) -> None:
+    """The share with the scans is not mounted; then, another writer holds the cohort."""
+    told: list[dict] = []
+    with webhook(told) as address:
+        path = write_toml(tmp_path, hook=f'webhook = "{address}"', resources="workers = 0")
+        lines: list[str] = []
+        with pytest.raises(InputError, match="no such folder"):
+            overnight(from_toml(path, Overnight), line=lines.append)
+        (tmp_path / "scans").mkdir()
+        cohort = Cohort(tmp_path / "cohort")
+        cohort.create(Plan())
+        with cohort.lock(), pytest.raises(StoreError, match="is in use"):
+            overnight(from_toml(path, Overnight), line=lines.append)
+    assert [one["error"] for one in told] == ["InputError", "StoreError"]
+    assert [one["exit_code"] for one in told] == [2, 2]
+    assert [json.loads(one) for one in lines] == told
+    assert str(tmp_path) not in "".join(lines)
+
+
+def test_a_night_that_was_stopped_does_not_read_the_weeks_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drift reads two tables of every slide of two months: too long for ten seconds."""
+    cohort = Cohort(tmp_path / "c")
+    cohort.create(Plan())
+    for room, name in ((drift, "compare"), (retention, "retire")):
+        monkeypatch.setattr(room, name, lambda *_: pytest.fail("a stopped night went on"))
+    found = Findings(Night("n", "t"))
+    settings = Overnight(scans="s", cohort="c")
+    _sum_up(settings, cohort, Summary(cohort.root, stopped=True), found, datetime.now().astimezone())
+    assert found.night.exit_code == 130
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from her2batch.flow.ingest import Order, ingest
 from her2batch.night.retention import due, let_go, pyramid_bytes, retire
 from her2batch.settings import Plan, Resources, Retention
-from her2batch.tables.audit import verify
 from her2batch.tables.store import RETIRED, Cohort
+from her2batch.upkeep.audit import verify
 from tests.conftest import Synthetic
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

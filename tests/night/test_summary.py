@@ -12,6 +12,8 @@ def test_the_exit_code_tells_the_scheduler_what_matters_most() -> None:
     assert Night("n", "t", seen=2, done=1, failed=1, held=True).exit_code == HELD
     assert Night("n", "t", seen=3, done=2, held=True).exit_code == 1
     assert Night("n", "t", seen=3, stopped=True).exit_code == 130
+    assert Night("n", "t", error="StoreError").exit_code == 2
+    assert Night("n", "t", error="fault").exit_code == 1
 
 
 def test_the_proof_is_an_equation() -> None:

@@ -2,11 +2,12 @@
 
 from types import SimpleNamespace
 
-from her2batch.night.cases import Call, Case
 from her2batch.night.drift import Figure
 from her2batch.night.sentinels import Verdict
 from her2batch.night.summary import Night
+from her2batch.reports.cases import Call, Case
 from her2batch.reports.night import page
+from her2batch.reports.policy import for_file
 
 EVIL = "<script>alert('x')</script>"
 
@@ -42,7 +43,7 @@ def test_names_of_files_and_patients_are_never_markup() -> None:
 
 def test_nothing_is_loaded_from_outside() -> None:
     html = page(findings())
-    assert "default-src 'none'" in html
+    assert f'<meta http-equiv="Content-Security-Policy" content="{for_file()}">' in html
     assert "http" not in html.replace("http-equiv", "")
 
 

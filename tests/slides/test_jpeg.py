@@ -96,3 +96,42 @@ def test_zeros_may_stand_behind_the_end_but_nothing_else() -> None:
     assert jpeg.ends(b"\x12\xff\xd9\0\0\0")
     assert not jpeg.ends(b"\x12\xff\xd9\x01")
     assert not jpeg.ends(bytes(16))
+
+
+def segment(kind: int, text: bytes) -> bytes:
+    return bytes((0xFF, kind)) + (2 + len(text)).to_bytes(2) + text
+
+
+@pytest.mark.parametrize("progressive", [0, 1])
+def test_a_muted_stream_says_nothing_and_shows_the_same(rgb: np.ndarray, progressive: int) -> None:
+    data = cv2.imencode(".jpg", rgb, [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive])[1].tobytes()
+    said = [segment(0xFE, b"Jane Doe \xff\xda \xff\xd9 Jane Doe"), segment(0xE1, b"Exif\0\0Jane Doe"),
+            segment(0xE0, b"JFXX\0Jane Doe"), segment(0xEE, b"Adobe\0\x64\0\0\0\0\1Jane Doe"), b"\xff"]  # fmt: skip
+    scan = data.rindex(jpeg.SCAN)  # of the last, where there are several
+    loud = data[:2] + b"".join(said) + data[2:scan] + segment(0xFE, b"Jane Doe") + data[scan:] + b"Jane Doe\xff\xd9"
+    quiet = jpeg.muted(loud)
+    assert b"Jane" not in quiet
+    assert len(quiet) == len(loud)
+    assert b"JFIF" in quiet
+    assert b"Adobe" in quiet
+    assert np.array_equal(jpeg.decode(quiet), jpeg.decode(data))
+    assert jpeg.muted(quiet) == quiet
+    late = data[:scan] + segment(0xFE, b"Jane Doe") + data[scan:-2] + segment(0xFE, b"Jane Doe") + jpeg.EOI
+    assert b"Jane" not in jpeg.muted(late)
+
+
+def test_a_stream_that_says_nothing_is_left_alone(rgb: np.ndarray, real_data: Path) -> None:
+    for data in (simplejpeg.encode_jpeg(rgb), cv2.imencode(".jpg", rgb)[1].tobytes()):
+        assert jpeg.muted(data) is data
+    with TiffSlide(real_data / "slides/CMU-1-Small-Region.svs") as slide:
+        data, tables = slide.raw(0, 0), slide.table(0).jpeg_tables
+    assert tables is not None
+    assert jpeg.muted(data) == data
+    assert jpeg.muted(tables) == tables
+    assert jpeg.muted(data + b"\0\0") == data + b"\0\0"  # padding
+
+
+def test_what_is_no_row_of_segments_is_not_taken_for_mute(rgb: np.ndarray) -> None:
+    data = simplejpeg.encode_jpeg(rgb)
+    with pytest.raises(ValueError, match="between its segments"):
+        jpeg.muted(data[:2] + b"Jane" + data[2:])

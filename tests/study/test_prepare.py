@@ -13,6 +13,8 @@ from her2batch.study.prepare import annotated, prepare
 from her2batch.study.train import Study, job_of
 from her2batch.study.units import Job
 from her2batch.tables.labels import read_labels
+from her2batch.tables.reviews import Review, append
+from her2batch.tables.store import Cohort
 from her2batch.training.methods import plan
 from tests.conftest import Synthetic
 
@@ -105,3 +107,25 @@ def test_a_cohort_without_labels_says_so(synthetic: Synthetic, tmp_path: Path) -
     job = job_of(Study(tmp_path / "cohort", tmp_path / "run"), Training(folds=3))
     with pytest.raises(InputError, match="--labels"):
         prepare(job, plan(job.training, job.plan.encoders), None, None, None)
+
+
+def test_reviews_become_labels_where_they_are_asked_for(synthetic: Synthetic, tmp_path: Path) -> None:
+    shutil.copytree(synthetic.cohort, tmp_path / "c")
+    cohort = Cohort(tmp_path / "c")
+    slide_id = next(one for one, row in sorted(cohort.rows().items()) if row["stain"] == "her2")
+    truth = read_labels(synthetic.labels).to_pylist()
+    before = next(one["her2"] for one in truth if one["slide_id"] == slide_id)
+    said = "0" if before != "0" else "1+"
+    append(cohort, Review("A", slide_id, "membrane", "her2-4way", "membrane", before, "change", said))
+    found = {}
+    for name, asked in (("plain", False), ("reviewed", True)):
+        settings = PATCHES.model_copy(update={"methods": ("clam-sb",), "inputs": ("stain",), "reviews": asked})
+        job = job_of(Study(cohort.root, tmp_path / name), settings)
+        prepare(job, plan(settings, job.plan.encoders), None, None, None)
+        labels = {one["slide_id"]: one["truth"] for one in job.run.read("labels").to_pylist()}
+        found[name] = labels
+        assert job.run.table("reviews").is_file() == asked
+    assert found["reviewed"][slide_id] == ("0" if said == "0" else "low")
+    assert {one for one in found["plain"] if found["plain"][one] != found["reviewed"].get(one)} <= {slide_id}
+    words = job.run.read("reviews").to_pylist()[0]
+    assert (words["was"], words["now"], words["words"]) == (before, said, f"the labels said {before}")

@@ -180,7 +180,7 @@ def test_bad_labels_stop_before_any_training(synthetic: Synthetic, tmp_path: Pat
     refused(synthetic.cohort, out, text([[row[0], "P", *row[2:]] for row in her2]), "of patient P, in the cohort of")
     refused(synthetic.cohort, out, text(her2), "folds", folds=50)
     refused(synthetic.cohort, out, text([*her2, ["elsewhere", "P", *her2[0][2:]]]), "elsewhere")
-    refused(synthetic.cohort, out, text([*her2, her2[0]]), "more than once")
+    refused(synthetic.cohort, out, text([*her2, her2[0]]), "are of one slide")
 
 
 def test_too_few_patients_stop_before_any_training(synthetic: Synthetic, tmp_path: Path) -> None:

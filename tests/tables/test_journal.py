@@ -41,4 +41,4 @@ def test_the_latest_run_is_read_from_where_one_was(cohort: Cohort) -> None:
 def test_what_stops_a_run_is_its_last_line(cohort: Cohort) -> None:
     with pytest.raises(ValueError, match="odd"), Journal(cohort, "ingest-x"):
         raise ValueError("odd")
-    assert [event["error"] for _, event in lines(latest(cohort))] == ["ValueError: odd"]
+    assert [event["error"] for _, event in lines(latest(cohort))] == ["ValueError"]

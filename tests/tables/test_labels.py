@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.tables.labels import COLUMNS, SCHEMA, check_slides, label_slides, read_labels
+from her2batch.tables.labels import COLUMNS, SCHEMA, check_slides, label_slides, read_labels, reviewed
 from her2batch.tasks import CLASSES, IHC
 
 
@@ -29,7 +29,7 @@ def test_gaps_are_null_and_unknown_columns_are_left_out(tmp_path: Path) -> None:
     [
         ("patient,her2\nP1,0\n", "no column slide_id"),
         ("slide_id,her2\na,4+\n", "line 2: her2 is '4\\+'"),
-        ("slide_id,her2\na,0\na,0\n", "more than once"),
+        ("slide_id,her2\na,0\na,0\n", "lines 2 and 3 are of one slide"),
         ("slide_id,her2\n,0\n", "line 2 has no slide_id"),
     ],
 )
@@ -134,3 +134,67 @@ def test_a_word_that_tcga_does_not_use_is_refused(tcga: Path, tmp_path: Path) ->
     (tmp_path / "a.tsv").write_text("\n".join([*lines[:10], "\t".join(cells), *lines[11:]]))
     with pytest.raises(InputError, match=r"line 11: her2_ihc_score is '2\+\+'"):
         read_labels(tmp_path / "a.tsv")
+
+
+def entry(slide_id: str, label: str | None, number: int, task: str = "her2-4way", **more: str) -> dict:
+    verdict = "change" if label is not None else "needs-ish"
+    return {"slide_id": slide_id, "task": task, "verdict": verdict, "label": label, "number": number,
+            "reviewer": "A", **more}  # fmt: skip
+
+
+def test_the_newest_verdict_lies_over_the_label_and_what_differs_is_said() -> None:
+    labels = pa.Table.from_pylist(
+        [{"slide_id": one, "patient_id": f"P{one}", "her2": her2, "ish": ish, "er": "+"} for one, her2, ish in
+         (("a", "1+", None), ("b", "2+", "+"), ("c", "3+", None), ("d", "0", None), ("e", "1+", None))], SCHEMA
+    )  # fmt: skip
+    entries = [
+        entry("a", "0", 1, reviewer="B"),
+        entry("a", "2+", 2),
+        entry("b", None, 3),
+        entry("c", None, 4),
+        entry("d", "negative", 5, task="er"),
+        entry("e", "low", 6, task="her2-3way"),
+        entry("new", "3+", 7),
+        entry("gone", "3+", 8),
+    ]
+    rows = {one: {"patient_id": "PX"} for one in "abcde"} | {"new": {"patient_id": "P9"}}
+    after, changes = reviewed(labels, entries, rows)
+    found = {row["slide_id"]: (row["her2"], row["ish"], row["er"]) for row in after.to_pylist()}
+    assert found == {
+        "a": ("2+", None, "+"),
+        "b": ("2+", "+", "+"),
+        "c": ("2+", None, "+"),
+        "d": ("0", None, "-"),
+        "e": ("1+", None, "+"),
+        "new": ("3+", None, None),
+    }
+    words = {row["slide_id"]: row["words"] for row in changes.to_pylist()}
+    assert words == {
+        "a": "the labels said 1+; review 1 said 0 (her2-4way)",
+        "b": None,
+        "c": "the labels said 3+",
+        "d": "the labels said +",
+        "e": None,
+        "gone": "the cohort does not hold it",
+        "new": None,
+    }
+    good, bad = label_slides(after, "her2-3way", rows)
+    assert {row["slide_id"]: row["truth"] for row in good.to_pylist()} == {
+        "b": "high", "d": "0", "e": "low", "new": "high",
+    }  # fmt: skip
+    assert {row["slide_id"]: row["reason"] for row in bad.to_pylist()} == {"a": "needs-ish", "c": "needs-ish"}
+
+
+def test_a_class_that_names_no_score_takes_the_slide_out() -> None:
+    labels = pa.Table.from_pylist([{"slide_id": one, "her2": "0"} for one in "ab"], SCHEMA)
+    entries = [entry("a", "low", 1, task="her2-3way"), entry("b", "0", 2, task="her2-3way")]
+    after, changes = reviewed(labels, entries, {"a": {}, "b": {}})
+    assert [row["her2"] for row in after.to_pylist()] == [None, "0"]
+    assert [row["words"] for row in changes.to_pylist()] == ["the labels said 0; low names no IHC score", None]
+
+
+def test_a_slide_without_a_patient_is_not_added_to_those_that_have_one() -> None:
+    labels = pa.Table.from_pylist([{"slide_id": "a", "patient_id": "P1", "her2": "0"}], SCHEMA)
+    after, changes = reviewed(labels, [entry("b", "3+", 1)], {"a": {}, "b": {"patient_id": None}})
+    assert [row["slide_id"] for row in after.to_pylist()] == ["a"]
+    assert [row["words"] for row in changes.to_pylist()] == ["its patient is not known: label it"]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from her2batch.errors import InputError
-from her2batch.tables.privacy import Names, read_key, safe
+from her2batch.tables.privacy import Names, neutral, read_key, safe
 
 
 @given(st.text(max_size=300))
@@ -40,3 +40,39 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
     key.write_bytes(b"short")
     with pytest.raises(InputError, match="at least 16 bytes"):
         read_key(key)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "=1+1",
+        "+1+1",
+        "-1+1",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        "\n=1",
+        "  =1",
+        "-cmd|' /C calc'!A0",
+        "=",
+        "@",
+        "++",
+        "＝1+1",
+        "-1\n",
+    ],
+)
+def test_what_a_spreadsheet_would_run_is_quoted(text: str) -> None:
+    assert neutral(text) == f"'{text}"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-", "+", "-3", "+3", "-3.25", "-1e-05", "2+", "3+", "S1", "S-1", "a=b", "ä@b", "'=1"]
+)
+def test_labels_and_numbers_stay_what_they_are(text: str) -> None:
+    assert neutral(text) == text
+
+
+@given(st.text(max_size=40))
+def test_no_cell_that_was_quoted_is_quoted_again(text: str) -> None:
+    assert neutral(neutral(text)) == neutral(text)
+    assert neutral(text).removeprefix("'") == text.removeprefix("'")

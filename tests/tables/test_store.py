@@ -13,9 +13,9 @@ import pytest
 from her2batch.errors import StoreError
 from her2batch.settings import Plan
 from her2batch.tables import schemas
-from her2batch.tables.audit import status, verify
 from her2batch.tables.files import write_parquet
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import status, verify
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from her2batch.errors import InputError
 from her2batch.tasks import CLASSES
-from her2batch.training.compare import _figures, _weights, delong, intervals, paired
+from her2batch.training.compare import _figures, delong, intervals, paired, resamples
 from her2batch.training.metrics import auc, judged, metrics, recalls, tally
 from tests.training.test_metrics import drawn, table
 
@@ -31,7 +31,7 @@ def only(found: pa.Table, **keys: object) -> dict[str, object]:
 def test_a_draw_has_the_figures_of_the_slides_it_repeats(task: str, n: int, slides_each: int, seed: int) -> None:
     found = judged(table(task, *drawn(task, n, seed)))
     of = np.arange(n) // slides_each
-    weights = _weights(int(of.max()) + 1, 5, seed)
+    weights = resamples(int(of.max()) + 1, 5, seed)
     figures = _figures(found, of, weights)
     for k, weight in enumerate(weights):
         rows = np.repeat(np.arange(n), weight[of].astype(int))

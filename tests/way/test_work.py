@@ -12,8 +12,8 @@ from her2batch.settings import Plan
 from her2batch.slides.readers import READERS, open_slide
 from her2batch.slides.slide import Box, resample
 from her2batch.slides.tiffslide import TiffSlide
-from her2batch.tables.audit import verify
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import verify
 from her2batch.vision.membrane import MEMBRANE, describe
 from her2batch.vision.stain import fit_stains
 from her2batch.way import work

@@ -8,11 +8,11 @@ import pytest
 from her2batch.errors import InputError
 from her2batch.flow.ingest import Order, ingest
 from her2batch.settings import Plan, Resources
-from her2batch.tables.audit import status, verify
 from her2batch.tables.files import whole
-from her2batch.tables.forget import forget, naming
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import status, verify
+from her2batch.upkeep.forget import forget, naming
 from tests.conftest import Synthetic
 from tests.flow.test_ingest import contents
 
@@ -65,6 +65,14 @@ def test_forgetting_that_was_interrupted_goes_on(cohort: Cohort) -> None:
     shutil.rmtree(cohort.pyramid(ids[0]))
     assert forget(cohort, patient, Names()).left == []
     assert list(verify(cohort)) == []
+
+
+def test_a_damaged_table_of_another_does_not_stop_it(cohort: Cohort) -> None:
+    patient, _ = patient_of(cohort)
+    other = next(one for one, row in cohort.rows().items() if row["patient_id"] != patient)
+    cohort.table("tiles", other).write_bytes(b"PAR1 and nothing else")
+    assert forget(cohort, patient, Names()).left == []
+    assert [one.slide_id for one in verify(cohort)] == [other]
 
 
 def test_names_are_found_in_packed_tables_and_only_whole(cohort: Cohort, tmp_path: Path) -> None:

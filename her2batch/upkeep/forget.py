@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from her2batch.errors import InputError
-from her2batch.tables import memo
+from her2batch.tables import memo, reviews
 from her2batch.tables.files import read_parquet, whole, write_parquet
 from her2batch.tables.places import remove_tree
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row
-from her2batch.tables.sweep import sweep
+from her2batch.upkeep.sweep import sweep
 
 
 @dataclass
@@ -32,13 +32,14 @@ class Forgotten:
     """What was removed, and what still names the patient: nothing, or something is wrong.
 
     sources: the slides in the scans folder (with pseudonyms nobody can tell).  runs: files of training runs that name
-    the patient's slides.
+    the patient's slides.  reviews: numbers of those that were emptied.
     """
 
     slides: list[str]
     files: int = 0
     sources: list[str] = field(default_factory=list)
     nights: list[str] = field(default_factory=list)
+    reviews: list[int] = field(default_factory=list)
     left: list[Path] = field(default_factory=list)
     runs: list[Path] = field(default_factory=list)
 
@@ -66,6 +67,7 @@ def forget(cohort: Cohort, patient_id: str, names: Names, runs: Iterable[Path] =
         _remember_digests(cohort, [*(rows[one] for one in ids & rows.keys()), *entries])
         found.nights = _drop_nights(cohort, words)
         _drop_mentions(cohort, ids, {one["path"] for one in entries}, words, labels)
+        found.reviews = reviews.forget(cohort, ids, _pattern(words))
         for slide_id in sorted(ids):
             found.files += _drop_slide(cohort, slide_id)
         cohort.remember()
@@ -90,13 +92,14 @@ def _pattern(words: Collection[str]) -> re.Pattern[bytes]:
 
 
 def _texts(path: Path) -> Iterator[bytes]:
-    """What a file holds: its bytes, and the text columns of a table."""
+    """What a file holds: its bytes, and the text columns of a table. A damaged one has its bytes only."""
     data = path.read_bytes()
-    if path.suffix == ".parquet":
-        yield from _columns(pq.read_table(path))
-    elif path.suffix == ".memo":
-        yield from _columns(pa.ipc.open_stream(pa.py_buffer(data[memo.DIGEST :])).read_all())
     yield data
+    with suppress(OSError, pa.ArrowInvalid):
+        if path.suffix == ".parquet":
+            yield from _columns(pq.read_table(pa.BufferReader(data)))
+        elif path.suffix == ".memo":
+            yield from _columns(pa.ipc.open_stream(pa.py_buffer(data[memo.DIGEST :])).read_all())
 
 
 def _columns(table: pa.Table) -> Iterator[bytes]:
@@ -144,7 +147,7 @@ def _drop_nights(cohort: Cohort, words: Collection[str]) -> list[str]:
     gone = []
     for night in sorted(cohort.nights.glob("*")):
         if any(True for _ in naming(night, words)):
-            shutil.rmtree(night)
+            remove_tree(night)
             gone.append(night.name)
     return gone
 

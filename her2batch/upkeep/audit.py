@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from her2batch.tables import schemas
+from her2batch.tables import reviews, schemas
 from her2batch.tables.files import held, read_parquet, sha256
 from her2batch.tables.places import files_under, owner, size_of
 from her2batch.tables.store import Cohort, Row
@@ -92,7 +92,7 @@ class Problem:
 
 
 def verify(cohort: Cohort) -> Iterator[Problem]:
-    """Every file against its row's size and SHA-256, every table against its schema; files that no row names.
+    """Every file against its row's size and SHA-256, every table against its schema; files that no row names; reviews.
 
     Raises StoreError when there is no cohort. `ingest` mends what this finds: it computes those slides again, and
     knows them by a list that is written here, where the store can be written to.
@@ -148,6 +148,8 @@ def _problems(cohort: Cohort) -> Iterator[Problem]:
     for path in _slide_files(cohort):
         if path not in named and owner(path.relative_to(cohort.root).as_posix()) not in lost:
             yield Problem(path, "no slide's row names this file")
+    for path, what in reviews.problems(cohort):
+        yield Problem(path, what)
 
 
 def sound(cohort: Cohort, row: Row) -> bool:

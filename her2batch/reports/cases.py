@@ -6,7 +6,7 @@ No class is made up for a case: the highest that any of its slides got is shown,
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from her2batch.tables.store import Cohort, Row
@@ -55,7 +55,19 @@ class Case:
 
 def cases(cohort: Cohort, fresh: Iterable[str]) -> list[Case]:
     """Cases that own one of the given slides, whole: with their slides of other nights. In order of name."""
-    rows, wanted = cohort.rows(), set(fresh)
+    folders = [name for name in cohort.names() if name.startswith("predictions/")]
+
+    def said(slide_id: str) -> Iterable[Row]:
+        for name in folders:
+            if cohort.table(name, slide_id).exists():
+                yield from cohort.read(name, slide_id).to_pylist()
+
+    return joined(cohort.rows(), fresh, said)
+
+
+def joined(rows: Mapping[str, Row], fresh: Iterable[str], said: Callable[[str], Iterable[Row]]) -> list[Case]:
+    """The same from the slides' rows and what is said of each done slide: rows of the predictions table."""
+    wanted = set(fresh)
     patients = {rows[one]["patient_id"] for one in wanted if one in rows} - {None}
     owned: dict[str, list[Row]] = defaultdict(list)
     for slide_id, row in sorted(rows.items()):
@@ -63,17 +75,12 @@ def cases(cohort: Cohort, fresh: Iterable[str]) -> list[Case]:
             owned[row["patient_id"]].append(row)
         elif slide_id in wanted:
             owned[f"\0{slide_id}"].append(row)
-    folders = [name for name in cohort.names() if name.startswith("predictions/")]
-    found = [_joined(cohort, folders, slides) for _, slides in sorted(owned.items())]
+    found = [_joined(said, slides) for _, slides in sorted(owned.items())]
     return sorted(found, key=lambda case: case.name)
 
 
-def _joined(cohort: Cohort, folders: list[str], slides: list[Row]) -> Case:
-    calls = []
-    for row in slides:
-        for name in folders:
-            if row["status"] == "done" and cohort.table(name, row["slide_id"]).exists():
-                calls += [_call(one) for one in cohort.read(name, row["slide_id"]).to_pylist()]
+def _joined(said: Callable[[str], Iterable[Row]], slides: list[Row]) -> Case:
+    calls = [_call(one) for row in slides if row["status"] == "done" for one in said(row["slide_id"])]
     case = Case(slides[0]["patient_id"], slides, calls)
     case.conflicts = [*_failed(case), *_unknown(case), *between_slides(calls), *between_methods(calls)]
     return case

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from her2batch.settings import Plan
-from her2batch.tables.audit import verify
 from her2batch.tables.files import write_parquet
 from her2batch.tables.store import Cohort
-from her2batch.tables.sweep import drop_strays, sweep
+from her2batch.upkeep.audit import verify
+from her2batch.upkeep.sweep import drop_strays, sweep
 from tests.tables.test_store import commit, row, tiles
 
 

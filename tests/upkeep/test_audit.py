@@ -8,9 +8,9 @@ import pytest
 from her2batch.errors import StoreError
 from her2batch.flow.ingest import Order, ingest
 from her2batch.settings import Plan, Resources
-from her2batch.tables.audit import status, verify
 from her2batch.tables.files import write_parquet
 from her2batch.tables.store import Cohort
+from her2batch.upkeep.audit import status, verify
 
 
 @pytest.fixture(scope="module")

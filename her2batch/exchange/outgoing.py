@@ -1,0 +1,278 @@
+"""What leaves a cohort: its tables as files for QuPath, CLAM and TRIDENT, spreadsheets, and DICOM archives.
+
+A format is a function from a cohort to jobs, one a file. Each file appears whole, under a name that depends on the
+slide and the table alone; `export.json` beside them lists what an export wrote, and nothing else is ever replaced.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+
+from her2batch.errors import Her2BatchError, InputError, StoreError
+from her2batch.exchange import clam_h5, csv, dicom, geojson
+from her2batch.tables import schemas
+from her2batch.tables.files import whole
+from her2batch.tables.places import AWAY, place
+from her2batch.tables.run import safe
+from her2batch.tables.store import Cohort, Row
+from her2batch.tasks import MEMBRANE
+
+MANIFEST: Final = "export.json"
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to export. slides, encoders: none: all.  bundle: the one wanted, beside the rule."""
+
+    cohort: Path
+    to: str
+    out: Path
+    slides: tuple[str, ...] = ()
+    encoders: tuple[str, ...] = ()
+    bundle: str | None = None
+
+
+@dataclass
+class Exported:
+    """What became of it. left_out: slide or file → why."""
+
+    out: Path
+    to: str
+    slides: int = 0
+    files: int = 0
+    bytes: int = 0
+    left_out: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all written · 3 some files failed."""
+        return 3 if self.failures else 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file: its name below `out`, and what writes it to a path."""
+
+    name: str
+    write: Callable[[Path], None]
+
+
+@dataclass
+class Source:
+    """A cohort and the part of it that is wanted. names: of the tables there are."""
+
+    cohort: Cohort
+    order: Order
+    rows: list[Row]
+    names: list[str]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def done(self) -> Iterator[Row]:
+        """Slides with tables; the others are noted."""
+        for row in self.rows:
+            if row["status"] == "done":
+                yield row
+            else:
+                self.left_out[row["slide_id"]] = f"{row['error_code']}: it could not be ingested"
+
+    def has(self, name: str, row: Row) -> bool:
+        """Whether a slide's row names a file of this table."""
+        path = self.cohort.table(name, row["slide_id"]).relative_to(self.cohort.root).as_posix()
+        return any(file["path"] == path for file in row["files"])
+
+    def below(self, kind: str) -> dict[str, str]:
+        """Tables of a kind that are wanted: what made it → the table's name."""
+        found = {name.split("/", 1)[1]: name for name in self.names if name.startswith(f"{kind}/")}
+        if kind == "embeddings":
+            wanted = {safe(one) for one in self.order.encoders}
+        else:
+            wanted = {self.order.bundle, MEMBRANE} if self.order.bundle is not None else set()
+        return {one: name for one, name in found.items() if not wanted or one in wanted}
+
+
+def export(order: Order, report: Report = lambda *_: None) -> Exported:
+    """Write the files of one format. Raises InputError, StoreError; a file that fails is noted and the rest goes on."""
+    source = open_source(order)
+    jobs = list(FORMATS[order.to](source))
+    if not jobs:
+        why = next((f"{one}: {why}" for one, why in source.left_out.items()), "it holds no slide that is done")
+        raise InputError(f"has nothing to export to {order.to}; {why}", source.cohort.root, "see docs/exchange.md")
+    found = Exported(order.out, order.to, left_out=source.left_out)
+    found.slides = len({row["slide_id"] for row in source.rows} - source.left_out.keys())
+    claim(order.out, order.to, [job.name for job in jobs])
+    for count, job in enumerate(jobs, start=1):
+        path = order.out / job.name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole(path) as part:
+                job.write(part)
+        except (Her2BatchError, pa.ArrowInvalid, OSError) as error:
+            found.failures[job.name] = f"{error}; run her2batch verify, and look at the space on the disk"
+        else:
+            found.files += 1
+            found.bytes += path.stat().st_size
+        report(count, len(jobs))
+    return found
+
+
+def open_source(order: Order) -> Source:
+    """The cohort, checked against what was asked for. Raises InputError for names it does not know, StoreError."""
+    cohort = Cohort(place(order.cohort))
+    cohort.check()
+    if AWAY in str(order.out):
+        raise InputError("exports are written to a folder of this machine", order.out, "copy them from there")
+    inside = not cohort.remote and order.out.resolve().is_relative_to(cohort.root.resolve())
+    if inside:
+        raise InputError("lies inside the cohort, which keeps its own files only", order.out, "choose another --out")
+    rows, names = cohort.rows(), cohort.names()
+    source = Source(cohort, order, [rows[one] for one in sorted(rows)], names)
+    _known("slide", order.slides, rows, cohort)
+    _known("encoder", map(safe, order.encoders), _made("embeddings", names), cohort)
+    if order.bundle is not None:
+        made = {one for kind in ("predictions", "attention", "patches", "thumbnails") for one in _made(kind, names)}
+        _known("bundle", [order.bundle], made, cohort)
+    if order.slides:
+        source.rows = [rows[one] for one in sorted(set(order.slides))]
+    return source
+
+
+def claim(out: Path, to: str, names: Sequence[str]) -> None:
+    """Note the files that are about to be written. Raises InputError for one that is there and not from an export."""
+    manifest = out / MANIFEST
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        ours = set(json.loads(manifest.read_text())["files"]) if manifest.exists() else set()
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError("is no list of an export", manifest, "choose another --out, or remove it") from error
+    except OSError as error:
+        raise StoreError(f"can't be written to ({error.strerror})", out, "check space and rights") from error
+    for name in names:
+        if name not in ours and (out / name).exists():
+            raise InputError("is there, and no export wrote it", out / name, "choose another --out, or move it away")
+    facts = {"format": to, "files": sorted(ours | set(names))}
+    with whole(manifest) as part:
+        part.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# -- formats ---------------------------------------------------------------------------------------------------
+
+
+def to_geojson(source: Source) -> Iterator[Job]:
+    """A file a slide. Its name is no SLIDE.geojson: what a model said is not to be taken for an annotation."""
+    for row in source.done():
+        yield Job(f"{row['slide_id']}.tiles.geojson", partial(_write_geojson, source, row))
+
+
+def _write_geojson(source: Source, row: Row, path: Path) -> None:
+    attention, patches = (
+        {made: source.cohort.read(name, row["slide_id"]) for made, name in found.items() if source.has(name, row)}
+        for found in (source.below("attention"), source.below("patches"))
+    )
+    membrane = source.cohort.read("membrane", row["slide_id"]) if source.has("membrane", row) else None
+    geojson.write(path, geojson.features(row, _tiles(source, row), membrane, attention, patches))
+
+
+def to_clam_h5(source: Source) -> Iterator[Job]:
+    """patches/SLIDE.h5, and features_ENCODER/h5_files/SLIDE.h5 of each encoder."""
+    plan = source.cohort.plan()
+    for row in source.done():
+        yield Job(f"patches/{row['slide_id']}.h5", partial(_write_coords, source, row))
+        for encoder, name in source.below("embeddings").items():
+            if source.has(name, row):
+                write = partial(_write_features, source, row, encoder, plan.tile, plan.mpp)
+                yield Job(f"features_{encoder}/h5_files/{row['slide_id']}.h5", write)
+
+
+def _write_coords(source: Source, row: Row, path: Path) -> None:
+    clam_h5.write_coords(path, row, _tiles(source, row))
+
+
+def _write_features(source: Source, row: Row, encoder: str, tile: int, mpp: float, path: Path) -> None:
+    embeddings = source.cohort.read(f"embeddings/{encoder}", row["slide_id"])
+    clam_h5.write_features(path, row, _tiles(source, row), embeddings, encoder, tile, mpp)
+
+
+def to_csv(source: Source) -> Iterator[Job]:
+    """A file a table, over all slides; embeddings only when an encoder is named."""
+    slides = [name for name in schemas.schema("slides").names if name != "files"]
+    yield Job("slides.csv", partial(_write_slides, source, slides))
+    yield Job("files.csv", lambda path: csv.write(path, csv.FILES, (csv.file_rows(row) for row in source.rows)))
+    for name in source.names:
+        kind, _, made = name.partition("/")
+        unwanted = kind == "slides" or (kind == "embeddings" and not source.order.encoders)
+        if unwanted or (made and made not in source.below(kind)):
+            continue
+        yield Job(f"{name.replace('/', '-')}.csv", partial(_write_table, source, name))
+
+
+def _write_slides(source: Source, columns: Sequence[str], path: Path) -> None:
+    schema = schemas.schema("slides")
+    csv.write(path, columns, (pa.Table.from_pylist([row], schema) for row in source.rows))
+
+
+def _write_table(source: Source, name: str, path: Path) -> None:
+    rows = [row for row in source.rows if source.has(name, row)]
+    columns = schemas.schema(name.split("/")[0]).names
+    csv.write(path, columns, (source.cohort.read(name, row["slide_id"]) for row in rows))
+
+
+def to_dicom(source: Source) -> Iterator[Job]:
+    """SLIDE.sr.dcm of each slide that was scanned as DICOM and has predictions."""
+    for row in source.done():
+        if row["format"] != "dicom":
+            source.left_out[row["slide_id"]] = "it was not scanned as DICOM"
+        elif row["path"] is None:
+            source.left_out[row["slide_id"]] = "with pseudonyms nothing may name its image, and a report must"
+        elif not (predictions := _fileable(source, row)):
+            source.left_out[row["slide_id"]] = "it has no prediction for a stain that labels name"
+        else:
+            yield Job(f"{row['slide_id']}.sr.dcm", partial(_write_dicom, row, predictions))
+
+
+def _fileable(source: Source, row: Row) -> dict[str, list[Row]]:
+    """A slide's predictions, but for those whose marker is only presumed: an archive keeps no HER2 score of an ER."""
+    names = {made: name for made, name in source.below("predictions").items() if source.has(name, row)}
+    found = {made: source.cohort.read(name, row["slide_id"]).to_pylist() for made, name in names.items()}
+    sure = {made: [one for one in rows if "marker-presumed" not in one["reasons"]] for made, rows in found.items()}
+    return {made: rows for made, rows in sure.items() if rows}
+
+
+def _write_dicom(row: Row, predictions: Mapping[str, list[Row]], path: Path) -> None:
+    dicom.report(row, dicom.source_image(row), predictions).save_as(path, enforce_file_format=True)
+
+
+Format = Callable[[Source], Iterator[Job]]
+
+FORMATS: Final[Mapping[str, Format]] = {
+    "clam-h5": to_clam_h5,
+    "geojson": to_geojson,
+    "csv": to_csv,
+    "dicom": to_dicom,
+}
+"""What --to takes → its files."""
+
+
+def _tiles(source: Source, row: Row) -> pa.Table:
+    return source.cohort.read("tiles", row["slide_id"])
+
+
+def _made(kind: str, names: Sequence[str]) -> set[str]:
+    """What made the tables of a kind: encoders, bundles."""
+    return {name.split("/", 1)[1] for name in names if name.startswith(f"{kind}/")}
+
+
+def _known(what: str, asked: Any, there: Any, cohort: Cohort) -> None:
+    for one in asked:
+        if one not in there:
+            some = ", ".join(sorted(there)[:5]) + (", …" if len(there) > 5 else "")
+            raise InputError(f"holds no {what} {one!r}", cohort.root, f"it has: {some}" if some else "it has none")

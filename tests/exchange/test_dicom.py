@@ -1,0 +1,191 @@
+"""Structured reports: an independent validator accepts them, and they read back as what the tables say."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pyarrow as pa
+import pydicom
+import pytest
+from highdicom.sr.coding import CodedConcept
+
+from her2batch.errors import InputError
+from her2batch.exchange.dicom import ANSWERS, report, said, source_image
+from her2batch.exchange.outgoing import Order, export
+from her2batch.flow.ingest import Order as Scans
+from her2batch.flow.ingest import ingest
+from her2batch.settings import Plan, Resources
+from her2batch.tables import schemas
+from her2batch.tables.store import Cohort, write_row
+from her2batch.tasks import CLASSES
+from tests.conftest import tissue_image
+from tests.exchange.stored import cohort_of
+
+SLIDES = {
+    "sm_image.dcm": 50, "jpeg.dicom": 957, "multi_frame_jpeg_camelyon_challenge_image.dcm": 1152,
+    "dicom_boxes/boxes_0.dcm": 16, "dicom_boxes/boxes_1.dcm": 16,
+}  # fmt: skip
+"""Real slides → width of their level 0."""
+
+
+def prediction(task: str, k: int, score: float | None = None) -> dict:
+    classes = CLASSES[task]
+    p = np.full(len(classes), 0.1, np.float32)
+    p[k] = 0.7
+    doubts = {"review": k == 1, "reasons": ["near-10-percent"] if k == 1 else []}
+    facts = {"slide_id": "S1", "task": task, "method": "membrane", "classes": list(classes), "p": p.tolist()}
+    return {**facts, "predicted": classes[k], "score": score, **doubts}
+
+
+EVERY = [prediction(task, k, 2.5 if k else None) for task, classes in CLASSES.items() for k in range(len(classes))]
+
+
+def made(real_data: Path, name: str, rows: list[dict]) -> pydicom.Dataset:
+    row = {"slide_id": "S1", "path": str(real_data / "slides" / name), "width": SLIDES[name]}
+    return report(row, source_image(row), {"membrane": rows})
+
+
+def complaints(path: Path) -> list[str]:
+    """Errors of dciodvfy (dicom3tools), and warnings but for codes of our own and type-2 values a source lacks."""
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("no dciodvfy: apt-get install dicom3tools")
+    said = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
+    lines = (said.stdout + said.stderr).splitlines()
+    fine = ("99HER2BATCH", "DICOMDIR")
+    return [one for one in lines if one.startswith(("Error", "Warning")) and not any(word in one for word in fine)]
+
+
+@pytest.mark.parametrize("name", SLIDES)
+def test_the_report_of_a_real_slide_is_valid(name: str, real_data: Path, tmp_path: Path) -> None:
+    made(real_data, name, EVERY).save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    assert complaints(tmp_path / "a.dcm") == []
+
+
+def test_the_validator_finds_what_is_wrong(real_data: Path, tmp_path: Path) -> None:
+    broken = made(real_data, "sm_image.dcm", EVERY)
+    del broken.VerificationFlag
+    broken.ContentSequence[0].RelationshipType = "NONSENSE"
+    broken.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    assert len(complaints(tmp_path / "a.dcm")) >= 2
+
+
+def test_patient_study_and_specimen_are_the_sources_own(real_data: Path) -> None:
+    source = pydicom.dcmread(real_data / "slides" / "sm_image.dcm", stop_before_pixels=True)
+    found = made(real_data, "sm_image.dcm", EVERY)
+    for name in ("PatientID", "PatientName", "StudyInstanceUID", "AccessionNumber"):
+        assert found[name].value == source[name].value
+    assert found.SeriesInstanceUID != source.SeriesInstanceUID
+    assert (found.CompletionFlag, found.VerificationFlag) == ("PARTIAL", "UNVERIFIED")
+    evidence = found.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0]
+    assert evidence.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
+    assert source.SpecimenDescriptionSequence[0].SpecimenUID in str(found)
+
+
+def test_what_was_said_reads_back(real_data: Path, tmp_path: Path) -> None:
+    made(real_data, "sm_image.dcm", EVERY).save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    groups = hd.sr.srread(tmp_path / "a.dcm").content.get_image_measurement_groups()
+    assert len(groups) == len(EVERY)
+    for group, row in zip(groups, EVERY, strict=True):
+        answers = [(one.name, one.value) for one in group.get_qualitative_evaluations()]
+        assert answers == [tuple(CodedConcept(*part) for part in one) for one in said(row)]
+        figures = [one.value for one in group.get_measurements()]
+        assert figures == pytest.approx([*row["p"], *([row["score"]] if row["score"] else [])])
+
+
+def test_her2_by_ihc_has_loincs_codes() -> None:
+    name, answer = said(prediction("her2-4way", 3))[0]
+    assert name[:2] == ("85319-2", "LN")
+    assert answer == (ANSWERS["3+"], "LN", "3+")
+    assert len(set(ANSWERS.values())) == 4
+
+
+def test_a_call_for_a_pathologist_goes_with_its_reasons() -> None:
+    answers = [value[2] for _, value in said(prediction("her2-4way", 1))]
+    assert answers == ["1+", "Yes", "near-10-percent"]
+    assert [value[2] for _, value in said(prediction("her2-4way", 0))] == ["0", "No"]
+
+
+def test_codes_of_ours_are_short_and_name_one_thing() -> None:
+    triples = [part for row in EVERY for one in said(row) for part in one]
+    assert all(len(value) <= 16 for value, _, _ in triples)
+    assert len({one[:2] for one in triples}) == len(set(triples))
+
+
+def test_a_source_that_is_gone_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone\.dcm: can't be read as DICOM; put the slide's files back"):
+        source_image({"path": str(tmp_path / "gone.dcm"), "width": 5})
+
+
+# -- a slide with tissue ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scanned(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    """The cohort of two DICOM slides with stained tissue, 0.25 µm/px; that one is a HER2 stain, labels say."""
+    folder = tmp_path_factory.mktemp("dicom")
+    (folder / "scans").mkdir()
+    for k, name in enumerate(("biopsy", "unnamed")):
+        template, pixels = real_data / "slides" / "sm_image.dcm", tissue_image(1536, 1280, seed=k, brown=0.7)
+        write_slide(folder / "scans" / f"{name}.dcm", template, pixels, 0.25)
+    (folder / "labels.csv").write_text("slide_id,stain\nbiopsy,her2\n")
+    order = Scans(folder / "scans", folder / "cohort", labels=folder / "labels.csv")
+    assert ingest(order, Plan(), Resources(workers=0)).exit_code == 0
+    return Cohort(folder / "cohort")
+
+
+def write_slide(path: Path, template: Path, rgb: np.ndarray, mpp: float, tile: int = 256) -> None:
+    """A picture as a DICOM slide of one level, uncompressed; everything else is the template's."""
+    image = pydicom.dcmread(template)
+    height, width = rgb.shape[:2]
+    down, across = height // tile, width // tile
+    frames = rgb.reshape(down, tile, across, tile, 3).swapaxes(1, 2)
+    image.Rows = image.Columns = tile
+    image.TotalPixelMatrixRows, image.TotalPixelMatrixColumns = height, width
+    image.NumberOfFrames = down * across
+    image.ImagedVolumeWidth, image.ImagedVolumeHeight = width * mpp / 1000, height * mpp / 1000
+    image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing = [mpp / 1000, mpp / 1000]
+    image.PhotometricInterpretation = "RGB"
+    image.SeriesInstanceUID, image.SOPInstanceUID = hd.UID(), hd.UID()
+    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+    image.PixelData = np.ascontiguousarray(frames).tobytes()
+    image.save_as(path)
+
+
+def test_an_ingested_slide_leaves_as_a_valid_report(scanned: Cohort, tmp_path: Path) -> None:
+    found = export(Order(scanned.root, "dicom", tmp_path / "out"))
+    assert found.left_out == {"unnamed": "it has no prediction for a stain that labels name"}
+    assert (found.files, found.failures) == (1, {})
+    assert complaints(tmp_path / "out" / "biopsy.sr.dcm") == []
+    rows = scanned.read("predictions/membrane", "biopsy").to_pylist()
+    groups = hd.sr.srread(tmp_path / "out" / "biopsy.sr.dcm").content.get_image_measurement_groups()
+    answers = [group.get_qualitative_evaluations()[0].value.meaning for group in groups]
+    assert answers == [row["predicted"] for row in rows]
+    assert len(answers) > 0
+
+
+def test_a_slide_that_has_moved_fails_alone(scanned: Cohort, tmp_path: Path) -> None:
+    shutil.copytree(scanned.root, tmp_path / "cohort")
+    moved = Cohort(tmp_path / "cohort")
+    write_row(moved, {**moved.rows()["biopsy"], "path": str(tmp_path / "gone.dcm")})
+    found = export(Order(moved.root, "dicom", tmp_path / "out"))
+    assert found.exit_code == 3
+    assert "gone.dcm" in found.failures["biopsy.sr.dcm"]
+    assert not (tmp_path / "out" / "biopsy.sr.dcm").exists()
+
+
+def test_with_pseudonyms_there_is_no_report(scanned: Cohort, tmp_path: Path) -> None:
+    shutil.copytree(scanned.root, tmp_path / "cohort")
+    hidden = Cohort(tmp_path / "cohort")
+    write_row(hidden, {**hidden.rows()["biopsy"], "path": None})
+    with pytest.raises(InputError, match="with pseudonyms"):
+        export(Order(hidden.root, "dicom", tmp_path / "out", slides=("biopsy",)))
+
+
+def test_slides_of_other_scanners_are_left_out_and_said(tmp_path: Path) -> None:
+    cohort = cohort_of(tmp_path / "cohort", "S1")
+    table = pa.Table.from_pylist([prediction("her2-4way", 1)], schemas.schema("predictions"))
+    cohort.add(cohort.rows()["S1"], {"predictions/membrane": table})
+    with pytest.raises(InputError, match="nothing to export to dicom; S1: it was not scanned as DICOM"):
+        export(Order(cohort.root, "dicom", tmp_path / "out"))

@@ -1,0 +1,137 @@
+"""QuPath's objects: what goes out is what the tables hold, and comes back through our own reader of QuPath's files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from shapely.geometry import box, shape
+from shapely.ops import unary_union
+
+from her2batch.exchange.annotations import read_annotations
+from her2batch.exchange.geojson import features, numbers, outline, write
+from her2batch.tables import schemas
+from her2batch.tasks import IHC
+from her2batch.vision.grid import plan as plan_grid
+from tests.exchange.stored import BUNDLE, cohort_of
+
+
+def parts(root: Path, mpp: float = 0.25) -> tuple[dict, dict[str, pa.Table]]:
+    cohort = cohort_of(root / "cohort", "S1", mpp=mpp)
+    names = ("tiles", "membrane", f"attention/{BUNDLE}", f"patches/{BUNDLE}")
+    return cohort.rows()["S1"], {name.split("/")[0]: cohort.read(name, "S1") for name in names}
+
+
+def exported(root: Path, mpp: float = 0.25) -> tuple[Path, dict[str, pa.Table]]:
+    row, tables = parts(root, mpp)
+    path = root / "S1.geojson"
+    attention, patches = {BUNDLE: tables["attention"]}, {BUNDLE: tables["patches"]}
+    write(path, features(row, tables["tiles"], tables["membrane"], attention, patches))
+    return path, tables
+
+
+def by_type(path: Path) -> dict[str, list[dict]]:
+    """The Features by objectType, read as plain JSON."""
+    data = json.loads(path.read_text())
+    assert data["type"] == "FeatureCollection"
+    found: dict[str, list[dict]] = {}
+    for one in data["features"]:
+        assert one["type"] == "Feature"
+        found.setdefault(one["properties"]["objectType"], []).append(one)
+    return found
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.2306])
+def test_every_tile_is_a_square_where_the_table_has_it(mpp: float, tmp_path: Path) -> None:
+    path, tables = exported(tmp_path, mpp)
+    tiles = tables["tiles"].to_pylist()
+    found = by_type(path)["tile"]
+    assert len(found) == len(tiles)
+    for one, tile in zip(found, tiles, strict=True):
+        corners = tile["x"], tile["y"], tile["x"] + tile["size"], tile["y"] + tile["size"]
+        assert shape(one["geometry"]).equals(box(*corners))
+        assert one["properties"]["classification"] == {"name": "Tile", "color": [128, 128, 128]}
+
+
+def test_measurements_are_the_tables_values_bit_for_bit(tmp_path: Path) -> None:
+    path, tables = exported(tmp_path)
+    said = [one["properties"]["measurements"] for one in by_type(path)["tile"]]
+    wanted = {
+        "Tile": tables["tiles"]["tile"], "DAB OD mean": tables["tiles"]["dab"],
+        "Tissue share": tables["tiles"]["tissue"], "Blur": tables["tiles"]["blur"],
+        "Membrane: cells": tables["membrane"]["cells"],
+        "Membrane: intense, complete": tables["membrane"]["intense_complete"],
+        f"Attention: her2-3way clam-sb stain ({BUNDLE})": tables["attention"]["attention"],
+    }  # fmt: skip
+    for name, column in wanted.items():
+        assert np.array_equal(np.array([one[name] for one in said], column.to_numpy().dtype), column.to_numpy())
+
+
+def test_patches_come_back_as_regions_of_their_most_probable_class(tmp_path: Path) -> None:
+    path, tables = exported(tmp_path)
+    patches = tables["patches"]
+    regions, notes = read_annotations(path)
+    best = np.stack([patches[f"p{k}"].to_numpy() for k in range(4)]).argmax(axis=0)
+    assert [one.score for one in regions] == [IHC[k] for k in best]
+    for region, patch in zip(regions, patches.to_pylist(), strict=True):
+        x, y, size = patch["x"], patch["y"], patch["size"]
+        assert region.shape.equals(box(x, y, x + size, y + size))
+    assert sorted(notes) == [
+        "S1.geojson: 1 × class 'Tissue' passed over", f"S1.geojson: {len(tables['tiles'])} × class 'Tile' passed over",
+    ]  # fmt: skip
+
+
+def test_a_patch_says_its_probabilities_and_its_resolution(tmp_path: Path) -> None:
+    path, tables = exported(tmp_path)
+    first, patch = by_type(path)["detection"][0]["properties"], tables["patches"].to_pylist()[0]
+    assert first["classification"]["name"].startswith("Patch low: ")
+    assert {name: np.float32(value) for name, value in first["measurements"].items()} == {
+        f"p {name} ({BUNDLE})": np.float32(patch[f"p{k}"]) for k, name in enumerate(IHC)
+    }
+
+
+def test_the_outline_covers_the_tiles_and_no_more(tmp_path: Path) -> None:
+    path, tables = exported(tmp_path)
+    (tissue,) = by_type(path)["annotation"]
+    squares = [box(t["x"], t["y"], t["x"] + t["size"], t["y"] + t["size"]) for t in tables["tiles"].to_pylist()]
+    assert shape(tissue["geometry"]).equals(unary_union(squares))
+    assert tissue["properties"]["isLocked"] is True
+    assert tissue["properties"]["measurements"] == {"Tissue mm^2": 1.5, "Tiles": len(squares)}
+
+
+tissue = st.sets(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1)
+
+
+@given(tissue, st.sampled_from([0.25, 0.2306, 0.2505, 0.23, 0.499]))
+def test_the_outline_of_any_tissue_has_the_area_of_its_tiles(cells: set[tuple[int, int]], mpp: float) -> None:
+    """On grids that don't meet the px a tile's neighbour is a px too near or too far: seams are no holes."""
+    grid = plan_grid(20_000, 20_000, mpp, 0.5, 224)
+    across = len(np.unique(grid[:, 0]))
+    tiles = grid[sorted(row * across + column for row, column in cells)]
+    found = outline(pa.table(dict(zip(("x", "y", "size"), tiles.T, strict=True))))
+    squares = unary_union([box(x, y, x + size, y + size) for x, y, size in tiles.tolist()])
+    assert found.is_valid
+    assert found.buffer(0.5).contains(squares)
+    edge = int(tiles[0, 2])
+    assert abs(found.area - squares.area) <= 3 * edge * len(tiles)
+    if edge * mpp == 224 * 0.5:
+        assert found.equals(squares)
+
+
+def test_equal_tables_give_equal_bytes(tmp_path: Path) -> None:
+    one, _ = exported(tmp_path / "one")
+    two, _ = exported(tmp_path / "two")
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_what_is_no_finite_number_is_left_out() -> None:
+    column = pa.chunked_array([[0.1, float("nan"), None, float("inf"), 1e-20]], pa.float32())
+    assert numbers(column) == ["0.1", None, None, None, "1e-20"]
+
+
+def test_a_slide_without_tiles_is_an_empty_collection(tmp_path: Path) -> None:
+    write(tmp_path / "a.geojson", features({}, schemas.schema("tiles").empty_table(), None, {}, {}))
+    assert json.loads((tmp_path / "a.geojson").read_text()) == {"type": "FeatureCollection", "features": []}

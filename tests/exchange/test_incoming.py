@@ -1,0 +1,234 @@
+"""Embeddings from outside: into the slides they belong to, whole, or refused with the reason."""
+
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from her2batch.errors import InputError, StoreError
+from her2batch.exchange.incoming import Imported, Order, bring_in
+from her2batch.exchange.outgoing import Order as Outgoing
+from her2batch.exchange.outgoing import export
+from her2batch.flow.score import score
+from her2batch.settings import Resources, Spread, Training
+from her2batch.study.train import Study, train
+from her2batch.tables.privacy import Names
+from her2batch.tables.store import Cohort, write_row
+from her2batch.upkeep.audit import verify
+from tests.conftest import Synthetic
+from tests.exchange.stored import add_failed, cohort_of
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Cohort:
+    return cohort_of(tmp_path / "cohort", "S1", "S2", dim=8)
+
+
+@pytest.fixture
+def h5(cohort: Cohort, tmp_path: Path) -> Path:
+    """The folder of features that an export of the cohort made."""
+    export(Outgoing(cohort.root, "clam-h5", tmp_path / "out"))
+    return tmp_path / "out" / "features_stain" / "h5_files"
+
+
+def run(cohort: Cohort, *files: Path, encoder: str | None = "mine", **more: object) -> Imported:
+    return bring_in(Order(cohort.root, files, encoder, **more), lambda name: 1024 if name == "uni" else None)
+
+
+def test_what_went_out_comes_back_bit_for_bit(cohort: Cohort, h5: Path) -> None:
+    found = run(cohort, h5)
+    assert (found.slides, found.encoders, found.exit_code) == (["S1", "S2"], {"mine"}, 0)
+    for slide_id in ("S1", "S2"):
+        assert cohort.read("embeddings/mine", slide_id).equals(cohort.read("embeddings/stain", slide_id))
+    assert list(verify(cohort)) == []
+
+
+def test_a_second_import_changes_nothing(cohort: Cohort, h5: Path) -> None:
+    run(cohort, h5)
+    before = {path: path.stat().st_mtime_ns for path in cohort.root.rglob("*.parquet")}
+    found = run(cohort, h5)
+    assert (found.slides, found.already) == ([], ["S1", "S2"])
+    assert {path: path.stat().st_mtime_ns for path in cohort.root.rglob("*.parquet")} == before
+
+
+def test_new_values_take_the_place_of_old_ones(cohort: Cohort, h5: Path) -> None:
+    run(cohort, h5)
+    with h5py.File(h5 / "S1.h5", "a") as file:
+        file["features"][0, 0] = 42
+    assert run(cohort, h5).slides == ["S1"]
+    assert cohort.read("embeddings/mine", "S1")["embedding"][0].as_py()[0] == 42
+    assert list(verify(cohort)) == []
+
+
+def test_other_slides_go_in_although_one_is_refused(cohort: Cohort, h5: Path) -> None:
+    (h5 / "S1.h5").write_bytes(b"no HDF5")
+    found = run(cohort, h5)
+    assert (found.slides, list(found.failures), found.exit_code) == (["S2"], [str(h5 / "S1.h5")], 3)
+    assert "mine" not in str(cohort.rows()["S1"]["files"])
+    assert list(verify(cohort)) == []
+
+
+def test_an_import_that_was_killed_between_a_file_and_its_row_goes_on(cohort: Cohort, h5: Path) -> None:
+    run(cohort, h5)
+    left = cohort.table("embeddings/mine", "S1")
+    write_row(
+        cohort, {**(row := cohort.rows()["S1"]), "files": [one for one in row["files"] if "mine" not in one["path"]]}
+    )
+    left.write_bytes(left.read_bytes()[:100])
+    assert [problem.path for problem in verify(cohort)] == [left]
+    found = run(cohort, h5)
+    assert (found.slides, found.already) == (["S1"], ["S2"])
+    assert list(verify(cohort)) == []
+
+
+def refusal(cohort: Cohort, path: Path, **more: object) -> str:
+    found = run(cohort, path, **more)
+    assert found.exit_code == 2
+    return found.failures[str(path)]
+
+
+def test_a_slide_that_is_not_in_the_cohort_is_refused(cohort: Cohort, h5: Path) -> None:
+    shutil.copy(h5 / "S1.h5", h5 / "S7.h5")
+    assert "the cohort holds no slide S7; ingest the slide first" in refusal(cohort, h5 / "S7.h5")
+
+
+def test_a_slide_that_failed_is_refused(cohort: Cohort, h5: Path) -> None:
+    add_failed(cohort, "S3")
+    shutil.copy(h5 / "S1.h5", h5 / "S3.h5")
+    assert "slide S3 is in the cohort as failed: unreadable" in refusal(cohort, h5 / "S3.h5")
+
+
+def test_the_tiles_of_another_slide_are_refused(tmp_path: Path, h5: Path) -> None:
+    other = cohort_of(tmp_path / "other", "S1", mpp=0.2306, dim=8)
+    words = refusal(other, h5 / "S1.h5")
+    assert "its tiles are 448 level-0 px wide, the slide's 486" in words
+    assert "export COHORT --to clam-h5" in words
+
+
+def test_the_plans_own_encoder_is_not_replaced(cohort: Cohort, h5: Path) -> None:
+    words = refusal(cohort, h5 / "S1.h5", encoder=None)
+    assert "stain is what this cohort computes itself; give it a name of its own: --encoder stain-imported" in words
+
+
+def test_a_name_that_no_file_can_have_is_said_once(cohort: Cohort, h5: Path) -> None:
+    with pytest.raises(InputError, match="stain is what this cohort computes itself"):
+        run(cohort, h5, encoder="stain")
+
+
+def test_an_encoder_has_to_be_named(cohort: Cohort, h5: Path) -> None:
+    with h5py.File(h5 / "S1.h5", "a") as file:
+        del file["features"].attrs["encoder"]
+    assert "give --encoder NAME" in refusal(cohort, h5 / "S1.h5", encoder=None)
+
+
+@pytest.mark.parametrize("name", ["../../etc", "a/b", "", ".hidden", "a" * 81, "a\n"])
+def test_a_name_that_is_no_folders_is_refused(name: str, cohort: Cohort, h5: Path) -> None:
+    with h5py.File(h5 / "S1.h5", "a") as file:
+        file["features"].attrs["encoder"] = name
+    assert "encoder" in refusal(cohort, h5 / "S1.h5", encoder=None)
+    assert sorted(path.name for path in (cohort.root / "tables" / "embeddings").iterdir()) == ["stain"]
+
+
+def test_a_known_encoder_has_a_known_length(cohort: Cohort, h5: Path) -> None:
+    assert "have 8 values, those of uni 1024" in refusal(cohort, h5 / "S1.h5", encoder="uni")
+
+
+def test_one_encoder_has_one_length(cohort: Cohort, h5: Path) -> None:
+    run(cohort, h5 / "S1.h5")
+    with h5py.File(h5 / "S2.h5", "a") as file:
+        values = file["features"][:, :5]
+        del file["features"]
+        file["features"] = values
+    assert "have 5 values, those of mine 8" in refusal(cohort, h5 / "S2.h5")
+
+
+def test_rows_beside_the_tiles_are_said(cohort: Cohort, h5: Path) -> None:
+    with h5py.File(h5 / "S1.h5", "a") as file:
+        coords, values = file["coords"][:], file["features"][:]
+        del file["coords"], file["features"]
+        file["coords"] = np.concatenate([coords, [[1, 1], [3, 3]]])
+        file["features"] = np.concatenate([values, values[:2]])
+    found = run(cohort, h5 / "S1.h5")
+    assert found.passed == {"S1": 2}
+    assert cohort.read("embeddings/mine", "S1").equals(cohort.read("embeddings/stain", "S1"))
+
+
+def test_a_pseudonymized_slide_is_found_by_its_files_name_and_the_key(h5: Path, tmp_path: Path) -> None:
+    names = Names(b"k" * 32)
+    cohort = cohort_of(tmp_path / "hidden", names.slide("S1"), dim=8)
+    assert run(cohort, h5 / "S1.h5", names=names).slides == [names.slide("S1")]
+
+
+def test_two_encoders_in_one_command_are_both_kept(cohort: Cohort, h5: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        shutil.copy(h5 / "S1.h5", tmp_path / name)
+        with h5py.File(tmp_path / name / "S1.h5", "a") as file:
+            file["features"].attrs["encoder"] = name
+    found = run(cohort, tmp_path / "one", tmp_path / "two", encoder=None)
+    assert found.encoders == {"one", "two"}
+    assert list(verify(cohort)) == []
+
+
+def test_a_slide_that_is_given_twice_is_refused_the_second_time(cohort: Cohort, h5: Path, tmp_path: Path) -> None:
+    shutil.copy(h5 / "S1.h5", tmp_path)
+    found = run(cohort, h5 / "S1.h5", tmp_path / "S1.h5")
+    assert found.slides == ["S1"]
+    assert "slide S1 was given before" in found.failures[str(tmp_path / "S1.h5")]
+
+
+def test_a_slide_whose_tiles_are_damaged_is_refused_alone(cohort: Cohort, h5: Path) -> None:
+    cohort.table("tiles", "S1").write_bytes(b"PAR1 no more")
+    found = run(cohort, h5)
+    assert found.slides == ["S2"]
+    assert "its slide's tiles can't be read" in found.failures[str(h5 / "S1.h5")]
+
+
+def test_a_slide_without_tiles_takes_a_file_without_rows(tmp_path: Path) -> None:
+    cohort = cohort_of(tmp_path / "cohort", "S1", size=(100, 100))
+    assert cohort.rows()["S1"]["n_tiles"] == 0
+    with h5py.File(tmp_path / "S1.h5", "w") as file:
+        file["features"], file["coords"] = np.zeros((0, 8), np.float32), np.zeros((0, 2), np.int32)
+    assert run(cohort, tmp_path / "S1.h5").slides == ["S1"]
+    assert cohort.read("embeddings/mine", "S1").num_rows == 0
+
+
+def test_nothing_to_import_is_said(cohort: Cohort, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"holds no \.h5 file"):
+        run(cohort, tmp_path / "empty")
+    with pytest.raises(InputError, match="no such file"):
+        run(cohort, tmp_path / "nothing.h5")
+
+
+def test_a_cohort_that_is_written_to_is_left_alone(cohort: Cohort, h5: Path) -> None:
+    with cohort.lock(), pytest.raises(StoreError, match="is in use by"):
+        run(cohort, h5)
+
+
+@pytest.mark.slow
+def test_imported_embeddings_train_and_score_as_the_cohorts_own_do(synthetic: Synthetic, tmp_path: Path) -> None:
+    shutil.copytree(synthetic.cohort, tmp_path / "cohort")
+    cohort = Cohort(tmp_path / "cohort")
+    export(Outgoing(cohort.root, "clam-h5", tmp_path / "out"))
+    assert run(cohort, tmp_path / "out" / "features_stain" / "h5_files").exit_code == 0
+    bundles = {}
+    for encoder in ("stain", "mine"):
+        training = Training(methods=("clam-sb",), inputs=(encoder,), folds=3, quick=True, options=("epochs=1",))
+        trained = train(Study(cohort.root, tmp_path / encoder), training, Spread(workers=0))
+        assert trained.exit_code == 0, trained.failed
+        scored = score(cohort.root, tmp_path / encoder / "bundle", Resources(workers=0))
+        assert (scored.exit_code, scored.failures) == (0, {})
+        bundles[encoder] = scored.bundle
+    assert "mine: not known here" in bundles["mine"].info.licence
+    export(Outgoing(cohort.root, "geojson", tmp_path / "qupath", bundle=bundles["mine"].id))
+    assert f"Attention: her2-3way clam-sb mine ({bundles['mine'].id})" in "".join(
+        path.read_text() for path in (tmp_path / "qupath").glob("*.geojson")
+    )
+    for slide_id, row in cohort.rows().items():
+        if row["n_tiles"]:
+            own, ours = (cohort.read(f"predictions/{one.id}", slide_id)["p"] for one in bundles.values())
+            assert own.equals(ours)
+    assert list(verify(cohort)) == []

@@ -1,0 +1,172 @@
+"""Exports: which files there are, that they are whole, and that nothing else is ever touched."""
+
+import json
+from pathlib import Path
+
+import h5py
+import pytest
+
+from her2batch.errors import InputError, StoreError
+from her2batch.exchange.outgoing import MANIFEST, Exported, Order, export
+from her2batch.tables.store import Cohort, write_row
+from tests.exchange.stored import BUNDLE, add_failed, cohort_of
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Cohort:
+    made = cohort_of(tmp_path / "cohort", "S1", "S2")
+    add_failed(made, "S3")
+    return made
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def run(cohort: Cohort, to: str, out: Path, **more: object) -> Exported:
+    return export(Order(cohort.root, to, out, **more))
+
+
+NAMES = {
+    "geojson": ["S1.tiles.geojson", "S2.tiles.geojson"],
+    "clam-h5": [
+        "features_stain/h5_files/S1.h5", "features_stain/h5_files/S2.h5", "patches/S1.h5", "patches/S2.h5",
+    ],
+    "csv": [
+        f"attention-{BUNDLE}.csv", "files.csv", "membrane.csv", f"patches-{BUNDLE}.csv", "slides.csv", "tiles.csv",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("to", NAMES)
+def test_every_format_writes_its_files_and_lists_them(to: str, cohort: Cohort, tmp_path: Path) -> None:
+    found = run(cohort, to, tmp_path / "out")
+    there = files(tmp_path / "out")
+    assert sorted(there) == sorted([*NAMES[to], MANIFEST])
+    assert json.loads(there[MANIFEST]) == {"format": to, "files": NAMES[to]}
+    assert found.files == len(NAMES[to])
+    assert found.bytes == sum(len(data) for name, data in there.items() if name != MANIFEST)
+    assert (found.exit_code, found.failures) == (0, {})
+
+
+@pytest.mark.parametrize("to", NAMES)
+def test_the_same_export_twice_gives_the_same_bytes(to: str, cohort: Cohort, tmp_path: Path) -> None:
+    run(cohort, to, tmp_path / "out")
+    before = files(tmp_path / "out")
+    run(cohort, to, tmp_path / "out")
+    assert files(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("to", NAMES)
+def test_the_cohort_stays_as_it_is(to: str, cohort: Cohort, tmp_path: Path) -> None:
+    before = files(cohort.root)
+    run(cohort, to, tmp_path / "out")
+    assert files(cohort.root) == before
+
+
+def test_a_failed_slide_has_no_files_and_is_said_and_stands_in_the_csv(cohort: Cohort, tmp_path: Path) -> None:
+    found = run(cohort, "geojson", tmp_path / "out")
+    assert found.left_out == {"S3": "unreadable: it could not be ingested"}
+    assert found.slides == 2
+    run(cohort, "csv", tmp_path / "csv")
+    assert "'=cmd() is no slide" in (tmp_path / "csv" / "slides.csv").read_text()
+
+
+def test_one_slide_of_many(cohort: Cohort, tmp_path: Path) -> None:
+    run(cohort, "geojson", tmp_path / "out", slides=("S2",))
+    assert sorted(files(tmp_path / "out")) == ["S2.tiles.geojson", MANIFEST]
+    run(cohort, "geojson", tmp_path / "out", slides=("S1",))
+    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["files"] == NAMES["geojson"]
+
+
+def test_embeddings_are_in_the_csv_when_they_are_asked_for(cohort: Cohort, tmp_path: Path) -> None:
+    run(cohort, "csv", tmp_path / "out", encoders=("stain",))
+    assert (tmp_path / "out" / "embeddings-stain.csv").read_text().startswith("slide_id,tile,embedding\n")
+
+
+@pytest.mark.parametrize(("more", "words"), [
+    ({"slides": ("S9",)}, "no slide 'S9'; it has: S1, S2, S3"),
+    ({"encoders": ("uni",)}, "no encoder 'uni'; it has: stain"),
+    ({"bundle": "beef"}, f"no bundle 'beef'; it has: {BUNDLE}"),
+])  # fmt: skip
+def test_what_is_not_there_is_named_with_what_is(more: dict, words: str, cohort: Cohort, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        run(cohort, "geojson", tmp_path / "out", **more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_the_bundle_that_is_asked_for(cohort: Cohort, tmp_path: Path) -> None:
+    for slide_id in ("S1", "S2"):
+        other = cohort.read(f"attention/{BUNDLE}", slide_id)
+        cohort.add(cohort.rows()[slide_id], {"attention/cafe": other})
+    run(cohort, "geojson", tmp_path / "all")
+    run(cohort, "geojson", tmp_path / "one", bundle=BUNDLE)
+    assert b"(cafe)" in files(tmp_path / "all")["S1.tiles.geojson"]
+    assert b"(cafe)" not in files(tmp_path / "one")["S1.tiles.geojson"]
+
+
+@pytest.mark.parametrize("where", ["", "export", "tables/tiles"])
+def test_nothing_is_written_into_the_store(where: str, cohort: Cohort) -> None:
+    before = files(cohort.root)
+    with pytest.raises(InputError, match="inside the cohort"):
+        run(cohort, "csv", cohort.root / where)
+    assert files(cohort.root) == before
+
+
+def test_a_link_into_the_store_is_the_store(cohort: Cohort, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(cohort.root)
+    with pytest.raises(InputError, match="inside the cohort"):
+        run(cohort, "csv", tmp_path / "link" / "out")
+
+
+def test_somebody_elses_file_is_not_replaced(cohort: Cohort, tmp_path: Path) -> None:
+    mine = tmp_path / "out" / "slides.csv"
+    mine.parent.mkdir()
+    mine.write_text("my own work")
+    with pytest.raises(InputError, match=r"slides\.csv: is there, and no export wrote it"):
+        run(cohort, "csv", tmp_path / "out")
+    assert files(tmp_path / "out") == {"slides.csv": b"my own work"}
+
+
+def test_a_damaged_table_costs_its_own_file_alone(cohort: Cohort, tmp_path: Path) -> None:
+    cohort.table("membrane", "S1").write_bytes(b"PAR1 no more")
+    found = run(cohort, "geojson", tmp_path / "out")
+    assert list(found.failures) == ["S1.tiles.geojson"]
+    assert "her2batch verify" in found.failures["S1.tiles.geojson"]
+    assert (found.files, found.exit_code) == (1, 3)
+    assert sorted(files(tmp_path / "out")) == ["S2.tiles.geojson", MANIFEST]
+
+
+def test_a_file_that_no_row_names_is_not_exported(cohort: Cohort, tmp_path: Path) -> None:
+    row = cohort.rows()["S1"]
+    write_row(cohort, {**row, "files": [file for file in row["files"] if "embeddings" not in file["path"]]})
+    run(cohort, "clam-h5", tmp_path / "out")
+    assert "features_stain/h5_files/S1.h5" not in files(tmp_path / "out")
+
+
+def test_a_cohort_without_slides_has_nothing_to_export(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has nothing to export to geojson; it holds no slide"):
+        run(cohort_of(tmp_path / "cohort"), "geojson", tmp_path / "out")
+    with pytest.raises(StoreError, match="no cohort here"):
+        run(Cohort(tmp_path / "nowhere"), "geojson", tmp_path / "out")
+
+
+@pytest.mark.parametrize("to", NAMES)
+def test_with_pseudonyms_no_path_leaves(to: str, tmp_path: Path) -> None:
+    """The row of a pseudonymized slide has no path. All else in an export is named by the slide's id."""
+    cohort = cohort_of(tmp_path / "cohort", "s0123456789abcdef0123")
+    row = cohort.rows()["s0123456789abcdef0123"]
+    assert "secret" in row["path"]
+    write_row(cohort, {**row, "path": None})
+    run(cohort, to, tmp_path / "out", encoders=("stain",))
+    for name, data in files(tmp_path / "out").items():
+        assert b"secret" not in data, name
+        assert str(tmp_path).encode() not in data, name
+
+
+def test_no_h5_file_names_a_path(cohort: Cohort, tmp_path: Path) -> None:
+    run(cohort, "clam-h5", tmp_path / "out")
+    for path in (tmp_path / "out").rglob("*.h5"):
+        with h5py.File(path) as file:
+            said = [str(value) for one in file.values() for value in one.attrs.values()]
+        assert [words for words in said if "/" in words] == []

@@ -1,0 +1,224 @@
+"""A scans folder in which every name, tag, property, comment and side image bears a mark, and the search for marks.
+
+A mark is a word that nothing else contains. What is searched: every byte of every file as it lies, and what it holds
+when it is unpacked: columns of tables, arrays of pyramids, pixels of pictures.
+"""
+
+import base64
+import json
+import os
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pydicom
+import tifffile
+import zarr
+from pydicom.dataset import FileDataset, FileMetaDataset
+
+from tests.conftest import tissue_image
+
+SEEN_NS = 549_882_123_456_789_000
+"""Time of change of every slide: the day it was scanned, 5 June 1987."""
+
+BARCODE = "7391846205738"
+DATES = (b"1987:06:05", b"1987-06-05", b"06/05/87", b"19870605", str(SEEN_NS).encode(), struct.pack("<q", SEEN_NS))
+WORDS = re.compile(rb"(?i)qxj\w{2,24}zyk")
+WIDE = re.compile(b"(?i)q\0x\0j\0(?:\\w\0){2,24}z\0y\0k|\0q\0x\0j(?:\0\\w){2,24}\0z\0y\0k")
+MAGENTA = (255, 0, 255)
+MPP = 0.25
+SIZE = (1400, 1200)
+
+
+def mark(kind: str) -> str:
+    """A word that only one place of the source contains."""
+    return f"QXJ{kind}ZYK"
+
+
+# -- what is searched ------------------------------------------------------------------------------------------
+
+
+def marks(data: bytes, extra: tuple[bytes, ...] = ()) -> set[str]:
+    """Marks in bytes: words in UTF-8 and UTF-16, the barcode, dates."""
+    found = {one.group().decode() for one in WORDS.finditer(data)}
+    found |= {one.group().replace(b"\0", b"").decode() for one in WIDE.finditer(data)}
+    return found | {repr(one) for one in (*DATES, BARCODE.encode(), *extra) if one in data}
+
+
+def leaks(folder: Path, extra: tuple[bytes, ...] = ()) -> dict[str, set[str]]:
+    """Files under a folder that bear a mark, in their path or in what they hold, packed or not: path → the marks."""
+    found: dict[str, set[str]] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        said = marks(os.fsencode(name))
+        if path.is_file():
+            for text in texts(path):
+                said |= marks(text, extra)
+            if any(magenta(rgb) for rgb in pictures(path)):
+                said.add("label image")
+        if said:
+            found[name] = said
+    return found
+
+
+def texts(path: Path) -> Iterator[bytes]:
+    """A file's bytes, and what its tables say."""
+    data = path.read_bytes()
+    yield data
+    if path.suffix == ".parquet":
+        file = pq.ParquetFile(path)
+        yield str(file.schema_arrow).encode() + str(file.metadata.metadata).encode()
+        yield from columns(file.read())
+    if path.suffix == ".memo":
+        yield from columns(pa.ipc.open_stream(data[32:]).read_all())
+    if path.name == "zarr.json" and json.loads(data)["node_type"] == "array":
+        for codec in json.loads(data)["codecs"][0]["configuration"]["codecs"]:
+            yield base64.b64decode(codec.get("configuration", {}).get("tables", ""))
+
+
+def columns(table: pa.Table) -> Iterator[bytes]:
+    """Every value of a table, a column at a time."""
+    for column in table.columns:
+        yield "\n".join(map(str, column.to_pylist())).encode()
+
+
+def pictures(path: Path) -> Iterator[np.ndarray]:
+    """The images in a file or an array: (h, w, 3) uint8."""
+    if path.suffix == ".jpg":
+        yield cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    if path.name == "zarr.json" and json.loads(path.read_text())["node_type"] == "array":
+        yield np.moveaxis(np.asarray(zarr.open_array(path.parent, mode="r")[:]), 0, -1)
+
+
+def magenta(rgb: np.ndarray) -> bool:
+    """Whether an image shows what only labels and macros show: no stain is like that."""
+    r, g, b = (rgb[..., k].astype(int) for k in range(3))
+    return bool(((r > 180) & (b > 180) & (g < 90)).any())
+
+
+# -- what bears marks ------------------------------------------------------------------------------------------
+
+
+def make(scans: Path) -> list[bytes]:
+    """Fill a scans folder; returns bytes of the label images, which must be found nowhere.
+
+    Slides that are done, and one for each way to fail that a file can bring about.
+    """
+    folder = scans / mark("folder")
+    folder.mkdir(parents=True)
+    labels = [svs(folder / f"{mark('aperio')}.svs", seed=1), svs(folder / f"{mark('second')}.svs", seed=2)]
+    (folder / f"{mark('copy')}.svs").write_bytes((folder / f"{mark('aperio')}.svs").read_bytes())
+    (scans / mark("other")).mkdir()
+    svs(scans / mark("other") / f"{mark('aperio')}.svs", seed=3)  # one stem twice
+    svs(folder / f"{mark('nompp')}.svs", seed=4, mpp=None)
+    whole = (folder / f"{mark('second')}.svs").read_bytes()
+    (folder / f"{mark('cut')}.svs").write_bytes(whole[: len(whole) // 2])
+    (folder / f"{mark('damaged')}.svs").write_bytes(b"II*\0" + mark("nodirectory").encode() * 40)
+    (folder / f"{mark('noslide')}.svs").write_text(mark("text"))
+    (folder / f"{mark('notes')}.txt").write_text(mark("text"))
+    (folder / f".{mark('hidden')}.svs").write_text(mark("text"))
+    (folder / f"{mark('dead')}.svs").symlink_to(scans / f"{mark('nowhere')}.svs")
+    ome(folder / f"{mark('ome')}.ome.tiff", seed=5)
+    dicom(folder / f"{mark('dicom')}.dcm")
+    for path in scans.rglob("*"):
+        os.utime(path, ns=(SEEN_NS, SEEN_NS), follow_symlinks=False)
+    return labels
+
+
+def svs(path: Path, seed: int, mpp: float | None = MPP) -> bytes:
+    """An Aperio slide with everything a scanner writes into one, and comments inside each of its JPEG tiles."""
+    rgb = tissue_image(*SIZE, seed=seed)
+    resolution = "" if mpp is None else f"|AppMag = 40|MPP = {mpp}"
+    described = (
+        f"Aperio Image Library v12.0.15\r\n1400x1200 [0,0 1400x1200] (256x256) JPEG/RGB Q=70{resolution}"
+        f"|User = {mark('user')}|Date = 06/05/87|Time = 12:34:56|Title = {mark('title')}|Barcode = {BARCODE}"
+        f"|Filename = {mark('filename')}|ScanScope ID = {mark('scanner')}|ImageID = {mark('imageid')}"
+        f"|Patient = {mark('patient')}"
+    )
+    tags = [(315, "s", 0, mark("artist"), True), (316, "s", 0, mark("host"), True), (33432, "s", 0, mark("copy"), True),
+            (65000, "s", 0, mark("private"), True), (700, "B", 40, mark("xmp").encode().ljust(40), True)]  # fmt: skip
+    common = {"metadata": None, "photometric": "ycbcr", "compression": "jpeg", "subsampling": (2, 2)}
+    label = side_image(mark("label"))
+    stream = cv2.imencode(".jpg", label[..., ::-1])[1].tobytes()
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(
+            tiles(rgb), shape=rgb.shape, dtype=np.uint8, tile=(256, 256), description=described, extratags=tags,
+            datetime="1987:06:05 12:34:56", software=mark("software"), iccprofile=mark("icc").encode() * 4, **common,
+        )  # fmt: skip
+        for name in ("label", "macro"):
+            words = f"Aperio Image Library v12.0.15\r\n{name} 400x300|Barcode = {BARCODE}|{mark(name)}"
+            tiff.write(iter([stream]), shape=label.shape, dtype=np.uint8, rowsperstrip=300, description=words, **common)
+    start = stream.index(b"\xff\xda") + 14
+    return stream[start : start + 64]
+
+
+def tiles(rgb: np.ndarray) -> Iterator[bytes]:
+    """JPEG tiles with a comment, EXIF and a colour profile that name somebody."""
+    said = [(0xFE, mark("comment")), (0xE1, "Exif\0\0" + mark("exif")), (0xE2, "ICC_PROFILE\0\1\1" + mark("profile"))]
+    segments = b"".join(struct.pack(">BBH", 0xFF, kind, 2 + len(text)) + text.encode() for kind, text in said)
+    for y in range(0, rgb.shape[0], 256):
+        for x in range(0, rgb.shape[1], 256):
+            tile = rgb[y : y + 256, x : x + 256]
+            tile = np.pad(tile, ((0, 256 - tile.shape[0]), (0, 256 - tile.shape[1]), (0, 0)), mode="edge")
+            stream = cv2.imencode(".jpg", tile[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
+            yield stream[:2] + segments + stream[2:]
+
+
+def side_image(text: str) -> np.ndarray:
+    """A label as a camera sees it: a name in black on a paper of a colour that no tissue has."""
+    rgb = np.full((300, 400, 3), MAGENTA, np.uint8)
+    cv2.putText(rgb, text, (10, 150), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (0, 0, 0), 2)
+    return rgb
+
+
+def ome(path: Path, seed: int) -> None:
+    """An OME-TIFF whose XML names everybody."""
+    xml = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+        f'<Experimenter ID="Experimenter:0" LastName="{mark("experimenter")}"/>'
+        f'<Image ID="Image:0" Name="{mark("imagename")}"><AcquisitionDate>1987-06-05T12:34:56</AcquisitionDate>'
+        f"<Description>{mark('describes')}</Description>"
+        f'<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="1400" SizeY="1200" SizeC="3"'
+        f' SizeZ="1" SizeT="1" PhysicalSizeX="{MPP}" PhysicalSizeY="{MPP}">'
+        '<Channel ID="Channel:0:0" SamplesPerPixel="3"/><TiffData/>'
+        "</Pixels></Image></OME>"
+    )
+    how = {"tile": (256, 256), "photometric": "rgb", "compression": "zlib", "metadata": None}
+    tifffile.imwrite(path, tissue_image(*SIZE, seed=seed), description=xml, **how)
+
+
+def dicom(path: Path) -> None:
+    """A whole slide image that names its patient, and whose uids are none: something to complain of."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.6"
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    facts = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    facts.SOPClassUID = meta.MediaStorageSOPClassUID
+    facts.add_new(0x0020000E, "UI", mark("series"))
+    for name in (
+        "PatientName",
+        "PatientID",
+        "InstitutionName",
+        "OperatorsName",
+        "SeriesDescription",
+        "ContainerIdentifier",
+    ):
+        setattr(facts, name, mark(name.lower()[:20]))
+    facts.PatientBirthDate = facts.StudyDate = "19870605"
+    facts.BarcodeValue, facts.LabelText = BARCODE, mark("labeltext")
+    facts.save_as(path, enforce_file_format=True)
+
+
+def labels_csv(path: Path) -> Path:
+    """What the lab knows, with names."""
+    lines = ["slide_id,patient_id,her2,site"]
+    for stem, her2 in (("aperio", "2+"), ("second", "0"), ("nompp", "3+")):
+        lines.append(f"{mark(stem)},{mark('labelled')},{her2},{mark('clinic')}")
+    path.write_text("\n".join(lines) + "\n")
+    return path

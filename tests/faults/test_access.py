@@ -1,0 +1,154 @@
+"""Nothing of ours listens off this machine, from the first moment of a command to its last; what listens wants a token.
+
+That a session keeps its token to itself and is removed with its folder is tested in tests/flow/test_session.py.
+"""
+
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+
+from her2batch.flow.session import Session
+from tests.conftest import MakeSlide, Synthetic
+from tests.night.scanner import write_toml
+
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+METHODS = (
+    "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
+    "/ray.rpc.InternalKVGcsService/InternalKVKeys",
+    "/ray.rpc.NodeManagerService/GetNodeStats",
+    "/ray.rpc.CoreWorkerService/GetCoreWorkerStats",
+)
+"""Of Ray's head, of a node, of a worker: what a stranger would ask first."""
+
+
+def ours(root: psutil.Process) -> dict[int, str]:
+    """Every process below one, itself too: pid → its command line."""
+    found = {}
+    with suppress(psutil.NoSuchProcess):
+        for one in (root, *root.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                found[one.pid] = " ".join(one.cmdline())[:60]
+    return found
+
+
+def called(pid: int) -> str | None:
+    """A process's command line; None when it is gone."""
+    with suppress(psutil.Error):
+        return " ".join(psutil.Process(pid).cmdline())[:60]
+    return None
+
+
+def open_to(pids: dict[int, str]) -> set[tuple[str, int, int]]:
+    """(address, port, pid) of what these processes listen on, TCP and UDP."""
+    return {
+        (one.laddr.ip, one.laddr.port, one.pid)
+        for one in psutil.net_connections("inet")
+        if one.pid in pids and one.laddr and (one.status == psutil.CONN_LISTEN or one.type == socket.SOCK_DGRAM)
+    }
+
+
+def asked_by_grpc(port: int, method: str, token: str | None = None) -> str:
+    """What a server answers to a call, in gRPC's words."""
+    said = (("authorization", f"Bearer {token}"),) if token else ()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            channel.unary_unary(method)(b"", timeout=5, metadata=said)
+        except grpc.RpcError as error:
+            return error.code().name
+    return "OK"
+
+
+def asked_by_http(port: int, method: str, path: str) -> tuple[int, str]:
+    """Status and body; 0 from what speaks no HTTP."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request(method, path, body=b"{}" if method == "POST" else None)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(errors="replace")
+    except (http.client.HTTPException, OSError):
+        return 0, ""
+    finally:
+        connection.close()
+
+
+def test_whoever_asks_without_the_token_gets_nothing(ray_session: Session) -> None:
+    pids = ours(psutil.Process())
+    ports = {port for _, port, _ in open_to(pids)}
+    assert ports
+    answers = {(port, method): asked_by_grpc(port, method) for port in ports for method in METHODS}
+    assert "OK" not in answers.values()
+    for method in METHODS:  # each is served by somebody, and refused
+        assert "UNAUTHENTICATED" in {answers[port, method] for port in ports}, method
+    for port in ports:
+        for method, path in (("GET", "/"), ("GET", "/api/jobs/"), ("POST", "/api/jobs/"), ("GET", "/api/version")):
+            status, body = asked_by_http(port, method, path)
+            counts = body.startswith("# HELP")  # Prometheus' page: numbers, for whoever is on this machine
+            assert status in (0, 401, 403, 404, 405) or counts, (port, path, status, body[:200])
+            assert not counts or "/scans" not in body
+
+
+def test_the_token_would_have_opened_the_door(ray_session: Session) -> None:
+    """Else the test above would pass against a closed port."""
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    assert token.stat().st_mode & 0o777 == 0o600
+    ports = {port for _, port, _ in open_to(ours(psutil.Process()))}
+    method = METHODS[0]
+    refused = [port for port in ports if asked_by_grpc(port, method) == "UNAUTHENTICATED"]
+    assert [asked_by_grpc(port, method, token.read_text()) for port in refused] == ["OK"]
+
+
+def lived(*command: str) -> tuple[set[tuple[str, int, int]], int]:
+    """Run a command line: all it listened on from start to end, and its exit code. Nothing of it may be left behind."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    shared = set(os.listdir("/dev/shm"))  # noqa: PTH208
+    with subprocess.Popen(
+        [sys.executable, "-m", "her2batch.cli", *command], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as run:
+        root, seen, pids = psutil.Process(run.pid), set(), {}
+        while run.poll() is None:
+            pids |= ours(root)
+            seen |= open_to(pids)
+            time.sleep(0.05)
+    end = time.monotonic() + 90
+    while left := [pid for pid, words in pids.items() if called(pid) == words]:
+        assert time.monotonic() < end, {pid: pids[pid] for pid in left}
+        time.sleep(0.2)
+    assert not list(Path("/tmp").glob(f"h2b-{run.pid}-*"))
+    assert not {one for one in set(os.listdir("/dev/shm")) - shared if str(run.pid) in one}  # noqa: PTH208
+    return seen, run.returncode
+
+
+def test_an_ingest_listens_on_loopback_alone_from_start_to_end(make_slide: MakeSlide, tmp_path: Path) -> None:
+    scans = make_slide("a.tiff", size=(900, 700)).parent
+    seen, code = lived("ingest", str(scans), "--out", str(tmp_path / "c"), "--workers", "1", "--tile", "64")
+    assert code == 0
+    assert len(seen) > 3
+    assert {address for address, _, _ in seen} <= LOOPBACK
+
+
+@pytest.mark.slow
+def test_so_does_a_night_that_watches(make_slide: MakeSlide, tmp_path: Path) -> None:
+    make_slide("a.tiff", size=(900, 700))
+    plan = {"plan": "tile = 64", "resources": "workers = 1"}
+    seen, code = lived("overnight", str(write_toml(tmp_path, **plan)))
+    assert code == 0
+    assert len(seen) > 3
+    assert {address for address, _, _ in seen} <= LOOPBACK
+
+
+@pytest.mark.slow
+def test_so_does_training(synthetic: Synthetic, tmp_path: Path) -> None:
+    given = ("--method", "clam-sb", "--folds", "3", "--quick", "--workers", "1", "--out", str(tmp_path / "run"))
+    seen, code = lived("train", str(synthetic.cohort), *given)
+    assert code == 0
+    assert len(seen) > 3
+    assert {address for address, _, _ in seen} <= LOOPBACK

@@ -1,0 +1,148 @@
+"""A slide that is cut, holed or never finished is refused; of one with a flipped bit nobody gets other pixels than its
+bytes give; and whatever it does to a library, it does in its own process.
+"""
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from her2batch.errors import REMEDIES
+from her2batch.flow.ingest import Order, ingest
+from her2batch.flow.session import Session
+from her2batch.settings import Plan, Resources
+from tests.conftest import tissue_image, write_slide
+from tests.faults.mutants import GARBAGE, Looker, Seen, flipped, spots_of
+from tests.flow.test_ingest import codes, contents
+from tests.slides.damage import cut, holed, zero_tailed
+from tests.slides.ndpi import write_ndpi
+
+REFUSED = frozenset(("truncated", "unreadable", "not-a-slide", "out-of-memory"))
+
+SEEDS = {
+    "svs": "CMU-1-Small-Region.svs",
+    "svs-j2k": "tcga-cr-7395-01a-01-ts1.svs",
+    "tiff": "CMU-1-small.tiff",
+    "ome": "HE_example.tif",
+    "ndpi": "",
+    "dicom": "multi_frame_jpeg_camelyon_challenge_image.dcm",
+    "dicom-raw": "sm_image.dcm",
+}
+"""Format → a real slide; no real NDPI was at hand."""
+
+USUAL = ("svs", "tiff", "ndpi", "dicom")
+
+PAGE = 512
+
+LOSSES = {
+    "cut": cut,
+    "tail zeroed": zero_tailed,
+    "hole of 64 kB": lambda data, times, seed: holed(data, min(65536, len(data) // 2), times, seed),
+    "hole of 4 kB": lambda data, times, seed: holed(data, 4096, times, seed),
+}
+
+
+@pytest.fixture(scope="module")
+def lookers() -> Iterator[tuple[Looker, Looker]]:
+    """Two processes whose fresh memory holds different garbage: px that nobody wrote differ."""
+    with Looker(GARBAGE[0]) as first, Looker(GARBAGE[1]) as second:
+        yield first, second
+
+
+@pytest.fixture(scope="module")
+def seed(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    ndpi = tmp_path_factory.mktemp("ndpi") / "seed.ndpi"
+    write_ndpi(ndpi, tissue_image(4096, 768, brown=0.4), 0.25, levels=3)
+    return lambda kind: real_data / "slides" / SEEDS[kind] if SEEDS[kind] else ndpi
+
+
+def lost(look: Looker, path: Path, copies: Iterator[bytes], whole: Seen) -> Counter[str]:
+    """How damaged copies end. Pixels of the undamaged slide are no harm."""
+    found: Counter[str] = Counter()
+    for data in copies:
+        path.write_bytes(data)
+        seen = look(path)
+        found["whole" if seen.code == "done" and seen.pixels == whole.pixels else seen.code] += 1
+        assert seen.seconds < 5
+    return found
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("kind", USUAL)
+def test_what_lost_data_is_refused(
+    kind: str, loss: str, seed: Callable, lookers: tuple[Looker, Looker], tmp_path: Path
+) -> None:
+    check_loss(kind, loss, 4, seed(kind), lookers[0], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("kind", SEEDS)
+def test_what_lost_data_is_refused_fifty_times(
+    kind: str, loss: str, seed: Callable, lookers: tuple[Looker, Looker], tmp_path: Path
+) -> None:
+    check_loss(kind, loss, 12 if kind == "svs-j2k" else 50, seed(kind), lookers[0], tmp_path)
+
+
+def check_loss(kind: str, loss: str, times: int, path: Path, look: Looker, folder: Path) -> None:
+    copies, whole = LOSSES[loss](path.read_bytes(), times, 7), look(path)
+    if kind == "dicom-raw" and loss == "tail zeroed":  # below a page, zeros in plain pixels are black like any other
+        copies = (one for one in copies if not any(one[-PAGE - len(one) % PAGE :]))
+    found = lost(look, folder / f"a{path.suffix}", copies, whole)
+    assert whole.code == "done"
+    assert found.keys() <= REFUSED, found
+
+
+@pytest.mark.parametrize("kind", USUAL)
+def test_flipped_bits_give_the_same_twice(
+    kind: str, seed: Callable, lookers: tuple[Looker, Looker], tmp_path: Path
+) -> None:
+    check_flips(12, seed(kind), lookers, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", USUAL)
+def test_flipped_bits_give_the_same_twice_two_hundred_times(
+    kind: str, seed: Callable, lookers: tuple[Looker, Looker], tmp_path: Path
+) -> None:
+    check_flips(200, seed(kind), lookers, tmp_path)
+
+
+def check_flips(times: int, path: Path, lookers: tuple[Looker, Looker], folder: Path) -> None:
+    """Tags, lists of tiles and data in turn; a crash is allowed where it was in the slide's own process."""
+    flips, place = flipped(path.read_bytes(), spots_of(path), times, seed=11), folder / f"a{path.suffix}"
+    for data in flips:
+        place.write_bytes(data)
+        first, second = (look(place) for look in lookers)
+        assert (first.code, first.pixels) == (second.code, second.pixels)
+        assert first.code in {"done", "crashed", *REFUSED, "no-mpp"} & {"done", "crashed", *REMEDIES}
+
+
+def test_a_folder_of_damaged_slides_costs_the_good_ones_nothing(
+    tmp_path: Path, seed: Callable, ray_session: Session
+) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    good = [write_slide(scans / f"good{k}.tiff", tissue_image(1400, 1200, seed=k, brown=0.3)) for k in range(2)]
+    run = partial(ingest, plan=Plan(mpp_override=0.5), resources=Resources(workers=2), session=ray_session)
+    assert run(Order(scans, tmp_path / "quiet")).exit_code == 0
+    for kind in USUAL:
+        for k, harm in enumerate(LOSSES.values() if kind != "dicom" else [cut]):  # files of one series are one slide
+            path = seed(kind)
+            (scans / f"{kind}-{k}{path.suffix}").write_bytes(next(harm(path.read_bytes(), 1, 3)))
+    damaged = len(list(scans.iterdir())) - len(good)
+    summary = run(Order(scans, tmp_path / "c"))
+    assert (summary.done, summary.failed, summary.exit_code) == (len(good), damaged, 3)
+    assert set(codes(summary).values()) <= REFUSED
+    ours, theirs = contents(tmp_path / "quiet"), contents(tmp_path / "c")
+    assert ours == {name: theirs.get(name) for name in ours}
+
+
+def test_the_check_would_see_memory_that_nobody_wrote() -> None:
+    code = "import numpy, sys; sys.stdout.buffer.write(numpy.empty(100_000, numpy.uint8)[50_000])"
+    told = {subprocess.check_output([sys.executable, "-c", code], env={"MALLOC_PERTURB_": one}) for one in GARBAGE}
+    assert len(told) == 2

@@ -1,0 +1,279 @@
+"""Models and tables from elsewhere: nothing in them is run, and what does not fit is refused before work starts."""
+
+import json
+import pickle
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import skops.io
+import torch
+from safetensors.torch import load_file, save_file
+
+from her2batch.errors import InputError, WeightsError
+from her2batch.flow.ingest import Order, ingest
+from her2batch.flow.score import score
+from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, save_bundle
+from her2batch.settings import Plan, Resources
+from her2batch.tables.files import MOST_ROWS, read_parquet, sha256, write_parquet
+from her2batch.tables.store import Cohort, write_row
+from her2batch.tasks import CLASSES
+from her2batch.upkeep.audit import verify
+from tests.conftest import Synthetic
+from tests.models.bundles import untrained
+
+PLAIN = Resources(workers=0)
+
+
+class Payload:
+    """A pickle that makes a file when it is loaded."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.place,)
+
+
+def pickled(path: Path, payload: Payload) -> None:
+    """The payload, as each kind of file may hold it."""
+    if path.suffix == ".pt":
+        torch.save({"weight": payload}, path)
+    elif path.suffix == ".skops":
+        skops.io.dump({"head": payload}, path)
+    elif path.suffix == ".bin":  # a torch archive whose pickle was exchanged
+        torch.save({"weight": torch.ones(2)}, path.with_suffix(".tmp"))
+        with zipfile.ZipFile(path.with_suffix(".tmp")) as old, zipfile.ZipFile(path, "w") as new:
+            for name in old.namelist():
+                new.writestr(name, pickle.dumps(payload) if name.endswith("data.pkl") else old.read(name))
+    else:
+        path.write_bytes(pickle.dumps(payload))
+
+
+@pytest.fixture
+def payload(tmp_path: Path) -> Payload:
+    return Payload(tmp_path / "it-ran")
+
+
+def test_the_payload_would_run(payload: Payload) -> None:
+    pickle.loads(pickle.dumps(payload))
+    assert payload.place.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".pkl", ".safetensors"])
+def test_weights_with_a_payload_stop_the_run_before_its_first_slide(
+    tmp_path: Path, make_slide: Callable, payload: Payload, suffix: str
+) -> None:
+    make_slide(size=(600, 500))
+    pickled(tmp_path / f"test_vit{suffix}", payload)
+    order = Order(tmp_path / "scans", tmp_path / "c", weights=tmp_path / f"test_vit{suffix}")
+    with pytest.raises(WeightsError, match=rf"test_vit\{suffix}"):
+        ingest(order, Plan(encoders=("timm:test_vit",)), PLAIN)
+    assert not payload.place.exists()
+    assert Cohort(tmp_path / "c").rows() == {}
+
+
+def rebuilt(folder: Path, entry: ModelEntry, file: Path, **more: object) -> Bundle:
+    """A bundle of one model, sealed with the right checksum of whatever file it is."""
+    about = {"encoder": "stain", "mpp": 0.5, "tile": 224, **more}
+    info = BundleInfo(her2batch="0.1.0", tasks=(entry.task,), licence="none", models=(entry,), **about)
+    return save_bundle(folder, info, {entry.file: file})
+
+
+def refused(order: Order, cohort: Path, words: str) -> None:
+    """Neither an ingest nor a score begins; no slide gets a row."""
+    with pytest.raises(InputError, match=words):
+        ingest(order, Plan(), PLAIN)
+    assert Cohort(order.out).rows() == {}
+    with pytest.raises(InputError, match=words):
+        score(cohort, order.bundle, PLAIN)
+
+
+@pytest.mark.parametrize("name", ["head.pt", "head.pth", "more/head.pkl", "head.joblib"])
+def test_a_bundle_with_a_pickle_in_it_is_refused(
+    tmp_path: Path, make_slide: Callable, payload: Payload, synthetic: Synthetic, name: str
+) -> None:
+    make_slide(size=(600, 500))
+    bundle = untrained(tmp_path / "bundle")
+    (bundle.path / name).parent.mkdir(exist_ok=True)
+    pickled(bundle.path / name, payload)
+    refused(Order(tmp_path / "scans", tmp_path / "c", bundle=bundle.path), synthetic.cohort, "can run code")
+    assert not payload.place.exists()
+
+
+def test_a_skops_head_with_a_payload_is_refused(
+    tmp_path: Path, make_slide: Callable, payload: Payload, synthetic: Synthetic
+) -> None:
+    from her2batch.models.nets import build
+
+    make_slide(size=(600, 500))
+    four = CLASSES["her2-4way"]
+    net = ModelEntry(kind="patch", task="her2-4way", method="resnet50", input="patches-low", classes=four,
+                     file="net.safetensors", size="tiny")  # fmt: skip
+    head = ModelEntry(kind="counts", task="her2-4way", method="svm", input="patches-low", classes=four,
+                      file="head.skops")  # fmt: skip
+    save_file(build("resnet50", 4, 224, "tiny").state_dict(), tmp_path / "net.safetensors")
+    pickled(tmp_path / "head.skops", payload)
+    info = BundleInfo(her2batch="0.1.0", tasks=("her2-4way",), licence="none", models=(net, head))
+    files = {one.file: tmp_path / one.file for one in (net, head)}
+    bundle = save_bundle(tmp_path / "bundle", info, files)
+    refused(Order(tmp_path / "scans", tmp_path / "c", bundle=bundle.path), synthetic.cohort, "no head of ours")
+    assert not payload.place.exists()
+
+
+def spoiled(path: Path, how: str) -> None:
+    """A MIL head's weights, changed."""
+    state = load_file(path)
+    first = next(iter(state))
+    if how == "another shape":
+        state[first] = torch.ones(3, 5)
+    elif how == "one tensor more":
+        state["more"] = torch.ones(1)
+    elif how == "a NaN":
+        state[first] = state[first].clone()
+        state[first].view(-1)[0] = float("nan")
+    save_file(state, path)
+    header = {"w": {"dtype": "F32", "shape": [2**40, 2**20], "data_offsets": [0, 2**62]}}
+    if how == "a header of 2^62 bytes":
+        path.write_bytes(struct.pack("<Q", 2**62) + path.read_bytes()[8:])
+    elif how == "a tensor of 2^60 numbers":
+        text = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text)
+    elif how == "nested header":
+        text = b"[" * 1_000_000
+        path.write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("another shape", "does not fit"), ("one tensor more", "does not fit"), ("a NaN", "no numbers"),
+        ("a header of 2^62 bytes", "can't be read"), ("a tensor of 2^60 numbers", "can't be read"),
+        ("nested header", "can't be read"),
+    ],
+)  # fmt: skip
+def test_a_head_that_does_not_fit_stops_the_run_before_its_first_slide(
+    tmp_path: Path, make_slide: Callable, synthetic: Synthetic, how: str, words: str
+) -> None:
+    make_slide(size=(600, 500))
+    good = untrained(tmp_path / "good")
+    entry = good.info.models[0]
+    spoiled(good.path / entry.file, how)
+    bundle = rebuilt(tmp_path / "bundle", entry, good.path / entry.file)
+    refused(Order(tmp_path / "scans", tmp_path / "c", bundle=bundle.path), synthetic.cohort, words)
+
+
+def test_a_head_of_another_encoder_or_resolution_is_refused(
+    tmp_path: Path, make_slide: Callable, synthetic: Synthetic
+) -> None:
+    make_slide(size=(600, 500))
+    good = untrained(tmp_path / "good")
+    entry, file = good.info.models[0], good.path / good.info.models[0].file
+    other = rebuilt(tmp_path / "encoder", entry.model_copy(update={"input": "uni"}), file, encoder="uni")
+    refused(Order(tmp_path / "scans", tmp_path / "c", bundle=other.path), synthetic.cohort, "reads embeddings of uni")
+    coarse = rebuilt(tmp_path / "mpp", entry, file, mpp=1.0)
+    refused(Order(tmp_path / "scans", tmp_path / "d", bundle=coarse.path), synthetic.cohort, r"at 1\.0 µm/px")
+
+
+# -- tables ----------------------------------------------------------------------------------------------------
+
+
+def exchanged(cohort: Cohort, name: str, slide_id: str, write: Callable[[Path], None]) -> None:
+    """Put another file in a table's place, and its checksum into the slide's row: only its content can tell."""
+    path = cohort.table(name, slide_id)
+    write(path)
+    row = cohort.rows()[slide_id]
+    place = path.relative_to(cohort.root).as_posix()
+    new = {"path": place, "bytes": path.stat().st_size, "sha256": sha256(path)}
+    write_row(cohort, {**row, "files": [new if file["path"] == place else file for file in row["files"]]})
+
+
+@pytest.fixture
+def cohort(tmp_path: Path, make_slide: Callable) -> Cohort:
+    make_slide(size=(600, 500))
+    ingest(Order(tmp_path / "scans", tmp_path / "c"), Plan(tile=64), PLAIN)
+    return Cohort(tmp_path / "c")
+
+
+@pytest.mark.parametrize("kind", ["ray.data.arrow_tensor", "ray.data.arrow_tensor_v2", "ray.data.arrow_pickled_object"])
+def test_a_table_with_rays_own_types_runs_nothing_and_is_named(cohort: Cohort, payload: Payload, kind: str) -> None:
+    import ray.data  # noqa: F401  (registers its types with Arrow, and reads what they are from the file)
+
+    about = {b"ARROW:extension:name": kind.encode(), b"ARROW:extension:metadata": pickle.dumps(payload)}
+    field = pa.field("slide_id", pa.binary(), metadata=about)
+    table = pa.table([pa.array([pickle.dumps(payload)], pa.binary())], schema=pa.schema([field]))
+    exchanged(cohort, "tiles", "a", lambda path: pq.write_table(table, path))
+    assert [one.slide_id for one in verify(cohort)] == ["a"]
+    assert not payload.place.exists()
+    assert ingest(Order(cohort.root.parent / "scans", cohort.root), Plan(tile=64), PLAIN).done == 1
+    assert list(verify(cohort)) == []
+
+
+def test_a_table_that_claims_a_billion_rows_is_not_unpacked(cohort: Cohort) -> None:
+    def write(path: Path) -> None:
+        one = pa.table({"slide_id": pa.nulls(100_000_000)})
+        with pq.ParquetWriter(path, one.schema) as file:
+            for _ in range(10):
+                file.write_table(one, row_group_size=len(one))
+
+    exchanged(cohort, "tiles", "a", write)
+    path = cohort.table("tiles", "a")
+    assert pq.read_metadata(path).num_rows == 10**9 > MOST_ROWS
+    before = pa.total_allocated_bytes()
+    with pytest.raises(pa.ArrowInvalid, match="claims 1000000000 rows"):
+        read_parquet(path)
+    assert pa.total_allocated_bytes() - before < 10_000_000
+    assert [one.slide_id for one in verify(cohort)] == ["a"]
+
+
+def test_a_row_that_is_a_table_of_something_else_is_done_again(cohort: Cohort) -> None:
+    write_parquet(pa.table({"anything": [1, 2, 3]}), cohort.table("slides", "a"))
+    assert [one.slide_id for one in verify(cohort)][:1] == ["a"]
+    assert ingest(Order(cohort.root.parent / "scans", cohort.root), Plan(tile=64), PLAIN).done == 1
+    assert list(verify(cohort)) == []
+
+
+# -- memory ----------------------------------------------------------------------------------------------------
+
+HUNGRY = """
+import resource, sys
+import numpy as np, torch
+from her2batch.models.device import Look, forward, prepare
+
+class Hungry(torch.nn.Module):
+    def forward(self, x):
+        seen.append(len(x))
+        return x.repeat(1, times, 1, 1).mean((1, 2, 3))[:, None]
+
+prepare("cpu")
+pixels = np.random.default_rng(0).integers(0, 255, (16, 256, 256, 3), np.uint8)
+look = Look((0.0,) * 3, (1.0,) * 3)
+seen, times = [], 1
+whole = forward(Hungry(), pixels, look, "cpu", lambda out: out)
+held = int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (held + 600_000_000, held + 600_000_000))
+seen, times = [], 200  # 157 MB a tile: eight are too many, two are not
+halved = forward(Hungry(), pixels, look, "cpu", lambda out: out)
+assert np.allclose(whole, halved, atol=1e-5)
+print(seen[0], max(seen[-2:]))
+times = 2000
+try:
+    forward(Hungry(), pixels, look, "cpu", lambda out: out)
+except MemoryError as error:
+    print(error)
+"""
+
+
+def test_a_device_without_memory_gets_half_the_batch_and_goes_on() -> None:
+    """Really without: the process may hold 600 MB more and no byte."""
+    said = subprocess.run([sys.executable, "-c", HUNGRY], capture_output=True, text=True, timeout=200)
+    assert said.returncode == 0, said.stderr
+    sizes, words = said.stdout.splitlines()
+    assert sizes == "8 2"
+    assert "can't hold one tile" in words

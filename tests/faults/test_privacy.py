@@ -1,0 +1,197 @@
+"""No name, date, barcode, path or label image of the source is in anything that a pseudonymised cohort makes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from her2batch.errors import InputError
+from her2batch.flow.ingest import Order, ingest
+from her2batch.settings import Plan, Resources
+from her2batch.tables.store import Cohort
+from tests.faults import marked
+from tests.faults.marked import leaks, mark, marks
+
+KEEP_RAYS_FOLDER = """
+import os, shutil, sys
+from pathlib import Path
+away, rmtree = sys.argv.pop(1), shutil.rmtree
+def keep(path, *args, **more):
+    if Path(path).name.startswith(f"h2b-{os.getpid()}-"):
+        sockets = lambda folder, names: [one for one in names if Path(folder, one).is_socket()]
+        shutil.copytree(path, away, ignore=sockets, dirs_exist_ok=True)
+    rmtree(path, *args, **more)
+shutil.rmtree = keep
+"""
+SCANS = mark("scans")
+MAIN = "\nfrom her2batch.cli import main\nmain()\n"
+
+
+@dataclass
+class Place:
+    """A folder with scans that bear marks, and what commands leave: cohort, logs, temporary files, Ray's session."""
+
+    root: Path
+    labels: list[bytes] = field(default_factory=list)
+
+    def run(
+        self, name: str, *arguments: str, fault: str = "", enough: Callable[[], bool] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """The command line in a process of its own; what it says is kept, and so is Ray's folder.
+
+        enough: when it is told to stop.
+        """
+        away = self.root / "made" / "ray" / name
+        (self.root / "made" / "tmp").mkdir(parents=True, exist_ok=True)
+        env = {**os.environ, "TMPDIR": str(self.root / "made" / "tmp"), "COLUMNS": "300"}
+        command = [sys.executable, "-c", KEEP_RAYS_FOLDER + fault + MAIN, str(away), *arguments]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env, cwd=self.root) as process:
+            while enough is not None and not enough() and process.poll() is None:
+                time.sleep(0.2)
+            if enough is not None:
+                process.terminate()
+            try:
+                out, err = process.communicate(timeout=200)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        for kind, text in (("stdout", out), ("stderr", err)):
+            (self.root / "made" / f"{name}.{kind}").write_text(text)
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def ingest(self, name: str, *more: str, cohort: str = "cohort", fault: str = "") -> subprocess.CompletedProcess:
+        given = ("--out", f"made/{cohort}", "--pseudonymize", "key", "--tile", "64", "--labels", "labels.csv")
+        return self.run(name, "ingest", SCANS, *given, *more, fault=fault)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    made = Place(tmp_path_factory.mktemp("marked"))
+    made.labels = marked.make(made.root / SCANS)
+    marked.labels_csv(made.root / "labels.csv")
+    key = made.root / "key"
+    key.touch(mode=0o600)
+    key.write_bytes(os.urandom(32))
+    return made
+
+
+def test_the_search_finds_what_is_there(place: Place, tmp_path: Path) -> None:
+    """Else its silence would say nothing: the source is full of marks, and so is a cohort that keeps its names."""
+    found = set().union(*leaks(place.root / SCANS, tuple(place.labels)).values())
+    assert len(found) > 45
+    assert repr(place.labels[0]) in found
+    assert marks("QXJwideZYK".encode("utf-16-le")) == {"QXJwideZYK"} == marks("QXJwideZYK".encode("utf-16-be"))
+    run = place.run("open", "ingest", SCANS, "--out", str(tmp_path / "c"), "--workers", "0", "--tile", "64", "--json")
+    assert run.returncode == 3
+    (place.root / "made" / "open.stdout").unlink()
+    (place.root / "made" / "open.stderr").unlink()
+    named = set().union(*leaks(tmp_path / "c").values())
+    assert {mark("aperio"), mark("folder"), mark("nompp")} <= named
+    assert not named & {mark("user"), mark("artist"), mark("comment"), mark("exif"), mark("profile"), "label image"}
+
+
+def test_an_ingest_and_its_failures_name_nothing(place: Place) -> None:
+    run = place.ingest("ingest", "--json", "--workers", "2")
+    found = json.loads(run.stdout)
+    assert run.returncode == 3
+    assert (found["done"], found["duplicate"]) == (4, 1)
+    assert {one["error_code"] for one in found["failures"]} >= {"truncated", "no-mpp", "unreadable"}
+    assert (place.root / "made" / "ray" / "ingest" / "session_latest" / "logs").is_dir()
+    for name, command in (("status", "status"), ("verify", "verify")):
+        assert place.run(name, command, "made/cohort", "--json").returncode == 0
+        assert place.run(f"{name}-screen", command, "made/cohort").returncode == 0
+    assert place.ingest("dry", "--dry-run", "--retry-failed").returncode == 0
+    assert leaks(place.root / "made", tuple(place.labels)) == {}
+
+
+NOBODY_FORESAW = """
+import her2batch.way.census
+def broken(paths):
+    raise ValueError(f"odd bytes in {paths[0]}")
+her2batch.way.census.fingerprint = broken
+"""
+
+
+def test_a_fault_of_ours_leaves_a_trace_that_names_nothing(place: Place) -> None:
+    run = place.ingest("fault", "--workers", "0", cohort="broken", fault=NOBODY_FORESAW)
+    assert run.returncode == 1
+    assert "a fault of ours" in run.stderr
+    (trace,) = (place.root / "made" / "tmp").glob("her2batch-*.log")
+    assert "census.py" in trace.read_text()  # where it was still stands there
+    assert "ValueError" in trace.read_text()
+    assert leaks(place.root / "made", tuple(place.labels)) == {}
+
+
+NIGHT = f"""
+scans = "{SCANS}"
+cohort = "made/cohort"
+labels = "labels.csv"
+pseudonymize = "key"
+[plan]
+tile = 64
+[resources]
+workers = 1
+[window]
+settle = 0.3
+linger = false
+[sentinels]
+folder = "sentinels"
+"""
+
+
+@pytest.mark.slow
+def test_a_night_with_its_report_and_its_sentinels_names_nothing(place: Place) -> None:
+    scans, sentinels = place.root / SCANS, place.root / "sentinels"
+    sentinels.mkdir()
+    source = scans / mark("folder") / f"{mark('second')}.svs"
+    shutil.copy2(source, sentinels / f"{mark('sentinel')}.svs")
+    marked.svs(scans / f"{mark('tonight')}.svs", seed=6)
+    marked.svs(scans / f"{mark('coming')}.svs", seed=7)
+    cohort, part = Cohort(place.root / "made" / "cohort"), scans / f"{mark('coming')}.svs.part"
+    before = len(cohort.rows())
+
+    def enough() -> bool:
+        part.write_bytes(os.urandom(1000))  # it is being copied: left to the next night, and why
+        return len(cohort.rows()) > before
+
+    (place.root / "night.toml").write_text(NIGHT)
+    run = place.run("night", "overnight", "night.toml", enough=enough)
+    night = json.loads(run.stdout)
+    assert run.returncode == 130
+    assert (night["fresh"], night["deferred"], night["adds_up"]) == (1, 1, True)
+    page = (place.root / "made/cohort/nights" / night["night"] / "report.html").read_text()
+    assert "a partial copy lies beside it" in page
+    assert "<h2>Failed</h2>" in page
+    assert leaks(place.root / "made", tuple(place.labels)) == {}
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610])
+def test_a_key_that_others_can_reach_is_refused_before_any_work(place: Place, tmp_path: Path, mode: int) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(os.urandom(32))
+    key.chmod(mode)
+    with pytest.raises(InputError, match="chmod 600"):
+        ingest(Order(place.root / SCANS, tmp_path / "c", key=key), Plan(), Resources(workers=0))
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_slide_that_changed_is_still_noticed_though_its_time_is_kept_hidden(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.touch(mode=0o600)
+    key.write_bytes(os.urandom(32))
+    slide = tmp_path / "scans" / "a.svs"
+    slide.parent.mkdir()
+    marked.svs(slide, seed=1)
+    order = Order(slide.parent, tmp_path / "c", key=key)
+    runs = [ingest(order, Plan(tile=64), Resources(workers=0)) for _ in range(2)]
+    marked.svs(slide, seed=2)
+    runs.append(ingest(order, Plan(tile=64), Resources(workers=0)))
+    assert [(run.done, run.already, len(run.fresh)) for run in runs] == [(1, 0, 1), (1, 1, 0), (1, 0, 1)]

@@ -1,0 +1,85 @@
+"""Deep zoom: tiles are the slide, stored chunks go out untouched, what holds no tissue is white."""
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+
+from her2batch.slides.pyramid import Pyramid, write
+from her2batch.slides.readers import open_slide
+from her2batch.slides.slide import Box
+from her2batch.web.deepzoom import DeepZoom, tile, zoom_of
+from tests.conftest import MakeSlide
+
+
+@pytest.fixture
+def pyramid(make_slide: MakeSlide, tmp_path: Path) -> Pyramid:
+    """1400 × 1200 px, three levels, all of it stored but its upper left quarter."""
+    tissue = np.ones((60, 70), bool)
+    tissue[:26, :26] = False
+    with open_slide(make_slide(levels=3)) as slide:
+        write(slide, tissue, tmp_path / "p.zarr", 90)
+    return Pyramid(tmp_path / "p.zarr")
+
+
+def decoded(data: bytes) -> np.ndarray:
+    return simplejpeg.decode_jpeg(data, "RGB").astype(int)
+
+
+def test_levels_and_tiles_cover_the_slide_once() -> None:
+    zoom = DeepZoom(1400, 1201, 256)
+    assert (zoom.last, zoom.size(zoom.last), zoom.size(0)) == (11, (1400, 1201), (1, 1))
+    for level in range(zoom.last + 1):
+        width, height = zoom.size(level)
+        boxes = [zoom.box(level, column, row) for column in range(-(-width // 256)) for row in range(-(-height // 256))]
+        assert sum(one.width * one.height for one in boxes) == width * height
+    for level, column, row in ((12, 0, 0), (-1, 0, 0), (11, 6, 0), (11, 0, -1), (0, 1, 0)):
+        with pytest.raises(ValueError, match="there is no"):
+            zoom.box(level, column, row)
+
+
+def test_the_descriptor_is_deep_zooms() -> None:
+    root = ElementTree.fromstring(DeepZoom(1400, 1201, 240).descriptor())
+    assert root.attrib == {"Format": "jpg", "Overlap": "0", "TileSize": "240"}
+    assert root[0].attrib == {"Width": "1400", "Height": "1201"}
+
+
+def test_a_tile_that_is_a_chunk_is_handed_out_untouched(pyramid: Pyramid) -> None:
+    zoom = zoom_of(pyramid.info)
+    for level, number in ((11, 0), (10, 1)):
+        data = tile(pyramid, None, zoom, level, 1, 1) if number else tile(pyramid, None, zoom, level, 3, 2)
+        assert data == (pyramid.stream(number, 1, 1) if number else pyramid.stream(number, 2, 3))
+        assert decoded(data).shape == (256, 256, 3)
+
+
+def test_every_tile_is_what_the_slide_shows_there(make_slide: MakeSlide, tmp_path: Path) -> None:
+    with open_slide(make_slide(levels=3)) as slide:
+        write(slide, np.ones((6, 7), bool), tmp_path / "p.zarr", 90)
+    pyramid = Pyramid(tmp_path / "p.zarr")
+    zoom = zoom_of(pyramid.info)
+    whole = pyramid.read(Box(0, 0, 1400, 1200))
+    for level in (11, 10, 9, 8):
+        width, height = zoom.size(level)
+        small = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
+        for column in range(-(-width // 256)):
+            for row in range(-(-height // 256)):
+                box = zoom.box(level, column, row)
+                found = decoded(tile(pyramid, None, zoom, level, column, row))
+                assert found.shape == (box.height, box.width, 3)
+                assert np.abs(found - small[box.y : box.bottom, box.x : box.right]).mean() < 6
+
+
+def test_without_tissue_it_is_white(pyramid: Pyramid) -> None:
+    assert decoded(tile(pyramid, None, zoom_of(pyramid.info), 11, 0, 0)).min() > 250
+
+
+def test_coarse_levels_come_from_the_stored_picture(pyramid: Pyramid) -> None:
+    picture = np.full((300, 350, 3), (200, 100, 50), np.uint8)
+    zoom = zoom_of(pyramid.info)
+    for level in (8, 5, 0):
+        found = decoded(tile(pyramid, picture, zoom, level, 0, 0))
+        assert np.abs(found - (200, 100, 50)).max() <= 4
+    assert np.abs(decoded(tile(pyramid, picture, zoom, 10, 1, 1)) - (200, 100, 50)).mean() > 20
