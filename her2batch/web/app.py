@@ -25,7 +25,7 @@ from her2batch.web import overlays
 from her2batch.web.catalog import Catalog
 from her2batch.web.desk import checked
 from her2batch.web.gate import Gate
-from her2batch.web.listing import Wanted, chosen, line
+from her2batch.web.listing import Wanted, chosen
 from her2batch.web.models import (
     CohortFacts,
     NewReview,
@@ -118,10 +118,7 @@ def cohort_facts(here: Here) -> CohortFacts:
 @api.get("/slides")
 def list_slides(catalog: Known, wanted: Annotated[Wanted, Query()]) -> SlidePage:
     """The slides that are asked for, page by page."""
-    said = reviews.newest(catalog.reviews())
-    verdicts = {slide_id: entry for (slide_id, _), entry in sorted(said.items(), key=lambda one: one[1]["number"])}
-    lines = [line(row, catalog.predictions(one), verdicts.get(one)) for one, row in catalog.rows().items()]
-    found = chosen(lines, wanted)
+    found = chosen(catalog.lines(), wanted)
     page = found[wanted.offset : wanted.offset + wanted.limit]
     return SlidePage.model_validate({"total": len(found), "offset": wanted.offset, "slides": page})
 

@@ -22,9 +22,11 @@ from her2batch.errors import InputError
 from her2batch.models.rule import slide_shares
 from her2batch.slides.pyramid import Pyramid
 from her2batch.tables import reviews
+from her2batch.tables.memo import SETTLED_NS
 from her2batch.tables.store import RETIRED, Cohort, Row
 from her2batch.vision.membrane import MEMBRANE
 from her2batch.web.deepzoom import DeepZoom, tile, zoom_of
+from her2batch.web.listing import line
 
 FRESH_S = 2.0
 """How old what is shown may be."""
@@ -57,6 +59,8 @@ class Catalog:
         self._predictions: dict[str, tuple[tuple[str, ...], list[Row]]] = {}
         self._reviews: tuple[Any, list[Row]] = (None, [])
         self._looked = -FRESH_S
+        self._changed: int | None = None  # when a row was last put into the folder, by its file system's clock
+        self._lines: tuple[Any, list[Row]] = (None, [])
         self._open: OrderedDict[tuple[str, str], _Open] = OrderedDict()
 
     # -- what is known ---------------------------------------------------------------------------------------------
@@ -65,15 +69,26 @@ class Catalog:
         """Every slide: id → its row."""
         with self._lock:
             if time.monotonic() - self._looked > FRESH_S:
-                self._rows = self.cohort.rows()
-                self._read_predictions()
-                self._looked = time.monotonic()
+                changed = self._settled()
+                if changed is None or changed != self._changed:
+                    self._rows = self.cohort.rows()
+                    self._read_predictions()
+                self._looked, self._changed = time.monotonic(), changed
             return self._rows
+
+    def _settled(self) -> int | None:
+        """When a row was last put into its folder; None where that can't be told, or is so near that more may follow
+        within one tick of the file system's clock.
+        """  # fmt: skip
+        if self.cohort.remote or not self.cohort.slides.is_dir():
+            return None
+        changed = self.cohort.slides.stat().st_mtime_ns
+        return changed if time.time_ns() - changed > SETTLED_NS else None
 
     def stale(self) -> None:
         """Something was written: look again at once."""
         with self._lock:
-            self._looked = -FRESH_S
+            self._looked, self._changed = -FRESH_S, None
 
     def row(self, slide_id: str) -> Row:
         """One slide's row. Raises InputError for an id that the store does not know, whatever it is."""
@@ -94,6 +109,15 @@ class Catalog:
             if stamp != self._reviews[0] or self.cohort.remote:
                 self._reviews = (stamp, reviews.said(reviews.read(self.cohort)))
             return self._reviews[1]
+
+    def lines(self) -> list[Row]:
+        """Every slide as the list shows it. Made anew when a row or a review is."""
+        rows, entries = self.rows(), self.reviews()
+        if self._lines[0] is None or self._lines[0][0] is not rows or self._lines[0][1] is not entries:
+            verdicts = {one["slide_id"]: one for one in entries}
+            lines = [line(row, self.predictions(one), verdicts.get(one)) for one, row in rows.items()]
+            self._lines = ((rows, entries), lines)
+        return self._lines[1]
 
     def shares(self, slide_id: str) -> dict[str, float] | None:
         """The membrane figures that the rule judged; None without tiles."""

@@ -1,7 +1,9 @@
 """The catalog shows what rows name, as they name it now, and nothing else."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +27,22 @@ def test_predictions_are_those_that_rows_name(cohort: Cohort) -> None:
     catalog.stale()
     assert catalog.predictions(slide_id) == []
     assert catalog.table("predictions/membrane", slide_id) is None
+
+
+def test_a_row_that_comes_later_is_seen_and_an_empty_cohort_is_shown(cohort: Cohort, tmp_path: Path) -> None:
+    new = Cohort(tmp_path / "new")
+    new.create(cohort.plan())
+    catalog = Catalog(new)
+    assert catalog.lines() == []
+    row = cohort.rows()[first(cohort)]
+    for name in ("one", "two"):
+        write_row(new, {**row, "slide_id": name, "files": []})
+        until = time.monotonic() + 20
+        while name not in catalog.rows() and time.monotonic() < until:
+            time.sleep(0.1)
+        assert name in catalog.rows()
+    assert [one["slide_id"] for one in catalog.lines()] == ["one", "two"]
+    assert catalog.lines() is catalog.lines()
 
 
 @pytest.mark.parametrize("name", ["../cohort", "..", "", "nobody", "a/b", "%2e%2e", "\0"])
