@@ -13,7 +13,7 @@ from her2batch.options import CohortArgument
 def serve(
     *,
     cohort: CohortArgument,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="on 127.0.0.1")] = 8265,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="on 127.0.0.1")] = 8300,
     workers: Annotated[int, typer.Option(min=1, max=64, help="copies of the page (Ray Serve replicas)")] = 1,
     scans: Annotated[Path | None, typer.Option(help="folder whose slides may be posted; default: none may")] = None,
     bundle: Annotated[Path | None, typer.Option(help="trained bundle that scores posted slides")] = None,

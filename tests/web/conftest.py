@@ -29,4 +29,4 @@ def _link(source: str, target: str) -> None:
 def client(cohort: Cohort) -> TestClient:
     """Somebody with the token."""
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    return TestClient(application(cohort.root), base_url="http://127.0.0.1:8265", headers=headers)
+    return TestClient(application(cohort.root), base_url="http://127.0.0.1:8300", headers=headers)

@@ -125,7 +125,7 @@ def test_with_pseudonyms_no_path_is_shown(cohort: Cohort) -> None:
     for row in cohort.rows().values():
         write_row(cohort, {**row, "path": None})
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    client = TestClient(application(cohort.root), base_url="http://127.0.0.1:8265", headers=headers)
+    client = TestClient(application(cohort.root), base_url="http://127.0.0.1:8300", headers=headers)
     slide_id = slide_of(client)
     for address in (f"{API}/slides", f"{API}/slides/{slide_id}", f"{API}/cohort"):
         assert ".svs" not in client.get(address).text
@@ -138,7 +138,7 @@ def test_a_posted_slide_gets_a_ticket_and_then_its_result(cohort: Cohort, tmp_pa
     scans.mkdir()
     (scans / "a.svs").touch()
     app = application(cohort.root, scans, lambda _: {"slide_id": slide_id})
-    client = TestClient(app, base_url="http://127.0.0.1:8265", headers={"Authorization": f"Bearer {TOKEN}"})
+    client = TestClient(app, base_url="http://127.0.0.1:8300", headers={"Authorization": f"Bearer {TOKEN}"})
     answer = client.post(f"{API}/slides", json={"path": "a.svs"})
     assert (answer.status_code, answer.json()["state"]) == (202, "queued")
     for _ in range(200):

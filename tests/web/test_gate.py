@@ -6,7 +6,7 @@ from starlette.testclient import TestClient
 from her2batch.tables.store import Cohort
 from tests.web.served import TOKEN, application
 
-HOME = "http://127.0.0.1:8265"
+HOME = "http://127.0.0.1:8300"
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ ADDRESSES = ("/", "/api/v1/slides", "/api/v1/openapi.json", "/api/v1/docs", "/ap
 
 def test_nothing_of_the_cohort_is_told_without_the_token(stranger: TestClient) -> None:
     for address in ADDRESSES:
-        for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": TOKEN}, {"Cookie": "her2batch-8265=x"}):
+        for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": TOKEN}, {"Cookie": "her2batch-8300=x"}):
             answer = stranger.get(address, headers=headers)
             assert answer.status_code == 401
             assert "P00" not in answer.text
@@ -47,13 +47,13 @@ def test_the_token_may_be_typed(stranger: TestClient) -> None:
     assert stranger.get("/").status_code == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8265", "127.0.0.1.evil.example", "10.0.0.1:8265", ""])
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8300", "127.0.0.1.evil.example", "10.0.0.1:8300", ""])
 def test_another_name_for_this_machine_is_refused(stranger: TestClient, host: str) -> None:
     headers = {"Host": host, "Authorization": f"Bearer {TOKEN}"}
     assert stranger.get("/api/v1/slides", headers=headers).status_code == 421
 
 
-@pytest.mark.parametrize("host", ["localhost:9000", "127.0.0.1", "[::1]:8265"])
+@pytest.mark.parametrize("host", ["localhost:9000", "127.0.0.1", "[::1]:8300"])
 def test_a_tunnel_is_let_in(stranger: TestClient, host: str) -> None:
     headers = {"Host": host, "Authorization": f"Bearer {TOKEN}"}
     assert stranger.get("/api/v1/slides", headers=headers).status_code == 200
