@@ -264,7 +264,7 @@ def test_with_a_small_object_store_and_little_room_to_spill_it_ends_well_or_says
 CHAOS = {
     "RAY_testing_rpc_failure": '{"*": {"num_failures": 20, "req_failure_prob": 2, "resp_failure_prob": 2, "in_flight_failure_prob": 0}}',  # noqa: E501
     "RAY_testing_rpc_failure_avoid_intra_node_failures": "0",
-    "RAY_testing_asio_delay_us": "*=0:2000",
+    "RAY_testing_asio_delay_us": "CoreWorkerService.grpc_server.PushTask=1000:50000,NodeManagerService.grpc_server.RequestWorkerLease=1000:50000",  # noqa: E501
 }  # fmt: skip
 
 
