@@ -119,8 +119,18 @@ def next_time(of_day: str, after: datetime) -> datetime:
     A time that the night's change of the clocks leaves out is an hour later.
     """
     hour, minute, second = (int(part) for part in f"{of_day}:00".split(":")[:3])
-    wall = after.astimezone().replace(tzinfo=None)
-    found = wall.replace(hour=hour, minute=minute, second=second, microsecond=0)
-    if found <= wall:
-        found += timedelta(days=1)
-    return found.astimezone()
+    today = after.astimezone().replace(tzinfo=None, hour=hour, minute=minute, second=second, microsecond=0)
+    moments = (
+        moment
+        for day in (today, today + timedelta(days=1))
+        for fold in (0, 1)  # where the clock is put back a time comes twice
+        if (moment := _moment(day.replace(fold=fold))) > after
+    )
+    return min(moments)
+
+
+def _moment(wall: datetime) -> datetime:
+    """When a local clock shows a time. By its timestamp: `astimezone` is two hours off where a time is left out."""
+    found = datetime.fromtimestamp(wall.timestamp()).astimezone()
+    shows = found.replace(tzinfo=None, fold=0) == wall.replace(fold=0)
+    return found if shows or not wall.fold else _moment(wall.replace(fold=0))

@@ -1,0 +1,141 @@
+"""A clock that is wrong, or jumps, changes no result, stops no watch, and takes no lock for stale."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from her2batch.errors import StoreError
+from her2batch.tables.files import held, hold
+from her2batch.tables.store import Cohort
+from her2batch.way.supply import Queue, next_time
+from tests.faults.lab import Lab, clean, command, plain, same
+from tests.flow.test_ingest import contents
+
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+needs_faketime = pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed")
+
+
+def elsewhen(**clock: str) -> dict[str, str]:
+    """The environment of a process that sees another time of day; what is monotonic stays so."""
+    own = {"LD_PRELOAD": str(FAKETIME), "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_NO_CACHE": "1"}
+    return {**os.environ, **own, **clock}
+
+
+@needs_faketime
+@pytest.mark.parametrize("clock", ["@1970-01-01 00:10:00", "@2099-06-30 23:59:50"])
+def test_results_know_no_time(lab: Lab, tmp_path: Path, clock: str) -> None:
+    run = subprocess.run(
+        command(lab.scans, tmp_path / "c", 0), env=elsewhen(FAKETIME=clock), capture_output=True, text=True, timeout=200
+    )
+    assert run.returncode == 0, run.stderr
+    journal = next(Cohort(tmp_path / "c").runs.glob("*.jsonl"))
+    assert f'"at": "{clock[1:5]}-' in journal.read_text()  # the process did see that time
+    same(tmp_path / "c", lab.reference)
+    clean(tmp_path / "c")
+
+
+WATCH = """
+import threading, time
+time.sleep = lambda seconds: threading.Event().wait(seconds)
+from her2batch.cli import main
+main()
+"""
+"""libfaketime breaks clock_nanosleep, and with it Python's own sleep, where it leaves the monotonic clock alone."""
+
+
+@needs_faketime
+def test_a_watch_neither_stalls_nor_runs_early_when_the_clock_jumps(lab: Lab, tmp_path: Path) -> None:
+    """An hour ahead, an hour back, to 1970: slides are taken up after they have settled, each once."""
+    scans, cohort, clock = tmp_path / "scans", Cohort(tmp_path / "c"), tmp_path / "clock"
+    scans.mkdir()
+    clock.write_text("+0\n")
+    env = elsewhen(FAKETIME_TIMESTAMP_FILE=str(clock))
+    given = ("--watch", "--settle", "1.5", "--tile", "64", "--workers", "0")
+    watch = [sys.executable, "-c", WATCH, "ingest", str(scans), "--out", str(cohort.root), *given]
+    with subprocess.Popen(watch, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        try:
+            for name, jump in (("s0", "+3600s"), ("s1", "-3600s"), ("s2", "@1970-01-02 00:00:00")):
+                shutil.copyfile(lab.scans / f"{name}.tiff", scans / f"{name}.tiff")
+                copied = time.monotonic()
+                clock.write_text(f"{jump}\n")
+                while not cohort.table("slides", name).exists():
+                    assert run.poll() is None
+                    assert time.monotonic() - copied < 90, "the watch stalls"
+                    time.sleep(0.05)
+                assert time.monotonic() - copied > 1.5
+            run.terminate()
+            assert run.wait(60) == 130
+        finally:
+            run.kill()
+    assert sorted(cohort.rows()) == ["s0", "s1", "s2"]
+
+
+@pytest.mark.parametrize("when", [0, 4e9], ids=["1970", "2096"])
+def test_files_from_another_time_are_read_once(lab: Lab, tmp_path: Path, when: float) -> None:
+    scans = tmp_path / "scans"
+    shutil.copytree(lab.scans, scans)
+    plain(scans, tmp_path / "now")
+    for path in scans.iterdir():
+        os.utime(path, (when, when))
+    assert plain(scans, tmp_path / "c").fresh == [f"s{k}" for k in range(6)]
+    again = plain(scans, tmp_path / "c")
+    assert (again.fresh, again.already) == ([], 6)
+    same(tmp_path / "c", contents(tmp_path / "now"))
+
+
+@pytest.mark.parametrize("when", [0, 4e9], ids=["1970", "2096"])
+def test_a_lock_is_held_as_long_as_its_process_lives_whatever_its_time(tmp_path: Path, when: float) -> None:
+    with hold(tmp_path):
+        os.utime(tmp_path / ".lock", (when, when))
+        assert held(tmp_path)
+        with pytest.raises(StoreError, match="is in use"), hold(tmp_path):
+            pass
+    assert not held(tmp_path)
+
+
+# -- nights on which the clocks change -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("begin", "until", "end"),
+    [
+        ("2026-10-24 18:00", "06:00", "2026-10-25 05:00"),  # back an hour: eleven hours of night from 20:00
+        ("2026-03-28 19:00", "06:00", "2026-03-29 04:00"),  # ahead: nine
+        ("2026-10-25 00:10", "02:30", "2026-10-25 00:30"),  # 02:10, the first time
+        ("2026-10-25 01:15", "02:30", "2026-10-25 01:30"),  # 02:15, the second: not 02:30 of an hour ago
+        ("2026-10-25 01:45", "02:30", "2026-10-26 01:30"),  # past both
+        ("2026-10-25 00:45", "02:30", "2026-10-25 01:30"),  # past the first alone
+        ("2026-03-29 00:30", "02:30", "2026-03-29 01:30"),  # is left out that night: an hour later on the clock
+        ("2026-03-29 01:40", "02:30", "2026-03-30 00:30"),
+    ],
+)
+def test_a_window_ends_when_the_clock_on_the_wall_says_so(berlin: None, begin: str, until: str, end: str) -> None:
+    found = next_time(until, at(begin).astimezone())
+    assert found == at(end)
+    moment = [at(begin)]
+    queue = Queue(until=found, clock=lambda: moment[0].astimezone())
+    assert not queue.closed()
+    moment[0] = at(end) - timedelta(seconds=1)
+    assert not queue.closed()
+    moment[0] = at(end)
+    assert queue.closed()
