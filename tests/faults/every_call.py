@@ -6,13 +6,18 @@ child resumes, a third looks. Prints one JSON line a strike. How many calls of a
 strace's log of an undisturbed one.
 
     python -m tests.faults.every_call LOG SCANS OUT REFERENCE --calls fsync rename --tries 5
+
+Without strace, --strike KILL (or EIO, ENOSPC, …) does the same at the n-th time that Python itself opens, renames,
+removes or makes something in the store, which it tells its audit hooks.
 """
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import shutil
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -29,6 +34,8 @@ STRIKE = {"openat": 9000, "write": 2000, "close": 9000}
 """Number of the call that is struck: beyond what this program itself makes, mostly to import."""
 
 OTHERS = 300
+
+EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 
 FAULT = 77
 """Exit code of a child that left by an exception that is none of ours."""
@@ -58,6 +65,24 @@ def waste(call: str, count: int) -> None:
     for _ in range(count):
         with contextlib.suppress(OSError):
             doing[call]()
+
+
+def hook(root: Path, call: str, n: int, strike: str, log: Path) -> None:
+    """Strike at the n-th event of a kind below a folder; write down how many of each there were so far."""
+    seen: Counter[str] = Counter()
+
+    def told(event: str, arguments: tuple[object, ...]) -> None:
+        if event not in EVENTS or not str(arguments[0]).startswith(str(root)):
+            return
+        seen[event] += 1
+        if n == 0:
+            log.with_name(log.name + ".counts").write_text(json.dumps(seen))
+        elif event == call and seen[event] == n:
+            if strike == "KILL":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError(getattr(errno, strike), os.strerror(getattr(errno, strike)))
+
+    sys.addaudithook(told)
 
 
 def child(work: Callable[[], int]) -> tuple[int, int]:
@@ -107,6 +132,7 @@ def main() -> None:
         options.add_argument(name, type=Path)
     options.add_argument("--calls", nargs="+", required=True)
     options.add_argument("--before", type=Path, help="a store that each strike starts from")
+    options.add_argument("--strike", help="without strace: KILL, or the error's name")
     options.add_argument("--tries", type=int, default=0, help="strikes a call; 0: every one")
     given = options.parse_args()
 
@@ -132,12 +158,21 @@ def main() -> None:
 
     child(lambda: fresh() or run())  # what is imported on the way
     child(lambda: fresh() or 0)
-    undisturbed, _ = child(run)
-    total = count(given.log, undisturbed)
+
+    def disturbed(call: str, n: int) -> int:
+        if given.strike is None:
+            waste(call, STRIKE.get(call, OTHERS) - n)
+        else:
+            hook(given.out, call, n, given.strike, given.log)
+        return run()
+
+    undisturbed, _ = child(run if given.strike is None else lambda: disturbed("", 0))
+    counted = given.log.with_name(given.log.name + ".counts")
+    total = count(given.log, undisturbed) if given.strike is None else Counter(json.loads(counted.read_text()))
     child(lambda: fresh() or 0)
     for call in given.calls:
         for n in spread(total[call], given.tries):
-            _, code = child(lambda call=call, n=n: waste(call, STRIKE.get(call, OTHERS) - n) or run())
+            _, code = child(lambda call=call, n=n: disturbed(call, n))
             facts = {"call": call, "n": n, "of": total[call], "code": code}
             child(lambda facts=facts: resume(facts))
 

@@ -18,7 +18,7 @@ import timm
 from her2batch.flow.ingest import Order, ingest
 from her2batch.flow.session import Session
 from her2batch.settings import Plan, Resources
-from tests.faults.every_call import under_strace
+from tests.faults.every_call import EVENTS, under_strace
 from tests.faults.lab import (
     TRIES,
     Lab,
@@ -49,8 +49,13 @@ FRESH_RAY = max(1, TRIES // 3)
 # -- at every system call ------------------------------------------------------------------------------------------
 
 
-def strikes(lab: Lab, folder: Path, faults: dict[str, str], tries: int, before: str | None = None) -> list[dict]:
-    """One slide's ingest, struck at its n-th call of each kind; what was found after each."""
+def strikes(
+    lab: Lab, folder: Path, faults: dict[str, str], tries: int, before: str | None = None, strike: str | None = None
+) -> list[dict]:
+    """One slide's ingest, struck at its n-th call of each kind; what was found after each.
+
+    before: the slide whose result lies there already.  strike: without strace, at what Python tells of itself.
+    """
     scans = folder / "scans"
     scans.mkdir()
     (scans / "s3.tiff").write_bytes((lab.scans / "s3.tiff").read_bytes())
@@ -75,10 +80,11 @@ def strikes(lab: Lab, folder: Path, faults: dict[str, str], tries: int, before: 
         folder / "reference",
     ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    strace = under_strace(folder / "log", faults) if strike is None else []
+    more += [] if strike is None else ["--strike", strike]
     run = subprocess.run(
-        [*under_strace(folder / "log", faults), *command, "--tries", str(tries), *more, "--calls", *faults],
-        capture_output=True, text=True, env=env,
-    )  # fmt: skip
+        [*strace, *command, "--tries", str(tries), *more, "--calls", *faults], capture_output=True, text=True, env=env
+    )
     assert run.returncode == 0, run.stderr
     assert '"fault"' not in run.stderr, run.stderr
     return [json.loads(line) for line in run.stdout.splitlines()]
@@ -96,6 +102,20 @@ def test_killed_at_a_system_call_of_the_commit_a_slide_is_whole_or_not_there(lab
     found = strikes(lab, tmp_path, dict.fromkeys(("fsync", "rename", "unlinkat", "write"), "signal=KILL"), tries=2)
     assert {one["code"] for one in found} == {-signal.SIGKILL}
     assert all(one["struck"]["torn"] == [] for one in found)
+    mended(found)
+
+
+@pytest.mark.parametrize(
+    ("strike", "codes"),
+    [("KILL", {-signal.SIGKILL}), pytest.param("EIO", {0, 1, 2, 3}, marks=pytest.mark.slow)],
+)
+def test_without_strace_the_same_at_what_python_opens_renames_removes_and_makes(
+    lab: Lab, tmp_path: Path, strike: str, codes: set[int]
+) -> None:
+    found = strikes(lab, tmp_path, dict.fromkeys(EVENTS, ""), 2, strike=strike)
+    assert {one["code"] for one in found} <= codes
+    assert all(one["struck"]["torn"] == [] for one in found)
+    assert all(one["code"] != 0 or one["struck"]["same"] for one in found)
     mended(found)
 
 

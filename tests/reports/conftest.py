@@ -11,6 +11,7 @@ from her2batch.flow.score import score
 from her2batch.reports.cohort import page, worked_up
 from her2batch.reports.material import Material, gather
 from her2batch.settings import Resources
+from her2batch.tables.places import drop_files
 from her2batch.tables.schemas import schema
 from her2batch.tables.store import Cohort, write_row
 from tests.conftest import Synthetic
@@ -30,7 +31,7 @@ def reported(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> 
     row = cohort.rows()[FAILED]
     failed = {"status": "failed", "error_code": "truncated", "error": f"/scans/{EVIL}: is cut; copy it again"}
     write_row(cohort, {**row, **failed, "files": [], "n_tiles": 0})
-    cohort.forget(row["files"])
+    drop_files(cohort.root, [file["path"] for file in row["files"]])
     assert score(cohort.root, untrained(folder / "bundle").path, Resources(workers=0)).exit_code == 0
     row = next(one for one in cohort.rows().values() if one["status"] == "done" and one["stain"] == "her2")
     cohort.add(row, {"patches/net": patches_of(cohort, row["slide_id"])})

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from her2batch.flow.ingest import Order, ingest
 from her2batch.reports.evidence import facts, heads, links, scale_bar, sections, write_pages
 from her2batch.reports.material import Material, gather, names_of
 from her2batch.settings import Plan, Resources
+from her2batch.tables.places import remove_tree
 from her2batch.tables.store import Cohort
 
 
@@ -64,12 +66,10 @@ def test_examples_are_the_tiles_themselves(material: Material) -> None:
 
 
 def test_a_slide_whose_pyramid_was_let_go_still_has_its_evidence(reported: Cohort, tmp_path: Path) -> None:
-    import shutil
-
     cohort = Cohort(Path(shutil.copytree(reported.root, tmp_path / "c")))
     material = gather(cohort)
     slide_id = with_patches(material)
-    cohort.drop_pyramid(slide_id)
+    remove_tree(cohort.pyramid(slide_id))
     found = facts(material, slide_id)
     assert found["examples"] == []
     assert "pyramid" in found["why_none"]
