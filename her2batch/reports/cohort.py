@@ -25,7 +25,7 @@ from her2batch.tasks import CLASSES, MEMBRANE
 SMALL: Final = 20
 """Slides up to which each slide's evidence stands in the report itself."""
 
-PICTURES: Final = 1500
+PICTURES: Final = 1000
 """Slides of lists that get a picture, those of the first lists first: about 3 kB each."""
 
 SITES: Final = 12

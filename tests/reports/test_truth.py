@@ -7,9 +7,18 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from her2batch.reports.material import Material
-from her2batch.reports.truth import against_labels, calibration_table, confusion_table, labelled, of_run, roc_table
+from her2batch.reports.truth import (
+    against_labels,
+    calibration_table,
+    confusion_table,
+    kappa_interval,
+    labelled,
+    of_run,
+    roc_table,
+)
 from her2batch.tables.schemas import run_schema
 from her2batch.tasks import CLASSES
+from her2batch.training.compare import intervals
 
 
 def predictions(task: str, truth: list[str], p: np.ndarray) -> pa.Table:
@@ -80,6 +89,15 @@ def test_calibration_by_hand() -> None:
     assert [(round(one["p"], 3), one["share"], one["n"]) for one in rows] == [(0.635, 1.0, 2), (0.94, 0.5, 2)]
     assert (rows[1]["low"], rows[1]["high"]) == (0.0, 1.0)
     assert (rows[0]["low"], rows[0]["high"]) == (1.0, 1.0)
+
+
+def test_kappa_has_the_interval_of_the_other_figures() -> None:
+    truth, p = drawn(60, 3)
+    table = predictions("her2-3way", [CLASSES["her2-3way"][k] for k in truth], p)
+    patients = {f"s{k}": f"p{k // 2}" for k in range(60)}
+    wanted = next(one for one in intervals(table, patients, 200).to_pylist() if one["metric"] == "kappa")
+    found = kappa_interval(table, patients, 200)
+    assert found == pytest.approx({name: wanted[name] for name in ("value", "low", "high")})
 
 
 def test_confusion_has_every_pair() -> None:
