@@ -85,7 +85,7 @@ def test_what_lost_data_is_refused(
 def test_what_lost_data_is_refused_fifty_times(
     kind: str, loss: str, seed: Callable, lookers: tuple[Looker, Looker], tmp_path: Path
 ) -> None:
-    check_loss(kind, loss, 12 if kind == "svs-j2k" else 50, seed(kind), lookers[0], tmp_path)
+    check_loss(kind, loss, 5 if kind == "svs-j2k" else 50, seed(kind), lookers[0], tmp_path)
 
 
 def check_loss(kind: str, loss: str, times: int, path: Path, look: Looker, folder: Path) -> None:

@@ -33,7 +33,7 @@ from tests.slides.ndpi import write_ndpi
 fuzz = settings(
     max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
-FUZZ_LONG = settings(fuzz, max_examples=1500)
+FUZZ_LONG = settings(fuzz, max_examples=600)
 
 EDITS = st.lists(
     st.tuples(st.floats(0, 1, exclude_max=True), st.one_of(st.binary(min_size=1, max_size=9), st.integers(1, 64))),
