@@ -26,8 +26,8 @@ PLAIN = Resources(workers=0)
 AGENTS_S = 90.0
 """How long Ray's agents may outlive a killed driver."""
 
-TRIES = int(os.environ.get("HER2BATCH_FAULT_TRIES", "20"))
-"""Random moments a fault of the slow suite is tried at."""
+TRIES = int(os.environ.get("HER2BATCH_FAULT_TRIES", "10"))
+"""How often a fault of the slow suite is tried: strikes at each system call, random moments of a kill."""
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 

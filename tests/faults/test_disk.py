@@ -11,7 +11,19 @@ import pytest
 from her2batch.errors import StoreError
 from her2batch.tables.store import Cohort
 from her2batch.upkeep.audit import verify
-from tests.faults.lab import Lab, clean, command, needs_mount, needs_strace, plain, rows_there, same, start, until
+from tests.faults.lab import (
+    TRIES,
+    Lab,
+    clean,
+    command,
+    needs_mount,
+    needs_strace,
+    plain,
+    rows_there,
+    same,
+    start,
+    until,
+)
 from tests.faults.powerloss import crashes, recorded
 from tests.faults.test_kills import mended, strikes
 from tests.flow.test_ingest import contents
@@ -82,14 +94,18 @@ def test_refused_at_any_call_a_slide_fails_or_the_run_says_so_and_the_next_mends
 @pytest.mark.slow
 @needs_strace
 @pytest.mark.timeout(900)
-def test_refused_at_every_call_a_slide_fails_or_the_run_says_so_and_the_next_mends_it(lab: Lab, tmp_path: Path) -> None:
+def test_refused_all_over_an_ingest_a_slide_fails_or_the_run_says_so_and_the_next_mends_it(
+    lab: Lab, tmp_path: Path
+) -> None:
     (tmp_path / "a").mkdir()
     refused_well(
-        strikes(lab, tmp_path / "a", {"fsync": "error=EIO", "rename": "error=EIO", "mkdir": "error=ENOSPC"}, 0)
+        strikes(lab, tmp_path / "a", {"fsync": "error=EIO", "rename": "error=EIO", "mkdir": "error=ENOSPC"}, TRIES)
     )
     (tmp_path / "b").mkdir()
     refused_well(
-        strikes(lab, tmp_path / "b", {"write": "error=ENOSPC", "close": "error=EIO", "openat": "error=EMFILE"}, 20)
+        strikes(
+            lab, tmp_path / "b", {"write": "error=ENOSPC", "close": "error=EIO", "openat": "error=EMFILE"}, TRIES // 2
+        )
     )
 
 
