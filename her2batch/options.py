@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -30,11 +32,18 @@ OUT = Path("cohort")
 
 
 def emit(as_json: bool, data: dict[str, Any], show: Callable[[], None]) -> None:
-    """What a command found: one JSON object on stdout, or its screen."""
-    if as_json:
-        print(json.dumps(data, default=str))
-    else:
-        show()
+    """What a command found: one JSON object on stdout, or its screen.
+
+    Whoever listened may have gone (`| head`): what was done is done all the same, and so is the exit code.
+    """
+    try:
+        if as_json:
+            print(json.dumps(data, default=str))
+        else:
+            show()
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # rich makes the one the other
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def options(model: type[BaseModel], leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:

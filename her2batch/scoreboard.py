@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from her2batch.screen import plain_table, show_summary
+from her2batch.screen import plain_table, say, show_summary
 
 if TYPE_CHECKING:
     from her2batch.demo import Demo
@@ -51,7 +50,7 @@ def _bar(what: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
     if quiet:
         yield lambda *_: None
     elif not console.is_terminal:
-        yield lambda count, total, words: print(f"{count}/{total} {what} {words}".rstrip(), file=sys.stderr, flush=True)
+        yield lambda count, total, words: say(f"{count}/{total} {what} {words}".rstrip())
     else:
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(TextColumn(f"[bold]{what}"), *columns, TextColumn("{task.description}"), console=console) as bar:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,7 @@ def progress(quiet: bool) -> Iterator[Report]:
 def _plain_line(tally: Tally, row: Row) -> None:
     words = row["error"] if row["status"] == "failed" else f"{row['n_tiles']} tiles"
     line = f"{tally.ended}/{tally.of} {row['slide_id']}: {row['status']}, {words}"
-    print(f"{line} ({how_far(tally)})", file=sys.stderr, flush=True)
+    say(f"{line} ({how_far(tally)})")
 
 
 def how_far(tally: Tally) -> str:
@@ -76,9 +76,10 @@ def _outcome(row: Row) -> str:
 
 
 def say(words: str, quiet: bool = False) -> None:
-    """One line on stderr."""
+    """One line on stderr. Nobody may be there to read it, or its disk be full: no run ends for that."""
     if not quiet:
-        print(words, file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(words, file=sys.stderr, flush=True)
 
 
 def show_summary(summary: Summary) -> None:

@@ -1,6 +1,8 @@
 """The commands on slides, as somebody types them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,14 @@ def test_status_says_what_failed_as_json_too(make_slide: MakeSlide, tmp_path: Pa
 @pytest.mark.parametrize("words", [["--mpp", "99"], ["--until", "25:00"], ["--reader", "magic"]])
 def test_a_setting_out_of_range_is_a_usage_error(tmp_path: Path, words: list[str]) -> None:
     assert said("ingest", tmp_path, *words)[0] == 2
+
+
+def test_a_run_does_not_end_because_nobody_listens(make_slide: MakeSlide, tmp_path: Path) -> None:
+    scans = make_slide("a.tiff").parent
+    make_slide("b.tiff", seed=1)
+    command = [sys.executable, "-m", "her2batch.cli", "ingest", str(scans), "--out", str(tmp_path / "c")]
+    run = subprocess.Popen([*command, "--workers", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    run.stdout.close()
+    run.stderr.close()
+    assert run.wait(timeout=120) == 0
+    assert json.loads(said("status", tmp_path / "c", "--json")[1])["done"] == 2
