@@ -91,7 +91,7 @@ def test_refused_at_any_call_a_slide_fails_or_the_run_says_so_and_the_next_mends
     refused_well(found)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_strace
 @pytest.mark.timeout(900)
 def test_refused_all_over_an_ingest_a_slide_fails_or_the_run_says_so_and_the_next_mends_it(
@@ -155,7 +155,7 @@ def test_a_read_only_store_is_refused_before_any_work(lab: Lab, tmp_path: Path) 
     assert len(run.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_a_store_that_is_taken_away_ends_the_run_with_one_line_and_is_not_made_again(
     lab: Lab, tmp_path: Path, workers: int
 ) -> None:

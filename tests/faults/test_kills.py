@@ -107,7 +107,7 @@ def test_killed_at_a_system_call_of_the_commit_a_slide_is_whole_or_not_there(lab
 
 @pytest.mark.parametrize(
     ("strike", "codes"),
-    [("KILL", {-signal.SIGKILL}), pytest.param("EIO", {0, 1, 2, 3}, marks=pytest.mark.slow)],
+    [("KILL", {-signal.SIGKILL}), pytest.param("EIO", {0, 1, 2, 3}, marks=pytest.mark.long)],
 )
 def test_without_strace_the_same_at_what_python_opens_renames_removes_and_makes(
     lab: Lab, tmp_path: Path, strike: str, codes: set[int]
@@ -119,7 +119,7 @@ def test_without_strace_the_same_at_what_python_opens_renames_removes_and_makes(
     mended(found)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_strace
 @pytest.mark.timeout(900)
 def test_killed_all_over_an_ingest_a_slide_is_whole_or_not_there(lab: Lab, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_killed_all_over_an_ingest_a_slide_is_whole_or_not_there(lab: Lab, tmp_p
     mended(found)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_strace
 def test_killed_while_a_changed_slide_takes_the_place_of_the_old_the_next_run_ends_it(lab: Lab, tmp_path: Path) -> None:
     found = strikes(
@@ -179,7 +179,7 @@ def struck(lab: Lab, out: Path, victim: Callable[[int], list[psutil.Process]], a
     return run.returncode, words, took
 
 
-@pytest.mark.parametrize("part", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("part", ["raylet", pytest.param("gcs_server", marks=pytest.mark.long)])
 def test_when_ray_dies_the_run_says_so_and_the_next_goes_on(lab: Lab, tmp_path: Path, part: str) -> None:
     out = tmp_path / "c"
     code, words, took = struck(lab, out, lambda pid: until_found(pid, part, out), 0)
@@ -201,7 +201,7 @@ def test_a_killed_driver_leaves_whole_slides_and_no_process(lab: Lab, tmp_path: 
     assert code == -signal.SIGKILL
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("part", ["driver", "raylet", "gcs_server"])
 def test_killed_at_random_moments_the_next_run_ends_with_the_same_bytes(lab: Lab, tmp_path: Path, part: str) -> None:
@@ -221,7 +221,7 @@ def test_killed_at_random_moments_the_next_run_ends_with_the_same_bytes(lab: Lab
 # -- actors --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_reader_costs_nothing(lab: Lab, tmp_path: Path) -> None:
     """Reader and writer are one process here: what decodes a slide measures and commits it."""
     out = tmp_path / "c"
@@ -241,7 +241,7 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("pool", ["reader", "model"])
 def test_actors_killed_at_random_moments_cost_nothing(
     lab: Lab, tmp_path: Path, pool: str, ray_session: Session, small_weights: Path
@@ -276,7 +276,7 @@ def test_actors_killed_at_random_moments_cost_nothing(
     [
         (2, signal.SIGINT, "slides"),
         (0, signal.SIGTERM, "slides"),
-        pytest.param(2, signal.SIGTERM, "start", marks=pytest.mark.slow),
+        pytest.param(2, signal.SIGTERM, "start", marks=pytest.mark.long),
     ],
 )
 def test_asked_to_stop_a_run_ends_within_ten_seconds_with_130(
@@ -296,7 +296,7 @@ def test_asked_to_stop_a_run_ends_within_ten_seconds_with_130(
     resumed(lab, out)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_at_random_moments_a_run_ends_with_130(lab: Lab, tmp_path: Path, number: int) -> None:
@@ -319,7 +319,7 @@ def test_asked_to_stop_at_random_moments_a_run_ends_with_130(lab: Lab, tmp_path:
         resumed(lab, out)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_interrupt_ends_a_run_at_once(lab: Lab, tmp_path: Path) -> None:
     out = tmp_path / "c"
     run = start(lab.scans, out)
