@@ -157,12 +157,15 @@ def _prepare(order: Order, plan: Plan) -> tuple[Plan, Worker]:
     plan = plan.model_copy(update={"bundle": bundle.id if bundle else None})
     if bundle is not None:
         check_fits(bundle, plan)
-        Judge(bundle)  # a head that can't be loaded is said now, not by every slide
     dims = {name: dim_of(name) for name in plan.encoders}
     context = Context(plan, bundle, order.weights, dims=dims)
     check(chosen(bundle), GIVEN)
     names = Names(read_key(order.key) if order.key is not None else None)
-    return plan, Worker(Cohort(place(order.out)), context, names)
+    worker = Worker(Cohort(place(order.out)), context, names)
+    if bundle is not None:
+        worker.load_reader()  # heads bring torch, and cuCIM hangs after it
+        Judge(bundle)  # a head that can't be loaded is said now, not by every slide
+    return plan, worker
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from her2batch.flow.session import Session
 from her2batch.settings import Plan, Resources
 from her2batch.tables.store import Cohort
 from her2batch.upkeep.audit import status, verify
+from tests.conftest import MakeSlide
+from tests.models.bundles import untrained
 
 PLAIN = Resources(workers=0)
 
@@ -260,3 +262,13 @@ def test_the_rule_orders_the_real_cores_as_wrapped_slides(real_data: Path, tmp_p
     score = {ihc: [one["score"] for one in rows] for ihc, rows in found.items()}
     assert score["0"][0] < score["1"][0] <= min(score["2"]) <= max(score["2"]) < score["3"][0]
     assert found["3"][0]["predicted"] == "3+"
+
+
+def test_cucim_is_loaded_before_the_heads_of_a_bundle(make_slide: MakeSlide, tmp_path: Path) -> None:
+    scans = make_slide("a.tiff").parent
+    bundle = untrained(tmp_path / "bundle")
+    command = [sys.executable, "-m", "her2batch.cli", "ingest", str(scans), "--out", str(tmp_path / "c")]
+    more = ["--workers", "0", "--reader", "cucim", "--bundle", str(bundle.path), "--quiet"]
+    run = subprocess.run([*command, *more], capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr
+    assert Cohort(tmp_path / "c").rows()["a"]["reader"] == "cucim"
