@@ -127,6 +127,7 @@ def lived(*command: str) -> tuple[set[tuple[str, int, int]], int]:
     return seen, run.returncode
 
 
+@pytest.mark.slow
 def test_an_ingest_listens_on_loopback_alone_from_start_to_end(make_slide: MakeSlide, tmp_path: Path) -> None:
     scans = make_slide("a.tiff", size=(900, 700)).parent
     seen, code = lived("ingest", str(scans), "--out", str(tmp_path / "c"), "--workers", "1", "--tile", "64")

@@ -135,6 +135,7 @@ def test_a_slide_that_cannot_be_read_says_so_and_the_others_are_done(lab: Lab, t
 
 
 @needs_strace
+@pytest.mark.slow
 def test_a_slow_share_costs_time_and_nothing_else(lab: Lab, tmp_path: Path) -> None:
     """Every read of the slides takes 20 ms more."""
     slow = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(tmp_path / "log"), "--trace=pread64"]

@@ -195,6 +195,7 @@ def until_found(pid: int, part: str, out: Path, rows: int = 1) -> list[psutil.Pr
     return named(pid, part)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_leaves_whole_slides_and_no_process(lab: Lab, tmp_path: Path) -> None:
     out = tmp_path / "c"
     code, _, _ = struck(lab, out, lambda pid: until_found(pid, "none", out) or driver(pid), 0)

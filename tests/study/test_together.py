@@ -16,6 +16,7 @@ from her2batch.training.methods import plan
 from tests.conftest import Synthetic
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_network(synthetic: Synthetic, tmp_path: Path, ray_session: Session) -> None:
     training = Training(methods=("convnext-small",), folds=3, quick=True, options=("epochs=1",))
     job = job_of(Study(synthetic.cohort, tmp_path / "run"), training)
@@ -28,6 +29,7 @@ def test_two_processes_train_one_network(synthetic: Synthetic, tmp_path: Path, r
     assert all(sum(row["p"]) == pytest.approx(1, abs=1e-4) for row in rows)
 
 
+@pytest.mark.slow
 def test_a_fault_is_said_and_costs_its_unit_alone(
     synthetic: Synthetic, tmp_path: Path, ray_session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_damaged_unit_is_trained_again(synthetic: Synthetic, trained: Path, tm
     assert tables(tmp_path / "run") == tables(trained)
 
 
+@pytest.mark.slow
 def test_kills_cost_nothing(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
     """A worker is killed, then the driver, then the run is resumed: the same tables, byte for byte."""
     command = [sys.executable, "-c", "from her2batch.cli import main; main()", "train"]
