@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -130,7 +130,8 @@ def ingest(
         stopped = session.stopped if session is not None else threading.Event()
         with Journal(cohort, summary.run) as journal, _supply(register, order, plan, window, stopped) as supply:
             journal.say("started", host=socket.gethostname(), pid=os.getpid(), plan=plan.id, watch=window.watch)
-            register.census.keep(cohort)
+            with suppress(OSError):  # its last state counts
+                register.census.keep(cohort)
             run = _Run(register, supply, journal, report, summary, stopped)
             _run(run, worker, resources, session)
             _count(cohort, register.census, summary)
@@ -220,7 +221,8 @@ class _Run:
             self.journal.say("progress", **asdict(self.tally))
             self.told = at
         if at - self.saved > SAVE_EVERY_S:
-            self.register.census.keep(self.register.cohort)
+            with suppress(OSError):
+                self.register.census.keep(self.register.cohort)
             self.saved = at
 
 
@@ -232,10 +234,11 @@ def _run(run: _Run, worker: Worker, resources: Resources, session: Session | Non
             _work(run, worker, resources, session)
     finally:
         _defer(run)
-        run.register.census.keep(cohort)
-        if run.times:
-            cohort.write_times(run.summary.run, [run.times[one] for one in sorted(run.times)])
-            cohort.write_damaged(cohort.damaged() - set(run.times))
+        with ExitStack() as notes:  # each is tried, then the disk's refusal is raised
+            if run.times:
+                notes.callback(lambda: cohort.write_damaged(cohort.damaged() - set(run.times)))
+                notes.callback(cohort.write_times, run.summary.run, [run.times[one] for one in sorted(run.times)])
+            notes.callback(run.register.census.keep, cohort)
     cohort.remember()
 
 

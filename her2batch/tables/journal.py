@@ -6,6 +6,7 @@ Only the driver writes it. With pseudonyms it names slides by their ids, as ever
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from her2batch.errors import Her2BatchError
+from her2batch.errors import Her2BatchError, StoreError
 from her2batch.tables.places import put
 from her2batch.tables.store import Cohort
 
@@ -29,7 +30,10 @@ class Journal:
         self._place = cohort.runs / f"{run}.jsonl"
         self._far = tempfile.TemporaryDirectory(prefix="her2batch-") if cohort.remote else None
         self._path = Path(self._far.name) / self._place.name if self._far is not None else self._place
-        self._file = self._path.open("a", buffering=1)
+        try:
+            self._file = self._path.open("a", buffering=1)
+        except OSError:
+            self._file = Path(os.devnull).open("a", buffering=1)  # noqa: SIM115  (closed on the way out, as the other)
 
     def __enter__(self) -> Journal:
         return self
@@ -52,7 +56,7 @@ class Journal:
             self._file.write(json.dumps(line, default=str) + "\n")
             if self._far is not None and event in SENT:
                 put(self._path, self._place)
-        except OSError:
+        except (OSError, StoreError):
             return
 
 

@@ -1,0 +1,68 @@
+"""A run's own notes (journal, durations, intake table) on a disk that is full or slow: the slides come first."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from her2batch.settings import Plan
+from her2batch.tables.journal import Journal, latest, lines
+from her2batch.tables.store import Cohort
+from tests.faults.lab import Lab, clean, command, needs_mount, needs_strace, plain, same
+from tests.faults.test_disk import in_namespace
+
+ON_A_FULL_DISK = """
+mount -t tmpfs -o size=64k none "$1/tables/runs"
+head -c 1m /dev/zero >"$1/tables/runs/ballast" 2>/dev/null || true
+shift
+exec "$@"
+"""
+
+
+@needs_mount
+def test_when_the_notes_have_no_room_every_slide_is_done_and_the_run_says_so(lab: Lab, tmp_path: Path) -> None:
+    """tables/runs is a disk of its own, and full."""
+    out = tmp_path / "c"
+    first = tmp_path / "scans"
+    first.mkdir()
+    assert plain(first, out).seen == 0
+    run = in_namespace(ON_A_FULL_DISK, out, *command(lab.scans, out, 0))
+    assert run.returncode == 2, run.stderr
+    assert [line for line in run.stderr.splitlines() if "No space left on device" in line] == [
+        run.stderr.splitlines()[-1]
+    ]
+    assert "Traceback" not in run.stderr
+    assert {row["status"] for row in Cohort(out).rows().values()} == {"done"}
+    found = plain(lab.scans, out)
+    assert (found.done, found.fresh, found.exit_code) == (6, [], 0)
+    same(out, lab.reference)
+    clean(out)
+
+
+@needs_strace
+@pytest.mark.slow
+def test_notes_on_a_slow_disk_cost_time_and_nothing_else(lab: Lab, tmp_path: Path) -> None:
+    """Every line that a process writes takes 20 ms."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    shutil.copy(lab.scans / "s3.tiff", scans)
+    plain(scans, tmp_path / "reference")
+    slow = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(tmp_path / "log"), "--trace=write"]
+    subprocess.run([*slow, "--inject=write:delay_enter=20000", *command(scans, tmp_path / "c", 0)], check=True)
+    journal = latest(Cohort(tmp_path / "c"))
+    assert journal is not None
+    assert [event["event"] for _, event in lines(journal)] == ["started", "slide", "progress", "ended"]
+    clean(tmp_path / "c")
+
+
+def test_a_journal_that_cannot_be_opened_is_done_without(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is taken by a folder: nobody can write there, not even root."""
+    cohort = Cohort(tmp_path / "c")
+    cohort.create(Plan())
+    (cohort.runs / "ingest-x.jsonl").mkdir(parents=True)
+    with Journal(cohort, "ingest-x") as journal:
+        journal.say("started")
+    assert (cohort.runs / "ingest-x.jsonl").is_dir()
