@@ -10,14 +10,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
 import pyarrow.dataset
 import pytest
 
 from her2batch.flow.ingest import Order, ingest
+from her2batch.flow.plain import plain as plain_loop
+from her2batch.flow.pool import share
 from her2batch.flow.session import Session
+from her2batch.flow.telemetry import Meters
 from her2batch.models.encoders import dim_of
 from her2batch.settings import Plan, Resources
 from her2batch.slides.pyramid import Pyramid
@@ -25,9 +29,10 @@ from her2batch.slides.slide import Box
 from her2batch.tables.store import Cohort
 from her2batch.upkeep.audit import status, verify
 from her2batch.way.stages import Context
+from her2batch.way.supply import Queue
 from her2batch.way.work import Worker
 from tests.conftest import tissue_image, write_slide
-from tests.faults.lab import Lab, all_gone, clean, command, family, plain, rows_there, same, start, until
+from tests.faults.lab import Lab, all_gone, clean, command, family, named, plain, rows_there, same, start, until
 from tests.flow.test_ingest import contents
 from tests.flow.test_pool import todos
 
@@ -215,6 +220,34 @@ def test_one_two_or_four_workers_change_no_byte(lab: Lab, tmp_path: Path, ray_se
         same(tmp_path / str(workers), lab.reference)
 
 
+@pytest.mark.slow
+def test_a_huge_slide_among_small_ones_and_a_slow_worker_change_no_byte(
+    tmp_path: Path, ray_session: Session, make_slide: Callable
+) -> None:
+    """The huge one is shared between the workers; one of them stands still for two seconds in the middle."""
+    make_slide("huge.tiff", size=(5000, 4600), brown=0.4)
+    for k in range(4):
+        make_slide(f"small{k}.tiff", seed=k, size=(900, 900))
+    scans, session = tmp_path / "scans", replace(ray_session, workers=2)
+    reference = Worker(*_cohort(tmp_path / "plain"))
+    list(plain_loop(reference, Queue(todos(scans, reference))))
+    worker = Worker(*_cohort(tmp_path / "c"), range_batches=1, split_batches=1)
+    slowed: list[psutil.Process] = []
+    for _ in share(session, worker, Queue(todos(scans, worker)), Resources(workers=2), Meters()):
+        if not slowed:
+            slowed = named(os.getpid(), "ray::Actor")[:1]
+            slowed[0].suspend()
+            threading.Timer(2.0, slowed[0].resume).start()
+    assert len(slowed) == 1
+    assert contents(tmp_path / "plain") == contents(tmp_path / "c")
+
+
+def _cohort(out: Path) -> tuple[Cohort, Context]:
+    cohort = Cohort(out)
+    cohort.create(Plan(tile=64))
+    return cohort, Context(Plan(tile=64), dims={"stain": dim_of("stain")})
+
+
 def test_the_order_in_which_slides_come_changes_no_byte(lab: Lab, tmp_path: Path) -> None:
     out = tmp_path / "backwards"
     shuffled = tmp_path / "scans"
@@ -271,13 +304,14 @@ CHAOS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["RAY_testing_rpc_failure", "RAY_testing_asio_delay_us"])
 def test_with_rays_own_messages_lost_or_late_the_bytes_are_the_same(lab: Lab, tmp_path: Path, fault: str) -> None:
+    """Ray may end the process itself, by its own words, where the lost message was one of its start."""
     out = tmp_path / "c"
     env = {**os.environ, fault: CHAOS[fault]}
     run = subprocess.Popen(command(lab.scans, out), stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
     until(lambda: rows_there(out) >= 1 or run.poll() is not None, within=200)
     everybody = family(run.pid)
     _, words = run.communicate(timeout=250)
-    assert run.returncode in (0, 2, 3), words
+    assert run.returncode in (0, 2, 3) or "core_worker" in words, words
     all_gone(everybody)
     assert plain(lab.scans, out, retry_failed=True).exit_code == 0
     same(out, lab.reference)
