@@ -1,0 +1,36 @@
+"""A cluster whose nodes die and join while an ingest goes on: the bytes of the plain loop."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.lab import TRIES, Lab, clean, rows_there, same, until
+from tests.nodes import cluster
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_three_nodes_that_die_in_turn_and_are_replaced_change_no_byte(lab: Lab, tmp_path: Path) -> None:
+    """Between two kills one slide or more is committed: a slide that loses its worker three times is given up."""
+    chance = random.Random(23)
+    with cluster(workers=3) as nodes:
+        for k in range(max(1, TRIES // 3)):
+            out = tmp_path / str(k)
+            command = [sys.executable, "-m", "her2batch.cli", "ingest", str(lab.scans), "--out", str(out)]
+            run = nodes.popen(*command, "--address", nodes.address)
+            for rows in (0, 2):
+                until(lambda out=out, rows=rows, run=run: rows_there(out) > rows or run.poll() is not None)
+                victim = chance.choice([name for name in nodes.nodes if name != "head"])
+                nodes.kill(victim)
+                nodes.add(victim)
+            try:
+                words = run.communicate(timeout=200)
+            except subprocess.TimeoutExpired:
+                run.kill()
+                raise
+            assert run.returncode == 0, words
+            same(out, lab.reference)
+            clean(out)
