@@ -1,23 +1,36 @@
 """How near does our feed of a GPU come to the bare network: a UNI-size ViT-L, random weights?
 
-usage: gpu.py [--device cuda] [--model vit_large_patch16_224] [--tiles N] [--rounds N]
+usage: gpu.py [--device cuda] [--model vit_large_patch16_224] [--tiles N] [--rounds N] [--slides SLIDES]
 
 Ours: uint8 tiles in host memory, as the ingest's decoder leaves them, through `models.device.forward`: pinned, copied
 without waiting, normalised on the device, bf16 autocast, vectors back on the host. Bare: the same network and batch on
 normalised data that lies on the device, nothing copied. Without a GPU it says so; `--device cpu` tries it out.
+
+With slides: how near does a whole ingest of them, with UNI's network and random weights, come to the larger of its
+decode alone on all cores and the bare network?
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import timm
 import torch
-from rounds import medians
+from ingest_rate import ray_alone
+from rounds import medians, on_cores, processes
+from tiles import bare as bare_decode
+from tiles import tissue_tiles
 
+from her2batch.flow.ingest import Order, ingest
 from her2batch.models.device import SUB_BATCH, Look, forward, prepare
+from her2batch.models.encoders import ENCODERS
+from her2batch.settings import Plan, Resources
+from her2batch.slides.intake import find
+from her2batch.way.costs import cores
 
 LOOK = Look((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -29,6 +42,7 @@ def main() -> None:
     parser.add_argument("--model", default="vit_large_patch16_224")
     parser.add_argument("--tiles", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--slides", type=Path)
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         print("unmeasured: torch sees no GPU here; --device cpu tries the benchmark out")
@@ -61,6 +75,41 @@ def main() -> None:
     a, b = (args.tiles / one for one in seconds.values())
     head = f"{args.model} on {args.device}, {args.tiles} tiles"
     print(f"{head}: ours {a:,.0f} images/s · bare {b:,.0f} · ratio {a / b:.2f}")
+    if args.slides:
+        del net, resident
+        torch.cuda.empty_cache()
+        whole(args.slides, b, args.rounds)
+
+
+def whole(slides: Path, bare: float, rounds: int) -> None:
+    """Print the row of a whole ingest with UNI's network. bare: its images a second on resident data."""
+    work = [(source.path, tissue_tiles(source.path)) for source in find(slides)[0]]
+    total, workers = sum(len(tiles) for _, tiles in work), cores()
+    parts = [(path, part) for path, tiles in work for part in np.array_split(tiles, workers)]
+    with tempfile.TemporaryDirectory() as folder, processes(workers) as pool:
+        weights = Path(folder) / "pytorch_model.bin"
+        spec = ENCODERS["uni"]
+        torch.save(timm.create_model(spec.arch, pretrained=False, **spec.kwargs).state_dict(), weights)
+
+        def ours() -> float:
+            with tempfile.TemporaryDirectory() as out:
+                started = time.perf_counter()
+                order = Order(slides, Path(out) / "c", weights=weights)
+                summary = ingest(order, Plan(encoders=("uni",)), Resources(workers=workers))
+                assert summary.failed == 0, summary.failures
+                return time.perf_counter() - started
+
+        def decode() -> float:
+            return sum(on_cores(pool, bare_decode, parts[k : k + workers]) for k in range(0, len(parts), workers))
+
+        sides = {"ingest": ours, "Ray alone": lambda: ray_alone(workers), "decode alone": decode}
+        wall, ray, decoding = medians(sides, rounds).values()
+    without, larger = wall - ray, max(decoding, total / bare)
+    print(
+        f"{len(work)} slides, {total} tiles, {workers} workers: ingest with UNI's network {wall:.1f} s, "
+        f"{total / wall:,.0f} tiles/s; without Ray's {ray:.1f} s {without:.1f} s, {total / without:,.0f} tiles/s · "
+        f"decode alone {decoding:.1f} s · network alone {total / bare:.1f} s · {without / larger:.2f} × the larger"
+    )
 
 
 if __name__ == "__main__":
