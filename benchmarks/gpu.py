@@ -15,15 +15,18 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from tiles import bare as bare_decode  # before torch: it loads cuCIM, which never returns after torch
+from tiles import tissue_tiles
+
+# isort: split
 import numpy as np
 import timm
 import torch
 from ingest_rate import ray_alone
 from rounds import medians, on_cores, processes
-from tiles import bare as bare_decode
-from tiles import tissue_tiles
 
 from her2batch.flow.ingest import Order, ingest
 from her2batch.models.device import SUB_BATCH, Look, forward, prepare
@@ -47,6 +50,7 @@ def main() -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         print("unmeasured: torch sees no GPU here; --device cpu tries the benchmark out")
         return
+    pool = processes(cores()) if args.slides else None  # before torch has threads: they do not survive a fork
     prepare(args.device)
     net = timm.create_model(args.model, pretrained=False, num_classes=0).eval().to(args.device)
     net = net.to(memory_format=torch.channels_last)
@@ -75,18 +79,19 @@ def main() -> None:
     a, b = (args.tiles / one for one in seconds.values())
     head = f"{args.model} on {args.device}, {args.tiles} tiles"
     print(f"{head}: ours {a:,.0f} images/s · bare {b:,.0f} · ratio {a / b:.2f}")
-    if args.slides:
+    if pool is not None:
         del net, resident
         torch.cuda.empty_cache()
-        whole(args.slides, b, args.rounds)
+        whole(args.slides, pool, b, args.rounds)
+        pool.shutdown()
 
 
-def whole(slides: Path, bare: float, rounds: int) -> None:
+def whole(slides: Path, pool: ProcessPoolExecutor, bare: float, rounds: int) -> None:
     """Print the row of a whole ingest with UNI's network. bare: its images a second on resident data."""
     work = [(source.path, tissue_tiles(source.path)) for source in find(slides)[0]]
     total, workers = sum(len(tiles) for _, tiles in work), cores()
     parts = [(path, part) for path, tiles in work for part in np.array_split(tiles, workers)]
-    with tempfile.TemporaryDirectory() as folder, processes(workers) as pool:
+    with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "pytorch_model.bin"
         spec = ENCODERS["uni"]
         torch.save(timm.create_model(spec.arch, pretrained=False, **spec.kwargs).state_dict(), weights)
