@@ -39,7 +39,7 @@ class Scanned(NamedTuple):
 @pytest.fixture(scope="module")
 def scanned(tmp_path_factory: pytest.TempPathFactory) -> Scanned:
     folder = tmp_path_factory.mktemp("gpu")
-    made = make_cohort(folder / "made", 16, seed=3, size=(2600, 2200), workers=4)
+    made = make_cohort(folder / "made", 16, seed=3, size=(1700, 1400), workers=4)
     net = timm.create_model("test_vit", pretrained=False, num_classes=0)
     (folder / "weights").mkdir()
     safetensors.torch.save_file(net.state_dict(), folder / "weights" / "test_vit.safetensors")
