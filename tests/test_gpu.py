@@ -39,7 +39,7 @@ class Scanned(NamedTuple):
 @pytest.fixture(scope="module")
 def scanned(tmp_path_factory: pytest.TempPathFactory) -> Scanned:
     folder = tmp_path_factory.mktemp("gpu")
-    made = make_cohort(folder / "made", 16, seed=3, size=(1700, 1400), workers=4)
+    made = make_cohort(folder / "made", 16, seed=3, size=(2600, 2200), workers=4)
     net = timm.create_model("test_vit", pretrained=False, num_classes=0)
     (folder / "weights").mkdir()
     safetensors.torch.save_file(net.state_dict(), folder / "weights" / "test_vit.safetensors")
@@ -76,9 +76,9 @@ def vectors(cohort: Path) -> np.ndarray:
 
 
 def test_any_number_of_workers_gives_the_same_bytes(scanned: Scanned, cohort: Path, tmp_path: Path) -> None:
-    for workers in (2, 0):
-        done(ingest(scanned, tmp_path / str(workers), "--workers", workers))
-        same(tmp_path / str(workers), contents(cohort))
+    """The plain loop, --workers 0, is left out: it computes on the CPU."""
+    done(ingest(scanned, tmp_path / "two", "--workers", 2))
+    same(tmp_path / "two", contents(cohort))
 
 
 def test_vectors_are_those_of_the_cpu_within_bfloat16(scanned: Scanned, cohort: Path, tmp_path: Path) -> None:

@@ -166,12 +166,14 @@ def _patches(
             raise InputError(f"slide {item[0]}: {result.what}", result.path, result.remedy) from result
         if isinstance(result, Exception):
             raise result
-    tables = {given: pa.concat_tables(list(labelled_patches(job, given, slide_ids).values())) for given in inputs}
+    none = run_schema("patches").empty_table()
+    tables = {given: pa.concat_tables([none, *labelled_patches(job, given, slide_ids).values()]) for given in inputs}
     job.run.write("patches", pa.concat_tables(list(tables.values())))
     for given, table in tables.items():
         if missing := [one for one in IHC if one not in table["truth"].to_pylist()]:
             what = f"no patch of class {', '.join(missing)} at {given.removeprefix('patches-')} resolution"
-            raise InputError(what, annotations, "annotate regions of every class, named 0, 1+, 2+, 3+")
+            remedy = "annotate regions of every class, named 0, 1+, 2+, 3+, wider than a patch; or try another --input"
+            raise InputError(what, annotations, remedy)
 
 
 def _cut_one(job: Job, item: tuple[str, Path | None, str], _: str) -> None:

@@ -77,6 +77,14 @@ def test_a_class_without_annotated_patches_is_named(synthetic: Synthetic, job: J
         prepare(job, plan(job.training, job.plan.encoders), None, folder, None)
 
 
+def test_slides_too_small_for_a_single_patch_are_said_so(synthetic: Synthetic, tmp_path: Path) -> None:
+    """At low resolution a patch is wider than these slides."""
+    training = Training(methods=("svm",), inputs=("patches-low",), folds=3, quick=True)
+    job = job_of(Study(synthetic.cohort, tmp_path / "run"), training)
+    with pytest.raises(InputError, match=r"no patch of class 0, 1\+, 2\+, 3\+ at low resolution.* another --input"):
+        prepare(job, plan(training, job.plan.encoders), None, synthetic.annotations, None)
+
+
 def test_labels_that_change_in_mid_run_are_refused(synthetic: Synthetic, tmp_path: Path) -> None:
     job = job_of(Study(synthetic.cohort, tmp_path / "run"), Training(folds=3, quick=True))
     work = plan(job.training, job.plan.encoders)
