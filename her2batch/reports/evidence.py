@@ -114,7 +114,7 @@ def facts(material: Material, slide_id: str) -> dict[str, Any]:
     calls = [one for task in CLASSES for one in material.said(slide_id, task)]
     examples, why_none = _examples(material, row, tiles, membrane)
     return {
-        "row": row, "label": material.labels.get(slide_id, {}), "site": material.site(slide_id),
+        "row": row, "label": material.labels.get(slide_id), "site": material.site(slide_id),
         "overview": _overview(material, slide_id), "outline": heatmap.outline(where), "step": step,
         "bar": scale_bar(row["width"], row["mpp"]), "layers": layers, "first": _first(calls),
         "viridis": viridis(), "shares": found, "intensities": _intensities(found),

@@ -79,6 +79,13 @@ def test_a_slide_whose_pyramid_was_let_go_still_has_its_evidence(reported: Cohor
     assert "can&#39;t be read" in html or "can't be read" in html
 
 
+def test_a_slide_that_nobody_labelled_has_its_page(material: Material) -> None:
+    slide_id = with_patches(material)
+    (_, _, html), = sections(replace(material, pages={slide_id: "#"}, labels={}))  # fmt: skip
+    assert "by the membrane rule" in html
+    assert "label " not in html[: html.index("</p>")]
+
+
 def test_every_source_that_is_named_exists(material: Material, tmp_path: Path) -> None:
     slide_id = with_patches(material)
     pages = {slide_id: f"x/{slide_id}.html"}
