@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from her2batch.errors import Her2BatchError, InputError, StoreError
 from her2batch.exchange import clam_h5, csv, dicom, geojson
+from her2batch.slides.intake import silent
 from her2batch.tables import schemas
 from her2batch.tables.files import whole
 from her2batch.tables.places import AWAY, place
@@ -248,7 +249,8 @@ def _fileable(source: Source, row: Row) -> dict[str, list[Row]]:
 
 
 def _write_dicom(row: Row, predictions: Mapping[str, list[Row]], path: Path) -> None:
-    dicom.report(row, dicom.source_image(row), predictions).save_as(path, enforce_file_format=True)
+    with silent():  # a log is not where a patient's name belongs
+        dicom.report(row, dicom.source_image(row), predictions).save_as(path, enforce_file_format=True)
 
 
 Format = Callable[[Source], Iterator[Job]]

@@ -293,7 +293,7 @@ def _series(path: Path) -> list[str]:
     try:
         if DeflatedExplicitVRLittleEndian.encode() in head[:DICOM_META]:
             raise ValueError("a packed data set, which whole slide images never are")
-        with _silent():
+        with silent():
             facts = read_partial(io.BytesIO(head), stop_when=lambda tag, *_: tag > SERIES)
             kind, series = str(facts.get("SOPClassUID", "")), facts.get("SeriesInstanceUID", f"no series {path.name}")
     except UNPARSED:
@@ -302,8 +302,8 @@ def _series(path: Path) -> list[str]:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Without what pydicom says of values that it does not like: they may be a patient's name."""
+def silent() -> Iterator[None]:
+    """Without what pydicom and highdicom say of values that they do not like: they may be a patient's name."""
     log = logging.getLogger("pydicom")
     before, log.disabled = log.disabled, True
     try:
