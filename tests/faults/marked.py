@@ -1,7 +1,8 @@
 """A scans folder in which every name, tag, property, comment and side image bears a mark, and the search for marks.
 
 A mark is a word that nothing else contains. What is searched: every byte of every file as it lies, and what it holds
-when it is unpacked: columns of tables, arrays of pyramids, pixels of pictures.
+when it is unpacked: columns of tables, arrays of pyramids, pixels of pictures, data: addresses of pages, datasets and
+attributes of HDF5, elements of DICOM.
 """
 
 import base64
@@ -13,13 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pydicom
 import tifffile
 import zarr
-from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 
 from tests.conftest import tissue_image
 
@@ -27,9 +30,11 @@ SEEN_NS = 549_882_123_456_789_000
 """Time of change of every slide: the day it was scanned, 5 June 1987."""
 
 BARCODE = "7391846205738"
+UID = f"1.2.{BARCODE}"
 DATES = (b"1987:06:05", b"1987-06-05", b"06/05/87", b"19870605", str(SEEN_NS).encode(), struct.pack("<q", SEEN_NS))
 WORDS = re.compile(rb"(?i)qxj\w{2,24}zyk")
 WIDE = re.compile(b"(?i)q\0x\0j\0(?:\\w\0){2,24}z\0y\0k|\0q\0x\0j(?:\0\\w){2,24}\0z\0y\0k")
+DATA = re.compile(rb"data:([\w/+.-]+);base64,([A-Za-z0-9+/=]+)")
 MAGENTA = (255, 0, 255)
 MPP = 0.25
 SIZE = (1400, 1200)
@@ -67,7 +72,7 @@ def leaks(folder: Path, extra: tuple[bytes, ...] = ()) -> dict[str, set[str]]:
 
 
 def texts(path: Path) -> Iterator[bytes]:
-    """A file's bytes, and what its tables say."""
+    """A file's bytes, and what it says once it is unpacked."""
     data = path.read_bytes()
     yield data
     if path.suffix == ".parquet":
@@ -76,6 +81,12 @@ def texts(path: Path) -> Iterator[bytes]:
         yield from columns(file.read())
     if path.suffix == ".memo":
         yield from columns(pa.ipc.open_stream(data[32:]).read_all())
+    if path.suffix == ".html":
+        yield from (part for _, part in inlined(data))
+    if path.suffix == ".h5":
+        yield from datasets(path)
+    if path.suffix == ".dcm":
+        yield from elements(path)
     if path.name == "zarr.json" and json.loads(data)["node_type"] == "array":
         for codec in json.loads(data)["codecs"][0]["configuration"]["codecs"]:
             yield base64.b64decode(codec.get("configuration", {}).get("tables", ""))
@@ -87,12 +98,43 @@ def columns(table: pa.Table) -> Iterator[bytes]:
         yield "\n".join(map(str, column.to_pylist())).encode()
 
 
+def inlined(page: bytes) -> Iterator[tuple[str, bytes]]:
+    """What a page bears as data: addresses: kind, bytes."""
+    for kind, packed in DATA.findall(page):
+        yield kind.decode(), base64.b64decode(packed)
+
+
+def datasets(path: Path) -> Iterator[bytes]:
+    """Every name, attribute and dataset of an HDF5 file."""
+    with h5py.File(path) as file:
+        every = [file]
+        file.visititems(lambda _, one: every.append(one))
+        for one in every:
+            yield f"{one.name} {dict(one.attrs)}".encode()
+            if isinstance(one, h5py.Dataset):
+                yield np.asarray(one[()]).tobytes()  # texts of any length are never packed
+
+
+def elements(path: Path) -> Iterator[bytes]:
+    """Every element of a DICOM file, in sequences too."""
+    whole = pydicom.dcmread(path)
+    for element in (*whole.file_meta, *whole.iterall()):
+        yield f"{element.keyword} {element.value}".encode()
+
+
 def pictures(path: Path) -> Iterator[np.ndarray]:
     """The images in a file or an array: (h, w, 3) uint8."""
-    if path.suffix == ".jpg":
-        yield cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    if path.suffix in (".jpg", ".png"):
+        yield pixels(path.read_bytes())
+    if path.suffix == ".html":
+        yield from (pixels(data) for kind, data in inlined(path.read_bytes()) if kind in ("image/jpeg", "image/png"))
     if path.name == "zarr.json" and json.loads(path.read_text())["node_type"] == "array":
         yield np.moveaxis(np.asarray(zarr.open_array(path.parent, mode="r")[:]), 0, -1)
+
+
+def pixels(packed: bytes) -> np.ndarray:
+    """A JPEG or PNG as (h, w, 3) uint8."""
+    return cv2.imdecode(np.frombuffer(packed, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
 def magenta(rgb: np.ndarray) -> bool:
@@ -125,6 +167,7 @@ def make(scans: Path) -> list[bytes]:
     (folder / f"{mark('dead')}.svs").symlink_to(scans / f"{mark('nowhere')}.svs")
     ome(folder / f"{mark('ome')}.ome.tiff", seed=5)
     dicom(folder / f"{mark('dicom')}.dcm")
+    scanned_as_dicom(folder / f"{mark('archive')}.dcm", folder / f"{mark('archivelabel')}.dcm", seed=8)
     for path in scans.rglob("*"):
         os.utime(path, ns=(SEEN_NS, SEEN_NS), follow_symlinks=False)
     return labels
@@ -194,13 +237,51 @@ def ome(path: Path, seed: int) -> None:
 
 def dicom(path: Path) -> None:
     """A whole slide image that names its patient, and whose uids are none: something to complain of."""
+    facts = named_dicom(pydicom.uid.ExplicitVRLittleEndian, "1.2.3", mark("series"))
+    facts.save_as(path, enforce_file_format=True)
+
+
+def scanned_as_dicom(path: Path, label: Path, seed: int) -> None:
+    """A slide as a scanner sends it to an archive, and the picture of its label in a file of the same series."""
+    rgb = tissue_image(1024, 1024, seed=seed, brown=0.7)
+    whole(rgb, "VOLUME").save_as(path, enforce_file_format=True)
+    whole(side_image(mark("label"))[:256, :256], "LABEL").save_as(label, enforce_file_format=True)
+
+
+def whole(rgb: np.ndarray, kind: str, tile: int = 256) -> FileDataset:
+    """An image of one level whose every fact about people bears a mark."""
+    height, width = rgb.shape[:2]
+    facts = named_dicom(pydicom.uid.JPEGBaseline8Bit, f"{UID}.1.{len(kind)}", f"{UID}.2")
+    facts.ImageType = ["ORIGINAL", "PRIMARY", kind, "NONE"]
+    facts.StudyInstanceUID, facts.FrameOfReferenceUID, facts.Modality = f"{UID}.3", f"{UID}.4", "SM"
+    facts.AccessionNumber, facts.StudyID, facts.StudyTime = mark("access"), mark("study"), "123456"
+    facts.SpecimenDescriptionSequence = [Dataset()]
+    facts.SpecimenDescriptionSequence[0].SpecimenIdentifier = mark("specimen")
+    facts.SpecimenDescriptionSequence[0].SpecimenUID = f"{UID}.5"
+    facts.add_new(0x00091001, "LO", mark("private"))
+    facts.Rows = facts.Columns = tile
+    facts.TotalPixelMatrixRows, facts.TotalPixelMatrixColumns = height, width
+    facts.NumberOfFrames = (height // tile) * (width // tile)
+    facts.DimensionOrganizationType, facts.PhotometricInterpretation = "TILED_FULL", "YBR_FULL_422"
+    facts.SamplesPerPixel, facts.PlanarConfiguration, facts.PixelRepresentation = 3, 0, 0
+    facts.BitsAllocated, facts.BitsStored, facts.HighBit = 8, 8, 7
+    facts.SharedFunctionalGroupsSequence = [Dataset()]
+    facts.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = [Dataset()]
+    facts.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing = [MPP / 1000, MPP / 1000]
+    facts.PixelData = encapsulate(list(tiles(rgb)))
+    facts["PixelData"].is_undefined_length = True
+    return facts
+
+
+def named_dicom(syntax: str, uid: str, series: str) -> FileDataset:
+    """The facts of a whole slide image about people and places."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.6"
-    meta.MediaStorageSOPInstanceUID = "1.2.3"
-    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    facts = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    facts.SOPClassUID = meta.MediaStorageSOPClassUID
-    facts.add_new(0x0020000E, "UI", mark("series"))
+    meta.MediaStorageSOPInstanceUID = uid
+    meta.TransferSyntaxUID = syntax
+    facts = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    facts.SOPClassUID, facts.SOPInstanceUID = meta.MediaStorageSOPClassUID, uid
+    facts.add_new(0x0020000E, "UI", series)
     for name in (
         "PatientName",
         "PatientID",
@@ -212,13 +293,13 @@ def dicom(path: Path) -> None:
         setattr(facts, name, mark(name.lower()[:20]))
     facts.PatientBirthDate = facts.StudyDate = "19870605"
     facts.BarcodeValue, facts.LabelText = BARCODE, mark("labeltext")
-    facts.save_as(path, enforce_file_format=True)
+    return facts
 
 
 def labels_csv(path: Path) -> Path:
     """What the lab knows, with names."""
-    lines = ["slide_id,patient_id,her2,site"]
-    for stem, her2 in (("aperio", "2+"), ("second", "0"), ("nompp", "3+")):
-        lines.append(f"{mark(stem)},{mark('labelled')},{her2},{mark('clinic')}")
+    lines = ["slide_id,patient_id,her2,site,stain"]
+    for stem, her2 in (("aperio", "2+"), ("second", "0"), ("nompp", "3+"), ("archive", "3+")):
+        lines.append(f"{mark(stem)},{mark('labelled')},{her2},{mark('clinic')},her2")
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -6,15 +6,24 @@ import shutil
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+import cv2
+import h5py
+import numpy as np
 import pytest
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from her2batch.errors import InputError
+from her2batch.exchange.outgoing import Order as Export
+from her2batch.exchange.outgoing import export
 from her2batch.flow.ingest import Order, ingest
 from her2batch.settings import Plan, Resources
+from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort
 from tests.faults import marked
 from tests.faults.marked import leaks, mark, marks
@@ -30,6 +39,7 @@ def keep(path, *args, **more):
     rmtree(path, *args, **more)
 shutil.rmtree = keep
 """
+ROOT = Path(__file__).parents[2]
 SCANS = mark("scans")
 MAIN = "\nfrom her2batch.cli import main\nmain()\n"
 
@@ -83,26 +93,39 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return made
 
 
-def test_the_search_finds_what_is_there(place: Place, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def ingested(place: Place) -> subprocess.CompletedProcess[str]:
+    """The ingest with pseudonyms of everything that bears marks, into made/cohort."""
+    return place.ingest("ingest", "--json", "--workers", "2")
+
+
+@pytest.fixture(scope="module")
+def named(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cohort of the same slides that keeps its names."""
+    out = tmp_path_factory.mktemp("named") / "cohort"
+    given = ("--out", str(out), "--workers", "0", "--tile", "64", "--labels", "labels.csv", "--json")
+    assert place.run("open", "ingest", SCANS, *given).returncode == 3
+    (place.root / "made" / "open.stdout").unlink()
+    (place.root / "made" / "open.stderr").unlink()
+    return out
+
+
+def test_the_search_finds_what_is_there(place: Place, named: Path) -> None:
     """Else its silence would say nothing: the source is full of marks, and so is a cohort that keeps its names."""
     found = set().union(*leaks(place.root / SCANS, tuple(place.labels)).values())
     assert len(found) > 45
     assert repr(place.labels[0]) in found
     assert marks("QXJwideZYK".encode("utf-16-le")) == {"QXJwideZYK"} == marks("QXJwideZYK".encode("utf-16-be"))
-    run = place.run("open", "ingest", SCANS, "--out", str(tmp_path / "c"), "--workers", "0", "--tile", "64", "--json")
-    assert run.returncode == 3
-    (place.root / "made" / "open.stdout").unlink()
-    (place.root / "made" / "open.stderr").unlink()
-    named = set().union(*leaks(tmp_path / "c").values())
-    assert {mark("aperio"), mark("folder"), mark("nompp")} <= named
-    assert not named & {mark("user"), mark("artist"), mark("comment"), mark("exif"), mark("profile"), "label image"}
+    kept = set().union(*leaks(named).values())
+    assert {mark("aperio"), mark("folder"), mark("nompp"), mark("archive")} <= kept
+    silent = {mark("user"), mark("artist"), mark("comment"), mark("exif"), mark("profile"), mark("patientname")}
+    assert not kept & (silent | {"label image"})
 
 
-def test_an_ingest_and_its_failures_name_nothing(place: Place) -> None:
-    run = place.ingest("ingest", "--json", "--workers", "2")
-    found = json.loads(run.stdout)
-    assert run.returncode == 3
-    assert (found["done"], found["duplicate"]) == (4, 1)
+def test_an_ingest_and_its_failures_name_nothing(place: Place, ingested: subprocess.CompletedProcess[str]) -> None:
+    found = json.loads(ingested.stdout)
+    assert ingested.returncode == 3
+    assert (found["done"], found["duplicate"]) == (5, 1)
     assert {one["error_code"] for one in found["failures"]} >= {"truncated", "no-mpp", "unreadable"}
     assert (place.root / "made" / "ray" / "ingest" / "session_latest" / "logs").is_dir()
     for name, command in (("status", "status"), ("verify", "verify")):
@@ -110,6 +133,91 @@ def test_an_ingest_and_its_failures_name_nothing(place: Place) -> None:
         assert place.run(f"{name}-screen", command, "made/cohort").returncode == 0
     assert place.ingest("dry", "--dry-run", "--retry-failed").returncode == 0
     assert leaks(place.root / "made", tuple(place.labels)) == {}
+
+
+PACKED = {".html", ".h5", ".dcm", ".jpg", ".png"}
+PLAIN = {".json", ".geojson", ".csv", ".svg", ".xml", ".headers", ".said"}
+
+
+class Made(NamedTuple):
+    """What somebody gets out of a cohort, and what became of it."""
+
+    out: Path
+    codes: dict[str, int]
+    answers: dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def made(place: Place, ingested: object, named: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Made, Made]:
+    """Reports, exports and answers of the cohort with pseudonyms, and of the one that keeps its names."""
+    cohorts, folder = (place.root / "made" / "cohort", named), tmp_path_factory.mktemp("outputs")
+    outs = [folder / "hidden", folder / "named"]
+    pairs = [str(path) for pair in zip(cohorts, outs, strict=True) for path in pair]
+    command = [sys.executable, "-m", "tests.faults.outputs", mark("aperio"), *pairs]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
+    assert run.returncode == 0, run.stderr
+    assert marks(run.stderr.encode()) == set()
+    first, second = (Made(out, **json.loads(line)) for out, line in zip(outs, run.stdout.splitlines(), strict=True))
+    return first, second
+
+
+def test_reports_exports_and_pages_made_of_it_name_nothing(place: Place, made: tuple[Made, Made]) -> None:
+    out, codes, answers = made[0]
+    assert list(codes.values()) == [0] * 7 + [2]  # DICOM: see the next test
+    assert answers["200"] > 80
+    assert leaks(out, tuple(place.labels)) == {}
+    assert {path.suffix for path in out.rglob("*") if path.is_file()} <= PACKED | PLAIN
+    names = Names((place.root / "key").read_bytes())
+    for shown in (names.slide(mark("archive")), names.patient(mark("labelled")), names.site(mark("clinic"))):
+        assert shown in (out / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("ingested")
+def test_no_dicom_report_is_made_of_a_slide_with_a_pseudonym(place: Place, tmp_path: Path) -> None:
+    """It would have to name the image that it is about, and the patient, as the archive knows them."""
+    slide_id = Names((place.root / "key").read_bytes()).slide(mark("archive"))
+    cohort = Cohort(place.root / "made" / "cohort")
+    assert cohort.rows()[slide_id]["format"] == "dicom"
+    with pytest.raises(InputError, match=f"{slide_id}: with pseudonyms nothing may name its image"):
+        export(Export(cohort.root, "dicom", tmp_path / "out", slides=(slide_id,)))
+
+
+def test_the_same_search_sees_into_all_that_is_made_of_names(made: tuple[Made, Made]) -> None:
+    out, codes, _ = made[1]
+    assert list(codes.values()) == [0] * 8
+    found = leaks(out)
+    labelled = {mark("labelled"), mark("clinic")}
+    assert found["report.html"] >= labelled | {mark("folder"), mark("nompp")}
+    assert found[f"report_slides/{mark('second')}.html"] >= labelled | {mark("folder")}
+    assert found["figures/sites-her2-4way.csv"] == found["figures/sites-her2-4way.svg"] == {mark("clinic")}
+    assert found["csv/slides.csv"] >= {mark("labelled"), mark("folder")}
+    assert found[f"clam-h5/patches/{mark('second')}.h5"] == {mark("second")}
+    assert found[f"geojson/{mark('second')}.tiles.geojson"] == {mark("second")}
+    assert found[f"dicom/{mark('archive')}.sr.dcm"] >= {mark("patientname"), mark("specimen"), "b'19870605'"}
+    assert found["status.said"] >= {mark("folder"), mark("cut")}
+    served = set().union(*(said for name, said in found.items() if name.startswith("served/")))
+    assert served >= {mark("labelled"), mark("folder"), mark("archive")}
+    assert not any("label image" in said for said in found.values())
+    assert mark("patientname") not in found["export.said"]  # the report's own affair, and not a log's
+
+
+def test_the_search_sees_into_what_is_packed(tmp_path: Path) -> None:
+    """Where the bytes as they lie say nothing."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset(
+            "coords", data=np.frombuffer(f"{mark('dataset')} ".encode() * 99, np.uint8), compression="gzip"
+        )
+    packed = marked.named_dicom(DeflatedExplicitVRLittleEndian, "1.2.3", "1.2")
+    packed.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    picture = cv2.imencode(".png", marked.side_image("")[..., ::-1])[1].tobytes()
+    inside = {"image/png": picture, "text/csv": mark("csv").encode()}
+    addresses = [f"data:{kind};base64,{b64encode(data).decode()}" for kind, data in inside.items()]
+    (tmp_path / "a.html").write_text(f'<img src="{addresses[0]}"><a href="{addresses[1]}">')
+    assert [marks(path.read_bytes()) for path in sorted(tmp_path.iterdir())] == [set()] * 3
+    found = leaks(tmp_path)
+    assert found["a.h5"] == {mark("dataset")}
+    assert found["a.dcm"] >= {mark("patientname"), mark("labeltext"), "b'19870605'", repr(marked.BARCODE.encode())}
+    assert found["a.html"] == {mark("csv"), "label image"}
 
 
 NOBODY_FORESAW = """
