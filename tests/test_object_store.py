@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,9 +78,15 @@ def fetched(root: str, into: Path) -> dict[str, bytes]:
     return contents(into)
 
 
+def drafts() -> set[Path]:
+    """What lies in the temporary folder for cohorts that are far away."""
+    return set(Path(tempfile.gettempdir()).glob("her2batch-*"))
+
+
 def test_an_ingest_ends_with_the_bytes_of_a_local_one_and_is_not_done_again(
     bucket: str, scans: Path, tmp_path: Path
 ) -> None:
+    before = drafts()
     assert ingest(Order(scans, tmp_path / "here"), Plan(), Resources(workers=0)).done == 4
     order = Order(scans, place(f"{bucket}/cohort"))
     summary = ingest(order, Plan(), Resources(workers=0))
@@ -89,6 +96,7 @@ def test_an_ingest_ends_with_the_bytes_of_a_local_one_and_is_not_done_again(
     assert status(cohort).adds_up
     again = ingest(order, Plan(), Resources(workers=0))
     assert (again.already, again.fresh) == (4, [])
+    assert drafts() == before
     assert fetched(f"{bucket}/cohort", tmp_path / "there") == contents(tmp_path / "here")
 
 
@@ -105,6 +113,7 @@ def test_ray_workers_write_there_and_a_run_that_was_killed_goes_on(bucket: str, 
         "--workers",
         "1",
     ]
+    before = drafts()
     cohort = Cohort(place(f"{bucket}/cohort"))
     killed = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     while not cohort.rows():
@@ -115,6 +124,7 @@ def test_ray_workers_write_there_and_a_run_that_was_killed_goes_on(bucket: str, 
     run = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120)
     found = json.loads(run.stdout)
     assert (found["done"], found["exit_code"]) == (4, 0), run.stderr
+    assert drafts() == before  # what the killed run left here is gone too
     assert list(verify(cohort)) == []
     ingest(Order(scans, tmp_path / "here"), Plan(), Resources(workers=0))
     assert fetched(f"{bucket}/cohort", tmp_path / "there") == contents(tmp_path / "here")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
@@ -28,7 +28,7 @@ class Journal:
 
     def __init__(self, cohort: Cohort, run: str) -> None:
         self._place = cohort.runs / f"{run}.jsonl"
-        self._far = tempfile.TemporaryDirectory(prefix="her2batch-") if cohort.remote else None
+        self._far = TemporaryDirectory(prefix=".draft-", dir=cohort.bench) if cohort.remote else None
         self._path = Path(self._far.name) / self._place.name if self._far is not None else self._place
         try:
             self._file = self._path.open("a", buffering=1)

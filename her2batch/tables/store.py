@@ -277,7 +277,7 @@ class Cohort:
         self.there()
         draft = self.draft_of(slide_id)
         shutil.rmtree(draft.root, ignore_errors=True)
-        draft.root.mkdir(parents=True)
+        draft.root.mkdir()
         return draft
 
     def add(self, row: Row, tables: Mapping[str, pa.Table]) -> None:
