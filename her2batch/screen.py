@@ -59,8 +59,14 @@ def _plain_line(tally: Tally, row: Row) -> None:
 
 def how_far(tally: Tally) -> str:
     """Tiles, bytes and time left in words."""
-    gigabytes = f"{tally.source_bytes / 1e9:.2f} of {tally.of_bytes / 1e9:.2f} GB"
-    return f"{tally.tiles:,} tiles, {gigabytes}, {time_left(tally.left)}"
+    return f"{tally.tiles:,} tiles, {size(tally.source_bytes)} of {size(tally.of_bytes)}, {time_left(tally.left)}"
+
+
+def size(count: int) -> str:
+    """Bytes in words."""
+    if count >= 1e9:
+        return f"{count / 1e9:,.2f} GB"
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{-(-count // 1000)} kB"
 
 
 def time_left(left: tuple[float, float] | None) -> str:
@@ -128,7 +134,7 @@ def show_estimate(rows: list[Row], total: Mapping[str, Any]) -> None:
     console.print(
         f"{total['todo']} to do, {total['current']} current, {total['duplicate']} duplicate, "
         f"{total['ignored']} ignored; "
-        f"about {total['bytes'] / 1e9:.2f} GB of {_free(total['free_bytes'])}, "
+        f"about {size(total['bytes'])} of {_free(total['free_bytes'])}, "
         f"{duration(total['seconds'])} with {total['workers']} workers; {total['bound']} decide",
         highlight=False,
     )

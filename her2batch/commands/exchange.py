@@ -95,6 +95,8 @@ def import_(
 
 def show_exported(found: Exported) -> None:
     """What was written, where, and what was not."""
+    from her2batch.screen import size
+
     for name, why in sorted(found.failures.items()):
         print(f"FAILED {name}: {why}")
     for why, count in Counter(found.left_out.values()).most_common():
@@ -115,8 +117,3 @@ def show_imported(found: Imported, cohort: Path) -> None:
     print(f"{': '.join([*sorted(found.encoders), counts])}, {len(found.failures)} files refused")
     if found.slides:
         print(f"train on them with: her2batch train {cohort} --input {min(found.encoders)}")
-
-
-def size(count: int) -> str:
-    """Bytes in words."""
-    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{max(1, round(count / 1e3))} kB"

@@ -65,7 +65,7 @@ def test_a_run_can_be_followed_and_what_it_said_be_read_again(quiet_night: Minia
     told = run.stderr.splitlines()
     assert "started on" in told[0]
     assert any("failed, truncated" in line for line in told)
-    assert any("of 19 slides" in line and "GB" in line for line in told)
+    assert any("of 19 slides" in line and " MB of " in line for line in told)
     assert told[-1].endswith("ended")
 
 
