@@ -23,6 +23,9 @@ from tests.conftest import tissue_image, write_slide
 from tests.flow.test_ingest import contents
 
 PLAIN = Resources(workers=0)
+OTHERS = ("sem.", "faketime_")
+"""How the names of other programs' shared memory begin."""
+
 AGENTS_S = 90.0
 """How long Ray's agents may outlive a killed driver."""
 
@@ -119,9 +122,9 @@ def ours(mark: str) -> list[psutil.Process]:
 
 
 def shared_memory() -> set[str]:
-    """What lies in /dev/shm, but for semaphores of other programs, which come and go."""
+    """What lies in /dev/shm, but for what other programs have there, which comes and goes."""
     folder = Path("/dev/shm")
-    return {path.name for path in folder.iterdir() if not path.name.startswith("sem.")} if folder.is_dir() else set()
+    return {path.name for path in folder.iterdir() if not path.name.startswith(OTHERS)} if folder.is_dir() else set()
 
 
 def family(pid: int) -> list[psutil.Process]:
