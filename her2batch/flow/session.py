@@ -42,6 +42,11 @@ KNOCK_S = 5.0
 PULSE_S, PULSES = 2.0, 5
 """A cluster's head is asked for a sign of life this often; so many misses in a row, and it is gone."""
 
+LOOK_S, LEAVES_S = 0.2, 20.0
+"""How often Ray's parts are looked at while it starts or stops; how long it may go on without one of them."""
+
+PART_LOST, GOES_ON = "a part of Ray on this machine has died", "the same command goes on from what is committed"
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 STOPPED = 130
@@ -88,10 +93,8 @@ class Session:
 
         Ray itself would wait a minute, then end the process, or wait for a worker that nobody can start.
         """
-        for part in self.parts:
-            if not _runs(part):
-                what = "a part of Ray on this machine has died"
-                raise HeadLost(what, None, "the same command goes on from what is committed")
+        if not all(map(_runs, self.parts)):
+            raise HeadLost(PART_LOST, None, GOES_ON)
         at = time.monotonic()
         if self.head is None or at - self._checked < PULSE_S:
             return
@@ -148,16 +151,18 @@ def connect(resources: Resources, stopped: threading.Event | None = None) -> Ite
         before, there = dict(os.environ), True
         ray = _import_ray(folder)
         try:
-            with _as_interrupt():
+            with _as_interrupt(), _watched(folder):
                 _start(ray, resources, folder)
+                session = _session(ray, resources, stopped)
             handle()
-            yield _session(ray, resources, stopped)
+            yield session
         except HeadLost:
             there = False
             raise
         finally:
             if there:
-                ray.shutdown()
+                with _watched(folder):
+                    ray.shutdown()
             os.environ.clear()
             os.environ.update(before)
             if folder is not None:
@@ -221,7 +226,9 @@ def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> None:
         try:
             ray.init(address=resources.address, **common)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise InputError(f"no Ray cluster answers at {resources.address} ({error})", None, NO_CLUSTER) from error
+            raise InputError(
+                f"no Ray cluster answers at {resources.address} ({_line(error)})", None, NO_CLUSTER
+            ) from error
         return
     try:
         ray.init(
@@ -235,7 +242,43 @@ def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> None:
         )
     except Exception as error:  # Ray raises a bare Exception when a busy machine is too slow for it
         remedy = "the machine is too busy, or has too little memory: run the same command again when it has calmed down"
-        raise StoreError(f"Ray could not be started on this machine ({error})", None, remedy) from error
+        raise StoreError(f"Ray could not be started on this machine ({_line(error)})", None, remedy) from error
+
+
+def _line(error: Exception) -> str:
+    """What Ray says, in one line: it likes to fill several."""
+    return " ".join(str(error).split())
+
+
+@contextmanager
+def _watched(folder: Path | None) -> Iterator[None]:
+    """While Ray starts or stops on this machine: where a part of it dies then, nobody waits for it for ever.
+
+    Ray would wait for a minute, in a call that nothing interrupts, and end the process without a word of ours.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        seen: set[psutil.Process] = set()
+        since: float | None = None
+        while not over.wait(LOOK_S):
+            seen |= set(_parts())
+            since = None if all(map(_runs, seen)) else since or time.monotonic()
+            if since is not None and time.monotonic() - since > LEAVES_S:
+                os.write(2, f"her2batch: {HeadLost(PART_LOST, None, GOES_ON)}\n".encode())
+                for child in psutil.Process().children(recursive=True):
+                    with suppress(psutil.Error):
+                        child.kill()
+                shutil.rmtree(folder or "", ignore_errors=True)
+                os._exit(2)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    if folder is not None:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 @contextmanager

@@ -196,6 +196,24 @@ def until_found(pid: int, part: str, out: Path, rows: int = 1) -> list[psutil.Pr
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rows", [0, 6])
+def test_when_ray_dies_as_it_starts_or_stops_nobody_waits_for_it(lab: Lab, tmp_path: Path, rows: int) -> None:
+    """Ray itself would wait a minute and end the process with its own code, and without a word of ours."""
+
+    def victims(pid: int) -> list[psutil.Process]:
+        until(lambda: rows_there(out) >= rows and bool(named(pid, "gcs_server")))
+        return named(pid, "gcs_server")
+
+    out = tmp_path / "c"
+    code, words, took = struck(lab, out, victims, 0)
+    assert code in (0, 2), words
+    assert took < 45
+    assert [line for line in words.splitlines() if line.startswith("her2batch:")] == words.splitlines()[-1:] * (
+        code == 2
+    )
+
+
+@pytest.mark.slow
 def test_a_killed_driver_leaves_whole_slides_and_no_process(lab: Lab, tmp_path: Path) -> None:
     out = tmp_path / "c"
     code, _, _ = struck(lab, out, lambda pid: until_found(pid, "none", out) or driver(pid), 0)
