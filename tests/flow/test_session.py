@@ -48,7 +48,7 @@ def test_a_head_that_died_since_the_last_knock_is_not_asked(ray_session: Session
 
 @pytest.fixture(scope="module")
 def ended() -> "subprocess.CompletedProcess[str]":
-    """A session in a process of its own, from before it opens to after it was asked to stop, by one signal and the other."""
+    """A session in a process of its own, asked to stop by one signal and by the other."""
     code = """
 import os, pathlib, sys
 from her2batch.flow.session import connect
