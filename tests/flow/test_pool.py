@@ -151,7 +151,7 @@ def test_a_slide_that_hangs_is_given_up_and_the_others_go_on(
     cohort = Cohort(tmp_path / "c")
     cohort.create(Plan())
     worker = here.Hanging(cohort, Context(Plan(), dims={"stain": dim_of("stain")}))
-    limits = Resources(workers=2, patience=8)
+    limits = Resources(workers=2, patience=5)
     found = list(share(ray_session, worker, Queue(todos(tmp_path / "scans", worker)), limits, Meters()))
     assert {one.row["slide_id"]: one.row["error_code"] for one in found} == {"hanging": "timeout", "b": None, "c": None}
     assert (cohort.root / "tries").read_text() == "once\n"
