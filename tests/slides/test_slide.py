@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -32,7 +32,6 @@ def test_a_box_knows_its_ends() -> None:
     assert (Box(2, 3, 10, 20).right, Box(2, 3, 10, 20).bottom) == (12, 23)
 
 
-@settings(deadline=None)  # boxes of one px are ninety thousand
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 300), st.integers(1, 300), st.integers(1, 128))
 def test_boxes_over_cover_each_px_once(x: int, y: int, width: int, height: int, edge: int) -> None:
     seen = np.zeros((y + height, x + width), int)
