@@ -229,8 +229,8 @@ def test_every_table_reads_with_a_glob(tmp_path: Path, make_slide: Callable) -> 
 def test_a_blank_hole_inside_tissue_fails_the_slide(tmp_path: Path) -> None:
     from tests.conftest import tissue_image, write_slide
 
-    image = tissue_image(3000, 3000, brown=0.4)
-    image[1250:1750, 1250:1750] = 255  # 0.016 mm²: the tissue mask closes over it
+    image = tissue_image(2000, 2000, brown=0.4)
+    image[750:1250, 750:1250] = 255  # 0.016 mm²: the tissue mask closes over it
     (tmp_path / "scans").mkdir()
     write_slide(tmp_path / "scans" / "a.tiff", image)
     summary = run(tmp_path / "scans", tmp_path / "c", Plan(min_tissue=0.0, tile=64))
