@@ -276,7 +276,7 @@ def test_actors_killed_at_random_moments_cost_nothing(
 @pytest.mark.parametrize(
     ("workers", "number", "at"),
     [
-        (2, signal.SIGINT, "slides"),
+        pytest.param(2, signal.SIGINT, "slides", marks=pytest.mark.slow),
         (0, signal.SIGTERM, "slides"),
         pytest.param(2, signal.SIGTERM, "start", marks=pytest.mark.long),
     ],
