@@ -51,8 +51,12 @@ class Demo:
         return (self.trained.exit_code if self.trained is not None else 0) or self.held_out.exit_code
 
 
-def demo(folder: Path, slides: int, held_out: int, quiet: bool) -> Demo:
-    """Make, ingest, train, and score what was held out, all under `folder`. The same command resumes."""
+def demo(folder: Path, slides: int, held_out: int, quiet: bool, workers: int | None = None) -> Demo:
+    """Make, ingest, train, and score what was held out, all under `folder`. The same command resumes.
+
+    workers: None for one a core, 0 for the plain loop.
+    """
+    limits = Resources(workers=workers)
     say(f"making {slides} synthetic slides to train on and {held_out} to score, in {folder} …", quiet)
     known, new = folder / "known", folder / "new"
     for place, count, seed in ((known, slides, SEED), (new, held_out, SEED + 1)):
@@ -61,19 +65,19 @@ def demo(folder: Path, slides: int, held_out: int, quiet: bool) -> Demo:
     cohort = folder / "cohort"
     with progress(quiet) as report:
         order = Order(known / "slides", cohort, labels=known / "labels.csv")
-        first = ingest(order, Plan(), Resources(), report)
+        first = ingest(order, Plan(), limits, report)
     if first.exit_code:
         return Demo(None, first, [])
     say("training on them …", quiet)
     with unit_progress(quiet) as told:
         study = Study(cohort, folder / "run", None, known / "annotations")
-        trained = train(study, TRAINING, Spread(), told)
+        trained = train(study, TRAINING, Spread(workers=workers), told)
     if trained.exit_code:
         return Demo(trained, first, [])
     say("reading and scoring the slides that were held out …", quiet)
     with progress(quiet) as report:
         order = Order(new / "slides", folder / "scored", bundle=trained.run.bundle, labels=new / "labels.csv")
-        scored = ingest(order, Plan(), Resources(), report)
+        scored = ingest(order, Plan(), limits, report)
     held = Cohort(folder / "scored")
     rows = _rows(held, new / "labels.csv", read_bundle(trained.run.bundle).id)
     written = write(held, (folder / "report.html").absolute(), trained.run)

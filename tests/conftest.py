@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import hypothesis
 import numpy as np
 import pytest
 import tifffile
@@ -25,6 +26,8 @@ from tests.models.bundles import untrained
 from tests.night.scanner import Miniature, spend
 
 cv2.setNumThreads(1)
+hypothesis.settings.register_profile("patient", deadline=None)  # how long an example takes is the machine's affair
+hypothesis.settings.load_profile("patient")
 
 MakeSlide = Callable[..., Path]
 

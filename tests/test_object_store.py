@@ -65,7 +65,7 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
 def scans(synthetic: Synthetic, tmp_path: Path) -> Path:
     folder = tmp_path / "scans"
     folder.mkdir()
-    for path in sorted(synthetic.scans.iterdir())[:4]:
+    for path in sorted(synthetic.scans.iterdir())[:2]:
         shutil.copy(path, folder)
     return folder
 
@@ -87,21 +87,25 @@ def test_an_ingest_ends_with_the_bytes_of_a_local_one_and_is_not_done_again(
     bucket: str, scans: Path, tmp_path: Path
 ) -> None:
     before = drafts()
-    assert ingest(Order(scans, tmp_path / "here"), Plan(), Resources(workers=0)).done == 4
+    assert ingest(Order(scans, tmp_path / "here"), Plan(), Resources(workers=0)).done == 2
     order = Order(scans, place(f"{bucket}/cohort"))
     summary = ingest(order, Plan(), Resources(workers=0))
-    assert (summary.done, summary.exit_code) == (4, 0)
+    assert (summary.done, summary.exit_code) == (2, 0)
     cohort = Cohort(place(f"{bucket}/cohort"))
     assert list(verify(cohort)) == []
     assert status(cohort).adds_up
     again = ingest(order, Plan(), Resources(workers=0))
-    assert (again.already, again.fresh) == (4, [])
+    assert (again.already, again.fresh) == (2, [])
     assert drafts() == before
     assert fetched(f"{bucket}/cohort", tmp_path / "there") == contents(tmp_path / "here")
 
 
 @pytest.mark.slow
-def test_ray_workers_write_there_and_a_run_that_was_killed_goes_on(bucket: str, scans: Path, tmp_path: Path) -> None:
+def test_ray_workers_write_there_and_a_run_that_was_killed_goes_on(
+    bucket: str, scans: Path, synthetic: Synthetic, tmp_path: Path
+) -> None:
+    for path in sorted(synthetic.scans.iterdir())[2:4]:
+        shutil.copy(path, scans)
     command = [
         sys.executable,
         "-m",
@@ -167,9 +171,9 @@ def test_a_bundle_scores_there(bucket: str, scans: Path, tmp_path: Path) -> None
     ingest(order, Plan(), Resources(workers=0))
     bundle = untrained(tmp_path / "bundle")
     found = score(order.out, bundle.path, Resources(workers=0))
-    assert (found.scored, found.failures) == (4, {})
+    assert (found.scored, found.failures) == (2, {})
     assert list(verify(Cohort(order.out))) == []
-    assert score(order.out, bundle.path, Resources(workers=0)).already == 4
+    assert score(order.out, bundle.path, Resources(workers=0)).already == 2
 
 
 def test_a_patient_is_forgotten_there(bucket: str, scans: Path, synthetic: Synthetic) -> None:

@@ -97,6 +97,7 @@ def mended(found: list[dict]) -> None:
         assert one["resumed"] == {"torn": [], "left": [], "problems": [], "same": True}, one
 
 
+@pytest.mark.slow
 @needs_strace
 def test_killed_at_a_system_call_of_the_commit_a_slide_is_whole_or_not_there(lab: Lab, tmp_path: Path) -> None:
     found = strikes(lab, tmp_path, dict.fromkeys(("fsync", "rename", "unlinkat", "write"), "signal=KILL"), tries=2)
@@ -293,7 +294,7 @@ def test_actors_killed_at_random_moments_cost_nothing(
 @pytest.mark.parametrize(
     ("workers", "number", "at"),
     [
-        (2, signal.SIGINT, "slides"),
+        pytest.param(2, signal.SIGINT, "slides", marks=pytest.mark.slow),
         (0, signal.SIGTERM, "slides"),
         pytest.param(2, signal.SIGTERM, "start", marks=pytest.mark.long),
     ],

@@ -74,13 +74,12 @@ def test_bad_slides_fail_one_by_one_and_disturb_nothing(real_data: Path, tmp_pat
 
 def test_ray_and_the_plain_loop_give_the_same_bytes(tmp_path: Path, make_slide: Callable, ray_session: Session) -> None:
     for k in range(4):
-        make_slide(f"s{k}.tiff", size=(2500, 2000), seed=k, brown=0.2 * k, levels=1 + k % 2)
+        make_slide(f"s{k}.tiff", seed=k, brown=0.2 * k, levels=1 + k % 2)
     make_slide("broken.tiff").write_bytes(b"II*\0nothing")
     scans = tmp_path / "scans"
     run(scans, tmp_path / "plain")
-    for workers in (1, 2):
-        ingest(Order(scans, tmp_path / f"ray{workers}"), Plan(), Resources(workers=workers))
-        assert contents(tmp_path / "plain") == contents(tmp_path / f"ray{workers}")
+    ingest(Order(scans, tmp_path / "ray"), Plan(), Resources(workers=2))
+    assert contents(tmp_path / "plain") == contents(tmp_path / "ray")
 
 
 def test_the_same_command_again_does_nothing_and_opens_nothing(tmp_path: Path, make_slide: Callable) -> None:
@@ -230,8 +229,8 @@ def test_every_table_reads_with_a_glob(tmp_path: Path, make_slide: Callable) -> 
 def test_a_blank_hole_inside_tissue_fails_the_slide(tmp_path: Path) -> None:
     from tests.conftest import tissue_image, write_slide
 
-    image = tissue_image(3000, 3000, brown=0.4)
-    image[1250:1750, 1250:1750] = 255  # 0.016 mm²: the tissue mask closes over it
+    image = tissue_image(2000, 2000, brown=0.4)
+    image[750:1250, 750:1250] = 255  # 0.016 mm²: the tissue mask closes over it
     (tmp_path / "scans").mkdir()
     write_slide(tmp_path / "scans" / "a.tiff", image)
     summary = run(tmp_path / "scans", tmp_path / "c", Plan(min_tissue=0.0, tile=64))

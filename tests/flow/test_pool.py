@@ -49,7 +49,7 @@ def todos(scans: Path, worker: Worker) -> list[Todo]:
 def test_a_slide_that_is_shared_has_the_bytes_of_one_that_is_not(
     tmp_path: Path, make_slide: Callable, ray_session: Session
 ) -> None:
-    make_slide("a.tiff", size=(5000, 4600), brown=0.4)
+    make_slide("a.tiff", size=(2600, 2400), brown=0.4)
     reference = worker_for(tmp_path / "plain")
     list(plain(reference, Queue(todos(tmp_path / "scans", reference))))
     shared = worker_for(tmp_path / "shared", range_batches=1, split_batches=1)
@@ -151,7 +151,7 @@ def test_a_slide_that_hangs_is_given_up_and_the_others_go_on(
     cohort = Cohort(tmp_path / "c")
     cohort.create(Plan())
     worker = here.Hanging(cohort, Context(Plan(), dims={"stain": dim_of("stain")}))
-    limits = Resources(workers=2, patience=8)
+    limits = Resources(workers=2, patience=5)
     found = list(share(ray_session, worker, Queue(todos(tmp_path / "scans", worker)), limits, Meters()))
     assert {one.row["slide_id"]: one.row["error_code"] for one in found} == {"hanging": "timeout", "b": None, "c": None}
     assert (cohort.root / "tries").read_text() == "once\n"
@@ -245,8 +245,9 @@ def a_bundle(folder: Path) -> Path:
     ):
         kind = source.split("-")[0].removesuffix("es")
         file = f"{source}.safetensors"
-        entries.append(ModelEntry(kind=kind, task=task, method=method, input=source, classes=CLASSES[task], file=file))
-        nets[file] = build(method, len(CLASSES[task]), 224)
+        about = {"kind": kind, "task": task, "method": method, "input": source, "classes": CLASSES[task], "file": file}
+        entries.append(ModelEntry(**about, size="tiny"))
+        nets[file] = build(method, len(CLASSES[task]), 224, "tiny")
     tasks = ("her2-4way", "her2-3way")
     return bundle_of(
         folder, BundleInfo(her2batch="0.1.0", tasks=tasks, licence="none: untrained", models=tuple(entries)), nets

@@ -27,7 +27,7 @@ def bundle(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory, ray_s
         options=("epochs=1",), patches_per_slide=4,
     )  # fmt: skip
     out = tmp_path_factory.mktemp("bundle") / "run"
-    found = train(Study(synthetic.cohort, out, None, synthetic.annotations), training, Spread(workers=2))
+    found = train(Study(synthetic.cohort, out, None, synthetic.annotations), training, Spread(workers=0))
     assert found.exit_code == 0, found.failed
     return out / "bundle"
 

@@ -46,19 +46,36 @@ def test_a_head_that_died_since_the_last_knock_is_not_asked(ray_session: Session
         gone.nodes()
 
 
-def test_a_session_cleans_up_and_keeps_its_token_to_itself() -> None:
+@pytest.fixture(scope="module")
+def ended() -> "subprocess.CompletedProcess[str]":
+    """A session in a process of its own, asked to stop by one signal and by the other."""
     code = """
-import os, pathlib
+import os, pathlib, sys
 from her2batch.flow.session import connect
 from her2batch.settings import Resources
 before = dict(os.environ)
-with connect(Resources(workers=1)):
+with connect(Resources(workers=1)) as session:
     token = pathlib.Path(os.environ["RAY_AUTH_TOKEN_PATH"])
     print(oct(token.stat().st_mode & 0o777), len(token.read_text()))
+    for number in (2, 15):
+        session.stopped.clear()
+        os.kill(os.getpid(), number)
+        print(number, session.stopped.is_set())
 print(token.parent.exists(), os.environ == before)
+sys.exit(130)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert run.stdout.split() == ["0o600", "64", "False", "True"], run.stderr
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+def test_a_session_cleans_up_and_keeps_its_token_to_itself(ended: "subprocess.CompletedProcess[str]") -> None:
+    lines = ended.stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("0o600 64", "False True"), ended.stderr
+
+
+def test_a_signal_stops_in_order_with_130(ended: "subprocess.CompletedProcess[str]") -> None:
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stdout.splitlines()[1:3] == ["2 True", "15 True"]
+    assert ended.stderr.count("the same command goes on from here") == 2
 
 
 def test_the_folder_of_a_run_that_was_killed_is_swept() -> None:
@@ -94,22 +111,6 @@ def test_ray_that_was_imported_before_is_not_trusted() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert InputError.__name__ in run.stderr
     assert "before it could be bound" in run.stderr
-
-
-@pytest.mark.parametrize("number", [2, 15])
-def test_a_signal_stops_in_order_with_130(tmp_path: Path, number: int) -> None:
-    code = f"""
-import os, sys
-from her2batch.flow.session import connect
-from her2batch.settings import Resources
-with connect(Resources(workers=1)) as session:
-    os.kill(os.getpid(), {number})
-    assert session.stopped.is_set()
-sys.exit(130)
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert run.returncode == 130
-    assert "the same command goes on from here" in run.stderr
 
 
 def test_a_signal_while_ray_starts_or_before_ends_with_130_too() -> None:

@@ -18,9 +18,10 @@ from her2batch.flow.ingest import Order, ingest
 from her2batch.flow.session import Session
 from her2batch.flow.watch import GIVE_UP, Settling, partial_beside
 from her2batch.settings import Plan, Resources, Window
-from her2batch.slides.intake import Source, again, source
+from her2batch.slides.intake import Found, Source, again, source
 from her2batch.tables.store import Cohort
 from her2batch.upkeep.audit import status
+from her2batch.way.census import Register, Todo
 from her2batch.way.supply import now
 
 SETTLE = 10.0
@@ -214,19 +215,27 @@ def test_a_night_that_does_not_linger_leaves_when_nothing_is_left(
 
 
 def test_a_slide_that_is_replaced_after_it_was_done_is_done_again_and_a_copy_is_not(
-    tmp_path: Path, make_slide: Callable, ray_session: Session
+    tmp_path: Path, make_slide: Callable, ray_session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, other = make_slide("a.tiff"), make_slide("../made/b.tiff", seed=5)
+    admitted: list[str] = []
+
+    def admit(register: Register, found: Found, plain: Callable = Register.admit) -> list[Todo]:
+        todos = plain(register, found)
+        admitted.extend(one.path.name for one in found.slides)
+        return todos
+
+    monkeypatch.setattr(Register, "admit", admit)
     cohort, session = Cohort(tmp_path / "c"), Session(ray_session.ray, 2, 0.0)
     thread, found = watched(tmp_path, session)
     wait_for(lambda: "a" in cohort.rows())
     before = cohort.rows()["a"]["sha256"]
     shutil.copy(first, first.with_name("copy.tiff"))
-    time.sleep(2)  # the copy settles
+    wait_for(lambda: "copy.tiff" in admitted)  # it has settled
     other.replace(first)
     wait_for(lambda: cohort.rows()["a"]["sha256"] != before)
     session.stopped.set()
-    thread.join(20)
+    thread.join(60)
     assert (found[0].seen, found[0].done, found[0].duplicate, found[0].fresh) == (2, 1, 1, ["a"])
     # what the copy was a copy of is gone: the next run knows it for a slide
     summary = ingest(Order(tmp_path / "scans", tmp_path / "c"), Plan(tile=64), Resources(workers=0))
@@ -234,16 +243,13 @@ def test_a_slide_that_is_replaced_after_it_was_done_is_done_again_and_a_copy_is_
     assert {row["sha256"] for row in cohort.rows().values()} > {before}
 
 
-def test_sigterm_stops_within_ten_seconds_and_a_second_watcher_is_refused(tmp_path: Path, make_slide: Callable) -> None:
+@pytest.mark.slow
+def test_sigterm_stops_within_ten_seconds(tmp_path: Path, make_slide: Callable) -> None:
     make_slide("a.tiff")
     command = [sys.executable, "-m", "her2batch.cli", "ingest", str(tmp_path / "scans"), "--out", str(tmp_path / "c"),
                "--watch", "--settle", "0.5", "--tile", "64", "--workers", "1"]  # fmt: skip
     watcher = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     wait_for(lambda: list((tmp_path / "c").glob("tables/slides/a.parquet")), 90)
-    second = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert second.returncode == 2
-    assert f"pid {watcher.pid}" in second.stderr
-    assert os.uname().nodename in second.stderr
     asked = time.monotonic()
     watcher.send_signal(signal.SIGTERM)
     out, _ = watcher.communicate(timeout=30)
@@ -252,12 +258,18 @@ def test_sigterm_stops_within_ten_seconds_and_a_second_watcher_is_refused(tmp_pa
     assert "1 done" in out
 
 
-def test_a_plain_loop_that_watches_stops_in_order_too(tmp_path: Path, make_slide: Callable) -> None:
+def test_a_plain_loop_that_watches_stops_in_order_too_and_a_second_watcher_is_refused(
+    tmp_path: Path, make_slide: Callable
+) -> None:
     make_slide("a.tiff")
     command = [sys.executable, "-m", "her2batch.cli", "ingest", str(tmp_path / "scans"), "--out", str(tmp_path / "c"),
                "--watch", "--settle", "0.5", "--tile", "64", "--workers", "0", "--json"]  # fmt: skip
     watcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     wait_for(lambda: list((tmp_path / "c").glob("tables/slides/a.parquet")), 60)
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 2
+    assert f"pid {watcher.pid}" in second.stderr
+    assert os.uname().nodename in second.stderr
     watcher.send_signal(signal.SIGTERM)
     out, _ = watcher.communicate(timeout=10)
     assert watcher.returncode == json.loads(out)["exit_code"] == 130

@@ -29,6 +29,8 @@ class Scanner(threading.Thread):
 
     def run(self) -> None:
         slow, held = threading.Thread(target=self._slowly), threading.Thread(target=self._hold)
+        while not self.cohort.settings.exists():  # the night has begun: what comes now comes under its eyes
+            time.sleep(0.05)
         self._working.set()
         held.start()
         for k, path in enumerate(self.made[: SLIDES - 1]):
@@ -39,7 +41,7 @@ class Scanner(threading.Thread):
             else:
                 shutil.copy(path, self.scans / f".{path.name}.part")
                 (self.scans / f".{path.name}.part").rename(self.scans / path.name)
-            time.sleep(0.3)
+            time.sleep(0.1)
             if k == 12:
                 shutil.copy(self.scans / self.twice, self.scans / f"copy-{self.twice}")  # the twentieth
         while self.replaced.removesuffix(".svs") not in self.cohort.rows():
@@ -54,8 +56,8 @@ class Scanner(threading.Thread):
     def _slowly(self) -> None:
         data = next(path for path in self.made if path.name == self.slow).read_bytes()
         with (self.scans / self.slow).open("wb") as file:
-            for at in range(0, len(data), len(data) // 40 + 1):
-                file.write(data[at : at + len(data) // 40 + 1])
+            for at in range(0, len(data), len(data) // 20 + 1):
+                file.write(data[at : at + len(data) // 20 + 1])
                 file.flush()
                 time.sleep(0.15)
 

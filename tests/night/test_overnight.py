@@ -12,13 +12,14 @@ import pytest
 
 from her2batch.errors import InputError, StoreError
 from her2batch.flow.ingest import Summary
+from her2batch.flow.session import Session
 from her2batch.night import drift, retention
 from her2batch.night.overnight import Findings, _inside, _sum_up, overnight
 from her2batch.night.summary import Night
 from her2batch.settings import Overnight, Plan, from_toml
 from her2batch.tables.store import Cohort
 from her2batch.upkeep.audit import status, verify
-from tests.night.scanner import SLIDES, Miniature, command, write_toml
+from tests.night.scanner import SLIDES, Miniature, write_toml
 from tests.night.test_hooks import webhook
 
 
@@ -48,12 +49,15 @@ def test_a_night_in_miniature(quiet_night: Miniature) -> None:
     assert not any(one["slide_id"] in words for one in cohort.rows().values())  # the line names nobody
 
 
-def test_the_next_night_finds_nothing_new_and_waits_for_nothing(quiet_night: Miniature, tmp_path: Path) -> None:
+def test_the_next_night_finds_nothing_new_and_waits_for_nothing(
+    quiet_night: Miniature, tmp_path: Path, ray_session: Session
+) -> None:
     cohort = tmp_path / "cohort"
     shutil.copytree(quiet_night.cohort.root, cohort)
     path = write_toml(quiet_night.folder, top=f"{quiet_night.top}\nkeep_nights = 1", cohort=str(cohort))
-    again = subprocess.run([*command(path), "--quiet"], capture_output=True, text=True, timeout=100)
-    night = json.loads(again.stdout)
+    lines: list[str] = []
+    overnight(from_toml(path, Overnight), line=lines.append)
+    night = json.loads(lines[0])
     assert (night["seen"], night["done"], night["fresh"], night["scored"]) == (20, 18, 0, 0)
     assert [one.name for one in (cohort / "nights").iterdir()] == [night["night"]]
 

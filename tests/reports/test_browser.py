@@ -19,6 +19,8 @@ CHROMIUM = next(
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium")
 
 SIZES = ((1440, "light"), (1440, "dark"), (390, "light"), (390, "dark"))
+CORNERS = (SIZES[0], SIZES[3])
+"""Each width and each scheme once."""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,9 @@ def test_it_asks_for_nothing_complains_of_nothing_and_fits(
     watched.page.close()
 
 
-@pytest.mark.parametrize(("width", "scheme"), SIZES)
+@pytest.mark.parametrize(
+    ("width", "scheme"), [one if one in CORNERS else pytest.param(*one, marks=pytest.mark.slow) for one in SIZES]
+)
 def test_axe_finds_nothing_serious(browser: Browser, small: Path, width: int, scheme: str) -> None:
     watched = Watched(browser, small, width, scheme)
     watched.page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
@@ -158,7 +162,7 @@ def test_a_link_in_a_list_opens_the_evidence(browser: Browser, small: Path, larg
 
 def test_a_page_of_a_slide_is_accessible_too(browser: Browser, large: Path) -> None:
     path = next((large.parent / "report_slides").iterdir())
-    for width, scheme in ((1440, "light"), (390, "dark")):
+    for width, scheme in CORNERS:
         watched = Watched(browser, path, width, scheme)
         found = Axe().run(watched.page).response["violations"]
         assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []

@@ -19,7 +19,7 @@ MINIATURE = Training(folds=3, quick=True, options=("epochs=1", "search=false"), 
 def test_every_row_of_the_paper_has_its_place(synthetic: Synthetic, tmp_path: Path, ray_session: Session) -> None:
     """Without annotations: the tables of thumbnails and of MIL; patches and the receptors have no data here."""
     study = Study(synthetic.cohort, tmp_path / "run")
-    found = reproduce(study, MINIATURE, Spread(workers=2))
+    found = reproduce(study, MINIATURE, Spread(workers=0))
     assert found.exit_code == 0, found.trained.failed
     rows = found.tables.to_pylist()
     assert Counter((row["table"], row["status"]) for row in rows) == {

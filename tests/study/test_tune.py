@@ -18,15 +18,15 @@ SEARCH = Training(methods=("clam-sb",), folds=3, quick=True, options=("epochs=2"
 
 def test_a_search_ends_in_a_bundle(synthetic: Synthetic, tmp_path: Path, ray_session: Session) -> None:
     study = Study(synthetic.cohort, tmp_path / "run")
-    found = tune(study, SEARCH, 3, 1, Spread(workers=2))
+    found = tune(study, SEARCH, 2, 1, Spread(workers=2))
     assert found.exit_code == 0, found.trained.failed
     rows = Run(tmp_path / "run").read("trials").to_pylist()
-    assert len(rows) == 3
+    assert len(rows) == 2
     assert all(set(json.loads(row["settings"])) >= {"lr", "dropout"} for row in rows)
     best = min(rows, key=lambda row: row["val_loss"])
     assert json.loads(best["settings"]) == found.best
     assert (tmp_path / "run" / "bundle" / "bundle.toml").is_file()
-    again = tune(study, SEARCH, 3, 1, Spread(workers=2))  # resumes: nothing is tried anew
+    again = tune(study, SEARCH, 2, 1, Spread(workers=2))  # resumes: nothing is tried anew
     assert again.trials.equals(found.trials)
 
 
