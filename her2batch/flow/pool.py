@@ -50,6 +50,9 @@ SLACK = 5
 LOST_IN_A_ROW = 12
 """Workers lost with no slide finished between: it is not the slides, Ray itself is gone."""
 
+AGAIN = "run the same command again: it goes on from here"
+ROOM = "see that the disk of Ray's files (/tmp on this machine) has room"
+
 
 def share(session: Session, worker: Worker, supply: Supply, resources: Resources, meters: Meters) -> Iterator[Finished]:
     """The same on Ray, in the order slides finish. Raises StoreError when Ray is lost, and what `ready` raises."""
@@ -311,9 +314,7 @@ class _Driver:
     def _count_loss(self, error: Exception) -> None:
         self._lost_in_a_row += 1
         if self._lost_in_a_row >= max(LOST_IN_A_ROW, 2 * sum(self._sizes.values())) or not self._ray.is_initialized():
-            raise StoreError(
-                "Ray lost its workers one after the other", None, "run the same command again: it goes on from here"
-            ) from error
+            raise StoreError("Ray lost its workers one after the other", None, f"{ROOM}, then {AGAIN}") from error
 
     def _begin_again(self, slide: _Slide, error: Exception) -> Iterator[Finished]:
         """What a slide's other calls had left went with its node: start it anew."""
@@ -380,10 +381,15 @@ def _gpu_roles(worker: Worker) -> tuple[str, ...]:
 
 
 def _cause(error: Exception) -> Exception:
-    """What really stopped a worker: one of ours, the disk, or Ray's own word."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, Her2BatchError):
-        return cause
-    if isinstance(cause, OSError):
-        return StoreError(f"the store can't be written to: {cause}", None, "free disk space, then run again")
-    return StoreError(f"a worker stopped: {error}", None, "run the same command again: it goes on from here")
+    """What really stopped a worker: one of ours, a full disk, or Ray's own word, which fills many lines."""
+    from ray.exceptions import ObjectStoreFullError, OutOfDiskError
+
+    while isinstance(cause := getattr(error, "cause", None), Exception):
+        error = cause
+    if isinstance(error, Her2BatchError):
+        return error
+    if isinstance(error, OSError):
+        return StoreError(f"the store can't be written to: {error}", None, "free disk space, then run again")
+    if isinstance(error, (OutOfDiskError, ObjectStoreFullError)):
+        return StoreError("Ray's object store is full, and so is its disk", None, f"{ROOM}, then {AGAIN}")
+    return StoreError(f"a worker stopped: {' '.join(str(error).split())}", None, AGAIN)

@@ -14,7 +14,7 @@ import timm
 
 from her2batch.flow.ingest import Order, ingest
 from her2batch.flow.plain import plain
-from her2batch.flow.pool import share, step_limit
+from her2batch.flow.pool import _cause, share, step_limit
 from her2batch.flow.session import Session
 from her2batch.flow.telemetry import Meters
 from her2batch.models.bundle import BundleInfo, ModelEntry
@@ -79,6 +79,25 @@ def test_a_supply_looks_while_no_worker_is_idle(tmp_path: Path, make_slide: Call
     queue = Looked(todos(tmp_path / "scans", worker))
     assert len(list(share(replace(ray_session, workers=1), worker, queue, LIMITS, Meters()))) == 1
     assert queue.before > 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [("OutOfDiskError", "Ray's object store is full"), ("RaySystemError", "a worker stopped: ")]
+)
+def test_what_ray_says_over_many_lines_is_said_in_one(ray_session: Session, fault: str, words: str) -> None:
+    ray = ray_session.ray
+
+    def fails() -> None:
+        raise getattr(ray.exceptions, fault)("one line\nand another")
+
+    first = ray.remote(fails).remote()
+    waits = ray.remote(lambda given: given).remote(first)
+    for reference in (first, waits):
+        with pytest.raises(ray.exceptions.RayError) as caught:
+            ray.get(reference)
+        assert "\n" in str(caught.value)
+        assert str(_cause(caught.value)).startswith(words)
+        assert "\n" not in str(_cause(caught.value))
 
 
 @pytest.fixture(scope="module")
