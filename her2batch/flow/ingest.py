@@ -134,6 +134,7 @@ def ingest(
                 register.census.keep(cohort)
             run = _Run(register, supply, journal, report, summary, stopped)
             _run(run, worker, resources, session)
+            register.rows.clear()  # all of them are read anew: one copy of 7 kB a slide is enough
             _count(cohort, register.census, summary)
             journal.say("ended", **{name: getattr(summary, name) for name in COUNTS})
         leave(cohort)
