@@ -42,7 +42,7 @@ KNOCK_S = 5.0
 PULSE_S, PULSES = 2.0, 5
 """A cluster's head is asked for a sign of life this often; so many misses in a row, and it is gone."""
 
-LOOK_S, LEAVES_S = 0.2, 20.0
+LOOK_S, LEAVES_S = 0.2, 10.0
 """How often Ray's parts are looked at while it starts or stops; how long it may go on without one of them."""
 
 PART_LOST, GOES_ON = "a part of Ray on this machine has died", "the same command goes on from what is committed"
