@@ -153,8 +153,8 @@ def connect(resources: Resources, stopped: threading.Event | None = None) -> Ite
         try:
             with _as_interrupt(), _watched(folder):
                 _start(ray, resources, folder)
+                handle()
                 session = _session(ray, resources, stopped)
-            handle()
             yield session
         except HeadLost:
             there = False
@@ -203,7 +203,10 @@ def _token() -> str:
 
 
 def _import_ray(folder: Path | None) -> ModuleType:
-    """Ray reads these at import: bind to 127.0.0.1 on Linux too, ask for a token, send nothing home."""
+    """Ray reads these at import: bind to 127.0.0.1 on Linux too, ask for a token, send nothing home, and set no handler
+    of its own beneath Python's, with which a SIGTERM while it starts ends in SIGABRT.
+    """
+    os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"] = "1"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_DISABLE_IMPORT_WARNING"] = "1"
     if folder is not None:
@@ -310,7 +313,7 @@ def _knock(address: str) -> None:
 def stoppable(stopped: threading.Event) -> Iterator[Callable[[], None]]:
     """Our handlers: the first SIGINT or SIGTERM asks the run to end in order, the next ends it at once.
 
-    Gives what sets them again: Ray, when it starts, sets its own handler of SIGTERM, which ends in SIGABRT.
+    Gives what sets them again: Ray, when it starts, sets its own handler of SIGTERM, which leaves with 15.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
