@@ -12,7 +12,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -127,7 +127,8 @@ def hold(folder: Path) -> Iterator[str]:
             os.pwrite(handle, f"{mine}\n".encode(), 0)
         yield mine
     finally:
-        os.close(handle)
+        with suppress(OSError):  # a share may complain; the lock is let go all the same, and what it says is for people
+            os.close(handle)
 
 
 def _lock(handle: int, looks: int) -> None:

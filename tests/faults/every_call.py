@@ -19,6 +19,7 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -92,8 +93,8 @@ def child(work: Callable[[], int]) -> tuple[int, int]:
         code = FAULT
         try:
             code = work()
-        except BaseException as error:  # noqa: BLE001  (the child's end: what it was is said)
-            sys.stderr.write(json.dumps({"fault": repr(error)}) + "\n")
+        except BaseException:  # noqa: BLE001  (the child's end: what it was is said)
+            sys.stderr.write(json.dumps({"fault": traceback.format_exc()}) + "\n")
         finally:
             os._exit(code)
     return pid, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -145,6 +145,22 @@ def test_a_slow_share_costs_time_and_nothing_else(lab: Lab, tmp_path: Path) -> N
     same(tmp_path / "c", lab.reference)
 
 
+@needs_strace
+@pytest.mark.slow
+def test_a_share_that_complains_when_the_lock_is_closed_changes_nothing(lab: Lab, tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    plain(lab.scans, out)
+    broken = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(tmp_path / "log"), "-P", str(out / ".lock")]
+    run = subprocess.run(
+        [*broken, "--trace=close", "--inject=close:error=EIO", *command(lab.scans, out, 0)],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "EIO" in (tmp_path / "log").read_text()
+    same(out, lab.reference)
+
+
 @needs_mount
 def test_a_read_only_store_is_refused_before_any_work(lab: Lab, tmp_path: Path) -> None:
     out = tmp_path / "c"

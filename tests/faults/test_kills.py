@@ -157,7 +157,7 @@ def resumed(lab: Lab, out: Path) -> None:
 
 
 def driver(pid: int) -> list[psutil.Process]:
-    return [psutil.Process(pid)]
+    return [psutil.Process(pid)] if psutil.pid_exists(pid) else []
 
 
 def struck(lab: Lab, out: Path, victim: Callable[[int], list[psutil.Process]], after: float) -> tuple[int, str, float]:
