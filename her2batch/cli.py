@@ -82,6 +82,10 @@ def guarded(call: Callable[[], Any]) -> None:
             file.write("".join(traceback.format_exception(error)))
         words = " ".join(str(error).split())[:200]
         _stop(f"her2batch: a fault of ours: {type(error).__name__}: {words}; the trace is in {file.name}", 1)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):  # all is written; the exit code is not to be another's
+                signal.signal(number, signal.SIG_IGN)
 
 
 def _stop(words: str, code: int) -> None:

@@ -28,6 +28,7 @@ class Journal:
 
     def __init__(self, cohort: Cohort, run: str) -> None:
         self._place = cohort.runs / f"{run}.jsonl"
+        cohort.bench.mkdir(mode=0o700, exist_ok=True)
         self._far = TemporaryDirectory(prefix=".draft-", dir=cohort.bench) if cohort.remote else None
         self._path = Path(self._far.name) / self._place.name if self._far is not None else self._place
         try:

@@ -137,13 +137,9 @@ def create_only(path: Path, data: bytes) -> bool:
 
 
 def scratch(path: Path) -> Path:
-    """A local folder for the drafts of a store that is far away, made where it isn't: the same for all processes of a
-    machine. It lies among other people's files, and nobody else may look.
-    """
+    """A local folder for the drafts of a store that is far away: the same for all processes of a machine."""
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"her2batch-drafts-{digest}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
+    return Path(tempfile.gettempdir()) / f"her2batch-drafts-{digest}"
 
 
 def free_bytes(path: Path) -> int | None:

@@ -277,6 +277,7 @@ class Cohort:
         self.there()
         draft = self.draft_of(slide_id)
         shutil.rmtree(draft.root, ignore_errors=True)
+        self.bench.mkdir(mode=0o700, exist_ok=True)  # far from the cohort it lies among other people's files
         draft.root.mkdir()
         return draft
 

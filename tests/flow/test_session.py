@@ -136,6 +136,18 @@ guarded(lambda: exec({body!r}))
         assert "the same command goes on from here" in run.stderr
 
 
+def test_a_signal_after_the_end_changes_no_exit_code() -> None:
+    for number in (15, 2):
+        late = f"""
+import atexit, os
+from her2batch.cli import guarded
+atexit.register(os.kill, os.getpid(), {number})
+guarded(lambda: 3)
+"""
+        run = subprocess.run([sys.executable, "-c", late], capture_output=True, text=True, timeout=60)
+        assert (run.returncode, run.stderr) == (3, "")
+
+
 def test_ray_that_does_not_start_here_is_said_in_plain_words(tmp_path: Path) -> None:
     def init(**_: object) -> None:
         raise Exception("The current node timed out during startup.")  # as Ray does
