@@ -119,7 +119,7 @@ def test_ray_workers_write_there_and_a_run_that_was_killed_goes_on(
     killed.wait()
     run = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120)
     found = json.loads(run.stdout)
-    assert (found["done"], found["exit_code"]) == (2, 0), run.stderr
+    assert (found["done"], found["exit_code"]) == (4, 0), run.stderr
     assert not cohort.bench.exists()  # what the killed run left here is gone too
     assert list(verify(cohort)) == []
     ingest(Order(scans, tmp_path / "here"), Plan(), Resources(workers=0))
