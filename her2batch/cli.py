@@ -17,7 +17,7 @@ from typing import Any
 import typer
 
 from her2batch.commands import exchange, report, slides, study, tools, web
-from her2batch.errors import HeadLost, Her2BatchError
+from her2batch.errors import HeadLost, Her2BatchError, in_line
 
 COMMANDS = (
     slides.ingest,
@@ -80,7 +80,7 @@ def guarded(call: Callable[[], Any]) -> None:
     except Exception as error:  # noqa: BLE001  (the outermost net: a fault of ours is one line, its trace in a file)
         with tempfile.NamedTemporaryFile("w", prefix="her2batch-", suffix=".log", delete=False) as file:
             file.write("".join(traceback.format_exception(error)))
-        words = " ".join(str(error).split())[:200]
+        words = in_line(error)[:200]
         _stop(f"her2batch: a fault of ours: {type(error).__name__}: {words}; the trace is in {file.name}", 1)
     finally:
         if threading.current_thread() is threading.main_thread():

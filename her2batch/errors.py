@@ -36,6 +36,11 @@ REMEDIES = {
 """Every error code a slide can end with, and what to do about it. docs/operations.md lists the same."""
 
 
+def in_line(error: BaseException) -> str:
+    """What somebody else's error says, in one line: libraries like to fill several."""
+    return " ".join(str(error).split())
+
+
 NO_TEXT = re.compile(r"[\ud800-\udfff]|\\x[0-9a-f]{2}")
 
 

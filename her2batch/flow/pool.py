@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from her2batch.errors import HeadLost, Her2BatchError, SlideError, StoreError
+from her2batch.errors import HeadLost, Her2BatchError, SlideError, StoreError, in_line
 from her2batch.flow.actor import Actor
 from her2batch.flow.session import READER, Session
 from her2batch.flow.telemetry import Meters
@@ -392,4 +392,4 @@ def _cause(error: Exception) -> Exception:
         return StoreError(f"the store can't be written to: {error}", None, "free disk space, then run again")
     if isinstance(error, (OutOfDiskError, ObjectStoreFullError)):
         return StoreError("Ray's object store is full, and so is its disk", None, f"{ROOM}, then {AGAIN}")
-    return StoreError(f"a worker stopped: {' '.join(str(error).split())}", None, AGAIN)
+    return StoreError(f"a worker stopped: {in_line(error)}", None, AGAIN)

@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from her2batch.errors import HeadLost, InputError, StoreError
+from her2batch.errors import HeadLost, InputError, StoreError, in_line
 from her2batch.settings import Resources
 from her2batch.way.costs import cores
 
@@ -230,7 +230,7 @@ def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> None:
             ray.init(address=resources.address, **common)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"no Ray cluster answers at {resources.address} ({_line(error)})", None, NO_CLUSTER
+                f"no Ray cluster answers at {resources.address} ({in_line(error)})", None, NO_CLUSTER
             ) from error
         return
     try:
@@ -245,12 +245,7 @@ def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> None:
         )
     except Exception as error:  # Ray raises a bare Exception when a busy machine is too slow for it
         remedy = "the machine is too busy, or has too little memory: run the same command again when it has calmed down"
-        raise StoreError(f"Ray could not be started on this machine ({_line(error)})", None, remedy) from error
-
-
-def _line(error: Exception) -> str:
-    """What Ray says, in one line: it likes to fill several."""
-    return " ".join(str(error).split())
+        raise StoreError(f"Ray could not be started on this machine ({in_line(error)})", None, remedy) from error
 
 
 @contextmanager
@@ -259,6 +254,9 @@ def _watched(folder: Path | None) -> Iterator[None]:
 
     Ray would wait for a minute, in a call that nothing interrupts, and end the process without a word of ours.
     """
+    if folder is None:
+        yield
+        return
     over = threading.Event()
 
     def watch() -> None:
@@ -272,12 +270,10 @@ def _watched(folder: Path | None) -> Iterator[None]:
                 for child in psutil.Process().children(recursive=True):
                     with suppress(psutil.Error):
                         child.kill()
-                shutil.rmtree(folder or "", ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
                 os._exit(2)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    if folder is not None:
-        thread.start()
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
