@@ -30,7 +30,7 @@ from her2batch.tables.labels import read_labels
 from her2batch.tables.places import free_bytes, place
 from her2batch.tables.privacy import Names, read_key
 from her2batch.tables.store import Cohort, Row
-from her2batch.upkeep.sweep import drop_strays, leave, sweep
+from her2batch.upkeep.sweep import drop_strays, sweep
 from her2batch.way.census import Census, Register, take
 from her2batch.way.pace import Pace, Tally
 from her2batch.way.stages import GIVEN, Context, check, chosen
@@ -137,7 +137,6 @@ def ingest(
             register.rows.clear()  # all of them are read anew: one copy of 7 kB a slide is enough
             _count(cohort, register.census, summary)
             journal.say("ended", **{name: getattr(summary, name) for name in COUNTS})
-        leave(cohort)
     summary.seconds = time.perf_counter() - started
     return summary
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from her2batch.errors import StoreError
-from her2batch.tables.places import create_only, drop, free_bytes, is_remote, put
+from her2batch.tables.places import create_only, drop, free_bytes, is_remote, put, scratch
 
 CHUNK = 1 << 20
 
@@ -150,7 +150,10 @@ def _me() -> str:
 
 @contextmanager
 def _hold_far(folder: Path) -> Iterator[str]:
-    """The same on an object store, by an object that can be made only once. One whose process is gone gives way."""
+    """The same on an object store, by an object that can be made only once. One whose process is gone gives way.
+
+    On the way out the folder for drafts goes from this machine, unless a draft is left in it.
+    """
     lock = folder / ".lock"
     mine = f"{_me()}, boot {_boot()}"
     if not create_only(lock, f"{mine}\n".encode()):
@@ -166,6 +169,8 @@ def _hold_far(folder: Path) -> Iterator[str]:
     try:
         yield mine
     finally:
+        with suppress(OSError):
+            scratch(folder).rmdir()
         drop(lock)
 
 

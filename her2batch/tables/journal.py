@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from her2batch.errors import Her2BatchError, StoreError
-from her2batch.tables.places import put
+from her2batch.tables.places import make_scratch, put
 from her2batch.tables.store import Cohort
 
 SENT = ("started", "progress", "ended")
@@ -28,8 +28,7 @@ class Journal:
 
     def __init__(self, cohort: Cohort, run: str) -> None:
         self._place = cohort.runs / f"{run}.jsonl"
-        cohort.bench.mkdir(mode=0o700, exist_ok=True)
-        self._far = TemporaryDirectory(prefix=".draft-", dir=cohort.bench) if cohort.remote else None
+        self._far = TemporaryDirectory(prefix=".draft-", dir=make_scratch(cohort.root)) if cohort.remote else None
         self._path = Path(self._far.name) / self._place.name if self._far is not None else self._place
         try:
             self._file = self._path.open("a", buffering=1)

@@ -142,6 +142,13 @@ def scratch(path: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"her2batch-drafts-{digest}"
 
 
+def make_scratch(path: Path) -> Path:
+    """The same, there: among other people's folders, so nobody else may look into it."""
+    folder = scratch(path)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
 def free_bytes(path: Path) -> int | None:
     """Bytes that are free; None where nobody can say."""
     if is_remote(path):

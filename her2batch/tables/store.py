@@ -35,7 +35,7 @@ from her2batch.tables.files import (
     write_sealed,
     writing,
 )
-from her2batch.tables.places import drop_files, is_remote, listing, put, scratch, size_of, top
+from her2batch.tables.places import drop_files, is_remote, listing, make_scratch, put, scratch, size_of, top
 
 FORMAT = 1
 """Version of the store's layout."""
@@ -277,7 +277,8 @@ class Cohort:
         self.there()
         draft = self.draft_of(slide_id)
         shutil.rmtree(draft.root, ignore_errors=True)
-        self.bench.mkdir(mode=0o700, exist_ok=True)  # far from the cohort it lies among other people's files
+        if self.remote:
+            make_scratch(self.root)
         draft.root.mkdir()
         return draft
 

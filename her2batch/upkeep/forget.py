@@ -24,7 +24,7 @@ from her2batch.tables.files import read_parquet, whole, write_parquet
 from her2batch.tables.places import remove_tree
 from her2batch.tables.privacy import Names
 from her2batch.tables.store import Cohort, Row
-from her2batch.upkeep.sweep import leave, sweep
+from her2batch.upkeep.sweep import sweep
 
 
 @dataclass
@@ -72,7 +72,6 @@ def forget(cohort: Cohort, patient_id: str, names: Names, runs: Iterable[Path] =
             found.files += _drop_slide(cohort, slide_id)
         cohort.remember()
         found.left = sorted(path for path in naming(cohort.root, words))
-        leave(cohort)
     found.runs = sorted(path for run in runs for path in naming(run, words))
     return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 
 from her2batch.tables.places import drop, owner, remove_tree, top
 from her2batch.tables.store import Cohort, Row
@@ -19,13 +18,6 @@ def sweep(cohort: Cohort) -> None:
     for folder in (cohort.root, *cohort.slides.parent.glob("**/")):
         for part in folder.glob(".*.part"):
             part.unlink(missing_ok=True)
-
-
-def leave(cohort: Cohort) -> None:
-    """Remove the place for drafts of a cohort that is far away, once no draft is there. Only under the lock."""
-    if cohort.remote:
-        with suppress(OSError):
-            cohort.bench.rmdir()
 
 
 def drop_strays(cohort: Cohort, rows: Mapping[str, Row]) -> list[str]:
