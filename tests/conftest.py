@@ -105,6 +105,18 @@ def make_slide(tmp_path: Path) -> MakeSlide:
     return make
 
 
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with weights of a small timm net, for the encoder timm:test_vit."""
+    import safetensors.torch
+    import timm
+
+    folder = tmp_path_factory.mktemp("weights")
+    net = timm.create_model("test_vit", pretrained=False, num_classes=0)
+    safetensors.torch.save_file(net.state_dict(), folder / "test_vit.safetensors")
+    return folder
+
+
 class Synthetic(NamedTuple):
     """A synthetic cohort: scans, labels, annotations, and what an ingest made of them."""
 

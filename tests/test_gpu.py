@@ -13,8 +13,6 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
-import safetensors.torch
-import timm
 import torch
 
 from her2batch.synth import make_cohort
@@ -37,13 +35,9 @@ class Scanned(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def scanned(tmp_path_factory: pytest.TempPathFactory) -> Scanned:
-    folder = tmp_path_factory.mktemp("gpu")
-    made = make_cohort(folder / "made", 16, seed=3, size=(2600, 2200), workers=4)
-    net = timm.create_model("test_vit", pretrained=False, num_classes=0)
-    (folder / "weights").mkdir()
-    safetensors.torch.save_file(net.state_dict(), folder / "weights" / "test_vit.safetensors")
-    return Scanned(made, folder / "weights")
+def scanned(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Scanned:
+    made = make_cohort(tmp_path_factory.mktemp("gpu") / "made", 16, seed=3, size=(2600, 2200), workers=4)
+    return Scanned(made, small_weights)
 
 
 def her2batch(*words: object) -> list[str]:

@@ -6,11 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -109,6 +111,29 @@ def whole_slides(out: Path) -> None:
     rows = cohort.rows() if cohort.slides.is_dir() else {}
     wrong = [row["slide_id"] for row in rows.values() if not sound(cohort, row)]
     assert wrong == []
+
+
+@contextmanager
+def beside(read: Callable[[], Any], every: float = 0.0) -> Iterator[list[Any]]:
+    """Read in a loop on a thread, `every` so many seconds; what it found, and the exception that ended it."""
+    found: list[Any] = []
+    ended = threading.Event()
+
+    def loop() -> None:
+        try:
+            while not ended.wait(every):
+                found.append(read())
+        except Exception as error:  # noqa: BLE001  (a reader's fault is what this looks for)
+            found.append(error)
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        thread.join()
+    assert [one for one in found if isinstance(one, Exception)] == []
 
 
 def ours(mark: str) -> list[psutil.Process]:

@@ -8,8 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from her2batch.way.stages import Context
 from her2batch.way.supply import Queue
 from her2batch.way.work import Worker
 from tests.conftest import tissue_image, write_slide
-from tests.faults.lab import Lab, all_gone, clean, command, family, named, plain, rows_there, same, start, until
+from tests.faults.lab import Lab, all_gone, beside, clean, command, family, named, plain, rows_there, same, start, until
 from tests.flow.test_ingest import contents
 from tests.flow.test_pool import todos
 
@@ -75,29 +74,6 @@ def test_the_lock_of_a_killed_run_is_taken_at_once(lab: Lab, tmp_path: Path) -> 
 
 
 # -- readers beside the writer -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def beside(read: Callable[[], object]) -> Iterator[list[object]]:
-    """Read in a loop on a thread; what it found, and the exception that ended it."""
-    found: list[object] = []
-    ended = threading.Event()
-
-    def loop() -> None:
-        try:
-            while not ended.is_set():
-                found.append(read())
-        except Exception as error:  # noqa: BLE001  (a reader's fault is what this looks for)
-            found.append(error)
-
-    thread = threading.Thread(target=loop)
-    thread.start()
-    try:
-        yield found
-    finally:
-        ended.set()
-        thread.join()
-    assert [one for one in found if isinstance(one, Exception)] == []
 
 
 def glances(out: Path) -> dict[str, Callable[[], object]]:

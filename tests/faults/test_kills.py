@@ -12,8 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import safetensors.torch
-import timm
 
 from her2batch.flow.ingest import Order, ingest
 from her2batch.flow.session import Session
@@ -252,14 +250,6 @@ def test_a_killed_reader_costs_nothing(lab: Lab, tmp_path: Path) -> None:
     assert run.returncode == 0, words
     same(out, lab.reference)
     clean(out)
-
-
-@pytest.fixture(scope="module")
-def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("weights")
-    net = timm.create_model("test_vit", pretrained=False, num_classes=0)
-    safetensors.torch.save_file(net.state_dict(), folder / "test_vit.safetensors")
-    return folder
 
 
 @pytest.mark.long

@@ -4,10 +4,7 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import imagecodecs
@@ -23,7 +20,7 @@ from her2batch.settings import Resources
 from her2batch.tables.files import sha256
 from her2batch.way.supply import Queue
 from tests.conftest import tissue_image, write_slide
-from tests.faults.lab import Lab, command, needs_mount, plain, same
+from tests.faults.lab import Lab, beside, command, needs_mount, plain, same
 from tests.faults.watched import Watched, watched
 from tests.flow.test_pool import todos, worker_for
 
@@ -135,43 +132,25 @@ def digests(cohort: Path) -> dict[str, str]:
     return {str(path.relative_to(cohort)): sha256(path) for path in files if path.name != ".lock"}
 
 
-@contextmanager
-def store_use() -> Iterator[dict[str, int]]:
-    """Ray's object store, looked at twice a second: most bytes at once, bytes in all, bytes spilled."""
-    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
-
-    found, ended, state = {"most": 0}, threading.Event(), get_state_from_address()
-
-    def look() -> None:
-        while not ended.wait(0.5):
-            now = get_memory_info_reply(state).store_stats
-            found["most"] = max(found["most"], now.object_store_bytes_used)
-            found.update(all=now.cumulative_created_bytes, spilled=now.spilled_bytes_total)
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield found
-    finally:
-        ended.set()
-        thread.join()
-
-
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_five_hundred_shared_slides_pass_through_a_store_of_200_mb(tmp_path: Path, ray_session: Session) -> None:
     """More than 200 MB pass through it and never a tenth of that at once; the bytes are those of the plain loop."""
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
     scans = crops(tmp_path / "scans", 500)
     reference = worker_for(tmp_path / "plain")
     list(plain_loop(reference, Queue(todos(scans, reference))))
     worker = worker_for(tmp_path / "shared", range_batches=1, split_batches=1)
-    with store_use() as used:
+    state = get_state_from_address()
+    with beside(lambda: get_memory_info_reply(state).store_stats, every=0.5) as looks:
         ended = list(share(ray_session, worker, Queue(todos(scans, worker)), Resources(workers=2), Meters()))
-    log.info("object store: %s", used)
+    most, last = max(one.object_store_bytes_used for one in looks), looks[-1]
+    log.info("object store: %d at most, %d in all", most, last.cumulative_created_bytes)
     assert Counter(one.row["status"] for one in ended) == {"done": 500}
     assert digests(tmp_path / "plain") == digests(tmp_path / "shared")
-    assert used["all"] > OBJECT_STORE
-    assert (used["most"] < OBJECT_STORE / 10, used["spilled"]) == (True, 0)
+    assert last.cumulative_created_bytes > OBJECT_STORE
+    assert (most < OBJECT_STORE / 10, last.spilled_bytes_total) == (True, 0)
 
 
 FULL = """

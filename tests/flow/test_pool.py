@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
-import timm
 
 from her2batch.flow.ingest import Order, ingest
 from her2batch.flow.plain import plain
@@ -98,15 +96,6 @@ def test_what_ray_says_over_many_lines_is_said_in_one(ray_session: Session, faul
         assert "\n" in str(caught.value)
         assert str(_cause(caught.value)).startswith(words)
         assert "\n" not in str(_cause(caught.value))
-
-
-@pytest.fixture(scope="module")
-def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with weights of a small timm net, and a bundle of small nets beside it."""
-    folder = tmp_path_factory.mktemp("weights")
-    net = timm.create_model("test_vit", pretrained=False, num_classes=0)
-    safetensors.torch.save_file(net.state_dict(), folder / "test_vit.safetensors")
-    return folder
 
 
 @dataclass
