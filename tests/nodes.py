@@ -83,14 +83,15 @@ class Cluster:
             with suppress(psutil.NoSuchProcess):
                 one.send_signal(signal.SIGKILL)
 
-    def holds(self, name: str, words: str) -> bool:
-        """Whether a process of a node is called so."""
+    def called(self, name: str, words: str) -> list[psutil.Process]:
+        """The processes of a node whose command line begins so."""
+        found = []
         with suppress(psutil.Error):
             for one in psutil.Process(self.nodes[name].pid).children(recursive=True):
                 with suppress(psutil.Error):
                     if " ".join(one.cmdline()).startswith(words):
-                        return True
-        return False
+                        found.append(one)
+        return found
 
     def alive(self) -> int:
         """Nodes that the head holds for alive."""
