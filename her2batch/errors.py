@@ -36,6 +36,10 @@ REMEDIES = {
 """Every error code a slide can end with, and what to do about it. docs/operations.md lists the same."""
 
 
+STOPPED = 130
+"""Exit code of a command that was asked to stop: SIGINT, SIGTERM."""
+
+
 def in_line(error: BaseException) -> str:
     """What somebody else's error says, in one line: libraries like to fill several."""
     return " ".join(str(error).split())

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from her2batch.errors import StoreError
+from her2batch.errors import STOPPED, StoreError
 from her2batch.flow.plain import plain
 from her2batch.flow.pool import share
 from her2batch.flow.session import Session, connect, stoppable
@@ -95,7 +95,7 @@ class Summary:
     def exit_code(self) -> int:
         """0 all done · 1 a slide vanished · 3 some failed · 130 stopped."""
         if self.stopped:
-            return 130
+            return STOPPED
         if not self.adds_up:
             return 1
         return 3 if self.failed else 0

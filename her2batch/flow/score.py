@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from her2batch.errors import Her2BatchError, InputError
+from her2batch.errors import STOPPED, Her2BatchError, InputError
 from her2batch.flow.session import Session, connect
 from her2batch.flow.spread import spread
 from her2batch.models.bundle import Bundle, ModelEntry, check_fits, load, read_bundle
@@ -52,7 +52,7 @@ class Scored:
     @property
     def exit_code(self) -> int:
         """0 all done · 3 some failed · 130 stopped."""
-        return 130 if self.stopped else 3 if self.failures else 0
+        return STOPPED if self.stopped else 3 if self.failures else 0
 
 
 def score(

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from her2batch.errors import InputError
+from her2batch.errors import STOPPED, InputError
 from her2batch.flow.session import Session, connect
 from her2batch.settings import Plan, Resources
 from her2batch.tables.places import place
@@ -72,7 +72,7 @@ def serve(offer: Offer, port: int, resources: Resources, tell: Tell) -> int:
                 session.check()
         finally:
             stop()
-    return 130
+    return STOPPED
 
 
 def check(offer: Offer, port: int) -> None:

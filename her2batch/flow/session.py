@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from her2batch.errors import HeadLost, InputError, StoreError, in_line
+from her2batch.errors import STOPPED, HeadLost, InputError, StoreError, in_line
 from her2batch.settings import Resources
 from her2batch.way.costs import cores
 
@@ -48,9 +48,6 @@ LOOK_S, LEAVES_S = 0.2, 10.0
 PART_LOST, GOES_ON = "a part of Ray on this machine has died", "the same command goes on from what is committed"
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-STOPPED = 130
-"""Exit code of a run that was stopped."""
 
 READER = "reader"
 """Custom resource of nodes that read and write. Where a cluster has it, slides are opened on those nodes alone."""

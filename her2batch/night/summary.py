@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from her2batch.errors import STOPPED
 from her2batch.tables.places import free_bytes
 from her2batch.tables.store import Cohort, Row
 
@@ -60,7 +61,7 @@ class Night:
         if self.error is not None:
             return 1 if self.error == FAULT else 2
         if self.stopped:
-            return 130
+            return STOPPED
         if not self.adds_up:
             return 1
         if self.held:

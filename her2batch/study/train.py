@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from her2batch.errors import STOPPED
 from her2batch.flow.session import Session, connect
 from her2batch.flow.spread import spread
 from her2batch.reports.cohort import write
@@ -59,7 +60,7 @@ class Trained:
     @property
     def exit_code(self) -> int:
         """0 all units done · 3 some failed · 130 stopped."""
-        return 130 if self.stopped else 3 if self.failed else 0
+        return STOPPED if self.stopped else 3 if self.failed else 0
 
 
 def train(study: Study, training: Training, resources: Spread, report: Report = lambda *_: None) -> Trained:

@@ -136,6 +136,44 @@ guarded(lambda: exec({body!r}))
         assert "the same command goes on from here" in run.stderr
 
 
+def test_interrupted_between_the_making_of_rays_worker_and_its_handle_the_process_does_not_crash(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its native threads outlive it then, and met its destructor on their way: a segmentation fault, now and then."""
+    monkeypatch.setenv("RAY_metrics_report_interval_ms", "2")  # the thread that crashed: now every time
+    code = """
+import os, time
+from her2batch.cli import guarded
+from her2batch.flow import session
+from her2batch.settings import Resources
+imported = session._import_ray
+def with_interrupt(folder):
+    ray = imported(folder)
+    made = ray._raylet.CoreWorker
+    def interrupted(*args):
+        made(*args)
+        os.kill(os.getpid(), 15)
+        time.sleep(1)
+    ray._raylet.CoreWorker = interrupted
+    return ray
+session._import_ray = with_interrupt
+guarded(lambda: session.connect(Resources(workers=1)).__enter__())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stderr) == (130, "her2batch: stopped; the same command goes on from here\n")
+
+
+def test_a_command_that_is_interrupted_before_it_begins_says_so() -> None:
+    code = """
+import os
+from her2batch import cli
+cli.app.command("wait")(lambda: os.kill(os.getpid(), 15))
+cli.main()
+"""
+    run = subprocess.run([sys.executable, "-c", code, "wait"], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stderr) == (130, "her2batch: stopped; the same command goes on from here\n")
+
+
 def test_a_signal_after_the_end_changes_no_exit_code() -> None:
     for number in (15, 2):
         late = f"""
