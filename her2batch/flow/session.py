@@ -42,8 +42,11 @@ KNOCK_S = 5.0
 PULSE_S, PULSES = 2.0, 5
 """A cluster's head is asked for a sign of life this often; so many misses in a row, and it is gone."""
 
-LOOK_S, LEAVES_S = 0.2, 10.0
-"""How often Ray's parts are looked at while it starts or stops; how long it may go on without one of them."""
+LOOK_S, LEAVES_S = 0.5, 10.0
+"""How often Ray's parts are looked at; how long a run may go on without one of them."""
+
+PARTS = ("raylet", "gcs_server")
+"""Ray's own processes that nothing goes on without."""
 
 PART_LOST, GOES_ON = "a part of Ray on this machine has died", "the same command goes on from what is committed"
 
@@ -117,9 +120,13 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def _parts() -> tuple[psutil.Process, ...]:
-    """Ray's own processes that this one has started and that nothing goes on without."""
-    children = psutil.Process().children()
-    return tuple(one for one in children if _runs(one) and one.name() in ("raylet", "gcs_server"))
+    """Ray's PARTS that this process has started, dead ones among them."""
+    found = []
+    for one in psutil.Process().children():
+        with suppress(psutil.Error):
+            if one.name() in PARTS:
+                found.append(one)
+    return tuple(found)
 
 
 def _places(nodes: dict[str, dict[str, float]]) -> int:
@@ -145,21 +152,16 @@ def connect(resources: Resources, stopped: threading.Event | None = None) -> Ite
     stopped = stopped or threading.Event()
     with stoppable(stopped) as handle:
         folder = _folder() if local else None
-        before, there = dict(os.environ), True
+        before = dict(os.environ)
         ray = _import_ray(folder)
         try:
-            with _as_interrupt(), _watched(folder):
-                _start(ray, resources, folder)
-                handle()
-                session = _session(ray, resources, stopped)
-            yield session
-        except HeadLost:
-            there = False
-            raise
+            with _watched(folder), _shut_down(ray):
+                with _as_interrupt():
+                    _start(ray, resources, folder)
+                    handle()
+                    session = _session(ray, resources, stopped)
+                yield session
         finally:
-            if there:
-                with _watched(folder):
-                    ray.shutdown()
             os.environ.clear()
             os.environ.update(before)
             if folder is not None:
@@ -189,7 +191,7 @@ def _session(ray: ModuleType, resources: Resources, stopped: threading.Event | N
         stopped or threading.Event(),
         head=ray.get_runtime_context().gcs_address if cluster else None,
         grows=cluster and not resources.workers,
-        parts=() if cluster else _parts(),
+        parts=() if cluster else tuple(filter(_runs, _parts())),
     )
 
 
@@ -246,21 +248,36 @@ def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> None:
 
 
 @contextmanager
-def _watched(folder: Path | None) -> Iterator[None]:
-    """While Ray starts or stops on this machine: where a part of it dies then, nobody waits for it for ever.
+def _shut_down(ray: ModuleType) -> Iterator[None]:
+    """Stop Ray on the way out, but where it has lost its head: it would ask it for leave."""
+    try:
+        yield
+    except HeadLost:
+        raise
+    except BaseException:
+        ray.shutdown()
+        raise
+    ray.shutdown()
 
-    Ray would wait for a minute, in a call that nothing interrupts, and end the process without a word of ours.
+
+@contextmanager
+def _watched(folder: Path | None) -> Iterator[None]:
+    """Where a part of Ray on this machine dies nobody waits for it for ever, whatever is going on: start, work, stop.
+
+    `Session.check` is sooner and ends in order, but not asked in a call of Ray's: that would wait for a minute, nothing
+    interrupts it, and the process would end without a word of ours.
     """
     if folder is None:
         yield
         return
-    over = threading.Event()
+    over, earlier = threading.Event(), set(_parts())
 
     def watch() -> None:
         seen: set[psutil.Process] = set()
         since: float | None = None
         while not over.wait(LOOK_S):
-            seen |= set(_parts())
+            if len(seen) < len(PARTS):
+                seen |= set(_parts()) - earlier
             since = None if all(map(_runs, seen)) else since or time.monotonic()
             if since is not None and time.monotonic() - since > LEAVES_S:
                 os.write(2, f"her2batch: {HeadLost(PART_LOST, None, GOES_ON)}\n".encode())

@@ -163,6 +163,26 @@ guarded(lambda: session.connect(Resources(workers=1)).__enter__())
     assert (run.returncode, run.stderr) == (130, "her2batch: stopped; the same command goes on from here\n")
 
 
+def test_where_ray_dies_under_a_call_that_nothing_interrupts_the_process_ends_by_itself() -> None:
+    """As under a question to Ray that nobody answers; Ray itself would go on for a minute."""
+    code = """
+import time
+from her2batch.cli import guarded
+from her2batch.flow.session import connect
+from her2batch.settings import Resources
+def spend():
+    with connect(Resources(workers=1)) as session:
+        [one.kill() for one in session.parts if one.name() == "gcs_server"]
+        time.sleep(60)
+guarded(spend)
+"""
+    begun = time.monotonic()
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2, run
+    assert run.stderr.splitlines()[-1].startswith("her2batch: a part of Ray on this machine has died; the same")
+    assert time.monotonic() - begun < 50
+
+
 def test_a_command_that_is_interrupted_before_it_begins_says_so() -> None:
     code = """
 import os
