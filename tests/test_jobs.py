@@ -166,7 +166,8 @@ def test_when_the_head_is_lost_the_run_says_so_and_the_next_goes_on(
     command = [sys.executable, "-m", "her2batch.cli", "ingest", str(synthetic.scans), "--out", str(cohort)]
     run = nodes.popen(*command, "--address", nodes.address)
     wait_for_rows(run, cohort, 3)
-    for reader in (one for name in nodes.nodes for one in nodes.called(name, "ray::Actor")):
+    readers = [one for name in nodes.nodes for one in nodes.called(name, "ray::Actor")]
+    for reader in readers:
         reader.suspend()
     nodes.kill("head")
     out, err = run.communicate(timeout=60)
@@ -176,5 +177,7 @@ def test_when_the_head_is_lost_the_run_says_so_and_the_next_goes_on(
     before = rows_of(cohort)
     assert 3 <= before < len(list(synthetic.scans.iterdir()))
     summary = ingest(Order(synthetic.scans, cohort), Plan(), Resources(workers=2))
-    assert (summary.already, summary.failed, summary.exit_code) == (before, 0, 0)
+    assert (summary.failed, summary.exit_code) == (0, 0)
+    # the kernel wakes who stands still when his node ends, and a slide in hand may be done: the next run waits for it
+    assert before <= summary.already <= before + len(readers)
     assert status(Cohort(cohort)).adds_up
