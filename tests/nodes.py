@@ -144,6 +144,7 @@ class Cluster:
                    "--dashboard-agent-listen-port", str(free_port())]  # fmt: skip
         with (self.folder / f"{name}.log").open("wb") as log:
             env = {name: value for name, value in self.env.items() if name != "RAY_ADDRESS"}
+            env["TMPDIR"] = str(self.folder)  # what a killed node leaves goes with the cluster
             self.nodes[name] = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
 
 
