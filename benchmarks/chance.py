@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from her2batch.flow.ingest import Order, ingest
+from her2batch.experiments.train import Study, train
+from her2batch.runtime.ingest import Order, ingest
 from her2batch.settings import Plan, Resources, Spread, Training
-from her2batch.study.train import Study, train
-from her2batch.synth import make_cohort, plan_cohort
+from her2batch.synthetic.cohort import make_cohort, plan_cohort
 
 PATIENTS = 60
 MORE = ("epochs=100", "patience=100", "lr=0.001", "batch=8")

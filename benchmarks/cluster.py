@@ -2,7 +2,7 @@
 
 usage: cluster.py [--tissue MM2] [--mpp MPP] [--plot SVG]
 
-Nothing is run: the costs are those of her2batch/way/costs.py. GPU rates are estimates.
+Nothing is run: the costs are those of her2batch/pipeline/cost_model.py. GPU rates are estimates.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.patches import Patch
 from rounds import plt
 
-from her2batch.way.costs import Cluster, Load, bound, seconds, typical
+from her2batch.pipeline.cost_model import Cluster, Load, bound, seconds, typical
 
 CORES = (8, 16, 32, 64, 128, 256, 512)
 GPUS = (0, 1, 2, 4, 8, 16, 32, 64)

@@ -2,7 +2,8 @@
 
 usage: encoder.py CORES [--rounds N]
 
-Beside the plain NumPy reference of the tests (tests/vision/plain.py), on the same tiles, with the largest difference.
+Compared with the NumPy reference of the tests (tests/vision/reference.py) on the same tiles;
+prints the largest difference.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import cv2
 import numpy as np
 from rounds import medians
 
-from her2batch.models.rule import judge
+from her2batch.models.membrane_rule import judge
 from her2batch.vision.membrane import FEATURES, MEMBRANE, describe
 from her2batch.vision.stain import fit_stains
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.vision.plain import described
+from tests.vision.reference import described
 
 EDGE, FEW = 224, 40
 

@@ -29,16 +29,16 @@ from memory import held
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from her2batch.experiments.train import Study, train
 from her2batch.models.attention import product_dtype
 from her2batch.models.clam import smooth_top1
+from her2batch.pipeline.cost_model import cores
 from her2batch.settings import Plan, Spread, Training
-from her2batch.study.train import Study, train
-from her2batch.tables.run import FINAL, Run
-from her2batch.tables.schemas import embeddings, schema
-from her2batch.tables.store import Cohort, write_row
-from her2batch.training.loop import balanced, rng
+from her2batch.store.cohort import Cohort, write_row
+from her2batch.store.schemas import embeddings, schema
+from her2batch.store.training_run import FINAL, Run
+from her2batch.training.fit_loop import balanced, rng
 from her2batch.training.metrics import metrics, summary
-from her2batch.way.costs import cores
 
 CLASSES = ("0", "1+", "3+")  # her2-3way: 0, low, high
 ENCODER = "timm:resnet50.a1_in1k"  # its length is the embeddings', its weights are not used
@@ -240,7 +240,7 @@ def plain(folder: Path, run: Run, dim: int, epochs: int, folds: int) -> tuple[fl
                     }
                 )
         took += time.perf_counter() - started
-    from her2batch.tables.schemas import run_schema
+    from her2batch.store.schemas import run_schema
 
     return took, pa.Table.from_pylist(out, run_schema("predictions"))
 

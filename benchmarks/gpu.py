@@ -28,12 +28,12 @@ import torch
 from ingest_rate import ray_alone
 from rounds import medians, on_cores, processes
 
-from her2batch.flow.ingest import Order, ingest
 from her2batch.models.device import SUB_BATCH, Look, forward, prepare
 from her2batch.models.encoders import ENCODERS
+from her2batch.pipeline.cost_model import cores
+from her2batch.runtime.ingest import Order, ingest
 from her2batch.settings import Plan, Resources
-from her2batch.slides.intake import find
-from her2batch.way.costs import cores
+from her2batch.slides.discover import find
 
 LOOK = Look((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

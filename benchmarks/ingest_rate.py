@@ -26,17 +26,17 @@ import numpy as np
 from rounds import bars, medians, on_cores, processes
 from tiles import bare, tissue_tiles
 
-from her2batch.flow.ingest import Order, ingest
-from her2batch.flow.session import connect
-from her2batch.models.rule import judge
+from her2batch.models.membrane_rule import judge
+from her2batch.pipeline.cost_model import cores
+from her2batch.pipeline.tile_reader import decoded, feed_of
+from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ray_session import connect
 from her2batch.settings import Plan, Resources
-from her2batch.slides.intake import find
+from her2batch.slides.discover import find
 from her2batch.slides.readers import open_slide
 from her2batch.vision.membrane import MEMBRANE, describe
 from her2batch.vision.stain import Stains
-from her2batch.way.costs import cores
-from her2batch.way.feed import decoded, feed_of
-from her2batch.way.grids import Grid
+from her2batch.vision.tile_grid import Grid
 
 SOME = 128
 """Tiles of a slide and worker that the model is measured on."""
@@ -68,9 +68,9 @@ class Ready:
 
     def ready(self) -> bool:
         """Whether it has."""
-        import her2batch.way.work
+        import her2batch.pipeline.worker
 
-        return her2batch.way.work is not None
+        return her2batch.pipeline.worker is not None
 
 
 def ray_alone(workers: int) -> float:

@@ -72,7 +72,7 @@ def held(driver: psutil.Process) -> Counter[str]:
 def watch(slides: Path) -> tuple[list[float], list[float], Counter[str], float]:
     """One ingest: times (s) and what was held then (GB), the kinds at the peak, and its wall time."""
     with tempfile.TemporaryDirectory(dir=slides.parent) as folder:
-        command = [sys.executable, "-c", "from her2batch.cli import main; main()", "ingest", str(slides)]
+        command = [sys.executable, "-c", "from her2batch.cli.app import main; main()", "ingest", str(slides)]
         started = time.monotonic()
         run = subprocess.Popen([*command, "--out", f"{folder}/c"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         driver = psutil.Process(run.pid)

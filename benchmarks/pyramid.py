@@ -34,7 +34,7 @@ from her2batch.settings import Plan
 from her2batch.slides import pyramid
 from her2batch.slides.codecs import encode, pack
 from her2batch.slides.readers import open_slide
-from her2batch.slides.tiffslide import TiffSlide
+from her2batch.slides.tiff_slide import TiffSlide
 from her2batch.vision.tissue import segment
 
 QUALITY = Plan().jpeg_quality

@@ -22,18 +22,17 @@ os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
 import cv2
 import numpy as np
 
-from her2batch.flow.session import connect
+from her2batch.pipeline.cost_model import cores
+from her2batch.pipeline.tile_reader import feed_of
+from her2batch.runtime.ray_session import connect
 from her2batch.settings import Plan, Resources
-from her2batch.slides.intake import find
+from her2batch.slides.discover import find
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box
-from her2batch.vision.grid import Block, Rect, cut, plan
 from her2batch.vision.membrane import describe
 from her2batch.vision.stain import Stains
+from her2batch.vision.tile_grid import Block, Grid, Rect, cut, plan
 from her2batch.vision.tissue import segment, tile_fractions
-from her2batch.way.costs import cores
-from her2batch.way.feed import feed_of
-from her2batch.way.grids import Grid
 
 RANGE = 16
 

@@ -22,13 +22,13 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from her2batch.models.rule import judge, predictions
-from her2batch.reports.cohort import write
+from her2batch.files.parquet import write_parquet
+from her2batch.models.membrane_rule import judge, predictions
+from her2batch.reports.cohort_page import write
 from her2batch.settings import Plan
-from her2batch.tables.files import write_parquet
-from her2batch.tables.labels import SCHEMA
-from her2batch.tables.schemas import schema
-from her2batch.tables.store import Cohort, Row
+from her2batch.store.cohort import Cohort, Row
+from her2batch.store.labels import SCHEMA
+from her2batch.store.schemas import schema
 from her2batch.tasks import CLASSES, IHC, her2_class
 from her2batch.vision.membrane import MEMBRANE
 

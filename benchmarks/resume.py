@@ -27,11 +27,11 @@ import numpy as np
 import tifffile
 from rounds import medians, plt
 
-from her2batch.flow.ingest import Order, ingest
+from her2batch.files.atomic import sha256
+from her2batch.runtime.ingest import Order, ingest
 from her2batch.settings import Plan, Resources
-from her2batch.tables.files import sha256
-from her2batch.tables.store import Cohort, Row
-from her2batch.upkeep.audit import status
+from her2batch.store.audit import status
+from her2batch.store.cohort import Cohort, Row
 
 EDGE, MPP = 1000, 0.25
 DISTINCT = 4
@@ -40,7 +40,7 @@ COMMAND = """
 import sys
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
-from her2batch.cli import main
+from her2batch.cli.app import main
 try:
     main()
 finally:

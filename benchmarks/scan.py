@@ -22,8 +22,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from rounds import medians
 
-from her2batch.tables.files import write_parquet
-from her2batch.tables.store import Cohort
+from her2batch.files.parquet import write_parquet
+from her2batch.store.cohort import Cohort
 
 TABLES = {"slides": "bytes", "tiles": "x"}
 """A table and the column that duckdb sums."""

@@ -35,16 +35,15 @@ import simplejpeg  # noqa: E402
 from rounds import bars, medians, on_cores, processes  # noqa: E402
 from slides import KINDS, make  # noqa: E402
 
+from her2batch.pipeline.cost_model import cores  # noqa: E402
+from her2batch.pipeline.tile_reader import decoded, feed_of  # noqa: E402
 from her2batch.settings import Plan  # noqa: E402
 from her2batch.slides import pyramid  # noqa: E402
 from her2batch.slides.jpeg import complete  # noqa: E402
 from her2batch.slides.readers import open_slide  # noqa: E402
-from her2batch.slides.tiffslide import TiffSlide  # noqa: E402
-from her2batch.vision.grid import plan  # noqa: E402
+from her2batch.slides.tiff_slide import TiffSlide  # noqa: E402
+from her2batch.vision.tile_grid import Grid, plan  # noqa: E402
 from her2batch.vision.tissue import segment, tile_fractions  # noqa: E402
-from her2batch.way.costs import cores  # noqa: E402
-from her2batch.way.feed import decoded, feed_of  # noqa: E402
-from her2batch.way.grids import Grid  # noqa: E402
 
 MPP, TILE = Plan().mpp, Plan().tile
 

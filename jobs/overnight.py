@@ -9,8 +9,8 @@ workers, one CPU each, are asked for as [resources] in the file says. The same c
 import sys
 from pathlib import Path
 
-from her2batch.cli import guarded
-from her2batch.commands.slides import overnight
+from her2batch.cli.app import guarded
+from her2batch.cli.commands.slides import overnight
 
 if __name__ == "__main__":
     guarded(lambda: overnight(settings=Path(sys.argv[1])))

@@ -9,11 +9,11 @@ CPU, and as much of a GPU as resources.unit_gpus says. The same command again re
 import sys
 from pathlib import Path
 
-from her2batch.cli import guarded
-from her2batch.scoreboard import show_tuned, unit_progress
+from her2batch.cli.app import guarded
+from her2batch.cli.console_training import show_tuned, unit_progress
+from her2batch.experiments.train import study_of
+from her2batch.experiments.tune import tune
 from her2batch.settings import SearchJob, from_toml
-from her2batch.study.train import study_of
-from her2batch.study.tune import tune
 
 
 def run(path: Path) -> int:

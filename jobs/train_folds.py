@@ -9,10 +9,10 @@ of a method) holds a CPU, and as much of a GPU as resources.unit_gpus says. The 
 import sys
 from pathlib import Path
 
-from her2batch.cli import guarded
-from her2batch.scoreboard import show_trained, unit_progress
+from her2batch.cli.app import guarded
+from her2batch.cli.console_training import show_trained, unit_progress
+from her2batch.experiments.train import study_of, train
 from her2batch.settings import FoldsJob, from_toml
-from her2batch.study.train import study_of, train
 
 
 def run(path: Path) -> int:

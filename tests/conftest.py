@@ -13,17 +13,17 @@ import pytest
 import tifffile
 
 from her2batch.errors import InputError
-from her2batch.flow.ingest import Order, ingest
-from her2batch.flow.session import Session, connect
+from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ray_session import Session, connect
 from her2batch.settings import Plan, Resources
 from her2batch.slides.cucim import load as load_cucim
-from her2batch.synth import make_cohort
+from her2batch.synthetic.cohort import make_cohort
 
 with contextlib.suppress(InputError):
     load_cucim()  # after torch, which some tests and the two modules below import, it never returns
 
 from tests.models.bundles import untrained
-from tests.night.scanner import Miniature, spend
+from tests.nightly.scanner import Miniature, spend
 
 cv2.setNumThreads(1)
 hypothesis.settings.register_profile("patient", deadline=None)  # how long an example takes is the machine's affair

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from her2batch.synth import make_cohort
-from her2batch.tables.run import Run
-from her2batch.tables.store import Cohort
-from tests.faults.lab import same
-from tests.flow.test_ingest import contents
-from tests.study.test_train import tables
+from her2batch.store.cohort import Cohort
+from her2batch.store.training_run import Run
+from her2batch.synthetic.cohort import make_cohort
+from tests.experiments.test_train import tables
+from tests.faults.fault_fixtures import same
+from tests.runtime.test_ingest import contents
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

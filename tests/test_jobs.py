@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from her2batch.flow.ingest import Order, ingest
+from her2batch.runtime.ingest import Order, ingest
 from her2batch.settings import FoldsJob, Overnight, Plan, Resources, SearchJob, from_toml
-from her2batch.tables.run import Run
-from her2batch.tables.store import Cohort
-from her2batch.upkeep.audit import status, verify
+from her2batch.store.audit import status, verify
+from her2batch.store.cohort import Cohort
+from her2batch.store.training_run import Run
 from tests.conftest import Synthetic
-from tests.flow.test_ingest import contents
-from tests.night.scanner import Miniature, Scanner, write_toml
+from tests.nightly.scanner import Miniature, Scanner, write_toml
 from tests.nodes import ROOT, Cluster, cluster
+from tests.runtime.test_ingest import contents
 
 RAY = str(Path(sys.executable).with_name("ray"))
 

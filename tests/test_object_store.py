@@ -22,22 +22,22 @@ from her2batch.exchange.incoming import Order as Incoming
 from her2batch.exchange.incoming import bring_in
 from her2batch.exchange.outgoing import Order as Outgoing
 from her2batch.exchange.outgoing import export
-from her2batch.flow.ingest import Order, ingest
-from her2batch.flow.score import score
+from her2batch.files.locations import place
+from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.score import score
 from her2batch.settings import Plan, Resources
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box
-from her2batch.tables.places import place
-from her2batch.tables.privacy import Names
-from her2batch.tables.reviews import Review, append
-from her2batch.tables.store import Cohort
-from her2batch.upkeep.audit import status, verify
-from her2batch.upkeep.forget import forget, naming
+from her2batch.store.audit import status, verify
+from her2batch.store.cohort import Cohort
+from her2batch.store.erase import forget, naming
+from her2batch.store.pseudonyms import Names
+from her2batch.store.reviews import Review, append
 from her2batch.web.catalog import Catalog
 from tests.conftest import Synthetic
-from tests.exchange.stored import cohort_of
-from tests.flow.test_ingest import contents
+from tests.exchange.stored_examples import cohort_of
 from tests.models.bundles import untrained
+from tests.runtime.test_ingest import contents
 
 TEST_KEY = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from her2batch.tables.privacy import neutral
+from her2batch.store.pseudonyms import neutral
 
 JOIN: Final = ";"
 """Between the values of a list."""

@@ -17,12 +17,12 @@ import pyarrow as pa
 
 from her2batch.errors import InputError, StoreError
 from her2batch.exchange import clam_h5
+from her2batch.files.locations import place
 from her2batch.settings import Plan
-from her2batch.tables import schemas
-from her2batch.tables.places import place
-from her2batch.tables.privacy import Names
-from her2batch.tables.run import safe
-from her2batch.tables.store import Cohort, Row
+from her2batch.store import schemas
+from her2batch.store.cohort import Cohort, Row
+from her2batch.store.pseudonyms import Names
+from her2batch.store.training_run import safe
 
 SUFFIXES: Final = (".h5", ".hdf5")
 

@@ -17,12 +17,12 @@ import pyarrow as pa
 
 from her2batch.errors import Her2BatchError, InputError, StoreError
 from her2batch.exchange import clam_h5, csv, dicom, geojson
-from her2batch.slides.intake import silent
-from her2batch.tables import schemas
-from her2batch.tables.files import whole
-from her2batch.tables.places import AWAY, place
-from her2batch.tables.run import safe
-from her2batch.tables.store import Cohort, Row
+from her2batch.files.atomic import whole
+from her2batch.files.locations import AWAY, place
+from her2batch.slides.discover import silent
+from her2batch.store import schemas
+from her2batch.store.cohort import Cohort, Row
+from her2batch.store.training_run import safe
 from her2batch.tasks import MEMBRANE
 
 MANIFEST: Final = "export.json"

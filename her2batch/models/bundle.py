@@ -18,11 +18,11 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from her2batch.errors import InputError, WeightsError
+from her2batch.files.atomic import fsync, sha256
 from her2batch.models.nets import Classifier, build
 from her2batch.models.weights import fit, read
 from her2batch.settings import MilSettings, Plan, Settings
-from her2batch.tables.files import fsync, sha256
-from her2batch.tables.run import safe
+from her2batch.store.training_run import safe
 from her2batch.tasks import (
     CLASSES,
     COUNTS_METHODS,
@@ -258,14 +258,14 @@ def check_fits(bundle: Bundle, plan: Plan, imported: Collection[str] = ()) -> No
 
 def load_mil(bundle: Bundle, entry: ModelEntry) -> Any:
     """A bundle's MIL head on the CPU, in evaluation mode. Raises InputError when the file does not fit."""
-    from her2batch.models import mil
+    from her2batch.models import mil_registry
 
     path = bundle.path / entry.file
     assert entry.dim is not None
     settings = MilSettings(pseudo_bags=entry.pseudo_bags, splits_at_test=entry.splits)
     dim, classes = entry.dim, len(entry.classes)
     try:
-        return fit(lambda: mil.build(entry.method, dim, classes, settings), read(path), path)
+        return fit(lambda: mil_registry.build(entry.method, dim, classes, settings), read(path), path)
     except WeightsError as error:
         raise InputError(error.what, path, AGAIN) from error
 

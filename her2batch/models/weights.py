@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from her2batch.errors import WeightsError
-from her2batch.tables.files import sha256
+from her2batch.files.atomic import sha256
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from her2batch.tables.store import Cohort, Row
+from her2batch.store.cohort import Cohort, Row
 from her2batch.tasks import CLASSES, HER2_TASKS
 
 UNKNOWN = ("ihc", None)

@@ -19,7 +19,7 @@ from typing import Any, Final
 import pyarrow as pa
 import resvg_py
 
-from her2batch.tables.privacy import neutral
+from her2batch.store.pseudonyms import neutral
 
 LOOK: Final[dict[str, tuple[str, str]]] = {
     "page": ("#ffffff", "#16181c"),

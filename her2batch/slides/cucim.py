@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from her2batch.errors import InputError, SlideError
 from her2batch.slides.slide import Box, Places, Slide
-from her2batch.slides.tiffslide import TiffSlide
+from her2batch.slides.tiff_slide import TiffSlide
 
 
 class CucimSlide(TiffSlide):

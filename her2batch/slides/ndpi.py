@@ -22,10 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
-from her2batch.slides.files import Range, check_directories
+from her2batch.slides.fingerprint import Range, check_directories
 from her2batch.slides.jpeg import EOI, FRAMES, SOI
-from her2batch.slides.tiff import DAMAGED, YCBCR, Tiff, TileTable, UnsupportedTiff, parsed, resolution, same_shape
-from her2batch.slides.tiffslide import TiffSlide
+from her2batch.slides.tiff_slide import TiffSlide
+from her2batch.slides.tiff_tables import (
+    DAMAGED,
+    YCBCR,
+    Tiff,
+    TileTable,
+    UnsupportedTiff,
+    parsed,
+    resolution,
+    same_shape,
+)
 
 FORMAT = "hamamatsu"
 SOURCE_LENS, FOCAL_PLANE, MCU_STARTS, MCU_STARTS_HIGH = 65421, 65424, 65426, 65432

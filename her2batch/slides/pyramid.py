@@ -29,7 +29,7 @@ from her2batch.slides.codecs import NAME, ZSTD, JpegCodec, encode, pack, unpack
 from her2batch.slides.jpeg import complete, decode, muted
 from her2batch.slides.ndpi import NdpiSlide, RunTable
 from her2batch.slides.slide import Box, Level, Places, Slide, SlideInfo, assembled
-from her2batch.slides.tiffslide import TiffSlide
+from her2batch.slides.tiff_slide import TiffSlide
 
 SHARDS = (32, 16, 8, 4, 2)
 """Chunks along a shard's edge, the first that fits: 32 are 8192 px of 256-px tiles, so a 40k slide is 25 files."""

@@ -11,8 +11,8 @@ from her2batch.slides.ndpi import FORMAT as NDPI
 from her2batch.slides.ndpi import NdpiSlide
 from her2batch.slides.openslide import OpenSlideReader
 from her2batch.slides.slide import Slide
-from her2batch.slides.tiff import OWN, UnsupportedTiff, vendor
-from her2batch.slides.tiffslide import TiffSlide
+from her2batch.slides.tiff_slide import TiffSlide
+from her2batch.slides.tiff_tables import OWN, UnsupportedTiff, vendor
 
 
 def _from_table(path: Path) -> TiffSlide:

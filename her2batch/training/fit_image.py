@@ -28,7 +28,7 @@ from her2batch.models.nets import MEAN, STD, Classifier, build, start
 from her2batch.models.weights import fit as filled
 from her2batch.settings import ImageSettings
 from her2batch.training.augment import Moves, drawn, moved, moved_on_device
-from her2batch.training.loop import (
+from her2batch.training.fit_loop import (
     Fitted,
     Fold,
     Report,

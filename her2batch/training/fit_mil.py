@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from her2batch.models.attention import Draw, MilModel, product_dtype
-from her2batch.models.mil import build
+from her2batch.models.mil_registry import build
 from her2batch.settings import MilSettings
-from her2batch.training.bags import Bags
-from her2batch.training.loop import (
+from her2batch.training.bag_data import Bags
+from her2batch.training.fit_loop import (
     Fitted,
     Fold,
     Report,

@@ -12,10 +12,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from her2batch.errors import InputError
-from her2batch.tables.run import FINAL
-from her2batch.tables.schemas import run_schema
+from her2batch.store.schemas import run_schema
+from her2batch.store.training_run import FINAL
 from her2batch.tasks import CLASSES
-from her2batch.training.loop import rng
+from her2batch.training.fit_loop import rng
 
 ORDERS = 50
 """Orders of the patients that are tried: 0.06 s for 500 slides. Of ten, some left folds two slides apart in size."""

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from her2batch.errors import InputError
 from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Settings, Training
-from her2batch.tables.run import FINAL, Unit
+from her2batch.store.training_run import FINAL, Unit
 from her2batch.tasks import (
     CLASSES,
     COUNTS_METHODS,

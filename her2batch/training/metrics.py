@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from her2batch.errors import InputError
-from her2batch.tables.schemas import run_schema
+from her2batch.store.schemas import run_schema
 from her2batch.tasks import CLASSES
 
 Floats = NDArray[np.float64]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.segmentation import watershed
 
-from her2batch.vision.glass import Flat, Map, Mask, flatten, mean, spread, without_small
+from her2batch.vision.background import Flat, Map, Mask, flatten, mean, spread, without_small
 
 SMALLEST_MM2 = 0.05
 """Pieces below this are dirt."""

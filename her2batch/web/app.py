@@ -18,15 +18,11 @@ from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from her2batch.errors import Her2BatchError, InputError
-from her2batch.tables import reviews
-from her2batch.tables.store import Cohort, Row
+from her2batch.store import reviews
+from her2batch.store.cohort import Cohort, Row
 from her2batch.tasks import CLASSES
 from her2batch.web import overlays
-from her2batch.web.catalog import Catalog
-from her2batch.web.desk import checked
-from her2batch.web.gate import Gate
-from her2batch.web.listing import Wanted, chosen
-from her2batch.web.models import (
+from her2batch.web.api_models import (
     CohortFacts,
     NewReview,
     NewSlide,
@@ -36,6 +32,10 @@ from her2batch.web.models import (
     SlidePage,
     Ticket,
 )
+from her2batch.web.auth import Gate
+from her2batch.web.catalog import Catalog
+from her2batch.web.ingest_jobs import checked
+from her2batch.web.listing import Wanted, chosen
 
 STATIC = Path(__file__).parent / "static"
 

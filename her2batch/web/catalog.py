@@ -19,11 +19,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from her2batch.errors import InputError
-from her2batch.models.rule import slide_shares
+from her2batch.models.membrane_rule import slide_shares
 from her2batch.slides.pyramid import Pyramid
-from her2batch.tables import reviews
-from her2batch.tables.memo import SETTLED_NS
-from her2batch.tables.store import RETIRED, Cohort, Row
+from her2batch.store import reviews
+from her2batch.store.cohort import RETIRED, Cohort, Row
+from her2batch.store.row_cache import SETTLED_NS
 from her2batch.vision.membrane import MEMBRANE
 from her2batch.web.deepzoom import DeepZoom, tile, zoom_of
 from her2batch.web.listing import line

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from her2batch.tables.store import Row
+from her2batch.store.cohort import Row
 from her2batch.tasks import MEMBRANE
 
 SORTS: dict[str, Callable[[Row], Any]] = {

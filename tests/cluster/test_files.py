@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from her2batch.flow import telemetry
+from her2batch.runtime import telemetry
 
 FOLDER = Path(__file__).parents[2] / "cluster"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from her2batch.cli import app
-from her2batch.night.summary import HELD
+from her2batch.cli.app import app
+from her2batch.nightly.summary import HELD
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "workstation"
 UNITS = sorted([*FOLDER.glob("*.service"), *FOLDER.glob("*.timer")])

@@ -8,7 +8,7 @@ from shapely.geometry import Point, Polygon, box, mapping
 
 from her2batch.errors import InputError
 from her2batch.exchange.annotations import find_annotations, read_annotations
-from her2batch.synth import make_cohort
+from her2batch.synthetic.cohort import make_cohort
 
 
 def feature(shape: object, **properties: object) -> dict:

@@ -10,8 +10,8 @@ import pytest
 
 from her2batch.errors import InputError
 from her2batch.exchange.clam_h5 import matched, read, write_coords, write_features
-from her2batch.tables.store import Cohort
-from tests.exchange.stored import cohort_of
+from her2batch.store.cohort import Cohort
+from tests.exchange.stored_examples import cohort_of
 
 MOST = 10_000
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from her2batch.exchange.csv import cells, file_rows, rows, write
-from tests.exchange.stored import cohort_of
+from tests.exchange.stored_examples import cohort_of
 
 
 def test_pandas_and_duckdb_read_equal_values(tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ from highdicom.sr.coding import CodedConcept
 from her2batch.errors import InputError
 from her2batch.exchange.dicom import ANSWERS, report, said, source_image
 from her2batch.exchange.outgoing import Order, export
-from her2batch.flow.ingest import Order as Scans
-from her2batch.flow.ingest import ingest
+from her2batch.runtime.ingest import Order as Scans
+from her2batch.runtime.ingest import ingest
 from her2batch.settings import Plan, Resources
-from her2batch.tables import schemas
-from her2batch.tables.store import Cohort, write_row
+from her2batch.store import schemas
+from her2batch.store.cohort import Cohort, write_row
 from her2batch.tasks import CLASSES
 from tests.conftest import tissue_image
-from tests.exchange.stored import cohort_of
+from tests.exchange.stored_examples import cohort_of
 
 SLIDES = {
     "sm_image.dcm": 50, "jpeg.dicom": 957, "multi_frame_jpeg_camelyon_challenge_image.dcm": 1152,

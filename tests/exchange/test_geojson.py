@@ -13,10 +13,10 @@ from shapely.ops import unary_union
 
 from her2batch.exchange.annotations import read_annotations
 from her2batch.exchange.geojson import features, numbers, outline, write
-from her2batch.tables import schemas
+from her2batch.store import schemas
 from her2batch.tasks import IHC
-from her2batch.vision.grid import plan as plan_grid
-from tests.exchange.stored import BUNDLE, cohort_of
+from her2batch.vision.tile_grid import plan as plan_grid
+from tests.exchange.stored_examples import BUNDLE, cohort_of
 
 
 def parts(root: Path, mpp: float = 0.25) -> tuple[dict, dict[str, pa.Table]]:

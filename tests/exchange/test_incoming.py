@@ -11,14 +11,14 @@ from her2batch.errors import InputError, StoreError
 from her2batch.exchange.incoming import Imported, Order, bring_in
 from her2batch.exchange.outgoing import Order as Outgoing
 from her2batch.exchange.outgoing import export
-from her2batch.flow.score import score
+from her2batch.experiments.train import Study, train
+from her2batch.runtime.score import score
 from her2batch.settings import Resources, Spread, Training
-from her2batch.study.train import Study, train
-from her2batch.tables.privacy import Names
-from her2batch.tables.store import Cohort, write_row
-from her2batch.upkeep.audit import verify
+from her2batch.store.audit import verify
+from her2batch.store.cohort import Cohort, write_row
+from her2batch.store.pseudonyms import Names
 from tests.conftest import Synthetic
-from tests.exchange.stored import add_failed, cohort_of
+from tests.exchange.stored_examples import add_failed, cohort_of
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 
 from her2batch.errors import InputError, StoreError
 from her2batch.exchange.outgoing import MANIFEST, Exported, Order, export
-from her2batch.tables.store import Cohort, write_row
-from tests.exchange.stored import BUNDLE, add_failed, cohort_of
+from her2batch.store.cohort import Cohort, write_row
+from tests.exchange.stored_examples import BUNDLE, add_failed, cohort_of
 
 
 @pytest.fixture

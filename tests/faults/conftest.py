@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.faults.lab import Lab, make_lab
+from tests.faults.fault_fixtures import Lab, make_lab
 
 
 @pytest.fixture(scope="session")

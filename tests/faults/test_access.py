@@ -1,6 +1,6 @@
 """Nothing of ours listens off this machine, from the first moment of a command to its last; what listens wants a token.
 
-That a session keeps its token to itself and is removed with its folder is tested in tests/flow/test_session.py.
+That a session keeps its token to itself and is removed with its folder is tested in tests/runtime/test_ray_session.py.
 """
 
 import http.client
@@ -16,9 +16,9 @@ import grpc
 import psutil
 import pytest
 
-from her2batch.flow.session import Session
+from her2batch.runtime.ray_session import Session
 from tests.conftest import MakeSlide, Synthetic
-from tests.night.scanner import write_toml
+from tests.nightly.scanner import write_toml
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 METHODS = (

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import StoreError
-from her2batch.tables.files import held, hold
-from her2batch.tables.store import Cohort
-from her2batch.way.supply import Queue, next_time
-from tests.faults.lab import Lab, clean, command, plain, same
-from tests.flow.test_ingest import contents
+from her2batch.files.locks import held, hold
+from her2batch.pipeline.queue import Queue, next_time
+from her2batch.store.cohort import Cohort
+from tests.faults.fault_fixtures import Lab, clean, command, plain, same
+from tests.runtime.test_ingest import contents
 
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 needs_faketime = pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed")
@@ -44,7 +44,7 @@ def test_results_know_no_time(lab: Lab, tmp_path: Path, clock: str) -> None:
 WATCH = """
 import threading, time
 time.sleep = lambda seconds: threading.Event().wait(seconds)
-from her2batch.cli import main
+from her2batch.cli.app import main
 main()
 """
 """libfaketime breaks clock_nanosleep, and with it Python's own sleep, where it leaves the monotonic clock alone."""

@@ -16,24 +16,37 @@ import psutil
 import pyarrow.dataset
 import pytest
 
-from her2batch.flow.ingest import Order, ingest
-from her2batch.flow.plain import plain as plain_loop
-from her2batch.flow.pool import share
-from her2batch.flow.session import Session
-from her2batch.flow.telemetry import Meters
 from her2batch.models.encoders import dim_of
+from her2batch.pipeline.queue import Queue
+from her2batch.pipeline.stages import Context
+from her2batch.pipeline.worker import Worker
+from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ray_session import Session
+from her2batch.runtime.scheduler import share
+from her2batch.runtime.serial import plain as plain_loop
+from her2batch.runtime.telemetry import Meters
 from her2batch.settings import Plan, Resources
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box
-from her2batch.tables.store import Cohort
-from her2batch.upkeep.audit import status, verify
-from her2batch.way.stages import Context
-from her2batch.way.supply import Queue
-from her2batch.way.work import Worker
+from her2batch.store.audit import status, verify
+from her2batch.store.cohort import Cohort
 from tests.conftest import tissue_image, write_slide
-from tests.faults.lab import Lab, all_gone, beside, clean, command, family, named, plain, rows_there, same, start, until
-from tests.flow.test_ingest import contents
-from tests.flow.test_pool import todos
+from tests.faults.fault_fixtures import (
+    Lab,
+    all_gone,
+    beside,
+    clean,
+    command,
+    family,
+    named,
+    plain,
+    rows_there,
+    same,
+    start,
+    until,
+)
+from tests.runtime.test_ingest import contents
+from tests.runtime.test_scheduler import todos
 
 # -- two runs ------------------------------------------------------------------------------------------------------
 
@@ -244,10 +257,10 @@ def test_the_order_in_which_slides_come_changes_no_byte(lab: Lab, tmp_path: Path
 NEEDY = """
 import sys
 from pathlib import Path
-from her2batch.flow import session
+from her2batch.runtime import ray_session as session
 session.OBJECT_STORE = 80_000_000
 session.PLACE = Path(sys.argv.pop(1))
-from her2batch.cli import main
+from her2batch.cli.app import main
 main()
 """
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import REMEDIES
-from her2batch.flow.ingest import Order, ingest
-from her2batch.flow.session import Session
+from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ray_session import Session
 from her2batch.settings import Plan, Resources
 from tests.conftest import tissue_image, write_slide
-from tests.faults.mutants import GARBAGE, Looker, Seen, flipped, spots_of
-from tests.flow.test_ingest import codes, contents
+from tests.faults.corrupt_slides import GARBAGE, Looker, Seen, flipped, spots_of
+from tests.runtime.test_ingest import codes, contents
 from tests.slides.damage import cut, holed, zero_tailed
 from tests.slides.ndpi import write_ndpi
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import StoreError
-from her2batch.tables.store import Cohort
-from her2batch.upkeep.audit import verify
-from tests.faults.lab import (
+from her2batch.store.audit import verify
+from her2batch.store.cohort import Cohort
+from tests.faults.fault_fixtures import (
     TRIES,
     Lab,
     clean,
@@ -26,13 +26,13 @@ from tests.faults.lab import (
 )
 from tests.faults.powerloss import crashes, recorded
 from tests.faults.test_kills import mended, strikes
-from tests.flow.test_ingest import contents
+from tests.runtime.test_ingest import contents
 
 SMALL_DISK = """
 import sys
 from pathlib import Path
 from her2batch.errors import Her2BatchError
-from her2batch.flow import ingest as job
+from her2batch.runtime import ingest as job
 from her2batch.settings import Plan, Resources
 job.LEAST_FREE = 0  # else a small disk is refused at once
 scans, disk = Path(sys.argv[1]), Path(sys.argv[2])

@@ -4,9 +4,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from her2batch.tables.store import Cohort
-from her2batch.upkeep.audit import status
-from tests.flow.test_ingest import run
+from her2batch.store.audit import status
+from her2batch.store.cohort import Cohort
+from tests.runtime.test_ingest import run
 
 
 def test_three_names_in_two_folders_are_one_slide_and_a_changed_byte_is_another(

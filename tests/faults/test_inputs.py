@@ -18,15 +18,15 @@ from her2batch.errors import Her2BatchError, InputError, SlideError
 from her2batch.exchange.annotations import read_annotations
 from her2batch.settings import Overnight, from_toml
 from her2batch.slides import jpeg
-from her2batch.slides.files import check_directories
-from her2batch.slides.intake import find
+from her2batch.slides.discover import find
+from her2batch.slides.fingerprint import check_directories
 from her2batch.slides.ndpi import NdpiSlide
 from her2batch.slides.slide import Box
-from her2batch.slides.tiff import TileTable, vendor
-from her2batch.slides.tiffslide import TiffSlide
-from her2batch.tables import memo
-from her2batch.tables.journal import lines
-from her2batch.tables.labels import COLUMNS, read_labels
+from her2batch.slides.tiff_slide import TiffSlide
+from her2batch.slides.tiff_tables import TileTable, vendor
+from her2batch.store import row_cache
+from her2batch.store.labels import COLUMNS, read_labels
+from her2batch.store.run_log import lines
 from tests.conftest import tissue_image
 from tests.slides.ndpi import write_ndpi
 
@@ -295,7 +295,7 @@ class TestOwnFiles:
     def test_a_memo_of_anything_is_empty(self, data: bytes, cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.memo"
         path.write_bytes(data[:cut])
-        assert memo.load(path, memo.row_schema()).num_rows == 0
+        assert row_cache.load(path, row_cache.row_schema()).num_rows == 0
 
     @fuzz
     @given(edits=EDITS)

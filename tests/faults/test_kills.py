@@ -13,11 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from her2batch.flow.ingest import Order, ingest
-from her2batch.flow.session import Session
+from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ray_session import Session
 from her2batch.settings import Plan, Resources
-from tests.faults.every_call import EVENTS, under_strace
-from tests.faults.lab import (
+from tests.faults.fault_fixtures import (
     TRIES,
     Lab,
     all_gone,
@@ -35,7 +34,8 @@ from tests.faults.lab import (
     until,
     whole_slides,
 )
-from tests.flow.test_ingest import contents
+from tests.faults.syscall_faults import EVENTS, under_strace
+from tests.runtime.test_ingest import contents
 
 CALLS = ("fsync", "rename", "unlink", "unlinkat", "rmdir", "mkdir", "write", "openat")
 """System calls by which a store changes, or a file is opened; those that decide first."""
@@ -71,7 +71,7 @@ def strikes(
     command = [
         sys.executable,
         "-m",
-        "tests.faults.every_call",
+        "tests.faults.syscall_faults",
         folder / "log",
         scans,
         folder / "c",

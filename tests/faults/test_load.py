@@ -12,11 +12,11 @@ import numpy as np
 import psutil
 import tifffile
 
-from her2batch.flow.ingest import Order, ingest
-from her2batch.flow.session import OBJECT_STORE, Session
+from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ray_session import OBJECT_STORE, Session
 from her2batch.settings import Plan, Resources
-from her2batch.tables.store import Cohort
-from her2batch.vision import grid
+from her2batch.store.cohort import Cohort
+from her2batch.vision import tile_grid
 from tests.conftest import MakeSlide, tissue_image
 
 MPP = 0.25
@@ -40,9 +40,9 @@ def test_glass_alone_is_a_slide_with_no_tiles(tmp_path: Path, make_slide: MakeSl
 def test_a_million_tiles_are_planned_in_little_memory() -> None:
     """A slide of 448,000 px, four times as wide as any: its grid, and the blocks it is read in."""
     before = psutil.Process().memory_info().rss
-    tiles = grid.plan(448_000, 448_000, MPP, 0.5, 224)
+    tiles = tile_grid.plan(448_000, 448_000, MPP, 0.5, 224)
     assert len(tiles) == 1_000_000
-    blocks = grid.blocks(tiles, (1.0, 1.0), (256, 256), (448_000, 448_000))
+    blocks = tile_grid.blocks(tiles, (1.0, 1.0), (256, 256), (448_000, 448_000))
     assert sum(len(one.tiles) for one in blocks) == 1_000_000
     assert psutil.Process().memory_info().rss - before < 1e9
 
@@ -58,7 +58,7 @@ def test_rays_object_store_is_capped_at_200_mb(ray_session: Session) -> None:
 SHORT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
-from her2batch.flow.ingest import Order, ingest
+from her2batch.runtime.ingest import Order, ingest
 from her2batch.settings import Plan, Resources
 scans, out, more = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 ingest(Order(scans / "warm", out / "warm"), Plan(), Resources(workers=0))  # all that is ever loaded is loaded

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from her2batch.settings import Plan
-from her2batch.tables.journal import Journal, latest, lines
-from her2batch.tables.store import Cohort
-from tests.faults.lab import Lab, clean, command, needs_mount, needs_strace, plain, same
+from her2batch.store.cohort import Cohort
+from her2batch.store.run_log import Journal, latest, lines
+from tests.faults.fault_fixtures import Lab, clean, command, needs_mount, needs_strace, plain, same
 from tests.faults.test_disk import in_namespace
 
 ON_A_FULL_DISK = """

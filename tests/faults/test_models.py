@@ -17,14 +17,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from her2batch.errors import InputError, WeightsError
-from her2batch.flow.ingest import Order, ingest
-from her2batch.flow.score import score
+from her2batch.files.atomic import sha256
+from her2batch.files.parquet import MOST_ROWS, read_parquet, write_parquet
 from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, save_bundle
+from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.score import score
 from her2batch.settings import Plan, Resources
-from her2batch.tables.files import MOST_ROWS, read_parquet, sha256, write_parquet
-from her2batch.tables.store import Cohort, write_row
+from her2batch.store.audit import verify
+from her2batch.store.cohort import Cohort, write_row
 from her2batch.tasks import CLASSES
-from her2batch.upkeep.audit import verify
 from tests.conftest import Synthetic
 from tests.models.bundles import untrained
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.lab import TRIES, Lab, clean, rows_there, same, until
+from tests.faults.fault_fixtures import TRIES, Lab, clean, rows_there, same, until
 from tests.nodes import cluster
 
 

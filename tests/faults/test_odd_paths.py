@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from her2batch.errors import legible
-from her2batch.tables.store import Cohort
-from her2batch.upkeep.audit import status, verify
-from tests.flow.test_ingest import codes, run
+from her2batch.store.audit import status, verify
+from her2batch.store.cohort import Cohort
+from tests.runtime.test_ingest import codes, run
 
 NAMES = [
     "new\nline.tiff", "quo'te\".tiff", "tab\t.tiff", "emoji-🔬.tiff", "é" * 124 + "x.tiff", "x" * 250 + ".tiff",

@@ -21,12 +21,12 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from her2batch.errors import InputError
 from her2batch.exchange.outgoing import Order as Export
 from her2batch.exchange.outgoing import export
-from her2batch.flow.ingest import Order, ingest
+from her2batch.runtime.ingest import Order, ingest
 from her2batch.settings import Plan, Resources
-from her2batch.tables.privacy import Names
-from her2batch.tables.store import Cohort
-from tests.faults import marked
-from tests.faults.marked import leaks, mark, marks
+from her2batch.store.cohort import Cohort
+from her2batch.store.pseudonyms import Names
+from tests.faults import phi_markers
+from tests.faults.phi_markers import leaks, mark, marks
 
 KEEP_RAYS_FOLDER = """
 import os, shutil, sys
@@ -41,7 +41,7 @@ shutil.rmtree = keep
 """
 ROOT = Path(__file__).parents[2]
 SCANS = mark("scans")
-MAIN = "\nfrom her2batch.cli import main\nmain()\n"
+MAIN = "\nfrom her2batch.cli.app import main\nmain()\n"
 
 
 @dataclass
@@ -85,8 +85,8 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     made = Place(tmp_path_factory.mktemp("marked"))
-    made.labels = marked.make(made.root / SCANS)
-    marked.labels_csv(made.root / "labels.csv")
+    made.labels = phi_markers.make(made.root / SCANS)
+    phi_markers.labels_csv(made.root / "labels.csv")
     key = made.root / "key"
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(32))
@@ -153,7 +153,7 @@ def made(place: Place, ingested: object, named: Path, tmp_path_factory: pytest.T
     cohorts, folder = (place.root / "made" / "cohort", named), tmp_path_factory.mktemp("outputs")
     outs = [folder / "hidden", folder / "named"]
     pairs = [str(path) for pair in zip(cohorts, outs, strict=True) for path in pair]
-    command = [sys.executable, "-m", "tests.faults.outputs", mark("aperio"), *pairs]
+    command = [sys.executable, "-m", "tests.faults.output_search", mark("aperio"), *pairs]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
     assert run.returncode == 0, run.stderr
     assert marks(run.stderr.encode()) == set()
@@ -207,24 +207,24 @@ def test_the_search_sees_into_what_is_packed(tmp_path: Path) -> None:
         file.create_dataset(
             "coords", data=np.frombuffer(f"{mark('dataset')} ".encode() * 99, np.uint8), compression="gzip"
         )
-    packed = marked.named_dicom(DeflatedExplicitVRLittleEndian, "1.2.3", "1.2")
+    packed = phi_markers.named_dicom(DeflatedExplicitVRLittleEndian, "1.2.3", "1.2")
     packed.save_as(tmp_path / "a.dcm", enforce_file_format=True)
-    picture = cv2.imencode(".png", marked.side_image("")[..., ::-1])[1].tobytes()
+    picture = cv2.imencode(".png", phi_markers.side_image("")[..., ::-1])[1].tobytes()
     inside = {"image/png": picture, "text/csv": mark("csv").encode()}
     addresses = [f"data:{kind};base64,{b64encode(data).decode()}" for kind, data in inside.items()]
     (tmp_path / "a.html").write_text(f'<img src="{addresses[0]}"><a href="{addresses[1]}">')
     assert [marks(path.read_bytes()) for path in sorted(tmp_path.iterdir())] == [set()] * 3
     found = leaks(tmp_path)
     assert found["a.h5"] == {mark("dataset")}
-    assert found["a.dcm"] >= {mark("patientname"), mark("labeltext"), "b'19870605'", repr(marked.BARCODE.encode())}
+    assert found["a.dcm"] >= {mark("patientname"), mark("labeltext"), "b'19870605'", repr(phi_markers.BARCODE.encode())}
     assert found["a.html"] == {mark("csv"), "label image"}
 
 
 NOBODY_FORESAW = """
-import her2batch.way.census
+import her2batch.pipeline.inventory
 def broken(paths):
     raise ValueError(f"odd bytes in {paths[0]}")
-her2batch.way.census.fingerprint = broken
+her2batch.pipeline.inventory.fingerprint = broken
 """
 
 
@@ -262,8 +262,8 @@ def test_a_night_with_its_report_and_its_sentinels_names_nothing(place: Place) -
     sentinels.mkdir()
     source = scans / mark("folder") / f"{mark('second')}.svs"
     shutil.copy2(source, sentinels / f"{mark('sentinel')}.svs")
-    marked.svs(scans / f"{mark('tonight')}.svs", seed=6)
-    marked.svs(scans / f"{mark('coming')}.svs", seed=7)
+    phi_markers.svs(scans / f"{mark('tonight')}.svs", seed=6)
+    phi_markers.svs(scans / f"{mark('coming')}.svs", seed=7)
     cohort, part = Cohort(place.root / "made" / "cohort"), scans / f"{mark('coming')}.svs.part"
     before = len(cohort.rows())
 
@@ -298,9 +298,9 @@ def test_a_slide_that_changed_is_still_noticed_though_its_time_is_kept_hidden(tm
     key.write_bytes(os.urandom(32))
     slide = tmp_path / "scans" / "a.svs"
     slide.parent.mkdir()
-    marked.svs(slide, seed=1)
+    phi_markers.svs(slide, seed=1)
     order = Order(slide.parent, tmp_path / "c", key=key)
     runs = [ingest(order, Plan(tile=64), Resources(workers=0)) for _ in range(2)]
-    marked.svs(slide, seed=2)
+    phi_markers.svs(slide, seed=2)
     runs.append(ingest(order, Plan(tile=64), Resources(workers=0)))
     assert [(run.done, run.already, len(run.fresh)) for run in runs] == [(1, 0, 1), (1, 1, 0), (1, 0, 1)]

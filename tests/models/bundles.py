@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, save_bundle
 from her2batch.models.encoders import dim_of
-from her2batch.models.mil import build
+from her2batch.models.mil_registry import build
 from her2batch.settings import MilSettings
 from her2batch.tasks import CLASSES
 

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from her2batch.errors import InputError
+from her2batch.files.atomic import sha256
 from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, load, read_bundle
 from her2batch.models.nets import build, classify
-from her2batch.tables.files import sha256
 from her2batch.tasks import CLASSES
 from tests.models.bundles import bundle_of
 

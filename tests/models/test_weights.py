@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from her2batch.errors import WeightsError
+from her2batch.files.atomic import sha256
 from her2batch.models.weights import Source, at_hand, digest, fit, locate, read
-from her2batch.tables.files import sha256
 
 SOURCE = Source("somebody/net", "0" * 40, ("model.safetensors",), "free")
 

@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from her2batch.flow.score import score
-from her2batch.reports.cohort import page, worked_up
-from her2batch.reports.material import Material, gather
+from her2batch.files.locations import drop_files
+from her2batch.reports.cohort_page import page, worked_up
+from her2batch.reports.report_data import Material, gather
+from her2batch.runtime.score import score
 from her2batch.settings import Resources
-from her2batch.tables.places import drop_files
-from her2batch.tables.schemas import schema
-from her2batch.tables.store import Cohort, write_row
+from her2batch.store.cohort import Cohort, write_row
+from her2batch.store.schemas import schema
 from tests.conftest import Synthetic
 from tests.models.bundles import untrained
 

@@ -9,9 +9,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from her2batch.reports import cohort as module
-from her2batch.reports.cohort import write
-from her2batch.tables.store import Cohort
+from her2batch.reports import cohort_page as module
+from her2batch.reports.cohort_page import write
+from her2batch.store.cohort import Cohort
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""

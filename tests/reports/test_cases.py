@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from her2batch.reports.cases import Call, between_methods, between_slides, cases
-from her2batch.tables.store import Cohort, write_row
+from her2batch.store.cohort import Cohort, write_row
 from tests.conftest import Synthetic
 
 

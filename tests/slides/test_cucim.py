@@ -12,9 +12,9 @@ import pytest
 from her2batch.errors import InputError, SlideError
 from her2batch.slides.cucim import CucimSlide
 from her2batch.slides.slide import Box, Slide
-from her2batch.slides.tiffslide import TiffSlide
+from her2batch.slides.tiff_slide import TiffSlide
 from tests.contract.reader_contract import SlideContract
-from tests.slides.test_tiff import write_philips
+from tests.slides.test_tiff_tables import write_philips
 
 if "cucim" not in sys.modules and os.environ.get("CUDA_VISIBLE_DEVICES") is None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

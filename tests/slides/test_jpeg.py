@@ -10,7 +10,7 @@ import simplejpeg
 import tifffile
 
 from her2batch.slides import jpeg
-from her2batch.slides.tiffslide import TiffSlide
+from her2batch.slides.tiff_slide import TiffSlide
 
 
 @pytest.fixture

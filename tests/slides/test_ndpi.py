@@ -11,13 +11,13 @@ import pytest
 import zarr
 
 from her2batch.errors import SlideError
-from her2batch.slides.files import fingerprint
+from her2batch.slides.fingerprint import fingerprint
 from her2batch.slides.jpeg import complete
 from her2batch.slides.ndpi import NdpiSlide, RunTable, parse
 from her2batch.slides.pyramid import Pyramid, write
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box, Slide
-from her2batch.slides.tiff import UnsupportedTiff
+from her2batch.slides.tiff_tables import UnsupportedTiff
 from tests.contract.reader_contract import SlideContract
 from tests.slides.damage import cut, holed, zero_tailed
 from tests.slides.ndpi import write_ndpi

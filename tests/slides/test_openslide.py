@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from her2batch.errors import SlideError
-from her2batch.slides.files import fingerprint
+from her2batch.slides.fingerprint import fingerprint
 from her2batch.slides.openslide import OpenSlideReader
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box, Slide

@@ -16,7 +16,7 @@ from her2batch.errors import SlideError
 from her2batch.slides.pyramid import Pyramid, write
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box, Slide
-from her2batch.slides.tiffslide import TiffSlide
+from her2batch.slides.tiff_slide import TiffSlide
 from tests.conftest import tissue_image, write_slide
 from tests.contract.reader_contract import SlideContract
 

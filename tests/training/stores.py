@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from her2batch.files.parquet import write_parquet
 from her2batch.settings import Plan
-from her2batch.tables.files import write_parquet
-from her2batch.tables.schemas import embeddings, schema
-from her2batch.tables.store import Cohort, write_row
+from her2batch.store.cohort import Cohort, write_row
+from her2batch.store.schemas import embeddings, schema
 
 DIM = 16
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from her2batch.settings import ImageSettings
 from her2batch.training.augment import Moves, Pixels, augmented, drawn, moved, moved_on_device
-from her2batch.training.loop import rng
+from her2batch.training.fit_loop import rng
 
 PLAIN = ImageSettings()
 JITTERED = ImageSettings(jitter=0.2)

@@ -14,10 +14,10 @@ from torch import distributed, multiprocessing
 from her2batch.errors import InputError
 from her2batch.models.nets import NETS, start
 from her2batch.settings import ImageSettings
-from her2batch.training import loop
+from her2batch.training import fit_loop
 from her2batch.training.fit_image import batches, class_weights, fit, focal, losses, predict, ready, step_size
-from her2batch.training.loop import Fitted, Fold, Progress, Tensors
-from her2batch.training.pictures import Pixels, save, stack
+from her2batch.training.fit_loop import Fitted, Fold, Progress, Tensors
+from her2batch.training.image_data import Pixels, save, stack
 
 EDGE = 64
 GLASS = np.array([240, 238, 235], np.uint8)
@@ -59,7 +59,7 @@ def test_each_family_learns_brown_from_blue(method: str) -> None:
 def test_a_fit_that_was_stopped_ends_in_the_same_bytes(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(fit_loop, "SAVE_EVERY_S", 0.0)
     pixels, checkpoint = pictures(20), tmp_path / "checkpoint.safetensors"
     settings = QUICK.model_copy(update={"loss": "focal", "jitter": 0.1})
 
@@ -175,7 +175,7 @@ def together(rank: int, folder: Path, size: int) -> None:
 
 def in_two_goes(method: str, checkpoint: Path) -> Fitted:
     """A fit that ends after epoch 2, then goes on."""
-    loop.SAVE_EVERY_S = 0.0
+    fit_loop.SAVE_EVERY_S = 0.0
 
     def stop(at: Progress) -> None:
         if at.epoch == 2:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from her2batch.models.mil import MODELS, build
+from her2batch.models.mil_registry import MODELS, build
 from her2batch.settings import MilSettings
-from her2batch.training import loop
-from her2batch.training.bags import Bags, gather, reopen
+from her2batch.training import fit_loop
+from her2batch.training.bag_data import Bags, gather, reopen
+from her2batch.training.fit_loop import Fold, Progress
 from her2batch.training.fit_mil import feed, fit, predict
-from her2batch.training.loop import Fold, Progress
 from tests.training.stores import cohort, planted
 
 FEW = MilSettings(epochs=8, least_epochs=0, lr=1e-3)
@@ -52,7 +52,7 @@ def test_every_method_finds_the_planted_instances(method: str, found: tuple[Bags
 def test_a_stopped_fit_ends_in_the_same_bytes(
     method: str, found: tuple[Bags, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(fit_loop, "SAVE_EVERY_S", 0.0)
     bags, labels = found
     whole = fit(method, bags, fold_of(labels), FEW)
 
@@ -73,9 +73,9 @@ import sys, numpy as np
 from pathlib import Path
 from safetensors.torch import save_file
 from her2batch.settings import MilSettings
-from her2batch.training.bags import reopen
+from her2batch.training.bag_data import reopen
 from her2batch.training.fit_mil import fit
-from her2batch.training.loop import Fold
+from her2batch.training.fit_loop import Fold
 labels = np.arange(60) % 3
 fold = Fold(labels, np.arange(30), np.arange(30, 40), 3, 0)
 settings = MilSettings(epochs=2, least_epochs=0, lr=1e-3)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from her2batch.errors import InputError
-from her2batch.tables.run import FINAL
-from her2batch.tables.schemas import run_schema
+from her2batch.store.schemas import run_schema
+from her2batch.store.training_run import FINAL
 from her2batch.tasks import CLASSES, her2_class
 from her2batch.training.folds import assign, check, final_split, shuffled, splits
 

@@ -4,7 +4,7 @@ import pytest
 
 from her2batch.errors import InputError
 from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Training
-from her2batch.tables.run import FINAL, Unit
+from her2batch.store.training_run import FINAL, Unit
 from her2batch.tasks import COUNTS_METHODS, IMAGE_METHODS, METHODS, MIL_METHODS
 from her2batch.training.methods import SPACES, kind_of, plan, settings_of, work_of
 

@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 
-from her2batch.vision.grid import plan
 from her2batch.vision.heatmap import cells, colours, heat, outline, painted, png
+from her2batch.vision.tile_grid import plan
 
 
 def test_every_tile_of_a_grid_has_a_cell_of_its_own_also_where_the_step_is_no_whole_number() -> None:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import her2batch
-from her2batch.models.rule import Verdict, judge
+from her2batch.models.membrane_rule import Verdict, judge
 from her2batch.vision.membrane import FEATURES, MEMBRANE, TileBatch, column, describe, page, ridges, thresholds
 from her2batch.vision.stain import DAB, HAEMATOXYLIN, Stains
-from tests.vision.plain import described
 from tests.vision.real import CORES, core, measured
+from tests.vision.reference import described
 
 WHITE = (240.0, 240.0, 240.0)
 STAINS = Stains(WHITE, nuclei=0.15)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from her2batch.paint import paint_slide
-from her2batch.specimen import TYPICAL, SlideTruth, prepare
+from her2batch.synthetic.painting import paint_slide
+from her2batch.synthetic.specimen import TYPICAL, SlideTruth, prepare
 from her2batch.vision.tissue import pieces, segment, tile_fractions
 from tests.vision.real import CORES, HE, core, he_slide, shrunk
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from her2batch.tables.store import Cohort
+from her2batch.store.cohort import Cohort
 from tests.conftest import Synthetic
 from tests.web.served import TOKEN, application
 

@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 
 from her2batch.web.app import create_app
-from her2batch.web.desk import Desk, Work
+from her2batch.web.ingest_jobs import Desk, Work
 
 TOKEN = "a-token-for-the-tests-only"
 

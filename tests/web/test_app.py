@@ -8,9 +8,9 @@ import simplejpeg
 from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
 
-from her2batch.tables import reviews
-from her2batch.tables.store import Cohort, write_row
-from her2batch.upkeep.audit import verify
+from her2batch.store import reviews
+from her2batch.store.audit import verify
+from her2batch.store.cohort import Cohort, write_row
 from tests.web.served import TOKEN, application
 
 API = "/api/v1"

@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from her2batch.tables import reviews
-from her2batch.tables.store import Cohort
-from her2batch.upkeep.audit import verify
+from her2batch.store import reviews
+from her2batch.store.audit import verify
+from her2batch.store.cohort import Cohort
 from tests.web.served import application, listening
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install '.[test]'")
@@ -161,7 +161,7 @@ def test_the_door_asks_for_the_token(browser: playwright.Browser, address: str) 
 
 
 def test_a_slide_without_a_picture_says_why(browser: playwright.Browser, address: str, cohort: Cohort) -> None:
-    from her2batch.tables.store import RETIRED, write_row
+    from her2batch.store.cohort import RETIRED, write_row
 
     done, failed = sorted(cohort.rows().values(), key=lambda one: one["slide_id"])[:2]
     write_row(cohort, {**done, "flags": [*done["flags"], RETIRED]})

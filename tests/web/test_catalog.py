@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.tables.store import RETIRED, Cohort, write_row
+from her2batch.store.cohort import RETIRED, Cohort, write_row
 from her2batch.web.catalog import OPEN, Catalog
 
 

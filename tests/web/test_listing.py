@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from her2batch.tables import schemas
+from her2batch.store import schemas
 from her2batch.web.listing import SORTS, Wanted, chosen, line
 
 EMPTY = dict.fromkeys(schemas.schema("slides").names)

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from shapely.geometry import Polygon
 
-from her2batch.tables.store import Cohort
+from her2batch.store.cohort import Cohort
 from her2batch.vision.membrane import MEMBRANE
 from her2batch.web import overlays
 

@@ -1,0 +1,84 @@
+"""The paper's whole comparison in one command: every row of its tables, on the same folds, ours beside its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from her2batch.errors import InputError
+from her2batch.experiments.prepare import labelled_for, labels_of
+from her2batch.experiments.train import Report, Study, Trained, carry_out, job_of, tell
+from her2batch.experiments.units import Job
+from her2batch.reports.paper_tables import PaperRow, beside, paper_rows
+from her2batch.settings import Spread, Training
+from her2batch.store.training_run import FINAL
+from her2batch.tasks import PATCH_INPUTS, THUMBNAIL_INPUTS
+from her2batch.training.methods import Cell, Work, work_of
+
+
+@dataclass
+class Reproduced:
+    """What became of the paper's rows."""
+
+    trained: Trained
+    tables: pa.Table
+
+    @property
+    def exit_code(self) -> int:
+        """As of the training; rows without data are no failure: they say so."""
+        return self.trained.exit_code
+
+
+def reproduce(study: Study, training: Training, resources: Spread, report: Report = lambda *_: None) -> Reproduced:
+    """Train and test every row that the cohort has data for. Raises InputError when it has data for none."""
+    job = job_of(study, training)
+    encoder = next((one for one in training.inputs if one not in {**PATCH_INPUTS, **THUMBNAIL_INPUTS}), None)
+    thumbnail = next((one for one in training.inputs if one in THUMBNAIL_INPUTS), "thumbnail-224")
+    rows = [(row, row.cell(encoder or job.plan.encoders[0], thumbnail)) for row in paper_rows()]
+    missing = _missing(job, study, rows)
+    cells = [cell for _, cell in rows if cell not in missing]
+    if not cells:
+        raise InputError("has data for none of the paper's rows", study.cohort, next(iter(missing.values())))
+    work = work_of(cells, range(training.folds))
+    trained = carry_out(job, work, study, resources, report, best_of)
+    tables = beside(rows, trained.summary, missing)
+    job.run.write("tables", tables)
+    tell(job)
+    return Reproduced(trained, tables)
+
+
+def _missing(job: Job, study: Study, rows: list[tuple[PaperRow, Cell]]) -> dict[Cell, str]:
+    """Cells that can't be run on this cohort, and why."""
+    (table, _), slides = labels_of(job, study.labels), job.cohort.rows()
+    found: dict[Cell, str] = {}
+    problems: dict[str, str | None] = {}
+    for _, cell in rows:
+        task, _, given = cell
+        if task not in problems:
+            problems[task] = _problem(job, task, table, slides)
+        if (why := problems[task]) is not None:
+            found[cell] = why
+        elif given in PATCH_INPUTS and study.annotations is None:
+            found[cell] = "no annotated regions: give --annotations"
+    return found
+
+
+def _problem(job: Job, task: str, table: pa.Table, slides: Mapping[str, Mapping[str, Any]]) -> str | None:
+    try:
+        labelled_for(job, task, table, slides)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def best_of(summary: pa.Table) -> Work:
+    """What goes into the bundle: for each task the slide method of the highest mean accuracy over the folds."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in summary.to_pylist():
+        slides = not (row["method"] == "convnext-small" and row["input"] in PATCH_INPUTS)
+        if slides and row["accuracy_mean"] > best.get(row["task"], {"accuracy_mean": -1})["accuracy_mean"]:
+            best[row["task"]] = row
+    return work_of([(row["task"], row["method"], row["input"]) for row in best.values()], [FINAL])

@@ -1,0 +1,62 @@
+"""Telling somebody that a night has ended. What is told is the summary line: counts and times, no patient data."""
+
+from __future__ import annotations
+
+import json
+import smtplib
+import urllib.error
+import urllib.request
+from email.message import EmailMessage
+from urllib.parse import urlsplit
+
+from her2batch.errors import InputError
+from her2batch.nightly.summary import Night, proof
+from her2batch.settings import Hook
+
+PATIENCE_S = 20.0
+
+
+def check(hook: Hook) -> None:
+    """Refuse, before the night, what can't be told to. Raises InputError."""
+    if hook.webhook is not None:
+        parts = urlsplit(hook.webhook)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError("hook.webhook is no http address", None, "give https://HOST/PATH")
+    port = hook.smtp.rpartition(":")[2]
+    if hook.mail_to and not port.isdigit():
+        raise InputError(f"hook.smtp: {hook.smtp!r} has no port", None, "give HOST:PORT, most often localhost:25")
+
+
+def tell(hook: Hook, night: Night) -> list[str]:
+    """Post and mail the summary; what could not be told, in words. A night never fails because of it."""
+    failures = []
+    if hook.webhook is not None:
+        try:
+            _post(hook.webhook, night)
+        except (OSError, urllib.error.URLError, ValueError) as error:
+            failures.append(f"the webhook does not take the summary ({error})")
+    if hook.mail_to:
+        try:
+            _mail(hook, night)
+        except (OSError, smtplib.SMTPException) as error:
+            failures.append(f"the mail server {hook.smtp} does not take the summary ({error})")
+    return failures
+
+
+def _post(address: str, night: Night) -> None:
+    body = json.dumps(night.facts()).encode()
+    headers = {"Content-Type": "application/json", "User-Agent": "her2batch"}
+    request = urllib.request.Request(address, body, headers)  # noqa: S310  (`check` allows http and https alone)
+    with urllib.request.urlopen(request, timeout=PATIENCE_S):  # noqa: S310
+        return
+
+
+def _mail(hook: Hook, night: Night) -> None:
+    message = EmailMessage()
+    words = "came to nothing" if night.error else "held back" if night.held else "stopped" if night.stopped else "ended"
+    message["Subject"] = f"her2batch: night {night.night} {words}, {night.done} done, {night.failed} failed"
+    message["From"], message["To"] = hook.mail_from, ", ".join(hook.mail_to)
+    message.set_content(f"{proof(night)}\n\n{json.dumps(night.facts(), indent=1)}\n")
+    host, _, port = hook.smtp.rpartition(":")
+    with smtplib.SMTP(host, int(port), timeout=PATIENCE_S) as server:
+        server.send_message(message)

@@ -1,0 +1,133 @@
+"""What a report is made of: a cohort's tables and, where one is given, a run's, read once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+from her2batch.errors import InputError
+from her2batch.files.parquet import read_parquet
+from her2batch.reports.cases import Case, joined
+from her2batch.reports.theme import Listing
+from her2batch.store.audit import Status, status
+from her2batch.store.cohort import Cohort, Row
+from her2batch.store.schemas import schema
+from her2batch.store.training_run import Run
+from her2batch.tasks import MEMBRANE
+
+READERS = 8
+"""Threads that read tables: on a share they wait side by side."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """A cohort as a report sees it.
+
+    rows: slide_id → its row of `slides`, in order.  calls: slide_id → rows of the predictions table, each with its
+    `bundle`.  labels: slide_id → its row of the labels.  times: of all runs, with the column `run`.  worklists: what a
+    pathologist opens first.  pages: slide_id → where its evidence is shown.  beside: the folder
+    that this lies in.  notes: what could not be read.
+    """
+
+    cohort: Cohort
+    rows: dict[str, Row]
+    calls: dict[str, list[Row]]
+    labels: dict[str, Row]
+    status: Status
+    times: pa.Table
+    run: Run | None = None
+    worklists: tuple[Listing, ...] = ()
+    pages: Mapping[str, str] = field(default_factory=dict)
+    beside: Path | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def done(self) -> list[Row]:
+        """Rows of the slides that are done."""
+        return [row for row in self.rows.values() if row["status"] == "done"]
+
+    @cached_property
+    def cases(self) -> list[Case]:
+        """All slides by patient."""
+        return joined(self.rows, self.rows, lambda one: self.calls.get(one, []))
+
+    def site(self, slide_id: str) -> str | None:
+        """Where a slide comes from, by the labels."""
+        found: str | None = self.labels.get(slide_id, {}).get("site")
+        return found
+
+    def said(self, slide_id: str, task: str) -> list[Row]:
+        """What each method says of a slide for a task; the rule first."""
+        found = [one for one in self.calls.get(slide_id, []) if one["task"] == task]
+        return sorted(found, key=lambda one: (one["method"] != MEMBRANE, one["bundle"], one["method"]))
+
+
+def gather(cohort: Cohort, run: Run | None = None) -> Material:
+    """Read a cohort's tables. Raises StoreError, InputError when there is no cohort, no run or no readable labels.
+
+    A table of predictions that can't be read is left out, with a note.
+    """
+    found = status(cohort)
+    rows = cohort.rows()
+    if run is not None:
+        run.read_settings()
+    calls: dict[str, list[Row]] = defaultdict(list)
+    notes = []
+    wanted = [(row, name) for row in rows.values() for name in names_of(row, "predictions")]
+    for (row, name), table in zip(wanted, read_all(cohort, wanted), strict=True):
+        if table is None:
+            notes.append(f"{name} of {row['slide_id']} can't be read: run her2batch verify, then ingest")
+        elif table.num_rows:
+            bundle = name.split("/", 1)[1]
+            calls[row["slide_id"]] += [{**one, "bundle": bundle} for one in table.to_pylist()]
+    return Material(cohort, rows, dict(calls), _labels(cohort), found, _times(cohort), run, notes=tuple(notes))
+
+
+def names_of(row: Mapping[str, Any], table: str) -> list[str]:
+    """Names of a slide's tables of one kind, by its row: ('predictions') → ['predictions/membrane', …]."""
+    parents = [PurePosixPath(file["path"]).parent for file in row["files"] or ()]
+    inside = ["/".join(one.parts[1:]) for one in parents if one.parts[1:2] == (table,)]
+    return sorted(inside)
+
+
+def read_all(cohort: Cohort, wanted: Iterable[tuple[Row, str]]) -> list[pa.Table | None]:
+    """Tables of slides, (row, name) each; None for one that can't be read."""
+
+    def read(one: tuple[Row, str]) -> pa.Table | None:
+        try:
+            return cohort.read(one[1], one[0]["slide_id"])
+        except (OSError, pa.ArrowInvalid):
+            return None
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(read, wanted))
+
+
+def _labels(cohort: Cohort) -> dict[str, Row]:
+    if not cohort.labels.exists():
+        return {}
+    try:
+        return {row["slide_id"]: row for row in read_parquet(cohort.labels).to_pylist()}
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError("can't be read", cohort.labels, "give the labels to an ingest again") from error
+
+
+def _times(cohort: Cohort) -> pa.Table:
+    """Times of all runs that can be read, with the column `run`."""
+    empty = schema("times")
+    tables = []
+    for path in sorted(cohort.runs.glob("ingest-*.parquet")):
+        try:
+            table = read_parquet(path).select(empty.names).cast(empty)
+        except (OSError, KeyError, pa.ArrowInvalid):
+            continue
+        tables.append(table.append_column("run", pa.array([path.stem] * table.num_rows, pa.string())))
+    whole = pa.schema([*empty, pa.field("run", pa.string())])
+    return pa.concat_tables(tables) if tables else whole.empty_table()

@@ -1,0 +1,351 @@
+"""The evidence of one slide: where the stain lies, which tiles show it, what the rule made of it, its source."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from her2batch.errors import SlideError
+from her2batch.files.atomic import whole
+from her2batch.models.membrane_rule import TEN_PERCENT, slide_shares, walk
+from her2batch.reports import worklists
+from her2batch.reports.figures import HUES, LOOK, shares
+from her2batch.reports.report_data import Material, names_of
+from her2batch.reports.theme import data_jpeg, data_uri, render, shell, within
+from her2batch.slides.pyramid import Pyramid
+from her2batch.slides.slide import Box
+from her2batch.store.cohort import Row
+from her2batch.tasks import CLASSES, IHC, MEMBRANE, PATCH_PX, RESOLUTIONS
+from her2batch.vision import heatmap
+
+OVERVIEW: Final = 1024
+"""Long edge of the slide's picture, px."""
+
+BEST: Final = 3
+"""Tiles of each kind that are shown at full size."""
+
+HALF: Final = 0.5
+"""Share of the cellular area at which a membrane layer is at its lightest: the same on every slide."""
+
+SEEN: Final = 0.01
+"""Least share for which a tile is shown as an example."""
+
+MEMBRANE_LAYERS: Final = {
+    "intense_complete": "intense, complete",
+    "moderate_complete": "moderate or stronger, complete",
+    "faint": "faint or stronger",
+}
+
+BARS_MM: Final = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+"""Lengths of a scale bar."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An overlay. box: its width and height, level-0 px.  ends: of its scale, or none.  source: column."""
+
+    key: str
+    label: str
+    picture: str
+    box: tuple[float, float]
+    ends: tuple[str, str] | None
+    source: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A tile at full size. kind: what it is an example of."""
+
+    kind: str
+    picture: str
+    words: str
+    source: tuple[str, str]
+
+
+def sections(material: Material) -> list[tuple[str, str | None, Markup]]:
+    """Every slide that has a page, its class by the rule and its evidence, to stand in the report."""
+    found = [(one, facts(material, one)) for one in material.pages]
+    return [
+        (slide_id, shown["rule"] and shown["rule"]["predicted"], render("evidence.html", **shown, level=4))
+        for slide_id, shown in found
+    ]
+
+
+def write_pages(material: Material, folder: Path, report: str) -> int:
+    """A page for every slide that has one, in a folder; `report`: how the report is reached from there."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(slide_id: str) -> None:
+        body = render(
+            "slide.html", evidence=render("evidence.html", **facts(material, slide_id), level=1), report=report
+        )
+        with whole(folder / f"{slide_id}.html") as part:
+            part.write_text(shell(f"{slide_id} · evidence", body, {}, {}), encoding="utf-8")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return len(list(pool.map(write, material.pages)))
+
+
+def facts(material: Material, slide_id: str) -> dict[str, Any]:
+    """All that the page of a slide shows."""
+    row = material.rows[slide_id]
+    tables = {name: _read(material, row, name) for name in ("tiles", "membrane")}
+    tiles, membrane = tables["tiles"], tables["membrane"]
+    plan = material.cohort.plan()
+    layers, where = [], np.empty((0, 2), np.int64)
+    step = plan.tile * plan.mpp / row["mpp"]
+    if tiles is not None and tiles.num_rows:
+        where = heatmap.cells(tiles["x"].to_numpy(), tiles["y"].to_numpy(), step)
+        layers = [*_membrane_layers(membrane, where, step), *_attention_layers(material, row, where, step),
+                  *_patch_layers(material, row)]  # fmt: skip
+    found = _shares(membrane)
+    calls = [one for task in CLASSES for one in material.said(slide_id, task)]
+    examples, why_none = _examples(material, row, tiles, membrane)
+    return {
+        "row": row, "label": material.labels.get(slide_id), "site": material.site(slide_id),
+        "overview": _overview(material, slide_id), "outline": heatmap.outline(where), "step": step,
+        "bar": scale_bar(row["width"], row["mpp"]), "layers": layers, "first": _first(calls),
+        "viridis": viridis(), "shares": found, "intensities": _intensities(found),
+        "steps": walk(found) if found and _judged(calls) else [], "rule": _judged(calls), "calls": calls,
+        "chart": _chart(slide_id, calls), "examples": examples, "why_none": why_none,
+        "links": links(material, row), "version": version("her2batch"), "ten": TEN_PERCENT, "hues": HUES,
+        "plan_bundle": plan.bundle, "name": worklists.method_name,
+    }  # fmt: skip
+
+
+def links(material: Material, row: Row) -> dict[str, str]:
+    """Table → how its file is reached from the page; empty where the cohort lies on an object store."""
+    if material.cohort.remote or material.beside is None:
+        return {}
+    kinds = ("slides", "tiles", "membrane", "attention", "patches", "predictions")
+    names = ["slides", *(name for kind in kinds for name in names_of(row, kind))]
+    return {one: os.path.relpath(material.cohort.table(one, row["slide_id"]), material.beside) for one in names}
+
+
+def scale_bar(width: int, mpp: float) -> tuple[float, float]:
+    """Length of a scale bar in mm, about a fifth of the slide, and its share of the slide's width."""
+    mm = width * mpp / 1000
+    length = min(BARS_MM, key=lambda one: abs(one - mm / 5))
+    return length, length / mm
+
+
+def viridis() -> str:
+    """The layers' colours as a CSS gradient."""
+    stops = heatmap.colours(np.linspace(0, 255, 9).astype(np.uint8)).tolist()
+    return ", ".join(f"rgb({r} {g} {b})" for r, g, b in stops)
+
+
+def _read(material: Material, row: Row, name: str) -> pa.Table | None:
+    try:
+        return material.cohort.read(name, row["slide_id"])
+    except (OSError, pa.ArrowInvalid):
+        return None
+
+
+def _overview(material: Material, slide_id: str) -> str | None:
+    try:
+        packed = np.frombuffer(material.cohort.thumbnail(slide_id).read_bytes(), np.uint8)
+    except OSError:
+        return None
+    picture = cv2.imdecode(packed, cv2.IMREAD_COLOR)
+    return None if picture is None else data_jpeg(within(np.asarray(picture, np.uint8), OVERVIEW)[..., ::-1], 76)
+
+
+# -- layers ------------------------------------------------------------------------------------------------------
+
+
+def _layer(
+    key: str, label: str, picture: NDArray[np.uint8], step: float, ends: tuple[str, str] | None, source: tuple[str, str]
+) -> Layer:
+    rows, columns = picture.shape[:2]
+    return Layer(key, label, data_uri("image/png", heatmap.png(picture)), (columns * step, rows * step), ends, source)
+
+
+def _membrane_layers(membrane: pa.Table | None, where: heatmap.Cells, step: float) -> list[Layer]:
+    if membrane is None:
+        return []
+    own = where[membrane["tile"].to_numpy()]
+    ends = ("0 %", f"≥ {HALF:.0%} of the cellular area")
+    return [
+        _layer(name, label, heatmap.heat(own, membrane[name].to_numpy(), HALF), step, ends, ("membrane", name))
+        for name, label in MEMBRANE_LAYERS.items()
+    ]
+
+
+def _attention_layers(material: Material, row: Row, where: heatmap.Cells, step: float) -> list[Layer]:
+    """One a MIL head: attention as a multiple of what every tile would have if all counted alike."""
+    made: list[Layer] = []
+    for name in names_of(row, "attention"):
+        for keys, part in heads(_read(material, row, name)):
+            weights = part["attention"].to_numpy() * part.num_rows
+            top = max(2.0, float(np.percentile(weights, 99)))
+            picture = heatmap.heat(where[part["tile"].to_numpy()], weights, top)
+            label = f"attention of {keys[1]}, {keys[0]}"
+            ends = ("0", f"≥ {top:.1f} times an even share")
+            made.append(_layer(f"attention-{len(made)}", label, picture, step, ends, (name, "attention")))
+    return made
+
+
+def heads(attention: pa.Table | None) -> list[tuple[tuple[str, str, str], pa.Table]]:
+    """The attention of each head by itself: (task, method, input) → its rows."""
+    if attention is None:
+        return []
+    names = ("task", "method", "input")
+    keys = sorted(set(zip(*(attention[name].to_pylist() for name in names), strict=True)))
+    found = []
+    for one in keys:
+        mask = [pc.equal(attention[name], value) for name, value in zip(names, one, strict=True)]
+        found.append((one, attention.filter(pc.and_(pc.and_(mask[0], mask[1]), mask[2]))))
+    return found
+
+
+def _patch_layers(material: Material, row: Row) -> list[Layer]:
+    """One a resolution: each patch in the colour of its likeliest class."""
+    palette = np.array([_rgb(HUES[one]) for one in IHC], np.uint8)
+    made: list[Layer] = []
+    for name in names_of(row, "patches"):
+        patches = _read(material, row, name)
+        for resolution, mpp in RESOLUTIONS.items():
+            part = None if patches is None else patches.filter(pc.equal(patches["resolution"], resolution))
+            if part is None or not part.num_rows:
+                continue
+            step = PATCH_PX * mpp / row["mpp"]
+            where = heatmap.cells(part["x"].to_numpy(), part["y"].to_numpy(), step)
+            kinds = np.stack([part[f"p{k}"].to_numpy() for k in range(4)], axis=1).argmax(axis=1)
+            picture = heatmap.painted(where, kinds, palette)
+            made.append(
+                _layer(f"patches-{len(made)}", f"patch classes, {resolution}", picture, step, None, (name, "p0…p3"))
+            )
+    return made
+
+
+def _rgb(name: str) -> tuple[int, int, int]:
+    text = LOOK[name][0]
+    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+
+
+# -- figures of the rule -----------------------------------------------------------------------------------------
+
+
+def _shares(membrane: pa.Table | None) -> dict[str, float]:
+    if membrane is None or not membrane.num_rows:
+        return {}
+    return slide_shares({name: membrane[name].to_numpy() for name in membrane.column_names[2:]})
+
+
+def _intensities(found: Mapping[str, float]) -> list[tuple[str, str, float, float]]:
+    """Name, column, share in all and complete, by intensity; nothing without membrane figures."""
+    names = ("intense", "moderate", "faint") if found else ()
+    return [(name, name, found[name], found[f"{name}_complete"]) for name in names]
+
+
+def _judged(calls: list[Row]) -> Row | None:
+    return next((one for one in calls if one["method"] == MEMBRANE and one["task"] == worklists.FOUR), None)
+
+
+def _first(calls: list[Row]) -> str:
+    """The layer that is shown first: the one that decided the class."""
+    rule = _judged(calls)
+    return {"3+": "intense_complete", "2+": "moderate_complete"}.get(rule["predicted"] if rule else "", "faint")
+
+
+def _chart(slide_id: str, calls: list[Row]) -> list[tuple[str, str]]:
+    """(task, figure): the probabilities of each method for each task."""
+    made = []
+    for task in dict.fromkeys(one["task"] for one in calls):
+        rows = [
+            {"group": worklists.method_name(one), "class": name, "n": round(p, 4)}
+            for one in calls if one["task"] == task
+            for name, p in zip(one["classes"], one["p"], strict=True)
+        ]  # fmt: skip
+        made.append((task, shares(f"Probabilities, {task}, {slide_id}", pa.Table.from_pylist(rows))))
+    return made
+
+
+# -- examples ----------------------------------------------------------------------------------------------------
+
+
+def _examples(
+    material: Material, row: Row, tiles: pa.Table | None, membrane: pa.Table | None
+) -> tuple[list[Example], str | None]:
+    """Tiles at full size, the most telling of each kind; or why there are none."""
+    wanted = [*_by_membrane(tiles, membrane), *_by_attention(material, row, tiles), *_by_patches(material, row)]
+    if not wanted:
+        return [], "no tile stands out: none shows membranes, and no head or patch net has looked"
+    try:
+        with Pyramid(material.cohort.pyramid(row["slide_id"])) as slide:
+            return [
+                Example(kind, data_jpeg(slide.region(box, max(row["mpp"], 0.2)), 76), words, source)
+                for kind, box, words, source in wanted
+            ], None
+    except (SlideError, OSError) as error:
+        return [], f"the pyramid can't be read ({error})"
+
+
+Wanted = tuple[str, Box, str, tuple[str, str]]
+
+
+def _by_membrane(tiles: pa.Table | None, membrane: pa.Table | None) -> list[Wanted]:
+    if tiles is None or membrane is None or not membrane.num_rows:
+        return []
+    get = {name: membrane[name].to_numpy() for name in membrane.column_names[1:]}
+    kinds = (
+        ("intense, complete", "intense_complete", get["intense_complete"]),
+        ("moderate, complete", "moderate_complete", get["moderate_complete"] - get["intense_complete"]),
+        ("faint", "faint", get["faint"] - get["moderate"]),
+    )
+    found = []
+    for kind, column, share in kinds:
+        for k in np.argsort(-share * get["cells"], kind="stable")[:BEST].tolist():
+            if share[k] > SEEN:
+                words = f"{share[k]:.0%} of its cellular area; tile {get['tile'][k]}"
+                found.append((kind, _box(tiles, int(get["tile"][k])), words, ("membrane", column)))
+    return found
+
+
+def _by_attention(material: Material, row: Row, tiles: pa.Table | None) -> list[Wanted]:
+    found: list[Wanted] = []
+    for name in names_of(row, "attention") if tiles is not None else ():
+        for (task, method, _), part in heads(_read(material, row, name))[:1]:
+            weights = part["attention"].to_numpy()
+            for k in np.argsort(-weights, kind="stable")[:BEST].tolist():
+                tile = part["tile"][k].as_py()
+                words = f"{weights[k] * part.num_rows:.1f} times an even share; tile {tile}"
+                found.append((f"most attention of {method}, {task}", _box(tiles, tile), words, (name, "attention")))
+    return found
+
+
+def _by_patches(material: Material, row: Row) -> list[Wanted]:
+    """The surest patches of each class, at the finest resolution there is."""
+    found: list[Wanted] = []
+    for name in names_of(row, "patches"):
+        patches = _read(material, row, name)
+        if patches is None:
+            continue
+        best = next((one for one in reversed(RESOLUTIONS) if one in patches["resolution"].to_pylist()), None)
+        part = patches.filter(pc.equal(patches["resolution"], best))
+        p = np.stack([part[f"p{k}"].to_numpy() for k in range(4)], axis=1)
+        for k, ihc in enumerate(IHC):
+            for at in np.argsort(-p[:, k], kind="stable")[:BEST].tolist():
+                if p[at].argmax() == k:
+                    words = f"p = {p[at, k]:.2f}, {best} resolution"
+                    found.append((f"patches called {ihc}", _box(part, at), words, (name, f"p{k}")))
+    return found
+
+
+def _box(table: pa.Table | None, k: int) -> Box:
+    assert table is not None
+    x, y, size = (int(table[name][k].as_py()) for name in ("x", "y", "size"))
+    return Box(x, y, size, size)

@@ -1,0 +1,67 @@
+"""A worker in a process of its own, as Ray holds it."""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import replace
+from typing import Any
+
+from her2batch.pipeline.inventory import Todo
+from her2batch.pipeline.worker import Begun, Finished, Worker
+from her2batch.runtime.telemetry import TileMeter
+
+
+class Actor:
+    """A worker in a process of its own. The only class Ray sees."""
+
+    def __init__(self, worker: Worker, roles: tuple[str, ...] | None, memory: int, with_gpu: bool) -> None:
+        _limit(memory if not with_gpu else None)
+        if not with_gpu:  # importing cucim or torch would take some 500 MB on every GPU in sight
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        import cv2
+
+        cv2.setNumThreads(1)
+        worker.load_reader()
+        device = _best_device() if with_gpu else "cpu"
+        self._worker = replace(worker, context=replace(worker.context, device=device), made={})
+        self._roles = roles
+        self._tiles = TileMeter(roles[0] if with_gpu and roles else "cpu")
+
+    def ready(self) -> str:
+        """The node it is on, once the stages are made. Raises what making them raises: missing weights, most often."""
+        self._worker.ready(self._roles)
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
+    def begin(self, todo: Todo, always: bool) -> tuple[Finished | Begun, dict[str, Any]]:
+        """See Worker.begin."""
+        result, state = self._worker.begin(todo, share=True, always=always)
+        if isinstance(result, Finished):
+            self._tiles.add(result.row["n_tiles"] or 0)
+        return result, state
+
+    def measure(self, todo: Todo, state: dict[str, Any], name: str, lo: int, hi: int) -> dict[str, Any] | Finished:
+        """See Worker.measure."""
+        part = self._worker.measure(todo, state, name, lo, hi)
+        if not isinstance(part, Finished):
+            self._tiles.add(len(part.get(f"{name}_order", ())))
+        return part
+
+    def finish(self, todo: Todo, state: dict[str, Any], *parts: dict[str, Any] | Finished) -> Finished:
+        """See Worker.finish; a part that failed has committed the slide already."""
+        failed = [part for part in parts if isinstance(part, Finished)]
+        return failed[0] if failed else self._worker.finish(todo, state, *parts)  # type: ignore[arg-type]
+
+
+def _best_device() -> str:
+    from her2batch.models.device import best_device  # torch: only where a GPU is at hand
+
+    return best_device()
+
+
+def _limit(memory: int | None) -> None:
+    """Cap what this process may hold: beyond, an allocation fails and the slide is `out-of-memory`."""
+    if memory is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.RLIM_INFINITY))

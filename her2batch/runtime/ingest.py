@@ -1,0 +1,331 @@
+"""The main job: every slide under a folder through the whole way, into a cohort."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+
+from her2batch.errors import STOPPED, StoreError
+from her2batch.files.atomic import whole, writing
+from her2batch.files.locations import free_bytes, place
+from her2batch.files.parquet import read_parquet, write_parquet
+from her2batch.models.bundle import check_fits, read_bundle
+from her2batch.models.encoders import dim_of
+from her2batch.models.predictor import Judge
+from her2batch.pipeline.inventory import Census, Register, take
+from her2batch.pipeline.progress import Pace, Tally
+from her2batch.pipeline.queue import Queue, Urgent, next_time, now
+from her2batch.pipeline.stages import GIVEN, Context, check, chosen
+from her2batch.pipeline.worker import Finished, Worker
+from her2batch.runtime.ray_session import Session, connect, stoppable
+from her2batch.runtime.scheduler import share
+from her2batch.runtime.serial import plain
+from her2batch.runtime.telemetry import Meters
+from her2batch.runtime.watch import Watch
+from her2batch.settings import Plan, Resources, Window
+from her2batch.store.cleanup import drop_strays, sweep
+from her2batch.store.cohort import Cohort, Row
+from her2batch.store.labels import read_labels
+from her2batch.store.pseudonyms import Names, read_key
+from her2batch.store.run_log import Journal
+
+LEAST_FREE = 1_000_000_000
+"""Bytes that must be free on the store's disk before a night starts."""
+
+SAVE_EVERY_S = 60.0
+"""How often the intake table is written while slides finish."""
+
+TELL_EVERY_S = 10.0
+"""How often the journal says how far the run is."""
+
+Report = Callable[[Tally, Row], None]
+"""Called for every slide that ends: how far the run is, the slide's row."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the user asked for, apart from the plan: where, and with which files."""
+
+    scans: Path
+    out: Path
+    bundle: Path | None = None
+    labels: Path | None = None
+    weights: Path | None = None
+    key: Path | None = None
+    retry_failed: bool = False
+    only: Path | None = None  # of the slides there, the one that this file belongs to
+
+
+@dataclass
+class Summary:
+    """What became of everything seen."""
+
+    cohort: Path
+    seen: int = 0
+    done: int = 0
+    failed: int = 0
+    deferred: int = 0
+    duplicate: int = 0
+    ignored: int = 0
+    already: int = 0  # of the done and failed: in an earlier run
+    tiles: int = 0
+    seconds: float = 0.0
+    stopped: bool = False
+    left: tuple[float, float] | None = None  # seconds that the deferred slides will take, at least and at most
+    run: str = ""
+    failures: list[Row] = field(default_factory=list)
+    slides: list[Row] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)  # slides that this run ended
+
+    @property
+    def adds_up(self) -> bool:
+        """seen = done + failed + deferred + duplicate + ignored."""
+        return self.seen == self.done + self.failed + self.deferred + self.duplicate + self.ignored
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done · 1 a slide vanished · 3 some failed · 130 stopped."""
+        if self.stopped:
+            return STOPPED
+        if not self.adds_up:
+            return 1
+        return 3 if self.failed else 0
+
+
+def ingest(
+    order: Order,
+    plan: Plan,
+    resources: Resources,
+    report: Report = lambda *_: None,
+    window: Window = Window(),  # noqa: B008  (frozen)
+    session: Session | None = None,
+) -> Summary:
+    """Bring a cohort up to date with its scans folder. Slides that fail are rows; raises for what stops the batch.
+
+    session: one that is open already; None: its own, ended with the run.  Raises InputError, StoreError, WeightsError.
+    """
+    started = time.perf_counter()
+    plan, worker = _prepare(order, plan)
+    worker.cohort.claim()
+    with worker.names.kept(), worker.cohort.lock() as cohort, writing(cohort.root):
+        worker.cohort = cohort
+        cohort.create(plan)
+        sweep(cohort)
+        cohort.remember()  # rows of a run that was killed
+        labels = _labels(cohort, order.labels, worker.names)
+        register = Register(order.scans, cohort, plan, worker.names, labels, order.retry_failed)
+        drop_strays(cohort, register.rows)
+        _check_space(cohort)
+        summary = Summary(cohort.root, run=datetime.now(UTC).strftime("ingest-%Y%m%dT%H%M%S.%fZ"))
+        summary.skipped = _skipped(worker.context)
+        stopped = session.stopped if session is not None else threading.Event()
+        with Journal(cohort, summary.run) as journal, _supply(register, order, plan, window, stopped) as supply:
+            journal.say("started", host=socket.gethostname(), pid=os.getpid(), plan=plan.id, watch=window.watch)
+            with suppress(OSError):  # its last state counts
+                register.census.keep(cohort)
+            run = _Run(register, supply, journal, report, summary, stopped)
+            _run(run, worker, resources, session)
+            register.rows.clear()  # all of them are read anew: one copy of 7 kB a slide is enough
+            _count(cohort, register.census, summary)
+            journal.say("ended", **{name: getattr(summary, name) for name in COUNTS})
+    summary.seconds = time.perf_counter() - started
+    return summary
+
+
+COUNTS = ("seen", "done", "failed", "deferred", "duplicate", "ignored", "already", "tiles", "stopped")
+"""Of a summary: what the journal's last line says."""
+
+
+def survey(order: Order, plan: Plan) -> tuple[Plan, Census, Cohort]:
+    """What an ingest would do, without writing a byte."""
+    plan, worker = _prepare(order, plan)
+    with worker.names.kept():
+        census = take(order.scans, worker.cohort, plan, worker.names, {}, order.retry_failed)
+    return plan, census, worker.cohort
+
+
+def _prepare(order: Order, plan: Plan) -> tuple[Plan, Worker]:
+    """Check what was given before any work starts."""
+    bundle = read_bundle(order.bundle) if order.bundle is not None else None
+    plan = plan.model_copy(update={"bundle": bundle.id if bundle else None})
+    if bundle is not None:
+        check_fits(bundle, plan)
+    dims = {name: dim_of(name) for name in plan.encoders}
+    context = Context(plan, bundle, order.weights, dims=dims)
+    check(chosen(bundle), GIVEN)
+    names = Names(read_key(order.key) if order.key is not None else None)
+    worker = Worker(Cohort(place(order.out)), context, names)
+    if bundle is not None:
+        worker.load_reader()  # heads bring torch, and cuCIM hangs after it
+        Judge(bundle)  # a head that can't be loaded is said now, not by every slide
+    return plan, worker
+
+
+@contextmanager
+def _supply(
+    register: Register, order: Order, plan: Plan, window: Window, stopped: threading.Event
+) -> Iterator[Queue | Watch]:
+    """Slides to do: all that lie there, or, in a watch, those that are finished, as they are."""
+    urgent = Urgent(Path(window.urgent)) if window.urgent is not None else None
+    queue = Queue((), urgent, next_time(window.until, now()) if window.until is not None else None)
+    if not window.watch:
+        queue.put(register.admit(register.look() if order.only is None else register.look().of(order.only)))
+        yield queue
+        return
+    with Watch(register, queue, order.scans, window, plan.reader, stopped) as watch:
+        yield watch
+
+
+@dataclass
+class _Run:
+    """An ingest while it goes on."""
+
+    register: Register
+    supply: Queue | Watch
+    journal: Journal
+    report: Report
+    summary: Summary
+    stopped: threading.Event
+    tally: Tally = field(default_factory=Tally)
+    times: dict[str, Row] = field(default_factory=dict)
+    saved: float = field(default_factory=time.monotonic)
+    told: float = 0.0
+
+    def ended(self, finished: Finished, pace: Pace) -> None:
+        """A slide's row is committed: everybody who wants to know is told."""
+        row, todo = finished.row, finished.todo
+        self.register.finished(todo.source, row)
+        self.times[todo.slide_id] = finished.times
+        pace.add(todo.source.bytes, finished.times["seconds"])
+        known, left = self.register.known, self.register.left
+        count = len(known.slides)
+        self.tally = Tally(
+            count - len(left.slides), self.tally.failed + (row["status"] == "failed"), count,
+            self.tally.tiles + (row["n_tiles"] or 0), known.bytes - left.bytes, known.bytes,
+            pace.left(len(left.slides), left.bytes),
+        )  # fmt: skip
+        facts = {"slide_id": row["slide_id"], "status": row["status"], "error_code": row["error_code"]}
+        words = {"trace": finished.trace} if finished.trace else {}
+        self.journal.say("slide", **facts, tiles=row["n_tiles"], seconds=finished.times["seconds"], **words)
+        self.report(self.tally, row)
+        at = time.monotonic()
+        if at - self.told > TELL_EVERY_S or not left.slides:
+            self.journal.say("progress", **asdict(self.tally))
+            self.told = at
+        if at - self.saved > SAVE_EVERY_S:
+            with suppress(OSError):
+                self.register.census.keep(self.register.cohort)
+            self.saved = at
+
+
+def _run(run: _Run, worker: Worker, resources: Resources, session: Session | None) -> None:
+    """Every slide that is to do; the intake table and the durations are kept as they finish."""
+    cohort = worker.cohort
+    try:
+        if isinstance(run.supply, Watch) or not run.supply.ended():
+            _work(run, worker, resources, session)
+    finally:
+        _defer(run)
+        with ExitStack() as notes:  # each is tried, then the disk's refusal is raised
+            if run.times:
+                notes.callback(lambda: cohort.write_damaged(cohort.damaged() - set(run.times)))
+                notes.callback(cohort.write_times, run.summary.run, [run.times[one] for one in sorted(run.times)])
+            notes.callback(run.register.census.keep, cohort)
+    cohort.remember()
+
+
+def _work(run: _Run, worker: Worker, resources: Resources, session: Session | None) -> None:
+    """From the plain loop (no workers) or from Ray."""
+    if resources.workers == 0:
+        pace = Pace(1)
+        with stoppable(run.stopped):
+            for finished in plain(worker, run.supply, run.stopped, resources):
+                run.ended(finished, pace)
+        run.summary.stopped = run.stopped.is_set()
+        return
+    with nullcontext(session) if session is not None else connect(resources, run.stopped) as open_session:
+        assert open_session is not None
+        meters, pace = Meters(), Pace(open_session.workers)
+        for finished in share(open_session, worker, run.supply, resources, meters):
+            run.ended(finished, pace)
+            meters.ended(finished.row, run.tally)
+        run.summary.stopped = run.stopped.is_set()
+
+
+def _defer(run: _Run) -> None:
+    """What was not done is left to the next run, and said."""
+    waiting = {todo.slide_id for todo in run.supply.left}
+    for todo in list(run.register.left.slides.values()):
+        why = "the window ended" if todo.slide_id in waiting and not run.summary.stopped else "the run was stopped"
+        run.register.defer(todo.source, why)
+    if isinstance(run.supply, Watch):
+        run.supply.close()
+    run.summary.fresh = sorted(run.times)
+    run.summary.left = run.tally.left
+
+
+def _labels(cohort: Cohort, path: Path | None, names: Names) -> dict[str, Row]:
+    """Labels by the store's slide ids: those given now, which are kept, or those of an earlier ingest."""
+    if path is not None:
+        table = read_labels(path)
+        rows = table.to_pylist()
+        if names.key is not None:
+            rows = [
+                {
+                    **row,
+                    "slide_id": names.slide(row["slide_id"]),
+                    "patient_id": names.patient(row["patient_id"]),
+                    "site": names.site(row["site"]),
+                }
+                for row in rows
+            ]
+        with whole(cohort.labels) as part:
+            write_parquet(pa.Table.from_pylist(rows, table.schema), part)
+    elif cohort.labels.exists():
+        try:
+            rows = read_parquet(cohort.labels).to_pylist()
+        except pa.ArrowInvalid as error:
+            raise StoreError("is damaged", cohort.labels, "give the labels again with --labels") from error
+    else:
+        rows = []
+    return {row["slide_id"]: row for row in rows}
+
+
+def _check_space(cohort: Cohort) -> None:
+    free = free_bytes(cohort.root)
+    if free is not None and free < LEAST_FREE:
+        raise StoreError(f"only {free / 1e9:.1f} GB are free on its disk", cohort.root, "make room, then run again")
+
+
+def _skipped(context: Context) -> list[str]:
+    """Branches that no bundle was given for, said aloud."""
+    return [] if context.bundle is not None else ["patch nets", "thumbnail nets"]
+
+
+def _count(cohort: Cohort, census: Census, summary: Summary) -> None:
+    """Read every slide's row back: what is counted is what is on disk."""
+    rows = cohort.rows()
+    summary.seen, summary.deferred = census.seen, census.deferred
+    summary.duplicate, summary.ignored = census.duplicates, census.ignored
+    summary.already = len(census.current)
+    for path, outcome in census.outcomes.items():
+        row = rows.get(census.entries[path]["slide_id"]) if outcome in ("todo", "current") else None
+        if row is None:
+            continue
+        summary.slides.append(row)
+        summary.tiles += row["n_tiles"] or 0
+        if row["status"] == "done":
+            summary.done += 1
+        else:
+            summary.failed += 1
+            summary.failures.append(row)

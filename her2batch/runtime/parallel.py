@@ -1,0 +1,110 @@
+"""One function over many items: on Ray, or one after the other. Training units, patches of slides, slides to score.
+
+A worker that dies costs its own item, which is tried again. What an item raises is its result; the others go on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from her2batch.errors import HeadLost, StoreError
+from her2batch.runtime.ray_session import Session
+
+RETRIES = 2
+"""An item that loses its worker is tried again this often."""
+
+PATIENCE_S = 0.5
+"""How long one look at the running items may take before a stop is noticed."""
+
+Outcome = tuple[Any, Any]
+"""An item, and what its call returned or raised."""
+
+
+def spread(
+    session: Session | None,
+    function: Callable[..., Any],
+    items: Iterable[Any],
+    gpus: float = 0.0,
+    cpus: float = 1.0,
+) -> Iterator[Outcome]:
+    """(item, result or exception) in the order they finish; session None: a plain loop.
+
+    function: at the top of a module, for it travels by name; called with the item and the device it may use.  gpus,
+    cpus: that one call holds.
+    """
+    if session is None:
+        for item in items:
+            yield item, _caught(function, item)
+        return
+    yield from _on_ray(session, function, deque(items), gpus if session.gpus > 0 else 0.0, cpus)
+
+
+def _caught(function: Callable[..., Any], item: Any) -> Any:
+    try:
+        return function(item, "cpu")
+    except Exception as error:  # noqa: BLE001  (one item's fault; its caller decides what it costs)
+        return error
+
+
+def _on_ray(
+    session: Session, function: Callable[..., Any], waiting: deque[Any], gpus: float, cpus: float
+) -> Iterator[Outcome]:
+    ray = session.ray
+    limits = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    if not gpus:
+        limits["CUDA_VISIBLE_DEVICES"] = ""
+    options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": 0, "runtime_env": {"env_vars": limits}}
+    call = ray.remote(_call).options(**options)
+    at_once = max(1, int(session.gpus / gpus)) if gpus else max(1, int(session.workers / cpus))
+    running: dict[Any, Any] = {}
+    deaths: Counter[int] = Counter()
+    try:
+        while (waiting or running) and not session.stopped.is_set():
+            session.check()
+            while waiting and len(running) < at_once:
+                item = waiting.popleft()
+                running[call.remote(function, item, bool(gpus))] = item
+            done, _ = ray.wait(list(running), num_returns=1, timeout=PATIENCE_S)
+            for reference in done:
+                item = running.pop(reference)
+                result = _result(ray, reference)
+                if isinstance(result, _Lost) and deaths[id(item)] < RETRIES:
+                    deaths[id(item)] += 1
+                    waiting.appendleft(item)
+                    continue
+                yield item, result.error if isinstance(result, _Lost) else result
+    except HeadLost:
+        running.clear()
+        raise
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+class _Lost:
+    """A worker died under an item."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def _call(function: Callable[..., Any], item: Any, with_gpu: bool) -> Any:
+    """What Ray runs: exceptions come back as values, so that their class survives the way."""
+    from her2batch.models.device import best_device
+
+    device = best_device() if with_gpu else "cpu"
+    try:
+        return function(item, device)
+    except Exception as error:  # noqa: BLE001  (as in the plain loop)
+        return error
+
+
+def _result(ray: Any, reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
+        return _Lost(StoreError(f"its worker died again and again ({type(error).__name__})", None, "resume the run"))
+    except ray.exceptions.RayTaskError as error:  # what can't travel: an exception without a plain constructor
+        return StoreError(str(error).strip().splitlines()[-1], None, "resume the run; if it repeats, report it")

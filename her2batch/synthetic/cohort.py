@@ -1,0 +1,347 @@
+"""A synthetic HER2 cohort with known truth: patients, slides, labels, annotations.
+
+    OUT/slides/SLIDE.svs            Aperio's layout: JPEG pyramid, thumbnail, label and macro with an invented name
+    OUT/labels.csv                  slide_id, patient_id, her2, ish, er, pr, site, stain
+    OUT/annotations/SLIDE.geojson   QuPath regions of HER2 slides, classes 0, 1+, 2+, 3+; about half of the tumour
+    OUT/truth/SLIDE.npz             bool masks at about 8 µm/px: tissue, tumour and the artefacts there are (pen, fold,
+                                    blur, bubble); `regions`: the score round each px (0 none, 1 + place in 0 … 3+);
+                                    `downsample`: level-0 px per px
+    OUT/truth/SLIDE.json            the facts: stain, labels, shares of cell classes, number of tumour cells, artefacts
+
+Figures on these slides are about the software: whether it finds what was put there, how fast, and whether it comes out
+the same. They say nothing about medicine.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+import tifffile
+from numpy.typing import NDArray
+
+from her2batch.errors import InputError
+from her2batch.exchange.geojson import COLOURS
+from her2batch.store.labels import COLUMNS
+from her2batch.synthetic.painting import paint_slide
+from her2batch.synthetic.specimen import ARTEFACTS, SITES, Mix, SlideTruth, Specimen, Stain, prepare, rng_for
+from her2batch.tasks import IHC
+
+Image = NDArray[np.uint8]
+Progress = Callable[[int, int], None]
+
+TILE = 256
+
+LAST_LEVEL = 512
+"""No level of the pyramid is less wide or high than this, but for the first."""
+
+SMALLEST = 512
+"""Slides are at least this wide and high, level-0 px."""
+
+NEAR = 0.2
+"""Share of slides whose mix is close to the next score's."""
+
+LATER: tuple[Stain, ...] = ("her2", "er", "er", "pr")
+"""What a patient's second and third slides are stained for, all equally likely."""
+
+NAMES = ("Muster, Erika", "Beispiel, Anna", "Exempel, Greta", "Modelo, Lucia", "Doe, Jane", "Esempio, Maria",
+         "Przyklad, Ewa", "Voorbeeld, Sanne", "Exemple, Claire", "Roe, Janet")  # fmt: skip
+"""Invented patients, as placeholder names go in their languages."""
+
+VIEW_UM = 400.0
+"""Edge of what is annotated or not as a whole."""
+
+LEAST_PX = 60
+"""Regions and holes below this (0.004 mm²) aren't drawn."""
+
+
+def make_cohort(
+    out: Path,
+    slides: int = 20,
+    seed: int = 0,
+    size: tuple[int, int] = (6000, 5000),
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a cohort under `out` and return `out`. Same arguments, same bytes, whatever the number of workers.
+
+    size: typical width and height, level-0 px at 0.25 µm/px; a slide's own are log-normal about them.  workers:
+    processes, default one a core.  progress: called with slides done and slides in all.  Raises InputError.
+    """
+    if slides < 1 or min(size) < SMALLEST:
+        raise InputError(
+            f"{slides} slides of {size[0]} × {size[1]} px", None, f"ask for 1 or more of {SMALLEST} px or more"
+        )
+    truths = plan_cohort(slides, seed, size)
+    for name in ("slides", "annotations", "truth"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    write = partial(_write_all, out, seed)
+    written = []
+    for truth in _mapped(write, truths, workers or os.cpu_count() or 1):
+        written.append(truth)
+        if progress is not None:
+            progress(len(written), slides)
+    write_labels(out / "labels.csv", written)
+    return out
+
+
+def _mapped(
+    function: Callable[[SlideTruth], SlideTruth], truths: list[SlideTruth], workers: int
+) -> Iterator[SlideTruth]:
+    """In order, in processes of their own where that helps."""
+    if min(workers, len(truths)) == 1:
+        yield from map(function, truths)
+        return
+    context = multiprocessing.get_context("spawn")  # a forked child of a threaded parent may hang
+    with ProcessPoolExecutor(min(workers, len(truths)), context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        yield from pool.map(function, truths)
+
+
+def plan_cohort(slides: int, seed: int, size: tuple[int, int]) -> list[SlideTruth]:
+    """The truth of every slide, before any is painted. All four scores come within every four patients.
+
+    A patient has one to three slides, the first for HER2; a tumour has one score, ISH, ER and PR.
+    """
+    truths: list[SlideTruth] = []
+    scores: list[str] = []
+    sites: list[str] = []
+    patient = 0
+    while len(truths) < slides:
+        scores = scores or rng_for(seed, "scores", patient).permutation(IHC).tolist()
+        sites = sites or rng_for(seed, "sites", patient).permutation(list(SITES)).tolist()
+        truths += _patient(rng_for(seed, "patient", patient), patient, scores.pop(), sites.pop(), size)
+        patient += 1
+    return truths[:slides]
+
+
+def _patient(rng: np.random.Generator, number: int, ihc: str, site: str, size: tuple[int, int]) -> list[SlideTruth]:
+    """The slides of one patient."""
+    patient_id, name = f"P{number + 1:03d}", NAMES[number % len(NAMES)]
+    positive = {"er": rng.random() < 0.65, "pr": rng.random() < 0.5}
+    stains: list[Stain] = ["her2", *(LATER[k] for k in rng.integers(len(LATER), size=rng.choice(3, p=[0.5, 0.3, 0.2])))]
+    mixes = [draw_mix(ihc, rng) if one == "her2" else draw_nuclei(positive[one], rng) for one in stains]
+    ish = draw_ish(mixes[0], rng) if ihc == "2+" else None
+    found = []
+    for k, (stain, mix) in enumerate(zip(stains, mixes, strict=True), start=1):
+        width, height = (max(SMALLEST, round(edge * np.clip(rng.lognormal(0, 0.15), 0.6, 1.6))) for edge in size)
+        pieces = 1 + int(rng.choice(3, p=[0.5, 0.35, 0.15])) if max(width, height) >= 3000 else 1
+        artefacts = tuple(one for one in ARTEFACTS if rng.random() < 0.2)
+        own_ish = ish if stain == "her2" else None
+        found.append(
+            SlideTruth(
+                f"{patient_id}-{k}", mix, stain, own_ish, patient_id, name, site, artefacts, pieces, width, height
+            )
+        )
+    return found
+
+
+def draw_ish(mix: Mix, rng: np.random.Generator) -> str | None:
+    """ISH of a 2+ tumour: about a fifth positive, more at the intense end; missing now and then."""
+    if rng.random() < 0.07:
+        return None
+    return "+" if rng.random() < np.clip(0.2 + 0.8 * (mix.moderate - 0.38), 0.05, 0.5) else "-"
+
+
+def draw_mix(ihc: str, rng: np.random.Generator) -> Mix:
+    """Shares of cell classes that make a HER2 score, near the next score's now and then."""
+    near = rng.random() < NEAR
+    u = rng.uniform
+    faint = moderate = intense = 0.0
+    if ihc == "0":
+        faint = u(0.05, 0.09) if near else u(0.0, 0.03)
+    elif ihc == "1+":
+        faint, moderate = (u(0.12, 0.17), 0.0) if near else (u(0.3, 0.75), u(0.0, 0.05))
+    elif ihc == "2+" and near:
+        faint, moderate, intense = u(0.2, 0.5), u(0.12, 0.16), u(0.02, 0.08)
+    elif ihc == "2+":
+        faint, moderate, intense = u(0.15, 0.35), u(0.2, 0.6), u(0.0, 0.05)
+    elif near:
+        faint, moderate, intense = u(0.2, 0.3), u(0.2, 0.4), u(0.12, 0.2)
+    else:
+        faint, moderate, intense = u(0.02, 0.12), u(0.08, 0.25), u(0.35, 0.62)
+    return Mix(1 - faint - moderate - intense, faint, moderate, intense)
+
+
+def draw_nuclei(positive: bool, rng: np.random.Generator) -> Mix:
+    """Shares of ER or PR nuclei: under 1 % stained, or more, low-positive (under 10 %) now and then."""
+    if not positive:
+        return Mix(1.0, 0.0, 0.0, 0.0)
+    share = rng.uniform(0.02, 0.1) if rng.random() < NEAR / 2 else rng.uniform(0.3, 0.98)
+    weak, moderate, strong = (share * rng.dirichlet([1.0, 2.0, 3.0])).tolist()
+    return Mix(1 - weak - moderate - strong, weak, moderate, strong)
+
+
+def write_labels(path: Path, truths: list[SlideTruth]) -> None:
+    """labels.csv. A slide bears only the labels of its own stain."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        rows.writeheader()
+        for one in truths:
+            ish = one.ish if one.her2 == "2+" else None
+            facts = (one.slide_id, one.patient_id, one.her2, ish, one.receptor("er"), one.receptor("pr"))
+            rows.writerow(dict(zip(COLUMNS, (*facts, one.site, one.stain), strict=True)))
+
+
+def _write_all(out: Path, seed: int, planned: SlideTruth) -> SlideTruth:
+    """A slide, its annotations, its truth: with the mix of the cells as placed, which on small slides isn't quite the
+    one that was planned.
+    """  # fmt: skip
+    specimen = make_slide(out / "slides" / f"{planned.slide_id}.svs", planned, seed)
+    truth = replace(planned, mix=specimen.mix)
+    if truth.stain == "her2":
+        features = annotate(specimen, rng_for(seed, truth.slide_id, "annotations"))
+        collection = {"type": "FeatureCollection", "features": features}
+        (out / "annotations" / f"{truth.slide_id}.geojson").write_text(json.dumps(collection), encoding="utf-8")
+    write_truth(out / "truth", truth, specimen)
+    return truth
+
+
+def write_truth(folder: Path, truth: SlideTruth, specimen: Specimen) -> None:
+    """Masks and facts of a slide, as the module's docstring describes them."""
+    arrays: dict[str, Any] = {"downsample": specimen.fields.px, "regions": specimen.regions, **specimen.masks}
+    np.savez_compressed(folder / f"{truth.slide_id}.npz", **arrays)
+    labels = {"her2": truth.her2, "er": truth.receptor("er"), "pr": truth.receptor("pr")}
+    facts = asdict(truth) | labels | {"mix": truth.mix._asdict(), "n_tumour_cells": specimen.n_cells}
+    (folder / f"{truth.slide_id}.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+def make_slide(path: Path, truth: SlideTruth, seed: int = 0) -> Specimen:
+    """Paint a slide and write it to `path` as an Aperio SVS; what is true of it comes back.
+
+    1500 × 1200 px take about 0.3 s.
+    """
+    specimen = prepare(truth, seed)
+    look = specimen.look
+    level = paint_slide(specimen.cells, specimen.fields, specimen.sheets, look, (truth.width, truth.height))
+    write_svs(path, level, truth)
+    return specimen
+
+
+def write_svs(path: Path, image: Image, truth: SlideTruth) -> None:
+    """A pyramid in Aperio's layout: level 0, thumbnail, other levels (each half the one above), label, macro."""
+    quality = SITES[truth.site].jpeg_quality
+    levels = [image]
+    while min(levels[-1].shape[:2]) >= 2 * LAST_LEVEL:
+        levels.append(_halved(levels[-1]))
+    thumbnail = _fitted(levels[-1], 768)
+    label = draw_label(truth)
+    software = "Aperio Image Library v12.0.0 \r\n"
+    size = f"{truth.width}x{truth.height}"
+    facts = {"AppMag": f"{10 / truth.mpp:g}", "MPP": f"{truth.mpp:.4f}", "Date": "03/14/23", "Time": "09:26:53",
+             "ScanScope ID": "SYNTHETIC", "Filename": truth.slide_id, "Title": truth.patient_name}  # fmt: skip
+    tail = "|".join(["", *(f"{key} = {value}" for key, value in facts.items())])
+    words = f"{software}{size} [0,0 {size}] ({TILE}x{TILE}) JPEG/YCC Q={quality}{tail}"
+    with tifffile.TiffWriter(path, bigtiff=False) as tiff:
+        _write_jpeg(tiff, image, TILE, quality, description=words)
+        _write_jpeg(tiff, thumbnail, None, 85, description=f"{software}{size} -> {_size(thumbnail)} - {tail}")
+        for level in levels[1:]:
+            _write_jpeg(tiff, level, TILE, quality, description=f"{words} -> {_size(level)}")
+        plain = {"photometric": "rgb", "compression": "lzw", "rowsperstrip": label.shape[0], "metadata": None}
+        words = f"{software}label {_size(label)}"
+        tiff.write(label, subfiletype=1, description=words, software=False, **plain)
+        macro = draw_macro(thumbnail, label)
+        _write_jpeg(tiff, macro, None, 85, subfiletype=9, description=f"{software}macro {_size(macro)}")
+
+
+def _write_jpeg(tiff: tifffile.TiffWriter, image: Image, tile: int | None, quality: int, **tags: Any) -> None:
+    """A page of JPEG, 4:2:0: in tiles if it is a level; in one strip if not, by which readers tell them apart."""
+    edges = (tile, tile) if tile else image.shape[:2]
+    cut = {"tile": edges} if tile else {"rowsperstrip": edges[0]}
+    tiff.write(
+        encoded(image, edges, quality), shape=image.shape, dtype=np.uint8, photometric="ycbcr", compression="jpeg",
+        subsampling=(2, 2), metadata=None, software=False, **cut, **tags,
+    )  # fmt: skip
+
+
+def encoded(image: Image, edges: tuple[int, int], quality: int) -> Iterator[bytes]:
+    """Tiles of edges (height, width) as JPEG, row by row; the last ones are filled up with their outermost px."""
+    height, width = image.shape[:2]
+    for y in range(0, height, edges[0]):
+        for x in range(0, width, edges[1]):
+            tile = image[y : y + edges[0], x : x + edges[1]]
+            if tile.shape[:2] != edges:
+                tile = np.pad(tile, ((0, edges[0] - tile.shape[0]), (0, edges[1] - tile.shape[1]), (0, 0)), mode="edge")
+            yield simplejpeg.encode_jpeg(np.ascontiguousarray(tile), quality, "RGB", "420")
+
+
+def _halved(image: Image) -> Image:
+    h, w = image.shape[0] // 2, image.shape[1] // 2
+    return np.asarray(cv2.resize(image[: 2 * h, : 2 * w], (w, h), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _fitted(image: Image, longest: int) -> Image:
+    scale = longest / max(image.shape[:2])
+    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _size(image: Image) -> str:
+    return f"{image.shape[1]}x{image.shape[0]}"
+
+
+def draw_label(truth: SlideTruth) -> Image:
+    """The paper label on the glass, with the patient's invented name: (320, 360, 3) uint8."""
+    image = np.full((320, 360, 3), (250, 247, 235), np.uint8)
+    lines = (
+        truth.patient_name,
+        f"ID {truth.patient_id}",
+        truth.slide_id,
+        truth.stain.upper(),
+        "14.03.2023",
+        "SYNTHETIC",
+    )
+    for k, line in enumerate(lines):
+        cv2.putText(image, line, (14, 50 + 48 * k), cv2.FONT_HERSHEY_SIMPLEX, 1.0, (20, 20, 30), 2, cv2.LINE_AA)
+    return image
+
+
+def draw_macro(thumbnail: Image, label: Image) -> Image:
+    """The whole glass with its label, as a scanner's second camera sees it: (400, 1200, 3) uint8."""
+    image = np.full((400, 1200, 3), 232, np.uint8)
+    image[40 : 40 + label.shape[0], 20 : 20 + label.shape[1]] = label
+    small = _fitted(thumbnail, 300)
+    y, x = (400 - small.shape[0]) // 2, 600
+    image[y : y + small.shape[0], x : x + small.shape[1]] = small
+    return image
+
+
+def annotate(specimen: Specimen, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Regions as QuPath exports them, level-0 px: a pathologist looked at about half of the fields of VIEW_UM."""
+    regions, px = specimen.regions, specimen.fields.px
+    view = max(1, round(VIEW_UM / specimen.look.mpp / px))
+    seen = rng.random((-(-regions.shape[0] // view), -(-regions.shape[1] // view))) < 0.5
+    seen[rng.integers(seen.shape[0]), rng.integers(seen.shape[1])] = True
+    shown = regions * np.kron(seen, np.ones((view, view), bool))[: regions.shape[0], : regions.shape[1]]
+    return [_feature(name, rings, px) for k, name in enumerate(IHC, start=1) for rings in _outlines(shown == k)]
+
+
+def _outlines(mask: NDArray[np.bool_]) -> Iterator[list[NDArray[np.int32]]]:
+    """A mask's larger parts: each its outline and those of its holes, (n, 2) x, y in px of the mask."""
+    opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    contours, tree = cv2.findContours(opened, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    smoothed = [cv2.approxPolyDP(one, 0.8, True)[:, 0] for one in contours]
+    large = [len(one) > 2 and cv2.contourArea(one) >= LEAST_PX for one in smoothed]
+    for k, outline in enumerate(smoothed):
+        parents = tree[0, :, 3]
+        if large[k] and parents[k] < 0:
+            yield [outline, *(smoothed[i] for i in np.flatnonzero(parents == k) if large[i])]
+
+
+def _feature(name: str, rings: list[NDArray[np.int32]], px: int) -> dict[str, Any]:
+    closed = [((np.vstack([ring, ring[:1]]) + 0.5) * px).tolist() for ring in rings]
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": closed},
+        "properties": {"objectType": "annotation", "classification": {"name": name, "color": COLOURS[name]}},
+    }

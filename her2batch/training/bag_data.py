@@ -1,0 +1,152 @@
+"""A cohort's embeddings as one memory-mapped file: every fold reads the same pages, none holds a copy.
+
+An Arrow file with one record batch a slide, in the dtype that this machine multiplies fastest (bfloat16 as the integers
+that have its bits), each bag filled up with zeros to one of few sizes: a training step takes it from the page cache as
+it lies. Parquet can't be mapped: it is compressed and byte-split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from her2batch.errors import InputError
+from her2batch.files.atomic import whole
+from her2batch.models.attention import padded, product_dtype
+from her2batch.store.cohort import Cohort
+
+READERS = 4
+"""Threads that unpack Parquet, which leaves Python alone meanwhile."""
+
+EXPONENT = 0x7C00
+"""Bits of a float16 that are all set where it is no finite number: 1 ms for two million of them, isfinite takes 9."""
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Bags of one encoder, by position. sizes: instances of each.  pages: the file, mapped."""
+
+    slide_ids: tuple[str, ...]
+    sizes: tuple[int, ...]
+    dim: int
+    file: pa.ipc.RecordBatchFileReader
+    pages: mmap.mmap
+
+    def of(self, position: int) -> torch.Tensor:
+        """One slide's bag, (padded(N), dim): its embeddings in tile order, zeros below; a view of the file."""
+        values = self.file.get_batch(position).column(0).flatten().to_numpy(zero_copy_only=True)
+        with warnings.catch_warnings():  # torch warns of memory that it must not write to; nothing here does
+            warnings.simplefilter("ignore", UserWarning)
+            flat = torch.from_numpy(values)
+        return (flat.view(torch.bfloat16) if flat.dtype == torch.int16 else flat).view(-1, self.dim)
+
+    def release(self) -> None:
+        """Let go of the pages that were read; they stay in the page cache, of which the system takes what it needs.
+
+        A process would otherwise hold the whole file after an epoch: 2 GB for 500 bags.
+        """
+        self.pages.madvise(mmap.MADV_DONTNEED)
+
+
+def gather(cohort: Cohort, encoder: str, folder: str, slide_ids: Sequence[str], path: Path) -> Bags:
+    """The bags of these slides, written to `path` unless it holds exactly them already.
+
+    folder: name of the encoder's table folder.  Raises InputError, before anything is trained, for a slide without
+    embeddings, without a tile, with another length than the others', or with values that are no numbers.
+    """
+    dtype = product_dtype("cpu")
+    sources = [_source(cohort, encoder, folder, one) for one in slide_ids]
+    facts = [encoder, str(dtype), [(p.name, d) for p, d in sources]]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    if (found := _open(path, key)) is not None:
+        return found
+    dim = _vectors(cohort, folder, None, slide_ids[0]).shape[1]
+    kind = pa.int16() if dtype == torch.bfloat16 else pa.float32()
+    sizes: list[int] = []
+    schema = pa.schema([pa.field("embedding", pa.list_(kind, dim))])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as part, ThreadPoolExecutor(READERS) as pool:
+        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for lo in range(0, len(slide_ids), 4 * READERS):  # so many are in memory at once
+                for vectors in pool.map(partial(_vectors, cohort, folder, dim), slide_ids[lo : lo + 4 * READERS]):
+                    sizes.append(len(vectors))
+                    writer.write_batch(pa.record_batch([_column(vectors, dtype)], schema=schema))
+        with whole(path.with_suffix(".json")) as beside:
+            beside.write_text(json.dumps({"key": key, "slides": list(slide_ids), "sizes": sizes}))
+    pa.default_memory_pool().release_unused()  # or the driver keeps 0.4 GB of it while it only waits
+    opened = _open(path, key)
+    assert opened is not None
+    return opened
+
+
+def _column(vectors: NDArray[np.float16], dtype: torch.dtype) -> pa.FixedSizeListArray:
+    """A bag as a column of the file, filled up with zeros."""
+    filled = torch.zeros(padded(len(vectors)), vectors.shape[1], dtype=dtype)
+    filled[: len(vectors)] = torch.from_numpy(vectors).float()
+    flat = (filled.view(torch.int16) if dtype == torch.bfloat16 else filled).numpy().reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), vectors.shape[1])
+
+
+def reopen(path: Path) -> Bags:
+    """The bags that `gather` wrote. Raises InputError when the file is gone or damaged."""
+    found = _open(path, None)
+    if found is None:
+        raise InputError("can't be read", path, "run the same command again: it is made anew")
+    return found
+
+
+def _source(cohort: Cohort, encoder: str, folder: str, slide_id: str) -> tuple[Path, tuple[int, int]]:
+    """A slide's file of embeddings, with what tells one version of it from another."""
+    path = cohort.table(f"embeddings/{folder}", slide_id)
+    try:
+        facts = path.stat()
+    except OSError as error:
+        remedy = f"run: her2batch ingest SCANS --out {cohort.root} --encoder {encoder}; or import them"
+        raise InputError(f"slide {slide_id} has no embeddings of {encoder}", path, remedy) from error
+    return path, (facts.st_size, facts.st_mtime_ns)
+
+
+def _vectors(cohort: Cohort, folder: str, dim: int | None, slide_id: str) -> NDArray[np.float16]:
+    """One slide's embeddings (N, D). dim: what D must be."""
+    path = cohort.table(f"embeddings/{folder}", slide_id)
+    again = "run `her2batch verify` on the cohort, then ingest again"
+    try:
+        column = cohort.read(f"embeddings/{folder}", slide_id).column("embedding").combine_chunks()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"can't be read ({type(error).__name__})", path, again) from error
+    if not len(column):
+        raise InputError(f"slide {slide_id} has no tiles", path, "leave it out of the labels")
+    if dim is not None and column.type.list_size != dim:
+        what = f"its embeddings have length {column.type.list_size}, the other slides' {dim}"
+        raise InputError(what, path, "ingest the cohort again with one version of the encoder")
+    values: NDArray[np.float16] = column.flatten().to_numpy().reshape(len(column), -1).copy()
+    bad = int(((values.view(np.uint16) & EXPONENT) == EXPONENT).any(axis=1).sum())
+    if bad:
+        raise InputError(f"{bad} of {len(column)} embeddings hold values that are no numbers", path, again)
+    return values
+
+
+def _open(path: Path, key: str | None) -> Bags | None:
+    """None when there is no such file, or one of something else."""
+    try:
+        facts = json.loads(path.with_suffix(".json").read_text())
+        with path.open("rb") as opened:
+            pages = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        file = pa.ipc.open_file(pa.py_buffer(pages))
+    except (OSError, ValueError, pa.ArrowInvalid):
+        return None
+    if key is not None and facts["key"] != key:
+        return None
+    return Bags(tuple(facts["slides"]), tuple(facts["sizes"]), file.schema.field(0).type.list_size, file, pages)

@@ -1,0 +1,126 @@
+"""Thumbnails and patches as networks train on them: arrays on disk, memory-mapped, whatever their number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from her2batch.errors import InputError
+from her2batch.files.atomic import whole
+from her2batch.store.cohort import Cohort
+from her2batch.vision.thumbnail import portrait, unpacked
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Arrays (n_k, e, e, 3) uint8 of several files, one after the other, indexed by positions in the whole."""
+
+    files: tuple[Pixels, ...]
+    starts: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(n, e, e, 3)."""
+        edge = self.files[0].shape[1]
+        return int(self.starts[-1]), edge, edge, 3
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> Pixels:
+        out = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        of = np.searchsorted(self.starts, rows, side="right") - 1
+        for k in np.unique(of):
+            there = np.flatnonzero(of == k)
+            out[there] = self.files[k][rows[there] - self.starts[k]]
+        return out
+
+
+def stack(paths: Sequence[Path]) -> Stack:
+    """Files written by `save`, in this order. Raises InputError for one that is gone or damaged."""
+    files = tuple(load(path) for path in paths)
+    return Stack(files, np.cumsum([0, *(len(one) for one in files)]))
+
+
+def save(pixels: Pixels, path: Path) -> None:
+    """Write (n, e, e, 3) uint8, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as part, part.open("wb") as file:
+        np.save(file, pixels, allow_pickle=False)
+
+
+def load(path: Path) -> Pixels:
+    """The same, memory-mapped. Raises InputError."""
+    try:
+        found: Pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"can't be read ({type(error).__name__})", path, "remove it, then resume the run") from error
+    return found
+
+
+@dataclass(frozen=True)
+class Portraits:
+    """Thumbnails of slides: (n, e, e, 3), and the colour round each, (n, 3)."""
+
+    slide_ids: tuple[str, ...]
+    pixels: Pixels
+    fills: Pixels
+
+
+def gather(
+    cohort: Cohort, rows: Mapping[str, Mapping[str, Any]], slide_ids: Sequence[str], edge: int, path: Path
+) -> None:
+    """Write the thumbnails of these slides to `path` (.npy) unless it holds exactly them already.
+
+    Raises InputError naming a slide whose picture or tiles are missing or damaged.
+    """
+    facts = {"slides": list(slide_ids), "edge": edge, "files": [_stamp(cohort, one) for one in slide_ids]}
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    beside = path.with_suffix(".json")
+    if path.is_file() and beside.is_file() and json.loads(beside.read_text()).get("key") == key:
+        return
+    found = [portrait_of(cohort, rows[one], edge) for one in slide_ids]
+    save(np.stack([pixels for pixels, _ in found]), path)
+    with whole(beside) as part:
+        part.write_text(json.dumps({"key": key, "slides": list(slide_ids), "fills": [f.tolist() for _, f in found]}))
+
+
+def reopen(path: Path) -> Portraits:
+    """What `gather` wrote. Raises InputError."""
+    try:
+        facts = json.loads(path.with_suffix(".json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"can't be read ({type(error).__name__})", path, "resume the run: it is made anew") from error
+    return Portraits(tuple(facts["slides"]), load(path), np.array(facts["fills"], np.uint8))
+
+
+def _stamp(cohort: Cohort, slide_id: str) -> list[int]:
+    try:
+        facts = cohort.thumbnail(slide_id).stat()
+    except OSError as error:
+        what = f"slide {slide_id} has no thumbnail ({type(error).__name__})"
+        raise InputError(what, cohort.thumbnail(slide_id), "ingest the slide again") from error
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def portrait_of(cohort: Cohort, row: Mapping[str, Any], edge: int) -> tuple[Pixels, Pixels]:
+    """What thumbnail networks see of a committed slide, and the colour round it. Raises InputError."""
+    slide_id = row["slide_id"]
+    try:
+        picture = unpacked(cohort.thumbnail(slide_id).read_bytes())
+        table = cohort.read("tiles", slide_id)
+    except (OSError, ValueError, pa.ArrowInvalid) as error:
+        what = f"slide {slide_id}: its thumbnail or tiles can't be read ({type(error).__name__})"
+        raise InputError(what, cohort.thumbnail(slide_id), "run her2batch verify, then ingest again") from error
+    tiles = np.stack([table.column(name).to_numpy() for name in ("x", "y", "size")], axis=1).astype(np.int32)
+    return portrait(picture, tiles, row["width"], row["height"], edge)

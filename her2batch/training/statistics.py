@@ -1,0 +1,214 @@
+"""How sure the figures are: bootstrap intervals over patients, and methods compared on the same slides.
+
+Predictions of all folds are pooled: every slide is tested once. A pooled AUC also compares probabilities that nets of
+different folds gave; it is not the mean of the folds' AUCs, which `metrics` has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from her2batch.errors import InputError
+from her2batch.tasks import CLASSES, PATCH_INPUTS
+from her2batch.training.fit_loop import rng
+from her2batch.training.methods import PATCH_NET
+from her2batch.training.metrics import (
+    CELL,
+    FIGURES,
+    Floats,
+    Judged,
+    accuracy,
+    divide,
+    f1,
+    groups,
+    judged,
+    kappa,
+    mean_defined,
+    or_null,
+    recalls,
+)
+
+DRAWS = 2000
+"""Resamples (methods.md §7)."""
+
+ROUNDING = 1e-20
+"""What is left of a variance whose terms are all equal; a real one of 10,000 slides a class is above 1e-17."""
+
+BOOTSTRAP = 1003
+"""Random stream of a run's seed."""
+
+TEXT, F64 = pa.string(), pa.float64()
+KEYS = [(name, TEXT) for name in CELL]
+BOUNDS = [("low", F64), ("high", F64)]
+INTERVALS = pa.schema([*KEYS, ("metric", TEXT), ("class", TEXT), ("value", F64), *BOUNDS])
+OTHERS = [("other_method", TEXT), ("other_input", TEXT)]
+PAIRED = pa.schema([*KEYS, *OTHERS, ("metric", TEXT), ("difference", F64), *BOUNDS, ("p", F64), ("p_delong", F64)])
+
+
+def intervals(predictions: pa.Table, patients: Mapping[str, str], draws: int = DRAWS, seed: int = 0) -> pa.Table:
+    """95 % percentile intervals of auc, f1, accuracy, kappa and each class's recall, from resampled patients.
+
+    patients: of each slide_id.  Returns task, method, input, metric, class (of a recall, else null), value (of all
+    predictions), low, high; fractions. Draws where a figure is undefined don't count; null when all are.
+    Raises InputError for a slide without a patient, and as `metrics.judged` does.
+    """
+    rows = []
+    for keys, part in groups(predictions, CELL):
+        found, of, n = judged(part), *patients_of(part, patients)
+        figures = _figures(found, of, resamples(n, draws, seed))
+        for name in FIGURES:
+            rows.append({**keys, "metric": name, "class": None, **_interval(figures.of[name])})
+        for k, word in enumerate(CLASSES[keys["task"]]):
+            rows.append({**keys, "metric": "recall", "class": word, **_interval(figures.recalls[:, k])})
+    return pa.Table.from_pylist(rows, INTERVALS)
+
+
+def paired(predictions: pa.Table, patients: Mapping[str, str], draws: int = DRAWS, seed: int = 0) -> pa.Table:
+    """Every two (method, input) of a task on the same slides: the first less the second, in auc, f1, accuracy, kappa.
+
+    Both are resampled with the same patients. p: twice the smaller share of draws on one side of 0, both counted with
+    one draw more (Davison & Hinkley 1997, §4.2); not corrected for the number of pairs. p_delong: DeLong's test, for
+    the AUC of tasks of two classes; it takes slides for independent, so where patients have several it is too small.
+    Nets that are tested on patches are left out.  Raises InputError where methods have not tested the same slides, and
+    as `intervals` does.
+    """
+    rows = []
+    for keys, of_task in groups(predictions, ("task",)):
+        cells = [(one, part.sort_by("slide_id")) for one, part in groups(of_task, CELL) if not _of_patches(one)]
+        if len(cells) < 2:
+            continue
+        first = cells[0][1]
+        for one, part in cells:
+            _same_slides(one, part, first)
+        of, n = patients_of(first, patients)
+        weights = resamples(n, draws, seed)
+        tested = [(one, found := judged(part), _figures(found, of, weights)) for one, part in cells]
+        for (one, a, figures), (other, b, others) in combinations(tested, 2):
+            names = {**one, "other_method": other["method"], "other_input": other["input"]}
+            delong_p = delong(a.truth == 1, a.p[:, 1], b.p[:, 1]) if len(CLASSES[keys["task"]]) == 2 else math.nan
+            for name in FIGURES:
+                difference = figures.of[name] - others.of[name]
+                row = {**names, "metric": name, **_interval(difference), "p": _two_sided(difference[1:])}
+                row["difference"] = row.pop("value")
+                rows.append({**row, "p_delong": or_null(delong_p) if name == "auc" else None})
+    return pa.Table.from_pylist(rows, PAIRED)
+
+
+def _of_patches(cell: Mapping[str, Any]) -> bool:
+    return cell["method"] == PATCH_NET and cell["input"] in PATCH_INPUTS
+
+
+def _same_slides(cell: Mapping[str, Any], part: pa.Table, first: pa.Table) -> None:
+    ids = part["slide_id"].to_pylist()
+    what = f"{cell['task']}: {cell['method']} on {cell['input']}"
+    if len(set(ids)) < len(ids):
+        raise InputError(f"{what} has tested a slide more than once", None, "remove its units' folders, then resume")
+    if part.select(["slide_id", "truth"]) != first.select(["slide_id", "truth"]):
+        others = first["slide_id"].to_pylist()
+        example = min({*ids} ^ {*others}, default="")
+        told = f" ({example})" if example else " with the same truth"
+        raise InputError(
+            f"{what} has not tested the same slides as the others{told}", None, "resume the run to its end"
+        )
+
+
+def patients_of(part: pa.Table, patients: Mapping[str, str]) -> tuple[NDArray[np.int64], int]:
+    """The patient of each row, (n,) from 0, and how many there are. Raises InputError for a slide without one."""
+    ids = part["slide_id"].to_pylist()
+    if lost := {*ids} - patients.keys():
+        raise InputError(f"slide {min(lost)} has no patient", None, "fill in patient_id in the labels")
+    names, of = np.unique(np.array([patients[one] for one in ids], np.str_), return_inverse=True)
+    return of.astype(np.int64), len(names)
+
+
+def resamples(n_patients: int, draws: int, seed: int) -> Floats:
+    """(draws + 1, P): how often each patient is in each draw; first once each."""
+    drawn = rng(seed, BOOTSTRAP).multinomial(n_patients, np.full(n_patients, 1 / n_patients), draws)
+    return np.vstack([np.ones(n_patients), drawn]).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """Figures of every draw. of: name → (B,) float64.  recalls: (B, C)."""
+
+    of: dict[str, Floats]
+    recalls: Floats
+
+
+def _figures(found: Judged, of: NDArray[np.int64], weights: Floats) -> _Figures:
+    """The figures of draws that take each patient weights[b, patient] times. of: (n,) patients.  weights: (B, P).
+
+    Confusion matrices are sums over patients, AUCs quadratic forms of pairs of them: two matrix products stand for
+    2,000 passes over the slides. All terms are whole numbers or halves, so the sums are exact in any order.
+    """
+    n_classes, n_patients = found.p.shape[1], weights.shape[1]
+    cell = (of * n_classes + found.truth) * n_classes + found.predicted
+    counts = np.bincount(cell, minlength=n_patients * n_classes**2).reshape(n_patients, -1).astype(np.float64)
+    tables = (weights @ counts).reshape(-1, n_classes, n_classes)
+    scored = [1] if n_classes == 2 else range(n_classes)
+    areas = np.stack([_areas(found.truth == k, found.p[:, k], of, weights) for k in scored], axis=-1)
+    named = {"auc": mean_defined(areas), "f1": f1(tables), "accuracy": accuracy(tables), "kappa": kappa(tables)}
+    return _Figures(named, recalls(tables))
+
+
+def _areas(positive: NDArray[np.bool_], score: Floats, of: NDArray[np.int64], weights: Floats) -> Floats:
+    """Area under the ROC curve in every draw, (B,); NaN where all are of one class."""
+    n = weights.shape[1]
+    up = np.argsort(score, kind="stable")
+    high, high_of = score[up][positive[up]], of[up][positive[up]]  # of the positives, ascending
+    low, low_of = score[up][~positive[up]], of[up][~positive[up]]
+    won = np.zeros((n, n))  # [p, q]: pairs of a positive of p and a negative of q that are in order; ties count half
+    for patient in np.unique(low_of):
+        own = low[low_of == patient]
+        beaten = (np.searchsorted(own, high, "left") + np.searchsorted(own, high, "right")) / 2
+        won[:, patient] = np.bincount(high_of, beaten, minlength=n)
+    all_pairs = (weights @ np.bincount(of[positive], minlength=n)) * (weights @ np.bincount(of[~positive], minlength=n))
+    return divide(((weights @ won) * weights).sum(axis=1), all_pairs)
+
+
+def _interval(values: Floats) -> dict[str, float | None]:
+    """The estimate, which comes first, and the central 95 % of the draws."""
+    drawn = values[1:][~np.isnan(values[1:])]
+    low, high = np.percentile(drawn, [2.5, 97.5]).tolist() if len(drawn) else (None, None)
+    return {"value": None if np.isnan(values[0]) else float(values[0]), "low": low, "high": high}
+
+
+def _two_sided(differences: Floats) -> float | None:
+    drawn = differences[~np.isnan(differences)]
+    if not len(drawn):
+        return None
+    smaller = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    return min(1.0, 2 * (1 + smaller) / (1 + len(drawn)))
+
+
+def delong(positive: NDArray[np.bool_], one: Floats, other: Floats) -> float:
+    """Two-sided p of equal AUCs of two scores of the same n slides, all (n,).
+
+    DeLong 1988, with the placements from midranks as Sun & Xu 2014 have them. 1 when all placements are equal; NaN for
+    fewer than two slides of a class or a difference without spread.
+    """
+    m, n = int(positive.sum()), int((~positive).sum())
+    if m < 2 or n < 2:
+        return math.nan
+    above = np.stack([_placements(score[positive], score[~positive]) for score in (one, other)])  # (2, m)
+    below = np.stack([_placements(-score[~positive], -score[positive]) for score in (one, other)])  # (2, n)
+    difference = float(above[0].mean() - above[1].mean())
+    variance = float(np.var(above[0] - above[1], ddof=1) / m + np.var(below[0] - below[1], ddof=1) / n)
+    if variance < ROUNDING:
+        return 1.0 if abs(difference) < ROUNDING else math.nan
+    return math.erfc(abs(difference) / math.sqrt(2 * variance))
+
+
+def _placements(scores: Floats, against: Floats) -> Floats:
+    """Share of `against` that each score lies above, ties half: its rank among all, less that among its own."""
+    ranks: Floats = rankdata(np.concatenate([scores, against]))[: len(scores)] - rankdata(scores)
+    return ranks / len(against)

@@ -1,0 +1,194 @@
+"""The tiles of a slide: where they lie, which block is read for them, how they are cut from it.
+
+Pure integers and pixels: what is read together depends on the grid, the level and its chunks alone, never on workers or
+memory, so that every run sees the same blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+WHITE = 255
+
+BLOCK = (7, 32)
+"""Chunks along a block's edge, least and most: those on its rim cost little."""
+
+BLOCK_PX = (896, 2048, 4096)
+"""Level px along a block's edge: at least, whatever the chunks; at most for small chunks; and ever (50 MB)."""
+
+TRIFLE = 0.04
+"""Px decoded in vain, per px wanted along an axis, that buy no larger block: on a grid that never meets the chunks,
+blocks of 4,000 px read no faster than those of 2,200 (1,010 and 1,056 tiles/s) and hold three times the memory."""
+
+RUN = 32
+"""Blocks in a row over which the chunks they touch are counted."""
+
+
+class Rect(NamedTuple):
+    """x, y (top left), width, height, in px of the level a block is read from."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """Tiles that are decoded together.
+
+    box: what to read, inside the level.  tiles: their rows in the table of tiles, ascending.  places: (n, 4) int64
+    x, y, width, height of each tile in level px, relative to the box; they may leave it at the slide's edge.
+    """
+
+    box: Rect
+    tiles: tuple[int, ...]
+    places: NDArray[np.int64]
+
+
+def plan(width: int, height: int, slide_mpp: float, mpp: float, tile: int) -> NDArray[np.int32]:
+    """Non-overlapping tiles of `tile` px at `mpp` over a slide: (n, 3) int32 x, y, size in level-0 px, row by row.
+
+    width, height: of level 0.  slide_mpp, mpp: µm/px.  The grid is anchored at (0, 0): tile i starts at i · step,
+    rounded half up; size is the step rounded. Where the step is no whole number of level-0 px, neighbours touch, leave
+    a gap of 1 px or overlap by 1 px. Tiles that start inside the slide count, and may leave it at its far edges.
+    """
+    step = tile * Fraction(str(mpp)) / Fraction(str(slide_mpp))
+    xs, ys = _starts(width, step), _starts(height, step)
+    tiles = np.empty((len(ys), len(xs), 3), np.int32)
+    tiles[..., 0] = xs
+    tiles[..., 1] = ys[:, None]
+    tiles[..., 2] = max(1, math.floor(step + Fraction(1, 2)))
+    return tiles.reshape(-1, 3)
+
+
+def _starts(length: int, step: Fraction) -> NDArray[np.int64]:
+    """Multiples of the step below `length`, rounded half up: exact, however long the slide is."""
+    up, down = 2 * step.numerator, 2 * step.denominator
+    starts = [(i * up + step.denominator) // down for i in range(math.ceil(length / step))]
+    return np.array([one for one in starts if one < length], np.int64)
+
+
+def blocks(
+    tiles: NDArray[np.int32], downsample: tuple[float, float], chunk: tuple[int, int], level: tuple[int, int]
+) -> list[Block]:
+    """Group tiles into blocks that are read at once, row by row; every tile is in exactly one block.
+
+    tiles: (n, 3) as `plan` gives them, any selection.  downsample: level-0 px per level px along x and y.  chunk,
+    level: (width, height) in level px. A block spans so many tiles that its edges fall on the chunk grid as nearly as
+    they can (0.25 to 0.5 µm/px with 256-px chunks: 4 × 448 = 7 × 256), and is read as far as it holds tiles.
+    """
+    if not len(tiles):
+        return []
+    ratios = np.array([_ratio(ds, extent) for ds, extent in zip(downsample, level, strict=True)])
+    cells = np.empty((len(tiles), 2), np.int64)
+    for axis in (0, 1):
+        cells[:, axis] = _cells(tiles[:, axis], int(tiles[0, 2]), float(ratios[axis]), chunk[axis])
+    order = np.lexsort((np.arange(len(tiles)), cells[:, 0], cells[:, 1]))
+    changes = np.flatnonzero(np.any(np.diff(cells[order], axis=0) != 0, axis=1)) + 1
+    return [_block(group, tiles, ratios, level) for group in np.split(order, changes)]
+
+
+def _ratio(downsample: float, extent: int) -> float:
+    """A level's true downsample. Writers halve and drop the odd row, so that 2967 px become 741 and the quotient of
+    the sizes 4.004: over a whole slide tiles would move by several px. A whole number that explains the size is true.
+    """
+    whole = max(1, round(downsample))
+    return float(whole) if abs(downsample - whole) * extent < whole else downsample
+
+
+def _cells(starts: NDArray[np.int32], size: int, ratio: float, chunk: int) -> NDArray[np.int64]:
+    """Number of the block along one axis for each tile: (n,) level-0 px → (n,)."""
+    values, inverse = np.unique(starts, return_inverse=True)
+    gaps = np.round(np.diff(values, prepend=0) / size).astype(np.int64)  # whole tiles between neighbours
+    places = np.cumsum(gaps)
+    step = values[-1] / places[-1] if places[-1] else size
+    return (places // _span(float(step) / ratio, chunk))[inverse]
+
+
+def _span(step: float, chunk: int) -> int:
+    """Tiles along a block's edge: the fewest chunks within BLOCK that decode hardly more in vain than the best do.
+
+    step, chunk: level px. Every chunk that a block touches is decoded whole.
+    """
+    low, high, ever = BLOCK_PX
+    least = max(1, math.ceil(max(BLOCK[0] * chunk, low) / step - 1e-6))
+    most = max(1, math.floor(min(max(BLOCK[1] * chunk, high), ever) / step + 1e-6))
+    waste = {n: _waste(n * step, chunk) for n in range(min(least, most), most + 1)}
+    return next(n for n, px in waste.items() if px <= min(waste.values()) + TRIFLE)
+
+
+def _waste(edge: float, chunk: int) -> float:
+    """Px decoded per px wanted along one axis, over a row of blocks."""
+    ends = np.arange(RUN + 1) * edge / chunk
+    touched = np.ceil(ends[1:] - 1e-6) - np.floor(ends[:-1] + 1e-6)
+    return float(touched.sum()) * chunk / (RUN * edge)
+
+
+def _block(
+    group: NDArray[np.int64], tiles: NDArray[np.int32], ratios: NDArray[np.float64], level: tuple[int, int]
+) -> Block:
+    near = np.floor(tiles[group, :2] / ratios + 0.5).astype(np.int64)
+    edges = np.maximum(1, np.floor(tiles[group, 2:] / ratios + 0.5)).astype(np.int64)
+    near = np.minimum(near, np.array(level) - 1)
+    corner = near.min(axis=0)
+    far = np.minimum((near + edges).max(axis=0), np.array(level))
+    box = Rect(int(corner[0]), int(corner[1]), int(far[0] - corner[0]), int(far[1] - corner[1]))
+    return Block(box, tuple(int(one) for one in group), np.concatenate([near - corner, edges], axis=1))
+
+
+def cut(pixels: NDArray[np.uint8], block: Block, tile: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """The tiles of a block: (h, w, 3) uint8 → (n, tile, tile, 3) uint8, area-resampled; white outside the slide.
+
+    pixels: the block's box.  out: where to put them. Each tile is resampled straight into its place. Measured on one
+    core, 224 px at 0.5 µm/px: 24,900 tiles/s at ratio 2 (one call for the whole block and slicing: 23,800), 3,600 at
+    ratio 2.174.
+    """
+    out = np.empty((len(block.places), tile, tile, 3), np.uint8) if out is None else out
+    for k, (x, y, width, height) in enumerate(block.places.tolist()):
+        part = pixels[y : y + height, x : x + width]
+        if part.shape[:2] != (height, width):
+            whole = np.full((height, width, 3), WHITE, np.uint8)
+            whole[: part.shape[0], : part.shape[1]] = part
+            part = whole
+        _resample(part, out[k])
+    return out
+
+
+def _resample(part: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    """(h, w, 3) uint8 into (tile, tile, 3): linear when growing, else the area mean.
+
+    A shrink by 2.174 goes to the next whole multiple of the tile first (linear), then takes the mean of whole px:
+    OpenCV's area mean by a fraction runs at 1,370 tiles/s and this at 3,630; on HER2 cores they differ by 0.1 to 0.5
+    grey values on average. Most scanners are no exact 0.25 µm/px, so this is the common case.
+    """
+    tile = out.shape[0]
+    factor = math.floor(min(part.shape[:2]) / tile + 0.5)
+    if part.shape == out.shape:
+        out[:] = part
+    elif min(part.shape[:2]) < tile:
+        cv2.resize(part, (tile, tile), dst=out, interpolation=cv2.INTER_LINEAR)
+    else:
+        if factor > 1 and part.shape[:2] != (factor * tile, factor * tile):
+            part = cv2.resize(part, (factor * tile, factor * tile), interpolation=cv2.INTER_LINEAR)
+        cv2.resize(part, (tile, tile), dst=out, interpolation=cv2.INTER_AREA)
+
+
+COARSEST = 1.25
+"""A slide may be this much coarser than the target mpp; beyond, details would be made up by resampling."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Tiles of one resolution: (n, 3) int32 x, y, size in level-0 px, cut at `mpp` to `edge` px."""
+
+    mpp: float
+    edge: int
+    tiles: NDArray[np.int32]

@@ -1,0 +1,72 @@
+"""export and import as somebody types them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from her2batch.cli.app import app
+from her2batch.cli.commands.exchange import Format
+from her2batch.errors import InputError
+from her2batch.exchange.outgoing import FORMATS
+from her2batch.store.cohort import Cohort
+from tests.exchange.stored_examples import cohort_of
+
+
+@pytest.fixture
+def cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cohort:
+    monkeypatch.chdir(tmp_path)
+    return cohort_of(tmp_path / "cohort", "S1", "S2", dim=8)
+
+
+def test_the_command_offers_what_there_is() -> None:
+    assert [one.value for one in Format] == list(FORMATS)
+    assert CliRunner().invoke(app, ["export", "cohort", "--to", "xlsx"]).exit_code == 2
+
+
+@pytest.mark.usefixtures("cohort")
+def test_an_export_goes_to_a_folder_of_its_format_and_says_so() -> None:
+    result = CliRunner().invoke(app, ["export", "cohort", "--to", "geojson"])
+    assert result.exit_code == 0
+    assert result.stdout.startswith("2 files of 2 slides, ")
+    assert ": export/geojson\ndrag a file onto its slide in QuPath" in result.stdout
+    assert Path("export/geojson/S1.tiles.geojson").is_file()
+    assert "2/2 files" in result.stderr
+
+
+@pytest.mark.usefixtures("cohort")
+def test_json_is_one_object_and_nothing_else() -> None:
+    result = CliRunner().invoke(app, ["export", "cohort", "--to", "csv", "--slide", "S2", "--json"])
+    found = json.loads(result.stdout)
+    assert (found["files"], found["slides"], found["exit_code"]) == (6, 1, 0)
+    assert result.stderr == ""
+
+
+def test_embeddings_come_back_with_import(cohort: Cohort) -> None:
+    runner = CliRunner()
+    runner.invoke(app, ["export", "cohort", "--to", "clam-h5"])
+    words = ["import", "cohort", "export/clam-h5/features_stain/h5_files", "--encoder", "mine"]
+    result = runner.invoke(app, words)
+    assert result.exit_code == 0
+    assert "mine: 2 slides brought in, 0 were there already, 0 files refused" in result.stdout
+    assert "--input mine" in result.stdout
+    again = json.loads(runner.invoke(app, [*words, "--json"]).stdout)
+    assert (again["slides"], again["already"], again["encoders"]) == ([], ["S1", "S2"], ["mine"])
+    assert runner.invoke(app, ["verify", "cohort"]).exit_code == 0
+    assert cohort.names().count("embeddings/mine") == 1
+
+
+@pytest.mark.usefixtures("cohort")
+def test_a_refused_file_is_a_line_and_the_exit_code_says_it(tmp_path: Path) -> None:
+    (tmp_path / "S1.h5").write_bytes(b"no HDF5")
+    result = CliRunner().invoke(app, ["import", "cohort", "S1.h5", "--encoder", "mine"])
+    assert result.exit_code == 2
+    assert result.stdout.startswith("REFUSED S1.h5: can't be read as HDF5")
+
+
+@pytest.mark.usefixtures("cohort")
+def test_an_export_into_the_store_is_refused() -> None:
+    result = CliRunner().invoke(app, ["export", "cohort", "--to", "csv", "--out", "cohort/csv"])
+    assert isinstance(result.exception, InputError)
+    assert "inside the cohort" in str(result.exception)

@@ -1,0 +1,22 @@
+"""The commands to try her2batch out."""
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from her2batch.cli.app import app
+
+
+def test_synth_writes_slides_and_their_labels(tmp_path: Path) -> None:
+    words = ["synth", str(tmp_path / "s"), "--slides", "1", "--width", "700", "--height", "600"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("1 slides in ")
+    assert (tmp_path / "s" / "labels.csv").is_file()
+
+
+def test_doctor_says_what_the_machine_has() -> None:
+    result = CliRunner().invoke(app, ["doctor", "--json"])
+    assert result.exit_code == 0
+    assert {line["name"] for line in json.loads(result.stdout)["lines"]} >= {"python", "ray"}

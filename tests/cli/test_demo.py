@@ -1,0 +1,41 @@
+"""The README's first command: everything once, and what it leaves behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from her2batch.cli import demo as module
+from her2batch.cli.demo import demo
+from her2batch.models.bundle import read_bundle
+
+METHODS = {"clam-sb", "random-forest", "svm", "mlp"}
+
+
+def test_the_demo_trains_and_scores_slides_it_has_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In small, and in the plain loop."""
+    monkeypatch.setattr(module, "SIZE", (1700, 1400))
+    monkeypatch.setattr(module, "TRAINING", module.TRAINING.model_copy(update={"patches_per_slide": 4}))
+    found = demo(tmp_path / "demo", 18, 2, quiet=True, workers=0)
+    assert found.exit_code == 0
+    bundle = read_bundle(tmp_path / "demo" / "run" / "bundle")
+    assert {one.method for one in bundle.info.models} == {*METHODS, "convnext-small"}
+    assert found.report == tmp_path / "demo" / "report.html"
+    html = found.report.read_text()
+    assert all(f'id="slide-{row["slide_id"]}"' in html for row in found.rows)
+    assert "Training run" in html
+    assert (tmp_path / "demo" / "run" / "report.html").is_file()
+    assert found.rows
+    for row in found.rows:
+        assert {"membrane", *METHODS} <= row.keys()
+
+
+@pytest.mark.slow
+def test_the_command_shows_what_each_method_says_of_the_slides_that_were_held_out(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    command = [sys.executable, "-m", "her2batch.cli", "demo", str(out), "--slides", "18", "--held-out", "3"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert run.returncode == 0, run.stderr
+    assert all(name in run.stdout for name in {"membrane", *METHODS}), run.stdout
+    assert (out / "report.html").is_file()

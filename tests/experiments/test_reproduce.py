@@ -1,0 +1,42 @@
+"""The paper's rows in miniature: each has a status, those without data say why, and the best go into a bundle."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from her2batch.errors import InputError
+from her2batch.experiments.reproduce import reproduce
+from her2batch.experiments.train import Study
+from her2batch.models.bundle import read_bundle
+from her2batch.runtime.ray_session import Session
+from her2batch.settings import Spread, Training
+from tests.conftest import Synthetic
+
+MINIATURE = Training(folds=3, quick=True, options=("epochs=1", "search=false"), patches_per_slide=3)
+
+
+def test_every_row_of_the_paper_has_its_place(synthetic: Synthetic, tmp_path: Path, ray_session: Session) -> None:
+    """Without annotations: the tables of thumbnails and of MIL; patches and the receptors have no data here."""
+    study = Study(synthetic.cohort, tmp_path / "run")
+    found = reproduce(study, MINIATURE, Spread(workers=0))
+    assert found.exit_code == 0, found.trained.failed
+    rows = found.tables.to_pylist()
+    assert Counter((row["table"], row["status"]) for row in rows) == {
+        ("table4", "reproduced"): 12, ("table5", "no data"): 3, ("table6", "no data"): 10, ("tableS1", "reproduced"): 9,
+        ("tableS2", "no data"): 10, ("tableS3", "no data"): 10, ("figure5", "no data"): 4,
+    }  # fmt: skip
+    assert all((row["why"] is None) == (row["status"] == "reproduced") for row in rows)
+    assert all(row["accuracy_mean"] is not None for row in rows if row["status"] == "reproduced")
+    winner = next(row for row in rows if (row["task"], row["method"]) == ("her2-3way", "convnext-small"))
+    assert winner["paper_accuracy"] == 83.56
+    assert {one.task for one in read_bundle(tmp_path / "run" / "bundle").info.models} >= {"her2-3way", "her2-binary"}
+    again = reproduce(study, MINIATURE, Spread(workers=0), lambda *_: pytest.fail("nothing was left to do"))
+    assert again.tables.equals(found.tables)
+
+
+def test_a_cohort_without_labels_for_any_row_says_so(synthetic: Synthetic, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("slide_id,patient_id,her2\nP001-1,P001,3+\n")
+    with pytest.raises(InputError, match="none of the paper's rows"):
+        reproduce(Study(synthetic.cohort, tmp_path / "run", labels), MINIATURE, Spread(workers=0))

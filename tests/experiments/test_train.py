@@ -1,0 +1,224 @@
+"""Training as the operator has it: the same figures on any number of workers, killed or not; then a bundle."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from her2batch.errors import InputError
+from her2batch.experiments.train import Study, resumed, train
+from her2batch.models.bundle import read_bundle
+from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ray_session import Session
+from her2batch.runtime.score import score
+from her2batch.settings import Plan, Resources, Spread, Training
+from her2batch.store.cohort import Cohort, write_row
+from her2batch.store.training_run import Run
+from tests.conftest import Synthetic
+
+TABLES = ("folds", "labels", "excluded", "predictions", "metrics")
+QUICK = Training(methods=("clam-sb", "dtfd-afs"), folds=3, quick=True, options=("epochs=3",))
+
+
+def tables(run: Path) -> dict[str, bytes]:
+    return {name: Run(run).table(name).read_bytes() for name in TABLES}
+
+
+@pytest.fixture(scope="module")
+def trained(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory, ray_session: Session) -> Path:
+    out = tmp_path_factory.mktemp("run") / "run"
+    found = train(Study(synthetic.cohort, out), QUICK, Spread(workers=2))
+    assert found.exit_code == 0, found.failed
+    return out
+
+
+def test_a_run_holds_what_the_contract_says(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert {"run.toml", "bundle", *(f"{name}.parquet" for name in TABLES)} <= names
+    predictions = pq.read_table(trained / "predictions.parquet").to_pylist()
+    assert all(abs(sum(row["p"]) - 1) < 1e-4 for row in predictions)
+    for method in ("clam-sb", "dtfd-afs"):  # every slide is tested once
+        tested = [row["slide_id"] for row in predictions if row["method"] == method]
+        labelled = pq.read_table(trained / "labels.parquet")["slide_id"].to_pylist()
+        assert sorted(tested) == sorted(labelled)
+
+
+def test_the_plain_loop_gives_the_same_bytes(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
+    found = train(Study(synthetic.cohort, tmp_path / "run"), QUICK, Spread(workers=0))
+    assert found.exit_code == 0
+    assert tables(tmp_path / "run") == tables(trained)
+    plain, ray = read_bundle(tmp_path / "run" / "bundle"), read_bundle(trained / "bundle")
+    assert plain.id == ray.id
+
+
+def test_attention_is_kept_for_every_tile(synthetic: Synthetic, trained: Path) -> None:
+    unit = trained / "units" / "her2-3way.clam-sb.stain.00"
+    shares = pq.read_table(unit / "attention.parquet").to_pandas()
+    for slide_id, part in shares.groupby("slide_id"):
+        n = Cohort(synthetic.cohort).read("tiles", slide_id).num_rows
+        assert part["tile"].tolist() == list(range(n))
+        assert part["attention"].sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_the_same_command_has_nothing_left_to_do(synthetic: Synthetic, trained: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (trained / "units").rglob("predictions.parquet")}
+    told: list[object] = []
+    study, training = resumed(trained)
+    train(study, training, Spread(workers=2), lambda *one: told.append(one))
+    assert told == []
+    assert {path: path.stat().st_mtime_ns for path in (trained / "units").rglob("predictions.parquet")} == before
+
+
+def test_other_settings_are_refused(synthetic: Synthetic, trained: Path) -> None:
+    with pytest.raises(InputError, match=r"training\.seed"):
+        train(Study(synthetic.cohort, trained), QUICK.model_copy(update={"seed": 1}), Spread(workers=0))
+
+
+def test_a_damaged_unit_is_trained_again(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "units" / "her2-3way.clam-sb.stain.01")
+    study, training = resumed(tmp_path / "run")
+    train(study, training, Spread(workers=0))
+    assert tables(tmp_path / "run") == tables(trained)
+
+
+@pytest.mark.slow
+def test_kills_cost_nothing(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
+    """A worker is killed, then the driver, then the run is resumed: the same tables, byte for byte."""
+    command = [sys.executable, "-c", "from her2batch.cli.app import main; main()", "train"]
+    args = [str(synthetic.cohort), "--out", str(tmp_path / "run"), "--folds", "3", "--quick", "--option", "epochs=3"]
+    args += ["--method", "clam-sb", "--method", "dtfd-afs", "--workers", "2"]
+    with (tmp_path / "err").open("w") as err:
+        driver = subprocess.Popen([*command, *args], stdout=subprocess.DEVNULL, stderr=err)
+    units = tmp_path / "run" / "units"
+    wait_for(lambda: len(list(units.glob("*/predictions.parquet"))) >= 1, driver)
+    workers = [
+        one for one in psutil.Process(driver.pid).children(recursive=True) if "ray::_call" in " ".join(one.cmdline())
+    ]
+    assert workers
+    workers[0].kill()
+    wait_for(lambda: len(list(units.glob("*/predictions.parquet"))) >= 3, driver)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    psutil.wait_procs(children, timeout=30)
+    for left in children:
+        if left.is_running():
+            left.kill()
+    assert not (tmp_path / "run" / "metrics.parquet").exists()
+    done = subprocess.run([*command, "--resume", str(tmp_path / "run"), "--workers", "2", "--quiet"], check=False)
+    assert done.returncode == 0
+    assert tables(tmp_path / "run") == tables(trained)
+
+
+def wait_for(there: object, driver: subprocess.Popen, seconds: float = 120) -> None:
+    ends = time.monotonic() + seconds
+    while not there():
+        assert driver.poll() is None, "the driver ended too soon"
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+# -- the bundle ------------------------------------------------------------------------------------------------
+
+
+def test_ingest_with_the_bundle_says_what_score_says(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
+    """Two slides, ingested with the bundle, and scored from the tables of a cohort that never saw it."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for path in sorted(synthetic.scans.glob("*-1.svs"))[:2]:
+        (scans / path.name).symlink_to(path)
+    plain, direct = tmp_path / "plain", tmp_path / "direct"
+    ingest(Order(scans, plain, labels=synthetic.labels), Plan(), Resources(workers=0))
+    ingest(Order(scans, direct, bundle=trained / "bundle", labels=synthetic.labels), Plan(), Resources(workers=0))
+    found = score(plain, trained / "bundle", Resources(workers=0))
+    assert (found.scored, found.failures) == (2, {})
+    for table in (f"predictions/{found.bundle.id}", f"attention/{found.bundle.id}"):
+        for row in Cohort(plain).rows():
+            assert Cohort(plain).read(table, row).equals(Cohort(direct).read(table, row))
+    again = score(plain, trained / "bundle", Resources(workers=0))
+    assert (again.scored, again.already) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"), [(Plan(encoders=("timm:resnet18",)), "--encoder stain"), (Plan(mpp=1.0), "--mpp 0.5")]
+)
+def test_a_bundle_of_other_embeddings_is_refused(plan: Plan, words: str, trained: Path, tmp_path: Path) -> None:
+    Cohort(tmp_path / "cohort").create(plan)
+    with pytest.raises(InputError, match=words):
+        score(tmp_path / "cohort", trained / "bundle", Resources(workers=0))
+
+
+# -- bad input -------------------------------------------------------------------------------------------------
+
+
+def refused(cohort: Path, out: Path, labels: str, match: str, **training: object) -> None:
+    path = out.parent / "labels.csv"
+    path.write_text(labels)
+    with pytest.raises(InputError, match=match):
+        train(Study(cohort, out, path), QUICK.model_copy(update=training), Spread(workers=0))
+    assert not (out / "units").exists()
+
+
+def test_bad_labels_stop_before_any_training(synthetic: Synthetic, tmp_path: Path) -> None:
+    lines = synthetic.labels.read_text().splitlines()
+    head, rows = lines[0], [line.split(",") for line in lines[1:]]
+    her2 = [row for row in rows if row[2]]
+
+    def text(rows: list[list[str]]) -> str:
+        return "\n".join([head, *(",".join(row) for row in rows)]) + "\n"
+
+    out = tmp_path / "run"
+    refused(synthetic.cohort, out, text([row for row in her2 if row[2] != "0"]), "no slide")
+    refused(synthetic.cohort, out, text([[row[0], "P", *row[2:]] for row in her2]), "of patient P, in the cohort of")
+    refused(synthetic.cohort, out, text(her2), "folds", folds=50)
+    refused(synthetic.cohort, out, text([*her2, ["elsewhere", "P", *her2[0][2:]]]), "elsewhere")
+    refused(synthetic.cohort, out, text([*her2, her2[0]]), "are of one slide")
+
+
+def test_too_few_patients_stop_before_any_training(synthetic: Synthetic, tmp_path: Path) -> None:
+    """A cohort that was ingested without labels knows no patients: the labels alone decide."""
+    shutil.copytree(synthetic.cohort / "tables", tmp_path / "cohort" / "tables")
+    shutil.copy(synthetic.cohort / "cohort.toml", tmp_path / "cohort" / "cohort.toml")
+    cohort = Cohort(tmp_path / "cohort")
+    for row in cohort.rows().values():
+        write_row(cohort, {**row, "patient_id": None})
+    lines = synthetic.labels.read_text().splitlines()
+    her2 = [line.split(",") for line in lines[1:] if line.split(",")[2]]
+
+    def text(patient: object) -> str:
+        rows = [[row[0], str(patient(k)), *row[2:]] for k, row in enumerate(her2)]
+        return "\n".join([lines[0], *(",".join(row) for row in rows)]) + "\n"
+
+    refused(cohort.root, tmp_path / "run", text(lambda _: "P"), "one patient")
+    refused(cohort.root, tmp_path / "run", text(lambda k: f"P{k % 2}"), "patients")
+    refused(cohort.root, tmp_path / "run", text(lambda k: "" if k == 3 else f"P{k}"), "patient_id")
+
+
+def test_bad_embeddings_stop_before_any_training(synthetic: Synthetic, tmp_path: Path) -> None:
+    shutil.copytree(synthetic.cohort / "tables", tmp_path / "cohort" / "tables")
+    for name in ("cohort.toml", "labels.parquet"):
+        shutil.copy(synthetic.cohort / name, tmp_path / "cohort" / name)
+    path = next((tmp_path / "cohort" / "tables" / "embeddings" / "stain").glob("*-1.parquet"))
+    table = pq.read_table(path)
+    values = table["embedding"].combine_chunks().flatten().to_numpy().copy()
+    values[5] = np.nan
+    kept = path.read_bytes()
+    spoiled = type(table["embedding"].combine_chunks()).from_arrays(values, table["embedding"].type.list_size)
+    pq.write_table(table.set_column(2, "embedding", spoiled), path)
+    study = Study(tmp_path / "cohort", tmp_path / "run")
+    with pytest.raises(InputError, match="no numbers"):
+        train(study, QUICK, Spread(workers=0))
+    path.unlink()
+    with pytest.raises(InputError, match=path.stem):
+        train(study, QUICK, Spread(workers=0))
+    assert not (tmp_path / "run" / "units").exists()
+    path.write_bytes(kept)

@@ -1,0 +1,214 @@
+"""What the fault tests share: six tiny slides, an undisturbed reference, and what Same and Clean mean."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from her2batch.runtime.ingest import Order, Summary, ingest
+from her2batch.settings import Plan, Resources
+from her2batch.store.audit import sound, verify
+from her2batch.store.cohort import Cohort
+from tests.conftest import tissue_image, write_slide
+from tests.runtime.test_ingest import contents
+
+PLAIN = Resources(workers=0)
+OTHERS = ("sem.", "faketime_")
+"""How the names of other programs' shared memory begin."""
+
+AGENTS_S = 90.0
+"""How long Ray's agents may outlive a killed driver."""
+
+TRIES = int(os.environ.get("HER2BATCH_FAULT_TRIES", "10"))
+"""How often a fault of the slow suite is tried: strikes at each system call, random moments of a kill."""
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+
+
+def _can_mount() -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    tried = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=1m none /mnt"]
+    return subprocess.run(tried, capture_output=True).returncode == 0
+
+
+needs_mount = pytest.mark.skipif(not _can_mount(), reason="this machine lets nobody mount in a namespace of their own")
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Six tiny slides, and the files that an undisturbed ingest of them makes."""
+
+    scans: Path
+    reference: dict[str, bytes]
+
+
+def make_lab(folder: Path) -> Lab:
+    """Make both; the reference comes from the plain loop."""
+    scans = folder / "scans"
+    scans.mkdir()
+    for k in range(6):
+        image = tissue_image(900 + 60 * k, 900, seed=k, brown=0.15 * k)
+        write_slide(scans / f"s{k}.tiff", image, levels=1 + k % 2)
+    summary = plain(scans, folder / "reference")
+    assert (summary.done, summary.exit_code) == (6, 0)
+    return Lab(scans, contents(folder / "reference"))
+
+
+def plain(scans: Path, out: Path, **more: object) -> Summary:
+    """Ingest in this process, one slide after the other: the reference, and how a killed run is resumed."""
+    return ingest(Order(scans, out, **more), Plan(), PLAIN)
+
+
+def command(scans: Path, out: Path, workers: int = 2, *more: str) -> list[str]:
+    """The command line of an ingest."""
+    own = [sys.executable, "-m", "her2batch.cli", "ingest", str(scans), "--out", str(out)]
+    return [*own, "--workers", str(workers), *more]
+
+
+def start(scans: Path, out: Path, workers: int = 2, *more: str) -> subprocess.Popen[str]:
+    """An ingest in a process of its own, which leads a session of its own."""
+    return subprocess.Popen(
+        command(scans, out, workers, *more), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+# -- Same and Clean ------------------------------------------------------------------------------------------------
+
+
+def same(out: Path, reference: dict[str, bytes]) -> None:
+    """tables/ (without runs/), pyramids and pictures byte for byte, no file more and none less."""
+    found = contents(out)
+    assert {"more": sorted(found.keys() - reference.keys()), "less": sorted(reference.keys() - found.keys())} == {
+        "more": [],
+        "less": [],
+    }
+    assert [name for name in found if found[name] != reference[name]] == []
+
+
+def clean(out: Path) -> None:
+    """No draft, no half-written file, and every file as its row says."""
+    assert [str(path) for path in [*out.glob(".draft-*"), *out.rglob(".*.part")]] == []
+    assert list(verify(Cohort(out))) == []
+
+
+def whole_slides(out: Path) -> None:
+    """Every slide that is there now is there whole: each of its files has the size and the bytes its row says."""
+    cohort = Cohort(out)
+    rows = cohort.rows() if cohort.slides.is_dir() else {}
+    wrong = [row["slide_id"] for row in rows.values() if not sound(cohort, row)]
+    assert wrong == []
+
+
+@contextmanager
+def beside(read: Callable[[], Any], every: float = 0.0) -> Iterator[list[Any]]:
+    """Read in a loop on a thread, `every` so many seconds; what it found, and the exception that ended it."""
+    found: list[Any] = []
+    ended = threading.Event()
+
+    def loop() -> None:
+        try:
+            while not ended.wait(every):
+                found.append(read())
+        except Exception as error:  # noqa: BLE001  (a reader's fault is what this looks for)
+            found.append(error)
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        thread.join()
+    assert [one for one in found if isinstance(one, Exception)] == []
+
+
+def ours(mark: str) -> list[psutil.Process]:
+    """Processes that name a folder of ours in their command line, or whose Ray's session lies in it."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if mark in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def shared_memory() -> set[str]:
+    """What lies in /dev/shm, but for what other programs have there, which comes and goes."""
+    folder = Path("/dev/shm")
+    return {path.name for path in folder.iterdir() if not path.name.startswith(OTHERS)} if folder.is_dir() else set()
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and everything it started."""
+    with suppress(psutil.Error):
+        top = psutil.Process(pid)
+        return [top, *top.children(recursive=True)]
+    return []
+
+
+def all_gone(processes: Iterable[psutil.Process], within: float = AGENTS_S) -> float:
+    """Wait until they have ended; returns the seconds it took. Fails when one stays."""
+    begun = time.monotonic()
+    _, left = psutil.wait_procs([one for one in processes if _alive(one)], timeout=within)
+    assert [" ".join(one.cmdline())[:120] for one in left if _alive(one)] == []
+    return time.monotonic() - begun
+
+
+def _alive(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+# -- moments -------------------------------------------------------------------------------------------------------
+
+
+def until(condition: Callable[[], bool], within: float = 120.0) -> None:
+    """Wait for something to come true."""
+    end = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.02)
+
+
+def rows_there(out: Path) -> int:
+    """Committed slides, by the names of their row files."""
+    return len(list((out / "tables" / "slides").glob("[!.]*.parquet")))
+
+
+def moments(name: str, count: int, longest: float) -> list[float]:
+    """Seconds to wait before each try: a seed of its own for every fault, the same each time."""
+    chance = random.Random(name)
+    return [chance.uniform(0, longest) for _ in range(count)]
+
+
+def named(pid: int, *names: str) -> list[psutil.Process]:
+    """Descendants of a process by the name of their program, or by a word of their title."""
+    found = []
+    for one in family(pid)[1:]:
+        with suppress(psutil.Error):
+            title = " ".join(one.cmdline()[:2])
+            if one.name() in names or any(name in title for name in names):
+                found.append(one)
+    return found
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """SIGKILL to each that is still there."""
+    for one in processes:
+        with suppress(psutil.Error):
+            one.send_signal(signal.SIGKILL)

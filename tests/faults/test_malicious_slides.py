@@ -1,0 +1,90 @@
+"""Slides that were made to do harm end in a code within 10 s and 1 GB, and nobody else notices."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from her2batch.errors import REMEDIES
+from her2batch.slides.discover import find
+from tests.faults.corrupt_slides import LIMIT_BYTES, LIMIT_S, Looker
+from tests.faults.malicious_slides import HOSTILE
+from tests.runtime.test_ingest import contents, run
+
+HARMLESS = frozenset(
+    ("zero-size.tiff", "xml-bomb.ome.tiff", "xml-bomb-philips.tiff", "xml-bomb-leica.scn", "xml-bomb.bif",
+     "philips-without-end.tiff", "philips-of-spaces.tiff", "lzw-bomb.tiff", "lzma-bomb.tiff")
+)  # fmt: skip
+"""Read like any slide: nobody expands their XML, and a tile is unpacked up to its own size and no further."""
+
+CRASHES = frozenset(("nested.dcm",))
+"""They end the process that opens them: OpenSlide's DICOM library calls itself for each sequence in a sequence."""
+
+
+USUAL = 800_000_000
+"""Bytes that the leading process holds at the most when it ingests one sound slide: Ray and the libraries."""
+
+
+@pytest.fixture(scope="module")
+def looker() -> Iterator[Looker]:
+    with Looker() as looker:
+        yield looker
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_slide_has_its_code_within_10_s_and_1_gb(name: str, tmp_path: Path, looker: Looker) -> None:
+    path = tmp_path / name
+    path.write_bytes(HOSTILE[name]())
+    seen = looker(path)
+    expected = {"done"} if name in HARMLESS else {"crashed"} if name in CRASHES else REMEDIES.keys() - {"internal"}
+    assert seen.code in expected
+    assert seen.seconds < LIMIT_S
+    assert seen.memory < LIMIT_BYTES
+
+
+def test_a_search_of_the_folder_unpacks_and_follows_nothing(tmp_path: Path) -> None:
+    looked_into = [name for name in HOSTILE if name.endswith((".dcm", ".vms", ".mrxs"))]
+    for name in looked_into:
+        (tmp_path / name).write_bytes(HOSTILE[name]())
+    before = psutil.Process().memory_info().rss
+    found = find(tmp_path)
+    assert len(found.slides) == len(looked_into)
+    assert psutil.Process().memory_info().rss - before < 100_000_000
+
+
+def peak_of(scans: Path, out: Path) -> tuple[dict, int]:
+    """What an ingest by the command says, and the most memory that the process which leads it ever held."""
+    code = (  # VmHWM, not ru_maxrss: a program's own, without what the process that started it held
+        "import sys; from her2batch.cli import app as cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as end: pass\n"
+        "sys.stderr.write('PEAK ' + open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    )
+    command = [sys.executable, "-c", code, "ingest", str(scans), "--out", str(out), "--workers", "2", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ)
+    assert done.stdout.startswith("{"), done.stdout[:500] + done.stderr
+    return json.loads(done.stdout), int(done.stderr.rsplit("PEAK ", 1)[1]) * 1024
+
+
+@pytest.mark.slow
+def test_a_folder_of_hostile_slides_costs_the_good_ones_and_the_leading_process_nothing(
+    tmp_path: Path, make_slide: Callable
+) -> None:
+    for k in range(3):
+        make_slide(f"good{k}.tiff", seed=k, size=(900, 900))
+    run(tmp_path / "scans", tmp_path / "quiet")
+    for name, make in HOSTILE.items():
+        (tmp_path / "scans" / name).write_bytes(make())
+    summary, peak = peak_of(tmp_path / "scans", tmp_path / "c")
+    assert (summary["seen"], summary["done"], summary["exit_code"]) == (len(HOSTILE) + 3, 3, 3)  # no resolution: no-mpp
+    assert peak < USUAL + 250_000_000
+    codes = {row["slide_id"]: row["error_code"] for row in summary["failures"]}
+    assert codes["nested"] == "worker-lost"
+    assert "internal" not in codes.values()
+    ours, theirs = contents(tmp_path / "quiet"), contents(tmp_path / "c")
+    assert ours == {name: theirs.get(name) for name in ours}

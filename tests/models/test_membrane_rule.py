@@ -1,0 +1,156 @@
+"""The guideline's wording, step by step."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from her2batch.models.membrane_rule import PLAUSIBLE, judge, predictions, slide_shares, walk
+from her2batch.tasks import CLASSES, IHC
+from her2batch.vision.membrane import MEMBRANE
+
+shares = st.floats(0, 1, width=32)
+steps = st.lists(shares, min_size=6, max_size=6)
+
+
+def table(faint=0.0, complete=0.0, intense=0.0, cells=0.5, tiles=3) -> dict[str, np.ndarray]:
+    """A slide of like tiles: `faint` or more, `complete` moderate or more, `intense` and complete."""
+    faint, complete = max(faint, complete, intense), max(complete, intense)
+    row = {
+        "cells": cells, "faint": faint, "moderate": complete, "intense": intense,
+        "faint_complete": complete, "moderate_complete": complete, "intense_complete": intense,
+    }  # fmt: skip
+    return {name: np.full(tiles, row[name], np.float32) for name in MEMBRANE}
+
+
+WORDING = [
+    ("none", {}, "0"),
+    ("faint, incomplete in 10 % or less", {"faint": 0.08}, "0"),
+    ("faint, incomplete in more than 10 %", {"faint": 0.3}, "1+"),
+    ("weak to moderate, complete in 10 % or less", {"faint": 0.3, "complete": 0.08}, "1+"),
+    ("weak to moderate, complete in more than 10 %", {"faint": 0.3, "complete": 0.2}, "2+"),
+    ("intense, complete in 10 % or less", {"faint": 0.09, "complete": 0.06, "intense": 0.05}, "2+"),
+    ("intense, complete in more than 10 %", {"intense": 0.2}, "3+"),
+]
+
+
+@pytest.mark.parametrize(("words", "given_shares", "score"), WORDING, ids=[one[0] for one in WORDING])
+def test_the_wording(words: str, given_shares: dict[str, float], score: str) -> None:
+    assert judge(table(**given_shares)).category == score
+
+
+@given(shares, shares, shares)
+def test_the_steps_lead_to_the_class(faint, complete, intense) -> None:
+    figures = table(faint, complete, intense)
+    climbed = next((one.category for one in walk(slide_shares(figures)) if one.reached), "0")
+    assert climbed == judge(figures).category
+
+
+def test_ultralow_is_a_flag_on_a_zero() -> None:
+    assert judge(table(faint=0.05)).ultralow
+    assert "ultralow" in judge(table(faint=0.05)).reasons
+    for other in ({}, {"faint": 0.3}, {"intense": 0.3}):
+        assert not judge(table(**other)).ultralow
+
+
+@given(shares, shares, shares, st.sampled_from(["faint", "complete", "intense"]), shares)
+def test_more_staining_never_lowers_the_score(faint, complete, intense, what, more) -> None:
+    before = {"faint": faint, "complete": complete, "intense": intense}
+    after = before | {what: max(before[what], more)}
+    low, high = judge(table(**before)), judge(table(**after))
+    assert high.score >= low.score - 1e-9
+    assert IHC.index(high.category) >= IHC.index(low.category)
+
+
+@given(shares, shares, shares)
+def test_figures_are_in_range_and_agree(faint, complete, intense) -> None:
+    verdict = judge(table(faint, complete, intense))
+    assert 0 <= verdict.score <= 3
+    assert sum(verdict.p) == pytest.approx(1)
+    assert min(verdict.p) >= -1e-12
+    assert verdict.distance >= 0
+    place = IHC.index(verdict.category)
+    assert sum(verdict.p[place:]) >= 0.5 - 1e-9  # the category is the median class
+    assert sum(verdict.p[: place + 1]) >= 0.5 - 1e-9
+    assert verdict.score >= place / 2
+
+
+@given(st.lists(st.tuples(shares, shares), min_size=1, max_size=20))
+def test_a_slide_is_the_mean_of_its_cells_not_of_its_tiles(rows) -> None:
+    cells, faint = (np.array(one, np.float32) for one in zip(*rows, strict=True))
+    columns = {name: np.zeros(len(rows), np.float32) for name in MEMBRANE} | {"cells": cells, "faint": faint}
+    found = slide_shares(columns)
+    halves = [slide_shares({k: v[part] for k, v in columns.items()}) for part in (np.s_[: len(rows) // 2 + 1],)]
+    assert found["cells"] == pytest.approx(cells.mean(), rel=1e-5, abs=1e-9)
+    if cells.sum() > 1e-3:
+        assert found["faint"] == pytest.approx(np.average(faint.astype(float), weights=cells), rel=1e-5, abs=1e-9)
+    assert all(0 <= value <= 1 + 1e-6 for half in halves for value in half.values())
+
+
+def test_near_a_threshold_it_says_so_and_both_classes_stay_plausible() -> None:
+    near, far = judge(table(faint=0.11)), judge(table(faint=0.6))
+    assert "near-10-percent" in near.reasons
+    assert min(near.p[0], near.p[1]) > 0.3
+    assert far.reasons == ()
+    assert far.p[1] > 0.95
+    assert far.distance > near.distance
+
+
+def test_a_slide_with_hardly_a_cell_is_for_review() -> None:
+    verdict = judge(table(faint=0.6, cells=0.01))
+    assert verdict.reasons == ("low-cellularity",)
+    assert all(row["review"] for row in predictions(verdict, presumed=False))
+
+
+def test_a_slide_without_cells_is_zero_and_without_tiles_refused() -> None:
+    assert judge(table(cells=0.0)).category == "0"
+    with pytest.raises(ValueError, match="without tiles"):
+        judge(table(tiles=0))
+
+
+class TestPredictions:
+    def rows(self, presumed: bool = False, **given_shares: float) -> dict[str, dict]:
+        return {row["task"]: row for row in predictions(judge(table(**given_shares)), presumed)}
+
+    def test_one_row_a_task_in_the_words_of_the_tasks(self) -> None:
+        for task, row in self.rows(intense=0.5).items():
+            assert row["classes"] == list(CLASSES[task])
+            assert sum(row["p"]) == pytest.approx(1)
+            assert row["method"] == "membrane"
+            assert row["predicted"] in row["plausible"]
+            assert row["score"] > 2.5
+
+    @pytest.mark.parametrize(
+        ("given_shares", "predicted"),
+        [
+            ({}, ("0", "0", "negative")),
+            ({"faint": 0.6}, ("1+", "low", "negative")),
+            ({"intense": 0.5}, ("3+", "high", "positive")),
+        ],
+    )
+    def test_clear_slides_are_called(self, given_shares, predicted) -> None:
+        rows = self.rows(**given_shares)
+        assert tuple(row["predicted"] for row in rows.values()) == predicted
+        assert all(row["plausible"] == [row["predicted"]] for row in rows.values())
+        assert not any(row["review"] for row in rows.values())
+
+    def test_two_plus_waits_for_ish(self) -> None:
+        rows = self.rows(complete=0.4)
+        assert rows["her2-4way"]["predicted"] == "2+"
+        assert "needs-ish" not in rows["her2-4way"]["reasons"]
+        assert rows["her2-3way"]["plausible"] == ["low", "high"]
+        assert rows["her2-binary"]["plausible"] == ["negative", "positive"]
+        for task in ("her2-3way", "her2-binary"):
+            assert "needs-ish" in rows[task]["reasons"]
+            assert rows[task]["review"]
+            assert rows[task]["p"][-1] == pytest.approx(22 / 118, abs=0.02)
+
+    def test_a_presumed_marker_is_said(self) -> None:
+        assert all("marker-presumed" in row["reasons"] for row in self.rows(presumed=True, faint=0.6).values())
+        assert not any("marker-presumed" in row["reasons"] for row in self.rows(faint=0.6).values())
+
+    @given(shares, shares, shares)
+    def test_every_likely_class_is_plausible(self, faint, complete, intense) -> None:
+        for row in predictions(judge(table(faint, complete, intense)), presumed=False):
+            for name, p in zip(row["classes"], row["p"], strict=True):
+                assert name in row["plausible"] or p < PLAUSIBLE

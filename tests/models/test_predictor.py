@@ -1,0 +1,99 @@
+"""What a bundle says of a slide: the heads that its stain suits, tempered, with what can't be ruled out."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from her2batch.errors import InputError
+from her2batch.models.bundle import BundleInfo, ModelEntry, check_fits
+from her2batch.models.mil_registry import build
+from her2batch.models.predictor import Evidence, Judge, plausible, suits, tempered
+from her2batch.settings import MilSettings, Plan
+from her2batch.tasks import CLASSES
+from tests.models.bundles import bundle_of
+
+DIM = 12
+
+
+def entry(task: str, method: str, **more: object) -> ModelEntry:
+    usual = {"kind": "mil", "input": "stain", "dim": DIM, "file": f"{task}.{method}.safetensors", "threshold": 0.3}
+    return ModelEntry(task=task, method=method, classes=CLASSES[task], **{**usual, **more})
+
+
+@pytest.fixture
+def judge(tmp_path: Path) -> Judge:
+    entries = (entry("her2-3way", "clam-mb"), entry("er", "dtfd-afs", threshold=None))
+    torch.manual_seed(0)
+    nets = {one.file: build(one.method, DIM, len(one.classes), MilSettings()) for one in entries}
+    info = BundleInfo(
+        her2batch="0.1.0", tasks=("her2-3way", "er"), encoder="stain", mpp=0.5, tile=224, licence="none", models=entries
+    )
+    return Judge(bundle_of(tmp_path / "bundle", info, nets))
+
+
+BAG = np.random.default_rng(0).normal(size=(9, DIM)).astype(np.float16)
+
+
+@pytest.mark.parametrize(("stain", "tasks"), [
+    ("her2", ["her2-3way"]), ("ihc", ["her2-3way"]), (None, ["her2-3way"]), ("er", ["er"]), ("pr", []), ("he", []),
+])  # fmt: skip
+def test_a_slide_is_asked_what_it_is_stained_for(stain: str | None, tasks: list[str], judge: Judge) -> None:
+    rows, attention = judge(Evidence(stain, (), {"stain": BAG}))
+    assert [row["task"] for row in rows] == tasks
+    for key, shares in attention.items():
+        assert key[0] in tasks
+        assert shares.shape == (9,)
+        assert shares.sum() == pytest.approx(1, abs=1e-5)
+    assert all(suits(task, stain) for task in tasks)
+
+
+def test_a_row_is_what_the_table_wants(judge: Judge) -> None:
+    row = judge(Evidence("her2", (), {"stain": BAG}))[0][0]
+    assert row["classes"] == ["0", "low", "high"]
+    assert sum(row["p"]) == pytest.approx(1, abs=1e-5)
+    assert row["predicted"] == row["classes"][int(np.argmax(row["p"]))]
+    assert row["predicted"] in row["plausible"]
+
+
+@pytest.mark.parametrize(("evidence", "reason"), [
+    (Evidence("her2", ("blurred",), {"stain": BAG}), "blurred"),
+    (Evidence("ihc", (), {"stain": BAG}), "marker-presumed"),
+    (Evidence("er", (), {"stain": BAG}), "uncalibrated"),
+])  # fmt: skip
+def test_reasons_say_why_a_person_should_look(evidence: Evidence, reason: str, judge: Judge) -> None:
+    row = judge(evidence)[0][0]
+    assert reason in row["reasons"]
+    assert row["review"] or reason == "marker-presumed"
+
+
+def test_a_slide_without_tiles_gets_no_row(judge: Judge) -> None:
+    assert judge(Evidence("her2", (), {"stain": BAG[:0]})) == ([], {})
+    assert judge(Evidence("her2")) == ([], {})
+
+
+def test_a_cohort_of_other_embeddings_is_refused(judge: Judge) -> None:
+    check_fits(judge.bundle, Plan())
+    with pytest.raises(InputError, match="--encoder stain"):
+        check_fits(judge.bundle, Plan(encoders=("uni",)))
+    with pytest.raises(InputError, match=r"--mpp 0\.5 --tile 224"):
+        check_fits(judge.bundle, Plan(tile=256))
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=2, max_size=5), st.floats(0.1, 10))
+def test_temperature_keeps_the_order_and_the_sum(weights: list[float], temperature: float) -> None:
+    p = np.array(weights, np.float32) / np.float32(sum(weights))
+    out = tempered(p, temperature)
+    assert out.sum() == pytest.approx(1, abs=1e-5)
+    assert out[int(p.argmax())] == pytest.approx(out.max(), rel=1e-5)
+    assert np.allclose(tempered(p, 1.0), p, atol=1e-5)
+
+
+def test_classes_that_can_not_be_ruled_out() -> None:
+    p = np.array([0.1, 0.5, 0.4], np.float32)
+    assert plausible(p, 0.3) == [1, 2]
+    assert plausible(p, 0.9) == [1]
+    assert plausible(p, None) == [0, 1, 2]

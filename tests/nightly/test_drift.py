@@ -1,0 +1,74 @@
+"""Drift: a shift is found, a quiet night is left alone, too few slides are said to be too few."""
+
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from her2batch.errors import InputError
+from her2batch.nightly.drift import MIX, Figure, compare, finished_at, judged, mix_p, shifted, site_reader
+from her2batch.settings import Drift
+from her2batch.store.cohort import Cohort
+from tests.conftest import Synthetic
+
+
+def test_quiet_nights_alarm_about_as_seldom_as_is_promised() -> None:
+    rng = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(1500):
+        figures = [
+            Figure("s", str(k), 0.0, 0.0, 40, 400, shifted(rng.gamma(2, 1, 40), rng.gamma(2, 1, 400))) for k in range(8)
+        ]
+        alarms += any(one.alarm for one in judged(figures, Drift()))
+    assert alarms / 1500 < 0.006  # promised: 0.0027, however skewed the figures are
+
+
+def test_a_shift_of_one_standard_deviation_is_found() -> None:
+    rng = np.random.default_rng(1)
+    found = 0
+    for _ in range(200):
+        moved = Figure("s", "dab", 0.0, 0.0, 40, 400, shifted(rng.normal(1, 1, 40), rng.normal(0, 1, 400)))
+        still = [Figure("s", str(k), 0.0, 0.0, 40, 400, 0.5) for k in range(7)]
+        found += judged([moved, *still], Drift())[0].alarm
+    assert found > 190
+
+
+def test_the_mix_of_classes_is_compared() -> None:
+    before = {"0": 100, "low": 100, "high": 100}
+    assert mix_p({"0": 10, "low": 11, "high": 9}, before) > 0.5
+    assert mix_p({"0": 28, "low": 1, "high": 1}, before) < 1e-6
+    assert mix_p({"0": 30}, {"0": 300}) == 1.0
+    assert judged([Figure("s", MIX, "", "", 30, 300, 1e-6)], Drift())[0].alarm
+
+
+def test_figures_that_never_vary_are_compared_by_what_they_are() -> None:
+    same = np.full(20, 0.3)
+    assert shifted(same, same) == 1.0
+    assert shifted(same, np.full(20, 0.4)) < 1e-6
+
+
+def test_a_night_is_compared_with_the_weeks_before_it(synthetic: Synthetic, tmp_path: Path) -> None:
+    shutil.copytree(synthetic.cohort, tmp_path / "c")
+    cohort = Cohort(tmp_path / "c")
+    ids = sorted(cohort.rows())
+    night, at = set(ids[::2]), datetime.now(UTC) + timedelta(hours=1)
+    found = compare(cohort, night, Drift(least=5), at)
+    assert {one.figure for one in found} >= {"dab", "cells", "score", "blur", MIX}
+    assert all(one.n_night + one.n_reference <= len(ids) for one in found)
+    assert all(one.sentence for one in found)
+    late = compare(cohort, night, Drift(least=5), at + timedelta(days=90))  # nothing is as young as the period
+    assert [(one.p, one.n_reference) for one in late] == [(None, 0)]
+    assert "too few slides" in late[0].sentence
+    assert set(finished_at(cohort)) == set(ids)
+
+
+def test_sites_are_told_apart_by_the_path() -> None:
+    site_of = site_reader(r"/scans/([^/]+)/")
+    assert site_of({"path": "/scans/north/a.svs"}) == "north"
+    assert site_of({"path": None}) == "elsewhere"
+    assert site_reader(None)({"format": "aperio", "mpp": 0.2501}) == "aperio at 0.25 µm/px"
+    for bad in ("(", "north"):
+        with pytest.raises(InputError, match=r"drift\.site"):
+            site_reader(bad)

@@ -1,0 +1,94 @@
+"""Hooks: a real web server and a real mail server get the summary, and a night outlives both."""
+
+import json
+import socket
+import socketserver
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from her2batch.errors import InputError
+from her2batch.nightly.notify import check, tell
+from her2batch.nightly.summary import Night
+from her2batch.settings import Hook
+
+NIGHT = Night("20260601-190000", "t", seen=3, done=2, failed=1)
+
+
+@contextmanager
+def serving(server: socketserver.BaseServer) -> Iterator[str]:
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def webhook(got: list[dict]) -> Iterator[str]:
+    """A web server that keeps what is posted to it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with serving(HTTPServer(("127.0.0.1", 0), Handler)) as address:
+        yield f"http://{address}/night"
+
+
+def test_a_webhook_gets_the_summary_as_json() -> None:
+    got: list[dict] = []
+    with webhook(got) as address:
+        assert tell(Hook(webhook=address), NIGHT) == []
+    assert got == [json.loads(NIGHT.line())]
+
+
+def test_a_mail_names_the_counts() -> None:
+    got: list[str] = []
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b"220 ready\r\n")
+            body = False
+            for raw in self.rfile:
+                line = raw.decode().rstrip()
+                got.append(line)
+                if body and line != ".":
+                    continue
+                body = line.upper() == "DATA"
+                self.wfile.write({"DATA": b"354 go\r\n", "QUIT": b"221 bye\r\n"}.get(line.upper(), b"250 ok\r\n"))
+                if line.upper() == "QUIT":
+                    return
+
+    with serving(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)) as address:
+        assert tell(Hook(mail_to=("lab@example.org",), smtp=address), NIGHT) == []
+    assert any(line.startswith("Subject: her2batch: night 20260601-190000 ended, 2 done, 1 failed") for line in got)
+    assert any("lab@example.org" in line for line in got)
+
+
+def test_nobody_listening_is_a_note_and_no_failure() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    secret = f"http://127.0.0.1:{port}/s3cret"
+    found = tell(Hook(webhook=secret, mail_to=("a@b",), smtp=f"127.0.0.1:{port}"), NIGHT)
+    assert len(found) == 2
+    assert "s3cret" not in " ".join(found)
+
+
+@pytest.mark.parametrize(
+    "hook", [Hook(webhook="file:///etc/passwd"), Hook(webhook="x"), Hook(mail_to=("a@b",), smtp="h")]
+)
+def test_what_cannot_be_told_to_is_refused_before_the_night(hook: Hook) -> None:
+    with pytest.raises(InputError, match="hook"):
+        check(hook)

@@ -1,0 +1,135 @@
+"""A night in miniature, from the scanner to the report; and what a night refuses before it begins."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from her2batch.errors import InputError, StoreError
+from her2batch.nightly import drift, retention
+from her2batch.nightly.overnight import Findings, _inside, _sum_up, overnight
+from her2batch.nightly.summary import Night
+from her2batch.runtime.ingest import Summary
+from her2batch.runtime.ray_session import Session
+from her2batch.settings import Overnight, Plan, from_toml
+from her2batch.store.audit import status, verify
+from her2batch.store.cohort import Cohort
+from tests.nightly.scanner import SLIDES, Miniature, write_toml
+from tests.nightly.test_notify import webhook
+
+
+def journal(cohort: Cohort) -> list[dict]:
+    return [json.loads(line) for path in sorted(cohort.runs.glob("*.jsonl")) for line in path.read_text().splitlines()]
+
+
+def test_a_night_in_miniature(quiet_night: Miniature) -> None:
+    cohort, night, scanner = quiet_night.cohort, quiet_night.night, quiet_night.scanner
+    assert quiet_night.code == night["exit_code"] == 3, quiet_night.stderr
+    counts = {name: night[name] for name in ("seen", "done", "failed", "deferred", "duplicate", "ignored")}
+    assert counts == {"seen": 20, "done": 18, "failed": 1, "deferred": 0, "duplicate": 1, "ignored": 0}
+    assert night["adds_up"]
+    assert night["failures"] == {"truncated": 1}
+    ended = Counter(one["slide_id"] for one in journal(cohort) if one["event"] == "slide")
+    first = scanner.replaced.removesuffix(".svs")
+    assert ended.pop(first) == 2  # what it was, and what it is
+    assert set(ended.values()) == {1}  # nothing else was done twice, and the slow one not before it was whole
+    assert cohort.rows()[first]["bytes"] == quiet_night.made[SLIDES].stat().st_size
+    assert (night["scored"], night["not_scored"]) == (18, 0)
+    assert len(list(cohort.root.glob(f"tables/predictions/{quiet_night.bundle}/*.parquet"))) == 18
+    assert list(verify(cohort)) == []
+    assert status(cohort).adds_up
+    report = next((cohort.root / "nights").glob("*/report.html")).read_text()
+    assert "seen 20 = 18 done + 1 failed" in report
+    words = json.dumps(night)
+    assert not any(one["slide_id"] in words for one in cohort.rows().values())  # the line names nobody
+
+
+def test_the_next_night_finds_nothing_new_and_waits_for_nothing(
+    quiet_night: Miniature, tmp_path: Path, ray_session: Session
+) -> None:
+    cohort = tmp_path / "cohort"
+    shutil.copytree(quiet_night.cohort.root, cohort)
+    path = write_toml(quiet_night.folder, top=f"{quiet_night.top}\nkeep_nights = 1", cohort=str(cohort))
+    lines: list[str] = []
+    overnight(from_toml(path, Overnight), line=lines.append)
+    night = json.loads(lines[0])
+    assert (night["seen"], night["done"], night["fresh"], night["scored"]) == (20, 18, 0, 0)
+    assert [one.name for one in (cohort / "nights").iterdir()] == [night["night"]]
+
+
+def test_a_run_can_be_followed_and_what_it_said_be_read_again(quiet_night: Miniature) -> None:
+    follow = [sys.executable, "-m", "her2batch.cli", "status", str(quiet_night.cohort.root), "--follow"]
+    run = subprocess.run(follow, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0
+    told = run.stderr.splitlines()
+    assert "started on" in told[0]
+    assert any("failed, truncated" in line for line in told)
+    assert any("of 19 slides" in line and " MB of " in line for line in told)
+    assert told[-1].endswith("ended")
+
+
+def test_settings_are_checked_before_anything_waits_for_them(tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    for more, words in (
+        ({"top": 'colour = "red"'}, "colour"), ({"window": 'until = "6am"'}, "window.until: give a local time of day"),
+        ({"top": 'bundle = "nowhere"'}, "bundle"), ({"top": 'labels = "nowhere.csv"'}, "labels"),
+        ({"sentinels": 'folder = "nowhere"'}, "sentinels.folder"), ({"hook": 'webhook = "ftp://x"'}, "hook.webhook"),
+        ({"drift": 'site = "("'}, "drift.site"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=words.replace(".", r"\.")):
+            overnight(from_toml(write_toml(tmp_path, **more), Overnight))
+    (tmp_path / "odd.toml").write_text("x = [")
+    with pytest.raises(InputError, match="no TOML"):
+        from_toml(tmp_path / "odd.toml", Overnight)
+    with pytest.raises(InputError, match="can't be read"):
+        from_toml(tmp_path / "none.toml", Overnight)
+
+
+def test_a_night_that_comes_to_nothing_is_told_all_the_same(tmp_path: Path) -> None:
+    """The share with the scans is not mounted; then, another writer holds the cohort."""
+    told: list[dict] = []
+    with webhook(told) as address:
+        path = write_toml(tmp_path, hook=f'webhook = "{address}"', resources="workers = 0")
+        lines: list[str] = []
+        with pytest.raises(InputError, match="no such folder"):
+            overnight(from_toml(path, Overnight), line=lines.append)
+        (tmp_path / "scans").mkdir()
+        cohort = Cohort(tmp_path / "cohort")
+        cohort.create(Plan())
+        with cohort.lock(), pytest.raises(StoreError, match="is in use"):
+            overnight(from_toml(path, Overnight), line=lines.append)
+    assert [one["error"] for one in told] == ["InputError", "StoreError"]
+    assert [one["exit_code"] for one in told] == [2, 2]
+    assert [json.loads(one) for one in lines] == told
+    assert str(tmp_path) not in "".join(lines)
+
+
+def test_a_night_that_was_stopped_does_not_read_the_weeks_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drift reads two tables of every slide of two months: too long for ten seconds."""
+    cohort = Cohort(tmp_path / "c")
+    cohort.create(Plan())
+    for room, name in ((drift, "compare"), (retention, "retire")):
+        monkeypatch.setattr(room, name, lambda *_: pytest.fail("a stopped night went on"))
+    found = Findings(Night("n", "t"))
+    settings = Overnight(scans="s", cohort="c")
+    _sum_up(settings, cohort, Summary(cohort.root, stopped=True), found, datetime.now().astimezone())
+    assert found.night.exit_code == 130
+
+
+@pytest.mark.parametrize(
+    ("at", "until", "open_"),
+    [("18:59", "06:00", False), ("19:00", "06:00", True), ("23:00", "06:00", True), ("05:59", "06:00", True),
+     ("06:01", "06:00", False), ("20:00", None, True), ("12:00", None, False)],
+)  # fmt: skip
+def test_a_window_goes_through_midnight(at: str, until: str | None, open_: bool) -> None:
+    window = {} if until is None else {"window": {"until": until}}
+    settings = Overnight(scans="s", cohort="c", start="19:00", **window)
+    moment = datetime.fromisoformat(f"2026-06-01T{at}:30").astimezone()
+    assert _inside(settings, moment) == open_

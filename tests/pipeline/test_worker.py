@@ -1,0 +1,110 @@
+"""One slide's work: whatever happens to it becomes its row."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from her2batch.models.encoders import dim_of
+from her2batch.pipeline import worker as worker_module
+from her2batch.pipeline.inventory import Todo
+from her2batch.pipeline.stages import Context
+from her2batch.pipeline.worker import Worker
+from her2batch.settings import Plan
+from her2batch.slides.readers import READERS, open_slide
+from her2batch.slides.slide import Box, resample
+from her2batch.slides.tiff_slide import TiffSlide
+from her2batch.store.audit import verify
+from her2batch.store.cohort import Cohort
+from her2batch.vision.membrane import MEMBRANE, describe
+from her2batch.vision.stain import fit_stains
+from tests.runtime.test_scheduler import todos
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Worker:
+    cohort = Cohort(tmp_path / "c")
+    cohort.create(Plan())
+    return Worker(cohort, Context(Plan(), dims={"stain": dim_of("stain")}))
+
+
+@pytest.fixture
+def todo(tmp_path: Path, worker: Worker, make_slide: Callable) -> Todo:
+    make_slide(brown=0.3)
+    return todos(tmp_path / "scans", worker)[0]
+
+
+def raising(error: BaseException) -> type[TiffSlide]:
+    class Broken(TiffSlide):
+        def _assembled(self, *_: object) -> None:
+            raise error
+
+    return Broken
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError(), "out-of-memory"),
+        (OSError(28, "No space left on device"), "store-write"),
+        (KeyError("ours"), "internal"),
+    ],
+)
+def test_what_stops_a_slide_is_its_code(
+    worker: Worker, todo: Todo, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
+) -> None:
+    monkeypatch.setitem(READERS, "tiff", raising(error))
+    monkeypatch.setattr(worker_module, "open_slide", lambda path, _: READERS["tiff"](path))
+    finished = worker.run(todo)
+    row = finished.row
+    assert (row["status"], row["error_code"]) == ("failed", code)
+    assert str(todo.source.path) in row["error"]
+    assert worker.cohort.rows()["a"]["error_code"] == code
+    assert ("KeyError" in finished.trace) == (code == "internal")
+
+
+def test_a_file_that_changes_while_it_is_read_is_unstable(
+    worker: Worker, todo: Todo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = worker.run(todo).row
+    assert first["status"] == "done"
+
+    class Changing(TiffSlide):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            os.utime(path)
+
+    monkeypatch.setattr(worker_module, "open_slide", lambda path, _: Changing(path))
+    row = worker.run(todo).row
+    assert row["error_code"] == "unstable"
+    assert worker.cohort.read("tiles", "a").num_rows == first["n_tiles"]  # the old result stays
+    assert list(verify(worker.cohort)) == []
+
+
+def test_a_file_that_is_gone_says_so(worker: Worker, todo: Todo) -> None:
+    todo.source.path.unlink()
+    assert worker.run(todo).row["error_code"] == "gone"
+
+
+def test_decode_threads_change_no_byte(tmp_path: Path, worker: Worker, todo: Todo) -> None:
+    worker.run(todo)
+    other = Cohort(tmp_path / "threads")
+    other.create(Plan())
+    Worker(other, worker.context, threads=3).run(todo)
+    for name in ("tiles", "membrane", "embeddings/stain"):
+        assert worker.cohort.table(name, "a").read_bytes() == other.table(name, "a").read_bytes()
+
+
+@pytest.mark.parametrize("score", ["0", "1+", "3+"])
+def test_tiles_that_are_shrunk_while_decoding_show_the_same_membranes(cores: dict[str, Path], score: str) -> None:
+    with open_slide(cores[score]) as slide:
+        shrunk = slide.read(Box(0, 0, 896, 672), *slide.source_for(2.0))
+        whole = resample(slide.read(Box(0, 0, 1792, 1344)), 896, 672)
+    assert slide.source_for(2.0) == (0, 2)
+    tiles = [np.stack([half[y : y + 224, x : x + 224] for y in (0, 224, 448) for x in (0, 224, 448, 672)])
+             for half in (shrunk, whole)]  # fmt: skip
+    stains = fit_stains(tiles[1], (240.0, 240.0, 240.0))
+    shares = [describe(some, 0.5, stains)[:, : len(MEMBRANE)].mean(axis=0) for some in tiles]
+    assert np.abs(shares[0] - shares[1]).max() < 0.03

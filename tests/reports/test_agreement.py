@@ -1,0 +1,130 @@
+"""Against the labels: the curves by hand, by scikit-learn, and on a cohort."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from her2batch.reports.agreement import (
+    against_labels,
+    calibration_table,
+    confusion_table,
+    kappa_interval,
+    labelled,
+    of_run,
+    roc_table,
+)
+from her2batch.reports.report_data import Material
+from her2batch.store.schemas import run_schema
+from her2batch.tasks import CLASSES
+from her2batch.training.statistics import intervals
+
+
+def predictions(task: str, truth: list[str], p: np.ndarray) -> pa.Table:
+    classes = CLASSES[task]
+    rows = [
+        {"task": task, "method": "m", "input": "i", "fold": 0, "slide_id": f"s{k}", "truth": truth[k],
+         "p": p[k].tolist(), "predicted": classes[int(p[k].argmax())]}
+        for k in range(len(truth))
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, run_schema("predictions"))
+
+
+def alone(table: pa.Table) -> dict[str, str]:
+    return {one: one for one in table["slide_id"].to_pylist()}
+
+
+def drawn(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Truths and probabilities of three classes that know something of them."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 3, n)
+    logits = rng.normal(0, 1, (n, 3)) + 1.5 * np.eye(3)[truth]
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return truth, p.round(2) / p.round(2).sum(axis=1, keepdims=True)
+
+
+def test_roc_curves_are_scikit_learns() -> None:
+    truth, p = drawn(200, 1)
+    table = predictions("her2-3way", [CLASSES["her2-3way"][k] for k in truth], p)
+    found = roc_table(table, alone(table), draws=50)
+    stored = np.array(table["p"].to_pylist())
+    for k, name in enumerate(CLASSES["her2-3way"]):
+        own = found.filter(pc.equal(found["class"], name))
+        false, hit, _ = roc_curve(truth == k, stored[:, k])
+        assert np.allclose(own["tpr"].to_numpy()[1:], np.interp(own["fpr"].to_numpy(), false, hit)[1:], atol=1e-9)
+        assert own["auc"][0].as_py() == pytest.approx(roc_auc_score(truth == k, stored[:, k]))
+        low, high = own["low"].to_numpy(), own["high"].to_numpy()
+        assert (low <= own["tpr"].to_numpy() + 1e-9).mean() > 0.95
+        assert (high >= own["tpr"].to_numpy() - 1e-9).mean() > 0.95
+        assert (high - low)[1:-1].mean() > 0.02
+
+
+def test_a_band_comes_from_patients_not_slides() -> None:
+    """Ten copies of every slide, as slides of its patient, make no band narrower; as patients of their own they do."""
+    truth, p = drawn(40, 2)
+    names = [CLASSES["her2-3way"][k] for k in np.repeat(truth, 10)]
+    many = predictions("her2-3way", names, np.repeat(p, 10, axis=0))
+    grouped = {f"s{k}": f"p{k // 10}" for k in range(400)}
+
+    def width(patients: dict[str, str]) -> float:
+        found = roc_table(many, patients, draws=100)
+        return float((found["high"].to_numpy() - found["low"].to_numpy()).mean())
+
+    assert width(grouped) > 2 * width(alone(many))
+
+
+def test_of_two_classes_one_curve_and_of_one_class_none() -> None:
+    p = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]])
+    table = predictions("her2-binary", ["negative", "positive", "negative"], p)
+    assert set(roc_table(table, alone(table), 20)["class"].to_pylist()) == {"positive"}
+    same = predictions("her2-binary", ["negative"] * 3, p)
+    assert roc_table(same, alone(same), 20).num_rows == 0
+
+
+def test_calibration_by_hand() -> None:
+    p = np.array([[0.95, 0.05], [0.93, 0.07], [0.38, 0.62], [0.35, 0.65]])
+    table = predictions("her2-binary", ["negative", "positive", "positive", "positive"], p)
+    rows = calibration_table(table, alone(table), 100).to_pylist()
+    assert [(round(one["p"], 3), one["share"], one["n"]) for one in rows] == [(0.635, 1.0, 2), (0.94, 0.5, 2)]
+    assert (rows[1]["low"], rows[1]["high"]) == (0.0, 1.0)
+    assert (rows[0]["low"], rows[0]["high"]) == (1.0, 1.0)
+
+
+def test_kappa_has_the_interval_of_the_other_figures() -> None:
+    truth, p = drawn(60, 3)
+    table = predictions("her2-3way", [CLASSES["her2-3way"][k] for k in truth], p)
+    patients = {f"s{k}": f"p{k // 2}" for k in range(60)}
+    wanted = next(one for one in intervals(table, patients, 200).to_pylist() if one["metric"] == "kappa")
+    found = kappa_interval(table, patients, 200)
+    assert found == pytest.approx({name: wanted[name] for name in ("value", "low", "high")})
+
+
+def test_confusion_has_every_pair() -> None:
+    table = predictions("her2-binary", ["negative", "positive"], np.array([[0.9, 0.1], [0.9, 0.1]]))
+    assert [one["n"] for one in confusion_table(table).to_pylist()] == [1, 0, 1, 0]
+
+
+def test_labels_meet_predictions_where_the_task_has_a_class(material: Material) -> None:
+    found = labelled(material)
+    assert set(found["task"].to_pylist()) == {"her2-4way", "her2-3way", "her2-binary"}
+    truth = {(one["slide_id"], one["truth"]) for one in found.to_pylist() if one["task"] == "her2-4way"}
+    assert truth == {(one, material.labels[one]["her2"]) for one, _ in truth}
+
+
+def test_the_section_shows_each_method_sites_and_mistakes(material: Material) -> None:
+    part = against_labels(material)
+    assert part is not None
+    for words in ("her2-4way by membrane", "her2-3way by clam-sb", "Agreement at each site", "north", "Misclassified"):
+        assert words in part.html, words
+    names = [one.name for one in part.figures]
+    assert len(names) == len(set(names))
+    assert {one.rsplit("-", 1)[1] for one in names if one.startswith("labels-")} == {"confusion", "roc", "calibration"}
+    assert any(one.startswith("kappa-") for one in names)
+
+
+def test_without_labels_or_run_there_is_no_section(material: Material) -> None:
+    from dataclasses import replace
+
+    assert against_labels(replace(material, labels={})) is None
+    assert of_run(material) is None

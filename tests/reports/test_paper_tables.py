@@ -1,0 +1,53 @@
+"""The paper's rows as it prints them, and what is said of ours beside them."""
+
+from collections import Counter
+
+import pyarrow as pa
+import pytest
+
+from her2batch.reports.paper_tables import beside, paper_rows
+from her2batch.training.methods import kind_of
+
+FIGURES = {
+    ("table4", "her2-3way", "convnext-small"): (91.79, 83.52, 83.56),
+    ("table5", "her2-4way", "convnext-small"): (94.29, 77.85, 78.83),
+    ("table6", "her2-binary", "mlp"): (97.82, 91.64, 93.52),
+    ("table6", "her2-4way", "majority-vote"): (42.77, 13.88, 16.66),
+    ("tableS1", "her2-4way", "dtfd-afs"): (92.79, 75.72, 75.50),
+    ("tableS2", "her2-3way", "random-forest"): (91.88, 78.11, 79.80),
+    ("tableS3", "her2-binary", "mlp"): (96.67, 88.52, 91.78),
+    ("figure5", "pr", "dtfd-afs"): (97.10, 93.35, None),
+}
+
+
+def test_all_rows_are_there() -> None:
+    rows = paper_rows()
+    assert Counter(row.table for row in rows) == {
+        "table4": 12, "table5": 3, "table6": 10, "tableS1": 9, "tableS2": 10, "tableS3": 10, "figure5": 4,
+    }  # fmt: skip
+    for row in rows:
+        assert all(mean is None or 10 < mean < 100 for mean, _ in row.figures.values())
+
+
+@pytest.mark.parametrize(("key", "figures"), FIGURES.items())
+def test_figures_are_the_papers(key: tuple[str, str, str], figures: tuple[float, ...]) -> None:
+    row = next(one for one in paper_rows() if (one.table, one.task, one.method) == key)
+    assert tuple(row.figures[name][0] for name in ("auc", "f1", "accuracy")) == figures
+
+
+def test_every_row_can_be_run() -> None:
+    for row in paper_rows():
+        _, method, given = row.cell("stain", "thumbnail-512")
+        assert kind_of(method, given)
+    assert len({row.cell("uni", "thumbnail-224") for row in paper_rows()}) == 58
+
+
+def test_each_row_says_what_became_of_it() -> None:
+    rows = [(row, row.cell("stain", "thumbnail-224")) for row in paper_rows()][:3]
+    names = {f"{name}_{what}": pa.array([50.0]) for name in ("auc", "f1", "accuracy") for what in ("mean", "sd")}
+    keys = dict(zip(("task", "method", "input"), ([one] for one in rows[0][1]), strict=True))
+    table = beside(rows, pa.table({**keys, **names}), {rows[1][1]: "no slide is labelled"})
+    assert table["status"].to_pylist() == ["reproduced", "no data", "not run"]
+    assert table["accuracy_mean"].to_pylist() == [50, None, None]
+    assert table["paper_accuracy"].to_pylist() == [92.80, 93.60, 96.19]
+    assert table["why"].to_pylist()[:2] == [None, "no slide is labelled"]

@@ -1,0 +1,44 @@
+"""A worker's process: what it loads, in which order, and what it may hold."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from her2batch.runtime.ray_session import Session
+
+
+def test_a_gpu_worker_loads_cucim_before_torch(tmp_path: Path) -> None:
+    """The other way round cuCIM is refused, for it would hang."""
+    pytest.importorskip("cucim")
+    code = """
+import sys
+from pathlib import Path
+from her2batch.runtime.actor import Actor
+from her2batch.pipeline.stages import Context
+from her2batch.pipeline.worker import Worker
+from her2batch.settings import Plan
+from her2batch.store.cohort import Cohort
+worker = Worker(Cohort(Path(sys.argv[1])), Context(Plan(reader="cucim")))
+actor = Actor(worker, ("tiles",), 0, with_gpu=True)
+actor._worker.ready(("tiles",))
+print(list(actor._worker.made) != [], "torch" in sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=100)
+    assert run.stdout.split() == ["True", "True"], run.stderr
+
+
+def test_a_worker_can_be_limited_in_memory_and_sees_no_gpu_it_was_not_given(ray_session: Session) -> None:
+    @ray_session.ray.remote(num_cpus=0)
+    class Probe:
+        def look(self) -> tuple[int, str]:
+            from her2batch.runtime.actor import _limit
+
+            _limit(3_000_000_000)
+            return resource.getrlimit(resource.RLIMIT_DATA)[0], os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+
+    probe = Probe.options(runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}).remote()
+    assert ray_session.ray.get(probe.look.remote()) == (3_000_000_000, "")

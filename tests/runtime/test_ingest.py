@@ -1,0 +1,273 @@
+"""The main job, as a user sees it: real slides, small slides, Ray and the plain loop, killed and resumed."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from her2batch.errors import InputError, StoreError
+from her2batch.runtime.ingest import Order, Summary, ingest
+from her2batch.runtime.ray_session import Session
+from her2batch.settings import Plan, Resources
+from her2batch.store.audit import status, verify
+from her2batch.store.cohort import Cohort
+from tests.conftest import MakeSlide
+from tests.models.bundles import untrained
+
+PLAIN = Resources(workers=0)
+
+
+def run(scans: Path, out: Path, plan: Plan | None = None, **more: object) -> Summary:
+    return ingest(Order(scans, out, **more), plan or Plan(), PLAIN)
+
+
+def contents(cohort: Path) -> dict[str, bytes]:
+    """Every file that has to be the same, whoever made it."""
+    files = [path for path in cohort.rglob("*") if path.is_file() and "runs" not in path.parts]
+    return {str(path.relative_to(cohort)): path.read_bytes() for path in files if path.name != ".lock"}
+
+
+def codes(summary: Summary) -> dict[str, str]:
+    return {row["slide_id"]: row["error_code"] for row in summary.failures}
+
+
+def test_the_real_slides_are_done_or_fail_with_the_right_code(real_data: Path, tmp_path: Path) -> None:
+    summary = run(real_data / "slides", tmp_path / "c")
+    assert codes(summary) == {
+        "boxes": "no-mpp",
+        "tcga-cr-7395-01a-01-ts1": "no-mpp",
+        "multi_frame_jpeg_camelyon_challenge_image": "no-mpp",
+        "CMU-1-small": "too-coarse",
+        "jpeg": "too-coarse",
+    }
+    done = {row["slide_id"]: row for row in summary.slides if row["status"] == "done"}
+    assert done.keys() == {"CMU-1-Small-Region", "HE_example", "sm_image", "boxes_0", "small"}
+    assert done["CMU-1-Small-Region"]["n_tiles"] > 50
+    assert "no-tissue" in done["small"]["flags"]
+    assert (summary.seen, summary.duplicate, summary.exit_code) == (11, 1, 3)
+    assert list(verify(Cohort(tmp_path / "c"))) == []
+
+    again = run(real_data / "slides", tmp_path / "c", Plan(mpp_override=0.25))
+    rows = {row["slide_id"]: row for row in again.slides}
+    assert rows["tcga-cr-7395-01a-01-ts1"]["mpp_source"] == "override"
+    assert rows["boxes"]["status"] == "done"
+    assert again.already == 7
+    assert status(Cohort(tmp_path / "c")).adds_up
+
+
+def test_bad_slides_fail_one_by_one_and_disturb_nothing(real_data: Path, tmp_path: Path, make_slide: Callable) -> None:
+    good = make_slide("good.tiff")
+    for path in (real_data / "bad_slides").iterdir():
+        shutil.copy(path, good.parent)
+    summary = run(good.parent, tmp_path / "c")
+    assert codes(summary) == {
+        "broken": "unreadable", "unreadable": "unreadable", "unopenable": "unreadable", "mask_test": "not-a-slide",
+    }  # fmt: skip
+    assert summary.done == 1
+    assert all(str(good.parent) in row["error"] for row in summary.failures)
+
+
+def test_ray_and_the_plain_loop_give_the_same_bytes(tmp_path: Path, make_slide: Callable, ray_session: Session) -> None:
+    for k in range(4):
+        make_slide(f"s{k}.tiff", seed=k, brown=0.2 * k, levels=1 + k % 2)
+    make_slide("broken.tiff").write_bytes(b"II*\0nothing")
+    scans = tmp_path / "scans"
+    run(scans, tmp_path / "plain")
+    ingest(Order(scans, tmp_path / "ray"), Plan(), Resources(workers=2))
+    assert contents(tmp_path / "plain") == contents(tmp_path / "ray")
+
+
+def test_the_same_command_again_does_nothing_and_opens_nothing(tmp_path: Path, make_slide: Callable) -> None:
+    path = make_slide()
+    run(path.parent, tmp_path / "c")
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "c" / "tables").rglob("*.parquet")}
+    path.chmod(0)
+    summary = run(path.parent, tmp_path / "c")
+    assert (summary.already, summary.done, summary.exit_code) == (1, 1, 0)
+    after = {file: file.stat().st_mtime_ns for file in before}
+    assert {file for file in before if before[file] != after[file]} == {Cohort(tmp_path / "c").intake}
+
+
+def test_a_changed_slide_is_processed_anew_and_keeps_its_name(tmp_path: Path, make_slide: Callable) -> None:
+    path = make_slide(size=(1400, 1200))
+    first = run(path.parent, tmp_path / "c").slides[0]
+    time.sleep(0.01)
+    make_slide(size=(1500, 1200), seed=5)
+    second = run(path.parent, tmp_path / "c").slides[0]
+    assert (first["slide_id"], first["width"]) == ("a", 1400)
+    assert (second["slide_id"], second["width"]) == ("a", 1500)
+    assert list(verify(Cohort(tmp_path / "c"))) == []
+
+
+def test_a_touched_slide_is_recognised_by_its_content(tmp_path: Path, make_slide: Callable) -> None:
+    path = make_slide()
+    run(path.parent, tmp_path / "c")
+    path.touch()
+    assert run(path.parent, tmp_path / "c").already == 1
+
+
+def test_two_slides_of_one_name_and_three_copies(tmp_path: Path, make_slide: Callable) -> None:
+    first = make_slide("x/a.tiff", seed=1)
+    make_slide("y/A.tiff", seed=2)
+    for name in ("b.tiff", "c.tiff"):
+        shutil.copy(first, tmp_path / "scans" / name)
+    summary = run(tmp_path / "scans", tmp_path / "c")
+    ids = sorted(row["slide_id"] for row in summary.slides)
+    assert len(ids) == 2
+    assert len({one.lower() for one in ids}) == 2
+    assert (summary.seen, summary.done, summary.duplicate) == (4, 2, 2)
+    assert status(Cohort(tmp_path / "c")).adds_up
+
+
+def test_a_damaged_store_is_mended(tmp_path: Path, make_slide: Callable) -> None:
+    path = make_slide(brown=0.3)
+    run(path.parent, tmp_path / "c")
+    before = contents(tmp_path / "c")
+    cohort = Cohort(tmp_path / "c")
+    cohort.table("tiles", "a").unlink()
+    assert [problem.slide_id for problem in verify(cohort)] == ["a"]
+    run(path.parent, tmp_path / "c")
+    assert contents(tmp_path / "c") == before
+
+
+def test_damage_of_the_same_size_is_mended_once_verify_has_seen_it(tmp_path: Path, make_slide: Callable) -> None:
+    path = make_slide(brown=0.3)
+    make_slide("b.tiff", seed=2, size=(900, 900))
+    run(path.parent, tmp_path / "c")
+    before = contents(tmp_path / "c")
+    cohort = Cohort(tmp_path / "c")
+    data = bytearray(cohort.table("tiles", "a").read_bytes())
+    data[len(data) // 2] ^= 1
+    cohort.table("tiles", "a").write_bytes(data)
+    assert [problem.slide_id for problem in verify(cohort)] == ["a"]
+    assert cohort.damaged() == {"a"}
+    assert run(path.parent, tmp_path / "c").already == 1
+    assert contents(tmp_path / "c") == before
+    assert cohort.damaged() == set()
+    assert run(path.parent, tmp_path / "c").already == 2
+
+
+def test_a_killed_ingest_goes_on_to_the_same_bytes(tmp_path: Path, make_slide: Callable) -> None:
+    for k in range(5):
+        make_slide(f"s{k}.tiff", seed=k, brown=0.1 * k)
+    scans = tmp_path / "scans"
+    run(scans, tmp_path / "whole")
+    command = [sys.executable, "-m", "her2batch.cli", "ingest", str(scans), "--out", str(tmp_path / "c")]
+    process = subprocess.Popen([*command, "--workers", "0"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    process.stderr.readline()  # one slide is done
+    process.kill()
+    process.communicate()
+    assert len(Cohort(tmp_path / "c").rows()) < 5
+    summary = run(scans, tmp_path / "c")
+    assert summary.done == 5
+    assert contents(tmp_path / "c") == contents(tmp_path / "whole")
+    assert not list((tmp_path / "c").glob(".draft-*"))
+
+
+def test_a_second_ingest_is_refused_while_one_runs(tmp_path: Path, make_slide: Callable) -> None:
+    path = make_slide()
+    run(path.parent, tmp_path / "c")
+    with Cohort(tmp_path / "c").lock(), pytest.raises(StoreError, match=r"in use by host .*, pid"):
+        run(path.parent, tmp_path / "c")
+
+
+def test_what_cannot_be_used_at_all_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        run(tmp_path / "nowhere", tmp_path / "c")
+
+
+def test_pseudonyms_reach_every_byte(tmp_path: Path, make_slide: Callable) -> None:
+    make_slide("Jane Doe 1970.tiff", brown=0.3)
+    make_slide("Jane Doe broken.tiff").write_bytes(b"II*\0")
+    (tmp_path / "scans" / "Jane Doe notes.txt").write_text("x")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("slide_id,patient_id,her2\nJane Doe 1970,Doe-Jane,3+\n")
+    key = tmp_path / "key"
+    key.write_bytes(b"k" * 32)
+    key.chmod(0o600)
+    summary = run(tmp_path / "scans", tmp_path / "c", key=key, labels=labels)
+    assert (summary.done, summary.failed, summary.ignored) == (1, 1, 1)
+    assert next(row for row in summary.slides if row["status"] == "done")["patient_id"].startswith("p")
+    for name, data in contents(tmp_path / "c").items():
+        assert "Doe" not in name
+        assert b"Doe" not in data, name
+    runs = Cohort(tmp_path / "c").runs
+    assert not [path for path in runs.rglob("*") if b"Doe" in path.read_bytes()]
+    assert run(tmp_path / "scans", tmp_path / "c", key=key).already == 2
+
+
+def test_labels_reach_the_rows(tmp_path: Path, make_slide: Callable) -> None:
+    path = make_slide("a.tiff", brown=0.3)
+    labels = tmp_path / "labels.csv"
+    labels.write_text("slide_id,patient_id,her2,stain\na,P1,2+,her2\n")
+    row = run(path.parent, tmp_path / "c", labels=labels).slides[0]
+    assert (row["patient_id"], row["stain"]) == ("P1", "her2")
+    found = Cohort(tmp_path / "c").read("predictions/membrane", "a").to_pylist()
+    assert {one["task"] for one in found} == {"her2-4way", "her2-3way", "her2-binary"}
+    assert {one["patient_id"] for one in found} == {"P1"}
+
+
+def test_every_table_reads_with_a_glob(tmp_path: Path, make_slide: Callable) -> None:
+    import duckdb
+    import pandas as pd
+
+    for k in range(2):
+        make_slide(f"s{k}.tiff", seed=k, brown=0.3)
+    run(tmp_path / "scans", tmp_path / "c")
+    for name in Cohort(tmp_path / "c").names():
+        pattern = str(tmp_path / "c" / "tables" / name / "*.parquet")
+        assert duckdb.sql(f"select count(*) from '{pattern}'").fetchall()[0][0] >= 2
+        assert len(pd.concat(pd.read_parquet(file) for file in Path(pattern).parent.glob("*.parquet"))) >= 2
+
+
+def test_a_blank_hole_inside_tissue_fails_the_slide(tmp_path: Path) -> None:
+    from tests.conftest import tissue_image, write_slide
+
+    image = tissue_image(2000, 2000, brown=0.4)
+    image[750:1250, 750:1250] = 255  # 0.016 mm²: the tissue mask closes over it
+    (tmp_path / "scans").mkdir()
+    write_slide(tmp_path / "scans" / "a.tiff", image)
+    summary = run(tmp_path / "scans", tmp_path / "c", Plan(min_tissue=0.0, tile=64))
+    assert codes(summary) == {"a": "blank-tiles"}
+
+
+def test_json_is_one_object_on_stdout(tmp_path: Path, make_slide: Callable) -> None:
+    path = make_slide()
+    command = [sys.executable, "-m", "her2batch.cli", "ingest", str(path.parent), "--out", str(tmp_path / "c")]
+    done = subprocess.run([*command, "--workers", "0", "--json"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["done"] == 1
+
+
+def test_the_rule_orders_the_real_cores_as_wrapped_slides(real_data: Path, tmp_path: Path) -> None:
+    """0 < 1+ ≤ 2+ < 3+, and 3+ is called 3+. No threshold was fitted to these five."""
+    script = real_data.parent / "make_core_slides.py"
+    if not script.exists():
+        pytest.skip(f"no {script.name} beside the real data")
+    made = tmp_path / "cores"
+    subprocess.run([sys.executable, script, made, "--cores", real_data / "her2_cores"], check=True)
+    summary = run(made, tmp_path / "c")
+    found: dict[str, list[dict]] = {}
+    for row in summary.slides:
+        assert "colour-tag-mended" in row["flags"]  # the script stores RGB under a tag that says YCbCr
+        rows = Cohort(tmp_path / "c").read("predictions/membrane", row["slide_id"]).to_pylist()
+        found.setdefault(row["slide_id"][0], []).append(next(one for one in rows if one["task"] == "her2-4way"))
+    score = {ihc: [one["score"] for one in rows] for ihc, rows in found.items()}
+    assert score["0"][0] < score["1"][0] <= min(score["2"]) <= max(score["2"]) < score["3"][0]
+    assert found["3"][0]["predicted"] == "3+"
+
+
+def test_cucim_is_loaded_before_the_heads_of_a_bundle(make_slide: MakeSlide, tmp_path: Path) -> None:
+    scans = make_slide("a.tiff").parent
+    bundle = untrained(tmp_path / "bundle")
+    command = [sys.executable, "-m", "her2batch.cli", "ingest", str(scans), "--out", str(tmp_path / "c")]
+    more = ["--workers", "0", "--reader", "cucim", "--bundle", str(bundle.path), "--quiet"]
+    run = subprocess.run([*command, *more], capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr
+    assert Cohort(tmp_path / "c").rows()["a"]["reader"] == "cucim"

@@ -1,0 +1,214 @@
+"""Ray: bound to this machine, with a token nobody else reads, and nothing left behind."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from her2batch.errors import HeadLost, InputError, StoreError
+from her2batch.runtime.ray_session import Session, _folder, _start, connect
+from her2batch.settings import Resources
+
+
+def listening(process: psutil.Process) -> set[str]:
+    """Addresses a process listens on; none if it has just ended."""
+    try:
+        return {one.laddr.ip for one in process.net_connections() if one.status == psutil.CONN_LISTEN}
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def test_nothing_listens_off_loopback(ray_session: Session) -> None:
+    ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    addresses = set().union(*(listening(process) for process in ours))
+    assert addresses
+    assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def test_a_connection_that_is_there_is_used(ray_session: Session) -> None:
+    with connect(Resources(workers=1)) as again:
+        assert again.workers == 1
+    assert ray_session.ray.is_initialized()
+
+
+def test_a_head_that_died_since_the_last_knock_is_not_asked(ray_session: Session) -> None:
+    gone = replace(ray_session, head="127.0.0.1:1", _checked=time.monotonic(), stopped=threading.Event())
+    gone.stopped.set()  # no waiting between the knocks
+    with pytest.raises(HeadLost, match="goes on from what is committed"):
+        gone.nodes()
+
+
+@pytest.fixture(scope="module")
+def ended() -> "subprocess.CompletedProcess[str]":
+    """A session in a process of its own, asked to stop by one signal and by the other."""
+    code = """
+import os, pathlib, sys
+from her2batch.runtime.ray_session import connect
+from her2batch.settings import Resources
+before = dict(os.environ)
+with connect(Resources(workers=1)) as session:
+    token = pathlib.Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    print(oct(token.stat().st_mode & 0o777), len(token.read_text()))
+    for number in (2, 15):
+        session.stopped.clear()
+        os.kill(os.getpid(), number)
+        print(number, session.stopped.is_set())
+print(token.parent.exists(), os.environ == before)
+sys.exit(130)
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+def test_a_session_cleans_up_and_keeps_its_token_to_itself(ended: "subprocess.CompletedProcess[str]") -> None:
+    lines = ended.stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("0o600 64", "False True"), ended.stderr
+
+
+def test_a_signal_stops_in_order_with_130(ended: "subprocess.CompletedProcess[str]") -> None:
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stdout.splitlines()[1:3] == ["2 True", "15 True"]
+    assert ended.stderr.count("the same command goes on from here") == 2
+
+
+def test_the_folder_of_a_run_that_was_killed_is_swept() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    folders = {name: Path(f"/tmp/h2b-{pid}-{name}") for name, pid in (("dead", gone.pid), ("alive", os.getpid()))}
+    try:
+        for folder in folders.values():
+            folder.mkdir()
+            os.utime(folder, (0, 0))
+        fresh = _folder()
+        fresh.rmdir()
+        assert {name: folder.exists() for name, folder in folders.items()} == {"dead": False, "alive": True}
+    finally:
+        for folder in folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_no_cluster_at_the_address_is_a_usage_error(tmp_path: Path) -> None:
+    code = (
+        "from her2batch.runtime.ray_session import connect; from her2batch.settings import Resources\n"
+        "with connect(Resources(address='127.0.0.1:1')): pass"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "no Ray cluster answers at 127.0.0.1:1" in run.stderr
+
+
+def test_ray_that_was_imported_before_is_not_trusted() -> None:
+    code = (
+        "import ray; from her2batch.runtime.ray_session import connect; from her2batch.settings import Resources\n"
+        "with connect(Resources(workers=1)): pass"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert InputError.__name__ in run.stderr
+    assert "before it could be bound" in run.stderr
+
+
+def test_a_signal_while_ray_starts_or_before_ends_with_130_too() -> None:
+    before = "os.kill(os.getpid(), 15)"
+    starting = """
+def start(*_):
+    signal.signal(15, lambda number, _: sys.exit(number))  # Ray's own handler, there until ours is
+    os.kill(os.getpid(), 15)
+session._start = start
+with session.connect(Resources(workers=1)):
+    pass
+"""
+    for body in (before, starting):
+        code = f"""
+import os, signal, sys
+from her2batch.cli.app import guarded
+from her2batch.runtime import ray_session as session
+from her2batch.settings import Resources
+guarded(lambda: exec({body!r}))
+"""
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        assert run.returncode == 130, (body, run)
+        assert "the same command goes on from here" in run.stderr
+
+
+def test_interrupted_between_the_making_of_rays_worker_and_its_handle_the_process_does_not_crash(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its native threads outlive it then, and met its destructor on their way: a segmentation fault, now and then."""
+    monkeypatch.setenv("RAY_metrics_report_interval_ms", "2")  # the thread that crashed: now every time
+    code = """
+import os, time
+from her2batch.cli.app import guarded
+from her2batch.runtime import ray_session as session
+from her2batch.settings import Resources
+imported = session._import_ray
+def with_interrupt(folder):
+    ray = imported(folder)
+    made = ray._raylet.CoreWorker
+    def interrupted(*args):
+        made(*args)
+        os.kill(os.getpid(), 15)
+        time.sleep(1)
+    ray._raylet.CoreWorker = interrupted
+    return ray
+session._import_ray = with_interrupt
+guarded(lambda: session.connect(Resources(workers=1)).__enter__())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stderr) == (130, "her2batch: stopped; the same command goes on from here\n")
+
+
+def test_where_ray_dies_under_a_call_that_nothing_interrupts_the_process_ends_by_itself() -> None:
+    """As under a question to Ray that nobody answers; Ray itself would go on for a minute."""
+    code = """
+import time
+from her2batch.cli.app import guarded
+from her2batch.runtime.ray_session import connect
+from her2batch.settings import Resources
+def spend():
+    with connect(Resources(workers=1)) as session:
+        [one.kill() for one in session.parts if one.name() == "gcs_server"]
+        time.sleep(60)
+guarded(spend)
+"""
+    begun = time.monotonic()
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2, run
+    assert run.stderr.splitlines()[-1].startswith("her2batch: a part of Ray on this machine has died; the same")
+    assert time.monotonic() - begun < 50
+
+
+def test_a_command_that_is_interrupted_before_it_begins_says_so() -> None:
+    code = """
+import os
+from her2batch.cli import app as cli
+cli.app.command("wait")(lambda: os.kill(os.getpid(), 15))
+cli.main()
+"""
+    run = subprocess.run([sys.executable, "-c", code, "wait"], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stderr) == (130, "her2batch: stopped; the same command goes on from here\n")
+
+
+def test_a_signal_after_the_end_changes_no_exit_code() -> None:
+    for number in (15, 2):
+        late = f"""
+import atexit, os
+from her2batch.cli.app import guarded
+atexit.register(os.kill, os.getpid(), {number})
+guarded(lambda: 3)
+"""
+        run = subprocess.run([sys.executable, "-c", late], capture_output=True, text=True, timeout=60)
+        assert (run.returncode, run.stderr) == (3, "")
+
+
+def test_ray_that_does_not_start_here_is_said_in_plain_words(tmp_path: Path) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    with pytest.raises(StoreError, match=r"Ray could not be started .*timed out.*; .*the same command"):
+        _start(SimpleNamespace(init=init), Resources(workers=1), tmp_path)

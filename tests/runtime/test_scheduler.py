@@ -1,0 +1,284 @@
+"""Slides over Ray actors: shared, lost, stopped; always the bytes of the plain loop."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from her2batch.models.bundle import BundleInfo, ModelEntry
+from her2batch.models.encoders import dim_of
+from her2batch.models.nets import build
+from her2batch.pipeline.inventory import Todo, take
+from her2batch.pipeline.queue import Queue
+from her2batch.pipeline.stages import Context
+from her2batch.pipeline.worker import Finished, Worker
+from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ray_session import Session
+from her2batch.runtime.scheduler import _cause, share, step_limit
+from her2batch.runtime.serial import plain
+from her2batch.runtime.telemetry import Meters
+from her2batch.settings import Plan, Resources
+from her2batch.store.cohort import Cohort
+from her2batch.store.pseudonyms import Names
+from her2batch.tasks import CLASSES, IHC
+from tests.models.bundles import bundle_of
+from tests.runtime.test_ingest import contents
+
+LIMITS = Resources(workers=2)
+
+
+def worker_for(out: Path, **more: object) -> Worker:
+    plan = Plan(tile=64)
+    cohort = Cohort(out)
+    cohort.create(plan)
+    return Worker(cohort, Context(plan, dims={"stain": dim_of("stain")}), **more)
+
+
+def todos(scans: Path, worker: Worker) -> list[Todo]:
+    census = take(scans, worker.cohort, worker.context.plan, Names(), {})
+    return census.todo
+
+
+def test_a_slide_that_is_shared_has_the_bytes_of_one_that_is_not(
+    tmp_path: Path, make_slide: Callable, ray_session: Session
+) -> None:
+    make_slide("a.tiff", size=(2600, 2400), brown=0.4)
+    reference = worker_for(tmp_path / "plain")
+    list(plain(reference, Queue(todos(tmp_path / "scans", reference))))
+    shared = worker_for(tmp_path / "shared", range_batches=1, split_batches=1)
+    finished = list(share(ray_session, shared, Queue(todos(tmp_path / "scans", shared)), LIMITS, Meters()))
+    assert [one.row["status"] for one in finished] == ["done"]
+    assert finished[0].row["n_tiles"] > 100
+    assert contents(tmp_path / "plain") == contents(tmp_path / "shared")
+
+
+class Looked(Queue):
+    """How often the supply was asked to look, before anybody wanted a slide of it."""
+
+    looks, before = 0, None
+
+    def look(self) -> None:
+        self.looks += 1
+
+    def next(self) -> Todo | None:
+        self.before = self.looks if self.before is None else self.before
+        return super().next()
+
+
+def test_a_supply_looks_while_no_worker_is_idle(tmp_path: Path, make_slide: Callable, ray_session: Session) -> None:
+    """Or else a slide that came while all were busy began to settle only when one was idle."""
+    make_slide("a.tiff")
+    worker = worker_for(tmp_path / "c")
+    queue = Looked(todos(tmp_path / "scans", worker))
+    assert len(list(share(replace(ray_session, workers=1), worker, queue, LIMITS, Meters()))) == 1
+    assert queue.before > 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [("OutOfDiskError", "Ray's object store is full"), ("RaySystemError", "a worker stopped: ")]
+)
+def test_what_ray_says_over_many_lines_is_said_in_one(ray_session: Session, fault: str, words: str) -> None:
+    ray = ray_session.ray
+
+    def fails() -> None:
+        raise getattr(ray.exceptions, fault)("one line\nand another")
+
+    first = ray.remote(fails).remote()
+    waits = ray.remote(lambda given: given).remote(first)
+    for reference in (first, waits):
+        with pytest.raises(ray.exceptions.RayError) as caught:
+            ray.get(reference)
+        assert "\n" in str(caught.value)
+        assert str(_cause(caught.value)).startswith(words)
+        assert "\n" not in str(_cause(caught.value))
+
+
+@dataclass
+class Deadly(Worker):
+    """A worker whose process dies of slides called 'deadly', as often as `deaths` says."""
+
+    deaths: int = 99
+
+    def begin(self, todo: Todo, share: bool, always: bool = False) -> tuple[object, dict]:
+        if todo.slide_id == "deadly":
+            seen = self.cohort.root / "deaths"
+            count = int(seen.read_text()) if seen.exists() else 0
+            seen.write_text(str(count + 1))
+            if count < self.deaths:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().begin(todo, share, always)
+
+
+@pytest.mark.parametrize(("deaths", "outcome"), [(1, "done"), (99, "failed")])
+def test_a_lost_worker_costs_its_slide_two_retries_and_the_others_nothing(
+    tmp_path: Path, make_slide: Callable, ray_session: Session, deaths: int, outcome: str
+) -> None:
+    import tests.runtime.test_scheduler as here
+
+    ray_session.ray.cloudpickle.register_pickle_by_value(here)
+    for name in ("deadly.tiff", "b.tiff", "c.tiff"):
+        make_slide(name, seed=len(name) + ord(name[0]), size=(900, 900))
+    plan = Plan()
+    cohort = Cohort(tmp_path / "c")
+    cohort.create(plan)
+    worker = here.Deadly(cohort, Context(plan, dims={"stain": dim_of("stain")}), deaths=deaths)
+    found: dict[str, Finished] = {}
+    for one in share(ray_session, worker, Queue(todos(tmp_path / "scans", worker)), LIMITS, Meters()):
+        found[one.row["slide_id"]] = one
+    assert {name: one.row["status"] for name, one in found.items()} == {"deadly": outcome, "b": "done", "c": "done"}
+    if outcome == "failed":
+        assert found["deadly"].row["error_code"] == "worker-lost"
+        assert (cohort.root / "deaths").read_text() == "3"
+
+
+@dataclass
+class Hanging(Worker):
+    """A worker whose process stands still over slides called 'hanging': not even its own threads can end it."""
+
+    def begin(self, todo: Todo, share: bool, always: bool = False) -> tuple[object, dict]:
+        if todo.slide_id == "hanging":
+            with (self.cohort.root / "tries").open("a") as file:
+                file.write("once\n")
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().begin(todo, share, always)
+
+
+def test_a_slide_that_hangs_is_given_up_and_the_others_go_on(
+    tmp_path: Path, make_slide: Callable, ray_session: Session
+) -> None:
+    import tests.runtime.test_scheduler as here
+
+    ray_session.ray.cloudpickle.register_pickle_by_value(here)
+    for name in ("hanging.tiff", "b.tiff", "c.tiff"):
+        make_slide(name, seed=len(name) + ord(name[0]), size=(900, 900))
+    cohort = Cohort(tmp_path / "c")
+    cohort.create(Plan())
+    worker = here.Hanging(cohort, Context(Plan(), dims={"stain": dim_of("stain")}))
+    limits = Resources(workers=2, patience=5)
+    found = list(share(ray_session, worker, Queue(todos(tmp_path / "scans", worker)), limits, Meters()))
+    assert {one.row["slide_id"]: one.row["error_code"] for one in found} == {"hanging": "timeout", "b": None, "c": None}
+    assert (cohort.root / "tries").read_text() == "once\n"
+
+
+def test_slow_models_get_the_time_they_need() -> None:
+    assert step_limit(Plan(), 1800) == 1800
+    assert step_limit(Plan(encoders=("stain", "uni")), 1800) > 1800 + 2 * 2048 / 1.3
+
+
+@dataclass
+class DeadlyModel(Worker):
+    """A worker whose process dies once, under its first model calls."""
+
+    def measure(self, todo: Todo, state: dict, name: str, lo: int, hi: int) -> object:
+        dead = self.cohort.root / "dead"
+        if name == "tiles" and not dead.exists():
+            dead.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().measure(todo, state, name, lo, hi)
+
+
+def test_a_model_worker_that_dies_under_two_calls_is_replaced_once(
+    tmp_path: Path, make_slide: Callable, ray_session: Session, small_weights: Path
+) -> None:
+    import tests.runtime.test_scheduler as here
+
+    ray_session.ray.cloudpickle.register_pickle_by_value(here)
+    for name in "abcd":
+        make_slide(f"{name}.tiff", seed=ord(name), brown=0.4)
+    plan = Plan(encoders=("timm:test_vit",))
+    cohort = Cohort(tmp_path / "c")
+    cohort.create(plan)
+    context = Context(plan, weights=small_weights, dims={"timm:test_vit": dim_of("timm:test_vit")})
+    worker = here.DeadlyModel(cohort, context)
+    session = replace(ray_session, workers=1, gpus=1)
+    found = list(share(session, worker, Queue(todos(tmp_path / "scans", worker)), LIMITS, Meters()))
+    assert sorted((one.row["slide_id"], one.row["status"]) for one in found) == [(name, "done") for name in "abcd"]
+    assert (cohort.root / "dead").exists()
+
+
+def test_a_stop_ends_the_batch_between_calls(tmp_path: Path, make_slide: Callable, ray_session: Session) -> None:
+    for k in range(4):
+        make_slide(f"s{k}.tiff", seed=k, size=(900, 900))
+    worker = worker_for(tmp_path / "c")
+    session = replace(ray_session, workers=1)
+    running = share(session, worker, Queue(todos(tmp_path / "scans", worker)), LIMITS, Meters())
+    next(running)
+    session.stopped.set()
+    assert len(list(running)) < 3
+    session.stopped.clear()
+    assert 1 <= len(worker.cohort.rows()) < 4
+
+
+@dataclass
+class Nosy(Worker):
+    """A worker that writes down what its process sees."""
+
+    def begin(self, todo: Todo, share: bool, always: bool = False) -> tuple[object, dict]:
+        import cucim  # noqa: F401  (takes 500 MB on every GPU in sight, so none may be)
+        import torch
+
+        names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+        facts = {name: os.environ.get(name) for name in names} | {"gpus": torch.cuda.device_count()}
+        (self.cohort.root / "seen.json").write_text(json.dumps(facts))
+        return super().begin(todo, share, always)
+
+
+def test_a_cpu_worker_holds_no_gpu_and_runs_one_thread(
+    tmp_path: Path, make_slide: Callable, ray_session: Session
+) -> None:
+    import tests.runtime.test_scheduler as here
+
+    ray_session.ray.cloudpickle.register_pickle_by_value(here)
+    make_slide(size=(900, 900))
+    cohort = Cohort(tmp_path / "c")
+    cohort.create(Plan())
+    worker = here.Nosy(cohort, Context(Plan(), dims={"stain": dim_of("stain")}))
+    list(share(ray_session, worker, Queue(todos(tmp_path / "scans", worker)), LIMITS, Meters()))
+    seen = json.loads((cohort.root / "seen.json").read_text())
+    assert seen == {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "gpus": 0}
+
+
+def a_bundle(folder: Path) -> Path:
+    """Untrained small nets in the places of the paper's: enough to run every branch."""
+    entries, nets = [], {}
+    for source, task, method in (
+        ("patches-low", "her2-4way", "convnext-small"),
+        ("patches-moderate", "her2-4way", "convnext-small"),
+        ("thumbnail-224", "her2-3way", "resnet50"),
+    ):
+        kind = source.split("-")[0].removesuffix("es")
+        file = f"{source}.safetensors"
+        about = {"kind": kind, "task": task, "method": method, "input": source, "classes": CLASSES[task], "file": file}
+        entries.append(ModelEntry(**about, size="tiny"))
+        nets[file] = build(method, len(CLASSES[task]), 224, "tiny")
+    tasks = ("her2-4way", "her2-3way")
+    return bundle_of(
+        folder, BundleInfo(her2batch="0.1.0", tasks=tasks, licence="none: untrained", models=tuple(entries)), nets
+    ).path
+
+
+def test_model_pools_give_the_bytes_of_the_plain_loop(
+    tmp_path: Path, make_slide: Callable, ray_session: Session, small_weights: Path
+) -> None:
+    """With a GPU (here only declared) every model role has actors of its own; without, one process does it all."""
+    make_slide("a.tiff", size=(1400, 1200), brown=0.4)
+    bundle = a_bundle(tmp_path / "bundle")
+    plan = Plan(encoders=("stain", "timm:test_vit"))
+    for name, resources in {"plain": Resources(workers=0), "pools": Resources(workers=1, gpus=1)}.items():
+        order = Order(tmp_path / "scans", tmp_path / name, bundle=bundle, weights=small_weights)
+        summary = ingest(order, plan, resources)
+        assert (summary.done, summary.skipped) == (1, [])
+    assert contents(tmp_path / "plain") == contents(tmp_path / "pools")
+    cohort = Cohort(tmp_path / "pools")
+    names = [name.split("/")[0] for name in cohort.names()]
+    own = ["embeddings", "embeddings", "membrane", "patches"]
+    assert names == [*own, "predictions", "predictions", "slides", "thumbnails", "tiles"]
+    patches = cohort.read(next(name for name in cohort.names() if name.startswith("patches")), "a")
+    assert set(patches["resolution"].to_pylist()) == {"moderate"}  # at `low` a patch is larger than this tissue
+    total = sum(patches[f"p{k}"].to_numpy() for k in range(len(IHC)))
+    np.testing.assert_allclose(total, 1, atol=1e-5)

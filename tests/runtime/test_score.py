@@ -1,0 +1,101 @@
+"""Scoring a cohort from its tables: what a bundle's networks need comes from the store, and lands there."""
+
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from her2batch.errors import InputError
+from her2batch.experiments.train import Study, train
+from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ray_session import Session
+from her2batch.runtime.score import score
+from her2batch.settings import Plan, Resources, Spread, Training
+from her2batch.store.audit import verify
+from her2batch.store.cohort import Cohort
+from tests.conftest import Synthetic
+
+METHODS = ("clam-mb", "resnet50", "random-forest", "majority-vote")
+
+
+@pytest.fixture(scope="module")
+def bundle(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory, ray_session: Session) -> Path:
+    """One of each kind: a MIL head, a thumbnail network, a patch network with two classifiers on its counts."""
+    training = Training(
+        tasks=("her2-4way",), methods=METHODS, inputs=("stain", "thumbnail-224", "patches-high"), folds=3, quick=True,
+        options=("epochs=1",), patches_per_slide=4,
+    )  # fmt: skip
+    out = tmp_path_factory.mktemp("bundle") / "run"
+    found = train(Study(synthetic.cohort, out, None, synthetic.annotations), training, Spread(workers=0))
+    assert found.exit_code == 0, found.failed
+    return out / "bundle"
+
+
+@pytest.fixture
+def cohort(synthetic: Synthetic, tmp_path: Path) -> Path:
+    """Two slides of the cohort, to be scored."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for path in sorted(synthetic.scans.glob("*-1.svs"))[:2]:
+        (scans / path.name).symlink_to(path)
+    ingest(Order(scans, tmp_path / "cohort", labels=synthetic.labels), Plan(), Resources(workers=0))
+    return tmp_path / "cohort"
+
+
+def test_every_kind_of_model_scores(bundle: Path, cohort: Path, synthetic: Synthetic) -> None:
+    found = score(cohort, bundle, Resources(workers=0))
+    assert (found.scored, found.failures) == (2, {})
+    rows = pq.read_table(cohort / "tables" / "predictions" / found.bundle.id).to_pylist()
+    assert {row["method"] for row in rows} == set(METHODS)
+    for row in rows:
+        assert sum(row["p"]) == pytest.approx(1, abs=1e-4)
+        assert row["predicted"] in row["plausible"]
+    names = Cohort(cohort).names()
+    for table in ("patches", "thumbnails", "attention", "predictions"):
+        assert f"{table}/{found.bundle.id}" in names
+    assert list(verify(Cohort(cohort))) == []
+
+
+def test_ingest_with_the_bundle_gives_nearly_the_same(bundle: Path, cohort: Path, synthetic: Synthetic) -> None:
+    """Patches come from the slide there and from its pyramid here, which has its own lower levels."""
+    found = score(cohort, bundle, Resources(workers=0))
+    direct = cohort.parent / "direct"
+    order = Order(cohort.parent / "scans", direct, bundle=bundle, labels=synthetic.labels)
+    assert ingest(order, Plan(), Resources(workers=0)).exit_code == 0
+    for slide_id in Cohort(cohort).rows():
+        one, other = (
+            Cohort(root).read(f"predictions/{found.bundle.id}", slide_id).to_pylist() for root in (cohort, direct)
+        )
+        for a, b in zip(one, other, strict=True):
+            assert (a["method"], a["task"]) == (b["method"], b["task"])
+            tolerance = 0.2 if a["method"] in ("random-forest", "majority-vote") else 1e-6
+            assert max(abs(x - y) for x, y in zip(a["p"], b["p"], strict=True)) <= tolerance
+
+
+def test_on_ray_it_says_the_same(bundle: Path, cohort: Path, tmp_path: Path, ray_session: Session) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(cohort, other)
+    found = score(cohort, bundle, Resources(workers=0))
+    score(other, bundle, Resources(workers=2))
+    for slide_id in Cohort(cohort).rows():
+        for table in (f"predictions/{found.bundle.id}", f"patches/{found.bundle.id}"):
+            assert (
+                Cohort(cohort).table(table, slide_id).read_bytes() == Cohort(other).table(table, slide_id).read_bytes()
+            )
+
+
+def test_a_slide_whose_tables_are_gone_fails_by_name(bundle: Path, cohort: Path) -> None:
+    slide_id = sorted(Cohort(cohort).rows())[0]
+    Cohort(cohort).table("embeddings/stain", slide_id).unlink()
+    found = score(cohort, bundle, Resources(workers=0))
+    assert found.scored == 1
+    assert found.exit_code == 3
+    assert slide_id in found.failures[slide_id]
+    assert "ingest again" in found.failures[slide_id]
+
+
+def test_an_empty_cohort_says_so(bundle: Path, tmp_path: Path) -> None:
+    Cohort(tmp_path / "cohort").create(Plan())
+    with pytest.raises(InputError, match="no slide"):
+        score(tmp_path / "cohort", bundle, Resources(workers=0))

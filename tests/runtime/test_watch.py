@@ -1,0 +1,276 @@
+"""The watch: a slide is taken up when the scanner has finished it, however the scanner writes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from her2batch.pipeline.inventory import Register, Todo
+from her2batch.pipeline.queue import now
+from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ray_session import Session
+from her2batch.runtime.watch import GIVE_UP, Settling, partial_beside
+from her2batch.settings import Plan, Resources, Window
+from her2batch.slides.discover import Found, Source, again, source
+from her2batch.store.audit import status
+from her2batch.store.cohort import Cohort
+
+SETTLE = 10.0
+
+
+def opens(_: Path) -> None:
+    return None
+
+
+def lies(path: Path, text: str = "x") -> Source:
+    path.write_text(text)
+    return source((path,))
+
+
+def test_a_file_is_finished_when_two_looks_a_settle_time_apart_see_the_same(tmp_path: Path) -> None:
+    settling, slide = Settling(SETTLE, opens), lies(tmp_path / "a.svs")
+    assert [settling.finished(slide, at, ()) for at in (100.0, 105.0, 109.9, 110.0)] == [False, False, False, True]
+
+
+def test_a_writer_that_pauses_starts_the_time_anew(tmp_path: Path) -> None:
+    settling, slide = Settling(SETTLE, opens), lies(tmp_path / "a.svs")
+    assert not settling.finished(slide, 0, ())
+    slide = lies(tmp_path / "a.svs", "xy")
+    assert [settling.finished(slide, at, ()) for at in (9.0, 18.0, 19.0)] == [False, False, True]
+
+
+def test_a_file_that_was_renamed_over_another_of_the_same_size_and_time_is_another(tmp_path: Path) -> None:
+    settling, slide = Settling(SETTLE, opens), lies(tmp_path / "a.svs")
+    settling.finished(slide, 0, ())
+    facts = slide.path.stat()
+    lies(tmp_path / "b.svs", "y").path.replace(slide.path)
+    os.utime(slide.path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert not settling.finished(again(slide), 15, ())
+    assert settling.finished(again(slide), 25, ())
+
+
+def test_times_of_files_are_not_compared_with_our_clock(tmp_path: Path) -> None:
+    settling, slide = Settling(SETTLE, opens), lies(tmp_path / "a.svs")
+    os.utime(slide.path, (4e9, 4e9))  # a share whose clock is a century ahead
+    assert not settling.finished(slide, 0, ())
+    assert settling.finished(slide, SETTLE, ())
+
+
+def test_what_does_not_open_waits_and_is_handed_over_in_the_end(tmp_path: Path) -> None:
+    settling, slide = Settling(SETTLE, lambda _: "the file is cut"), lies(tmp_path / "a.svs")
+    found = [settling.finished(slide, SETTLE * k, ()) for k in range(GIVE_UP + 1)]
+    assert found == [False] * GIVE_UP + [True]
+    assert settling.why(slide) == "does not open yet: the file is cut"
+
+
+def test_every_file_of_a_slide_must_rest(tmp_path: Path) -> None:
+    for name in ("a.mrxs", "Data0.dat"):
+        lies(tmp_path / name)
+    paths = (tmp_path / "a.mrxs", tmp_path / "Data0.dat")
+    settling = Settling(SETTLE, opens)
+    settling.finished(source(paths), 0, ())
+    lies(paths[1], "longer")
+    assert not settling.finished(source(paths), SETTLE, ())
+    assert settling.finished(source(paths), 2 * SETTLE, ())
+
+
+@pytest.mark.parametrize(
+    "other", ["a.svs.part", "a.svs.tmp", "a.part", "a.svs.filepart", "a.svs.crdownload", "~a.svs", ".a.svs.Xy12Zq"]
+)
+def test_a_partial_copy_beside_a_slide_holds_it_back(tmp_path: Path, other: str) -> None:
+    settling, slide = Settling(SETTLE, opens), lies(tmp_path / "a.svs")
+    settling.finished(slide, 0, ())
+    assert not settling.finished(slide, SETTLE, ["a.svs", other])
+    assert other in settling.why(slide)
+    assert settling.finished(slide, SETTLE, ["a.svs"])
+
+
+def test_a_partial_copy_that_nobody_works_on_does_not_hold_a_night_for_ever(tmp_path: Path) -> None:
+    settling, slide = Settling(SETTLE, opens), lies(tmp_path / "a.svs")
+    part = tmp_path / "a.svs.part"
+    for k in range(2 * GIVE_UP):  # it grows
+        part.write_bytes(bytes(k))
+        assert not settling.finished(slide, SETTLE * k, ["a.svs", part.name])
+    found = [settling.finished(slide, SETTLE * (2 * GIVE_UP + k), ["a.svs", part.name]) for k in range(GIVE_UP)]
+    assert found == [False] * (GIVE_UP - 1) + [True]
+
+
+def test_partial_copies_of_other_slides_hold_nothing_back() -> None:
+    assert partial_beside("a.svs", ["a.svs", "b.svs.part", "aa.part", ".b.svs.Q1", "a2.svs.tmp", "a.xml"]) is None
+
+
+# -- with real slides ------------------------------------------------------------------------------------------
+
+
+def watched(tmp_path: Path, session: Session, seconds: float = 60, **more: object) -> "tuple[threading.Thread, list]":
+    """An ingest that watches, in a thread, until it has ended or the test has."""
+    found: list = []
+    window = Window(watch=True, settle=0.6, **more)
+
+    def run() -> None:
+        order = Order(tmp_path / "scans", tmp_path / "c")
+        found.append(ingest(order, Plan(tile=64), Resources(workers=2), window=window, session=session))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, found
+
+
+def wait_for(what: Callable[[], object], seconds: float = 40) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_slides_are_taken_up_as_each_kind_of_writer_finishes_them(
+    tmp_path: Path, make_slide: Callable, ray_session: Session
+) -> None:
+    """One pauses, one preallocates, one renames, one copies over a slow link: none is read before it is whole."""
+    made = {name: make_slide(f"../made/{name}.tiff", seed=k) for k, name in enumerate(("pause", "pre", "ren", "slow"))}
+    scans, cohort = tmp_path / "scans", Cohort(tmp_path / "c")
+    scans.mkdir(exist_ok=True)
+    session = Session(ray_session.ray, 2, 0.0)
+    thread, found = watched(tmp_path, session)
+    data = {name: path.read_bytes() for name, path in made.items()}
+
+    def pause() -> None:
+        with (scans / "pause.tiff").open("wb") as file:
+            for part in (data["pause"][:50_000], data["pause"][50_000:]):
+                file.write(part)
+                file.flush()
+                time.sleep(1.5)  # longer than it takes to settle
+
+    def preallocate() -> None:
+        with (scans / "pre.tiff").open("wb") as file:
+            file.truncate(len(data["pre"]))
+            time.sleep(1.5)
+            file.write(data["pre"])
+
+    def rename() -> None:
+        part = scans / "ren.tiff.part"
+        part.write_bytes(data["ren"])
+        time.sleep(1.5)
+        part.rename(scans / "ren.tiff")
+
+    def slowly() -> None:
+        with (scans / "slow.tiff").open("wb") as file:
+            for at in range(0, len(data["slow"]), len(data["slow"]) // 12):
+                file.write(data["slow"][at : at + len(data["slow"]) // 12])
+                file.flush()
+                time.sleep(0.25)
+
+    writers = [threading.Thread(target=one) for one in (pause, preallocate, rename, slowly)]
+    for one in writers:
+        one.start()
+    wait_for(lambda: sum(row["status"] == "done" for row in cohort.rows().values()) == 4)
+    session.stopped.set()
+    thread.join(20)
+    summary = found[0]
+    assert (summary.seen, summary.done, summary.failed, summary.exit_code) == (4, 4, 0, 130)
+    tried = [json.loads(line) for path in cohort.runs.glob("*.jsonl") for line in path.read_text().splitlines()]
+    ended = [one["slide_id"] for one in tried if one["event"] == "slide"]
+    assert sorted(ended) == ["pause", "pre", "ren", "slow"]  # each once: none was taken up unfinished
+
+
+def test_when_the_window_ends_the_rest_is_deferred_and_the_next_run_takes_it(
+    tmp_path: Path, make_slide: Callable, ray_session: Session
+) -> None:
+    make_slide("a.tiff")
+    cut = make_slide("cut.tiff", seed=1)
+    os.truncate(cut, cut.stat().st_size // 2)
+    window = Window(watch=True, settle=30, until=(now() + timedelta(seconds=4)).strftime("%H:%M:%S"))
+    order = Order(tmp_path / "scans", tmp_path / "c")
+    summary = ingest(order, Plan(tile=64), Resources(workers=2), window=window, session=ray_session)
+    assert (summary.seen, summary.deferred, summary.done, summary.exit_code) == (2, 2, 0, 0)
+    found = status(Cohort(tmp_path / "c"))
+    assert found.adds_up
+    assert found.deferred == 2
+    assert found.reasons == {"deferred: not at rest for 30 s yet": 2}
+    summary = ingest(order, Plan(tile=64), Resources(workers=0))
+    assert (summary.seen, summary.done, summary.failed, summary.deferred) == (2, 1, 1, 0)
+    assert summary.failures[0]["error_code"] == "truncated"
+
+
+def test_a_night_that_does_not_linger_leaves_when_nothing_is_left(
+    tmp_path: Path, make_slide: Callable, ray_session: Session
+) -> None:
+    for k in range(3):
+        make_slide(f"s{k}.tiff", seed=k)
+    thread, found = watched(tmp_path, ray_session, linger=False)
+    thread.join(60)
+    assert (found[0].seen, found[0].done, found[0].exit_code) == (3, 3, 0)
+    thread, found = watched(tmp_path, ray_session, linger=False)  # again: nothing waits to settle
+    thread.join(20)
+    assert (found[0].already, found[0].fresh, found[0].exit_code) == (3, [], 0)
+
+
+def test_a_slide_that_is_replaced_after_it_was_done_is_done_again_and_a_copy_is_not(
+    tmp_path: Path, make_slide: Callable, ray_session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = make_slide("a.tiff"), make_slide("../made/b.tiff", seed=5)
+    admitted: list[str] = []
+
+    def admit(register: Register, found: Found, plain: Callable = Register.admit) -> list[Todo]:
+        todos = plain(register, found)
+        admitted.extend(one.path.name for one in found.slides)
+        return todos
+
+    monkeypatch.setattr(Register, "admit", admit)
+    cohort, session = Cohort(tmp_path / "c"), Session(ray_session.ray, 2, 0.0)
+    thread, found = watched(tmp_path, session)
+    wait_for(lambda: "a" in cohort.rows())
+    before = cohort.rows()["a"]["sha256"]
+    shutil.copy(first, first.with_name("copy.tiff"))
+    wait_for(lambda: "copy.tiff" in admitted)  # it has settled
+    other.replace(first)
+    wait_for(lambda: cohort.rows()["a"]["sha256"] != before)
+    session.stopped.set()
+    thread.join(60)
+    assert (found[0].seen, found[0].done, found[0].duplicate, found[0].fresh) == (2, 1, 1, ["a"])
+    # what the copy was a copy of is gone: the next run knows it for a slide
+    summary = ingest(Order(tmp_path / "scans", tmp_path / "c"), Plan(tile=64), Resources(workers=0))
+    assert (summary.seen, summary.done, summary.duplicate) == (2, 2, 0)
+    assert {row["sha256"] for row in cohort.rows().values()} > {before}
+
+
+@pytest.mark.slow
+def test_sigterm_stops_within_ten_seconds(tmp_path: Path, make_slide: Callable) -> None:
+    make_slide("a.tiff")
+    command = [sys.executable, "-m", "her2batch.cli", "ingest", str(tmp_path / "scans"), "--out", str(tmp_path / "c"),
+               "--watch", "--settle", "0.5", "--tile", "64", "--workers", "1"]  # fmt: skip
+    watcher = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: list((tmp_path / "c").glob("tables/slides/a.parquet")), 90)
+    asked = time.monotonic()
+    watcher.send_signal(signal.SIGTERM)
+    out, _ = watcher.communicate(timeout=30)
+    assert watcher.returncode == 130
+    assert time.monotonic() - asked < 10
+    assert "1 done" in out
+
+
+def test_a_plain_loop_that_watches_stops_in_order_too_and_a_second_watcher_is_refused(
+    tmp_path: Path, make_slide: Callable
+) -> None:
+    make_slide("a.tiff")
+    command = [sys.executable, "-m", "her2batch.cli", "ingest", str(tmp_path / "scans"), "--out", str(tmp_path / "c"),
+               "--watch", "--settle", "0.5", "--tile", "64", "--workers", "0", "--json"]  # fmt: skip
+    watcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: list((tmp_path / "c").glob("tables/slides/a.parquet")), 60)
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 2
+    assert f"pid {watcher.pid}" in second.stderr
+    assert os.uname().nodename in second.stderr
+    watcher.send_signal(signal.SIGTERM)
+    out, _ = watcher.communicate(timeout=10)
+    assert watcher.returncode == json.loads(out)["exit_code"] == 130
+    assert json.loads(out)["done"] == 1

@@ -1,0 +1,127 @@
+"""A slide's bytes: its identity, its holes, and whether its directories are all there."""
+
+import hashlib
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from her2batch.errors import SlideError
+from her2batch.slides.fingerprint import CHUNK, PAGE, check_directories, fingerprint, is_tiff
+
+
+def test_one_file_has_its_plain_sha256(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"slide" * 1000)
+    found = fingerprint([path])
+    assert found.sha256 == hashlib.sha256(b"slide" * 1000).hexdigest()
+    assert (found.bytes, found.holes) == (5000, ())
+
+
+def test_several_files_have_one_identity_whatever_they_are_called(tmp_path: Path) -> None:
+    for name, data in (("a", b"1"), ("b", b"2"), ("c", b"2"), ("d", b"1")):
+        (tmp_path / name).write_bytes(data)
+    first, second = (fingerprint([tmp_path / one for one in names]) for names in ("ab", "cd"))
+    assert first.sha256 == second.sha256
+    assert first.sha256 != fingerprint([tmp_path / "a"]).sha256
+    assert first.bytes == 2
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=6), st.integers(0, PAGE - 1))
+def test_holes_are_the_runs_of_whole_zero_pages(tmp_path_factory, runs: list[tuple[int, int]], tail: int) -> None:
+    data, expected = b"", []
+    for full, empty in runs:
+        data += b"\1" * full * PAGE
+        expected.append((len(data), len(data) + empty * PAGE))
+        data += bytes(empty * PAGE)
+    path = tmp_path_factory.mktemp("holes") / "a"
+    path.write_bytes(data + b"\1" * tail)
+    assert fingerprint([path]).holes == tuple(expected)
+
+
+def test_a_hole_may_reach_over_the_buffers_end(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"\1" * (CHUNK - PAGE) + bytes(2 * PAGE) + b"\1" * PAGE)
+    assert fingerprint([path]).holes == ((CHUNK - PAGE, CHUNK + PAGE),)
+
+
+def test_a_page_that_only_starts_with_zeros_is_no_hole(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(bytes(PAGE - 1) + b"\1" + b"\1" * PAGE)
+    assert fingerprint([path]).holes == ()
+
+
+def test_every_real_tiff_has_whole_directories(real_data: Path) -> None:
+    for path in sorted((real_data / "slides").glob("*.[st][vi][sf]*")):
+        fixed, lists = check_directories(path)
+        assert len(fixed) > 2
+        assert len(lists) >= 2
+        assert max(end for _, end in (*fixed, *lists)) <= path.stat().st_size
+
+
+def test_a_file_is_a_tiff_by_its_first_bytes(real_data: Path) -> None:
+    assert is_tiff(real_data / "slides/CMU-1-Small-Region.svs")
+    assert not is_tiff(real_data / "bad_slides/broken.svs")
+    assert not is_tiff(real_data / "slides/sm_image.dcm")
+
+
+def tiff(*directories: list[tuple[int, int, int, int]], then: int = 0) -> bytes:
+    """A little-endian TIFF of bare directories of (tag, type, count, value); the last points to `then`."""
+    data = b"II*\0" + struct.pack("<I", 8)
+    for number, entries in enumerate(directories):
+        end = len(data) + 2 + 12 * len(entries) + 4
+        following = end if number + 1 < len(directories) else then
+        data += struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *one) for one in entries)
+        data += struct.pack("<I", following)
+    return data
+
+
+WIDTH = (256, 4, 1, 100)
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "words"),
+    [
+        (b"II*\0", "truncated", "ends after its header"),
+        (tiff([WIDTH], then=10_000), "truncated", "before its directory"),
+        (struct.pack("<4sHHQ", b"II+\0", 8, 0, 2**63), "truncated", "before its directory"),
+        (tiff([WIDTH])[:-6], "truncated", "inside a directory"),
+        (tiff([]) + bytes(8), "truncated", "0 entries"),
+        (tiff([(0, 0, 0, 0)]), "truncated", "empty"),
+        (tiff([(270, 2, 5000, 100)]), "truncated", "before the value of tag 270"),
+        (tiff([(324, 4, 2**32 - 1, 100)]), "truncated", "before the value of tag 324"),
+        (tiff([WIDTH], [WIDTH], then=8), "unreadable", "loop"),
+        (tiff([(330, 4, 1, 8)]), "unreadable", "loop"),
+        (tiff([(330, 13, 20_000, 8)]) + bytes(90_000), "unreadable", "20000 directories"),
+        (b"hello, no picture here", "unreadable", "no TIFF"),
+    ],
+)  # fmt: skip
+def test_a_chain_that_is_cut_or_absurd_is_refused(tmp_path: Path, data: bytes, code: str, words: str) -> None:
+    path = tmp_path / "a.tiff"
+    path.write_bytes(data)
+    with pytest.raises(SlideError, match=words) as caught:
+        check_directories(path)
+    assert caught.value.code == code
+
+
+def test_big_endian_and_bigtiff_chains_are_walked(tmp_path: Path) -> None:
+    classic = b"MM\0*" + struct.pack(">IHHHII", 8, 1, 256, 4, 1, 100) + struct.pack(">I", 0)
+    big = b"II+\0" + struct.pack("<HHQQHHQQQ", 8, 0, 16, 1, 256, 16, 1, 100, 0)
+    for name, data in (("classic", classic), ("big", big)):
+        (tmp_path / name).write_bytes(data)
+        fixed, lists = check_directories(tmp_path / name)
+        assert fixed[0][1] == len(data)
+        assert (len(fixed), lists) == (2, ())
+
+
+def test_random_bytes_behind_a_tiff_header_end_in_a_slide_error(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    for k in range(100):
+        path = tmp_path / f"{k}"
+        path.write_bytes(b"II*\0\x08\0\0\0" + rng.bytes(400))
+        with pytest.raises(SlideError):
+            check_directories(path)

@@ -1,0 +1,301 @@
+"""TIFF slides read from their own tile table: right pixels, or none."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import openslide
+import pytest
+import tifffile
+
+from her2batch.errors import SlideError
+from her2batch.slides.fingerprint import fingerprint
+from her2batch.slides.slide import Box, Slide, resample
+from her2batch.slides.tiff_slide import TiffSlide
+from tests.contract.reader_contract import SlideContract
+from tests.slides.damage import cut, holed, zero_tailed
+from tests.slides.test_tiff_tables import write_philips
+
+
+def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """An image that JPEG keeps well: (height, width, 3) uint8."""
+    coarse = np.random.default_rng(seed).integers(100, 256, (height // 32 + 2, width // 32 + 2, 3), np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def whole(slide: Slide, level: int = 0) -> np.ndarray:
+    size = slide.info.levels[level]
+    return slide.read(Box(0, 0, size.width, size.height), level)
+
+
+def refusal(path: Path) -> str:
+    """What opening and checking a file says: an error code, or 'accepted'."""
+    try:
+        with TiffSlide(path) as slide:
+            slide.validate(fingerprint([path]).holes)
+    except SlideError as error:
+        return error.code
+    return "accepted"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["CMU-1-Small-Region.svs", "tcga-cr-7395-01a-01-ts1.svs", "CMU-1-small.tiff", "HE_example.tif", "boxes.tiff"],
+)
+class TestRealSlides(SlideContract):
+    @pytest.fixture
+    def slide(self, real_data: Path, name: str) -> Iterator[Slide]:
+        with TiffSlide(real_data / "slides" / name) as slide:
+            yield slide
+
+
+class TestRealCores(SlideContract):
+    @pytest.fixture
+    def slide(self, cores: dict[str, Path]) -> Iterator[Slide]:
+        with TiffSlide(cores["3+"]) as slide:
+            yield slide
+
+
+def differences(path: Path, most: int = 3000) -> list[tuple[int, float]]:
+    """(max, mean) absolute difference from OpenSlide, level by level, in a corner of at most `most` px."""
+    found = []
+    with TiffSlide(path) as ours, openslide.OpenSlide(path) as theirs:
+        for level, (width, height) in enumerate(theirs.level_dimensions):
+            size = min(width, most), min(height, most)
+            rgb = np.asarray(theirs.read_region((0, 0), level, size))[..., :3].astype(int)
+            gap = np.abs(rgb - ours.read(Box(0, 0, *size), level))
+            found.append((int(gap.max()), float(gap.mean())))
+    return found
+
+
+@pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "CMU-1-small.tiff", "boxes.tiff", "😐.svs"])
+def test_jpeg_pixels_are_openslides_to_the_bit(real_data: Path, name: str) -> None:
+    assert set(differences(real_data / "slides" / name)) == {(0, 0.0)}
+
+
+def test_core_pixels_are_openslides_to_the_bit(cores: dict[str, Path]) -> None:
+    assert set(differences(cores["1+"])) == {(0, 0.0)}
+
+
+@pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize("by", [2, 4, 8])
+def test_a_jpeg_is_shrunk_inside_its_decoder_to_nearly_the_mean_of_its_pixels(
+    tmp_path: Path, real_data: Path, subsampling: tuple[int, int], by: int
+) -> None:
+    core = next((real_data / "her2_cores").glob("3_*.jpg"))
+    rgb = cv2.cvtColor(cv2.imread(str(core)), cv2.COLOR_BGR2RGB)[2000:3024, 2000:3024]
+    tifffile.imwrite(
+        tmp_path / "a.tiff", rgb, tile=(256, 256), photometric="rgb", compression="jpeg",
+        compressionargs={"level": 90}, subsampling=subsampling, metadata=None,
+    )  # fmt: skip
+    with TiffSlide(tmp_path / "a.tiff") as slide:
+        half = slide.read(Box(0, 0, 1024 // by, 1024 // by), 0, by).astype(int)
+        area = resample(slide.read(Box(0, 0, 1024, 1024)), 1024 // by, 1024 // by).astype(int)
+    assert np.abs(half - area).mean() < 2.5  # the transform keeps fine detail that the mean of pixels blurs
+    assert np.abs((half - area).mean((0, 1))).max() < 0.3
+
+
+def test_rgb_under_a_wrong_tag_is_not_shrunk_inside_the_decoder(tmp_path: Path) -> None:
+    rgb = np.full((512, 512, 3), 240, np.uint8)
+    rgb[100:203, 100:301] = (150, 90, 60)
+    tifffile.imwrite(tmp_path / "a.tiff", rgb, tile=(128, 128), photometric="ycbcr", compression="jpeg", metadata=None)
+    with TiffSlide(tmp_path / "a.tiff") as slide:
+        assert slide.info.notes == ("colour-tag-mended",)
+        half = slide.read(Box(0, 0, 256, 256), 0, 2)
+        assert np.array_equal(half, resample(slide.read(Box(0, 0, 512, 512)), 256, 256))
+
+
+def test_jpeg_2000_pixels_are_openslides_to_the_bit(real_data: Path) -> None:
+    assert set(differences(real_data / "slides/tcga-cr-7395-01a-01-ts1.svs", most=1000)) == {(0, 0.0)}
+
+
+def test_jpeg_2000_in_ycbcr_is_within_a_level_or_two_of_openslide(tmp_path: Path) -> None:
+    rgb = smooth(256, 512)
+    ycbcr = cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb)[..., [0, 2, 1]].copy()
+    path = tmp_path / "a.svs"
+    tifffile.imwrite(
+        path, ycbcr, tile=(256, 256), photometric="rgb", compression=33003, metadata=None,
+        compressionargs={"level": 0, "mct": False}, description="Aperio Image Library\r\n|MPP = 0.25",
+    )  # fmt: skip
+    with TiffSlide(path) as slide:
+        assert np.abs(whole(slide).astype(int) - rgb).max() <= 3
+    assert differences(path)[0][0] <= 2
+
+
+def test_ome_pixels_are_tifffiles(real_data: Path) -> None:
+    path = real_data / "slides/HE_example.tif"
+    with TiffSlide(path) as slide:
+        assert np.array_equal(whole(slide), tifffile.imread(path, key=0))
+
+
+@pytest.mark.parametrize(
+    ("compression", "predictor"),
+    [(None, False), ("lzw", True), ("zlib", False), ("adobe_deflate", True), ("zstd", False), ("lzma", False)],
+)
+def test_lossless_tiles_and_strips_come_back_as_they_were(tmp_path: Path, compression, predictor: bool) -> None:
+    rgb = smooth(300, 500)
+    packed = {"photometric": "rgb", "compression": compression, "predictor": predictor, "metadata": None}
+    tifffile.imwrite(tmp_path / "tiles.tiff", rgb, tile=(128, 128), **packed)
+    tifffile.imwrite(tmp_path / "strips.tiff", rgb, rowsperstrip=7, **packed)
+    for name in ("tiles", "strips"):
+        with TiffSlide(tmp_path / f"{name}.tiff") as slide:
+            slide.validate()
+            assert np.array_equal(whole(slide), rgb)
+            assert np.array_equal(slide.read(Box(100, 90, 201, 133)), rgb[90:223, 100:301])
+
+
+def test_strips_are_not_worked_through_strip_by_strip(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tiff", smooth(300, 500), rowsperstrip=2, photometric="rgb", metadata=None)
+    with TiffSlide(tmp_path / "a.tiff") as slide:
+        assert (slide.info.levels[0].chunk_width, slide.info.levels[0].chunk_height) == (256, 256)
+        assert not slide.table(0).full_tiles
+
+
+def test_jpeg_strips_are_read_and_never_passed_on_as_tiles(tmp_path: Path) -> None:
+    rgb = smooth(300, 512)
+    tifffile.imwrite(
+        tmp_path / "a.tiff", rgb, rowsperstrip=64, photometric="rgb", compression="jpeg", metadata=None,
+        compressionargs={"level": 95},
+    )  # fmt: skip
+    with TiffSlide(tmp_path / "a.tiff") as slide:
+        slide.validate()
+        assert np.abs(whole(slide).astype(int) - rgb).mean() < 2
+        assert not slide.table(0).full_tiles
+
+
+def test_a_tile_as_it_stands_in_the_file_can_be_had(real_data: Path) -> None:
+    path = real_data / "slides/CMU-1-Small-Region.svs"
+    data = path.read_bytes()
+    with TiffSlide(path) as slide:
+        slide.validate()
+        table = slide.table(0)
+        assert (table.across, table.down, table.full_tiles) == (10, 13, True)
+        for index in (0, 77, 129):
+            offset, count = int(table.offsets[index]), int(table.counts[index])
+            assert slide.raw(0, index) == data[offset : offset + count]
+
+
+def test_a_tile_left_out_of_a_sparse_slide_is_white_and_has_no_bytes(tmp_path: Path) -> None:
+    path = write_philips(tmp_path / "a.tiff", np.full((256, 384, 3), 90, np.uint8))
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        for tag in (324, 325):
+            where = file.pages[0].tags[tag].valueoffset
+            size = file.pages[0].tags[tag].dtype.itemsize if hasattr(file.pages[0].tags[tag].dtype, "itemsize") else 4
+            data[where + size : where + 2 * size] = bytes(size)
+    path.write_bytes(data)
+    with TiffSlide(path) as slide:
+        slide.validate()
+        assert slide.raw(0, 1) == b""
+        assert (slide.read(Box(128, 0, 128, 128)) == 255).all()
+        assert np.abs(slide.read(Box(0, 0, 128, 128)).astype(int) - 90).max() <= 2
+
+
+def test_rgb_under_a_ycbcr_tag_is_told_by_its_glass(tmp_path: Path) -> None:
+    rgb = np.full((512, 512, 3), 240, np.uint8)
+    rgb[100:200, 100:300] = (150, 90, 60)
+    # asked for "ycbcr", tifffile stores the pixels unconverted; asked for "rgb", it converts them and says so
+    for name, photometric in (("wrong", "ycbcr"), ("right", "rgb")):
+        path = tmp_path / f"{name}.tiff"
+        tifffile.imwrite(path, rgb, tile=(128, 128), photometric=photometric, compression="jpeg", metadata=None)
+    for name, notes in (("wrong", ("colour-tag-mended",)), ("right", ())):
+        with TiffSlide(tmp_path / f"{name}.tiff") as slide:
+            assert slide.info.notes == notes
+            assert np.abs(whole(slide).astype(int) - rgb).mean() < 3
+
+
+# -- harm ----------------------------------------------------------------------------------------------------------
+
+
+def outcomes(path: Path, variants: Iterator[bytes]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for data in variants:
+        path.write_bytes(data)
+        found[refusal(path)] += 1
+    return found
+
+
+JPEG, J2K, LZW = "CMU-1-Small-Region.svs", "tcga-cr-7395-01a-01-ts1.svs", "HE_example.tif"
+
+
+@pytest.mark.parametrize("size", [65536, 4096])
+@pytest.mark.parametrize(("name", "times"), [(JPEG, 60), (J2K, 20), (LZW, 30)])
+def test_a_slide_with_a_hole_is_refused(tmp_path: Path, real_data: Path, name: str, size: int, times: int) -> None:
+    data = (real_data / "slides" / name).read_bytes()
+    found = outcomes(tmp_path / name, holed(data, size, times, seed=2026))
+    assert found.keys() <= {"truncated", "unreadable"}, found
+
+
+@pytest.mark.parametrize(("name", "times"), [(JPEG, 60), (J2K, 20), (LZW, 30)])
+def test_a_slide_that_is_cut_or_whose_end_was_never_written_is_truncated(
+    tmp_path: Path, real_data: Path, name: str, times: int
+) -> None:
+    data = (real_data / "slides" / name).read_bytes()
+    assert outcomes(tmp_path / name, cut(data, times, seed=1)).keys() <= {"truncated", "unreadable"}
+    assert outcomes(tmp_path / name, zero_tailed(data, times, seed=2)).keys() == {"truncated"}
+
+
+def test_a_hole_in_any_directory_or_list_of_tiles_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tiff"
+    rgb = smooth(2048, 2048)
+    with tifffile.TiffWriter(path) as file:
+        for image in (rgb, rgb[::2, ::2].copy()):
+            file.write(image, tile=(64, 64), photometric="rgb", compression="jpeg", metadata=None)
+    data = path.read_bytes()
+    with tifffile.TiffFile(path) as file:
+        lists = [page.tags[tag] for page in file.pages for tag in (324, 325)]
+        spots = [tag.valueoffset for tag in lists] + [page.offset for page in file.pages]
+    assert refusal(path) == "accepted"
+    for spot in spots:
+        start = -(-spot // 512) * 512
+        path.write_bytes(data[:start] + bytes(512) + data[start + 512 :])
+        assert refusal(path) in ("truncated", "unreadable"), spot
+
+
+def test_zeros_that_belong_to_nothing_do_no_harm(tmp_path: Path, real_data: Path) -> None:
+    path = tmp_path / "a.svs"
+    path.write_bytes((real_data / "slides" / JPEG).read_bytes() + bytes(8192))
+    assert refusal(path) == "accepted"
+
+
+def test_tiles_that_are_no_image_of_their_level_are_refused(tmp_path: Path) -> None:
+    """Swap the tile lists of two levels with other tile sizes: every range is in the file and holds a JPEG."""
+    path = tmp_path / "a.tiff"
+    with tifffile.TiffWriter(path) as file:
+        for edge in (128, 64):
+            file.write(smooth(edge, edge), tile=(edge, edge), photometric="rgb", compression="jpeg", metadata=None)
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        tags = [[page.tags[tag].valueoffset for tag in (324, 325)] for page in file.pages]
+    for first, second in zip(*tags, strict=True):
+        data[first : first + 4], data[second : second + 4] = data[second : second + 4], data[first : first + 4]
+    path.write_bytes(data)
+    assert refusal(path) in ("unreadable", "truncated")
+
+
+def test_a_bad_tile_fails_its_read_and_leaves_the_others(tmp_path: Path, real_data: Path) -> None:
+    data = bytearray((real_data / "slides" / JPEG).read_bytes())
+    with TiffSlide(real_data / "slides" / JPEG) as slide:
+        expected = slide.read(Box(240, 0, 240, 240))
+        offset, count = int(slide.table(0).offsets[0]), int(slide.table(0).counts[0])
+    data[offset + count // 2 : offset + count - 2] = bytes(count - 2 - count // 2)
+    (tmp_path / "a.svs").write_bytes(data)
+    with TiffSlide(tmp_path / "a.svs") as slide:
+        for _ in range(2):
+            with pytest.raises(SlideError, match="tile 0"):
+                slide.read(Box(0, 0, 480, 240))
+            assert np.array_equal(slide.read(Box(240, 0, 240, 240)), expected)
+
+
+def test_the_slide_that_opens_and_fails_at_its_first_px_is_refused(real_data: Path) -> None:
+    with TiffSlide(real_data / "bad_slides/unreadable.svs") as slide, pytest.raises(SlideError, match="tile 0"):
+        slide.read(Box(0, 0, 1, 1))
+
+
+def test_a_refused_slide_leaves_no_file_open(tmp_path: Path, real_data: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for path in sorted((real_data / "bad_slides").iterdir()):
+        refusal(path)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

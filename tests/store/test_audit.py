@@ -1,0 +1,75 @@
+"""status and verify on a cohort of real slides; the store's own tests damage it further."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from her2batch.errors import StoreError
+from her2batch.files.parquet import write_parquet
+from her2batch.runtime.ingest import Order, ingest
+from her2batch.settings import Plan, Resources
+from her2batch.store.audit import status, verify
+from her2batch.store.cohort import Cohort
+
+
+@pytest.fixture(scope="module")
+def cohort(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    out = tmp_path_factory.mktemp("audit") / "c"
+    ingest(Order(real_data / "slides" / "HE_example.tif", out), Plan(), Resources(workers=0))
+    return Cohort(out)
+
+
+def test_every_bit_that_flips_in_any_file_is_found(cohort: Cohort) -> None:
+    files = [cohort.root / file["path"] for file in cohort.rows()["HE_example"]["files"]]
+    assert len(files) > 6
+    for path in files:
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        assert [problem.path for problem in verify(cohort)] == [path]
+        path.write_bytes(data)
+    assert list(verify(cohort)) == []
+
+
+def test_a_table_of_other_columns_is_named(cohort: Cohort) -> None:
+    path = cohort.table("tiles", "HE_example")
+    data = path.read_bytes()
+    write_parquet(cohort.read("membrane", "HE_example"), path)
+    assert [problem.path for problem in verify(cohort)] == [path]
+    path.write_bytes(data)
+
+
+def test_a_row_that_cannot_be_read_is_named(cohort: Cohort) -> None:
+    path = cohort.table("slides", "HE_example")
+    data = path.read_bytes()
+    path.write_bytes(data[:100])
+    assert path in [problem.path for problem in verify(cohort)]
+    assert not status(cohort).adds_up
+    path.write_bytes(data)
+    assert status(cohort).adds_up
+
+
+def test_a_row_that_went_bad_without_a_trace_is_forgotten_by_the_memo_too(tmp_path: Path, real_data: Path) -> None:
+    order = Order(real_data / "slides" / "HE_example.tif", tmp_path / "c")
+    ingest(order, Plan(), Resources(workers=0))
+    made = Cohort(order.out)
+    later = made.table("slides", "later")
+    write_parquet(made.read("slides", "HE_example"), later)
+    path = made.table("slides", "HE_example")
+    data = path.read_bytes()
+    for which, seconds in ((path, 0), (later, 10)):
+        os.utime(which, ns=(0, seconds * 10**9))
+    made.remember()
+    later.unlink()
+    path.write_bytes(bytes(len(data)))  # a disk that lost a sector changes neither size nor time
+    os.utime(path, ns=(0, 0))
+    assert "HE_example" in made.rows()
+    assert path in [problem.path for problem in verify(made)]
+    assert ingest(order, Plan(), Resources(workers=0)).already == 0
+    assert path.read_bytes() == data
+    assert list(verify(made)) == []
+
+
+def test_a_folder_that_is_no_cohort_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="her2batch ingest"):
+        status(Cohort(tmp_path))

@@ -1,0 +1,195 @@
+"""The cohort on disk: whole or not at all, one writer, paths in one place."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from her2batch.errors import StoreError
+from her2batch.files.parquet import write_parquet
+from her2batch.settings import Plan
+from her2batch.store import schemas
+from her2batch.store.audit import status, verify
+from her2batch.store.cohort import Cohort
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Cohort:
+    made = Cohort(tmp_path / "cohort")
+    made.create(Plan())
+    return made
+
+
+def tiles(slide_id: str, n: int = 3) -> pa.Table:
+    numbers = np.arange(n, dtype=np.int32)
+    columns = {"slide_id": [slide_id] * n, "tile": numbers, "x": numbers * 448, "y": numbers, "size": numbers + 448}
+    columns |= {name: numbers.astype(np.float32) for name in ("tissue", "dab", "blur")}
+    return pa.table(columns, schemas.schema("tiles"))
+
+
+def row(slide_id: str, **more: object) -> dict:
+    return {"slide_id": slide_id, "status": "done", "n_tiles": 3, "tissue_mm2": 1.0, "bytes": 10, "sha256": "a", **more}
+
+
+def commit(cohort: Cohort, slide_id: str, old: dict | None = None, n: int = 3) -> dict:
+    draft = cohort.draft(slide_id)
+    draft.write("tiles", tiles(slide_id, n))
+    draft.thumbnail().write_bytes(b"picture")
+    level = draft.pyramid() / "0"
+    level.mkdir(parents=True)
+    (level / "zarr.json").write_text("{}")
+    draft.commit(row(slide_id, n_tiles=n), old)
+    return cohort.rows()[slide_id]
+
+
+def test_a_committed_slide_is_whole_and_names_every_file(cohort: Cohort) -> None:
+    committed = commit(cohort, "a")
+    assert [file["path"] for file in committed["files"]] == [
+        "pyramids/a.zarr/0/zarr.json", "tables/tiles/a.parquet", "thumbnails/a.jpg",
+    ]  # fmt: skip
+    assert cohort.intact(committed)
+    assert list(verify(cohort)) == []
+    assert not list(cohort.root.glob(".draft-*"))
+
+
+def test_what_was_found_in_files_is_remembered_until_it_is_lost(cohort: Cohort) -> None:
+    look = {"path": "/s/a.dcm", "rules": 1, "bytes": 9, "mtime_ns": 5, "kind": "dicom", "belongs": ["/s/1.2.3"]}
+    cohort.write_looks([look])
+    assert cohort.looks() == [look]
+    cohort.looks_memo.write_bytes(cohort.looks_memo.read_bytes()[:-1])
+    assert cohort.looks() == []
+
+
+def test_a_second_commit_replaces_the_first_and_leaves_nothing_of_it(cohort: Cohort) -> None:
+    first = commit(cohort, "a")
+    extra = cohort.root / "pyramids/a.zarr/0/old-chunk"
+    extra.write_bytes(b"x")
+    commit(cohort, "a", old=first, n=5)
+    assert cohort.read("tiles", "a").num_rows == 5
+    assert not extra.exists()
+    assert list(verify(cohort)) == []
+
+
+def test_a_failed_slide_takes_its_old_files_with_it(cohort: Cohort) -> None:
+    first = commit(cohort, "a")
+    cohort.draft("a").commit(row("a", status="failed", error_code="truncated"), first)
+    assert [path for path in cohort.root.rglob("*") if path.is_file() and path.suffix in (".jpg", ".json")] == []
+    assert cohort.rows()["a"]["files"] == []
+    assert list(verify(cohort)) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "delete", "swap"])
+def test_verify_finds_what_was_done_to_a_file(cohort: Cohort, damage: str) -> None:
+    commit(cohort, "a")
+    commit(cohort, "b", n=4)
+    path = cohort.table("tiles", "a")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    match damage:
+        case "cut":
+            path.write_bytes(path.read_bytes()[:-5])
+        case "flip":
+            path.write_bytes(data)
+        case "delete":
+            path.unlink()
+        case "swap":
+            path.write_bytes(cohort.table("tiles", "b").read_bytes())
+    assert [problem.slide_id for problem in verify(cohort)] == ["a"]
+
+
+def test_verify_names_files_that_nobody_owns(cohort: Cohort) -> None:
+    commit(cohort, "a")
+    write_parquet(tiles("x"), cohort.table("tiles", "x"))
+    assert [problem.path.name for problem in verify(cohort)] == ["x.parquet"]
+
+
+def test_intact_looks_at_sizes_only(cohort: Cohort) -> None:
+    committed = commit(cohort, "a")
+    cohort.thumbnail("a").write_bytes(b"longer than before")
+    assert not cohort.intact(committed)
+
+
+def test_only_one_process_writes_at_a_time(cohort: Cohort) -> None:
+    code = (
+        "import sys; from pathlib import Path; from her2batch.store.cohort import Cohort\n"
+        "with Cohort(Path(sys.argv[1])).lock(): pass"
+    )
+    command = [sys.executable, "-c", code, str(cohort.root)]
+    with cohort.lock():
+        refused = subprocess.run(command, capture_output=True, text=True)
+    assert f"pid {os.getpid()}" in refused.stderr
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_a_holder_that_was_killed_leaves_no_lock(cohort: Cohort) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from her2batch.store.cohort import Cohort\n"
+        "with Cohort(Path(sys.argv[1])).lock(): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(cohort.root)])
+    assert killed.returncode == -9
+    with cohort.lock():
+        pass
+
+
+WORKER = """
+import sys
+import time
+from pathlib import Path
+from her2batch.store.cohort import Cohort
+cohort = Cohort(Path(sys.argv[1]), sys.argv[2])
+with cohort.working():
+    print("at work", flush=True)
+    time.sleep(0.5)
+    (cohort.root / "ended").touch()
+"""
+
+
+def test_a_run_starts_when_the_last_workers_of_a_dead_one_have_ended(cohort: Cohort) -> None:
+    with cohort.lock() as held:  # and then the run dies, its worker does not
+        command = [sys.executable, "-c", WORKER, str(cohort.root), held.holder]
+        worker = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert worker.stdout is not None
+        worker.stdout.readline()
+    with cohort.lock():
+        assert (cohort.root / "ended").exists()
+    worker.communicate()
+
+
+def test_a_worker_of_a_run_that_has_ended_writes_nothing_any_more(cohort: Cohort) -> None:
+    with cohort.lock() as first:
+        pass
+    time.sleep(1)
+    with cohort.lock() as second:
+        with second.working():
+            pass
+        with pytest.raises(StoreError, match="taken over by host"), first.working():
+            raise AssertionError
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(StoreError, match="holds no cohort"):
+        Cohort(tmp_path).create(Plan())
+
+
+def test_another_format_is_refused(cohort: Cohort) -> None:
+    cohort.settings.write_text("format = 99\n")
+    with pytest.raises(StoreError, match="format 99"):
+        cohort.check()
+
+
+def test_status_says_when_a_seen_file_has_no_outcome(cohort: Cohort) -> None:
+    entry = {"path": "/s/a.svs", "bytes": 1, "mtime_ns": 1, "n_files": 1, "outcome": "slide", "slide_id": "a"}
+    other = {**entry, "path": "/s/b.txt", "outcome": "ignored", "slide_id": None, "reason": "not a slide"}
+    cohort.write_seen([entry, other])
+    assert not status(cohort).adds_up
+    commit(cohort, "a")
+    found = status(cohort)
+    assert found.adds_up
+    assert (found.seen, found.done, found.ignored) == (2, 1, 1)

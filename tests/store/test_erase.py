@@ -1,0 +1,117 @@
+"""A patient is forgotten: not a byte names them, the others are as they were, and they do not come back."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from her2batch.errors import InputError
+from her2batch.files.atomic import whole
+from her2batch.runtime.ingest import Order, ingest
+from her2batch.settings import Plan, Resources
+from her2batch.store.audit import status, verify
+from her2batch.store.cohort import Cohort
+from her2batch.store.erase import forget, naming
+from her2batch.store.pseudonyms import Names
+from tests.conftest import Synthetic
+from tests.runtime.test_ingest import contents
+
+
+@pytest.fixture
+def cohort(synthetic: Synthetic, tmp_path: Path) -> Cohort:
+    shutil.copytree(synthetic.cohort, tmp_path / "c")
+    made = Cohort(tmp_path / "c")
+    for night in ("20260101-190000", "20260102-190000"):
+        (made.nights / night).mkdir(parents=True)
+    return made
+
+
+def patient_of(cohort: Cohort) -> tuple[str, list[str]]:
+    rows = cohort.rows()
+    patient = sorted({row["patient_id"] for row in rows.values()})[3]
+    return patient, sorted(one for one, row in rows.items() if row["patient_id"] == patient)
+
+
+def test_every_file_and_row_goes_and_nothing_else(cohort: Cohort, synthetic: Synthetic) -> None:
+    patient, ids = patient_of(cohort)
+    (cohort.nights / "20260101-190000" / "report.html").write_text(f"<td>{ids[0]}</td>")
+    (cohort.nights / "20260102-190000" / "report.html").write_text("<td>others</td>")
+    before = contents(cohort.root)
+    assert list(naming(cohort.root, {patient, *ids}))
+    found = forget(cohort, patient, Names())
+    assert (found.slides, found.left, found.nights) == (ids, [], ["20260101-190000"])
+    assert {Path(one).stem for one in found.sources} == set(ids)
+    assert list(naming(cohort.root, {patient, *ids})) == []
+    assert list(verify(cohort)) == []
+    assert status(cohort).adds_up
+    after = contents(cohort.root)
+    others = {name for name in before if not any(one in name for one in ids) and "nights" not in name}
+    assert {name for name in others if before[name] != after.get(name)} == {"labels.parquet"}
+
+
+def test_the_next_ingest_does_not_bring_them_back_nor_write_their_names(cohort: Cohort, synthetic: Synthetic) -> None:
+    patient, ids = patient_of(cohort)
+    forget(cohort, patient, Names())
+    summary = ingest(Order(synthetic.scans, cohort.root), Plan(), Resources(workers=0))
+    assert (summary.fresh, summary.ignored, summary.adds_up) == ([], len(ids), True)
+    assert list(naming(cohort.root, {patient, *ids})) == []
+    assert status(cohort).adds_up
+
+
+def test_forgetting_that_was_interrupted_goes_on(cohort: Cohort) -> None:
+    patient, ids = patient_of(cohort)
+    for path in (cohort.table("tiles", ids[0]), cohort.thumbnail(ids[0])):  # so far it had come
+        path.unlink()
+    shutil.rmtree(cohort.pyramid(ids[0]))
+    assert forget(cohort, patient, Names()).left == []
+    assert list(verify(cohort)) == []
+
+
+def test_a_damaged_table_of_another_does_not_stop_it(cohort: Cohort) -> None:
+    patient, _ = patient_of(cohort)
+    other = next(one for one, row in cohort.rows().items() if row["patient_id"] != patient)
+    cohort.table("tiles", other).write_bytes(b"PAR1 and nothing else")
+    assert forget(cohort, patient, Names()).left == []
+    assert [one.slide_id for one in verify(cohort)] == [other]
+
+
+def test_names_are_found_in_packed_tables_and_only_whole(cohort: Cohort, tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    folder.mkdir()
+    for name, text in (("a.txt", "of P12, slides"), ("b.txt", "P1, P3"), ("P1.txt", "")):
+        with whole(folder / name) as part:
+            part.write_text(text)
+    shutil.copy(cohort.labels, folder / "labels.parquet")
+    assert {path.name for path in naming(folder, {"P1"})} == {"b.txt", "P1.txt"}
+    assert {path.name for path in naming(folder, {patient_of(cohort)[0]})} == {"labels.parquet"}
+
+
+def test_runs_that_know_the_patient_are_named_and_left(cohort: Cohort, tmp_path: Path) -> None:
+    patient, ids = patient_of(cohort)
+    (tmp_path / "run").mkdir()
+    shutil.copy(cohort.table("slides", ids[0]), tmp_path / "run" / "predictions.parquet")
+    found = forget(cohort, patient, Names(), [tmp_path / "run"])
+    assert found.runs == [tmp_path / "run" / "predictions.parquet"]
+    assert found.runs[0].exists()
+
+
+def test_pseudonyms_are_forgotten_by_the_name_behind_them(synthetic: Synthetic, tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for path in sorted(synthetic.scans.iterdir())[:3]:
+        shutil.copy(path, scans)
+    key = tmp_path / "key"
+    key.touch(mode=0o600)
+    key.write_bytes(b"k" * 32)
+    order = Order(scans, tmp_path / "c", labels=synthetic.labels, key=key)
+    ingest(order, Plan(), Resources(workers=0))
+    cohort, names = Cohort(tmp_path / "c"), Names(b"k" * 32)
+    patient = min(scans.iterdir()).stem.split("-")[0]
+    with pytest.raises(InputError, match="holds no slide"):
+        forget(cohort, patient, Names())
+    found = forget(cohort, patient, names)
+    assert found.slides
+    assert (found.left, found.sources) == ([], [])
+    assert list(verify(cohort)) == []
+    again = ingest(order, Plan(), Resources(workers=0))
+    assert (again.fresh, again.ignored) == ([], len(found.slides))

@@ -1,0 +1,200 @@
+"""Labels: read as they are meant, or refused with the line and the remedy; no contradiction settled silently."""
+
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from her2batch.errors import InputError
+from her2batch.store.labels import COLUMNS, SCHEMA, check_slides, label_slides, read_labels, reviewed
+from her2batch.tasks import CLASSES, IHC
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "labels.csv"
+    path.write_text(text, encoding="utf-8-sig")
+    return path
+
+
+def test_gaps_are_null_and_unknown_columns_are_left_out(tmp_path: Path) -> None:
+    table = read_labels(write(tmp_path, "slide_id,patient_id,her2,ish,mood\na,P1,2+,-,good\nb,P1,,,\n"))
+    assert table.to_pylist()[0]["ish"] == "-"
+    assert table.to_pylist()[1]["her2"] is None
+    assert "mood" not in table.column_names
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("patient,her2\nP1,0\n", "no column slide_id"),
+        ("slide_id,her2\na,4+\n", "line 2: her2 is '4\\+'"),
+        ("slide_id,her2\na,0\na,0\n", "lines 2 and 3 are of one slide"),
+        ("slide_id,her2\n,0\n", "line 2 has no slide_id"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        read_labels(write(tmp_path, text))
+
+
+# -- tasks -----------------------------------------------------------------------------------------------------
+
+
+def labelled(*rows: tuple[str, str | None, str | None]) -> pa.Table:
+    """Slides s0, s1, … with (patient, IHC, ISH)."""
+    known = [{"slide_id": f"s{k}", "patient_id": p, "her2": ihc, "ish": ish} for k, (p, ihc, ish) in enumerate(rows)]
+    return pa.Table.from_pylist([{**dict.fromkeys(COLUMNS), **row} for row in known], SCHEMA)
+
+
+EVERY = labelled(*(("p", ihc, ish) for ihc in IHC for ish in (None, "-", "+")))
+
+
+@pytest.mark.parametrize(("task", "expected"), [
+    ("her2-4way", {"0": 2, "1+": 2, "2+": 3, "3+": 2}),
+    ("her2-3way", {"0": 2, "low": 3, "high": 3}),
+    ("her2-binary", {"negative": 5, "positive": 3}),
+])  # fmt: skip
+def test_the_mapping_table(task: str, expected: dict[str, int]) -> None:
+    good, bad = label_slides(EVERY, task, {})
+    assert Counter(good["truth"].to_pylist()) == expected
+    assert [CLASSES[task][k] for k in good["label"].to_pylist()] == good["truth"].to_pylist()
+    reasons = Counter(bad["reason"].to_pylist())
+    assert reasons == {"contradiction": 3} | ({} if task == "her2-4way" else {"needs-ish": 1})
+
+
+def test_contradictions_stay_when_asked_for() -> None:
+    good, bad = label_slides(EVERY, "her2-4way", {}, keep_contradictions=True)
+    assert (len(good), len(bad)) == (12, 0)
+
+
+def test_strata_are_the_finest_label() -> None:
+    good, _ = label_slides(labelled(("a", "2+", "-"), ("b", "2+", "+"), ("c", "0", None)), "her2-3way", {})
+    assert good["stratum"].to_pylist() == ["2+/-", "2+/+", "0/?"]
+
+
+@pytest.mark.parametrize(("slide", "reason"), [
+    ({"status": "failed", "error_code": "no-mpp"}, "failed"), ({"status": "done", "n_tiles": 0}, "no-tiles"),
+    ({"status": "done", "n_tiles": 5, "stain": "er"}, "other-stain"),
+])  # fmt: skip
+def test_slides_that_can_not_be_read_are_left_out_with_the_reason(slide: dict, reason: str) -> None:
+    good, bad = label_slides(labelled(("a", "3+", None)), "her2-3way", {"s0": slide})
+    assert len(good) == 0
+    assert bad["reason"].to_pylist() == [reason]
+    assert "s0" in bad["words"].to_pylist()[0]
+
+
+def test_without_patients_each_slide_is_one() -> None:
+    good, _ = label_slides(labelled((None, "0", None), (None, "3+", None)), "her2-3way", {})
+    assert good["patient_id"].to_pylist() == ["s0", "s1"]
+
+
+@pytest.mark.parametrize(("rows", "known", "words"), [
+    ((("a", "0", None),), {}, "s0, which the cohort does not hold"),
+    ((("a", "0", None),), {"s0": {"patient_id": "b"}}, "s0 is of patient a, in the cohort of b"),
+    ((("a", "0", None), (None, "0", None)), {f"s{k}": {"patient_id": None} for k in (0, 1)}, "s1 has no patient_id"),
+])  # fmt: skip
+def test_labels_that_do_not_fit_the_cohort_are_refused(rows: tuple, known: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        check_slides(labelled(*rows), known, Path("labels.csv"))
+
+
+# -- TCGA ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tcga(real_data: Path) -> Path:
+    return real_data / "labels" / "tcga_brca_her2_first100.tsv"
+
+
+def test_tcgas_clinical_table_is_read(tcga: Path) -> None:
+    table = read_labels(tcga)
+    assert len(table) == 100
+    row = next(one for one in table.to_pylist() if one["slide_id"] == "TCGA-4H-AAAK")
+    assert (row["her2"], row["ish"], row["er"], row["pr"]) == ("2+", None, "+", "+")
+    good, bad = label_slides(table, "her2-3way", {})
+    reasons = {one["slide_id"]: one["reason"] for one in bad.to_pylist()}
+    assert reasons["TCGA-A2-A04U"] == reasons["TCGA-A2-A0EQ"] == "contradiction"
+    assert Counter(reasons.values()) == {"no-label": 33, "needs-ish": 2, "contradiction": 2}
+    assert len(good) == 63
+
+
+def test_tcgas_patients_become_the_slides_that_bear_their_barcode(tcga: Path) -> None:
+    slides = ["tcga-4h-aaak-01Z-00-DX1", "TCGA-4H-AAAK-01A-01-TS1", "TCGA-ZZ-9999-01"]
+    table = read_labels(tcga, slides)
+    assert table["slide_id"].to_pylist() == sorted(slides[:2])
+    assert set(table["patient_id"].to_pylist()) == {"TCGA-4H-AAAK"}
+
+
+def test_a_word_that_tcga_does_not_use_is_refused(tcga: Path, tmp_path: Path) -> None:
+    lines = tcga.read_text().splitlines()
+    column = lines[0].split("\t").index("her2_ihc_score")
+    cells = lines[10].split("\t")
+    cells[column] = "2++"
+    (tmp_path / "a.tsv").write_text("\n".join([*lines[:10], "\t".join(cells), *lines[11:]]))
+    with pytest.raises(InputError, match=r"line 11: her2_ihc_score is '2\+\+'"):
+        read_labels(tmp_path / "a.tsv")
+
+
+def entry(slide_id: str, label: str | None, number: int, task: str = "her2-4way", **more: str) -> dict:
+    verdict = "change" if label is not None else "needs-ish"
+    return {"slide_id": slide_id, "task": task, "verdict": verdict, "label": label, "number": number,
+            "reviewer": "A", **more}  # fmt: skip
+
+
+def test_the_newest_verdict_lies_over_the_label_and_what_differs_is_said() -> None:
+    labels = pa.Table.from_pylist(
+        [{"slide_id": one, "patient_id": f"P{one}", "her2": her2, "ish": ish, "er": "+"} for one, her2, ish in
+         (("a", "1+", None), ("b", "2+", "+"), ("c", "3+", None), ("d", "0", None), ("e", "1+", None))], SCHEMA
+    )  # fmt: skip
+    entries = [
+        entry("a", "0", 1, reviewer="B"),
+        entry("a", "2+", 2),
+        entry("b", None, 3),
+        entry("c", None, 4),
+        entry("d", "negative", 5, task="er"),
+        entry("e", "low", 6, task="her2-3way"),
+        entry("new", "3+", 7),
+        entry("gone", "3+", 8),
+    ]
+    rows = {one: {"patient_id": "PX"} for one in "abcde"} | {"new": {"patient_id": "P9"}}
+    after, changes = reviewed(labels, entries, rows)
+    found = {row["slide_id"]: (row["her2"], row["ish"], row["er"]) for row in after.to_pylist()}
+    assert found == {
+        "a": ("2+", None, "+"),
+        "b": ("2+", "+", "+"),
+        "c": ("2+", None, "+"),
+        "d": ("0", None, "-"),
+        "e": ("1+", None, "+"),
+        "new": ("3+", None, None),
+    }
+    words = {row["slide_id"]: row["words"] for row in changes.to_pylist()}
+    assert words == {
+        "a": "the labels said 1+; review 1 said 0 (her2-4way)",
+        "b": None,
+        "c": "the labels said 3+",
+        "d": "the labels said +",
+        "e": None,
+        "gone": "the cohort does not hold it",
+        "new": None,
+    }
+    good, bad = label_slides(after, "her2-3way", rows)
+    assert {row["slide_id"]: row["truth"] for row in good.to_pylist()} == {
+        "b": "high", "d": "0", "e": "low", "new": "high",
+    }  # fmt: skip
+    assert {row["slide_id"]: row["reason"] for row in bad.to_pylist()} == {"a": "needs-ish", "c": "needs-ish"}
+
+
+def test_a_class_that_names_no_score_takes_the_slide_out() -> None:
+    labels = pa.Table.from_pylist([{"slide_id": one, "her2": "0"} for one in "ab"], SCHEMA)
+    entries = [entry("a", "low", 1, task="her2-3way"), entry("b", "0", 2, task="her2-3way")]
+    after, changes = reviewed(labels, entries, {"a": {}, "b": {}})
+    assert [row["her2"] for row in after.to_pylist()] == [None, "0"]
+    assert [row["words"] for row in changes.to_pylist()] == ["the labels said 0; low names no IHC score", None]
+
+
+def test_a_slide_without_a_patient_is_not_added_to_those_that_have_one() -> None:
+    labels = pa.Table.from_pylist([{"slide_id": "a", "patient_id": "P1", "her2": "0"}], SCHEMA)
+    after, changes = reviewed(labels, [entry("b", "3+", 1)], {"a": {}, "b": {"patient_id": None}})
+    assert [row["slide_id"] for row in after.to_pylist()] == ["a"]
+    assert [row["words"] for row in changes.to_pylist()] == ["its patient is not known: label it"]

@@ -1,0 +1,204 @@
+"""Reviews: a chain that only grows, whose every change shows, and that a forgotten patient's entries leave whole."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from her2batch.errors import InputError
+from her2batch.files.parquet import read_parquet, write_parquet
+from her2batch.store import reviews, schemas
+from her2batch.store.audit import verify
+from her2batch.store.cohort import Cohort, write_row
+from her2batch.store.erase import forget, naming
+from her2batch.store.pseudonyms import Names
+from her2batch.store.reviews import Review
+
+SLIDES = ("S1", "S2", "S3")
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Cohort:
+    """Three slides of two patients, as rows alone."""
+    from her2batch.settings import Plan
+
+    made = Cohort(tmp_path / "c")
+    made.create(Plan())
+    for slide_id, patient in zip(SLIDES, ("P1", "P1", "P2"), strict=True):
+        row = dict.fromkeys(schemas.schema("slides").names) | {"slide_id": slide_id, "patient_id": patient}
+        write_row(made, {**row, "path": f"/scans/{slide_id}.svs", "status": "done", "files": []})
+    return made
+
+
+def agreeing(slide_id: str = "S1", **more: str | None) -> Review:
+    review = Review("Dr. Who", slide_id, "membrane", "her2-4way", "membrane", "1+", "agree", "1+")
+    return replace(review, **more)
+
+
+def wrongs(cohort: Cohort) -> list[str]:
+    return [one.what for one in verify(cohort)]
+
+
+def test_entries_follow_each_other(cohort: Cohort) -> None:
+    first = reviews.append(cohort, agreeing())
+    second = reviews.append(cohort, agreeing("S2", verdict="change", label="2+", comment=" rim only "))
+    assert (first["number"], first["previous_sha256"]) == (1, "0" * 64)
+    assert (second["number"], second["previous_sha256"], second["comment"]) == (2, first["sha256"], "rim only")
+    assert reviews.read(cohort) == [first, second]
+    assert reviews.head(cohort) == (2, second["sha256"])
+    assert wrongs(cohort) == []
+
+
+def test_any_parquet_reader_sees_them_as_one_table(cohort: Cohort) -> None:
+    import duckdb
+
+    for slide_id in SLIDES:
+        reviews.append(cohort, agreeing(slide_id))
+    place = reviews.folder(cohort) / "*.parquet"
+    assert duckdb.sql(f"select slide_id, label from '{place}' order by number").fetchall() == [
+        (one, "1+") for one in SLIDES
+    ]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"verdict": "agree", "label": "2+"},
+        {"verdict": "change", "label": "1+"},
+        {"verdict": "change", "label": "4+"},
+        {"verdict": "needs-ish", "label": "2+"},
+        {"verdict": "perhaps"},
+        {"task": "ki67"},
+        {"task": "er", "predicted": "positive", "verdict": "needs-ish", "label": None},
+        {"reviewer": "  "},
+        {"comment": "x" * 2001},
+        {"slide_id": "S9"},
+    ],
+)
+def test_a_verdict_that_says_nothing_is_refused(cohort: Cohort, more: dict[str, str | None]) -> None:
+    with pytest.raises(InputError):
+        reviews.append(cohort, agreeing(**more))
+    assert reviews.read(cohort) == []
+
+
+def _many(root: Path, count: int) -> None:
+    for _ in range(count):
+        reviews.append(Cohort(root), agreeing())
+
+
+def test_writers_in_several_processes_never_fork_the_chain(cohort: Cohort) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        workers = [get_context("spawn").Process(target=_many, args=(cohort.root, 8)) for _ in range(2)]
+        for one in workers:
+            one.start()
+        list(pool.map(lambda _: _many(cohort.root, 6), range(2)))
+        for one in workers:
+            one.join()
+    assert [one["number"] for one in reviews.read(cohort)] == list(range(1, 29))
+    assert wrongs(cohort) == []
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from her2batch.store import reviews
+from her2batch.store.cohort import Cohort
+from tests.store.test_reviews import agreeing
+calls, fatal, kill = [0], int(sys.argv[2]), os.kill
+
+def counting(real):
+    def call(*args, **more):
+        calls[0] += 1
+        if calls[0] == fatal:
+            kill(os.getpid(), 9)
+        return real(*args, **more)
+    return call
+
+for name in ("fsync", "replace", "unlink", "open"):
+    setattr(os, name, counting(getattr(os, name)))
+reviews.append(Cohort(Path(sys.argv[1])), agreeing("S2"))
+"""
+
+
+def test_killed_at_any_step_an_entry_is_whole_or_absent(cohort: Cohort) -> None:
+    reviews.append(cohort, agreeing())
+    for fatal in range(1, 20):
+        before = len(reviews.read(cohort))
+        command = [sys.executable, "-c", KILLED, str(cohort.root), str(fatal)]
+        ended = subprocess.run(command, cwd=Path(__file__).parents[2], env=dict(os.environ), check=False)
+        assert len(reviews.read(cohort)) - before in (0, 1)
+        assert wrongs(cohort) == []
+        if ended.returncode == 0:
+            break
+        assert ended.returncode == -signal.SIGKILL
+    assert fatal > 3
+    assert reviews.append(cohort, agreeing())["number"] == len(reviews.read(cohort))
+
+
+def changed(cohort: Cohort, place: int, **more: object) -> None:
+    path = reviews.folder(cohort) / f"{place:08d}.parquet"
+    entry = read_parquet(path).to_pylist()[0] | more
+    write_parquet(pa.Table.from_pylist([entry], schemas.schema("reviews")), path)
+
+
+def test_every_change_shows(cohort: Cohort) -> None:
+    for slide_id in SLIDES:
+        reviews.append(cohort, agreeing(slide_id))
+    shutil.copytree(reviews.folder(cohort), cohort.root / "kept")
+
+    def restored() -> None:
+        shutil.rmtree(reviews.folder(cohort))
+        shutil.copytree(cohort.root / "kept", reviews.folder(cohort))
+
+    changed(cohort, 2, label="3+")
+    assert wrongs(cohort) == ["what it says was changed after it was written"]
+    restored()
+    changed(cohort, 2, sha256="1" * 64)
+    assert wrongs(cohort)[0] == "its hash is not that of its content"
+    restored()
+    (reviews.folder(cohort) / "00000002.parquet").unlink()
+    assert wrongs(cohort) == ["review 2 is missing before it"]
+    restored()
+    (reviews.folder(cohort) / "00000002.parquet").write_bytes(b"PAR1")
+    assert wrongs(cohort)[0].startswith("can't be read as Parquet")
+    restored()
+    second = read_parquet(reviews.folder(cohort) / "00000002.parquet").to_pylist()[0]
+    forged = reviews._chained(
+        2, second["previous_sha256"], {name: second[name] for name in reviews.BODY} | {"label": "3+"}
+    )
+    changed(cohort, 2, **forged)
+    assert wrongs(cohort) == ["does not follow the review before it: the chain is broken here"]
+
+
+def test_a_forgotten_patients_entries_are_emptied_and_the_chain_holds(cohort: Cohort) -> None:
+    reviews.append(cohort, agreeing("S1", comment="secret"))
+    reviews.append(cohort, agreeing("S3", comment="as in S2"))
+    last = reviews.append(cohort, agreeing("S3"))
+    found = forget(cohort, "P1", Names())
+    assert (found.reviews, found.left) == ([1, 2], [])
+    entries = reviews.read(cohort)
+    assert [one["slide_id"] for one in entries] == [None, None, "S3"]
+    assert {name for name, value in entries[0].items() if value is not None} == {"number", *reviews.HASHES}
+    assert entries[2] == last
+    assert list(naming(cohort.root, {"S1", "P1", "secret", "S2"})) == []
+    assert wrongs(cohort) == []
+    assert reviews.append(cohort, agreeing("S3"))["number"] == 4
+    assert wrongs(cohort) == []
+
+
+def test_the_newest_verdict_of_a_slide_counts(cohort: Cohort) -> None:
+    for label in ("2+", "3+"):
+        reviews.append(cohort, agreeing(verdict="change", label=label))
+    reviews.append(cohort, agreeing("S2", verdict="needs-ish", label=None))
+    reviews.forget(cohort, {"S2"}, re.compile(b"S2"))
+    found = reviews.newest(reviews.read(cohort))
+    assert {key: one["label"] for key, one in found.items()} == {("S1", "her2"): "3+"}

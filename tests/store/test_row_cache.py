@@ -1,0 +1,148 @@
+"""Memos: whatever happens to them, what is read is what lies in the files."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow as pa
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from her2batch.files.parquet import write_parquet
+from her2batch.settings import Plan
+from her2batch.store import schemas
+from her2batch.store.cohort import Cohort
+from her2batch.store.row_cache import SETTLED_NS, load, row_schema, save
+
+SCHEMA = pa.schema([("path", pa.string()), ("bytes", pa.int64())])
+TABLE = pa.table({"path": ["a", "b"], "bytes": [1, 2]}, SCHEMA)
+
+
+@contextmanager
+def fresh_cohort() -> Iterator[Cohort]:
+    with TemporaryDirectory() as folder:
+        cohort = Cohort(Path(folder) / "c")
+        cohort.create(Plan())
+        cohort.slides.mkdir()
+        yield cohort
+
+
+def put(cohort: Cohort, slide_id: str, n_tiles: int, seconds: int) -> Path:
+    """A row as it would lie there had it been written at that second."""
+    row = {"slide_id": slide_id, "status": "done", "n_tiles": n_tiles, "files": [{"path": slide_id, "bytes": 1}]}
+    path = cohort.table("slides", slide_id)
+    write_parquet(pa.Table.from_pylist([row], schemas.schema("slides")), path)
+    os.utime(path, ns=(0, seconds * 10**9))
+    return path
+
+
+def spoil(path: Path) -> None:
+    """Other bytes, the same size, the same time of change."""
+    facts = path.stat()
+    path.write_bytes(bytes(facts.st_size))
+    os.utime(path, ns=(0, facts.st_mtime_ns))
+
+
+def test_a_memo_comes_back_as_it_was(tmp_path: Path) -> None:
+    save(tmp_path / "x.memo", TABLE)
+    assert load(tmp_path / "x.memo", SCHEMA).equals(TABLE)
+
+
+@given(st.data())
+def test_no_damage_to_a_memo_is_believed(data: st.DataObject) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "x.memo"
+        save(path, TABLE)
+        good = path.read_bytes()
+        at = data.draw(st.integers(0, len(good) - 1))
+        flip = data.draw(st.integers(1, 255))
+        flipped = good[:at] + bytes([good[at] ^ flip]) + good[at + 1 :]
+        path.write_bytes(data.draw(st.sampled_from([flipped, good[:at], good + b"x", bytes(len(good))])))
+        assert load(path, SCHEMA).num_rows == 0
+
+
+def test_a_memo_of_other_columns_or_none_is_empty(tmp_path: Path) -> None:
+    save(tmp_path / "x.memo", TABLE)
+    assert load(tmp_path / "x.memo", schemas.schema("looks")).num_rows == 0
+    assert load(tmp_path / "none.memo", SCHEMA).equals(SCHEMA.empty_table())
+
+
+def test_a_disk_that_refuses_a_memo_stops_nothing(tmp_path: Path) -> None:
+    save(tmp_path / "no such folder" / "x.memo", TABLE)
+    assert list(tmp_path.iterdir()) == []
+
+
+STEPS = st.tuples(
+    st.sampled_from(["write", "write", "delete", "cut", "remember", "lose the memo", "spoil the memo"]),
+    st.sampled_from("abcd"),
+    st.integers(1, 9),
+    st.integers(0, 3),  # seconds since the last step: none, and two rows share a tick of the clock
+)
+
+
+@settings(max_examples=40, deadline=None)
+@example([("write", "a", 1, 0), ("remember", "a", 1, 0), ("write", "a", 2, 0)])
+@given(st.lists(STEPS, max_size=14))
+def test_rows_are_the_same_with_a_memo_of_any_age_and_without(steps: list[tuple[str, str, int, int]]) -> None:
+    clock = 1000
+    with fresh_cohort() as cohort:
+        for what, slide_id, number, seconds in steps:
+            clock += seconds
+            path = cohort.table("slides", slide_id)
+            match what:
+                case "write":
+                    put(cohort, slide_id, number, clock)
+                case "delete":
+                    path.unlink(missing_ok=True)
+                case "cut" if path.exists():
+                    path.write_bytes(path.read_bytes()[: -4 * number])
+                    os.utime(path, ns=(0, clock * 10**9))
+                case "remember":
+                    cohort.remember()
+                case "lose the memo":
+                    cohort.slides_memo.unlink(missing_ok=True)
+                case "spoil the memo" if cohort.slides_memo.exists():
+                    cohort.slides_memo.write_bytes(cohort.slides_memo.read_bytes()[:-number])
+            assert cohort.rows() == cohort.rows_anew()
+
+
+def test_a_row_that_is_remembered_is_not_opened() -> None:
+    with fresh_cohort() as cohort:
+        paths = [put(cohort, name, 3, k * 10) for k, name in enumerate("abc")]
+        before = cohort.rows()
+        cohort.remember()
+        for path in paths[:2]:
+            spoil(path)
+        assert cohort.rows() == before
+        assert list(cohort.rows_anew()) == ["c"]
+
+
+def test_a_row_of_the_last_two_seconds_is_not_remembered_yet() -> None:
+    with fresh_cohort() as cohort:
+        put(cohort, "old", 3, 0)
+        put(cohort, "new", 3, SETTLED_NS // 10**9 + 1)
+        cohort.remember()
+        assert load(cohort.slides_memo, row_schema())["slide_id"].to_pylist() == ["old"]
+
+
+def test_reading_writes_nothing() -> None:
+    with fresh_cohort() as cohort:
+        put(cohort, "a", 3, 0)
+        put(cohort, "b", 3, 10)
+        cohort.remember()
+        put(cohort, "a", 4, 20)
+        before = {path: path.stat().st_mtime_ns for path in cohort.root.rglob("*")}
+        assert cohort.rows()["a"]["n_tiles"] == 4
+        assert {path: path.stat().st_mtime_ns for path in cohort.root.rglob("*")} == before
+
+
+@pytest.mark.parametrize("column", ["blur", "files"])
+def test_a_row_that_lacks_a_column_has_null_there(column: str) -> None:
+    with fresh_cohort() as cohort:
+        path = put(cohort, "a", 3, 0)
+        table = cohort.read("slides", "a")
+        write_parquet(table.drop_columns([column]), path)
+        assert cohort.rows() == {"a": {**table.to_pylist()[0], column: None}}

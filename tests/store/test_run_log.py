@@ -1,0 +1,44 @@
+"""A run's journal: JSON lines that can be read while they are written."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from her2batch.settings import Plan
+from her2batch.store.cohort import Cohort
+from her2batch.store.run_log import Journal, latest, lines
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Cohort:
+    made = Cohort(tmp_path / "c")
+    made.create(Plan())
+    return made
+
+
+def test_a_run_is_one_file_of_json_lines(cohort: Cohort) -> None:
+    with Journal(cohort, "ingest-20260101T000000.000000Z") as journal:
+        journal.say("started", pid=7)
+        journal.say("slide", slide_id="a", status="done")
+    found = [json.loads(line) for line in latest(cohort).read_text().splitlines()]
+    assert [one["event"] for one in found] == ["started", "slide"]
+    assert found[0]["pid"] == 7
+    assert found[0]["at"].endswith("+00:00")
+
+
+def test_the_latest_run_is_read_from_where_one_was(cohort: Cohort) -> None:
+    for run in ("ingest-20260102T000000Z", "ingest-20260101T000000Z"):
+        with Journal(cohort, run) as journal:
+            journal.say("started", run=run)
+    with latest(cohort).open("a") as file:
+        file.write('{"event": "half')
+    found = list(lines(latest(cohort)))
+    assert [event["run"] for _, event in found] == ["ingest-20260102T000000Z"]
+    assert list(lines(latest(cohort), found[-1][0])) == []
+
+
+def test_what_stops_a_run_is_its_last_line(cohort: Cohort) -> None:
+    with pytest.raises(ValueError, match="odd"), Journal(cohort, "ingest-x"):
+        raise ValueError("odd")
+    assert [event["error"] for _, event in lines(latest(cohort))] == ["ValueError"]

@@ -1,0 +1,88 @@
+"""A run on disk: begun once, taken up with the same settings only, its units committed last."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from her2batch.errors import InputError, StoreError
+from her2batch.store.schemas import run_schema
+from her2batch.store.training_run import FINAL, Run, Unit
+
+UNIT = Unit("her2-3way", "clam-sb", "timm:resnet18.a1_in1k", 3)
+
+
+def test_a_run_is_taken_up_with_the_settings_it_began_with(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.begin({"training": {"folds": 10, "seed": 0}})
+    run.begin({"training": {"folds": 10, "seed": 0}})
+    run.unit(UNIT).mkdir(parents=True)
+    with pytest.raises(InputError, match=r"other settings \(training\.folds, weights\)"):
+        run.begin({"training": {"folds": 5, "seed": 0}, "weights": "w"})
+
+
+def test_a_run_that_trained_nothing_gives_way(tmp_path: Path) -> None:
+    """It may have stopped on what it was given; the next command gives something else."""
+    run = Run(tmp_path / "run")
+    run.begin({"labels": "wrong.csv"})
+    run.write("folds", run_schema("folds").empty_table())
+    run.begin({"labels": "right.csv"})
+    assert run.read_settings()["labels"] == "right.csv"
+    assert not run.table("folds").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.doc").touch()
+    with pytest.raises(StoreError, match="no run"):
+        Run(tmp_path).begin({})
+    with pytest.raises(InputError, match="no run here"):
+        Run(tmp_path).read_settings()
+    (tmp_path / "run.toml").write_text("format = 99")
+    with pytest.raises(InputError, match="format 99"):
+        Run(tmp_path).read_settings()
+    (tmp_path / "run.toml").write_text("format = ")
+    with pytest.raises(InputError, match="no TOML"):
+        Run(tmp_path).read_settings()
+
+
+def test_units_have_names_that_any_disk_takes() -> None:
+    assert UNIT.name == "her2-3way.clam-sb.timm-resnet18.a1_in1k.03"
+    assert Unit("er", "vit-base", "thumbnail-224", FINAL).name == "er.vit-base.thumbnail-224.final"
+
+
+def test_predictions_commit_a_unit(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.begin({})
+    run.unit(UNIT).mkdir(parents=True)
+    run.checkpoint(UNIT).write_bytes(b"half way")
+    run.put(UNIT, "attention", run_schema("attention").empty_table())
+    assert not run.done(UNIT)
+    run.commit(UNIT, run_schema("predictions").empty_table())
+    assert run.done(UNIT)
+    assert not run.checkpoint(UNIT).exists()
+    assert run.get(UNIT, "attention").schema == run_schema("attention")
+    (run.unit(UNIT) / "attention.parquet").write_bytes(b"")
+    with pytest.raises(InputError, match="then resume"):
+        run.get(UNIT, "attention")
+
+
+def hold(root: Path, held: object, done: object) -> None:
+    with Run(root).lock():
+        held.set()
+        done.wait(20)
+
+
+def test_a_run_has_one_driver(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, done = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path / "run", held, done))
+    other.start()
+    try:
+        assert held.wait(20)
+        with pytest.raises(StoreError, match=f"pid {other.pid}"), Run(tmp_path / "run").lock():
+            pass
+    finally:
+        done.set()
+        other.join()
+    with Run(tmp_path / "run").lock():
+        pass

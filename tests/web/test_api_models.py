@@ -1,0 +1,18 @@
+"""What the API gives is what the tables hold, column by column."""
+
+from her2batch.store import schemas
+from her2batch.web.api_models import NewReview, Prediction, ReviewEntry, SlideRow
+
+
+def test_columns_and_their_sentences_come_from_the_tables() -> None:
+    for model, columns in ((SlideRow, schemas.SLIDES), (Prediction, schemas.PREDICTIONS)):
+        known = {one.name: one.sentence for one in columns}
+        assert all(
+            field.description == known.get(name, field.description) for name, field in model.model_fields.items()
+        )
+    assert SlideRow.model_fields.keys() == {one.name for one in schemas.SLIDES} - {"files"}
+
+
+def test_a_review_is_given_without_its_salt() -> None:
+    assert not {"salt", "body_sha256"} & ReviewEntry.model_fields.keys()
+    assert NewReview.model_fields["label"].default is None
