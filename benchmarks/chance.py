@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from her2batch.experiments.train import Study, train
-from her2batch.runtime.ingest import Order, ingest
+from her2batch.experiments.train import TrainingRequest, train
+from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources, Spread, Training
 from her2batch.synthetic.cohort import make_cohort, plan_cohort
 
@@ -47,7 +47,7 @@ def cohort(scratch: Path, seed: int) -> tuple[Path, Path]:
                   if len({one.patient_id for one in plan_cohort(n, seed, (6000, 5000))}) > PATIENTS) - 1  # fmt: skip
     if not (made / "labels.csv").exists():
         make_cohort(made, slides, seed)
-    ingest(Order(made / "slides", store, labels=made / "labels.csv"), Plan(), Resources())
+    ingest(IngestRequest(made / "slides", store, labels=made / "labels.csv"), Plan(), Resources())
     return store, made / "annotations"
 
 
@@ -65,7 +65,7 @@ def main() -> None:
                                 shuffle_labels=shuffled)  # fmt: skip
             run = given.scratch / f"chance-{given.seed}-{name}-{'shuffled' if shuffled else 'true'}"
             started = time.perf_counter()
-            result = train(Study(store, run, None, annotations), training, Spread())
+            result = train(TrainingRequest(store, run, None, annotations), training, Spread())
             print(f"{run.name}: {time.perf_counter() - started:.0f} s, exit {result.exit_code}", flush=True)
             rows = result.summary.to_pylist()
             found[shuffled] |= {(row["method"], row["input"], row["task"]): row for row in rows}

@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 from rounds import medians
 
-from her2batch.models.membrane_rule import judge
-from her2batch.vision.membrane import FEATURES, MEMBRANE, describe
-from her2batch.vision.stain import fit_stains
+from her2batch.models.membrane_rule import apply_rule
+from her2batch.vision.membrane import FEATURES, MEMBRANE, measure_tiles
+from her2batch.vision.stain import fit_stain_vectors
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.vision.reference import described
@@ -44,13 +44,13 @@ def main() -> None:
     args = parser.parse_args()
     cv2.setNumThreads(1)
     tiles = np.concatenate([tiles_of(core) for core in sorted(args.cores.glob("*.jpg"))])
-    stains = fit_stains(tiles[:: len(tiles) // 32], (240.0, 240.0, 240.0))
+    stains = fit_stain_vectors(tiles[:: len(tiles) // 32], (240.0, 240.0, 240.0))
     few = tiles[np.random.default_rng(0).choice(len(tiles), FEW, replace=False)]
 
     def ours() -> float:
         started = time.perf_counter()
-        figures = describe(tiles, 0.5, stains)
-        judge({name: figures[:, k] for k, name in enumerate(MEMBRANE)})
+        figures = measure_tiles(tiles, 0.5, stains)
+        apply_rule({name: figures[:, k] for k, name in enumerate(MEMBRANE)})
         return time.perf_counter() - started
 
     def plain() -> float:
@@ -61,7 +61,7 @@ def main() -> None:
 
     seconds = medians({"ours": ours, "plain": plain}, args.rounds)
     a, b = len(tiles) / seconds["ours"], len(few) / seconds["plain"]
-    found = describe(few, 0.5, stains)
+    found = measure_tiles(few, 0.5, stains)
     expected = np.array([[described(tile, 0.5, stains)[one.name] for one in FEATURES] for tile in few])
     gaps = np.abs(found - expected)
     print(

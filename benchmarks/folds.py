@@ -29,14 +29,14 @@ from memory import held
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from her2batch.experiments.train import Study, train
+from her2batch.experiments.train import TrainingRequest, train
 from her2batch.models.attention import product_dtype
 from her2batch.models.clam import smooth_top1
 from her2batch.pipeline.cost_model import cores
 from her2batch.settings import Plan, Spread, Training
 from her2batch.store.cohort import Cohort, write_row
 from her2batch.store.schemas import embeddings, schema
-from her2batch.store.training_run import FINAL, Run
+from her2batch.store.training_run import FINAL, TrainingRun
 from her2batch.training.fit_loop import balanced, rng
 from her2batch.training.metrics import metrics, summary
 
@@ -85,7 +85,7 @@ def ours(cohort: Path, labels: Path, out: Path, epochs: int) -> tuple[float, flo
     watcher = threading.Thread(target=watch)
     watcher.start()
     started = time.perf_counter()
-    found = train(Study(cohort, out, labels), training, Spread())
+    found = train(TrainingRequest(cohort, out, labels), training, Spread())
     took = time.perf_counter() - started
     ended.set()
     watcher.join()
@@ -93,7 +93,7 @@ def ours(cohort: Path, labels: Path, out: Path, epochs: int) -> tuple[float, flo
     return took, peak[0], found.summary
 
 
-def passes(run: Run, epochs: int) -> tuple[int, int]:
+def passes(run: TrainingRun, epochs: int) -> tuple[int, int]:
     """Bags that are trained on and bags that are only looked at, in all units of the run."""
     rows = pq.read_table(run.table("folds")).to_pylist()
     count = {split: sum(row["split"] == split for row in rows) for split in ("train", "val", "test")}
@@ -115,7 +115,7 @@ def products(sizes: list[int], dim: int, dtype: torch.dtype, forward_only: bool)
     return statistics.mean(sorted(took)[len(took) // 10 : -len(took) // 10 or None])
 
 
-def bound(run: Run, dim: int, epochs: int) -> float:
+def bound(run: TrainingRun, dim: int, epochs: int) -> float:
     """Seconds of all products of a run, spread over the cores, each process measured beside the others."""
     steps, looks = passes(run, epochs)
     sizes = np.random.default_rng(1).integers(1500, 2500, 60).tolist()
@@ -189,7 +189,7 @@ def as_files(cohort: Path, folder: Path) -> Path:
     return folder
 
 
-def plain(folder: Path, run: Run, dim: int, epochs: int, folds: int) -> tuple[float, pa.Table]:
+def plain(folder: Path, run: TrainingRun, dim: int, epochs: int, folds: int) -> tuple[float, pa.Table]:
     """Seconds of the plain loop over so many folds, and its predictions of their test parts."""
     torch.set_num_threads(cores())
     labels = {row["slide_id"]: row for row in pq.read_table(run.table("labels")).to_pylist()}
@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true")
     given = parser.parse_args()
     cohort, labels = make(given.scratch / f"bags-{given.bags}-{given.dim}", given.bags, given.dim)
-    run = Run(given.scratch / "run")
+    run = TrainingRun(given.scratch / "run")
     took, peak, found = ours(cohort, labels, run.root, given.epochs)
     need = statistics.mean(bound(run, given.dim, given.epochs) for _ in range(2))
     files = as_files(cohort, given.scratch / f"files-{given.bags}-{given.dim}")

@@ -28,14 +28,14 @@ import torch
 from ingest_rate import ray_alone
 from rounds import medians, on_cores, processes
 
-from her2batch.models.device import SUB_BATCH, Look, forward, prepare
+from her2batch.models.device import SUB_BATCH, Normalization, forward, prepare
 from her2batch.models.encoders import ENCODERS
 from her2batch.pipeline.cost_model import cores
-from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources
-from her2batch.slides.discover import find
+from her2batch.slides.discover import discover_slides
 
-LOOK = Look((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+LOOK = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def main() -> None:
 
 def whole(slides: Path, pool: ProcessPoolExecutor, bare: float, rounds: int) -> None:
     """Print the row of a whole ingest with UNI's network. bare: its images a second on resident data."""
-    work = [(source.path, tissue_tiles(source.path)) for source in find(slides)[0]]
+    work = [(source.path, tissue_tiles(source.path)) for source in discover_slides(slides)[0]]
     total, workers = sum(len(tiles) for _, tiles in work), cores()
     parts = [(path, part) for path, tiles in work for part in np.array_split(tiles, workers)]
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +99,7 @@ def whole(slides: Path, pool: ProcessPoolExecutor, bare: float, rounds: int) -> 
         def ours() -> float:
             with tempfile.TemporaryDirectory() as out:
                 started = time.perf_counter()
-                order = Order(slides, Path(out) / "c", weights=weights)
+                order = IngestRequest(slides, Path(out) / "c", weights=weights)
                 summary = ingest(order, Plan(encoders=("uni",)), Resources(workers=workers))
                 assert summary.failed == 0, summary.failures
                 return time.perf_counter() - started

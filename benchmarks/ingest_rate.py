@@ -26,17 +26,17 @@ import numpy as np
 from rounds import bars, medians, on_cores, processes
 from tiles import bare, tissue_tiles
 
-from her2batch.models.membrane_rule import judge
+from her2batch.models.membrane_rule import apply_rule
 from her2batch.pipeline.cost_model import cores
-from her2batch.pipeline.tile_reader import decoded, feed_of
-from her2batch.runtime.ingest import Order, ingest
+from her2batch.pipeline.tile_reader import plan_reads, read_tiles
+from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.ray_session import connect
 from her2batch.settings import Plan, Resources
-from her2batch.slides.discover import find
+from her2batch.slides.discover import discover_slides
 from her2batch.slides.readers import open_slide
-from her2batch.vision.membrane import MEMBRANE, describe
+from her2batch.vision.membrane import MEMBRANE, measure_tiles
 from her2batch.vision.stain import Stains
-from her2batch.vision.tile_grid import Grid
+from her2batch.vision.tile_grid import TileGrid
 
 SOME = 128
 """Tiles of a slide and worker that the model is measured on."""
@@ -46,11 +46,13 @@ def model(path: Path, tiles: np.ndarray) -> float:
     """Seconds of the stain encoder and the rule for some tiles, times what the others would take too."""
     some = tiles[np.unique(np.linspace(0, len(tiles) - 1, SOME).astype(int))]
     with open_slide(path) as slide:
-        feed = feed_of(slide, Grid(Plan().mpp, Plan().tile, some))
-        batches = [batch.pixels for batch in decoded(slide, feed, 0, "auto")]
+        feed = plan_reads(slide, TileGrid(Plan().mpp, Plan().tile, some))
+        batches = [batch.pixels for batch in read_tiles(slide, feed, 0, "auto")]
     started = time.perf_counter()
-    figures = np.concatenate([describe(one, Plan().mpp, Stains((240.0, 240.0, 240.0), nuclei=0.2)) for one in batches])
-    judge({name: figures[:, k] for k, name in enumerate(MEMBRANE)})
+    figures = np.concatenate(
+        [measure_tiles(one, Plan().mpp, Stains((240.0, 240.0, 240.0), nuclei=0.2)) for one in batches]
+    )
+    apply_rule({name: figures[:, k] for k, name in enumerate(MEMBRANE)})
     return (time.perf_counter() - started) * len(tiles) / len(some)
 
 
@@ -58,7 +60,7 @@ def whole_ingest(slides: Path, workers: int) -> float:
     """Wall seconds of one ingest into a fresh cohort."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        summary = ingest(Order(slides, Path(folder) / "c"), Plan(), Resources(workers=workers))
+        summary = ingest(IngestRequest(slides, Path(folder) / "c"), Plan(), Resources(workers=workers))
         assert summary.failed == 0, summary.failures
         return time.perf_counter() - started
 
@@ -91,7 +93,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     cv2.setNumThreads(1)
-    work = [(source.path, tissue_tiles(source.path)) for source in find(args.slides)[0]]
+    work = [(source.path, tissue_tiles(source.path)) for source in discover_slides(args.slides)[0]]
     total = sum(len(tiles) for _, tiles in work)
     parts = [(path, part) for path, tiles in work for part in np.array_split(tiles, args.workers)]
     with processes(args.workers) as pool:

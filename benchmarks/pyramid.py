@@ -34,8 +34,8 @@ from her2batch.settings import Plan
 from her2batch.slides import pyramid
 from her2batch.slides.codecs import encode, pack
 from her2batch.slides.readers import open_slide
-from her2batch.slides.tiff_slide import TiffSlide
-from her2batch.vision.tissue import segment
+from her2batch.slides.tiff_slide import TiledTiffSlide
+from her2batch.vision.tissue import segment_tissue
 
 QUALITY = Plan().jpeg_quality
 
@@ -48,7 +48,7 @@ def sync(root: Path) -> None:
         os.close(handle)
 
 
-def write(slide: TiffSlide, tissue: np.ndarray, out: Path, lossless: bool = False, flush: bool = False) -> float:
+def write(slide: TiledTiffSlide, tissue: np.ndarray, out: Path, lossless: bool = False, flush: bool = False) -> float:
     """Seconds for a pyramid."""
     shutil.rmtree(out, ignore_errors=True)
     started = time.perf_counter()
@@ -92,7 +92,7 @@ def files(root: Path) -> list[Path]:
     return [path for path in root.rglob("*") if path.is_file()]
 
 
-def touched(slide: TiffSlide, tissue: np.ndarray) -> list[tuple[int, int]]:
+def touched(slide: TiledTiffSlide, tissue: np.ndarray) -> list[tuple[int, int]]:
     """Level and number of every chunk that is stored."""
     found = []
     for level, size in enumerate(slide.info.levels):
@@ -101,7 +101,7 @@ def touched(slide: TiffSlide, tissue: np.ndarray) -> list[tuple[int, int]]:
     return found
 
 
-def moved(slide: TiffSlide, tissue: np.ndarray, scratch: Path, rounds: int) -> tuple[dict[str, float], str]:
+def moved(slide: TiledTiffSlide, tissue: np.ndarray, scratch: Path, rounds: int) -> tuple[dict[str, float], str]:
     """A slide whose tiles are kept: milliseconds of each side, and a line."""
     out, same, copied = scratch / "out.zarr", scratch / "same.bin", scratch / "copied.bin"
     source = sum(int(slide.table(level).counts[index]) for level, index in touched(slide, tissue))
@@ -125,7 +125,7 @@ def moved(slide: TiffSlide, tissue: np.ndarray, scratch: Path, rounds: int) -> t
 
 
 def recoded(
-    slide: TiffSlide, tissue: np.ndarray, scratch: Path, rounds: int, lossless: bool
+    slide: TiledTiffSlide, tissue: np.ndarray, scratch: Path, rounds: int, lossless: bool
 ) -> tuple[dict[str, float], str]:
     """A slide whose tiles are decoded and encoded: milliseconds of each side, and a line."""
     out = scratch / "out.zarr"
@@ -162,8 +162,8 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     for kind in args.kind:
         with open_slide(make(args.cores, args.scratch, kind, 3)) as slide:
-            assert isinstance(slide, TiffSlide)
-            tissue = segment(slide.overview(8.0), 8.0).mask
+            assert isinstance(slide, TiledTiffSlide)
+            tissue = segment_tissue(slide.overview(8.0), 8.0).mask
             if slide.table(0).compression == "jpeg":
                 groups[kind], line = moved(slide, tissue, work, args.rounds)
                 print(f"{kind}: {line}", flush=True)

@@ -23,16 +23,16 @@ import cv2
 import numpy as np
 
 from her2batch.pipeline.cost_model import cores
-from her2batch.pipeline.tile_reader import feed_of
+from her2batch.pipeline.tile_reader import plan_reads
 from her2batch.runtime.ray_session import connect
 from her2batch.settings import Plan, Resources
-from her2batch.slides.discover import find
+from her2batch.slides.discover import discover_slides
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box
-from her2batch.vision.membrane import describe
+from her2batch.vision.membrane import measure_tiles
 from her2batch.vision.stain import Stains
-from her2batch.vision.tile_grid import Block, Grid, Rect, cut, plan
-from her2batch.vision.tissue import segment, tile_fractions
+from her2batch.vision.tile_grid import Block, Rect, TileGrid, cut_tiles, plan_tiles
+from her2batch.vision.tissue import segment_tissue, tile_fractions
 
 RANGE = 16
 
@@ -43,17 +43,17 @@ def work_of(path: Path) -> tuple[tuple[int, int], list[Block]]:
     with open_slide(path) as slide:
         info = slide.info
         assert info.mpp is not None
-        mask = segment(slide.overview(8.0), 8.0).mask
-        tiles = plan(info.width, info.height, info.mpp, settings.mpp, settings.tile)
+        mask = segment_tissue(slide.overview(8.0), 8.0).mask
+        tiles = plan_tiles(info.width, info.height, info.mpp, settings.mpp, settings.tile)
         tiles = tiles[tile_fractions(mask, info.width, info.height, tiles) >= settings.min_tissue]
-        feed = feed_of(slide, Grid(settings.mpp, settings.tile, tiles))
+        feed = plan_reads(slide, TileGrid(settings.mpp, settings.tile, tiles))
         return feed.source, [block for batch in feed.batches for block in batch]
 
 
 def decode(path: str, source: tuple[int, int], block: Block) -> np.ndarray:
     """A block's tiles."""
     with open_slide(Path(path)) as slide:
-        return cut(slide.read(Box(*block.box), *source, block.places), block, Plan().tile)
+        return cut_tiles(slide.read(Box(*block.box), *source, block.places), block, Plan().tile)
 
 
 class Fused:
@@ -65,8 +65,10 @@ class Fused:
     def run(self, path: str, source: tuple[int, int], some: list[Block]) -> np.ndarray:
         """Figures of a range of blocks."""
         with open_slide(Path(path)) as slide:
-            parts = [cut(slide.read(Box(*block.box), *source, block.places), block, Plan().tile) for block in some]
-        return describe(np.concatenate(parts), Plan().mpp, Stains())
+            parts = [
+                cut_tiles(slide.read(Box(*block.box), *source, block.places), block, Plan().tile) for block in some
+            ]
+        return measure_tiles(np.concatenate(parts), Plan().mpp, Stains())
 
 
 class Measure:
@@ -74,7 +76,7 @@ class Measure:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Figures of the tiles of a batch of blocks."""
-        return {"figures": [describe(pixels, Plan().mpp, Stains()).mean() for pixels in batch["pixels"]]}
+        return {"figures": [measure_tiles(pixels, Plan().mpp, Stains()).mean() for pixels in batch["pixels"]]}
 
 
 def fused(ray: Any, work: list[tuple[str, tuple[int, int], list[Block]]], workers: int) -> float:
@@ -121,7 +123,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=cores())
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    work = [(str(one.path), *work_of(one.path)) for one in find(args.slides)[0]]
+    work = [(str(one.path), *work_of(one.path)) for one in discover_slides(args.slides)[0]]
     tiles = sum(len(block.tiles) for _, _, some in work for block in some)
     ours, theirs = [], []
     with connect(Resources(workers=args.workers)) as session:

@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 
 from her2batch.files.parquet import write_parquet
-from her2batch.models.membrane_rule import judge, predictions
-from her2batch.reports.cohort_page import write
+from her2batch.models.membrane_rule import apply_rule, rule_predictions
+from her2batch.reports.cohort_page import write_report
 from her2batch.settings import Plan
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.labels import SCHEMA
@@ -104,9 +104,9 @@ def add_slide(cohort: Cohort, k: int, blank: Row, pictures: list[Path]) -> tuple
         draft.commit({**row, **failed, "n_tiles": 0}, None)
         return label, {**times, "status": "failed"}
     table = membrane(slide_id, {"0": 0.04, "1+": 0.2, "2+": 0.5, "3+": 1.0}[ihc] * rng.lognormal(0, 0.3), rng)
-    verdict = judge({name: table[name].to_numpy() for name in MEMBRANE})
+    verdict = apply_rule({name: table[name].to_numpy() for name in MEMBRANE})
     keys = {"slide_id": slide_id, "patient_id": patient}
-    rule = [{**keys, **one} for one in predictions(verdict, presumed=False)]
+    rule = [{**keys, **one} for one in rule_predictions(verdict, presumed=False)]
     draft.write("membrane", table)
     draft.write("predictions/membrane", pa.Table.from_pylist(rule, schema("predictions")))
     said = trained(keys, str(her2_class("her2-3way", ihc, "-")), rng)
@@ -169,7 +169,7 @@ def main() -> None:
     for _ in range(args.rounds):
         for pages, found in seconds.items():
             started, cpu = time.perf_counter(), time.process_time()
-            report = write(cohort, out, pages=pages)
+            report = write_report(cohort, out, pages=pages)
             found.append(time.perf_counter() - started)
             worked = time.process_time() - cpu
     alone, both = (statistics.median(one) for one in seconds.values())

@@ -28,7 +28,7 @@ import tifffile
 from rounds import medians, plt
 
 from her2batch.files.atomic import sha256
-from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources
 from her2batch.store.audit import status
 from her2batch.store.cohort import Cohort, Row
@@ -94,7 +94,7 @@ def grow(scans: Path, cohort: Cohort, slides: int, real: bool) -> None:
             tiny(path, 8 * k)
     workers = Resources(workers=None if real else 0)
     if not real:
-        ingest(Order(scans, cohort.root), Plan(), workers)
+        ingest(IngestRequest(scans, cohort.root), Plan(), workers)
     rows = cohort.rows() if not real else {}
     for number in range(DISTINCT, slides):
         original = originals[number % DISTINCT]
@@ -102,7 +102,9 @@ def grow(scans: Path, cohort: Cohort, slides: int, real: bool) -> None:
         if not real and path.stem not in rows:
             commit_copy(cohort, rows[original.stem], path)
     started = time.perf_counter()
-    summary = ingest(Order(scans, cohort.root), Plan(), workers)  # the others have rows: they are hashed and seen
+    summary = ingest(
+        IngestRequest(scans, cohort.root), Plan(), workers
+    )  # the others have rows: they are hashed and seen
     assert (summary.seen, summary.done) == (slides, slides), summary.failures
     if real:
         print(f"first ingest of {slides - summary.already} slides: {time.perf_counter() - started:.0f} s")

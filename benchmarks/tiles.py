@@ -36,14 +36,14 @@ from rounds import bars, medians, on_cores, processes  # noqa: E402
 from slides import KINDS, make  # noqa: E402
 
 from her2batch.pipeline.cost_model import cores  # noqa: E402
-from her2batch.pipeline.tile_reader import decoded, feed_of  # noqa: E402
+from her2batch.pipeline.tile_reader import plan_reads, read_tiles  # noqa: E402
 from her2batch.settings import Plan  # noqa: E402
 from her2batch.slides import pyramid  # noqa: E402
-from her2batch.slides.jpeg import complete  # noqa: E402
+from her2batch.slides.jpeg import complete_jpeg  # noqa: E402
 from her2batch.slides.readers import open_slide  # noqa: E402
-from her2batch.slides.tiff_slide import TiffSlide  # noqa: E402
-from her2batch.vision.tile_grid import Grid, plan  # noqa: E402
-from her2batch.vision.tissue import segment, tile_fractions  # noqa: E402
+from her2batch.slides.tiff_slide import TiledTiffSlide  # noqa: E402
+from her2batch.vision.tile_grid import TileGrid, plan_tiles  # noqa: E402
+from her2batch.vision.tissue import segment_tissue, tile_fractions  # noqa: E402
 
 MPP, TILE = Plan().mpp, Plan().tile
 
@@ -53,8 +53,8 @@ def tissue_tiles(path: Path) -> np.ndarray:
     with open_slide(path) as slide:
         info = slide.info
         assert info.mpp is not None
-        mask = segment(slide.overview(8.0), 8.0).mask
-        tiles = plan(info.width, info.height, info.mpp, MPP, TILE)
+        mask = segment_tissue(slide.overview(8.0), 8.0).mask
+        tiles = plan_tiles(info.width, info.height, info.mpp, MPP, TILE)
         return tiles[tile_fractions(mask, info.width, info.height, tiles) >= Plan().min_tissue]
 
 
@@ -62,7 +62,7 @@ def feed(path: Path, reader: str, tiles: np.ndarray, source: tuple[int, int] | N
     """Seconds for all batches of some tiles."""
     with open_slide(path, reader) if reader != "pyramid" else pyramid.Pyramid(path) as slide:
         started = time.perf_counter()
-        for batch in decoded(slide, feed_of(slide, Grid(MPP, TILE, tiles), source), 0, reader):
+        for batch in read_tiles(slide, plan_reads(slide, TileGrid(MPP, TILE, tiles), source), 0, reader):
             assert batch.pixels.shape[1] == TILE
         return time.perf_counter() - started
 
@@ -70,7 +70,7 @@ def feed(path: Path, reader: str, tiles: np.ndarray, source: tuple[int, int] | N
 def bare(path: Path, tiles: np.ndarray) -> float:
     """Seconds to decode the chunks under some tiles of level 0."""
     slide = open_slide(path, "tiff")
-    assert isinstance(slide, TiffSlide)
+    assert isinstance(slide, TiledTiffSlide)
     table = slide.table(0)
     touched = np.zeros((table.down, table.across), bool)
     for x, y, size in tiles.tolist():
@@ -79,7 +79,7 @@ def bare(path: Path, tiles: np.ndarray) -> float:
     streams = [slide.raw(0, int(k)) for k in np.flatnonzero(touched)]
     buffer = np.empty((table.tile_height, table.tile_width, 3), np.uint8)
     if table.compression == "jpeg":
-        streams = [complete(one, table.jpeg_tables, table.colorspace) for one in streams]
+        streams = [complete_jpeg(one, table.jpeg_tables, table.colorspace) for one in streams]
         decode = partial(simplejpeg.decode_jpeg, colorspace="RGB", buffer=buffer)
     else:
         decode = partial(imagecodecs.jpeg2k_decode, out=buffer)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from her2batch.cli.app import guarded
-from her2batch.cli.console_training import show_tuned, unit_progress
+from her2batch.cli.console_training import print_tuning_summary, unit_progress
 from her2batch.experiments.train import study_of
 from her2batch.experiments.tune import tune
 from her2batch.settings import SearchJob, from_toml
@@ -21,7 +21,7 @@ def run(path: Path) -> int:
     job = from_toml(path, SearchJob)
     with unit_progress(quiet=False) as report:
         found = tune(study_of(job), job.training, job.samples, job.outer, job.resources, report)
-    show_tuned(found)
+    print_tuning_summary(found)
     return found.exit_code
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from her2batch.cli.app import guarded
-from her2batch.cli.console_training import show_trained, unit_progress
+from her2batch.cli.console_training import print_training_summary, unit_progress
 from her2batch.experiments.train import study_of, train
 from her2batch.settings import FoldsJob, from_toml
 
@@ -20,7 +20,7 @@ def run(path: Path) -> int:
     job = from_toml(path, FoldsJob)
     with unit_progress(quiet=False) as report:
         found = train(study_of(job), job.training, job.resources, report)
-    show_trained(found)
+    print_training_summary(found)
     return found.exit_code
 
 

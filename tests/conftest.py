@@ -13,8 +13,8 @@ import pytest
 import tifffile
 
 from her2batch.errors import InputError
-from her2batch.runtime.ingest import Order, ingest
-from her2batch.runtime.ray_session import Session, connect
+from her2batch.runtime.ingest import IngestRequest, ingest
+from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Plan, Resources
 from her2batch.slides.cucim import load as load_cucim
 from her2batch.synthetic.cohort import make_cohort
@@ -54,7 +54,7 @@ def cores(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[Session]:
+def ray_session() -> Iterator[RaySession]:
     """Ray, started once; whoever connects in this process uses it."""
     with connect(Resources(workers=2, gpus=2)) as session:
         yield session
@@ -127,11 +127,11 @@ class Synthetic(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def synthetic(tmp_path_factory: pytest.TempPathFactory, ray_session: Session) -> Synthetic:
+def synthetic(tmp_path_factory: pytest.TempPathFactory, ray_session: RaySession) -> Synthetic:
     """Some twenty small slides of fourteen patients, ingested once. Tests don't change it; copy it to change it."""
     folder = tmp_path_factory.mktemp("synthetic")
     made = make_cohort(folder / "made", 24, seed=3, size=(1700, 1400), workers=2)
-    order = Order(made / "slides", folder / "cohort", labels=made / "labels.csv")
+    order = IngestRequest(made / "slides", folder / "cohort", labels=made / "labels.csv")
     assert ingest(order, Plan(), Resources(workers=2)).exit_code == 0
     return Synthetic(made / "slides", made / "labels.csv", made / "annotations", folder / "cohort")
 

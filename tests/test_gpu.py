@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from her2batch.store.cohort import Cohort
-from her2batch.store.training_run import Run
+from her2batch.store.training_run import TrainingRun
 from her2batch.synthetic.cohort import make_cohort
 from tests.experiments.test_train import tables
 from tests.faults.fault_fixtures import same
@@ -117,7 +117,7 @@ def opened(pid: int) -> list[str]:
 
 SMALL = """
 import numpy as np, timm, torch
-from her2batch.models.device import Look, forward, prepare
+from her2batch.models.device import Normalization, forward, prepare
 prepare("cuda")
 torch.manual_seed(0)
 net = timm.create_model("vit_base_patch16_224", pretrained=False, num_classes=0).eval().cuda()
@@ -125,7 +125,7 @@ net = net.to(memory_format=torch.channels_last)
 tiles = np.random.default_rng(0).integers(0, 256, (300, 224, 224, 3), np.uint8)
 seen = []
 net.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
-look = Look((0.5,) * 3, (0.5,) * 3)
+look = Normalization((0.5,) * 3, (0.5,) * 3)
 whole = forward(net, tiles, look, "cuda", lambda x: x)
 torch.cuda.synchronize()
 total = torch.cuda.get_device_properties(0).total_memory
@@ -176,5 +176,5 @@ def test_training_twice_gives_the_same_bytes(
         done(train(scanned, cohort, tmp_path / name, methods, "--workers", 4, "--unit-gpus", share))
     four, one = (tables(tmp_path / name) for name in ("four", "one"))
     assert [name for name in one if four[name] != one[name]] == []
-    found = pq.read_table(Run(tmp_path / "one").table("predictions")).to_pylist()
+    found = pq.read_table(TrainingRun(tmp_path / "one").table("predictions")).to_pylist()
     assert {row["method"] for row in found} == set(methods)

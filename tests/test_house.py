@@ -107,7 +107,7 @@ def test_every_column_stands_in_the_generated_page() -> None:
     from her2batch.store import schemas
 
     page = (ROOT / "docs" / "tables.md").read_text()
-    assert page == schemas.page()
+    assert page == schemas.tables_page()
 
 
 def test_every_setting_of_training_stands_in_its_page() -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import FoldsJob, Overnight, Plan, Resources, SearchJob, from_toml
 from her2batch.store.audit import status, verify
 from her2batch.store.cohort import Cohort
-from her2batch.store.training_run import Run
+from her2batch.store.training_run import TrainingRun
 from tests.conftest import Synthetic
 from tests.nightly.scanner import Miniature, Scanner, write_toml
 from tests.nodes import ROOT, Cluster, cluster
@@ -141,7 +141,7 @@ def test_folds_and_searches_are_jobs_too(nodes: Cluster, synthetic: Synthetic, t
         out, err = run.communicate(timeout=250)
         assert run.returncode == 0, out + err
         assert (tmp_path / name / "bundle").is_dir()
-    assert len(Run(tmp_path / "search").read("trials")) == 2
+    assert len(TrainingRun(tmp_path / "search").read("trials")) == 2
 
 
 def test_the_examples_beside_the_jobs_are_read(synthetic: Synthetic) -> None:
@@ -176,7 +176,7 @@ def test_when_the_head_is_lost_the_run_says_so_and_the_next_goes_on(
     assert "goes on from what is committed" in err
     before = rows_of(cohort)
     assert 3 <= before < len(list(synthetic.scans.iterdir()))
-    summary = ingest(Order(synthetic.scans, cohort), Plan(), Resources(workers=2))
+    summary = ingest(IngestRequest(synthetic.scans, cohort), Plan(), Resources(workers=2))
     assert (summary.failed, summary.exit_code) == (0, 0)
     # the kernel wakes who stands still when his node ends, and a slide in hand may be done: the next run waits for it
     assert before <= summary.already <= before + len(readers)

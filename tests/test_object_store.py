@@ -18,20 +18,20 @@ import zarr
 from moto.server import ThreadedMotoServer
 
 from her2batch.errors import InputError, StoreError
-from her2batch.exchange.incoming import Order as Incoming
-from her2batch.exchange.incoming import bring_in
-from her2batch.exchange.outgoing import Order as Outgoing
+from her2batch.exchange.incoming import ImportRequest as Incoming
+from her2batch.exchange.incoming import import_embeddings
+from her2batch.exchange.outgoing import ExportRequest as Outgoing
 from her2batch.exchange.outgoing import export
-from her2batch.files.locations import place
-from her2batch.runtime.ingest import Order, ingest
+from her2batch.files.locations import to_location
+from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.score import score
 from her2batch.settings import Plan, Resources
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box
 from her2batch.store.audit import status, verify
 from her2batch.store.cohort import Cohort
-from her2batch.store.erase import forget, naming
-from her2batch.store.pseudonyms import Names
+from her2batch.store.erase import erase, naming
+from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.store.reviews import Review, append
 from her2batch.web.catalog import Catalog
 from tests.conftest import Synthetic
@@ -71,7 +71,7 @@ def scans(synthetic: Synthetic, tmp_path: Path) -> Path:
 
 def fetched(root: str, into: Path) -> dict[str, bytes]:
     """Everything under a prefix, as `contents` gives it of a folder."""
-    far = place(root)
+    far = to_location(root)
     far.fs.invalidate_cache()
     far.fs.get(str(far), str(into), recursive=True)
     return contents(into)
@@ -80,11 +80,11 @@ def fetched(root: str, into: Path) -> dict[str, bytes]:
 def test_an_ingest_ends_with_the_bytes_of_a_local_one_and_is_not_done_again(
     bucket: str, scans: Path, tmp_path: Path
 ) -> None:
-    assert ingest(Order(scans, tmp_path / "here"), Plan(), Resources(workers=0)).done == 2
-    order = Order(scans, place(f"{bucket}/cohort"))
+    assert ingest(IngestRequest(scans, tmp_path / "here"), Plan(), Resources(workers=0)).done == 2
+    order = IngestRequest(scans, to_location(f"{bucket}/cohort"))
     summary = ingest(order, Plan(), Resources(workers=0))
     assert (summary.done, summary.exit_code) == (2, 0)
-    cohort = Cohort(place(f"{bucket}/cohort"))
+    cohort = Cohort(to_location(f"{bucket}/cohort"))
     assert list(verify(cohort)) == []
     assert status(cohort).adds_up
     again = ingest(order, Plan(), Resources(workers=0))
@@ -110,7 +110,7 @@ def test_ray_workers_write_there_and_a_run_that_was_killed_goes_on(
         "--workers",
         "1",
     ]
-    cohort = Cohort(place(f"{bucket}/cohort"))
+    cohort = Cohort(to_location(f"{bucket}/cohort"))
     killed = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     while not cohort.rows():
         assert killed.poll() is None
@@ -122,12 +122,12 @@ def test_ray_workers_write_there_and_a_run_that_was_killed_goes_on(
     assert (found["done"], found["exit_code"]) == (4, 0), run.stderr
     assert not cohort.bench.exists()  # what the killed run left here is gone too
     assert list(verify(cohort)) == []
-    ingest(Order(scans, tmp_path / "here"), Plan(), Resources(workers=0))
+    ingest(IngestRequest(scans, tmp_path / "here"), Plan(), Resources(workers=0))
     assert fetched(f"{bucket}/cohort", tmp_path / "there") == contents(tmp_path / "here")
 
 
 def test_a_changed_slide_and_a_damaged_object_are_done_again(bucket: str, scans: Path, synthetic: Synthetic) -> None:
-    order = Order(scans, place(f"{bucket}/cohort"))
+    order = IngestRequest(scans, to_location(f"{bucket}/cohort"))
     ingest(order, Plan(), Resources(workers=0))
     cohort = Cohort(order.out)
     first, second = sorted(cohort.rows())[:2]
@@ -143,9 +143,9 @@ def test_a_changed_slide_and_a_damaged_object_are_done_again(bucket: str, scans:
 
 
 def test_pyramids_and_tables_are_read_where_they_lie(bucket: str, scans: Path, tmp_path: Path) -> None:
-    for root in (tmp_path / "here", place(f"{bucket}/cohort")):
-        ingest(Order(scans, root), Plan(), Resources(workers=0))
-    here, there = Cohort(tmp_path / "here"), Cohort(place(f"{bucket}/cohort"))
+    for root in (tmp_path / "here", to_location(f"{bucket}/cohort")):
+        ingest(IngestRequest(scans, root), Plan(), Resources(workers=0))
+    here, there = Cohort(tmp_path / "here"), Cohort(to_location(f"{bucket}/cohort"))
     slide_id = sorted(here.rows())[0]
     with Pyramid(here.pyramid(slide_id)) as a, Pyramid(there.pyramid(slide_id)) as b:
         box = Box(300, 200, 600, 500)
@@ -159,7 +159,7 @@ def test_pyramids_and_tables_are_read_where_they_lie(bucket: str, scans: Path, t
 
 
 def test_a_bundle_scores_there(bucket: str, scans: Path, tmp_path: Path) -> None:
-    order = Order(scans, place(f"{bucket}/cohort"))
+    order = IngestRequest(scans, to_location(f"{bucket}/cohort"))
     ingest(order, Plan(), Resources(workers=0))
     bundle = untrained(tmp_path / "bundle")
     found = score(order.out, bundle.path, Resources(workers=0))
@@ -169,13 +169,13 @@ def test_a_bundle_scores_there(bucket: str, scans: Path, tmp_path: Path) -> None
 
 
 def test_a_patient_is_forgotten_there(bucket: str, scans: Path, synthetic: Synthetic) -> None:
-    order = Order(scans, place(f"{bucket}/cohort"), labels=synthetic.labels)
+    order = IngestRequest(scans, to_location(f"{bucket}/cohort"), labels=synthetic.labels)
     ingest(order, Plan(), Resources(workers=0))
     cohort = Cohort(order.out)
     row = next(iter(cohort.rows().values()))
     for night, text in (("20260101-190000", row["slide_id"]), ("20260102-190000", "others")):
         (cohort.nights / night / "report.html").write_text(text)
-    found = forget(cohort, row["patient_id"], Names())
+    found = erase(cohort, row["patient_id"], Pseudonymizer())
     assert row["slide_id"] in found.slides
     assert (found.left, found.nights) == ([], ["20260101-190000"])
     cohort.root.fs.invalidate_cache()
@@ -186,8 +186,8 @@ def test_a_patient_is_forgotten_there(bucket: str, scans: Path, synthetic: Synth
 
 
 def test_the_page_looks_and_reviews_there(bucket: str, scans: Path) -> None:
-    root = place(f"{bucket}/cohort")
-    ingest(Order(scans, root), Plan(), Resources(workers=0))
+    root = to_location(f"{bucket}/cohort")
+    ingest(IngestRequest(scans, root), Plan(), Resources(workers=0))
     cohort = Cohort(root)
     catalog = Catalog(cohort)
     slide_id = next(one for one in sorted(catalog.rows()) if catalog.predictions(one))
@@ -202,7 +202,7 @@ def test_the_page_looks_and_reviews_there(bucket: str, scans: Path) -> None:
 
 
 def test_one_writer_at_a_time_and_a_dead_ones_lock_gives_way(bucket: str) -> None:
-    cohort = Cohort(place(f"{bucket}/cohort"))
+    cohort = Cohort(to_location(f"{bucket}/cohort"))
     cohort.create(Plan())
     with cohort.lock(), pytest.raises(StoreError, match=f"pid {os.getpid()}"), cohort.lock():
         pass
@@ -223,20 +223,20 @@ def test_one_writer_at_a_time_and_a_dead_ones_lock_gives_way(bucket: str) -> Non
 def test_what_cannot_be_used_is_said_in_plain_words(bucket: str, scans: Path) -> None:
     for name, words in (("s3://user:secret@bucket/x", "credentials"), ("gopher://x/y", "can't be reached")):
         with pytest.raises(InputError, match=words) as told:
-            place(name)
+            to_location(name)
         assert "secret" not in str(told.value)
     with pytest.raises(StoreError, match="can't be"):
-        ingest(Order(scans, place("s3://there-is-no-such-bucket/x")), Plan(), Resources(workers=0))
+        ingest(IngestRequest(scans, to_location("s3://there-is-no-such-bucket/x")), Plan(), Resources(workers=0))
 
 
 def test_exports_and_imports_are_those_of_a_local_cohort(bucket: str, tmp_path: Path) -> None:
-    cohorts = {"here": cohort_of(tmp_path / "cohort", "S1"), "far": cohort_of(place(f"{bucket}/cohort"), "S1")}
+    cohorts = {"here": cohort_of(tmp_path / "cohort", "S1"), "far": cohort_of(to_location(f"{bucket}/cohort"), "S1")}
     for where, cohort in cohorts.items():
         for to in ("clam-h5", "geojson", "csv"):
             assert export(Outgoing(cohort.root, to, tmp_path / where / to)).exit_code == 0
         features = tmp_path / where / "clam-h5" / "features_stain" / "h5_files"
-        assert bring_in(Incoming(cohort.root, (features,), "mine"), lambda _: None).slides == ["S1"]
+        assert import_embeddings(Incoming(cohort.root, (features,), "mine"), lambda _: None).slides == ["S1"]
         assert list(verify(cohort)) == []
     assert contents(tmp_path / "here") == contents(tmp_path / "far")
     with pytest.raises(InputError, match="folder of this machine"):
-        export(Outgoing(cohorts["here"].root, "csv", place(f"{bucket}/out")))
+        export(Outgoing(cohorts["here"].root, "csv", to_location(f"{bucket}/out")))

@@ -15,18 +15,18 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from her2batch.files.locks import held
-from her2batch.pipeline.progress import Tally
+from her2batch.files.locks import is_locked
+from her2batch.pipeline.progress import RunProgress
 from her2batch.store.cohort import Cohort, Row
-from her2batch.store.run_log import latest, lines
+from her2batch.store.run_log import latest_log, log_entries
 
 if TYPE_CHECKING:
     from her2batch.runtime.doctor import Line
-    from her2batch.runtime.ingest import Summary
+    from her2batch.runtime.ingest import IngestSummary
     from her2batch.store.audit import Problem, Status
-    from her2batch.store.erase import Forgotten
+    from her2batch.store.erase import EraseSummary
 
-Report = Callable[[Tally, Row], None]
+Report = Callable[[RunProgress, Row], None]
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def progress(quiet: bool) -> Iterator[Report]:
         with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
             task = bar.add_task("starting", total=None)
 
-            def report(tally: Tally, row: Row) -> None:
+            def report(tally: RunProgress, row: Row) -> None:
                 words = escape(f"{how_far(tally)} · {_outcome(row)}")
                 bar.update(task, completed=tally.ended, total=tally.of, description=words)
                 if row["status"] == "failed":
@@ -51,13 +51,13 @@ def progress(quiet: bool) -> Iterator[Report]:
             yield report
 
 
-def _plain_line(tally: Tally, row: Row) -> None:
+def _plain_line(tally: RunProgress, row: Row) -> None:
     words = row["error"] if row["status"] == "failed" else f"{row['n_tiles']} tiles"
     line = f"{tally.ended}/{tally.of} {row['slide_id']}: {row['status']}, {words}"
-    say(f"{line} ({how_far(tally)})")
+    print_note(f"{line} ({how_far(tally)})")
 
 
-def how_far(tally: Tally) -> str:
+def how_far(tally: RunProgress) -> str:
     """Tiles, bytes and time left in words."""
     return f"{tally.tiles:,} tiles, {size(tally.source_bytes)} of {size(tally.of_bytes)}, {time_left(tally.left)}"
 
@@ -81,14 +81,14 @@ def _outcome(row: Row) -> str:
     return f"{row['slide_id']}: {row['error_code'] or str(row['n_tiles']) + ' tiles'}"
 
 
-def say(words: str, quiet: bool = False) -> None:
+def print_note(words: str, quiet: bool = False) -> None:
     """One line on stderr. Nobody may be there to read it, or its disk be full: no run ends for that."""
     if not quiet:
         with suppress(OSError):
             print(words, file=sys.stderr, flush=True)
 
 
-def show_summary(summary: Summary) -> None:
+def print_ingest_summary(summary: IngestSummary) -> None:
     """What became of everything seen, and where it lies."""
     console = Console()
     _show_failures(console, summary.failures)
@@ -119,7 +119,7 @@ NIGHT_S = 8 * 3600.0
 """An estimate beyond this is worth a word."""
 
 
-def show_estimate(rows: list[Row], total: Mapping[str, Any]) -> None:
+def print_estimate(rows: list[Row], total: Mapping[str, Any]) -> None:
     """The table of --dry-run."""
     console = Console()
     table = plain_table("what would be done", "slide", "file", "what", "tiles ~", "disk ~", "time ~")
@@ -147,7 +147,7 @@ def _free(size: int | None) -> str:
     return "a store without an end" if size is None else f"{size / 1e9:.0f} GB free"
 
 
-def show_status(found: Status, cohort: Path) -> None:
+def print_status(found: Status, cohort: Path) -> None:
     """Counts, failures with their remedies, and the proof that nothing vanished."""
     console = Console()
     _show_failures(console, found.failures)
@@ -167,17 +167,17 @@ def show_status(found: Status, cohort: Path) -> None:
 def follow(cohort: Cohort) -> None:
     """What a run says while it goes on, in any terminal; returns when it has ended or its process has."""
     cohort.check()
-    path, at = latest(cohort), 0
+    path, at = latest_log(cohort), 0
     if path is None:
         return
     while True:
-        for behind, event in lines(path, at):
+        for behind, event in log_entries(path, at):
             at = behind
             if words := _told(event):
                 print(f"{event['at'][11:19]}  {words}", file=sys.stderr, flush=True)
             if event["event"] == "ended":
                 return
-        if not held(cohort.root):
+        if not is_locked(cohort.root):
             print("the run has gone without a word: run the same command again", file=sys.stderr)
             return
         time.sleep(FOLLOW_S)
@@ -190,15 +190,15 @@ def _told(event: Mapping[str, Any]) -> str | None:
     if event["event"] == "slide":
         return f"{event['slide_id']}: {event['status']}" + (f", {event['error_code']}" if event["error_code"] else "")
     if event["event"] == "progress":
-        facts = {one.name: event[one.name] for one in fields(Tally)}
-        tally = Tally(**{**facts, "left": tuple(event["left"]) if event["left"] else None})
+        facts = {one.name: event[one.name] for one in fields(RunProgress)}
+        tally = RunProgress(**{**facts, "left": tuple(event["left"]) if event["left"] else None})
         return f"{tally.ended} of {tally.of} slides, {tally.failed} failed, {how_far(tally)}"
     if event["event"] == "ended":
         return f"ended with an error: {event['error']}" if "error" in event else "ended"
     return None
 
 
-def show_problems(problems: list[Problem], cohort: Path, head: tuple[int, str]) -> None:
+def print_problems(problems: list[Problem], cohort: Path, head: tuple[int, str]) -> None:
     """What verify found. head: number and hash of the newest review."""
     for one in problems:
         print(f"{one.path}: {one.what}")
@@ -208,7 +208,7 @@ def show_problems(problems: list[Problem], cohort: Path, head: tuple[int, str]) 
     print(f"{cohort}: {words}")
 
 
-def show_forgotten(found: Forgotten, problems: list[str]) -> None:
+def print_erase_summary(found: EraseSummary, problems: list[str]) -> None:
     """What was removed, what is not ours to remove, and what is left."""
     print(f"{len(found.slides)} slides and {found.files} files removed, with every row that named them")
     for night in found.nights:
@@ -226,7 +226,7 @@ def show_forgotten(found: Forgotten, problems: list[str]) -> None:
         print("nothing in the store names them any more, and every other file is as its row says")
 
 
-def show_doctor(lines: list[Line]) -> None:
+def print_doctor(lines: list[Line]) -> None:
     """What this machine can do."""
     table = plain_table("this machine", "", "", "what", "remedy")
     for line in lines:

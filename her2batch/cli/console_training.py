@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from her2batch.cli.console import plain_table, say
+from her2batch.cli.console import plain_table, print_note
 
 if TYPE_CHECKING:
-    from her2batch.experiments.reproduce import Reproduced
-    from her2batch.experiments.train import Trained
-    from her2batch.experiments.tune import Tuned
-    from her2batch.runtime.score import Scored
+    from her2batch.experiments.reproduce import ReproductionSummary
+    from her2batch.experiments.train import TrainingSummary
+    from her2batch.experiments.tune import TuningSummary
+    from her2batch.runtime.score import ScoreSummary
     from her2batch.store.training_run import Unit
 
 SHOWN = 5
@@ -49,7 +49,7 @@ def _bar(what: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
     if quiet:
         yield lambda *_: None
     elif not console.is_terminal:
-        yield lambda count, total, words: say(f"{count}/{total} {what} {words}".rstrip())
+        yield lambda count, total, words: print_note(f"{count}/{total} {what} {words}".rstrip())
     else:
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(TextColumn(f"[bold]{what}"), *columns, TextColumn("{task.description}"), console=console) as bar:
@@ -57,15 +57,15 @@ def _bar(what: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
             yield lambda count, total, words: bar.update(task, completed=count, total=total, description=escape(words))
 
 
-def show_trained(found: Trained) -> None:
+def print_training_summary(found: TrainingSummary) -> None:
     """Figures over the folds, who was left out, what failed, where the bundle is."""
     console = Console()
     console.print(figures("mean±sd over the folds, %", found.summary.to_pylist()))
     _show_rest(console, found)
 
 
-def _show_rest(console: Console, found: Trained) -> None:
-    show_excluded(console, found.excluded.to_pylist())
+def _show_rest(console: Console, found: TrainingSummary) -> None:
+    print_excluded(console, found.excluded.to_pylist())
     if found.run.table("reviews").is_file():
         _show_reviewed(console, found.run.read("reviews").to_pylist())
     for name, why in sorted(found.failed.items()):
@@ -103,7 +103,7 @@ def _spread(row: Mapping[str, Any], name: str, digits: int) -> str:
     return f"{mean:.{digits}f}" + (f"±{sd:.{digits}f}" if sd is not None else "")
 
 
-def show_reproduced(found: Reproduced) -> None:
+def print_reproduction(found: ReproductionSummary) -> None:
     """The paper's rows with ours; then what show_trained shows."""
     console = Console()
     rows = found.tables.to_pylist()
@@ -124,7 +124,7 @@ def _or_dash(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def show_tuned(found: Tuned) -> None:
+def print_tuning_summary(found: TuningSummary) -> None:
     """The best trials, the settings that went into the bundle, and their figures on the tested folds."""
     console = Console()
     table = plain_table("trials, by validation loss", "fold", "trial", "loss", "epochs", "settings")
@@ -134,10 +134,10 @@ def show_tuned(found: Tuned) -> None:
     console.print(table)
     best = ", ".join(f"{name}={value}" for name, value in found.best.items())
     console.print(f"{found.trials.num_rows} trials, best: {best}", highlight=False, soft_wrap=True)
-    show_trained(found.trained)
+    print_training_summary(found.trained)
 
 
-def show_excluded(console: Console, rows: list[dict[str, Any]]) -> None:
+def print_excluded(console: Console, rows: list[dict[str, Any]]) -> None:
     """Slides that are left out, by task and reason, with examples; the run's table has them all."""
     counts = Counter((row["task"], row["reason"]) for row in rows)
     for (task, reason), count in sorted(counts.items()):
@@ -148,7 +148,7 @@ def show_excluded(console: Console, rows: list[dict[str, Any]]) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
 
-def show_scored(found: Scored, cohort: Path) -> None:
+def print_score_summary(found: ScoreSummary, cohort: Path) -> None:
     """How many slides a bundle has scored, under which licence, and where the rows are."""
     console = Console()
     for words in found.failures.values():

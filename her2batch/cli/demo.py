@@ -8,12 +8,12 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from her2batch.cli.console import plain_table, progress, say, show_summary
-from her2batch.cli.console_training import show_trained, unit_progress
-from her2batch.experiments.train import Study, Trained, train
+from her2batch.cli.console import plain_table, print_ingest_summary, print_note, progress
+from her2batch.cli.console_training import print_training_summary, unit_progress
+from her2batch.experiments.train import TrainingRequest, TrainingSummary, train
 from her2batch.models.bundle import read_bundle
-from her2batch.reports.cohort_page import write
-from her2batch.runtime.ingest import Order, Summary, ingest
+from her2batch.reports.cohort_page import write_report
+from her2batch.runtime.ingest import IngestRequest, IngestSummary, ingest
 from her2batch.settings import Plan, Resources, Spread, Training
 from her2batch.store.cohort import Cohort
 from her2batch.store.labels import label_slides, read_labels
@@ -42,8 +42,8 @@ class Demo:
     report: of the held-out slides, with the evidence of each, and of the training.
     """
 
-    trained: Trained | None
-    held_out: Summary
+    trained: TrainingSummary | None
+    held_out: IngestSummary
     rows: list[dict[str, Any]]
     report: Path | None = None
 
@@ -59,30 +59,30 @@ def demo(folder: Path, slides: int, held_out: int, quiet: bool, workers: int | N
     workers: None for one a core, 0 for the plain loop.
     """
     limits = Resources(workers=workers)
-    say(f"making {slides} synthetic slides to train on and {held_out} to score, in {folder} …", quiet)
+    print_note(f"making {slides} synthetic slides to train on and {held_out} to score, in {folder} …", quiet)
     known, new = folder / "known", folder / "new"
     for place, count, seed in ((known, slides, SEED), (new, held_out, SEED + 1)):
         if not (place / "labels.csv").exists():
             make_cohort(place, count, seed, SIZE)
     cohort = folder / "cohort"
     with progress(quiet) as report:
-        order = Order(known / "slides", cohort, labels=known / "labels.csv")
+        order = IngestRequest(known / "slides", cohort, labels=known / "labels.csv")
         first = ingest(order, Plan(), limits, report)
     if first.exit_code:
         return Demo(None, first, [])
-    say("training on them …", quiet)
+    print_note("training on them …", quiet)
     with unit_progress(quiet) as told:
-        study = Study(cohort, folder / "run", None, known / "annotations")
+        study = TrainingRequest(cohort, folder / "run", None, known / "annotations")
         trained = train(study, TRAINING, Spread(workers=workers), told)
     if trained.exit_code:
         return Demo(trained, first, [])
-    say("reading and scoring the slides that were held out …", quiet)
+    print_note("reading and scoring the slides that were held out …", quiet)
     with progress(quiet) as report:
-        order = Order(new / "slides", folder / "scored", bundle=trained.run.bundle, labels=new / "labels.csv")
+        order = IngestRequest(new / "slides", folder / "scored", bundle=trained.run.bundle, labels=new / "labels.csv")
         scored = ingest(order, Plan(), limits, report)
     held = Cohort(folder / "scored")
     rows = _rows(held, new / "labels.csv", read_bundle(trained.run.bundle).id)
-    written = write(held, (folder / "report.html").absolute(), trained.run)
+    written = write_report(held, (folder / "report.html").absolute(), trained.run)
     return Demo(trained, scored, rows, written.path)
 
 
@@ -101,10 +101,10 @@ def _rows(cohort: Cohort, labels: Path, bundle: str) -> list[dict[str, Any]]:
     return rows
 
 
-def show_demo(found: Demo) -> None:
+def print_demo(found: Demo) -> None:
     """Figures of the training, and each held-out slide's label beside what was said of it."""
     if found.trained is not None:
-        show_trained(found.trained)
+        print_training_summary(found.trained)
     if found.rows:
         console = Console()
         methods = [name for name in found.rows[0] if name not in ("slide_id", "truth")]
@@ -113,6 +113,6 @@ def show_demo(found: Demo) -> None:
         for row in found.rows:
             table.add_row(row["slide_id"], row["truth"], *(row.get(name, "–") for name in methods))
         console.print(table)
-    show_summary(found.held_out)
+    print_ingest_summary(found.held_out)
     if found.report is not None:
         print(f"report: {found.report}")

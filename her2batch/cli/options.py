@@ -21,9 +21,9 @@ PLACE = "the cohort: a folder, or s3://BUCKET/NAME"
 
 def as_place(text: str) -> Path:
     """A cohort's place; a relative one stays as it was given."""
-    from her2batch.files.locations import AWAY, place
+    from her2batch.files.locations import AWAY, to_location
 
-    return place(text) if AWAY in str(text) else Path(text)
+    return to_location(text) if AWAY in str(text) else Path(text)
 
 
 OutOption = Annotated[Path, typer.Option(help=PLACE, show_default=True, parser=as_place, metavar="PLACE")]

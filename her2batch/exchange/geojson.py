@@ -74,7 +74,7 @@ def outline_feature(row: Mapping[str, Any], tiles: pa.Table) -> str:
     (area,) = numbers(pa.chunked_array([[row["tissue_mm2"]]], pa.float32()))
     texts = [f'"Tissue mm^2": {area}'] if area is not None else []
     texts.append(f'"Tiles": {len(tiles)}')
-    geometry = shapely.to_geojson(outline(tiles))
+    geometry = shapely.to_geojson(outline_polygons(tiles))
     return _feature(geometry, "annotation", TISSUE, GREY, texts, ', "name": "Tiles of her2batch", "isLocked": true')
 
 
@@ -101,7 +101,7 @@ def patch_features(bundle: str, patches: pa.Table) -> Iterator[str]:
     yield from _squares(patches, "detection", classes, colours, columns)
 
 
-def outline(tiles: pa.Table) -> BaseGeometry:
+def outline_polygons(tiles: pa.Table) -> BaseGeometry:
     """What the tiles cover: polygons, level-0 px, seams between neighbours closed.
 
     Tiles of a row are joined first: the union of 20,000 squares would take ten times as long.

@@ -17,33 +17,33 @@ import pyarrow as pa
 
 from her2batch.errors import InputError, StoreError
 from her2batch.exchange import clam_h5
-from her2batch.files.locations import place
+from her2batch.files.locations import to_location
 from her2batch.settings import Plan
 from her2batch.store import schemas
 from her2batch.store.cohort import Cohort, Row
-from her2batch.store.pseudonyms import Names
-from her2batch.store.training_run import safe
+from her2batch.store.pseudonyms import Pseudonymizer
+from her2batch.store.training_run import file_name_of
 
 SUFFIXES: Final = (".h5", ".hdf5")
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,79}")
 """An encoder's name: it becomes a folder's."""
 
-Report = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Order:
+class ImportRequest:
     """What to bring in. encoder: None: as each file says.  names: how the cohort calls slides."""
 
     cohort: Path
     files: tuple[Path, ...]
     encoder: str | None = None
-    names: Names = field(default_factory=Names)
+    names: Pseudonymizer = field(default_factory=Pseudonymizer)
 
 
 @dataclass
-class Imported:
+class ImportSummary:
     """What became of the files. slides: brought in now.  already: were there, with the same values.  passed: slide →
     rows on no tile, which were left out.  failures: file → why it was refused.
     """
@@ -60,17 +60,19 @@ class Imported:
         return 0 if not self.failures else 3 if self.slides or self.already else 2
 
 
-def bring_in(order: Order, dim_of: Callable[[str], int | None], report: Report = lambda *_: None) -> Imported:
+def import_embeddings(
+    order: ImportRequest, dim_of: Callable[[str], int | None], report: ProgressCallback = lambda *_: None
+) -> ImportSummary:
     """Add embeddings to slides of a cohort. The same call goes on where it was stopped.
 
     dim_of: the length of an encoder's vectors, None where nobody knows.  Raises InputError, StoreError.
     """
-    cohort = Cohort(place(order.cohort))
+    cohort = Cohort(to_location(order.cohort))
     plan = cohort.plan()
-    files = found_files(order.files)
+    files = find_embedding_files(order.files)
     if order.encoder is not None:
         encoder_of(cohort.root, order.encoder, plan)  # what is wrong for all is said once
-    found = Imported()
+    found = ImportSummary()
     with cohort.lock():
         rows = cohort.rows()
         lengths: dict[str, int] = {}
@@ -78,7 +80,7 @@ def bring_in(order: Order, dim_of: Callable[[str], int | None], report: Report =
         for count, path in enumerate(files, start=1):
             try:
                 row = slide_of(path, rows, order.names)
-                encoder, table, passed = fitted(cohort, plan, row, path, order.encoder)
+                encoder, table, passed = match_to_tiles(cohort, plan, row, path, order.encoder)
                 if encoder not in lengths and (known := dim_of(encoder) or _length(cohort, encoder, rows)):
                     lengths[encoder] = known
                 check_length(path, encoder, table, lengths)
@@ -98,7 +100,7 @@ def bring_in(order: Order, dim_of: Callable[[str], int | None], report: Report =
     return found
 
 
-def found_files(given: Sequence[Path]) -> list[Path]:
+def find_embedding_files(given: Sequence[Path]) -> list[Path]:
     """The files that were named, and those of folders that were. Raises InputError when there is none."""
     files = []
     for path in given:
@@ -114,7 +116,7 @@ def found_files(given: Sequence[Path]) -> list[Path]:
     return files
 
 
-def fitted(cohort: Cohort, plan: Plan, row: Row, path: Path, name: str | None) -> tuple[str, pa.Table, int]:
+def match_to_tiles(cohort: Cohort, plan: Plan, row: Row, path: Path, name: str | None) -> tuple[str, pa.Table, int]:
     """A file as embeddings of a slide's tiles: the encoder, the table, how many rows lie on no tile.
 
     name: of the encoder; None: as the file says.  Raises InputError for anything that does not fit.
@@ -124,7 +126,7 @@ def fitted(cohort: Cohort, plan: Plan, row: Row, path: Path, name: str | None) -
     except (OSError, pa.ArrowInvalid) as error:
         what = f"its slide's tiles can't be read ({type(error).__name__})"
         raise InputError(what, path, "run her2batch verify, then ingest again") from error
-    bag = clam_h5.read(path, room(row, tiles))
+    bag = clam_h5.read(path, max_tiles(row, tiles))
     encoder = encoder_of(path, name or bag.encoder, plan)
     values, passed = clam_h5.matched(path, bag, tiles)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
@@ -141,7 +143,7 @@ def check_length(path: Path, encoder: str, table: pa.Table, lengths: dict[str, i
 
 def _add(cohort: Cohort, row: Row, encoder: str, table: pa.Table) -> bool:
     """Commit a slide's new table; False: it was there. Raises StoreError when the disk refuses."""
-    name = f"embeddings/{safe(encoder)}"
+    name = f"embeddings/{file_name_of(encoder)}"
     if _there(cohort, name, row) == table:
         return False
     try:
@@ -151,7 +153,7 @@ def _add(cohort: Cohort, row: Row, encoder: str, table: pa.Table) -> bool:
     return True
 
 
-def slide_of(path: Path, rows: Mapping[str, Row], names: Names) -> Row:
+def slide_of(path: Path, rows: Mapping[str, Row], names: Pseudonymizer) -> Row:
     """The slide a file belongs to, by its name. Raises InputError when the cohort has no such slide, or no tables."""
     for slide_id in (path.stem, names.slide(path.stem)):
         row = rows.get(slide_id)
@@ -163,7 +165,7 @@ def slide_of(path: Path, rows: Mapping[str, Row], names: Names) -> Row:
     raise InputError(f"the cohort holds no slide {path.stem}", path, remedy)
 
 
-def room(row: Row, tiles: pa.Table) -> int:
+def max_tiles(row: Row, tiles: pa.Table) -> int:
     """How many tiles of this size a slide has room for, tissue or not."""
     size = tiles["size"][0].as_py() if len(tiles) else 0
     return math.ceil(row["width"] / size) * math.ceil(row["height"] / size) + len(tiles) if size else 0
@@ -175,8 +177,8 @@ def encoder_of(path: Path, name: str | None, plan: Plan) -> str:
         raise InputError("does not say which encoder made it", path, "give --encoder NAME")
     if not NAME.fullmatch(name):
         raise InputError(f"{name!r} is no name for an encoder", path, "use letters, digits, '.', '_', '-'")
-    if safe(name) in map(safe, plan.encoders):
-        remedy = f"give it a name of its own: --encoder {safe(name)}-imported"
+    if file_name_of(name) in map(file_name_of, plan.encoders):
+        remedy = f"give it a name of its own: --encoder {file_name_of(name)}-imported"
         raise InputError(f"{name} is what this cohort computes itself", path, remedy)
     return name
 
@@ -196,6 +198,6 @@ def _there(cohort: Cohort, name: str, row: Row) -> pa.Table | None:
 
 def _length(cohort: Cohort, encoder: str, rows: Mapping[str, Row]) -> int | None:
     """Length of the vectors that slides have of this encoder; None where none has any."""
-    tables = (_there(cohort, f"embeddings/{safe(encoder)}", row) for row in rows.values())
+    tables = (_there(cohort, f"embeddings/{file_name_of(encoder)}", row) for row in rows.values())
     found = next((one for one in tables if one is not None), None)
     return None if found is None else int(found.schema.field("embedding").type.list_size)

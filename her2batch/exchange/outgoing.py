@@ -17,21 +17,21 @@ import pyarrow as pa
 
 from her2batch.errors import Her2BatchError, InputError, StoreError
 from her2batch.exchange import clam_h5, csv, dicom, geojson
-from her2batch.files.atomic import whole
-from her2batch.files.locations import AWAY, place
+from her2batch.files.atomic import atomic_write
+from her2batch.files.locations import AWAY, to_location
 from her2batch.slides.discover import silent
 from her2batch.store import schemas
 from her2batch.store.cohort import Cohort, Row
-from her2batch.store.training_run import safe
+from her2batch.store.training_run import file_name_of
 from her2batch.tasks import MEMBRANE
 
 MANIFEST: Final = "export.json"
 
-Report = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Order:
+class ExportRequest:
     """What to export. slides, encoders: none: all.  bundle: the one wanted, beside the rule."""
 
     cohort: Path
@@ -43,7 +43,7 @@ class Order:
 
 
 @dataclass
-class Exported:
+class ExportSummary:
     """What became of it. left_out: slide or file → why."""
 
     out: Path
@@ -61,7 +61,7 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class Job:
+class ExportFormat:
     """One file: its name below `out`, and what writes it to a path."""
 
     name: str
@@ -69,11 +69,11 @@ class Job:
 
 
 @dataclass
-class Source:
+class ExportSource:
     """A cohort and the part of it that is wanted. names: of the tables there are."""
 
     cohort: Cohort
-    order: Order
+    order: ExportRequest
     rows: list[Row]
     names: list[str]
     left_out: dict[str, str] = field(default_factory=dict)
@@ -95,27 +95,27 @@ class Source:
         """Tables of a kind that are wanted: what made it → the table's name."""
         found = {name.split("/", 1)[1]: name for name in self.names if name.startswith(f"{kind}/")}
         if kind == "embeddings":
-            wanted = {safe(one) for one in self.order.encoders}
+            wanted = {file_name_of(one) for one in self.order.encoders}
         else:
             wanted = {self.order.bundle, MEMBRANE} if self.order.bundle is not None else set()
         return {one: name for one, name in found.items() if not wanted or one in wanted}
 
 
-def export(order: Order, report: Report = lambda *_: None) -> Exported:
+def export(order: ExportRequest, report: ProgressCallback = lambda *_: None) -> ExportSummary:
     """Write the files of one format. Raises InputError, StoreError; a file that fails is noted and the rest goes on."""
     source = open_source(order)
     jobs = list(FORMATS[order.to](source))
     if not jobs:
         why = next((f"{one}: {why}" for one, why in source.left_out.items()), "it holds no slide that is done")
         raise InputError(f"has nothing to export to {order.to}; {why}", source.cohort.root, "see docs/exchange.md")
-    found = Exported(order.out, order.to, left_out=source.left_out)
+    found = ExportSummary(order.out, order.to, left_out=source.left_out)
     found.slides = len({row["slide_id"] for row in source.rows} - source.left_out.keys())
     claim(order.out, order.to, [job.name for job in jobs])
     for count, job in enumerate(jobs, start=1):
         path = order.out / job.name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole(path) as part:
+            with atomic_write(path) as part:
                 job.write(part)
         except (Her2BatchError, pa.ArrowInvalid, OSError) as error:
             found.failures[job.name] = f"{error}; run her2batch verify, and look at the space on the disk"
@@ -126,9 +126,9 @@ def export(order: Order, report: Report = lambda *_: None) -> Exported:
     return found
 
 
-def open_source(order: Order) -> Source:
+def open_source(order: ExportRequest) -> ExportSource:
     """The cohort, checked against what was asked for. Raises InputError for names it does not know, StoreError."""
-    cohort = Cohort(place(order.cohort))
+    cohort = Cohort(to_location(order.cohort))
     cohort.check()
     if AWAY in str(order.out):
         raise InputError("exports are written to a folder of this machine", order.out, "copy them from there")
@@ -136,9 +136,9 @@ def open_source(order: Order) -> Source:
     if inside:
         raise InputError("lies inside the cohort, which keeps its own files only", order.out, "choose another --out")
     rows, names = cohort.rows(), cohort.names()
-    source = Source(cohort, order, [rows[one] for one in sorted(rows)], names)
+    source = ExportSource(cohort, order, [rows[one] for one in sorted(rows)], names)
     _known("slide", order.slides, rows, cohort)
-    _known("encoder", map(safe, order.encoders), _made("embeddings", names), cohort)
+    _known("encoder", map(file_name_of, order.encoders), _made("embeddings", names), cohort)
     if order.bundle is not None:
         made = {one for kind in ("predictions", "attention", "patches", "thumbnails") for one in _made(kind, names)}
         _known("bundle", [order.bundle], made, cohort)
@@ -161,20 +161,20 @@ def claim(out: Path, to: str, names: Sequence[str]) -> None:
         if name not in ours and (out / name).exists():
             raise InputError("is there, and no export wrote it", out / name, "choose another --out, or move it away")
     facts = {"format": to, "files": sorted(ours | set(names))}
-    with whole(manifest) as part:
+    with atomic_write(manifest) as part:
         part.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 # -- formats ---------------------------------------------------------------------------------------------------
 
 
-def to_geojson(source: Source) -> Iterator[Job]:
+def to_geojson(source: ExportSource) -> Iterator[ExportFormat]:
     """A file a slide. Its name is no SLIDE.geojson: what a model said is not to be taken for an annotation."""
     for row in source.done():
-        yield Job(f"{row['slide_id']}.tiles.geojson", partial(_write_geojson, source, row))
+        yield ExportFormat(f"{row['slide_id']}.tiles.geojson", partial(_write_geojson, source, row))
 
 
-def _write_geojson(source: Source, row: Row, path: Path) -> None:
+def _write_geojson(source: ExportSource, row: Row, path: Path) -> None:
     attention, patches = (
         {made: source.cohort.read(name, row["slide_id"]) for made, name in found.items() if source.has(name, row)}
         for found in (source.below("attention"), source.below("patches"))
@@ -183,51 +183,53 @@ def _write_geojson(source: Source, row: Row, path: Path) -> None:
     geojson.write(path, geojson.features(row, _tiles(source, row), membrane, attention, patches))
 
 
-def to_clam_h5(source: Source) -> Iterator[Job]:
+def to_clam_h5(source: ExportSource) -> Iterator[ExportFormat]:
     """patches/SLIDE.h5, and features_ENCODER/h5_files/SLIDE.h5 of each encoder."""
     plan = source.cohort.plan()
     for row in source.done():
-        yield Job(f"patches/{row['slide_id']}.h5", partial(_write_coords, source, row))
+        yield ExportFormat(f"patches/{row['slide_id']}.h5", partial(_write_coords, source, row))
         for encoder, name in source.below("embeddings").items():
             if source.has(name, row):
                 write = partial(_write_features, source, row, encoder, plan.tile, plan.mpp)
-                yield Job(f"features_{encoder}/h5_files/{row['slide_id']}.h5", write)
+                yield ExportFormat(f"features_{encoder}/h5_files/{row['slide_id']}.h5", write)
 
 
-def _write_coords(source: Source, row: Row, path: Path) -> None:
+def _write_coords(source: ExportSource, row: Row, path: Path) -> None:
     clam_h5.write_coords(path, row, _tiles(source, row))
 
 
-def _write_features(source: Source, row: Row, encoder: str, tile: int, mpp: float, path: Path) -> None:
+def _write_features(source: ExportSource, row: Row, encoder: str, tile: int, mpp: float, path: Path) -> None:
     embeddings = source.cohort.read(f"embeddings/{encoder}", row["slide_id"])
     clam_h5.write_features(path, row, _tiles(source, row), embeddings, encoder, tile, mpp)
 
 
-def to_csv(source: Source) -> Iterator[Job]:
+def to_csv(source: ExportSource) -> Iterator[ExportFormat]:
     """A file a table, over all slides; embeddings only when an encoder is named."""
     slides = [name for name in schemas.schema("slides").names if name != "files"]
-    yield Job("slides.csv", partial(_write_slides, source, slides))
-    yield Job("files.csv", lambda path: csv.write(path, csv.FILES, (csv.file_rows(row) for row in source.rows)))
+    yield ExportFormat("slides.csv", partial(_write_slides, source, slides))
+    yield ExportFormat(
+        "files.csv", lambda path: csv.write(path, csv.FILES, (csv.file_rows(row) for row in source.rows))
+    )
     for name in source.names:
         kind, _, made = name.partition("/")
         unwanted = kind == "slides" or (kind == "embeddings" and not source.order.encoders)
         if unwanted or (made and made not in source.below(kind)):
             continue
-        yield Job(f"{name.replace('/', '-')}.csv", partial(_write_table, source, name))
+        yield ExportFormat(f"{name.replace('/', '-')}.csv", partial(_write_table, source, name))
 
 
-def _write_slides(source: Source, columns: Sequence[str], path: Path) -> None:
+def _write_slides(source: ExportSource, columns: Sequence[str], path: Path) -> None:
     schema = schemas.schema("slides")
     csv.write(path, columns, (pa.Table.from_pylist([row], schema) for row in source.rows))
 
 
-def _write_table(source: Source, name: str, path: Path) -> None:
+def _write_table(source: ExportSource, name: str, path: Path) -> None:
     rows = [row for row in source.rows if source.has(name, row)]
     columns = schemas.schema(name.split("/")[0]).names
     csv.write(path, columns, (source.cohort.read(name, row["slide_id"]) for row in rows))
 
 
-def to_dicom(source: Source) -> Iterator[Job]:
+def to_dicom(source: ExportSource) -> Iterator[ExportFormat]:
     """SLIDE.sr.dcm of each slide that was scanned as DICOM and has predictions."""
     for row in source.done():
         if row["format"] != "dicom":
@@ -237,10 +239,10 @@ def to_dicom(source: Source) -> Iterator[Job]:
         elif not (predictions := _fileable(source, row)):
             source.left_out[row["slide_id"]] = "it has no prediction for a stain that labels name"
         else:
-            yield Job(f"{row['slide_id']}.sr.dcm", partial(_write_dicom, row, predictions))
+            yield ExportFormat(f"{row['slide_id']}.sr.dcm", partial(_write_dicom, row, predictions))
 
 
-def _fileable(source: Source, row: Row) -> dict[str, list[Row]]:
+def _fileable(source: ExportSource, row: Row) -> dict[str, list[Row]]:
     """A slide's predictions, but for those whose marker is only presumed: an archive keeps no HER2 score of an ER."""
     names = {made: name for made, name in source.below("predictions").items() if source.has(name, row)}
     found = {made: source.cohort.read(name, row["slide_id"]).to_pylist() for made, name in names.items()}
@@ -253,7 +255,7 @@ def _write_dicom(row: Row, predictions: Mapping[str, list[Row]], path: Path) -> 
         dicom.report(row, dicom.source_image(row), predictions).save_as(path, enforce_file_format=True)
 
 
-Format = Callable[[Source], Iterator[Job]]
+Format = Callable[[ExportSource], Iterator[ExportFormat]]
 
 FORMATS: Final[Mapping[str, Format]] = {
     "clam-h5": to_clam_h5,
@@ -264,7 +266,7 @@ FORMATS: Final[Mapping[str, Format]] = {
 """What --to takes → its files."""
 
 
-def _tiles(source: Source, row: Row) -> pa.Table:
+def _tiles(source: ExportSource, row: Row) -> pa.Table:
     return source.cohort.read("tiles", row["slide_id"])
 
 

@@ -9,14 +9,14 @@ import tempfile
 from typing import Any
 
 from her2batch.experiments.units import Job, run_unit
-from her2batch.runtime.ray_session import Session
+from her2batch.runtime.ray_session import RaySession
 from her2batch.store.training_run import Unit
 
 TRIES = 2
 """A group that loses a process starts again, from its last checkpoint, so often."""
 
 
-def run_together(session: Session, job: Job, unit: Unit, workers: int) -> str | Exception:
+def run_data_parallel(session: RaySession, job: Job, unit: Unit, workers: int) -> str | Exception:
     """Train one unit on `workers` processes; its name, or why it failed."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer

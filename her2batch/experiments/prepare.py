@@ -17,28 +17,30 @@ from numpy.typing import NDArray
 from her2batch.errors import InputError, SlideError
 from her2batch.exchange.annotations import find_annotations, read_annotations
 from her2batch.experiments.units import Job, labelled_patches, tissue_patches
-from her2batch.files.atomic import whole
+from her2batch.files.atomic import atomic_write
 from her2batch.files.parquet import read_parquet, write_parquet
 from her2batch.pipeline.patch_grid import pixels_of
-from her2batch.runtime.parallel import spread
-from her2batch.runtime.ray_session import Session
+from her2batch.runtime.parallel import map_unordered
+from her2batch.runtime.ray_session import RaySession
 from her2batch.slides.pyramid import Pyramid
 from her2batch.store import reviews
-from her2batch.store.labels import SCHEMA, check_slides, label_slides, read_labels, reviewed
+from her2batch.store.labels import SCHEMA, apply_reviews, check_slides, label_slides, read_labels
 from her2batch.store.schemas import run_schema
-from her2batch.store.training_run import safe
+from her2batch.store.training_run import file_name_of
 from her2batch.tasks import HER2_TASKS, IHC, PATCH_INPUTS, PATCH_PX, THUMBNAIL_INPUTS
 from her2batch.training import bag_data, folds, image_data
 from her2batch.training.fit_loop import rng
-from her2batch.training.methods import PATCH_TASK, Work
-from her2batch.vision.patches import clahe, label_patches, usable
-from her2batch.vision.tile_grid import COARSEST, Grid
-from her2batch.vision.tile_grid import plan as plan_grid
+from her2batch.training.methods import PATCH_TASK, UnitPlan
+from her2batch.vision.patches import clahe, label_patches, usable_patches
+from her2batch.vision.tile_grid import MAX_UPSAMPLING, TileGrid
+from her2batch.vision.tile_grid import plan_tiles as plan_grid
 
 Rows = Mapping[str, Mapping[str, Any]]
 
 
-def prepare(job: Job, work: Work, labels: Path | None, annotations: Path | None, session: Session | None) -> None:
+def prepare(
+    job: Job, work: UnitPlan, labels: Path | None, annotations: Path | None, session: RaySession | None
+) -> None:
     """Write labels, excluded slides and folds to the run, and its caches.
 
     labels: a CSV or TCGA table; None: those given to the ingest.  Raises InputError for anything that can't be used,
@@ -46,7 +48,7 @@ def prepare(job: Job, work: Work, labels: Path | None, annotations: Path | None,
     """
     rows = job.cohort.rows()
     table, verdicts = labels_of(job, labels)
-    labelled, excluded, split = divided(job, work, table, rows)
+    labelled, excluded, split = assign_folds(job, work, table, rows)
     for name, now in (("folds", split), ("labels", labelled)):
         if job.run.table(name).is_file() and not job.run.read(name).equals(now):
             raise InputError(f"its {name} have changed since it began", job.run.root, "train into another --out")
@@ -74,10 +76,10 @@ def labels_of(job: Job, path: Path | None) -> tuple[pa.Table, pa.Table]:
     else:
         raise InputError("has no labels", job.cohort.root, "give --labels CSV")
     check_slides(table, rows, path or job.cohort.labels)
-    return reviewed(table, entries, rows)
+    return apply_reviews(table, entries, rows)
 
 
-def divided(job: Job, work: Work, table: pa.Table, rows: Rows) -> tuple[pa.Table, pa.Table, pa.Table]:
+def assign_folds(job: Job, work: UnitPlan, table: pa.Table, rows: Rows) -> tuple[pa.Table, pa.Table, pa.Table]:
     """Labels, excluded slides and folds of all tasks. The HER2 tasks share one assignment, made on the finest label.
 
     So nothing leaks from patch training, which is done once for all three, into any slide's evaluation.
@@ -92,7 +94,7 @@ def divided(job: Job, work: Work, table: pa.Table, rows: Rows) -> tuple[pa.Table
             her2 = her2 or _assigned(job, table, rows)
             of = np.array([her2[one] for one in good["slide_id"].to_pylist()], np.int32)
         else:
-            of = folds.assign(
+            of = folds.assign_patients(
                 good["stratum"].to_pylist(), good["patient_id"].to_pylist(), settings.folds, settings.seed
             )
         labelled.append(good.append_column("task", pa.array([task] * len(good))))
@@ -125,7 +127,7 @@ def _assigned(job: Job, table: pa.Table, rows: Rows) -> dict[str, int]:
         truth = dict(zip(good["slide_id"].to_pylist(), good["truth"].to_pylist(), strict=True))
         also.append([truth.get(one, "") for one in ids])
     strata, patients = every["stratum"].to_pylist(), every["patient_id"].to_pylist()
-    of = folds.assign(strata, patients, job.training.folds, job.training.seed, also)
+    of = folds.assign_patients(strata, patients, job.training.folds, job.training.seed, also)
     return dict(zip(ids, of.tolist(), strict=True))
 
 
@@ -133,7 +135,7 @@ def _assigned(job: Job, table: pa.Table, rows: Rows) -> dict[str, int]:
 
 
 def _cache(
-    job: Job, work: Work, labelled: pa.Table, annotations: Path | None, rows: Rows, session: Session | None
+    job: Job, work: UnitPlan, labelled: pa.Table, annotations: Path | None, rows: Rows, session: RaySession | None
 ) -> None:
     """Bags, thumbnails and patches that the units read; what is there already stays."""
     by_task: dict[str, list[str]] = {}
@@ -144,7 +146,7 @@ def _cache(
         return sorted({one for unit in work.units if unit.input == given for one in by_task[unit.task]})
 
     for encoder in work.inputs("mil"):
-        name = safe(encoder)
+        name = file_name_of(encoder)
         bag_data.gather(job.cohort, encoder, name, slides(encoder), job.run.cache(f"{name}.arrow"))
     for given in work.inputs("image"):
         edge = THUMBNAIL_INPUTS[given]
@@ -154,7 +156,7 @@ def _cache(
 
 
 def _patches(
-    job: Job, slide_ids: Sequence[str], inputs: Sequence[str], annotations: Path | None, session: Session | None
+    job: Job, slide_ids: Sequence[str], inputs: Sequence[str], annotations: Path | None, session: RaySession | None
 ) -> None:
     """Annotated patches of every annotated slide; with a limit on patches, tissue patches of every slide too."""
     if annotations is None:
@@ -162,7 +164,7 @@ def _patches(
         raise InputError(what, None, "give --annotations FOLDER with SLIDE.geojson files, as QuPath exports them")
     files = find_annotations(annotations.absolute(), slide_ids)
     items = [(one, files.get(one), given) for given in inputs for one in slide_ids]
-    for item, result in spread(session, partial(_cut_one, job), items):
+    for item, result in map_unordered(session, partial(_cut_one, job), items):
         if isinstance(result, SlideError):
             raise InputError(f"slide {item[0]}: {result.what}", result.path, result.remedy) from result
         if isinstance(result, Exception):
@@ -185,7 +187,7 @@ def _cut_one(job: Job, item: tuple[str, Path | None, str], _: str) -> None:
         pixels, table = annotated(job, slide_id, path, given)
         if len(table):
             image_data.save(pixels, folder / f"{slide_id}.npy")
-            with whole(folder / f"{slide_id}.parquet") as part:
+            with atomic_write(folder / f"{slide_id}.parquet") as part:
                 write_parquet(table, part)
     limit = job.training.patches_per_slide
     if limit is not None and not (folder / f"{slide_id}.tissue.npy").is_file():
@@ -206,16 +208,16 @@ def annotated(job: Job, slide_id: str, path: Path, given: str) -> tuple[NDArray[
     with Pyramid(job.cohort.pyramid(slide_id)) as slide:
         info = slide.info
         assert info.mpp is not None
-        if info.mpp <= COARSEST * mpp:
+        if info.mpp <= MAX_UPSAMPLING * mpp:
             every = plan_grid(info.width, info.height, info.mpp, mpp, PATCH_PX)
             labels, shares = label_patches([(IHC.index(one.score), one.shape) for one in regions], every)
             chosen = np.flatnonzero(labels >= 0)
             chosen = chosen[_drawn(len(chosen), job, slide_id)]
             tiles, labels, shares = every[chosen], labels[chosen], shares[chosen]
             pixels = np.empty((len(tiles), PATCH_PX, PATCH_PX, 3), np.uint8)
-            for batch in pixels_of(slide, Grid(mpp, PATCH_PX, tiles)):
+            for batch in pixels_of(slide, TileGrid(mpp, PATCH_PX, tiles)):
                 pixels[batch.rows] = batch.pixels
-    good = usable(pixels) if len(pixels) else np.empty(0, bool)
+    good = usable_patches(pixels) if len(pixels) else np.empty(0, bool)
     n = int(good.sum())
     columns = {
         "slide_id": [slide_id] * n, "resolution": [given.removeprefix("patches-")] * n,

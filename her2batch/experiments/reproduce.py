@@ -10,20 +10,20 @@ import pyarrow as pa
 
 from her2batch.errors import InputError
 from her2batch.experiments.prepare import labelled_for, labels_of
-from her2batch.experiments.train import Report, Study, Trained, carry_out, job_of, tell
+from her2batch.experiments.train import Report, TrainingRequest, TrainingSummary, job_of, run_units, tell
 from her2batch.experiments.units import Job
 from her2batch.reports.paper_tables import PaperRow, beside, paper_rows
 from her2batch.settings import Spread, Training
 from her2batch.store.training_run import FINAL
 from her2batch.tasks import PATCH_INPUTS, THUMBNAIL_INPUTS
-from her2batch.training.methods import Cell, Work, work_of
+from her2batch.training.methods import Cell, UnitPlan, units_of
 
 
 @dataclass
-class Reproduced:
+class ReproductionSummary:
     """What became of the paper's rows."""
 
-    trained: Trained
+    trained: TrainingSummary
     tables: pa.Table
 
     @property
@@ -32,7 +32,9 @@ class Reproduced:
         return self.trained.exit_code
 
 
-def reproduce(study: Study, training: Training, resources: Spread, report: Report = lambda *_: None) -> Reproduced:
+def reproduce(
+    study: TrainingRequest, training: Training, resources: Spread, report: Report = lambda *_: None
+) -> ReproductionSummary:
     """Train and test every row that the cohort has data for. Raises InputError when it has data for none."""
     job = job_of(study, training)
     encoder = next((one for one in training.inputs if one not in {**PATCH_INPUTS, **THUMBNAIL_INPUTS}), None)
@@ -42,15 +44,15 @@ def reproduce(study: Study, training: Training, resources: Spread, report: Repor
     cells = [cell for _, cell in rows if cell not in missing]
     if not cells:
         raise InputError("has data for none of the paper's rows", study.cohort, next(iter(missing.values())))
-    work = work_of(cells, range(training.folds))
-    trained = carry_out(job, work, study, resources, report, best_of)
+    work = units_of(cells, range(training.folds))
+    trained = run_units(job, work, study, resources, report, best_of)
     tables = beside(rows, trained.summary, missing)
     job.run.write("tables", tables)
     tell(job)
-    return Reproduced(trained, tables)
+    return ReproductionSummary(trained, tables)
 
 
-def _missing(job: Job, study: Study, rows: list[tuple[PaperRow, Cell]]) -> dict[Cell, str]:
+def _missing(job: Job, study: TrainingRequest, rows: list[tuple[PaperRow, Cell]]) -> dict[Cell, str]:
     """Cells that can't be run on this cohort, and why."""
     (table, _), slides = labels_of(job, study.labels), job.cohort.rows()
     found: dict[Cell, str] = {}
@@ -74,11 +76,11 @@ def _problem(job: Job, task: str, table: pa.Table, slides: Mapping[str, Mapping[
     return None
 
 
-def best_of(summary: pa.Table) -> Work:
+def best_of(summary: pa.Table) -> UnitPlan:
     """What goes into the bundle: for each task the slide method of the highest mean accuracy over the folds."""
     best: dict[str, dict[str, Any]] = {}
     for row in summary.to_pylist():
         slides = not (row["method"] == "convnext-small" and row["input"] in PATCH_INPUTS)
         if slides and row["accuracy_mean"] > best.get(row["task"], {"accuracy_mean": -1})["accuracy_mean"]:
             best[row["task"]] = row
-    return work_of([(row["task"], row["method"], row["input"]) for row in best.values()], [FINAL])
+    return units_of([(row["task"], row["method"], row["input"]) for row in best.values()], [FINAL])

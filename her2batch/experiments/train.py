@@ -12,19 +12,19 @@ from typing import Any
 import pyarrow as pa
 
 from her2batch.errors import STOPPED
-from her2batch.experiments.data_parallel import run_together
+from her2batch.experiments.data_parallel import run_data_parallel
 from her2batch.experiments.prepare import prepare
 from her2batch.experiments.units import Job, run_unit
-from her2batch.files.locations import place
+from her2batch.files.locations import to_location
 from her2batch.files.parquet import read_parquet
-from her2batch.reports.cohort_page import write
-from her2batch.runtime.parallel import spread
-from her2batch.runtime.ray_session import Session, connect
+from her2batch.reports.cohort_page import write_report
+from her2batch.runtime.parallel import map_unordered
+from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import FoldsJob, Spread, Training
 from her2batch.store.cohort import Cohort
-from her2batch.store.training_run import FINAL, Run, Unit
+from her2batch.store.training_run import FINAL, TrainingRun, Unit
 from her2batch.training.make_bundle import make_bundle
-from her2batch.training.methods import QUICK_PATCHES, Work, kind_of, plan
+from her2batch.training.methods import QUICK_PATCHES, UnitPlan, kind_of, plan_units
 from her2batch.training.metrics import metrics, summary
 
 Report = Callable[[int, int, Unit, str | None], None]
@@ -32,7 +32,7 @@ Report = Callable[[int, int, Unit, str | None], None]
 
 
 @dataclass(frozen=True)
-class Study:
+class TrainingRequest:
     """What the user asked for, apart from settings: where, and with which files."""
 
     cohort: Path
@@ -41,17 +41,17 @@ class Study:
     annotations: Path | None = None
 
 
-def study_of(job: FoldsJob) -> Study:
+def study_of(job: FoldsJob) -> TrainingRequest:
     """What a job's file asks for."""
     labels, annotations = (Path(one) if one is not None else None for one in (job.labels, job.annotations))
-    return Study(place(job.cohort), Path(job.out), labels, annotations)
+    return TrainingRequest(to_location(job.cohort), Path(job.out), labels, annotations)
 
 
 @dataclass
-class Trained:
+class TrainingSummary:
     """What became of a run."""
 
-    run: Run
+    run: TrainingRun
     summary: pa.Table
     excluded: pa.Table
     failed: dict[str, str] = field(default_factory=dict)
@@ -63,27 +63,29 @@ class Trained:
         return STOPPED if self.stopped else 3 if self.failed else 0
 
 
-def train(study: Study, training: Training, resources: Spread, report: Report = lambda *_: None) -> Trained:
+def train(
+    study: TrainingRequest, training: Training, resources: Spread, report: Report = lambda *_: None
+) -> TrainingSummary:
     """Train whatever of the run is not trained yet. Raises InputError, StoreError, WeightsError before it starts."""
     job = job_of(study, training)
-    trained = carry_out(job, plan(job.training, job.plan.encoders), study, resources, report)
+    trained = run_units(job, plan_units(job.training, job.plan.encoders), study, resources, report)
     tell(job)
     return trained
 
 
 def tell(job: Job) -> None:
     """Write RUN/report.html: what the run found, beside the cohort it was trained on."""
-    write(job.cohort, job.run.report, job.run, pages=0)
+    write_report(job.cohort, job.run.report, job.run, pages=0)
 
 
-def job_of(study: Study, training: Training) -> Job:
+def job_of(study: TrainingRequest, training: Training) -> Job:
     """The run's job, its folder begun or found as it was left. Raises InputError, StoreError."""
-    cohort = Cohort(place(study.cohort))
+    cohort = Cohort(to_location(study.cohort))
     plan_of_cohort = cohort.plan()
     if training.quick and training.patches_per_slide is None:
         training = training.model_copy(update={"patches_per_slide": QUICK_PATCHES})
-    plan(training, plan_of_cohort.encoders)  # refuses what is not known before a folder is made
-    run = Run(study.out.absolute())
+    plan_units(training, plan_of_cohort.encoders)  # refuses what is not known before a folder is made
+    run = TrainingRun(study.out.absolute())
     settings = {
         "cohort": str(cohort.root),
         "plan": plan_of_cohort.model_dump(mode="json", exclude_none=True),
@@ -94,25 +96,25 @@ def job_of(study: Study, training: Training) -> Job:
     return Job(run, cohort, plan_of_cohort, training)
 
 
-def _files(study: Study) -> dict[str, Path]:
+def _files(study: TrainingRequest) -> dict[str, Path]:
     given = {"labels": study.labels, "annotations": study.annotations}
     return {name: path for name, path in given.items() if path is not None}
 
 
-def resumed(root: Path) -> tuple[Study, Training]:
+def resumed(root: Path) -> tuple[TrainingRequest, Training]:
     """A run's own order and settings, to take it up again. Raises InputError."""
-    found = Run(root).read_settings()
+    found = TrainingRun(root).read_settings()
     files = {name: Path(found[name]) for name in ("labels", "annotations") if name in found}
-    return Study(place(found["cohort"]), root, **files), Training.model_validate(found["training"])
+    return TrainingRequest(to_location(found["cohort"]), root, **files), Training.model_validate(found["training"])
 
 
-Choose = Callable[[pa.Table], Work]
+Choose = Callable[[pa.Table], UnitPlan]
 """From the summary of the folds to the final units, which go into the bundle."""
 
 
-def carry_out(
-    job: Job, work: Work, study: Study, resources: Spread, report: Report, choose: Choose | None = None
-) -> Trained:
+def run_units(
+    job: Job, work: UnitPlan, study: TrainingRequest, resources: Spread, report: Report, choose: Choose | None = None
+) -> TrainingSummary:
     """Prepare, train every unit that is not done, collect, make the bundle.
 
     choose: which final units follow once the folds are done; None: they are in `work` already.
@@ -126,15 +128,15 @@ def carry_out(
             failed = dict(_units(session, job, work, resources, report))
         if not failed and not _stopped(session):
             make_bundle(job.run, work, job.training, job.plan)
-        return Trained(job.run, found, job.run.read("excluded"), failed, _stopped(session))
+        return TrainingSummary(job.run, found, job.run.read("excluded"), failed, _stopped(session))
 
 
-def _stopped(session: Session | None) -> bool:
+def _stopped(session: RaySession | None) -> bool:
     return session is not None and session.stopped.is_set()
 
 
 @contextmanager
-def _session(resources: Spread, job: Job, work: Work) -> Iterator[Session | None]:
+def _session(resources: Spread, job: Job, work: UnitPlan) -> Iterator[RaySession | None]:
     """None for the plain loop, and where nothing is left to do."""
     if resources.workers == 0 or all(job.run.done(one) for one in work.units):
         yield None
@@ -144,7 +146,7 @@ def _session(resources: Spread, job: Job, work: Work) -> Iterator[Session | None
 
 
 def _units(
-    session: Session | None, job: Job, work: Work, resources: Spread, report: Report
+    session: RaySession | None, job: Job, work: UnitPlan, resources: Spread, report: Report
 ) -> Iterator[tuple[str, str]]:
     """Train; yields the units that failed, with the reason. Counts wait for the patch nets that they need."""
     done = sum(job.run.done(one) for one in work.units)
@@ -162,12 +164,12 @@ def _units(
 
 
 def _both(
-    session: Session | None, job: Job, wide: list[Unit], alone: list[Unit], resources: Spread
+    session: RaySession | None, job: Job, wide: list[Unit], alone: list[Unit], resources: Spread
 ) -> Iterator[tuple[Unit, Any]]:
-    yield from spread(session, partial(one_unit, job), alone, resources.unit_gpus)
+    yield from map_unordered(session, partial(one_unit, job), alone, resources.unit_gpus)
     if session is not None:
         for unit in wide:
-            yield unit, run_together(session, job, unit, resources.unit_workers)
+            yield unit, run_data_parallel(session, job, unit, resources.unit_workers)
 
 
 def one_unit(job: Job, unit: Unit, device: str) -> str:
@@ -175,7 +177,7 @@ def one_unit(job: Job, unit: Unit, device: str) -> str:
     return run_unit(job, unit, device)
 
 
-def collect(run: Run, work: Work) -> pa.Table:
+def collect(run: TrainingRun, work: UnitPlan) -> pa.Table:
     """The run's predictions and metrics, from all units that are done; returns the metrics."""
     units = [one for one in work.units if one.fold != FINAL and run.done(one)]
     tables = [read_parquet(run.unit(one) / "predictions.parquet") for one in sorted(units)]

@@ -18,17 +18,17 @@ import pyarrow as pa
 
 from her2batch.errors import InputError
 from her2batch.experiments.prepare import prepare
-from her2batch.experiments.train import Report, Study, Trained, collect, job_of, one_unit
-from her2batch.experiments.units import Job, rehearse
-from her2batch.runtime.parallel import spread
-from her2batch.runtime.ray_session import Session, connect
+from her2batch.experiments.train import Report, TrainingRequest, TrainingSummary, collect, job_of, one_unit
+from her2batch.experiments.units import Job, train_only
+from her2batch.runtime.parallel import map_unordered
+from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Spread, Training
 from her2batch.store.schemas import run_schema
 from her2batch.store.training_run import FINAL, Unit
 from her2batch.tasks import COUNTS_METHODS
 from her2batch.training.fit_loop import Progress
 from her2batch.training.make_bundle import make_bundle
-from her2batch.training.methods import SPACES, LogUniform, kind_of, plan, settings_of, work_of
+from her2batch.training.methods import SPACES, LogUniform, kind_of, plan_units, settings_of, units_of
 from her2batch.training.metrics import summary
 
 REDUCTION: Final = 3
@@ -39,10 +39,10 @@ GRACE: Final = 3
 
 
 @dataclass
-class Tuned:
+class TuningSummary:
     """What a search found. trials: of all outer folds.  best: the settings of the least validation loss."""
 
-    trained: Trained
+    trained: TrainingSummary
     trials: pa.Table
     best: dict[str, Any]
 
@@ -53,8 +53,13 @@ class Tuned:
 
 
 def tune(
-    study: Study, training: Training, samples: int, outer: int, resources: Spread, report: Report = lambda *_: None
-) -> Tuned:
+    study: TrainingRequest,
+    training: Training,
+    samples: int,
+    outer: int,
+    resources: Spread,
+    report: Report = lambda *_: None,
+) -> TuningSummary:
     """Search with `samples` trials in each of the first `outer` folds; test the best of each there; bundle the best.
 
     Resumes: trials that ended stay, others go on.  Raises InputError for more than one method, task or input, and for
@@ -62,7 +67,7 @@ def tune(
     """
     job = job_of(study, training)
     cell = _cell(job, resources)
-    work = work_of([cell], [*range(min(outer, training.folds)), FINAL])
+    work = units_of([cell], [*range(min(outer, training.folds)), FINAL])
     searched = [one for one in work.units if one.fold != FINAL]
     with job.run.lock(), connect(resources) as session:
         prepare(job, work, study.labels, study.annotations, session)
@@ -75,17 +80,19 @@ def tune(
         failed = _carry_out(session, jobs, resources, report)
         found = summary(collect(job.run, work))
         if not failed:
-            final = work_of([cell], [FINAL])
+            final = units_of([cell], [FINAL])
             make_bundle(job.run, final, jobs[final.units[0]].training, job.plan)
         stopped = session.stopped.is_set()
-    return Tuned(Trained(job.run, found, job.run.read("excluded"), failed, stopped), table, _best(trials, None))
+    return TuningSummary(
+        TrainingSummary(job.run, found, job.run.read("excluded"), failed, stopped), table, _best(trials, None)
+    )
 
 
 def _cell(job: Job, resources: Spread) -> tuple[str, str, str]:
     counting = [one for one in job.training.methods if one in COUNTS_METHODS]
     if counting:
         raise InputError(f"{counting[0]} searches its grid inside each fold already", None, "use her2batch train")
-    cells = {(one.task, one.method, one.input) for one in plan(job.training, job.plan.encoders).units}
+    cells = {(one.task, one.method, one.input) for one in plan_units(job.training, job.plan.encoders).units}
     if len(cells) != 1 or len(job.training.methods) != 1:
         given = ", ".join(sorted("/".join(one) for one in cells))
         raise InputError(f"a search is over one task, method and input, not {given}", None, "name one of each")
@@ -94,11 +101,11 @@ def _cell(job: Job, resources: Spread) -> tuple[str, str, str]:
     return next(iter(cells))
 
 
-def _carry_out(session: Session, jobs: dict[Unit, Job], resources: Spread, report: Report) -> dict[str, str]:
+def _carry_out(session: RaySession, jobs: dict[Unit, Job], resources: Spread, report: Report) -> dict[str, str]:
     """Train and test with the best settings."""
     failed: dict[str, str] = {}
     todo = [(unit, job) for unit, job in jobs.items() if not job.run.done(unit)]
-    for count, (item, result) in enumerate(spread(session, _one, todo, resources.unit_gpus), start=1):
+    for count, (item, result) in enumerate(map_unordered(session, _one, todo, resources.unit_gpus), start=1):
         why = str(result) if isinstance(result, Exception) else None
         report(len(jobs) - len(todo) + count, len(jobs), item[0], why)
         if why is not None:
@@ -125,7 +132,7 @@ def _best(trials: list[dict[str, Any]], fold: int | None) -> dict[str, Any]:
     return found
 
 
-def _search(session: Session, job: Job, unit: Unit, samples: int, resources: Spread) -> Iterator[dict[str, Any]]:
+def _search(session: RaySession, job: Job, unit: Unit, samples: int, resources: Spread) -> Iterator[dict[str, Any]]:
     """The trials of one outer fold, one row each."""
     from ray import tune as ray_tune
     from ray.tune.schedulers import ASHAScheduler
@@ -182,4 +189,4 @@ def _trial(config: dict[str, Any], job: Job, unit: Unit, place: Path) -> None:
 
     checkpoint = place / f"{ray_tune.get_context().get_trial_id()}.safetensors"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    rehearse(_with(job, config), unit, best_device(), tell, checkpoint)
+    train_only(_with(job, config), unit, best_device(), tell, checkpoint)

@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from her2batch.files.atomic import whole
+from her2batch.files.atomic import atomic_write
 from her2batch.files.parquet import read_parquet
 from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Plan, Training
 from her2batch.store.cohort import Cohort
 from her2batch.store.schemas import run_schema
-from her2batch.store.training_run import FINAL, Run, Unit, safe
+from her2batch.store.training_run import FINAL, TrainingRun, Unit, file_name_of
 from her2batch.tasks import CLASSES, IHC, PATCH_INPUTS
 from her2batch.training import methods
 
@@ -38,7 +38,7 @@ Watch = Callable[["Progress"], None]
 class Job:
     """What every unit of a run shares."""
 
-    run: Run
+    run: TrainingRun
     cohort: Cohort
     plan: Plan
     training: Training
@@ -70,7 +70,7 @@ def run_unit(job: Job, unit: Unit, device: str = "cpu", watch: Watch = lambda _:
     if kind == "counts":
         _counts(job, unit, part)
         return unit.name
-    lesson = _lesson(job, unit, part)
+    lesson = _training_data(job, unit, part)
     fitted = _fit(job, unit, lesson, device, watch, job.run.checkpoint(unit))
     if not _first():
         return unit.name
@@ -87,12 +87,12 @@ def _first() -> bool:
     return not there or torch.distributed.get_rank() == 0
 
 
-def rehearse(job: Job, unit: Unit, device: str, watch: Watch, checkpoint: Path) -> Progress:
+def train_only(job: Job, unit: Unit, device: str, watch: Watch, checkpoint: Path) -> Progress:
     """Train a unit without its test part: what a search does. Raises as run_unit does."""
-    return _fit(job, unit, _lesson(job, unit, part_of(job.run, unit)), device, watch, checkpoint).progress
+    return _fit(job, unit, _training_data(job, unit, part_of(job.run, unit)), device, watch, checkpoint).progress
 
 
-def part_of(run: Run, unit: Unit) -> Part:
+def part_of(run: TrainingRun, unit: Unit) -> Part:
     """The unit's slides with their labels and splits, in order of slide_id."""
     labels = run.read("labels").to_pylist()
     truth = {one["slide_id"]: one["label"] for one in labels if one["task"] == unit.task}
@@ -104,7 +104,7 @@ def part_of(run: Run, unit: Unit) -> Part:
 
 
 @dataclass(frozen=True)
-class _Lesson:
+class _TrainingData:
     """What a unit trains on. data: bags, or pixels (n, e, e, 3).  fill: round pictures.  at: position in the data of
     each of the part's slides; of patches, the position in the part of each patch's slide.
     """  # fmt: skip
@@ -115,7 +115,7 @@ class _Lesson:
     fill: NDArray[np.uint8] | None = None
 
 
-def _lesson(job: Job, unit: Unit, part: Part) -> _Lesson:
+def _training_data(job: Job, unit: Unit, part: Part) -> _TrainingData:
     from her2batch.training import bag_data, image_data
 
     kind = methods.kind_of(unit.method, unit.input)
@@ -123,7 +123,7 @@ def _lesson(job: Job, unit: Unit, part: Part) -> _Lesson:
         return _patches(job, unit, part)
     data: Any
     if kind == "mil":
-        data = bag_data.reopen(job.run.cache(f"{safe(unit.input)}.arrow"))
+        data = bag_data.reopen(job.run.cache(f"{file_name_of(unit.input)}.arrow"))
         ids, fill = data.slide_ids, None
     else:
         shown = image_data.reopen(job.run.cache(f"{unit.input}.npy"))
@@ -132,10 +132,10 @@ def _lesson(job: Job, unit: Unit, part: Part) -> _Lesson:
     at = np.array([place[one] for one in part.slide_ids], np.int64)
     labels = np.full(len(ids), -1, np.int64)
     labels[at] = part.labels
-    return _Lesson(_fold(job, unit, labels, at[part.rows("train")], at[part.rows("val")]), data, at, fill)
+    return _TrainingData(_fold(job, unit, labels, at[part.rows("train")], at[part.rows("val")]), data, at, fill)
 
 
-def _patches(job: Job, unit: Unit, part: Part) -> _Lesson:
+def _patches(job: Job, unit: Unit, part: Part) -> _TrainingData:
     """Annotated patches of the part's slides, each in the split of its slide."""
     from her2batch.training import image_data
 
@@ -145,7 +145,7 @@ def _patches(job: Job, unit: Unit, part: Part) -> _Lesson:
     labels = np.array([IHC.index(one) for table in tables.values() for one in table["truth"].to_pylist()], np.int64)
     of = np.repeat([place[one] for one in tables], np.diff(found.starts))
     train, val = (np.flatnonzero(part.split[of] == split) for split in ("train", "val"))
-    return _Lesson(_fold(job, unit, labels, train, val), found, of, np.full(3, 240, np.uint8))
+    return _TrainingData(_fold(job, unit, labels, train, val), found, of, np.full(3, 240, np.uint8))
 
 
 def labelled_patches(job: Job, given: str, slide_ids: Sequence[str]) -> dict[str, pa.Table]:
@@ -161,7 +161,7 @@ def _fold(job: Job, unit: Unit, labels: Rows, train: Rows, val: Rows) -> Fold:
     return Fold(labels, train, val, len(CLASSES[unit.task]), job.training.seed)
 
 
-def _fit(job: Job, unit: Unit, lesson: _Lesson, device: str, watch: Watch, checkpoint: Path) -> Fitted:
+def _fit(job: Job, unit: Unit, lesson: _TrainingData, device: str, watch: Watch, checkpoint: Path) -> Fitted:
     from her2batch.models.device import prepare
     from her2batch.training import fit_image, fit_mil
 
@@ -173,7 +173,7 @@ def _fit(job: Job, unit: Unit, lesson: _Lesson, device: str, watch: Watch, check
     return fit_image.fit(unit.method, lesson.data, lesson.fold, settings, device, lesson.fill, checkpoint, watch)
 
 
-def _test_mil(job: Job, unit: Unit, part: Part, lesson: _Lesson, fitted: Fitted, device: str) -> None:
+def _test_mil(job: Job, unit: Unit, part: Part, lesson: _TrainingData, fitted: Fitted, device: str) -> None:
     """Predictions of the test slides, and the attention of each of their tiles."""
     from her2batch.models.mil_registry import build
     from her2batch.training.fit_mil import predict
@@ -190,14 +190,14 @@ def _test_mil(job: Job, unit: Unit, part: Part, lesson: _Lesson, fitted: Fitted,
     _commit(job, unit, ids, part.labels[test], p)
 
 
-def _test_image(job: Job, unit: Unit, part: Part, lesson: _Lesson, fitted: Fitted, device: str) -> None:
+def _test_image(job: Job, unit: Unit, part: Part, lesson: _TrainingData, fitted: Fitted, device: str) -> None:
     classify = _classifier(job, unit, lesson, fitted, device)
     test = part.rows("test")
     p = classify(lesson.data, lesson.at[test])
     _commit(job, unit, [part.slide_ids[k] for k in test], part.labels[test], p)
 
 
-def _test_patch(job: Job, unit: Unit, part: Part, lesson: _Lesson, fitted: Fitted, device: str) -> None:
+def _test_patch(job: Job, unit: Unit, part: Part, lesson: _TrainingData, fitted: Fitted, device: str) -> None:
     """Predictions of the annotated patches of the test slides; and the counts of every slide's tissue patches."""
     from her2batch.models.heads import counts
 
@@ -232,7 +232,7 @@ def _counts(job: Job, unit: Unit, part: Part) -> None:
         patients = {one["slide_id"]: one["patient_id"] for one in job.run.read("labels").to_pylist()}
         groups = [patients[part.slide_ids[k]] for k in train]
         head = fit(unit.method, features[train], part.labels[train], groups, n, settings, job.training.seed)
-        with whole(job.run.unit(unit) / "model.skops") as file:
+        with atomic_write(job.run.unit(unit) / "model.skops") as file:
             save_head(head, file)
         p = probabilities(head, features[test], n) if len(test) else np.empty((0, n), np.float32)
     _commit(job, unit, [part.slide_ids[k] for k in test], part.labels[test], p)
@@ -241,7 +241,7 @@ def _counts(job: Job, unit: Unit, part: Part) -> None:
 Classify = Callable[[Any, Rows], NDArray[np.float32]]
 
 
-def _classifier(job: Job, unit: Unit, lesson: _Lesson, fitted: Fitted, device: str) -> Classify:
+def _classifier(job: Job, unit: Unit, lesson: _TrainingData, fitted: Fitted, device: str) -> Classify:
     """What classifies rows of pixels with the trained network. Its weights are kept for the bundle alone."""
     from her2batch.training import fit_image
 
@@ -262,7 +262,7 @@ def tissue_patches(job: Job, given: str, slide_id: str) -> Iterator[NDArray[np.u
     from her2batch.pipeline.patch_grid import patch_grid, pixels_of
     from her2batch.slides.pyramid import Pyramid  # here, for a worker that trains on embeddings needs none of these
     from her2batch.training.image_data import load
-    from her2batch.vision.patches import clahe, usable
+    from her2batch.vision.patches import clahe, usable_patches
 
     kept = job.run.cache(given) / f"{slide_id}.tissue.npy"
     if kept.is_file():
@@ -273,14 +273,14 @@ def tissue_patches(job: Job, given: str, slide_id: str) -> Iterator[NDArray[np.u
     with Pyramid(job.cohort.pyramid(slide_id)) as slide:
         grid = patch_grid(slide.info, job.plan, tiles, table.column("tissue").to_numpy(), PATCH_INPUTS[given])
         for batch in pixels_of(slide, grid):
-            if (good := usable(batch.pixels)).any():
+            if (good := usable_patches(batch.pixels)).any():
                 yield clahe(batch.pixels[good])
 
 
 def _keep(path: Path, weights: dict[str, Any]) -> None:
     from safetensors.torch import save
 
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(save({key: one.contiguous() for key, one in weights.items()}))
 
 

@@ -16,7 +16,7 @@ CHUNK = 1 << 20
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A file that appears complete or not at all, safe against a crash of the machine: fsync, rename, fsync folder."""
     if is_remote(path):
         with tempfile.TemporaryDirectory(prefix="her2batch-") as folder:
@@ -35,7 +35,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(place: Path) -> Iterator[None]:
+def disk_errors(place: Path) -> Iterator[None]:
     """What the disk refuses, as an error of ours that names the place and what is free there."""
     try:
         yield

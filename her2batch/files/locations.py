@@ -21,7 +21,7 @@ from her2batch.errors import InputError, StoreError
 AWAY = "://"
 
 
-def place(text: str | Path) -> Path:
+def to_location(text: str | Path) -> Path:
     """A place by its name: an absolute local path, or a URL's. Raises InputError for a URL that can't be used.
 
     Credentials and endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …), never from the name.
@@ -87,7 +87,7 @@ def files_under(folder: Path) -> list[Path]:
 def put(file: Path, target: Path) -> None:
     """Copy a local file to an object, whole or not at all."""
     fs = _fs(target)
-    with said(target):
+    with store_errors(target):
         fs.put_file(str(file), str(target))
         fs.invalidate_cache()
 
@@ -95,7 +95,7 @@ def put(file: Path, target: Path) -> None:
 def drop(path: Path) -> None:
     """Remove an object, or all under a prefix, if there are some."""
     fs = _fs(path)
-    with said(path):
+    with store_errors(path):
         fs.invalidate_cache()
         if fs.exists(str(path)):
             fs.rm(str(path), recursive=True)
@@ -158,7 +158,7 @@ def free_bytes(path: Path) -> int | None:
 
 
 @contextmanager
-def said(path: Path) -> Iterator[None]:
+def store_errors(path: Path) -> Iterator[None]:
     """What an object store refuses, as an error of ours with its place."""
     try:
         yield

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from her2batch.errors import StoreError
-from her2batch.files.atomic import writing
+from her2batch.files.atomic import disk_errors
 from her2batch.files.locations import create_only, drop, is_remote, scratch
 
 LOOKS, BETWEEN_S = 10, 0.03
@@ -26,7 +26,7 @@ OUTLIVE_S = 90.0
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[str]:
+def lock_folder(folder: Path) -> Iterator[str]:
     """Hold a folder for one writer; the kernel frees it when the process ends, however it ends. Gives who holds it.
 
     Raises StoreError naming the holder's host and pid.
@@ -35,17 +35,17 @@ def hold(folder: Path) -> Iterator[str]:
         with _hold_far(folder) as mine:
             yield mine
         return
-    with writing(folder):
+    with disk_errors(folder):
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            with writing(folder):
+            with disk_errors(folder):
                 _lock(handle, LOOKS)
         except BlockingIOError as error:
             holder = os.read(handle, 4096).decode(errors="replace").strip() or "another process"
             raise StoreError(f"is in use by {holder}", folder, "wait until it has ended") from error
         mine = _me()
-        with writing(folder):
+        with disk_errors(folder):
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"{mine}\n".encode(), 0)
         yield mine
@@ -98,15 +98,15 @@ def _hold_far(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def working(folder: Path, workers: Path, holder: str) -> Iterator[None]:
+def worker_lock(folder: Path, workers: Path, holder: str) -> Iterator[None]:
     """A worker of the run that holds a folder is at work: until it ends, `settled` waits, however the run ended.
 
     workers: the file that they lock together.  Raises StoreError when another run has taken the folder.
     """
-    with writing(folder):
+    with disk_errors(folder):
         handle = None if is_remote(folder) else os.open(workers, os.O_RDONLY | os.O_CREAT, 0o644)
     try:
-        with writing(folder):
+        with disk_errors(folder):
             if handle is not None:
                 fcntl.flock(handle, fcntl.LOCK_SH)
             now = (folder / ".lock").read_text().strip()
@@ -118,7 +118,7 @@ def working(folder: Path, workers: Path, holder: str) -> Iterator[None]:
             os.close(handle)
 
 
-def settled(folder: Path, workers: Path) -> None:
+def wait_for_workers(folder: Path, workers: Path) -> None:
     """Wait until no worker of a dead run is at work. Raises StoreError. Only by who holds the folder."""
     if is_remote(folder) or not workers.exists():
         return
@@ -138,7 +138,7 @@ def _boot() -> str:
     return path.read_text().strip() if path.exists() else "unknown"
 
 
-def held(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether a writer holds a folder now."""
     if is_remote(folder):
         return (folder / ".lock").exists()

@@ -22,7 +22,7 @@ from her2batch.files.atomic import fsync, sha256
 from her2batch.models.nets import Classifier, build
 from her2batch.models.weights import fit, read
 from her2batch.settings import MilSettings, Plan, Settings
-from her2batch.store.training_run import safe
+from her2batch.store.training_run import file_name_of
 from her2batch.tasks import (
     CLASSES,
     COUNTS_METHODS,
@@ -247,7 +247,7 @@ def check_fits(bundle: Bundle, plan: Plan, imported: Collection[str] = ()) -> No
     for entry in info.models:
         if entry.kind != "mil":
             continue
-        if entry.input not in plan.encoders and safe(entry.input) not in imported:
+        if entry.input not in plan.encoders and file_name_of(entry.input) not in imported:
             what = f"its {entry.method} reads embeddings of {entry.input}, the cohort has {', '.join(plan.encoders)}"
             remedy = f"ingest the slides with --encoder {entry.input}, or import its embeddings"
             raise InputError(what, bundle.path, remedy)

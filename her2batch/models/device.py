@@ -20,7 +20,7 @@ SUB_BATCH: Final = {"cuda": 128, "cpu": 8}
 
 
 @dataclass(frozen=True)
-class Look:
+class Normalization:
     """How a network wants its pixels. mean, std: of RGB in 0–1.  px: edge, None for as they come.  resize: how."""
 
     mean: tuple[float, ...]
@@ -54,7 +54,7 @@ def prepare(device: str) -> None:
 def forward(
     net: torch.nn.Module,
     pixels: NDArray[np.uint8],
-    look: Look,
+    look: Normalization,
     device: str,
     finish: Callable[[torch.Tensor], torch.Tensor],
 ) -> NDArray[np.float32]:
@@ -88,7 +88,7 @@ def _out_of_memory(error: RuntimeError) -> bool:
 def _pass(
     net: torch.nn.Module,
     pixels: NDArray[np.uint8],
-    look: Look,
+    look: Normalization,
     device: str,
     finish: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:

@@ -155,7 +155,7 @@ def spec_of(name: str) -> Stain | Net:
     raise InputError(f"no encoder is called {name!r}", None, f"choose from {', '.join(ENCODERS)} or timm:NAME")
 
 
-def dim_of(name: str) -> int:
+def embedding_dim(name: str) -> int:
     """Length of an encoder's vector, without its weights. Raises InputError for an unknown name."""
     return spec_of(name).dim
 
@@ -180,12 +180,12 @@ def network(spec: Net, path: Path, device: str) -> Callable[[TileBatch], NDArray
     """
     import torch
 
-    from her2batch.models.device import Look, forward, prepare
+    from her2batch.models.device import Normalization, forward, prepare
 
     prepare(device)
     state = {key: one for key, one in read(path).items() if not key.startswith(CLASSIFIERS)}
     net = fit(lambda: _build(spec), state, path).to(device).to(memory_format=torch.channels_last)
-    look = Look(spec.mean, spec.std, spec.input_px, spec.resize)
+    look = Normalization(spec.mean, spec.std, spec.input_px, spec.resize)
     first_patch = 1 + spec.kwargs.get("reg_tokens", 0)  # after the class token and the registers
 
     def pool(out: torch.Tensor) -> torch.Tensor:  # (n, dim), or (n, tokens, dim / 2) where tokens are pooled here

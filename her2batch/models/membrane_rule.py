@@ -44,7 +44,7 @@ ISH_POSITIVE = 22 / 118
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RuleResult:
     """One slide's HER2 score by the rule.
 
     score: continuous, 0–3.  distance: factor by which the nearest share misses 10 %, natural logarithm.  shares: of
@@ -68,7 +68,7 @@ def slide_shares(table: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
     return {"cells": float(weight.mean()), **shares}
 
 
-def judge(table: Mapping[str, NDArray[np.float32]]) -> Verdict:
+def apply_rule(table: Mapping[str, NDArray[np.float32]]) -> RuleResult:
     """The rule over a slide's membrane table: columns `cells`, `faint`, … as `vision.membrane.MEMBRANE` names them.
 
     3+: complete, intense in > 10 %.  2+: complete, moderate or more in > 10 %, or complete, intense in less.
@@ -77,7 +77,7 @@ def judge(table: Mapping[str, NDArray[np.float32]]) -> Verdict:
     if not len(table["cells"]):
         raise ValueError("a slide without tiles can't be scored")
     shares = slide_shares(table)
-    ladder = Ladder(shares["faint"], shares["moderate_complete"], shares["intense_complete"])
+    ladder = GuidelineShares(shares["faint"], shares["moderate_complete"], shares["intense_complete"])
     category = IHC[sum(step > 0.5 for step in _steps(ladder, DOUBT))]
     distance = min(abs(_log_ratio(share, TEN_PERCENT)) for share in ladder)
     ultralow = category == "0" and ladder.faint > TRACE
@@ -89,10 +89,10 @@ def judge(table: Mapping[str, NDArray[np.float32]]) -> Verdict:
     one, two, three = _steps(ladder, DOUBT)
     p = (1 - one, one - two, two - three, three)
     score = sum(_steps(ladder, SCORE_DOUBT))
-    return Verdict(category, score, distance, ultralow, shares, p, tuple(name for name in found if found[name]))
+    return RuleResult(category, score, distance, ultralow, shares, p, tuple(name for name in found if found[name]))
 
 
-class Step(NamedTuple):
+class GuidelineStep(NamedTuple):
     """One question of the guideline's ladder. reached: the share lies above its threshold."""
 
     category: str
@@ -107,7 +107,7 @@ class Step(NamedTuple):
         return self.share > self.threshold
 
 
-def walk(shares: Mapping[str, float]) -> list[Step]:
+def walk(shares: Mapping[str, float]) -> list[GuidelineStep]:
     """What `judge` asks of a slide's shares, from 3+ down: the first step that is reached is the class; none: 0."""
     questions = (
         ("3+", "complete, intense in more than 10 %", "intense_complete", TEN_PERCENT),
@@ -115,10 +115,10 @@ def walk(shares: Mapping[str, float]) -> list[Step]:
         ("2+", "or complete, intense in 10 % or less, but more than a trace", "intense_complete", TRACE),
         ("1+", "faint or stronger, complete or not, in more than 10 %", "faint", TEN_PERCENT),
     )
-    return [Step(category, words, name, shares[name], limit) for category, words, name, limit in questions]
+    return [GuidelineStep(category, words, name, shares[name], limit) for category, words, name, limit in questions]
 
 
-class Ladder(NamedTuple):
+class GuidelineShares(NamedTuple):
     """The shares that the guideline's steps ask for."""
 
     faint: float  # or more, complete or not
@@ -126,7 +126,7 @@ class Ladder(NamedTuple):
     intense: float  # and complete
 
 
-def _steps(ladder: Ladder, doubt: float) -> tuple[float, float, float]:
+def _steps(ladder: GuidelineShares, doubt: float) -> tuple[float, float, float]:
     """How far 1+, 2+ and 3+ are reached or passed: 0–1, above ½ where the wording holds, never rising from left to
     right.
 
@@ -146,7 +146,7 @@ def _log_ratio(share: float, threshold: float) -> float:
     return float(np.log(max(share, 1e-4) / threshold))
 
 
-def predictions(verdict: Verdict, presumed: bool) -> list[dict[str, Any]]:
+def rule_predictions(verdict: RuleResult, presumed: bool) -> list[dict[str, Any]]:
     """Rows of the predictions table without slide and patient: the three HER2 tasks.
 
     presumed: nobody said that the slide is HER2.  2+ without ISH: `low` and `negative` are only the likelier half, so

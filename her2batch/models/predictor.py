@@ -17,12 +17,12 @@ Floats = NDArray[np.float32]
 LEAST: Final = 1e-12
 """Of a probability whose logarithm is taken."""
 
-LOOK_FIRST: Final = ("blurred", "pen", "overexposed")
+REVIEW_FLAGS: Final = ("blurred", "pen", "overexposed")
 """Quality flags of a slide that make a person look, whatever a model says."""
 
 
 @dataclass(frozen=True)
-class Evidence:
+class SlideFeatures:
     """What the store knows of a slide.
 
     embeddings: encoder → (N, D).  patches: input → (n, 4) probabilities.  thumbnails: (task, method, input) → (C,).
@@ -36,7 +36,7 @@ class Evidence:
     thumbnails: Mapping[tuple[str, str, str], Floats] = field(default_factory=dict)
 
 
-class Judge:
+class BundlePredictor:
     """A bundle's heads, loaded."""
 
     def __init__(self, bundle: Bundle) -> None:
@@ -56,7 +56,7 @@ class Judge:
             return load_head(self.bundle.path / entry.file, len(entry.classes))
         return None  # networks run over pixels, elsewhere
 
-    def __call__(self, evidence: Evidence) -> tuple[list[dict[str, Any]], dict[tuple[str, str, str], Floats]]:
+    def __call__(self, evidence: SlideFeatures) -> tuple[list[dict[str, Any]], dict[tuple[str, str, str], Floats]]:
         """Rows of the predictions table without slide and patient; and the attention of each MIL head, (N,)."""
         rows, attention = [], {}
         for entry in self.bundle.info.models:
@@ -67,10 +67,10 @@ class Judge:
                 continue
             if seen is not None:
                 attention[entry.task, entry.method, entry.input] = seen
-            rows.append(_row(entry, tempered(p, entry.temperature), evidence))
+            rows.append(_row(entry, apply_temperature(p, entry.temperature), evidence))
         return rows, attention
 
-    def _probabilities(self, entry: ModelEntry, evidence: Evidence) -> tuple[Floats | None, Floats | None]:
+    def _probabilities(self, entry: ModelEntry, evidence: SlideFeatures) -> tuple[Floats | None, Floats | None]:
         """(C,) and, of a MIL head, the attention of its most likely class; None where the slide has nothing to read."""
         if entry.kind == "thumbnail":
             return evidence.thumbnails.get((entry.task, entry.method, entry.input)), None
@@ -98,7 +98,7 @@ class Judge:
         return p, out.attention[branch].numpy()
 
 
-def tempered(p: Floats, temperature: float) -> Floats:
+def apply_temperature(p: Floats, temperature: float) -> Floats:
     """(…, C) probabilities at another temperature; 1 changes nothing."""
     logits = np.log(np.maximum(p.astype(np.float64), LEAST)) / temperature
     logits -= logits.max(axis=-1, keepdims=True)
@@ -118,9 +118,9 @@ def suits(task: str, stain: str | None) -> bool:
     return stain in ("her2", "ihc", None) if task in HER2_TASKS else stain == task
 
 
-def _row(entry: ModelEntry, p: Floats, evidence: Evidence) -> dict[str, Any]:
+def _row(entry: ModelEntry, p: Floats, evidence: SlideFeatures) -> dict[str, Any]:
     left = plausible(p, entry.threshold)
-    reasons = [flag for flag in evidence.flags if flag in LOOK_FIRST]
+    reasons = [flag for flag in evidence.flags if flag in REVIEW_FLAGS]
     if len(left) != 1:
         reasons.append("undecided")
     if entry.threshold is None:
@@ -134,7 +134,7 @@ def _row(entry: ModelEntry, p: Floats, evidence: Evidence) -> dict[str, Any]:
         "p": [float(one) for one in p],
         "predicted": entry.classes[int(p.argmax())],
         "plausible": [entry.classes[k] for k in left],
-        "review": bool({"undecided", "uncalibrated", *LOOK_FIRST} & set(reasons)),
+        "review": bool({"undecided", "uncalibrated", *REVIEW_FLAGS} & set(reasons)),
         "reasons": reasons,
         "score": None,
     }

@@ -45,10 +45,10 @@ def locate(name: str, source: Source, weights: Path | None) -> Path:
     """
     if weights is not None:
         return _given(name, source, weights)
-    return at_hand(source) or _fetch(name, source)
+    return find_cached(source) or _fetch(name, source)
 
 
-def at_hand(source: Source) -> Path | None:
+def find_cached(source: Source) -> Path | None:
     """The file in the hub's local cache; asks no network."""
     from huggingface_hub import try_to_load_from_cache
 

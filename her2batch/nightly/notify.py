@@ -10,7 +10,7 @@ from email.message import EmailMessage
 from urllib.parse import urlsplit
 
 from her2batch.errors import InputError
-from her2batch.nightly.summary import Night, proof
+from her2batch.nightly.summary import NightSummary, proof
 from her2batch.settings import Hook
 
 PATIENCE_S = 20.0
@@ -27,7 +27,7 @@ def check(hook: Hook) -> None:
         raise InputError(f"hook.smtp: {hook.smtp!r} has no port", None, "give HOST:PORT, most often localhost:25")
 
 
-def tell(hook: Hook, night: Night) -> list[str]:
+def notify(hook: Hook, night: NightSummary) -> list[str]:
     """Post and mail the summary; what could not be told, in words. A night never fails because of it."""
     failures = []
     if hook.webhook is not None:
@@ -43,7 +43,7 @@ def tell(hook: Hook, night: Night) -> list[str]:
     return failures
 
 
-def _post(address: str, night: Night) -> None:
+def _post(address: str, night: NightSummary) -> None:
     body = json.dumps(night.facts()).encode()
     headers = {"Content-Type": "application/json", "User-Agent": "her2batch"}
     request = urllib.request.Request(address, body, headers)  # noqa: S310  (`check` allows http and https alone)
@@ -51,7 +51,7 @@ def _post(address: str, night: Night) -> None:
         return
 
 
-def _mail(hook: Hook, night: Night) -> None:
+def _mail(hook: Hook, night: NightSummary) -> None:
     message = EmailMessage()
     words = "came to nothing" if night.error else "held back" if night.held else "stopped" if night.stopped else "ended"
     message["Subject"] = f"her2batch: night {night.night} {words}, {night.done} done, {night.failed} failed"

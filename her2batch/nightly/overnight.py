@@ -13,18 +13,18 @@ from datetime import datetime
 from pathlib import Path
 
 from her2batch.errors import Her2BatchError, InputError
-from her2batch.files.atomic import whole
-from her2batch.files.locations import place, remove_tree
+from her2batch.files.atomic import atomic_write
+from her2batch.files.locations import remove_tree, to_location
 from her2batch.models.bundle import check_fits, read_bundle
-from her2batch.models.predictor import Judge
+from her2batch.models.predictor import BundlePredictor
 from her2batch.nightly import drift, notify, retention, sentinels
-from her2batch.nightly.summary import FAULT, Night, codes, disk
+from her2batch.nightly.summary import FAULT, NightSummary, codes, disk
 from her2batch.pipeline.queue import next_time, now
 from her2batch.reports import cases
 from her2batch.reports.night_page import page
-from her2batch.runtime.ingest import Order, Summary, ingest
-from her2batch.runtime.ingest import Report as Told
-from her2batch.runtime.ray_session import Session, connect, stoppable
+from her2batch.runtime.ingest import IngestRequest, IngestSummary, ingest
+from her2batch.runtime.ingest import ProgressCallback as Told
+from her2batch.runtime.ray_session import RaySession, connect, stoppable
 from her2batch.runtime.score import score
 from her2batch.settings import Overnight
 from her2batch.store.cohort import Cohort, Row
@@ -37,14 +37,14 @@ Say = Callable[[str], None]
 class Findings:
     """What a night's report shows, beside its counts."""
 
-    night: Night
+    night: NightSummary
     fresh: list[Row] = field(default_factory=list)
     failures: list[Row] = field(default_factory=list)
     deferred: list[Row] = field(default_factory=list)
     review: list[Row] = field(default_factory=list)
     cases: list[cases.Case] = field(default_factory=list)
     drift: list[drift.Figure] = field(default_factory=list)
-    sentinels: sentinels.Verdict | None = None
+    sentinels: sentinels.SentinelResult | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -53,18 +53,18 @@ def overnight(
     told: Told = lambda *_: None,
     say: Say = lambda _: None,
     line: Say = lambda _: None,
-) -> Night:
+) -> NightSummary:
     """One night, from its start to its report. Raises InputError, StoreError, WeightsError for what stops all of it.
 
     line: called once with the summary, also before it raises: whoever reads nothing else is told then, too.
     """
     notify.check(settings.hook)
-    found = Findings(Night("", now().isoformat(timespec="seconds")))
+    found = Findings(NightSummary("", now().isoformat(timespec="seconds")))
     try:
         _spend(settings, found, told, say)
     except Exception as error:
         found.night.error = type(error).__name__ if isinstance(error, Her2BatchError) else FAULT
-        notify.tell(settings.hook, found.night)
+        notify.notify(settings.hook, found.night)
         line(found.night.line())
         raise
     line(found.night.line())
@@ -79,7 +79,7 @@ def _spend(settings: Overnight, found: Findings, told: Told, say: Say) -> None:
         if not _begun(settings, stopped, say):
             night.stopped = True
             return
-    begin, cohort = now(), Cohort(place(settings.cohort))
+    begin, cohort = now(), Cohort(to_location(settings.cohort))
     night.night, night.started = begin.strftime("%Y%m%d-%H%M%S"), begin.isoformat(timespec="seconds")
     with connect(settings.resources) as session:
         found.sentinels = _sentinels(settings, cohort, session, say)
@@ -88,7 +88,7 @@ def _spend(settings: Overnight, found: Findings, told: Told, say: Say) -> None:
     _sum_up(settings, cohort, summary, found, begin)
     night.ended = now().isoformat(timespec="seconds")
     night.seconds = (now() - begin).total_seconds()
-    found.notes += notify.tell(settings.hook, night)
+    found.notes += notify.notify(settings.hook, night)
     _report(settings, cohort, found)
 
 
@@ -104,7 +104,7 @@ def _check(settings: Overnight) -> None:
     if settings.bundle is not None:
         bundle = read_bundle(Path(settings.bundle))
         check_fits(bundle, settings.plan)
-        Judge(bundle)  # a head that can't be loaded is said now, not at six in the morning
+        BundlePredictor(bundle)  # a head that can't be loaded is said now, not at six in the morning
     if settings.sentinels is not None and not Path(settings.sentinels.folder).is_dir():
         raise InputError("sentinels.folder: there is no such folder", settings.sentinels.folder, "make it, or leave it")
 
@@ -130,21 +130,21 @@ def _inside(settings: Overnight, at: datetime) -> bool:
     return next_time(settings.window.until, at) < opens
 
 
-def _ingest(settings: Overnight, session: Session, told: Told) -> Summary:
-    order = Order(
-        Path(settings.scans), place(settings.cohort), None, _path(settings.labels), _path(settings.weights),
+def _ingest(settings: Overnight, session: RaySession, told: Told) -> IngestSummary:
+    order = IngestRequest(
+        Path(settings.scans), to_location(settings.cohort), None, _path(settings.labels), _path(settings.weights),
         _path(settings.pseudonymize),
     )  # fmt: skip
     window = settings.window.model_copy(update={"watch": True})  # also once: a file that is being copied can wait
     return ingest(order, settings.plan, settings.resources, told, window, session)
 
 
-def _score(settings: Overnight, session: Session, night: Night, notes: list[str]) -> None:
+def _score(settings: Overnight, session: RaySession, night: NightSummary, notes: list[str]) -> None:
     """The bundle's predictions for every slide that has none of it yet."""
     if settings.bundle is None or session.stopped.is_set():
         night.stopped = session.stopped.is_set()
         return
-    cohort = Cohort(place(settings.cohort))
+    cohort = Cohort(to_location(settings.cohort))
     if not any(row["status"] == "done" for row in cohort.rows().values()):
         return
     scored = score(cohort.root, Path(settings.bundle), settings.resources, session=session)
@@ -152,7 +152,7 @@ def _score(settings: Overnight, session: Session, night: Night, notes: list[str]
     notes += scored.failures.values()
 
 
-def _sentinels(settings: Overnight, cohort: Cohort, session: Session, say: Say) -> sentinels.Verdict | None:
+def _sentinels(settings: Overnight, cohort: Cohort, session: RaySession, say: Say) -> sentinels.SentinelResult | None:
     """The sentinels, read and scored anew, against what was kept of them."""
     if settings.sentinels is None:
         return None
@@ -161,7 +161,7 @@ def _sentinels(settings: Overnight, cohort: Cohort, session: Session, say: Say) 
     remove_tree(nested.root)  # nothing of last night's may be taken for tonight's
     cohort.create(settings.plan)
     key = _path(settings.pseudonymize)
-    order = Order(Path(settings.sentinels.folder), nested.root, weights=_path(settings.weights), key=key)
+    order = IngestRequest(Path(settings.sentinels.folder), nested.root, weights=_path(settings.weights), key=key)
     ingest(order, settings.plan, settings.resources, session=session)
     if settings.bundle is not None and any(row["status"] == "done" for row in nested.rows().values()):
         score(nested.root, Path(settings.bundle), settings.resources, session=session)
@@ -174,7 +174,7 @@ def _ids(settings: Overnight) -> dict[str, str]:
     return {"plan": settings.plan.id, "bundle": bundle}
 
 
-def _sum_up(settings: Overnight, cohort: Cohort, summary: Summary, found: Findings, begin: datetime) -> None:
+def _sum_up(settings: Overnight, cohort: Cohort, summary: IngestSummary, found: Findings, begin: datetime) -> None:
     """Counts, lists and checks, from the tables as they are on the disk."""
     night, rows = found.night, cohort.rows()
     for name in ("seen", "done", "failed", "deferred", "duplicate", "ignored", "tiles"):
@@ -222,7 +222,7 @@ def _report(settings: Overnight, cohort: Cohort, found: Findings) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, str] = {"summary.json": found.night.line() + "\n", "report.html": page(vars(found))}
     for name, text in files.items():
-        with whole(folder / name) as part:
+        with atomic_write(folder / name) as part:
             part.write_text(text)
     nights = sorted(one for one in cohort.nights.iterdir() if one.is_dir())
     for old in nights[: -settings.keep_nights]:

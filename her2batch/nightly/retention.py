@@ -11,7 +11,9 @@ from her2batch.settings import Retention
 from her2batch.store.cohort import RETIRED, Cohort, Row, write_row
 
 
-def due(rows: Mapping[str, Row], finished: Mapping[str, datetime], settings: Retention, now: datetime) -> list[str]:
+def due_pyramids(
+    rows: Mapping[str, Row], finished: Mapping[str, datetime], settings: Retention, now: datetime
+) -> list[str]:
     """Slides whose pyramids go, the oldest first. A slide of which nobody knows when it was done counts as oldest."""
     long_ago = datetime.min.replace(tzinfo=now.tzinfo)
     sizes = {one: size for one, row in rows.items() if (size := pyramid_bytes(row))}
@@ -43,14 +45,14 @@ def retire(cohort: Cohort, settings: Retention, now: datetime) -> list[str]:
         for slide_id, row in rows.items():
             if RETIRED in row["flags"] and not pyramid_bytes(row):
                 remove_tree(cohort.pyramid(slide_id))
-        gone = due(rows, finished_at(cohort), settings, now)
+        gone = due_pyramids(rows, finished_at(cohort), settings, now)
         for slide_id in gone:
-            let_go(cohort, rows[slide_id])
+            delete_pyramid(cohort, rows[slide_id])
         cohort.remember()
     return gone
 
 
-def let_go(cohort: Cohort, row: Row) -> None:
+def delete_pyramid(cohort: Cohort, row: Row) -> None:
     """A slide's row without its pyramid, then away with the files. Only under the lock."""
     files = [file for file in row["files"] if not file["path"].startswith("pyramids/")]
     write_row(cohort, {**row, "files": files, "flags": [*row["flags"], RETIRED]})

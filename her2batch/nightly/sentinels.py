@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from her2batch.errors import InputError
-from her2batch.files.atomic import whole
+from her2batch.files.atomic import atomic_write
 from her2batch.settings import Sentinels
 from her2batch.store.cohort import Cohort, Row
 
@@ -27,7 +27,7 @@ Said = dict[str, dict[str, Any]]
 
 
 @dataclass
-class Verdict:
+class SentinelResult:
     """new: there was no reference; tonight's figures are it now."""
 
     slides: int
@@ -41,21 +41,21 @@ class Verdict:
         return bool(self.deviations)
 
 
-def check(cohort: Cohort, reference: Path, settings: Sentinels, ids: Mapping[str, str]) -> Verdict:
+def check(cohort: Cohort, reference: Path, settings: Sentinels, ids: Mapping[str, str]) -> SentinelResult:
     """The sentinels' cohort, as it was scored tonight, against what was kept.
 
     ids: what decides a score: 'plan', 'bundle'.  Raises InputError when the reference can't be read.
     """
     tonight, versions = said(cohort), _versions()
     if not tonight:
-        return Verdict(0, deviations=[f"there is no slide among the sentinels in {settings.folder}"])
+        return SentinelResult(0, deviations=[f"there is no slide among the sentinels in {settings.folder}"])
     if not reference.exists():
         broken = [f"{slide_id} can't be a sentinel: it failed" for slide_id, one in tonight.items() if "failed" in one]
         if not broken:
             save(reference, {**ids, "versions": versions, "slides": tonight})
-        return Verdict(len(tonight), new=not broken, deviations=broken)
+        return SentinelResult(len(tonight), new=not broken, deviations=broken)
     kept = load(reference)
-    verdict = Verdict(len(tonight))
+    verdict = SentinelResult(len(tonight))
     verdict.updated = [
         f"{name} {kept['versions'].get(name)} → {now}"
         for name, now in versions.items()
@@ -121,7 +121,7 @@ def said(cohort: Cohort) -> dict[str, Said]:
 
 def save(reference: Path, kept: Mapping[str, Any]) -> None:
     """Keep a reference."""
-    with whole(reference) as part:
+    with atomic_write(reference) as part:
         part.write_text(json.dumps(kept, indent=1))
 
 

@@ -20,7 +20,7 @@ HELD = 4
 
 
 @dataclass
-class Night:
+class NightSummary:
     """Counts, times and sizes of a night: nothing here names a slide, a patient or a file."""
 
     night: str
@@ -77,7 +77,7 @@ class Night:
         return {**asdict(self), "adds_up": self.adds_up, "exit_code": self.exit_code}
 
 
-def proof(night: Night) -> str:
+def proof(night: NightSummary) -> str:
     """The equation, in words."""
     parts = ("done", "failed", "deferred", "duplicate", "ignored")
     sign = "=" if night.adds_up else "≠"

@@ -10,14 +10,14 @@ from her2batch.errors import Her2BatchError
 from her2batch.files.locations import free_bytes
 from her2batch.files.parquet import read_parquet
 from her2batch.pipeline.cost_model import Cluster, Costs, Load, bound, cores, fitted, seconds
-from her2batch.pipeline.inventory import Census, Todo
+from her2batch.pipeline.inventory import Inventory, SlideJob
 from her2batch.pipeline.stages import OVERVIEW_MPP, check_mpp
 from her2batch.settings import Plan, Resources
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Slide, SlideInfo
-from her2batch.slides.tiff_slide import TiffSlide
+from her2batch.slides.tiff_slide import TiledTiffSlide
 from her2batch.store.cohort import Cohort, Row
-from her2batch.store.pseudonyms import Names
+from her2batch.store.pseudonyms import Pseudonymizer
 
 TISSUE_SHARE = 0.35
 """Typical share of a glass slide under tissue, where its file doesn't tell."""
@@ -38,7 +38,7 @@ START_S = 6.0
 NOTHING = Load(0, 0, 0, 0)
 
 
-def estimate(census: Census, plan: Plan, resources: Resources, cohort: Cohort) -> tuple[list[Row], dict[str, Any]]:
+def estimate(census: Inventory, plan: Plan, resources: Resources, cohort: Cohort) -> tuple[list[Row], dict[str, Any]]:
     """A row for every slide to do, and the totals: about how many tiles, bytes on disk and seconds, and what binds."""
     workers = cores() if resources.workers is None else max(1, resources.workers)
     cluster = Cluster(workers, resources.gpus or 0.0)
@@ -61,7 +61,7 @@ def estimate(census: Census, plan: Plan, resources: Resources, cohort: Cohort) -
     return [{key: value for key, value in row.items() if key not in ("parts", "load")} for row in rows], total
 
 
-def _row(todo: Todo, names: Names, plan: Plan, cluster: Cluster, costs: Costs) -> Row:
+def _row(todo: SlideJob, names: Pseudonymizer, plan: Plan, cluster: Cluster, costs: Costs) -> Row:
     common = {"slide_id": todo.slide_id, "file": names.shown(todo.source.path, todo.slide_id)}
     try:
         with open_slide(todo.source.path, plan.reader) as slide:
@@ -91,7 +91,7 @@ def load_of(slide: Slide, size: int, plan: Plan) -> Load:
     share = _tissue_share(slide)
     level, _ = slide.source_for(plan.mpp / info.mpp)
     px = info.levels[level].width * info.levels[level].height * share * 1.1  # chunks on the rim
-    codec = slide.table(0).compression if isinstance(slide, TiffSlide) else "other"
+    codec = slide.table(0).compression if isinstance(slide, TiledTiffSlide) else "other"
     written = size * share * 1.2 + whole * share * 1_500
     known = codec if codec in Costs().decode else "other"
     return Load(whole * share, px, size, written, _flat_px(info), known)
@@ -99,7 +99,7 @@ def load_of(slide: Slide, size: int, plan: Plan) -> Load:
 
 def _tissue_share(slide: Slide) -> float:
     """About how much of a slide is tissue, without decoding it."""
-    if not isinstance(slide, TiffSlide) or len(slide.table(0).counts) < FEW_TILES:
+    if not isinstance(slide, TiledTiffSlide) or len(slide.table(0).counts) < FEW_TILES:
         return TISSUE_SHARE
     counts = slide.table(0).counts
     return float((counts > FULL_TILE * np.percentile(counts, 99)).mean())

@@ -18,36 +18,36 @@ from typing import Any
 
 from her2batch.errors import InputError, StoreError, legible
 from her2batch.settings import Plan
-from her2batch.slides.discover import Found, Ignored, Look, Source, find
-from her2batch.slides.fingerprint import fingerprint
+from her2batch.slides.discover import DiscoveredSlides, FileProbe, IgnoredFile, SlideSource, discover_slides
+from her2batch.slides.fingerprint import fingerprint_slide
 from her2batch.store.cohort import Cohort, Row
-from her2batch.store.erase import digest_of, forgotten
-from her2batch.store.pseudonyms import Names
+from her2batch.store.erase import digest_of, erased_digests
+from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.store.row_cache import SETTLED_NS
 
-PASSING = frozenset({"unstable", "gone", "store-write"})
+TRANSIENT_ERRORS = frozenset({"unstable", "gone", "store-write"})
 """Failures that may be over by the next run: tried again without being asked."""
 
 
 @dataclass(frozen=True)
-class Todo:
+class SlideJob:
     """One slide to process."""
 
     slide_id: str
-    source: Source
+    source: SlideSource
     sha256: str | None
     patient_id: str | None = None
     stain: str | None = None
 
 
 @dataclass
-class Pile:
+class PendingSlides:
     """Slides by their ids, and how many bytes they are in all: known at any moment, however many there are."""
 
-    slides: dict[str, Todo] = field(default_factory=dict)
+    slides: dict[str, SlideJob] = field(default_factory=dict)
     bytes: int = 0
 
-    def put(self, todo: Todo) -> None:
+    def put(self, todo: SlideJob) -> None:
         """Add a slide, or take it for the one it was."""
         self.drop(todo.slide_id)
         self.slides[todo.slide_id] = todo
@@ -60,15 +60,15 @@ class Pile:
 
 
 @dataclass
-class Census:
+class Inventory:
     """What lies in the scans folder, against what the cohort has."""
 
-    todo: list[Todo] = field(default_factory=list)
+    todo: list[SlideJob] = field(default_factory=list)
     outcomes: dict[str, str] = field(default_factory=dict)  # path → todo · current · duplicate · ignored · deferred
     entries: dict[str, Row] = field(default_factory=dict)
-    looks: dict[str, Look] = field(default_factory=dict)
+    looks: dict[str, FileProbe] = field(default_factory=dict)
     forgotten: set[str] = field(default_factory=set)  # paths of slides that must not come back: kept nowhere
-    names: Names = field(default_factory=Names)
+    names: Pseudonymizer = field(default_factory=Pseudonymizer)
 
     @property
     def seen(self) -> int:
@@ -107,16 +107,16 @@ class Census:
         cohort.write_looks(self.names.timed(looks))
 
 
-def take(
-    scans: Path, cohort: Cohort, plan: Plan, names: Names, labels: Mapping[str, Row], retry_failed: bool = False
-) -> Census:
+def take_inventory(
+    scans: Path, cohort: Cohort, plan: Plan, names: Pseudonymizer, labels: Mapping[str, Row], retry_failed: bool = False
+) -> Inventory:
     """Compare a scans folder with a cohort. Raises InputError when the folder isn't there."""
-    register = Register(scans, cohort, plan, names, labels, retry_failed)
+    register = InventoryUpdater(scans, cohort, plan, names, labels, retry_failed)
     register.admit(register.look())
     return register.census
 
 
-class Register:
+class InventoryUpdater:
     """A census that grows: everything at once, or slide by slide as a scanner finishes them."""
 
     def __init__(
@@ -124,7 +124,7 @@ class Register:
         scans: Path,
         cohort: Cohort,
         plan: Plan,
-        names: Names,
+        names: Pseudonymizer,
         labels: Mapping[str, Row],
         retry_failed: bool = False,
     ) -> None:
@@ -135,19 +135,22 @@ class Register:
         self.cohort, self._scans, self._plan, self._names = cohort, scans, plan, names
         self._labels, self._retry_failed = labels, retry_failed
         self.rows, self._damaged, self._sizes = cohort.rows(), cohort.damaged(), cohort.sizes()
-        self._ledger = Ledger(names.timed(_seen(cohort)), self.rows, names, forgotten(cohort))
-        self.known, self.left = Pile(), Pile()  # all that were to do; those of them that have not ended
-        self.census = Census(
+        self._ledger = SeenFiles(names.timed(_seen(cohort)), self.rows, names, erased_digests(cohort))
+        self.known, self.left = (
+            PendingSlides(),
+            PendingSlides(),
+        )  # all that were to do; those of them that have not ended
+        self.census = Inventory(
             entries=self._ledger.entries, looks=_looks(cohort, names), forgotten=self._ledger.forgotten, names=names
         )
 
-    def look(self) -> Found:
+    def look(self) -> DiscoveredSlides:
         """What lies in the folder now. A file that is as an earlier search found it is not opened."""
-        found = find(self._scans, self.cohort.root, self.census.looks, self._names.path)
+        found = discover_slides(self._scans, self.cohort.root, self.census.looks, self._names.path)
         self.census.looks |= found.looks
         return found
 
-    def admit(self, found: Found) -> list[Todo]:
+    def admit(self, found: DiscoveredSlides) -> list[SlideJob]:
         """Give every file its outcome; returns what is to do."""
         for file in found.ignored:
             self._ledger.note_ignored(file)
@@ -160,7 +163,7 @@ class Register:
             self.left.put(todo)
         return fresh
 
-    def _settle(self, source: Source) -> Todo | None:
+    def _settle(self, source: SlideSource) -> SlideJob | None:
         path = self._names.path(source.path)
         entry = self._ledger.entries.get(path)
         if entry is None:
@@ -175,7 +178,7 @@ class Register:
         else:
             self.census.outcomes[path] = "todo"
             label = self._labels.get(entry["slide_id"], {})
-            return Todo(entry["slide_id"], source, entry["sha256"], label.get("patient_id"), label.get("stain"))
+            return SlideJob(entry["slide_id"], source, entry["sha256"], label.get("patient_id"), label.get("stain"))
         return None
 
     def _is_current(self, row: Row, entry: Row) -> bool:
@@ -183,11 +186,11 @@ class Register:
             row["status"] == "failed" or self.cohort.intact(row, self._sizes)
         )
 
-    def knows(self, source: Source) -> bool:
+    def knows(self, source: SlideSource) -> bool:
         """Whether a file is as it was when its slide was done, or was found to be a copy."""
         return self._ledger.settled(source)
 
-    def finished(self, source: Source, row: Row) -> None:
+    def finished(self, source: SlideSource, row: Row) -> None:
         """A slide's row is committed: what its content is, a copy that comes later must find."""
         self.rows[row["slide_id"]] = row
         waiting = self.left.slides.get(row["slide_id"])
@@ -195,7 +198,7 @@ class Register:
             self.left.drop(row["slide_id"])
         self._ledger.learn(self._names.path(source.path), row["sha256"])
 
-    def defer(self, source: Source, why: str) -> None:
+    def defer(self, source: SlideSource, why: str) -> None:
         """A slide is left to the next run."""
         path = self._names.path(source.path)
         self._ledger.note_deferred(source, self._names.reason(why))
@@ -210,10 +213,10 @@ def _seen(cohort: Cohort) -> list[Row]:
         return []
 
 
-def _looks(cohort: Cohort, names: Names) -> dict[str, Look]:
+def _looks(cohort: Cohort, names: Pseudonymizer) -> dict[str, FileProbe]:
     """What earlier scans found in the files they opened, by the names of the intake table."""
     return {
-        row["path"]: Look(row["rules"], row["bytes"], row["mtime_ns"], row["kind"], tuple(row["belongs"]))
+        row["path"]: FileProbe(row["rules"], row["bytes"], row["mtime_ns"], row["kind"], tuple(row["belongs"]))
         for row in names.timed(cohort.looks())
     }
 
@@ -223,18 +226,18 @@ def _is_current(row: Row, entry: Row, plan: Plan, retry_failed: bool) -> bool:
     if entry["sha256"] != row["sha256"] or row["plan_id"] != plan.for_slide(row["mpp_source"]).id:
         return False
     if row["status"] == "failed":
-        return not retry_failed and row["error_code"] not in PASSING
+        return not retry_failed and row["error_code"] not in TRANSIENT_ERRORS
     return True
 
 
-class Ledger:
+class SeenFiles:
     """The intake table while files are added to it: one entry a path, an id and a digest belong to one slide."""
 
     def __init__(
         self,
         entries: list[Row],
         rows: Mapping[str, Row],
-        names: Names,
+        names: Pseudonymizer,
         gone: Collection[tuple[int, str]] = (),
     ) -> None:
         """gone: (bytes, digest) of slides that must not come back."""
@@ -242,7 +245,7 @@ class Ledger:
         self._gone, self._gone_sizes = set(gone), {size for size, _ in gone}
         self.entries = {entry["path"]: entry for entry in entries}
         self._rows, self._names = rows, names
-        self._sources: dict[str, Source] = {}  # of this run, by path
+        self._sources: dict[str, SlideSource] = {}  # of this run, by path
         slides = [entry for entry in entries if _named(entry)]
         for entry in slides:  # a run that was killed committed rows without writing down their digests
             row = rows.get(entry["slide_id"])
@@ -251,20 +254,20 @@ class Ledger:
         self._by_digest = {entry["sha256"]: entry for entry in slides if entry["sha256"]}
         self._ids = {entry["slide_id"].lower() for entry in slides}
 
-    def note_ignored(self, file: Ignored) -> None:
+    def note_ignored(self, file: IgnoredFile) -> None:
         """A file that is no slide."""
         path = self._names.path(file.path)
         reason = self._names.reason(file.reason)
         self.entries[path] = _entry(path, file.bytes, file.mtime_ns, 1, None, "ignored", None, reason)
 
-    def note_deferred(self, source: Source, why: str) -> None:
+    def note_deferred(self, source: SlideSource, why: str) -> None:
         """A slide that is left to the next run; it keeps its id, if it has one."""
         path = self._names.path(source.path)
         old = self.entries.get(path)
         slide_id = old["slide_id"] if old is not None and _named(old) else None
         self.entries[path] = _entry(path, *source.stat_key, None, "deferred", slide_id, why)
 
-    def note_slides(self, slides: list[Source]) -> None:
+    def note_slides(self, slides: list[SlideSource]) -> None:
         """Give every slide its entry: the old one where the file is as it was, a new id, or what it is a copy of."""
         self._sources |= {self._names.path(source.path): source for source in slides}
         fresh = [source for source in slides if not self._unchanged(source)]
@@ -274,12 +277,12 @@ class Ledger:
             entry = self.entries.get(path)
             if entry and entry["outcome"] == "slide" and entry["sha256"] is None and sizes[source.bytes] > 1:
                 with suppress(OSError):  # whoever reads it as a slide says what is wrong with it
-                    self.learn(path, fingerprint(source.members).sha256)
+                    self.learn(path, fingerprint_slide(source.members).sha256)
         for source in fresh:
             with suppress(FileNotFoundError):  # taken away this moment: nobody has seen it
                 self._note_slide(source, could_be_copy=sizes[source.bytes] > 1)
 
-    def _note_slide(self, source: Source, could_be_copy: bool) -> None:
+    def _note_slide(self, source: SlideSource, could_be_copy: bool) -> None:
         path = self._names.path(source.path)
         old = self.entries.get(path)
         if source.bytes in self._gone_sizes:
@@ -302,12 +305,12 @@ class Ledger:
         if sha256 is not None:
             self._by_digest[sha256] = entry
 
-    def settled(self, source: Source) -> bool:
+    def settled(self, source: SlideSource) -> bool:
         """Whether a file has not changed since its slide's row was written, or since it was found to be a copy."""
         entry = self.entries.get(self._names.path(source.path))
         return entry is not None and self._unchanged(source) and entry["slide_id"] in self._rows
 
-    def _unchanged(self, source: Source) -> bool:
+    def _unchanged(self, source: SlideSource) -> bool:
         entry = self.entries.get(self._names.path(source.path))
         if entry is None or entry["outcome"] not in ("slide", "duplicate"):
             return False
@@ -315,7 +318,7 @@ class Ledger:
             return False  # what it was a copy of has changed: now it is a slide of its own
         return (entry["bytes"], entry["mtime_ns"], entry["n_files"]) == source.stat_key
 
-    def _settle(self, source: Source, path: str, old: Row | None, could_be_copy: bool) -> Row:
+    def _settle(self, source: SlideSource, path: str, old: Row | None, could_be_copy: bool) -> Row:
         slide_id = old["slide_id"] if old is not None and _named(old) else None
         wanted = slide_id or self._names.slide(source.path.stem)
         sha = None
@@ -337,10 +340,10 @@ class Ledger:
         return next(one for n in range(8, 65) if (one := f"{wanted}-{sha[:n]}").lower() not in self._ids)
 
 
-def _sha256(source: Source) -> str | None:
+def _sha256(source: SlideSource) -> str | None:
     """A slide's digest; None where it can't be read, as its row will say. Raises FileNotFoundError."""
     try:
-        return fingerprint(source.members).sha256
+        return fingerprint_slide(source.members).sha256
     except FileNotFoundError:
         raise
     except OSError:

@@ -10,33 +10,35 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.pipeline.tile_reader import Batch, decoded, feed_of
+from her2batch.pipeline.tile_reader import Batch, plan_reads, read_tiles
 from her2batch.settings import Plan
 from her2batch.slides.slide import Slide, SlideInfo
 from her2batch.tasks import PATCH_PX
 from her2batch.vision import tile_grid
-from her2batch.vision.tile_grid import COARSEST, Grid
+from her2batch.vision.tile_grid import MAX_UPSAMPLING, TileGrid
 from her2batch.vision.tissue import tile_fractions
 
 
-def patch_grid(info: SlideInfo, plan: Plan, tiles: NDArray[np.int32], tissue: NDArray[np.float32], mpp: float) -> Grid:
+def patch_grid(
+    info: SlideInfo, plan: Plan, tiles: NDArray[np.int32], tissue: NDArray[np.float32], mpp: float
+) -> TileGrid:
     """Patches of PATCH_PX px at `mpp` µm/px of which at least plan.min_tissue is tissue; none on too coarse a slide.
 
     tiles: (n, 3) x, y, size in level-0 px; tissue: (n,) their share of tissue: both as in the tiles table.
     """
     assert info.mpp is not None
-    if info.mpp > COARSEST * mpp or not len(tiles):
-        return Grid(mpp, PATCH_PX, np.empty((0, 3), np.int32))
+    if info.mpp > MAX_UPSAMPLING * mpp or not len(tiles):
+        return TileGrid(mpp, PATCH_PX, np.empty((0, 3), np.int32))
     step = plan.tile * plan.mpp / info.mpp  # of the tiles' grid, level-0 px
     cells = np.round(tiles[:, :2] / step).astype(np.int64)
     shape = np.ceil(np.array([info.height, info.width]) / step).astype(np.int64) + 1
     shares = np.zeros(shape, np.float64)
     shares[cells[:, 1], cells[:, 0]] = tissue
-    patches = tile_grid.plan(info.width, info.height, info.mpp, mpp, PATCH_PX)
+    patches = tile_grid.plan_tiles(info.width, info.height, info.mpp, mpp, PATCH_PX)
     found = tile_fractions(shares, shape[1] * step, shape[0] * step, patches)
-    return Grid(mpp, PATCH_PX, patches[found >= max(plan.min_tissue, 1e-6)])
+    return TileGrid(mpp, PATCH_PX, patches[found >= max(plan.min_tissue, 1e-6)])
 
 
-def pixels_of(slide: Slide, one: Grid) -> Iterator[Batch]:
+def pixels_of(slide: Slide, one: TileGrid) -> Iterator[Batch]:
     """The patches' pixels, batch by batch: rows of the grid's tiles, (n, 224, 224, 3) uint8. Raises SlideError."""
-    yield from decoded(slide, feed_of(slide, one), 0, "auto")
+    yield from read_tiles(slide, plan_reads(slide, one), 0, "auto")

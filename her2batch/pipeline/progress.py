@@ -16,7 +16,7 @@ DOUBT = 1.645
 
 
 @dataclass(frozen=True)
-class Tally:
+class RunProgress:
     """How far a run is. source_bytes, of_bytes: of the slides that have ended, and of all that are known.
 
     left: seconds, at the least and at the most; None while nobody can know.
@@ -32,7 +32,7 @@ class Tally:
 
 
 @dataclass
-class Pace:
+class RemainingTime:
     """Seconds of work a byte of slide takes, from the slides that have ended. workers: that work side by side."""
 
     workers: int

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from her2batch.errors import InputError
-from her2batch.pipeline.inventory import Todo
+from her2batch.pipeline.inventory import SlideJob
 
 Clock = Callable[[], datetime]
 
@@ -18,10 +18,10 @@ def now() -> datetime:
     return datetime.now().astimezone()
 
 
-class Supply(Protocol):
+class JobSource(Protocol):
     """Where slides to do come from."""
 
-    def next(self) -> Todo | None:
+    def next(self) -> SlideJob | None:
         """One that may be begun now; None: there is none at present."""
 
     def ended(self) -> bool:
@@ -31,29 +31,29 @@ class Supply(Protocol):
         """See what has come: asked for now and then, also while nobody wants a slide."""
 
 
-class Queue:
+class SlideQueue:
     """Slides that are known. What nobody has begun when the window ends stays in `left`."""
 
     def __init__(
         self,
-        todos: Iterable[Todo] = (),
-        urgent: Urgent | None = None,
+        todos: Iterable[SlideJob] = (),
+        urgent: UrgentList | None = None,
         until: datetime | None = None,
         clock: Clock = now,
     ) -> None:
         """until: when the window ends; None: never."""
-        self.left: list[Todo] = []
+        self.left: list[SlideJob] = []
         self._urgent, self._until, self._clock = urgent, until, clock
         self.put(todos)
 
-    def put(self, todos: Iterable[Todo]) -> None:
+    def put(self, todos: Iterable[SlideJob]) -> None:
         """Further slides. One that waits already is replaced: its file has changed."""
         fresh = list(todos)
         ids = {todo.slide_id for todo in fresh}
         kept = [todo for todo in self.left if todo.slide_id not in ids]
         self.left = sorted(kept + fresh, key=_largest_first)
 
-    def next(self) -> Todo | None:
+    def next(self) -> SlideJob | None:
         """The first of them, as long as the window is open."""
         if not self.left or self.closed():
             return None
@@ -73,12 +73,12 @@ class Queue:
         return self._until is not None and self._clock() >= self._until
 
 
-def _largest_first(todo: Todo) -> tuple[int, str]:
+def _largest_first(todo: SlideJob) -> tuple[int, str]:
     """For a short tail."""
     return -todo.source.bytes, todo.slide_id
 
 
-class Urgent:
+class UrgentList:
     """Which slides come first: those under a folder, or those whose name stands in a text file, a line each.
 
     A name is that of the file, with its suffix or without, or the patient's. The text file is read again when it has
@@ -94,7 +94,7 @@ class Urgent:
         self._stamp: tuple[int, int] = (-1, -1)
         self._names: frozenset[str] = frozenset()
 
-    def __call__(self, todo: Todo) -> bool:
+    def __call__(self, todo: SlideJob) -> bool:
         """Whether a slide is urgent."""
         if self._path.is_dir():
             return self._path in todo.source.path.absolute().parents

@@ -10,15 +10,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
-from her2batch.models.predictor import Evidence, Judge
-from her2batch.pipeline.inventory import Todo
-from her2batch.pipeline.stages import Context, State
+from her2batch.models.predictor import BundlePredictor, SlideFeatures
+from her2batch.pipeline.inventory import SlideJob
+from her2batch.pipeline.stages import StageContext, State
 from her2batch.slides.slide import SlideInfo
 from her2batch.store import schemas
 from her2batch.store.cohort import Draft, Row
 from her2batch.tasks import MEMBRANE as MEMBRANE_RULE
 from her2batch.vision.membrane import MEMBRANE
-from her2batch.vision.tile_grid import Grid
+from her2batch.vision.tile_grid import TileGrid
 
 BLANK_RANGE = 2
 """A tile whose grey values span no more than this holds no image: glass has noise, tissue has structure."""
@@ -43,13 +43,15 @@ def row_facts(info: SlideInfo) -> Row:
     }
 
 
-def write_tables(draft: Draft, state: State, context: Context, todo: Todo, judge: Judge | None = None) -> Row:
+def write_tables(
+    draft: Draft, state: State, context: StageContext, todo: SlideJob, judge: BundlePredictor | None = None
+) -> Row:
     """Write every table of a slide and its picture to the draft; returns the columns of its row.
 
     judge: the heads of the bundle, if there is one.
     Raises SlideError `blank-tiles`; OSError when the disk refuses.
     """
-    grid: Grid = state["grids"]["tiles"]
+    grid: TileGrid = state["grids"]["tiles"]
     order = _order(state, "tiles")
     n = len(grid.tiles)
     blank = int(_rows(state, "tiles_blank", order, n).sum())
@@ -66,7 +68,7 @@ def write_tables(draft: Draft, state: State, context: Context, todo: Todo, judge
     for name in context.plan.encoders:
         vectors = _rows(state, f"embeddings/{name}", order, n, context.dims[name])
         flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-        draft.write(f"embeddings/{folder_of(name)}", schemas.embeddings(todo.slide_id, numbers, flat))
+        draft.write(f"embeddings/{encoder_folder(name)}", schemas.embeddings(todo.slide_id, numbers, flat))
         embeddings[name] = vectors
     patches = _write_nets(draft, state, context, todo)
     rows = [{**one, "slide_id": todo.slide_id, "patient_id": todo.patient_id} for one in state["predictions"]]
@@ -76,13 +78,15 @@ def write_tables(draft: Draft, state: State, context: Context, todo: Todo, judge
     if judge is not None:
         nets = {(one["task"], one["method"], one["input"]): np.array(one["p"], np.float32)
                 for one in state.get("thumbnails", [])}  # fmt: skip
-        evidence = Evidence(row["stain"], tuple(row["flags"]), embeddings, patches, nets)
-        for name, table in verdict_tables(judge, evidence, todo.slide_id, todo.patient_id).items():
+        evidence = SlideFeatures(row["stain"], tuple(row["flags"]), embeddings, patches, nets)
+        for name, table in prediction_tables(judge, evidence, todo.slide_id, todo.patient_id).items():
             draft.write(name, table)
     return row
 
 
-def verdict_tables(judge: Judge, evidence: Evidence, slide_id: str, patient_id: str | None) -> dict[str, pa.Table]:
+def prediction_tables(
+    judge: BundlePredictor, evidence: SlideFeatures, slide_id: str, patient_id: str | None
+) -> dict[str, pa.Table]:
     """What a bundle says of a slide: its predictions, and the attention of its MIL heads where it has some."""
     found, attention = judge(evidence)
     rows = [{**one, "slide_id": slide_id, "patient_id": patient_id} for one in found]
@@ -98,7 +102,7 @@ def verdict_tables(judge: Judge, evidence: Evidence, slide_id: str, patient_id: 
     return tables
 
 
-def folder_of(encoder: str) -> str:
+def encoder_folder(encoder: str) -> str:
     """An encoder's name as a folder name: 'timm:resnet18.a1' has a colon, which shares may refuse."""
     return encoder.replace(":", "-").replace("/", "-")
 
@@ -123,7 +127,7 @@ def _judged(state: State, n_tiles: int, order: NDArray[np.int64]) -> Row:
     }
 
 
-def _tiles(ids: pa.Array, numbers: pa.Array, grid: Grid, state: State, order: NDArray[np.int64]) -> pa.Table:
+def _tiles(ids: pa.Array, numbers: pa.Array, grid: TileGrid, state: State, order: NDArray[np.int64]) -> pa.Table:
     n = len(grid.tiles)
     columns = {
         "slide_id": ids,
@@ -136,7 +140,7 @@ def _tiles(ids: pa.Array, numbers: pa.Array, grid: Grid, state: State, order: ND
     return pa.table(columns, schemas.schema("tiles"))
 
 
-def _write_nets(draft: Draft, state: State, context: Context, todo: Todo) -> dict[str, NDArray[np.float32]]:
+def _write_nets(draft: Draft, state: State, context: StageContext, todo: SlideJob) -> dict[str, NDArray[np.float32]]:
     """The tables of a bundle's nets, none without a bundle; returns the patches' probabilities by input."""
     if context.bundle is None:
         return {}
@@ -154,7 +158,7 @@ def patch_probabilities(patches: pa.Table) -> NDArray[np.float32]:
     return np.stack([patches.column(f"p{k}").to_numpy() for k in range(4)], axis=1).astype(np.float32)
 
 
-def _patches(state: State, name: str, grid: Grid, todo: Todo) -> pa.Table:
+def _patches(state: State, name: str, grid: TileGrid, todo: SlideJob) -> pa.Table:
     """Patch classes of one resolution; white and black patches are left out, as in training."""
     order = _order(state, name)
     n = len(grid.tiles)

@@ -17,21 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
-from her2batch.models.membrane_rule import judge as judge_membrane
-from her2batch.models.membrane_rule import predictions
+from her2batch.models.membrane_rule import apply_rule as judge_membrane
+from her2batch.models.membrane_rule import rule_predictions
 from her2batch.pipeline.patch_grid import patch_grid
 from her2batch.settings import Plan
 from her2batch.slides import pyramid
 from her2batch.slides.slide import Box, Slide, SlideInfo, resample
 from her2batch.tasks import PATCH_INPUTS, RESOLUTIONS
 from her2batch.vision import tile_grid
-from her2batch.vision.membrane import MEMBRANE, TileBatch, column
-from her2batch.vision.patches import clahe, usable
-from her2batch.vision.quality import judge as judge_quality
-from her2batch.vision.stain import fit_stains, marker, white_point
-from her2batch.vision.thumbnail import jpeg, portrait, unpacked
-from her2batch.vision.tile_grid import COARSEST, Grid
-from her2batch.vision.tissue import Tissue, segment, tile_fractions
+from her2batch.vision.membrane import MEMBRANE, TileBatch, feature_index
+from her2batch.vision.patches import clahe, usable_patches
+from her2batch.vision.quality import assess_quality as judge_quality
+from her2batch.vision.stain import fit_stain_vectors, guess_stain, white_point
+from her2batch.vision.thumbnail import crop_to_tissue, decode_jpeg, encode_jpeg
+from her2batch.vision.tile_grid import MAX_UPSAMPLING, TileGrid
+from her2batch.vision.tissue import Tissue, segment_tissue, tile_fractions
 
 if TYPE_CHECKING:
     from her2batch.models.bundle import Bundle
@@ -49,7 +49,7 @@ Work = Callable[..., Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Context:
+class StageContext:
     """What a worker needs to make its stages."""
 
     plan: Plan
@@ -73,11 +73,11 @@ class Stage:
     over: str
     takes: tuple[str, ...]
     gives: tuple[str, ...]
-    make: Callable[[Context], Work]
+    make: Callable[[StageContext], Work]
     gpu: bool = False
 
 
-def check(stages: Iterable[Stage], given: Iterable[str]) -> None:
+def check_stages(stages: Iterable[Stage], given: Iterable[str]) -> None:
     """Refuse a chain with a gap. Raises ValueError."""
     have = set(given)
     for stage in stages:
@@ -88,7 +88,7 @@ def check(stages: Iterable[Stage], given: Iterable[str]) -> None:
 
 def check_mpp(info: SlideInfo, target: float) -> SlideInfo:
     """The slide's facts, if it was scanned finely enough for tiles at `target` µm/px. Raises SlideError too-coarse."""
-    if info.mpp is not None and info.mpp > COARSEST * target:
+    if info.mpp is not None and info.mpp > MAX_UPSAMPLING * target:
         raise SlideError("too-coarse", info.path, f"scanned at {info.mpp:.3g} µm/px, the target is {target:.3g}")
     return info
 
@@ -96,7 +96,7 @@ def check_mpp(info: SlideInfo, target: float) -> SlideInfo:
 # -- over the slide --------------------------------------------------------------------------------------------
 
 
-def _look(context: Context) -> Work:
+def _look(context: StageContext) -> Work:
     """The overview, and the picture that is kept of it."""
 
     def work(slide: Slide) -> State:
@@ -109,21 +109,21 @@ def _look(context: Context) -> Work:
         scale = THUMBNAIL_EDGE / max(picture.shape[:2])
         if scale < 1:
             picture = resample(picture, round(picture.shape[1] * scale), round(picture.shape[0] * scale))
-        return {"overview": overview, "overview_mpp": max(OVERVIEW_MPP, mpp), "picture": jpeg(picture)}
+        return {"overview": overview, "overview_mpp": max(OVERVIEW_MPP, mpp), "picture": encode_jpeg(picture)}
 
     return work
 
 
-def _find_tissue(context: Context) -> Work:
+def _find_tissue(context: StageContext) -> Work:
     def work(slide: Slide, overview: NDArray[np.uint8], overview_mpp: float) -> State:
-        tissue = segment(overview, overview_mpp)
+        tissue = segment_tissue(overview, overview_mpp)
         plan, info = context.plan, slide.info
         assert info.mpp is not None
-        tiles = tile_grid.plan(info.width, info.height, info.mpp, plan.mpp, plan.tile)
+        tiles = tile_grid.plan_tiles(info.width, info.height, info.mpp, plan.mpp, plan.tile)
         share = tile_fractions(tissue.mask, info.width, info.height, tiles)
         kept = share >= max(plan.min_tissue, 1e-6)
         tiles, fractions = tiles[kept], share[kept]
-        grids = {"tiles": Grid(plan.mpp, plan.tile, tiles)}
+        grids = {"tiles": TileGrid(plan.mpp, plan.tile, tiles)}
         for name in _patch_inputs(context):
             grids[name] = patch_grid(info, plan, tiles, fractions, PATCH_INPUTS[name])
         return {"tissue": tissue, "grids": grids, "fractions": fractions}
@@ -131,22 +131,22 @@ def _find_tissue(context: Context) -> Work:
     return work
 
 
-def _patch_inputs(context: Context) -> list[str]:
+def _patch_inputs(context: StageContext) -> list[str]:
     """Resolutions for which the bundle has a net."""
     models = context.bundle.info.models if context.bundle is not None else ()
     wanted = {entry.input for entry in models if entry.kind == "patch"}
     return [name for name in PATCH_INPUTS if name in wanted]
 
 
-def _judge_quality(_: Context) -> Work:
+def _judge_quality(_: StageContext) -> Work:
     def work(overview: NDArray[np.uint8], tissue: Tissue) -> State:
         return {"quality": judge_quality(overview, tissue)}
 
     return work
 
 
-def _fit_stains(context: Context) -> Work:
-    def work(slide: Slide, overview: NDArray[np.uint8], tissue: Tissue, grids: Mapping[str, Grid]) -> State:
+def _fit_stains(context: StageContext) -> Work:
+    def work(slide: Slide, overview: NDArray[np.uint8], tissue: Tissue, grids: Mapping[str, TileGrid]) -> State:
         white = white_point(overview, ~tissue.mask)
         tiles = grids["tiles"].tiles
         chosen = tiles[np.unique(np.linspace(0, len(tiles) - 1, SAMPLE).round().astype(int))] if len(tiles) else tiles
@@ -154,14 +154,14 @@ def _fit_stains(context: Context) -> Work:
         sample = np.empty((len(chosen), edge, edge, 3), np.uint8)
         for k, (x, y, size) in enumerate(chosen.tolist()):
             sample[k] = resample(slide.region(Box(x, y, size, size), mpp), edge, edge)
-        stains = fit_stains(sample, white)
-        return {"stains": stains, "marker": marker(sample, stains)}
+        stains = fit_stain_vectors(sample, white)
+        return {"stains": stains, "marker": guess_stain(sample, stains)}
 
     return work
 
 
-def _write_pyramid(context: Context) -> Work:
-    def work(slide: Slide, tissue: Tissue, grids: Mapping[str, Grid], draft_pyramid: Path) -> State:
+def _write_pyramid(context: StageContext) -> Work:
+    def work(slide: Slide, tissue: Tissue, grids: Mapping[str, TileGrid], draft_pyramid: Path) -> State:
         wanted = _painted(tissue.mask, slide, grids["tiles"].tiles)
         pyramid.write(slide, wanted, draft_pyramid, context.plan.jpeg_quality, context.plan.lossless)
         return {}
@@ -180,17 +180,17 @@ def _painted(mask: NDArray[np.bool_], slide: Slide, tiles: NDArray[np.int32]) ->
     return painted
 
 
-def _classify_thumbnail(context: Context) -> Work:
+def _classify_thumbnail(context: StageContext) -> Work:
     from her2batch.models.bundle import load
 
     entries = [one for one in context.bundle.info.models if one.kind == "thumbnail"] if context.bundle else []
     nets = [load(context.bundle, entry, context.device) for entry in entries] if context.bundle else []
 
-    def work(slide: Slide, picture: bytes, grids: Mapping[str, Grid]) -> State:
+    def work(slide: Slide, picture: bytes, grids: Mapping[str, TileGrid]) -> State:
         rows = []
         for entry, net in zip(entries, nets, strict=True):
-            shown = unpacked(picture)
-            pixels, _ = portrait(shown, grids["tiles"].tiles, slide.info.width, slide.info.height, entry.edge)
+            shown = decode_jpeg(picture)
+            pixels, _ = crop_to_tissue(shown, grids["tiles"].tiles, slide.info.width, slide.info.height, entry.edge)
             p = net(pixels[None])[0]
             rows.append({"task": entry.task, "p": p.tolist(), "method": entry.method, "input": entry.input})
         return {"thumbnails": rows}
@@ -198,13 +198,13 @@ def _classify_thumbnail(context: Context) -> Work:
     return work
 
 
-def _apply_rule(_: Context) -> Work:
+def _apply_rule(_: StageContext) -> Work:
     def work(marker: str, tiles_membrane: NDArray[np.float32], stain: str | None) -> State:
         if not len(tiles_membrane) or (stain or marker) not in ("her2", "ihc"):
             return {"predictions": []}
         table = {name: tiles_membrane[:, k] for k, name in enumerate(MEMBRANE)}
         verdict = judge_membrane(table)
-        return {"predictions": predictions(verdict, presumed=stain is None)}
+        return {"predictions": rule_predictions(verdict, presumed=stain is None)}
 
     return work
 
@@ -212,21 +212,21 @@ def _apply_rule(_: Context) -> Work:
 # -- over tiles ------------------------------------------------------------------------------------------------
 
 
-def _measure(_: Context) -> Work:
+def _measure(_: StageContext) -> Work:
     """What every tile is measured for; the figures are shared with the stain encoder."""
 
     def work(batch: TileBatch) -> dict[str, NDArray[Any]]:
         figures = batch.figures
         return {
-            "tiles_dab": figures[:, column("dab")],
-            "tiles_blur": figures[:, column("blur")],
-            "tiles_membrane": figures[:, [column(name) for name in MEMBRANE]],
+            "tiles_dab": figures[:, feature_index("dab")],
+            "tiles_blur": figures[:, feature_index("blur")],
+            "tiles_membrane": figures[:, [feature_index(name) for name in MEMBRANE]],
         }
 
     return work
 
 
-def _embed(context: Context) -> Work:
+def _embed(context: StageContext) -> Work:
     from her2batch.models.encoders import load_encoder
 
     encoders = {name: load_encoder(name, context.device, context.weights) for name in context.plan.encoders}
@@ -237,8 +237,8 @@ def _embed(context: Context) -> Work:
     return work
 
 
-def _classify_patches(name: str) -> Callable[[Context], Work]:
-    def make(context: Context) -> Work:
+def _classify_patches(name: str) -> Callable[[StageContext], Work]:
+    def make(context: StageContext) -> Work:
         from her2batch.models.bundle import load
 
         models = context.bundle.info.models if context.bundle else []
@@ -248,7 +248,7 @@ def _classify_patches(name: str) -> Callable[[Context], Work]:
         def work(batch: TileBatch) -> dict[str, NDArray[Any]]:
             if net is None:
                 raise ValueError(f"the bundle holds no net for {name}")
-            return {name: net(clahe(batch.pixels)), f"{name}_usable": usable(batch.pixels)}
+            return {name: net(clahe(batch.pixels)), f"{name}_usable": usable_patches(batch.pixels)}
 
         return work
 
@@ -273,7 +273,7 @@ STAGES: tuple[Stage, ...] = (
 """The way of a slide. The order is the order of the plain loop; Ray must give the same bytes."""
 
 
-def chosen(context_bundle: Bundle | None) -> tuple[Stage, ...]:
+def active_stages(context_bundle: Bundle | None) -> tuple[Stage, ...]:
     """The stages that run: those of a net only where the bundle has one."""
     inputs = {one.input for one in context_bundle.info.models} if context_bundle else set()
     kinds = {one.kind for one in context_bundle.info.models} if context_bundle else set()

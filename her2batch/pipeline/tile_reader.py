@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box, Slide
-from her2batch.vision.tile_grid import Block, Grid, blocks, cut
+from her2batch.vision.tile_grid import Block, TileGrid, cut_tiles, plan_blocks
 
 BATCH = 256
 """Tiles that the models get at once, about: whole blocks, and 38 MB. A GPU wants no fewer."""
@@ -24,28 +24,28 @@ AHEAD = 4
 
 
 @dataclass(frozen=True)
-class Feed:
+class ReadPlan:
     """Where a grid's tiles come from. source: level, and by what it is shrunk.  batches: blocks that go together."""
 
     source: tuple[int, int]
     batches: tuple[tuple[Block, ...], ...]
     edge: int  # of a tile, px
 
-    def part(self, lo: int, hi: int) -> Feed:
+    def part(self, lo: int, hi: int) -> ReadPlan:
         """A range of the batches."""
-        return Feed(self.source, self.batches[lo:hi], self.edge)
+        return ReadPlan(self.source, self.batches[lo:hi], self.edge)
 
 
-def feed_of(slide: Slide, one: Grid, source: tuple[int, int] | None = None) -> Feed:
+def plan_reads(slide: Slide, one: TileGrid, source: tuple[int, int] | None = None) -> ReadPlan:
     """How a slide's grid is read; source: another than the slide's own choice."""
     assert slide.info.mpp is not None
     source = source or slide.source_for(one.mpp / slide.info.mpp)
     size = slide.info.levels[source[0]].shrunk(source[1])
     across, down = slide.info.width / size.width, slide.info.height / size.height
     chunk, shape = (size.chunk_width, size.chunk_height), (size.width, size.height)
-    cells = blocks(one.tiles, (across, down), chunk, shape)
+    cells = plan_blocks(one.tiles, (across, down), chunk, shape)
     step = max(1, BATCH // max((len(block.tiles) for block in cells), default=1))
-    return Feed(source, tuple(tuple(cells[k : k + step]) for k in range(0, len(cells), step)), one.edge)
+    return ReadPlan(source, tuple(tuple(cells[k : k + step]) for k in range(0, len(cells), step)), one.edge)
 
 
 class Batch(NamedTuple):
@@ -60,7 +60,9 @@ Measure = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """(n, edge, edge, 3) uint8 → (n, k) float32."""
 
 
-def decoded(slide: Slide, feed: Feed, threads: int, reader: str, measure: Measure | None = None) -> Iterator[Batch]:
+def read_tiles(
+    slide: Slide, feed: ReadPlan, threads: int, reader: str, measure: Measure | None = None
+) -> Iterator[Batch]:
     """Batches in order; with threads (each has the slide open for itself) decoded ahead of whoever takes them.
 
     measure: done with the tiles of a block where they are decoded, so that a GPU doesn't wait for a core.  Raises
@@ -92,9 +94,9 @@ def decoded(slide: Slide, feed: Feed, threads: int, reader: str, measure: Measur
 
 
 def _decode(
-    slide: Slide, feed: Feed, block: Block, out: NDArray[np.uint8], measure: Measure | None
+    slide: Slide, feed: ReadPlan, block: Block, out: NDArray[np.uint8], measure: Measure | None
 ) -> NDArray[np.float32] | None:
-    cut(slide.read(Box(*block.box), *feed.source, block.places), block, feed.edge, out)
+    cut_tiles(slide.read(Box(*block.box), *feed.source, block.places), block, feed.edge, out)
     return None if measure is None else measure(out)
 
 

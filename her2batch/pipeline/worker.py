@@ -23,21 +23,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError, legible
-from her2batch.models.predictor import Judge
-from her2batch.pipeline.inventory import PASSING, Todo
+from her2batch.models.predictor import BundlePredictor
+from her2batch.pipeline.inventory import TRANSIENT_ERRORS, SlideJob
 from her2batch.pipeline.results import BLANK_RANGE, row_facts, write_tables
-from her2batch.pipeline.stages import Context, Stage, State, Work, chosen
-from her2batch.pipeline.tile_reader import decoded, feed_of
+from her2batch.pipeline.stages import Stage, StageContext, State, Work, active_stages
+from her2batch.pipeline.tile_reader import plan_reads, read_tiles
 from her2batch.slides import cucim
-from her2batch.slides.discover import Source, again
-from her2batch.slides.fingerprint import Fingerprint, fingerprint
+from her2batch.slides.discover import SlideSource, again
+from her2batch.slides.fingerprint import Fingerprint, fingerprint_slide
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Slide
-from her2batch.store.audit import sound
+from her2batch.store.audit import is_intact
 from her2batch.store.cohort import Cohort, Row, write_row
-from her2batch.store.pseudonyms import Names
-from her2batch.vision.membrane import TileBatch, describe
-from her2batch.vision.tile_grid import Grid
+from her2batch.store.pseudonyms import Pseudonymizer
+from her2batch.vision.membrane import TileBatch, measure_tiles
+from her2batch.vision.tile_grid import TileGrid
 
 RANGE = 4
 """Batches of one call: about 1,000 tiles, 1–2 s of a core with the stain encoder; Ray's millisecond a call vanishes."""
@@ -47,17 +47,17 @@ SPLIT = 2 * RANGE
 
 
 @dataclass
-class Finished:
+class SlideResult:
     """A slide whose row is committed, and what it cost."""
 
     row: Row
     times: Row
-    todo: Todo
+    todo: SlideJob
     trace: str = ""  # of a fault of ours, for those who mend it
 
 
 @dataclass
-class Begun:
+class PartialSlide:
     """A large slide whose tiles are still to be measured: (grid or aside stage, first batch, last batch)."""
 
     slide_id: str
@@ -65,22 +65,22 @@ class Begun:
 
 
 @dataclass
-class Worker:
+class SlideWorker:
     """What one process holds: the cohort, the stages it has made, how it decodes."""
 
     cohort: Cohort
-    context: Context
-    names: Names = field(default_factory=Names)
+    context: StageContext
+    names: Pseudonymizer = field(default_factory=Pseudonymizer)
     threads: int = 0  # decode threads beside the models; 0: decode in line
     range_batches: int = RANGE
     split_batches: int = SPLIT
     made: dict[str, Work] = field(default_factory=dict)
-    judges: list[Judge] = field(default_factory=list)  # none, or the bundle's
+    judges: list[BundlePredictor] = field(default_factory=list)  # none, or the bundle's
 
     def ready(self, roles: tuple[str, ...] | None = None) -> None:
         """Make the stages, so that missing weights stop the run before the first slide. roles: only these overs."""
         self.load_reader()
-        for stage in chosen(self.context.bundle):
+        for stage in active_stages(self.context.bundle):
             if roles is None or stage.over in roles or stage.name in roles:
                 self._make(stage)
 
@@ -89,20 +89,20 @@ class Worker:
         if self.context.plan.reader == "cucim":
             cucim.load()
 
-    def run(self, todo: Todo) -> Finished:
+    def run(self, todo: SlideJob) -> SlideResult:
         """One slide, whole."""
         result = self.begin(todo, share=False)
-        assert isinstance(result[0], Finished)
+        assert isinstance(result[0], SlideResult)
         return result[0]
 
-    def begin(self, todo: Todo, share: bool, always: bool = False) -> tuple[Finished | Begun, State]:
+    def begin(self, todo: SlideJob, share: bool, always: bool = False) -> tuple[SlideResult | PartialSlide, State]:
         """Open, look, find the tissue. A slide that isn't shared is finished at once.
 
         share: large slides are left to several workers; always: every slide is, because models run elsewhere.
         """
         facts = self._unread(todo)
         started = time.perf_counter()
-        with self.cohort.working(), _Net(self, todo, facts, started) as net, self._open(todo, facts) as slide:
+        with self.cohort.working(), _FailureGuard(self, todo, facts, started) as net, self._open(todo, facts) as slide:
             self.cohort.draft(todo.slide_id)
             state = self._given(todo, slide)
             before, after = self._split()
@@ -113,7 +113,7 @@ class Worker:
                 state["facts"] = facts
                 if self.cohort.remote:  # another machine may finish it
                     state["sent"] = self.cohort.draft_of(todo.slide_id).send()
-                return Begun(todo.slide_id, ranges), _portable(state, started)
+                return PartialSlide(todo.slide_id, ranges), _portable(state, started)
             _merge(state, [self._measure(slide, state, name, lo, hi) for name, lo, hi in ranges])
             self._no_tiles(state)
             for stage in after:
@@ -121,21 +121,21 @@ class Worker:
             return self._commit(todo, state, facts, started), {}
         return net.finished, {}
 
-    def measure(self, todo: Todo, state: State, name: str, lo: int, hi: int) -> State | Finished:
+    def measure(self, todo: SlideJob, state: State, name: str, lo: int, hi: int) -> State | SlideResult:
         """A range of a grid's batches, or a stage aside."""
         started = time.perf_counter()
-        net = _Net(self, todo, state["facts"], started)
+        net = _FailureGuard(self, todo, state["facts"], started)
         with self.cohort.working(), net, self._open(todo, {}, known=state) as slide:
             part = self._measure(slide, {**state, **self._given(todo, slide)}, name, lo, hi)
             part["seconds_all"] = time.perf_counter() - started
             return part
         return net.finished
 
-    def finish(self, todo: Todo, state: State, *parts: State) -> Finished:
+    def finish(self, todo: SlideJob, state: State, *parts: State) -> SlideResult:
         """Put the parts together and commit."""
         started = time.perf_counter() - state["seconds_all"] - sum(part["seconds_all"] for part in parts)
         facts = state["facts"]
-        with self.cohort.working(), _Net(self, todo, facts, started) as net:
+        with self.cohort.working(), _FailureGuard(self, todo, facts, started) as net:
             state = {**state, "stain": todo.stain}
             _merge(state, list(parts))
             self._no_tiles(state)
@@ -145,7 +145,9 @@ class Worker:
             return self._commit(todo, state, facts, started)
         return net.finished
 
-    def fail(self, todo: Todo, error: SlideError, facts: Row | None = None, started: float | None = None) -> Finished:
+    def fail(
+        self, todo: SlideJob, error: SlideError, facts: Row | None = None, started: float | None = None
+    ) -> SlideResult:
         """Commit a failed slide. What an earlier run knew of it stays when the failure may be over by the next run."""
         row = {**(facts or self._unread(todo)), "status": "failed", "error_code": error.code}
         shown = self.names.shown(error.path or todo.source.path, todo.slide_id)
@@ -154,18 +156,18 @@ class Worker:
         row["plan_id"] = self.context.plan.for_slide(row["mpp_source"]).id
         old = self._old_row(todo)
         draft = self.cohort.draft(todo.slide_id)
-        if error.code in PASSING and old is not None and old["files"] and sound(self.cohort, old):
+        if error.code in TRANSIENT_ERRORS and old is not None and old["files"] and is_intact(self.cohort, old):
             draft.discard()
             row["files"] = old["files"]
             write_row(self.cohort, row)
         else:
             row = draft.commit(row, old)
-        return Finished(row, self._times(todo, "failed", started, {}), todo)
+        return SlideResult(row, self._times(todo, "failed", started, {}), todo)
 
     # -- inside ------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _open(self, todo: Todo, facts: Row, known: State | None = None) -> Iterator[Slide]:
+    def _open(self, todo: SlideJob, facts: Row, known: State | None = None) -> Iterator[Slide]:
         """The slide, checked and with its mpp settled; afterwards the file must still be the one that was opened."""
         source = todo.source
         self._unmoved(todo)
@@ -182,21 +184,21 @@ class Worker:
                 slide.validate(holes)
             yield slide
 
-    def _unmoved(self, todo: Todo) -> None:
+    def _unmoved(self, todo: SlideJob) -> None:
         now = again(todo.source)
         if not todo.source.path.exists():
             raise SlideError("gone", todo.source.path, "was there when the folder was searched and is not any more")
         if now.stat_key != todo.source.stat_key:
             raise SlideError("unstable", todo.source.path, "changed while it was read")
 
-    def _given(self, todo: Todo, slide: Slide) -> State:
+    def _given(self, todo: SlideJob, slide: Slide) -> State:
         draft = self.cohort.draft_of(todo.slide_id)
         return {"slide": slide, "stain": todo.stain, "draft_pyramid": draft.pyramid(),
                 "notes": slide.info.notes, "seconds": {}}  # fmt: skip
 
     def _split(self) -> tuple[list[Stage], list[Stage]]:
         """The stages before the first grid, and the others that work on whole slides."""
-        stages = [one for one in chosen(self.context.bundle) if one.over in ("slide", "aside")]
+        stages = [one for one in active_stages(self.context.bundle) if one.over in ("slide", "aside")]
         first = next(k for k, one in enumerate(stages) if one.over == "aside" or "tiles_membrane" in one.takes)
         return stages[:first], stages[first:]
 
@@ -212,7 +214,7 @@ class Worker:
 
     def _no_tiles(self, state: State) -> None:
         """A slide without tiles has no outputs of its grids: they are empty."""
-        for stage in chosen(self.context.bundle):
+        for stage in active_stages(self.context.bundle):
             if stage.over not in ("slide", "aside"):
                 for name in stage.gives:
                     state.setdefault(name, np.empty(0, np.float32))
@@ -221,25 +223,27 @@ class Worker:
         """Calls that are left when a slide is begun: ranges of batches of every grid."""
         ranges = []
         for name in state["grids"]:
-            count = len(feed_of(slide, state["grids"][name]).batches)
+            count = len(plan_reads(slide, state["grids"][name]).batches)
             step = self.range_batches
             ranges += [(name, lo, min(lo + step, count)) for lo in range(0, count, step)]
         return ranges
 
     def _measure(self, slide: Slide, state: State, name: str, lo: int, hi: int) -> State:
-        aside = next((one for one in chosen(self.context.bundle) if one.name == name and one.over == "aside"), None)
+        aside = next(
+            (one for one in active_stages(self.context.bundle) if one.name == name and one.over == "aside"), None
+        )
         if aside is not None:
             self._call(aside, state)
             return {key: state[key] for key in (*aside.gives, "seconds")}
-        one: Grid = state["grids"][name]
-        feed = feed_of(slide, one).part(lo, hi)
-        works = [(stage.name, self._make(stage)) for stage in chosen(self.context.bundle) if stage.over == name]
+        one: TileGrid = state["grids"][name]
+        feed = plan_reads(slide, one).part(lo, hi)
+        works = [(stage.name, self._make(stage)) for stage in active_stages(self.context.bundle) if stage.over == name]
         outputs: dict[str, list[NDArray[Any]]] = {}
         seconds = dict.fromkeys(["decode", *(label for label, _ in works)], 0.0)
         ahead = self.threads > 0 and "membrane" in seconds  # beside a GPU the threads that decode measure as well
-        measure = partial(describe, mpp=one.mpp, stains=state["stains"]) if ahead else None
+        measure = partial(measure_tiles, mpp=one.mpp, stains=state["stains"]) if ahead else None
         mark = time.perf_counter()
-        for rows, pixels, figures in decoded(slide, feed, self.threads, self.context.plan.reader, measure):
+        for rows, pixels, figures in read_tiles(slide, feed, self.threads, self.context.plan.reader, measure):
             seconds["decode"] += time.perf_counter() - mark
             batch = TileBatch(pixels, one.mpp, state["stains"], figures)
             outputs.setdefault(f"{name}_order", []).append(rows)
@@ -252,7 +256,7 @@ class Worker:
             mark = time.perf_counter()
         return {**{key: np.concatenate(values) for key, values in outputs.items()}, "seconds": seconds}
 
-    def _commit(self, todo: Todo, state: State, facts: Row, started: float) -> Finished:
+    def _commit(self, todo: SlideJob, state: State, facts: Row, started: float) -> SlideResult:
         draft = self.cohort.draft_of(todo.slide_id)
         mark = time.perf_counter()
         plan_id = self.context.plan.for_slide(facts["mpp_source"]).id
@@ -260,24 +264,24 @@ class Worker:
         self._unmoved(todo)
         row = draft.commit(row, self._old_row(todo), state.get("sent", ()))
         state["seconds"]["commit"] = time.perf_counter() - mark
-        return Finished(row, self._times(todo, "done", started, state["seconds"]), todo)
+        return SlideResult(row, self._times(todo, "done", started, state["seconds"]), todo)
 
-    def _judge(self) -> Judge | None:
+    def _judge(self) -> BundlePredictor | None:
         """The heads of the bundle, loaded when the first slide is finished here."""
         if self.context.bundle is None:
             return None
         if not self.judges:
-            self.judges.append(Judge(self.context.bundle))
+            self.judges.append(BundlePredictor(self.context.bundle))
         return self.judges[0]
 
-    def _old_row(self, todo: Todo) -> Row | None:
+    def _old_row(self, todo: SlideJob) -> Row | None:
         try:
             rows: list[Row] = self.cohort.read("slides", todo.slide_id).to_pylist()
             return rows[0]
         except (OSError, ValueError, IndexError):  # none yet, or damaged: pa.ArrowInvalid is a ValueError
             return None
 
-    def _unread(self, todo: Todo) -> Row:
+    def _unread(self, todo: SlideJob) -> Row:
         """The row of a slide that nobody could open."""
         path = legible(todo.source.path) if self.names.key is None else None
         return {
@@ -285,7 +289,7 @@ class Worker:
             "sha256": todo.sha256, "bytes": todo.source.bytes, "mpp_source": None, "n_tiles": 0, "flags": [],
         }  # fmt: skip
 
-    def _times(self, todo: Todo, status: str, started: float | None, seconds: Mapping[str, float]) -> Row:
+    def _times(self, todo: SlideJob, status: str, started: float | None, seconds: Mapping[str, float]) -> Row:
         return {
             "slide_id": todo.slide_id, "status": status, "host": socket.gethostname(), "pid": os.getpid(),
             "finished": datetime.now(UTC), "seconds": time.perf_counter() - started if started else 0.0,
@@ -293,14 +297,14 @@ class Worker:
         }  # fmt: skip
 
 
-class _Net:
+class _FailureGuard:
     """The one net: whatever stops a slide becomes its row, and the batch goes on."""
 
-    def __init__(self, worker: Worker, todo: Todo, facts: Row, started: float) -> None:
+    def __init__(self, worker: SlideWorker, todo: SlideJob, facts: Row, started: float) -> None:
         self._worker, self._todo, self._facts, self._started = worker, todo, facts, started
-        self.finished: Finished = None  # type: ignore[assignment]  # set whenever the net has caught something
+        self.finished: SlideResult = None  # type: ignore[assignment]  # set whenever the net has caught something
 
-    def __enter__(self) -> _Net:
+    def __enter__(self) -> _FailureGuard:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
@@ -328,9 +332,9 @@ class _Net:
         return SlideError("internal", path, f"stopped on a fault of ours ({type(error).__name__})")
 
 
-def _fingerprint(source: Source) -> Fingerprint:
+def _fingerprint(source: SlideSource) -> Fingerprint:
     try:
-        return fingerprint(source.members)
+        return fingerprint_slide(source.members)
     except FileNotFoundError as error:
         raise SlideError("gone", source.path, "was taken away while it was read") from error
     except OSError as error:

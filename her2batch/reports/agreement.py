@@ -16,13 +16,24 @@ from numpy.typing import NDArray
 
 from her2batch.reports import figures
 from her2batch.reports.figures import Figure
-from her2batch.reports.report_data import Material
+from her2batch.reports.report_data import ReportData
 from her2batch.reports.theme import Part, pictures, render
 from her2batch.store.labels import SCHEMA, label_slides
 from her2batch.store.schemas import run_schema
 from her2batch.tasks import CLASSES, MEMBRANE, PATCH_INPUTS
 from her2batch.training.methods import PATCH_NET
-from her2batch.training.metrics import CELL, FIGURES, Floats, auc, confusion, groups, judged, kappa, or_null, summary
+from her2batch.training.metrics import (
+    CELL,
+    FIGURES,
+    Floats,
+    auc,
+    check_predictions,
+    confusion,
+    groups,
+    kappa,
+    or_null,
+    summary,
+)
 from her2batch.training.statistics import intervals, patients_of, resamples
 
 DRAWS: Final = 300
@@ -45,7 +56,7 @@ BY_NAME: Final = pa.schema(
 )
 
 
-def against_labels(material: Material) -> Part | None:
+def against_labels(material: ReportData) -> Part | None:
     """The cohort's own predictions against its labels."""
     predictions = labelled(material)
     if not predictions.num_rows:
@@ -60,7 +71,7 @@ def against_labels(material: Material) -> Part | None:
     return Part(html, (*made, *sites))
 
 
-def of_run(material: Material) -> Part | None:
+def of_run(material: ReportData) -> Part | None:
     """A training run: its figures on held-out slides, and the paper's tables beside them."""
     run = material.run
     if run is None:
@@ -78,7 +89,7 @@ def of_run(material: Material) -> Part | None:
 # -- predictions with their truth --------------------------------------------------------------------------------
 
 
-def labelled(material: Material) -> pa.Table:
+def labelled(material: ReportData) -> pa.Table:
     """The cohort's predictions that have a label, as a run's predictions: `input` is the bundle, the fold 0."""
     rows = []
     for task in CLASSES:
@@ -90,7 +101,7 @@ def labelled(material: Material) -> pa.Table:
     return pa.Table.from_pylist([{name: row[name] for name in schema.names} for row in rows], schema)
 
 
-def _patients(material: Material) -> dict[str, str]:
+def _patients(material: ReportData) -> dict[str, str]:
     """Patient of each slide; a slide without one is its own."""
     return {
         one: row["patient_id"] or material.labels.get(one, {}).get("patient_id") or one
@@ -173,7 +184,7 @@ def roc_table(part: pa.Table, patients: Mapping[str, str], draws: int = DRAWS) -
     Columns: class, fpr, tpr, low, high, auc. Of two classes the second alone; classes that all slides or
     none have are left out.
     """
-    found = judged(part)
+    found = check_predictions(part)
     of, n = patients_of(part, patients)
     weights = resamples(n, draws, 0)[:, of]
     rows = []
@@ -208,7 +219,7 @@ def _roc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
 
 def calibration_table(part: pa.Table, patients: Mapping[str, str], draws: int = DRAWS) -> pa.Table:
     """How often the predicted class is right, by the probability it got. Columns: p (mean), share, low, high, n."""
-    found = judged(part)
+    found = check_predictions(part)
     of, n = patients_of(part, patients)
     weights = resamples(n, draws, 0)[:, of]
     given = found.p[np.arange(len(found.predicted)), found.predicted]
@@ -229,7 +240,7 @@ def calibration_table(part: pa.Table, patients: Mapping[str, str], draws: int = 
 # -- sites and mistakes ------------------------------------------------------------------------------------------
 
 
-def _by_site(material: Material, predictions: pa.Table) -> tuple[Figure, ...]:
+def _by_site(material: ReportData, predictions: pa.Table) -> tuple[Figure, ...]:
     """Agreement with the labels at each site: quadratic kappa of each method and task."""
     sites = sorted({one for one in (material.site(row) for row in material.rows) if one is not None})
     patients = _patients(material)
@@ -256,7 +267,7 @@ def kappa_interval(part: pa.Table, patients: Mapping[str, str], draws: int = DRA
 
     What `compare.intervals` has, without the AUCs, which cost a hundred times as much on thousands of slides.
     """
-    found = judged(part)
+    found = check_predictions(part)
     n_classes = found.p.shape[1]
     of, n = patients_of(part, patients)
     pairs = np.zeros((n, n_classes**2))
@@ -267,7 +278,7 @@ def kappa_interval(part: pa.Table, patients: Mapping[str, str], draws: int = DRA
     return {"value": or_null(float(values[0])), "low": low, "high": high}
 
 
-def _missed(material: Material, predictions: pa.Table) -> list[dict[str, Any]]:
+def _missed(material: ReportData, predictions: pa.Table) -> list[dict[str, Any]]:
     """The surest mistakes: of each slide one, by the finest task and the method that is surest."""
     found: dict[str, dict[str, Any]] = {}
     for row in predictions.to_pylist():

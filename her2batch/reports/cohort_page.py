@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from her2batch.errors import REMEDIES
-from her2batch.files.atomic import whole
+from her2batch.files.atomic import atomic_write
 from her2batch.reports import agreement, slide_page, worklists
 from her2batch.reports.figures import Figure, bars, shares
-from her2batch.reports.report_data import Material, gather
+from her2batch.reports.report_data import ReportData, load_report_data
 from her2batch.reports.theme import Part, pictures, render, shell
 from her2batch.store.cohort import Cohort
-from her2batch.store.training_run import Run
+from her2batch.store.training_run import TrainingRun
 from her2batch.tasks import CLASSES, MEMBRANE
 
 SMALL: Final = 20
@@ -37,10 +37,10 @@ class Section(NamedTuple):
 
     name: str
     title: str
-    make: Callable[[Material], Part | None]
+    make: Callable[[ReportData], Part | None]
 
 
-def summary(material: Material) -> Part:
+def summary(material: ReportData) -> Part:
     """Counts, and the proof that nothing vanished."""
     done = material.done
     listed = [(one.name, one.title, len(one.rows)) for one in material.worklists]
@@ -59,7 +59,7 @@ def summary(material: Material) -> Part:
     )  # fmt: skip
 
 
-def scores(material: Material) -> Part | None:
+def scores(material: ReportData) -> Part | None:
     """How often each class was given: by task, method and site."""
     made = []
     for task, classes in CLASSES.items():
@@ -88,12 +88,12 @@ def _shares(
     return Figure(name, title, source, shares(title, table), table)
 
 
-def priorities(material: Material) -> Part:
+def priorities(material: ReportData) -> Part:
     """The lists a pathologist opens first."""
     return Part(render("lists.html", lists=material.worklists), lists=material.worklists)
 
 
-def quality(material: Material) -> Part:
+def quality(material: ReportData) -> Part:
     """What the scans themselves say."""
     counts = Counter(flag for row in material.done for flag in row["flags"])
     table = pa.table({"name": list(counts), "value": [float(one) for one in counts.values()]}).sort_by(
@@ -105,7 +105,7 @@ def quality(material: Material) -> Part:
     return Part(render("quality.html", figures=made, list=listed), made, (listed,))
 
 
-def throughput(material: Material) -> Part:
+def throughput(material: ReportData) -> Part:
     """How long slides took, and what became of those that failed."""
     times, made = material.times, []
     stages: dict[str, list[float]] = defaultdict(list)
@@ -123,7 +123,7 @@ def throughput(material: Material) -> Part:
     return Part(html, tuple(made))
 
 
-def _runs(material: Material) -> list[dict[str, Any]]:
+def _runs(material: ReportData) -> list[dict[str, Any]]:
     """One row a run, the latest first: slides, workers' seconds, tiles a worker's second, from first to last slide."""
     found = []
     for run in sorted(pc.unique(material.times["run"]).to_pylist(), reverse=True):
@@ -140,7 +140,7 @@ def _runs(material: Material) -> list[dict[str, Any]]:
     return found
 
 
-def slides(material: Material) -> Part:
+def slides(material: ReportData) -> Part:
     """All slides; of a small cohort, with the evidence of each."""
     listed = worklists.every(material)
     inside = slide_page.sections(material) if len(material.rows) <= SMALL and material.pages else []
@@ -170,12 +170,12 @@ class Report:
     figures: tuple[Figure, ...]
 
 
-def worked_up(material: Material) -> Material:
+def with_worklists(material: ReportData) -> ReportData:
     """The material with its work lists."""
     return replace(material, worklists=tuple(make(material) for make in worklists.WORKLISTS))
 
 
-def page(material: Material) -> tuple[str, tuple[Figure, ...]]:
+def page(material: ReportData) -> tuple[str, tuple[Figure, ...]]:
     """The report's HTML, and its figures."""
     parts = [(one, made) for one in SECTIONS if (made := one.make(material)) is not None]
     name = material.cohort.root.name
@@ -186,12 +186,12 @@ def page(material: Material) -> tuple[str, tuple[Figure, ...]]:
     return html, tuple(figure for _, made in parts for figure in made.figures)
 
 
-def write(cohort: Cohort, out: Path, run: Run | None = None, pages: int = 100) -> Report:
+def write_report(cohort: Cohort, out: Path, run: TrainingRun | None = None, pages: int = 100) -> Report:
     """Make the report; beside it, for a cohort of more than SMALL slides, a folder of pages of slides.
 
     pages: at most so many slides get their evidence shown, those on work lists first.  Raises StoreError, InputError.
     """
-    material = worked_up(gather(cohort, run))
+    material = with_worklists(load_report_data(cohort, run))
     out.parent.mkdir(parents=True, exist_ok=True)
     chosen = _chosen(material, pages)
     if len(material.rows) <= SMALL:
@@ -202,12 +202,12 @@ def write(cohort: Cohort, out: Path, run: Run | None = None, pages: int = 100) -
         material = replace(material, pages={one: f"{folder.name}/{one}.html" for one in chosen}, beside=folder)
         made = slide_page.write_pages(material, folder, f"../{out.name}")
     html, figures = page(material)
-    with whole(out) as part:
+    with atomic_write(out) as part:
         part.write_text(html, encoding="utf-8")
     return Report(out, out.stat().st_size, made, figures)
 
 
-def _chosen(material: Material, pages: int) -> list[str]:
+def _chosen(material: ReportData, pages: int) -> list[str]:
     """Slides whose evidence is shown: those on work lists, then the others, as many as asked for."""
     listed = [slide_id for one in material.worklists for slide_id in one.slides]
     done = {row["slide_id"] for row in material.done if row["n_tiles"]}

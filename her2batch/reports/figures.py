@@ -80,7 +80,7 @@ def csv_text(table: pa.Table) -> str:
 
 
 @dataclass
-class Canvas:
+class SvgCanvas:
     """An SVG in the making. Colours are names of LOOK."""
 
     height: float
@@ -144,7 +144,7 @@ def shares(title: str, table: pa.Table) -> str:
     of = {(one["group"], one["class"]): float(one["n"]) for one in rows}
     counts = pa.types.is_integer(table["n"].type)
     left, full = LEFT, WIDTH - LEFT - 38
-    canvas = Canvas(26 + 24 * len(groups))
+    canvas = SvgCanvas(26 + 24 * len(groups))
     _legend(canvas, classes)
     told = []
     for k, group in enumerate(groups):
@@ -167,7 +167,7 @@ def bars(title: str, table: pa.Table, unit: str = "") -> str:
     rows = table.to_pylist()
     top = max((one["value"] for one in rows), default=0) or 1
     left, full = 158, WIDTH - 158 - 60
-    canvas = Canvas(max(1, 22 * len(rows)) + 2)
+    canvas = SvgCanvas(max(1, 22 * len(rows)) + 2)
     for k, one in enumerate(rows):
         y = 22 * k
         canvas.text(left - 8, y + 14, _short(one["name"], 24), "end")
@@ -182,7 +182,7 @@ def confusion(title: str, table: pa.Table) -> str:
     classes = list(dict.fromkeys(one["truth"] for one in rows))
     of = {(one["truth"], one["predicted"]): one["n"] for one in rows}
     left, top, edge = 84, 44, min(56, (WIDTH - 92) // len(classes))
-    canvas = Canvas(top + edge * len(classes) + 6)
+    canvas = SvgCanvas(top + edge * len(classes) + 6)
     canvas.text(left, 14, "predicted", colour="soft")
     canvas.text(left - 8, top - 8, "label", "end", "soft")
     for k, truth in enumerate(classes):
@@ -237,7 +237,7 @@ def intervals(title: str, table: pa.Table) -> str:
     rows = [one for one in table.to_pylist() if one["value"] is not None]
     least = float(min([0.0, *(one["low"] if one["low"] is not None else one["value"] for one in rows)]))
     left, full = LEFT, WIDTH - LEFT - 48
-    canvas = Canvas(24 * len(rows) + 22)
+    canvas = SvgCanvas(24 * len(rows) + 22)
     bottom = 24 * len(rows)
 
     def x(value: float) -> float:
@@ -256,10 +256,10 @@ def intervals(title: str, table: pa.Table) -> str:
     return canvas.svg(title, "; ".join(f"{one['name']}: {one['value']:.2f} of {one['n']}" for one in rows))
 
 
-def _square(edge: int, across: str, up: str) -> tuple[Canvas, Any]:
+def _square(edge: int, across: str, up: str) -> tuple[SvgCanvas, Any]:
     """A unit square with its axes; and the function from values to px."""
     left, top, size = 34, 18, edge - 40
-    canvas = Canvas(edge + 14)
+    canvas = SvgCanvas(edge + 14)
 
     def place(x: float, y: float) -> tuple[float, float]:
         return left + size * x, top + size * (1 - y)
@@ -274,7 +274,7 @@ def _square(edge: int, across: str, up: str) -> tuple[Canvas, Any]:
     return canvas, place
 
 
-def _legend(canvas: Canvas, names: Sequence[str]) -> None:
+def _legend(canvas: SvgCanvas, names: Sequence[str]) -> None:
     x = float(LEFT)
     for name in names:
         canvas.rect((x, 3, 11, 11), HUES.get(name, "bar"))

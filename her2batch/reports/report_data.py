@@ -19,7 +19,7 @@ from her2batch.reports.theme import Listing
 from her2batch.store.audit import Status, status
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.schemas import schema
-from her2batch.store.training_run import Run
+from her2batch.store.training_run import TrainingRun
 from her2batch.tasks import MEMBRANE
 
 READERS = 8
@@ -27,7 +27,7 @@ READERS = 8
 
 
 @dataclass(frozen=True)
-class Material:
+class ReportData:
     """A cohort as a report sees it.
 
     rows: slide_id → its row of `slides`, in order.  calls: slide_id → rows of the predictions table, each with its
@@ -42,7 +42,7 @@ class Material:
     labels: dict[str, Row]
     status: Status
     times: pa.Table
-    run: Run | None = None
+    run: TrainingRun | None = None
     worklists: tuple[Listing, ...] = ()
     pages: Mapping[str, str] = field(default_factory=dict)
     beside: Path | None = None
@@ -69,7 +69,7 @@ class Material:
         return sorted(found, key=lambda one: (one["method"] != MEMBRANE, one["bundle"], one["method"]))
 
 
-def gather(cohort: Cohort, run: Run | None = None) -> Material:
+def load_report_data(cohort: Cohort, run: TrainingRun | None = None) -> ReportData:
     """Read a cohort's tables. Raises StoreError, InputError when there is no cohort, no run or no readable labels.
 
     A table of predictions that can't be read is left out, with a note.
@@ -87,7 +87,7 @@ def gather(cohort: Cohort, run: Run | None = None) -> Material:
         elif table.num_rows:
             bundle = name.split("/", 1)[1]
             calls[row["slide_id"]] += [{**one, "bundle": bundle} for one in table.to_pylist()]
-    return Material(cohort, rows, dict(calls), _labels(cohort), found, _times(cohort), run, notes=tuple(notes))
+    return ReportData(cohort, rows, dict(calls), _labels(cohort), found, _times(cohort), run, notes=tuple(notes))
 
 
 def names_of(row: Mapping[str, Any], table: str) -> list[str]:

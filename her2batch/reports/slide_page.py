@@ -18,11 +18,11 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
-from her2batch.files.atomic import whole
+from her2batch.files.atomic import atomic_write
 from her2batch.models.membrane_rule import TEN_PERCENT, slide_shares, walk
 from her2batch.reports import worklists
 from her2batch.reports.figures import HUES, LOOK, shares
-from her2batch.reports.report_data import Material, names_of
+from her2batch.reports.report_data import ReportData, names_of
 from her2batch.reports.theme import data_jpeg, data_uri, render, shell, within
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box
@@ -74,7 +74,7 @@ class Example:
     source: tuple[str, str]
 
 
-def sections(material: Material) -> list[tuple[str, str | None, Markup]]:
+def sections(material: ReportData) -> list[tuple[str, str | None, Markup]]:
     """Every slide that has a page, its class by the rule and its evidence, to stand in the report."""
     found = [(one, facts(material, one)) for one in material.pages]
     return [
@@ -83,7 +83,7 @@ def sections(material: Material) -> list[tuple[str, str | None, Markup]]:
     ]
 
 
-def write_pages(material: Material, folder: Path, report: str) -> int:
+def write_pages(material: ReportData, folder: Path, report: str) -> int:
     """A page for every slide that has one, in a folder; `report`: how the report is reached from there."""
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -91,14 +91,14 @@ def write_pages(material: Material, folder: Path, report: str) -> int:
         body = render(
             "slide.html", evidence=render("evidence.html", **facts(material, slide_id), level=1), report=report
         )
-        with whole(folder / f"{slide_id}.html") as part:
+        with atomic_write(folder / f"{slide_id}.html") as part:
             part.write_text(shell(f"{slide_id} · evidence", body, {}, {}), encoding="utf-8")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return len(list(pool.map(write, material.pages)))
 
 
-def facts(material: Material, slide_id: str) -> dict[str, Any]:
+def facts(material: ReportData, slide_id: str) -> dict[str, Any]:
     """All that the page of a slide shows."""
     row = material.rows[slide_id]
     tables = {name: _read(material, row, name) for name in ("tiles", "membrane")}
@@ -125,7 +125,7 @@ def facts(material: Material, slide_id: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def links(material: Material, row: Row) -> dict[str, str]:
+def links(material: ReportData, row: Row) -> dict[str, str]:
     """Table → how its file is reached from the page; empty where the cohort lies on an object store."""
     if material.cohort.remote or material.beside is None:
         return {}
@@ -147,14 +147,14 @@ def viridis() -> str:
     return ", ".join(f"rgb({r} {g} {b})" for r, g, b in stops)
 
 
-def _read(material: Material, row: Row, name: str) -> pa.Table | None:
+def _read(material: ReportData, row: Row, name: str) -> pa.Table | None:
     try:
         return material.cohort.read(name, row["slide_id"])
     except (OSError, pa.ArrowInvalid):
         return None
 
 
-def _overview(material: Material, slide_id: str) -> str | None:
+def _overview(material: ReportData, slide_id: str) -> str | None:
     try:
         packed = np.frombuffer(material.cohort.thumbnail(slide_id).read_bytes(), np.uint8)
     except OSError:
@@ -184,7 +184,7 @@ def _membrane_layers(membrane: pa.Table | None, where: heatmap.Cells, step: floa
     ]
 
 
-def _attention_layers(material: Material, row: Row, where: heatmap.Cells, step: float) -> list[Layer]:
+def _attention_layers(material: ReportData, row: Row, where: heatmap.Cells, step: float) -> list[Layer]:
     """One a MIL head: attention as a multiple of what every tile would have if all counted alike."""
     made: list[Layer] = []
     for name in names_of(row, "attention"):
@@ -211,7 +211,7 @@ def heads(attention: pa.Table | None) -> list[tuple[tuple[str, str, str], pa.Tab
     return found
 
 
-def _patch_layers(material: Material, row: Row) -> list[Layer]:
+def _patch_layers(material: ReportData, row: Row) -> list[Layer]:
     """One a resolution: each patch in the colour of its likeliest class."""
     palette = np.array([_rgb(HUES[one]) for one in IHC], np.uint8)
     made: list[Layer] = []
@@ -278,7 +278,7 @@ def _chart(slide_id: str, calls: list[Row]) -> list[tuple[str, str]]:
 
 
 def _examples(
-    material: Material, row: Row, tiles: pa.Table | None, membrane: pa.Table | None
+    material: ReportData, row: Row, tiles: pa.Table | None, membrane: pa.Table | None
 ) -> tuple[list[Example], str | None]:
     """Tiles at full size, the most telling of each kind; or why there are none."""
     wanted = [*_by_membrane(tiles, membrane), *_by_attention(material, row, tiles), *_by_patches(material, row)]
@@ -315,7 +315,7 @@ def _by_membrane(tiles: pa.Table | None, membrane: pa.Table | None) -> list[Want
     return found
 
 
-def _by_attention(material: Material, row: Row, tiles: pa.Table | None) -> list[Wanted]:
+def _by_attention(material: ReportData, row: Row, tiles: pa.Table | None) -> list[Wanted]:
     found: list[Wanted] = []
     for name in names_of(row, "attention") if tiles is not None else ():
         for (task, method, _), part in heads(_read(material, row, name))[:1]:
@@ -327,7 +327,7 @@ def _by_attention(material: Material, row: Row, tiles: pa.Table | None) -> list[
     return found
 
 
-def _by_patches(material: Material, row: Row) -> list[Wanted]:
+def _by_patches(material: ReportData, row: Row) -> list[Wanted]:
     """The surest patches of each class, at the finest resolution there is."""
     found: list[Wanted] = []
     for name in names_of(row, "patches"):

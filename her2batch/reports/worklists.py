@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from her2batch.models.membrane_rule import NEAR, TEN_PERCENT, slide_shares
-from her2batch.reports.report_data import Material, read_all
+from her2batch.reports.report_data import ReportData, read_all
 from her2batch.reports.theme import Kind, Listing
 from her2batch.store.cohort import Row
 from her2batch.tasks import CLASSES, HER2_TASKS, MEMBRANE
@@ -35,7 +35,7 @@ LADDER: Final = {"faint": "faint", "moderate_complete": "moderate, complete", "i
 """Columns of the membrane table that the rule asks for."""
 
 
-def equivocal(material: Material) -> Listing:
+def equivocal(material: ReportData) -> Listing:
     """2+ by any method, without a known ISH."""
     rows = []
     for slide_id, one in _calls(material, (FOUR,)):
@@ -45,7 +45,7 @@ def equivocal(material: Material) -> Listing:
     return Listing("equivocal", "2+, for reflex ISH", note, SLIDE + CALL + LABEL, rows)
 
 
-def second_look(material: Material) -> Listing:
+def second_look(material: ReportData) -> Listing:
     """0 against 1+: the line between none and low, where treatment now differs and readers agree least."""
     rows = []
     for slide_id, one in _calls(material, (FOUR,)):
@@ -56,7 +56,7 @@ def second_look(material: Material) -> Listing:
     return Listing("second-look", "0 against 1+", note, SLIDE + CALL + LABEL, rows)
 
 
-def disagreement(material: Material) -> Listing:
+def disagreement(material: ReportData) -> Listing:
     """Methods that say different classes of one slide."""
     names = sorted({method_name(one) for calls in material.calls.values() for one in calls}, key=rule_first)
     rows = []
@@ -74,7 +74,7 @@ def disagreement(material: Material) -> Listing:
     return Listing("disagreement", "Methods disagree", note, columns, rows)
 
 
-def near_threshold(material: Material) -> Listing:
+def near_threshold(material: ReportData) -> Listing:
     """A share of the membrane figures near 10 %: a few cells more would make another class."""
     found = [
         (material.rows[slide_id], one)
@@ -95,7 +95,7 @@ def near_threshold(material: Material) -> Listing:
     return Listing("near", f"Near {TEN_PERCENT:.0%}", note, columns, rows)
 
 
-def unscorable(material: Material) -> Listing:
+def unscorable(material: ReportData) -> Listing:
     """No score, or none to rely on, with the reason."""
     rows = []
     for slide_id, row in material.rows.items():
@@ -108,7 +108,7 @@ def unscorable(material: Material) -> Listing:
     return Listing("unscorable", "Unscorable", note, columns, rows)
 
 
-def side_by_side(material: Material) -> Listing:
+def side_by_side(material: ReportData) -> Listing:
     """All slides of each case that has more than one."""
     rows = []
     for case in material.cases:
@@ -128,7 +128,7 @@ def side_by_side(material: Material) -> Listing:
     return Listing("cases", "Cases side by side", note, columns, rows)
 
 
-def flagged(material: Material) -> Listing:
+def flagged(material: ReportData) -> Listing:
     """Slides with a quality flag."""
     rows = [
         [*_slide(material, row["slide_id"]), row["flags"], row["blur"], row["pen"], row["saturated"], row["background"]]
@@ -141,7 +141,7 @@ def flagged(material: Material) -> Listing:
     return Listing("flagged", "Flagged slides", note, (*SLIDE, ("flags", "words", "slides.flags"), *figures), rows)
 
 
-def every(material: Material) -> Listing:
+def every(material: ReportData) -> Listing:
     """All slides, with what the rule says."""
     rows = []
     for slide_id, row in material.rows.items():
@@ -157,7 +157,7 @@ def every(material: Material) -> Listing:
     )
 
 
-WORKLISTS: Final[tuple[Callable[[Material], Listing], ...]] = (
+WORKLISTS: Final[tuple[Callable[[ReportData], Listing], ...]] = (
     equivocal,
     second_look,
     disagreement,
@@ -168,14 +168,14 @@ WORKLISTS: Final[tuple[Callable[[Material], Listing], ...]] = (
 """In the order they are opened."""
 
 
-def _calls(material: Material, tasks: Iterable[str]) -> Iterable[tuple[str, Row]]:
+def _calls(material: ReportData, tasks: Iterable[str]) -> Iterable[tuple[str, Row]]:
     for slide_id in material.rows:
         for task in tasks:
             for one in material.said(slide_id, task):
                 yield slide_id, one
 
 
-def _slide(material: Material, slide_id: str) -> list[Any]:
+def _slide(material: ReportData, slide_id: str) -> list[Any]:
     return [slide_id, material.rows[slide_id]["patient_id"], material.site(slide_id)]
 
 
@@ -183,7 +183,7 @@ def _call(one: Row) -> list[Any]:
     return [method_name(one), one["predicted"], one["plausible"] or [], one["score"], one["reasons"] or []]
 
 
-def _label(material: Material, slide_id: str) -> list[Any]:
+def _label(material: ReportData, slide_id: str) -> list[Any]:
     label = material.labels.get(slide_id, {})
     return [label.get("her2"), label.get("ish")]
 
@@ -203,7 +203,7 @@ def _nearest(shares: Iterable[float | None]) -> float | None:
     return min(given, key=lambda one: abs(np.log(max(one, 1e-4) / TEN_PERCENT)), default=None)
 
 
-def _hindrance(material: Material, row: Row) -> tuple[str | None, str | None]:
+def _hindrance(material: ReportData, row: Row) -> tuple[str | None, str | None]:
     """Why a slide has no score to rely on, and what to do; None, None where it has one."""
     if row["status"] == "failed":
         return row["error_code"], row["error"]
@@ -217,7 +217,7 @@ def _hindrance(material: Material, row: Row) -> tuple[str | None, str | None]:
     return None, None
 
 
-def _words(material: Material, row: Row) -> str:
+def _words(material: ReportData, row: Row) -> str:
     """What to say of a slide under its picture."""
     if row["status"] == "failed":
         return str(row["error_code"])

@@ -7,15 +7,15 @@ import resource
 from dataclasses import replace
 from typing import Any
 
-from her2batch.pipeline.inventory import Todo
-from her2batch.pipeline.worker import Begun, Finished, Worker
+from her2batch.pipeline.inventory import SlideJob
+from her2batch.pipeline.worker import PartialSlide, SlideResult, SlideWorker
 from her2batch.runtime.telemetry import TileMeter
 
 
 class Actor:
     """A worker in a process of its own. The only class Ray sees."""
 
-    def __init__(self, worker: Worker, roles: tuple[str, ...] | None, memory: int, with_gpu: bool) -> None:
+    def __init__(self, worker: SlideWorker, roles: tuple[str, ...] | None, memory: int, with_gpu: bool) -> None:
         _limit(memory if not with_gpu else None)
         if not with_gpu:  # importing cucim or torch would take some 500 MB on every GPU in sight
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -35,23 +35,25 @@ class Actor:
 
         return str(ray.get_runtime_context().get_node_id())
 
-    def begin(self, todo: Todo, always: bool) -> tuple[Finished | Begun, dict[str, Any]]:
+    def begin(self, todo: SlideJob, always: bool) -> tuple[SlideResult | PartialSlide, dict[str, Any]]:
         """See Worker.begin."""
         result, state = self._worker.begin(todo, share=True, always=always)
-        if isinstance(result, Finished):
+        if isinstance(result, SlideResult):
             self._tiles.add(result.row["n_tiles"] or 0)
         return result, state
 
-    def measure(self, todo: Todo, state: dict[str, Any], name: str, lo: int, hi: int) -> dict[str, Any] | Finished:
+    def measure(
+        self, todo: SlideJob, state: dict[str, Any], name: str, lo: int, hi: int
+    ) -> dict[str, Any] | SlideResult:
         """See Worker.measure."""
         part = self._worker.measure(todo, state, name, lo, hi)
-        if not isinstance(part, Finished):
+        if not isinstance(part, SlideResult):
             self._tiles.add(len(part.get(f"{name}_order", ())))
         return part
 
-    def finish(self, todo: Todo, state: dict[str, Any], *parts: dict[str, Any] | Finished) -> Finished:
+    def finish(self, todo: SlideJob, state: dict[str, Any], *parts: dict[str, Any] | SlideResult) -> SlideResult:
         """See Worker.finish; a part that failed has committed the slide already."""
-        failed = [part for part in parts if isinstance(part, Finished)]
+        failed = [part for part in parts if isinstance(part, SlideResult)]
         return failed[0] if failed else self._worker.finish(todo, state, *parts)  # type: ignore[arg-type]
 
 

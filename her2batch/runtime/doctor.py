@@ -171,7 +171,7 @@ def _decode_rate() -> float | None:
 
 def _encoders() -> Iterator[Line]:
     from her2batch.models.encoders import ENCODERS, Stain
-    from her2batch.models.weights import at_hand
+    from her2batch.models.weights import find_cached
 
     hub = _optional("huggingface_hub")
     token = hub is not None and hub.get_token() is not None
@@ -180,7 +180,7 @@ def _encoders() -> Iterator[Line]:
     for name, spec in ENCODERS.items():
         if isinstance(spec, Stain):
             yield Line(f"encoder {name}", True, "needs no weights")
-        elif hub is not None and (path := at_hand(spec.source)) is not None:
+        elif hub is not None and (path := find_cached(spec.source)) is not None:
             yield Line(
                 f"encoder {name}", True, f"{path.stat().st_size / 1e9:.1f} GB in the hub's cache; {spec.licence}"
             )

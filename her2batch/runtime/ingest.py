@@ -15,30 +15,30 @@ from pathlib import Path
 import pyarrow as pa
 
 from her2batch.errors import STOPPED, StoreError
-from her2batch.files.atomic import whole, writing
-from her2batch.files.locations import free_bytes, place
+from her2batch.files.atomic import atomic_write, disk_errors
+from her2batch.files.locations import free_bytes, to_location
 from her2batch.files.parquet import read_parquet, write_parquet
 from her2batch.models.bundle import check_fits, read_bundle
-from her2batch.models.encoders import dim_of
-from her2batch.models.predictor import Judge
-from her2batch.pipeline.inventory import Census, Register, take
-from her2batch.pipeline.progress import Pace, Tally
-from her2batch.pipeline.queue import Queue, Urgent, next_time, now
-from her2batch.pipeline.stages import GIVEN, Context, check, chosen
-from her2batch.pipeline.worker import Finished, Worker
-from her2batch.runtime.ray_session import Session, connect, stoppable
-from her2batch.runtime.scheduler import share
-from her2batch.runtime.serial import plain
+from her2batch.models.encoders import embedding_dim
+from her2batch.models.predictor import BundlePredictor
+from her2batch.pipeline.inventory import Inventory, InventoryUpdater, take_inventory
+from her2batch.pipeline.progress import RemainingTime, RunProgress
+from her2batch.pipeline.queue import SlideQueue, UrgentList, next_time, now
+from her2batch.pipeline.stages import GIVEN, StageContext, active_stages, check_stages
+from her2batch.pipeline.worker import SlideResult, SlideWorker
+from her2batch.runtime.ray_session import RaySession, connect, stoppable
+from her2batch.runtime.scheduler import run_on_ray
+from her2batch.runtime.serial import run_serially
 from her2batch.runtime.telemetry import Meters
-from her2batch.runtime.watch import Watch
+from her2batch.runtime.watch import FolderWatch
 from her2batch.settings import Plan, Resources, Window
-from her2batch.store.cleanup import drop_strays, sweep
+from her2batch.store.cleanup import remove_leftovers, remove_orphans
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.labels import read_labels
-from her2batch.store.pseudonyms import Names, read_key
-from her2batch.store.run_log import Journal
+from her2batch.store.pseudonyms import Pseudonymizer, read_key
+from her2batch.store.run_log import RunLog
 
-LEAST_FREE = 1_000_000_000
+MIN_FREE_BYTES = 1_000_000_000
 """Bytes that must be free on the store's disk before a night starts."""
 
 SAVE_EVERY_S = 60.0
@@ -47,12 +47,12 @@ SAVE_EVERY_S = 60.0
 TELL_EVERY_S = 10.0
 """How often the journal says how far the run is."""
 
-Report = Callable[[Tally, Row], None]
+ProgressCallback = Callable[[RunProgress, Row], None]
 """Called for every slide that ends: how far the run is, the slide's row."""
 
 
 @dataclass(frozen=True)
-class Order:
+class IngestRequest:
     """What the user asked for, apart from the plan: where, and with which files."""
 
     scans: Path
@@ -66,7 +66,7 @@ class Order:
 
 
 @dataclass
-class Summary:
+class IngestSummary:
     """What became of everything seen."""
 
     cohort: Path
@@ -103,13 +103,13 @@ class Summary:
 
 
 def ingest(
-    order: Order,
+    order: IngestRequest,
     plan: Plan,
     resources: Resources,
-    report: Report = lambda *_: None,
+    report: ProgressCallback = lambda *_: None,
     window: Window = Window(),  # noqa: B008  (frozen)
-    session: Session | None = None,
-) -> Summary:
+    session: RaySession | None = None,
+) -> IngestSummary:
     """Bring a cohort up to date with its scans folder. Slides that fail are rows; raises for what stops the batch.
 
     session: one that is open already; None: its own, ended with the run.  Raises InputError, StoreError, WeightsError.
@@ -117,19 +117,19 @@ def ingest(
     started = time.perf_counter()
     plan, worker = _prepare(order, plan)
     worker.cohort.claim()
-    with worker.names.kept(), worker.cohort.lock() as cohort, writing(cohort.root):
+    with worker.names.kept(), worker.cohort.lock() as cohort, disk_errors(cohort.root):
         worker.cohort = cohort
         cohort.create(plan)
-        sweep(cohort)
+        remove_leftovers(cohort)
         cohort.remember()  # rows of a run that was killed
         labels = _labels(cohort, order.labels, worker.names)
-        register = Register(order.scans, cohort, plan, worker.names, labels, order.retry_failed)
-        drop_strays(cohort, register.rows)
+        register = InventoryUpdater(order.scans, cohort, plan, worker.names, labels, order.retry_failed)
+        remove_orphans(cohort, register.rows)
         _check_space(cohort)
-        summary = Summary(cohort.root, run=datetime.now(UTC).strftime("ingest-%Y%m%dT%H%M%S.%fZ"))
+        summary = IngestSummary(cohort.root, run=datetime.now(UTC).strftime("ingest-%Y%m%dT%H%M%S.%fZ"))
         summary.skipped = _skipped(worker.context)
         stopped = session.stopped if session is not None else threading.Event()
-        with Journal(cohort, summary.run) as journal, _supply(register, order, plan, window, stopped) as supply:
+        with RunLog(cohort, summary.run) as journal, _supply(register, order, plan, window, stopped) as supply:
             journal.say("started", host=socket.gethostname(), pid=os.getpid(), plan=plan.id, watch=window.watch)
             with suppress(OSError):  # its last state counts
                 register.census.keep(cohort)
@@ -146,43 +146,43 @@ COUNTS = ("seen", "done", "failed", "deferred", "duplicate", "ignored", "already
 """Of a summary: what the journal's last line says."""
 
 
-def survey(order: Order, plan: Plan) -> tuple[Plan, Census, Cohort]:
+def dry_run(order: IngestRequest, plan: Plan) -> tuple[Plan, Inventory, Cohort]:
     """What an ingest would do, without writing a byte."""
     plan, worker = _prepare(order, plan)
     with worker.names.kept():
-        census = take(order.scans, worker.cohort, plan, worker.names, {}, order.retry_failed)
+        census = take_inventory(order.scans, worker.cohort, plan, worker.names, {}, order.retry_failed)
     return plan, census, worker.cohort
 
 
-def _prepare(order: Order, plan: Plan) -> tuple[Plan, Worker]:
+def _prepare(order: IngestRequest, plan: Plan) -> tuple[Plan, SlideWorker]:
     """Check what was given before any work starts."""
     bundle = read_bundle(order.bundle) if order.bundle is not None else None
     plan = plan.model_copy(update={"bundle": bundle.id if bundle else None})
     if bundle is not None:
         check_fits(bundle, plan)
-    dims = {name: dim_of(name) for name in plan.encoders}
-    context = Context(plan, bundle, order.weights, dims=dims)
-    check(chosen(bundle), GIVEN)
-    names = Names(read_key(order.key) if order.key is not None else None)
-    worker = Worker(Cohort(place(order.out)), context, names)
+    dims = {name: embedding_dim(name) for name in plan.encoders}
+    context = StageContext(plan, bundle, order.weights, dims=dims)
+    check_stages(active_stages(bundle), GIVEN)
+    names = Pseudonymizer(read_key(order.key) if order.key is not None else None)
+    worker = SlideWorker(Cohort(to_location(order.out)), context, names)
     if bundle is not None:
         worker.load_reader()  # heads bring torch, and cuCIM hangs after it
-        Judge(bundle)  # a head that can't be loaded is said now, not by every slide
+        BundlePredictor(bundle)  # a head that can't be loaded is said now, not by every slide
     return plan, worker
 
 
 @contextmanager
 def _supply(
-    register: Register, order: Order, plan: Plan, window: Window, stopped: threading.Event
-) -> Iterator[Queue | Watch]:
+    register: InventoryUpdater, order: IngestRequest, plan: Plan, window: Window, stopped: threading.Event
+) -> Iterator[SlideQueue | FolderWatch]:
     """Slides to do: all that lie there, or, in a watch, those that are finished, as they are."""
-    urgent = Urgent(Path(window.urgent)) if window.urgent is not None else None
-    queue = Queue((), urgent, next_time(window.until, now()) if window.until is not None else None)
+    urgent = UrgentList(Path(window.urgent)) if window.urgent is not None else None
+    queue = SlideQueue((), urgent, next_time(window.until, now()) if window.until is not None else None)
     if not window.watch:
         queue.put(register.admit(register.look() if order.only is None else register.look().of(order.only)))
         yield queue
         return
-    with Watch(register, queue, order.scans, window, plan.reader, stopped) as watch:
+    with FolderWatch(register, queue, order.scans, window, plan.reader, stopped) as watch:
         yield watch
 
 
@@ -190,18 +190,18 @@ def _supply(
 class _Run:
     """An ingest while it goes on."""
 
-    register: Register
-    supply: Queue | Watch
-    journal: Journal
-    report: Report
-    summary: Summary
+    register: InventoryUpdater
+    supply: SlideQueue | FolderWatch
+    journal: RunLog
+    report: ProgressCallback
+    summary: IngestSummary
     stopped: threading.Event
-    tally: Tally = field(default_factory=Tally)
+    tally: RunProgress = field(default_factory=RunProgress)
     times: dict[str, Row] = field(default_factory=dict)
     saved: float = field(default_factory=time.monotonic)
     told: float = 0.0
 
-    def ended(self, finished: Finished, pace: Pace) -> None:
+    def ended(self, finished: SlideResult, pace: RemainingTime) -> None:
         """A slide's row is committed: everybody who wants to know is told."""
         row, todo = finished.row, finished.todo
         self.register.finished(todo.source, row)
@@ -209,7 +209,7 @@ class _Run:
         pace.add(todo.source.bytes, finished.times["seconds"])
         known, left = self.register.known, self.register.left
         count = len(known.slides)
-        self.tally = Tally(
+        self.tally = RunProgress(
             count - len(left.slides), self.tally.failed + (row["status"] == "failed"), count,
             self.tally.tiles + (row["n_tiles"] or 0), known.bytes - left.bytes, known.bytes,
             pace.left(len(left.slides), left.bytes),
@@ -228,11 +228,11 @@ class _Run:
             self.saved = at
 
 
-def _run(run: _Run, worker: Worker, resources: Resources, session: Session | None) -> None:
+def _run(run: _Run, worker: SlideWorker, resources: Resources, session: RaySession | None) -> None:
     """Every slide that is to do; the intake table and the durations are kept as they finish."""
     cohort = worker.cohort
     try:
-        if isinstance(run.supply, Watch) or not run.supply.ended():
+        if isinstance(run.supply, FolderWatch) or not run.supply.ended():
             _work(run, worker, resources, session)
     finally:
         _defer(run)
@@ -244,19 +244,19 @@ def _run(run: _Run, worker: Worker, resources: Resources, session: Session | Non
     cohort.remember()
 
 
-def _work(run: _Run, worker: Worker, resources: Resources, session: Session | None) -> None:
+def _work(run: _Run, worker: SlideWorker, resources: Resources, session: RaySession | None) -> None:
     """From the plain loop (no workers) or from Ray."""
     if resources.workers == 0:
-        pace = Pace(1)
+        pace = RemainingTime(1)
         with stoppable(run.stopped):
-            for finished in plain(worker, run.supply, run.stopped, resources):
+            for finished in run_serially(worker, run.supply, run.stopped, resources):
                 run.ended(finished, pace)
         run.summary.stopped = run.stopped.is_set()
         return
     with nullcontext(session) if session is not None else connect(resources, run.stopped) as open_session:
         assert open_session is not None
-        meters, pace = Meters(), Pace(open_session.workers)
-        for finished in share(open_session, worker, run.supply, resources, meters):
+        meters, pace = Meters(), RemainingTime(open_session.workers)
+        for finished in run_on_ray(open_session, worker, run.supply, resources, meters):
             run.ended(finished, pace)
             meters.ended(finished.row, run.tally)
         run.summary.stopped = run.stopped.is_set()
@@ -268,13 +268,13 @@ def _defer(run: _Run) -> None:
     for todo in list(run.register.left.slides.values()):
         why = "the window ended" if todo.slide_id in waiting and not run.summary.stopped else "the run was stopped"
         run.register.defer(todo.source, why)
-    if isinstance(run.supply, Watch):
+    if isinstance(run.supply, FolderWatch):
         run.supply.close()
     run.summary.fresh = sorted(run.times)
     run.summary.left = run.tally.left
 
 
-def _labels(cohort: Cohort, path: Path | None, names: Names) -> dict[str, Row]:
+def _labels(cohort: Cohort, path: Path | None, names: Pseudonymizer) -> dict[str, Row]:
     """Labels by the store's slide ids: those given now, which are kept, or those of an earlier ingest."""
     if path is not None:
         table = read_labels(path)
@@ -289,7 +289,7 @@ def _labels(cohort: Cohort, path: Path | None, names: Names) -> dict[str, Row]:
                 }
                 for row in rows
             ]
-        with whole(cohort.labels) as part:
+        with atomic_write(cohort.labels) as part:
             write_parquet(pa.Table.from_pylist(rows, table.schema), part)
     elif cohort.labels.exists():
         try:
@@ -303,16 +303,16 @@ def _labels(cohort: Cohort, path: Path | None, names: Names) -> dict[str, Row]:
 
 def _check_space(cohort: Cohort) -> None:
     free = free_bytes(cohort.root)
-    if free is not None and free < LEAST_FREE:
+    if free is not None and free < MIN_FREE_BYTES:
         raise StoreError(f"only {free / 1e9:.1f} GB are free on its disk", cohort.root, "make room, then run again")
 
 
-def _skipped(context: Context) -> list[str]:
+def _skipped(context: StageContext) -> list[str]:
     """Branches that no bundle was given for, said aloud."""
     return [] if context.bundle is not None else ["patch nets", "thumbnail nets"]
 
 
-def _count(cohort: Cohort, census: Census, summary: Summary) -> None:
+def _count(cohort: Cohort, census: Inventory, summary: IngestSummary) -> None:
     """Read every slide's row back: what is counted is what is on disk."""
     rows = cohort.rows()
     summary.seen, summary.deferred = census.seen, census.deferred

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from her2batch.errors import HeadLost, StoreError
-from her2batch.runtime.ray_session import Session
+from her2batch.runtime.ray_session import RaySession
 
 RETRIES = 2
 """An item that loses its worker is tried again this often."""
@@ -22,8 +22,8 @@ Outcome = tuple[Any, Any]
 """An item, and what its call returned or raised."""
 
 
-def spread(
-    session: Session | None,
+def map_unordered(
+    session: RaySession | None,
     function: Callable[..., Any],
     items: Iterable[Any],
     gpus: float = 0.0,
@@ -49,7 +49,7 @@ def _caught(function: Callable[..., Any], item: Any) -> Any:
 
 
 def _on_ray(
-    session: Session, function: Callable[..., Any], waiting: deque[Any], gpus: float, cpus: float
+    session: RaySession, function: Callable[..., Any], waiting: deque[Any], gpus: float, cpus: float
 ) -> Iterator[Outcome]:
     ray = session.ray
     limits = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

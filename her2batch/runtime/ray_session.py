@@ -32,12 +32,12 @@ from her2batch.settings import Resources
 OBJECT_STORE = 200_000_000
 """Bytes: pixels don't cross it, embeddings of split slides do."""
 
-PLACE = Path("/tmp")  # noqa: S108  (mkdtemp makes a folder of our own in it)
+RAY_FOLDER = Path("/tmp")  # noqa: S108  (mkdtemp makes a folder of our own in it)
 
 LINGERS_S = 120.0
 """Ray's agents outlive a killed driver by a minute."""
 
-KNOCK_S = 5.0
+PING_S = 5.0
 
 PULSE_S, PULSES = 2.0, 5
 """A cluster's head is asked for a sign of life this often; so many misses in a row, and it is gone."""
@@ -59,7 +59,7 @@ NO_CLUSTER = "start one with `ray start --head`, or leave --address away to use 
 
 
 @dataclass
-class Session:
+class RaySession:
     """A connection to Ray. head: HOST:PORT of a cluster's head.  grows: take what further nodes bring."""
 
     ray: ModuleType
@@ -100,7 +100,7 @@ class Session:
             return
         for miss in range(PULSES):
             try:
-                _knock(self.head)
+                _ping_head(self.head)
                 self._checked = time.monotonic()
                 return
             except OSError as error:
@@ -136,7 +136,7 @@ def _places(nodes: dict[str, dict[str, float]]) -> int:
 
 
 @contextmanager
-def connect(resources: Resources, stopped: threading.Event | None = None) -> Iterator[Session]:
+def connect(resources: Resources, stopped: threading.Event | None = None) -> Iterator[RaySession]:
     """A session on this machine or on the cluster at `address`; on the way out Ray is stopped and its files removed.
 
     SIGINT and SIGTERM set its event `stopped`, which may be given.  A process that is connected already (a notebook,
@@ -170,21 +170,21 @@ def connect(resources: Resources, stopped: threading.Event | None = None) -> Ite
 
 def _folder() -> Path:
     """A folder for Ray's files, short because a socket's path has a limit; those of runs that were killed go."""
-    for left in PLACE.glob("h2b-*-*"):
+    for left in RAY_FOLDER.glob("h2b-*-*"):
         pid = left.name.split("-")[1]
         with suppress(OSError):
             old = time.time() - left.stat().st_mtime > LINGERS_S and left.stat().st_uid == os.getuid()
             if old and pid.isdigit() and not psutil.pid_exists(int(pid)):
                 shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"h2b-{os.getpid()}-", dir=PLACE))
+    return Path(tempfile.mkdtemp(prefix=f"h2b-{os.getpid()}-", dir=RAY_FOLDER))
 
 
-def _session(ray: ModuleType, resources: Resources, stopped: threading.Event | None) -> Session:
-    session = Session(ray, 0, 0.0)
+def _session(ray: ModuleType, resources: Resources, stopped: threading.Event | None) -> RaySession:
+    session = RaySession(ray, 0, 0.0)
     there = session.nodes()
     gpus = sum(one.get("GPU", 0.0) for one in there.values()) if resources.gpus is None else resources.gpus
     cluster = resources.address != "local"
-    return Session(
+    return RaySession(
         ray,
         resources.workers or max(1, _places(there)),
         gpus,
@@ -309,14 +309,14 @@ def _answers(address: str) -> None:
     if not port.isdigit():
         return
     try:
-        _knock(f"{host}:{port}")
+        _ping_head(f"{host}:{port}")
     except OSError as error:
         raise InputError(f"no Ray cluster answers at {address} ({error})", None, NO_CLUSTER) from error
 
 
-def _knock(address: str) -> None:
+def _ping_head(address: str) -> None:
     host, _, port = address.rpartition(":")
-    socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
+    socket.create_connection((host, int(port)), timeout=PING_S).close()
 
 
 @contextmanager

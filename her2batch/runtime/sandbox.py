@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
     trouble: str | None = None
 
 
-class Trial:
+class SlideSandbox:
     """The process, started when the first slide is tried and again whenever it was lost."""
 
     def __init__(

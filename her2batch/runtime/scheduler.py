@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 from her2batch.errors import HeadLost, Her2BatchError, SlideError, StoreError, in_line
 from her2batch.pipeline.cost_model import CPU_TILES_S, OTHER_NET
-from her2batch.pipeline.inventory import Todo
-from her2batch.pipeline.queue import Supply
-from her2batch.pipeline.stages import chosen
+from her2batch.pipeline.inventory import SlideJob
+from her2batch.pipeline.queue import JobSource
+from her2batch.pipeline.stages import active_stages
 from her2batch.pipeline.tile_reader import BATCH
-from her2batch.pipeline.worker import SPLIT, Begun, Finished, Worker
+from her2batch.pipeline.worker import SPLIT, PartialSlide, SlideResult, SlideWorker
 from her2batch.runtime.actor import Actor
-from her2batch.runtime.ray_session import READER, Session
+from her2batch.runtime.ray_session import READER, RaySession
 from her2batch.runtime.telemetry import Meters
 from her2batch.settings import Plan, Resources
 
@@ -54,9 +54,11 @@ AGAIN = "run the same command again: it goes on from here"
 ROOM = "see that the disk of Ray's files (/tmp on this machine) has room"
 
 
-def share(session: Session, worker: Worker, supply: Supply, resources: Resources, meters: Meters) -> Iterator[Finished]:
+def run_on_ray(
+    session: RaySession, worker: SlideWorker, supply: JobSource, resources: Resources, meters: Meters
+) -> Iterator[SlideResult]:
     """The same on Ray, in the order slides finish. Raises StoreError when Ray is lost, and what `ready` raises."""
-    driver = _Driver(session, worker, resources, meters)
+    driver = _Scheduler(session, worker, resources, meters)
     try:
         yield from driver.run(supply)
     except HeadLost:
@@ -71,7 +73,7 @@ def share(session: Session, worker: Worker, supply: Supply, resources: Resources
 class _Slide:
     """A slide on its way."""
 
-    todo: Todo
+    todo: SlideJob
     state: Any = None  # reference to the begun state
     parts: dict[int, Any] = field(default_factory=dict)  # references, by position
     wanted: int = 0
@@ -99,14 +101,14 @@ class _Running(NamedTuple):
     since: float
 
 
-class _Driver:
+class _Scheduler:
     """Hands calls to idle actors: first what ends a slide that has begun, then new slides.
 
     Actors are there when they say that they are ready: until then, and while a lost one's successor waits for a place,
     no call waits for them. So nodes may come and go.
     """
 
-    def __init__(self, session: Session, worker: Worker, resources: Resources, meters: Meters) -> None:
+    def __init__(self, session: RaySession, worker: SlideWorker, resources: Resources, meters: Meters) -> None:
         self._session, self._ray, self._worker, self._meters = session, session.ray, worker, meters
         self._memory, self._patience = resources.worker_memory, step_limit(worker.context.plan, resources.patience)
         self._gpu_roles = _gpu_roles(worker) if session.gpus > 0 else ()
@@ -118,7 +120,7 @@ class _Driver:
         self._running: dict[Any, _Running] = {}
         self._overdue: set[Any] = set()
         self._slides: dict[str, _Slide] = {}
-        self._later: list[Todo] = []
+        self._later: list[SlideJob] = []
         self._deaths: Counter[str] = Counter()
         self._lost_in_a_row = 0
         self._grown, self._alone_since = 0.0, time.monotonic()
@@ -126,7 +128,7 @@ class _Driver:
             for _ in range(count):
                 self._hire(pool)
 
-    def run(self, supply: Supply) -> Iterator[Finished]:
+    def run(self, supply: JobSource) -> Iterator[SlideResult]:
         while (self._slides or self._later or not supply.ended()) and not self._session.stopped.is_set():
             self._session.check()
             self._grow()
@@ -218,7 +220,7 @@ class _Driver:
 
     # -- calls -------------------------------------------------------------------------------------------------
 
-    def _hand_out(self, supply: Supply) -> None:
+    def _hand_out(self, supply: JobSource) -> None:
         for pool, idle in self._idle.items():
             calls = self._calls[pool]
             while idle:
@@ -226,7 +228,7 @@ class _Driver:
                     break
                 self._start(idle.pop(), pool, calls.popleft())
 
-    def _open(self, supply: Supply, calls: deque[_Call]) -> bool:
+    def _open(self, supply: JobSource, calls: deque[_Call]) -> bool:
         """Begin a further slide, if there is one."""
         later = [todo for todo in self._later if todo.slide_id not in self._slides]
         todo = later[0] if later else supply.next()
@@ -251,7 +253,7 @@ class _Driver:
             reference = actor.finish.remote(slide.todo, slide.state, *parts)
         self._running[reference] = _Running(actor, pool, call, slide, time.monotonic())
 
-    def _take(self, reference: Any) -> Iterator[Finished]:
+    def _take(self, reference: Any) -> Iterator[SlideResult]:
         actor, pool, call, slide, _ = self._running.pop(reference)
         overdue = reference in self._overdue
         self._overdue.discard(reference)
@@ -278,23 +280,23 @@ class _Driver:
         self._lost_in_a_row = 0
         if not current:
             return
-        if isinstance(result, Finished):
+        if isinstance(result, SlideResult):
             self._forget(call.slide_id)
             yield result
-        elif isinstance(result, Begun):
+        elif isinstance(result, PartialSlide):
             self._spread(slide, result)
         else:
             slide.parts[call.position] = reference
             if len(slide.parts) == slide.wanted:
                 self._calls["cpu"].appendleft(_Call("finish", call.slide_id))
 
-    def _finished_part(self, reference: Any) -> Finished | None:
+    def _finished_part(self, reference: Any) -> SlideResult | None:
         """A part stays where it is, unless it says that the slide failed."""
         result = self._ray.get(reference)
-        return result if isinstance(result, Finished) else None
+        return result if isinstance(result, SlideResult) else None
 
-    def _spread(self, slide: _Slide, begun: Begun) -> None:
-        asides = [(stage.name, 0, 0) for stage in chosen(self._worker.context.bundle) if stage.over == "aside"]
+    def _spread(self, slide: _Slide, begun: PartialSlide) -> None:
+        asides = [(stage.name, 0, 0) for stage in active_stages(self._worker.context.bundle) if stage.over == "aside"]
         calls = [*begun.ranges, *asides]
         slide.wanted = len(calls)
         for position, (role, lo, hi) in enumerate(calls):
@@ -316,7 +318,7 @@ class _Driver:
         if self._lost_in_a_row >= max(LOST_IN_A_ROW, 2 * sum(self._sizes.values())) or not self._ray.is_initialized():
             raise StoreError("Ray lost its workers one after the other", None, f"{ROOM}, then {AGAIN}") from error
 
-    def _begin_again(self, slide: _Slide, error: Exception) -> Iterator[Finished]:
+    def _begin_again(self, slide: _Slide, error: Exception) -> Iterator[SlideResult]:
         """What a slide's other calls had left went with its node: start it anew."""
         self._count_loss(error)
         self._forget(slide.todo.slide_id)
@@ -324,7 +326,7 @@ class _Driver:
         self._calls["cpu"].appendleft(_Call("begin", slide.todo.slide_id))
         yield from ()
 
-    def _lost(self, call: _Call, slide: _Slide, node: str | None) -> Iterator[Finished]:
+    def _lost(self, call: _Call, slide: _Slide, node: str | None) -> Iterator[SlideResult]:
         """The worker died under a call: try the call again, twice; then the slide is lost, not the batch.
 
         node: where it was; one that has gone altogether is no fault of the slide's.
@@ -347,7 +349,7 @@ class _Driver:
     def _words(self, call: _Call) -> str:
         return f"its step '{call.what}' did not come to an end in {self._patience:.0f} s"
 
-    def _failed(self, slide: _Slide, error: SlideError) -> Finished:
+    def _failed(self, slide: _Slide, error: SlideError) -> SlideResult:
         self._forget(slide.todo.slide_id)
         return self._worker.fail(slide.todo, error)
 
@@ -367,16 +369,18 @@ def _calls_at_once(pool: str) -> int:
     return 1 if pool == "cpu" else GPU_CALLS
 
 
-def _roles(worker: Worker) -> tuple[str, ...]:
+def _roles(worker: SlideWorker) -> tuple[str, ...]:
     """Names by which `Worker.ready` makes all stages: grids, and stages of the whole slide."""
-    stages = chosen(worker.context.bundle)
+    stages = active_stages(worker.context.bundle)
     return tuple(dict.fromkeys(one.name if one.over in ("slide", "aside") else one.over for one in stages))
 
 
-def _gpu_roles(worker: Worker) -> tuple[str, ...]:
+def _gpu_roles(worker: SlideWorker) -> tuple[str, ...]:
     """Roles whose models want a GPU: embedding, a patch resolution, thumbnails. The stain encoder wants none."""
     only_stain = set(worker.context.plan.encoders) == {"stain"}
-    stages = [one for one in chosen(worker.context.bundle) if one.gpu and not (one.name == "embed" and only_stain)]
+    stages = [
+        one for one in active_stages(worker.context.bundle) if one.gpu and not (one.name == "embed" and only_stain)
+    ]
     return tuple(dict.fromkeys(one.name if one.over == "aside" else one.over for one in stages))
 
 

@@ -17,30 +17,30 @@ import numpy as np
 import pyarrow as pa
 
 from her2batch.errors import STOPPED, Her2BatchError, InputError
-from her2batch.files.locations import place
+from her2batch.files.locations import to_location
 from her2batch.models.bundle import Bundle, ModelEntry, check_fits, load, read_bundle
 from her2batch.models.nets import Classifier
-from her2batch.models.predictor import Evidence, Judge
+from her2batch.models.predictor import BundlePredictor, SlideFeatures
 from her2batch.pipeline.patch_grid import patch_grid, pixels_of
-from her2batch.pipeline.results import folder_of, patch_probabilities, patch_rows, verdict_tables
-from her2batch.runtime.parallel import spread
-from her2batch.runtime.ray_session import Session, connect
+from her2batch.pipeline.results import encoder_folder, patch_probabilities, patch_rows, prediction_tables
+from her2batch.runtime.parallel import map_unordered
+from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Plan, Resources
 from her2batch.slides.pyramid import Pyramid
 from her2batch.store import schemas
 from her2batch.store.cohort import RETIRED, Cohort, Row
 from her2batch.tasks import PATCH_INPUTS, THUMBNAIL_INPUTS
-from her2batch.vision.patches import clahe, usable
-from her2batch.vision.thumbnail import portrait, unpacked
+from her2batch.vision.patches import clahe, usable_patches
+from her2batch.vision.thumbnail import crop_to_tissue, decode_jpeg
 
 SHARE = 16
 """Slides of one call: a head takes milliseconds a slide, a call to Ray as long."""
 
-Report = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
 @dataclass
-class Scored:
+class ScoreSummary:
     """What became of the cohort's slides."""
 
     bundle: Bundle
@@ -59,18 +59,18 @@ def score(
     root: Path,
     folder: Path,
     resources: Resources,
-    report: Report = lambda *_: None,
-    session: Session | None = None,
-) -> Scored:
+    report: ProgressCallback = lambda *_: None,
+    session: RaySession | None = None,
+) -> ScoreSummary:
     """Score every slide of a cohort that this bundle has not scored yet.
 
     session: one that is open already; None: its own.  Raises InputError, StoreError.
     """
-    cohort, bundle = Cohort(place(root)), read_bundle(folder.absolute())
+    cohort, bundle = Cohort(to_location(root)), read_bundle(folder.absolute())
     plan = cohort.plan()
     check_fits(bundle, plan, {name.split("/", 1)[1] for name in cohort.names() if name.startswith("embeddings/")})
-    Judge(bundle)  # a head that can't be loaded is said now, not a thousand times
-    found = Scored(bundle)
+    BundlePredictor(bundle)  # a head that can't be loaded is said now, not a thousand times
+    found = ScoreSummary(bundle)
     with cohort.lock():
         cohort.remember()
         rows = [row for row in cohort.rows().values() if row["status"] == "done"]
@@ -80,7 +80,7 @@ def score(
         found.already = len(rows) - len(todo)
         shares = [tuple(todo[k : k + SHARE]) for k in range(0, len(todo), SHARE)]
         with _session(resources, shares, session) as here:
-            for share, result in spread(here, partial(_score, cohort, bundle, plan), shares, gpus=1.0):
+            for share, result in map_unordered(here, partial(_score, cohort, bundle, plan), shares, gpus=1.0):
                 found.failures |= {row["slide_id"]: str(result) for row in share} if _bad(result) else result
                 report(found.already + _ended(share, found), len(rows))
             found.stopped = here is not None and here.stopped.is_set()
@@ -88,7 +88,7 @@ def score(
     return found
 
 
-def _ended(share: tuple[Row, ...], found: Scored) -> int:
+def _ended(share: tuple[Row, ...], found: ScoreSummary) -> int:
     found.scored += sum(row["slide_id"] not in found.failures for row in share)
     return found.scored + len(found.failures)
 
@@ -98,7 +98,9 @@ def _bad(result: Any) -> bool:
 
 
 @contextmanager
-def _session(resources: Resources, shares: list[tuple[Row, ...]], given: Session | None) -> Iterator[Session | None]:
+def _session(
+    resources: Resources, shares: list[tuple[Row, ...]], given: RaySession | None
+) -> Iterator[RaySession | None]:
     if resources.workers == 0 or not shares or given is not None:
         yield given if resources.workers != 0 else None
         return
@@ -134,13 +136,13 @@ Nets = dict[tuple[str, str, str, str], Classifier]
 
 
 @lru_cache(maxsize=1)
-def _kept(path: str, device: str) -> tuple[Judge, Nets]:
+def _kept(path: str, device: str) -> tuple[BundlePredictor, Nets]:
     bundle = read_bundle(Path(path))
     wanted = [one for one in bundle.info.models if one.kind in ("patch", "thumbnail")]
-    return Judge(bundle), {_key(one): load(bundle, one, device) for one in wanted}
+    return BundlePredictor(bundle), {_key(one): load(bundle, one, device) for one in wanted}
 
 
-def _loaded(bundle: Bundle, device: str) -> tuple[Judge, Nets]:
+def _loaded(bundle: Bundle, device: str) -> tuple[BundlePredictor, Nets]:
     """The bundle's models, loaded once a worker."""
     return _kept(str(bundle.path), device)
 
@@ -149,7 +151,7 @@ def _key(entry: ModelEntry) -> tuple[str, str, str, str]:
     return entry.kind, entry.task, entry.method, entry.input
 
 
-def score_slide(cohort: Cohort, plan: Plan, judge: Judge, nets: Nets, row: Row) -> dict[str, pa.Table]:
+def score_slide(cohort: Cohort, plan: Plan, judge: BundlePredictor, nets: Nets, row: Row) -> dict[str, pa.Table]:
     """The tables that a bundle adds to one committed slide."""
     slide_id, bundle = row["slide_id"], judge.bundle
     added: dict[str, pa.Table] = {}
@@ -166,12 +168,12 @@ def score_slide(cohort: Cohort, plan: Plan, judge: Judge, nets: Nets, row: Row) 
         added[f"patches/{bundle.id}"] = pa.concat_tables(list(parts.values()))
     patches = {name: patch_probabilities(part) for name, part in parts.items()}
     nets_say = {key: np.array(p, np.float32) for key, p in thumbnails.items()}
-    evidence = Evidence(row["stain"], tuple(row["flags"]), embeddings, patches, nets_say)
-    return added | verdict_tables(judge, evidence, slide_id, row["patient_id"])
+    evidence = SlideFeatures(row["stain"], tuple(row["flags"]), embeddings, patches, nets_say)
+    return added | prediction_tables(judge, evidence, slide_id, row["patient_id"])
 
 
 def _vectors(cohort: Cohort, encoder: str, slide_id: str) -> Any:
-    column = cohort.read(f"embeddings/{folder_of(encoder)}", slide_id).column("embedding").combine_chunks()
+    column = cohort.read(f"embeddings/{encoder_folder(encoder)}", slide_id).column("embedding").combine_chunks()
     return column.flatten().to_numpy().reshape(len(column), -1)
 
 
@@ -184,9 +186,9 @@ def _thumbnails(cohort: Cohort, row: Row, tiles: pa.Table, nets: Nets) -> dict[t
     for (kind, task, method, given), net in nets.items():
         if kind != "thumbnail":
             continue
-        picture = unpacked(cohort.thumbnail(row["slide_id"]).read_bytes())
+        picture = decode_jpeg(cohort.thumbnail(row["slide_id"]).read_bytes())
         edge = THUMBNAIL_INPUTS[given]
-        pixels, _ = portrait(picture, _corners(tiles), row["width"], row["height"], edge)
+        pixels, _ = crop_to_tissue(picture, _corners(tiles), row["width"], row["height"], edge)
         found[task, method, given] = net(pixels[None])[0].tolist()
     return found
 
@@ -197,7 +199,7 @@ def _patches(cohort: Cohort, plan: Plan, row: Row, tiles: pa.Table, given: str, 
         one = patch_grid(slide.info, plan, _corners(tiles), tiles.column("tissue").to_numpy(), PATCH_INPUTS[given])
         rows, found = [np.empty(0, np.int64)], [np.empty((0, 4), np.float32)]
         for batch in pixels_of(slide, one):
-            good = usable(batch.pixels)
+            good = usable_patches(batch.pixels)
             rows.append(batch.rows[good])
             found.append(net(clahe(batch.pixels[good])))
     at, p = np.concatenate(rows), np.concatenate(found)

@@ -7,18 +7,18 @@ import time
 from collections.abc import Iterator
 
 from her2batch.errors import SlideError
-from her2batch.pipeline.queue import Supply
-from her2batch.pipeline.worker import Finished, Worker
-from her2batch.runtime.sandbox import LOST, Trial
+from her2batch.pipeline.queue import JobSource
+from her2batch.pipeline.worker import SlideResult, SlideWorker
+from her2batch.runtime.sandbox import LOST, SlideSandbox
 from her2batch.settings import Resources
 
 PAUSE_S = 0.5
 """Between two looks for a slide, where there is none at present."""
 
 
-def plain(
-    worker: Worker, supply: Supply, stopped: threading.Event | None = None, resources: Resources | None = None
-) -> Iterator[Finished]:
+def run_serially(
+    worker: SlideWorker, supply: JobSource, stopped: threading.Event | None = None, resources: Resources | None = None
+) -> Iterator[SlideResult]:
     """Slides in the order of their supply, until it is stopped.
 
     A slide is opened in a process of its own before it is opened here; resources: what time and memory that may take.
@@ -26,7 +26,7 @@ def plain(
     """
     worker.ready()
     stopped, resources = stopped or threading.Event(), resources or Resources()
-    trial = Trial(worker.context.plan.reader, resources.patience, stopped, resources.worker_memory)
+    trial = SlideSandbox(worker.context.plan.reader, resources.patience, stopped, resources.worker_memory)
     try:
         while not supply.ended() and not stopped.is_set():
             todo = supply.next()

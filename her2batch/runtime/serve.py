@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from her2batch.errors import STOPPED, InputError
-from her2batch.files.locations import place
-from her2batch.runtime.ray_session import Session, connect
+from her2batch.files.locations import to_location
+from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Plan, Resources
 from her2batch.store.cohort import Cohort, Row
-from her2batch.store.pseudonyms import Names, read_key
+from her2batch.store.pseudonyms import Pseudonymizer, read_key
 
 HOST = "127.0.0.1"
 
@@ -79,7 +79,7 @@ def check(offer: Offer, port: int) -> None:
     """Refuse what can't be served, before anything listens. Raises InputError, StoreError."""
     if any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn", "starlette")):
         raise InputError("the page needs packages that aren't here", None, "pip install 'her2batch[serve]'")
-    cohort = Cohort(place(offer.cohort))
+    cohort = Cohort(to_location(offer.cohort))
     plan = cohort.plan()
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -104,7 +104,7 @@ def check(offer: Offer, port: int) -> None:
         raise InputError(words, cohort.root, remedy)
 
 
-def start(session: Session, offer: Offer, port: int, copies: int, token: str, codes: tuple[str, ...] = ()) -> None:
+def start(session: RaySession, offer: Offer, port: int, copies: int, token: str, codes: tuple[str, ...] = ()) -> None:
     """Begin to listen. The desk is one, the application has `copies`; none holds a CPU, which ingest needs."""
     from ray import serve as ray_serve
 
@@ -145,11 +145,11 @@ class DeskActor:
     """The desk in a process of its own."""
 
     def __init__(self, work: Any, codes: tuple[str, ...], local: bool) -> None:
-        from her2batch.web.ingest_jobs import Desk
+        from her2batch.web.ingest_jobs import IngestJobs
 
         if local:
             _on_loopback()
-        self._desk = Desk(work, codes)
+        self._desk = IngestJobs(work, codes)
 
     def spend(self, code: str) -> bool:
         """See Desk."""
@@ -178,7 +178,7 @@ class PageActor:
     def __serve_build_asgi_app__(self) -> Any:
         from her2batch.web.app import create_app
 
-        return create_app(place(self._offer.cohort), self._token, self._ask, self._offer.scans)
+        return create_app(to_location(self._offer.cohort), self._token, self._ask, self._offer.scans)
 
 
 def read_one(offer: Offer, path: Path) -> dict[str, Any]:
@@ -186,13 +186,13 @@ def read_one(offer: Offer, path: Path) -> dict[str, Any]:
 
     Raises StoreError while somebody else writes to the cohort.
     """
-    from her2batch.runtime.ingest import Order, ingest
+    from her2batch.runtime.ingest import IngestRequest, ingest
     from her2batch.runtime.score import score
 
-    cohort = Cohort(place(offer.cohort))
+    cohort = Cohort(to_location(offer.cohort))
     plan: Plan = cohort.plan()
     own = offer.bundle if plan.bundle is not None else None
-    order = Order(path.parent, cohort.root, own, None, offer.weights, offer.key, retry_failed=True, only=path)
+    order = IngestRequest(path.parent, cohort.root, own, None, offer.weights, offer.key, retry_failed=True, only=path)
     summary = ingest(order, plan.model_copy(update={"bundle": None}), Resources())
     if summary.slides:
         row = summary.slides[0]
@@ -204,7 +204,7 @@ def read_one(offer: Offer, path: Path) -> dict[str, Any]:
 
 def _other(cohort: Cohort, path: Path, offer: Offer) -> Row:
     """What became of a file that is no slide of its own: the slide it is a copy of, or why it is none."""
-    names = Names(read_key(offer.key) if offer.key is not None else None)
+    names = Pseudonymizer(read_key(offer.key) if offer.key is not None else None)
     entry = next((one for one in cohort.seen() if one["path"] == names.path(path)), None)
     if entry is not None and entry["outcome"] == "duplicate":
         return {"slide_id": entry["slide_id"], "error_code": None, "error": None}

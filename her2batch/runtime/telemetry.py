@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from her2batch.pipeline.progress import Tally
+from her2batch.pipeline.progress import RunProgress
 from her2batch.store.cohort import Row
 
 
@@ -21,7 +21,7 @@ class Meters:
         self._waiting = Gauge("her2batch_calls_waiting", "calls that wait for a worker", ("pool",))
         self._left = Gauge("her2batch_seconds_left", "seconds until the slides that are known are done, at the most")
 
-    def ended(self, row: Row, tally: Tally) -> None:
+    def ended(self, row: Row, tally: RunProgress) -> None:
         """A slide's row is committed."""
         self._slides.inc(1, {"outcome": row["status"]})
         _add(self._source, row["bytes"] or 0)

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import watchfiles
 
-from her2batch.pipeline.inventory import Register, Todo
-from her2batch.pipeline.queue import Queue
-from her2batch.runtime.sandbox import Trial
+from her2batch.pipeline.inventory import InventoryUpdater, SlideJob
+from her2batch.pipeline.queue import SlideQueue
+from her2batch.runtime.sandbox import SlideSandbox
 from her2batch.settings import Window
-from her2batch.slides.discover import PARTIAL, Found, Source
+from her2batch.slides.discover import PARTIAL, DiscoveredSlides, SlideSource
 
 GIVE_UP = 5
 """Settle times after which a file that does not open is handed over."""
@@ -50,7 +50,7 @@ class _Sight:
     tried: float = -1.0
 
 
-class Settling:
+class FileStability:
     """Which slides are finished. `why` of one that isn't: in words."""
 
     def __init__(self, settle: float, fails: Callable[[Path], str | None]) -> None:
@@ -60,7 +60,7 @@ class Settling:
         self._partials: dict[Path, _Sight] = {}
         self._restless = f"not at rest for {settle:g} s yet"
 
-    def finished(self, source: Source, at: float, names: Iterable[str]) -> bool:
+    def finished(self, source: SlideSource, at: float, names: Iterable[str]) -> bool:
         """Look at a slide at a moment of the monotonic clock. names: all that lies in its folder."""
         try:
             key = key_of(source)
@@ -95,17 +95,17 @@ class Settling:
             return False
         return at - sight.since >= GIVE_UP * self._settle
 
-    def why(self, source: Source) -> str:
+    def why(self, source: SlideSource) -> str:
         """Why a slide is not finished."""
         sight = self._sights.get(source.path)
         return sight.why if sight is not None else self._restless
 
-    def forget(self, source: Source) -> None:
+    def forget(self, source: SlideSource) -> None:
         """It was taken up; should it change, it starts anew."""
         self._sights.pop(source.path, None)
 
 
-def key_of(source: Source) -> Key:
+def key_of(source: SlideSource) -> Key:
     """What must stay as it is. Raises FileNotFoundError when one of the files is gone."""
     facts = (path.stat() for path in source.members)
     return tuple((one.st_size, one.st_mtime_ns, one.st_ino) for one in facts)
@@ -123,24 +123,30 @@ def partial_beside(name: str, names: Iterable[str]) -> str | None:
     return None
 
 
-class Watch:
+class FolderWatch:
     """A supply that looks into the folder for as long as the window is open."""
 
     def __init__(
-        self, register: Register, queue: Queue, scans: Path, window: Window, reader: str, stopped: threading.Event
+        self,
+        register: InventoryUpdater,
+        queue: SlideQueue,
+        scans: Path,
+        window: Window,
+        reader: str,
+        stopped: threading.Event,
     ) -> None:
         """reader: what opens a slide for trial.  stopped: set when the run is to end."""
         self._register, self._queue, self._scans, self._linger = register, queue, scans, window.linger
-        self._trial = Trial(reader, stopped=stopped)
-        self._settling = Settling(window.settle, self._trial.fails)
+        self._trial = SlideSandbox(reader, stopped=stopped)
+        self._settling = FileStability(window.settle, self._trial.fails)
         self._every = min(LONGEST_S, max(SHORTEST_S, window.settle / LOOKS))
         self._looked = -self._every
         self._taken: dict[Path, tuple[int, int, int]] = {}
-        self._unfinished: list[Source] = []
+        self._unfinished: list[SlideSource] = []
         self._stirred, self._ended = threading.Event(), threading.Event()
         self._listener = threading.Thread(target=self._listen, daemon=True)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> FolderWatch:
         self._listener.start()
         return self
 
@@ -151,7 +157,7 @@ class Watch:
 
     # -- as a supply -------------------------------------------------------------------------------------------
 
-    def next(self) -> Todo | None:
+    def next(self) -> SlideJob | None:
         """A finished slide, urgent ones first."""
         self.look()
         return self._queue.next()
@@ -186,24 +192,24 @@ class Watch:
             self._taken[source.path] = source.stat_key
             self._settling.forget(source)
         if ready:
-            self._queue.put(self._register.admit(Found(ready, [], {})))
+            self._queue.put(self._register.admit(DiscoveredSlides(ready, [], {})))
 
     @property
-    def left(self) -> list[Todo]:
+    def left(self) -> list[SlideJob]:
         """Finished slides that nobody has begun."""
         return self._queue.left
 
     def close(self) -> None:
         """The end: a last look, and what is not finished by the scanner is left to the next run."""
         found = self._register.look()
-        self._register.admit(Found([], found.ignored, {}))
+        self._register.admit(DiscoveredSlides([], found.ignored, {}))
         for source in found.slides:
             if not self._is_taken(source):
                 self._register.defer(source, self._settling.why(source))
 
     # -- looking -----------------------------------------------------------------------------------------------
 
-    def _is_taken(self, source: Source) -> bool:
+    def _is_taken(self, source: SlideSource) -> bool:
         return self._taken.get(source.path) == source.stat_key
 
     def _listen(self) -> None:

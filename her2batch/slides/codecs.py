@@ -20,7 +20,7 @@ from zarr.abc.codec import ArrayBytesCodec
 from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, NDBuffer
 
-from her2batch.slides.jpeg import decode
+from her2batch.slides.jpeg import decode_jpeg
 
 NAME = "imagecodecs_jpeg"
 
@@ -84,7 +84,7 @@ class JpegCodec(ArrayBytesCodec):
         return {"name": NAME, "configuration": configuration}
 
     def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
-        pixels = decode(chunk_bytes.to_bytes(), self.tables, self.colorspace_jpeg)
+        pixels = decode_jpeg(chunk_bytes.to_bytes(), self.tables, self.colorspace_jpeg)
         return chunk_spec.prototype.nd_buffer.from_numpy_array(pixels.reshape(chunk_spec.shape))
 
     def _encode_sync(self, chunk_array: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from her2batch.errors import InputError, SlideError
 from her2batch.slides.slide import Box, Places, Slide
-from her2batch.slides.tiff_slide import TiffSlide
+from her2batch.slides.tiff_slide import TiledTiffSlide
 
 
-class CucimSlide(TiffSlide):
+class CucimSlide(TiledTiffSlide):
     """A TIFF slide whose pixels cuCIM decodes; levels that it doesn't see as we do are decoded by ourselves."""
 
     name = "cucim"

@@ -71,7 +71,7 @@ UNPARSED = (InvalidDicomError, OSError, ValueError, EOFError, NotImplementedErro
 
 
 @dataclass(frozen=True)
-class Source:
+class SlideSource:
     """A slide as it lies on disk: the file that opens it, and all files that belong to it."""
 
     path: Path
@@ -86,7 +86,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Ignored:
+class IgnoredFile:
     """A file that is no slide, or is left alone, and why."""
 
     path: Path
@@ -95,7 +95,7 @@ class Ignored:
     reason: str
 
 
-class Look(NamedTuple):
+class FileProbe(NamedTuple):
     """What a file was when it was opened: spares opening it again while its size and time of change are the same."""
 
     rules: int
@@ -109,25 +109,25 @@ class Look(NamedTuple):
         return self[:3] == (RULES, facts.st_size, facts.st_mtime_ns)
 
 
-class Found(NamedTuple):
+class DiscoveredSlides(NamedTuple):
     """A folder searched. Lists are in order of path; looks by the name of the file."""
 
-    slides: list[Source]
-    ignored: list[Ignored]
-    looks: dict[str, Look]
+    slides: list[SlideSource]
+    ignored: list[IgnoredFile]
+    looks: dict[str, FileProbe]
 
-    def of(self, path: Path) -> Found:
+    def of(self, path: Path) -> DiscoveredSlides:
         """What a file is, alone: the slide it belongs to, or why it belongs to none."""
         slides = [one for one in self.slides if path in one.members]
-        return Found(slides, [one for one in self.ignored if one.path == path], self.looks)
+        return DiscoveredSlides(slides, [one for one in self.ignored if one.path == path], self.looks)
 
 
-def find(
+def discover_slides(
     root: Path,
     leave_out: Path | None = None,
-    known: Mapping[str, Look] = MappingProxyType({}),
+    known: Mapping[str, FileProbe] = MappingProxyType({}),
     name: Callable[[Path], str] = str,
-) -> Found:
+) -> DiscoveredSlides:
     """Every slide under a folder (or the one file given), and every other file with the reason it is none.
 
     By content first, suffix second; MRXS with its folder, VMS with its pictures and a DICOM series are one slide
@@ -151,26 +151,26 @@ def find(
             slides[look.belongs if look.kind == "dicom" else path].append(path)
     for path in sorted(owners):  # behind what opens the slide
         slides[owners[path]].append(path)
-    return Found(
+    return DiscoveredSlides(
         sorted((_source(paths, [files[one] for one in paths]) for paths in slides.values()), key=_place),
         sorted(ignored, key=_place),
         {names[path]: look for path, look in looks.items() if look.rules != UNREAD},
     )
 
 
-def source(paths: tuple[Path, ...]) -> Source:
+def slide_source(paths: tuple[Path, ...]) -> SlideSource:
     """The files of one slide, the one that opens it first. A file that is gone counts as empty."""
     return _source(paths, [path.stat() for path in paths if path.exists()])
 
 
-def _source(paths: Sequence[Path], stats: list[os.stat_result]) -> Source:
+def _source(paths: Sequence[Path], stats: list[os.stat_result]) -> SlideSource:
     size, latest = sum(one.st_size for one in stats), max((one.st_mtime_ns for one in stats), default=0)
-    return Source(paths[0], tuple(paths), size, latest)
+    return SlideSource(paths[0], tuple(paths), size, latest)
 
 
-def again(found: Source) -> Source:
+def again(found: SlideSource) -> SlideSource:
     """The same slide as its files are now."""
-    return replace(source(found.members), path=found.path)
+    return replace(slide_source(found.members), path=found.path)
 
 
 def kind_of(path: Path) -> str | None:
@@ -197,7 +197,7 @@ def _by_suffix(path: Path) -> str | None:
     return "named" if path.suffix.lower() in SLIDE_SUFFIXES else None
 
 
-def _look(path: Path, facts: os.stat_result, known: Look | None, name: Callable[[Path], str]) -> Look:
+def _look(path: Path, facts: os.stat_result, known: FileProbe | None, name: Callable[[Path], str]) -> FileProbe:
     """What a file is: as it is known, or opened. One that can't be read is judged by its suffix and not remembered."""
     if known is not None and known.holds_for(facts):
         return known
@@ -207,15 +207,15 @@ def _look(path: Path, facts: os.stat_result, known: Look | None, name: Callable[
         kind = kind_of(path)
         belongs = tuple(name(path.parent / one) for one in _relatives(path, kind))
         rules = RULES
-    return Look(rules, facts.st_size, facts.st_mtime_ns, kind, belongs)
+    return FileProbe(rules, facts.st_size, facts.st_mtime_ns, kind, belongs)
 
 
-def _walk(root: Path, leave_out: Path | None) -> tuple[dict[Path, os.stat_result], list[Ignored]]:
+def _walk(root: Path, leave_out: Path | None) -> tuple[dict[Path, os.stat_result], list[IgnoredFile]]:
     """Regular files under a folder, hidden and partial ones apart. Folder links are not followed."""
     if root.is_file():
         return {root: root.stat()}, []
     files: dict[Path, os.stat_result] = {}
-    ignored: list[Ignored] = []
+    ignored: list[IgnoredFile] = []
     for path, found in _entries(root, leave_out):
         if isinstance(found, str):
             ignored.append(_ignored(path, found))
@@ -261,7 +261,7 @@ def _mirax(files: Iterable[Path]) -> dict[Path, Path]:
     return {path: indices[folder] for path in files for folder in path.parents if folder in indices} if indices else {}
 
 
-def _listed(looks: Mapping[Path, Look], files: Mapping[str, Path]) -> dict[Path, Path]:
+def _listed(looks: Mapping[Path, FileProbe], files: Mapping[str, Path]) -> dict[Path, Path]:
     """Files that the index of a VMS lists, as far as they are there: file → the index."""
     owners = {
         files[one]: path
@@ -314,13 +314,13 @@ def silent() -> Iterator[None]:
         log.disabled = before
 
 
-def _place(one: Source | Ignored) -> str:
+def _place(one: SlideSource | IgnoredFile) -> str:
     return str(one.path)
 
 
-def _ignored(path: Path, reason: str) -> Ignored:
+def _ignored(path: Path, reason: str) -> IgnoredFile:
     try:
         facts = path.lstat()
     except OSError:
-        return Ignored(path, 0, 0, reason)
-    return Ignored(path, facts.st_size, facts.st_mtime_ns, reason)
+        return IgnoredFile(path, 0, 0, reason)
+    return IgnoredFile(path, facts.st_size, facts.st_mtime_ns, reason)

@@ -52,7 +52,7 @@ class Fingerprint:
     holes: tuple[Range, ...]
 
 
-def fingerprint(paths: Sequence[Path]) -> Fingerprint:
+def fingerprint_slide(paths: Sequence[Path]) -> Fingerprint:
     """Read every file of a slide once. Raises OSError."""
     digests: list[str] = []
     holes: list[Range] = []

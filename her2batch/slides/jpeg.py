@@ -33,7 +33,7 @@ MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
-def complete(data: bytes, tables: bytes | None, colorspace: str) -> bytes:
+def complete_jpeg(data: bytes, tables: bytes | None, colorspace: str) -> bytes:
     """An abbreviated stream with its tables (a TIFF's JPEGTables) and its colour space said in a marker."""
     body = tables.removeprefix(SOI).removesuffix(EOI) if tables else b""
     if colorspace != "RGB":
@@ -44,7 +44,7 @@ def complete(data: bytes, tables: bytes | None, colorspace: str) -> bytes:
     return b"".join((SOI, RGB_MARKER, body, rest))
 
 
-def decode(
+def decode_jpeg(
     data: bytes,
     tables: bytes | None = None,
     colorspace: str = "YCBCR",
@@ -56,7 +56,7 @@ def decode(
     buffer: at least h · w · 3 bytes to decode into, so that no fresh memory is touched.  shrink: 1, 2, 4 or 8; the
     inverse transform is done at that size, (⌈h / shrink⌉, ⌈w / shrink⌉, 3) comes out.  Raises ValueError.
     """
-    stream = complete(data, tables, colorspace)
+    stream = complete_jpeg(data, tables, colorspace)
     if shrink == 1:
         pixels = simplejpeg.decode_jpeg(stream, "RGB", buffer=buffer, strict=True)
     else:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from her2batch.errors import SlideError
 from her2batch.slides.fingerprint import Range, check_directories
 from her2batch.slides.jpeg import EOI, FRAMES, SOI
-from her2batch.slides.tiff_slide import TiffSlide
+from her2batch.slides.tiff_slide import TiledTiffSlide
 from her2batch.slides.tiff_tables import (
     DAMAGED,
     YCBCR,
@@ -73,7 +73,7 @@ class RunTable(TileTable):
         return np.where(runs == self.rows * self.across - 1, EOI[1], RESTART + runs % 8)
 
 
-class NdpiSlide(TiffSlide):
+class NdpiSlide(TiledTiffSlide):
     """A slide of Hamamatsu's, read from its own table of runs."""
 
     def _parse(self, path: Path) -> Tiff:

@@ -23,7 +23,7 @@ CUT = ("truncated", "premature", "eof", "short read", "end of file", "restart ma
 """Words by which OpenSlide and its libraries say that data ends too early."""
 
 
-class OpenSlideReader(Slide):
+class OpenSlideSlide(Slide):
     """A slide through OpenSlide. After an error its handle is dead; the slide has failed anyway."""
 
     def __init__(self, path: Path) -> None:

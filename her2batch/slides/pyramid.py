@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
 from her2batch.slides.codecs import NAME, ZSTD, JpegCodec, encode, pack, unpack
-from her2batch.slides.jpeg import complete, decode, muted
+from her2batch.slides.jpeg import complete_jpeg, decode_jpeg, muted
 from her2batch.slides.ndpi import NdpiSlide, RunTable
 from her2batch.slides.slide import Box, Level, Places, Slide, SlideInfo, assembled
-from her2batch.slides.tiff_slide import TiffSlide
+from her2batch.slides.tiff_slide import TiledTiffSlide
 
 SHARDS = (32, 16, 8, 4, 2)
 """Chunks along a shard's edge, the first that fits: 32 are 8192 px of 256-px tiles, so a 40k slide is 25 files."""
@@ -67,7 +67,7 @@ def write(slide: Slide, tissue: NDArray[np.bool_], out: Path, quality: int, loss
 class _Moved:
     """A TIFF level's own JPEG streams."""
 
-    def __init__(self, slide: TiffSlide, level: int) -> None:
+    def __init__(self, slide: TiledTiffSlide, level: int) -> None:
         self._slide, self._table = slide, slide.table(level)
         tables = muted(self._table.jpeg_tables or b"")
         self.codecs = (JpegCodec(tables=tables, colorspace_jpeg=self._table.colorspace).to_dict(),)
@@ -144,7 +144,7 @@ def _append(file: BinaryIO, streams: Iterable[bytes | bytearray]) -> NDArray[np.
 
 
 def _chunks(slide: Slide, level: int, quality: int, lossless: bool) -> _Moved | _Encoded:
-    if isinstance(slide, TiffSlide) and slide.table(level).compression == "jpeg" and slide.table(level).full_tiles:
+    if isinstance(slide, TiledTiffSlide) and slide.table(level).compression == "jpeg" and slide.table(level).full_tiles:
         if isinstance(slide, NdpiSlide) and isinstance(slide.table(level), RunTable):
             return _Joined(slide, level)
         return _Moved(slide, level)
@@ -325,7 +325,7 @@ class Pyramid(Slide):
             try:
                 if layer.jpeg is None:
                     return unpack(data, size.chunk_height, size.chunk_width)
-                return decode(data, layer.jpeg.tables, layer.jpeg.colorspace_jpeg, self._buffer, shrink)
+                return decode_jpeg(data, layer.jpeg.tables, layer.jpeg.colorspace_jpeg, self._buffer, shrink)
             except (ValueError, RuntimeError) as error:
                 what = f"its chunk {row}, {column} of level {level} can't be decoded ({error})"
                 raise SlideError("unreadable", self.info.path, what, MEND) from error
@@ -336,7 +336,7 @@ class Pyramid(Slide):
         """A chunk as a JPEG file, its bytes untouched; None where there is no tissue, or no JPEG."""
         jpeg = self._layers[level].jpeg
         data = self._raw(level, row, column) if jpeg is not None else None
-        return None if jpeg is None or data is None else complete(data, jpeg.tables, jpeg.colorspace_jpeg)
+        return None if jpeg is None or data is None else complete_jpeg(data, jpeg.tables, jpeg.colorspace_jpeg)
 
     def _raw(self, level: int, row: int, column: int) -> bytes | None:
         """The stored stream of a chunk; None where there is no tissue."""

@@ -9,20 +9,20 @@ from her2batch.errors import InputError, SlideError
 from her2batch.slides.cucim import CucimSlide
 from her2batch.slides.ndpi import FORMAT as NDPI
 from her2batch.slides.ndpi import NdpiSlide
-from her2batch.slides.openslide import OpenSlideReader
+from her2batch.slides.openslide import OpenSlideSlide
 from her2batch.slides.slide import Slide
-from her2batch.slides.tiff_slide import TiffSlide
+from her2batch.slides.tiff_slide import TiledTiffSlide
 from her2batch.slides.tiff_tables import OWN, UnsupportedTiff, vendor
 
 
-def _from_table(path: Path) -> TiffSlide:
-    return NdpiSlide(path) if vendor(path) == NDPI else TiffSlide(path)
+def _from_table(path: Path) -> TiledTiffSlide:
+    return NdpiSlide(path) if vendor(path) == NDPI else TiledTiffSlide(path)
 
 
 READERS: dict[str, Callable[[Path], Slide]] = {
     "tiff": _from_table,
     "cucim": CucimSlide,
-    "openslide": OpenSlideReader,
+    "openslide": OpenSlideSlide,
 }
 """Name → what opens a path with it."""
 
@@ -40,11 +40,11 @@ def open_slide(path: Path, reader: str = "auto") -> Slide:
             raise InputError(f"there is no reader {reader}", None, f"known: auto, {', '.join(READERS)}")
         return READERS[reader](path)
     if vendor(path) not in (*OWN, NDPI):
-        return OpenSlideReader(path)
+        return OpenSlideSlide(path)
     try:
         return _from_table(path)
     except UnsupportedTiff as ours:
         try:
-            return OpenSlideReader(path)
+            return OpenSlideSlide(path)
         except SlideError:
             raise ours from None  # it names what is unsupported

@@ -26,7 +26,7 @@ NO_GLASS, MUCH_GLASS = 0.001, 0.2
 """Shares of a tile that are bright and neutral, below and above which a colour tag is wrong and its opposite right."""
 
 
-class TiffSlide(Slide):
+class TiledTiffSlide(Slide):
     """Aperio, Philips, OME-TIFF and generic tiled TIFF; also striped images of one level."""
 
     name = "tiff"
@@ -215,7 +215,7 @@ class TiffSlide(Slide):
         wanted = table.tile_width * table.tile_height * 3
         if len(self._buffer) < wanted:
             self._buffer = np.empty(wanted, np.uint8)
-        return jpeg.decode(data, table.jpeg_tables, table.colorspace, self._buffer, shrink)
+        return jpeg.decode_jpeg(data, table.jpeg_tables, table.colorspace, self._buffer, shrink)
 
 
 def _jpeg2000(table: TileTable, data: bytes, index: int) -> NDArray[np.uint8]:
@@ -234,7 +234,7 @@ def _glass_share(data: bytes, table: TileTable, colorspace: str) -> float:
     """Share of a JPEG tile that is bright and neutral, as glass is; 0 when it can't be decoded."""
     try:
         buffer = np.empty(table.tile_width * table.tile_height * 3, np.uint8)
-        pixels = jpeg.decode(data, table.jpeg_tables, colorspace, buffer)[::2, ::2]
+        pixels = jpeg.decode_jpeg(data, table.jpeg_tables, colorspace, buffer)[::2, ::2]
     except ValueError:
         return 0.0
     darkest, brightest = pixels.min(axis=2), pixels.max(axis=2)

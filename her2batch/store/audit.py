@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from her2batch.files.atomic import sha256
 from her2batch.files.locations import files_under, owner, size_of
-from her2batch.files.locks import held
+from her2batch.files.locks import is_locked
 from her2batch.files.parquet import read_parquet
 from her2batch.store import reviews, schemas
 from her2batch.store.cohort import Cohort, Row
@@ -102,7 +102,7 @@ def verify(cohort: Cohort) -> Iterator[Problem]:
     cohort.check()
     found = set()
     first = list(_problems(cohort))
-    if first and held(cohort.root):  # a slide that was being put in place is whole a moment later
+    if first and is_locked(cohort.root):  # a slide that was being put in place is whole a moment later
         time.sleep(IN_PLACE_S)
         first = [problem for problem in first if _stands(cohort, problem)]
     for problem in first:
@@ -154,7 +154,7 @@ def _problems(cohort: Cohort) -> Iterator[Problem]:
         yield Problem(path, what)
 
 
-def sound(cohort: Cohort, row: Row) -> bool:
+def is_intact(cohort: Cohort, row: Row) -> bool:
     """Whether every file a row names is as the row says. Reads all of them."""
     return all(_wrong(cohort.root / file["path"], file) is None for file in row["files"])
 

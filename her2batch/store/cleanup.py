@@ -9,7 +9,7 @@ from her2batch.files.locations import drop, owner, remove_tree, top
 from her2batch.store.cohort import Cohort, Row
 
 
-def sweep(cohort: Cohort) -> None:
+def remove_leftovers(cohort: Cohort) -> None:
     """Remove drafts and half-written files. Only under the lock."""
     for left in cohort.bench.glob(".draft-*"):
         shutil.rmtree(left, ignore_errors=True)
@@ -20,7 +20,7 @@ def sweep(cohort: Cohort) -> None:
             part.unlink(missing_ok=True)
 
 
-def drop_strays(cohort: Cohort, rows: Mapping[str, Row]) -> list[str]:
+def remove_orphans(cohort: Cohort, rows: Mapping[str, Row]) -> list[str]:
     """Remove files of slides that no row names: a run died between putting them in place and the row. Names them.
 
     rows: every row there is.  Files of a row that can't be read stay: its slide is done again.  Only under the lock.

@@ -19,9 +19,9 @@ import pyarrow as pa
 import tomli_w
 
 from her2batch.errors import StoreError
-from her2batch.files.atomic import fsync, make_folder, sha256, whole, writing
+from her2batch.files.atomic import atomic_write, disk_errors, fsync, make_folder, sha256
 from her2batch.files.locations import drop_files, is_remote, listing, make_scratch, put, scratch, size_of, top
-from her2batch.files.locks import hold, settled, working
+from her2batch.files.locks import lock_folder, wait_for_workers, worker_lock
 from her2batch.files.parquet import read_parquet, read_sealed, write_parquet, write_sealed
 from her2batch.settings import Plan
 from her2batch.store import row_cache, schemas
@@ -130,16 +130,16 @@ class Cohort:
             self.check()
         elif self.root.exists() and any(not one.name.startswith(".") for one in self.root.iterdir()):
             raise StoreError("the folder is not empty and holds no cohort", self.root, "choose another --out")
-        with writing(self.root):
+        with disk_errors(self.root):
             make_folder(self.root)
 
     def create(self, plan: Plan) -> None:
         """Make the cohort and keep the plan of the latest ingest. Raises StoreError as `claim` does."""
         self.claim()
-        with writing(self.root):
+        with disk_errors(self.root):
             text = tomli_w.dumps({"format": FORMAT, "plan": plan.model_dump(mode="json", exclude_none=True)})
             if not self.settings.exists() or self.settings.read_text() != text:
-                with whole(self.settings) as part:
+                with atomic_write(self.settings) as part:
                     part.write_text(text)
             make_folder(self.runs)
 
@@ -167,13 +167,13 @@ class Cohort:
     @contextmanager
     def lock(self) -> Iterator[Cohort]:
         """Hold the cohort for one run, until its process ends. Raises StoreError naming the holder's host and pid."""
-        with hold(self.root) as holder:
-            settled(self.root, self.runs / ".workers")
+        with lock_folder(self.root) as holder:
+            wait_for_workers(self.root, self.runs / ".workers")
             yield replace(self, holder=holder)
 
     def working(self) -> AbstractContextManager[None]:
         """What a worker does to the store. Raises StoreError when its run has ended and another holds the cohort."""
-        return working(self.root, self.runs / ".workers", self.holder) if self.holder else nullcontext()
+        return worker_lock(self.root, self.runs / ".workers", self.holder) if self.holder else nullcontext()
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -233,7 +233,7 @@ class Cohort:
     def write_damaged(self, slide_ids: set[str]) -> None:
         """Name the slides to do again. Raises OSError."""
         if slide_ids:
-            with whole(self.damage) as part:
+            with atomic_write(self.damage) as part:
                 part.write_text("\n".join(sorted(slide_ids)))
         else:
             self.damage.unlink(missing_ok=True)
@@ -241,7 +241,7 @@ class Cohort:
     def write_seen(self, entries: list[Row]) -> None:
         """Replace the intake table."""
         table = pa.Table.from_pylist(sorted(entries, key=lambda one: one["path"]), schemas.schema("intake"))
-        with whole(self.intake) as part:
+        with atomic_write(self.intake) as part:
             write_parquet(table, part)
 
     def write_looks(self, looks: list[Row]) -> None:
@@ -254,7 +254,7 @@ class Cohort:
 
     def write_times(self, run: str, rows: list[Row]) -> None:
         """Keep one run's durations: tables/runs/RUN.parquet."""
-        with whole(self.runs / f"{run}.parquet") as part:
+        with atomic_write(self.runs / f"{run}.parquet") as part:
             write_parquet(pa.Table.from_pylist(rows, schemas.schema("times")), part)
 
     def draft_of(self, slide_id: str) -> Draft:
@@ -280,7 +280,7 @@ class Cohort:
         for name, table in tables.items():
             path = self.table(name, row["slide_id"])
             make_folder(path.parent)
-            with whole(path) as part:
+            with atomic_write(path) as part:
                 write_parquet(table, part)
             place = path.relative_to(self.root).as_posix()
             files[place] = {"path": place, "bytes": size_of(path), "sha256": sha256(path)}
@@ -379,7 +379,7 @@ def write_row(cohort: Cohort, row: Row) -> None:
     cohort.there()
     path = cohort.table("slides", row["slide_id"])
     make_folder(path.parent)
-    with whole(path) as part:
+    with atomic_write(path) as part:
         write_sealed(pa.Table.from_pylist([row], schemas.schema("slides")), part)
 
 

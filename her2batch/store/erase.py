@@ -19,17 +19,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from her2batch.errors import InputError
-from her2batch.files.atomic import whole
+from her2batch.files.atomic import atomic_write
 from her2batch.files.locations import remove_tree
 from her2batch.files.parquet import read_parquet, write_parquet
 from her2batch.store import reviews, row_cache
-from her2batch.store.cleanup import sweep
+from her2batch.store.cleanup import remove_leftovers
 from her2batch.store.cohort import Cohort, Row
-from her2batch.store.pseudonyms import Names
+from her2batch.store.pseudonyms import Pseudonymizer
 
 
 @dataclass
-class Forgotten:
+class EraseSummary:
     """What was removed, and what still names the patient: nothing, or something is wrong.
 
     sources: the slides in the scans folder (with pseudonyms nobody can tell).  runs: files of training runs that name
@@ -45,7 +45,7 @@ class Forgotten:
     runs: list[Path] = field(default_factory=list)
 
 
-def forget(cohort: Cohort, patient_id: str, names: Names, runs: Iterable[Path] = ()) -> Forgotten:
+def erase(cohort: Cohort, patient_id: str, names: Pseudonymizer, runs: Iterable[Path] = ()) -> EraseSummary:
     """Remove a patient, and look for what is left.
 
     patient_id: as in the labels; with a key in `names`, its pseudonym is looked for.  Raises InputError when nobody in
@@ -54,7 +54,7 @@ def forget(cohort: Cohort, patient_id: str, names: Names, runs: Iterable[Path] =
     cohort.check()
     patient = str(names.patient(patient_id))
     with cohort.lock():
-        sweep(cohort)
+        remove_leftovers(cohort)
         rows, labels = cohort.rows_anew(), _labels(cohort)
         ids = {one for one, row in rows.items() if row["patient_id"] == patient}
         ids |= {one["slide_id"] for one in labels if one["patient_id"] == patient}
@@ -62,7 +62,7 @@ def forget(cohort: Cohort, patient_id: str, names: Names, runs: Iterable[Path] =
         if not ids:
             raise InputError(f"holds no slide of a patient {patient_id}", cohort.root, "look at the labels for the id")
         words = _words(patient, ids, entries, rows)
-        found = Forgotten(sorted(ids))
+        found = EraseSummary(sorted(ids))
         if names.key is None:
             found.sources = sorted({one["path"] for one in entries})
         _remember_digests(cohort, [*(rows[one] for one in ids & rows.keys()), *entries])
@@ -124,13 +124,13 @@ def _labels(cohort: Cohort) -> list[Row]:
 
 def _remember_digests(cohort: Cohort, facts: list[Row]) -> None:
     """Add what the slides' content is: so much of them stays that they are known again, and no more."""
-    known = forgotten(cohort)
+    known = erased_digests(cohort)
     known |= {(one["bytes"], digest_of(one["sha256"])) for one in facts if one["sha256"]}
-    with whole(cohort.forgotten_list) as part:
+    with atomic_write(cohort.forgotten_list) as part:
         part.write_text("".join(f"{size} {digest}\n" for size, digest in sorted(known)))
 
 
-def forgotten(cohort: Cohort) -> set[tuple[int, str]]:
+def erased_digests(cohort: Cohort) -> set[tuple[int, str]]:
     """(bytes, digest) of slides that must not come back."""
     if not cohort.forgotten_list.exists():
         return set()
@@ -174,12 +174,12 @@ def _drop_mentions(cohort: Cohort, ids: set[str], paths: set[str], words: Collec
         lines = path.read_bytes().splitlines(keepends=True)
         stays = [line for line in lines if not pattern.search(line)]
         if len(stays) < len(lines):
-            with whole(path) as part:
+            with atomic_write(path) as part:
                 part.write_bytes(b"".join(stays))
 
 
 def _rewrite(path: Path, table: pa.Table) -> None:
-    with whole(path) as part:
+    with atomic_write(path) as part:
         write_parquet(table, part)
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from her2batch.errors import InputError
 from her2batch.store.cohort import Row
-from her2batch.store.reviews import column_of, newest, said
+from her2batch.store.reviews import column_of, newest, reviewed_class
 from her2batch.store.schemas import run_schema
 from her2batch.tasks import CLASSES, HER2_TASKS, IHC, STAINS, her2_class
 
@@ -225,7 +225,7 @@ def _stained(task: str, stain: str | None) -> bool:
     return stain not in markers or markers[stain] == wanted
 
 
-def reviewed(labels: pa.Table, entries: Sequence[Row], rows: Slides) -> tuple[pa.Table, pa.Table]:
+def apply_reviews(labels: pa.Table, entries: Sequence[Row], rows: Slides) -> tuple[pa.Table, pa.Table]:
     """Labels with the newest verdict of each slide laid over them, and what became of each verdict (REVIEWED).
 
     A verdict says an IHC score, or er and pr; `needs-ish` says 2+. An ISH result is the laboratory's: it stays.
@@ -272,7 +272,11 @@ def _laid(entry: Row, column: str, label: Mapping[str, Any]) -> str | None:
 
 def _differing(entries: Sequence[Row], entry: Row, column: str) -> list[str]:
     """Other reviewers' newest verdicts on the same, where they are not this one's."""
-    same = [one for one in said(entries) if (one["slide_id"], column_of(one["task"])) == (entry["slide_id"], column)]
+    same = [
+        one
+        for one in reviewed_class(entries)
+        if (one["slide_id"], column_of(one["task"])) == (entry["slide_id"], column)
+    ]
     last = {one["reviewer"]: one for one in same}
     others = [one for one in last.values() if (one["task"], one["label"]) != (entry["task"], entry["label"])]
     return [f"review {one['number']} said {one['label'] or one['verdict']} ({one['task']})" for one in others]

@@ -30,7 +30,7 @@ LONGEST = 120
 KEY_BYTES = 16
 
 
-def safe(stem: str) -> str:
+def safe_name(stem: str) -> str:
     """A file's stem as a slide id: letters, digits, '.', '_', '-'; no leading dot or dash; at most 120 bytes."""
     cleaned = UNSAFE.sub("_", unicodedata.normalize("NFC", stem)).strip("._-")
     return cleaned[:LONGEST] or "slide"
@@ -45,14 +45,14 @@ def neutral(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Names:
+class Pseudonymizer:
     """How names appear in the store. Without a key they are the source's own; with one they are keyed hashes."""
 
     key: bytes | None = None
 
     def slide(self, stem: str) -> str:
         """The slide id of a file's stem."""
-        return safe(stem) if self.key is None else f"s{self._hash('slide', stem)}"
+        return safe_name(stem) if self.key is None else f"s{self._hash('slide', stem)}"
 
     def patient(self, patient_id: str | None) -> str | None:
         """The patient id of a label."""

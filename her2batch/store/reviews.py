@@ -26,9 +26,9 @@ from typing import Any, Final
 import pyarrow as pa
 
 from her2batch.errors import InputError, StoreError
-from her2batch.files.atomic import sha256, whole
+from her2batch.files.atomic import atomic_write, sha256
 from her2batch.files.locations import is_remote, listing
-from her2batch.files.locks import hold
+from her2batch.files.locks import lock_folder
 from her2batch.files.parquet import read_parquet, write_parquet
 from her2batch.store import schemas
 from her2batch.store.cohort import Cohort, Row
@@ -94,14 +94,14 @@ def read(cohort: Cohort) -> list[Row]:
     return [read_parquet(_place(cohort, number)).to_pylist()[0] for number in _numbers(cohort)]
 
 
-def said(entries: Sequence[Row]) -> list[Row]:
+def reviewed_class(entries: Sequence[Row]) -> list[Row]:
     """Those that still say something: not the emptied ones."""
     return [one for one in entries if one["slide_id"] is not None]
 
 
 def newest(entries: Sequence[Row]) -> dict[tuple[str, str], Row]:
     """(slide_id, column of the labels) → the last entry on it."""
-    return {(one["slide_id"], column_of(one["task"])): one for one in said(entries)}
+    return {(one["slide_id"], column_of(one["task"])): one for one in reviewed_class(entries)}
 
 
 def column_of(task: str) -> str:
@@ -178,7 +178,7 @@ def writing(cohort: Cohort) -> Iterator[None]:
         place.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + PATIENCE_S
     while True:
-        held = hold(place)
+        held = lock_folder(place)
         try:
             held.__enter__()
             break
@@ -250,7 +250,7 @@ def _own(number: int, previous: str, body: str) -> str:
 
 
 def _write(cohort: Cohort, entry: Row) -> None:
-    with whole(_place(cohort, entry["number"])) as part:
+    with atomic_write(_place(cohort, entry["number"])) as part:
         write_parquet(pa.Table.from_pylist([entry], schemas.schema("reviews")), part)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from her2batch.files.atomic import whole
+from her2batch.files.atomic import atomic_write
 from her2batch.files.locations import is_remote, listing
 from her2batch.files.parquet import read_sealed
 from her2batch.store import schemas
@@ -56,7 +56,7 @@ def save(path: Path, table: pa.Table) -> None:
     with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
         stream.write_table(table)
     body = sink.getvalue()
-    with suppress(OSError), whole(path) as part:
+    with suppress(OSError), atomic_write(path) as part:
         part.write_bytes(hashlib.sha256(body).digest() + bytes(body))
 
 

@@ -23,7 +23,7 @@ SENT = ("started", "progress", "ended")
 """Events after which an object store gets the journal as it is."""
 
 
-class Journal:
+class RunLog:
     """One run's file, open for writing. A disk that refuses a line stops nothing: rows are what counts."""
 
     def __init__(self, cohort: Cohort, run: str) -> None:
@@ -35,7 +35,7 @@ class Journal:
         except OSError:
             self._file = Path(os.devnull).open("a", buffering=1)  # noqa: SIM115  (closed on the way out, as the other)
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> RunLog:
         return self
 
     def __exit__(
@@ -60,12 +60,12 @@ class Journal:
             return
 
 
-def latest(cohort: Cohort) -> Path | None:
+def latest_log(cohort: Cohort) -> Path | None:
     """The journal of the cohort's last run."""
     return max(cohort.runs.glob("*.jsonl"), key=lambda path: path.name.split("-", 1)[-1], default=None)
 
 
-def lines(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+def log_entries(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
     """Events from a byte of the file on, each with the byte behind it. A line that is being written is left.
 
     One that is no event (damage of the disk) is passed over: a journal is there to look at, nothing depends on it.

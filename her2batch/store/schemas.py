@@ -340,7 +340,7 @@ def conform(table: pa.Table, name: str) -> pa.Table:
     return table.select(wanted.names).cast(wanted)
 
 
-def page() -> str:
+def tables_page() -> str:
     """`docs/tables.md`: every table and column, in Markdown."""
     parts = [
         "# Tables\n\nGenerated from `her2batch/store/schemas.py`. One Parquet file a slide; read a table with a glob:"

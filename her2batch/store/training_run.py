@@ -20,8 +20,8 @@ import pyarrow as pa
 import tomli_w
 
 from her2batch.errors import InputError, StoreError
-from her2batch.files.atomic import whole
-from her2batch.files.locks import hold
+from her2batch.files.atomic import atomic_write
+from her2batch.files.locks import lock_folder
 from her2batch.files.parquet import read_parquet, write_parquet
 from her2batch.store.schemas import run_schema
 
@@ -45,16 +45,16 @@ class Unit:
     def name(self) -> str:
         """As a folder name. An encoder's name may hold what shares refuse."""
         fold = "final" if self.fold == FINAL else f"{self.fold:02d}"
-        return f"{self.task}.{self.method}.{safe(self.input)}.{fold}"
+        return f"{self.task}.{self.method}.{file_name_of(self.input)}.{fold}"
 
 
-def safe(name: str) -> str:
+def file_name_of(name: str) -> str:
     """An input's name as a file name: 'timm:resnet18.a1' has a colon."""
     return name.replace(":", "-").replace("/", "-")
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """A run's folder."""
 
     root: Path
@@ -110,7 +110,7 @@ class Run:
             raise StoreError("the folder is not empty and holds no run", self.root, "choose another --out")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with whole(self.settings) as part:
+            with atomic_write(self.settings) as part:
                 part.write_text(text)
         except OSError as error:
             raise StoreError(f"can't be written to ({error.strerror})", self.root, "check space and rights") from error
@@ -141,14 +141,14 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Hold the run for one driver. Raises StoreError naming the holder."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with hold(self.root):
+        with lock_folder(self.root):
             yield
 
     # -- tables ------------------------------------------------------------------------------------------------
 
     def write(self, name: str, table: pa.Table) -> None:
         """Replace one of the run's tables."""
-        with whole(self.table(name)) as part:
+        with atomic_write(self.table(name)) as part:
             write_parquet(table.cast(run_schema(name)), part)
 
     def read(self, name: str) -> pa.Table:
@@ -162,7 +162,7 @@ class Run:
         """A unit has ended: its predictions, then away with its checkpoint."""
         folder = self.unit(unit)
         folder.mkdir(parents=True, exist_ok=True)
-        with whole(folder / "predictions.parquet") as part:
+        with atomic_write(folder / "predictions.parquet") as part:
             write_parquet(predictions.cast(run_schema("predictions")), part)
         self.checkpoint(unit).unlink(missing_ok=True)
 
@@ -174,7 +174,7 @@ class Run:
         """A table of a unit beside its predictions: 'attention', 'counts', 'history'."""
         folder = self.unit(unit)
         folder.mkdir(parents=True, exist_ok=True)
-        with whole(folder / f"{name}.parquet") as part:
+        with atomic_write(folder / f"{name}.parquet") as part:
             write_parquet(table.cast(run_schema(name)), part)
 
     def get(self, unit: Unit, name: str) -> pa.Table:

@@ -35,7 +35,7 @@ from her2batch.errors import InputError
 from her2batch.exchange.geojson import COLOURS
 from her2batch.store.labels import COLUMNS
 from her2batch.synthetic.painting import paint_slide
-from her2batch.synthetic.specimen import ARTEFACTS, SITES, Mix, SlideTruth, Specimen, Stain, prepare, rng_for
+from her2batch.synthetic.specimen import ARTEFACTS, SITES, Mix, SlideTruth, Stain, SyntheticTissue, make_tissue, rng_for
 from her2batch.tasks import IHC
 
 Image = NDArray[np.uint8]
@@ -207,7 +207,7 @@ def _write_all(out: Path, seed: int, planned: SlideTruth) -> SlideTruth:
     return truth
 
 
-def write_truth(folder: Path, truth: SlideTruth, specimen: Specimen) -> None:
+def write_truth(folder: Path, truth: SlideTruth, specimen: SyntheticTissue) -> None:
     """Masks and facts of a slide, as the module's docstring describes them."""
     arrays: dict[str, Any] = {"downsample": specimen.fields.px, "regions": specimen.regions, **specimen.masks}
     np.savez_compressed(folder / f"{truth.slide_id}.npz", **arrays)
@@ -216,12 +216,12 @@ def write_truth(folder: Path, truth: SlideTruth, specimen: Specimen) -> None:
     (folder / f"{truth.slide_id}.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
-def make_slide(path: Path, truth: SlideTruth, seed: int = 0) -> Specimen:
+def make_slide(path: Path, truth: SlideTruth, seed: int = 0) -> SyntheticTissue:
     """Paint a slide and write it to `path` as an Aperio SVS; what is true of it comes back.
 
     1500 × 1200 px take about 0.3 s.
     """
-    specimen = prepare(truth, seed)
+    specimen = make_tissue(truth, seed)
     look = specimen.look
     level = paint_slide(specimen.cells, specimen.fields, specimen.sheets, look, (truth.width, truth.height))
     write_svs(path, level, truth)
@@ -316,7 +316,7 @@ def draw_macro(thumbnail: Image, label: Image) -> Image:
     return image
 
 
-def annotate(specimen: Specimen, rng: np.random.Generator) -> list[dict[str, Any]]:
+def annotate(specimen: SyntheticTissue, rng: np.random.Generator) -> list[dict[str, Any]]:
     """Regions as QuPath exports them, level-0 px: a pathologist looked at about half of the fields of VIEW_UM."""
     regions, px = specimen.regions, specimen.fields.px
     view = max(1, round(VIEW_UM / specimen.look.mpp / px))

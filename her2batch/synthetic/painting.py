@@ -69,7 +69,7 @@ NUCLEUS = np.interp(np.arange(256) / 128, [0, 0.45, 0.85, 1.0, 1.25], [0.55, 0.6
 """Chromatin from the middle of a nucleus outwards, by (distance / radius)² · 128: vesicular, with a darker rim."""
 
 
-class Sheets(NamedTuple):
+class NoiseFields(NamedTuple):
     """Periodic noise, twice its period wide, so that any window is a view: (2 · SHEET, 2 · SHEET) float32, σ 1.
 
     grain: specks of 0.3 µm.  mottle: patches of 1.6 µm, uniform in 0–1 instead.  drift_x, drift_y: swirls of 5 µm.
@@ -128,7 +128,7 @@ class Fields:
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """How a slide looks: µm/px, unit vectors of its stains, R, G, B of its glass, optical density of its pen (R, G, B),
     direction of its fibres (radians).
     """  # fmt: skip
@@ -172,7 +172,7 @@ class Window(NamedTuple):
         return sheet[y : y + self.h, x : x + self.w]
 
 
-def make_sheets(rng: np.random.Generator, mpp: float) -> Sheets:
+def make_noise_fields(rng: np.random.Generator, mpp: float) -> NoiseFields:
     """A slide's noise."""
     grain, mottle, drift_x, drift_y = (_periodic(rng, um / mpp, um / mpp) for um in (0.3, 1.6, 5.0, 5.0))
     ripple = _periodic(rng, 0.8 / mpp, 0.8 / mpp)
@@ -180,7 +180,7 @@ def make_sheets(rng: np.random.Generator, mpp: float) -> Sheets:
     fibre = np.clip(96 + 48 * _periodic(rng, 6.0 / mpp, 0.36 / mpp), 0, 255).astype(np.uint8)
     sensor = NOISE * rng.standard_normal((SHEET, SHEET, 3), np.float32)
     grain, mottle, drift_x, drift_y = (np.tile(one, (2, 2)) for one in (grain, ndtr(mottle), drift_x, drift_y))
-    return Sheets(grain, mottle, drift_x, drift_y, np.tile(sensor, (2, 2, 1)), np.tile(fibre, (4, 4)))
+    return NoiseFields(grain, mottle, drift_x, drift_y, np.tile(sensor, (2, 2, 1)), np.tile(fibre, (4, 4)))
 
 
 def _periodic(rng: np.random.Generator, sigma_x: float, sigma_y: float) -> Map:
@@ -201,7 +201,9 @@ def blocks(width: int, height: int, pitch: int) -> Iterator[Block]:
             yield Block(row, column, min(step, rows - row), min(step, columns - column))
 
 
-def paint_slide(cells: Cells, fields: Fields, sheets: Sheets, look: Look, size: tuple[int, int]) -> NDArray[np.uint8]:
+def paint_slide(
+    cells: Cells, fields: Fields, sheets: NoiseFields, look: Appearance, size: tuple[int, int]
+) -> NDArray[np.uint8]:
     """Level 0 of a slide. size: width, height, px. Returns (height, width, 3) uint8 RGB."""
     width, height = size
     out = np.empty((height, width, 3), np.uint8)
@@ -212,7 +214,7 @@ def paint_slide(cells: Cells, fields: Fields, sheets: Sheets, look: Look, size: 
     return out
 
 
-def paint(cells: Cells, fields: Fields, sheets: Sheets, look: Look, block: Block) -> NDArray[np.uint8]:
+def paint(cells: Cells, fields: Fields, sheets: NoiseFields, look: Appearance, block: Block) -> NDArray[np.uint8]:
     """One block: (rows · pitch, columns · pitch, 3) uint8 RGB."""
     pitch = cells.pitch
     window = Window(
@@ -232,7 +234,7 @@ def paint(cells: Cells, fields: Fields, sheets: Sheets, look: Look, block: Block
     return _light(od, window.cut(sheets.sensor))[MARGIN:-MARGIN, MARGIN:-MARGIN]
 
 
-def _stain(cells: Cells, sheets: Sheets, look: Look, block: Block, window: Window, bend: Map) -> Map:
+def _stain(cells: Cells, sheets: NoiseFields, look: Appearance, block: Block, window: Window, bend: Map) -> Map:
     """Haematoxylin and DAB density of a block of tissue: (h, w, 2) float32. bend: (h, w), how far fibres swerve, px."""
     reach = np.float32(SWERVE_UM / look.mpp)
     warp = reach * window.cut(sheets.drift_x), reach * window.cut(sheets.drift_y)
@@ -308,7 +310,7 @@ def _chromatin(a: Map, b: Map, c: Map, dx: Map, dy: Map) -> Map:
     return np.asarray(cv2.LUT(level, NUCLEUS), np.float32)
 
 
-def _fibres(sheets: Sheets, window: Window, look: Look, bend: Map) -> Map:
+def _fibres(sheets: NoiseFields, window: Window, look: Appearance, bend: Map) -> Map:
     """Haematoxylin density of the stroma's fibres, had the whole window stroma: wavy streaks with gaps."""
     cos, sin = np.cos(look.fibre_angle), np.sin(look.fibre_angle)
     x, y = np.arange(window.w, dtype=np.float32), np.arange(window.h, dtype=np.float32)[:, None]
@@ -338,7 +340,7 @@ def _focus(stain: Map) -> Map:
     return np.asarray(cv2.addWeighted(fine, 1 + SHARPENED, wide, -SHARPENED, 0), np.float32)
 
 
-def _cover(od: Map, fields: Fields, look: Look, window: Window) -> Map:
+def _cover(od: Map, fields: Fields, look: Appearance, window: Window) -> Map:
     """What lies over the tissue: a patch out of focus, a bubble's rim, ink. Changes `od` and returns it."""
     if fields.blur is not None and (field := window.of(fields.blur, fields.px)).max() > -BLUR_EDGE_UM:
         share = _edge(field, 2 * BLUR_EDGE_UM)[..., None]

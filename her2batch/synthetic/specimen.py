@@ -16,7 +16,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.synthetic.painting import MARGIN, RIM, Cells, Fields, Look, Map, Sheets, Vector, make_sheets
+from her2batch.synthetic.painting import (
+    MARGIN,
+    RIM,
+    Appearance,
+    Cells,
+    Fields,
+    Map,
+    NoiseFields,
+    Vector,
+    make_noise_fields,
+)
 
 FIELD_UM = 8.0
 """µm/px of the truth's masks."""
@@ -115,7 +125,7 @@ class SlideTruth:
 
 
 @dataclass(frozen=True)
-class Specimen:
+class SyntheticTissue:
     """A slide ready to be painted, and what is true of it.
 
     masks: name → (h, w) bool on a grid of `fields.px` level-0 px: tissue, tumour and each artefact.  regions: (h, w)
@@ -125,8 +135,8 @@ class Specimen:
 
     cells: Cells
     fields: Fields
-    sheets: Sheets
-    look: Look
+    sheets: NoiseFields
+    look: Appearance
     masks: dict[str, NDArray[np.bool_]]
     regions: NDArray[np.uint8]
     mix: Mix
@@ -139,7 +149,7 @@ def rng_for(seed: int, *where: str | int) -> np.random.Generator:
     return np.random.default_rng([seed, int.from_bytes(key, "big")])
 
 
-def prepare(truth: SlideTruth, seed: int = 0) -> Specimen:
+def make_tissue(truth: SlideTruth, seed: int = 0) -> SyntheticTissue:
     """Lay out a slide's tissue, cells and artefacts."""
     px = max(1, round(FIELD_UM / truth.mpp))
     shape = -(-truth.height // px), -(-truth.width // px)
@@ -147,7 +157,7 @@ def prepare(truth: SlideTruth, seed: int = 0) -> Specimen:
     tissue = outline(rng_for(seed, truth.slide_id, "outline"), shape, um, truth.pieces)
     rng = rng_for(seed, truth.slide_id, "look")
     site = SITES[truth.site]
-    look = Look(
+    look = Appearance(
         truth.mpp, site.haematoxylin, site.dab, site.white, INKS[rng.integers(len(INKS))], rng.uniform(0, np.pi)
     )
     artefacts = {name: artefact(name, rng_for(seed, truth.slide_id, name), tissue, um) for name in truth.artefacts}
@@ -163,10 +173,10 @@ def prepare(truth: SlideTruth, seed: int = 0) -> Specimen:
     n_cells = int(counts.sum())
     masks = {"tissue": tissue > 0, "tumour": (islands > 0) & (tissue > 0)}
     masks |= {name: field > 0 for name, field in artefacts.items()}
-    sheets = make_sheets(rng_for(seed, truth.slide_id, "sheets"), truth.mpp)
+    sheets = make_noise_fields(rng_for(seed, truth.slide_id, "sheets"), truth.mpp)
     mix = Mix(*(counts / max(n_cells, 1)).tolist())
     regions = _regions(lattice, staining, masks["tumour"] & (truth.stain == "her2"), um)
-    return Specimen(cells, fields, sheets, look, masks, regions, mix, n_cells)
+    return SyntheticTissue(cells, fields, sheets, look, masks, regions, mix, n_cells)
 
 
 def smooth(rng: np.random.Generator, shape: tuple[int, int], sigma: float) -> Map:
@@ -311,7 +321,7 @@ DARKER = {FIBROBLAST: 1.2, LYMPHOCYTE: 1.5, TUMOUR: 1.0}
 
 
 def _cells(
-    rng: np.random.Generator, lattice: Lattice, staining: NDArray[np.uint8], truth: SlideTruth, look: Look
+    rng: np.random.Generator, lattice: Lattice, staining: NDArray[np.uint8], truth: SlideTruth, look: Appearance
 ) -> Cells:
     """Densities and shapes of all cells."""
     kind, shape = lattice.kind, lattice.kind.shape

@@ -25,7 +25,7 @@ SHIFT: Final = 0.05
 
 
 @dataclass(frozen=True)
-class Moves:
+class Augmentation:
     """What happens to n pictures. turn: (n, 2, 2), where a px of the result lies in the source, from their centres.
 
     shift: (n, 2), x and y, in parts of the edge.  gain, offset: (n,), value → gain · value + offset.
@@ -39,12 +39,12 @@ class Moves:
     def __len__(self) -> int:
         return len(self.gain)
 
-    def of(self, rows: NDArray[np.int64]) -> Moves:
+    def of(self, rows: NDArray[np.int64]) -> Augmentation:
         """Those of some of the pictures."""
-        return Moves(self.turn[rows], self.shift[rows], self.gain[rows], self.offset[rows])
+        return Augmentation(self.turn[rows], self.shift[rows], self.gain[rows], self.offset[rows])
 
 
-def drawn(n: int, draw: np.random.Generator, settings: ImageSettings) -> Moves:
+def draw_augmentations(n: int, draw: np.random.Generator, settings: ImageSettings) -> Augmentation:
     """Random moves of n pictures. Brightness multiplies, contrast stretches about mid-grey, each by up to ± jitter."""
     angle, scale = draw.uniform(0, 2 * np.pi, n), draw.uniform(*SCALE, n)
     flip = draw.choice((-1.0, 1.0), (n, 2))  # of x, of y
@@ -52,15 +52,15 @@ def drawn(n: int, draw: np.random.Generator, settings: ImageSettings) -> Moves:
     brightness, contrast = draw.uniform(1 - settings.jitter, 1 + settings.jitter, (2, n))
     cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
     turn = np.stack([np.stack([cos, sin], -1), np.stack([-sin, cos], -1)], 1) * flip[:, None]
-    return Moves(turn, shift, brightness * contrast, brightness * (1 - contrast) * 127.5)
+    return Augmentation(turn, shift, brightness * contrast, brightness * (1 - contrast) * 127.5)
 
 
-def augmented(pixels: Pixels, draw: np.random.Generator, settings: ImageSettings, fill: NDArray[np.uint8]) -> Pixels:
+def augment(pixels: Pixels, draw: np.random.Generator, settings: ImageSettings, fill: NDArray[np.uint8]) -> Pixels:
     """Pictures (n, e, e, 3) uint8, moved at random. fill: (n, 3) or (3,), the colour of what comes in from outside."""
-    return moved(pixels, drawn(len(pixels), draw, settings), fill)
+    return apply_augmentations(pixels, draw_augmentations(len(pixels), draw, settings), fill)
 
 
-def moved(pixels: Pixels, moves: Moves, fill: NDArray[np.uint8]) -> Pixels:
+def apply_augmentations(pixels: Pixels, moves: Augmentation, fill: NDArray[np.uint8]) -> Pixels:
     """Pictures (n, e, e, 3) uint8 after these moves, bilinear."""
     n, edge = pixels.shape[:2]
     middle = (edge - 1) / 2
@@ -78,7 +78,7 @@ def moved(pixels: Pixels, moves: Moves, fill: NDArray[np.uint8]) -> Pixels:
     return out
 
 
-def moved_on_device(pixels: torch.Tensor, moves: Moves, fill: torch.Tensor) -> torch.Tensor:
+def apply_augmentations_on_device(pixels: torch.Tensor, moves: Augmentation, fill: torch.Tensor) -> torch.Tensor:
     """`moved` for a torch batch: (n, e, e, 3) uint8 on any device → the same shape, dtype and device.
 
     fill: (n, 3) uint8.  Differs from OpenCV's by its fixed-point weights: a grey level where a picture is smooth.

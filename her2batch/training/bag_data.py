@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from her2batch.errors import InputError
-from her2batch.files.atomic import whole
+from her2batch.files.atomic import atomic_write
 from her2batch.models.attention import padded, product_dtype
 from her2batch.store.cohort import Cohort
 
@@ -77,13 +77,13 @@ def gather(cohort: Cohort, encoder: str, folder: str, slide_ids: Sequence[str], 
     sizes: list[int] = []
     schema = pa.schema([pa.field("embedding", pa.list_(kind, dim))])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as part, ThreadPoolExecutor(READERS) as pool:
+    with atomic_write(path) as part, ThreadPoolExecutor(READERS) as pool:
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for lo in range(0, len(slide_ids), 4 * READERS):  # so many are in memory at once
                 for vectors in pool.map(partial(_vectors, cohort, folder, dim), slide_ids[lo : lo + 4 * READERS]):
                     sizes.append(len(vectors))
                     writer.write_batch(pa.record_batch([_column(vectors, dtype)], schema=schema))
-        with whole(path.with_suffix(".json")) as beside:
+        with atomic_write(path.with_suffix(".json")) as beside:
             beside.write_text(json.dumps({"key": key, "slides": list(slide_ids), "sizes": sizes}))
     pa.default_memory_pool().release_unused()  # or the driver keeps 0.4 GB of it while it only waits
     opened = _open(path, key)

@@ -23,11 +23,16 @@ from torch.nn import functional as F
 
 from her2batch.errors import InputError
 from her2batch.models.attention import product_dtype
-from her2batch.models.device import Look, forward, prepare
+from her2batch.models.device import Normalization, forward, prepare
 from her2batch.models.nets import MEAN, STD, Classifier, build, start
 from her2batch.models.weights import fit as filled
 from her2batch.settings import ImageSettings
-from her2batch.training.augment import Moves, drawn, moved, moved_on_device
+from her2batch.training.augment import (
+    Augmentation,
+    apply_augmentations,
+    apply_augmentations_on_device,
+    draw_augmentations,
+)
 from her2batch.training.fit_loop import (
     Fitted,
     Fold,
@@ -215,7 +220,7 @@ class _Learner:
     def _step(self, rows: Rows, draw: np.random.Generator) -> torch.Tensor:
         """One step on a batch; the sum of the losses of this process's share of it."""
         rows = np.sort(rows)  # in the order of the file
-        moves = drawn(len(rows), draw, self._settings)
+        moves = draw_augmentations(len(rows), draw, self._settings)
         share = np.arange(_rank(), len(rows), _size())
         x = self._seen(rows[share], moves.of(share))
         labels = torch.from_numpy(self._fold.labels[rows[share]]).to(self._device, non_blocking=True)
@@ -228,14 +233,14 @@ class _Learner:
         self._optimiser.step()
         return loss.detach()
 
-    def _seen(self, rows: Rows, moves: Moves) -> torch.Tensor:
+    def _seen(self, rows: Rows, moves: Augmentation) -> torch.Tensor:
         """What the network sees of these pictures, (n, 3, e, e) float32 on the device; (n, e, e, 3) as it lies."""
         pixels, fill = self._pixels[rows], self._fill[rows]
         if self._kind == "cuda":
             bare = torch.from_numpy(pixels).pin_memory().to(self._device, non_blocking=True)
-            pictures = moved_on_device(bare, moves, torch.from_numpy(fill).to(self._device))
+            pictures = apply_augmentations_on_device(bare, moves, torch.from_numpy(fill).to(self._device))
         else:
-            pictures = torch.from_numpy(moved(pixels, moves, fill))
+            pictures = torch.from_numpy(apply_augmentations(pixels, moves, fill))
         return pictures.permute(0, 3, 1, 2).float().sub_(self._mean).div_(self._std)
 
     def validate(self) -> float:
@@ -244,7 +249,7 @@ class _Learner:
         total = 0.0
         for part in _blocks(rows):
             if len(part):
-                log_p = forward(self._net, self._pixels[part], Look(MEAN, STD), self._device, _log_softmax)
+                log_p = forward(self._net, self._pixels[part], Normalization(MEAN, STD), self._device, _log_softmax)
                 total -= float(log_p[np.arange(len(part)), self._fold.labels[part]].sum(dtype=np.float64))
         return self._summed(total, 0) / len(self._fold.val)
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from her2batch.files.atomic import whole
+from her2batch.files.atomic import atomic_write
 
 Tensors = dict[str, torch.Tensor]
 
@@ -145,7 +145,7 @@ def balanced(labels: NDArray[np.int64], draw: np.random.Generator) -> NDArray[np
 def _save(path: Path, at: Progress, best: Tensors, state: Tensors) -> None:
     tensors = {f"best/{key}": one for key, one in best.items()} | {f"state/{key}": one for key, one in state.items()}
     flat = {key: one.detach().cpu().contiguous() for key, one in tensors.items()}
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(save(flat, {"progress": json.dumps(asdict(at))}))
 
 

@@ -27,7 +27,7 @@ LEAST_PATIENTS = 3
 """Of a class: one each to train, validate and test."""
 
 
-def assign(
+def assign_patients(
     strata: Sequence[str], patients: Sequence[str], n_folds: int, seed: int, also: Sequence[Sequence[str]] = ()
 ) -> NDArray[np.int32]:
     """The fold of each slide, (n,) int32 from 0: a patient's slides share one, every stratum is spread evenly.

@@ -14,9 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from her2batch.errors import InputError
-from her2batch.files.atomic import whole
+from her2batch.files.atomic import atomic_write
 from her2batch.store.cohort import Cohort
-from her2batch.vision.thumbnail import portrait, unpacked
+from her2batch.vision.thumbnail import crop_to_tissue, decode_jpeg
 
 Pixels = NDArray[np.uint8]
 
@@ -55,7 +55,7 @@ def stack(paths: Sequence[Path]) -> Stack:
 def save(pixels: Pixels, path: Path) -> None:
     """Write (n, e, e, 3) uint8, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as part, part.open("wb") as file:
+    with atomic_write(path) as part, part.open("wb") as file:
         np.save(file, pixels, allow_pickle=False)
 
 
@@ -69,7 +69,7 @@ def load(path: Path) -> Pixels:
 
 
 @dataclass(frozen=True)
-class Portraits:
+class TissueCrops:
     """Thumbnails of slides: (n, e, e, 3), and the colour round each, (n, 3)."""
 
     slide_ids: tuple[str, ...]
@@ -89,19 +89,19 @@ def gather(
     beside = path.with_suffix(".json")
     if path.is_file() and beside.is_file() and json.loads(beside.read_text()).get("key") == key:
         return
-    found = [portrait_of(cohort, rows[one], edge) for one in slide_ids]
+    found = [tissue_crop(cohort, rows[one], edge) for one in slide_ids]
     save(np.stack([pixels for pixels, _ in found]), path)
-    with whole(beside) as part:
+    with atomic_write(beside) as part:
         part.write_text(json.dumps({"key": key, "slides": list(slide_ids), "fills": [f.tolist() for _, f in found]}))
 
 
-def reopen(path: Path) -> Portraits:
+def reopen(path: Path) -> TissueCrops:
     """What `gather` wrote. Raises InputError."""
     try:
         facts = json.loads(path.with_suffix(".json").read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"can't be read ({type(error).__name__})", path, "resume the run: it is made anew") from error
-    return Portraits(tuple(facts["slides"]), load(path), np.array(facts["fills"], np.uint8))
+    return TissueCrops(tuple(facts["slides"]), load(path), np.array(facts["fills"], np.uint8))
 
 
 def _stamp(cohort: Cohort, slide_id: str) -> list[int]:
@@ -113,14 +113,14 @@ def _stamp(cohort: Cohort, slide_id: str) -> list[int]:
     return [facts.st_size, facts.st_mtime_ns]
 
 
-def portrait_of(cohort: Cohort, row: Mapping[str, Any], edge: int) -> tuple[Pixels, Pixels]:
+def tissue_crop(cohort: Cohort, row: Mapping[str, Any], edge: int) -> tuple[Pixels, Pixels]:
     """What thumbnail networks see of a committed slide, and the colour round it. Raises InputError."""
     slide_id = row["slide_id"]
     try:
-        picture = unpacked(cohort.thumbnail(slide_id).read_bytes())
+        picture = decode_jpeg(cohort.thumbnail(slide_id).read_bytes())
         table = cohort.read("tiles", slide_id)
     except (OSError, ValueError, pa.ArrowInvalid) as error:
         what = f"slide {slide_id}: its thumbnail or tiles can't be read ({type(error).__name__})"
         raise InputError(what, cohort.thumbnail(slide_id), "run her2batch verify, then ingest again") from error
     tiles = np.stack([table.column(name).to_numpy() for name in ("x", "y", "size")], axis=1).astype(np.int32)
-    return portrait(picture, tiles, row["width"], row["height"], edge)
+    return crop_to_tissue(picture, tiles, row["width"], row["height"], edge)

@@ -22,11 +22,11 @@ from scipy.optimize import minimize_scalar
 
 from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, save_bundle
 from her2batch.models.encoders import licence_of
-from her2batch.models.predictor import LEAST, tempered
+from her2batch.models.predictor import LEAST, apply_temperature
 from her2batch.settings import ImageSettings, MilSettings, Plan, Training
-from her2batch.store.training_run import FINAL, Run, Unit, safe
+from her2batch.store.training_run import FINAL, TrainingRun, Unit, file_name_of
 from her2batch.tasks import CLASSES
-from her2batch.training.methods import Work, kind_of, settings_of
+from her2batch.training.methods import UnitPlan, kind_of, settings_of
 from her2batch.training.metrics import metrics, summary
 
 Floats = NDArray[np.float32]
@@ -41,7 +41,7 @@ KINDS: Final = {"mil": "mil", "image": "thumbnail", "patch": "patch", "counts": 
 """What a bundle calls the kinds of a run."""
 
 
-def make_bundle(run: Run, work: Work, training: Training, plan: Plan) -> Bundle:
+def make_bundle(run: TrainingRun, work: UnitPlan, training: Training, plan: Plan) -> Bundle:
     """Put the final units of a run into RUN/bundle, in place of the one that is there."""
     finals = [unit for unit in work.units if unit.fold == FINAL]
     predictions = run.read("predictions")
@@ -61,13 +61,13 @@ def make_bundle(run: Run, work: Work, training: Training, plan: Plan) -> Bundle:
     return save_bundle(run.bundle, info, dict(_files(run, zip(finals, entries, strict=True))))
 
 
-def _files(run: Run, pairs: Iterable[tuple[Unit, ModelEntry]]) -> Iterable[tuple[str, Path]]:
+def _files(run: TrainingRun, pairs: Iterable[tuple[Unit, ModelEntry]]) -> Iterable[tuple[str, Path]]:
     for unit, entry in pairs:
         if entry.file:
             yield entry.file, run.unit(unit) / f"model{Path(entry.file).suffix}"
 
 
-def _entry(run: Run, unit: Unit, predictions: pa.Table, training: Training) -> ModelEntry:
+def _entry(run: TrainingRun, unit: Unit, predictions: pa.Table, training: Training) -> ModelEntry:
     """A model with its calibration and figures."""
     kind = kind_of(unit.method, unit.input)
     suffix = ".skops" if kind == "counts" else ".safetensors"
@@ -77,7 +77,7 @@ def _entry(run: Run, unit: Unit, predictions: pa.Table, training: Training) -> M
         "classes": CLASSES[unit.task], "figures": _figures(own),
     }  # fmt: skip
     if unit.method != "majority-vote":
-        values["file"] = f"{unit.task}.{unit.method}.{safe(unit.input)}{suffix}"
+        values["file"] = f"{unit.task}.{unit.method}.{file_name_of(unit.input)}{suffix}"
     settings = settings_of(unit.method, kind, training)
     if isinstance(settings, MilSettings):
         with_dim = run.unit(unit) / "model.safetensors"
@@ -85,7 +85,7 @@ def _entry(run: Run, unit: Unit, predictions: pa.Table, training: Training) -> M
     if isinstance(settings, ImageSettings):
         values["size"] = settings.size
     if kind != "patch":
-        values |= calibrated(own, unit.task)
+        values |= calibrate(own, unit.task)
     return ModelEntry.model_validate(values)
 
 
@@ -111,12 +111,12 @@ def _figures(own: pa.Table) -> dict[str, float]:
     return {name: round(row[name], 2) for name in names if row[name] is not None}
 
 
-def calibrated(own: pa.Table, task: str) -> dict[str, Any]:
+def calibrate(own: pa.Table, task: str) -> dict[str, Any]:
     """Temperature and threshold from the folds' test predictions of one method."""
     p = np.array(own["p"].to_pylist(), np.float32)
     labels = np.array([CLASSES[task].index(one) for one in own["truth"].to_pylist()], np.int64)
     temperature = fit_temperature(p, labels)
-    return {"temperature": temperature, "threshold": fit_threshold(tempered(p, temperature), labels)}
+    return {"temperature": temperature, "threshold": fit_threshold(apply_temperature(p, temperature), labels)}
 
 
 def fit_temperature(p: Floats, labels: NDArray[np.int64]) -> float:
@@ -124,7 +124,7 @@ def fit_temperature(p: Floats, labels: NDArray[np.int64]) -> float:
     rows = np.arange(len(labels))
 
     def loss(log_t: float) -> float:
-        scaled = tempered(p, math.exp(log_t))
+        scaled = apply_temperature(p, math.exp(log_t))
         return float(-np.log(np.maximum(scaled[rows, labels], LEAST)).mean())
 
     found = minimize_scalar(loss, bounds=tuple(math.log(one) for one in RANGE), method="bounded")

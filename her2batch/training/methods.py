@@ -145,7 +145,7 @@ def _options(options: Iterable[str]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Work:
+class UnitPlan:
     """What a run has to do: units by kind, in an order in which what a unit needs comes before it."""
 
     units: tuple[Unit, ...]
@@ -159,7 +159,7 @@ class Work:
         return sorted({one.input for one in self.of(*kinds)})
 
 
-def plan(training: Training, encoders: Iterable[str]) -> Work:
+def plan_units(training: Training, encoders: Iterable[str]) -> UnitPlan:
     """The units of a run: tasks × methods × inputs × folds, a final one each, and the patch nets that counts need.
 
     encoders: of the cohort, for MIL methods without an input of their own.  Raises InputError for what is not known or
@@ -171,16 +171,16 @@ def plan(training: Training, encoders: Iterable[str]) -> Work:
              for cell in _cells(task, method, training.inputs, tuple(encoders))]  # fmt: skip
     for _, method, given in cells:
         settings_of(method, kind_of(method, given), training)
-    return work_of(cells, [*range(training.folds), FINAL])
+    return units_of(cells, [*range(training.folds), FINAL])
 
 
-def work_of(cells: Iterable[Cell], folds: Iterable[int]) -> Work:
+def units_of(cells: Iterable[Cell], folds: Iterable[int]) -> UnitPlan:
     """The units of these cells in these folds, with the patch nets that counts need."""
     cells = list(cells)
     nets = [(PATCH_TASK, PATCH_NET, given) for _, method, given in cells if kind_of(method, given) == "counts"]
     units = [Unit(*cell, fold) for cell in dict.fromkeys([*nets, *cells]) for fold in folds]
     order: Mapping[Kind, int] = {"patch": 0, "image": 1, "mil": 2, "counts": 3}
-    return Work(tuple(sorted(units, key=lambda one: order[kind_of(one.method, one.input)])))
+    return UnitPlan(tuple(sorted(units, key=lambda one: order[kind_of(one.method, one.input)])))
 
 
 def _known(what: str, given: Iterable[str], known: Iterable[str]) -> None:

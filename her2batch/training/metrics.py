@@ -31,7 +31,7 @@ SUM_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Judged:
+class CheckedPredictions:
     """Predictions of one task as arrays. truth, predicted: (n,) int64 classes.  p: (n, C) float64."""
 
     truth: NDArray[np.int64]
@@ -39,7 +39,7 @@ class Judged:
     p: Floats
 
 
-def judged(predictions: pa.Table) -> Judged:
+def check_predictions(predictions: pa.Table) -> CheckedPredictions:
     """The rows of one task as arrays, in the table's order.
 
     Raises InputError for more than one task, a class that the task has not, or probabilities that are not as many as
@@ -49,7 +49,7 @@ def judged(predictions: pa.Table) -> Judged:
     if len(tasks) != 1 or tasks[0] not in CLASSES:
         raise InputError(f"predictions are of the tasks {tasks}, they must be of one that is known")
     classes = CLASSES[tasks[0]]
-    return Judged(
+    return CheckedPredictions(
         _classes(predictions, "truth", classes),
         _classes(predictions, "predicted", classes),
         _probabilities(predictions, len(classes)),
@@ -101,8 +101,8 @@ def metrics(predictions: pa.Table) -> pa.Table:
     """
     rows = []
     for keys, part in groups(predictions, (*CELL, "fold")):
-        found = judged(part)
-        table = tally(found.truth, found.predicted, found.p.shape[1])
+        found = check_predictions(part)
+        table = confusion_counts(found.truth, found.predicted, found.p.shape[1])
         values = [auc(found.truth, found.p), *(float(figure(table)) for figure in (f1, accuracy, kappa))]
         rows.append({**keys, **dict(zip(FIGURES, map(or_null, values), strict=True)), "n": part.num_rows})
     return pa.Table.from_pylist(rows, run_schema("metrics"))
@@ -137,11 +137,11 @@ def or_null(value: float) -> float | None:
 
 def confusion(predictions: pa.Table) -> NDArray[np.int64]:
     """The confusion matrix of one task's predictions: (C, C), rows for the truth.  Raises InputError as `judged`."""
-    found = judged(predictions)
-    return tally(found.truth, found.predicted, found.p.shape[1])
+    found = check_predictions(predictions)
+    return confusion_counts(found.truth, found.predicted, found.p.shape[1])
 
 
-def tally(truth: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
+def confusion_counts(truth: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
     """(n,) and (n,) classes → (C, C) counts, rows for the truth."""
     counts = np.bincount(truth * n_classes + predicted, minlength=n_classes**2)
     return counts.reshape(n_classes, n_classes)

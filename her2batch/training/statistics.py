@@ -24,13 +24,13 @@ from her2batch.training.methods import PATCH_NET
 from her2batch.training.metrics import (
     CELL,
     FIGURES,
+    CheckedPredictions,
     Floats,
-    Judged,
     accuracy,
+    check_predictions,
     divide,
     f1,
     groups,
-    judged,
     kappa,
     mean_defined,
     or_null,
@@ -63,7 +63,7 @@ def intervals(predictions: pa.Table, patients: Mapping[str, str], draws: int = D
     """
     rows = []
     for keys, part in groups(predictions, CELL):
-        found, of, n = judged(part), *patients_of(part, patients)
+        found, of, n = check_predictions(part), *patients_of(part, patients)
         figures = _figures(found, of, resamples(n, draws, seed))
         for name in FIGURES:
             rows.append({**keys, "metric": name, "class": None, **_interval(figures.of[name])})
@@ -91,7 +91,7 @@ def paired(predictions: pa.Table, patients: Mapping[str, str], draws: int = DRAW
             _same_slides(one, part, first)
         of, n = patients_of(first, patients)
         weights = resamples(n, draws, seed)
-        tested = [(one, found := judged(part), _figures(found, of, weights)) for one, part in cells]
+        tested = [(one, found := check_predictions(part), _figures(found, of, weights)) for one, part in cells]
         for (one, a, figures), (other, b, others) in combinations(tested, 2):
             names = {**one, "other_method": other["method"], "other_input": other["input"]}
             delong_p = delong(a.truth == 1, a.p[:, 1], b.p[:, 1]) if len(CLASSES[keys["task"]]) == 2 else math.nan
@@ -144,7 +144,7 @@ class _Figures:
     recalls: Floats
 
 
-def _figures(found: Judged, of: NDArray[np.int64], weights: Floats) -> _Figures:
+def _figures(found: CheckedPredictions, of: NDArray[np.int64], weights: Floats) -> _Figures:
     """The figures of draws that take each patient weights[b, patient] times. of: (n,) patients.  weights: (B, P).
 
     Confusion matrices are sums over patients, AUCs quadratic forms of pairs of them: two matrix products stand for

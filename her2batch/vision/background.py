@@ -45,7 +45,7 @@ class Flat(NamedTuple):
     padding: Mask
 
 
-def flatten(rgb: NDArray[np.uint8]) -> Flat:
+def flatten_background(rgb: NDArray[np.uint8]) -> Flat:
     """Optical density of R, G, B over the glass at each place, of an overview (H, W, 3) uint8.
 
     Glass is bright and smooth. Its brightness is fitted as a surface of second order where it is seen in enough places,
@@ -55,10 +55,10 @@ def flatten(rgb: NDArray[np.uint8]) -> Flat:
     padding = _padding(rgb)
     od = np.asarray(cv2.LUT(rgb, _TABLE), np.float32)
     grey = mean(od)
-    glass = (lowest(rgb) >= DARKEST) & ~padding
+    glass = (channel_min(rgb) >= DARKEST) & ~padding
     if glass.any():
         grey[padding] = np.median(grey[glass])  # a step to the padding is no texture
-    glass &= cv2.blur(spread(grey), (5, 5)) < SMOOTH
+    glass &= cv2.blur(local_std(grey), (5, 5)) < SMOOTH
     if glass.mean() < LEAST_GLASS:
         brightest = np.maximum(np.percentile(rgb.reshape(-1, 3), 99.5, axis=0), DARKEST)
         surface, glass = np.log10(255 / brightest), np.zeros_like(glass)
@@ -75,7 +75,7 @@ _TABLE = np.repeat(-np.log10(np.maximum(np.arange(256), 1) / 255), 3).astype(np.
 def _padding(rgb: NDArray[np.uint8]) -> Mask:
     """Black and pure white that scanners put round and between what they scanned."""
     black = (rgb[..., 0] < 8) & (rgb[..., 1] < 8) & (rgb[..., 2] < 8)
-    return without_small(black, 0.01 * black.size) | (lowest(rgb) >= 254)
+    return without_small(black, 0.01 * black.size) | (channel_min(rgb) >= 254)
 
 
 def _surface(od: Map, grey: Map, glass: Mask) -> tuple[Map, Mask]:
@@ -123,13 +123,13 @@ def mean(image: Map) -> Map:
     return np.asarray(cv2.transform(image, np.full((1, 3), 1 / 3, np.float32)), np.float32)
 
 
-def lowest(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def channel_min(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Least of three channels: (H, W, 3) → (H, W) uint8."""
     r, g, b = cv2.split(rgb)
     return np.asarray(cv2.min(cv2.min(r, g), b), np.uint8)
 
 
-def spread(density: Map) -> Map:
+def local_std(density: Map) -> Map:
     """Local standard deviation over 3 × 3 px: (H, W) float32."""
     middle = cv2.blur(density, (3, 3))
     return np.asarray(np.sqrt(np.maximum(cv2.blur(density * density, (3, 3)) - middle * middle, 0)), np.float32)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.vision.quality import blur
-from her2batch.vision.stain import Stains, ink, optical_density, separate
+from her2batch.vision.stain import Stains, optical_density, pen_mask, separate
 
 RIDGE_UM = 0.5
 """σ of the ridge filter: matched to membranes of about 1 µm."""
@@ -112,12 +112,12 @@ MEMBRANE = tuple(one.name for one in FEATURES[:7])
 """Columns of the membrane table: what the rule needs. Shares of `cells`: a slide's figure is a weighted mean."""
 
 
-def column(name: str) -> int:
+def feature_index(name: str) -> int:
     """Position of a feature in the vector."""
     return next(k for k, one in enumerate(FEATURES) if one.name == name)
 
 
-def page() -> str:
+def feature_page() -> str:
     """docs/stain-vector.md."""
     head = """# The stain vector
 
@@ -146,10 +146,10 @@ class TileBatch:
     @cached_property
     def figures(self) -> NDArray[np.float32]:
         """(n, len(FEATURES)) float32, measured once for all who ask."""
-        return describe(self.pixels, self.mpp, self.stains) if self.measured is None else self.measured
+        return measure_tiles(self.pixels, self.mpp, self.stains) if self.measured is None else self.measured
 
 
-def describe(pixels: NDArray[np.uint8], mpp: float, stains: Stains) -> NDArray[np.float32]:
+def measure_tiles(pixels: NDArray[np.uint8], mpp: float, stains: Stains) -> NDArray[np.float32]:
     """The stain vector of each tile: (n, t, t, 3) uint8 at mpp µm/px → (n, len(FEATURES)) float32."""
     out = np.zeros((len(pixels), len(FEATURES)), np.float32)
     for tile, row in zip(pixels, out, strict=True):
@@ -205,7 +205,7 @@ def _figures(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> list[float]
     """One tile's vector."""
     od = optical_density(tile, stains.white)
     h, d, rest, density = separate(od, stains)
-    pen = _widened(ink(od, rest), PEN_RIM_UM / mpp)
+    pen = _widened(pen_mask(od, rest), PEN_RIM_UM / mpp)
     clean = ~pen
     smooth = cv2.GaussianBlur(fine_dab(h, d, mpp), (0, 0), RIDGE_UM / mpp)
     ridge = ridges(smooth, mpp)

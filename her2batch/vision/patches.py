@@ -17,7 +17,7 @@ BLACK, MOST_BLACK = 30, 0.2
 CLIP, CELLS = 2.0, (8, 8)
 
 
-def usable(patches: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def usable_patches(patches: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Patches with enough to see: (n, h, w, 3) uint8 → (n,) bool.
 
     Dropped: more than 70 % white px (all channels over 220) or 20 % black ones (all under 30).  Source: paper, 2.3.

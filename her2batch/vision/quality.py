@@ -58,7 +58,7 @@ class Quality:
         return replace(self, blur=share, flags=(*flags, *(["blurred"] if share > BLURRED_SHARE else [])))
 
 
-def judge(rgb: NDArray[np.uint8], tissue: Tissue) -> Quality:
+def assess_quality(rgb: NDArray[np.uint8], tissue: Tissue) -> Quality:
     """Figures and flags of a slide: overview (H, W, 3) uint8 at about 8 µm/px, and its tissue."""
     mask = tissue.mask
     glass = ~mask & ~tissue.pen & (rgb.max(axis=2) > CLIPPED[0])

@@ -120,7 +120,7 @@ def _unmixing(stains: Stains) -> NDArray[np.float32]:
     return np.ascontiguousarray(np.vstack([inverse.T, np.full((1, 3), 1 / 3)]), dtype=np.float32)
 
 
-def ink(od: NDArray[np.float32], rest: NDArray[np.float32]) -> NDArray[np.bool_]:
+def pen_mask(od: NDArray[np.float32], rest: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Where pen, not stain, takes the light: (3, H, W) optical density and its `rest` → (H, W) bool.
 
     Green, blue and red pen leave much that is neither stain; black takes more red than the two stains ever do. On five
@@ -146,7 +146,7 @@ def white_point(overview: NDArray[np.uint8], background: NDArray[np.bool_]) -> V
     return r, g, b
 
 
-def fit_stains(sample: NDArray[np.uint8], white: Vector) -> Stains:
+def fit_stain_vectors(sample: NDArray[np.uint8], white: Vector) -> Stains:
     """A slide's stain vectors, nuclear density and DAB background from some of its tiles: (n, t, t, 3) uint8.
 
     The vectors are the extremes of the stained pixels' directions in their main plane (Macenko et al. 2009), drawn to
@@ -157,7 +157,7 @@ def fit_stains(sample: NDArray[np.uint8], white: Vector) -> Stains:
     od = np.concatenate([_smoothed(optical_density(tile, white)) for tile in sample], axis=1)
     first = separate(od, Stains(white))
     rim = np.ones((INK_RIM_PX, INK_RIM_PX), np.uint8)
-    clean = cv2.dilate(ink(od, first.rest).view(np.uint8), rim) == 0
+    clean = cv2.dilate(pen_mask(od, first.rest).view(np.uint8), rim) == 0
     stained = od[:, ::3][:, (clean & (first.grey > LEAST_OD))[::3]].T
     h_vector, dab_vector = _macenko(stained) if len(stained) >= LEAST_STAINED else (HAEMATOXYLIN, DAB)
     h, d, _, grey = separate(od, Stains(white, h_vector, dab_vector))
@@ -204,7 +204,7 @@ def _ramp(value: float, ends: tuple[float, float]) -> float:
     return float(np.clip((value - ends[0]) / (ends[1] - ends[0]), 0, 1))
 
 
-def marker(sample: NDArray[np.uint8], stains: Stains) -> str:
+def guess_stain(sample: NDArray[np.uint8], stains: Stains) -> str:
     """'he' when a slide's colour is eosin's pink, 'ihc' otherwise: a HER2 0 slide is haematoxylin alone.
 
     sample: (n, t, t, 3) uint8.  Pink takes green light and hardly any red or blue; haematoxylin takes as much red as

@@ -37,13 +37,13 @@ def letterbox(
 QUALITY = 85
 
 
-def jpeg(picture: NDArray[np.uint8]) -> bytes:
+def encode_jpeg(picture: NDArray[np.uint8]) -> bytes:
     """(H, W, 3) uint8 RGB as the store keeps it."""
     coded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
     return coded.tobytes()
 
 
-def unpacked(data: bytes) -> NDArray[np.uint8]:
+def decode_jpeg(data: bytes) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 RGB. Raises ValueError when it is no picture."""
     found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if found is None:
@@ -51,7 +51,7 @@ def unpacked(data: bytes) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(found, cv2.COLOR_BGR2RGB), np.uint8)
 
 
-def portrait(
+def crop_to_tissue(
     picture: NDArray[np.uint8], tiles: NDArray[np.int32], width: int, height: int, edge: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """What thumbnail networks see of a slide: (edge, edge, 3) uint8, and the colour that fills it, (3,) uint8.

@@ -53,7 +53,7 @@ class Block:
     places: NDArray[np.int64]
 
 
-def plan(width: int, height: int, slide_mpp: float, mpp: float, tile: int) -> NDArray[np.int32]:
+def plan_tiles(width: int, height: int, slide_mpp: float, mpp: float, tile: int) -> NDArray[np.int32]:
     """Non-overlapping tiles of `tile` px at `mpp` over a slide: (n, 3) int32 x, y, size in level-0 px, row by row.
 
     width, height: of level 0.  slide_mpp, mpp: µm/px.  The grid is anchored at (0, 0): tile i starts at i · step,
@@ -76,7 +76,7 @@ def _starts(length: int, step: Fraction) -> NDArray[np.int64]:
     return np.array([one for one in starts if one < length], np.int64)
 
 
-def blocks(
+def plan_blocks(
     tiles: NDArray[np.int32], downsample: tuple[float, float], chunk: tuple[int, int], level: tuple[int, int]
 ) -> list[Block]:
     """Group tiles into blocks that are read at once, row by row; every tile is in exactly one block.
@@ -144,7 +144,9 @@ def _block(
     return Block(box, tuple(int(one) for one in group), np.concatenate([near - corner, edges], axis=1))
 
 
-def cut(pixels: NDArray[np.uint8], block: Block, tile: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+def cut_tiles(
+    pixels: NDArray[np.uint8], block: Block, tile: int, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
     """The tiles of a block: (h, w, 3) uint8 → (n, tile, tile, 3) uint8, area-resampled; white outside the slide.
 
     pixels: the block's box.  out: where to put them. Each tile is resampled straight into its place. Measured on one
@@ -181,12 +183,12 @@ def _resample(part: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
         cv2.resize(part, (tile, tile), dst=out, interpolation=cv2.INTER_AREA)
 
 
-COARSEST = 1.25
+MAX_UPSAMPLING = 1.25
 """A slide may be this much coarser than the target mpp; beyond, details would be made up by resampling."""
 
 
 @dataclass(frozen=True)
-class Grid:
+class TileGrid:
     """Tiles of one resolution: (n, 3) int32 x, y, size in level-0 px, cut at `mpp` to `edge` px."""
 
     mpp: float

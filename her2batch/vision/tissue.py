@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.segmentation import watershed
 
-from her2batch.vision.background import Flat, Map, Mask, flatten, mean, spread, without_small
+from her2batch.vision.background import Flat, Map, Mask, flatten_background, local_std, mean, without_small
 
 SMALLEST_MM2 = 0.05
 """Pieces below this are dirt."""
@@ -61,14 +61,14 @@ class Tissue:
     disagreement: float
 
 
-def segment(rgb: NDArray[np.uint8], mpp: float) -> Tissue:
+def segment_tissue(rgb: NDArray[np.uint8], mpp: float) -> Tissue:
     """Find the tissue of a slide's overview: (H, W, 3) uint8 at `mpp` µm/px.
 
     Contrast stretch, Gaussian blur, Otsu and watershed (paper, 2.3) on density, colour and texture; a second
     segmentation, by texture alone, stands in where the first finds nothing or leaves no glass though there is some.
     """
     pen = pen_mask(rgb, mpp)
-    flat = flatten(rgb)
+    flat = flatten_background(rgb)
     # a stroke over tissue must not cut off what lies beyond it: pen goes after the pieces are told apart
     first = _clean((_by_density(flat) | pen) & ~flat.padding, mpp) & ~pen
     texture = (_by_texture(flat) | pen) & ~flat.padding
@@ -86,7 +86,7 @@ def _by_density(flat: Flat) -> Mask:
     r, g, b = cv2.split(flat.od)
     colour = cv2.max(cv2.max(r, g), b) - cv2.min(cv2.min(r, g), b)  # stain has some, dust and shade have none
     stained = np.maximum(density, 0) + 0.5 * colour
-    blurred = cv2.GaussianBlur(_without_rim(stained + TEXTURE * spread(density)), (0, 0), BLUR_PX)
+    blurred = cv2.GaussianBlur(_without_rim(stained + TEXTURE * local_std(density)), (0, 0), BLUR_PX)
     sharp = cv2.GaussianBlur(stained, (0, 0), 0.7)
     threshold = FAINTEST
     if flat.glass.any():
@@ -115,7 +115,7 @@ def _otsu(signal: Map) -> float:
 
 def _by_texture(flat: Flat) -> Mask:
     """Local contrast alone, whatever the colour: Otsu on its logarithm."""
-    texture = cv2.GaussianBlur(_without_rim(spread(mean(flat.od))), (0, 0), 2 * BLUR_PX)
+    texture = cv2.GaussianBlur(_without_rim(local_std(mean(flat.od))), (0, 0), 2 * BLUR_PX)
     scaled = np.clip((np.log10(np.maximum(texture, 1e-4)) + 4) * 60, 0, 255).astype(np.uint8)
     level, _ = cv2.threshold(scaled, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     return np.asarray(texture > max(10 ** (level / 60 - 4), PLAIN_TEXTURE), bool)

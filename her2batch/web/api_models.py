@@ -70,7 +70,7 @@ class NewSlide(Strict):
     path: str = Field(min_length=1, max_length=4096, description="the slide's file, under the folder given by --scans")
 
 
-class Ticket(BaseModel):
+class JobStatus(BaseModel):
     """What has become of a slide that was posted."""
 
     id: str
@@ -141,4 +141,4 @@ class Problem(BaseModel):
     detail: str
 
 
-Ticket.model_rebuild()
+JobStatus.model_rebuild()

@@ -24,18 +24,18 @@ from her2batch.tasks import CLASSES
 from her2batch.web import overlays
 from her2batch.web.api_models import (
     CohortFacts,
+    JobStatus,
     NewReview,
     NewSlide,
     Problem,
     ReviewEntry,
     SlideDetail,
     SlidePage,
-    Ticket,
 )
-from her2batch.web.auth import Gate
+from her2batch.web.auth import AuthMiddleware
 from her2batch.web.catalog import Catalog
 from her2batch.web.ingest_jobs import checked
-from her2batch.web.listing import Wanted, chosen
+from her2batch.web.listing import SlideFilter, chosen
 
 STATIC = Path(__file__).parent / "static"
 
@@ -49,7 +49,7 @@ Ask = Callable[..., Awaitable[Any]]
 
 
 @dataclass(frozen=True)
-class Served:
+class ServerState:
     """What an application serves, and from whom it takes what."""
 
     catalog: Catalog
@@ -68,13 +68,13 @@ def create_app(cohort: Path, token: str, ask: Ask, scans: Path | None = None) ->
         openapi_url="/api/v1/openapi.json",
         responses={401: {"model": Problem, "description": "No token, or another server's"}},
     )
-    app.state.served = Served(Catalog(Cohort(cohort)), ask, scans)
+    app.state.served = ServerState(Catalog(Cohort(cohort)), ask, scans)
     app.include_router(api, prefix="/api/v1")
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     for address, page in (("/", "index.html"), ("/api/v1/docs", "api.html")):
         app.add_route(address, _page(STATIC / page))
     app.add_exception_handler(Her2BatchError, _said)
-    return Gate(app, token, partial(ask, "spend"))
+    return AuthMiddleware(app, token, partial(ask, "spend"))
 
 
 def _page(file: Path) -> Callable[[Request], FileResponse]:
@@ -82,8 +82,8 @@ def _page(file: Path) -> Callable[[Request], FileResponse]:
     return lambda _: FileResponse(file)
 
 
-def _served(request: Request) -> Served:
-    served: Served = request.app.state.served
+def _served(request: Request) -> ServerState:
+    served: ServerState = request.app.state.served
     return served
 
 
@@ -91,7 +91,7 @@ def _catalog(request: Request) -> Catalog:
     return _served(request).catalog
 
 
-Here = Annotated[Served, Depends(_served)]
+Here = Annotated[ServerState, Depends(_served)]
 Known = Annotated[Catalog, Depends(_catalog)]
 api = APIRouter()
 
@@ -116,7 +116,7 @@ def cohort_facts(here: Here) -> CohortFacts:
 
 
 @api.get("/slides")
-def list_slides(catalog: Known, wanted: Annotated[Wanted, Query()]) -> SlidePage:
+def list_slides(catalog: Known, wanted: Annotated[SlideFilter, Query()]) -> SlidePage:
     """The slides that are asked for, page by page."""
     found = chosen(catalog.lines(), wanted)
     page = found[wanted.offset : wanted.offset + wanted.limit]
@@ -257,18 +257,18 @@ def add_review(catalog: Known, given: NewReview) -> ReviewEntry:
 
 
 @api.post("/slides", status_code=202, responses={403: {"model": Problem}})
-async def post_slide(here: Here, given: NewSlide, answer: Response) -> Ticket:
+async def post_slide(here: Here, given: NewSlide, answer: Response) -> JobStatus:
     """Have a slide read into the cohort. Its ticket says what becomes of it."""
     try:
         found = await here.ask("submit", str(checked(given.path, here.scans)))
     except InputError as error:
         raise HTTPException(403, str(error)) from error
     answer.headers["location"] = f"/api/v1/tickets/{found['id']}"
-    return Ticket.model_validate(found)
+    return JobStatus.model_validate(found)
 
 
 @api.get("/tickets/{ticket}", responses=NOT_FOUND)
-async def one_ticket(here: Here, ticket: str) -> Ticket:
+async def one_ticket(here: Here, ticket: str) -> JobStatus:
     """What has become of a posted slide; its result once it is done."""
     found: Row | None = await here.ask("look", ticket)
     if found is None:
@@ -276,4 +276,4 @@ async def one_ticket(here: Here, ticket: str) -> Ticket:
     if found["state"] == "done" and found.get("slide_id"):
         here.catalog.stale()
         found = {**found, "slide": detail(here.catalog, found["slide_id"])}
-    return Ticket.model_validate(found)
+    return JobStatus.model_validate(found)

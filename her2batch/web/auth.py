@@ -49,7 +49,7 @@ Spend = Callable[[str], Awaitable[bool]]
 """Whether a link's code has not been used before."""
 
 
-class Gate:
+class AuthMiddleware:
     """The application behind a door."""
 
     def __init__(self, app: ASGIApp, token: str, spend: Spend) -> None:

@@ -107,7 +107,7 @@ class Catalog:
         with self._lock:
             stamp = reviews.stamp(self.cohort)
             if stamp != self._reviews[0] or self.cohort.remote:
-                self._reviews = (stamp, reviews.said(reviews.read(self.cohort)))
+                self._reviews = (stamp, reviews.reviewed_class(reviews.read(self.cohort)))
             return self._reviews[1]
 
     def lines(self) -> list[Row]:

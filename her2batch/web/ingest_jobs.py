@@ -28,7 +28,7 @@ KEPT = 10_000
 """Tickets that are remembered."""
 
 
-class Desk:
+class IngestJobs:
     """Posted slides in order, each with its ticket; and the codes of links. Safe for any number of threads."""
 
     def __init__(self, work: Work | None, codes: tuple[str, ...] = (), retry_s: float = RETRY_S) -> None:

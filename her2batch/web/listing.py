@@ -24,7 +24,7 @@ SORTS: dict[str, Callable[[Row], Any]] = {
 """What a list can be sorted by. `first`: what a pathologist opens first."""
 
 
-class Wanted(BaseModel):
+class SlideFilter(BaseModel):
     """Which slides, in which order, and which of them at a time."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,7 +60,7 @@ def line(row: Row, predictions: Sequence[Row], verdict: Mapping[str, Any] | None
     }
 
 
-def chosen(lines: Sequence[Row], wanted: Wanted) -> list[Row]:
+def chosen(lines: Sequence[Row], wanted: SlideFilter) -> list[Row]:
     """The lines that are wanted, in order; those without a value for the order come last."""
     kept = [one for one in lines if _fits(one, wanted)]
     key = SORTS[wanted.sort]
@@ -70,7 +70,7 @@ def chosen(lines: Sequence[Row], wanted: Wanted) -> list[Row]:
     return known + [one for one in kept if key(one) is None]
 
 
-def _fits(one: Row, wanted: Wanted) -> bool:
+def _fits(one: Row, wanted: SlideFilter) -> bool:
     if wanted.status is not None and one["status"] != wanted.status:
         return False
     if wanted.stain is not None and one["stain"] != wanted.stain:

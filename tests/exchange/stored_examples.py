@@ -8,7 +8,7 @@ import pyarrow as pa
 from her2batch.settings import Plan
 from her2batch.store import schemas
 from her2batch.store.cohort import Cohort
-from her2batch.vision.tile_grid import plan as plan_grid
+from her2batch.vision.tile_grid import plan_tiles as plan_grid
 
 BUNDLE = "b0b0b0b0b0b0"
 

@@ -13,8 +13,8 @@ from highdicom.sr.coding import CodedConcept
 
 from her2batch.errors import InputError
 from her2batch.exchange.dicom import ANSWERS, report, said, source_image
-from her2batch.exchange.outgoing import Order, export
-from her2batch.runtime.ingest import Order as Scans
+from her2batch.exchange.outgoing import ExportRequest, export
+from her2batch.runtime.ingest import IngestRequest as Scans
 from her2batch.runtime.ingest import ingest
 from her2batch.settings import Plan, Resources
 from her2batch.store import schemas
@@ -154,7 +154,7 @@ def write_slide(path: Path, template: Path, rgb: np.ndarray, mpp: float, tile: i
 
 
 def test_an_ingested_slide_leaves_as_a_valid_report(scanned: Cohort, tmp_path: Path) -> None:
-    found = export(Order(scanned.root, "dicom", tmp_path / "out"))
+    found = export(ExportRequest(scanned.root, "dicom", tmp_path / "out"))
     assert found.left_out == {"unnamed": "it has no prediction for a stain that labels name"}
     assert (found.files, found.failures) == (1, {})
     assert complaints(tmp_path / "out" / "biopsy.sr.dcm") == []
@@ -169,7 +169,7 @@ def test_a_slide_that_has_moved_fails_alone(scanned: Cohort, tmp_path: Path) -> 
     shutil.copytree(scanned.root, tmp_path / "cohort")
     moved = Cohort(tmp_path / "cohort")
     write_row(moved, {**moved.rows()["biopsy"], "path": str(tmp_path / "gone.dcm")})
-    found = export(Order(moved.root, "dicom", tmp_path / "out"))
+    found = export(ExportRequest(moved.root, "dicom", tmp_path / "out"))
     assert found.exit_code == 3
     assert "gone.dcm" in found.failures["biopsy.sr.dcm"]
     assert not (tmp_path / "out" / "biopsy.sr.dcm").exists()
@@ -180,7 +180,7 @@ def test_with_pseudonyms_there_is_no_report(scanned: Cohort, tmp_path: Path) -> 
     hidden = Cohort(tmp_path / "cohort")
     write_row(hidden, {**hidden.rows()["biopsy"], "path": None})
     with pytest.raises(InputError, match="with pseudonyms"):
-        export(Order(hidden.root, "dicom", tmp_path / "out", slides=("biopsy",)))
+        export(ExportRequest(hidden.root, "dicom", tmp_path / "out", slides=("biopsy",)))
 
 
 def test_slides_of_other_scanners_are_left_out_and_said(tmp_path: Path) -> None:
@@ -188,4 +188,4 @@ def test_slides_of_other_scanners_are_left_out_and_said(tmp_path: Path) -> None:
     table = pa.Table.from_pylist([prediction("her2-4way", 1)], schemas.schema("predictions"))
     cohort.add(cohort.rows()["S1"], {"predictions/membrane": table})
     with pytest.raises(InputError, match="nothing to export to dicom; S1: it was not scanned as DICOM"):
-        export(Order(cohort.root, "dicom", tmp_path / "out"))
+        export(ExportRequest(cohort.root, "dicom", tmp_path / "out"))

@@ -12,10 +12,10 @@ from shapely.geometry import box, shape
 from shapely.ops import unary_union
 
 from her2batch.exchange.annotations import read_annotations
-from her2batch.exchange.geojson import features, numbers, outline, write
+from her2batch.exchange.geojson import features, numbers, outline_polygons, write
 from her2batch.store import schemas
 from her2batch.tasks import IHC
-from her2batch.vision.tile_grid import plan as plan_grid
+from her2batch.vision.tile_grid import plan_tiles as plan_grid
 from tests.exchange.stored_examples import BUNDLE, cohort_of
 
 
@@ -111,7 +111,7 @@ def test_the_outline_of_any_tissue_has_the_area_of_its_tiles(cells: set[tuple[in
     grid = plan_grid(20_000, 20_000, mpp, 0.5, 224)
     across = len(np.unique(grid[:, 0]))
     tiles = grid[sorted(row * across + column for row, column in cells)]
-    found = outline(pa.table(dict(zip(("x", "y", "size"), tiles.T, strict=True))))
+    found = outline_polygons(pa.table(dict(zip(("x", "y", "size"), tiles.T, strict=True))))
     squares = unary_union([box(x, y, x + size, y + size) for x, y, size in tiles.tolist()])
     assert found.is_valid
     assert found.buffer(0.5).contains(squares)

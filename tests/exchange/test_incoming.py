@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from her2batch.errors import InputError, StoreError
-from her2batch.exchange.incoming import Imported, Order, bring_in
-from her2batch.exchange.outgoing import Order as Outgoing
+from her2batch.exchange.incoming import ImportRequest, ImportSummary, import_embeddings
+from her2batch.exchange.outgoing import ExportRequest as Outgoing
 from her2batch.exchange.outgoing import export
-from her2batch.experiments.train import Study, train
+from her2batch.experiments.train import TrainingRequest, train
 from her2batch.runtime.score import score
 from her2batch.settings import Resources, Spread, Training
 from her2batch.store.audit import verify
 from her2batch.store.cohort import Cohort, write_row
-from her2batch.store.pseudonyms import Names
+from her2batch.store.pseudonyms import Pseudonymizer
 from tests.conftest import Synthetic
 from tests.exchange.stored_examples import add_failed, cohort_of
 
@@ -33,8 +33,10 @@ def h5(cohort: Cohort, tmp_path: Path) -> Path:
     return tmp_path / "out" / "features_stain" / "h5_files"
 
 
-def run(cohort: Cohort, *files: Path, encoder: str | None = "mine", **more: object) -> Imported:
-    return bring_in(Order(cohort.root, files, encoder, **more), lambda name: 1024 if name == "uni" else None)
+def run(cohort: Cohort, *files: Path, encoder: str | None = "mine", **more: object) -> ImportSummary:
+    return import_embeddings(
+        ImportRequest(cohort.root, files, encoder, **more), lambda name: 1024 if name == "uni" else None
+    )
 
 
 def test_what_went_out_comes_back_bit_for_bit(cohort: Cohort, h5: Path) -> None:
@@ -156,7 +158,7 @@ def test_rows_beside_the_tiles_are_said(cohort: Cohort, h5: Path) -> None:
 
 
 def test_a_pseudonymized_slide_is_found_by_its_files_name_and_the_key(h5: Path, tmp_path: Path) -> None:
-    names = Names(b"k" * 32)
+    names = Pseudonymizer(b"k" * 32)
     cohort = cohort_of(tmp_path / "hidden", names.slide("S1"), dim=8)
     assert run(cohort, h5 / "S1.h5", names=names).slides == [names.slide("S1")]
 
@@ -217,7 +219,7 @@ def test_imported_embeddings_train_and_score_as_the_cohorts_own_do(synthetic: Sy
     bundles = {}
     for encoder in ("stain", "mine"):
         training = Training(methods=("clam-sb",), inputs=(encoder,), folds=3, quick=True, options=("epochs=1",))
-        trained = train(Study(cohort.root, tmp_path / encoder), training, Spread(workers=0))
+        trained = train(TrainingRequest(cohort.root, tmp_path / encoder), training, Spread(workers=0))
         assert trained.exit_code == 0, trained.failed
         scored = score(cohort.root, tmp_path / encoder / "bundle", Resources(workers=0))
         assert (scored.exit_code, scored.failures) == (0, {})

@@ -7,7 +7,7 @@ import h5py
 import pytest
 
 from her2batch.errors import InputError, StoreError
-from her2batch.exchange.outgoing import MANIFEST, Exported, Order, export
+from her2batch.exchange.outgoing import MANIFEST, ExportRequest, ExportSummary, export
 from her2batch.store.cohort import Cohort, write_row
 from tests.exchange.stored_examples import BUNDLE, add_failed, cohort_of
 
@@ -23,8 +23,8 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def run(cohort: Cohort, to: str, out: Path, **more: object) -> Exported:
-    return export(Order(cohort.root, to, out, **more))
+def run(cohort: Cohort, to: str, out: Path, **more: object) -> ExportSummary:
+    return export(ExportRequest(cohort.root, to, out, **more))
 
 
 NAMES = {

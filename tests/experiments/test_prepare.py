@@ -9,13 +9,13 @@ import pytest
 
 from her2batch.errors import InputError
 from her2batch.experiments.prepare import annotated, prepare
-from her2batch.experiments.train import Study, job_of
+from her2batch.experiments.train import TrainingRequest, job_of
 from her2batch.experiments.units import Job
 from her2batch.settings import Training
 from her2batch.store.cohort import Cohort
 from her2batch.store.labels import read_labels
 from her2batch.store.reviews import Review, append
-from her2batch.training.methods import plan
+from her2batch.training.methods import plan_units
 from tests.conftest import Synthetic
 
 PATCHES = Training(methods=("svm",), inputs=("patches-moderate",), folds=3, quick=True)
@@ -23,7 +23,7 @@ PATCHES = Training(methods=("svm",), inputs=("patches-moderate",), folds=3, quic
 
 @pytest.fixture
 def job(synthetic: Synthetic, tmp_path: Path) -> Job:
-    return job_of(Study(synthetic.cohort, tmp_path / "run"), PATCHES)
+    return job_of(TrainingRequest(synthetic.cohort, tmp_path / "run"), PATCHES)
 
 
 def test_annotated_patches_have_the_class_they_lie_in(synthetic: Synthetic, job: Job) -> None:
@@ -55,7 +55,7 @@ def test_the_same_patches_are_drawn_again(synthetic: Synthetic, job: Job) -> Non
 
 
 def test_patch_methods_ask_for_annotations(synthetic: Synthetic, job: Job, tmp_path: Path) -> None:
-    work = plan(job.training, job.plan.encoders)
+    work = plan_units(job.training, job.plan.encoders)
     with pytest.raises(InputError, match="--annotations"):
         prepare(job, work, None, None, None)
     with pytest.raises(InputError, match="no folder"):
@@ -74,20 +74,20 @@ def test_a_class_without_annotated_patches_is_named(synthetic: Synthetic, job: J
         kept = [one for one in data["features"] if one["properties"]["classification"]["name"] != "3+"]
         (folder / path.name).write_text(json.dumps({**data, "features": kept}))
     with pytest.raises(InputError, match=r"class 3\+ at moderate"):
-        prepare(job, plan(job.training, job.plan.encoders), None, folder, None)
+        prepare(job, plan_units(job.training, job.plan.encoders), None, folder, None)
 
 
 def test_slides_too_small_for_a_single_patch_are_said_so(synthetic: Synthetic, tmp_path: Path) -> None:
     """At low resolution a patch is wider than these slides."""
     training = Training(methods=("svm",), inputs=("patches-low",), folds=3, quick=True)
-    job = job_of(Study(synthetic.cohort, tmp_path / "run"), training)
+    job = job_of(TrainingRequest(synthetic.cohort, tmp_path / "run"), training)
     with pytest.raises(InputError, match=r"no patch of class 0, 1\+, 2\+, 3\+ at low resolution.* another --input"):
-        prepare(job, plan(training, job.plan.encoders), None, synthetic.annotations, None)
+        prepare(job, plan_units(training, job.plan.encoders), None, synthetic.annotations, None)
 
 
 def test_labels_that_change_in_mid_run_are_refused(synthetic: Synthetic, tmp_path: Path) -> None:
-    job = job_of(Study(synthetic.cohort, tmp_path / "run"), Training(folds=3, quick=True))
-    work = plan(job.training, job.plan.encoders)
+    job = job_of(TrainingRequest(synthetic.cohort, tmp_path / "run"), Training(folds=3, quick=True))
+    work = plan_units(job.training, job.plan.encoders)
     prepare(job, work, synthetic.labels, None, None)
     lines = synthetic.labels.read_text().splitlines()
     (tmp_path / "labels.csv").write_text("\n".join(line for line in lines if not line.startswith("P001-1,")) + "\n")
@@ -100,8 +100,8 @@ def test_contradictions_are_listed_and_left_out(synthetic: Synthetic, tmp_path: 
     three = next(row for row in lines if row[2] == "3+")
     three[3] = "-"
     (tmp_path / "labels.csv").write_text("\n".join(",".join(row) for row in lines) + "\n")
-    job = job_of(Study(synthetic.cohort, tmp_path / "run"), Training(folds=3, quick=True))
-    prepare(job, plan(job.training, job.plan.encoders), tmp_path / "labels.csv", None, None)
+    job = job_of(TrainingRequest(synthetic.cohort, tmp_path / "run"), Training(folds=3, quick=True))
+    prepare(job, plan_units(job.training, job.plan.encoders), tmp_path / "labels.csv", None, None)
     excluded = [row for row in job.run.read("excluded").to_pylist() if row["reason"] == "contradiction"]
     assert [(row["slide_id"], row["task"]) for row in excluded] == [(three[0], "her2-3way")]
     assert "3+ with ISH -" in excluded[0]["words"]
@@ -112,9 +112,9 @@ def test_contradictions_are_listed_and_left_out(synthetic: Synthetic, tmp_path: 
 def test_a_cohort_without_labels_says_so(synthetic: Synthetic, tmp_path: Path) -> None:
     shutil.copytree(synthetic.cohort / "tables", tmp_path / "cohort" / "tables")
     shutil.copy(synthetic.cohort / "cohort.toml", tmp_path / "cohort" / "cohort.toml")
-    job = job_of(Study(tmp_path / "cohort", tmp_path / "run"), Training(folds=3))
+    job = job_of(TrainingRequest(tmp_path / "cohort", tmp_path / "run"), Training(folds=3))
     with pytest.raises(InputError, match="--labels"):
-        prepare(job, plan(job.training, job.plan.encoders), None, None, None)
+        prepare(job, plan_units(job.training, job.plan.encoders), None, None, None)
 
 
 def test_reviews_become_labels_where_they_are_asked_for(synthetic: Synthetic, tmp_path: Path) -> None:
@@ -128,8 +128,8 @@ def test_reviews_become_labels_where_they_are_asked_for(synthetic: Synthetic, tm
     found = {}
     for name, asked in (("plain", False), ("reviewed", True)):
         settings = PATCHES.model_copy(update={"methods": ("clam-sb",), "inputs": ("stain",), "reviews": asked})
-        job = job_of(Study(cohort.root, tmp_path / name), settings)
-        prepare(job, plan(settings, job.plan.encoders), None, None, None)
+        job = job_of(TrainingRequest(cohort.root, tmp_path / name), settings)
+        prepare(job, plan_units(settings, job.plan.encoders), None, None, None)
         labels = {one["slide_id"]: one["truth"] for one in job.run.read("labels").to_pylist()}
         found[name] = labels
         assert job.run.table("reviews").is_file() == asked

@@ -7,18 +7,18 @@ import pytest
 
 from her2batch.errors import InputError
 from her2batch.experiments.reproduce import reproduce
-from her2batch.experiments.train import Study
+from her2batch.experiments.train import TrainingRequest
 from her2batch.models.bundle import read_bundle
-from her2batch.runtime.ray_session import Session
+from her2batch.runtime.ray_session import RaySession
 from her2batch.settings import Spread, Training
 from tests.conftest import Synthetic
 
 MINIATURE = Training(folds=3, quick=True, options=("epochs=1", "search=false"), patches_per_slide=3)
 
 
-def test_every_row_of_the_paper_has_its_place(synthetic: Synthetic, tmp_path: Path, ray_session: Session) -> None:
+def test_every_row_of_the_paper_has_its_place(synthetic: Synthetic, tmp_path: Path, ray_session: RaySession) -> None:
     """Without annotations: the tables of thumbnails and of MIL; patches and the receptors have no data here."""
-    study = Study(synthetic.cohort, tmp_path / "run")
+    study = TrainingRequest(synthetic.cohort, tmp_path / "run")
     found = reproduce(study, MINIATURE, Spread(workers=0))
     assert found.exit_code == 0, found.trained.failed
     rows = found.tables.to_pylist()
@@ -39,4 +39,4 @@ def test_a_cohort_without_labels_for_any_row_says_so(synthetic: Synthetic, tmp_p
     labels = tmp_path / "labels.csv"
     labels.write_text("slide_id,patient_id,her2\nP001-1,P001,3+\n")
     with pytest.raises(InputError, match="none of the paper's rows"):
-        reproduce(Study(synthetic.cohort, tmp_path / "run", labels), MINIATURE, Spread(workers=0))
+        reproduce(TrainingRequest(synthetic.cohort, tmp_path / "run", labels), MINIATURE, Spread(workers=0))

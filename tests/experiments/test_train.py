@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.experiments.train import Study, resumed, train
+from her2batch.experiments.train import TrainingRequest, resumed, train
 from her2batch.models.bundle import read_bundle
-from her2batch.runtime.ingest import Order, ingest
-from her2batch.runtime.ray_session import Session
+from her2batch.runtime.ingest import IngestRequest, ingest
+from her2batch.runtime.ray_session import RaySession
 from her2batch.runtime.score import score
 from her2batch.settings import Plan, Resources, Spread, Training
 from her2batch.store.cohort import Cohort, write_row
-from her2batch.store.training_run import Run
+from her2batch.store.training_run import TrainingRun
 from tests.conftest import Synthetic
 
 TABLES = ("folds", "labels", "excluded", "predictions", "metrics")
@@ -29,13 +29,13 @@ QUICK = Training(methods=("clam-sb", "dtfd-afs"), folds=3, quick=True, options=(
 
 
 def tables(run: Path) -> dict[str, bytes]:
-    return {name: Run(run).table(name).read_bytes() for name in TABLES}
+    return {name: TrainingRun(run).table(name).read_bytes() for name in TABLES}
 
 
 @pytest.fixture(scope="module")
-def trained(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory, ray_session: Session) -> Path:
+def trained(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory, ray_session: RaySession) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
-    found = train(Study(synthetic.cohort, out), QUICK, Spread(workers=2))
+    found = train(TrainingRequest(synthetic.cohort, out), QUICK, Spread(workers=2))
     assert found.exit_code == 0, found.failed
     return out
 
@@ -52,7 +52,7 @@ def test_a_run_holds_what_the_contract_says(trained: Path) -> None:
 
 
 def test_the_plain_loop_gives_the_same_bytes(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
-    found = train(Study(synthetic.cohort, tmp_path / "run"), QUICK, Spread(workers=0))
+    found = train(TrainingRequest(synthetic.cohort, tmp_path / "run"), QUICK, Spread(workers=0))
     assert found.exit_code == 0
     assert tables(tmp_path / "run") == tables(trained)
     plain, ray = read_bundle(tmp_path / "run" / "bundle"), read_bundle(trained / "bundle")
@@ -79,7 +79,7 @@ def test_the_same_command_has_nothing_left_to_do(synthetic: Synthetic, trained: 
 
 def test_other_settings_are_refused(synthetic: Synthetic, trained: Path) -> None:
     with pytest.raises(InputError, match=r"training\.seed"):
-        train(Study(synthetic.cohort, trained), QUICK.model_copy(update={"seed": 1}), Spread(workers=0))
+        train(TrainingRequest(synthetic.cohort, trained), QUICK.model_copy(update={"seed": 1}), Spread(workers=0))
 
 
 def test_a_damaged_unit_is_trained_again(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
@@ -137,8 +137,10 @@ def test_ingest_with_the_bundle_says_what_score_says(synthetic: Synthetic, train
     for path in sorted(synthetic.scans.glob("*-1.svs"))[:2]:
         (scans / path.name).symlink_to(path)
     plain, direct = tmp_path / "plain", tmp_path / "direct"
-    ingest(Order(scans, plain, labels=synthetic.labels), Plan(), Resources(workers=0))
-    ingest(Order(scans, direct, bundle=trained / "bundle", labels=synthetic.labels), Plan(), Resources(workers=0))
+    ingest(IngestRequest(scans, plain, labels=synthetic.labels), Plan(), Resources(workers=0))
+    ingest(
+        IngestRequest(scans, direct, bundle=trained / "bundle", labels=synthetic.labels), Plan(), Resources(workers=0)
+    )
     found = score(plain, trained / "bundle", Resources(workers=0))
     assert (found.scored, found.failures) == (2, {})
     for table in (f"predictions/{found.bundle.id}", f"attention/{found.bundle.id}"):
@@ -164,7 +166,7 @@ def refused(cohort: Path, out: Path, labels: str, match: str, **training: object
     path = out.parent / "labels.csv"
     path.write_text(labels)
     with pytest.raises(InputError, match=match):
-        train(Study(cohort, out, path), QUICK.model_copy(update=training), Spread(workers=0))
+        train(TrainingRequest(cohort, out, path), QUICK.model_copy(update=training), Spread(workers=0))
     assert not (out / "units").exists()
 
 
@@ -214,7 +216,7 @@ def test_bad_embeddings_stop_before_any_training(synthetic: Synthetic, tmp_path:
     kept = path.read_bytes()
     spoiled = type(table["embedding"].combine_chunks()).from_arrays(values, table["embedding"].type.list_size)
     pq.write_table(table.set_column(2, "embedding", spoiled), path)
-    study = Study(tmp_path / "cohort", tmp_path / "run")
+    study = TrainingRequest(tmp_path / "cohort", tmp_path / "run")
     with pytest.raises(InputError, match="no numbers"):
         train(study, QUICK, Spread(workers=0))
     path.unlink()

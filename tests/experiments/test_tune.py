@@ -6,21 +6,21 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.experiments.train import Study
+from her2batch.experiments.train import TrainingRequest
 from her2batch.experiments.tune import tune
-from her2batch.runtime.ray_session import Session
+from her2batch.runtime.ray_session import RaySession
 from her2batch.settings import Spread, Training
-from her2batch.store.training_run import Run
+from her2batch.store.training_run import TrainingRun
 from tests.conftest import Synthetic
 
 SEARCH = Training(methods=("clam-sb",), folds=3, quick=True, options=("epochs=2",))
 
 
-def test_a_search_ends_in_a_bundle(synthetic: Synthetic, tmp_path: Path, ray_session: Session) -> None:
-    study = Study(synthetic.cohort, tmp_path / "run")
+def test_a_search_ends_in_a_bundle(synthetic: Synthetic, tmp_path: Path, ray_session: RaySession) -> None:
+    study = TrainingRequest(synthetic.cohort, tmp_path / "run")
     found = tune(study, SEARCH, 2, 1, Spread(workers=2))
     assert found.exit_code == 0, found.trained.failed
-    rows = Run(tmp_path / "run").read("trials").to_pylist()
+    rows = TrainingRun(tmp_path / "run").read("trials").to_pylist()
     assert len(rows) == 2
     assert all(set(json.loads(row["settings"])) >= {"lr", "dropout"} for row in rows)
     best = min(rows, key=lambda row: row["val_loss"])
@@ -34,15 +34,15 @@ def test_the_test_part_is_not_there_while_it_searches(synthetic: Synthetic, tmp_
     """rehearse() trains with the unit's training and validation positions only: its lesson knows no other rows."""
     from her2batch.experiments.prepare import prepare
     from her2batch.experiments.train import job_of
-    from her2batch.experiments.units import _lesson, part_of
+    from her2batch.experiments.units import _training_data, part_of
     from her2batch.store.training_run import Unit
-    from her2batch.training.methods import plan
+    from her2batch.training.methods import plan_units
 
-    job = job_of(Study(synthetic.cohort, tmp_path / "run"), SEARCH)
-    prepare(job, plan(job.training, job.plan.encoders), None, None, None)
+    job = job_of(TrainingRequest(synthetic.cohort, tmp_path / "run"), SEARCH)
+    prepare(job, plan_units(job.training, job.plan.encoders), None, None, None)
     unit = Unit("her2-3way", "clam-sb", "stain", 0)
     part = part_of(job.run, unit)
-    lesson = _lesson(job, unit, part)
+    lesson = _training_data(job, unit, part)
     used = {lesson.data.slide_ids[k] for k in (*lesson.fold.train, *lesson.fold.val)}
     assert not used & {part.slide_ids[k] for k in part.rows("test")}
 
@@ -50,4 +50,10 @@ def test_the_test_part_is_not_there_while_it_searches(synthetic: Synthetic, tmp_
 @pytest.mark.parametrize("methods", [("svm",), ("clam-sb", "clam-mb")])
 def test_what_can_not_be_searched_is_refused(methods: tuple[str, ...], synthetic: Synthetic, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"inside each fold|one task"):
-        tune(Study(synthetic.cohort, tmp_path / "run"), Training(methods=methods, folds=3), 2, 1, Spread(workers=1))
+        tune(
+            TrainingRequest(synthetic.cohort, tmp_path / "run"),
+            Training(methods=methods, folds=3),
+            2,
+            1,
+            Spread(workers=1),
+        )

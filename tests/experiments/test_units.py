@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from her2batch.experiments.prepare import prepare
-from her2batch.experiments.train import Study, job_of
+from her2batch.experiments.train import TrainingRequest, job_of
 from her2batch.experiments.units import Job, part_of, run_unit, tissue_patches
 from her2batch.settings import Training
 from her2batch.store.training_run import Unit
-from her2batch.training.methods import plan
+from her2batch.training.methods import plan_units
 from tests.conftest import Synthetic
 
 GIVEN = "patches-high"
@@ -22,9 +22,11 @@ STUDY = Training(
 
 @pytest.fixture(scope="module")
 def job(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    study = Study(synthetic.cohort, tmp_path_factory.mktemp("units") / "run", annotations=synthetic.annotations)
+    study = TrainingRequest(
+        synthetic.cohort, tmp_path_factory.mktemp("units") / "run", annotations=synthetic.annotations
+    )
     job = job_of(study, STUDY)
-    prepare(job, plan(job.training, job.plan.encoders), None, synthetic.annotations, None)
+    prepare(job, plan_units(job.training, job.plan.encoders), None, synthetic.annotations, None)
     return job
 
 

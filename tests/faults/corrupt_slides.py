@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from her2batch.errors import SlideError
-from her2batch.slides.fingerprint import check_directories, fingerprint, is_tiff
+from her2batch.slides.fingerprint import check_directories, fingerprint_slide, is_tiff
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box, Slide, boxes_over
 
@@ -76,7 +76,7 @@ class Looker:
 def look(path: Path) -> tuple[str, str | None]:
     """What an ingest would make of a file: (code, digest of its pixels)."""
     try:
-        prints = fingerprint([path])
+        prints = fingerprint_slide([path])
         with open_slide(path) as slide:
             slide.info = slide.info.with_mpp(0.5)
             slide.validate(prints.holes)

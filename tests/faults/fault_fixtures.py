@@ -17,9 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
-from her2batch.runtime.ingest import Order, Summary, ingest
+from her2batch.runtime.ingest import IngestRequest, IngestSummary, ingest
 from her2batch.settings import Plan, Resources
-from her2batch.store.audit import sound, verify
+from her2batch.store.audit import is_intact, verify
 from her2batch.store.cohort import Cohort
 from tests.conftest import tissue_image, write_slide
 from tests.runtime.test_ingest import contents
@@ -67,9 +67,9 @@ def make_lab(folder: Path) -> Lab:
     return Lab(scans, contents(folder / "reference"))
 
 
-def plain(scans: Path, out: Path, **more: object) -> Summary:
+def plain(scans: Path, out: Path, **more: object) -> IngestSummary:
     """Ingest in this process, one slide after the other: the reference, and how a killed run is resumed."""
-    return ingest(Order(scans, out, **more), Plan(), PLAIN)
+    return ingest(IngestRequest(scans, out, **more), Plan(), PLAIN)
 
 
 def command(scans: Path, out: Path, workers: int = 2, *more: str) -> list[str]:
@@ -109,7 +109,7 @@ def whole_slides(out: Path) -> None:
     """Every slide that is there now is there whole: each of its files has the size and the bytes its row says."""
     cohort = Cohort(out)
     rows = cohort.rows() if cohort.slides.is_dir() else {}
-    wrong = [row["slide_id"] for row in rows.values() if not sound(cohort, row)]
+    wrong = [row["slide_id"] for row in rows.values() if not is_intact(cohort, row)]
     assert wrong == []
 
 

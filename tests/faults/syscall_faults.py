@@ -25,9 +25,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from her2batch.errors import Her2BatchError
-from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources
-from her2batch.store.audit import sound, verify
+from her2batch.store.audit import is_intact, verify
 from her2batch.store.cohort import Cohort
 from tests.runtime.test_ingest import contents
 
@@ -120,7 +120,7 @@ def look(root: Path, reference: Path) -> dict[str, object]:
     left = [path.name for path in [*root.glob(".draft-*"), *root.rglob(".*.part")]]
     problems = [f"{one.path.name}: {one.what}" for one in verify(cohort)] if cohort.settings.exists() else []
     return {
-        "torn": [row["slide_id"] for row in rows if not sound(cohort, row)],
+        "torn": [row["slide_id"] for row in rows if not is_intact(cohort, row)],
         "left": left,
         "problems": problems,
         "same": contents(root) == contents(reference),
@@ -144,7 +144,7 @@ def main() -> None:
 
     def run() -> int:
         try:
-            return ingest(Order(given.scans, given.out), Plan(), Resources(workers=0)).exit_code
+            return ingest(IngestRequest(given.scans, given.out), Plan(), Resources(workers=0)).exit_code
         except Her2BatchError as error:
             sys.stderr.write(json.dumps({"said": str(error)}) + "\n")
             return error.exit_code

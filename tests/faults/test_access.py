@@ -16,7 +16,7 @@ import grpc
 import psutil
 import pytest
 
-from her2batch.runtime.ray_session import Session
+from her2batch.runtime.ray_session import RaySession
 from tests.conftest import MakeSlide, Synthetic
 from tests.nightly.scanner import write_toml
 
@@ -80,7 +80,7 @@ def asked_by_http(port: int, method: str, path: str) -> tuple[int, str]:
         connection.close()
 
 
-def test_whoever_asks_without_the_token_gets_nothing(ray_session: Session) -> None:
+def test_whoever_asks_without_the_token_gets_nothing(ray_session: RaySession) -> None:
     pids = ours(psutil.Process())
     ports = {port for _, port, _ in open_to(pids)}
     assert ports
@@ -96,7 +96,7 @@ def test_whoever_asks_without_the_token_gets_nothing(ray_session: Session) -> No
             assert not counts or "/scans" not in body
 
 
-def test_the_token_would_have_opened_the_door(ray_session: Session) -> None:
+def test_the_token_would_have_opened_the_door(ray_session: RaySession) -> None:
     """Else the test above would pass against a closed port."""
     token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
     assert token.stat().st_mode & 0o777 == 0o600

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import StoreError
-from her2batch.files.locks import held, hold
-from her2batch.pipeline.queue import Queue, next_time
+from her2batch.files.locks import is_locked, lock_folder
+from her2batch.pipeline.queue import SlideQueue, next_time
 from her2batch.store.cohort import Cohort
 from tests.faults.fault_fixtures import Lab, clean, command, plain, same
 from tests.runtime.test_ingest import contents
@@ -92,12 +92,12 @@ def test_files_from_another_time_are_read_once(lab: Lab, tmp_path: Path, when: f
 
 @pytest.mark.parametrize("when", [0, 4e9], ids=["1970", "2096"])
 def test_a_lock_is_held_as_long_as_its_process_lives_whatever_its_time(tmp_path: Path, when: float) -> None:
-    with hold(tmp_path):
+    with lock_folder(tmp_path):
         os.utime(tmp_path / ".lock", (when, when))
-        assert held(tmp_path)
-        with pytest.raises(StoreError, match="is in use"), hold(tmp_path):
+        assert is_locked(tmp_path)
+        with pytest.raises(StoreError, match="is in use"), lock_folder(tmp_path):
             pass
-    assert not held(tmp_path)
+    assert not is_locked(tmp_path)
 
 
 # -- nights on which the clocks change -----------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_a_window_ends_when_the_clock_on_the_wall_says_so(berlin: None, begin: s
     found = next_time(until, at(begin).astimezone())
     assert found == at(end)
     moment = [at(begin)]
-    queue = Queue(until=found, clock=lambda: moment[0].astimezone())
+    queue = SlideQueue(until=found, clock=lambda: moment[0].astimezone())
     assert not queue.closed()
     moment[0] = at(end) - timedelta(seconds=1)
     assert not queue.closed()

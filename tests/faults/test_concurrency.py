@@ -16,14 +16,14 @@ import psutil
 import pyarrow.dataset
 import pytest
 
-from her2batch.models.encoders import dim_of
-from her2batch.pipeline.queue import Queue
-from her2batch.pipeline.stages import Context
-from her2batch.pipeline.worker import Worker
-from her2batch.runtime.ingest import Order, ingest
-from her2batch.runtime.ray_session import Session
-from her2batch.runtime.scheduler import share
-from her2batch.runtime.serial import plain as plain_loop
+from her2batch.models.encoders import embedding_dim
+from her2batch.pipeline.queue import SlideQueue
+from her2batch.pipeline.stages import StageContext
+from her2batch.pipeline.worker import SlideWorker
+from her2batch.runtime.ingest import IngestRequest, ingest
+from her2batch.runtime.ray_session import RaySession
+from her2batch.runtime.scheduler import run_on_ray
+from her2batch.runtime.serial import run_serially as plain_loop
 from her2batch.runtime.telemetry import Meters
 from her2batch.settings import Plan, Resources
 from her2batch.slides.pyramid import Pyramid
@@ -151,7 +151,7 @@ def truncated(path: Path) -> None:
 
 
 @dataclass
-class Disturbed(Worker):
+class Disturbed(SlideWorker):
     """A worker that has something done to its slide before a stage, or before the commit."""
 
     stage: str = ""
@@ -180,8 +180,8 @@ def test_a_slide_that_changes_under_the_reader_keeps_its_old_result_until_it_is_
     plain(scans, out)
     old = contents(out)
     cohort = Cohort(out)
-    context = Context(Plan(), dims={"stain": dim_of("stain")})
-    stages = [one.name for one in _slide_stages(Worker(cohort, context))]
+    context = StageContext(Plan(), dims={"stain": embedding_dim("stain")})
+    stages = [one.name for one in _slide_stages(SlideWorker(cohort, context))]
     where = {"first": stages[0], "last": stages[-1]}.get(stage, stage)
     worker = Disturbed(cohort, context, stage=where, disturb=disturb)
     for _ in range(2):  # the scan was repeated; while that is read it is disturbed, and the next time again
@@ -197,7 +197,7 @@ def test_a_slide_that_changes_under_the_reader_keeps_its_old_result_until_it_is_
     clean(out)
 
 
-def _slide_stages(worker: Worker):
+def _slide_stages(worker: SlideWorker):
     before, after = worker._split()
     return [one for one in (*before, *after) if one.over == "slide"]
 
@@ -206,27 +206,27 @@ def _slide_stages(worker: Worker):
 
 
 @pytest.mark.slow
-def test_one_two_or_four_workers_change_no_byte(lab: Lab, tmp_path: Path, ray_session: Session) -> None:
+def test_one_two_or_four_workers_change_no_byte(lab: Lab, tmp_path: Path, ray_session: RaySession) -> None:
     for workers in (1, 2, 4):
-        summary = ingest(Order(lab.scans, tmp_path / str(workers)), Plan(), Resources(workers=workers))
+        summary = ingest(IngestRequest(lab.scans, tmp_path / str(workers)), Plan(), Resources(workers=workers))
         assert summary.exit_code == 0
         same(tmp_path / str(workers), lab.reference)
 
 
 @pytest.mark.slow
 def test_a_huge_slide_among_small_ones_and_a_slow_worker_change_no_byte(
-    tmp_path: Path, ray_session: Session, make_slide: Callable
+    tmp_path: Path, ray_session: RaySession, make_slide: Callable
 ) -> None:
     """The huge one is shared between the workers; one of them stands still for two seconds in the middle."""
     make_slide("huge.tiff", size=(5000, 4600), brown=0.4)
     for k in range(4):
         make_slide(f"small{k}.tiff", seed=k, size=(900, 900))
     scans, session = tmp_path / "scans", replace(ray_session, workers=2)
-    reference = Worker(*_cohort(tmp_path / "plain"))
-    list(plain_loop(reference, Queue(todos(scans, reference))))
-    worker = Worker(*_cohort(tmp_path / "c"), range_batches=1, split_batches=1)
+    reference = SlideWorker(*_cohort(tmp_path / "plain"))
+    list(plain_loop(reference, SlideQueue(todos(scans, reference))))
+    worker = SlideWorker(*_cohort(tmp_path / "c"), range_batches=1, split_batches=1)
     slowed: list[psutil.Process] = []
-    for _ in share(session, worker, Queue(todos(scans, worker)), Resources(workers=2), Meters()):
+    for _ in run_on_ray(session, worker, SlideQueue(todos(scans, worker)), Resources(workers=2), Meters()):
         if not slowed:
             slowed = named(os.getpid(), "ray::Actor")[:1]
             slowed[0].suspend()
@@ -235,10 +235,10 @@ def test_a_huge_slide_among_small_ones_and_a_slow_worker_change_no_byte(
     assert contents(tmp_path / "plain") == contents(tmp_path / "c")
 
 
-def _cohort(out: Path) -> tuple[Cohort, Context]:
+def _cohort(out: Path) -> tuple[Cohort, StageContext]:
     cohort = Cohort(out)
     cohort.create(Plan(tile=64))
-    return cohort, Context(Plan(tile=64), dims={"stain": dim_of("stain")})
+    return cohort, StageContext(Plan(tile=64), dims={"stain": embedding_dim("stain")})
 
 
 def test_the_order_in_which_slides_come_changes_no_byte(lab: Lab, tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ import sys
 from pathlib import Path
 from her2batch.runtime import ray_session as session
 session.OBJECT_STORE = 80_000_000
-session.PLACE = Path(sys.argv.pop(1))
+session.RAY_FOLDER = Path(sys.argv.pop(1))
 from her2batch.cli.app import main
 main()
 """

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import REMEDIES
-from her2batch.runtime.ingest import Order, ingest
-from her2batch.runtime.ray_session import Session
+from her2batch.runtime.ingest import IngestRequest, ingest
+from her2batch.runtime.ray_session import RaySession
 from her2batch.settings import Plan, Resources
 from tests.conftest import tissue_image, write_slide
 from tests.faults.corrupt_slides import GARBAGE, Looker, Seen, flipped, spots_of
@@ -123,19 +123,19 @@ def check_flips(times: int, path: Path, lookers: tuple[Looker, Looker], folder: 
 
 
 def test_a_folder_of_damaged_slides_costs_the_good_ones_nothing(
-    tmp_path: Path, seed: Callable, ray_session: Session
+    tmp_path: Path, seed: Callable, ray_session: RaySession
 ) -> None:
     scans = tmp_path / "scans"
     scans.mkdir()
     good = [write_slide(scans / f"good{k}.tiff", tissue_image(1400, 1200, seed=k, brown=0.3)) for k in range(2)]
     run = partial(ingest, plan=Plan(mpp_override=0.5), resources=Resources(workers=2), session=ray_session)
-    assert ingest(Order(scans, tmp_path / "quiet"), Plan(mpp_override=0.5), Resources(workers=0)).exit_code == 0
+    assert ingest(IngestRequest(scans, tmp_path / "quiet"), Plan(mpp_override=0.5), Resources(workers=0)).exit_code == 0
     for kind in USUAL:
         for k, harm in enumerate(LOSSES.values() if kind != "dicom" else [cut]):  # files of one series are one slide
             path = seed(kind)
             (scans / f"{kind}-{k}{path.suffix}").write_bytes(next(harm(path.read_bytes(), 1, 3)))
     damaged = len(list(scans.iterdir())) - len(good)
-    summary = run(Order(scans, tmp_path / "c"))
+    summary = run(IngestRequest(scans, tmp_path / "c"))
     assert (summary.done, summary.failed, summary.exit_code) == (len(good), damaged, 3)
     assert set(codes(summary).values()) <= REFUSED
     ours, theirs = contents(tmp_path / "quiet"), contents(tmp_path / "c")

@@ -34,13 +34,13 @@ from pathlib import Path
 from her2batch.errors import Her2BatchError
 from her2batch.runtime import ingest as job
 from her2batch.settings import Plan, Resources
-job.LEAST_FREE = 0  # else a small disk is refused at once
+job.MIN_FREE_BYTES = 0  # else a small disk is refused at once
 scans, disk = Path(sys.argv[1]), Path(sys.argv[2])
 ballast = disk / "ballast"
 ballast.write_bytes(bytes(int(sys.argv[3])))
 def run():
     try:
-        return job.ingest(job.Order(scans, disk / "c"), Plan(), Resources(workers=0)).exit_code
+        return job.ingest(job.IngestRequest(scans, disk / "c"), Plan(), Resources(workers=0)).exit_code
     except Her2BatchError as error:
         print(error, flush=True)
         return error.exit_code

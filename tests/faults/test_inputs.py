@@ -18,15 +18,15 @@ from her2batch.errors import Her2BatchError, InputError, SlideError
 from her2batch.exchange.annotations import read_annotations
 from her2batch.settings import Overnight, from_toml
 from her2batch.slides import jpeg
-from her2batch.slides.discover import find
+from her2batch.slides.discover import discover_slides
 from her2batch.slides.fingerprint import check_directories
 from her2batch.slides.ndpi import NdpiSlide
 from her2batch.slides.slide import Box
-from her2batch.slides.tiff_slide import TiffSlide
+from her2batch.slides.tiff_slide import TiledTiffSlide
 from her2batch.slides.tiff_tables import TileTable, vendor
 from her2batch.store import row_cache
 from her2batch.store.labels import COLUMNS, read_labels
-from her2batch.store.run_log import lines
+from her2batch.store.run_log import log_entries
 from tests.conftest import tissue_image
 from tests.slides.ndpi import write_ndpi
 
@@ -77,7 +77,7 @@ def checked(table: TileTable, size: int) -> None:
     assert (table.offsets[there] + table.counts[there] <= size).all()
 
 
-def check_tiff(path: Path, opener: Callable[[Path], TiffSlide]) -> None:
+def check_tiff(path: Path, opener: Callable[[Path], TiledTiffSlide]) -> None:
     try:
         vendor(path)
         check_directories(path, high_words=path.suffix == ".ndpi")
@@ -98,7 +98,7 @@ class TestSlides:
     def test_tiff(self, edits: list, tiff: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.tiff"
         path.write_bytes(edited(tiff, edits))
-        check_tiff(path, TiffSlide)
+        check_tiff(path, TiledTiffSlide)
 
     @fuzz
     @given(edits=EDITS)
@@ -113,7 +113,7 @@ class TestSlides:
     def test_tiff_long(self, edits: list, tiff: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.tiff"
         path.write_bytes(edited(tiff, edits))
-        check_tiff(path, TiffSlide)
+        check_tiff(path, TiledTiffSlide)
 
     @pytest.mark.slow
     @FUZZ_LONG
@@ -132,7 +132,7 @@ class TestSlides:
             assert size is None or len(size) == 2
         assert isinstance(jpeg.ends(data), bool)
         with pytest.raises(ValueError):  # noqa: PT011  (simplejpeg's words are its own)
-            jpeg.decode(start + data + jpeg.EOI)
+            jpeg.decode_jpeg(start + data + jpeg.EOI)
 
     @fuzz
     @given(edits=EDITS, head=st.sampled_from(["dicom", "vms"]))
@@ -144,7 +144,7 @@ class TestSlides:
         whole = (real_data / "slides/sm_image.dcm").read_bytes()[:4000]
         data = whole if head == "dicom" else b"[VMS]\nImageFile(0,1)=../a.jpg\nMapFile=/etc/passwd\n"
         (folder / f"a.{'dcm' if head == 'dicom' else 'vms'}").write_bytes(edited(data, edits))
-        assert len(find(folder).slides) + len(find(folder).ignored) >= 1
+        assert len(discover_slides(folder).slides) + len(discover_slides(folder).ignored) >= 1
 
 
 def read(reader: Callable[[Path], object], path: Path) -> object:
@@ -305,4 +305,4 @@ class TestOwnFiles:
         path = tmp_path_factory.getbasetemp() / "fuzz.jsonl"
         whole = b'{"at": "x", "event": "started"}\n{"at": "y", "event": "slide", "slide_id": "a"}\n' * 3
         path.write_bytes(edited(whole, edits))
-        assert all(isinstance(event, dict) and event["event"] for _, event in lines(path))
+        assert all(isinstance(event, dict) and event["event"] for _, event in log_entries(path))

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from her2batch.runtime.ingest import Order, ingest
-from her2batch.runtime.ray_session import Session
+from her2batch.runtime.ingest import IngestRequest, ingest
+from her2batch.runtime.ray_session import RaySession
 from her2batch.settings import Plan, Resources
 from tests.faults.fault_fixtures import (
     TRIES,
@@ -255,12 +255,12 @@ def test_a_killed_reader_costs_nothing(lab: Lab, tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("pool", ["reader", "model"])
 def test_actors_killed_at_random_moments_cost_nothing(
-    lab: Lab, tmp_path: Path, pool: str, ray_session: Session, small_weights: Path
+    lab: Lab, tmp_path: Path, pool: str, ray_session: RaySession, small_weights: Path
 ) -> None:
     """Two deaths a run, so that none can be a slide's third; with a (declared) GPU the model has workers of its own."""
     plan = Plan() if pool == "reader" else Plan(encoders=("timm:test_vit",))
     session = replace(ray_session, workers=2, gpus=0 if pool == "reader" else 1)
-    order = Order(lab.scans, tmp_path / "plain", weights=small_weights)
+    order = IngestRequest(lab.scans, tmp_path / "plain", weights=small_weights)
     ingest(order, plan, Resources(workers=0))
     reference = contents(tmp_path / "plain")
     for k, after in enumerate(moments(pool, min(10, TRIES // 2), 0.5)):

@@ -12,8 +12,8 @@ import numpy as np
 import psutil
 import tifffile
 
-from her2batch.runtime.ingest import Order, ingest
-from her2batch.runtime.ray_session import OBJECT_STORE, Session
+from her2batch.runtime.ingest import IngestRequest, ingest
+from her2batch.runtime.ray_session import OBJECT_STORE, RaySession
 from her2batch.settings import Plan, Resources
 from her2batch.store.cohort import Cohort
 from her2batch.vision import tile_grid
@@ -29,7 +29,7 @@ def test_glass_alone_is_a_slide_with_no_tiles(tmp_path: Path, make_slide: MakeSl
         path, rgb, tile=(256, 256), photometric="rgb", compression="jpeg", resolution=(1e4 / MPP,) * 2,
         resolutionunit="CENTIMETER", metadata=None,
     )  # fmt: skip
-    found = ingest(Order(path.parent, tmp_path / "c"), Plan(), Resources(workers=0))
+    found = ingest(IngestRequest(path.parent, tmp_path / "c"), Plan(), Resources(workers=0))
     assert [(row["status"], row["n_tiles"], "no-tissue" in row["flags"]) for row in found.slides] == [("done", 0, True)]
     cohort = Cohort(tmp_path / "c")
     assert {name: cohort.read(name, "glass").num_rows for name in cohort.names() if name != "slides"} == {
@@ -40,9 +40,9 @@ def test_glass_alone_is_a_slide_with_no_tiles(tmp_path: Path, make_slide: MakeSl
 def test_a_million_tiles_are_planned_in_little_memory() -> None:
     """A slide of 448,000 px, four times as wide as any: its grid, and the blocks it is read in."""
     before = psutil.Process().memory_info().rss
-    tiles = tile_grid.plan(448_000, 448_000, MPP, 0.5, 224)
+    tiles = tile_grid.plan_tiles(448_000, 448_000, MPP, 0.5, 224)
     assert len(tiles) == 1_000_000
-    blocks = tile_grid.blocks(tiles, (1.0, 1.0), (256, 256), (448_000, 448_000))
+    blocks = tile_grid.plan_blocks(tiles, (1.0, 1.0), (256, 256), (448_000, 448_000))
     assert sum(len(one.tiles) for one in blocks) == 1_000_000
     assert psutil.Process().memory_info().rss - before < 1e9
 
@@ -50,7 +50,7 @@ def test_a_million_tiles_are_planned_in_little_memory() -> None:
 # -- Ray's object store, and memory that is not there ----------------------------------------------------------
 
 
-def test_rays_object_store_is_capped_at_200_mb(ray_session: Session) -> None:
+def test_rays_object_store_is_capped_at_200_mb(ray_session: RaySession) -> None:
     assert OBJECT_STORE == 200_000_000
     assert ray_session.ray.cluster_resources()["object_store_memory"] <= OBJECT_STORE
 
@@ -58,13 +58,13 @@ def test_rays_object_store_is_capped_at_200_mb(ray_session: Session) -> None:
 SHORT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
-from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources
 scans, out, more = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-ingest(Order(scans / "warm", out / "warm"), Plan(), Resources(workers=0))  # all that is ever loaded is loaded
+ingest(IngestRequest(scans / "warm", out / "warm"), Plan(), Resources(workers=0))  # all that is ever loaded is loaded
 held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (held + more, held + more))
-found = ingest(Order(scans / "given", out / "c"), Plan(), Resources(workers=0))
+found = ingest(IngestRequest(scans / "given", out / "c"), Plan(), Resources(workers=0))
 print(*(f"{row['slide_id']}={row['error_code']}" for row in found.slides))
 """
 

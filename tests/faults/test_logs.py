@@ -8,7 +8,7 @@ import pytest
 
 from her2batch.settings import Plan
 from her2batch.store.cohort import Cohort
-from her2batch.store.run_log import Journal, latest, lines
+from her2batch.store.run_log import RunLog, latest_log, log_entries
 from tests.faults.fault_fixtures import Lab, clean, command, needs_mount, needs_strace, plain, same
 from tests.faults.test_disk import in_namespace
 
@@ -50,9 +50,9 @@ def test_notes_on_a_slow_disk_cost_time_and_nothing_else(lab: Lab, tmp_path: Pat
     plain(scans, tmp_path / "reference")
     slow = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(tmp_path / "log"), "--trace=write"]
     subprocess.run([*slow, "--inject=write:delay_enter=20000", *command(scans, tmp_path / "c", 0)], check=True)
-    journal = latest(Cohort(tmp_path / "c"))
+    journal = latest_log(Cohort(tmp_path / "c"))
     assert journal is not None
-    assert [event["event"] for _, event in lines(journal)] == ["started", "slide", "progress", "ended"]
+    assert [event["event"] for _, event in log_entries(journal)] == ["started", "slide", "progress", "ended"]
     clean(tmp_path / "c")
 
 
@@ -63,6 +63,6 @@ def test_a_journal_that_cannot_be_opened_is_done_without(
     cohort = Cohort(tmp_path / "c")
     cohort.create(Plan())
     (cohort.runs / "ingest-x.jsonl").mkdir(parents=True)
-    with Journal(cohort, "ingest-x") as journal:
+    with RunLog(cohort, "ingest-x") as journal:
         journal.say("started")
     assert (cohort.runs / "ingest-x.jsonl").is_dir()

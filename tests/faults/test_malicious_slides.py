@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from her2batch.errors import REMEDIES
-from her2batch.slides.discover import find
+from her2batch.slides.discover import discover_slides
 from tests.faults.corrupt_slides import LIMIT_BYTES, LIMIT_S, Looker
 from tests.faults.malicious_slides import HOSTILE
 from tests.runtime.test_ingest import contents, run
@@ -52,7 +52,7 @@ def test_a_search_of_the_folder_unpacks_and_follows_nothing(tmp_path: Path) -> N
     for name in looked_into:
         (tmp_path / name).write_bytes(HOSTILE[name]())
     before = psutil.Process().memory_info().rss
-    found = find(tmp_path)
+    found = discover_slides(tmp_path)
     assert len(found.slides) == len(looked_into)
     assert psutil.Process().memory_info().rss - before < 100_000_000
 

@@ -20,7 +20,7 @@ from her2batch.errors import InputError, WeightsError
 from her2batch.files.atomic import sha256
 from her2batch.files.parquet import MOST_ROWS, read_parquet, write_parquet
 from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, save_bundle
-from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.score import score
 from her2batch.settings import Plan, Resources
 from her2batch.store.audit import verify
@@ -73,7 +73,7 @@ def test_weights_with_a_payload_stop_the_run_before_its_first_slide(
 ) -> None:
     make_slide(size=(600, 500))
     pickled(tmp_path / f"test_vit{suffix}", payload)
-    order = Order(tmp_path / "scans", tmp_path / "c", weights=tmp_path / f"test_vit{suffix}")
+    order = IngestRequest(tmp_path / "scans", tmp_path / "c", weights=tmp_path / f"test_vit{suffix}")
     with pytest.raises(WeightsError, match=rf"test_vit\{suffix}"):
         ingest(order, Plan(encoders=("timm:test_vit",)), PLAIN)
     assert not payload.place.exists()
@@ -87,7 +87,7 @@ def rebuilt(folder: Path, entry: ModelEntry, file: Path, **more: object) -> Bund
     return save_bundle(folder, info, {entry.file: file})
 
 
-def refused(order: Order, cohort: Path, words: str) -> None:
+def refused(order: IngestRequest, cohort: Path, words: str) -> None:
     """Neither an ingest nor a score begins; no slide gets a row."""
     with pytest.raises(InputError, match=words):
         ingest(order, Plan(), PLAIN)
@@ -104,7 +104,7 @@ def test_a_bundle_with_a_pickle_in_it_is_refused(
     bundle = untrained(tmp_path / "bundle")
     (bundle.path / name).parent.mkdir(exist_ok=True)
     pickled(bundle.path / name, payload)
-    refused(Order(tmp_path / "scans", tmp_path / "c", bundle=bundle.path), synthetic.cohort, "can run code")
+    refused(IngestRequest(tmp_path / "scans", tmp_path / "c", bundle=bundle.path), synthetic.cohort, "can run code")
     assert not payload.place.exists()
 
 
@@ -124,7 +124,7 @@ def test_a_skops_head_with_a_payload_is_refused(
     info = BundleInfo(her2batch="0.1.0", tasks=("her2-4way",), licence="none", models=(net, head))
     files = {one.file: tmp_path / one.file for one in (net, head)}
     bundle = save_bundle(tmp_path / "bundle", info, files)
-    refused(Order(tmp_path / "scans", tmp_path / "c", bundle=bundle.path), synthetic.cohort, "no head of ours")
+    refused(IngestRequest(tmp_path / "scans", tmp_path / "c", bundle=bundle.path), synthetic.cohort, "no head of ours")
     assert not payload.place.exists()
 
 
@@ -167,7 +167,7 @@ def test_a_head_that_does_not_fit_stops_the_run_before_its_first_slide(
     entry = good.info.models[0]
     spoiled(good.path / entry.file, how)
     bundle = rebuilt(tmp_path / "bundle", entry, good.path / entry.file)
-    refused(Order(tmp_path / "scans", tmp_path / "c", bundle=bundle.path), synthetic.cohort, words)
+    refused(IngestRequest(tmp_path / "scans", tmp_path / "c", bundle=bundle.path), synthetic.cohort, words)
 
 
 def test_a_head_of_another_encoder_or_resolution_is_refused(
@@ -177,9 +177,13 @@ def test_a_head_of_another_encoder_or_resolution_is_refused(
     good = untrained(tmp_path / "good")
     entry, file = good.info.models[0], good.path / good.info.models[0].file
     other = rebuilt(tmp_path / "encoder", entry.model_copy(update={"input": "uni"}), file, encoder="uni")
-    refused(Order(tmp_path / "scans", tmp_path / "c", bundle=other.path), synthetic.cohort, "reads embeddings of uni")
+    refused(
+        IngestRequest(tmp_path / "scans", tmp_path / "c", bundle=other.path),
+        synthetic.cohort,
+        "reads embeddings of uni",
+    )
     coarse = rebuilt(tmp_path / "mpp", entry, file, mpp=1.0)
-    refused(Order(tmp_path / "scans", tmp_path / "d", bundle=coarse.path), synthetic.cohort, r"at 1\.0 µm/px")
+    refused(IngestRequest(tmp_path / "scans", tmp_path / "d", bundle=coarse.path), synthetic.cohort, r"at 1\.0 µm/px")
 
 
 # -- tables ----------------------------------------------------------------------------------------------------
@@ -198,7 +202,7 @@ def exchanged(cohort: Cohort, name: str, slide_id: str, write: Callable[[Path], 
 @pytest.fixture
 def cohort(tmp_path: Path, make_slide: Callable) -> Cohort:
     make_slide(size=(600, 500))
-    ingest(Order(tmp_path / "scans", tmp_path / "c"), Plan(tile=64), PLAIN)
+    ingest(IngestRequest(tmp_path / "scans", tmp_path / "c"), Plan(tile=64), PLAIN)
     return Cohort(tmp_path / "c")
 
 
@@ -212,7 +216,7 @@ def test_a_table_with_rays_own_types_runs_nothing_and_is_named(cohort: Cohort, p
     exchanged(cohort, "tiles", "a", lambda path: pq.write_table(table, path))
     assert [one.slide_id for one in verify(cohort)] == ["a"]
     assert not payload.place.exists()
-    assert ingest(Order(cohort.root.parent / "scans", cohort.root), Plan(tile=64), PLAIN).done == 1
+    assert ingest(IngestRequest(cohort.root.parent / "scans", cohort.root), Plan(tile=64), PLAIN).done == 1
     assert list(verify(cohort)) == []
 
 
@@ -236,7 +240,7 @@ def test_a_table_that_claims_a_billion_rows_is_not_unpacked(cohort: Cohort) -> N
 def test_a_row_that_is_a_table_of_something_else_is_done_again(cohort: Cohort) -> None:
     write_parquet(pa.table({"anything": [1, 2, 3]}), cohort.table("slides", "a"))
     assert [one.slide_id for one in verify(cohort)][:1] == ["a"]
-    assert ingest(Order(cohort.root.parent / "scans", cohort.root), Plan(tile=64), PLAIN).done == 1
+    assert ingest(IngestRequest(cohort.root.parent / "scans", cohort.root), Plan(tile=64), PLAIN).done == 1
     assert list(verify(cohort)) == []
 
 
@@ -245,7 +249,7 @@ def test_a_row_that_is_a_table_of_something_else_is_done_again(cohort: Cohort) -
 HUNGRY = """
 import resource, sys
 import numpy as np, torch
-from her2batch.models.device import Look, forward, prepare
+from her2batch.models.device import Normalization, forward, prepare
 
 class Hungry(torch.nn.Module):
     def forward(self, x):
@@ -254,7 +258,7 @@ class Hungry(torch.nn.Module):
 
 prepare("cpu")
 pixels = np.random.default_rng(0).integers(0, 255, (16, 256, 256, 3), np.uint8)
-look = Look((0.0,) * 3, (1.0,) * 3)
+look = Normalization((0.0,) * 3, (1.0,) * 3)
 seen, times = [], 1
 whole = forward(Hungry(), pixels, look, "cpu", lambda out: out)
 held = int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1]) * 1024

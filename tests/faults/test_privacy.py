@@ -19,12 +19,12 @@ import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from her2batch.errors import InputError
-from her2batch.exchange.outgoing import Order as Export
+from her2batch.exchange.outgoing import ExportRequest as Export
 from her2batch.exchange.outgoing import export
-from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources
 from her2batch.store.cohort import Cohort
-from her2batch.store.pseudonyms import Names
+from her2batch.store.pseudonyms import Pseudonymizer
 from tests.faults import phi_markers
 from tests.faults.phi_markers import leaks, mark, marks
 
@@ -167,7 +167,7 @@ def test_reports_exports_and_pages_made_of_it_name_nothing(place: Place, made: t
     assert answers["200"] > 80
     assert leaks(out, tuple(place.labels)) == {}
     assert {path.suffix for path in out.rglob("*") if path.is_file()} <= PACKED | PLAIN
-    names = Names((place.root / "key").read_bytes())
+    names = Pseudonymizer((place.root / "key").read_bytes())
     for shown in (names.slide(mark("archive")), names.patient(mark("labelled")), names.site(mark("clinic"))):
         assert shown in (out / "report.html").read_text()
 
@@ -175,7 +175,7 @@ def test_reports_exports_and_pages_made_of_it_name_nothing(place: Place, made: t
 @pytest.mark.usefixtures("ingested")
 def test_no_dicom_report_is_made_of_a_slide_with_a_pseudonym(place: Place, tmp_path: Path) -> None:
     """It would have to name the image that it is about, and the patient, as the archive knows them."""
-    slide_id = Names((place.root / "key").read_bytes()).slide(mark("archive"))
+    slide_id = Pseudonymizer((place.root / "key").read_bytes()).slide(mark("archive"))
     cohort = Cohort(place.root / "made" / "cohort")
     assert cohort.rows()[slide_id]["format"] == "dicom"
     with pytest.raises(InputError, match=f"{slide_id}: with pseudonyms nothing may name its image"):
@@ -224,7 +224,7 @@ NOBODY_FORESAW = """
 import her2batch.pipeline.inventory
 def broken(paths):
     raise ValueError(f"odd bytes in {paths[0]}")
-her2batch.pipeline.inventory.fingerprint = broken
+her2batch.pipeline.inventory.fingerprint_slide = broken
 """
 
 
@@ -288,7 +288,7 @@ def test_a_key_that_others_can_reach_is_refused_before_any_work(place: Place, tm
     key.write_bytes(os.urandom(32))
     key.chmod(mode)
     with pytest.raises(InputError, match="chmod 600"):
-        ingest(Order(place.root / SCANS, tmp_path / "c", key=key), Plan(), Resources(workers=0))
+        ingest(IngestRequest(place.root / SCANS, tmp_path / "c", key=key), Plan(), Resources(workers=0))
     assert not (tmp_path / "c").exists()
 
 
@@ -299,7 +299,7 @@ def test_a_slide_that_changed_is_still_noticed_though_its_time_is_kept_hidden(tm
     slide = tmp_path / "scans" / "a.svs"
     slide.parent.mkdir()
     phi_markers.svs(slide, seed=1)
-    order = Order(slide.parent, tmp_path / "c", key=key)
+    order = IngestRequest(slide.parent, tmp_path / "c", key=key)
     runs = [ingest(order, Plan(tile=64), Resources(workers=0)) for _ in range(2)]
     phi_markers.svs(slide, seed=2)
     runs.append(ingest(order, Plan(tile=64), Resources(workers=0)))

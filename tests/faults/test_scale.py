@@ -13,10 +13,10 @@ import pytest
 import tifffile
 
 from her2batch.files.atomic import sha256
-from her2batch.pipeline.queue import Queue
-from her2batch.runtime.ray_session import OBJECT_STORE, Session
-from her2batch.runtime.scheduler import share
-from her2batch.runtime.serial import plain as plain_loop
+from her2batch.pipeline.queue import SlideQueue
+from her2batch.runtime.ray_session import OBJECT_STORE, RaySession
+from her2batch.runtime.scheduler import run_on_ray
+from her2batch.runtime.serial import run_serially as plain_loop
 from her2batch.runtime.telemetry import Meters
 from her2batch.settings import Resources
 from tests.conftest import tissue_image, write_slide
@@ -134,17 +134,17 @@ def digests(cohort: Path) -> dict[str, str]:
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_five_hundred_shared_slides_pass_through_a_store_of_200_mb(tmp_path: Path, ray_session: Session) -> None:
+def test_five_hundred_shared_slides_pass_through_a_store_of_200_mb(tmp_path: Path, ray_session: RaySession) -> None:
     """More than 200 MB pass through it and never a tenth of that at once; the bytes are those of the plain loop."""
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
     scans = crops(tmp_path / "scans", 500)
     reference = worker_for(tmp_path / "plain")
-    list(plain_loop(reference, Queue(todos(scans, reference))))
+    list(plain_loop(reference, SlideQueue(todos(scans, reference))))
     worker = worker_for(tmp_path / "shared", range_batches=1, split_batches=1)
     state = get_state_from_address()
     with beside(lambda: get_memory_info_reply(state).store_stats, every=0.5) as looks:
-        ended = list(share(ray_session, worker, Queue(todos(scans, worker)), Resources(workers=2), Meters()))
+        ended = list(run_on_ray(ray_session, worker, SlideQueue(todos(scans, worker)), Resources(workers=2), Meters()))
     most, last = max(one.object_store_bytes_used for one in looks), looks[-1]
     log.info("object store: %d at most, %d in all", most, last.cumulative_created_bytes)
     assert Counter(one.row["status"] for one in ended) == {"done": 500}
@@ -161,11 +161,11 @@ import numpy as np
 from her2batch.runtime import ingest
 from her2batch.runtime import ray_session as session
 from her2batch.runtime import scheduler as pool
-from her2batch.pipeline.queue import Queue
-from her2batch.pipeline.worker import Worker
-session.OBJECT_STORE, session.PLACE = 80_000_000, Path(sys.argv.pop(1))
-where, name = {"workers": (pool._Driver, "_hire"), "slide": (Queue, "next")}[sys.argv.pop(1)]
-ingest.Worker = partial(Worker, range_batches=1, split_batches=0)
+from her2batch.pipeline.queue import SlideQueue
+from her2batch.pipeline.worker import SlideWorker
+session.OBJECT_STORE, session.RAY_FOLDER = 80_000_000, Path(sys.argv.pop(1))
+where, name = {"workers": (pool._Scheduler, "_hire"), "slide": (SlideQueue, "next")}[sys.argv.pop(1)]
+ingest.SlideWorker = partial(SlideWorker, range_batches=1, split_batches=0)
 then, held = getattr(where, name), []
 def fill(*given):
     import ray

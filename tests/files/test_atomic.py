@@ -9,15 +9,15 @@ import pyarrow as pa
 import pytest
 
 from her2batch.errors import StoreError
-from her2batch.files.atomic import make_folder, whole, writing
-from her2batch.files.locks import held, hold
+from her2batch.files.atomic import atomic_write, disk_errors, make_folder
+from her2batch.files.locks import is_locked, lock_folder
 from her2batch.files.parquet import read_parquet, read_sealed, write_parquet, write_sealed
 from her2batch.store import schemas
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     def write_half() -> None:
-        with whole(tmp_path / "a.txt") as part:
+        with atomic_write(tmp_path / "a.txt") as part:
             part.write_text("half")
             raise ValueError
 
@@ -65,16 +65,16 @@ def test_whoever_asks_whether_a_folder_is_held_keeps_nobody_out(tmp_path: Path) 
 
     def ask() -> None:
         while not ended.is_set():
-            held(tmp_path)
+            is_locked(tmp_path)
 
-    with hold(tmp_path):
+    with lock_folder(tmp_path):
         pass
     asking = [threading.Thread(target=ask) for _ in range(2)]
     for one in asking:
         one.start()
     try:
         for _ in range(30):
-            with hold(tmp_path):
+            with lock_folder(tmp_path):
                 pass
     finally:
         ended.set()
@@ -85,10 +85,10 @@ def test_whoever_asks_whether_a_folder_is_held_keeps_nobody_out(tmp_path: Path) 
 def test_what_the_disk_refuses_is_said_with_its_place_and_what_is_free(tmp_path: Path) -> None:
     with (
         pytest.raises(StoreError, match=rf"{tmp_path}: can't be written to \(No space left .*GB are free"),
-        writing(tmp_path),
+        disk_errors(tmp_path),
     ):
         raise OSError(errno.ENOSPC, "full")
-    with pytest.raises(PermissionError), writing(tmp_path):  # of a file elsewhere: not for the store to answer
+    with pytest.raises(PermissionError), disk_errors(tmp_path):  # of a file elsewhere: not for the store to answer
         raise PermissionError(errno.EACCES, "no", "/scans/a.svs")
 
 

@@ -6,12 +6,12 @@ import pytest
 from upath import UPath
 
 from her2batch.errors import InputError
-from her2batch.files.locations import free_bytes, is_remote, place, remove_tree, scratch, size_of
+from her2batch.files.locations import free_bytes, is_remote, remove_tree, scratch, size_of, to_location
 
 
 def test_a_folder_is_an_absolute_path_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = place("cohort")
+    found = to_location("cohort")
     assert found == tmp_path / "cohort"
     assert type(found) is type(tmp_path)
     assert not is_remote(found)
@@ -19,7 +19,7 @@ def test_a_folder_is_an_absolute_path_and_nothing_else(tmp_path: Path, monkeypat
 
 
 def test_a_url_is_far_away_and_has_no_disk_that_is_full() -> None:
-    far = place("memory://store/cohort/")
+    far = to_location("memory://store/cohort/")
     assert is_remote(far)
     assert is_remote(far / "tables")
     assert free_bytes(far) is None
@@ -31,7 +31,7 @@ def test_drafts_of_a_far_cohort_have_one_bench_a_machine() -> None:
 
 
 def test_sizes_and_trees_are_the_same_words_for_both(tmp_path: Path) -> None:
-    for root in (tmp_path / "here", place("memory://there")):
+    for root in (tmp_path / "here", to_location("memory://there")):
         if not is_remote(root):
             root.mkdir()
         (root / "x").write_bytes(b"123")
@@ -44,5 +44,5 @@ def test_sizes_and_trees_are_the_same_words_for_both(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["s3://me:secret@bucket/x", "gopher://x/y"])
 def test_names_that_cannot_be_used_are_refused_without_their_secrets(name: str) -> None:
     with pytest.raises(InputError) as told:
-        place(name)
+        to_location(name)
     assert "secret" not in str(told.value)

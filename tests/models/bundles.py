@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, save_bundle
-from her2batch.models.encoders import dim_of
+from her2batch.models.encoders import embedding_dim
 from her2batch.models.mil_registry import build
 from her2batch.settings import MilSettings
 from her2batch.tasks import CLASSES
@@ -24,7 +24,7 @@ def bundle_of(folder: Path, info: BundleInfo, nets: Mapping[str, torch.nn.Module
 
 def untrained(folder: Path) -> Bundle:
     """One MIL head on stain embeddings, as it was born."""
-    classes, dim = CLASSES["her2-3way"], dim_of("stain")
+    classes, dim = CLASSES["her2-3way"], embedding_dim("stain")
     entry = ModelEntry(
         kind="mil", task="her2-3way", method="clam-sb", input="stain", classes=classes, dim=dim, file="head.safetensors"
     )

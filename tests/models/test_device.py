@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from her2batch.models.device import SUB_BATCH, Look, forward, prepare
+from her2batch.models.device import SUB_BATCH, Normalization, forward, prepare
 
-PLAIN = Look((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+PLAIN = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def tiles(n: int, edge: int = 16) -> NDArray[np.uint8]:
@@ -44,7 +44,7 @@ def test_every_tile_gets_its_row_in_order(n: int) -> None:
 
 
 def test_mean_and_sd_are_the_nets_own() -> None:
-    look = Look((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+    look = Normalization((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     out = forward(Mean(), np.full((1, 4, 4, 3), 255, np.uint8), look, "cpu", same)
     assert np.allclose(out, [[5, 3, 0.7 / 0.3]])
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from timm.data.transforms_factory import create_transform
 
 from her2batch.errors import InputError, WeightsError
-from her2batch.models.encoders import ENCODERS, Encoder, Net, dim_of, load_encoder, network, spec_of
+from her2batch.models.encoders import ENCODERS, Encoder, Net, embedding_dim, load_encoder, network, spec_of
 from her2batch.models.weights import Source
 from her2batch.vision.membrane import FEATURES, TileBatch
 from her2batch.vision.stain import Stains
@@ -79,7 +79,7 @@ class TestTimm(EncoderContract):
         assert len(encoder.weights_sha256) == 64
 
     def test_its_length_is_known_without_weights(self, encoder: Encoder) -> None:
-        assert dim_of("timm:test_vit") == encoder.dim == 64
+        assert embedding_dim("timm:test_vit") == encoder.dim == 64
 
 
 def small_row(name: str) -> Net:
@@ -130,7 +130,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match="uni2-h"):
         load_encoder("unl")
     with pytest.raises(InputError, match="timm knows no model"):
-        dim_of("timm:no_such_net")
+        embedding_dim("timm:no_such_net")
 
 
 def test_without_weights_there_is_no_encoder_and_the_remedies_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

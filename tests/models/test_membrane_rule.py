@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2batch.models.membrane_rule import PLAUSIBLE, judge, predictions, slide_shares, walk
+from her2batch.models.membrane_rule import PLAUSIBLE, apply_rule, rule_predictions, slide_shares, walk
 from her2batch.tasks import CLASSES, IHC
 from her2batch.vision.membrane import MEMBRANE
 
@@ -36,35 +36,35 @@ WORDING = [
 
 @pytest.mark.parametrize(("words", "given_shares", "score"), WORDING, ids=[one[0] for one in WORDING])
 def test_the_wording(words: str, given_shares: dict[str, float], score: str) -> None:
-    assert judge(table(**given_shares)).category == score
+    assert apply_rule(table(**given_shares)).category == score
 
 
 @given(shares, shares, shares)
 def test_the_steps_lead_to_the_class(faint, complete, intense) -> None:
     figures = table(faint, complete, intense)
     climbed = next((one.category for one in walk(slide_shares(figures)) if one.reached), "0")
-    assert climbed == judge(figures).category
+    assert climbed == apply_rule(figures).category
 
 
 def test_ultralow_is_a_flag_on_a_zero() -> None:
-    assert judge(table(faint=0.05)).ultralow
-    assert "ultralow" in judge(table(faint=0.05)).reasons
+    assert apply_rule(table(faint=0.05)).ultralow
+    assert "ultralow" in apply_rule(table(faint=0.05)).reasons
     for other in ({}, {"faint": 0.3}, {"intense": 0.3}):
-        assert not judge(table(**other)).ultralow
+        assert not apply_rule(table(**other)).ultralow
 
 
 @given(shares, shares, shares, st.sampled_from(["faint", "complete", "intense"]), shares)
 def test_more_staining_never_lowers_the_score(faint, complete, intense, what, more) -> None:
     before = {"faint": faint, "complete": complete, "intense": intense}
     after = before | {what: max(before[what], more)}
-    low, high = judge(table(**before)), judge(table(**after))
+    low, high = apply_rule(table(**before)), apply_rule(table(**after))
     assert high.score >= low.score - 1e-9
     assert IHC.index(high.category) >= IHC.index(low.category)
 
 
 @given(shares, shares, shares)
 def test_figures_are_in_range_and_agree(faint, complete, intense) -> None:
-    verdict = judge(table(faint, complete, intense))
+    verdict = apply_rule(table(faint, complete, intense))
     assert 0 <= verdict.score <= 3
     assert sum(verdict.p) == pytest.approx(1)
     assert min(verdict.p) >= -1e-12
@@ -88,7 +88,7 @@ def test_a_slide_is_the_mean_of_its_cells_not_of_its_tiles(rows) -> None:
 
 
 def test_near_a_threshold_it_says_so_and_both_classes_stay_plausible() -> None:
-    near, far = judge(table(faint=0.11)), judge(table(faint=0.6))
+    near, far = apply_rule(table(faint=0.11)), apply_rule(table(faint=0.6))
     assert "near-10-percent" in near.reasons
     assert min(near.p[0], near.p[1]) > 0.3
     assert far.reasons == ()
@@ -97,20 +97,20 @@ def test_near_a_threshold_it_says_so_and_both_classes_stay_plausible() -> None:
 
 
 def test_a_slide_with_hardly_a_cell_is_for_review() -> None:
-    verdict = judge(table(faint=0.6, cells=0.01))
+    verdict = apply_rule(table(faint=0.6, cells=0.01))
     assert verdict.reasons == ("low-cellularity",)
-    assert all(row["review"] for row in predictions(verdict, presumed=False))
+    assert all(row["review"] for row in rule_predictions(verdict, presumed=False))
 
 
 def test_a_slide_without_cells_is_zero_and_without_tiles_refused() -> None:
-    assert judge(table(cells=0.0)).category == "0"
+    assert apply_rule(table(cells=0.0)).category == "0"
     with pytest.raises(ValueError, match="without tiles"):
-        judge(table(tiles=0))
+        apply_rule(table(tiles=0))
 
 
 class TestPredictions:
     def rows(self, presumed: bool = False, **given_shares: float) -> dict[str, dict]:
-        return {row["task"]: row for row in predictions(judge(table(**given_shares)), presumed)}
+        return {row["task"]: row for row in rule_predictions(apply_rule(table(**given_shares)), presumed)}
 
     def test_one_row_a_task_in_the_words_of_the_tasks(self) -> None:
         for task, row in self.rows(intense=0.5).items():
@@ -151,6 +151,6 @@ class TestPredictions:
 
     @given(shares, shares, shares)
     def test_every_likely_class_is_plausible(self, faint, complete, intense) -> None:
-        for row in predictions(judge(table(faint, complete, intense)), presumed=False):
+        for row in rule_predictions(apply_rule(table(faint, complete, intense)), presumed=False):
             for name, p in zip(row["classes"], row["p"], strict=True):
                 assert name in row["plausible"] or p < PLAUSIBLE

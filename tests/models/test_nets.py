@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from her2batch.errors import InputError, WeightsError
-from her2batch.models.device import Look, forward
+from her2batch.models.device import Normalization, forward
 from her2batch.models.nets import MEAN, NETS, STD, Classifier, build, classify, start
 
 
@@ -92,10 +92,13 @@ def test_a_vit_answers_through_imagenets_look_as_it_did_through_its_own(tmp_path
     theirs = publish(tmp_path / "vit-base.safetensors", row.name, **row.tiny).eval()
     ours = start("vit-base", 2, 224, "tiny", str(tmp_path), 0).eval()
     pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
-    look = Look(theirs.pretrained_cfg["mean"], theirs.pretrained_cfg["std"])
+    look = Normalization(theirs.pretrained_cfg["mean"], theirs.pretrained_cfg["std"])
     ours.head = theirs.head
-    told = [forward(net, pixels, one, "cpu", lambda out: out) for net, one in ((ours, Look(MEAN, STD)), (theirs, look))]
-    assert look != Look(MEAN, STD)
+    told = [
+        forward(net, pixels, one, "cpu", lambda out: out)
+        for net, one in ((ours, Normalization(MEAN, STD)), (theirs, look))
+    ]
+    assert look != Normalization(MEAN, STD)
     assert np.allclose(*told, atol=1e-4)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from her2batch.errors import InputError
 from her2batch.models.bundle import BundleInfo, ModelEntry, check_fits
 from her2batch.models.mil_registry import build
-from her2batch.models.predictor import Evidence, Judge, plausible, suits, tempered
+from her2batch.models.predictor import BundlePredictor, SlideFeatures, apply_temperature, plausible, suits
 from her2batch.settings import MilSettings, Plan
 from her2batch.tasks import CLASSES
 from tests.models.bundles import bundle_of
@@ -25,14 +25,14 @@ def entry(task: str, method: str, **more: object) -> ModelEntry:
 
 
 @pytest.fixture
-def judge(tmp_path: Path) -> Judge:
+def judge(tmp_path: Path) -> BundlePredictor:
     entries = (entry("her2-3way", "clam-mb"), entry("er", "dtfd-afs", threshold=None))
     torch.manual_seed(0)
     nets = {one.file: build(one.method, DIM, len(one.classes), MilSettings()) for one in entries}
     info = BundleInfo(
         her2batch="0.1.0", tasks=("her2-3way", "er"), encoder="stain", mpp=0.5, tile=224, licence="none", models=entries
     )
-    return Judge(bundle_of(tmp_path / "bundle", info, nets))
+    return BundlePredictor(bundle_of(tmp_path / "bundle", info, nets))
 
 
 BAG = np.random.default_rng(0).normal(size=(9, DIM)).astype(np.float16)
@@ -41,8 +41,8 @@ BAG = np.random.default_rng(0).normal(size=(9, DIM)).astype(np.float16)
 @pytest.mark.parametrize(("stain", "tasks"), [
     ("her2", ["her2-3way"]), ("ihc", ["her2-3way"]), (None, ["her2-3way"]), ("er", ["er"]), ("pr", []), ("he", []),
 ])  # fmt: skip
-def test_a_slide_is_asked_what_it_is_stained_for(stain: str | None, tasks: list[str], judge: Judge) -> None:
-    rows, attention = judge(Evidence(stain, (), {"stain": BAG}))
+def test_a_slide_is_asked_what_it_is_stained_for(stain: str | None, tasks: list[str], judge: BundlePredictor) -> None:
+    rows, attention = judge(SlideFeatures(stain, (), {"stain": BAG}))
     assert [row["task"] for row in rows] == tasks
     for key, shares in attention.items():
         assert key[0] in tasks
@@ -51,8 +51,8 @@ def test_a_slide_is_asked_what_it_is_stained_for(stain: str | None, tasks: list[
     assert all(suits(task, stain) for task in tasks)
 
 
-def test_a_row_is_what_the_table_wants(judge: Judge) -> None:
-    row = judge(Evidence("her2", (), {"stain": BAG}))[0][0]
+def test_a_row_is_what_the_table_wants(judge: BundlePredictor) -> None:
+    row = judge(SlideFeatures("her2", (), {"stain": BAG}))[0][0]
     assert row["classes"] == ["0", "low", "high"]
     assert sum(row["p"]) == pytest.approx(1, abs=1e-5)
     assert row["predicted"] == row["classes"][int(np.argmax(row["p"]))]
@@ -60,22 +60,22 @@ def test_a_row_is_what_the_table_wants(judge: Judge) -> None:
 
 
 @pytest.mark.parametrize(("evidence", "reason"), [
-    (Evidence("her2", ("blurred",), {"stain": BAG}), "blurred"),
-    (Evidence("ihc", (), {"stain": BAG}), "marker-presumed"),
-    (Evidence("er", (), {"stain": BAG}), "uncalibrated"),
+    (SlideFeatures("her2", ("blurred",), {"stain": BAG}), "blurred"),
+    (SlideFeatures("ihc", (), {"stain": BAG}), "marker-presumed"),
+    (SlideFeatures("er", (), {"stain": BAG}), "uncalibrated"),
 ])  # fmt: skip
-def test_reasons_say_why_a_person_should_look(evidence: Evidence, reason: str, judge: Judge) -> None:
+def test_reasons_say_why_a_person_should_look(evidence: SlideFeatures, reason: str, judge: BundlePredictor) -> None:
     row = judge(evidence)[0][0]
     assert reason in row["reasons"]
     assert row["review"] or reason == "marker-presumed"
 
 
-def test_a_slide_without_tiles_gets_no_row(judge: Judge) -> None:
-    assert judge(Evidence("her2", (), {"stain": BAG[:0]})) == ([], {})
-    assert judge(Evidence("her2")) == ([], {})
+def test_a_slide_without_tiles_gets_no_row(judge: BundlePredictor) -> None:
+    assert judge(SlideFeatures("her2", (), {"stain": BAG[:0]})) == ([], {})
+    assert judge(SlideFeatures("her2")) == ([], {})
 
 
-def test_a_cohort_of_other_embeddings_is_refused(judge: Judge) -> None:
+def test_a_cohort_of_other_embeddings_is_refused(judge: BundlePredictor) -> None:
     check_fits(judge.bundle, Plan())
     with pytest.raises(InputError, match="--encoder stain"):
         check_fits(judge.bundle, Plan(encoders=("uni",)))
@@ -86,10 +86,10 @@ def test_a_cohort_of_other_embeddings_is_refused(judge: Judge) -> None:
 @given(st.lists(st.floats(0.01, 1), min_size=2, max_size=5), st.floats(0.1, 10))
 def test_temperature_keeps_the_order_and_the_sum(weights: list[float], temperature: float) -> None:
     p = np.array(weights, np.float32) / np.float32(sum(weights))
-    out = tempered(p, temperature)
+    out = apply_temperature(p, temperature)
     assert out.sum() == pytest.approx(1, abs=1e-5)
     assert out[int(p.argmax())] == pytest.approx(out.max(), rel=1e-5)
-    assert np.allclose(tempered(p, 1.0), p, atol=1e-5)
+    assert np.allclose(apply_temperature(p, 1.0), p, atol=1e-5)
 
 
 def test_classes_that_can_not_be_ruled_out() -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from her2batch.errors import WeightsError
 from her2batch.files.atomic import sha256
-from her2batch.models.weights import Source, at_hand, digest, fit, locate, read
+from her2batch.models.weights import Source, digest, find_cached, fit, locate, read
 
 SOURCE = Source("somebody/net", "0" * 40, ("model.safetensors",), "free")
 
@@ -48,7 +48,7 @@ def test_a_folder_without_them_says_which_names_it_lacks(tmp_path: Path) -> None
 def test_the_hubs_cache_is_used_before_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert at_hand(SOURCE) is None
+    assert find_cached(SOURCE) is None
     with pytest.raises(WeightsError, match="can't be reached"):
         locate("net", SOURCE, None)
     blob = tmp_path / "models--somebody--net" / "blobs" / ("a" * 64)

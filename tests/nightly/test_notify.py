@@ -11,11 +11,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.nightly.notify import check, tell
-from her2batch.nightly.summary import Night
+from her2batch.nightly.notify import check, notify
+from her2batch.nightly.summary import NightSummary
 from her2batch.settings import Hook
 
-NIGHT = Night("20260601-190000", "t", seen=3, done=2, failed=1)
+NIGHT = NightSummary("20260601-190000", "t", seen=3, done=2, failed=1)
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def webhook(got: list[dict]) -> Iterator[str]:
 def test_a_webhook_gets_the_summary_as_json() -> None:
     got: list[dict] = []
     with webhook(got) as address:
-        assert tell(Hook(webhook=address), NIGHT) == []
+        assert notify(Hook(webhook=address), NIGHT) == []
     assert got == [json.loads(NIGHT.line())]
 
 
@@ -71,7 +71,7 @@ def test_a_mail_names_the_counts() -> None:
                     return
 
     with serving(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)) as address:
-        assert tell(Hook(mail_to=("lab@example.org",), smtp=address), NIGHT) == []
+        assert notify(Hook(mail_to=("lab@example.org",), smtp=address), NIGHT) == []
     assert any(line.startswith("Subject: her2batch: night 20260601-190000 ended, 2 done, 1 failed") for line in got)
     assert any("lab@example.org" in line for line in got)
 
@@ -81,7 +81,7 @@ def test_nobody_listening_is_a_note_and_no_failure() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     secret = f"http://127.0.0.1:{port}/s3cret"
-    found = tell(Hook(webhook=secret, mail_to=("a@b",), smtp=f"127.0.0.1:{port}"), NIGHT)
+    found = notify(Hook(webhook=secret, mail_to=("a@b",), smtp=f"127.0.0.1:{port}"), NIGHT)
     assert len(found) == 2
     assert "s3cret" not in " ".join(found)
 

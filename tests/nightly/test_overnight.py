@@ -13,9 +13,9 @@ import pytest
 from her2batch.errors import InputError, StoreError
 from her2batch.nightly import drift, retention
 from her2batch.nightly.overnight import Findings, _inside, _sum_up, overnight
-from her2batch.nightly.summary import Night
-from her2batch.runtime.ingest import Summary
-from her2batch.runtime.ray_session import Session
+from her2batch.nightly.summary import NightSummary
+from her2batch.runtime.ingest import IngestSummary
+from her2batch.runtime.ray_session import RaySession
 from her2batch.settings import Overnight, Plan, from_toml
 from her2batch.store.audit import status, verify
 from her2batch.store.cohort import Cohort
@@ -50,7 +50,7 @@ def test_a_night_in_miniature(quiet_night: Miniature) -> None:
 
 
 def test_the_next_night_finds_nothing_new_and_waits_for_nothing(
-    quiet_night: Miniature, tmp_path: Path, ray_session: Session
+    quiet_night: Miniature, tmp_path: Path, ray_session: RaySession
 ) -> None:
     cohort = tmp_path / "cohort"
     shutil.copytree(quiet_night.cohort.root, cohort)
@@ -117,9 +117,9 @@ def test_a_night_that_was_stopped_does_not_read_the_weeks_before(
     cohort.create(Plan())
     for room, name in ((drift, "compare"), (retention, "retire")):
         monkeypatch.setattr(room, name, lambda *_: pytest.fail("a stopped night went on"))
-    found = Findings(Night("n", "t"))
+    found = Findings(NightSummary("n", "t"))
     settings = Overnight(scans="s", cohort="c")
-    _sum_up(settings, cohort, Summary(cohort.root, stopped=True), found, datetime.now().astimezone())
+    _sum_up(settings, cohort, IngestSummary(cohort.root, stopped=True), found, datetime.now().astimezone())
     assert found.night.exit_code == 130
 
 

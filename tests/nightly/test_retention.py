@@ -7,8 +7,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2batch.nightly.retention import due, let_go, pyramid_bytes, retire
-from her2batch.runtime.ingest import Order, ingest
+from her2batch.nightly.retention import delete_pyramid, due_pyramids, pyramid_bytes, retire
+from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources, Retention
 from her2batch.store.audit import verify
 from her2batch.store.cohort import RETIRED, Cohort
@@ -24,18 +24,18 @@ def row(size: int) -> dict:
 def test_pyramids_go_by_age_and_then_by_quota() -> None:
     rows = {name: row(10**9) for name in "abcd"}
     finished = {name: NOW - timedelta(days=days) for name, days in zip("abcd", (40, 3, 2, 1), strict=True)}
-    assert due(rows, finished, Retention(days=30), NOW) == ["a"]
-    assert due(rows, finished, Retention(gigabytes=2.5), NOW) == ["a", "b"]
-    assert due(rows, finished, Retention(days=30, gigabytes=1.5), NOW) == ["a", "b", "c"]
-    assert due(rows, finished, Retention(), NOW) == []
-    assert due(rows, {}, Retention(days=1), NOW) == ["a", "b", "c", "d"]  # nobody knows when: the oldest
+    assert due_pyramids(rows, finished, Retention(days=30), NOW) == ["a"]
+    assert due_pyramids(rows, finished, Retention(gigabytes=2.5), NOW) == ["a", "b"]
+    assert due_pyramids(rows, finished, Retention(days=30, gigabytes=1.5), NOW) == ["a", "b", "c"]
+    assert due_pyramids(rows, finished, Retention(), NOW) == []
+    assert due_pyramids(rows, {}, Retention(days=1), NOW) == ["a", "b", "c", "d"]  # nobody knows when: the oldest
 
 
 @given(st.lists(st.integers(1, 5 * 10**9), max_size=12), st.floats(0.1, 30))
 def test_what_stays_fits_and_not_one_more_than_needed_goes(sizes: list[int], limit: float) -> None:
     rows = {f"{k:02d}": row(size) for k, size in enumerate(sizes)}
     finished = {name: NOW - timedelta(days=100 - k) for k, name in enumerate(rows)}
-    gone = due(rows, finished, Retention(gigabytes=limit), NOW)
+    gone = due_pyramids(rows, finished, Retention(gigabytes=limit), NOW)
     left = sum(pyramid_bytes(rows[one]) for one in rows.keys() - set(gone))
     assert left <= limit * 1e9
     assert gone == sorted(rows)[: len(gone)]
@@ -54,7 +54,7 @@ def test_a_cohort_without_its_pyramids_is_whole_and_not_done_again(synthetic: Sy
     assert all(RETIRED in one["flags"] for one in cohort.rows().values())
     assert list(verify(cohort)) == []
     assert retire(cohort, Retention(days=5), later) == []
-    summary = ingest(Order(synthetic.scans, cohort.root), Plan(), Resources(workers=0))
+    summary = ingest(IngestRequest(synthetic.scans, cohort.root), Plan(), Resources(workers=0))
     assert summary.fresh == []
 
 
@@ -65,7 +65,7 @@ def test_a_night_that_was_killed_between_row_and_files_is_mended_by_the_next(
     cohort = Cohort(tmp_path / "c")
     first = sorted(cohort.rows())[0]
     shutil.copytree(cohort.pyramid(first), tmp_path / "kept")
-    let_go(cohort, cohort.rows()[first])
+    delete_pyramid(cohort, cohort.rows()[first])
     shutil.copytree(tmp_path / "kept", cohort.pyramid(first))  # as if the files had not gone yet
     assert [one.what for one in verify(cohort)][:1] == ["no slide's row names this file"]
     retire(cohort, Retention(), datetime.now(UTC))

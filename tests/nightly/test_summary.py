@@ -2,29 +2,31 @@
 
 import json
 
-from her2batch.nightly.summary import HELD, Night, codes, proof
+from her2batch.nightly.summary import HELD, NightSummary, codes, proof
 
 
 def test_the_exit_code_tells_the_scheduler_what_matters_most() -> None:
-    assert Night("n", "t", seen=2, done=2).exit_code == 0
-    assert Night("n", "t", seen=2, done=1, failed=1).exit_code == 3
-    assert Night("n", "t", seen=2, done=2, not_scored=1).exit_code == 3
-    assert Night("n", "t", seen=2, done=1, failed=1, held=True).exit_code == HELD
-    assert Night("n", "t", seen=3, done=2, held=True).exit_code == 1
-    assert Night("n", "t", seen=3, stopped=True).exit_code == 130
-    assert Night("n", "t", error="StoreError").exit_code == 2
-    assert Night("n", "t", error="fault").exit_code == 1
+    assert NightSummary("n", "t", seen=2, done=2).exit_code == 0
+    assert NightSummary("n", "t", seen=2, done=1, failed=1).exit_code == 3
+    assert NightSummary("n", "t", seen=2, done=2, not_scored=1).exit_code == 3
+    assert NightSummary("n", "t", seen=2, done=1, failed=1, held=True).exit_code == HELD
+    assert NightSummary("n", "t", seen=3, done=2, held=True).exit_code == 1
+    assert NightSummary("n", "t", seen=3, stopped=True).exit_code == 130
+    assert NightSummary("n", "t", error="StoreError").exit_code == 2
+    assert NightSummary("n", "t", error="fault").exit_code == 1
 
 
 def test_the_proof_is_an_equation() -> None:
-    night = Night("n", "t", seen=6, done=1, failed=1, deferred=2, duplicate=1, ignored=1)
+    night = NightSummary("n", "t", seen=6, done=1, failed=1, deferred=2, duplicate=1, ignored=1)
     assert proof(night) == "seen 6 = 1 done + 1 failed + 2 deferred + 1 duplicate + 1 ignored"
     night.done = 0
     assert "≠" in proof(night)
 
 
 def test_the_line_is_one_line_of_json() -> None:
-    night = Night("n", "t", seen=1, failed=1, failures=codes([{"error_code": "truncated"}, {"error_code": "gone"}]))
+    night = NightSummary(
+        "n", "t", seen=1, failed=1, failures=codes([{"error_code": "truncated"}, {"error_code": "gone"}])
+    )
     assert "\n" not in night.line()
     found = json.loads(night.line())
     assert found["failures"] == {"gone": 1, "truncated": 1}

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from her2batch.pipeline import inventory
-from her2batch.pipeline.inventory import Census, take
+from her2batch.pipeline.inventory import Inventory, take_inventory
 from her2batch.settings import Plan
 from her2batch.store.cohort import Cohort, write_row
-from her2batch.store.pseudonyms import Names
+from her2batch.store.pseudonyms import Pseudonymizer
 
 
 @pytest.fixture
@@ -32,13 +32,13 @@ def scans(make_slide: Callable) -> Path:
     return odd.parent
 
 
-def look(scans: Path, cohort: Cohort, plan: Plan | None = None, **more: object) -> Census:
-    found = take(scans, cohort, plan or Plan(), Names(), {}, **more)
+def look(scans: Path, cohort: Cohort, plan: Plan | None = None, **more: object) -> Inventory:
+    found = take_inventory(scans, cohort, plan or Plan(), Pseudonymizer(), {}, **more)
     found.keep(cohort)
     return found
 
 
-def finish(cohort: Cohort, found: Census, **facts: object) -> None:
+def finish(cohort: Cohort, found: Inventory, **facts: object) -> None:
     """Commit rows as a worker would, for everything that is to do."""
     plan = Plan()
     for todo in found.todo:
@@ -47,7 +47,7 @@ def finish(cohort: Cohort, found: Census, **facts: object) -> None:
         write_row(cohort, row)
 
 
-def ids(found: Census) -> list[str]:
+def ids(found: Inventory) -> list[str]:
     return [todo.slide_id for todo in found.todo]
 
 
@@ -64,7 +64,7 @@ def test_what_is_committed_is_left_alone_even_after_a_kill(
     scans: Path, cohort: Cohort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish(cohort, look(scans, cohort))  # rows are there; the intake table knows no digests yet
-    monkeypatch.setattr(inventory, "fingerprint", None)  # reading any file would fail
+    monkeypatch.setattr(inventory, "fingerprint_slide", None)  # reading any file would fail
     found = look(scans, cohort)
     assert ids(found) == []
     assert len(found.current) == 4
@@ -117,10 +117,10 @@ import sys
 scans, out = sys.argv[1:]
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
-from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources
 from pathlib import Path
-summary = ingest(Order(Path(scans), Path(out)), Plan(), Resources(workers=int(Path(out).exists())))
+summary = ingest(IngestRequest(Path(scans), Path(out)), Plan(), Resources(workers=int(Path(out).exists())))
 print(summary.already, sum(path.startswith(scans) for path in opened), "ray" in sys.modules)
 """
 
@@ -144,7 +144,7 @@ def test_what_is_remembered_of_a_folder_holds_no_name_of_it(cohort: Cohort, make
     (path.parent / "Jane.vms").write_text("[VMS]\nImageFile=Jane Doe.jpg\n")
     os.utime(path, ns=(0, 0))
     os.utime(path.parent / "Jane.vms", ns=(0, 0))
-    take(path.parent, cohort, Plan(), Names(b"k" * 32), {}).keep(cohort)
+    take_inventory(path.parent, cohort, Plan(), Pseudonymizer(b"k" * 32), {}).keep(cohort)
     assert len(cohort.looks()) == 2
     assert "Jane" not in str(cohort.looks())
 

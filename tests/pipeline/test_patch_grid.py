@@ -13,7 +13,7 @@ from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box, Level, SlideInfo, resample
 from her2batch.store.cohort import Cohort
 from her2batch.tasks import PATCH_INPUTS
-from her2batch.vision.tile_grid import plan as plan_grid
+from her2batch.vision.tile_grid import plan_tiles as plan_grid
 from tests.conftest import Synthetic
 
 

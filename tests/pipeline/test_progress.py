@@ -4,13 +4,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2batch.pipeline.progress import Pace
+from her2batch.pipeline.progress import RemainingTime
 
 SIZES = st.lists(st.integers(1_000_000, 4_000_000_000), min_size=3, max_size=30)
 
 
-def paced(workers: int, slides: list[tuple[int, float]]) -> Pace:
-    pace = Pace(workers)
+def paced(workers: int, slides: list[tuple[int, float]]) -> RemainingTime:
+    pace = RemainingTime(workers)
     for size, seconds in slides:
         pace.add(size, seconds)
     return pace

@@ -8,17 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from her2batch.errors import InputError
-from her2batch.pipeline.inventory import Todo
-from her2batch.pipeline.queue import Queue, Urgent, next_time, now
-from her2batch.slides.discover import Source
+from her2batch.pipeline.inventory import SlideJob
+from her2batch.pipeline.queue import SlideQueue, UrgentList, next_time, now
+from her2batch.slides.discover import SlideSource
 
 
-def todo(name: str, size: int = 1, patient: str | None = None, folder: Path = Path("/scans")) -> Todo:
+def todo(name: str, size: int = 1, patient: str | None = None, folder: Path = Path("/scans")) -> SlideJob:
     path = folder / f"{name}.svs"
-    return Todo(name, Source(path, (path,), size, 0), None, patient)
+    return SlideJob(name, SlideSource(path, (path,), size, 0), None, patient)
 
 
-def drained(queue: Queue) -> list[str]:
+def drained(queue: SlideQueue) -> list[str]:
     found = []
     while (one := queue.next()) is not None:
         found.append(one.slide_id)
@@ -26,19 +26,21 @@ def drained(queue: Queue) -> list[str]:
 
 
 def test_the_largest_comes_first() -> None:
-    assert drained(Queue([todo("a", 1), todo("b", 3), todo("c", 2)])) == ["b", "c", "a"]
+    assert drained(SlideQueue([todo("a", 1), todo("b", 3), todo("c", 2)])) == ["b", "c", "a"]
 
 
 def test_urgent_slides_come_before_larger_ones_by_name_stem_or_patient(tmp_path: Path) -> None:
     (tmp_path / "urgent.txt").write_text("a.svs\n\nc\nP7\n")
-    queue = Queue([todo("a", 1), todo("b", 9), todo("c", 2), todo("d", 3, "P7")], Urgent(tmp_path / "urgent.txt"))
+    queue = SlideQueue(
+        [todo("a", 1), todo("b", 9), todo("c", 2), todo("d", 3, "P7")], UrgentList(tmp_path / "urgent.txt")
+    )
     assert drained(queue) == ["d", "c", "a", "b"]
 
 
 def test_a_slide_can_become_urgent_while_the_night_runs(tmp_path: Path) -> None:
     listed = tmp_path / "urgent.txt"
     listed.write_text("")
-    queue = Queue([todo("a", 1), todo("b", 9), todo("c", 5)], Urgent(listed))
+    queue = SlideQueue([todo("a", 1), todo("b", 9), todo("c", 5)], UrgentList(listed))
     assert queue.next() == todo("b", 9)
     listed.write_text("a\n")
     assert drained(queue) == ["a", "c"]
@@ -49,18 +51,20 @@ def test_a_slide_can_become_urgent_while_the_night_runs(tmp_path: Path) -> None:
 
 def test_a_folder_can_be_urgent(tmp_path: Path) -> None:
     (tmp_path / "stat").mkdir()
-    queue = Queue([todo("a", 9, folder=tmp_path), todo("b", 1, folder=tmp_path / "stat")], Urgent(tmp_path / "stat"))
+    queue = SlideQueue(
+        [todo("a", 9, folder=tmp_path), todo("b", 1, folder=tmp_path / "stat")], UrgentList(tmp_path / "stat")
+    )
     assert drained(queue) == ["b", "a"]
 
 
 def test_a_list_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such list"):
-        Urgent(tmp_path / "urgnet.txt")
+        UrgentList(tmp_path / "urgnet.txt")
 
 
 def test_nothing_is_begun_after_the_window_and_what_is_left_is_known() -> None:
     clock = [now()]
-    queue = Queue([todo("a"), todo("b")], until=clock[0] + timedelta(hours=1), clock=lambda: clock[0])
+    queue = SlideQueue([todo("a"), todo("b")], until=clock[0] + timedelta(hours=1), clock=lambda: clock[0])
     assert (queue.next(), queue.ended(), len(queue.left)) == (todo("a"), False, 1)
     clock[0] += timedelta(hours=1)
     assert (queue.next(), queue.ended()) == (None, True)
@@ -68,7 +72,7 @@ def test_nothing_is_begun_after_the_window_and_what_is_left_is_known() -> None:
 
 
 def test_a_file_that_changed_takes_the_place_of_what_it_was() -> None:
-    queue = Queue([todo("a", 1), todo("b", 2)])
+    queue = SlideQueue([todo("a", 1), todo("b", 2)])
     queue.put([todo("a", 7)])
     assert queue.left == [todo("a", 7), todo("b", 2)]
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from her2batch.pipeline.results import _order, _rows, folder_of
+from her2batch.pipeline.results import _order, _rows, encoder_folder
 
 
 def test_rows_come_back_in_the_order_of_their_tiles() -> None:
@@ -17,5 +17,5 @@ def test_a_slide_without_tiles_has_empty_columns_of_the_right_width() -> None:
 
 
 def test_an_encoders_folder_is_a_plain_name() -> None:
-    assert folder_of("timm:resnet18.a1_in1k") == "timm-resnet18.a1_in1k"
-    assert folder_of("uni2-h") == "uni2-h"
+    assert encoder_folder("timm:resnet18.a1_in1k") == "timm-resnet18.a1_in1k"
+    assert encoder_folder("uni2-h") == "uni2-h"

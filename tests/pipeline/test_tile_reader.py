@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from her2batch.errors import SlideError
-from her2batch.pipeline.tile_reader import BATCH, decoded, feed_of
+from her2batch.pipeline.tile_reader import BATCH, plan_reads, read_tiles
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box
-from her2batch.vision.tile_grid import Grid, plan
+from her2batch.vision.tile_grid import TileGrid, plan_tiles
 from tests.conftest import tissue_image, write_slide
 
 
@@ -20,17 +20,17 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_slide(tmp_path_factory.mktemp("feed") / "a.tiff", tissue_image(2300, 1900, brown=0.4))
 
 
-def grid_of(path: Path, mpp: float, edge: int) -> Grid:
+def grid_of(path: Path, mpp: float, edge: int) -> TileGrid:
     with open_slide(path) as slide:
-        return Grid(mpp, edge, plan(slide.info.width, slide.info.height, 0.25, mpp, edge))
+        return TileGrid(mpp, edge, plan_tiles(slide.info.width, slide.info.height, 0.25, mpp, edge))
 
 
 @pytest.mark.parametrize(("mpp", "edge"), [(0.25, 224), (0.5, 32), (0.5, 224), (0.7, 100), (2.0, 16)])
 def test_every_tile_comes_once_and_shows_its_place(path: Path, mpp: float, edge: int) -> None:
     grid = grid_of(path, mpp, edge)
     with open_slide(path) as slide:
-        feed = feed_of(slide, grid)
-        batches = list(decoded(slide, feed, 0, "auto"))
+        feed = plan_reads(slide, grid)
+        batches = list(read_tiles(slide, feed, 0, "auto"))
         rows = np.concatenate([batch.rows for batch in batches])
         assert sorted(rows.tolist()) == list(range(len(grid.tiles)))
         for row, pixels in zip(rows, np.concatenate([batch.pixels for batch in batches]), strict=True):
@@ -50,9 +50,9 @@ def brightness(pixels: np.ndarray) -> np.ndarray:
 def test_neither_threads_nor_ranges_change_a_byte(path: Path, threads: int, lo: int, more: int) -> None:
     grid = grid_of(path, 0.5, 32)
     with open_slide(path) as slide:
-        feed = feed_of(slide, grid)
-        one = list(decoded(slide, feed, 0, "auto", brightness))[lo : lo + more]
-        other = list(decoded(slide, feed.part(lo, lo + more), threads, "auto", brightness))
+        feed = plan_reads(slide, grid)
+        one = list(read_tiles(slide, feed, 0, "auto", brightness))[lo : lo + more]
+        other = list(read_tiles(slide, feed.part(lo, lo + more), threads, "auto", brightness))
         assert len(one) == len(other)
         for ours, theirs in zip(one, other, strict=True):
             assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
@@ -61,7 +61,7 @@ def test_neither_threads_nor_ranges_change_a_byte(path: Path, threads: int, lo: 
 
 def test_batches_are_whole_blocks_of_about_their_size(path: Path) -> None:
     with open_slide(path) as slide:
-        feed = feed_of(slide, grid_of(path, 0.25, 32))
+        feed = plan_reads(slide, grid_of(path, 0.25, 32))
     counts = [sum(len(block.tiles) for block in batch) for batch in feed.batches]
     largest = max(len(block.tiles) for batch in feed.batches for block in batch)
     assert max(counts) <= max(BATCH, largest)
@@ -70,9 +70,9 @@ def test_batches_are_whole_blocks_of_about_their_size(path: Path) -> None:
 
 def test_a_grid_without_tiles_has_no_batch(path: Path) -> None:
     with open_slide(path) as slide:
-        feed = feed_of(slide, Grid(0.5, 224, np.empty((0, 3), np.int32)))
+        feed = plan_reads(slide, TileGrid(0.5, 224, np.empty((0, 3), np.int32)))
         assert feed.batches == ()
-        assert list(decoded(slide, feed, 2, "auto")) == []
+        assert list(read_tiles(slide, feed, 2, "auto")) == []
 
 
 def test_what_can_not_be_decoded_is_said_by_thread_and_in_line(path: Path, tmp_path: Path) -> None:
@@ -85,4 +85,4 @@ def test_what_can_not_be_decoded_is_said_by_thread_and_in_line(path: Path, tmp_p
     broken.write_bytes(data)
     for threads in (0, 2):
         with open_slide(broken) as slide, pytest.raises(SlideError, match="tile 10"):
-            list(decoded(slide, feed_of(slide, grid_of(path, 0.5, 224)), threads, "auto"))
+            list(read_tiles(slide, plan_reads(slide, grid_of(path, 0.5, 224)), threads, "auto"))

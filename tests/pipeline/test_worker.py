@@ -7,37 +7,37 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from her2batch.models.encoders import dim_of
+from her2batch.models.encoders import embedding_dim
 from her2batch.pipeline import worker as worker_module
-from her2batch.pipeline.inventory import Todo
-from her2batch.pipeline.stages import Context
-from her2batch.pipeline.worker import Worker
+from her2batch.pipeline.inventory import SlideJob
+from her2batch.pipeline.stages import StageContext
+from her2batch.pipeline.worker import SlideWorker
 from her2batch.settings import Plan
 from her2batch.slides.readers import READERS, open_slide
 from her2batch.slides.slide import Box, resample
-from her2batch.slides.tiff_slide import TiffSlide
+from her2batch.slides.tiff_slide import TiledTiffSlide
 from her2batch.store.audit import verify
 from her2batch.store.cohort import Cohort
-from her2batch.vision.membrane import MEMBRANE, describe
-from her2batch.vision.stain import fit_stains
+from her2batch.vision.membrane import MEMBRANE, measure_tiles
+from her2batch.vision.stain import fit_stain_vectors
 from tests.runtime.test_scheduler import todos
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Worker:
+def worker(tmp_path: Path) -> SlideWorker:
     cohort = Cohort(tmp_path / "c")
     cohort.create(Plan())
-    return Worker(cohort, Context(Plan(), dims={"stain": dim_of("stain")}))
+    return SlideWorker(cohort, StageContext(Plan(), dims={"stain": embedding_dim("stain")}))
 
 
 @pytest.fixture
-def todo(tmp_path: Path, worker: Worker, make_slide: Callable) -> Todo:
+def todo(tmp_path: Path, worker: SlideWorker, make_slide: Callable) -> SlideJob:
     make_slide(brown=0.3)
     return todos(tmp_path / "scans", worker)[0]
 
 
-def raising(error: BaseException) -> type[TiffSlide]:
-    class Broken(TiffSlide):
+def raising(error: BaseException) -> type[TiledTiffSlide]:
+    class Broken(TiledTiffSlide):
         def _assembled(self, *_: object) -> None:
             raise error
 
@@ -53,7 +53,7 @@ def raising(error: BaseException) -> type[TiffSlide]:
     ],
 )
 def test_what_stops_a_slide_is_its_code(
-    worker: Worker, todo: Todo, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
+    worker: SlideWorker, todo: SlideJob, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
 ) -> None:
     monkeypatch.setitem(READERS, "tiff", raising(error))
     monkeypatch.setattr(worker_module, "open_slide", lambda path, _: READERS["tiff"](path))
@@ -66,12 +66,12 @@ def test_what_stops_a_slide_is_its_code(
 
 
 def test_a_file_that_changes_while_it_is_read_is_unstable(
-    worker: Worker, todo: Todo, monkeypatch: pytest.MonkeyPatch
+    worker: SlideWorker, todo: SlideJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = worker.run(todo).row
     assert first["status"] == "done"
 
-    class Changing(TiffSlide):
+    class Changing(TiledTiffSlide):
         def __init__(self, path: Path) -> None:
             super().__init__(path)
             os.utime(path)
@@ -83,16 +83,16 @@ def test_a_file_that_changes_while_it_is_read_is_unstable(
     assert list(verify(worker.cohort)) == []
 
 
-def test_a_file_that_is_gone_says_so(worker: Worker, todo: Todo) -> None:
+def test_a_file_that_is_gone_says_so(worker: SlideWorker, todo: SlideJob) -> None:
     todo.source.path.unlink()
     assert worker.run(todo).row["error_code"] == "gone"
 
 
-def test_decode_threads_change_no_byte(tmp_path: Path, worker: Worker, todo: Todo) -> None:
+def test_decode_threads_change_no_byte(tmp_path: Path, worker: SlideWorker, todo: SlideJob) -> None:
     worker.run(todo)
     other = Cohort(tmp_path / "threads")
     other.create(Plan())
-    Worker(other, worker.context, threads=3).run(todo)
+    SlideWorker(other, worker.context, threads=3).run(todo)
     for name in ("tiles", "membrane", "embeddings/stain"):
         assert worker.cohort.table(name, "a").read_bytes() == other.table(name, "a").read_bytes()
 
@@ -105,6 +105,6 @@ def test_tiles_that_are_shrunk_while_decoding_show_the_same_membranes(cores: dic
     assert slide.source_for(2.0) == (0, 2)
     tiles = [np.stack([half[y : y + 224, x : x + 224] for y in (0, 224, 448) for x in (0, 224, 448, 672)])
              for half in (shrunk, whole)]  # fmt: skip
-    stains = fit_stains(tiles[1], (240.0, 240.0, 240.0))
-    shares = [describe(some, 0.5, stains)[:, : len(MEMBRANE)].mean(axis=0) for some in tiles]
+    stains = fit_stain_vectors(tiles[1], (240.0, 240.0, 240.0))
+    shares = [measure_tiles(some, 0.5, stains)[:, : len(MEMBRANE)].mean(axis=0) for some in tiles]
     assert np.abs(shares[0] - shares[1]).max() < 0.03

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from her2batch.files.locations import drop_files
-from her2batch.reports.cohort_page import page, worked_up
-from her2batch.reports.report_data import Material, gather
+from her2batch.reports.cohort_page import page, with_worklists
+from her2batch.reports.report_data import ReportData, load_report_data
 from her2batch.runtime.score import score
 from her2batch.settings import Resources
 from her2batch.store.cohort import Cohort, write_row
@@ -55,10 +55,10 @@ def patches_of(cohort: Cohort, slide_id: str) -> pa.Table:
 
 
 @pytest.fixture(scope="session")
-def material(reported: Cohort) -> Material:
-    return worked_up(gather(reported))
+def material(reported: Cohort) -> ReportData:
+    return with_worklists(load_report_data(reported))
 
 
 @pytest.fixture(scope="session")
-def report_html(material: Material) -> str:
+def report_html(material: ReportData) -> str:
     return page(material)[0]

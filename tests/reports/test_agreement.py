@@ -15,7 +15,7 @@ from her2batch.reports.agreement import (
     of_run,
     roc_table,
 )
-from her2batch.reports.report_data import Material
+from her2batch.reports.report_data import ReportData
 from her2batch.store.schemas import run_schema
 from her2batch.tasks import CLASSES
 from her2batch.training.statistics import intervals
@@ -105,14 +105,14 @@ def test_confusion_has_every_pair() -> None:
     assert [one["n"] for one in confusion_table(table).to_pylist()] == [1, 0, 1, 0]
 
 
-def test_labels_meet_predictions_where_the_task_has_a_class(material: Material) -> None:
+def test_labels_meet_predictions_where_the_task_has_a_class(material: ReportData) -> None:
     found = labelled(material)
     assert set(found["task"].to_pylist()) == {"her2-4way", "her2-3way", "her2-binary"}
     truth = {(one["slide_id"], one["truth"]) for one in found.to_pylist() if one["task"] == "her2-4way"}
     assert truth == {(one, material.labels[one]["her2"]) for one, _ in truth}
 
 
-def test_the_section_shows_each_method_sites_and_mistakes(material: Material) -> None:
+def test_the_section_shows_each_method_sites_and_mistakes(material: ReportData) -> None:
     part = against_labels(material)
     assert part is not None
     for words in ("her2-4way by membrane", "her2-3way by clam-sb", "Agreement at each site", "north", "Misclassified"):
@@ -123,7 +123,7 @@ def test_the_section_shows_each_method_sites_and_mistakes(material: Material) ->
     assert any(one.startswith("kappa-") for one in names)
 
 
-def test_without_labels_or_run_there_is_no_section(material: Material) -> None:
+def test_without_labels_or_run_there_is_no_section(material: ReportData) -> None:
     from dataclasses import replace
 
     assert against_labels(replace(material, labels={})) is None

@@ -10,7 +10,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from her2batch.reports import cohort_page as module
-from her2batch.reports.cohort_page import write
+from her2batch.reports.cohort_page import write_report
 from her2batch.store.cohort import Cohort
 
 CHROMIUM = next(
@@ -36,13 +36,13 @@ def small(reported: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with the evidence of four slides inside."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SMALL", 100)
-        return write(reported, tmp_path_factory.mktemp("small") / "report.html", pages=4).path
+        return write_report(reported, tmp_path_factory.mktemp("small") / "report.html", pages=4).path
 
 
 @pytest.fixture(scope="module")
 def large(reported: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with two pages of slides beside it."""
-    return write(reported, tmp_path_factory.mktemp("large") / "report.html", pages=2).path
+    return write_report(reported, tmp_path_factory.mktemp("large") / "report.html", pages=2).path
 
 
 class Watched:

@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 from her2batch.nightly.drift import Figure
-from her2batch.nightly.sentinels import Verdict
-from her2batch.nightly.summary import Night
+from her2batch.nightly.sentinels import SentinelResult
+from her2batch.nightly.summary import NightSummary
 from her2batch.reports.cases import Call, Case
 from her2batch.reports.night_page import page
 from her2batch.reports.theme import for_file
@@ -13,7 +13,7 @@ EVIL = "<script>alert('x')</script>"
 
 
 def findings(**more: object) -> dict:
-    night = Night("20260601-190000", "2026-06-01T19:00:00+02:00", "2026-06-02T06:00:00+02:00", 39_600.0, seen=4, done=2,
+    night = NightSummary("20260601-190000", "2026-06-01T19:00:00+02:00", "2026-06-02T06:00:00+02:00", 39_600.0, seen=4, done=2,
                   failed=1, deferred=1, free_bytes=None, deferred_seconds=(60.0, 4000.0))  # fmt: skip
     row = {"slide_id": "S1", "stain": "her2", "status": "done", "error_code": None, "patient_id": EVIL}
     case = Case(EVIL, [row], [Call("S1", "her2-4way", "membrane", "2+", ("2+", "3+"), True, 2.0)], ["slides differ"])
@@ -24,7 +24,7 @@ def findings(**more: object) -> dict:
         "deferred": [{"path": f"/scans/{EVIL}.svs", "reason": "the window ended"}],
         "review": [{"slide_id": "S1", "method": "membrane", "calls": [call], "reasons": ["needs-ish"]}],
         "drift": [Figure("north", "dab", 0.3, 0.2, 30, 300, 1e-9, True)],
-        "sentinels": Verdict(3), **more,
+        "sentinels": SentinelResult(3), **more,
     }  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def test_nothing_is_loaded_from_outside() -> None:
 
 
 def test_a_night_that_is_held_back_shows_why_and_no_result() -> None:
-    given = findings(sentinels=Verdict(3, deviations=["S9, her2-4way · membrane: class 1+ → 2+"]))
+    given = findings(sentinels=SentinelResult(3, deviations=["S9, her2-4way · membrane: class 1+ → 2+"]))
     given["night"].held = True
     html = page(given)
     assert "held back" in html

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from her2batch.files.locations import remove_tree
-from her2batch.reports.report_data import Material, gather, names_of
+from her2batch.reports.report_data import ReportData, load_report_data, names_of
 from her2batch.reports.slide_page import facts, heads, links, scale_bar, sections, write_pages
-from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources
 from her2batch.store.cohort import Cohort
 
 
-def with_patches(material: Material) -> str:
+def with_patches(material: ReportData) -> str:
     return next(one for one, row in material.rows.items() if names_of(row, "patches"))
 
 
@@ -26,7 +26,7 @@ def unpacked(address: str) -> np.ndarray:
     return cv2.imdecode(np.frombuffer(base64.b64decode(address.split(",")[1]), np.uint8), cv2.IMREAD_UNCHANGED)
 
 
-def test_layers_cover_the_tiles_that_the_tables_name(material: Material) -> None:
+def test_layers_cover_the_tiles_that_the_tables_name(material: ReportData) -> None:
     slide_id = with_patches(material)
     found = facts(material, slide_id)
     keys = [one.key for one in found["layers"]]
@@ -39,7 +39,7 @@ def test_layers_cover_the_tiles_that_the_tables_name(material: Material) -> None
     assert found["layers"][0].box[1] <= row["height"] + found["step"]
 
 
-def test_attention_is_shown_a_head_at_a_time(material: Material) -> None:
+def test_attention_is_shown_a_head_at_a_time(material: ReportData) -> None:
     name = next(names_of(row, "attention")[0] for row in material.rows.values() if names_of(row, "attention"))
     slide_id = next(one for one, row in material.rows.items() if name in names_of(row, "attention"))
     (keys, part), = heads(material.cohort.read(name, slide_id))  # fmt: skip
@@ -48,7 +48,7 @@ def test_attention_is_shown_a_head_at_a_time(material: Material) -> None:
     assert heads(None) == []
 
 
-def test_the_rule_is_walked_to_the_class_it_gave(material: Material) -> None:
+def test_the_rule_is_walked_to_the_class_it_gave(material: ReportData) -> None:
     for slide_id in material.rows:
         found = facts(material, slide_id) if material.rows[slide_id]["status"] == "done" else {"steps": []}
         if found["steps"]:
@@ -56,7 +56,7 @@ def test_the_rule_is_walked_to_the_class_it_gave(material: Material) -> None:
             assert climbed == found["rule"]["predicted"], slide_id
 
 
-def test_examples_are_the_tiles_themselves(material: Material) -> None:
+def test_examples_are_the_tiles_themselves(material: ReportData) -> None:
     slide_id = with_patches(material)
     examples = facts(material, slide_id)["examples"]
     assert {one.kind for one in examples} >= {"patches called 3+", "most attention of clam-sb, her2-3way"}
@@ -67,7 +67,7 @@ def test_examples_are_the_tiles_themselves(material: Material) -> None:
 
 def test_a_slide_whose_pyramid_was_let_go_still_has_its_evidence(reported: Cohort, tmp_path: Path) -> None:
     cohort = Cohort(Path(shutil.copytree(reported.root, tmp_path / "c")))
-    material = gather(cohort)
+    material = load_report_data(cohort)
     slide_id = with_patches(material)
     remove_tree(cohort.pyramid(slide_id))
     found = facts(material, slide_id)
@@ -79,14 +79,14 @@ def test_a_slide_whose_pyramid_was_let_go_still_has_its_evidence(reported: Cohor
     assert "can&#39;t be read" in html or "can't be read" in html
 
 
-def test_a_slide_that_nobody_labelled_has_its_page(material: Material) -> None:
+def test_a_slide_that_nobody_labelled_has_its_page(material: ReportData) -> None:
     slide_id = with_patches(material)
     (_, _, html), = sections(replace(material, pages={slide_id: "#"}, labels={}))  # fmt: skip
     assert "by the membrane rule" in html
     assert "label " not in html[: html.index("</p>")]
 
 
-def test_every_source_that_is_named_exists(material: Material, tmp_path: Path) -> None:
+def test_every_source_that_is_named_exists(material: ReportData, tmp_path: Path) -> None:
     slide_id = with_patches(material)
     pages = {slide_id: f"x/{slide_id}.html"}
     assert write_pages(replace(material, pages=pages, beside=tmp_path / "x"), tmp_path / "x", "../r.html") == 1
@@ -103,7 +103,7 @@ def test_every_source_that_is_named_exists(material: Material, tmp_path: Path) -
         assert set(wanted) <= set(table.column_names), (place, columns)
 
 
-def test_a_cohort_far_away_has_no_links(material: Material) -> None:
+def test_a_cohort_far_away_has_no_links(material: ReportData) -> None:
     row = next(iter(material.rows.values()))
     assert links(replace(material, beside=None), row) == {}
 
@@ -122,8 +122,8 @@ def test_the_3_plus_core_shows_its_membranes_and_the_0_core_none(cores: dict[str
     scans.mkdir()
     for path in cores.values():
         (scans / path.name).symlink_to(path)
-    assert ingest(Order(scans, tmp_path / "c"), Plan(), Resources(workers=0)).exit_code == 0
-    material = gather(Cohort(tmp_path / "c"))
+    assert ingest(IngestRequest(scans, tmp_path / "c"), Plan(), Resources(workers=0)).exit_code == 0
+    material = load_report_data(Cohort(tmp_path / "c"))
     three, zero = facts(material, "core-3"), facts(material, "core-0")
     assert three["rule"]["predicted"] == "3+"
     assert [one.reached for one in three["steps"]] == [True] * 4

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from her2batch.reports import worklists
-from her2batch.reports.report_data import Material
+from her2batch.reports.report_data import ReportData
 from her2batch.reports.theme import Listing
 from her2batch.tasks import CLASSES
 from tests.reports.conftest import FAILED
@@ -18,7 +18,7 @@ def call(slide_id: str, predicted: str, task: str = "her2-4way", method: str = "
     }  # fmt: skip
 
 
-def said(material: Material, *calls: dict, **labels: dict) -> Material:
+def said(material: ReportData, *calls: dict, **labels: dict) -> ReportData:
     """The material with these predictions, all on its own slides, and these labels."""
     found: dict[str, list] = {}
     for one in calls:
@@ -30,11 +30,11 @@ def ids(listing: Listing) -> list[str]:
     return [row[0] for row in listing.rows]
 
 
-def three(material: Material) -> list[str]:
+def three(material: ReportData) -> list[str]:
     return [row["slide_id"] for row in material.done][:3]
 
 
-def test_2_plus_waits_for_ish_and_no_longer_when_it_is_known(material: Material) -> None:
+def test_2_plus_waits_for_ish_and_no_longer_when_it_is_known(material: ReportData) -> None:
     a, b, c = three(material)
     calls = (call(a, "2+"), call(b, "1+"), call(b, "2+", method="clam-sb"), call(c, "2+"))
     found = worklists.equivocal(said(material, *calls, **{c: {"her2": "2+", "ish": "-", "site": "x"}}))
@@ -42,7 +42,7 @@ def test_2_plus_waits_for_ish_and_no_longer_when_it_is_known(material: Material)
     assert found.slides == [a, b]
 
 
-def test_0_against_1_is_where_both_are_plausible_or_a_trace_is_there(material: Material) -> None:
+def test_0_against_1_is_where_both_are_plausible_or_a_trace_is_there(material: ReportData) -> None:
     a, b, c = three(material)
     both = {"plausible": ["0", "1+"]}
     found = worklists.second_look(
@@ -53,7 +53,7 @@ def test_0_against_1_is_where_both_are_plausible_or_a_trace_is_there(material: M
     assert ids(worklists.second_look(far)) == []
 
 
-def test_disagreement_has_a_column_a_method(material: Material) -> None:
+def test_disagreement_has_a_column_a_method(material: ReportData) -> None:
     a, b, _ = three(material)
     other = {"task": "her2-3way", "method": "svm", "bundle": "abcdef"}
     calls = (
@@ -68,7 +68,7 @@ def test_disagreement_has_a_column_a_method(material: Material) -> None:
     assert found.rows[0][-3:] == ["her2-3way", "low", "0"]
 
 
-def test_near_10_percent_shows_the_share_that_is_near(material: Material) -> None:
+def test_near_10_percent_shows_the_share_that_is_near(material: ReportData) -> None:
     found = worklists.near_threshold(material)
     near = {slide_id for slide_id in material.rows for one in material.said(slide_id, "her2-4way")
             if "near-10-percent" in one["reasons"]}  # fmt: skip
@@ -79,7 +79,7 @@ def test_near_10_percent_shows_the_share_that_is_near(material: Material) -> Non
         assert 0.1 / 1.5 - 1e-6 <= row[names.index("nearest")] <= 0.15 + 1e-6
 
 
-def test_what_has_no_score_has_a_reason(material: Material) -> None:
+def test_what_has_no_score_has_a_reason(material: ReportData) -> None:
     found = worklists.unscorable(material)
     why = {row[0]: row[4] for row in found.rows}
     assert why[FAILED] == "truncated"
@@ -89,7 +89,7 @@ def test_what_has_no_score_has_a_reason(material: Material) -> None:
     assert "her2" not in {material.rows[one]["stain"] for one, reason in why.items() if reason == "no-method"}
 
 
-def test_cases_stand_side_by_side_conflicts_first(material: Material) -> None:
+def test_cases_stand_side_by_side_conflicts_first(material: ReportData) -> None:
     found = worklists.side_by_side(material)
     assert {row[0]: [one[0] for one in row[3]] for row in found.rows} == {
         case.name: [row["slide_id"] for row in case.slides] for case in material.cases if len(case.slides) > 1
@@ -99,7 +99,7 @@ def test_cases_stand_side_by_side_conflicts_first(material: Material) -> None:
     assert all(len(row) == len(found.columns) for row in found.rows)
 
 
-def test_every_list_has_a_value_a_column_and_names_its_source(material: Material) -> None:
+def test_every_list_has_a_value_a_column_and_names_its_source(material: ReportData) -> None:
     for make in (*worklists.WORKLISTS, worklists.flagged, worklists.every):
         found = make(material)
         assert all(len(row) == len(found.columns) for row in found.rows), found.name

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from her2batch.runtime.ray_session import Session
+from her2batch.runtime.ray_session import RaySession
 
 
 def test_a_gpu_worker_loads_cucim_before_torch(tmp_path: Path) -> None:
@@ -18,11 +18,11 @@ def test_a_gpu_worker_loads_cucim_before_torch(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from her2batch.runtime.actor import Actor
-from her2batch.pipeline.stages import Context
-from her2batch.pipeline.worker import Worker
+from her2batch.pipeline.stages import StageContext
+from her2batch.pipeline.worker import SlideWorker
 from her2batch.settings import Plan
 from her2batch.store.cohort import Cohort
-worker = Worker(Cohort(Path(sys.argv[1])), Context(Plan(reader="cucim")))
+worker = SlideWorker(Cohort(Path(sys.argv[1])), StageContext(Plan(reader="cucim")))
 actor = Actor(worker, ("tiles",), 0, with_gpu=True)
 actor._worker.ready(("tiles",))
 print(list(actor._worker.made) != [], "torch" in sys.modules)
@@ -31,7 +31,7 @@ print(list(actor._worker.made) != [], "torch" in sys.modules)
     assert run.stdout.split() == ["True", "True"], run.stderr
 
 
-def test_a_worker_can_be_limited_in_memory_and_sees_no_gpu_it_was_not_given(ray_session: Session) -> None:
+def test_a_worker_can_be_limited_in_memory_and_sees_no_gpu_it_was_not_given(ray_session: RaySession) -> None:
     @ray_session.ray.remote(num_cpus=0)
     class Probe:
         def look(self) -> tuple[int, str]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import InputError, StoreError
-from her2batch.runtime.ingest import Order, Summary, ingest
-from her2batch.runtime.ray_session import Session
+from her2batch.runtime.ingest import IngestRequest, IngestSummary, ingest
+from her2batch.runtime.ray_session import RaySession
 from her2batch.settings import Plan, Resources
 from her2batch.store.audit import status, verify
 from her2batch.store.cohort import Cohort
@@ -22,8 +22,8 @@ from tests.models.bundles import untrained
 PLAIN = Resources(workers=0)
 
 
-def run(scans: Path, out: Path, plan: Plan | None = None, **more: object) -> Summary:
-    return ingest(Order(scans, out, **more), plan or Plan(), PLAIN)
+def run(scans: Path, out: Path, plan: Plan | None = None, **more: object) -> IngestSummary:
+    return ingest(IngestRequest(scans, out, **more), plan or Plan(), PLAIN)
 
 
 def contents(cohort: Path) -> dict[str, bytes]:
@@ -32,7 +32,7 @@ def contents(cohort: Path) -> dict[str, bytes]:
     return {str(path.relative_to(cohort)): path.read_bytes() for path in files if path.name != ".lock"}
 
 
-def codes(summary: Summary) -> dict[str, str]:
+def codes(summary: IngestSummary) -> dict[str, str]:
     return {row["slide_id"]: row["error_code"] for row in summary.failures}
 
 
@@ -72,13 +72,15 @@ def test_bad_slides_fail_one_by_one_and_disturb_nothing(real_data: Path, tmp_pat
     assert all(str(good.parent) in row["error"] for row in summary.failures)
 
 
-def test_ray_and_the_plain_loop_give_the_same_bytes(tmp_path: Path, make_slide: Callable, ray_session: Session) -> None:
+def test_ray_and_the_plain_loop_give_the_same_bytes(
+    tmp_path: Path, make_slide: Callable, ray_session: RaySession
+) -> None:
     for k in range(4):
         make_slide(f"s{k}.tiff", seed=k, brown=0.2 * k, levels=1 + k % 2)
     make_slide("broken.tiff").write_bytes(b"II*\0nothing")
     scans = tmp_path / "scans"
     run(scans, tmp_path / "plain")
-    ingest(Order(scans, tmp_path / "ray"), Plan(), Resources(workers=2))
+    ingest(IngestRequest(scans, tmp_path / "ray"), Plan(), Resources(workers=2))
     assert contents(tmp_path / "plain") == contents(tmp_path / "ray")
 
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from her2batch.errors import HeadLost, InputError, StoreError
-from her2batch.runtime.ray_session import Session, _folder, _start, connect
+from her2batch.runtime.ray_session import RaySession, _folder, _start, connect
 from her2batch.settings import Resources
 
 
@@ -26,20 +26,20 @@ def listening(process: psutil.Process) -> set[str]:
         return set()
 
 
-def test_nothing_listens_off_loopback(ray_session: Session) -> None:
+def test_nothing_listens_off_loopback(ray_session: RaySession) -> None:
     ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
     addresses = set().union(*(listening(process) for process in ours))
     assert addresses
     assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
-def test_a_connection_that_is_there_is_used(ray_session: Session) -> None:
+def test_a_connection_that_is_there_is_used(ray_session: RaySession) -> None:
     with connect(Resources(workers=1)) as again:
         assert again.workers == 1
     assert ray_session.ray.is_initialized()
 
 
-def test_a_head_that_died_since_the_last_knock_is_not_asked(ray_session: Session) -> None:
+def test_a_head_that_died_since_the_last_knock_is_not_asked(ray_session: RaySession) -> None:
     gone = replace(ray_session, head="127.0.0.1:1", _checked=time.monotonic(), stopped=threading.Event())
     gone.stopped.set()  # no waiting between the knocks
     with pytest.raises(HeadLost, match="goes on from what is committed"):

@@ -5,13 +5,13 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from her2batch.runtime.sandbox import Trial, attempt
+from her2batch.runtime.sandbox import SlideSandbox, attempt
 
 
 def test_a_finished_slide_opens_and_one_that_is_cut_says_so(make_slide: Callable) -> None:
     good, cut = make_slide("a.tiff"), make_slide("b.tiff")
     os.truncate(cut, cut.stat().st_size // 2)
-    trial = Trial()
+    trial = SlideSandbox()
     assert trial.fails(good) is None
     assert "end" in str(trial.fails(cut))
     assert trial.fails(good) is None
@@ -28,7 +28,7 @@ def test_a_file_that_was_preallocated_does_not_open(make_slide: Callable) -> Non
 
 def test_a_crash_and_a_hang_are_failures_and_the_next_trial_starts_anew(make_slide: Callable, tmp_path: Path) -> None:
     good = make_slide("a.tiff")
-    trial = Trial(patience=20)
+    trial = SlideSandbox(patience=20)
     assert trial.fails(good) is None
     os.kill(trial._process.pid, signal.SIGKILL)
     trial._process.wait()
@@ -45,6 +45,6 @@ def test_names_that_are_no_text_can_be_tried(make_slide: Callable) -> None:
     path = make_slide("a.tiff")
     odd = path.with_name(os.fsdecode(b"n\xff\nb.tiff"))
     path.rename(odd)
-    trial = Trial()
+    trial = SlideSandbox()
     assert trial.fails(odd) is None
     trial.close()

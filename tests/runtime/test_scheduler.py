@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 
 from her2batch.models.bundle import BundleInfo, ModelEntry
-from her2batch.models.encoders import dim_of
+from her2batch.models.encoders import embedding_dim
 from her2batch.models.nets import build
-from her2batch.pipeline.inventory import Todo, take
-from her2batch.pipeline.queue import Queue
-from her2batch.pipeline.stages import Context
-from her2batch.pipeline.worker import Finished, Worker
-from her2batch.runtime.ingest import Order, ingest
-from her2batch.runtime.ray_session import Session
-from her2batch.runtime.scheduler import _cause, share, step_limit
-from her2batch.runtime.serial import plain
+from her2batch.pipeline.inventory import SlideJob, take_inventory
+from her2batch.pipeline.queue import SlideQueue
+from her2batch.pipeline.stages import StageContext
+from her2batch.pipeline.worker import SlideResult, SlideWorker
+from her2batch.runtime.ingest import IngestRequest, ingest
+from her2batch.runtime.ray_session import RaySession
+from her2batch.runtime.scheduler import _cause, run_on_ray, step_limit
+from her2batch.runtime.serial import run_serially
 from her2batch.runtime.telemetry import Meters
 from her2batch.settings import Plan, Resources
 from her2batch.store.cohort import Cohort
-from her2batch.store.pseudonyms import Names
+from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.tasks import CLASSES, IHC
 from tests.models.bundles import bundle_of
 from tests.runtime.test_ingest import contents
@@ -32,32 +32,32 @@ from tests.runtime.test_ingest import contents
 LIMITS = Resources(workers=2)
 
 
-def worker_for(out: Path, **more: object) -> Worker:
+def worker_for(out: Path, **more: object) -> SlideWorker:
     plan = Plan(tile=64)
     cohort = Cohort(out)
     cohort.create(plan)
-    return Worker(cohort, Context(plan, dims={"stain": dim_of("stain")}), **more)
+    return SlideWorker(cohort, StageContext(plan, dims={"stain": embedding_dim("stain")}), **more)
 
 
-def todos(scans: Path, worker: Worker) -> list[Todo]:
-    census = take(scans, worker.cohort, worker.context.plan, Names(), {})
+def todos(scans: Path, worker: SlideWorker) -> list[SlideJob]:
+    census = take_inventory(scans, worker.cohort, worker.context.plan, Pseudonymizer(), {})
     return census.todo
 
 
 def test_a_slide_that_is_shared_has_the_bytes_of_one_that_is_not(
-    tmp_path: Path, make_slide: Callable, ray_session: Session
+    tmp_path: Path, make_slide: Callable, ray_session: RaySession
 ) -> None:
     make_slide("a.tiff", size=(2600, 2400), brown=0.4)
     reference = worker_for(tmp_path / "plain")
-    list(plain(reference, Queue(todos(tmp_path / "scans", reference))))
+    list(run_serially(reference, SlideQueue(todos(tmp_path / "scans", reference))))
     shared = worker_for(tmp_path / "shared", range_batches=1, split_batches=1)
-    finished = list(share(ray_session, shared, Queue(todos(tmp_path / "scans", shared)), LIMITS, Meters()))
+    finished = list(run_on_ray(ray_session, shared, SlideQueue(todos(tmp_path / "scans", shared)), LIMITS, Meters()))
     assert [one.row["status"] for one in finished] == ["done"]
     assert finished[0].row["n_tiles"] > 100
     assert contents(tmp_path / "plain") == contents(tmp_path / "shared")
 
 
-class Looked(Queue):
+class Looked(SlideQueue):
     """How often the supply was asked to look, before anybody wanted a slide of it."""
 
     looks, before = 0, None
@@ -65,24 +65,24 @@ class Looked(Queue):
     def look(self) -> None:
         self.looks += 1
 
-    def next(self) -> Todo | None:
+    def next(self) -> SlideJob | None:
         self.before = self.looks if self.before is None else self.before
         return super().next()
 
 
-def test_a_supply_looks_while_no_worker_is_idle(tmp_path: Path, make_slide: Callable, ray_session: Session) -> None:
+def test_a_supply_looks_while_no_worker_is_idle(tmp_path: Path, make_slide: Callable, ray_session: RaySession) -> None:
     """Or else a slide that came while all were busy began to settle only when one was idle."""
     make_slide("a.tiff")
     worker = worker_for(tmp_path / "c")
     queue = Looked(todos(tmp_path / "scans", worker))
-    assert len(list(share(replace(ray_session, workers=1), worker, queue, LIMITS, Meters()))) == 1
+    assert len(list(run_on_ray(replace(ray_session, workers=1), worker, queue, LIMITS, Meters()))) == 1
     assert queue.before > 0
 
 
 @pytest.mark.parametrize(
     ("fault", "words"), [("OutOfDiskError", "Ray's object store is full"), ("RaySystemError", "a worker stopped: ")]
 )
-def test_what_ray_says_over_many_lines_is_said_in_one(ray_session: Session, fault: str, words: str) -> None:
+def test_what_ray_says_over_many_lines_is_said_in_one(ray_session: RaySession, fault: str, words: str) -> None:
     ray = ray_session.ray
 
     def fails() -> None:
@@ -99,12 +99,12 @@ def test_what_ray_says_over_many_lines_is_said_in_one(ray_session: Session, faul
 
 
 @dataclass
-class Deadly(Worker):
+class Deadly(SlideWorker):
     """A worker whose process dies of slides called 'deadly', as often as `deaths` says."""
 
     deaths: int = 99
 
-    def begin(self, todo: Todo, share: bool, always: bool = False) -> tuple[object, dict]:
+    def begin(self, todo: SlideJob, share: bool, always: bool = False) -> tuple[object, dict]:
         if todo.slide_id == "deadly":
             seen = self.cohort.root / "deaths"
             count = int(seen.read_text()) if seen.exists() else 0
@@ -116,7 +116,7 @@ class Deadly(Worker):
 
 @pytest.mark.parametrize(("deaths", "outcome"), [(1, "done"), (99, "failed")])
 def test_a_lost_worker_costs_its_slide_two_retries_and_the_others_nothing(
-    tmp_path: Path, make_slide: Callable, ray_session: Session, deaths: int, outcome: str
+    tmp_path: Path, make_slide: Callable, ray_session: RaySession, deaths: int, outcome: str
 ) -> None:
     import tests.runtime.test_scheduler as here
 
@@ -126,9 +126,9 @@ def test_a_lost_worker_costs_its_slide_two_retries_and_the_others_nothing(
     plan = Plan()
     cohort = Cohort(tmp_path / "c")
     cohort.create(plan)
-    worker = here.Deadly(cohort, Context(plan, dims={"stain": dim_of("stain")}), deaths=deaths)
-    found: dict[str, Finished] = {}
-    for one in share(ray_session, worker, Queue(todos(tmp_path / "scans", worker)), LIMITS, Meters()):
+    worker = here.Deadly(cohort, StageContext(plan, dims={"stain": embedding_dim("stain")}), deaths=deaths)
+    found: dict[str, SlideResult] = {}
+    for one in run_on_ray(ray_session, worker, SlideQueue(todos(tmp_path / "scans", worker)), LIMITS, Meters()):
         found[one.row["slide_id"]] = one
     assert {name: one.row["status"] for name, one in found.items()} == {"deadly": outcome, "b": "done", "c": "done"}
     if outcome == "failed":
@@ -137,10 +137,10 @@ def test_a_lost_worker_costs_its_slide_two_retries_and_the_others_nothing(
 
 
 @dataclass
-class Hanging(Worker):
+class Hanging(SlideWorker):
     """A worker whose process stands still over slides called 'hanging': not even its own threads can end it."""
 
-    def begin(self, todo: Todo, share: bool, always: bool = False) -> tuple[object, dict]:
+    def begin(self, todo: SlideJob, share: bool, always: bool = False) -> tuple[object, dict]:
         if todo.slide_id == "hanging":
             with (self.cohort.root / "tries").open("a") as file:
                 file.write("once\n")
@@ -149,7 +149,7 @@ class Hanging(Worker):
 
 
 def test_a_slide_that_hangs_is_given_up_and_the_others_go_on(
-    tmp_path: Path, make_slide: Callable, ray_session: Session
+    tmp_path: Path, make_slide: Callable, ray_session: RaySession
 ) -> None:
     import tests.runtime.test_scheduler as here
 
@@ -158,9 +158,9 @@ def test_a_slide_that_hangs_is_given_up_and_the_others_go_on(
         make_slide(name, seed=len(name) + ord(name[0]), size=(900, 900))
     cohort = Cohort(tmp_path / "c")
     cohort.create(Plan())
-    worker = here.Hanging(cohort, Context(Plan(), dims={"stain": dim_of("stain")}))
+    worker = here.Hanging(cohort, StageContext(Plan(), dims={"stain": embedding_dim("stain")}))
     limits = Resources(workers=2, patience=5)
-    found = list(share(ray_session, worker, Queue(todos(tmp_path / "scans", worker)), limits, Meters()))
+    found = list(run_on_ray(ray_session, worker, SlideQueue(todos(tmp_path / "scans", worker)), limits, Meters()))
     assert {one.row["slide_id"]: one.row["error_code"] for one in found} == {"hanging": "timeout", "b": None, "c": None}
     assert (cohort.root / "tries").read_text() == "once\n"
 
@@ -171,10 +171,10 @@ def test_slow_models_get_the_time_they_need() -> None:
 
 
 @dataclass
-class DeadlyModel(Worker):
+class DeadlyModel(SlideWorker):
     """A worker whose process dies once, under its first model calls."""
 
-    def measure(self, todo: Todo, state: dict, name: str, lo: int, hi: int) -> object:
+    def measure(self, todo: SlideJob, state: dict, name: str, lo: int, hi: int) -> object:
         dead = self.cohort.root / "dead"
         if name == "tiles" and not dead.exists():
             dead.touch()
@@ -183,7 +183,7 @@ class DeadlyModel(Worker):
 
 
 def test_a_model_worker_that_dies_under_two_calls_is_replaced_once(
-    tmp_path: Path, make_slide: Callable, ray_session: Session, small_weights: Path
+    tmp_path: Path, make_slide: Callable, ray_session: RaySession, small_weights: Path
 ) -> None:
     import tests.runtime.test_scheduler as here
 
@@ -193,20 +193,20 @@ def test_a_model_worker_that_dies_under_two_calls_is_replaced_once(
     plan = Plan(encoders=("timm:test_vit",))
     cohort = Cohort(tmp_path / "c")
     cohort.create(plan)
-    context = Context(plan, weights=small_weights, dims={"timm:test_vit": dim_of("timm:test_vit")})
+    context = StageContext(plan, weights=small_weights, dims={"timm:test_vit": embedding_dim("timm:test_vit")})
     worker = here.DeadlyModel(cohort, context)
     session = replace(ray_session, workers=1, gpus=1)
-    found = list(share(session, worker, Queue(todos(tmp_path / "scans", worker)), LIMITS, Meters()))
+    found = list(run_on_ray(session, worker, SlideQueue(todos(tmp_path / "scans", worker)), LIMITS, Meters()))
     assert sorted((one.row["slide_id"], one.row["status"]) for one in found) == [(name, "done") for name in "abcd"]
     assert (cohort.root / "dead").exists()
 
 
-def test_a_stop_ends_the_batch_between_calls(tmp_path: Path, make_slide: Callable, ray_session: Session) -> None:
+def test_a_stop_ends_the_batch_between_calls(tmp_path: Path, make_slide: Callable, ray_session: RaySession) -> None:
     for k in range(4):
         make_slide(f"s{k}.tiff", seed=k, size=(900, 900))
     worker = worker_for(tmp_path / "c")
     session = replace(ray_session, workers=1)
-    running = share(session, worker, Queue(todos(tmp_path / "scans", worker)), LIMITS, Meters())
+    running = run_on_ray(session, worker, SlideQueue(todos(tmp_path / "scans", worker)), LIMITS, Meters())
     next(running)
     session.stopped.set()
     assert len(list(running)) < 3
@@ -215,10 +215,10 @@ def test_a_stop_ends_the_batch_between_calls(tmp_path: Path, make_slide: Callabl
 
 
 @dataclass
-class Nosy(Worker):
+class Nosy(SlideWorker):
     """A worker that writes down what its process sees."""
 
-    def begin(self, todo: Todo, share: bool, always: bool = False) -> tuple[object, dict]:
+    def begin(self, todo: SlideJob, share: bool, always: bool = False) -> tuple[object, dict]:
         import cucim  # noqa: F401  (takes 500 MB on every GPU in sight, so none may be)
         import torch
 
@@ -229,7 +229,7 @@ class Nosy(Worker):
 
 
 def test_a_cpu_worker_holds_no_gpu_and_runs_one_thread(
-    tmp_path: Path, make_slide: Callable, ray_session: Session
+    tmp_path: Path, make_slide: Callable, ray_session: RaySession
 ) -> None:
     import tests.runtime.test_scheduler as here
 
@@ -237,8 +237,8 @@ def test_a_cpu_worker_holds_no_gpu_and_runs_one_thread(
     make_slide(size=(900, 900))
     cohort = Cohort(tmp_path / "c")
     cohort.create(Plan())
-    worker = here.Nosy(cohort, Context(Plan(), dims={"stain": dim_of("stain")}))
-    list(share(ray_session, worker, Queue(todos(tmp_path / "scans", worker)), LIMITS, Meters()))
+    worker = here.Nosy(cohort, StageContext(Plan(), dims={"stain": embedding_dim("stain")}))
+    list(run_on_ray(ray_session, worker, SlideQueue(todos(tmp_path / "scans", worker)), LIMITS, Meters()))
     seen = json.loads((cohort.root / "seen.json").read_text())
     assert seen == {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "gpus": 0}
 
@@ -263,14 +263,14 @@ def a_bundle(folder: Path) -> Path:
 
 
 def test_model_pools_give_the_bytes_of_the_plain_loop(
-    tmp_path: Path, make_slide: Callable, ray_session: Session, small_weights: Path
+    tmp_path: Path, make_slide: Callable, ray_session: RaySession, small_weights: Path
 ) -> None:
     """With a GPU (here only declared) every model role has actors of its own; without, one process does it all."""
     make_slide("a.tiff", size=(1400, 1200), brown=0.4)
     bundle = a_bundle(tmp_path / "bundle")
     plan = Plan(encoders=("stain", "timm:test_vit"))
     for name, resources in {"plain": Resources(workers=0), "pools": Resources(workers=1, gpus=1)}.items():
-        order = Order(tmp_path / "scans", tmp_path / name, bundle=bundle, weights=small_weights)
+        order = IngestRequest(tmp_path / "scans", tmp_path / name, bundle=bundle, weights=small_weights)
         summary = ingest(order, plan, resources)
         assert (summary.done, summary.skipped) == (1, [])
     assert contents(tmp_path / "plain") == contents(tmp_path / "pools")

@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.experiments.train import Study, train
-from her2batch.runtime.ingest import Order, ingest
-from her2batch.runtime.ray_session import Session
+from her2batch.experiments.train import TrainingRequest, train
+from her2batch.runtime.ingest import IngestRequest, ingest
+from her2batch.runtime.ray_session import RaySession
 from her2batch.runtime.score import score
 from her2batch.settings import Plan, Resources, Spread, Training
 from her2batch.store.audit import verify
@@ -20,14 +20,14 @@ METHODS = ("clam-mb", "resnet50", "random-forest", "majority-vote")
 
 
 @pytest.fixture(scope="module")
-def bundle(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory, ray_session: Session) -> Path:
+def bundle(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory, ray_session: RaySession) -> Path:
     """One of each kind: a MIL head, a thumbnail network, a patch network with two classifiers on its counts."""
     training = Training(
         tasks=("her2-4way",), methods=METHODS, inputs=("stain", "thumbnail-224", "patches-high"), folds=3, quick=True,
         options=("epochs=1",), patches_per_slide=4,
     )  # fmt: skip
     out = tmp_path_factory.mktemp("bundle") / "run"
-    found = train(Study(synthetic.cohort, out, None, synthetic.annotations), training, Spread(workers=0))
+    found = train(TrainingRequest(synthetic.cohort, out, None, synthetic.annotations), training, Spread(workers=0))
     assert found.exit_code == 0, found.failed
     return out / "bundle"
 
@@ -39,7 +39,7 @@ def cohort(synthetic: Synthetic, tmp_path: Path) -> Path:
     scans.mkdir()
     for path in sorted(synthetic.scans.glob("*-1.svs"))[:2]:
         (scans / path.name).symlink_to(path)
-    ingest(Order(scans, tmp_path / "cohort", labels=synthetic.labels), Plan(), Resources(workers=0))
+    ingest(IngestRequest(scans, tmp_path / "cohort", labels=synthetic.labels), Plan(), Resources(workers=0))
     return tmp_path / "cohort"
 
 
@@ -61,7 +61,7 @@ def test_ingest_with_the_bundle_gives_nearly_the_same(bundle: Path, cohort: Path
     """Patches come from the slide there and from its pyramid here, which has its own lower levels."""
     found = score(cohort, bundle, Resources(workers=0))
     direct = cohort.parent / "direct"
-    order = Order(cohort.parent / "scans", direct, bundle=bundle, labels=synthetic.labels)
+    order = IngestRequest(cohort.parent / "scans", direct, bundle=bundle, labels=synthetic.labels)
     assert ingest(order, Plan(), Resources(workers=0)).exit_code == 0
     for slide_id in Cohort(cohort).rows():
         one, other = (
@@ -73,7 +73,7 @@ def test_ingest_with_the_bundle_gives_nearly_the_same(bundle: Path, cohort: Path
             assert max(abs(x - y) for x, y in zip(a["p"], b["p"], strict=True)) <= tolerance
 
 
-def test_on_ray_it_says_the_same(bundle: Path, cohort: Path, tmp_path: Path, ray_session: Session) -> None:
+def test_on_ray_it_says_the_same(bundle: Path, cohort: Path, tmp_path: Path, ray_session: RaySession) -> None:
     other = tmp_path / "other"
     shutil.copytree(cohort, other)
     found = score(cohort, bundle, Resources(workers=0))

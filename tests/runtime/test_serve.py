@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from her2batch.errors import InputError, StoreError
-from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.serve import Offer, check, read_one
 from her2batch.settings import Plan, Resources
 from her2batch.store.audit import status, verify
@@ -39,7 +39,7 @@ def prepared(folder: Path) -> Cohort:
     """S1 is read, S2 lies in the scans folder and is not."""
     (folder / "scans").mkdir()
     write_slide(folder / "scans" / "S1.tiff", tissue_image(1400, 1200, seed=1), levels=2)
-    ingest(Order(folder / "scans", folder / "cohort"), Plan(), Resources(workers=0))
+    ingest(IngestRequest(folder / "scans", folder / "cohort"), Plan(), Resources(workers=0))
     write_slide(folder / "scans" / "S2.tiff", tissue_image(1400, 1200, seed=2, brown=0.5), levels=2)
     return Cohort(folder / "cohort")
 
@@ -140,7 +140,7 @@ def test_what_can_not_be_served_is_said_before_anything_listens(tmp_path: Path) 
     key.write_bytes(b"k" * 32)
     with pytest.raises(InputError, match="leave --pseudonymize away"):
         check(Offer(cohort, tmp_path / "scans", key=key), port)
-    ingest(Order(tmp_path / "scans", tmp_path / "hidden", key=key), Plan(), Resources(workers=0))
+    ingest(IngestRequest(tmp_path / "scans", tmp_path / "hidden", key=key), Plan(), Resources(workers=0))
     with pytest.raises(InputError, match="give --pseudonymize KEYFILE"):
         check(Offer(tmp_path / "hidden", tmp_path / "scans"), port)
     check(Offer(tmp_path / "hidden", tmp_path / "scans", key=key), port)

@@ -3,17 +3,17 @@
 import re
 from pathlib import Path
 
-from her2batch.pipeline.progress import Tally
+from her2batch.pipeline.progress import RunProgress
 from her2batch.runtime import telemetry
-from her2batch.runtime.ray_session import Session
+from her2batch.runtime.ray_session import RaySession
 from her2batch.runtime.telemetry import Meters, TileMeter
 
 
-def test_rows_of_every_kind_are_counted(ray_session: Session) -> None:
+def test_rows_of_every_kind_are_counted(ray_session: RaySession) -> None:
     meters = Meters()
     done = {"status": "done", "bytes": 10, "files": [{"bytes": 3}, {"bytes": 4}]}
-    meters.ended(done, Tally(1, 0, 2, left=(1.0, 2.0)))
-    meters.ended({"status": "failed", "bytes": 0, "files": []}, Tally(2, 1, 2))  # nothing to add is no error
+    meters.ended(done, RunProgress(1, 0, 2, left=(1.0, 2.0)))
+    meters.ended({"status": "failed", "bytes": 0, "files": []}, RunProgress(2, 1, 2))  # nothing to add is no error
     meters.queues({"cpu": 0, "tiles": 7})
     tiles = TileMeter("cpu")
     tiles.add(0)

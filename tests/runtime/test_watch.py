@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from her2batch.pipeline.inventory import Register, Todo
+from her2batch.pipeline.inventory import InventoryUpdater, SlideJob
 from her2batch.pipeline.queue import now
-from her2batch.runtime.ingest import Order, ingest
-from her2batch.runtime.ray_session import Session
-from her2batch.runtime.watch import GIVE_UP, Settling, partial_beside
+from her2batch.runtime.ingest import IngestRequest, ingest
+from her2batch.runtime.ray_session import RaySession
+from her2batch.runtime.watch import GIVE_UP, FileStability, partial_beside
 from her2batch.settings import Plan, Resources, Window
-from her2batch.slides.discover import Found, Source, again, source
+from her2batch.slides.discover import DiscoveredSlides, SlideSource, again, slide_source
 from her2batch.store.audit import status
 from her2batch.store.cohort import Cohort
 
@@ -31,25 +31,25 @@ def opens(_: Path) -> None:
     return None
 
 
-def lies(path: Path, text: str = "x") -> Source:
+def lies(path: Path, text: str = "x") -> SlideSource:
     path.write_text(text)
-    return source((path,))
+    return slide_source((path,))
 
 
 def test_a_file_is_finished_when_two_looks_a_settle_time_apart_see_the_same(tmp_path: Path) -> None:
-    settling, slide = Settling(SETTLE, opens), lies(tmp_path / "a.svs")
+    settling, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
     assert [settling.finished(slide, at, ()) for at in (100.0, 105.0, 109.9, 110.0)] == [False, False, False, True]
 
 
 def test_a_writer_that_pauses_starts_the_time_anew(tmp_path: Path) -> None:
-    settling, slide = Settling(SETTLE, opens), lies(tmp_path / "a.svs")
+    settling, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
     assert not settling.finished(slide, 0, ())
     slide = lies(tmp_path / "a.svs", "xy")
     assert [settling.finished(slide, at, ()) for at in (9.0, 18.0, 19.0)] == [False, False, True]
 
 
 def test_a_file_that_was_renamed_over_another_of_the_same_size_and_time_is_another(tmp_path: Path) -> None:
-    settling, slide = Settling(SETTLE, opens), lies(tmp_path / "a.svs")
+    settling, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
     settling.finished(slide, 0, ())
     facts = slide.path.stat()
     lies(tmp_path / "b.svs", "y").path.replace(slide.path)
@@ -59,14 +59,14 @@ def test_a_file_that_was_renamed_over_another_of_the_same_size_and_time_is_anoth
 
 
 def test_times_of_files_are_not_compared_with_our_clock(tmp_path: Path) -> None:
-    settling, slide = Settling(SETTLE, opens), lies(tmp_path / "a.svs")
+    settling, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
     os.utime(slide.path, (4e9, 4e9))  # a share whose clock is a century ahead
     assert not settling.finished(slide, 0, ())
     assert settling.finished(slide, SETTLE, ())
 
 
 def test_what_does_not_open_waits_and_is_handed_over_in_the_end(tmp_path: Path) -> None:
-    settling, slide = Settling(SETTLE, lambda _: "the file is cut"), lies(tmp_path / "a.svs")
+    settling, slide = FileStability(SETTLE, lambda _: "the file is cut"), lies(tmp_path / "a.svs")
     found = [settling.finished(slide, SETTLE * k, ()) for k in range(GIVE_UP + 1)]
     assert found == [False] * GIVE_UP + [True]
     assert settling.why(slide) == "does not open yet: the file is cut"
@@ -76,18 +76,18 @@ def test_every_file_of_a_slide_must_rest(tmp_path: Path) -> None:
     for name in ("a.mrxs", "Data0.dat"):
         lies(tmp_path / name)
     paths = (tmp_path / "a.mrxs", tmp_path / "Data0.dat")
-    settling = Settling(SETTLE, opens)
-    settling.finished(source(paths), 0, ())
+    settling = FileStability(SETTLE, opens)
+    settling.finished(slide_source(paths), 0, ())
     lies(paths[1], "longer")
-    assert not settling.finished(source(paths), SETTLE, ())
-    assert settling.finished(source(paths), 2 * SETTLE, ())
+    assert not settling.finished(slide_source(paths), SETTLE, ())
+    assert settling.finished(slide_source(paths), 2 * SETTLE, ())
 
 
 @pytest.mark.parametrize(
     "other", ["a.svs.part", "a.svs.tmp", "a.part", "a.svs.filepart", "a.svs.crdownload", "~a.svs", ".a.svs.Xy12Zq"]
 )
 def test_a_partial_copy_beside_a_slide_holds_it_back(tmp_path: Path, other: str) -> None:
-    settling, slide = Settling(SETTLE, opens), lies(tmp_path / "a.svs")
+    settling, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
     settling.finished(slide, 0, ())
     assert not settling.finished(slide, SETTLE, ["a.svs", other])
     assert other in settling.why(slide)
@@ -95,7 +95,7 @@ def test_a_partial_copy_beside_a_slide_holds_it_back(tmp_path: Path, other: str)
 
 
 def test_a_partial_copy_that_nobody_works_on_does_not_hold_a_night_for_ever(tmp_path: Path) -> None:
-    settling, slide = Settling(SETTLE, opens), lies(tmp_path / "a.svs")
+    settling, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
     part = tmp_path / "a.svs.part"
     for k in range(2 * GIVE_UP):  # it grows
         part.write_bytes(bytes(k))
@@ -111,13 +111,15 @@ def test_partial_copies_of_other_slides_hold_nothing_back() -> None:
 # -- with real slides ------------------------------------------------------------------------------------------
 
 
-def watched(tmp_path: Path, session: Session, seconds: float = 60, **more: object) -> "tuple[threading.Thread, list]":
+def watched(
+    tmp_path: Path, session: RaySession, seconds: float = 60, **more: object
+) -> "tuple[threading.Thread, list]":
     """An ingest that watches, in a thread, until it has ended or the test has."""
     found: list = []
     window = Window(watch=True, settle=0.6, **more)
 
     def run() -> None:
-        order = Order(tmp_path / "scans", tmp_path / "c")
+        order = IngestRequest(tmp_path / "scans", tmp_path / "c")
         found.append(ingest(order, Plan(tile=64), Resources(workers=2), window=window, session=session))
 
     thread = threading.Thread(target=run, daemon=True)
@@ -133,13 +135,13 @@ def wait_for(what: Callable[[], object], seconds: float = 40) -> None:
 
 
 def test_slides_are_taken_up_as_each_kind_of_writer_finishes_them(
-    tmp_path: Path, make_slide: Callable, ray_session: Session
+    tmp_path: Path, make_slide: Callable, ray_session: RaySession
 ) -> None:
     """One pauses, one preallocates, one renames, one copies over a slow link: none is read before it is whole."""
     made = {name: make_slide(f"../made/{name}.tiff", seed=k) for k, name in enumerate(("pause", "pre", "ren", "slow"))}
     scans, cohort = tmp_path / "scans", Cohort(tmp_path / "c")
     scans.mkdir(exist_ok=True)
-    session = Session(ray_session.ray, 2, 0.0)
+    session = RaySession(ray_session.ray, 2, 0.0)
     thread, found = watched(tmp_path, session)
     data = {name: path.read_bytes() for name, path in made.items()}
 
@@ -183,13 +185,13 @@ def test_slides_are_taken_up_as_each_kind_of_writer_finishes_them(
 
 
 def test_when_the_window_ends_the_rest_is_deferred_and_the_next_run_takes_it(
-    tmp_path: Path, make_slide: Callable, ray_session: Session
+    tmp_path: Path, make_slide: Callable, ray_session: RaySession
 ) -> None:
     make_slide("a.tiff")
     cut = make_slide("cut.tiff", seed=1)
     os.truncate(cut, cut.stat().st_size // 2)
     window = Window(watch=True, settle=30, until=(now() + timedelta(seconds=4)).strftime("%H:%M:%S"))
-    order = Order(tmp_path / "scans", tmp_path / "c")
+    order = IngestRequest(tmp_path / "scans", tmp_path / "c")
     summary = ingest(order, Plan(tile=64), Resources(workers=2), window=window, session=ray_session)
     assert (summary.seen, summary.deferred, summary.done, summary.exit_code) == (2, 2, 0, 0)
     found = status(Cohort(tmp_path / "c"))
@@ -202,7 +204,7 @@ def test_when_the_window_ends_the_rest_is_deferred_and_the_next_run_takes_it(
 
 
 def test_a_night_that_does_not_linger_leaves_when_nothing_is_left(
-    tmp_path: Path, make_slide: Callable, ray_session: Session
+    tmp_path: Path, make_slide: Callable, ray_session: RaySession
 ) -> None:
     for k in range(3):
         make_slide(f"s{k}.tiff", seed=k)
@@ -215,18 +217,20 @@ def test_a_night_that_does_not_linger_leaves_when_nothing_is_left(
 
 
 def test_a_slide_that_is_replaced_after_it_was_done_is_done_again_and_a_copy_is_not(
-    tmp_path: Path, make_slide: Callable, ray_session: Session, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make_slide: Callable, ray_session: RaySession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, other = make_slide("a.tiff"), make_slide("../made/b.tiff", seed=5)
     admitted: list[str] = []
 
-    def admit(register: Register, found: Found, plain: Callable = Register.admit) -> list[Todo]:
+    def admit(
+        register: InventoryUpdater, found: DiscoveredSlides, plain: Callable = InventoryUpdater.admit
+    ) -> list[SlideJob]:
         todos = plain(register, found)
         admitted.extend(one.path.name for one in found.slides)
         return todos
 
-    monkeypatch.setattr(Register, "admit", admit)
-    cohort, session = Cohort(tmp_path / "c"), Session(ray_session.ray, 2, 0.0)
+    monkeypatch.setattr(InventoryUpdater, "admit", admit)
+    cohort, session = Cohort(tmp_path / "c"), RaySession(ray_session.ray, 2, 0.0)
     thread, found = watched(tmp_path, session)
     wait_for(lambda: "a" in cohort.rows())
     before = cohort.rows()["a"]["sha256"]
@@ -238,7 +242,7 @@ def test_a_slide_that_is_replaced_after_it_was_done_is_done_again_and_a_copy_is_
     thread.join(60)
     assert (found[0].seen, found[0].done, found[0].duplicate, found[0].fresh) == (2, 1, 1, ["a"])
     # what the copy was a copy of is gone: the next run knows it for a slide
-    summary = ingest(Order(tmp_path / "scans", tmp_path / "c"), Plan(tile=64), Resources(workers=0))
+    summary = ingest(IngestRequest(tmp_path / "scans", tmp_path / "c"), Plan(tile=64), Resources(workers=0))
     assert (summary.seen, summary.done, summary.duplicate) == (2, 2, 0)
     assert {row["sha256"] for row in cohort.rows().values()} > {before}
 

@@ -54,6 +54,6 @@ def test_damage_to_what_was_packed_is_noticed() -> None:
 def test_imagecodecs_reads_what_we_encode_to_the_same_pixels() -> None:
     image = tissue_image(256, 256, brown=0.3)
     data = encode(image, 90)
-    from her2batch.slides.jpeg import decode
+    from her2batch.slides.jpeg import decode_jpeg
 
-    assert np.array_equal(decode(data), imagecodecs.jpeg8_decode(data))
+    assert np.array_equal(decode_jpeg(data), imagecodecs.jpeg8_decode(data))

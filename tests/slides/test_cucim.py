@@ -12,7 +12,7 @@ import pytest
 from her2batch.errors import InputError, SlideError
 from her2batch.slides.cucim import CucimSlide
 from her2batch.slides.slide import Box, Slide
-from her2batch.slides.tiff_slide import TiffSlide
+from her2batch.slides.tiff_slide import TiledTiffSlide
 from tests.contract.reader_contract import SlideContract
 from tests.slides.test_tiff_tables import write_philips
 
@@ -32,7 +32,7 @@ class TestCucim(SlideContract):
 
 def differences(path: Path, most: int = 2000) -> list[tuple[int, float]]:
     found = []
-    with TiffSlide(path) as ours, CucimSlide(path) as theirs:
+    with TiledTiffSlide(path) as ours, CucimSlide(path) as theirs:
         assert theirs.info.levels == ours.info.levels
         assert theirs.info.mpp == ours.info.mpp
         for level, size in enumerate(ours.info.levels):

@@ -11,15 +11,23 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from her2batch.slides.discover import MAGIC, RULES, SLIDE_SUFFIXES, WHOLE_SLIDE, Found, find, kind_of
+from her2batch.slides.discover import (
+    MAGIC,
+    RULES,
+    SLIDE_SUFFIXES,
+    WHOLE_SLIDE,
+    DiscoveredSlides,
+    discover_slides,
+    kind_of,
+)
 
 
 def reasons(root: Path) -> dict[str, str]:
-    return {one.path.name: one.reason for one in find(root)[1]}
+    return {one.path.name: one.reason for one in discover_slides(root)[1]}
 
 
 def test_the_real_folder_counts_a_two_file_dicom_once(real_data: Path) -> None:
-    slides, ignored, _ = find(real_data / "slides")
+    slides, ignored, _ = discover_slides(real_data / "slides")
     assert len(slides) == 11
     assert ignored == []
     boxes = next(one for one in slides if one.path.parent.name == "dicom_boxes")
@@ -32,7 +40,7 @@ def test_content_wins_over_the_suffix(tmp_path: Path, real_data: Path) -> None:
     (tmp_path / "no-suffix").write_bytes(svs)
     (tmp_path / "text.txt").write_text("hello")
     (tmp_path / "not-really.svs").write_text("hello")
-    assert [one.path.name for one in find(tmp_path)[0]] == ["no-suffix", "not-really.svs"]
+    assert [one.path.name for one in discover_slides(tmp_path)[0]] == ["no-suffix", "not-really.svs"]
     assert kind_of(tmp_path / "not-really.svs") == "named"
     assert reasons(tmp_path) == {"text.txt": "not a slide"}
 
@@ -42,7 +50,7 @@ def test_an_mrxs_and_its_folder_are_one_slide(tmp_path: Path) -> None:
     (tmp_path / "case").mkdir()
     for name in ("Slidedat.ini", "Data0000.dat", "Index.dat"):
         (tmp_path / "case" / name).write_bytes(b"II*\0")
-    slides, ignored, _ = find(tmp_path)
+    slides, ignored, _ = discover_slides(tmp_path)
     assert [(one.path.name, len(one.members)) for one in slides] == [("case.mrxs", 4)]
     assert ignored == []
 
@@ -51,7 +59,7 @@ def test_a_vms_owns_the_pictures_it_names(tmp_path: Path) -> None:
     (tmp_path / "case.vms").write_text("[Virtual Microscope Specimen]\nImageFile(1,0)=case(1,0).jpg\nMapFile=map.jpg\n")
     for name in ("case(1,0).jpg", "map.jpg", "holiday.jpg"):
         (tmp_path / name).write_bytes(b"\xff\xd8")
-    slides, *_ = find(tmp_path)
+    slides, *_ = discover_slides(tmp_path)
     assert [path.name for path in slides[0].members] == ["case.vms", "case(1,0).jpg", "map.jpg"]
     assert reasons(tmp_path) == {"holiday.jpg": "not a slide"}
 
@@ -63,7 +71,7 @@ def test_hidden_and_partial_files_and_odd_things_are_left_alone(tmp_path: Path) 
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "nowhere.svs").symlink_to(tmp_path / "gone")
     (tmp_path / "folder.svs").mkdir()
-    assert find(tmp_path)[0] == []
+    assert discover_slides(tmp_path)[0] == []
     assert reasons(tmp_path) == {
         ".hidden.svs": "hidden",
         "a.svs.part": "partial: still being copied",
@@ -79,7 +87,7 @@ def test_the_order_is_that_of_the_paths_and_the_cohort_is_left_out(tmp_path: Pat
     for name in ("b/2.svs", "a/3.svs", "b/1.svs", "cohort/x.svs"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"II*\0" + name.encode())
-    found = [str(one.path.relative_to(tmp_path)) for one in find(tmp_path, leave_out=tmp_path / "cohort")[0]]
+    found = [str(one.path.relative_to(tmp_path)) for one in discover_slides(tmp_path, leave_out=tmp_path / "cohort")[0]]
     assert found == ["a/3.svs", "b/1.svs", "b/2.svs"]
 
 
@@ -109,7 +117,7 @@ def spoil(path: Path) -> None:
     os.utime(path, ns=(0, facts.st_mtime_ns))
 
 
-def slides_of(found: Found) -> list[tuple[str, ...]]:
+def slides_of(found: DiscoveredSlides) -> list[tuple[str, ...]]:
     return [tuple(path.name for path in one.members) for one in found.slides]
 
 
@@ -130,8 +138,8 @@ def test_a_search_that_knows_an_earlier_one_finds_the_same(steps: list[tuple[str
             else:
                 write(root / place, kind)
                 os.utime(root / place, ns=(0, clock))
-            found = find(root, known=looks)
-            assert found == find(root)
+            found = discover_slides(root, known=looks)
+            assert found == discover_slides(root)
             looks = looks | found.looks
 
 
@@ -139,45 +147,47 @@ def test_what_is_known_is_not_opened(tmp_path: Path) -> None:
     kinds = ["tiff", "tiff", "text", "dicom1", "vms", "text", "text", "text", "dicom1"]
     for place, kind in zip(PLACES, kinds, strict=True):
         write(tmp_path / place, kind)
-    first = find(tmp_path)
+    first = discover_slides(tmp_path)
     for place in PLACES:
         spoil(tmp_path / place)
-    again = find(tmp_path, known=first.looks)
+    again = discover_slides(tmp_path, known=first.looks)
     assert again == first
-    assert find(tmp_path) != first
+    assert discover_slides(tmp_path) != first
 
 
 def test_a_new_instance_joins_its_series_and_the_known_ones_stay_closed(tmp_path: Path) -> None:
     for k in range(2):
         dicom(tmp_path / f"{k}.dcm", "1.2.3.4")
-    first = find(tmp_path)
+    first = discover_slides(tmp_path)
     spoil(tmp_path / "0.dcm")
     spoil(tmp_path / "1.dcm")
     dicom(tmp_path / "2.dcm", "1.2.3.4")
-    assert slides_of(find(tmp_path, known=first.looks)) == [("0.dcm", "1.dcm", "2.dcm")]
+    assert slides_of(discover_slides(tmp_path, known=first.looks)) == [("0.dcm", "1.dcm", "2.dcm")]
 
 
 def test_a_picture_that_comes_late_joins_its_vms(tmp_path: Path) -> None:
     (tmp_path / "case.vms").write_text("[VMS]\nImageFile=late.jpg\n")
-    first = find(tmp_path)
+    first = discover_slides(tmp_path)
     (tmp_path / "late.jpg").write_bytes(b"\xff\xd8")
-    assert slides_of(find(tmp_path, known=first.looks)) == [("case.vms", "late.jpg")]
+    assert slides_of(discover_slides(tmp_path, known=first.looks)) == [("case.vms", "late.jpg")]
 
 
 def test_a_search_can_remember_without_knowing_names(tmp_path: Path) -> None:
     write(tmp_path / "case.vms", "vms")
     write(tmp_path / "2.svs", "tiff")
     write(tmp_path / "Doe.dcm", "dicom1")
-    found = find(tmp_path, name=lambda path: sha256(str(path).encode()).hexdigest())
+    found = discover_slides(tmp_path, name=lambda path: sha256(str(path).encode()).hexdigest())
     assert slides_of(found) == [("Doe.dcm",), ("case.vms", "2.svs")]
     assert not {"case", "2.svs", "Doe", "1.2.1"} & set(re.findall(r"[\w.]+", str(found.looks)))
-    assert find(tmp_path, known=found.looks, name=lambda path: sha256(str(path).encode()).hexdigest()) == found
+    assert (
+        discover_slides(tmp_path, known=found.looks, name=lambda path: sha256(str(path).encode()).hexdigest()) == found
+    )
 
 
 def test_other_rules_look_again(tmp_path: Path) -> None:
     write(tmp_path / "a", "tiff")
-    looks = {path: look._replace(rules=RULES - 1, kind=None) for path, look in find(tmp_path).looks.items()}
-    assert len(find(tmp_path, known=looks).slides) == 1
+    looks = {path: look._replace(rules=RULES - 1, kind=None) for path, look in discover_slides(tmp_path).looks.items()}
+    assert len(discover_slides(tmp_path, known=looks).slides) == 1
 
 
 def test_rules_that_changed_were_counted() -> None:
@@ -188,4 +198,4 @@ def test_rules_that_changed_were_counted() -> None:
 def test_two_indices_that_list_each_other_are_two_slides(tmp_path: Path) -> None:
     (tmp_path / "a.vms").write_text("[VMS]\nImageFile=b.vms\n")
     (tmp_path / "b.vms").write_text("[VMS]\nImageFile=a.vms\n")
-    assert slides_of(find(tmp_path)) == [("a.vms",), ("b.vms",)]
+    assert slides_of(discover_slides(tmp_path)) == [("a.vms",), ("b.vms",)]

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from her2batch.errors import SlideError
-from her2batch.slides.fingerprint import CHUNK, PAGE, check_directories, fingerprint, is_tiff
+from her2batch.slides.fingerprint import CHUNK, PAGE, check_directories, fingerprint_slide, is_tiff
 
 
 def test_one_file_has_its_plain_sha256(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"slide" * 1000)
-    found = fingerprint([path])
+    found = fingerprint_slide([path])
     assert found.sha256 == hashlib.sha256(b"slide" * 1000).hexdigest()
     assert (found.bytes, found.holes) == (5000, ())
 
@@ -24,9 +24,9 @@ def test_one_file_has_its_plain_sha256(tmp_path: Path) -> None:
 def test_several_files_have_one_identity_whatever_they_are_called(tmp_path: Path) -> None:
     for name, data in (("a", b"1"), ("b", b"2"), ("c", b"2"), ("d", b"1")):
         (tmp_path / name).write_bytes(data)
-    first, second = (fingerprint([tmp_path / one for one in names]) for names in ("ab", "cd"))
+    first, second = (fingerprint_slide([tmp_path / one for one in names]) for names in ("ab", "cd"))
     assert first.sha256 == second.sha256
-    assert first.sha256 != fingerprint([tmp_path / "a"]).sha256
+    assert first.sha256 != fingerprint_slide([tmp_path / "a"]).sha256
     assert first.bytes == 2
 
 
@@ -40,19 +40,19 @@ def test_holes_are_the_runs_of_whole_zero_pages(tmp_path_factory, runs: list[tup
         data += bytes(empty * PAGE)
     path = tmp_path_factory.mktemp("holes") / "a"
     path.write_bytes(data + b"\1" * tail)
-    assert fingerprint([path]).holes == tuple(expected)
+    assert fingerprint_slide([path]).holes == tuple(expected)
 
 
 def test_a_hole_may_reach_over_the_buffers_end(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"\1" * (CHUNK - PAGE) + bytes(2 * PAGE) + b"\1" * PAGE)
-    assert fingerprint([path]).holes == ((CHUNK - PAGE, CHUNK + PAGE),)
+    assert fingerprint_slide([path]).holes == ((CHUNK - PAGE, CHUNK + PAGE),)
 
 
 def test_a_page_that_only_starts_with_zeros_is_no_hole(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(bytes(PAGE - 1) + b"\1" + b"\1" * PAGE)
-    assert fingerprint([path]).holes == ()
+    assert fingerprint_slide([path]).holes == ()
 
 
 def test_every_real_tiff_has_whole_directories(real_data: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 import zarr
 
 from her2batch.errors import SlideError
-from her2batch.slides.fingerprint import fingerprint
-from her2batch.slides.jpeg import complete
+from her2batch.slides.fingerprint import fingerprint_slide
+from her2batch.slides.jpeg import complete_jpeg
 from her2batch.slides.ndpi import NdpiSlide, RunTable, parse
 from her2batch.slides.pyramid import Pyramid, write
 from her2batch.slides.readers import open_slide
@@ -93,7 +93,7 @@ def test_a_chunk_is_a_jpeg_that_any_decoder_reads(ndpi: Path) -> None:
         table = slide.table(0)
         for index in range(len(table.offsets)):
             row, column = divmod(index, table.across)
-            chunk = imagecodecs.jpeg8_decode(complete(slide.raw(0, index), table.jpeg_tables, table.colorspace))
+            chunk = imagecodecs.jpeg8_decode(complete_jpeg(slide.raw(0, index), table.jpeg_tables, table.colorspace))
             assert chunk.shape == (256, 256, 3)
             part = expected[row * 256 : row * 256 + 256, column * 256 : column * 256 + 256]
             assert np.array_equal(chunk[: len(part)], part)
@@ -166,7 +166,7 @@ def test_a_cut_file_is_refused(tmp_path: Path, ndpi: Path, copies) -> None:
     for data in copies(ndpi.read_bytes()):
         (tmp_path / "a.ndpi").write_bytes(data)
         with pytest.raises(SlideError) as caught, open_slide(tmp_path / "a.ndpi") as slide:
-            slide.validate(fingerprint([tmp_path / "a.ndpi"]).holes)
+            slide.validate(fingerprint_slide([tmp_path / "a.ndpi"]).holes)
         assert caught.value.code in ("truncated", "unreadable")
 
 
@@ -180,7 +180,7 @@ def test_a_hole_is_refused_unless_it_touches_no_level(tmp_path: Path, ndpi: Path
         path.write_bytes(data)
         try:
             with open_slide(path) as slide:
-                slide.validate(fingerprint([path]).holes)
+                slide.validate(fingerprint_slide([path]).holes)
                 assert all(np.array_equal(whole(slide, level), expected[level]) for level in range(2))
         except SlideError as error:
             assert error.code in ("truncated", "unreadable")  # noqa: PT017

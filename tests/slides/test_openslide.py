@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from her2batch.errors import SlideError
-from her2batch.slides.fingerprint import fingerprint
-from her2batch.slides.openslide import OpenSlideReader
+from her2batch.slides.fingerprint import fingerprint_slide
+from her2batch.slides.openslide import OpenSlideSlide
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box, Slide
 from tests.contract.reader_contract import SlideContract
@@ -33,7 +33,7 @@ def ndpi(tissue: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestNdpi(SlideContract):
     @pytest.fixture
     def slide(self, ndpi: Path) -> Iterator[Slide]:
-        with OpenSlideReader(ndpi) as slide:
+        with OpenSlideSlide(ndpi) as slide:
             yield slide
 
     def test_it_is_what_the_scanner_wrote(self, slide: Slide, tissue: np.ndarray) -> None:
@@ -61,24 +61,24 @@ class TestDicom(SlideContract):
 class TestTiff(SlideContract):
     @pytest.fixture
     def slide(self, real_data: Path, name: str) -> Iterator[Slide]:
-        with OpenSlideReader(real_data / "slides" / name) as slide:
+        with OpenSlideSlide(real_data / "slides" / name) as slide:
             yield slide
 
 
 def test_an_ndpi_without_resolution_has_the_mpp_of_its_lens(tissue: np.ndarray, tmp_path: Path) -> None:
-    with OpenSlideReader(write_ndpi(tmp_path / "a.ndpi", tissue, mpp=None, objective=20.0)) as slide:
+    with OpenSlideSlide(write_ndpi(tmp_path / "a.ndpi", tissue, mpp=None, objective=20.0)) as slide:
         assert (slide.info.mpp, slide.info.mpp_source) == (0.5, "objective")
 
 
 def test_no_property_but_facts_passes(ndpi: Path) -> None:
     """The fixture's reference, a patient in real files, is known to OpenSlide and to nobody else."""
-    with OpenSlideReader(ndpi) as slide:
+    with OpenSlideSlide(ndpi) as slide:
         assert "Jane Doe" in dict(slide._slide.properties).values()
         assert "Jane" not in repr(slide.info)
 
 
 def test_what_holds_no_image_shows_the_slides_background(real_data: Path) -> None:
-    with OpenSlideReader(real_data / "slides/boxes.tiff") as slide:
+    with OpenSlideSlide(real_data / "slides/boxes.tiff") as slide:
         rgba = np.zeros((2, 3, 4), np.uint8)
         rgba[0, 0] = (10, 20, 30, 255)
         rgba[1, 1] = (10, 20, 30, 128)
@@ -94,8 +94,8 @@ def outcomes(path: Path, variants: Iterator[bytes], read_all: bool = False) -> C
     for data in variants:
         path.write_bytes(data)
         try:
-            with OpenSlideReader(path) as slide:
-                slide.validate(fingerprint([path]).holes)
+            with OpenSlideSlide(path) as slide:
+                slide.validate(fingerprint_slide([path]).holes)
             found["accepted"] += 1
         except SlideError as error:
             found[error.code] += 1
@@ -117,12 +117,12 @@ def test_what_openslide_cannot_open_says_why(real_data: Path, tmp_path: Path) ->
     (tmp_path / "text.svs").write_text("no slide")
     for path in (tmp_path / "text.svs", real_data / "slides/HE_example.tif"):
         with pytest.raises(SlideError, match="OpenSlide can't read it") as caught:
-            OpenSlideReader(path)
+            OpenSlideSlide(path)
         assert caught.value.code == "unreadable"
 
 
 def test_after_an_error_the_slide_stays_refused(real_data: Path) -> None:
-    with OpenSlideReader(real_data / "bad_slides/unreadable.svs") as slide:
+    with OpenSlideSlide(real_data / "bad_slides/unreadable.svs") as slide:
         for _ in range(2):
             with pytest.raises(SlideError):
                 slide.read(Box(0, 0, 8, 8))

@@ -16,7 +16,7 @@ from her2batch.errors import SlideError
 from her2batch.slides.pyramid import Pyramid, write
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box, Slide
-from her2batch.slides.tiff_slide import TiffSlide
+from her2batch.slides.tiff_slide import TiledTiffSlide
 from tests.conftest import tissue_image, write_slide
 from tests.contract.reader_contract import SlideContract
 
@@ -72,7 +72,7 @@ def test_a_copy_weighs_what_its_tissue_weighs_in_the_slide(tmp_path: Path) -> No
     """Also where levels are small and tissue is thin: the index of a shard is as large as its chunks are worth."""
     image = np.tile(tissue_image(1000, 1040, brown=0.4), (5, 7, 1))
     slide = open_slide(write_slide(tmp_path / "a.tiff", image, levels=4))
-    assert isinstance(slide, TiffSlide)
+    assert isinstance(slide, TiledTiffSlide)
     thin = np.eye(40, 54, dtype=bool)
     for name, tissue in (("whole", np.ones((40, 54), bool)), ("thin", thin)):
         write(slide, tissue, tmp_path / name, 90)

@@ -11,9 +11,9 @@ import pytest
 import tifffile
 
 from her2batch.errors import SlideError
-from her2batch.slides.fingerprint import fingerprint
+from her2batch.slides.fingerprint import fingerprint_slide
 from her2batch.slides.slide import Box, Slide, resample
-from her2batch.slides.tiff_slide import TiffSlide
+from her2batch.slides.tiff_slide import TiledTiffSlide
 from tests.contract.reader_contract import SlideContract
 from tests.slides.damage import cut, holed, zero_tailed
 from tests.slides.test_tiff_tables import write_philips
@@ -33,8 +33,8 @@ def whole(slide: Slide, level: int = 0) -> np.ndarray:
 def refusal(path: Path) -> str:
     """What opening and checking a file says: an error code, or 'accepted'."""
     try:
-        with TiffSlide(path) as slide:
-            slide.validate(fingerprint([path]).holes)
+        with TiledTiffSlide(path) as slide:
+            slide.validate(fingerprint_slide([path]).holes)
     except SlideError as error:
         return error.code
     return "accepted"
@@ -47,21 +47,21 @@ def refusal(path: Path) -> str:
 class TestRealSlides(SlideContract):
     @pytest.fixture
     def slide(self, real_data: Path, name: str) -> Iterator[Slide]:
-        with TiffSlide(real_data / "slides" / name) as slide:
+        with TiledTiffSlide(real_data / "slides" / name) as slide:
             yield slide
 
 
 class TestRealCores(SlideContract):
     @pytest.fixture
     def slide(self, cores: dict[str, Path]) -> Iterator[Slide]:
-        with TiffSlide(cores["3+"]) as slide:
+        with TiledTiffSlide(cores["3+"]) as slide:
             yield slide
 
 
 def differences(path: Path, most: int = 3000) -> list[tuple[int, float]]:
     """(max, mean) absolute difference from OpenSlide, level by level, in a corner of at most `most` px."""
     found = []
-    with TiffSlide(path) as ours, openslide.OpenSlide(path) as theirs:
+    with TiledTiffSlide(path) as ours, openslide.OpenSlide(path) as theirs:
         for level, (width, height) in enumerate(theirs.level_dimensions):
             size = min(width, most), min(height, most)
             rgb = np.asarray(theirs.read_region((0, 0), level, size))[..., :3].astype(int)
@@ -90,7 +90,7 @@ def test_a_jpeg_is_shrunk_inside_its_decoder_to_nearly_the_mean_of_its_pixels(
         tmp_path / "a.tiff", rgb, tile=(256, 256), photometric="rgb", compression="jpeg",
         compressionargs={"level": 90}, subsampling=subsampling, metadata=None,
     )  # fmt: skip
-    with TiffSlide(tmp_path / "a.tiff") as slide:
+    with TiledTiffSlide(tmp_path / "a.tiff") as slide:
         half = slide.read(Box(0, 0, 1024 // by, 1024 // by), 0, by).astype(int)
         area = resample(slide.read(Box(0, 0, 1024, 1024)), 1024 // by, 1024 // by).astype(int)
     assert np.abs(half - area).mean() < 2.5  # the transform keeps fine detail that the mean of pixels blurs
@@ -101,7 +101,7 @@ def test_rgb_under_a_wrong_tag_is_not_shrunk_inside_the_decoder(tmp_path: Path) 
     rgb = np.full((512, 512, 3), 240, np.uint8)
     rgb[100:203, 100:301] = (150, 90, 60)
     tifffile.imwrite(tmp_path / "a.tiff", rgb, tile=(128, 128), photometric="ycbcr", compression="jpeg", metadata=None)
-    with TiffSlide(tmp_path / "a.tiff") as slide:
+    with TiledTiffSlide(tmp_path / "a.tiff") as slide:
         assert slide.info.notes == ("colour-tag-mended",)
         half = slide.read(Box(0, 0, 256, 256), 0, 2)
         assert np.array_equal(half, resample(slide.read(Box(0, 0, 512, 512)), 256, 256))
@@ -119,14 +119,14 @@ def test_jpeg_2000_in_ycbcr_is_within_a_level_or_two_of_openslide(tmp_path: Path
         path, ycbcr, tile=(256, 256), photometric="rgb", compression=33003, metadata=None,
         compressionargs={"level": 0, "mct": False}, description="Aperio Image Library\r\n|MPP = 0.25",
     )  # fmt: skip
-    with TiffSlide(path) as slide:
+    with TiledTiffSlide(path) as slide:
         assert np.abs(whole(slide).astype(int) - rgb).max() <= 3
     assert differences(path)[0][0] <= 2
 
 
 def test_ome_pixels_are_tifffiles(real_data: Path) -> None:
     path = real_data / "slides/HE_example.tif"
-    with TiffSlide(path) as slide:
+    with TiledTiffSlide(path) as slide:
         assert np.array_equal(whole(slide), tifffile.imread(path, key=0))
 
 
@@ -140,7 +140,7 @@ def test_lossless_tiles_and_strips_come_back_as_they_were(tmp_path: Path, compre
     tifffile.imwrite(tmp_path / "tiles.tiff", rgb, tile=(128, 128), **packed)
     tifffile.imwrite(tmp_path / "strips.tiff", rgb, rowsperstrip=7, **packed)
     for name in ("tiles", "strips"):
-        with TiffSlide(tmp_path / f"{name}.tiff") as slide:
+        with TiledTiffSlide(tmp_path / f"{name}.tiff") as slide:
             slide.validate()
             assert np.array_equal(whole(slide), rgb)
             assert np.array_equal(slide.read(Box(100, 90, 201, 133)), rgb[90:223, 100:301])
@@ -148,7 +148,7 @@ def test_lossless_tiles_and_strips_come_back_as_they_were(tmp_path: Path, compre
 
 def test_strips_are_not_worked_through_strip_by_strip(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tiff", smooth(300, 500), rowsperstrip=2, photometric="rgb", metadata=None)
-    with TiffSlide(tmp_path / "a.tiff") as slide:
+    with TiledTiffSlide(tmp_path / "a.tiff") as slide:
         assert (slide.info.levels[0].chunk_width, slide.info.levels[0].chunk_height) == (256, 256)
         assert not slide.table(0).full_tiles
 
@@ -159,7 +159,7 @@ def test_jpeg_strips_are_read_and_never_passed_on_as_tiles(tmp_path: Path) -> No
         tmp_path / "a.tiff", rgb, rowsperstrip=64, photometric="rgb", compression="jpeg", metadata=None,
         compressionargs={"level": 95},
     )  # fmt: skip
-    with TiffSlide(tmp_path / "a.tiff") as slide:
+    with TiledTiffSlide(tmp_path / "a.tiff") as slide:
         slide.validate()
         assert np.abs(whole(slide).astype(int) - rgb).mean() < 2
         assert not slide.table(0).full_tiles
@@ -168,7 +168,7 @@ def test_jpeg_strips_are_read_and_never_passed_on_as_tiles(tmp_path: Path) -> No
 def test_a_tile_as_it_stands_in_the_file_can_be_had(real_data: Path) -> None:
     path = real_data / "slides/CMU-1-Small-Region.svs"
     data = path.read_bytes()
-    with TiffSlide(path) as slide:
+    with TiledTiffSlide(path) as slide:
         slide.validate()
         table = slide.table(0)
         assert (table.across, table.down, table.full_tiles) == (10, 13, True)
@@ -186,7 +186,7 @@ def test_a_tile_left_out_of_a_sparse_slide_is_white_and_has_no_bytes(tmp_path: P
             size = file.pages[0].tags[tag].dtype.itemsize if hasattr(file.pages[0].tags[tag].dtype, "itemsize") else 4
             data[where + size : where + 2 * size] = bytes(size)
     path.write_bytes(data)
-    with TiffSlide(path) as slide:
+    with TiledTiffSlide(path) as slide:
         slide.validate()
         assert slide.raw(0, 1) == b""
         assert (slide.read(Box(128, 0, 128, 128)) == 255).all()
@@ -201,7 +201,7 @@ def test_rgb_under_a_ycbcr_tag_is_told_by_its_glass(tmp_path: Path) -> None:
         path = tmp_path / f"{name}.tiff"
         tifffile.imwrite(path, rgb, tile=(128, 128), photometric=photometric, compression="jpeg", metadata=None)
     for name, notes in (("wrong", ("colour-tag-mended",)), ("right", ())):
-        with TiffSlide(tmp_path / f"{name}.tiff") as slide:
+        with TiledTiffSlide(tmp_path / f"{name}.tiff") as slide:
             assert slide.info.notes == notes
             assert np.abs(whole(slide).astype(int) - rgb).mean() < 3
 
@@ -277,12 +277,12 @@ def test_tiles_that_are_no_image_of_their_level_are_refused(tmp_path: Path) -> N
 
 def test_a_bad_tile_fails_its_read_and_leaves_the_others(tmp_path: Path, real_data: Path) -> None:
     data = bytearray((real_data / "slides" / JPEG).read_bytes())
-    with TiffSlide(real_data / "slides" / JPEG) as slide:
+    with TiledTiffSlide(real_data / "slides" / JPEG) as slide:
         expected = slide.read(Box(240, 0, 240, 240))
         offset, count = int(slide.table(0).offsets[0]), int(slide.table(0).counts[0])
     data[offset + count // 2 : offset + count - 2] = bytes(count - 2 - count // 2)
     (tmp_path / "a.svs").write_bytes(data)
-    with TiffSlide(tmp_path / "a.svs") as slide:
+    with TiledTiffSlide(tmp_path / "a.svs") as slide:
         for _ in range(2):
             with pytest.raises(SlideError, match="tile 0"):
                 slide.read(Box(0, 0, 480, 240))
@@ -290,7 +290,7 @@ def test_a_bad_tile_fails_its_read_and_leaves_the_others(tmp_path: Path, real_da
 
 
 def test_the_slide_that_opens_and_fails_at_its_first_px_is_refused(real_data: Path) -> None:
-    with TiffSlide(real_data / "bad_slides/unreadable.svs") as slide, pytest.raises(SlideError, match="tile 0"):
+    with TiledTiffSlide(real_data / "bad_slides/unreadable.svs") as slide, pytest.raises(SlideError, match="tile 0"):
         slide.read(Box(0, 0, 1, 1))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from her2batch.errors import StoreError
 from her2batch.files.parquet import write_parquet
-from her2batch.runtime.ingest import Order, ingest
+from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources
 from her2batch.store.audit import status, verify
 from her2batch.store.cohort import Cohort
@@ -16,7 +16,7 @@ from her2batch.store.cohort import Cohort
 @pytest.fixture(scope="module")
 def cohort(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     out = tmp_path_factory.mktemp("audit") / "c"
-    ingest(Order(real_data / "slides" / "HE_example.tif", out), Plan(), Resources(workers=0))
+    ingest(IngestRequest(real_data / "slides" / "HE_example.tif", out), Plan(), Resources(workers=0))
     return Cohort(out)
 
 
@@ -50,7 +50,7 @@ def test_a_row_that_cannot_be_read_is_named(cohort: Cohort) -> None:
 
 
 def test_a_row_that_went_bad_without_a_trace_is_forgotten_by_the_memo_too(tmp_path: Path, real_data: Path) -> None:
-    order = Order(real_data / "slides" / "HE_example.tif", tmp_path / "c")
+    order = IngestRequest(real_data / "slides" / "HE_example.tif", tmp_path / "c")
     ingest(order, Plan(), Resources(workers=0))
     made = Cohort(order.out)
     later = made.table("slides", "later")

@@ -7,7 +7,7 @@ import pytest
 from her2batch.files.parquet import write_parquet
 from her2batch.settings import Plan
 from her2batch.store.audit import verify
-from her2batch.store.cleanup import drop_strays, sweep
+from her2batch.store.cleanup import remove_leftovers, remove_orphans
 from her2batch.store.cohort import Cohort
 from tests.store.test_cohort import commit, row, tiles
 
@@ -27,7 +27,7 @@ def test_a_draft_that_was_never_committed_is_not_there(cohort: Cohort) -> None:
     cohort.draft("a").write("tiles", tiles("a"))
     assert cohort.rows() == {}
     assert cohort.names() == []
-    sweep(cohort)
+    remove_leftovers(cohort)
     assert not list(cohort.root.glob(".draft-*"))
 
 
@@ -37,7 +37,7 @@ def test_half_written_files_are_swept_and_whole_ones_are_not(cohort: Cohort) -> 
     for path in (cohort.settings, cohort.intake, cohort.table("slides", "a"), cohort.table("tiles", "a")):
         path.with_name(f".{path.name}.7.part").touch()
     with cohort.lock():
-        sweep(cohort)
+        remove_leftovers(cohort)
     assert there(cohort) == before
 
 
@@ -46,22 +46,22 @@ def test_files_that_no_row_names_go_and_those_that_one_names_stay(cohort: Cohort
     before = there(cohort)
     commit(cohort, "b")
     cohort.table("slides", "b").unlink()
-    assert drop_strays(cohort, cohort.rows()) == ["pyramids/b.zarr", "tables/tiles/b.parquet", "thumbnails/b.jpg"]
+    assert remove_orphans(cohort, cohort.rows()) == ["pyramids/b.zarr", "tables/tiles/b.parquet", "thumbnails/b.jpg"]
     assert there(cohort) == before
-    assert drop_strays(cohort, cohort.rows()) == []
+    assert remove_orphans(cohort, cohort.rows()) == []
 
 
 def test_what_a_failed_slide_left_of_a_better_time_goes(cohort: Cohort) -> None:
     good = commit(cohort, "a")
     cohort.draft("a").commit(row("a", status="failed", error_code="truncated"), None)  # killed before the old went
     assert all((cohort.root / file["path"]).exists() for file in good["files"])
-    assert drop_strays(cohort, cohort.rows()) == ["pyramids/a.zarr", "tables/tiles/a.parquet", "thumbnails/a.jpg"]
+    assert remove_orphans(cohort, cohort.rows()) == ["pyramids/a.zarr", "tables/tiles/a.parquet", "thumbnails/a.jpg"]
     assert list(verify(cohort)) == []
 
 
 def test_files_of_a_row_that_cannot_be_read_stay(cohort: Cohort) -> None:
     commit(cohort, "a")
     cohort.table("slides", "a").write_bytes(b"torn")
-    assert drop_strays(cohort, cohort.rows_anew()) == []
+    assert remove_orphans(cohort, cohort.rows_anew()) == []
     write_parquet(tiles("x"), cohort.table("tiles", "x"))
-    assert drop_strays(cohort, cohort.rows_anew()) == ["tables/tiles/x.parquet"]
+    assert remove_orphans(cohort, cohort.rows_anew()) == ["tables/tiles/x.parquet"]

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.files.atomic import whole
-from her2batch.runtime.ingest import Order, ingest
+from her2batch.files.atomic import atomic_write
+from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources
 from her2batch.store.audit import status, verify
 from her2batch.store.cohort import Cohort
-from her2batch.store.erase import forget, naming
-from her2batch.store.pseudonyms import Names
+from her2batch.store.erase import erase, naming
+from her2batch.store.pseudonyms import Pseudonymizer
 from tests.conftest import Synthetic
 from tests.runtime.test_ingest import contents
 
@@ -38,7 +38,7 @@ def test_every_file_and_row_goes_and_nothing_else(cohort: Cohort, synthetic: Syn
     (cohort.nights / "20260102-190000" / "report.html").write_text("<td>others</td>")
     before = contents(cohort.root)
     assert list(naming(cohort.root, {patient, *ids}))
-    found = forget(cohort, patient, Names())
+    found = erase(cohort, patient, Pseudonymizer())
     assert (found.slides, found.left, found.nights) == (ids, [], ["20260101-190000"])
     assert {Path(one).stem for one in found.sources} == set(ids)
     assert list(naming(cohort.root, {patient, *ids})) == []
@@ -51,8 +51,8 @@ def test_every_file_and_row_goes_and_nothing_else(cohort: Cohort, synthetic: Syn
 
 def test_the_next_ingest_does_not_bring_them_back_nor_write_their_names(cohort: Cohort, synthetic: Synthetic) -> None:
     patient, ids = patient_of(cohort)
-    forget(cohort, patient, Names())
-    summary = ingest(Order(synthetic.scans, cohort.root), Plan(), Resources(workers=0))
+    erase(cohort, patient, Pseudonymizer())
+    summary = ingest(IngestRequest(synthetic.scans, cohort.root), Plan(), Resources(workers=0))
     assert (summary.fresh, summary.ignored, summary.adds_up) == ([], len(ids), True)
     assert list(naming(cohort.root, {patient, *ids})) == []
     assert status(cohort).adds_up
@@ -63,7 +63,7 @@ def test_forgetting_that_was_interrupted_goes_on(cohort: Cohort) -> None:
     for path in (cohort.table("tiles", ids[0]), cohort.thumbnail(ids[0])):  # so far it had come
         path.unlink()
     shutil.rmtree(cohort.pyramid(ids[0]))
-    assert forget(cohort, patient, Names()).left == []
+    assert erase(cohort, patient, Pseudonymizer()).left == []
     assert list(verify(cohort)) == []
 
 
@@ -71,7 +71,7 @@ def test_a_damaged_table_of_another_does_not_stop_it(cohort: Cohort) -> None:
     patient, _ = patient_of(cohort)
     other = next(one for one, row in cohort.rows().items() if row["patient_id"] != patient)
     cohort.table("tiles", other).write_bytes(b"PAR1 and nothing else")
-    assert forget(cohort, patient, Names()).left == []
+    assert erase(cohort, patient, Pseudonymizer()).left == []
     assert [one.slide_id for one in verify(cohort)] == [other]
 
 
@@ -79,7 +79,7 @@ def test_names_are_found_in_packed_tables_and_only_whole(cohort: Cohort, tmp_pat
     folder = tmp_path / "x"
     folder.mkdir()
     for name, text in (("a.txt", "of P12, slides"), ("b.txt", "P1, P3"), ("P1.txt", "")):
-        with whole(folder / name) as part:
+        with atomic_write(folder / name) as part:
             part.write_text(text)
     shutil.copy(cohort.labels, folder / "labels.parquet")
     assert {path.name for path in naming(folder, {"P1"})} == {"b.txt", "P1.txt"}
@@ -90,7 +90,7 @@ def test_runs_that_know_the_patient_are_named_and_left(cohort: Cohort, tmp_path:
     patient, ids = patient_of(cohort)
     (tmp_path / "run").mkdir()
     shutil.copy(cohort.table("slides", ids[0]), tmp_path / "run" / "predictions.parquet")
-    found = forget(cohort, patient, Names(), [tmp_path / "run"])
+    found = erase(cohort, patient, Pseudonymizer(), [tmp_path / "run"])
     assert found.runs == [tmp_path / "run" / "predictions.parquet"]
     assert found.runs[0].exists()
 
@@ -103,13 +103,13 @@ def test_pseudonyms_are_forgotten_by_the_name_behind_them(synthetic: Synthetic, 
     key = tmp_path / "key"
     key.touch(mode=0o600)
     key.write_bytes(b"k" * 32)
-    order = Order(scans, tmp_path / "c", labels=synthetic.labels, key=key)
+    order = IngestRequest(scans, tmp_path / "c", labels=synthetic.labels, key=key)
     ingest(order, Plan(), Resources(workers=0))
-    cohort, names = Cohort(tmp_path / "c"), Names(b"k" * 32)
+    cohort, names = Cohort(tmp_path / "c"), Pseudonymizer(b"k" * 32)
     patient = min(scans.iterdir()).stem.split("-")[0]
     with pytest.raises(InputError, match="holds no slide"):
-        forget(cohort, patient, Names())
-    found = forget(cohort, patient, names)
+        erase(cohort, patient, Pseudonymizer())
+    found = erase(cohort, patient, names)
     assert found.slides
     assert (found.left, found.sources) == ([], [])
     assert list(verify(cohort)) == []

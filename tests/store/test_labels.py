@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.store.labels import COLUMNS, SCHEMA, check_slides, label_slides, read_labels, reviewed
+from her2batch.store.labels import COLUMNS, SCHEMA, apply_reviews, check_slides, label_slides, read_labels
 from her2batch.tasks import CLASSES, IHC
 
 
@@ -158,7 +158,7 @@ def test_the_newest_verdict_lies_over_the_label_and_what_differs_is_said() -> No
         entry("gone", "3+", 8),
     ]
     rows = {one: {"patient_id": "PX"} for one in "abcde"} | {"new": {"patient_id": "P9"}}
-    after, changes = reviewed(labels, entries, rows)
+    after, changes = apply_reviews(labels, entries, rows)
     found = {row["slide_id"]: (row["her2"], row["ish"], row["er"]) for row in after.to_pylist()}
     assert found == {
         "a": ("2+", None, "+"),
@@ -188,13 +188,13 @@ def test_the_newest_verdict_lies_over_the_label_and_what_differs_is_said() -> No
 def test_a_class_that_names_no_score_takes_the_slide_out() -> None:
     labels = pa.Table.from_pylist([{"slide_id": one, "her2": "0"} for one in "ab"], SCHEMA)
     entries = [entry("a", "low", 1, task="her2-3way"), entry("b", "0", 2, task="her2-3way")]
-    after, changes = reviewed(labels, entries, {"a": {}, "b": {}})
+    after, changes = apply_reviews(labels, entries, {"a": {}, "b": {}})
     assert [row["her2"] for row in after.to_pylist()] == [None, "0"]
     assert [row["words"] for row in changes.to_pylist()] == ["the labels said 0; low names no IHC score", None]
 
 
 def test_a_slide_without_a_patient_is_not_added_to_those_that_have_one() -> None:
     labels = pa.Table.from_pylist([{"slide_id": "a", "patient_id": "P1", "her2": "0"}], SCHEMA)
-    after, changes = reviewed(labels, [entry("b", "3+", 1)], {"a": {}, "b": {"patient_id": None}})
+    after, changes = apply_reviews(labels, [entry("b", "3+", 1)], {"a": {}, "b": {"patient_id": None}})
     assert [row["slide_id"] for row in after.to_pylist()] == ["a"]
     assert [row["words"] for row in changes.to_pylist()] == ["its patient is not known: label it"]

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from her2batch.errors import InputError
-from her2batch.store.pseudonyms import Names, neutral, read_key, safe
+from her2batch.store.pseudonyms import Pseudonymizer, neutral, read_key, safe_name
 
 
 @given(st.text(max_size=300))
 def test_a_slide_id_is_always_a_plain_file_name(stem: str) -> None:
-    name = safe(stem)
+    name = safe_name(stem)
     assert 0 < len(name) <= 120
     assert name.isascii()
     assert not set(name) & set("/\\ \n\0")
@@ -20,7 +20,7 @@ def test_a_slide_id_is_always_a_plain_file_name(stem: str) -> None:
 
 
 def test_a_key_makes_stable_names_that_nobody_can_guess() -> None:
-    names, others = Names(b"k" * 32), Names(b"o" * 32)
+    names, others = Pseudonymizer(b"k" * 32), Pseudonymizer(b"o" * 32)
     assert names.slide("Jane Doe") == names.slide("Jane Doe")
     assert names.slide("Jane Doe") != others.slide("Jane Doe")
     assert "Jane" not in names.slide("Jane Doe") + names.path(Path("/scans/Jane Doe.svs")) + str(names.patient("Jane"))

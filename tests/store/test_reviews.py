@@ -19,8 +19,8 @@ from her2batch.files.parquet import read_parquet, write_parquet
 from her2batch.store import reviews, schemas
 from her2batch.store.audit import verify
 from her2batch.store.cohort import Cohort, write_row
-from her2batch.store.erase import forget, naming
-from her2batch.store.pseudonyms import Names
+from her2batch.store.erase import erase, naming
+from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.store.reviews import Review
 
 SLIDES = ("S1", "S2", "S3")
@@ -183,7 +183,7 @@ def test_a_forgotten_patients_entries_are_emptied_and_the_chain_holds(cohort: Co
     reviews.append(cohort, agreeing("S1", comment="secret"))
     reviews.append(cohort, agreeing("S3", comment="as in S2"))
     last = reviews.append(cohort, agreeing("S3"))
-    found = forget(cohort, "P1", Names())
+    found = erase(cohort, "P1", Pseudonymizer())
     assert (found.reviews, found.left) == ([1, 2], [])
     entries = reviews.read(cohort)
     assert [one["slide_id"] for one in entries] == [None, None, "S3"]

@@ -7,7 +7,7 @@ import pytest
 
 from her2batch.settings import Plan
 from her2batch.store.cohort import Cohort
-from her2batch.store.run_log import Journal, latest, lines
+from her2batch.store.run_log import RunLog, latest_log, log_entries
 
 
 @pytest.fixture
@@ -18,10 +18,10 @@ def cohort(tmp_path: Path) -> Cohort:
 
 
 def test_a_run_is_one_file_of_json_lines(cohort: Cohort) -> None:
-    with Journal(cohort, "ingest-20260101T000000.000000Z") as journal:
+    with RunLog(cohort, "ingest-20260101T000000.000000Z") as journal:
         journal.say("started", pid=7)
         journal.say("slide", slide_id="a", status="done")
-    found = [json.loads(line) for line in latest(cohort).read_text().splitlines()]
+    found = [json.loads(line) for line in latest_log(cohort).read_text().splitlines()]
     assert [one["event"] for one in found] == ["started", "slide"]
     assert found[0]["pid"] == 7
     assert found[0]["at"].endswith("+00:00")
@@ -29,16 +29,16 @@ def test_a_run_is_one_file_of_json_lines(cohort: Cohort) -> None:
 
 def test_the_latest_run_is_read_from_where_one_was(cohort: Cohort) -> None:
     for run in ("ingest-20260102T000000Z", "ingest-20260101T000000Z"):
-        with Journal(cohort, run) as journal:
+        with RunLog(cohort, run) as journal:
             journal.say("started", run=run)
-    with latest(cohort).open("a") as file:
+    with latest_log(cohort).open("a") as file:
         file.write('{"event": "half')
-    found = list(lines(latest(cohort)))
+    found = list(log_entries(latest_log(cohort)))
     assert [event["run"] for _, event in found] == ["ingest-20260102T000000Z"]
-    assert list(lines(latest(cohort), found[-1][0])) == []
+    assert list(log_entries(latest_log(cohort), found[-1][0])) == []
 
 
 def test_what_stops_a_run_is_its_last_line(cohort: Cohort) -> None:
-    with pytest.raises(ValueError, match="odd"), Journal(cohort, "ingest-x"):
+    with pytest.raises(ValueError, match="odd"), RunLog(cohort, "ingest-x"):
         raise ValueError("odd")
-    assert [event["error"] for _, event in lines(latest(cohort))] == ["ValueError"]
+    assert [event["error"] for _, event in log_entries(latest_log(cohort))] == ["ValueError"]

@@ -7,13 +7,13 @@ import pytest
 
 from her2batch.errors import InputError, StoreError
 from her2batch.store.schemas import run_schema
-from her2batch.store.training_run import FINAL, Run, Unit
+from her2batch.store.training_run import FINAL, TrainingRun, Unit
 
 UNIT = Unit("her2-3way", "clam-sb", "timm:resnet18.a1_in1k", 3)
 
 
 def test_a_run_is_taken_up_with_the_settings_it_began_with(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = TrainingRun(tmp_path / "run")
     run.begin({"training": {"folds": 10, "seed": 0}})
     run.begin({"training": {"folds": 10, "seed": 0}})
     run.unit(UNIT).mkdir(parents=True)
@@ -23,7 +23,7 @@ def test_a_run_is_taken_up_with_the_settings_it_began_with(tmp_path: Path) -> No
 
 def test_a_run_that_trained_nothing_gives_way(tmp_path: Path) -> None:
     """It may have stopped on what it was given; the next command gives something else."""
-    run = Run(tmp_path / "run")
+    run = TrainingRun(tmp_path / "run")
     run.begin({"labels": "wrong.csv"})
     run.write("folds", run_schema("folds").empty_table())
     run.begin({"labels": "right.csv"})
@@ -34,15 +34,15 @@ def test_a_run_that_trained_nothing_gives_way(tmp_path: Path) -> None:
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").touch()
     with pytest.raises(StoreError, match="no run"):
-        Run(tmp_path).begin({})
+        TrainingRun(tmp_path).begin({})
     with pytest.raises(InputError, match="no run here"):
-        Run(tmp_path).read_settings()
+        TrainingRun(tmp_path).read_settings()
     (tmp_path / "run.toml").write_text("format = 99")
     with pytest.raises(InputError, match="format 99"):
-        Run(tmp_path).read_settings()
+        TrainingRun(tmp_path).read_settings()
     (tmp_path / "run.toml").write_text("format = ")
     with pytest.raises(InputError, match="no TOML"):
-        Run(tmp_path).read_settings()
+        TrainingRun(tmp_path).read_settings()
 
 
 def test_units_have_names_that_any_disk_takes() -> None:
@@ -51,7 +51,7 @@ def test_units_have_names_that_any_disk_takes() -> None:
 
 
 def test_predictions_commit_a_unit(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = TrainingRun(tmp_path / "run")
     run.begin({})
     run.unit(UNIT).mkdir(parents=True)
     run.checkpoint(UNIT).write_bytes(b"half way")
@@ -67,7 +67,7 @@ def test_predictions_commit_a_unit(tmp_path: Path) -> None:
 
 
 def hold(root: Path, held: object, done: object) -> None:
-    with Run(root).lock():
+    with TrainingRun(root).lock():
         held.set()
         done.wait(20)
 
@@ -79,10 +79,10 @@ def test_a_run_has_one_driver(tmp_path: Path) -> None:
     other.start()
     try:
         assert held.wait(20)
-        with pytest.raises(StoreError, match=f"pid {other.pid}"), Run(tmp_path / "run").lock():
+        with pytest.raises(StoreError, match=f"pid {other.pid}"), TrainingRun(tmp_path / "run").lock():
             pass
     finally:
         done.set()
         other.join()
-    with Run(tmp_path / "run").lock():
+    with TrainingRun(tmp_path / "run").lock():
         pass

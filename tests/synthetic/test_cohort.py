@@ -17,7 +17,7 @@ from her2batch.slides.readers import open_slide
 from her2batch.store.labels import read_labels
 from her2batch.synthetic.cohort import annotate, draw_mix, draw_nuclei, make_cohort, make_slide, plan_cohort
 from her2batch.synthetic.painting import paint_slide
-from her2batch.synthetic.specimen import TYPICAL, Mix, SlideTruth, prepare, rng_for, score
+from her2batch.synthetic.specimen import TYPICAL, Mix, SlideTruth, make_tissue, rng_for, score
 from her2batch.tasks import IHC
 
 
@@ -92,7 +92,7 @@ def test_openslide_takes_it_for_aperio_at_40x(tmp_path):
 def test_what_is_written_is_what_was_painted(tmp_path):
     truth = SlideTruth("a", TYPICAL["2+"], site="south")
     make_slide(tmp_path / "a.svs", truth)
-    one = prepare(truth)
+    one = make_tissue(truth)
     rgb = paint_slide(one.cells, one.fields, one.sheets, one.look, (truth.width, truth.height))
     with open_slide(tmp_path / "a.svs") as slide:
         assert np.abs(slide.overview(0.25).astype(int) - rgb).mean() < 3.5  # JPEG at quality 75
@@ -151,7 +151,7 @@ def test_annotations_are_qupaths_and_lie_on_tumour_of_their_class(cohort):
 
 
 def test_part_of_the_tumour_is_annotated():
-    one = prepare(SlideTruth("a", TYPICAL["2+"], width=5000, height=4000))
+    one = make_tissue(SlideTruth("a", TYPICAL["2+"], width=5000, height=4000))
     features = annotate(one, rng_for(0, "a"))
     covered = sum(cv2.contourArea(np.float32(f["geometry"]["coordinates"][0])) for f in features) / one.fields.px**2
     assert 0.1 < covered / (one.regions > 0).sum() < 0.9

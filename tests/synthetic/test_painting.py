@@ -10,23 +10,23 @@ from her2batch.synthetic.painting import (
     MARGIN,
     RIM,
     SHEET,
+    Appearance,
     Cells,
     Fields,
-    Look,
     Window,
     blocks,
-    make_sheets,
+    make_noise_fields,
     paint_slide,
     voronoi,
 )
 
 WHITE = (240.0, 238.0, 245.0)
-LOOK = Look(0.25, (0.65, 0.704, 0.286), (0.269, 0.568, 0.778), WHITE, (0.75, 0.18, 0.55), 0.3)
+LOOK = Appearance(0.25, (0.65, 0.704, 0.286), (0.269, 0.568, 0.778), WHITE, (0.75, 0.18, 0.55), 0.3)
 
 
 @pytest.fixture(scope="module")
 def sheets():
-    return make_sheets(np.random.default_rng(0), 0.25)
+    return make_noise_fields(np.random.default_rng(0), 0.25)
 
 
 def lattice(width, height, pitch=40, jitter=0.3, **densities):

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 
 from her2batch.synthetic.painting import paint_slide
-from her2batch.synthetic.specimen import ARTEFACTS, TYPICAL, Mix, SlideTruth, prepare, score
+from her2batch.synthetic.specimen import ARTEFACTS, TYPICAL, Mix, SlideTruth, make_tissue, score
 from her2batch.tasks import IHC
 from her2batch.vision.stain import Stains, optical_density, unmix
 
 
 def painted(truth, seed=0):
     """Level 0 of a slide: (height, width, 3) uint8, without going through a file."""
-    one = prepare(truth, seed)
+    one = make_tissue(truth, seed)
     return paint_slide(one.cells, one.fields, one.sheets, one.look, (truth.width, truth.height)), one
 
 
@@ -27,7 +27,7 @@ def dab(rgb, one, px=1):
 
 @pytest.mark.parametrize("ihc", IHC)
 def test_each_score_is_painted_from_cells_that_make_it(ihc):
-    one = prepare(SlideTruth("a", TYPICAL[ihc], width=2400, height=2000))
+    one = make_tissue(SlideTruth("a", TYPICAL[ihc], width=2400, height=2000))
     assert score(one.mix) == ihc
     assert one.n_cells > 300
 
@@ -64,7 +64,7 @@ def test_a_thumbnail_shows_three_plus_but_not_one_plus_from_zero():
 
 def test_receptors_are_stained_in_nuclei():
     truth = SlideTruth("a", Mix(0.2, 0.1, 0.3, 0.4), "er", width=1500, height=1200)
-    one = prepare(truth)
+    one = make_tissue(truth)
     assert not one.cells.ring_d.any()
     assert one.cells.nucleus_d.max() > 0.8
     assert not one.regions.any()

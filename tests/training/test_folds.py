@@ -12,7 +12,7 @@ from her2batch.errors import InputError
 from her2batch.store.schemas import run_schema
 from her2batch.store.training_run import FINAL
 from her2batch.tasks import CLASSES, her2_class
-from her2batch.training.folds import assign, check, final_split, shuffled, splits
+from her2batch.training.folds import assign_patients, check, final_split, shuffled, splits
 
 PAPER = {"0/": 125, "1+/": 142, "2+/-": 96, "2+/+": 22, "3+/": 115}
 
@@ -34,7 +34,7 @@ def labelled(slides: list[tuple[str | None, int]], task: str = TASK) -> pa.Table
 
 
 def fold_of(table: pa.Table, n_folds: int, seed: int = 0) -> np.ndarray:
-    return assign(table["stratum"].to_pylist(), table["patient_id"].to_pylist(), n_folds, seed)
+    return assign_patients(table["stratum"].to_pylist(), table["patient_id"].to_pylist(), n_folds, seed)
 
 
 @st.composite
@@ -60,12 +60,12 @@ def test_the_papers_cohort_comes_out_even_in_every_task() -> None:
     tasks = {task: [her2_class(task, ihc, ish or None) or "" for ihc, ish in words]
              for task in ("her2-binary", "her2-3way", "her2-4way")}  # fmt: skip
     patients = [f"P{k}" for k in range(500)]
-    fold = assign(strata.tolist(), patients, 10, seed=3, also=list(tasks.values()))
+    fold = assign_patients(strata.tolist(), patients, 10, seed=3, also=list(tasks.values()))
     assert np.bincount(fold).tolist() == [50] * 10
     assert all(spread(fold, strata == one) == 1 for one in PAPER)
     for truth in tasks.values():
         assert max(spread(fold, np.array(truth) == one) for one in set(truth)) <= 1
-    alone = assign(strata.tolist(), patients, 10, seed=3)
+    alone = assign_patients(strata.tolist(), patients, 10, seed=3)
     for truth in tasks.values():
         assert max(spread(alone, np.array(truth) == one) for one in set(truth)) <= 2
 
@@ -73,7 +73,7 @@ def test_the_papers_cohort_comes_out_even_in_every_task() -> None:
 def test_folds_of_patients_with_several_slides_are_of_nearly_one_size() -> None:
     draw = np.random.default_rng(2)
     patients = [f"P{k}" for k in range(60) for _ in range(draw.integers(1, 4))]
-    fold = assign(["0", "low", "high"] * len(patients), patients * 3, 10, seed=0)  # each stratum a third
+    fold = assign_patients(["0", "low", "high"] * len(patients), patients * 3, 10, seed=0)  # each stratum a third
     assert np.ptp(np.bincount(fold)) <= 3
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from her2batch.models.predictor import plausible, tempered
+from her2batch.models.predictor import apply_temperature, plausible
 from her2batch.training.make_bundle import fit_temperature, fit_threshold
 
 
@@ -12,7 +12,7 @@ def simulated(n: int, seed: int, sharpness: float = 1.0) -> tuple[np.ndarray, np
     rng = np.random.default_rng(seed)
     honest = rng.dirichlet((0.7, 0.7, 0.7), n)
     labels = np.array([rng.choice(3, p=row) for row in honest])
-    return tempered(honest.astype(np.float32), 1 / sharpness), labels
+    return apply_temperature(honest.astype(np.float32), 1 / sharpness), labels
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])

@@ -6,16 +6,16 @@ from her2batch.errors import InputError
 from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Training
 from her2batch.store.training_run import FINAL, Unit
 from her2batch.tasks import COUNTS_METHODS, IMAGE_METHODS, METHODS, MIL_METHODS
-from her2batch.training.methods import SPACES, kind_of, plan, settings_of, work_of
+from her2batch.training.methods import SPACES, kind_of, plan_units, settings_of, units_of
 
 
 def cells(training: Training, encoders: tuple[str, ...] = ("stain",)) -> set[tuple[str, str, str]]:
-    return {(one.task, one.method, one.input) for one in plan(training, encoders).units}
+    return {(one.task, one.method, one.input) for one in plan_units(training, encoders).units}
 
 
 def test_units_are_tasks_times_methods_times_folds_and_a_final_one() -> None:
     training = Training(tasks=("her2-3way", "er"), methods=("clam-sb", "dtfd-afs"), folds=5)
-    units = plan(training, ("stain",)).units
+    units = plan_units(training, ("stain",)).units
     assert len(units) == 2 * 2 * (5 + 1)
     assert {one.fold for one in units} == {0, 1, 2, 3, 4, FINAL}
 
@@ -32,7 +32,7 @@ def test_every_method_has_something_to_read(method: str) -> None:
 
 def test_counts_bring_the_patch_nets_they_stand_on_and_come_last() -> None:
     training = Training(methods=("svm", "majority-vote"), tasks=("her2-4way", "her2-binary"), inputs=("patches-high",))
-    work = plan(training, ("stain",))
+    work = plan_units(training, ("stain",))
     assert cells(training) == {
         ("her2-4way", "convnext-small", "patches-high"), ("her2-4way", "svm", "patches-high"),
         ("her2-binary", "svm", "patches-high"), ("her2-4way", "majority-vote", "patches-high"),
@@ -56,7 +56,7 @@ def test_a_patch_net_alone_is_a_patch_classifier_of_her2() -> None:
 ])  # fmt: skip
 def test_what_can_not_be_is_refused_by_name(training: Training, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        plan(training, ("stain",))
+        plan_units(training, ("stain",))
 
 
 def test_settings_are_the_methods_own_then_the_profiles_then_the_options() -> None:
@@ -79,7 +79,7 @@ def test_what_is_searched_is_a_setting() -> None:
 
 
 def test_work_of_chosen_cells() -> None:
-    work = work_of([("her2-3way", "svm", "patches-low")], [FINAL])
+    work = units_of([("her2-3way", "svm", "patches-low")], [FINAL])
     assert work.units == (
         Unit("her2-4way", "convnext-small", "patches-low", FINAL), Unit("her2-3way", "svm", "patches-low", FINAL),
     )  # fmt: skip

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from her2batch.errors import InputError
 from her2batch.tasks import CLASSES
-from her2batch.training.metrics import auc, judged, metrics, recalls, tally
+from her2batch.training.metrics import auc, check_predictions, confusion_counts, metrics, recalls
 from her2batch.training.statistics import _figures, delong, intervals, paired, resamples
 from tests.training.test_metrics import drawn, table
 
@@ -29,7 +29,7 @@ def only(found: pa.Table, **keys: object) -> dict[str, object]:
 @settings(deadline=None, max_examples=25)
 @given(st.sampled_from(["er", "her2-3way", "her2-4way"]), st.integers(4, 40), st.integers(1, 4), st.integers(0, 2**31))
 def test_a_draw_has_the_figures_of_the_slides_it_repeats(task: str, n: int, slides_each: int, seed: int) -> None:
-    found = judged(table(task, *drawn(task, n, seed)))
+    found = check_predictions(table(task, *drawn(task, n, seed)))
     of = np.arange(n) // slides_each
     weights = resamples(int(of.max()) + 1, 5, seed)
     figures = _figures(found, of, weights)
@@ -41,7 +41,7 @@ def test_a_draw_has_the_figures_of_the_slides_it_repeats(task: str, n: int, slid
             assert figures.of[name][k] == pytest.approx(
                 plain[name] if plain[name] is not None else math.nan, nan_ok=True
             )
-        counts = tally(found.truth[rows], found.predicted[rows], len(CLASSES[task]))
+        counts = confusion_counts(found.truth[rows], found.predicted[rows], len(CLASSES[task]))
         assert figures.recalls[k] == pytest.approx(recalls(counts), nan_ok=True)
 
 
@@ -51,7 +51,9 @@ def test_intervals_hold_the_pooled_figures_and_a_recall_a_class() -> None:
     assert [row["class"] for row in found.to_pylist()] == [None] * 4 + ["0", "low", "high"]
     for row in found.to_pylist():
         assert row["low"] < row["value"] < row["high"]
-    assert only(found, metric="auc")["value"] == pytest.approx(auc(judged(predictions).truth, judged(predictions).p))
+    assert only(found, metric="auc")["value"] == pytest.approx(
+        auc(check_predictions(predictions).truth, check_predictions(predictions).p)
+    )
     assert intervals(predictions, patients_of(predictions), draws=500) == found
     assert intervals(predictions, patients_of(predictions), draws=500, seed=1) != found
 

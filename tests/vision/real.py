@@ -10,8 +10,8 @@ import tifffile
 from numpy.typing import NDArray
 
 from her2batch.vision.membrane import TileBatch
-from her2batch.vision.stain import fit_stains, white_point
-from her2batch.vision.tissue import segment, tile_fractions
+from her2batch.vision.stain import fit_stain_vectors, white_point
+from her2batch.vision.tissue import segment_tissue, tile_fractions
 
 CORES = {
     "0": "0_9b0f64d1-6785-49d9-b279-004b2deb8478.jpg",
@@ -51,10 +51,10 @@ def shrunk(rgb: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
 def measured(rgb: NDArray[np.uint8]) -> TileBatch:
     """The tissue tiles of a slide at 0.5 µm/px, as the ingest would cut them, with the slide's own stains."""
     overview = shrunk(rgb, 1 / 16)
-    tissue = segment(overview, 8.0)
+    tissue = segment_tissue(overview, 8.0)
     rows, columns = rgb.shape[0] // TILE, rgb.shape[1] // TILE
     places = np.array([(x * TILE, y * TILE, TILE) for y in range(rows) for x in range(columns)], np.int32)
     kept = places[tile_fractions(tissue.mask, rgb.shape[1], rgb.shape[0], places) >= 0.25]
     pixels = np.stack([rgb[y : y + TILE, x : x + TILE] for x, y, _ in kept])
     some = np.unique(np.linspace(0, len(pixels) - 1, 32).round().astype(int))
-    return TileBatch(pixels, 0.5, fit_stains(pixels[some], white_point(overview, ~tissue.mask)))
+    return TileBatch(pixels, 0.5, fit_stain_vectors(pixels[some], white_point(overview, ~tissue.mask)))

@@ -4,12 +4,12 @@ import cv2
 import numpy as np
 
 from her2batch.vision.heatmap import cells, colours, heat, outline, painted, png
-from her2batch.vision.tile_grid import plan
+from her2batch.vision.tile_grid import plan_tiles
 
 
 def test_every_tile_of_a_grid_has_a_cell_of_its_own_also_where_the_step_is_no_whole_number() -> None:
     for slide_mpp in (0.25, 0.2303, 0.499):
-        tiles = plan(9000, 7000, slide_mpp, 0.5, 224)
+        tiles = plan_tiles(9000, 7000, slide_mpp, 0.5, 224)
         where = cells(tiles[:, 0], tiles[:, 1], 224 * 0.5 / slide_mpp)
         assert len(np.unique(where, axis=0)) == len(tiles)
         assert where.max(axis=0).tolist() == [len(np.unique(tiles[:, 0])) - 1, len(np.unique(tiles[:, 1])) - 1]

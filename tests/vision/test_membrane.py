@@ -12,8 +12,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import her2batch
-from her2batch.models.membrane_rule import Verdict, judge
-from her2batch.vision.membrane import FEATURES, MEMBRANE, TileBatch, column, describe, page, ridges, thresholds
+from her2batch.models.membrane_rule import RuleResult, apply_rule
+from her2batch.vision.membrane import (
+    FEATURES,
+    MEMBRANE,
+    TileBatch,
+    feature_index,
+    feature_page,
+    measure_tiles,
+    ridges,
+    thresholds,
+)
 from her2batch.vision.stain import DAB, HAEMATOXYLIN, Stains
 from tests.vision.real import CORES, core, measured
 from tests.vision.reference import described
@@ -36,7 +45,7 @@ def rings(density: float, share: float = 1.0, width_um: float = 1.0, veil: float
 
 
 def figure(tile: NDArray, name: str, stains: Stains = STAINS) -> float:
-    return float(describe(tile[None], 0.5, stains)[0, column(name)])
+    return float(measure_tiles(tile[None], 0.5, stains)[0, feature_index(name)])
 
 
 class TestReference:
@@ -55,7 +64,7 @@ class TestReference:
         tile = rings(0.5)
         tile[100:150, 60:90] = (25, 55, 170)
         plain = described(tile, mpp, STAINS)
-        assert describe(tile[None], mpp, STAINS)[0] == pytest.approx(
+        assert measure_tiles(tile[None], mpp, STAINS)[0] == pytest.approx(
             [plain[one.name] for one in FEATURES], rel=0, abs=1e-5
         )
 
@@ -76,8 +85,8 @@ class TestRings:
     @given(st.floats(0.1, 1.2), st.floats(0.2, 1.0), st.floats(0.6, 1.6))
     @settings(max_examples=25, deadline=None)
     def test_shares_are_nested(self, density, share, width) -> None:
-        row = describe(rings(density, share, width)[None], 0.5, STAINS)[0]
-        value = {name: row[column(name)] for name in MEMBRANE}
+        row = measure_tiles(rings(density, share, width)[None], 0.5, STAINS)[0]
+        value = {name: row[feature_index(name)] for name in MEMBRANE}
         assert all(0 <= one <= 1 for one in value.values())
         for suffix in ("", "_complete"):
             assert value[f"faint{suffix}"] >= value[f"moderate{suffix}"] >= value[f"intense{suffix}"]
@@ -87,9 +96,9 @@ class TestRings:
     @given(st.floats(0.0, 1.0), st.floats(0.02, 0.3))
     @settings(max_examples=25, deadline=None)
     def test_more_dab_never_lowers_a_share(self, density, more) -> None:
-        less, darker = (describe(rings(one)[None], 0.5, STAINS)[0] for one in (density, density + more))
+        less, darker = (measure_tiles(rings(one)[None], 0.5, STAINS)[0] for one in (density, density + more))
         for name in MEMBRANE[1:]:
-            assert darker[column(name)] >= less[column(name)] - 0.01
+            assert darker[feature_index(name)] >= less[feature_index(name)] - 0.01
 
     def test_a_veil_over_everything_is_no_membrane(self) -> None:
         veiled = rings(0.0, veil=0.15)
@@ -107,7 +116,7 @@ class TestRings:
         assert thresholds(Stains(nuclei=0.0)) == usual
 
     def test_glass_holds_nothing(self) -> None:
-        row = describe(np.full((1, 224, 224, 3), 240, np.uint8), 0.5, STAINS)[0]
+        row = measure_tiles(np.full((1, 224, 224, 3), 240, np.uint8), 0.5, STAINS)[0]
         named = dict(zip((one.name for one in FEATURES), row.tolist(), strict=True))
         assert named.pop("white") == 1
         assert set(named.values()) == {0.0}
@@ -131,12 +140,12 @@ def test_a_ridge_has_the_height_of_its_line() -> None:
 class TestBatch:
     def test_tiles_do_not_see_each_other(self) -> None:
         tiles = np.stack([rings(0.2), rings(0.9), rings(0.0)])
-        together = describe(tiles, 0.5, STAINS)
+        together = measure_tiles(tiles, 0.5, STAINS)
         for tile, row in zip(tiles, together, strict=True):
-            assert np.array_equal(describe(tile[None], 0.5, STAINS)[0], row)
+            assert np.array_equal(measure_tiles(tile[None], 0.5, STAINS)[0], row)
 
     def test_no_tiles_no_rows(self) -> None:
-        assert describe(np.empty((0, 64, 64, 3), np.uint8), 0.5, STAINS).shape == (0, len(FEATURES))
+        assert measure_tiles(np.empty((0, 64, 64, 3), np.uint8), 0.5, STAINS).shape == (0, len(FEATURES))
 
     def test_figures_are_measured_once(self) -> None:
         batch = TileBatch(rings(0.3)[None], 0.5, STAINS)
@@ -147,7 +156,7 @@ class TestBatch:
         code = (
             "import sys, numpy as np; from her2batch.vision.membrane import *;"
             "t = np.random.default_rng(0).integers(90, 255, (2, 96, 96, 3), dtype=np.uint8);"
-            "sys.stdout.buffer.write(describe(t, 0.5, Stains(nuclei=0.2)).tobytes())"
+            "sys.stdout.buffer.write(measure_tiles(t, 0.5, Stains(nuclei=0.2)).tobytes())"
         )
         runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(2)]
         assert runs[0] == runs[1]
@@ -158,24 +167,24 @@ class TestVector:
     def test_names_are_unique_and_all_described(self) -> None:
         assert len({one.name for one in FEATURES}) == len(FEATURES)
         assert all(one.unit in ("share", "OD") and one.sentence for one in FEATURES)
-        assert [column(name) for name in MEMBRANE] == list(range(7))
+        assert [feature_index(name) for name in MEMBRANE] == list(range(7))
 
     def test_the_generated_page_is_up_to_date(self) -> None:
         path = Path(her2batch.__file__).parents[1] / "docs" / "stain-vector.md"
-        assert path.read_text(encoding="utf-8") == page()
+        assert path.read_text(encoding="utf-8") == feature_page()
 
 
 @pytest.fixture(scope="module")
-def verdicts(real_data: Path) -> dict[str, Verdict]:
+def verdicts(real_data: Path) -> dict[str, RuleResult]:
     """What the rule says of the five real cores, read from their JPEG files. No threshold was fitted to them."""
     found = {}
     for name in CORES:
         figures = measured(core(real_data, name)).figures
-        found[name] = judge({one: figures[:, column(one)] for one in MEMBRANE})
+        found[name] = apply_rule({one: figures[:, feature_index(one)] for one in MEMBRANE})
     return found
 
 
-def test_clear_staining_is_called_on_real_cores(verdicts: dict[str, Verdict]) -> None:
+def test_clear_staining_is_called_on_real_cores(verdicts: dict[str, RuleResult]) -> None:
     assert verdicts["3+"].category == "3+"
     assert verdicts["2+ b"].category == "2+"
     score = {name: one.score for name, one in verdicts.items()}
@@ -187,6 +196,6 @@ def test_clear_staining_is_called_on_real_cores(verdicts: dict[str, Verdict]) ->
     strict=True,
     reason="2+ a is as pale as 1+: 0.85 against 0.94 from the JPEG files; JPEG or the level read moves each by 0.2",
 )
-def test_pale_staining_is_ordered_on_real_cores(verdicts: dict[str, Verdict]) -> None:
+def test_pale_staining_is_ordered_on_real_cores(verdicts: dict[str, RuleResult]) -> None:
     score = {name: one.score for name, one in verdicts.items()}
     assert score["0"] < score["1+"] <= score["2+ a"]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapely.geometry import Polygon, box
 
-from her2batch.vision.patches import clahe, label_patches, usable
+from her2batch.vision.patches import clahe, label_patches, usable_patches
 
 
 @given(st.integers(0, 100), st.integers(0, 100))
@@ -15,13 +15,13 @@ def test_white_and_black_are_counted_as_shares(white: int, black: int) -> None:
     patch = np.full((10, 10, 3), 128, np.uint8)
     patch.reshape(100, 3)[:white] = 221
     patch.reshape(100, 3)[100 - black :] = 29
-    assert usable(patch[None])[0] == (white <= 70 and black <= 20)
+    assert usable_patches(patch[None])[0] == (white <= 70 and black <= 20)
 
 
 def test_a_colour_is_neither_white_nor_black() -> None:
     brown, blue = np.array([240, 180, 230]), np.array([10, 20, 60])
     patches = np.stack([np.broadcast_to(one, (8, 8, 3)) for one in (brown, blue)]).astype(np.uint8)
-    assert usable(patches).tolist() == [True, True]
+    assert usable_patches(patches).tolist() == [True, True]
 
 
 def test_clahe_spreads_lightness_and_leaves_colour() -> None:

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from her2batch.vision.membrane import column, describe
-from her2batch.vision.quality import BLURRED, Quality, blur, judge
+from her2batch.vision.membrane import feature_index, measure_tiles
+from her2batch.vision.quality import BLURRED, Quality, assess_quality, blur
 from her2batch.vision.stain import Stains
-from her2batch.vision.tissue import segment
+from her2batch.vision.tissue import segment_tissue
 from tests.vision.real import CORES, HE, core, he_slide, shrunk
 
 
 def judged(rgb: NDArray[np.uint8]) -> Quality:
-    return judge(rgb, segment(rgb, 8.0))
+    return assess_quality(rgb, segment_tissue(rgb, 8.0))
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ class TestTileBlur:
         return np.ascontiguousarray(middle.reshape(4, 224, 4, 224, 3).swapaxes(1, 2).reshape(-1, 224, 224, 3))
 
     def of(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return describe(tiles, 0.5, Stains((240.0, 240.0, 245.0), nuclei=0.15))[:, column("blur")]
+        return measure_tiles(tiles, 0.5, Stains((240.0, 240.0, 245.0), nuclei=0.15))[:, feature_index("blur")]
 
     @pytest.mark.parametrize("name", CORES)
     def test_it_tells_a_core_in_focus_from_the_same_out_of_focus(self, real_data: Path, name: str) -> None:

@@ -14,10 +14,10 @@ from her2batch.vision.stain import (
     DAB,
     HAEMATOXYLIN,
     Stains,
-    fit_stains,
-    ink,
-    marker,
+    fit_stain_vectors,
+    guess_stain,
     optical_density,
+    pen_mask,
     separate,
     unmix,
     white_point,
@@ -80,13 +80,13 @@ def test_unmixing_gives_back_what_was_mixed(h, d, vectors) -> None:
 def test_stain_is_no_ink(h, d) -> None:
     od = optical_density(painted(h, d), (240.0, 240.0, 240.0))
     red = 0.650 * h + 0.269 * d
-    assert not ink(od, separate(od, Stains()).rest).any() or red > 0.7
+    assert not pen_mask(od, separate(od, Stains()).rest).any() or red > 0.7
 
 
 @pytest.mark.parametrize("colour", [(20, 130, 60), (25, 55, 170), (20, 20, 25), (190, 25, 40)])
 def test_pen_is_ink(colour) -> None:
     od = optical_density(np.full((4, 4, 3), colour, np.uint8), (240.0, 240.0, 240.0))
-    assert ink(od, separate(od, Stains()).rest).all()
+    assert pen_mask(od, separate(od, Stains()).rest).all()
 
 
 def test_stains_are_values() -> None:
@@ -119,25 +119,25 @@ class TestWhitePoint:
 class TestFit:
     @pytest.mark.parametrize("vectors", [(HAEMATOXYLIN, DAB), SOUTH])
     def test_it_finds_the_vectors_of_the_laboratory(self, vectors) -> None:
-        fitted = fit_stains(tissue(0.3, vectors), (240.0, 240.0, 240.0))
+        fitted = fit_stain_vectors(tissue(0.3, vectors), (240.0, 240.0, 240.0))
         for found, true in zip((fitted.haematoxylin, fitted.dab), vectors, strict=True):
             assert np.dot(found, true) / np.linalg.norm(true) > 0.998
 
     def test_a_slide_without_dab_keeps_the_published_dab(self) -> None:
-        fitted = fit_stains(tissue(0.0, SOUTH), (240.0, 240.0, 240.0))
+        fitted = fit_stain_vectors(tissue(0.0, SOUTH), (240.0, 240.0, 240.0))
         assert fitted.dab == DAB
         assert np.dot(fitted.haematoxylin, SOUTH[0]) > 0.995
 
     def test_hardly_any_stain_keeps_both(self) -> None:
         blank = np.full((2, 64, 64, 3), 238, np.uint8)
-        assert fit_stains(blank, (240.0, 240.0, 240.0)) == Stains((240.0, 240.0, 240.0))
-        assert fit_stains(blank[:0], (240.0, 240.0, 240.0)) == Stains((240.0, 240.0, 240.0))
+        assert fit_stain_vectors(blank, (240.0, 240.0, 240.0)) == Stains((240.0, 240.0, 240.0))
+        assert fit_stain_vectors(blank[:0], (240.0, 240.0, 240.0)) == Stains((240.0, 240.0, 240.0))
 
     def test_pen_changes_nothing_much(self) -> None:
         tiles = tissue(0.3)
-        clean = fit_stains(tiles, (240.0, 240.0, 240.0))
+        clean = fit_stain_vectors(tiles, (240.0, 240.0, 240.0))
         tiles[0, :60, :60] = (25, 55, 170)
-        inked = fit_stains(tiles, (240.0, 240.0, 240.0))
+        inked = fit_stain_vectors(tiles, (240.0, 240.0, 240.0))
         assert np.dot(clean.haematoxylin, inked.haematoxylin) > 0.999
         assert np.dot(clean.dab, inked.dab) > 0.999
         assert inked.nuclei == pytest.approx(clean.nuclei, rel=0.05)
@@ -146,23 +146,23 @@ class TestFit:
         od = -np.log10(tissue(0.3) / 240.0) + 0.1 * np.asarray(DAB)
         veiled = np.round(240.0 * 10**-od).astype(np.uint8)
         white = (240.0, 240.0, 240.0)
-        assert fit_stains(tissue(0.3), white).background < 0.005
-        assert 0.02 < fit_stains(veiled, white).background < 0.11
+        assert fit_stain_vectors(tissue(0.3), white).background < 0.005
+        assert 0.02 < fit_stain_vectors(veiled, white).background < 0.11
 
 
 @pytest.mark.parametrize("name", CORES)
 def test_a_her2_core_is_ihc_however_pale(real_data: Path, name: str) -> None:
     tiles = core(real_data, name)[896:1792, 896:1792].reshape(4, 224, 4, 224, 3).swapaxes(1, 2).reshape(-1, 224, 224, 3)
-    assert marker(tiles, fit_stains(tiles, (235.0, 234.0, 243.0))) == "ihc"
+    assert guess_stain(tiles, fit_stain_vectors(tiles, (235.0, 234.0, 243.0))) == "ihc"
 
 
 @pytest.mark.parametrize("name", HE)
 def test_a_pink_slide_is_he(real_data: Path, name: str) -> None:
     rgb = he_slide(real_data, name)[400:1296, 400:1296]
     tiles = np.ascontiguousarray(rgb.reshape(4, 224, 4, 224, 3).swapaxes(1, 2).reshape(-1, 224, 224, 3))
-    assert marker(tiles, fit_stains(tiles, (245.0, 244.0, 245.0))) == "he"
+    assert guess_stain(tiles, fit_stain_vectors(tiles, (245.0, 244.0, 245.0))) == "he"
 
 
 def test_nothing_to_look_at_counts_as_ihc() -> None:
-    assert marker(np.full((1, 64, 64, 3), 240, np.uint8), Stains()) == "ihc"
-    assert marker(np.empty((0, 64, 64, 3), np.uint8), Stains()) == "ihc"
+    assert guess_stain(np.full((1, 64, 64, 3), 240, np.uint8), Stains()) == "ihc"
+    assert guess_stain(np.empty((0, 64, 64, 3), np.uint8), Stains()) == "ihc"

@@ -9,7 +9,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from her2batch.vision.tile_grid import BLOCK_PX, COARSEST, Block, Grid, Rect, blocks, cut, plan
+from her2batch.vision.tile_grid import (
+    BLOCK_PX,
+    MAX_UPSAMPLING,
+    Block,
+    Rect,
+    TileGrid,
+    cut_tiles,
+    plan_blocks,
+    plan_tiles,
+)
 
 mpps = st.decimals("0.2", "0.6", places=4).map(float)
 slides = st.tuples(st.integers(1, 30_000), st.integers(1, 30_000), mpps, st.sampled_from([64, 224, 256]))
@@ -20,7 +29,7 @@ def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def test_a_plan_worked_by_hand() -> None:
-    assert plan(1000, 500, slide_mpp=0.25, mpp=0.5, tile=224).tolist() == [
+    assert plan_tiles(1000, 500, slide_mpp=0.25, mpp=0.5, tile=224).tolist() == [
         [0, 0, 448],
         [448, 0, 448],
         [896, 0, 448],
@@ -31,13 +40,13 @@ def test_a_plan_worked_by_hand() -> None:
 
 
 def test_a_fractional_step_worked_by_hand() -> None:
-    tiles = plan(2000, 1, slide_mpp=0.2525, mpp=0.5, tile=224)  # 443.564… level-0 px
+    tiles = plan_tiles(2000, 1, slide_mpp=0.2525, mpp=0.5, tile=224)  # 443.564… level-0 px
     assert tiles.tolist() == [[0, 0, 444], [444, 0, 444], [887, 0, 444], [1331, 0, 444], [1774, 0, 444]]
 
 
 @pytest.mark.parametrize("mpp", ["0.23", "0.2499", "0.4987654321"])
 def test_no_drift_on_the_widest_slide_there_can_be(mpp: str) -> None:
-    tiles = plan(2_000_000, 1, float(mpp), 0.5, 224)
+    tiles = plan_tiles(2_000_000, 1, float(mpp), 0.5, 224)
     step = 224 * Fraction("0.5") / Fraction(mpp)
     last = len(tiles) - 1
     assert abs(tiles[last, 0] - last * step) <= Fraction(1, 2)
@@ -47,7 +56,7 @@ def test_no_drift_on_the_widest_slide_there_can_be(mpp: str) -> None:
 @given(slides)
 def test_tiles_cover_the_slide_and_hardly_overlap(slide: tuple[int, int, float, int]) -> None:
     width, height, mpp, tile = slide
-    tiles = plan(width, height, mpp, 0.5, tile)
+    tiles = plan_tiles(width, height, mpp, 0.5, tile)
     first_row = tiles[tiles[:, 1] == 0]
     gaps = np.diff(first_row[:, 0]) - first_row[:-1, 2]
     assert np.abs(gaps).max(initial=0) <= 1
@@ -63,10 +72,10 @@ def test_every_tile_is_in_one_block_and_inside_what_is_read(
     slide: tuple[int, int, float, int], downsample: float, chunk: int, seed: int
 ) -> None:
     width, height, mpp, tile = slide
-    tiles = plan(width, height, mpp, 0.5 * downsample, tile)
+    tiles = plan_tiles(width, height, mpp, 0.5 * downsample, tile)
     tiles = tiles[np.random.default_rng(seed).random(len(tiles)) < 0.5][:500]
     level = (max(1, int(width // downsample)), max(1, int(height // downsample)))
-    found = blocks(tiles, (width / level[0], height / level[1]), (chunk, chunk), level)
+    found = plan_blocks(tiles, (width / level[0], height / level[1]), (chunk, chunk), level)
     assert sorted(one for block in found for one in block.tiles) == list(range(len(tiles)))
     assert len(found) == len({block.box for block in found})
     for block in found:
@@ -83,7 +92,7 @@ def test_every_tile_is_in_one_block_and_inside_what_is_read(
 
 
 def test_blocks_fall_on_the_chunk_grid_where_they_can() -> None:
-    found = blocks(plan(20_000, 20_000, 0.25, 0.5, 224), (1.0, 1.0), (256, 256), (20_000, 20_000))
+    found = plan_blocks(plan_tiles(20_000, 20_000, 0.25, 0.5, 224), (1.0, 1.0), (256, 256), (20_000, 20_000))
     assert {block.box.x % 256 for block in found} == {0}
     assert found[0].box == Rect(0, 0, 1792, 1792)
     assert len(found[0].tiles) == 16
@@ -91,35 +100,37 @@ def test_blocks_fall_on_the_chunk_grid_where_they_can() -> None:
 
 @pytest.mark.parametrize(("chunk", "edge"), [(512, 3584), (256, 1792), (8, 896), (240, 2240)])
 def test_a_block_spans_the_number_of_tiles_that_wastes_least(chunk: int, edge: int) -> None:
-    found = blocks(plan(20_000, 20_000, 0.25, 0.5, 224), (1.0, 1.0), (chunk, chunk), (20_000, 20_000))
+    found = plan_blocks(plan_tiles(20_000, 20_000, 0.25, 0.5, 224), (1.0, 1.0), (chunk, chunk), (20_000, 20_000))
     assert found[0].box.width == edge
 
 
 def test_a_block_is_read_only_as_far_as_it_holds_tiles() -> None:
     tiles = np.array([[448, 896, 448], [896, 896, 448]], np.int32)
-    assert [block.box for block in blocks(tiles, (1.0, 1.0), (256, 256), (9000, 9000))] == [Rect(448, 896, 896, 448)]
+    assert [block.box for block in plan_blocks(tiles, (1.0, 1.0), (256, 256), (9000, 9000))] == [
+        Rect(448, 896, 896, 448)
+    ]
 
 
 def test_a_level_whose_last_row_was_dropped_does_not_shift_its_tiles() -> None:
     width = 99_999
     level = width // 4
-    tiles = plan(width, 448, 0.125, 0.5, 224)
-    found = blocks(tiles, (width / level, 1.0), (256, 256), (level, 448))
+    tiles = plan_tiles(width, 448, 0.125, 0.5, 224)
+    found = plan_blocks(tiles, (width / level, 1.0), (256, 256), (level, 448))
     assert {(block.box.x + place[0]) % 224 for block in found for place in block.places} == {0}
 
 
 def test_blocks_come_row_by_row_and_so_do_their_tiles() -> None:
-    found = blocks(plan(9000, 9000, 0.25, 0.5, 224), (1.0, 1.0), (256, 256), (9000, 9000))
+    found = plan_blocks(plan_tiles(9000, 9000, 0.25, 0.5, 224), (1.0, 1.0), (256, 256), (9000, 9000))
     assert [(block.box.y, block.box.x) for block in found] == sorted((block.box.y, block.box.x) for block in found)
     assert all(list(block.tiles) == sorted(block.tiles) for block in found)
 
 
 def test_no_tiles_no_blocks() -> None:
-    assert blocks(np.empty((0, 3), np.int32), (1.0, 1.0), (256, 256), (10, 10)) == []
+    assert plan_blocks(np.empty((0, 3), np.int32), (1.0, 1.0), (256, 256), (10, 10)) == []
 
 
 def one_block(width: int, height: int, slide_mpp: float, tile: int = 224) -> Block:
-    (block,) = blocks(plan(width, height, slide_mpp, 0.5, tile), (1.0, 1.0), (256, 256), (width, height))
+    (block,) = plan_blocks(plan_tiles(width, height, slide_mpp, 0.5, tile), (1.0, 1.0), (256, 256), (width, height))
     return block
 
 
@@ -127,7 +138,7 @@ def one_block(width: int, height: int, slide_mpp: float, tile: int = 224) -> Blo
 def test_cut_is_the_mean_of_the_pixels_under_a_tile(factor: int) -> None:
     edge = 100 * factor
     rgb = noise(2 * edge, 2 * edge)
-    cuts = cut(rgb, one_block(2 * edge, 2 * edge, 0.5 / factor, tile=100), 100)
+    cuts = cut_tiles(rgb, one_block(2 * edge, 2 * edge, 0.5 / factor, tile=100), 100)
     mean = rgb[edge:, :edge].reshape(100, factor, 100, factor, 3).mean((1, 3))
     assert cuts.shape == (4, 100, 100, 3)
     assert np.abs(cuts[2] - mean).max() <= 0.51
@@ -135,7 +146,7 @@ def test_cut_is_the_mean_of_the_pixels_under_a_tile(factor: int) -> None:
 
 def test_a_crop_at_the_slides_own_resolution_is_the_crop() -> None:
     rgb = noise(448, 448)
-    assert np.array_equal(cut(rgb, one_block(448, 448, 0.5), 224)[3], rgb[224:, 224:])
+    assert np.array_equal(cut_tiles(rgb, one_block(448, 448, 0.5), 224)[3], rgb[224:, 224:])
 
 
 @given(st.integers(230, 1400), st.integers(0, 5))
@@ -144,20 +155,20 @@ def test_a_shrink_by_a_fraction_is_close_to_the_exact_area_mean(size: int, seed:
     smooth = cv2.GaussianBlur(noise(size, size, seed), (0, 0), 2.0).astype(np.uint8)  # a microscope's blur
     block = Block(Rect(0, 0, size, size), (0,), np.array([[0, 0, size, size]]))
     exact = cv2.resize(smooth, (224, 224), interpolation=cv2.INTER_AREA)
-    difference = np.abs(cut(smooth, block, 224)[0].astype(int) - exact)
+    difference = np.abs(cut_tiles(smooth, block, 224)[0].astype(int) - exact)
     assert difference.mean() < 1.5
     assert difference.max() <= 16
 
 
 def test_a_slightly_coarser_slide_is_enlarged() -> None:
     rgb = np.repeat(np.arange(180, dtype=np.uint8)[None, :, None], 180, axis=0).repeat(3, axis=2)
-    (tile,) = cut(rgb, Block(Rect(0, 0, 180, 180), (0,), np.array([[0, 0, 180, 180]])), 224)
+    (tile,) = cut_tiles(rgb, Block(Rect(0, 0, 180, 180), (0,), np.array([[0, 0, 180, 180]])), 224)
     assert (np.diff(tile[0, :, 0].astype(int)) >= 0).all()
     assert (tile[0, 0, 0], tile[0, -1, 0]) == (0, 179)
 
 
 def test_what_lies_outside_the_slide_is_white() -> None:
-    last = cut(np.zeros((300, 300, 3), np.uint8), one_block(300, 300, 0.5), 224)[3]
+    last = cut_tiles(np.zeros((300, 300, 3), np.uint8), one_block(300, 300, 0.5), 224)[3]
     assert last[:76, :76].max() == 0
     assert last[76:].min() == last[:, 76:].min() == 255
 
@@ -166,18 +177,18 @@ def test_what_lies_outside_the_slide_is_white() -> None:
 @settings(deadline=None, max_examples=25)
 def test_tiles_are_the_same_whatever_else_is_in_their_block(width: int, height: int, mpp: float) -> None:
     rgb = noise(height, width)
-    tiles = plan(width, height, mpp, 0.5, 224)
+    tiles = plan_tiles(width, height, mpp, 0.5, 224)
     together = np.empty((len(tiles), 224, 224, 3), np.uint8)
-    for block in blocks(tiles, (1.0, 1.0), (256, 256), (width, height)):
+    for block in plan_blocks(tiles, (1.0, 1.0), (256, 256), (width, height)):
         x, y, w, h = block.box
-        together[list(block.tiles)] = cut(rgb[y : y + h, x : x + w], block, 224)
+        together[list(block.tiles)] = cut_tiles(rgb[y : y + h, x : x + w], block, 224)
     for k in (0, len(tiles) - 1):
-        (block,) = blocks(tiles[k : k + 1], (1.0, 1.0), (256, 256), (width, height))
+        (block,) = plan_blocks(tiles[k : k + 1], (1.0, 1.0), (256, 256), (width, height))
         x, y, w, h = block.box
-        assert np.array_equal(cut(rgb[y : y + h, x : x + w], block, 224)[0], together[k])
+        assert np.array_equal(cut_tiles(rgb[y : y + h, x : x + w], block, 224)[0], together[k])
 
 
 def test_a_grid_says_where_its_tiles_are_cut() -> None:
-    one = Grid(0.5, 224, np.array([[0, 0, 448]], np.int32))
+    one = TileGrid(0.5, 224, np.array([[0, 0, 448]], np.int32))
     assert (one.mpp, one.edge, one.tiles.tolist()) == (0.5, 224, [[0, 0, 448]])
-    assert 1 < COARSEST < 2
+    assert 1 < MAX_UPSAMPLING < 2

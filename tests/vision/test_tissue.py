@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from her2batch.synthetic.painting import paint_slide
-from her2batch.synthetic.specimen import TYPICAL, SlideTruth, prepare
-from her2batch.vision.tissue import pieces, segment, tile_fractions
+from her2batch.synthetic.specimen import TYPICAL, SlideTruth, make_tissue
+from her2batch.vision.tissue import pieces, segment_tissue, tile_fractions
 from tests.vision.real import CORES, HE, core, he_slide, shrunk
 
 FRACTION = {"0": 0.48, "1+": 0.62, "2+ a": 0.65, "2+ b": 0.57, "3+": 0.57}
@@ -41,14 +41,14 @@ def pale_disc(radius: int = 40, depth: float = 9.0, size: tuple[int, int] = (120
 class TestRealSlides:
     @pytest.mark.parametrize("name", CORES)
     def test_the_tissue_of_a_core_has_its_size(self, real_data: Path, name: str) -> None:
-        found = segment(overview(real_data, name), 8.0)
+        found = segment_tissue(overview(real_data, name), 8.0)
         assert found.mask.mean() == pytest.approx(FRACTION[name], abs=0.04)
         assert found.disagreement < 0.2
         assert not found.pen.any()
 
     @pytest.mark.parametrize("name", HE)
     def test_the_tissue_of_an_he_slide_has_its_size(self, real_data: Path, name: str) -> None:
-        found = segment(shrunk(he_slide(real_data, name), HE[name] / 8), 8.0)
+        found = segment_tissue(shrunk(he_slide(real_data, name), HE[name] / 8), 8.0)
         assert found.mask.mean() == pytest.approx(HE_FRACTION[name], abs=0.05)
         assert found.disagreement < 0.2
         assert not found.pen.any()
@@ -56,27 +56,27 @@ class TestRealSlides:
     @pytest.mark.parametrize("name", CORES)
     def test_a_core_without_any_glass_is_all_tissue(self, real_data: Path, name: str) -> None:
         inside = overview(real_data, name)[60:120, 60:120]
-        assert segment(inside, 8.0).mask.mean() > 0.97
+        assert segment_tissue(inside, 8.0).mask.mean() > 0.97
 
     @pytest.mark.parametrize("name", CORES)
     def test_uneven_light_moves_hardly_a_pixel(self, real_data: Path, name: str) -> None:
         rgb = overview(real_data, name)
-        mask = segment(rgb, 8.0).mask
+        mask = segment_tissue(rgb, 8.0).mask
         y, x = np.mgrid[-1 : 1 : rgb.shape[0] * 1j, -1 : 1 : rgb.shape[1] * 1j]
         for light in (0.95 + 0.05 * x, 1 - 0.04 * (x * x + y * y)):
             lit = np.round(rgb * light[..., None]).astype(np.uint8)
-            assert dice(segment(lit, 8.0).mask, mask) > 0.98
+            assert dice(segment_tissue(lit, 8.0).mask, mask) > 0.98
 
     @pytest.mark.parametrize("value", [0, 255])
     def test_padding_of_a_scanner_is_no_tissue(self, real_data: Path, value: int) -> None:
         rgb = overview(real_data, "0")
         padded = cv2.copyMakeBorder(rgb, 40, 40, 40, 40, cv2.BORDER_CONSTANT, value=(value,) * 3)
-        found = segment(padded, 8.0).mask
-        assert dice(found[40:-40, 40:-40], segment(rgb, 8.0).mask) > 0.97
+        found = segment_tissue(padded, 8.0).mask
+        assert dice(found[40:-40, 40:-40], segment_tissue(rgb, 8.0).mask) > 0.97
         assert found.sum() == found[40:-40, 40:-40].sum()
 
     def test_same_picture_same_mask(self, real_data: Path) -> None:
-        first, second = (segment(overview(real_data, "1+"), 8.0) for _ in range(2))
+        first, second = (segment_tissue(overview(real_data, "1+"), 8.0) for _ in range(2))
         assert np.array_equal(first.mask, second.mask)
         assert first.disagreement == second.disagreement
 
@@ -87,18 +87,18 @@ class TestSynthetic:
     @pytest.fixture(scope="class", params=["0", "3+"])
     def slide(self, request: pytest.FixtureRequest) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.bool_]]]:
         truth = SlideTruth("s", TYPICAL[request.param], site="south", artefacts=("pen",), width=3000, height=2400)
-        specimen = prepare(truth, 3)
+        specimen = make_tissue(truth, 3)
         rgb = paint_slide(specimen.cells, specimen.fields, specimen.sheets, specimen.look, (3000, 2400))
         return shrunk(rgb, 1 / 32), specimen.masks
 
     def test_pen_is_found_and_no_tissue(self, slide) -> None:
-        found = segment(slide[0], 8.0)
+        found = segment_tissue(slide[0], 8.0)
         truth = cv2.resize(slide[1]["pen"].astype(np.uint8), found.pen.shape[::-1]) > 0
         assert dice(found.pen, truth) > 0.75  # its rim of 2 px counts as ink
         assert not (found.mask & found.pen).any()
 
     def test_the_rest_of_the_tissue_is_found_whole(self, slide) -> None:
-        found = segment(slide[0], 8.0)
+        found = segment_tissue(slide[0], 8.0)
         truth = cv2.resize(slide[1]["tissue"].astype(np.uint8), found.mask.shape[::-1]) > 0
         assert dice(found.mask, truth & ~found.pen) > 0.94
 
@@ -111,38 +111,38 @@ class TestProperties:
         wide = cv2.copyMakeBorder(rgb, top, bottom, left, right, cv2.BORDER_REFLECT_101)
         wide[:top], wide[top + 120 :] = (238, 238, 240), (238, 238, 240)
         wide[:, :left], wide[:, left + 140 :] = (238, 238, 240), (238, 238, 240)
-        found = segment(wide, 8.0).mask
+        found = segment_tissue(wide, 8.0).mask
         inner = found[top : top + 120, left : left + 140]
         assert found.sum() == inner.sum()
-        assert dice(inner, segment(rgb, 8.0).mask) > 0.97
+        assert dice(inner, segment_tissue(rgb, 8.0).mask) > 0.97
 
     @given(st.floats(0.88, 1.04))
     @settings(max_examples=15, deadline=None)
     def test_brightness_does_not_matter(self, gain) -> None:
         rgb = pale_disc()
         lit = np.clip(np.round(rgb * gain), 0, 253).astype(np.uint8)
-        assert dice(segment(lit, 8.0).mask, segment(rgb, 8.0).mask) > 0.97
+        assert dice(segment_tissue(lit, 8.0).mask, segment_tissue(rgb, 8.0).mask) > 0.97
 
     @given(st.floats(5, 120))
     @settings(max_examples=15, deadline=None)
     def test_a_disc_has_its_area_however_pale(self, depth) -> None:
-        found = segment(pale_disc(depth=depth), 8.0).mask.sum()
+        found = segment_tissue(pale_disc(depth=depth), 8.0).mask.sum()
         assert found == pytest.approx(np.pi * 40**2, rel=0.12)
 
     @pytest.mark.parametrize("grey", [0, 238, 255])
     def test_an_even_picture_holds_none(self, grey: int) -> None:
-        assert not segment(np.full((90, 130, 3), grey, np.uint8), 8.0).mask.any()
+        assert not segment_tissue(np.full((90, 130, 3), grey, np.uint8), 8.0).mask.any()
 
     def test_noisy_glass_holds_none(self) -> None:
         rgb = np.random.default_rng(0).normal(238, 1.5, (300, 200, 3)).astype(np.uint8)
-        assert not segment(rgb, 8.0).mask.any()
+        assert not segment_tissue(rgb, 8.0).mask.any()
 
     @pytest.mark.parametrize(
         ("shape", "mpp"), [((1, 1), 8.0), ((1, 300), 8.0), ((3, 2), 8.0), ((16, 16), 0.25), ((16, 16), 20.0)]
     )
     def test_tiny_pictures_pass(self, shape, mpp) -> None:
         rgb = np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8)
-        found = segment(rgb, mpp)
+        found = segment_tissue(rgb, mpp)
         assert found.mask.shape == found.pen.shape == shape
 
 

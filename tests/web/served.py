@@ -13,14 +13,14 @@ from typing import Any
 import uvicorn
 
 from her2batch.web.app import create_app
-from her2batch.web.ingest_jobs import Desk, Work
+from her2batch.web.ingest_jobs import IngestJobs, Work
 
 TOKEN = "a-token-for-the-tests-only"
 
 
 def application(cohort: Path, scans: Path | None = None, work: Work | None = None, codes: tuple[str, ...] = ()) -> Any:
     """The application with a desk of its own."""
-    desk = Desk(work, codes, retry_s=0.1)
+    desk = IngestJobs(work, codes, retry_s=0.1)
 
     async def ask(method: str, *args: Any) -> Any:
         return getattr(desk, method)(*args)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from her2batch.errors import InputError, StoreError
-from her2batch.web.ingest_jobs import Desk, checked
+from her2batch.web.ingest_jobs import IngestJobs, checked
 
 
-def ended(desk: Desk, number: str) -> dict[str, Any]:
+def ended(desk: IngestJobs, number: str) -> dict[str, Any]:
     until = time.monotonic() + 20
     while time.monotonic() < until:
         found = desk.look(number)
@@ -33,7 +33,7 @@ def test_slides_are_read_one_at_a_time_in_order() -> None:
         busy.release()
         return {"slide_id": path.stem}
 
-    desk = Desk(work)
+    desk = IngestJobs(work)
     tickets = [desk.submit(f"/scans/{name}.svs") for name in "abc"]
     assert [ended(desk, one["id"])["slide_id"] for one in tickets] == ["a", "b", "c"]
     assert order == ["a.svs", "b.svs", "c.svs"]
@@ -42,7 +42,7 @@ def test_slides_are_read_one_at_a_time_in_order() -> None:
 
 def test_a_slide_that_waits_keeps_its_ticket() -> None:
     go = threading.Event()
-    desk = Desk(lambda path: go.wait(10) and {"slide_id": path.stem})
+    desk = IngestJobs(lambda path: go.wait(10) and {"slide_id": path.stem})
     first, again = desk.submit("/scans/a.svs"), desk.submit("/scans/a.svs")
     assert first["id"] == again["id"]
     go.set()
@@ -60,7 +60,7 @@ def test_another_writer_is_waited_for_and_named() -> None:
             raise StoreError("is in use by host a, pid 1", "/cohort")
         return {"slide_id": path.stem}
 
-    desk = Desk(work, retry_s=0.1)
+    desk = IngestJobs(work, retry_s=0.1)
     number = desk.submit("/scans/a.svs")["id"]
     while len(tries) < 2:
         time.sleep(0.01)
@@ -78,7 +78,7 @@ def test_what_goes_wrong_is_on_the_ticket_and_the_desk_goes_on() -> None:
             raise InputError("no such folder", path)
         return {"slide_id": "c", "error_code": "no-mpp", "error": "c: no resolution"}
 
-    desk = Desk(work)
+    desk = IngestJobs(work)
     found = [ended(desk, desk.submit(f"/{name}.svs")["id"]) for name in "abc"]
     assert [one["error_code"] for one in found] == ["internal", "refused", "no-mpp"]
     assert {one["state"] for one in found} == {"failed"}
@@ -87,7 +87,7 @@ def test_what_goes_wrong_is_on_the_ticket_and_the_desk_goes_on() -> None:
 
 
 def test_a_code_is_good_for_one_use_however_many_try() -> None:
-    desk = Desk(None, ("x", "y"))
+    desk = IngestJobs(None, ("x", "y"))
     results: list[bool] = []
     threads = [threading.Thread(target=lambda: results.append(desk.spend("x"))) for _ in range(20)]
     for one in threads:

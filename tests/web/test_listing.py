@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from her2batch.store import schemas
-from her2batch.web.listing import SORTS, Wanted, chosen, line
+from her2batch.web.listing import SORTS, SlideFilter, chosen, line
 
 EMPTY = dict.fromkeys(schemas.schema("slides").names)
 
@@ -49,7 +49,7 @@ LINES = [
     ],
 )
 def test_slides_are_chosen_and_sorted(wanted: dict[str, Any], ids: str) -> None:
-    assert "".join(one["slide_id"] for one in chosen(LINES, Wanted(**wanted))) == ids
+    assert "".join(one["slide_id"] for one in chosen(LINES, SlideFilter(**wanted))) == ids
 
 
 def test_whoever_was_judged_needs_no_look() -> None:
@@ -60,4 +60,4 @@ def test_whoever_was_judged_needs_no_look() -> None:
 def test_every_order_works_where_values_are_missing() -> None:
     for sort in SORTS:
         for descending in (False, True):
-            assert len(chosen(LINES, Wanted(sort=sort, descending=descending))) == len(LINES)
+            assert len(chosen(LINES, SlideFilter(sort=sort, descending=descending))) == len(LINES)

@@ -13,8 +13,8 @@ import typer
 from her2batch.cli.options import CohortArgument, Json, Quiet, emit
 
 if TYPE_CHECKING:
-    from her2batch.exchange.incoming import Imported
-    from her2batch.exchange.outgoing import Exported
+    from her2batch.exchange.incoming import ImportSummary
+    from her2batch.exchange.outgoing import ExportSummary
 
 
 SHOWN = 5
@@ -54,13 +54,15 @@ def export(
 ) -> int:
     """The tables as files for QuPath (geojson), CLAM and TRIDENT (clam-h5), spreadsheets (csv), archives (dicom)."""
     from her2batch.cli.console_training import plain_progress
-    from her2batch.exchange.outgoing import Order
+    from her2batch.exchange.outgoing import ExportRequest
     from her2batch.exchange.outgoing import export as run
 
-    order = Order(cohort, to.value, out or Path("export") / to.value, tuple(slide or ()), tuple(encoder or ()), bundle)
+    order = ExportRequest(
+        cohort, to.value, out or Path("export") / to.value, tuple(slide or ()), tuple(encoder or ()), bundle
+    )
     with plain_progress("files", quiet or as_json) as report:
         found = run(order, report)
-    emit(as_json, {**asdict(found), "exit_code": found.exit_code}, lambda: show_exported(found))
+    emit(as_json, {**asdict(found), "exit_code": found.exit_code}, lambda: print_export_summary(found))
     return found.exit_code
 
 
@@ -77,23 +79,23 @@ def import_(
 ) -> int:
     """Embeddings that CLAM or TRIDENT computed, as one more encoder of slides that are in the cohort."""
     from her2batch.cli.console_training import plain_progress
-    from her2batch.exchange.incoming import Order, bring_in
+    from her2batch.exchange.incoming import ImportRequest, import_embeddings
     from her2batch.models.encoders import ENCODERS
-    from her2batch.store.pseudonyms import Names, read_key
+    from her2batch.store.pseudonyms import Pseudonymizer, read_key
 
-    names = Names(read_key(pseudonymize) if pseudonymize is not None else None)
+    names = Pseudonymizer(read_key(pseudonymize) if pseudonymize is not None else None)
     with plain_progress("files", quiet or as_json) as report:
-        found = bring_in(
-            Order(cohort, tuple(files), encoder, names),
+        found = import_embeddings(
+            ImportRequest(cohort, tuple(files), encoder, names),
             lambda name: ENCODERS[name].dim if name in ENCODERS else None,
             report,
         )
     data = {**asdict(found), "encoders": sorted(found.encoders), "exit_code": found.exit_code}
-    emit(as_json, data, lambda: show_imported(found, cohort))
+    emit(as_json, data, lambda: print_import_summary(found, cohort))
     return found.exit_code
 
 
-def show_exported(found: Exported) -> None:
+def print_export_summary(found: ExportSummary) -> None:
     """What was written, where, and what was not."""
     from her2batch.cli.console import size
 
@@ -107,7 +109,7 @@ def show_exported(found: Exported) -> None:
         print(NEXT[found.to])
 
 
-def show_imported(found: Imported, cohort: Path) -> None:
+def print_import_summary(found: ImportSummary, cohort: Path) -> None:
     """What went in, and what did not and why."""
     for why in found.failures.values():
         print(f"REFUSED {why}")

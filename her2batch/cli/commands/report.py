@@ -20,12 +20,12 @@ def report(
     as_json: Json = False,
 ) -> int:
     """One HTML file that opens anywhere: lists to look at first, scores, figures, and the evidence of slides."""
-    from her2batch.reports.cohort_page import write
+    from her2batch.reports.cohort_page import write_report
     from her2batch.reports.figures import save
     from her2batch.store.cohort import Cohort
-    from her2batch.store.training_run import Run
+    from her2batch.store.training_run import TrainingRun
 
-    found = write(Cohort(cohort), out.absolute(), Run(run) if run is not None else None, pages)
+    found = write_report(Cohort(cohort), out.absolute(), TrainingRun(run) if run is not None else None, pages)
     if figures is not None:
         save(found.figures, figures)
     data = {"report": str(found.path), "bytes": found.bytes, "slides": found.slides, "figures": len(found.figures)}

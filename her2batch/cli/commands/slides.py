@@ -12,7 +12,7 @@ from her2batch.cli.options import OUT, CohortArgument, Json, OutOption, Quiet, e
 from her2batch.settings import Plan, Resources, Window
 
 if TYPE_CHECKING:
-    from her2batch.runtime.ingest import Summary
+    from her2batch.runtime.ingest import IngestSummary
 
 
 @options(Resources)
@@ -35,28 +35,28 @@ def ingest(
     quiet: Quiet = False,
 ) -> int:
     """Read every slide under SCANS and bring the cohort up to date. The same command resumes."""
-    from her2batch.runtime.ingest import Order
+    from her2batch.runtime.ingest import IngestRequest
     from her2batch.runtime.ingest import ingest as run
 
-    order = Order(scans, out, bundle, labels, weights, pseudonymize, retry_failed)
+    order = IngestRequest(scans, out, bundle, labels, weights, pseudonymize, retry_failed)
     if dry_run:
         return _dry_run(order, plan, resources, as_json)
-    from her2batch.cli.console import progress, show_summary
+    from her2batch.cli.console import print_ingest_summary, progress
 
     with progress(quiet or as_json) as report:
         summary = run(order, plan, resources, report, window)
-    emit(as_json, _summary_json(summary), lambda: show_summary(summary))
+    emit(as_json, _summary_json(summary), lambda: print_ingest_summary(summary))
     return summary.exit_code
 
 
 def _dry_run(order: Any, plan: Plan, resources: Resources, as_json: bool) -> int:
-    from her2batch.cli.console import show_estimate
+    from her2batch.cli.console import print_estimate
     from her2batch.pipeline.estimate import estimate
-    from her2batch.runtime.ingest import survey
+    from her2batch.runtime.ingest import dry_run
 
-    plan, census, cohort = survey(order, plan)
+    plan, census, cohort = dry_run(order, plan)
     rows, total = estimate(census, plan, resources, cohort)
-    emit(as_json, {"slides": rows, **total}, lambda: show_estimate(rows, total))
+    emit(as_json, {"slides": rows, **total}, lambda: print_estimate(rows, total))
     return 0
 
 
@@ -65,7 +65,7 @@ def overnight(
     quiet: Quiet = False,
 ) -> int:
     """The nightly job: ingest what is new, score it, check it, report, tell. One JSON line on stdout."""
-    from her2batch.cli.console import progress, say
+    from her2batch.cli.console import print_note, progress
     from her2batch.nightly.overnight import overnight as run
     from her2batch.settings import Overnight, from_toml
 
@@ -73,7 +73,7 @@ def overnight(
         night = run(
             from_toml(settings, Overnight),
             report,
-            lambda words: say(words, quiet),
+            lambda words: print_note(words, quiet),
             lambda text: print(text, flush=True),
         )
     return night.exit_code
@@ -90,18 +90,18 @@ def status(
         from her2batch.store.cohort import Cohort
 
         watch(Cohort(cohort))
-    from her2batch.cli.console import show_status
+    from her2batch.cli.console import print_status
     from her2batch.store.audit import status as count
     from her2batch.store.cohort import Cohort
 
     found = count(Cohort(cohort))
-    emit(as_json, {**vars(found), "adds_up": found.adds_up}, lambda: show_status(found, cohort))
+    emit(as_json, {**vars(found), "adds_up": found.adds_up}, lambda: print_status(found, cohort))
     return 0 if found.adds_up else 1
 
 
 def verify(cohort: CohortArgument = OUT, as_json: Json = False) -> int:
     """Check every file against its checksum and schema. `ingest` mends what this finds."""
-    from her2batch.cli.console import show_problems
+    from her2batch.cli.console import print_problems
     from her2batch.store.audit import verify as check
     from her2batch.store.cohort import Cohort
     from her2batch.store.reviews import head
@@ -110,7 +110,7 @@ def verify(cohort: CohortArgument = OUT, as_json: Json = False) -> int:
     newest = head(Cohort(cohort))
     found = [{"path": str(one.path), "what": one.what, "slide_id": one.slide_id} for one in problems]
     data = {"problems": found, "ok": not found, "reviews": newest[0], "reviews_sha256": newest[1]}
-    emit(as_json, data, lambda: show_problems(problems, cohort, newest))
+    emit(as_json, data, lambda: print_problems(problems, cohort, newest))
     return 3 if problems else 0
 
 
@@ -123,20 +123,20 @@ def forget(
     as_json: Json = False,
 ) -> int:
     """Remove one patient: every file and every row, with the proof that nothing is left."""
-    from her2batch.cli.console import show_forgotten
+    from her2batch.cli.console import print_erase_summary
     from her2batch.store.audit import verify as check
     from her2batch.store.cohort import Cohort
-    from her2batch.store.erase import forget as remove
-    from her2batch.store.pseudonyms import Names, read_key
+    from her2batch.store.erase import erase as remove
+    from her2batch.store.pseudonyms import Pseudonymizer, read_key
 
-    names = Names(read_key(pseudonymize) if pseudonymize is not None else None)
+    names = Pseudonymizer(read_key(pseudonymize) if pseudonymize is not None else None)
     found = remove(Cohort(cohort), patient, names, run or ())
     problems = [f"{one.path}: {one.what}" for one in check(Cohort(cohort))]
-    emit(as_json, {**asdict(found), "problems": problems}, lambda: show_forgotten(found, problems))
+    emit(as_json, {**asdict(found), "problems": problems}, lambda: print_erase_summary(found, problems))
     return 1 if found.left or problems else 0
 
 
-def _summary_json(summary: Summary) -> dict[str, Any]:
+def _summary_json(summary: IngestSummary) -> dict[str, Any]:
     keys = ("slide_id", "path", "error_code", "error")
     fields = ("seen", "done", "failed", "deferred", "duplicate", "ignored", "already", "tiles", "seconds", "skipped")
     return {

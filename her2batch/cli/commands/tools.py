@@ -34,10 +34,10 @@ def demo(
 ) -> int:
     """Synthetic slides made, ingested, trained on; and others scored with the bundle: two minutes."""
     from her2batch.cli.demo import demo as run
-    from her2batch.cli.demo import show_demo
+    from her2batch.cli.demo import print_demo
 
     found = run(folder, slides, held_out, quiet)
-    show_demo(found)
+    print_demo(found)
     return found.exit_code
 
 
@@ -46,9 +46,9 @@ def doctor(
     as_json: Json = False,
 ) -> int:
     """What this machine can do, and what to install."""
-    from her2batch.cli.console import show_doctor
+    from her2batch.cli.console import print_doctor
     from her2batch.runtime.doctor import examine
 
     lines = examine(cohort)
-    emit(as_json, {"lines": [asdict(line) for line in lines]}, lambda: show_doctor(lines))
+    emit(as_json, {"lines": [asdict(line) for line in lines]}, lambda: print_doctor(lines))
     return 0

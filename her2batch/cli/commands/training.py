@@ -11,8 +11,8 @@ from her2batch.cli.options import PLACE, CohortArgument, Json, Quiet, as_place, 
 from her2batch.settings import Resources, Spread, Training
 
 if TYPE_CHECKING:
-    from her2batch.experiments.train import Trained
-    from her2batch.runtime.score import Scored
+    from her2batch.experiments.train import TrainingSummary
+    from her2batch.runtime.score import ScoreSummary
 
 Annotations = Annotated[Path | None, typer.Option(help="folder of QuPath regions, SLIDE.geojson, for patch methods")]
 Labels = Annotated[Path | None, typer.Option(help="labels CSV or TCGA table; default: those given to the ingest")]
@@ -35,8 +35,8 @@ def train(
     quiet: Quiet = False,
 ) -> int:
     """Train folds × methods × tasks on the same folds; figures, and a bundle. The same command resumes."""
-    from her2batch.cli.console_training import show_trained, unit_progress
-    from her2batch.experiments.train import Study, resumed
+    from her2batch.cli.console_training import print_training_summary, unit_progress
+    from her2batch.experiments.train import TrainingRequest, resumed
     from her2batch.experiments.train import train as run
 
     if resume is not None:
@@ -44,10 +44,10 @@ def train(
     elif cohort is None:
         raise typer.BadParameter("name the cohort, or give --resume RUN", param_hint="COHORT")
     else:
-        study = Study(cohort, out, labels, annotations)
+        study = TrainingRequest(cohort, out, labels, annotations)
     with unit_progress(quiet or as_json) as report:
         found = run(study, training, resources, report)
-    emit(as_json, _trained_json(found), lambda: show_trained(found))
+    emit(as_json, _trained_json(found), lambda: print_training_summary(found))
     return found.exit_code
 
 
@@ -65,14 +65,14 @@ def reproduce(
     quiet: Quiet = False,
 ) -> int:
     """Every row of the paper's tables 4, 5, 6, S1–S3 and figure 5, beside its figures. The same command resumes."""
-    from her2batch.cli.console_training import show_reproduced, unit_progress
+    from her2batch.cli.console_training import print_reproduction, unit_progress
     from her2batch.experiments.reproduce import reproduce as run
-    from her2batch.experiments.train import Study
+    from her2batch.experiments.train import TrainingRequest
 
     with unit_progress(quiet or as_json) as report:
-        found = run(Study(cohort, out, labels, annotations), training, resources, report)
+        found = run(TrainingRequest(cohort, out, labels, annotations), training, resources, report)
     data = {**_trained_json(found.trained), "tables": found.tables.to_pylist()}
-    emit(as_json, data, lambda: show_reproduced(found))
+    emit(as_json, data, lambda: print_reproduction(found))
     return found.exit_code
 
 
@@ -92,14 +92,14 @@ def tune(
     quiet: Quiet = False,
 ) -> int:
     """Search a method's settings with Ray Tune, inside the folds; the best go into a bundle. Resumes."""
-    from her2batch.cli.console_training import show_tuned, unit_progress
-    from her2batch.experiments.train import Study
+    from her2batch.cli.console_training import print_tuning_summary, unit_progress
+    from her2batch.experiments.train import TrainingRequest
     from her2batch.experiments.tune import tune as run
 
     with unit_progress(quiet or as_json) as report:
-        found = run(Study(cohort, out, labels, annotations), training, samples, outer, resources, report)
+        found = run(TrainingRequest(cohort, out, labels, annotations), training, samples, outer, resources, report)
     data = {**_trained_json(found.trained), "trials": found.trials.to_pylist(), "best": found.best}
-    emit(as_json, data, lambda: show_tuned(found))
+    emit(as_json, data, lambda: print_tuning_summary(found))
     return found.exit_code
 
 
@@ -113,16 +113,16 @@ def score(
     quiet: Quiet = False,
 ) -> int:
     """Predictions of a bundle for every slide of a cohort, from its tables. The same command resumes."""
-    from her2batch.cli.console_training import plain_progress, show_scored
+    from her2batch.cli.console_training import plain_progress, print_score_summary
     from her2batch.runtime.score import score as run
 
     with plain_progress("slides", quiet or as_json) as report:
         found = run(cohort, bundle, resources, report)
-    emit(as_json, _scored_json(found), lambda: show_scored(found, cohort))
+    emit(as_json, _scored_json(found), lambda: print_score_summary(found, cohort))
     return found.exit_code
 
 
-def _trained_json(found: Trained) -> dict[str, Any]:
+def _trained_json(found: TrainingSummary) -> dict[str, Any]:
     return {
         "run": str(found.run.root),
         "bundle": str(found.run.bundle) if found.run.bundle.is_dir() else None,
@@ -134,7 +134,7 @@ def _trained_json(found: Trained) -> dict[str, Any]:
     }
 
 
-def _scored_json(found: Scored) -> dict[str, Any]:
+def _scored_json(found: ScoreSummary) -> dict[str, Any]:
     return {
         "bundle": found.bundle.id,
         "licence": found.bundle.info.licence,
