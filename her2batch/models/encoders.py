@@ -34,7 +34,7 @@ TIMM: Final = "timm:"
 
 @dataclass(frozen=True)
 class Stain:
-    """The encoder without weights: the figures of vision.membrane, see docs/stain-vector.md."""
+    """The encoder without weights: the figures of vision.membrane, see docs/stain-encoder.md."""
 
     mpp: tuple[float, ...] = (0.5,)
     licence: str = "none needed"

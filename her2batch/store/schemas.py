@@ -67,7 +67,7 @@ TILES = (
     Column("size", I32, "edge, level-0 px"),
     Column("tissue", F32, "share of the tile that is tissue, 0–1"),
     Column("dab", F32, "mean optical density of DAB, base 10"),
-    Column("blur", F32, "blur figure of the tile; see docs/stain-vector.md"),
+    Column("blur", F32, "blur figure of the tile; see docs/stain-encoder.md"),
 )
 
 PATCHES = (

@@ -118,7 +118,7 @@ def feature_index(name: str) -> int:
 
 
 def feature_page() -> str:
-    """docs/stain-vector.md."""
+    """docs/stain-encoder.md."""
     head = """# The stain vector
 
 Generated from `her2batch/vision/membrane.py`: what the encoder `stain` says of each tile, in this order. OD is optical

@@ -170,7 +170,7 @@ class TestVector:
         assert [feature_index(name) for name in MEMBRANE] == list(range(7))
 
     def test_the_generated_page_is_up_to_date(self) -> None:
-        path = Path(her2batch.__file__).parents[1] / "docs" / "stain-vector.md"
+        path = Path(her2batch.__file__).parents[1] / "docs" / "stain-encoder.md"
         assert path.read_text(encoding="utf-8") == feature_page()
 
 
