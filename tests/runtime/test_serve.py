@@ -90,8 +90,8 @@ def test_every_port_is_on_loopback_and_asks_for_the_token(server: Server) -> Non
 
 @pytest.mark.slow
 def test_the_calls_of_the_handbook_work(server: Server, tmp_path: Path) -> None:
-    """Every example of docs/api.md as it stands; the last but one posts S2."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
+    """Every example of docs/web-server.md as it stands; the last but one posts S2."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "web-server.md").read_text(), re.DOTALL)
     assert len(blocks) == 5
     env = os.environ | {"HER2BATCH": server.address, "TOKEN": TOKEN}
     outputs = []
