@@ -1,6 +1,6 @@
-"""The command line: every command, and the one place where errors become a line and an exit code.
+"""The command line: all commands, and the one place where an error becomes a line on stderr and an exit code.
 
-Nothing heavy is imported before a command runs.
+No heavy package is imported before a command runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from importlib import metadata
+from typing import Annotated, Any
 
 import typer
 
@@ -39,86 +40,134 @@ COMMANDS = (
     tools.demo,
     tools.doctor,
 )
-"""In the order of --help."""
+"""Commands in the order of --help."""
 
-INTERRUPTED = "stopped; the same command goes on from here"
+INTERRUPTED = "stopped; run the same command again to continue"
+
+GREETING = """\
+her2batch scores HER2 on whole-slide images. For research use.
+
+    her2batch demo                        see everything on synthetic slides (two minutes)
+    her2batch ingest /scans --out cohort  process the slides of a scan folder
+    her2batch report cohort               write a report that opens in any browser
+
+All commands: her2batch --help. What this machine can do: her2batch doctor.
+"""
+
+STANDARD_STREAMS = ("stdin", "stdout", "stderr")
 
 
-def _leave(code: int) -> None:
+def _exit(code: int, **_: object) -> None:
+    """Turn a command's return value into the exit code."""
     raise typer.Exit(code)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"her2batch {metadata.version('her2batch')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
-    result_callback=_leave,
+    result_callback=_exit,
     help="HER2 scoring of whole-slide images, a cohort a night. For research use.",
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for one in COMMANDS:
-    app.command(one.__name__.rstrip("_"))(one)
+for command in COMMANDS:
+    app.command(command.__name__.rstrip("_"))(command)
+
+
+@app.callback()
+def greet(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="show the version and exit")
+    ] = False,
+) -> int:
+    """HER2 scoring of whole-slide images, a cohort a night. For research use."""
+    if context.invoked_subcommand is None:
+        print(GREETING, end="")
+    return 0
 
 
 def main() -> None:
-    """Run a command."""
+    """Run the command line of this process."""
+    open_missing_streams()
     guarded(app)
 
 
 def guarded(call: Callable[[], Any]) -> None:
-    """Run something to the end of this process; its errors are one plain line, its exit code is the contract's."""
+    """Run a callable to the end of this process: errors become one line, the exit code follows the contract."""
     code = 1
 
     def end() -> None:
-        """Ray's native threads crash in the destructors of a process that was interrupted while Ray started."""
+        """End without destructors, in which Ray's native threads crash when Ray's start was interrupted."""
         if "ray" in sys.modules:
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError):
                     stream.flush()
             os._exit(code)
 
-    atexit.register(end)  # the first to be registered is the last to be called
-    ours = threading.current_thread() is threading.main_thread()
-    if ours:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what stops a service is what stops a terminal
+    atexit.register(end)  # registered first, so called last
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service is stopped like a terminal
     try:
         code = _run(call)
     finally:
-        if ours:
-            for number in (signal.SIGTERM, signal.SIGINT):  # all is written; the exit code is not to be another's
+        if in_main_thread:
+            for number in (signal.SIGTERM, signal.SIGINT):  # a late signal must not change the exit code
                 signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
 
 def _run(call: Callable[[], Any]) -> int:
-    """Its exit code; its errors are said."""
+    """Call it and return its exit code; print errors as one line."""
     try:
         code = call()
         return code if isinstance(code, int) else 0
-    except SystemExit as error:  # so typer ends; an interrupt it turns into an exit code without a word
-        return _say(INTERRUPTED, STOPPED) if _interrupted(error) else int(error.code or 0)
+    except SystemExit as error:  # typer ends this way, and turns an interrupt into an exit code
+        return _print_error(INTERRUPTED, STOPPED) if _is_interrupt(error) else int(error.code or 0)
     except KeyboardInterrupt:
-        return _say(INTERRUPTED, STOPPED)
+        return _print_error(INTERRUPTED, STOPPED)
     except HeadLost as error:
-        _say(str(error), error.exit_code)
-        os._exit(error.exit_code)  # what Ray does at a process's end would hang
+        _print_error(str(error), error.exit_code)
+        os._exit(error.exit_code)  # Ray's own clean-up would hang
     except Her2BatchError as error:
-        return _say(str(error), error.exit_code)
-    except BrokenPipeError:  # the reader of our output has gone: nothing is left to say
+        return _print_error(str(error), error.exit_code)
+    except BrokenPipeError:  # the reader of stdout is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
-    except Exception as error:  # noqa: BLE001  (the outermost net: a fault of ours is one line, its trace in a file)
+    except Exception as error:  # noqa: BLE001  (outermost handler: one line on screen, the traceback in a file)
         with tempfile.NamedTemporaryFile("w", prefix="her2batch-", suffix=".log", delete=False) as file:
             file.write("".join(traceback.format_exception(error)))
-        words = in_line(error)[:200]
-        return _say(f"a fault of ours: {type(error).__name__}: {words}; the trace is in {file.name}", 1)
+        text = f"{type(error).__name__}: {in_line(error)[:200]}"
+        return _print_error(f"internal error: {text}; the traceback is in {file.name}", 1)
 
 
-def _interrupted(error: BaseException | None) -> bool:
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether an exception was caused by an interrupt."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
-def _say(words: str, code: int) -> int:
-    print(f"her2batch: {words}", file=sys.stderr, flush=True)
+def _print_error(text: str, code: int) -> int:
+    print(f"her2batch: {text}", file=sys.stderr, flush=True)
     return code
+
+
+def open_missing_streams() -> None:
+    """Open /dev/null for every standard stream that the caller has closed (`her2batch … >&-`).
+
+    A closed descriptor would otherwise be given to the next file that is opened, and every `print` would write to it.
+    """
+    for number, name in enumerate(STANDARD_STREAMS):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))

@@ -1,10 +1,10 @@
-"""What a person sees in the terminal: progress, tables, one plain line for each thing that went wrong."""
+"""Terminal output of the commands on slides and cohorts: progress, tables, and one line for each failure."""
 
 from __future__ import annotations
 
+import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -13,242 +13,269 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.text import Text
 
-from her2batch.files.locks import is_locked
+from her2batch.cli.tables import Column, layout
 from her2batch.pipeline.progress import RunProgress
 from her2batch.store.cohort import Cohort, Row
-from her2batch.store.run_log import latest_log, log_entries
+from her2batch.store.run_log import follow_run
+from her2batch.tasks import MEMBRANE
 
 if TYPE_CHECKING:
+    from her2batch.reports.prediction_counts import PredictionCount
     from her2batch.runtime.doctor import Line
     from her2batch.runtime.ingest import IngestSummary
     from her2batch.store.audit import Problem, Status
     from her2batch.store.erase import EraseSummary
 
-Report = Callable[[RunProgress, Row], None]
+ProgressCallback = Callable[[RunProgress, Row], None]
+
+PIPED_WIDTH = 10_000
+"""Characters of a line where stdout is no terminal: nothing is dropped or wrapped for the program that reads it."""
+
+NIGHT_S = 8 * 3600.0
+"""An estimate above this is compared with a GPU."""
+
+DRY_RUN_COLUMNS = (
+    Column("slide", shorten=True),
+    Column("file", drop=2, shorten=True),
+    Column("what would be done", second_line=True),
+    Column("tiles ~", right=True, drop=1),
+    Column("disk ~", right=True),
+    Column("time ~", right=True),
+)
+
+DOCTOR_COLUMNS = (Column("check"), Column(""), Column("found", second_line=True), Column("remedy", second_line=True))
+
+
+def stdout_console() -> Console:
+    """Return a console on stdout: as wide as the terminal, or without a limit where stdout is a pipe or a file."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PIPED_WIDTH)
+
+
+def print_table(console: Console, title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table that fits the console's width."""
+    if title:
+        console.print(Text(title, style="italic"))
+    lines = layout(columns, rows, console.width)
+    for k, line in enumerate(lines):
+        console.print(Text(line, style="bold" if k == 0 else ""), soft_wrap=True)
+
+
+def print_line(console: Console, text: str, style: str = "") -> None:
+    """Print one line of plain text; a terminal wraps it, a pipe gets it whole."""
+    console.print(Text(text, style=style), soft_wrap=True)
+
+
+def print_failures(console: Console, rows: Sequence[Row]) -> None:
+    """Print one line for each failed slide: error code, file, cause and remedy."""
+    for row in rows:
+        print_failure(console, str(row["error_code"]), str(row["error"]))
+
+
+def print_failure(console: Console, label: str, text: str) -> None:
+    """Print a red label and what failed."""
+    console.print(Text.assemble((label, "red"), "  ", text), soft_wrap=True)
 
 
 @contextmanager
-def progress(quiet: bool) -> Iterator[Report]:
-    """A bar on a terminal, plain lines elsewhere, nothing when quiet; always on stderr."""
+def ingest_progress(quiet: bool) -> Iterator[ProgressCallback]:
+    """Report finished slides on stderr: a progress bar on a terminal, plain lines elsewhere, nothing when quiet."""
     console = Console(stderr=True)
     if quiet:
         yield lambda *_: None
     elif not console.is_terminal:
-        yield _plain_line
+        yield _print_plain_progress
     else:
         columns = (TextColumn("[bold]slides"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
             task = bar.add_task("starting", total=None)
 
-            def report(tally: RunProgress, row: Row) -> None:
-                words = escape(f"{how_far(tally)} · {_outcome(row)}")
-                bar.update(task, completed=tally.ended, total=tally.of, description=words)
+            def report(progress: RunProgress, row: Row) -> None:
+                outcome = row["error_code"] or f"{row['n_tiles']} tiles"
+                text = escape(f"{progress_text(progress)} · {row['slide_id']}: {outcome}")
+                bar.update(task, completed=progress.ended, total=progress.of, description=text)
                 if row["status"] == "failed":
                     bar.console.print(f"[red]failed[/red] {escape(str(row['error']))}")
 
             yield report
 
 
-def _plain_line(tally: RunProgress, row: Row) -> None:
-    words = row["error"] if row["status"] == "failed" else f"{row['n_tiles']} tiles"
-    line = f"{tally.ended}/{tally.of} {row['slide_id']}: {row['status']}, {words}"
-    print_note(f"{line} ({how_far(tally)})")
+def _print_plain_progress(progress: RunProgress, row: Row) -> None:
+    outcome = row["error"] if row["status"] == "failed" else f"{row['n_tiles']} tiles"
+    line = f"{progress.ended}/{progress.of} {row['slide_id']}: {row['status']}, {outcome}"
+    print_note(f"{line} ({progress_text(progress)})")
 
 
-def how_far(tally: RunProgress) -> str:
-    """Tiles, bytes and time left in words."""
-    return f"{tally.tiles:,} tiles, {size(tally.source_bytes)} of {size(tally.of_bytes)}, {time_left(tally.left)}"
+def progress_text(progress: RunProgress) -> str:
+    """Return tiles, bytes and remaining time as text."""
+    read, total = size_text(progress.source_bytes), size_text(progress.of_bytes)
+    return f"{progress.tiles:,} tiles, {read} of {total}, {remaining_text(progress.left)}"
 
 
-def size(count: int) -> str:
-    """Bytes in words."""
+def size_text(count: int) -> str:
+    """Return a number of bytes as text, such as '14.7 MB'."""
     if count >= 1e9:
         return f"{count / 1e9:,.2f} GB"
     return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{-(-count // 1000)} kB"
 
 
-def time_left(left: tuple[float, float] | None) -> str:
-    """An estimate with its doubt."""
+def remaining_text(left: tuple[float, float] | None) -> str:
+    """Return an estimated range of seconds as text, such as '3 min to 5 min left'."""
     if left is None:
-        return "time left not known yet"
-    low, high = (duration(one) for one in left)
+        return "remaining time not known yet"
+    low, high = (duration_text(seconds) for seconds in left)
     return f"{high} left" if low == high else f"{low} to {high} left"
 
 
-def _outcome(row: Row) -> str:
-    return f"{row['slide_id']}: {row['error_code'] or str(row['n_tiles']) + ' tiles'}"
+def duration_text(seconds: float) -> str:
+    """Return a duration as text in seconds, minutes or hours."""
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-def print_note(words: str, quiet: bool = False) -> None:
-    """One line on stderr. Nobody may be there to read it, or its disk be full: no run ends for that."""
+def print_note(text: str, quiet: bool = False) -> None:
+    """Print one line on stderr. A closed stderr or a full disk behind it does not end a run."""
     if not quiet:
         with suppress(OSError):
-            print(words, file=sys.stderr, flush=True)
+            print(text, file=sys.stderr, flush=True)
 
 
-def print_ingest_summary(summary: IngestSummary) -> None:
-    """What became of everything seen, and where it lies."""
-    console = Console()
-    _show_failures(console, summary.failures)
-    words = [f"{summary.done} done", f"{summary.failed} failed", f"{summary.deferred} deferred"]
-    words += [f"{summary.duplicate} duplicate", f"{summary.ignored} ignored"]
-    again = f" ({summary.already} were current before)" if summary.already else ""
+def print_ingest_summary(summary: IngestSummary, counts: Sequence[PredictionCount]) -> None:
+    """Print failures, the outcome of every file seen, the classes of this run's slides, and the next command.
+
+    counts: predictions of the slides that this run finished.
+    """
+    console = stdout_console()
+    print_failures(console, summary.failures)
+    outcomes = [f"{summary.done} done", f"{summary.failed} failed", f"{summary.deferred} deferred"]
+    outcomes += [f"{summary.duplicate} duplicate", f"{summary.ignored} ignored"]
+    finished_before = f" ({summary.already} were finished before)" if summary.already else ""
     rate = f"{summary.tiles} tiles, {summary.seconds:.1f} s"
-    console.print(f"seen {summary.seen} = {' + '.join(words)}{again}; {rate}", highlight=False)
+    print_line(console, f"seen {summary.seen} = {' + '.join(outcomes)}{finished_before}; {rate}")
+    for count in counts:
+        if count.bundle != MEMBRANE or count.task == "her2-4way":
+            print_line(console, prediction_text(count), "bold")
     if summary.skipped:
-        console.print(f"skipped without a bundle: {', '.join(summary.skipped)}", highlight=False)
+        print_line(console, f"not computed, because no bundle was given: {', '.join(summary.skipped)}")
+    print_line(console, f"tables: {Cohort(summary.cohort).runs.parent}")
+    print_line(console, next_step(summary))
+
+
+def prediction_text(count: PredictionCount) -> str:
+    """Return the class distribution of one method as a line, such as 'her2-4way, membrane: 0 5 · 1+ 4 …'."""
+    classes = " · ".join(f"{name}: {number}" for name, number in count.classes.items())
+    return f"{count.task} by {count.method}: {classes}; {count.review} of {count.slides} slides to review"
+
+
+def next_step(summary: IngestSummary) -> str:
+    """Return the command that a person most likely wants after this ingest."""
+    cohort = shlex.quote(str(summary.cohort))
     if summary.stopped:
-        console.print("stopped; the same command goes on from here", highlight=False)
-    cohort = Cohort(summary.cohort)
-    for label, path in (("tables", cohort.runs.parent), ("pyramids", cohort.root / "pyramids")):
-        console.print(f"{label}: {path}", highlight=False, soft_wrap=True)
+        return "stopped; run the same command again to continue"
+    if summary.deferred:
+        return f"next: run the same command again for the {summary.deferred} deferred slides"
+    if summary.failed:
+        return f"next: her2batch status {cohort}  (every failed slide and its remedy)"
+    return f"next: her2batch report {cohort} --out report.html"
 
 
-def _show_failures(console: Console, rows: list[Row]) -> None:
-    """One failed slide a line: its code, its file, what happened and what to do."""
+def print_estimate(rows: Sequence[Row], total: Mapping[str, Any]) -> None:
+    """Print what --dry-run found: one row a slide, then the totals."""
+    console = stdout_console()
+    cells = []
     for row in rows:
-        console.print(f"[red]{row['error_code']}[/red]  {escape(str(row['error']))}", highlight=False, soft_wrap=True)
-
-
-FOLLOW_S = 1.0
-"""Between two looks at a journal."""
-
-NIGHT_S = 8 * 3600.0
-"""An estimate beyond this is worth a word."""
-
-
-def print_estimate(rows: list[Row], total: Mapping[str, Any]) -> None:
-    """The table of --dry-run."""
-    console = Console()
-    table = plain_table("what would be done", "slide", "file", "what", "tiles ~", "disk ~", "time ~")
-    for row in rows:
-        sizes = (
-            (f"{row['tiles']:,}", f"{row['bytes'] / 1e6:,.0f} MB", f"{row['seconds']:.0f} s")
-            if row["bytes"]
-            else ("", "", "")
-        )
-        table.add_row(row["slide_id"], Path(row["file"]).name, row["what"], *sizes)
-    console.print(table)
-    console.print(
+        sizes = ["", "", ""]
+        if row["bytes"]:
+            sizes = [f"{row['tiles']:,}", f"{row['bytes'] / 1e6:,.0f} MB", f"{row['seconds']:.0f} s"]
+        cells.append([row["slide_id"], Path(row["file"]).name, row["what"], *sizes])
+    print_table(console, "what an ingest would do", DRY_RUN_COLUMNS, cells)
+    free = total["free_bytes"]
+    room = "an object store" if free is None else f"{free / 1e9:.0f} GB free"
+    print_line(
+        console,
         f"{total['todo']} to do, {total['current']} current, {total['duplicate']} duplicate, "
-        f"{total['ignored']} ignored; "
-        f"about {size(total['bytes'])} of {_free(total['free_bytes'])}, "
-        f"{duration(total['seconds'])} with {total['workers']} workers; {total['bound']} decide",
-        highlight=False,
+        f"{total['ignored']} ignored; about {size_text(total['bytes'])} of {room}, "
+        f"{duration_text(total['seconds'])} with {total['workers']} workers; limited by {total['bound']}",
     )
     if total["seconds"] > NIGHT_S:
-        with_a_gpu = duration(total["seconds_with_a_gpu"])
-        console.print(f"that is more than a night; with a GPU about {with_a_gpu} (docs/sizing.md)", highlight=False)
+        with_a_gpu = duration_text(total["seconds_with_a_gpu"])
+        print_line(console, f"This is longer than a night. With a GPU: about {with_a_gpu} (docs/sizing.md).")
 
 
-def _free(size: int | None) -> str:
-    return "a store without an end" if size is None else f"{size / 1e9:.0f} GB free"
-
-
-def print_status(found: Status, cohort: Path) -> None:
-    """Counts, failures with their remedies, and the proof that nothing vanished."""
-    console = Console()
-    _show_failures(console, found.failures)
-    for reason, count in sorted(found.reasons.items()):
-        console.print(f"{count} × {reason}", highlight=False)
-    console.print(f"{found.tiles:,} tiles, {found.tissue_mm2:,.1f} mm² of tissue", highlight=False)
-    sign = "=" if found.adds_up else "≠"
-    parts = f"{found.done} done + {found.failed} failed + {found.deferred} deferred"
-    parts += f" + {found.duplicate} duplicate + {found.ignored} ignored"
-    console.print(f"seen {found.seen} {sign} {parts}", highlight=False)
-    if found.pending:
-        console.print(f"{len(found.pending)} not processed yet: run her2batch ingest again", highlight=False)
-    if found.strays:
-        console.print(f"rows whose file was not seen: {', '.join(found.strays)}", highlight=False, soft_wrap=True)
+def print_status(status: Status) -> None:
+    """Print failures with their remedies, counts, and whether every file seen has an outcome."""
+    console = stdout_console()
+    print_failures(console, status.failures)
+    for reason, count in sorted(status.reasons.items()):
+        print_line(console, f"{count} × {reason}")
+    print_line(console, f"{status.tiles:,} tiles, {status.tissue_mm2:,.1f} mm² of tissue")
+    sign = "=" if status.adds_up else "≠"
+    outcomes = f"{status.done} done + {status.failed} failed + {status.deferred} deferred"
+    outcomes += f" + {status.duplicate} duplicate + {status.ignored} ignored"
+    print_line(console, f"seen {status.seen} {sign} {outcomes}")
+    if status.pending:
+        print_line(console, f"{len(status.pending)} slides not processed yet: run her2batch ingest again")
+    if status.strays:
+        print_line(console, f"slides whose file was not seen in the last scan: {', '.join(status.strays)}")
 
 
 def follow(cohort: Cohort) -> None:
-    """What a run says while it goes on, in any terminal; returns when it has ended or its process has."""
-    cohort.check()
-    path, at = latest_log(cohort), 0
-    if path is None:
-        return
-    while True:
-        for behind, event in log_entries(path, at):
-            at = behind
-            if words := _told(event):
-                print(f"{event['at'][11:19]}  {words}", file=sys.stderr, flush=True)
-            if event["event"] == "ended":
-                return
-        if not is_locked(cohort.root):
-            print("the run has gone without a word: run the same command again", file=sys.stderr)
-            return
-        time.sleep(FOLLOW_S)
+    """Print the events of the latest run on stderr until it ends; any terminal can follow a run."""
+    for event in follow_run(cohort):
+        if event["event"] == "gone":
+            print_note("the process of this run is gone without an end: run the same command again")
+        elif text := _event_text(event):
+            print_note(f"{event['at'][11:19]}  {text}")
 
 
-def _told(event: Mapping[str, Any]) -> str | None:
-    """A line of the journal in words; None: of no interest here."""
+def _event_text(event: Mapping[str, Any]) -> str | None:
+    """Return an event of the run log as text, or None where a person does not need it."""
     if event["event"] == "started":
         return f"started on {event['host']}, pid {event['pid']}"
     if event["event"] == "slide":
         return f"{event['slide_id']}: {event['status']}" + (f", {event['error_code']}" if event["error_code"] else "")
     if event["event"] == "progress":
-        facts = {one.name: event[one.name] for one in fields(RunProgress)}
-        tally = RunProgress(**{**facts, "left": tuple(event["left"]) if event["left"] else None})
-        return f"{tally.ended} of {tally.of} slides, {tally.failed} failed, {how_far(tally)}"
+        facts = {field.name: event[field.name] for field in fields(RunProgress)}
+        progress = RunProgress(**{**facts, "left": tuple(event["left"]) if event["left"] else None})
+        return f"{progress.ended} of {progress.of} slides, {progress.failed} failed, {progress_text(progress)}"
     if event["event"] == "ended":
         return f"ended with an error: {event['error']}" if "error" in event else "ended"
     return None
 
 
-def print_problems(problems: list[Problem], cohort: Path, head: tuple[int, str]) -> None:
-    """What verify found. head: number and hash of the newest review."""
-    for one in problems:
-        print(f"{one.path}: {one.what}")
+def print_problems(problems: Sequence[Problem], cohort: Path, head: tuple[int, str]) -> None:
+    """Print what verify found. head: number and hash of the newest review."""
+    for problem in problems:
+        print(f"{problem.path}: {problem.what}")
     if head[0]:
         print(f"{cohort}: the newest review is number {head[0]}, sha256 {head[1]}")
-    words = f"{len(problems)} problems; ingest mends them" if problems else "every file is as its row says"
-    print(f"{cohort}: {words}")
+    result = f"{len(problems)} problems; run ingest to repair them" if problems else "every file matches its checksum"
+    print(f"{cohort}: {result}")
 
 
-def print_erase_summary(found: EraseSummary, problems: list[str]) -> None:
-    """What was removed, what is not ours to remove, and what is left."""
-    print(f"{len(found.slides)} slides and {found.files} files removed, with every row that named them")
-    for night in found.nights:
-        print(f"the report of night {night} named them: removed")
-    if found.reviews:
-        print(f"{len(found.reviews)} reviews of them were emptied; their hashes stay, so that the chain holds")
-    for path in found.sources:
-        print(f"not ours, still there: {path}")
-    for one in found.runs:
-        print(f"a training run knows them: {one}; its networks were trained on them: train again without them")
-    print("take them out of your labels files too: an ingest that is given these writes what they say")
-    for words in [*map(str, found.left), *problems]:
-        print(f"NOT FORGOTTEN: {words}")
-    if not found.left and not problems:
-        print("nothing in the store names them any more, and every other file is as its row says")
+def print_erase_summary(summary: EraseSummary, problems: Sequence[str]) -> None:
+    """Print what was removed, which files outside the cohort remain, and what could not be removed."""
+    print(f"{len(summary.slides)} slides and {summary.files} files removed, with every row that named them")
+    for night in summary.nights:
+        print(f"removed the report of night {night}, which named them")
+    if summary.reviews:
+        print(f"{len(summary.reviews)} reviews of them were emptied; their hashes stay, so that the chain is intact")
+    for path in summary.sources:
+        print(f"outside the cohort, not removed: {path}")
+    for run in summary.runs:
+        print(f"training run {run} contains them and its networks were trained on them: train again without them")
+    print("Remove them from your labels files too: an ingest with these labels would write their rows again.")
+    for text in [*map(str, summary.left), *problems]:
+        print(f"NOT REMOVED: {text}")
+    if not summary.left and not problems:
+        print("nothing in the cohort names them any more, and every other file matches its checksum")
 
 
-def print_doctor(lines: list[Line]) -> None:
-    """What this machine can do."""
-    table = plain_table("this machine", "", "", "what", "remedy")
-    for line in lines:
-        mark = {True: "[green]ok[/green]", False: "[red]no[/red]", None: "–"}[line.ok]
-        table.add_row(line.name, mark, escape(line.what), escape(line.remedy))
-    Console().print(table)
-
-
-def plain_table(title: str, *columns: str) -> Table:
-    """A table without lines."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    return table
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours in words."""
-    return (
-        f"{seconds / 3600:.1f} h"
-        if seconds >= 5400
-        else f"{seconds / 60:.0f} min"
-        if seconds >= 90
-        else f"{seconds:.0f} s"
-    )
+def print_doctor(lines: Sequence[Line]) -> None:
+    """Print what this machine can do, and the remedy for what it can't."""
+    marks = {True: "ok", False: "NO", None: "–"}
+    rows = [[line.name, marks[line.ok], line.what, line.remedy] for line in lines]
+    print_table(stdout_console(), "", DOCTOR_COLUMNS, rows)

@@ -1,9 +1,9 @@
-"""What a person sees of training and scoring in the terminal."""
+"""Terminal output of training, tuning, scoring and file transfer."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from her2batch.cli.console import plain_table, print_note
+from her2batch.cli.console import print_failure, print_line, print_note, print_table, stdout_console
+from her2batch.cli.tables import Column
 
 if TYPE_CHECKING:
     from her2batch.experiments.reproduce import ReproductionSummary
@@ -21,142 +22,170 @@ if TYPE_CHECKING:
     from her2batch.runtime.score import ScoreSummary
     from her2batch.store.training_run import Unit
 
-SHOWN = 5
-"""Examples of each reason why slides are left out."""
+EXAMPLES = 5
+"""Slides that are named for each reason why slides are left out."""
+
+METRIC_COLUMNS = (
+    Column("task"),
+    Column("method"),
+    Column("input", shorten=True),
+    Column("AUC", right=True),
+    Column("F1", right=True, drop=1),
+    Column("accuracy", right=True),
+    Column("kappa", right=True, drop=2),
+    Column("n", right=True, drop=3),
+)
+
+PAPER_COLUMNS = (
+    Column("table"),
+    Column("task"),
+    Column("method"),
+    Column("input"),
+    Column("status"),
+    Column("AUC, F1, accuracy [paper]", second_line=True),
+)
+
+TRIAL_COLUMNS = (
+    Column("fold", right=True),
+    Column("trial"),
+    Column("loss", right=True),
+    Column("epochs", right=True),
+    Column("settings", second_line=True),
+)
 
 
 @contextmanager
-def plain_progress(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """How many of how many: a bar on a terminal, lines elsewhere, nothing when quiet; always on stderr."""
-    with _bar(what, quiet) as show:
-        yield lambda count, total: show(count, total, "")
+def count_progress(noun: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Report how many of how many are done on stderr: a bar on a terminal, lines elsewhere, nothing when quiet."""
+    with _progress_bar(noun, quiet) as update:
+        yield lambda count, total: update(count, total, "")
 
 
 @contextmanager
 def unit_progress(quiet: bool) -> Iterator[Callable[[int, int, Unit, str | None], None]]:
-    """The same for units of training, with what failed."""
-    with _bar("units", quiet) as show:
+    """Report finished training units on stderr, with the reason where one failed."""
+    with _progress_bar("units", quiet) as update:
 
-        def report(count: int, total: int, unit: Unit, why: str | None) -> None:
-            show(count, total, f"{unit.name}: {'done' if why is None else 'failed, ' + why}")
+        def report(count: int, total: int, unit: Unit, failure: str | None) -> None:
+            update(count, total, f"{unit.name}: {'done' if failure is None else 'failed, ' + failure}")
 
         yield report
 
 
 @contextmanager
-def _bar(what: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+def _progress_bar(noun: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
     console = Console(stderr=True)
     if quiet:
         yield lambda *_: None
     elif not console.is_terminal:
-        yield lambda count, total, words: print_note(f"{count}/{total} {what} {words}".rstrip())
+        yield lambda count, total, text: print_note(f"{count}/{total} {noun} {text}".rstrip())
     else:
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(TextColumn(f"[bold]{what}"), *columns, TextColumn("{task.description}"), console=console) as bar:
+        with Progress(TextColumn(f"[bold]{noun}"), *columns, TextColumn("{task.description}"), console=console) as bar:
             task = bar.add_task("starting", total=None)
-            yield lambda count, total, words: bar.update(task, completed=count, total=total, description=escape(words))
+            yield lambda count, total, text: bar.update(task, completed=count, total=total, description=escape(text))
 
 
-def print_training_summary(found: TrainingSummary) -> None:
-    """Figures over the folds, who was left out, what failed, where the bundle is."""
-    console = Console()
-    console.print(figures("mean±sd over the folds, %", found.summary.to_pylist()))
-    _show_rest(console, found)
+def print_training_summary(summary: TrainingSummary) -> None:
+    """Print the metrics over the folds, the excluded slides, failed units, and where bundle and report are."""
+    console = stdout_console()
+    print_metrics(console, summary.summary.to_pylist())
+    _print_outputs(console, summary)
 
 
-def _show_rest(console: Console, found: TrainingSummary) -> None:
-    print_excluded(console, found.excluded.to_pylist())
-    if found.run.table("reviews").is_file():
-        _show_reviewed(console, found.run.read("reviews").to_pylist())
-    for name, why in sorted(found.failed.items()):
-        console.print(f"[red]failed[/red] {name}: {escape(why)}", highlight=False, soft_wrap=True)
-    if found.stopped:
-        console.print("stopped; the same command goes on from here", highlight=False)
-    if found.run.bundle.is_dir():
-        console.print(f"bundle: {found.run.bundle}", highlight=False, soft_wrap=True)
-    console.print(f"run: {found.run.root}", highlight=False, soft_wrap=True)
-    if found.run.report.is_file():
-        console.print(f"report: {found.run.report}", highlight=False, soft_wrap=True)
+def _print_outputs(console: Console, summary: TrainingSummary) -> None:
+    print_excluded(console, summary.excluded.to_pylist())
+    if summary.run.table("reviews").is_file():
+        _print_applied_reviews(console, summary.run.read("reviews").to_pylist())
+    for name, reason in sorted(summary.failed.items()):
+        print_failure(console, "failed", f"{name}: {reason}")
+    if summary.stopped:
+        print_line(console, "stopped; run the same command again to continue")
+    if summary.run.bundle.is_dir():
+        print_line(console, f"bundle: {summary.run.bundle}")
+    print_line(console, f"run: {summary.run.root}")
+    if summary.run.report.is_file():
+        print_line(console, f"report: {summary.run.report}")
 
 
-def _show_reviewed(console: Console, rows: list[dict[str, Any]]) -> None:
-    console.print(f"{len(rows)} labels by the newest review of their slide", highlight=False)
+def _print_applied_reviews(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    print_line(console, f"{len(rows)} labels taken from the newest review of their slide")
     for row in rows:
         if row["words"] is not None:
             label = f"{row['slide_id']} {row['column']} {row['now'] or 'left out'} (review {row['number']})"
-            console.print(f"  {label}: {row['words']}", highlight=False, markup=False, soft_wrap=True)
+            print_line(console, f"  {label}: {row['words']}")
 
 
-def figures(title: str, rows: list[dict[str, Any]]) -> Any:
-    """A table of summary rows."""
-    table = plain_table(title, "task", "method", "input", "AUC", "F1", "accuracy", "kappa", "n")
+def print_metrics(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print summary rows: mean and standard deviation of each metric over the folds, in per cent."""
+    cells = []
     for row in rows:
-        percents = [_spread(row, name, 2) for name in ("auc", "f1", "accuracy")]
-        table.add_row(row["task"], row["method"], row["input"], *percents, _spread(row, "kappa", 2), str(row["n"]))
-    return table
+        percents = [_mean_sd(row, name, 2) for name in ("auc", "f1", "accuracy")]
+        cells.append([row["task"], row["method"], row["input"], *percents, _mean_sd(row, "kappa", 2), str(row["n"])])
+    print_table(console, "mean±sd over the folds, %", METRIC_COLUMNS, cells)
 
 
-def _spread(row: Mapping[str, Any], name: str, digits: int) -> str:
+def _mean_sd(row: Mapping[str, Any], name: str, digits: int) -> str:
     mean, sd = row[f"{name}_mean"], row[f"{name}_sd"]
     if mean is None:
         return "–"
     return f"{mean:.{digits}f}" + (f"±{sd:.{digits}f}" if sd is not None else "")
 
 
-def print_reproduction(found: ReproductionSummary) -> None:
-    """The paper's rows with ours; then what show_trained shows."""
-    console = Console()
-    rows = found.tables.to_pylist()
-    title = "mean±sd over the folds, %; in brackets the paper's, on a cohort nobody else has"
-    table = plain_table(title, "table", "task", "method", "input", "AUC", "F1", "accuracy", "")
+def print_reproduction(summary: ReproductionSummary) -> None:
+    """Print each row of the paper's tables beside its reproduction, then what a training summary prints."""
+    console = stdout_console()
+    rows = summary.tables.to_pylist()
+    cells = []
     for row in rows:
-        cells = [f"{_spread(row, name, 1)} [{_or_dash(row[f'paper_{name}'])}]" for name in ("auc", "f1", "accuracy")]
-        table.add_row(row["table"], row["task"], row["method"], row["input"], *map(escape, cells), row["status"])
-    console.print(table)
-    for why, count in sorted(Counter(row["why"] for row in rows if row["why"]).items()):
-        console.print(f"{count} rows: {escape(why)}", highlight=False, soft_wrap=True)
+        metrics = [f"{_mean_sd(row, name, 1)} [{_or_dash(row[f'paper_{name}'])}]" for name in ("auc", "f1", "accuracy")]
+        cells.append([row["table"], row["task"], row["method"], row["input"], row["status"], "  ".join(metrics)])
+    title = "mean±sd over the folds, %; in brackets the paper's figures, which are from another cohort"
+    print_table(console, title, PAPER_COLUMNS, cells)
+    for reason, count in sorted(Counter(row["why"] for row in rows if row["why"]).items()):
+        print_line(console, f"{count} rows: {reason}")
     counts = Counter(row["status"] for row in rows)
-    console.print(", ".join(f"{count} {status}" for status, count in sorted(counts.items())), highlight=False)
-    _show_rest(console, found.trained)
+    print_line(console, ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
+    _print_outputs(console, summary.trained)
 
 
 def _or_dash(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def print_tuning_summary(found: TuningSummary) -> None:
-    """The best trials, the settings that went into the bundle, and their figures on the tested folds."""
-    console = Console()
-    table = plain_table("trials, by validation loss", "fold", "trial", "loss", "epochs", "settings")
-    rows = [row for row in found.trials.to_pylist() if row["val_loss"] is not None]
-    for row in sorted(rows, key=lambda one: (one["fold"], one["val_loss"]))[: 2 * SHOWN]:
-        table.add_row(str(row["fold"]), row["trial"], f"{row['val_loss']:.4f}", str(row["epochs"]), row["settings"])
-    console.print(table)
-    best = ", ".join(f"{name}={value}" for name, value in found.best.items())
-    console.print(f"{found.trials.num_rows} trials, best: {best}", highlight=False, soft_wrap=True)
-    print_training_summary(found.trained)
+def print_tuning_summary(summary: TuningSummary) -> None:
+    """Print the best trials, the settings that went into the bundle, and their metrics on the tested folds."""
+    console = stdout_console()
+    trials = [trial for trial in summary.trials.to_pylist() if trial["val_loss"] is not None]
+    best = sorted(trials, key=lambda trial: (trial["fold"], trial["val_loss"]))[: 2 * EXAMPLES]
+    cells = [
+        [str(trial["fold"]), trial["trial"], f"{trial['val_loss']:.4f}", str(trial["epochs"]), trial["settings"]]
+        for trial in best
+    ]
+    print_table(console, "trials with the smallest validation loss", TRIAL_COLUMNS, cells)
+    settings = ", ".join(f"{name}={value}" for name, value in summary.best.items())
+    print_line(console, f"{summary.trials.num_rows} trials, best: {settings}")
+    print_training_summary(summary.trained)
 
 
-def print_excluded(console: Console, rows: list[dict[str, Any]]) -> None:
-    """Slides that are left out, by task and reason, with examples; the run's table has them all."""
+def print_excluded(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print how many slides are left out, by task and reason, with examples."""
     counts = Counter((row["task"], row["reason"]) for row in rows)
     for (task, reason), count in sorted(counts.items()):
-        words = [row["words"] for row in rows if (row["task"], row["reason"]) == (task, reason)][:SHOWN]
-        shown = "; ".join(words) if reason in ("contradiction", "needs-ish", "failed") else ""
-        more = f"; and {count - SHOWN} more" if shown and count > SHOWN else ""
-        text = f"left out of {task}: {count} × {reason}" + (f" ({escape(shown)}{more})" if shown else "")
-        console.print(text, highlight=False, soft_wrap=True)
+        texts = [row["words"] for row in rows if (row["task"], row["reason"]) == (task, reason)][:EXAMPLES]
+        examples = "; ".join(texts) if reason in ("contradiction", "needs-ish", "failed") else ""
+        more = f"; and {count - EXAMPLES} more" if examples and count > EXAMPLES else ""
+        print_line(console, f"left out of {task}: {count} × {reason}" + (f" ({examples}{more})" if examples else ""))
 
 
-def print_score_summary(found: ScoreSummary, cohort: Path) -> None:
-    """How many slides a bundle has scored, under which licence, and where the rows are."""
-    console = Console()
-    for words in found.failures.values():
-        console.print(f"[red]failed[/red] {escape(words)}", highlight=False, soft_wrap=True)
-    again = f", {found.already} were scored before" if found.already else ""
-    console.print(f"{found.scored} slides scored{again}, {len(found.failures)} failed", highlight=False)
-    console.print(f"licence of the bundle: {escape(found.bundle.info.licence)}", highlight=False, soft_wrap=True)
-    where = cohort / "tables" / "predictions" / found.bundle.id
-    console.print(f"predictions: {where}", highlight=False, soft_wrap=True)
-    if found.stopped:
-        console.print("stopped; the same command goes on from here", highlight=False)
+def print_score_summary(summary: ScoreSummary, cohort: Path) -> None:
+    """Print how many slides a bundle scored, its licence, and where the predictions are."""
+    console = stdout_console()
+    for failure in summary.failures.values():
+        print_failure(console, "failed", failure)
+    before = f", {summary.already} were scored before" if summary.already else ""
+    print_line(console, f"{summary.scored} slides scored{before}, {len(summary.failures)} failed")
+    print_line(console, f"licence of the bundle: {summary.bundle.info.licence}")
+    print_line(console, f"predictions: {cohort / 'tables' / 'predictions' / summary.bundle.id}")
+    if summary.stopped:
+        print_line(console, "stopped; run the same command again to continue")

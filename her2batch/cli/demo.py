@@ -1,4 +1,4 @@
-"""The demo: everything once, on synthetic slides. A cohort made, ingested, trained on; then slides nobody has seen."""
+"""The demo on synthetic slides: make a cohort, ingest it, train on it, then score slides that were held out."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
-
-from her2batch.cli.console import plain_table, print_ingest_summary, print_note, progress
+from her2batch.cli.console import (
+    ingest_progress,
+    print_ingest_summary,
+    print_line,
+    print_note,
+    print_table,
+    stdout_console,
+)
 from her2batch.cli.console_training import print_training_summary, unit_progress
+from her2batch.cli.tables import Column
 from her2batch.experiments.train import TrainingRequest, TrainingSummary, train
 from her2batch.models.bundle import read_bundle
 from her2batch.reports.cohort_page import write_report
+from her2batch.reports.prediction_counts import count_predictions
 from her2batch.runtime.ingest import IngestRequest, IngestSummary, ingest
 from her2batch.settings import Plan, Resources, Spread, Training
 from her2batch.store.cohort import Cohort
@@ -20,7 +27,7 @@ from her2batch.store.labels import label_slides, read_labels
 from her2batch.synthetic.cohort import make_cohort
 
 SIZE: Final = (2400, 2000)
-"""Of a slide, level-0 px: small, for the demo is over in two minutes."""
+"""Width and height of a slide, level-0 px: small, so that the demo takes two minutes."""
 
 SEED: Final = 1
 
@@ -36,10 +43,11 @@ TRAINING: Final = Training(
 
 
 @dataclass
-class Demo:
-    """What the demo ends with. rows: held-out slides, each with its label and what the rule and the bundle say.
+class DemoSummary:
+    """Result of the demo.
 
-    report: of the held-out slides, with the evidence of each, and of the training.
+    rows: held-out slides, each with its label and the predictions of the rule and of the bundle.
+    report: HTML report of the held-out slides and of the training.
     """
 
     trained: TrainingSummary | None
@@ -49,70 +57,70 @@ class Demo:
 
     @property
     def exit_code(self) -> int:
-        """The worst of its parts."""
+        """Exit code of the first part that did not succeed, or 0."""
         return (self.trained.exit_code if self.trained is not None else 0) or self.held_out.exit_code
 
 
-def demo(folder: Path, slides: int, held_out: int, quiet: bool, workers: int | None = None) -> Demo:
-    """Make, ingest, train, and score what was held out, all under `folder`. The same command resumes.
+def demo(folder: Path, slides: int, held_out: int, quiet: bool, workers: int | None = None) -> DemoSummary:
+    """Make, ingest, train, and score held-out slides, all under `folder`. A second call resumes.
 
-    workers: None for one a core, 0 for the plain loop.
+    workers: None for one per core, 0 for a serial loop without Ray.
     """
-    limits = Resources(workers=workers)
+    resources = Resources(workers=workers)
     print_note(f"making {slides} synthetic slides to train on and {held_out} to score, in {folder} …", quiet)
     known, new = folder / "known", folder / "new"
-    for place, count, seed in ((known, slides, SEED), (new, held_out, SEED + 1)):
-        if not (place / "labels.csv").exists():
-            make_cohort(place, count, seed, SIZE)
+    for target, count, seed in ((known, slides, SEED), (new, held_out, SEED + 1)):
+        if not (target / "labels.csv").exists():
+            make_cohort(target, count, seed, SIZE)
     cohort = folder / "cohort"
-    with progress(quiet) as report:
-        order = IngestRequest(known / "slides", cohort, labels=known / "labels.csv")
-        first = ingest(order, Plan(), limits, report)
+    with ingest_progress(quiet) as report:
+        request = IngestRequest(known / "slides", cohort, labels=known / "labels.csv")
+        first = ingest(request, Plan(), resources, report)
     if first.exit_code:
-        return Demo(None, first, [])
-    print_note("training on them …", quiet)
-    with unit_progress(quiet) as told:
-        study = TrainingRequest(cohort, folder / "run", None, known / "annotations")
-        trained = train(study, TRAINING, Spread(workers=workers), told)
+        return DemoSummary(None, first, [])
+    print_note("training on these slides …", quiet)
+    with unit_progress(quiet) as unit_report:
+        training = TrainingRequest(cohort, folder / "run", None, known / "annotations")
+        trained = train(training, TRAINING, Spread(workers=workers), unit_report)
     if trained.exit_code:
-        return Demo(trained, first, [])
-    print_note("reading and scoring the slides that were held out …", quiet)
-    with progress(quiet) as report:
-        order = IngestRequest(new / "slides", folder / "scored", bundle=trained.run.bundle, labels=new / "labels.csv")
-        scored = ingest(order, Plan(), limits, report)
-    held = Cohort(folder / "scored")
-    rows = _rows(held, new / "labels.csv", read_bundle(trained.run.bundle).id)
-    written = write_report(held, (folder / "report.html").absolute(), trained.run)
-    return Demo(trained, scored, rows, written.path)
+        return DemoSummary(trained, first, [])
+    print_note("scoring the held-out slides …", quiet)
+    with ingest_progress(quiet) as report:
+        request = IngestRequest(new / "slides", folder / "scored", bundle=trained.run.bundle, labels=new / "labels.csv")
+        scored = ingest(request, Plan(), resources, report)
+    scored_cohort = Cohort(folder / "scored")
+    rows = _rows(scored_cohort, new / "labels.csv", read_bundle(trained.run.bundle).id)
+    written = write_report(scored_cohort, (folder / "report.html").absolute(), trained.run)
+    return DemoSummary(trained, scored, rows, written.path)
 
 
 def _rows(cohort: Cohort, labels: Path, bundle: str) -> list[dict[str, Any]]:
-    """Each labelled slide with its class, and what each method says of it."""
+    """Each labelled slide with its class and the prediction of each method."""
     slides = cohort.rows()
-    good, _ = label_slides(read_labels(labels), TASK, slides)
+    labelled, _ = label_slides(read_labels(labels), TASK, slides)
     rows = []
-    for one in good.to_pylist():
-        row = {"slide_id": one["slide_id"], "truth": one["truth"]}
+    for label in labelled.to_pylist():
+        row = {"slide_id": label["slide_id"], "truth": label["truth"]}
         for table in ("predictions/membrane", f"predictions/{bundle}"):
-            for said in cohort.read(table, one["slide_id"]).to_pylist():
-                if said["task"] == TASK:
-                    row[said["method"]] = said["predicted"] + ("" if said["predicted"] == one["truth"] else " ✗")
+            for call in cohort.read(table, label["slide_id"]).to_pylist():
+                if call["task"] == TASK:
+                    row[call["method"]] = call["predicted"] + ("" if call["predicted"] == label["truth"] else " ✗")
         rows.append(row)
     return rows
 
 
-def print_demo(found: Demo) -> None:
-    """Figures of the training, and each held-out slide's label beside what was said of it."""
-    if found.trained is not None:
-        print_training_summary(found.trained)
-    if found.rows:
-        console = Console()
-        methods = [name for name in found.rows[0] if name not in ("slide_id", "truth")]
-        title = "held-out slides, HER2 3-way (synthetic: about the software, not about medicine)"
-        table = plain_table(title, "slide", "label", *methods)
-        for row in found.rows:
-            table.add_row(row["slide_id"], row["truth"], *(row.get(name, "–") for name in methods))
-        console.print(table)
-    print_ingest_summary(found.held_out)
-    if found.report is not None:
-        print(f"report: {found.report}")
+def print_demo(summary: DemoSummary) -> None:
+    """Print the training metrics, and each held-out slide's label beside the predictions."""
+    if summary.trained is not None:
+        print_training_summary(summary.trained)
+    if summary.rows:
+        console = stdout_console()
+        methods = [name for name in summary.rows[0] if name not in ("slide_id", "truth")]
+        columns = (Column("slide", shorten=True), Column("label"), *map(Column, methods))
+        cells = [[row["slide_id"], row["truth"], *(row.get(name, "–") for name in methods)] for row in summary.rows]
+        title = "held-out slides, HER2 in three classes (synthetic slides: this shows the software, not medicine)"
+        print_table(console, title, columns, cells)
+    held_out = summary.held_out
+    print_ingest_summary(held_out, count_predictions(Cohort(held_out.cohort), held_out.fresh))
+    if summary.report is not None:
+        print_line(stdout_console(), f"report: {summary.report}")

@@ -1,4 +1,4 @@
-"""A settings model as the options of a command, and what several commands share: each is declared once."""
+"""Command-line options: a settings model as options of a command, and options that several commands share."""
 
 from __future__ import annotations
 
@@ -13,28 +13,39 @@ from typing import Annotated, Any, get_args
 
 import typer
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
-Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, everything else on stderr")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
-PLACE = "the cohort: a folder, or s3://BUCKET/NAME"
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, everything else on stderr")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")]
+COHORT_HELP = "the cohort: a folder, or s3://BUCKET/NAME"
 
 
-def as_place(text: str) -> Path:
-    """A cohort's place; a relative one stays as it was given."""
+def parse_location(text: str) -> Path:
+    """Return a cohort's location as a path; a relative folder stays relative."""
     from her2batch.files.locations import AWAY, to_location
 
     return to_location(text) if AWAY in str(text) else Path(text)
 
 
-OutOption = Annotated[Path, typer.Option(help=PLACE, show_default=True, parser=as_place, metavar="PLACE")]
-CohortArgument = Annotated[Path, typer.Argument(help=PLACE, parser=as_place, metavar="COHORT")]
-OUT = Path("cohort")
+OutOption = Annotated[
+    Path, typer.Option("--out", "-o", help=COHORT_HELP, show_default=True, parser=parse_location, metavar="COHORT")
+]
+CohortArgument = Annotated[Path, typer.Argument(help=COHORT_HELP, parser=parse_location, metavar="COHORT")]
+RunOption = Annotated[Path, typer.Option("--out", "-o", help="folder of the training run")]
+WeightsOption = Annotated[
+    Path | None, typer.Option("--weights", help="folder with encoder weights; default: the Hugging Face cache")
+]
+KeyOption = Annotated[Path | None, typer.Option("--pseudonymize", help="key file of a pseudonymized cohort")]
+LabelsOption = Annotated[
+    Path | None, typer.Option("--labels", help="labels CSV or TCGA clinical table; default: the labels given to ingest")
+]
+DEFAULT_COHORT = Path("cohort")
 
 
 def emit(as_json: bool, data: dict[str, Any], show: Callable[[], None]) -> None:
-    """What a command found: one JSON object on stdout, or its screen.
+    """Print a command's result: one JSON object on stdout, or what `show` prints.
 
-    Whoever listened may have gone (`| head`): what was done is done all the same, and so is the exit code.
+    A reader of stdout that has gone away (`| head`) changes neither what was done nor the exit code.
     """
     try:
         if as_json:
@@ -47,43 +58,43 @@ def emit(as_json: bool, data: dict[str, Any], show: Callable[[], None]) -> None:
 
 
 def options(model: type[BaseModel], leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
-    """Give a command one option for every field of a settings model; it receives the model itself.
+    """Give a command one option for every field of a settings model; the command receives the model itself.
 
-    A value the model refuses is a usage error. An option is so declared once, in `settings`.
+    Every option is declared once, in `settings`. A value that the model refuses is a usage error.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        fields = {name: one for name, one in model.model_fields.items() if name not in leave_out}
-        own = inspect.signature(command, eval_str=True)
-        into = next(name for name, one in own.parameters.items() if one.annotation is model)
+        fields = {name: field for name, field in model.model_fields.items() if name not in leave_out}
+        signature = inspect.signature(command, eval_str=True)
+        target = next(name for name, parameter in signature.parameters.items() if parameter.annotation is model)
 
         @wraps(command)
-        def run(**given: Any) -> Any:
-            values = {name: given.pop(name) for name in fields}
+        def run(**arguments: Any) -> Any:
+            values = {name: arguments.pop(name) for name in fields}
             try:
                 settings = model(**{name: value for name, value in values.items() if value not in (None, [])})
             except ValidationError as error:
                 first = error.errors()[0]
                 option = "--" + str(first["loc"][0] if first["loc"] else "options").replace("_", "-")
                 raise typer.BadParameter(f"{first['msg']}", param_hint=option) from error
-            return command(**given, **{into: settings})
+            return command(**arguments, **{target: settings})
 
-        parameters = [one for name, one in own.parameters.items() if name != into]
-        for name, one in fields.items():
-            parameters.append(_parameter(name, one))
-        run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        parameters = [parameter for name, parameter in signature.parameters.items() if name != target]
+        parameters += [_parameter(name, field) for name, field in fields.items()]
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
 
     return decorate
 
 
-def _parameter(name: str, one: Any) -> inspect.Parameter:
-    flag = "--" + (name.removesuffix("s") if one.annotation == tuple[str, ...] else name).replace("_", "-")
-    repeatable = one.annotation == tuple[str, ...]
-    kinds = [kind for kind in get_args(one.annotation) if kind is not type(None)]
-    plain = next((kind for kind in (bool, int, float, str) if kind is one.annotation or kind in kinds), str)
-    default = list(one.default) if repeatable else one.default
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    """Return a command's parameter for a settings field; a tuple of texts is a repeatable option in the singular."""
+    repeatable = field.annotation == tuple[str, ...]
+    flag = "--" + (name.removesuffix("s") if repeatable else name).replace("_", "-")
+    types = [kind for kind in get_args(field.annotation) if kind is not type(None)]
+    plain = next((kind for kind in (bool, int, float, str) if kind is field.annotation or kind in types), str)
+    default = list(field.default) if repeatable else field.default
     kind: Any = list[str] if repeatable else plain | None
-    annotation = Annotated[kind, typer.Option(flag, help=one.description)]
+    annotation = Annotated[kind, typer.Option(flag, help=field.description)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

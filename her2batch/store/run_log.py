@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -17,7 +18,11 @@ from typing import Any
 
 from her2batch.errors import Her2BatchError, StoreError
 from her2batch.files.locations import make_scratch, put
+from her2batch.files.locks import is_locked
 from her2batch.store.cohort import Cohort
+
+FOLLOW_S = 1.0
+"""Seconds between two reads of a run log that is being followed."""
 
 SENT = ("started", "progress", "ended")
 """Events after which an object store gets the journal as it is."""
@@ -82,3 +87,22 @@ def log_entries(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any
                 continue
             if isinstance(event, dict) and "event" in event:
                 yield start, event
+
+
+def follow_run(cohort: Cohort) -> Iterator[dict[str, Any]]:
+    """Yield the events of the cohort's latest run as they are written, until it ends or its process is gone.
+
+    The last event is `ended`, or `gone` where the process ended without one. Raises StoreError when there is no cohort.
+    """
+    cohort.check()
+    path, start = latest_log(cohort), 0
+    while path is not None:
+        for end, event in log_entries(path, start):
+            start = end
+            yield event
+            if event["event"] == "ended":
+                return
+        if not is_locked(cohort.root):
+            yield {"event": "gone"}
+            return
+        time.sleep(FOLLOW_S)

@@ -1,4 +1,4 @@
-"""Commands on slides and their cohort: ingest, the night, and looking after the store."""
+"""Commands on slides and their cohort: ingest, nightly runs, and maintenance of the store."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from her2batch.cli.options import OUT, CohortArgument, Json, OutOption, Quiet, emit, options
+from her2batch.cli.options import (
+    DEFAULT_COHORT,
+    CohortArgument,
+    Json,
+    KeyOption,
+    OutOption,
+    Quiet,
+    WeightsOption,
+    emit,
+    options,
+)
 from her2batch.settings import Plan, Resources, Window
 
 if TYPE_CHECKING:
-    from her2batch.runtime.ingest import IngestSummary
+    from her2batch.runtime.ingest import IngestRequest, IngestSummary
 
 
 @options(Resources)
@@ -20,87 +30,101 @@ if TYPE_CHECKING:
 @options(Plan, leave_out=("bundle",))
 def ingest(
     *,
-    scans: Annotated[Path, typer.Argument(help="the folder that the scanner writes to", show_default=False)],
-    out: OutOption = OUT,
+    scans: Annotated[
+        Path, typer.Argument(help="the scan folder, which the scanner writes to", show_default=False, metavar="SCANS")
+    ],
+    out: OutOption = DEFAULT_COHORT,
     plan: Plan,
     window: Window,
     resources: Resources,
-    bundle: Annotated[Path | None, typer.Option(help="folder of trained nets for patches and thumbnails")] = None,
-    labels: Annotated[Path | None, typer.Option(help="CSV with slide_id, patient_id, her2, ish, er, pr, stain")] = None,
-    weights: Annotated[Path | None, typer.Option(help="folder with encoder weights; default: the hub's cache")] = None,
-    pseudonymize: Annotated[Path | None, typer.Option(help="key file: no name of the source reaches the store")] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="try failed slides again")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, with disk and time")] = False,
+    bundle: Annotated[Path | None, typer.Option(help="folder of a trained bundle to score with")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="CSV with slide_id, patient_id, her2, ish, er, pr, site, stain")
+    ] = None,
+    weights: WeightsOption = None,
+    pseudonymize: Annotated[
+        Path | None, typer.Option(help="key file; no name, date or barcode reaches the cohort")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="process failed slides again")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show what would be done, with disk space and time, and write nothing")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Read every slide under SCANS and bring the cohort up to date. The same command resumes."""
+    """Process every slide in the scan folder into the cohort. Run the same command again to resume."""
     from her2batch.runtime.ingest import IngestRequest
     from her2batch.runtime.ingest import ingest as run
 
-    order = IngestRequest(scans, out, bundle, labels, weights, pseudonymize, retry_failed)
+    request = IngestRequest(scans, out, bundle, labels, weights, pseudonymize, retry_failed)
     if dry_run:
-        return _dry_run(order, plan, resources, as_json)
-    from her2batch.cli.console import print_ingest_summary, progress
+        return _dry_run(request, plan, resources, as_json)
+    from her2batch.cli.console import ingest_progress, print_ingest_summary
+    from her2batch.reports.prediction_counts import count_predictions
+    from her2batch.store.cohort import Cohort
 
-    with progress(quiet or as_json) as report:
-        summary = run(order, plan, resources, report, window)
-    emit(as_json, _summary_json(summary), lambda: print_ingest_summary(summary))
+    with ingest_progress(quiet or as_json) as report:
+        summary = run(request, plan, resources, report, window)
+    counts = count_predictions(Cohort(summary.cohort), summary.fresh)
+    data = {**_summary_json(summary), "predictions": [asdict(count) for count in counts]}
+    emit(as_json, data, lambda: print_ingest_summary(summary, counts))
     return summary.exit_code
 
 
-def _dry_run(order: Any, plan: Plan, resources: Resources, as_json: bool) -> int:
+def _dry_run(request: IngestRequest, plan: Plan, resources: Resources, as_json: bool) -> int:
     from her2batch.cli.console import print_estimate
     from her2batch.pipeline.estimate import estimate
     from her2batch.runtime.ingest import dry_run
 
-    plan, census, cohort = dry_run(order, plan)
-    rows, total = estimate(census, plan, resources, cohort)
+    plan, inventory, cohort = dry_run(request, plan)
+    rows, total = estimate(inventory, plan, resources, cohort)
     emit(as_json, {"slides": rows, **total}, lambda: print_estimate(rows, total))
     return 0
 
 
 def overnight(
-    settings: Annotated[Path, typer.Argument(help="the night's TOML file", show_default=False)],
+    settings: Annotated[
+        Path, typer.Argument(help="TOML file with the settings of the nightly run", show_default=False)
+    ],
     quiet: Quiet = False,
 ) -> int:
-    """The nightly job: ingest what is new, score it, check it, report, tell. One JSON line on stdout."""
-    from her2batch.cli.console import print_note, progress
+    """Run the nightly job: ingest new slides, score, check, report, notify. Prints one JSON line."""
+    from her2batch.cli.console import ingest_progress, print_note
     from her2batch.nightly.overnight import overnight as run
     from her2batch.settings import Overnight, from_toml
 
-    with progress(quiet) as report:
+    with ingest_progress(quiet) as report:
         night = run(
             from_toml(settings, Overnight),
             report,
-            lambda words: print_note(words, quiet),
-            lambda text: print(text, flush=True),
+            lambda text: print_note(text, quiet),
+            lambda line: print(line, flush=True),
         )
     return night.exit_code
 
 
 def status(
-    cohort: CohortArgument = OUT,
-    follow: Annotated[bool, typer.Option("--follow", help="watch the run that goes on, until it ends")] = False,
+    cohort: CohortArgument = DEFAULT_COHORT,
+    follow: Annotated[bool, typer.Option("--follow", help="follow the current run until it ends")] = False,
     as_json: Json = False,
 ) -> int:
-    """What is done, failed and why; and that nothing vanished."""
+    """Show what is done, what failed and why, and whether every file seen has an outcome."""
     if follow:
-        from her2batch.cli.console import follow as watch
+        from her2batch.cli.console import follow as follow_run
         from her2batch.store.cohort import Cohort
 
-        watch(Cohort(cohort))
+        follow_run(Cohort(cohort))
     from her2batch.cli.console import print_status
     from her2batch.store.audit import status as count
     from her2batch.store.cohort import Cohort
 
     found = count(Cohort(cohort))
-    emit(as_json, {**vars(found), "adds_up": found.adds_up}, lambda: print_status(found, cohort))
+    emit(as_json, {**vars(found), "adds_up": found.adds_up}, lambda: print_status(found))
     return 0 if found.adds_up else 1
 
 
-def verify(cohort: CohortArgument = OUT, as_json: Json = False) -> int:
-    """Check every file against its checksum and schema. `ingest` mends what this finds."""
+def verify(cohort: CohortArgument = DEFAULT_COHORT, as_json: Json = False) -> int:
+    """Check every file against its checksum and schema. Run ingest to repair what this finds."""
     from her2batch.cli.console import print_problems
     from her2batch.store.audit import verify as check
     from her2batch.store.cohort import Cohort
@@ -118,11 +142,11 @@ def forget(
     *,
     cohort: CohortArgument,
     patient: Annotated[str, typer.Option(help="the patient's id, as in the labels", show_default=False)],
-    pseudonymize: Annotated[Path | None, typer.Option(help="key file, where the cohort has pseudonyms")] = None,
-    run: Annotated[list[Path] | None, typer.Option(help="training run to look through; repeatable")] = None,
+    pseudonymize: KeyOption = None,
+    run: Annotated[list[Path] | None, typer.Option(help="training run to search for the patient; repeatable")] = None,
     as_json: Json = False,
 ) -> int:
-    """Remove one patient: every file and every row, with the proof that nothing is left."""
+    """Remove a patient's data: every file and row, and verify that nothing is left."""
     from her2batch.cli.console import print_erase_summary
     from her2batch.store.audit import verify as check
     from her2batch.store.cohort import Cohort

@@ -1,4 +1,4 @@
-"""Commands to try her2batch out: synthetic slides, the demo, and what this machine can do."""
+"""Commands to try her2batch out: synthetic slides, the demo, and a check of this machine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from her2batch.cli.options import Json, Quiet, emit
 
 
 def synth(
-    folder: Annotated[Path, typer.Argument(help="where to write it", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="folder to write the slides and labels to", show_default=False, metavar="FOLDER")
+    ],
     slides: Annotated[int, typer.Option(min=1, help="number of slides")] = 20,
-    seed: Annotated[int, typer.Option(help="another seed, another cohort")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the random generator")] = 0,
     width: Annotated[int, typer.Option(min=512, help="typical width, level-0 px")] = 6000,
     height: Annotated[int, typer.Option(min=512, help="typical height, level-0 px")] = 5000,
 ) -> int:
-    """Make a synthetic HER2 cohort with known truth: for trying the software, not for medicine."""
+    """Write a synthetic HER2 cohort with known scores, to try the software; not for medical use."""
     from her2batch.synthetic.cohort import make_cohort
 
     make_cohort(folder, slides, seed, (width, height))
@@ -27,12 +29,12 @@ def synth(
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(help="where to write everything")] = Path("demo"),
-    slides: Annotated[int, typer.Option(min=18, help="slides to train on")] = 28,
-    held_out: Annotated[int, typer.Option(min=1, help="slides to score with what was trained")] = 8,
+    folder: Annotated[Path, typer.Argument(help="folder to write everything to", metavar="FOLDER")] = Path("demo"),
+    slides: Annotated[int, typer.Option(min=18, help="number of slides to train on")] = 28,
+    held_out: Annotated[int, typer.Option(min=1, help="number of slides to score with the trained bundle")] = 8,
     quiet: Quiet = False,
 ) -> int:
-    """Synthetic slides made, ingested, trained on; and others scored with the bundle: two minutes."""
+    """Try everything on synthetic slides in two minutes: ingest, train, score held-out slides, report."""
     from her2batch.cli.demo import demo as run
     from her2batch.cli.demo import print_demo
 
@@ -42,10 +44,12 @@ def demo(
 
 
 def doctor(
-    cohort: Annotated[Path | None, typer.Argument(help="a cohort folder, to check its disk")] = None,
+    cohort: Annotated[
+        Path | None, typer.Argument(help="a cohort folder whose disk is checked too", metavar="COHORT")
+    ] = None,
     as_json: Json = False,
 ) -> int:
-    """What this machine can do, and what to install."""
+    """Check this machine: Python, packages, GPU, memory, disk, speed; and what to install."""
     from her2batch.cli.console import print_doctor
     from her2batch.runtime.doctor import examine
 

@@ -1,4 +1,4 @@
-"""Commands on what is trained: the methods, the paper's tables, a search, and scoring with a bundle."""
+"""Commands that train, reproduce the paper's tables, tune, and score with a bundle."""
 
 from __future__ import annotations
 
@@ -7,15 +7,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from her2batch.cli.options import PLACE, CohortArgument, Json, Quiet, as_place, emit, options
+from her2batch.cli.options import (
+    COHORT_HELP,
+    CohortArgument,
+    Json,
+    LabelsOption,
+    Quiet,
+    RunOption,
+    emit,
+    options,
+    parse_location,
+)
 from her2batch.settings import Resources, Spread, Training
 
 if TYPE_CHECKING:
     from her2batch.experiments.train import TrainingSummary
     from her2batch.runtime.score import ScoreSummary
 
-Annotations = Annotated[Path | None, typer.Option(help="folder of QuPath regions, SLIDE.geojson, for patch methods")]
-Labels = Annotated[Path | None, typer.Option(help="labels CSV or TCGA table; default: those given to the ingest")]
+AnnotationsOption = Annotated[
+    Path | None,
+    typer.Option("--annotations", help="folder of QuPath annotations, SLIDE.geojson, for the patch methods"),
+]
 
 
 @options(Spread, leave_out=("worker_memory", "patience"))
@@ -23,32 +35,32 @@ Labels = Annotated[Path | None, typer.Option(help="labels CSV or TCGA table; def
 def train(
     *,
     cohort: Annotated[
-        Path | None, typer.Argument(help=PLACE, show_default=False, parser=as_place, metavar="COHORT")
+        Path | None, typer.Argument(help=COHORT_HELP, show_default=False, parser=parse_location, metavar="COHORT")
     ] = None,
-    out: Annotated[Path, typer.Option(help="the run's folder")] = Path("run"),
+    out: RunOption = Path("run"),
     training: Training,
     resources: Spread,
-    labels: Labels = None,
-    annotations: Annotations = None,
-    resume: Annotated[Path | None, typer.Option(help="go on with this run, with its own settings")] = None,
+    labels: LabelsOption = None,
+    annotations: AnnotationsOption = None,
+    resume: Annotated[Path | None, typer.Option(help="continue this run with its own settings")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Train folds × methods × tasks on the same folds; figures, and a bundle. The same command resumes."""
+    """Train methods on the same folds; writes metrics and a bundle. Run the same command again to resume."""
     from her2batch.cli.console_training import print_training_summary, unit_progress
     from her2batch.experiments.train import TrainingRequest, resumed
     from her2batch.experiments.train import train as run
 
     if resume is not None:
-        study, training = resumed(resume)
+        request, training = resumed(resume)
     elif cohort is None:
-        raise typer.BadParameter("name the cohort, or give --resume RUN", param_hint="COHORT")
+        raise typer.BadParameter("name the cohort, or continue a run with --resume RUN", param_hint="COHORT")
     else:
-        study = TrainingRequest(cohort, out, labels, annotations)
+        request = TrainingRequest(cohort, out, labels, annotations)
     with unit_progress(quiet or as_json) as report:
-        found = run(study, training, resources, report)
-    emit(as_json, _trained_json(found), lambda: print_training_summary(found))
-    return found.exit_code
+        summary = run(request, training, resources, report)
+    emit(as_json, _trained_json(summary), lambda: print_training_summary(summary))
+    return summary.exit_code
 
 
 @options(Spread, leave_out=("worker_memory", "patience"))
@@ -56,24 +68,24 @@ def train(
 def reproduce(
     *,
     cohort: CohortArgument,
-    out: Annotated[Path, typer.Option(help="the run's folder")] = Path("run"),
+    out: RunOption = Path("run"),
     training: Training,
     resources: Spread,
-    labels: Labels = None,
-    annotations: Annotations = None,
+    labels: LabelsOption = None,
+    annotations: AnnotationsOption = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Every row of the paper's tables 4, 5, 6, S1–S3 and figure 5, beside its figures. The same command resumes."""
+    """Train every row of the paper's tables 4, 5, 6, S1–S3 and figure 5, and compare the figures. Resumes."""
     from her2batch.cli.console_training import print_reproduction, unit_progress
     from her2batch.experiments.reproduce import reproduce as run
     from her2batch.experiments.train import TrainingRequest
 
     with unit_progress(quiet or as_json) as report:
-        found = run(TrainingRequest(cohort, out, labels, annotations), training, resources, report)
-    data = {**_trained_json(found.trained), "tables": found.tables.to_pylist()}
-    emit(as_json, data, lambda: print_reproduction(found))
-    return found.exit_code
+        summary = run(TrainingRequest(cohort, out, labels, annotations), training, resources, report)
+    data = {**_trained_json(summary.trained), "tables": summary.tables.to_pylist()}
+    emit(as_json, data, lambda: print_reproduction(summary))
+    return summary.exit_code
 
 
 @options(Spread, leave_out=("worker_memory", "patience"))
@@ -81,26 +93,28 @@ def reproduce(
 def tune(
     *,
     cohort: CohortArgument,
-    out: Annotated[Path, typer.Option(help="the run's folder")] = Path("run"),
+    out: RunOption = Path("run"),
     training: Training,
     resources: Spread,
-    labels: Labels = None,
-    annotations: Annotations = None,
-    samples: Annotated[int, typer.Option(min=1, help="trials in each outer fold")] = 20,
-    outer: Annotated[int, typer.Option(min=1, help="outer folds that are searched; all: nested cross-validation")] = 1,
+    labels: LabelsOption = None,
+    annotations: AnnotationsOption = None,
+    samples: Annotated[int, typer.Option(min=1, help="number of trials in each outer fold")] = 20,
+    outer: Annotated[
+        int, typer.Option(min=1, help="number of outer folds that are searched; all folds: nested cross-validation")
+    ] = 1,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Search a method's settings with Ray Tune, inside the folds; the best go into a bundle. Resumes."""
+    """Search a method's settings with Ray Tune inside the folds; the best go into a bundle. Resumes."""
     from her2batch.cli.console_training import print_tuning_summary, unit_progress
     from her2batch.experiments.train import TrainingRequest
     from her2batch.experiments.tune import tune as run
 
     with unit_progress(quiet or as_json) as report:
-        found = run(TrainingRequest(cohort, out, labels, annotations), training, samples, outer, resources, report)
-    data = {**_trained_json(found.trained), "trials": found.trials.to_pylist(), "best": found.best}
-    emit(as_json, data, lambda: print_tuning_summary(found))
-    return found.exit_code
+        summary = run(TrainingRequest(cohort, out, labels, annotations), training, samples, outer, resources, report)
+    data = {**_trained_json(summary.trained), "trials": summary.trials.to_pylist(), "best": summary.best}
+    emit(as_json, data, lambda: print_tuning_summary(summary))
+    return summary.exit_code
 
 
 @options(Resources)
@@ -112,34 +126,34 @@ def score(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Predictions of a bundle for every slide of a cohort, from its tables. The same command resumes."""
-    from her2batch.cli.console_training import plain_progress, print_score_summary
+    """Score every slide of a cohort with a bundle, from the tables. Run the same command again to resume."""
+    from her2batch.cli.console_training import count_progress, print_score_summary
     from her2batch.runtime.score import score as run
 
-    with plain_progress("slides", quiet or as_json) as report:
-        found = run(cohort, bundle, resources, report)
-    emit(as_json, _scored_json(found), lambda: print_score_summary(found, cohort))
-    return found.exit_code
+    with count_progress("slides", quiet or as_json) as report:
+        summary = run(cohort, bundle, resources, report)
+    emit(as_json, _scored_json(summary), lambda: print_score_summary(summary, cohort))
+    return summary.exit_code
 
 
-def _trained_json(found: TrainingSummary) -> dict[str, Any]:
+def _trained_json(summary: TrainingSummary) -> dict[str, Any]:
     return {
-        "run": str(found.run.root),
-        "bundle": str(found.run.bundle) if found.run.bundle.is_dir() else None,
-        "report": str(found.run.report) if found.run.report.is_file() else None,
-        "summary": found.summary.to_pylist(),
-        "excluded": found.excluded.to_pylist(),
-        "failed": found.failed,
-        "exit_code": found.exit_code,
+        "run": str(summary.run.root),
+        "bundle": str(summary.run.bundle) if summary.run.bundle.is_dir() else None,
+        "report": str(summary.run.report) if summary.run.report.is_file() else None,
+        "summary": summary.summary.to_pylist(),
+        "excluded": summary.excluded.to_pylist(),
+        "failed": summary.failed,
+        "exit_code": summary.exit_code,
     }
 
 
-def _scored_json(found: ScoreSummary) -> dict[str, Any]:
+def _scored_json(summary: ScoreSummary) -> dict[str, Any]:
     return {
-        "bundle": found.bundle.id,
-        "licence": found.bundle.info.licence,
-        "scored": found.scored,
-        "already": found.already,
-        "failures": found.failures,
-        "exit_code": found.exit_code,
+        "bundle": summary.bundle.id,
+        "licence": summary.bundle.info.licence,
+        "scored": summary.scored,
+        "already": summary.already,
+        "failures": summary.failures,
+        "exit_code": summary.exit_code,
     }

@@ -30,7 +30,7 @@ def test_an_export_goes_to_a_folder_of_its_format_and_says_so() -> None:
     result = CliRunner().invoke(app, ["export", "cohort", "--to", "geojson"])
     assert result.exit_code == 0
     assert result.stdout.startswith("2 files of 2 slides, ")
-    assert ": export/geojson\ndrag a file onto its slide in QuPath" in result.stdout
+    assert ": export/geojson\nnext: drag a file onto its slide in QuPath" in result.stdout
     assert Path("export/geojson/S1.tiles.geojson").is_file()
     assert "2/2 files" in result.stderr
 
@@ -49,7 +49,7 @@ def test_embeddings_come_back_with_import(cohort: Cohort) -> None:
     words = ["import", "cohort", "export/clam-h5/features_stain/h5_files", "--encoder", "mine"]
     result = runner.invoke(app, words)
     assert result.exit_code == 0
-    assert "mine: 2 slides brought in, 0 were there already, 0 files refused" in result.stdout
+    assert "mine: 2 slides imported, 0 were there already, 0 files refused" in result.stdout
     assert "--input mine" in result.stdout
     again = json.loads(runner.invoke(app, [*words, "--json"]).stdout)
     assert (again["slides"], again["already"], again["encoders"]) == ([], ["S1", "S2"], ["mine"])

@@ -1,0 +1,75 @@
+"""The command line as a whole: greeting, version, help, closed streams, internal errors."""
+
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from her2batch.cli import app as module
+from her2batch.cli.app import COMMANDS, app
+
+
+def test_without_arguments_a_newcomer_gets_three_commands() -> None:
+    result = CliRunner().invoke(app, [])
+    assert result.exit_code == 0
+    commands = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("    her2batch ")]
+    assert commands == ["demo", "ingest", "report"]
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_version_is_the_installed_one() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"her2batch {metadata.version('her2batch')}\n")
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("command", ["", *(command.__name__.rstrip("_") for command in COMMANDS)])
+def test_help_has_a_short_flag_everywhere(command: str, flag: str) -> None:
+    result = CliRunner().invoke(app, [*command.split(), flag])
+    assert result.exit_code == 0
+    assert "Usage:" in result.stdout
+
+
+def test_shell_completion_can_be_installed() -> None:
+    environment = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    result = CliRunner().invoke(app, ["--show-completion", "bash"], env=environment)
+    assert result.exit_code == 0
+    assert "complete" in result.stdout
+
+
+def test_output_and_quiet_have_short_flags() -> None:
+    def flags(command: str) -> list[str]:
+        return CliRunner().invoke(app, [command, "-h"], env={"COLUMNS": "120"}).stdout.split()
+
+    assert all("-o" in flags(command) for command in ("ingest", "train", "reproduce", "tune", "report", "export"))
+    quiet = ("ingest", "overnight", "train", "reproduce", "tune", "score", "export", "import", "demo")
+    assert all("-q" in flags(command) for command in quiet)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams_cause_no_traceback(closed: str, tmp_path: Path) -> None:
+    line = f"exec {sys.executable} -m her2batch.cli status {tmp_path} {closed}"
+    run = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+
+
+def test_a_closed_stream_is_not_given_to_the_next_file() -> None:
+    code = "from her2batch.cli.app import open_missing_streams as o; o(); f = open('/dev/zero'); assert f.fileno() > 2"
+    run = subprocess.run(["sh", "-c", f'exec {sys.executable} -c "{code}" <&- >&-'], capture_output=True, timeout=60)
+    assert (run.returncode, run.stderr) == (0, b"")
+
+
+def test_an_unexpected_error_is_one_line_with_the_file_of_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken() -> int:
+        raise ZeroDivisionError("x")
+
+    assert module._run(broken) == 1
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("her2batch: internal error: ZeroDivisionError: x; the traceback is in ")
+    log = Path(line.rsplit(" ", 1)[1])
+    assert "ZeroDivisionError" in log.read_text()
+    log.unlink()

@@ -1,0 +1,48 @@
+"""Metrics, trials and the paper's rows fit a terminal; excluded slides are counted with examples."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from her2batch.cli.console_training import count_progress, print_excluded, print_metrics
+
+ROW = {"task": "her2-3way", "method": "majority-vote", "input": "patches-moderate", "n": 72}
+METRICS = {f"{name}_{kind}": value for name in ("auc", "f1", "accuracy", "kappa")
+           for kind, value in (("mean", 97.83), ("sd", 1.62))}  # fmt: skip
+
+
+def screen(width: int) -> tuple[io.StringIO, Console]:
+    file = io.StringIO()
+    return file, Console(file=file, width=width, force_terminal=True, color_system=None, highlight=False)
+
+
+def test_metrics_fit_80_columns_without_the_least_important() -> None:
+    file, console = screen(80)
+    print_metrics(console, [ROW | METRICS])
+    lines = file.getvalue().splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert lines[2].split() == ["her2-3way", "majority-vote", "patches-moderate", "97.83±1.62", "97.83±1.62"]
+    assert "F1" in lines[-1]
+
+
+def test_metrics_have_every_column_where_there_is_room() -> None:
+    file, console = screen(10_000)
+    print_metrics(console, [ROW | METRICS | {"kappa_mean": None}])
+    assert file.getvalue().splitlines()[2].split()[-2:] == ["–", "72"]
+
+
+def test_excluded_slides_are_counted_with_five_examples() -> None:
+    file, console = screen(10_000)
+    rows = [{"task": "er", "reason": "needs-ish", "words": f"S{k} is 2+ without ISH"} for k in range(7)]
+    rows.append({"task": "er", "reason": "no-label", "words": "S9 has no er"})
+    print_excluded(console, rows)
+    first, second = file.getvalue().splitlines()
+    assert first == "left out of er: 7 × needs-ish (" + "; ".join(row["words"] for row in rows[:5]) + "; and 2 more)"
+    assert second == "left out of er: 1 × no-label"
+
+
+def test_progress_counts_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    with count_progress("slides", quiet=False) as report:
+        report(1, 2)
+    assert capsys.readouterr().err == "1/2 slides\n"

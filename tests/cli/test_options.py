@@ -1,0 +1,60 @@
+"""Settings become options once; a value that the settings refuse is a usage error."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
+
+from her2batch.cli.options import emit, options, parse_location
+from her2batch.settings import Plan, Window
+
+
+@options(Plan, leave_out=("bundle",))
+def show_plan(plan: Plan) -> None:
+    typer.echo(plan.model_dump_json())
+
+
+@options(Window)
+def show_window(window: Window) -> None:
+    typer.echo(window.model_dump_json())
+
+
+def invoke(command: object, *words: str) -> Result:
+    application = typer.Typer()
+    application.command()(command)
+    return CliRunner().invoke(application, list(words), env={"COLUMNS": "200"})
+
+
+def test_every_field_is_an_option_with_its_default() -> None:
+    assert json.loads(invoke(show_plan).stdout) == Plan().model_dump(mode="json")
+
+
+def test_a_tuple_is_a_repeatable_option_in_the_singular() -> None:
+    plan = json.loads(invoke(show_plan, "--encoder", "stain", "--encoder", "uni", "--mpp", "0.25").stdout)
+    assert (plan["encoders"], plan["mpp"]) == (["stain", "uni"], 0.25)
+
+
+def test_a_value_out_of_range_names_its_option() -> None:
+    result = invoke(show_plan, "--mpp-override", "99")
+    assert result.exit_code == 2
+    assert "--mpp-override" in result.stderr
+
+
+def test_the_help_is_what_the_settings_say() -> None:
+    text = invoke(show_window, "--help").stdout
+    assert all(f"--{name}" in text for name in Window.model_fields)
+    assert str(Window.model_fields["until"].description)[:40] in text
+
+
+def test_a_relative_folder_stays_relative() -> None:
+    assert parse_location("cohort") == Path("cohort")
+
+
+def test_a_result_is_one_json_object_or_text(capsys: pytest.CaptureFixture[str]) -> None:
+    emit(True, {"path": Path("a")}, lambda: typer.echo("text"))
+    assert json.loads(capsys.readouterr().out) == {"path": "a"}
+    emit(False, {}, lambda: typer.echo("text"))
+    assert capsys.readouterr().out == "text\n"
