@@ -32,7 +32,7 @@ from slides import KINDS, make
 
 from her2batch.settings import Plan
 from her2batch.slides import pyramid
-from her2batch.slides.codecs import encode, pack
+from her2batch.slides.codecs import compress_lossless, encode_jpeg
 from her2batch.slides.readers import open_slide
 from her2batch.slides.tiff_slide import TiledTiffSlide
 from her2batch.vision.tissue import segment_tissue
@@ -52,7 +52,7 @@ def write(slide: TiledTiffSlide, tissue: np.ndarray, out: Path, lossless: bool =
     """Seconds for a pyramid."""
     shutil.rmtree(out, ignore_errors=True)
     started = time.perf_counter()
-    pyramid.write(slide, tissue, out, QUALITY, lossless)
+    pyramid.write_pyramid(slide, tissue, out, QUALITY, lossless)
     if flush:
         sync(out)
     return time.perf_counter() - started
@@ -83,7 +83,7 @@ def recode(streams: list[bytes], lossless: bool) -> float:
     started = time.perf_counter()
     for stream in streams:
         imagecodecs.jpeg2k_decode(stream, out=buffer)
-        pack(buffer) if lossless else encode(buffer, QUALITY)
+        compress_lossless(buffer) if lossless else encode_jpeg(buffer, QUALITY)
     return time.perf_counter() - started
 
 
@@ -96,7 +96,7 @@ def touched(slide: TiledTiffSlide, tissue: np.ndarray) -> list[tuple[int, int]]:
     """Level and number of every chunk that is stored."""
     found = []
     for level, size in enumerate(slide.info.levels):
-        stored = pyramid.touched(tissue, size).ravel()
+        stored = pyramid.tissue_chunks(tissue, size).ravel()
         found += [(level, int(index)) for index in np.flatnonzero(stored)]
     return found
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from her2batch.slides import cucim as cucim_reader  # before torch: after it, cuCIM never loads
 
-cucim_reader.load()
+cucim_reader.load_cucim()
 
 import cv2  # noqa: E402
 import imagecodecs  # noqa: E402
@@ -141,7 +141,7 @@ def measure(path: Path, scratch: Path, workers: int, rounds: int) -> dict[str, f
     with open_slide(path) as slide:
         mask = np.ones((8, 8), bool)
         if not stored.exists():
-            pyramid.write(slide, mask, stored, Plan().jpeg_quality)
+            pyramid.write_pyramid(slide, mask, stored, Plan().jpeg_quality)
     parts = [part for part in np.array_split(tiles, workers) if len(part)]
     some = tiles[: max(256, len(tiles) // 4)]  # of the slow side: a quarter says as much
     with processes(workers) as pool:

@@ -16,7 +16,7 @@ from her2batch.errors import InputError
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Plan, Resources
-from her2batch.slides.cucim import load as load_cucim
+from her2batch.slides.cucim import load_cucim
 from her2batch.synthetic.cohort import make_cohort
 
 with contextlib.suppress(InputError):

@@ -19,7 +19,7 @@ from her2batch.errors import Her2BatchError, InputError, StoreError
 from her2batch.exchange import clam_h5, csv, dicom, geojson
 from her2batch.files.atomic import atomic_write
 from her2batch.files.locations import AWAY, to_location
-from her2batch.slides.discover import silent
+from her2batch.slides.discover import silence_pydicom
 from her2batch.store import schemas
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.training_run import file_name_of
@@ -251,7 +251,7 @@ def _fileable(source: ExportSource, row: Row) -> dict[str, list[Row]]:
 
 
 def _write_dicom(row: Row, predictions: Mapping[str, list[Row]], path: Path) -> None:
-    with silent():  # a log is not where a patient's name belongs
+    with silence_pydicom():  # a log is not where a patient's name belongs
         dicom.report(row, dicom.source_image(row), predictions).save_as(path, enforce_file_format=True)
 
 

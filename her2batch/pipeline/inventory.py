@@ -18,7 +18,7 @@ from typing import Any
 
 from her2batch.errors import InputError, StoreError, legible
 from her2batch.settings import Plan
-from her2batch.slides.discover import DiscoveredSlides, FileProbe, IgnoredFile, SlideSource, discover_slides
+from her2batch.slides.discover import DiscoveredSlides, FileProbe, IgnoredFile, SlideFiles, discover_slides
 from her2batch.slides.fingerprint import fingerprint_slide
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.erase import digest_of, erased_digests
@@ -34,7 +34,7 @@ class SlideJob:
     """One slide to process."""
 
     slide_id: str
-    source: SlideSource
+    source: SlideFiles
     sha256: str | None
     patient_id: str | None = None
     stain: str | None = None
@@ -163,7 +163,7 @@ class InventoryUpdater:
             self.left.put(todo)
         return fresh
 
-    def _settle(self, source: SlideSource) -> SlideJob | None:
+    def _settle(self, source: SlideFiles) -> SlideJob | None:
         path = self._names.path(source.path)
         entry = self._ledger.entries.get(path)
         if entry is None:
@@ -186,11 +186,11 @@ class InventoryUpdater:
             row["status"] == "failed" or self.cohort.intact(row, self._sizes)
         )
 
-    def knows(self, source: SlideSource) -> bool:
+    def knows(self, source: SlideFiles) -> bool:
         """Whether a file is as it was when its slide was done, or was found to be a copy."""
         return self._ledger.settled(source)
 
-    def finished(self, source: SlideSource, row: Row) -> None:
+    def finished(self, source: SlideFiles, row: Row) -> None:
         """A slide's row is committed: what its content is, a copy that comes later must find."""
         self.rows[row["slide_id"]] = row
         waiting = self.left.slides.get(row["slide_id"])
@@ -198,7 +198,7 @@ class InventoryUpdater:
             self.left.drop(row["slide_id"])
         self._ledger.learn(self._names.path(source.path), row["sha256"])
 
-    def defer(self, source: SlideSource, why: str) -> None:
+    def defer(self, source: SlideFiles, why: str) -> None:
         """A slide is left to the next run."""
         path = self._names.path(source.path)
         self._ledger.note_deferred(source, self._names.reason(why))
@@ -245,7 +245,7 @@ class SeenFiles:
         self._gone, self._gone_sizes = set(gone), {size for size, _ in gone}
         self.entries = {entry["path"]: entry for entry in entries}
         self._rows, self._names = rows, names
-        self._sources: dict[str, SlideSource] = {}  # of this run, by path
+        self._sources: dict[str, SlideFiles] = {}  # of this run, by path
         slides = [entry for entry in entries if _named(entry)]
         for entry in slides:  # a run that was killed committed rows without writing down their digests
             row = rows.get(entry["slide_id"])
@@ -260,14 +260,14 @@ class SeenFiles:
         reason = self._names.reason(file.reason)
         self.entries[path] = _entry(path, file.bytes, file.mtime_ns, 1, None, "ignored", None, reason)
 
-    def note_deferred(self, source: SlideSource, why: str) -> None:
+    def note_deferred(self, source: SlideFiles, why: str) -> None:
         """A slide that is left to the next run; it keeps its id, if it has one."""
         path = self._names.path(source.path)
         old = self.entries.get(path)
         slide_id = old["slide_id"] if old is not None and _named(old) else None
         self.entries[path] = _entry(path, *source.stat_key, None, "deferred", slide_id, why)
 
-    def note_slides(self, slides: list[SlideSource]) -> None:
+    def note_slides(self, slides: list[SlideFiles]) -> None:
         """Give every slide its entry: the old one where the file is as it was, a new id, or what it is a copy of."""
         self._sources |= {self._names.path(source.path): source for source in slides}
         fresh = [source for source in slides if not self._unchanged(source)]
@@ -282,7 +282,7 @@ class SeenFiles:
             with suppress(FileNotFoundError):  # taken away this moment: nobody has seen it
                 self._note_slide(source, could_be_copy=sizes[source.bytes] > 1)
 
-    def _note_slide(self, source: SlideSource, could_be_copy: bool) -> None:
+    def _note_slide(self, source: SlideFiles, could_be_copy: bool) -> None:
         path = self._names.path(source.path)
         old = self.entries.get(path)
         if source.bytes in self._gone_sizes:
@@ -305,12 +305,12 @@ class SeenFiles:
         if sha256 is not None:
             self._by_digest[sha256] = entry
 
-    def settled(self, source: SlideSource) -> bool:
+    def settled(self, source: SlideFiles) -> bool:
         """Whether a file has not changed since its slide's row was written, or since it was found to be a copy."""
         entry = self.entries.get(self._names.path(source.path))
         return entry is not None and self._unchanged(source) and entry["slide_id"] in self._rows
 
-    def _unchanged(self, source: SlideSource) -> bool:
+    def _unchanged(self, source: SlideFiles) -> bool:
         entry = self.entries.get(self._names.path(source.path))
         if entry is None or entry["outcome"] not in ("slide", "duplicate"):
             return False
@@ -318,7 +318,7 @@ class SeenFiles:
             return False  # what it was a copy of has changed: now it is a slide of its own
         return (entry["bytes"], entry["mtime_ns"], entry["n_files"]) == source.stat_key
 
-    def _settle(self, source: SlideSource, path: str, old: Row | None, could_be_copy: bool) -> Row:
+    def _settle(self, source: SlideFiles, path: str, old: Row | None, could_be_copy: bool) -> Row:
         slide_id = old["slide_id"] if old is not None and _named(old) else None
         wanted = slide_id or self._names.slide(source.path.stem)
         sha = None
@@ -340,7 +340,7 @@ class SeenFiles:
         return next(one for n in range(8, 65) if (one := f"{wanted}-{sha[:n]}").lower() not in self._ids)
 
 
-def _sha256(source: SlideSource) -> str | None:
+def _sha256(source: SlideFiles) -> str | None:
     """A slide's digest; None where it can't be read, as its row will say. Raises FileNotFoundError."""
     try:
         return fingerprint_slide(source.members).sha256

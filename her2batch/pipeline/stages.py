@@ -1,89 +1,67 @@
-"""The stages of the ingest: one list. What runs, in which order, and what each takes and gives, is said here only.
+"""The stages of the ingest, as one list: what runs, in which order, what each takes, gives and writes.
 
-A stage is a function from named values to named values, made once in each worker. It works on a whole slide, or on the
-tiles of one of the slide's grids, which are decoded once for all stages that share the grid. Neither knows Ray.
+A stage works on the whole slide, on the tiles of one of the slide's grids, which are decoded once for all stages that
+share the grid, or on the results of the others. It names its own table. Ray is unknown here; torch is imported where a
+stage is made, so that a worker without networks starts 2 s sooner and takes 200 MB less.
 
-torch is imported where a stage is made, so that a worker without nets starts 2 s sooner and 200 MB lighter.
+A new stage is a function, a row in STAGES and, for a table of its own, a row in `store.schemas.TABLES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
-from her2batch.models.membrane_rule import apply_rule as judge_membrane
-from her2batch.models.membrane_rule import rule_predictions
+from her2batch.models.membrane_rule import apply_rule, rule_predictions
+from her2batch.models.predictor import BundlePredictor
 from her2batch.pipeline.patch_grid import patch_grid
-from her2batch.settings import Plan
+from her2batch.pipeline.predict import N_PATCH_CLASSES, load_networks, patch_table, predict_slide, thumbnail_table
+from her2batch.pipeline.slide_state import (
+    ASIDE,
+    RESULTS,
+    WHOLE_SLIDE,
+    Overview,
+    SlideState,
+    Stage,
+    StageContext,
+    StainFit,
+    Tables,
+    TileColumns,
+    TissueTiles,
+    Work,
+    always,
+)
 from her2batch.slides import pyramid
 from her2batch.slides.slide import Box, Slide, SlideInfo, resample
-from her2batch.tasks import PATCH_INPUTS, RESOLUTIONS
+from her2batch.store import schemas
+from her2batch.store.training_run import file_name_of
+from her2batch.tasks import MEMBRANE, PATCH_INPUTS
 from her2batch.vision import tile_grid
-from her2batch.vision.membrane import MEMBRANE, TileBatch, feature_index
-from her2batch.vision.patches import clahe, usable_patches
-from her2batch.vision.quality import assess_quality as judge_quality
+from her2batch.vision.membrane import MEMBRANE_COLUMNS, TileBatch, feature_index
+from her2batch.vision.patches import apply_clahe, usable_patches
+from her2batch.vision.quality import Quality, assess_quality
 from her2batch.vision.stain import fit_stain_vectors, guess_stain, white_point
-from her2batch.vision.thumbnail import crop_to_tissue, decode_jpeg, encode_jpeg
+from her2batch.vision.thumbnail import encode_jpeg
 from her2batch.vision.tile_grid import MAX_UPSAMPLING, TileGrid
 from her2batch.vision.tissue import Tissue, segment_tissue, tile_fractions
-
-if TYPE_CHECKING:
-    from her2batch.models.bundle import Bundle
 
 OVERVIEW_MPP = 8.0
 """µm/px at which tissue is found (methods.md §2)."""
 
-SAMPLE = 32
+SAMPLE_TILES = 32
 """Tiles that a slide's stain vectors are fitted on, spread evenly over its tissue."""
 
 THUMBNAIL_EDGE = 2048
+"""Long edge of the stored thumbnail, px."""
 
-State = dict[str, Any]
-Work = Callable[..., Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class StageContext:
-    """What a worker needs to make its stages."""
-
-    plan: Plan
-    bundle: Bundle | None = None
-    weights: Path | None = None
-    device: str = "cpu"
-    dims: Mapping[str, int] = field(default_factory=dict)  # length of each encoder's embedding
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of the way.
-
-    over: 'slide'; 'aside', a whole slide too, but only the commit waits for it; or the grid whose tiles it gets.
-    takes, gives: names in the state.  gpu: uses one where there is one.  make: called once in each worker, returns the
-    work: keyword arguments named as in `takes` (over a grid: one TileBatch), and a mapping with the names of `gives`
-    (over a grid: arrays of one row a tile).
-    """
-
-    name: str
-    over: str
-    takes: tuple[str, ...]
-    gives: tuple[str, ...]
-    make: Callable[[StageContext], Work]
-    gpu: bool = False
-
-
-def check_stages(stages: Iterable[Stage], given: Iterable[str]) -> None:
-    """Refuse a chain with a gap. Raises ValueError."""
-    have = set(given)
-    for stage in stages:
-        if missing := set(stage.takes) - have:
-            raise ValueError(f"stage {stage.name} needs {sorted(missing)}; nothing before it gives that")
-        have |= set(stage.gives)
+BLANK_RANGE = 2
+"""A tile whose grey values span no more than this holds no image: glass has noise, tissue has structure."""
 
 
 def check_mpp(info: SlideInfo, target: float) -> SlideInfo:
@@ -96,115 +74,89 @@ def check_mpp(info: SlideInfo, target: float) -> SlideInfo:
 # -- over the slide --------------------------------------------------------------------------------------------
 
 
-def _look(context: StageContext) -> Work:
-    """The overview, and the picture that is kept of it."""
-
-    def work(slide: Slide) -> State:
+def _make_overview(context: StageContext) -> Work:
+    def work(slide: Slide) -> Overview:
         mpp = check_mpp(slide.info, context.plan.mpp).mpp
         assert mpp is not None
         overview = slide.overview(max(OVERVIEW_MPP, mpp))
         longest = max(slide.info.width, slide.info.height)
-        fine = longest * mpp / THUMBNAIL_EDGE  # µm/px of a picture of full size
-        picture = overview if fine >= OVERVIEW_MPP else slide.overview(max(fine, mpp))
-        scale = THUMBNAIL_EDGE / max(picture.shape[:2])
+        fine = longest * mpp / THUMBNAIL_EDGE  # µm/px of a thumbnail of full size
+        thumbnail = overview if fine >= OVERVIEW_MPP else slide.overview(max(fine, mpp))
+        scale = THUMBNAIL_EDGE / max(thumbnail.shape[:2])
         if scale < 1:
-            picture = resample(picture, round(picture.shape[1] * scale), round(picture.shape[0] * scale))
-        return {"overview": overview, "overview_mpp": max(OVERVIEW_MPP, mpp), "picture": encode_jpeg(picture)}
+            thumbnail = resample(thumbnail, round(thumbnail.shape[1] * scale), round(thumbnail.shape[0] * scale))
+        return Overview(overview, max(OVERVIEW_MPP, mpp), encode_jpeg(thumbnail))
 
     return work
 
 
 def _find_tissue(context: StageContext) -> Work:
-    def work(slide: Slide, overview: NDArray[np.uint8], overview_mpp: float) -> State:
-        tissue = segment_tissue(overview, overview_mpp)
+    def work(slide: Slide, overview: Overview) -> TissueTiles:
+        tissue = segment_tissue(overview.rgb, overview.mpp)
         plan, info = context.plan, slide.info
         assert info.mpp is not None
         tiles = tile_grid.plan_tiles(info.width, info.height, info.mpp, plan.mpp, plan.tile)
-        share = tile_fractions(tissue.mask, info.width, info.height, tiles)
-        kept = share >= max(plan.min_tissue, 1e-6)
-        tiles, fractions = tiles[kept], share[kept]
+        fractions = tile_fractions(tissue.mask, info.width, info.height, tiles)
+        kept = fractions >= max(plan.min_tissue, 1e-6)
+        tiles, fractions = tiles[kept], fractions[kept]
         grids = {"tiles": TileGrid(plan.mpp, plan.tile, tiles)}
-        for name in _patch_inputs(context):
-            grids[name] = patch_grid(info, plan, tiles, fractions, PATCH_INPUTS[name])
-        return {"tissue": tissue, "grids": grids, "fractions": fractions}
+        for name, mpp in PATCH_INPUTS.items():
+            if context.has_network("patch", name):
+                grids[name] = patch_grid(info, plan, tiles, fractions, mpp)
+        return TissueTiles(tissue, grids, fractions)
 
     return work
 
 
-def _patch_inputs(context: StageContext) -> list[str]:
-    """Resolutions for which the bundle has a net."""
-    models = context.bundle.info.models if context.bundle is not None else ()
-    wanted = {entry.input for entry in models if entry.kind == "patch"}
-    return [name for name in PATCH_INPUTS if name in wanted]
-
-
-def _judge_quality(_: StageContext) -> Work:
-    def work(overview: NDArray[np.uint8], tissue: Tissue) -> State:
-        return {"quality": judge_quality(overview, tissue)}
+def _assess_quality(_: StageContext) -> Work:
+    def work(overview: Overview, tissue_tiles: TissueTiles) -> Quality:
+        return assess_quality(overview.rgb, tissue_tiles.tissue)
 
     return work
 
 
 def _fit_stains(context: StageContext) -> Work:
-    def work(slide: Slide, overview: NDArray[np.uint8], tissue: Tissue, grids: Mapping[str, TileGrid]) -> State:
-        white = white_point(overview, ~tissue.mask)
-        tiles = grids["tiles"].tiles
-        chosen = tiles[np.unique(np.linspace(0, len(tiles) - 1, SAMPLE).round().astype(int))] if len(tiles) else tiles
+    def work(slide: Slide, overview: Overview, tissue_tiles: TissueTiles) -> StainFit:
+        white = white_point(overview.rgb, ~tissue_tiles.tissue.mask)
+        tiles = tissue_tiles.grids["tiles"].tiles
+        evenly = np.unique(np.linspace(0, len(tiles) - 1, SAMPLE_TILES).round().astype(int))
+        sampled = tiles[evenly] if len(tiles) else tiles
         edge, mpp = context.plan.tile, context.plan.mpp
-        sample = np.empty((len(chosen), edge, edge, 3), np.uint8)
-        for k, (x, y, size) in enumerate(chosen.tolist()):
-            sample[k] = resample(slide.region(Box(x, y, size, size), mpp), edge, edge)
-        stains = fit_stain_vectors(sample, white)
-        return {"stains": stains, "marker": guess_stain(sample, stains)}
+        pixels = np.empty((len(sampled), edge, edge, 3), np.uint8)
+        for k, (x, y, size) in enumerate(sampled.tolist()):
+            pixels[k] = resample(slide.region(Box(x, y, size, size), mpp), edge, edge)
+        stains = fit_stain_vectors(pixels, white)
+        return StainFit(stains, guess_stain(pixels, stains))
 
     return work
 
 
 def _write_pyramid(context: StageContext) -> Work:
-    def work(slide: Slide, tissue: Tissue, grids: Mapping[str, TileGrid], draft_pyramid: Path) -> State:
-        wanted = _painted(tissue.mask, slide, grids["tiles"].tiles)
-        pyramid.write(slide, wanted, draft_pyramid, context.plan.jpeg_quality, context.plan.lossless)
-        return {}
+    def work(slide: Slide, tissue_tiles: TissueTiles, pyramid_path: Path) -> None:
+        stored = _stored_area(tissue_tiles.tissue, slide, tissue_tiles.grids["tiles"].tiles)
+        pyramid.write_pyramid(slide, stored, pyramid_path, context.plan.jpeg_quality, context.plan.lossless)
 
     return work
 
 
-def _painted(mask: NDArray[np.bool_], slide: Slide, tiles: NDArray[np.int32]) -> NDArray[np.bool_]:
+def _stored_area(tissue: Tissue, slide: Slide, tiles: NDArray[np.int32]) -> NDArray[np.bool_]:
     """Tissue with every kept tile whole, so that the tiles can be cut from the pyramid again, pixel by pixel."""
-    painted = mask.copy()
-    fy, fx = mask.shape[0] / slide.info.height, mask.shape[1] / slide.info.width
+    stored = tissue.mask.copy()
+    fy, fx = stored.shape[0] / slide.info.height, stored.shape[1] / slide.info.width
     for x, y, size in tiles:
         top, bottom = int(y * fy), int(np.ceil((y + size) * fy))
         left, right = int(x * fx), int(np.ceil((x + size) * fx))
-        painted[top:bottom, left:right] = True
-    return painted
+        stored[top:bottom, left:right] = True
+    return stored
 
 
 def _classify_thumbnail(context: StageContext) -> Work:
-    from her2batch.models.bundle import load
+    assert context.bundle is not None
+    networks, table_name = load_networks(context.bundle, context.device, "thumbnail"), f"thumbnails/{context.bundle.id}"
 
-    entries = [one for one in context.bundle.info.models if one.kind == "thumbnail"] if context.bundle else []
-    nets = [load(context.bundle, entry, context.device) for entry in entries] if context.bundle else []
-
-    def work(slide: Slide, picture: bytes, grids: Mapping[str, TileGrid]) -> State:
-        rows = []
-        for entry, net in zip(entries, nets, strict=True):
-            shown = decode_jpeg(picture)
-            pixels, _ = crop_to_tissue(shown, grids["tiles"].tiles, slide.info.width, slide.info.height, entry.edge)
-            p = net(pixels[None])[0]
-            rows.append({"task": entry.task, "p": p.tolist(), "method": entry.method, "input": entry.input})
-        return {"thumbnails": rows}
-
-    return work
-
-
-def _apply_rule(_: StageContext) -> Work:
-    def work(marker: str, tiles_membrane: NDArray[np.float32], stain: str | None) -> State:
-        if not len(tiles_membrane) or (stain or marker) not in ("her2", "ihc"):
-            return {"predictions": []}
-        table = {name: tiles_membrane[:, k] for k, name in enumerate(MEMBRANE)}
-        verdict = judge_membrane(table)
-        return {"predictions": rule_predictions(verdict, presumed=stain is None)}
+    def work(slide: Slide, slide_id: str, overview: Overview, tissue_tiles: TissueTiles) -> Tables:
+        tiles, info = tissue_tiles.grids["tiles"].tiles, slide.info
+        return {table_name: thumbnail_table(slide_id, networks, overview.jpeg, tiles, info.width, info.height)}
 
     return work
 
@@ -213,17 +165,40 @@ def _apply_rule(_: StageContext) -> Work:
 
 
 def _measure(_: StageContext) -> Work:
-    """What every tile is measured for; the figures are shared with the stain encoder."""
+    """Measurements of every tile; `TileBatch.figures` are shared with the stain encoder."""
 
-    def work(batch: TileBatch) -> dict[str, NDArray[Any]]:
-        figures = batch.figures
+    def work(batch: TileBatch) -> Mapping[str, NDArray[Any]]:
+        figures, flat = batch.figures, batch.pixels.reshape(len(batch.pixels), -1)
         return {
-            "tiles_dab": figures[:, feature_index("dab")],
-            "tiles_blur": figures[:, feature_index("blur")],
-            "tiles_membrane": figures[:, [feature_index(name) for name in MEMBRANE]],
+            "dab": figures[:, feature_index("dab")],
+            "blur": figures[:, feature_index("blur")],
+            "membrane": figures[:, [feature_index(name) for name in MEMBRANE_COLUMNS]],
+            "blank": flat.max(axis=1) - flat.min(axis=1) <= BLANK_RANGE,
         }
 
     return work
+
+
+def _measurement_tables(_: StageContext, state: SlideState) -> Tables:
+    tiles, n, keys = _keys(state)
+    measured = state.measurements
+    dab, blur = (measured.in_tile_order(name, n).astype(np.float32) for name in ("dab", "blur"))
+    membrane = measured.in_tile_order("membrane", n, len(MEMBRANE_COLUMNS)).astype(np.float32)
+    corners = {name: tiles[:, k].astype(np.int32) for k, name in enumerate(("x", "y", "size"))}
+    tissue = state.tissue_tiles.fractions.astype(np.float32)
+    shares = {name: membrane[:, k] for k, name in enumerate(MEMBRANE_COLUMNS)}
+    return {
+        "tiles": pa.table({**keys, **corners, "tissue": tissue, "dab": dab, "blur": blur}, schemas.schema("tiles")),
+        "membrane": pa.table({**keys, **shares}, schemas.schema("membrane")),
+    }
+
+
+def _keys(state: SlideState) -> tuple[NDArray[np.int32], int, dict[str, pa.Array]]:
+    """Tiles of the slide, (n, 3) x, y, size; their number; the key columns of a table with one row a tile."""
+    tiles = state.tissue_tiles.grids["tiles"].tiles
+    n = len(tiles)
+    ids, numbers = pa.array([state.slide_id] * n, pa.string()), pa.array(np.arange(n, dtype=np.int32))
+    return tiles, n, {"slide_id": ids, "tile": numbers}
 
 
 def _embed(context: StageContext) -> Work:
@@ -231,59 +206,111 @@ def _embed(context: StageContext) -> Work:
 
     encoders = {name: load_encoder(name, context.device, context.weights) for name in context.plan.encoders}
 
-    def work(batch: TileBatch) -> dict[str, NDArray[Any]]:
-        return {f"embeddings/{name}": encoder(batch) for name, encoder in encoders.items()}
+    def work(batch: TileBatch) -> Mapping[str, NDArray[Any]]:
+        return {name: encoder(batch) for name, encoder in encoders.items()}
 
     return work
 
 
-def _classify_patches(name: str) -> Callable[[StageContext], Work]:
+def _embedding_tables(context: StageContext, state: SlideState) -> Tables:
+    tables = {}
+    _, n, keys = _keys(state)
+    for name in context.plan.encoders:
+        vectors = state.embeddings.in_tile_order(name, n, context.dims[name])
+        flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+        tables[f"embeddings/{file_name_of(name)}"] = schemas.embeddings(state.slide_id, keys["tile"], flat)
+    return tables
+
+
+def _embeds_with_network(context: StageContext) -> bool:
+    return set(context.plan.encoders) != {"stain"}
+
+
+def _patch_stage(name: str) -> Stage:
+    """The stage of the patches of one resolution."""
+
     def make(context: StageContext) -> Work:
-        from her2batch.models.bundle import load
+        assert context.bundle is not None
+        (network,) = load_networks(context.bundle, context.device, "patch", name)
 
-        models = context.bundle.info.models if context.bundle else []
-        entry = next((one for one in models if one.kind == "patch" and one.input == name), None)
-        net = load(context.bundle, entry, context.device) if context.bundle and entry else None
-
-        def work(batch: TileBatch) -> dict[str, NDArray[Any]]:
-            if net is None:
-                raise ValueError(f"the bundle holds no net for {name}")
-            return {name: net(clahe(batch.pixels)), f"{name}_usable": usable_patches(batch.pixels)}
+        def work(batch: TileBatch) -> Mapping[str, NDArray[Any]]:
+            return {"p": network.classify(apply_clahe(batch.pixels)), "usable": usable_patches(batch.pixels)}
 
         return work
 
-    return make
+    def tables(context: StageContext, state: SlideState) -> Tables:
+        assert context.bundle is not None
+        grid, columns = state.tissue_tiles.grids[name].tiles, state.get(name)
+        usable = columns.in_tile_order("usable", len(grid)).astype(
+            bool
+        )  # white and black ones: left out of training too
+        p = columns.in_tile_order("p", len(grid), N_PATCH_CLASSES)[usable].astype(np.float32)
+        patches = grid[usable].astype(np.int32)
+        return {f"patches/{context.bundle.id}": patch_table(state.slide_id, name, patches, p)}
 
+    def needed(context: StageContext) -> bool:
+        return context.has_network("patch", name)
+
+    return Stage(name, name, TILES, name, make, tables, needed=needed, gpu=always)
+
+
+# -- over results ----------------------------------------------------------------------------------------------
+
+
+def _apply_rule(_: StageContext) -> Work:
+    def work(row: Mapping[str, Any], stain: str | None, stain_fit: StainFit, measurements: TileColumns) -> Tables:
+        found: list[dict[str, Any]] = []
+        if len(measurements.tiles) and (stain or stain_fit.marker) in ("her2", "ihc"):
+            membrane = measurements.column("membrane")  # in the order of reading, in which its sums are defined
+            result = apply_rule({name: membrane[:, k] for k, name in enumerate(MEMBRANE_COLUMNS)})
+            found = rule_predictions(result, presumed=stain is None)
+        keys = {"slide_id": row["slide_id"], "patient_id": row["patient_id"]}
+        rows = [{**values, **keys} for values in found]
+        return {f"predictions/{MEMBRANE}": pa.Table.from_pylist(rows, schemas.schema("predictions"))}
+
+    return work
+
+
+def _predict(context: StageContext) -> Work:
+    assert context.bundle is not None
+    predictor = BundlePredictor(context.bundle)
+
+    def work(row: Mapping[str, Any], tables: Tables) -> Tables:
+        return predict_slide(predictor, row, tables.__getitem__)
+
+    return work
+
+
+def _has_thumbnail_network(context: StageContext) -> bool:
+    return context.has_network("thumbnail")
+
+
+def _has_bundle(context: StageContext) -> bool:
+    return context.bundle is not None
+
+
+TILES = ("tissue_tiles", "stain_fit")
+"""What every stage over a grid takes: its tiles, and the stains of a TileBatch."""
 
 STAGES: tuple[Stage, ...] = (
-    Stage("look", "slide", ("slide",), ("overview", "overview_mpp", "picture"), _look),
-    Stage("tissue", "slide", ("slide", "overview", "overview_mpp"), ("tissue", "grids", "fractions"), _find_tissue),
-    Stage("quality", "slide", ("overview", "tissue"), ("quality",), _judge_quality),
-    Stage("stains", "slide", ("slide", "overview", "tissue", "grids"), ("stains", "marker"), _fit_stains),
-    Stage("pyramid", "aside", ("slide", "tissue", "grids", "draft_pyramid"), (), _write_pyramid),
-    Stage("membrane", "tiles", ("stains", "grids"), ("tiles_dab", "tiles_blur", "tiles_membrane"), _measure),
-    Stage("embed", "tiles", ("stains", "grids"), ("embeddings",), _embed, gpu=True),
-    *(
-        Stage(name, name, ("stains", "grids"), (name,), _classify_patches(name), gpu=True)
-        for name in (f"patches-{one}" for one in RESOLUTIONS)
+    Stage("look", WHOLE_SLIDE, ("slide",), "overview", _make_overview),
+    Stage("tissue", WHOLE_SLIDE, ("slide", "overview"), "tissue_tiles", _find_tissue),
+    Stage("quality", WHOLE_SLIDE, ("overview", "tissue_tiles"), "quality", _assess_quality),
+    Stage("stains", WHOLE_SLIDE, ("slide", "overview", "tissue_tiles"), "stain_fit", _fit_stains),
+    Stage("pyramid", ASIDE, ("slide", "tissue_tiles", "pyramid_path"), None, _write_pyramid),
+    Stage("membrane", "tiles", TILES, "measurements", _measure, _measurement_tables, measures=True),
+    Stage("embed", "tiles", TILES, "embeddings", _embed, _embedding_tables, gpu=_embeds_with_network),
+    *(_patch_stage(name) for name in PATCH_INPUTS),
+    Stage(
+        "thumbnail", ASIDE, ("slide", "slide_id", "overview", "tissue_tiles"), "tables", _classify_thumbnail,
+        needed=_has_thumbnail_network, gpu=always,
     ),
-    Stage("thumbnail", "aside", ("slide", "picture", "grids"), ("thumbnails",), _classify_thumbnail, gpu=True),
-    Stage("rule", "slide", ("marker", "tiles_membrane", "stain"), ("predictions",), _apply_rule),
-)
-"""The way of a slide. The order is the order of the plain loop; Ray must give the same bytes."""
+    Stage("rule", RESULTS, ("row", "stain", "stain_fit", "measurements"), "tables", _apply_rule),
+    Stage("predict", RESULTS, ("row", "tables"), "tables", _predict, needed=_has_bundle),
+)  # fmt: skip
+"""All stages. The order is that of the plain loop; Ray must give the same bytes."""
 
 
-def active_stages(context_bundle: Bundle | None) -> tuple[Stage, ...]:
-    """The stages that run: those of a net only where the bundle has one."""
-    inputs = {one.input for one in context_bundle.info.models} if context_bundle else set()
-    kinds = {one.kind for one in context_bundle.info.models} if context_bundle else set()
-    return tuple(
-        stage
-        for stage in STAGES
-        if (not stage.name.startswith("patches-") or stage.name in inputs)
-        and (stage.name != "thumbnail" or "thumbnail" in kinds)
-    )
-
-
-GIVEN = ("slide", "draft_pyramid", "stain")
-"""What the state holds before the first stage."""
+def active_stages(context: StageContext) -> tuple[Stage, ...]:
+    """The stages that an ingest with these settings runs."""
+    return tuple(stage for stage in STAGES if stage.needed(context))

@@ -23,13 +23,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError, legible
-from her2batch.models.predictor import BundlePredictor
 from her2batch.pipeline.inventory import TRANSIENT_ERRORS, SlideJob
-from her2batch.pipeline.results import BLANK_RANGE, row_facts, write_tables
-from her2batch.pipeline.stages import Stage, StageContext, State, Work, active_stages
+from her2batch.pipeline.results import file_columns, result_columns, write_files
+from her2batch.pipeline.slide_state import (
+    ASIDE,
+    RESULTS,
+    WHOLE_SLIDE,
+    SlidePart,
+    SlideState,
+    Stage,
+    StageContext,
+    TileColumns,
+    Work,
+)
+from her2batch.pipeline.stages import active_stages
 from her2batch.pipeline.tile_reader import plan_reads, read_tiles
 from her2batch.slides import cucim
-from her2batch.slides.discover import SlideSource, again
+from her2batch.slides.discover import SlideFiles, refresh_files
 from her2batch.slides.fingerprint import Fingerprint, fingerprint_slide
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Slide
@@ -37,7 +47,6 @@ from her2batch.store.audit import is_intact
 from her2batch.store.cohort import Cohort, Row, write_row
 from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.vision.membrane import TileBatch, measure_tiles
-from her2batch.vision.tile_grid import TileGrid
 
 RANGE = 4
 """Batches of one call: about 1,000 tiles, 1–2 s of a core with the stain encoder; Ray's millisecond a call vanishes."""
@@ -58,10 +67,13 @@ class SlideResult:
 
 @dataclass
 class PartialSlide:
-    """A large slide whose tiles are still to be measured: (grid or aside stage, first batch, last batch)."""
+    """A large slide that has been begun.
+
+    calls: what is left before it can be finished: (role, first batch, batch after the last); see `Stage.role`.
+    """
 
     slide_id: str
-    ranges: list[tuple[str, int, int]]
+    calls: list[tuple[str, int, int]]
 
 
 @dataclass
@@ -75,19 +87,18 @@ class SlideWorker:
     range_batches: int = RANGE
     split_batches: int = SPLIT
     made: dict[str, Work] = field(default_factory=dict)
-    judges: list[BundlePredictor] = field(default_factory=list)  # none, or the bundle's
 
     def ready(self, roles: tuple[str, ...] | None = None) -> None:
-        """Make the stages, so that missing weights stop the run before the first slide. roles: only these overs."""
+        """Make the stages, so that missing weights stop the run before the first slide.  roles: only of these."""
         self.load_reader()
-        for stage in active_stages(self.context.bundle):
-            if roles is None or stage.over in roles or stage.name in roles:
+        for stage in active_stages(self.context):
+            if roles is None or stage.role in roles:
                 self._make(stage)
 
     def load_reader(self) -> None:
         """Load what the reader needs, before anything in this process imports torch."""
         if self.context.plan.reader == "cucim":
-            cucim.load()
+            cucim.load_cucim()
 
     def run(self, todo: SlideJob) -> SlideResult:
         """One slide, whole."""
@@ -95,55 +106,52 @@ class SlideWorker:
         assert isinstance(result[0], SlideResult)
         return result[0]
 
-    def begin(self, todo: SlideJob, share: bool, always: bool = False) -> tuple[SlideResult | PartialSlide, State]:
-        """Open, look, find the tissue. A slide that isn't shared is finished at once.
+    def begin(
+        self, todo: SlideJob, share: bool, always: bool = False
+    ) -> tuple[SlideResult | PartialSlide, SlideState | None]:
+        """Open a slide and find its tissue. A slide that isn't shared is finished at once; then there is no state.
 
         share: large slides are left to several workers; always: every slide is, because models run elsewhere.
         """
-        facts = self._unread(todo)
+        row = self._unread(todo)
         started = time.perf_counter()
-        with self.cohort.working(), _FailureGuard(self, todo, facts, started) as net, self._open(todo, facts) as slide:
-            self.cohort.draft(todo.slide_id)
-            state = self._given(todo, slide)
-            before, after = self._split()
-            for stage in before:
-                self._call(stage, state)
+        guard = _FailureGuard(self, todo, row, started)
+        with self.cohort.working(), guard, self._open(todo, row) as slide:
+            draft = self.cohort.draft(todo.slide_id)
+            state = SlideState(todo.slide_id, todo.patient_id, todo.stain, slide.info.notes, row)
+            for stage in self._stages(WHOLE_SLIDE):
+                state.add([self._call(stage, state, slide)])
             ranges = self._ranges(slide, state)
+            asides = [(stage.role, 0, 0) for stage in self._stages(ASIDE)]
             if share and (always or sum(hi - lo for _, lo, hi in ranges) > self.split_batches):
-                state["facts"] = facts
                 if self.cohort.remote:  # another machine may finish it
-                    state["sent"] = self.cohort.draft_of(todo.slide_id).send()
-                return PartialSlide(todo.slide_id, ranges), _portable(state, started)
-            _merge(state, [self._measure(slide, state, name, lo, hi) for name, lo, hi in ranges])
-            self._no_tiles(state)
-            for stage in after:
-                self._call(stage, state)
-            return self._commit(todo, state, facts, started), {}
-        return net.finished, {}
+                    state.sent = draft.send()
+                state.seconds_total = time.perf_counter() - started
+                return PartialSlide(todo.slide_id, [*ranges, *asides]), state
+            state.add([self._part(slide, state, *call) for call in ranges])
+            for call in asides:
+                state.add([self._part(slide, state, *call)])
+            return self._finish(todo, state, started, slide), None
+        return guard.finished, None
 
-    def measure(self, todo: SlideJob, state: State, name: str, lo: int, hi: int) -> State | SlideResult:
-        """A range of a grid's batches, or a stage aside."""
+    def measure(self, todo: SlideJob, state: SlideState, role: str, lo: int, hi: int) -> SlidePart | SlideResult:
+        """One of the calls of a slide that was begun: a range of a grid's batches, or a stage aside."""
         started = time.perf_counter()
-        net = _FailureGuard(self, todo, state["facts"], started)
-        with self.cohort.working(), net, self._open(todo, {}, known=state) as slide:
-            part = self._measure(slide, {**state, **self._given(todo, slide)}, name, lo, hi)
-            part["seconds_all"] = time.perf_counter() - started
+        guard = _FailureGuard(self, todo, state.row, started)
+        with self.cohort.working(), guard, self._open(todo, {}, known=True) as slide:
+            part = self._part(slide, state, role, lo, hi)
+            part.seconds_total = time.perf_counter() - started
             return part
-        return net.finished
+        return guard.finished
 
-    def finish(self, todo: SlideJob, state: State, *parts: State) -> SlideResult:
+    def finish(self, todo: SlideJob, state: SlideState, *parts: SlidePart) -> SlideResult:
         """Put the parts together and commit."""
-        started = time.perf_counter() - state["seconds_all"] - sum(part["seconds_all"] for part in parts)
-        facts = state["facts"]
-        with self.cohort.working(), _FailureGuard(self, todo, facts, started) as net:
-            state = {**state, "stain": todo.stain}
-            _merge(state, list(parts))
-            self._no_tiles(state)
-            for stage in self._split()[1]:
-                if stage.over == "slide":
-                    self._call(stage, state)
-            return self._commit(todo, state, facts, started)
-        return net.finished
+        started = time.perf_counter() - state.seconds_total - sum(part.seconds_total for part in parts)
+        guard = _FailureGuard(self, todo, state.row, started)
+        with self.cohort.working(), guard:
+            state.add(parts)
+            return self._finish(todo, state, started)
+        return guard.finished
 
     def fail(
         self, todo: SlideJob, error: SlideError, facts: Row | None = None, started: float | None = None
@@ -167,112 +175,109 @@ class SlideWorker:
     # -- inside ------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _open(self, todo: SlideJob, facts: Row, known: State | None = None) -> Iterator[Slide]:
+    def _open(self, todo: SlideJob, facts: Row, known: bool = False) -> Iterator[Slide]:
         """The slide, checked and with its mpp settled; afterwards the file must still be the one that was opened."""
         source = todo.source
         self._unmoved(todo)
         holes: tuple[tuple[int, int], ...] = ()
-        if known is None:
+        if not known:
             prints = _fingerprint(source)
             facts["sha256"], holes = prints.sha256, prints.holes
         slide = open_slide(source.path, self.context.plan.reader)
         with slide:
-            facts |= row_facts(slide.info)
+            facts |= file_columns(slide.info)
             slide.info = slide.info.with_mpp(self.context.plan.mpp_override)
-            facts |= row_facts(slide.info)
-            if known is None:
+            facts |= file_columns(slide.info)
+            if not known:
                 slide.validate(holes)
             yield slide
 
     def _unmoved(self, todo: SlideJob) -> None:
-        now = again(todo.source)
+        now = refresh_files(todo.source)
         if not todo.source.path.exists():
             raise SlideError("gone", todo.source.path, "was there when the folder was searched and is not any more")
         if now.stat_key != todo.source.stat_key:
             raise SlideError("unstable", todo.source.path, "changed while it was read")
 
-    def _given(self, todo: SlideJob, slide: Slide) -> State:
-        draft = self.cohort.draft_of(todo.slide_id)
-        return {"slide": slide, "stain": todo.stain, "draft_pyramid": draft.pyramid(),
-                "notes": slide.info.notes, "seconds": {}}  # fmt: skip
-
-    def _split(self) -> tuple[list[Stage], list[Stage]]:
-        """The stages before the first grid, and the others that work on whole slides."""
-        stages = [one for one in active_stages(self.context.bundle) if one.over in ("slide", "aside")]
-        first = next(k for k, one in enumerate(stages) if one.over == "aside" or "tiles_membrane" in one.takes)
-        return stages[:first], stages[first:]
+    def _stages(self, over: str) -> list[Stage]:
+        return [stage for stage in active_stages(self.context) if stage.over == over]
 
     def _make(self, stage: Stage) -> Work:
         if stage.name not in self.made:
             self.made[stage.name] = stage.make(self.context)
         return self.made[stage.name]
 
-    def _call(self, stage: Stage, state: State) -> None:
+    def _call(self, stage: Stage, state: SlideState, slide: Slide | None = None) -> SlidePart:
+        """Run a stage that reads no tiles.  slide: open, for the stages that take it."""
         started = time.perf_counter()
-        state.update(self._make(stage)(**{name: state[name] for name in stage.takes}))
-        state["seconds"][stage.name] = time.perf_counter() - started
+        value = self._make(stage)(**{name: self._value(name, state, slide) for name in stage.takes})
+        part = SlidePart(seconds={stage.name: time.perf_counter() - started})
+        if stage.gives is not None:
+            part.values[stage.gives] = value
+        return part
 
-    def _no_tiles(self, state: State) -> None:
-        """A slide without tiles has no outputs of its grids: they are empty."""
-        for stage in active_stages(self.context.bundle):
-            if stage.over not in ("slide", "aside"):
-                for name in stage.gives:
-                    state.setdefault(name, np.empty(0, np.float32))
+    def _value(self, name: str, state: SlideState, slide: Slide | None) -> Any:
+        if name == "pyramid_path":
+            return self.cohort.draft_of(state.slide_id).pyramid()
+        return slide if name == "slide" else state.get(name)
 
-    def _ranges(self, slide: Slide, state: State) -> list[tuple[str, int, int]]:
-        """Calls that are left when a slide is begun: ranges of batches of every grid."""
+    def _ranges(self, slide: Slide, state: SlideState) -> list[tuple[str, int, int]]:
+        """Calls for the tiles of a slide: ranges of batches of every grid."""
         ranges = []
-        for name in state["grids"]:
-            count = len(plan_reads(slide, state["grids"][name]).batches)
+        for name, grid in state.tissue_tiles.grids.items():
+            count = len(plan_reads(slide, grid).batches)
             step = self.range_batches
             ranges += [(name, lo, min(lo + step, count)) for lo in range(0, count, step)]
         return ranges
 
-    def _measure(self, slide: Slide, state: State, name: str, lo: int, hi: int) -> State:
-        aside = next(
-            (one for one in active_stages(self.context.bundle) if one.name == name and one.over == "aside"), None
-        )
-        if aside is not None:
-            self._call(aside, state)
-            return {key: state[key] for key in (*aside.gives, "seconds")}
-        one: TileGrid = state["grids"][name]
-        feed = plan_reads(slide, one).part(lo, hi)
-        works = [(stage.name, self._make(stage)) for stage in active_stages(self.context.bundle) if stage.over == name]
-        outputs: dict[str, list[NDArray[Any]]] = {}
-        seconds = dict.fromkeys(["decode", *(label for label, _ in works)], 0.0)
-        ahead = self.threads > 0 and "membrane" in seconds  # beside a GPU the threads that decode measure as well
-        measure = partial(measure_tiles, mpp=one.mpp, stains=state["stains"]) if ahead else None
+    def _part(self, slide: Slide, state: SlideState, role: str, lo: int, hi: int) -> SlidePart:
+        """Run what bears a role: the stages of a grid over a range of its batches, or one stage aside."""
+        stages = [stage for stage in active_stages(self.context) if stage.role == role]
+        if not stages[0].over_grid:
+            return self._call(stages[0], state, slide)
+        grid, stains = state.tissue_tiles.grids[role], state.stain_fit.stains
+        reads = plan_reads(slide, grid).part(lo, hi)
+        ahead = self.threads > 0 and any(stage.measures for stage in stages)
+        measure = partial(measure_tiles, mpp=grid.mpp, stains=stains) if ahead else None
+        works = [(stage, self._make(stage)) for stage in stages]
+        outputs: dict[str, list[TileColumns]] = {stage.gives: [] for stage in stages if stage.gives is not None}
+        seconds = dict.fromkeys(["decode", *(stage.name for stage in stages)], 0.0)
         mark = time.perf_counter()
-        for rows, pixels, figures in read_tiles(slide, feed, self.threads, self.context.plan.reader, measure):
+        for rows, pixels, figures in read_tiles(slide, reads, self.threads, self.context.plan.reader, measure):
             seconds["decode"] += time.perf_counter() - mark
-            batch = TileBatch(pixels, one.mpp, state["stains"], figures)
-            outputs.setdefault(f"{name}_order", []).append(rows)
-            outputs.setdefault(f"{name}_blank", []).append(_blank(pixels))
-            for label, work in works:
+            batch = TileBatch(pixels, grid.mpp, stains, figures)
+            for stage, work in works:
                 mark = time.perf_counter()
-                for key, values in work(batch).items():
-                    outputs.setdefault(key, []).append(values)
-                seconds[label] += time.perf_counter() - mark
+                value = work(batch)
+                if stage.gives is not None:
+                    outputs[stage.gives].append(_columns(rows, value))
+                seconds[stage.name] += time.perf_counter() - mark
             mark = time.perf_counter()
-        return {**{key: np.concatenate(values) for key, values in outputs.items()}, "seconds": seconds}
+        return SlidePart({name: TileColumns.join(parts) for name, parts in outputs.items()}, seconds)
 
-    def _commit(self, todo: SlideJob, state: State, facts: Row, started: float) -> SlideResult:
+    def _finish(self, todo: SlideJob, state: SlideState, started: float, slide: Slide | None = None) -> SlideResult:
+        """Make the slide's tables from what all stages gave, and commit."""
+        stages = active_stages(self.context)
+        for stage in stages:
+            if stage.over_grid and stage.gives is not None and not state.tissue_tiles.grids[stage.over].tiles.size:
+                state.put(stage.gives, TileColumns())
+        state.row = {**state.row, **result_columns(state, todo.source.path)}
+        for stage in stages:
+            if stage.tables is not None:
+                state.add_tables(stage.tables(self.context, state))
+        for stage in self._stages(RESULTS):
+            state.add([self._call(stage, state, slide)])
+        return self._commit(todo, state, started)
+
+    def _commit(self, todo: SlideJob, state: SlideState, started: float) -> SlideResult:
         draft = self.cohort.draft_of(todo.slide_id)
         mark = time.perf_counter()
-        plan_id = self.context.plan.for_slide(facts["mpp_source"]).id
-        row = {**facts, **write_tables(draft, state, self.context, todo, self._judge()), "plan_id": plan_id}
+        write_files(draft, state)
+        plan_id = self.context.plan.for_slide(state.row["mpp_source"]).id
         self._unmoved(todo)
-        row = draft.commit(row, self._old_row(todo), state.get("sent", ()))
-        state["seconds"]["commit"] = time.perf_counter() - mark
-        return SlideResult(row, self._times(todo, "done", started, state["seconds"]), todo)
-
-    def _judge(self) -> BundlePredictor | None:
-        """The heads of the bundle, loaded when the first slide is finished here."""
-        if self.context.bundle is None:
-            return None
-        if not self.judges:
-            self.judges.append(BundlePredictor(self.context.bundle))
-        return self.judges[0]
+        row = draft.commit({**state.row, "plan_id": plan_id}, self._old_row(todo), state.sent)
+        state.seconds["commit"] = time.perf_counter() - mark
+        return SlideResult(row, self._times(todo, "done", started, state.seconds), todo)
 
     def _old_row(self, todo: SlideJob) -> Row | None:
         try:
@@ -332,7 +337,7 @@ class _FailureGuard:
         return SlideError("internal", path, f"stopped on a fault of ours ({type(error).__name__})")
 
 
-def _fingerprint(source: SlideSource) -> Fingerprint:
+def _fingerprint(source: SlideFiles) -> Fingerprint:
     try:
         return fingerprint_slide(source.members)
     except FileNotFoundError as error:
@@ -341,28 +346,8 @@ def _fingerprint(source: SlideSource) -> Fingerprint:
         raise SlideError("unreadable", source.path, f"can't be read ({error.strerror})") from error
 
 
-def _blank(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which tiles hold no image: (n, t, t, 3) uint8 → (n,) bool."""
-    flat = pixels.reshape(len(pixels), -1)
-    return np.asarray(flat.max(axis=1) - flat.min(axis=1) <= BLANK_RANGE, bool)
-
-
-def _portable(state: State, started: float) -> State:
-    """The state without what can't travel to another process."""
-    kept = {key: value for key, value in state.items() if key not in ("slide", "draft_pyramid", "stain")}
-    return {**kept, "seconds_all": time.perf_counter() - started}
-
-
-def _merge(state: State, parts: list[State]) -> None:
-    """Add the arrays of parts, in their order, and their seconds."""
-    arrays: dict[str, list[NDArray[Any]]] = {}
-    for part in parts:
-        for key, value in part.items():
-            if key == "seconds":
-                for name, seconds in value.items():
-                    state["seconds"][name] = state["seconds"].get(name, 0.0) + seconds
-            elif isinstance(value, np.ndarray):
-                arrays.setdefault(key, []).append(value)
-            elif key != "seconds_all":
-                state[key] = value
-    state.update({key: np.concatenate(values) for key, values in arrays.items()})
+def _columns(rows: NDArray[np.int64], value: TileColumns | Mapping[str, NDArray[Any]]) -> TileColumns:
+    """What a stage gave for a batch, by rows of the grid.  rows: (n,) of the batch's tiles."""
+    if isinstance(value, TileColumns):
+        return TileColumns(rows[value.tiles], value.columns)
+    return TileColumns(rows, value)

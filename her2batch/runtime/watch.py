@@ -23,7 +23,7 @@ from her2batch.pipeline.inventory import InventoryUpdater, SlideJob
 from her2batch.pipeline.queue import SlideQueue
 from her2batch.runtime.sandbox import SlideSandbox
 from her2batch.settings import Window
-from her2batch.slides.discover import PARTIAL, DiscoveredSlides, SlideSource
+from her2batch.slides.discover import PARTIAL_SUFFIXES, DiscoveredSlides, SlideFiles
 
 GIVE_UP = 5
 """Settle times after which a file that does not open is handed over."""
@@ -60,7 +60,7 @@ class FileStability:
         self._partials: dict[Path, _Sight] = {}
         self._restless = f"not at rest for {settle:g} s yet"
 
-    def finished(self, source: SlideSource, at: float, names: Iterable[str]) -> bool:
+    def finished(self, source: SlideFiles, at: float, names: Iterable[str]) -> bool:
         """Look at a slide at a moment of the monotonic clock. names: all that lies in its folder."""
         try:
             key = key_of(source)
@@ -95,17 +95,17 @@ class FileStability:
             return False
         return at - sight.since >= GIVE_UP * self._settle
 
-    def why(self, source: SlideSource) -> str:
+    def why(self, source: SlideFiles) -> str:
         """Why a slide is not finished."""
         sight = self._sights.get(source.path)
         return sight.why if sight is not None else self._restless
 
-    def forget(self, source: SlideSource) -> None:
+    def forget(self, source: SlideFiles) -> None:
         """It was taken up; should it change, it starts anew."""
         self._sights.pop(source.path, None)
 
 
-def key_of(source: SlideSource) -> Key:
+def key_of(source: SlideFiles) -> Key:
     """What must stay as it is. Raises FileNotFoundError when one of the files is gone."""
     facts = (path.stat() for path in source.members)
     return tuple((one.st_size, one.st_mtime_ns, one.st_ino) for one in facts)
@@ -117,7 +117,7 @@ def partial_beside(name: str, names: Iterable[str]) -> str | None:
     for other in names:
         if other == name:
             continue
-        ending = other.lower().endswith(PARTIAL) and other.lstrip("~.").startswith((name, f"{stem}."))
+        ending = other.lower().endswith(PARTIAL_SUFFIXES) and other.lstrip("~.").startswith((name, f"{stem}."))
         if ending or other.startswith((f".{name}.", f"~{name}")):
             return other
     return None
@@ -142,7 +142,7 @@ class FolderWatch:
         self._every = min(LONGEST_S, max(SHORTEST_S, window.settle / LOOKS))
         self._looked = -self._every
         self._taken: dict[Path, tuple[int, int, int]] = {}
-        self._unfinished: list[SlideSource] = []
+        self._unfinished: list[SlideFiles] = []
         self._stirred, self._ended = threading.Event(), threading.Event()
         self._listener = threading.Thread(target=self._listen, daemon=True)
 
@@ -209,7 +209,7 @@ class FolderWatch:
 
     # -- looking -----------------------------------------------------------------------------------------------
 
-    def _is_taken(self, source: SlideSource) -> bool:
+    def _is_taken(self, source: SlideFiles) -> bool:
         return self._taken.get(source.path) == source.stat_key
 
     def _listen(self) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.errors import InputError, SlideError
-from her2batch.slides.slide import Box, Places, Slide
+from her2batch.slides.slide import Box, BoxArray, Slide
 from her2batch.slides.tiff_slide import TiledTiffSlide
 
 
@@ -27,7 +27,7 @@ class CucimSlide(TiledTiffSlide):
 
     def __init__(self, path: Path) -> None:
         """Open a slide. Raises SlideError as TiffSlide does, InputError when cuCIM isn't installed."""
-        image_class = load()
+        image_class = load_cucim()
         super().__init__(path)
         try:
             self._image = image_class(str(path))
@@ -55,23 +55,23 @@ class CucimSlide(TiledTiffSlide):
         number = self._level_of.get(level)
         if number is None:
             return super()._pixels(box, level)
-        corner = _corner(box, self._scales[number])
+        corner = _level0_corner(box, self._scales[number])
         try:
             region = self._image.read_region(corner, (box.width, box.height), number)
         except (RuntimeError, ValueError) as error:
             raise SlideError("unreadable", self.info.path, f"cuCIM can't read it ({error})") from error
         return np.ascontiguousarray(np.asarray(region)[..., :3])
 
-    def _read(self, box: Box, level: int, shrink: int, parts: Places | None) -> NDArray[np.uint8]:
+    def _read(self, box: Box, level: int, shrink: int, parts: BoxArray | None) -> NDArray[np.uint8]:
         return Slide._read(self, box, level, shrink, parts)  # of the pixels that cuCIM decodes
 
 
-def _corner(box: Box, downsample: float) -> tuple[int, int]:
+def _level0_corner(box: Box, downsample: float) -> tuple[int, int]:
     """The level-0 px that cuCIM maps onto a box's corner: the first that isn't left of it or above it."""
     return math.ceil(box.x * downsample - 1e-6), math.ceil(box.y * downsample - 1e-6)
 
 
-def load() -> Any:
+def load_cucim() -> Any:
     """cuCIM's image class; importing it takes about 500 MB on every GPU in sight, so only where it is used.
 
     Call it before torch is imported: after torch 2.15, cuCIM 26.10 never returns from its import, nor from the first

@@ -42,36 +42,36 @@ SLIDE_SUFFIXES = frozenset(
 )
 """A file with one of these is meant as a slide: if it can't be read, that is a failure and not 'no slide'."""
 
-PARTIAL = (".tmp", ".part", ".partial", ".crdownload", ".filepart", "~")
+PARTIAL_SUFFIXES = (".tmp", ".part", ".partial", ".crdownload", ".filepart", "~")
 """Endings of files that somebody is still copying."""
 
-MAGIC = {
+SLIDE_MAGIC = {
     b"II*\0": "tiff", b"MM\0*": "tiff", b"II+\0": "tiff", b"MM\0+": "tiff", b"ZISRAWFI": "czi",
 }  # fmt: skip
 """First bytes of slide containers."""
 
-RULES = 1
+RULES_VERSION = 1
 """Number of the rules below. Count it up when they judge otherwise: every file is then opened once more."""
 
-UNREAD = 0
+UNREADABLE = 0
 """In the number's place where a file could not be read: such a look is not remembered."""
 
-WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+WHOLE_SLIDE_SOP_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """SOP class of VL Whole Slide Microscopy images (DICOM PS3.4, B.5)."""
 
-SERIES = 0x0020000E
+SERIES_TAG = 0x0020000E
 """Tag of the series; elements stand in order of their tags."""
 
 DICOM_META, DICOM_HEAD = 4096, 4 << 20
 """Bytes in which a file's own facts stand, and in which its series must."""
 
-UNPARSED = (InvalidDicomError, OSError, ValueError, EOFError, NotImplementedError, AttributeError, KeyError, TypeError,
+PYDICOM_ERRORS = (InvalidDicomError, OSError, ValueError, EOFError, NotImplementedError, AttributeError, KeyError, TypeError,
             IndexError, OverflowError, RecursionError, struct.error)  # fmt: skip
 """What pydicom raises on files it can't make sense of."""
 
 
 @dataclass(frozen=True)
-class SlideSource:
+class SlideFiles:
     """A slide as it lies on disk: the file that opens it, and all files that belong to it."""
 
     path: Path
@@ -106,13 +106,13 @@ class FileProbe(NamedTuple):
 
     def holds_for(self, facts: os.stat_result) -> bool:
         """Whether this is the file that was opened."""
-        return self[:3] == (RULES, facts.st_size, facts.st_mtime_ns)
+        return self[:3] == (RULES_VERSION, facts.st_size, facts.st_mtime_ns)
 
 
 class DiscoveredSlides(NamedTuple):
     """A folder searched. Lists are in order of path; looks by the name of the file."""
 
-    slides: list[SlideSource]
+    slides: list[SlideFiles]
     ignored: list[IgnoredFile]
     looks: dict[str, FileProbe]
 
@@ -137,14 +137,14 @@ def discover_slides(
     """
     files, ignored = _walk(root, leave_out)
     names = {path: name(path) for path in files}
-    inside = _mirax(files)
-    looks = {path: _look(path, files[path], known.get(names[path]), name) for path in files if path not in inside}
-    owners = inside | _listed(looks, {called: path for path, called in names.items()})
+    inside = _mirax_members(files)
+    looks = {path: _probe_file(path, files[path], known.get(names[path]), name) for path in files if path not in inside}
+    owners = inside | _vms_members(looks, {called: path for path, called in names.items()})
     slides: dict[Path | tuple[str, ...], list[Path]] = defaultdict(list)
     for path in sorted(files.keys() - owners.keys(), key=str):
         look = looks[path]
         if look.kind is None:
-            ignored.append(_ignored(path, "can't be read" if look.rules == UNREAD else "not a slide"))
+            ignored.append(_ignored(path, "can't be read" if look.rules == UNREADABLE else "not a slide"))
         elif look.kind == "dicom" and not look.belongs:
             ignored.append(_ignored(path, "DICOM, but no whole slide image"))
         else:
@@ -152,35 +152,35 @@ def discover_slides(
     for path in sorted(owners):  # behind what opens the slide
         slides[owners[path]].append(path)
     return DiscoveredSlides(
-        sorted((_source(paths, [files[one] for one in paths]) for paths in slides.values()), key=_place),
-        sorted(ignored, key=_place),
-        {names[path]: look for path, look in looks.items() if look.rules != UNREAD},
+        sorted((_slide_files(paths, [files[one] for one in paths]) for paths in slides.values()), key=_path_key),
+        sorted(ignored, key=_path_key),
+        {names[path]: look for path, look in looks.items() if look.rules != UNREADABLE},
     )
 
 
-def slide_source(paths: tuple[Path, ...]) -> SlideSource:
+def slide_files(paths: tuple[Path, ...]) -> SlideFiles:
     """The files of one slide, the one that opens it first. A file that is gone counts as empty."""
-    return _source(paths, [path.stat() for path in paths if path.exists()])
+    return _slide_files(paths, [path.stat() for path in paths if path.exists()])
 
 
-def _source(paths: Sequence[Path], stats: list[os.stat_result]) -> SlideSource:
+def _slide_files(paths: Sequence[Path], stats: list[os.stat_result]) -> SlideFiles:
     size, latest = sum(one.st_size for one in stats), max((one.st_mtime_ns for one in stats), default=0)
-    return SlideSource(paths[0], tuple(paths), size, latest)
+    return SlideFiles(paths[0], tuple(paths), size, latest)
 
 
-def again(found: SlideSource) -> SlideSource:
+def refresh_files(found: SlideFiles) -> SlideFiles:
     """The same slide as its files are now."""
-    return replace(slide_source(found.members), path=found.path)
+    return replace(slide_files(found.members), path=found.path)
 
 
-def kind_of(path: Path) -> str | None:
+def file_kind(path: Path) -> str | None:
     """'tiff', 'dicom', 'czi', 'mirax', 'hamamatsu', 'named' (the suffix says slide, the content does not), or None.
 
     Raises OSError.
     """
     with path.open("rb") as file:
         head = file.read(132)
-    for magic, kind in MAGIC.items():
+    for magic, kind in SLIDE_MAGIC.items():
         if head.startswith(magic):
             return kind
     if head[128:132] == b"DICM":
@@ -190,23 +190,23 @@ def kind_of(path: Path) -> str | None:
         return "mirax"
     if suffix in (".vms", ".vmu") and head.startswith(b"["):
         return "hamamatsu"
-    return _by_suffix(path)
+    return _kind_by_suffix(path)
 
 
-def _by_suffix(path: Path) -> str | None:
+def _kind_by_suffix(path: Path) -> str | None:
     return "named" if path.suffix.lower() in SLIDE_SUFFIXES else None
 
 
-def _look(path: Path, facts: os.stat_result, known: FileProbe | None, name: Callable[[Path], str]) -> FileProbe:
+def _probe_file(path: Path, facts: os.stat_result, known: FileProbe | None, name: Callable[[Path], str]) -> FileProbe:
     """What a file is: as it is known, or opened. One that can't be read is judged by its suffix and not remembered."""
     if known is not None and known.holds_for(facts):
         return known
-    rules, kind = UNREAD, _by_suffix(path)
+    rules, kind = UNREADABLE, _kind_by_suffix(path)
     belongs: tuple[str, ...] = ()
     with suppress(OSError):
-        kind = kind_of(path)
-        belongs = tuple(name(path.parent / one) for one in _relatives(path, kind))
-        rules = RULES
+        kind = file_kind(path)
+        belongs = tuple(name(path.parent / one) for one in _related_names(path, kind))
+        rules = RULES_VERSION
     return FileProbe(rules, facts.st_size, facts.st_mtime_ns, kind, belongs)
 
 
@@ -239,10 +239,10 @@ def _entries(folder: Path, leave_out: Path | None) -> Iterator[tuple[Path, os.st
             if path != leave_out:
                 yield from _entries(path, leave_out)
         else:
-            yield path, _facts(entry)
+            yield path, _stat_or_reason(entry)
 
 
-def _facts(entry: os.DirEntry[str]) -> os.stat_result | str:
+def _stat_or_reason(entry: os.DirEntry[str]) -> os.stat_result | str:
     """What is known of a file that may be looked into; otherwise why it is left alone."""
     try:
         facts = entry.stat()
@@ -252,16 +252,16 @@ def _facts(entry: os.DirEntry[str]) -> os.stat_result | str:
         return "link to a folder"
     if not stat.S_ISREG(facts.st_mode):
         return "not a regular file"
-    return "partial: still being copied" if entry.name.lower().endswith(PARTIAL) else facts
+    return "partial: still being copied" if entry.name.lower().endswith(PARTIAL_SUFFIXES) else facts
 
 
-def _mirax(files: Iterable[Path]) -> dict[Path, Path]:
+def _mirax_members(files: Iterable[Path]) -> dict[Path, Path]:
     """Files in the data folder of an MRXS: file → the MRXS."""
     indices = {path.parent / path.stem: path for path in files if path.suffix.lower() == ".mrxs"}
     return {path: indices[folder] for path in files for folder in path.parents if folder in indices} if indices else {}
 
 
-def _listed(looks: Mapping[Path, FileProbe], files: Mapping[str, Path]) -> dict[Path, Path]:
+def _vms_members(looks: Mapping[Path, FileProbe], files: Mapping[str, Path]) -> dict[Path, Path]:
     """Files that the index of a VMS lists, as far as they are there: file → the index."""
     owners = {
         files[one]: path
@@ -272,17 +272,17 @@ def _listed(looks: Mapping[Path, FileProbe], files: Mapping[str, Path]) -> dict[
     return {path: index for path, index in owners.items() if index not in owners}
 
 
-def _relatives(path: Path, kind: str | None) -> list[str]:
+def _related_names(path: Path, kind: str | None) -> list[str]:
     """Names in a file that say what belongs together: of a DICOM the series, of a VMS the files it lists."""
     if kind == "dicom":
-        return _series(path)
+        return _dicom_series(path)
     if path.suffix.lower() in (".vms", ".vmu"):
         with path.open(errors="replace") as file:
             return [one.strip() for one in re.findall(r"^\w+(?:\([\d,]+\))?=(.+)$", file.read(100_000), re.M)]
     return []
 
 
-def _series(path: Path) -> list[str]:
+def _dicom_series(path: Path) -> list[str]:
     """The series a DICOM file belongs to; none when it is no whole slide image.
 
     This runs where the batch is led from, so a file gets no more of it than its first bytes: one may hold a million
@@ -293,16 +293,16 @@ def _series(path: Path) -> list[str]:
     try:
         if DeflatedExplicitVRLittleEndian.encode() in head[:DICOM_META]:
             raise ValueError("a packed data set, which whole slide images never are")
-        with silent():
-            facts = read_partial(io.BytesIO(head), stop_when=lambda tag, *_: tag > SERIES)
+        with silence_pydicom():
+            facts = read_partial(io.BytesIO(head), stop_when=lambda tag, *_: tag > SERIES_TAG)
             kind, series = str(facts.get("SOPClassUID", "")), facts.get("SeriesInstanceUID", f"no series {path.name}")
-    except UNPARSED:
+    except PYDICOM_ERRORS:
         return [f"damaged {path.name}"]
-    return [str(series)] if kind == WHOLE_SLIDE else []
+    return [str(series)] if kind == WHOLE_SLIDE_SOP_CLASS else []
 
 
 @contextmanager
-def silent() -> Iterator[None]:
+def silence_pydicom() -> Iterator[None]:
     """Without what pydicom and highdicom say of values that they do not like: they may be a patient's name."""
     log = logging.getLogger("pydicom")
     before, log.disabled = log.disabled, True
@@ -314,7 +314,7 @@ def silent() -> Iterator[None]:
         log.disabled = before
 
 
-def _place(one: SlideSource | IgnoredFile) -> str:
+def _path_key(one: SlideFiles | IgnoredFile) -> str:
     return str(one.path)
 
 

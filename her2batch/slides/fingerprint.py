@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
 
-Range = tuple[int, int]
+ByteRange = tuple[int, int]
 
 PAGE = 512
 """Bytes: disks and copy tools lose data in multiples of this."""
 
 CHUNK = 4 << 20
 
-MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Type of a tag → bytes of one value."""
 
@@ -49,13 +49,13 @@ class Fingerprint:
 
     sha256: str
     bytes: int
-    holes: tuple[Range, ...]
+    holes: tuple[ByteRange, ...]
 
 
 def fingerprint_slide(paths: Sequence[Path]) -> Fingerprint:
     """Read every file of a slide once. Raises OSError."""
     digests: list[str] = []
-    holes: list[Range] = []
+    holes: list[ByteRange] = []
     position = 0
     for path in paths:
         digest = hashlib.sha256()
@@ -70,7 +70,7 @@ def fingerprint_slide(paths: Sequence[Path]) -> Fingerprint:
     return Fingerprint(sha, position, tuple(holes))
 
 
-def _zero_pages(chunk: bytes) -> list[Range]:
+def _zero_pages(chunk: bytes) -> list[ByteRange]:
     """Runs of zero pages in a chunk. One word a page is looked at first: 1 % of the time that hashing takes."""
     words = PAGE // 8
     pages: NDArray[np.uint64] = np.frombuffer(chunk, "<u8", count=len(chunk) // PAGE * words).reshape(-1, words)
@@ -81,7 +81,7 @@ def _zero_pages(chunk: bytes) -> list[Range]:
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
-def _add(holes: list[Range], start: int, end: int) -> None:
+def _add(holes: list[ByteRange], start: int, end: int) -> None:
     if holes and holes[-1][1] == start:
         holes[-1] = (holes[-1][0], end)
     else:
@@ -108,10 +108,10 @@ class _Entry(NamedTuple):
 def is_tiff(path: Path) -> bool:
     """Whether the first bytes are those of a TIFF or BigTIFF."""
     with path.open("rb") as file:
-        return file.read(4) in MAGIC
+        return file.read(4) in TIFF_MAGIC
 
 
-def check_directories(path: Path, high_words: bool = False) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
+def check_directories(path: Path, high_words: bool = False) -> tuple[tuple[ByteRange, ...], tuple[ByteRange, ...]]:
     """Walk every directory; nothing is read but the directories themselves.
 
     Returns the byte ranges of what must never be zeros (directories, sizes, descriptions), and those of the lists of
@@ -119,8 +119,8 @@ def check_directories(path: Path, high_words: bool = False) -> tuple[tuple[Range
     for loops and absurd counts.  high_words: the file is an NDPI, where offsets have 64 bits of their own kind.
     """
     size = path.stat().st_size
-    fixed: list[Range] = []
-    lists: list[Range] = []
+    fixed: list[ByteRange] = []
+    lists: list[ByteRange] = []
     with path.open("rb") as file:
         layout = _layout(path, file.read(16), high_words)
         pending, seen = [layout.first], set[int]()
@@ -143,7 +143,7 @@ def check_directories(path: Path, high_words: bool = False) -> tuple[tuple[Range
 
 
 def _layout(path: Path, head: bytes, high_words: bool) -> _Layout:
-    if head[:4] not in MAGIC:
+    if head[:4] not in TIFF_MAGIC:
         raise SlideError("unreadable", path, "it is no TIFF file")
     order = "<" if head[:1] == b"I" else ">"
     big = b"+" in head[:4]

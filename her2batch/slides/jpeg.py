@@ -18,19 +18,19 @@ RGB_MARKER = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 
 JFIF = b"\xff\xe0"
 
-CODESTREAM = b"\xff\x4f\xff\x51"
+J2K_START = b"\xff\x4f\xff\x51"
 """How JPEG 2000 starts: SOC, SIZ."""
 
-SCAN = b"\xff\xda"
+SOS = b"\xff\xda"
 COMMENT = 0xFE
 
-KEPT = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}
+COLOUR_SEGMENTS = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}
 """Application segments that say what the colours are: kind → how one begins, bytes of it that say so."""
 
-MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
+DATA_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 """The end of entropy-coded data (ITU-T T.81, B.1.1.5)."""
 
-FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def complete_jpeg(data: bytes, tables: bytes | None, colorspace: str) -> bytes:
@@ -70,18 +70,18 @@ def decode_jpeg(
     return cast(NDArray[np.uint8], pixels)
 
 
-def muted(stream: bytes) -> bytes:
+def blank_metadata(stream: bytes) -> bytes:
     """The same image in as many bytes, without a word: comments, application segments (EXIF, a profile, a thumbnail)
     and whatever lies behind its end are zeros.
 
     Raises ValueError where it is no row of segments.  Source: ITU-T T.81, B.1.1 and B.2.
     """
-    scan = stream.find(SCAN)
-    if scan > 0 and _mute(stream[:scan]):
-        behind = MARKER.search(stream, scan + 2)
+    scan = stream.find(SOS)
+    if scan > 0 and _has_no_metadata(stream[:scan]):
+        behind = DATA_END.search(stream, scan + 2)
         if behind and behind.end() == len(stream) and stream.endswith(EOI):
             return stream
-    spoken = [(start, end) for start, end in _spoken(stream) if any(stream[start:end])]
+    spoken = [(start, end) for start, end in _metadata_ranges(stream) if any(stream[start:end])]
     if not spoken:
         return stream
     quiet = bytearray(stream)
@@ -91,15 +91,15 @@ def muted(stream: bytes) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def _mute(header: bytes) -> bool:
+def _has_no_metadata(header: bytes) -> bool:
     """Whether a stream up to its scan says nothing; most tiles of a level share it."""
     try:
-        return not list(_spoken(header + SCAN))
+        return not list(_metadata_ranges(header + SOS))
     except ValueError:
         return False
 
 
-def _spoken(stream: bytes) -> Iterator[tuple[int, int]]:
+def _metadata_ranges(stream: bytes) -> Iterator[tuple[int, int]]:
     """Where words may stand in a stream: from, to. Raises ValueError."""
     at = len(SOI)
     while at + 2 <= len(stream):
@@ -114,10 +114,10 @@ def _spoken(stream: bytes) -> Iterator[tuple[int, int]]:
             continue
         end = at + 2 + int.from_bytes(stream[at + 2 : at + 4])
         if kind == COMMENT or kind >> 4 == 0xE:
-            begins, kept = KEPT.get(kind, (b"", 0))
+            begins, kept = COLOUR_SEGMENTS.get(kind, (b"", 0))
             yield at + 4 + kept * stream.startswith(begins, at + 4), min(end, len(stream))
-        if kind == SCAN[1]:
-            found = MARKER.search(stream, end)
+        if kind == SOS[1]:
+            found = DATA_END.search(stream, end)
             end = found.start() if found else len(stream)
         at = end
 
@@ -129,7 +129,7 @@ def frame_size(head: bytes) -> tuple[int, int] | None:
     position = 2
     while position + 9 <= len(head) and head[position] == 0xFF:
         kind = head[position + 1]
-        if kind in FRAMES:
+        if kind in FRAME_MARKERS:
             return int.from_bytes(head[position + 5 : position + 7]), int.from_bytes(head[position + 7 : position + 9])
         position += 2 + int.from_bytes(head[position + 2 : position + 4])
     return None
@@ -140,13 +140,13 @@ def codestream_size(head: bytes) -> tuple[int, int] | None:
 
     Source: ISO/IEC 15444-1, A.5.1: the SIZ marker follows SOC at once.
     """
-    start = head.find(CODESTREAM)
+    start = head.find(J2K_START)
     if len(head) < start + 24 or start < 0 or (start > 0 and head[4:8] != b"jP  "):
         return None
     right, bottom, left, top = struct.unpack_from(">4I", head, start + 8)
     return bottom - top, right - left
 
 
-def ends(tail: bytes) -> bool:
+def has_end_marker(tail: bytes) -> bool:
     """Whether the last bytes of a JPEG or JPEG 2000 stream end it (both by FFD9), with at most zeros behind."""
     return tail.rstrip(b"\0").endswith(EOI)

@@ -22,18 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
-from her2batch.slides.fingerprint import Range, check_directories
-from her2batch.slides.jpeg import EOI, FRAMES, SOI
+from her2batch.slides.fingerprint import ByteRange, check_directories
+from her2batch.slides.jpeg import EOI, FRAME_MARKERS, SOI
 from her2batch.slides.tiff_slide import TiledTiffSlide
 from her2batch.slides.tiff_tables import (
-    DAMAGED,
+    TIFFFILE_ERRORS,
     YCBCR,
-    Tiff,
+    TiffStructure,
     TileTable,
     UnsupportedTiff,
-    parsed,
-    resolution,
-    same_shape,
+    has_same_aspect,
+    open_tifffile,
+    tag_resolution,
 )
 
 FORMAT = "hamamatsu"
@@ -76,8 +76,8 @@ class RunTable(TileTable):
 class NdpiSlide(TiledTiffSlide):
     """A slide of Hamamatsu's, read from its own table of runs."""
 
-    def _parse(self, path: Path) -> Tiff:
-        return parse(path)
+    def _parse(self, path: Path) -> TiffStructure:
+        return parse_ndpi(path)
 
     def _raw(self, table: TileTable, index: int) -> bytes:
         """The stream of a chunk, made of its runs."""
@@ -126,7 +126,7 @@ class NdpiSlide(TiledTiffSlide):
         self._check_ends(table, np.arange(len(ends) // 2), ends[::2], ends[1::2])
         return True
 
-    def _check_holes(self, table: TileTable, holes: tuple[Range, ...]) -> None:
+    def _check_holes(self, table: TileTable, holes: tuple[ByteRange, ...]) -> None:
         """A hole in the runs of a chunk shows when it is decoded strictly."""
         if not isinstance(table, RunTable):
             super()._check_holes(table, holes)
@@ -138,23 +138,23 @@ class NdpiSlide(TiledTiffSlide):
                 self._decode(table, index)
 
 
-def parse(path: Path) -> Tiff:
+def parse_ndpi(path: Path) -> TiffStructure:
     """The levels of an NDPI file, their ranges checked. Raises SlideError truncated or unreadable, UnsupportedTiff."""
     directories, lists = check_directories(path, high_words=True)
     try:
-        with parsed(path, is_ndpi=True) as file:
+        with open_tifffile(path, is_ndpi=True) as file:
             pages: list[Any] = [page for page in file.pages if _is_level(page)]
             if not pages:
                 raise UnsupportedTiff(path, "none of its images is a level")
             pages.sort(key=lambda page: -int(page.imagewidth))
             levels = tuple(_table(path, file.filehandle, page) for page in pages)
-            mpp, lens = resolution(pages[0]), float(pages[0].tags.valueof(SOURCE_LENS))
-    except DAMAGED as error:
+            mpp, lens = tag_resolution(pages[0]), float(pages[0].tags.valueof(SOURCE_LENS))
+    except TIFFFILE_ERRORS as error:
         raise SlideError("unreadable", path, f"its structure can't be parsed ({error})") from error
     for finer, coarser in pairwise(levels):
-        if coarser.height >= finer.height or coarser.width >= finer.width or not same_shape(coarser, levels[0]):
+        if coarser.height >= finer.height or coarser.width >= finer.width or not has_same_aspect(coarser, levels[0]):
             raise UnsupportedTiff(path, "its levels are not one picture")
-    return Tiff(FORMAT, levels, (), mpp, lens if lens > 0 else None, directories, lists)
+    return TiffStructure(FORMAT, levels, (), mpp, lens if lens > 0 else None, directories, lists)
 
 
 def _is_level(page: Any) -> bool:
@@ -256,7 +256,7 @@ class _Header(NamedTuple):
                 interval = segment
             elif kind == SCAN:
                 scan = segment
-            elif kind in FRAMES or (kind == ADOBE and segment[4:9] == b"Adobe" and segment[15:16] != b"\1"):
+            elif kind in FRAME_MARKERS or (kind == ADOBE and segment[4:9] == b"Adobe" and segment[15:16] != b"\1"):
                 raise UnsupportedTiff(path, f"a JPEG of another kind (FF{kind:X})")
         # components 1, 2, 3 in one scan: what every decoder takes for YCbCr
         if len(frame) != 19 or frame[10::3] != b"\1\2\3" or len(scan) != 14 or len(interval) != 6 or frame[4] != 8:

@@ -10,7 +10,7 @@ import openslide
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError, in_line
-from her2batch.slides.slide import CHUNK, Box, Level, Slide, SlideInfo, settle_mpp
+from her2batch.slides.slide import DEFAULT_CHUNK, Box, Level, Slide, SlideInfo, resolve_mpp
 
 CHUNK_RANGE = (64, 2048)
 """px; NDPI states chunks as wide as a run between restart markers and 8 px high: of no use to work in."""
@@ -35,7 +35,7 @@ class OpenSlideSlide(Slide):
         self._closed = False
         facts = self._slide.properties
         objective = _number(facts.get("openslide.objective-power"))
-        mpp, source = settle_mpp(
+        mpp, source = resolve_mpp(
             _number(facts.get("openslide.mpp-x")), _number(facts.get("openslide.mpp-y")), objective
         )
         levels = tuple(Level(*size, *_chunk(facts, k)) for k, size in enumerate(self._slide.level_dimensions))
@@ -93,7 +93,11 @@ def _chunk(facts: Mapping[str, str], level: int) -> tuple[int, int]:
     """Width and height of a level's chunks as OpenSlide states them, where they are of a useful size."""
     stated = [_number(facts.get(f"openslide.level[{level}].tile-{axis}")) or 0 for axis in ("width", "height")]
     low, high = CHUNK_RANGE
-    return (int(stated[0]), int(stated[1])) if low <= min(stated) and max(stated) <= high else (CHUNK, CHUNK)
+    return (
+        (int(stated[0]), int(stated[1]))
+        if low <= min(stated) and max(stated) <= high
+        else (DEFAULT_CHUNK, DEFAULT_CHUNK)
+    )
 
 
 def _as_slide_error(path: Path, error: Exception) -> SlideError:

@@ -25,10 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
-from her2batch.slides.codecs import NAME, ZSTD, JpegCodec, encode, pack, unpack
-from her2batch.slides.jpeg import complete_jpeg, decode_jpeg, muted
+from her2batch.slides.codecs import (
+    CODEC_NAME,
+    ZSTD_CODECS,
+    JpegCodec,
+    compress_lossless,
+    decompress_lossless,
+    encode_jpeg,
+)
+from her2batch.slides.jpeg import blank_metadata, complete_jpeg, decode_jpeg
 from her2batch.slides.ndpi import NdpiSlide, RunTable
-from her2batch.slides.slide import Box, Level, Places, Slide, SlideInfo, assembled
+from her2batch.slides.slide import Box, BoxArray, Level, Slide, SlideInfo, assemble_chunks
 from her2batch.slides.tiff_slide import TiledTiffSlide
 
 SHARDS = (32, 16, 8, 4, 2)
@@ -47,7 +54,7 @@ WHITE = 255
 MISSING = 2**64 - 1
 
 
-def write(slide: Slide, tissue: NDArray[np.bool_], out: Path, quality: int, lossless: bool = False) -> None:
+def write_pyramid(slide: Slide, tissue: NDArray[np.bool_], out: Path, quality: int, lossless: bool = False) -> None:
     """Write the tissue of a slide, every native level, as OME-Zarr.
 
     tissue: (h, w) bool over the whole slide, any resolution; every chunk it touches is stored.  quality: of the JPEG
@@ -58,7 +65,7 @@ def write(slide: Slide, tissue: NDArray[np.bool_], out: Path, quality: int, loss
     _write_json(out, {"zarr_format": 3, "node_type": "group", "attributes": _attributes(slide.info)})
     for number, level in enumerate(slide.info.levels):
         chunks = _chunks(slide, number, quality, lossless)
-        stored = touched(tissue, level) & chunks.there
+        stored = tissue_chunks(tissue, level) & chunks.there
         edge = _shard_edge(stored)
         _write_json(out / str(number), _array(level, edge, chunks.codecs))
         _write_shards(out / str(number), stored, edge, chunks)
@@ -69,7 +76,7 @@ class _Moved:
 
     def __init__(self, slide: TiledTiffSlide, level: int) -> None:
         self._slide, self._table = slide, slide.table(level)
-        tables = muted(self._table.jpeg_tables or b"")
+        tables = blank_metadata(self._table.jpeg_tables or b"")
         self.codecs = (JpegCodec(tables=tables, colorspace_jpeg=self._table.colorspace).to_dict(),)
         self.there = self._table.counts.reshape(self._table.down, self._table.across) > 0  # not all, in a sparse TIFF
 
@@ -95,7 +102,7 @@ class _Moved:
     def _quiet(self, stream: bytes) -> bytes:
         """Comments and EXIF inside a stream may name a patient: they are no part of the image, and stay behind."""
         try:
-            return muted(stream)
+            return blank_metadata(stream)
         except ValueError as error:
             what = f"one of its tiles is no JPEG ({error})"
             raise SlideError("unreadable", self._slide.info.path, what) from error
@@ -121,8 +128,8 @@ class _Encoded:
 
     def __init__(self, slide: Slide, level: int, quality: int, lossless: bool) -> None:
         self._slide, self._level = slide, level
-        self.codecs = ZSTD if lossless else (JpegCodec(level=quality).to_dict(),)
-        self._encode = pack if lossless else partial(encode, quality=quality)
+        self.codecs = ZSTD_CODECS if lossless else (JpegCodec(level=quality).to_dict(),)
+        self._encode = compress_lossless if lossless else partial(encode_jpeg, quality=quality)
         self.there = np.True_
 
     def append(self, file: BinaryIO, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -163,7 +170,7 @@ def _shard_edge(stored: NDArray[np.bool_]) -> int:
     return next(edge for edge in SHARDS if edge == SHARDS[-1] or places(edge) <= PLACES * np.count_nonzero(stored))
 
 
-def touched(tissue: NDArray[np.bool_], level: Level) -> NDArray[np.bool_]:
+def tissue_chunks(tissue: NDArray[np.bool_], level: Level) -> NDArray[np.bool_]:
     """Which chunks of a level hold tissue: (down, across) bool. Exact for any resolution of the mask."""
     sums = cv2.integral(np.ascontiguousarray(tissue).view(np.uint8))
     y0, y1 = _edges(level.height, level.chunk_height, tissue.shape[0])
@@ -310,7 +317,7 @@ class Pyramid(Slide):
     def _pixels(self, box: Box, level: int) -> NDArray[np.uint8]:
         return self._read(box, level, 1, None)
 
-    def _read(self, box: Box, level: int, shrink: int, parts: Places | None) -> NDArray[np.uint8]:
+    def _read(self, box: Box, level: int, shrink: int, parts: BoxArray | None) -> NDArray[np.uint8]:
         layer, size = self._layers[level], self.info.levels[level]
         if layer.jpeg is None and shrink > 1:
             return super()._read(box, level, shrink, parts)
@@ -324,13 +331,13 @@ class Pyramid(Slide):
                 return None
             try:
                 if layer.jpeg is None:
-                    return unpack(data, size.chunk_height, size.chunk_width)
+                    return decompress_lossless(data, size.chunk_height, size.chunk_width)
                 return decode_jpeg(data, layer.jpeg.tables, layer.jpeg.colorspace_jpeg, self._buffer, shrink)
             except (ValueError, RuntimeError) as error:
                 what = f"its chunk {row}, {column} of level {level} can't be decoded ({error})"
                 raise SlideError("unreadable", self.info.path, what, MEND) from error
 
-        return assembled(box, (size.chunk_width // shrink, size.chunk_height // shrink), decoded, parts)
+        return assemble_chunks(box, (size.chunk_width // shrink, size.chunk_height // shrink), decoded, parts)
 
     def stream(self, level: int, row: int, column: int) -> bytes | None:
         """A chunk as a JPEG file, its bytes untouched; None where there is no tissue, or no JPEG."""
@@ -372,5 +379,9 @@ def _describe(folder: Path, array: dict[str, Any]) -> tuple[Level, _Layer]:
     _, chunk_height, chunk_width = sharding["chunk_shape"]
     shard = array["chunk_grid"]["configuration"]["chunk_shape"][1] // chunk_height
     codecs = sharding["codecs"][1:]  # behind the transpose
-    jpeg = None if codecs == list(ZSTD) else JpegCodec.from_dict(next(one for one in codecs if one["name"] == NAME))
+    jpeg = (
+        None
+        if codecs == list(ZSTD_CODECS)
+        else JpegCodec.from_dict(next(one for one in codecs if one["name"] == CODEC_NAME))
+    )
     return Level(width, height, chunk_width, chunk_height), _Layer(folder, shard, jpeg)

@@ -12,11 +12,11 @@ from her2batch.slides.ndpi import NdpiSlide
 from her2batch.slides.openslide import OpenSlideSlide
 from her2batch.slides.slide import Slide
 from her2batch.slides.tiff_slide import TiledTiffSlide
-from her2batch.slides.tiff_tables import OWN, UnsupportedTiff, vendor
+from her2batch.slides.tiff_tables import NATIVE_FORMATS, UnsupportedTiff, detect_tiff_format
 
 
 def _from_table(path: Path) -> TiledTiffSlide:
-    return NdpiSlide(path) if vendor(path) == NDPI else TiledTiffSlide(path)
+    return NdpiSlide(path) if detect_tiff_format(path) == NDPI else TiledTiffSlide(path)
 
 
 READERS: dict[str, Callable[[Path], Slide]] = {
@@ -39,7 +39,7 @@ def open_slide(path: Path, reader: str = "auto") -> Slide:
         if reader not in READERS:
             raise InputError(f"there is no reader {reader}", None, f"known: auto, {', '.join(READERS)}")
         return READERS[reader](path)
-    if vendor(path) not in (*OWN, NDPI):
+    if detect_tiff_format(path) not in (*NATIVE_FORMATS, NDPI):
         return OpenSlideSlide(path)
     try:
         return _from_table(path)

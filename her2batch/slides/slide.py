@@ -28,28 +28,28 @@ MPP_OF_20X = 0.5
 
 WHITE = 255
 
-CHUNK = 256
+DEFAULT_CHUNK = 256
 """Edge of the chunks that a slide is worked through in where its file has none of a useful size, px."""
 
-FINER = 2
+TILE_OVERSAMPLING = 2
 """Tiles are read from a level that is finer by this, where there is one, and shrunk: JPEG keeps colour at half
 resolution (4:2:0), and a membrane's brown is one or two px wide at 0.5 µm/px. Read from the level at 0.5 µm/px itself,
 11 of 28 synthetic HER2 0 slides came out as 1+, and none from the level at 0.25."""
 
-SHRINKS = (8, 4, 2, 1)
+SHRINK_FACTORS = (8, 4, 2, 1)
 """By what a level can be shrunk while it is read: what the transform inside JPEG offers, coarsest first."""
 
-READ_LIMIT = 400_000_000
+MAX_READ_PIXELS = 400_000_000
 """Pixels one read may hold (1.2 GB): a larger request is a fault of the caller, or of a hostile tag."""
 
-HOLE = 170
+MIN_BLACK_PIXELS = 170
 """Pixels that 512 zero bytes are in an uncompressed image."""
 
-STRIP = 64_000_000
+STRIP_PIXELS = 64_000_000
 """Pixels of a strip in which a whole level is read (192 MB)."""
 
 
-Places = NDArray[np.int64]
+BoxArray = NDArray[np.int64]
 """(n, 4) x, y, width, height of rectangles."""
 
 
@@ -129,7 +129,7 @@ class SlideInfo:
         return replace(self, mpp=override, mpp_source="override")
 
 
-def settle_mpp(mpp_x: float | None, mpp_y: float | None, objective: float | None) -> tuple[float | None, str | None]:
+def resolve_mpp(mpp_x: float | None, mpp_y: float | None, objective: float | None) -> tuple[float | None, str | None]:
     """Resolution (µm/px) and where it comes from, out of what a file says.
 
     Both axes must lie in MPP_RANGE and agree within 10 %; otherwise the objective decides (20× is 0.5 µm/px);
@@ -158,7 +158,7 @@ class Slide(ABC):
         Raises SlideError `truncated` or `unreadable`; never hands out pixels it could not decode.
         """
 
-    def _read(self, box: Box, level: int, shrink: int, parts: Places | None) -> NDArray[np.uint8]:
+    def _read(self, box: Box, level: int, shrink: int, parts: BoxArray | None) -> NDArray[np.uint8]:
         """The same of a level that is `shrink` times smaller. A reader of chunks does better: it decodes less."""
         if shrink == 1:
             return self._pixels(box, level)
@@ -180,13 +180,13 @@ class Slide(ABC):
         A reader that knows where its chunks lie does better.
         """
         for level, size in enumerate(self.info.levels if holes else ()):
-            boxes = boxes_over(Box(0, 0, size.width, size.height), 2048)
+            boxes = split_box(Box(0, 0, size.width, size.height), 2048)
             black = sum(int(np.count_nonzero(~self._pixels(box, level).any(axis=2))) for box in boxes)
-            if black >= HOLE:
+            if black >= MIN_BLACK_PIXELS:
                 what = f"parts of the file are zeros, and {black} px of its level {level} are black without any noise"
                 raise SlideError("truncated", self.info.path, what)
 
-    def read(self, box: Box, level: int = 0, shrink: int = 1, parts: Places | None = None) -> NDArray[np.uint8]:
+    def read(self, box: Box, level: int = 0, shrink: int = 1, parts: BoxArray | None = None) -> NDArray[np.uint8]:
         """Pixels of a box in px of `level`, or of the level shrunk by 2, 4 or 8: (height, width, 3) uint8 RGB.
 
         Shrinking is part of decoding where the slide is JPEG: a level of 4:2:0 JPEG, halved, has the colour of every
@@ -200,7 +200,7 @@ class Slide(ABC):
         inside = min(box.x, box.y) >= 0 and box.right <= size.width and box.bottom <= size.height
         if box.width < 1 or box.height < 1 or not inside:
             raise ValueError(f"{self.info.path}: {box} leaves level {level} ({size.width} × {size.height} px)")
-        if box.width * box.height > READ_LIMIT:
+        if box.width * box.height > MAX_READ_PIXELS:
             raise SlideError("out-of-memory", self.info.path, f"one read of {box.width} × {box.height} px")
         return self._read(box, level, shrink, parts)
 
@@ -211,13 +211,13 @@ class Slide(ABC):
 
     def source_for(self, downsample: float) -> tuple[int, int]:
         """The level that tiles of a downsample are read from, and by what it is shrunk."""
-        level = self.level_for(downsample / FINER)
+        level = self.level_for(downsample / TILE_OVERSAMPLING)
         return level, self.shrink_for(level, downsample)
 
     def shrink_for(self, level: int, downsample: float) -> int:
         """By what a level can be shrunk so that it is no coarser than `downsample` (3 % of slack)."""
         ours = self.info.level_downsamples[level]
-        return next((by for by in SHRINKS if ours * by <= downsample * 1.03), 1)
+        return next((by for by in SHRINK_FACTORS if ours * by <= downsample * 1.03), 1)
 
     def region(self, box: Box, mpp: float) -> NDArray[np.uint8]:
         """A box in level-0 px, area-resampled to `mpp` µm/px: (h, w, 3) uint8; what lies outside the slide is white.
@@ -245,7 +245,7 @@ class Slide(ABC):
         out_w = max(1, round(self.info.width / downsample))
         out_h = max(1, round(self.info.height / downsample))
         out = np.empty((out_h, out_w, 3), np.uint8)
-        high = min(size.chunk_height * 2, max(1, STRIP // size.width))
+        high = min(size.chunk_height * 2, max(1, STRIP_PIXELS // size.width))
         rows = max(1, math.ceil(out_h * high / size.height))  # output rows a strip
         for top in range(0, out_h, rows):
             bottom = min(out_h, top + rows)
@@ -264,7 +264,7 @@ class Slide(ABC):
         cx0, cy0, cx1, cy1 = max(x0, 0), max(y0, 0), min(x1, size.width), min(y1, size.height)
         if (cx0, cy0, cx1, cy1) == (x0, y0, x1, y1):
             return self.read(Box(x0, y0, x1 - x0, y1 - y0), level, shrink)
-        if (x1 - x0) * (y1 - y0) > READ_LIMIT:
+        if (x1 - x0) * (y1 - y0) > MAX_READ_PIXELS:
             raise SlideError("out-of-memory", self.info.path, f"one read of {x1 - x0} × {y1 - y0} px")
         out = np.full((y1 - y0, x1 - x0, 3), 255, np.uint8)
         if cx0 < cx1 and cy0 < cy1:
@@ -290,7 +290,7 @@ def resample(rgb: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint
     return cast(NDArray[np.uint8], cv2.resize(rgb, (width, height), interpolation=how))
 
 
-def boxes_over(box: Box, edge: int) -> list[Box]:
+def split_box(box: Box, edge: int) -> list[Box]:
     """A box cut into squares of at most `edge` px, row by row."""
     return [
         Box(x, y, min(edge, box.right - x), min(edge, box.bottom - y))
@@ -299,11 +299,11 @@ def boxes_over(box: Box, edge: int) -> list[Box]:
     ]
 
 
-def assembled(
+def assemble_chunks(
     box: Box,
     chunk: tuple[int, int],
     decoded: Callable[[int, int], NDArray[np.uint8] | None],
-    parts: Places | None = None,
+    parts: BoxArray | None = None,
 ) -> NDArray[np.uint8]:
     """A box put together from the chunks it touches: (height, width, 3) uint8.
 

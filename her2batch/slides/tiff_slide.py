@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
 from her2batch.slides import jpeg
-from her2batch.slides.slide import CHUNK, Box, Level, Places, Slide, SlideInfo, assembled, settle_mpp
-from her2batch.slides.tiff_tables import Tiff, TileTable, parse
+from her2batch.slides.slide import DEFAULT_CHUNK, Box, BoxArray, Level, Slide, SlideInfo, assemble_chunks, resolve_mpp
+from her2batch.slides.tiff_tables import TiffStructure, TileTable, parse_tiff
 
 HEAD, TAIL = 1024, 16
 """Bytes of a stream's ends that are looked at first; the whole stream where they don't say enough."""
@@ -41,7 +41,7 @@ class TiledTiffSlide(Slide):
         except SlideError:
             self.close()
             raise
-        mpp, source = settle_mpp(*self._tiff.mpp, self._tiff.objective)
+        mpp, source = resolve_mpp(*self._tiff.mpp, self._tiff.objective)
         levels = tuple(_level(one) for one in self._tiff.levels)
         self.info = SlideInfo(path, self._tiff.format, self.name, levels, mpp, source, self._tiff.objective, notes)
 
@@ -51,8 +51,8 @@ class TiledTiffSlide(Slide):
             os.close(self._handle)
             self._handle = -1
 
-    def _parse(self, path: Path) -> Tiff:
-        return parse(path)
+    def _parse(self, path: Path) -> TiffStructure:
+        return parse_tiff(path)
 
     def table(self, level: int) -> TileTable:
         """Where the level's compressed tiles lie."""
@@ -152,28 +152,28 @@ class TiledTiffSlide(Slide):
         look = jpeg.frame_size if table.compression == "jpeg" else jpeg.codestream_size
         head = os.pread(self._handle, min(HEAD, count), offset)
         tail = head if count <= HEAD else os.pread(self._handle, TAIL, offset + count - TAIL)
-        size = look(head) if jpeg.ends(tail) else None
+        size = look(head) if jpeg.has_end_marker(tail) else None
         if size is None and count > HEAD:  # a long header, or much padding
             whole = self._raw(table, index)
-            size = look(whole) if jpeg.ends(whole) else None
+            size = look(whole) if jpeg.has_end_marker(whole) else None
         return size
 
     def _pixels(self, box: Box, level: int) -> NDArray[np.uint8]:
         return self._assembled(box, self._tiff.levels[level], 1, None)
 
-    def _read(self, box: Box, level: int, shrink: int, parts: Places | None) -> NDArray[np.uint8]:
+    def _read(self, box: Box, level: int, shrink: int, parts: BoxArray | None) -> NDArray[np.uint8]:
         """Shrunk inside the decoder, where each px has its colour: RGB under a wrong tag has green and blue at half."""
         table = self._tiff.levels[level]
         if shrink == 1 or (table.compression == "jpeg" and table.full_tiles and not self.info.notes):
             return self._assembled(box, table, shrink, parts)
         return super()._read(box, level, shrink, parts)
 
-    def _assembled(self, box: Box, table: TileTable, shrink: int, parts: Places | None) -> NDArray[np.uint8]:
+    def _assembled(self, box: Box, table: TileTable, shrink: int, parts: BoxArray | None) -> NDArray[np.uint8]:
         def decoded(row: int, column: int) -> NDArray[np.uint8] | None:
             index = row * table.across + column
             return None if table.counts[index] == 0 else self._decode(table, index, shrink)
 
-        return assembled(box, (table.tile_width // shrink, table.tile_height // shrink), decoded, parts)
+        return assemble_chunks(box, (table.tile_width // shrink, table.tile_height // shrink), decoded, parts)
 
     def _raw(self, table: TileTable, index: int) -> bytes:
         count = int(table.counts[index])
@@ -245,7 +245,7 @@ def _level(table: TileTable) -> Level:
     """Strips are no chunks to work in: they may be one row high."""
     if table.full_tiles:
         return Level(table.width, table.height, table.tile_width, table.tile_height)
-    return Level(table.width, table.height, CHUNK, CHUNK)
+    return Level(table.width, table.height, DEFAULT_CHUNK, DEFAULT_CHUNK)
 
 
 def _fits(size: tuple[int, int], table: TileTable, index: int) -> bool:

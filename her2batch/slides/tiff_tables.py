@@ -23,18 +23,18 @@ import tifffile
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
-from her2batch.slides.fingerprint import Range, check_directories, is_tiff
+from her2batch.slides.fingerprint import ByteRange, check_directories, is_tiff
 
 COMPRESSIONS = {1: "raw", 5: "lzw", 7: "jpeg", 8: "deflate", 32946: "deflate", 33003: "jpeg2000", 33005: "jpeg2000",
                 34712: "jpeg2000", 34925: "lzma", 50000: "zstd", 50001: "webp"}  # fmt: skip
 
 YCBCR_J2K = 33003
 RGB, YCBCR = 2, 6
-DAMAGED = (tifffile.TiffFileError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error,
+TIFFFILE_ERRORS = (tifffile.TiffFileError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error,
            OverflowError, ZeroDivisionError, RuntimeError, EOFError)  # fmt: skip
 """What tifffile raises on files it can't make sense of."""
 
-OWN = frozenset({"aperio", "philips", "ome-tiff", "generic-tiff"})
+NATIVE_FORMATS = frozenset({"aperio", "philips", "ome-tiff", "generic-tiff"})
 """Formats whose tile tables we read ourselves; the others keep their tiles in ways of their own."""
 
 MOST_TILES = 20_000_000
@@ -86,7 +86,7 @@ class TileTable:
 
 
 @dataclass(frozen=True)
-class Tiff:
+class TiffStructure:
     """What a TIFF slide says: its levels, its other images (never shown: they bear names), its resolution."""
 
     format: str
@@ -94,38 +94,38 @@ class Tiff:
     others: tuple[TileTable, ...]
     mpp: tuple[float | None, float | None]
     objective: float | None
-    directories: tuple[Range, ...]  # bytes that say what the slide is
-    tile_lists: tuple[Range, ...]  # bytes that say where its tiles are
+    directories: tuple[ByteRange, ...]  # bytes that say what the slide is
+    tile_lists: tuple[ByteRange, ...]  # bytes that say where its tiles are
 
 
-def vendor(path: Path) -> str | None:
+def detect_tiff_format(path: Path) -> str | None:
     """One of OWN, or a format that OpenSlide reads; None when the file is no TIFF.
 
     Raises SlideError `truncated` or `unreadable` for a TIFF whose first page can't be parsed.
     """
     try:
-        with parsed(path) as file:
+        with open_tifffile(path) as file:
             return _vendor(file.pages[0])
     except OSError as error:
         raise SlideError("unreadable", path, f"it can't be opened ({error.strerror})") from error
-    except DAMAGED as error:
+    except TIFFFILE_ERRORS as error:
         if not is_tiff(path):
             return None
         check_directories(path)
         raise SlideError("unreadable", path, f"its first page can't be parsed ({error})") from error
 
 
-def parse(path: Path) -> Tiff:
+def parse_tiff(path: Path) -> TiffStructure:
     """The tile tables of a slide, their ranges checked. Raises SlideError truncated, unreadable or not-a-slide."""
     directories, tile_lists = check_directories(path)
     try:
-        with parsed(path) as file:
+        with open_tifffile(path) as file:
             pages = list(_pages(file))
             kind = _vendor(pages[0])
             _check_pixels(path, kind, pages[0])
             levels, others = _sort(kind, pages)
             mpp, objective = _mpp(kind, pages[0]), _objective(kind, str(pages[0].description or ""))
-    except DAMAGED as error:
+    except TIFFFILE_ERRORS as error:
         raise SlideError("unreadable", path, f"its structure can't be parsed ({error})") from error
     size = path.stat().st_size
     for table in levels:
@@ -134,11 +134,11 @@ def parse(path: Path) -> Tiff:
         _check_ranges(path, table, size)
     if kind == "philips":
         levels = _unpadded(levels, _spacings(str(pages[0].description or "")))
-    return Tiff(kind, tuple(levels), tuple(others), mpp, objective, directories, tile_lists)
+    return TiffStructure(kind, tuple(levels), tuple(others), mpp, objective, directories, tile_lists)
 
 
 @contextmanager
-def parsed(path: Path, **flags: Any) -> Iterator[tifffile.TiffFile]:
+def open_tifffile(path: Path, **flags: Any) -> Iterator[tifffile.TiffFile]:
     """A file as tifffile sees it; flags: what it should take it for.
 
     What it would only log to the screen is found by our own checks.
@@ -182,7 +182,7 @@ def _check_pixels(path: Path, kind: str, page: Any) -> None:
     if page.dtype != np.uint8 or page.samplesperpixel not in (3, 4) or int(page.photometric) not in (RGB, YCBCR):
         what = f"no 8-bit RGB image ({page.samplesperpixel} × {page.dtype}): not a brightfield slide"
         raise SlideError("not-a-slide", path, what)
-    if kind not in OWN:
+    if kind not in NATIVE_FORMATS:
         raise UnsupportedTiff(path, f"a {kind} slide keeps its tiles in its own way: use the reader openslide")
     compression = COMPRESSIONS[int(page.compression)]
     if page.planarconfig != 1 or page.imagedepth != 1:
@@ -201,12 +201,12 @@ def _sort(kind: str, pages: list[Any]) -> tuple[list[TileTable], list[TileTable]
             first.dtype, first.samplesperpixel, first.planarconfig,
         )  # fmt: skip
         smaller = table.width < levels[-1].width and table.height < levels[-1].height
-        is_level = page.is_tiled and same_kind and smaller and (kind == "philips" or same_shape(table, levels[0]))
+        is_level = page.is_tiled and same_kind and smaller and (kind == "philips" or has_same_aspect(table, levels[0]))
         (levels if is_level else others).append(table)
     return levels, others
 
 
-def same_shape(table: TileTable, base: TileTable) -> bool:
+def has_same_aspect(table: TileTable, base: TileTable) -> bool:
     """Whether a level is as wide and high, in proportion, as the finest."""
     aspect = table.width * base.height / (table.height * base.width)
     return abs(aspect - 1) < ASPECT + 2 / min(table.width, table.height)  # small levels are rounded
@@ -298,10 +298,10 @@ def _mpp(kind: str, page: Any) -> tuple[float | None, float | None]:
         return x and x * 1000, y and y * 1000
     if kind == "ome-tiff" and "PhysicalSizeX" in description:
         return _ome(description, "X"), _ome(description, "Y")
-    return resolution(page)
+    return tag_resolution(page)
 
 
-def resolution(page: Any) -> tuple[float | None, float | None]:
+def tag_resolution(page: Any) -> tuple[float | None, float | None]:
     """µm/px along x and y, as the tags say that every TIFF has for it."""
     unit = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof(296, 2)))
     axes = [page.tags.valueof(code) for code in (282, 283)]

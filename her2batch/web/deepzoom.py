@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.slides.codecs import encode
+from her2batch.slides.codecs import encode_jpeg
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box, SlideInfo, resample
 
@@ -89,7 +89,7 @@ def tile(slide: Pyramid, picture: NDArray[np.uint8] | None, zoom: DeepZoom, leve
     box = zoom.box(level, column, row)
     if (stored := _stored(slide, zoom, level, column, row, box)) is not None:
         return stored
-    return encode(_pixels(slide, picture, zoom, level, box), QUALITY)
+    return encode_jpeg(_pixels(slide, picture, zoom, level, box), QUALITY)
 
 
 def _stored(slide: Pyramid, zoom: DeepZoom, level: int, column: int, row: int, box: Box) -> bytes | None:

@@ -22,7 +22,7 @@ import numpy as np
 from her2batch.errors import SlideError
 from her2batch.slides.fingerprint import check_directories, fingerprint_slide, is_tiff
 from her2batch.slides.readers import open_slide
-from her2batch.slides.slide import Box, Slide, boxes_over
+from her2batch.slides.slide import Box, Slide, split_box
 
 LIMIT_S, LIMIT_BYTES = 10.0, 1_000_000_000
 """What one look may take of a core and of memory: the pass criteria for hostile slides."""
@@ -98,7 +98,7 @@ def digest(slide: Slide) -> str:
             across, down = max(1, size.width - 1024), max(1, size.height - 1024)
             boxes = [Box(k * across // 64, k * down // 64, 1, 1) for k in range(64)]
         else:
-            boxes = boxes_over(Box(0, 0, size.width, size.height), 1024)
+            boxes = split_box(Box(0, 0, size.width, size.height), 1024)
         for box in boxes:
             found.update(slide.read(box, level))
     return found.hexdigest()

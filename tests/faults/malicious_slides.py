@@ -11,7 +11,7 @@ import simplejpeg
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
-from her2batch.slides.discover import WHOLE_SLIDE
+from her2batch.slides.discover import WHOLE_SLIDE_SOP_CLASS
 
 Entry = tuple[int, int, list[int] | bytes]
 """Tag, type, values (type 2 and 7: bytes)."""
@@ -108,9 +108,9 @@ def claims_j2k(width: int, height: int) -> bytes:
 def dicom(syntax: str = ExplicitVRLittleEndian, **more: object) -> Dataset:
     facts = FileMetaDataset()
     facts.TransferSyntaxUID = syntax
-    facts.MediaStorageSOPClassUID, facts.MediaStorageSOPInstanceUID = WHOLE_SLIDE, "1.2.3"
+    facts.MediaStorageSOPClassUID, facts.MediaStorageSOPInstanceUID = WHOLE_SLIDE_SOP_CLASS, "1.2.3"
     dataset = Dataset()
-    dataset.file_meta, dataset.SOPClassUID, dataset.SeriesInstanceUID = facts, WHOLE_SLIDE, "1.2"
+    dataset.file_meta, dataset.SOPClassUID, dataset.SeriesInstanceUID = facts, WHOLE_SLIDE_SOP_CLASS, "1.2"
     for name, value in more.items():
         setattr(dataset, name, value)
     return dataset

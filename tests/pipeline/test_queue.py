@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from her2batch.errors import InputError
 from her2batch.pipeline.inventory import SlideJob
 from her2batch.pipeline.queue import SlideQueue, UrgentList, next_time, now
-from her2batch.slides.discover import SlideSource
+from her2batch.slides.discover import SlideFiles
 
 
 def todo(name: str, size: int = 1, patient: str | None = None, folder: Path = Path("/scans")) -> SlideJob:
     path = folder / f"{name}.svs"
-    return SlideJob(name, SlideSource(path, (path,), size, 0), None, patient)
+    return SlideJob(name, SlideFiles(path, (path,), size, 0), None, patient)
 
 
 def drained(queue: SlideQueue) -> list[str]:

@@ -20,7 +20,7 @@ from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.ray_session import RaySession
 from her2batch.runtime.watch import GIVE_UP, FileStability, partial_beside
 from her2batch.settings import Plan, Resources, Window
-from her2batch.slides.discover import DiscoveredSlides, SlideSource, again, slide_source
+from her2batch.slides.discover import DiscoveredSlides, SlideFiles, refresh_files, slide_files
 from her2batch.store.audit import status
 from her2batch.store.cohort import Cohort
 
@@ -31,9 +31,9 @@ def opens(_: Path) -> None:
     return None
 
 
-def lies(path: Path, text: str = "x") -> SlideSource:
+def lies(path: Path, text: str = "x") -> SlideFiles:
     path.write_text(text)
-    return slide_source((path,))
+    return slide_files((path,))
 
 
 def test_a_file_is_finished_when_two_looks_a_settle_time_apart_see_the_same(tmp_path: Path) -> None:
@@ -54,8 +54,8 @@ def test_a_file_that_was_renamed_over_another_of_the_same_size_and_time_is_anoth
     facts = slide.path.stat()
     lies(tmp_path / "b.svs", "y").path.replace(slide.path)
     os.utime(slide.path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    assert not settling.finished(again(slide), 15, ())
-    assert settling.finished(again(slide), 25, ())
+    assert not settling.finished(refresh_files(slide), 15, ())
+    assert settling.finished(refresh_files(slide), 25, ())
 
 
 def test_times_of_files_are_not_compared_with_our_clock(tmp_path: Path) -> None:
@@ -77,10 +77,10 @@ def test_every_file_of_a_slide_must_rest(tmp_path: Path) -> None:
         lies(tmp_path / name)
     paths = (tmp_path / "a.mrxs", tmp_path / "Data0.dat")
     settling = FileStability(SETTLE, opens)
-    settling.finished(slide_source(paths), 0, ())
+    settling.finished(slide_files(paths), 0, ())
     lies(paths[1], "longer")
-    assert not settling.finished(slide_source(paths), SETTLE, ())
-    assert settling.finished(slide_source(paths), 2 * SETTLE, ())
+    assert not settling.finished(slide_files(paths), SETTLE, ())
+    assert settling.finished(slide_files(paths), 2 * SETTLE, ())
 
 
 @pytest.mark.parametrize(

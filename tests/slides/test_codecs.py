@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zarr
 
-from her2batch.slides.codecs import ZSTD, JpegCodec, encode, pack, unpack
+from her2batch.slides.codecs import ZSTD_CODECS, JpegCodec, compress_lossless, decompress_lossless, encode_jpeg
 from tests.conftest import tissue_image
 
 
@@ -29,31 +29,31 @@ def test_the_configuration_goes_round() -> None:
 
 def test_what_is_packed_without_loss_is_what_zarrs_own_codecs_read(tmp_path: Path) -> None:
     image = tissue_image(256, 192, brown=0.3)
-    assert np.array_equal(unpack(pack(image), 192, 256), image)
-    serializer, compressor = ZSTD
+    assert np.array_equal(decompress_lossless(compress_lossless(image), 192, 256), image)
+    serializer, compressor = ZSTD_CODECS
     array = zarr.create_array(
         tmp_path / "a.zarr", shape=image.shape, chunks=image.shape, dtype="uint8", serializer=serializer,
         compressors=[compressor], filters=None,
     )  # fmt: skip
     array[:] = image
-    assert (tmp_path / "a.zarr/c/0/0/0").read_bytes() == pack(image)
+    assert (tmp_path / "a.zarr/c/0/0/0").read_bytes() == compress_lossless(image)
 
 
 def test_damage_to_what_was_packed_is_noticed() -> None:
     image = tissue_image(256, 192, brown=0.3)
-    data = bytearray(pack(image))
+    data = bytearray(compress_lossless(image))
     for at in range(20, len(data), len(data) // 40):
         flipped = data.copy()
         flipped[at] ^= 4
         with pytest.raises(RuntimeError):
-            unpack(bytes(flipped), 192, 256)
+            decompress_lossless(bytes(flipped), 192, 256)
     with pytest.raises(ValueError, match="reshape"):
-        unpack(bytes(data), 256, 256)
+        decompress_lossless(bytes(data), 256, 256)
 
 
 def test_imagecodecs_reads_what_we_encode_to_the_same_pixels() -> None:
     image = tissue_image(256, 256, brown=0.3)
-    data = encode(image, 90)
+    data = encode_jpeg(image, 90)
     from her2batch.slides.jpeg import decode_jpeg
 
     assert np.array_equal(decode_jpeg(data), imagecodecs.jpeg8_decode(data))

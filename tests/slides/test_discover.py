@@ -12,13 +12,13 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from her2batch.slides.discover import (
-    MAGIC,
-    RULES,
+    RULES_VERSION,
+    SLIDE_MAGIC,
     SLIDE_SUFFIXES,
-    WHOLE_SLIDE,
+    WHOLE_SLIDE_SOP_CLASS,
     DiscoveredSlides,
     discover_slides,
-    kind_of,
+    file_kind,
 )
 
 
@@ -41,7 +41,7 @@ def test_content_wins_over_the_suffix(tmp_path: Path, real_data: Path) -> None:
     (tmp_path / "text.txt").write_text("hello")
     (tmp_path / "not-really.svs").write_text("hello")
     assert [one.path.name for one in discover_slides(tmp_path)[0]] == ["no-suffix", "not-really.svs"]
-    assert kind_of(tmp_path / "not-really.svs") == "named"
+    assert file_kind(tmp_path / "not-really.svs") == "named"
     assert reasons(tmp_path) == {"text.txt": "not a slide"}
 
 
@@ -91,7 +91,7 @@ def test_the_order_is_that_of_the_paths_and_the_cohort_is_left_out(tmp_path: Pat
     assert found == ["a/3.svs", "b/1.svs", "b/2.svs"]
 
 
-def dicom(path: Path, series: str, sop_class: str = WHOLE_SLIDE) -> None:
+def dicom(path: Path, series: str, sop_class: str = WHOLE_SLIDE_SOP_CLASS) -> None:
     """A DICOM file of which nobody asks more than its series."""
     facts = FileMetaDataset()
     facts.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -105,7 +105,7 @@ def write(path: Path, kind: str) -> None:
     """A small file of a kind; everything that the search tells apart."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind.startswith("dicom"):
-        dicom(path, f"1.2.{kind[-1]}", "1.2.3" if kind.endswith("0") else WHOLE_SLIDE)
+        dicom(path, f"1.2.{kind[-1]}", "1.2.3" if kind.endswith("0") else WHOLE_SLIDE_SOP_CLASS)
     else:
         path.write_bytes({"tiff": b"II*\0", "text": b"hello", "vms": b"[VMS]\nImageFile=a/1\nMap=2.svs\n"}[kind])
 
@@ -186,13 +186,16 @@ def test_a_search_can_remember_without_knowing_names(tmp_path: Path) -> None:
 
 def test_other_rules_look_again(tmp_path: Path) -> None:
     write(tmp_path / "a", "tiff")
-    looks = {path: look._replace(rules=RULES - 1, kind=None) for path, look in discover_slides(tmp_path).looks.items()}
+    looks = {
+        path: look._replace(rules=RULES_VERSION - 1, kind=None)
+        for path, look in discover_slides(tmp_path).looks.items()
+    }
     assert len(discover_slides(tmp_path, known=looks).slides) == 1
 
 
 def test_rules_that_changed_were_counted() -> None:
-    rules = repr((sorted(SLIDE_SUFFIXES), MAGIC, WHOLE_SLIDE))
-    assert (RULES, sha256(rules.encode()).hexdigest()[:8]) == (1, "0b6cae95")
+    rules = repr((sorted(SLIDE_SUFFIXES), SLIDE_MAGIC, WHOLE_SLIDE_SOP_CLASS))
+    assert (RULES_VERSION, sha256(rules.encode()).hexdigest()[:8]) == (1, "0b6cae95")
 
 
 def test_two_indices_that_list_each_other_are_two_slides(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_a_plain_stream_decodes_as_libjpeg_turbo_does(rgb: np.ndarray) -> None:
     data = simplejpeg.encode_jpeg(rgb, 90, "RGB", "420")
     assert np.array_equal(jpeg.decode_jpeg(data), simplejpeg.decode_jpeg(data))
     assert jpeg.frame_size(data) == (32, 48)
-    assert jpeg.ends(data)
+    assert jpeg.has_end_marker(data)
 
 
 def test_a_buffer_is_decoded_into(rgb: np.ndarray) -> None:
@@ -88,14 +88,14 @@ def test_a_codestream_says_its_size(rgb: np.ndarray) -> None:
     assert jpeg.codestream_size(boxed) == (32, 48)
     assert jpeg.codestream_size(stream[:20]) is None
     assert jpeg.codestream_size(simplejpeg.encode_jpeg(rgb)) is None
-    assert jpeg.ends(stream)
+    assert jpeg.has_end_marker(stream)
 
 
 def test_zeros_may_stand_behind_the_end_but_nothing_else() -> None:
-    assert jpeg.ends(b"\x12\xff\xd9")
-    assert jpeg.ends(b"\x12\xff\xd9\0\0\0")
-    assert not jpeg.ends(b"\x12\xff\xd9\x01")
-    assert not jpeg.ends(bytes(16))
+    assert jpeg.has_end_marker(b"\x12\xff\xd9")
+    assert jpeg.has_end_marker(b"\x12\xff\xd9\0\0\0")
+    assert not jpeg.has_end_marker(b"\x12\xff\xd9\x01")
+    assert not jpeg.has_end_marker(bytes(16))
 
 
 def segment(kind: int, text: bytes) -> bytes:
@@ -107,31 +107,31 @@ def test_a_muted_stream_says_nothing_and_shows_the_same(rgb: np.ndarray, progres
     data = cv2.imencode(".jpg", rgb, [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive])[1].tobytes()
     said = [segment(0xFE, b"Jane Doe \xff\xda \xff\xd9 Jane Doe"), segment(0xE1, b"Exif\0\0Jane Doe"),
             segment(0xE0, b"JFXX\0Jane Doe"), segment(0xEE, b"Adobe\0\x64\0\0\0\0\1Jane Doe"), b"\xff"]  # fmt: skip
-    scan = data.rindex(jpeg.SCAN)  # of the last, where there are several
+    scan = data.rindex(jpeg.SOS)  # of the last, where there are several
     loud = data[:2] + b"".join(said) + data[2:scan] + segment(0xFE, b"Jane Doe") + data[scan:] + b"Jane Doe\xff\xd9"
-    quiet = jpeg.muted(loud)
+    quiet = jpeg.blank_metadata(loud)
     assert b"Jane" not in quiet
     assert len(quiet) == len(loud)
     assert b"JFIF" in quiet
     assert b"Adobe" in quiet
     assert np.array_equal(jpeg.decode_jpeg(quiet), jpeg.decode_jpeg(data))
-    assert jpeg.muted(quiet) == quiet
+    assert jpeg.blank_metadata(quiet) == quiet
     late = data[:scan] + segment(0xFE, b"Jane Doe") + data[scan:-2] + segment(0xFE, b"Jane Doe") + jpeg.EOI
-    assert b"Jane" not in jpeg.muted(late)
+    assert b"Jane" not in jpeg.blank_metadata(late)
 
 
 def test_a_stream_that_says_nothing_is_left_alone(rgb: np.ndarray, real_data: Path) -> None:
     for data in (simplejpeg.encode_jpeg(rgb), cv2.imencode(".jpg", rgb)[1].tobytes()):
-        assert jpeg.muted(data) is data
+        assert jpeg.blank_metadata(data) is data
     with TiledTiffSlide(real_data / "slides/CMU-1-Small-Region.svs") as slide:
         data, tables = slide.raw(0, 0), slide.table(0).jpeg_tables
     assert tables is not None
-    assert jpeg.muted(data) == data
-    assert jpeg.muted(tables) == tables
-    assert jpeg.muted(data + b"\0\0") == data + b"\0\0"  # padding
+    assert jpeg.blank_metadata(data) == data
+    assert jpeg.blank_metadata(tables) == tables
+    assert jpeg.blank_metadata(data + b"\0\0") == data + b"\0\0"  # padding
 
 
 def test_what_is_no_row_of_segments_is_not_taken_for_mute(rgb: np.ndarray) -> None:
     data = simplejpeg.encode_jpeg(rgb)
     with pytest.raises(ValueError, match="between its segments"):
-        jpeg.muted(data[:2] + b"Jane" + data[2:])
+        jpeg.blank_metadata(data[:2] + b"Jane" + data[2:])

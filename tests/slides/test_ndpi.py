@@ -13,8 +13,8 @@ import zarr
 from her2batch.errors import SlideError
 from her2batch.slides.fingerprint import fingerprint_slide
 from her2batch.slides.jpeg import complete_jpeg
-from her2batch.slides.ndpi import NdpiSlide, RunTable, parse
-from her2batch.slides.pyramid import Pyramid, write
+from her2batch.slides.ndpi import NdpiSlide, RunTable, parse_ndpi
+from her2batch.slides.pyramid import Pyramid, write_pyramid
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box, Slide
 from her2batch.slides.tiff_tables import UnsupportedTiff
@@ -78,7 +78,7 @@ def test_every_px_is_openslides(tissue: np.ndarray, tmp_path: Path, sampling: st
 def test_colour_at_half_width_is_smoothed_within_a_run_only(tissue: np.ndarray, tmp_path: Path) -> None:
     """The whole JPEG decoded at once differs at the seams of runs, by 11 grey levels here; so does OpenSlide."""
     path = write_ndpi(tmp_path / "a.ndpi", tissue, mpp=0.23, levels=1, sampling="422")
-    table = parse(path).levels[0]
+    table = parse_ndpi(path).levels[0]
     assert isinstance(table, RunTable)
     data = path.read_bytes()[: table.starts[-1]]
     at_once = cv2.imdecode(np.frombuffer(data[data.rindex(b"\xff\xd8") :], np.uint8), cv2.IMREAD_COLOR_RGB)
@@ -113,7 +113,7 @@ def test_a_file_of_more_than_4_gb_is_read_behind_them(tissue: np.ndarray, tmp_pa
     with open_slide(path, "tiff") as ours, open_slide(path, "openslide") as theirs:
         assert int(ours.table(0).offsets[0]) > 5 << 30
         assert np.array_equal(whole(ours)[:1096], whole(theirs)[:1096])
-        write(ours, np.ones((1, 1), bool), tmp_path / "p.zarr", 90)
+        write_pyramid(ours, np.ones((1, 1), bool), tmp_path / "p.zarr", 90)
     path.unlink()
     assert np.array_equal(whole(Pyramid(tmp_path / "p.zarr")), whole(ours_of(tissue, tmp_path)))
 
@@ -130,7 +130,7 @@ def test_what_is_unusual_is_left_to_openslide(tissue: np.ndarray, tmp_path: Path
     changed.write_bytes(data.replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc1\x00\x11\x08", 1))
     for path, words in ((tall, "of their own"), (uneven, "don't cover"), (changed, "another kind")):
         with pytest.raises(UnsupportedTiff, match=words):
-            parse(path)
+            parse_ndpi(path)
     assert open_slide(changed).info.reader == "openslide"
 
 
@@ -144,7 +144,7 @@ def test_a_table_of_runs_that_the_markers_contradict_is_left_to_openslide(tissue
     table[1:] += 1
     path.write_bytes(data[:first] + table.tobytes() + data[first + 4 * len(starts) :])
     with pytest.raises(UnsupportedTiff, match="restart markers are not where"):
-        parse(path)
+        parse_ndpi(path)
 
 
 def starts_as_tag(data: bytes, relative: np.ndarray) -> bytes:
@@ -156,7 +156,7 @@ def starts_as_tag(data: bytes, relative: np.ndarray) -> bytes:
 
 
 def test_only_levels_in_focus_are_levels(ndpi: Path) -> None:
-    found = parse(ndpi)
+    found = parse_ndpi(ndpi)
     assert [one.width for one in found.levels] == [2048, 512]
     assert found.others == ()
 
@@ -190,7 +190,7 @@ def test_a_hole_is_refused_unless_it_touches_no_level(tmp_path: Path, ndpi: Path
 
 def test_its_pyramid_holds_the_same_runs_and_nothing_else(ndpi: Path, tmp_path: Path) -> None:
     with open_slide(ndpi) as slide:
-        write(slide, np.ones((1, 1), bool), tmp_path / "p.zarr", 90)
+        write_pyramid(slide, np.ones((1, 1), bool), tmp_path / "p.zarr", 90)
         for level in range(2):
             expected = whole(slide, level)
             assert np.array_equal(whole(Pyramid(tmp_path / "p.zarr"), level), expected)
@@ -199,7 +199,7 @@ def test_its_pyramid_holds_the_same_runs_and_nothing_else(ndpi: Path, tmp_path: 
     files = [one.read_bytes() for one in (tmp_path / "p.zarr").rglob("*") if one.is_file()]
     assert not any(b"Jane" in data or b"Hamamatsu" in data for data in files)
     shards = sum(one.stat().st_size for one in (tmp_path / "p.zarr/0").rglob("c/**/*") if one.is_file())
-    table = parse(ndpi).levels[0]
+    table = parse_ndpi(ndpi).levels[0]
     assert isinstance(table, RunTable)
     assert shards < 1.03 * (table.starts[-1] - table.starts[0]) * (1280 / 1100)  # the last chunks are filled up
 
@@ -208,13 +208,13 @@ def test_flipped_bits_in_directories_and_headers_end_in_a_slide_error_or_a_check
     tmp_path: Path, ndpi: Path
 ) -> None:
     data, rng = ndpi.read_bytes(), np.random.default_rng(8)
-    spots = [at for table in parse(ndpi).directories for at in range(*table)]
+    spots = [at for table in parse_ndpi(ndpi).directories for at in range(*table)]
     spots += list(range(12, 12 + 700))  # the JPEG header of level 0
     for at in rng.choice(spots, 200).tolist():
         flipped = bytearray(data)
         flipped[at] ^= 1 << int(rng.integers(8))
         (tmp_path / "a.ndpi").write_bytes(flipped)
         with contextlib.suppress(SlideError):
-            for table in parse(tmp_path / "a.ndpi").levels:
+            for table in parse_ndpi(tmp_path / "a.ndpi").levels:
                 ends = table.starts if isinstance(table, RunTable) else table.offsets + table.counts
                 assert int(ends.max()) <= len(data)

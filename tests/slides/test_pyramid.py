@@ -13,7 +13,7 @@ from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
 
 from her2batch.errors import SlideError
-from her2batch.slides.pyramid import Pyramid, write
+from her2batch.slides.pyramid import Pyramid, write_pyramid
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box, Slide
 from her2batch.slides.tiff_slide import TiledTiffSlide
@@ -41,7 +41,7 @@ class TestLosslessPyramid(SlideContract):
     @pytest.fixture
     def slide(self, tmp_path: Path, real_data: Path) -> Slide:
         source = open_slide(real_data / "slides/dicom_boxes/boxes_0.dcm")
-        write(source, np.ones((1, 1), bool), tmp_path / "p.zarr", 90, lossless=True)
+        write_pyramid(source, np.ones((1, 1), bool), tmp_path / "p.zarr", 90, lossless=True)
         return Pyramid(tmp_path / "p.zarr")
 
 
@@ -51,12 +51,12 @@ class TestPyramid(SlideContract):
     @pytest.fixture
     def slide(self, tmp_path: Path, make_slide: Callable) -> Slide:
         source = open_slide(make_slide(size=(1500, 1100), brown=0.4, levels=3))
-        write(source, everything(source), tmp_path / "p.zarr", 90)
+        write_pyramid(source, everything(source), tmp_path / "p.zarr", 90)
         return Pyramid(tmp_path / "p.zarr")
 
 
 def test_the_slides_own_tiles_are_kept_bit_by_bit(slide: Slide, tmp_path: Path) -> None:
-    write(slide, everything(slide), tmp_path / "p.zarr", 90)
+    write_pyramid(slide, everything(slide), tmp_path / "p.zarr", 90)
     pyramid = Pyramid(tmp_path / "p.zarr")
     for level in range(3):
         assert np.array_equal(whole(pyramid, level), whole(slide, level))
@@ -75,7 +75,7 @@ def test_a_copy_weighs_what_its_tissue_weighs_in_the_slide(tmp_path: Path) -> No
     assert isinstance(slide, TiledTiffSlide)
     thin = np.eye(40, 54, dtype=bool)
     for name, tissue in (("whole", np.ones((40, 54), bool)), ("thin", thin)):
-        write(slide, tissue, tmp_path / name, 90)
+        write_pyramid(slide, tissue, tmp_path / name, 90)
         stored = sum(path.stat().st_size for path in shards(tmp_path / name))
         source = 0
         for level in range(4):
@@ -109,7 +109,7 @@ def test_tiles_that_lie_in_any_order_or_not_at_all_come_to_their_place(make_slid
     before = whole(open_slide(path))
     rewritten(path, np.random.default_rng(0).permutation(30), left_out=[0, 8])
     slide = open_slide(path)
-    write(slide, everything(slide), tmp_path / "p.zarr", 90)
+    write_pyramid(slide, everything(slide), tmp_path / "p.zarr", 90)
     after = whole(Pyramid(tmp_path / "p.zarr"))
     assert np.array_equal(after, whole(slide))
     assert (after[:256, :256] == 255).all()
@@ -119,7 +119,7 @@ def test_tiles_that_lie_in_any_order_or_not_at_all_come_to_their_place(make_slid
 def test_other_slides_are_encoded_once(real_data: Path, tmp_path: Path) -> None:
     source = open_slide(real_data / "slides" / "tcga-cr-7395-01a-01-ts1.svs")
     source.info = source.info.with_mpp(0.25)
-    write(source, everything(source), tmp_path / "p.zarr", 90)
+    write_pyramid(source, everything(source), tmp_path / "p.zarr", 90)
     pyramid = Pyramid(tmp_path / "p.zarr")
     box = Box(1000, 1000, 1500, 1200)
     difference = np.abs(pyramid.read(box).astype(int) - source.read(box))
@@ -134,7 +134,7 @@ def test_without_loss_every_px_is_the_slides_own(real_data: Path, tmp_path: Path
     """And nothing but Zarr is needed to read it."""
     source = open_slide(real_data / "slides" / name)
     assert source.info.reader == reader
-    write(source, np.ones((1, 1), bool), tmp_path / "p.zarr", 90, lossless=True)
+    write_pyramid(source, np.ones((1, 1), bool), tmp_path / "p.zarr", 90, lossless=True)
     for level in range(len(source.info.levels)):
         expected = np.moveaxis(whole(source, level), -1, 0)
         codecs = json.loads((tmp_path / "p.zarr" / str(level) / "zarr.json").read_text())["codecs"][0]
@@ -150,7 +150,7 @@ def test_without_loss_every_px_is_the_slides_own(real_data: Path, tmp_path: Path
 
 def test_jpeg_tiles_are_kept_where_no_loss_is_allowed_too(slide: Slide, tmp_path: Path) -> None:
     for name, lossless in (("a.zarr", False), ("b.zarr", True)):
-        write(slide, everything(slide), tmp_path / name, 90, lossless)
+        write_pyramid(slide, everything(slide), tmp_path / name, 90, lossless)
     for one in shards(tmp_path / "a.zarr"):
         assert one.read_bytes() == (tmp_path / "b.zarr" / one.relative_to(tmp_path / "a.zarr")).read_bytes()
 
@@ -158,7 +158,7 @@ def test_jpeg_tiles_are_kept_where_no_loss_is_allowed_too(slide: Slide, tmp_path
 def test_glass_is_not_stored_and_reads_as_white(slide: Slide, tmp_path: Path) -> None:
     tissue = np.zeros((11, 15), bool)
     tissue[5:8, 6:9] = True
-    write(slide, tissue, tmp_path / "p.zarr", 90)
+    write_pyramid(slide, tissue, tmp_path / "p.zarr", 90)
     pyramid = Pyramid(tmp_path / "p.zarr")
     assert (pyramid.read(Box(0, 0, 200, 200)) == 255).all()
     inside = Box(600, 500, 300, 300)  # px under the tissue of the mask: 100 px a cell
@@ -166,7 +166,7 @@ def test_glass_is_not_stored_and_reads_as_white(slide: Slide, tmp_path: Path) ->
 
 
 def test_zarr_dask_and_ome_zarr_open_it_unmodified(slide: Slide, tmp_path: Path) -> None:
-    write(slide, everything(slide), tmp_path / "p.zarr", 90)
+    write_pyramid(slide, everything(slide), tmp_path / "p.zarr", 90)
     expected = np.moveaxis(whole(slide, 1), -1, 0)
     assert np.array_equal(zarr.open_group(tmp_path / "p.zarr", mode="r")["1"][:], expected)
     assert np.array_equal(dask.array.from_zarr(tmp_path / "p.zarr", component="1").compute(), expected)
@@ -180,7 +180,7 @@ def test_zarr_dask_and_ome_zarr_open_it_unmodified(slide: Slide, tmp_path: Path)
 
 
 def test_a_damaged_shard_index_is_noticed(slide: Slide, tmp_path: Path) -> None:
-    write(slide, everything(slide), tmp_path / "p.zarr", 90)
+    write_pyramid(slide, everything(slide), tmp_path / "p.zarr", 90)
     shard = tmp_path / "p.zarr" / "0" / "c" / "0" / "0" / "0"
     data = bytearray(shard.read_bytes())
     data[-100] ^= 1
@@ -192,7 +192,7 @@ def test_a_damaged_shard_index_is_noticed(slide: Slide, tmp_path: Path) -> None:
 @pytest.mark.parametrize("lossless", [False, True])
 def test_a_damaged_chunk_is_an_error_that_says_what_to_do(real_data: Path, tmp_path: Path, lossless: bool) -> None:
     source = open_slide(real_data / "slides/dicom_boxes/boxes_0.dcm")
-    write(source, np.ones((1, 1), bool), tmp_path / "p.zarr", 90, lossless)
+    write_pyramid(source, np.ones((1, 1), bool), tmp_path / "p.zarr", 90, lossless)
     shard = next(path for path in sorted((tmp_path / "p.zarr" / "0" / "c").rglob("*")) if path.is_file())
     data = bytearray(shard.read_bytes())
     data[40:400] = bytes(360)

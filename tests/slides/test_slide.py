@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
-from her2batch.slides.slide import Box, Level, Slide, SlideInfo, boxes_over, resample, settle_mpp
+from her2batch.slides.slide import Box, Level, Slide, SlideInfo, resample, resolve_mpp, split_box
 
 
 class Gradient(Slide):
@@ -35,7 +35,7 @@ def test_a_box_knows_its_ends() -> None:
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 300), st.integers(1, 300), st.integers(1, 128))
 def test_boxes_over_cover_each_px_once(x: int, y: int, width: int, height: int, edge: int) -> None:
     seen = np.zeros((y + height, x + width), int)
-    for one in boxes_over(Box(x, y, width, height), edge):
+    for one in split_box(Box(x, y, width, height), edge):
         assert max(one.width, one.height) <= edge
         seen[one.y : one.bottom, one.x : one.right] += 1
     assert (seen[y:, x:] == 1).all()
@@ -60,7 +60,7 @@ def test_boxes_over_cover_each_px_once(x: int, y: int, width: int, height: int, 
     ],
 )
 def test_mpp_comes_from_the_file_else_from_the_objective(axes, objective, settled) -> None:
-    assert settle_mpp(*axes, objective) == settled
+    assert resolve_mpp(*axes, objective) == settled
 
 
 def test_a_read_that_no_memory_holds_is_refused_before_it_starts() -> None:

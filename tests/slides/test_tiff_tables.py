@@ -10,7 +10,7 @@ import pytest
 import tifffile
 
 from her2batch.errors import SlideError
-from her2batch.slides.tiff_tables import parse, vendor
+from her2batch.slides.tiff_tables import detect_tiff_format, parse_tiff
 from tests.slides.ndpi import write_ndpi
 
 RGB = np.random.default_rng(0).integers(180, 255, (300, 500, 3), np.uint8)
@@ -36,7 +36,7 @@ def write(path: Path, *images: np.ndarray, **more: object) -> Path:
     ],
 )  # fmt: skip
 def test_real_slides_say_what_they_are(real_data: Path, name, kind, sizes, mpp, objective, stored, others) -> None:
-    found = parse(real_data / "slides" / name)
+    found = parse_tiff(real_data / "slides" / name)
     assert (found.format, found.objective) == (kind, objective)
     assert [(one.width, one.height) for one in found.levels] == sizes
     assert found.mpp[0] == (None if mpp is None else pytest.approx(mpp, rel=1e-3))
@@ -46,7 +46,7 @@ def test_real_slides_say_what_they_are(real_data: Path, name, kind, sizes, mpp, 
 
 
 def test_label_macro_and_thumbnail_are_no_levels(real_data: Path) -> None:
-    found = parse(real_data / "slides/CMU-1-Small-Region.svs")
+    found = parse_tiff(real_data / "slides/CMU-1-Small-Region.svs")
     assert len(found.levels) == 1
     assert sorted((one.width, one.height) for one in found.others) == [(387, 463), (574, 768), (1280, 431)]
 
@@ -58,11 +58,11 @@ def test_levels_may_be_pages_or_subdirectories(tmp_path: Path) -> None:
         file.write(RGB, subifds=1, **PIXELS)
         file.write(small, subfiletype=1, **PIXELS)
     for path in (pages, tmp_path / "sub.tiff"):
-        assert [one.width for one in parse(path).levels] == [500, 250]
+        assert [one.width for one in parse_tiff(path).levels] == [500, 250]
 
 
 def test_a_tiled_image_of_another_shape_is_no_level(tmp_path: Path) -> None:
-    found = parse(write(tmp_path / "a.tiff", RGB, RGB[:128, :128].copy(), RGB[::4, ::4].copy()))
+    found = parse_tiff(write(tmp_path / "a.tiff", RGB, RGB[:128, :128].copy(), RGB[::4, ::4].copy()))
     assert [one.width for one in found.levels] == [500, 125]
     assert [one.width for one in found.others] == [128]
 
@@ -80,14 +80,14 @@ def test_a_tiled_image_of_another_shape_is_no_level(tmp_path: Path) -> None:
 def test_ome_units_are_understood(tmp_path: Path, unit: str, size: str, mpp: float | None) -> None:
     one = f'PhysicalSize{{0}}="{size}" PhysicalSize{{0}}Unit="{unit}"'
     xml = f'<?xml version="1.0"?><OME><Image><Pixels {one.format("X")} {one.format("Y")}/></Image></OME>'
-    found = parse(write(tmp_path / "a.ome.tif", RGB, description=xml.encode()))
+    found = parse_tiff(write(tmp_path / "a.ome.tif", RGB, description=xml.encode()))
     assert found.format == "ome-tiff"
     assert found.mpp == ((None, None) if mpp is None else pytest.approx((mpp, mpp)))
 
 
 def test_resolution_tags_are_in_cm_or_inches_or_say_nothing(tmp_path: Path) -> None:
     for unit, per, mpp in (("CENTIMETER", 40_000, 0.25), ("INCH", 101_600, 0.25), ("NONE", 40_000, None)):
-        found = parse(write(tmp_path / f"{unit}.tiff", RGB, resolution=(per, per), resolutionunit=unit))
+        found = parse_tiff(write(tmp_path / f"{unit}.tiff", RGB, resolution=(per, per), resolutionunit=unit))
         assert found.mpp[0] == (None if mpp is None else pytest.approx(mpp))
 
 
@@ -120,7 +120,7 @@ def write_philips(path: Path, *images: np.ndarray) -> Path:
 def test_philips_levels_lose_their_padding_and_mpp_is_the_pixel_spacing(tmp_path: Path) -> None:
     base = np.full((384, 640, 3), 230, np.uint8)  # padded to whole tiles, as all its levels are
     half, quarter = np.full((256, 384, 3), 230, np.uint8), np.full((128, 256, 3), 230, np.uint8)
-    found = parse(write_philips(tmp_path / "a.tiff", base, half, quarter))
+    found = parse_tiff(write_philips(tmp_path / "a.tiff", base, half, quarter))
     assert found.format == "philips"
     assert found.mpp == (pytest.approx(0.25), pytest.approx(0.25))
     assert [(one.width, one.height) for one in found.levels] == [(640, 384), (320, 192), (160, 96)]
@@ -133,26 +133,26 @@ def test_a_philips_slide_has_the_same_levels_in_openslide(tmp_path: Path) -> Non
     images = [np.full((h, w, 3), 230, np.uint8) for h, w in ((384, 640), (256, 384))]
     path = write_philips(tmp_path / "a.tiff", *images)
     with openslide.OpenSlide(path) as theirs:
-        ours = parse(path)
+        ours = parse_tiff(path)
         assert theirs.properties["openslide.vendor"] == "philips"
         assert theirs.level_dimensions == tuple((one.width, one.height) for one in ours.levels)
         assert float(theirs.properties["openslide.mpp-x"]) == pytest.approx(ours.mpp[0])
 
 
 def test_the_vendor_is_told_by_tags(tmp_path: Path, real_data: Path) -> None:
-    assert vendor(write_ndpi(tmp_path / "a.ndpi", np.zeros((256, 1024, 3), np.uint8), 0.23)) == "hamamatsu"
+    assert detect_tiff_format(write_ndpi(tmp_path / "a.ndpi", np.zeros((256, 1024, 3), np.uint8), 0.23)) == "hamamatsu"
     for text, kind in (("x http://www.leica-microsystems.com/scn y", "leica"), ("Aperio Image", "aperio")):
-        assert vendor(write(tmp_path / f"{kind}.tiff", RGB, description=text)) == kind
-    assert vendor(write(tmp_path / "trestle.tif", RGB, software="MedScan")) == "trestle"
+        assert detect_tiff_format(write(tmp_path / f"{kind}.tiff", RGB, description=text)) == kind
+    assert detect_tiff_format(write(tmp_path / "trestle.tif", RGB, software="MedScan")) == "trestle"
     iscan = [(700, 7, 20, b"<x><iScan></iScan>  ", True)]
-    assert vendor(write(tmp_path / "ventana.tif", RGB, extratags=iscan)) == "ventana"
-    assert vendor(real_data / "slides/sm_image.dcm") is None
-    assert vendor(real_data / "bad_slides/broken.svs") is None
+    assert detect_tiff_format(write(tmp_path / "ventana.tif", RGB, extratags=iscan)) == "ventana"
+    assert detect_tiff_format(real_data / "slides/sm_image.dcm") is None
+    assert detect_tiff_format(real_data / "bad_slides/broken.svs") is None
 
 
 def refused(path: Path) -> SlideError:
     with pytest.raises(SlideError) as caught:
-        parse(path)
+        parse_tiff(path)
     return caught.value
 
 
@@ -224,6 +224,6 @@ def test_flipped_bits_in_the_directory_end_in_a_slide_error_or_a_checked_table(t
         flipped[at] ^= 1 << int(rng.integers(8))
         path.write_bytes(flipped)
         with contextlib.suppress(SlideError):
-            found = parse(path)
+            found = parse_tiff(path)
             for one in (*found.levels, *found.others):
                 assert int((one.offsets + one.counts).max()) <= len(data)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from her2batch.slides.pyramid import Pyramid, write
+from her2batch.slides.pyramid import Pyramid, write_pyramid
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box
 from her2batch.web.deepzoom import DeepZoom, tile, zoom_of
@@ -21,7 +21,7 @@ def pyramid(make_slide: MakeSlide, tmp_path: Path) -> Pyramid:
     tissue = np.ones((60, 70), bool)
     tissue[:26, :26] = False
     with open_slide(make_slide(levels=3)) as slide:
-        write(slide, tissue, tmp_path / "p.zarr", 90)
+        write_pyramid(slide, tissue, tmp_path / "p.zarr", 90)
     return Pyramid(tmp_path / "p.zarr")
 
 
@@ -57,7 +57,7 @@ def test_a_tile_that_is_a_chunk_is_handed_out_untouched(pyramid: Pyramid) -> Non
 
 def test_every_tile_is_what_the_slide_shows_there(make_slide: MakeSlide, tmp_path: Path) -> None:
     with open_slide(make_slide(levels=3)) as slide:
-        write(slide, np.ones((6, 7), bool), tmp_path / "p.zarr", 90)
+        write_pyramid(slide, np.ones((6, 7), bool), tmp_path / "p.zarr", 90)
     pyramid = Pyramid(tmp_path / "p.zarr")
     zoom = zoom_of(pyramid.info)
     whole = pyramid.read(Box(0, 0, 1400, 1200))
