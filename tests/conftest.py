@@ -24,6 +24,7 @@ with contextlib.suppress(InputError):
 
 from tests.models.bundles import untrained
 from tests.nightly.scanner import Miniature, spend
+from tests.stand_ins import shared_stand_ins
 
 cv2.setNumThreads(1)
 hypothesis.settings.register_profile("patient", deadline=None)  # how long an example takes is the machine's affair
@@ -33,12 +34,24 @@ MakeSlide = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def real_data() -> Path:
-    """The folder of real slides; not part of the project."""
-    folder = Path(os.environ.get("HER2BATCH_TEST_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip("no real slides: set HER2BATCH_TEST_DATA to their folder")
+def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of real slides, which are not part of the project; stand-ins of the same names where there is none.
+
+    The environment variable HER2BATCH_TEST_DATA names the folder; the value `stand-ins` asks for stand-ins.
+    """
+    asked = os.environ.get("HER2BATCH_TEST_DATA")
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    if asked == "stand-ins" or (asked is None and not beside.is_dir()):
+        return shared_stand_ins(folder_of_all_workers(tmp_path_factory) / "stand-ins")
+    folder = beside if asked is None else Path(asked)
+    assert folder.is_dir(), f"HER2BATCH_TEST_DATA names no folder: {folder}"
     return folder
+
+
+def folder_of_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A temporary folder of the whole test run, the same for all of its worker processes."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")

@@ -15,17 +15,18 @@ import her2batch
 from her2batch.models.membrane_rule import RuleResult, apply_rule
 from her2batch.vision.membrane import (
     FEATURES,
-    MEMBRANE,
+    MEMBRANE_COLUMNS,
     TileBatch,
     feature_index,
     feature_page,
     measure_tiles,
-    ridges,
-    thresholds,
+    membrane_thresholds,
+    ridge_height,
 )
 from her2batch.vision.stain import DAB, HAEMATOXYLIN, Stains
-from tests.vision.real import CORES, core, measured
-from tests.vision.reference import described
+from tests.stand_ins import are_stand_ins
+from tests.vision.real import CORES, load_core, tissue_tile_batch
+from tests.vision.reference import reference_features
 
 WHITE = (240.0, 240.0, 240.0)
 STAINS = Stains(WHITE, nuclei=0.15)
@@ -51,9 +52,9 @@ def figure(tile: NDArray, name: str, stains: Stains = STAINS) -> float:
 class TestReference:
     @pytest.mark.parametrize("name", ["0", "2+ b", "3+"])
     def test_it_equals_the_plain_reference_on_real_tissue(self, real_data: Path, name: str) -> None:
-        batch = measured(core(real_data, name))
+        batch = tissue_tile_batch(load_core(real_data, name))
         batch = TileBatch(batch.pixels[10::30], 0.5, batch.stains)
-        plain = [described(tile, 0.5, batch.stains) for tile in batch.pixels]
+        plain = [reference_features(tile, 0.5, batch.stains) for tile in batch.pixels]
         gaps = np.abs(batch.figures - [[one[feature.name] for feature in FEATURES] for one in plain])
         # where single precision puts a px on the other side of a threshold, a mean over its mask moves by some 2e-5
         assert (gaps > 1e-5).sum() <= 1
@@ -63,7 +64,7 @@ class TestReference:
     def test_and_under_pen_at_any_resolution(self, mpp: float) -> None:
         tile = rings(0.5)
         tile[100:150, 60:90] = (25, 55, 170)
-        plain = described(tile, mpp, STAINS)
+        plain = reference_features(tile, mpp, STAINS)
         assert measure_tiles(tile[None], mpp, STAINS)[0] == pytest.approx(
             [plain[one.name] for one in FEATURES], rel=0, abs=1e-5
         )
@@ -86,7 +87,7 @@ class TestRings:
     @settings(max_examples=25, deadline=None)
     def test_shares_are_nested(self, density, share, width) -> None:
         row = measure_tiles(rings(density, share, width)[None], 0.5, STAINS)[0]
-        value = {name: row[feature_index(name)] for name in MEMBRANE}
+        value = {name: row[feature_index(name)] for name in MEMBRANE_COLUMNS}
         assert all(0 <= one <= 1 for one in value.values())
         for suffix in ("", "_complete"):
             assert value[f"faint{suffix}"] >= value[f"moderate{suffix}"] >= value[f"intense{suffix}"]
@@ -97,7 +98,7 @@ class TestRings:
     @settings(max_examples=25, deadline=None)
     def test_more_dab_never_lowers_a_share(self, density, more) -> None:
         less, darker = (measure_tiles(rings(one)[None], 0.5, STAINS)[0] for one in (density, density + more))
-        for name in MEMBRANE[1:]:
+        for name in MEMBRANE_COLUMNS[1:]:
             assert darker[feature_index(name)] >= less[feature_index(name)] - 0.01
 
     def test_a_veil_over_everything_is_no_membrane(self) -> None:
@@ -111,9 +112,9 @@ class TestRings:
         assert figure(rings(0.5, veil=0.15), "intense", known) == pytest.approx(plain, abs=0.02)
 
     def test_darker_sections_need_darker_membranes(self) -> None:
-        pale, usual, dark = (thresholds(Stains(nuclei=one)) for one in (0.05, 0.15, 0.6))
+        pale, usual, dark = (membrane_thresholds(Stains(nuclei=one)) for one in (0.05, 0.15, 0.6))
         assert pale < usual < dark
-        assert thresholds(Stains(nuclei=0.0)) == usual
+        assert membrane_thresholds(Stains(nuclei=0.0)) == usual
 
     def test_glass_holds_nothing(self) -> None:
         row = measure_tiles(np.full((1, 224, 224, 3), 240, np.uint8), 0.5, STAINS)[0]
@@ -133,8 +134,8 @@ def test_a_ridge_has_the_height_of_its_line() -> None:
     x = np.arange(101) - 50
     line = np.tile(0.4 * np.exp(-(x**2) / 2), (101, 1)).astype(np.float32)  # σ = 1 px = 0.5 µm
     smooth = cv2.GaussianBlur(line, (0, 0), 1.0)
-    assert ridges(smooth, 0.5)[50, 50] == pytest.approx(0.4, rel=0.2)
-    assert ridges(np.full((20, 20), 0.3, np.float32), 0.5).max() < 1e-5
+    assert ridge_height(smooth, 0.5)[50, 50] == pytest.approx(0.4, rel=0.2)
+    assert ridge_height(np.full((20, 20), 0.3, np.float32), 0.5).max() < 1e-5
 
 
 class TestBatch:
@@ -167,7 +168,7 @@ class TestVector:
     def test_names_are_unique_and_all_described(self) -> None:
         assert len({one.name for one in FEATURES}) == len(FEATURES)
         assert all(one.unit in ("share", "OD") and one.sentence for one in FEATURES)
-        assert [feature_index(name) for name in MEMBRANE] == list(range(7))
+        assert [feature_index(name) for name in MEMBRANE_COLUMNS] == list(range(7))
 
     def test_the_generated_page_is_up_to_date(self) -> None:
         path = Path(her2batch.__file__).parents[1] / "docs" / "stain-encoder.md"
@@ -179,8 +180,8 @@ def verdicts(real_data: Path) -> dict[str, RuleResult]:
     """What the rule says of the five real cores, read from their JPEG files. No threshold was fitted to them."""
     found = {}
     for name in CORES:
-        figures = measured(core(real_data, name)).figures
-        found[name] = apply_rule({one: figures[:, feature_index(one)] for one in MEMBRANE})
+        figures = tissue_tile_batch(load_core(real_data, name)).figures
+        found[name] = apply_rule({one: figures[:, feature_index(one)] for one in MEMBRANE_COLUMNS})
     return found
 
 
@@ -192,10 +193,12 @@ def test_clear_staining_is_called_on_real_cores(verdicts: dict[str, RuleResult])
     assert score["0"] < score["1+"]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="2+ a is as pale as 1+: 0.85 against 0.94 from the JPEG files; JPEG or the level read moves each by 0.2",
-)
-def test_pale_staining_is_ordered_on_real_cores(verdicts: dict[str, RuleResult]) -> None:
+def test_pale_staining_is_ordered_on_real_cores(
+    verdicts: dict[str, RuleResult], real_data: Path, request: pytest.FixtureRequest
+) -> None:
+    """The stand-ins are ordered. Of the real cores one is not, which is a known limit of the rule."""
+    if not are_stand_ins(real_data):
+        pale = "2+ a is as pale as 1+: 0.85 against 0.94 from the JPEG files; JPEG or the level read moves each by 0.2"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=pale))
     score = {name: one.score for name, one in verdicts.items()}
     assert score["0"] < score["1+"] <= score["2+ a"]
