@@ -1,1 +1,46 @@
-"""her2batch: HER2 scoring of whole-slide images, a cohort a night."""
+"""HER2 scoring of whole-slide images, a cohort a night.
+
+The public Python API. Every name is imported when it is first used, so that `import her2batch` is fast and loads
+neither Ray nor torch nor cuCIM. See docs/python.md.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from her2batch.api import ingest, open_cohort, open_slide, report, score, train
+    from her2batch.models.encoders import register_encoder
+    from her2batch.models.mil_registry import register_mil
+
+__all__ = [
+    "ingest",
+    "open_cohort",
+    "open_slide",
+    "register_encoder",
+    "register_mil",
+    "report",
+    "score",
+    "train",
+]
+
+_MODULES = {name: "her2batch.api" for name in __all__} | {
+    "register_encoder": "her2batch.models.encoders",
+    "register_mil": "her2batch.models.mil_registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use. Raises AttributeError for any other name."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("her2batch")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'her2batch' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from her2batch.cli.commands import exchange, report, serve, slides, tools, training
-from her2batch.errors import STOPPED, HeadLost, Her2BatchError, in_line
+from her2batch.errors import STOPPED, HeadLost, Her2BatchError, one_line
 
 COMMANDS = (
     slides.ingest,
@@ -143,7 +143,7 @@ def _run(call: Callable[[], Any]) -> int:
     except Exception as error:  # noqa: BLE001  (outermost handler: one line on screen, the traceback in a file)
         with tempfile.NamedTemporaryFile("w", prefix="her2batch-", suffix=".log", delete=False) as file:
             file.write("".join(traceback.format_exception(error)))
-        text = f"{type(error).__name__}: {in_line(error)[:200]}"
+        text = f"{type(error).__name__}: {one_line(error)[:200]}"
         return _print_error(f"internal error: {text}; the traceback is in {file.name}", 1)
 
 

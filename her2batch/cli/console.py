@@ -19,13 +19,13 @@ from her2batch.cli.tables import Column, layout
 from her2batch.pipeline.progress import RunProgress
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.run_log import follow_run
-from her2batch.tasks import MEMBRANE
+from her2batch.tasks import MEMBRANE_RULE
 
 if TYPE_CHECKING:
     from her2batch.reports.prediction_counts import PredictionCount
     from her2batch.runtime.doctor import Line
     from her2batch.runtime.ingest import IngestSummary
-    from her2batch.store.audit import Problem, Status
+    from her2batch.store.audit import CohortStatus, StoreProblem
     from her2batch.store.erase import EraseSummary
 
 ProgressCallback = Callable[[RunProgress, Row], None]
@@ -156,7 +156,7 @@ def print_ingest_summary(summary: IngestSummary, counts: Sequence[PredictionCoun
     rate = f"{summary.tiles} tiles, {summary.seconds:.1f} s"
     print_line(console, f"seen {summary.seen} = {' + '.join(outcomes)}{finished_before}; {rate}")
     for count in counts:
-        if count.bundle != MEMBRANE or count.task == "her2-4way":
+        if count.bundle != MEMBRANE_RULE or count.task == "her2-4way":
             print_line(console, prediction_text(count), "bold")
     if summary.skipped:
         print_line(console, f"not computed, because no bundle was given: {', '.join(summary.skipped)}")
@@ -205,7 +205,7 @@ def print_estimate(rows: Sequence[Row], total: Mapping[str, Any]) -> None:
         print_line(console, f"This is longer than a night. With a GPU: about {with_a_gpu} (docs/sizing.md).")
 
 
-def print_status(status: Status) -> None:
+def print_status(status: CohortStatus) -> None:
     """Print failures with their remedies, counts, and whether every file seen has an outcome."""
     console = stdout_console()
     print_failures(console, status.failures)
@@ -246,7 +246,7 @@ def _event_text(event: Mapping[str, Any]) -> str | None:
     return None
 
 
-def print_problems(problems: Sequence[Problem], cohort: Path, head: tuple[int, str]) -> None:
+def print_problems(problems: Sequence[StoreProblem], cohort: Path, head: tuple[int, str]) -> None:
     """Print what verify found. head: number and hash of the newest review."""
     for problem in problems:
         print(f"{problem.path}: {problem.what}")

@@ -21,7 +21,7 @@ from her2batch.models.bundle import read_bundle
 from her2batch.reports.cohort_page import write_report
 from her2batch.reports.prediction_counts import count_predictions
 from her2batch.runtime.ingest import IngestRequest, IngestSummary, ingest
-from her2batch.settings import Plan, Resources, Spread, Training
+from her2batch.settings import Plan, Resources, Training, TrainingResources
 from her2batch.store.cohort import Cohort
 from her2batch.store.labels import label_slides, read_labels
 from her2batch.synthetic.cohort import make_cohort
@@ -81,7 +81,7 @@ def demo(folder: Path, slides: int, held_out: int, quiet: bool, workers: int | N
     print_note("training on these slides …", quiet)
     with unit_progress(quiet) as unit_report:
         training = TrainingRequest(cohort, folder / "run", None, known / "annotations")
-        trained = train(training, TRAINING, Spread(workers=workers), unit_report)
+        trained = train(training, TRAINING, TrainingResources(workers=workers), unit_report)
     if trained.exit_code:
         return DemoSummary(trained, first, [])
     print_note("scoring the held-out slides …", quiet)

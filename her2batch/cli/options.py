@@ -22,9 +22,9 @@ COHORT_HELP = "the cohort: a folder, or s3://BUCKET/NAME"
 
 def parse_location(text: str) -> Path:
     """Return a cohort's location as a path; a relative folder stays relative."""
-    from her2batch.files.locations import AWAY, to_location
+    from her2batch.files.locations import URL_SEPARATOR, to_location
 
-    return to_location(text) if AWAY in str(text) else Path(text)
+    return to_location(text) if URL_SEPARATOR in str(text) else Path(text)
 
 
 OutOption = Annotated[

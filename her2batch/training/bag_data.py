@@ -11,21 +11,23 @@ import hashlib
 import json
 import mmap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
 from her2batch.errors import InputError
 from her2batch.files.atomic import atomic_write
-from her2batch.models.attention import padded, product_dtype
-from her2batch.store.cohort import Cohort
+from her2batch.models.attention import padded_size, product_dtype
+from her2batch.store.cohort import Cohort, Row
+from her2batch.tasks import CLASSES
 
 READERS = 4
 """Threads that unpack Parquet, which leaves Python alone meanwhile."""
@@ -93,7 +95,7 @@ def gather(cohort: Cohort, encoder: str, folder: str, slide_ids: Sequence[str], 
 
 def _column(vectors: NDArray[np.float16], dtype: torch.dtype) -> pa.FixedSizeListArray:
     """A bag as a column of the file, filled up with zeros."""
-    filled = torch.zeros(padded(len(vectors)), vectors.shape[1], dtype=dtype)
+    filled = torch.zeros(padded_size(len(vectors)), vectors.shape[1], dtype=dtype)
     filled[: len(vectors)] = torch.from_numpy(vectors).float()
     flat = (filled.view(torch.int16) if dtype == torch.bfloat16 else filled).numpy().reshape(-1)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), vectors.shape[1])
@@ -150,3 +152,29 @@ def _open(path: Path, key: str | None) -> Bags | None:
     if key is not None and facts["key"] != key:
         return None
     return Bags(tuple(facts["slides"]), tuple(facts["sizes"]), file.schema.field(0).type.list_size, file, pages)
+
+
+class BagDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    """A torch Dataset of slides with a label: item k is (embeddings (N, D) float32, class index).
+
+    classes: names of the classes, by index.  slide_ids, patient_ids: of the items.  excluded: slides without a usable
+    label, with the reason.  Bags differ in length: use batch_size=1 or a collate function of your own.
+    """
+
+    def __init__(
+        self, task: str, labelled: Sequence[Row], excluded: pd.DataFrame, read: Callable[[str], NDArray[np.float16]]
+    ) -> None:
+        """labelled: rows with slide_id, patient_id and label.  read: slide_id → (N, D) float16."""
+        self.classes = CLASSES[task]
+        self.slide_ids = [str(row["slide_id"]) for row in labelled]
+        self.patient_ids = [str(row["patient_id"]) for row in labelled]
+        self.targets = [int(row["label"]) for row in labelled]
+        self.excluded = excluded
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self.slide_ids)
+
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
+        bag = torch.from_numpy(self._read(self.slide_ids[position])).float()
+        return bag, self.targets[position]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,14 +19,14 @@ from her2batch.cli.options import (
     emit,
     options,
 )
-from her2batch.settings import Plan, Resources, Window
+from her2batch.settings import Plan, Resources, RunWindow
 
 if TYPE_CHECKING:
-    from her2batch.runtime.ingest import IngestRequest, IngestSummary
+    from her2batch.runtime.ingest import IngestRequest
 
 
 @options(Resources)
-@options(Window, leave_out=("linger",))
+@options(RunWindow, leave_out=("linger",))
 @options(Plan, leave_out=("bundle",))
 def ingest(
     *,
@@ -35,7 +35,7 @@ def ingest(
     ],
     out: OutOption = DEFAULT_COHORT,
     plan: Plan,
-    window: Window,
+    window: RunWindow,
     resources: Resources,
     bundle: Annotated[Path | None, typer.Option(help="folder of a trained bundle to score with")] = None,
     labels: Annotated[
@@ -59,6 +59,7 @@ def ingest(
     request = IngestRequest(scans, out, bundle, labels, weights, pseudonymize, retry_failed)
     if dry_run:
         return _dry_run(request, plan, resources, as_json)
+    from her2batch.api import ingest_result
     from her2batch.cli.console import ingest_progress, print_ingest_summary
     from her2batch.reports.prediction_counts import count_predictions
     from her2batch.store.cohort import Cohort
@@ -66,8 +67,7 @@ def ingest(
     with ingest_progress(quiet or as_json) as report:
         summary = run(request, plan, resources, report, window)
     counts = count_predictions(Cohort(summary.cohort), summary.fresh)
-    data = {**_summary_json(summary), "predictions": [asdict(count) for count in counts]}
-    emit(as_json, data, lambda: print_ingest_summary(summary, counts))
+    emit(as_json, ingest_result(summary, counts), lambda: print_ingest_summary(summary, counts))
     return summary.exit_code
 
 
@@ -91,11 +91,11 @@ def overnight(
     """Run the nightly job: ingest new slides, score, check, report, notify. Prints one JSON line."""
     from her2batch.cli.console import ingest_progress, print_note
     from her2batch.nightly.overnight import overnight as run
-    from her2batch.settings import Overnight, from_toml
+    from her2batch.settings import NightlySettings, read_settings
 
     with ingest_progress(quiet) as report:
         night = run(
-            from_toml(settings, Overnight),
+            read_settings(settings, NightlySettings),
             report,
             lambda text: print_note(text, quiet),
             lambda line: print(line, flush=True),
@@ -115,7 +115,7 @@ def status(
 
         follow_run(Cohort(cohort))
     from her2batch.cli.console import print_status
-    from her2batch.store.audit import status as count
+    from her2batch.store.audit import cohort_status as count
     from her2batch.store.cohort import Cohort
 
     found = count(Cohort(cohort))
@@ -126,12 +126,12 @@ def status(
 def verify(cohort: CohortArgument = DEFAULT_COHORT, as_json: Json = False) -> int:
     """Check every file against its checksum and schema. Run ingest to repair what this finds."""
     from her2batch.cli.console import print_problems
-    from her2batch.store.audit import verify as check
+    from her2batch.store.audit import verify_cohort as check
     from her2batch.store.cohort import Cohort
-    from her2batch.store.reviews import head
+    from her2batch.store.reviews import chain_head
 
     problems = list(check(Cohort(cohort)))
-    newest = head(Cohort(cohort))
+    newest = chain_head(Cohort(cohort))
     found = [{"path": str(one.path), "what": one.what, "slide_id": one.slide_id} for one in problems]
     data = {"problems": found, "ok": not found, "reviews": newest[0], "reviews_sha256": newest[1]}
     emit(as_json, data, lambda: print_problems(problems, cohort, newest))
@@ -148,7 +148,7 @@ def forget(
 ) -> int:
     """Remove a patient's data: every file and row, and verify that nothing is left."""
     from her2batch.cli.console import print_erase_summary
-    from her2batch.store.audit import verify as check
+    from her2batch.store.audit import verify_cohort as check
     from her2batch.store.cohort import Cohort
     from her2batch.store.erase import erase as remove
     from her2batch.store.pseudonyms import Pseudonymizer, read_key
@@ -158,14 +158,3 @@ def forget(
     problems = [f"{one.path}: {one.what}" for one in check(Cohort(cohort))]
     emit(as_json, {**asdict(found), "problems": problems}, lambda: print_erase_summary(found, problems))
     return 1 if found.left or problems else 0
-
-
-def _summary_json(summary: IngestSummary) -> dict[str, Any]:
-    keys = ("slide_id", "path", "error_code", "error")
-    fields = ("seen", "done", "failed", "deferred", "duplicate", "ignored", "already", "tiles", "seconds", "skipped")
-    return {
-        "cohort": str(summary.cohort),
-        **{name: getattr(summary, name) for name in fields},
-        "failures": [{key: row[key] for key in keys} for row in summary.failures],
-        "exit_code": summary.exit_code,
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,11 +18,7 @@ from her2batch.cli.options import (
     options,
     parse_location,
 )
-from her2batch.settings import Resources, Spread, Training
-
-if TYPE_CHECKING:
-    from her2batch.experiments.train import TrainingSummary
-    from her2batch.runtime.score import ScoreSummary
+from her2batch.settings import Resources, Training, TrainingResources
 
 AnnotationsOption = Annotated[
     Path | None,
@@ -30,7 +26,7 @@ AnnotationsOption = Annotated[
 ]
 
 
-@options(Spread, leave_out=("worker_memory", "patience"))
+@options(TrainingResources, leave_out=("worker_memory", "patience"))
 @options(Training)
 def train(
     *,
@@ -39,7 +35,7 @@ def train(
     ] = None,
     out: RunOption = Path("run"),
     training: Training,
-    resources: Spread,
+    resources: TrainingResources,
     labels: LabelsOption = None,
     annotations: AnnotationsOption = None,
     resume: Annotated[Path | None, typer.Option(help="continue this run with its own settings")] = None,
@@ -47,6 +43,7 @@ def train(
     quiet: Quiet = False,
 ) -> int:
     """Train methods on the same folds; writes metrics and a bundle. Run the same command again to resume."""
+    from her2batch.api import training_result
     from her2batch.cli.console_training import print_training_summary, unit_progress
     from her2batch.experiments.train import TrainingRequest, resumed
     from her2batch.experiments.train import train as run
@@ -59,43 +56,44 @@ def train(
         request = TrainingRequest(cohort, out, labels, annotations)
     with unit_progress(quiet or as_json) as report:
         summary = run(request, training, resources, report)
-    emit(as_json, _trained_json(summary), lambda: print_training_summary(summary))
+    emit(as_json, training_result(summary), lambda: print_training_summary(summary))
     return summary.exit_code
 
 
-@options(Spread, leave_out=("worker_memory", "patience"))
+@options(TrainingResources, leave_out=("worker_memory", "patience"))
 @options(Training, leave_out=("tasks", "methods"))
 def reproduce(
     *,
     cohort: CohortArgument,
     out: RunOption = Path("run"),
     training: Training,
-    resources: Spread,
+    resources: TrainingResources,
     labels: LabelsOption = None,
     annotations: AnnotationsOption = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
     """Train every row of the paper's tables 4, 5, 6, S1–S3 and figure 5, and compare the figures. Resumes."""
+    from her2batch.api import training_result
     from her2batch.cli.console_training import print_reproduction, unit_progress
     from her2batch.experiments.reproduce import reproduce as run
     from her2batch.experiments.train import TrainingRequest
 
     with unit_progress(quiet or as_json) as report:
         summary = run(TrainingRequest(cohort, out, labels, annotations), training, resources, report)
-    data = {**_trained_json(summary.trained), "tables": summary.tables.to_pylist()}
+    data = {**training_result(summary.trained), "tables": summary.tables.to_pylist()}
     emit(as_json, data, lambda: print_reproduction(summary))
     return summary.exit_code
 
 
-@options(Spread, leave_out=("worker_memory", "patience"))
+@options(TrainingResources, leave_out=("worker_memory", "patience"))
 @options(Training)
 def tune(
     *,
     cohort: CohortArgument,
     out: RunOption = Path("run"),
     training: Training,
-    resources: Spread,
+    resources: TrainingResources,
     labels: LabelsOption = None,
     annotations: AnnotationsOption = None,
     samples: Annotated[int, typer.Option(min=1, help="number of trials in each outer fold")] = 20,
@@ -106,13 +104,14 @@ def tune(
     quiet: Quiet = False,
 ) -> int:
     """Search a method's settings with Ray Tune inside the folds; the best go into a bundle. Resumes."""
+    from her2batch.api import training_result
     from her2batch.cli.console_training import print_tuning_summary, unit_progress
     from her2batch.experiments.train import TrainingRequest
     from her2batch.experiments.tune import tune as run
 
     with unit_progress(quiet or as_json) as report:
         summary = run(TrainingRequest(cohort, out, labels, annotations), training, samples, outer, resources, report)
-    data = {**_trained_json(summary.trained), "trials": summary.trials.to_pylist(), "best": summary.best}
+    data = {**training_result(summary.trained), "trials": summary.trials.to_pylist(), "best": summary.best}
     emit(as_json, data, lambda: print_tuning_summary(summary))
     return summary.exit_code
 
@@ -127,33 +126,11 @@ def score(
     quiet: Quiet = False,
 ) -> int:
     """Score every slide of a cohort with a bundle, from the tables. Run the same command again to resume."""
+    from her2batch.api import score_result
     from her2batch.cli.console_training import count_progress, print_score_summary
     from her2batch.runtime.score import score as run
 
     with count_progress("slides", quiet or as_json) as report:
         summary = run(cohort, bundle, resources, report)
-    emit(as_json, _scored_json(summary), lambda: print_score_summary(summary, cohort))
+    emit(as_json, score_result(summary), lambda: print_score_summary(summary, cohort))
     return summary.exit_code
-
-
-def _trained_json(summary: TrainingSummary) -> dict[str, Any]:
-    return {
-        "run": str(summary.run.root),
-        "bundle": str(summary.run.bundle) if summary.run.bundle.is_dir() else None,
-        "report": str(summary.run.report) if summary.run.report.is_file() else None,
-        "summary": summary.summary.to_pylist(),
-        "excluded": summary.excluded.to_pylist(),
-        "failed": summary.failed,
-        "exit_code": summary.exit_code,
-    }
-
-
-def _scored_json(summary: ScoreSummary) -> dict[str, Any]:
-    return {
-        "bundle": summary.bundle.id,
-        "licence": summary.bundle.info.licence,
-        "scored": summary.scored,
-        "already": summary.already,
-        "failures": summary.failures,
-        "exit_code": summary.exit_code,
-    }

@@ -1,0 +1,399 @@
+"""The Python API: cohorts and slides as DataFrames, Arrow tables and dask collections; the commands as functions.
+
+Reading a cohort is safe beside a run: only slides whose row is committed are seen. Nothing here writes to a cohort but
+`ingest` and `score`. Heavy packages are imported inside the functions that need them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from her2batch.errors import InputError
+from her2batch.exchange.slide_arrays import SlideReader
+from her2batch.files.locations import is_remote, to_location
+from her2batch.settings import Plan, Resources, RunWindow, Settings, Training, TrainingResources
+
+if TYPE_CHECKING:
+    import dask.dataframe
+    import numpy as np
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.dataset
+    from numpy.typing import NDArray
+
+    from her2batch.experiments.train import TrainingSummary
+    from her2batch.reports.prediction_counts import PredictionCount
+    from her2batch.runtime.ingest import IngestSummary
+    from her2batch.runtime.score import ScoreSummary
+    from her2batch.training.bag_data import BagDataset
+
+SLIDES_PER_PARTITION = 64
+"""Slides of one dask partition: a task of some 100 ms, and few megabytes of memory."""
+
+
+def open_cohort(location: str | Path) -> CohortReader:
+    """Open a cohort for reading: a folder, or a URL such as s3://BUCKET/COHORT. Raises StoreError: no cohort there."""
+    return CohortReader(location)
+
+
+def open_slide(path: str | Path, mpp: float | None = None, reader: str = "auto") -> SlideReader:
+    """Open a slide file.
+
+    mpp: µm per level-0 px, for files that give none.  reader: auto, tiff, cucim or openslide.
+    Raises SlideError when the file is no slide, is damaged, or its resolution is not known.
+    """
+    return SlideReader(Path(path), mpp, reader)
+
+
+class CohortSlide(SlideReader):
+    """A finished slide of a cohort: its pyramid, thumbnail and tables."""
+
+    def __init__(self, cohort: CohortReader, row: Mapping[str, Any]) -> None:
+        self._cohort = cohort
+        self.row = dict(row)
+        super().__init__(cohort._store.pyramid(self.slide_id), None, "pyramid")
+
+    @property
+    def slide_id(self) -> str:
+        """Id of the slide in the cohort."""
+        return str(self.row["slide_id"])
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read one of the slide's tables, for example 'tiles' or 'embeddings/stain'. Raises InputError: not there."""
+        return self._cohort.dataset(name, [self.slide_id]).to_table(columns=list(columns) if columns else None)
+
+    @property
+    def tiles(self) -> pd.DataFrame:
+        """Tiles of the slide, one row a tile."""
+        return self.table("tiles").to_pandas()
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """Cells of the slide, one row a cell. Raises InputError where the cohort has no cells table."""
+        return self.table("cells").to_pandas()
+
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """Predictions of the membrane rule and of every bundle, with the column `bundle`."""
+        import pandas as pd
+
+        names = [name for name in self._cohort.tables_of(self.row) if name.startswith("predictions/")]
+        parts = [self.table(name).to_pandas().assign(bundle=name.split("/", 1)[1]) for name in names]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+    @property
+    def thumbnail(self) -> NDArray[np.uint8]:
+        """The stored thumbnail, long edge at most 2048 px: (height, width, 3) uint8 RGB."""
+        from her2batch.vision.thumbnail import decode_jpeg
+
+        return decode_jpeg(self._cohort._store.thumbnail(self.slide_id).read_bytes())
+
+
+class CohortReader:
+    """A cohort, read only. `cohort["S1"]` is one slide; iterating gives the slide ids."""
+
+    def __init__(self, location: str | Path) -> None:
+        from her2batch.store.cohort import Cohort
+
+        self._store = Cohort(to_location(location))
+        self._store.check()
+
+    def __repr__(self) -> str:
+        return f"<cohort {self._store.root}: {len(self)} slides>"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __getitem__(self, slide_id: str) -> CohortSlide:
+        """Return one finished slide. Raises KeyError when the cohort has none of this id."""
+        row = self._rows[slide_id]
+        if row["status"] != "done":
+            raise InputError(f"slide {slide_id} failed: {row['error']}", self._store.root, "see her2batch status")
+        return CohortSlide(self, row)
+
+    @cached_property
+    def _rows(self) -> dict[str, dict[str, Any]]:
+        """Committed rows when the cohort was first read: one consistent state. Open it again to see newer slides."""
+        return self._store.rows()
+
+    @property
+    def plan(self) -> Plan:
+        """Settings of the latest ingest."""
+        return self._store.plan()
+
+    @property
+    def slides(self) -> pd.DataFrame:
+        """The slides table, one row a slide, in the order of their ids."""
+        return self.table("slides").to_pandas()
+
+    @property
+    def labels(self) -> pd.DataFrame:
+        """Labels that were given to ingest; empty without."""
+        import pandas as pd
+
+        from her2batch.files.parquet import read_parquet
+        from her2batch.store.labels import LABELS_SCHEMA
+
+        path = self._store.labels
+        return read_parquet(path).to_pandas() if path.exists() else pd.DataFrame(columns=LABELS_SCHEMA.names)
+
+    @property
+    def tables(self) -> list[str]:
+        """Names of the tables, such as 'slides', 'tiles', 'embeddings/stain' and 'predictions/membrane'."""
+        names = {name for row in self._rows.values() for name in self.tables_of(row)}
+        return sorted(names | {"slides"})
+
+    @staticmethod
+    def tables_of(row: Mapping[str, Any]) -> list[str]:
+        """Names of the tables that one row of the slides table commits."""
+        paths = [str(file["path"]) for file in row["files"] or ()]
+        return sorted(path[7:].rpartition("/")[0] for path in paths if path.startswith("tables/"))
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read a table of all slides. Raises InputError when the cohort has no table of this name."""
+        if name == "slides":
+            import pyarrow as pa
+
+            from her2batch.store.schemas import schema
+
+            table = pa.Table.from_pylist(list(self._rows.values()), schema("slides"))
+            return table.select(list(columns)) if columns else table
+        return self.dataset(name).to_table(columns=list(columns) if columns else None)
+
+    def dataset(self, name: str, slide_ids: Sequence[str] | None = None) -> pyarrow.dataset.Dataset:
+        """Return a table as a pyarrow dataset: filters and columns are pushed down to the Parquet files.
+
+        slide_ids: only these slides.  Raises InputError when the cohort has no table of this name.
+        """
+        import pyarrow.dataset as ds
+
+        paths = self._files(name, slide_ids)
+        filesystem = None
+        if is_remote(self._store.root):
+            filesystem = self._store.root.fs  # type: ignore[attr-defined]  # a UPath
+        names = [path.path if filesystem is not None else str(path) for path in paths]  # type: ignore[attr-defined]
+        return ds.dataset(names, schema=self._schema(name, paths[0]), format="parquet", filesystem=filesystem)
+
+    def dask(self, name: str, columns: Sequence[str] | None = None) -> dask.dataframe.DataFrame:
+        """Return a table as a lazy dask DataFrame, for cohorts that do not fit into memory.
+
+        One partition holds the rows of 64 slides.  Raises InputError when the cohort has no table of this name.
+        """
+        import dask.dataframe as dd
+
+        paths = self._files(name, None)
+        groups = [paths[k : k + SLIDES_PER_PARTITION] for k in range(0, len(paths), SLIDES_PER_PARTITION)]
+        schema = self._schema(name, paths[0])
+        names = tuple(columns) if columns else tuple(schema.names)
+        read = partial(_read_frame, names=names)
+        return dd.from_map(read, groups, meta=read(paths[:1]).iloc[:0])
+
+    def bag(self, slide_id: str, encoder: str) -> NDArray[np.float16]:
+        """Return a slide's embeddings, (N, D) float16, in the order of its tiles; (0, D) without tiles."""
+        table = self.dataset(f"embeddings/{_encoder_folder(encoder)}", [slide_id]).to_table(columns=["embedding"])
+        column = table.column("embedding").combine_chunks()
+        flat: NDArray[np.float16] = column.flatten().to_numpy()
+        return flat.reshape(len(column), column.type.list_size)
+
+    def bags(self, encoder: str, labels: str | Path | None = None, task: str = "her2-3way") -> BagDataset:
+        """Return a torch Dataset of (embeddings (N, D) float32, class index) for every slide with a label for the task.
+
+        labels: a labels CSV or TCGA table; None for the labels given to ingest.  The dataset's `excluded` lists the
+        slides that are left out, with the reason.  Raises InputError for unreadable labels or missing embeddings.
+        """
+        from her2batch.store.labels import LABELS_SCHEMA, label_slides, read_labels
+        from her2batch.training.bag_data import BagDataset
+
+        if labels is not None:
+            table = read_labels(Path(labels), self._rows)
+        else:
+            import pyarrow as pa
+
+            table = pa.Table.from_pandas(self.labels, LABELS_SCHEMA, preserve_index=False)
+        labelled, excluded = label_slides(table, task, self._rows)
+        return BagDataset(task, labelled.to_pylist(), excluded.to_pandas(), partial(self.bag, encoder=encoder))
+
+    def _files(self, name: str, slide_ids: Sequence[str] | None) -> list[Path]:
+        """Committed Parquet files of a table, in the order of the slide ids."""
+        wanted = self._rows if slide_ids is None else slide_ids
+        if name == "slides":
+            paths = [self._store.table(name, slide_id) for slide_id in wanted]
+        else:
+            paths = [self._store.table(name, one) for one in wanted if name in self.tables_of(self._rows[one])]
+        if not paths:
+            raise InputError(f"has no table {name!r}", self._store.root, f"known: {', '.join(self.tables)}")
+        return paths
+
+    @staticmethod
+    def _schema(name: str, path: Path) -> pa.Schema:
+        """Schema of a table; the length of embeddings is read from a file."""
+        import pyarrow.parquet as pq
+
+        from her2batch.store.schemas import schema
+
+        if not name.startswith("embeddings/"):
+            return schema(name.split("/", 1)[0])
+        with path.open("rb") as file:
+            return pq.read_schema(file)
+
+
+def ingest(
+    scans: str | Path,
+    out: str | Path = "cohort",
+    *,
+    bundle: str | Path | None = None,
+    labels: str | Path | None = None,
+    weights: str | Path | None = None,
+    pseudonymize: str | Path | None = None,
+    retry_failed: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Process every slide in a scan folder into a cohort, as `her2batch ingest` does; a second call resumes.
+
+    settings: any other option of the command by its field in `settings`: encoders=["stain"], mpp=0.5, workers=2, …
+    Returns what the command prints with --json.  Raises InputError, StoreError, WeightsError for what stops the batch;
+    slides that fail are listed under `failures`.
+    """
+    from her2batch.reports.prediction_counts import count_predictions
+    from her2batch.runtime.ingest import IngestRequest
+    from her2batch.runtime.ingest import ingest as run
+    from her2batch.store.cohort import Cohort
+
+    plan, resources, window = _split(settings, Plan, Resources, RunWindow)
+    files = [_path(path) for path in (bundle, labels, weights, pseudonymize)]
+    request = IngestRequest(Path(scans), to_location(out), *files, retry_failed)
+    summary = run(request, plan, resources, window=window)
+    return ingest_result(summary, count_predictions(Cohort(summary.cohort), summary.fresh))
+
+
+def train(
+    cohort: str | Path,
+    out: str | Path = "run",
+    *,
+    labels: str | Path | None = None,
+    annotations: str | Path | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train methods on the same folds, as `her2batch train` does; a second call resumes.
+
+    settings: any other option of the command: tasks=["her2-3way"], methods=["clam-sb"], folds=5, workers=2, …
+    Returns what the command prints with --json.  Raises InputError, StoreError, WeightsError before training starts.
+    """
+    from her2batch.experiments.train import TrainingRequest
+    from her2batch.experiments.train import train as run
+
+    training, resources = _split(settings, Training, TrainingResources)
+    request = TrainingRequest(to_location(cohort), Path(out), _path(labels), _path(annotations))
+    return training_result(run(request, training, resources))
+
+
+def score(cohort: str | Path, bundle: str | Path, **settings: Any) -> dict[str, Any]:
+    """Score every slide of a cohort with a bundle, as `her2batch score` does; a second call resumes.
+
+    settings: options of the command: workers=2, gpus=1, …  Returns what the command prints with --json.
+    Raises InputError, StoreError, WeightsError for what stops the batch.
+    """
+    from her2batch.runtime.score import score as run
+
+    (resources,) = _split(settings, Resources)
+    return score_result(run(to_location(cohort), Path(bundle), resources))
+
+
+def report(
+    cohort: str | Path, out: str | Path = "report.html", run: str | Path | None = None, pages: int = 100
+) -> Path:
+    """Write the cohort report, one HTML file, and return its path.
+
+    run: a training run whose figures are shown too.  pages: number of slides whose evidence is shown.
+    """
+    from her2batch.reports.cohort_page import write_report
+    from her2batch.store.cohort import Cohort
+    from her2batch.store.training_run import TrainingRun
+
+    training_run = TrainingRun(Path(run)) if run is not None else None
+    return write_report(Cohort(to_location(cohort)), Path(out).absolute(), training_run, pages).path
+
+
+def ingest_result(summary: IngestSummary, counts: Sequence[PredictionCount]) -> dict[str, Any]:
+    """The result of an ingest as plain values. counts: predictions of the slides that this run finished."""
+    keys = ("slide_id", "path", "error_code", "error")
+    fields = ("seen", "done", "failed", "deferred", "duplicate", "ignored", "already", "tiles", "seconds", "skipped")
+    return {
+        "cohort": str(summary.cohort),
+        **{name: getattr(summary, name) for name in fields},
+        "failures": [{key: row[key] for key in keys} for row in summary.failures],
+        "predictions": [asdict(count) for count in counts],
+        "exit_code": summary.exit_code,
+    }
+
+
+def training_result(summary: TrainingSummary) -> dict[str, Any]:
+    """The result of training as plain values: where run, bundle and report are, metrics, slides left out, failures."""
+    run = summary.run
+    return {
+        "run": str(run.root),
+        "bundle": str(run.bundle) if run.bundle.is_dir() else None,
+        "report": str(run.report) if run.report.is_file() else None,
+        "summary": summary.summary.to_pylist(),
+        "excluded": summary.excluded.to_pylist(),
+        "failed": summary.failed,
+        "exit_code": summary.exit_code,
+    }
+
+
+def score_result(summary: ScoreSummary) -> dict[str, Any]:
+    """The result of scoring as plain values."""
+    return {
+        "bundle": summary.bundle.id,
+        "licence": summary.bundle.info.licence,
+        "scored": summary.scored,
+        "already": summary.already,
+        "failures": summary.failures,
+        "exit_code": summary.exit_code,
+    }
+
+
+def _split(values: Mapping[str, Any], *models: type[Any]) -> list[Any]:
+    """Settings models from keyword arguments. Raises InputError naming the argument that no model knows or accepts."""
+    from pydantic import ValidationError
+
+    left = dict(values)
+    made: list[Settings] = []
+    for model in models:
+        own = {name: left.pop(name) for name in list(left) if name in model.model_fields}
+        try:
+            made.append(model(**own))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise InputError(f"{name}={own.get(name)!r}: {first['msg']}", None, "see docs/configuration.md") from error
+    if left:
+        known = sorted(name for model in models for name in model.model_fields)
+        raise InputError(f"there is no setting {next(iter(left))!r}", None, f"known: {', '.join(known)}")
+    return made
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _encoder_folder(encoder: str) -> str:
+    from her2batch.pipeline.results import encoder_folder
+
+    return encoder_folder(encoder)
+
+
+def _read_frame(paths: Sequence[Path], names: Sequence[str]) -> pd.DataFrame:
+    """Rows of some slides, one dask partition."""
+    import pandas as pd
+
+    from her2batch.files.parquet import read_parquet
+
+    return pd.concat([read_parquet(path).select(list(names)).to_pandas() for path in paths], ignore_index=True)
