@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from her2batch.experiments.train import TrainingRequest, train
 from her2batch.runtime.ingest import IngestRequest, ingest
-from her2batch.settings import Plan, Resources, Spread, Training
+from her2batch.settings import Plan, Resources, Training, TrainingResources
 from her2batch.synthetic.cohort import make_cohort, plan_cohort
 
 PATIENTS = 60
@@ -65,7 +65,7 @@ def main() -> None:
                                 shuffle_labels=shuffled)  # fmt: skip
             run = given.scratch / f"chance-{given.seed}-{name}-{'shuffled' if shuffled else 'true'}"
             started = time.perf_counter()
-            result = train(TrainingRequest(store, run, None, annotations), training, Spread())
+            result = train(TrainingRequest(store, run, None, annotations), training, TrainingResources())
             print(f"{run.name}: {time.perf_counter() - started:.0f} s, exit {result.exit_code}", flush=True)
             rows = result.summary.to_pylist()
             found[shuffled] |= {(row["method"], row["input"], row["task"]): row for row in rows}

@@ -33,10 +33,10 @@ from her2batch.experiments.train import TrainingRequest, train
 from her2batch.models.attention import product_dtype
 from her2batch.models.clam import smooth_top1
 from her2batch.pipeline.cost_model import cores
-from her2batch.settings import Plan, Spread, Training
+from her2batch.settings import Plan, Training, TrainingResources
 from her2batch.store.cohort import Cohort, write_row
-from her2batch.store.schemas import embeddings, schema
-from her2batch.store.training_run import FINAL, TrainingRun
+from her2batch.store.schemas import embeddings_table, table_schema
+from her2batch.store.training_run import FINAL_FOLD, TrainingRun
 from her2batch.training.fit_loop import balanced, rng
 from her2batch.training.metrics import metrics, summary
 
@@ -56,7 +56,7 @@ def make(folder: Path, bags: int, dim: int) -> tuple[Path, Path]:
     draw = np.random.default_rng(0)
     lean = draw.standard_normal((3, dim)).astype(np.float32)
     lines = ["slide_id,patient_id,her2"]
-    blank = {name: None for name in schema("slides").names}
+    blank = {name: None for name in table_schema("slides").names}
     for k in range(bags):
         n, label, slide_id = int(draw.integers(1500, 2500)), k % 3, f"s{k:04}"
         values = draw.standard_normal((n, dim), np.float32)
@@ -64,7 +64,7 @@ def make(folder: Path, bags: int, dim: int) -> tuple[Path, Path]:
         flat = pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float16).reshape(-1)), dim)
         path = cohort.table(f"embeddings/{ENCODER.replace(':', '-')}", slide_id)
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(embeddings(slide_id, pa.array(np.arange(n, dtype=np.int32)), flat), path)
+        pq.write_table(embeddings_table(slide_id, pa.array(np.arange(n, dtype=np.int32)), flat), path)
         write_row(cohort, {**blank, "slide_id": slide_id, "status": "done", "n_tiles": n, "flags": [], "files": []})
         lines.append(f"{slide_id},p{k // 2:04},{CLASSES[label]}")
     labels.write_text("\n".join(lines) + "\n")
@@ -85,7 +85,7 @@ def ours(cohort: Path, labels: Path, out: Path, epochs: int) -> tuple[float, flo
     watcher = threading.Thread(target=watch)
     watcher.start()
     started = time.perf_counter()
-    found = train(TrainingRequest(cohort, out, labels), training, Spread())
+    found = train(TrainingRequest(cohort, out, labels), training, TrainingResources())
     took = time.perf_counter() - started
     ended.set()
     watcher.join()
@@ -193,7 +193,7 @@ def plain(folder: Path, run: TrainingRun, dim: int, epochs: int, folds: int) -> 
     """Seconds of the plain loop over so many folds, and its predictions of their test parts."""
     torch.set_num_threads(cores())
     labels = {row["slide_id"]: row for row in pq.read_table(run.table("labels")).to_pylist()}
-    rows = [row for row in pq.read_table(run.table("folds")).to_pylist() if row["fold"] != FINAL]
+    rows = [row for row in pq.read_table(run.table("folds")).to_pylist() if row["fold"] != FINAL_FOLD]
     out, took = [], 0.0
     for fold in range(folds):
         part = {

@@ -27,10 +27,10 @@ from her2batch.models.membrane_rule import apply_rule, rule_predictions
 from her2batch.reports.cohort_page import write_report
 from her2batch.settings import Plan
 from her2batch.store.cohort import Cohort, Row
-from her2batch.store.labels import SCHEMA
-from her2batch.store.schemas import schema
-from her2batch.tasks import CLASSES, IHC, her2_class
-from her2batch.vision.membrane import MEMBRANE
+from her2batch.store.labels import LABELS_SCHEMA
+from her2batch.store.schemas import table_schema
+from her2batch.tasks import CLASSES, IHC_SCORES, her2_class
+from her2batch.vision.membrane import MEMBRANE_COLUMNS
 
 SITES = ("north", "south", "east", "west", "harbour")
 TILES = 40
@@ -63,11 +63,12 @@ def thumbnail(path: Path, seed: int) -> None:
 def membrane(slide_id: str, strength: float, rng: np.random.Generator) -> pa.Table:
     """Figures of TILES tiles that are stained to a degree."""
     columns = {"cells": rng.uniform(0.3, 0.8, TILES)}
-    for name, factor in zip(MEMBRANE[1:], (1.0, 0.55, 0.25, 0.8, 0.4, 0.18), strict=True):
+    for name, factor in zip(MEMBRANE_COLUMNS[1:], (1.0, 0.55, 0.25, 0.8, 0.4, 0.18), strict=True):
         columns[name] = np.clip(strength * factor * rng.lognormal(0, 0.4, TILES), 0, 1)
     arrays = [pa.array([slide_id] * TILES), pa.array(np.arange(TILES, dtype=np.int32))]
     return pa.table(
-        [*arrays, *(pa.array(columns[one].astype(np.float32)) for one in MEMBRANE)], schema=schema("membrane")
+        [*arrays, *(pa.array(columns[one].astype(np.float32)) for one in MEMBRANE_COLUMNS)],
+        schema=table_schema("membrane"),
     )
 
 
@@ -89,10 +90,10 @@ def add_slide(cohort: Cohort, k: int, blank: Row, pictures: list[Path]) -> tuple
     """Commit one slide; its label and its times."""
     rng = np.random.default_rng(k)
     slide_id, patient = f"S{k:05}", f"P{k // 2:05}"
-    ihc = IHC[rng.choice(4, p=[0.3, 0.3, 0.2, 0.2])]
+    ihc = IHC_SCORES[rng.choice(4, p=[0.3, 0.3, 0.2, 0.2])]
     ish = "-" if ihc == "2+" and rng.random() < 0.5 else None
     known = {"slide_id": slide_id, "patient_id": patient, "her2": ihc, "ish": ish, "site": SITES[k % 5]}
-    label = {**dict.fromkeys(SCHEMA.names), **known, "stain": "her2"}
+    label = {**dict.fromkeys(LABELS_SCHEMA.names), **known, "stain": "her2"}
     row = {**blank, "slide_id": slide_id, "patient_id": patient, "path": f"/scans/{slide_id}.svs"}
     seconds = float(rng.lognormal(3, 0.4))
     ended = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=k)
@@ -104,13 +105,13 @@ def add_slide(cohort: Cohort, k: int, blank: Row, pictures: list[Path]) -> tuple
         draft.commit({**row, **failed, "n_tiles": 0}, None)
         return label, {**times, "status": "failed"}
     table = membrane(slide_id, {"0": 0.04, "1+": 0.2, "2+": 0.5, "3+": 1.0}[ihc] * rng.lognormal(0, 0.3), rng)
-    verdict = apply_rule({name: table[name].to_numpy() for name in MEMBRANE})
+    verdict = apply_rule({name: table[name].to_numpy() for name in MEMBRANE_COLUMNS})
     keys = {"slide_id": slide_id, "patient_id": patient}
     rule = [{**keys, **one} for one in rule_predictions(verdict, presumed=False)]
     draft.write("membrane", table)
-    draft.write("predictions/membrane", pa.Table.from_pylist(rule, schema("predictions")))
+    draft.write("predictions/membrane", pa.Table.from_pylist(rule, table_schema("predictions")))
     said = trained(keys, str(her2_class("her2-3way", ihc, "-")), rng)
-    draft.write(f"predictions/{BUNDLE}", pa.Table.from_pylist(said, schema("predictions")))
+    draft.write(f"predictions/{BUNDLE}", pa.Table.from_pylist(said, table_schema("predictions")))
     os.link(pictures[k % PICTURES], draft.thumbnail())
     flags = [name for name in ("pen", "blurred", "overexposed") if rng.random() < 0.05]
     draft.commit({**row, "flags": flags}, None)
@@ -124,12 +125,12 @@ def make(cohort: Cohort, slides: int) -> None:
     pictures = [cohort.root.parent / f"picture{k}.jpg" for k in range(PICTURES)]
     for k, path in enumerate(pictures):
         thumbnail(path, k)
-    blank = {**dict.fromkeys(schema("slides").names), "stain": "her2", "sha256": "0" * 64, "bytes": 10**9,
+    blank = {**dict.fromkeys(table_schema("slides").names), "stain": "her2", "sha256": "0" * 64, "bytes": 10**9,
              "format": "aperio", "reader": "tiff", "width": 80_000, "height": 60_000, "level_downsamples": [1.0, 4.0],
              "mpp": 0.25, "mpp_source": "file", "tissue_mm2": 120.0, "n_tiles": TILES, "flags": [], "blur": 0.01,
              "pen": 0.0, "saturated": 0.0, "background": 240.0, "status": "done", "plan_id": plan.id}  # fmt: skip
     made = [add_slide(cohort, k, blank, pictures) for k in range(slides)]
-    write_parquet(pa.Table.from_pylist([label for label, _ in made], SCHEMA), cohort.labels)
+    write_parquet(pa.Table.from_pylist([label for label, _ in made], LABELS_SCHEMA), cohort.labels)
     cohort.write_times("ingest-bench", [times for _, times in made])
     seen = [{"path": f"/scans/S{k:05}.svs", "bytes": 10**9, "mtime_ns": 0, "n_files": 1, "sha256": None,
              "outcome": "slide", "slide_id": f"S{k:05}", "reason": None} for k in range(slides)]  # fmt: skip

@@ -27,10 +27,10 @@ import numpy as np
 import tifffile
 from rounds import medians, plt
 
-from her2batch.files.atomic import sha256
+from her2batch.files.atomic import file_sha256
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources
-from her2batch.store.audit import status
+from her2batch.store.audit import cohort_status
 from her2batch.store.cohort import Cohort, Row
 
 EDGE, MPP = 1000, 0.25
@@ -81,7 +81,7 @@ def commit_copy(cohort: Cohort, row: Row, path: Path) -> None:
             draft.write(name, table.set_column(0, table.schema.field(0), [ids]))
     shutil.copy(cohort.thumbnail(row["slide_id"]), draft.thumbnail())
     shutil.copytree(cohort.pyramid(row["slide_id"]), draft.pyramid())
-    own = {"slide_id": path.stem, "path": str(path), "sha256": sha256(path), "bytes": path.stat().st_size}
+    own = {"slide_id": path.stem, "path": str(path), "sha256": file_sha256(path), "bytes": path.stat().st_size}
     draft.commit({**row, **own}, None)
 
 
@@ -108,7 +108,7 @@ def grow(scans: Path, cohort: Cohort, slides: int, real: bool) -> None:
     assert (summary.seen, summary.done) == (slides, slides), summary.failures
     if real:
         print(f"first ingest of {slides - summary.already} slides: {time.perf_counter() - started:.0f} s")
-    assert status(cohort).adds_up
+    assert cohort_status(cohort).adds_up
 
 
 def timed(*words: object) -> float:

@@ -40,7 +40,7 @@ STOPPED = 130
 """Exit code of a command that was asked to stop: SIGINT, SIGTERM."""
 
 
-def in_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """What somebody else's error says, in one line: libraries like to fill several."""
     return " ".join(str(error).split())
 
@@ -48,7 +48,7 @@ def in_line(error: BaseException) -> str:
 NO_TEXT = re.compile(r"[\ud800-\udfff]|\\x[0-9a-f]{2}")
 
 
-def legible(path: Path | str) -> str:
+def printable_path(path: Path | str) -> str:
     """A path as text that tables and screens take: bytes that are no UTF-8 as \\xff. No two paths become one."""
     text = str(path)
     if not NO_TEXT.search(text):
@@ -66,7 +66,7 @@ class Her2BatchError(Exception):
         self.what, self.path, self.remedy = what, path, remedy
 
     def __str__(self) -> str:
-        where = f"{legible(self.path)}: " if self.path is not None else ""
+        where = f"{printable_path(self.path)}: " if self.path is not None else ""
         return f"{where}{self.what}" + (f"; {self.remedy}" if self.remedy else "")
 
 

@@ -86,7 +86,7 @@ TimeOfDay = Annotated[str, AfterValidator(_time_of_day)]
 """Local time of day, HH:MM or HH:MM:SS."""
 
 
-class Window(Settings):
+class RunWindow(Settings):
     """When slides are taken up, and which first: nothing here changes a byte of the tables."""
 
     watch: bool = Field(False, description="go on as the scanner finishes slides, until --until or a signal")
@@ -170,14 +170,14 @@ class Training(Settings):
     shuffle_labels: bool = Field(False, description="a control: labels at random over the patients, figures at chance")
 
 
-class Spread(Resources):
+class TrainingResources(Resources):
     """How a run's units are spread: nothing here changes a figure."""
 
     unit_gpus: float = Field(1.0, gt=0, description="GPUs of one unit: 0.25 trains four folds side by side on one")
     unit_workers: int = Field(1, ge=1, le=64, description="processes that train one image network together (Ray Train)")
 
 
-class Sentinels(Settings):
+class SentinelSettings(Settings):
     """Slides that are scored again every night, to see that the software says what it said before."""
 
     folder: str = Field(description="a few fixed slides, outside the scans folder")
@@ -185,7 +185,7 @@ class Sentinels(Settings):
     probability: float = Field(0.02, ge=0, le=1, description="most that a class's probability may differ by")
 
 
-class Drift(Settings):
+class DriftSettings(Settings):
     """How far a night's figures may lie from the reference period before an alarm."""
 
     reference_days: int = Field(60, ge=1, description="length of the reference period, which ends before the night")
@@ -199,7 +199,7 @@ class Drift(Settings):
     )
 
 
-class Retention(Settings):
+class RetentionSettings(Settings):
     """What pyramids may take. Tables and thumbnails are kept for ever."""
 
     days: int | None = Field(
@@ -208,7 +208,7 @@ class Retention(Settings):
     gigabytes: float | None = Field(None, gt=0, description="most that all pyramids may take; the oldest go first")
 
 
-class Hook(Settings):
+class NotificationSettings(Settings):
     """Who is told when a night has ended. What is told holds counts and times, no patient data."""
 
     webhook: str | None = Field(None, description="http(s) address that the summary is posted to, as JSON")
@@ -217,7 +217,7 @@ class Hook(Settings):
     smtp: str = Field("localhost:25", description="HOST:PORT of the mail server")
 
 
-class Overnight(Settings):
+class NightlySettings(Settings):
     """The nightly job's one file."""
 
     scans: str = Field(description="the folder that the scanner writes to")
@@ -230,14 +230,14 @@ class Overnight(Settings):
     keep_nights: int = Field(30, ge=1, description="reports that are kept")
     plan: Plan = Plan()
     resources: Resources = Resources()
-    window: Window = Window()
-    sentinels: Sentinels | None = None
-    drift: Drift = Drift()
-    retention: Retention = Retention()
-    hook: Hook = Hook()
+    window: RunWindow = RunWindow()
+    sentinels: SentinelSettings | None = None
+    drift: DriftSettings = DriftSettings()
+    retention: RetentionSettings = RetentionSettings()
+    hook: NotificationSettings = NotificationSettings()
 
 
-class FoldsJob(Settings):
+class TrainJob(Settings):
     """What jobs/train_folds.py reads: `train` as a file."""
 
     cohort: str = Field(description="the cohort folder")
@@ -245,10 +245,10 @@ class FoldsJob(Settings):
     labels: str | None = Field(None, description="labels CSV or TCGA table; default: those given to the ingest")
     annotations: str | None = Field(None, description="folder of QuPath regions, SLIDE.geojson, for patch methods")
     training: Training = Training()
-    resources: Spread = Spread()
+    resources: TrainingResources = TrainingResources()
 
 
-class SearchJob(FoldsJob):
+class TuneJob(TrainJob):
     """What jobs/search.py reads: `tune` as a file."""
 
     samples: int = Field(20, ge=1, description="trials in each outer fold")
@@ -258,7 +258,7 @@ class SearchJob(FoldsJob):
 Job = TypeVar("Job", bound=Settings)
 
 
-def from_toml(path: Path, kind: type[Job]) -> Job:
+def read_settings(path: Path, kind: type[Job]) -> Job:
     """Settings from a TOML file. Raises InputError naming the file, the setting and what is wrong with it."""
     try:
         return kind.model_validate(tomllib.loads(path.read_text()))

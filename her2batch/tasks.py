@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-IHC: Final = ("0", "1+", "2+", "3+")
+IHC_SCORES: Final = ("0", "1+", "2+", "3+")
 
 CLASSES: Final[dict[str, tuple[str, ...]]] = {
-    "her2-4way": IHC,
+    "her2-4way": IHC_SCORES,
     "her2-3way": ("0", "low", "high"),
     "her2-binary": ("negative", "positive"),
     "er": ("negative", "positive"),
@@ -17,7 +17,7 @@ CLASSES: Final[dict[str, tuple[str, ...]]] = {
 
 HER2_TASKS: Final = ("her2-4way", "her2-3way", "her2-binary")
 
-MEMBRANE: Final = "membrane"
+MEMBRANE_RULE: Final = "membrane"
 """Name of the rule, as a method and as a bundle."""
 
 RESOLUTIONS: Final[dict[str, float]] = {"low": 3.24, "moderate": 1.17, "high": 0.23}

@@ -1,4 +1,4 @@
-"""The nightly job from one TOML file (settings.Overnight): what `her2batch overnight` does, for a cluster to be given.
+"""The nightly job from one TOML file (settings.NightlySettings): what `her2batch overnight` does, for a cluster to be given.
 
     ray job submit --submission-id night-$(date +%F) --working-dir jobs -- python overnight.py /etc/her2batch/night.toml
 

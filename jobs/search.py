@@ -13,12 +13,12 @@ from her2batch.cli.app import guarded
 from her2batch.cli.console_training import print_tuning_summary, unit_progress
 from her2batch.experiments.train import study_of
 from her2batch.experiments.tune import tune
-from her2batch.settings import SearchJob, from_toml
+from her2batch.settings import TuneJob, read_settings
 
 
 def run(path: Path) -> int:
     """One search, as the file says."""
-    job = from_toml(path, SearchJob)
+    job = read_settings(path, TuneJob)
     with unit_progress(quiet=False) as report:
         found = tune(study_of(job), job.training, job.samples, job.outer, job.resources, report)
     print_tuning_summary(found)

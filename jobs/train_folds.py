@@ -12,12 +12,12 @@ from pathlib import Path
 from her2batch.cli.app import guarded
 from her2batch.cli.console_training import print_training_summary, unit_progress
 from her2batch.experiments.train import study_of, train
-from her2batch.settings import FoldsJob, from_toml
+from her2batch.settings import TrainJob, read_settings
 
 
 def run(path: Path) -> int:
     """One run, as the file says."""
-    job = from_toml(path, FoldsJob)
+    job = read_settings(path, TrainJob)
     with unit_progress(quiet=False) as report:
         found = train(study_of(job), job.training, job.resources, report)
     print_training_summary(found)

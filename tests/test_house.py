@@ -11,16 +11,16 @@ import her2batch
 from her2batch.errors import REMEDIES
 from her2batch.settings import (
     CountsSettings,
-    Drift,
-    Hook,
+    DriftSettings,
     ImageSettings,
     MilSettings,
-    Overnight,
+    NightlySettings,
+    NotificationSettings,
     Plan,
     Resources,
-    Retention,
-    Sentinels,
-    Window,
+    RetentionSettings,
+    RunWindow,
+    SentinelSettings,
 )
 from her2batch.tasks import METHODS
 
@@ -119,7 +119,15 @@ def test_every_setting_of_training_stands_in_its_page() -> None:
 
 def test_every_setting_of_a_night_stands_in_the_operators_handbook() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
-    models = (Overnight, Window, Sentinels, Drift, Retention, Hook, Resources)
+    models = (
+        NightlySettings,
+        RunWindow,
+        SentinelSettings,
+        DriftSettings,
+        RetentionSettings,
+        NotificationSettings,
+        Resources,
+    )
     named = {name for model in models for name in model.model_fields} | Plan.model_fields.keys() - {"bundle"}
     sections = {"plan", "resources", "window", "sentinels", "drift", "retention", "hook"}
     assert [name for name in sorted(named - sections) if f"`{name}`" not in page] == []

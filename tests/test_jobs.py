@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from her2batch.runtime.ingest import IngestRequest, ingest
-from her2batch.settings import FoldsJob, Overnight, Plan, Resources, SearchJob, from_toml
-from her2batch.store.audit import status, verify
+from her2batch.settings import NightlySettings, Plan, Resources, TrainJob, TuneJob, read_settings
+from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort
 from her2batch.store.training_run import TrainingRun
 from tests.conftest import Synthetic
@@ -102,7 +102,7 @@ def test_a_night_on_three_nodes_one_of_which_is_killed_has_the_bytes_of_a_quiet_
     assert {name: found[name] for name in same} == {name: quiet_night.night[name] for name in same}
     assert {name for name in contents(cohort) if ".draft" in name} == set()
     assert tables(cohort) == quiet
-    assert list(verify(Cohort(cohort))) == []
+    assert list(verify_cohort(Cohort(cohort))) == []
     names = set(re.findall(r"^(ray_her2batch_\w+)\{", nodes.text("/metrics", nodes.metrics), re.M))
     assert {
         "ray_her2batch_slides_total",
@@ -145,8 +145,8 @@ def test_folds_and_searches_are_jobs_too(nodes: Cluster, synthetic: Synthetic, t
 
 
 def test_the_examples_beside_the_jobs_are_read(synthetic: Synthetic) -> None:
-    for name, kind in (("night", Overnight), ("folds", FoldsJob), ("search", SearchJob)):
-        assert from_toml(ROOT / "jobs" / f"{name}.toml", kind)
+    for name, kind in (("night", NightlySettings), ("folds", TrainJob), ("search", TuneJob)):
+        assert read_settings(ROOT / "jobs" / f"{name}.toml", kind)
 
 
 def test_jobs_stay_small() -> None:
@@ -180,4 +180,4 @@ def test_when_the_head_is_lost_the_run_says_so_and_the_next_goes_on(
     assert (summary.failed, summary.exit_code) == (0, 0)
     # the kernel wakes who stands still when his node ends, and a slide in hand may be done: the next run waits for it
     assert before <= summary.already <= before + len(readers)
-    assert status(Cohort(cohort)).adds_up
+    assert cohort_status(Cohort(cohort)).adds_up

@@ -28,11 +28,11 @@ from her2batch.runtime.score import score
 from her2batch.settings import Plan, Resources
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box
-from her2batch.store.audit import status, verify
+from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort
-from her2batch.store.erase import erase, naming
+from her2batch.store.erase import erase, files_naming
 from her2batch.store.pseudonyms import Pseudonymizer
-from her2batch.store.reviews import Review, append
+from her2batch.store.reviews import Review, append_review
 from her2batch.web.catalog import Catalog
 from tests.conftest import Synthetic
 from tests.exchange.stored_examples import cohort_of
@@ -85,8 +85,8 @@ def test_an_ingest_ends_with_the_bytes_of_a_local_one_and_is_not_done_again(
     summary = ingest(order, Plan(), Resources(workers=0))
     assert (summary.done, summary.exit_code) == (2, 0)
     cohort = Cohort(to_location(f"{bucket}/cohort"))
-    assert list(verify(cohort)) == []
-    assert status(cohort).adds_up
+    assert list(verify_cohort(cohort)) == []
+    assert cohort_status(cohort).adds_up
     again = ingest(order, Plan(), Resources(workers=0))
     assert (again.already, again.fresh) == (2, [])
     assert not cohort.bench.exists()
@@ -121,7 +121,7 @@ def test_ray_workers_write_there_and_a_run_that_was_killed_goes_on(
     found = json.loads(run.stdout)
     assert (found["done"], found["exit_code"]) == (4, 0), run.stderr
     assert not cohort.bench.exists()  # what the killed run left here is gone too
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
     ingest(IngestRequest(scans, tmp_path / "here"), Plan(), Resources(workers=0))
     assert fetched(f"{bucket}/cohort", tmp_path / "there") == contents(tmp_path / "here")
 
@@ -135,11 +135,11 @@ def test_a_changed_slide_and_a_damaged_object_are_done_again(bucket: str, scans:
     table = cohort.table("tiles", second)
     data = table.read_bytes()
     table.write_bytes(data[:-9] + bytes(9))
-    assert [one.slide_id for one in verify(cohort)] == [second]
+    assert [one.slide_id for one in verify_cohort(cohort)] == [second]
     summary = ingest(order, Plan(), Resources(workers=0))
     assert summary.fresh == [first, second]
     assert table.read_bytes() == data
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
 
 
 def test_pyramids_and_tables_are_read_where_they_lie(bucket: str, scans: Path, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_bundle_scores_there(bucket: str, scans: Path, tmp_path: Path) -> None
     bundle = untrained(tmp_path / "bundle")
     found = score(order.out, bundle.path, Resources(workers=0))
     assert (found.scored, found.failures) == (2, {})
-    assert list(verify(Cohort(order.out))) == []
+    assert list(verify_cohort(Cohort(order.out))) == []
     assert score(order.out, bundle.path, Resources(workers=0)).already == 2
 
 
@@ -179,9 +179,9 @@ def test_a_patient_is_forgotten_there(bucket: str, scans: Path, synthetic: Synth
     assert row["slide_id"] in found.slides
     assert (found.left, found.nights) == ([], ["20260101-190000"])
     cohort.root.fs.invalidate_cache()
-    assert list(naming(cohort.root, {row["patient_id"], *found.slides})) == []
+    assert list(files_naming(cohort.root, {row["patient_id"], *found.slides})) == []
     assert [one.name for one in cohort.nights.iterdir()] == ["20260102-190000"]
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
     assert ingest(order, Plan(), Resources(workers=0)).fresh == []
 
 
@@ -196,9 +196,9 @@ def test_the_page_looks_and_reviews_there(bucket: str, scans: Path) -> None:
     for _ in range(2):
         names = {name: said[name] for name in ("bundle", "task", "method", "predicted")}
         review = Review("A", slide_id, **names, verdict="agree", label=said["predicted"])
-        number = append(cohort, review)["number"]
+        number = append_review(cohort, review)["number"]
         assert [one["number"] for one in catalog.reviews()] == list(range(1, number + 1))
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
 
 
 def test_one_writer_at_a_time_and_a_dead_ones_lock_gives_way(bucket: str) -> None:
@@ -236,7 +236,7 @@ def test_exports_and_imports_are_those_of_a_local_cohort(bucket: str, tmp_path: 
             assert export(Outgoing(cohort.root, to, tmp_path / where / to)).exit_code == 0
         features = tmp_path / where / "clam-h5" / "features_stain" / "h5_files"
         assert import_embeddings(Incoming(cohort.root, (features,), "mine"), lambda _: None).slides == ["S1"]
-        assert list(verify(cohort)) == []
+        assert list(verify_cohort(cohort)) == []
     assert contents(tmp_path / "here") == contents(tmp_path / "far")
     with pytest.raises(InputError, match="folder of this machine"):
         export(Outgoing(cohorts["here"].root, "csv", to_location(f"{bucket}/out")))

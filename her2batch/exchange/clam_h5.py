@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from her2batch.errors import InputError, in_line
+from her2batch.errors import InputError, one_line
 
 MPP_TIMES_OBJECTIVE: Final = 10.0
 """A 20× scan has 0.5 µm/px."""
@@ -96,7 +96,7 @@ def read(path: Path, most: int) -> Bag:
     except InputError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
-        words = in_line(error)[:160]
+        words = one_line(error)[:160]
         raise InputError(f"can't be read as HDF5 ({words})", path, AGAIN) from error
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from her2batch.store.pseudonyms import neutral
+from her2batch.store.pseudonyms import escape_formula
 
 JOIN: Final = ";"
 """Between the values of a list."""
@@ -48,7 +48,7 @@ def cells(column: pa.ChunkedArray) -> list[str | None]:
     if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
         return _joined(column)
     if pa.types.is_string(kind):
-        return [None if one is None else neutral(one) for one in column.to_pylist()]
+        return [None if one is None else escape_formula(one) for one in column.to_pylist()]
     texts: list[str | None] = pc.cast(column, pa.string()).to_pylist()
     return texts
 
@@ -66,7 +66,7 @@ def _joined(column: pa.ChunkedArray) -> list[str | None]:
     whole = column.combine_chunks()
     flat = cells(pa.chunked_array([whole.flatten()]))
     lengths = pc.fill_null(pc.list_value_length(whole), 0).to_pylist()
-    guard = neutral if pa.types.is_string(whole.type.value_type) else str
+    guard = escape_formula if pa.types.is_string(whole.type.value_type) else str
     found: list[str | None] = []
     at = 0
     for length, valid in zip(lengths, whole.is_valid().to_pylist(), strict=True):

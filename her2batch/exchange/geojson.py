@@ -19,7 +19,7 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
-from her2batch.tasks import IHC
+from her2batch.tasks import IHC_SCORES
 
 COLOURS: Final = {"0": (90, 120, 200), "1+": (240, 200, 80), "2+": (230, 130, 40), "3+": (150, 40, 20)}
 """R, G, B of the classes in QuPath."""
@@ -92,12 +92,12 @@ def tile_features(tiles: pa.Table, membrane: pa.Table | None, attention: Mapping
 
 def patch_features(bundle: str, patches: pa.Table) -> Iterator[str]:
     """Every classified patch as a detection of its most probable class, named by its resolution: `Patch low: 3+`."""
-    p = np.stack([patches[f"p{k}"].to_numpy() for k in range(len(IHC))], axis=1)
-    best = [IHC[k] for k in p.argmax(axis=1)] if len(p) else []
+    p = np.stack([patches[f"p{k}"].to_numpy() for k in range(len(IHC_SCORES))], axis=1)
+    best = [IHC_SCORES[k] for k in p.argmax(axis=1)] if len(p) else []
     resolutions = patches["resolution"].to_pylist()
     classes = [f"Patch {where}: {what}" for where, what in zip(resolutions, best, strict=True)]
     colours = {name: COLOURS[name.rsplit(" ", 1)[1]] for name in set(classes)}
-    columns = {f"p {name} ({bundle})": numbers(patches[f"p{k}"]) for k, name in enumerate(IHC)}
+    columns = {f"p {name} ({bundle})": numbers(patches[f"p{k}"]) for k, name in enumerate(IHC_SCORES)}
     yield from _squares(patches, "detection", classes, colours, columns)
 
 

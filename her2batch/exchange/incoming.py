@@ -130,7 +130,7 @@ def match_to_tiles(cohort: Cohort, plan: Plan, row: Row, path: Path, name: str |
     encoder = encoder_of(path, name or bag.encoder, plan)
     values, passed = clam_h5.matched(path, bag, tiles)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-    return encoder, schemas.embeddings(row["slide_id"], tiles["tile"].combine_chunks(), vectors), passed
+    return encoder, schemas.embeddings_table(row["slide_id"], tiles["tile"].combine_chunks(), vectors), passed
 
 
 def check_length(path: Path, encoder: str, table: pa.Table, lengths: dict[str, int]) -> None:

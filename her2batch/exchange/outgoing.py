@@ -18,12 +18,12 @@ import pyarrow as pa
 from her2batch.errors import Her2BatchError, InputError, StoreError
 from her2batch.exchange import clam_h5, csv, dicom, geojson
 from her2batch.files.atomic import atomic_write
-from her2batch.files.locations import AWAY, to_location
+from her2batch.files.locations import URL_SEPARATOR, to_location
 from her2batch.slides.discover import silence_pydicom
 from her2batch.store import schemas
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.training_run import file_name_of
-from her2batch.tasks import MEMBRANE
+from her2batch.tasks import MEMBRANE_RULE
 
 MANIFEST: Final = "export.json"
 
@@ -97,7 +97,7 @@ class ExportSource:
         if kind == "embeddings":
             wanted = {file_name_of(one) for one in self.order.encoders}
         else:
-            wanted = {self.order.bundle, MEMBRANE} if self.order.bundle is not None else set()
+            wanted = {self.order.bundle, MEMBRANE_RULE} if self.order.bundle is not None else set()
         return {one: name for one, name in found.items() if not wanted or one in wanted}
 
 
@@ -130,7 +130,7 @@ def open_source(order: ExportRequest) -> ExportSource:
     """The cohort, checked against what was asked for. Raises InputError for names it does not know, StoreError."""
     cohort = Cohort(to_location(order.cohort))
     cohort.check()
-    if AWAY in str(order.out):
+    if URL_SEPARATOR in str(order.out):
         raise InputError("exports are written to a folder of this machine", order.out, "copy them from there")
     inside = not cohort.remote and order.out.resolve().is_relative_to(cohort.root.resolve())
     if inside:
@@ -205,7 +205,7 @@ def _write_features(source: ExportSource, row: Row, encoder: str, tile: int, mpp
 
 def to_csv(source: ExportSource) -> Iterator[ExportFormat]:
     """A file a table, over all slides; embeddings only when an encoder is named."""
-    slides = [name for name in schemas.schema("slides").names if name != "files"]
+    slides = [name for name in schemas.table_schema("slides").names if name != "files"]
     yield ExportFormat("slides.csv", partial(_write_slides, source, slides))
     yield ExportFormat(
         "files.csv", lambda path: csv.write(path, csv.FILES, (csv.file_rows(row) for row in source.rows))
@@ -219,13 +219,13 @@ def to_csv(source: ExportSource) -> Iterator[ExportFormat]:
 
 
 def _write_slides(source: ExportSource, columns: Sequence[str], path: Path) -> None:
-    schema = schemas.schema("slides")
+    schema = schemas.table_schema("slides")
     csv.write(path, columns, (pa.Table.from_pylist([row], schema) for row in source.rows))
 
 
 def _write_table(source: ExportSource, name: str, path: Path) -> None:
     rows = [row for row in source.rows if source.has(name, row)]
-    columns = schemas.schema(name.split("/")[0]).names
+    columns = schemas.table_schema(name.split("/")[0]).names
     csv.write(path, columns, (source.cohort.read(name, row["slide_id"]) for row in rows))
 
 

@@ -24,14 +24,14 @@ from her2batch.runtime.parallel import map_unordered
 from her2batch.runtime.ray_session import RaySession
 from her2batch.slides.pyramid import Pyramid
 from her2batch.store import reviews
-from her2batch.store.labels import SCHEMA, apply_reviews, check_slides, label_slides, read_labels
+from her2batch.store.labels import LABELS_SCHEMA, apply_reviews, check_labels, label_slides, read_labels
 from her2batch.store.schemas import run_schema
 from her2batch.store.training_run import file_name_of
-from her2batch.tasks import HER2_TASKS, IHC, PATCH_INPUTS, PATCH_PX, THUMBNAIL_INPUTS
+from her2batch.tasks import HER2_TASKS, IHC_SCORES, PATCH_INPUTS, PATCH_PX, THUMBNAIL_INPUTS
 from her2batch.training import bag_data, folds, image_data
 from her2batch.training.fit_loop import rng
 from her2batch.training.methods import PATCH_TASK, UnitPlan
-from her2batch.vision.patches import clahe, label_patches, usable_patches
+from her2batch.vision.patches import apply_clahe, label_patches, usable_patches
 from her2batch.vision.tile_grid import MAX_UPSAMPLING, TileGrid
 from her2batch.vision.tile_grid import plan_tiles as plan_grid
 
@@ -66,16 +66,16 @@ def labels_of(job: Job, path: Path | None) -> tuple[pa.Table, pa.Table]:
     Returns the labels, and what became of each verdict (REVIEWED).  Raises InputError.
     """
     rows = job.cohort.rows()
-    entries = reviews.read(job.cohort) if job.training.reviews else []
+    entries = reviews.read_reviews(job.cohort) if job.training.reviews else []
     if path is not None:
         table = read_labels(path, rows)
     elif job.cohort.labels.is_file():
         table = read_parquet(job.cohort.labels)
     elif entries:
-        table = SCHEMA.empty_table()
+        table = LABELS_SCHEMA.empty_table()
     else:
         raise InputError("has no labels", job.cohort.root, "give --labels CSV")
-    check_slides(table, rows, path or job.cohort.labels)
+    check_labels(table, rows, path or job.cohort.labels)
     return apply_reviews(table, entries, rows)
 
 
@@ -173,7 +173,7 @@ def _patches(
     tables = {given: pa.concat_tables([none, *labelled_patches(job, given, slide_ids).values()]) for given in inputs}
     job.run.write("patches", pa.concat_tables(list(tables.values())))
     for given, table in tables.items():
-        if missing := [one for one in IHC if one not in table["truth"].to_pylist()]:
+        if missing := [one for one in IHC_SCORES if one not in table["truth"].to_pylist()]:
             what = f"no patch of class {', '.join(missing)} at {given.removeprefix('patches-')} resolution"
             remedy = "annotate regions of every class, named 0, 1+, 2+, 3+, wider than a patch; or try another --input"
             raise InputError(what, annotations, remedy)
@@ -210,7 +210,7 @@ def annotated(job: Job, slide_id: str, path: Path, given: str) -> tuple[NDArray[
         assert info.mpp is not None
         if info.mpp <= MAX_UPSAMPLING * mpp:
             every = plan_grid(info.width, info.height, info.mpp, mpp, PATCH_PX)
-            labels, shares = label_patches([(IHC.index(one.score), one.shape) for one in regions], every)
+            labels, shares = label_patches([(IHC_SCORES.index(one.score), one.shape) for one in regions], every)
             chosen = np.flatnonzero(labels >= 0)
             chosen = chosen[_drawn(len(chosen), job, slide_id)]
             tiles, labels, shares = every[chosen], labels[chosen], shares[chosen]
@@ -222,9 +222,9 @@ def annotated(job: Job, slide_id: str, path: Path, given: str) -> tuple[NDArray[
     columns = {
         "slide_id": [slide_id] * n, "resolution": [given.removeprefix("patches-")] * n,
         **{name: tiles[good, k] for k, name in enumerate(("x", "y", "size"))},
-        "truth": [IHC[k] for k in labels[good]], "share": shares[good],
+        "truth": [IHC_SCORES[k] for k in labels[good]], "share": shares[good],
     }  # fmt: skip
-    return clahe(pixels[good]), pa.table(columns, run_schema("patches"))
+    return apply_clahe(pixels[good]), pa.table(columns, run_schema("patches"))
 
 
 def _drawn(n: int, job: Job, slide_id: str) -> NDArray[np.int64]:

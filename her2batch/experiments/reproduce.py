@@ -13,8 +13,8 @@ from her2batch.experiments.prepare import labelled_for, labels_of
 from her2batch.experiments.train import Report, TrainingRequest, TrainingSummary, job_of, run_units, tell
 from her2batch.experiments.units import Job
 from her2batch.reports.paper_tables import PaperRow, beside, paper_rows
-from her2batch.settings import Spread, Training
-from her2batch.store.training_run import FINAL
+from her2batch.settings import Training, TrainingResources
+from her2batch.store.training_run import FINAL_FOLD
 from her2batch.tasks import PATCH_INPUTS, THUMBNAIL_INPUTS
 from her2batch.training.methods import Cell, UnitPlan, units_of
 
@@ -33,7 +33,7 @@ class ReproductionSummary:
 
 
 def reproduce(
-    study: TrainingRequest, training: Training, resources: Spread, report: Report = lambda *_: None
+    study: TrainingRequest, training: Training, resources: TrainingResources, report: Report = lambda *_: None
 ) -> ReproductionSummary:
     """Train and test every row that the cohort has data for. Raises InputError when it has data for none."""
     job = job_of(study, training)
@@ -83,4 +83,4 @@ def best_of(summary: pa.Table) -> UnitPlan:
         slides = not (row["method"] == "convnext-small" and row["input"] in PATCH_INPUTS)
         if slides and row["accuracy_mean"] > best.get(row["task"], {"accuracy_mean": -1})["accuracy_mean"]:
             best[row["task"]] = row
-    return units_of([(row["task"], row["method"], row["input"]) for row in best.values()], [FINAL])
+    return units_of([(row["task"], row["method"], row["input"]) for row in best.values()], [FINAL_FOLD])

@@ -20,9 +20,9 @@ from her2batch.files.parquet import read_parquet
 from her2batch.reports.cohort_page import write_report
 from her2batch.runtime.parallel import map_unordered
 from her2batch.runtime.ray_session import RaySession, connect
-from her2batch.settings import FoldsJob, Spread, Training
+from her2batch.settings import Training, TrainingResources, TrainJob
 from her2batch.store.cohort import Cohort
-from her2batch.store.training_run import FINAL, TrainingRun, Unit
+from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit
 from her2batch.training.make_bundle import make_bundle
 from her2batch.training.methods import QUICK_PATCHES, UnitPlan, kind_of, plan_units
 from her2batch.training.metrics import metrics, summary
@@ -41,7 +41,7 @@ class TrainingRequest:
     annotations: Path | None = None
 
 
-def study_of(job: FoldsJob) -> TrainingRequest:
+def study_of(job: TrainJob) -> TrainingRequest:
     """What a job's file asks for."""
     labels, annotations = (Path(one) if one is not None else None for one in (job.labels, job.annotations))
     return TrainingRequest(to_location(job.cohort), Path(job.out), labels, annotations)
@@ -64,7 +64,7 @@ class TrainingSummary:
 
 
 def train(
-    study: TrainingRequest, training: Training, resources: Spread, report: Report = lambda *_: None
+    study: TrainingRequest, training: Training, resources: TrainingResources, report: Report = lambda *_: None
 ) -> TrainingSummary:
     """Train whatever of the run is not trained yet. Raises InputError, StoreError, WeightsError before it starts."""
     job = job_of(study, training)
@@ -113,7 +113,12 @@ Choose = Callable[[pa.Table], UnitPlan]
 
 
 def run_units(
-    job: Job, work: UnitPlan, study: TrainingRequest, resources: Spread, report: Report, choose: Choose | None = None
+    job: Job,
+    work: UnitPlan,
+    study: TrainingRequest,
+    resources: TrainingResources,
+    report: Report,
+    choose: Choose | None = None,
 ) -> TrainingSummary:
     """Prepare, train every unit that is not done, collect, make the bundle.
 
@@ -136,7 +141,7 @@ def _stopped(session: RaySession | None) -> bool:
 
 
 @contextmanager
-def _session(resources: Spread, job: Job, work: UnitPlan) -> Iterator[RaySession | None]:
+def _session(resources: TrainingResources, job: Job, work: UnitPlan) -> Iterator[RaySession | None]:
     """None for the plain loop, and where nothing is left to do."""
     if resources.workers == 0 or all(job.run.done(one) for one in work.units):
         yield None
@@ -146,7 +151,7 @@ def _session(resources: Spread, job: Job, work: UnitPlan) -> Iterator[RaySession
 
 
 def _units(
-    session: RaySession | None, job: Job, work: UnitPlan, resources: Spread, report: Report
+    session: RaySession | None, job: Job, work: UnitPlan, resources: TrainingResources, report: Report
 ) -> Iterator[tuple[str, str]]:
     """Train; yields the units that failed, with the reason. Counts wait for the patch nets that they need."""
     done = sum(job.run.done(one) for one in work.units)
@@ -164,7 +169,7 @@ def _units(
 
 
 def _both(
-    session: RaySession | None, job: Job, wide: list[Unit], alone: list[Unit], resources: Spread
+    session: RaySession | None, job: Job, wide: list[Unit], alone: list[Unit], resources: TrainingResources
 ) -> Iterator[tuple[Unit, Any]]:
     yield from map_unordered(session, partial(one_unit, job), alone, resources.unit_gpus)
     if session is not None:
@@ -179,7 +184,7 @@ def one_unit(job: Job, unit: Unit, device: str) -> str:
 
 def collect(run: TrainingRun, work: UnitPlan) -> pa.Table:
     """The run's predictions and metrics, from all units that are done; returns the metrics."""
-    units = [one for one in work.units if one.fold != FINAL and run.done(one)]
+    units = [one for one in work.units if one.fold != FINAL_FOLD and run.done(one)]
     tables = [read_parquet(run.unit(one) / "predictions.parquet") for one in sorted(units)]
     from her2batch.store.schemas import run_schema
 

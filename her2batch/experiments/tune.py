@@ -22,9 +22,9 @@ from her2batch.experiments.train import Report, TrainingRequest, TrainingSummary
 from her2batch.experiments.units import Job, train_only
 from her2batch.runtime.parallel import map_unordered
 from her2batch.runtime.ray_session import RaySession, connect
-from her2batch.settings import Spread, Training
+from her2batch.settings import Training, TrainingResources
 from her2batch.store.schemas import run_schema
-from her2batch.store.training_run import FINAL, Unit
+from her2batch.store.training_run import FINAL_FOLD, Unit
 from her2batch.tasks import COUNTS_METHODS
 from her2batch.training.fit_loop import Progress
 from her2batch.training.make_bundle import make_bundle
@@ -57,7 +57,7 @@ def tune(
     training: Training,
     samples: int,
     outer: int,
-    resources: Spread,
+    resources: TrainingResources,
     report: Report = lambda *_: None,
 ) -> TuningSummary:
     """Search with `samples` trials in each of the first `outer` folds; test the best of each there; bundle the best.
@@ -67,8 +67,8 @@ def tune(
     """
     job = job_of(study, training)
     cell = _cell(job, resources)
-    work = units_of([cell], [*range(min(outer, training.folds)), FINAL])
-    searched = [one for one in work.units if one.fold != FINAL]
+    work = units_of([cell], [*range(min(outer, training.folds)), FINAL_FOLD])
+    searched = [one for one in work.units if one.fold != FINAL_FOLD]
     with job.run.lock(), connect(resources) as session:
         prepare(job, work, study.labels, study.annotations, session)
         trials = [row for unit in searched for row in _search(session, job, unit, samples, resources)]
@@ -76,11 +76,11 @@ def tune(
         table = pa.Table.from_pylist(trials, run_schema("trials"))
         job.run.write("trials", table)
         jobs = {unit: _with(job, _best(trials, unit.fold)) for unit in searched}
-        jobs |= {Unit(*cell, FINAL): _with(job, _best(trials, None))}
+        jobs |= {Unit(*cell, FINAL_FOLD): _with(job, _best(trials, None))}
         failed = _carry_out(session, jobs, resources, report)
         found = summary(collect(job.run, work))
         if not failed:
-            final = units_of([cell], [FINAL])
+            final = units_of([cell], [FINAL_FOLD])
             make_bundle(job.run, final, jobs[final.units[0]].training, job.plan)
         stopped = session.stopped.is_set()
     return TuningSummary(
@@ -88,7 +88,7 @@ def tune(
     )
 
 
-def _cell(job: Job, resources: Spread) -> tuple[str, str, str]:
+def _cell(job: Job, resources: TrainingResources) -> tuple[str, str, str]:
     counting = [one for one in job.training.methods if one in COUNTS_METHODS]
     if counting:
         raise InputError(f"{counting[0]} searches its grid inside each fold already", None, "use her2batch train")
@@ -101,7 +101,9 @@ def _cell(job: Job, resources: Spread) -> tuple[str, str, str]:
     return next(iter(cells))
 
 
-def _carry_out(session: RaySession, jobs: dict[Unit, Job], resources: Spread, report: Report) -> dict[str, str]:
+def _carry_out(
+    session: RaySession, jobs: dict[Unit, Job], resources: TrainingResources, report: Report
+) -> dict[str, str]:
     """Train and test with the best settings."""
     failed: dict[str, str] = {}
     todo = [(unit, job) for unit, job in jobs.items() if not job.run.done(unit)]
@@ -132,7 +134,9 @@ def _best(trials: list[dict[str, Any]], fold: int | None) -> dict[str, Any]:
     return found
 
 
-def _search(session: RaySession, job: Job, unit: Unit, samples: int, resources: Spread) -> Iterator[dict[str, Any]]:
+def _search(
+    session: RaySession, job: Job, unit: Unit, samples: int, resources: TrainingResources
+) -> Iterator[dict[str, Any]]:
     """The trials of one outer fold, one row each."""
     from ray import tune as ray_tune
     from ray.tune.schedulers import ASHAScheduler

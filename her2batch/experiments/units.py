@@ -21,8 +21,8 @@ from her2batch.files.parquet import read_parquet
 from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Plan, Training
 from her2batch.store.cohort import Cohort
 from her2batch.store.schemas import run_schema
-from her2batch.store.training_run import FINAL, TrainingRun, Unit, file_name_of
-from her2batch.tasks import CLASSES, IHC, PATCH_INPUTS
+from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit, file_name_of
+from her2batch.tasks import CLASSES, IHC_SCORES, PATCH_INPUTS
 from her2batch.training import methods
 
 if TYPE_CHECKING:
@@ -142,7 +142,9 @@ def _patches(job: Job, unit: Unit, part: Part) -> _TrainingData:
     tables = labelled_patches(job, unit.input, part.slide_ids)
     found = image_data.stack([job.run.cache(unit.input) / f"{one}.npy" for one in tables])
     place = {one: k for k, one in enumerate(part.slide_ids)}
-    labels = np.array([IHC.index(one) for table in tables.values() for one in table["truth"].to_pylist()], np.int64)
+    labels = np.array(
+        [IHC_SCORES.index(one) for table in tables.values() for one in table["truth"].to_pylist()], np.int64
+    )
     of = np.repeat([place[one] for one in tables], np.diff(found.starts))
     train, val = (np.flatnonzero(part.split[of] == split) for split in ("train", "val"))
     return _TrainingData(_fold(job, unit, labels, train, val), found, of, np.full(3, 240, np.uint8))
@@ -162,10 +164,10 @@ def _fold(job: Job, unit: Unit, labels: Rows, train: Rows, val: Rows) -> Fold:
 
 
 def _fit(job: Job, unit: Unit, lesson: _TrainingData, device: str, watch: Watch, checkpoint: Path) -> Fitted:
-    from her2batch.models.device import prepare
+    from her2batch.models.device import set_deterministic
     from her2batch.training import fit_image, fit_mil
 
-    prepare(device)
+    set_deterministic(device)
     settings = methods.settings_of(unit.method, methods.kind_of(unit.method, unit.input), job.training)
     if isinstance(settings, MilSettings):
         return fit_mil.fit(unit.method, lesson.data, lesson.fold, settings, device, checkpoint, watch)
@@ -175,13 +177,13 @@ def _fit(job: Job, unit: Unit, lesson: _TrainingData, device: str, watch: Watch,
 
 def _test_mil(job: Job, unit: Unit, part: Part, lesson: _TrainingData, fitted: Fitted, device: str) -> None:
     """Predictions of the test slides, and the attention of each of their tiles."""
-    from her2batch.models.mil_registry import build
+    from her2batch.models.mil_registry import build_mil_network
     from her2batch.training.fit_mil import predict
 
     _keep(job.run.unit(unit) / "model.safetensors", fitted.weights)
     settings = methods.settings_of(unit.method, "mil", job.training)
     assert isinstance(settings, MilSettings)
-    net = build(unit.method, lesson.data.dim, lesson.fold.n_classes, settings)
+    net = build_mil_network(unit.method, lesson.data.dim, lesson.fold.n_classes, settings)
     net.load_state_dict(fitted.weights)
     test = part.rows("test")
     p, attention = predict(net.to(device).eval(), lesson.data, lesson.at[test], lesson.fold.n_classes, device)
@@ -199,13 +201,13 @@ def _test_image(job: Job, unit: Unit, part: Part, lesson: _TrainingData, fitted:
 
 def _test_patch(job: Job, unit: Unit, part: Part, lesson: _TrainingData, fitted: Fitted, device: str) -> None:
     """Predictions of the annotated patches of the test slides; and the counts of every slide's tissue patches."""
-    from her2batch.models.heads import counts
+    from her2batch.models.heads import count_features
 
     classify = _classifier(job, unit, lesson, fitted, device)
     features = []
     for slide_id in part.slide_ids:
         batches = [classify(pixels, np.arange(len(pixels))) for pixels in tissue_patches(job, unit.input, slide_id)]
-        features.append(counts(np.concatenate([np.empty((0, 4), np.float32), *batches])).tolist())
+        features.append(count_features(np.concatenate([np.empty((0, 4), np.float32), *batches])).tolist())
     columns = {"slide_id": list(part.slide_ids), "features": features}
     job.run.put(unit, "counts", pa.table(columns, run_schema("counts")))
     test = np.flatnonzero(part.split[lesson.at] == "test")
@@ -215,7 +217,7 @@ def _test_patch(job: Job, unit: Unit, part: Part, lesson: _TrainingData, fitted:
 
 def _counts(job: Job, unit: Unit, part: Part) -> None:
     """A classifier on the counts that the fold's own patch net gave."""
-    from her2batch.models.heads import majority, probabilities, save_head
+    from her2batch.models.heads import head_probabilities, majority_vote, save_head
     from her2batch.training.fit_counts import fit
 
     net = Unit(methods.PATCH_TASK, methods.PATCH_NET, unit.input, unit.fold)
@@ -225,7 +227,7 @@ def _counts(job: Job, unit: Unit, part: Part) -> None:
     train, test = np.flatnonzero(np.isin(part.split, ["train", "val"])), part.rows("test")
     n = len(CLASSES[unit.task])
     if unit.method == "majority-vote":
-        p = majority(features[test])
+        p = majority_vote(features[test])
     else:
         settings = methods.settings_of(unit.method, "counts", job.training)
         assert isinstance(settings, CountsSettings)
@@ -234,7 +236,7 @@ def _counts(job: Job, unit: Unit, part: Part) -> None:
         head = fit(unit.method, features[train], part.labels[train], groups, n, settings, job.training.seed)
         with atomic_write(job.run.unit(unit) / "model.skops") as file:
             save_head(head, file)
-        p = probabilities(head, features[test], n) if len(test) else np.empty((0, n), np.float32)
+        p = head_probabilities(head, features[test], n) if len(test) else np.empty((0, n), np.float32)
     _commit(job, unit, [part.slide_ids[k] for k in test], part.labels[test], p)
 
 
@@ -247,7 +249,7 @@ def _classifier(job: Job, unit: Unit, lesson: _TrainingData, fitted: Fitted, dev
 
     settings = methods.settings_of(unit.method, methods.kind_of(unit.method, unit.input), job.training)
     assert isinstance(settings, ImageSettings)
-    if unit.fold == FINAL:
+    if unit.fold == FINAL_FOLD:
         _keep(job.run.unit(unit) / "model.safetensors", fitted.weights)
     n = lesson.fold.n_classes
     net = fit_image.ready(unit.method, fitted.weights, n, lesson.data.shape[1], settings.size, device)
@@ -262,7 +264,7 @@ def tissue_patches(job: Job, given: str, slide_id: str) -> Iterator[NDArray[np.u
     from her2batch.pipeline.patch_grid import patch_grid, pixels_of
     from her2batch.slides.pyramid import Pyramid  # here, for a worker that trains on embeddings needs none of these
     from her2batch.training.image_data import load
-    from her2batch.vision.patches import clahe, usable_patches
+    from her2batch.vision.patches import apply_clahe, usable_patches
 
     kept = job.run.cache(given) / f"{slide_id}.tissue.npy"
     if kept.is_file():
@@ -274,7 +276,7 @@ def tissue_patches(job: Job, given: str, slide_id: str) -> Iterator[NDArray[np.u
         grid = patch_grid(slide.info, job.plan, tiles, table.column("tissue").to_numpy(), PATCH_INPUTS[given])
         for batch in pixels_of(slide, grid):
             if (good := usable_patches(batch.pixels)).any():
-                yield clahe(batch.pixels[good])
+                yield apply_clahe(batch.pixels[good])
 
 
 def _keep(path: Path, weights: dict[str, Any]) -> None:

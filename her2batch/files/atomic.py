@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from her2batch.errors import StoreError
-from her2batch.files.locations import free_bytes, is_remote, put
+from her2batch.files.locations import free_bytes, is_remote, upload
 
 CHUNK = 1 << 20
 
@@ -22,7 +22,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="her2batch-") as folder:
             part = Path(folder) / path.name
             yield part
-            put(part, path)
+            upload(part, path)
         return
     part = path.with_name(f".{path.name}.{os.getpid()}.part")  # `verify` may write beside an ingest
     try:
@@ -70,7 +70,7 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
-def sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """SHA-256 of a file, hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:

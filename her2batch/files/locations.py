@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from her2batch.errors import InputError, StoreError
 
-AWAY = "://"
+URL_SEPARATOR = "://"
 
 
 def to_location(text: str | Path) -> Path:
@@ -27,7 +27,7 @@ def to_location(text: str | Path) -> Path:
     Credentials and endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …), never from the name.
     """
     name = str(text)
-    if AWAY not in name:
+    if URL_SEPARATOR not in name:
         return Path(name).absolute()
     if urlsplit(name).password or urlsplit(name).username:
         remedy = "give them by the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"
@@ -44,31 +44,31 @@ def to_location(text: str | Path) -> Path:
 
 def is_remote(path: Path) -> bool:
     """Whether a place is an object store's."""
-    return AWAY in str(path)
+    return URL_SEPARATOR in str(path)
 
 
-def top(name: str) -> str:
+def top_level_name(name: str) -> str:
     """What is put in place at once, by a name in a cohort: a file, or the Zarr folder it lies in."""
     head, in_zarr, _ = name.partition(".zarr/")
     return f"{head}.zarr" if in_zarr else name
 
 
-def owner(name: str) -> str:
+def slide_of_file(name: str) -> str:
     """The slide that a file belongs to, by its name in a cohort."""
-    return top(name).rpartition("/")[2].rpartition(".")[0]
+    return top_level_name(name).rpartition("/")[2].rpartition(".")[0]
 
 
-def size_of(path: Path) -> int:
+def file_size(path: Path) -> int:
     """Bytes of a file or object. Raises FileNotFoundError."""
     return int(_fs(path).info(str(path))["size"]) if is_remote(path) else path.stat().st_size
 
 
-def span(path: Path, start: int, end: int) -> bytes:
+def read_range(path: Path, start: int, end: int) -> bytes:
     """Bytes from start to end of an object."""
     return bytes(_fs(path).cat_file(str(path), start=start, end=end))
 
 
-def listing(folder: Path) -> dict[str, tuple[int, int]]:
+def list_objects(folder: Path) -> dict[str, tuple[int, int]]:
     """Objects under a prefix: name relative to it → size, time of change in ns. One request for a thousand of them."""
     fs = _fs(folder)
     fs.invalidate_cache()
@@ -77,14 +77,14 @@ def listing(folder: Path) -> dict[str, tuple[int, int]]:
     return {name.removeprefix(root): (int(one["size"]), _changed(one)) for name, one in found.items()}
 
 
-def files_under(folder: Path) -> list[Path]:
+def walk_files(folder: Path) -> list[Path]:
     """Every file under a folder, in order; folders that are taken away meanwhile are passed over."""
     if is_remote(folder):
         return sorted(path for path in folder.glob("**/*") if path.is_file())
     return sorted(Path(root) / name for root, _, names in os.walk(folder) for name in names)
 
 
-def put(file: Path, target: Path) -> None:
+def upload(file: Path, target: Path) -> None:
     """Copy a local file to an object, whole or not at all."""
     fs = _fs(target)
     with store_errors(target):
@@ -92,7 +92,7 @@ def put(file: Path, target: Path) -> None:
         fs.invalidate_cache()
 
 
-def drop(path: Path) -> None:
+def delete_objects(path: Path) -> None:
     """Remove an object, or all under a prefix, if there are some."""
     fs = _fs(path)
     with store_errors(path):
@@ -104,16 +104,16 @@ def drop(path: Path) -> None:
 def remove_tree(path: Path) -> None:
     """Remove a folder, or all under a prefix, if it is there."""
     if is_remote(path):
-        drop(path)
+        delete_objects(path)
     else:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def drop_files(root: Path, names: list[str]) -> None:
+def remove_files(root: Path, names: list[str]) -> None:
     """Remove files by their names in a cohort, and folders of a Zarr that are empty then."""
     for path in (root / name for name in names):
         if is_remote(path):
-            drop(path)
+            delete_objects(path)
             continue
         path.unlink(missing_ok=True)
         for folder in path.parents:
@@ -123,7 +123,7 @@ def drop_files(root: Path, names: list[str]) -> None:
             folder.rmdir()
 
 
-def create_only(path: Path, data: bytes) -> bool:
+def create_exclusively(path: Path, data: bytes) -> bool:
     """Make an object that is not there yet; False: somebody else has made it."""
     fs = _fs(path)
     fs.invalidate_cache()
@@ -136,15 +136,15 @@ def create_only(path: Path, data: bytes) -> bool:
     return True
 
 
-def scratch(path: Path) -> Path:
+def draft_folder(path: Path) -> Path:
     """A local folder for the drafts of a store that is far away: the same for all processes of a machine."""
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"her2batch-drafts-{digest}"
 
 
-def make_scratch(path: Path) -> Path:
+def make_draft_folder(path: Path) -> Path:
     """The same, there: among other people's folders, so nobody else may look into it."""
-    folder = scratch(path)
+    folder = draft_folder(path)
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 

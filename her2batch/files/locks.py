@@ -15,7 +15,7 @@ import psutil
 
 from her2batch.errors import StoreError
 from her2batch.files.atomic import disk_errors
-from her2batch.files.locations import create_only, drop, is_remote, scratch
+from her2batch.files.locations import create_exclusively, delete_objects, draft_folder, is_remote
 
 LOOKS, BETWEEN_S = 10, 0.03
 """How often, and how far apart in seconds, a lock that is held is asked for."""
@@ -79,22 +79,22 @@ def _hold_far(folder: Path) -> Iterator[str]:
     """
     lock = folder / ".lock"
     mine = f"{_me()}, boot {_boot()}"
-    if not create_only(lock, f"{mine}\n".encode()):
+    if not create_exclusively(lock, f"{mine}\n".encode()):
         holder = lock.read_text().strip()
         found = re.fullmatch(r"host (\S+), pid (\d+), since \S+, boot (\S+)", holder)
         here = found is not None and found[1] == socket.gethostname() and found[3] == _boot()
         if found is None or not here or psutil.pid_exists(int(found[2])):
             remedy = f"wait until it has ended; if it is gone for certain, remove the object {lock}"
             raise StoreError(f"is in use by {holder.partition(', boot')[0]}", folder, remedy)
-        drop(lock)
-        if not create_only(lock, f"{mine}\n".encode()):
+        delete_objects(lock)
+        if not create_exclusively(lock, f"{mine}\n".encode()):
             raise StoreError("is in use by another process, since this moment", folder, "wait until it has ended")
     try:
         yield mine
     finally:
         with suppress(OSError):
-            scratch(folder).rmdir()
-        drop(lock)
+            draft_folder(folder).rmdir()
+        delete_objects(lock)
 
 
 @contextmanager

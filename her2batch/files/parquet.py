@@ -45,7 +45,7 @@ def write_parquet(table: pa.Table, path: Path) -> None:
         writer.write_table(table, row_group_size=65536)
 
 
-def write_sealed(table: pa.Table, path: Path) -> None:
+def write_checksummed(table: pa.Table, path: Path) -> None:
     """The same with the file's own SHA-256 in its metadata: nothing else knows what it should be like."""
     with _writer(table, path) as writer:
         writer.write_table(table, row_group_size=65536)
@@ -55,7 +55,7 @@ def write_sealed(table: pa.Table, path: Path) -> None:
     path.write_bytes(data[:start] + _digest(data, start) + data[start + 64 :])
 
 
-def read_sealed(path: Path) -> pa.Table:
+def read_checksummed(path: Path) -> pa.Table:
     """A sealed file's table. Raises OSError or pa.ArrowInvalid when any bit of the file is not as it was written.
 
     A file without a seal is an earlier version's, and read as such.

@@ -18,7 +18,7 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from her2batch.errors import InputError, WeightsError
-from her2batch.files.atomic import fsync, sha256
+from her2batch.files.atomic import file_sha256, fsync
 from her2batch.models.nets import Classifier, build
 from her2batch.models.weights import fit, read
 from her2batch.settings import MilSettings, Plan, Settings
@@ -179,7 +179,7 @@ def read_bundle(folder: Path) -> Bundle:
             continue
         if not path.is_file():
             raise InputError(f"is missing; {TOML} names it", path, AGAIN)
-        if sha256(path) != entry.sha256:
+        if file_sha256(path) != entry.sha256:
             raise InputError("is not the file that was saved: another checksum", path, AGAIN)
     return Bundle(info, hashlib.sha256(text).hexdigest()[:12], folder)
 
@@ -226,7 +226,7 @@ def save_bundle(folder: Path, info: BundleInfo, files: Mapping[str, Path]) -> Bu
                 continue
             shutil.copyfile(files[entry.file], path)
             fsync(path)
-            entries.append(entry.model_copy(update={"sha256": sha256(path)}))
+            entries.append(entry.model_copy(update={"sha256": file_sha256(path)}))
         info = info.model_copy(update={"models": tuple(entries)})
         (part / TOML).write_text(tomli_w.dumps(info.model_dump(mode="json", exclude_none=True)))
         fsync(part / TOML)
@@ -238,7 +238,7 @@ def save_bundle(folder: Path, info: BundleInfo, files: Mapping[str, Path]) -> Bu
     return read_bundle(folder)
 
 
-def check_fits(bundle: Bundle, plan: Plan, imported: Collection[str] = ()) -> None:
+def check_bundle_fits(bundle: Bundle, plan: Plan, imported: Collection[str] = ()) -> None:
     """Refuse a bundle whose heads read other embeddings than the cohort has. Raises InputError with the remedy.
 
     imported: encoders whose embeddings came from outside, by the names of their tables.
@@ -256,7 +256,7 @@ def check_fits(bundle: Bundle, plan: Plan, imported: Collection[str] = ()) -> No
             raise InputError(what, bundle.path, f"ingest the slides with --mpp {info.mpp} --tile {info.tile}")
 
 
-def load_mil(bundle: Bundle, entry: ModelEntry) -> Any:
+def load_mil_head(bundle: Bundle, entry: ModelEntry) -> Any:
     """A bundle's MIL head on the CPU, in evaluation mode. Raises InputError when the file does not fit."""
     from her2batch.models import mil_registry
 
@@ -265,21 +265,21 @@ def load_mil(bundle: Bundle, entry: ModelEntry) -> Any:
     settings = MilSettings(pseudo_bags=entry.pseudo_bags, splits_at_test=entry.splits)
     dim, classes = entry.dim, len(entry.classes)
     try:
-        return fit(lambda: mil_registry.build(entry.method, dim, classes, settings), read(path), path)
+        return fit(lambda: mil_registry.build_mil_network(entry.method, dim, classes, settings), read(path), path)
     except WeightsError as error:
         raise InputError(error.what, path, AGAIN) from error
 
 
-def load(bundle: Bundle, entry: ModelEntry, device: str = "cpu") -> Classifier:
+def load_network(bundle: Bundle, entry: ModelEntry, device: str = "cpu") -> Classifier:
     """A bundle's network on a device, ready to classify.
 
     Raises InputError when the file does not fit the method: other tensors, other shapes, values that are no numbers.
     """
     import torch
 
-    from her2batch.models.device import prepare
+    from her2batch.models.device import set_deterministic
 
-    prepare(device)
+    set_deterministic(device)
     path = bundle.path / entry.file
     try:
         net = fit(lambda: build(entry.method, len(entry.classes), entry.edge, entry.size), read(path), path)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.tasks import CLASSES, HER2_TASKS, IHC, MEMBRANE, her2_class
+from her2batch.tasks import CLASSES, HER2_TASKS, IHC_SCORES, MEMBRANE_RULE, her2_class
 
 TEN_PERCENT = 0.10
 """The guideline's own threshold, for every step of the ladder."""
@@ -78,7 +78,7 @@ def apply_rule(table: Mapping[str, NDArray[np.float32]]) -> RuleResult:
         raise ValueError("a slide without tiles can't be scored")
     shares = slide_shares(table)
     ladder = GuidelineShares(shares["faint"], shares["moderate_complete"], shares["intense_complete"])
-    category = IHC[sum(step > 0.5 for step in _steps(ladder, DOUBT))]
+    category = IHC_SCORES[sum(step > 0.5 for step in _steps(ladder, DOUBT))]
     distance = min(abs(_log_ratio(share, TEN_PERCENT)) for share in ladder)
     ultralow = category == "0" and ladder.faint > TRACE
     found = {
@@ -107,7 +107,7 @@ class GuidelineStep(NamedTuple):
         return self.share > self.threshold
 
 
-def walk(shares: Mapping[str, float]) -> list[GuidelineStep]:
+def guideline_steps(shares: Mapping[str, float]) -> list[GuidelineStep]:
     """What `judge` asks of a slide's shares, from 3+ down: the first step that is reached is the class; none: 0."""
     questions = (
         ("3+", "complete, intense in more than 10 %", "intense_complete", TEN_PERCENT),
@@ -163,7 +163,7 @@ def rule_predictions(verdict: RuleResult, presumed: bool) -> list[dict[str, Any]
         rows.append(
             {
                 "task": task,
-                "method": MEMBRANE,
+                "method": MEMBRANE_RULE,
                 "classes": list(chances),
                 "p": list(chances.values()),
                 "predicted": predicted,
@@ -179,7 +179,7 @@ def rule_predictions(verdict: RuleResult, presumed: bool) -> list[dict[str, Any]
 def _chances(task: str, p: tuple[float, float, float, float]) -> dict[str, float]:
     """Probability of each class of a task, in order, from those of 0, 1+, 2+, 3+."""
     chances = dict.fromkeys(CLASSES[task], 0.0)
-    for ihc, chance in zip(IHC, p, strict=True):
+    for ihc, chance in zip(IHC_SCORES, p, strict=True):
         for ish, part in (("-", 1 - ISH_POSITIVE), ("+", ISH_POSITIVE)):
             chances[str(her2_class(task, ihc, ish))] += chance * part
     return chances

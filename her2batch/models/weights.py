@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from her2batch.errors import WeightsError
-from her2batch.files.atomic import sha256
+from her2batch.files.atomic import file_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +113,7 @@ def _missing(name: str, source: Source, why: str) -> WeightsError:
 def digest(path: Path) -> str:
     """SHA-256 of a file of weights, hex. Files in the hub's cache are links to blobs that are named by theirs."""
     blob = Path(os.path.realpath(path)).name
-    return blob if path.is_symlink() and len(blob) == 64 else sha256(path)
+    return blob if path.is_symlink() and len(blob) == 64 else file_sha256(path)
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:

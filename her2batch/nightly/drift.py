@@ -19,9 +19,9 @@ from scipy import stats
 
 from her2batch.errors import InputError
 from her2batch.files.parquet import read_parquet
-from her2batch.settings import Drift
+from her2batch.settings import DriftSettings
 from her2batch.store.cohort import Cohort, Row
-from her2batch.tasks import CLASSES, MEMBRANE
+from her2batch.tasks import CLASSES, MEMBRANE_RULE
 
 MIX = "score mix"
 TASK = "her2-3way"
@@ -63,7 +63,7 @@ class Figure:
         return f"{self.site}: {words} {verdict} ({a} tonight, {b} before; {self.n_night} and {self.n_reference} slides)"
 
 
-def compare(cohort: Cohort, fresh: set[str], settings: Drift, at: datetime) -> list[Figure]:
+def compare(cohort: Cohort, fresh: set[str], settings: DriftSettings, at: datetime) -> list[Figure]:
     """A night's slides against those of the reference period before it.
 
     fresh: ids of the night's slides.  at: its start.  Raises InputError when the site's expression is none.
@@ -91,7 +91,7 @@ def compare(cohort: Cohort, fresh: set[str], settings: Drift, at: datetime) -> l
     return judged(figures, settings)
 
 
-def judged(figures: Sequence[Figure], settings: Drift) -> list[Figure]:
+def judged(figures: Sequence[Figure], settings: DriftSettings) -> list[Figure]:
     """The same with their alarms: every kind of test shares its limit among its comparisons."""
     wanted = {False: 2 * float(stats.norm.sf(settings.deviations)), True: settings.shares}
     count = Counter(one.figure == MIX for one in figures if one.p is not None)
@@ -153,7 +153,7 @@ def _measured(cohort: Cohort, rows: list[Row]) -> list[Row]:
 
 
 def _predictions(cohort: Cohort, slide_id: str) -> list[Row]:
-    name = f"predictions/{MEMBRANE}"
+    name = f"predictions/{MEMBRANE_RULE}"
     rows: list[Row] = cohort.read(name, slide_id).to_pylist() if cohort.table(name, slide_id).exists() else []
     return rows
 

@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 
 from her2batch.errors import InputError
 from her2batch.nightly.summary import NightSummary, proof
-from her2batch.settings import Hook
+from her2batch.settings import NotificationSettings
 
 PATIENCE_S = 20.0
 
 
-def check(hook: Hook) -> None:
+def check(hook: NotificationSettings) -> None:
     """Refuse, before the night, what can't be told to. Raises InputError."""
     if hook.webhook is not None:
         parts = urlsplit(hook.webhook)
@@ -27,7 +27,7 @@ def check(hook: Hook) -> None:
         raise InputError(f"hook.smtp: {hook.smtp!r} has no port", None, "give HOST:PORT, most often localhost:25")
 
 
-def notify(hook: Hook, night: NightSummary) -> list[str]:
+def notify(hook: NotificationSettings, night: NightSummary) -> list[str]:
     """Post and mail the summary; what could not be told, in words. A night never fails because of it."""
     failures = []
     if hook.webhook is not None:
@@ -51,7 +51,7 @@ def _post(address: str, night: NightSummary) -> None:
         return
 
 
-def _mail(hook: Hook, night: NightSummary) -> None:
+def _mail(hook: NotificationSettings, night: NightSummary) -> None:
     message = EmailMessage()
     words = "came to nothing" if night.error else "held back" if night.held else "stopped" if night.stopped else "ended"
     message["Subject"] = f"her2batch: night {night.night} {words}, {night.done} done, {night.failed} failed"

@@ -1,6 +1,6 @@
 """The nightly job: what is new is ingested, scored with the bundle, checked, summed up, and told.
 
-One file of settings decides it (`settings.Overnight`). A night that was cut short goes on in the next: rows are what
+One file of settings decides it (`settings.NightlySettings`). A night that was cut short goes on in the next: rows are what
 counts, and a slide that has one is not done, nor scored, again.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from her2batch.errors import Her2BatchError, InputError
 from her2batch.files.atomic import atomic_write
 from her2batch.files.locations import remove_tree, to_location
-from her2batch.models.bundle import check_fits, read_bundle
+from her2batch.models.bundle import check_bundle_fits, read_bundle
 from her2batch.models.predictor import BundlePredictor
 from her2batch.nightly import drift, notify, retention, sentinels
 from her2batch.nightly.summary import FAULT, NightSummary, codes, disk
@@ -26,7 +26,7 @@ from her2batch.runtime.ingest import IngestRequest, IngestSummary, ingest
 from her2batch.runtime.ingest import ProgressCallback as Told
 from her2batch.runtime.ray_session import RaySession, connect, stoppable
 from her2batch.runtime.score import score
-from her2batch.settings import Overnight
+from her2batch.settings import NightlySettings
 from her2batch.store.cohort import Cohort, Row
 
 Say = Callable[[str], None]
@@ -49,7 +49,7 @@ class Findings:
 
 
 def overnight(
-    settings: Overnight,
+    settings: NightlySettings,
     told: Told = lambda *_: None,
     say: Say = lambda _: None,
     line: Say = lambda _: None,
@@ -71,7 +71,7 @@ def overnight(
     return found.night
 
 
-def _spend(settings: Overnight, found: Findings, told: Told, say: Say) -> None:
+def _spend(settings: NightlySettings, found: Findings, told: Told, say: Say) -> None:
     """The night itself."""
     _check(settings)
     stopped, night = threading.Event(), found.night
@@ -92,7 +92,7 @@ def _spend(settings: Overnight, found: Findings, told: Told, say: Say) -> None:
     _report(settings, cohort, found)
 
 
-def _check(settings: Overnight) -> None:
+def _check(settings: NightlySettings) -> None:
     """Refuse what can't be used, before anybody waits for it. Raises InputError."""
     if not Path(settings.scans).exists():
         raise InputError("scans: there is no such folder", settings.scans, "mount it, or mend the settings file")
@@ -103,13 +103,13 @@ def _check(settings: Overnight) -> None:
             raise InputError(f"{name}: there is no such file or folder", path, "mend the settings file")
     if settings.bundle is not None:
         bundle = read_bundle(Path(settings.bundle))
-        check_fits(bundle, settings.plan)
+        check_bundle_fits(bundle, settings.plan)
         BundlePredictor(bundle)  # a head that can't be loaded is said now, not at six in the morning
     if settings.sentinels is not None and not Path(settings.sentinels.folder).is_dir():
         raise InputError("sentinels.folder: there is no such folder", settings.sentinels.folder, "make it, or leave it")
 
 
-def _begun(settings: Overnight, stopped: threading.Event, say: Say) -> bool:
+def _begun(settings: NightlySettings, stopped: threading.Event, say: Say) -> bool:
     """Wait until the window opens, if it isn't open already; False: stopped meanwhile."""
     if settings.start is None or _inside(settings, now()):
         return True
@@ -121,7 +121,7 @@ def _begun(settings: Overnight, stopped: threading.Event, say: Say) -> bool:
     return True
 
 
-def _inside(settings: Overnight, at: datetime) -> bool:
+def _inside(settings: NightlySettings, at: datetime) -> bool:
     """Whether the window is open: from its start, to its end where it has one, else for half a day."""
     assert settings.start is not None
     opens = next_time(settings.start, at)
@@ -130,7 +130,7 @@ def _inside(settings: Overnight, at: datetime) -> bool:
     return next_time(settings.window.until, at) < opens
 
 
-def _ingest(settings: Overnight, session: RaySession, told: Told) -> IngestSummary:
+def _ingest(settings: NightlySettings, session: RaySession, told: Told) -> IngestSummary:
     order = IngestRequest(
         Path(settings.scans), to_location(settings.cohort), None, _path(settings.labels), _path(settings.weights),
         _path(settings.pseudonymize),
@@ -139,7 +139,7 @@ def _ingest(settings: Overnight, session: RaySession, told: Told) -> IngestSumma
     return ingest(order, settings.plan, settings.resources, told, window, session)
 
 
-def _score(settings: Overnight, session: RaySession, night: NightSummary, notes: list[str]) -> None:
+def _score(settings: NightlySettings, session: RaySession, night: NightSummary, notes: list[str]) -> None:
     """The bundle's predictions for every slide that has none of it yet."""
     if settings.bundle is None or session.stopped.is_set():
         night.stopped = session.stopped.is_set()
@@ -152,7 +152,9 @@ def _score(settings: Overnight, session: RaySession, night: NightSummary, notes:
     notes += scored.failures.values()
 
 
-def _sentinels(settings: Overnight, cohort: Cohort, session: RaySession, say: Say) -> sentinels.SentinelResult | None:
+def _sentinels(
+    settings: NightlySettings, cohort: Cohort, session: RaySession, say: Say
+) -> sentinels.SentinelResult | None:
     """The sentinels, read and scored anew, against what was kept of them."""
     if settings.sentinels is None:
         return None
@@ -168,13 +170,15 @@ def _sentinels(settings: Overnight, cohort: Cohort, session: RaySession, say: Sa
     return sentinels.check(nested, cohort.root / "sentinels.json", settings.sentinels, _ids(settings))
 
 
-def _ids(settings: Overnight) -> dict[str, str]:
+def _ids(settings: NightlySettings) -> dict[str, str]:
     """What decides a score: plan and bundle."""
     bundle = read_bundle(Path(settings.bundle)).id if settings.bundle is not None else "membrane"
     return {"plan": settings.plan.id, "bundle": bundle}
 
 
-def _sum_up(settings: Overnight, cohort: Cohort, summary: IngestSummary, found: Findings, begin: datetime) -> None:
+def _sum_up(
+    settings: NightlySettings, cohort: Cohort, summary: IngestSummary, found: Findings, begin: datetime
+) -> None:
     """Counts, lists and checks, from the tables as they are on the disk."""
     night, rows = found.night, cohort.rows()
     for name in ("seen", "done", "failed", "deferred", "duplicate", "ignored", "tiles"):
@@ -185,7 +189,7 @@ def _sum_up(settings: Overnight, cohort: Cohort, summary: IngestSummary, found: 
     found.failures = summary.failures
     found.deferred = [entry for entry in cohort.seen() if entry["outcome"] == "deferred"]
     night.source_bytes = sum(row["bytes"] or 0 for row in found.fresh)
-    found.cases = cases.cases(cohort, summary.fresh)
+    found.cases = cases.find_cases(cohort, summary.fresh)
     found.review = _review(cohort, found.fresh)
     night.conflicts = sum(bool(case.conflicts) for case in found.cases)
     night.review = len({one["slide_id"] for one in found.review})
@@ -215,7 +219,7 @@ def _review(cohort: Cohort, fresh: list[Row]) -> list[Row]:
     return [found[key] for key in sorted(found)]
 
 
-def _report(settings: Overnight, cohort: Cohort, found: Findings) -> None:
+def _report(settings: NightlySettings, cohort: Cohort, found: Findings) -> None:
     """Write the night's files, and let go of the oldest nights'."""
     folder = cohort.nights / found.night.night
     if not cohort.remote:

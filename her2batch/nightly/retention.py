@@ -7,12 +7,12 @@ from datetime import datetime, timedelta
 
 from her2batch.files.locations import remove_tree
 from her2batch.nightly.drift import finished_at
-from her2batch.settings import Retention
+from her2batch.settings import RetentionSettings
 from her2batch.store.cohort import RETIRED, Cohort, Row, write_row
 
 
 def due_pyramids(
-    rows: Mapping[str, Row], finished: Mapping[str, datetime], settings: Retention, now: datetime
+    rows: Mapping[str, Row], finished: Mapping[str, datetime], settings: RetentionSettings, now: datetime
 ) -> list[str]:
     """Slides whose pyramids go, the oldest first. A slide of which nobody knows when it was done counts as oldest."""
     long_ago = datetime.min.replace(tzinfo=now.tzinfo)
@@ -34,7 +34,7 @@ def pyramid_bytes(row: Row) -> int:
     return sum(file["bytes"] for file in row["files"] or () if file["path"].startswith("pyramids/"))
 
 
-def retire(cohort: Cohort, settings: Retention, now: datetime) -> list[str]:
+def retire(cohort: Cohort, settings: RetentionSettings, now: datetime) -> list[str]:
     """Let go of what is due; returns the slides.
 
     A slide's row is written first, without its pyramid: killed in between, the files are nobody's, and the next night

@@ -16,7 +16,7 @@ from typing import Any
 
 from her2batch.errors import InputError
 from her2batch.files.atomic import atomic_write
-from her2batch.settings import Sentinels
+from her2batch.settings import SentinelSettings
 from her2batch.store.cohort import Cohort, Row
 
 PACKAGES = ("her2batch", "numpy", "opencv-python-headless", "scikit-image", "scipy", "simplejpeg", "torch", "timm")
@@ -41,7 +41,7 @@ class SentinelResult:
         return bool(self.deviations)
 
 
-def check(cohort: Cohort, reference: Path, settings: Sentinels, ids: Mapping[str, str]) -> SentinelResult:
+def check(cohort: Cohort, reference: Path, settings: SentinelSettings, ids: Mapping[str, str]) -> SentinelResult:
     """The sentinels' cohort, as it was scored tonight, against what was kept.
 
     ids: what decides a score: 'plan', 'bundle'.  Raises InputError when the reference can't be read.
@@ -68,7 +68,7 @@ def check(cohort: Cohort, reference: Path, settings: Sentinels, ids: Mapping[str
     return verdict
 
 
-def compare(kept: Mapping[str, Said], tonight: Mapping[str, Said], settings: Sentinels) -> list[str]:
+def compare(kept: Mapping[str, Said], tonight: Mapping[str, Said], settings: SentinelSettings) -> list[str]:
     """Every way in which tonight's sentinels differ from the kept ones, a sentence each."""
     found = [f"{one} is not among the sentinels any more" for one in sorted(kept.keys() - tonight.keys())]
     found += [f"{one} is new among the sentinels" for one in sorted(tonight.keys() - kept.keys())]
@@ -85,7 +85,7 @@ def compare(kept: Mapping[str, Said], tonight: Mapping[str, Said], settings: Sen
     return found
 
 
-def _differs(before: Mapping[str, Any], now: Mapping[str, Any], settings: Sentinels) -> str | None:
+def _differs(before: Mapping[str, Any], now: Mapping[str, Any], settings: SentinelSettings) -> str | None:
     if before["predicted"] != now["predicted"]:
         return f"class {before['predicted']} → {now['predicted']}"
     pairs = zip(before["p"], now["p"], strict=False)

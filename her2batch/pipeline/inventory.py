@@ -16,12 +16,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from her2batch.errors import InputError, StoreError, legible
+from her2batch.errors import InputError, StoreError, printable_path
 from her2batch.settings import Plan
 from her2batch.slides.discover import DiscoveredSlides, FileProbe, IgnoredFile, SlideFiles, discover_slides
 from her2batch.slides.fingerprint import fingerprint_slide
 from her2batch.store.cohort import Cohort, Row
-from her2batch.store.erase import digest_of, erased_digests
+from her2batch.store.erase import erased_digest, erased_digests
 from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.store.row_cache import SETTLED_NS
 
@@ -287,7 +287,7 @@ class SeenFiles:
         old = self.entries.get(path)
         if source.bytes in self._gone_sizes:
             could_be_copy = True
-            if (sha := _sha256(source)) is not None and (source.bytes, digest_of(sha)) in self._gone:
+            if (sha := _sha256(source)) is not None and (source.bytes, erased_digest(sha)) in self._gone:
                 self.forgotten.add(path)
                 self.entries.pop(path, None)
                 return
@@ -358,4 +358,4 @@ def _named(entry: Row) -> bool:
 def _entry(path: str, *values: Any) -> Row:
     names = ("bytes", "mtime_ns", "n_files", "sha256", "outcome", "slide_id", "reason")
     entry = {"path": path, **dict(zip(names, values, strict=True))}
-    return {**entry, "reason": legible(entry["reason"])} if entry["reason"] else entry
+    return {**entry, "reason": printable_path(entry["reason"])} if entry["reason"] else entry

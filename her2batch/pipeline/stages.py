@@ -41,7 +41,7 @@ from her2batch.slides import pyramid
 from her2batch.slides.slide import Box, Slide, SlideInfo, resample
 from her2batch.store import schemas
 from her2batch.store.training_run import file_name_of
-from her2batch.tasks import MEMBRANE, PATCH_INPUTS
+from her2batch.tasks import MEMBRANE_RULE, PATCH_INPUTS
 from her2batch.vision import tile_grid
 from her2batch.vision.membrane import MEMBRANE_COLUMNS, TileBatch, feature_index
 from her2batch.vision.patches import apply_clahe, usable_patches
@@ -188,8 +188,10 @@ def _measurement_tables(_: StageContext, state: SlideState) -> Tables:
     tissue = state.tissue_tiles.fractions.astype(np.float32)
     shares = {name: membrane[:, k] for k, name in enumerate(MEMBRANE_COLUMNS)}
     return {
-        "tiles": pa.table({**keys, **corners, "tissue": tissue, "dab": dab, "blur": blur}, schemas.schema("tiles")),
-        "membrane": pa.table({**keys, **shares}, schemas.schema("membrane")),
+        "tiles": pa.table(
+            {**keys, **corners, "tissue": tissue, "dab": dab, "blur": blur}, schemas.table_schema("tiles")
+        ),
+        "membrane": pa.table({**keys, **shares}, schemas.table_schema("membrane")),
     }
 
 
@@ -218,7 +220,7 @@ def _embedding_tables(context: StageContext, state: SlideState) -> Tables:
     for name in context.plan.encoders:
         vectors = state.embeddings.in_tile_order(name, n, context.dims[name])
         flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-        tables[f"embeddings/{file_name_of(name)}"] = schemas.embeddings(state.slide_id, keys["tile"], flat)
+        tables[f"embeddings/{file_name_of(name)}"] = schemas.embeddings_table(state.slide_id, keys["tile"], flat)
     return tables
 
 
@@ -266,7 +268,7 @@ def _apply_rule(_: StageContext) -> Work:
             found = rule_predictions(result, presumed=stain is None)
         keys = {"slide_id": row["slide_id"], "patient_id": row["patient_id"]}
         rows = [{**values, **keys} for values in found]
-        return {f"predictions/{MEMBRANE}": pa.Table.from_pylist(rows, schemas.schema("predictions"))}
+        return {f"predictions/{MEMBRANE_RULE}": pa.Table.from_pylist(rows, schemas.table_schema("predictions"))}
 
     return work
 

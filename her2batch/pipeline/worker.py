@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.errors import SlideError, legible
+from her2batch.errors import SlideError, printable_path
 from her2batch.pipeline.inventory import TRANSIENT_ERRORS, SlideJob
 from her2batch.pipeline.results import file_columns, result_columns, write_files
 from her2batch.pipeline.slide_state import (
@@ -43,7 +43,7 @@ from her2batch.slides.discover import SlideFiles, refresh_files
 from her2batch.slides.fingerprint import Fingerprint, fingerprint_slide
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Slide
-from her2batch.store.audit import is_intact
+from her2batch.store.audit import files_match_row
 from her2batch.store.cohort import Cohort, Row, write_row
 from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.vision.membrane import TileBatch, measure_tiles
@@ -160,11 +160,11 @@ class SlideWorker:
         row = {**(facts or self._unread(todo)), "status": "failed", "error_code": error.code}
         shown = self.names.shown(error.path or todo.source.path, todo.slide_id)
         what = error.what if self.names.key is None else error.code
-        row["error"] = f"{shown}: {legible(what)}; {error.remedy}"
+        row["error"] = f"{shown}: {printable_path(what)}; {error.remedy}"
         row["plan_id"] = self.context.plan.for_slide(row["mpp_source"]).id
         old = self._old_row(todo)
         draft = self.cohort.draft(todo.slide_id)
-        if error.code in TRANSIENT_ERRORS and old is not None and old["files"] and is_intact(self.cohort, old):
+        if error.code in TRANSIENT_ERRORS and old is not None and old["files"] and files_match_row(self.cohort, old):
             draft.discard()
             row["files"] = old["files"]
             write_row(self.cohort, row)
@@ -288,7 +288,7 @@ class SlideWorker:
 
     def _unread(self, todo: SlideJob) -> Row:
         """The row of a slide that nobody could open."""
-        path = legible(todo.source.path) if self.names.key is None else None
+        path = printable_path(todo.source.path) if self.names.key is None else None
         return {
             "slide_id": todo.slide_id, "patient_id": todo.patient_id, "stain": todo.stain, "path": path,
             "sha256": todo.sha256, "bytes": todo.source.bytes, "mpp_source": None, "n_tiles": 0, "flags": [],

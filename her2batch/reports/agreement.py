@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from her2batch.reports import figures
 from her2batch.reports.figures import Figure
 from her2batch.reports.report_data import ReportData
-from her2batch.reports.theme import Part, pictures, render
-from her2batch.store.labels import SCHEMA, label_slides
+from her2batch.reports.theme import SectionContent, render_template, thumbnail_uris
+from her2batch.store.labels import LABELS_SCHEMA, label_slides
 from her2batch.store.schemas import run_schema
-from her2batch.tasks import CLASSES, MEMBRANE, PATCH_INPUTS
+from her2batch.tasks import CLASSES, MEMBRANE_RULE, PATCH_INPUTS
 from her2batch.training.methods import PATCH_NET
 from her2batch.training.metrics import (
     CELL,
@@ -56,7 +56,7 @@ BY_NAME: Final = pa.schema(
 )
 
 
-def against_labels(material: ReportData) -> Part | None:
+def against_labels(material: ReportData) -> SectionContent | None:
     """The cohort's own predictions against its labels."""
     predictions = labelled(material)
     if not predictions.num_rows:
@@ -64,14 +64,14 @@ def against_labels(material: ReportData) -> Part | None:
     cells, made = _judged(predictions, _patients(material), "labels")
     sites = _by_site(material, predictions)
     missed = _missed(material, predictions)
-    small = pictures(material.cohort, [one["slide_id"] for one in missed], 180)
-    trained = bool(set(pc.unique(predictions["method"]).to_pylist()) - {MEMBRANE})
-    html = render("labels.html", cells=cells, sites=sites, missed=missed, pictures=small, pages=material.pages,
+    small = thumbnail_uris(material.cohort, [one["slide_id"] for one in missed], 180)
+    trained = bool(set(pc.unique(predictions["method"]).to_pylist()) - {MEMBRANE_RULE})
+    html = render_template("labels.html", cells=cells, sites=sites, missed=missed, pictures=small, pages=material.pages,
                   trained=trained, draws=DRAWS)  # fmt: skip
-    return Part(html, (*made, *sites))
+    return SectionContent(html, (*made, *sites))
 
 
-def of_run(material: ReportData) -> Part | None:
+def of_run(material: ReportData) -> SectionContent | None:
     """A training run: its figures on held-out slides, and the paper's tables beside them."""
     run = material.run
     if run is None:
@@ -82,8 +82,10 @@ def of_run(material: ReportData) -> Part | None:
     rows = summary(run.read("metrics")).to_pylist()
     paper = run.read("tables").to_pylist() if run.table("tables").exists() else []
     excluded = run.read("excluded").to_pylist() if run.table("excluded").exists() else []
-    html = render("run.html", cells=cells, rows=rows, paper=paper, excluded=excluded, name=run.root.name, draws=DRAWS)
-    return Part(html, made)
+    html = render_template(
+        "run.html", cells=cells, rows=rows, paper=paper, excluded=excluded, name=run.root.name, draws=DRAWS
+    )
+    return SectionContent(html, made)
 
 
 # -- predictions with their truth --------------------------------------------------------------------------------
@@ -93,7 +95,7 @@ def labelled(material: ReportData) -> pa.Table:
     """The cohort's predictions that have a label, as a run's predictions: `input` is the bundle, the fold 0."""
     rows = []
     for task in CLASSES:
-        good, _ = label_slides(pa.Table.from_pylist(list(material.labels.values()), SCHEMA), task, material.rows)
+        good, _ = label_slides(pa.Table.from_pylist(list(material.labels.values()), LABELS_SCHEMA), task, material.rows)
         for label in good.to_pylist():
             for one in material.said(label["slide_id"], task):
                 rows.append({**one, "input": one["bundle"], "fold": 0, "truth": label["truth"]})
@@ -157,7 +159,9 @@ def _classes(part: pa.Table, own: Mapping[Any, Any]) -> list[dict[str, Any]]:
 def _curves(part: pa.Table, patients: Mapping[str, str], name: str) -> tuple[Figure, ...]:
     """Confusion, ROC and calibration of one method."""
     row = part.slice(0, 1).to_pylist()[0]
-    title = f"{row['method']}, {row['input']}, {row['task']}" if row["method"] != MEMBRANE else f"rule, {row['task']}"
+    title = (
+        f"{row['method']}, {row['input']}, {row['task']}" if row["method"] != MEMBRANE_RULE else f"rule, {row['task']}"
+    )
     made = []
     for kind, words, table in (
         ("confusion", "Confusion", confusion_table(part)),
@@ -257,7 +261,7 @@ def _by_site(material: ReportData, predictions: pa.Table) -> tuple[Figure, ...]:
             continue
         name = f"{keys['task']}, {keys['method']}"
         table = pa.Table.from_pylist(rows, BY_NAME)
-        drawn = figures.intervals(f"Kappa by site: {name}", table)
+        drawn = figures.plot_intervals(f"Kappa by site: {name}", table)
         made.append(Figure(f"kappa-{len(made) + 1}", name, "predictions, labels.site", drawn, table))
     return tuple(made)
 

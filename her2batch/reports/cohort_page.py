@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 from her2batch.errors import REMEDIES
 from her2batch.files.atomic import atomic_write
 from her2batch.reports import agreement, slide_page, worklists
-from her2batch.reports.figures import Figure, bars, shares
+from her2batch.reports.figures import Figure, plot_bars, plot_shares
 from her2batch.reports.report_data import ReportData, load_report_data
-from her2batch.reports.theme import Part, pictures, render, shell
+from her2batch.reports.theme import SectionContent, render_html_page, render_template, thumbnail_uris
 from her2batch.store.cohort import Cohort
 from her2batch.store.training_run import TrainingRun
-from her2batch.tasks import CLASSES, MEMBRANE
+from her2batch.tasks import CLASSES, MEMBRANE_RULE
 
 SMALL: Final = 20
 """Slides up to which each slide's evidence stands in the report itself."""
@@ -37,10 +37,10 @@ class Section(NamedTuple):
 
     name: str
     title: str
-    make: Callable[[ReportData], Part | None]
+    make: Callable[[ReportData], SectionContent | None]
 
 
-def summary(material: ReportData) -> Part:
+def summary(material: ReportData) -> SectionContent:
     """Counts, and the proof that nothing vanished."""
     done = material.done
     listed = [(one.name, one.title, len(one.rows)) for one in material.worklists]
@@ -51,15 +51,15 @@ def summary(material: ReportData) -> Part:
         "mm² of tissue": round(material.status.tissue_mm2),
         "tiles": material.status.tiles,
     }
-    bundles = sorted({one["bundle"] for calls in material.calls.values() for one in calls} - {MEMBRANE})
+    bundles = sorted({one["bundle"] for calls in material.calls.values() for one in calls} - {MEMBRANE_RULE})
     plans = sorted({row["plan_id"] for row in material.rows.values() if row["plan_id"]})
-    return Part(
-        render("summary.html", status=material.status, facts=facts, listed=listed, bundles=bundles, plans=plans,
+    return SectionContent(
+        render_template("summary.html", status=material.status, facts=facts, listed=listed, bundles=bundles, plans=plans,
                labelled=len(material.labels), run=material.run, notes=material.notes)
     )  # fmt: skip
 
 
-def scores(material: ReportData) -> Part | None:
+def scores(material: ReportData) -> SectionContent | None:
     """How often each class was given: by task, method and site."""
     made = []
     for task, classes in CLASSES.items():
@@ -77,7 +77,7 @@ def scores(material: ReportData) -> Part | None:
             counts = Counter((str(material.site(one)), predicted) for one, method, predicted in said if method == first)
             title = f"{task} by site, {first}"
             made.append(_shares(f"sites-{task}", title, sites, classes, counts, "predictions.predicted, labels.site"))
-    return Part(render("scores.html", figures=made), tuple(made)) if made else None
+    return SectionContent(render_template("scores.html", figures=made), tuple(made)) if made else None
 
 
 def _shares(
@@ -85,27 +85,27 @@ def _shares(
 ) -> Figure:
     rows = [{"group": group, "class": one, "n": counts[group, one]} for group in groups for one in classes]
     table = pa.Table.from_pylist(rows)
-    return Figure(name, title, source, shares(title, table), table)
+    return Figure(name, title, source, plot_shares(title, table), table)
 
 
-def priorities(material: ReportData) -> Part:
+def priorities(material: ReportData) -> SectionContent:
     """The lists a pathologist opens first."""
-    return Part(render("lists.html", lists=material.worklists), lists=material.worklists)
+    return SectionContent(render_template("lists.html", lists=material.worklists), lists=material.worklists)
 
 
-def quality(material: ReportData) -> Part:
+def quality(material: ReportData) -> SectionContent:
     """What the scans themselves say."""
     counts = Counter(flag for row in material.done for flag in row["flags"])
     table = pa.table({"name": list(counts), "value": [float(one) for one in counts.values()]}).sort_by(
         [("value", "descending"), ("name", "ascending")]
     )
     title = "Slides with each flag"
-    made = (Figure("flags", title, "slides.flags", bars(title, table), table),) if counts else ()
+    made = (Figure("flags", title, "slides.flags", plot_bars(title, table), table),) if counts else ()
     listed = worklists.flagged(material)
-    return Part(render("quality.html", figures=made, list=listed), made, (listed,))
+    return SectionContent(render_template("quality.html", figures=made, list=listed), made, (listed,))
 
 
-def throughput(material: ReportData) -> Part:
+def throughput(material: ReportData) -> SectionContent:
     """How long slides took, and what became of those that failed."""
     times, made = material.times, []
     stages: dict[str, list[float]] = defaultdict(list)
@@ -115,12 +115,12 @@ def throughput(material: ReportData) -> Part:
     if stages:
         table = pa.table({"name": list(stages), "value": [sum(one) / times.num_rows for one in stages.values()]})
         title = "Seconds a slide, by stage"
-        made.append(Figure("stages", title, "runs.stages", bars(title, table, " s"), table))
+        made.append(Figure("stages", title, "runs.stages", plot_bars(title, table, " s"), table))
     failed = Counter(row["error_code"] for row in material.status.failures)
     failures = [(code, n, REMEDIES.get(code, "")) for code, n in failed.most_common()]
     reasons = dict(sorted(material.status.reasons.items()))
-    html = render("throughput.html", figures=made, runs=_runs(material), failures=failures, reasons=reasons)
-    return Part(html, tuple(made))
+    html = render_template("throughput.html", figures=made, runs=_runs(material), failures=failures, reasons=reasons)
+    return SectionContent(html, tuple(made))
 
 
 def _runs(material: ReportData) -> list[dict[str, Any]]:
@@ -140,11 +140,11 @@ def _runs(material: ReportData) -> list[dict[str, Any]]:
     return found
 
 
-def slides(material: ReportData) -> Part:
+def slides(material: ReportData) -> SectionContent:
     """All slides; of a small cohort, with the evidence of each."""
     listed = worklists.every(material)
     inside = slide_page.sections(material) if len(material.rows) <= SMALL and material.pages else []
-    return Part(render("slides.html", list=listed, evidence=inside), lists=(listed,))
+    return SectionContent(render_template("slides.html", list=listed, evidence=inside), lists=(listed,))
 
 
 SECTIONS: Final = (
@@ -179,10 +179,10 @@ def page(material: ReportData) -> tuple[str, tuple[Figure, ...]]:
     """The report's HTML, and its figures."""
     parts = [(one, made) for one in SECTIONS if (made := one.make(material)) is not None]
     name = material.cohort.root.name
-    body = render("cohort.html", name=name, parts=[(one.name, one.title, made.html) for one, made in parts])
+    body = render_template("cohort.html", name=name, parts=[(one.name, one.title, made.html) for one, made in parts])
     shown = dict.fromkeys(slide_id for _, made in parts for one in made.lists for slide_id in one.slides)
-    small = pictures(material.cohort, list(shown)[:PICTURES])
-    html = shell(f"{name} · HER2 cohort report", body, small, material.pages)
+    small = thumbnail_uris(material.cohort, list(shown)[:PICTURES])
+    html = render_html_page(f"{name} · HER2 cohort report", body, small, material.pages)
     return html, tuple(figure for _, made in parts for figure in made.figures)
 
 

@@ -19,9 +19,9 @@ from typing import Any, Final
 import pyarrow as pa
 import resvg_py
 
-from her2batch.store.pseudonyms import neutral
+from her2batch.store.pseudonyms import escape_formula
 
-LOOK: Final[dict[str, tuple[str, str]]] = {
+PALETTE: Final[dict[str, tuple[str, str]]] = {
     "page": ("#ffffff", "#16181c"),
     "panel": ("#f5f6f7", "#1e2127"),
     "ink": ("#1f2328", "#e7e9ec"),
@@ -38,18 +38,18 @@ LOOK: Final[dict[str, tuple[str, str]]] = {
 }
 """Name of a CSS variable → its colour in light, in dark. Text on its ground has a contrast of 4.5 or more in both."""
 
-HUES: Final = {
+CLASS_COLOURS: Final = {
     "0": "c0", "1+": "c1", "2+": "c2", "3+": "c3", "low": "c1", "high": "c3", "negative": "c0", "positive": "c3",
 }  # fmt: skip
 """Class → its colour."""
 
-WIDTH: Final = 340
+FIGURE_WIDTH: Final = 340
 """px: what fits a telephone at full size, so that words stay legible."""
 
-LEFT: Final = 130
+LABEL_WIDTH: Final = 130
 """px for the names of bars."""
 
-SIZE: Final = 12
+FONT_SIZE: Final = 12
 """px of words."""
 
 
@@ -66,16 +66,16 @@ class Figure:
     @property
     def data(self) -> str:
         """The table as a data: address of a CSV file."""
-        return f"data:text/csv;base64,{base64.b64encode(csv_text(self.table).encode()).decode()}"
+        return f"data:text/csv;base64,{base64.b64encode(table_to_csv(self.table).encode()).decode()}"
 
 
-def csv_text(table: pa.Table) -> str:
+def table_to_csv(table: pa.Table) -> str:
     """A flat table as CSV; no cell is one that a spreadsheet would run."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(table.column_names)
     for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
-        writer.writerow([neutral(one) if isinstance(one, str) else one for one in row])
+        writer.writerow([escape_formula(one) if isinstance(one, str) else one for one in row])
     return out.getvalue()
 
 
@@ -84,7 +84,7 @@ class SvgCanvas:
     """An SVG in the making. Colours are names of LOOK."""
 
     height: float
-    width: float = WIDTH
+    width: float = FIGURE_WIDTH
     parts: list[str] = field(default_factory=list)
 
     def rect(self, box: Sequence[float], fill: str, opacity: float = 1.0, tip: str = "") -> None:
@@ -119,7 +119,7 @@ class SvgCanvas:
         """Words with their baseline at y."""
         self.parts.append(
             f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="var(--{colour})" '
-            f'font-size="{SIZE}">{escape(str(words))}</text>'
+            f'font-size="{FONT_SIZE}">{escape(str(words))}</text>'
         )
 
     def svg(self, title: str, words: str) -> str:
@@ -134,7 +134,7 @@ class SvgCanvas:
 # -- the figures -------------------------------------------------------------------------------------------------
 
 
-def shares(title: str, table: pa.Table) -> str:
+def plot_shares(title: str, table: pa.Table) -> str:
     """Stacked bars. Columns: group, class, n (whole numbers are counts, which are told too); in their order."""
     rows = table.to_pylist()
     groups, classes = (
@@ -143,17 +143,17 @@ def shares(title: str, table: pa.Table) -> str:
     )
     of = {(one["group"], one["class"]): float(one["n"]) for one in rows}
     counts = pa.types.is_integer(table["n"].type)
-    left, full = LEFT, WIDTH - LEFT - 38
+    left, full = LABEL_WIDTH, FIGURE_WIDTH - LABEL_WIDTH - 38
     canvas = SvgCanvas(26 + 24 * len(groups))
     _legend(canvas, classes)
     told = []
     for k, group in enumerate(groups):
         y, x = 24 + 24 * k, float(left)
         total = sum(of.get((group, one), 0) for one in classes) or 1.0
-        canvas.text(left - 8, y + 13, _short(group, 19), "end")
+        canvas.text(left - 8, y + 13, _truncate(group, 19), "end")
         for one in classes:
             n = of.get((group, one), 0)
-            canvas.rect((x, y, full * n / total, 17), HUES.get(one, "bar"), tip=f"{group}, {one}: {n:g}")
+            canvas.rect((x, y, full * n / total, 17), CLASS_COLOURS.get(one, "bar"), tip=f"{group}, {one}: {n:g}")
             x += full * n / total
         if counts:
             canvas.text(left + full + 6, y + 13, f"{total:g}", colour="soft")
@@ -162,26 +162,26 @@ def shares(title: str, table: pa.Table) -> str:
     return canvas.svg(title, "; ".join(told))
 
 
-def bars(title: str, table: pa.Table, unit: str = "") -> str:
+def plot_bars(title: str, table: pa.Table, unit: str = "") -> str:
     """Horizontal bars. Columns: name, value."""
     rows = table.to_pylist()
     top = max((one["value"] for one in rows), default=0) or 1
-    left, full = 158, WIDTH - 158 - 60
+    left, full = 158, FIGURE_WIDTH - 158 - 60
     canvas = SvgCanvas(max(1, 22 * len(rows)) + 2)
     for k, one in enumerate(rows):
         y = 22 * k
-        canvas.text(left - 8, y + 14, _short(one["name"], 24), "end")
+        canvas.text(left - 8, y + 14, _truncate(one["name"], 24), "end")
         canvas.rect((left, y + 2, full * one["value"] / top, 15), "bar", tip=f"{one['name']}: {one['value']:g}")
         canvas.text(left + full * one["value"] / top + 6, y + 14, f"{one['value']:.3g}{unit}", colour="soft")
     return canvas.svg(title, "; ".join(f"{one['name']}: {one['value']:.3g}{unit}" for one in rows))
 
 
-def confusion(title: str, table: pa.Table) -> str:
+def plot_confusion(title: str, table: pa.Table) -> str:
     """Counts with rows for the truth, shaded by their share of the row. Columns: truth, predicted, n."""
     rows = table.to_pylist()
     classes = list(dict.fromkeys(one["truth"] for one in rows))
     of = {(one["truth"], one["predicted"]): one["n"] for one in rows}
-    left, top, edge = 84, 44, min(56, (WIDTH - 92) // len(classes))
+    left, top, edge = 84, 44, min(56, (FIGURE_WIDTH - 92) // len(classes))
     canvas = SvgCanvas(top + edge * len(classes) + 6)
     canvas.text(left, 14, "predicted", colour="soft")
     canvas.text(left - 8, top - 8, "label", "end", "soft")
@@ -202,13 +202,13 @@ def confusion(title: str, table: pa.Table) -> str:
     return canvas.svg(title, said)
 
 
-def roc(title: str, table: pa.Table) -> str:
+def plot_roc(title: str, table: pa.Table) -> str:
     """One curve a class, each with its band. Columns: class, fpr, tpr, low, high, auc."""
-    canvas, place = _square(240, "1 − specificity", "sensitivity")
+    canvas, place = _unit_axes(240, "1 − specificity", "sensitivity")
     canvas.line((place(0, 0), place(1, 1)), "line", dash="3 4")
     told = []
-    for k, (name, rows) in enumerate(_by(table, "class").items()):
-        hue = HUES.get(name, "bar")
+    for k, (name, rows) in enumerate(_group_rows(table, "class").items()):
+        hue = CLASS_COLOURS.get(name, "bar")
         band = [place(one["fpr"], one["low"]) for one in rows]
         canvas.area([*band, *(place(one["fpr"], one["high"]) for one in reversed(rows))], hue)
         canvas.line([place(0, 0), *(place(one["fpr"], one["tpr"]) for one in rows)], hue, 2.2)
@@ -219,9 +219,9 @@ def roc(title: str, table: pa.Table) -> str:
     return canvas.svg(title, "; ".join(told))
 
 
-def calibration(title: str, table: pa.Table) -> str:
+def plot_calibration(title: str, table: pa.Table) -> str:
     """How often a class that gets a probability is the true one. Columns: p, share, low, high, n."""
-    canvas, place = _square(240, "probability given", "share right")
+    canvas, place = _unit_axes(240, "probability given", "share right")
     canvas.line((place(0, 0), place(1, 1)), "line", dash="3 4")
     rows = table.to_pylist()
     for one in rows:
@@ -232,11 +232,11 @@ def calibration(title: str, table: pa.Table) -> str:
     return canvas.svg(title, "; ".join(f"given {one['p']:.2f}: right {one['share']:.2f} of {one['n']}" for one in rows))
 
 
-def intervals(title: str, table: pa.Table) -> str:
+def plot_intervals(title: str, table: pa.Table) -> str:
     """Values with their intervals, −1 or 0 to 1. Columns: name, value, low, high, n."""
     rows = [one for one in table.to_pylist() if one["value"] is not None]
     least = float(min([0.0, *(one["low"] if one["low"] is not None else one["value"] for one in rows)]))
-    left, full = LEFT, WIDTH - LEFT - 48
+    left, full = LABEL_WIDTH, FIGURE_WIDTH - LABEL_WIDTH - 48
     canvas = SvgCanvas(24 * len(rows) + 22)
     bottom = 24 * len(rows)
 
@@ -248,15 +248,15 @@ def intervals(title: str, table: pa.Table) -> str:
         canvas.text(x(tick), bottom + 16, f"{tick:g}", "middle", "soft")
     for k, one in enumerate(rows):
         y = 24 * k + 12
-        canvas.text(left - 8, y + 4, _short(one["name"], 19), "end")
+        canvas.text(left - 8, y + 4, _truncate(one["name"], 19), "end")
         if one["low"] is not None:
             canvas.line(((x(one["low"]), y), (x(one["high"]), y)), "accent", 2)
         canvas.dot((x(one["value"]), y), "accent")
-        canvas.text(WIDTH - 2, y + 4, f"n {one['n']}", "end", "soft")
+        canvas.text(FIGURE_WIDTH - 2, y + 4, f"n {one['n']}", "end", "soft")
     return canvas.svg(title, "; ".join(f"{one['name']}: {one['value']:.2f} of {one['n']}" for one in rows))
 
 
-def _square(edge: int, across: str, up: str) -> tuple[SvgCanvas, Any]:
+def _unit_axes(edge: int, across: str, up: str) -> tuple[SvgCanvas, Any]:
     """A unit square with its axes; and the function from values to px."""
     left, top, size = 34, 18, edge - 40
     canvas = SvgCanvas(edge + 14)
@@ -275,21 +275,21 @@ def _square(edge: int, across: str, up: str) -> tuple[SvgCanvas, Any]:
 
 
 def _legend(canvas: SvgCanvas, names: Sequence[str]) -> None:
-    x = float(LEFT)
+    x = float(LABEL_WIDTH)
     for name in names:
-        canvas.rect((x, 3, 11, 11), HUES.get(name, "bar"))
+        canvas.rect((x, 3, 11, 11), CLASS_COLOURS.get(name, "bar"))
         canvas.text(x + 15, 13, name)
         x += 24 + 7.2 * len(name)
 
 
-def _by(table: pa.Table, column: str) -> dict[str, list[dict[str, Any]]]:
+def _group_rows(table: pa.Table, column: str) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for one in table.to_pylist():
         found.setdefault(one[column], []).append(one)
     return found
 
 
-def _short(words: object, most: int) -> str:
+def _truncate(words: object, most: int) -> str:
     text = str(words)
     return text if len(text) <= most else text[: most - 1] + "…"
 
@@ -297,23 +297,23 @@ def _short(words: object, most: int) -> str:
 # -- files -------------------------------------------------------------------------------------------------------
 
 
-def standalone(svg: str) -> str:
+def standalone_svg(svg: str) -> str:
     """A figure as a file of its own, in light."""
-    plain = re.sub(r"var\(--([a-z0-9]+)\)", lambda found: LOOK[found[1]][0], svg)
+    plain = re.sub(r"var\(--([a-z0-9]+)\)", lambda found: PALETTE[found[1]][0], svg)
     head = '<svg xmlns="http://www.w3.org/2000/svg" font-family="Helvetica, Arial, DejaVu Sans, sans-serif" '
-    ground = f'<rect width="100%" height="100%" fill="{LOOK["page"][0]}"/><desc>'
+    ground = f'<rect width="100%" height="100%" fill="{PALETTE["page"][0]}"/><desc>'
     return plain.replace("<svg ", head, 1).replace("<desc>", ground, 1)
 
 
-def png(svg: str, scale: float = 2.0) -> bytes:
+def svg_to_png(svg: str, scale: float = 2.0) -> bytes:
     """A figure as PNG, in light. Words need a font of the system."""
-    return bytes(resvg_py.svg_to_bytes(svg_string=standalone(svg), zoom=scale))
+    return bytes(resvg_py.svg_to_bytes(svg_string=standalone_svg(svg), zoom=scale))
 
 
-def save(figures: Iterable[Figure], folder: Path) -> None:
+def save_figures(figures: Iterable[Figure], folder: Path) -> None:
     """Each figure as SVG and PNG, and the table it is drawn from as CSV."""
     folder.mkdir(parents=True, exist_ok=True)
     for one in figures:
-        (folder / f"{one.name}.svg").write_text(standalone(one.svg), encoding="utf-8")
-        (folder / f"{one.name}.png").write_bytes(png(one.svg))
-        (folder / f"{one.name}.csv").write_text(csv_text(one.table), encoding="utf-8", newline="")
+        (folder / f"{one.name}.svg").write_text(standalone_svg(one.svg), encoding="utf-8")
+        (folder / f"{one.name}.png").write_bytes(svg_to_png(one.svg))
+        (folder / f"{one.name}.csv").write_text(table_to_csv(one.table), encoding="utf-8", newline="")

@@ -14,15 +14,15 @@ import pyarrow as pa
 
 from her2batch.errors import InputError
 from her2batch.files.parquet import read_parquet
-from her2batch.reports.cases import Case, joined
-from her2batch.reports.theme import Listing
-from her2batch.store.audit import Status, status
+from her2batch.reports.cases import Case, group_into_cases
+from her2batch.reports.theme import SortableTable
+from her2batch.store.audit import CohortStatus, cohort_status
 from her2batch.store.cohort import Cohort, Row
-from her2batch.store.schemas import schema
+from her2batch.store.schemas import table_schema
 from her2batch.store.training_run import TrainingRun
-from her2batch.tasks import MEMBRANE
+from her2batch.tasks import MEMBRANE_RULE
 
-READERS = 8
+READ_THREADS = 8
 """Threads that read tables: on a share they wait side by side."""
 
 
@@ -40,10 +40,10 @@ class ReportData:
     rows: dict[str, Row]
     calls: dict[str, list[Row]]
     labels: dict[str, Row]
-    status: Status
+    status: CohortStatus
     times: pa.Table
     run: TrainingRun | None = None
-    worklists: tuple[Listing, ...] = ()
+    worklists: tuple[SortableTable, ...] = ()
     pages: Mapping[str, str] = field(default_factory=dict)
     beside: Path | None = None
     notes: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class ReportData:
     @cached_property
     def cases(self) -> list[Case]:
         """All slides by patient."""
-        return joined(self.rows, self.rows, lambda one: self.calls.get(one, []))
+        return group_into_cases(self.rows, self.rows, lambda one: self.calls.get(one, []))
 
     def site(self, slide_id: str) -> str | None:
         """Where a slide comes from, by the labels."""
@@ -66,7 +66,7 @@ class ReportData:
     def said(self, slide_id: str, task: str) -> list[Row]:
         """What each method says of a slide for a task; the rule first."""
         found = [one for one in self.calls.get(slide_id, []) if one["task"] == task]
-        return sorted(found, key=lambda one: (one["method"] != MEMBRANE, one["bundle"], one["method"]))
+        return sorted(found, key=lambda one: (one["method"] != MEMBRANE_RULE, one["bundle"], one["method"]))
 
 
 def load_report_data(cohort: Cohort, run: TrainingRun | None = None) -> ReportData:
@@ -74,30 +74,32 @@ def load_report_data(cohort: Cohort, run: TrainingRun | None = None) -> ReportDa
 
     A table of predictions that can't be read is left out, with a note.
     """
-    found = status(cohort)
+    found = cohort_status(cohort)
     rows = cohort.rows()
     if run is not None:
         run.read_settings()
     calls: dict[str, list[Row]] = defaultdict(list)
     notes = []
-    wanted = [(row, name) for row in rows.values() for name in names_of(row, "predictions")]
-    for (row, name), table in zip(wanted, read_all(cohort, wanted), strict=True):
+    wanted = [(row, name) for row in rows.values() for name in slide_table_names(row, "predictions")]
+    for (row, name), table in zip(wanted, read_tables(cohort, wanted), strict=True):
         if table is None:
             notes.append(f"{name} of {row['slide_id']} can't be read: run her2batch verify, then ingest")
         elif table.num_rows:
             bundle = name.split("/", 1)[1]
             calls[row["slide_id"]] += [{**one, "bundle": bundle} for one in table.to_pylist()]
-    return ReportData(cohort, rows, dict(calls), _labels(cohort), found, _times(cohort), run, notes=tuple(notes))
+    return ReportData(
+        cohort, rows, dict(calls), _read_labels(cohort), found, _read_run_times(cohort), run, notes=tuple(notes)
+    )
 
 
-def names_of(row: Mapping[str, Any], table: str) -> list[str]:
+def slide_table_names(row: Mapping[str, Any], table: str) -> list[str]:
     """Names of a slide's tables of one kind, by its row: ('predictions') → ['predictions/membrane', …]."""
     parents = [PurePosixPath(file["path"]).parent for file in row["files"] or ()]
     inside = ["/".join(one.parts[1:]) for one in parents if one.parts[1:2] == (table,)]
     return sorted(inside)
 
 
-def read_all(cohort: Cohort, wanted: Iterable[tuple[Row, str]]) -> list[pa.Table | None]:
+def read_tables(cohort: Cohort, wanted: Iterable[tuple[Row, str]]) -> list[pa.Table | None]:
     """Tables of slides, (row, name) each; None for one that can't be read."""
 
     def read(one: tuple[Row, str]) -> pa.Table | None:
@@ -106,11 +108,11 @@ def read_all(cohort: Cohort, wanted: Iterable[tuple[Row, str]]) -> list[pa.Table
         except (OSError, pa.ArrowInvalid):
             return None
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(READ_THREADS) as pool:
         return list(pool.map(read, wanted))
 
 
-def _labels(cohort: Cohort) -> dict[str, Row]:
+def _read_labels(cohort: Cohort) -> dict[str, Row]:
     if not cohort.labels.exists():
         return {}
     try:
@@ -119,9 +121,9 @@ def _labels(cohort: Cohort) -> dict[str, Row]:
         raise InputError("can't be read", cohort.labels, "give the labels to an ingest again") from error
 
 
-def _times(cohort: Cohort) -> pa.Table:
+def _read_run_times(cohort: Cohort) -> pa.Table:
     """Times of all runs that can be read, with the column `run`."""
-    empty = schema("times")
+    empty = table_schema("times")
     tables = []
     for path in sorted(cohort.runs.glob("ingest-*.parquet")):
         try:

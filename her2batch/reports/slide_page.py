@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
 from her2batch.files.atomic import atomic_write
-from her2batch.models.membrane_rule import TEN_PERCENT, slide_shares, walk
+from her2batch.models.membrane_rule import TEN_PERCENT, guideline_steps, slide_shares
 from her2batch.reports import worklists
-from her2batch.reports.figures import HUES, LOOK, shares
-from her2batch.reports.report_data import ReportData, names_of
-from her2batch.reports.theme import data_jpeg, data_uri, render, shell, within
+from her2batch.reports.figures import CLASS_COLOURS, PALETTE, plot_shares
+from her2batch.reports.report_data import ReportData, slide_table_names
+from her2batch.reports.theme import data_uri, jpeg_data_uri, render_html_page, render_template, shrink_to_fit
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box
 from her2batch.store.cohort import Row
-from her2batch.tasks import CLASSES, IHC, MEMBRANE, PATCH_PX, RESOLUTIONS
+from her2batch.tasks import CLASSES, IHC_SCORES, MEMBRANE_RULE, PATCH_PX, RESOLUTIONS
 from her2batch.vision import heatmap
 
 OVERVIEW: Final = 1024
@@ -78,7 +78,7 @@ def sections(material: ReportData) -> list[tuple[str, str | None, Markup]]:
     """Every slide that has a page, its class by the rule and its evidence, to stand in the report."""
     found = [(one, facts(material, one)) for one in material.pages]
     return [
-        (slide_id, shown["rule"] and shown["rule"]["predicted"], render("evidence.html", **shown, level=4))
+        (slide_id, shown["rule"] and shown["rule"]["predicted"], render_template("evidence.html", **shown, level=4))
         for slide_id, shown in found
     ]
 
@@ -88,11 +88,11 @@ def write_pages(material: ReportData, folder: Path, report: str) -> int:
     folder.mkdir(parents=True, exist_ok=True)
 
     def write(slide_id: str) -> None:
-        body = render(
-            "slide.html", evidence=render("evidence.html", **facts(material, slide_id), level=1), report=report
+        body = render_template(
+            "slide.html", evidence=render_template("evidence.html", **facts(material, slide_id), level=1), report=report
         )
         with atomic_write(folder / f"{slide_id}.html") as part:
-            part.write_text(shell(f"{slide_id} · evidence", body, {}, {}), encoding="utf-8")
+            part.write_text(render_html_page(f"{slide_id} · evidence", body, {}, {}), encoding="utf-8")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return len(list(pool.map(write, material.pages)))
@@ -107,7 +107,7 @@ def facts(material: ReportData, slide_id: str) -> dict[str, Any]:
     layers, where = [], np.empty((0, 2), np.int64)
     step = plan.tile * plan.mpp / row["mpp"]
     if tiles is not None and tiles.num_rows:
-        where = heatmap.cells(tiles["x"].to_numpy(), tiles["y"].to_numpy(), step)
+        where = heatmap.grid_cells(tiles["x"].to_numpy(), tiles["y"].to_numpy(), step)
         layers = [*_membrane_layers(membrane, where, step), *_attention_layers(material, row, where, step),
                   *_patch_layers(material, row)]  # fmt: skip
     found = _shares(membrane)
@@ -115,12 +115,12 @@ def facts(material: ReportData, slide_id: str) -> dict[str, Any]:
     examples, why_none = _examples(material, row, tiles, membrane)
     return {
         "row": row, "label": material.labels.get(slide_id), "site": material.site(slide_id),
-        "overview": _overview(material, slide_id), "outline": heatmap.outline(where), "step": step,
+        "overview": _overview(material, slide_id), "outline": heatmap.outline_path(where), "step": step,
         "bar": scale_bar(row["width"], row["mpp"]), "layers": layers, "first": _first(calls),
         "viridis": viridis(), "shares": found, "intensities": _intensities(found),
-        "steps": walk(found) if found and _judged(calls) else [], "rule": _judged(calls), "calls": calls,
+        "steps": guideline_steps(found) if found and _judged(calls) else [], "rule": _judged(calls), "calls": calls,
         "chart": _chart(slide_id, calls), "examples": examples, "why_none": why_none,
-        "links": links(material, row), "version": version("her2batch"), "ten": TEN_PERCENT, "hues": HUES,
+        "links": links(material, row), "version": version("her2batch"), "ten": TEN_PERCENT, "hues": CLASS_COLOURS,
         "plan_bundle": plan.bundle, "name": worklists.method_name,
     }  # fmt: skip
 
@@ -130,7 +130,7 @@ def links(material: ReportData, row: Row) -> dict[str, str]:
     if material.cohort.remote or material.beside is None:
         return {}
     kinds = ("slides", "tiles", "membrane", "attention", "patches", "predictions")
-    names = ["slides", *(name for kind in kinds for name in names_of(row, kind))]
+    names = ["slides", *(name for kind in kinds for name in slide_table_names(row, kind))]
     return {one: os.path.relpath(material.cohort.table(one, row["slide_id"]), material.beside) for one in names}
 
 
@@ -143,7 +143,7 @@ def scale_bar(width: int, mpp: float) -> tuple[float, float]:
 
 def viridis() -> str:
     """The layers' colours as a CSS gradient."""
-    stops = heatmap.colours(np.linspace(0, 255, 9).astype(np.uint8)).tolist()
+    stops = heatmap.viridis_rgb(np.linspace(0, 255, 9).astype(np.uint8)).tolist()
     return ", ".join(f"rgb({r} {g} {b})" for r, g, b in stops)
 
 
@@ -160,7 +160,11 @@ def _overview(material: ReportData, slide_id: str) -> str | None:
     except OSError:
         return None
     picture = cv2.imdecode(packed, cv2.IMREAD_COLOR)
-    return None if picture is None else data_jpeg(within(np.asarray(picture, np.uint8), OVERVIEW)[..., ::-1], 76)
+    return (
+        None
+        if picture is None
+        else jpeg_data_uri(shrink_to_fit(np.asarray(picture, np.uint8), OVERVIEW)[..., ::-1], 76)
+    )
 
 
 # -- layers ------------------------------------------------------------------------------------------------------
@@ -170,28 +174,30 @@ def _layer(
     key: str, label: str, picture: NDArray[np.uint8], step: float, ends: tuple[str, str] | None, source: tuple[str, str]
 ) -> Layer:
     rows, columns = picture.shape[:2]
-    return Layer(key, label, data_uri("image/png", heatmap.png(picture)), (columns * step, rows * step), ends, source)
+    return Layer(
+        key, label, data_uri("image/png", heatmap.encode_png(picture)), (columns * step, rows * step), ends, source
+    )
 
 
-def _membrane_layers(membrane: pa.Table | None, where: heatmap.Cells, step: float) -> list[Layer]:
+def _membrane_layers(membrane: pa.Table | None, where: heatmap.GridCells, step: float) -> list[Layer]:
     if membrane is None:
         return []
     own = where[membrane["tile"].to_numpy()]
     ends = ("0 %", f"≥ {HALF:.0%} of the cellular area")
     return [
-        _layer(name, label, heatmap.heat(own, membrane[name].to_numpy(), HALF), step, ends, ("membrane", name))
+        _layer(name, label, heatmap.heatmap_image(own, membrane[name].to_numpy(), HALF), step, ends, ("membrane", name))
         for name, label in MEMBRANE_LAYERS.items()
     ]
 
 
-def _attention_layers(material: ReportData, row: Row, where: heatmap.Cells, step: float) -> list[Layer]:
+def _attention_layers(material: ReportData, row: Row, where: heatmap.GridCells, step: float) -> list[Layer]:
     """One a MIL head: attention as a multiple of what every tile would have if all counted alike."""
     made: list[Layer] = []
-    for name in names_of(row, "attention"):
+    for name in slide_table_names(row, "attention"):
         for keys, part in heads(_read(material, row, name)):
             weights = part["attention"].to_numpy() * part.num_rows
             top = max(2.0, float(np.percentile(weights, 99)))
-            picture = heatmap.heat(where[part["tile"].to_numpy()], weights, top)
+            picture = heatmap.heatmap_image(where[part["tile"].to_numpy()], weights, top)
             label = f"attention of {keys[1]}, {keys[0]}"
             ends = ("0", f"≥ {top:.1f} times an even share")
             made.append(_layer(f"attention-{len(made)}", label, picture, step, ends, (name, "attention")))
@@ -213,18 +219,18 @@ def heads(attention: pa.Table | None) -> list[tuple[tuple[str, str, str], pa.Tab
 
 def _patch_layers(material: ReportData, row: Row) -> list[Layer]:
     """One a resolution: each patch in the colour of its likeliest class."""
-    palette = np.array([_rgb(HUES[one]) for one in IHC], np.uint8)
+    palette = np.array([_rgb(CLASS_COLOURS[one]) for one in IHC_SCORES], np.uint8)
     made: list[Layer] = []
-    for name in names_of(row, "patches"):
+    for name in slide_table_names(row, "patches"):
         patches = _read(material, row, name)
         for resolution, mpp in RESOLUTIONS.items():
             part = None if patches is None else patches.filter(pc.equal(patches["resolution"], resolution))
             if part is None or not part.num_rows:
                 continue
             step = PATCH_PX * mpp / row["mpp"]
-            where = heatmap.cells(part["x"].to_numpy(), part["y"].to_numpy(), step)
+            where = heatmap.grid_cells(part["x"].to_numpy(), part["y"].to_numpy(), step)
             kinds = np.stack([part[f"p{k}"].to_numpy() for k in range(4)], axis=1).argmax(axis=1)
-            picture = heatmap.painted(where, kinds, palette)
+            picture = heatmap.class_image(where, kinds, palette)
             made.append(
                 _layer(f"patches-{len(made)}", f"patch classes, {resolution}", picture, step, None, (name, "p0…p3"))
             )
@@ -232,7 +238,7 @@ def _patch_layers(material: ReportData, row: Row) -> list[Layer]:
 
 
 def _rgb(name: str) -> tuple[int, int, int]:
-    text = LOOK[name][0]
+    text = PALETTE[name][0]
     return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
 
 
@@ -252,7 +258,7 @@ def _intensities(found: Mapping[str, float]) -> list[tuple[str, str, float, floa
 
 
 def _judged(calls: list[Row]) -> Row | None:
-    return next((one for one in calls if one["method"] == MEMBRANE and one["task"] == worklists.FOUR), None)
+    return next((one for one in calls if one["method"] == MEMBRANE_RULE and one["task"] == worklists.FOUR), None)
 
 
 def _first(calls: list[Row]) -> str:
@@ -270,7 +276,7 @@ def _chart(slide_id: str, calls: list[Row]) -> list[tuple[str, str]]:
             for one in calls if one["task"] == task
             for name, p in zip(one["classes"], one["p"], strict=True)
         ]  # fmt: skip
-        made.append((task, shares(f"Probabilities, {task}, {slide_id}", pa.Table.from_pylist(rows))))
+        made.append((task, plot_shares(f"Probabilities, {task}, {slide_id}", pa.Table.from_pylist(rows))))
     return made
 
 
@@ -287,7 +293,7 @@ def _examples(
     try:
         with Pyramid(material.cohort.pyramid(row["slide_id"])) as slide:
             return [
-                Example(kind, data_jpeg(slide.region(box, max(row["mpp"], 0.2)), 76), words, source)
+                Example(kind, jpeg_data_uri(slide.region(box, max(row["mpp"], 0.2)), 76), words, source)
                 for kind, box, words, source in wanted
             ], None
     except (SlideError, OSError) as error:
@@ -317,7 +323,7 @@ def _by_membrane(tiles: pa.Table | None, membrane: pa.Table | None) -> list[Want
 
 def _by_attention(material: ReportData, row: Row, tiles: pa.Table | None) -> list[Wanted]:
     found: list[Wanted] = []
-    for name in names_of(row, "attention") if tiles is not None else ():
+    for name in slide_table_names(row, "attention") if tiles is not None else ():
         for (task, method, _), part in heads(_read(material, row, name))[:1]:
             weights = part["attention"].to_numpy()
             for k in np.argsort(-weights, kind="stable")[:BEST].tolist():
@@ -330,14 +336,14 @@ def _by_attention(material: ReportData, row: Row, tiles: pa.Table | None) -> lis
 def _by_patches(material: ReportData, row: Row) -> list[Wanted]:
     """The surest patches of each class, at the finest resolution there is."""
     found: list[Wanted] = []
-    for name in names_of(row, "patches"):
+    for name in slide_table_names(row, "patches"):
         patches = _read(material, row, name)
         if patches is None:
             continue
         best = next((one for one in reversed(RESOLUTIONS) if one in patches["resolution"].to_pylist()), None)
         part = patches.filter(pc.equal(patches["resolution"], best))
         p = np.stack([part[f"p{k}"].to_numpy() for k in range(4)], axis=1)
-        for k, ihc in enumerate(IHC):
+        for k, ihc in enumerate(IHC_SCORES):
             for at in np.argsort(-p[:, k], kind="stable")[:BEST].tolist():
                 if p[at].argmax() == k:
                     words = f"p = {p[at, k]:.2f}, {best} resolution"

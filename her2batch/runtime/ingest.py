@@ -18,20 +18,21 @@ from her2batch.errors import STOPPED, StoreError
 from her2batch.files.atomic import atomic_write, disk_errors
 from her2batch.files.locations import free_bytes, to_location
 from her2batch.files.parquet import read_parquet, write_parquet
-from her2batch.models.bundle import check_fits, read_bundle
+from her2batch.models.bundle import check_bundle_fits, read_bundle
 from her2batch.models.encoders import embedding_dim
 from her2batch.models.predictor import BundlePredictor
 from her2batch.pipeline.inventory import Inventory, InventoryUpdater, take_inventory
 from her2batch.pipeline.progress import RemainingTime, RunProgress
 from her2batch.pipeline.queue import SlideQueue, UrgentList, next_time, now
-from her2batch.pipeline.stages import GIVEN, StageContext, active_stages, check_stages
+from her2batch.pipeline.slide_state import StageContext, check_stages
+from her2batch.pipeline.stages import active_stages
 from her2batch.pipeline.worker import SlideResult, SlideWorker
 from her2batch.runtime.ray_session import RaySession, connect, stoppable
 from her2batch.runtime.scheduler import run_on_ray
 from her2batch.runtime.serial import run_serially
 from her2batch.runtime.telemetry import Meters
 from her2batch.runtime.watch import FolderWatch
-from her2batch.settings import Plan, Resources, Window
+from her2batch.settings import Plan, Resources, RunWindow
 from her2batch.store.cleanup import remove_leftovers, remove_orphans
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.labels import read_labels
@@ -107,7 +108,7 @@ def ingest(
     plan: Plan,
     resources: Resources,
     report: ProgressCallback = lambda *_: None,
-    window: Window = Window(),  # noqa: B008  (frozen)
+    window: RunWindow = RunWindow(),  # noqa: B008  (frozen)
     session: RaySession | None = None,
 ) -> IngestSummary:
     """Bring a cohort up to date with its scans folder. Slides that fail are rows; raises for what stops the batch.
@@ -159,10 +160,10 @@ def _prepare(order: IngestRequest, plan: Plan) -> tuple[Plan, SlideWorker]:
     bundle = read_bundle(order.bundle) if order.bundle is not None else None
     plan = plan.model_copy(update={"bundle": bundle.id if bundle else None})
     if bundle is not None:
-        check_fits(bundle, plan)
+        check_bundle_fits(bundle, plan)
     dims = {name: embedding_dim(name) for name in plan.encoders}
     context = StageContext(plan, bundle, order.weights, dims=dims)
-    check_stages(active_stages(bundle), GIVEN)
+    check_stages(active_stages(context))
     names = Pseudonymizer(read_key(order.key) if order.key is not None else None)
     worker = SlideWorker(Cohort(to_location(order.out)), context, names)
     if bundle is not None:
@@ -173,7 +174,7 @@ def _prepare(order: IngestRequest, plan: Plan) -> tuple[Plan, SlideWorker]:
 
 @contextmanager
 def _supply(
-    register: InventoryUpdater, order: IngestRequest, plan: Plan, window: Window, stopped: threading.Event
+    register: InventoryUpdater, order: IngestRequest, plan: Plan, window: RunWindow, stopped: threading.Event
 ) -> Iterator[SlideQueue | FolderWatch]:
     """Slides to do: all that lie there, or, in a watch, those that are finished, as they are."""
     urgent = UrgentList(Path(window.urgent)) if window.urgent is not None else None

@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from her2batch.errors import STOPPED, HeadLost, InputError, StoreError, in_line
+from her2batch.errors import STOPPED, HeadLost, InputError, StoreError, one_line
 from her2batch.pipeline.cost_model import cores
 from her2batch.settings import Resources
 
@@ -229,7 +229,7 @@ def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> None:
             ray.init(address=resources.address, **common)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"no Ray cluster answers at {resources.address} ({in_line(error)})", None, NO_CLUSTER
+                f"no Ray cluster answers at {resources.address} ({one_line(error)})", None, NO_CLUSTER
             ) from error
         return
     try:
@@ -244,7 +244,7 @@ def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> None:
         )
     except Exception as error:  # Ray raises a bare Exception when a busy machine is too slow for it
         remedy = "the machine is too busy, or has too little memory: run the same command again when it has calmed down"
-        raise StoreError(f"Ray could not be started on this machine ({in_line(error)})", None, remedy) from error
+        raise StoreError(f"Ray could not be started on this machine ({one_line(error)})", None, remedy) from error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from her2batch.errors import HeadLost, Her2BatchError, SlideError, StoreError, in_line
+from her2batch.errors import HeadLost, Her2BatchError, SlideError, StoreError, one_line
 from her2batch.pipeline.cost_model import CPU_TILES_S, OTHER_NET
 from her2batch.pipeline.inventory import SlideJob
 from her2batch.pipeline.queue import JobSource
@@ -296,10 +296,8 @@ class _Scheduler:
         return result if isinstance(result, SlideResult) else None
 
     def _spread(self, slide: _Slide, begun: PartialSlide) -> None:
-        asides = [(stage.name, 0, 0) for stage in active_stages(self._worker.context.bundle) if stage.over == "aside"]
-        calls = [*begun.ranges, *asides]
-        slide.wanted = len(calls)
-        for position, (role, lo, hi) in enumerate(calls):
+        slide.wanted = len(begun.calls)
+        for position, (role, lo, hi) in enumerate(begun.calls):
             pool = role if role in self._gpu_roles else "cpu"
             self._calls[pool].append(_Call("measure", begun.slide_id, role, lo, hi, position))
 
@@ -370,18 +368,14 @@ def _calls_at_once(pool: str) -> int:
 
 
 def _roles(worker: SlideWorker) -> tuple[str, ...]:
-    """Names by which `Worker.ready` makes all stages: grids, and stages of the whole slide."""
-    stages = active_stages(worker.context.bundle)
-    return tuple(dict.fromkeys(one.name if one.over in ("slide", "aside") else one.over for one in stages))
+    """Roles of all stages."""
+    return tuple(dict.fromkeys(stage.role for stage in active_stages(worker.context)))
 
 
 def _gpu_roles(worker: SlideWorker) -> tuple[str, ...]:
     """Roles whose models want a GPU: embedding, a patch resolution, thumbnails. The stain encoder wants none."""
-    only_stain = set(worker.context.plan.encoders) == {"stain"}
-    stages = [
-        one for one in active_stages(worker.context.bundle) if one.gpu and not (one.name == "embed" and only_stain)
-    ]
-    return tuple(dict.fromkeys(one.name if one.over == "aside" else one.over for one in stages))
+    context = worker.context
+    return tuple(dict.fromkeys(stage.role for stage in active_stages(context) if stage.gpu(context)))
 
 
 def _cause(error: Exception) -> Exception:
@@ -396,4 +390,4 @@ def _cause(error: Exception) -> Exception:
         return StoreError(f"the store can't be written to: {error}", None, "free disk space, then run again")
     if isinstance(error, (OutOfDiskError, ObjectStoreFullError)):
         return StoreError("Ray's object store is full, and so is its disk", None, f"{ROOM}, then {AGAIN}")
-    return StoreError(f"a worker stopped: {in_line(error)}", None, AGAIN)
+    return StoreError(f"a worker stopped: {one_line(error)}", None, AGAIN)

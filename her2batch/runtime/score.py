@@ -6,37 +6,34 @@ pyramids and pictures, and kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from her2batch.errors import STOPPED, Her2BatchError, InputError
+from her2batch.errors import STOPPED, Her2BatchError, InputError, one_line
 from her2batch.files.locations import to_location
-from her2batch.models.bundle import Bundle, ModelEntry, check_fits, load, read_bundle
-from her2batch.models.nets import Classifier
-from her2batch.models.predictor import BundlePredictor, SlideFeatures
-from her2batch.pipeline.patch_grid import patch_grid, pixels_of
-from her2batch.pipeline.results import encoder_folder, patch_probabilities, patch_rows, prediction_tables
+from her2batch.models.bundle import Bundle, check_bundle_fits, read_bundle
+from her2batch.models.predictor import BundlePredictor
+from her2batch.pipeline.predict import ImageNetwork, load_networks, score_slide
 from her2batch.runtime.parallel import map_unordered
 from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Plan, Resources
-from her2batch.slides.pyramid import Pyramid
-from her2batch.store import schemas
 from her2batch.store.cohort import RETIRED, Cohort, Row
-from her2batch.tasks import PATCH_INPUTS, THUMBNAIL_INPUTS
-from her2batch.vision.patches import clahe, usable_patches
-from her2batch.vision.thumbnail import crop_to_tissue, decode_jpeg
 
 SHARE = 16
 """Slides of one call: a head takes milliseconds a slide, a call to Ray as long."""
 
 ProgressCallback = Callable[[int, int], None]
+
+Share = tuple[Row, ...]
+"""Rows of the slides of one call."""
+
+ScoreShare = Callable[[Share, str], dict[str, str]]
+"""Slides of one call, device → slide → why it could not be scored."""
 
 
 @dataclass
@@ -68,7 +65,9 @@ def score(
     """
     cohort, bundle = Cohort(to_location(root)), read_bundle(folder.absolute())
     plan = cohort.plan()
-    check_fits(bundle, plan, {name.split("/", 1)[1] for name in cohort.names() if name.startswith("embeddings/")})
+    check_bundle_fits(
+        bundle, plan, {name.split("/", 1)[1] for name in cohort.names() if name.startswith("embeddings/")}
+    )
     BundlePredictor(bundle)  # a head that can't be loaded is said now, not a thousand times
     found = ScoreSummary(bundle)
     with cohort.lock():
@@ -80,21 +79,33 @@ def score(
         found.already = len(rows) - len(todo)
         shares = [tuple(todo[k : k + SHARE]) for k in range(0, len(todo), SHARE)]
         with _session(resources, shares, session) as here:
-            for share, result in map_unordered(here, partial(_score, cohort, bundle, plan), shares, gpus=1.0):
-                found.failures |= {row["slide_id"]: str(result) for row in share} if _bad(result) else result
-                report(found.already + _ended(share, found), len(rows))
+            for share, failures in _results(here, partial(_score, cohort, bundle, plan), shares):
+                found.failures |= failures
+                found.scored += len(share) - len(failures)
+                report(found.already + found.scored + len(found.failures), len(rows))
             found.stopped = here is not None and here.stopped.is_set()
         cohort.remember()
     return found
 
 
-def _ended(share: tuple[Row, ...], found: ScoreSummary) -> int:
-    found.scored += sum(row["slide_id"] not in found.failures for row in share)
-    return found.scored + len(found.failures)
+def _results(
+    session: RaySession | None, score_share: ScoreShare, shares: Sequence[Share]
+) -> Iterator[tuple[Share, dict[str, str]]]:
+    """Shares as they finish, with what failed in each: slide → why.
 
-
-def _bad(result: Any) -> bool:
-    return isinstance(result, Exception)
+    A call that ends with an exception, as when a library crashes its worker, does not tell which slide it was: its
+    slides are then scored one by one.
+    """
+    singly: list[Share] = []
+    for share, result in map_unordered(session, score_share, shares, gpus=1.0):
+        if not isinstance(result, Exception):
+            yield share, result
+        elif len(share) == 1:
+            yield share, {share[0]["slide_id"]: f"{share[0]['slide_id']}: {result}"}
+        else:
+            singly += [(row,) for row in share]
+    if singly:
+        yield from _results(session, score_share, singly)
 
 
 @contextmanager
@@ -113,95 +124,30 @@ def _scored(cohort: Cohort, row: Row, bundle: Bundle) -> bool:
     return any(file["path"] == place for file in row["files"])
 
 
-def _score(cohort: Cohort, bundle: Bundle, plan: Plan, rows: tuple[Row, ...], device: str) -> dict[str, str]:
-    """Some slides, in a worker; slide → why it could not be scored."""
-    judge, nets = _loaded(bundle, device)
+def _score(cohort: Cohort, bundle: Bundle, plan: Plan, rows: Share, device: str) -> dict[str, str]:
+    """Score some slides, in a worker; slide → why it could not be scored. Whatever stops one, the others go on."""
+    predictor, networks = _loaded(str(bundle.path), device)
     failures = {}
-    reads_patches = any(one.kind == "patch" for one in bundle.info.models)
+    reads_patches = any(entry.kind == "patch" for entry in bundle.info.models)
     for row in rows:
-        if reads_patches and RETIRED in row["flags"]:
-            what = "its pyramid was let go, and this bundle reads patches"
-            failures[row["slide_id"]] = (
-                f"{row['slide_id']}: {what}; remove its row in tables/slides and ingest it again"
-            )
-            continue
+        slide_id = row["slide_id"]
         try:
-            cohort.add(row, score_slide(cohort, plan, judge, nets, row))
+            if reads_patches and RETIRED in row["flags"]:
+                remedy = "remove its row in tables/slides and ingest it again"
+                raise InputError("its pyramid was let go, and this bundle reads patches", None, remedy)
+            cohort.add(row, score_slide(cohort, plan, predictor, networks, row))
+        except InputError as error:
+            failures[slide_id] = f"{slide_id}: {error}"
         except (Her2BatchError, pa.ArrowInvalid, OSError, KeyError) as error:
-            failures[row["slide_id"]] = f"{row['slide_id']}: {error}; run her2batch verify, then ingest again"
+            failures[slide_id] = f"{slide_id}: {error}; run her2batch verify, then ingest again"
+        except Exception as error:  # noqa: BLE001  (one slide's error; it is named, and the next one is scored)
+            what = f"internal error ({type(error).__name__}: {one_line(error)})"
+            failures[slide_id] = f"{slide_id}: {what}; run her2batch verify; if it finds nothing, report this message"
     return failures
 
 
-Nets = dict[tuple[str, str, str, str], Classifier]
-
-
 @lru_cache(maxsize=1)
-def _kept(path: str, device: str) -> tuple[BundlePredictor, Nets]:
-    bundle = read_bundle(Path(path))
-    wanted = [one for one in bundle.info.models if one.kind in ("patch", "thumbnail")]
-    return BundlePredictor(bundle), {_key(one): load(bundle, one, device) for one in wanted}
-
-
-def _loaded(bundle: Bundle, device: str) -> tuple[BundlePredictor, Nets]:
+def _loaded(path: str, device: str) -> tuple[BundlePredictor, list[ImageNetwork]]:
     """The bundle's models, loaded once a worker."""
-    return _kept(str(bundle.path), device)
-
-
-def _key(entry: ModelEntry) -> tuple[str, str, str, str]:
-    return entry.kind, entry.task, entry.method, entry.input
-
-
-def score_slide(cohort: Cohort, plan: Plan, judge: BundlePredictor, nets: Nets, row: Row) -> dict[str, pa.Table]:
-    """The tables that a bundle adds to one committed slide."""
-    slide_id, bundle = row["slide_id"], judge.bundle
-    added: dict[str, pa.Table] = {}
-    wanted = {one.input for one in bundle.info.models if one.kind == "mil"}
-    embeddings = {name: _vectors(cohort, name, slide_id) for name in sorted(wanted)}
-    tiles = cohort.read("tiles", slide_id)
-    thumbnails = _thumbnails(cohort, row, tiles, nets)
-    if thumbnails:
-        names = ("task", "method", "input")
-        rows = [{"slide_id": slide_id, **dict(zip(names, key, strict=True)), "p": p} for key, p in thumbnails.items()]
-        added[f"thumbnails/{bundle.id}"] = pa.Table.from_pylist(rows, schemas.schema("thumbnails"))
-    parts = {key[3]: _patches(cohort, plan, row, tiles, key[3], net) for key, net in nets.items() if key[0] == "patch"}
-    if parts:
-        added[f"patches/{bundle.id}"] = pa.concat_tables(list(parts.values()))
-    patches = {name: patch_probabilities(part) for name, part in parts.items()}
-    nets_say = {key: np.array(p, np.float32) for key, p in thumbnails.items()}
-    evidence = SlideFeatures(row["stain"], tuple(row["flags"]), embeddings, patches, nets_say)
-    return added | prediction_tables(judge, evidence, slide_id, row["patient_id"])
-
-
-def _vectors(cohort: Cohort, encoder: str, slide_id: str) -> Any:
-    column = cohort.read(f"embeddings/{encoder_folder(encoder)}", slide_id).column("embedding").combine_chunks()
-    return column.flatten().to_numpy().reshape(len(column), -1)
-
-
-def _corners(tiles: pa.Table) -> Any:
-    return np.stack([tiles.column(name).to_numpy() for name in ("x", "y", "size")], axis=1).astype(np.int32)
-
-
-def _thumbnails(cohort: Cohort, row: Row, tiles: pa.Table, nets: Nets) -> dict[tuple[str, str, str], list[float]]:
-    found = {}
-    for (kind, task, method, given), net in nets.items():
-        if kind != "thumbnail":
-            continue
-        picture = decode_jpeg(cohort.thumbnail(row["slide_id"]).read_bytes())
-        edge = THUMBNAIL_INPUTS[given]
-        pixels, _ = crop_to_tissue(picture, _corners(tiles), row["width"], row["height"], edge)
-        found[task, method, given] = net(pixels[None])[0].tolist()
-    return found
-
-
-def _patches(cohort: Cohort, plan: Plan, row: Row, tiles: pa.Table, given: str, net: Classifier) -> pa.Table:
-    """Classes of a slide's tissue patches at one resolution, read from its pyramid."""
-    with Pyramid(cohort.pyramid(row["slide_id"])) as slide:
-        one = patch_grid(slide.info, plan, _corners(tiles), tiles.column("tissue").to_numpy(), PATCH_INPUTS[given])
-        rows, found = [np.empty(0, np.int64)], [np.empty((0, 4), np.float32)]
-        for batch in pixels_of(slide, one):
-            good = usable_patches(batch.pixels)
-            rows.append(batch.rows[good])
-            found.append(net(clahe(batch.pixels[good])))
-    at, p = np.concatenate(rows), np.concatenate(found)
-    order = np.argsort(at, kind="stable")
-    return patch_rows(row["slide_id"], given, one.tiles[at[order]], p[order])
+    bundle = read_bundle(Path(path))
+    return BundlePredictor(bundle), load_networks(bundle, device)

@@ -22,7 +22,7 @@ import watchfiles
 from her2batch.pipeline.inventory import InventoryUpdater, SlideJob
 from her2batch.pipeline.queue import SlideQueue
 from her2batch.runtime.sandbox import SlideSandbox
-from her2batch.settings import Window
+from her2batch.settings import RunWindow
 from her2batch.slides.discover import PARTIAL_SUFFIXES, DiscoveredSlides, SlideFiles
 
 GIVE_UP = 5
@@ -131,7 +131,7 @@ class FolderWatch:
         register: InventoryUpdater,
         queue: SlideQueue,
         scans: Path,
-        window: Window,
+        window: RunWindow,
         reader: str,
         stopped: threading.Event,
     ) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import openslide
 from numpy.typing import NDArray
 
-from her2batch.errors import SlideError, in_line
+from her2batch.errors import SlideError, one_line
 from her2batch.slides.slide import DEFAULT_CHUNK, Box, Level, Slide, SlideInfo, resolve_mpp
 
 CHUNK_RANGE = (64, 2048)
@@ -101,7 +101,7 @@ def _chunk(facts: Mapping[str, str], level: int) -> tuple[int, int]:
 
 
 def _as_slide_error(path: Path, error: Exception) -> SlideError:
-    words = in_line(error) or type(error).__name__
+    words = one_line(error) or type(error).__name__
     code = "truncated" if any(word in words.lower() for word in CUT) else "unreadable"
     return SlideError(code, path, f"OpenSlide can't read it ({words})")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from her2batch.files.atomic import sha256
-from her2batch.files.locations import files_under, owner, size_of
+from her2batch.files.atomic import file_sha256
+from her2batch.files.locations import file_size, slide_of_file, walk_files
 from her2batch.files.locks import is_locked
 from her2batch.files.parquet import read_parquet
 from her2batch.store import reviews, schemas
@@ -23,7 +23,7 @@ IN_PLACE_S = 1.0
 
 
 @dataclass
-class Status:
+class CohortStatus:
     """Everything seen, in the five outcomes it can have; what has none yet is pending."""
 
     seen: int = 0
@@ -46,11 +46,11 @@ class Status:
         return self.seen == self.done + self.failed + self.deferred + self.duplicate + self.ignored
 
 
-def status(cohort: Cohort) -> Status:
+def cohort_status(cohort: Cohort) -> CohortStatus:
     """Count the intake table against the committed rows. Raises StoreError when there is no cohort."""
     cohort.check()
     rows = cohort.rows()
-    found = Status()
+    found = CohortStatus()
     owned = set()
     for entry in cohort.seen():
         found.seen += 1
@@ -73,7 +73,7 @@ def status(cohort: Cohort) -> Status:
     return found
 
 
-def _count(found: Status, row: Row) -> None:
+def _count(found: CohortStatus, row: Row) -> None:
     if row["status"] == "done":
         found.done += 1
         found.tiles += row["n_tiles"] or 0
@@ -85,7 +85,7 @@ def _count(found: Status, row: Row) -> None:
 
 
 @dataclass(frozen=True)
-class Problem:
+class StoreProblem:
     """A file that is not as its slide's row says."""
 
     path: Path
@@ -93,7 +93,7 @@ class Problem:
     slide_id: str | None = None
 
 
-def verify(cohort: Cohort) -> Iterator[Problem]:
+def verify_cohort(cohort: Cohort) -> Iterator[StoreProblem]:
     """Every file against its row's size and SHA-256, every table against its schema; files that no row names; reviews.
 
     Raises StoreError when there is no cohort. `ingest` mends what this finds: it computes those slides again, and
@@ -113,11 +113,11 @@ def verify(cohort: Cohort) -> Iterator[Problem]:
         cohort.write_damaged(found)
 
 
-def _stands(cohort: Cohort, problem: Problem) -> bool:
+def _stands(cohort: Cohort, problem: StoreProblem) -> bool:
     """Whether a problem is still one, by the slide's row as it is now."""
     try:
         inside = problem.path.relative_to(cohort.root).as_posix()
-        row = cohort.read("slides", problem.slide_id or owner(inside)).to_pylist()[0]
+        row = cohort.read("slides", problem.slide_id or slide_of_file(inside)).to_pylist()[0]
     except (OSError, pa.ArrowInvalid, IndexError):
         return problem.path.exists()
     if problem.path == cohort.table("slides", row["slide_id"]):
@@ -128,10 +128,10 @@ def _stands(cohort: Cohort, problem: Problem) -> bool:
     return problem.slide_id is None and problem.path.exists()
 
 
-def _problems(cohort: Cohort) -> Iterator[Problem]:
+def _problems(cohort: Cohort) -> Iterator[StoreProblem]:
     for path in (cohort.intake, cohort.labels):
         if path.exists() and (what := _unreadable(path)) is not None:
-            yield Problem(path, what)
+            yield StoreProblem(path, what)
     rows = cohort.rows_anew()
     lost = []
     for path in sorted(cohort.slides.glob("*.parquet")):
@@ -139,22 +139,22 @@ def _problems(cohort: Cohort) -> Iterator[Problem]:
             lost.append(path.stem)
             with suppress(OSError):  # it may know the row from before the damage: the next ingest must not
                 cohort.slides_memo.unlink(missing_ok=True)
-            yield Problem(path, "the slide's row can't be read", path.stem)
+            yield StoreProblem(path, "the slide's row can't be read", path.stem)
     named = set()
     for row in rows.values():
         for file in row["files"]:
             path = cohort.root / file["path"]
             named.add(path)
             if (what := _wrong(path, file)) is not None:
-                yield Problem(path, what, row["slide_id"])
+                yield StoreProblem(path, what, row["slide_id"])
     for path in _slide_files(cohort):
-        if path not in named and owner(path.relative_to(cohort.root).as_posix()) not in lost:
-            yield Problem(path, "no slide's row names this file")
-    for path, what in reviews.problems(cohort):
-        yield Problem(path, what)
+        if path not in named and slide_of_file(path.relative_to(cohort.root).as_posix()) not in lost:
+            yield StoreProblem(path, "no slide's row names this file")
+    for path, what in reviews.find_chain_problems(cohort):
+        yield StoreProblem(path, what)
 
 
-def is_intact(cohort: Cohort, row: Row) -> bool:
+def files_match_row(cohort: Cohort, row: Row) -> bool:
     """Whether every file a row names is as the row says. Reads all of them."""
     return all(_wrong(cohort.root / file["path"], file) is None for file in row["files"])
 
@@ -162,10 +162,10 @@ def is_intact(cohort: Cohort, row: Row) -> bool:
 def _wrong(path: Path, file: Row) -> str | None:
     """What is wrong with one file; None when it is as its row says."""
     try:
-        size = size_of(path)
+        size = file_size(path)
         if size != file["bytes"]:
             return f"has {size} bytes, its row says {file['bytes']}"
-        if sha256(path) != file["sha256"]:
+        if file_sha256(path) != file["sha256"]:
             return "its content differs from its SHA-256"
     except FileNotFoundError:
         return "is missing"
@@ -180,7 +180,7 @@ def _wrong_schema(path: Path) -> str | None:
         return what
     found = read_parquet(path).schema
     dim = found.field("embedding").type.list_size if "embedding" in found.names else None
-    return None if found.equals(schemas.schema(name, dim)) else f"does not have the columns of {name}"
+    return None if found.equals(schemas.table_schema(name, dim)) else f"does not have the columns of {name}"
 
 
 def _unreadable(path: Path) -> str | None:
@@ -197,4 +197,4 @@ def _slide_files(cohort: Cohort) -> Iterator[Path]:
         if name != "slides":
             yield from sorted((cohort.root / "tables" / name).glob("[!.]*.parquet"))
     yield from sorted((cohort.root / "thumbnails").glob("[!.]*.jpg"))
-    yield from files_under(cohort.root / "pyramids")
+    yield from walk_files(cohort.root / "pyramids")

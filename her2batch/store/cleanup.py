@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 
-from her2batch.files.locations import drop, owner, remove_tree, top
+from her2batch.files.locations import delete_objects, remove_tree, slide_of_file, top_level_name
 from her2batch.store.cohort import Cohort, Row
 
 
@@ -25,15 +25,15 @@ def remove_orphans(cohort: Cohort, rows: Mapping[str, Row]) -> list[str]:
 
     rows: every row there is.  Files of a row that can't be read stay: its slide is done again.  Only under the lock.
     """
-    named = {top(file["path"]) for row in rows.values() for file in row["files"]}
+    named = {top_level_name(file["path"]) for row in rows.values() for file in row["files"]}
     lost = {path.stem for path in cohort.slides.glob("*.parquet")} - rows.keys()
-    strays = [name for name in _tops(cohort) if name not in named and owner(name) not in lost]
+    strays = [name for name in _tops(cohort) if name not in named and slide_of_file(name) not in lost]
     for name in strays:
         path = cohort.root / name
         if name.endswith(".zarr"):
             remove_tree(path)
         elif cohort.remote:
-            drop(path)
+            delete_objects(path)
         else:
             path.unlink(missing_ok=True)
     return strays
@@ -43,7 +43,7 @@ def _tops(cohort: Cohort) -> Iterator[str]:
     """Files that belong to slides and Zarr folders, by their names in the cohort, each once."""
     if cohort.remote:
         inside = ("tables/", "pyramids/", "thumbnails/")
-        found = {top(name) for name in cohort.sizes() if name.startswith(inside)}
+        found = {top_level_name(name) for name in cohort.sizes() if name.startswith(inside)}
     else:
         folders = [cohort.table(name, "any").parent for name in cohort.names()]
         paths = [path for folder in folders for path in folder.glob("[!.]*.parquet")]

@@ -19,10 +19,19 @@ import pyarrow as pa
 import tomli_w
 
 from her2batch.errors import StoreError
-from her2batch.files.atomic import atomic_write, disk_errors, fsync, make_folder, sha256
-from her2batch.files.locations import drop_files, is_remote, listing, make_scratch, put, scratch, size_of, top
+from her2batch.files.atomic import atomic_write, disk_errors, file_sha256, fsync, make_folder
+from her2batch.files.locations import (
+    draft_folder,
+    file_size,
+    is_remote,
+    list_objects,
+    make_draft_folder,
+    remove_files,
+    top_level_name,
+    upload,
+)
 from her2batch.files.locks import lock_folder, wait_for_workers, worker_lock
-from her2batch.files.parquet import read_parquet, read_sealed, write_parquet, write_sealed
+from her2batch.files.parquet import read_checksummed, read_parquet, write_checksummed, write_parquet
 from her2batch.settings import Plan
 from her2batch.store import row_cache, schemas
 
@@ -120,7 +129,7 @@ class Cohort:
     @property
     def bench(self) -> Path:
         """Where drafts stand: beside the cohort, or on this machine where the cohort is far away."""
-        return scratch(self.root) if self.remote else self.root
+        return draft_folder(self.root) if self.remote else self.root
 
     # -- opening -----------------------------------------------------------------------------------------------
 
@@ -185,7 +194,7 @@ class Cohort:
 
     def read(self, name: str, slide_id: str) -> pa.Table:
         """One slide's table. Raises FileNotFoundError, OSError or pa.ArrowInvalid."""
-        read = read_sealed if name == "slides" else read_parquet
+        read = read_checksummed if name == "slides" else read_parquet
         return read(self.table(name, slide_id))
 
     def rows(self) -> dict[str, Row]:
@@ -193,15 +202,17 @@ class Cohort:
 
         Rows that the memo knows are not opened, as long as their files' sizes and times of change are the same.
         """
-        return _by_id(row_cache.rows(self.slides, row_cache.load(self.slides_memo, row_cache.row_schema())))
+        return _by_id(
+            row_cache.read_rows(self.slides, row_cache.load_cache(self.slides_memo, row_cache.cached_row_schema()))
+        )
 
     def rows_anew(self) -> dict[str, Row]:
         """The same with every row file read."""
-        return _by_id(row_cache.rows(self.slides, row_cache.row_schema().empty_table()))
+        return _by_id(row_cache.read_rows(self.slides, row_cache.cached_row_schema().empty_table()))
 
     def sizes(self) -> dict[str, int]:
         """Names and sizes of all objects, asked for at once; of a local cohort nothing: its files are cheap to ask."""
-        return {name: size for name, (size, _) in listing(self.root).items()} if self.remote else {}
+        return {name: size for name, (size, _) in list_objects(self.root).items()} if self.remote else {}
 
     def intact(self, row: Mapping[str, Any], sizes: Mapping[str, int] = MappingProxyType({})) -> bool:
         """Whether every file a row names is there with its size. Names and sizes only: nothing is opened."""
@@ -221,7 +232,7 @@ class Cohort:
 
     def looks(self) -> list[Row]:
         """What is remembered of files that were opened in search of slides; empty when it was lost."""
-        looks: list[Row] = row_cache.load(self.looks_memo, schemas.schema("looks")).to_pylist()
+        looks: list[Row] = row_cache.load_cache(self.looks_memo, schemas.table_schema("looks")).to_pylist()
         return looks
 
     def damaged(self) -> set[str]:
@@ -240,22 +251,22 @@ class Cohort:
 
     def write_seen(self, entries: list[Row]) -> None:
         """Replace the intake table."""
-        table = pa.Table.from_pylist(sorted(entries, key=lambda one: one["path"]), schemas.schema("intake"))
+        table = pa.Table.from_pylist(sorted(entries, key=lambda one: one["path"]), schemas.table_schema("intake"))
         with atomic_write(self.intake) as part:
             write_parquet(table, part)
 
     def write_looks(self, looks: list[Row]) -> None:
         """Remember what was found in files."""
-        row_cache.save(self.looks_memo, pa.Table.from_pylist(looks, schemas.schema("looks")))
+        row_cache.save_cache(self.looks_memo, pa.Table.from_pylist(looks, schemas.table_schema("looks")))
 
     def remember(self) -> None:
         """Keep all rows in one file too. Only under the lock."""
-        row_cache.remember(self.slides, self.slides_memo)
+        row_cache.update_cache(self.slides, self.slides_memo)
 
     def write_times(self, run: str, rows: list[Row]) -> None:
         """Keep one run's durations: tables/runs/RUN.parquet."""
         with atomic_write(self.runs / f"{run}.parquet") as part:
-            write_parquet(pa.Table.from_pylist(rows, schemas.schema("times")), part)
+            write_parquet(pa.Table.from_pylist(rows, schemas.table_schema("times")), part)
 
     def draft_of(self, slide_id: str) -> Draft:
         """The draft of one slide that somebody has begun."""
@@ -267,7 +278,7 @@ class Cohort:
         draft = self.draft_of(slide_id)
         shutil.rmtree(draft.root, ignore_errors=True)
         if self.remote:
-            make_scratch(self.root)
+            make_draft_folder(self.root)
         draft.root.mkdir()
         return draft
 
@@ -283,7 +294,7 @@ class Cohort:
             with atomic_write(path) as part:
                 write_parquet(table, part)
             place = path.relative_to(self.root).as_posix()
-            files[place] = {"path": place, "bytes": size_of(path), "sha256": sha256(path)}
+            files[place] = {"path": place, "bytes": file_size(path), "sha256": file_sha256(path)}
         write_row(self, {**row, "files": [files[place] for place in sorted(files)]})
 
 
@@ -324,7 +335,7 @@ class Draft:
         row = {**row, "files": files}
         write_row(self.cohort, row)
         kept = {file["path"] for file in files}
-        drop_files(self.cohort.root, [one["path"] for one in (old or {}).get("files", []) if one["path"] not in kept])
+        remove_files(self.cohort.root, [one["path"] for one in (old or {}).get("files", []) if one["path"] not in kept])
         self.discard()
         return row
 
@@ -338,7 +349,7 @@ class Draft:
         files = [self._sealed(path) for path in sorted(self.root.rglob("*")) if path.is_file()]
         if self.cohort.remote:
             for file in files:
-                put(self.root / file["path"], self.cohort.root / file["path"])
+                upload(self.root / file["path"], self.cohort.root / file["path"])
             return files
         for folder in [path for path in sorted(self.root.rglob("*")) if path.is_dir()]:
             fsync(folder)
@@ -365,13 +376,13 @@ class Draft:
         return {
             "path": path.relative_to(self.root).as_posix(),
             "bytes": path.stat().st_size,
-            "sha256": sha256(path),
+            "sha256": file_sha256(path),
         }
 
     def _tops(self) -> set[Path]:
         """What one rename moves: a file, or a whole Zarr folder."""
         files = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
-        return {self.root / top(name) for name in files}
+        return {self.root / top_level_name(name) for name in files}
 
 
 def write_row(cohort: Cohort, row: Row) -> None:
@@ -380,8 +391,8 @@ def write_row(cohort: Cohort, row: Row) -> None:
     path = cohort.table("slides", row["slide_id"])
     make_folder(path.parent)
     with atomic_write(path) as part:
-        write_sealed(pa.Table.from_pylist([row], schemas.schema("slides")), part)
+        write_checksummed(pa.Table.from_pylist([row], schemas.table_schema("slides")), part)
 
 
 def _by_id(rows: pa.Table) -> dict[str, Row]:
-    return {row["slide_id"]: row for row in rows.select(schemas.schema("slides").names).to_pylist()}
+    return {row["slide_id"]: row for row in rows.select(schemas.table_schema("slides").names).to_pylist()}

@@ -68,16 +68,16 @@ def erase(cohort: Cohort, patient_id: str, names: Pseudonymizer, runs: Iterable[
         _remember_digests(cohort, [*(rows[one] for one in ids & rows.keys()), *entries])
         found.nights = _drop_nights(cohort, words)
         _drop_mentions(cohort, ids, {one["path"] for one in entries}, words, labels)
-        found.reviews = reviews.forget(cohort, ids, _pattern(words))
+        found.reviews = reviews.erase_reviews(cohort, ids, _pattern(words))
         for slide_id in sorted(ids):
             found.files += _drop_slide(cohort, slide_id)
         cohort.remember()
-        found.left = sorted(path for path in naming(cohort.root, words))
-    found.runs = sorted(path for run in runs for path in naming(run, words))
+        found.left = sorted(path for path in files_naming(cohort.root, words))
+    found.runs = sorted(path for run in runs for path in files_naming(run, words))
     return found
 
 
-def naming(root: Path, words: Collection[str]) -> Iterator[Path]:
+def files_naming(root: Path, words: Collection[str]) -> Iterator[Path]:
     """Files under a folder that name one of the words, in their path or in what they hold, packed or not."""
     pattern = _pattern(words)
     for path in root.rglob("*"):
@@ -125,7 +125,7 @@ def _labels(cohort: Cohort) -> list[Row]:
 def _remember_digests(cohort: Cohort, facts: list[Row]) -> None:
     """Add what the slides' content is: so much of them stays that they are known again, and no more."""
     known = erased_digests(cohort)
-    known |= {(one["bytes"], digest_of(one["sha256"])) for one in facts if one["sha256"]}
+    known |= {(one["bytes"], erased_digest(one["sha256"])) for one in facts if one["sha256"]}
     with atomic_write(cohort.forgotten_list) as part:
         part.write_text("".join(f"{size} {digest}\n" for size, digest in sorted(known)))
 
@@ -138,7 +138,7 @@ def erased_digests(cohort: Cohort) -> set[tuple[int, str]]:
     return {(int(size), digest) for size, digest in pairs}
 
 
-def digest_of(sha256: str) -> str:
+def erased_digest(sha256: str) -> str:
     """What stands for a forgotten slide's content."""
     return hashlib.sha256(b"forgotten:" + sha256.encode()).hexdigest()
 
@@ -147,7 +147,7 @@ def _drop_nights(cohort: Cohort, words: Collection[str]) -> list[str]:
     """Reports of nights that name the patient go whole."""
     gone = []
     for night in sorted(cohort.nights.glob("*")):
-        if any(True for _ in naming(night, words)):
+        if any(True for _ in files_naming(night, words)):
             remove_tree(night)
             gone.append(night.name)
     return gone

@@ -17,27 +17,27 @@ import pyarrow as pa
 
 from her2batch.errors import InputError
 from her2batch.store.cohort import Row
-from her2batch.store.reviews import column_of, newest, reviewed_class
+from her2batch.store.reviews import label_column, newest_reviews, unerased_reviews
 from her2batch.store.schemas import run_schema
-from her2batch.tasks import CLASSES, HER2_TASKS, IHC, STAINS, her2_class
+from her2batch.tasks import CLASSES, HER2_TASKS, IHC_SCORES, STAINS, her2_class
 
 COLUMNS = ("slide_id", "patient_id", "her2", "ish", "er", "pr", "site", "stain")
 ALLOWED = {
-    "her2": frozenset(IHC),
+    "her2": frozenset(IHC_SCORES),
     "ish": frozenset("+-"),
     "er": frozenset("+-"),
     "pr": frozenset("+-"),
     "stain": frozenset(STAINS),
 }
-SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
+LABELS_SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
 
-LABELLED = pa.schema(
+LABELLED_SCHEMA = pa.schema(
     [("slide_id", pa.string()), ("patient_id", pa.string()), ("label", pa.int32()), ("truth", pa.string()),
      ("stratum", pa.string())]
 )  # fmt: skip
 """Slides of a task. label: position in CLASSES[task].  stratum: the finest label, on which folds are balanced."""
 
-LEFT_OUT = pa.schema([(name, pa.string()) for name in ("slide_id", "patient_id", "task", "reason", "words")])
+EXCLUDED_SCHEMA = pa.schema([(name, pa.string()) for name in ("slide_id", "patient_id", "task", "reason", "words")])
 
 BARCODE: Final = "bcr_patient_barcode"
 """First column of TCGA's clinical tables, which have a row a patient."""
@@ -79,7 +79,7 @@ def read_labels(path: Path, slides: Iterable[str] = ()) -> pa.Table:
         text = path.read_text(encoding="utf-8-sig")
         if text.startswith(BARCODE):
             rows = _tcga(path, list(csv.DictReader(io.StringIO(text), delimiter="\t")), sorted(slides))
-            return pa.Table.from_pylist(rows, SCHEMA)
+            return pa.Table.from_pylist(rows, LABELS_SCHEMA)
         if "\0" in text:
             raise csv.Error("it holds NUL")
         reader = csv.DictReader(io.StringIO(text), strict=True)
@@ -94,7 +94,7 @@ def read_labels(path: Path, slides: Iterable[str] = ()) -> pa.Table:
     if doubled := [name for name in COLUMNS if columns.count(name) > 1]:
         raise InputError(f"has the column {doubled[0]} more than once", path, "keep one of them")
     _check(path, rows)
-    return pa.Table.from_pylist([{name: row.get(name) for name in COLUMNS} for row in rows], SCHEMA)
+    return pa.Table.from_pylist([{name: row.get(name) for name in COLUMNS} for row in rows], LABELS_SCHEMA)
 
 
 def _check(path: Path, rows: list[dict[str, str | None]]) -> None:
@@ -133,14 +133,14 @@ def _tcga(path: Path, rows: list[dict[str, str]], slides: list[str]) -> list[dic
 def _word(path: Path, line: int, column: str, word: str, name: str) -> str | None:
     if word in UNKNOWN or not word:
         return None
-    known = IHC if name == "her2" else tuple(SIGNS)
+    known = IHC_SCORES if name == "her2" else tuple(SIGNS)
     if word not in known:
         allowed = ", ".join((*known, *sorted(UNKNOWN)))
         raise InputError(f"line {line}: {column} is {word!r}", path, f"use one of {allowed}")
     return SIGNS.get(word, word)
 
 
-def check_slides(labels: pa.Table, rows: Slides, path: Path) -> None:
+def check_labels(labels: pa.Table, rows: Slides, path: Path) -> None:
     """Refuse labels that don't fit the cohort: slides it does not have, other patients, patients half given.
 
     Raises InputError naming the first of them.
@@ -183,7 +183,7 @@ def label_slides(
         stratum = f"{row['her2']}/{row['ish'] or '?'}" if task in HER2_TASKS else truth
         label = CLASSES[task].index(str(truth))
         good.append({"slide_id": slide_id, "patient_id": patient, "label": label, "truth": truth, "stratum": stratum})
-    return pa.Table.from_pylist(good, LABELLED), pa.Table.from_pylist(bad, LEFT_OUT)
+    return pa.Table.from_pylist(good, LABELLED_SCHEMA), pa.Table.from_pylist(bad, EXCLUDED_SCHEMA)
 
 
 def _class(task: str, row: Mapping[str, Any]) -> str | None:
@@ -234,7 +234,7 @@ def apply_reviews(labels: pa.Table, entries: Sequence[Row], rows: Slides) -> tup
     table = {row["slide_id"]: row for row in labels.to_pylist()}
     with_patients = any(row["patient_id"] is not None for row in table.values())
     changes = []
-    for (slide_id, column), entry in sorted(newest(entries).items()):
+    for (slide_id, column), entry in sorted(newest_reviews(entries).items()):
         patient = rows.get(slide_id, {}).get("patient_id")
         label = table.get(slide_id, dict.fromkeys(COLUMNS) | {"slide_id": slide_id, "patient_id": patient})
         was = label[column]
@@ -253,7 +253,7 @@ def apply_reviews(labels: pa.Table, entries: Sequence[Row], rows: Slides) -> tup
             {"slide_id": slide_id, "column": column, "number": entry["number"], "was": was, "now": now,
              "words": "; ".join(words) or None}
         )  # fmt: skip
-    kept = pa.Table.from_pylist([table[one] for one in sorted(table, key=str)], SCHEMA)
+    kept = pa.Table.from_pylist([table[one] for one in sorted(table, key=str)], LABELS_SCHEMA)
     return kept, pa.Table.from_pylist(changes, run_schema("reviews"))
 
 
@@ -264,7 +264,7 @@ def _laid(entry: Row, column: str, label: Mapping[str, Any]) -> str | None:
         return "2+"
     if column != "her2":
         return {"positive": "+", "negative": "-"}[said]
-    fitting = [one for one in IHC if said in {her2_class(task, one, ish) for ish in "+-"}]
+    fitting = [one for one in IHC_SCORES if said in {her2_class(task, one, ish) for ish in "+-"}]
     if label["her2"] is not None and her2_class(task, label["her2"], label["ish"]) == said:
         return str(label["her2"])
     return fitting[0] if len(fitting) == 1 else None
@@ -274,8 +274,8 @@ def _differing(entries: Sequence[Row], entry: Row, column: str) -> list[str]:
     """Other reviewers' newest verdicts on the same, where they are not this one's."""
     same = [
         one
-        for one in reviewed_class(entries)
-        if (one["slide_id"], column_of(one["task"])) == (entry["slide_id"], column)
+        for one in unerased_reviews(entries)
+        if (one["slide_id"], label_column(one["task"])) == (entry["slide_id"], column)
     ]
     last = {one["reviewer"]: one for one in same}
     others = [one for one in last.values() if (one["task"], one["label"]) != (entry["task"], entry["label"])]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from her2batch.errors import Her2BatchError, InputError, legible
+from her2batch.errors import Her2BatchError, InputError, printable_path
 
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 FORMULA = re.compile(r"\s*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
@@ -30,13 +30,13 @@ LONGEST = 120
 KEY_BYTES = 16
 
 
-def safe_name(stem: str) -> str:
+def slide_id_of(stem: str) -> str:
     """A file's stem as a slide id: letters, digits, '.', '_', '-'; no leading dot or dash; at most 120 bytes."""
     cleaned = UNSAFE.sub("_", unicodedata.normalize("NFC", stem)).strip("._-")
     return cleaned[:LONGEST] or "slide"
 
 
-def neutral(text: str) -> str:
+def escape_formula(text: str) -> str:
     """A text as a cell of a CSV file: what a spreadsheet would run as a formula starts with a quote instead.
 
     For columns of text; numbers, and the labels '+' and '-', stay what they are.
@@ -52,7 +52,7 @@ class Pseudonymizer:
 
     def slide(self, stem: str) -> str:
         """The slide id of a file's stem."""
-        return safe_name(stem) if self.key is None else f"s{self._hash('slide', stem)}"
+        return slide_id_of(stem) if self.key is None else f"s{self._hash('slide', stem)}"
 
     def patient(self, patient_id: str | None) -> str | None:
         """The patient id of a label."""
@@ -82,7 +82,7 @@ class Pseudonymizer:
 
     def path(self, path: Path) -> str:
         """A path as the intake table keeps it."""
-        return legible(path) if self.key is None else self._hash("path", str(path))
+        return printable_path(path) if self.key is None else self._hash("path", str(path))
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -106,7 +106,7 @@ class Pseudonymizer:
 
     def shown(self, path: Path | str, slide_id: str | None) -> str:
         """A file's name in messages and rows."""
-        return legible(path) if self.key is None else str(slide_id or "a file")
+        return printable_path(path) if self.key is None else str(slide_id or "a file")
 
     def _hash(self, kind: str, text: str) -> str:
         assert self.key is not None

@@ -26,8 +26,8 @@ from typing import Any, Final
 import pyarrow as pa
 
 from her2batch.errors import InputError, StoreError
-from her2batch.files.atomic import atomic_write, sha256
-from her2batch.files.locations import is_remote, listing
+from her2batch.files.atomic import atomic_write, file_sha256
+from her2batch.files.locations import is_remote, list_objects
 from her2batch.files.locks import lock_folder
 from her2batch.files.parquet import read_parquet, write_parquet
 from her2batch.store import schemas
@@ -65,7 +65,7 @@ class Review:
     comment: str = ""
 
 
-def append(cohort: Cohort, review: Review) -> Row:
+def append_review(cohort: Cohort, review: Review) -> Row:
     """Add an entry and return it. Writers wait for each other: the chain never forks.
 
     Raises InputError for a verdict that says nothing or contradicts itself, or of a slide that isn't there;
@@ -78,10 +78,10 @@ def append(cohort: Cohort, review: Review) -> Row:
     said = {
         **asdict(review),
         "time": datetime.now(UTC).replace(microsecond=0),
-        "row_sha256": sha256(place),
+        "row_sha256": file_sha256(place),
         "salt": secrets.token_hex(16),
     }
-    with writing(cohort):
+    with reviews_lock(cohort):
         numbers = _numbers(cohort)
         before = str(read_parquet(_place(cohort, numbers[-1]))["sha256"][0]) if numbers else FIRST
         entry = _chained(numbers[-1] + 1 if numbers else 1, before, said)
@@ -89,36 +89,36 @@ def append(cohort: Cohort, review: Review) -> Row:
     return entry
 
 
-def read(cohort: Cohort) -> list[Row]:
+def read_reviews(cohort: Cohort) -> list[Row]:
     """Every entry, in order of number. Raises OSError, pa.ArrowInvalid for one that is damaged."""
     return [read_parquet(_place(cohort, number)).to_pylist()[0] for number in _numbers(cohort)]
 
 
-def reviewed_class(entries: Sequence[Row]) -> list[Row]:
+def unerased_reviews(entries: Sequence[Row]) -> list[Row]:
     """Those that still say something: not the emptied ones."""
     return [one for one in entries if one["slide_id"] is not None]
 
 
-def newest(entries: Sequence[Row]) -> dict[tuple[str, str], Row]:
+def newest_reviews(entries: Sequence[Row]) -> dict[tuple[str, str], Row]:
     """(slide_id, column of the labels) → the last entry on it."""
-    return {(one["slide_id"], column_of(one["task"])): one for one in reviewed_class(entries)}
+    return {(one["slide_id"], label_column(one["task"])): one for one in unerased_reviews(entries)}
 
 
-def column_of(task: str) -> str:
+def label_column(task: str) -> str:
     """The column of the labels that a task's class says something about."""
     return "her2" if task in HER2_TASKS else task
 
 
-def forget(cohort: Cohort, slide_ids: set[str], named: re.Pattern[bytes]) -> list[int]:
+def erase_reviews(cohort: Cohort, slide_ids: set[str], named: re.Pattern[bytes]) -> list[int]:
     """Empty the entries on these slides, and those whose words name them; returns their numbers.
 
     Numbers and hashes stay, so the chain still holds.
     """
     emptied: list[int] = []
-    if not folder(cohort).is_dir():
+    if not reviews_folder(cohort).is_dir():
         return emptied
-    with writing(cohort):
-        for part in folder(cohort).glob(".*.part"):
+    with reviews_lock(cohort):
+        for part in reviews_folder(cohort).glob(".*.part"):
             part.unlink(missing_ok=True)
         for number in _numbers(cohort):
             entry = read_parquet(_place(cohort, number)).to_pylist()[0]
@@ -129,7 +129,7 @@ def forget(cohort: Cohort, slide_ids: set[str], named: re.Pattern[bytes]) -> lis
     return emptied
 
 
-def problems(cohort: Cohort) -> Iterator[tuple[Path, str]]:
+def find_chain_problems(cohort: Cohort) -> Iterator[tuple[Path, str]]:
     """Whatever is wrong with the chain: the entry's file, and what."""
     before = FIRST
     for expected, number in enumerate(_numbers(cohort), start=1):
@@ -139,7 +139,7 @@ def problems(cohort: Cohort) -> Iterator[tuple[Path, str]]:
         except (OSError, pa.ArrowInvalid) as error:
             yield path, f"can't be read as Parquet ({error})"
             return
-        if not table.schema.equals(schemas.schema("reviews")) or len(table) != 1:
+        if not table.schema.equals(schemas.table_schema("reviews")) or len(table) != 1:
             yield path, "does not have the columns of reviews"
             return
         entry = table.to_pylist()[0]
@@ -151,7 +151,7 @@ def problems(cohort: Cohort) -> Iterator[tuple[Path, str]]:
         before = entry["sha256"]
 
 
-def head(cohort: Cohort) -> tuple[int, str]:
+def chain_head(cohort: Cohort) -> tuple[int, str]:
     """Number and hash of the newest entry: whoever notes them down can tell later whether any was taken away."""
     with suppress(OSError, pa.ArrowInvalid):
         for number in reversed(_numbers(cohort)):
@@ -159,21 +159,21 @@ def head(cohort: Cohort) -> tuple[int, str]:
     return 0, FIRST
 
 
-def folder(cohort: Cohort) -> Path:
+def reviews_folder(cohort: Cohort) -> Path:
     """Where the entries lie."""
     return cohort.table("reviews", "1").parent
 
 
-def stamp(cohort: Cohort) -> tuple[int, int]:
+def reviews_stamp(cohort: Cohort) -> tuple[int, int]:
     """Changes when an entry is added or emptied: how many there are, and when the newest file was written."""
     files = [_place(cohort, number) for number in _numbers(cohort)]
     return len(files), 0 if cohort.remote else max((path.stat().st_mtime_ns for path in files), default=0)
 
 
 @contextmanager
-def writing(cohort: Cohort) -> Iterator[None]:
+def reviews_lock(cohort: Cohort) -> Iterator[None]:
     """The table for one writer. Its lock is not the cohort's: reviews are written while a night ingests."""
-    place = folder(cohort)
+    place = reviews_folder(cohort)
     if not is_remote(place):
         place.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + PATIENCE_S
@@ -251,7 +251,7 @@ def _own(number: int, previous: str, body: str) -> str:
 
 def _write(cohort: Cohort, entry: Row) -> None:
     with atomic_write(_place(cohort, entry["number"])) as part:
-        write_parquet(pa.Table.from_pylist([entry], schemas.schema("reviews")), part)
+        write_parquet(pa.Table.from_pylist([entry], schemas.table_schema("reviews")), part)
 
 
 def _place(cohort: Cohort, number: int) -> Path:
@@ -260,10 +260,10 @@ def _place(cohort: Cohort, number: int) -> Path:
 
 def _numbers(cohort: Cohort) -> list[int]:
     """Numbers of the entries' files, in order."""
-    place = folder(cohort)
+    place = reviews_folder(cohort)
     names: list[str] = []
     if is_remote(place):
-        names = list(listing(place))
+        names = list(list_objects(place))
     else:
         with suppress(FileNotFoundError):
             names = [path.name for path in place.iterdir()]

@@ -17,8 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from her2batch.files.atomic import atomic_write
-from her2batch.files.locations import is_remote, listing
-from her2batch.files.parquet import read_sealed
+from her2batch.files.locations import is_remote, list_objects
+from her2batch.files.parquet import read_checksummed
 from her2batch.store import schemas
 
 READERS = 8
@@ -39,7 +39,7 @@ Stamp = tuple[int, int]
 STAMP = [pa.field("file", pa.string()), pa.field("file_bytes", pa.int64()), pa.field("file_mtime_ns", pa.int64())]
 
 
-def load(path: Path, schema: pa.Schema) -> pa.Table:
+def load_cache(path: Path, schema: pa.Schema) -> pa.Table:
     """A memo's table; empty when there is none that can be believed."""
     with suppress(OSError, pa.ArrowInvalid):
         data = path.read_bytes()
@@ -50,7 +50,7 @@ def load(path: Path, schema: pa.Schema) -> pa.Table:
     return schema.empty_table()
 
 
-def save(path: Path, table: pa.Table) -> None:
+def save_cache(path: Path, table: pa.Table) -> None:
     """Write a memo. A disk that refuses it costs the next run some seconds and nothing else."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
@@ -60,7 +60,7 @@ def save(path: Path, table: pa.Table) -> None:
         part.write_bytes(hashlib.sha256(body).digest() + bytes(body))
 
 
-def rows(folder: Path, known: pa.Table) -> pa.Table:
+def read_rows(folder: Path, known: pa.Table) -> pa.Table:
     """Every row file of a folder as one table, in order of file name. A damaged file is left out.
 
     Columns of `slides`, behind them each file's name, size and time of change. Rows come from the known ones where
@@ -77,30 +77,30 @@ def rows(folder: Path, known: pa.Table) -> pa.Table:
     return known.sort_by("file")
 
 
-def settled(table: pa.Table) -> pa.Table:
+def settled_rows(table: pa.Table) -> pa.Table:
     """The rows that a memo may keep: without those of the last two seconds, by the clock that stamped the files."""
     times = table["file_mtime_ns"].to_numpy()
     return table.filter(pa.array(times < times.max(initial=0) - SETTLED_NS, pa.bool_()))
 
 
-def remember(folder: Path, memo: Path) -> None:
+def update_cache(folder: Path, memo: Path) -> None:
     """Bring the memo of a folder's rows up to date, if it isn't."""
-    known = load(memo, row_schema())
-    table = settled(rows(folder, known))
+    known = load_cache(memo, cached_row_schema())
+    table = settled_rows(read_rows(folder, known))
     if _stamps_of(table) != _stamps_of(known):
-        save(memo, table.combine_chunks())
+        save_cache(memo, table.combine_chunks())
 
 
-def row_schema() -> pa.Schema:
+def cached_row_schema() -> pa.Schema:
     """Columns of `slides` and the stamp of the file that holds the row."""
-    return pa.schema([*schemas.schema("slides"), *STAMP])
+    return pa.schema([*schemas.table_schema("slides"), *STAMP])
 
 
 def _stamps(folder: Path) -> dict[str, Stamp]:
     """File name → size and time of change of every row file."""
     found: dict[str, Stamp] = {}
     if is_remote(folder):
-        here = listing(folder).items()
+        here = list_objects(folder).items()
         return {name: stamp for name, stamp in here if name.endswith(".parquet") and not name.startswith(".")}
     if folder.is_dir():
         for entry in os.scandir(folder):
@@ -119,9 +119,9 @@ def _stamps_of(table: pa.Table) -> Mapping[str, Stamp]:
 
 def _row(path: Path, stamp: Stamp) -> pa.Table:
     """A row file and its stamp; empty when it is damaged. Columns that it lacks, being an older one, are null."""
-    schema = schemas.schema("slides")
+    schema = schemas.table_schema("slides")
     try:
-        table = read_sealed(path).slice(0, 1)
+        table = read_checksummed(path).slice(0, 1)
         if not table.schema.equals(schema):
             table = pa.Table.from_pylist(table.to_pylist(), schema)
             if table["slide_id"].null_count:  # a table of something else
@@ -129,4 +129,4 @@ def _row(path: Path, stamp: Stamp) -> pa.Table:
     except (OSError, pa.ArrowException):
         table = schema.empty_table()
     stamps = ([value] * table.num_rows for value in (path.name, *stamp))
-    return pa.table([*table.columns, *stamps], schema=row_schema())
+    return pa.table([*table.columns, *stamps], schema=cached_row_schema())

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from her2batch.errors import Her2BatchError, StoreError
-from her2batch.files.locations import make_scratch, put
+from her2batch.files.locations import make_draft_folder, upload
 from her2batch.files.locks import is_locked
 from her2batch.store.cohort import Cohort
 
@@ -33,7 +33,7 @@ class RunLog:
 
     def __init__(self, cohort: Cohort, run: str) -> None:
         self._place = cohort.runs / f"{run}.jsonl"
-        self._far = TemporaryDirectory(prefix=".draft-", dir=make_scratch(cohort.root)) if cohort.remote else None
+        self._far = TemporaryDirectory(prefix=".draft-", dir=make_draft_folder(cohort.root)) if cohort.remote else None
         self._path = Path(self._far.name) / self._place.name if self._far is not None else self._place
         try:
             self._file = self._path.open("a", buffering=1)
@@ -60,7 +60,7 @@ class RunLog:
         try:
             self._file.write(json.dumps(line, default=str) + "\n")
             if self._far is not None and event in SENT:
-                put(self._path, self._place)
+                upload(self._path, self._place)
         except (OSError, StoreError):
             return
 

@@ -317,7 +317,7 @@ def run_schema(name: str) -> pa.Schema:
     return pa.schema([pa.field(one.name, one.type) for one in columns])
 
 
-def schema(table: str, dim: int | None = None) -> pa.Schema:
+def table_schema(table: str, dim: int | None = None) -> pa.Schema:
     """The Arrow schema of a table; `dim`: length of the embeddings."""
     columns = {"intake": INTAKE, "times": TIMES, "looks": LOOKS, "reviews": REVIEWS, **TABLES}[table]
     fields = [pa.field(one.name, one.type) for one in columns]
@@ -326,15 +326,15 @@ def schema(table: str, dim: int | None = None) -> pa.Schema:
     return pa.schema(fields)
 
 
-def embeddings(slide_id: str, tiles: pa.Array, vectors: pa.FixedSizeListArray) -> pa.Table:
+def embeddings_table(slide_id: str, tiles: pa.Array, vectors: pa.FixedSizeListArray) -> pa.Table:
     """The embeddings table of one slide: (n,) int32 tiles, (n, D) float16 vectors."""
     ids = pa.array([slide_id] * len(tiles), TEXT)
-    return pa.table([ids, tiles, vectors], schema=schema("embeddings", vectors.type.list_size))
+    return pa.table([ids, tiles, vectors], schema=table_schema("embeddings", vectors.type.list_size))
 
 
-def conform(table: pa.Table, name: str) -> pa.Table:
+def conform_to_schema(table: pa.Table, name: str) -> pa.Table:
     """The table with exactly its schema's columns, in order. Raises InputError naming what is missing or wrong."""
-    wanted = schema(name)
+    wanted = table_schema(name)
     if missing := set(wanted.names) - set(table.column_names):
         raise InputError(f"table {name} lacks {sorted(missing)}")
     return table.select(wanted.names).cast(wanted)

@@ -28,7 +28,7 @@ from her2batch.store.schemas import run_schema
 FORMAT = 1
 """Version of a run's layout."""
 
-FINAL = -1
+FINAL_FOLD = -1
 """Fold of the model that goes into the bundle: it tests nothing."""
 
 
@@ -44,7 +44,7 @@ class Unit:
     @property
     def name(self) -> str:
         """As a folder name. An encoder's name may hold what shares refuse."""
-        fold = "final" if self.fold == FINAL else f"{self.fold:02d}"
+        fold = "final" if self.fold == FINAL_FOLD else f"{self.fold:02d}"
         return f"{self.task}.{self.method}.{file_name_of(self.input)}.{fold}"
 
 

@@ -36,7 +36,7 @@ from her2batch.exchange.geojson import COLOURS
 from her2batch.store.labels import COLUMNS
 from her2batch.synthetic.painting import paint_slide
 from her2batch.synthetic.specimen import ARTEFACTS, SITES, Mix, SlideTruth, Stain, SyntheticTissue, make_tissue, rng_for
-from her2batch.tasks import IHC
+from her2batch.tasks import IHC_SCORES
 
 Image = NDArray[np.uint8]
 Progress = Callable[[int, int], None]
@@ -118,7 +118,7 @@ def plan_cohort(slides: int, seed: int, size: tuple[int, int]) -> list[SlideTrut
     sites: list[str] = []
     patient = 0
     while len(truths) < slides:
-        scores = scores or rng_for(seed, "scores", patient).permutation(IHC).tolist()
+        scores = scores or rng_for(seed, "scores", patient).permutation(IHC_SCORES).tolist()
         sites = sites or rng_for(seed, "sites", patient).permutation(list(SITES)).tolist()
         truths += _patient(rng_for(seed, "patient", patient), patient, scores.pop(), sites.pop(), size)
         patient += 1
@@ -323,7 +323,7 @@ def annotate(specimen: SyntheticTissue, rng: np.random.Generator) -> list[dict[s
     seen = rng.random((-(-regions.shape[0] // view), -(-regions.shape[1] // view))) < 0.5
     seen[rng.integers(seen.shape[0]), rng.integers(seen.shape[1])] = True
     shown = regions * np.kron(seen, np.ones((view, view), bool))[: regions.shape[0], : regions.shape[1]]
-    return [_feature(name, rings, px) for k, name in enumerate(IHC, start=1) for rings in _outlines(shown == k)]
+    return [_feature(name, rings, px) for k, name in enumerate(IHC_SCORES, start=1) for rings in _outlines(shown == k)]
 
 
 def _outlines(mask: NDArray[np.bool_]) -> Iterator[list[NDArray[np.int32]]]:

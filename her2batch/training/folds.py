@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from her2batch.errors import InputError
 from her2batch.store.schemas import run_schema
-from her2batch.store.training_run import FINAL
+from her2batch.store.training_run import FINAL_FOLD
 from her2batch.tasks import CLASSES
 from her2batch.training.fit_loop import rng
 
@@ -131,7 +131,7 @@ def final_split(task: str, labelled: pa.Table, fold: NDArray[np.int32]) -> pa.Ta
 
     Raises InputError when its training part lacks a class.
     """
-    return _rows(task, labelled, FINAL, np.where(fold == 0, "val", "train"))
+    return _rows(task, labelled, FINAL_FOLD, np.where(fold == 0, "val", "train"))
 
 
 def _rows(task: str, labelled: pa.Table, number: int, split: NDArray[np.str_]) -> pa.Table:

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, save_bundle
-from her2batch.models.encoders import licence_of
+from her2batch.models.encoders import encoder_licence
 from her2batch.models.predictor import LEAST, apply_temperature
 from her2batch.settings import ImageSettings, MilSettings, Plan, Training
-from her2batch.store.training_run import FINAL, TrainingRun, Unit, file_name_of
+from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit, file_name_of
 from her2batch.tasks import CLASSES
 from her2batch.training.methods import UnitPlan, kind_of, settings_of
 from her2batch.training.metrics import metrics, summary
@@ -43,11 +43,11 @@ KINDS: Final = {"mil": "mil", "image": "thumbnail", "patch": "patch", "counts": 
 
 def make_bundle(run: TrainingRun, work: UnitPlan, training: Training, plan: Plan) -> Bundle:
     """Put the final units of a run into RUN/bundle, in place of the one that is there."""
-    finals = [unit for unit in work.units if unit.fold == FINAL]
+    finals = [unit for unit in work.units if unit.fold == FINAL_FOLD]
     predictions = run.read("predictions")
     entries = [_entry(run, unit, predictions, training) for unit in finals]
     encoders = sorted({one.input for one in entries if one.kind == "mil"})
-    licences = sorted({licence_of(one) for one in encoders}) or ["none needed"]
+    licences = sorted({encoder_licence(one) for one in encoders}) or ["none needed"]
     info = BundleInfo(
         her2batch=version("her2batch"),
         tasks=tuple(dict.fromkeys(one.task for one in entries)),

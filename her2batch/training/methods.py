@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from her2batch.errors import InputError
 from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Settings, Training
-from her2batch.store.training_run import FINAL, Unit
+from her2batch.store.training_run import FINAL_FOLD, Unit
 from her2batch.tasks import (
     CLASSES,
     COUNTS_METHODS,
@@ -171,7 +171,7 @@ def plan_units(training: Training, encoders: Iterable[str]) -> UnitPlan:
              for cell in _cells(task, method, training.inputs, tuple(encoders))]  # fmt: skip
     for _, method, given in cells:
         settings_of(method, kind_of(method, given), training)
-    return units_of(cells, [*range(training.folds), FINAL])
+    return units_of(cells, [*range(training.folds), FINAL_FOLD])
 
 
 def units_of(cells: Iterable[Cell], folds: Iterable[int]) -> UnitPlan:

@@ -247,7 +247,7 @@ def add_review(catalog: Known, given: NewReview) -> ReviewEntry:
         raise HTTPException(409, words)
     label = given.predicted if given.verdict == "agree" else given.label
     try:
-        entry = reviews.append(catalog.cohort, reviews.Review(**{**given.model_dump(), "label": label}))
+        entry = reviews.append_review(catalog.cohort, reviews.Review(**{**given.model_dump(), "label": label}))
     except InputError as error:
         raise HTTPException(422, str(error)) from error
     return ReviewEntry.model_validate(entry)

@@ -24,7 +24,7 @@ from her2batch.slides.pyramid import Pyramid
 from her2batch.store import reviews
 from her2batch.store.cohort import RETIRED, Cohort, Row
 from her2batch.store.row_cache import SETTLED_NS
-from her2batch.vision.membrane import MEMBRANE
+from her2batch.vision.membrane import MEMBRANE_COLUMNS
 from her2batch.web.deepzoom import DeepZoom, tile, zoom_of
 from her2batch.web.listing import line
 
@@ -105,9 +105,9 @@ class Catalog:
     def reviews(self) -> list[Row]:
         """Every entry that still says something, in order."""
         with self._lock:
-            stamp = reviews.stamp(self.cohort)
+            stamp = reviews.reviews_stamp(self.cohort)
             if stamp != self._reviews[0] or self.cohort.remote:
-                self._reviews = (stamp, reviews.reviewed_class(reviews.read(self.cohort)))
+                self._reviews = (stamp, reviews.unerased_reviews(reviews.read_reviews(self.cohort)))
             return self._reviews[1]
 
     def lines(self) -> list[Row]:
@@ -124,7 +124,7 @@ class Catalog:
         table = self.table("membrane", slide_id)
         if table is None or not len(table):
             return None
-        return slide_shares({name: table[name].to_numpy() for name in MEMBRANE})
+        return slide_shares({name: table[name].to_numpy() for name in MEMBRANE_COLUMNS})
 
     def table(self, name: str, slide_id: str) -> pa.Table | None:
         """A slide's table, if its row names it."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from her2batch.store.cohort import Row
-from her2batch.tasks import MEMBRANE
+from her2batch.tasks import MEMBRANE_RULE
 
 SORTS: dict[str, Callable[[Row], Any]] = {
     "first": lambda one: (not one["review"], one["slide_id"].lower()),
@@ -43,7 +43,7 @@ class SlideFilter(BaseModel):
 
 def line(row: Row, predictions: Sequence[Row], verdict: Mapping[str, Any] | None) -> Row:
     """A slide in the list. verdict: the newest entry on it."""
-    rule = next((one for one in predictions if (one["bundle"], one["task"]) == (MEMBRANE, "her2-4way")), None)
+    rule = next((one for one in predictions if (one["bundle"], one["task"]) == (MEMBRANE_RULE, "her2-4way")), None)
     asks = row["status"] == "failed" or any(one["review"] for one in predictions)
     reasons = dict.fromkeys(why for one in predictions for why in one["reasons"] or ())
     names = ("slide_id", "patient_id", "stain", "status", "error_code", "tissue_mm2", "n_tiles")

@@ -9,7 +9,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from her2batch.cli.options import emit, options, parse_location
-from her2batch.settings import Plan, Window
+from her2batch.settings import Plan, RunWindow
 
 
 @options(Plan, leave_out=("bundle",))
@@ -17,8 +17,8 @@ def show_plan(plan: Plan) -> None:
     typer.echo(plan.model_dump_json())
 
 
-@options(Window)
-def show_window(window: Window) -> None:
+@options(RunWindow)
+def show_window(window: RunWindow) -> None:
     typer.echo(window.model_dump_json())
 
 
@@ -45,8 +45,8 @@ def test_a_value_out_of_range_names_its_option() -> None:
 
 def test_the_help_is_what_the_settings_say() -> None:
     text = invoke(show_window, "--help").stdout
-    assert all(f"--{name}" in text for name in Window.model_fields)
-    assert str(Window.model_fields["until"].description)[:40] in text
+    assert all(f"--{name}" in text for name in RunWindow.model_fields)
+    assert str(RunWindow.model_fields["until"].description)[:40] in text
 
 
 def test_a_relative_folder_stays_relative() -> None:

@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from her2batch.settings import Overnight
+from her2batch.settings import NightlySettings
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "kuberay"
 SCHEMA = json.loads((FOLDER / "schema.json").read_text())
@@ -110,6 +110,6 @@ def test_pods_are_not_root_and_read_the_scans_only() -> None:
 def test_the_night_in_the_config_map_is_one() -> None:
     import tomllib
 
-    settings = Overnight.model_validate(tomllib.loads(named("ConfigMap")["data"]["night.toml"]))
+    settings = NightlySettings.model_validate(tomllib.loads(named("ConfigMap")["data"]["night.toml"]))
     assert settings.resources.address == "auto"
     assert settings.resources.workers  # what the autoscaler is asked for

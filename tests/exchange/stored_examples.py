@@ -32,20 +32,20 @@ def add_slide(cohort: Cohort, slide_id: str, seed: int, mpp: float, dim: int, si
     draft = cohort.draft(slide_id)
     x, y, edge = grid.T
     figures = [rng.random(n).astype(np.float32) for _ in range(10)]
-    draft.write("tiles", pa.table([ids, numbers, x, y, edge, *figures[:3]], schemas.schema("tiles")))
-    draft.write("membrane", pa.table([ids, numbers, *figures[3:]], schemas.schema("membrane")))
+    draft.write("tiles", pa.table([ids, numbers, x, y, edge, *figures[:3]], schemas.table_schema("tiles")))
+    draft.write("membrane", pa.table([ids, numbers, *figures[3:]], schemas.table_schema("membrane")))
     vectors = pa.array(rng.normal(size=n * dim).astype(np.float16))
     draft.write(
-        "embeddings/stain", schemas.embeddings(slide_id, numbers, pa.FixedSizeListArray.from_arrays(vectors, dim))
+        "embeddings/stain", schemas.embeddings_table(slide_id, numbers, pa.FixedSizeListArray.from_arrays(vectors, dim))
     )
     shares = rng.random(n).astype(np.float32)
     head = [pa.array([one] * n) for one in ("her2-3way", "clam-sb", "stain")]
-    attention = pa.table([ids, *head, numbers, shares / max(shares.sum(), 1)], schemas.schema("attention"))
+    attention = pa.table([ids, *head, numbers, shares / max(shares.sum(), 1)], schemas.table_schema("attention"))
     draft.write(f"attention/{BUNDLE}", attention)
     few = disc(plan_grid(*size, mpp, 3.24, 224), size)
     p = rng.dirichlet(np.ones(4), len(few)).astype(np.float32)
     facts = [pa.array([one] * len(few)) for one in (slide_id, "low")]
-    draft.write(f"patches/{BUNDLE}", pa.table([*facts, *few.T, *p.T], schemas.schema("patches")))
+    draft.write(f"patches/{BUNDLE}", pa.table([*facts, *few.T, *p.T], schemas.table_schema("patches")))
     row = {
         "slide_id": slide_id, "patient_id": f"P{seed}", "stain": "her2", "path": f"/scans/secret/{slide_id}.svs",
         "sha256": f"{seed:064d}", "bytes": 10, "format": "aperio", "reader": "tiff", "width": size[0],

@@ -185,7 +185,7 @@ def test_with_pseudonyms_there_is_no_report(scanned: Cohort, tmp_path: Path) -> 
 
 def test_slides_of_other_scanners_are_left_out_and_said(tmp_path: Path) -> None:
     cohort = cohort_of(tmp_path / "cohort", "S1")
-    table = pa.Table.from_pylist([prediction("her2-4way", 1)], schemas.schema("predictions"))
+    table = pa.Table.from_pylist([prediction("her2-4way", 1)], schemas.table_schema("predictions"))
     cohort.add(cohort.rows()["S1"], {"predictions/membrane": table})
     with pytest.raises(InputError, match="nothing to export to dicom; S1: it was not scanned as DICOM"):
         export(ExportRequest(cohort.root, "dicom", tmp_path / "out"))

@@ -14,7 +14,7 @@ from shapely.ops import unary_union
 from her2batch.exchange.annotations import read_annotations
 from her2batch.exchange.geojson import features, numbers, outline_polygons, write
 from her2batch.store import schemas
-from her2batch.tasks import IHC
+from her2batch.tasks import IHC_SCORES
 from her2batch.vision.tile_grid import plan_tiles as plan_grid
 from tests.exchange.stored_examples import BUNDLE, cohort_of
 
@@ -75,7 +75,7 @@ def test_patches_come_back_as_regions_of_their_most_probable_class(tmp_path: Pat
     patches = tables["patches"]
     regions, notes = read_annotations(path)
     best = np.stack([patches[f"p{k}"].to_numpy() for k in range(4)]).argmax(axis=0)
-    assert [one.score for one in regions] == [IHC[k] for k in best]
+    assert [one.score for one in regions] == [IHC_SCORES[k] for k in best]
     for region, patch in zip(regions, patches.to_pylist(), strict=True):
         x, y, size = patch["x"], patch["y"], patch["size"]
         assert region.shape.equals(box(x, y, x + size, y + size))
@@ -89,7 +89,7 @@ def test_a_patch_says_its_probabilities_and_its_resolution(tmp_path: Path) -> No
     first, patch = by_type(path)["detection"][0]["properties"], tables["patches"].to_pylist()[0]
     assert first["classification"]["name"].startswith("Patch low: ")
     assert {name: np.float32(value) for name, value in first["measurements"].items()} == {
-        f"p {name} ({BUNDLE})": np.float32(patch[f"p{k}"]) for k, name in enumerate(IHC)
+        f"p {name} ({BUNDLE})": np.float32(patch[f"p{k}"]) for k, name in enumerate(IHC_SCORES)
     }
 
 
@@ -133,5 +133,5 @@ def test_what_is_no_finite_number_is_left_out() -> None:
 
 
 def test_a_slide_without_tiles_is_an_empty_collection(tmp_path: Path) -> None:
-    write(tmp_path / "a.geojson", features({}, schemas.schema("tiles").empty_table(), None, {}, {}))
+    write(tmp_path / "a.geojson", features({}, schemas.table_schema("tiles").empty_table(), None, {}, {}))
     assert json.loads((tmp_path / "a.geojson").read_text()) == {"type": "FeatureCollection", "features": []}

@@ -13,8 +13,8 @@ from her2batch.exchange.outgoing import ExportRequest as Outgoing
 from her2batch.exchange.outgoing import export
 from her2batch.experiments.train import TrainingRequest, train
 from her2batch.runtime.score import score
-from her2batch.settings import Resources, Spread, Training
-from her2batch.store.audit import verify
+from her2batch.settings import Resources, Training, TrainingResources
+from her2batch.store.audit import verify_cohort
 from her2batch.store.cohort import Cohort, write_row
 from her2batch.store.pseudonyms import Pseudonymizer
 from tests.conftest import Synthetic
@@ -44,7 +44,7 @@ def test_what_went_out_comes_back_bit_for_bit(cohort: Cohort, h5: Path) -> None:
     assert (found.slides, found.encoders, found.exit_code) == (["S1", "S2"], {"mine"}, 0)
     for slide_id in ("S1", "S2"):
         assert cohort.read("embeddings/mine", slide_id).equals(cohort.read("embeddings/stain", slide_id))
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
 
 
 def test_a_second_import_changes_nothing(cohort: Cohort, h5: Path) -> None:
@@ -61,7 +61,7 @@ def test_new_values_take_the_place_of_old_ones(cohort: Cohort, h5: Path) -> None
         file["features"][0, 0] = 42
     assert run(cohort, h5).slides == ["S1"]
     assert cohort.read("embeddings/mine", "S1")["embedding"][0].as_py()[0] == 42
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
 
 
 def test_other_slides_go_in_although_one_is_refused(cohort: Cohort, h5: Path) -> None:
@@ -69,7 +69,7 @@ def test_other_slides_go_in_although_one_is_refused(cohort: Cohort, h5: Path) ->
     found = run(cohort, h5)
     assert (found.slides, list(found.failures), found.exit_code) == (["S2"], [str(h5 / "S1.h5")], 3)
     assert "mine" not in str(cohort.rows()["S1"]["files"])
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
 
 
 def test_an_import_that_was_killed_between_a_file_and_its_row_goes_on(cohort: Cohort, h5: Path) -> None:
@@ -79,10 +79,10 @@ def test_an_import_that_was_killed_between_a_file_and_its_row_goes_on(cohort: Co
         cohort, {**(row := cohort.rows()["S1"]), "files": [one for one in row["files"] if "mine" not in one["path"]]}
     )
     left.write_bytes(left.read_bytes()[:100])
-    assert [problem.path for problem in verify(cohort)] == [left]
+    assert [problem.path for problem in verify_cohort(cohort)] == [left]
     found = run(cohort, h5)
     assert (found.slides, found.already) == (["S1"], ["S2"])
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
 
 
 def refusal(cohort: Cohort, path: Path, **more: object) -> str:
@@ -171,7 +171,7 @@ def test_two_encoders_in_one_command_are_both_kept(cohort: Cohort, h5: Path, tmp
             file["features"].attrs["encoder"] = name
     found = run(cohort, tmp_path / "one", tmp_path / "two", encoder=None)
     assert found.encoders == {"one", "two"}
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
 
 
 def test_a_slide_that_is_given_twice_is_refused_the_second_time(cohort: Cohort, h5: Path, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_imported_embeddings_train_and_score_as_the_cohorts_own_do(synthetic: Sy
     bundles = {}
     for encoder in ("stain", "mine"):
         training = Training(methods=("clam-sb",), inputs=(encoder,), folds=3, quick=True, options=("epochs=1",))
-        trained = train(TrainingRequest(cohort.root, tmp_path / encoder), training, Spread(workers=0))
+        trained = train(TrainingRequest(cohort.root, tmp_path / encoder), training, TrainingResources(workers=0))
         assert trained.exit_code == 0, trained.failed
         scored = score(cohort.root, tmp_path / encoder / "bundle", Resources(workers=0))
         assert (scored.exit_code, scored.failures) == (0, {})
@@ -233,4 +233,4 @@ def test_imported_embeddings_train_and_score_as_the_cohorts_own_do(synthetic: Sy
         if row["n_tiles"]:
             own, ours = (cohort.read(f"predictions/{one.id}", slide_id)["p"] for one in bundles.values())
             assert own.equals(ours)
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []

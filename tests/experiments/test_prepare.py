@@ -14,7 +14,7 @@ from her2batch.experiments.units import Job
 from her2batch.settings import Training
 from her2batch.store.cohort import Cohort
 from her2batch.store.labels import read_labels
-from her2batch.store.reviews import Review, append
+from her2batch.store.reviews import Review, append_review
 from her2batch.training.methods import plan_units
 from tests.conftest import Synthetic
 
@@ -124,7 +124,7 @@ def test_reviews_become_labels_where_they_are_asked_for(synthetic: Synthetic, tm
     truth = read_labels(synthetic.labels).to_pylist()
     before = next(one["her2"] for one in truth if one["slide_id"] == slide_id)
     said = "0" if before != "0" else "1+"
-    append(cohort, Review("A", slide_id, "membrane", "her2-4way", "membrane", before, "change", said))
+    append_review(cohort, Review("A", slide_id, "membrane", "her2-4way", "membrane", before, "change", said))
     found = {}
     for name, asked in (("plain", False), ("reviewed", True)):
         settings = PATCHES.model_copy(update={"methods": ("clam-sb",), "inputs": ("stain",), "reviews": asked})

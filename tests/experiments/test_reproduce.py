@@ -10,7 +10,7 @@ from her2batch.experiments.reproduce import reproduce
 from her2batch.experiments.train import TrainingRequest
 from her2batch.models.bundle import read_bundle
 from her2batch.runtime.ray_session import RaySession
-from her2batch.settings import Spread, Training
+from her2batch.settings import Training, TrainingResources
 from tests.conftest import Synthetic
 
 MINIATURE = Training(folds=3, quick=True, options=("epochs=1", "search=false"), patches_per_slide=3)
@@ -19,7 +19,7 @@ MINIATURE = Training(folds=3, quick=True, options=("epochs=1", "search=false"), 
 def test_every_row_of_the_paper_has_its_place(synthetic: Synthetic, tmp_path: Path, ray_session: RaySession) -> None:
     """Without annotations: the tables of thumbnails and of MIL; patches and the receptors have no data here."""
     study = TrainingRequest(synthetic.cohort, tmp_path / "run")
-    found = reproduce(study, MINIATURE, Spread(workers=0))
+    found = reproduce(study, MINIATURE, TrainingResources(workers=0))
     assert found.exit_code == 0, found.trained.failed
     rows = found.tables.to_pylist()
     assert Counter((row["table"], row["status"]) for row in rows) == {
@@ -31,7 +31,7 @@ def test_every_row_of_the_paper_has_its_place(synthetic: Synthetic, tmp_path: Pa
     winner = next(row for row in rows if (row["task"], row["method"]) == ("her2-3way", "convnext-small"))
     assert winner["paper_accuracy"] == 83.56
     assert {one.task for one in read_bundle(tmp_path / "run" / "bundle").info.models} >= {"her2-3way", "her2-binary"}
-    again = reproduce(study, MINIATURE, Spread(workers=0), lambda *_: pytest.fail("nothing was left to do"))
+    again = reproduce(study, MINIATURE, TrainingResources(workers=0), lambda *_: pytest.fail("nothing was left to do"))
     assert again.tables.equals(found.tables)
 
 
@@ -39,4 +39,4 @@ def test_a_cohort_without_labels_for_any_row_says_so(synthetic: Synthetic, tmp_p
     labels = tmp_path / "labels.csv"
     labels.write_text("slide_id,patient_id,her2\nP001-1,P001,3+\n")
     with pytest.raises(InputError, match="none of the paper's rows"):
-        reproduce(TrainingRequest(synthetic.cohort, tmp_path / "run", labels), MINIATURE, Spread(workers=0))
+        reproduce(TrainingRequest(synthetic.cohort, tmp_path / "run", labels), MINIATURE, TrainingResources(workers=0))

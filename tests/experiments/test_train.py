@@ -19,7 +19,7 @@ from her2batch.models.bundle import read_bundle
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.ray_session import RaySession
 from her2batch.runtime.score import score
-from her2batch.settings import Plan, Resources, Spread, Training
+from her2batch.settings import Plan, Resources, Training, TrainingResources
 from her2batch.store.cohort import Cohort, write_row
 from her2batch.store.training_run import TrainingRun
 from tests.conftest import Synthetic
@@ -35,7 +35,7 @@ def tables(run: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def trained(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory, ray_session: RaySession) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
-    found = train(TrainingRequest(synthetic.cohort, out), QUICK, Spread(workers=2))
+    found = train(TrainingRequest(synthetic.cohort, out), QUICK, TrainingResources(workers=2))
     assert found.exit_code == 0, found.failed
     return out
 
@@ -52,7 +52,7 @@ def test_a_run_holds_what_the_contract_says(trained: Path) -> None:
 
 
 def test_the_plain_loop_gives_the_same_bytes(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
-    found = train(TrainingRequest(synthetic.cohort, tmp_path / "run"), QUICK, Spread(workers=0))
+    found = train(TrainingRequest(synthetic.cohort, tmp_path / "run"), QUICK, TrainingResources(workers=0))
     assert found.exit_code == 0
     assert tables(tmp_path / "run") == tables(trained)
     plain, ray = read_bundle(tmp_path / "run" / "bundle"), read_bundle(trained / "bundle")
@@ -72,21 +72,25 @@ def test_the_same_command_has_nothing_left_to_do(synthetic: Synthetic, trained: 
     before = {path: path.stat().st_mtime_ns for path in (trained / "units").rglob("predictions.parquet")}
     told: list[object] = []
     study, training = resumed(trained)
-    train(study, training, Spread(workers=2), lambda *one: told.append(one))
+    train(study, training, TrainingResources(workers=2), lambda *one: told.append(one))
     assert told == []
     assert {path: path.stat().st_mtime_ns for path in (trained / "units").rglob("predictions.parquet")} == before
 
 
 def test_other_settings_are_refused(synthetic: Synthetic, trained: Path) -> None:
     with pytest.raises(InputError, match=r"training\.seed"):
-        train(TrainingRequest(synthetic.cohort, trained), QUICK.model_copy(update={"seed": 1}), Spread(workers=0))
+        train(
+            TrainingRequest(synthetic.cohort, trained),
+            QUICK.model_copy(update={"seed": 1}),
+            TrainingResources(workers=0),
+        )
 
 
 def test_a_damaged_unit_is_trained_again(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "units" / "her2-3way.clam-sb.stain.01")
     study, training = resumed(tmp_path / "run")
-    train(study, training, Spread(workers=0))
+    train(study, training, TrainingResources(workers=0))
     assert tables(tmp_path / "run") == tables(trained)
 
 
@@ -166,7 +170,7 @@ def refused(cohort: Path, out: Path, labels: str, match: str, **training: object
     path = out.parent / "labels.csv"
     path.write_text(labels)
     with pytest.raises(InputError, match=match):
-        train(TrainingRequest(cohort, out, path), QUICK.model_copy(update=training), Spread(workers=0))
+        train(TrainingRequest(cohort, out, path), QUICK.model_copy(update=training), TrainingResources(workers=0))
     assert not (out / "units").exists()
 
 
@@ -218,9 +222,9 @@ def test_bad_embeddings_stop_before_any_training(synthetic: Synthetic, tmp_path:
     pq.write_table(table.set_column(2, "embedding", spoiled), path)
     study = TrainingRequest(tmp_path / "cohort", tmp_path / "run")
     with pytest.raises(InputError, match="no numbers"):
-        train(study, QUICK, Spread(workers=0))
+        train(study, QUICK, TrainingResources(workers=0))
     path.unlink()
     with pytest.raises(InputError, match=path.stem):
-        train(study, QUICK, Spread(workers=0))
+        train(study, QUICK, TrainingResources(workers=0))
     assert not (tmp_path / "run" / "units").exists()
     path.write_bytes(kept)

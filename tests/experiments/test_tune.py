@@ -9,7 +9,7 @@ from her2batch.errors import InputError
 from her2batch.experiments.train import TrainingRequest
 from her2batch.experiments.tune import tune
 from her2batch.runtime.ray_session import RaySession
-from her2batch.settings import Spread, Training
+from her2batch.settings import Training, TrainingResources
 from her2batch.store.training_run import TrainingRun
 from tests.conftest import Synthetic
 
@@ -18,7 +18,7 @@ SEARCH = Training(methods=("clam-sb",), folds=3, quick=True, options=("epochs=2"
 
 def test_a_search_ends_in_a_bundle(synthetic: Synthetic, tmp_path: Path, ray_session: RaySession) -> None:
     study = TrainingRequest(synthetic.cohort, tmp_path / "run")
-    found = tune(study, SEARCH, 2, 1, Spread(workers=2))
+    found = tune(study, SEARCH, 2, 1, TrainingResources(workers=2))
     assert found.exit_code == 0, found.trained.failed
     rows = TrainingRun(tmp_path / "run").read("trials").to_pylist()
     assert len(rows) == 2
@@ -26,7 +26,7 @@ def test_a_search_ends_in_a_bundle(synthetic: Synthetic, tmp_path: Path, ray_ses
     best = min(rows, key=lambda row: row["val_loss"])
     assert json.loads(best["settings"]) == found.best
     assert (tmp_path / "run" / "bundle" / "bundle.toml").is_file()
-    again = tune(study, SEARCH, 2, 1, Spread(workers=2))  # resumes: nothing is tried anew
+    again = tune(study, SEARCH, 2, 1, TrainingResources(workers=2))  # resumes: nothing is tried anew
     assert again.trials.equals(found.trials)
 
 
@@ -55,5 +55,5 @@ def test_what_can_not_be_searched_is_refused(methods: tuple[str, ...], synthetic
             Training(methods=methods, folds=3),
             2,
             1,
-            Spread(workers=1),
+            TrainingResources(workers=1),
         )

@@ -19,7 +19,7 @@ import pytest
 
 from her2batch.runtime.ingest import IngestRequest, IngestSummary, ingest
 from her2batch.settings import Plan, Resources
-from her2batch.store.audit import is_intact, verify
+from her2batch.store.audit import files_match_row, verify_cohort
 from her2batch.store.cohort import Cohort
 from tests.conftest import tissue_image, write_slide
 from tests.runtime.test_ingest import contents
@@ -102,14 +102,14 @@ def same(out: Path, reference: dict[str, bytes]) -> None:
 def clean(out: Path) -> None:
     """No draft, no half-written file, and every file as its row says."""
     assert [str(path) for path in [*out.glob(".draft-*"), *out.rglob(".*.part")]] == []
-    assert list(verify(Cohort(out))) == []
+    assert list(verify_cohort(Cohort(out))) == []
 
 
 def whole_slides(out: Path) -> None:
     """Every slide that is there now is there whole: each of its files has the size and the bytes its row says."""
     cohort = Cohort(out)
     rows = cohort.rows() if cohort.slides.is_dir() else {}
-    wrong = [row["slide_id"] for row in rows.values() if not is_intact(cohort, row)]
+    wrong = [row["slide_id"] for row in rows.values() if not files_match_row(cohort, row)]
     assert wrong == []
 
 

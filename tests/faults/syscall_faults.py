@@ -27,7 +27,7 @@ from pathlib import Path
 from her2batch.errors import Her2BatchError
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources
-from her2batch.store.audit import is_intact, verify
+from her2batch.store.audit import files_match_row, verify_cohort
 from her2batch.store.cohort import Cohort
 from tests.runtime.test_ingest import contents
 
@@ -118,9 +118,9 @@ def look(root: Path, reference: Path) -> dict[str, object]:
     cohort = Cohort(root)
     rows = cohort.rows_anew().values() if cohort.slides.is_dir() else []
     left = [path.name for path in [*root.glob(".draft-*"), *root.rglob(".*.part")]]
-    problems = [f"{one.path.name}: {one.what}" for one in verify(cohort)] if cohort.settings.exists() else []
+    problems = [f"{one.path.name}: {one.what}" for one in verify_cohort(cohort)] if cohort.settings.exists() else []
     return {
-        "torn": [row["slide_id"] for row in rows if not is_intact(cohort, row)],
+        "torn": [row["slide_id"] for row in rows if not files_match_row(cohort, row)],
         "left": left,
         "problems": problems,
         "same": contents(root) == contents(reference),

@@ -18,7 +18,8 @@ import pytest
 
 from her2batch.models.encoders import embedding_dim
 from her2batch.pipeline.queue import SlideQueue
-from her2batch.pipeline.stages import StageContext
+from her2batch.pipeline.slide_state import StageContext
+from her2batch.pipeline.stages import active_stages
 from her2batch.pipeline.worker import SlideWorker
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.ray_session import RaySession
@@ -28,7 +29,7 @@ from her2batch.runtime.telemetry import Meters
 from her2batch.settings import Plan, Resources
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box
-from her2batch.store.audit import status, verify
+from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort
 from tests.conftest import tissue_image, write_slide
 from tests.faults.fault_fixtures import (
@@ -109,10 +110,10 @@ def glances(out: Path) -> dict[str, Callable[[], object]]:
         return len(rows)
 
     def look() -> int:
-        return status(cohort).done
+        return cohort_status(cohort).done
 
     def check() -> int:
-        assert list(verify(cohort)) == []
+        assert list(verify_cohort(cohort)) == []
         return len(cohort.rows())
 
     return {"glob": glob, "report": report, "status": look, "verify": check}
@@ -157,15 +158,15 @@ class Disturbed(SlideWorker):
     stage: str = ""
     disturb: Callable[[Path], None] = Path.unlink
 
-    def _call(self, stage, state) -> None:
+    def _call(self, stage, state, slide=None):
         if stage.name == self.stage:
-            self.disturb(state["slide"].info.path)
-        super()._call(stage, state)
-
-    def _measure(self, slide, state, name, lo, hi):
-        if self.stage == "tiles":
             self.disturb(slide.info.path)
-        return super()._measure(slide, state, name, lo, hi)
+        return super()._call(stage, state, slide)
+
+    def _part(self, slide, state, role, lo, hi):
+        if self.stage == "tiles" == role:
+            self.disturb(slide.info.path)
+        return super()._part(slide, state, role, lo, hi)
 
 
 @pytest.mark.parametrize("stage", ["first", "tiles", "last"])
@@ -181,7 +182,7 @@ def test_a_slide_that_changes_under_the_reader_keeps_its_old_result_until_it_is_
     old = contents(out)
     cohort = Cohort(out)
     context = StageContext(Plan(), dims={"stain": embedding_dim("stain")})
-    stages = [one.name for one in _slide_stages(SlideWorker(cohort, context))]
+    stages = [stage.name for stage in active_stages(context)]
     where = {"first": stages[0], "last": stages[-1]}.get(stage, stage)
     worker = Disturbed(cohort, context, stage=where, disturb=disturb)
     for _ in range(2):  # the scan was repeated; while that is read it is disturbed, and the next time again
@@ -190,16 +191,11 @@ def test_a_slide_that_changes_under_the_reader_keeps_its_old_result_until_it_is_
         assert (row["status"], row["error_code"]) == ("failed", code)
         kept = {name: data for name, data in contents(out).items() if "tables/slides" not in name}
         assert kept == {name: data for name, data in old.items() if "tables/slides" not in name}
-        assert list(verify(cohort)) == []
+        assert list(verify_cohort(cohort)) == []
     shutil.copy(lab.scans / "s3.tiff", path)
     assert plain(scans, out).fresh == ["a"]
     assert cohort.rows()["a"]["width"] == 900 + 60 * 3
     clean(out)
-
-
-def _slide_stages(worker: SlideWorker):
-    before, after = worker._split()
-    return [one for one in (*before, *after) if one.over == "slide"]
 
 
 # -- order and numbers ---------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import StoreError
-from her2batch.store.audit import verify
+from her2batch.store.audit import verify_cohort
 from her2batch.store.cohort import Cohort
 from tests.faults.fault_fixtures import (
     TRIES,
@@ -210,7 +210,9 @@ def test_after_a_power_cut_at_any_moment_every_slide_there_is_whole(lab: Lab, tm
     for root in crashes(operations, out, tmp_path / "crashed"):
         cohort = Cohort(root)
         rows = cohort.rows_anew() if cohort.slides.is_dir() else {}
-        problems = [one for one in verify(cohort) if one.what != "no slide's row names this file"] if rows else []
+        problems = (
+            [one for one in verify_cohort(cohort) if one.what != "no slide's row names this file"] if rows else []
+        )
         assert problems == []
         seen, most = seen + 1, max(most, len(rows))
     assert (seen > 50, most) == (True, 2)
@@ -256,7 +258,7 @@ def test_200_of_200_flipped_bits_are_named_file_by_file(lab: Lab, tmp_path: Path
         bit = chance.randrange(len(data) * 8)
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
-        if {one.path for one in verify(cohort)} != {path}:
+        if {one.path for one in verify_cohort(cohort)} != {path}:
             missed.append((path, bit))
         path.write_bytes(before)
     assert missed == []
@@ -268,7 +270,7 @@ def test_slides_with_flipped_bits_are_done_again_and_no_others(lab: Lab, tmp_pat
         target = files_of(cohort, slide_id)[kind]
         data = target.read_bytes()
         target.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    assert {one.slide_id for one in verify(cohort)} == {"s0", "s3", "s5"}
+    assert {one.slide_id for one in verify_cohort(cohort)} == {"s0", "s3", "s5"}
     rebuilt(lab, cohort, {"s0", "s3", "s5"})
 
 
@@ -280,7 +282,7 @@ def test_cut_swapped_and_deleted_files_are_named_and_done_again(lab: Lab, tmp_pa
     b.rename(a)
     (tmp_path / "x").rename(b)
     cohort.thumbnail("s5").unlink()
-    found = {one.path for one in verify(cohort)}
+    found = {one.path for one in verify_cohort(cohort)}
     assert found == {cut, a, b, cohort.thumbnail("s5")}
     rebuilt(lab, cohort, {"s1", "s3", "s4", "s5"})
 
@@ -289,7 +291,7 @@ def test_a_torn_intake_table_is_made_again_and_no_slide_is(lab: Lab, tmp_path: P
     cohort = a_store(lab, tmp_path)
     data = cohort.intake.read_bytes()
     cohort.intake.write_bytes(data[: len(data) // 2])
-    assert cohort.intake in {one.path for one in verify(cohort)}
+    assert cohort.intake in {one.path for one in verify_cohort(cohort)}
     rebuilt(lab, cohort, set())
 
 
@@ -300,7 +302,7 @@ def test_torn_labels_are_named_and_asked_for_again(lab: Lab, tmp_path: Path) -> 
     cohort = Cohort(tmp_path / "c")
     before = contents(cohort.root)
     cohort.labels.write_bytes(cohort.labels.read_bytes()[:-20])
-    assert [one.path for one in verify(cohort)] == [cohort.labels]
+    assert [one.path for one in verify_cohort(cohort)] == [cohort.labels]
     with pytest.raises(StoreError, match=r"labels.parquet: is damaged.*--labels"):
         plain(lab.scans, cohort.root)
     assert plain(lab.scans, cohort.root, labels=labels).fresh == []

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from her2batch.store.audit import status
+from her2batch.store.audit import cohort_status
 from her2batch.store.cohort import Cohort
 from tests.runtime.test_ingest import run
 
@@ -26,7 +26,7 @@ def test_three_names_in_two_folders_are_one_slide_and_a_changed_byte_is_another(
     assert {row["slide_id"] for row in summary.slides} == {"a", "rescanned"}
     copies = {Path(one["path"]).name: one["reason"] for one in Cohort(tmp_path / "c").seen() if one["reason"]}
     assert copies == {"b.tif": f"copy of {first}", "a.tiff": f"copy of {first}"}
-    assert status(Cohort(tmp_path / "c")).adds_up
+    assert cohort_status(Cohort(tmp_path / "c")).adds_up
     again = run(scans, tmp_path / "c")
     assert (again.already, again.duplicate, again.fresh) == (2, 2, [])
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from her2batch.errors import Her2BatchError, InputError, SlideError
 from her2batch.exchange.annotations import read_annotations
-from her2batch.settings import Overnight, from_toml
+from her2batch.settings import NightlySettings, read_settings
 from her2batch.slides import jpeg
 from her2batch.slides.discover import discover_slides
 from her2batch.slides.fingerprint import check_directories
@@ -278,13 +278,13 @@ class TestSettings:
     def test_an_edited_night(self, edits: list, tmp_path_factory: pytest.TempPathFactory) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.toml"
         path.write_bytes(edited((Path(__file__).parents[2] / "jobs/night.toml").read_bytes(), edits))
-        assert isinstance(read(lambda one: from_toml(one, Overnight), path), Overnight | None)
+        assert isinstance(read(lambda one: read_settings(one, NightlySettings), path), NightlySettings | None)
 
     @pytest.mark.parametrize("text", ["a=" + "[" * 100_000, "[" + "a." * 5000 + "a]", "a=\0", "a=1\na=2"])
     def test_what_is_no_night(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "night.toml").write_text(text)
         with pytest.raises(InputError, match=r"night\.toml"):
-            from_toml(tmp_path / "night.toml", Overnight)
+            read_settings(tmp_path / "night.toml", NightlySettings)
 
 
 class TestOwnFiles:
@@ -293,7 +293,7 @@ class TestOwnFiles:
     def test_a_memo_of_anything_is_empty(self, data: bytes, cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.memo"
         path.write_bytes(data[:cut])
-        assert row_cache.load(path, row_cache.row_schema()).num_rows == 0
+        assert row_cache.load_cache(path, row_cache.cached_row_schema()).num_rows == 0
 
     @fuzz
     @given(edits=EDITS)

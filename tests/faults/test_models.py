@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from her2batch.errors import InputError, WeightsError
-from her2batch.files.atomic import sha256
+from her2batch.files.atomic import file_sha256
 from her2batch.files.parquet import MOST_ROWS, read_parquet, write_parquet
 from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, save_bundle
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.score import score
 from her2batch.settings import Plan, Resources
-from her2batch.store.audit import verify
+from her2batch.store.audit import verify_cohort
 from her2batch.store.cohort import Cohort, write_row
 from her2batch.tasks import CLASSES
 from tests.conftest import Synthetic
@@ -195,7 +195,7 @@ def exchanged(cohort: Cohort, name: str, slide_id: str, write: Callable[[Path], 
     write(path)
     row = cohort.rows()[slide_id]
     place = path.relative_to(cohort.root).as_posix()
-    new = {"path": place, "bytes": path.stat().st_size, "sha256": sha256(path)}
+    new = {"path": place, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
     write_row(cohort, {**row, "files": [new if file["path"] == place else file for file in row["files"]]})
 
 
@@ -214,10 +214,10 @@ def test_a_table_with_rays_own_types_runs_nothing_and_is_named(cohort: Cohort, p
     field = pa.field("slide_id", pa.binary(), metadata=about)
     table = pa.table([pa.array([pickle.dumps(payload)], pa.binary())], schema=pa.schema([field]))
     exchanged(cohort, "tiles", "a", lambda path: pq.write_table(table, path))
-    assert [one.slide_id for one in verify(cohort)] == ["a"]
+    assert [one.slide_id for one in verify_cohort(cohort)] == ["a"]
     assert not payload.place.exists()
     assert ingest(IngestRequest(cohort.root.parent / "scans", cohort.root), Plan(tile=64), PLAIN).done == 1
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
 
 
 def test_a_table_that_claims_a_billion_rows_is_not_unpacked(cohort: Cohort) -> None:
@@ -234,14 +234,14 @@ def test_a_table_that_claims_a_billion_rows_is_not_unpacked(cohort: Cohort) -> N
     with pytest.raises(pa.ArrowInvalid, match="claims 1000000000 rows"):
         read_parquet(path)
     assert pa.total_allocated_bytes() - before < 10_000_000
-    assert [one.slide_id for one in verify(cohort)] == ["a"]
+    assert [one.slide_id for one in verify_cohort(cohort)] == ["a"]
 
 
 def test_a_row_that_is_a_table_of_something_else_is_done_again(cohort: Cohort) -> None:
     write_parquet(pa.table({"anything": [1, 2, 3]}), cohort.table("slides", "a"))
-    assert [one.slide_id for one in verify(cohort)][:1] == ["a"]
+    assert [one.slide_id for one in verify_cohort(cohort)][:1] == ["a"]
     assert ingest(IngestRequest(cohort.root.parent / "scans", cohort.root), Plan(tile=64), PLAIN).done == 1
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
 
 
 # -- memory ----------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from her2batch.errors import legible
-from her2batch.store.audit import status, verify
+from her2batch.errors import printable_path
+from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort
 from tests.runtime.test_ingest import codes, run
 
@@ -56,8 +56,8 @@ def test_odd_names_are_slides_with_plain_ids(tmp_path: Path, make_slide: Callabl
     ids = [row["slide_id"] for row in cohort.rows().values()]
     assert len({one.lower() for one in ids}) == len(NAMES)
     assert all(one.isascii() and len(one) <= 130 and not set(one) & set("/\\\n\"' ") for one in ids)
-    assert list(verify(cohort)) == []
-    assert status(cohort).adds_up
+    assert list(verify_cohort(cohort)) == []
+    assert cohort_status(cohort).adds_up
     assert pq.read_table(cohort.intake).num_rows == len(NAMES)
     again = run(tmp_path / "scans", tmp_path / "c")
     assert again.already == len(NAMES)
@@ -127,7 +127,7 @@ def test_paths_that_are_no_text_stay_apart() -> None:
         os.fsdecode(one)
         for one in (b"/n\xff", rb"/n\xff", rb"/n\\xff", b"/n\\\xff", b"/n\xfe", rb"/n\n", "/é".encode())
     ]
-    told = [legible(Path(one)) for one in paths]
+    told = [printable_path(Path(one)) for one in paths]
     assert len(set(told)) == len(paths)
     assert told[0] == r"/n\xff"
     assert told[-2:] == [r"/n\n", "/é"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from her2batch.files.atomic import sha256
+from her2batch.files.atomic import file_sha256
 from her2batch.pipeline.queue import SlideQueue
 from her2batch.runtime.ray_session import OBJECT_STORE, RaySession
 from her2batch.runtime.scheduler import run_on_ray
@@ -129,7 +129,7 @@ def crops(folder: Path, count: int) -> Path:
 def digests(cohort: Path) -> dict[str, str]:
     """Every file that has to be the same, whoever made it."""
     files = [path for path in cohort.rglob("*") if path.is_file() and "runs" not in path.parts]
-    return {str(path.relative_to(cohort)): sha256(path) for path in files if path.name != ".lock"}
+    return {str(path.relative_to(cohort)): file_sha256(path) for path in files if path.name != ".lock"}
 
 
 @pytest.mark.long

@@ -11,7 +11,7 @@ import pytest
 from her2batch.errors import StoreError
 from her2batch.files.atomic import atomic_write, disk_errors, make_folder
 from her2batch.files.locks import is_locked, lock_folder
-from her2batch.files.parquet import read_parquet, read_sealed, write_parquet, write_sealed
+from her2batch.files.parquet import read_checksummed, read_parquet, write_checksummed, write_parquet
 from her2batch.store import schemas
 
 
@@ -29,7 +29,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_equal_tables_are_equal_bytes_and_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(500, 64)).astype(np.float16)
     flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 64)
-    table = schemas.embeddings("a", pa.array(np.arange(500, dtype=np.int32)), flat)
+    table = schemas.embeddings_table("a", pa.array(np.arange(500, dtype=np.int32)), flat)
     for name in "ab":
         write_parquet(table, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -43,21 +43,21 @@ def test_equal_tables_are_equal_bytes_and_a_flipped_bit_is_noticed(tmp_path: Pat
 
 def test_every_flipped_bit_of_a_sealed_file_is_noticed(tmp_path: Path) -> None:
     table = pa.table({"a": ["x", "y"], "b": [1, None]})
-    write_sealed(table, tmp_path / "a")
-    assert read_sealed(tmp_path / "a").equals(table, check_metadata=True)
+    write_checksummed(table, tmp_path / "a")
+    assert read_checksummed(tmp_path / "a").equals(table, check_metadata=True)
     whole_file = (tmp_path / "a").read_bytes()
     for bit in range(len(whole_file) * 8):
         data = bytearray(whole_file)
         data[bit // 8] ^= 1 << bit % 8
         (tmp_path / "a").write_bytes(data)
         with pytest.raises((OSError, pa.ArrowException)):
-            read_sealed(tmp_path / "a")
+            read_checksummed(tmp_path / "a")
 
 
 def test_a_file_of_an_earlier_version_has_no_seal_and_is_read(tmp_path: Path) -> None:
     table = pa.table({"a": ["x", "y"]})
     write_parquet(table, tmp_path / "a")
-    assert read_sealed(tmp_path / "a").equals(table)
+    assert read_checksummed(tmp_path / "a").equals(table)
 
 
 def test_whoever_asks_whether_a_folder_is_held_keeps_nobody_out(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from upath import UPath
 
 from her2batch.errors import InputError
-from her2batch.files.locations import free_bytes, is_remote, remove_tree, scratch, size_of, to_location
+from her2batch.files.locations import draft_folder, file_size, free_bytes, is_remote, remove_tree, to_location
 
 
 def test_a_folder_is_an_absolute_path_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,8 +26,8 @@ def test_a_url_is_far_away_and_has_no_disk_that_is_full() -> None:
 
 
 def test_drafts_of_a_far_cohort_have_one_bench_a_machine() -> None:
-    assert scratch(UPath("s3://b/c")) == scratch(UPath("s3://b/c"))
-    assert scratch(UPath("s3://b/c")) != scratch(UPath("s3://b/d"))
+    assert draft_folder(UPath("s3://b/c")) == draft_folder(UPath("s3://b/c"))
+    assert draft_folder(UPath("s3://b/c")) != draft_folder(UPath("s3://b/d"))
 
 
 def test_sizes_and_trees_are_the_same_words_for_both(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_sizes_and_trees_are_the_same_words_for_both(tmp_path: Path) -> None:
         if not is_remote(root):
             root.mkdir()
         (root / "x").write_bytes(b"123")
-        assert size_of(root / "x") == 3
+        assert file_size(root / "x") == 3
         remove_tree(root)
         remove_tree(root)  # gone already: no error
         assert not (root / "x").exists()

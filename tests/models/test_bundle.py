@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from her2batch.errors import InputError
-from her2batch.files.atomic import sha256
-from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, load, read_bundle
+from her2batch.files.atomic import file_sha256
+from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, load_network, read_bundle
 from her2batch.models.nets import build, classify
 from her2batch.tasks import CLASSES
 from tests.models.bundles import bundle_of
@@ -72,7 +72,7 @@ def test_what_is_saved_is_what_is_loaded(saved: Bundle, net: torch.nn.Module) ->
     again = read_bundle(saved.path)
     assert again == saved
     assert again.info.models[0].edge == 224
-    assert np.array_equal(load(again, again.info.models[0])(pixels), classify(net, pixels))
+    assert np.array_equal(load_network(again, again.info.models[0])(pixels), classify(net, pixels))
 
 
 def test_the_id_is_the_content(saved: Bundle, bundle: Bundle) -> None:
@@ -172,11 +172,11 @@ def test_weights_that_do_not_fit_are_refused_when_loaded(bundle: Bundle, wrong: 
         state["fc.bias"] = torch.full((3,), float("nan"))
     path.unlink()
     save_file(state, path)
-    one = bundle.info.models[0].model_copy(update={"sha256": sha256(path)})
+    one = bundle.info.models[0].model_copy(update={"sha256": file_sha256(path)})
     changed = bundle.info.model_copy(update={"models": (one,)})
     text = tomli_w.dumps(changed.model_dump(mode="json", exclude_none=True))
     rewrite(bundle.path / "bundle.toml", text.encode())
     again = read_bundle(bundle.path)
     with pytest.raises(InputError, match="no numbers" if wrong == "nan" else "does not fit") as caught:
-        load(again, again.info.models[0])
+        load_network(again, again.info.models[0])
     assert caught.value.path == path

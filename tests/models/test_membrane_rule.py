@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2batch.models.membrane_rule import PLAUSIBLE, apply_rule, rule_predictions, slide_shares, walk
-from her2batch.tasks import CLASSES, IHC
-from her2batch.vision.membrane import MEMBRANE
+from her2batch.models.membrane_rule import PLAUSIBLE, apply_rule, guideline_steps, rule_predictions, slide_shares
+from her2batch.tasks import CLASSES, IHC_SCORES
+from her2batch.vision.membrane import MEMBRANE_COLUMNS
 
 shares = st.floats(0, 1, width=32)
 steps = st.lists(shares, min_size=6, max_size=6)
@@ -20,7 +20,7 @@ def table(faint=0.0, complete=0.0, intense=0.0, cells=0.5, tiles=3) -> dict[str,
         "cells": cells, "faint": faint, "moderate": complete, "intense": intense,
         "faint_complete": complete, "moderate_complete": complete, "intense_complete": intense,
     }  # fmt: skip
-    return {name: np.full(tiles, row[name], np.float32) for name in MEMBRANE}
+    return {name: np.full(tiles, row[name], np.float32) for name in MEMBRANE_COLUMNS}
 
 
 WORDING = [
@@ -42,7 +42,7 @@ def test_the_wording(words: str, given_shares: dict[str, float], score: str) -> 
 @given(shares, shares, shares)
 def test_the_steps_lead_to_the_class(faint, complete, intense) -> None:
     figures = table(faint, complete, intense)
-    climbed = next((one.category for one in walk(slide_shares(figures)) if one.reached), "0")
+    climbed = next((one.category for one in guideline_steps(slide_shares(figures)) if one.reached), "0")
     assert climbed == apply_rule(figures).category
 
 
@@ -59,7 +59,7 @@ def test_more_staining_never_lowers_the_score(faint, complete, intense, what, mo
     after = before | {what: max(before[what], more)}
     low, high = apply_rule(table(**before)), apply_rule(table(**after))
     assert high.score >= low.score - 1e-9
-    assert IHC.index(high.category) >= IHC.index(low.category)
+    assert IHC_SCORES.index(high.category) >= IHC_SCORES.index(low.category)
 
 
 @given(shares, shares, shares)
@@ -69,7 +69,7 @@ def test_figures_are_in_range_and_agree(faint, complete, intense) -> None:
     assert sum(verdict.p) == pytest.approx(1)
     assert min(verdict.p) >= -1e-12
     assert verdict.distance >= 0
-    place = IHC.index(verdict.category)
+    place = IHC_SCORES.index(verdict.category)
     assert sum(verdict.p[place:]) >= 0.5 - 1e-9  # the category is the median class
     assert sum(verdict.p[: place + 1]) >= 0.5 - 1e-9
     assert verdict.score >= place / 2
@@ -78,7 +78,7 @@ def test_figures_are_in_range_and_agree(faint, complete, intense) -> None:
 @given(st.lists(st.tuples(shares, shares), min_size=1, max_size=20))
 def test_a_slide_is_the_mean_of_its_cells_not_of_its_tiles(rows) -> None:
     cells, faint = (np.array(one, np.float32) for one in zip(*rows, strict=True))
-    columns = {name: np.zeros(len(rows), np.float32) for name in MEMBRANE} | {"cells": cells, "faint": faint}
+    columns = {name: np.zeros(len(rows), np.float32) for name in MEMBRANE_COLUMNS} | {"cells": cells, "faint": faint}
     found = slide_shares(columns)
     halves = [slide_shares({k: v[part] for k, v in columns.items()}) for part in (np.s_[: len(rows) // 2 + 1],)]
     assert found["cells"] == pytest.approx(cells.mean(), rel=1e-5, abs=1e-9)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from her2batch.errors import WeightsError
-from her2batch.files.atomic import sha256
+from her2batch.files.atomic import file_sha256
 from her2batch.models.weights import Source, digest, find_cached, fit, locate, read
 
 SOURCE = Source("somebody/net", "0" * 40, ("model.safetensors",), "free")
@@ -64,7 +64,7 @@ def test_the_hubs_cache_is_used_before_the_network(tmp_path: Path, monkeypatch: 
 
 def test_a_file_is_named_by_its_content(tmp_path: Path) -> None:
     save_file(net().state_dict(), tmp_path / "net.safetensors")
-    assert digest(tmp_path / "net.safetensors") == sha256(tmp_path / "net.safetensors")
+    assert digest(tmp_path / "net.safetensors") == file_sha256(tmp_path / "net.safetensors")
 
 
 def test_halves_are_read_as_float32(tmp_path: Path) -> None:

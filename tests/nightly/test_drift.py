@@ -9,7 +9,7 @@ import pytest
 
 from her2batch.errors import InputError
 from her2batch.nightly.drift import MIX, Figure, compare, finished_at, judged, mix_p, shifted, site_reader
-from her2batch.settings import Drift
+from her2batch.settings import DriftSettings
 from her2batch.store.cohort import Cohort
 from tests.conftest import Synthetic
 
@@ -21,7 +21,7 @@ def test_quiet_nights_alarm_about_as_seldom_as_is_promised() -> None:
         figures = [
             Figure("s", str(k), 0.0, 0.0, 40, 400, shifted(rng.gamma(2, 1, 40), rng.gamma(2, 1, 400))) for k in range(8)
         ]
-        alarms += any(one.alarm for one in judged(figures, Drift()))
+        alarms += any(one.alarm for one in judged(figures, DriftSettings()))
     assert alarms / 1500 < 0.006  # promised: 0.0027, however skewed the figures are
 
 
@@ -31,7 +31,7 @@ def test_a_shift_of_one_standard_deviation_is_found() -> None:
     for _ in range(200):
         moved = Figure("s", "dab", 0.0, 0.0, 40, 400, shifted(rng.normal(1, 1, 40), rng.normal(0, 1, 400)))
         still = [Figure("s", str(k), 0.0, 0.0, 40, 400, 0.5) for k in range(7)]
-        found += judged([moved, *still], Drift())[0].alarm
+        found += judged([moved, *still], DriftSettings())[0].alarm
     assert found > 190
 
 
@@ -40,7 +40,7 @@ def test_the_mix_of_classes_is_compared() -> None:
     assert mix_p({"0": 10, "low": 11, "high": 9}, before) > 0.5
     assert mix_p({"0": 28, "low": 1, "high": 1}, before) < 1e-6
     assert mix_p({"0": 30}, {"0": 300}) == 1.0
-    assert judged([Figure("s", MIX, "", "", 30, 300, 1e-6)], Drift())[0].alarm
+    assert judged([Figure("s", MIX, "", "", 30, 300, 1e-6)], DriftSettings())[0].alarm
 
 
 def test_figures_that_never_vary_are_compared_by_what_they_are() -> None:
@@ -54,11 +54,11 @@ def test_a_night_is_compared_with_the_weeks_before_it(synthetic: Synthetic, tmp_
     cohort = Cohort(tmp_path / "c")
     ids = sorted(cohort.rows())
     night, at = set(ids[::2]), datetime.now(UTC) + timedelta(hours=1)
-    found = compare(cohort, night, Drift(least=5), at)
+    found = compare(cohort, night, DriftSettings(least=5), at)
     assert {one.figure for one in found} >= {"dab", "cells", "score", "blur", MIX}
     assert all(one.n_night + one.n_reference <= len(ids) for one in found)
     assert all(one.sentence for one in found)
-    late = compare(cohort, night, Drift(least=5), at + timedelta(days=90))  # nothing is as young as the period
+    late = compare(cohort, night, DriftSettings(least=5), at + timedelta(days=90))  # nothing is as young as the period
     assert [(one.p, one.n_reference) for one in late] == [(None, 0)]
     assert "too few slides" in late[0].sentence
     assert set(finished_at(cohort)) == set(ids)

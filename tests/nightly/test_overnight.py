@@ -16,8 +16,8 @@ from her2batch.nightly.overnight import Findings, _inside, _sum_up, overnight
 from her2batch.nightly.summary import NightSummary
 from her2batch.runtime.ingest import IngestSummary
 from her2batch.runtime.ray_session import RaySession
-from her2batch.settings import Overnight, Plan, from_toml
-from her2batch.store.audit import status, verify
+from her2batch.settings import NightlySettings, Plan, read_settings
+from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort
 from tests.nightly.scanner import SLIDES, Miniature, write_toml
 from tests.nightly.test_notify import webhook
@@ -41,8 +41,8 @@ def test_a_night_in_miniature(quiet_night: Miniature) -> None:
     assert cohort.rows()[first]["bytes"] == quiet_night.made[SLIDES].stat().st_size
     assert (night["scored"], night["not_scored"]) == (18, 0)
     assert len(list(cohort.root.glob(f"tables/predictions/{quiet_night.bundle}/*.parquet"))) == 18
-    assert list(verify(cohort)) == []
-    assert status(cohort).adds_up
+    assert list(verify_cohort(cohort)) == []
+    assert cohort_status(cohort).adds_up
     report = next((cohort.root / "nights").glob("*/report.html")).read_text()
     assert "seen 20 = 18 done + 1 failed" in report
     words = json.dumps(night)
@@ -56,7 +56,7 @@ def test_the_next_night_finds_nothing_new_and_waits_for_nothing(
     shutil.copytree(quiet_night.cohort.root, cohort)
     path = write_toml(quiet_night.folder, top=f"{quiet_night.top}\nkeep_nights = 1", cohort=str(cohort))
     lines: list[str] = []
-    overnight(from_toml(path, Overnight), line=lines.append)
+    overnight(read_settings(path, NightlySettings), line=lines.append)
     night = json.loads(lines[0])
     assert (night["seen"], night["done"], night["fresh"], night["scored"]) == (20, 18, 0, 0)
     assert [one.name for one in (cohort / "nights").iterdir()] == [night["night"]]
@@ -82,12 +82,12 @@ def test_settings_are_checked_before_anything_waits_for_them(tmp_path: Path) -> 
         ({"drift": 'site = "("'}, "drift.site"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=words.replace(".", r"\.")):
-            overnight(from_toml(write_toml(tmp_path, **more), Overnight))
+            overnight(read_settings(write_toml(tmp_path, **more), NightlySettings))
     (tmp_path / "odd.toml").write_text("x = [")
     with pytest.raises(InputError, match="no TOML"):
-        from_toml(tmp_path / "odd.toml", Overnight)
+        read_settings(tmp_path / "odd.toml", NightlySettings)
     with pytest.raises(InputError, match="can't be read"):
-        from_toml(tmp_path / "none.toml", Overnight)
+        read_settings(tmp_path / "none.toml", NightlySettings)
 
 
 def test_a_night_that_comes_to_nothing_is_told_all_the_same(tmp_path: Path) -> None:
@@ -97,12 +97,12 @@ def test_a_night_that_comes_to_nothing_is_told_all_the_same(tmp_path: Path) -> N
         path = write_toml(tmp_path, hook=f'webhook = "{address}"', resources="workers = 0")
         lines: list[str] = []
         with pytest.raises(InputError, match="no such folder"):
-            overnight(from_toml(path, Overnight), line=lines.append)
+            overnight(read_settings(path, NightlySettings), line=lines.append)
         (tmp_path / "scans").mkdir()
         cohort = Cohort(tmp_path / "cohort")
         cohort.create(Plan())
         with cohort.lock(), pytest.raises(StoreError, match="is in use"):
-            overnight(from_toml(path, Overnight), line=lines.append)
+            overnight(read_settings(path, NightlySettings), line=lines.append)
     assert [one["error"] for one in told] == ["InputError", "StoreError"]
     assert [one["exit_code"] for one in told] == [2, 2]
     assert [json.loads(one) for one in lines] == told
@@ -118,7 +118,7 @@ def test_a_night_that_was_stopped_does_not_read_the_weeks_before(
     for room, name in ((drift, "compare"), (retention, "retire")):
         monkeypatch.setattr(room, name, lambda *_: pytest.fail("a stopped night went on"))
     found = Findings(NightSummary("n", "t"))
-    settings = Overnight(scans="s", cohort="c")
+    settings = NightlySettings(scans="s", cohort="c")
     _sum_up(settings, cohort, IngestSummary(cohort.root, stopped=True), found, datetime.now().astimezone())
     assert found.night.exit_code == 130
 
@@ -130,6 +130,6 @@ def test_a_night_that_was_stopped_does_not_read_the_weeks_before(
 )  # fmt: skip
 def test_a_window_goes_through_midnight(at: str, until: str | None, open_: bool) -> None:
     window = {} if until is None else {"window": {"until": until}}
-    settings = Overnight(scans="s", cohort="c", start="19:00", **window)
+    settings = NightlySettings(scans="s", cohort="c", start="19:00", **window)
     moment = datetime.fromisoformat(f"2026-06-01T{at}:30").astimezone()
     assert _inside(settings, moment) == open_

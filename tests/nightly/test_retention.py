@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from her2batch.nightly.retention import delete_pyramid, due_pyramids, pyramid_bytes, retire
 from her2batch.runtime.ingest import IngestRequest, ingest
-from her2batch.settings import Plan, Resources, Retention
-from her2batch.store.audit import verify
+from her2batch.settings import Plan, Resources, RetentionSettings
+from her2batch.store.audit import verify_cohort
 from her2batch.store.cohort import RETIRED, Cohort
 from tests.conftest import Synthetic
 
@@ -24,18 +24,23 @@ def row(size: int) -> dict:
 def test_pyramids_go_by_age_and_then_by_quota() -> None:
     rows = {name: row(10**9) for name in "abcd"}
     finished = {name: NOW - timedelta(days=days) for name, days in zip("abcd", (40, 3, 2, 1), strict=True)}
-    assert due_pyramids(rows, finished, Retention(days=30), NOW) == ["a"]
-    assert due_pyramids(rows, finished, Retention(gigabytes=2.5), NOW) == ["a", "b"]
-    assert due_pyramids(rows, finished, Retention(days=30, gigabytes=1.5), NOW) == ["a", "b", "c"]
-    assert due_pyramids(rows, finished, Retention(), NOW) == []
-    assert due_pyramids(rows, {}, Retention(days=1), NOW) == ["a", "b", "c", "d"]  # nobody knows when: the oldest
+    assert due_pyramids(rows, finished, RetentionSettings(days=30), NOW) == ["a"]
+    assert due_pyramids(rows, finished, RetentionSettings(gigabytes=2.5), NOW) == ["a", "b"]
+    assert due_pyramids(rows, finished, RetentionSettings(days=30, gigabytes=1.5), NOW) == ["a", "b", "c"]
+    assert due_pyramids(rows, finished, RetentionSettings(), NOW) == []
+    assert due_pyramids(rows, {}, RetentionSettings(days=1), NOW) == [
+        "a",
+        "b",
+        "c",
+        "d",
+    ]  # nobody knows when: the oldest
 
 
 @given(st.lists(st.integers(1, 5 * 10**9), max_size=12), st.floats(0.1, 30))
 def test_what_stays_fits_and_not_one_more_than_needed_goes(sizes: list[int], limit: float) -> None:
     rows = {f"{k:02d}": row(size) for k, size in enumerate(sizes)}
     finished = {name: NOW - timedelta(days=100 - k) for k, name in enumerate(rows)}
-    gone = due_pyramids(rows, finished, Retention(gigabytes=limit), NOW)
+    gone = due_pyramids(rows, finished, RetentionSettings(gigabytes=limit), NOW)
     left = sum(pyramid_bytes(rows[one]) for one in rows.keys() - set(gone))
     assert left <= limit * 1e9
     assert gone == sorted(rows)[: len(gone)]
@@ -47,13 +52,13 @@ def test_a_cohort_without_its_pyramids_is_whole_and_not_done_again(synthetic: Sy
     shutil.copytree(synthetic.cohort, tmp_path / "c")
     cohort = Cohort(tmp_path / "c")
     later = datetime.now(UTC) + timedelta(days=10)
-    gone = retire(cohort, Retention(days=5), later)
+    gone = retire(cohort, RetentionSettings(days=5), later)
     assert gone
     assert set(gone) == set(cohort.rows())
     assert not any((tmp_path / "c" / "pyramids").iterdir())
     assert all(RETIRED in one["flags"] for one in cohort.rows().values())
-    assert list(verify(cohort)) == []
-    assert retire(cohort, Retention(days=5), later) == []
+    assert list(verify_cohort(cohort)) == []
+    assert retire(cohort, RetentionSettings(days=5), later) == []
     summary = ingest(IngestRequest(synthetic.scans, cohort.root), Plan(), Resources(workers=0))
     assert summary.fresh == []
 
@@ -67,6 +72,6 @@ def test_a_night_that_was_killed_between_row_and_files_is_mended_by_the_next(
     shutil.copytree(cohort.pyramid(first), tmp_path / "kept")
     delete_pyramid(cohort, cohort.rows()[first])
     shutil.copytree(tmp_path / "kept", cohort.pyramid(first))  # as if the files had not gone yet
-    assert [one.what for one in verify(cohort)][:1] == ["no slide's row names this file"]
-    retire(cohort, Retention(), datetime.now(UTC))
-    assert list(verify(cohort)) == []
+    assert [one.what for one in verify_cohort(cohort)][:1] == ["no slide's row names this file"]
+    retire(cohort, RetentionSettings(), datetime.now(UTC))
+    assert list(verify_cohort(cohort)) == []

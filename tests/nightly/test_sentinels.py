@@ -9,11 +9,11 @@ import pytest
 
 from her2batch.errors import InputError
 from her2batch.nightly.sentinels import check, compare, said
-from her2batch.settings import Sentinels
+from her2batch.settings import SentinelSettings
 from her2batch.store.cohort import Cohort, write_row
 from tests.conftest import Synthetic
 
-SETTINGS = Sentinels(folder="sentinels")
+SETTINGS = SentinelSettings(folder="sentinels")
 IDS = {"plan": "p", "bundle": "membrane"}
 
 

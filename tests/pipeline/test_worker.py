@@ -10,15 +10,15 @@ import pytest
 from her2batch.models.encoders import embedding_dim
 from her2batch.pipeline import worker as worker_module
 from her2batch.pipeline.inventory import SlideJob
-from her2batch.pipeline.stages import StageContext
+from her2batch.pipeline.slide_state import StageContext
 from her2batch.pipeline.worker import SlideWorker
 from her2batch.settings import Plan
 from her2batch.slides.readers import READERS, open_slide
 from her2batch.slides.slide import Box, resample
 from her2batch.slides.tiff_slide import TiledTiffSlide
-from her2batch.store.audit import verify
+from her2batch.store.audit import verify_cohort
 from her2batch.store.cohort import Cohort
-from her2batch.vision.membrane import MEMBRANE, measure_tiles
+from her2batch.vision.membrane import MEMBRANE_COLUMNS, measure_tiles
 from her2batch.vision.stain import fit_stain_vectors
 from tests.runtime.test_scheduler import todos
 
@@ -80,7 +80,7 @@ def test_a_file_that_changes_while_it_is_read_is_unstable(
     row = worker.run(todo).row
     assert row["error_code"] == "unstable"
     assert worker.cohort.read("tiles", "a").num_rows == first["n_tiles"]  # the old result stays
-    assert list(verify(worker.cohort)) == []
+    assert list(verify_cohort(worker.cohort)) == []
 
 
 def test_a_file_that_is_gone_says_so(worker: SlideWorker, todo: SlideJob) -> None:
@@ -106,5 +106,5 @@ def test_tiles_that_are_shrunk_while_decoding_show_the_same_membranes(cores: dic
     tiles = [np.stack([half[y : y + 224, x : x + 224] for y in (0, 224, 448) for x in (0, 224, 448, 672)])
              for half in (shrunk, whole)]  # fmt: skip
     stains = fit_stain_vectors(tiles[1], (240.0, 240.0, 240.0))
-    shares = [measure_tiles(some, 0.5, stains)[:, : len(MEMBRANE)].mean(axis=0) for some in tiles]
+    shares = [measure_tiles(some, 0.5, stains)[:, : len(MEMBRANE_COLUMNS)].mean(axis=0) for some in tiles]
     assert np.abs(shares[0] - shares[1]).max() < 0.03

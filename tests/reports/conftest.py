@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from her2batch.files.locations import drop_files
+from her2batch.files.locations import remove_files
 from her2batch.reports.cohort_page import page, with_worklists
 from her2batch.reports.report_data import ReportData, load_report_data
 from her2batch.runtime.score import score
 from her2batch.settings import Resources
 from her2batch.store.cohort import Cohort, write_row
-from her2batch.store.schemas import schema
+from her2batch.store.schemas import table_schema
 from tests.conftest import Synthetic
 from tests.models.bundles import untrained
 
@@ -31,7 +31,7 @@ def reported(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> 
     row = cohort.rows()[FAILED]
     failed = {"status": "failed", "error_code": "truncated", "error": f"/scans/{EVIL}: is cut; copy it again"}
     write_row(cohort, {**row, **failed, "files": [], "n_tiles": 0})
-    drop_files(cohort.root, [file["path"] for file in row["files"]])
+    remove_files(cohort.root, [file["path"] for file in row["files"]])
     assert score(cohort.root, untrained(folder / "bundle").path, Resources(workers=0)).exit_code == 0
     row = next(one for one in cohort.rows().values() if one["status"] == "done" and one["stain"] == "her2")
     cohort.add(row, {"patches/net": patches_of(cohort, row["slide_id"])})
@@ -51,7 +51,7 @@ def patches_of(cohort: Cohort, slide_id: str) -> pa.Table:
         y,
         pa.array([step] * tiles.num_rows, pa.int32()),
     ]
-    return pa.table([*columns, *(pa.array(p[:, k]) for k in range(4))], schema=schema("patches"))
+    return pa.table([*columns, *(pa.array(p[:, k]) for k in range(4))], schema=table_schema("patches"))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from her2batch.errors import InputError, StoreError
 from her2batch.runtime.ingest import IngestRequest, IngestSummary, ingest
 from her2batch.runtime.ray_session import RaySession
 from her2batch.settings import Plan, Resources
-from her2batch.store.audit import status, verify
+from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort
 from tests.conftest import MakeSlide
 from tests.models.bundles import untrained
@@ -50,14 +50,14 @@ def test_the_real_slides_are_done_or_fail_with_the_right_code(real_data: Path, t
     assert done["CMU-1-Small-Region"]["n_tiles"] > 50
     assert "no-tissue" in done["small"]["flags"]
     assert (summary.seen, summary.duplicate, summary.exit_code) == (11, 1, 3)
-    assert list(verify(Cohort(tmp_path / "c"))) == []
+    assert list(verify_cohort(Cohort(tmp_path / "c"))) == []
 
     again = run(real_data / "slides", tmp_path / "c", Plan(mpp_override=0.25))
     rows = {row["slide_id"]: row for row in again.slides}
     assert rows["tcga-cr-7395-01a-01-ts1"]["mpp_source"] == "override"
     assert rows["boxes"]["status"] == "done"
     assert again.already == 7
-    assert status(Cohort(tmp_path / "c")).adds_up
+    assert cohort_status(Cohort(tmp_path / "c")).adds_up
 
 
 def test_bad_slides_fail_one_by_one_and_disturb_nothing(real_data: Path, tmp_path: Path, make_slide: Callable) -> None:
@@ -103,7 +103,7 @@ def test_a_changed_slide_is_processed_anew_and_keeps_its_name(tmp_path: Path, ma
     second = run(path.parent, tmp_path / "c").slides[0]
     assert (first["slide_id"], first["width"]) == ("a", 1400)
     assert (second["slide_id"], second["width"]) == ("a", 1500)
-    assert list(verify(Cohort(tmp_path / "c"))) == []
+    assert list(verify_cohort(Cohort(tmp_path / "c"))) == []
 
 
 def test_a_touched_slide_is_recognised_by_its_content(tmp_path: Path, make_slide: Callable) -> None:
@@ -123,7 +123,7 @@ def test_two_slides_of_one_name_and_three_copies(tmp_path: Path, make_slide: Cal
     assert len(ids) == 2
     assert len({one.lower() for one in ids}) == 2
     assert (summary.seen, summary.done, summary.duplicate) == (4, 2, 2)
-    assert status(Cohort(tmp_path / "c")).adds_up
+    assert cohort_status(Cohort(tmp_path / "c")).adds_up
 
 
 def test_a_damaged_store_is_mended(tmp_path: Path, make_slide: Callable) -> None:
@@ -132,7 +132,7 @@ def test_a_damaged_store_is_mended(tmp_path: Path, make_slide: Callable) -> None
     before = contents(tmp_path / "c")
     cohort = Cohort(tmp_path / "c")
     cohort.table("tiles", "a").unlink()
-    assert [problem.slide_id for problem in verify(cohort)] == ["a"]
+    assert [problem.slide_id for problem in verify_cohort(cohort)] == ["a"]
     run(path.parent, tmp_path / "c")
     assert contents(tmp_path / "c") == before
 
@@ -146,7 +146,7 @@ def test_damage_of_the_same_size_is_mended_once_verify_has_seen_it(tmp_path: Pat
     data = bytearray(cohort.table("tiles", "a").read_bytes())
     data[len(data) // 2] ^= 1
     cohort.table("tiles", "a").write_bytes(data)
-    assert [problem.slide_id for problem in verify(cohort)] == ["a"]
+    assert [problem.slide_id for problem in verify_cohort(cohort)] == ["a"]
     assert cohort.damaged() == {"a"}
     assert run(path.parent, tmp_path / "c").already == 1
     assert contents(tmp_path / "c") == before

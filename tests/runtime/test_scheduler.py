@@ -15,7 +15,7 @@ from her2batch.models.encoders import embedding_dim
 from her2batch.models.nets import build
 from her2batch.pipeline.inventory import SlideJob, take_inventory
 from her2batch.pipeline.queue import SlideQueue
-from her2batch.pipeline.stages import StageContext
+from her2batch.pipeline.slide_state import StageContext
 from her2batch.pipeline.worker import SlideResult, SlideWorker
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.ray_session import RaySession
@@ -25,7 +25,7 @@ from her2batch.runtime.telemetry import Meters
 from her2batch.settings import Plan, Resources
 from her2batch.store.cohort import Cohort
 from her2batch.store.pseudonyms import Pseudonymizer
-from her2batch.tasks import CLASSES, IHC
+from her2batch.tasks import CLASSES, IHC_SCORES
 from tests.models.bundles import bundle_of
 from tests.runtime.test_ingest import contents
 
@@ -280,5 +280,5 @@ def test_model_pools_give_the_bytes_of_the_plain_loop(
     assert names == [*own, "predictions", "predictions", "slides", "thumbnails", "tiles"]
     patches = cohort.read(next(name for name in cohort.names() if name.startswith("patches")), "a")
     assert set(patches["resolution"].to_pylist()) == {"moderate"}  # at `low` a patch is larger than this tissue
-    total = sum(patches[f"p{k}"].to_numpy() for k in range(len(IHC)))
+    total = sum(patches[f"p{k}"].to_numpy() for k in range(len(IHC_SCORES)))
     np.testing.assert_allclose(total, 1, atol=1e-5)

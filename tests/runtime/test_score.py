@@ -1,20 +1,24 @@
 """Scoring a cohort from its tables: what a bundle's networks need comes from the store, and lands there."""
 
+import os
 import shutil
+import signal
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from her2batch.errors import InputError
 from her2batch.experiments.train import TrainingRequest, train
+from her2batch.runtime import score as score_module
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.ray_session import RaySession
 from her2batch.runtime.score import score
-from her2batch.settings import Plan, Resources, Spread, Training
-from her2batch.store.audit import verify
+from her2batch.settings import Plan, Resources, Training, TrainingResources
+from her2batch.store.audit import verify_cohort
 from her2batch.store.cohort import Cohort
-from tests.conftest import Synthetic
+from tests.conftest import Synthetic, write_slide
 
 METHODS = ("clam-mb", "resnet50", "random-forest", "majority-vote")
 
@@ -27,7 +31,9 @@ def bundle(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory, ray_s
         options=("epochs=1",), patches_per_slide=4,
     )  # fmt: skip
     out = tmp_path_factory.mktemp("bundle") / "run"
-    found = train(TrainingRequest(synthetic.cohort, out, None, synthetic.annotations), training, Spread(workers=0))
+    found = train(
+        TrainingRequest(synthetic.cohort, out, None, synthetic.annotations), training, TrainingResources(workers=0)
+    )
     assert found.exit_code == 0, found.failed
     return out / "bundle"
 
@@ -54,7 +60,7 @@ def test_every_kind_of_model_scores(bundle: Path, cohort: Path, synthetic: Synth
     names = Cohort(cohort).names()
     for table in ("patches", "thumbnails", "attention", "predictions"):
         assert f"{table}/{found.bundle.id}" in names
-    assert list(verify(Cohort(cohort))) == []
+    assert list(verify_cohort(Cohort(cohort))) == []
 
 
 def test_ingest_with_the_bundle_gives_nearly_the_same(bundle: Path, cohort: Path, synthetic: Synthetic) -> None:
@@ -99,3 +105,79 @@ def test_an_empty_cohort_says_so(bundle: Path, tmp_path: Path) -> None:
     Cohort(tmp_path / "cohort").create(Plan())
     with pytest.raises(InputError, match="no slide"):
         score(tmp_path / "cohort", bundle, Resources(workers=0))
+
+
+@pytest.fixture
+def cohort_with_blank_slide(synthetic: Synthetic, tmp_path: Path) -> Path:
+    """Two slides with tissue and one of bare glass, which is done and has no tiles."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for path in sorted(synthetic.scans.glob("*-1.svs"))[:2]:
+        (scans / path.name).symlink_to(path)
+    glass = np.random.default_rng(0).normal(240, 1, (1200, 1400, 3)).astype(np.uint8)
+    write_slide(scans / "blank.tiff", glass)
+    ingest(IngestRequest(scans, tmp_path / "cohort"), Plan(), Resources(workers=0))
+    assert Cohort(tmp_path / "cohort").rows()["blank"]["status"] == "done"
+    return tmp_path / "cohort"
+
+
+def test_slide_without_tiles_is_scored_as_ingest_with_the_bundle_scores_it(
+    bundle: Path, cohort_with_blank_slide: Path
+) -> None:
+    cohort = Cohort(cohort_with_blank_slide)
+    found = score(cohort.root, bundle, Resources(workers=0))
+    assert (found.scored, found.failures, found.exit_code) == (3, {}, 0)
+    direct = Cohort(cohort.root.parent / "direct")
+    request = IngestRequest(cohort.root.parent / "scans", direct.root, bundle=bundle)
+    assert ingest(request, Plan(), Resources(workers=0)).exit_code == 0
+    tables = [name for name in cohort.names() if name.endswith(found.bundle.id)]
+    assert {name.split("/")[0] for name in tables} == {"patches", "thumbnails", "attention", "predictions"}
+    for name in tables:
+        paths = [store.table(name, "blank") for store in (cohort, direct)]
+        assert [path.exists() for path in paths] == [name.split("/")[0] != "attention"] * 2
+        if paths[0].exists():
+            assert paths[0].read_bytes() == paths[1].read_bytes()
+    again = score(cohort.root, bundle, Resources(workers=0))
+    assert (again.already, again.scored, again.failures) == (3, 0, {})
+
+
+def test_one_failing_slide_does_not_fail_the_others_of_its_share(
+    bundle: Path, cohort: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = sorted(Cohort(cohort).rows())
+
+    def fails(cohort: Cohort, plan: Plan, judge: object, nets: object, row: dict) -> dict:
+        if row["slide_id"] == bad:
+            raise ValueError("cannot reshape array")
+        return original(cohort, plan, judge, nets, row)
+
+    original = score_module.score_slide
+    monkeypatch.setattr(score_module, "score_slide", fails)
+    found = score(cohort, bundle, Resources(workers=0))
+    assert (found.scored, list(found.failures), found.exit_code) == (1, [bad], 3)
+    assert found.failures[bad].count(bad) == 1
+    assert f"predictions/{found.bundle.id}" in Cohort(cohort).names()
+    monkeypatch.setattr(score_module, "score_slide", original)
+    again = score(cohort, bundle, Resources(workers=0))
+    assert (again.already, again.scored, again.failures) == (1, 1, {})
+    assert good
+
+
+def test_slide_that_kills_its_worker_does_not_fail_the_others_of_its_share(
+    bundle: Path, cohort: Path, ray_session: RaySession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tests.runtime.test_score as here
+
+    ray_session.ray.cloudpickle.register_pickle_by_value(here)
+    bad, _ = sorted(Cohort(cohort).rows())
+    monkeypatch.setattr(score_module, "_score", here._die_of_first)
+    found = score(cohort, bundle, Resources(workers=2))
+    assert (found.scored, list(found.failures), found.exit_code) == (1, [bad], 3)
+    assert found.failures[bad].count(bad) == 1
+
+
+def _die_of_first(cohort: Cohort, bundle: object, plan: Plan, rows: tuple, device: str) -> dict[str, str]:
+    """A native library that crashes on the first slide of the cohort."""
+    if any(row["slide_id"] == sorted(cohort.rows())[0] for row in rows):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {}

@@ -19,7 +19,7 @@ from her2batch.errors import InputError, StoreError
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.serve import Offer, check, read_one
 from her2batch.settings import Plan, Resources
-from her2batch.store.audit import status, verify
+from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort
 from tests.conftest import tissue_image, write_slide
 
@@ -104,8 +104,8 @@ def test_the_calls_of_the_handbook_work(server: Server, tmp_path: Path) -> None:
     assert '"slide_id":"S2"' in outputs[3]
     assert '"label":"1+"' in outputs[4]
     assert server.cohort.rows().keys() == {"S1", "S2"}
-    assert list(verify(server.cohort)) == []
-    assert status(server.cohort).adds_up
+    assert list(verify_cohort(server.cohort)) == []
+    assert cohort_status(server.cohort).adds_up
 
 
 @pytest.mark.slow
@@ -161,8 +161,8 @@ def test_a_posted_file_is_read_alone_or_said_to_be_none(tmp_path: Path, ray_sess
     assert read_one(offer, scans / "notes.txt")["error_code"] == "not-a-slide"
     found = read_one(offer, scans / "broken.svs")
     assert (found["slide_id"], found["error_code"]) == ("broken", "unreadable")
-    assert status(cohort).adds_up
+    assert cohort_status(cohort).adds_up
     with cohort.lock(), pytest.raises(StoreError, match="is in use by"):
         read_one(offer, scans / "S3.tiff")
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
     assert cohort.plan() == Plan()

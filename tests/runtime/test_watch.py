@@ -19,9 +19,9 @@ from her2batch.pipeline.queue import now
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.ray_session import RaySession
 from her2batch.runtime.watch import GIVE_UP, FileStability, partial_beside
-from her2batch.settings import Plan, Resources, Window
+from her2batch.settings import Plan, Resources, RunWindow
 from her2batch.slides.discover import DiscoveredSlides, SlideFiles, refresh_files, slide_files
-from her2batch.store.audit import status
+from her2batch.store.audit import cohort_status
 from her2batch.store.cohort import Cohort
 
 SETTLE = 10.0
@@ -116,7 +116,7 @@ def watched(
 ) -> "tuple[threading.Thread, list]":
     """An ingest that watches, in a thread, until it has ended or the test has."""
     found: list = []
-    window = Window(watch=True, settle=0.6, **more)
+    window = RunWindow(watch=True, settle=0.6, **more)
 
     def run() -> None:
         order = IngestRequest(tmp_path / "scans", tmp_path / "c")
@@ -190,11 +190,11 @@ def test_when_the_window_ends_the_rest_is_deferred_and_the_next_run_takes_it(
     make_slide("a.tiff")
     cut = make_slide("cut.tiff", seed=1)
     os.truncate(cut, cut.stat().st_size // 2)
-    window = Window(watch=True, settle=30, until=(now() + timedelta(seconds=4)).strftime("%H:%M:%S"))
+    window = RunWindow(watch=True, settle=30, until=(now() + timedelta(seconds=4)).strftime("%H:%M:%S"))
     order = IngestRequest(tmp_path / "scans", tmp_path / "c")
     summary = ingest(order, Plan(tile=64), Resources(workers=2), window=window, session=ray_session)
     assert (summary.seen, summary.deferred, summary.done, summary.exit_code) == (2, 2, 0, 0)
-    found = status(Cohort(tmp_path / "c"))
+    found = cohort_status(Cohort(tmp_path / "c"))
     assert found.adds_up
     assert found.deferred == 2
     assert found.reasons == {"deferred: not at rest for 30 s yet": 2}

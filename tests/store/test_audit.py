@@ -9,7 +9,7 @@ from her2batch.errors import StoreError
 from her2batch.files.parquet import write_parquet
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources
-from her2batch.store.audit import status, verify
+from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort
 
 
@@ -26,16 +26,16 @@ def test_every_bit_that_flips_in_any_file_is_found(cohort: Cohort) -> None:
     for path in files:
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-        assert [problem.path for problem in verify(cohort)] == [path]
+        assert [problem.path for problem in verify_cohort(cohort)] == [path]
         path.write_bytes(data)
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
 
 
 def test_a_table_of_other_columns_is_named(cohort: Cohort) -> None:
     path = cohort.table("tiles", "HE_example")
     data = path.read_bytes()
     write_parquet(cohort.read("membrane", "HE_example"), path)
-    assert [problem.path for problem in verify(cohort)] == [path]
+    assert [problem.path for problem in verify_cohort(cohort)] == [path]
     path.write_bytes(data)
 
 
@@ -43,10 +43,10 @@ def test_a_row_that_cannot_be_read_is_named(cohort: Cohort) -> None:
     path = cohort.table("slides", "HE_example")
     data = path.read_bytes()
     path.write_bytes(data[:100])
-    assert path in [problem.path for problem in verify(cohort)]
-    assert not status(cohort).adds_up
+    assert path in [problem.path for problem in verify_cohort(cohort)]
+    assert not cohort_status(cohort).adds_up
     path.write_bytes(data)
-    assert status(cohort).adds_up
+    assert cohort_status(cohort).adds_up
 
 
 def test_a_row_that_went_bad_without_a_trace_is_forgotten_by_the_memo_too(tmp_path: Path, real_data: Path) -> None:
@@ -64,12 +64,12 @@ def test_a_row_that_went_bad_without_a_trace_is_forgotten_by_the_memo_too(tmp_pa
     path.write_bytes(bytes(len(data)))  # a disk that lost a sector changes neither size nor time
     os.utime(path, ns=(0, 0))
     assert "HE_example" in made.rows()
-    assert path in [problem.path for problem in verify(made)]
+    assert path in [problem.path for problem in verify_cohort(made)]
     assert ingest(order, Plan(), Resources(workers=0)).already == 0
     assert path.read_bytes() == data
-    assert list(verify(made)) == []
+    assert list(verify_cohort(made)) == []
 
 
 def test_a_folder_that_is_no_cohort_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="her2batch ingest"):
-        status(Cohort(tmp_path))
+        cohort_status(Cohort(tmp_path))

@@ -6,7 +6,7 @@ import pytest
 
 from her2batch.files.parquet import write_parquet
 from her2batch.settings import Plan
-from her2batch.store.audit import verify
+from her2batch.store.audit import verify_cohort
 from her2batch.store.cleanup import remove_leftovers, remove_orphans
 from her2batch.store.cohort import Cohort
 from tests.store.test_cohort import commit, row, tiles
@@ -56,7 +56,7 @@ def test_what_a_failed_slide_left_of_a_better_time_goes(cohort: Cohort) -> None:
     cohort.draft("a").commit(row("a", status="failed", error_code="truncated"), None)  # killed before the old went
     assert all((cohort.root / file["path"]).exists() for file in good["files"])
     assert remove_orphans(cohort, cohort.rows()) == ["pyramids/a.zarr", "tables/tiles/a.parquet", "thumbnails/a.jpg"]
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
 
 
 def test_files_of_a_row_that_cannot_be_read_stay(cohort: Cohort) -> None:

@@ -14,7 +14,7 @@ from her2batch.errors import StoreError
 from her2batch.files.parquet import write_parquet
 from her2batch.settings import Plan
 from her2batch.store import schemas
-from her2batch.store.audit import status, verify
+from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort
 
 
@@ -29,7 +29,7 @@ def tiles(slide_id: str, n: int = 3) -> pa.Table:
     numbers = np.arange(n, dtype=np.int32)
     columns = {"slide_id": [slide_id] * n, "tile": numbers, "x": numbers * 448, "y": numbers, "size": numbers + 448}
     columns |= {name: numbers.astype(np.float32) for name in ("tissue", "dab", "blur")}
-    return pa.table(columns, schemas.schema("tiles"))
+    return pa.table(columns, schemas.table_schema("tiles"))
 
 
 def row(slide_id: str, **more: object) -> dict:
@@ -53,7 +53,7 @@ def test_a_committed_slide_is_whole_and_names_every_file(cohort: Cohort) -> None
         "pyramids/a.zarr/0/zarr.json", "tables/tiles/a.parquet", "thumbnails/a.jpg",
     ]  # fmt: skip
     assert cohort.intact(committed)
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
     assert not list(cohort.root.glob(".draft-*"))
 
 
@@ -72,7 +72,7 @@ def test_a_second_commit_replaces_the_first_and_leaves_nothing_of_it(cohort: Coh
     commit(cohort, "a", old=first, n=5)
     assert cohort.read("tiles", "a").num_rows == 5
     assert not extra.exists()
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
 
 
 def test_a_failed_slide_takes_its_old_files_with_it(cohort: Cohort) -> None:
@@ -80,7 +80,7 @@ def test_a_failed_slide_takes_its_old_files_with_it(cohort: Cohort) -> None:
     cohort.draft("a").commit(row("a", status="failed", error_code="truncated"), first)
     assert [path for path in cohort.root.rglob("*") if path.is_file() and path.suffix in (".jpg", ".json")] == []
     assert cohort.rows()["a"]["files"] == []
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "delete", "swap"])
@@ -99,13 +99,13 @@ def test_verify_finds_what_was_done_to_a_file(cohort: Cohort, damage: str) -> No
             path.unlink()
         case "swap":
             path.write_bytes(cohort.table("tiles", "b").read_bytes())
-    assert [problem.slide_id for problem in verify(cohort)] == ["a"]
+    assert [problem.slide_id for problem in verify_cohort(cohort)] == ["a"]
 
 
 def test_verify_names_files_that_nobody_owns(cohort: Cohort) -> None:
     commit(cohort, "a")
     write_parquet(tiles("x"), cohort.table("tiles", "x"))
-    assert [problem.path.name for problem in verify(cohort)] == ["x.parquet"]
+    assert [problem.path.name for problem in verify_cohort(cohort)] == ["x.parquet"]
 
 
 def test_intact_looks_at_sizes_only(cohort: Cohort) -> None:
@@ -188,8 +188,8 @@ def test_status_says_when_a_seen_file_has_no_outcome(cohort: Cohort) -> None:
     entry = {"path": "/s/a.svs", "bytes": 1, "mtime_ns": 1, "n_files": 1, "outcome": "slide", "slide_id": "a"}
     other = {**entry, "path": "/s/b.txt", "outcome": "ignored", "slide_id": None, "reason": "not a slide"}
     cohort.write_seen([entry, other])
-    assert not status(cohort).adds_up
+    assert not cohort_status(cohort).adds_up
     commit(cohort, "a")
-    found = status(cohort)
+    found = cohort_status(cohort)
     assert found.adds_up
     assert (found.seen, found.done, found.ignored) == (2, 1, 1)

@@ -9,9 +9,9 @@ from her2batch.errors import InputError
 from her2batch.files.atomic import atomic_write
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources
-from her2batch.store.audit import status, verify
+from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort
-from her2batch.store.erase import erase, naming
+from her2batch.store.erase import erase, files_naming
 from her2batch.store.pseudonyms import Pseudonymizer
 from tests.conftest import Synthetic
 from tests.runtime.test_ingest import contents
@@ -37,13 +37,13 @@ def test_every_file_and_row_goes_and_nothing_else(cohort: Cohort, synthetic: Syn
     (cohort.nights / "20260101-190000" / "report.html").write_text(f"<td>{ids[0]}</td>")
     (cohort.nights / "20260102-190000" / "report.html").write_text("<td>others</td>")
     before = contents(cohort.root)
-    assert list(naming(cohort.root, {patient, *ids}))
+    assert list(files_naming(cohort.root, {patient, *ids}))
     found = erase(cohort, patient, Pseudonymizer())
     assert (found.slides, found.left, found.nights) == (ids, [], ["20260101-190000"])
     assert {Path(one).stem for one in found.sources} == set(ids)
-    assert list(naming(cohort.root, {patient, *ids})) == []
-    assert list(verify(cohort)) == []
-    assert status(cohort).adds_up
+    assert list(files_naming(cohort.root, {patient, *ids})) == []
+    assert list(verify_cohort(cohort)) == []
+    assert cohort_status(cohort).adds_up
     after = contents(cohort.root)
     others = {name for name in before if not any(one in name for one in ids) and "nights" not in name}
     assert {name for name in others if before[name] != after.get(name)} == {"labels.parquet"}
@@ -54,8 +54,8 @@ def test_the_next_ingest_does_not_bring_them_back_nor_write_their_names(cohort: 
     erase(cohort, patient, Pseudonymizer())
     summary = ingest(IngestRequest(synthetic.scans, cohort.root), Plan(), Resources(workers=0))
     assert (summary.fresh, summary.ignored, summary.adds_up) == ([], len(ids), True)
-    assert list(naming(cohort.root, {patient, *ids})) == []
-    assert status(cohort).adds_up
+    assert list(files_naming(cohort.root, {patient, *ids})) == []
+    assert cohort_status(cohort).adds_up
 
 
 def test_forgetting_that_was_interrupted_goes_on(cohort: Cohort) -> None:
@@ -64,7 +64,7 @@ def test_forgetting_that_was_interrupted_goes_on(cohort: Cohort) -> None:
         path.unlink()
     shutil.rmtree(cohort.pyramid(ids[0]))
     assert erase(cohort, patient, Pseudonymizer()).left == []
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
 
 
 def test_a_damaged_table_of_another_does_not_stop_it(cohort: Cohort) -> None:
@@ -72,7 +72,7 @@ def test_a_damaged_table_of_another_does_not_stop_it(cohort: Cohort) -> None:
     other = next(one for one, row in cohort.rows().items() if row["patient_id"] != patient)
     cohort.table("tiles", other).write_bytes(b"PAR1 and nothing else")
     assert erase(cohort, patient, Pseudonymizer()).left == []
-    assert [one.slide_id for one in verify(cohort)] == [other]
+    assert [one.slide_id for one in verify_cohort(cohort)] == [other]
 
 
 def test_names_are_found_in_packed_tables_and_only_whole(cohort: Cohort, tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ def test_names_are_found_in_packed_tables_and_only_whole(cohort: Cohort, tmp_pat
         with atomic_write(folder / name) as part:
             part.write_text(text)
     shutil.copy(cohort.labels, folder / "labels.parquet")
-    assert {path.name for path in naming(folder, {"P1"})} == {"b.txt", "P1.txt"}
-    assert {path.name for path in naming(folder, {patient_of(cohort)[0]})} == {"labels.parquet"}
+    assert {path.name for path in files_naming(folder, {"P1"})} == {"b.txt", "P1.txt"}
+    assert {path.name for path in files_naming(folder, {patient_of(cohort)[0]})} == {"labels.parquet"}
 
 
 def test_runs_that_know_the_patient_are_named_and_left(cohort: Cohort, tmp_path: Path) -> None:
@@ -112,6 +112,6 @@ def test_pseudonyms_are_forgotten_by_the_name_behind_them(synthetic: Synthetic, 
     found = erase(cohort, patient, names)
     assert found.slides
     assert (found.left, found.sources) == ([], [])
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
     again = ingest(order, Plan(), Resources(workers=0))
     assert (again.fresh, again.ignored) == ([], len(found.slides))

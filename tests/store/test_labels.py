@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.store.labels import COLUMNS, SCHEMA, apply_reviews, check_slides, label_slides, read_labels
-from her2batch.tasks import CLASSES, IHC
+from her2batch.store.labels import COLUMNS, LABELS_SCHEMA, apply_reviews, check_labels, label_slides, read_labels
+from her2batch.tasks import CLASSES, IHC_SCORES
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -44,10 +44,10 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, words: str) -> None:
 def labelled(*rows: tuple[str, str | None, str | None]) -> pa.Table:
     """Slides s0, s1, … with (patient, IHC, ISH)."""
     known = [{"slide_id": f"s{k}", "patient_id": p, "her2": ihc, "ish": ish} for k, (p, ihc, ish) in enumerate(rows)]
-    return pa.Table.from_pylist([{**dict.fromkeys(COLUMNS), **row} for row in known], SCHEMA)
+    return pa.Table.from_pylist([{**dict.fromkeys(COLUMNS), **row} for row in known], LABELS_SCHEMA)
 
 
-EVERY = labelled(*(("p", ihc, ish) for ihc in IHC for ish in (None, "-", "+")))
+EVERY = labelled(*(("p", ihc, ish) for ihc in IHC_SCORES for ish in (None, "-", "+")))
 
 
 @pytest.mark.parametrize(("task", "expected"), [
@@ -96,7 +96,7 @@ def test_without_patients_each_slide_is_one() -> None:
 ])  # fmt: skip
 def test_labels_that_do_not_fit_the_cohort_are_refused(rows: tuple, known: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        check_slides(labelled(*rows), known, Path("labels.csv"))
+        check_labels(labelled(*rows), known, Path("labels.csv"))
 
 
 # -- TCGA ------------------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def entry(slide_id: str, label: str | None, number: int, task: str = "her2-4way"
 def test_the_newest_verdict_lies_over_the_label_and_what_differs_is_said() -> None:
     labels = pa.Table.from_pylist(
         [{"slide_id": one, "patient_id": f"P{one}", "her2": her2, "ish": ish, "er": "+"} for one, her2, ish in
-         (("a", "1+", None), ("b", "2+", "+"), ("c", "3+", None), ("d", "0", None), ("e", "1+", None))], SCHEMA
+         (("a", "1+", None), ("b", "2+", "+"), ("c", "3+", None), ("d", "0", None), ("e", "1+", None))], LABELS_SCHEMA
     )  # fmt: skip
     entries = [
         entry("a", "0", 1, reviewer="B"),
@@ -186,7 +186,7 @@ def test_the_newest_verdict_lies_over_the_label_and_what_differs_is_said() -> No
 
 
 def test_a_class_that_names_no_score_takes_the_slide_out() -> None:
-    labels = pa.Table.from_pylist([{"slide_id": one, "her2": "0"} for one in "ab"], SCHEMA)
+    labels = pa.Table.from_pylist([{"slide_id": one, "her2": "0"} for one in "ab"], LABELS_SCHEMA)
     entries = [entry("a", "low", 1, task="her2-3way"), entry("b", "0", 2, task="her2-3way")]
     after, changes = apply_reviews(labels, entries, {"a": {}, "b": {}})
     assert [row["her2"] for row in after.to_pylist()] == [None, "0"]
@@ -194,7 +194,7 @@ def test_a_class_that_names_no_score_takes_the_slide_out() -> None:
 
 
 def test_a_slide_without_a_patient_is_not_added_to_those_that_have_one() -> None:
-    labels = pa.Table.from_pylist([{"slide_id": "a", "patient_id": "P1", "her2": "0"}], SCHEMA)
+    labels = pa.Table.from_pylist([{"slide_id": "a", "patient_id": "P1", "her2": "0"}], LABELS_SCHEMA)
     after, changes = apply_reviews(labels, [entry("b", "3+", 1)], {"a": {}, "b": {"patient_id": None}})
     assert [row["slide_id"] for row in after.to_pylist()] == ["a"]
     assert [row["words"] for row in changes.to_pylist()] == ["its patient is not known: label it"]

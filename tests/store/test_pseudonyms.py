@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from her2batch.errors import InputError
-from her2batch.store.pseudonyms import Pseudonymizer, neutral, read_key, safe_name
+from her2batch.store.pseudonyms import Pseudonymizer, escape_formula, read_key, slide_id_of
 
 
 @given(st.text(max_size=300))
 def test_a_slide_id_is_always_a_plain_file_name(stem: str) -> None:
-    name = safe_name(stem)
+    name = slide_id_of(stem)
     assert 0 < len(name) <= 120
     assert name.isascii()
     assert not set(name) & set("/\\ \n\0")
@@ -62,17 +62,17 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_spreadsheet_would_run_is_quoted(text: str) -> None:
-    assert neutral(text) == f"'{text}"
+    assert escape_formula(text) == f"'{text}"
 
 
 @pytest.mark.parametrize(
     "text", ["", "-", "+", "-3", "+3", "-3.25", "-1e-05", "2+", "3+", "S1", "S-1", "a=b", "ä@b", "'=1"]
 )
 def test_labels_and_numbers_stay_what_they_are(text: str) -> None:
-    assert neutral(text) == text
+    assert escape_formula(text) == text
 
 
 @given(st.text(max_size=40))
 def test_no_cell_that_was_quoted_is_quoted_again(text: str) -> None:
-    assert neutral(neutral(text)) == neutral(text)
-    assert neutral(text).removeprefix("'") == text.removeprefix("'")
+    assert escape_formula(escape_formula(text)) == escape_formula(text)
+    assert escape_formula(text).removeprefix("'") == text.removeprefix("'")

@@ -17,9 +17,9 @@ import pytest
 from her2batch.errors import InputError
 from her2batch.files.parquet import read_parquet, write_parquet
 from her2batch.store import reviews, schemas
-from her2batch.store.audit import verify
+from her2batch.store.audit import verify_cohort
 from her2batch.store.cohort import Cohort, write_row
-from her2batch.store.erase import erase, naming
+from her2batch.store.erase import erase, files_naming
 from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.store.reviews import Review
 
@@ -34,7 +34,7 @@ def cohort(tmp_path: Path) -> Cohort:
     made = Cohort(tmp_path / "c")
     made.create(Plan())
     for slide_id, patient in zip(SLIDES, ("P1", "P1", "P2"), strict=True):
-        row = dict.fromkeys(schemas.schema("slides").names) | {"slide_id": slide_id, "patient_id": patient}
+        row = dict.fromkeys(schemas.table_schema("slides").names) | {"slide_id": slide_id, "patient_id": patient}
         write_row(made, {**row, "path": f"/scans/{slide_id}.svs", "status": "done", "files": []})
     return made
 
@@ -45,16 +45,16 @@ def agreeing(slide_id: str = "S1", **more: str | None) -> Review:
 
 
 def wrongs(cohort: Cohort) -> list[str]:
-    return [one.what for one in verify(cohort)]
+    return [one.what for one in verify_cohort(cohort)]
 
 
 def test_entries_follow_each_other(cohort: Cohort) -> None:
-    first = reviews.append(cohort, agreeing())
-    second = reviews.append(cohort, agreeing("S2", verdict="change", label="2+", comment=" rim only "))
+    first = reviews.append_review(cohort, agreeing())
+    second = reviews.append_review(cohort, agreeing("S2", verdict="change", label="2+", comment=" rim only "))
     assert (first["number"], first["previous_sha256"]) == (1, "0" * 64)
     assert (second["number"], second["previous_sha256"], second["comment"]) == (2, first["sha256"], "rim only")
-    assert reviews.read(cohort) == [first, second]
-    assert reviews.head(cohort) == (2, second["sha256"])
+    assert reviews.read_reviews(cohort) == [first, second]
+    assert reviews.chain_head(cohort) == (2, second["sha256"])
     assert wrongs(cohort) == []
 
 
@@ -62,8 +62,8 @@ def test_any_parquet_reader_sees_them_as_one_table(cohort: Cohort) -> None:
     import duckdb
 
     for slide_id in SLIDES:
-        reviews.append(cohort, agreeing(slide_id))
-    place = reviews.folder(cohort) / "*.parquet"
+        reviews.append_review(cohort, agreeing(slide_id))
+    place = reviews.reviews_folder(cohort) / "*.parquet"
     assert duckdb.sql(f"select slide_id, label from '{place}' order by number").fetchall() == [
         (one, "1+") for one in SLIDES
     ]
@@ -86,13 +86,13 @@ def test_any_parquet_reader_sees_them_as_one_table(cohort: Cohort) -> None:
 )
 def test_a_verdict_that_says_nothing_is_refused(cohort: Cohort, more: dict[str, str | None]) -> None:
     with pytest.raises(InputError):
-        reviews.append(cohort, agreeing(**more))
-    assert reviews.read(cohort) == []
+        reviews.append_review(cohort, agreeing(**more))
+    assert reviews.read_reviews(cohort) == []
 
 
 def _many(root: Path, count: int) -> None:
     for _ in range(count):
-        reviews.append(Cohort(root), agreeing())
+        reviews.append_review(Cohort(root), agreeing())
 
 
 def test_writers_in_several_processes_never_fork_the_chain(cohort: Cohort) -> None:
@@ -103,7 +103,7 @@ def test_writers_in_several_processes_never_fork_the_chain(cohort: Cohort) -> No
         list(pool.map(lambda _: _many(cohort.root, 6), range(2)))
         for one in workers:
             one.join()
-    assert [one["number"] for one in reviews.read(cohort)] == list(range(1, 29))
+    assert [one["number"] for one in reviews.read_reviews(cohort)] == list(range(1, 29))
     assert wrongs(cohort) == []
 
 
@@ -125,39 +125,39 @@ def counting(real):
 
 for name in ("fsync", "replace", "unlink", "open"):
     setattr(os, name, counting(getattr(os, name)))
-reviews.append(Cohort(Path(sys.argv[1])), agreeing("S2"))
+reviews.append_review(Cohort(Path(sys.argv[1])), agreeing("S2"))
 """
 
 
 def test_killed_at_any_step_an_entry_is_whole_or_absent(cohort: Cohort) -> None:
-    reviews.append(cohort, agreeing())
+    reviews.append_review(cohort, agreeing())
     for fatal in range(1, 20):
-        before = len(reviews.read(cohort))
+        before = len(reviews.read_reviews(cohort))
         command = [sys.executable, "-c", KILLED, str(cohort.root), str(fatal)]
         ended = subprocess.run(command, cwd=Path(__file__).parents[2], env=dict(os.environ), check=False)
-        assert len(reviews.read(cohort)) - before in (0, 1)
+        assert len(reviews.read_reviews(cohort)) - before in (0, 1)
         assert wrongs(cohort) == []
         if ended.returncode == 0:
             break
         assert ended.returncode == -signal.SIGKILL
     assert fatal > 3
-    assert reviews.append(cohort, agreeing())["number"] == len(reviews.read(cohort))
+    assert reviews.append_review(cohort, agreeing())["number"] == len(reviews.read_reviews(cohort))
 
 
 def changed(cohort: Cohort, place: int, **more: object) -> None:
-    path = reviews.folder(cohort) / f"{place:08d}.parquet"
+    path = reviews.reviews_folder(cohort) / f"{place:08d}.parquet"
     entry = read_parquet(path).to_pylist()[0] | more
-    write_parquet(pa.Table.from_pylist([entry], schemas.schema("reviews")), path)
+    write_parquet(pa.Table.from_pylist([entry], schemas.table_schema("reviews")), path)
 
 
 def test_every_change_shows(cohort: Cohort) -> None:
     for slide_id in SLIDES:
-        reviews.append(cohort, agreeing(slide_id))
-    shutil.copytree(reviews.folder(cohort), cohort.root / "kept")
+        reviews.append_review(cohort, agreeing(slide_id))
+    shutil.copytree(reviews.reviews_folder(cohort), cohort.root / "kept")
 
     def restored() -> None:
-        shutil.rmtree(reviews.folder(cohort))
-        shutil.copytree(cohort.root / "kept", reviews.folder(cohort))
+        shutil.rmtree(reviews.reviews_folder(cohort))
+        shutil.copytree(cohort.root / "kept", reviews.reviews_folder(cohort))
 
     changed(cohort, 2, label="3+")
     assert wrongs(cohort) == ["what it says was changed after it was written"]
@@ -165,13 +165,13 @@ def test_every_change_shows(cohort: Cohort) -> None:
     changed(cohort, 2, sha256="1" * 64)
     assert wrongs(cohort)[0] == "its hash is not that of its content"
     restored()
-    (reviews.folder(cohort) / "00000002.parquet").unlink()
+    (reviews.reviews_folder(cohort) / "00000002.parquet").unlink()
     assert wrongs(cohort) == ["review 2 is missing before it"]
     restored()
-    (reviews.folder(cohort) / "00000002.parquet").write_bytes(b"PAR1")
+    (reviews.reviews_folder(cohort) / "00000002.parquet").write_bytes(b"PAR1")
     assert wrongs(cohort)[0].startswith("can't be read as Parquet")
     restored()
-    second = read_parquet(reviews.folder(cohort) / "00000002.parquet").to_pylist()[0]
+    second = read_parquet(reviews.reviews_folder(cohort) / "00000002.parquet").to_pylist()[0]
     forged = reviews._chained(
         2, second["previous_sha256"], {name: second[name] for name in reviews.BODY} | {"label": "3+"}
     )
@@ -180,25 +180,25 @@ def test_every_change_shows(cohort: Cohort) -> None:
 
 
 def test_a_forgotten_patients_entries_are_emptied_and_the_chain_holds(cohort: Cohort) -> None:
-    reviews.append(cohort, agreeing("S1", comment="secret"))
-    reviews.append(cohort, agreeing("S3", comment="as in S2"))
-    last = reviews.append(cohort, agreeing("S3"))
+    reviews.append_review(cohort, agreeing("S1", comment="secret"))
+    reviews.append_review(cohort, agreeing("S3", comment="as in S2"))
+    last = reviews.append_review(cohort, agreeing("S3"))
     found = erase(cohort, "P1", Pseudonymizer())
     assert (found.reviews, found.left) == ([1, 2], [])
-    entries = reviews.read(cohort)
+    entries = reviews.read_reviews(cohort)
     assert [one["slide_id"] for one in entries] == [None, None, "S3"]
     assert {name for name, value in entries[0].items() if value is not None} == {"number", *reviews.HASHES}
     assert entries[2] == last
-    assert list(naming(cohort.root, {"S1", "P1", "secret", "S2"})) == []
+    assert list(files_naming(cohort.root, {"S1", "P1", "secret", "S2"})) == []
     assert wrongs(cohort) == []
-    assert reviews.append(cohort, agreeing("S3"))["number"] == 4
+    assert reviews.append_review(cohort, agreeing("S3"))["number"] == 4
     assert wrongs(cohort) == []
 
 
 def test_the_newest_verdict_of_a_slide_counts(cohort: Cohort) -> None:
     for label in ("2+", "3+"):
-        reviews.append(cohort, agreeing(verdict="change", label=label))
-    reviews.append(cohort, agreeing("S2", verdict="needs-ish", label=None))
-    reviews.forget(cohort, {"S2"}, re.compile(b"S2"))
-    found = reviews.newest(reviews.read(cohort))
+        reviews.append_review(cohort, agreeing(verdict="change", label=label))
+    reviews.append_review(cohort, agreeing("S2", verdict="needs-ish", label=None))
+    reviews.erase_reviews(cohort, {"S2"}, re.compile(b"S2"))
+    found = reviews.newest_reviews(reviews.read_reviews(cohort))
     assert {key: one["label"] for key, one in found.items()} == {("S1", "her2"): "3+"}

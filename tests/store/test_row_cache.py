@@ -15,7 +15,7 @@ from her2batch.files.parquet import write_parquet
 from her2batch.settings import Plan
 from her2batch.store import schemas
 from her2batch.store.cohort import Cohort
-from her2batch.store.row_cache import SETTLED_NS, load, row_schema, save
+from her2batch.store.row_cache import SETTLED_NS, cached_row_schema, load_cache, save_cache
 
 SCHEMA = pa.schema([("path", pa.string()), ("bytes", pa.int64())])
 TABLE = pa.table({"path": ["a", "b"], "bytes": [1, 2]}, SCHEMA)
@@ -34,7 +34,7 @@ def put(cohort: Cohort, slide_id: str, n_tiles: int, seconds: int) -> Path:
     """A row as it would lie there had it been written at that second."""
     row = {"slide_id": slide_id, "status": "done", "n_tiles": n_tiles, "files": [{"path": slide_id, "bytes": 1}]}
     path = cohort.table("slides", slide_id)
-    write_parquet(pa.Table.from_pylist([row], schemas.schema("slides")), path)
+    write_parquet(pa.Table.from_pylist([row], schemas.table_schema("slides")), path)
     os.utime(path, ns=(0, seconds * 10**9))
     return path
 
@@ -47,31 +47,31 @@ def spoil(path: Path) -> None:
 
 
 def test_a_memo_comes_back_as_it_was(tmp_path: Path) -> None:
-    save(tmp_path / "x.memo", TABLE)
-    assert load(tmp_path / "x.memo", SCHEMA).equals(TABLE)
+    save_cache(tmp_path / "x.memo", TABLE)
+    assert load_cache(tmp_path / "x.memo", SCHEMA).equals(TABLE)
 
 
 @given(st.data())
 def test_no_damage_to_a_memo_is_believed(data: st.DataObject) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "x.memo"
-        save(path, TABLE)
+        save_cache(path, TABLE)
         good = path.read_bytes()
         at = data.draw(st.integers(0, len(good) - 1))
         flip = data.draw(st.integers(1, 255))
         flipped = good[:at] + bytes([good[at] ^ flip]) + good[at + 1 :]
         path.write_bytes(data.draw(st.sampled_from([flipped, good[:at], good + b"x", bytes(len(good))])))
-        assert load(path, SCHEMA).num_rows == 0
+        assert load_cache(path, SCHEMA).num_rows == 0
 
 
 def test_a_memo_of_other_columns_or_none_is_empty(tmp_path: Path) -> None:
-    save(tmp_path / "x.memo", TABLE)
-    assert load(tmp_path / "x.memo", schemas.schema("looks")).num_rows == 0
-    assert load(tmp_path / "none.memo", SCHEMA).equals(SCHEMA.empty_table())
+    save_cache(tmp_path / "x.memo", TABLE)
+    assert load_cache(tmp_path / "x.memo", schemas.table_schema("looks")).num_rows == 0
+    assert load_cache(tmp_path / "none.memo", SCHEMA).equals(SCHEMA.empty_table())
 
 
 def test_a_disk_that_refuses_a_memo_stops_nothing(tmp_path: Path) -> None:
-    save(tmp_path / "no such folder" / "x.memo", TABLE)
+    save_cache(tmp_path / "no such folder" / "x.memo", TABLE)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -125,7 +125,7 @@ def test_a_row_of_the_last_two_seconds_is_not_remembered_yet() -> None:
         put(cohort, "old", 3, 0)
         put(cohort, "new", 3, SETTLED_NS // 10**9 + 1)
         cohort.remember()
-        assert load(cohort.slides_memo, row_schema())["slide_id"].to_pylist() == ["old"]
+        assert load_cache(cohort.slides_memo, cached_row_schema())["slide_id"].to_pylist() == ["old"]
 
 
 def test_reading_writes_nothing() -> None:

@@ -6,35 +6,35 @@ import pytest
 
 from her2batch.errors import InputError
 from her2batch.store import schemas
-from her2batch.vision.membrane import MEMBRANE
+from her2batch.vision.membrane import MEMBRANE_COLUMNS
 
 
 def test_the_contracts_columns_are_there_with_their_types() -> None:
-    tiles = schemas.schema("tiles")
+    tiles = schemas.table_schema("tiles")
     assert tiles.names == ["slide_id", "tile", "x", "y", "size", "tissue", "dab", "blur"]
     assert [str(tiles.field(name).type) for name in ("tile", "x", "tissue")] == ["int32", "int32", "float"]
-    assert str(schemas.schema("embeddings", 1024).field("embedding").type).startswith("fixed_size_list<")
+    assert str(schemas.table_schema("embeddings", 1024).field("embedding").type).startswith("fixed_size_list<")
     wanted = ["slide_id", "patient_id", "task", "method", "classes", "p", "predicted", "plausible", "review", "reasons"]
-    assert schemas.schema("predictions").names[: len(wanted)] == wanted
+    assert schemas.table_schema("predictions").names[: len(wanted)] == wanted
 
 
 def test_the_membrane_table_has_the_figures_that_are_measured() -> None:
-    assert tuple(schemas.schema("membrane").names[2:]) == MEMBRANE
+    assert tuple(schemas.table_schema("membrane").names[2:]) == MEMBRANE_COLUMNS
 
 
 def test_tables_hold_plain_arrow_types_only() -> None:
     for name in schemas.TABLES:
-        for field in schemas.schema(name, 8 if name == "embeddings" else None):
+        for field in schemas.table_schema(name, 8 if name == "embeddings" else None):
             assert not isinstance(field.type, pa.ExtensionType)
 
 
 def test_a_table_that_lacks_a_column_is_refused() -> None:
     with pytest.raises(InputError, match=r"table tiles lacks \['blur'"):
-        schemas.conform(pa.table({"slide_id": ["a"]}), "tiles")
+        schemas.conform_to_schema(pa.table({"slide_id": ["a"]}), "tiles")
 
 
 def test_embeddings_keep_their_length() -> None:
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(12, np.float16)), 4)
-    table = schemas.embeddings("a", pa.array(np.arange(3, dtype=np.int32)), vectors)
+    table = schemas.embeddings_table("a", pa.array(np.arange(3, dtype=np.int32)), vectors)
     assert table.num_rows == 3
     assert table.schema.field("embedding").type.list_size == 4

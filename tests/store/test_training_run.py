@@ -7,7 +7,7 @@ import pytest
 
 from her2batch.errors import InputError, StoreError
 from her2batch.store.schemas import run_schema
-from her2batch.store.training_run import FINAL, TrainingRun, Unit
+from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit
 
 UNIT = Unit("her2-3way", "clam-sb", "timm:resnet18.a1_in1k", 3)
 
@@ -47,7 +47,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 def test_units_have_names_that_any_disk_takes() -> None:
     assert UNIT.name == "her2-3way.clam-sb.timm-resnet18.a1_in1k.03"
-    assert Unit("er", "vit-base", "thumbnail-224", FINAL).name == "er.vit-base.thumbnail-224.final"
+    assert Unit("er", "vit-base", "thumbnail-224", FINAL_FOLD).name == "er.vit-base.thumbnail-224.final"
 
 
 def test_predictions_commit_a_unit(tmp_path: Path) -> None:

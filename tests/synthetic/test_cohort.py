@@ -18,7 +18,7 @@ from her2batch.store.labels import read_labels
 from her2batch.synthetic.cohort import annotate, draw_mix, draw_nuclei, make_cohort, make_slide, plan_cohort
 from her2batch.synthetic.painting import paint_slide
 from her2batch.synthetic.specimen import TYPICAL, Mix, SlideTruth, make_tissue, rng_for, score
-from her2batch.tasks import IHC
+from her2batch.tasks import IHC_SCORES
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_what_is_written_is_what_was_painted(tmp_path):
         assert np.abs(slide.overview(0.25).astype(int) - rgb).mean() < 3.5  # JPEG at quality 75
 
 
-@given(st.sampled_from(IHC), st.integers(0, 2**32))
+@given(st.sampled_from(IHC_SCORES), st.integers(0, 2**32))
 def test_drawn_mixes_make_the_score_they_were_drawn_for(ihc, seed):
     mix = draw_mix(ihc, np.random.default_rng(seed))
     assert score(mix) == ihc
@@ -116,7 +116,7 @@ def test_drawn_nuclei_are_positive_from_one_percent(positive, seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_twelve_slides_hold_all_four_scores_and_both_sites(seed):
     truths = plan_cohort(12, seed, (6000, 5000))
-    assert {one.her2 for one in truths} >= set(IHC)
+    assert {one.her2 for one in truths} >= set(IHC_SCORES)
     assert len({one.site for one in truths}) == 2
     assert len({one.slide_id for one in truths}) == 12
     patients = [one.patient_id for one in truths]
@@ -145,7 +145,7 @@ def test_annotations_are_qupaths_and_lie_on_tumour_of_their_class(cohort):
             drawn = np.zeros(truth["regions"].shape, np.uint8)
             cv2.fillPoly(drawn, [np.round(ring / truth["downsample"] - 0.5).astype(np.int32) for ring in rings], 1)
             found = truth["regions"][drawn.astype(bool)]
-            assert (found == 1 + IHC.index(name)).mean() > 0.7
+            assert (found == 1 + IHC_SCORES.index(name)).mean() > 0.7
             names.add(name)
     assert len(names) >= 2
 

@@ -6,7 +6,7 @@ import pytest
 
 from her2batch.synthetic.painting import paint_slide
 from her2batch.synthetic.specimen import ARTEFACTS, TYPICAL, Mix, SlideTruth, make_tissue, score
-from her2batch.tasks import IHC
+from her2batch.tasks import IHC_SCORES
 from her2batch.vision.stain import Stains, optical_density, unmix
 
 
@@ -25,7 +25,7 @@ def dab(rgb, one, px=1):
     return d, mask.astype(bool)
 
 
-@pytest.mark.parametrize("ihc", IHC)
+@pytest.mark.parametrize("ihc", IHC_SCORES)
 def test_each_score_is_painted_from_cells_that_make_it(ihc):
     one = make_tissue(SlideTruth("a", TYPICAL[ihc], width=2400, height=2000))
     assert score(one.mix) == ihc
@@ -50,7 +50,7 @@ def test_the_score_is_the_guidelines_ten_percent(mix, expected):
 def test_a_thumbnail_shows_three_plus_but_not_one_plus_from_zero():
     """Strong staining is seen at any resolution; faint, broken rings only where a membrane is more than one px."""
     mean, rings = {}, {}
-    for ihc in IHC:
+    for ihc in IHC_SCORES:
         truth = SlideTruth("a", TYPICAL[ihc], width=2000, height=1600)
         rgb, one = painted(truth)
         for px in (1, 16):

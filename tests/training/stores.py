@@ -8,7 +8,7 @@ import pyarrow as pa
 from her2batch.files.parquet import write_parquet
 from her2batch.settings import Plan
 from her2batch.store.cohort import Cohort, write_row
-from her2batch.store.schemas import embeddings, schema
+from her2batch.store.schemas import embeddings_table, table_schema
 
 DIM = 16
 
@@ -17,7 +17,7 @@ def cohort(root: Path, bags: dict[str, np.ndarray]) -> Cohort:
     """A cohort of slides with these embeddings, (N, D) each, of encoder `stain`."""
     made = Cohort(root)
     made.create(Plan())
-    blank = dict.fromkeys(schema("slides").names)
+    blank = dict.fromkeys(table_schema("slides").names)
     for slide_id, values in bags.items():
         put(made, slide_id, values)
         row = {**blank, "slide_id": slide_id, "status": "done", "n_tiles": len(values), "flags": [], "files": []}
@@ -30,7 +30,7 @@ def put(made: Cohort, slide_id: str, values: np.ndarray) -> Path:
     path = made.table("embeddings/stain", slide_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     flat = pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float16).reshape(-1)), values.shape[1])
-    write_parquet(embeddings(slide_id, pa.array(np.arange(len(values), dtype=np.int32)), flat), path)
+    write_parquet(embeddings_table(slide_id, pa.array(np.arange(len(values), dtype=np.int32)), flat), path)
     return path
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from her2batch.errors import InputError
 from her2batch.store.schemas import run_schema
-from her2batch.store.training_run import FINAL
+from her2batch.store.training_run import FINAL_FOLD
 from her2batch.tasks import CLASSES, her2_class
 from her2batch.training.folds import assign_patients, check, final_split, shuffled, splits
 
@@ -130,7 +130,7 @@ def test_the_bundles_model_validates_on_the_first_part_and_tests_nothing() -> No
     table = labelled([(f"P{k}", k % 3) for k in range(30)])
     fold = fold_of(table, 10)
     rows = final_split(TASK, table, fold).to_pylist()
-    assert {one["fold"] for one in rows} == {FINAL}
+    assert {one["fold"] for one in rows} == {FINAL_FOLD}
     assert Counter(one["split"] for one in rows) == {"train": 27, "val": 3}
     assert [one["split"] == "val" for one in rows] == (fold == 0).tolist()
 

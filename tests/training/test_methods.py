@@ -4,7 +4,7 @@ import pytest
 
 from her2batch.errors import InputError
 from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Training
-from her2batch.store.training_run import FINAL, Unit
+from her2batch.store.training_run import FINAL_FOLD, Unit
 from her2batch.tasks import COUNTS_METHODS, IMAGE_METHODS, METHODS, MIL_METHODS
 from her2batch.training.methods import SPACES, kind_of, plan_units, settings_of, units_of
 
@@ -17,7 +17,7 @@ def test_units_are_tasks_times_methods_times_folds_and_a_final_one() -> None:
     training = Training(tasks=("her2-3way", "er"), methods=("clam-sb", "dtfd-afs"), folds=5)
     units = plan_units(training, ("stain",)).units
     assert len(units) == 2 * 2 * (5 + 1)
-    assert {one.fold for one in units} == {0, 1, 2, 3, 4, FINAL}
+    assert {one.fold for one in units} == {0, 1, 2, 3, 4, FINAL_FOLD}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -79,7 +79,8 @@ def test_what_is_searched_is_a_setting() -> None:
 
 
 def test_work_of_chosen_cells() -> None:
-    work = units_of([("her2-3way", "svm", "patches-low")], [FINAL])
+    work = units_of([("her2-3way", "svm", "patches-low")], [FINAL_FOLD])
     assert work.units == (
-        Unit("her2-4way", "convnext-small", "patches-low", FINAL), Unit("her2-3way", "svm", "patches-low", FINAL),
+        Unit("her2-4way", "convnext-small", "patches-low", FINAL_FOLD),
+        Unit("her2-3way", "svm", "patches-low", FINAL_FOLD),
     )  # fmt: skip

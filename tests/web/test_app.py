@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
 
 from her2batch.store import reviews
-from her2batch.store.audit import verify
+from her2batch.store.audit import verify_cohort
 from her2batch.store.cohort import Cohort, write_row
 from tests.web.served import TOKEN, application
 
@@ -93,13 +93,13 @@ def test_a_verdict_is_in_the_table_and_the_chain_holds(client: TestClient, cohor
     assert client.post(f"{API}/reviews", json=changed).json()["number"] == 2
     entries = client.get(f"{API}/reviews", params={"slide_id": slide_id}).json()
     assert [(one["verdict"], one["label"]) for one in entries] == [("agree", "3+"), ("change", "2+")]
-    assert [one["sha256"] for one in entries] == [one["sha256"] for one in reviews.read(cohort)]
+    assert [one["sha256"] for one in entries] == [one["sha256"] for one in reviews.read_reviews(cohort)]
     assert [one["number"] for one in client.get(f"{API}/slides/{slide_id}").json()["reviews"]] == [1, 2]
     listed = client.get(f"{API}/slides", params={"reviewed": True}).json()["slides"]
     assert [(one["slide_id"], one["verdict"], one["label"], one["review"]) for one in listed] == [
         (slide_id, "change", "2+", False)
     ]
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
 
 
 def test_a_verdict_on_what_is_no_longer_predicted_is_refused(client: TestClient, cohort: Cohort) -> None:
@@ -118,7 +118,7 @@ def test_a_verdict_on_what_is_no_longer_predicted_is_refused(client: TestClient,
         ({"number": 7}, 422),
     ):
         assert client.post(f"{API}/reviews", json={**good, **more}).status_code == status
-    assert reviews.read(cohort) == []
+    assert reviews.read_reviews(cohort) == []
 
 
 def test_with_pseudonyms_no_path_is_shown(cohort: Cohort) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from her2batch.store import reviews
-from her2batch.store.audit import verify
+from her2batch.store.audit import verify_cohort
 from her2batch.store.cohort import Cohort
 from tests.web.served import application, listening
 
@@ -134,9 +134,9 @@ def test_the_page_works(browser: playwright.Browser, address: str, cohort: Cohor
     assert barriers(page) == []
     assert fits(page)
     judged(page)
-    entry = reviews.read(cohort)[-1]
+    entry = reviews.read_reviews(cohort)[-1]
     assert (entry["slide_id"], entry["predicted"], entry["label"]) == (slide_id, "3+", "2+")
-    assert list(verify(cohort)) == []
+    assert list(verify_cohort(cohort)) == []
     page.get_by_role("link", name="All slides").click()
     page.get_by_label("Verdict").select_option("given")
     expect(page.locator("tbody tr")).to_have_count(1)

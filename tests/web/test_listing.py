@@ -7,7 +7,7 @@ import pytest
 from her2batch.store import schemas
 from her2batch.web.listing import SORTS, SlideFilter, chosen, line
 
-EMPTY = dict.fromkeys(schemas.schema("slides").names)
+EMPTY = dict.fromkeys(schemas.table_schema("slides").names)
 
 
 def said(predicted: str, task: str = "her2-4way", review: bool = False, **more: Any) -> dict[str, Any]:
