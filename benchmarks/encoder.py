@@ -18,11 +18,11 @@ import numpy as np
 from rounds import medians
 
 from her2batch.models.membrane_rule import apply_rule
-from her2batch.vision.membrane import FEATURES, MEMBRANE, measure_tiles
+from her2batch.vision.membrane import FEATURES, MEMBRANE_COLUMNS, measure_tiles
 from her2batch.vision.stain import fit_stain_vectors
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.vision.reference import described
+from tests.vision.reference import reference_features
 
 EDGE, FEW = 224, 40
 
@@ -50,19 +50,19 @@ def main() -> None:
     def ours() -> float:
         started = time.perf_counter()
         figures = measure_tiles(tiles, 0.5, stains)
-        apply_rule({name: figures[:, k] for k, name in enumerate(MEMBRANE)})
+        apply_rule({name: figures[:, k] for k, name in enumerate(MEMBRANE_COLUMNS)})
         return time.perf_counter() - started
 
     def plain() -> float:
         started = time.perf_counter()
         for tile in few:
-            described(tile, 0.5, stains)
+            reference_features(tile, 0.5, stains)
         return time.perf_counter() - started
 
     seconds = medians({"ours": ours, "plain": plain}, args.rounds)
     a, b = len(tiles) / seconds["ours"], len(few) / seconds["plain"]
     found = measure_tiles(few, 0.5, stains)
-    expected = np.array([[described(tile, 0.5, stains)[one.name] for one in FEATURES] for tile in few])
+    expected = np.array([[reference_features(tile, 0.5, stains)[one.name] for one in FEATURES] for tile in few])
     gaps = np.abs(found - expected)
     print(
         f"{len(tiles)} tiles, one core: stain encoder and rule {a:,.0f} tiles/s · plain NumPy {b:.0f} ({a / b:.0f}×) · "

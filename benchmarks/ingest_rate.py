@@ -34,7 +34,7 @@ from her2batch.runtime.ray_session import connect
 from her2batch.settings import Plan, Resources
 from her2batch.slides.discover import discover_slides
 from her2batch.slides.readers import open_slide
-from her2batch.vision.membrane import MEMBRANE, measure_tiles
+from her2batch.vision.membrane import MEMBRANE_COLUMNS, measure_tiles
 from her2batch.vision.stain import Stains
 from her2batch.vision.tile_grid import TileGrid
 
@@ -52,7 +52,7 @@ def model(path: Path, tiles: np.ndarray) -> float:
     figures = np.concatenate(
         [measure_tiles(one, Plan().mpp, Stains((240.0, 240.0, 240.0), nuclei=0.2)) for one in batches]
     )
-    apply_rule({name: figures[:, k] for k, name in enumerate(MEMBRANE)})
+    apply_rule({name: figures[:, k] for k, name in enumerate(MEMBRANE_COLUMNS)})
     return (time.perf_counter() - started) * len(tiles) / len(some)
 
 

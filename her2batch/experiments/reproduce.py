@@ -12,7 +12,7 @@ from her2batch.errors import InputError
 from her2batch.experiments.prepare import labelled_for, labels_of
 from her2batch.experiments.train import Report, TrainingRequest, TrainingSummary, job_of, run_units, tell
 from her2batch.experiments.units import Job
-from her2batch.reports.paper_tables import PaperRow, beside, paper_rows
+from her2batch.reports.paper_tables import PaperRow, compare_with_paper, paper_rows
 from her2batch.settings import Training, TrainingResources
 from her2batch.store.training_run import FINAL_FOLD
 from her2batch.tasks import PATCH_INPUTS, THUMBNAIL_INPUTS
@@ -46,7 +46,7 @@ def reproduce(
         raise InputError("has data for none of the paper's rows", study.cohort, next(iter(missing.values())))
     work = units_of(cells, range(training.folds))
     trained = run_units(job, work, study, resources, report, best_of)
-    tables = beside(rows, trained.summary, missing)
+    tables = compare_with_paper(rows, trained.summary, missing)
     job.run.write("tables", tables)
     tell(job)
     return ReproductionSummary(trained, tables)

@@ -30,16 +30,16 @@ from her2batch.store.cohort import Row
 from her2batch.tasks import CLASSES, IHC_SCORES, MEMBRANE_RULE, PATCH_PX, RESOLUTIONS
 from her2batch.vision import heatmap
 
-OVERVIEW: Final = 1024
+OVERVIEW_PX: Final = 1024
 """Long edge of the slide's picture, px."""
 
-BEST: Final = 3
+EXAMPLES_PER_KIND: Final = 3
 """Tiles of each kind that are shown at full size."""
 
-HALF: Final = 0.5
+MEMBRANE_SCALE_END: Final = 0.5
 """Share of the cellular area at which a membrane layer is at its lightest: the same on every slide."""
 
-SEEN: Final = 0.01
+MIN_EXAMPLE_SHARE: Final = 0.01
 """Least share for which a tile is shown as an example."""
 
 MEMBRANE_LAYERS: Final = {
@@ -48,12 +48,12 @@ MEMBRANE_LAYERS: Final = {
     "faint": "faint or stronger",
 }
 
-BARS_MM: Final = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+SCALE_BAR_LENGTHS_MM: Final = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 """Lengths of a scale bar."""
 
 
 @dataclass(frozen=True)
-class Layer:
+class OverlayLayer:
     """An overlay. box: its width and height, level-0 px.  ends: of its scale, or none.  source: column."""
 
     key: str
@@ -65,7 +65,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Example:
+class ExampleTile:
     """A tile at full size. kind: what it is an example of."""
 
     kind: str
@@ -74,22 +74,22 @@ class Example:
     source: tuple[str, str]
 
 
-def sections(material: ReportData) -> list[tuple[str, str | None, Markup]]:
+def render_evidence_sections(material: ReportData) -> list[tuple[str, str | None, Markup]]:
     """Every slide that has a page, its class by the rule and its evidence, to stand in the report."""
-    found = [(one, facts(material, one)) for one in material.pages]
+    found = [(one, slide_evidence(material, one)) for one in material.pages]
     return [
         (slide_id, shown["rule"] and shown["rule"]["predicted"], render_template("evidence.html", **shown, level=4))
         for slide_id, shown in found
     ]
 
 
-def write_pages(material: ReportData, folder: Path, report: str) -> int:
+def write_slide_pages(material: ReportData, folder: Path, report: str) -> int:
     """A page for every slide that has one, in a folder; `report`: how the report is reached from there."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def write(slide_id: str) -> None:
         body = render_template(
-            "slide.html", evidence=render_template("evidence.html", **facts(material, slide_id), level=1), report=report
+            "slide.html", evidence=render_template("evidence.html", **slide_evidence(material, slide_id), level=1), report=report
         )
         with atomic_write(folder / f"{slide_id}.html") as part:
             part.write_text(render_html_page(f"{slide_id} · evidence", body, {}, {}), encoding="utf-8")
@@ -98,10 +98,10 @@ def write_pages(material: ReportData, folder: Path, report: str) -> int:
         return len(list(pool.map(write, material.pages)))
 
 
-def facts(material: ReportData, slide_id: str) -> dict[str, Any]:
+def slide_evidence(material: ReportData, slide_id: str) -> dict[str, Any]:
     """All that the page of a slide shows."""
     row = material.rows[slide_id]
-    tables = {name: _read(material, row, name) for name in ("tiles", "membrane")}
+    tables = {name: _read_table(material, row, name) for name in ("tiles", "membrane")}
     tiles, membrane = tables["tiles"], tables["membrane"]
     plan = material.cohort.plan()
     layers, where = [], np.empty((0, 2), np.int64)
@@ -110,22 +110,22 @@ def facts(material: ReportData, slide_id: str) -> dict[str, Any]:
         where = heatmap.grid_cells(tiles["x"].to_numpy(), tiles["y"].to_numpy(), step)
         layers = [*_membrane_layers(membrane, where, step), *_attention_layers(material, row, where, step),
                   *_patch_layers(material, row)]  # fmt: skip
-    found = _shares(membrane)
+    found = _membrane_shares(membrane)
     calls = [one for task in CLASSES for one in material.said(slide_id, task)]
     examples, why_none = _examples(material, row, tiles, membrane)
     return {
         "row": row, "label": material.labels.get(slide_id), "site": material.site(slide_id),
-        "overview": _overview(material, slide_id), "outline": heatmap.outline_path(where), "step": step,
-        "bar": scale_bar(row["width"], row["mpp"]), "layers": layers, "first": _first(calls),
-        "viridis": viridis(), "shares": found, "intensities": _intensities(found),
-        "steps": guideline_steps(found) if found and _judged(calls) else [], "rule": _judged(calls), "calls": calls,
-        "chart": _chart(slide_id, calls), "examples": examples, "why_none": why_none,
-        "links": links(material, row), "version": version("her2batch"), "ten": TEN_PERCENT, "hues": CLASS_COLOURS,
-        "plan_bundle": plan.bundle, "name": worklists.method_name,
+        "overview": _overview_uri(material, slide_id), "outline": heatmap.outline_path(where), "step": step,
+        "bar": scale_bar(row["width"], row["mpp"]), "layers": layers, "first": _initial_layer(calls),
+        "viridis": viridis_gradient(), "shares": found, "intensities": _intensity_rows(found),
+        "steps": guideline_steps(found) if found and _rule_prediction(calls) else [], "rule": _rule_prediction(calls), "calls": calls,
+        "chart": _probability_charts(slide_id, calls), "examples": examples, "why_none": why_none,
+        "links": table_links(material, row), "version": version("her2batch"), "ten": TEN_PERCENT, "hues": CLASS_COLOURS,
+        "plan_bundle": plan.bundle, "name": worklists.method_label,
     }  # fmt: skip
 
 
-def links(material: ReportData, row: Row) -> dict[str, str]:
+def table_links(material: ReportData, row: Row) -> dict[str, str]:
     """Table → how its file is reached from the page; empty where the cohort lies on an object store."""
     if material.cohort.remote or material.beside is None:
         return {}
@@ -137,24 +137,24 @@ def links(material: ReportData, row: Row) -> dict[str, str]:
 def scale_bar(width: int, mpp: float) -> tuple[float, float]:
     """Length of a scale bar in mm, about a fifth of the slide, and its share of the slide's width."""
     mm = width * mpp / 1000
-    length = min(BARS_MM, key=lambda one: abs(one - mm / 5))
+    length = min(SCALE_BAR_LENGTHS_MM, key=lambda one: abs(one - mm / 5))
     return length, length / mm
 
 
-def viridis() -> str:
+def viridis_gradient() -> str:
     """The layers' colours as a CSS gradient."""
     stops = heatmap.viridis_rgb(np.linspace(0, 255, 9).astype(np.uint8)).tolist()
     return ", ".join(f"rgb({r} {g} {b})" for r, g, b in stops)
 
 
-def _read(material: ReportData, row: Row, name: str) -> pa.Table | None:
+def _read_table(material: ReportData, row: Row, name: str) -> pa.Table | None:
     try:
         return material.cohort.read(name, row["slide_id"])
     except (OSError, pa.ArrowInvalid):
         return None
 
 
-def _overview(material: ReportData, slide_id: str) -> str | None:
+def _overview_uri(material: ReportData, slide_id: str) -> str | None:
     try:
         packed = np.frombuffer(material.cohort.thumbnail(slide_id).read_bytes(), np.uint8)
     except OSError:
@@ -163,7 +163,7 @@ def _overview(material: ReportData, slide_id: str) -> str | None:
     return (
         None
         if picture is None
-        else jpeg_data_uri(shrink_to_fit(np.asarray(picture, np.uint8), OVERVIEW)[..., ::-1], 76)
+        else jpeg_data_uri(shrink_to_fit(np.asarray(picture, np.uint8), OVERVIEW_PX)[..., ::-1], 76)
     )
 
 
@@ -172,29 +172,29 @@ def _overview(material: ReportData, slide_id: str) -> str | None:
 
 def _layer(
     key: str, label: str, picture: NDArray[np.uint8], step: float, ends: tuple[str, str] | None, source: tuple[str, str]
-) -> Layer:
+) -> OverlayLayer:
     rows, columns = picture.shape[:2]
-    return Layer(
+    return OverlayLayer(
         key, label, data_uri("image/png", heatmap.encode_png(picture)), (columns * step, rows * step), ends, source
     )
 
 
-def _membrane_layers(membrane: pa.Table | None, where: heatmap.GridCells, step: float) -> list[Layer]:
+def _membrane_layers(membrane: pa.Table | None, where: heatmap.GridCells, step: float) -> list[OverlayLayer]:
     if membrane is None:
         return []
     own = where[membrane["tile"].to_numpy()]
-    ends = ("0 %", f"≥ {HALF:.0%} of the cellular area")
+    ends = ("0 %", f"≥ {MEMBRANE_SCALE_END:.0%} of the cellular area")
     return [
-        _layer(name, label, heatmap.heatmap_image(own, membrane[name].to_numpy(), HALF), step, ends, ("membrane", name))
+        _layer(name, label, heatmap.heatmap_image(own, membrane[name].to_numpy(), MEMBRANE_SCALE_END), step, ends, ("membrane", name))
         for name, label in MEMBRANE_LAYERS.items()
     ]
 
 
-def _attention_layers(material: ReportData, row: Row, where: heatmap.GridCells, step: float) -> list[Layer]:
+def _attention_layers(material: ReportData, row: Row, where: heatmap.GridCells, step: float) -> list[OverlayLayer]:
     """One a MIL head: attention as a multiple of what every tile would have if all counted alike."""
-    made: list[Layer] = []
+    made: list[OverlayLayer] = []
     for name in slide_table_names(row, "attention"):
-        for keys, part in heads(_read(material, row, name)):
+        for keys, part in split_by_head(_read_table(material, row, name)):
             weights = part["attention"].to_numpy() * part.num_rows
             top = max(2.0, float(np.percentile(weights, 99)))
             picture = heatmap.heatmap_image(where[part["tile"].to_numpy()], weights, top)
@@ -204,7 +204,7 @@ def _attention_layers(material: ReportData, row: Row, where: heatmap.GridCells, 
     return made
 
 
-def heads(attention: pa.Table | None) -> list[tuple[tuple[str, str, str], pa.Table]]:
+def split_by_head(attention: pa.Table | None) -> list[tuple[tuple[str, str, str], pa.Table]]:
     """The attention of each head by itself: (task, method, input) → its rows."""
     if attention is None:
         return []
@@ -217,12 +217,12 @@ def heads(attention: pa.Table | None) -> list[tuple[tuple[str, str, str], pa.Tab
     return found
 
 
-def _patch_layers(material: ReportData, row: Row) -> list[Layer]:
+def _patch_layers(material: ReportData, row: Row) -> list[OverlayLayer]:
     """One a resolution: each patch in the colour of its likeliest class."""
-    palette = np.array([_rgb(CLASS_COLOURS[one]) for one in IHC_SCORES], np.uint8)
-    made: list[Layer] = []
+    palette = np.array([_rgb_of(CLASS_COLOURS[one]) for one in IHC_SCORES], np.uint8)
+    made: list[OverlayLayer] = []
     for name in slide_table_names(row, "patches"):
-        patches = _read(material, row, name)
+        patches = _read_table(material, row, name)
         for resolution, mpp in RESOLUTIONS.items():
             part = None if patches is None else patches.filter(pc.equal(patches["resolution"], resolution))
             if part is None or not part.num_rows:
@@ -237,7 +237,7 @@ def _patch_layers(material: ReportData, row: Row) -> list[Layer]:
     return made
 
 
-def _rgb(name: str) -> tuple[int, int, int]:
+def _rgb_of(name: str) -> tuple[int, int, int]:
     text = PALETTE[name][0]
     return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
 
@@ -245,34 +245,34 @@ def _rgb(name: str) -> tuple[int, int, int]:
 # -- figures of the rule -----------------------------------------------------------------------------------------
 
 
-def _shares(membrane: pa.Table | None) -> dict[str, float]:
+def _membrane_shares(membrane: pa.Table | None) -> dict[str, float]:
     if membrane is None or not membrane.num_rows:
         return {}
     return slide_shares({name: membrane[name].to_numpy() for name in membrane.column_names[2:]})
 
 
-def _intensities(found: Mapping[str, float]) -> list[tuple[str, str, float, float]]:
+def _intensity_rows(found: Mapping[str, float]) -> list[tuple[str, str, float, float]]:
     """Name, column, share in all and complete, by intensity; nothing without membrane figures."""
     names = ("intense", "moderate", "faint") if found else ()
     return [(name, name, found[name], found[f"{name}_complete"]) for name in names]
 
 
-def _judged(calls: list[Row]) -> Row | None:
-    return next((one for one in calls if one["method"] == MEMBRANE_RULE and one["task"] == worklists.FOUR), None)
+def _rule_prediction(calls: list[Row]) -> Row | None:
+    return next((one for one in calls if one["method"] == MEMBRANE_RULE and one["task"] == worklists.HER2_4WAY), None)
 
 
-def _first(calls: list[Row]) -> str:
+def _initial_layer(calls: list[Row]) -> str:
     """The layer that is shown first: the one that decided the class."""
-    rule = _judged(calls)
+    rule = _rule_prediction(calls)
     return {"3+": "intense_complete", "2+": "moderate_complete"}.get(rule["predicted"] if rule else "", "faint")
 
 
-def _chart(slide_id: str, calls: list[Row]) -> list[tuple[str, str]]:
+def _probability_charts(slide_id: str, calls: list[Row]) -> list[tuple[str, str]]:
     """(task, figure): the probabilities of each method for each task."""
     made = []
     for task in dict.fromkeys(one["task"] for one in calls):
         rows = [
-            {"group": worklists.method_name(one), "class": name, "n": round(p, 4)}
+            {"group": worklists.method_label(one), "class": name, "n": round(p, 4)}
             for one in calls if one["task"] == task
             for name, p in zip(one["classes"], one["p"], strict=True)
         ]  # fmt: skip
@@ -285,25 +285,25 @@ def _chart(slide_id: str, calls: list[Row]) -> list[tuple[str, str]]:
 
 def _examples(
     material: ReportData, row: Row, tiles: pa.Table | None, membrane: pa.Table | None
-) -> tuple[list[Example], str | None]:
+) -> tuple[list[ExampleTile], str | None]:
     """Tiles at full size, the most telling of each kind; or why there are none."""
-    wanted = [*_by_membrane(tiles, membrane), *_by_attention(material, row, tiles), *_by_patches(material, row)]
+    wanted = [*_membrane_examples(tiles, membrane), *_attention_examples(material, row, tiles), *_patch_examples(material, row)]
     if not wanted:
         return [], "no tile stands out: none shows membranes, and no head or patch net has looked"
     try:
         with Pyramid(material.cohort.pyramid(row["slide_id"])) as slide:
             return [
-                Example(kind, jpeg_data_uri(slide.region(box, max(row["mpp"], 0.2)), 76), words, source)
+                ExampleTile(kind, jpeg_data_uri(slide.region(box, max(row["mpp"], 0.2)), 76), words, source)
                 for kind, box, words, source in wanted
             ], None
     except (SlideError, OSError) as error:
         return [], f"the pyramid can't be read ({error})"
 
 
-Wanted = tuple[str, Box, str, tuple[str, str]]
+ExampleRegion = tuple[str, Box, str, tuple[str, str]]
 
 
-def _by_membrane(tiles: pa.Table | None, membrane: pa.Table | None) -> list[Wanted]:
+def _membrane_examples(tiles: pa.Table | None, membrane: pa.Table | None) -> list[ExampleRegion]:
     if tiles is None or membrane is None or not membrane.num_rows:
         return []
     get = {name: membrane[name].to_numpy() for name in membrane.column_names[1:]}
@@ -314,44 +314,44 @@ def _by_membrane(tiles: pa.Table | None, membrane: pa.Table | None) -> list[Want
     )
     found = []
     for kind, column, share in kinds:
-        for k in np.argsort(-share * get["cells"], kind="stable")[:BEST].tolist():
-            if share[k] > SEEN:
+        for k in np.argsort(-share * get["cells"], kind="stable")[:EXAMPLES_PER_KIND].tolist():
+            if share[k] > MIN_EXAMPLE_SHARE:
                 words = f"{share[k]:.0%} of its cellular area; tile {get['tile'][k]}"
-                found.append((kind, _box(tiles, int(get["tile"][k])), words, ("membrane", column)))
+                found.append((kind, _tile_box(tiles, int(get["tile"][k])), words, ("membrane", column)))
     return found
 
 
-def _by_attention(material: ReportData, row: Row, tiles: pa.Table | None) -> list[Wanted]:
-    found: list[Wanted] = []
+def _attention_examples(material: ReportData, row: Row, tiles: pa.Table | None) -> list[ExampleRegion]:
+    found: list[ExampleRegion] = []
     for name in slide_table_names(row, "attention") if tiles is not None else ():
-        for (task, method, _), part in heads(_read(material, row, name))[:1]:
+        for (task, method, _), part in split_by_head(_read_table(material, row, name))[:1]:
             weights = part["attention"].to_numpy()
-            for k in np.argsort(-weights, kind="stable")[:BEST].tolist():
+            for k in np.argsort(-weights, kind="stable")[:EXAMPLES_PER_KIND].tolist():
                 tile = part["tile"][k].as_py()
                 words = f"{weights[k] * part.num_rows:.1f} times an even share; tile {tile}"
-                found.append((f"most attention of {method}, {task}", _box(tiles, tile), words, (name, "attention")))
+                found.append((f"most attention of {method}, {task}", _tile_box(tiles, tile), words, (name, "attention")))
     return found
 
 
-def _by_patches(material: ReportData, row: Row) -> list[Wanted]:
+def _patch_examples(material: ReportData, row: Row) -> list[ExampleRegion]:
     """The surest patches of each class, at the finest resolution there is."""
-    found: list[Wanted] = []
+    found: list[ExampleRegion] = []
     for name in slide_table_names(row, "patches"):
-        patches = _read(material, row, name)
+        patches = _read_table(material, row, name)
         if patches is None:
             continue
         best = next((one for one in reversed(RESOLUTIONS) if one in patches["resolution"].to_pylist()), None)
         part = patches.filter(pc.equal(patches["resolution"], best))
         p = np.stack([part[f"p{k}"].to_numpy() for k in range(4)], axis=1)
         for k, ihc in enumerate(IHC_SCORES):
-            for at in np.argsort(-p[:, k], kind="stable")[:BEST].tolist():
+            for at in np.argsort(-p[:, k], kind="stable")[:EXAMPLES_PER_KIND].tolist():
                 if p[at].argmax() == k:
                     words = f"p = {p[at, k]:.2f}, {best} resolution"
-                    found.append((f"patches called {ihc}", _box(part, at), words, (name, f"p{k}")))
+                    found.append((f"patches called {ihc}", _tile_box(part, at), words, (name, f"p{k}")))
     return found
 
 
-def _box(table: pa.Table | None, k: int) -> Box:
+def _tile_box(table: pa.Table | None, k: int) -> Box:
     assert table is not None
     x, y, size = (int(table[name][k].as_py()) for name in ("x", "y", "size"))
     return Box(x, y, size, size)

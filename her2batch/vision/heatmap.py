@@ -6,42 +6,42 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Cells = NDArray[np.int64]
+GridCells = NDArray[np.int64]
 
-Picture = NDArray[np.uint8]
+Image = NDArray[np.uint8]
 
-PALEST = 0.35
+MIN_OPACITY = 0.35
 """How much a value of 0 covers."""
 
 
-def cells(x: NDArray[np.int32], y: NDArray[np.int32], step: float) -> Cells:
+def grid_cells(x: NDArray[np.int32], y: NDArray[np.int32], step: float) -> GridCells:
     """Column and row of each tile on its grid: (n,) and (n,) level-0 px → (n, 2). step: level-0 px between tiles."""
     return np.stack([np.floor(x / step + 0.5), np.floor(y / step + 0.5)], axis=1).astype(np.int64)
 
 
-def heat(where: Cells, values: NDArray[np.floating], top: float) -> Picture:
+def heatmap_image(where: GridCells, values: NDArray[np.floating], top: float) -> Image:
     """(n, 2) cells and (n,) values, 0 … top → (rows, columns, 4) uint8 RGBA in viridis; clear where no tile lies.
 
     Little covers little, so that tissue is seen where there is nothing to show.
     """
     level = np.clip(np.asarray(values, np.float64) / max(top, 1e-12), 0, 1)
-    out = _raster(where, colours((255 * level).round().astype(np.uint8)))
-    out[where[:, 1], where[:, 0], 3] = (255 * (PALEST + (1 - PALEST) * level)).round()
+    out = _raster(where, viridis_rgb((255 * level).round().astype(np.uint8)))
+    out[where[:, 1], where[:, 0], 3] = (255 * (MIN_OPACITY + (1 - MIN_OPACITY) * level)).round()
     return out
 
 
-def painted(where: Cells, kinds: NDArray[np.integer], palette: Picture) -> Picture:
+def class_image(where: GridCells, kinds: NDArray[np.integer], palette: Image) -> Image:
     """(n, 2) cells and (n,) positions in a palette, (k, 3) uint8 RGB → (rows, columns, 4) uint8 RGBA."""
     return _raster(where, palette[kinds])
 
 
-def colours(levels: NDArray[np.uint8]) -> Picture:
+def viridis_rgb(levels: NDArray[np.uint8]) -> Image:
     """Viridis: (n,) 0–255 → (n, 3) RGB. Its lightness rises evenly, so that it is read without hues too."""
     coloured = cv2.applyColorMap(levels.reshape(-1, 1), cv2.COLORMAP_VIRIDIS)
     return np.asarray(coloured.reshape(-1, 3)[:, ::-1], np.uint8)
 
 
-def _raster(where: Cells, rgb: Picture) -> Picture:
+def _raster(where: GridCells, rgb: Image) -> Image:
     columns, rows = where.max(axis=0, initial=0) + 1
     out = np.zeros((rows, columns, 4), np.uint8)
     out[where[:, 1], where[:, 0], :3] = rgb
@@ -49,12 +49,12 @@ def _raster(where: Cells, rgb: Picture) -> Picture:
     return out
 
 
-def png(picture: Picture) -> bytes:
+def encode_png(picture: Image) -> bytes:
     """(h, w, 4) uint8 RGBA as PNG."""
     return cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGBA2BGRA))[1].tobytes()
 
 
-def outline(where: Cells) -> str:
+def outline_path(where: GridCells) -> str:
     """The rim of the union of cells as an SVG path, in cells: 'M3 4h2' is an edge of two cells. Empty without cells."""
     if not len(where):
         return ""

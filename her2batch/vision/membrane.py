@@ -15,18 +15,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.vision.quality import blur
-from her2batch.vision.stain import Stains, optical_density, pen_mask, separate
+from her2batch.vision.quality import blur_ratio
+from her2batch.vision.stain import Stains, optical_density, pen_mask, separate_stains
 
 RIDGE_UM = 0.5
 """σ of the ridge filter: matched to membranes of about 1 µm."""
 
-COLOUR_UM = 0.5
+CHROMA_UM = 0.5
 """Reach, on every side of a px, over which the share of DAB is taken: it spans a chroma px of 4:2:0 at 0.5 µm/px.
 Without it 11 of 28 synthetic HER2 0 slides came out as 1+ when read from the second level of their pyramid, none when
 read from the first."""
 
-COLOURLESS_OD = 0.02
+ACHROMATIC_OD = 0.02
 """Density that makes a px too pale to have a colour."""
 
 CELL_UM = 10.5
@@ -35,36 +35,36 @@ CELL_UM = 10.5
 NEST_UM = 15.5
 """Neighbourhood of a nucleus that counts as its cell and the next."""
 
-LIGHT_TAKEN = {"faint": 0.09, "moderate": 0.27, "intense": 0.50}
+ABSORBED_LIGHT = {"faint": 0.09, "moderate": 0.27, "intense": 0.50}
 """Share of light that a membrane takes at each intensity: barely seen, clearly brown, dark (half is gone). With the
 optical densities that follow, 0.04, 0.14 and 0.30, the words of the guideline become figures. Chosen from 18 near these
 (0.09–0.13, 0.24–0.30, 0.46 and 0.50) on 32 synthetic slides (seeds 101 and 102, two sites, two levels of each pyramid):
 all called right, and of such choices the one whose shares came nearest to the painted cells'."""
 
-USUAL_NUCLEI = 0.15
+REFERENCE_NUCLEI_OD = 0.15
 """Haematoxylin density of nuclei at which LIGHT_TAKEN holds; thicker or darker stained sections shift it, by the root,
 for counterstain tells only partly how strongly a lab develops DAB."""
 
-SHIFT = (0.8, 1.4)
+THRESHOLD_SHIFT = (0.8, 1.4)
 """How far a slide's own nuclei may shift the intensities."""
 
-PARTIAL, COMPLETE = 0.05, 0.11
+MIN_INCOMPLETE_COVER, MIN_COMPLETE_COVER = 0.05, 0.11
 """Share of a cell's neighbourhood under membrane from which staining is incomplete, and complete: a closed net of 1-µm
 membranes round 11-µm cells covers 0.18; 0.11 is 60 % of it, 0.05 a quarter."""
 
-CELLULAR = 0.05
+MIN_NUCLEI_COVER = 0.05
 """Share of nuclei in a neighbourhood from which it counts as cells, not stroma."""
 
 NUCLEUS_UM = 0.75
 """σ of the blur before nuclei are told by their haematoxylin: single dark px are none."""
 
-PALEST_NUCLEUS = 0.08
+MIN_NUCLEUS_OD = 0.08
 """Haematoxylin density that a nucleus has at least; half of the slide's typical one otherwise."""
 
 PEN_RIM_UM = 2.0
 """Round ink, what is left out: its rim is paler and passes for stain."""
 
-GLASS_OD = 0.03
+MAX_BACKGROUND_OD = 0.03
 """Optical density below which a px is empty glass."""
 
 Map = NDArray[np.float32]
@@ -79,7 +79,7 @@ class Feature(NamedTuple):
     sentence: str
 
 
-def _spread(name: str, unit: str, words: str) -> tuple[Feature, ...]:
+def _distribution_features(name: str, unit: str, words: str) -> tuple[Feature, ...]:
     parts = (("mean", "mean of"), ("std", "standard deviation of"), ("p90", "90th percentile of"))
     return tuple(Feature(f"{name}_{key}", unit, f"{prefix} {words}") for key, prefix in parts)
 
@@ -94,10 +94,10 @@ FEATURES: tuple[Feature, ...] = (
     Feature("intense_complete", "share", "of the cellular area with complete, intense membranes"),
     Feature("dab", "OD", "mean DAB density of the tile"),
     Feature("blur", "share", "of coarse structure (4–8 µm) in that and fine (1–2 µm): 0.44–0.71 in focus, > 0.8 out"),
-    *_spread("dab", "OD", "DAB density")[1:],
-    *_spread("haematoxylin", "OD", "haematoxylin density"),
-    *_spread("ridge", "OD", "membrane contrast: the height of DAB ridges over their sides"),
-    *_spread("density", "OD", "the mean density of R, G and B"),
+    *_distribution_features("dab", "OD", "DAB density")[1:],
+    *_distribution_features("haematoxylin", "OD", "haematoxylin density"),
+    *_distribution_features("ridge", "OD", "membrane contrast: the height of DAB ridges over their sides"),
+    *_distribution_features("density", "OD", "the mean density of R, G and B"),
     Feature("nuclei", "share", "of the tile that is nucleus by haematoxylin"),
     Feature("nuclear_dab", "OD", "mean DAB density inside nuclei (ER, PR)"),
     Feature("membrane_dab", "OD", "mean DAB density on membranes of faint contrast or more"),
@@ -108,7 +108,7 @@ FEATURES: tuple[Feature, ...] = (
 )  # fmt: skip
 """The stain vector, in order."""
 
-MEMBRANE = tuple(one.name for one in FEATURES[:7])
+MEMBRANE_COLUMNS = tuple(one.name for one in FEATURES[:7])
 """Columns of the membrane table: what the rule needs. Shares of `cells`: a slide's figure is a weighted mean."""
 
 
@@ -153,18 +153,18 @@ def measure_tiles(pixels: NDArray[np.uint8], mpp: float, stains: Stains) -> NDAr
     """The stain vector of each tile: (n, t, t, 3) uint8 at mpp µm/px → (n, len(FEATURES)) float32."""
     out = np.zeros((len(pixels), len(FEATURES)), np.float32)
     for tile, row in zip(pixels, out, strict=True):
-        row[:] = _figures(tile, mpp, stains)
+        row[:] = _tile_features(tile, mpp, stains)
     return out
 
 
-def thresholds(stains: Stains) -> tuple[float, float, float]:
+def membrane_thresholds(stains: Stains) -> tuple[float, float, float]:
     """Height of a DAB ridge, in optical density, from which a membrane of this slide is faint, moderate, intense."""
-    shift = np.clip(np.sqrt(stains.nuclei / USUAL_NUCLEI), *SHIFT) if stains.nuclei > 0 else 1.0
-    faint, moderate, intense = (float(-np.log10(1 - taken) * shift) for taken in LIGHT_TAKEN.values())
+    shift = np.clip(np.sqrt(stains.nuclei / REFERENCE_NUCLEI_OD), *THRESHOLD_SHIFT) if stains.nuclei > 0 else 1.0
+    faint, moderate, intense = (float(-np.log10(1 - taken) * shift) for taken in ABSORBED_LIGHT.values())
     return faint, moderate, intense
 
 
-def ridges(smooth: Map, mpp: float) -> Map:
+def ridge_height(smooth: Map, mpp: float) -> Map:
     """Height of bright lines over their sides, OD: (H, W) float32.
 
     The largest curvature of the smoothed density, times what makes it the height of a line as wide as the filter
@@ -181,14 +181,14 @@ def ridges(smooth: Map, mpp: float) -> Map:
     return np.asarray(np.maximum(curvature, 0), np.float32)
 
 
-def fine_dab(h: Map, d: Map, mpp: float) -> Map:
+def restore_dab_detail(h: Map, d: Map, mpp: float) -> Map:
     """DAB density with the detail of brightness: (H, W) float32.
 
     JPEG keeps colour at half the resolution of brightness. The grey edge of a blue nucleus then looks part
     haematoxylin, part DAB, a membrane that isn't there. So the share of DAB is taken where colour is known, and the
     detail from both stains.
     """
-    edge = 2 * round(COLOUR_UM / mpp) + 1
+    edge = 2 * round(CHROMA_UM / mpp) + 1
     coarse_h, coarse_d = cv2.blur(h, (edge, edge)), cv2.blur(d, (edge, edge))
     np.maximum(coarse_h, 0, out=coarse_h)
     np.maximum(coarse_d, 0, out=coarse_d)
@@ -196,38 +196,44 @@ def fine_dab(h: Map, d: Map, mpp: float) -> Map:
     np.maximum(both, 0, out=both)
     both *= coarse_d
     coarse_h += coarse_d
-    coarse_h += np.float32(COLOURLESS_OD)
+    coarse_h += np.float32(ACHROMATIC_OD)
     both /= coarse_h
     return np.asarray(both, np.float32)
 
 
-def _figures(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> list[float]:
+def _tile_features(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> list[float]:
     """One tile's vector."""
     od = optical_density(tile, stains.white)
-    h, d, rest, density = separate(od, stains)
-    pen = _widened(pen_mask(od, rest), PEN_RIM_UM / mpp)
+    h, d, rest, density = separate_stains(od, stains)
+    pen = _dilate(pen_mask(od, rest), PEN_RIM_UM / mpp)
     clean = ~pen
-    smooth = cv2.GaussianBlur(fine_dab(h, d, mpp), (0, 0), RIDGE_UM / mpp)
-    ridge = ridges(smooth, mpp)
-    levels = thresholds(stains)
+    smooth = cv2.GaussianBlur(restore_dab_detail(h, d, mpp), (0, 0), RIDGE_UM / mpp)
+    ridge = ridge_height(smooth, mpp)
+    levels = membrane_thresholds(stains)
     line = (ridge >= levels[0]) & clean
-    nuclei = (cv2.GaussianBlur(h, (0, 0), NUCLEUS_UM / mpp) >= max(0.5 * stains.nuclei, PALEST_NUCLEUS)) & clean
+    nuclei = (cv2.GaussianBlur(h, (0, 0), NUCLEUS_UM / mpp) >= max(0.5 * stains.nuclei, MIN_NUCLEUS_OD)) & clean
     lines = [line, *(line & (smooth >= stains.background + level) for level in levels[1:])]
-    cover = [_share(one, CELL_UM / mpp) for one in lines]
-    cells = ((_share(nuclei, NEST_UM / mpp) >= CELLULAR) | (cover[0] >= 2 * PARTIAL)) & clean
+    cover = [_neighbourhood_share(one, CELL_UM / mpp) for one in lines]
+    cells = (
+        (_neighbourhood_share(nuclei, NEST_UM / mpp) >= MIN_NUCLEI_COVER) | (cover[0] >= 2 * MIN_INCOMPLETE_COVER)
+    ) & clean
     n_cells = max(int(np.count_nonzero(cells)), 1)
-    shares = [np.count_nonzero((one >= limit) & cells) / n_cells for limit in (PARTIAL, COMPLETE) for one in cover]
-    dab = _spread_of(d)
-    contrasts = _contrasts(density, mpp)
+    shares = [
+        np.count_nonzero((one >= limit) & cells) / n_cells
+        for limit in (MIN_INCOMPLETE_COVER, MIN_COMPLETE_COVER)
+        for one in cover
+    ]
+    dab = _distribution(d)
+    contrasts = _scale_contrasts(density, mpp)
     return [
-        _mean_of(cells), *shares, dab[0], blur(contrasts[0], contrasts[2]),
-        *dab[1:], *_spread_of(h), *_spread_of(ridge), *_spread_of(density), _mean_of(nuclei),
-        _mean_over(d, nuclei), _mean_over(d, line), _mean_over(d, cells & ~nuclei & ~line),
-        _mean_of(density < GLASS_OD), _mean_of(pen), *contrasts,
+        _area_share(cells), *shares, dab[0], blur_ratio(contrasts[0], contrasts[2]),
+        *dab[1:], *_distribution(h), *_distribution(ridge), *_distribution(density), _area_share(nuclei),
+        _masked_mean(d, nuclei), _masked_mean(d, line), _masked_mean(d, cells & ~nuclei & ~line),
+        _area_share(density < MAX_BACKGROUND_OD), _area_share(pen), *contrasts,
     ]  # fmt: skip
 
 
-def _widened(mask: Mask, px: float) -> Mask:
+def _dilate(mask: Mask, px: float) -> Mask:
     """A mask and the px round it."""
     if not mask.any():
         return mask
@@ -235,22 +241,22 @@ def _widened(mask: Mask, px: float) -> Mask:
     return np.asarray(cv2.dilate(mask.view(np.uint8), np.ones((edge, edge), np.uint8)), np.uint8).view(np.bool_)
 
 
-def _share(mask: Mask, px: float) -> Map:
+def _neighbourhood_share(mask: Mask, px: float) -> Map:
     """Share of a mask in the square neighbourhood of each px, exact: a sum over whole px."""
     edge = 2 * round((px - 1) / 2) + 1
     return np.asarray(cv2.boxFilter(mask.view(np.uint8), cv2.CV_32F, (edge, edge)), np.float32)
 
 
-def _mean_of(mask: Mask) -> float:
+def _area_share(mask: Mask) -> float:
     return int(np.count_nonzero(mask)) / mask.size
 
 
-def _mean_over(values: Map, mask: Mask) -> float:
+def _masked_mean(values: Map, mask: Mask) -> float:
     """Mean inside a mask, 0 for an empty one. Summed in double precision, five times faster than cv2.mean does."""
     return float(cv2.sumElems(values * mask)[0]) / max(int(np.count_nonzero(mask)), 1)
 
 
-def _spread_of(values: Map) -> tuple[float, float, float]:
+def _distribution(values: Map) -> tuple[float, float, float]:
     """Mean, standard deviation, 90th percentile (of every third row and column)."""
     mean = cv2.sumElems(values)[0] / values.size
     variance = cv2.norm(values, cv2.NORM_L2SQR) / values.size - mean**2
@@ -259,7 +265,7 @@ def _spread_of(values: Map) -> tuple[float, float, float]:
     return float(mean), float(np.sqrt(max(variance, 0.0))), float(np.partition(sample, k)[k])
 
 
-def _contrasts(density: Map, mpp: float) -> list[float]:
+def _scale_contrasts(density: Map, mpp: float) -> list[float]:
     """Mean difference between neighbouring scales: texture from fine to coarse, OD."""
     scales = [2 * round(um / mpp / 2) + 1 for um in (1, 2, 4, 8)]
     blurred = [cv2.blur(density, (edge, edge)) for edge in scales]

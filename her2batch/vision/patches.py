@@ -10,11 +10,11 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
-WHITE, MOST_WHITE = 220, 0.7
-BLACK, MOST_BLACK = 30, 0.2
+WHITE_GREY, MAX_WHITE_SHARE = 220, 0.7
+BLACK_GREY, MAX_BLACK_SHARE = 30, 0.2
 """Grey values beyond which a px counts as white or black in all channels, and the share of a patch that may be so."""
 
-CLIP, CELLS = 2.0, (8, 8)
+CLAHE_CLIP_LIMIT, CLAHE_GRID = 2.0, (8, 8)
 
 
 def usable_patches(patches: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -22,17 +22,17 @@ def usable_patches(patches: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
     Dropped: more than 70 % white px (all channels over 220) or 20 % black ones (all under 30).  Source: paper, 2.3.
     """
-    white = (patches.min(axis=3) > WHITE).mean(axis=(1, 2))
-    black = (patches.max(axis=3) < BLACK).mean(axis=(1, 2))
-    return np.asarray((white <= MOST_WHITE) & (black <= MOST_BLACK), np.bool_)
+    white = (patches.min(axis=3) > WHITE_GREY).mean(axis=(1, 2))
+    black = (patches.max(axis=3) < BLACK_GREY).mean(axis=(1, 2))
+    return np.asarray((white <= MAX_WHITE_SHARE) & (black <= MAX_BLACK_SHARE), np.bool_)
 
 
-def clahe(patches: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def apply_clahe(patches: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Contrast-limited equalisation of lightness (L of Lab): (n, h, w, 3) uint8 RGB → the same shape, new.
 
     Source: Zuiderveld 1994; clip limit 2.0 on 8 × 8 cells as in the paper, 2.3.
     """
-    equalise = cv2.createCLAHE(CLIP, CELLS)
+    equalise = cv2.createCLAHE(CLAHE_CLIP_LIMIT, CLAHE_GRID)
     out = np.empty_like(patches)
     for patch, place in zip(patches, out, strict=True):
         lab = cv2.cvtColor(patch, cv2.COLOR_RGB2LAB)
@@ -41,12 +41,12 @@ def clahe(patches: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return out
 
 
-LEAST = 0.05
+MIN_ANNOTATED_SHARE = 0.05
 """Share of a patch that an annotation must cover to give it its class (paper, 2.3)."""
 
 
 def label_patches(
-    shapes: Sequence[tuple[int, BaseGeometry]], tiles: NDArray[np.int32], least: float = LEAST
+    shapes: Sequence[tuple[int, BaseGeometry]], tiles: NDArray[np.int32], least: float = MIN_ANNOTATED_SHARE
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """One class a patch: (n,) int8, −1 for none; and the share of it that the class covers, (n,) float32.
 

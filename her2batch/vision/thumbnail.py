@@ -21,7 +21,7 @@ def letterbox(
     overview: (H, W, 3) uint8.  tissue: (h, w) bool over the same ground, at any size; without any, the whole overview
     is taken.  background: RGB 0–255, the slide's own, round the box.
     """
-    top, bottom, left, right = _bounds(tissue)
+    top, bottom, left, right = _tissue_bounds(tissue)
     fy, fx = overview.shape[0] / tissue.shape[0], overview.shape[1] / tissue.shape[1]
     box = overview[math.floor(top * fy) : math.ceil(bottom * fy), math.floor(left * fx) : math.ceil(right * fx)]
     scale = edge / max(box.shape[:2])
@@ -34,12 +34,12 @@ def letterbox(
     return out
 
 
-QUALITY = 85
+JPEG_QUALITY = 85
 
 
 def encode_jpeg(picture: NDArray[np.uint8]) -> bytes:
     """(H, W, 3) uint8 RGB as the store keeps it."""
-    coded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
+    coded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
     return coded.tobytes()
 
 
@@ -72,7 +72,7 @@ def crop_to_tissue(
     return letterbox(picture, covered, edge, fill), fill
 
 
-def _bounds(tissue: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+def _tissue_bounds(tissue: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """First and last row and column with tissue, the last ones exclusive."""
     rows, columns = np.flatnonzero(tissue.any(axis=1)), np.flatnonzero(tissue.any(axis=0))
     if not len(rows):

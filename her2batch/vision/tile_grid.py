@@ -15,19 +15,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-WHITE = 255
+OUTSIDE_GREY = 255
 
-BLOCK = (7, 32)
+CHUNKS_PER_EDGE = (7, 32)
 """Chunks along a block's edge, least and most: those on its rim cost little."""
 
 BLOCK_PX = (896, 2048, 4096)
 """Level px along a block's edge: at least, whatever the chunks; at most for small chunks; and ever (50 MB)."""
 
-TRIFLE = 0.04
+WASTE_TOLERANCE = 0.04
 """Px decoded in vain, per px wanted along an axis, that buy no larger block: on a grid that never meets the chunks,
 blocks of 4,000 px read no faster than those of 2,200 (1,010 and 1,056 tiles/s) and hold three times the memory."""
 
-RUN = 32
+WASTE_SAMPLE_BLOCKS = 32
 """Blocks in a row over which the chunks they touch are counted."""
 
 
@@ -61,7 +61,7 @@ def plan_tiles(width: int, height: int, slide_mpp: float, mpp: float, tile: int)
     a gap of 1 px or overlap by 1 px. Tiles that start inside the slide count, and may leave it at its far edges.
     """
     step = tile * Fraction(str(mpp)) / Fraction(str(slide_mpp))
-    xs, ys = _starts(width, step), _starts(height, step)
+    xs, ys = _tile_starts(width, step), _tile_starts(height, step)
     tiles = np.empty((len(ys), len(xs), 3), np.int32)
     tiles[..., 0] = xs
     tiles[..., 1] = ys[:, None]
@@ -69,7 +69,7 @@ def plan_tiles(width: int, height: int, slide_mpp: float, mpp: float, tile: int)
     return tiles.reshape(-1, 3)
 
 
-def _starts(length: int, step: Fraction) -> NDArray[np.int64]:
+def _tile_starts(length: int, step: Fraction) -> NDArray[np.int64]:
     """Multiples of the step below `length`, rounded half up: exact, however long the slide is."""
     up, down = 2 * step.numerator, 2 * step.denominator
     starts = [(i * up + step.denominator) // down for i in range(math.ceil(length / step))]
@@ -87,16 +87,16 @@ def plan_blocks(
     """
     if not len(tiles):
         return []
-    ratios = np.array([_ratio(ds, extent) for ds, extent in zip(downsample, level, strict=True)])
+    ratios = np.array([_true_downsample(ds, extent) for ds, extent in zip(downsample, level, strict=True)])
     cells = np.empty((len(tiles), 2), np.int64)
     for axis in (0, 1):
-        cells[:, axis] = _cells(tiles[:, axis], int(tiles[0, 2]), float(ratios[axis]), chunk[axis])
+        cells[:, axis] = _block_numbers(tiles[:, axis], int(tiles[0, 2]), float(ratios[axis]), chunk[axis])
     order = np.lexsort((np.arange(len(tiles)), cells[:, 0], cells[:, 1]))
     changes = np.flatnonzero(np.any(np.diff(cells[order], axis=0) != 0, axis=1)) + 1
-    return [_block(group, tiles, ratios, level) for group in np.split(order, changes)]
+    return [_make_block(group, tiles, ratios, level) for group in np.split(order, changes)]
 
 
-def _ratio(downsample: float, extent: int) -> float:
+def _true_downsample(downsample: float, extent: int) -> float:
     """A level's true downsample. Writers halve and drop the odd row, so that 2967 px become 741 and the quotient of
     the sizes 4.004: over a whole slide tiles would move by several px. A whole number that explains the size is true.
     """
@@ -104,35 +104,35 @@ def _ratio(downsample: float, extent: int) -> float:
     return float(whole) if abs(downsample - whole) * extent < whole else downsample
 
 
-def _cells(starts: NDArray[np.int32], size: int, ratio: float, chunk: int) -> NDArray[np.int64]:
+def _block_numbers(starts: NDArray[np.int32], size: int, ratio: float, chunk: int) -> NDArray[np.int64]:
     """Number of the block along one axis for each tile: (n,) level-0 px → (n,)."""
     values, inverse = np.unique(starts, return_inverse=True)
     gaps = np.round(np.diff(values, prepend=0) / size).astype(np.int64)  # whole tiles between neighbours
     places = np.cumsum(gaps)
     step = values[-1] / places[-1] if places[-1] else size
-    return (places // _span(float(step) / ratio, chunk))[inverse]
+    return (places // _tiles_per_edge(float(step) / ratio, chunk))[inverse]
 
 
-def _span(step: float, chunk: int) -> int:
+def _tiles_per_edge(step: float, chunk: int) -> int:
     """Tiles along a block's edge: the fewest chunks within BLOCK that decode hardly more in vain than the best do.
 
     step, chunk: level px. Every chunk that a block touches is decoded whole.
     """
     low, high, ever = BLOCK_PX
-    least = max(1, math.ceil(max(BLOCK[0] * chunk, low) / step - 1e-6))
-    most = max(1, math.floor(min(max(BLOCK[1] * chunk, high), ever) / step + 1e-6))
-    waste = {n: _waste(n * step, chunk) for n in range(min(least, most), most + 1)}
-    return next(n for n, px in waste.items() if px <= min(waste.values()) + TRIFLE)
+    least = max(1, math.ceil(max(CHUNKS_PER_EDGE[0] * chunk, low) / step - 1e-6))
+    most = max(1, math.floor(min(max(CHUNKS_PER_EDGE[1] * chunk, high), ever) / step + 1e-6))
+    waste = {n: _decoded_per_wanted(n * step, chunk) for n in range(min(least, most), most + 1)}
+    return next(n for n, px in waste.items() if px <= min(waste.values()) + WASTE_TOLERANCE)
 
 
-def _waste(edge: float, chunk: int) -> float:
+def _decoded_per_wanted(edge: float, chunk: int) -> float:
     """Px decoded per px wanted along one axis, over a row of blocks."""
-    ends = np.arange(RUN + 1) * edge / chunk
+    ends = np.arange(WASTE_SAMPLE_BLOCKS + 1) * edge / chunk
     touched = np.ceil(ends[1:] - 1e-6) - np.floor(ends[:-1] + 1e-6)
-    return float(touched.sum()) * chunk / (RUN * edge)
+    return float(touched.sum()) * chunk / (WASTE_SAMPLE_BLOCKS * edge)
 
 
-def _block(
+def _make_block(
     group: NDArray[np.int64], tiles: NDArray[np.int32], ratios: NDArray[np.float64], level: tuple[int, int]
 ) -> Block:
     near = np.floor(tiles[group, :2] / ratios + 0.5).astype(np.int64)
@@ -157,7 +157,7 @@ def cut_tiles(
     for k, (x, y, width, height) in enumerate(block.places.tolist()):
         part = pixels[y : y + height, x : x + width]
         if part.shape[:2] != (height, width):
-            whole = np.full((height, width, 3), WHITE, np.uint8)
+            whole = np.full((height, width, 3), OUTSIDE_GREY, np.uint8)
             whole[: part.shape[0], : part.shape[1]] = part
             part = whole
         _resample(part, out[k])

@@ -10,41 +10,49 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.segmentation import watershed
 
-from her2batch.vision.background import Flat, Map, Mask, flatten_background, local_std, mean, without_small
+from her2batch.vision.background import (
+    FlattenedOverview,
+    Map,
+    Mask,
+    channel_mean,
+    flatten_background,
+    local_std,
+    remove_small_parts,
+)
 
-SMALLEST_MM2 = 0.05
+MIN_TISSUE_MM2 = 0.05
 """Pieces below this are dirt."""
 
-HOLE_MM2 = 0.02
+MAX_HOLE_MM2 = 0.02
 """Holes below this belong to the tissue around them."""
 
-INK_MM2 = 0.01
+MIN_PEN_MM2 = 0.01
 """Ink below this is a dark nest of nuclei, or dirt."""
 
 BLUR_PX = 1.5
 
-FAINTEST, PLAINEST = 0.010, 0.060
+MIN_THRESHOLD_OD, MAX_THRESHOLD_OD = 0.010, 0.060
 """Optical density between which Otsu may put its threshold: below is the noise of glass, above is tissue whatever the
 histogram says."""
 
-NOISES = 6.0
+NOISE_SIGMAS = 6.0
 """Otsu's threshold comes down to this many σ of the glass over its median: else dark tumour, which makes most of the
 histogram of a 3+ slide, pushes the pale stroma beside it into the background (Dice 0.70 on such a synthetic slide,
 0.97 with it)."""
 
-HALO = 0.7
+MIN_SHARP_SHARE = 0.7
 """Share of the threshold that a px must have with hardly any blur: the blur carries dark tissue into the glass."""
 
-TEXTURE = 0.35
+TEXTURE_WEIGHT = 0.35
 """Weight of local contrast beside density: pale tissue is told from glass by its structure first."""
 
-PLAIN_TEXTURE = 0.002
+MIN_TEXTURE_OD = 0.002
 """Local contrast, blurred, that the second segmentation takes for tissue at least; optical density."""
 
-FULL = 0.98
+MAX_TISSUE_SHARE = 0.98
 """A mask that covers more of the slide than this has found no background."""
 
-NECK = 0.5
+MIN_PASS_DEPTH = 0.5
 """Basins of the distance to the rim are one piece where they meet at this share of the shallower one's depth."""
 
 
@@ -67,84 +75,86 @@ def segment_tissue(rgb: NDArray[np.uint8], mpp: float) -> Tissue:
     Contrast stretch, Gaussian blur, Otsu and watershed (paper, 2.3) on density, colour and texture; a second
     segmentation, by texture alone, stands in where the first finds nothing or leaves no glass though there is some.
     """
-    pen = pen_mask(rgb, mpp)
+    pen = find_pen_marks(rgb, mpp)
     flat = flatten_background(rgb)
     # a stroke over tissue must not cut off what lies beyond it: pen goes after the pieces are told apart
-    first = _clean((_by_density(flat) | pen) & ~flat.padding, mpp) & ~pen
-    texture = (_by_texture(flat) | pen) & ~flat.padding
-    disagreement = _disagreement(first, _clean(texture, mpp, connected) & ~pen)  # a third of the time of watersheds
-    implausible = not first.any() or (first.mean() > FULL and bool(flat.glass.any()))
-    second = _clean(texture, mpp) & ~pen if implausible else first
-    if implausible and second.any() and second.mean() < FULL:
+    first = _clean_mask((_segment_by_density(flat) | pen) & ~flat.padding, mpp) & ~pen
+    texture = (_segment_by_texture(flat) | pen) & ~flat.padding
+    disagreement = _disagreement(
+        first, _clean_mask(texture, mpp, label_components) & ~pen
+    )  # a third of the time of watersheds
+    implausible = not first.any() or (first.mean() > MAX_TISSUE_SHARE and bool(flat.glass.any()))
+    second = _clean_mask(texture, mpp) & ~pen if implausible else first
+    if implausible and second.any() and second.mean() < MAX_TISSUE_SHARE:
         return Tissue(second, pen, "texture", disagreement)
     return Tissue(first, pen, "density", disagreement)
 
 
-def _by_density(flat: Flat) -> Mask:
+def _segment_by_density(flat: FlattenedOverview) -> Mask:
     """Density, colour and texture, blurred, thresholded by Otsu within bounds."""
-    density = mean(flat.od)
+    density = channel_mean(flat.od)
     r, g, b = cv2.split(flat.od)
     colour = cv2.max(cv2.max(r, g), b) - cv2.min(cv2.min(r, g), b)  # stain has some, dust and shade have none
     stained = np.maximum(density, 0) + 0.5 * colour
-    blurred = cv2.GaussianBlur(_without_rim(stained + TEXTURE * local_std(density)), (0, 0), BLUR_PX)
+    blurred = cv2.GaussianBlur(_replicate_rim(stained + TEXTURE_WEIGHT * local_std(density)), (0, 0), BLUR_PX)
     sharp = cv2.GaussianBlur(stained, (0, 0), 0.7)
-    threshold = FAINTEST
+    threshold = MIN_THRESHOLD_OD
     if flat.glass.any():
         middle = float(np.median(blurred[flat.glass]))
         noise = 1.4826 * float(np.median(np.abs(blurred[flat.glass] - middle)))
-        threshold = max(FAINTEST, min(_otsu(blurred[~flat.padding]), middle + NOISES * noise))
-    return np.asarray((blurred > threshold) & (sharp > HALO * threshold), bool)
+        threshold = max(MIN_THRESHOLD_OD, min(_otsu_threshold(blurred[~flat.padding]), middle + NOISE_SIGMAS * noise))
+    return np.asarray((blurred > threshold) & (sharp > MIN_SHARP_SHARE * threshold), bool)
 
 
-def _without_rim(signal: Map) -> Map:
+def _replicate_rim(signal: Map) -> Map:
     """The outermost px are averages with the padding of the slide's last chunks: their neighbours stand in."""
     if min(signal.shape) <= 4:
         return signal
     return np.asarray(cv2.copyMakeBorder(signal[1:-1, 1:-1], 1, 1, 1, 1, cv2.BORDER_REPLICATE), np.float32)
 
 
-def _otsu(signal: Map) -> float:
+def _otsu_threshold(signal: Map) -> float:
     """Otsu's threshold of the stretched signal, kept within FAINTEST and PLAINEST (optical density)."""
     if not signal.size:
-        return PLAINEST
-    top = max(float(np.percentile(signal, 99)), PLAINEST)
+        return MAX_THRESHOLD_OD
+    top = max(float(np.percentile(signal, 99)), MAX_THRESHOLD_OD)
     stretched = (np.sqrt(np.clip(signal / top, 0, 1)) * 255).astype(np.uint8)  # the root lifts what is pale
     level, _ = cv2.threshold(stretched.reshape(1, -1), 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
-    return float(np.clip((level / 255) ** 2 * top, FAINTEST, PLAINEST))
+    return float(np.clip((level / 255) ** 2 * top, MIN_THRESHOLD_OD, MAX_THRESHOLD_OD))
 
 
-def _by_texture(flat: Flat) -> Mask:
+def _segment_by_texture(flat: FlattenedOverview) -> Mask:
     """Local contrast alone, whatever the colour: Otsu on its logarithm."""
-    texture = cv2.GaussianBlur(_without_rim(local_std(mean(flat.od))), (0, 0), 2 * BLUR_PX)
+    texture = cv2.GaussianBlur(_replicate_rim(local_std(channel_mean(flat.od))), (0, 0), 2 * BLUR_PX)
     scaled = np.clip((np.log10(np.maximum(texture, 1e-4)) + 4) * 60, 0, 255).astype(np.uint8)
     level, _ = cv2.threshold(scaled, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
-    return np.asarray(texture > max(10 ** (level / 60 - 4), PLAIN_TEXTURE), bool)
+    return np.asarray(texture > max(10 ** (level / 60 - 4), MIN_TEXTURE_OD), bool)
 
 
-def pen_mask(rgb: NDArray[np.uint8], mpp: float) -> Mask:
+def find_pen_marks(rgb: NDArray[np.uint8], mpp: float) -> Mask:
     """Ink: saturated hues that neither haematoxylin, eosin nor DAB has, and black that is no shadow of tissue."""
     hue, saturation, value = cv2.split(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV))
     green = (hue > 35) & (hue < 95) & (saturation > 70)
     blue = (hue >= 95) & (hue < 125) & (saturation > 165)
     red = ((hue > 174) | (hue < 4)) & (saturation > 180) & (value > 110)
     black = (value < 55) & (saturation < 90) & (value >= 8)
-    ink = without_small(green | blue | red | black, INK_MM2 * 1e6 / mpp**2)
+    ink = remove_small_parts(green | blue | red | black, MIN_PEN_MM2 * 1e6 / mpp**2)
     return np.asarray(cv2.dilate(ink.astype(np.uint8), np.ones((5, 5), np.uint8)), bool) if ink.any() else ink
 
 
-def _clean(mask: Mask, mpp: float, parts: Callable[[Mask], NDArray[np.int32]] | None = None) -> Mask:
+def _clean_mask(mask: Mask, mpp: float, parts: Callable[[Mask], NDArray[np.int32]] | None = None) -> Mask:
     """Close, fill holes, split (along watersheds unless told otherwise), drop pieces that are too small to matter."""
     if not mask.any():
         return mask
     closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)).astype(bool)
     px = 1e6 / mpp**2
-    labels = (parts or pieces)(_filled(closed, HOLE_MM2 * px))
-    keep = np.bincount(labels.ravel()) >= SMALLEST_MM2 * px
+    labels = (parts or label_pieces)(_fill_holes(closed, MAX_HOLE_MM2 * px))
+    keep = np.bincount(labels.ravel()) >= MIN_TISSUE_MM2 * px
     keep[0] = False
     return np.asarray(keep[labels], bool)
 
 
-def _filled(mask: Mask, px: float) -> Mask:
+def _fill_holes(mask: Mask, px: float) -> Mask:
     """Fill holes of fewer than `px` pixels; what reaches the slide's edge is no hole."""
     empty = np.pad((~mask).astype(np.uint8), 1, constant_values=1)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(empty, connectivity=8)
@@ -153,12 +163,12 @@ def _filled(mask: Mask, px: float) -> Mask:
     return np.asarray(mask | hole[labels][1:-1, 1:-1], bool)
 
 
-def connected(mask: Mask) -> NDArray[np.int32]:
+def label_components(mask: Mask) -> NDArray[np.int32]:
     """Number the parts of a mask that hang together: (H, W) bool → (H, W) int32, 0 outside."""
     return np.asarray(cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[1], np.int32)
 
 
-def pieces(mask: Mask) -> NDArray[np.int32]:
+def label_pieces(mask: Mask) -> NDArray[np.int32]:
     """Number the pieces of tissue: (H, W) bool → (H, W) int32, 0 outside.
 
     Pieces that only touch, and dirt that hangs on by a thread, are told apart by the watershed of the distance to the
@@ -172,10 +182,10 @@ def pieces(mask: Mask) -> NDArray[np.int32]:
     depth = np.zeros(count, np.float32)
     depth[markers] = distance  # a peak is level
     basins = watershed(-distance, markers, mask=mask)  # type: ignore[no-untyped-call]
-    return np.asarray(_joined(depth, *_passes(basins, distance))[basins], np.int32)
+    return np.asarray(_merge_basins(depth, *_basin_passes(basins, distance))[basins], np.int32)
 
 
-def _passes(basins: NDArray[np.int32], height: Map) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _basin_passes(basins: NDArray[np.int32], height: Map) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Where basins touch: (n, 2) pairs of them, and the greatest height on their common border, (n,), highest first."""
     a = np.concatenate([basins[:, :-1].ravel(), basins[:-1].ravel()]).astype(np.int64)
     b = np.concatenate([basins[:, 1:].ravel(), basins[1:].ravel()]).astype(np.int64)
@@ -191,7 +201,7 @@ def _passes(basins: NDArray[np.int32], height: Map) -> tuple[NDArray[np.int64], 
     return pairs[order], highest[order]
 
 
-def _joined(depth: Map, pairs: NDArray[np.int64], heights: NDArray[np.float32]) -> NDArray[np.int32]:
+def _merge_basins(depth: Map, pairs: NDArray[np.int64], heights: NDArray[np.float32]) -> NDArray[np.int32]:
     """Number of the piece of each basin: those that meet broadly are joined, the broadest pass first.
 
     A thread so joins what it hangs on, and no longer leads from there to what hangs on it.
@@ -206,7 +216,7 @@ def _joined(depth: Map, pairs: NDArray[np.int64], heights: NDArray[np.float32]) 
 
     for (a, b), height in zip(pairs.tolist(), heights.tolist(), strict=True):
         one, other = sorted((root(a), root(b)))
-        if one != other and height >= NECK * min(deepest[one], deepest[other]):
+        if one != other and height >= MIN_PASS_DEPTH * min(deepest[one], deepest[other]):
             parent[other] = one
             deepest[one] = max(deepest[one], deepest[other])
     return np.unique([root(k) for k in range(len(depth))], return_inverse=True)[1].astype(np.int32)

@@ -25,20 +25,20 @@ from her2batch.store import reviews
 from her2batch.store.cohort import RETIRED, Cohort, Row
 from her2batch.store.row_cache import SETTLED_NS
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
-from her2batch.web.deepzoom import DeepZoom, tile, zoom_of
-from her2batch.web.listing import line
+from her2batch.web.deepzoom import DeepZoom, deep_zoom_of, deep_zoom_tile
+from her2batch.web.listing import summarize_slide
 
-FRESH_S = 2.0
+MAX_AGE_S = 2.0
 """How old what is shown may be."""
 
-OPEN = 12
+MAX_OPEN_PYRAMIDS = 12
 """Pyramids that stay open, with their pictures: 3 MB each."""
 
-READERS = 8
+READ_THREADS = 8
 
 
 @dataclass
-class _Open:
+class _OpenPyramid:
     """A pyramid that is looked at. Its buffer is one thread's at a time."""
 
     slide: Pyramid
@@ -58,17 +58,17 @@ class Catalog:
         self._rows: dict[str, Row] = {}
         self._predictions: dict[str, tuple[tuple[str, ...], list[Row]]] = {}
         self._reviews: tuple[Any, list[Row]] = (None, [])
-        self._looked = -FRESH_S
+        self._looked = -MAX_AGE_S
         self._changed: int | None = None  # when a row was last put into the folder, by its file system's clock
         self._lines: tuple[Any, list[Row]] = (None, [])
-        self._open: OrderedDict[tuple[str, str], _Open] = OrderedDict()
+        self._open: OrderedDict[tuple[str, str], _OpenPyramid] = OrderedDict()
 
     # -- what is known ---------------------------------------------------------------------------------------------
 
     def rows(self) -> dict[str, Row]:
         """Every slide: id → its row."""
         with self._lock:
-            if time.monotonic() - self._looked > FRESH_S:
+            if time.monotonic() - self._looked > MAX_AGE_S:
                 changed = self._settled()
                 if changed is None or changed != self._changed:
                     self._rows = self.cohort.rows()
@@ -88,7 +88,7 @@ class Catalog:
     def stale(self) -> None:
         """Something was written: look again at once."""
         with self._lock:
-            self._looked, self._changed = -FRESH_S, None
+            self._looked, self._changed = -MAX_AGE_S, None
 
     def row(self, slide_id: str) -> Row:
         """One slide's row. Raises InputError for an id that the store does not know, whatever it is."""
@@ -115,7 +115,7 @@ class Catalog:
         rows, entries = self.rows(), self.reviews()
         if self._lines[0] is None or self._lines[0][0] is not rows or self._lines[0][1] is not entries:
             verdicts = {one["slide_id"]: one for one in entries}
-            lines = [line(row, self.predictions(one), verdicts.get(one)) for one, row in rows.items()]
+            lines = [summarize_slide(row, self.predictions(one), verdicts.get(one)) for one, row in rows.items()]
             self._lines = ((rows, entries), lines)
         return self._lines[1]
 
@@ -147,7 +147,7 @@ class Catalog:
             key = tuple(sha for _, sha in files)
             if self._predictions.get(slide_id, (None,))[0] != key:
                 todo[slide_id] = (key, [path.removeprefix(start).rpartition("/")[0] for path, _ in files])
-        with ThreadPoolExecutor(READERS) as pool:
+        with ThreadPoolExecutor(READ_THREADS) as pool:
             found = pool.map(lambda one: (one[0], one[1][0], self._said(one[0], one[1][1])), todo.items())
             self._predictions |= {slide_id: (key, rows) for slide_id, key, rows in found}
         for gone in self._predictions.keys() - self._rows.keys():
@@ -172,7 +172,7 @@ class Catalog:
         """A tile of the viewer as JPEG. Raises InputError, SlideError; ValueError where there is no such tile."""
         found = self._opened(slide_id)
         with found.lock:
-            return tile(found.slide, found.picture, found.zoom, level, column, row)
+            return deep_zoom_tile(found.slide, found.picture, found.zoom, level, column, row)
 
     def thumbnail(self, slide_id: str) -> bytes:
         """A slide's overview picture as JPEG. Raises InputError where there is none."""
@@ -181,7 +181,7 @@ class Catalog:
             raise InputError("there is no picture of this slide")
         return place.read_bytes()
 
-    def _opened(self, slide_id: str) -> _Open:
+    def _opened(self, slide_id: str) -> _OpenPyramid:
         row = self.row(slide_id)
         if not self.has_pyramid(row):
             raise InputError("there is no pyramid of this slide")
@@ -189,8 +189,8 @@ class Catalog:
         with self._opening:
             if key not in self._open:
                 slide = Pyramid(self.cohort.pyramid(slide_id))
-                self._open[key] = _Open(slide, zoom_of(slide.info), self._picture(slide_id))
-                while len(self._open) > OPEN:
+                self._open[key] = _OpenPyramid(slide, deep_zoom_of(slide.info), self._picture(slide_id))
+                while len(self._open) > MAX_OPEN_PYRAMIDS:
                     self._open.popitem(last=False)
             self._open.move_to_end(key)
             return self._open[key]

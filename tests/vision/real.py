@@ -28,14 +28,14 @@ TILE = 224
 
 
 @lru_cache(maxsize=8)
-def core(folder: Path, name: str) -> NDArray[np.uint8]:
+def load_core(folder: Path, name: str) -> NDArray[np.uint8]:
     """A core at 0.5 µm/px."""
     rgb = cv2.cvtColor(cv2.imread(str(folder / "her2_cores" / CORES[name])), cv2.COLOR_BGR2RGB)
-    return shrunk(rgb, 0.5)
+    return shrink(rgb, 0.5)
 
 
 @lru_cache(maxsize=8)
-def he_slide(folder: Path, name: str) -> NDArray[np.uint8]:
+def load_he_slide(folder: Path, name: str) -> NDArray[np.uint8]:
     """An H&E slide at its own µm/px."""
     path = folder / "slides" / name
     if name.endswith(".tif"):
@@ -44,13 +44,13 @@ def he_slide(folder: Path, name: str) -> NDArray[np.uint8]:
         return np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
 
 
-def shrunk(rgb: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+def shrink(rgb: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
     return cv2.resize(rgb, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
 
 
-def measured(rgb: NDArray[np.uint8]) -> TileBatch:
+def tissue_tile_batch(rgb: NDArray[np.uint8]) -> TileBatch:
     """The tissue tiles of a slide at 0.5 µm/px, as the ingest would cut them, with the slide's own stains."""
-    overview = shrunk(rgb, 1 / 16)
+    overview = shrink(rgb, 1 / 16)
     tissue = segment_tissue(overview, 8.0)
     rows, columns = rgb.shape[0] // TILE, rgb.shape[1] // TILE
     places = np.array([(x * TILE, y * TILE, TILE) for y in range(rows) for x in range(columns)], np.int32)

@@ -14,21 +14,21 @@ from her2batch.vision.stain import Stains
 Map = NDArray[np.float64]
 
 
-def described(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> dict[str, float]:
+def reference_features(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> dict[str, float]:
     """Feature → value of one tile (t, t, 3)."""
     od = -np.log10(np.maximum(tile, 1) / np.asarray(stains.white))
     h, d, rest = np.moveaxis(deconvolved(od, stains), -1, 0)
     density = od.mean(axis=2)
-    ink = (np.abs(rest) > stain.INK_REST) | (od[..., 0] > stain.INK_RED)
+    ink = (np.abs(rest) > stain.PEN_RESIDUAL_OD) | (od[..., 0] > stain.PEN_RED_OD)
     rim = 2 * round(membrane.PEN_RIM_UM / mpp) + 1
     ink = ndimage.binary_dilation(ink, footprint_rectangle((rim, rim)))
-    coarse_h, coarse_d = (np.maximum(box(one, 2 * round(membrane.COLOUR_UM / mpp) + 1), 0) for one in (h, d))
-    share = coarse_d / (coarse_h + coarse_d + membrane.COLOURLESS_OD)
+    coarse_h, coarse_d = (np.maximum(box(one, 2 * round(membrane.CHROMA_UM / mpp) + 1), 0) for one in (h, d))
+    share = coarse_d / (coarse_h + coarse_d + membrane.ACHROMATIC_OD)
     smooth = gaussian(np.maximum(h + d, 0) * share, membrane.RIDGE_UM / mpp)
     ridge = ridge_height(smooth, membrane.RIDGE_UM / mpp)
-    nucleus = max(stains.nuclei / 2, membrane.PALEST_NUCLEUS)
+    nucleus = max(stains.nuclei / 2, membrane.MIN_NUCLEUS_OD)
     nuclei = (gaussian(h, membrane.NUCLEUS_UM / mpp) >= nucleus) & ~ink
-    faint, moderate, intense = membrane.thresholds(stains)
+    faint, moderate, intense = membrane.membrane_thresholds(stains)
     line = (ridge >= faint) & ~ink
     lines = {
         "faint": line,
@@ -36,18 +36,18 @@ def described(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> dict[str, 
         "intense": line & (smooth >= stains.background + intense),
     }
     cover = {name: around(one, membrane.CELL_UM / mpp) for name, one in lines.items()}
-    nests = around(nuclei, membrane.NEST_UM / mpp) >= membrane.CELLULAR
-    cells = (nests | (cover["faint"] >= 2 * membrane.PARTIAL)) & ~ink
+    nests = around(nuclei, membrane.NEST_UM / mpp) >= membrane.MIN_NUCLEI_COVER
+    cells = (nests | (cover["faint"] >= 2 * membrane.MIN_INCOMPLETE_COVER)) & ~ink
     found = {"cells": cells.mean()}
     for name, share in cover.items():
-        found[name] = (share >= membrane.PARTIAL)[cells].mean() if cells.any() else 0.0
-        found[f"{name}_complete"] = (share >= membrane.COMPLETE)[cells].mean() if cells.any() else 0.0
+        found[name] = (share >= membrane.MIN_INCOMPLETE_COVER)[cells].mean() if cells.any() else 0.0
+        found[f"{name}_complete"] = (share >= membrane.MIN_COMPLETE_COVER)[cells].mean() if cells.any() else 0.0
     found["dab"] = d.mean()
     for name, values in {"dab": d, "haematoxylin": h, "ridge": ridge, "density": density}.items():
         some = np.sort(values[::3, ::3].ravel())
         found |= {f"{name}_mean": values.mean(), f"{name}_std": values.std()}
         found[f"{name}_p90"] = some[int(0.9 * (len(some) - 1))]
-    found |= {"nuclei": nuclei.mean(), "white": (density < membrane.GLASS_OD).mean(), "ink": ink.mean()}
+    found |= {"nuclei": nuclei.mean(), "white": (density < membrane.MAX_BACKGROUND_OD).mean(), "ink": ink.mean()}
     places = {"nuclear_dab": nuclei, "membrane_dab": line, "cytoplasm_dab": cells & ~nuclei & ~line}
     found |= {name: d[place].mean() if place.any() else 0.0 for name, place in places.items()}
     scales = {um: box(density, 2 * round(um / mpp / 2) + 1) for um in (1, 2, 4, 8)}

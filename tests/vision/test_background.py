@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from her2batch.vision.background import flatten_background, without_small
+from her2batch.vision.background import flatten_background, remove_small_parts
 
 
 def uneven(slope_x: float, slope_y: float, bow: float, level: float = 240.0) -> np.ndarray:
@@ -54,5 +54,5 @@ def test_small_parts_are_dropped_by_area() -> None:
     mask = np.zeros((20, 20), bool)
     mask[1:3, 1:3] = True
     mask[5:10, 5:10] = True
-    assert without_small(mask, 5).sum() == 25
-    assert without_small(mask, 4).sum() == 29
+    assert remove_small_parts(mask, 5).sum() == 25
+    assert remove_small_parts(mask, 4).sum() == 29

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapely.geometry import Polygon, box
 
-from her2batch.vision.patches import clahe, label_patches, usable_patches
+from her2batch.vision.patches import apply_clahe, label_patches, usable_patches
 
 
 @given(st.integers(0, 100), st.integers(0, 100))
@@ -27,7 +27,7 @@ def test_a_colour_is_neither_white_nor_black() -> None:
 def test_clahe_spreads_lightness_and_leaves_colour() -> None:
     rng = np.random.default_rng(0)
     grey = rng.integers(120, 136, (2, 224, 224, 1), dtype=np.uint8).repeat(3, axis=3)
-    out = clahe(grey)
+    out = apply_clahe(grey)
     assert out.std() > 1.5 * grey.std()
     assert np.ptp(out.astype(int), axis=3).max() <= 6
 
@@ -35,9 +35,9 @@ def test_clahe_spreads_lightness_and_leaves_colour() -> None:
 def test_clahe_works_patch_by_patch_on_a_copy() -> None:
     patches = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     before = patches.copy()
-    together = clahe(patches)
+    together = apply_clahe(patches)
     assert np.array_equal(patches, before)
-    assert all(np.array_equal(clahe(patches[k : k + 1])[0], together[k]) for k in range(3))
+    assert all(np.array_equal(apply_clahe(patches[k : k + 1])[0], together[k]) for k in range(3))
 
 
 # -- classes ---------------------------------------------------------------------------------------------------

@@ -8,10 +8,10 @@ import pytest
 from numpy.typing import NDArray
 
 from her2batch.vision.membrane import feature_index, measure_tiles
-from her2batch.vision.quality import BLURRED, Quality, assess_quality, blur
+from her2batch.vision.quality import BLURRED_TILE, Quality, assess_quality, blur_ratio
 from her2batch.vision.stain import Stains
 from her2batch.vision.tissue import segment_tissue
-from tests.vision.real import CORES, HE, core, he_slide, shrunk
+from tests.vision.real import CORES, HE, load_core, load_he_slide, shrink
 
 
 def judged(rgb: NDArray[np.uint8]) -> Quality:
@@ -20,12 +20,12 @@ def judged(rgb: NDArray[np.uint8]) -> Quality:
 
 @pytest.fixture
 def overview(real_data: Path) -> NDArray[np.uint8]:
-    return shrunk(core(real_data, "2+ b"), 1 / 16).copy()
+    return shrink(load_core(real_data, "2+ b"), 1 / 16).copy()
 
 
 @pytest.mark.parametrize("name", CORES)
 def test_a_good_core_has_no_flags(real_data: Path, name: str) -> None:
-    found = judged(shrunk(core(real_data, name), 1 / 16))
+    found = judged(shrink(load_core(real_data, name), 1 / 16))
     assert found.flags == ()
     assert found.background == pytest.approx(234, abs=2)
     assert found.pen == found.saturated == found.blur == 0
@@ -73,29 +73,29 @@ class TestTileBlur:
 
     @pytest.mark.parametrize("name", CORES)
     def test_it_tells_a_core_in_focus_from_the_same_out_of_focus(self, real_data: Path, name: str) -> None:
-        tiles = self.tiles(core(real_data, name))
+        tiles = self.tiles(load_core(real_data, name))
         previous = self.of(tiles)
         assert (previous < 0.75).all()
         for um in (0.75, 1.6):
             now = self.of(np.stack([cv2.GaussianBlur(one, (0, 0), um / 0.5) for one in tiles]))
             assert (now > previous).all()
             previous = now
-        assert (previous > BLURRED).all()
+        assert (previous > BLURRED_TILE).all()
 
     def test_it_means_the_same_in_pink(self, real_data: Path) -> None:
-        tiles = self.tiles(he_slide(real_data, next(iter(HE))))
+        tiles = self.tiles(load_he_slide(real_data, next(iter(HE))))
         tiles = tiles[tiles.mean(axis=(1, 2, 3)) < 215]
-        assert (self.of(tiles) < BLURRED).all()
-        assert (self.of(np.stack([cv2.GaussianBlur(one, (0, 0), 3.2) for one in tiles])) > BLURRED).all()
+        assert (self.of(tiles) < BLURRED_TILE).all()
+        assert (self.of(np.stack([cv2.GaussianBlur(one, (0, 0), 3.2) for one in tiles])) > BLURRED_TILE).all()
 
     def test_staining_hardly_moves_it(self, real_data: Path) -> None:
-        tiles = self.tiles(core(real_data, "3+"))
+        tiles = self.tiles(load_core(real_data, "3+"))
         paler = np.round(240 * (tiles / 240.0) ** 0.5).astype(np.uint8)
         assert np.abs(self.of(paler) - self.of(tiles)).max() < 0.03
 
     def test_by_hand(self) -> None:
-        assert blur(0.01, 0.03) == 0.75
-        assert blur(0.0, 0.0) == 0
+        assert blur_ratio(0.01, 0.03) == 0.75
+        assert blur_ratio(0.0, 0.0) == 0
 
     def test_blurred_tiles_flag_the_slide(self) -> None:
         sharp = Quality(0.0, 0.0, 0.0, 240.0, ("pen",))

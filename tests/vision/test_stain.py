@@ -18,11 +18,11 @@ from her2batch.vision.stain import (
     guess_stain,
     optical_density,
     pen_mask,
-    separate,
+    separate_stains,
     unmix,
     white_point,
 )
-from tests.vision.real import CORES, HE, core, he_slide, shrunk
+from tests.vision.real import CORES, HE, load_core, load_he_slide, shrink
 
 whites = st.tuples(*[st.floats(205, 255)] * 3)
 amounts = st.floats(0, 1.0)
@@ -67,7 +67,7 @@ def test_glass_has_no_density_and_black_a_finite_one() -> None:
 def test_unmixing_gives_back_what_was_mixed(h, d, vectors) -> None:
     stains = Stains((255.0, 255.0, 255.0), *vectors)
     od = (h * np.asarray(vectors[0]) + d * np.asarray(vectors[1])).astype(np.float32).reshape(3, 1, 1)
-    layers = separate(od, stains)
+    layers = separate_stains(od, stains)
     unit = [np.linalg.norm(one) for one in vectors]
     assert layers.h[0, 0] == pytest.approx(h * unit[0], abs=1e-4)
     assert layers.d[0, 0] == pytest.approx(d * unit[1], abs=1e-4)
@@ -80,13 +80,13 @@ def test_unmixing_gives_back_what_was_mixed(h, d, vectors) -> None:
 def test_stain_is_no_ink(h, d) -> None:
     od = optical_density(painted(h, d), (240.0, 240.0, 240.0))
     red = 0.650 * h + 0.269 * d
-    assert not pen_mask(od, separate(od, Stains()).rest).any() or red > 0.7
+    assert not pen_mask(od, separate_stains(od, Stains()).rest).any() or red > 0.7
 
 
 @pytest.mark.parametrize("colour", [(20, 130, 60), (25, 55, 170), (20, 20, 25), (190, 25, 40)])
 def test_pen_is_ink(colour) -> None:
     od = optical_density(np.full((4, 4, 3), colour, np.uint8), (240.0, 240.0, 240.0))
-    assert pen_mask(od, separate(od, Stains()).rest).all()
+    assert pen_mask(od, separate_stains(od, Stains()).rest).all()
 
 
 def test_stains_are_values() -> None:
@@ -110,7 +110,7 @@ class TestWhitePoint:
 
     @pytest.mark.parametrize("name", CORES)
     def test_a_core_without_glass_has_a_white_too(self, real_data: Path, name: str) -> None:
-        rgb = shrunk(core(real_data, name)[800:1900, 800:1900], 1 / 16)
+        rgb = shrink(load_core(real_data, name)[800:1900, 800:1900], 1 / 16)
         white = np.asarray(white_point(rgb, np.zeros(rgb.shape[:2], bool)))
         assert (white >= 200).all()
         assert (white <= 250).all()
@@ -152,13 +152,18 @@ class TestFit:
 
 @pytest.mark.parametrize("name", CORES)
 def test_a_her2_core_is_ihc_however_pale(real_data: Path, name: str) -> None:
-    tiles = core(real_data, name)[896:1792, 896:1792].reshape(4, 224, 4, 224, 3).swapaxes(1, 2).reshape(-1, 224, 224, 3)
+    tiles = (
+        load_core(real_data, name)[896:1792, 896:1792]
+        .reshape(4, 224, 4, 224, 3)
+        .swapaxes(1, 2)
+        .reshape(-1, 224, 224, 3)
+    )
     assert guess_stain(tiles, fit_stain_vectors(tiles, (235.0, 234.0, 243.0))) == "ihc"
 
 
 @pytest.mark.parametrize("name", HE)
 def test_a_pink_slide_is_he(real_data: Path, name: str) -> None:
-    rgb = he_slide(real_data, name)[400:1296, 400:1296]
+    rgb = load_he_slide(real_data, name)[400:1296, 400:1296]
     tiles = np.ascontiguousarray(rgb.reshape(4, 224, 4, 224, 3).swapaxes(1, 2).reshape(-1, 224, 224, 3))
     assert guess_stain(tiles, fit_stain_vectors(tiles, (245.0, 244.0, 245.0))) == "he"
 

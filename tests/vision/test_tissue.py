@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from her2batch.synthetic.painting import paint_slide
 from her2batch.synthetic.specimen import TYPICAL, SlideTruth, make_tissue
-from her2batch.vision.tissue import pieces, segment_tissue, tile_fractions
-from tests.vision.real import CORES, HE, core, he_slide, shrunk
+from her2batch.vision.tissue import label_pieces, segment_tissue, tile_fractions
+from tests.vision.real import CORES, HE, load_core, load_he_slide, shrink
 
 FRACTION = {"0": 0.48, "1+": 0.62, "2+ a": 0.65, "2+ b": 0.57, "3+": 0.57}
 """Share of each core's image that is tissue, measured by hand as an ellipse over the picture."""
@@ -25,7 +25,7 @@ def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
 
 
 def overview(folder: Path, name: str) -> NDArray[np.uint8]:
-    return shrunk(core(folder, name), 1 / 16)
+    return shrink(load_core(folder, name), 1 / 16)
 
 
 def pale_disc(radius: int = 40, depth: float = 9.0, size: tuple[int, int] = (120, 140)) -> NDArray[np.uint8]:
@@ -48,7 +48,7 @@ class TestRealSlides:
 
     @pytest.mark.parametrize("name", HE)
     def test_the_tissue_of_an_he_slide_has_its_size(self, real_data: Path, name: str) -> None:
-        found = segment_tissue(shrunk(he_slide(real_data, name), HE[name] / 8), 8.0)
+        found = segment_tissue(shrink(load_he_slide(real_data, name), HE[name] / 8), 8.0)
         assert found.mask.mean() == pytest.approx(HE_FRACTION[name], abs=0.05)
         assert found.disagreement < 0.2
         assert not found.pen.any()
@@ -89,7 +89,7 @@ class TestSynthetic:
         truth = SlideTruth("s", TYPICAL[request.param], site="south", artefacts=("pen",), width=3000, height=2400)
         specimen = make_tissue(truth, 3)
         rgb = paint_slide(specimen.cells, specimen.fields, specimen.sheets, specimen.look, (3000, 2400))
-        return shrunk(rgb, 1 / 32), specimen.masks
+        return shrink(rgb, 1 / 32), specimen.masks
 
     def test_pen_is_found_and_no_tissue(self, slide) -> None:
         found = segment_tissue(slide[0], 8.0)
@@ -152,7 +152,7 @@ class TestPieces:
         mask[10:70, 10:70] = True
         mask[40, 70:90] = True
         mask[34:47, 90:103] = True
-        labels = pieces(mask)
+        labels = label_pieces(mask)
         assert labels[40, 40] != labels[40, 96]
         assert set(np.unique(labels[~mask])) == {0}
         assert (labels[mask] > 0).all()
@@ -162,11 +162,11 @@ class TestPieces:
         mask[10:70, 10:70] = True
         mask[20:60, 70:90] = True
         mask[10:70, 90:150] = True
-        assert set(np.unique(pieces(mask))) == {0, 1}
+        assert set(np.unique(label_pieces(mask))) == {0, 1}
 
     def test_nothing_and_everything(self) -> None:
-        assert not pieces(np.zeros((5, 5), bool)).any()
-        assert (pieces(np.ones((5, 5), bool)) == 1).all()
+        assert not label_pieces(np.zeros((5, 5), bool)).any()
+        assert (label_pieces(np.ones((5, 5), bool)) == 1).all()
 
 
 class TestFractions:

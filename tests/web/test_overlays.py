@@ -6,7 +6,7 @@ import pytest
 from shapely.geometry import Polygon
 
 from her2batch.store.cohort import Cohort
-from her2batch.vision.membrane import MEMBRANE
+from her2batch.vision.membrane import MEMBRANE_COLUMNS
 from her2batch.web import overlays
 
 
@@ -17,7 +17,7 @@ def table(places: list[tuple[int, int]], size: int) -> pa.Table:
 @pytest.mark.parametrize("size", [448, 1, 100])
 def test_the_outline_runs_round_the_tiles_and_round_holes(size: int) -> None:
     places = [(x * size, y * size) for x in range(1, 4) for y in range(2, 5) if (x, y) != (2, 3)]
-    rings = [Polygon(ring) for ring in overlays.outline(table(places, size))]
+    rings = [Polygon(ring) for ring in overlays.tissue_outline(table(places, size))]
     whole = max(rings, key=lambda one: one.area)
     assert whole.bounds == (size, 2 * size, 4 * size, 5 * size)
     holes = [one for one in rings if one is not whole]
@@ -25,26 +25,26 @@ def test_the_outline_runs_round_the_tiles_and_round_holes(size: int) -> None:
 
 
 def test_pieces_have_an_outline_each_and_no_tile_has_none() -> None:
-    rings = overlays.outline(table([(0, 0), (500, 500)], 100))
+    rings = overlays.tissue_outline(table([(0, 0), (500, 500)], 100))
     assert sorted(Polygon(ring).bounds for ring in rings) == [(0, 0, 100, 100), (500, 500, 600, 600)]
-    assert overlays.outline(table([], 100)) == []
+    assert overlays.tissue_outline(table([], 100)) == []
 
 
 def test_a_grid_whose_step_is_no_whole_number_has_one_outline() -> None:
     step = 448.45
     places = [(int(x * step + 0.5), int(y * step + 0.5)) for x in range(900) for y in range(2)]
-    (ring,) = overlays.outline(table(places, 448))
+    (ring,) = overlays.tissue_outline(table(places, 448))
     assert Polygon(ring).bounds == pytest.approx((0, 0, 900 * step, 2 * step), abs=2)
 
 
 def test_tiles_come_with_their_membrane_shares(cohort: Cohort) -> None:
     slide_id = next(one for one, row in sorted(cohort.rows().items()) if row["n_tiles"])
     tiles, membrane = cohort.read("tiles", slide_id), cohort.read("membrane", slide_id)
-    found = overlays.tiles(tiles, membrane)
+    found = overlays.tile_overlay(tiles, membrane)
     assert {len(values) for values in found.values()} == {len(tiles)}
-    assert set(MEMBRANE) <= found.keys()
+    assert set(MEMBRANE_COLUMNS) <= found.keys()
     assert np.allclose(found["dab"], tiles["dab"].to_numpy(), atol=1e-4)
-    assert "cells" not in overlays.tiles(tiles, None)
+    assert "cells" not in overlays.tile_overlay(tiles, None)
 
 
 def test_attention_is_relative_to_its_largest_and_lies_on_its_tiles() -> None:
@@ -52,7 +52,7 @@ def test_attention_is_relative_to_its_largest_and_lies_on_its_tiles() -> None:
     rows = [{"task": task, "method": "clam-sb", "input": "stain", "tile": tile, "attention": share}
             for task, shares in (("her2-3way", (0.5, 0.1, 0.4)), ("her2-4way", (0.2, 0.2, 0.6)))
             for tile, share in enumerate(shares)]  # fmt: skip
-    one, other = overlays.attention(pa.Table.from_pylist(rows), tiles)
+    one, other = overlays.attention_overlays(pa.Table.from_pylist(rows), tiles)
     assert (one["task"], one["x"], one["attention"]) == ("her2-3way", [0, 100, 200], [1.0, 0.2, 0.8])
     assert (other["task"], other["attention"]) == ("her2-4way", [0.3333, 0.3333, 1.0])
 
@@ -60,6 +60,6 @@ def test_attention_is_relative_to_its_largest_and_lies_on_its_tiles() -> None:
 def test_patches_show_their_likeliest_class() -> None:
     rows = [{"resolution": one, "x": x, "y": 0, "size": 50, "p0": 0.1, "p1": 0.7 - x, "p2": 0.1, "p3": 0.1 + x}
             for one, x in (("low", 0), ("low", 1), ("high", 0))]  # fmt: skip
-    low, high = overlays.patches(pa.Table.from_pylist(rows))
+    low, high = overlays.patch_overlays(pa.Table.from_pylist(rows))
     assert (low["resolution"], low["x"], low["class"]) == ("low", [0, 1], [1, 3])
     assert (high["class"], high["p"]) == ([1], [0.7])
