@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import resource
 from dataclasses import replace
-from typing import Any
 
 from her2batch.pipeline.inventory import SlideJob
+from her2batch.pipeline.slide_state import SlidePart, SlideState
 from her2batch.pipeline.worker import PartialSlide, SlideResult, SlideWorker
 from her2batch.runtime.telemetry import TileMeter
 
@@ -35,26 +35,25 @@ class Actor:
 
         return str(ray.get_runtime_context().get_node_id())
 
-    def begin(self, todo: SlideJob, always: bool) -> tuple[SlideResult | PartialSlide, dict[str, Any]]:
-        """See Worker.begin."""
+    def begin(self, todo: SlideJob, always: bool) -> tuple[SlideResult | PartialSlide, SlideState | None]:
+        """See SlideWorker.begin."""
         result, state = self._worker.begin(todo, share=True, always=always)
         if isinstance(result, SlideResult):
             self._tiles.add(result.row["n_tiles"] or 0)
         return result, state
 
-    def measure(
-        self, todo: SlideJob, state: dict[str, Any], name: str, lo: int, hi: int
-    ) -> dict[str, Any] | SlideResult:
-        """See Worker.measure."""
-        part = self._worker.measure(todo, state, name, lo, hi)
+    def measure(self, todo: SlideJob, state: SlideState, role: str, lo: int, hi: int) -> SlidePart | SlideResult:
+        """See SlideWorker.measure."""
+        part = self._worker.measure(todo, state, role, lo, hi)
         if not isinstance(part, SlideResult):
-            self._tiles.add(len(part.get(f"{name}_order", ())))
+            self._tiles.add(part.n_tiles)
         return part
 
-    def finish(self, todo: SlideJob, state: dict[str, Any], *parts: dict[str, Any] | SlideResult) -> SlideResult:
-        """See Worker.finish; a part that failed has committed the slide already."""
+    def finish(self, todo: SlideJob, state: SlideState, *parts: SlidePart | SlideResult) -> SlideResult:
+        """See SlideWorker.finish; a part that failed has committed the slide already."""
         failed = [part for part in parts if isinstance(part, SlideResult)]
-        return failed[0] if failed else self._worker.finish(todo, state, *parts)  # type: ignore[arg-type]
+        done = [part for part in parts if isinstance(part, SlidePart)]
+        return failed[0] if failed else self._worker.finish(todo, state, *done)
 
 
 def _best_device() -> str:

@@ -1,21 +1,42 @@
-"""From what the stages gave to tables: in tile order, whatever order the blocks came in."""
+"""From what the stages gave to the slide's row."""
+
+from pathlib import Path
 
 import numpy as np
+import pytest
 
-from her2batch.pipeline.results import _order, _rows, encoder_folder
-
-
-def test_rows_come_back_in_the_order_of_their_tiles() -> None:
-    state = {"tiles_order": np.array([2, 0, 1]), "tiles_dab": np.array([0.2, 0.0, 0.1])}
-    order = _order(state, "tiles")
-    assert _rows(state, "tiles_dab", order, 3).tolist() == [0.0, 0.1, 0.2]
-
-
-def test_a_slide_without_tiles_has_empty_columns_of_the_right_width() -> None:
-    assert _rows({}, "tiles_dab", _order({}, "tiles"), 0).shape == (0,)
-    assert _rows({}, "embeddings/uni", _order({}, "tiles"), 0, 1024).shape == (0, 1024)
+from her2batch.errors import SlideError
+from her2batch.pipeline.results import result_columns
+from her2batch.pipeline.slide_state import Overview, SlideState, StainFit, TileColumns, TissueTiles
+from her2batch.vision.quality import Quality
+from her2batch.vision.stain import Stains
+from her2batch.vision.tile_grid import TileGrid
+from her2batch.vision.tissue import Tissue
 
 
-def test_an_encoders_folder_is_a_plain_name() -> None:
-    assert encoder_folder("timm:resnet18.a1_in1k") == "timm-resnet18.a1_in1k"
-    assert encoder_folder("uni2-h") == "uni2-h"
+def a_state(n_tiles: int, blank: int = 0) -> SlideState:
+    state = SlideState("a", None, None, ("mended",))
+    mask = np.ones((2, 2), np.bool_)
+    state.overview = Overview(np.zeros((2, 2, 3), np.uint8), 8.0, b"")
+    grid = TileGrid(0.5, 224, np.zeros((n_tiles, 3), np.int32))
+    state.tissue_tiles = TissueTiles(Tissue(mask, ~mask, "otsu", 0.0), {"tiles": grid}, np.ones(n_tiles))
+    state.quality = Quality(0.0, 0.0, 0.0, 240.0, ())
+    state.stain_fit = StainFit(Stains(), "ihc")
+    if n_tiles:
+        columns = {"blank": np.arange(n_tiles) < blank, "blur": np.zeros(n_tiles, np.float32)}
+        state.measurements = TileColumns(np.arange(n_tiles), columns)
+    return state
+
+
+def test_a_slide_without_tiles_is_done_and_flagged() -> None:
+    row = result_columns(a_state(0), Path("a.tiff"))
+    assert (row["status"], row["n_tiles"], row["blank_tiles"]) == ("done", 0, 0)
+    assert row["flags"] == ["mended", "no-tissue"]
+    assert (row["stain"], row["tissue_mm2"]) == ("ihc", 4 * 64 / 1e6)
+
+
+def test_more_than_a_hundredth_of_blank_tiles_fails_the_slide() -> None:
+    assert result_columns(a_state(100, blank=1), Path("a.tiff"))["blank_tiles"] == 1
+    with pytest.raises(SlideError, match="2 of 100 tiles") as refused:
+        result_columns(a_state(100, blank=2), Path("a.tiff"))
+    assert refused.value.code == "blank-tiles"

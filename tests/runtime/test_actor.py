@@ -18,7 +18,7 @@ def test_a_gpu_worker_loads_cucim_before_torch(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from her2batch.runtime.actor import Actor
-from her2batch.pipeline.stages import StageContext
+from her2batch.pipeline.slide_state import StageContext
 from her2batch.pipeline.worker import SlideWorker
 from her2batch.settings import Plan
 from her2batch.store.cohort import Cohort

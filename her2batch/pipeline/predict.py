@@ -1,0 +1,196 @@
+"""From a slide's features to a bundle's predictions: one path for `ingest --bundle` and `score`.
+
+Features are tables: embeddings of tiles, classes of patches, classes of thumbnails. `ingest` has just made them from
+the pixels that it decodes for all stages. `score` reads them from the cohort; those that the bundle's image networks
+add it computes from the cohort's own pyramids and thumbnails. Both then call `predict_slide`. A slide without tiles has
+tables without rows: heads that read tiles give no prediction for it, thumbnail networks do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from her2batch.models.bundle import Bundle, ModelEntry, load_network
+from her2batch.models.nets import Classifier
+from her2batch.models.predictor import BundlePredictor, SlideFeatures
+from her2batch.pipeline.patch_grid import patch_grid, pixels_of
+from her2batch.settings import Plan
+from her2batch.slides.pyramid import Pyramid
+from her2batch.store import schemas
+from her2batch.store.cohort import Cohort, Row
+from her2batch.store.training_run import file_name_of
+from her2batch.tasks import PATCH_INPUTS
+from her2batch.vision.patches import apply_clahe, usable_patches
+from her2batch.vision.thumbnail import crop_to_tissue, decode_jpeg
+
+ReadTable = Callable[[str], pa.Table]
+"""Name of a table, such as `embeddings/uni` → the slide's."""
+
+N_PATCH_CLASSES = 4
+
+
+class ImageNetwork(NamedTuple):
+    """A network of a bundle that reads pixels, on its device."""
+
+    entry: ModelEntry
+    classify: Classifier
+
+
+def load_networks(bundle: Bundle, device: str, kind: str | None = None, name: str | None = None) -> list[ImageNetwork]:
+    """The bundle's networks that read pixels, on a device. Raises InputError when one does not fit its method.
+
+    kind: only those of `patch` or `thumbnail`.  name: only those of this input.
+    """
+    kinds = ("patch", "thumbnail") if kind is None else (kind,)
+    wanted = [entry for entry in bundle.info.models if entry.kind in kinds and name in (None, entry.input)]
+    return [ImageNetwork(entry, load_network(bundle, entry, device)) for entry in wanted]
+
+
+# -- predictions -----------------------------------------------------------------------------------------------
+
+
+def predict_slide(predictor: BundlePredictor, row: Mapping[str, Any], read: ReadTable) -> dict[str, pa.Table]:
+    """Predictions of a bundle for one slide, and the attention of its MIL heads: tables by their names in the store.
+
+    row: slide_id, patient_id, stain and flags, as in the slides table.  read: reads the slide's other tables.
+    Raises what `read` raises.
+    """
+    slide_id, bundle = row["slide_id"], predictor.bundle
+    found, attention = predictor(read_features(bundle, row, read))
+    rows = [{**values, "slide_id": slide_id, "patient_id": row["patient_id"]} for values in found]
+    tables = {f"predictions/{bundle.id}": pa.Table.from_pylist(rows, schemas.table_schema("predictions"))}
+    parts = []
+    for key, shares in attention.items():
+        named = [pa.array([word] * len(shares), pa.string()) for word in (slide_id, *key)]
+        tiles = pa.array(np.arange(len(shares), dtype=np.int32))
+        parts.append(pa.table([*named, tiles, pa.array(shares)], schema=schemas.table_schema("attention")))
+    if parts:
+        tables[f"attention/{bundle.id}"] = pa.concat_tables(parts)
+    return tables
+
+
+def read_features(bundle: Bundle, row: Mapping[str, Any], read: ReadTable) -> SlideFeatures:
+    """The features that a bundle's models need, from a slide's tables."""
+    inputs: dict[str, list[str]] = {}
+    for entry in bundle.info.models:
+        inputs.setdefault(entry.kind, []).append(entry.input)
+    embeddings = {name: embedding_matrix(read(f"embeddings/{file_name_of(name)}")) for name in inputs.get("mil", [])}
+    patches, thumbnails = {}, {}
+    if "patch" in inputs:
+        table = read(f"patches/{bundle.id}")
+        for name in inputs["patch"]:
+            at_resolution = pc.equal(table.column("resolution"), name.removeprefix("patches-"))
+            patches[name] = patch_probabilities(table.filter(at_resolution))
+    if "thumbnail" in inputs:
+        for seen in read(f"thumbnails/{bundle.id}").to_pylist():
+            thumbnails[seen["task"], seen["method"], seen["input"]] = np.array(seen["p"], np.float32)
+    return SlideFeatures(row["stain"], tuple(row["flags"]), embeddings, patches, thumbnails)
+
+
+def embedding_matrix(table: pa.Table) -> NDArray[np.float16]:
+    """(N, D) float16 of an embeddings table; (0, D) of a slide without tiles."""
+    column = table.column("embedding")
+    parts = [chunk.flatten().to_numpy() for chunk in column.chunks] or [np.empty(0, np.float16)]
+    values = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return np.asarray(values.reshape(len(column), column.type.list_size))
+
+
+def patch_probabilities(patches: pa.Table) -> NDArray[np.float32]:
+    """(n, 4) of rows of the patches table."""
+    return np.stack([patches.column(f"p{k}").to_numpy() for k in range(N_PATCH_CLASSES)], axis=1).astype(np.float32)
+
+
+# -- tables of image networks ----------------------------------------------------------------------------------
+
+
+def patch_table(slide_id: str, name: str, patches: NDArray[np.int32], p: NDArray[np.float32]) -> pa.Table:
+    """Rows of the patches table of one input: (n, 3) x, y, size in level-0 px, (n, 4) probabilities."""
+    columns: Mapping[str, Any] = {
+        "slide_id": pa.array([slide_id] * len(p), pa.string()),
+        "resolution": pa.array([name.removeprefix("patches-")] * len(p), pa.string()),
+        **{axis: patches[:, k] for k, axis in enumerate(("x", "y", "size"))},
+        **{f"p{k}": p[:, k] for k in range(N_PATCH_CLASSES)},
+    }
+    return pa.table(columns, schemas.table_schema("patches"))
+
+
+def thumbnail_table(
+    slide_id: str, networks: Sequence[ImageNetwork], jpeg: bytes, tiles: NDArray[np.int32], width: int, height: int
+) -> pa.Table:
+    """The thumbnails table of a slide: the classes that networks give its thumbnail, cropped to the tissue.
+
+    jpeg: the stored thumbnail.  tiles: (n, 3) x, y, size, level-0 px.  width, height: of level 0.
+    """
+    rows = []
+    for entry, classify in networks:
+        pixels, _ = crop_to_tissue(decode_jpeg(jpeg), tiles, width, height, entry.edge)
+        names = {"slide_id": slide_id, "task": entry.task, "method": entry.method, "input": entry.input}
+        rows.append({**names, "p": classify(pixels[None])[0].tolist()})
+    return pa.Table.from_pylist(rows, schemas.table_schema("thumbnails"))
+
+
+# -- slides of a cohort ----------------------------------------------------------------------------------------
+
+
+def score_slide(
+    cohort: Cohort, plan: Plan, predictor: BundlePredictor, networks: Sequence[ImageNetwork], row: Row
+) -> dict[str, pa.Table]:
+    """Every table that a bundle adds to a committed slide. Raises OSError, pa.ArrowInvalid, KeyError, SlideError.
+
+    networks: the bundle's networks that read pixels.
+    """
+    added = _network_tables(cohort, plan, predictor.bundle.id, networks, row)
+
+    def read(name: str) -> pa.Table:
+        return added[name] if name in added else cohort.read(name, row["slide_id"])
+
+    return added | predict_slide(predictor, row, read)
+
+
+def _network_tables(
+    cohort: Cohort, plan: Plan, bundle_id: str, networks: Sequence[ImageNetwork], row: Row
+) -> dict[str, pa.Table]:
+    """Classes of the slide's thumbnail and patches, from the cohort's thumbnail and pyramid."""
+    slide_id, added = row["slide_id"], {}
+    if not networks:
+        return {}
+    tiles = cohort.read("tiles", slide_id)
+    corners = np.stack([tiles.column(name).to_numpy() for name in ("x", "y", "size")], axis=1).astype(np.int32)
+    if of_thumbnails := [network for network in networks if network.entry.kind == "thumbnail"]:
+        jpeg = cohort.thumbnail(slide_id).read_bytes()
+        table = thumbnail_table(slide_id, of_thumbnails, jpeg, corners, row["width"], row["height"])
+        added[f"thumbnails/{bundle_id}"] = table
+    fractions = tiles.column("tissue").to_numpy()
+    of_patches = [network for network in networks if network.entry.kind == "patch"]
+    parts = [_classify_patches(cohort, plan, slide_id, corners, fractions, network) for network in of_patches]
+    if parts:
+        added[f"patches/{bundle_id}"] = pa.concat_tables(parts)
+    return added
+
+
+def _classify_patches(
+    cohort: Cohort,
+    plan: Plan,
+    slide_id: str,
+    tiles: NDArray[np.int32],
+    fractions: NDArray[np.float32],
+    network: ImageNetwork,
+) -> pa.Table:
+    """Classes of a slide's tissue patches at one resolution, read from its pyramid; white and black ones left out."""
+    name = network.entry.input
+    with Pyramid(cohort.pyramid(slide_id)) as slide:
+        grid = patch_grid(slide.info, plan, tiles, fractions, PATCH_INPUTS[name])
+        rows, probabilities = [np.empty(0, np.int64)], [np.empty((0, N_PATCH_CLASSES), np.float32)]
+        for batch in pixels_of(slide, grid):
+            usable = usable_patches(batch.pixels)
+            rows.append(batch.rows[usable])
+            probabilities.append(network.classify(apply_clahe(batch.pixels[usable])))
+    patches, p = np.concatenate(rows), np.concatenate(probabilities)
+    order = np.argsort(patches, kind="stable")
+    return patch_table(slide_id, name, grid.tiles[patches[order]], p[order])
