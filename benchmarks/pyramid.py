@@ -104,8 +104,8 @@ def touched(slide: TiledTiffSlide, tissue: np.ndarray) -> list[tuple[int, int]]:
 def moved(slide: TiledTiffSlide, tissue: np.ndarray, scratch: Path, rounds: int) -> tuple[dict[str, float], str]:
     """A slide whose tiles are kept: milliseconds of each side, and a line."""
     out, same, copied = scratch / "out.zarr", scratch / "same.bin", scratch / "copied.bin"
-    source = sum(int(slide.table(level).counts[index]) for level, index in touched(slide, tissue))
-    same.write_bytes(b"".join(slide.raw(*one) for one in touched(slide, tissue)))
+    source = sum(int(slide.table(level).byte_counts[index]) for level, index in touched(slide, tissue))
+    same.write_bytes(b"".join(slide.raw_tile(*one) for one in touched(slide, tissue)))
     sides = {
         "ours": lambda: write(slide, tissue, out),
         "cp": lambda: copy(same, copied, False),
@@ -129,7 +129,7 @@ def recoded(
 ) -> tuple[dict[str, float], str]:
     """A slide whose tiles are decoded and encoded: milliseconds of each side, and a line."""
     out = scratch / "out.zarr"
-    streams = [slide.raw(*one) for one in touched(slide, tissue)]
+    streams = [slide.raw_tile(*one) for one in touched(slide, tissue)]
     sides = {
         "ours": lambda: write(slide, tissue, out, lossless),
         "bare decode and encode": lambda: recode(streams, lossless),

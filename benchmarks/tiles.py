@@ -76,7 +76,7 @@ def bare(path: Path, tiles: np.ndarray) -> float:
     for x, y, size in tiles.tolist():
         rows = slice(y // table.tile_height, -(-(y + size) // table.tile_height))
         touched[rows, x // table.tile_width : -(-(x + size) // table.tile_width)] = True
-    streams = [slide.raw(0, int(k)) for k in np.flatnonzero(touched)]
+    streams = [slide.raw_tile(0, int(k)) for k in np.flatnonzero(touched)]
     buffer = np.empty((table.tile_height, table.tile_width, 3), np.uint8)
     if table.compression == "jpeg":
         streams = [complete_jpeg(one, table.jpeg_tables, table.colorspace) for one in streams]

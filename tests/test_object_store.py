@@ -21,7 +21,7 @@ from her2batch.errors import InputError, StoreError
 from her2batch.exchange.incoming import ImportRequest as Incoming
 from her2batch.exchange.incoming import import_embeddings
 from her2batch.exchange.outgoing import ExportRequest as Outgoing
-from her2batch.exchange.outgoing import export
+from her2batch.exchange.outgoing import export_cohort
 from her2batch.files.locations import to_location
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.score import score
@@ -233,10 +233,10 @@ def test_exports_and_imports_are_those_of_a_local_cohort(bucket: str, tmp_path: 
     cohorts = {"here": cohort_of(tmp_path / "cohort", "S1"), "far": cohort_of(to_location(f"{bucket}/cohort"), "S1")}
     for where, cohort in cohorts.items():
         for to in ("clam-h5", "geojson", "csv"):
-            assert export(Outgoing(cohort.root, to, tmp_path / where / to)).exit_code == 0
+            assert export_cohort(Outgoing(cohort.root, to, tmp_path / where / to)).exit_code == 0
         features = tmp_path / where / "clam-h5" / "features_stain" / "h5_files"
         assert import_embeddings(Incoming(cohort.root, (features,), "mine"), lambda _: None).slides == ["S1"]
         assert list(verify_cohort(cohort)) == []
     assert contents(tmp_path / "here") == contents(tmp_path / "far")
     with pytest.raises(InputError, match="folder of this machine"):
-        export(Outgoing(cohorts["here"].root, "csv", to_location(f"{bucket}/out")))
+        export_cohort(Outgoing(cohorts["here"].root, "csv", to_location(f"{bucket}/out")))

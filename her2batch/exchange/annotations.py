@@ -24,12 +24,12 @@ from her2batch.errors import InputError
 
 SUFFIXES: Final = (".geojson", ".json")
 
-SCORE: Final = re.compile(r"^(?:her-?2|erbb2)?[\s:_-]*(?:ihc|score)?[\s:_-]*(0|[123])\+?$", re.IGNORECASE)
+SCORE_PATTERN: Final = re.compile(r"^(?:her-?2|erbb2)?[\s:_-]*(?:ihc|score)?[\s:_-]*(0|[123])\+?$", re.IGNORECASE)
 """`3+`, `HER2 3+`, `Her2-3`, `score 3`, `0`: nothing that could mean something else."""
 
 REMEDY: Final = "export the annotations again from QuPath as GeoJSON, without compression"
 
-AREAS: Final = ("Polygon", "MultiPolygon", "GeometryCollection")
+AREA_TYPES: Final = ("Polygon", "MultiPolygon", "GeometryCollection")
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ def read_annotations(path: Path) -> tuple[list[Region], list[str]]:
     skipped: Counter[str] = Counter()
     for feature in _features(path):
         geometry, properties = (_mapping(feature.get(key)) for key in ("geometry", "properties"))
-        if str(geometry.get("type")) not in AREAS:
+        if str(geometry.get("type")) not in AREA_TYPES:
             skipped["no area"] += 1
             continue
-        name = _class(properties)
-        score = SCORE.match(name.strip()) if name is not None else None
+        name = _class_name(properties)
+        score = SCORE_PATTERN.match(name.strip()) if name is not None else None
         if score is None:
             skipped["no class" if name is None else f"class {name!r}"] += 1
             continue
-        area = _area(path, geometry)
+        area = _valid_area(path, geometry)
         if area.is_empty:
             skipped["zero area"] += 1
             continue
@@ -96,7 +96,7 @@ def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _class(properties: dict[str, Any]) -> str | None:
+def _class_name(properties: dict[str, Any]) -> str | None:
     """The class's name; of a derived class (`Tumor: 3+`) its last part."""
     for key in ("classification", "class", "label", "name"):
         value = properties.get(key)
@@ -108,7 +108,7 @@ def _class(properties: dict[str, Any]) -> str | None:
     return None
 
 
-def _area(path: Path, geometry: dict[str, Any]) -> BaseGeometry:
+def _valid_area(path: Path, geometry: dict[str, Any]) -> BaseGeometry:
     """The geometry as valid areas: rings that cross themselves are mended; empty when nothing of it is an area."""
     try:
         found = shape(geometry)

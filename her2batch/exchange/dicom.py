@@ -21,12 +21,12 @@ from her2batch.errors import InputError
 SCHEME: Final = "99HER2BATCH"
 """Private coding schemes begin with 99 (PS3.16, 8)."""
 
-Triple = tuple[str, str, str]
+CodeTriple = tuple[str, str, str]
 """Code value, coding scheme, meaning."""
 
 HER2_BY_IHC: Final = ("85319-2", "LN", "HER2 [Presence] in Breast cancer specimen by Immune stain")
 
-ANSWERS: Final = {"0": "LA6111-4", "1+": "LA11841-6", "2+": "LA11842-4", "3+": "LA11843-2"}
+LOINC_ANSWERS: Final = {"0": "LA6111-4", "1+": "LA11841-6", "2+": "LA11842-4", "3+": "LA11843-2"}
 """LOINC's answers to it."""
 
 REVIEW: Final = ("review", SCHEME, "A pathologist should look first")
@@ -40,13 +40,13 @@ NO_UNITS: Final = ("1", "UCUM", "no units")
 SLIDE_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """VL Whole Slide Microscopy Image Storage."""
 
-IDENTITY: Final = (
+PATIENT_AND_STUDY: Final = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime",
 )  # fmt: skip
 """Of patient and study: copied, empty where the source has none (type 2)."""
 
-NUMBER: Final = 7001
+SERIES_NUMBER: Final = 7001
 """Of our series within the study, apart from a scanner's."""
 
 
@@ -76,7 +76,9 @@ def _is_base(image: pydicom.Dataset, row: Mapping[str, Any]) -> bool:
     return image.get("TotalPixelMatrixColumns") == row["width"] and "VOLUME" in (image.get("ImageType") or "")
 
 
-def report(row: Mapping[str, Any], image: pydicom.Dataset, predictions: Mapping[str, Iterable[Any]]) -> pydicom.Dataset:
+def build_report(
+    row: Mapping[str, Any], image: pydicom.Dataset, predictions: Mapping[str, Iterable[Any]]
+) -> pydicom.Dataset:
     """The structured report of one slide.
 
     image: of level 0.  predictions: a bundle's id, or `membrane` → its rows of the predictions table.
@@ -89,26 +91,26 @@ def report(row: Mapping[str, Any], image: pydicom.Dataset, predictions: Mapping[
         raise InputError("DICOM reports need highdicom", None, "pip install 'her2batch[dicom]'") from error
     if image.get("SOPClassUID") != SLIDE_IMAGE:
         raise InputError("is no whole-slide image", row["path"], "export another slide")
-    for name in IDENTITY:
+    for name in PATIENT_AND_STUDY:
         if name not in image:
             setattr(image, name, "")
-    groups = [_group(row, image, made, one) for made, rows in predictions.items() for one in rows]
+    groups = [_measurement_group(row, image, made, one) for made, rows in predictions.items() for one in rows]
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(
-            observer_device_context=_observer(), subject_context=_specimen(image)
+            observer_device_context=_device_observer(), subject_context=_specimen_context(image)
         ),
-        procedure_reported=_code(IHC_PROCEDURE),
+        procedure_reported=_coded_concept(IHC_PROCEDURE),
         imaging_measurements=groups,
-        title=_code(("126000", "DCM", "Imaging Measurement Report")),
+        title=_coded_concept(("126000", "DCM", "Imaging Measurement Report")),
     )
     return sr.ComprehensiveSR(
-        evidence=[image], content=content[0], series_instance_uid=hd.UID(), series_number=NUMBER,
+        evidence=[image], content=content[0], series_instance_uid=hd.UID(), series_number=SERIES_NUMBER,
         sop_instance_uid=hd.UID(), instance_number=1, manufacturer="her2batch", is_complete=False, is_final=False,
         is_verified=False, series_description="her2batch, for research use",
     )  # fmt: skip
 
 
-def _observer() -> Any:
+def _device_observer() -> Any:
     """We, as the device that observed."""
     import highdicom as hd
     from highdicom import sr
@@ -116,10 +118,10 @@ def _observer() -> Any:
     made_by = sr.DeviceObserverIdentifyingAttributes(
         uid=hd.UID(), name="her2batch", manufacturer_name="her2batch", model_name=f"her2batch {version('her2batch')}"
     )
-    return sr.ObserverContext(_code(("121007", "DCM", "Device")), made_by)
+    return sr.ObserverContext(_coded_concept(("121007", "DCM", "Device")), made_by)
 
 
-def _group(row: Mapping[str, Any], image: pydicom.Dataset, made: str, one: Mapping[str, Any]) -> Any:
+def _measurement_group(row: Mapping[str, Any], image: pydicom.Dataset, made: str, one: Mapping[str, Any]) -> Any:
     """What one method says of one task."""
     import highdicom as hd
     from highdicom import sr
@@ -137,32 +139,36 @@ def _group(row: Mapping[str, Any], image: pydicom.Dataset, made: str, one: Mappi
         algorithm_id=algorithm,
         measurements=[
             sr.Measurement(
-                name=_code((f"{one['task']}/{code}", SCHEME, words)), value=float(value), unit=_code(NO_UNITS)
+                name=_coded_concept((f"{one['task']}/{code}", SCHEME, words)),
+                value=float(value),
+                unit=_coded_concept(NO_UNITS),
             )
             for code, words, value in figures
         ],
-        qualitative_evaluations=[sr.QualitativeEvaluation(_code(name), _code(value)) for name, value in said(one)],
+        qualitative_evaluations=[
+            sr.QualitativeEvaluation(_coded_concept(name), _coded_concept(value)) for name, value in coded_answers(one)
+        ],
         source_images=[sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID)],
     )
 
 
-def said(one: Mapping[str, Any]) -> list[tuple[Triple, Triple]]:
+def coded_answers(one: Mapping[str, Any]) -> list[tuple[CodeTriple, CodeTriple]]:
     """A prediction's class, whether a pathologist should look first, and why: questions and answers, coded.
 
     A class that LOINC has no answer for goes by its position.
     """
     task, predicted = one["task"], one["predicted"]
-    answer: tuple[Triple, Triple] = (
+    answer: tuple[CodeTriple, CodeTriple] = (
         (task, SCHEME, task),
         (f"{task}/c{one['classes'].index(predicted)}", SCHEME, predicted),
     )
     if task == "her2-4way":
-        answer = HER2_BY_IHC, (ANSWERS[predicted], "LN", predicted)
+        answer = HER2_BY_IHC, (LOINC_ANSWERS[predicted], "LN", predicted)
     reasons = [(REASON, (reason, SCHEME, reason)) for reason in one["reasons"]]
     return [answer, (REVIEW, YES if one["review"] else NO), *reasons]
 
 
-def _specimen(image: pydicom.Dataset) -> Any:
+def _specimen_context(image: pydicom.Dataset) -> Any:
     """The specimen that the source says it shows; None when it says nothing."""
     from highdicom import sr
 
@@ -174,10 +180,12 @@ def _specimen(image: pydicom.Dataset) -> Any:
         identifier=said.get("SpecimenIdentifier") or None,
         container_identifier=image.get("ContainerIdentifier") or None,
     )
-    return sr.SubjectContext(subject_class=_code(("121027", "DCM", "Specimen")), subject_class_specific_context=details)
+    return sr.SubjectContext(
+        subject_class=_coded_concept(("121027", "DCM", "Specimen")), subject_class_specific_context=details
+    )
 
 
-def _code(triple: Triple) -> Any:
+def _coded_concept(triple: CodeTriple) -> Any:
     from highdicom.sr import CodedConcept
 
     value, scheme, meaning = triple

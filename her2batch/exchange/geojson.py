@@ -21,7 +21,7 @@ from shapely.geometry.base import BaseGeometry
 
 from her2batch.tasks import IHC_SCORES
 
-COLOURS: Final = {"0": (90, 120, 200), "1+": (240, 200, 80), "2+": (230, 130, 40), "3+": (150, 40, 20)}
+CLASS_COLOURS: Final = {"0": (90, 120, 200), "1+": (240, 200, 80), "2+": (230, 130, 40), "3+": (150, 40, 20)}
 """R, G, B of the classes in QuPath."""
 
 GREY: Final = (128, 128, 128)
@@ -39,7 +39,7 @@ Texts = list[str | None]
 """A column as numbers in JSON; None where there is none."""
 
 
-def write(path: Path, features: Iterable[str]) -> None:
+def write_feature_collection(path: Path, features: Iterable[str]) -> None:
     """A FeatureCollection of Features in JSON, one after the other: nothing is held."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write('{"type": "FeatureCollection", "features": [')
@@ -50,7 +50,7 @@ def write(path: Path, features: Iterable[str]) -> None:
         file.write("\n]}\n")
 
 
-def features(
+def slide_features(
     row: Mapping[str, Any],
     tiles: pa.Table,
     membrane: pa.Table | None,
@@ -71,7 +71,7 @@ def features(
 
 def outline_feature(row: Mapping[str, Any], tiles: pa.Table) -> str:
     """The tissue, as far as it is tiled: a locked annotation with the slide's own figures."""
-    (area,) = numbers(pa.chunked_array([[row["tissue_mm2"]]], pa.float32()))
+    (area,) = number_texts(pa.chunked_array([[row["tissue_mm2"]]], pa.float32()))
     texts = [f'"Tissue mm^2": {area}'] if area is not None else []
     texts.append(f'"Tiles": {len(tiles)}')
     geometry = shapely.to_geojson(outline_polygons(tiles))
@@ -80,11 +80,11 @@ def outline_feature(row: Mapping[str, Any], tiles: pa.Table) -> str:
 
 def tile_features(tiles: pa.Table, membrane: pa.Table | None, attention: Mapping[str, pa.Table]) -> Iterator[str]:
     """Every tile as a tile object. Attention is the tile's share: over a slide it sums to 1."""
-    columns = {"Tile": numbers(tiles["tile"])}
-    columns |= {words: numbers(tiles[name]) for name, words in TILE_MEASUREMENTS.items()}
+    columns = {"Tile": number_texts(tiles["tile"])}
+    columns |= {words: number_texts(tiles[name]) for name, words in TILE_MEASUREMENTS.items()}
     if membrane is not None:
         shares = [name for name in membrane.column_names if name not in ("slide_id", "tile")]
-        columns |= {f"Membrane: {name.replace('_', ', ')}": numbers(membrane[name]) for name in shares}
+        columns |= {f"Membrane: {name.replace('_', ', ')}": number_texts(membrane[name]) for name in shares}
     for bundle, table in attention.items():
         columns |= {f"Attention: {head} ({bundle})": texts for head, texts in _attention(table, len(tiles)).items()}
     yield from _squares(tiles, "tile", [TILE] * len(tiles), dict.fromkeys([TILE], GREY), columns)
@@ -96,8 +96,8 @@ def patch_features(bundle: str, patches: pa.Table) -> Iterator[str]:
     best = [IHC_SCORES[k] for k in p.argmax(axis=1)] if len(p) else []
     resolutions = patches["resolution"].to_pylist()
     classes = [f"Patch {where}: {what}" for where, what in zip(resolutions, best, strict=True)]
-    colours = {name: COLOURS[name.rsplit(" ", 1)[1]] for name in set(classes)}
-    columns = {f"p {name} ({bundle})": numbers(patches[f"p{k}"]) for k, name in enumerate(IHC_SCORES)}
+    colours = {name: CLASS_COLOURS[name.rsplit(" ", 1)[1]] for name in set(classes)}
+    columns = {f"p {name} ({bundle})": number_texts(patches[f"p{k}"]) for k, name in enumerate(IHC_SCORES)}
     yield from _squares(patches, "detection", classes, colours, columns)
 
 
@@ -117,7 +117,7 @@ def outline_polygons(tiles: pa.Table) -> BaseGeometry:
     return shapely.normalize(shapely.set_precision(closed, 1.0))
 
 
-def numbers(column: pa.ChunkedArray) -> Texts:
+def number_texts(column: pa.ChunkedArray) -> Texts:
     """Numbers as the shortest text that reads back as the same value; None for what is no finite number."""
     texts: Texts = pc.cast(column, pa.string()).to_pylist()
     if not pa.types.is_floating(column.type):
@@ -130,7 +130,7 @@ def _attention(table: pa.Table, n: int) -> dict[str, Texts]:
     """Head → its attention, tile by tile."""
     heads = [" ".join(one) for one in zip(*(table[k].to_pylist() for k in ("task", "method", "input")), strict=True)]
     found: dict[str, Texts] = {head: [None] * n for head in dict.fromkeys(heads)}
-    for head, tile, text in zip(heads, table["tile"].to_pylist(), numbers(table["attention"]), strict=True):
+    for head, tile, text in zip(heads, table["tile"].to_pylist(), number_texts(table["attention"]), strict=True):
         if 0 <= tile < n:
             found[head][tile] = text
     return found

@@ -26,7 +26,7 @@ from her2batch.store.training_run import file_name_of
 
 SUFFIXES: Final = (".h5", ".hdf5")
 
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,79}")
+ENCODER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,79}")
 """An encoder's name: it becomes a folder's."""
 
 ProgressCallback = Callable[[int, int], None]
@@ -71,7 +71,7 @@ def import_embeddings(
     plan = cohort.plan()
     files = find_embedding_files(order.files)
     if order.encoder is not None:
-        encoder_of(cohort.root, order.encoder, plan)  # what is wrong for all is said once
+        choose_encoder_name(cohort.root, order.encoder, plan)  # what is wrong for all is said once
     found = ImportSummary()
     with cohort.lock():
         rows = cohort.rows()
@@ -79,9 +79,9 @@ def import_embeddings(
         met: set[tuple[str, str]] = set()
         for count, path in enumerate(files, start=1):
             try:
-                row = slide_of(path, rows, order.names)
+                row = slide_for_file(path, rows, order.names)
                 encoder, table, passed = match_to_tiles(cohort, plan, row, path, order.encoder)
-                if encoder not in lengths and (known := dim_of(encoder) or _length(cohort, encoder, rows)):
+                if encoder not in lengths and (known := dim_of(encoder) or _known_length(cohort, encoder, rows)):
                     lengths[encoder] = known
                 check_length(path, encoder, table, lengths)
                 if (row["slide_id"], encoder) in met:
@@ -92,7 +92,7 @@ def import_embeddings(
                 found.encoders.add(encoder)
                 found.passed |= {row["slide_id"]: passed} if passed else {}
                 met.add((row["slide_id"], encoder))
-                added = _add(cohort, row, encoder, table)
+                added = _commit_table(cohort, row, encoder, table)
                 (found.slides if added else found.already).append(row["slide_id"])
                 rows[row["slide_id"]] = cohort.read("slides", row["slide_id"]).to_pylist()[0]
             report(count, len(files))
@@ -126,9 +126,9 @@ def match_to_tiles(cohort: Cohort, plan: Plan, row: Row, path: Path, name: str |
     except (OSError, pa.ArrowInvalid) as error:
         what = f"its slide's tiles can't be read ({type(error).__name__})"
         raise InputError(what, path, "run her2batch verify, then ingest again") from error
-    bag = clam_h5.read(path, max_tiles(row, tiles))
-    encoder = encoder_of(path, name or bag.encoder, plan)
-    values, passed = clam_h5.matched(path, bag, tiles)
+    bag = clam_h5.read_features(path, max_tiles(row, tiles))
+    encoder = choose_encoder_name(path, name or bag.encoder, plan)
+    values, passed = clam_h5.match_features(path, bag, tiles)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
     return encoder, schemas.embeddings_table(row["slide_id"], tiles["tile"].combine_chunks(), vectors), passed
 
@@ -141,10 +141,10 @@ def check_length(path: Path, encoder: str, table: pa.Table, lengths: dict[str, i
         raise InputError(what, path, "give another --encoder name to embeddings of another encoder")
 
 
-def _add(cohort: Cohort, row: Row, encoder: str, table: pa.Table) -> bool:
+def _commit_table(cohort: Cohort, row: Row, encoder: str, table: pa.Table) -> bool:
     """Commit a slide's new table; False: it was there. Raises StoreError when the disk refuses."""
     name = f"embeddings/{file_name_of(encoder)}"
-    if _there(cohort, name, row) == table:
+    if _read_table(cohort, name, row) == table:
         return False
     try:
         cohort.add(row, {name: table})
@@ -153,7 +153,7 @@ def _add(cohort: Cohort, row: Row, encoder: str, table: pa.Table) -> bool:
     return True
 
 
-def slide_of(path: Path, rows: Mapping[str, Row], names: Pseudonymizer) -> Row:
+def slide_for_file(path: Path, rows: Mapping[str, Row], names: Pseudonymizer) -> Row:
     """The slide a file belongs to, by its name. Raises InputError when the cohort has no such slide, or no tables."""
     for slide_id in (path.stem, names.slide(path.stem)):
         row = rows.get(slide_id)
@@ -171,11 +171,11 @@ def max_tiles(row: Row, tiles: pa.Table) -> int:
     return math.ceil(row["width"] / size) * math.ceil(row["height"] / size) + len(tiles) if size else 0
 
 
-def encoder_of(path: Path, name: str | None, plan: Plan) -> str:
+def choose_encoder_name(path: Path, name: str | None, plan: Plan) -> str:
     """The name the embeddings get. Raises InputError where there is none, or it is one of the plan's own."""
     if name is None:
         raise InputError("does not say which encoder made it", path, "give --encoder NAME")
-    if not NAME.fullmatch(name):
+    if not ENCODER_NAME.fullmatch(name):
         raise InputError(f"{name!r} is no name for an encoder", path, "use letters, digits, '.', '_', '-'")
     if file_name_of(name) in map(file_name_of, plan.encoders):
         remedy = f"give it a name of its own: --encoder {file_name_of(name)}-imported"
@@ -183,21 +183,21 @@ def encoder_of(path: Path, name: str | None, plan: Plan) -> str:
     return name
 
 
-def _named(cohort: Cohort, name: str, row: Row) -> bool:
+def _has_table(cohort: Cohort, name: str, row: Row) -> bool:
     path = cohort.table(name, row["slide_id"]).relative_to(cohort.root).as_posix()
     return any(file["path"] == path for file in row["files"])
 
 
-def _there(cohort: Cohort, name: str, row: Row) -> pa.Table | None:
+def _read_table(cohort: Cohort, name: str, row: Row) -> pa.Table | None:
     """What the slide has of this encoder; None: nothing, or nothing that can be read."""
     try:
-        return cohort.read(name, row["slide_id"]) if _named(cohort, name, row) else None
+        return cohort.read(name, row["slide_id"]) if _has_table(cohort, name, row) else None
     except (OSError, pa.ArrowInvalid):
         return None
 
 
-def _length(cohort: Cohort, encoder: str, rows: Mapping[str, Row]) -> int | None:
+def _known_length(cohort: Cohort, encoder: str, rows: Mapping[str, Row]) -> int | None:
     """Length of the vectors that slides have of this encoder; None where none has any."""
-    tables = (_there(cohort, f"embeddings/{file_name_of(encoder)}", row) for row in rows.values())
+    tables = (_read_table(cohort, f"embeddings/{file_name_of(encoder)}", row) for row in rows.values())
     found = next((one for one in tables if one is not None), None)
     return None if found is None else int(found.schema.field("embedding").type.list_size)

@@ -61,7 +61,7 @@ class ExportSummary:
 
 
 @dataclass(frozen=True)
-class ExportFormat:
+class ExportFile:
     """One file: its name below `out`, and what writes it to a path."""
 
     name: str
@@ -101,7 +101,7 @@ class ExportSource:
         return {one: name for one, name in found.items() if not wanted or one in wanted}
 
 
-def export(order: ExportRequest, report: ProgressCallback = lambda *_: None) -> ExportSummary:
+def export_cohort(order: ExportRequest, report: ProgressCallback = lambda *_: None) -> ExportSummary:
     """Write the files of one format. Raises InputError, StoreError; a file that fails is noted and the rest goes on."""
     source = open_source(order)
     jobs = list(FORMATS[order.to](source))
@@ -110,7 +110,7 @@ def export(order: ExportRequest, report: ProgressCallback = lambda *_: None) -> 
         raise InputError(f"has nothing to export to {order.to}; {why}", source.cohort.root, "see docs/exchange.md")
     found = ExportSummary(order.out, order.to, left_out=source.left_out)
     found.slides = len({row["slide_id"] for row in source.rows} - source.left_out.keys())
-    claim(order.out, order.to, [job.name for job in jobs])
+    claim_files(order.out, order.to, [job.name for job in jobs])
     for count, job in enumerate(jobs, start=1):
         path = order.out / job.name
         try:
@@ -137,17 +137,17 @@ def open_source(order: ExportRequest) -> ExportSource:
         raise InputError("lies inside the cohort, which keeps its own files only", order.out, "choose another --out")
     rows, names = cohort.rows(), cohort.names()
     source = ExportSource(cohort, order, [rows[one] for one in sorted(rows)], names)
-    _known("slide", order.slides, rows, cohort)
-    _known("encoder", map(file_name_of, order.encoders), _made("embeddings", names), cohort)
+    _check_names("slide", order.slides, rows, cohort)
+    _check_names("encoder", map(file_name_of, order.encoders), _makers("embeddings", names), cohort)
     if order.bundle is not None:
-        made = {one for kind in ("predictions", "attention", "patches", "thumbnails") for one in _made(kind, names)}
-        _known("bundle", [order.bundle], made, cohort)
+        made = {one for kind in ("predictions", "attention", "patches", "thumbnails") for one in _makers(kind, names)}
+        _check_names("bundle", [order.bundle], made, cohort)
     if order.slides:
         source.rows = [rows[one] for one in sorted(set(order.slides))]
     return source
 
 
-def claim(out: Path, to: str, names: Sequence[str]) -> None:
+def claim_files(out: Path, to: str, names: Sequence[str]) -> None:
     """Note the files that are about to be written. Raises InputError for one that is there and not from an export."""
     manifest = out / MANIFEST
     try:
@@ -168,10 +168,10 @@ def claim(out: Path, to: str, names: Sequence[str]) -> None:
 # -- formats ---------------------------------------------------------------------------------------------------
 
 
-def to_geojson(source: ExportSource) -> Iterator[ExportFormat]:
+def to_geojson(source: ExportSource) -> Iterator[ExportFile]:
     """A file a slide. Its name is no SLIDE.geojson: what a model said is not to be taken for an annotation."""
     for row in source.done():
-        yield ExportFormat(f"{row['slide_id']}.tiles.geojson", partial(_write_geojson, source, row))
+        yield ExportFile(f"{row['slide_id']}.tiles.geojson", partial(_write_geojson, source, row))
 
 
 def _write_geojson(source: ExportSource, row: Row, path: Path) -> None:
@@ -180,69 +180,71 @@ def _write_geojson(source: ExportSource, row: Row, path: Path) -> None:
         for found in (source.below("attention"), source.below("patches"))
     )
     membrane = source.cohort.read("membrane", row["slide_id"]) if source.has("membrane", row) else None
-    geojson.write(path, geojson.features(row, _tiles(source, row), membrane, attention, patches))
+    geojson.write_feature_collection(
+        path, geojson.slide_features(row, _read_tiles(source, row), membrane, attention, patches)
+    )
 
 
-def to_clam_h5(source: ExportSource) -> Iterator[ExportFormat]:
+def to_clam_h5(source: ExportSource) -> Iterator[ExportFile]:
     """patches/SLIDE.h5, and features_ENCODER/h5_files/SLIDE.h5 of each encoder."""
     plan = source.cohort.plan()
     for row in source.done():
-        yield ExportFormat(f"patches/{row['slide_id']}.h5", partial(_write_coords, source, row))
+        yield ExportFile(f"patches/{row['slide_id']}.h5", partial(_write_coords, source, row))
         for encoder, name in source.below("embeddings").items():
             if source.has(name, row):
                 write = partial(_write_features, source, row, encoder, plan.tile, plan.mpp)
-                yield ExportFormat(f"features_{encoder}/h5_files/{row['slide_id']}.h5", write)
+                yield ExportFile(f"features_{encoder}/h5_files/{row['slide_id']}.h5", write)
 
 
 def _write_coords(source: ExportSource, row: Row, path: Path) -> None:
-    clam_h5.write_coords(path, row, _tiles(source, row))
+    clam_h5.write_coords(path, row, _read_tiles(source, row))
 
 
 def _write_features(source: ExportSource, row: Row, encoder: str, tile: int, mpp: float, path: Path) -> None:
     embeddings = source.cohort.read(f"embeddings/{encoder}", row["slide_id"])
-    clam_h5.write_features(path, row, _tiles(source, row), embeddings, encoder, tile, mpp)
+    clam_h5.write_features(path, row, _read_tiles(source, row), embeddings, encoder, tile, mpp)
 
 
-def to_csv(source: ExportSource) -> Iterator[ExportFormat]:
+def to_csv(source: ExportSource) -> Iterator[ExportFile]:
     """A file a table, over all slides; embeddings only when an encoder is named."""
     slides = [name for name in schemas.table_schema("slides").names if name != "files"]
-    yield ExportFormat("slides.csv", partial(_write_slides, source, slides))
-    yield ExportFormat(
-        "files.csv", lambda path: csv.write(path, csv.FILES, (csv.file_rows(row) for row in source.rows))
+    yield ExportFile("slides.csv", partial(_write_slides, source, slides))
+    yield ExportFile(
+        "files.csv", lambda path: csv.write_csv(path, csv.FILE_COLUMNS, (csv.files_table(row) for row in source.rows))
     )
     for name in source.names:
         kind, _, made = name.partition("/")
         unwanted = kind == "slides" or (kind == "embeddings" and not source.order.encoders)
         if unwanted or (made and made not in source.below(kind)):
             continue
-        yield ExportFormat(f"{name.replace('/', '-')}.csv", partial(_write_table, source, name))
+        yield ExportFile(f"{name.replace('/', '-')}.csv", partial(_write_table, source, name))
 
 
 def _write_slides(source: ExportSource, columns: Sequence[str], path: Path) -> None:
     schema = schemas.table_schema("slides")
-    csv.write(path, columns, (pa.Table.from_pylist([row], schema) for row in source.rows))
+    csv.write_csv(path, columns, (pa.Table.from_pylist([row], schema) for row in source.rows))
 
 
 def _write_table(source: ExportSource, name: str, path: Path) -> None:
     rows = [row for row in source.rows if source.has(name, row)]
     columns = schemas.table_schema(name.split("/")[0]).names
-    csv.write(path, columns, (source.cohort.read(name, row["slide_id"]) for row in rows))
+    csv.write_csv(path, columns, (source.cohort.read(name, row["slide_id"]) for row in rows))
 
 
-def to_dicom(source: ExportSource) -> Iterator[ExportFormat]:
+def to_dicom(source: ExportSource) -> Iterator[ExportFile]:
     """SLIDE.sr.dcm of each slide that was scanned as DICOM and has predictions."""
     for row in source.done():
         if row["format"] != "dicom":
             source.left_out[row["slide_id"]] = "it was not scanned as DICOM"
         elif row["path"] is None:
             source.left_out[row["slide_id"]] = "with pseudonyms nothing may name its image, and a report must"
-        elif not (predictions := _fileable(source, row)):
+        elif not (predictions := _reportable_predictions(source, row)):
             source.left_out[row["slide_id"]] = "it has no prediction for a stain that labels name"
         else:
-            yield ExportFormat(f"{row['slide_id']}.sr.dcm", partial(_write_dicom, row, predictions))
+            yield ExportFile(f"{row['slide_id']}.sr.dcm", partial(_write_dicom, row, predictions))
 
 
-def _fileable(source: ExportSource, row: Row) -> dict[str, list[Row]]:
+def _reportable_predictions(source: ExportSource, row: Row) -> dict[str, list[Row]]:
     """A slide's predictions, but for those whose marker is only presumed: an archive keeps no HER2 score of an ER."""
     names = {made: name for made, name in source.below("predictions").items() if source.has(name, row)}
     found = {made: source.cohort.read(name, row["slide_id"]).to_pylist() for made, name in names.items()}
@@ -252,12 +254,12 @@ def _fileable(source: ExportSource, row: Row) -> dict[str, list[Row]]:
 
 def _write_dicom(row: Row, predictions: Mapping[str, list[Row]], path: Path) -> None:
     with silence_pydicom():  # a log is not where a patient's name belongs
-        dicom.report(row, dicom.source_image(row), predictions).save_as(path, enforce_file_format=True)
+        dicom.build_report(row, dicom.source_image(row), predictions).save_as(path, enforce_file_format=True)
 
 
-Format = Callable[[ExportSource], Iterator[ExportFormat]]
+ExportFormat = Callable[[ExportSource], Iterator[ExportFile]]
 
-FORMATS: Final[Mapping[str, Format]] = {
+FORMATS: Final[Mapping[str, ExportFormat]] = {
     "clam-h5": to_clam_h5,
     "geojson": to_geojson,
     "csv": to_csv,
@@ -266,16 +268,16 @@ FORMATS: Final[Mapping[str, Format]] = {
 """What --to takes → its files."""
 
 
-def _tiles(source: ExportSource, row: Row) -> pa.Table:
+def _read_tiles(source: ExportSource, row: Row) -> pa.Table:
     return source.cohort.read("tiles", row["slide_id"])
 
 
-def _made(kind: str, names: Sequence[str]) -> set[str]:
+def _makers(kind: str, names: Sequence[str]) -> set[str]:
     """What made the tables of a kind: encoders, bundles."""
     return {name.split("/", 1)[1] for name in names if name.startswith(f"{kind}/")}
 
 
-def _known(what: str, asked: Any, there: Any, cohort: Cohort) -> None:
+def _check_names(what: str, asked: Any, there: Any, cohort: Cohort) -> None:
     for one in asked:
         if one not in there:
             some = ", ".join(sorted(there)[:5]) + (", …" if len(there) > 5 else "")

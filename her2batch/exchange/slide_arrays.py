@@ -70,7 +70,7 @@ class SlideReader:
     @property
     def thumbnail(self) -> NDArray[np.uint8]:
         """The whole slide, longest edge at most 2048 px: (height, width, 3) uint8 RGB."""
-        return self._slide.shrunk(max(1.0, max(self.info.width, self.info.height) / THUMBNAIL_PX))
+        return self._slide.whole_slide(max(1.0, max(self.info.width, self.info.height) / THUMBNAIL_PX))
 
     def close(self) -> None:
         """Close the file that this thread has open."""

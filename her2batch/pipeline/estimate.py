@@ -89,7 +89,7 @@ def load_of(slide: Slide, size: int, plan: Plan) -> Load:
     assert info.mpp is not None
     whole = info.width * info.height * (info.mpp / plan.mpp / plan.tile) ** 2
     share = _tissue_share(slide)
-    level, _ = slide.source_for(plan.mpp / info.mpp)
+    level, _ = slide.tile_source(plan.mpp / info.mpp)
     px = info.levels[level].width * info.levels[level].height * share * 1.1  # chunks on the rim
     codec = slide.table(0).compression if isinstance(slide, TiledTiffSlide) else "other"
     written = size * share * 1.2 + whole * share * 1_500
@@ -99,9 +99,9 @@ def load_of(slide: Slide, size: int, plan: Plan) -> Load:
 
 def _tissue_share(slide: Slide) -> float:
     """About how much of a slide is tissue, without decoding it."""
-    if not isinstance(slide, TiledTiffSlide) or len(slide.table(0).counts) < FEW_TILES:
+    if not isinstance(slide, TiledTiffSlide) or len(slide.table(0).byte_counts) < FEW_TILES:
         return TISSUE_SHARE
-    counts = slide.table(0).counts
+    counts = slide.table(0).byte_counts
     return float((counts > FULL_TILE * np.percentile(counts, 99)).mean())
 
 

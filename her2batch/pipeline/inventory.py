@@ -147,7 +147,7 @@ class InventoryUpdater:
     def look(self) -> DiscoveredSlides:
         """What lies in the folder now. A file that is as an earlier search found it is not opened."""
         found = discover_slides(self._scans, self.cohort.root, self.census.looks, self._names.path)
-        self.census.looks |= found.looks
+        self.census.looks |= found.probes
         return found
 
     def admit(self, found: DiscoveredSlides) -> list[SlideJob]:

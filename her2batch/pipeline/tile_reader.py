@@ -39,8 +39,8 @@ class ReadPlan:
 def plan_reads(slide: Slide, one: TileGrid, source: tuple[int, int] | None = None) -> ReadPlan:
     """How a slide's grid is read; source: another than the slide's own choice."""
     assert slide.info.mpp is not None
-    source = source or slide.source_for(one.mpp / slide.info.mpp)
-    size = slide.info.levels[source[0]].shrunk(source[1])
+    source = source or slide.tile_source(one.mpp / slide.info.mpp)
+    size = slide.info.levels[source[0]].downscale(source[1])
     across, down = slide.info.width / size.width, slide.info.height / size.height
     chunk, shape = (size.chunk_width, size.chunk_height), (size.width, size.height)
     cells = plan_blocks(one.tiles, (across, down), chunk, shape)

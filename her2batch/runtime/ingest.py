@@ -180,7 +180,7 @@ def _supply(
     urgent = UrgentList(Path(window.urgent)) if window.urgent is not None else None
     queue = SlideQueue((), urgent, next_time(window.until, now()) if window.until is not None else None)
     if not window.watch:
-        queue.put(register.admit(register.look() if order.only is None else register.look().of(order.only)))
+        queue.put(register.admit(register.look() if order.only is None else register.look().for_file(order.only)))
         yield queue
         return
     with FolderWatch(register, queue, order.scans, window, plan.reader, stopped) as watch:

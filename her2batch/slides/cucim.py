@@ -48,7 +48,7 @@ class CucimSlide(TiledTiffSlide):
             return {}
         theirs = [tuple(size) for size in self._image.resolutions["level_dimensions"]]
         ours = [(level.width, level.height) for level in self.info.levels]
-        whole = [bool(self.table(k).counts.all()) for k in range(len(ours))]
+        whole = [bool(self.table(k).byte_counts.all()) for k in range(len(ours))]
         return {k: theirs.index(size) for k, size in enumerate(ours) if size in theirs and whole[k]}
 
     def _pixels(self, box: Box, level: int) -> NDArray[np.uint8]:
@@ -62,8 +62,8 @@ class CucimSlide(TiledTiffSlide):
             raise SlideError("unreadable", self.info.path, f"cuCIM can't read it ({error})") from error
         return np.ascontiguousarray(np.asarray(region)[..., :3])
 
-    def _read(self, box: Box, level: int, shrink: int, parts: BoxArray | None) -> NDArray[np.uint8]:
-        return Slide._read(self, box, level, shrink, parts)  # of the pixels that cuCIM decodes
+    def _read_shrunk(self, box: Box, level: int, shrink: int, parts: BoxArray | None) -> NDArray[np.uint8]:
+        return Slide._read_shrunk(self, box, level, shrink, parts)  # of the pixels that cuCIM decodes
 
 
 def _level0_corner(box: Box, downsample: float) -> tuple[int, int]:

@@ -104,7 +104,7 @@ class FileProbe(NamedTuple):
     kind: str | None
     belongs: tuple[str, ...]  # names; DICOM: of its series; VMS: of the files it lists
 
-    def holds_for(self, facts: os.stat_result) -> bool:
+    def matches(self, facts: os.stat_result) -> bool:
         """Whether this is the file that was opened."""
         return self[:3] == (RULES_VERSION, facts.st_size, facts.st_mtime_ns)
 
@@ -114,12 +114,12 @@ class DiscoveredSlides(NamedTuple):
 
     slides: list[SlideFiles]
     ignored: list[IgnoredFile]
-    looks: dict[str, FileProbe]
+    probes: dict[str, FileProbe]
 
-    def of(self, path: Path) -> DiscoveredSlides:
+    def for_file(self, path: Path) -> DiscoveredSlides:
         """What a file is, alone: the slide it belongs to, or why it belongs to none."""
         slides = [one for one in self.slides if path in one.members]
-        return DiscoveredSlides(slides, [one for one in self.ignored if one.path == path], self.looks)
+        return DiscoveredSlides(slides, [one for one in self.ignored if one.path == path], self.probes)
 
 
 def discover_slides(
@@ -199,7 +199,7 @@ def _kind_by_suffix(path: Path) -> str | None:
 
 def _probe_file(path: Path, facts: os.stat_result, known: FileProbe | None, name: Callable[[Path], str]) -> FileProbe:
     """What a file is: as it is known, or opened. One that can't be read is judged by its suffix and not remembered."""
-    if known is not None and known.holds_for(facts):
+    if known is not None and known.matches(facts):
         return known
     rules, kind = UNREADABLE, _kind_by_suffix(path)
     belongs: tuple[str, ...] = ()

@@ -96,7 +96,7 @@ class NdpiSlide(TiledTiffSlide):
         firsts = table.runs(row * table.across)
         begins = table.starts[firsts + columns[0]]
         sizes = table.starts[firsts + columns[-1] + 1] - begins
-        lines = [memoryview(self.span(*one)) for one in zip(begins.tolist(), sizes.tolist(), strict=True)]
+        lines = [memoryview(self.read_bytes(*one)) for one in zip(begins.tolist(), sizes.tolist(), strict=True)]
         for column in columns:
             runs = firsts + column
             near, far = table.starts[runs] - begins, table.starts[runs + 1] - begins
@@ -122,7 +122,7 @@ class NdpiSlide(TiledTiffSlide):
         """Every run ends in the marker that belongs there."""
         if not isinstance(table, RunTable):
             return super()._check_streams(table)
-        ends = np.frombuffer(b"".join(self.span(end - 2, 2) for end in table.starts[1:].tolist()), np.uint8)
+        ends = np.frombuffer(b"".join(self.read_bytes(end - 2, 2) for end in table.starts[1:].tolist()), np.uint8)
         self._check_ends(table, np.arange(len(ends) // 2), ends[::2], ends[1::2])
         return True
 
@@ -181,7 +181,7 @@ def _table(path: Path, file: Any, page: Any) -> TileTable:
     low = np.asarray(starts, np.int64) & 0xFFFFFFFF
     ends = np.append(low + (0 if high is None else np.asarray(high, np.int64) << 32), count)
     file.seek(start)
-    header = _Header.of(path, file.read(min(int(ends[0]), LONGEST_HEADER)))
+    header = _Header.parse(path, file.read(min(int(ends[0]), LONGEST_HEADER)))
     table = _joined(path, header, (width, height), start + ends)
     _check_marked(path, file, table)
     return table
@@ -244,7 +244,7 @@ class _Header(NamedTuple):
         return self.before + height.to_bytes(2) + width.to_bytes(2) + self.after
 
     @classmethod
-    def of(cls, path: Path, data: bytes) -> _Header:
+    def parse(cls, path: Path, data: bytes) -> _Header:
         """From the bytes before a level's first run. Raises UnsupportedTiff for all but plain baseline YCbCr."""
         tables, frame, scan, interval = b"", b"", b"", b""
         for kind, segment in _segments(data):

@@ -78,7 +78,9 @@ class _Moved:
         self._slide, self._table = slide, slide.table(level)
         tables = blank_metadata(self._table.jpeg_tables or b"")
         self.codecs = (JpegCodec(tables=tables, colorspace_jpeg=self._table.colorspace).to_dict(),)
-        self.there = self._table.counts.reshape(self._table.down, self._table.across) > 0  # not all, in a sparse TIFF
+        self.there = (
+            self._table.byte_counts.reshape(self._table.down, self._table.across) > 0
+        )  # not all, in a sparse TIFF
 
     def append(self, file: BinaryIO, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
         """Write chunks; (n, 2) where each lies, from the first, and its size.
@@ -87,11 +89,11 @@ class _Moved:
         """
         index = rows * self._table.across + columns
         order = np.argsort(self._table.offsets[index], kind="stable")
-        offsets, counts = self._table.offsets[index][order], self._table.counts[index][order]
+        offsets, counts = self._table.offsets[index][order], self._table.byte_counts[index][order]
         pieces = np.diff(counts.cumsum() // PIECE, prepend=-1) > 0
         first = np.flatnonzero(pieces | np.append(True, offsets[1:] != offsets[:-1] + counts[:-1]))
         for start, sizes in zip(offsets[first].tolist(), np.split(counts, first[1:]), strict=True):
-            data = self._slide.span(start, int(sizes.sum()))
+            data = self._slide.read_bytes(start, int(sizes.sum()))
             ends = sizes.cumsum()
             streams = zip((ends - sizes).tolist(), ends.tolist(), strict=True)
             file.write(b"".join(self._quiet(data[at:end]) for at, end in streams))
@@ -315,12 +317,12 @@ class Pyramid(Slide):
         self._buffer = np.empty(0, np.uint8)
 
     def _pixels(self, box: Box, level: int) -> NDArray[np.uint8]:
-        return self._read(box, level, 1, None)
+        return self._read_shrunk(box, level, 1, None)
 
-    def _read(self, box: Box, level: int, shrink: int, parts: BoxArray | None) -> NDArray[np.uint8]:
+    def _read_shrunk(self, box: Box, level: int, shrink: int, parts: BoxArray | None) -> NDArray[np.uint8]:
         layer, size = self._layers[level], self.info.levels[level]
         if layer.jpeg is None and shrink > 1:
-            return super()._read(box, level, shrink, parts)
+            return super()._read_shrunk(box, level, shrink, parts)
         wanted = size.chunk_width * size.chunk_height * 3
         if len(self._buffer) < wanted:
             self._buffer = np.empty(wanted, np.uint8)
@@ -339,7 +341,7 @@ class Pyramid(Slide):
 
         return assemble_chunks(box, (size.chunk_width // shrink, size.chunk_height // shrink), decoded, parts)
 
-    def stream(self, level: int, row: int, column: int) -> bytes | None:
+    def jpeg_chunk(self, level: int, row: int, column: int) -> bytes | None:
         """A chunk as a JPEG file, its bytes untouched; None where there is no tissue, or no JPEG."""
         jpeg = self._layers[level].jpeg
         data = self._raw(level, row, column) if jpeg is not None else None

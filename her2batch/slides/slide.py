@@ -81,7 +81,7 @@ class Level:
     chunk_width: int
     chunk_height: int
 
-    def shrunk(self, by: int) -> Level:
+    def downscale(self, by: int) -> Level:
         """The level as it is when it is read shrunk; a last px counts though only part of it is there."""
         if by == 1:
             return self
@@ -158,7 +158,7 @@ class Slide(ABC):
         Raises SlideError `truncated` or `unreadable`; never hands out pixels it could not decode.
         """
 
-    def _read(self, box: Box, level: int, shrink: int, parts: BoxArray | None) -> NDArray[np.uint8]:
+    def _read_shrunk(self, box: Box, level: int, shrink: int, parts: BoxArray | None) -> NDArray[np.uint8]:
         """The same of a level that is `shrink` times smaller. A reader of chunks does better: it decodes less."""
         if shrink == 1:
             return self._pixels(box, level)
@@ -166,7 +166,7 @@ class Slide(ABC):
         x, y = box.x * shrink, box.y * shrink
         whole = Box(x, y, min(box.width * shrink, size.width - x), min(box.height * shrink, size.height - y))
         wanted = None if parts is None else parts * shrink
-        return resample(self._read(whole, level, 1, wanted), box.width, box.height)
+        return resample(self._read_shrunk(whole, level, 1, wanted), box.width, box.height)
 
     def close(self) -> None:  # noqa: B027  (a reader without a handle has nothing to free)
         """Free the file. The slide can't be read afterwards."""
@@ -196,20 +196,20 @@ class Slide(ABC):
         """
         if not 0 <= level < len(self.info.levels):
             raise ValueError(f"{self.info.path}: no level {level}; it has {len(self.info.levels)}")
-        size = self.info.levels[level].shrunk(shrink)
+        size = self.info.levels[level].downscale(shrink)
         inside = min(box.x, box.y) >= 0 and box.right <= size.width and box.bottom <= size.height
         if box.width < 1 or box.height < 1 or not inside:
             raise ValueError(f"{self.info.path}: {box} leaves level {level} ({size.width} × {size.height} px)")
         if box.width * box.height > MAX_READ_PIXELS:
             raise SlideError("out-of-memory", self.info.path, f"one read of {box.width} × {box.height} px")
-        return self._read(box, level, shrink, parts)
+        return self._read_shrunk(box, level, shrink, parts)
 
     def level_for(self, downsample: float) -> int:
         """The coarsest level that is no coarser than `downsample` (level-0 px per px; 1 % of slack)."""
         fitting = [k for k, ds in enumerate(self.info.level_downsamples) if ds <= downsample * 1.01]
         return fitting[-1] if fitting else 0
 
-    def source_for(self, downsample: float) -> tuple[int, int]:
+    def tile_source(self, downsample: float) -> tuple[int, int]:
         """The level that tiles of a downsample are read from, and by what it is shrunk."""
         level = self.level_for(downsample / TILE_OVERSAMPLING)
         return level, self.shrink_for(level, downsample)
@@ -235,13 +235,13 @@ class Slide(ABC):
         """The whole slide at about `mpp` µm/px, read strip by strip: (h, w, 3) uint8."""
         if self.info.mpp is None:
             raise SlideError("no-mpp", self.info.path, "an overview at an mpp needs the slide's own")
-        return self.shrunk(mpp / self.info.mpp)
+        return self.whole_slide(mpp / self.info.mpp)
 
-    def shrunk(self, downsample: float) -> NDArray[np.uint8]:
+    def whole_slide(self, downsample: float) -> NDArray[np.uint8]:
         """The whole slide with `downsample` level-0 px per px: (h, w, 3) uint8, area-resampled."""
         level = self.level_for(downsample)
         shrink = self.shrink_for(level, downsample)
-        size = self.info.levels[level].shrunk(shrink)
+        size = self.info.levels[level].downscale(shrink)
         out_w = max(1, round(self.info.width / downsample))
         out_h = max(1, round(self.info.height / downsample))
         out = np.empty((out_h, out_w, 3), np.uint8)
@@ -257,7 +257,7 @@ class Slide(ABC):
 
     def _padded(self, box: Box, level: int, shrink: int) -> NDArray[np.uint8]:
         """A level-0 box read at a level that is shrunk; white outside the slide."""
-        size = self.info.levels[level].shrunk(shrink)
+        size = self.info.levels[level].downscale(shrink)
         fx, fy = size.width / self.info.width, size.height / self.info.height
         x0, y0 = round(box.x * fx), round(box.y * fy)
         x1, y1 = max(round(box.right * fx), x0 + 1), max(round(box.bottom * fy), y0 + 1)

@@ -58,11 +58,11 @@ class TiledTiffSlide(Slide):
         """Where the level's compressed tiles lie."""
         return self._tiff.levels[level]
 
-    def raw(self, level: int, index: int) -> bytes:
+    def raw_tile(self, level: int, index: int) -> bytes:
         """A compressed tile as it stands in the file; b'' when a sparse file leaves it out."""
         return self._raw(self.table(level), index)
 
-    def span(self, start: int, count: int) -> bytes:
+    def read_bytes(self, start: int, count: int) -> bytes:
         """Bytes of the file as they stand: tiles that lie one behind the other. Raises SlideError."""
         try:
             data = os.pread(self._handle, count, start)
@@ -90,7 +90,7 @@ class TiledTiffSlide(Slide):
         smallest = self._tiff.levels[-1]
         if smallest.compression != "jpeg" or smallest.colorspace != "YCBCR":
             return ()
-        there = np.flatnonzero(smallest.counts)
+        there = np.flatnonzero(smallest.byte_counts)
         chosen = there[np.unique(np.linspace(0, len(there) - 1, LOOKED_AT).astype(int))] if len(there) else there
         streams = [self._raw(smallest, index) for index in chosen.tolist()]
         if not streams or any(b"Adobe" in data[:200] for data in streams):
@@ -110,7 +110,7 @@ class TiledTiffSlide(Slide):
                 raise SlideError("truncated", self._path, f"bytes {start}–{end} of its directories are zeros")
             if any(start < last and first < end for first, last in self._tiff.tile_lists):
                 # Philips leaves tiles out, and then both their offset and their size are 0
-                half = any(((one.offsets == 0) != (one.counts == 0)).any() for one in self._tiff.levels)
+                half = any(((one.offsets == 0) != (one.byte_counts == 0)).any() for one in self._tiff.levels)
                 if half or self._tiff.format != "philips":
                     raise SlideError("truncated", self._path, f"bytes {start}–{end} of its lists of tiles are zeros")
 
@@ -120,9 +120,9 @@ class TiledTiffSlide(Slide):
         OpenJPEG took 4 kB of zeros for image in 12 of 20 slides, so JPEG 2000 may have them only behind its end; in
         an uncompressed image they would be 170 px of utter black.
         """
-        ends = table.offsets + table.counts
+        ends = table.offsets + table.byte_counts
         for start, end in holes:
-            for index in np.flatnonzero((table.offsets < end) & (ends > start) & (table.counts > 0)).tolist():
+            for index in np.flatnonzero((table.offsets < end) & (ends > start) & (table.byte_counts > 0)).tolist():
                 if table.compression == "jpeg":
                     self._decode(table, index)
                     continue
@@ -136,7 +136,7 @@ class TiledTiffSlide(Slide):
         if table.compression not in ("jpeg", "jpeg2000"):
             return table.full_tiles
         full = table.full_tiles
-        for index in np.flatnonzero(table.counts).tolist():
+        for index in np.flatnonzero(table.byte_counts).tolist():
             size = self._frame_size(table, index)
             if size is None:
                 what = f"tile {index} of its level of {table.width} × {table.height} px is cut or empty"
@@ -148,7 +148,7 @@ class TiledTiffSlide(Slide):
 
     def _frame_size(self, table: TileTable, index: int) -> tuple[int, int] | None:
         """(height, width) of the image in a stream that starts and ends as one; None when it doesn't."""
-        offset, count = int(table.offsets[index]), int(table.counts[index])
+        offset, count = int(table.offsets[index]), int(table.byte_counts[index])
         look = jpeg.frame_size if table.compression == "jpeg" else jpeg.codestream_size
         head = os.pread(self._handle, min(HEAD, count), offset)
         tail = head if count <= HEAD else os.pread(self._handle, TAIL, offset + count - TAIL)
@@ -161,22 +161,22 @@ class TiledTiffSlide(Slide):
     def _pixels(self, box: Box, level: int) -> NDArray[np.uint8]:
         return self._assembled(box, self._tiff.levels[level], 1, None)
 
-    def _read(self, box: Box, level: int, shrink: int, parts: BoxArray | None) -> NDArray[np.uint8]:
+    def _read_shrunk(self, box: Box, level: int, shrink: int, parts: BoxArray | None) -> NDArray[np.uint8]:
         """Shrunk inside the decoder, where each px has its colour: RGB under a wrong tag has green and blue at half."""
         table = self._tiff.levels[level]
         if shrink == 1 or (table.compression == "jpeg" and table.full_tiles and not self.info.notes):
             return self._assembled(box, table, shrink, parts)
-        return super()._read(box, level, shrink, parts)
+        return super()._read_shrunk(box, level, shrink, parts)
 
     def _assembled(self, box: Box, table: TileTable, shrink: int, parts: BoxArray | None) -> NDArray[np.uint8]:
         def decoded(row: int, column: int) -> NDArray[np.uint8] | None:
             index = row * table.across + column
-            return None if table.counts[index] == 0 else self._decode(table, index, shrink)
+            return None if table.byte_counts[index] == 0 else self._decode(table, index, shrink)
 
         return assemble_chunks(box, (table.tile_width // shrink, table.tile_height // shrink), decoded, parts)
 
     def _raw(self, table: TileTable, index: int) -> bytes:
-        count = int(table.counts[index])
+        count = int(table.byte_counts[index])
         try:
             data = os.pread(self._handle, count, int(table.offsets[index]))
         except OSError as error:

@@ -67,7 +67,7 @@ class TileTable:
     tile_width: int
     tile_height: int
     offsets: NDArray[np.int64]
-    counts: NDArray[np.int64]
+    byte_counts: NDArray[np.int64]
     compression: str
     jpeg_tables: bytes | None
     colorspace: str  # RGB · YCBCR: of the stream
@@ -242,7 +242,7 @@ def _check_shape(path: Path, table: TileTable) -> None:
     if min(table.width, table.height, table.tile_width, table.tile_height) < 1:
         raise SlideError("unreadable", path, "a level has no size")
     wanted = table.across * table.down
-    if wanted > MOST_TILES or len(table.offsets) != wanted or len(table.counts) != wanted:
+    if wanted > MOST_TILES or len(table.offsets) != wanted or len(table.byte_counts) != wanted:
         raise SlideError("unreadable", path, f"a level of {wanted} tiles lists {len(table.offsets)}")
     if table.tile_width * table.tile_height > LARGEST_TILE:
         raise UnsupportedTiff(path, f"its tiles of {table.tile_width} × {table.tile_height} px are too large")
@@ -250,12 +250,15 @@ def _check_shape(path: Path, table: TileTable) -> None:
 
 def _check_ranges(path: Path, table: TileTable, size: int) -> None:
     """Every tile inside the file."""
-    if len(table.offsets) != len(table.counts) or (table.offsets < 0).any() or (table.counts < 0).any():
+    if len(table.offsets) != len(table.byte_counts) or (table.offsets < 0).any() or (table.byte_counts < 0).any():
         raise SlideError("unreadable", path, "a list of tiles makes no sense")
-    if ((table.counts > 0) & (table.offsets > size - np.minimum(table.counts, size + 1))).any():
+    if ((table.byte_counts > 0) & (table.offsets > size - np.minimum(table.byte_counts, size + 1))).any():
         raise SlideError("truncated", path, f"the file ends at {size} bytes, before its last tile")
-    if len(table.counts) and table.counts.max() > MOST_INFLATED + 8 * 3 * table.tile_width * table.tile_height:
-        raise SlideError("unreadable", path, f"a tile takes {table.counts.max()} bytes")
+    if (
+        len(table.byte_counts)
+        and table.byte_counts.max() > MOST_INFLATED + 8 * 3 * table.tile_width * table.tile_height
+    ):
+        raise SlideError("unreadable", path, f"a tile takes {table.byte_counts.max()} bytes")
 
 
 def _unpadded(levels: list[TileTable], spacings: list[tuple[float, float]]) -> list[TileTable]:
@@ -269,9 +272,9 @@ def _unpadded(levels: list[TileTable], spacings: list[tuple[float, float]]) -> l
         height = min(table.height, max(1, base.height // downsample))
         across, down = math.ceil(width / table.tile_width), math.ceil(height / table.tile_height)
         offsets, counts = (
-            one.reshape(table.down, table.across)[:down, :across].ravel() for one in (table.offsets, table.counts)
+            one.reshape(table.down, table.across)[:down, :across].ravel() for one in (table.offsets, table.byte_counts)
         )
-        cut.append(replace(table, width=width, height=height, offsets=offsets, counts=counts))
+        cut.append(replace(table, width=width, height=height, offsets=offsets, byte_counts=counts))
     return cut
 
 

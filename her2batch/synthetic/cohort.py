@@ -32,7 +32,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from her2batch.errors import InputError
-from her2batch.exchange.geojson import COLOURS
+from her2batch.exchange.geojson import CLASS_COLOURS
 from her2batch.store.labels import COLUMNS
 from her2batch.synthetic.painting import paint_slide
 from her2batch.synthetic.specimen import ARTEFACTS, SITES, Mix, SlideTruth, Stain, SyntheticTissue, make_tissue, rng_for
@@ -343,5 +343,5 @@ def _feature(name: str, rings: list[NDArray[np.int32]], px: int) -> dict[str, An
     return {
         "type": "Feature",
         "geometry": {"type": "Polygon", "coordinates": closed},
-        "properties": {"objectType": "annotation", "classification": {"name": name, "color": COLOURS[name]}},
+        "properties": {"objectType": "annotation", "classification": {"name": name, "color": CLASS_COLOURS[name]}},
     }

@@ -18,13 +18,13 @@ from her2batch.slides.codecs import encode_jpeg
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box, SlideInfo, resample
 
-EDGE = 256
+DEFAULT_TILE_PX = 256
 """Edge of a tile where the pyramid's chunks don't say otherwise, px."""
 
-EDGES = (128, 1024)
+CHUNK_PX_RANGE = (128, 1024)
 """Chunks of such edges are tiles of the viewer as they are."""
 
-QUALITY = 88
+JPEG_QUALITY = 88
 """Of tiles that are put together."""
 
 WHITE = 255
@@ -72,27 +72,29 @@ class DeepZoom:
         )
 
 
-def zoom_of(info: SlideInfo) -> DeepZoom:
+def deep_zoom_of(info: SlideInfo) -> DeepZoom:
     """How a pyramid is shown: in tiles of its own chunks' size, where those are square and of a useful size."""
     finest = info.levels[0]
-    low, high = EDGES
+    low, high = CHUNK_PX_RANGE
     square = finest.chunk_width == finest.chunk_height and low <= finest.chunk_width <= high
-    return DeepZoom(info.width, info.height, finest.chunk_width if square else EDGE)
+    return DeepZoom(info.width, info.height, finest.chunk_width if square else DEFAULT_TILE_PX)
 
 
-def tile(slide: Pyramid, picture: NDArray[np.uint8] | None, zoom: DeepZoom, level: int, column: int, row: int) -> bytes:
+def deep_zoom_tile(
+    slide: Pyramid, picture: NDArray[np.uint8] | None, zoom: DeepZoom, level: int, column: int, row: int
+) -> bytes:
     """One tile as JPEG; white where no tissue is stored.
 
     picture: (h, w, 3) uint8, the whole slide small, for levels as coarse as it.  Raises ValueError when there is no
     such tile, SlideError when the pyramid is damaged.
     """
     box = zoom.box(level, column, row)
-    if (stored := _stored(slide, zoom, level, column, row, box)) is not None:
+    if (stored := _stored_chunk(slide, zoom, level, column, row, box)) is not None:
         return stored
-    return encode_jpeg(_pixels(slide, picture, zoom, level, box), QUALITY)
+    return encode_jpeg(_read_pixels(slide, picture, zoom, level, box), JPEG_QUALITY)
 
 
-def _stored(slide: Pyramid, zoom: DeepZoom, level: int, column: int, row: int, box: Box) -> bytes | None:
+def _stored_chunk(slide: Pyramid, zoom: DeepZoom, level: int, column: int, row: int, box: Box) -> bytes | None:
     """The chunk that a tile is, if it is one; at the slide's right and lower edge chunks are larger than their tile."""
     if (box.width, box.height) != (zoom.tile, zoom.tile):
         return None
@@ -101,22 +103,22 @@ def _stored(slide: Pyramid, zoom: DeepZoom, level: int, column: int, row: int, b
         same = abs(own.width - width) <= 1 and abs(own.height - height) <= 1
         inside = box.right <= own.width and box.bottom <= own.height
         if same and inside and (own.chunk_width, own.chunk_height) == (zoom.tile, zoom.tile):
-            return slide.stream(number, row, column)
+            return slide.jpeg_chunk(number, row, column)
     return None
 
 
-def _pixels(
+def _read_pixels(
     slide: Pyramid, picture: NDArray[np.uint8] | None, zoom: DeepZoom, level: int, box: Box
 ) -> NDArray[np.uint8]:
     scale = zoom.scale(level)
     if picture is not None and picture.shape[1] * scale >= zoom.width:
-        return _cut(picture, zoom, level, box)
+        return _cut_thumbnail(picture, zoom, level, box)
     whole = Box(box.x * scale, box.y * scale, box.width * scale, box.height * scale)
     assert slide.info.mpp is not None  # no slide is in the store without
     return resample(slide.region(whole, slide.info.mpp * scale), box.width, box.height)
 
 
-def _cut(picture: NDArray[np.uint8], zoom: DeepZoom, level: int, box: Box) -> NDArray[np.uint8]:
+def _cut_thumbnail(picture: NDArray[np.uint8], zoom: DeepZoom, level: int, box: Box) -> NDArray[np.uint8]:
     """A tile of a level that is coarser than the picture."""
     high, wide = picture.shape[:2]
     width, height = zoom.size(level)

@@ -85,7 +85,7 @@ class SlideContract:
 
     @pytest.mark.parametrize("by", [2, 4, 8])
     def test_a_level_is_read_shrunk_as_one_picture_and_in_crops(self, slide: Slide, by: int) -> None:
-        size = slide.info.levels[0].shrunk(by)
+        size = slide.info.levels[0].downscale(by)
         box = Box(0, 0, min(size.width, MOST // by), min(size.height, MOST // by))
         whole = slide.read(box, 0, by)
         assert whole.shape == (box.height, box.width, 3)
@@ -97,7 +97,7 @@ class SlideContract:
 
     @pytest.mark.parametrize("by", [1, 2])
     def test_the_parts_that_are_asked_for_are_there(self, slide: Slide, by: int) -> None:
-        size = slide.info.levels[0].shrunk(by)
+        size = slide.info.levels[0].downscale(by)
         box = Box(0, 0, min(size.width, MOST), min(size.height, MOST))
         places = np.array(boxes_within(box, size.chunk_width, seed=by), np.int64)[4:8]
         whole, some = slide.read(box, 0, by), slide.read(box, 0, by, places)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.exchange.clam_h5 import matched, read, write_coords, write_features
+from her2batch.exchange.clam_h5 import match_features, read_features, write_coords, write_features
 from her2batch.store.cohort import Cohort
 from tests.exchange.stored_examples import cohort_of
 
@@ -78,9 +78,9 @@ def test_features_have_tridents_layout(cohort: Cohort, tmp_path: Path) -> None:
 def test_embeddings_go_out_and_come_back_bit_for_bit(cohort: Cohort, tmp_path: Path) -> None:
     row, tiles, embeddings = parts(cohort)
     write_features(tmp_path / "S1.h5", row, tiles, embeddings, "stain", 224, 0.5)
-    bag = read(tmp_path / "S1.h5", MOST)
+    bag = read_features(tmp_path / "S1.h5", MOST)
     assert bag.encoder == "stain"
-    values, passed = matched(tmp_path / "S1.h5", bag, tiles)
+    values, passed = match_features(tmp_path / "S1.h5", bag, tiles)
     assert passed == 0
     assert values.dtype == np.float16
     assert np.array_equal(values, vectors(embeddings))
@@ -98,7 +98,7 @@ def test_rows_in_any_order_find_their_tiles(cohort: Cohort, tmp_path: Path) -> N
     order = np.random.default_rng(1).permutation(len(tiles))
     shuffled = tiles.take(pa.array(order))
     _, features = foreign(tmp_path / "S1.h5", shuffled, patch_size_level0=448)
-    values, _ = matched(tmp_path / "S1.h5", read(tmp_path / "S1.h5", MOST), tiles)
+    values, _ = match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MOST), tiles)
     assert np.array_equal(values[order], features.astype(np.float16))
 
 
@@ -106,7 +106,7 @@ def test_rows_on_no_tile_are_counted_and_left_out(cohort: Cohort, tmp_path: Path
     _, tiles, _ = parts(cohort)
     few = tiles.slice(0, len(tiles) - 3)
     foreign(tmp_path / "S1.h5", tiles)
-    values, passed = matched(tmp_path / "S1.h5", read(tmp_path / "S1.h5", MOST), few)
+    values, passed = match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MOST), few)
     assert (len(values), passed) == (len(few), 3)
 
 
@@ -116,21 +116,21 @@ def test_a_tile_without_a_row_is_named_with_its_size(cohort: Cohort, tmp_path: P
     x, y = tiles["x"][0].as_py(), tiles["y"][0].as_py()
     wanted = rf"S1\.h5: has no row for 2 of .* at x {x}, y {y}; they are 448 level-0 px wide; .*export COHORT"
     with pytest.raises(InputError, match=wanted):
-        matched(tmp_path / "S1.h5", read(tmp_path / "S1.h5", MOST), tiles)
+        match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MOST), tiles)
 
 
 def test_tiles_of_another_size_are_refused(cohort: Cohort, tmp_path: Path) -> None:
     _, tiles, _ = parts(cohort)
     foreign(tmp_path / "S1.h5", tiles, patch_size_level0=512)
     with pytest.raises(InputError, match="512 level-0 px wide, the slide's 448"):
-        matched(tmp_path / "S1.h5", read(tmp_path / "S1.h5", MOST), tiles)
+        match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MOST), tiles)
 
 
 def test_a_tile_twice_is_refused(cohort: Cohort, tmp_path: Path) -> None:
     _, tiles, _ = parts(cohort)
     foreign(tmp_path / "S1.h5", pa.concat_tables([tiles, tiles.slice(5, 1)]))
     with pytest.raises(InputError, match="twice"):
-        matched(tmp_path / "S1.h5", read(tmp_path / "S1.h5", MOST), tiles)
+        match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MOST), tiles)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
@@ -140,7 +140,7 @@ def test_values_that_float16_cannot_hold_are_refused(value: float, cohort: Cohor
     with h5py.File(tmp_path / "S1.h5", "a") as file:
         file["features"][3, 2] = value
     with pytest.raises(InputError, match=r"1 of .* no numbers, or too large"):
-        matched(tmp_path / "S1.h5", read(tmp_path / "S1.h5", MOST), tiles)
+        match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MOST), tiles)
 
 
 # -- malice ----------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def test_a_hostile_file_is_refused_by_name(name: str, tmp_path: Path) -> None:
         file["coords"] = np.zeros((3, 2), np.int32)
         make(file, tmp_path)
     with pytest.raises(InputError, match=words) as caught:
-        read(tmp_path / "S1.h5", MOST)
+        read_features(tmp_path / "S1.h5", MOST)
     assert str(caught.value).startswith(str(tmp_path / "S1.h5"))
 
 
@@ -203,7 +203,7 @@ def test_a_dataset_that_claims_more_than_a_slide_holds_is_not_read(rows: int, tm
         for name, width, kind in (("coords", 2, "i4"), ("features", 1024, "f4")):
             file.create_dataset(name, (rows, width), kind, chunks=(1, width), compression="gzip")
     with pytest.raises(InputError, match=f"claims {rows} embeddings of 1024 values; the slide has room for {MOST}"):
-        read(tmp_path / "S1.h5", MOST)
+        read_features(tmp_path / "S1.h5", MOST)
 
 
 def test_a_dataset_that_unpacks_to_far_more_than_it_holds_is_not_read(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_dataset_that_unpacks_to_far_more_than_it_holds_is_not_read(tmp_path: 
         file.create_dataset("features", data=zeros, chunks=(MOST, 1024), compression="gzip")
     assert (tmp_path / "S1.h5").stat().st_size < 500_000
     with pytest.raises(InputError, match="holds fewer"):
-        read(tmp_path / "S1.h5", MOST)
+        read_features(tmp_path / "S1.h5", MOST)
 
 
 def test_a_filter_that_would_load_a_plugin_is_refused(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_filter_that_would_load_a_plugin_is_refused(tmp_path: Path) -> None:
         space = h5py.h5s.create_simple((3, 8))
         h5py.h5d.create(file.id, b"features", h5py.h5t.IEEE_F32LE, space, settings)
     with pytest.raises(InputError, match="filter 32015"):
-        read(tmp_path / "S1.h5", MOST)
+        read_features(tmp_path / "S1.h5", MOST)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text"])
@@ -235,7 +235,7 @@ def test_a_damaged_file_is_refused_by_name(damage: str, cohort: Cohort, tmp_path
     harm = {"cut": data[: len(data) // 2], "empty": b"", "text": b"x"}
     (tmp_path / "S1.h5").write_bytes(harm[damage])
     with pytest.raises(InputError, match=r"S1\.h5: can't be read as HDF5"):
-        read(tmp_path / "S1.h5", MOST)
+        read_features(tmp_path / "S1.h5", MOST)
 
 
 def test_noise_anywhere_is_read_or_refused_and_never_a_crash(cohort: Cohort, tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_noise_anywhere_is_read_or_refused_and_never_a_crash(cohort: Cohort, tmp
         at = int(rng.integers(len(data) - 16))
         (tmp_path / "S1.h5").write_bytes(data[:at] + rng.bytes(16) + data[at + 16 :])
         try:
-            matched(tmp_path / "S1.h5", read(tmp_path / "S1.h5", MOST), tiles.slice(0, 20))
+            match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MOST), tiles.slice(0, 20))
         except InputError as error:
             refused.append(str(error))
     assert refused
@@ -261,5 +261,5 @@ def test_attributes_of_any_kind_are_no_harm(cohort: Cohort, tmp_path: Path) -> N
     foreign(tmp_path / "S1.h5", tiles, patch_size_level0="448; rm -rf /")
     with h5py.File(tmp_path / "S1.h5", "a") as file:
         file["features"].attrs["encoder"] = np.arange(5)
-    bag = read(tmp_path / "S1.h5", MOST)
+    bag = read_features(tmp_path / "S1.h5", MOST)
     assert (bag.tile_px, bag.encoder) == (None, None)

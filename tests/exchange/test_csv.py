@@ -9,14 +9,14 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from her2batch.exchange.csv import cells, file_rows, rows, write
+from her2batch.exchange.csv import files_table, text_column, text_rows, write_csv
 from tests.exchange.stored_examples import cohort_of
 
 
 def test_pandas_and_duckdb_read_equal_values(tmp_path: Path) -> None:
     table = cohort_of(tmp_path / "cohort", "S1").read("tiles", "S1")
     path = tmp_path / "tiles.csv"
-    write(path, table.column_names, [table])
+    write_csv(path, table.column_names, [table])
     wanted = table.to_pandas()
     read = pd.read_csv(path, dtype={name: wanted[name].dtype for name in wanted})
     pd.testing.assert_frame_equal(read, wanted)
@@ -30,7 +30,7 @@ def test_lines_are_those_of_rfc_4180(tmp_path: Path) -> None:
     table = pa.table(
         {"a": ["plain", 'with "quotes"', "with, comma", "two\nlines", None, "é 😐"], "b": [1.5, 2, 3, 4, 5, 6]}
     )
-    write(tmp_path / "a.csv", ["a", "b"], [table, table.slice(0, 1)])
+    write_csv(tmp_path / "a.csv", ["a", "b"], [table, table.slice(0, 1)])
     text = (tmp_path / "a.csv").read_bytes().decode("utf-8")
     assert text.startswith('a,b\r\nplain,1.5\r\n"with ""quotes""",2\r\n"with, comma",3\r\n"two\nlines",4\r\n,5\r\n')
     with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
@@ -40,19 +40,19 @@ def test_lines_are_those_of_rfc_4180(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1", "\r=1", "＝1"])
 def test_a_formula_is_no_formula_any_more(text: str) -> None:
-    assert cells(pa.chunked_array([[text]])) == [f"'{text}"]
-    assert cells(pa.chunked_array([[[text, "b"]]], pa.list_(pa.string())))[0].startswith("'")
+    assert text_column(pa.chunked_array([[text]])) == [f"'{text}"]
+    assert text_column(pa.chunked_array([[[text, "b"]]], pa.list_(pa.string())))[0].startswith("'")
 
 
 def test_labels_and_numbers_stay_what_they_are() -> None:
-    assert cells(pa.chunked_array([["+", "-", "1+", "0"]])) == ["+", "-", "1+", "0"]
-    assert cells(pa.chunked_array([[-0.5, 0.1]], pa.float32())) == ["-0.5", "0.1"]
-    assert cells(pa.chunked_array([[-3]], pa.int32())) == ["-3"]
+    assert text_column(pa.chunked_array([["+", "-", "1+", "0"]])) == ["+", "-", "1+", "0"]
+    assert text_column(pa.chunked_array([[-0.5, 0.1]], pa.float32())) == ["-0.5", "0.1"]
+    assert text_column(pa.chunked_array([[-3]], pa.int32())) == ["-3"]
 
 
 def test_a_list_that_begins_with_a_sign_is_no_formula_either() -> None:
-    assert cells(pa.chunked_array([[["-", "x"]]])) == ["'-;x"]
-    assert cells(pa.chunked_array([[[-0.5, 0.25]]], pa.list_(pa.float16()))) == ["-0.5;0.25"]
+    assert text_column(pa.chunked_array([[["-", "x"]]])) == ["'-;x"]
+    assert text_column(pa.chunked_array([[[-0.5, 0.25]]], pa.list_(pa.float16()))) == ["-0.5;0.25"]
 
 
 def test_lists_are_joined_and_nulls_are_empty() -> None:
@@ -60,18 +60,18 @@ def test_lists_are_joined_and_nulls_are_empty() -> None:
         "classes": pa.array([["0", "1+"], [], None, [None, "3+"]], pa.list_(pa.string())),
         "review": pa.array([True, False, None, True]),
     })  # fmt: skip
-    assert list(rows(table)) == [("0;1+", "true"), ("", "false"), (None, None), (";3+", "true")]
+    assert list(text_rows(table)) == [("0;1+", "true"), ("", "false"), (None, None), (";3+", "true")]
 
 
 def test_embeddings_keep_their_values(tmp_path: Path) -> None:
     table = cohort_of(tmp_path, "S1").read("embeddings/stain", "S1")
-    texts = cells(table["embedding"])
+    texts = text_column(table["embedding"])
     back = np.array([[float(one) for one in text.split(";")] for text in texts], np.float16)
     assert np.array_equal(back, np.stack(table["embedding"].to_numpy()))
 
 
 def test_files_are_a_table_of_their_own(tmp_path: Path) -> None:
     row = cohort_of(tmp_path, "S1").rows()["S1"]
-    found = file_rows(row)
+    found = files_table(row)
     assert found["path"].to_pylist() == [file["path"] for file in row["files"]]
     assert set(found["slide_id"].to_pylist()) == {"S1"}

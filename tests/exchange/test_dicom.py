@@ -12,8 +12,8 @@ import pytest
 from highdicom.sr.coding import CodedConcept
 
 from her2batch.errors import InputError
-from her2batch.exchange.dicom import ANSWERS, report, said, source_image
-from her2batch.exchange.outgoing import ExportRequest, export
+from her2batch.exchange.dicom import LOINC_ANSWERS, build_report, coded_answers, source_image
+from her2batch.exchange.outgoing import ExportRequest, export_cohort
 from her2batch.runtime.ingest import IngestRequest as Scans
 from her2batch.runtime.ingest import ingest
 from her2batch.settings import Plan, Resources
@@ -44,7 +44,7 @@ EVERY = [prediction(task, k, 2.5 if k else None) for task, classes in CLASSES.it
 
 def made(real_data: Path, name: str, rows: list[dict]) -> pydicom.Dataset:
     row = {"slide_id": "S1", "path": str(real_data / "slides" / name), "width": SLIDES[name]}
-    return report(row, source_image(row), {"membrane": rows})
+    return build_report(row, source_image(row), {"membrane": rows})
 
 
 def complaints(path: Path) -> list[str]:
@@ -89,26 +89,26 @@ def test_what_was_said_reads_back(real_data: Path, tmp_path: Path) -> None:
     assert len(groups) == len(EVERY)
     for group, row in zip(groups, EVERY, strict=True):
         answers = [(one.name, one.value) for one in group.get_qualitative_evaluations()]
-        assert answers == [tuple(CodedConcept(*part) for part in one) for one in said(row)]
+        assert answers == [tuple(CodedConcept(*part) for part in one) for one in coded_answers(row)]
         figures = [one.value for one in group.get_measurements()]
         assert figures == pytest.approx([*row["p"], *([row["score"]] if row["score"] else [])])
 
 
 def test_her2_by_ihc_has_loincs_codes() -> None:
-    name, answer = said(prediction("her2-4way", 3))[0]
+    name, answer = coded_answers(prediction("her2-4way", 3))[0]
     assert name[:2] == ("85319-2", "LN")
-    assert answer == (ANSWERS["3+"], "LN", "3+")
-    assert len(set(ANSWERS.values())) == 4
+    assert answer == (LOINC_ANSWERS["3+"], "LN", "3+")
+    assert len(set(LOINC_ANSWERS.values())) == 4
 
 
 def test_a_call_for_a_pathologist_goes_with_its_reasons() -> None:
-    answers = [value[2] for _, value in said(prediction("her2-4way", 1))]
+    answers = [value[2] for _, value in coded_answers(prediction("her2-4way", 1))]
     assert answers == ["1+", "Yes", "near-10-percent"]
-    assert [value[2] for _, value in said(prediction("her2-4way", 0))] == ["0", "No"]
+    assert [value[2] for _, value in coded_answers(prediction("her2-4way", 0))] == ["0", "No"]
 
 
 def test_codes_of_ours_are_short_and_name_one_thing() -> None:
-    triples = [part for row in EVERY for one in said(row) for part in one]
+    triples = [part for row in EVERY for one in coded_answers(row) for part in one]
     assert all(len(value) <= 16 for value, _, _ in triples)
     assert len({one[:2] for one in triples}) == len(set(triples))
 
@@ -154,7 +154,7 @@ def write_slide(path: Path, template: Path, rgb: np.ndarray, mpp: float, tile: i
 
 
 def test_an_ingested_slide_leaves_as_a_valid_report(scanned: Cohort, tmp_path: Path) -> None:
-    found = export(ExportRequest(scanned.root, "dicom", tmp_path / "out"))
+    found = export_cohort(ExportRequest(scanned.root, "dicom", tmp_path / "out"))
     assert found.left_out == {"unnamed": "it has no prediction for a stain that labels name"}
     assert (found.files, found.failures) == (1, {})
     assert complaints(tmp_path / "out" / "biopsy.sr.dcm") == []
@@ -169,7 +169,7 @@ def test_a_slide_that_has_moved_fails_alone(scanned: Cohort, tmp_path: Path) -> 
     shutil.copytree(scanned.root, tmp_path / "cohort")
     moved = Cohort(tmp_path / "cohort")
     write_row(moved, {**moved.rows()["biopsy"], "path": str(tmp_path / "gone.dcm")})
-    found = export(ExportRequest(moved.root, "dicom", tmp_path / "out"))
+    found = export_cohort(ExportRequest(moved.root, "dicom", tmp_path / "out"))
     assert found.exit_code == 3
     assert "gone.dcm" in found.failures["biopsy.sr.dcm"]
     assert not (tmp_path / "out" / "biopsy.sr.dcm").exists()
@@ -180,7 +180,7 @@ def test_with_pseudonyms_there_is_no_report(scanned: Cohort, tmp_path: Path) -> 
     hidden = Cohort(tmp_path / "cohort")
     write_row(hidden, {**hidden.rows()["biopsy"], "path": None})
     with pytest.raises(InputError, match="with pseudonyms"):
-        export(ExportRequest(hidden.root, "dicom", tmp_path / "out", slides=("biopsy",)))
+        export_cohort(ExportRequest(hidden.root, "dicom", tmp_path / "out", slides=("biopsy",)))
 
 
 def test_slides_of_other_scanners_are_left_out_and_said(tmp_path: Path) -> None:
@@ -188,4 +188,4 @@ def test_slides_of_other_scanners_are_left_out_and_said(tmp_path: Path) -> None:
     table = pa.Table.from_pylist([prediction("her2-4way", 1)], schemas.table_schema("predictions"))
     cohort.add(cohort.rows()["S1"], {"predictions/membrane": table})
     with pytest.raises(InputError, match="nothing to export to dicom; S1: it was not scanned as DICOM"):
-        export(ExportRequest(cohort.root, "dicom", tmp_path / "out"))
+        export_cohort(ExportRequest(cohort.root, "dicom", tmp_path / "out"))

@@ -12,7 +12,7 @@ from shapely.geometry import box, shape
 from shapely.ops import unary_union
 
 from her2batch.exchange.annotations import read_annotations
-from her2batch.exchange.geojson import features, numbers, outline_polygons, write
+from her2batch.exchange.geojson import number_texts, outline_polygons, slide_features, write_feature_collection
 from her2batch.store import schemas
 from her2batch.tasks import IHC_SCORES
 from her2batch.vision.tile_grid import plan_tiles as plan_grid
@@ -29,7 +29,7 @@ def exported(root: Path, mpp: float = 0.25) -> tuple[Path, dict[str, pa.Table]]:
     row, tables = parts(root, mpp)
     path = root / "S1.geojson"
     attention, patches = {BUNDLE: tables["attention"]}, {BUNDLE: tables["patches"]}
-    write(path, features(row, tables["tiles"], tables["membrane"], attention, patches))
+    write_feature_collection(path, slide_features(row, tables["tiles"], tables["membrane"], attention, patches))
     return path, tables
 
 
@@ -129,9 +129,11 @@ def test_equal_tables_give_equal_bytes(tmp_path: Path) -> None:
 
 def test_what_is_no_finite_number_is_left_out() -> None:
     column = pa.chunked_array([[0.1, float("nan"), None, float("inf"), 1e-20]], pa.float32())
-    assert numbers(column) == ["0.1", None, None, None, "1e-20"]
+    assert number_texts(column) == ["0.1", None, None, None, "1e-20"]
 
 
 def test_a_slide_without_tiles_is_an_empty_collection(tmp_path: Path) -> None:
-    write(tmp_path / "a.geojson", features({}, schemas.table_schema("tiles").empty_table(), None, {}, {}))
+    write_feature_collection(
+        tmp_path / "a.geojson", slide_features({}, schemas.table_schema("tiles").empty_table(), None, {}, {})
+    )
     assert json.loads((tmp_path / "a.geojson").read_text()) == {"type": "FeatureCollection", "features": []}

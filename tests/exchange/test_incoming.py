@@ -10,7 +10,7 @@ import pytest
 from her2batch.errors import InputError, StoreError
 from her2batch.exchange.incoming import ImportRequest, ImportSummary, import_embeddings
 from her2batch.exchange.outgoing import ExportRequest as Outgoing
-from her2batch.exchange.outgoing import export
+from her2batch.exchange.outgoing import export_cohort
 from her2batch.experiments.train import TrainingRequest, train
 from her2batch.runtime.score import score
 from her2batch.settings import Resources, Training, TrainingResources
@@ -29,7 +29,7 @@ def cohort(tmp_path: Path) -> Cohort:
 @pytest.fixture
 def h5(cohort: Cohort, tmp_path: Path) -> Path:
     """The folder of features that an export of the cohort made."""
-    export(Outgoing(cohort.root, "clam-h5", tmp_path / "out"))
+    export_cohort(Outgoing(cohort.root, "clam-h5", tmp_path / "out"))
     return tmp_path / "out" / "features_stain" / "h5_files"
 
 
@@ -214,7 +214,7 @@ def test_a_cohort_that_is_written_to_is_left_alone(cohort: Cohort, h5: Path) -> 
 def test_imported_embeddings_train_and_score_as_the_cohorts_own_do(synthetic: Synthetic, tmp_path: Path) -> None:
     shutil.copytree(synthetic.cohort, tmp_path / "cohort")
     cohort = Cohort(tmp_path / "cohort")
-    export(Outgoing(cohort.root, "clam-h5", tmp_path / "out"))
+    export_cohort(Outgoing(cohort.root, "clam-h5", tmp_path / "out"))
     assert run(cohort, tmp_path / "out" / "features_stain" / "h5_files").exit_code == 0
     bundles = {}
     for encoder in ("stain", "mine"):
@@ -225,7 +225,7 @@ def test_imported_embeddings_train_and_score_as_the_cohorts_own_do(synthetic: Sy
         assert (scored.exit_code, scored.failures) == (0, {})
         bundles[encoder] = scored.bundle
     assert "mine: not known here" in bundles["mine"].info.licence
-    export(Outgoing(cohort.root, "geojson", tmp_path / "qupath", bundle=bundles["mine"].id))
+    export_cohort(Outgoing(cohort.root, "geojson", tmp_path / "qupath", bundle=bundles["mine"].id))
     assert f"Attention: her2-3way clam-sb mine ({bundles['mine'].id})" in "".join(
         path.read_text() for path in (tmp_path / "qupath").glob("*.geojson")
     )

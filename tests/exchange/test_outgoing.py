@@ -7,7 +7,7 @@ import h5py
 import pytest
 
 from her2batch.errors import InputError, StoreError
-from her2batch.exchange.outgoing import MANIFEST, ExportRequest, ExportSummary, export
+from her2batch.exchange.outgoing import MANIFEST, ExportRequest, ExportSummary, export_cohort
 from her2batch.store.cohort import Cohort, write_row
 from tests.exchange.stored_examples import BUNDLE, add_failed, cohort_of
 
@@ -24,7 +24,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def run(cohort: Cohort, to: str, out: Path, **more: object) -> ExportSummary:
-    return export(ExportRequest(cohort.root, to, out, **more))
+    return export_cohort(ExportRequest(cohort.root, to, out, **more))
 
 
 NAMES = {

@@ -71,10 +71,10 @@ def ndpi(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def checked(table: TileTable, size: int) -> None:
     """What a table that was let through may be relied on for."""
-    there = table.counts > 0
-    assert len(table.offsets) == len(table.counts) == table.across * table.down
+    there = table.byte_counts > 0
+    assert len(table.offsets) == len(table.byte_counts) == table.across * table.down
     assert (table.offsets[there] >= 0).all()
-    assert (table.offsets[there] + table.counts[there] <= size).all()
+    assert (table.offsets[there] + table.byte_counts[there] <= size).all()
 
 
 def check_tiff(path: Path, opener: Callable[[Path], TiledTiffSlide]) -> None:

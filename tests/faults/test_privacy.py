@@ -20,7 +20,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from her2batch.errors import InputError
 from her2batch.exchange.outgoing import ExportRequest as Export
-from her2batch.exchange.outgoing import export
+from her2batch.exchange.outgoing import export_cohort
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources
 from her2batch.store.cohort import Cohort
@@ -179,7 +179,7 @@ def test_no_dicom_report_is_made_of_a_slide_with_a_pseudonym(place: Place, tmp_p
     cohort = Cohort(place.root / "made" / "cohort")
     assert cohort.rows()[slide_id]["format"] == "dicom"
     with pytest.raises(InputError, match=f"{slide_id}: with pseudonyms nothing may name its image"):
-        export(Export(cohort.root, "dicom", tmp_path / "out", slides=(slide_id,)))
+        export_cohort(Export(cohort.root, "dicom", tmp_path / "out", slides=(slide_id,)))
 
 
 def test_the_same_search_sees_into_all_that_is_made_of_names(made: tuple[Made, Made]) -> None:

@@ -100,9 +100,9 @@ def test_decode_threads_change_no_byte(tmp_path: Path, worker: SlideWorker, todo
 @pytest.mark.parametrize("score", ["0", "1+", "3+"])
 def test_tiles_that_are_shrunk_while_decoding_show_the_same_membranes(cores: dict[str, Path], score: str) -> None:
     with open_slide(cores[score]) as slide:
-        shrunk = slide.read(Box(0, 0, 896, 672), *slide.source_for(2.0))
+        shrunk = slide.read(Box(0, 0, 896, 672), *slide.tile_source(2.0))
         whole = resample(slide.read(Box(0, 0, 1792, 1344)), 896, 672)
-    assert slide.source_for(2.0) == (0, 2)
+    assert slide.tile_source(2.0) == (0, 2)
     tiles = [np.stack([half[y : y + 224, x : x + 224] for y in (0, 224, 448) for x in (0, 224, 448, 672)])
              for half in (shrunk, whole)]  # fmt: skip
     stains = fit_stain_vectors(tiles[1], (240.0, 240.0, 240.0))

@@ -140,7 +140,7 @@ def test_a_search_that_knows_an_earlier_one_finds_the_same(steps: list[tuple[str
                 os.utime(root / place, ns=(0, clock))
             found = discover_slides(root, known=looks)
             assert found == discover_slides(root)
-            looks = looks | found.looks
+            looks = looks | found.probes
 
 
 def test_what_is_known_is_not_opened(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_what_is_known_is_not_opened(tmp_path: Path) -> None:
     first = discover_slides(tmp_path)
     for place in PLACES:
         spoil(tmp_path / place)
-    again = discover_slides(tmp_path, known=first.looks)
+    again = discover_slides(tmp_path, known=first.probes)
     assert again == first
     assert discover_slides(tmp_path) != first
 
@@ -162,14 +162,14 @@ def test_a_new_instance_joins_its_series_and_the_known_ones_stay_closed(tmp_path
     spoil(tmp_path / "0.dcm")
     spoil(tmp_path / "1.dcm")
     dicom(tmp_path / "2.dcm", "1.2.3.4")
-    assert slides_of(discover_slides(tmp_path, known=first.looks)) == [("0.dcm", "1.dcm", "2.dcm")]
+    assert slides_of(discover_slides(tmp_path, known=first.probes)) == [("0.dcm", "1.dcm", "2.dcm")]
 
 
 def test_a_picture_that_comes_late_joins_its_vms(tmp_path: Path) -> None:
     (tmp_path / "case.vms").write_text("[VMS]\nImageFile=late.jpg\n")
     first = discover_slides(tmp_path)
     (tmp_path / "late.jpg").write_bytes(b"\xff\xd8")
-    assert slides_of(discover_slides(tmp_path, known=first.looks)) == [("case.vms", "late.jpg")]
+    assert slides_of(discover_slides(tmp_path, known=first.probes)) == [("case.vms", "late.jpg")]
 
 
 def test_a_search_can_remember_without_knowing_names(tmp_path: Path) -> None:
@@ -178,9 +178,9 @@ def test_a_search_can_remember_without_knowing_names(tmp_path: Path) -> None:
     write(tmp_path / "Doe.dcm", "dicom1")
     found = discover_slides(tmp_path, name=lambda path: sha256(str(path).encode()).hexdigest())
     assert slides_of(found) == [("Doe.dcm",), ("case.vms", "2.svs")]
-    assert not {"case", "2.svs", "Doe", "1.2.1"} & set(re.findall(r"[\w.]+", str(found.looks)))
+    assert not {"case", "2.svs", "Doe", "1.2.1"} & set(re.findall(r"[\w.]+", str(found.probes)))
     assert (
-        discover_slides(tmp_path, known=found.looks, name=lambda path: sha256(str(path).encode()).hexdigest()) == found
+        discover_slides(tmp_path, known=found.probes, name=lambda path: sha256(str(path).encode()).hexdigest()) == found
     )
 
 
@@ -188,7 +188,7 @@ def test_other_rules_look_again(tmp_path: Path) -> None:
     write(tmp_path / "a", "tiff")
     looks = {
         path: look._replace(rules=RULES_VERSION - 1, kind=None)
-        for path, look in discover_slides(tmp_path).looks.items()
+        for path, look in discover_slides(tmp_path).probes.items()
     }
     assert len(discover_slides(tmp_path, known=looks).slides) == 1
 

@@ -41,7 +41,7 @@ def test_a_buffer_that_is_too_small_is_refused(rgb: np.ndarray) -> None:
 
 def test_an_abbreviated_stream_needs_the_slides_tables(real_data: Path) -> None:
     with TiledTiffSlide(real_data / "slides/CMU-1-Small-Region.svs") as slide:
-        data, tables = slide.raw(0, 0), slide.table(0).jpeg_tables
+        data, tables = slide.raw_tile(0, 0), slide.table(0).jpeg_tables
     assert tables is not None
     assert jpeg.decode_jpeg(data, tables, "RGB").shape == (240, 240, 3)
     with pytest.raises(ValueError, match=r"."):
@@ -51,7 +51,7 @@ def test_an_abbreviated_stream_needs_the_slides_tables(real_data: Path) -> None:
 def test_aperios_rgb_without_a_marker_stays_rgb(real_data: Path) -> None:
     path = real_data / "slides/CMU-1-Small-Region.svs"
     with TiledTiffSlide(path) as slide:
-        data, tables = slide.raw(0, 50), slide.table(0).jpeg_tables
+        data, tables = slide.raw_tile(0, 50), slide.table(0).jpeg_tables
     expected = tifffile.imread(path, key=0)[5 * 240 : 6 * 240, 0:240]  # ten tiles a row
     assert b"Adobe" not in data + (tables or b"")
     assert np.array_equal(jpeg.decode_jpeg(data, tables, "RGB"), expected)
@@ -124,7 +124,7 @@ def test_a_stream_that_says_nothing_is_left_alone(rgb: np.ndarray, real_data: Pa
     for data in (simplejpeg.encode_jpeg(rgb), cv2.imencode(".jpg", rgb)[1].tobytes()):
         assert jpeg.blank_metadata(data) is data
     with TiledTiffSlide(real_data / "slides/CMU-1-Small-Region.svs") as slide:
-        data, tables = slide.raw(0, 0), slide.table(0).jpeg_tables
+        data, tables = slide.raw_tile(0, 0), slide.table(0).jpeg_tables
     assert tables is not None
     assert jpeg.blank_metadata(data) == data
     assert jpeg.blank_metadata(tables) == tables

@@ -80,7 +80,7 @@ def test_a_copy_weighs_what_its_tissue_weighs_in_the_slide(tmp_path: Path) -> No
         source = 0
         for level in range(4):
             size = slide.info.levels[level]
-            for index, count in enumerate(slide.table(level).counts.tolist()):
+            for index, count in enumerate(slide.table(level).byte_counts.tolist()):
                 row, column = divmod(index, slide.table(level).across)
                 y, x = row * size.chunk_height * 40 // size.height, column * size.chunk_width * 54 // size.width
                 bottom = -(-min((row + 1) * size.chunk_height, size.height) * 40 // size.height)

@@ -88,8 +88,8 @@ def test_a_region_is_read_from_the_level_that_has_enough() -> None:
 
 def test_tiles_come_from_a_level_twice_as_fine_where_there_is_one() -> None:
     slide = Gradient((4000, 4000), (2000, 2000), (1000, 1000))
-    assert [slide.source_for(one) for one in (1, 2, 4, 8, 64)] == [(0, 1), (0, 2), (1, 2), (2, 2), (2, 8)]
-    assert [slide.source_for(one) for one in (1.94, 1.95, 2.2, 3.9)] == [(0, 1), (0, 2), (0, 2), (0, 4)]
+    assert [slide.tile_source(one) for one in (1, 2, 4, 8, 64)] == [(0, 1), (0, 2), (1, 2), (2, 2), (2, 8)]
+    assert [slide.tile_source(one) for one in (1.94, 1.95, 2.2, 3.9)] == [(0, 1), (0, 2), (0, 2), (0, 4)]
 
 
 def test_an_overview_is_read_in_strips() -> None:
@@ -107,7 +107,7 @@ def test_a_strip_of_huge_chunks_is_still_read_in_pieces() -> None:
     with pytest.raises(SlideError):
         slide.read(Box(0, 0, 120_000, 8192))
     slide._pixels = lambda box, level: np.full((1, box.width, 3), 7, np.uint8)
-    assert slide.shrunk(300).shape == (30, 400, 3)
+    assert slide.whole_slide(300).shape == (30, 400, 3)
 
 
 def test_resampling_keeps_a_flat_image_flat() -> None:

@@ -173,8 +173,8 @@ def test_a_tile_as_it_stands_in_the_file_can_be_had(real_data: Path) -> None:
         table = slide.table(0)
         assert (table.across, table.down, table.full_tiles) == (10, 13, True)
         for index in (0, 77, 129):
-            offset, count = int(table.offsets[index]), int(table.counts[index])
-            assert slide.raw(0, index) == data[offset : offset + count]
+            offset, count = int(table.offsets[index]), int(table.byte_counts[index])
+            assert slide.raw_tile(0, index) == data[offset : offset + count]
 
 
 def test_a_tile_left_out_of_a_sparse_slide_is_white_and_has_no_bytes(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_tile_left_out_of_a_sparse_slide_is_white_and_has_no_bytes(tmp_path: P
     path.write_bytes(data)
     with TiledTiffSlide(path) as slide:
         slide.validate()
-        assert slide.raw(0, 1) == b""
+        assert slide.raw_tile(0, 1) == b""
         assert (slide.read(Box(128, 0, 128, 128)) == 255).all()
         assert np.abs(slide.read(Box(0, 0, 128, 128)).astype(int) - 90).max() <= 2
 
@@ -279,7 +279,7 @@ def test_a_bad_tile_fails_its_read_and_leaves_the_others(tmp_path: Path, real_da
     data = bytearray((real_data / "slides" / JPEG).read_bytes())
     with TiledTiffSlide(real_data / "slides" / JPEG) as slide:
         expected = slide.read(Box(240, 0, 240, 240))
-        offset, count = int(slide.table(0).offsets[0]), int(slide.table(0).counts[0])
+        offset, count = int(slide.table(0).offsets[0]), int(slide.table(0).byte_counts[0])
     data[offset + count // 2 : offset + count - 2] = bytes(count - 2 - count // 2)
     (tmp_path / "a.svs").write_bytes(data)
     with TiledTiffSlide(tmp_path / "a.svs") as slide:

@@ -226,4 +226,4 @@ def test_flipped_bits_in_the_directory_end_in_a_slide_error_or_a_checked_table(t
         with contextlib.suppress(SlideError):
             found = parse_tiff(path)
             for one in (*found.levels, *found.others):
-                assert int((one.offsets + one.counts).max()) <= len(data)
+                assert int((one.offsets + one.byte_counts).max()) <= len(data)

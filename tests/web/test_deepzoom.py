@@ -11,7 +11,7 @@ import simplejpeg
 from her2batch.slides.pyramid import Pyramid, write_pyramid
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box
-from her2batch.web.deepzoom import DeepZoom, tile, zoom_of
+from her2batch.web.deepzoom import DeepZoom, deep_zoom_of, deep_zoom_tile
 from tests.conftest import MakeSlide
 
 
@@ -48,10 +48,14 @@ def test_the_descriptor_is_deep_zooms() -> None:
 
 
 def test_a_tile_that_is_a_chunk_is_handed_out_untouched(pyramid: Pyramid) -> None:
-    zoom = zoom_of(pyramid.info)
+    zoom = deep_zoom_of(pyramid.info)
     for level, number in ((11, 0), (10, 1)):
-        data = tile(pyramid, None, zoom, level, 1, 1) if number else tile(pyramid, None, zoom, level, 3, 2)
-        assert data == (pyramid.stream(number, 1, 1) if number else pyramid.stream(number, 2, 3))
+        data = (
+            deep_zoom_tile(pyramid, None, zoom, level, 1, 1)
+            if number
+            else deep_zoom_tile(pyramid, None, zoom, level, 3, 2)
+        )
+        assert data == (pyramid.jpeg_chunk(number, 1, 1) if number else pyramid.jpeg_chunk(number, 2, 3))
         assert decoded(data).shape == (256, 256, 3)
 
 
@@ -59,7 +63,7 @@ def test_every_tile_is_what_the_slide_shows_there(make_slide: MakeSlide, tmp_pat
     with open_slide(make_slide(levels=3)) as slide:
         write_pyramid(slide, np.ones((6, 7), bool), tmp_path / "p.zarr", 90)
     pyramid = Pyramid(tmp_path / "p.zarr")
-    zoom = zoom_of(pyramid.info)
+    zoom = deep_zoom_of(pyramid.info)
     whole = pyramid.read(Box(0, 0, 1400, 1200))
     for level in (11, 10, 9, 8):
         width, height = zoom.size(level)
@@ -67,19 +71,19 @@ def test_every_tile_is_what_the_slide_shows_there(make_slide: MakeSlide, tmp_pat
         for column in range(-(-width // 256)):
             for row in range(-(-height // 256)):
                 box = zoom.box(level, column, row)
-                found = decoded(tile(pyramid, None, zoom, level, column, row))
+                found = decoded(deep_zoom_tile(pyramid, None, zoom, level, column, row))
                 assert found.shape == (box.height, box.width, 3)
                 assert np.abs(found - small[box.y : box.bottom, box.x : box.right]).mean() < 6
 
 
 def test_without_tissue_it_is_white(pyramid: Pyramid) -> None:
-    assert decoded(tile(pyramid, None, zoom_of(pyramid.info), 11, 0, 0)).min() > 250
+    assert decoded(deep_zoom_tile(pyramid, None, deep_zoom_of(pyramid.info), 11, 0, 0)).min() > 250
 
 
 def test_coarse_levels_come_from_the_stored_picture(pyramid: Pyramid) -> None:
     picture = np.full((300, 350, 3), (200, 100, 50), np.uint8)
-    zoom = zoom_of(pyramid.info)
+    zoom = deep_zoom_of(pyramid.info)
     for level in (8, 5, 0):
-        found = decoded(tile(pyramid, picture, zoom, level, 0, 0))
+        found = decoded(deep_zoom_tile(pyramid, picture, zoom, level, 0, 0))
         assert np.abs(found - (200, 100, 50)).max() <= 4
-    assert np.abs(decoded(tile(pyramid, picture, zoom, 10, 1, 1)) - (200, 100, 50)).mean() > 20
+    assert np.abs(decoded(deep_zoom_tile(pyramid, picture, zoom, 10, 1, 1)) - (200, 100, 50)).mean() > 20

@@ -55,7 +55,7 @@ def export(
     """Export tables for QuPath (geojson), CLAM and TRIDENT (clam-h5), spreadsheets (csv), archives (dicom)."""
     from her2batch.cli.console_training import count_progress
     from her2batch.exchange.outgoing import ExportRequest
-    from her2batch.exchange.outgoing import export as run
+    from her2batch.exchange.outgoing import export_cohort as run
 
     request = ExportRequest(
         cohort, to.value, out or Path("export") / to.value, tuple(slide or ()), tuple(encoder or ()), bundle
