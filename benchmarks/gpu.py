@@ -28,7 +28,7 @@ import torch
 from ingest_rate import ray_alone
 from rounds import medians, on_cores, processes
 
-from her2batch.models.device import SUB_BATCH, Normalization, forward, prepare
+from her2batch.models.device import SUB_BATCH, Normalization, run_network, set_deterministic
 from her2batch.models.encoders import ENCODERS
 from her2batch.pipeline.cost_model import cores
 from her2batch.runtime.ingest import IngestRequest, ingest
@@ -51,7 +51,7 @@ def main() -> None:
         print("unmeasured: torch sees no GPU here; --device cpu tries the benchmark out")
         return
     pool = processes(cores()) if args.slides else None  # before torch has threads: they do not survive a fork
-    prepare(args.device)
+    set_deterministic(args.device)
     net = timm.create_model(args.model, pretrained=False, num_classes=0).eval().to(args.device)
     net = net.to(memory_format=torch.channels_last)
     edge = net.default_cfg["input_size"][-1]
@@ -62,7 +62,7 @@ def main() -> None:
 
     def ours() -> float:
         started = time.perf_counter()
-        forward(net, tiles, LOOK, args.device, lambda x: x)
+        run_network(net, tiles, LOOK, args.device, lambda x: x)
         return time.perf_counter() - started
 
     @torch.inference_mode()

@@ -117,8 +117,8 @@ def opened(pid: int) -> list[str]:
 
 SMALL = """
 import numpy as np, timm, torch
-from her2batch.models.device import Normalization, forward, prepare
-prepare("cuda")
+from her2batch.models.device import Normalization, run_network, set_deterministic
+set_deterministic("cuda")
 torch.manual_seed(0)
 net = timm.create_model("vit_base_patch16_224", pretrained=False, num_classes=0).eval().cuda()
 net = net.to(memory_format=torch.channels_last)
@@ -126,20 +126,20 @@ tiles = np.random.default_rng(0).integers(0, 256, (300, 224, 224, 3), np.uint8)
 seen = []
 net.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
 look = Normalization((0.5,) * 3, (0.5,) * 3)
-whole = forward(net, tiles, look, "cuda", lambda x: x)
+whole = run_network(net, tiles, look, "cuda", lambda x: x)
 torch.cuda.synchronize()
 total = torch.cuda.get_device_properties(0).total_memory
 most, rest = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
 torch.cuda.empty_cache()
 torch.cuda.set_per_process_memory_fraction((rest + (most - rest) * 0.4) / total)
 seen.clear()
-halves = forward(net, tiles, look, "cuda", lambda x: x)
+halves = run_network(net, tiles, look, "cuda", lambda x: x)
 print(*seen)
 print(np.abs(whole - halves).max() / np.abs(whole).max())
 torch.cuda.set_per_process_memory_fraction(rest / total)
 torch.cuda.empty_cache()
 try:
-    forward(net, tiles, look, "cuda", lambda x: x)
+    run_network(net, tiles, look, "cuda", lambda x: x)
 except MemoryError as error:
     print(error)
 """

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 Rows = NDArray[np.int64]
 
-Watch = Callable[["Progress"], None]
+EpochCallback = Callable[["Progress"], None]
 """Called after every epoch; what it raises ends the unit."""
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What every unit of a run shares."""
 
     run: TrainingRun
@@ -45,7 +45,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Part:
+class UnitSlides:
     """A unit's slides. labels, split: (n,), by position of slide_ids."""
 
     slide_ids: tuple[str, ...]
@@ -57,29 +57,29 @@ class Part:
         return np.flatnonzero(self.split == split)
 
 
-def run_unit(job: Job, unit: Unit, device: str = "cpu", watch: Watch = lambda _: None) -> str:
+def run_unit(job: TrainingJob, unit: Unit, device: str = "cpu", watch: EpochCallback = lambda _: None) -> str:
     """Train, test and commit one unit; returns its name. A unit that is committed already is left alone.
 
     Raises InputError for a cache or table that is damaged, FloatingPointError for a loss that is no number.
     """
     if job.run.done(unit):
         return unit.name
-    part = part_of(job.run, unit)
+    part = unit_slides(job.run, unit)
     job.run.unit(unit).mkdir(parents=True, exist_ok=True)
     kind = methods.kind_of(unit.method, unit.input)
     if kind == "counts":
-        _counts(job, unit, part)
+        _run_counts_unit(job, unit, part)
         return unit.name
     lesson = _training_data(job, unit, part)
     fitted = _fit(job, unit, lesson, device, watch, job.run.checkpoint(unit))
-    if not _first():
+    if not _is_writer():
         return unit.name
     tests = {"mil": _test_mil, "image": _test_image, "patch": _test_patch}
     tests[kind](job, unit, part, lesson, fitted, device)
     return unit.name
 
 
-def _first() -> bool:
+def _is_writer() -> bool:
     """Whether this process writes: of several that train one network together, the first alone."""
     import torch
 
@@ -87,12 +87,12 @@ def _first() -> bool:
     return not there or torch.distributed.get_rank() == 0
 
 
-def train_only(job: Job, unit: Unit, device: str, watch: Watch, checkpoint: Path) -> Progress:
+def train_only(job: TrainingJob, unit: Unit, device: str, watch: EpochCallback, checkpoint: Path) -> Progress:
     """Train a unit without its test part: what a search does. Raises as run_unit does."""
-    return _fit(job, unit, _training_data(job, unit, part_of(job.run, unit)), device, watch, checkpoint).progress
+    return _fit(job, unit, _training_data(job, unit, unit_slides(job.run, unit)), device, watch, checkpoint).progress
 
 
-def part_of(run: TrainingRun, unit: Unit) -> Part:
+def unit_slides(run: TrainingRun, unit: Unit) -> UnitSlides:
     """The unit's slides with their labels and splits, in order of slide_id."""
     labels = run.read("labels").to_pylist()
     truth = {one["slide_id"]: one["label"] for one in labels if one["task"] == unit.task}
@@ -100,7 +100,7 @@ def part_of(run: TrainingRun, unit: Unit) -> Part:
     here = pa.compute.and_(pa.compute.equal(folds["task"], unit.task), pa.compute.equal(folds["fold"], unit.fold))
     rows = folds.filter(here).sort_by("slide_id").to_pylist()
     ids = tuple(one["slide_id"] for one in rows)
-    return Part(ids, np.array([truth[one] for one in ids], np.int64), np.array([one["split"] for one in rows]))
+    return UnitSlides(ids, np.array([truth[one] for one in ids], np.int64), np.array([one["split"] for one in rows]))
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,12 @@ class _TrainingData:
     fill: NDArray[np.uint8] | None = None
 
 
-def _training_data(job: Job, unit: Unit, part: Part) -> _TrainingData:
+def _training_data(job: TrainingJob, unit: Unit, part: UnitSlides) -> _TrainingData:
     from her2batch.training import bag_data, image_data
 
     kind = methods.kind_of(unit.method, unit.input)
     if kind == "patch":
-        return _patches(job, unit, part)
+        return _patch_data(job, unit, part)
     data: Any
     if kind == "mil":
         data = bag_data.reopen(job.run.cache(f"{file_name_of(unit.input)}.arrow"))
@@ -132,14 +132,14 @@ def _training_data(job: Job, unit: Unit, part: Part) -> _TrainingData:
     at = np.array([place[one] for one in part.slide_ids], np.int64)
     labels = np.full(len(ids), -1, np.int64)
     labels[at] = part.labels
-    return _TrainingData(_fold(job, unit, labels, at[part.rows("train")], at[part.rows("val")]), data, at, fill)
+    return _TrainingData(_make_fold(job, unit, labels, at[part.rows("train")], at[part.rows("val")]), data, at, fill)
 
 
-def _patches(job: Job, unit: Unit, part: Part) -> _TrainingData:
+def _patch_data(job: TrainingJob, unit: Unit, part: UnitSlides) -> _TrainingData:
     """Annotated patches of the part's slides, each in the split of its slide."""
     from her2batch.training import image_data
 
-    tables = labelled_patches(job, unit.input, part.slide_ids)
+    tables = annotated_patch_tables(job, unit.input, part.slide_ids)
     found = image_data.stack([job.run.cache(unit.input) / f"{one}.npy" for one in tables])
     place = {one: k for k, one in enumerate(part.slide_ids)}
     labels = np.array(
@@ -147,23 +147,23 @@ def _patches(job: Job, unit: Unit, part: Part) -> _TrainingData:
     )
     of = np.repeat([place[one] for one in tables], np.diff(found.starts))
     train, val = (np.flatnonzero(part.split[of] == split) for split in ("train", "val"))
-    return _TrainingData(_fold(job, unit, labels, train, val), found, of, np.full(3, 240, np.uint8))
+    return _TrainingData(_make_fold(job, unit, labels, train, val), found, of, np.full(3, 240, np.uint8))
 
 
-def labelled_patches(job: Job, given: str, slide_ids: Sequence[str]) -> dict[str, pa.Table]:
+def annotated_patch_tables(job: TrainingJob, given: str, slide_ids: Sequence[str]) -> dict[str, pa.Table]:
     """The annotated patches of those slides that have some, in their order: rows of the run's table `patches`."""
     paths = {one: job.run.cache(given) / f"{one}.parquet" for one in slide_ids}
     return {one: read_parquet(path) for one, path in paths.items() if path.is_file()}
 
 
-def _fold(job: Job, unit: Unit, labels: Rows, train: Rows, val: Rows) -> Fold:
+def _make_fold(job: TrainingJob, unit: Unit, labels: Rows, train: Rows, val: Rows) -> Fold:
     from her2batch.training.fit_loop import Fold
 
     # the same start for every fold of a method: what differs between folds is their slides
     return Fold(labels, train, val, len(CLASSES[unit.task]), job.training.seed)
 
 
-def _fit(job: Job, unit: Unit, lesson: _TrainingData, device: str, watch: Watch, checkpoint: Path) -> Fitted:
+def _fit(job: TrainingJob, unit: Unit, lesson: _TrainingData, device: str, watch: EpochCallback, checkpoint: Path) -> Fitted:
     from her2batch.models.device import set_deterministic
     from her2batch.training import fit_image, fit_mil
 
@@ -175,12 +175,12 @@ def _fit(job: Job, unit: Unit, lesson: _TrainingData, device: str, watch: Watch,
     return fit_image.fit(unit.method, lesson.data, lesson.fold, settings, device, lesson.fill, checkpoint, watch)
 
 
-def _test_mil(job: Job, unit: Unit, part: Part, lesson: _TrainingData, fitted: Fitted, device: str) -> None:
+def _test_mil(job: TrainingJob, unit: Unit, part: UnitSlides, lesson: _TrainingData, fitted: Fitted, device: str) -> None:
     """Predictions of the test slides, and the attention of each of their tiles."""
     from her2batch.models.mil_registry import build_mil_network
     from her2batch.training.fit_mil import predict
 
-    _keep(job.run.unit(unit) / "model.safetensors", fitted.weights)
+    _save_weights(job.run.unit(unit) / "model.safetensors", fitted.weights)
     settings = methods.settings_of(unit.method, "mil", job.training)
     assert isinstance(settings, MilSettings)
     net = build_mil_network(unit.method, lesson.data.dim, lesson.fold.n_classes, settings)
@@ -188,18 +188,18 @@ def _test_mil(job: Job, unit: Unit, part: Part, lesson: _TrainingData, fitted: F
     test = part.rows("test")
     p, attention = predict(net.to(device).eval(), lesson.data, lesson.at[test], lesson.fold.n_classes, device)
     ids = [part.slide_ids[k] for k in test]
-    job.run.put(unit, "attention", _attention(ids, attention))
-    _commit(job, unit, ids, part.labels[test], p)
+    job.run.put(unit, "attention", _attention_table(ids, attention))
+    _commit_predictions(job, unit, ids, part.labels[test], p)
 
 
-def _test_image(job: Job, unit: Unit, part: Part, lesson: _TrainingData, fitted: Fitted, device: str) -> None:
+def _test_image(job: TrainingJob, unit: Unit, part: UnitSlides, lesson: _TrainingData, fitted: Fitted, device: str) -> None:
     classify = _classifier(job, unit, lesson, fitted, device)
     test = part.rows("test")
     p = classify(lesson.data, lesson.at[test])
-    _commit(job, unit, [part.slide_ids[k] for k in test], part.labels[test], p)
+    _commit_predictions(job, unit, [part.slide_ids[k] for k in test], part.labels[test], p)
 
 
-def _test_patch(job: Job, unit: Unit, part: Part, lesson: _TrainingData, fitted: Fitted, device: str) -> None:
+def _test_patch(job: TrainingJob, unit: Unit, part: UnitSlides, lesson: _TrainingData, fitted: Fitted, device: str) -> None:
     """Predictions of the annotated patches of the test slides; and the counts of every slide's tissue patches."""
     from her2batch.models.heads import count_features
 
@@ -212,10 +212,10 @@ def _test_patch(job: Job, unit: Unit, part: Part, lesson: _TrainingData, fitted:
     job.run.put(unit, "counts", pa.table(columns, run_schema("counts")))
     test = np.flatnonzero(part.split[lesson.at] == "test")
     ids = [part.slide_ids[k] for k in lesson.at[test]]
-    _commit(job, unit, ids, lesson.fold.labels[test], classify(lesson.data, test))
+    _commit_predictions(job, unit, ids, lesson.fold.labels[test], classify(lesson.data, test))
 
 
-def _counts(job: Job, unit: Unit, part: Part) -> None:
+def _run_counts_unit(job: TrainingJob, unit: Unit, part: UnitSlides) -> None:
     """A classifier on the counts that the fold's own patch net gave."""
     from her2batch.models.heads import head_probabilities, majority_vote, save_head
     from her2batch.training.fit_counts import fit
@@ -237,26 +237,26 @@ def _counts(job: Job, unit: Unit, part: Part) -> None:
         with atomic_write(job.run.unit(unit) / "model.skops") as file:
             save_head(head, file)
         p = head_probabilities(head, features[test], n) if len(test) else np.empty((0, n), np.float32)
-    _commit(job, unit, [part.slide_ids[k] for k in test], part.labels[test], p)
+    _commit_predictions(job, unit, [part.slide_ids[k] for k in test], part.labels[test], p)
 
 
 Classify = Callable[[Any, Rows], NDArray[np.float32]]
 
 
-def _classifier(job: Job, unit: Unit, lesson: _TrainingData, fitted: Fitted, device: str) -> Classify:
+def _classifier(job: TrainingJob, unit: Unit, lesson: _TrainingData, fitted: Fitted, device: str) -> Classify:
     """What classifies rows of pixels with the trained network. Its weights are kept for the bundle alone."""
     from her2batch.training import fit_image
 
     settings = methods.settings_of(unit.method, methods.kind_of(unit.method, unit.input), job.training)
     assert isinstance(settings, ImageSettings)
     if unit.fold == FINAL_FOLD:
-        _keep(job.run.unit(unit) / "model.safetensors", fitted.weights)
+        _save_weights(job.run.unit(unit) / "model.safetensors", fitted.weights)
     n = lesson.fold.n_classes
     net = fit_image.ready(unit.method, fitted.weights, n, lesson.data.shape[1], settings.size, device)
     return partial(fit_image.predict, net, n_classes=n, device=device)
 
 
-def tissue_patches(job: Job, given: str, slide_id: str) -> Iterator[NDArray[np.uint8]]:
+def tissue_patches(job: TrainingJob, given: str, slide_id: str) -> Iterator[NDArray[np.uint8]]:
     """A slide's tissue patches at a resolution, equalised, no white or black ones: (n, 224, 224, 3) uint8 a batch.
 
     From the run's cache where there is one, else from the slide's pyramid.
@@ -279,14 +279,14 @@ def tissue_patches(job: Job, given: str, slide_id: str) -> Iterator[NDArray[np.u
                 yield apply_clahe(batch.pixels[good])
 
 
-def _keep(path: Path, weights: dict[str, Any]) -> None:
+def _save_weights(path: Path, weights: dict[str, Any]) -> None:
     from safetensors.torch import save
 
     with atomic_write(path) as part:
         part.write_bytes(save({key: one.contiguous() for key, one in weights.items()}))
 
 
-def _attention(ids: Sequence[str], attention: Sequence[NDArray[np.float32]]) -> pa.Table:
+def _attention_table(ids: Sequence[str], attention: Sequence[NDArray[np.float32]]) -> pa.Table:
     n = [len(one) for one in attention]
     columns = {
         "slide_id": np.repeat(np.array(ids, object), n),
@@ -296,7 +296,7 @@ def _attention(ids: Sequence[str], attention: Sequence[NDArray[np.float32]]) -> 
     return pa.table({name: pa.array(one) for name, one in columns.items()}).cast(run_schema("attention"))
 
 
-def _commit(job: Job, unit: Unit, ids: Sequence[str], labels: Rows, p: NDArray[np.float32]) -> None:
+def _commit_predictions(job: TrainingJob, unit: Unit, ids: Sequence[str], labels: Rows, p: NDArray[np.float32]) -> None:
     words = CLASSES[unit.task]
     n = len(ids)
     columns = {

@@ -19,7 +19,7 @@ BF16_ONE = np.int16(0x3F80)
 """The bits of 1 in bfloat16."""
 
 
-class Output(NamedTuple):
+class MilOutput(NamedTuple):
     """What a network says of one bag of N instances.
 
     logits: (C,) float32.  attention: (K, N) float32, sums to 1 over N; K is 1, or C where each class has its own.
@@ -36,7 +36,7 @@ class MilModel(Protocol):
 
     def __call__(
         self, bag: torch.Tensor, label: int | None = None, draw: Draw | None = None, size: int | None = None
-    ) -> Output:
+    ) -> MilOutput:
         """bag: (N, D), N ≥ 1.  label: the slide's class, to train.  draw: random choices of training; None: none.
 
         size: instances that count, the first of the bag; what follows them is padding (see `padded`).
@@ -56,13 +56,13 @@ def _fast_bf16() -> bool:
     return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16"))
 
 
-def linear(x: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
+def linear_in_dtype(x: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
     """A layer in the dtype of x: (…, D) → (…, E)."""
     bias = None if layer.bias is None else layer.bias.to(x.dtype)
     return F.linear(x, layer.weight.to(x.dtype), bias)
 
 
-def padded(n: int) -> int:
+def padded_size(n: int) -> int:
     """Rows that a bag of n is filled up to: sixteen sizes between a power of two and the next, 3 % more on average.
 
     oneDNN keeps compiled products for every shape it meets: 500 bags, each of a size of its own, held 0.9 GB a process.
@@ -71,26 +71,26 @@ def padded(n: int) -> int:
     return -(-n // step) * step
 
 
-def masked(scores: torch.Tensor, size: int | None) -> torch.Tensor:
+def mask_padding(scores: torch.Tensor, size: int | None) -> torch.Tensor:
     """(K, N) scores with those of padding at −∞, whose share of a softmax is 0."""
     if size is None or size == scores.shape[1]:
         return scores
     return scores.masked_fill(torch.arange(scores.shape[1], device=scores.device) >= size, -torch.inf)
 
 
-def wide(x: torch.Tensor) -> torch.Tensor:
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """float32, for sums and softmax; float64 stays, for checks of gradients."""
     return x if x.dtype == torch.float64 else x.float()
 
 
-def embedded(x: torch.Tensor, layer: nn.Linear, dropout: float, draw: Draw | None) -> torch.Tensor:
+def embed_instances(x: torch.Tensor, layer: nn.Linear, dropout: float, draw: Draw | None) -> torch.Tensor:
     """dropout(relu(layer(x))): (N, D) → (N, E) in the dtype of x."""
     if draw is None or dropout == 0:
-        return torch.relu(linear(x, layer))
+        return torch.relu(linear_in_dtype(x, layer))
     cut = round(dropout * 256)
     scale = 256 / (256 - cut)  # on the weights, for relu(s · z) = s · relu(z): a thousandth of the numbers
     bias = torch.zeros(len(layer.weight), device=x.device) if layer.bias is None else layer.bias
-    stays = _kept((len(x), len(layer.weight)), cut, draw, x)
+    stays = _dropout_mask((len(x), len(layer.weight)), cut, draw, x)
     out: torch.Tensor = _Embed.apply(x, (layer.weight * scale).to(x.dtype), (bias * scale).to(x.dtype), stays)
     return out
 
@@ -111,10 +111,10 @@ class GatedAttention(nn.Module):
         """(N, dim) → (branches, N) float32, before the softmax."""
         shape = (len(h), self.score.in_features)
         dropping = draw is not None and self.cut > 0
-        stays = _kept(shape, self.cut, draw, h) if draw is not None and dropping else None
+        stays = _dropout_mask(shape, self.cut, draw, h) if draw is not None and dropping else None
         gated = _Gate.apply(h, self.gate.weight.to(h.dtype), self.gate.bias.to(h.dtype), stays)
         weight = self.score.weight * (256 / (256 - self.cut)) if dropping else self.score.weight
-        return wide(F.linear(gated, weight.to(h.dtype), self.score.bias.to(h.dtype))).t()
+        return at_least_float32(F.linear(gated, weight.to(h.dtype), self.score.bias.to(h.dtype))).t()
 
 
 class _Embed(torch.autograd.Function):
@@ -166,7 +166,7 @@ def _column_sums(x: torch.Tensor) -> torch.Tensor:
     return (x.new_ones(1, len(x)) @ x)[0]
 
 
-def _kept(shape: tuple[int, int], cut: int, draw: Draw, like: torch.Tensor) -> torch.Tensor:
+def _dropout_mask(shape: tuple[int, int], cut: int, draw: Draw, like: torch.Tensor) -> torch.Tensor:
     """1 where an element stays, 0 where dropout takes it, in the dtype of `like`; cut: 256ths that go.
 
     On the CPU one random byte decides an element and NumPy makes the number from it: 0.6 ms for a million of them,
@@ -183,7 +183,7 @@ def _kept(shape: tuple[int, int], cut: int, draw: Draw, like: torch.Tensor) -> t
     return torch.from_numpy(stays).to(like.dtype).view(shape)
 
 
-def xavier(net: nn.Module) -> None:
+def init_xavier(net: nn.Module) -> None:
     """Xavier normal weights, zero biases, as CLAM and DTFD-MIL start."""
     for layer in net.modules():
         if isinstance(layer, nn.Linear):

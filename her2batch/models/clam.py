@@ -21,7 +21,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from her2batch.models.attention import Draw, GatedAttention, Output, embedded, linear, masked, wide, xavier
+from her2batch.models.attention import (
+    Draw,
+    GatedAttention,
+    MilOutput,
+    at_least_float32,
+    embed_instances,
+    init_xavier,
+    linear_in_dtype,
+    mask_padding,
+)
 
 WIDTH, GATE = 512, 256
 """Of instances and of their gate (methods.md §4; CLAM's size `small`)."""
@@ -53,24 +62,24 @@ class Clam(nn.Module):
         self.attention = GatedAttention(WIDTH, GATE, n if shape.branches else 1, shape.dropout)
         self.classify = nn.Linear(WIDTH, n)  # one branch: all rows see one vector; a branch a class: row c sees z_c
         self.instances = nn.Linear(WIDTH, 2 * n)  # class c: columns 2c (out) and 2c + 1 (in)
-        xavier(self)
+        init_xavier(self)
 
     def forward(
         self, bag: torch.Tensor, label: int | None = None, draw: Draw | None = None, size: int | None = None
-    ) -> Output:
+    ) -> MilOutput:
         """bag: (N, dim) float32 or bfloat16.  label: the bag's class.  draw: of dropout.  size: see MilModel."""
-        h = embedded(bag, self.embed, self.shape.dropout, draw)  # (N, 512)
-        attention = torch.softmax(masked(self.attention(h, draw), size), dim=1)  # (K, N)
-        z = wide(attention.to(h.dtype) @ h)  # (K, 512)
-        logits = linear(z, self.classify)[0]
+        h = embed_instances(bag, self.embed, self.shape.dropout, draw)  # (N, 512)
+        attention = torch.softmax(mask_padding(self.attention(h, draw), size), dim=1)  # (K, N)
+        z = at_least_float32(attention.to(h.dtype) @ h)  # (K, 512)
+        logits = linear_in_dtype(z, self.classify)[0]
         if self.shape.branches:
             logits = (z * self.classify.weight).sum(1) + self.classify.bias
         if label is None:
-            return Output(logits, attention[:, :size])
+            return MilOutput(logits, attention[:, :size])
         bag_loss = F.cross_entropy(logits[None], torch.tensor([label], device=logits.device))
         instance_loss = self._instance_loss(h, attention[:, :size], label)
         weight = self.shape.bag_weight
-        return Output(logits, attention[:, :size], weight * bag_loss + (1 - weight) * instance_loss)
+        return MilOutput(logits, attention[:, :size], weight * bag_loss + (1 - weight) * instance_loss)
 
     def _instance_loss(self, h: torch.Tensor, attention: torch.Tensor, label: int) -> torch.Tensor:
         """Mean over classes of the clustering loss. h: (≥ N, 512).  attention: (K, N). All classes in one product."""
@@ -82,7 +91,7 @@ class Clam(nn.Module):
         picked = torch.cat([high[label], own_low, *(high[c] for c in others)])
         weight, bias = self.instances.weight.view(n, 2, WIDTH), self.instances.bias.view(n, 2)
         of = torch.tensor([label] * (2 * k) + [c for c in others for _ in range(k)], device=h.device)
-        scores = torch.einsum("id,ijd->ij", wide(h[picked]), weight[of]) + bias[of]  # (I, 2)
+        scores = torch.einsum("id,ijd->ij", at_least_float32(h[picked]), weight[of]) + bias[of]  # (I, 2)
         wanted = torch.zeros(len(of), dtype=torch.long, device=h.device)
         wanted[:k] = 1
         each = smooth_top1(scores, wanted)  # (I,)

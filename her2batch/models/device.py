@@ -34,7 +34,7 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def prepare(device: str) -> None:
+def set_deterministic(device: str) -> None:
     """Set this process up for repeatable results: deterministic kernels, one CPU thread, no TF32. Call before loading.
 
     One thread, because sums are split by their number, and the plain loop must give the bytes of an actor.
@@ -51,7 +51,7 @@ def prepare(device: str) -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def forward(
+def run_network(
     net: torch.nn.Module,
     pixels: NDArray[np.uint8],
     look: Normalization,

@@ -25,12 +25,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from her2batch.models.attention import Draw, GatedAttention, Output, linear, wide, xavier
+from her2batch.models.attention import Draw, GatedAttention, MilOutput, at_least_float32, init_xavier, linear_in_dtype
 
 WIDTH, GATE = 512, 128
 """Of instances and of both tiers' gates."""
 
-Distil = Literal["afs", "maxs", "maxmins"]
+Distillation = Literal["afs", "maxs", "maxmins"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class DtfdShape:
 
     dim: int
     n_classes: int
-    distil: Distil = "afs"
+    distil: Distillation = "afs"
     pseudo_bags: int = 4
     splits: int = 5
 
@@ -55,7 +55,7 @@ class Dtfd(nn.Module):
         self.classify = nn.Linear(WIDTH, shape.n_classes)
         self.attention2 = GatedAttention(WIDTH, GATE, 1)
         self.classify2 = nn.Linear(WIDTH, shape.n_classes)
-        xavier(self)
+        init_xavier(self)
 
     def tiers(self) -> list[list[nn.Parameter]]:
         """Parameters of tier 1 and of tier 2."""
@@ -65,13 +65,13 @@ class Dtfd(nn.Module):
 
     def forward(
         self, bag: torch.Tensor, label: int | None = None, draw: Draw | None = None, size: int | None = None
-    ) -> Output:
+    ) -> MilOutput:
         """bag: (N, dim).  With a label one random split is trained on; without, several fixed ones are averaged.
 
         logits without a label are logarithms of the mean probability; attention is tier 1's times tier 2's, summed
         to 1, for AFS; tier 1's alone for the others, whose tier 2 sees single instances.
         """
-        h = torch.relu(linear(bag, self.embed))  # (N, 512)
+        h = torch.relu(linear_in_dtype(bag, self.embed))  # (N, 512)
         scores = self.attention(h)[0]  # (N,)
         n = len(bag) if size is None else size
         if label is not None:
@@ -83,31 +83,31 @@ class Dtfd(nn.Module):
         parts = [self._part(n, len(bag), fixed) for _ in range(self.shape.splits)]
         found = [self._second(h, *self._first(h, scores, part)) for part in parts]
         p = torch.stack([torch.softmax(logits, 0) for logits, _ in found]).mean(0)
-        return Output(p.clamp_min(1e-30).log(), torch.stack([one for _, one in found]).mean(0)[None, :n])
+        return MilOutput(p.clamp_min(1e-30).log(), torch.stack([one for _, one in found]).mean(0)[None, :n])
 
     def _part(self, n: int, rows: int, draw: Draw) -> torch.Tensor:
         """Pseudo-bags of the first n of a bag's rows; padding is in none: (M, rows) bool."""
-        return F.pad(partition(n, self.shape.pseudo_bags, draw), (0, rows - n))
+        return F.pad(split_into_pseudo_bags(n, self.shape.pseudo_bags, draw), (0, rows - n))
 
-    def _train(self, h: torch.Tensor, scores: torch.Tensor, part: torch.Tensor, label: int) -> Output:
+    def _train(self, h: torch.Tensor, scores: torch.Tensor, part: torch.Tensor, label: int) -> MilOutput:
         first, a = self._first(h, scores, part)
         logits, attention = self._second(h, first, a)
         target = torch.tensor([label], device=h.device)
         loss1 = F.cross_entropy(first, target.expand(len(first)))
         loss2 = F.cross_entropy(logits[None], target)
-        return Output(logits, attention[None], loss1 + loss2)  # no gradient of loss2 reaches tier 1: see _second
+        return MilOutput(logits, attention[None], loss1 + loss2)  # no gradient of loss2 reaches tier 1: see _second
 
     def _first(self, h: torch.Tensor, scores: torch.Tensor, part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tier 1. part: (M, N) bool → logits (M, C), attention (M, N) in each pseudo-bag."""
         a = torch.softmax(scores.masked_fill(~part.to(scores.device), -torch.inf), dim=1)  # (M, N)
-        return linear(wide(a.to(h.dtype) @ h), self.classify), a
+        return linear_in_dtype(at_least_float32(a.to(h.dtype) @ h), self.classify), a
 
     def _second(self, h: torch.Tensor, first: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tier 2 on what tier 1 distilled, cut off from it: logits (C,), attention (N,)."""
-        h, a, first = wide(h.detach()), a.detach(), first.detach()
+        h, a, first = at_least_float32(h.detach()), a.detach(), first.detach()
         distilled, per = (a @ h, 1) if self.shape.distil == "afs" else self._picked(h, first, a)
         b = torch.softmax(self.attention2(distilled), dim=1)  # (1, M · per)
-        logits = linear(b @ distilled, self.classify2)[0]
+        logits = linear_in_dtype(b @ distilled, self.classify2)[0]
         if self.shape.distil == "afs":
             return logits, b.detach()[0] @ a
         return logits, b.detach()[0].view(len(a), per).sum(1) @ a
@@ -127,7 +127,7 @@ class Dtfd(nn.Module):
         return h[torch.stack(rows)], len(rows) // len(a)
 
 
-def partition(n: int, parts: int, draw: Draw) -> torch.Tensor:
+def split_into_pseudo_bags(n: int, parts: int, draw: Draw) -> torch.Tensor:
     """n instances in random pseudo-bags of nearly equal size, none empty: (min(parts, n), n) bool."""
     parts = min(parts, n)
     member = np.empty(n, np.int64)

@@ -33,7 +33,7 @@ TIMM: Final = "timm:"
 
 
 @dataclass(frozen=True)
-class Stain:
+class StainEncoder:
     """The encoder without weights: the figures of vision.membrane, see docs/stain-encoder.md."""
 
     mpp: tuple[float, ...] = (0.5,)
@@ -46,7 +46,7 @@ class Stain:
 
 
 @dataclass(frozen=True)
-class Net:
+class TimmEncoder:
     """A network: its architecture as timm builds it, where its weights are, and how its card feeds it.
 
     mpp: µm/px it was trained at.  swiglu: packed SwiGLU layers with SiLU.  pooling: 'token' is what the net hands out,
@@ -72,15 +72,15 @@ class Net:
         return self.source.licence
 
 
-ENCODERS: Final[dict[str, Stain | Net]] = {
-    "stain": Stain(),
-    "uni": Net(
+ENCODERS: Final[dict[str, StainEncoder | TimmEncoder]] = {
+    "stain": StainEncoder(),
+    "uni": TimmEncoder(
         "vit_large_patch16_224", 1024,
         Source("MahmoodLab/UNI", "b55a5ec6cade1a39edfe6534189a9b8ca7a022f0", ("pytorch_model.bin",), NON_COMMERCIAL),
         mpp=(0.5,),
         kwargs={"img_size": 224, "patch_size": 16, "init_values": 1e-5, "num_classes": 0, "dynamic_img_size": True},
     ),
-    "uni2-h": Net(
+    "uni2-h": TimmEncoder(
         "vit_giant_patch14_224", 1536,
         Source("MahmoodLab/UNI2-h", "d517a8dd47902dd7c308b3c36f63bce47e7b9a43", ("pytorch_model.bin",), NON_COMMERCIAL),
         mpp=(0.5,),
@@ -91,7 +91,7 @@ ENCODERS: Final[dict[str, Stain | Net]] = {
         },
         swiglu=True,
     ),
-    "virchow2": Net(
+    "virchow2": TimmEncoder(
         "vit_huge_patch14_224", 2560,
         Source(
             "paige-ai/Virchow2", "3158645804b69e3f3bc4439d4116edddf0840a72",
@@ -104,7 +104,7 @@ ENCODERS: Final[dict[str, Stain | Net]] = {
         },
         swiglu=True, pooling="token+mean", resize="bicubic",
     ),
-    "h-optimus-0": Net(
+    "h-optimus-0": TimmEncoder(
         "vit_giant_patch14_reg4_dinov2", 1536,
         Source(
             "bioptimus/H-optimus-0", "b145cc1e6c6b30d3251aa8b1f844e6974188a743",
@@ -143,7 +143,7 @@ class Encoder:
         return small
 
 
-def spec_of(name: str) -> Stain | Net:
+def encoder_spec(name: str) -> StainEncoder | TimmEncoder:
     """An encoder's row. `timm:NAME` is built from timm's own data about the model.
 
     Raises InputError for a name that nobody knows.
@@ -151,13 +151,13 @@ def spec_of(name: str) -> Stain | Net:
     if name in ENCODERS:
         return ENCODERS[name]
     if name.startswith(TIMM):
-        return _timm_row(name.removeprefix(TIMM))
+        return _timm_spec(name.removeprefix(TIMM))
     raise InputError(f"no encoder is called {name!r}", None, f"choose from {', '.join(ENCODERS)} or timm:NAME")
 
 
 def embedding_dim(name: str) -> int:
     """Length of an encoder's vector, without its weights. Raises InputError for an unknown name."""
-    return spec_of(name).dim
+    return encoder_spec(name).dim
 
 
 def load_encoder(name: str, device: str = "cpu", weights: Path | None = None) -> Encoder:
@@ -166,35 +166,35 @@ def load_encoder(name: str, device: str = "cpu", weights: Path | None = None) ->
     weights: a file, a folder with NAME.safetensors or the hub's files, or None for the Hugging Face hub.
     Raises InputError for an unknown name, WeightsError when its weights can't be had or do not fit.
     """
-    spec = spec_of(name)
-    if isinstance(spec, Stain):
+    spec = encoder_spec(name)
+    if isinstance(spec, StainEncoder):
         return Encoder(name, spec.dim, None, lambda batch: batch.figures)
     path = locate(name.removeprefix(TIMM), spec.source, weights)
-    return Encoder(name, spec.dim, digest(path), network(spec, path, device))
+    return Encoder(name, spec.dim, digest(path), load_timm_network(spec, path, device))
 
 
-def network(spec: Net, path: Path, device: str) -> Callable[[TileBatch], NDArray[np.float32]]:
+def load_timm_network(spec: TimmEncoder, path: Path, device: str) -> Callable[[TileBatch], NDArray[np.float32]]:
     """A row's network with the weights of a file, as a function of a batch: (n, dim) float32.
 
     A classifier in the file is left aside. Raises WeightsError when the file can't be read or does not fit.
     """
     import torch
 
-    from her2batch.models.device import Normalization, forward, prepare
+    from her2batch.models.device import Normalization, run_network, set_deterministic
 
-    prepare(device)
+    set_deterministic(device)
     state = {key: one for key, one in read(path).items() if not key.startswith(CLASSIFIERS)}
-    net = fit(lambda: _build(spec), state, path).to(device).to(memory_format=torch.channels_last)
+    net = fit(lambda: _build_timm_network(spec), state, path).to(device).to(memory_format=torch.channels_last)
     look = Normalization(spec.mean, spec.std, spec.input_px, spec.resize)
     first_patch = 1 + spec.kwargs.get("reg_tokens", 0)  # after the class token and the registers
 
     def pool(out: torch.Tensor) -> torch.Tensor:  # (n, dim), or (n, tokens, dim / 2) where tokens are pooled here
         return out if spec.pooling == "token" else torch.cat([out[:, 0], out[:, first_patch:].mean(1)], dim=-1)
 
-    return lambda batch: forward(net, batch.pixels, look, device, pool)
+    return lambda batch: run_network(net, batch.pixels, look, device, pool)
 
 
-def _build(spec: Net) -> torch.nn.Module:
+def _build_timm_network(spec: TimmEncoder) -> torch.nn.Module:
     import timm
     import torch
     from timm.layers.mlp import SwiGLUPacked
@@ -204,7 +204,7 @@ def _build(spec: Net) -> torch.nn.Module:
     return net
 
 
-def _timm_row(model: str) -> Net:
+def _timm_spec(model: str) -> TimmEncoder:
     """The row of a timm backbone, from its own configuration; its classifier is left out."""
     import timm
     import torch
@@ -217,7 +217,7 @@ def _timm_row(model: str) -> Net:
     look: dict[str, Any] = resolve_model_data_config(net)
     about: dict[str, Any] = net.pretrained_cfg
     licence = about.get("license") or "see its page"
-    return Net(
+    return TimmEncoder(
         arch=model,
         dim=int(getattr(net, "head_hidden_size", None) or net.num_features),
         source=Source(about.get("hf_hub_id"), None, ("model.safetensors", "pytorch_model.bin"), licence),
@@ -230,11 +230,11 @@ def _timm_row(model: str) -> Net:
     )
 
 
-def licence_of(name: str) -> str:
+def encoder_licence(name: str) -> str:
     """Under which an encoder's weights are given out, and so heads trained on its embeddings.
 
     Of an encoder that nobody here knows, whose embeddings were imported, it has to be asked where it comes from.
     """
     if name not in ENCODERS and not name.startswith(TIMM):
         return f"{name}: not known here; embeddings that were imported, under the licence of what made them"
-    return f"{name}: {spec_of(name).licence}"
+    return f"{name}: {encoder_spec(name).licence}"

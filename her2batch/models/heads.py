@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from her2batch.errors import InputError
 
-FEATURES: Final = ("share_0", "share_1+", "share_2+", "share_3+", "log_patches")
+COUNT_FEATURES: Final = ("share_0", "share_1+", "share_2+", "share_3+", "log_patches")
 
 TRUSTED: Final = frozenset(
     (
@@ -47,15 +47,15 @@ ADDRESS: Final = re.compile(r'(?<="__id__": )\d+|(?<="file": ")\d+(?=\.npy")')
 EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 
 
-def counts(p: NDArray[np.float32]) -> NDArray[np.float64]:
+def count_features(p: NDArray[np.float32]) -> NDArray[np.float64]:
     """(n, 4) class probabilities of a slide's patches → (5,): shares of the most likely classes, log(1 + n)."""
     if not len(p):
-        return np.zeros(len(FEATURES))
+        return np.zeros(len(COUNT_FEATURES))
     found = np.bincount(p.argmax(axis=1), minlength=4) / len(p)
     return np.append(found, np.log1p(len(p)))
 
 
-def majority(features: NDArray[np.float64]) -> NDArray[np.float32]:
+def majority_vote(features: NDArray[np.float64]) -> NDArray[np.float32]:
     """(n, 5) features → (n, 4): the shares themselves, so that the class with most patches leads; her2-4way alone.
 
     A slide without a patch says nothing: all four alike.  The higher of two classes alike leads by a trifle.
@@ -65,7 +65,7 @@ def majority(features: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.asarray(shares / shares.sum(axis=1, keepdims=True), np.float32)
 
 
-def probabilities(head: Any, features: NDArray[np.float64], n_classes: int) -> NDArray[np.float32]:
+def head_probabilities(head: Any, features: NDArray[np.float64], n_classes: int) -> NDArray[np.float32]:
     """(n, 5) → (n, C); rows sum to 1. Classes that the head has never seen get 0."""
     out = np.zeros((len(features), n_classes), np.float32)
     if len(features):
@@ -110,6 +110,6 @@ def load_head(path: Path, n_classes: int) -> Any:
     if not hasattr(head, "predict_proba"):
         raise InputError(f"holds a {type(head).__name__}, which gives no probabilities", path, REMEDY)
     width, classes = getattr(head, "n_features_in_", None), getattr(head, "classes_", ())
-    if width != len(FEATURES) or not set(np.asarray(classes).tolist()) <= set(range(n_classes)):
+    if width != len(COUNT_FEATURES) or not set(np.asarray(classes).tolist()) <= set(range(n_classes)):
         raise InputError(f"answers another question: {width} features, {len(classes)} classes", path, REMEDY)
     return head

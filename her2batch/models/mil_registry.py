@@ -9,7 +9,7 @@ from torch import nn
 
 from her2batch.errors import InputError
 from her2batch.models.clam import Clam, ClamShape
-from her2batch.models.dtfd import Distil, Dtfd, DtfdShape
+from her2batch.models.dtfd import Distillation, Dtfd, DtfdShape
 from her2batch.settings import MilSettings
 
 Build = Callable[[int, int, MilSettings], nn.Module]
@@ -22,7 +22,7 @@ def _clam(branches: bool) -> Build:
     return make
 
 
-def _dtfd(distil: Distil) -> Build:
+def _dtfd(distil: Distillation) -> Build:
     def make(dim: int, n_classes: int, settings: MilSettings) -> nn.Module:
         return Dtfd(DtfdShape(dim, n_classes, distil, settings.pseudo_bags, settings.splits_at_test))
 
@@ -38,7 +38,7 @@ MODELS: Final[dict[str, Build]] = {
 }
 
 
-def build(method: str, dim: int, n_classes: int, settings: MilSettings) -> Any:
+def build_mil_network(method: str, dim: int, n_classes: int, settings: MilSettings) -> Any:
     """A network with fresh weights, from torch's generator. Raises InputError for an unknown method."""
     if method not in MODELS:
         raise InputError(f"no MIL method is called {method!r}", None, f"choose from {', '.join(MODELS)}")

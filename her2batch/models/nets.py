@@ -174,9 +174,9 @@ def classify(net: torch.nn.Module, pixels: NDArray[np.uint8], device: str = "cpu
 
     net: on `device`, in evaluation mode.
     """
-    from her2batch.models.device import Normalization, forward
+    from her2batch.models.device import Normalization, run_network
 
-    return forward(net, pixels, Normalization(MEAN, STD), device, lambda scores: scores.float().softmax(-1))
+    return run_network(net, pixels, Normalization(MEAN, STD), device, lambda scores: scores.float().softmax(-1))
 
 
 @dataclass(frozen=True)

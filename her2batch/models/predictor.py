@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.models.bundle import Bundle, ModelEntry, load_mil
+from her2batch.models.bundle import Bundle, ModelEntry, load_mil_head
 from her2batch.tasks import HER2_TASKS
 
 Floats = NDArray[np.float32]
@@ -41,15 +41,15 @@ class BundlePredictor:
 
     def __init__(self, bundle: Bundle) -> None:
         """Raises InputError when a head can't be loaded."""
-        from her2batch.models.device import prepare
+        from her2batch.models.device import set_deterministic
 
-        prepare("cpu")
+        set_deterministic("cpu")
         self.bundle = bundle
         self._heads = {entry.file: self._load(entry) for entry in bundle.info.models if entry.file}
 
     def _load(self, entry: ModelEntry) -> Any:
         if entry.kind == "mil":
-            return load_mil(self.bundle, entry)
+            return load_mil_head(self.bundle, entry)
         if entry.kind == "counts":
             from her2batch.models.heads import load_head
 
@@ -80,12 +80,12 @@ class BundlePredictor:
         patches = evidence.patches.get(entry.input)
         if entry.kind != "counts" or patches is None or not len(patches):
             return None, None
-        from her2batch.models.heads import counts, majority, probabilities
+        from her2batch.models.heads import count_features, head_probabilities, majority_vote
 
-        features = counts(patches)[None]
+        features = count_features(patches)[None]
         if entry.needs_no_file:
-            return majority(features)[0], None
-        return probabilities(self._heads[entry.file], features, len(entry.classes))[0], None
+            return majority_vote(features)[0], None
+        return head_probabilities(self._heads[entry.file], features, len(entry.classes))[0], None
 
     def _mil(self, entry: ModelEntry, bag: NDArray[Any]) -> tuple[Floats, Floats]:
         """float32 throughout: a slide is one bag, and scores must not depend on the processor's type."""

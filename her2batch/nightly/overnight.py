@@ -18,10 +18,10 @@ from her2batch.files.locations import remove_tree, to_location
 from her2batch.models.bundle import check_bundle_fits, read_bundle
 from her2batch.models.predictor import BundlePredictor
 from her2batch.nightly import drift, notify, retention, sentinels
-from her2batch.nightly.summary import FAULT, NightSummary, codes, disk
+from her2batch.nightly.summary import INTERNAL_ERROR, NightSummary, count_error_codes, disk_usage
 from her2batch.pipeline.queue import next_time, now
 from her2batch.reports import cases
-from her2batch.reports.night_page import page
+from her2batch.reports.night_page import render_night_page
 from her2batch.runtime.ingest import IngestRequest, IngestSummary, ingest
 from her2batch.runtime.ingest import ProgressCallback as Told
 from her2batch.runtime.ray_session import RaySession, connect, stoppable
@@ -29,12 +29,12 @@ from her2batch.runtime.score import score
 from her2batch.settings import NightlySettings
 from her2batch.store.cohort import Cohort, Row
 
-Say = Callable[[str], None]
+LineCallback = Callable[[str], None]
 """Called with a line for whoever watches."""
 
 
 @dataclass
-class Findings:
+class NightFindings:
     """What a night's report shows, beside its counts."""
 
     night: NightSummary
@@ -43,40 +43,40 @@ class Findings:
     deferred: list[Row] = field(default_factory=list)
     review: list[Row] = field(default_factory=list)
     cases: list[cases.Case] = field(default_factory=list)
-    drift: list[drift.Figure] = field(default_factory=list)
+    drift: list[drift.DriftTest] = field(default_factory=list)
     sentinels: sentinels.SentinelResult | None = None
     notes: list[str] = field(default_factory=list)
 
 
-def overnight(
+def run_overnight(
     settings: NightlySettings,
     told: Told = lambda *_: None,
-    say: Say = lambda _: None,
-    line: Say = lambda _: None,
+    say: LineCallback = lambda _: None,
+    line: LineCallback = lambda _: None,
 ) -> NightSummary:
     """One night, from its start to its report. Raises InputError, StoreError, WeightsError for what stops all of it.
 
     line: called once with the summary, also before it raises: whoever reads nothing else is told then, too.
     """
-    notify.check(settings.hook)
-    found = Findings(NightSummary("", now().isoformat(timespec="seconds")))
+    notify.check_hook(settings.hook)
+    found = NightFindings(NightSummary("", now().isoformat(timespec="seconds")))
     try:
-        _spend(settings, found, told, say)
+        _run_night(settings, found, told, say)
     except Exception as error:
-        found.night.error = type(error).__name__ if isinstance(error, Her2BatchError) else FAULT
-        notify.notify(settings.hook, found.night)
+        found.night.error = type(error).__name__ if isinstance(error, Her2BatchError) else INTERNAL_ERROR
+        notify.send_summary(settings.hook, found.night)
         line(found.night.line())
         raise
     line(found.night.line())
     return found.night
 
 
-def _spend(settings: NightlySettings, found: Findings, told: Told, say: Say) -> None:
+def _run_night(settings: NightlySettings, found: NightFindings, told: Told, say: LineCallback) -> None:
     """The night itself."""
-    _check(settings)
+    _check_settings(settings)
     stopped, night = threading.Event(), found.night
     with stoppable(stopped):
-        if not _begun(settings, stopped, say):
+        if not _wait_for_window(settings, stopped, say):
             night.stopped = True
             return
     begin, cohort = now(), Cohort(to_location(settings.cohort))
@@ -85,14 +85,14 @@ def _spend(settings: NightlySettings, found: Findings, told: Told, say: Say) -> 
         found.sentinels = _sentinels(settings, cohort, session, say)
         summary = _ingest(settings, session, told)
         _score(settings, session, night, found.notes)
-    _sum_up(settings, cohort, summary, found, begin)
+    _summarize(settings, cohort, summary, found, begin)
     night.ended = now().isoformat(timespec="seconds")
     night.seconds = (now() - begin).total_seconds()
-    found.notes += notify.notify(settings.hook, night)
-    _report(settings, cohort, found)
+    found.notes += notify.send_summary(settings.hook, night)
+    _write_report(settings, cohort, found)
 
 
-def _check(settings: NightlySettings) -> None:
+def _check_settings(settings: NightlySettings) -> None:
     """Refuse what can't be used, before anybody waits for it. Raises InputError."""
     if not Path(settings.scans).exists():
         raise InputError("scans: there is no such folder", settings.scans, "mount it, or mend the settings file")
@@ -109,9 +109,9 @@ def _check(settings: NightlySettings) -> None:
         raise InputError("sentinels.folder: there is no such folder", settings.sentinels.folder, "make it, or leave it")
 
 
-def _begun(settings: NightlySettings, stopped: threading.Event, say: Say) -> bool:
+def _wait_for_window(settings: NightlySettings, stopped: threading.Event, say: LineCallback) -> bool:
     """Wait until the window opens, if it isn't open already; False: stopped meanwhile."""
-    if settings.start is None or _inside(settings, now()):
+    if settings.start is None or _window_is_open(settings, now()):
         return True
     start = next_time(settings.start, now())
     say(f"waits until {start:%H:%M}")
@@ -121,7 +121,7 @@ def _begun(settings: NightlySettings, stopped: threading.Event, say: Say) -> boo
     return True
 
 
-def _inside(settings: NightlySettings, at: datetime) -> bool:
+def _window_is_open(settings: NightlySettings, at: datetime) -> bool:
     """Whether the window is open: from its start, to its end where it has one, else for half a day."""
     assert settings.start is not None
     opens = next_time(settings.start, at)
@@ -153,7 +153,7 @@ def _score(settings: NightlySettings, session: RaySession, night: NightSummary, 
 
 
 def _sentinels(
-    settings: NightlySettings, cohort: Cohort, session: RaySession, say: Say
+    settings: NightlySettings, cohort: Cohort, session: RaySession, say: LineCallback
 ) -> sentinels.SentinelResult | None:
     """The sentinels, read and scored anew, against what was kept of them."""
     if settings.sentinels is None:
@@ -167,7 +167,7 @@ def _sentinels(
     ingest(order, settings.plan, settings.resources, session=session)
     if settings.bundle is not None and any(row["status"] == "done" for row in nested.rows().values()):
         score(nested.root, Path(settings.bundle), settings.resources, session=session)
-    return sentinels.check(nested, cohort.root / "sentinels.json", settings.sentinels, _ids(settings))
+    return sentinels.check_sentinels(nested, cohort.root / "sentinels.json", settings.sentinels, _ids(settings))
 
 
 def _ids(settings: NightlySettings) -> dict[str, str]:
@@ -176,15 +176,15 @@ def _ids(settings: NightlySettings) -> dict[str, str]:
     return {"plan": settings.plan.id, "bundle": bundle}
 
 
-def _sum_up(
-    settings: NightlySettings, cohort: Cohort, summary: IngestSummary, found: Findings, begin: datetime
+def _summarize(
+    settings: NightlySettings, cohort: Cohort, summary: IngestSummary, found: NightFindings, begin: datetime
 ) -> None:
     """Counts, lists and checks, from the tables as they are on the disk."""
     night, rows = found.night, cohort.rows()
     for name in ("seen", "done", "failed", "deferred", "duplicate", "ignored", "tiles"):
         setattr(night, name, getattr(summary, name))
     night.stopped = night.stopped or summary.stopped
-    night.fresh, night.failures, night.deferred_seconds = len(summary.fresh), codes(summary.failures), summary.left
+    night.fresh, night.failures, night.deferred_seconds = len(summary.fresh), count_error_codes(summary.failures), summary.left
     found.fresh = [rows[one] for one in summary.fresh if one in rows]
     found.failures = summary.failures
     found.deferred = [entry for entry in cohort.seen() if entry["outcome"] == "deferred"]
@@ -195,10 +195,10 @@ def _sum_up(
     night.review = len({one["slide_id"] for one in found.review})
     night.held = found.sentinels is not None and found.sentinels.held
     if not night.stopped:  # both take longer than a stop may: the next night does them
-        found.drift = drift.compare(cohort, set(summary.fresh), settings.drift, begin)
+        found.drift = drift.detect_drift(cohort, set(summary.fresh), settings.drift, begin)
         night.alarms = sum(one.alarm for one in found.drift)
-        night.retired = len(retention.retire(cohort, settings.retention, now()))
-    night.store_bytes, night.free_bytes = disk(cohort, cohort.rows())
+        night.retired = len(retention.retire_pyramids(cohort, settings.retention, now()))
+    night.store_bytes, night.free_bytes = disk_usage(cohort, cohort.rows())
 
 
 def _review(cohort: Cohort, fresh: list[Row]) -> list[Row]:
@@ -213,18 +213,18 @@ def _review(cohort: Cohort, fresh: list[Row]) -> list[Row]:
             for one in cohort.read(name, row["slide_id"]).to_pylist():
                 if one["review"]:
                     key = (row["slide_id"], one["method"])
-                    said = found.setdefault(key, {"slide_id": key[0], "method": key[1], "calls": [], "reasons": []})
-                    said["calls"].append(one)
+                    said = found.setdefault(key, {"slide_id": key[0], "method": key[1], "predictions": [], "reasons": []})
+                    said["predictions"].append(one)
                     said["reasons"] += [why for why in one["reasons"] or () if why not in said["reasons"]]
     return [found[key] for key in sorted(found)]
 
 
-def _report(settings: NightlySettings, cohort: Cohort, found: Findings) -> None:
+def _write_report(settings: NightlySettings, cohort: Cohort, found: NightFindings) -> None:
     """Write the night's files, and let go of the oldest nights'."""
     folder = cohort.nights / found.night.night
     if not cohort.remote:
         folder.mkdir(parents=True, exist_ok=True)
-    files: dict[str, str] = {"summary.json": found.night.line() + "\n", "report.html": page(vars(found))}
+    files: dict[str, str] = {"summary.json": found.night.line() + "\n", "report.html": render_night_page(vars(found))}
     for name, text in files.items():
         with atomic_write(folder / name) as part:
             part.write_text(text)

@@ -74,64 +74,66 @@ class ExampleTile:
     source: tuple[str, str]
 
 
-def render_evidence_sections(material: ReportData) -> list[tuple[str, str | None, Markup]]:
+def render_evidence_sections(data: ReportData) -> list[tuple[str, str | None, Markup]]:
     """Every slide that has a page, its class by the rule and its evidence, to stand in the report."""
-    found = [(one, slide_evidence(material, one)) for one in material.pages]
+    found = [(one, slide_evidence(data, one)) for one in data.page_links]
     return [
         (slide_id, shown["rule"] and shown["rule"]["predicted"], render_template("evidence.html", **shown, level=4))
         for slide_id, shown in found
     ]
 
 
-def write_slide_pages(material: ReportData, folder: Path, report: str) -> int:
+def write_slide_pages(data: ReportData, folder: Path, report: str) -> int:
     """A page for every slide that has one, in a folder; `report`: how the report is reached from there."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def write(slide_id: str) -> None:
         body = render_template(
-            "slide.html", evidence=render_template("evidence.html", **slide_evidence(material, slide_id), level=1), report=report
+            "slide.html",
+            evidence=render_template("evidence.html", **slide_evidence(data, slide_id), level=1),
+            report=report,
         )
         with atomic_write(folder / f"{slide_id}.html") as part:
             part.write_text(render_html_page(f"{slide_id} · evidence", body, {}, {}), encoding="utf-8")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return len(list(pool.map(write, material.pages)))
+        return len(list(pool.map(write, data.page_links)))
 
 
-def slide_evidence(material: ReportData, slide_id: str) -> dict[str, Any]:
+def slide_evidence(data: ReportData, slide_id: str) -> dict[str, Any]:
     """All that the page of a slide shows."""
-    row = material.rows[slide_id]
-    tables = {name: _read_table(material, row, name) for name in ("tiles", "membrane")}
+    row = data.rows[slide_id]
+    tables = {name: _read_table(data, row, name) for name in ("tiles", "membrane")}
     tiles, membrane = tables["tiles"], tables["membrane"]
-    plan = material.cohort.plan()
+    plan = data.cohort.plan()
     layers, where = [], np.empty((0, 2), np.int64)
     step = plan.tile * plan.mpp / row["mpp"]
     if tiles is not None and tiles.num_rows:
         where = heatmap.grid_cells(tiles["x"].to_numpy(), tiles["y"].to_numpy(), step)
-        layers = [*_membrane_layers(membrane, where, step), *_attention_layers(material, row, where, step),
-                  *_patch_layers(material, row)]  # fmt: skip
+        layers = [*_membrane_layers(membrane, where, step), *_attention_layers(data, row, where, step),
+                  *_patch_layers(data, row)]  # fmt: skip
     found = _membrane_shares(membrane)
-    calls = [one for task in CLASSES for one in material.said(slide_id, task)]
-    examples, why_none = _examples(material, row, tiles, membrane)
+    calls = [one for task in CLASSES for one in data.predictions_for(slide_id, task)]
+    examples, why_none = _examples(data, row, tiles, membrane)
     return {
-        "row": row, "label": material.labels.get(slide_id), "site": material.site(slide_id),
-        "overview": _overview_uri(material, slide_id), "outline": heatmap.outline_path(where), "step": step,
+        "row": row, "label": data.labels.get(slide_id), "site": data.site_of(slide_id),
+        "overview": _overview_uri(data, slide_id), "outline": heatmap.outline_path(where), "step": step,
         "bar": scale_bar(row["width"], row["mpp"]), "layers": layers, "first": _initial_layer(calls),
         "viridis": viridis_gradient(), "shares": found, "intensities": _intensity_rows(found),
         "steps": guideline_steps(found) if found and _rule_prediction(calls) else [], "rule": _rule_prediction(calls), "calls": calls,
         "chart": _probability_charts(slide_id, calls), "examples": examples, "why_none": why_none,
-        "links": table_links(material, row), "version": version("her2batch"), "ten": TEN_PERCENT, "hues": CLASS_COLOURS,
+        "links": table_links(data, row), "version": version("her2batch"), "ten": TEN_PERCENT, "hues": CLASS_COLOURS,
         "plan_bundle": plan.bundle, "name": worklists.method_label,
     }  # fmt: skip
 
 
-def table_links(material: ReportData, row: Row) -> dict[str, str]:
+def table_links(data: ReportData, row: Row) -> dict[str, str]:
     """Table → how its file is reached from the page; empty where the cohort lies on an object store."""
-    if material.cohort.remote or material.beside is None:
+    if data.cohort.remote or data.page_folder is None:
         return {}
     kinds = ("slides", "tiles", "membrane", "attention", "patches", "predictions")
     names = ["slides", *(name for kind in kinds for name in slide_table_names(row, kind))]
-    return {one: os.path.relpath(material.cohort.table(one, row["slide_id"]), material.beside) for one in names}
+    return {one: os.path.relpath(data.cohort.table(one, row["slide_id"]), data.page_folder) for one in names}
 
 
 def scale_bar(width: int, mpp: float) -> tuple[float, float]:
@@ -147,16 +149,16 @@ def viridis_gradient() -> str:
     return ", ".join(f"rgb({r} {g} {b})" for r, g, b in stops)
 
 
-def _read_table(material: ReportData, row: Row, name: str) -> pa.Table | None:
+def _read_table(data: ReportData, row: Row, name: str) -> pa.Table | None:
     try:
-        return material.cohort.read(name, row["slide_id"])
+        return data.cohort.read(name, row["slide_id"])
     except (OSError, pa.ArrowInvalid):
         return None
 
 
-def _overview_uri(material: ReportData, slide_id: str) -> str | None:
+def _overview_uri(data: ReportData, slide_id: str) -> str | None:
     try:
-        packed = np.frombuffer(material.cohort.thumbnail(slide_id).read_bytes(), np.uint8)
+        packed = np.frombuffer(data.cohort.thumbnail(slide_id).read_bytes(), np.uint8)
     except OSError:
         return None
     picture = cv2.imdecode(packed, cv2.IMREAD_COLOR)
@@ -185,16 +187,23 @@ def _membrane_layers(membrane: pa.Table | None, where: heatmap.GridCells, step: 
     own = where[membrane["tile"].to_numpy()]
     ends = ("0 %", f"≥ {MEMBRANE_SCALE_END:.0%} of the cellular area")
     return [
-        _layer(name, label, heatmap.heatmap_image(own, membrane[name].to_numpy(), MEMBRANE_SCALE_END), step, ends, ("membrane", name))
+        _layer(
+            name,
+            label,
+            heatmap.heatmap_image(own, membrane[name].to_numpy(), MEMBRANE_SCALE_END),
+            step,
+            ends,
+            ("membrane", name),
+        )
         for name, label in MEMBRANE_LAYERS.items()
     ]
 
 
-def _attention_layers(material: ReportData, row: Row, where: heatmap.GridCells, step: float) -> list[OverlayLayer]:
+def _attention_layers(data: ReportData, row: Row, where: heatmap.GridCells, step: float) -> list[OverlayLayer]:
     """One a MIL head: attention as a multiple of what every tile would have if all counted alike."""
     made: list[OverlayLayer] = []
     for name in slide_table_names(row, "attention"):
-        for keys, part in split_by_head(_read_table(material, row, name)):
+        for keys, part in split_by_head(_read_table(data, row, name)):
             weights = part["attention"].to_numpy() * part.num_rows
             top = max(2.0, float(np.percentile(weights, 99)))
             picture = heatmap.heatmap_image(where[part["tile"].to_numpy()], weights, top)
@@ -217,12 +226,12 @@ def split_by_head(attention: pa.Table | None) -> list[tuple[tuple[str, str, str]
     return found
 
 
-def _patch_layers(material: ReportData, row: Row) -> list[OverlayLayer]:
+def _patch_layers(data: ReportData, row: Row) -> list[OverlayLayer]:
     """One a resolution: each patch in the colour of its likeliest class."""
     palette = np.array([_rgb_of(CLASS_COLOURS[one]) for one in IHC_SCORES], np.uint8)
     made: list[OverlayLayer] = []
     for name in slide_table_names(row, "patches"):
-        patches = _read_table(material, row, name)
+        patches = _read_table(data, row, name)
         for resolution, mpp in RESOLUTIONS.items():
             part = None if patches is None else patches.filter(pc.equal(patches["resolution"], resolution))
             if part is None or not part.num_rows:
@@ -284,14 +293,14 @@ def _probability_charts(slide_id: str, calls: list[Row]) -> list[tuple[str, str]
 
 
 def _examples(
-    material: ReportData, row: Row, tiles: pa.Table | None, membrane: pa.Table | None
+    data: ReportData, row: Row, tiles: pa.Table | None, membrane: pa.Table | None
 ) -> tuple[list[ExampleTile], str | None]:
     """Tiles at full size, the most telling of each kind; or why there are none."""
-    wanted = [*_membrane_examples(tiles, membrane), *_attention_examples(material, row, tiles), *_patch_examples(material, row)]
+    wanted = [*_membrane_examples(tiles, membrane), *_attention_examples(data, row, tiles), *_patch_examples(data, row)]
     if not wanted:
         return [], "no tile stands out: none shows membranes, and no head or patch net has looked"
     try:
-        with Pyramid(material.cohort.pyramid(row["slide_id"])) as slide:
+        with Pyramid(data.cohort.pyramid(row["slide_id"])) as slide:
             return [
                 ExampleTile(kind, jpeg_data_uri(slide.region(box, max(row["mpp"], 0.2)), 76), words, source)
                 for kind, box, words, source in wanted
@@ -321,23 +330,25 @@ def _membrane_examples(tiles: pa.Table | None, membrane: pa.Table | None) -> lis
     return found
 
 
-def _attention_examples(material: ReportData, row: Row, tiles: pa.Table | None) -> list[ExampleRegion]:
+def _attention_examples(data: ReportData, row: Row, tiles: pa.Table | None) -> list[ExampleRegion]:
     found: list[ExampleRegion] = []
     for name in slide_table_names(row, "attention") if tiles is not None else ():
-        for (task, method, _), part in split_by_head(_read_table(material, row, name))[:1]:
+        for (task, method, _), part in split_by_head(_read_table(data, row, name))[:1]:
             weights = part["attention"].to_numpy()
             for k in np.argsort(-weights, kind="stable")[:EXAMPLES_PER_KIND].tolist():
                 tile = part["tile"][k].as_py()
                 words = f"{weights[k] * part.num_rows:.1f} times an even share; tile {tile}"
-                found.append((f"most attention of {method}, {task}", _tile_box(tiles, tile), words, (name, "attention")))
+                found.append(
+                    (f"most attention of {method}, {task}", _tile_box(tiles, tile), words, (name, "attention"))
+                )
     return found
 
 
-def _patch_examples(material: ReportData, row: Row) -> list[ExampleRegion]:
+def _patch_examples(data: ReportData, row: Row) -> list[ExampleRegion]:
     """The surest patches of each class, at the finest resolution there is."""
     found: list[ExampleRegion] = []
     for name in slide_table_names(row, "patches"):
-        patches = _read_table(material, row, name)
+        patches = _read_table(data, row, name)
         if patches is None:
             continue
         best = next((one for one in reversed(RESOLUTIONS) if one in patches["resolution"].to_pylist()), None)

@@ -170,7 +170,7 @@ def _decode_rate() -> float | None:
 
 
 def _encoders() -> Iterator[Line]:
-    from her2batch.models.encoders import ENCODERS, Stain
+    from her2batch.models.encoders import ENCODERS, StainEncoder
     from her2batch.models.weights import find_cached
 
     hub = _optional("huggingface_hub")
@@ -178,7 +178,7 @@ def _encoders() -> Iterator[Line]:
     remedy = "" if token else "run `hf auth login`, or set HF_TOKEN; needed for gated weights alone"
     yield Line("hub token", None, "is there" if token else "none", remedy)
     for name, spec in ENCODERS.items():
-        if isinstance(spec, Stain):
+        if isinstance(spec, StainEncoder):
             yield Line(f"encoder {name}", True, "needs no weights")
         elif hub is not None and (path := find_cached(spec.source)) is not None:
             yield Line(

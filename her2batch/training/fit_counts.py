@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from her2batch.errors import InputError
-from her2batch.models.heads import probabilities
+from her2batch.models.heads import head_probabilities
 from her2batch.settings import CountsSettings
 
 LEAST: Final = 1e-6
@@ -122,7 +122,7 @@ def _search(
         losses = []
         for train, val in parts:
             head = row.make(seed, _least(labels[train]), **SEARCH_TREES.get(method, {}), **values)
-            p = probabilities(_fitted(head, features[train], labels[train]), features[val], n_classes)
+            p = head_probabilities(_fitted(head, features[train], labels[train]), features[val], n_classes)
             losses.append(-np.log(np.maximum(p[np.arange(len(val)), labels[val]], LEAST)).mean())
         if losses and np.mean(losses) < best[0]:
             best = float(np.mean(losses)), values

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from her2batch.errors import InputError
 from her2batch.models.attention import product_dtype
-from her2batch.models.device import Normalization, forward, prepare
+from her2batch.models.device import Normalization, run_network, set_deterministic
 from her2batch.models.nets import MEAN, STD, Classifier, build, start
 from her2batch.models.weights import fit as filled
 from her2batch.settings import ImageSettings
@@ -99,7 +99,7 @@ def ready(
     method: str, weights: Tensors, n_classes: int, input_px: int, size: str, device: str = "cpu"
 ) -> torch.nn.Module:
     """A trained network on its device, in evaluation mode, for `predict`."""
-    prepare(device)
+    set_deterministic(device)
     net = filled(lambda: build(method, n_classes, input_px, size), weights, Path(method))
     return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
@@ -179,7 +179,7 @@ class _Learner:
         device: str,
         fill: NDArray[np.uint8] | None,
     ) -> None:
-        prepare(device)
+        set_deterministic(device)
         self._pixels, self._fold, self._settings = pixels, fold, settings
         self._device, self._kind = device, torch.device(device).type
         self._fill = np.broadcast_to(np.uint8(255) if fill is None else fill, (pixels.shape[0], 3))
@@ -249,7 +249,7 @@ class _Learner:
         total = 0.0
         for part in _blocks(rows):
             if len(part):
-                log_p = forward(self._net, self._pixels[part], Normalization(MEAN, STD), self._device, _log_softmax)
+                log_p = run_network(self._net, self._pixels[part], Normalization(MEAN, STD), self._device, _log_softmax)
                 total -= float(log_p[np.arange(len(part)), self._fold.labels[part]].sum(dtype=np.float64))
         return self._summed(total, 0) / len(self._fold.val)
 

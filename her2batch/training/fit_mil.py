@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from her2batch.models.attention import Draw, MilModel, product_dtype
-from her2batch.models.mil_registry import build
+from her2batch.models.mil_registry import build_mil_network
 from her2batch.settings import MilSettings
 from her2batch.training.bag_data import Bags
 from her2batch.training.fit_loop import (
@@ -87,7 +87,7 @@ class _Learner:
         self._two_tiers = method.startswith("dtfd")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold.seed)
-            self._net = build(method, bags.dim, fold.n_classes, settings).to(device)
+            self._net = build_mil_network(method, bags.dim, fold.n_classes, settings).to(device)
         tiers = self._net.tiers() if self._two_tiers else [list(self._net.parameters())]
         self._optimisers = [
             torch.optim.Adam(tier, settings.lr, weight_decay=settings.weight_decay, fused=True) for tier in tiers

@@ -249,27 +249,27 @@ def test_a_row_that_is_a_table_of_something_else_is_done_again(cohort: Cohort) -
 HUNGRY = """
 import resource, sys
 import numpy as np, torch
-from her2batch.models.device import Normalization, forward, prepare
+from her2batch.models.device import Normalization, run_network, set_deterministic
 
 class Hungry(torch.nn.Module):
     def forward(self, x):
         seen.append(len(x))
         return x.repeat(1, times, 1, 1).mean((1, 2, 3))[:, None]
 
-prepare("cpu")
+set_deterministic("cpu")
 pixels = np.random.default_rng(0).integers(0, 255, (16, 256, 256, 3), np.uint8)
 look = Normalization((0.0,) * 3, (1.0,) * 3)
 seen, times = [], 1
-whole = forward(Hungry(), pixels, look, "cpu", lambda out: out)
+whole = run_network(Hungry(), pixels, look, "cpu", lambda out: out)
 held = int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (held + 600_000_000, held + 600_000_000))
 seen, times = [], 200  # 157 MB a tile: eight are too many, two are not
-halved = forward(Hungry(), pixels, look, "cpu", lambda out: out)
+halved = run_network(Hungry(), pixels, look, "cpu", lambda out: out)
 assert np.allclose(whole, halved, atol=1e-5)
 print(seen[0], max(seen[-2:]))
 times = 2000
 try:
-    forward(Hungry(), pixels, look, "cpu", lambda out: out)
+    run_network(Hungry(), pixels, look, "cpu", lambda out: out)
 except MemoryError as error:
     print(error)
 """

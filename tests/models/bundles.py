@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, save_bundle
 from her2batch.models.encoders import embedding_dim
-from her2batch.models.mil_registry import build
+from her2batch.models.mil_registry import build_mil_network
 from her2batch.settings import MilSettings
 from her2batch.tasks import CLASSES
 
@@ -31,4 +31,4 @@ def untrained(folder: Path) -> Bundle:
     info = BundleInfo(her2batch="0.1.0", tasks=("her2-3way",), encoder="stain", mpp=0.5, tile=224,
                       licence="none: untrained", models=(entry,))  # fmt: skip
     torch.manual_seed(0)
-    return bundle_of(folder, info, {entry.file: build("clam-sb", dim, len(classes), MilSettings())})
+    return bundle_of(folder, info, {entry.file: build_mil_network("clam-sb", dim, len(classes), MilSettings())})

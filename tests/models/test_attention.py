@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from her2batch.models.attention import GatedAttention, embedded, padded, product_dtype
+from her2batch.models.attention import GatedAttention, embed_instances, padded_size, product_dtype
 
 
 def stream(seed: int = 0) -> np.random.Generator:
@@ -54,7 +54,7 @@ def test_gradients_of_the_gate_are_those_of_numbers() -> None:
 def test_gradients_of_the_embedding_are_those_of_autograd() -> None:
     torch.manual_seed(1)
     layer, x = nn.Linear(7, 5).double(), torch.randn(9, 7, dtype=torch.float64)
-    mine = embedded(x, layer, 0.25, stream(3))
+    mine = embed_instances(x, layer, 0.25, stream(3))
     mine.square().sum().backward()
     found = layer.weight.grad.clone(), layer.bias.grad.clone()
     layer.zero_grad()
@@ -72,7 +72,7 @@ def test_a_quarter_is_dropped_and_the_mean_stays() -> None:
     with torch.no_grad():
         layer.weight[:] = 1.0
         layer.bias[:] = 0.0
-    h = embedded(torch.ones(500, 1), layer, 0.25, stream()).detach()
+    h = embed_instances(torch.ones(500, 1), layer, 0.25, stream()).detach()
     assert float((h == 0).float().mean()) == pytest.approx(0.25, abs=0.005)
     assert float(h.mean()) == pytest.approx(1.0, abs=0.01)
     assert torch.unique(h).tolist() == pytest.approx([0, 4 / 3])
@@ -91,8 +91,8 @@ def test_both_factors_of_the_gate_are_dropped() -> None:
 def test_bfloat16_says_nearly_the_same() -> None:
     torch.manual_seed(2)
     layer, attention, x = nn.Linear(64, 32), GatedAttention(32, 16, 1, 0.25), torch.randn(40, 64)
-    plain = attention(embedded(x, layer, 0.25, stream(4)), stream(5))
-    small = attention(embedded(x.bfloat16(), layer, 0.25, stream(4)), stream(5))
+    plain = attention(embed_instances(x, layer, 0.25, stream(4)), stream(5))
+    small = attention(embed_instances(x.bfloat16(), layer, 0.25, stream(4)), stream(5))
     assert torch.allclose(plain, small, atol=0.05)
     assert small.dtype == torch.float32
 
@@ -103,9 +103,9 @@ def test_a_product_dtype_is_known() -> None:
 
 @given(st.integers(1, 200_000))
 def test_bags_are_filled_up_to_few_sizes(n: int) -> None:
-    assert n <= padded(n) < max(n + 64, n * 1.07)
-    assert padded(padded(n)) == padded(n)
+    assert n <= padded_size(n) < max(n + 64, n * 1.07)
+    assert padded_size(padded_size(n)) == padded_size(n)
 
 
 def test_sizes_are_few() -> None:
-    assert len({padded(n) for n in range(1000, 16_000)}) <= 70
+    assert len({padded_size(n) for n in range(1000, 16_000)}) <= 70

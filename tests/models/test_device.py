@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from her2batch.models.device import SUB_BATCH, Normalization, forward, prepare
+from her2batch.models.device import SUB_BATCH, Normalization, run_network, set_deterministic
 
 PLAIN = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -38,39 +38,39 @@ def same(out: torch.Tensor) -> torch.Tensor:
 @settings(deadline=None, max_examples=20)
 def test_every_tile_gets_its_row_in_order(n: int) -> None:
     pixels = tiles(n)
-    out = forward(Mean(), pixels, PLAIN, "cpu", same)
+    out = run_network(Mean(), pixels, PLAIN, "cpu", same)
     assert out.dtype == np.float32
     assert np.allclose(out, pixels.mean((1, 2)) / 255, atol=1e-5)
 
 
 def test_mean_and_sd_are_the_nets_own() -> None:
     look = Normalization((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
-    out = forward(Mean(), np.full((1, 4, 4, 3), 255, np.uint8), look, "cpu", same)
+    out = run_network(Mean(), np.full((1, 4, 4, 3), 255, np.uint8), look, "cpu", same)
     assert np.allclose(out, [[5, 3, 0.7 / 0.3]])
 
 
 def test_batches_are_cut_the_same_way_whatever_their_number() -> None:
     net = Mean()
-    forward(net, tiles(2 * SUB_BATCH["cpu"] + 1), PLAIN, "cpu", same)
+    run_network(net, tiles(2 * SUB_BATCH["cpu"] + 1), PLAIN, "cpu", same)
     assert net.seen == [SUB_BATCH["cpu"], SUB_BATCH["cpu"], 1]
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
     pixels = tiles(11)
     small = Mean(most=3)
-    assert np.array_equal(forward(small, pixels, PLAIN, "cpu", same), forward(Mean(), pixels, PLAIN, "cpu", same))
+    assert np.array_equal(run_network(small, pixels, PLAIN, "cpu", same), run_network(Mean(), pixels, PLAIN, "cpu", same))
     assert small.seen == [2, 2, 2, 2, 2, 1]
 
 
 def test_one_tile_too_many_is_said() -> None:
     with pytest.raises(MemoryError, match="one tile"):
-        forward(Mean(most=0), tiles(2), PLAIN, "cpu", same)
+        run_network(Mean(most=0), tiles(2), PLAIN, "cpu", same)
 
 
 def test_two_runs_give_the_same_bytes() -> None:
-    prepare("cpu")
+    set_deterministic("cpu")
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.GELU(), torch.nn.Flatten(), torch.nn.LazyLinear(5))
-    first, second = (forward(net, tiles(20), PLAIN, "cpu", same) for _ in range(2))
+    first, second = (run_network(net, tiles(20), PLAIN, "cpu", same) for _ in range(2))
     assert first.tobytes() == second.tobytes()
     assert torch.get_num_threads() == 1
 
@@ -78,7 +78,7 @@ def test_two_runs_give_the_same_bytes() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_said() -> None:
     with pytest.raises(ValueError, match="no GPU"):
-        prepare("cuda")
+        set_deterministic("cuda")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -87,8 +87,8 @@ def test_a_gpu_agrees_with_the_cpu_within_bfloat16() -> None:
 
     net = timm.create_model("test_vit", pretrained=False, num_classes=0).eval()
     pixels = tiles(150, edge=160)
-    ours = forward(net, pixels, PLAIN, "cpu", same)
-    prepare("cuda")
-    theirs = forward(net.to("cuda").to(memory_format=torch.channels_last), pixels, PLAIN, "cuda", same)
+    ours = run_network(net, pixels, PLAIN, "cpu", same)
+    set_deterministic("cuda")
+    theirs = run_network(net.to("cuda").to(memory_format=torch.channels_last), pixels, PLAIN, "cuda", same)
     assert np.abs(ours - theirs).max() < 0.05
-    assert np.array_equal(theirs, forward(net, pixels, PLAIN, "cuda", same))
+    assert np.array_equal(theirs, run_network(net, pixels, PLAIN, "cuda", same))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from her2batch.models.dtfd import Dtfd, DtfdShape, partition
+from her2batch.models.dtfd import Dtfd, DtfdShape, split_into_pseudo_bags
 
 
 def dtfd(**other: object) -> Dtfd:
@@ -21,7 +21,7 @@ def stream(seed: int = 0) -> np.random.Generator:
 
 @given(n=st.integers(1, 60), parts=st.integers(1, 8), seed=st.integers(0, 99))
 def test_pseudo_bags_part_the_bag(n: int, parts: int, seed: int) -> None:
-    found = partition(n, parts, stream(seed))
+    found = split_into_pseudo_bags(n, parts, stream(seed))
     sizes = found.sum(1).tolist()
     assert found.sum(0).tolist() == [1] * n
     assert len(sizes) == min(n, parts)
@@ -45,7 +45,7 @@ def by_hand(net: Dtfd, bag: torch.Tensor, part: torch.Tensor) -> tuple[torch.Ten
 
 def test_the_training_loss_is_that_of_both_tiers() -> None:
     net, bag = dtfd(), torch.randn(13, 6)
-    first, second, attention = by_hand(net, bag, partition(13, 4, stream(5)))
+    first, second, attention = by_hand(net, bag, split_into_pseudo_bags(13, 4, stream(5)))
     out = net(bag, 2, stream(5))
     target = torch.tensor([2])
     loss = F.cross_entropy(first, target.expand(4)) + F.cross_entropy(second[None], target)
@@ -56,7 +56,7 @@ def test_the_training_loss_is_that_of_both_tiers() -> None:
 def test_a_slide_is_the_mean_of_fixed_splits() -> None:
     net, bag = dtfd(), torch.randn(13, 6)
     fixed = stream(13)
-    p = [torch.softmax(by_hand(net, bag, partition(13, 4, fixed))[1], 0) for _ in range(3)]
+    p = [torch.softmax(by_hand(net, bag, split_into_pseudo_bags(13, 4, fixed))[1], 0) for _ in range(3)]
     out = net(bag)
     assert torch.allclose(torch.softmax(out.logits, 0), torch.stack(p).mean(0), atol=1e-6)
     assert torch.equal(out.logits, net(bag).logits)

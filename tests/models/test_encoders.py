@@ -13,13 +13,21 @@ from safetensors.torch import save_file
 from timm.data.transforms_factory import create_transform
 
 from her2batch.errors import InputError, WeightsError
-from her2batch.models.encoders import ENCODERS, Encoder, Net, embedding_dim, load_encoder, network, spec_of
+from her2batch.models.encoders import (
+    ENCODERS,
+    Encoder,
+    TimmEncoder,
+    embedding_dim,
+    encoder_spec,
+    load_encoder,
+    load_timm_network,
+)
 from her2batch.models.weights import Source
 from her2batch.vision.membrane import FEATURES, TileBatch
 from her2batch.vision.stain import Stains
 from tests.contract.encoder_contract import EncoderContract
 
-NETS = [name for name, spec in ENCODERS.items() if isinstance(spec, Net)]
+NETS = [name for name, spec in ENCODERS.items() if isinstance(spec, TimmEncoder)]
 
 
 def tiles(n: int = 5, edge: int = 160) -> NDArray[np.uint8]:
@@ -82,10 +90,10 @@ class TestTimm(EncoderContract):
         assert embedding_dim("timm:test_vit") == encoder.dim == 64
 
 
-def small_row(name: str) -> Net:
+def small_row(name: str) -> TimmEncoder:
     """A row with everything that makes it special, shrunk to a net of a few hundred kB."""
     row = ENCODERS[name]
-    assert isinstance(row, Net)
+    assert isinstance(row, TimmEncoder)
     kwargs = {**row.kwargs, "embed_dim": 48, "depth": 2, "num_heads": 2}
     return replace(row, kwargs=kwargs, dim=96 if row.pooling == "token+mean" else 48)
 
@@ -104,7 +112,7 @@ def test_a_row_sees_and_pools_as_its_card_says(name: str, tmp_path: Path) -> Non
         if name == "virchow2":  # its card: class token, then four registers, then 256 patches
             assert out.shape == (2, 1 + 4 + 256, 48)
             out = torch.cat([out[:, 0], out[:, 5:].mean(1)], dim=-1)
-    ours = network(row, tmp_path / "net.safetensors", "cpu")(TileBatch(pixels, 0.5, Stains()))
+    ours = load_timm_network(row, tmp_path / "net.safetensors", "cpu")(TileBatch(pixels, 0.5, Stains()))
     assert ours.shape == (2, row.dim)
     assert np.allclose(ours, out.numpy(), atol=1e-4)
 
@@ -116,7 +124,7 @@ BYTES = {"uni": 1_213_527_781, "uni2-h": 2_725_669_217, "h-optimus-0": 4_539_305
 @pytest.mark.parametrize("name", NETS)
 def test_a_row_builds_the_network_that_was_published(name: str) -> None:
     row = ENCODERS[name]
-    assert isinstance(row, Net)
+    assert isinstance(row, TimmEncoder)
     extra = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": torch.nn.SiLU} if row.swiglu else {}
     with torch.device("meta"):
         net = timm.create_model(row.arch, pretrained=False, **row.kwargs, **extra)
@@ -156,5 +164,5 @@ def test_a_vector_that_is_no_number_is_refused(batch: TileBatch) -> None:
 
 
 def test_rows_are_values() -> None:
-    assert spec_of("uni") == ENCODERS["uni"]
+    assert encoder_spec("uni") == ENCODERS["uni"]
     assert replace(Source("a/b", None, (), "free")).page == "https://huggingface.co/a/b"

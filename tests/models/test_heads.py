@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from skops.io import dump
 
 from her2batch.errors import InputError
-from her2batch.models.heads import counts, load_head, majority, probabilities, save_head
+from her2batch.models.heads import count_features, head_probabilities, load_head, majority_vote, save_head
 from her2batch.settings import CountsSettings
 from her2batch.training.fit_counts import GRIDS, fit
 
@@ -30,13 +30,13 @@ def examples(n: int = 60, classes: int = 4) -> tuple[np.ndarray, np.ndarray, lis
 
 def test_counts_by_hand() -> None:
     p = np.array([[0.6, 0.2, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7], [0.5, 0.3, 0.1, 0.1]], np.float32)
-    assert counts(p).tolist() == pytest.approx([2 / 3, 0, 0, 1 / 3, np.log(4)])
-    assert counts(p[:0]).tolist() == [0, 0, 0, 0, 0]
+    assert count_features(p).tolist() == pytest.approx([2 / 3, 0, 0, 1 / 3, np.log(4)])
+    assert count_features(p[:0]).tolist() == [0, 0, 0, 0, 0]
 
 
 @given(arrays(np.float64, (3, 4), elements=st.floats(0, 1, width=16)))
 def test_the_class_with_most_patches_leads(shares: np.ndarray) -> None:
-    found = majority(np.hstack([shares, np.ones((3, 1))]))
+    found = majority_vote(np.hstack([shares, np.ones((3, 1))]))
     assert np.allclose(found.sum(1), 1)
     for row, p in zip(shares, found, strict=True):
         if np.sort(row)[-1] > np.sort(row)[-2] + 0.01:
@@ -44,7 +44,7 @@ def test_the_class_with_most_patches_leads(shares: np.ndarray) -> None:
 
 
 def test_the_higher_of_two_alike_leads() -> None:
-    assert majority(np.array([[0.5, 0, 0.5, 0, 3.0]])).argmax() == 2
+    assert majority_vote(np.array([[0.5, 0, 0.5, 0, 3.0]])).argmax() == 2
 
 
 @pytest.mark.parametrize("method", GRIDS)
@@ -54,13 +54,13 @@ def test_a_head_comes_back_as_it_was(method: str, tmp_path: Path) -> None:
     save_head(head, tmp_path / "a.skops")
     save_head(head, tmp_path / "b.skops")
     again = load_head(tmp_path / "a.skops", 4)
-    assert np.array_equal(probabilities(again, features, 4), probabilities(head, features, 4))
+    assert np.array_equal(head_probabilities(again, features, 4), head_probabilities(head, features, 4))
     assert (tmp_path / "a.skops").read_bytes() == (tmp_path / "b.skops").read_bytes()
 
 
 def test_a_class_that_was_never_seen_gets_nothing() -> None:
     features, labels, patients = examples(classes=2)
-    p = probabilities(fit("random-forest", features, labels, patients, 4, PLAIN, 0), features, 4)
+    p = head_probabilities(fit("random-forest", features, labels, patients, 4, PLAIN, 0), features, 4)
     assert np.allclose(p.sum(1), 1)
     assert not p[:, 2:].any()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from her2batch.errors import InputError
-from her2batch.models.mil_registry import MODELS, build
+from her2batch.models.mil_registry import MODELS, build_mil_network
 from her2batch.settings import MilSettings
 from her2batch.tasks import MIL_METHODS
 
@@ -15,7 +15,7 @@ def test_every_method_has_a_network() -> None:
 
 @pytest.mark.parametrize("method", MODELS)
 def test_a_network_takes_bags_of_any_size(method: str) -> None:
-    net = build(method, 12, 4, MilSettings()).eval()
+    net = build_mil_network(method, 12, 4, MilSettings()).eval()
     for n in (1, 7, 40):
         out = net(torch.randn(n, 12))
         assert out.logits.shape == (4,)
@@ -23,10 +23,10 @@ def test_a_network_takes_bags_of_any_size(method: str) -> None:
 
 
 def test_settings_reach_the_network() -> None:
-    assert build("clam-sb", 12, 3, MilSettings(dropout=0.5, k=3, bag_weight=0.9)).shape.k == 3
-    assert build("dtfd-maxs", 12, 3, MilSettings(pseudo_bags=2, splits_at_test=1)).shape.splits == 1
+    assert build_mil_network("clam-sb", 12, 3, MilSettings(dropout=0.5, k=3, bag_weight=0.9)).shape.k == 3
+    assert build_mil_network("dtfd-maxs", 12, 3, MilSettings(pseudo_bags=2, splits_at_test=1)).shape.splits == 1
 
 
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(InputError, match="clam-sb"):
-        build("abmil", 12, 3, MilSettings())
+        build_mil_network("abmil", 12, 3, MilSettings())

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from her2batch.errors import InputError, WeightsError
-from her2batch.models.device import Normalization, forward
+from her2batch.models.device import Normalization, run_network
 from her2batch.models.nets import MEAN, NETS, STD, Classifier, build, classify, start
 
 
@@ -95,7 +95,7 @@ def test_a_vit_answers_through_imagenets_look_as_it_did_through_its_own(tmp_path
     look = Normalization(theirs.pretrained_cfg["mean"], theirs.pretrained_cfg["std"])
     ours.head = theirs.head
     told = [
-        forward(net, pixels, one, "cpu", lambda out: out)
+        run_network(net, pixels, one, "cpu", lambda out: out)
         for net, one in ((ours, Normalization(MEAN, STD)), (theirs, look))
     ]
     assert look != Normalization(MEAN, STD)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from her2batch.errors import InputError
-from her2batch.models.bundle import BundleInfo, ModelEntry, check_fits
-from her2batch.models.mil_registry import build
+from her2batch.models.bundle import BundleInfo, ModelEntry, check_bundle_fits
+from her2batch.models.mil_registry import build_mil_network
 from her2batch.models.predictor import BundlePredictor, SlideFeatures, apply_temperature, plausible, suits
 from her2batch.settings import MilSettings, Plan
 from her2batch.tasks import CLASSES
@@ -28,7 +28,7 @@ def entry(task: str, method: str, **more: object) -> ModelEntry:
 def judge(tmp_path: Path) -> BundlePredictor:
     entries = (entry("her2-3way", "clam-mb"), entry("er", "dtfd-afs", threshold=None))
     torch.manual_seed(0)
-    nets = {one.file: build(one.method, DIM, len(one.classes), MilSettings()) for one in entries}
+    nets = {one.file: build_mil_network(one.method, DIM, len(one.classes), MilSettings()) for one in entries}
     info = BundleInfo(
         her2batch="0.1.0", tasks=("her2-3way", "er"), encoder="stain", mpp=0.5, tile=224, licence="none", models=entries
     )
@@ -76,11 +76,11 @@ def test_a_slide_without_tiles_gets_no_row(judge: BundlePredictor) -> None:
 
 
 def test_a_cohort_of_other_embeddings_is_refused(judge: BundlePredictor) -> None:
-    check_fits(judge.bundle, Plan())
+    check_bundle_fits(judge.bundle, Plan())
     with pytest.raises(InputError, match="--encoder stain"):
-        check_fits(judge.bundle, Plan(encoders=("uni",)))
+        check_bundle_fits(judge.bundle, Plan(encoders=("uni",)))
     with pytest.raises(InputError, match=r"--mpp 0\.5 --tile 224"):
-        check_fits(judge.bundle, Plan(tile=256))
+        check_bundle_fits(judge.bundle, Plan(tile=256))
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=2, max_size=5), st.floats(0.1, 10))

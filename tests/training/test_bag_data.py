@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from her2batch.errors import InputError
-from her2batch.models.attention import padded, product_dtype
+from her2batch.models.attention import padded_size, product_dtype
 from her2batch.training.bag_data import gather, reopen
 from tests.training.stores import cohort, planted, put
 
@@ -21,7 +21,7 @@ def test_bags_are_the_tables_in_the_dtype_of_products(tmp_path: Path) -> None:
         expected = torch.from_numpy(values.astype(np.float16)).float().to(product_dtype("cpu"))
         for one in (found.of(k), reopen(tmp_path / "stain.arrow").of(k)):
             assert found.sizes[k] == len(values)
-            assert len(one) == padded(len(values))
+            assert len(one) == padded_size(len(values))
             assert torch.equal(one[: len(values)], expected)
             assert not one[len(values) :].any()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.models.heads import probabilities
+from her2batch.models.heads import head_probabilities
 from her2batch.settings import CountsSettings
 from her2batch.training.fit_counts import GRIDS, fit
 
@@ -22,10 +22,10 @@ def examples(n: int, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.nd
 def test_it_learns_from_counts_and_nothing_from_noise(method: str) -> None:
     features, labels, patients = examples(90)
     new, truth, _ = examples(90, seed=1)
-    p = probabilities(fit(method, features, labels, patients, 3, QUICK, 0), new, 3)
+    p = head_probabilities(fit(method, features, labels, patients, 3, QUICK, 0), new, 3)
     assert (p.argmax(1) == truth).mean() > 0.8
     shuffled = np.random.default_rng(2).permutation(labels)
-    p = probabilities(fit(method, features, shuffled, patients, 3, QUICK, 0), new, 3)
+    p = head_probabilities(fit(method, features, shuffled, patients, 3, QUICK, 0), new, 3)
     assert (p.argmax(1) == truth).mean() < 0.6
 
 
@@ -33,7 +33,7 @@ def test_it_learns_from_counts_and_nothing_from_noise(method: str) -> None:
 def test_a_search_gives_the_same_head_twice(method: str) -> None:
     features, labels, patients = examples(45)
     one, other = (fit(method, features, labels, patients, 3, CountsSettings(inner_folds=2), 0) for _ in range(2))
-    assert np.array_equal(probabilities(one, features, 3), probabilities(other, features, 3))
+    assert np.array_equal(head_probabilities(one, features, 3), head_probabilities(other, features, 3))
 
 
 def test_a_search_finds_what_suits() -> None:
@@ -50,7 +50,7 @@ def test_few_slides_of_a_class_still_train(method: str) -> None:
     features, labels, patients = examples(30)
     rare = np.r_[np.flatnonzero(labels != 2), np.flatnonzero(labels == 2)[:1]]
     head = fit(method, features[rare], labels[rare], [patients[k] for k in rare], 3, CountsSettings(), 0)
-    p = probabilities(head, features, 3)
+    p = head_probabilities(head, features, 3)
     assert np.allclose(p.sum(1), 1)
     assert np.isfinite(p).all()
 

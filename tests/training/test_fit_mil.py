@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from her2batch.models.mil_registry import MODELS, build
+from her2batch.models.mil_registry import MODELS, build_mil_network
 from her2batch.settings import MilSettings
 from her2batch.training import fit_loop
 from her2batch.training.bag_data import Bags, gather, reopen
@@ -35,7 +35,7 @@ def fold_of(labels: np.ndarray, seed: int = 0) -> Fold:
 def test_every_method_finds_the_planted_instances(method: str, found: tuple[Bags, np.ndarray]) -> None:
     bags, labels = found
     fitted = fit(method, bags, fold_of(labels), FEW)
-    net = build(method, bags.dim, 3, FEW)
+    net = build_mil_network(method, bags.dim, 3, FEW)
     net.load_state_dict(fitted.weights)
     test = np.arange(40, 60)
     p, attention = predict(net.eval(), bags, test, 3)
