@@ -134,8 +134,8 @@ def make(cohort: Cohort, slides: int) -> None:
     cohort.write_times("ingest-bench", [times for _, times in made])
     seen = [{"path": f"/scans/S{k:05}.svs", "bytes": 10**9, "mtime_ns": 0, "n_files": 1, "sha256": None,
              "outcome": "slide", "slide_id": f"S{k:05}", "reason": None} for k in range(slides)]  # fmt: skip
-    cohort.write_seen(seen)
-    cohort.remember()
+    cohort.write_intake(seen)
+    cohort.update_row_cache()
 
 
 def browse(path: Path, chromium: str) -> tuple[float, list[float]]:

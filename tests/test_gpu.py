@@ -19,7 +19,7 @@ from her2batch.store.cohort import Cohort
 from her2batch.store.training_run import TrainingRun
 from her2batch.synthetic.cohort import make_cohort
 from tests.experiments.test_train import tables
-from tests.faults.fault_fixtures import same
+from tests.faults.fault_fixtures import assert_same_files
 from tests.runtime.test_ingest import contents
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -64,7 +64,7 @@ def cohort(scanned: Scanned, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def vectors(cohort: Path) -> np.ndarray:
     every = Cohort(cohort)
-    name = next(name for name in every.names() if name.startswith("embeddings/timm"))
+    name = next(name for name in every.table_names() if name.startswith("embeddings/timm"))
     tables = (every.read(name, slide_id) for slide_id in sorted(every.rows()))
     return np.concatenate([np.stack(table["embedding"].to_pylist()) for table in tables]).astype(np.float64)
 
@@ -72,7 +72,7 @@ def vectors(cohort: Path) -> np.ndarray:
 def test_any_number_of_workers_gives_the_same_bytes(scanned: Scanned, cohort: Path, tmp_path: Path) -> None:
     """The plain loop, --workers 0, is left out: it computes on the CPU."""
     done(ingest(scanned, tmp_path / "two", "--workers", 2))
-    same(tmp_path / "two", contents(cohort))
+    assert_same_files(tmp_path / "two", contents(cohort))
 
 
 def test_vectors_are_those_of_the_cpu_within_bfloat16(scanned: Scanned, cohort: Path, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_kill_costs_nothing(scanned: Scanned, cohort: Path, tmp_path: Path, vi
     assert run.returncode == (-9 if victim == "driver" else 0)
     if victim == "driver":
         done(ingest(scanned, out, "--workers", 4))
-    same(out, contents(cohort))
+    assert_same_files(out, contents(cohort))
 
 
 NVIDIA = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader"]

@@ -89,7 +89,7 @@ def test_an_ingest_ends_with_the_bytes_of_a_local_one_and_is_not_done_again(
     assert cohort_status(cohort).adds_up
     again = ingest(order, Plan(), Resources(workers=0))
     assert (again.already, again.fresh) == (2, [])
-    assert not cohort.bench.exists()
+    assert not cohort.draft_root.exists()
     assert fetched(f"{bucket}/cohort", tmp_path / "there") == contents(tmp_path / "here")
 
 
@@ -120,7 +120,7 @@ def test_ray_workers_write_there_and_a_run_that_was_killed_goes_on(
     run = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120)
     found = json.loads(run.stdout)
     assert (found["done"], found["exit_code"]) == (4, 0), run.stderr
-    assert not cohort.bench.exists()  # what the killed run left here is gone too
+    assert not cohort.draft_root.exists()  # what the killed run left here is gone too
     assert list(verify_cohort(cohort)) == []
     ingest(IngestRequest(scans, tmp_path / "here"), Plan(), Resources(workers=0))
     assert fetched(f"{bucket}/cohort", tmp_path / "there") == contents(tmp_path / "here")

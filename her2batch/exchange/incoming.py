@@ -22,7 +22,7 @@ from her2batch.settings import Plan
 from her2batch.store import schemas
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.pseudonyms import Pseudonymizer
-from her2batch.store.training_run import file_name_of
+from her2batch.store.training_run import encoder_folder
 
 SUFFIXES: Final = (".h5", ".hdf5")
 
@@ -96,7 +96,7 @@ def import_embeddings(
                 (found.slides if added else found.already).append(row["slide_id"])
                 rows[row["slide_id"]] = cohort.read("slides", row["slide_id"]).to_pylist()[0]
             report(count, len(files))
-        cohort.remember()
+        cohort.update_row_cache()
     return found
 
 
@@ -143,7 +143,7 @@ def check_length(path: Path, encoder: str, table: pa.Table, lengths: dict[str, i
 
 def _commit_table(cohort: Cohort, row: Row, encoder: str, table: pa.Table) -> bool:
     """Commit a slide's new table; False: it was there. Raises StoreError when the disk refuses."""
-    name = f"embeddings/{file_name_of(encoder)}"
+    name = f"embeddings/{encoder_folder(encoder)}"
     if _read_table(cohort, name, row) == table:
         return False
     try:
@@ -177,8 +177,8 @@ def choose_encoder_name(path: Path, name: str | None, plan: Plan) -> str:
         raise InputError("does not say which encoder made it", path, "give --encoder NAME")
     if not ENCODER_NAME.fullmatch(name):
         raise InputError(f"{name!r} is no name for an encoder", path, "use letters, digits, '.', '_', '-'")
-    if file_name_of(name) in map(file_name_of, plan.encoders):
-        remedy = f"give it a name of its own: --encoder {file_name_of(name)}-imported"
+    if encoder_folder(name) in map(encoder_folder, plan.encoders):
+        remedy = f"give it a name of its own: --encoder {encoder_folder(name)}-imported"
         raise InputError(f"{name} is what this cohort computes itself", path, remedy)
     return name
 
@@ -198,6 +198,6 @@ def _read_table(cohort: Cohort, name: str, row: Row) -> pa.Table | None:
 
 def _known_length(cohort: Cohort, encoder: str, rows: Mapping[str, Row]) -> int | None:
     """Length of the vectors that slides have of this encoder; None where none has any."""
-    tables = (_read_table(cohort, f"embeddings/{file_name_of(encoder)}", row) for row in rows.values())
+    tables = (_read_table(cohort, f"embeddings/{encoder_folder(encoder)}", row) for row in rows.values())
     found = next((one for one in tables if one is not None), None)
     return None if found is None else int(found.schema.field("embedding").type.list_size)

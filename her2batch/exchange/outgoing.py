@@ -22,7 +22,7 @@ from her2batch.files.locations import URL_SEPARATOR, to_location
 from her2batch.slides.discover import silence_pydicom
 from her2batch.store import schemas
 from her2batch.store.cohort import Cohort, Row
-from her2batch.store.training_run import file_name_of
+from her2batch.store.training_run import encoder_folder
 from her2batch.tasks import MEMBRANE_RULE
 
 MANIFEST: Final = "export.json"
@@ -95,7 +95,7 @@ class ExportSource:
         """Tables of a kind that are wanted: what made it → the table's name."""
         found = {name.split("/", 1)[1]: name for name in self.names if name.startswith(f"{kind}/")}
         if kind == "embeddings":
-            wanted = {file_name_of(one) for one in self.order.encoders}
+            wanted = {encoder_folder(one) for one in self.order.encoders}
         else:
             wanted = {self.order.bundle, MEMBRANE_RULE} if self.order.bundle is not None else set()
         return {one: name for one, name in found.items() if not wanted or one in wanted}
@@ -135,10 +135,10 @@ def open_source(order: ExportRequest) -> ExportSource:
     inside = not cohort.remote and order.out.resolve().is_relative_to(cohort.root.resolve())
     if inside:
         raise InputError("lies inside the cohort, which keeps its own files only", order.out, "choose another --out")
-    rows, names = cohort.rows(), cohort.names()
+    rows, names = cohort.rows(), cohort.table_names()
     source = ExportSource(cohort, order, [rows[one] for one in sorted(rows)], names)
     _check_names("slide", order.slides, rows, cohort)
-    _check_names("encoder", map(file_name_of, order.encoders), _makers("embeddings", names), cohort)
+    _check_names("encoder", map(encoder_folder, order.encoders), _makers("embeddings", names), cohort)
     if order.bundle is not None:
         made = {one for kind in ("predictions", "attention", "patches", "thumbnails") for one in _makers(kind, names)}
         _check_names("bundle", [order.bundle], made, cohort)

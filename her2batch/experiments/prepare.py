@@ -16,20 +16,21 @@ from numpy.typing import NDArray
 
 from her2batch.errors import InputError, SlideError
 from her2batch.exchange.annotations import find_annotations, read_annotations
-from her2batch.experiments.units import Job, labelled_patches, tissue_patches
+from her2batch.experiments.units import TrainingJob, annotated_patch_tables, tissue_patches
 from her2batch.files.atomic import atomic_write
 from her2batch.files.parquet import read_parquet, write_parquet
 from her2batch.pipeline.patch_grid import pixels_of
+from her2batch.runtime.doctor import check_torchvision
 from her2batch.runtime.parallel import map_unordered
 from her2batch.runtime.ray_session import RaySession
 from her2batch.slides.pyramid import Pyramid
 from her2batch.store import reviews
 from her2batch.store.labels import LABELS_SCHEMA, apply_reviews, check_labels, label_slides, read_labels
 from her2batch.store.schemas import run_schema
-from her2batch.store.training_run import file_name_of
+from her2batch.store.training_run import encoder_folder
 from her2batch.tasks import HER2_TASKS, IHC_SCORES, PATCH_INPUTS, PATCH_PX, THUMBNAIL_INPUTS
 from her2batch.training import bag_data, folds, image_data
-from her2batch.training.fit_loop import rng
+from her2batch.training.fit_loop import random_stream
 from her2batch.training.methods import PATCH_TASK, UnitPlan
 from her2batch.vision.patches import apply_clahe, label_patches, usable_patches
 from her2batch.vision.tile_grid import MAX_UPSAMPLING, TileGrid
@@ -38,8 +39,14 @@ from her2batch.vision.tile_grid import plan_tiles as plan_grid
 Rows = Mapping[str, Mapping[str, Any]]
 
 
-def prepare(
-    job: Job, work: UnitPlan, labels: Path | None, annotations: Path | None, session: RaySession | None
+def check_libraries(job: TrainingJob, work: UnitPlan) -> None:
+    """Refuse to start where image networks are still to be trained and can't be. Raises WeightsError, once."""
+    if any(not job.run.is_done(unit) for unit in work.of("patch", "image")):
+        check_torchvision()
+
+
+def prepare_run(
+    job: TrainingJob, work: UnitPlan, labels: Path | None, annotations: Path | None, session: RaySession | None
 ) -> None:
     """Write labels, excluded slides and folds to the run, and its caches.
 
@@ -47,7 +54,7 @@ def prepare(
     and when a run that is taken up again meets other labels than it began with.
     """
     rows = job.cohort.rows()
-    table, verdicts = labels_of(job, labels)
+    table, verdicts = load_labels(job, labels)
     labelled, excluded, split = assign_folds(job, work, table, rows)
     for name, now in (("folds", split), ("labels", labelled)):
         if job.run.table(name).is_file() and not job.run.read(name).equals(now):
@@ -57,10 +64,10 @@ def prepare(
         job.run.write("reviews", verdicts)
     job.run.write("folds", split)
     job.run.write("labels", labelled)
-    _cache(job, work, labelled, annotations, rows, session)
+    _fill_caches(job, work, labelled, annotations, rows, session)
 
 
-def labels_of(job: Job, path: Path | None) -> tuple[pa.Table, pa.Table]:
+def load_labels(job: TrainingJob, path: Path | None) -> tuple[pa.Table, pa.Table]:
     """The labels that were given, now or to the ingest, checked against the cohort; with `reviews`, verdicts over them.
 
     Returns the labels, and what became of each verdict (REVIEWED).  Raises InputError.
@@ -79,7 +86,7 @@ def labels_of(job: Job, path: Path | None) -> tuple[pa.Table, pa.Table]:
     return apply_reviews(table, entries, rows)
 
 
-def assign_folds(job: Job, work: UnitPlan, table: pa.Table, rows: Rows) -> tuple[pa.Table, pa.Table, pa.Table]:
+def assign_folds(job: TrainingJob, work: UnitPlan, table: pa.Table, rows: Rows) -> tuple[pa.Table, pa.Table, pa.Table]:
     """Labels, excluded slides and folds of all tasks. The HER2 tasks share one assignment, made on the finest label.
 
     So nothing leaks from patch training, which is done once for all three, into any slide's evaluation.
@@ -89,9 +96,9 @@ def assign_folds(job: Job, work: UnitPlan, table: pa.Table, rows: Rows) -> tuple
     labelled, excluded, split = [], [], []
     her2: dict[str, int] | None = None
     for task in tasks:
-        good, bad = labelled_for(job, task, table, rows)
+        good, bad = label_task_slides(job, task, table, rows)
         if task in HER2_TASKS:
-            her2 = her2 or _assigned(job, table, rows)
+            her2 = her2 or _assign_her2_folds(job, table, rows)
             of = np.array([her2[one] for one in good["slide_id"].to_pylist()], np.int32)
         else:
             of = folds.assign_patients(
@@ -99,7 +106,7 @@ def assign_folds(job: Job, work: UnitPlan, table: pa.Table, rows: Rows) -> tuple
             )
         labelled.append(good.append_column("task", pa.array([task] * len(good))))
         excluded.append(bad)
-        split += [folds.splits(task, good, of, settings.folds), folds.final_split(task, good, of)]
+        split += [folds.cross_validation_splits(task, good, of, settings.folds), folds.final_split(task, good, of)]
     names = run_schema("labels").names
     return (
         pa.concat_tables([one.select(names) for one in labelled]).cast(run_schema("labels")),
@@ -108,16 +115,16 @@ def assign_folds(job: Job, work: UnitPlan, table: pa.Table, rows: Rows) -> tuple
     )
 
 
-def labelled_for(job: Job, task: str, table: pa.Table, rows: Rows) -> tuple[pa.Table, pa.Table]:
+def label_task_slides(job: TrainingJob, task: str, table: pa.Table, rows: Rows) -> tuple[pa.Table, pa.Table]:
     """Labelled and excluded slides of a task. Raises InputError when the folds can't be made of them."""
     good, bad = label_slides(table, task, rows, job.training.keep_contradictions)
     if job.training.shuffle_labels:
-        good = folds.shuffled(good, job.training.seed)
-    folds.check(task, good, job.training.folds)
+        good = folds.shuffle_labels(good, job.training.seed)
+    folds.check_labelled(task, good, job.training.folds)
     return good, bad
 
 
-def _assigned(job: Job, table: pa.Table, rows: Rows) -> dict[str, int]:
+def _assign_her2_folds(job: TrainingJob, table: pa.Table, rows: Rows) -> dict[str, int]:
     """Slide → fold, for all HER2 tasks: even in the finest label and in each task's classes."""
     every = label_slides(table, PATCH_TASK, rows, job.training.keep_contradictions)[0]
     ids = every["slide_id"].to_pylist()
@@ -134,8 +141,13 @@ def _assigned(job: Job, table: pa.Table, rows: Rows) -> dict[str, int]:
 # -- caches ----------------------------------------------------------------------------------------------------
 
 
-def _cache(
-    job: Job, work: UnitPlan, labelled: pa.Table, annotations: Path | None, rows: Rows, session: RaySession | None
+def _fill_caches(
+    job: TrainingJob,
+    work: UnitPlan,
+    labelled: pa.Table,
+    annotations: Path | None,
+    rows: Rows,
+    session: RaySession | None,
 ) -> None:
     """Bags, thumbnails and patches that the units read; what is there already stays."""
     by_task: dict[str, list[str]] = {}
@@ -146,17 +158,21 @@ def _cache(
         return sorted({one for unit in work.units if unit.input == given for one in by_task[unit.task]})
 
     for encoder in work.inputs("mil"):
-        name = file_name_of(encoder)
-        bag_data.gather(job.cohort, encoder, name, slides(encoder), job.run.cache(f"{name}.arrow"))
+        name = encoder_folder(encoder)
+        bag_data.gather_bags(job.cohort, encoder, name, slides(encoder), job.run.cache(f"{name}.arrow"))
     for given in work.inputs("image"):
         edge = THUMBNAIL_INPUTS[given]
-        image_data.gather(job.cohort, rows, slides(given), edge, job.run.cache(f"{given}.npy"))
+        image_data.gather_thumbnails(job.cohort, rows, slides(given), edge, job.run.cache(f"{given}.npy"))
     if inputs := work.inputs("patch"):
-        _patches(job, by_task[PATCH_TASK], inputs, annotations, session)
+        _cache_patches(job, by_task[PATCH_TASK], inputs, annotations, session)
 
 
-def _patches(
-    job: Job, slide_ids: Sequence[str], inputs: Sequence[str], annotations: Path | None, session: RaySession | None
+def _cache_patches(
+    job: TrainingJob,
+    slide_ids: Sequence[str],
+    inputs: Sequence[str],
+    annotations: Path | None,
+    session: RaySession | None,
 ) -> None:
     """Annotated patches of every annotated slide; with a limit on patches, tissue patches of every slide too."""
     if annotations is None:
@@ -164,13 +180,15 @@ def _patches(
         raise InputError(what, None, "give --annotations FOLDER with SLIDE.geojson files, as QuPath exports them")
     files = find_annotations(annotations.absolute(), slide_ids)
     items = [(one, files.get(one), given) for given in inputs for one in slide_ids]
-    for item, result in map_unordered(session, partial(_cut_one, job), items):
+    for item, result in map_unordered(session, partial(_cache_slide_patches, job), items):
         if isinstance(result, SlideError):
             raise InputError(f"slide {item[0]}: {result.what}", result.path, result.remedy) from result
         if isinstance(result, Exception):
             raise result
     none = run_schema("patches").empty_table()
-    tables = {given: pa.concat_tables([none, *labelled_patches(job, given, slide_ids).values()]) for given in inputs}
+    tables = {
+        given: pa.concat_tables([none, *annotated_patch_tables(job, given, slide_ids).values()]) for given in inputs
+    }
     job.run.write("patches", pa.concat_tables(list(tables.values())))
     for given, table in tables.items():
         if missing := [one for one in IHC_SCORES if one not in table["truth"].to_pylist()]:
@@ -179,24 +197,26 @@ def _patches(
             raise InputError(what, annotations, remedy)
 
 
-def _cut_one(job: Job, item: tuple[str, Path | None, str], _: str) -> None:
+def _cache_slide_patches(job: TrainingJob, item: tuple[str, Path | None, str], _: str) -> None:
     """One slide's patches at one resolution, into the cache."""
     slide_id, path, given = item
     folder = job.run.cache(given)
     if path is not None and not (folder / f"{slide_id}.parquet").is_file():
-        pixels, table = annotated(job, slide_id, path, given)
+        pixels, table = cut_annotated_patches(job, slide_id, path, given)
         if len(table):
-            image_data.save(pixels, folder / f"{slide_id}.npy")
+            image_data.save_images(pixels, folder / f"{slide_id}.npy")
             with atomic_write(folder / f"{slide_id}.parquet") as part:
                 write_parquet(table, part)
     limit = job.training.patches_per_slide
     if limit is not None and not (folder / f"{slide_id}.tissue.npy").is_file():
         every = [np.asarray(one) for one in tissue_patches(job, given, slide_id)]
         found = np.concatenate([np.empty((0, PATCH_PX, PATCH_PX, 3), np.uint8), *every])
-        image_data.save(found[_drawn(len(found), job, slide_id)], folder / f"{slide_id}.tissue.npy")
+        image_data.save_images(found[_sample_patches(len(found), job, slide_id)], folder / f"{slide_id}.tissue.npy")
 
 
-def annotated(job: Job, slide_id: str, path: Path, given: str) -> tuple[NDArray[np.uint8], pa.Table]:
+def cut_annotated_patches(
+    job: TrainingJob, slide_id: str, path: Path, given: str
+) -> tuple[NDArray[np.uint8], pa.Table]:
     """Annotated patches of a slide, equalised, (n, 224, 224, 3) uint8; and their rows of the run's table `patches`.
 
     As the paper has it (2.3): at least 5 % of a patch inside the annotation, at most 70 % white and 20 % black.
@@ -212,7 +232,7 @@ def annotated(job: Job, slide_id: str, path: Path, given: str) -> tuple[NDArray[
             every = plan_grid(info.width, info.height, info.mpp, mpp, PATCH_PX)
             labels, shares = label_patches([(IHC_SCORES.index(one.score), one.shape) for one in regions], every)
             chosen = np.flatnonzero(labels >= 0)
-            chosen = chosen[_drawn(len(chosen), job, slide_id)]
+            chosen = chosen[_sample_patches(len(chosen), job, slide_id)]
             tiles, labels, shares = every[chosen], labels[chosen], shares[chosen]
             pixels = np.empty((len(tiles), PATCH_PX, PATCH_PX, 3), np.uint8)
             for batch in pixels_of(slide, TileGrid(mpp, PATCH_PX, tiles)):
@@ -227,10 +247,10 @@ def annotated(job: Job, slide_id: str, path: Path, given: str) -> tuple[NDArray[
     return apply_clahe(pixels[good]), pa.table(columns, run_schema("patches"))
 
 
-def _drawn(n: int, job: Job, slide_id: str) -> NDArray[np.int64]:
+def _sample_patches(n: int, job: TrainingJob, slide_id: str) -> NDArray[np.int64]:
     """Positions of the patches that are used: all, or as many as the limit allows, drawn at random."""
     limit = job.training.patches_per_slide
     if limit is None or n <= limit:
         return np.arange(n)
-    draw = rng(job.training.seed, *slide_id.encode())
+    draw = random_stream(job.training.seed, *slide_id.encode())
     return np.sort(draw.choice(n, limit, replace=False))

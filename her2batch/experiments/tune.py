@@ -17,9 +17,16 @@ from typing import Any, Final
 import pyarrow as pa
 
 from her2batch.errors import InputError
-from her2batch.experiments.prepare import prepare
-from her2batch.experiments.train import Report, TrainingRequest, TrainingSummary, collect, job_of, one_unit
-from her2batch.experiments.units import Job, train_only
+from her2batch.experiments.prepare import check_libraries, prepare_run
+from her2batch.experiments.train import (
+    TrainingRequest,
+    TrainingSummary,
+    UnitCallback,
+    collect_results,
+    open_job,
+    run_unit_in_worker,
+)
+from her2batch.experiments.units import TrainingJob, train_only
 from her2batch.runtime.parallel import map_unordered
 from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Training, TrainingResources
@@ -28,13 +35,13 @@ from her2batch.store.training_run import FINAL_FOLD, Unit
 from her2batch.tasks import COUNTS_METHODS
 from her2batch.training.fit_loop import Progress
 from her2batch.training.make_bundle import make_bundle
-from her2batch.training.methods import SPACES, LogUniform, kind_of, plan_units, settings_of, units_of
-from her2batch.training.metrics import summary
+from her2batch.training.methods import SPACES, LogUniform, method_kind, method_settings, plan_units, units_of_cells
+from her2batch.training.metrics import metrics_summary
 
-REDUCTION: Final = 3
+REDUCTION_FACTOR: Final = 3
 """ASHA keeps a third at each rung."""
 
-GRACE: Final = 3
+GRACE_EPOCHS: Final = 3
 """Epochs that every trial gets."""
 
 
@@ -58,37 +65,38 @@ def tune(
     samples: int,
     outer: int,
     resources: TrainingResources,
-    report: Report = lambda *_: None,
+    report: UnitCallback = lambda *_: None,
 ) -> TuningSummary:
     """Search with `samples` trials in each of the first `outer` folds; test the best of each there; bundle the best.
 
     Resumes: trials that ended stay, others go on.  Raises InputError for more than one method, task or input, and for
     a method whose search is inside its folds already.
     """
-    job = job_of(study, training)
-    cell = _cell(job, resources)
-    work = units_of([cell], [*range(min(outer, training.folds)), FINAL_FOLD])
+    job = open_job(study, training)
+    cell = _single_cell(job, resources)
+    work = units_of_cells([cell], [*range(min(outer, training.folds)), FINAL_FOLD])
     searched = [one for one in work.units if one.fold != FINAL_FOLD]
+    check_libraries(job, work)
     with job.run.lock(), connect(resources) as session:
-        prepare(job, work, study.labels, study.annotations, session)
+        prepare_run(job, work, study.labels, study.annotations, session)
         trials = [row for unit in searched for row in _search(session, job, unit, samples, resources)]
         trials.sort(key=lambda row: (row["fold"], str(row["trial"])))
         table = pa.Table.from_pylist(trials, run_schema("trials"))
         job.run.write("trials", table)
-        jobs = {unit: _with(job, _best(trials, unit.fold)) for unit in searched}
-        jobs |= {Unit(*cell, FINAL_FOLD): _with(job, _best(trials, None))}
-        failed = _carry_out(session, jobs, resources, report)
-        found = summary(collect(job.run, work))
+        jobs = {unit: _with_settings(job, _best_settings(trials, unit.fold)) for unit in searched}
+        jobs |= {Unit(*cell, FINAL_FOLD): _with_settings(job, _best_settings(trials, None))}
+        failed = _train_with_best(session, jobs, resources, report)
+        found = metrics_summary(collect_results(job.run, work))
         if not failed:
-            final = units_of([cell], [FINAL_FOLD])
+            final = units_of_cells([cell], [FINAL_FOLD])
             make_bundle(job.run, final, jobs[final.units[0]].training, job.plan)
         stopped = session.stopped.is_set()
     return TuningSummary(
-        TrainingSummary(job.run, found, job.run.read("excluded"), failed, stopped), table, _best(trials, None)
+        TrainingSummary(job.run, found, job.run.read("excluded"), failed, stopped), table, _best_settings(trials, None)
     )
 
 
-def _cell(job: Job, resources: TrainingResources) -> tuple[str, str, str]:
+def _single_cell(job: TrainingJob, resources: TrainingResources) -> tuple[str, str, str]:
     counting = [one for one in job.training.methods if one in COUNTS_METHODS]
     if counting:
         raise InputError(f"{counting[0]} searches its grid inside each fold already", None, "use her2batch train")
@@ -101,13 +109,13 @@ def _cell(job: Job, resources: TrainingResources) -> tuple[str, str, str]:
     return next(iter(cells))
 
 
-def _carry_out(
-    session: RaySession, jobs: dict[Unit, Job], resources: TrainingResources, report: Report
+def _train_with_best(
+    session: RaySession, jobs: dict[Unit, TrainingJob], resources: TrainingResources, report: UnitCallback
 ) -> dict[str, str]:
     """Train and test with the best settings."""
     failed: dict[str, str] = {}
-    todo = [(unit, job) for unit, job in jobs.items() if not job.run.done(unit)]
-    for count, (item, result) in enumerate(map_unordered(session, _one, todo, resources.unit_gpus), start=1):
+    todo = [(unit, job) for unit, job in jobs.items() if not job.run.is_done(unit)]
+    for count, (item, result) in enumerate(map_unordered(session, _run_item, todo, resources.unit_gpus), start=1):
         why = str(result) if isinstance(result, Exception) else None
         report(len(jobs) - len(todo) + count, len(jobs), item[0], why)
         if why is not None:
@@ -115,17 +123,17 @@ def _carry_out(
     return failed
 
 
-def _one(item: tuple[Unit, Job], device: str) -> str:
-    return one_unit(item[1], item[0], device)
+def _run_item(item: tuple[Unit, TrainingJob], device: str) -> str:
+    return run_unit_in_worker(item[1], item[0], device)
 
 
-def _with(job: Job, best: dict[str, Any]) -> Job:
+def _with_settings(job: TrainingJob, best: dict[str, Any]) -> TrainingJob:
     """The job with these settings on top of its own."""
     options = (*job.training.options, *(f"{name}={value}" for name, value in sorted(best.items())))
     return replace(job, training=job.training.model_copy(update={"options": options}))
 
 
-def _best(trials: list[dict[str, Any]], fold: int | None) -> dict[str, Any]:
+def _best_settings(trials: list[dict[str, Any]], fold: int | None) -> dict[str, Any]:
     """Settings of the least validation loss, in one fold or in all. Raises InputError when every trial failed."""
     here = [row for row in trials if fold in (None, row["fold"]) and row["val_loss"] is not None]
     if not here:
@@ -135,28 +143,28 @@ def _best(trials: list[dict[str, Any]], fold: int | None) -> dict[str, Any]:
 
 
 def _search(
-    session: RaySession, job: Job, unit: Unit, samples: int, resources: TrainingResources
+    session: RaySession, job: TrainingJob, unit: Unit, samples: int, resources: TrainingResources
 ) -> Iterator[dict[str, Any]]:
     """The trials of one outer fold, one row each."""
     from ray import tune as ray_tune
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
-    kind = kind_of(unit.method, unit.input)
-    epochs = settings_of(unit.method, kind, job.training).model_dump()["epochs"]
+    kind = method_kind(unit.method, unit.input)
+    epochs = method_settings(unit.method, kind, job.training).model_dump()["epochs"]
     place = job.run.root / "tune" / unit.name
     gpus = resources.unit_gpus if session.gpus > 0 else 0
-    trial = ray_tune.with_parameters(_trial, job=job, unit=unit, place=place)
+    trial = ray_tune.with_parameters(_run_trial, job=job, unit=unit, place=place)
     trainable = ray_tune.with_resources(trial, {"cpu": 1, "gpu": gpus})
     if ray_tune.Tuner.can_restore(str(place)):
         tuner = ray_tune.Tuner.restore(str(place), trainable, resume_unfinished=True, restart_errored=True)
     else:
         asha = ASHAScheduler(
-            time_attr="epoch", max_t=epochs, grace_period=min(GRACE, epochs), reduction_factor=REDUCTION
+            time_attr="epoch", max_t=epochs, grace_period=min(GRACE_EPOCHS, epochs), reduction_factor=REDUCTION_FACTOR
         )
         tuner = ray_tune.Tuner(
             trainable,
-            param_space={name: _domain(ray_tune, one) for name, one in SPACES[kind].items()},
+            param_space={name: _search_domain(ray_tune, one) for name, one in SPACES[kind].items()},
             tune_config=ray_tune.TuneConfig(
                 metric="best_loss",
                 mode="min",
@@ -178,11 +186,11 @@ def _search(
         }  # fmt: skip
 
 
-def _domain(ray_tune: Any, one: Any) -> Any:
+def _search_domain(ray_tune: Any, one: Any) -> Any:
     return ray_tune.loguniform(one.low, one.high) if isinstance(one, LogUniform) else ray_tune.choice(list(one.values))
 
 
-def _trial(config: dict[str, Any], job: Job, unit: Unit, place: Path) -> None:
+def _run_trial(config: dict[str, Any], job: TrainingJob, unit: Unit, place: Path) -> None:
     """One trial, in a process of its own; it goes on from its own checkpoint."""
     from ray import tune as ray_tune
 
@@ -193,4 +201,4 @@ def _trial(config: dict[str, Any], job: Job, unit: Unit, place: Path) -> None:
 
     checkpoint = place / f"{ray_tune.get_context().get_trial_id()}.safetensors"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    train_only(_with(job, config), unit, best_device(), tell, checkpoint)
+    train_only(_with_settings(job, config), unit, best_device(), tell, checkpoint)

@@ -21,12 +21,12 @@ from her2batch.files.parquet import read_parquet
 from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Plan, Training
 from her2batch.store.cohort import Cohort
 from her2batch.store.schemas import run_schema
-from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit, file_name_of
+from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit, encoder_folder
 from her2batch.tasks import CLASSES, IHC_SCORES, PATCH_INPUTS
 from her2batch.training import methods
 
 if TYPE_CHECKING:
-    from her2batch.training.fit_loop import Fitted, Fold, Progress
+    from her2batch.training.fit_loop import FitResult, Fold, Progress
 
 Rows = NDArray[np.int64]
 
@@ -62,11 +62,11 @@ def run_unit(job: TrainingJob, unit: Unit, device: str = "cpu", watch: EpochCall
 
     Raises InputError for a cache or table that is damaged, FloatingPointError for a loss that is no number.
     """
-    if job.run.done(unit):
+    if job.run.is_done(unit):
         return unit.name
     part = unit_slides(job.run, unit)
     job.run.unit(unit).mkdir(parents=True, exist_ok=True)
-    kind = methods.kind_of(unit.method, unit.input)
+    kind = methods.method_kind(unit.method, unit.input)
     if kind == "counts":
         _run_counts_unit(job, unit, part)
         return unit.name
@@ -118,15 +118,15 @@ class _TrainingData:
 def _training_data(job: TrainingJob, unit: Unit, part: UnitSlides) -> _TrainingData:
     from her2batch.training import bag_data, image_data
 
-    kind = methods.kind_of(unit.method, unit.input)
+    kind = methods.method_kind(unit.method, unit.input)
     if kind == "patch":
         return _patch_data(job, unit, part)
     data: Any
     if kind == "mil":
-        data = bag_data.reopen(job.run.cache(f"{file_name_of(unit.input)}.arrow"))
+        data = bag_data.open_bags(job.run.cache(f"{encoder_folder(unit.input)}.arrow"))
         ids, fill = data.slide_ids, None
     else:
-        shown = image_data.reopen(job.run.cache(f"{unit.input}.npy"))
+        shown = image_data.open_thumbnails(job.run.cache(f"{unit.input}.npy"))
         ids, data, fill = shown.slide_ids, shown.pixels, shown.fills
     place = {one: k for k, one in enumerate(ids)}
     at = np.array([place[one] for one in part.slide_ids], np.int64)
@@ -140,7 +140,7 @@ def _patch_data(job: TrainingJob, unit: Unit, part: UnitSlides) -> _TrainingData
     from her2batch.training import image_data
 
     tables = annotated_patch_tables(job, unit.input, part.slide_ids)
-    found = image_data.stack([job.run.cache(unit.input) / f"{one}.npy" for one in tables])
+    found = image_data.open_stack([job.run.cache(unit.input) / f"{one}.npy" for one in tables])
     place = {one: k for k, one in enumerate(part.slide_ids)}
     labels = np.array(
         [IHC_SCORES.index(one) for table in tables.values() for one in table["truth"].to_pylist()], np.int64
@@ -163,43 +163,53 @@ def _make_fold(job: TrainingJob, unit: Unit, labels: Rows, train: Rows, val: Row
     return Fold(labels, train, val, len(CLASSES[unit.task]), job.training.seed)
 
 
-def _fit(job: TrainingJob, unit: Unit, lesson: _TrainingData, device: str, watch: EpochCallback, checkpoint: Path) -> Fitted:
+def _fit(
+    job: TrainingJob, unit: Unit, lesson: _TrainingData, device: str, watch: EpochCallback, checkpoint: Path
+) -> FitResult:
     from her2batch.models.device import set_deterministic
     from her2batch.training import fit_image, fit_mil
 
     set_deterministic(device)
-    settings = methods.settings_of(unit.method, methods.kind_of(unit.method, unit.input), job.training)
+    settings = methods.method_settings(unit.method, methods.method_kind(unit.method, unit.input), job.training)
     if isinstance(settings, MilSettings):
-        return fit_mil.fit(unit.method, lesson.data, lesson.fold, settings, device, checkpoint, watch)
+        return fit_mil.fit_mil_network(unit.method, lesson.data, lesson.fold, settings, device, checkpoint, watch)
     assert isinstance(settings, ImageSettings)
-    return fit_image.fit(unit.method, lesson.data, lesson.fold, settings, device, lesson.fill, checkpoint, watch)
+    return fit_image.fit_image_network(
+        unit.method, lesson.data, lesson.fold, settings, device, lesson.fill, checkpoint, watch
+    )
 
 
-def _test_mil(job: TrainingJob, unit: Unit, part: UnitSlides, lesson: _TrainingData, fitted: Fitted, device: str) -> None:
+def _test_mil(
+    job: TrainingJob, unit: Unit, part: UnitSlides, lesson: _TrainingData, fitted: FitResult, device: str
+) -> None:
     """Predictions of the test slides, and the attention of each of their tiles."""
     from her2batch.models.mil_registry import build_mil_network
-    from her2batch.training.fit_mil import predict
+    from her2batch.training.fit_mil import predict_bags
 
     _save_weights(job.run.unit(unit) / "model.safetensors", fitted.weights)
-    settings = methods.settings_of(unit.method, "mil", job.training)
+    settings = methods.method_settings(unit.method, "mil", job.training)
     assert isinstance(settings, MilSettings)
     net = build_mil_network(unit.method, lesson.data.dim, lesson.fold.n_classes, settings)
     net.load_state_dict(fitted.weights)
     test = part.rows("test")
-    p, attention = predict(net.to(device).eval(), lesson.data, lesson.at[test], lesson.fold.n_classes, device)
+    p, attention = predict_bags(net.to(device).eval(), lesson.data, lesson.at[test], lesson.fold.n_classes, device)
     ids = [part.slide_ids[k] for k in test]
-    job.run.put(unit, "attention", _attention_table(ids, attention))
+    job.run.write_unit_table(unit, "attention", _attention_table(ids, attention))
     _commit_predictions(job, unit, ids, part.labels[test], p)
 
 
-def _test_image(job: TrainingJob, unit: Unit, part: UnitSlides, lesson: _TrainingData, fitted: Fitted, device: str) -> None:
+def _test_image(
+    job: TrainingJob, unit: Unit, part: UnitSlides, lesson: _TrainingData, fitted: FitResult, device: str
+) -> None:
     classify = _classifier(job, unit, lesson, fitted, device)
     test = part.rows("test")
     p = classify(lesson.data, lesson.at[test])
     _commit_predictions(job, unit, [part.slide_ids[k] for k in test], part.labels[test], p)
 
 
-def _test_patch(job: TrainingJob, unit: Unit, part: UnitSlides, lesson: _TrainingData, fitted: Fitted, device: str) -> None:
+def _test_patch(
+    job: TrainingJob, unit: Unit, part: UnitSlides, lesson: _TrainingData, fitted: FitResult, device: str
+) -> None:
     """Predictions of the annotated patches of the test slides; and the counts of every slide's tissue patches."""
     from her2batch.models.heads import count_features
 
@@ -209,7 +219,7 @@ def _test_patch(job: TrainingJob, unit: Unit, part: UnitSlides, lesson: _Trainin
         batches = [classify(pixels, np.arange(len(pixels))) for pixels in tissue_patches(job, unit.input, slide_id)]
         features.append(count_features(np.concatenate([np.empty((0, 4), np.float32), *batches])).tolist())
     columns = {"slide_id": list(part.slide_ids), "features": features}
-    job.run.put(unit, "counts", pa.table(columns, run_schema("counts")))
+    job.run.write_unit_table(unit, "counts", pa.table(columns, run_schema("counts")))
     test = np.flatnonzero(part.split[lesson.at] == "test")
     ids = [part.slide_ids[k] for k in lesson.at[test]]
     _commit_predictions(job, unit, ids, lesson.fold.labels[test], classify(lesson.data, test))
@@ -218,10 +228,10 @@ def _test_patch(job: TrainingJob, unit: Unit, part: UnitSlides, lesson: _Trainin
 def _run_counts_unit(job: TrainingJob, unit: Unit, part: UnitSlides) -> None:
     """A classifier on the counts that the fold's own patch net gave."""
     from her2batch.models.heads import head_probabilities, majority_vote, save_head
-    from her2batch.training.fit_counts import fit
+    from her2batch.training.fit_counts import fit_count_classifier
 
     net = Unit(methods.PATCH_TASK, methods.PATCH_NET, unit.input, unit.fold)
-    table = job.run.get(net, "counts").to_pydict()
+    table = job.run.read_unit_table(net, "counts").to_pydict()
     by_id = dict(zip(table["slide_id"], table["features"], strict=True))
     features = np.array([by_id[one] for one in part.slide_ids], np.float64)
     train, test = np.flatnonzero(np.isin(part.split, ["train", "val"])), part.rows("test")
@@ -229,11 +239,13 @@ def _run_counts_unit(job: TrainingJob, unit: Unit, part: UnitSlides) -> None:
     if unit.method == "majority-vote":
         p = majority_vote(features[test])
     else:
-        settings = methods.settings_of(unit.method, "counts", job.training)
+        settings = methods.method_settings(unit.method, "counts", job.training)
         assert isinstance(settings, CountsSettings)
         patients = {one["slide_id"]: one["patient_id"] for one in job.run.read("labels").to_pylist()}
         groups = [patients[part.slide_ids[k]] for k in train]
-        head = fit(unit.method, features[train], part.labels[train], groups, n, settings, job.training.seed)
+        head = fit_count_classifier(
+            unit.method, features[train], part.labels[train], groups, n, settings, job.training.seed
+        )
         with atomic_write(job.run.unit(unit) / "model.skops") as file:
             save_head(head, file)
         p = head_probabilities(head, features[test], n) if len(test) else np.empty((0, n), np.float32)
@@ -243,17 +255,17 @@ def _run_counts_unit(job: TrainingJob, unit: Unit, part: UnitSlides) -> None:
 Classify = Callable[[Any, Rows], NDArray[np.float32]]
 
 
-def _classifier(job: TrainingJob, unit: Unit, lesson: _TrainingData, fitted: Fitted, device: str) -> Classify:
+def _classifier(job: TrainingJob, unit: Unit, lesson: _TrainingData, fitted: FitResult, device: str) -> Classify:
     """What classifies rows of pixels with the trained network. Its weights are kept for the bundle alone."""
     from her2batch.training import fit_image
 
-    settings = methods.settings_of(unit.method, methods.kind_of(unit.method, unit.input), job.training)
+    settings = methods.method_settings(unit.method, methods.method_kind(unit.method, unit.input), job.training)
     assert isinstance(settings, ImageSettings)
     if unit.fold == FINAL_FOLD:
         _save_weights(job.run.unit(unit) / "model.safetensors", fitted.weights)
     n = lesson.fold.n_classes
-    net = fit_image.ready(unit.method, fitted.weights, n, lesson.data.shape[1], settings.size, device)
-    return partial(fit_image.predict, net, n_classes=n, device=device)
+    net = fit_image.trained_network(unit.method, fitted.weights, n, lesson.data.shape[1], settings.size, device)
+    return partial(fit_image.predict_images, net, n_classes=n, device=device)
 
 
 def tissue_patches(job: TrainingJob, given: str, slide_id: str) -> Iterator[NDArray[np.uint8]]:
@@ -263,12 +275,12 @@ def tissue_patches(job: TrainingJob, given: str, slide_id: str) -> Iterator[NDAr
     """
     from her2batch.pipeline.patch_grid import patch_grid, pixels_of
     from her2batch.slides.pyramid import Pyramid  # here, for a worker that trains on embeddings needs none of these
-    from her2batch.training.image_data import load
+    from her2batch.training.image_data import load_images
     from her2batch.vision.patches import apply_clahe, usable_patches
 
     kept = job.run.cache(given) / f"{slide_id}.tissue.npy"
     if kept.is_file():
-        yield load(kept)
+        yield load_images(kept)
         return
     table = job.cohort.read("tiles", slide_id)
     tiles = np.stack([table.column(name).to_numpy() for name in ("x", "y", "size")], axis=1).astype(np.int32)

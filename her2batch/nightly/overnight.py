@@ -184,10 +184,14 @@ def _summarize(
     for name in ("seen", "done", "failed", "deferred", "duplicate", "ignored", "tiles"):
         setattr(night, name, getattr(summary, name))
     night.stopped = night.stopped or summary.stopped
-    night.fresh, night.failures, night.deferred_seconds = len(summary.fresh), count_error_codes(summary.failures), summary.left
+    night.fresh, night.failures, night.deferred_seconds = (
+        len(summary.fresh),
+        count_error_codes(summary.failures),
+        summary.left,
+    )
     found.fresh = [rows[one] for one in summary.fresh if one in rows]
     found.failures = summary.failures
-    found.deferred = [entry for entry in cohort.seen() if entry["outcome"] == "deferred"]
+    found.deferred = [entry for entry in cohort.read_intake() if entry["outcome"] == "deferred"]
     night.source_bytes = sum(row["bytes"] or 0 for row in found.fresh)
     found.cases = cases.find_cases(cohort, summary.fresh)
     found.review = _review(cohort, found.fresh)
@@ -204,7 +208,7 @@ def _summarize(
 def _review(cohort: Cohort, fresh: list[Row]) -> list[Row]:
     """What a pathologist opens first of a night's slides: a row a slide and method that asks for it, and why."""
     found: dict[tuple[str, str], Row] = {}
-    for name in cohort.names():
+    for name in cohort.table_names():
         if not name.startswith("predictions/"):
             continue
         for row in fresh:
@@ -213,7 +217,9 @@ def _review(cohort: Cohort, fresh: list[Row]) -> list[Row]:
             for one in cohort.read(name, row["slide_id"]).to_pylist():
                 if one["review"]:
                     key = (row["slide_id"], one["method"])
-                    said = found.setdefault(key, {"slide_id": key[0], "method": key[1], "predictions": [], "reasons": []})
+                    said = found.setdefault(
+                        key, {"slide_id": key[0], "method": key[1], "predictions": [], "reasons": []}
+                    )
                     said["predictions"].append(one)
                     said["reasons"] += [why for why in one["reasons"] or () if why not in said["reasons"]]
     return [found[key] for key in sorted(found)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from her2batch.files.locations import remove_tree
-from her2batch.nightly.drift import finished_at
+from her2batch.nightly.drift import finish_times
 from her2batch.settings import RetentionSettings
 from her2batch.store.cohort import RETIRED, Cohort, Row, write_row
 
@@ -34,7 +34,7 @@ def pyramid_bytes(row: Row) -> int:
     return sum(file["bytes"] for file in row["files"] or () if file["path"].startswith("pyramids/"))
 
 
-def retire(cohort: Cohort, settings: RetentionSettings, now: datetime) -> list[str]:
+def retire_pyramids(cohort: Cohort, settings: RetentionSettings, now: datetime) -> list[str]:
     """Let go of what is due; returns the slides.
 
     A slide's row is written first, without its pyramid: killed in between, the files are nobody's, and the next night
@@ -45,10 +45,10 @@ def retire(cohort: Cohort, settings: RetentionSettings, now: datetime) -> list[s
         for slide_id, row in rows.items():
             if RETIRED in row["flags"] and not pyramid_bytes(row):
                 remove_tree(cohort.pyramid(slide_id))
-        gone = due_pyramids(rows, finished_at(cohort), settings, now)
+        gone = due_pyramids(rows, finish_times(cohort), settings, now)
         for slide_id in gone:
             delete_pyramid(cohort, rows[slide_id])
-        cohort.remember()
+        cohort.update_row_cache()
     return gone
 
 

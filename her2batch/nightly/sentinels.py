@@ -22,7 +22,7 @@ from her2batch.store.cohort import Cohort, Row
 PACKAGES = ("her2batch", "numpy", "opencv-python-headless", "scikit-image", "scipy", "simplejpeg", "torch", "timm")
 """Whose versions can move a score."""
 
-Said = dict[str, dict[str, Any]]
+SlidePredictions = dict[str, dict[str, Any]]
 """'task · method' → predicted, p, score; or, of a slide that failed, 'failed' → its code."""
 
 
@@ -41,20 +41,22 @@ class SentinelResult:
         return bool(self.deviations)
 
 
-def check(cohort: Cohort, reference: Path, settings: SentinelSettings, ids: Mapping[str, str]) -> SentinelResult:
+def check_sentinels(
+    cohort: Cohort, reference: Path, settings: SentinelSettings, ids: Mapping[str, str]
+) -> SentinelResult:
     """The sentinels' cohort, as it was scored tonight, against what was kept.
 
     ids: what decides a score: 'plan', 'bundle'.  Raises InputError when the reference can't be read.
     """
-    tonight, versions = said(cohort), _versions()
+    tonight, versions = collect_predictions(cohort), _versions()
     if not tonight:
         return SentinelResult(0, deviations=[f"there is no slide among the sentinels in {settings.folder}"])
     if not reference.exists():
         broken = [f"{slide_id} can't be a sentinel: it failed" for slide_id, one in tonight.items() if "failed" in one]
         if not broken:
-            save(reference, {**ids, "versions": versions, "slides": tonight})
+            save_reference(reference, {**ids, "versions": versions, "slides": tonight})
         return SentinelResult(len(tonight), new=not broken, deviations=broken)
-    kept = load(reference)
+    kept = load_reference(reference)
     verdict = SentinelResult(len(tonight))
     verdict.updated = [
         f"{name} {kept['versions'].get(name)} → {now}"
@@ -64,11 +66,13 @@ def check(cohort: Cohort, reference: Path, settings: SentinelSettings, ids: Mapp
     for name, now in ids.items():
         if kept.get(name) != now:
             verdict.deviations.append(f"the {name} is another than the reference's ({kept.get(name)} → {now})")
-    verdict.deviations += compare(kept["slides"], tonight, settings)
+    verdict.deviations += find_deviations(kept["slides"], tonight, settings)
     return verdict
 
 
-def compare(kept: Mapping[str, Said], tonight: Mapping[str, Said], settings: SentinelSettings) -> list[str]:
+def find_deviations(
+    kept: Mapping[str, SlidePredictions], tonight: Mapping[str, SlidePredictions], settings: SentinelSettings
+) -> list[str]:
     """Every way in which tonight's sentinels differ from the kept ones, a sentence each."""
     found = [f"{one} is not among the sentinels any more" for one in sorted(kept.keys() - tonight.keys())]
     found += [f"{one} is new among the sentinels" for one in sorted(tonight.keys() - kept.keys())]
@@ -80,12 +84,12 @@ def compare(kept: Mapping[str, Said], tonight: Mapping[str, Said], settings: Sen
         found += [f"{slide_id}, {key}: no prediction any more" for key in sorted(before.keys() - now.keys())]
         found += [f"{slide_id}, {key}: no prediction before" for key in sorted(now.keys() - before.keys())]
         for key in sorted(before.keys() & now.keys()):
-            if (what := _differs(before[key], now[key], settings)) is not None:
+            if (what := _describe_change(before[key], now[key], settings)) is not None:
                 found.append(f"{slide_id}, {key}: {what}")
     return found
 
 
-def _differs(before: Mapping[str, Any], now: Mapping[str, Any], settings: SentinelSettings) -> str | None:
+def _describe_change(before: Mapping[str, Any], now: Mapping[str, Any], settings: SentinelSettings) -> str | None:
     if before["predicted"] != now["predicted"]:
         return f"class {before['predicted']} → {now['predicted']}"
     pairs = zip(before["p"], now["p"], strict=False)
@@ -94,18 +98,18 @@ def _differs(before: Mapping[str, Any], now: Mapping[str, Any], settings: Sentin
         return f"a probability moved by {moved:.3g} (allowed {settings.probability:g})"
     a, b = before["score"], now["score"]
     if (a is None) != (b is None) or (a is not None and not abs(a - b) <= settings.score):
-        return f"score {_short(a)} → {_short(b)} (allowed {settings.score:g})"
+        return f"score {_score_text(a)} → {_score_text(b)} (allowed {settings.score:g})"
     return None
 
 
-def _short(score: float | None) -> str:
+def _score_text(score: float | None) -> str:
     return "none" if score is None else f"{score:.3f}"
 
 
-def said(cohort: Cohort) -> dict[str, Said]:
+def collect_predictions(cohort: Cohort) -> dict[str, SlidePredictions]:
     """What the tables of a cohort say of each slide."""
-    found: dict[str, Said] = {}
-    folders = [name for name in cohort.names() if name.startswith("predictions/")]
+    found: dict[str, SlidePredictions] = {}
+    folders = [name for name in cohort.table_names() if name.startswith("predictions/")]
     for slide_id, row in sorted(cohort.rows().items()):
         if row["status"] == "failed":
             found[slide_id] = {"failed": {"code": row["error_code"]}}
@@ -119,13 +123,13 @@ def said(cohort: Cohort) -> dict[str, Said]:
     return found
 
 
-def save(reference: Path, kept: Mapping[str, Any]) -> None:
+def save_reference(reference: Path, kept: Mapping[str, Any]) -> None:
     """Keep a reference."""
     with atomic_write(reference) as part:
         part.write_text(json.dumps(kept, indent=1))
 
 
-def load(reference: Path) -> dict[str, Any]:
+def load_reference(reference: Path) -> dict[str, Any]:
     """A kept reference. Raises InputError when it is damaged."""
     try:
         kept: dict[str, Any] = json.loads(reference.read_text())

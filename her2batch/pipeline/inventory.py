@@ -100,11 +100,11 @@ class Inventory:
 
     def keep(self, cohort: Cohort) -> None:
         """Write down what was seen, so that the next scan opens what is new and nothing else."""
-        cohort.write_seen(self.names.timed(self.entries.values()))
+        cohort.write_intake(self.names.timed(self.entries.values()))
         settled = time.time_ns() - SETTLED_NS
         known = {path: look for path, look in self.looks.items() if path not in self.forgotten}
         looks = [{"path": path, **look._asdict()} for path, look in known.items() if look.mtime_ns < settled]
-        cohort.write_looks(self.names.timed(looks))
+        cohort.write_probes(self.names.timed(looks))
 
 
 def take_inventory(
@@ -134,7 +134,7 @@ class InventoryUpdater:
         scans = scans.resolve() if ".." in scans.parts else scans.absolute()  # else the same file has two names
         self.cohort, self._scans, self._plan, self._names = cohort, scans, plan, names
         self._labels, self._retry_failed = labels, retry_failed
-        self.rows, self._damaged, self._sizes = cohort.rows(), cohort.damaged(), cohort.sizes()
+        self.rows, self._damaged, self._sizes = cohort.rows(), cohort.damaged_slides(), cohort.object_sizes()
         self._ledger = SeenFiles(names.timed(_seen(cohort)), self.rows, names, erased_digests(cohort))
         self.known, self.left = (
             PendingSlides(),
@@ -183,7 +183,7 @@ class InventoryUpdater:
 
     def _is_current(self, row: Row, entry: Row) -> bool:
         return _is_current(row, entry, self._plan, self._retry_failed) and (
-            row["status"] == "failed" or self.cohort.intact(row, self._sizes)
+            row["status"] == "failed" or self.cohort.files_present(row, self._sizes)
         )
 
     def knows(self, source: SlideFiles) -> bool:
@@ -208,7 +208,7 @@ class InventoryUpdater:
 def _seen(cohort: Cohort) -> list[Row]:
     """The intake table; a damaged one is made anew, from the files and the rows."""
     try:
-        return cohort.seen()
+        return cohort.read_intake()
     except StoreError:
         return []
 
@@ -217,7 +217,7 @@ def _looks(cohort: Cohort, names: Pseudonymizer) -> dict[str, FileProbe]:
     """What earlier scans found in the files they opened, by the names of the intake table."""
     return {
         row["path"]: FileProbe(row["rules"], row["bytes"], row["mtime_ns"], row["kind"], tuple(row["belongs"]))
-        for row in names.timed(cohort.looks())
+        for row in names.timed(cohort.read_probes())
     }
 
 

@@ -218,7 +218,7 @@ class SlideWorker:
 
     def _value(self, name: str, state: SlideState, slide: Slide | None) -> Any:
         if name == "pyramid_path":
-            return self.cohort.draft_of(state.slide_id).pyramid()
+            return self.cohort.existing_draft(state.slide_id).pyramid()
         return slide if name == "slide" else state.get(name)
 
     def _ranges(self, slide: Slide, state: SlideState) -> list[tuple[str, int, int]]:
@@ -270,7 +270,7 @@ class SlideWorker:
         return self._commit(todo, state, started)
 
     def _commit(self, todo: SlideJob, state: SlideState, started: float) -> SlideResult:
-        draft = self.cohort.draft_of(todo.slide_id)
+        draft = self.cohort.existing_draft(todo.slide_id)
         mark = time.perf_counter()
         write_files(draft, state)
         plan_id = self.context.plan.for_slide(state.row["mpp_source"]).id

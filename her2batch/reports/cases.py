@@ -1,6 +1,6 @@
-"""The slides of one patient side by side: blocks, markers, methods; and where they contradict each other.
+"""Cases: all slides of one patient side by side, with the conflicts between slides and between methods.
 
-No class is made up for a case: the highest that any of its slides got is shown, and said to be that.
+A case has no class of its own. Reports show the highest class of any of its slides and name it as such.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from her2batch.store.cohort import Cohort, Row
 from her2batch.tasks import CLASSES, HER2_TASKS
 
-UNKNOWN = ("ihc", None)
-"""Stains of which the marker is not known."""
+UNKNOWN_MARKERS = ("ihc", None)
+"""Values of the column `stain` of a slide whose marker is not known."""
 
 
 @dataclass(frozen=True)
-class Call:
-    """What one method says of one slide for one task."""
+class SlidePrediction:
+    """The prediction of one method for one slide and task."""
 
     slide_id: str
     task: str
@@ -31,101 +31,117 @@ class Call:
 
 @dataclass
 class Case:
-    """One patient's slides. A slide without a patient is a case of its own."""
+    """The slides of one patient. A slide without a patient is a case of its own."""
 
     patient_id: str | None
     slides: list[Row]
-    calls: list[Call] = field(default_factory=list)
+    predictions: list[SlidePrediction] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        """The patient, or the slide where nobody says whose it is."""
+        """The patient id; the slide id where the patient is not known."""
         return self.patient_id or str(self.slides[0]["slide_id"])
 
-    def highest(self) -> dict[tuple[str, str], str]:
-        """(task, method) → the highest HER2 class that any of the slides got."""
-        found: dict[tuple[str, str], str] = {}
-        for call in self.calls:
-            if call.task in HER2_TASKS:
-                key, classes = (call.task, call.method), CLASSES[call.task]
-                found[key] = max(found.get(key, call.predicted), call.predicted, key=classes.index)
-        return found
+    def highest_classes(self) -> dict[tuple[str, str], str]:
+        """Return the highest HER2 class of any of the slides: (task, method) → class."""
+        highest: dict[tuple[str, str], str] = {}
+        for prediction in self.predictions:
+            if prediction.task in HER2_TASKS:
+                key, classes = (prediction.task, prediction.method), CLASSES[prediction.task]
+                highest[key] = max(highest.get(key, prediction.predicted), prediction.predicted, key=classes.index)
+        return highest
 
 
-def cases(cohort: Cohort, fresh: Iterable[str]) -> list[Case]:
-    """Cases that own one of the given slides, whole: with their slides of other nights. In order of name."""
-    folders = [name for name in cohort.names() if name.startswith("predictions/")]
+def find_cases(cohort: Cohort, slide_ids: Iterable[str]) -> list[Case]:
+    """Return the cases of these slides, sorted by name. Each contains all slides of its patient."""
+    folders = [name for name in cohort.table_names() if name.startswith("predictions/")]
 
-    def said(slide_id: str) -> Iterable[Row]:
+    def read_predictions(slide_id: str) -> Iterable[Row]:
         for name in folders:
             if cohort.table(name, slide_id).exists():
                 yield from cohort.read(name, slide_id).to_pylist()
 
-    return joined(cohort.rows(), fresh, said)
+    return group_into_cases(cohort.rows(), slide_ids, read_predictions)
 
 
-def joined(rows: Mapping[str, Row], fresh: Iterable[str], said: Callable[[str], Iterable[Row]]) -> list[Case]:
-    """The same from the slides' rows and what is said of each done slide: rows of the predictions table."""
-    wanted = set(fresh)
-    patients = {rows[one]["patient_id"] for one in wanted if one in rows} - {None}
-    owned: dict[str, list[Row]] = defaultdict(list)
+def group_into_cases(
+    rows: Mapping[str, Row], slide_ids: Iterable[str], predictions_of: Callable[[str], Iterable[Row]]
+) -> list[Case]:
+    """Return the cases of these slides, sorted by name, from rows that are in memory.
+
+    rows: slide_id → its row of the table `slides`.  predictions_of: returns the rows of the predictions table of a
+    slide; it is called for slides with the status `done`.
+    """
+    wanted = set(slide_ids)
+    patients = {rows[slide_id]["patient_id"] for slide_id in wanted if slide_id in rows} - {None}
+    groups: dict[str, list[Row]] = defaultdict(list)
     for slide_id, row in sorted(rows.items()):
         if row["patient_id"] in patients:
-            owned[row["patient_id"]].append(row)
+            groups[row["patient_id"]].append(row)
         elif slide_id in wanted:
-            owned[f"\0{slide_id}"].append(row)
-    found = [_joined(said, slides) for _, slides in sorted(owned.items())]
-    return sorted(found, key=lambda case: case.name)
+            groups[f"\0{slide_id}"].append(row)
+    cases = [_make_case(predictions_of, slides) for _, slides in sorted(groups.items())]
+    return sorted(cases, key=lambda case: case.name)
 
 
-def _joined(said: Callable[[str], Iterable[Row]], slides: list[Row]) -> Case:
-    calls = [_call(one) for row in slides if row["status"] == "done" for one in said(row["slide_id"])]
-    case = Case(slides[0]["patient_id"], slides, calls)
-    case.conflicts = [*_failed(case), *_unknown(case), *between_slides(calls), *between_methods(calls)]
+def _make_case(predictions_of: Callable[[str], Iterable[Row]], slides: list[Row]) -> Case:
+    predictions = [
+        _slide_prediction(prediction)
+        for row in slides
+        if row["status"] == "done"
+        for prediction in predictions_of(row["slide_id"])
+    ]
+    case = Case(slides[0]["patient_id"], slides, predictions)
+    case.conflicts = [
+        *_failed_slides(case),
+        *_unknown_markers(case),
+        *conflicts_between_slides(predictions),
+        *conflicts_between_methods(predictions),
+    ]
     return case
 
 
-def _call(row: Row) -> Call:
+def _slide_prediction(row: Row) -> SlidePrediction:
     plausible = tuple(row["plausible"] or (row["predicted"],))
-    return Call(
+    return SlidePrediction(
         row["slide_id"], row["task"], row["method"], row["predicted"], plausible, bool(row["review"]), row["score"]
     )
 
 
-def _failed(case: Case) -> list[str]:
+def _failed_slides(case: Case) -> list[str]:
     if len(case.slides) < 2:
         return []
     return [f"{row['slide_id']} failed: {row['error_code']}" for row in case.slides if row["status"] == "failed"]
 
 
-def _unknown(case: Case) -> list[str]:
-    unknown = [row["slide_id"] for row in case.slides if row["status"] == "done" and row["stain"] in UNKNOWN]
+def _unknown_markers(case: Case) -> list[str]:
+    unknown = [row["slide_id"] for row in case.slides if row["status"] == "done" and row["stain"] in UNKNOWN_MARKERS]
     return [f"marker not known: {', '.join(unknown)}"] if unknown and len(case.slides) > 1 else []
 
 
-def between_slides(calls: Iterable[Call]) -> list[str]:
-    """One method, one task, several slides: classes that can't all be right, for no class is plausible on all."""
-    groups: dict[tuple[str, str], list[Call]] = defaultdict(list)
-    for call in calls:
-        groups[call.task, call.method].append(call)
-    found = []
+def conflicts_between_slides(predictions: Iterable[SlidePrediction]) -> list[str]:
+    """Describe slides that contradict each other: one method and task, and no class is plausible on all slides."""
+    groups: dict[tuple[str, str], list[SlidePrediction]] = defaultdict(list)
+    for prediction in predictions:
+        groups[prediction.task, prediction.method].append(prediction)
+    conflicts = []
     for (task, method), group in sorted(groups.items()):
-        common = set.intersection(*(set(one.plausible) for one in group))
-        if not common and len({one.predicted for one in group}) > 1:
-            said = ", ".join(f"{one.predicted} on {one.slide_id}" for one in group)
-            found.append(f"slides differ, {task} by {method}: {said}")
-    return found
+        common = set.intersection(*(set(prediction.plausible) for prediction in group))
+        if not common and len({prediction.predicted for prediction in group}) > 1:
+            classes = ", ".join(f"{prediction.predicted} on {prediction.slide_id}" for prediction in group)
+            conflicts.append(f"slides differ, {task} by {method}: {classes}")
+    return conflicts
 
 
-def between_methods(calls: Iterable[Call]) -> list[str]:
-    """One slide, one task, several methods: classes that differ."""
-    groups: dict[tuple[str, str], list[Call]] = defaultdict(list)
-    for call in calls:
-        groups[call.slide_id, call.task].append(call)
-    found = []
+def conflicts_between_methods(predictions: Iterable[SlidePrediction]) -> list[str]:
+    """Describe methods that contradict each other: one slide and task, and the predicted classes differ."""
+    groups: dict[tuple[str, str], list[SlidePrediction]] = defaultdict(list)
+    for prediction in predictions:
+        groups[prediction.slide_id, prediction.task].append(prediction)
+    conflicts = []
     for (slide_id, task), group in sorted(groups.items()):
-        if len({one.predicted for one in group}) > 1:
-            said = ", ".join(f"{one.predicted} by {one.method}" for one in group)
-            found.append(f"methods differ on {slide_id}, {task}: {said}")
-    return found
+        if len({prediction.predicted for prediction in group}) > 1:
+            classes = ", ".join(f"{prediction.predicted} by {prediction.method}" for prediction in group)
+            conflicts.append(f"methods differ on {slide_id}, {task}: {classes}")
+    return conflicts

@@ -18,21 +18,24 @@ from her2batch.errors import STOPPED, StoreError
 from her2batch.files.atomic import atomic_write, disk_errors
 from her2batch.files.locations import free_bytes, to_location
 from her2batch.files.parquet import read_parquet, write_parquet
-from her2batch.models.bundle import check_bundle_fits, read_bundle
-from her2batch.models.encoders import embedding_dim
+from her2batch.models.bundle import Bundle, check_bundle_fits, read_bundle
+from her2batch.models.encoders import ENCODERS, TIMM, TimmEncoder, embedding_dim
 from her2batch.models.predictor import BundlePredictor
 from her2batch.pipeline.inventory import Inventory, InventoryUpdater, take_inventory
+from her2batch.pipeline.predict import has_image_networks
 from her2batch.pipeline.progress import RemainingTime, RunProgress
 from her2batch.pipeline.queue import SlideQueue, UrgentList, next_time, now
 from her2batch.pipeline.slide_state import StageContext, check_stages
 from her2batch.pipeline.stages import active_stages
 from her2batch.pipeline.worker import SlideResult, SlideWorker
+from her2batch.runtime.doctor import check_torchvision
 from her2batch.runtime.ray_session import RaySession, connect, stoppable
 from her2batch.runtime.scheduler import run_on_ray
 from her2batch.runtime.serial import run_serially
 from her2batch.runtime.telemetry import Meters
 from her2batch.runtime.watch import FolderWatch
 from her2batch.settings import Plan, Resources, RunWindow
+from her2batch.slides.cucim import load_cucim
 from her2batch.store.cleanup import remove_leftovers, remove_orphans
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.labels import read_labels
@@ -117,12 +120,12 @@ def ingest(
     """
     started = time.perf_counter()
     plan, worker = _prepare(order, plan)
-    worker.cohort.claim()
+    worker.cohort.prepare_folder()
     with worker.names.kept(), worker.cohort.lock() as cohort, disk_errors(cohort.root):
         worker.cohort = cohort
         cohort.create(plan)
         remove_leftovers(cohort)
-        cohort.remember()  # rows of a run that was killed
+        cohort.update_row_cache()  # rows of a run that was killed
         labels = _labels(cohort, order.labels, worker.names)
         register = InventoryUpdater(order.scans, cohort, plan, worker.names, labels, order.retry_failed)
         remove_orphans(cohort, register.rows)
@@ -161,6 +164,10 @@ def _prepare(order: IngestRequest, plan: Plan) -> tuple[Plan, SlideWorker]:
     plan = plan.model_copy(update={"bundle": bundle.id if bundle else None})
     if bundle is not None:
         check_bundle_fits(bundle, plan)
+    if _needs_image_networks(plan, bundle):
+        if plan.reader == "cucim":
+            load_cucim()  # before torch, for afterwards it hangs
+        check_torchvision()
     dims = {name: embedding_dim(name) for name in plan.encoders}
     context = StageContext(plan, bundle, order.weights, dims=dims)
     check_stages(active_stages(context))
@@ -170,6 +177,12 @@ def _prepare(order: IngestRequest, plan: Plan) -> tuple[Plan, SlideWorker]:
         worker.load_reader()  # heads bring torch, and cuCIM hangs after it
         BundlePredictor(bundle)  # a head that can't be loaded is said now, not by every slide
     return plan, worker
+
+
+def _needs_image_networks(plan: Plan, bundle: Bundle | None) -> bool:
+    if bundle is not None and has_image_networks(bundle):
+        return True
+    return any(isinstance(ENCODERS.get(name), TimmEncoder) or name.startswith(TIMM) for name in plan.encoders)
 
 
 @contextmanager
@@ -239,10 +252,10 @@ def _run(run: _Run, worker: SlideWorker, resources: Resources, session: RaySessi
         _defer(run)
         with ExitStack() as notes:  # each is tried, then the disk's refusal is raised
             if run.times:
-                notes.callback(lambda: cohort.write_damaged(cohort.damaged() - set(run.times)))
+                notes.callback(lambda: cohort.write_damaged_slides(cohort.damaged_slides() - set(run.times)))
                 notes.callback(cohort.write_times, run.summary.run, [run.times[one] for one in sorted(run.times)])
             notes.callback(run.register.census.keep, cohort)
-    cohort.remember()
+    cohort.update_row_cache()
 
 
 def _work(run: _Run, worker: SlideWorker, resources: Resources, session: RaySession | None) -> None:

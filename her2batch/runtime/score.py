@@ -18,7 +18,8 @@ from her2batch.errors import STOPPED, Her2BatchError, InputError, one_line
 from her2batch.files.locations import to_location
 from her2batch.models.bundle import Bundle, check_bundle_fits, read_bundle
 from her2batch.models.predictor import BundlePredictor
-from her2batch.pipeline.predict import ImageNetwork, load_networks, score_slide
+from her2batch.pipeline.predict import ImageNetwork, has_image_networks, load_networks, score_slide
+from her2batch.runtime.doctor import check_torchvision
 from her2batch.runtime.parallel import map_unordered
 from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Plan, Resources
@@ -61,17 +62,19 @@ def score(
 ) -> ScoreSummary:
     """Score every slide of a cohort that this bundle has not scored yet.
 
-    session: one that is open already; None: its own.  Raises InputError, StoreError.
+    session: one that is open already; None: its own.  Raises InputError, StoreError, WeightsError.
     """
     cohort, bundle = Cohort(to_location(root)), read_bundle(folder.absolute())
     plan = cohort.plan()
     check_bundle_fits(
-        bundle, plan, {name.split("/", 1)[1] for name in cohort.names() if name.startswith("embeddings/")}
+        bundle, plan, {name.split("/", 1)[1] for name in cohort.table_names() if name.startswith("embeddings/")}
     )
+    if has_image_networks(bundle):
+        check_torchvision()
     BundlePredictor(bundle)  # a head that can't be loaded is said now, not a thousand times
     found = ScoreSummary(bundle)
     with cohort.lock():
-        cohort.remember()
+        cohort.update_row_cache()
         rows = [row for row in cohort.rows().values() if row["status"] == "done"]
         if not rows:
             raise InputError("holds no slide that is done", cohort.root, "ingest slides first")
@@ -84,7 +87,7 @@ def score(
                 found.scored += len(share) - len(failures)
                 report(found.already + found.scored + len(found.failures), len(rows))
             found.stopped = here is not None and here.stopped.is_set()
-        cohort.remember()
+        cohort.update_row_cache()
     return found
 
 

@@ -205,7 +205,7 @@ def read_one(offer: Offer, path: Path) -> dict[str, Any]:
 def _other(cohort: Cohort, path: Path, offer: Offer) -> Row:
     """What became of a file that is no slide of its own: the slide it is a copy of, or why it is none."""
     names = Pseudonymizer(read_key(offer.key) if offer.key is not None else None)
-    entry = next((one for one in cohort.seen() if one["path"] == names.path(path)), None)
+    entry = next((one for one in cohort.read_intake() if one["path"] == names.path(path)), None)
     if entry is not None and entry["outcome"] == "duplicate":
         return {"slide_id": entry["slide_id"], "error_code": None, "error": None}
     why = entry["reason"] if entry is not None else "was removed from this cohort and must not come back"

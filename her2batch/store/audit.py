@@ -52,7 +52,7 @@ def cohort_status(cohort: Cohort) -> CohortStatus:
     rows = cohort.rows()
     found = CohortStatus()
     owned = set()
-    for entry in cohort.seen():
+    for entry in cohort.read_intake():
         found.seen += 1
         row = rows.get(entry["slide_id"])
         if entry["outcome"] == "ignored":
@@ -110,7 +110,7 @@ def verify_cohort(cohort: Cohort) -> Iterator[StoreProblem]:
             found.add(problem.slide_id)
         yield problem
     with suppress(OSError):
-        cohort.write_damaged(found)
+        cohort.write_damaged_slides(found)
 
 
 def _stands(cohort: Cohort, problem: StoreProblem) -> bool:
@@ -132,13 +132,13 @@ def _problems(cohort: Cohort) -> Iterator[StoreProblem]:
     for path in (cohort.intake, cohort.labels):
         if path.exists() and (what := _unreadable(path)) is not None:
             yield StoreProblem(path, what)
-    rows = cohort.rows_anew()
+    rows = cohort.reread_rows()
     lost = []
     for path in sorted(cohort.slides.glob("*.parquet")):
         if path.stem not in rows:
             lost.append(path.stem)
             with suppress(OSError):  # it may know the row from before the damage: the next ingest must not
-                cohort.slides_memo.unlink(missing_ok=True)
+                cohort.row_cache_file.unlink(missing_ok=True)
             yield StoreProblem(path, "the slide's row can't be read", path.stem)
     named = set()
     for row in rows.values():
@@ -193,7 +193,7 @@ def _unreadable(path: Path) -> str | None:
 
 def _slide_files(cohort: Cohort) -> Iterator[Path]:
     """Every file of the store that belongs to a slide, apart from the rows themselves."""
-    for name in cohort.names():
+    for name in cohort.table_names():
         if name != "slides":
             yield from sorted((cohort.root / "tables" / name).glob("[!.]*.parquet"))
     yield from sorted((cohort.root / "thumbnails").glob("[!.]*.jpg"))

@@ -11,7 +11,7 @@ from her2batch.store.cohort import Cohort, Row
 
 def remove_leftovers(cohort: Cohort) -> None:
     """Remove drafts and half-written files. Only under the lock."""
-    for left in cohort.bench.glob(".draft-*"):
+    for left in cohort.draft_root.glob(".draft-*"):
         shutil.rmtree(left, ignore_errors=True)
     if cohort.remote:
         return
@@ -43,9 +43,9 @@ def _tops(cohort: Cohort) -> Iterator[str]:
     """Files that belong to slides and Zarr folders, by their names in the cohort, each once."""
     if cohort.remote:
         inside = ("tables/", "pyramids/", "thumbnails/")
-        found = {top_level_name(name) for name in cohort.sizes() if name.startswith(inside)}
+        found = {top_level_name(name) for name in cohort.object_sizes() if name.startswith(inside)}
     else:
-        folders = [cohort.table(name, "any").parent for name in cohort.names()]
+        folders = [cohort.table(name, "any").parent for name in cohort.table_names()]
         paths = [path for folder in folders for path in folder.glob("[!.]*.parquet")]
         paths += cohort.pyramid("any").parent.glob("[!.]*.zarr")
         paths += cohort.thumbnail("any").parent.glob("[!.]*.jpg")

@@ -80,17 +80,17 @@ class Cohort:
         return self.root / "tables" / "slides"
 
     @property
-    def slides_memo(self) -> Path:
+    def row_cache_file(self) -> Path:
         """All rows in one file, which spares a resume opening them; see `memo`."""
         return self.runs / "slides.memo"
 
     @property
-    def looks_memo(self) -> Path:
+    def probe_cache_file(self) -> Path:
         """What files of the scans folder were when they were opened, which spares opening them again."""
         return self.runs / "looks.memo"
 
     @property
-    def damage(self) -> Path:
+    def damaged_list(self) -> Path:
         """Ids of slides whose files `verify` found damaged, one a line, until an ingest has done them again."""
         return self.runs / "damaged.txt"
 
@@ -105,7 +105,7 @@ class Cohort:
         return self.root / "sentinels"
 
     @property
-    def forgotten_list(self) -> Path:
+    def erased_list(self) -> Path:
         """Sizes and digests of slides that must not come back, a line each."""
         return self.root / "forgotten.txt"
 
@@ -127,13 +127,13 @@ class Cohort:
         return is_remote(self.root)
 
     @property
-    def bench(self) -> Path:
+    def draft_root(self) -> Path:
         """Where drafts stand: beside the cohort, or on this machine where the cohort is far away."""
         return draft_folder(self.root) if self.remote else self.root
 
     # -- opening -----------------------------------------------------------------------------------------------
 
-    def claim(self) -> None:
+    def prepare_folder(self) -> None:
         """Make the folder. Raises StoreError when it holds something else, another format, or can't be written to."""
         if self.settings.exists():
             self.check()
@@ -144,7 +144,7 @@ class Cohort:
 
     def create(self, plan: Plan) -> None:
         """Make the cohort and keep the plan of the latest ingest. Raises StoreError as `claim` does."""
-        self.claim()
+        self.prepare_folder()
         with disk_errors(self.root):
             text = tomli_w.dumps({"format": FORMAT, "plan": plan.model_dump(mode="json", exclude_none=True)})
             if not self.settings.exists() or self.settings.read_text() != text:
@@ -152,7 +152,7 @@ class Cohort:
                     part.write_text(text)
             make_folder(self.runs)
 
-    def there(self) -> None:
+    def check_present(self) -> None:
         """Refuse to write where the cohort no longer is: a share that was unmounted leaves an empty folder behind."""
         if not self.remote and not self.settings.is_file():
             raise StoreError("the cohort is not there any more", self.root, "mount or restore it, then run again")
@@ -186,7 +186,7 @@ class Cohort:
 
     # -- reading -----------------------------------------------------------------------------------------------
 
-    def names(self) -> list[str]:
+    def table_names(self) -> list[str]:
         """Names of the tables there are, without `runs`: 'slides', 'tiles', 'embeddings/stain', …"""
         top = self.root / "tables"
         found = {str(file.parent.relative_to(top)) for file in top.glob("**/*.parquet")}
@@ -203,18 +203,18 @@ class Cohort:
         Rows that the memo knows are not opened, as long as their files' sizes and times of change are the same.
         """
         return _by_id(
-            row_cache.read_rows(self.slides, row_cache.load_cache(self.slides_memo, row_cache.cached_row_schema()))
+            row_cache.read_rows(self.slides, row_cache.load_cache(self.row_cache_file, row_cache.cached_row_schema()))
         )
 
-    def rows_anew(self) -> dict[str, Row]:
+    def reread_rows(self) -> dict[str, Row]:
         """The same with every row file read."""
         return _by_id(row_cache.read_rows(self.slides, row_cache.cached_row_schema().empty_table()))
 
-    def sizes(self) -> dict[str, int]:
+    def object_sizes(self) -> dict[str, int]:
         """Names and sizes of all objects, asked for at once; of a local cohort nothing: its files are cheap to ask."""
         return {name: size for name, (size, _) in list_objects(self.root).items()} if self.remote else {}
 
-    def intact(self, row: Mapping[str, Any], sizes: Mapping[str, int] = MappingProxyType({})) -> bool:
+    def files_present(self, row: Mapping[str, Any], sizes: Mapping[str, int] = MappingProxyType({})) -> bool:
         """Whether every file a row names is there with its size. Names and sizes only: nothing is opened."""
         if self.remote:
             return all(sizes.get(file["path"]) == file["bytes"] for file in row["files"])
@@ -223,59 +223,59 @@ class Cohort:
         except OSError:
             return False
 
-    def seen(self) -> list[Row]:
+    def read_intake(self) -> list[Row]:
         """The intake table: one entry a file or slide seen, by path; empty at first. Raises StoreError: damaged."""
         try:
             return read_parquet(self.intake).to_pylist() if self.intake.exists() else []
         except (OSError, pa.ArrowInvalid) as error:
             raise StoreError("is damaged", self.intake, "run the ingest again: it makes it anew") from error
 
-    def looks(self) -> list[Row]:
+    def read_probes(self) -> list[Row]:
         """What is remembered of files that were opened in search of slides; empty when it was lost."""
-        looks: list[Row] = row_cache.load_cache(self.looks_memo, schemas.table_schema("looks")).to_pylist()
+        looks: list[Row] = row_cache.load_cache(self.probe_cache_file, schemas.table_schema("looks")).to_pylist()
         return looks
 
-    def damaged(self) -> set[str]:
+    def damaged_slides(self) -> set[str]:
         """Slides to do again though their files have the sizes that their rows say."""
-        return set(self.damage.read_text().split("\n")) - {""} if self.damage.exists() else set()
+        return set(self.damaged_list.read_text().split("\n")) - {""} if self.damaged_list.exists() else set()
 
     # -- writing -----------------------------------------------------------------------------------------------
 
-    def write_damaged(self, slide_ids: set[str]) -> None:
+    def write_damaged_slides(self, slide_ids: set[str]) -> None:
         """Name the slides to do again. Raises OSError."""
         if slide_ids:
-            with atomic_write(self.damage) as part:
+            with atomic_write(self.damaged_list) as part:
                 part.write_text("\n".join(sorted(slide_ids)))
         else:
-            self.damage.unlink(missing_ok=True)
+            self.damaged_list.unlink(missing_ok=True)
 
-    def write_seen(self, entries: list[Row]) -> None:
+    def write_intake(self, entries: list[Row]) -> None:
         """Replace the intake table."""
         table = pa.Table.from_pylist(sorted(entries, key=lambda one: one["path"]), schemas.table_schema("intake"))
         with atomic_write(self.intake) as part:
             write_parquet(table, part)
 
-    def write_looks(self, looks: list[Row]) -> None:
+    def write_probes(self, looks: list[Row]) -> None:
         """Remember what was found in files."""
-        row_cache.save_cache(self.looks_memo, pa.Table.from_pylist(looks, schemas.table_schema("looks")))
+        row_cache.save_cache(self.probe_cache_file, pa.Table.from_pylist(looks, schemas.table_schema("looks")))
 
-    def remember(self) -> None:
+    def update_row_cache(self) -> None:
         """Keep all rows in one file too. Only under the lock."""
-        row_cache.update_cache(self.slides, self.slides_memo)
+        row_cache.update_cache(self.slides, self.row_cache_file)
 
     def write_times(self, run: str, rows: list[Row]) -> None:
         """Keep one run's durations: tables/runs/RUN.parquet."""
         with atomic_write(self.runs / f"{run}.parquet") as part:
             write_parquet(pa.Table.from_pylist(rows, schemas.table_schema("times")), part)
 
-    def draft_of(self, slide_id: str) -> Draft:
+    def existing_draft(self, slide_id: str) -> Draft:
         """The draft of one slide that somebody has begun."""
         return Draft(self, slide_id)
 
     def draft(self, slide_id: str) -> Draft:
         """A fresh draft of one slide; what an earlier try left is removed."""
-        self.there()
-        draft = self.draft_of(slide_id)
+        self.check_present()
+        draft = self.existing_draft(slide_id)
         shutil.rmtree(draft.root, ignore_errors=True)
         if self.remote:
             make_draft_folder(self.root)
@@ -308,7 +308,7 @@ class Draft:
     @property
     def root(self) -> Path:
         """Where the draft stands: on the same disk, so that a rename moves it."""
-        return self.cohort.bench / f".draft-{self.slide_id}"
+        return self.cohort.draft_root / f".draft-{self.slide_id}"
 
     @property
     def _inside(self) -> Cohort:
@@ -345,7 +345,7 @@ class Draft:
         On an object store each takes the place of what was there, one after the other: while a slide is done again,
         its old row names files that are new already, and `intact` and `verify` say so.
         """
-        self.cohort.there()
+        self.cohort.check_present()
         files = [self._sealed(path) for path in sorted(self.root.rglob("*")) if path.is_file()]
         if self.cohort.remote:
             for file in files:
@@ -387,7 +387,7 @@ class Draft:
 
 def write_row(cohort: Cohort, row: Row) -> None:
     """Write one row of `slides`: the commit. Raises StoreError when the cohort was taken away."""
-    cohort.there()
+    cohort.check_present()
     path = cohort.table("slides", row["slide_id"])
     make_folder(path.parent)
     with atomic_write(path) as part:

@@ -55,10 +55,10 @@ def erase(cohort: Cohort, patient_id: str, names: Pseudonymizer, runs: Iterable[
     patient = str(names.patient(patient_id))
     with cohort.lock():
         remove_leftovers(cohort)
-        rows, labels = cohort.rows_anew(), _labels(cohort)
+        rows, labels = cohort.reread_rows(), _labels(cohort)
         ids = {one for one, row in rows.items() if row["patient_id"] == patient}
         ids |= {one["slide_id"] for one in labels if one["patient_id"] == patient}
-        entries = [one for one in cohort.seen() if one["slide_id"] in ids]
+        entries = [one for one in cohort.read_intake() if one["slide_id"] in ids]
         if not ids:
             raise InputError(f"holds no slide of a patient {patient_id}", cohort.root, "look at the labels for the id")
         words = _words(patient, ids, entries, rows)
@@ -71,7 +71,7 @@ def erase(cohort: Cohort, patient_id: str, names: Pseudonymizer, runs: Iterable[
         found.reviews = reviews.erase_reviews(cohort, ids, _pattern(words))
         for slide_id in sorted(ids):
             found.files += _drop_slide(cohort, slide_id)
-        cohort.remember()
+        cohort.update_row_cache()
         found.left = sorted(path for path in files_naming(cohort.root, words))
     found.runs = sorted(path for run in runs for path in files_naming(run, words))
     return found
@@ -126,15 +126,15 @@ def _remember_digests(cohort: Cohort, facts: list[Row]) -> None:
     """Add what the slides' content is: so much of them stays that they are known again, and no more."""
     known = erased_digests(cohort)
     known |= {(one["bytes"], erased_digest(one["sha256"])) for one in facts if one["sha256"]}
-    with atomic_write(cohort.forgotten_list) as part:
+    with atomic_write(cohort.erased_list) as part:
         part.write_text("".join(f"{size} {digest}\n" for size, digest in sorted(known)))
 
 
 def erased_digests(cohort: Cohort) -> set[tuple[int, str]]:
     """(bytes, digest) of slides that must not come back."""
-    if not cohort.forgotten_list.exists():
+    if not cohort.erased_list.exists():
         return set()
-    pairs = (line.split() for line in cohort.forgotten_list.read_text().splitlines())
+    pairs = (line.split() for line in cohort.erased_list.read_text().splitlines())
     return {(int(size), digest) for size, digest in pairs}
 
 
@@ -155,10 +155,10 @@ def _drop_nights(cohort: Cohort, words: Collection[str]) -> list[str]:
 
 def _drop_mentions(cohort: Cohort, ids: set[str], paths: set[str], words: Collection[str], labels: list[Row]) -> None:
     """Rows and lines about the slides in files that are about others too."""
-    kept = [one for one in cohort.seen() if one["slide_id"] not in ids]
-    cohort.write_seen(kept)
-    cohort.write_looks([one for one in cohort.looks() if one["path"] not in paths])
-    cohort.write_damaged(cohort.damaged() - ids)
+    kept = [one for one in cohort.read_intake() if one["slide_id"] not in ids]
+    cohort.write_intake(kept)
+    cohort.write_probes([one for one in cohort.read_probes() if one["path"] not in paths])
+    cohort.write_damaged_slides(cohort.damaged_slides() - ids)
     if cohort.labels.exists():
         table = read_parquet(cohort.labels)
         patients = {one["patient_id"] for one in labels if one["slide_id"] in ids}
@@ -187,7 +187,10 @@ def _drop_slide(cohort: Cohort, slide_id: str) -> int:
     """A slide's files, its row last; returns how many."""
     count = sum(path.is_file() for path in cohort.pyramid(slide_id).rglob("*"))
     remove_tree(cohort.pyramid(slide_id))
-    places = [cohort.thumbnail(slide_id), *(cohort.table(one, slide_id) for one in cohort.names() if one != "slides")]
+    places = [
+        cohort.thumbnail(slide_id),
+        *(cohort.table(one, slide_id) for one in cohort.table_names() if one != "slides"),
+    ]
     for path in [*places, cohort.table("slides", slide_id)]:
         count += path.is_file()
         path.unlink(missing_ok=True)

@@ -46,7 +46,7 @@ LONGEST: Final = 2000
 """Characters of a comment."""
 
 HASHES: Final = ("body_sha256", "previous_sha256", "sha256")
-BODY: Final = tuple(one.name for one in schemas.REVIEWS if one.name not in ("number", *HASHES))
+BODY: Final = tuple(one.name for one in schemas.REVIEW_COLUMNS if one.name not in ("number", *HASHES))
 """Columns that say something, and that a forgotten patient's entry has lost."""
 
 

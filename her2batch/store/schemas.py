@@ -1,4 +1,4 @@
-"""Every table and every column of a cohort, with its sentence and unit. The only place.
+"""Every table and every column of a cohort, with its description and unit. The only place.
 
 `docs/tables.md` is generated from here. A table is one Parquet file a slide, `tables/NAME/SLIDE.parquet`; NAME is the
 key below, for some with the name of what made it (`embeddings/uni`).
@@ -13,7 +13,7 @@ import pyarrow as pa
 from her2batch.errors import InputError
 
 TEXT, I32, I64, F32, F64 = pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.float64()
-FILES = pa.list_(pa.struct([("path", TEXT), ("bytes", I64), ("sha256", TEXT)]))
+FILES_TYPE = pa.list_(pa.struct([("path", TEXT), ("bytes", I64), ("sha256", TEXT)]))
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Column:
 
     name: str
     type: pa.DataType
-    sentence: str
+    description: str
 
 
-SLIDES = (
+SLIDE_COLUMNS = (
     Column("slide_id", TEXT, "the file's stem, made safe and unique; a keyed hash with --pseudonymize"),
     Column("patient_id", TEXT, "from the labels; null without"),
     Column(
@@ -56,10 +56,10 @@ SLIDES = (
     Column("error_code", TEXT, "null when done"),
     Column("error", TEXT, "what failed, in which file, and the remedy"),
     Column("plan_id", TEXT, "names the settings that decided the result"),
-    Column("files", FILES, "every other file of this slide in the store"),
+    Column("files", FILES_TYPE, "every other file of this slide in the store"),
 )
 
-TILES = (
+TILE_COLUMNS = (
     Column("slide_id", TEXT, "key"),
     Column("tile", I32, "number in row-major order, from 0"),
     Column("x", I32, "left, level-0 px"),
@@ -70,7 +70,7 @@ TILES = (
     Column("blur", F32, "blur figure of the tile; see docs/stain-encoder.md"),
 )
 
-PATCHES = (
+PATCH_COLUMNS = (
     Column("slide_id", TEXT, "key"),
     Column("resolution", TEXT, "low · moderate · high: 3.24 · 1.17 · 0.23 µm/px"),
     Column("x", I32, "left, level-0 px"),
@@ -79,7 +79,7 @@ PATCHES = (
     *(Column(f"p{k}", F32, f"probability of HER2 {ihc}") for k, ihc in enumerate(("0", "1+", "2+", "3+"))),
 )
 
-THUMBNAILS = (
+THUMBNAIL_COLUMNS = (
     Column("slide_id", TEXT, "key"),
     Column("task", TEXT, "her2-4way · her2-3way · her2-binary · er · pr"),
     Column("p", pa.list_(F32), "probability of each class, in the task's order"),
@@ -87,7 +87,7 @@ THUMBNAILS = (
     Column("input", TEXT, "thumbnail-224 or thumbnail-512"),
 )
 
-PREDICTIONS = (
+PREDICTION_COLUMNS = (
     Column("slide_id", TEXT, "key"),
     Column("patient_id", TEXT, "from the labels; null without"),
     Column("task", TEXT, "her2-4way · her2-3way · her2-binary · er · pr"),
@@ -101,7 +101,7 @@ PREDICTIONS = (
     Column("score", F32, "continuous score, 0–3; the membrane rule's, else null"),
 )
 
-SLIDE_ATTENTION = (
+SLIDE_ATTENTION_COLUMNS = (
     Column("slide_id", TEXT, "key"),
     Column("task", TEXT, "as in predictions"),
     Column("method", TEXT, "as in predictions"),
@@ -110,7 +110,7 @@ SLIDE_ATTENTION = (
     Column("attention", F32, "the tile's share of the attention for the slide's most likely class; their sum is 1"),
 )
 
-INTAKE = (
+INTAKE_COLUMNS = (
     Column("path", TEXT, "the file seen; a keyed hash with --pseudonymize"),
     Column("bytes", I64, "size, with its members"),
     Column("mtime_ns", I64, "time of last change, with its members the latest"),
@@ -121,7 +121,7 @@ INTAKE = (
     Column("reason", TEXT, "why ignored or deferred, or what it is a copy of"),
 )
 
-TIMES = (
+TIME_COLUMNS = (
     Column("slide_id", TEXT, "key"),
     Column("status", TEXT, "done · failed"),
     Column("host", TEXT, "where the slide was finished"),
@@ -131,7 +131,7 @@ TIMES = (
     Column("stages", pa.map_(TEXT, pa.float64()), "seconds a stage"),
 )
 
-LOOKS = (
+PROBE_COLUMNS = (
     Column("path", TEXT, "the file, as in the intake table"),
     Column("rules", I32, "number of the rules by which it was judged"),
     Column("bytes", I64, "size then"),
@@ -141,7 +141,7 @@ LOOKS = (
 )
 """What a search found in the files it opened: a memo, no table of the cohort."""
 
-MEMBRANE = (
+MEMBRANE_COLUMNS = (
     Column("slide_id", TEXT, "key"),
     Column("tile", I32, "as in tiles"),
     Column("cells", F32, "share of the tile among nuclei or membranes: cellular area, the whole of the shares below"),
@@ -153,13 +153,13 @@ MEMBRANE = (
     Column("intense_complete", F32, "share of it with complete, intense membranes"),
 )
 
-EMBEDDINGS = (
+EMBEDDING_COLUMNS = (
     Column("slide_id", TEXT, "key"),
     Column("tile", I32, "as in tiles"),
     Column("embedding", pa.list_(pa.float16()), "fixed_size_list<float16, D>; D as the encoder has it"),
 )
 
-REVIEWS = (
+REVIEW_COLUMNS = (
     Column("number", I32, "position in the chain, from 1"),
     Column("time", pa.timestamp("ms", tz="UTC"), "when it was said"),
     Column("reviewer", TEXT, "who said it, as they called themselves; personal data of staff"),
@@ -180,18 +180,18 @@ REVIEWS = (
 """What pathologists said: one file an entry, tables/reviews/NUMBER.parquet. See `reviews`."""
 
 TABLES: dict[str, tuple[Column, ...]] = {
-    "slides": SLIDES,
-    "tiles": TILES,
-    "membrane": MEMBRANE,
-    "embeddings": EMBEDDINGS,
-    "patches": PATCHES,
-    "thumbnails": THUMBNAILS,
-    "predictions": PREDICTIONS,
-    "attention": SLIDE_ATTENTION,
+    "slides": SLIDE_COLUMNS,
+    "tiles": TILE_COLUMNS,
+    "membrane": MEMBRANE_COLUMNS,
+    "embeddings": EMBEDDING_COLUMNS,
+    "patches": PATCH_COLUMNS,
+    "thumbnails": THUMBNAIL_COLUMNS,
+    "predictions": PREDICTION_COLUMNS,
+    "attention": SLIDE_ATTENTION_COLUMNS,
 }
 """Tables with one file a slide. The row of `slides` commits the others."""
 
-FOLDS = (
+FOLD_COLUMNS = (
     Column("task", TEXT, "her2-4way · her2-3way · her2-binary · er · pr"),
     Column("fold", I32, "from 0; −1: the model of the bundle, which tests nothing"),
     Column("slide_id", TEXT, "key"),
@@ -199,7 +199,7 @@ FOLDS = (
     Column("split", TEXT, "train · val · test"),
 )
 
-RUN_PREDICTIONS = (
+RUN_PREDICTION_COLUMNS = (
     Column("task", TEXT, "her2-4way · her2-3way · her2-binary · er · pr"),
     Column("method", TEXT, "clam-sb, convnext-small, random-forest, …"),
     Column("input", TEXT, "an encoder, thumbnail-224, patches-low, …"),
@@ -210,7 +210,7 @@ RUN_PREDICTIONS = (
     Column("predicted", TEXT, "the class"),
 )
 
-METRICS = (
+METRIC_COLUMNS = (
     Column("task", TEXT, "as in predictions"),
     Column("method", TEXT, "as in predictions"),
     Column("input", TEXT, "as in predictions"),
@@ -222,7 +222,7 @@ METRICS = (
     Column("n", I32, "slides tested; patches where patches are what is classified"),
 )
 
-EXCLUDED = (
+EXCLUDED_COLUMNS = (
     Column("slide_id", TEXT, "key"),
     Column("patient_id", TEXT, "from the labels"),
     Column("task", TEXT, "the task that goes without the slide"),
@@ -230,7 +230,7 @@ EXCLUDED = (
     Column("words", TEXT, "what is wrong with it"),
 )
 
-REVIEWED = (
+APPLIED_REVIEW_COLUMNS = (
     Column("slide_id", TEXT, "key"),
     Column("column", TEXT, "of the labels: her2 · er · pr"),
     Column("number", I32, "of the review whose verdict counts: the newest of the slide"),
@@ -239,7 +239,7 @@ REVIEWED = (
     Column("words", TEXT, "what differs: from the labels, from another reviewer; null: nothing does"),
 )
 
-PAPER_TABLES = (
+PAPER_TABLE_COLUMNS = (
     Column("table", TEXT, "of the paper: table4 · table5 · table6 · tableS1 · tableS2 · tableS3 · figure5"),
     Column("task", TEXT, "as in predictions"),
     Column("method", TEXT, "as in predictions"),
@@ -253,7 +253,7 @@ PAPER_TABLES = (
     Column("why", TEXT, "why not, in one sentence; null when reproduced"),
 )  # fmt: skip
 
-TRIALS = (
+TRIAL_COLUMNS = (
     Column("task", TEXT, "as in predictions"),
     Column("method", TEXT, "as in predictions"),
     Column("input", TEXT, "as in predictions"),
@@ -266,7 +266,7 @@ TRIALS = (
     Column("status", TEXT, "done · failed"),
 )
 
-RUN_LABELS = (
+RUN_LABEL_COLUMNS = (
     Column("task", TEXT, "as in folds"),
     Column("slide_id", TEXT, "as in folds"),
     Column("patient_id", TEXT, "as in folds"),
@@ -274,7 +274,7 @@ RUN_LABELS = (
     Column("truth", TEXT, "the class; at random in a control run (--shuffle-labels)"),
 )
 
-RUN_PATCHES = (
+RUN_PATCH_COLUMNS = (
     Column("slide_id", TEXT, "as in the cohort"),
     Column("resolution", TEXT, "low · moderate · high: 3.24 · 1.17 · 0.23 µm/px"),
     Column("x", I32, "left, level-0 px"),
@@ -284,29 +284,29 @@ RUN_PATCHES = (
     Column("share", F32, "of the patch that it covers; at least 0.05"),
 )
 
-ATTENTION = (
+UNIT_ATTENTION_COLUMNS = (
     Column("slide_id", TEXT, "a slide that the unit tests"),
     Column("tile", I32, "as in tiles"),
     Column("attention", F32, "the tile's share of the attention for the slide's most likely class; their sum is 1"),
 )
 
-COUNTS = (
+UNIT_COUNTS_COLUMNS = (
     Column("slide_id", TEXT, "every slide of the fold"),
     Column("features", pa.list_(F64), "shares of its patches called 0, 1+, 2+, 3+; logarithm of 1 + their number"),
 )
 
 RUN_TABLES: dict[str, tuple[Column, ...]] = {
-    "labels": RUN_LABELS,
-    "folds": FOLDS,
-    "predictions": RUN_PREDICTIONS,
-    "metrics": METRICS,
-    "excluded": EXCLUDED,
-    "reviews": REVIEWED,
-    "patches": RUN_PATCHES,
-    "tables": PAPER_TABLES,
-    "trials": TRIALS,
-    "units/UNIT/attention": ATTENTION,
-    "units/UNIT/counts": COUNTS,
+    "labels": RUN_LABEL_COLUMNS,
+    "folds": FOLD_COLUMNS,
+    "predictions": RUN_PREDICTION_COLUMNS,
+    "metrics": METRIC_COLUMNS,
+    "excluded": EXCLUDED_COLUMNS,
+    "reviews": APPLIED_REVIEW_COLUMNS,
+    "patches": RUN_PATCH_COLUMNS,
+    "tables": PAPER_TABLE_COLUMNS,
+    "trials": TRIAL_COLUMNS,
+    "units/UNIT/attention": UNIT_ATTENTION_COLUMNS,
+    "units/UNIT/counts": UNIT_COUNTS_COLUMNS,
 }
 """Tables of a training run, one file each."""
 
@@ -319,7 +319,13 @@ def run_schema(name: str) -> pa.Schema:
 
 def table_schema(table: str, dim: int | None = None) -> pa.Schema:
     """The Arrow schema of a table; `dim`: length of the embeddings."""
-    columns = {"intake": INTAKE, "times": TIMES, "looks": LOOKS, "reviews": REVIEWS, **TABLES}[table]
+    columns = {
+        "intake": INTAKE_COLUMNS,
+        "times": TIME_COLUMNS,
+        "looks": PROBE_COLUMNS,
+        "reviews": REVIEW_COLUMNS,
+        **TABLES,
+    }[table]
     fields = [pa.field(one.name, one.type) for one in columns]
     if dim is not None:
         fields[-1] = pa.field("embedding", pa.list_(pa.float16(), dim))
@@ -346,7 +352,9 @@ def tables_page() -> str:
         "# Tables\n\nGenerated from `her2batch/store/schemas.py`. One Parquet file a slide; read a table with a glob:"
     ]
     parts.append("\n    duckdb.sql(\"select * from 'cohort/tables/tiles/*.parquet'\")\n")
-    parts += _described({**TABLES, "reviews": REVIEWS, "runs/intake": INTAKE, "runs/ingest-TIME": TIMES})
+    parts += _described(
+        {**TABLES, "reviews": REVIEW_COLUMNS, "runs/intake": INTAKE_COLUMNS, "runs/ingest-TIME": TIME_COLUMNS}
+    )
     parts.append("\n# Tables of a training run\n\nOne Parquet file each, in the run's folder.")
     parts += _described({f"RUN/{name}": columns for name, columns in RUN_TABLES.items()})
     return "\n".join(parts) + "\n"
@@ -357,5 +365,5 @@ def _described(tables: dict[str, tuple[Column, ...]]) -> list[str]:
     parts = []
     for name, columns in tables.items():
         parts.append(f"\n## {name}\n\n| column | type | what |\n| --- | --- | --- |")
-        parts += [f"| {one.name} | {str(one.type).replace('|', '/')} | {one.sentence} |" for one in columns]
+        parts += [f"| {one.name} | {str(one.type).replace('|', '/')} | {one.description} |" for one in columns]
     return parts

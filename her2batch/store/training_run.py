@@ -45,10 +45,10 @@ class Unit:
     def name(self) -> str:
         """As a folder name. An encoder's name may hold what shares refuse."""
         fold = "final" if self.fold == FINAL_FOLD else f"{self.fold:02d}"
-        return f"{self.task}.{self.method}.{file_name_of(self.input)}.{fold}"
+        return f"{self.task}.{self.method}.{encoder_folder(self.input)}.{fold}"
 
 
-def file_name_of(name: str) -> str:
+def encoder_folder(name: str) -> str:
     """An input's name as a file name: 'timm:resnet18.a1' has a colon."""
     return name.replace(":", "-").replace("/", "-")
 
@@ -86,13 +86,13 @@ class TrainingRun:
         """A unit's folder."""
         return self.root / "units" / unit.name
 
-    def done(self, unit: Unit) -> bool:
+    def is_done(self, unit: Unit) -> bool:
         """Whether a unit has ended."""
         return (self.unit(unit) / "predictions.parquet").is_file()
 
     # -- opening -----------------------------------------------------------------------------------------------
 
-    def begin(self, settings: Mapping[str, Any]) -> None:
+    def open_or_create(self, settings: Mapping[str, Any]) -> None:
         """Make the folder, or go on with the run that it holds; one that trained nothing yet gives way.
 
         Raises InputError when it holds a run with other settings, naming them; StoreError when it can't be written.
@@ -170,14 +170,14 @@ class TrainingRun:
         """Where a unit keeps how far it is."""
         return self.unit(unit) / "checkpoint.safetensors"
 
-    def put(self, unit: Unit, name: str, table: pa.Table) -> None:
+    def write_unit_table(self, unit: Unit, name: str, table: pa.Table) -> None:
         """A table of a unit beside its predictions: 'attention', 'counts', 'history'."""
         folder = self.unit(unit)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / f"{name}.parquet") as part:
             write_parquet(table.cast(run_schema(name)), part)
 
-    def get(self, unit: Unit, name: str) -> pa.Table:
+    def read_unit_table(self, unit: Unit, name: str) -> pa.Table:
         """A unit's table. Raises InputError."""
         path = self.unit(unit) / f"{name}.parquet"
         try:

@@ -24,10 +24,10 @@ from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, save_bundle
 from her2batch.models.encoders import encoder_licence
 from her2batch.models.predictor import LEAST, apply_temperature
 from her2batch.settings import ImageSettings, MilSettings, Plan, Training
-from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit, file_name_of
+from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit, encoder_folder
 from her2batch.tasks import CLASSES
-from her2batch.training.methods import UnitPlan, kind_of, settings_of
-from her2batch.training.metrics import metrics, summary
+from her2batch.training.methods import UnitPlan, method_kind, method_settings
+from her2batch.training.metrics import metrics_summary, metrics_table
 
 Floats = NDArray[np.float32]
 
@@ -69,7 +69,7 @@ def _files(run: TrainingRun, pairs: Iterable[tuple[Unit, ModelEntry]]) -> Iterab
 
 def _entry(run: TrainingRun, unit: Unit, predictions: pa.Table, training: Training) -> ModelEntry:
     """A model with its calibration and figures."""
-    kind = kind_of(unit.method, unit.input)
+    kind = method_kind(unit.method, unit.input)
     suffix = ".skops" if kind == "counts" else ".safetensors"
     own = predictions.filter(_is(predictions, unit))
     values: dict[str, Any] = {
@@ -77,8 +77,8 @@ def _entry(run: TrainingRun, unit: Unit, predictions: pa.Table, training: Traini
         "classes": CLASSES[unit.task], "figures": _figures(own),
     }  # fmt: skip
     if unit.method != "majority-vote":
-        values["file"] = f"{unit.task}.{unit.method}.{file_name_of(unit.input)}{suffix}"
-    settings = settings_of(unit.method, kind, training)
+        values["file"] = f"{unit.task}.{unit.method}.{encoder_folder(unit.input)}{suffix}"
+    settings = method_settings(unit.method, kind, training)
     if isinstance(settings, MilSettings):
         with_dim = run.unit(unit) / "model.safetensors"
         values |= {"dim": _dim(with_dim), "pseudo_bags": settings.pseudo_bags, "splits": settings.splits_at_test}
@@ -106,7 +106,7 @@ def _dim(path: Path) -> int:
 
 def _figures(own: pa.Table) -> dict[str, float]:
     """Means and standard deviations over the folds, in percent."""
-    row = summary(metrics(own)).to_pylist()[0]
+    row = metrics_summary(metrics_table(own)).to_pylist()[0]
     names = [name for name in row if name.endswith(("_mean", "_sd"))]
     return {name: round(row[name], 2) for name in names if row[name] is not None}
 

@@ -12,10 +12,10 @@ from her2batch.store import schemas
 from her2batch.store.schemas import Column
 
 
-def _kind(arrow: pa.DataType) -> Any:
+def _json_type(arrow: pa.DataType) -> Any:
     """The Python type that an Arrow type is in JSON."""
     if pa.types.is_list(arrow):
-        return list[_kind(arrow.value_type)]  # type: ignore[misc]
+        return list[_json_type(arrow.value_type)]  # type: ignore[misc]
     if pa.types.is_boolean(arrow):
         return bool
     if pa.types.is_integer(arrow):
@@ -25,22 +25,26 @@ def _kind(arrow: pa.DataType) -> Any:
     return datetime if pa.types.is_timestamp(arrow) else str
 
 
-def _fields(columns: tuple[Column, ...], leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
+def _model_fields(columns: tuple[Column, ...], leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
     kept = (one for one in columns if one.name not in leave_out)
-    return {one.name: (_kind(one.type) | None, Field(None, description=one.sentence)) for one in kept}
+    return {one.name: (_json_type(one.type) | None, Field(None, description=one.description)) for one in kept}
 
 
-SlideRow = create_model("SlideRow", __doc__="A row of the table slides.", **_fields(schemas.SLIDES, ("files",)))
+SlideRow = create_model(
+    "SlideRow", __doc__="A row of the table slides.", **_model_fields(schemas.SLIDE_COLUMNS, ("files",))
+)
 
 Prediction = create_model(
     "Prediction",
     __doc__="A row of the table predictions.",
     bundle=(str, Field(description="membrane, or the id of the bundle that said it")),
-    **_fields(schemas.PREDICTIONS, ("slide_id", "patient_id")),
+    **_model_fields(schemas.PREDICTION_COLUMNS, ("slide_id", "patient_id")),
 )
 
 ReviewEntry = create_model(
-    "ReviewEntry", __doc__="An entry of the table reviews.", **_fields(schemas.REVIEWS, ("salt", "body_sha256"))
+    "ReviewEntry",
+    __doc__="An entry of the table reviews.",
+    **_model_fields(schemas.REVIEW_COLUMNS, ("salt", "body_sha256")),
 )
 
 

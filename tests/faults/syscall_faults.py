@@ -116,7 +116,7 @@ def spread(total: int, tries: int) -> Sequence[int]:
 def look(root: Path, reference: Path) -> dict[str, object]:
     """What a store is like: slides that are not whole, leftovers, what `verify` says, whether it is as it should be."""
     cohort = Cohort(root)
-    rows = cohort.rows_anew().values() if cohort.slides.is_dir() else []
+    rows = cohort.reread_rows().values() if cohort.slides.is_dir() else []
     left = [path.name for path in [*root.glob(".draft-*"), *root.rglob(".*.part")]]
     problems = [f"{one.path.name}: {one.what}" for one in verify_cohort(cohort)] if cohort.settings.exists() else []
     return {

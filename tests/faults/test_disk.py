@@ -13,16 +13,16 @@ from her2batch.store.audit import verify_cohort
 from her2batch.store.cohort import Cohort
 from tests.faults.fault_fixtures import (
     TRIES,
-    Lab,
-    clean,
-    command,
+    ReferenceCohort,
+    assert_intact,
+    assert_same_files,
+    count_rows,
+    ingest_command,
+    ingest_serially,
     needs_mount,
     needs_strace,
-    plain,
-    rows_there,
-    same,
-    start,
-    until,
+    start_ingest,
+    wait_until,
 )
 from tests.faults.powerloss import crashes, recorded
 from tests.faults.test_kills import mended, strikes
@@ -62,7 +62,7 @@ def in_namespace(shell: str, *arguments: str | Path) -> subprocess.CompletedProc
 @needs_mount
 @pytest.mark.parametrize("kilobytes", [60, 400])
 def test_a_full_disk_costs_slides_that_the_next_run_does_once_there_is_room(
-    lab: Lab, tmp_path: Path, kilobytes: int
+    reference_cohort: ReferenceCohort, tmp_path: Path, kilobytes: int
 ) -> None:
     """So many kB are free on a disk of 4 MB: for a first row, or for some slides."""
     disk, out = tmp_path / "disk", tmp_path / "kept"
@@ -70,7 +70,7 @@ def test_a_full_disk_costs_slides_that_the_next_run_does_once_there_is_room(
     ballast = 4_194_304 - kilobytes * 1024 // 4096 * 4096
     run = in_namespace(
         f'mount -t tmpfs -o size=4m none "$1"; {sys.executable} -c "$3" "$4" "$1" {ballast}; cp -a "$1/c" "$2"',
-        disk, out, SMALL_DISK, lab.scans,
+        disk, out, SMALL_DISK, reference_cohort.scans,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     *words, codes = run.stdout.splitlines()
@@ -79,15 +79,17 @@ def test_a_full_disk_costs_slides_that_the_next_run_does_once_there_is_room(
     if first == "2":
         assert str(disk / "c") in words[0]
         assert "No space left on device; 0.0" in words[0]
-    same(out, lab.reference)
-    clean(out)
+    assert_same_files(out, reference_cohort.files)
+    assert_intact(out)
 
 
 @needs_strace
-def test_refused_at_any_call_a_slide_fails_or_the_run_says_so_and_the_next_mends_it(lab: Lab, tmp_path: Path) -> None:
+def test_refused_at_any_call_a_slide_fails_or_the_run_says_so_and_the_next_mends_it(
+    reference_cohort: ReferenceCohort, tmp_path: Path
+) -> None:
     """ENOSPC at a write, EIO at an fsync, EXDEV at a rename: nothing is marked done that is not whole."""
     faults = {"write": "error=ENOSPC", "fsync": "error=EIO", "rename": "error=EXDEV", "mkdir": "error=ENOSPC"}
-    found = strikes(lab, tmp_path, faults, tries=2)
+    found = strikes(reference_cohort, tmp_path, faults, tries=2)
     refused_well(found)
 
 
@@ -95,16 +97,24 @@ def test_refused_at_any_call_a_slide_fails_or_the_run_says_so_and_the_next_mends
 @needs_strace
 @pytest.mark.timeout(900)
 def test_refused_all_over_an_ingest_a_slide_fails_or_the_run_says_so_and_the_next_mends_it(
-    lab: Lab, tmp_path: Path
+    reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
     (tmp_path / "a").mkdir()
     refused_well(
-        strikes(lab, tmp_path / "a", {"fsync": "error=EIO", "rename": "error=EIO", "mkdir": "error=ENOSPC"}, TRIES)
+        strikes(
+            reference_cohort,
+            tmp_path / "a",
+            {"fsync": "error=EIO", "rename": "error=EIO", "mkdir": "error=ENOSPC"},
+            TRIES,
+        )
     )
     (tmp_path / "b").mkdir()
     refused_well(
         strikes(
-            lab, tmp_path / "b", {"write": "error=ENOSPC", "close": "error=EIO", "openat": "error=EMFILE"}, TRIES // 2
+            reference_cohort,
+            tmp_path / "b",
+            {"write": "error=ENOSPC", "close": "error=EIO", "openat": "error=EMFILE"},
+            TRIES // 2,
         )
     )
 
@@ -119,54 +129,65 @@ def refused_well(found: list[dict]) -> None:
 
 
 @needs_strace
-def test_a_slide_that_cannot_be_read_says_so_and_the_others_are_done(lab: Lab, tmp_path: Path) -> None:
+def test_a_slide_that_cannot_be_read_says_so_and_the_others_are_done(
+    reference_cohort: ReferenceCohort, tmp_path: Path
+) -> None:
     """The share answers every read of its tiles with EIO."""
     scans = tmp_path / "scans"
-    shutil.copytree(lab.scans, scans)
+    shutil.copytree(reference_cohort.scans, scans)
     broken = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(tmp_path / "log"), "-P", str(scans / "s2.tiff")]
     inject = ["--trace=pread64", "--inject=pread64:error=EIO:when=1+"]
-    run = subprocess.run([*broken, *inject, *command(scans, tmp_path / "c", 0)], capture_output=True, text=True)
+    run = subprocess.run([*broken, *inject, *ingest_command(scans, tmp_path / "c", 0)], capture_output=True, text=True)
     assert run.returncode == 3, run.stderr
     rows = Cohort(tmp_path / "c").rows()
     assert {name: row["error_code"] for name, row in rows.items() if row["error_code"]} == {"s2": "unreadable"}
     assert "Input/output error" in rows["s2"]["error"]
-    assert plain(scans, tmp_path / "c", retry_failed=True).exit_code == 0
-    clean(tmp_path / "c")
+    assert ingest_serially(scans, tmp_path / "c", retry_failed=True).exit_code == 0
+    assert_intact(tmp_path / "c")
 
 
 @needs_strace
 @pytest.mark.slow
-def test_a_slow_share_costs_time_and_nothing_else(lab: Lab, tmp_path: Path) -> None:
+def test_a_slow_share_costs_time_and_nothing_else(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """Every read of the slides takes 20 ms more."""
     slow = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(tmp_path / "log"), "--trace=pread64"]
-    paths = [part for path in sorted(lab.scans.iterdir()) for part in ("-P", str(path))]
-    run = subprocess.run([*slow, "--inject=pread64:delay_enter=20000", *paths, *command(lab.scans, tmp_path / "c", 0)])
+    paths = [part for path in sorted(reference_cohort.scans.iterdir()) for part in ("-P", str(path))]
+    run = subprocess.run(
+        [
+            *slow,
+            "--inject=pread64:delay_enter=20000",
+            *paths,
+            *ingest_command(reference_cohort.scans, tmp_path / "c", 0),
+        ]
+    )
     assert run.returncode == 0
-    same(tmp_path / "c", lab.reference)
+    assert_same_files(tmp_path / "c", reference_cohort.files)
 
 
 @needs_strace
 @pytest.mark.slow
-def test_a_share_that_complains_when_the_lock_is_closed_changes_nothing(lab: Lab, tmp_path: Path) -> None:
+def test_a_share_that_complains_when_the_lock_is_closed_changes_nothing(
+    reference_cohort: ReferenceCohort, tmp_path: Path
+) -> None:
     out = tmp_path / "c"
-    plain(lab.scans, out)
+    ingest_serially(reference_cohort.scans, out)
     broken = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(tmp_path / "log"), "-P", str(out / ".lock")]
     run = subprocess.run(
-        [*broken, "--trace=close", "--inject=close:error=EIO", *command(lab.scans, out, 0)],
+        [*broken, "--trace=close", "--inject=close:error=EIO", *ingest_command(reference_cohort.scans, out, 0)],
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stderr
     assert "EIO" in (tmp_path / "log").read_text()
-    same(out, lab.reference)
+    assert_same_files(out, reference_cohort.files)
 
 
 @needs_mount
-def test_a_read_only_store_is_refused_before_any_work(lab: Lab, tmp_path: Path) -> None:
+def test_a_read_only_store_is_refused_before_any_work(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     out = tmp_path / "c"
-    plain(lab.scans, out)
+    ingest_serially(reference_cohort.scans, out)
     line = 'mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"; shift; "$@"'
-    run = in_namespace(line, out, *command(lab.scans, out, 0))
+    run = in_namespace(line, out, *ingest_command(reference_cohort.scans, out, 0))
     assert run.returncode == 2
     assert run.stderr.strip().startswith(f"her2batch: {out}: can't be written to (Read-only file system")
     assert len(run.stderr.strip().splitlines()) == 1
@@ -174,12 +195,12 @@ def test_a_read_only_store_is_refused_before_any_work(lab: Lab, tmp_path: Path) 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_a_store_that_is_taken_away_ends_the_run_with_one_line_and_is_not_made_again(
-    lab: Lab, tmp_path: Path, workers: int
+    reference_cohort: ReferenceCohort, tmp_path: Path, workers: int
 ) -> None:
     """As when a share is unmounted: what is left is an empty folder on another disk."""
     out, away = tmp_path / "c", tmp_path / "away"
-    run = start(lab.scans, out, workers)
-    until(lambda: rows_there(out) >= 1)
+    run = start_ingest(reference_cohort.scans, out, workers)
+    wait_until(lambda: count_rows(out) >= 1)
     out.rename(away)
     out.mkdir()
     _, words = run.communicate(timeout=100)
@@ -190,26 +211,28 @@ def test_a_store_that_is_taken_away_ends_the_run_with_one_line_and_is_not_made_a
     assert in_place == []  # at most the draft of a slide that was begun at that moment
     shutil.rmtree(out)
     away.rename(out)
-    assert plain(lab.scans, out).exit_code == 0
-    same(out, lab.reference)
+    assert ingest_serially(reference_cohort.scans, out).exit_code == 0
+    assert_same_files(out, reference_cohort.files)
 
 
 # -- power ---------------------------------------------------------------------------------------------------------
 
 
 @needs_strace
-def test_after_a_power_cut_at_any_moment_every_slide_there_is_whole(lab: Lab, tmp_path: Path) -> None:
+def test_after_a_power_cut_at_any_moment_every_slide_there_is_whole(
+    reference_cohort: ReferenceCohort, tmp_path: Path
+) -> None:
     """Every prefix of what an ingest did to the disk, without what was not forced to it by then."""
     scans, out = tmp_path / "scans", tmp_path / "c"
     scans.mkdir()
     for name in ("s2.tiff", "s3.tiff"):
-        shutil.copy(lab.scans / name, scans)
-    operations = recorded(command(scans, out, 0), out, tmp_path / "log")
+        shutil.copy(reference_cohort.scans / name, scans)
+    operations = recorded(ingest_command(scans, out, 0), out, tmp_path / "log")
     assert len([one for one in operations if one.call == "fsync"]) > 50
     seen, most = 0, 0
     for root in crashes(operations, out, tmp_path / "crashed"):
         cohort = Cohort(root)
-        rows = cohort.rows_anew() if cohort.slides.is_dir() else {}
+        rows = cohort.reread_rows() if cohort.slides.is_dir() else {}
         problems = (
             [one for one in verify_cohort(cohort) if one.what != "no slide's row names this file"] if rows else []
         )
@@ -221,8 +244,8 @@ def test_after_a_power_cut_at_any_moment_every_slide_there_is_whole(lab: Lab, tm
 # -- altered -------------------------------------------------------------------------------------------------------
 
 
-def a_store(lab: Lab, tmp_path: Path) -> Cohort:
-    plain(lab.scans, tmp_path / "c")
+def a_store(reference_cohort: ReferenceCohort, tmp_path: Path) -> Cohort:
+    ingest_serially(reference_cohort.scans, tmp_path / "c")
     return Cohort(tmp_path / "c")
 
 
@@ -234,20 +257,20 @@ def files_of(cohort: Cohort, slide_id: str) -> list[Path]:
     return [*kinds.values(), cohort.table("slides", slide_id)]
 
 
-def rebuilt(lab: Lab, cohort: Cohort, which: set[str]) -> None:
+def rebuilt(reference_cohort: ReferenceCohort, cohort: Cohort, which: set[str]) -> None:
     """The next ingest does exactly these slides again, and the store is as it was."""
-    summary = plain(lab.scans, cohort.root)
+    summary = ingest_serially(reference_cohort.scans, cohort.root)
     assert set(summary.fresh) == which
-    same(cohort.root, lab.reference)
-    clean(cohort.root)
+    assert_same_files(cohort.root, reference_cohort.files)
+    assert_intact(cohort.root)
 
 
-def test_200_of_200_flipped_bits_are_named_file_by_file(lab: Lab, tmp_path: Path) -> None:
+def test_200_of_200_flipped_bits_are_named_file_by_file(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """One bit at a time, over every kind of file there is."""
     scans = tmp_path / "scans"
     scans.mkdir()
-    shutil.copy(lab.scans / "s3.tiff", scans)
-    plain(scans, tmp_path / "c")
+    shutil.copy(reference_cohort.scans / "s3.tiff", scans)
+    ingest_serially(scans, tmp_path / "c")
     cohort, chance, missed = Cohort(tmp_path / "c"), random.Random(19), []
     kinds = files_of(cohort, "s3")
     assert len(kinds) >= 8
@@ -264,18 +287,22 @@ def test_200_of_200_flipped_bits_are_named_file_by_file(lab: Lab, tmp_path: Path
     assert missed == []
 
 
-def test_slides_with_flipped_bits_are_done_again_and_no_others(lab: Lab, tmp_path: Path) -> None:
-    cohort = a_store(lab, tmp_path)
+def test_slides_with_flipped_bits_are_done_again_and_no_others(
+    reference_cohort: ReferenceCohort, tmp_path: Path
+) -> None:
+    cohort = a_store(reference_cohort, tmp_path)
     for slide_id, kind in (("s0", 1), ("s3", -1), ("s5", -2)):  # a table, a row, a picture or a shard
         target = files_of(cohort, slide_id)[kind]
         data = target.read_bytes()
         target.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert {one.slide_id for one in verify_cohort(cohort)} == {"s0", "s3", "s5"}
-    rebuilt(lab, cohort, {"s0", "s3", "s5"})
+    rebuilt(reference_cohort, cohort, {"s0", "s3", "s5"})
 
 
-def test_cut_swapped_and_deleted_files_are_named_and_done_again(lab: Lab, tmp_path: Path) -> None:
-    cohort = a_store(lab, tmp_path)
+def test_cut_swapped_and_deleted_files_are_named_and_done_again(
+    reference_cohort: ReferenceCohort, tmp_path: Path
+) -> None:
+    cohort = a_store(reference_cohort, tmp_path)
     cut, a, b = cohort.table("tiles", "s1"), cohort.table("membrane", "s3"), cohort.table("membrane", "s4")
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     a.rename(tmp_path / "x")
@@ -284,26 +311,26 @@ def test_cut_swapped_and_deleted_files_are_named_and_done_again(lab: Lab, tmp_pa
     cohort.thumbnail("s5").unlink()
     found = {one.path for one in verify_cohort(cohort)}
     assert found == {cut, a, b, cohort.thumbnail("s5")}
-    rebuilt(lab, cohort, {"s1", "s3", "s4", "s5"})
+    rebuilt(reference_cohort, cohort, {"s1", "s3", "s4", "s5"})
 
 
-def test_a_torn_intake_table_is_made_again_and_no_slide_is(lab: Lab, tmp_path: Path) -> None:
-    cohort = a_store(lab, tmp_path)
+def test_a_torn_intake_table_is_made_again_and_no_slide_is(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
+    cohort = a_store(reference_cohort, tmp_path)
     data = cohort.intake.read_bytes()
     cohort.intake.write_bytes(data[: len(data) // 2])
     assert cohort.intake in {one.path for one in verify_cohort(cohort)}
-    rebuilt(lab, cohort, set())
+    rebuilt(reference_cohort, cohort, set())
 
 
-def test_torn_labels_are_named_and_asked_for_again(lab: Lab, tmp_path: Path) -> None:
+def test_torn_labels_are_named_and_asked_for_again(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     labels = tmp_path / "labels.csv"
     labels.write_text("slide_id,patient_id,her2\ns3,P3,3+\n")
-    plain(lab.scans, tmp_path / "c", labels=labels)
+    ingest_serially(reference_cohort.scans, tmp_path / "c", labels=labels)
     cohort = Cohort(tmp_path / "c")
     before = contents(cohort.root)
     cohort.labels.write_bytes(cohort.labels.read_bytes()[:-20])
     assert [one.path for one in verify_cohort(cohort)] == [cohort.labels]
     with pytest.raises(StoreError, match=r"labels.parquet: is damaged.*--labels"):
-        plain(lab.scans, cohort.root)
-    assert plain(lab.scans, cohort.root, labels=labels).fresh == []
+        ingest_serially(reference_cohort.scans, cohort.root)
+    assert ingest_serially(reference_cohort.scans, cohort.root, labels=labels).fresh == []
     assert contents(cohort.root) == before

@@ -24,7 +24,7 @@ def test_three_names_in_two_folders_are_one_slide_and_a_changed_byte_is_another(
     summary = run(scans, tmp_path / "c")
     assert (summary.seen, summary.done, summary.duplicate, summary.exit_code) == (4, 2, 2, 0)
     assert {row["slide_id"] for row in summary.slides} == {"a", "rescanned"}
-    copies = {Path(one["path"]).name: one["reason"] for one in Cohort(tmp_path / "c").seen() if one["reason"]}
+    copies = {Path(one["path"]).name: one["reason"] for one in Cohort(tmp_path / "c").read_intake() if one["reason"]}
     assert copies == {"b.tif": f"copy of {first}", "a.tiff": f"copy of {first}"}
     assert cohort_status(Cohort(tmp_path / "c")).adds_up
     again = run(scans, tmp_path / "c")

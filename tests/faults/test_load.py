@@ -32,7 +32,7 @@ def test_glass_alone_is_a_slide_with_no_tiles(tmp_path: Path, make_slide: MakeSl
     found = ingest(IngestRequest(path.parent, tmp_path / "c"), Plan(), Resources(workers=0))
     assert [(row["status"], row["n_tiles"], "no-tissue" in row["flags"]) for row in found.slides] == [("done", 0, True)]
     cohort = Cohort(tmp_path / "c")
-    assert {name: cohort.read(name, "glass").num_rows for name in cohort.names() if name != "slides"} == {
+    assert {name: cohort.read(name, "glass").num_rows for name in cohort.table_names() if name != "slides"} == {
         "embeddings/stain": 0, "membrane": 0, "predictions/membrane": 0, "tiles": 0,
     }  # fmt: skip
 

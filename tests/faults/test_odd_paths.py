@@ -101,7 +101,7 @@ def test_what_is_no_file_is_left_alone_and_nothing_waits_for_it(
     listener.close()
     found = {Path(row["path"]).name: row["slide_id"] for row in summary.slides}
     assert found == {good.name: "good", "inside.tiff": "inside", "out.tiff": "out"}
-    reasons = {Path(one["path"]).name: one["reason"] for one in Cohort(tmp_path / "c").seen() if one["reason"]}
+    reasons = {Path(one["path"]).name: one["reason"] for one in Cohort(tmp_path / "c").read_intake() if one["reason"]}
     assert reasons == {
         "pipe.svs": "not a regular file", "socket.svs": "not a regular file", "zero.svs": "not a regular file",
         "loop.svs": "link that leads nowhere", "nowhere.svs": "link that leads nowhere",

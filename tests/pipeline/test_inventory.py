@@ -145,13 +145,13 @@ def test_what_is_remembered_of_a_folder_holds_no_name_of_it(cohort: Cohort, make
     os.utime(path, ns=(0, 0))
     os.utime(path.parent / "Jane.vms", ns=(0, 0))
     take_inventory(path.parent, cohort, Plan(), Pseudonymizer(b"k" * 32), {}).keep(cohort)
-    assert len(cohort.looks()) == 2
-    assert "Jane" not in str(cohort.looks())
+    assert len(cohort.read_probes()) == 2
+    assert "Jane" not in str(cohort.read_probes())
 
 
 def test_a_lost_memo_changes_nothing(scans: Path, cohort: Cohort) -> None:
     finish(cohort, look(scans, cohort))
     first = look(scans, cohort)
-    cohort.looks_memo.unlink()
+    cohort.probe_cache_file.unlink()
     assert look(scans, cohort) == first
     assert (len(first.current), first.todo) == (4, [])

@@ -27,7 +27,7 @@ from her2batch.store import schemas
 from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort
 from her2batch.store.schemas import Column
-from her2batch.store.training_run import file_name_of
+from her2batch.store.training_run import encoder_folder
 from her2batch.vision.membrane import TileBatch
 from tests.runtime.test_ingest import contents
 from tests.runtime.test_scheduler import todos
@@ -58,8 +58,8 @@ def test_nets_run_only_with_a_bundle() -> None:
 
 
 def test_an_encoders_table_has_a_plain_name() -> None:
-    assert file_name_of("timm:resnet18.a1_in1k") == "timm-resnet18.a1_in1k"
-    assert file_name_of("uni2-h") == "uni2-h"
+    assert encoder_folder("timm:resnet18.a1_in1k") == "timm-resnet18.a1_in1k"
+    assert encoder_folder("uni2-h") == "uni2-h"
 
 
 # -- a stage with a table of its own -----------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_a_new_stage_with_a_table_is_one_row_and_one_schema(
         assert table.num_rows > tiles / 2
         assert table["tile"].to_pylist() == sorted(table["tile"].to_pylist())
         assert set(np.bincount(table["tile"], minlength=tiles)) == {0, 1, 2}
-        assert "spots" in cohort.names()
+        assert "spots" in cohort.table_names()
         assert cohort_status(cohort).strays == ["a", "small"]  # no intake table: the workers ran without an ingest
         assert list(verify_cohort(cohort)) == []
         pq.write_table(table.drop_columns(["grey"]), cohort.table("spots", "a"))

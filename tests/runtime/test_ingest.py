@@ -147,10 +147,10 @@ def test_damage_of_the_same_size_is_mended_once_verify_has_seen_it(tmp_path: Pat
     data[len(data) // 2] ^= 1
     cohort.table("tiles", "a").write_bytes(data)
     assert [problem.slide_id for problem in verify_cohort(cohort)] == ["a"]
-    assert cohort.damaged() == {"a"}
+    assert cohort.damaged_slides() == {"a"}
     assert run(path.parent, tmp_path / "c").already == 1
     assert contents(tmp_path / "c") == before
-    assert cohort.damaged() == set()
+    assert cohort.damaged_slides() == set()
     assert run(path.parent, tmp_path / "c").already == 2
 
 
@@ -222,7 +222,7 @@ def test_every_table_reads_with_a_glob(tmp_path: Path, make_slide: Callable) -> 
     for k in range(2):
         make_slide(f"s{k}.tiff", seed=k, brown=0.3)
     run(tmp_path / "scans", tmp_path / "c")
-    for name in Cohort(tmp_path / "c").names():
+    for name in Cohort(tmp_path / "c").table_names():
         pattern = str(tmp_path / "c" / "tables" / name / "*.parquet")
         assert duckdb.sql(f"select count(*) from '{pattern}'").fetchall()[0][0] >= 2
         assert len(pd.concat(pd.read_parquet(file) for file in Path(pattern).parent.glob("*.parquet"))) >= 2

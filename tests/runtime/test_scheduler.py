@@ -12,7 +12,7 @@ import pytest
 
 from her2batch.models.bundle import BundleInfo, ModelEntry
 from her2batch.models.encoders import embedding_dim
-from her2batch.models.nets import build
+from her2batch.models.nets import build_network
 from her2batch.pipeline.inventory import SlideJob, take_inventory
 from her2batch.pipeline.queue import SlideQueue
 from her2batch.pipeline.slide_state import StageContext
@@ -255,7 +255,7 @@ def a_bundle(folder: Path) -> Path:
         file = f"{source}.safetensors"
         about = {"kind": kind, "task": task, "method": method, "input": source, "classes": CLASSES[task], "file": file}
         entries.append(ModelEntry(**about, size="tiny"))
-        nets[file] = build(method, len(CLASSES[task]), 224, "tiny")
+        nets[file] = build_network(method, len(CLASSES[task]), 224, "tiny")
     tasks = ("her2-4way", "her2-3way")
     return bundle_of(
         folder, BundleInfo(her2batch="0.1.0", tasks=tasks, licence="none: untrained", models=tuple(entries)), nets
@@ -275,10 +275,10 @@ def test_model_pools_give_the_bytes_of_the_plain_loop(
         assert (summary.done, summary.skipped) == (1, [])
     assert contents(tmp_path / "plain") == contents(tmp_path / "pools")
     cohort = Cohort(tmp_path / "pools")
-    names = [name.split("/")[0] for name in cohort.names()]
+    names = [name.split("/")[0] for name in cohort.table_names()]
     own = ["embeddings", "embeddings", "membrane", "patches"]
     assert names == [*own, "predictions", "predictions", "slides", "thumbnails", "tiles"]
-    patches = cohort.read(next(name for name in cohort.names() if name.startswith("patches")), "a")
+    patches = cohort.read(next(name for name in cohort.table_names() if name.startswith("patches")), "a")
     assert set(patches["resolution"].to_pylist()) == {"moderate"}  # at `low` a patch is larger than this tissue
     total = sum(patches[f"p{k}"].to_numpy() for k in range(len(IHC_SCORES)))
     np.testing.assert_allclose(total, 1, atol=1e-5)

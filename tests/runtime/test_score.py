@@ -57,7 +57,7 @@ def test_every_kind_of_model_scores(bundle: Path, cohort: Path, synthetic: Synth
     for row in rows:
         assert sum(row["p"]) == pytest.approx(1, abs=1e-4)
         assert row["predicted"] in row["plausible"]
-    names = Cohort(cohort).names()
+    names = Cohort(cohort).table_names()
     for table in ("patches", "thumbnails", "attention", "predictions"):
         assert f"{table}/{found.bundle.id}" in names
     assert list(verify_cohort(Cohort(cohort))) == []
@@ -130,7 +130,7 @@ def test_slide_without_tiles_is_scored_as_ingest_with_the_bundle_scores_it(
     direct = Cohort(cohort.root.parent / "direct")
     request = IngestRequest(cohort.root.parent / "scans", direct.root, bundle=bundle)
     assert ingest(request, Plan(), Resources(workers=0)).exit_code == 0
-    tables = [name for name in cohort.names() if name.endswith(found.bundle.id)]
+    tables = [name for name in cohort.table_names() if name.endswith(found.bundle.id)]
     assert {name.split("/")[0] for name in tables} == {"patches", "thumbnails", "attention", "predictions"}
     for name in tables:
         paths = [store.table(name, "blank") for store in (cohort, direct)]
@@ -156,7 +156,7 @@ def test_one_failing_slide_does_not_fail_the_others_of_its_share(
     found = score(cohort, bundle, Resources(workers=0))
     assert (found.scored, list(found.failures), found.exit_code) == (1, [bad], 3)
     assert found.failures[bad].count(bad) == 1
-    assert f"predictions/{found.bundle.id}" in Cohort(cohort).names()
+    assert f"predictions/{found.bundle.id}" in Cohort(cohort).table_names()
     monkeypatch.setattr(score_module, "score_slide", original)
     again = score(cohort, bundle, Resources(workers=0))
     assert (again.already, again.scored, again.failures) == (1, 1, {})

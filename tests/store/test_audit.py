@@ -59,7 +59,7 @@ def test_a_row_that_went_bad_without_a_trace_is_forgotten_by_the_memo_too(tmp_pa
     data = path.read_bytes()
     for which, seconds in ((path, 0), (later, 10)):
         os.utime(which, ns=(0, seconds * 10**9))
-    made.remember()
+    made.update_row_cache()
     later.unlink()
     path.write_bytes(bytes(len(data)))  # a disk that lost a sector changes neither size nor time
     os.utime(path, ns=(0, 0))

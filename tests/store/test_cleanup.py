@@ -19,35 +19,35 @@ def cohort(tmp_path: Path) -> Cohort:
     return made
 
 
-def there(cohort: Cohort) -> set[str]:
+def files_of_slides(cohort: Cohort) -> set[str]:
     return {str(path.relative_to(cohort.root)) for path in cohort.root.rglob("*")} - {".lock"}
 
 
 def test_a_draft_that_was_never_committed_is_not_there(cohort: Cohort) -> None:
     cohort.draft("a").write("tiles", tiles("a"))
     assert cohort.rows() == {}
-    assert cohort.names() == []
+    assert cohort.table_names() == []
     remove_leftovers(cohort)
     assert not list(cohort.root.glob(".draft-*"))
 
 
 def test_half_written_files_are_swept_and_whole_ones_are_not(cohort: Cohort) -> None:
     commit(cohort, "a")
-    before = there(cohort)
+    before = files_of_slides(cohort)
     for path in (cohort.settings, cohort.intake, cohort.table("slides", "a"), cohort.table("tiles", "a")):
         path.with_name(f".{path.name}.7.part").touch()
     with cohort.lock():
         remove_leftovers(cohort)
-    assert there(cohort) == before
+    assert files_of_slides(cohort) == before
 
 
 def test_files_that_no_row_names_go_and_those_that_one_names_stay(cohort: Cohort) -> None:
     commit(cohort, "a")
-    before = there(cohort)
+    before = files_of_slides(cohort)
     commit(cohort, "b")
     cohort.table("slides", "b").unlink()
     assert remove_orphans(cohort, cohort.rows()) == ["pyramids/b.zarr", "tables/tiles/b.parquet", "thumbnails/b.jpg"]
-    assert there(cohort) == before
+    assert files_of_slides(cohort) == before
     assert remove_orphans(cohort, cohort.rows()) == []
 
 
@@ -62,6 +62,6 @@ def test_what_a_failed_slide_left_of_a_better_time_goes(cohort: Cohort) -> None:
 def test_files_of_a_row_that_cannot_be_read_stay(cohort: Cohort) -> None:
     commit(cohort, "a")
     cohort.table("slides", "a").write_bytes(b"torn")
-    assert remove_orphans(cohort, cohort.rows_anew()) == []
+    assert remove_orphans(cohort, cohort.reread_rows()) == []
     write_parquet(tiles("x"), cohort.table("tiles", "x"))
-    assert remove_orphans(cohort, cohort.rows_anew()) == ["tables/tiles/x.parquet"]
+    assert remove_orphans(cohort, cohort.reread_rows()) == ["tables/tiles/x.parquet"]

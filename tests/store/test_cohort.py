@@ -52,17 +52,17 @@ def test_a_committed_slide_is_whole_and_names_every_file(cohort: Cohort) -> None
     assert [file["path"] for file in committed["files"]] == [
         "pyramids/a.zarr/0/zarr.json", "tables/tiles/a.parquet", "thumbnails/a.jpg",
     ]  # fmt: skip
-    assert cohort.intact(committed)
+    assert cohort.files_present(committed)
     assert list(verify_cohort(cohort)) == []
     assert not list(cohort.root.glob(".draft-*"))
 
 
 def test_what_was_found_in_files_is_remembered_until_it_is_lost(cohort: Cohort) -> None:
     look = {"path": "/s/a.dcm", "rules": 1, "bytes": 9, "mtime_ns": 5, "kind": "dicom", "belongs": ["/s/1.2.3"]}
-    cohort.write_looks([look])
-    assert cohort.looks() == [look]
-    cohort.looks_memo.write_bytes(cohort.looks_memo.read_bytes()[:-1])
-    assert cohort.looks() == []
+    cohort.write_probes([look])
+    assert cohort.read_probes() == [look]
+    cohort.probe_cache_file.write_bytes(cohort.probe_cache_file.read_bytes()[:-1])
+    assert cohort.read_probes() == []
 
 
 def test_a_second_commit_replaces_the_first_and_leaves_nothing_of_it(cohort: Cohort) -> None:
@@ -111,7 +111,7 @@ def test_verify_names_files_that_nobody_owns(cohort: Cohort) -> None:
 def test_intact_looks_at_sizes_only(cohort: Cohort) -> None:
     committed = commit(cohort, "a")
     cohort.thumbnail("a").write_bytes(b"longer than before")
-    assert not cohort.intact(committed)
+    assert not cohort.files_present(committed)
 
 
 def test_only_one_process_writes_at_a_time(cohort: Cohort) -> None:
@@ -187,7 +187,7 @@ def test_another_format_is_refused(cohort: Cohort) -> None:
 def test_status_says_when_a_seen_file_has_no_outcome(cohort: Cohort) -> None:
     entry = {"path": "/s/a.svs", "bytes": 1, "mtime_ns": 1, "n_files": 1, "outcome": "slide", "slide_id": "a"}
     other = {**entry, "path": "/s/b.txt", "outcome": "ignored", "slide_id": None, "reason": "not a slide"}
-    cohort.write_seen([entry, other])
+    cohort.write_intake([entry, other])
     assert not cohort_status(cohort).adds_up
     commit(cohort, "a")
     found = cohort_status(cohort)

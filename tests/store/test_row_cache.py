@@ -101,38 +101,38 @@ def test_rows_are_the_same_with_a_memo_of_any_age_and_without(steps: list[tuple[
                     path.write_bytes(path.read_bytes()[: -4 * number])
                     os.utime(path, ns=(0, clock * 10**9))
                 case "remember":
-                    cohort.remember()
+                    cohort.update_row_cache()
                 case "lose the memo":
-                    cohort.slides_memo.unlink(missing_ok=True)
-                case "spoil the memo" if cohort.slides_memo.exists():
-                    cohort.slides_memo.write_bytes(cohort.slides_memo.read_bytes()[:-number])
-            assert cohort.rows() == cohort.rows_anew()
+                    cohort.row_cache_file.unlink(missing_ok=True)
+                case "spoil the memo" if cohort.row_cache_file.exists():
+                    cohort.row_cache_file.write_bytes(cohort.row_cache_file.read_bytes()[:-number])
+            assert cohort.rows() == cohort.reread_rows()
 
 
 def test_a_row_that_is_remembered_is_not_opened() -> None:
     with fresh_cohort() as cohort:
         paths = [put(cohort, name, 3, k * 10) for k, name in enumerate("abc")]
         before = cohort.rows()
-        cohort.remember()
+        cohort.update_row_cache()
         for path in paths[:2]:
             spoil(path)
         assert cohort.rows() == before
-        assert list(cohort.rows_anew()) == ["c"]
+        assert list(cohort.reread_rows()) == ["c"]
 
 
 def test_a_row_of_the_last_two_seconds_is_not_remembered_yet() -> None:
     with fresh_cohort() as cohort:
         put(cohort, "old", 3, 0)
         put(cohort, "new", 3, SETTLED_NS // 10**9 + 1)
-        cohort.remember()
-        assert load_cache(cohort.slides_memo, cached_row_schema())["slide_id"].to_pylist() == ["old"]
+        cohort.update_row_cache()
+        assert load_cache(cohort.row_cache_file, cached_row_schema())["slide_id"].to_pylist() == ["old"]
 
 
 def test_reading_writes_nothing() -> None:
     with fresh_cohort() as cohort:
         put(cohort, "a", 3, 0)
         put(cohort, "b", 3, 10)
-        cohort.remember()
+        cohort.update_row_cache()
         put(cohort, "a", 4, 20)
         before = {path: path.stat().st_mtime_ns for path in cohort.root.rglob("*")}
         assert cohort.rows()["a"]["n_tiles"] == 4

@@ -14,19 +14,19 @@ UNIT = Unit("her2-3way", "clam-sb", "timm:resnet18.a1_in1k", 3)
 
 def test_a_run_is_taken_up_with_the_settings_it_began_with(tmp_path: Path) -> None:
     run = TrainingRun(tmp_path / "run")
-    run.begin({"training": {"folds": 10, "seed": 0}})
-    run.begin({"training": {"folds": 10, "seed": 0}})
+    run.open_or_create({"training": {"folds": 10, "seed": 0}})
+    run.open_or_create({"training": {"folds": 10, "seed": 0}})
     run.unit(UNIT).mkdir(parents=True)
     with pytest.raises(InputError, match=r"other settings \(training\.folds, weights\)"):
-        run.begin({"training": {"folds": 5, "seed": 0}, "weights": "w"})
+        run.open_or_create({"training": {"folds": 5, "seed": 0}, "weights": "w"})
 
 
 def test_a_run_that_trained_nothing_gives_way(tmp_path: Path) -> None:
     """It may have stopped on what it was given; the next command gives something else."""
     run = TrainingRun(tmp_path / "run")
-    run.begin({"labels": "wrong.csv"})
+    run.open_or_create({"labels": "wrong.csv"})
     run.write("folds", run_schema("folds").empty_table())
-    run.begin({"labels": "right.csv"})
+    run.open_or_create({"labels": "right.csv"})
     assert run.read_settings()["labels"] == "right.csv"
     assert not run.table("folds").exists()
 
@@ -34,7 +34,7 @@ def test_a_run_that_trained_nothing_gives_way(tmp_path: Path) -> None:
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").touch()
     with pytest.raises(StoreError, match="no run"):
-        TrainingRun(tmp_path).begin({})
+        TrainingRun(tmp_path).open_or_create({})
     with pytest.raises(InputError, match="no run here"):
         TrainingRun(tmp_path).read_settings()
     (tmp_path / "run.toml").write_text("format = 99")
@@ -52,18 +52,18 @@ def test_units_have_names_that_any_disk_takes() -> None:
 
 def test_predictions_commit_a_unit(tmp_path: Path) -> None:
     run = TrainingRun(tmp_path / "run")
-    run.begin({})
+    run.open_or_create({})
     run.unit(UNIT).mkdir(parents=True)
     run.checkpoint(UNIT).write_bytes(b"half way")
-    run.put(UNIT, "attention", run_schema("attention").empty_table())
-    assert not run.done(UNIT)
+    run.write_unit_table(UNIT, "attention", run_schema("attention").empty_table())
+    assert not run.is_done(UNIT)
     run.commit(UNIT, run_schema("predictions").empty_table())
-    assert run.done(UNIT)
+    assert run.is_done(UNIT)
     assert not run.checkpoint(UNIT).exists()
-    assert run.get(UNIT, "attention").schema == run_schema("attention")
+    assert run.read_unit_table(UNIT, "attention").schema == run_schema("attention")
     (run.unit(UNIT) / "attention.parquet").write_bytes(b"")
     with pytest.raises(InputError, match="then resume"):
-        run.get(UNIT, "attention")
+        run.read_unit_table(UNIT, "attention")
 
 
 def hold(root: Path, held: object, done: object) -> None:

@@ -5,12 +5,12 @@ from her2batch.web.api_models import NewReview, Prediction, ReviewEntry, SlideRo
 
 
 def test_columns_and_their_sentences_come_from_the_tables() -> None:
-    for model, columns in ((SlideRow, schemas.SLIDES), (Prediction, schemas.PREDICTIONS)):
-        known = {one.name: one.sentence for one in columns}
+    for model, columns in ((SlideRow, schemas.SLIDE_COLUMNS), (Prediction, schemas.PREDICTION_COLUMNS)):
+        known = {one.name: one.description for one in columns}
         assert all(
             field.description == known.get(name, field.description) for name, field in model.model_fields.items()
         )
-    assert SlideRow.model_fields.keys() == {one.name for one in schemas.SLIDES} - {"files"}
+    assert SlideRow.model_fields.keys() == {one.name for one in schemas.SLIDE_COLUMNS} - {"files"}
 
 
 def test_a_review_is_given_without_its_salt() -> None:

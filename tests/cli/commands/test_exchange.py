@@ -54,7 +54,7 @@ def test_embeddings_come_back_with_import(cohort: Cohort) -> None:
     again = json.loads(runner.invoke(app, [*words, "--json"]).stdout)
     assert (again["slides"], again["already"], again["encoders"]) == ([], ["S1", "S2"], ["mine"])
     assert runner.invoke(app, ["verify", "cohort"]).exit_code == 0
-    assert cohort.names().count("embeddings/mine") == 1
+    assert cohort.table_names().count("embeddings/mine") == 1
 
 
 @pytest.mark.usefixtures("cohort")
