@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.faults.fault_fixtures import Lab, make_lab
+from tests.faults.fault_fixtures import ReferenceCohort, make_reference_cohort
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    return make_lab(tmp_path_factory.mktemp("lab"))
+def reference_cohort(tmp_path_factory: pytest.TempPathFactory) -> ReferenceCohort:
+    return make_reference_cohort(tmp_path_factory.mktemp("reference"))

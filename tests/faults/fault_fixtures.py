@@ -24,8 +24,8 @@ from her2batch.store.cohort import Cohort
 from tests.conftest import tissue_image, write_slide
 from tests.runtime.test_ingest import contents
 
-PLAIN = Resources(workers=0)
-OTHERS = ("sem.", "faketime_")
+SERIAL = Resources(workers=0)
+OTHER_PROGRAMS = ("sem.", "faketime_")
 """How the names of other programs' shared memory begin."""
 
 AGENTS_S = 90.0
@@ -48,40 +48,40 @@ needs_mount = pytest.mark.skipif(not _can_mount(), reason="this machine lets nob
 
 
 @dataclass(frozen=True)
-class Lab:
+class ReferenceCohort:
     """Six tiny slides, and the files that an undisturbed ingest of them makes."""
 
     scans: Path
-    reference: dict[str, bytes]
+    files: dict[str, bytes]
 
 
-def make_lab(folder: Path) -> Lab:
+def make_reference_cohort(folder: Path) -> ReferenceCohort:
     """Make both; the reference comes from the plain loop."""
     scans = folder / "scans"
     scans.mkdir()
     for k in range(6):
         image = tissue_image(900 + 60 * k, 900, seed=k, brown=0.15 * k)
         write_slide(scans / f"s{k}.tiff", image, levels=1 + k % 2)
-    summary = plain(scans, folder / "reference")
+    summary = ingest_serially(scans, folder / "reference")
     assert (summary.done, summary.exit_code) == (6, 0)
-    return Lab(scans, contents(folder / "reference"))
+    return ReferenceCohort(scans, contents(folder / "reference"))
 
 
-def plain(scans: Path, out: Path, **more: object) -> IngestSummary:
+def ingest_serially(scans: Path, out: Path, **more: object) -> IngestSummary:
     """Ingest in this process, one slide after the other: the reference, and how a killed run is resumed."""
-    return ingest(IngestRequest(scans, out, **more), Plan(), PLAIN)
+    return ingest(IngestRequest(scans, out, **more), Plan(), SERIAL)
 
 
-def command(scans: Path, out: Path, workers: int = 2, *more: str) -> list[str]:
+def ingest_command(scans: Path, out: Path, workers: int = 2, *more: str) -> list[str]:
     """The command line of an ingest."""
     own = [sys.executable, "-m", "her2batch.cli", "ingest", str(scans), "--out", str(out)]
     return [*own, "--workers", str(workers), *more]
 
 
-def start(scans: Path, out: Path, workers: int = 2, *more: str) -> subprocess.Popen[str]:
+def start_ingest(scans: Path, out: Path, workers: int = 2, *more: str) -> subprocess.Popen[str]:
     """An ingest in a process of its own, which leads a session of its own."""
     return subprocess.Popen(
-        command(scans, out, workers, *more), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ingest_command(scans, out, workers, *more), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
     )  # fmt: skip
 
@@ -89,7 +89,7 @@ def start(scans: Path, out: Path, workers: int = 2, *more: str) -> subprocess.Po
 # -- Same and Clean ------------------------------------------------------------------------------------------------
 
 
-def same(out: Path, reference: dict[str, bytes]) -> None:
+def assert_same_files(out: Path, reference: dict[str, bytes]) -> None:
     """tables/ (without runs/), pyramids and pictures byte for byte, no file more and none less."""
     found = contents(out)
     assert {"more": sorted(found.keys() - reference.keys()), "less": sorted(reference.keys() - found.keys())} == {
@@ -99,13 +99,13 @@ def same(out: Path, reference: dict[str, bytes]) -> None:
     assert [name for name in found if found[name] != reference[name]] == []
 
 
-def clean(out: Path) -> None:
+def assert_intact(out: Path) -> None:
     """No draft, no half-written file, and every file as its row says."""
     assert [str(path) for path in [*out.glob(".draft-*"), *out.rglob(".*.part")]] == []
     assert list(verify_cohort(Cohort(out))) == []
 
 
-def whole_slides(out: Path) -> None:
+def assert_whole_slides(out: Path) -> None:
     """Every slide that is there now is there whole: each of its files has the size and the bytes its row says."""
     cohort = Cohort(out)
     rows = cohort.rows() if cohort.slides.is_dir() else {}
@@ -114,7 +114,7 @@ def whole_slides(out: Path) -> None:
 
 
 @contextmanager
-def beside(read: Callable[[], Any], every: float = 0.0) -> Iterator[list[Any]]:
+def read_in_background(read: Callable[[], Any], every: float = 0.0) -> Iterator[list[Any]]:
     """Read in a loop on a thread, `every` so many seconds; what it found, and the exception that ended it."""
     found: list[Any] = []
     ended = threading.Event()
@@ -136,7 +136,7 @@ def beside(read: Callable[[], Any], every: float = 0.0) -> Iterator[list[Any]]:
     assert [one for one in found if isinstance(one, Exception)] == []
 
 
-def ours(mark: str) -> list[psutil.Process]:
+def processes_naming(mark: str) -> list[psutil.Process]:
     """Processes that name a folder of ours in their command line, or whose Ray's session lies in it."""
     found = []
     for process in psutil.process_iter():
@@ -146,13 +146,17 @@ def ours(mark: str) -> list[psutil.Process]:
     return found
 
 
-def shared_memory() -> set[str]:
+def shared_memory_files() -> set[str]:
     """What lies in /dev/shm, but for what other programs have there, which comes and goes."""
     folder = Path("/dev/shm")
-    return {path.name for path in folder.iterdir() if not path.name.startswith(OTHERS)} if folder.is_dir() else set()
+    return (
+        {path.name for path in folder.iterdir() if not path.name.startswith(OTHER_PROGRAMS)}
+        if folder.is_dir()
+        else set()
+    )
 
 
-def family(pid: int) -> list[psutil.Process]:
+def process_tree(pid: int) -> list[psutil.Process]:
     """A process and everything it started."""
     with suppress(psutil.Error):
         top = psutil.Process(pid)
@@ -160,7 +164,7 @@ def family(pid: int) -> list[psutil.Process]:
     return []
 
 
-def all_gone(processes: Iterable[psutil.Process], within: float = AGENTS_S) -> float:
+def wait_until_ended(processes: Iterable[psutil.Process], within: float = AGENTS_S) -> float:
     """Wait until they have ended; returns the seconds it took. Fails when one stays."""
     begun = time.monotonic()
     _, left = psutil.wait_procs([one for one in processes if _alive(one)], timeout=within)
@@ -177,7 +181,7 @@ def _alive(process: psutil.Process) -> bool:
 # -- moments -------------------------------------------------------------------------------------------------------
 
 
-def until(condition: Callable[[], bool], within: float = 120.0) -> None:
+def wait_until(condition: Callable[[], bool], within: float = 120.0) -> None:
     """Wait for something to come true."""
     end = time.monotonic() + within
     while not condition():
@@ -185,21 +189,21 @@ def until(condition: Callable[[], bool], within: float = 120.0) -> None:
         time.sleep(0.02)
 
 
-def rows_there(out: Path) -> int:
+def count_rows(out: Path) -> int:
     """Committed slides, by the names of their row files."""
     return len(list((out / "tables" / "slides").glob("[!.]*.parquet")))
 
 
-def moments(name: str, count: int, longest: float) -> list[float]:
+def random_delays(name: str, count: int, longest: float) -> list[float]:
     """Seconds to wait before each try: a seed of its own for every fault, the same each time."""
     chance = random.Random(name)
     return [chance.uniform(0, longest) for _ in range(count)]
 
 
-def named(pid: int, *names: str) -> list[psutil.Process]:
+def find_descendants(pid: int, *names: str) -> list[psutil.Process]:
     """Descendants of a process by the name of their program, or by a word of their title."""
     found = []
-    for one in family(pid)[1:]:
+    for one in process_tree(pid)[1:]:
         with suppress(psutil.Error):
             title = " ".join(one.cmdline()[:2])
             if one.name() in names or any(name in title for name in names):
@@ -207,7 +211,7 @@ def named(pid: int, *names: str) -> list[psutil.Process]:
     return found
 
 
-def kill(processes: Iterable[psutil.Process]) -> None:
+def kill_processes(processes: Iterable[psutil.Process]) -> None:
     """SIGKILL to each that is still there."""
     for one in processes:
         with suppress(psutil.Error):

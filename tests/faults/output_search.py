@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from her2batch.cli.app import app
 from her2batch.reports.report_data import load_report_data
-from her2batch.reports.slide_page import write_pages
+from her2batch.reports.slide_page import write_slide_pages
 from her2batch.store.cohort import Cohort
 from her2batch.web.deepzoom import DeepZoom
 from tests.web.served import TOKEN, application
@@ -56,9 +56,9 @@ def command(cohort: Path, out: Path, name: str, *more: str) -> int:
 
 def pages(cohort: Path, out: Path) -> None:
     """A page a slide, as the report of a cohort of more slides has them."""
-    material = load_report_data(Cohort(cohort))
-    shown = {row["slide_id"]: f"{out.name}/{row['slide_id']}.html" for row in material.done}
-    write_pages(replace(material, pages=shown, beside=out), out, "../report.html")
+    report_data = load_report_data(Cohort(cohort))
+    shown = {row["slide_id"]: f"{out.name}/{row['slide_id']}.html" for row in report_data.done_rows}
+    write_slide_pages(replace(report_data, page_links=shown, page_folder=out), out, "../report.html")
 
 
 class Answers:

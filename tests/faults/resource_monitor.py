@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from tests.faults.fault_fixtures import family
+from tests.faults.fault_fixtures import process_tree
 
 log = logging.getLogger(__name__)
 EVERY_S = 0.5
@@ -70,7 +70,7 @@ def watched(*command: str, first: str = "", files: int = 0) -> Watched:
 
 def _look(found: Watched, pid: int) -> None:
     total = 0
-    for process in family(pid):
+    for process in process_tree(pid):
         with suppress(OSError, psutil.Error):
             total += _kilobytes(Path(f"/proc/{process.pid}/smaps_rollup"), "Pss") * 1024
             found.files = max(found.files, process.num_fds())

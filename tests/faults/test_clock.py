@@ -15,7 +15,13 @@ from her2batch.errors import StoreError
 from her2batch.files.locks import is_locked, lock_folder
 from her2batch.pipeline.queue import SlideQueue, next_time
 from her2batch.store.cohort import Cohort
-from tests.faults.fault_fixtures import Lab, clean, command, plain, same
+from tests.faults.fault_fixtures import (
+    ReferenceCohort,
+    assert_intact,
+    assert_same_files,
+    ingest_command,
+    ingest_serially,
+)
 from tests.runtime.test_ingest import contents
 
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
@@ -30,15 +36,19 @@ def elsewhen(**clock: str) -> dict[str, str]:
 
 @needs_faketime
 @pytest.mark.parametrize("clock", ["@1970-01-01 00:10:00", "@2099-06-30 23:59:50"])
-def test_results_know_no_time(lab: Lab, tmp_path: Path, clock: str) -> None:
+def test_results_know_no_time(reference_cohort: ReferenceCohort, tmp_path: Path, clock: str) -> None:
     run = subprocess.run(
-        command(lab.scans, tmp_path / "c", 0), env=elsewhen(FAKETIME=clock), capture_output=True, text=True, timeout=200
+        ingest_command(reference_cohort.scans, tmp_path / "c", 0),
+        env=elsewhen(FAKETIME=clock),
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert run.returncode == 0, run.stderr
     journal = next(Cohort(tmp_path / "c").runs.glob("*.jsonl"))
     assert f'"at": "{clock[1:5]}-' in journal.read_text()  # the process did see that time
-    same(tmp_path / "c", lab.reference)
-    clean(tmp_path / "c")
+    assert_same_files(tmp_path / "c", reference_cohort.files)
+    assert_intact(tmp_path / "c")
 
 
 WATCH = """
@@ -51,7 +61,9 @@ main()
 
 
 @needs_faketime
-def test_a_watch_neither_stalls_nor_runs_early_when_the_clock_jumps(lab: Lab, tmp_path: Path) -> None:
+def test_a_watch_neither_stalls_nor_runs_early_when_the_clock_jumps(
+    reference_cohort: ReferenceCohort, tmp_path: Path
+) -> None:
     """An hour ahead, an hour back, to 1970: slides are taken up after they have settled, each once."""
     scans, cohort, clock = tmp_path / "scans", Cohort(tmp_path / "c"), tmp_path / "clock"
     scans.mkdir()
@@ -62,7 +74,7 @@ def test_a_watch_neither_stalls_nor_runs_early_when_the_clock_jumps(lab: Lab, tm
     with subprocess.Popen(watch, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
         try:
             for name, jump in (("s0", "+3600s"), ("s1", "-3600s"), ("s2", "@1970-01-02 00:00:00")):
-                shutil.copyfile(lab.scans / f"{name}.tiff", scans / f"{name}.tiff")
+                shutil.copyfile(reference_cohort.scans / f"{name}.tiff", scans / f"{name}.tiff")
                 copied = time.monotonic()
                 clock.write_text(f"{jump}\n")
                 while not cohort.table("slides", name).exists():
@@ -78,16 +90,16 @@ def test_a_watch_neither_stalls_nor_runs_early_when_the_clock_jumps(lab: Lab, tm
 
 
 @pytest.mark.parametrize("when", [0, 4e9], ids=["1970", "2096"])
-def test_files_from_another_time_are_read_once(lab: Lab, tmp_path: Path, when: float) -> None:
+def test_files_from_another_time_are_read_once(reference_cohort: ReferenceCohort, tmp_path: Path, when: float) -> None:
     scans = tmp_path / "scans"
-    shutil.copytree(lab.scans, scans)
-    plain(scans, tmp_path / "now")
+    shutil.copytree(reference_cohort.scans, scans)
+    ingest_serially(scans, tmp_path / "now")
     for path in scans.iterdir():
         os.utime(path, (when, when))
-    assert plain(scans, tmp_path / "c").fresh == [f"s{k}" for k in range(6)]
-    again = plain(scans, tmp_path / "c")
+    assert ingest_serially(scans, tmp_path / "c").fresh == [f"s{k}" for k in range(6)]
+    again = ingest_serially(scans, tmp_path / "c")
     assert (again.fresh, again.already) == ([], 6)
-    same(tmp_path / "c", contents(tmp_path / "now"))
+    assert_same_files(tmp_path / "c", contents(tmp_path / "now"))
 
 
 @pytest.mark.parametrize("when", [0, 4e9], ids=["1970", "2096"])

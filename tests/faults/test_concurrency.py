@@ -33,18 +33,18 @@ from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort
 from tests.conftest import tissue_image, write_slide
 from tests.faults.fault_fixtures import (
-    Lab,
-    all_gone,
-    beside,
-    clean,
-    command,
-    family,
-    named,
-    plain,
-    rows_there,
-    same,
-    start,
-    until,
+    ReferenceCohort,
+    assert_intact,
+    assert_same_files,
+    count_rows,
+    find_descendants,
+    ingest_command,
+    ingest_serially,
+    process_tree,
+    read_in_background,
+    start_ingest,
+    wait_until,
+    wait_until_ended,
 )
 from tests.runtime.test_ingest import contents
 from tests.runtime.test_scheduler import todos
@@ -52,32 +52,38 @@ from tests.runtime.test_scheduler import todos
 # -- two runs ------------------------------------------------------------------------------------------------------
 
 
-def test_of_two_runs_that_start_together_one_does_the_work_and_the_other_names_it(lab: Lab, tmp_path: Path) -> None:
+def test_of_two_runs_that_start_together_one_does_the_work_and_the_other_names_it(
+    reference_cohort: ReferenceCohort, tmp_path: Path
+) -> None:
     out = tmp_path / "c"
-    runs = [start(lab.scans, out, 0) for _ in range(2)]
+    runs = [start_ingest(reference_cohort.scans, out, 0) for _ in range(2)]
     words = {run: run.communicate(timeout=120)[1] for run in runs}
     first, second = sorted(runs, key=lambda run: run.returncode)
     assert (first.returncode, second.returncode) == (0, 2), words
     assert f"{out}: is in use by host {socket.gethostname()}, pid {first.pid}, since" in words[second]
     assert len(words[second].splitlines()) == 1
-    same(out, lab.reference)
-    clean(out)
+    assert_same_files(out, reference_cohort.files)
+    assert_intact(out)
 
 
-def test_a_run_that_comes_second_changes_nothing_not_even_the_plan(lab: Lab, tmp_path: Path) -> None:
+def test_a_run_that_comes_second_changes_nothing_not_even_the_plan(
+    reference_cohort: ReferenceCohort, tmp_path: Path
+) -> None:
     out = tmp_path / "c"
-    plain(lab.scans, out)
+    ingest_serially(reference_cohort.scans, out)
     with Cohort(out).lock():
-        run = subprocess.run([*command(lab.scans, out, 0), "--mpp", "0.25"], capture_output=True, text=True)
+        run = subprocess.run(
+            [*ingest_command(reference_cohort.scans, out, 0), "--mpp", "0.25"], capture_output=True, text=True
+        )
     assert run.returncode == 2
     assert f"is in use by host {socket.gethostname()}, pid {os.getpid()}" in run.stderr
-    same(out, lab.reference)
+    assert_same_files(out, reference_cohort.files)
 
 
-def test_the_lock_of_a_killed_run_is_taken_at_once(lab: Lab, tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_run_is_taken_at_once(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     out = tmp_path / "c"
-    run = start(lab.scans, out, 0)
-    until(lambda: rows_there(out) >= 1)
+    run = start_ingest(reference_cohort.scans, out, 0)
+    wait_until(lambda: count_rows(out) >= 1)
     assert f"pid {run.pid}" in (out / ".lock").read_text()
     run.send_signal(signal.SIGKILL)
     run.wait()
@@ -121,20 +127,20 @@ def glances(out: Path) -> dict[str, Callable[[], object]]:
 
 @pytest.mark.parametrize("readers", [("glob", "report"), ("status", "verify")])
 def test_beside_an_ingest_a_reader_sees_whole_slides_and_never_fewer(
-    lab: Lab, tmp_path: Path, readers: tuple[str, str]
+    reference_cohort: ReferenceCohort, tmp_path: Path, readers: tuple[str, str]
 ) -> None:
     out = tmp_path / "c"
-    run = start(lab.scans, out, 0)
-    until(lambda: rows_there(out) >= 1 and (out / "tables" / "runs" / "intake.parquet").exists())
+    run = start_ingest(reference_cohort.scans, out, 0)
+    wait_until(lambda: count_rows(out) >= 1 and (out / "tables" / "runs" / "intake.parquet").exists())
     one, other = (glances(out)[name] for name in readers)
-    with beside(one) as first, beside(other) as second:
+    with read_in_background(one) as first, read_in_background(other) as second:
         assert run.wait(timeout=120) == 0
     for found in (first, second):
         counts = [one for one in found if isinstance(one, int)]
         assert counts == sorted(counts)
         assert len(counts) > 1
-    same(out, lab.reference)
-    clean(out)
+    assert_same_files(out, reference_cohort.files)
+    assert_intact(out)
 
 
 # -- the slide changes ---------------------------------------------------------------------------------------------
@@ -172,13 +178,13 @@ class Disturbed(SlideWorker):
 @pytest.mark.parametrize("stage", ["first", "tiles", "last"])
 @pytest.mark.parametrize(("disturb", "code"), [(replaced, "unstable"), (truncated, "unstable"), (Path.unlink, "gone")])
 def test_a_slide_that_changes_under_the_reader_keeps_its_old_result_until_it_is_read_whole(
-    lab: Lab, tmp_path: Path, disturb: Callable[[Path], None], code: str, stage: str
+    reference_cohort: ReferenceCohort, tmp_path: Path, disturb: Callable[[Path], None], code: str, stage: str
 ) -> None:
     scans, out = tmp_path / "scans", tmp_path / "c"
     scans.mkdir()
     path = scans / "a.tiff"
-    shutil.copy(lab.scans / "s4.tiff", path)
-    plain(scans, out)
+    shutil.copy(reference_cohort.scans / "s4.tiff", path)
+    ingest_serially(scans, out)
     old = contents(out)
     cohort = Cohort(out)
     context = StageContext(Plan(), dims={"stain": embedding_dim("stain")})
@@ -186,27 +192,31 @@ def test_a_slide_that_changes_under_the_reader_keeps_its_old_result_until_it_is_
     where = {"first": stages[0], "last": stages[-1]}.get(stage, stage)
     worker = Disturbed(cohort, context, stage=where, disturb=disturb)
     for _ in range(2):  # the scan was repeated; while that is read it is disturbed, and the next time again
-        shutil.copy(lab.scans / "s5.tiff", path)
+        shutil.copy(reference_cohort.scans / "s5.tiff", path)
         row = worker.run(todos(scans, worker)[0]).row
         assert (row["status"], row["error_code"]) == ("failed", code)
         kept = {name: data for name, data in contents(out).items() if "tables/slides" not in name}
         assert kept == {name: data for name, data in old.items() if "tables/slides" not in name}
         assert list(verify_cohort(cohort)) == []
-    shutil.copy(lab.scans / "s3.tiff", path)
-    assert plain(scans, out).fresh == ["a"]
+    shutil.copy(reference_cohort.scans / "s3.tiff", path)
+    assert ingest_serially(scans, out).fresh == ["a"]
     assert cohort.rows()["a"]["width"] == 900 + 60 * 3
-    clean(out)
+    assert_intact(out)
 
 
 # -- order and numbers ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_one_two_or_four_workers_change_no_byte(lab: Lab, tmp_path: Path, ray_session: RaySession) -> None:
+def test_one_two_or_four_workers_change_no_byte(
+    reference_cohort: ReferenceCohort, tmp_path: Path, ray_session: RaySession
+) -> None:
     for workers in (1, 2, 4):
-        summary = ingest(IngestRequest(lab.scans, tmp_path / str(workers)), Plan(), Resources(workers=workers))
+        summary = ingest(
+            IngestRequest(reference_cohort.scans, tmp_path / str(workers)), Plan(), Resources(workers=workers)
+        )
         assert summary.exit_code == 0
-        same(tmp_path / str(workers), lab.reference)
+        assert_same_files(tmp_path / str(workers), reference_cohort.files)
 
 
 @pytest.mark.slow
@@ -224,7 +234,7 @@ def test_a_huge_slide_among_small_ones_and_a_slow_worker_change_no_byte(
     slowed: list[psutil.Process] = []
     for _ in run_on_ray(session, worker, SlideQueue(todos(scans, worker)), Resources(workers=2), Meters()):
         if not slowed:
-            slowed = named(os.getpid(), "ray::Actor")[:1]
+            slowed = find_descendants(os.getpid(), "ray::Actor")[:1]
             slowed[0].suspend()
             threading.Timer(2.0, slowed[0].resume).start()
     assert len(slowed) == 1
@@ -237,15 +247,15 @@ def _cohort(out: Path) -> tuple[Cohort, StageContext]:
     return cohort, StageContext(Plan(tile=64), dims={"stain": embedding_dim("stain")})
 
 
-def test_the_order_in_which_slides_come_changes_no_byte(lab: Lab, tmp_path: Path) -> None:
+def test_the_order_in_which_slides_come_changes_no_byte(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     out = tmp_path / "backwards"
     shuffled = tmp_path / "scans"
     shuffled.mkdir()
-    for path in sorted(lab.scans.iterdir(), reverse=True):  # one at a time, the last first
+    for path in sorted(reference_cohort.scans.iterdir(), reverse=True):  # one at a time, the last first
         shutil.copy(path, shuffled)
-        plain(shuffled, out)
+        ingest_serially(shuffled, out)
     tables = {name: data for name, data in contents(out).items() if "tables/slides" not in name}  # rows name their path
-    assert tables == {name: data for name, data in lab.reference.items() if "tables/slides" not in name}
+    assert tables == {name: data for name, data in reference_cohort.files.items() if "tables/slides" not in name}
 
 
 # -- Ray in need ---------------------------------------------------------------------------------------------------
@@ -262,25 +272,27 @@ main()
 
 
 @pytest.mark.slow
-def test_with_a_small_object_store_and_little_room_to_spill_it_ends_well_or_says_so(lab: Lab, tmp_path: Path) -> None:
+def test_with_a_small_object_store_and_little_room_to_spill_it_ends_well_or_says_so(
+    reference_cohort: ReferenceCohort, tmp_path: Path
+) -> None:
     """80 MB of object store; 50 MB for all files of Ray. It ends within five minutes, one way or the other."""
     room = Path("/tmp") / f"h2b-room-{os.getpid()}"
     room.mkdir()
     out = tmp_path / "c"
     try:
         line = 'mount -t tmpfs -o size=50m none "$1"; shift; exec "$@"'
-        program = [sys.executable, "-c", NEEDY, str(room), *command(lab.scans, out)[3:]]
+        program = [sys.executable, "-c", NEEDY, str(room), *ingest_command(reference_cohort.scans, out)[3:]]
         names = ["unshare", "-rm", "sh", "-ec", line, "sh", str(room), *program]
         run = subprocess.run(names, capture_output=True, text=True, timeout=290)
     finally:
         room.rmdir()
     assert run.returncode in (0, 1, 2), run.stderr
     if run.returncode == 0:
-        same(out, lab.reference)
+        assert_same_files(out, reference_cohort.files)
     else:
         assert len([one for one in run.stderr.splitlines() if one.startswith("her2batch:")]) == 1, run.stderr
-    assert plain(lab.scans, out).exit_code == 0
-    same(out, lab.reference)
+    assert ingest_serially(reference_cohort.scans, out).exit_code == 0
+    assert_same_files(out, reference_cohort.files)
 
 
 CHAOS = {
@@ -292,16 +304,20 @@ CHAOS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["RAY_testing_rpc_failure", "RAY_testing_asio_delay_us"])
-def test_with_rays_own_messages_lost_or_late_the_bytes_are_the_same(lab: Lab, tmp_path: Path, fault: str) -> None:
+def test_with_rays_own_messages_lost_or_late_the_bytes_are_the_same(
+    reference_cohort: ReferenceCohort, tmp_path: Path, fault: str
+) -> None:
     """Ray may end the process itself, by its own words, where the lost message was one of its start."""
     out = tmp_path / "c"
     env = {**os.environ, fault: CHAOS[fault]}
-    run = subprocess.Popen(command(lab.scans, out), stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
-    until(lambda: rows_there(out) >= 1 or run.poll() is not None, within=200)
-    everybody = family(run.pid)
+    run = subprocess.Popen(
+        ingest_command(reference_cohort.scans, out), stderr=subprocess.PIPE, text=True, env=env, start_new_session=True
+    )
+    wait_until(lambda: count_rows(out) >= 1 or run.poll() is not None, within=200)
+    everybody = process_tree(run.pid)
     _, words = run.communicate(timeout=250)
     assert run.returncode in (0, 2, 3) or "core_worker" in words, words
-    all_gone(everybody)
-    assert plain(lab.scans, out, retry_failed=True).exit_code == 0
-    same(out, lab.reference)
-    clean(out)
+    wait_until_ended(everybody)
+    assert ingest_serially(reference_cohort.scans, out, retry_failed=True).exit_code == 0
+    assert_same_files(out, reference_cohort.files)
+    assert_intact(out)

@@ -18,21 +18,21 @@ from her2batch.runtime.ray_session import RaySession
 from her2batch.settings import Plan, Resources
 from tests.faults.fault_fixtures import (
     TRIES,
-    Lab,
-    all_gone,
-    clean,
-    family,
-    kill,
-    moments,
-    named,
+    ReferenceCohort,
+    assert_intact,
+    assert_same_files,
+    assert_whole_slides,
+    count_rows,
+    find_descendants,
+    ingest_serially,
+    kill_processes,
     needs_strace,
-    plain,
-    rows_there,
-    same,
-    shared_memory,
-    start,
-    until,
-    whole_slides,
+    process_tree,
+    random_delays,
+    shared_memory_files,
+    start_ingest,
+    wait_until,
+    wait_until_ended,
 )
 from tests.faults.syscall_faults import EVENTS, under_strace
 from tests.runtime.test_ingest import contents
@@ -48,7 +48,12 @@ FRESH_RAY = min(20, max(1, TRIES // 3))
 
 
 def strikes(
-    lab: Lab, folder: Path, faults: dict[str, str], tries: int, before: str | None = None, strike: str | None = None
+    reference_cohort: ReferenceCohort,
+    folder: Path,
+    faults: dict[str, str],
+    tries: int,
+    before: str | None = None,
+    strike: str | None = None,
 ) -> list[dict]:
     """One slide's ingest, struck at its n-th call of each kind; what was found after each.
 
@@ -56,18 +61,18 @@ def strikes(
     """
     scans = folder / "scans"
     scans.mkdir()
-    (scans / "s3.tiff").write_bytes((lab.scans / "s3.tiff").read_bytes())
+    (scans / "s3.tiff").write_bytes((reference_cohort.scans / "s3.tiff").read_bytes())
     more = []
     if before is not None:
         old = folder / "old"
         old.mkdir()
-        (old / "s3.tiff").write_bytes((lab.scans / before).read_bytes())
+        (old / "s3.tiff").write_bytes((reference_cohort.scans / before).read_bytes())
         os.utime(old / "s3.tiff", (1, 1))
-        plain(old, folder / "before")
+        ingest_serially(old, folder / "before")
         intake = folder / "before" / "tables" / "runs" / "intake.parquet"
         intake.unlink()  # it names the folder `old`
         more = ["--before", str(folder / "before")]
-    assert plain(scans, folder / "reference").done == 1
+    assert ingest_serially(scans, folder / "reference").done == 1
     command = [
         sys.executable,
         "-m",
@@ -97,8 +102,12 @@ def mended(found: list[dict]) -> None:
 
 @pytest.mark.slow
 @needs_strace
-def test_killed_at_a_system_call_of_the_commit_a_slide_is_whole_or_not_there(lab: Lab, tmp_path: Path) -> None:
-    found = strikes(lab, tmp_path, dict.fromkeys(("fsync", "rename", "unlinkat", "write"), "signal=KILL"), tries=2)
+def test_killed_at_a_system_call_of_the_commit_a_slide_is_whole_or_not_there(
+    reference_cohort: ReferenceCohort, tmp_path: Path
+) -> None:
+    found = strikes(
+        reference_cohort, tmp_path, dict.fromkeys(("fsync", "rename", "unlinkat", "write"), "signal=KILL"), tries=2
+    )
     assert {one["code"] for one in found} == {-signal.SIGKILL}
     assert all(one["struck"]["torn"] == [] for one in found)
     mended(found)
@@ -109,9 +118,9 @@ def test_killed_at_a_system_call_of_the_commit_a_slide_is_whole_or_not_there(lab
     [("KILL", {-signal.SIGKILL}), pytest.param("EIO", {0, 1, 2, 3}, marks=pytest.mark.long)],
 )
 def test_without_strace_the_same_at_what_python_opens_renames_removes_and_makes(
-    lab: Lab, tmp_path: Path, strike: str, codes: set[int]
+    reference_cohort: ReferenceCohort, tmp_path: Path, strike: str, codes: set[int]
 ) -> None:
-    found = strikes(lab, tmp_path, dict.fromkeys(EVENTS, ""), 2, strike=strike)
+    found = strikes(reference_cohort, tmp_path, dict.fromkeys(EVENTS, ""), 2, strike=strike)
     assert {one["code"] for one in found} <= codes
     assert all(one["struck"]["torn"] == [] for one in found)
     assert all(one["code"] != 0 or one["struck"]["same"] for one in found)
@@ -121,13 +130,15 @@ def test_without_strace_the_same_at_what_python_opens_renames_removes_and_makes(
 @pytest.mark.long
 @needs_strace
 @pytest.mark.timeout(900)
-def test_killed_all_over_an_ingest_a_slide_is_whole_or_not_there(lab: Lab, tmp_path: Path) -> None:
+def test_killed_all_over_an_ingest_a_slide_is_whole_or_not_there(
+    reference_cohort: ReferenceCohort, tmp_path: Path
+) -> None:
     """With HER2BATCH_FAULT_TRIES=1000 at every system call that there is."""
     found = []
     for calls, tries in ((CALLS[:5], TRIES), (CALLS[5:], TRIES // 2)):
         folder = tmp_path / calls[0]
         folder.mkdir()
-        found += strikes(lab, folder, dict.fromkeys(calls, "signal=KILL"), tries)
+        found += strikes(reference_cohort, folder, dict.fromkeys(calls, "signal=KILL"), tries)
     assert {one["code"] for one in found} == {-signal.SIGKILL}
     assert all(one["struck"]["torn"] == [] for one in found)
     mended(found)
@@ -135,9 +146,15 @@ def test_killed_all_over_an_ingest_a_slide_is_whole_or_not_there(lab: Lab, tmp_p
 
 @pytest.mark.long
 @needs_strace
-def test_killed_while_a_changed_slide_takes_the_place_of_the_old_the_next_run_ends_it(lab: Lab, tmp_path: Path) -> None:
+def test_killed_while_a_changed_slide_takes_the_place_of_the_old_the_next_run_ends_it(
+    reference_cohort: ReferenceCohort, tmp_path: Path
+) -> None:
     found = strikes(
-        lab, tmp_path, dict.fromkeys(("rename", "unlink", "unlinkat"), "signal=KILL"), TRIES, before="s2.tiff"
+        reference_cohort,
+        tmp_path,
+        dict.fromkeys(("rename", "unlink", "unlinkat"), "signal=KILL"),
+        TRIES,
+        before="s2.tiff",
     )
     assert {one["code"] for one in found} == {-signal.SIGKILL}
     mended(found)
@@ -146,42 +163,46 @@ def test_killed_while_a_changed_slide_takes_the_place_of_the_old_the_next_run_en
 # -- the driver, Ray's own processes -------------------------------------------------------------------------------
 
 
-def resumed(lab: Lab, out: Path) -> None:
+def resumed(reference_cohort: ReferenceCohort, out: Path) -> None:
     """The same command again, in this process: Same and Clean."""
-    whole_slides(out)
-    assert plain(lab.scans, out).exit_code == 0
-    same(out, lab.reference)
-    clean(out)
+    assert_whole_slides(out)
+    assert ingest_serially(reference_cohort.scans, out).exit_code == 0
+    assert_same_files(out, reference_cohort.files)
+    assert_intact(out)
 
 
 def driver(pid: int) -> list[psutil.Process]:
     return [psutil.Process(pid)] if psutil.pid_exists(pid) else []
 
 
-def struck(lab: Lab, out: Path, victim: Callable[[int], list[psutil.Process]], after: float) -> tuple[int, str, float]:
+def struck(
+    reference_cohort: ReferenceCohort, out: Path, victim: Callable[[int], list[psutil.Process]], after: float
+) -> tuple[int, str, float]:
     """Kill a part of a run some seconds after its lock was taken; exit code, stderr, seconds until all were gone."""
-    before = shared_memory()
-    run = start(lab.scans, out)
-    until(lambda: (out / "cohort.toml").exists() or run.poll() is not None)
+    before = shared_memory_files()
+    run = start_ingest(reference_cohort.scans, out)
+    wait_until(lambda: (out / "cohort.toml").exists() or run.poll() is not None)
     end = time.monotonic() + after
     while time.monotonic() < end and run.poll() is None:
         time.sleep(0.05)
     victims = victim(run.pid)
-    everybody = family(run.pid)
-    kill(victims)
+    everybody = process_tree(run.pid)
+    kill_processes(victims)
     begun = time.monotonic()
     _, words = run.communicate(timeout=120)
     took = time.monotonic() - begun
-    resumed(lab, out)  # at once: as a service that is set to restart
-    all_gone(everybody)
-    assert shared_memory() <= before
+    resumed(reference_cohort, out)  # at once: as a service that is set to restart
+    wait_until_ended(everybody)
+    assert shared_memory_files() <= before
     return run.returncode, words, took
 
 
 @pytest.mark.parametrize("part", ["raylet", pytest.param("gcs_server", marks=pytest.mark.long)])
-def test_when_ray_dies_the_run_says_so_and_the_next_goes_on(lab: Lab, tmp_path: Path, part: str) -> None:
+def test_when_ray_dies_the_run_says_so_and_the_next_goes_on(
+    reference_cohort: ReferenceCohort, tmp_path: Path, part: str
+) -> None:
     out = tmp_path / "c"
-    code, words, took = struck(lab, out, lambda pid: until_found(pid, part, out), 0)
+    code, words, took = struck(reference_cohort, out, lambda pid: until_found(pid, part, out), 0)
     assert code == 2
     assert "a part of Ray on this machine has died; the same command goes on" in words
     assert "Traceback" not in words
@@ -190,21 +211,23 @@ def test_when_ray_dies_the_run_says_so_and_the_next_goes_on(lab: Lab, tmp_path: 
 
 def until_found(pid: int, part: str, out: Path, rows: int = 1) -> list[psutil.Process]:
     """Ray's process of that name, once so many slides are done."""
-    until(lambda: rows_there(out) >= rows)
-    return named(pid, part)
+    wait_until(lambda: count_rows(out) >= rows)
+    return find_descendants(pid, part)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [0, 6])
-def test_when_ray_dies_as_it_starts_or_stops_nobody_waits_for_it(lab: Lab, tmp_path: Path, rows: int) -> None:
+def test_when_ray_dies_as_it_starts_or_stops_nobody_waits_for_it(
+    reference_cohort: ReferenceCohort, tmp_path: Path, rows: int
+) -> None:
     """Ray itself would wait a minute and end the process with its own code, and without a word of ours."""
 
     def victims(pid: int) -> list[psutil.Process]:
-        until(lambda: rows_there(out) >= rows and bool(named(pid, "gcs_server")))
-        return named(pid, "gcs_server")
+        wait_until(lambda: count_rows(out) >= rows and bool(find_descendants(pid, "gcs_server")))
+        return find_descendants(pid, "gcs_server")
 
     out = tmp_path / "c"
-    code, words, took = struck(lab, out, victims, 0)
+    code, words, took = struck(reference_cohort, out, victims, 0)
     assert code in (0, 2), words
     assert took < 45
     assert [line for line in words.splitlines() if line.startswith("her2batch:")] == words.splitlines()[-1:] * (
@@ -213,24 +236,26 @@ def test_when_ray_dies_as_it_starts_or_stops_nobody_waits_for_it(lab: Lab, tmp_p
 
 
 @pytest.mark.slow
-def test_a_killed_driver_leaves_whole_slides_and_no_process(lab: Lab, tmp_path: Path) -> None:
+def test_a_killed_driver_leaves_whole_slides_and_no_process(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     out = tmp_path / "c"
-    code, _, _ = struck(lab, out, lambda pid: until_found(pid, "none", out) or driver(pid), 0)
+    code, _, _ = struck(reference_cohort, out, lambda pid: until_found(pid, "none", out) or driver(pid), 0)
     assert code == -signal.SIGKILL
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("part", ["driver", "raylet", "gcs_server"])
-def test_killed_at_random_moments_the_next_run_ends_with_the_same_bytes(lab: Lab, tmp_path: Path, part: str) -> None:
+def test_killed_at_random_moments_the_next_run_ends_with_the_same_bytes(
+    reference_cohort: ReferenceCohort, tmp_path: Path, part: str
+) -> None:
     """The moments lie in the whole life of a run: its start, its slides, its end."""
     begun = time.monotonic()
-    assert start(lab.scans, tmp_path / "whole").wait(timeout=120) == 0
+    assert start_ingest(reference_cohort.scans, tmp_path / "whole").wait(timeout=120) == 0
     longest = time.monotonic() - begun
-    for k, after in enumerate(moments(part, FRESH_RAY, longest * 0.9)):
+    for k, after in enumerate(random_delays(part, FRESH_RAY, longest * 0.9)):
         out = tmp_path / str(k)
-        victim = driver if part == "driver" else lambda pid: named(pid, part)
-        code, words, took = struck(lab, out, victim, after)
+        victim = driver if part == "driver" else lambda pid: find_descendants(pid, part)
+        code, words, took = struck(reference_cohort, out, victim, after)
         own = "core_worker" in words  # Ray's own exit, in its own words, where it can't end its start
         assert code in {"driver": (-signal.SIGKILL, 0)}.get(part, (0, 2)) or own, words
         assert "Traceback" not in words
@@ -241,42 +266,46 @@ def test_killed_at_random_moments_the_next_run_ends_with_the_same_bytes(lab: Lab
 
 
 @pytest.mark.long
-def test_a_killed_reader_costs_nothing(lab: Lab, tmp_path: Path) -> None:
+def test_a_killed_reader_costs_nothing(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """Reader and writer are one process here: what decodes a slide measures and commits it."""
     out = tmp_path / "c"
-    run = start(lab.scans, out)
-    kill(until_found(run.pid, "ray::Actor", out)[:1])
+    run = start_ingest(reference_cohort.scans, out)
+    kill_processes(until_found(run.pid, "ray::Actor", out)[:1])
     _, words = run.communicate(timeout=120)
     assert run.returncode == 0, words
-    same(out, lab.reference)
-    clean(out)
+    assert_same_files(out, reference_cohort.files)
+    assert_intact(out)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("pool", ["reader", "model"])
 def test_actors_killed_at_random_moments_cost_nothing(
-    lab: Lab, tmp_path: Path, pool: str, ray_session: RaySession, small_weights: Path
+    reference_cohort: ReferenceCohort, tmp_path: Path, pool: str, ray_session: RaySession, small_weights: Path
 ) -> None:
     """Two deaths a run, so that none can be a slide's third; with a (declared) GPU the model has workers of its own."""
     plan = Plan() if pool == "reader" else Plan(encoders=("timm:test_vit",))
     session = replace(ray_session, workers=2, gpus=0 if pool == "reader" else 1)
-    order = IngestRequest(lab.scans, tmp_path / "plain", weights=small_weights)
+    order = IngestRequest(reference_cohort.scans, tmp_path / "plain", weights=small_weights)
     ingest(order, plan, Resources(workers=0))
     reference = contents(tmp_path / "plain")
-    for k, after in enumerate(moments(pool, min(10, TRIES // 2), 0.5)):
+    for k, after in enumerate(random_delays(pool, min(10, TRIES // 2), 0.5)):
         deaths: list[float] = []
 
         def strike(*_: object, after: float = after, deaths: list[float] = deaths) -> None:
             if len(deaths) < 2:
                 time.sleep(after)
-                kill(named(os.getpid(), "ray::Actor")[-1:] if pool == "model" else named(os.getpid(), "ray::Actor")[:1])
+                kill_processes(
+                    find_descendants(os.getpid(), "ray::Actor")[-1:]
+                    if pool == "model"
+                    else find_descendants(os.getpid(), "ray::Actor")[:1]
+                )
                 deaths.append(after)
 
         out = tmp_path / str(k)
         summary = ingest(replace(order, out=out), plan, Resources(workers=2), strike, session=session)
         assert (summary.exit_code, len(deaths)) == (0, 2)
-        same(out, reference)
-        clean(out)
+        assert_same_files(out, reference)
+        assert_intact(out)
 
 
 # -- asked to stop -------------------------------------------------------------------------------------------------
@@ -291,32 +320,34 @@ def test_actors_killed_at_random_moments_cost_nothing(
     ],
 )
 def test_asked_to_stop_a_run_ends_within_ten_seconds_with_130(
-    lab: Lab, tmp_path: Path, workers: int, number: int, at: str
+    reference_cohort: ReferenceCohort, tmp_path: Path, workers: int, number: int, at: str
 ) -> None:
     out = tmp_path / "c"
-    run = start(lab.scans, out, workers)
-    until(lambda: rows_there(out) >= 1 if at == "slides" else (out / "cohort.toml").exists())
-    everybody = family(run.pid)
+    run = start_ingest(reference_cohort.scans, out, workers)
+    wait_until(lambda: count_rows(out) >= 1 if at == "slides" else (out / "cohort.toml").exists())
+    everybody = process_tree(run.pid)
     run.send_signal(number)
     begun = time.monotonic()
     _, words = run.communicate(timeout=60)
     assert run.returncode == 130, words
     assert time.monotonic() - begun < 10
     assert "Traceback" not in words
-    all_gone(everybody)
-    resumed(lab, out)
+    wait_until_ended(everybody)
+    resumed(reference_cohort, out)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_at_random_moments_a_run_ends_with_130(lab: Lab, tmp_path: Path, number: int) -> None:
-    for k, after in enumerate(moments(str(number), FRESH_RAY, 8)):
+def test_asked_to_stop_at_random_moments_a_run_ends_with_130(
+    reference_cohort: ReferenceCohort, tmp_path: Path, number: int
+) -> None:
+    for k, after in enumerate(random_delays(str(number), FRESH_RAY, 8)):
         out = tmp_path / str(k)
-        run = start(lab.scans, out)
-        until(lambda out=out: (out / "cohort.toml").exists())
+        run = start_ingest(reference_cohort.scans, out)
+        wait_until(lambda out=out: (out / "cohort.toml").exists())
         time.sleep(after)
-        everybody = family(run.pid)
+        everybody = process_tree(run.pid)
         run.send_signal(number)
         begun = time.monotonic()
         if k % 3 == 2:
@@ -326,20 +357,20 @@ def test_asked_to_stop_at_random_moments_a_run_ends_with_130(lab: Lab, tmp_path:
         assert run.returncode in (130, 0), words
         assert time.monotonic() - begun < 10
         assert "Traceback" not in words
-        all_gone(everybody)
-        resumed(lab, out)
+        wait_until_ended(everybody)
+        resumed(reference_cohort, out)
 
 
 @pytest.mark.long
-def test_a_second_interrupt_ends_a_run_at_once(lab: Lab, tmp_path: Path) -> None:
+def test_a_second_interrupt_ends_a_run_at_once(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     out = tmp_path / "c"
-    run = start(lab.scans, out)
-    until(lambda: rows_there(out) >= 1)
-    everybody = family(run.pid)
+    run = start_ingest(reference_cohort.scans, out)
+    wait_until(lambda: count_rows(out) >= 1)
+    everybody = process_tree(run.pid)
     for _ in range(2):
         run.send_signal(signal.SIGINT)
         time.sleep(0.2)
     run.communicate(timeout=60)
     assert run.returncode == 130
-    all_gone(everybody)
-    resumed(lab, out)
+    wait_until_ended(everybody)
+    resumed(reference_cohort, out)

@@ -9,7 +9,15 @@ import pytest
 from her2batch.settings import Plan
 from her2batch.store.cohort import Cohort
 from her2batch.store.run_log import RunLog, latest_log, log_entries
-from tests.faults.fault_fixtures import Lab, clean, command, needs_mount, needs_strace, plain, same
+from tests.faults.fault_fixtures import (
+    ReferenceCohort,
+    assert_intact,
+    assert_same_files,
+    ingest_command,
+    ingest_serially,
+    needs_mount,
+    needs_strace,
+)
 from tests.faults.test_disk import in_namespace
 
 ON_A_FULL_DISK = """
@@ -21,43 +29,45 @@ exec "$@"
 
 
 @needs_mount
-def test_when_the_notes_have_no_room_every_slide_is_done_and_the_run_says_so(lab: Lab, tmp_path: Path) -> None:
+def test_when_the_notes_have_no_room_every_slide_is_done_and_the_run_says_so(
+    reference_cohort: ReferenceCohort, tmp_path: Path
+) -> None:
     """tables/runs is a disk of its own, and full."""
     out = tmp_path / "c"
     first = tmp_path / "scans"
     first.mkdir()
-    assert plain(first, out).seen == 0
-    run = in_namespace(ON_A_FULL_DISK, out, *command(lab.scans, out, 0))
+    assert ingest_serially(first, out).seen == 0
+    run = in_namespace(ON_A_FULL_DISK, out, *ingest_command(reference_cohort.scans, out, 0))
     assert run.returncode == 2, run.stderr
     assert [line for line in run.stderr.splitlines() if "No space left on device" in line] == [
         run.stderr.splitlines()[-1]
     ]
     assert "Traceback" not in run.stderr
     assert {row["status"] for row in Cohort(out).rows().values()} == {"done"}
-    found = plain(lab.scans, out)
+    found = ingest_serially(reference_cohort.scans, out)
     assert (found.done, found.fresh, found.exit_code) == (6, [], 0)
-    same(out, lab.reference)
-    clean(out)
+    assert_same_files(out, reference_cohort.files)
+    assert_intact(out)
 
 
 @needs_strace
 @pytest.mark.slow
-def test_notes_on_a_slow_disk_cost_time_and_nothing_else(lab: Lab, tmp_path: Path) -> None:
+def test_notes_on_a_slow_disk_cost_time_and_nothing_else(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """Every line that a process writes takes 20 ms."""
     scans = tmp_path / "scans"
     scans.mkdir()
-    shutil.copy(lab.scans / "s3.tiff", scans)
-    plain(scans, tmp_path / "reference")
+    shutil.copy(reference_cohort.scans / "s3.tiff", scans)
+    ingest_serially(scans, tmp_path / "reference")
     slow = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(tmp_path / "log"), "--trace=write"]
-    subprocess.run([*slow, "--inject=write:delay_enter=20000", *command(scans, tmp_path / "c", 0)], check=True)
+    subprocess.run([*slow, "--inject=write:delay_enter=20000", *ingest_command(scans, tmp_path / "c", 0)], check=True)
     journal = latest_log(Cohort(tmp_path / "c"))
     assert journal is not None
     assert [event["event"] for _, event in log_entries(journal)] == ["started", "slide", "progress", "ended"]
-    clean(tmp_path / "c")
+    assert_intact(tmp_path / "c")
 
 
 def test_a_journal_that_cannot_be_opened_is_done_without(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reference_cohort: ReferenceCohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its name is taken by a folder: nobody can write there, not even root."""
     cohort = Cohort(tmp_path / "c")

@@ -111,7 +111,7 @@ def test_a_bundle_with_a_pickle_in_it_is_refused(
 def test_a_skops_head_with_a_payload_is_refused(
     tmp_path: Path, make_slide: Callable, payload: Payload, synthetic: Synthetic
 ) -> None:
-    from her2batch.models.nets import build
+    from her2batch.models.nets import build_network
 
     make_slide(size=(600, 500))
     four = CLASSES["her2-4way"]
@@ -119,12 +119,16 @@ def test_a_skops_head_with_a_payload_is_refused(
                      file="net.safetensors", size="tiny")  # fmt: skip
     head = ModelEntry(kind="counts", task="her2-4way", method="svm", input="patches-low", classes=four,
                       file="head.skops")  # fmt: skip
-    save_file(build("resnet50", 4, 224, "tiny").state_dict(), tmp_path / "net.safetensors")
+    save_file(build_network("resnet50", 4, 224, "tiny").state_dict(), tmp_path / "net.safetensors")
     pickled(tmp_path / "head.skops", payload)
     info = BundleInfo(her2batch="0.1.0", tasks=("her2-4way",), licence="none", models=(net, head))
     files = {one.file: tmp_path / one.file for one in (net, head)}
     bundle = save_bundle(tmp_path / "bundle", info, files)
-    refused(IngestRequest(tmp_path / "scans", tmp_path / "c", bundle=bundle.path), synthetic.cohort, "no head of ours")
+    refused(
+        IngestRequest(tmp_path / "scans", tmp_path / "c", bundle=bundle.path),
+        synthetic.cohort,
+        "not allowed in a bundle",
+    )
     assert not payload.place.exists()
 
 

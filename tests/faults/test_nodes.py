@@ -7,22 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.fault_fixtures import TRIES, Lab, clean, rows_there, same, until
+from tests.faults.fault_fixtures import TRIES, ReferenceCohort, assert_intact, assert_same_files, count_rows, wait_until
 from tests.nodes import cluster
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_three_nodes_that_die_in_turn_and_are_replaced_change_no_byte(lab: Lab, tmp_path: Path) -> None:
+def test_three_nodes_that_die_in_turn_and_are_replaced_change_no_byte(
+    reference_cohort: ReferenceCohort, tmp_path: Path
+) -> None:
     """Between two kills one slide or more is committed: a slide that loses its worker three times is given up."""
     chance = random.Random(23)
     with cluster(workers=3) as nodes:
         for k in range(max(1, TRIES // 3)):
             out = tmp_path / str(k)
-            command = [sys.executable, "-m", "her2batch.cli", "ingest", str(lab.scans), "--out", str(out)]
+            command = [sys.executable, "-m", "her2batch.cli", "ingest", str(reference_cohort.scans), "--out", str(out)]
             run = nodes.popen(*command, "--address", nodes.address)
             for rows in (0, 2):
-                until(lambda out=out, rows=rows, run=run: rows_there(out) > rows or run.poll() is not None)
+                wait_until(lambda out=out, rows=rows, run=run: count_rows(out) > rows or run.poll() is not None)
                 victim = chance.choice([name for name in nodes.nodes if name != "head"])
                 nodes.kill(victim)
                 nodes.add(victim)
@@ -32,5 +34,5 @@ def test_three_nodes_that_die_in_turn_and_are_replaced_change_no_byte(lab: Lab, 
                 run.kill()
                 raise
             assert run.returncode == 0, words
-            same(out, lab.reference)
-            clean(out)
+            assert_same_files(out, reference_cohort.files)
+            assert_intact(out)

@@ -20,7 +20,14 @@ from her2batch.runtime.serial import run_serially as plain_loop
 from her2batch.runtime.telemetry import Meters
 from her2batch.settings import Resources
 from tests.conftest import tissue_image, write_slide
-from tests.faults.fault_fixtures import Lab, beside, command, needs_mount, plain, same
+from tests.faults.fault_fixtures import (
+    ReferenceCohort,
+    assert_same_files,
+    ingest_command,
+    ingest_serially,
+    needs_mount,
+    read_in_background,
+)
 from tests.faults.resource_monitor import Watched, watched
 from tests.runtime.test_scheduler import todos, worker_for
 
@@ -143,7 +150,7 @@ def test_five_hundred_shared_slides_pass_through_a_store_of_200_mb(tmp_path: Pat
     list(plain_loop(reference, SlideQueue(todos(scans, reference))))
     worker = worker_for(tmp_path / "shared", range_batches=1, split_batches=1)
     state = get_state_from_address()
-    with beside(lambda: get_memory_info_reply(state).store_stats, every=0.5) as looks:
+    with read_in_background(lambda: get_memory_info_reply(state).store_stats, every=0.5) as looks:
         ended = list(run_on_ray(ray_session, worker, SlideQueue(todos(scans, worker)), Resources(workers=2), Meters()))
     most, last = max(one.object_store_bytes_used for one in looks), looks[-1]
     log.info("object store: %d at most, %d in all", most, last.cumulative_created_bytes)
@@ -189,7 +196,7 @@ main()
     "before", [pytest.param("slide", marks=pytest.mark.slow), pytest.param("workers", marks=pytest.mark.long)]
 )
 def test_with_a_full_object_store_and_a_full_disk_beside_it_the_run_ends_with_one_line(
-    lab: Lab, tmp_path: Path, before: str
+    reference_cohort: ReferenceCohort, tmp_path: Path, before: str
 ) -> None:
     """80 MB of store, 50 MB for all of Ray's files, slides that are shared; the next run ends with the same bytes."""
     room = Path("/tmp") / f"h2b-full-{os.getpid()}"
@@ -197,7 +204,15 @@ def test_with_a_full_object_store_and_a_full_disk_beside_it_the_run_ends_with_on
     out = tmp_path / "c"
     try:
         mount = 'mount -t tmpfs -o size=50m none "$1"; shift; exec "$@"'
-        program = [sys.executable, "-c", FULL, str(room), before, *command(lab.scans, out)[3:], "--quiet"]
+        program = [
+            sys.executable,
+            "-c",
+            FULL,
+            str(room),
+            before,
+            *ingest_command(reference_cohort.scans, out)[3:],
+            "--quiet",
+        ]
         names = ["unshare", "-rm", "sh", "-ec", mount, "sh", str(room), *program]
         run = subprocess.run(names, capture_output=True, text=True, timeout=290)
     finally:
@@ -208,5 +223,5 @@ def test_with_a_full_object_store_and_a_full_disk_beside_it_the_run_ends_with_on
     assert (run.returncode, len(words)) == (2, 4), run.stderr
     assert words[3].startswith("her2batch: ")
     assert "see that the disk of Ray's files" in words[3]
-    assert plain(lab.scans, out).exit_code == 0
-    same(out, lab.reference)
+    assert ingest_serially(reference_cohort.scans, out).exit_code == 0
+    assert_same_files(out, reference_cohort.files)

@@ -126,7 +126,7 @@ def write_aperio_jpeg_2000(path: Path, image: Image, tile: int = 256) -> None:
 
 
 def write_ome_tiff(path: Path, image: Image) -> None:
-    """Write an OME-TIFF of one level as Bio-Formats does: big-endian, whole JPEG streams in tiles."""
+    """Write an OME-TIFF of one level as Bio-Formats does: big-endian, whole JPEG streams, its description at the end."""
     height, width = image.shape[:2]
     xml = (
         '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
@@ -140,9 +140,11 @@ def write_ome_tiff(path: Path, image: Image) -> None:
         streams = (simplejpeg.encode_jpeg(tile, 85, "RGB", "420") for tile in _tiles(image, (256, 256)))
         tiff.write(
             streams, shape=image.shape, dtype=np.uint8, tile=(256, 256), photometric="ycbcr", compression="jpeg",
-            subsampling=(2, 2), metadata=None, software="OME Bio-Formats 7.3.1", description=xml.encode(),
+            subsampling=(2, 2), metadata=None, software="OME Bio-Formats 7.3.1", description="",
             resolution=(19996.803, 19996.803), resolutionunit="CENTIMETER",
         )  # fmt: skip
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tiff.pages[0].tags["ImageDescription"].overwrite(xml.encode())
 
 
 def write_generic_pyramid(path: Path, image: Image) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.synthetic.painting import Cells, paint_slide
-from her2batch.synthetic.specimen import TYPICAL, Mix, SlideTruth, make_tissue
+from her2batch.synthetic.specimen import TYPICAL_MIXES, CellMix, SlideTruth, make_tissue
 
 Image = NDArray[np.uint8]
 
@@ -24,17 +24,17 @@ class Core(NamedTuple):
     """A HER2 core: its file's name, its mix of cells, the share of its image that is tissue, its random seed."""
 
     filename: str
-    mix: Mix
+    mix: CellMix
     tissue: float
     seed: int
 
 
 CORES = (
-    Core("0_9b0f64d1-6785-49d9-b279-004b2deb8478.jpg", TYPICAL["0"], 0.48, 2),
-    Core("1_fb95908d-1b06-4e32-b422-134b23154c8a.jpg", TYPICAL["1+"], 0.62, 5),
-    Core("2_726fa489-3deb-4d06-ae5c-8f20bd3f3025.jpg", Mix(0.40, 0.40, 0.19, 0.01), 0.65, 6),
-    Core("2_a5593c5e-5c9c-4499-bfab-3aebe3ef4b7f.jpg", Mix(0.15, 0.30, 0.50, 0.05), 0.57, 15),
-    Core("3_a1f1510c-b91e-4995-ba59-596ca7ebb019.jpg", TYPICAL["3+"], 0.57, 16),
+    Core("0_9b0f64d1-6785-49d9-b279-004b2deb8478.jpg", TYPICAL_MIXES["0"], 0.48, 2),
+    Core("1_fb95908d-1b06-4e32-b422-134b23154c8a.jpg", TYPICAL_MIXES["1+"], 0.62, 5),
+    Core("2_726fa489-3deb-4d06-ae5c-8f20bd3f3025.jpg", CellMix(0.40, 0.40, 0.19, 0.01), 0.65, 6),
+    Core("2_a5593c5e-5c9c-4499-bfab-3aebe3ef4b7f.jpg", CellMix(0.15, 0.30, 0.50, 0.05), 0.57, 15),
+    Core("3_a1f1510c-b91e-4995-ba59-596ca7ebb019.jpg", TYPICAL_MIXES["3+"], 0.57, 16),
 )
 """Two cores are 2+: the first has few complete membranes, the second many."""
 
@@ -50,25 +50,25 @@ def paint_core(core: Core) -> Image:
 
 def paint_ihc_field(seed: int, size: int = 512) -> Image:
     """A field of DAB-stained tissue: (size, size, 3) uint8 RGB."""
-    return _ihc_patch(TYPICAL["3+"], seed)[0][:size, :size].copy()
+    return _ihc_patch(TYPICAL_MIXES["3+"], seed)[0][:size, :size].copy()
 
 
 def paint_he_slide(size: tuple[int, int], tissue: float, mpp: float, seed: int) -> Image:
     """A slide stained with haematoxylin and eosin. size: width, height, px. Returns (height, width, 3) uint8 RGB."""
-    truth = SlideTruth(f"he-{seed}", TYPICAL["0"], width=PAINTED_PX, height=PAINTED_PX, mpp=mpp)
+    truth = SlideTruth(f"he-{seed}", TYPICAL_MIXES["0"], width=PAINTED_PX, height=PAINTED_PX, mpp=mpp)
     specimen = make_tissue(truth, seed)
-    look = replace(specimen.look, dab=EOSIN)
-    painted = paint_slide(_pink(specimen.cells), specimen.fields, specimen.sheets, look, (PAINTED_PX, PAINTED_PX))
+    look = replace(specimen.appearance, dab=EOSIN)
+    painted = paint_slide(_pink(specimen.cells), specimen.fields, specimen.noise, look, (PAINTED_PX, PAINTED_PX))
     return _on_glass(_middle(painted), look.white, size, tissue, mpp, seed)
 
 
-def _ihc_patch(mix: Mix, seed: int) -> tuple[Image, tuple[float, float, float]]:
+def _ihc_patch(mix: CellMix, seed: int) -> tuple[Image, tuple[float, float, float]]:
     """A square of nothing but tissue, and the colour of the glass round it."""
     truth = SlideTruth(f"core-{seed}", mix, site="south", width=PAINTED_PX, height=PAINTED_PX, mpp=CORE_MPP)
     specimen = make_tissue(truth, seed)
     size = PAINTED_PX, PAINTED_PX
-    painted = paint_slide(specimen.cells, specimen.fields, specimen.sheets, specimen.look, size)
-    return _middle(painted), specimen.look.white
+    painted = paint_slide(specimen.cells, specimen.fields, specimen.noise, specimen.appearance, size)
+    return _middle(painted), specimen.appearance.white
 
 
 def _pink(cells: Cells) -> Cells:
