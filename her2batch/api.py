@@ -161,9 +161,9 @@ class CohortReader:
         if name == "slides":
             import pyarrow as pa
 
-            from her2batch.store.schemas import schema
+            from her2batch.store.schemas import table_schema
 
-            table = pa.Table.from_pylist(list(self._rows.values()), schema("slides"))
+            table = pa.Table.from_pylist(list(self._rows.values()), table_schema("slides"))
             return table.select(list(columns)) if columns else table
         return self.dataset(name).to_table(columns=list(columns) if columns else None)
 
@@ -193,11 +193,14 @@ class CohortReader:
         schema = self._schema(name, paths[0])
         names = tuple(columns) if columns else tuple(schema.names)
         read = partial(_read_frame, names=names)
-        return dd.from_map(read, groups, meta=read(paths[:1]).iloc[:0])
+        frame: dask.dataframe.DataFrame = dd.from_map(read, groups, meta=read(paths[:1]).iloc[:0])  # type: ignore[no-untyped-call]
+        return frame
 
     def bag(self, slide_id: str, encoder: str) -> NDArray[np.float16]:
         """Return a slide's embeddings, (N, D) float16, in the order of its tiles; (0, D) without tiles."""
-        table = self.dataset(f"embeddings/{_encoder_folder(encoder)}", [slide_id]).to_table(columns=["embedding"])
+        from her2batch.store.training_run import encoder_folder
+
+        table = self.dataset(f"embeddings/{encoder_folder(encoder)}", [slide_id]).to_table(columns=["embedding"])
         column = table.column("embedding").combine_chunks()
         flat: NDArray[np.float16] = column.flatten().to_numpy()
         return flat.reshape(len(column), column.type.list_size)
@@ -236,10 +239,10 @@ class CohortReader:
         """Schema of a table; the length of embeddings is read from a file."""
         import pyarrow.parquet as pq
 
-        from her2batch.store.schemas import schema
+        from her2batch.store.schemas import table_schema
 
         if not name.startswith("embeddings/"):
-            return schema(name.split("/", 1)[0])
+            return table_schema(name.split("/", 1)[0])
         with path.open("rb") as file:
             return pq.read_schema(file)
 
@@ -267,8 +270,9 @@ def ingest(
     from her2batch.store.cohort import Cohort
 
     plan, resources, window = _split(settings, Plan, Resources, RunWindow)
-    files = [_path(path) for path in (bundle, labels, weights, pseudonymize)]
-    request = IngestRequest(Path(scans), to_location(out), *files, retry_failed)
+    request = IngestRequest(
+        Path(scans), to_location(out), _path(bundle), _path(labels), _path(weights), _path(pseudonymize), retry_failed
+    )
     summary = run(request, plan, resources, window=window)
     return ingest_result(summary, count_predictions(Cohort(summary.cohort), summary.fresh))
 
@@ -382,12 +386,6 @@ def _split(values: Mapping[str, Any], *models: type[Any]) -> list[Any]:
 
 def _path(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path)
-
-
-def _encoder_folder(encoder: str) -> str:
-    from her2batch.pipeline.results import encoder_folder
-
-    return encoder_folder(encoder)
 
 
 def _read_frame(paths: Sequence[Path], names: Sequence[str]) -> pd.DataFrame:

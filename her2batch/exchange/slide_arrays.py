@@ -100,7 +100,9 @@ def _dask_array(open_slide: partial[Slide], info: SlideInfo, level: int) -> dask
     size = info.levels[level]
     chunks = (_blocks(size.height), _blocks(size.width), (3,))
     read = partial(_read_block, open_slide, level)
-    return da.map_blocks(read, chunks=chunks, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+    empty = np.empty((0, 0, 0), np.uint8)
+    array: dask.array.Array = da.map_blocks(read, chunks=chunks, dtype=np.uint8, meta=empty)  # type: ignore[no-untyped-call]
+    return array
 
 
 def _blocks(length: int) -> tuple[int, ...]:
