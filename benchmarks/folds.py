@@ -37,8 +37,8 @@ from her2batch.settings import Plan, Training, TrainingResources
 from her2batch.store.cohort import Cohort, write_row
 from her2batch.store.schemas import embeddings_table, table_schema
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun
-from her2batch.training.fit_loop import balanced, rng
-from her2batch.training.metrics import metrics, summary
+from her2batch.training.fit_loop import draw_class_balanced, random_stream
+from her2batch.training.metrics import metrics_summary, metrics_table
 
 CLASSES = ("0", "1+", "3+")  # her2-3way: 0, low, high
 ENCODER = "timm:resnet50.a1_in1k"  # its length is the embeddings', its weights are not used
@@ -207,7 +207,7 @@ def plain(folder: Path, run: TrainingRun, dim: int, epochs: int, folds: int) -> 
         started = time.perf_counter()
         truth = np.array([labels[one]["label"] for one in part["train"]])
         for epoch in range(epochs):
-            order = balanced(truth, rng(fold, epoch))
+            order = draw_class_balanced(truth, random_stream(fold, epoch))
             chosen = [part["train"][k] for k in order]
             net.train()
             for x, y in DataLoader(Bags(folder, chosen, [labels[one]["label"] for one in chosen]), batch_size=1):
@@ -262,7 +262,7 @@ def main() -> None:
     if given.whole:
         loop, predictions = plain(files, run, given.dim, given.epochs, 10)
         loop *= 11 / 10  # ours trains the bundle's model as well
-        found = pa.concat_tables([found, summary(metrics(predictions))])
+        found = pa.concat_tables([found, metrics_summary(metrics_table(predictions))])
     else:
         loop = 11 * given.epochs * plain(files, run, given.dim, 1, 1)[0]
     for row in found.to_pylist():

@@ -8,15 +8,15 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
-from her2batch.experiments.units import Job, run_unit
+from her2batch.experiments.units import TrainingJob, run_unit
 from her2batch.runtime.ray_session import RaySession
 from her2batch.store.training_run import Unit
 
-TRIES = 2
+MAX_RESTARTS = 2
 """A group that loses a process starts again, from its last checkpoint, so often."""
 
 
-def run_data_parallel(session: RaySession, job: Job, unit: Unit, workers: int) -> str | Exception:
+def run_data_parallel(session: RaySession, job: TrainingJob, unit: Unit, workers: int) -> str | Exception:
     """Train one unit on `workers` processes; its name, or why it failed."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -28,7 +28,7 @@ def run_data_parallel(session: RaySession, job: Job, unit: Unit, workers: int) -
             train_loop_config={"job": job, "unit": unit, "device": "cuda" if gpus else "cpu"},
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
-            run_config=RunConfig(storage_path=folder, name=unit.name, failure_config=FailureConfig(max_failures=TRIES)),
+            run_config=RunConfig(storage_path=folder, name=unit.name, failure_config=FailureConfig(max_failures=MAX_RESTARTS)),
         )
         try:
             trainer.fit()

@@ -19,10 +19,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from her2batch.errors import InputError, WeightsError
 from her2batch.files.atomic import file_sha256, fsync
-from her2batch.models.nets import Classifier, build
-from her2batch.models.weights import fit, read
+from her2batch.models.nets import ImageClassifier, build_network
+from her2batch.models.weights import network_with_weights, read_weights
 from her2batch.settings import MilSettings, Plan, Settings
-from her2batch.store.training_run import file_name_of
+from her2batch.store.training_run import encoder_folder
 from her2batch.tasks import (
     CLASSES,
     COUNTS_METHODS,
@@ -247,7 +247,7 @@ def check_bundle_fits(bundle: Bundle, plan: Plan, imported: Collection[str] = ()
     for entry in info.models:
         if entry.kind != "mil":
             continue
-        if entry.input not in plan.encoders and file_name_of(entry.input) not in imported:
+        if entry.input not in plan.encoders and encoder_folder(entry.input) not in imported:
             what = f"its {entry.method} reads embeddings of {entry.input}, the cohort has {', '.join(plan.encoders)}"
             remedy = f"ingest the slides with --encoder {entry.input}, or import its embeddings"
             raise InputError(what, bundle.path, remedy)
@@ -265,12 +265,12 @@ def load_mil_head(bundle: Bundle, entry: ModelEntry) -> Any:
     settings = MilSettings(pseudo_bags=entry.pseudo_bags, splits_at_test=entry.splits)
     dim, classes = entry.dim, len(entry.classes)
     try:
-        return fit(lambda: mil_registry.build_mil_network(entry.method, dim, classes, settings), read(path), path)
+        return network_with_weights(lambda: mil_registry.build_mil_network(entry.method, dim, classes, settings), read_weights(path), path)
     except WeightsError as error:
         raise InputError(error.what, path, AGAIN) from error
 
 
-def load_network(bundle: Bundle, entry: ModelEntry, device: str = "cpu") -> Classifier:
+def load_network(bundle: Bundle, entry: ModelEntry, device: str = "cpu") -> ImageClassifier:
     """A bundle's network on a device, ready to classify.
 
     Raises InputError when the file does not fit the method: other tensors, other shapes, values that are no numbers.
@@ -282,7 +282,7 @@ def load_network(bundle: Bundle, entry: ModelEntry, device: str = "cpu") -> Clas
     set_deterministic(device)
     path = bundle.path / entry.file
     try:
-        net = fit(lambda: build(entry.method, len(entry.classes), entry.edge, entry.size), read(path), path)
+        net = network_with_weights(lambda: build_network(entry.method, len(entry.classes), entry.edge, entry.size), read_weights(path), path)
     except WeightsError as error:
         raise InputError(error.what, path, AGAIN) from error
-    return Classifier(net.to(device).to(memory_format=torch.channels_last), len(entry.classes), device)
+    return ImageClassifier(net.to(device).to(memory_format=torch.channels_last), len(entry.classes), device)

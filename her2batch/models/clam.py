@@ -9,8 +9,8 @@ Zisserman, Kumar, ICLR 2018, eq. 9 for k = 1.
     z_c = Σ a_nc h_n,  logit_c = w_c · z_c                       one a class
     loss = 0.7 · cross-entropy(logits) + 0.3 · mean over classes of the instances' loss
 
-Instances: for the bag's own class the k of highest attention shall be told from the k of lowest; for every other class,
-where classes exclude each other, its k highest shall not look like it.
+Instance loss: for the bag's own class, the k instances of highest attention are separated from the k of lowest; for
+every other class, where classes exclude each other, its k highest are trained as negatives.
 """
 
 from __future__ import annotations
@@ -22,25 +22,27 @@ from torch import nn
 from torch.nn import functional as F
 
 from her2batch.models.attention import (
-    Draw,
     GatedAttention,
     MilOutput,
+    RandomGenerator,
     at_least_float32,
     embed_instances,
     init_xavier,
     linear_in_dtype,
     mask_padding,
 )
+from her2batch.settings import MilSettings
 
 WIDTH, GATE = 512, 256
-"""Of instances and of their gate (methods.md §4; CLAM's size `small`)."""
+"""Widths of instances and of their gate (methods.md §4; CLAM's size `small`)."""
 
 
 @dataclass(frozen=True)
 class ClamShape:
-    """What fixes a CLAM: length of the embeddings, classes, whether each has a branch of its own; the rest of training.
+    """The shape of a CLAM network and its training constants.
 
-    k: instances of each end.  bag_weight: of the bag's loss.
+    dim: length of an embedding.  branches: an attention branch for each class, or one for all.  k: instances of highest
+    and of lowest attention in the instance loss.  bag_weight: weight of the bag's loss.
     """
 
     dim: int
@@ -60,16 +62,16 @@ class Clam(nn.Module):
         n = shape.n_classes
         self.embed = nn.Linear(shape.dim, WIDTH)
         self.attention = GatedAttention(WIDTH, GATE, n if shape.branches else 1, shape.dropout)
-        self.classify = nn.Linear(WIDTH, n)  # one branch: all rows see one vector; a branch a class: row c sees z_c
+        self.classify = nn.Linear(WIDTH, n)  # one branch: all rows read z; a branch per class: row c reads z_c
         self.instances = nn.Linear(WIDTH, 2 * n)  # class c: columns 2c (out) and 2c + 1 (in)
         init_xavier(self)
 
     def forward(
-        self, bag: torch.Tensor, label: int | None = None, draw: Draw | None = None, size: int | None = None
+        self, bag: torch.Tensor, label: int | None = None, rng: RandomGenerator | None = None, size: int | None = None
     ) -> MilOutput:
-        """bag: (N, dim) float32 or bfloat16.  label: the bag's class.  draw: of dropout.  size: see MilModel."""
-        h = embed_instances(bag, self.embed, self.shape.dropout, draw)  # (N, 512)
-        attention = torch.softmax(mask_padding(self.attention(h, draw), size), dim=1)  # (K, N)
+        """Classify one bag, (N, dim) float32 or bfloat16. rng: for dropout.  See MilModel."""
+        h = embed_instances(bag, self.embed, self.shape.dropout, rng)  # (N, 512)
+        attention = torch.softmax(mask_padding(self.attention(h, rng), size), dim=1)  # (K, N)
         z = at_least_float32(attention.to(h.dtype) @ h)  # (K, 512)
         logits = linear_in_dtype(z, self.classify)[0]
         if self.shape.branches:
@@ -82,12 +84,12 @@ class Clam(nn.Module):
         return MilOutput(logits, attention[:, :size], weight * bag_loss + (1 - weight) * instance_loss)
 
     def _instance_loss(self, h: torch.Tensor, attention: torch.Tensor, label: int) -> torch.Tensor:
-        """Mean over classes of the clustering loss. h: (≥ N, 512).  attention: (K, N). All classes in one product."""
+        """Return the mean clustering loss over classes, in one product. h: (≥ N, 512).  attention: (K, N)."""
         n, k = self.shape.n_classes, max(1, min(self.shape.k, attention.shape[1] // 2))
         rows = attention if self.shape.branches else attention.expand(n, -1)  # (C, N)
         high = rows.topk(k, dim=1).indices  # (C, k)
         own_low = rows[label].topk(k, largest=False).indices
-        others = [c for c in range(n) if c != label and n > 2]  # two classes: negative has no look of its own
+        others = [c for c in range(n) if c != label and n > 2]  # of two, the negative has no look of its own
         picked = torch.cat([high[label], own_low, *(high[c] for c in others)])
         weight, bias = self.instances.weight.view(n, 2, WIDTH), self.instances.bias.view(n, 2)
         of = torch.tensor([label] * (2 * k) + [c for c in others for _ in range(k)], device=h.device)
@@ -97,6 +99,16 @@ class Clam(nn.Module):
         each = smooth_top1(scores, wanted)  # (I,)
         own, rest = each[: 2 * k].mean(), each[2 * k :].view(len(others), k).mean(1).sum()
         return (own + rest) / (1 + len(others))
+
+
+def build_single_branch(dim: int, n_classes: int, settings: MilSettings) -> Clam:
+    """Return CLAM-SB with fresh weights: one attention branch for all classes."""
+    return Clam(ClamShape(dim, n_classes, False, settings.dropout, settings.k, settings.bag_weight))
+
+
+def build_multi_branch(dim: int, n_classes: int, settings: MilSettings) -> Clam:
+    """Return CLAM-MB with fresh weights: an attention branch for each class."""
+    return Clam(ClamShape(dim, n_classes, True, settings.dropout, settings.k, settings.bag_weight))
 
 
 def smooth_top1(scores: torch.Tensor, wanted: torch.Tensor, tau: float = 1.0, alpha: float = 1.0) -> torch.Tensor:

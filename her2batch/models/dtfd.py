@@ -1,6 +1,6 @@
-"""DTFD-MIL: pseudo-bags, and a second tier over what was distilled from each.
+"""DTFD-MIL: a first tier over pseudo-bags, a second tier over features distilled from each of them.
 
-Zhang et al., CVPR 2022, arXiv 2203.12081. Symbols as there:
+Zhang et al., CVPR 2022, arXiv 2203.12081. Symbols as in the paper:
 
     h_n = relu(W1 x_n)                                           512 wide, no bias
     tier 1, in each of M pseudo-bags: a = gated attention (128 wide), softmax in the pseudo-bag;
@@ -9,10 +9,10 @@ Zhang et al., CVPR 2022, arXiv 2203.12081. Symbols as there:
             AFS      F itself
             MaxS     h of the instance whose own class probability, softmax(W2 (a_n h_n)), is highest
             MaxMinS  of the highest and of the lowest
-    tier 2  the same over what was distilled: gated attention, sum, linear, cross-entropy
+    tier 2  the same over the distilled features: gated attention, sum, linear, cross-entropy
 
-For MaxS and MaxMinS the published code takes the probability of the last class. With two classes so does this; with
-more it takes the class that tier 1 predicts for the pseudo-bag, for there the last is only one of several.
+For MaxS and MaxMinS the published code uses the probability of the last class. This module does so with two classes;
+with more it uses the class that tier 1 predicts for the pseudo-bag, as the last class is then only one of several.
 """
 
 from __future__ import annotations
@@ -25,17 +25,25 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from her2batch.models.attention import Draw, GatedAttention, MilOutput, at_least_float32, init_xavier, linear_in_dtype
+from her2batch.models.attention import (
+    GatedAttention,
+    MilOutput,
+    RandomGenerator,
+    at_least_float32,
+    init_xavier,
+    linear_in_dtype,
+)
+from her2batch.settings import MilSettings
 
 WIDTH, GATE = 512, 128
-"""Of instances and of both tiers' gates."""
+"""Widths of instances and of the gates of both tiers."""
 
 Distillation = Literal["afs", "maxs", "maxmins"]
 
 
 @dataclass(frozen=True)
 class DtfdShape:
-    """What fixes a DTFD-MIL. splits: random partitions whose probabilities are averaged where nothing is trained."""
+    """The shape of a DTFD-MIL network. splits: random partitions whose probabilities are averaged at test."""
 
     dim: int
     n_classes: int
@@ -45,7 +53,7 @@ class DtfdShape:
 
 
 class Dtfd(nn.Module):
-    """Both tiers. Their parameters are apart (`tiers`), for each has an optimiser of its own."""
+    """Both tiers of DTFD-MIL. Each tier has its own optimiser, hence its own list of parameters (`tiers`)."""
 
     def __init__(self, shape: DtfdShape) -> None:
         super().__init__()
@@ -58,36 +66,36 @@ class Dtfd(nn.Module):
         init_xavier(self)
 
     def tiers(self) -> list[list[nn.Parameter]]:
-        """Parameters of tier 1 and of tier 2."""
+        """Return the parameters of tier 1 and of tier 2."""
         second = [*self.attention2.parameters(), *self.classify2.parameters()]
         ids = {id(one) for one in second}
         return [[one for one in self.parameters() if id(one) not in ids], second]
 
     def forward(
-        self, bag: torch.Tensor, label: int | None = None, draw: Draw | None = None, size: int | None = None
+        self, bag: torch.Tensor, label: int | None = None, rng: RandomGenerator | None = None, size: int | None = None
     ) -> MilOutput:
-        """bag: (N, dim).  With a label one random split is trained on; without, several fixed ones are averaged.
+        """Classify one bag, (N, dim). With a label, one random split is trained on; without, fixed splits are averaged.
 
-        logits without a label are logarithms of the mean probability; attention is tier 1's times tier 2's, summed
-        to 1, for AFS; tier 1's alone for the others, whose tier 2 sees single instances.
+        Without a label, logits are logarithms of the mean probability. attention, of sum 1: the product of both tiers'
+        for AFS; that of tier 1 alone for the others, whose tier 2 reads single instances. See MilModel.
         """
         h = torch.relu(linear_in_dtype(bag, self.embed))  # (N, 512)
         scores = self.attention(h)[0]  # (N,)
         n = len(bag) if size is None else size
         if label is not None:
-            assert draw is not None
-            out = self._train(h, scores, self._part(n, len(bag), draw), label)
+            assert rng is not None
+            out = self._train(h, scores, self._part(n, len(bag), rng), label)
             return out._replace(attention=out.attention[:, :n])
-        # seeded by the bag's size alone: the same slide gets the same splits everywhere
+        # seeded by the bag's size alone, so that a slide has the same splits everywhere
         fixed = np.random.Generator(np.random.SFC64(n))
         parts = [self._part(n, len(bag), fixed) for _ in range(self.shape.splits)]
         found = [self._second(h, *self._first(h, scores, part)) for part in parts]
         p = torch.stack([torch.softmax(logits, 0) for logits, _ in found]).mean(0)
         return MilOutput(p.clamp_min(1e-30).log(), torch.stack([one for _, one in found]).mean(0)[None, :n])
 
-    def _part(self, n: int, rows: int, draw: Draw) -> torch.Tensor:
-        """Pseudo-bags of the first n of a bag's rows; padding is in none: (M, rows) bool."""
-        return F.pad(split_into_pseudo_bags(n, self.shape.pseudo_bags, draw), (0, rows - n))
+    def _part(self, n: int, rows: int, rng: RandomGenerator) -> torch.Tensor:
+        """Return pseudo-bags of the first n of a bag's rows, (M, rows) bool; padding is in none."""
+        return F.pad(split_into_pseudo_bags(n, self.shape.pseudo_bags, rng), (0, rows - n))
 
     def _train(self, h: torch.Tensor, scores: torch.Tensor, part: torch.Tensor, label: int) -> MilOutput:
         first, a = self._first(h, scores, part)
@@ -98,12 +106,12 @@ class Dtfd(nn.Module):
         return MilOutput(logits, attention[None], loss1 + loss2)  # no gradient of loss2 reaches tier 1: see _second
 
     def _first(self, h: torch.Tensor, scores: torch.Tensor, part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tier 1. part: (M, N) bool → logits (M, C), attention (M, N) in each pseudo-bag."""
+        """Run tier 1. part: (M, N) bool → logits (M, C), attention (M, N) in each pseudo-bag."""
         a = torch.softmax(scores.masked_fill(~part.to(scores.device), -torch.inf), dim=1)  # (M, N)
         return linear_in_dtype(at_least_float32(a.to(h.dtype) @ h), self.classify), a
 
     def _second(self, h: torch.Tensor, first: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tier 2 on what tier 1 distilled, cut off from it: logits (C,), attention (N,)."""
+        """Run tier 2 on the features that tier 1 distilled, without gradient to tier 1: logits (C,), attention (N,)."""
         h, a, first = at_least_float32(h.detach()), a.detach(), first.detach()
         distilled, per = (a @ h, 1) if self.shape.distil == "afs" else self._picked(h, first, a)
         b = torch.softmax(self.attention2(distilled), dim=1)  # (1, M · per)
@@ -113,7 +121,7 @@ class Dtfd(nn.Module):
         return logits, b.detach()[0].view(len(a), per).sum(1) @ a
 
     def _picked(self, h: torch.Tensor, first: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """Instances that a pseudo-bag's class activation picks: (M · per, 512), and how many each gives."""
+        """Return the instances that the class activation of each pseudo-bag selects, (M · per, 512), and `per`."""
         classes = self.classify.weight.shape[0]
         chosen = first.argmax(1) if classes > 2 else torch.full((len(a),), classes - 1, device=h.device)  # (M,)
         rows = []
@@ -127,9 +135,28 @@ class Dtfd(nn.Module):
         return h[torch.stack(rows)], len(rows) // len(a)
 
 
-def split_into_pseudo_bags(n: int, parts: int, draw: Draw) -> torch.Tensor:
-    """n instances in random pseudo-bags of nearly equal size, none empty: (min(parts, n), n) bool."""
+def build_afs(dim: int, n_classes: int, settings: MilSettings) -> Dtfd:
+    """Return DTFD-MIL (AFS) with fresh weights."""
+    return _build(dim, n_classes, settings, "afs")
+
+
+def build_maxs(dim: int, n_classes: int, settings: MilSettings) -> Dtfd:
+    """Return DTFD-MIL (MaxS) with fresh weights."""
+    return _build(dim, n_classes, settings, "maxs")
+
+
+def build_maxmins(dim: int, n_classes: int, settings: MilSettings) -> Dtfd:
+    """Return DTFD-MIL (MaxMinS) with fresh weights."""
+    return _build(dim, n_classes, settings, "maxmins")
+
+
+def _build(dim: int, n_classes: int, settings: MilSettings, distillation: Distillation) -> Dtfd:
+    return Dtfd(DtfdShape(dim, n_classes, distillation, settings.pseudo_bags, settings.splits_at_test))
+
+
+def split_into_pseudo_bags(n: int, parts: int, rng: RandomGenerator) -> torch.Tensor:
+    """Split n instances into random pseudo-bags of nearly equal size, none empty: (min(parts, n), n) bool."""
     parts = min(parts, n)
     member = np.empty(n, np.int64)
-    member[draw.permutation(n)] = np.arange(n) * parts // n
+    member[rng.permutation(n)] = np.arange(n) * parts // n
     return torch.from_numpy(member)[None] == torch.arange(parts)[:, None]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.errors import InputError, WeightsError
-from her2batch.models.weights import Source, digest, fit, locate, read
+from her2batch.models.weights import WeightsSource, locate_weights, network_with_weights, read_weights, weights_digest
 from her2batch.vision.membrane import FEATURES, TileBatch
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class TimmEncoder:
 
     arch: str
     dim: int
-    source: Source
+    source: WeightsSource
     mpp: tuple[float, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     swiglu: bool = False
@@ -76,13 +76,13 @@ ENCODERS: Final[dict[str, StainEncoder | TimmEncoder]] = {
     "stain": StainEncoder(),
     "uni": TimmEncoder(
         "vit_large_patch16_224", 1024,
-        Source("MahmoodLab/UNI", "b55a5ec6cade1a39edfe6534189a9b8ca7a022f0", ("pytorch_model.bin",), NON_COMMERCIAL),
+        WeightsSource("MahmoodLab/UNI", "b55a5ec6cade1a39edfe6534189a9b8ca7a022f0", ("pytorch_model.bin",), NON_COMMERCIAL),
         mpp=(0.5,),
         kwargs={"img_size": 224, "patch_size": 16, "init_values": 1e-5, "num_classes": 0, "dynamic_img_size": True},
     ),
     "uni2-h": TimmEncoder(
         "vit_giant_patch14_224", 1536,
-        Source("MahmoodLab/UNI2-h", "d517a8dd47902dd7c308b3c36f63bce47e7b9a43", ("pytorch_model.bin",), NON_COMMERCIAL),
+        WeightsSource("MahmoodLab/UNI2-h", "d517a8dd47902dd7c308b3c36f63bce47e7b9a43", ("pytorch_model.bin",), NON_COMMERCIAL),
         mpp=(0.5,),
         kwargs={
             "img_size": 224, "patch_size": 14, "depth": 24, "num_heads": 24, "embed_dim": 1536,
@@ -93,7 +93,7 @@ ENCODERS: Final[dict[str, StainEncoder | TimmEncoder]] = {
     ),
     "virchow2": TimmEncoder(
         "vit_huge_patch14_224", 2560,
-        Source(
+        WeightsSource(
             "paige-ai/Virchow2", "3158645804b69e3f3bc4439d4116edddf0840a72",
             ("model.safetensors", "pytorch_model.bin"), NON_COMMERCIAL,
         ),
@@ -106,7 +106,7 @@ ENCODERS: Final[dict[str, StainEncoder | TimmEncoder]] = {
     ),
     "h-optimus-0": TimmEncoder(
         "vit_giant_patch14_reg4_dinov2", 1536,
-        Source(
+        WeightsSource(
             "bioptimus/H-optimus-0", "b145cc1e6c6b30d3251aa8b1f844e6974188a743",
             ("pytorch_model.bin", "model.safetensors"), "Apache 2.0",
         ),
@@ -168,9 +168,9 @@ def load_encoder(name: str, device: str = "cpu", weights: Path | None = None) ->
     """
     spec = encoder_spec(name)
     if isinstance(spec, StainEncoder):
-        return Encoder(name, spec.dim, None, lambda batch: batch.figures)
-    path = locate(name.removeprefix(TIMM), spec.source, weights)
-    return Encoder(name, spec.dim, digest(path), load_timm_network(spec, path, device))
+        return Encoder(name, spec.dim, None, lambda batch: batch.features)
+    path = locate_weights(name.removeprefix(TIMM), spec.source, weights)
+    return Encoder(name, spec.dim, weights_digest(path), load_timm_network(spec, path, device))
 
 
 def load_timm_network(spec: TimmEncoder, path: Path, device: str) -> Callable[[TileBatch], NDArray[np.float32]]:
@@ -183,8 +183,8 @@ def load_timm_network(spec: TimmEncoder, path: Path, device: str) -> Callable[[T
     from her2batch.models.device import Normalization, run_network, set_deterministic
 
     set_deterministic(device)
-    state = {key: one for key, one in read(path).items() if not key.startswith(CLASSIFIERS)}
-    net = fit(lambda: _build_timm_network(spec), state, path).to(device).to(memory_format=torch.channels_last)
+    state = {key: one for key, one in read_weights(path).items() if not key.startswith(CLASSIFIERS)}
+    net = network_with_weights(lambda: _build_timm_network(spec), state, path).to(device).to(memory_format=torch.channels_last)
     look = Normalization(spec.mean, spec.std, spec.input_px, spec.resize)
     first_patch = 1 + spec.kwargs.get("reg_tokens", 0)  # after the class token and the registers
 
@@ -220,7 +220,7 @@ def _timm_spec(model: str) -> TimmEncoder:
     return TimmEncoder(
         arch=model,
         dim=int(getattr(net, "head_hidden_size", None) or net.num_features),
-        source=Source(about.get("hf_hub_id"), None, ("model.safetensors", "pytorch_model.bin"), licence),
+        source=WeightsSource(about.get("hf_hub_id"), None, ("model.safetensors", "pytorch_model.bin"), licence),
         mpp=(),
         kwargs={"num_classes": 0},
         mean=tuple(look["mean"]),

@@ -1,45 +1,158 @@
-"""MIL methods by name. A new one is one row."""
+"""MIL methods, one row each: the network, how it is trained, its settings and their search space.
+
+A new method is one row of MIL_METHODS, or a row that an installed package adds (entry point group "her2batch.mil").
+Rows are read without torch: a row names its network as text, which is imported when a network is built.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
-
-from torch import nn
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from her2batch.errors import InputError
-from her2batch.models.clam import Clam, ClamShape
-from her2batch.models.dtfd import Distillation, Dtfd, DtfdShape
+from her2batch.plugins import Package, Registry, resolve
 from her2batch.settings import MilSettings
+from her2batch.tasks import COUNTS_METHODS, IMAGE_METHODS, MEMBRANE_RULE
 
-Build = Callable[[int, int, MilSettings], nn.Module]
+if TYPE_CHECKING:
+    from torch import nn
 
-
-def _clam(branches: bool) -> Build:
-    def make(dim: int, n_classes: int, settings: MilSettings) -> nn.Module:
-        return Clam(ClamShape(dim, n_classes, branches, settings.dropout, settings.k, settings.bag_weight))
-
-    return make
+GROUP: Final = "her2batch.mil"
+"""Entry point group of methods that other packages add."""
 
 
-def _dtfd(distil: Distillation) -> Build:
-    def make(dim: int, n_classes: int, settings: MilSettings) -> nn.Module:
-        return Dtfd(DtfdShape(dim, n_classes, distil, settings.pseudo_bags, settings.splits_at_test))
+@dataclass(frozen=True)
+class LogUniform:
+    """Search domain: uniform in the logarithm, from low to high."""
 
-    return make
+    low: float
+    high: float
 
 
-MODELS: Final[dict[str, Build]] = {
-    "clam-sb": _clam(False),
-    "clam-mb": _clam(True),
-    "dtfd-afs": _dtfd("afs"),
-    "dtfd-maxs": _dtfd("maxs"),
-    "dtfd-maxmins": _dtfd("maxmins"),
+@dataclass(frozen=True)
+class Choice:
+    """Search domain: one of these values, with equal probability."""
+
+    values: tuple[Any, ...]
+
+
+SearchSpace = Mapping[str, LogUniform | Choice]
+"""Setting → values that `tune` tries."""
+
+MIL_SPACE: Final[SearchSpace] = {
+    "lr": LogUniform(1e-5, 1e-3),
+    "weight_decay": LogUniform(1e-6, 1e-3),
+    "dropout": Choice((0.0, 0.25, 0.5)),
+    "bag_weight": Choice((0.5, 0.7, 0.9)),
+    "k": Choice((4, 8, 16)),
+    "pseudo_bags": Choice((2, 4, 8)),
 }
+"""Search space of CLAM and DTFD-MIL. All methods share it, so that one seed draws the same trials for each of them; a
+method ignores the settings that it does not have."""
+
+NetworkBuilder = Callable[[int, int, Any], "nn.Module"]
+"""(length of an embedding, number of classes, settings) → a network that follows `attention.MilModel`."""
+
+
+@dataclass(frozen=True)
+class MilMethod:
+    """A MIL method.
+
+    build: a NetworkBuilder, or its name as "package.module:function".
+    settings: the model of its settings: MilSettings or a subclass with further fields, each an `--option NAME=VALUE`.
+    defaults: settings whose default differs from the model's.
+    shape: settings that decide what a trained network computes; a bundle keeps them.
+    space: what `tune` searches.
+    sampling: how an epoch draws its bags: class-balanced with replacement, or each once in random order.
+    lr_drop: (epoch, factor): after this epoch the learning rate is multiplied by the factor.
+    clip_norm: largest norm of the gradient of a step; None: no limit.
+
+    A network with a method `tiers()` that returns lists of parameters has one optimiser for each list.
+    """
+
+    build: NetworkBuilder | str
+    settings: type[MilSettings] = MilSettings
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    shape: tuple[str, ...] = ()
+    space: SearchSpace = field(default_factory=lambda: MIL_SPACE)
+    sampling: Literal["class-balanced", "shuffled"] = "class-balanced"
+    lr_drop: tuple[int, float] | None = None
+    clip_norm: float | None = None
+
+
+def _dtfd(builder: str) -> MilMethod:
+    """Return the row of a DTFD-MIL variant: its published training (methods.md §4; Zhang 2022)."""
+    return MilMethod(
+        f"her2batch.models.dtfd:{builder}",
+        defaults={"weight_decay": 1e-4},
+        shape=("pseudo_bags", "splits_at_test"),
+        sampling="shuffled",
+        lr_drop=(100, 0.2),
+        clip_norm=5.0,
+    )
+
+
+MIL_METHODS: Final[dict[str, MilMethod]] = {
+    "clam-sb": MilMethod("her2batch.models.clam:build_single_branch"),
+    "clam-mb": MilMethod("her2batch.models.clam:build_multi_branch"),
+    "dtfd-afs": _dtfd("build_afs"),
+    "dtfd-maxs": _dtfd("build_maxs"),
+    "dtfd-maxmins": _dtfd("build_maxmins"),
+}
+"""Method → its row. Approach 1 of the paper: attention over the embeddings of a slide's tiles."""
+
+_registry: Final = Registry(
+    "MIL method", GROUP, (MilMethod,), MIL_METHODS, reserved=(*IMAGE_METHODS, *COUNTS_METHODS, MEMBRANE_RULE)
+)
+
+
+def mil_method_names() -> tuple[str, ...]:
+    """Return the names of all MIL methods, built-in ones first. No other package is imported."""
+    return _registry.names()
+
+
+def is_mil_method(name: str) -> bool:
+    """Return whether a MIL method has this name."""
+    return name in _registry
+
+
+def mil_method(name: str) -> MilMethod:
+    """Return a method's row. Raises InputError for an unknown name and for a package that cannot be loaded."""
+    method = _registry.find(name)
+    if method is None:
+        raise InputError(f"no MIL method is called {name!r}", None, f"choose from {', '.join(mil_method_names())}")
+    return method
+
+
+def mil_package(name: str) -> Package | None:
+    """Return the package that adds a method; None for a built-in or unknown one and one registered at run time."""
+    return _registry.package_of(name)
+
+
+def register_mil(name: str, spec: MilMethod) -> None:
+    """Add a MIL method to this program, by name, for `train`, `tune` and `score`.
+
+    The Ray workers that this program starts get it too; their machines must be able to import what it refers to. A
+    bundle that is trained with it can be used where the same name is registered. For the command line, and for every
+    process on its own, let a package add it: entry point group "her2batch.mil".
+    Raises InputError for a name that is taken or not valid, and for anything but a MilMethod.
+    """
+    _registry.register(name, spec)
 
 
 def build_mil_network(method: str, dim: int, n_classes: int, settings: MilSettings) -> Any:
-    """A network with fresh weights, from torch's generator. Raises InputError for an unknown method."""
-    if method not in MODELS:
-        raise InputError(f"no MIL method is called {method!r}", None, f"choose from {', '.join(MODELS)}")
-    return MODELS[method](dim, n_classes, settings)
+    """Return a network with fresh weights from torch's generator.
+
+    dim: length of an embedding.  Raises InputError for an unknown method and for code that cannot be imported.
+    """
+    row = mil_method(method)
+    try:
+        build: NetworkBuilder = resolve(row.build)
+    except (ImportError, AttributeError) as error:
+        package = mil_package(method)
+        owner = f" of package {package.name} {package.version}" if package is not None else ""
+        remedy = f"run `pip install --upgrade {package.name}`" if package is not None else "install what it imports"
+        what = f"the network of MIL method {method!r}{owner} cannot be imported ({error})"
+        raise InputError(what, None, remedy) from error
+    return build(dim, n_classes, settings)

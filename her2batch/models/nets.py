@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.errors import InputError, WeightsError
-from her2batch.models.weights import SNAPSHOT, Source, in_folder, locate, read
+from her2batch.models.weights import SNAPSHOT, WeightsSource, find_in_folder, locate_weights, read_weights
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class Net:
+class NetworkSpec:
     """A network of timm's. name: with the tag of its ImageNet weights.  tiny: what makes it a toy of its family.
 
     sized: it is built for one size of picture; the others take any.
@@ -37,16 +37,16 @@ class Net:
         return self.name.partition(".")[0]
 
 
-NETS: Final[dict[str, Net]] = {
-    "convnext-small": Net(
+NETWORKS: Final[dict[str, NetworkSpec]] = {
+    "convnext-small": NetworkSpec(
         "convnext_small.in12k_ft_in1k", {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128), "ls_init_value": 0.1}
     ),
-    "resnet50": Net(
+    "resnet50": NetworkSpec(
         "resnet50.a1_in1k",
         {"layers": (1, 1, 1, 1), "channels": (8, 16, 32, 64), "stem_type": "deep", "stem_width": 8},
     ),
-    "densenet201": Net("densenet201.tv_in1k", {"growth_rate": 8, "block_config": (2, 2, 4, 2)}),
-    "vit-base": Net(
+    "densenet201": NetworkSpec("densenet201.tv_in1k", {"growth_rate": 8, "block_config": (2, 2, 4, 2)}),
+    "vit-base": NetworkSpec(
         "vit_base_patch16_224.augreg2_in21k_ft_in1k", {"embed_dim": 64, "depth": 3, "num_heads": 2}, sized=True
     ),
 }
@@ -63,22 +63,22 @@ STD: Final = (0.229, 0.224, 0.225)
 """Of ImageNet, RGB in 0–1: what all four look through, also where the published weights look otherwise (`start`)."""
 
 
-def build(method: str, n_classes: int, input_px: int, size: str = "full") -> torch.nn.Module:
+def build_network(method: str, n_classes: int, input_px: int, size: str = "full") -> torch.nn.Module:
     """A network with fresh weights for n_classes and squares of input_px, full or tiny.
 
     Raises InputError for an unknown method.
     """
     import timm
 
-    if method not in NETS:
-        raise InputError(f"no network is called {method!r}", None, f"choose from {', '.join(NETS)}")
-    row = NETS[method]
+    if method not in NETWORKS:
+        raise InputError(f"no network is called {method!r}", None, f"choose from {', '.join(NETWORKS)}")
+    row = NETWORKS[method]
     chosen = {**(row.tiny if size == "tiny" else {}), **({"img_size": input_px} if row.sized else {})}
     net: torch.nn.Module = timm.create_model(row.name, pretrained=False, num_classes=n_classes, **chosen)
     return net
 
 
-def start(method: str, n_classes: int, input_px: int, size: str, pretrained: str, seed: int) -> torch.nn.Module:
+def initial_network(method: str, n_classes: int, input_px: int, size: str, pretrained: str, seed: int) -> torch.nn.Module:
     """A network to train, in float32 on the CPU. What is random in it comes from the seed alone.
 
     pretrained: "imagenet" for timm's weights of the hub, "none" for random ones, else a file of such weights or a
@@ -90,21 +90,21 @@ def start(method: str, n_classes: int, input_px: int, size: str, pretrained: str
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = build(method, n_classes, input_px, size)
+        net = build_network(method, n_classes, input_px, size)
     if pretrained == "none" or (pretrained == "imagenet" and size == "tiny"):
         return net
     path = _hub(method) if pretrained == "imagenet" else _found(method, Path(pretrained))
-    _load(net, _adapted(net, read(path)), path)
+    _load(net, _adapted(net, read_weights(path)), path)
     return net
 
 
 def _hub(method: str) -> Path:
     from timm.models import get_pretrained_cfg
 
-    about = get_pretrained_cfg(NETS[method].name)
-    source = Source(about.hf_hub_id, None, SNAPSHOT, about.license or "see its page")
+    about = get_pretrained_cfg(NETWORKS[method].name)
+    source = WeightsSource(about.hf_hub_id, None, SNAPSHOT, about.license or "see its page")
     try:
-        return locate(method, source, None)
+        return locate_weights(method, source, None)
     except WeightsError as error:
         what = f"the ImageNet weights of {method} ({source.repo}) can't be fetched: {error.what.rpartition(': ')[2]}"
         raise WeightsError(what, None, _remedy(method)) from error
@@ -113,9 +113,9 @@ def _hub(method: str) -> Path:
 def _found(method: str, place: Path) -> Path:
     if place.is_file():
         return place
-    row = NETS[method]
+    row = NETWORKS[method]
     names = (method, row.name, row.architecture)
-    found = next((path for name in names if (path := in_folder(name, place))), None)
+    found = next((path for name in names if (path := find_in_folder(name, place))), None)
     if found is None:
         what = f"holds no weights of {method}: neither {' nor '.join(f'{name}.safetensors' for name in names)}"
         raise WeightsError(what, place, _remedy(method))
@@ -123,7 +123,7 @@ def _found(method: str, place: Path) -> Path:
 
 
 def _remedy(method: str) -> str:
-    page = f"https://huggingface.co/timm/{NETS[method].name}"
+    page = f"https://huggingface.co/timm/{NETWORKS[method].name}"
     return (
         f"put model.safetensors of {page} as {method}.safetensors into a folder and give --weights FOLDER, "
         "or train from random weights with --option pretrained=none"
@@ -169,7 +169,7 @@ def _load(net: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> N
     net.load_state_dict(state, strict=False)
 
 
-def classify(net: torch.nn.Module, pixels: NDArray[np.uint8], device: str = "cpu") -> NDArray[np.float32]:
+def classify_images(net: torch.nn.Module, pixels: NDArray[np.uint8], device: str = "cpu") -> NDArray[np.float32]:
     """Probabilities of each class: (n, h, w, 3) uint8 RGB → (n, classes) float32. n ≥ 1.
 
     net: on `device`, in evaluation mode.
@@ -180,7 +180,7 @@ def classify(net: torch.nn.Module, pixels: NDArray[np.uint8], device: str = "cpu
 
 
 @dataclass(frozen=True)
-class Classifier:
+class ImageClassifier:
     """A trained network on its device, as a function."""
 
     net: torch.nn.Module
@@ -189,4 +189,4 @@ class Classifier:
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probabilities of each class: (n, h, w, 3) uint8 RGB → (n, classes) float32."""
-        return classify(self.net, pixels, self.device) if len(pixels) else np.empty((0, self.n_classes), np.float32)
+        return classify_images(self.net, pixels, self.device) if len(pixels) else np.empty((0, self.n_classes), np.float32)

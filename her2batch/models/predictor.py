@@ -106,7 +106,7 @@ def apply_temperature(p: Floats, temperature: float) -> Floats:
     return np.asarray(out / out.sum(axis=-1, keepdims=True), np.float32)
 
 
-def plausible(p: Floats, threshold: float | None) -> list[int]:
+def plausible_classes(p: Floats, threshold: float | None) -> list[int]:
     """Classes that can't be ruled out, in order; the most likely one always, every one without a threshold."""
     if threshold is None:
         return list(range(len(p)))
@@ -119,7 +119,7 @@ def suits(task: str, stain: str | None) -> bool:
 
 
 def _row(entry: ModelEntry, p: Floats, evidence: SlideFeatures) -> dict[str, Any]:
-    left = plausible(p, entry.threshold)
+    left = plausible_classes(p, entry.threshold)
     reasons = [flag for flag in evidence.flags if flag in REVIEW_FLAGS]
     if len(left) != 1:
         reasons.append("undecided")

@@ -24,7 +24,7 @@ SNAPSHOT: Final = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightsSource:
     """A repository on the Hugging Face hub: id, pinned commit (None: the newest), its weight files, the licence."""
 
     repo: str | None
@@ -38,17 +38,17 @@ class Source:
         return f"https://huggingface.co/{self.repo}" if self.repo else "its authors' page"
 
 
-def locate(name: str, source: Source, weights: Path | None) -> Path:
+def locate_weights(name: str, source: WeightsSource, weights: Path | None) -> Path:
     """The file with an encoder's weights: given, in the given folder, in the hub's cache, or fetched from the hub.
 
     Raises WeightsError with the licence's page and both remedies.
     """
     if weights is not None:
         return _given(name, source, weights)
-    return find_cached(source) or _fetch(name, source)
+    return find_cached_weights(source) or _fetch(name, source)
 
 
-def find_cached(source: Source) -> Path | None:
+def find_cached_weights(source: WeightsSource) -> Path | None:
     """The file in the hub's local cache; asks no network."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -61,24 +61,24 @@ def find_cached(source: Source) -> Path | None:
     return None
 
 
-def in_folder(name: str, folder: Path) -> Path | None:
+def find_in_folder(name: str, folder: Path) -> Path | None:
     """NAME.safetensors, NAME.bin …, NAME/ as a copy of the hub's repository, or the folder itself as one."""
     named = [folder / f"{name}{suffix}" for suffix in (*SAFE, *PICKLED)]
     copies = [place / file for place in (folder / name, folder) for file in SNAPSHOT]
     return next((path for path in (*named, *copies) if path.is_file()), None)
 
 
-def _given(name: str, source: Source, weights: Path) -> Path:
+def _given(name: str, source: WeightsSource, weights: Path) -> Path:
     if weights.is_file():
         return weights
-    found = in_folder(name, weights) if weights.is_dir() else None
+    found = find_in_folder(name, weights) if weights.is_dir() else None
     if found is None:
         what = f"holds no weights of {name}: neither {name}.safetensors nor {name}.bin nor {' nor '.join(SNAPSHOT)}"
         raise WeightsError(what, weights, f"put the file from {source.page} there, or leave --weights away for the hub")
     return found
 
 
-def _fetch(name: str, source: Source) -> Path:
+def _fetch(name: str, source: WeightsSource) -> Path:
     """From the hub, with the token of the environment."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
@@ -100,7 +100,7 @@ def _fetch(name: str, source: Source) -> Path:
     raise _missing(name, source, f"the hub has no {' or '.join(source.files)}")
 
 
-def _missing(name: str, source: Source, why: str) -> WeightsError:
+def _missing(name: str, source: WeightsSource, why: str) -> WeightsError:
     known = f" ({source.repo})" if source.repo else ""
     what = f"the weights of encoder {name}{known} are not here: {why}"
     remedy = (
@@ -110,13 +110,13 @@ def _missing(name: str, source: Source, why: str) -> WeightsError:
     return WeightsError(what, None, remedy)
 
 
-def digest(path: Path) -> str:
+def weights_digest(path: Path) -> str:
     """SHA-256 of a file of weights, hex. Files in the hub's cache are links to blobs that are named by theirs."""
     blob = Path(os.path.realpath(path)).name
     return blob if path.is_symlink() and len(blob) == 64 else file_sha256(path)
 
 
-def read(path: Path) -> dict[str, torch.Tensor]:
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Tensors by name, float32 on the CPU; nothing in the file is run.
 
     Raises WeightsError when the file is damaged, holds anything but tensors, or a value that is no number.
@@ -143,7 +143,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     return {key: one.float() if one.is_floating_point() else one for key, one in state.items()}
 
 
-def fit(build: Callable[[], torch.nn.Module], state: dict[str, torch.Tensor], path: Path) -> torch.nn.Module:
+def network_with_weights(build: Callable[[], torch.nn.Module], state: dict[str, torch.Tensor], path: Path) -> torch.nn.Module:
     """A network with these weights, frozen, in evaluation mode. Raises WeightsError when names or shapes differ.
 
     It is built without storage first: a random start of a ViT-g alone would take 15 s.

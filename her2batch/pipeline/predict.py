@@ -17,14 +17,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from her2batch.models.bundle import Bundle, ModelEntry, load_network
-from her2batch.models.nets import Classifier
+from her2batch.models.nets import ImageClassifier
 from her2batch.models.predictor import BundlePredictor, SlideFeatures
 from her2batch.pipeline.patch_grid import patch_grid, pixels_of
 from her2batch.settings import Plan
 from her2batch.slides.pyramid import Pyramid
 from her2batch.store import schemas
 from her2batch.store.cohort import Cohort, Row
-from her2batch.store.training_run import file_name_of
+from her2batch.store.training_run import encoder_folder
 from her2batch.tasks import PATCH_INPUTS
 from her2batch.vision.patches import apply_clahe, usable_patches
 from her2batch.vision.thumbnail import crop_to_tissue, decode_jpeg
@@ -34,12 +34,20 @@ ReadTable = Callable[[str], pa.Table]
 
 N_PATCH_CLASSES = 4
 
+IMAGE_KINDS = ("patch", "thumbnail")
+"""Kinds of a bundle's models that read pixels."""
+
 
 class ImageNetwork(NamedTuple):
     """A network of a bundle that reads pixels, on its device."""
 
     entry: ModelEntry
-    classify: Classifier
+    classify: ImageClassifier
+
+
+def has_image_networks(bundle: Bundle) -> bool:
+    """Whether a bundle has networks that read pixels, for which timm and torchvision are needed."""
+    return any(entry.kind in IMAGE_KINDS for entry in bundle.info.models)
 
 
 def load_networks(bundle: Bundle, device: str, kind: str | None = None, name: str | None = None) -> list[ImageNetwork]:
@@ -47,7 +55,7 @@ def load_networks(bundle: Bundle, device: str, kind: str | None = None, name: st
 
     kind: only those of `patch` or `thumbnail`.  name: only those of this input.
     """
-    kinds = ("patch", "thumbnail") if kind is None else (kind,)
+    kinds = IMAGE_KINDS if kind is None else (kind,)
     wanted = [entry for entry in bundle.info.models if entry.kind in kinds and name in (None, entry.input)]
     return [ImageNetwork(entry, load_network(bundle, entry, device)) for entry in wanted]
 
@@ -80,7 +88,7 @@ def read_features(bundle: Bundle, row: Mapping[str, Any], read: ReadTable) -> Sl
     inputs: dict[str, list[str]] = {}
     for entry in bundle.info.models:
         inputs.setdefault(entry.kind, []).append(entry.input)
-    embeddings = {name: embedding_matrix(read(f"embeddings/{file_name_of(name)}")) for name in inputs.get("mil", [])}
+    embeddings = {name: embedding_matrix(read(f"embeddings/{encoder_folder(name)}")) for name in inputs.get("mil", [])}
     patches, thumbnails = {}, {}
     if "patch" in inputs:
         table = read(f"patches/{bundle.id}")

@@ -1,7 +1,7 @@
-"""What the labels say of the predictions: confusion, ROC, calibration, agreement; and a training run beside the paper.
+"""Agreement of the predictions with the labels, and the results of a training run beside those of the paper.
 
-The figures are `training.metrics`', their intervals `training.compare`'s; here are the curves, with bands from the same
-resampled patients.
+The figures are those of `training.metrics`, their intervals those of `training.statistics`. This module adds the
+confusion matrices, ROC curves and calibration curves, with bands from the same resampled patients.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from her2batch.reports import figures
-from her2batch.reports.figures import Figure
+from her2batch.reports.figures import Figure, plot_calibration, plot_confusion, plot_intervals, plot_roc
 from her2batch.reports.report_data import ReportData
 from her2batch.reports.theme import SectionContent, render_template, thumbnail_uris
 from her2batch.store.labels import LABELS_SCHEMA, label_slides
@@ -29,90 +28,94 @@ from her2batch.training.metrics import (
     auc,
     check_predictions,
     confusion,
-    groups,
+    grouped_rows,
     kappa,
-    or_null,
-    summary,
+    metrics_summary,
+    nan_to_null,
 )
-from her2batch.training.statistics import intervals, patients_of, resamples
+from her2batch.training.statistics import bootstrap_intervals, draw_resamples, patient_indices
 
-DRAWS: Final = 300
-"""Resamples of the report's intervals; a run's own comparison takes more."""
+RESAMPLES: Final = 300
+"""Bootstrap resamples of patients for the intervals of the report. The comparison of a training run takes more."""
 
-GRID: Final = np.linspace(0, 1, 41)
-"""1 − specificity at which a ROC curve and its band are drawn."""
+ROC_GRID: Final = np.linspace(0, 1, 41)
+"""Values of 1 − specificity at which a ROC curve and its band are drawn."""
 
-BINS: Final = 10
-"""Of calibration, equally wide."""
+CALIBRATION_BINS: Final = 10
+"""Number of equally wide bins of the calibration curve."""
 
-MISSED: Final = 36
-"""Misclassified slides that are shown as pictures, the surest mistakes first."""
+MAX_MISCLASSIFIED: Final = 36
+"""Misclassified slides that are shown with their thumbnail."""
 
-SHOWN: Final = 24
-"""Methods on inputs that get curves, the best by AUC first; the table has all."""
+MAX_CURVES: Final = 24
+"""Combinations of method and input that get curves, the best by AUC first. The table of metrics has all of them."""
 
-BY_NAME: Final = pa.schema(
+INTERVAL_SCHEMA: Final = pa.schema(
     [("name", pa.string()), ("value", pa.float64()), ("low", pa.float64()), ("high", pa.float64()), ("n", pa.int32())]
 )
 
 
-def against_labels(material: ReportData) -> SectionContent | None:
-    """The cohort's own predictions against its labels."""
-    predictions = labelled(material)
+def label_agreement_section(data: ReportData) -> SectionContent | None:
+    """Compare the predictions of the cohort with its labels. None without a labelled prediction."""
+    predictions = labelled_predictions(data)
     if not predictions.num_rows:
         return None
-    cells, made = _judged(predictions, _patients(material), "labels")
-    sites = _by_site(material, predictions)
-    missed = _missed(material, predictions)
-    small = thumbnail_uris(material.cohort, [one["slide_id"] for one in missed], 180)
+    methods, curves = _evaluate_methods(predictions, _patient_of_slide(data), "labels")
+    sites = _kappa_by_site(data, predictions)
+    misclassified = _worst_misclassified(predictions)
+    thumbnails = thumbnail_uris(data.cohort, [error["slide_id"] for error in misclassified], 180)
     trained = bool(set(pc.unique(predictions["method"]).to_pylist()) - {MEMBRANE_RULE})
-    html = render_template("labels.html", cells=cells, sites=sites, missed=missed, pictures=small, pages=material.pages,
-                  trained=trained, draws=DRAWS)  # fmt: skip
-    return SectionContent(html, (*made, *sites))
+    html = render_template(
+        "agreement.html", methods=methods, sites=sites, misclassified=misclassified, thumbnails=thumbnails,
+        page_links=data.page_links, trained=trained, resamples=RESAMPLES,
+    )  # fmt: skip
+    return SectionContent(html, (*curves, *sites))
 
 
-def of_run(material: ReportData) -> SectionContent | None:
-    """A training run: its figures on held-out slides, and the paper's tables beside them."""
-    run = material.run
+def training_run_section(data: ReportData) -> SectionContent | None:
+    """Show a training run: its metrics on held-out slides, and the paper's tables beside them. None without a run."""
+    run = data.run
     if run is None:
         return None
-    predictions = _of_slides(run.read("predictions"))
+    predictions = _without_patches(run.read("predictions"))
     patients = {row["slide_id"]: row["patient_id"] for row in run.read("labels").to_pylist()}
-    cells, made = _judged(predictions, patients, "run") if predictions.num_rows else ([], ())
-    rows = summary(run.read("metrics")).to_pylist()
+    methods, curves = _evaluate_methods(predictions, patients, "run") if predictions.num_rows else ([], ())
+    rows = metrics_summary(run.read("metrics")).to_pylist()
     paper = run.read("tables").to_pylist() if run.table("tables").exists() else []
     excluded = run.read("excluded").to_pylist() if run.table("excluded").exists() else []
     html = render_template(
-        "run.html", cells=cells, rows=rows, paper=paper, excluded=excluded, name=run.root.name, draws=DRAWS
-    )
-    return SectionContent(html, made)
+        "training_run.html", methods=methods, rows=rows, paper=paper, excluded=excluded, name=run.root.name,
+        resamples=RESAMPLES,
+    )  # fmt: skip
+    return SectionContent(html, curves)
 
 
 # -- predictions with their truth --------------------------------------------------------------------------------
 
 
-def labelled(material: ReportData) -> pa.Table:
-    """The cohort's predictions that have a label, as a run's predictions: `input` is the bundle, the fold 0."""
+def labelled_predictions(data: ReportData) -> pa.Table:
+    """Return the predictions of the cohort that have a label, in the schema of a run: `input` is the bundle, fold 0."""
     rows = []
     for task in CLASSES:
-        good, _ = label_slides(pa.Table.from_pylist(list(material.labels.values()), LABELS_SCHEMA), task, material.rows)
-        for label in good.to_pylist():
-            for one in material.said(label["slide_id"], task):
-                rows.append({**one, "input": one["bundle"], "fold": 0, "truth": label["truth"]})
+        labels = pa.Table.from_pylist(list(data.labels.values()), LABELS_SCHEMA)
+        labelled, _ = label_slides(labels, task, data.rows)
+        for label in labelled.to_pylist():
+            for prediction in data.predictions_for(label["slide_id"], task):
+                rows.append({**prediction, "input": prediction["bundle"], "fold": 0, "truth": label["truth"]})
     schema = run_schema("predictions")
     return pa.Table.from_pylist([{name: row[name] for name in schema.names} for row in rows], schema)
 
 
-def _patients(material: ReportData) -> dict[str, str]:
-    """Patient of each slide; a slide without one is its own."""
+def _patient_of_slide(data: ReportData) -> dict[str, str]:
+    """Return slide_id → patient. A slide without a patient counts as a patient of its own."""
     return {
-        one: row["patient_id"] or material.labels.get(one, {}).get("patient_id") or one
-        for one, row in material.rows.items()
+        slide_id: row["patient_id"] or data.labels.get(slide_id, {}).get("patient_id") or slide_id
+        for slide_id, row in data.rows.items()
     }
 
 
-def _of_slides(predictions: pa.Table) -> pa.Table:
-    """Without those of single patches."""
+def _without_patches(predictions: pa.Table) -> pa.Table:
+    """Return the predictions of slides, without those of single patches."""
     patches = pc.and_(
         pc.equal(predictions["method"], PATCH_NET),
         pc.is_in(predictions["input"], value_set=pa.array(list(PATCH_INPUTS), pa.string())),
@@ -120,178 +123,191 @@ def _of_slides(predictions: pa.Table) -> pa.Table:
     return predictions.filter(pc.invert(patches))
 
 
-# -- what is judged ----------------------------------------------------------------------------------------------
+# -- metrics and curves of each method ---------------------------------------------------------------------------
 
 
-def _judged(
+def _evaluate_methods(
     predictions: pa.Table, patients: Mapping[str, str], prefix: str
 ) -> tuple[list[dict[str, Any]], tuple[Figure, ...]]:
-    """Each method's figures with their intervals, best AUC first within a task; and their curves."""
+    """Return the metrics of each method with their intervals, the best AUC of each task first; and the curves."""
     bounds: dict[tuple[str, ...], dict[tuple[str, str | None], dict[str, Any]]] = {}
-    for row in intervals(predictions, patients, DRAWS).to_pylist():
+    for row in bootstrap_intervals(predictions, patients, RESAMPLES).to_pylist():
         bounds.setdefault(tuple(row[name] for name in CELL), {})[row["metric"], row["class"]] = row
-    cells = []
-    for keys, part in groups(predictions, CELL):
+    methods = []
+    for keys, part in grouped_rows(predictions, CELL):
         own = bounds[tuple(keys.values())]
         overall = {name: own[name, None] for name in FIGURES}
-        cells.append({**keys, "n": part.num_rows, "part": part, "figures": overall, "classes": _classes(part, own)})
+        classes = _class_metrics(part, own)
+        methods.append({**keys, "n": part.num_rows, "part": part, "metrics": overall, "classes": classes})
     order = list(CLASSES)
-    cells.sort(key=lambda one: (order.index(one["task"]), -(one["figures"]["auc"]["value"] or 0), one["method"]))
-    made: list[Figure] = []
-    for k, one in enumerate(cells):
-        one["curves"] = _curves(one["part"], patients, f"{prefix}-{k + 1}") if k < SHOWN else ()
-        made += one["curves"]
-    return cells, tuple(made)
+    methods.sort(key=lambda row: (order.index(row["task"]), -(row["metrics"]["auc"]["value"] or 0), row["method"]))
+    figures: list[Figure] = []
+    for k, method in enumerate(methods):
+        method["curves"] = _plot_curves(method["part"], patients, f"{prefix}-{k + 1}") if k < MAX_CURVES else ()
+        figures += method["curves"]
+    return methods, tuple(figures)
 
 
-def _classes(part: pa.Table, own: Mapping[Any, Any]) -> list[dict[str, Any]]:
-    """Of each class: slides, recall with its interval, precision, F1."""
-    table = confusion(part)
+def _class_metrics(part: pa.Table, own: Mapping[Any, Any]) -> list[dict[str, Any]]:
+    """Return for each class: number of slides, recall with its interval, precision, F1."""
+    counts = confusion(part)
     rows = []
     for k, name in enumerate(CLASSES[part["task"][0].as_py()]):
-        hit, real, said = int(table[k, k]), int(table[k].sum()), int(table[:, k].sum())
-        f1 = 2 * hit / (real + said) if real + said else None
-        rows.append({"class": name, "n": real, "recall": own["recall", name], "precision": hit / said if said else None,
-                     "f1": f1})  # fmt: skip
+        correct, actual, predicted = int(counts[k, k]), int(counts[k].sum()), int(counts[:, k].sum())
+        f1 = 2 * correct / (actual + predicted) if actual + predicted else None
+        precision = correct / predicted if predicted else None
+        rows.append({"class": name, "n": actual, "recall": own["recall", name], "precision": precision, "f1": f1})
     return rows
 
 
-def _curves(part: pa.Table, patients: Mapping[str, str], name: str) -> tuple[Figure, ...]:
-    """Confusion, ROC and calibration of one method."""
+def _plot_curves(part: pa.Table, patients: Mapping[str, str], name: str) -> tuple[Figure, ...]:
+    """Draw the confusion matrix, ROC curves and calibration curve of one method."""
     row = part.slice(0, 1).to_pylist()[0]
-    title = (
-        f"{row['method']}, {row['input']}, {row['task']}" if row["method"] != MEMBRANE_RULE else f"rule, {row['task']}"
-    )
-    made = []
-    for kind, words, table in (
-        ("confusion", "Confusion", confusion_table(part)),
-        ("roc", "ROC, one class against the rest", roc_table(part, patients)),
-        ("calibration", "Calibration", calibration_table(part, patients)),
+    is_rule = row["method"] == MEMBRANE_RULE
+    subject = f"rule, {row['task']}" if is_rule else f"{row['method']}, {row['input']}, {row['task']}"
+    source = f"predictions, labels: {part.num_rows} slides"
+    figures = []
+    for kind, title, table, plot in (
+        ("confusion", "Confusion matrix", confusion_table(part), plot_confusion),
+        ("roc", "ROC, one class against the rest", roc_table(part, patients), plot_roc),
+        ("calibration", "Calibration", calibration_table(part, patients), plot_calibration),
     ):
-        drawn = getattr(figures, kind)(f"{words}: {title}", table)
-        made.append(Figure(f"{name}-{kind}", words, f"predictions, labels: {part.num_rows} slides", drawn, table))
-    return tuple(made)
+        figures.append(Figure(f"{name}-{kind}", title, source, plot(f"{title}: {subject}", table), table))
+    return tuple(figures)
 
 
 def confusion_table(part: pa.Table) -> pa.Table:
-    """Columns: truth, predicted, n."""
+    """Return the confusion matrix of one method. Columns: truth, predicted, n."""
     classes = CLASSES[part["task"][0].as_py()]
     counts = confusion(part)
-    rows = [{"truth": a, "predicted": b, "n": int(counts[k, j])}
-            for k, a in enumerate(classes) for j, b in enumerate(classes)]  # fmt: skip
+    rows = [
+        {"truth": truth, "predicted": predicted, "n": int(counts[k, j])}
+        for k, truth in enumerate(classes)
+        for j, predicted in enumerate(classes)
+    ]
     return pa.Table.from_pylist(rows)
 
 
-def roc_table(part: pa.Table, patients: Mapping[str, str], draws: int = DRAWS) -> pa.Table:
-    """ROC curve of each class against the rest, with the central 95 % of resampled patients at each specificity.
+def roc_table(part: pa.Table, patients: Mapping[str, str], draws: int = RESAMPLES) -> pa.Table:
+    """Return the ROC curve of each class against the rest, with its band.
 
-    Columns: class, fpr, tpr, low, high, auc. Of two classes the second alone; classes that all slides or
-    none have are left out.
+    The band is the central 95 % of resampled patients at each specificity. Columns: class, fpr, tpr, low, high, auc.
+    With two classes only the second has a curve. Classes of all slides or of none are left out.
     """
-    found = check_predictions(part)
-    of, n = patients_of(part, patients)
-    weights = resamples(n, draws, 0)[:, of]
+    checked = check_predictions(part)
+    patient_of_row, n_patients = patient_indices(part, patients)
+    weights = draw_resamples(n_patients, draws, 0)[:, patient_of_row]
     rows = []
     for k, name in enumerate(classes := CLASSES[part["task"][0].as_py()]):
-        positive = found.truth == k
+        positive, p = checked.truth == k, checked.p[:, k]
         if (len(classes) == 2 and k == 0) or positive.all() or not positive.any():
             continue
-        curves = _roc(positive, found.p[:, k], weights)
+        curves = _sensitivity_at_grid(positive, p, weights)
         low, high = np.nanpercentile(curves[1:], [2.5, 97.5], axis=0)
-        area = auc(positive.astype(np.int64), np.stack([1 - found.p[:, k], found.p[:, k]], axis=1))
-        rows += [{"class": name, "fpr": float(x), "tpr": float(y), "low": float(a), "high": float(b), "auc": area}
-                 for x, y, a, b in zip(GRID, curves[0], low, high, strict=True)]  # fmt: skip
-    columns = [(one, pa.float64()) for one in ("fpr", "tpr", "low", "high", "auc")]
+        area = auc(positive.astype(np.int64), np.stack([1 - p, p], axis=1))
+        rows += [
+            {"class": name, "fpr": float(x), "tpr": float(y), "low": float(lower), "high": float(upper), "auc": area}
+            for x, y, lower, upper in zip(ROC_GRID, curves[0], low, high, strict=True)
+        ]
+    columns = [(column, pa.float64()) for column in ("fpr", "tpr", "low", "high", "auc")]
     return pa.Table.from_pylist(rows, pa.schema([("class", pa.string()), *columns]))
 
 
-def _roc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
-    """Sensitivity at GRID of each draw: (n,), (n,), (B, n) → (B, len(GRID)); NaN without slides of both kinds.
+def _sensitivity_at_grid(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
+    """Return the sensitivity at ROC_GRID for each resample, NaN where a resample lacks one of the two classes.
 
-    Slides of equal score are one step: between them the curve is straight, so its area counts ties half.
+    positive, score: (n,).  weights: (B, n).  Returns (B, len(ROC_GRID)).
+
+    Slides with equal scores are one step of the curve. The curve is straight between steps, so that its area counts
+    ties by half.
     """
-    down = np.argsort(-score, kind="stable")
-    last = np.flatnonzero(np.append(score[down][1:] != score[down][:-1], True))
-    out = np.full((len(weights), len(GRID)), np.nan)
-    for k, drawn in enumerate(weights[:, down]):
-        hit = np.append(0, np.cumsum(drawn * positive[down])[last])
-        false = np.append(0, np.cumsum(drawn * ~positive[down])[last])
-        if hit[-1] and false[-1]:
-            out[k] = np.interp(GRID, false / false[-1], hit / hit[-1])
-    return out
+    descending = np.argsort(-score, kind="stable")
+    step_ends = np.flatnonzero(np.append(score[descending][1:] != score[descending][:-1], True))
+    sensitivity = np.full((len(weights), len(ROC_GRID)), np.nan)
+    for k, weight in enumerate(weights[:, descending]):
+        true_positives = np.append(0, np.cumsum(weight * positive[descending])[step_ends])
+        false_positives = np.append(0, np.cumsum(weight * ~positive[descending])[step_ends])
+        if true_positives[-1] and false_positives[-1]:
+            fpr, tpr = false_positives / false_positives[-1], true_positives / true_positives[-1]
+            sensitivity[k] = np.interp(ROC_GRID, fpr, tpr)
+    return sensitivity
 
 
-def calibration_table(part: pa.Table, patients: Mapping[str, str], draws: int = DRAWS) -> pa.Table:
-    """How often the predicted class is right, by the probability it got. Columns: p (mean), share, low, high, n."""
-    found = check_predictions(part)
-    of, n = patients_of(part, patients)
-    weights = resamples(n, draws, 0)[:, of]
-    given = found.p[np.arange(len(found.predicted)), found.predicted]
-    right = found.predicted == found.truth
-    bins = np.minimum((given * BINS).astype(np.int64), BINS - 1)
+def calibration_table(part: pa.Table, patients: Mapping[str, str], draws: int = RESAMPLES) -> pa.Table:
+    """Return how often the predicted class is correct, by its probability.
+
+    Columns: p (mean of the bin), share, low, high, n.
+    """
+    checked = check_predictions(part)
+    patient_of_row, n_patients = patient_indices(part, patients)
+    weights = draw_resamples(n_patients, draws, 0)[:, patient_of_row]
+    p = checked.p[np.arange(len(checked.predicted)), checked.predicted]
+    correct = checked.predicted == checked.truth
+    bins = np.minimum((p * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
     rows = []
     for k in np.unique(bins):
         inside = bins == k
         total = weights[:, inside].sum(axis=1)
         with np.errstate(invalid="ignore"):
-            shares = (weights[:, inside] * right[inside]).sum(axis=1) / total
+            shares = (weights[:, inside] * correct[inside]).sum(axis=1) / total
         low, high = np.nanpercentile(shares[1:], [2.5, 97.5]) if (total[1:] > 0).any() else (shares[0], shares[0])
-        rows.append({"p": float(given[inside].mean()), "share": float(shares[0]), "low": float(low),
-                     "high": float(high), "n": int(inside.sum())})  # fmt: skip
+        rows.append({"p": float(p[inside].mean()), "share": float(shares[0]), "low": float(low), "high": float(high),
+                     "n": int(inside.sum())})  # fmt: skip
     return pa.Table.from_pylist(rows)
 
 
-# -- sites and mistakes ------------------------------------------------------------------------------------------
+# -- sites and misclassified slides ------------------------------------------------------------------------------
 
 
-def _by_site(material: ReportData, predictions: pa.Table) -> tuple[Figure, ...]:
-    """Agreement with the labels at each site: quadratic kappa of each method and task."""
-    sites = sorted({one for one in (material.site(row) for row in material.rows) if one is not None})
-    patients = _patients(material)
-    made: list[Figure] = []
-    for keys, part in groups(predictions, CELL):
-        where = pa.array([material.site(one) for one in part["slide_id"].to_pylist()], pa.string())
-        parts = {site: part.filter(pc.equal(where, site)) for site in sites}
+def _kappa_by_site(data: ReportData, predictions: pa.Table) -> tuple[Figure, ...]:
+    """Draw the agreement with the labels at each site: quadratically weighted kappa of each method and task."""
+    sites = sorted({site for site in (data.site_of(slide_id) for slide_id in data.rows) if site is not None})
+    patients = _patient_of_slide(data)
+    figures: list[Figure] = []
+    for keys, part in grouped_rows(predictions, CELL):
+        site_of_row = pa.array([data.site_of(slide_id) for slide_id in part["slide_id"].to_pylist()], pa.string())
+        parts = {site: part.filter(pc.equal(site_of_row, site)) for site in sites}
         rows = [
             {"name": site, **kappa_interval(own, patients), "n": own.num_rows}
             for site, own in parts.items()
             if own.num_rows
         ]
-        if len(rows) < 2 or all(one["value"] is None for one in rows):
+        if len(rows) < 2 or all(row["value"] is None for row in rows):
             continue
         name = f"{keys['task']}, {keys['method']}"
-        table = pa.Table.from_pylist(rows, BY_NAME)
-        drawn = figures.plot_intervals(f"Kappa by site: {name}", table)
-        made.append(Figure(f"kappa-{len(made) + 1}", name, "predictions, labels.site", drawn, table))
-    return tuple(made)
+        table = pa.Table.from_pylist(rows, INTERVAL_SCHEMA)
+        svg = plot_intervals(f"Kappa by site: {name}", table)
+        figures.append(Figure(f"kappa-{len(figures) + 1}", name, "predictions, labels.site", svg, table))
+    return tuple(figures)
 
 
-def kappa_interval(part: pa.Table, patients: Mapping[str, str], draws: int = DRAWS) -> dict[str, float | None]:
-    """Quadratic kappa of one task's predictions, and its interval: value, low, high; null where undefined.
+def kappa_interval(part: pa.Table, patients: Mapping[str, str], draws: int = RESAMPLES) -> dict[str, float | None]:
+    """Return the quadratically weighted kappa of one task's predictions and its interval: value, low, high.
 
-    What `compare.intervals` has, without the AUCs, which cost a hundred times as much on thousands of slides.
+    The result equals that of `training.statistics.intervals`, which also computes the AUCs; on thousands of slides
+    these cost a hundred times as much. A value that is undefined is None.
     """
-    found = check_predictions(part)
-    n_classes = found.p.shape[1]
-    of, n = patients_of(part, patients)
-    pairs = np.zeros((n, n_classes**2))
-    np.add.at(pairs, (of, found.truth * n_classes + found.predicted), 1)
-    values = kappa((resamples(n, draws, 0) @ pairs).reshape(-1, n_classes, n_classes))
-    drawn = values[1:][~np.isnan(values[1:])]
-    low, high = np.percentile(drawn, [2.5, 97.5]).tolist() if len(drawn) else (None, None)
-    return {"value": or_null(float(values[0])), "low": low, "high": high}
+    checked = check_predictions(part)
+    n_classes = checked.p.shape[1]
+    patient_of_row, n_patients = patient_indices(part, patients)
+    pairs = np.zeros((n_patients, n_classes**2))
+    np.add.at(pairs, (patient_of_row, checked.truth * n_classes + checked.predicted), 1)
+    values = kappa((draw_resamples(n_patients, draws, 0) @ pairs).reshape(-1, n_classes, n_classes))
+    defined = values[1:][~np.isnan(values[1:])]
+    low, high = np.percentile(defined, [2.5, 97.5]).tolist() if len(defined) else (None, None)
+    return {"value": nan_to_null(float(values[0])), "low": low, "high": high}
 
 
-def _missed(material: ReportData, predictions: pa.Table) -> list[dict[str, Any]]:
-    """The surest mistakes: of each slide one, by the finest task and the method that is surest."""
-    found: dict[str, dict[str, Any]] = {}
+def _worst_misclassified(predictions: pa.Table) -> list[dict[str, Any]]:
+    """Return one misclassified prediction for each slide: furthest from the label, then most probable. Worst first."""
+    worst: dict[str, dict[str, Any]] = {}
     for row in predictions.to_pylist():
         classes = CLASSES[row["task"]]
         if row["predicted"] == row["truth"]:
             continue
-        off = abs(classes.index(row["predicted"]) - classes.index(row["truth"]))
-        p = row["p"][classes.index(row["predicted"])]
-        rank = (-off, -p)
-        if row["slide_id"] not in found or rank < found[row["slide_id"]]["rank"]:
-            found[row["slide_id"]] = {**row, "rank": rank, "sure": p}
-    return sorted(found.values(), key=lambda one: (one["rank"], one["slide_id"]))[:MISSED]
+        distance = abs(classes.index(row["predicted"]) - classes.index(row["truth"]))
+        probability = row["p"][classes.index(row["predicted"])]
+        rank = (-distance, -probability)
+        if row["slide_id"] not in worst or rank < worst[row["slide_id"]]["rank"]:
+            worst[row["slide_id"]] = {**row, "rank": rank, "probability": probability}
+    return sorted(worst.values(), key=lambda row: (row["rank"], row["slide_id"]))[:MAX_MISCLASSIFIED]

@@ -12,9 +12,11 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
+from her2batch.errors import WeightsError, one_line
 from her2batch.pipeline.cost_model import CPU_TILES_S, cores
 
 LEAST_MEMORY = 4_000_000_000
@@ -50,6 +52,7 @@ def examine(cohort_dir: Path | None = None) -> list[Line]:
     return [
         _python(),
         *_packages(),
+        _torchvision(),
         *_cores_and_gpus(),
         _openslide(),
         _cucim(),
@@ -77,6 +80,51 @@ def _optional(name: str) -> ModuleType | None:
         return importlib.import_module(name)
     except (ImportError, OSError):  # OSError: a library it links against is missing
         return None
+
+
+def _torchvision() -> Line:
+    problem = torchvision_problem()
+    if problem is not None:
+        return Line("torchvision", False, *problem)
+    return Line("torchvision", True, f"{importlib.metadata.version('torchvision')}, belongs to this torch")
+
+
+@lru_cache(maxsize=1)
+def torchvision_problem() -> tuple[str, str] | None:
+    """Why image networks can't run here, and the pip line that mends it; None if they can. Imports torch, once.
+
+    timm builds these networks and imports torchvision, whose compiled part works with one version and build of torch.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except ModuleNotFoundError as error:
+        if error.name != "torchvision":
+            return f"can't be imported: {one_line(error)}", _pip_line()
+        return "is not installed; timm, which builds all image networks, needs it", _pip_line()
+    except Exception as error:  # noqa: BLE001  (a library that does not match fails in many ways)
+        return f"does not belong to this torch ({_version('torch')}): {one_line(error)}", _pip_line()
+    return None
+
+
+def check_torchvision() -> None:
+    """Refuse to start work that needs image networks where these can't run. Raises WeightsError with the pip line."""
+    if (problem := torchvision_problem()) is not None:
+        what, remedy = problem
+        raise WeightsError(f"torchvision {what}", None, f"mend it with: {remedy}")
+
+
+def _pip_line() -> str:
+    """Installs torch and torchvision together, from the index that this torch came from."""
+    build = _version("torch").partition("+")[2]  # cpu, cu130, …; nothing from PyPI
+    index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
+    return f"pip install --force-reinstall torch torchvision{index}"
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _cores_and_gpus() -> Iterator[Line]:
@@ -171,7 +219,7 @@ def _decode_rate() -> float | None:
 
 def _encoders() -> Iterator[Line]:
     from her2batch.models.encoders import ENCODERS, StainEncoder
-    from her2batch.models.weights import find_cached
+    from her2batch.models.weights import find_cached_weights
 
     hub = _optional("huggingface_hub")
     token = hub is not None and hub.get_token() is not None
@@ -180,7 +228,7 @@ def _encoders() -> Iterator[Line]:
     for name, spec in ENCODERS.items():
         if isinstance(spec, StainEncoder):
             yield Line(f"encoder {name}", True, "needs no weights")
-        elif hub is not None and (path := find_cached(spec.source)) is not None:
+        elif hub is not None and (path := find_cached_weights(spec.source)) is not None:
             yield Line(
                 f"encoder {name}", True, f"{path.stat().st_size / 1e9:.1f} GB in the hub's cache; {spec.licence}"
             )

@@ -62,7 +62,7 @@ class Bags:
         self.pages.madvise(mmap.MADV_DONTNEED)
 
 
-def gather(cohort: Cohort, encoder: str, folder: str, slide_ids: Sequence[str], path: Path) -> Bags:
+def gather_bags(cohort: Cohort, encoder: str, folder: str, slide_ids: Sequence[str], path: Path) -> Bags:
     """The bags of these slides, written to `path` unless it holds exactly them already.
 
     folder: name of the encoder's table folder.  Raises InputError, before anything is trained, for a slide without
@@ -101,7 +101,7 @@ def _column(vectors: NDArray[np.float16], dtype: torch.dtype) -> pa.FixedSizeLis
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), vectors.shape[1])
 
 
-def reopen(path: Path) -> Bags:
+def open_bags(path: Path) -> Bags:
     """The bags that `gather` wrote. Raises InputError when the file is gone or damaged."""
     found = _open(path, None)
     if found is None:

@@ -34,7 +34,7 @@ Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Row:
+class CountClassifier:
     """A method: `make(seed, rows a class, **values)` gives an unfitted head; grid: name → what is tried.
 
     middle: values where there is nothing to search on.
@@ -60,12 +60,12 @@ def _mlp(seed: int, _: int, **values: Any) -> Any:
     return make_pipeline(StandardScaler(), MLPClassifier(max_iter=2000, random_state=seed, **values))
 
 
-GRIDS: Final[dict[str, Row]] = {
-    "random-forest": Row(
+GRIDS: Final[dict[str, CountClassifier]] = {
+    "random-forest": CountClassifier(
         _forest, {"max_depth": (None, 4, 8), "min_samples_leaf": (1, 3, 5)}, {"max_depth": 8, "min_samples_leaf": 3}
     ),
-    "svm": Row(_svm, {"C": (0.1, 1.0, 10.0, 100.0), "gamma": ("scale", 0.1, 1.0)}, {"C": 10.0, "gamma": "scale"}),
-    "mlp": Row(
+    "svm": CountClassifier(_svm, {"C": (0.1, 1.0, 10.0, 100.0), "gamma": ("scale", 0.1, 1.0)}, {"C": 10.0, "gamma": "scale"}),
+    "mlp": CountClassifier(
         _mlp,
         {"hidden_layer_sizes": ((32,), (64, 32)), "alpha": (1e-4, 1e-2, 1.0)},
         {"hidden_layer_sizes": (32,), "alpha": 1e-2},
@@ -76,7 +76,7 @@ SEARCH_TREES: Final = {"random-forest": {"trees": 100}}
 """While it is searched a forest has fewer: a third of the time, the same order of the grid."""
 
 
-def fit(
+def fit_count_classifier(
     method: str,
     features: NDArray[np.float64],
     labels: NDArray[np.int64],

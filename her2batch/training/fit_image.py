@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from her2batch.errors import InputError
 from her2batch.models.attention import product_dtype
 from her2batch.models.device import Normalization, run_network, set_deterministic
-from her2batch.models.nets import MEAN, STD, Classifier, build, start
-from her2batch.models.weights import fit as filled
+from her2batch.models.nets import MEAN, STD, ImageClassifier, build_network, initial_network
+from her2batch.models.weights import network_with_weights as filled
 from her2batch.settings import ImageSettings
 from her2batch.training.augment import (
     Augmentation,
@@ -34,14 +34,14 @@ from her2batch.training.augment import (
     draw_augmentations,
 )
 from her2batch.training.fit_loop import (
-    Fitted,
+    FitResult,
     Fold,
-    Report,
+    ProgressCallback,
     Stopping,
     Tensors,
     pack_optimiser,
-    rng,
-    train,
+    random_stream,
+    run_epochs,
     unpack_optimiser,
 )
 
@@ -60,7 +60,7 @@ BLOCK: Final = 128
 """Pictures that are taken from the disk at once to be classified; a multiple of every SUB_BATCH."""
 
 
-class Pictures(Protocol):
+class ImageArray(Protocol):
     """Pictures on disk, (n, e, e, 3) uint8, of which only some rows are ever read: np.memmap, pictures.Stack."""
 
     @property
@@ -71,16 +71,16 @@ class Pictures(Protocol):
         """The pictures of these rows."""
 
 
-def fit(
+def fit_image_network(
     method: str,
-    pixels: Pictures,
+    pixels: ImageArray,
     fold: Fold,
     settings: ImageSettings,
     device: str = "cpu",
     fill: NDArray[np.uint8] | None = None,
     checkpoint: Path | None = None,
-    report: Report = lambda _: None,
-) -> Fitted:
+    report: ProgressCallback = lambda _: None,
+) -> FitResult:
     """Train on one fold of the pictures.
 
     fill: (n, 3) or (3,), the colour round each picture, white by default.  checkpoint, report: see loop.train.
@@ -92,27 +92,27 @@ def fit(
             raise InputError(f"there is no picture to {part} on", None, "annotate more slides, or ask for fewer folds")
     learner = _Learner(method, pixels, fold, settings, device, fill)
     stopping = Stopping(settings.epochs, settings.patience)
-    return train(learner, stopping, checkpoint, report, writes=_rank() == 0)
+    return run_epochs(learner, stopping, checkpoint, report, writes=_rank() == 0)
 
 
-def ready(
+def trained_network(
     method: str, weights: Tensors, n_classes: int, input_px: int, size: str, device: str = "cpu"
 ) -> torch.nn.Module:
     """A trained network on its device, in evaluation mode, for `predict`."""
     set_deterministic(device)
-    net = filled(lambda: build(method, n_classes, input_px, size), weights, Path(method))
+    net = filled(lambda: build_network(method, n_classes, input_px, size), weights, Path(method))
     return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def predict(
-    net: torch.nn.Module, pixels: Pictures, rows: Rows, n_classes: int, device: str = "cpu"
+def predict_images(
+    net: torch.nn.Module, pixels: ImageArray, rows: Rows, n_classes: int, device: str = "cpu"
 ) -> NDArray[np.float32]:
     """Probabilities of each class, (len(rows), n_classes)."""
-    classify = Classifier(net, n_classes, device)
+    classify = ImageClassifier(net, n_classes, device)
     return np.concatenate([classify(pixels[part]) for part in _blocks(rows)])
 
 
-def losses(logits: torch.Tensor, labels: torch.Tensor, kind: str, weights: torch.Tensor) -> torch.Tensor:
+def sample_losses(logits: torch.Tensor, labels: torch.Tensor, kind: str, weights: torch.Tensor) -> torch.Tensor:
     """Loss of each picture: (n, C) float32, (n,) int64 → (n,). weights: (C,), see class_weights.
 
     "cross-entropy": −log p_y.  "weighted": −w_y log p_y.  "focal": −(1 − p_y)^γ log p_y, γ = 2 (Lin 2017, eq. 4).
@@ -120,10 +120,10 @@ def losses(logits: torch.Tensor, labels: torch.Tensor, kind: str, weights: torch
     cross = F.cross_entropy(logits, labels, reduction="none")
     if kind == "weighted":
         return cross * weights[labels]
-    return focal(cross, GAMMA) if kind == "focal" else cross
+    return focal_loss(cross, GAMMA) if kind == "focal" else cross
 
 
-def focal(cross: torch.Tensor, gamma: float) -> torch.Tensor:
+def focal_loss(cross: torch.Tensor, gamma: float) -> torch.Tensor:
     """Focal loss from cross-entropies −log p_y, (n,); at γ = 0 they are themselves."""
     return (-torch.expm1(-cross)) ** gamma * cross
 
@@ -138,7 +138,7 @@ def class_weights(labels: Rows, n_classes: int) -> NDArray[np.float32]:
     return np.where(counts > 0, len(labels) / (present * np.maximum(counts, 1)), 0).astype(np.float32)
 
 
-def step_size(step: int, per_epoch: int, settings: ImageSettings) -> float:
+def learning_rate(step: int, per_epoch: int, settings: ImageSettings) -> float:
     """Learning rate of a step, counted from 0 over the whole fit: linear to `lr` in the warm-up, a cosine to 0 then."""
     warmup, total = settings.warmup * per_epoch, settings.epochs * per_epoch
     if step < warmup:
@@ -146,7 +146,7 @@ def step_size(step: int, per_epoch: int, settings: ImageSettings) -> float:
     return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
-def batches(order: Rows, size: int) -> list[Rows]:
+def even_batches(order: Rows, size: int) -> list[Rows]:
     """Parts of at most `size`, as few and as equal as can be: no last batch of one, which BatchNorm can't take."""
     return np.array_split(order, math.ceil(len(order) / size))
 
@@ -173,7 +173,7 @@ class _Learner:
     def __init__(
         self,
         method: str,
-        pixels: Pictures,
+        pixels: ImageArray,
         fold: Fold,
         settings: ImageSettings,
         device: str,
@@ -183,11 +183,11 @@ class _Learner:
         self._pixels, self._fold, self._settings = pixels, fold, settings
         self._device, self._kind = device, torch.device(device).type
         self._fill = np.broadcast_to(np.uint8(255) if fill is None else fill, (pixels.shape[0], 3))
-        self._per_epoch = len(batches(fold.train, settings.batch))
+        self._per_epoch = len(even_batches(fold.train, settings.batch))
         if len(fold.train) // self._per_epoch < _size():
             what = f"{_size()} processes can't share a batch of {len(fold.train) // self._per_epoch} pictures"
             raise InputError(what, None, "give fewer --unit-workers or a larger batch")
-        net = start(method, fold.n_classes, pixels.shape[1], settings.size, settings.pretrained, fold.seed)
+        net = initial_network(method, fold.n_classes, pixels.shape[1], settings.size, settings.pretrained, fold.seed)
         if _together() and self._kind == "cuda":
             from timm.layers import convert_sync_batchnorm
 
@@ -203,14 +203,14 @@ class _Learner:
         self._mean, self._std = (torch.tensor(one, device=device).view(1, 3, 1, 1) * 255 for one in (MEAN, STD))
 
     def epoch(self, number: int) -> float:
-        draw = rng(self._fold.seed, number)
+        draw = random_stream(self._fold.seed, number)
         self._net.train()
         total = torch.zeros((), device=self._device)
         with torch.random.fork_rng([self._device] if self._kind == "cuda" else []):
-            torch.manual_seed(int(rng(self._fold.seed, number, _rank() + 1).integers(2**62)))  # dropout, drop path
-            for k, rows in enumerate(batches(draw.permutation(self._fold.train), self._settings.batch)):
+            torch.manual_seed(int(random_stream(self._fold.seed, number, _rank() + 1).integers(2**62)))  # dropout, drop path
+            for k, rows in enumerate(even_batches(draw.permutation(self._fold.train), self._settings.batch)):
                 step = (number - 1) * self._per_epoch + k
-                self._optimiser.param_groups[0]["lr"] = step_size(step, self._per_epoch, self._settings)
+                self._optimiser.param_groups[0]["lr"] = learning_rate(step, self._per_epoch, self._settings)
                 total += self._step(rows, draw)
         if _together():
             for one in self._net.buffers():  # running means, of the first process's shares on the CPU
@@ -227,7 +227,7 @@ class _Learner:
         dtype = product_dtype(self._device)
         with torch.autocast(self._kind, dtype, enabled=dtype != torch.float32):
             logits = self._shared(x)
-        loss = losses(logits.float(), labels, self._settings.loss, self._weights).sum()
+        loss = sample_losses(logits.float(), labels, self._settings.loss, self._weights).sum()
         self._optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss * (_size() / len(rows)))  # over the mean of the processes: the batch's mean loss
         self._optimiser.step()

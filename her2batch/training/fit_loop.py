@@ -72,7 +72,7 @@ class Learner(Protocol):
         """The network's weights, copied to the CPU."""
 
 
-Report = Callable[[Progress], None]
+ProgressCallback = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -87,20 +87,20 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """A trained network: weights of its best epoch (CPU), and how it got there."""
 
     weights: Tensors
     progress: Progress
 
 
-def train(
+def run_epochs(
     learner: Learner,
     stopping: Stopping,
     checkpoint: Path | None = None,
-    report: Report = lambda _: None,
+    report: ProgressCallback = lambda _: None,
     writes: bool = True,
-) -> Fitted:
+) -> FitResult:
     """Epochs until `stopping` ends them; the weights with the smallest validation loss.
 
     checkpoint: a file to go on from and to keep up to date.  report: called after each epoch; what it raises ends the
@@ -127,15 +127,15 @@ def train(
             _save(checkpoint, at, best, learner.state())
             saved = time.monotonic()
         report(at)
-    return Fitted(best, at)
+    return FitResult(best, at)
 
 
-def rng(seed: int, *keys: int) -> np.random.Generator:
+def random_stream(seed: int, *keys: int) -> np.random.Generator:
     """A stream of its own for every (seed, keys): SFC64, seeded through SeedSequence."""
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, *keys])))
 
 
-def balanced(labels: NDArray[np.int64], draw: np.random.Generator) -> NDArray[np.int64]:
+def draw_class_balanced(labels: NDArray[np.int64], draw: np.random.Generator) -> NDArray[np.int64]:
     """Positions of one epoch of class-balanced sampling, with replacement, as many as there are labels (CLAM)."""
     counts = np.bincount(labels)
     weights = 1.0 / counts[labels]

@@ -13,20 +13,20 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from her2batch.models.attention import Draw, MilModel, product_dtype
+from her2batch.models.attention import MilModel, RandomGenerator, product_dtype
 from her2batch.models.mil_registry import build_mil_network
 from her2batch.settings import MilSettings
 from her2batch.training.bag_data import Bags
 from her2batch.training.fit_loop import (
-    Fitted,
+    FitResult,
     Fold,
-    Report,
+    ProgressCallback,
     Stopping,
     Tensors,
-    balanced,
+    draw_class_balanced,
     pack_optimiser,
-    rng,
-    train,
+    random_stream,
+    run_epochs,
     unpack_optimiser,
 )
 
@@ -42,22 +42,22 @@ DROP_AT, DROP = 100, 0.2
 """From this epoch on DTFD-MIL's steps are so much smaller."""
 
 
-def fit(
+def fit_mil_network(
     method: str,
     bags: Bags,
     fold: Fold,
     settings: MilSettings,
     device: str = "cpu",
     checkpoint: Path | None = None,
-    report: Report = lambda _: None,
-) -> Fitted:
+    report: ProgressCallback = lambda _: None,
+) -> FitResult:
     """Train on one fold of the bags. checkpoint, report: see loop.train."""
     learner = _Learner(method, bags, fold, settings, device)
     stopping = Stopping(settings.epochs, settings.patience, settings.least_epochs)
-    return train(learner, stopping, checkpoint, report)
+    return run_epochs(learner, stopping, checkpoint, report)
 
 
-def feed(bags: Bags, rows: Rows, device: str) -> Iterator[tuple[torch.Tensor, int]]:
+def feed_bags(bags: Bags, rows: Rows, device: str) -> Iterator[tuple[torch.Tensor, int]]:
     """Bags on the device, in the dtype of its products, (≥ N, dim) with zeros below, and N of each.
 
     On a GPU the next bag travels while the network has this one.
@@ -94,19 +94,19 @@ class _Learner:
         ]
 
     def epoch(self, number: int) -> float:
-        draw, training, labels = rng(self._fold.seed, number), self._fold.train, self._fold.labels
-        order = draw.permutation(len(training)) if self._two_tiers else balanced(labels[training], draw)
+        draw, training, labels = random_stream(self._fold.seed, number), self._fold.train, self._fold.labels
+        order = draw.permutation(len(training)) if self._two_tiers else draw_class_balanced(labels[training], draw)
         rows = training[order]
         for optimiser in self._optimisers:
             factor = DROP if self._two_tiers and number > DROP_AT else 1.0
             optimiser.param_groups[0]["lr"] = self._settings.lr * factor
         self._net.train()
         total = torch.zeros((), device=self._device)
-        for row, (bag, n) in zip(rows, feed(self._bags, rows, self._device), strict=True):
+        for row, (bag, n) in zip(rows, feed_bags(self._bags, rows, self._device), strict=True):
             total += self._step(bag, n, int(labels[row]), draw)
         return float(total) / len(rows)
 
-    def _step(self, bag: torch.Tensor, size: int, label: int, draw: Draw) -> torch.Tensor:
+    def _step(self, bag: torch.Tensor, size: int, label: int, draw: RandomGenerator) -> torch.Tensor:
         loss = self._net(bag, label, draw, size).loss
         for optimiser in self._optimisers:
             optimiser.zero_grad(set_to_none=True)
@@ -122,7 +122,7 @@ class _Learner:
     def validate(self) -> float:
         self._net.eval()
         rows = self._fold.val
-        logits = torch.stack([self._net(bag, size=n).logits for bag, n in feed(self._bags, rows, self._device)])
+        logits = torch.stack([self._net(bag, size=n).logits for bag, n in feed_bags(self._bags, rows, self._device)])
         return float(F.cross_entropy(logits, torch.from_numpy(self._fold.labels[rows]).to(self._device)))
 
     def state(self) -> Tensors:
@@ -145,12 +145,12 @@ class _Learner:
 
 
 @torch.inference_mode()
-def predict(
+def predict_bags(
     net: MilModel, bags: Bags, rows: Rows, n_classes: int, device: str = "cpu"
 ) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
     """Probabilities (len(rows), C) and, for each bag, the attention (N,) that led to its most likely class."""
     p, attention = [], []
-    for bag, n in feed(bags, rows, device):
+    for bag, n in feed_bags(bags, rows, device):
         out = net(bag, size=n)
         p.append(torch.softmax(out.logits, 0).cpu().numpy())
         branch = int(p[-1].argmax()) if len(out.attention) > 1 else 0

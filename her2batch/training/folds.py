@@ -15,7 +15,7 @@ from her2batch.errors import InputError
 from her2batch.store.schemas import run_schema
 from her2batch.store.training_run import FINAL_FOLD
 from her2batch.tasks import CLASSES
-from her2batch.training.fit_loop import rng
+from her2batch.training.fit_loop import random_stream
 
 ORDERS = 50
 """Orders of the patients that are tried: 0.06 s for 500 slides. Of ten, some left folds two slides apart in size."""
@@ -48,7 +48,7 @@ def assign_patients(
     names, of = np.unique(np.asarray(patients, np.str_), return_inverse=True)
     words = [strata, *also, [""] * len(of)]
     slides = np.hstack([_counts(of, len(names), one) for one in words])
-    draw = rng(seed, ASSIGN)
+    draw = random_stream(seed, ASSIGN)
     tried = [_deal(slides, draw.permutation(len(names)), n_folds) for _ in range(ORDERS)]
     best = min(tried, key=lambda fold: int((_load(slides, fold, n_folds) ** 2).sum()))
     return best[of]
@@ -79,7 +79,7 @@ def _load(slides: NDArray[np.int64], fold: NDArray[np.int32], n_folds: int) -> N
     return load
 
 
-def check(task: str, labelled: pa.Table, n_folds: int) -> None:
+def check_labelled(task: str, labelled: pa.Table, n_folds: int) -> None:
     """Refuse, before anything is trained, what can't be cross-validated.
 
     labelled: slide_id, patient_id, label, … of one task.  Raises InputError naming task, class, counts and remedy: no
@@ -110,7 +110,7 @@ def check(task: str, labelled: pa.Table, n_folds: int) -> None:
         raise InputError(f"{task}: {n} patients are fewer than {n_folds} folds", None, f"give --folds {n} or fewer")
 
 
-def splits(task: str, labelled: pa.Table, fold: NDArray[np.int32], n_folds: int) -> pa.Table:
+def cross_validation_splits(task: str, labelled: pa.Table, fold: NDArray[np.int32], n_folds: int) -> pa.Table:
     """The folds table of one task: for every fold each slide with its split, by fold and slide_id.
 
     labelled: slide_id, patient_id, label, … (n rows).  fold: (n,), as `assign` gives it.  Raises InputError when a
@@ -151,7 +151,7 @@ def _rows(task: str, labelled: pa.Table, number: int, split: NDArray[np.str_]) -
     return pa.table(columns, run_schema("folds")).sort_by("slide_id")
 
 
-def shuffled(labelled: pa.Table, seed: int) -> pa.Table:
+def shuffle_labels(labelled: pa.Table, seed: int) -> pa.Table:
     """The control: label, truth and stratum go to other patients at random, the slides stay where they are.
 
     Each patient gets all the labels of one patient, in order of slide_id, from the first again where that one has fewer
@@ -161,7 +161,7 @@ def shuffled(labelled: pa.Table, seed: int) -> pa.Table:
     patients = np.asarray(labelled["patient_id"].to_pylist(), np.str_)
     order = np.lexsort((np.asarray(labelled["slide_id"].to_pylist(), np.str_), patients))
     names, starts, of, counts = np.unique(patients[order], return_index=True, return_inverse=True, return_counts=True)
-    source = rng(seed, SHUFFLE).permutation(len(names))[of]  # whose labels each slide gets
+    source = random_stream(seed, SHUFFLE).permutation(len(names))[of]  # whose labels each slide gets
     place = np.arange(len(order)) - starts[of]
     take = np.empty(len(order), np.int64)
     take[order] = order[starts[source] + place % counts[source]]

@@ -22,7 +22,7 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Stack:
+class ImageStack:
     """Arrays (n_k, e, e, 3) uint8 of several files, one after the other, indexed by positions in the whole."""
 
     files: tuple[Pixels, ...]
@@ -46,20 +46,20 @@ class Stack:
         return out
 
 
-def stack(paths: Sequence[Path]) -> Stack:
+def open_stack(paths: Sequence[Path]) -> ImageStack:
     """Files written by `save`, in this order. Raises InputError for one that is gone or damaged."""
-    files = tuple(load(path) for path in paths)
-    return Stack(files, np.cumsum([0, *(len(one) for one in files)]))
+    files = tuple(load_images(path) for path in paths)
+    return ImageStack(files, np.cumsum([0, *(len(one) for one in files)]))
 
 
-def save(pixels: Pixels, path: Path) -> None:
+def save_images(pixels: Pixels, path: Path) -> None:
     """Write (n, e, e, 3) uint8, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part, part.open("wb") as file:
         np.save(file, pixels, allow_pickle=False)
 
 
-def load(path: Path) -> Pixels:
+def load_images(path: Path) -> Pixels:
     """The same, memory-mapped. Raises InputError."""
     try:
         found: Pixels = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -77,7 +77,7 @@ class TissueCrops:
     fills: Pixels
 
 
-def gather(
+def gather_thumbnails(
     cohort: Cohort, rows: Mapping[str, Mapping[str, Any]], slide_ids: Sequence[str], edge: int, path: Path
 ) -> None:
     """Write the thumbnails of these slides to `path` (.npy) unless it holds exactly them already.
@@ -89,19 +89,19 @@ def gather(
     beside = path.with_suffix(".json")
     if path.is_file() and beside.is_file() and json.loads(beside.read_text()).get("key") == key:
         return
-    found = [tissue_crop(cohort, rows[one], edge) for one in slide_ids]
-    save(np.stack([pixels for pixels, _ in found]), path)
+    found = [read_tissue_crop(cohort, rows[one], edge) for one in slide_ids]
+    save_images(np.stack([pixels for pixels, _ in found]), path)
     with atomic_write(beside) as part:
         part.write_text(json.dumps({"key": key, "slides": list(slide_ids), "fills": [f.tolist() for _, f in found]}))
 
 
-def reopen(path: Path) -> TissueCrops:
+def open_thumbnails(path: Path) -> TissueCrops:
     """What `gather` wrote. Raises InputError."""
     try:
         facts = json.loads(path.with_suffix(".json").read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"can't be read ({type(error).__name__})", path, "resume the run: it is made anew") from error
-    return TissueCrops(tuple(facts["slides"]), load(path), np.array(facts["fills"], np.uint8))
+    return TissueCrops(tuple(facts["slides"]), load_images(path), np.array(facts["fills"], np.uint8))
 
 
 def _stamp(cohort: Cohort, slide_id: str) -> list[int]:
@@ -113,7 +113,7 @@ def _stamp(cohort: Cohort, slide_id: str) -> list[int]:
     return [facts.st_size, facts.st_mtime_ns]
 
 
-def tissue_crop(cohort: Cohort, row: Mapping[str, Any], edge: int) -> tuple[Pixels, Pixels]:
+def read_tissue_crop(cohort: Cohort, row: Mapping[str, Any], edge: int) -> tuple[Pixels, Pixels]:
     """What thumbnail networks see of a committed slide, and the colour round it. Raises InputError."""
     slide_id = row["slide_id"]
     try:

@@ -22,7 +22,7 @@ from her2batch.tasks import (
     THUMBNAIL_INPUTS,
 )
 
-Kind = Literal["mil", "image", "patch", "counts"]
+MethodKind = Literal["mil", "image", "patch", "counts"]
 
 Cell = tuple[str, str, str]
 """task, method, input"""
@@ -36,7 +36,7 @@ PATCH_TASK: Final = "her2-4way"
 DTFD: Final = {"weight_decay": 1e-4}
 """Where DTFD-MIL's published training differs from CLAM's (methods.md §4)."""
 
-QUICK: Final[dict[Kind, dict[str, Any]]] = {
+QUICK: Final[dict[MethodKind, dict[str, Any]]] = {
     "mil": {"epochs": 12, "least_epochs": 0, "patience": 6, "lr": 5e-4},
     "image": {"epochs": 12, "warmup": 1, "patience": 6, "size": "tiny", "pretrained": "none", "lr": 2e-3},
     "patch": {"epochs": 4, "warmup": 1, "patience": 2, "size": "tiny", "pretrained": "none", "lr": 2e-3},
@@ -69,7 +69,7 @@ _IMAGE: Space = {
     "loss": Choice(("cross-entropy", "weighted", "focal")),
 }
 
-SPACES: Final[dict[Kind, Space]] = {
+SPACES: Final[dict[MethodKind, Space]] = {
     "mil": {
         "lr": LogUniform(1e-5, 1e-3),
         "weight_decay": LogUniform(1e-6, 1e-3),
@@ -87,7 +87,7 @@ QUICK_PATCHES: Final = 24
 """Patches of a slide that the quick profile looks at, annotated and tissue each."""
 
 
-def kind_of(method: str, given: str) -> Kind:
+def method_kind(method: str, given: str) -> MethodKind:
     """How a method on an input is trained. Raises InputError when they don't go together."""
     if method in MIL_METHODS and given not in PATCH_INPUTS and given not in THUMBNAIL_INPUTS:
         return "mil"
@@ -102,7 +102,7 @@ def kind_of(method: str, given: str) -> Kind:
     )
 
 
-def settings_of(method: str, kind: Kind, training: Training) -> Settings:
+def method_settings(method: str, kind: MethodKind, training: Training) -> Settings:
     """A method's settings in this run: its own defaults, the quick profile's, then the run's options.
 
     Raises InputError naming the option.
@@ -122,8 +122,8 @@ def settings_of(method: str, kind: Kind, training: Training) -> Settings:
         raise InputError(what, None, "see docs/training.md") from error
 
 
-def _model(kind: Kind) -> type[Settings]:
-    models: dict[Kind, type[Settings]] = {
+def _model(kind: MethodKind) -> type[Settings]:
+    models: dict[MethodKind, type[Settings]] = {
         "mil": MilSettings,
         "image": ImageSettings,
         "patch": ImageSettings,
@@ -150,11 +150,11 @@ class UnitPlan:
 
     units: tuple[Unit, ...]
 
-    def of(self, *kinds: Kind) -> list[Unit]:
+    def of(self, *kinds: MethodKind) -> list[Unit]:
         """The units of these kinds."""
-        return [one for one in self.units if kind_of(one.method, one.input) in kinds]
+        return [one for one in self.units if method_kind(one.method, one.input) in kinds]
 
-    def inputs(self, *kinds: Kind) -> list[str]:
+    def inputs(self, *kinds: MethodKind) -> list[str]:
         """What units of these kinds read."""
         return sorted({one.input for one in self.of(*kinds)})
 
@@ -170,17 +170,17 @@ def plan_units(training: Training, encoders: Iterable[str]) -> UnitPlan:
     cells = [cell for task in training.tasks for method in training.methods
              for cell in _cells(task, method, training.inputs, tuple(encoders))]  # fmt: skip
     for _, method, given in cells:
-        settings_of(method, kind_of(method, given), training)
-    return units_of(cells, [*range(training.folds), FINAL_FOLD])
+        method_settings(method, method_kind(method, given), training)
+    return units_of_cells(cells, [*range(training.folds), FINAL_FOLD])
 
 
-def units_of(cells: Iterable[Cell], folds: Iterable[int]) -> UnitPlan:
+def units_of_cells(cells: Iterable[Cell], folds: Iterable[int]) -> UnitPlan:
     """The units of these cells in these folds, with the patch nets that counts need."""
     cells = list(cells)
-    nets = [(PATCH_TASK, PATCH_NET, given) for _, method, given in cells if kind_of(method, given) == "counts"]
+    nets = [(PATCH_TASK, PATCH_NET, given) for _, method, given in cells if method_kind(method, given) == "counts"]
     units = [Unit(*cell, fold) for cell in dict.fromkeys([*nets, *cells]) for fold in folds]
-    order: Mapping[Kind, int] = {"patch": 0, "image": 1, "mil": 2, "counts": 3}
-    return UnitPlan(tuple(sorted(units, key=lambda one: order[kind_of(one.method, one.input)])))
+    order: Mapping[MethodKind, int] = {"patch": 0, "image": 1, "mil": 2, "counts": 3}
+    return UnitPlan(tuple(sorted(units, key=lambda one: order[method_kind(one.method, one.input)])))
 
 
 def _known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
@@ -215,7 +215,7 @@ def _defaults(method: str, encoders: tuple[str, ...]) -> tuple[str, ...]:
 
 def _goes(method: str, given: str) -> bool:
     try:
-        kind_of(method, given)
+        method_kind(method, given)
     except InputError:
         return False
     return True

@@ -81,7 +81,7 @@ def _refuse(predictions: pa.Table, wrong: NDArray[np.bool_], what: str) -> None:
     raise InputError(f"{where}: {what} (in {int(wrong.sum())} rows)", None, "remove this unit's folder, then resume")
 
 
-def groups(table: pa.Table, by: Sequence[str]) -> Iterator[tuple[dict[str, Any], pa.Table]]:
+def grouped_rows(table: pa.Table, by: Sequence[str]) -> Iterator[tuple[dict[str, Any], pa.Table]]:
     """The rows with equal keys, as (keys, rows), in order of the keys."""
     ordered = table.sort_by([(name, "ascending") for name in by])
     # not Arrow's group_by: the order of its groups is its own, and with some hundred of them not that of the rows
@@ -93,29 +93,29 @@ def groups(table: pa.Table, by: Sequence[str]) -> Iterator[tuple[dict[str, Any],
         start += n
 
 
-def metrics(predictions: pa.Table) -> pa.Table:
+def metrics_table(predictions: pa.Table) -> pa.Table:
     """The metrics table: one row for each task, method, input and fold, sorted by them.
 
     A class that a fold's test part lacks has no AUC there and one that is neither there nor predicted no F1: the means
     are over the others, as scikit-learn has them. What is left undefined is null.  Raises InputError as `judged` does.
     """
     rows = []
-    for keys, part in groups(predictions, (*CELL, "fold")):
+    for keys, part in grouped_rows(predictions, (*CELL, "fold")):
         found = check_predictions(part)
         table = confusion_counts(found.truth, found.predicted, found.p.shape[1])
         values = [auc(found.truth, found.p), *(float(figure(table)) for figure in (f1, accuracy, kappa))]
-        rows.append({**keys, **dict(zip(FIGURES, map(or_null, values), strict=True)), "n": part.num_rows})
+        rows.append({**keys, **dict(zip(FIGURES, map(nan_to_null, values), strict=True)), "n": part.num_rows})
     return pa.Table.from_pylist(rows, run_schema("metrics"))
 
 
-def summary(table: pa.Table) -> pa.Table:
+def metrics_summary(table: pa.Table) -> pa.Table:
     """Mean and sample sd over folds of a metrics table: a row for each task, method and input, sorted.
 
     auc, f1 and accuracy in percent, as the paper prints them; kappa plain. Folds without a figure are left out of it;
     an sd of fewer than two is null.  Columns: task, method, input, auc_mean, auc_sd, … kappa_sd, folds, n.
     """
     rows = []
-    for keys, part in groups(table, CELL):
+    for keys, part in grouped_rows(table, CELL):
         row = {**keys}
         for name in FIGURES:
             values = part[name].drop_null().to_numpy() * (1 if name == "kappa" else 100)
@@ -127,7 +127,7 @@ def summary(table: pa.Table) -> pa.Table:
     return pa.Table.from_pylist(rows, pa.schema([*names, *figures, ("folds", pa.int32()), ("n", pa.int32())]))
 
 
-def or_null(value: float) -> float | None:
+def nan_to_null(value: float) -> float | None:
     """A figure for a table: null for NaN."""
     return None if np.isnan(value) else value
 
@@ -167,29 +167,29 @@ def _area(positive: NDArray[np.bool_], score: Floats) -> float:
 def mean_defined(values: Floats) -> Floats:
     """Mean over the last axis of what is no NaN; NaN where nothing is."""
     there = ~np.isnan(values)
-    return divide(np.where(there, values, 0).sum(axis=-1), there.sum(axis=-1))
+    return divide_or_nan(np.where(there, values, 0).sum(axis=-1), there.sum(axis=-1))
 
 
-def divide(above: NDArray[Any], below: NDArray[Any]) -> Floats:
+def divide_or_nan(above: NDArray[Any], below: NDArray[Any]) -> Floats:
     """Quotient, NaN where the divisor is 0."""
     found = np.full(np.broadcast_shapes(np.shape(above), np.shape(below)), np.nan)
     np.divide(above, below, out=found, where=np.asarray(below) != 0)
     return found
 
 
-def recalls(table: NDArray[Any]) -> Floats:
+def class_recalls(table: NDArray[Any]) -> Floats:
     """Share of each class that is predicted as it: (…, C, C) → (…, C); NaN for a class that is not there."""
-    return divide(_diagonal(table), table.sum(axis=-1))
+    return divide_or_nan(_diagonal(table), table.sum(axis=-1))
 
 
 def accuracy(table: NDArray[Any]) -> Floats:
     """Share predicted right: (…, C, C) → (…)."""
-    return divide(_diagonal(table).sum(axis=-1), table.sum(axis=(-2, -1)))
+    return divide_or_nan(_diagonal(table).sum(axis=-1), table.sum(axis=(-2, -1)))
 
 
 def f1(table: NDArray[Any]) -> Floats:
     """Mean over classes of 2 TP / (2 TP + FP + FN): (…, C, C) → (…). A class neither there nor predicted: left out."""
-    return mean_defined(divide(2 * _diagonal(table), table.sum(axis=-1) + table.sum(axis=-2)))
+    return mean_defined(divide_or_nan(2 * _diagonal(table), table.sum(axis=-1) + table.sum(axis=-2)))
 
 
 def kappa(table: NDArray[Any]) -> Floats:
@@ -201,7 +201,7 @@ def kappa(table: NDArray[Any]) -> Floats:
     weights = (classes[:, None] - classes[None, :]) ** 2
     chance = table.sum(axis=-1)[..., :, None] * table.sum(axis=-2)[..., None, :]
     seen = (weights * table).sum(axis=(-2, -1)) * table.sum(axis=(-2, -1))
-    return 1 - divide(seen, (weights * chance).sum(axis=(-2, -1)))
+    return 1 - divide_or_nan(seen, (weights * chance).sum(axis=(-2, -1)))
 
 
 def _diagonal(table: NDArray[Any]) -> NDArray[Any]:

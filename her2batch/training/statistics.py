@@ -19,7 +19,7 @@ from scipy.stats import rankdata
 
 from her2batch.errors import InputError
 from her2batch.tasks import CLASSES, PATCH_INPUTS
-from her2batch.training.fit_loop import rng
+from her2batch.training.fit_loop import random_stream
 from her2batch.training.methods import PATCH_NET
 from her2batch.training.metrics import (
     CELL,
@@ -28,13 +28,13 @@ from her2batch.training.metrics import (
     Floats,
     accuracy,
     check_predictions,
-    divide,
+    class_recalls,
+    divide_or_nan,
     f1,
-    groups,
+    grouped_rows,
     kappa,
     mean_defined,
-    or_null,
-    recalls,
+    nan_to_null,
 )
 
 DRAWS = 2000
@@ -54,7 +54,7 @@ OTHERS = [("other_method", TEXT), ("other_input", TEXT)]
 PAIRED = pa.schema([*KEYS, *OTHERS, ("metric", TEXT), ("difference", F64), *BOUNDS, ("p", F64), ("p_delong", F64)])
 
 
-def intervals(predictions: pa.Table, patients: Mapping[str, str], draws: int = DRAWS, seed: int = 0) -> pa.Table:
+def bootstrap_intervals(predictions: pa.Table, patients: Mapping[str, str], draws: int = DRAWS, seed: int = 0) -> pa.Table:
     """95 % percentile intervals of auc, f1, accuracy, kappa and each class's recall, from resampled patients.
 
     patients: of each slide_id.  Returns task, method, input, metric, class (of a recall, else null), value (of all
@@ -62,9 +62,9 @@ def intervals(predictions: pa.Table, patients: Mapping[str, str], draws: int = D
     Raises InputError for a slide without a patient, and as `metrics.judged` does.
     """
     rows = []
-    for keys, part in groups(predictions, CELL):
-        found, of, n = check_predictions(part), *patients_of(part, patients)
-        figures = _figures(found, of, resamples(n, draws, seed))
+    for keys, part in grouped_rows(predictions, CELL):
+        found, of, n = check_predictions(part), *patient_indices(part, patients)
+        figures = _figures(found, of, draw_resamples(n, draws, seed))
         for name in FIGURES:
             rows.append({**keys, "metric": name, "class": None, **_interval(figures.of[name])})
         for k, word in enumerate(CLASSES[keys["task"]]):
@@ -72,7 +72,7 @@ def intervals(predictions: pa.Table, patients: Mapping[str, str], draws: int = D
     return pa.Table.from_pylist(rows, INTERVALS)
 
 
-def paired(predictions: pa.Table, patients: Mapping[str, str], draws: int = DRAWS, seed: int = 0) -> pa.Table:
+def compare_methods(predictions: pa.Table, patients: Mapping[str, str], draws: int = DRAWS, seed: int = 0) -> pa.Table:
     """Every two (method, input) of a task on the same slides: the first less the second, in auc, f1, accuracy, kappa.
 
     Both are resampled with the same patients. p: twice the smaller share of draws on one side of 0, both counted with
@@ -82,24 +82,24 @@ def paired(predictions: pa.Table, patients: Mapping[str, str], draws: int = DRAW
     as `intervals` does.
     """
     rows = []
-    for keys, of_task in groups(predictions, ("task",)):
-        cells = [(one, part.sort_by("slide_id")) for one, part in groups(of_task, CELL) if not _of_patches(one)]
+    for keys, of_task in grouped_rows(predictions, ("task",)):
+        cells = [(one, part.sort_by("slide_id")) for one, part in grouped_rows(of_task, CELL) if not _of_patches(one)]
         if len(cells) < 2:
             continue
         first = cells[0][1]
         for one, part in cells:
             _same_slides(one, part, first)
-        of, n = patients_of(first, patients)
-        weights = resamples(n, draws, seed)
+        of, n = patient_indices(first, patients)
+        weights = draw_resamples(n, draws, seed)
         tested = [(one, found := check_predictions(part), _figures(found, of, weights)) for one, part in cells]
         for (one, a, figures), (other, b, others) in combinations(tested, 2):
             names = {**one, "other_method": other["method"], "other_input": other["input"]}
-            delong_p = delong(a.truth == 1, a.p[:, 1], b.p[:, 1]) if len(CLASSES[keys["task"]]) == 2 else math.nan
+            delong_p = delong_p_value(a.truth == 1, a.p[:, 1], b.p[:, 1]) if len(CLASSES[keys["task"]]) == 2 else math.nan
             for name in FIGURES:
                 difference = figures.of[name] - others.of[name]
                 row = {**names, "metric": name, **_interval(difference), "p": _two_sided(difference[1:])}
                 row["difference"] = row.pop("value")
-                rows.append({**row, "p_delong": or_null(delong_p) if name == "auc" else None})
+                rows.append({**row, "p_delong": nan_to_null(delong_p) if name == "auc" else None})
     return pa.Table.from_pylist(rows, PAIRED)
 
 
@@ -121,7 +121,7 @@ def _same_slides(cell: Mapping[str, Any], part: pa.Table, first: pa.Table) -> No
         )
 
 
-def patients_of(part: pa.Table, patients: Mapping[str, str]) -> tuple[NDArray[np.int64], int]:
+def patient_indices(part: pa.Table, patients: Mapping[str, str]) -> tuple[NDArray[np.int64], int]:
     """The patient of each row, (n,) from 0, and how many there are. Raises InputError for a slide without one."""
     ids = part["slide_id"].to_pylist()
     if lost := {*ids} - patients.keys():
@@ -130,9 +130,9 @@ def patients_of(part: pa.Table, patients: Mapping[str, str]) -> tuple[NDArray[np
     return of.astype(np.int64), len(names)
 
 
-def resamples(n_patients: int, draws: int, seed: int) -> Floats:
+def draw_resamples(n_patients: int, draws: int, seed: int) -> Floats:
     """(draws + 1, P): how often each patient is in each draw; first once each."""
-    drawn = rng(seed, BOOTSTRAP).multinomial(n_patients, np.full(n_patients, 1 / n_patients), draws)
+    drawn = random_stream(seed, BOOTSTRAP).multinomial(n_patients, np.full(n_patients, 1 / n_patients), draws)
     return np.vstack([np.ones(n_patients), drawn]).astype(np.float64)
 
 
@@ -157,7 +157,7 @@ def _figures(found: CheckedPredictions, of: NDArray[np.int64], weights: Floats) 
     scored = [1] if n_classes == 2 else range(n_classes)
     areas = np.stack([_areas(found.truth == k, found.p[:, k], of, weights) for k in scored], axis=-1)
     named = {"auc": mean_defined(areas), "f1": f1(tables), "accuracy": accuracy(tables), "kappa": kappa(tables)}
-    return _Figures(named, recalls(tables))
+    return _Figures(named, class_recalls(tables))
 
 
 def _areas(positive: NDArray[np.bool_], score: Floats, of: NDArray[np.int64], weights: Floats) -> Floats:
@@ -172,7 +172,7 @@ def _areas(positive: NDArray[np.bool_], score: Floats, of: NDArray[np.int64], we
         beaten = (np.searchsorted(own, high, "left") + np.searchsorted(own, high, "right")) / 2
         won[:, patient] = np.bincount(high_of, beaten, minlength=n)
     all_pairs = (weights @ np.bincount(of[positive], minlength=n)) * (weights @ np.bincount(of[~positive], minlength=n))
-    return divide(((weights @ won) * weights).sum(axis=1), all_pairs)
+    return divide_or_nan(((weights @ won) * weights).sum(axis=1), all_pairs)
 
 
 def _interval(values: Floats) -> dict[str, float | None]:
@@ -190,7 +190,7 @@ def _two_sided(differences: Floats) -> float | None:
     return min(1.0, 2 * (1 + smaller) / (1 + len(drawn)))
 
 
-def delong(positive: NDArray[np.bool_], one: Floats, other: Floats) -> float:
+def delong_p_value(positive: NDArray[np.bool_], one: Floats, other: Floats) -> float:
     """Two-sided p of equal AUCs of two scores of the same n slides, all (n,).
 
     DeLong 1988, with the placements from midranks as Sun & Xu 2014 have them. 1 when all placements are equal; NaN for

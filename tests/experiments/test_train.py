@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.experiments.train import TrainingRequest, resumed, train
+from her2batch.experiments.train import TrainingRequest, read_request, train
 from her2batch.models.bundle import read_bundle
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.ray_session import RaySession
@@ -71,7 +71,7 @@ def test_attention_is_kept_for_every_tile(synthetic: Synthetic, trained: Path) -
 def test_the_same_command_has_nothing_left_to_do(synthetic: Synthetic, trained: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (trained / "units").rglob("predictions.parquet")}
     told: list[object] = []
-    study, training = resumed(trained)
+    study, training = read_request(trained)
     train(study, training, TrainingResources(workers=2), lambda *one: told.append(one))
     assert told == []
     assert {path: path.stat().st_mtime_ns for path in (trained / "units").rglob("predictions.parquet")} == before
@@ -89,7 +89,7 @@ def test_other_settings_are_refused(synthetic: Synthetic, trained: Path) -> None
 def test_a_damaged_unit_is_trained_again(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "units" / "her2-3way.clam-sb.stain.01")
-    study, training = resumed(tmp_path / "run")
+    study, training = read_request(tmp_path / "run")
     train(study, training, TrainingResources(workers=0))
     assert tables(tmp_path / "run") == tables(trained)
 

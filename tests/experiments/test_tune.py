@@ -32,16 +32,16 @@ def test_a_search_ends_in_a_bundle(synthetic: Synthetic, tmp_path: Path, ray_ses
 
 def test_the_test_part_is_not_there_while_it_searches(synthetic: Synthetic, tmp_path: Path) -> None:
     """rehearse() trains with the unit's training and validation positions only: its lesson knows no other rows."""
-    from her2batch.experiments.prepare import prepare
-    from her2batch.experiments.train import job_of
-    from her2batch.experiments.units import _training_data, part_of
+    from her2batch.experiments.prepare import prepare_run
+    from her2batch.experiments.train import open_job
+    from her2batch.experiments.units import _training_data, unit_slides
     from her2batch.store.training_run import Unit
     from her2batch.training.methods import plan_units
 
-    job = job_of(TrainingRequest(synthetic.cohort, tmp_path / "run"), SEARCH)
-    prepare(job, plan_units(job.training, job.plan.encoders), None, None, None)
+    job = open_job(TrainingRequest(synthetic.cohort, tmp_path / "run"), SEARCH)
+    prepare_run(job, plan_units(job.training, job.plan.encoders), None, None, None)
     unit = Unit("her2-3way", "clam-sb", "stain", 0)
-    part = part_of(job.run, unit)
+    part = unit_slides(job.run, unit)
     lesson = _training_data(job, unit, part)
     used = {lesson.data.slide_ids[k] for k in (*lesson.fold.train, *lesson.fold.val)}
     assert not used & {part.slide_ids[k] for k in part.rows("test")}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from her2batch.errors import InputError
 from her2batch.files.atomic import file_sha256
 from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, load_network, read_bundle
-from her2batch.models.nets import build, classify
+from her2batch.models.nets import build_network, classify_images
 from her2batch.tasks import CLASSES
 from tests.models.bundles import bundle_of
 
@@ -35,7 +35,7 @@ def info(*models: ModelEntry) -> BundleInfo:
 @pytest.fixture(scope="module")
 def net() -> torch.nn.Module:
     torch.manual_seed(0)
-    return build("resnet50", 3, 224).eval()
+    return build_network("resnet50", 3, 224).eval()
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_what_is_saved_is_what_is_loaded(saved: Bundle, net: torch.nn.Module) ->
     again = read_bundle(saved.path)
     assert again == saved
     assert again.info.models[0].edge == 224
-    assert np.array_equal(load_network(again, again.info.models[0])(pixels), classify(net, pixels))
+    assert np.array_equal(load_network(again, again.info.models[0])(pixels), classify_images(net, pixels))
 
 
 def test_the_id_is_the_content(saved: Bundle, bundle: Bundle) -> None:

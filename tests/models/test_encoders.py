@@ -22,7 +22,7 @@ from her2batch.models.encoders import (
     load_encoder,
     load_timm_network,
 )
-from her2batch.models.weights import Source
+from her2batch.models.weights import WeightsSource
 from her2batch.vision.membrane import FEATURES, TileBatch
 from her2batch.vision.stain import Stains
 from tests.contract.encoder_contract import EncoderContract
@@ -58,7 +58,7 @@ class TestStain(EncoderContract):
     def test_it_hands_out_the_figures_of_the_tiles(self, encoder: Encoder, batch: TileBatch) -> None:
         assert encoder.dim == len(FEATURES)
         assert encoder.weights_sha256 is None
-        assert np.array_equal(encoder(batch), batch.figures.astype(np.float16))
+        assert np.array_equal(encoder(batch), batch.features.astype(np.float16))
 
 
 class TestTimm(EncoderContract):
@@ -165,4 +165,4 @@ def test_a_vector_that_is_no_number_is_refused(batch: TileBatch) -> None:
 
 def test_rows_are_values() -> None:
     assert encoder_spec("uni") == ENCODERS["uni"]
-    assert replace(Source("a/b", None, (), "free")).page == "https://huggingface.co/a/b"
+    assert replace(WeightsSource("a/b", None, (), "free")).page == "https://huggingface.co/a/b"

@@ -16,7 +16,7 @@ from skops.io import dump
 from her2batch.errors import InputError
 from her2batch.models.heads import count_features, head_probabilities, load_head, majority_vote, save_head
 from her2batch.settings import CountsSettings
-from her2batch.training.fit_counts import GRIDS, fit
+from her2batch.training.fit_counts import GRIDS, fit_count_classifier
 
 PLAIN = CountsSettings(search=False)
 
@@ -50,7 +50,7 @@ def test_the_higher_of_two_alike_leads() -> None:
 @pytest.mark.parametrize("method", GRIDS)
 def test_a_head_comes_back_as_it_was(method: str, tmp_path: Path) -> None:
     features, labels, patients = examples()
-    head = fit(method, features, labels, patients, 4, PLAIN, 0)
+    head = fit_count_classifier(method, features, labels, patients, 4, PLAIN, 0)
     save_head(head, tmp_path / "a.skops")
     save_head(head, tmp_path / "b.skops")
     again = load_head(tmp_path / "a.skops", 4)
@@ -60,7 +60,7 @@ def test_a_head_comes_back_as_it_was(method: str, tmp_path: Path) -> None:
 
 def test_a_class_that_was_never_seen_gets_nothing() -> None:
     features, labels, patients = examples(classes=2)
-    p = head_probabilities(fit("random-forest", features, labels, patients, 4, PLAIN, 0), features, 4)
+    p = head_probabilities(fit_count_classifier("random-forest", features, labels, patients, 4, PLAIN, 0), features, 4)
     assert np.allclose(p.sum(1), 1)
     assert not p[:, 2:].any()
 
@@ -95,22 +95,22 @@ def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
 def test_a_damaged_head_is_refused(tmp_path: Path) -> None:
     features, labels, patients = examples()
     path = tmp_path / "a.skops"
-    save_head(fit("mlp", features, labels, patients, 4, PLAIN, 0), path)
+    save_head(fit_count_classifier("mlp", features, labels, patients, 4, PLAIN, 0), path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="can be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         load_head(path, 4)
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("schema.json", "{}")
-    with pytest.raises(InputError, match="can be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         load_head(path, 4)
 
 
 def test_a_head_of_another_task_is_refused(tmp_path: Path) -> None:
     features, labels, patients = examples()
-    save_head(fit("svm", features, labels, patients, 4, PLAIN, 0), tmp_path / "a.skops")
-    with pytest.raises(InputError, match="another question"):
+    save_head(fit_count_classifier("svm", features, labels, patients, 4, PLAIN, 0), tmp_path / "a.skops")
+    with pytest.raises(InputError, match="does not fit its entry"):
         load_head(tmp_path / "a.skops", 3)
-    save_head(fit("svm", features[:, :3], labels, patients, 4, PLAIN, 0), tmp_path / "b.skops")
+    save_head(fit_count_classifier("svm", features[:, :3], labels, patients, 4, PLAIN, 0), tmp_path / "b.skops")
     with pytest.raises(InputError, match="3 features"):
         load_head(tmp_path / "b.skops", 4)

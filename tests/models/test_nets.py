@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from her2batch.errors import InputError, WeightsError
 from her2batch.models.device import Normalization, run_network
-from her2batch.models.nets import MEAN, NETS, STD, Classifier, build, classify, start
+from her2batch.models.nets import MEAN, NETWORKS, STD, ImageClassifier, build_network, classify_images, initial_network
 
 
 def parameters(net: torch.nn.Module) -> int:
@@ -25,58 +25,58 @@ def publish(path: Path, name: str, **tiny: object) -> torch.nn.Module:
     return net
 
 
-@pytest.mark.parametrize("method", NETS)
+@pytest.mark.parametrize("method", NETWORKS)
 def test_every_method_names_a_network_of_timm_with_pretrained_weights(method: str) -> None:
-    assert timm.is_model(NETS[method].name)
-    about = timm.models.get_pretrained_cfg(NETS[method].name)
-    assert about.hf_hub_id == f"timm/{NETS[method].name}"
+    assert timm.is_model(NETWORKS[method].name)
+    about = timm.models.get_pretrained_cfg(NETWORKS[method].name)
+    assert about.hf_hub_id == f"timm/{NETWORKS[method].name}"
     assert about.license
 
 
 @pytest.mark.parametrize("edge", [224, 512])
-@pytest.mark.parametrize("method", NETS)
+@pytest.mark.parametrize("method", NETWORKS)
 def test_a_network_takes_its_input_and_answers_for_each_class(method: str, edge: int) -> None:
     with torch.device("meta"):
-        net = build(method, 3, edge).eval()
+        net = build_network(method, 3, edge).eval()
         assert net(torch.empty(2, 3, edge, edge)).shape == (2, 3)
         assert parameters(net) > 10e6
 
 
-@pytest.mark.parametrize("method", NETS)
+@pytest.mark.parametrize("method", NETWORKS)
 def test_a_tiny_one_is_a_toy_of_the_same_family(method: str) -> None:
     for edge in (64, 224, 512):
         with torch.device("meta"):
-            net = build(method, 3, edge, "tiny").eval()
+            net = build_network(method, 3, edge, "tiny").eval()
             assert net(torch.empty(2, 3, edge, edge)).shape == (2, 3)
     assert parameters(net) < 300_000
     with torch.device("meta"):
-        assert type(net) is type(build(method, 3, 224))
+        assert type(net) is type(build_network(method, 3, 224))
 
 
 def test_an_unknown_method_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match="densenet201"):
-        build("resnet", 2, 224)
+        build_network("resnet", 2, 224)
 
 
 def test_random_weights_come_from_the_seed_alone() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    one, same, other = (start("resnet50", 2, 64, "tiny", "none", seed) for seed in (1, 1, 2))
+    one, same, other = (initial_network("resnet50", 2, 64, "tiny", "none", seed) for seed in (1, 1, 2))
     assert torch.equal(one.fc.weight, same.fc.weight)
     assert torch.equal(one.conv1[0].weight, same.conv1[0].weight)
     assert not torch.equal(one.fc.weight, other.fc.weight)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(one.fc.weight, start("resnet50", 2, 64, "tiny", "imagenet", 1).fc.weight)  # nobody's weights
+    assert torch.equal(one.fc.weight, initial_network("resnet50", 2, 64, "tiny", "imagenet", 1).fc.weight)  # nobody's weights
 
 
-@pytest.mark.parametrize("method", NETS)
+@pytest.mark.parametrize("method", NETWORKS)
 @pytest.mark.parametrize("place", ["method", "timm", "file"])
 def test_a_folder_or_file_gives_all_but_the_classifier(tmp_path: Path, method: str, place: str) -> None:
-    row = NETS[method]
+    row = NETWORKS[method]
     path = tmp_path / f"{row.name if place == 'timm' else method}.safetensors"
     theirs = publish(path, row.name, **row.tiny).state_dict()
-    net = start(method, 3, 224, "tiny", str(path if place == "file" else tmp_path), 7)
-    fresh = build(method, 3, 224, "tiny").state_dict()
+    net = initial_network(method, 3, 224, "tiny", str(path if place == "file" else tmp_path), 7)
+    fresh = build_network(method, 3, 224, "tiny").state_dict()
     ours = net.state_dict()
     head = net.pretrained_cfg["classifier"]
     first = net.pretrained_cfg["first_conv"] if method == "vit-base" else "none"
@@ -84,13 +84,13 @@ def test_a_folder_or_file_gives_all_but_the_classifier(tmp_path: Path, method: s
         if not key.startswith((f"{head}.", f"{first}.")):
             assert torch.equal(ours[key], theirs[key]), key
     assert ours[f"{head}.weight"].shape[0] == 3
-    assert torch.equal(ours[f"{head}.weight"], start(method, 3, 224, "tiny", "none", 7).state_dict()[f"{head}.weight"])
+    assert torch.equal(ours[f"{head}.weight"], initial_network(method, 3, 224, "tiny", "none", 7).state_dict()[f"{head}.weight"])
 
 
 def test_a_vit_answers_through_imagenets_look_as_it_did_through_its_own(tmp_path: Path) -> None:
-    row = NETS["vit-base"]
+    row = NETWORKS["vit-base"]
     theirs = publish(tmp_path / "vit-base.safetensors", row.name, **row.tiny).eval()
-    ours = start("vit-base", 2, 224, "tiny", str(tmp_path), 0).eval()
+    ours = initial_network("vit-base", 2, 224, "tiny", str(tmp_path), 0).eval()
     pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
     look = Normalization(theirs.pretrained_cfg["mean"], theirs.pretrained_cfg["std"])
     ours.head = theirs.head
@@ -103,9 +103,9 @@ def test_a_vit_answers_through_imagenets_look_as_it_did_through_its_own(tmp_path
 
 
 def test_position_embeddings_are_resampled_to_the_input(tmp_path: Path) -> None:
-    row = NETS["vit-base"]
+    row = NETWORKS["vit-base"]
     theirs = publish(tmp_path / "vit-base.safetensors", row.name, **row.tiny).pos_embed
-    ours = start("vit-base", 2, 512, "tiny", str(tmp_path), 0).pos_embed
+    ours = initial_network("vit-base", 2, 512, "tiny", str(tmp_path), 0).pos_embed
     assert ours.shape == (1, 1 + 32 * 32, 64)
     assert torch.equal(ours[:, 0], theirs[:, 0])  # the class token has no place
     coarse, fine = theirs[0, 1:].view(14, 14, 64), ours[0, 1:].view(32, 32, 64)
@@ -114,14 +114,14 @@ def test_position_embeddings_are_resampled_to_the_input(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    publish(tmp_path / "resnet50.safetensors", "densenet201", **NETS["densenet201"].tiny)
+    publish(tmp_path / "resnet50.safetensors", "densenet201", **NETWORKS["densenet201"].tiny)
     with pytest.raises(WeightsError, match="does not fit"):
-        start("resnet50", 2, 64, "tiny", str(tmp_path), 0)
+        initial_network("resnet50", 2, 64, "tiny", str(tmp_path), 0)
 
 
 def test_a_folder_without_weights_says_which_names_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"resnet50\.safetensors") as caught:
-        start("resnet50", 2, 64, "full", str(tmp_path), 0)
+        initial_network("resnet50", 2, 64, "full", str(tmp_path), 0)
     assert "pretrained=none" in caught.value.remedy
 
 
@@ -129,7 +129,7 @@ def test_without_the_hub_the_remedies_are_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match="can't be reached") as caught:
-        start("densenet201", 2, 64, "full", "imagenet", 0)
+        initial_network("densenet201", 2, 64, "full", "imagenet", 0)
     assert "--weights FOLDER" in caught.value.remedy
     assert "pretrained=none" in caught.value.remedy
 
@@ -141,7 +141,7 @@ def test_probabilities_are_those_of_the_network_on_imagenets_scale() -> None:
     x = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(
         STD
     ).view(3, 1, 1)
-    p = classify(net, pixels)
+    p = classify_images(net, pixels)
     assert p.dtype == np.float32
     assert np.allclose(p.sum(1), 1, atol=1e-6)
     with torch.inference_mode():
@@ -150,4 +150,4 @@ def test_probabilities_are_those_of_the_network_on_imagenets_scale() -> None:
 
 def test_no_pictures_no_probabilities() -> None:
     net = timm.create_model("test_resnet", pretrained=False, num_classes=4).eval()
-    assert Classifier(net, 4, "cpu")(np.empty((0, 64, 64, 3), np.uint8)).shape == (0, 4)
+    assert ImageClassifier(net, 4, "cpu")(np.empty((0, 64, 64, 3), np.uint8)).shape == (0, 4)

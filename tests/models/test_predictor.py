@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from her2batch.errors import InputError
 from her2batch.models.bundle import BundleInfo, ModelEntry, check_bundle_fits
 from her2batch.models.mil_registry import build_mil_network
-from her2batch.models.predictor import BundlePredictor, SlideFeatures, apply_temperature, plausible, suits
+from her2batch.models.predictor import BundlePredictor, SlideFeatures, apply_temperature, plausible_classes, suits
 from her2batch.settings import MilSettings, Plan
 from her2batch.tasks import CLASSES
 from tests.models.bundles import bundle_of
@@ -94,6 +94,6 @@ def test_temperature_keeps_the_order_and_the_sum(weights: list[float], temperatu
 
 def test_classes_that_can_not_be_ruled_out() -> None:
     p = np.array([0.1, 0.5, 0.4], np.float32)
-    assert plausible(p, 0.3) == [1, 2]
-    assert plausible(p, 0.9) == [1]
-    assert plausible(p, None) == [0, 1, 2]
+    assert plausible_classes(p, 0.3) == [1, 2]
+    assert plausible_classes(p, 0.9) == [1]
+    assert plausible_classes(p, None) == [0, 1, 2]

@@ -9,9 +9,16 @@ from safetensors.torch import save_file
 
 from her2batch.errors import WeightsError
 from her2batch.files.atomic import file_sha256
-from her2batch.models.weights import Source, digest, find_cached, fit, locate, read
+from her2batch.models.weights import (
+    WeightsSource,
+    find_cached_weights,
+    locate_weights,
+    network_with_weights,
+    read_weights,
+    weights_digest,
+)
 
-SOURCE = Source("somebody/net", "0" * 40, ("model.safetensors",), "free")
+SOURCE = WeightsSource("somebody/net", "0" * 40, ("model.safetensors",), "free")
 
 
 def net() -> torch.nn.Module:
@@ -35,47 +42,47 @@ def test_a_folder_is_searched_for_the_name_and_for_a_copy_of_the_hub(tmp_path: P
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.touch()
-    assert locate("net", SOURCE, tmp_path) == path
-    assert locate("net", SOURCE, path) == path
+    assert locate_weights("net", SOURCE, tmp_path) == path
+    assert locate_weights("net", SOURCE, path) == path
 
 
 def test_a_folder_without_them_says_which_names_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"net\.safetensors") as caught:
-        locate("net", SOURCE, tmp_path)
+        locate_weights("net", SOURCE, tmp_path)
     assert caught.value.path == tmp_path
 
 
 def test_the_hubs_cache_is_used_before_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert find_cached(SOURCE) is None
+    assert find_cached_weights(SOURCE) is None
     with pytest.raises(WeightsError, match="can't be reached"):
-        locate("net", SOURCE, None)
+        locate_weights("net", SOURCE, None)
     blob = tmp_path / "models--somebody--net" / "blobs" / ("a" * 64)
     link = tmp_path / "models--somebody--net" / "snapshots" / ("0" * 40) / "model.safetensors"
     for path in (blob, link):
         path.parent.mkdir(parents=True)
     blob.touch()
     link.symlink_to(blob)
-    found = locate("net", SOURCE, None)
+    found = locate_weights("net", SOURCE, None)
     assert found == link
-    assert digest(found) == "a" * 64
+    assert weights_digest(found) == "a" * 64
 
 
 def test_a_file_is_named_by_its_content(tmp_path: Path) -> None:
     save_file(net().state_dict(), tmp_path / "net.safetensors")
-    assert digest(tmp_path / "net.safetensors") == file_sha256(tmp_path / "net.safetensors")
+    assert weights_digest(tmp_path / "net.safetensors") == file_sha256(tmp_path / "net.safetensors")
 
 
 def test_halves_are_read_as_float32(tmp_path: Path) -> None:
     save_file({"a": torch.ones(3, dtype=torch.float16)}, tmp_path / "net.safetensors")
-    assert read(tmp_path / "net.safetensors")["a"].dtype == torch.float32
+    assert read_weights(tmp_path / "net.safetensors")["a"].dtype == torch.float32
 
 
 def test_a_published_checkpoint_of_tensors_is_read(tmp_path: Path) -> None:
     state = net().state_dict()
     torch.save(state, tmp_path / "pytorch_model.bin")
-    assert read(tmp_path / "pytorch_model.bin").keys() == state.keys()
+    assert read_weights(tmp_path / "pytorch_model.bin").keys() == state.keys()
 
 
 @pytest.mark.parametrize("protocol", ["torch", "plain"])
@@ -86,7 +93,7 @@ def test_a_pickle_with_a_side_effect_is_refused_and_has_none(tmp_path: Path, pro
     else:
         path.write_bytes(pickle.dumps({"a": Bomb(touched)}))
     with pytest.raises(WeightsError, match="can't be read"):
-        read(path)
+        read_weights(path)
     assert not touched.exists()
 
 
@@ -96,30 +103,30 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-7])
     with pytest.raises(WeightsError, match="can't be read"):
-        read(path)
+        read_weights(path)
     path.write_bytes(b"\xff" * 8 + whole[8:])  # a header longer than any file
     with pytest.raises(WeightsError, match="can't be read"):
-        read(path)
+        read_weights(path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
     save_file({"a": torch.tensor([1.0, value])}, tmp_path / "net.safetensors")
     with pytest.raises(WeightsError, match="no numbers, in a"):
-        read(tmp_path / "net.safetensors")
+        read_weights(tmp_path / "net.safetensors")
 
 
 def test_something_else_than_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {"a": torch.ones(2)}}, tmp_path / "net.pt")
     with pytest.raises(WeightsError, match="else than named tensors"):
-        read(tmp_path / "net.pt")
+        read_weights(tmp_path / "net.pt")
     with pytest.raises(WeightsError, match="no format"):
-        read(tmp_path / "net.h5")
+        read_weights(tmp_path / "net.h5")
 
 
 def test_a_network_is_filled_and_frozen() -> None:
     source = net()
-    filled = fit(net, source.state_dict(), Path("net.safetensors"))
+    filled = network_with_weights(net, source.state_dict(), Path("net.safetensors"))
     assert not filled.training
     assert not any(one.requires_grad for one in filled.parameters())
     x = torch.ones(2, 3)
@@ -133,7 +140,7 @@ def test_tables_that_a_file_does_not_keep_are_made() -> None:
             self.weight = torch.nn.Parameter(torch.ones(2))
             self.register_buffer("table", torch.arange(2), persistent=False)
 
-    filled = fit(Keeps, {"weight": torch.zeros(2)}, Path("net.safetensors"))
+    filled = network_with_weights(Keeps, {"weight": torch.zeros(2)}, Path("net.safetensors"))
     assert filled.table.tolist() == [0, 1]
     assert filled.weight.tolist() == [0, 0]
 
@@ -148,4 +155,4 @@ def test_other_tensors_are_refused_by_name(wrong: str) -> None:
     else:
         state["0.weight"] = torch.ones(2, 4)
     with pytest.raises(WeightsError, match=r"1 tensors are missing.*0\.(weight|more) the first"):
-        fit(net, state, Path("net.safetensors"))
+        network_with_weights(net, state, Path("net.safetensors"))

@@ -1,4 +1,4 @@
-"""Against the labels: the curves by hand, by scikit-learn, and on a cohort."""
+"""Agreement with the labels: curves by hand, by scikit-learn, and on a cohort."""
 
 import numpy as np
 import pyarrow as pa
@@ -7,18 +7,18 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from her2batch.reports.agreement import (
-    against_labels,
     calibration_table,
     confusion_table,
     kappa_interval,
-    labelled,
-    of_run,
+    label_agreement_section,
+    labelled_predictions,
     roc_table,
+    training_run_section,
 )
 from her2batch.reports.report_data import ReportData
 from her2batch.store.schemas import run_schema
 from her2batch.tasks import CLASSES
-from her2batch.training.statistics import intervals
+from her2batch.training.statistics import bootstrap_intervals
 
 
 def predictions(task: str, truth: list[str], p: np.ndarray) -> pa.Table:
@@ -31,12 +31,12 @@ def predictions(task: str, truth: list[str], p: np.ndarray) -> pa.Table:
     return pa.Table.from_pylist(rows, run_schema("predictions"))
 
 
-def alone(table: pa.Table) -> dict[str, str]:
-    return {one: one for one in table["slide_id"].to_pylist()}
+def one_patient_per_slide(table: pa.Table) -> dict[str, str]:
+    return {slide_id: slide_id for slide_id in table["slide_id"].to_pylist()}
 
 
-def drawn(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Truths and probabilities of three classes that know something of them."""
+def random_predictions(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return truths and probabilities of three classes; the probabilities are correlated with the truth."""
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, 3, n)
     logits = rng.normal(0, 1, (n, 3)) + 1.5 * np.eye(3)[truth]
@@ -44,10 +44,10 @@ def drawn(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return truth, p.round(2) / p.round(2).sum(axis=1, keepdims=True)
 
 
-def test_roc_curves_are_scikit_learns() -> None:
-    truth, p = drawn(200, 1)
+def test_roc_curves_equal_those_of_scikit_learn() -> None:
+    truth, p = random_predictions(200, 1)
     table = predictions("her2-3way", [CLASSES["her2-3way"][k] for k in truth], p)
-    found = roc_table(table, alone(table), draws=50)
+    found = roc_table(table, one_patient_per_slide(table), draws=50)
     stored = np.array(table["p"].to_pylist())
     for k, name in enumerate(CLASSES["her2-3way"]):
         own = found.filter(pc.equal(found["class"], name))
@@ -60,9 +60,9 @@ def test_roc_curves_are_scikit_learns() -> None:
         assert (high - low)[1:-1].mean() > 0.02
 
 
-def test_a_band_comes_from_patients_not_slides() -> None:
-    """Ten copies of every slide, as slides of its patient, make no band narrower; as patients of their own they do."""
-    truth, p = drawn(40, 2)
+def test_bands_resample_patients_not_slides() -> None:
+    """Ten copies of every slide narrow the band when they count as patients, not when they belong to one patient."""
+    truth, p = random_predictions(40, 2)
     names = [CLASSES["her2-3way"][k] for k in np.repeat(truth, 10)]
     many = predictions("her2-3way", names, np.repeat(p, 10, axis=0))
     grouped = {f"s{k}": f"p{k // 10}" for k in range(400)}
@@ -71,49 +71,49 @@ def test_a_band_comes_from_patients_not_slides() -> None:
         found = roc_table(many, patients, draws=100)
         return float((found["high"].to_numpy() - found["low"].to_numpy()).mean())
 
-    assert width(grouped) > 2 * width(alone(many))
+    assert width(grouped) > 2 * width(one_patient_per_slide(many))
 
 
-def test_of_two_classes_one_curve_and_of_one_class_none() -> None:
+def test_two_classes_have_one_roc_curve_and_one_class_has_none() -> None:
     p = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]])
     table = predictions("her2-binary", ["negative", "positive", "negative"], p)
-    assert set(roc_table(table, alone(table), 20)["class"].to_pylist()) == {"positive"}
+    assert set(roc_table(table, one_patient_per_slide(table), 20)["class"].to_pylist()) == {"positive"}
     same = predictions("her2-binary", ["negative"] * 3, p)
-    assert roc_table(same, alone(same), 20).num_rows == 0
+    assert roc_table(same, one_patient_per_slide(same), 20).num_rows == 0
 
 
-def test_calibration_by_hand() -> None:
+def test_calibration_equals_values_by_hand() -> None:
     p = np.array([[0.95, 0.05], [0.93, 0.07], [0.38, 0.62], [0.35, 0.65]])
     table = predictions("her2-binary", ["negative", "positive", "positive", "positive"], p)
-    rows = calibration_table(table, alone(table), 100).to_pylist()
+    rows = calibration_table(table, one_patient_per_slide(table), 100).to_pylist()
     assert [(round(one["p"], 3), one["share"], one["n"]) for one in rows] == [(0.635, 1.0, 2), (0.94, 0.5, 2)]
     assert (rows[1]["low"], rows[1]["high"]) == (0.0, 1.0)
     assert (rows[0]["low"], rows[0]["high"]) == (1.0, 1.0)
 
 
-def test_kappa_has_the_interval_of_the_other_figures() -> None:
-    truth, p = drawn(60, 3)
+def test_kappa_interval_equals_that_of_all_metrics() -> None:
+    truth, p = random_predictions(60, 3)
     table = predictions("her2-3way", [CLASSES["her2-3way"][k] for k in truth], p)
     patients = {f"s{k}": f"p{k // 2}" for k in range(60)}
-    wanted = next(one for one in intervals(table, patients, 200).to_pylist() if one["metric"] == "kappa")
+    wanted = next(one for one in bootstrap_intervals(table, patients, 200).to_pylist() if one["metric"] == "kappa")
     found = kappa_interval(table, patients, 200)
     assert found == pytest.approx({name: wanted[name] for name in ("value", "low", "high")})
 
 
-def test_confusion_has_every_pair() -> None:
+def test_confusion_table_has_every_pair_of_classes() -> None:
     table = predictions("her2-binary", ["negative", "positive"], np.array([[0.9, 0.1], [0.9, 0.1]]))
     assert [one["n"] for one in confusion_table(table).to_pylist()] == [1, 0, 1, 0]
 
 
-def test_labels_meet_predictions_where_the_task_has_a_class(material: ReportData) -> None:
-    found = labelled(material)
+def test_labelled_predictions_have_the_class_of_their_label(report_data: ReportData) -> None:
+    found = labelled_predictions(report_data)
     assert set(found["task"].to_pylist()) == {"her2-4way", "her2-3way", "her2-binary"}
     truth = {(one["slide_id"], one["truth"]) for one in found.to_pylist() if one["task"] == "her2-4way"}
-    assert truth == {(one, material.labels[one]["her2"]) for one, _ in truth}
+    assert truth == {(one, report_data.labels[one]["her2"]) for one, _ in truth}
 
 
-def test_the_section_shows_each_method_sites_and_mistakes(material: ReportData) -> None:
-    part = against_labels(material)
+def test_section_shows_methods_sites_and_misclassified_slides(report_data: ReportData) -> None:
+    part = label_agreement_section(report_data)
     assert part is not None
     for words in ("her2-4way by membrane", "her2-3way by clam-sb", "Agreement at each site", "north", "Misclassified"):
         assert words in part.html, words
@@ -123,8 +123,8 @@ def test_the_section_shows_each_method_sites_and_mistakes(material: ReportData) 
     assert any(one.startswith("kappa-") for one in names)
 
 
-def test_without_labels_or_run_there_is_no_section(material: ReportData) -> None:
+def test_section_is_left_out_without_labels_or_run(report_data: ReportData) -> None:
     from dataclasses import replace
 
-    assert against_labels(replace(material, labels={})) is None
-    assert of_run(material) is None
+    assert label_agreement_section(replace(report_data, labels={})) is None
+    assert training_run_section(report_data) is None

@@ -1,12 +1,12 @@
-"""The paper's rows as it prints them, and what is said of ours beside them."""
+"""The rows of the paper's tables, and the comparison of a run with them."""
 
 from collections import Counter
 
 import pyarrow as pa
 import pytest
 
-from her2batch.reports.paper_tables import beside, paper_rows
-from her2batch.training.methods import kind_of
+from her2batch.reports.paper_tables import compare_with_paper, paper_rows
+from her2batch.training.methods import method_kind
 
 FIGURES = {
     ("table4", "her2-3way", "convnext-small"): (91.79, 83.52, 83.56),
@@ -20,7 +20,7 @@ FIGURES = {
 }
 
 
-def test_all_rows_are_there() -> None:
+def test_all_rows_of_the_paper_are_present() -> None:
     rows = paper_rows()
     assert Counter(row.table for row in rows) == {
         "table4": 12, "table5": 3, "table6": 10, "tableS1": 9, "tableS2": 10, "tableS3": 10, "figure5": 4,
@@ -30,23 +30,23 @@ def test_all_rows_are_there() -> None:
 
 
 @pytest.mark.parametrize(("key", "figures"), FIGURES.items())
-def test_figures_are_the_papers(key: tuple[str, str, str], figures: tuple[float, ...]) -> None:
+def test_figures_equal_those_of_the_paper(key: tuple[str, str, str], figures: tuple[float, ...]) -> None:
     row = next(one for one in paper_rows() if (one.table, one.task, one.method) == key)
     assert tuple(row.figures[name][0] for name in ("auc", "f1", "accuracy")) == figures
 
 
-def test_every_row_can_be_run() -> None:
+def test_every_row_is_a_method_that_can_be_run() -> None:
     for row in paper_rows():
         _, method, given = row.cell("stain", "thumbnail-512")
-        assert kind_of(method, given)
+        assert method_kind(method, given)
     assert len({row.cell("uni", "thumbnail-224") for row in paper_rows()}) == 58
 
 
-def test_each_row_says_what_became_of_it() -> None:
+def test_each_row_has_its_status_and_reason() -> None:
     rows = [(row, row.cell("stain", "thumbnail-224")) for row in paper_rows()][:3]
     names = {f"{name}_{what}": pa.array([50.0]) for name in ("auc", "f1", "accuracy") for what in ("mean", "sd")}
     keys = dict(zip(("task", "method", "input"), ([one] for one in rows[0][1]), strict=True))
-    table = beside(rows, pa.table({**keys, **names}), {rows[1][1]: "no slide is labelled"})
+    table = compare_with_paper(rows, pa.table({**keys, **names}), {rows[1][1]: "no slide is labelled"})
     assert table["status"].to_pylist() == ["reproduced", "no data", "not run"]
     assert table["accuracy_mean"].to_pylist() == [50, None, None]
     assert table["paper_accuracy"].to_pylist() == [92.80, 93.60, 96.19]

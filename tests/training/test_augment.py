@@ -16,7 +16,7 @@ from her2batch.training.augment import (
     augment,
     draw_augmentations,
 )
-from her2batch.training.fit_loop import rng
+from her2batch.training.fit_loop import random_stream
 
 PLAIN = ImageSettings()
 JITTERED = ImageSettings(jitter=0.2)
@@ -38,7 +38,7 @@ def move(
 
 @given(st.integers(1, 4), st.sampled_from([16, 31, 64]), st.integers(0, 2**32), st.sampled_from([0.0, 0.3]))
 def test_size_and_dtype_stay(n: int, edge: int, seed: int, jitter: float) -> None:
-    out = augment(smooth(n, edge), rng(seed), ImageSettings(jitter=jitter), np.full(3, 240, np.uint8))
+    out = augment(smooth(n, edge), random_stream(seed), ImageSettings(jitter=jitter), np.full(3, 240, np.uint8))
     assert out.shape == (n, edge, edge, 3)
     assert out.dtype == np.uint8
 
@@ -47,14 +47,14 @@ def test_size_and_dtype_stay(n: int, edge: int, seed: int, jitter: float) -> Non
 def test_what_comes_in_is_each_pictures_own_background(seed: int) -> None:
     fills = np.array([[240, 239, 200], [250, 235, 245]], np.uint8)
     bare = np.broadcast_to(fills[:, None, None], (2, 48, 48, 3)).copy()
-    assert np.array_equal(augment(bare, rng(seed), PLAIN, fills), bare)
+    assert np.array_equal(augment(bare, random_stream(seed), PLAIN, fills), bare)
 
 
 def test_the_same_draws_give_the_same_pictures() -> None:
     pixels, fill = smooth(3, 32), np.full(3, 255, np.uint8)
-    one, other = (augment(pixels, rng(5, 1), JITTERED, fill) for _ in range(2))
+    one, other = (augment(pixels, random_stream(5, 1), JITTERED, fill) for _ in range(2))
     assert np.array_equal(one, other)
-    assert not np.array_equal(one, augment(pixels, rng(5, 2), JITTERED, fill))
+    assert not np.array_equal(one, augment(pixels, random_stream(5, 2), JITTERED, fill))
 
 
 def test_turns_flips_and_shifts_are_those_of_the_matrix() -> None:
@@ -77,7 +77,7 @@ def test_jitter_stretches_about_mid_grey_and_is_cut_at_the_ends() -> None:
 
 @given(st.integers(0, 2**32))
 def test_draws_stay_in_their_ranges(seed: int) -> None:
-    moves = draw_augmentations(20, rng(seed), JITTERED)
+    moves = draw_augmentations(20, random_stream(seed), JITTERED)
     assert np.allclose(moves.turn @ moves.turn.transpose(0, 2, 1), np.eye(2) * (1 / scale(moves) ** 2)[:, None, None])
     assert ((scale(moves) >= 0.9) & (scale(moves) <= 1.1)).all()
     assert (np.abs(moves.shift) <= 0.05).all()
@@ -90,7 +90,7 @@ def scale(moves: Augmentation) -> np.ndarray:
 
 
 def test_without_jitter_colours_stay() -> None:
-    moves = draw_augmentations(50, rng(1), PLAIN)
+    moves = draw_augmentations(50, random_stream(1), PLAIN)
     assert (moves.gain == 1).all()
     assert (moves.offset == 0).all()
 
@@ -99,7 +99,7 @@ def test_without_jitter_colours_stay() -> None:
 def test_torch_moves_pictures_as_opencv_does(edge: int) -> None:
     pixels = smooth(6, edge)
     fill = np.random.default_rng(1).integers(200, 256, (6, 3), dtype=np.uint8)
-    moves = draw_augmentations(6, rng(3), JITTERED)
+    moves = draw_augmentations(6, random_stream(3), JITTERED)
     ours = apply_augmentations_on_device(torch.from_numpy(pixels), moves, torch.from_numpy(fill)).numpy()
     apart = np.abs(ours.astype(int) - apply_augmentations(pixels, moves, fill))
     assert ours.dtype == np.uint8

@@ -8,18 +8,18 @@ import torch
 
 from her2batch.errors import InputError
 from her2batch.models.attention import padded_size, product_dtype
-from her2batch.training.bag_data import gather, reopen
+from her2batch.training.bag_data import gather_bags, open_bags
 from tests.training.stores import cohort, planted, put
 
 
 def test_bags_are_the_tables_in_the_dtype_of_products(tmp_path: Path) -> None:
     bags, _ = planted(5)
     made = cohort(tmp_path / "c", bags)
-    found = gather(made, "stain", "stain", list(bags), tmp_path / "stain.arrow")
+    found = gather_bags(made, "stain", "stain", list(bags), tmp_path / "stain.arrow")
     assert found.slide_ids == tuple(bags)
     for k, values in enumerate(bags.values()):
         expected = torch.from_numpy(values.astype(np.float16)).float().to(product_dtype("cpu"))
-        for one in (found.of(k), reopen(tmp_path / "stain.arrow").of(k)):
+        for one in (found.of(k), open_bags(tmp_path / "stain.arrow").of(k)):
             assert found.sizes[k] == len(values)
             assert len(one) == padded_size(len(values))
             assert torch.equal(one[: len(values)], expected)
@@ -28,20 +28,20 @@ def test_bags_are_the_tables_in_the_dtype_of_products(tmp_path: Path) -> None:
 
 def test_nothing_is_copied(tmp_path: Path) -> None:
     bags, _ = planted(2)
-    found = gather(cohort(tmp_path / "c", bags), "stain", "stain", list(bags), tmp_path / "stain.arrow")
+    found = gather_bags(cohort(tmp_path / "c", bags), "stain", "stain", list(bags), tmp_path / "stain.arrow")
     assert found.of(0).data_ptr() == found.of(0).data_ptr()  # the file's own page, not a copy
 
 
 def test_the_file_is_made_once_and_anew_when_a_slide_changes(tmp_path: Path) -> None:
     bags, _ = planted(3)
     made, path = cohort(tmp_path / "c", bags), tmp_path / "stain.arrow"
-    gather(made, "stain", "stain", list(bags), path)
+    gather_bags(made, "stain", "stain", list(bags), path)
     first = path.stat().st_mtime_ns
-    gather(made, "stain", "stain", list(bags), path)
+    gather_bags(made, "stain", "stain", list(bags), path)
     assert path.stat().st_mtime_ns == first
     put(made, "s001", bags["s001"][:5])
-    assert gather(made, "stain", "stain", list(bags), path).sizes[1] == 5
-    assert gather(made, "stain", "stain", ["s002"], path).slide_ids == ("s002",)
+    assert gather_bags(made, "stain", "stain", list(bags), path).sizes[1] == 5
+    assert gather_bags(made, "stain", "stain", ["s002"], path).slide_ids == ("s002",)
 
 
 @pytest.mark.parametrize(("values", "words"), [
@@ -53,7 +53,7 @@ def test_what_can_not_be_trained_on_is_named(values: np.ndarray, words: str, tmp
     made = cohort(tmp_path / "c", bags)
     put(made, "s001", values)
     with pytest.raises(InputError, match=words) as caught:
-        gather(made, "stain", "stain", list(bags), tmp_path / "stain.arrow")
+        gather_bags(made, "stain", "stain", list(bags), tmp_path / "stain.arrow")
     assert "s001" in str(caught.value)
     assert not (tmp_path / "stain.arrow").exists()
 
@@ -65,9 +65,9 @@ def test_missing_and_damaged_tables_are_named(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
     with pytest.raises(InputError, match=r"s001.*can't be read"):
-        gather(made, "stain", "stain", list(bags), tmp_path / "stain.arrow")
+        gather_bags(made, "stain", "stain", list(bags), tmp_path / "stain.arrow")
     path.unlink()
     with pytest.raises(InputError, match="--encoder stain"):
-        gather(made, "stain", "stain", list(bags), tmp_path / "stain.arrow")
+        gather_bags(made, "stain", "stain", list(bags), tmp_path / "stain.arrow")
     with pytest.raises(InputError, match="made anew"):
-        reopen(tmp_path / "stain.arrow")
+        open_bags(tmp_path / "stain.arrow")

@@ -12,12 +12,21 @@ from hypothesis import strategies as st
 from torch import distributed, multiprocessing
 
 from her2batch.errors import InputError
-from her2batch.models.nets import NETS, start
+from her2batch.models.nets import NETWORKS, initial_network
 from her2batch.settings import ImageSettings
 from her2batch.training import fit_loop
-from her2batch.training.fit_image import batches, class_weights, fit, focal, losses, predict, ready, step_size
-from her2batch.training.fit_loop import Fitted, Fold, Progress, Tensors
-from her2batch.training.image_data import Pixels, save, stack
+from her2batch.training.fit_image import (
+    class_weights,
+    even_batches,
+    fit_image_network,
+    focal_loss,
+    learning_rate,
+    predict_images,
+    sample_losses,
+    trained_network,
+)
+from her2batch.training.fit_loop import FitResult, Fold, Progress, Tensors
+from her2batch.training.image_data import Pixels, open_stack, save_images
 
 EDGE = 64
 GLASS = np.array([240, 238, 235], np.uint8)
@@ -43,19 +52,19 @@ def equal(one: Tensors, other: Tensors) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.parametrize("method", NETS)
+@pytest.mark.parametrize("method", NETWORKS)
 def test_each_family_learns_brown_from_blue(method: str) -> None:
     pixels, settings = pictures(24), QUICK.model_copy(update={"epochs": 16})
-    fitted = fit(method, pixels, fold(24), settings, fill=GLASS)
-    net = ready(method, fitted.weights, 2, EDGE, "tiny")
-    p = predict(net, pixels, np.arange(20, 24), 2)
+    fitted = fit_image_network(method, pixels, fold(24), settings, fill=GLASS)
+    net = trained_network(method, fitted.weights, 2, EDGE, "tiny")
+    p = predict_images(net, pixels, np.arange(20, 24), 2)
     assert p.shape == (4, 2)
     assert p.dtype == np.float32
     assert p.argmax(1).tolist() == [0, 1, 0, 1]
     assert fitted.progress.best_loss < math.log(2)
 
 
-@pytest.mark.parametrize("method", NETS)
+@pytest.mark.parametrize("method", NETWORKS)
 def test_a_fit_that_was_stopped_ends_in_the_same_bytes(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,11 +77,11 @@ def test_a_fit_that_was_stopped_ends_in_the_same_bytes(
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        fit(method, pixels, fold(20), settings, "cpu", GLASS, checkpoint, stop)
+        fit_image_network(method, pixels, fold(20), settings, "cpu", GLASS, checkpoint, stop)
     torch.manual_seed(99)  # whatever else the process drew
     seen: list[int] = []
-    again = fit(method, pixels, fold(20), settings, "cpu", GLASS, checkpoint, lambda at: seen.append(at.epoch))
-    whole = fit(method, pixels, fold(20), settings, "cpu", GLASS)
+    again = fit_image_network(method, pixels, fold(20), settings, "cpu", GLASS, checkpoint, lambda at: seen.append(at.epoch))
+    whole = fit_image_network(method, pixels, fold(20), settings, "cpu", GLASS)
     assert seen == [3, 4]
     assert again.progress == whole.progress
     assert equal(again.weights, whole.weights)
@@ -81,28 +90,28 @@ def test_a_fit_that_was_stopped_ends_in_the_same_bytes(
 def test_a_fit_leaves_the_random_stream_of_its_process_alone() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    fit("vit-base", pictures(12), fold(12), QUICK.model_copy(update={"epochs": 1}))
+    fit_image_network("vit-base", pictures(12), fold(12), QUICK.model_copy(update={"epochs": 1}))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_pictures_may_lie_in_several_files(tmp_path: Path) -> None:
     pixels = pictures(20)
     for k, part in enumerate((pixels[:7], pixels[7:])):
-        save(part, tmp_path / f"{k}.npy")
-    files = stack([tmp_path / "0.npy", tmp_path / "1.npy"])
+        save_images(part, tmp_path / f"{k}.npy")
+    files = open_stack([tmp_path / "0.npy", tmp_path / "1.npy"])
     once = QUICK.model_copy(update={"epochs": 1})
-    one, other = fit("resnet50", pixels, fold(20), once), fit("resnet50", files, fold(20), once)
+    one, other = fit_image_network("resnet50", pixels, fold(20), once), fit_image_network("resnet50", files, fold(20), once)
     assert equal(one.weights, other.weights)
-    net, rows = ready("resnet50", one.weights, 2, EDGE, "tiny"), np.array([19, 3, 3, 8])
-    assert np.array_equal(predict(net, files, rows, 2), predict(net, pixels, rows, 2))
-    assert np.allclose(predict(net, files, rows, 2)[1], predict(net, files, rows[1:2], 2)[0], atol=1e-6)
-    assert predict(net, files, rows[:0], 2).shape == (0, 2)
+    net, rows = trained_network("resnet50", one.weights, 2, EDGE, "tiny"), np.array([19, 3, 3, 8])
+    assert np.array_equal(predict_images(net, files, rows, 2), predict_images(net, pixels, rows, 2))
+    assert np.allclose(predict_images(net, files, rows, 2)[1], predict_images(net, files, rows[1:2], 2)[0], atol=1e-6)
+    assert predict_images(net, files, rows[:0], 2).shape == (0, 2)
 
 
 def test_a_class_without_a_picture_does_no_harm() -> None:
     for loss in ("weighted", "focal"):
         once = QUICK.model_copy(update={"loss": loss, "epochs": 1})
-        assert math.isfinite(fit("resnet50", pictures(12), fold(12, 4), once).progress.train_loss)
+        assert math.isfinite(fit_image_network("resnet50", pictures(12), fold(12, 4), once).progress.train_loss)
     assert class_weights(np.array([0, 0, 0, 2]), 4).tolist() == pytest.approx([2 / 3, 0, 2, 0])
 
 
@@ -110,13 +119,13 @@ def test_a_fold_without_pictures_is_refused() -> None:
     for train, val in ((0, 4), (4, 0)):
         empty = Fold(np.zeros(8, np.int64), np.arange(train), np.arange(4, 4 + val), 2, 0)
         with pytest.raises(InputError, match="no picture"):
-            fit("resnet50", pictures(8), empty, QUICK)
+            fit_image_network("resnet50", pictures(8), empty, QUICK)
 
 
 def test_losses_by_hand() -> None:
     p = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1]])
     labels, weights = torch.tensor([0, 1]), torch.tensor([2.0, 0.5, 1.0])
-    of = partial(losses, p.log(), labels, weights=weights)
+    of = partial(sample_losses, p.log(), labels, weights=weights)
     assert of(kind="cross-entropy").tolist() == pytest.approx([-math.log(0.5), -math.log(0.8)])
     assert of(kind="weighted").tolist() == pytest.approx([-2 * math.log(0.5), -0.5 * math.log(0.8)])
     assert of(kind="focal").tolist() == pytest.approx([-0.25 * math.log(0.5), -0.04 * math.log(0.8)])
@@ -125,9 +134,9 @@ def test_losses_by_hand() -> None:
 @given(st.lists(st.floats(1e-6, 30), min_size=1, max_size=8))
 def test_focal_without_focus_is_cross_entropy(values: list[float]) -> None:
     cross = torch.tensor(values)
-    assert torch.equal(focal(cross, 0), cross)
-    assert torch.allclose(focal(cross, 1e-6), cross, rtol=1e-4)
-    assert (focal(cross, 2) <= cross).all()
+    assert torch.equal(focal_loss(cross, 0), cross)
+    assert torch.allclose(focal_loss(cross, 1e-6), cross, rtol=1e-4)
+    assert (focal_loss(cross, 2) <= cross).all()
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40))
@@ -140,7 +149,7 @@ def test_class_weights_have_mean_one_over_the_pictures(labels: list[int]) -> Non
 
 @given(st.integers(2, 500), st.integers(2, 32))
 def test_batches_are_even_and_none_is_of_one(n: int, size: int) -> None:
-    parts = batches(np.arange(n), size)
+    parts = even_batches(np.arange(n), size)
     lengths = [len(one) for one in parts]
     assert np.array_equal(np.concatenate(parts), np.arange(n))
     assert max(lengths) <= size
@@ -150,7 +159,7 @@ def test_batches_are_even_and_none_is_of_one(n: int, size: int) -> None:
 
 def test_the_step_rises_then_falls_to_nothing() -> None:
     settings = ImageSettings(lr=0.8, epochs=6, warmup=2)
-    sizes = [step_size(step, 2, settings) for step in range(12)]
+    sizes = [learning_rate(step, 2, settings) for step in range(12)]
     assert sizes[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8])
     assert sizes[8] == pytest.approx(0.4)  # halfway down the cosine
     assert sizes == sorted(sizes[:4]) + sorted(sizes[4:], reverse=True)
@@ -169,11 +178,11 @@ def together(rank: int, folder: Path, size: int) -> None:
         torch.save({**fitted.weights, "epoch": torch.tensor(fitted.progress.epoch)}, folder / f"{method}.{rank}")
     lone = Fold(np.zeros(8, np.int64), np.arange(1), np.arange(4), 2, 0)
     with pytest.raises(InputError, match="2 processes can't share"):
-        fit("resnet50", pictures(8), lone, QUICK)
+        fit_image_network("resnet50", pictures(8), lone, QUICK)
     distributed.destroy_process_group()
 
 
-def in_two_goes(method: str, checkpoint: Path) -> Fitted:
+def in_two_goes(method: str, checkpoint: Path) -> FitResult:
     """A fit that ends after epoch 2, then goes on."""
     fit_loop.SAVE_EVERY_S = 0.0
 
@@ -182,8 +191,8 @@ def in_two_goes(method: str, checkpoint: Path) -> Fitted:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        fit(method, pictures(18), fold(18), QUICK, "cpu", GLASS, checkpoint, stop)
-    return fit(method, pictures(18), fold(18), QUICK, "cpu", GLASS, checkpoint)
+        fit_image_network(method, pictures(18), fold(18), QUICK, "cpu", GLASS, checkpoint, stop)
+    return fit_image_network(method, pictures(18), fold(18), QUICK, "cpu", GLASS, checkpoint)
 
 
 def test_two_processes_train_one_network(tmp_path: Path) -> None:
@@ -193,8 +202,8 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
         assert equal(first, second)
         assert int(first["epoch"]) == QUICK.epochs
     shared = torch.load(tmp_path / "vit-base.0", weights_only=True)  # no BatchNorm: its means are of each one's share
-    alone = fit("vit-base", pictures(18), fold(18), QUICK, "cpu", GLASS).weights
-    begun = start("vit-base", 2, EDGE, "tiny", "none", seed=1).state_dict()
+    alone = fit_image_network("vit-base", pictures(18), fold(18), QUICK, "cpu", GLASS).weights
+    begun = initial_network("vit-base", 2, EDGE, "tiny", "none", seed=1).state_dict()
     assert apart(shared, alone) < 0.1 * apart(begun, alone)  # 0.03; all of it Adam's, where a gradient is near 0
 
 

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from her2batch.training import fit_loop
-from her2batch.training.fit_loop import Progress, Stopping, balanced, pack_optimiser, rng, train, unpack_optimiser
+from her2batch.training.fit_loop import (
+    Progress,
+    Stopping,
+    draw_class_balanced,
+    pack_optimiser,
+    random_stream,
+    run_epochs,
+    unpack_optimiser,
+)
 
 
 class Line:
@@ -25,7 +33,7 @@ class Line:
 
     def epoch(self, number: int) -> float:
         self.number = number
-        x = torch.from_numpy(rng(7, number).normal(size=(8, 1)).astype(np.float32))
+        x = torch.from_numpy(random_stream(7, number).normal(size=(8, 1)).astype(np.float32))
         loss = (self.net(x) - 3 * x).square().mean()
         self.optimiser.zero_grad()
         loss.backward()
@@ -53,7 +61,7 @@ class Line:
     ([1, 1, 1], Stopping(9, 2), 3, 1),  # as small is not smaller
 ])  # fmt: skip
 def test_training_ends_by_the_rule(losses: list[float], stopping: Stopping, epochs: int, best: int) -> None:
-    found = train(Line(losses), stopping)
+    found = run_epochs(Line(losses), stopping)
     assert (found.progress.epoch, found.progress.best_epoch, found.progress.best_loss) == (
         epochs,
         best,
@@ -64,7 +72,7 @@ def test_training_ends_by_the_rule(losses: list[float], stopping: Stopping, epoc
 def test_the_weights_of_the_best_epoch_are_kept() -> None:
     seen: list[dict[str, torch.Tensor]] = []
     learner = Line([3, 1, 2, 2])
-    found = train(learner, Stopping(4, 4), report=lambda _: seen.append(learner.weights()))
+    found = run_epochs(learner, Stopping(4, 4), report=lambda _: seen.append(learner.weights()))
     assert torch.equal(found.weights["weight"], seen[1]["weight"])
 
 
@@ -74,16 +82,16 @@ class Killed(Exception):
 
 def test_a_fit_taken_up_again_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_loop, "SAVE_EVERY_S", 0.0)
-    whole = train(Line(), Stopping(9, 9))
+    whole = run_epochs(Line(), Stopping(9, 9))
 
     def kill(at: Progress) -> None:
         if at.epoch == 4:
             raise Killed
 
     with pytest.raises(Killed):
-        train(Line(), Stopping(9, 9), tmp_path / "checkpoint", kill)
+        run_epochs(Line(), Stopping(9, 9), tmp_path / "checkpoint", kill)
     told: list[int] = []
-    again = train(Line(), Stopping(9, 9), tmp_path / "checkpoint", lambda at: told.append(at.epoch))
+    again = run_epochs(Line(), Stopping(9, 9), tmp_path / "checkpoint", lambda at: told.append(at.epoch))
     assert told == [5, 6, 7, 8, 9]
     assert again.progress == whole.progress
     assert all(torch.equal(again.weights[key], one) for key, one in whole.weights.items())
@@ -93,25 +101,25 @@ def test_a_fit_taken_up_again_ends_in_the_same_bytes(tmp_path: Path, monkeypatch
 def test_a_damaged_checkpoint_is_as_none(spoiled: bytes, tmp_path: Path) -> None:
     (tmp_path / "checkpoint").write_bytes(spoiled)
     told: list[int] = []
-    train(Line(), Stopping(3, 3), tmp_path / "checkpoint", lambda at: told.append(at.epoch))
+    run_epochs(Line(), Stopping(3, 3), tmp_path / "checkpoint", lambda at: told.append(at.epoch))
     assert told == [1, 2, 3]
 
 
 def test_a_loss_that_is_no_number_ends_it() -> None:
     with pytest.raises(FloatingPointError, match="epoch 2"):
-        train(Line([1.0, math.nan]), Stopping(5, 5))
+        run_epochs(Line([1.0, math.nan]), Stopping(5, 5))
 
 
 @given(st.lists(st.integers(0, 2), min_size=30, max_size=60).filter(lambda one: len(set(one)) == 3), st.integers(0, 9))
 def test_balanced_sampling_draws_classes_alike(labels: list[int], seed: int) -> None:
     array = np.array(labels)
-    drawn = np.concatenate([array[balanced(array, rng(seed, k))] for k in range(40)])
+    drawn = np.concatenate([array[draw_class_balanced(array, random_stream(seed, k))] for k in range(40)])
     shares = np.bincount(drawn, minlength=3) / len(drawn)
     assert np.abs(shares - 1 / 3).max() < 0.08
-    assert len(balanced(array, rng(seed))) == len(labels)
+    assert len(draw_class_balanced(array, random_stream(seed))) == len(labels)
 
 
 def test_streams_differ_by_every_key_and_are_the_same_again() -> None:
-    draws = {keys: rng(*keys).integers(2**60) for keys in ((0, 1), (0, 2), (1, 1), (1,), (0, 1, 2))}
+    draws = {keys: random_stream(*keys).integers(2**60) for keys in ((0, 1), (0, 2), (1, 1), (1,), (0, 1, 2))}
     assert len(set(draws.values())) == len(draws)
-    assert rng(0, 1).integers(2**60) == draws[0, 1]
+    assert random_stream(0, 1).integers(2**60) == draws[0, 1]

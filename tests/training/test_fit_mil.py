@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from her2batch.models.mil_registry import MODELS, build_mil_network
 from her2batch.settings import MilSettings
 from her2batch.training import fit_loop
-from her2batch.training.bag_data import Bags, gather, reopen
+from her2batch.training.bag_data import Bags, gather_bags, open_bags
 from her2batch.training.fit_loop import Fold, Progress
-from her2batch.training.fit_mil import feed, fit, predict
+from her2batch.training.fit_mil import feed_bags, fit_mil_network, predict_bags
 from tests.training.stores import cohort, planted
 
 FEW = MilSettings(epochs=8, least_epochs=0, lr=1e-3)
@@ -24,7 +24,7 @@ FEW = MilSettings(epochs=8, least_epochs=0, lr=1e-3)
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bags, np.ndarray]:
     folder = tmp_path_factory.mktemp("mil")
     bags, labels = planted(60)
-    return gather(cohort(folder / "c", bags), "stain", "stain", list(bags), folder / "stain.arrow"), labels
+    return gather_bags(cohort(folder / "c", bags), "stain", "stain", list(bags), folder / "stain.arrow"), labels
 
 
 def fold_of(labels: np.ndarray, seed: int = 0) -> Fold:
@@ -34,11 +34,11 @@ def fold_of(labels: np.ndarray, seed: int = 0) -> Fold:
 @pytest.mark.parametrize("method", MODELS)
 def test_every_method_finds_the_planted_instances(method: str, found: tuple[Bags, np.ndarray]) -> None:
     bags, labels = found
-    fitted = fit(method, bags, fold_of(labels), FEW)
+    fitted = fit_mil_network(method, bags, fold_of(labels), FEW)
     net = build_mil_network(method, bags.dim, 3, FEW)
     net.load_state_dict(fitted.weights)
     test = np.arange(40, 60)
-    p, attention = predict(net.eval(), bags, test, 3)
+    p, attention = predict_bags(net.eval(), bags, test, 3)
     assert (p.argmax(1) == labels[test]).mean() >= 0.75
     assert np.allclose(p.sum(1), 1, atol=1e-5)
     for row, shares in zip(test, attention, strict=True):
@@ -54,15 +54,15 @@ def test_a_stopped_fit_ends_in_the_same_bytes(
 ) -> None:
     monkeypatch.setattr(fit_loop, "SAVE_EVERY_S", 0.0)
     bags, labels = found
-    whole = fit(method, bags, fold_of(labels), FEW)
+    whole = fit_mil_network(method, bags, fold_of(labels), FEW)
 
     def stop(at: Progress) -> None:
         if at.epoch == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(method, bags, fold_of(labels), FEW, "cpu", tmp_path / "checkpoint", stop)
-    again = fit(method, bags, fold_of(labels), FEW, "cpu", tmp_path / "checkpoint")
+        fit_mil_network(method, bags, fold_of(labels), FEW, "cpu", tmp_path / "checkpoint", stop)
+    again = fit_mil_network(method, bags, fold_of(labels), FEW, "cpu", tmp_path / "checkpoint")
     assert again.progress == whole.progress
     assert all(torch.equal(again.weights[key], one) for key, one in whole.weights.items())
 
@@ -73,26 +73,26 @@ import sys, numpy as np
 from pathlib import Path
 from safetensors.torch import save_file
 from her2batch.settings import MilSettings
-from her2batch.training.bag_data import reopen
-from her2batch.training.fit_mil import fit
+from her2batch.training.bag_data import open_bags
+from her2batch.training.fit_mil import fit_mil_network
 from her2batch.training.fit_loop import Fold
 labels = np.arange(60) % 3
 fold = Fold(labels, np.arange(30), np.arange(30, 40), 3, 0)
 settings = MilSettings(epochs=2, least_epochs=0, lr=1e-3)
-save_file(fit("clam-sb", reopen(Path(sys.argv[1])), fold, settings).weights, sys.argv[2])
+save_file(fit_mil_network("clam-sb", open_bags(Path(sys.argv[1])), fold, settings).weights, sys.argv[2])
 """
     made, labels = planted(60)
     path = tmp_path / "stain.arrow"
-    gather(cohort(tmp_path / "c", made), "stain", "stain", list(made), path)
+    gather_bags(cohort(tmp_path / "c", made), "stain", "stain", list(made), path)
     subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path / "w")], check=True)
-    own = fit("clam-sb", reopen(path), fold_of(labels), MilSettings(epochs=2, least_epochs=0, lr=1e-3)).weights
+    own = fit_mil_network("clam-sb", open_bags(path), fold_of(labels), MilSettings(epochs=2, least_epochs=0, lr=1e-3)).weights
     other = load_file(tmp_path / "w")
     assert all(torch.equal(other[key], one) for key, one in own.items())
 
 
 def test_bags_come_filled_up_with_nothing(found: tuple[Bags, np.ndarray]) -> None:
     bags, _ = found
-    for row, (bag, n) in zip((0, 3), feed(bags, np.array([0, 3]), "cpu"), strict=True):
+    for row, (bag, n) in zip((0, 3), feed_bags(bags, np.array([0, 3]), "cpu"), strict=True):
         assert n == bags.sizes[row]
         assert torch.equal(bag, bags.of(row).to(bag.dtype))
         assert not bag[n:].any()

@@ -12,7 +12,13 @@ from her2batch.errors import InputError
 from her2batch.store.schemas import run_schema
 from her2batch.store.training_run import FINAL_FOLD
 from her2batch.tasks import CLASSES, her2_class
-from her2batch.training.folds import assign_patients, check, final_split, shuffled, splits
+from her2batch.training.folds import (
+    assign_patients,
+    check_labelled,
+    cross_validation_splits,
+    final_split,
+    shuffle_labels,
+)
 
 PAPER = {"0/": 125, "1+/": 142, "2+/-": 96, "2+/+": 22, "3+/": 115}
 
@@ -85,7 +91,7 @@ def test_no_patient_is_in_two_splits_and_every_slide_is_tested_and_validated_onc
     table, n_folds = cohort
     fold = fold_of(table, n_folds, seed)
     assert sorted(set(fold.tolist())) == list(range(n_folds))
-    found = splits(TASK, table, fold, n_folds)
+    found = cross_validation_splits(TASK, table, fold, n_folds)
     assert found.schema == run_schema("folds")
     rows = found.to_pylist()
     splits_of: dict[tuple[int, str], set[str]] = {}
@@ -107,8 +113,8 @@ def test_the_order_of_rows_changes_nothing(cohort: tuple[pa.Table, int], random)
     other = table.take(order)
     fold = fold_of(table, n_folds)
     assert fold_of(other, n_folds).tolist() == fold[order].tolist()
-    assert splits(TASK, other, fold[order], n_folds) == splits(TASK, table, fold, n_folds)
-    assert shuffled(other, 5).sort_by("slide_id") == shuffled(table, 5).sort_by("slide_id")
+    assert cross_validation_splits(TASK, other, fold[order], n_folds) == cross_validation_splits(TASK, table, fold, n_folds)
+    assert shuffle_labels(other, 5).sort_by("slide_id") == shuffle_labels(table, 5).sort_by("slide_id")
 
 
 def test_a_seed_gives_its_own_folds_each_time() -> None:
@@ -120,7 +126,7 @@ def test_a_seed_gives_its_own_folds_each_time() -> None:
 def test_splits_worked_by_hand() -> None:
     table = labelled([("C", 2), ("A", 0), ("B", 1), ("D", 0), ("E", 1), ("F", 2), ("G", 0), ("H", 1), ("I", 2)])
     fold = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2], np.int32)
-    rows = splits(TASK, table, fold, 3).to_pylist()
+    rows = cross_validation_splits(TASK, table, fold, 3).to_pylist()
     assert [one["split"] for one in rows if one["fold"] == 0] == ["test"] * 3 + ["val"] * 3 + ["train"] * 3
     assert [one["split"] for one in rows if one["fold"] == 2] == ["val"] * 3 + ["train"] * 3 + ["test"] * 3
     assert rows[0] == {"task": TASK, "fold": 0, "slide_id": "s000", "patient_id": "C", "split": "test"}
@@ -154,26 +160,26 @@ def test_what_cannot_be_cross_validated_is_refused_with_the_remedy(
     slides: list[tuple[str | None, int]], n_folds: int, words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
-        check(TASK, labelled(slides), n_folds)
+        check_labelled(TASK, labelled(slides), n_folds)
 
 
 def test_a_cohort_of_enough_patients_passes() -> None:
-    check(TASK, labelled([(f"P{k}", k % 3) for k in range(9)]), 9)
+    check_labelled(TASK, labelled([(f"P{k}", k % 3) for k in range(9)]), 9)
 
 
 def test_a_training_part_without_a_class_is_refused() -> None:
     table = labelled([(f"P{k}", k % 3) for k in range(9)])
     fold = np.array([0, 0, 0, 1, 1, 1, 2, 2, 1], np.int32)  # parts 0 and 1 hold high, fold 0 trains on part 2
     with pytest.raises(InputError, match="class high has no slide in the training part of fold 0; give more --folds"):
-        splits(TASK, table, fold, 3)
+        cross_validation_splits(TASK, table, fold, 3)
     with pytest.raises(InputError, match=r"fold 3 of 4 has none of its 9 slides"):
-        splits(TASK, labelled([(f"P{k}", k % 3) for k in range(9)]), np.arange(9, dtype=np.int32) // 3, 4)
+        cross_validation_splits(TASK, labelled([(f"P{k}", k % 3) for k in range(9)]), np.arange(9, dtype=np.int32) // 3, 4)
 
 
 def test_shuffled_labels_move_between_patients_and_keep_together() -> None:
     slides = [(f"P{k}", k % 3) for k in range(60) for _ in range(1 + k // 3 % 3)]
     table = labelled(slides)
-    other = shuffled(table, seed=0)
+    other = shuffle_labels(table, seed=0)
     assert other["slide_id"] == table["slide_id"]
     assert other["patient_id"] == table["patient_id"]
     assert (other["label"].to_numpy() != table["label"].to_numpy()).mean() > 0.4
@@ -184,11 +190,11 @@ def test_shuffled_labels_move_between_patients_and_keep_together() -> None:
         by_patient.setdefault(row["patient_id"], set()).add(row["label"])
     assert all(len(one) == 1 for one in by_patient.values())
     assert Counter(one for labels in by_patient.values() for one in labels) == {0: 20, 1: 20, 2: 20}
-    assert shuffled(table, seed=0) == other
-    assert shuffled(table, seed=1) != other
+    assert shuffle_labels(table, seed=0) == other
+    assert shuffle_labels(table, seed=1) != other
 
 
 def test_shuffled_labels_of_a_patient_with_unlike_slides_go_on_as_they_are() -> None:
     table = labelled([("A", 0), ("A", 1), ("B", 2), ("B", 2)])
-    seen = {tuple(shuffled(table, seed)["label"].to_pylist()) for seed in range(12)}
+    seen = {tuple(shuffle_labels(table, seed)["label"].to_pylist()) for seed in range(12)}
     assert seen == {(0, 1, 2, 2), (2, 2, 0, 1)}

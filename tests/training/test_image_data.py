@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from her2batch.errors import InputError
 from her2batch.store.cohort import Cohort
-from her2batch.training.image_data import gather, load, reopen, save, stack
+from her2batch.training.image_data import gather_thumbnails, load_images, open_stack, open_thumbnails, save_images
 from tests.conftest import Synthetic
 
 
@@ -20,19 +20,19 @@ def test_a_stack_is_its_files_one_after_the_other(sizes: list[int], data: st.Dat
     parts = [np.random.default_rng(k).integers(0, 256, (n, 3, 3, 3), np.uint8) for k, n in enumerate(sizes)]
     paths = [tmp_path / f"{k}.npy" for k in range(len(parts))]
     for part, path in zip(parts, paths, strict=True):
-        save(part, path)
-    whole, found = np.concatenate(parts), stack(paths)
+        save_images(part, path)
+    whole, found = np.concatenate(parts), open_stack(paths)
     assert (len(found), found.shape) == (len(whole), whole.shape)
     rows = np.array(data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=9)), np.int64)
     assert np.array_equal(found[rows], whole[rows])
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    save(np.zeros((2, 3, 3, 3), np.uint8), tmp_path / "a.npy")
+    save_images(np.zeros((2, 3, 3, 3), np.uint8), tmp_path / "a.npy")
     whole = (tmp_path / "a.npy").read_bytes()
     (tmp_path / "a.npy").write_bytes(whole[:50])
     with pytest.raises(InputError, match=r"a\.npy"):
-        load(tmp_path / "a.npy")
+        load_images(tmp_path / "a.npy")
 
 
 def test_portraits_are_made_once_and_show_tissue_on_the_slides_glass(synthetic: Synthetic, tmp_path: Path) -> None:
@@ -40,15 +40,15 @@ def test_portraits_are_made_once_and_show_tissue_on_the_slides_glass(synthetic: 
     rows = cohort.rows()
     ids = sorted(rows)[:3]
     path = tmp_path / "thumbnail-224.npy"
-    gather(cohort, rows, ids, 224, path)
-    found = reopen(path)
+    gather_thumbnails(cohort, rows, ids, 224, path)
+    found = open_thumbnails(path)
     assert found.slide_ids == tuple(ids)
     assert found.pixels.shape == (3, 224, 224, 3)
     for picture, fill in zip(found.pixels, found.fills, strict=True):
         assert fill.min() > 200  # glass
         assert (np.abs(picture.astype(int) - fill).max(axis=2) > 20).mean() > 0.2  # tissue
     before = path.stat().st_mtime_ns
-    gather(cohort, rows, ids, 224, path)
+    gather_thumbnails(cohort, rows, ids, 224, path)
     assert path.stat().st_mtime_ns == before
 
 
@@ -57,6 +57,6 @@ def test_a_missing_picture_is_named(synthetic: Synthetic, tmp_path: Path) -> Non
     cohort = Cohort(tmp_path / "c")
     slide_id = sorted(cohort.rows())[0]
     with pytest.raises(InputError, match=f"{slide_id} has no thumbnail"):
-        gather(cohort, cohort.rows(), [slide_id], 224, tmp_path / "a.npy")
+        gather_thumbnails(cohort, cohort.rows(), [slide_id], 224, tmp_path / "a.npy")
     with pytest.raises(InputError, match="made anew"):
-        reopen(tmp_path / "a.npy")
+        open_thumbnails(tmp_path / "a.npy")

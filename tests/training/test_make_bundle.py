@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from her2batch.models.predictor import apply_temperature, plausible
+from her2batch.models.predictor import apply_temperature, plausible_classes
 from her2batch.training.make_bundle import fit_temperature, fit_threshold
 
 
@@ -26,7 +26,7 @@ def test_nine_of_ten_new_slides_have_their_class_among_the_plausible(seed: int) 
     p, labels = simulated(1500, seed)
     threshold = fit_threshold(p, labels)
     new, truth = simulated(4000, seed + 100)
-    covered = np.mean([label in plausible(row, threshold) for row, label in zip(new, truth, strict=True)])
+    covered = np.mean([label in plausible_classes(row, threshold) for row, label in zip(new, truth, strict=True)])
     assert 0.87 < covered < 0.96
 
 

@@ -6,7 +6,7 @@ from her2batch.errors import InputError
 from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Training
 from her2batch.store.training_run import FINAL_FOLD, Unit
 from her2batch.tasks import COUNTS_METHODS, IMAGE_METHODS, METHODS, MIL_METHODS
-from her2batch.training.methods import SPACES, kind_of, plan_units, settings_of, units_of
+from her2batch.training.methods import SPACES, method_kind, method_settings, plan_units, units_of_cells
 
 
 def cells(training: Training, encoders: tuple[str, ...] = ("stain",)) -> set[tuple[str, str, str]]:
@@ -37,7 +37,7 @@ def test_counts_bring_the_patch_nets_they_stand_on_and_come_last() -> None:
         ("her2-4way", "convnext-small", "patches-high"), ("her2-4way", "svm", "patches-high"),
         ("her2-binary", "svm", "patches-high"), ("her2-4way", "majority-vote", "patches-high"),
     }  # fmt: skip
-    kinds = [kind_of(one.method, one.input) for one in work.units]
+    kinds = [method_kind(one.method, one.input) for one in work.units]
     assert kinds == sorted(kinds, key=["patch", "image", "mil", "counts"].index)
     assert len(work.of("patch")) == 11  # once for all tasks
 
@@ -61,14 +61,14 @@ def test_what_can_not_be_is_refused_by_name(training: Training, words: str) -> N
 
 def test_settings_are_the_methods_own_then_the_profiles_then_the_options() -> None:
     plain, quick = Training(), Training(quick=True, options=("epochs=3", "size=full"))
-    assert settings_of("clam-sb", "mil", plain) == MilSettings()
-    assert settings_of("dtfd-afs", "mil", plain) == MilSettings(weight_decay=1e-4)
-    assert settings_of("clam-sb", "mil", quick).model_dump()["epochs"] == 3
-    image = settings_of("resnet50", "image", quick)
+    assert method_settings("clam-sb", "mil", plain) == MilSettings()
+    assert method_settings("dtfd-afs", "mil", plain) == MilSettings(weight_decay=1e-4)
+    assert method_settings("clam-sb", "mil", quick).model_dump()["epochs"] == 3
+    image = method_settings("resnet50", "image", quick)
     assert isinstance(image, ImageSettings)
     assert (image.epochs, image.size, image.pretrained) == (3, "full", "none")
-    assert settings_of("svm", "counts", quick) == CountsSettings(search=False)
-    assert settings_of("vit-base", "image", Training(options=("weight_decay=none",))) == ImageSettings()
+    assert method_settings("svm", "counts", quick) == CountsSettings(search=False)
+    assert method_settings("vit-base", "image", Training(options=("weight_decay=none",))) == ImageSettings()
 
 
 def test_what_is_searched_is_a_setting() -> None:
@@ -79,7 +79,7 @@ def test_what_is_searched_is_a_setting() -> None:
 
 
 def test_work_of_chosen_cells() -> None:
-    work = units_of([("her2-3way", "svm", "patches-low")], [FINAL_FOLD])
+    work = units_of_cells([("her2-3way", "svm", "patches-low")], [FINAL_FOLD])
     assert work.units == (
         Unit("her2-4way", "convnext-small", "patches-low", FINAL_FOLD),
         Unit("her2-3way", "svm", "patches-low", FINAL_FOLD),

@@ -13,7 +13,15 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix,
 from her2batch.errors import InputError
 from her2batch.store.schemas import run_schema
 from her2batch.tasks import CLASSES
-from her2batch.training.metrics import auc, confusion, groups, kappa, metrics, recalls, summary
+from her2batch.training.metrics import (
+    auc,
+    class_recalls,
+    confusion,
+    grouped_rows,
+    kappa,
+    metrics_summary,
+    metrics_table,
+)
 
 
 def table(
@@ -56,7 +64,7 @@ def test_figures_are_those_of_scikit_learn(task: str, n: int, seed: int, skill: 
     truth, p = drawn(task, n, seed, skill)
     c = len(CLASSES[task])
     truth[:c] = range(c)  # scikit-learn's AUC wants all classes
-    row = metrics(table(task, truth, p)).to_pylist()[0]
+    row = metrics_table(table(task, truth, p)).to_pylist()[0]
     predicted = p.argmax(axis=1)
     area = roc_auc_score(truth, p[:, 1]) if c == 2 else roc_auc_score(truth, p, multi_class="ovr", average="macro")
     assert row["auc"] == pytest.approx(area, abs=1e-12)
@@ -66,12 +74,12 @@ def test_figures_are_those_of_scikit_learn(task: str, n: int, seed: int, skill: 
     assert row["n"] == n
     counts = confusion(table(task, truth, p))
     assert counts.tolist() == confusion_matrix(truth, predicted, labels=range(c)).tolist()
-    assert recalls(counts) == pytest.approx(recall_score(truth, predicted, average=None, labels=range(c)))
+    assert class_recalls(counts) == pytest.approx(recall_score(truth, predicted, average=None, labels=range(c)))
 
 
 def test_figures_worked_by_hand() -> None:
     p = [[0.8, 0.2], [0.6, 0.4], [0.7, 0.3], [0.4, 0.6], [0.5, 0.5], [0.1, 0.9]]
-    found = metrics(table("her2-binary", [0, 0, 1, 0, 1, 1], p)).to_pylist()[0]
+    found = metrics_table(table("her2-binary", [0, 0, 1, 0, 1, 1], p)).to_pylist()[0]
     # pairs in order: 0.3 over 0.2; 0.5 over 0.2 and 0.4; 0.9 over all three: 6 of 9
     assert found["auc"] == pytest.approx(6 / 9)
     assert found["accuracy"] == pytest.approx(3 / 6)  # 0.5 : 0.5 goes to the first class
@@ -87,13 +95,13 @@ def test_quadratic_kappa_worked_by_hand() -> None:
 
 def test_a_class_that_a_fold_lacks_is_left_out_of_its_means() -> None:
     p = [[0.8, 0.1, 0.1], [0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1]]
-    row = metrics(table("her2-3way", [0, 0, 1, 1], p)).to_pylist()[0]
+    row = metrics_table(table("her2-3way", [0, 0, 1, 1], p)).to_pylist()[0]
     assert (row["auc"], row["f1"], row["accuracy"], row["kappa"]) == (1, 1, 1, 1)
-    assert math.isnan(recalls(confusion(table("her2-3way", [0, 0, 1, 1], p)))[2])
+    assert math.isnan(class_recalls(confusion(table("her2-3way", [0, 0, 1, 1], p)))[2])
 
 
 def test_what_is_undefined_is_null() -> None:
-    row = metrics(table("her2-binary", [1, 1], [[0.2, 0.8], [0.3, 0.7]])).to_pylist()[0]
+    row = metrics_table(table("her2-binary", [1, 1], [[0.2, 0.8], [0.3, 0.7]])).to_pylist()[0]
     assert row["auc"] is None
     assert row["kappa"] is None
     assert (row["f1"], row["accuracy"]) == (1, 1)
@@ -105,19 +113,19 @@ def test_there_is_one_row_for_each_fold_of_each_method_whatever_the_order() -> N
     both = pa.concat_tables(
         [table("her2-3way", truth, p, "dtfd-afs", fold=folds), table("her2-3way", truth, p, fold=folds)]
     )
-    found = metrics(both)
+    found = metrics_table(both)
     assert found.schema == run_schema("metrics")
     keys = [(one["method"], one["fold"]) for one in found.to_pylist()]
     assert keys == [(method, fold) for method in ("clam-sb", "dtfd-afs") for fold in range(3)]
     assert found["n"].to_pylist() == [20] * 6
     order = np.random.default_rng(0).permutation(120)
-    assert metrics(both.take(pa.array(order))) == found
-    assert [keys["method"] for keys, _ in groups(both, ["method"])] == ["clam-sb", "dtfd-afs"]
+    assert metrics_table(both.take(pa.array(order))) == found
+    assert [keys["method"] for keys, _ in grouped_rows(both, ["method"])] == ["clam-sb", "dtfd-afs"]
 
 
 def test_without_predictions_there_are_no_metrics() -> None:
-    assert metrics(run_schema("predictions").empty_table()) == run_schema("metrics").empty_table()
-    assert summary(run_schema("metrics").empty_table()).num_rows == 0
+    assert metrics_table(run_schema("predictions").empty_table()) == run_schema("metrics").empty_table()
+    assert metrics_summary(run_schema("metrics").empty_table()).num_rows == 0
 
 
 def test_the_summary_is_in_percent_with_the_sample_sd() -> None:
@@ -126,7 +134,7 @@ def test_the_summary_is_in_percent_with_the_sample_sd() -> None:
         {"task": "er", "method": m, "input": "uni", "fold": fold, "auc": a, "f1": f, "accuracy": f, "kappa": k, "n": 7}
         for m, fold, a, f, k in rows
     ]
-    one, two = summary(pa.Table.from_pylist(given, run_schema("metrics"))).to_pylist()
+    one, two = metrics_summary(pa.Table.from_pylist(given, run_schema("metrics"))).to_pylist()
     assert (one["method"], one["folds"], one["n"]) == ("clam-mb", 1, 7)
     assert (one["auc_mean"], one["auc_sd"], one["kappa_mean"]) == (50, None, 0.1)
     assert (two["folds"], two["n"], two["auc_mean"], two["auc_sd"]) == (2, 14, 90, None)
@@ -147,14 +155,14 @@ def test_the_summary_is_in_percent_with_the_sample_sd() -> None:
 )
 def test_probabilities_that_are_none_are_refused_naming_the_slide(p: list[list[float]], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        metrics(table("her2-binary", [0, 1], p))
+        metrics_table(table("her2-binary", [0, 1], p))
 
 
 def test_a_class_or_task_that_is_not_known_is_refused() -> None:
     good = table("her2-binary", [0, 1], [[0.9, 0.1], [0.2, 0.8]])
     k = good.schema.get_field_index("truth")
     with pytest.raises(InputError, match=r"slide s001: truth is none of negative, positive"):
-        metrics(good.set_column(k, "truth", pa.array(["negative", "3+"])))
+        metrics_table(good.set_column(k, "truth", pa.array(["negative", "3+"])))
     with pytest.raises(InputError, match="must be of one that is known"):
         confusion(pa.concat_tables([good, table("er", [0], [[1, 0]])]))
 
@@ -162,7 +170,7 @@ def test_a_class_or_task_that_is_not_known_is_refused() -> None:
 def test_a_slice_of_a_table_is_judged_as_its_own_rows() -> None:
     truth, p = drawn("her2-4way", 30, 4)
     whole = table("her2-4way", truth, p)
-    assert metrics(whole.slice(10, 15)) == metrics(whole.take(list(range(10, 25))))
+    assert metrics_table(whole.slice(10, 15)) == metrics_table(whole.take(list(range(10, 25))))
 
 
 def test_auc_counts_ties_half() -> None:
@@ -177,7 +185,7 @@ def test_each_of_many_groups_keeps_its_own_rows() -> None:
     ]
     table = pa.Table.from_pylist(rows)
     seen = 0
-    for keys, part in groups(table, ("task", "method", "input")):
+    for keys, part in grouped_rows(table, ("task", "method", "input")):
         assert all(row[name] == keys[name] for row in part.to_pylist() for name in keys)
         seen += part.num_rows
     assert seen == 4000

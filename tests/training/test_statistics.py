@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from her2batch.errors import InputError
 from her2batch.tasks import CLASSES
-from her2batch.training.metrics import auc, check_predictions, confusion_counts, metrics, recalls
-from her2batch.training.statistics import _figures, delong, intervals, paired, resamples
+from her2batch.training.metrics import auc, check_predictions, class_recalls, confusion_counts, metrics_table
+from her2batch.training.statistics import _figures, bootstrap_intervals, compare_methods, delong_p_value, draw_resamples
 from tests.training.test_metrics import drawn, table
 
 
@@ -31,31 +31,31 @@ def only(found: pa.Table, **keys: object) -> dict[str, object]:
 def test_a_draw_has_the_figures_of_the_slides_it_repeats(task: str, n: int, slides_each: int, seed: int) -> None:
     found = check_predictions(table(task, *drawn(task, n, seed)))
     of = np.arange(n) // slides_each
-    weights = resamples(int(of.max()) + 1, 5, seed)
+    weights = draw_resamples(int(of.max()) + 1, 5, seed)
     figures = _figures(found, of, weights)
     for k, weight in enumerate(weights):
         rows = np.repeat(np.arange(n), weight[of].astype(int))
         again = table(task, found.truth[rows], found.p[rows])
-        plain = metrics(again).to_pylist()[0]
+        plain = metrics_table(again).to_pylist()[0]
         for name in ("auc", "f1", "accuracy", "kappa"):
             assert figures.of[name][k] == pytest.approx(
                 plain[name] if plain[name] is not None else math.nan, nan_ok=True
             )
         counts = confusion_counts(found.truth[rows], found.predicted[rows], len(CLASSES[task]))
-        assert figures.recalls[k] == pytest.approx(recalls(counts), nan_ok=True)
+        assert figures.recalls[k] == pytest.approx(class_recalls(counts), nan_ok=True)
 
 
 def test_intervals_hold_the_pooled_figures_and_a_recall_a_class() -> None:
     predictions = table("her2-3way", *drawn("her2-3way", 120, 0), fold=[k % 10 for k in range(120)])
-    found = intervals(predictions, patients_of(predictions), draws=500)
+    found = bootstrap_intervals(predictions, patients_of(predictions), draws=500)
     assert [row["class"] for row in found.to_pylist()] == [None] * 4 + ["0", "low", "high"]
     for row in found.to_pylist():
         assert row["low"] < row["value"] < row["high"]
     assert only(found, metric="auc")["value"] == pytest.approx(
         auc(check_predictions(predictions).truth, check_predictions(predictions).p)
     )
-    assert intervals(predictions, patients_of(predictions), draws=500) == found
-    assert intervals(predictions, patients_of(predictions), draws=500, seed=1) != found
+    assert bootstrap_intervals(predictions, patients_of(predictions), draws=500) == found
+    assert bootstrap_intervals(predictions, patients_of(predictions), draws=500, seed=1) != found
 
 
 def test_patients_with_many_slides_make_intervals_wider() -> None:
@@ -63,8 +63,8 @@ def test_patients_with_many_slides_make_intervals_wider() -> None:
     right = np.random.default_rng(0).random(20)[np.arange(200) // 10] < 0.7  # a patient is right or wrong in all
     p = np.eye(2)[np.where(right, truth, 1 - truth)]
     predictions = table("er", truth, p)
-    alone = only(intervals(predictions, patients_of(predictions, 1)), metric="accuracy")
-    together = only(intervals(predictions, patients_of(predictions, 10)), metric="accuracy")
+    alone = only(bootstrap_intervals(predictions, patients_of(predictions, 1)), metric="accuracy")
+    together = only(bootstrap_intervals(predictions, patients_of(predictions, 10)), metric="accuracy")
     assert together["high"] - together["low"] > 2 * (alone["high"] - alone["low"])
 
 
@@ -76,14 +76,14 @@ def test_ninety_five_percent_intervals_hold_the_truth_about_that_often() -> None
         right = draw.random(80) < np.repeat(chance, 2)
         truth = np.arange(80) % 2
         predictions = table("er", truth, np.eye(2)[np.where(right, truth, 1 - truth)])
-        row = only(intervals(predictions, patients_of(predictions), draws=200, seed=repeat), metric="accuracy")
+        row = only(bootstrap_intervals(predictions, patients_of(predictions), draws=200, seed=repeat), metric="accuracy")
         held += row["low"] <= 0.6972 <= row["high"]  # mean of the clipped normal
     assert 0.90 <= held / 200 <= 0.99
 
 
 def test_a_class_that_is_not_there_has_no_interval() -> None:
     predictions = table("er", [1, 1, 1], [[0.1, 0.9], [0.6, 0.4], [0.2, 0.8]])
-    found = intervals(predictions, patients_of(predictions), draws=20)
+    found = bootstrap_intervals(predictions, patients_of(predictions), draws=20)
     assert only(found, metric="auc")["value"] is None
     assert only(found, metric="auc")["low"] is None
     assert only(found, metric="recall", **{"class": "negative"})["high"] is None
@@ -92,7 +92,7 @@ def test_a_class_that_is_not_there_has_no_interval() -> None:
 def test_a_slide_without_a_patient_is_refused() -> None:
     predictions = table("er", [0, 1], [[0.9, 0.1], [0.4, 0.6]])
     with pytest.raises(InputError, match="slide s001 has no patient"):
-        intervals(predictions, {"s000": "A"})
+        bootstrap_intervals(predictions, {"s000": "A"})
 
 
 # -- paired ------------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def test_a_better_method_is_told_from_a_worse_one() -> None:
     truth, good = drawn("her2-3way", 150, 1, skill=3.0)
     noise = np.random.default_rng(2).dirichlet([1, 1, 1], 150)
     both = pa.concat_tables([table("her2-3way", truth, good, "clam-mb"), table("her2-3way", truth, noise, "clam-sb")])
-    row = only(paired(both, patients_of(both)), metric="auc")
+    row = only(compare_methods(both, patients_of(both)), metric="auc")
     assert (row["method"], row["other_method"], row["input"], row["other_input"]) == (
         "clam-mb",
         "clam-sb",
@@ -112,14 +112,14 @@ def test_a_better_method_is_told_from_a_worse_one() -> None:
     assert 0 < row["low"] < row["difference"] < row["high"]
     assert row["p"] == pytest.approx(2 / 2001)
     assert row["p_delong"] is None  # three classes
-    one, other = (metrics(part).to_pylist()[0]["auc"] for part in (both.slice(0, 150), both.slice(150)))
+    one, other = (metrics_table(part).to_pylist()[0]["auc"] for part in (both.slice(0, 150), both.slice(150)))
     assert row["difference"] == pytest.approx(one - other)
 
 
 def test_a_method_does_not_differ_from_itself() -> None:
     truth, p = drawn("er", 40, 0)
     both = pa.concat_tables([table("er", truth, p), table("er", truth, p, given="stain")])
-    for row in paired(both, patients_of(both), draws=100).to_pylist():
+    for row in compare_methods(both, patients_of(both), draws=100).to_pylist():
         assert (row["difference"], row["low"], row["high"], row["p"]) == (0, 0, 0, 1)
         assert row["p_delong"] == (1 if row["metric"] == "auc" else None)
 
@@ -128,7 +128,7 @@ def test_every_two_methods_of_a_task_are_compared() -> None:
     tables = [table("er", *drawn("er", 30, 7)[:2], method=one) for one in ("clam-mb", "clam-sb", "dtfd-afs")]
     tables += [table("pr", *drawn("pr", 30, 7), method="clam-sb")]
     tables += [table("her2-4way", *drawn("her2-4way", 20, 7), method="convnext-small", given="patches-low")]
-    found = paired(pa.concat_tables(tables), patients_of(tables[0]), draws=50).to_pylist()
+    found = compare_methods(pa.concat_tables(tables), patients_of(tables[0]), draws=50).to_pylist()
     pairs = [(row["method"], row["other_method"]) for row in found if row["metric"] == "f1"]
     assert pairs == [("clam-mb", "clam-sb"), ("clam-mb", "dtfd-afs"), ("clam-sb", "dtfd-afs")]
 
@@ -137,11 +137,11 @@ def test_methods_that_tested_other_slides_are_not_compared() -> None:
     truth, p = drawn("er", 20, 0)
     one, fewer = table("er", truth, p), table("er", truth[:19], p[:19], "clam-mb")
     with pytest.raises(InputError, match=r"has not tested the same slides as the others \(s019\)"):
-        paired(pa.concat_tables([one, fewer]), patients_of(one))
+        compare_methods(pa.concat_tables([one, fewer]), patients_of(one))
     with pytest.raises(InputError, match="with the same truth"):
-        paired(pa.concat_tables([one, table("er", 1 - truth, p, "clam-mb")]), patients_of(one))
+        compare_methods(pa.concat_tables([one, table("er", 1 - truth, p, "clam-mb")]), patients_of(one))
     with pytest.raises(InputError, match="more than once"):
-        paired(pa.concat_tables([one, one, table("er", truth, p, "clam-mb")]), patients_of(one))
+        compare_methods(pa.concat_tables([one, one, table("er", truth, p, "clam-mb")]), patients_of(one))
 
 
 def by_every_pair(positive: np.ndarray, one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
@@ -161,21 +161,21 @@ def test_delong_is_that_of_every_pair(n: int, seed: int) -> None:
     difference, variance = by_every_pair(positive, one, other)
     assume(variance > 1e-12)
     wanted = math.erfc(abs(difference) / math.sqrt(2 * variance))
-    assert delong(positive, one.astype(float), other.astype(float)) == pytest.approx(wanted, abs=1e-9)
+    assert delong_p_value(positive, one.astype(float), other.astype(float)) == pytest.approx(wanted, abs=1e-9)
 
 
 def test_delong_worked_by_hand() -> None:
     positive = np.array([True, True, False, False])
     one, other = np.array([4.0, 3, 2, 1]), np.array([4.0, 1, 3, 2])  # AUC 1 and 1/2
     # placements of the positives differ by 0 and 1, of the negatives by 1/2 and 1/2: variance (1/2)/2 + 0
-    assert delong(positive, one, other) == pytest.approx(math.erfc(0.5 / math.sqrt(2 * 0.25)))
-    assert delong(positive, one, one) == 1
-    assert math.isnan(delong(np.array([True, False, False, False]), one, other))
+    assert delong_p_value(positive, one, other) == pytest.approx(math.erfc(0.5 / math.sqrt(2 * 0.25)))
+    assert delong_p_value(positive, one, one) == 1
+    assert math.isnan(delong_p_value(np.array([True, False, False, False]), one, other))
 
 
 def test_delong_finds_a_difference_by_chance_as_often_as_it_says() -> None:
     draw = np.random.default_rng(0)
     positive = np.arange(80) < 40
     both = draw.standard_normal((400, 2, 80)) + positive
-    below = np.mean([delong(positive, one, other) < 0.05 for one, other in both])
+    below = np.mean([delong_p_value(positive, one, other) < 0.05 for one, other in both])
     assert 0.02 <= below <= 0.085
