@@ -33,12 +33,12 @@ HANG_S = 60.0
 MOST_BOXES = 64
 """Boxes of 1024 px that are read of a level; a level that claims more is read in so many places."""
 
-GARBAGE = "85", "170"
+MEMORY_FILLS = "85", "170"
 """What glibc fills memory with that nobody has written yet: two looks that differ show pixels that are none."""
 
 
 @dataclass(frozen=True)
-class Seen:
+class Inspection:
     """What became of a file. code: 'done', an error code, 'crashed', 'hung', 'internal: …'.  pixels: their digest."""
 
     code: str
@@ -50,10 +50,10 @@ class Seen:
 # -- looking -------------------------------------------------------------------------------------------------------
 
 
-class Looker:
+class SlideInspector:
     """A process that looks at files in forks of itself. garbage: what fills memory before it is written."""
 
-    def __init__(self, garbage: str = GARBAGE[0], limit_s: float = HANG_S, limit_bytes: int = LIMIT_BYTES) -> None:
+    def __init__(self, garbage: str = MEMORY_FILLS[0], limit_s: float = HANG_S, limit_bytes: int = LIMIT_BYTES) -> None:
         self._limits = {"seconds": limit_s, "bytes": limit_bytes}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.corrupt_slides"],
@@ -67,20 +67,20 @@ class Looker:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
-    def __call__(self, path: Path) -> Seen:
+    def __call__(self, path: Path) -> Inspection:
         self._process.stdin.write(json.dumps({"path": os.fsdecode(path), **self._limits}) + "\n")
         self._process.stdin.flush()
-        return Seen(**json.loads(self._process.stdout.readline()))
+        return Inspection(**json.loads(self._process.stdout.readline()))
 
 
-def look(path: Path) -> tuple[str, str | None]:
+def inspect_slide(path: Path) -> tuple[str, str | None]:
     """What an ingest would make of a file: (code, digest of its pixels)."""
     try:
         prints = fingerprint_slide([path])
         with open_slide(path) as slide:
             slide.info = slide.info.with_mpp(0.5)
             slide.validate(prints.holes)
-            return "done", digest(slide)
+            return "done", pixel_digest(slide)
     except SlideError as error:
         return error.code, None
     except MemoryError:
@@ -89,7 +89,7 @@ def look(path: Path) -> tuple[str, str | None]:
         return f"internal: {type(error).__name__}: {error}", None
 
 
-def digest(slide: Slide) -> str:
+def pixel_digest(slide: Slide) -> str:
     """SHA-256 of every level's pixels."""
     found = hashlib.sha256()
     for level, size in enumerate(slide.info.levels):
@@ -120,7 +120,7 @@ def _forked(path: Path, limit_s: float, limit_bytes: int) -> dict[str, object]:
         os.dup2(2, 1)
         resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        os.write(theirs, json.dumps(look(path)).encode())
+        os.write(theirs, json.dumps(inspect_slide(path)).encode())
         os._exit(0)
     os.close(theirs)
     answer = b""
@@ -147,7 +147,7 @@ def _forked(path: Path, limit_s: float, limit_bytes: int) -> dict[str, object]:
 # -- harm ----------------------------------------------------------------------------------------------------------
 
 
-def flipped(data: bytes, spots: Sequence[tuple[int, int]], times: int, seed: int) -> Iterator[bytes]:
+def flip_bits(data: bytes, spots: Sequence[tuple[int, int]], times: int, seed: int) -> Iterator[bytes]:
     """Copies with one bit turned over, by turns in each of the stretches (start, end)."""
     rng = np.random.default_rng(seed)
     for k in range(times):
@@ -156,7 +156,7 @@ def flipped(data: bytes, spots: Sequence[tuple[int, int]], times: int, seed: int
         yield data[:at] + bytes([data[at] ^ (1 << bit)]) + data[at + 1 :]
 
 
-def spots_of(path: Path) -> list[tuple[int, int]]:
+def important_ranges(path: Path) -> list[tuple[int, int]]:
     """Stretches of a slide's file: its directories and tags, its lists of tiles, all of it."""
     size = path.stat().st_size
     if not is_tiff(path):

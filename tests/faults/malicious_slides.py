@@ -46,7 +46,7 @@ def big_tiff(pages: Sequence[Sequence[Entry]], body: bytes = b"", loop: int | No
     return bytes(out)
 
 
-def image(
+def image_entries(
     width: int, height: int, tile: int, offsets: list[int], counts: list[int], compression: int = 7, **more: Entry
 ) -> list[Entry]:
     """A directory of an RGB image; `more`: further entries, or others in place of these (by their tag)."""
@@ -74,30 +74,30 @@ BOMB = b"".join(
 
 
 def one_tile(**more: tuple) -> list:
-    return image(256, 256, 256, [FIRST], [len(TILE)], **more)
+    return image_entries(256, 256, 256, [FIRST], [len(TILE)], **more)
 
 
-def described(text: bytes, **more: tuple) -> bytes:
+def with_description(text: bytes, **more: tuple) -> bytes:
     return big_tiff([one_tile(d=(270, ASCII, text + b"\0"), **more)], TILE)
 
 
-def packed(data: bytes, compression: int, edge: int = 256) -> bytes:
-    return big_tiff([image(edge, edge, edge, [FIRST], [len(data)], compression)], data)
+def with_compressed_tile(data: bytes, compression: int, edge: int = 256) -> bytes:
+    return big_tiff([image_entries(edge, edge, edge, [FIRST], [len(data)], compression)], data)
 
 
-def deflated(zeros: int) -> bytes:
+def deflate_zeros(zeros: int) -> bytes:
     packer = zlib.compressobj(9)
     parts = [packer.compress(bytes(1 << 20)) for _ in range(zeros >> 20)]
     return b"".join([*parts, packer.flush()])
 
 
-def claims(width: int, height: int) -> bytes:
+def jpeg_claiming_size(width: int, height: int) -> bytes:
     """A JPEG whose header says another size."""
     at = TILE.index(b"\xff\xc0")
     return TILE[: at + 5] + struct.pack(">HH", height, width) + TILE[at + 9 :]
 
 
-def claims_j2k(width: int, height: int) -> bytes:
+def jpeg_2000_claiming_size(width: int, height: int) -> bytes:
     data = bytearray(imagecodecs.jpeg2k_encode(np.full((256, 256, 3), 200, np.uint8), codecformat="j2k"))
     at = data.index(b"\xff\x51")
     struct.pack_into(">II", data, at + 6, width, height)
@@ -105,7 +105,7 @@ def claims_j2k(width: int, height: int) -> bytes:
     return bytes(data)
 
 
-def dicom(syntax: str = ExplicitVRLittleEndian, **more: object) -> Dataset:
+def dicom_dataset(syntax: str = ExplicitVRLittleEndian, **more: object) -> Dataset:
     facts = FileMetaDataset()
     facts.TransferSyntaxUID = syntax
     facts.MediaStorageSOPClassUID, facts.MediaStorageSOPInstanceUID = WHOLE_SLIDE_SOP_CLASS, "1.2.3"
@@ -116,7 +116,7 @@ def dicom(syntax: str = ExplicitVRLittleEndian, **more: object) -> Dataset:
     return dataset
 
 
-def saved(dataset: Dataset) -> bytes:
+def dicom_bytes(dataset: Dataset) -> bytes:
     out = io.BytesIO()
     dataset.save_as(out, enforce_file_format=True)
     return out.getvalue()
@@ -124,7 +124,7 @@ def saved(dataset: Dataset) -> bytes:
 
 def nested_dicom(depth: int) -> bytes:
     """A DICOM of sequences inside sequences, without end."""
-    whole = saved(dicom())
+    whole = dicom_bytes(dicom_dataset())
     open_one = struct.pack("<HH2sHI", 0x0008, 0x1140, b"SQ", 0, 0xFFFFFFFF) + struct.pack(
         "<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF
     )
@@ -133,14 +133,14 @@ def nested_dicom(depth: int) -> bytes:
 
 def many_elements(count: int) -> bytes:
     """A DICOM whose series stands behind so many small elements."""
-    whole = saved(dicom())
+    whole = dicom_bytes(dicom_dataset())
     at = whole.index(b"\x20\0\x0e\0UI")
     small = struct.pack("<HH2sH", 0x0009, 0x1001, b"LO", 2) + b"ab"
     return whole[:at] + small * count + whole[at:]
 
 
 def deflated_dicom(size: int) -> bytes:
-    whole = saved(dicom(DeflatedExplicitVRLittleEndian))
+    whole = dicom_bytes(dicom_dataset(DeflatedExplicitVRLittleEndian))
     head = whole[: 132 + 12 + int.from_bytes(whole[140:144], "little")]
     packer = zlib.compressobj(9, wbits=-15)
     element = struct.pack("<HH2sHI", 0x0009, 0x1001, b"OB", 0, size)
@@ -149,57 +149,57 @@ def deflated_dicom(size: int) -> bytes:
 
 
 HUGE = 2**32
-HOSTILE: dict[str, Callable[[], bytes]] = {
+MALICIOUS_SLIDES: dict[str, Callable[[], bytes]] = {
     "zero-byte.svs": lambda: b"",
     "header-only.tiff": lambda: b"II*\0\x08\0\0\0",
-    "one-tile-of-a-huge-image.tiff": lambda: big_tiff([image(HUGE, HUGE, 256, [FIRST], [len(TILE)])], TILE),
-    "huge-tile.tiff": lambda: big_tiff([image(HUGE, HUGE, HUGE - 16, [FIRST] * 4, [len(TILE)] * 4)], TILE),
+    "one-tile-of-a-huge-image.tiff": lambda: big_tiff([image_entries(HUGE, HUGE, 256, [FIRST], [len(TILE)])], TILE),
+    "huge-tile.tiff": lambda: big_tiff([image_entries(HUGE, HUGE, HUGE - 16, [FIRST] * 4, [len(TILE)] * 4)], TILE),
     "huge-strip.tiff": lambda: big_tiff([_stripped(HUGE, HUGE)], TILE),
     "wide-strip.tiff": lambda: big_tiff([_stripped(2**31, 1)], TILE),
-    "zero-tile.tiff": lambda: big_tiff([image(256, 256, 0, [FIRST], [len(TILE)])], TILE),
-    "zero-size.tiff": lambda: big_tiff([image(0, 0, 256, [FIRST], [len(TILE)])], TILE),
+    "zero-tile.tiff": lambda: big_tiff([image_entries(256, 256, 0, [FIRST], [len(TILE)])], TILE),
+    "zero-size.tiff": lambda: big_tiff([image_entries(0, 0, 256, [FIRST], [len(TILE)])], TILE),
     "loop-of-one.tiff": lambda: big_tiff([one_tile()], TILE, loop=0),
     "loop-of-three.svs": lambda: big_tiff([one_tile()] * 3, TILE, loop=0),
     "loop-below.tiff": lambda: big_tiff([one_tile(s=(330, LONG8, [FIRST + len(TILE)]))], TILE),
     "many-directories.tiff": lambda: big_tiff([one_tile()] * 20_000, TILE),
-    "million-of-one-byte.tiff": lambda: big_tiff([image(16_000, 16_000, 16, [FIRST] * 10**6, [1] * 10**6)], TILE),
+    "million-of-one-byte.tiff": lambda: big_tiff([image_entries(16_000, 16_000, 16, [FIRST] * 10**6, [1] * 10**6)], TILE),
     "million-of-one-byte.svs": lambda: big_tiff(
-        [image(16_000, 16_000, 16, [FIRST] * 10**6, [1] * 10**6, d=(270, ASCII, b"Aperio |MPP = 0.5\0"))], TILE
+        [image_entries(16_000, 16_000, 16, [FIRST] * 10**6, [1] * 10**6, d=(270, ASCII, b"Aperio |MPP = 0.5\0"))], TILE
     ),
-    "negative-offset.tiff": lambda: big_tiff([image(256, 256, 256, [2**64 - 8], [len(TILE)])], TILE),
-    "offset-behind-all.tiff": lambda: big_tiff([image(256, 256, 256, [2**62], [len(TILE)])], TILE),
-    "offset-and-count-wrap.tiff": lambda: big_tiff([image(256, 256, 256, [2**63 - 10], [2**63 - 1])], TILE),
-    "huge-count.tiff": lambda: big_tiff([image(256, 256, 256, [FIRST], [2**40])], TILE),
+    "negative-offset.tiff": lambda: big_tiff([image_entries(256, 256, 256, [2**64 - 8], [len(TILE)])], TILE),
+    "offset-behind-all.tiff": lambda: big_tiff([image_entries(256, 256, 256, [2**62], [len(TILE)])], TILE),
+    "offset-and-count-wrap.tiff": lambda: big_tiff([image_entries(256, 256, 256, [2**63 - 10], [2**63 - 1])], TILE),
+    "huge-count.tiff": lambda: big_tiff([image_entries(256, 256, 256, [FIRST], [2**40])], TILE),
     "subdirectory-nowhere.tiff": lambda: big_tiff([one_tile(s=(330, LONG8, [2**64 - 1]))], TILE),
-    "xml-bomb.ome.tiff": lambda: described(BOMB + b"OME>&a11;</OME>"),
-    "xml-bomb-philips.tiff": lambda: described(BOMB + b"DPUfsImport>&a11;</DPUfsImport>", s=(305, ASCII, b"Philips\0")),
-    "xml-bomb-leica.scn": lambda: described(
+    "xml-bomb.ome.tiff": lambda: with_description(BOMB + b"OME>&a11;</OME>"),
+    "xml-bomb-philips.tiff": lambda: with_description(BOMB + b"DPUfsImport>&a11;</DPUfsImport>", s=(305, ASCII, b"Philips\0")),
+    "xml-bomb-leica.scn": lambda: with_description(
         BOMB + b'scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">&a11;</scn>'
     ),
     "xml-bomb.bif": lambda: big_tiff([one_tile(x=(700, RAW, BOMB + b"iScan>&a11;</iScan>"))], TILE),
-    "description-of-40-MB.svs": lambda: described(b"Aperio " + b"|MPP = " * 6_000_000),
+    "description-of-40-MB.svs": lambda: with_description(b"Aperio " + b"|MPP = " * 6_000_000),
     "jpeg-tables-of-1-MB.tiff": lambda: big_tiff([one_tile(t=(347, RAW, TILE + bytes(1 << 20) + TILE))], TILE),
-    "philips-without-end.tiff": lambda: described(
+    "philips-without-end.tiff": lambda: with_description(
         b"<DPUfsImport " + b'ObjectType="PixelDataRepresentation" DICOM_PIXEL_SPACING">' * 300_000,
         s=(305, ASCII, b"Philips\0"),
     ),
-    "philips-of-spaces.tiff": lambda: described(
+    "philips-of-spaces.tiff": lambda: with_description(
         b"<DPUfsImport " + (b'ObjectType="PixelDataRepresentation" DICOM_PIXEL_SPACING">' + b" " * 19_000) * 500,
         s=(305, ASCII, b"Philips\0"),
     ),
-    "deflate-bomb.tiff": lambda: packed(deflated(200 << 20), 8),
-    "lzw-bomb.tiff": lambda: packed(bytes(imagecodecs.lzw_encode(bytes(1 << 26))), 5),
-    "lzma-bomb.tiff": lambda: packed(bytes(imagecodecs.lzma_encode(bytes(1 << 26), level=0)), 34925),
-    "zstd-bomb.tiff": lambda: packed(bytes(imagecodecs.zstd_encode(bytes(1 << 28))), 50000),
-    "jpeg-claims-more.tiff": lambda: packed(claims(65_500, 65_500), 7),
-    "jpeg-huge-frame.tiff": lambda: packed(claims(9_984, 9_984), 7, 9_984),
-    "jpeg-2000-claims-more.tiff": lambda: packed(claims_j2k(60_000, 60_000), 34712),
-    "jpeg-2000-huge-tile.tiff": lambda: packed(claims_j2k(9_984, 9_984), 34712, 9_984),
+    "deflate-bomb.tiff": lambda: with_compressed_tile(deflate_zeros(200 << 20), 8),
+    "lzw-bomb.tiff": lambda: with_compressed_tile(bytes(imagecodecs.lzw_encode(bytes(1 << 26))), 5),
+    "lzma-bomb.tiff": lambda: with_compressed_tile(bytes(imagecodecs.lzma_encode(bytes(1 << 26), level=0)), 34925),
+    "zstd-bomb.tiff": lambda: with_compressed_tile(bytes(imagecodecs.zstd_encode(bytes(1 << 28))), 50000),
+    "jpeg-claims-more.tiff": lambda: with_compressed_tile(jpeg_claiming_size(65_500, 65_500), 7),
+    "jpeg-huge-frame.tiff": lambda: with_compressed_tile(jpeg_claiming_size(9_984, 9_984), 7, 9_984),
+    "jpeg-2000-claims-more.tiff": lambda: with_compressed_tile(jpeg_2000_claiming_size(60_000, 60_000), 34712),
+    "jpeg-2000-huge-tile.tiff": lambda: with_compressed_tile(jpeg_2000_claiming_size(9_984, 9_984), 34712, 9_984),
     "nested.dcm": lambda: nested_dicom(100_000),
     "many-elements.dcm": lambda: many_elements(1_000_000),
     "deflate-bomb.dcm": lambda: deflated_dicom(1 << 28),
-    "huge-frames.dcm": lambda: saved(
-        dicom(NumberOfFrames=2**31 - 1, Rows=65535, Columns=65535, TotalPixelMatrixColumns=2**32 - 1,
+    "huge-frames.dcm": lambda: dicom_bytes(
+        dicom_dataset(NumberOfFrames=2**31 - 1, Rows=65535, Columns=65535, TotalPixelMatrixColumns=2**32 - 1,
               TotalPixelMatrixRows=2**32 - 1)
     ),
     "huge.mrxs": lambda: b"",
@@ -209,6 +209,6 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 
 
 def _stripped(width: int, height: int) -> list:
-    entries = image(width, height, 256, [FIRST], [len(TILE)], r=(278, LONG, [2**32 - 1]))
+    entries = image_entries(width, height, 256, [FIRST], [len(TILE)], r=(278, LONG, [2**32 - 1]))
     offsets = [(273, LONG8, [FIRST]), (279, LONG8, [len(TILE)])]
     return [one for one in entries if one[0] not in (322, 323, 324, 325)] + offsets

@@ -31,13 +31,13 @@ def main() -> None:
     name, *places = sys.argv[1:]
     for cohort, out in zip(map(Path, places[::2]), map(Path, places[1::2]), strict=True):
         out.mkdir()
-        codes = {" ".join(words): command(cohort, out, *words) for words in orders(out)}
-        pages(cohort, out / "report_slides")
-        answers = Answers(cohort, out / "served").all(name)
+        codes = {" ".join(words): run_command(cohort, out, *words) for words in export_commands(out)}
+        save_pages(cohort, out / "report_slides")
+        answers = AnswerRecorder(cohort, out / "served").all(name)
         sys.stdout.write(json.dumps({"codes": codes, "answers": answers}) + "\n")
 
 
-def orders(out: Path) -> list[tuple[str, ...]]:
+def export_commands(out: Path) -> list[tuple[str, ...]]:
     """Commands that show, report and export, with their options."""
     report = ("report", "--out", f"{out}/report.html", "--figures", f"{out}/figures")
     exports = [("export", "--to", to, "--out", f"{out}/{to}") for to in ("geojson", "clam-h5", "csv", "dicom")]
@@ -45,7 +45,7 @@ def orders(out: Path) -> list[tuple[str, ...]]:
     return [("status",), ("status", "--json"), ("status", "--follow"), report, *exports]
 
 
-def command(cohort: Path, out: Path, name: str, *more: str) -> int:
+def run_command(cohort: Path, out: Path, name: str, *more: str) -> int:
     """Run a command; what it says lies in `said`."""
     said = CliRunner().invoke(app, [name, str(cohort), *more])
     words = f"{said.stdout}\n{said.stderr}\n{said.exception or ''}"
@@ -54,14 +54,14 @@ def command(cohort: Path, out: Path, name: str, *more: str) -> int:
     return int(getattr(said.exception, "exit_code", said.exit_code))
 
 
-def pages(cohort: Path, out: Path) -> None:
+def save_pages(cohort: Path, out: Path) -> None:
     """A page a slide, as the report of a cohort of more slides has them."""
     report_data = load_report_data(Cohort(cohort))
     shown = {row["slide_id"]: f"{out.name}/{row['slide_id']}.html" for row in report_data.done_rows}
     write_slide_pages(replace(report_data, page_links=shown, page_folder=out), out, "../report.html")
 
 
-class Answers:
+class AnswerRecorder:
     """What the server answers, a file an answer."""
 
     def __init__(self, cohort: Path, out: Path) -> None:

@@ -26,21 +26,28 @@ from pydicom.encaps import encapsulate
 
 from tests.conftest import tissue_image
 
-SEEN_NS = 549_882_123_456_789_000
+SCAN_TIME_NS = 549_882_123_456_789_000
 """Time of change of every slide: the day it was scanned, 5 June 1987."""
 
 BARCODE = "7391846205738"
 UID = f"1.2.{BARCODE}"
-DATES = (b"1987:06:05", b"1987-06-05", b"06/05/87", b"19870605", str(SEEN_NS).encode(), struct.pack("<q", SEEN_NS))
-WORDS = re.compile(rb"(?i)qxj\w{2,24}zyk")
-WIDE = re.compile(b"(?i)q\0x\0j\0(?:\\w\0){2,24}z\0y\0k|\0q\0x\0j(?:\0\\w){2,24}\0z\0y\0k")
+DATES = (
+    b"1987:06:05",
+    b"1987-06-05",
+    b"06/05/87",
+    b"19870605",
+    str(SCAN_TIME_NS).encode(),
+    struct.pack("<q", SCAN_TIME_NS),
+)
+MARKER = re.compile(rb"(?i)qxj\w{2,24}zyk")
+MARKER_UTF16 = re.compile(b"(?i)q\0x\0j\0(?:\\w\0){2,24}z\0y\0k|\0q\0x\0j(?:\0\\w){2,24}\0z\0y\0k")
 DATA = re.compile(rb"data:([\w/+.-]+);base64,([A-Za-z0-9+/=]+)")
 MAGENTA = (255, 0, 255)
 MPP = 0.25
 SIZE = (1400, 1200)
 
 
-def mark(kind: str) -> str:
+def marker(kind: str) -> str:
     """A word that only one place of the source contains."""
     return f"QXJ{kind}ZYK"
 
@@ -48,63 +55,63 @@ def mark(kind: str) -> str:
 # -- what is searched ------------------------------------------------------------------------------------------
 
 
-def marks(data: bytes, extra: tuple[bytes, ...] = ()) -> set[str]:
+def find_markers(data: bytes, extra: tuple[bytes, ...] = ()) -> set[str]:
     """Marks in bytes: words in UTF-8 and UTF-16, the barcode, dates."""
-    found = {one.group().decode() for one in WORDS.finditer(data)}
-    found |= {one.group().replace(b"\0", b"").decode() for one in WIDE.finditer(data)}
+    found = {one.group().decode() for one in MARKER.finditer(data)}
+    found |= {one.group().replace(b"\0", b"").decode() for one in MARKER_UTF16.finditer(data)}
     return found | {repr(one) for one in (*DATES, BARCODE.encode(), *extra) if one in data}
 
 
-def leaks(folder: Path, extra: tuple[bytes, ...] = ()) -> dict[str, set[str]]:
+def find_leaks(folder: Path, extra: tuple[bytes, ...] = ()) -> dict[str, set[str]]:
     """Files under a folder that bear a mark, in their path or in what they hold, packed or not: path → the marks."""
     found: dict[str, set[str]] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        said = marks(os.fsencode(name))
+        said = find_markers(os.fsencode(name))
         if path.is_file():
-            for text in texts(path):
-                said |= marks(text, extra)
-            if any(magenta(rgb) for rgb in pictures(path)):
+            for text in text_parts(path):
+                said |= find_markers(text, extra)
+            if any(has_magenta(rgb) for rgb in images_in_file(path)):
                 said.add("label image")
         if said:
             found[name] = said
     return found
 
 
-def texts(path: Path) -> Iterator[bytes]:
+def text_parts(path: Path) -> Iterator[bytes]:
     """A file's bytes, and what it says once it is unpacked."""
     data = path.read_bytes()
     yield data
     if path.suffix == ".parquet":
         file = pq.ParquetFile(path)
         yield str(file.schema_arrow).encode() + str(file.metadata.metadata).encode()
-        yield from columns(file.read())
+        yield from column_texts(file.read())
     if path.suffix == ".memo":
-        yield from columns(pa.ipc.open_stream(data[32:]).read_all())
+        yield from column_texts(pa.ipc.open_stream(data[32:]).read_all())
     if path.suffix == ".html":
-        yield from (part for _, part in inlined(data))
+        yield from (part for _, part in inline_data(data))
     if path.suffix == ".h5":
-        yield from datasets(path)
+        yield from dicom_datasets(path)
     if path.suffix == ".dcm":
-        yield from elements(path)
+        yield from dicom_elements(path)
     if path.name == "zarr.json" and json.loads(data)["node_type"] == "array":
         for codec in json.loads(data)["codecs"][0]["configuration"]["codecs"]:
             yield base64.b64decode(codec.get("configuration", {}).get("tables", ""))
 
 
-def columns(table: pa.Table) -> Iterator[bytes]:
+def column_texts(table: pa.Table) -> Iterator[bytes]:
     """Every value of a table, a column at a time."""
     for column in table.columns:
         yield "\n".join(map(str, column.to_pylist())).encode()
 
 
-def inlined(page: bytes) -> Iterator[tuple[str, bytes]]:
+def inline_data(page: bytes) -> Iterator[tuple[str, bytes]]:
     """What a page bears as data: addresses: kind, bytes."""
     for kind, packed in DATA.findall(page):
         yield kind.decode(), base64.b64decode(packed)
 
 
-def datasets(path: Path) -> Iterator[bytes]:
+def dicom_datasets(path: Path) -> Iterator[bytes]:
     """Every name, attribute and dataset of an HDF5 file."""
     with h5py.File(path) as file:
         every = [file]
@@ -115,29 +122,31 @@ def datasets(path: Path) -> Iterator[bytes]:
                 yield np.asarray(one[()]).tobytes()  # texts of any length are never packed
 
 
-def elements(path: Path) -> Iterator[bytes]:
+def dicom_elements(path: Path) -> Iterator[bytes]:
     """Every element of a DICOM file, in sequences too."""
     whole = pydicom.dcmread(path)
     for element in (*whole.file_meta, *whole.iterall()):
         yield f"{element.keyword} {element.value}".encode()
 
 
-def pictures(path: Path) -> Iterator[np.ndarray]:
+def images_in_file(path: Path) -> Iterator[np.ndarray]:
     """The images in a file or an array: (h, w, 3) uint8."""
     if path.suffix in (".jpg", ".png"):
-        yield pixels(path.read_bytes())
+        yield decode_image(path.read_bytes())
     if path.suffix == ".html":
-        yield from (pixels(data) for kind, data in inlined(path.read_bytes()) if kind in ("image/jpeg", "image/png"))
+        yield from (
+            decode_image(data) for kind, data in inline_data(path.read_bytes()) if kind in ("image/jpeg", "image/png")
+        )
     if path.name == "zarr.json" and json.loads(path.read_text())["node_type"] == "array":
         yield np.moveaxis(np.asarray(zarr.open_array(path.parent, mode="r")[:]), 0, -1)
 
 
-def pixels(packed: bytes) -> np.ndarray:
+def decode_image(packed: bytes) -> np.ndarray:
     """A JPEG or PNG as (h, w, 3) uint8."""
     return cv2.imdecode(np.frombuffer(packed, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
-def magenta(rgb: np.ndarray) -> bool:
+def has_magenta(rgb: np.ndarray) -> bool:
     """Whether an image shows what only labels and macros show: no stain is like that."""
     r, g, b = (rgb[..., k].astype(int) for k in range(3))
     return bool(((r > 180) & (b > 180) & (g < 90)).any())
@@ -146,63 +155,70 @@ def magenta(rgb: np.ndarray) -> bool:
 # -- what bears marks ------------------------------------------------------------------------------------------
 
 
-def make(scans: Path) -> list[bytes]:
+def write_marked_slides(scans: Path) -> list[bytes]:
     """Fill a scans folder; returns bytes of the label images, which must be found nowhere.
 
     Slides that are done, and one for each way to fail that a file can bring about.
     """
-    folder = scans / mark("folder")
+    folder = scans / marker("folder")
     folder.mkdir(parents=True)
-    labels = [svs(folder / f"{mark('aperio')}.svs", seed=1), svs(folder / f"{mark('second')}.svs", seed=2)]
-    (folder / f"{mark('copy')}.svs").write_bytes((folder / f"{mark('aperio')}.svs").read_bytes())
-    (scans / mark("other")).mkdir()
-    svs(scans / mark("other") / f"{mark('aperio')}.svs", seed=3)  # one stem twice
-    svs(folder / f"{mark('nompp')}.svs", seed=4, mpp=None)
-    whole = (folder / f"{mark('second')}.svs").read_bytes()
-    (folder / f"{mark('cut')}.svs").write_bytes(whole[: len(whole) // 2])
-    (folder / f"{mark('damaged')}.svs").write_bytes(b"II*\0" + mark("nodirectory").encode() * 40)
-    (folder / f"{mark('noslide')}.svs").write_text(mark("text"))
-    (folder / f"{mark('notes')}.txt").write_text(mark("text"))
-    (folder / f".{mark('hidden')}.svs").write_text(mark("text"))
-    (folder / f"{mark('dead')}.svs").symlink_to(scans / f"{mark('nowhere')}.svs")
-    ome(folder / f"{mark('ome')}.ome.tiff", seed=5)
-    dicom(folder / f"{mark('dicom')}.dcm")
-    scanned_as_dicom(folder / f"{mark('archive')}.dcm", folder / f"{mark('archivelabel')}.dcm", seed=8)
+    labels = [
+        write_svs(folder / f"{marker('aperio')}.svs", seed=1),
+        write_svs(folder / f"{marker('second')}.svs", seed=2),
+    ]
+    (folder / f"{marker('copy')}.svs").write_bytes((folder / f"{marker('aperio')}.svs").read_bytes())
+    (scans / marker("other")).mkdir()
+    write_svs(scans / marker("other") / f"{marker('aperio')}.svs", seed=3)  # one stem twice
+    write_svs(folder / f"{marker('nompp')}.svs", seed=4, mpp=None)
+    whole = (folder / f"{marker('second')}.svs").read_bytes()
+    (folder / f"{marker('cut')}.svs").write_bytes(whole[: len(whole) // 2])
+    (folder / f"{marker('damaged')}.svs").write_bytes(b"II*\0" + marker("nodirectory").encode() * 40)
+    (folder / f"{marker('noslide')}.svs").write_text(marker("text"))
+    (folder / f"{marker('notes')}.txt").write_text(marker("text"))
+    (folder / f".{marker('hidden')}.svs").write_text(marker("text"))
+    (folder / f"{marker('dead')}.svs").symlink_to(scans / f"{marker('nowhere')}.svs")
+    write_ome_tiff(folder / f"{marker('ome')}.ome.tiff", seed=5)
+    write_dicom(folder / f"{marker('dicom')}.dcm")
+    write_dicom_scan(folder / f"{marker('archive')}.dcm", folder / f"{marker('archivelabel')}.dcm", seed=8)
     for path in scans.rglob("*"):
-        os.utime(path, ns=(SEEN_NS, SEEN_NS), follow_symlinks=False)
+        os.utime(path, ns=(SCAN_TIME_NS, SCAN_TIME_NS), follow_symlinks=False)
     return labels
 
 
-def svs(path: Path, seed: int, mpp: float | None = MPP) -> bytes:
+def write_svs(path: Path, seed: int, mpp: float | None = MPP) -> bytes:
     """An Aperio slide with everything a scanner writes into one, and comments inside each of its JPEG tiles."""
     rgb = tissue_image(*SIZE, seed=seed)
     resolution = "" if mpp is None else f"|AppMag = 40|MPP = {mpp}"
     described = (
         f"Aperio Image Library v12.0.15\r\n1400x1200 [0,0 1400x1200] (256x256) JPEG/RGB Q=70{resolution}"
-        f"|User = {mark('user')}|Date = 06/05/87|Time = 12:34:56|Title = {mark('title')}|Barcode = {BARCODE}"
-        f"|Filename = {mark('filename')}|ScanScope ID = {mark('scanner')}|ImageID = {mark('imageid')}"
-        f"|Patient = {mark('patient')}"
+        f"|User = {marker('user')}|Date = 06/05/87|Time = 12:34:56|Title = {marker('title')}|Barcode = {BARCODE}"
+        f"|Filename = {marker('filename')}|ScanScope ID = {marker('scanner')}|ImageID = {marker('imageid')}"
+        f"|Patient = {marker('patient')}"
     )
-    tags = [(315, "s", 0, mark("artist"), True), (316, "s", 0, mark("host"), True), (33432, "s", 0, mark("copy"), True),
-            (65000, "s", 0, mark("private"), True), (700, "B", 40, mark("xmp").encode().ljust(40), True)]  # fmt: skip
+    tags = [(315, "s", 0, marker("artist"), True), (316, "s", 0, marker("host"), True), (33432, "s", 0, marker("copy"), True),
+            (65000, "s", 0, marker("private"), True), (700, "B", 40, marker("xmp").encode().ljust(40), True)]  # fmt: skip
     common = {"metadata": None, "photometric": "ycbcr", "compression": "jpeg", "subsampling": (2, 2)}
-    label = side_image(mark("label"))
+    label = side_image(marker("label"))
     stream = cv2.imencode(".jpg", label[..., ::-1])[1].tobytes()
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(
-            tiles(rgb), shape=rgb.shape, dtype=np.uint8, tile=(256, 256), description=described, extratags=tags,
-            datetime="1987:06:05 12:34:56", software=mark("software"), iccprofile=mark("icc").encode() * 4, **common,
+            jpeg_tiles(rgb), shape=rgb.shape, dtype=np.uint8, tile=(256, 256), description=described, extratags=tags,
+            datetime="1987:06:05 12:34:56", software=marker("software"), iccprofile=marker("icc").encode() * 4, **common,
         )  # fmt: skip
         for name in ("label", "macro"):
-            words = f"Aperio Image Library v12.0.15\r\n{name} 400x300|Barcode = {BARCODE}|{mark(name)}"
+            words = f"Aperio Image Library v12.0.15\r\n{name} 400x300|Barcode = {BARCODE}|{marker(name)}"
             tiff.write(iter([stream]), shape=label.shape, dtype=np.uint8, rowsperstrip=300, description=words, **common)
     start = stream.index(b"\xff\xda") + 14
     return stream[start : start + 64]
 
 
-def tiles(rgb: np.ndarray) -> Iterator[bytes]:
+def jpeg_tiles(rgb: np.ndarray) -> Iterator[bytes]:
     """JPEG tiles with a comment, EXIF and a colour profile that name somebody."""
-    said = [(0xFE, mark("comment")), (0xE1, "Exif\0\0" + mark("exif")), (0xE2, "ICC_PROFILE\0\1\1" + mark("profile"))]
+    said = [
+        (0xFE, marker("comment")),
+        (0xE1, "Exif\0\0" + marker("exif")),
+        (0xE2, "ICC_PROFILE\0\1\1" + marker("profile")),
+    ]
     segments = b"".join(struct.pack(">BBH", 0xFF, kind, 2 + len(text)) + text.encode() for kind, text in said)
     for y in range(0, rgb.shape[0], 256):
         for x in range(0, rgb.shape[1], 256):
@@ -219,13 +235,13 @@ def side_image(text: str) -> np.ndarray:
     return rgb
 
 
-def ome(path: Path, seed: int) -> None:
+def write_ome_tiff(path: Path, seed: int) -> None:
     """An OME-TIFF whose XML names everybody."""
     xml = (
         '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
-        f'<Experimenter ID="Experimenter:0" LastName="{mark("experimenter")}"/>'
-        f'<Image ID="Image:0" Name="{mark("imagename")}"><AcquisitionDate>1987-06-05T12:34:56</AcquisitionDate>'
-        f"<Description>{mark('describes')}</Description>"
+        f'<Experimenter ID="Experimenter:0" LastName="{marker("experimenter")}"/>'
+        f'<Image ID="Image:0" Name="{marker("imagename")}"><AcquisitionDate>1987-06-05T12:34:56</AcquisitionDate>'
+        f"<Description>{marker('describes')}</Description>"
         f'<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="1400" SizeY="1200" SizeC="3"'
         f' SizeZ="1" SizeT="1" PhysicalSizeX="{MPP}" PhysicalSizeY="{MPP}">'
         '<Channel ID="Channel:0:0" SamplesPerPixel="3"/><TiffData/>'
@@ -235,30 +251,30 @@ def ome(path: Path, seed: int) -> None:
     tifffile.imwrite(path, tissue_image(*SIZE, seed=seed), description=xml, **how)
 
 
-def dicom(path: Path) -> None:
+def write_dicom(path: Path) -> None:
     """A whole slide image that names its patient, and whose uids are none: something to complain of."""
-    facts = named_dicom(pydicom.uid.ExplicitVRLittleEndian, "1.2.3", mark("series"))
+    facts = dicom_with_names(pydicom.uid.ExplicitVRLittleEndian, "1.2.3", marker("series"))
     facts.save_as(path, enforce_file_format=True)
 
 
-def scanned_as_dicom(path: Path, label: Path, seed: int) -> None:
+def write_dicom_scan(path: Path, label: Path, seed: int) -> None:
     """A slide as a scanner sends it to an archive, and the picture of its label in a file of the same series."""
     rgb = tissue_image(1024, 1024, seed=seed, brown=0.7)
-    whole(rgb, "VOLUME").save_as(path, enforce_file_format=True)
-    whole(side_image(mark("label"))[:256, :256], "LABEL").save_as(label, enforce_file_format=True)
+    dicom_image(rgb, "VOLUME").save_as(path, enforce_file_format=True)
+    dicom_image(side_image(marker("label"))[:256, :256], "LABEL").save_as(label, enforce_file_format=True)
 
 
-def whole(rgb: np.ndarray, kind: str, tile: int = 256) -> FileDataset:
+def dicom_image(rgb: np.ndarray, kind: str, tile: int = 256) -> FileDataset:
     """An image of one level whose every fact about people bears a mark."""
     height, width = rgb.shape[:2]
-    facts = named_dicom(pydicom.uid.JPEGBaseline8Bit, f"{UID}.1.{len(kind)}", f"{UID}.2")
+    facts = dicom_with_names(pydicom.uid.JPEGBaseline8Bit, f"{UID}.1.{len(kind)}", f"{UID}.2")
     facts.ImageType = ["ORIGINAL", "PRIMARY", kind, "NONE"]
     facts.StudyInstanceUID, facts.FrameOfReferenceUID, facts.Modality = f"{UID}.3", f"{UID}.4", "SM"
-    facts.AccessionNumber, facts.StudyID, facts.StudyTime = mark("access"), mark("study"), "123456"
+    facts.AccessionNumber, facts.StudyID, facts.StudyTime = marker("access"), marker("study"), "123456"
     facts.SpecimenDescriptionSequence = [Dataset()]
-    facts.SpecimenDescriptionSequence[0].SpecimenIdentifier = mark("specimen")
+    facts.SpecimenDescriptionSequence[0].SpecimenIdentifier = marker("specimen")
     facts.SpecimenDescriptionSequence[0].SpecimenUID = f"{UID}.5"
-    facts.add_new(0x00091001, "LO", mark("private"))
+    facts.add_new(0x00091001, "LO", marker("private"))
     facts.Rows = facts.Columns = tile
     facts.TotalPixelMatrixRows, facts.TotalPixelMatrixColumns = height, width
     facts.NumberOfFrames = (height // tile) * (width // tile)
@@ -268,12 +284,12 @@ def whole(rgb: np.ndarray, kind: str, tile: int = 256) -> FileDataset:
     facts.SharedFunctionalGroupsSequence = [Dataset()]
     facts.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = [Dataset()]
     facts.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing = [MPP / 1000, MPP / 1000]
-    facts.PixelData = encapsulate(list(tiles(rgb)))
+    facts.PixelData = encapsulate(list(jpeg_tiles(rgb)))
     facts["PixelData"].is_undefined_length = True
     return facts
 
 
-def named_dicom(syntax: str, uid: str, series: str) -> FileDataset:
+def dicom_with_names(syntax: str, uid: str, series: str) -> FileDataset:
     """The facts of a whole slide image about people and places."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.6"
@@ -290,16 +306,16 @@ def named_dicom(syntax: str, uid: str, series: str) -> FileDataset:
         "SeriesDescription",
         "ContainerIdentifier",
     ):
-        setattr(facts, name, mark(name.lower()[:20]))
+        setattr(facts, name, marker(name.lower()[:20]))
     facts.PatientBirthDate = facts.StudyDate = "19870605"
-    facts.BarcodeValue, facts.LabelText = BARCODE, mark("labeltext")
+    facts.BarcodeValue, facts.LabelText = BARCODE, marker("labeltext")
     return facts
 
 
-def labels_csv(path: Path) -> Path:
+def write_labels(path: Path) -> Path:
     """What the lab knows, with names."""
     lines = ["slide_id,patient_id,her2,site,stain"]
     for stem, her2 in (("aperio", "2+"), ("second", "0"), ("nompp", "3+"), ("archive", "3+")):
-        lines.append(f"{mark(stem)},{mark('labelled')},{her2},{mark('clinic')},her2")
+        lines.append(f"{marker(stem)},{marker('labelled')},{her2},{marker('clinic')},her2")
     path.write_text("\n".join(lines) + "\n")
     return path

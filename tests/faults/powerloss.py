@@ -29,7 +29,7 @@ class Operation:
     offset: int | None = None
 
 
-def recorded(command: list[str], root: Path, log: Path) -> list[Operation]:
+def record_operations(command: list[str], root: Path, log: Path) -> list[Operation]:
     """What a command does to a folder, in order."""
     strace = [
         "strace",
@@ -162,7 +162,7 @@ class Disk:
         return found
 
 
-def crashes(operations: list[Operation], root: Path, place: Path) -> Iterator[Path]:
+def crash_states(operations: list[Operation], root: Path, place: Path) -> Iterator[Path]:
     """What is left of the folder after a power cut behind each operation, on both disks; equal ones once."""
     for eager in (False, True):
         disk, last = Disk(str(root), eager), None

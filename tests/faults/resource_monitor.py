@@ -22,7 +22,7 @@ EVERY_S = 0.5
 
 
 @dataclass
-class Watched:
+class ResourceUsage:
     """What a command said, and the most that it took.
 
     leader: bytes that the leading process held at its peak (VmHWM).  tree: the same of all processes together (PSS:
@@ -46,15 +46,15 @@ class Watched:
         )
 
 
-def watched(*command: str, first: str = "", files: int = 0) -> Watched:
+def run_monitored(*command: str, first: str = "", files: int = 0) -> ResourceUsage:
     """Run `her2batch COMMAND --json`. first: a line of Python before it.  files: most that a process may open."""
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({files}, {files}))" if files else ""
     program = f"{limit}\n{first}\nfrom her2batch.cli.app import main\nmain()"
-    found, begun, spent = Watched(), time.monotonic(), os.times()
+    found, begun, spent = ResourceUsage(), time.monotonic(), os.times()
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         run = subprocess.Popen([sys.executable, "-c", program, *command, "--json"], stdout=out, stderr=err)
         while run.poll() is None:
-            _look(found, run.pid)
+            _sample(found, run.pid)
             with suppress(subprocess.TimeoutExpired):
                 run.wait(EVERY_S)
         out.seek(0)
@@ -68,7 +68,7 @@ def watched(*command: str, first: str = "", files: int = 0) -> Watched:
     return found
 
 
-def _look(found: Watched, pid: int) -> None:
+def _sample(found: ResourceUsage, pid: int) -> None:
     total = 0
     for process in process_tree(pid):
         with suppress(OSError, psutil.Error):

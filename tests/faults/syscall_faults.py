@@ -49,7 +49,7 @@ def under_strace(log: Path, faults: dict[str, str]) -> list[str]:
     return ["strace", "-f", *fast, "-qq", "-o", str(log), f"--trace={','.join(faults)}", *inject]
 
 
-def waste(call: str, count: int) -> None:
+def make_calls(call: str, count: int) -> None:
     """Make calls of a kind that change nothing."""
     null = os.open(os.devnull, os.O_RDWR)
     doing: dict[str, Callable[[], object]] = {
@@ -68,7 +68,7 @@ def waste(call: str, count: int) -> None:
             doing[call]()
 
 
-def hook(root: Path, call: str, n: int, strike: str, log: Path) -> None:
+def install_hook(root: Path, call: str, n: int, strike: str, log: Path) -> None:
     """Strike at the n-th event of a kind below a folder; write down how many of each there were so far."""
     seen: Counter[str] = Counter()
 
@@ -86,7 +86,7 @@ def hook(root: Path, call: str, n: int, strike: str, log: Path) -> None:
     sys.addaudithook(told)
 
 
-def child(work: Callable[[], int]) -> tuple[int, int]:
+def run_in_fork(work: Callable[[], int]) -> tuple[int, int]:
     """Run it in a fork: (process id, exit code or minus the signal that ended it)."""
     pid = os.fork()
     if pid == 0:
@@ -100,20 +100,20 @@ def child(work: Callable[[], int]) -> tuple[int, int]:
     return pid, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def count(log: Path, pid: int) -> Counter[str]:
+def count_calls(log: Path, pid: int) -> Counter[str]:
     """How many calls of each kind a process made."""
     lines = [line.split(maxsplit=1) for line in log.read_text(errors="replace").splitlines()]
     return Counter(rest.split("(")[0] for who, rest in lines if who == str(pid) and "(" in rest)
 
 
-def spread(total: int, tries: int) -> Sequence[int]:
+def spread_evenly(total: int, tries: int) -> Sequence[int]:
     """Numbers from 1 to the total: all, or as many as are wanted, evenly."""
     if tries == 0 or tries >= total:
         return range(1, total + 1)
     return sorted({1 + round(k * (total - 1) / max(1, tries - 1)) for k in range(tries)})
 
 
-def look(root: Path, reference: Path) -> dict[str, object]:
+def inspect_store(root: Path, reference: Path) -> dict[str, object]:
     """What a store is like: slides that are not whole, leftovers, what `verify` says, whether it is as it should be."""
     cohort = Cohort(root)
     rows = cohort.reread_rows().values() if cohort.slides.is_dir() else []
@@ -150,32 +150,32 @@ def main() -> None:
             return error.exit_code
 
     def resume(facts: dict[str, object]) -> int:
-        struck = look(given.out, given.reference)
+        struck = inspect_store(given.out, given.reference)
         code = run()
-        resumed = look(given.out, given.reference)
+        resumed = inspect_store(given.out, given.reference)
         fresh()
         os.write(1, json.dumps({**facts, "struck": struck, "again": code, "resumed": resumed}).encode() + b"\n")
         return 0
 
-    child(lambda: fresh() or run())  # what is imported on the way
-    child(lambda: fresh() or 0)
+    run_in_fork(lambda: fresh() or run())  # what is imported on the way
+    run_in_fork(lambda: fresh() or 0)
 
     def disturbed(call: str, n: int) -> int:
         if given.strike is None:
-            waste(call, STRIKE.get(call, OTHERS) - n)
+            make_calls(call, STRIKE.get(call, OTHERS) - n)
         else:
-            hook(given.out, call, n, given.strike, given.log)
+            install_hook(given.out, call, n, given.strike, given.log)
         return run()
 
-    undisturbed, _ = child(run if given.strike is None else lambda: disturbed("", 0))
+    undisturbed, _ = run_in_fork(run if given.strike is None else lambda: disturbed("", 0))
     counted = given.log.with_name(given.log.name + ".counts")
-    total = count(given.log, undisturbed) if given.strike is None else Counter(json.loads(counted.read_text()))
-    child(lambda: fresh() or 0)
+    total = count_calls(given.log, undisturbed) if given.strike is None else Counter(json.loads(counted.read_text()))
+    run_in_fork(lambda: fresh() or 0)
     for call in given.calls:
-        for n in spread(total[call], given.tries):
-            _, code = child(lambda call=call, n=n: disturbed(call, n))
+        for n in spread_evenly(total[call], given.tries):
+            _, code = run_in_fork(lambda call=call, n=n: disturbed(call, n))
             facts = {"call": call, "n": n, "of": total[call], "code": code}
-            child(lambda facts=facts: resume(facts))
+            run_in_fork(lambda facts=facts: resume(facts))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.ray_session import RaySession
 from her2batch.settings import Plan, Resources
 from tests.conftest import tissue_image, write_slide
-from tests.faults.corrupt_slides import GARBAGE, Looker, Seen, flipped, spots_of
+from tests.faults.corrupt_slides import MEMORY_FILLS, Inspection, SlideInspector, flip_bits, important_ranges
 from tests.runtime.test_ingest import codes, contents
 from tests.slides.damage import cut, holed, zero_tailed
 from tests.slides.ndpi import write_ndpi
@@ -47,9 +47,9 @@ LOSSES = {
 
 
 @pytest.fixture(scope="module")
-def lookers() -> Iterator[tuple[Looker, Looker]]:
+def lookers() -> Iterator[tuple[SlideInspector, SlideInspector]]:
     """Two processes whose fresh memory holds different garbage: px that nobody wrote differ."""
-    with Looker(GARBAGE[0]) as first, Looker(GARBAGE[1]) as second:
+    with SlideInspector(MEMORY_FILLS[0]) as first, SlideInspector(MEMORY_FILLS[1]) as second:
         yield first, second
 
 
@@ -60,7 +60,7 @@ def seed(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     return lambda kind: real_data / "slides" / SEEDS[kind] if SEEDS[kind] else ndpi
 
 
-def lost(look: Looker, path: Path, copies: Iterator[bytes], whole: Seen) -> Counter[str]:
+def lost(look: SlideInspector, path: Path, copies: Iterator[bytes], whole: Inspection) -> Counter[str]:
     """How damaged copies end. Pixels of the undamaged slide are no harm."""
     found: Counter[str] = Counter()
     for data in copies:
@@ -74,7 +74,7 @@ def lost(look: Looker, path: Path, copies: Iterator[bytes], whole: Seen) -> Coun
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("kind", USUAL)
 def test_what_lost_data_is_refused(
-    kind: str, loss: str, seed: Callable, lookers: tuple[Looker, Looker], tmp_path: Path
+    kind: str, loss: str, seed: Callable, lookers: tuple[SlideInspector, SlideInspector], tmp_path: Path
 ) -> None:
     check_loss(kind, loss, 4, seed(kind), lookers[0], tmp_path)
 
@@ -83,12 +83,12 @@ def test_what_lost_data_is_refused(
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("kind", SEEDS)
 def test_what_lost_data_is_refused_fifty_times(
-    kind: str, loss: str, seed: Callable, lookers: tuple[Looker, Looker], tmp_path: Path
+    kind: str, loss: str, seed: Callable, lookers: tuple[SlideInspector, SlideInspector], tmp_path: Path
 ) -> None:
     check_loss(kind, loss, 5 if kind == "svs-j2k" else 50, seed(kind), lookers[0], tmp_path)
 
 
-def check_loss(kind: str, loss: str, times: int, path: Path, look: Looker, folder: Path) -> None:
+def check_loss(kind: str, loss: str, times: int, path: Path, look: SlideInspector, folder: Path) -> None:
     copies, whole = LOSSES[loss](path.read_bytes(), times, 7), look(path)
     if kind == "dicom-raw" and loss == "tail zeroed":  # below a page, zeros in plain pixels are black like any other
         copies = (one for one in copies if not any(one[-PAGE - len(one) % PAGE :]))
@@ -99,7 +99,7 @@ def check_loss(kind: str, loss: str, times: int, path: Path, look: Looker, folde
 
 @pytest.mark.parametrize("kind", USUAL)
 def test_flipped_bits_give_the_same_twice(
-    kind: str, seed: Callable, lookers: tuple[Looker, Looker], tmp_path: Path
+    kind: str, seed: Callable, lookers: tuple[SlideInspector, SlideInspector], tmp_path: Path
 ) -> None:
     check_flips(12, seed(kind), lookers, tmp_path)
 
@@ -107,14 +107,14 @@ def test_flipped_bits_give_the_same_twice(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", USUAL)
 def test_flipped_bits_give_the_same_twice_two_hundred_times(
-    kind: str, seed: Callable, lookers: tuple[Looker, Looker], tmp_path: Path
+    kind: str, seed: Callable, lookers: tuple[SlideInspector, SlideInspector], tmp_path: Path
 ) -> None:
     check_flips(200, seed(kind), lookers, tmp_path)
 
 
-def check_flips(times: int, path: Path, lookers: tuple[Looker, Looker], folder: Path) -> None:
+def check_flips(times: int, path: Path, lookers: tuple[SlideInspector, SlideInspector], folder: Path) -> None:
     """Tags, lists of tiles and data in turn; a crash is allowed where it was in the slide's own process."""
-    flips, place = flipped(path.read_bytes(), spots_of(path), times, seed=11), folder / f"a{path.suffix}"
+    flips, place = flip_bits(path.read_bytes(), important_ranges(path), times, seed=11), folder / f"a{path.suffix}"
     for data in flips:
         place.write_bytes(data)
         first, second = (look(place) for look in lookers)
@@ -144,5 +144,5 @@ def test_a_folder_of_damaged_slides_costs_the_good_ones_nothing(
 
 def test_the_check_would_see_memory_that_nobody_wrote() -> None:
     code = "import numpy, sys; sys.stdout.buffer.write(numpy.empty(100_000, numpy.uint8)[50_000])"
-    told = {subprocess.check_output([sys.executable, "-c", code], env={"MALLOC_PERTURB_": one}) for one in GARBAGE}
+    told = {subprocess.check_output([sys.executable, "-c", code], env={"MALLOC_PERTURB_": one}) for one in MEMORY_FILLS}
     assert len(told) == 2

@@ -24,7 +24,7 @@ from tests.faults.fault_fixtures import (
     start_ingest,
     wait_until,
 )
-from tests.faults.powerloss import crashes, recorded
+from tests.faults.powerloss import crash_states, record_operations
 from tests.faults.test_kills import mended, strikes
 from tests.runtime.test_ingest import contents
 
@@ -227,10 +227,10 @@ def test_after_a_power_cut_at_any_moment_every_slide_there_is_whole(
     scans.mkdir()
     for name in ("s2.tiff", "s3.tiff"):
         shutil.copy(reference_cohort.scans / name, scans)
-    operations = recorded(ingest_command(scans, out, 0), out, tmp_path / "log")
+    operations = record_operations(ingest_command(scans, out, 0), out, tmp_path / "log")
     assert len([one for one in operations if one.call == "fsync"]) > 50
     seen, most = 0, 0
-    for root in crashes(operations, out, tmp_path / "crashed"):
+    for root in crash_states(operations, out, tmp_path / "crashed"):
         cohort = Cohort(root)
         rows = cohort.reread_rows() if cohort.slides.is_dir() else {}
         problems = (

@@ -12,8 +12,8 @@ import pytest
 
 from her2batch.errors import REMEDIES
 from her2batch.slides.discover import discover_slides
-from tests.faults.corrupt_slides import LIMIT_BYTES, LIMIT_S, Looker
-from tests.faults.malicious_slides import HOSTILE
+from tests.faults.corrupt_slides import LIMIT_BYTES, LIMIT_S, SlideInspector
+from tests.faults.malicious_slides import MALICIOUS_SLIDES
 from tests.runtime.test_ingest import contents, run
 
 HARMLESS = frozenset(
@@ -31,15 +31,15 @@ USUAL = 800_000_000
 
 
 @pytest.fixture(scope="module")
-def looker() -> Iterator[Looker]:
-    with Looker() as looker:
+def looker() -> Iterator[SlideInspector]:
+    with SlideInspector() as looker:
         yield looker
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_slide_has_its_code_within_10_s_and_1_gb(name: str, tmp_path: Path, looker: Looker) -> None:
+@pytest.mark.parametrize("name", MALICIOUS_SLIDES)
+def test_a_hostile_slide_has_its_code_within_10_s_and_1_gb(name: str, tmp_path: Path, looker: SlideInspector) -> None:
     path = tmp_path / name
-    path.write_bytes(HOSTILE[name]())
+    path.write_bytes(MALICIOUS_SLIDES[name]())
     seen = looker(path)
     expected = {"done"} if name in HARMLESS else {"crashed"} if name in CRASHES else REMEDIES.keys() - {"internal"}
     assert seen.code in expected
@@ -48,9 +48,9 @@ def test_a_hostile_slide_has_its_code_within_10_s_and_1_gb(name: str, tmp_path: 
 
 
 def test_a_search_of_the_folder_unpacks_and_follows_nothing(tmp_path: Path) -> None:
-    looked_into = [name for name in HOSTILE if name.endswith((".dcm", ".vms", ".mrxs"))]
+    looked_into = [name for name in MALICIOUS_SLIDES if name.endswith((".dcm", ".vms", ".mrxs"))]
     for name in looked_into:
-        (tmp_path / name).write_bytes(HOSTILE[name]())
+        (tmp_path / name).write_bytes(MALICIOUS_SLIDES[name]())
     before = psutil.Process().memory_info().rss
     found = discover_slides(tmp_path)
     assert len(found.slides) == len(looked_into)
@@ -78,10 +78,14 @@ def test_a_folder_of_hostile_slides_costs_the_good_ones_and_the_leading_process_
     for k in range(3):
         make_slide(f"good{k}.tiff", seed=k, size=(900, 900))
     run(tmp_path / "scans", tmp_path / "quiet")
-    for name, make in HOSTILE.items():
+    for name, make in MALICIOUS_SLIDES.items():
         (tmp_path / "scans" / name).write_bytes(make())
     summary, peak = peak_of(tmp_path / "scans", tmp_path / "c")
-    assert (summary["seen"], summary["done"], summary["exit_code"]) == (len(HOSTILE) + 3, 3, 3)  # no resolution: no-mpp
+    assert (summary["seen"], summary["done"], summary["exit_code"]) == (
+        len(MALICIOUS_SLIDES) + 3,
+        3,
+        3,
+    )  # no resolution: no-mpp
     assert peak < USUAL + 250_000_000
     codes = {row["slide_id"]: row["error_code"] for row in summary["failures"]}
     assert codes["nested"] == "worker-lost"

@@ -26,7 +26,7 @@ from her2batch.settings import Plan, Resources
 from her2batch.store.cohort import Cohort
 from her2batch.store.pseudonyms import Pseudonymizer
 from tests.faults import phi_markers
-from tests.faults.phi_markers import leaks, mark, marks
+from tests.faults.phi_markers import find_leaks, find_markers, marker
 
 KEEP_RAYS_FOLDER = """
 import os, shutil, sys
@@ -40,7 +40,7 @@ def keep(path, *args, **more):
 shutil.rmtree = keep
 """
 ROOT = Path(__file__).parents[2]
-SCANS = mark("scans")
+SCANS = marker("scans")
 MAIN = "\nfrom her2batch.cli.app import main\nmain()\n"
 
 
@@ -85,8 +85,8 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     made = Place(tmp_path_factory.mktemp("marked"))
-    made.labels = phi_markers.make(made.root / SCANS)
-    phi_markers.labels_csv(made.root / "labels.csv")
+    made.labels = phi_markers.write_marked_slides(made.root / SCANS)
+    phi_markers.write_labels(made.root / "labels.csv")
     key = made.root / "key"
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(32))
@@ -112,13 +112,24 @@ def named(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_search_finds_what_is_there(place: Place, named: Path) -> None:
     """Else its silence would say nothing: the source is full of marks, and so is a cohort that keeps its names."""
-    found = set().union(*leaks(place.root / SCANS, tuple(place.labels)).values())
+    found = set().union(*find_leaks(place.root / SCANS, tuple(place.labels)).values())
     assert len(found) > 45
     assert repr(place.labels[0]) in found
-    assert marks("QXJwideZYK".encode("utf-16-le")) == {"QXJwideZYK"} == marks("QXJwideZYK".encode("utf-16-be"))
-    kept = set().union(*leaks(named).values())
-    assert {mark("aperio"), mark("folder"), mark("nompp"), mark("archive")} <= kept
-    silent = {mark("user"), mark("artist"), mark("comment"), mark("exif"), mark("profile"), mark("patientname")}
+    assert (
+        find_markers("QXJwideZYK".encode("utf-16-le"))
+        == {"QXJwideZYK"}
+        == find_markers("QXJwideZYK".encode("utf-16-be"))
+    )
+    kept = set().union(*find_leaks(named).values())
+    assert {marker("aperio"), marker("folder"), marker("nompp"), marker("archive")} <= kept
+    silent = {
+        marker("user"),
+        marker("artist"),
+        marker("comment"),
+        marker("exif"),
+        marker("profile"),
+        marker("patientname"),
+    }
     assert not kept & (silent | {"label image"})
 
 
@@ -132,7 +143,7 @@ def test_an_ingest_and_its_failures_name_nothing(place: Place, ingested: subproc
         assert place.run(name, command, "made/cohort", "--json").returncode == 0
         assert place.run(f"{name}-screen", command, "made/cohort").returncode == 0
     assert place.ingest("dry", "--dry-run", "--retry-failed").returncode == 0
-    assert leaks(place.root / "made", tuple(place.labels)) == {}
+    assert find_leaks(place.root / "made", tuple(place.labels)) == {}
 
 
 PACKED = {".html", ".h5", ".dcm", ".jpg", ".png"}
@@ -153,10 +164,10 @@ def made(place: Place, ingested: object, named: Path, tmp_path_factory: pytest.T
     cohorts, folder = (place.root / "made" / "cohort", named), tmp_path_factory.mktemp("outputs")
     outs = [folder / "hidden", folder / "named"]
     pairs = [str(path) for pair in zip(cohorts, outs, strict=True) for path in pair]
-    command = [sys.executable, "-m", "tests.faults.output_search", mark("aperio"), *pairs]
+    command = [sys.executable, "-m", "tests.faults.output_search", marker("aperio"), *pairs]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
     assert run.returncode == 0, run.stderr
-    assert marks(run.stderr.encode()) == set()
+    assert find_markers(run.stderr.encode()) == set()
     first, second = (Made(out, **json.loads(line)) for out, line in zip(outs, run.stdout.splitlines(), strict=True))
     return first, second
 
@@ -165,17 +176,17 @@ def test_reports_exports_and_pages_made_of_it_name_nothing(place: Place, made: t
     out, codes, answers = made[0]
     assert list(codes.values()) == [0] * 7 + [2]  # DICOM: see the next test
     assert answers["200"] > 80
-    assert leaks(out, tuple(place.labels)) == {}
+    assert find_leaks(out, tuple(place.labels)) == {}
     assert {path.suffix for path in out.rglob("*") if path.is_file()} <= PACKED | PLAIN
     names = Pseudonymizer((place.root / "key").read_bytes())
-    for shown in (names.slide(mark("archive")), names.patient(mark("labelled")), names.site(mark("clinic"))):
+    for shown in (names.slide(marker("archive")), names.patient(marker("labelled")), names.site(marker("clinic"))):
         assert shown in (out / "report.html").read_text()
 
 
 @pytest.mark.usefixtures("ingested")
 def test_no_dicom_report_is_made_of_a_slide_with_a_pseudonym(place: Place, tmp_path: Path) -> None:
     """It would have to name the image that it is about, and the patient, as the archive knows them."""
-    slide_id = Pseudonymizer((place.root / "key").read_bytes()).slide(mark("archive"))
+    slide_id = Pseudonymizer((place.root / "key").read_bytes()).slide(marker("archive"))
     cohort = Cohort(place.root / "made" / "cohort")
     assert cohort.rows()[slide_id]["format"] == "dicom"
     with pytest.raises(InputError, match=f"{slide_id}: with pseudonyms nothing may name its image"):
@@ -185,39 +196,44 @@ def test_no_dicom_report_is_made_of_a_slide_with_a_pseudonym(place: Place, tmp_p
 def test_the_same_search_sees_into_all_that_is_made_of_names(made: tuple[Made, Made]) -> None:
     out, codes, _ = made[1]
     assert list(codes.values()) == [0] * 8
-    found = leaks(out)
-    labelled = {mark("labelled"), mark("clinic")}
-    assert found["report.html"] >= labelled | {mark("folder"), mark("nompp")}
-    assert found[f"report_slides/{mark('second')}.html"] >= labelled | {mark("folder")}
-    assert found["figures/sites-her2-4way.csv"] == found["figures/sites-her2-4way.svg"] == {mark("clinic")}
-    assert found["csv/slides.csv"] >= {mark("labelled"), mark("folder")}
-    assert found[f"clam-h5/patches/{mark('second')}.h5"] == {mark("second")}
-    assert found[f"geojson/{mark('second')}.tiles.geojson"] == {mark("second")}
-    assert found[f"dicom/{mark('archive')}.sr.dcm"] >= {mark("patientname"), mark("specimen"), "b'19870605'"}
-    assert found["status.said"] >= {mark("folder"), mark("cut")}
+    found = find_leaks(out)
+    labelled = {marker("labelled"), marker("clinic")}
+    assert found["report.html"] >= labelled | {marker("folder"), marker("nompp")}
+    assert found[f"report_slides/{marker('second')}.html"] >= labelled | {marker("folder")}
+    assert found["figures/sites-her2-4way.csv"] == found["figures/sites-her2-4way.svg"] == {marker("clinic")}
+    assert found["csv/slides.csv"] >= {marker("labelled"), marker("folder")}
+    assert found[f"clam-h5/patches/{marker('second')}.h5"] == {marker("second")}
+    assert found[f"geojson/{marker('second')}.tiles.geojson"] == {marker("second")}
+    assert found[f"dicom/{marker('archive')}.sr.dcm"] >= {marker("patientname"), marker("specimen"), "b'19870605'"}
+    assert found["status.said"] >= {marker("folder"), marker("cut")}
     served = set().union(*(said for name, said in found.items() if name.startswith("served/")))
-    assert served >= {mark("labelled"), mark("folder"), mark("archive")}
+    assert served >= {marker("labelled"), marker("folder"), marker("archive")}
     assert not any("label image" in said for said in found.values())
-    assert mark("patientname") not in found["export.said"]  # the report's own affair, and not a log's
+    assert marker("patientname") not in found["export.said"]  # the report's own affair, and not a log's
 
 
 def test_the_search_sees_into_what_is_packed(tmp_path: Path) -> None:
     """Where the bytes as they lie say nothing."""
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset(
-            "coords", data=np.frombuffer(f"{mark('dataset')} ".encode() * 99, np.uint8), compression="gzip"
+            "coords", data=np.frombuffer(f"{marker('dataset')} ".encode() * 99, np.uint8), compression="gzip"
         )
-    packed = phi_markers.named_dicom(DeflatedExplicitVRLittleEndian, "1.2.3", "1.2")
+    packed = phi_markers.dicom_with_names(DeflatedExplicitVRLittleEndian, "1.2.3", "1.2")
     packed.save_as(tmp_path / "a.dcm", enforce_file_format=True)
     picture = cv2.imencode(".png", phi_markers.side_image("")[..., ::-1])[1].tobytes()
-    inside = {"image/png": picture, "text/csv": mark("csv").encode()}
+    inside = {"image/png": picture, "text/csv": marker("csv").encode()}
     addresses = [f"data:{kind};base64,{b64encode(data).decode()}" for kind, data in inside.items()]
     (tmp_path / "a.html").write_text(f'<img src="{addresses[0]}"><a href="{addresses[1]}">')
-    assert [marks(path.read_bytes()) for path in sorted(tmp_path.iterdir())] == [set()] * 3
-    found = leaks(tmp_path)
-    assert found["a.h5"] == {mark("dataset")}
-    assert found["a.dcm"] >= {mark("patientname"), mark("labeltext"), "b'19870605'", repr(phi_markers.BARCODE.encode())}
-    assert found["a.html"] == {mark("csv"), "label image"}
+    assert [find_markers(path.read_bytes()) for path in sorted(tmp_path.iterdir())] == [set()] * 3
+    found = find_leaks(tmp_path)
+    assert found["a.h5"] == {marker("dataset")}
+    assert found["a.dcm"] >= {
+        marker("patientname"),
+        marker("labeltext"),
+        "b'19870605'",
+        repr(phi_markers.BARCODE.encode()),
+    }
+    assert found["a.html"] == {marker("csv"), "label image"}
 
 
 NOBODY_FORESAW = """
@@ -235,7 +251,7 @@ def test_a_fault_of_ours_leaves_a_trace_that_names_nothing(place: Place) -> None
     (trace,) = (place.root / "made" / "tmp").glob("her2batch-*.log")
     assert "census.py" in trace.read_text()  # where it was still stands there
     assert "ValueError" in trace.read_text()
-    assert leaks(place.root / "made", tuple(place.labels)) == {}
+    assert find_leaks(place.root / "made", tuple(place.labels)) == {}
 
 
 NIGHT = f"""
@@ -260,11 +276,11 @@ def test_a_night_with_its_report_and_its_sentinels_names_nothing(place: Place) -
     assert place.ingest("before", "--workers", "0").returncode == 3  # done already where the tests above have run
     scans, sentinels = place.root / SCANS, place.root / "sentinels"
     sentinels.mkdir()
-    source = scans / mark("folder") / f"{mark('second')}.svs"
-    shutil.copy2(source, sentinels / f"{mark('sentinel')}.svs")
-    phi_markers.svs(scans / f"{mark('tonight')}.svs", seed=6)
-    phi_markers.svs(scans / f"{mark('coming')}.svs", seed=7)
-    cohort, part = Cohort(place.root / "made" / "cohort"), scans / f"{mark('coming')}.svs.part"
+    source = scans / marker("folder") / f"{marker('second')}.svs"
+    shutil.copy2(source, sentinels / f"{marker('sentinel')}.svs")
+    phi_markers.write_svs(scans / f"{marker('tonight')}.svs", seed=6)
+    phi_markers.write_svs(scans / f"{marker('coming')}.svs", seed=7)
+    cohort, part = Cohort(place.root / "made" / "cohort"), scans / f"{marker('coming')}.svs.part"
     before = len(cohort.rows())
 
     def enough() -> bool:
@@ -279,7 +295,7 @@ def test_a_night_with_its_report_and_its_sentinels_names_nothing(place: Place) -
     page = (place.root / "made/cohort/nights" / night["night"] / "report.html").read_text()
     assert "a partial copy lies beside it" in page
     assert "<h2>Failed</h2>" in page
-    assert leaks(place.root / "made", tuple(place.labels)) == {}
+    assert find_leaks(place.root / "made", tuple(place.labels)) == {}
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610])
@@ -298,9 +314,9 @@ def test_a_slide_that_changed_is_still_noticed_though_its_time_is_kept_hidden(tm
     key.write_bytes(os.urandom(32))
     slide = tmp_path / "scans" / "a.svs"
     slide.parent.mkdir()
-    phi_markers.svs(slide, seed=1)
+    phi_markers.write_svs(slide, seed=1)
     order = IngestRequest(slide.parent, tmp_path / "c", key=key)
     runs = [ingest(order, Plan(tile=64), Resources(workers=0)) for _ in range(2)]
-    phi_markers.svs(slide, seed=2)
+    phi_markers.write_svs(slide, seed=2)
     runs.append(ingest(order, Plan(tile=64), Resources(workers=0)))
     assert [(run.done, run.already, len(run.fresh)) for run in runs] == [(1, 0, 1), (1, 1, 0), (1, 0, 1)]

@@ -28,7 +28,7 @@ from tests.faults.fault_fixtures import (
     needs_mount,
     read_in_background,
 )
-from tests.faults.resource_monitor import Watched, watched
+from tests.faults.resource_monitor import ResourceUsage, run_monitored
 from tests.runtime.test_scheduler import todos, worker_for
 
 log = logging.getLogger(__name__)
@@ -71,15 +71,15 @@ def tiny_slides(folder: Path, count: int) -> Path:
 @pytest.mark.timeout(3600)
 def test_ten_thousand_slides_end_in_the_memory_of_a_thousand_and_are_not_opened_again(tmp_path: Path) -> None:
     """With at most 1,024 open files; the second run takes at most 20 s of CPU, `status` 3 s."""
-    found: dict[int, Watched] = {}
+    found: dict[int, ResourceUsage] = {}
     for count in (1_000, 10_000):
         scans, out = tiny_slides(tmp_path / f"scans-{count}", count), tmp_path / f"c-{count}"
-        found[count] = run = watched("ingest", str(scans), "--out", str(out), "--quiet", files=1024)
+        found[count] = run = run_monitored("ingest", str(scans), "--out", str(out), "--quiet", files=1024)
         assert (run.code, run.said["done"]) == (0, count), run.words
-        again = watched("ingest", str(scans), "--out", str(out), "--quiet", first=OPENED)
+        again = run_monitored("ingest", str(scans), "--out", str(out), "--quiet", first=OPENED)
         assert (again.code, again.said["already"], again.words) == (0, count, "")
         assert again.cpu <= 20
-        status = watched("status", str(out))
+        status = run_monitored("status", str(out))
         assert (status.code, status.said["done"], status.cpu <= 3) == (0, count, True)
     assert found[10_000].tree <= LIMIT
     assert found[10_000].leader - found[1_000].leader < 9_000 * 20_000  # bytes a slide, while all rows are counted
@@ -113,7 +113,7 @@ def test_a_slide_of_60_000_px_is_done_within_the_stated_memory(tmp_path: Path) -
     scans = tmp_path / "scans"
     scans.mkdir()
     large_slide(scans / "large.tiff")
-    run = watched("ingest", str(scans), "--out", str(tmp_path / "c"), "--quiet")
+    run = run_monitored("ingest", str(scans), "--out", str(tmp_path / "c"), "--quiet")
     assert (run.code, run.said["done"]) == (0, 1), run.words
     edge = BLOCK.stop * 512 - BLOCK.start * 512
     assert (edge // 448 - 1) ** 2 <= run.said["tiles"] <= (edge // 448 + 2) ** 2  # tiles of 224 px at 0.5 µm/px
