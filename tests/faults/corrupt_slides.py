@@ -61,7 +61,7 @@ class SlideInspector:
             env=os.environ | {"MALLOC_PERTURB_": garbage}, cwd=Path(__file__).parents[2],
         )  # fmt: skip
 
-    def __enter__(self) -> "Looker":
+    def __enter__(self) -> "SlideInspector":
         return self
 
     def __exit__(self, *_: object) -> None:

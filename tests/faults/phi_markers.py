@@ -91,7 +91,7 @@ def text_parts(path: Path) -> Iterator[bytes]:
     if path.suffix == ".html":
         yield from (part for _, part in inline_data(data))
     if path.suffix == ".h5":
-        yield from dicom_datasets(path)
+        yield from hdf5_datasets(path)
     if path.suffix == ".dcm":
         yield from dicom_elements(path)
     if path.name == "zarr.json" and json.loads(data)["node_type"] == "array":
@@ -111,7 +111,7 @@ def inline_data(page: bytes) -> Iterator[tuple[str, bytes]]:
         yield kind.decode(), base64.b64decode(packed)
 
 
-def dicom_datasets(path: Path) -> Iterator[bytes]:
+def hdf5_datasets(path: Path) -> Iterator[bytes]:
     """Every name, attribute and dataset of an HDF5 file."""
     with h5py.File(path) as file:
         every = [file]
@@ -195,15 +195,19 @@ def write_svs(path: Path, seed: int, mpp: float | None = MPP) -> bytes:
         f"|Filename = {marker('filename')}|ScanScope ID = {marker('scanner')}|ImageID = {marker('imageid')}"
         f"|Patient = {marker('patient')}"
     )
-    tags = [(315, "s", 0, marker("artist"), True), (316, "s", 0, marker("host"), True), (33432, "s", 0, marker("copy"), True),
-            (65000, "s", 0, marker("private"), True), (700, "B", 40, marker("xmp").encode().ljust(40), True)]  # fmt: skip
+    tags = [
+        (315, "s", 0, marker("artist"), True), (316, "s", 0, marker("host"), True),
+        (33432, "s", 0, marker("copy"), True), (65000, "s", 0, marker("private"), True),
+        (700, "B", 40, marker("xmp").encode().ljust(40), True),
+    ]  # fmt: skip
     common = {"metadata": None, "photometric": "ycbcr", "compression": "jpeg", "subsampling": (2, 2)}
     label = side_image(marker("label"))
     stream = cv2.imencode(".jpg", label[..., ::-1])[1].tobytes()
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(
             jpeg_tiles(rgb), shape=rgb.shape, dtype=np.uint8, tile=(256, 256), description=described, extratags=tags,
-            datetime="1987:06:05 12:34:56", software=marker("software"), iccprofile=marker("icc").encode() * 4, **common,
+            datetime="1987:06:05 12:34:56", software=marker("software"), iccprofile=marker("icc").encode() * 4,
+            **common,
         )  # fmt: skip
         for name in ("label", "macro"):
             words = f"Aperio Image Library v12.0.15\r\n{name} 400x300|Barcode = {BARCODE}|{marker(name)}"
