@@ -53,7 +53,7 @@ def work_of(path: Path) -> tuple[tuple[int, int], list[Block]]:
 def decode(path: str, source: tuple[int, int], block: Block) -> np.ndarray:
     """A block's tiles."""
     with open_slide(Path(path)) as slide:
-        return cut_tiles(slide.read(Box(*block.box), *source, block.places), block, Plan().tile)
+        return cut_tiles(slide.read(Box(*block.box), *source, block.tile_rects), block, Plan().tile)
 
 
 class Fused:
@@ -66,7 +66,7 @@ class Fused:
         """Figures of a range of blocks."""
         with open_slide(Path(path)) as slide:
             parts = [
-                cut_tiles(slide.read(Box(*block.box), *source, block.places), block, Plan().tile) for block in some
+                cut_tiles(slide.read(Box(*block.box), *source, block.tile_rects), block, Plan().tile) for block in some
             ]
         return measure_tiles(np.concatenate(parts), Plan().mpp, Stains())
 
@@ -100,7 +100,7 @@ def fused(ray: Any, work: list[tuple[str, tuple[int, int], list[Block]]], worker
 def streamed(ray: Any, work: list[tuple[str, tuple[int, int], list[Block]]], workers: int) -> float:
     """Seconds for the same through Ray Data."""
     rows = [
-        {"path": path, "source": [*source], "box": [*block.box], "tiles": [*block.tiles], "places": block.places}
+        {"path": path, "source": [*source], "box": [*block.box], "tiles": [*block.tiles], "places": block.tile_rects}
         for path, source, some in work
         for block in some
     ]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from her2batch.cli.app import guarded
 from her2batch.cli.console_training import print_tuning_summary, unit_progress
-from her2batch.experiments.train import study_of
+from her2batch.experiments.train import training_request
 from her2batch.experiments.tune import tune
 from her2batch.settings import TuneJob, read_settings
 
@@ -20,7 +20,7 @@ def run(path: Path) -> int:
     """One search, as the file says."""
     job = read_settings(path, TuneJob)
     with unit_progress(quiet=False) as report:
-        found = tune(study_of(job), job.training, job.samples, job.outer, job.resources, report)
+        found = tune(training_request(job), job.training, job.samples, job.outer, job.resources, report)
     print_tuning_summary(found)
     return found.exit_code
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from her2batch.cli.app import guarded
 from her2batch.cli.console_training import print_training_summary, unit_progress
-from her2batch.experiments.train import study_of, train
+from her2batch.experiments.train import train, training_request
 from her2batch.settings import TrainJob, read_settings
 
 
@@ -19,7 +19,7 @@ def run(path: Path) -> int:
     """One run, as the file says."""
     job = read_settings(path, TrainJob)
     with unit_progress(quiet=False) as report:
-        found = train(study_of(job), job.training, job.resources, report)
+        found = train(training_request(job), job.training, job.resources, report)
     print_training_summary(found)
     return found.exit_code
 

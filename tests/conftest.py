@@ -23,7 +23,7 @@ with contextlib.suppress(InputError):
     load_cucim()  # after torch, which some tests and the two modules below import, it never returns
 
 from tests.models.bundles import untrained
-from tests.nightly.scanner import Miniature, spend
+from tests.nightly.scanner import NightRun, run_night
 from tests.stand_ins import shared_stand_ins
 
 cv2.setNumThreads(1)
@@ -150,9 +150,9 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory, ray_session: RaySession)
 
 
 @pytest.fixture(scope="session")
-def quiet_night(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> Miniature:
+def quiet_night(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> NightRun:
     """A night in miniature on this machine, with nothing in its way. Tests don't change it."""
     folder = tmp_path_factory.mktemp("night")
     bundle = untrained(folder / "bundle")
     top = f'labels = "{synthetic.labels}"\nbundle = "{bundle.path}"'
-    return spend(folder, sorted(synthetic.scans.iterdir()), bundle.id, top)
+    return run_night(folder, sorted(synthetic.scans.iterdir()), bundle.id, top)

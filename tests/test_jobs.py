@@ -16,7 +16,7 @@ from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort
 from her2batch.store.training_run import TrainingRun
 from tests.conftest import Synthetic
-from tests.nightly.scanner import Miniature, Scanner, write_toml
+from tests.nightly.scanner import NightRun, Scanner, write_toml
 from tests.nodes import ROOT, Cluster, cluster
 from tests.runtime.test_ingest import contents
 
@@ -60,7 +60,7 @@ def tables(cohort: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_nothing_of_a_cluster_listens_off_loopback(nodes: Cluster) -> None:
+def test_cluster_listens_on_loopback_only(nodes: Cluster) -> None:
     lines = subprocess.run(["ss", "-ltnH"], capture_output=True, text=True, check=True).stdout.splitlines()
     ours = [line.split()[3] for line in lines if str(nodes.port) in line or str(nodes.dashboard) in line]
     assert ours
@@ -68,7 +68,7 @@ def test_nothing_of_a_cluster_listens_off_loopback(nodes: Cluster) -> None:
 
 
 @pytest.mark.slow
-def test_the_job_api_turns_away_who_has_no_token(nodes: Cluster) -> None:
+def test_job_api_refuses_requests_without_token(nodes: Cluster) -> None:
     env = {name: value for name, value in nodes.env.items() if "AUTH" not in name}
     command = [RAY, "job", "list", "--address", nodes.jobs]
     found = subprocess.run(
@@ -79,8 +79,8 @@ def test_the_job_api_turns_away_who_has_no_token(nodes: Cluster) -> None:
 
 
 @pytest.mark.slow
-def test_a_night_on_three_nodes_one_of_which_is_killed_has_the_bytes_of_a_quiet_one(
-    nodes: Cluster, quiet_night: Miniature, tmp_path: Path
+def test_nightly_run_on_three_nodes_with_one_killed_gives_identical_tables(
+    nodes: Cluster, quiet_night: NightRun, tmp_path: Path
 ) -> None:
     """The night in miniature again, the scanner at work; this time as a job, and a node dies in the middle."""
     quiet = tables(quiet_night.cohort.root)
@@ -112,9 +112,7 @@ def test_a_night_on_three_nodes_one_of_which_is_killed_has_the_bytes_of_a_quiet_
 
 
 @pytest.mark.slow
-def test_where_a_cluster_has_readers_slides_are_opened_on_them_alone(
-    nodes: Cluster, synthetic: Synthetic, tmp_path: Path
-) -> None:
+def test_slides_are_opened_on_reader_nodes_only(nodes: Cluster, synthetic: Synthetic, tmp_path: Path) -> None:
     nodes.add("reader", cpus=2, reader=1)
     command = [sys.executable, "-m", "her2batch.cli", "ingest", str(synthetic.scans), "--out", str(tmp_path / "c")]
     run = nodes.popen(*command, "--address", nodes.address)
@@ -128,7 +126,7 @@ def test_where_a_cluster_has_readers_slides_are_opened_on_them_alone(
 
 
 @pytest.mark.slow
-def test_folds_and_searches_are_jobs_too(nodes: Cluster, synthetic: Synthetic, tmp_path: Path) -> None:
+def test_folds_and_searches_run_as_jobs(nodes: Cluster, synthetic: Synthetic, tmp_path: Path) -> None:
     common = f'cohort = "{synthetic.cohort}"\nout = "{tmp_path / "{}"}"\n'
     training = (
         '[training]\ntasks = ["her2-3way"]\nmethods = ["clam-sb"]\nfolds = 3\nquick = true\noptions = ["epochs=1"]\n'
@@ -144,18 +142,18 @@ def test_folds_and_searches_are_jobs_too(nodes: Cluster, synthetic: Synthetic, t
     assert len(TrainingRun(tmp_path / "search").read("trials")) == 2
 
 
-def test_the_examples_beside_the_jobs_are_read(synthetic: Synthetic) -> None:
+def test_example_settings_of_jobs_are_valid(synthetic: Synthetic) -> None:
     for name, kind in (("night", NightlySettings), ("folds", TrainJob), ("search", TuneJob)):
         assert read_settings(ROOT / "jobs" / f"{name}.toml", kind)
 
 
-def test_jobs_stay_small() -> None:
+def test_job_files_are_short() -> None:
     for path in (ROOT / "jobs").glob("*.py"):
         assert len(path.read_text().splitlines()) <= 40, path
 
 
 @pytest.mark.slow
-def test_when_the_head_is_lost_the_run_says_so_and_the_next_goes_on(
+def test_lost_head_node_ends_the_run_and_the_next_continues(
     nodes: Cluster, synthetic: Synthetic, tmp_path: Path
 ) -> None:
     """The last of these tests: the cluster ends with it.

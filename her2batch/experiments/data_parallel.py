@@ -28,7 +28,9 @@ def run_data_parallel(session: RaySession, job: TrainingJob, unit: Unit, workers
             train_loop_config={"job": job, "unit": unit, "device": "cuda" if gpus else "cpu"},
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
-            run_config=RunConfig(storage_path=folder, name=unit.name, failure_config=FailureConfig(max_failures=MAX_RESTARTS)),
+            run_config=RunConfig(
+                storage_path=folder, name=unit.name, failure_config=FailureConfig(max_failures=MAX_RESTARTS)
+            ),
         )
         try:
             trainer.fit()

@@ -27,6 +27,7 @@ from her2batch.experiments.train import (
     run_unit_in_worker,
 )
 from her2batch.experiments.units import TrainingJob, train_only
+from her2batch.models.mil_registry import LogUniform
 from her2batch.runtime.parallel import map_unordered
 from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Training, TrainingResources
@@ -35,7 +36,7 @@ from her2batch.store.training_run import FINAL_FOLD, Unit
 from her2batch.tasks import COUNTS_METHODS
 from her2batch.training.fit_loop import Progress
 from her2batch.training.make_bundle import make_bundle
-from her2batch.training.methods import SPACES, LogUniform, method_kind, method_settings, plan_units, units_of_cells
+from her2batch.training.methods import method_kind, method_settings, plan_units, search_space, units_of_cells
 from her2batch.training.metrics import metrics_summary
 
 REDUCTION_FACTOR: Final = 3
@@ -164,7 +165,7 @@ def _search(
         )
         tuner = ray_tune.Tuner(
             trainable,
-            param_space={name: _search_domain(ray_tune, one) for name, one in SPACES[kind].items()},
+            param_space={name: _search_domain(ray_tune, one) for name, one in search_space(unit.method, kind).items()},
             tune_config=ray_tune.TuneConfig(
                 metric="best_loss",
                 mode="min",

@@ -23,10 +23,10 @@ from her2batch.settings import DriftSettings
 from her2batch.store.cohort import Cohort, Row
 from her2batch.tasks import CLASSES, MEMBRANE_RULE
 
-MIX = "score mix"
+CLASS_MIX = "score mix"
 TASK = "her2-3way"
 
-WORDS = {
+MEASURES = {
     "dab": "mean optical density of DAB in tissue",
     "cells": "share of tissue among nuclei or membranes",
     "score": "continuous HER2 score",
@@ -40,7 +40,7 @@ WORDS = {
 
 
 @dataclass(frozen=True)
-class Figure:
+class DriftTest:
     """One comparison. night, reference: means; of the mix, counts by class as text.  p: None where too few slides."""
 
     site: str
@@ -57,18 +57,18 @@ class Figure:
         """In plain words."""
         if self.p is None:
             return f"{self.site}: too few slides to compare ({self.n_night} tonight, {self.n_reference} before)"
-        words = WORDS.get(self.figure, "mix of HER2 classes")
+        words = MEASURES.get(self.figure, "mix of HER2 classes")
         a, b = (one if isinstance(one, str) else f"{one:.3g}" for one in (self.night, self.reference))
         verdict = "has moved: look at this scanner's and stainer's settings" if self.alarm else "is as before"
         return f"{self.site}: {words} {verdict} ({a} tonight, {b} before; {self.n_night} and {self.n_reference} slides)"
 
 
-def compare(cohort: Cohort, fresh: set[str], settings: DriftSettings, at: datetime) -> list[Figure]:
+def detect_drift(cohort: Cohort, fresh: set[str], settings: DriftSettings, at: datetime) -> list[DriftTest]:
     """A night's slides against those of the reference period before it.
 
     fresh: ids of the night's slides.  at: its start.  Raises InputError when the site's expression is none.
     """
-    finished, rows = finished_at(cohort), cohort.rows()
+    finished, rows = finish_times(cohort), cohort.rows()
     since = at - timedelta(days=settings.reference_days)
     sides: dict[str, tuple[list[Row], list[Row]]] = defaultdict(lambda: ([], []))
     site_of = site_reader(settings.site)
@@ -79,44 +79,48 @@ def compare(cohort: Cohort, fresh: set[str], settings: DriftSettings, at: dateti
             sides[site_of(row)][0].append(row)
         elif since <= finished.get(slide_id, datetime.min.replace(tzinfo=at.tzinfo)) < at:
             sides[site_of(row)][1].append(row)
-    figures: list[Figure] = []
+    figures: list[DriftTest] = []
     for site, (night, reference) in sorted(sides.items()):
         if night:
             few = min(len(night), len(reference)) < settings.least
             figures += (
-                [Figure(site, "all", "", "", len(night), len(reference), None)]
+                [DriftTest(site, "all", "", "", len(night), len(reference), None)]
                 if few
-                else _site(site, _measured(cohort, night), _measured(cohort, reference))
+                else _site_tests(site, _slide_measures(cohort, night), _slide_measures(cohort, reference))
             )
-    return judged(figures, settings)
+    return flag_alarms(figures, settings)
 
 
-def judged(figures: Sequence[Figure], settings: DriftSettings) -> list[Figure]:
+def flag_alarms(figures: Sequence[DriftTest], settings: DriftSettings) -> list[DriftTest]:
     """The same with their alarms: every kind of test shares its limit among its comparisons."""
     wanted = {False: 2 * float(stats.norm.sf(settings.deviations)), True: settings.shares}
-    count = Counter(one.figure == MIX for one in figures if one.p is not None)
+    count = Counter(one.figure == CLASS_MIX for one in figures if one.p is not None)
     return [
-        replace(one, alarm=one.p is not None and one.p < wanted[one.figure == MIX] / count[one.figure == MIX])
+        replace(
+            one, alarm=one.p is not None and one.p < wanted[one.figure == CLASS_MIX] / count[one.figure == CLASS_MIX]
+        )
         for one in figures
     ]
 
 
-def _site(site: str, night: list[Row], reference: list[Row]) -> list[Figure]:
+def _site_tests(site: str, night: list[Row], reference: list[Row]) -> list[DriftTest]:
     found = []
-    for name in WORDS:
+    for name in MEASURES:
         a, b = (
             np.array([one[name] for one in side if one.get(name) is not None], float) for side in (night, reference)
         )
         if min(len(a), len(b)) > 1:
-            found.append(Figure(site, name, float(a.mean()), float(b.mean()), len(a), len(b), shifted(a, b)))
+            found.append(DriftTest(site, name, float(a.mean()), float(b.mean()), len(a), len(b), rank_test_p(a, b)))
     mixes = [Counter(one["class"] for one in side if one.get("class")) for side in (night, reference)]
     if all(mix.total() for mix in mixes):
         tonight, before = (", ".join(f"{mix[name]} {name}" for name in CLASSES[TASK]) for mix in mixes)
-        found.append(Figure(site, MIX, tonight, before, mixes[0].total(), mixes[1].total(), mix_p(*mixes)))
+        found.append(
+            DriftTest(site, CLASS_MIX, tonight, before, mixes[0].total(), mixes[1].total(), class_mix_p(*mixes))
+        )
     return found
 
 
-def shifted(a: np.ndarray, b: np.ndarray) -> float:
+def rank_test_p(a: np.ndarray, b: np.ndarray) -> float:
     """p value that two samples come from one distribution (Mann & Whitney 1947, normal approximation, ties counted).
 
     Ranks, not means: shares of blur and ink are so skewed that Welch's t-test gave 15 alarms in 1,000 quiet nights
@@ -127,7 +131,7 @@ def shifted(a: np.ndarray, b: np.ndarray) -> float:
     return float(stats.mannwhitneyu(a, b, method="asymptotic").pvalue)
 
 
-def mix_p(night: Mapping[str, int], reference: Mapping[str, int]) -> float:
+def class_mix_p(night: Mapping[str, int], reference: Mapping[str, int]) -> float:
     """p value that two counts by class come from one mix (Pearson's chi-squared), without classes nobody has."""
     there = [name for name in CLASSES[TASK] if night.get(name, 0) + reference.get(name, 0)]
     if len(there) < 2:
@@ -136,7 +140,7 @@ def mix_p(night: Mapping[str, int], reference: Mapping[str, int]) -> float:
     return float(stats.chi2_contingency(table, correction=False).pvalue)
 
 
-def _measured(cohort: Cohort, rows: list[Row]) -> list[Row]:
+def _slide_measures(cohort: Cohort, rows: list[Row]) -> list[Row]:
     """Each slide's figures."""
     found = []
     for row in rows:
@@ -182,7 +186,7 @@ class _SiteReader:
         return str(match.group(1)) if match and match.group(1) else "elsewhere"
 
 
-def finished_at(cohort: Cohort) -> dict[str, datetime]:
+def finish_times(cohort: Cohort) -> dict[str, datetime]:
     """When each slide was done last, by the runs' times."""
     found: dict[str, datetime] = {}
     for path in sorted(cohort.runs.glob("ingest-*.parquet")):

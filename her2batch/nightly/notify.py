@@ -10,13 +10,13 @@ from email.message import EmailMessage
 from urllib.parse import urlsplit
 
 from her2batch.errors import InputError
-from her2batch.nightly.summary import NightSummary, proof
+from her2batch.nightly.summary import NightSummary, counts_equation
 from her2batch.settings import NotificationSettings
 
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 
-def check(hook: NotificationSettings) -> None:
+def check_hook(hook: NotificationSettings) -> None:
     """Refuse, before the night, what can't be told to. Raises InputError."""
     if hook.webhook is not None:
         parts = urlsplit(hook.webhook)
@@ -27,7 +27,7 @@ def check(hook: NotificationSettings) -> None:
         raise InputError(f"hook.smtp: {hook.smtp!r} has no port", None, "give HOST:PORT, most often localhost:25")
 
 
-def notify(hook: NotificationSettings, night: NightSummary) -> list[str]:
+def send_summary(hook: NotificationSettings, night: NightSummary) -> list[str]:
     """Post and mail the summary; what could not be told, in words. A night never fails because of it."""
     failures = []
     if hook.webhook is not None:
@@ -47,7 +47,7 @@ def _post(address: str, night: NightSummary) -> None:
     body = json.dumps(night.facts()).encode()
     headers = {"Content-Type": "application/json", "User-Agent": "her2batch"}
     request = urllib.request.Request(address, body, headers)  # noqa: S310  (`check` allows http and https alone)
-    with urllib.request.urlopen(request, timeout=PATIENCE_S):  # noqa: S310
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S):  # noqa: S310
         return
 
 
@@ -56,7 +56,7 @@ def _mail(hook: NotificationSettings, night: NightSummary) -> None:
     words = "came to nothing" if night.error else "held back" if night.held else "stopped" if night.stopped else "ended"
     message["Subject"] = f"her2batch: night {night.night} {words}, {night.done} done, {night.failed} failed"
     message["From"], message["To"] = hook.mail_from, ", ".join(hook.mail_to)
-    message.set_content(f"{proof(night)}\n\n{json.dumps(night.facts(), indent=1)}\n")
+    message.set_content(f"{counts_equation(night)}\n\n{json.dumps(night.facts(), indent=1)}\n")
     host, _, port = hook.smtp.rpartition(":")
-    with smtplib.SMTP(host, int(port), timeout=PATIENCE_S) as server:
+    with smtplib.SMTP(host, int(port), timeout=TIMEOUT_S) as server:
         server.send_message(message)

@@ -1,7 +1,7 @@
 """The nightly job: what is new is ingested, scored with the bundle, checked, summed up, and told.
 
-One file of settings decides it (`settings.NightlySettings`). A night that was cut short goes on in the next: rows are what
-counts, and a slide that has one is not done, nor scored, again.
+One file of settings decides it (`settings.NightlySettings`). A night that was cut short goes on in the next: rows are
+what counts, and a slide that has one is not done, nor scored, again.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ from her2batch.errors import STOPPED
 from her2batch.files.locations import free_bytes
 from her2batch.store.cohort import Cohort, Row
 
-FAULT = "fault"
+INTERNAL_ERROR = "fault"
 """What stopped a night that had a fault of ours."""
 
-HELD = 4
+HELD_EXIT_CODE = 4
 """Exit code of a night whose report is held back."""
 
 
@@ -59,13 +59,13 @@ class NightSummary:
     def exit_code(self) -> int:
         """1 a fault · 2 another error · 130 stopped · 1 a slide vanished · 4 held back · 3 some failed · 0."""
         if self.error is not None:
-            return 1 if self.error == FAULT else 2
+            return 1 if self.error == INTERNAL_ERROR else 2
         if self.stopped:
             return STOPPED
         if not self.adds_up:
             return 1
         if self.held:
-            return HELD
+            return HELD_EXIT_CODE
         return 3 if self.failed or self.not_scored else 0
 
     def line(self) -> str:
@@ -77,19 +77,19 @@ class NightSummary:
         return {**asdict(self), "adds_up": self.adds_up, "exit_code": self.exit_code}
 
 
-def proof(night: NightSummary) -> str:
+def counts_equation(night: NightSummary) -> str:
     """The equation, in words."""
     parts = ("done", "failed", "deferred", "duplicate", "ignored")
     sign = "=" if night.adds_up else "≠"
     return f"seen {night.seen} {sign} " + " + ".join(f"{getattr(night, one)} {one}" for one in parts)
 
 
-def codes(failures: Iterable[Row]) -> dict[str, int]:
+def count_error_codes(failures: Iterable[Row]) -> dict[str, int]:
     """How many slides failed with each code."""
     return dict(sorted(Counter(str(row["error_code"]) for row in failures).items()))
 
 
-def disk(cohort: Cohort, rows: Mapping[str, Row]) -> tuple[int, int | None]:
+def disk_usage(cohort: Cohort, rows: Mapping[str, Row]) -> tuple[int, int | None]:
     """Bytes of all committed files, and bytes that are free; None where nobody can say."""
     used = sum(file["bytes"] for row in rows.values() for file in row["files"] or ())
     return used, free_bytes(cohort.root)

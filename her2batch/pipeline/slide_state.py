@@ -221,7 +221,7 @@ class Stage:
     tile, or, for any number of rows a tile, a TileColumns whose `tiles` are positions in the batch.
     tables: the tables of a stage over a grid, made from the slide's state once all tiles have been read.
     needed: whether an ingest with these settings runs the stage.  gpu: whether it uses one where there is one.
-    measures: the stage reads `TileBatch.figures`; the threads that decode for a GPU then compute them as well.
+    measures: the stage reads `TileBatch.features`; the threads that decode for a GPU then compute them as well.
     """
 
     name: str

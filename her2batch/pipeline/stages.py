@@ -40,7 +40,7 @@ from her2batch.pipeline.slide_state import (
 from her2batch.slides import pyramid
 from her2batch.slides.slide import Box, Slide, SlideInfo, resample
 from her2batch.store import schemas
-from her2batch.store.training_run import file_name_of
+from her2batch.store.training_run import encoder_folder
 from her2batch.tasks import MEMBRANE_RULE, PATCH_INPUTS
 from her2batch.vision import tile_grid
 from her2batch.vision.membrane import MEMBRANE_COLUMNS, TileBatch, feature_index
@@ -165,10 +165,10 @@ def _classify_thumbnail(context: StageContext) -> Work:
 
 
 def _measure(_: StageContext) -> Work:
-    """Measurements of every tile; `TileBatch.figures` are shared with the stain encoder."""
+    """Measurements of every tile; `TileBatch.features` are shared with the stain encoder."""
 
     def work(batch: TileBatch) -> Mapping[str, NDArray[Any]]:
-        figures, flat = batch.figures, batch.pixels.reshape(len(batch.pixels), -1)
+        figures, flat = batch.features, batch.pixels.reshape(len(batch.pixels), -1)
         return {
             "dab": figures[:, feature_index("dab")],
             "blur": figures[:, feature_index("blur")],
@@ -220,7 +220,7 @@ def _embedding_tables(context: StageContext, state: SlideState) -> Tables:
     for name in context.plan.encoders:
         vectors = state.embeddings.in_tile_order(name, n, context.dims[name])
         flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-        tables[f"embeddings/{file_name_of(name)}"] = schemas.embeddings_table(state.slide_id, keys["tile"], flat)
+        tables[f"embeddings/{encoder_folder(name)}"] = schemas.embeddings_table(state.slide_id, keys["tile"], flat)
     return tables
 
 

@@ -96,7 +96,7 @@ def read_tiles(
 def _decode(
     slide: Slide, feed: ReadPlan, block: Block, out: NDArray[np.uint8], measure: Measure | None
 ) -> NDArray[np.float32] | None:
-    cut_tiles(slide.read(Box(*block.box), *feed.source, block.places), block, feed.edge, out)
+    cut_tiles(slide.read(Box(*block.box), *feed.source, block.tile_rects), block, feed.edge, out)
     return None if measure is None else measure(out)
 
 

@@ -35,7 +35,16 @@ from her2batch.errors import InputError
 from her2batch.exchange.geojson import CLASS_COLOURS
 from her2batch.store.labels import COLUMNS
 from her2batch.synthetic.painting import paint_slide
-from her2batch.synthetic.specimen import ARTEFACTS, SITES, Mix, SlideTruth, Stain, SyntheticTissue, make_tissue, rng_for
+from her2batch.synthetic.specimen import (
+    ARTEFACTS,
+    SITES,
+    CellMix,
+    SlideTruth,
+    Stain,
+    SyntheticTissue,
+    make_tissue,
+    rng_for,
+)
 from her2batch.tasks import IHC_SCORES
 
 Image = NDArray[np.uint8]
@@ -43,26 +52,26 @@ Progress = Callable[[int, int], None]
 
 TILE = 256
 
-LAST_LEVEL = 512
+MIN_LEVEL_PX = 512
 """No level of the pyramid is less wide or high than this, but for the first."""
 
-SMALLEST = 512
+MIN_SLIDE_PX = 512
 """Slides are at least this wide and high, level-0 px."""
 
-NEAR = 0.2
+BORDERLINE_SHARE = 0.2
 """Share of slides whose mix is close to the next score's."""
 
-LATER: tuple[Stain, ...] = ("her2", "er", "er", "pr")
+FOLLOW_UP_STAINS: tuple[Stain, ...] = ("her2", "er", "er", "pr")
 """What a patient's second and third slides are stained for, all equally likely."""
 
-NAMES = ("Muster, Erika", "Beispiel, Anna", "Exempel, Greta", "Modelo, Lucia", "Doe, Jane", "Esempio, Maria",
+PATIENT_NAMES = ("Muster, Erika", "Beispiel, Anna", "Exempel, Greta", "Modelo, Lucia", "Doe, Jane", "Esempio, Maria",
          "Przyklad, Ewa", "Voorbeeld, Sanne", "Exemple, Claire", "Roe, Janet")  # fmt: skip
 """Invented patients, as placeholder names go in their languages."""
 
 VIEW_UM = 400.0
 """Edge of what is annotated or not as a whole."""
 
-LEAST_PX = 60
+MIN_REGION_PX = 60
 """Regions and holes below this (0.004 mm²) aren't drawn."""
 
 
@@ -79,16 +88,16 @@ def make_cohort(
     size: typical width and height, level-0 px at 0.25 µm/px; a slide's own are log-normal about them.  workers:
     processes, default one a core.  progress: called with slides done and slides in all.  Raises InputError.
     """
-    if slides < 1 or min(size) < SMALLEST:
+    if slides < 1 or min(size) < MIN_SLIDE_PX:
         raise InputError(
-            f"{slides} slides of {size[0]} × {size[1]} px", None, f"ask for 1 or more of {SMALLEST} px or more"
+            f"{slides} slides of {size[0]} × {size[1]} px", None, f"ask for 1 or more of {MIN_SLIDE_PX} px or more"
         )
     truths = plan_cohort(slides, seed, size)
     for name in ("slides", "annotations", "truth"):
         (out / name).mkdir(parents=True, exist_ok=True)
-    write = partial(_write_all, out, seed)
+    write = partial(_write_slide_files, out, seed)
     written = []
-    for truth in _mapped(write, truths, workers or os.cpu_count() or 1):
+    for truth in _map_in_processes(write, truths, workers or os.cpu_count() or 1):
         written.append(truth)
         if progress is not None:
             progress(len(written), slides)
@@ -96,7 +105,7 @@ def make_cohort(
     return out
 
 
-def _mapped(
+def _map_in_processes(
     function: Callable[[SlideTruth], SlideTruth], truths: list[SlideTruth], workers: int
 ) -> Iterator[SlideTruth]:
     """In order, in processes of their own where that helps."""
@@ -120,21 +129,26 @@ def plan_cohort(slides: int, seed: int, size: tuple[int, int]) -> list[SlideTrut
     while len(truths) < slides:
         scores = scores or rng_for(seed, "scores", patient).permutation(IHC_SCORES).tolist()
         sites = sites or rng_for(seed, "sites", patient).permutation(list(SITES)).tolist()
-        truths += _patient(rng_for(seed, "patient", patient), patient, scores.pop(), sites.pop(), size)
+        truths += _plan_patient(rng_for(seed, "patient", patient), patient, scores.pop(), sites.pop(), size)
         patient += 1
     return truths[:slides]
 
 
-def _patient(rng: np.random.Generator, number: int, ihc: str, site: str, size: tuple[int, int]) -> list[SlideTruth]:
+def _plan_patient(
+    rng: np.random.Generator, number: int, ihc: str, site: str, size: tuple[int, int]
+) -> list[SlideTruth]:
     """The slides of one patient."""
-    patient_id, name = f"P{number + 1:03d}", NAMES[number % len(NAMES)]
+    patient_id, name = f"P{number + 1:03d}", PATIENT_NAMES[number % len(PATIENT_NAMES)]
     positive = {"er": rng.random() < 0.65, "pr": rng.random() < 0.5}
-    stains: list[Stain] = ["her2", *(LATER[k] for k in rng.integers(len(LATER), size=rng.choice(3, p=[0.5, 0.3, 0.2])))]
+    stains: list[Stain] = [
+        "her2",
+        *(FOLLOW_UP_STAINS[k] for k in rng.integers(len(FOLLOW_UP_STAINS), size=rng.choice(3, p=[0.5, 0.3, 0.2]))),
+    ]
     mixes = [draw_mix(ihc, rng) if one == "her2" else draw_nuclei(positive[one], rng) for one in stains]
     ish = draw_ish(mixes[0], rng) if ihc == "2+" else None
     found = []
     for k, (stain, mix) in enumerate(zip(stains, mixes, strict=True), start=1):
-        width, height = (max(SMALLEST, round(edge * np.clip(rng.lognormal(0, 0.15), 0.6, 1.6))) for edge in size)
+        width, height = (max(MIN_SLIDE_PX, round(edge * np.clip(rng.lognormal(0, 0.15), 0.6, 1.6))) for edge in size)
         pieces = 1 + int(rng.choice(3, p=[0.5, 0.35, 0.15])) if max(width, height) >= 3000 else 1
         artefacts = tuple(one for one in ARTEFACTS if rng.random() < 0.2)
         own_ish = ish if stain == "her2" else None
@@ -146,16 +160,16 @@ def _patient(rng: np.random.Generator, number: int, ihc: str, site: str, size: t
     return found
 
 
-def draw_ish(mix: Mix, rng: np.random.Generator) -> str | None:
+def draw_ish(mix: CellMix, rng: np.random.Generator) -> str | None:
     """ISH of a 2+ tumour: about a fifth positive, more at the intense end; missing now and then."""
     if rng.random() < 0.07:
         return None
     return "+" if rng.random() < np.clip(0.2 + 0.8 * (mix.moderate - 0.38), 0.05, 0.5) else "-"
 
 
-def draw_mix(ihc: str, rng: np.random.Generator) -> Mix:
+def draw_mix(ihc: str, rng: np.random.Generator) -> CellMix:
     """Shares of cell classes that make a HER2 score, near the next score's now and then."""
-    near = rng.random() < NEAR
+    near = rng.random() < BORDERLINE_SHARE
     u = rng.uniform
     faint = moderate = intense = 0.0
     if ihc == "0":
@@ -170,16 +184,16 @@ def draw_mix(ihc: str, rng: np.random.Generator) -> Mix:
         faint, moderate, intense = u(0.2, 0.3), u(0.2, 0.4), u(0.12, 0.2)
     else:
         faint, moderate, intense = u(0.02, 0.12), u(0.08, 0.25), u(0.35, 0.62)
-    return Mix(1 - faint - moderate - intense, faint, moderate, intense)
+    return CellMix(1 - faint - moderate - intense, faint, moderate, intense)
 
 
-def draw_nuclei(positive: bool, rng: np.random.Generator) -> Mix:
+def draw_nuclei(positive: bool, rng: np.random.Generator) -> CellMix:
     """Shares of ER or PR nuclei: under 1 % stained, or more, low-positive (under 10 %) now and then."""
     if not positive:
-        return Mix(1.0, 0.0, 0.0, 0.0)
-    share = rng.uniform(0.02, 0.1) if rng.random() < NEAR / 2 else rng.uniform(0.3, 0.98)
+        return CellMix(1.0, 0.0, 0.0, 0.0)
+    share = rng.uniform(0.02, 0.1) if rng.random() < BORDERLINE_SHARE / 2 else rng.uniform(0.3, 0.98)
     weak, moderate, strong = (share * rng.dirichlet([1.0, 2.0, 3.0])).tolist()
-    return Mix(1 - weak - moderate - strong, weak, moderate, strong)
+    return CellMix(1 - weak - moderate - strong, weak, moderate, strong)
 
 
 def write_labels(path: Path, truths: list[SlideTruth]) -> None:
@@ -193,14 +207,14 @@ def write_labels(path: Path, truths: list[SlideTruth]) -> None:
             rows.writerow(dict(zip(COLUMNS, (*facts, one.site, one.stain), strict=True)))
 
 
-def _write_all(out: Path, seed: int, planned: SlideTruth) -> SlideTruth:
+def _write_slide_files(out: Path, seed: int, planned: SlideTruth) -> SlideTruth:
     """A slide, its annotations, its truth: with the mix of the cells as placed, which on small slides isn't quite the
     one that was planned.
     """  # fmt: skip
     specimen = make_slide(out / "slides" / f"{planned.slide_id}.svs", planned, seed)
     truth = replace(planned, mix=specimen.mix)
     if truth.stain == "her2":
-        features = annotate(specimen, rng_for(seed, truth.slide_id, "annotations"))
+        features = draw_annotations(specimen, rng_for(seed, truth.slide_id, "annotations"))
         collection = {"type": "FeatureCollection", "features": features}
         (out / "annotations" / f"{truth.slide_id}.geojson").write_text(json.dumps(collection), encoding="utf-8")
     write_truth(out / "truth", truth, specimen)
@@ -222,8 +236,8 @@ def make_slide(path: Path, truth: SlideTruth, seed: int = 0) -> SyntheticTissue:
     1500 × 1200 px take about 0.3 s.
     """
     specimen = make_tissue(truth, seed)
-    look = specimen.look
-    level = paint_slide(specimen.cells, specimen.fields, specimen.sheets, look, (truth.width, truth.height))
+    appearance = specimen.appearance
+    level = paint_slide(specimen.cells, specimen.fields, specimen.noise, appearance, (truth.width, truth.height))
     write_svs(path, level, truth)
     return specimen
 
@@ -232,9 +246,9 @@ def write_svs(path: Path, image: Image, truth: SlideTruth) -> None:
     """A pyramid in Aperio's layout: level 0, thumbnail, other levels (each half the one above), label, macro."""
     quality = SITES[truth.site].jpeg_quality
     levels = [image]
-    while min(levels[-1].shape[:2]) >= 2 * LAST_LEVEL:
-        levels.append(_halved(levels[-1]))
-    thumbnail = _fitted(levels[-1], 768)
+    while min(levels[-1].shape[:2]) >= 2 * MIN_LEVEL_PX:
+        levels.append(_halve(levels[-1]))
+    thumbnail = _resize_longest_side(levels[-1], 768)
     label = draw_label(truth)
     software = "Aperio Image Library v12.0.0 \r\n"
     size = f"{truth.width}x{truth.height}"
@@ -244,14 +258,14 @@ def write_svs(path: Path, image: Image, truth: SlideTruth) -> None:
     words = f"{software}{size} [0,0 {size}] ({TILE}x{TILE}) JPEG/YCC Q={quality}{tail}"
     with tifffile.TiffWriter(path, bigtiff=False) as tiff:
         _write_jpeg(tiff, image, TILE, quality, description=words)
-        _write_jpeg(tiff, thumbnail, None, 85, description=f"{software}{size} -> {_size(thumbnail)} - {tail}")
+        _write_jpeg(tiff, thumbnail, None, 85, description=f"{software}{size} -> {_size_text(thumbnail)} - {tail}")
         for level in levels[1:]:
-            _write_jpeg(tiff, level, TILE, quality, description=f"{words} -> {_size(level)}")
+            _write_jpeg(tiff, level, TILE, quality, description=f"{words} -> {_size_text(level)}")
         plain = {"photometric": "rgb", "compression": "lzw", "rowsperstrip": label.shape[0], "metadata": None}
-        words = f"{software}label {_size(label)}"
+        words = f"{software}label {_size_text(label)}"
         tiff.write(label, subfiletype=1, description=words, software=False, **plain)
         macro = draw_macro(thumbnail, label)
-        _write_jpeg(tiff, macro, None, 85, subfiletype=9, description=f"{software}macro {_size(macro)}")
+        _write_jpeg(tiff, macro, None, 85, subfiletype=9, description=f"{software}macro {_size_text(macro)}")
 
 
 def _write_jpeg(tiff: tifffile.TiffWriter, image: Image, tile: int | None, quality: int, **tags: Any) -> None:
@@ -259,12 +273,12 @@ def _write_jpeg(tiff: tifffile.TiffWriter, image: Image, tile: int | None, quali
     edges = (tile, tile) if tile else image.shape[:2]
     cut = {"tile": edges} if tile else {"rowsperstrip": edges[0]}
     tiff.write(
-        encoded(image, edges, quality), shape=image.shape, dtype=np.uint8, photometric="ycbcr", compression="jpeg",
+        encode_jpeg_tiles(image, edges, quality), shape=image.shape, dtype=np.uint8, photometric="ycbcr", compression="jpeg",
         subsampling=(2, 2), metadata=None, software=False, **cut, **tags,
     )  # fmt: skip
 
 
-def encoded(image: Image, edges: tuple[int, int], quality: int) -> Iterator[bytes]:
+def encode_jpeg_tiles(image: Image, edges: tuple[int, int], quality: int) -> Iterator[bytes]:
     """Tiles of edges (height, width) as JPEG, row by row; the last ones are filled up with their outermost px."""
     height, width = image.shape[:2]
     for y in range(0, height, edges[0]):
@@ -275,18 +289,18 @@ def encoded(image: Image, edges: tuple[int, int], quality: int) -> Iterator[byte
             yield simplejpeg.encode_jpeg(np.ascontiguousarray(tile), quality, "RGB", "420")
 
 
-def _halved(image: Image) -> Image:
+def _halve(image: Image) -> Image:
     h, w = image.shape[0] // 2, image.shape[1] // 2
     return np.asarray(cv2.resize(image[: 2 * h, : 2 * w], (w, h), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _fitted(image: Image, longest: int) -> Image:
+def _resize_longest_side(image: Image, longest: int) -> Image:
     scale = longest / max(image.shape[:2])
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _size(image: Image) -> str:
+def _size_text(image: Image) -> str:
     return f"{image.shape[1]}x{image.shape[0]}"
 
 
@@ -310,20 +324,24 @@ def draw_macro(thumbnail: Image, label: Image) -> Image:
     """The whole glass with its label, as a scanner's second camera sees it: (400, 1200, 3) uint8."""
     image = np.full((400, 1200, 3), 232, np.uint8)
     image[40 : 40 + label.shape[0], 20 : 20 + label.shape[1]] = label
-    small = _fitted(thumbnail, 300)
+    small = _resize_longest_side(thumbnail, 300)
     y, x = (400 - small.shape[0]) // 2, 600
     image[y : y + small.shape[0], x : x + small.shape[1]] = small
     return image
 
 
-def annotate(specimen: SyntheticTissue, rng: np.random.Generator) -> list[dict[str, Any]]:
+def draw_annotations(specimen: SyntheticTissue, rng: np.random.Generator) -> list[dict[str, Any]]:
     """Regions as QuPath exports them, level-0 px: a pathologist looked at about half of the fields of VIEW_UM."""
     regions, px = specimen.regions, specimen.fields.px
-    view = max(1, round(VIEW_UM / specimen.look.mpp / px))
+    view = max(1, round(VIEW_UM / specimen.appearance.mpp / px))
     seen = rng.random((-(-regions.shape[0] // view), -(-regions.shape[1] // view))) < 0.5
     seen[rng.integers(seen.shape[0]), rng.integers(seen.shape[1])] = True
     shown = regions * np.kron(seen, np.ones((view, view), bool))[: regions.shape[0], : regions.shape[1]]
-    return [_feature(name, rings, px) for k, name in enumerate(IHC_SCORES, start=1) for rings in _outlines(shown == k)]
+    return [
+        _geojson_feature(name, rings, px)
+        for k, name in enumerate(IHC_SCORES, start=1)
+        for rings in _outlines(shown == k)
+    ]
 
 
 def _outlines(mask: NDArray[np.bool_]) -> Iterator[list[NDArray[np.int32]]]:
@@ -331,14 +349,14 @@ def _outlines(mask: NDArray[np.bool_]) -> Iterator[list[NDArray[np.int32]]]:
     opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     contours, tree = cv2.findContours(opened, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     smoothed = [cv2.approxPolyDP(one, 0.8, True)[:, 0] for one in contours]
-    large = [len(one) > 2 and cv2.contourArea(one) >= LEAST_PX for one in smoothed]
+    large = [len(one) > 2 and cv2.contourArea(one) >= MIN_REGION_PX for one in smoothed]
     for k, outline in enumerate(smoothed):
         parents = tree[0, :, 3]
         if large[k] and parents[k] < 0:
             yield [outline, *(smoothed[i] for i in np.flatnonzero(parents == k) if large[i])]
 
 
-def _feature(name: str, rings: list[NDArray[np.int32]], px: int) -> dict[str, Any]:
+def _geojson_feature(name: str, rings: list[NDArray[np.int32]], px: int) -> dict[str, Any]:
     closed = [((np.vstack([ring, ring[:1]]) + 0.5) * px).tolist() for ring in rings]
     return {
         "type": "Feature",

@@ -21,7 +21,7 @@ Map = NDArray[np.float32]
 Warp = tuple[Map, Map]
 Vector = tuple[float, float, float]
 
-RIM = 3
+RIM_CELLS = 3
 """Spare cells round the slide, so that every px of a margin has all its neighbours."""
 
 BLOCK_PX = 640
@@ -30,15 +30,15 @@ BLOCK_PX = 640
 MARGIN = 24
 """Px painted round a block and cut off again, for the blurs: three σ of the widest."""
 
-NOISE = np.float32(0.1)
+SENSOR_NOISE = np.float32(0.1)
 """σ of the noise of a grey value over its root: 1.6 on white glass, as on real scans."""
 
-SHEET = 768
+NOISE_PX = 768
 """Edge of the periodic noise, px: at least BLOCK_PX + 2 · MARGIN."""
 
 NEIGHBOURS = tuple((dr, dc) for dr in (-1, 0, 1) for dc in (-1, 0, 1))
 
-SWERVE_UM = 1.6
+WARP_UM = 1.6
 """σ of how far cells and fibres swerve from straight lines."""
 
 BEND_UM = 600.0
@@ -56,16 +56,18 @@ BLUR_EDGE_UM = 20.0
 RIM_UM = 5.0
 """Half width of a bubble's rim."""
 
-SHARPENED = 0.5
+SHARPENING = 0.5
 """Weight of a scanner's sharpening."""
 
-FIBRE = (0.09 * np.clip((np.arange(256) - 76) / 64, 0, 1.6)).astype(np.float32)
+FIBRE_DENSITY = (0.09 * np.clip((np.arange(256) - 76) / 64, 0, 1.6)).astype(np.float32)
 """Haematoxylin density of a fibre, by its level in the sheet: the lowest third are gaps."""
 
-FOLDED = 0.9
+FOLD_DENSITY = 0.9
 """A fold's second layer, as a share of the first."""
 
-NUCLEUS = np.interp(np.arange(256) / 128, [0, 0.45, 0.85, 1.0, 1.25], [0.55, 0.65, 1.0, 0.75, 0]).astype(np.float32)
+CHROMATIN_PROFILE = np.interp(np.arange(256) / 128, [0, 0.45, 0.85, 1.0, 1.25], [0.55, 0.65, 1.0, 0.75, 0]).astype(
+    np.float32
+)
 """Chromatin from the middle of a nucleus outwards, by (distance / radius)² · 128: vesicular, with a darker rim."""
 
 
@@ -137,7 +139,7 @@ class Appearance:
     haematoxylin: Vector
     dab: Vector
     white: Vector
-    ink: Vector
+    pen: Vector
     fibre_angle: float
 
 
@@ -150,15 +152,15 @@ class Block(NamedTuple):
     columns: int
 
 
-class Window(NamedTuple):
-    """The px being painted, a block and its margin (level-0 px), and how fields and sheets are cut to them."""
+class PaintWindow(NamedTuple):
+    """The px being painted, a block and its margin (level-0 px), and how fields and noise are cut to them."""
 
     x: int
     y: int
     w: int
     h: int
 
-    def of(self, field: Map, px: int) -> Map:
+    def resample(self, field: Map, px: int) -> Map:
         """A field of `px` level-0 px per field px: (h, w) float32, interpolated."""
         k = 1 / px
         matrix = np.array([[k, 0, (self.x + 0.5) * k - 0.5], [0, k, (self.y + 0.5) * k - 0.5]])
@@ -166,33 +168,36 @@ class Window(NamedTuple):
         out = cv2.warpAffine(field, matrix, (self.w, self.h), flags=flags, borderMode=cv2.BORDER_REPLICATE)
         return np.asarray(out, np.float32)
 
-    def cut(self, sheet: Map) -> Map:
+    def crop(self, noise: Map) -> Map:
         """A sheet: a view, (h, w) or (h, w, 3)."""
-        x, y = self.x % SHEET, self.y % SHEET
-        return sheet[y : y + self.h, x : x + self.w]
+        x, y = self.x % NOISE_PX, self.y % NOISE_PX
+        return noise[y : y + self.h, x : x + self.w]
 
 
 def make_noise_fields(rng: np.random.Generator, mpp: float) -> NoiseFields:
     """A slide's noise."""
-    grain, mottle, drift_x, drift_y = (_periodic(rng, um / mpp, um / mpp) for um in (0.3, 1.6, 5.0, 5.0))
-    ripple = _periodic(rng, 0.8 / mpp, 0.8 / mpp)
-    drift_x, drift_y = drift_x + np.float32(0.14) * ripple, drift_y + np.float32(0.14) * np.roll(ripple, SHEET // 2, 1)
-    fibre = np.clip(96 + 48 * _periodic(rng, 6.0 / mpp, 0.36 / mpp), 0, 255).astype(np.uint8)
-    sensor = NOISE * rng.standard_normal((SHEET, SHEET, 3), np.float32)
+    grain, mottle, drift_x, drift_y = (_periodic_noise(rng, um / mpp, um / mpp) for um in (0.3, 1.6, 5.0, 5.0))
+    ripple = _periodic_noise(rng, 0.8 / mpp, 0.8 / mpp)
+    drift_x, drift_y = (
+        drift_x + np.float32(0.14) * ripple,
+        drift_y + np.float32(0.14) * np.roll(ripple, NOISE_PX // 2, 1),
+    )
+    fibre = np.clip(96 + 48 * _periodic_noise(rng, 6.0 / mpp, 0.36 / mpp), 0, 255).astype(np.uint8)
+    sensor = SENSOR_NOISE * rng.standard_normal((NOISE_PX, NOISE_PX, 3), np.float32)
     grain, mottle, drift_x, drift_y = (np.tile(one, (2, 2)) for one in (grain, ndtr(mottle), drift_x, drift_y))
     return NoiseFields(grain, mottle, drift_x, drift_y, np.tile(sensor, (2, 2, 1)), np.tile(fibre, (4, 4)))
 
 
-def _periodic(rng: np.random.Generator, sigma_x: float, sigma_y: float) -> Map:
+def _periodic_noise(rng: np.random.Generator, sigma_x: float, sigma_y: float) -> Map:
     """Smooth noise that goes on over its edges: (SHEET, SHEET) float32, mean 0, σ 1."""
-    noise = rng.standard_normal((SHEET, SHEET), np.float32)
+    noise = rng.standard_normal((NOISE_PX, NOISE_PX), np.float32)
     rim = int(3 * max(sigma_x, sigma_y)) + 1
     padded = np.pad(noise, rim, mode="wrap")
     smooth = cv2.GaussianBlur(padded, (0, 0), sigma_x, sigmaY=sigma_y)[rim:-rim, rim:-rim]
     return np.asarray((smooth - smooth.mean()) / smooth.std(), np.float32)
 
 
-def blocks(width: int, height: int, pitch: int) -> Iterator[Block]:
+def plan_paint_blocks(width: int, height: int, pitch: int) -> Iterator[Block]:
     """Blocks that cover a slide of width × height px."""
     step = max(1, BLOCK_PX // pitch)
     rows, columns = -(-height // pitch), -(-width // pitch)
@@ -202,44 +207,52 @@ def blocks(width: int, height: int, pitch: int) -> Iterator[Block]:
 
 
 def paint_slide(
-    cells: Cells, fields: Fields, sheets: NoiseFields, look: Appearance, size: tuple[int, int]
+    cells: Cells, fields: Fields, noise: NoiseFields, appearance: Appearance, size: tuple[int, int]
 ) -> NDArray[np.uint8]:
     """Level 0 of a slide. size: width, height, px. Returns (height, width, 3) uint8 RGB."""
     width, height = size
     out = np.empty((height, width, 3), np.uint8)
-    for block in blocks(width, height, cells.pitch):
+    for block in plan_paint_blocks(width, height, cells.pitch):
         x, y = block.column * cells.pitch, block.row * cells.pitch
         place = out[y : y + block.rows * cells.pitch, x : x + block.columns * cells.pitch]
-        place[:] = paint(cells, fields, sheets, look, block)[: place.shape[0], : place.shape[1]]
+        place[:] = paint_block(cells, fields, noise, appearance, block)[: place.shape[0], : place.shape[1]]
     return out
 
 
-def paint(cells: Cells, fields: Fields, sheets: NoiseFields, look: Appearance, block: Block) -> NDArray[np.uint8]:
+def paint_block(
+    cells: Cells, fields: Fields, noise: NoiseFields, appearance: Appearance, block: Block
+) -> NDArray[np.uint8]:
     """One block: (rows · pitch, columns · pitch, 3) uint8 RGB."""
     pitch = cells.pitch
-    window = Window(
+    window = PaintWindow(
         block.column * pitch - MARGIN, block.row * pitch - MARGIN,
         block.columns * pitch + 2 * MARGIN, block.rows * pitch + 2 * MARGIN,
     )  # fmt: skip
-    shade = window.of(fields.shade, fields.px)
-    od = cv2.merge([shade - np.float32(np.log10(one)) for one in look.white])
-    inside = window.of(fields.tissue, fields.px)
+    shade = window.resample(fields.shade, fields.px)
+    od = cv2.merge([shade - np.float32(np.log10(one)) for one in appearance.white])
+    inside = window.resample(fields.tissue, fields.px)
     if float(inside.max()) > -4 * FRAY_UM:
-        thickness = window.of(fields.thickness, fields.px)
-        stain = _stain(cells, sheets, look, block, window, (thickness - 1) * np.float32(BEND_UM / look.mpp))
-        here = _edge(inside + FRAY_UM * window.cut(sheets.drift_x), 2.0) * thickness
-        stain *= _folded(here, fields, window)[..., None]
-        od += cv2.transform(_focus(stain), np.asarray([look.haematoxylin, look.dab], np.float32).T)
-    od = _cover(od, fields, look, window)
-    return _light(od, window.cut(sheets.sensor))[MARGIN:-MARGIN, MARGIN:-MARGIN]
+        thickness = window.resample(fields.thickness, fields.px)
+        stain = _stain_densities(
+            cells, noise, appearance, block, window, (thickness - 1) * np.float32(BEND_UM / appearance.mpp)
+        )
+        here = _soft_edge(inside + FRAY_UM * window.crop(noise.drift_x), 2.0) * thickness
+        stain *= _double_folds(here, fields, window)[..., None]
+        od += cv2.transform(
+            _blur_and_sharpen(stain), np.asarray([appearance.haematoxylin, appearance.dab], np.float32).T
+        )
+    od = _add_artefacts(od, fields, appearance, window)
+    return _to_rgb(od, window.crop(noise.sensor))[MARGIN:-MARGIN, MARGIN:-MARGIN]
 
 
-def _stain(cells: Cells, sheets: NoiseFields, look: Appearance, block: Block, window: Window, bend: Map) -> Map:
+def _stain_densities(
+    cells: Cells, noise: NoiseFields, appearance: Appearance, block: Block, window: PaintWindow, bend: Map
+) -> Map:
     """Haematoxylin and DAB density of a block of tissue: (h, w, 2) float32. bend: (h, w), how far fibres swerve, px."""
-    reach = np.float32(SWERVE_UM / look.mpp)
-    warp = reach * window.cut(sheets.drift_x), reach * window.cut(sheets.drift_y)
+    reach = np.float32(WARP_UM / appearance.mpp)
+    warp = reach * window.crop(noise.drift_x), reach * window.crop(noise.drift_y)
     index, edge, dx, dy = voronoi(cells, block, window, warp)
-    grain, mottle = window.cut(sheets.grain), window.cut(sheets.mottle)
+    grain, mottle = window.crop(noise.grain), window.crop(noise.mottle)
 
     def of(values: Map) -> Map:
         return np.asarray(values.reshape(-1).take(index), np.float32)
@@ -249,17 +262,21 @@ def _stain(cells: Cells, sheets: NoiseFields, look: Appearance, block: Block, wi
     chromatin *= 1 + np.float32(0.16) * grain
     speckle = np.maximum(1 + np.float32(0.4) * grain, 0)
     h = of(cells.nucleus_h) * chromatin + of(cells.body_h) * speckle
-    h += of(cells.fibre) * _fibres(sheets, window, look, bend + warp[0])
+    h += of(cells.fibre) * _fibres(noise, window, appearance, bend + warp[0])
     d = of(cells.body_d) * speckle
     if cells.nucleus_d.any():
         d += of(cells.nucleus_d) * chromatin
     if cells.ring_d.any():
-        ring = of(cells.ring_d) * _edge(of(cells.ring_px) - edge, 2.0) * _edge(of(cells.ring_share) - mottle, 0.12)
+        ring = (
+            of(cells.ring_d)
+            * _soft_edge(of(cells.ring_px) - edge, 2.0)
+            * _soft_edge(of(cells.ring_share) - mottle, 0.12)
+        )
         d += ring * (np.float32(1.25) - np.float32(0.5) * mottle)
     return np.asarray(cv2.merge([h, d]), np.float32)
 
 
-def voronoi(cells: Cells, block: Block, window: Window, warp: Warp) -> tuple[NDArray[np.intp], Map, Map, Map]:
+def voronoi(cells: Cells, block: Block, window: PaintWindow, warp: Warp) -> tuple[NDArray[np.intp], Map, Map, Map]:
     """Whose each px is: (h, w) flat index of its cell, px to the cell's border, px from the cell along x and y.
 
     warp: how far every px moves before it looks for its cell; it makes them irregular.  The distance to the border is
@@ -267,7 +284,7 @@ def voronoi(cells: Cells, block: Block, window: Window, warp: Warp) -> tuple[NDA
     """
     pitch, cols = cells.pitch, cells.x.shape[1]
     spare = -(-MARGIN // pitch)  # squares that the margin reaches into
-    top, left = block.row + RIM - spare, block.column + RIM - spare
+    top, left = block.row + RIM_CELLS - spare, block.column + RIM_CELLS - spare
     off = spare * pitch - MARGIN
     rows, columns = block.rows + 2 * spare, block.columns + 2 * spare
 
@@ -307,53 +324,58 @@ def _chromatin(a: Map, b: Map, c: Map, dx: Map, dy: Map) -> Map:
     c *= dy
     a += c
     level = cv2.convertScaleAbs(a, alpha=128)  # saturates at 255, outside of the nucleus
-    return np.asarray(cv2.LUT(level, NUCLEUS), np.float32)
+    return np.asarray(cv2.LUT(level, CHROMATIN_PROFILE), np.float32)
 
 
-def _fibres(sheets: NoiseFields, window: Window, look: Appearance, bend: Map) -> Map:
+def _fibres(noise: NoiseFields, window: PaintWindow, appearance: Appearance, bend: Map) -> Map:
     """Haematoxylin density of the stroma's fibres, had the whole window stroma: wavy streaks with gaps."""
-    cos, sin = np.cos(look.fibre_angle), np.sin(look.fibre_angle)
+    cos, sin = np.cos(appearance.fibre_angle), np.sin(appearance.fibre_angle)
     x, y = np.arange(window.w, dtype=np.float32), np.arange(window.h, dtype=np.float32)[:, None]
-    start = (window.x * cos + window.y * sin) % SHEET + SHEET, (window.y * cos - window.x * sin) % SHEET + SHEET
+    start = (
+        (window.x * cos + window.y * sin) % NOISE_PX + NOISE_PX,
+        (window.y * cos - window.x * sin) % NOISE_PX + NOISE_PX,
+    )
     along = x * np.float32(cos) + (y * np.float32(sin) + np.float32(start[0]))
     across = x * np.float32(-sin) + (y * np.float32(cos) + np.float32(start[1])) + bend
-    streaks = cv2.remap(sheets.fibre, along, across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-    return np.asarray(cv2.LUT(streaks, FIBRE), np.float32)
+    streaks = cv2.remap(noise.fibre, along, across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    return np.asarray(cv2.LUT(streaks, FIBRE_DENSITY), np.float32)
 
 
-def _edge(inside: Map, width: float) -> Map:
+def _soft_edge(inside: Map, width: float) -> Map:
     """From 0 to 1 over `width`, ½ where `inside` is 0."""
     return np.asarray(np.clip(inside / np.float32(width) + np.float32(0.5), 0, 1), np.float32)
 
 
-def _folded(here: Map, fields: Fields, window: Window) -> Map:
+def _double_folds(here: Map, fields: Fields, window: PaintWindow) -> Map:
     """Tissue lies double in a fold."""
     if fields.fold is None:
         return here
-    fold = _edge(window.of(fields.fold, fields.px), 3.0)
-    return np.asarray(here * (1 + FOLDED * fold), np.float32)
+    fold = _soft_edge(window.resample(fields.fold, fields.px), 3.0)
+    return np.asarray(here * (1 + FOLD_DENSITY * fold), np.float32)
 
 
-def _focus(stain: Map) -> Map:
+def _blur_and_sharpen(stain: Map) -> Map:
     """What a lens and a scanner make of it: a slight blur, then sharpening, which leaves pale rims."""
     fine, wide = cv2.GaussianBlur(stain, (0, 0), 0.9), cv2.GaussianBlur(stain, (0, 0), 2.2)
-    return np.asarray(cv2.addWeighted(fine, 1 + SHARPENED, wide, -SHARPENED, 0), np.float32)
+    return np.asarray(cv2.addWeighted(fine, 1 + SHARPENING, wide, -SHARPENING, 0), np.float32)
 
 
-def _cover(od: Map, fields: Fields, look: Appearance, window: Window) -> Map:
+def _add_artefacts(od: Map, fields: Fields, appearance: Appearance, window: PaintWindow) -> Map:
     """What lies over the tissue: a patch out of focus, a bubble's rim, ink. Changes `od` and returns it."""
-    if fields.blur is not None and (field := window.of(fields.blur, fields.px)).max() > -BLUR_EDGE_UM:
-        share = _edge(field, 2 * BLUR_EDGE_UM)[..., None]
-        od += share * (cv2.GaussianBlur(od, (0, 0), DEFOCUS_UM / look.mpp) - od)
+    if fields.blur is not None and (field := window.resample(fields.blur, fields.px)).max() > -BLUR_EDGE_UM:
+        share = _soft_edge(field, 2 * BLUR_EDGE_UM)[..., None]
+        od += share * (cv2.GaussianBlur(od, (0, 0), DEFOCUS_UM / appearance.mpp) - od)
     if fields.bubble is not None:
-        rim = window.of(fields.bubble, fields.px) / np.float32(RIM_UM)
+        rim = window.resample(fields.bubble, fields.px) / np.float32(RIM_UM)
         od += np.float32(0.25) * cv2.exp(-rim * rim)[..., None]
     if fields.pen is not None:
-        od += _edge(window.of(fields.pen, fields.px), 6.0)[..., None] * np.asarray(look.ink, np.float32)
+        od += _soft_edge(window.resample(fields.pen, fields.px), 6.0)[..., None] * np.asarray(
+            appearance.pen, np.float32
+        )
     return od
 
 
-def _light(od: Map, sensor: Map) -> NDArray[np.uint8]:
+def _to_rgb(od: Map, sensor: Map) -> NDArray[np.uint8]:
     """Optical density over a white of 1 → grey values, with the noise of counted light: σ grows with light's root."""
     root = cv2.exp(od * np.float32(-np.log(10) / 2))
     return np.asarray(cv2.convertScaleAbs(root * (root + sensor)), np.uint8)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from her2batch.synthetic.painting import (
     MARGIN,
-    RIM,
+    RIM_CELLS,
     Appearance,
     Cells,
     Fields,
@@ -31,7 +31,7 @@ from her2batch.synthetic.painting import (
 FIELD_UM = 8.0
 """µm/px of the truth's masks."""
 
-ENOUGH, STRAY, POSITIVE = 0.10, 0.01, 0.01
+RULE_SHARE, STRAY_SHARE, POSITIVE_SHARE = 0.10, 0.01, 0.01
 """The guidelines' 10 % of tumour cells; how many intense cells are more than a chance find; the 1 % of nuclei from
 which ER and PR count as positive (ASCO/CAP 2020)."""
 
@@ -40,7 +40,7 @@ Artefact = Literal["pen", "fold", "blur", "bubble"]
 ARTEFACTS: tuple[Artefact, ...] = ("pen", "fold", "blur", "bubble")
 
 
-class Mix(NamedTuple):
+class CellMix(NamedTuple):
     """Shares of the tumour cells by their staining; they add up to 1.
 
     HER2: no membrane staining · faint, incomplete · weak to moderate, complete · intense, complete.
@@ -53,22 +53,22 @@ class Mix(NamedTuple):
     intense: float
 
 
-TYPICAL: dict[str, Mix] = {
-    "0": Mix(0.98, 0.02, 0.0, 0.0),
-    "1+": Mix(0.50, 0.48, 0.02, 0.0),
-    "2+": Mix(0.25, 0.35, 0.38, 0.02),
-    "3+": Mix(0.08, 0.10, 0.22, 0.60),
+TYPICAL_MIXES: dict[str, CellMix] = {
+    "0": CellMix(0.98, 0.02, 0.0, 0.0),
+    "1+": CellMix(0.50, 0.48, 0.02, 0.0),
+    "2+": CellMix(0.25, 0.35, 0.38, 0.02),
+    "3+": CellMix(0.08, 0.10, 0.22, 0.60),
 }
 """A mix that is far from the next score's."""
 
 
-def score(mix: Mix) -> str:
+def ihc_score(mix: CellMix) -> str:
     """'0' … '3+' by the 10 % rule.  Source: ASCO/CAP 2018, affirmed 2023."""
-    if mix.intense > ENOUGH:
+    if mix.intense > RULE_SHARE:
         return "3+"
-    if mix.moderate > ENOUGH or mix.intense > STRAY:
+    if mix.moderate > RULE_SHARE or mix.intense > STRAY_SHARE:
         return "2+"
-    return "1+" if mix.faint + mix.moderate > ENOUGH else "0"
+    return "1+" if mix.faint + mix.moderate > RULE_SHARE else "0"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ SITES: dict[str, Site] = {
 }
 """`north` has the vectors of Ruifrok & Johnston 2001; `south` is nearer to what real cores of a TMA showed."""
 
-INKS: tuple[Vector, ...] = ((0.75, 0.18, 0.55), (0.95, 0.62, 0.12), (0.95, 0.95, 0.90), (0.10, 0.85, 0.70))
+PEN_DENSITIES: tuple[Vector, ...] = ((0.75, 0.18, 0.55), (0.95, 0.62, 0.12), (0.95, 0.95, 0.90), (0.10, 0.85, 0.70))
 """Optical density of green, blue, black and red pen in R, G, B."""
 
 
@@ -100,7 +100,7 @@ class SlideTruth:
     """
 
     slide_id: str
-    mix: Mix = TYPICAL["2+"]
+    mix: CellMix = TYPICAL_MIXES["2+"]
     stain: Stain = "her2"
     ish: str | None = None
     patient_id: str = "P001"
@@ -115,13 +115,13 @@ class SlideTruth:
     @property
     def her2(self) -> str | None:
         """The IHC score; None for another stain."""
-        return score(self.mix) if self.stain == "her2" else None
+        return ihc_score(self.mix) if self.stain == "her2" else None
 
     def receptor(self, stain: str) -> str | None:
         """'+' or '-' of ER or PR, None when the slide is not stained for it."""
         if stain != self.stain:
             return None
-        return "+" if 1 - self.mix.none >= POSITIVE else "-"
+        return "+" if 1 - self.mix.none >= POSITIVE_SHARE else "-"
 
 
 @dataclass(frozen=True)
@@ -135,11 +135,11 @@ class SyntheticTissue:
 
     cells: Cells
     fields: Fields
-    sheets: NoiseFields
-    look: Appearance
+    noise: NoiseFields
+    appearance: Appearance
     masks: dict[str, NDArray[np.bool_]]
     regions: NDArray[np.uint8]
-    mix: Mix
+    mix: CellMix
     n_cells: int
 
 
@@ -154,38 +154,49 @@ def make_tissue(truth: SlideTruth, seed: int = 0) -> SyntheticTissue:
     px = max(1, round(FIELD_UM / truth.mpp))
     shape = -(-truth.height // px), -(-truth.width // px)
     um = px * truth.mpp
-    tissue = outline(rng_for(seed, truth.slide_id, "outline"), shape, um, truth.pieces)
+    tissue = tissue_outline(rng_for(seed, truth.slide_id, "outline"), shape, um, truth.pieces)
     rng = rng_for(seed, truth.slide_id, "look")
     site = SITES[truth.site]
-    look = Appearance(
-        truth.mpp, site.haematoxylin, site.dab, site.white, INKS[rng.integers(len(INKS))], rng.uniform(0, np.pi)
+    appearance = Appearance(
+        truth.mpp,
+        site.haematoxylin,
+        site.dab,
+        site.white,
+        PEN_DENSITIES[rng.integers(len(PEN_DENSITIES))],
+        rng.uniform(0, np.pi),
     )
-    artefacts = {name: artefact(name, rng_for(seed, truth.slide_id, name), tissue, um) for name in truth.artefacts}
+    artefacts = {
+        name: artefact_outline(name, rng_for(seed, truth.slide_id, name), tissue, um) for name in truth.artefacts
+    }
     fields = Fields(
-        px, tissue, 1 + 0.07 * smooth(rng, shape, 150 / um), 0.004 * smooth(rng, shape, 400 / um), **artefacts
+        px,
+        tissue,
+        1 + 0.07 * smooth_noise(rng, shape, 150 / um),
+        0.004 * smooth_noise(rng, shape, 400 / um),
+        **artefacts,
     )
-    islands = smooth(rng, shape, 55 / um)
+    islands = smooth_noise(rng, shape, 55 / um)
     islands -= np.quantile(islands[tissue > 0], rng.uniform(0.25, 0.45))
-    lattice = _lattice(rng_for(seed, truth.slide_id, "lattice"), truth, px, tissue, islands)
-    staining = _staining(rng_for(seed, truth.slide_id, "staining"), lattice, truth.mix, um, shape)
-    cells = _cells(rng_for(seed, truth.slide_id, "cells"), lattice, staining, truth, look)
+    lattice = _make_lattice(rng_for(seed, truth.slide_id, "lattice"), truth, px, tissue, islands)
+    staining = _assign_staining(rng_for(seed, truth.slide_id, "staining"), lattice, truth.mix, um, shape)
+    cells = _make_cells(rng_for(seed, truth.slide_id, "cells"), lattice, staining, truth, appearance)
     counts = np.bincount(staining[lattice.kind == TUMOUR], minlength=4)
     n_cells = int(counts.sum())
     masks = {"tissue": tissue > 0, "tumour": (islands > 0) & (tissue > 0)}
     masks |= {name: field > 0 for name, field in artefacts.items()}
-    sheets = make_noise_fields(rng_for(seed, truth.slide_id, "sheets"), truth.mpp)
-    mix = Mix(*(counts / max(n_cells, 1)).tolist())
-    regions = _regions(lattice, staining, masks["tumour"] & (truth.stain == "her2"), um)
-    return SyntheticTissue(cells, fields, sheets, look, masks, regions, mix, n_cells)
+    noise = make_noise_fields(rng_for(seed, truth.slide_id, "sheets"), truth.mpp)
+    mix = CellMix(*(counts / max(n_cells, 1)).tolist())
+    regions = _score_regions(lattice, staining, masks["tumour"] & (truth.stain == "her2"), um)
+    return SyntheticTissue(cells, fields, noise, appearance, masks, regions, mix, n_cells)
 
 
-def smooth(rng: np.random.Generator, shape: tuple[int, int], sigma: float) -> Map:
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], sigma: float) -> Map:
     """Smooth noise: (h, w) float32, mean 0, σ 1."""
     noise = cv2.GaussianBlur(rng.standard_normal(shape, np.float32), (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
     return np.asarray((noise - noise.mean()) / max(float(noise.std()), 1e-6), np.float32)
 
 
-def outline(rng: np.random.Generator, shape: tuple[int, int], um: float, pieces: int) -> Map:
+def tissue_outline(rng: np.random.Generator, shape: tuple[int, int], um: float, pieces: int) -> Map:
     """One to three pieces of tissue side by side: (h, w) float32, about the µm inside their outline.
 
     Each is an ellipse whose radius swings with the angle (harmonics 2 to 7).
@@ -208,7 +219,7 @@ def outline(rng: np.random.Generator, shape: tuple[int, int], um: float, pieces:
     return out
 
 
-def artefact(name: Artefact, rng: np.random.Generator, tissue: Map, um: float) -> Map:
+def artefact_outline(name: Artefact, rng: np.random.Generator, tissue: Map, um: float) -> Map:
     """Where an artefact lies: (h, w) float32, µm inside its outline, on the tissue's grid of `um` µm/px."""
     h, w = tissue.shape
     inside = np.argwhere(tissue > 0.3 * tissue.max())
@@ -222,10 +233,10 @@ def artefact(name: Artefact, rng: np.random.Generator, tissue: Map, um: float) -
         along = ((x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)) * um
         off = ((y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)) * um + 25 * np.sin(along / rng.uniform(80, 160))
         return np.asarray(np.minimum(half - np.abs(off), 0.35 * um * min(h, w) - np.abs(along)), np.float32)
-    return _pen(rng, (cx, cy), tissue.shape, um)
+    return _pen_stroke(rng, (cx, cy), tissue.shape, um)
 
 
-def _pen(rng: np.random.Generator, centre: tuple[float, float], shape: tuple[int, ...], um: float) -> Map:
+def _pen_stroke(rng: np.random.Generator, centre: tuple[float, float], shape: tuple[int, ...], um: float) -> Map:
     """A stroke of a marker: an arc round a place."""
     h, w = shape
     radius, start = min(h, w) * rng.uniform(0.2, 0.35), rng.uniform(0, 2 * np.pi)
@@ -252,18 +263,18 @@ class Lattice(NamedTuple):
     kind: NDArray[np.uint8]
 
 
-def _lattice(rng: np.random.Generator, truth: SlideTruth, px: int, tissue: Map, islands: Map) -> Lattice:
+def _make_lattice(rng: np.random.Generator, truth: SlideTruth, px: int, tissue: Map, islands: Map) -> Lattice:
     """A jittered lattice over the slide; what a cell is follows from where it stands."""
     pitch = max(round(rng.uniform(9.5, 12.5) / truth.mpp), MARGIN // 2)
-    rows, cols = -(-truth.height // pitch) + 2 * RIM, -(-truth.width // pitch) + 2 * RIM
+    rows, cols = -(-truth.height // pitch) + 2 * RIM_CELLS, -(-truth.width // pitch) + 2 * RIM_CELLS
     jitter = rng.uniform(-0.36, 0.36, (2, rows, cols)).astype(np.float32)
-    y = ((np.arange(rows)[:, None] - RIM + 0.5 + jitter[0]) * pitch).astype(np.float32)
-    x = ((np.arange(cols)[None, :] - RIM + 0.5 + jitter[1]) * pitch).astype(np.float32)
+    y = ((np.arange(rows)[:, None] - RIM_CELLS + 0.5 + jitter[0]) * pitch).astype(np.float32)
+    x = ((np.arange(cols)[None, :] - RIM_CELLS + 0.5 + jitter[1]) * pitch).astype(np.float32)
     h, w = tissue.shape
     row, column = np.clip(y // px, 0, h - 1).astype(np.intp), np.clip(x // px, 0, w - 1).astype(np.intp)
     on_slide = (x >= 0) & (y >= 0) & (x < truth.width) & (y < truth.height)
     um = px * truth.mpp
-    inflamed, lumen = smooth(rng, tissue.shape, 30 / um), smooth(rng, tissue.shape, 14 / um)
+    inflamed, lumen = smooth_noise(rng, tissue.shape, 30 / um), smooth_noise(rng, tissue.shape, 14 / um)
     chance = rng.random((rows, cols))
     kind = np.full((rows, cols), STROMA, np.uint8)
     kind[chance < 0.30] = FIBROBLAST
@@ -274,11 +285,11 @@ def _lattice(rng: np.random.Generator, truth: SlideTruth, px: int, tissue: Map, 
     return Lattice(pitch, x, y, row, column, kind)
 
 
-def _staining(
-    rng: np.random.Generator, lattice: Lattice, mix: Mix, um: float, shape: tuple[int, int]
+def _assign_staining(
+    rng: np.random.Generator, lattice: Lattice, mix: CellMix, um: float, shape: tuple[int, int]
 ) -> NDArray[np.uint8]:
     """0 none … 3 intense for each tumour cell: patches of like cells, in exactly the mix's shares."""
-    patches = smooth(rng, shape, 60 / um)[lattice.row, lattice.column]
+    patches = smooth_noise(rng, shape, 60 / um)[lattice.row, lattice.column]
     order = 0.8 * patches + 0.6 * rng.standard_normal(patches.shape)
     tumour = lattice.kind == TUMOUR
     ranks = order[tumour].argsort(kind="stable").argsort(kind="stable")
@@ -288,7 +299,7 @@ def _staining(
     return out
 
 
-class Tint(NamedTuple):
+class MembraneStain(NamedTuple):
     """How a class of HER2 cells looks: DAB of the membrane (mean, σ), stained share of its length, µm on each side,
     DAB of the cytoplasm.
     """  # fmt: skip
@@ -299,62 +310,62 @@ class Tint(NamedTuple):
     body: float
 
 
-TINTS = (
-    Tint((0.0, 0.0), (0.0, 0.0), 0.40, 0.0),
-    Tint((0.22, 0.03), (0.40, 0.60), 0.50, 0.01),
-    Tint((0.42, 0.07), (0.85, 1.00), 0.50, 0.03),
-    Tint((1.10, 0.20), (0.97, 1.10), 0.65, 0.10),
+MEMBRANE_STAINS = (
+    MembraneStain((0.0, 0.0), (0.0, 0.0), 0.40, 0.0),
+    MembraneStain((0.22, 0.03), (0.40, 0.60), 0.50, 0.01),
+    MembraneStain((0.42, 0.07), (0.85, 1.00), 0.50, 0.03),
+    MembraneStain((1.10, 0.20), (0.97, 1.10), 0.65, 0.10),
 )
 """None, faint, moderate, intense: DAB density along its unit vector; 1 takes about 72 % of green light."""
 
-NUCLEAR = (0.0, 0.22, 0.50, 1.0)
+NUCLEAR_DAB = (0.0, 0.22, 0.50, 1.0)
 """DAB density of ER or PR nuclei: negative, weak, moderate, strong."""
 
-BLUSH = 0.02
+MAX_CYTOPLASM_DAB = 0.02
 """Most DAB that tumour cells hold in their cytoplasm without HER2, in patches: a thumbnail may take it for 1+."""
 
-SIZES = {FIBROBLAST: (0.40, 0.10), LYMPHOCYTE: (0.27, 0.24), TUMOUR: (0.35, 0.28)}
+NUCLEUS_SIZES = {FIBROBLAST: (0.40, 0.10), LYMPHOCYTE: (0.27, 0.24), TUMOUR: (0.35, 0.28)}
 """Half axes of nuclei, as shares of a cell's diameter."""
 
-DARKER = {FIBROBLAST: 1.2, LYMPHOCYTE: 1.5, TUMOUR: 1.0}
+NUCLEUS_DARKNESS = {FIBROBLAST: 1.2, LYMPHOCYTE: 1.5, TUMOUR: 1.0}
 """Haematoxylin of nuclei against the slide's usual."""
 
 
-def _cells(
-    rng: np.random.Generator, lattice: Lattice, staining: NDArray[np.uint8], truth: SlideTruth, look: Appearance
+def _make_cells(
+    rng: np.random.Generator, lattice: Lattice, staining: NDArray[np.uint8], truth: SlideTruth, appearance: Appearance
 ) -> Cells:
     """Densities and shapes of all cells."""
     kind, shape = lattice.kind, lattice.kind.shape
     tumour = kind == TUMOUR
     gain = SITES[truth.site].gain * rng.uniform(0.9, 1.1)
     usual = rng.uniform(0.18, 0.32)
-    blush = rng.uniform(0.0, BLUSH) * np.maximum(1 + 0.7 * smooth(rng, shape, 6.0), 0)
+    blush = rng.uniform(0.0, MAX_CYTOPLASM_DAB) * np.maximum(1 + 0.7 * smooth_noise(rng, shape, 6.0), 0)
     vary = np.clip(rng.normal(1, 0.18, shape), 0.5, 1.6)
-    means, sigmas = np.array([one.ring for one in TINTS]).T
-    shares = np.array([one.share for one in TINTS])[staining]
+    means, sigmas = np.array([one.ring for one in MEMBRANE_STAINS]).T
+    shares = np.array([one.share for one in MEMBRANE_STAINS])[staining]
     ring = gain * (means[staining] + sigmas[staining] * rng.standard_normal(shape)).clip(0)
-    nuclear = gain * np.array(NUCLEAR)[staining] * np.clip(rng.normal(1, 0.15, shape), 0.5, 1.5)
-    body = gain * np.array([one.body for one in TINTS])[staining] * rng.uniform(0.5, 1.5, shape) + blush
+    nuclear = gain * np.array(NUCLEAR_DAB)[staining] * np.clip(rng.normal(1, 0.15, shape), 0.5, 1.5)
+    body = gain * np.array([one.body for one in MEMBRANE_STAINS])[staining] * rng.uniform(0.5, 1.5, shape) + blush
     her2 = truth.stain == "her2"
-    dark = np.array([0.0, 0.0, *(DARKER[k] for k in (FIBROBLAST, LYMPHOCYTE, TUMOUR))])[kind]
+    dark = np.array([0.0, 0.0, *(NUCLEUS_DARKNESS[k] for k in (FIBROBLAST, LYMPHOCYTE, TUMOUR))])[kind]
     fields = {
         "nucleus_h": usual * vary * dark,
         "nucleus_d": tumour * nuclear * (not her2),
         "ring_d": tumour * ring * her2,
         "ring_share": rng.uniform(shares[..., 0], shares[..., 1]),
-        "ring_px": np.array([one.width_um for one in TINTS])[staining] / truth.mpp,
+        "ring_px": np.array([one.width_um for one in MEMBRANE_STAINS])[staining] / truth.mpp,
         "body_h": tumour * rng.uniform(0.03, 0.06, shape) + 0.05 * (kind == LYMPHOCYTE),
         "body_d": tumour * (body if her2 else blush),
         "fibre": np.isin(kind, (STROMA, FIBROBLAST, LYMPHOCYTE)) * rng.uniform(0.8, 1.2, shape),
     }
     arrays = {name: np.ascontiguousarray(values, np.float32) for name, values in fields.items()}
-    ellipse = _ellipses(rng, kind, lattice.pitch, look.fibre_angle)
+    ellipse = _nucleus_ellipses(rng, kind, lattice.pitch, appearance.fibre_angle)
     return Cells(lattice.pitch, lattice.x, lattice.y, ellipse, **arrays)
 
 
-def _ellipses(rng: np.random.Generator, kind: NDArray[np.uint8], pitch: int, fibre_angle: float) -> Map:
+def _nucleus_ellipses(rng: np.random.Generator, kind: NDArray[np.uint8], pitch: int, fibre_angle: float) -> Map:
     """Nuclei as quadratic forms: (rows, cols, 3) float32, px⁻². Those of fibroblasts lie along the fibres."""
-    sizes = np.array([SIZES.get(k, (0.1, 0.1)) for k in range(5)])[kind] * pitch
+    sizes = np.array([NUCLEUS_SIZES.get(k, (0.1, 0.1)) for k in range(5)])[kind] * pitch
     long, short = np.moveaxis(sizes * np.clip(rng.normal(1, 0.12, sizes.shape), 0.7, 1.4), -1, 0)
     angle = np.where(
         kind == FIBROBLAST, fibre_angle + rng.normal(0, 0.25, kind.shape), rng.uniform(0, np.pi, kind.shape)
@@ -365,19 +376,21 @@ def _ellipses(rng: np.random.Generator, kind: NDArray[np.uint8], pitch: int, fib
     return np.ascontiguousarray(np.stack([a, b, c], axis=2), np.float32)
 
 
-WINDOW_UM = 240.0
+REGION_WINDOW_UM = 240.0
 """Over what a region's score is taken: what a pathologist sees at once at 20×, about."""
 
 
-def _regions(lattice: Lattice, staining: NDArray[np.uint8], tumour: NDArray[np.bool_], um: float) -> NDArray[np.uint8]:
+def _score_regions(
+    lattice: Lattice, staining: NDArray[np.uint8], tumour: NDArray[np.bool_], um: float
+) -> NDArray[np.uint8]:
     """The 10 % rule round each px of tumour on the field grid: (h, w) uint8, 1 + a place in IHC, 0 elsewhere."""
     stained = lattice.kind == TUMOUR
     place = np.ravel_multi_index((lattice.row[stained], lattice.column[stained]), tumour.shape)
-    edge = 2 * round(WINDOW_UM / um / 2) + 1
+    edge = 2 * round(REGION_WINDOW_UM / um / 2) + 1
     near = []
     for k in range(4):
         count = np.bincount(place[staining[stained] == k], minlength=tumour.size).reshape(tumour.shape)
         near.append(cv2.boxFilter(count.astype(np.float32), -1, (edge, edge), borderType=cv2.BORDER_CONSTANT))
     _, faint, moderate, intense = near / np.maximum(np.sum(near, axis=0), 1e-6)
-    cases = [intense > ENOUGH, (moderate > ENOUGH) | (intense > STRAY), faint + moderate > ENOUGH]
+    cases = [intense > RULE_SHARE, (moderate > RULE_SHARE) | (intense > STRAY_SHARE), faint + moderate > RULE_SHARE]
     return np.asarray(np.select(cases, [4, 3, 2], 1) * tumour, np.uint8)

@@ -141,12 +141,12 @@ class TileBatch:
     pixels: NDArray[np.uint8]
     mpp: float
     stains: Stains
-    measured: NDArray[np.float32] | None = None
+    precomputed: NDArray[np.float32] | None = None
 
     @cached_property
-    def figures(self) -> NDArray[np.float32]:
+    def features(self) -> NDArray[np.float32]:
         """(n, len(FEATURES)) float32, measured once for all who ask."""
-        return measure_tiles(self.pixels, self.mpp, self.stains) if self.measured is None else self.measured
+        return measure_tiles(self.pixels, self.mpp, self.stains) if self.precomputed is None else self.precomputed
 
 
 def measure_tiles(pixels: NDArray[np.uint8], mpp: float, stains: Stains) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from her2batch.cli.app import app
-from her2batch.nightly.summary import HELD
+from her2batch.nightly.summary import HELD_EXIT_CODE
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "workstation"
 UNITS = sorted([*FOLDER.glob("*.service"), *FOLDER.glob("*.timer")])
@@ -37,7 +37,7 @@ def read(path: Path) -> configparser.ConfigParser:
 
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
-def test_a_unit_has_directives_that_exist(path: Path) -> None:
+def test_unit_has_known_directives_only(path: Path) -> None:
     parsed = read(path)
     for section in parsed.sections():
         assert set(parsed[section]) <= KNOWN[section]
@@ -45,7 +45,7 @@ def test_a_unit_has_directives_that_exist(path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
-def test_systemd_accepts_a_unit(path: Path, tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(path: Path, tmp_path: Path) -> None:
     for one in UNITS:  # with a program that is there
         (tmp_path / one.name).write_text(one.read_text().replace("/opt/her2batch/bin/her2batch", "/bin/true"))
     run = subprocess.run(
@@ -56,7 +56,7 @@ def test_systemd_accepts_a_unit(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
-def test_systemd_refuses_what_is_no_time(tmp_path: Path) -> None:
+def test_systemd_refuses_an_invalid_time(tmp_path: Path) -> None:
     when = read(FOLDER / "her2batch-night.timer")["Timer"]["OnCalendar"]
     good, bad = (
         subprocess.run(["systemd-analyze", "calendar", one], capture_output=True, timeout=60).returncode
@@ -65,15 +65,15 @@ def test_systemd_refuses_what_is_no_time(tmp_path: Path) -> None:
     assert (good, bad != 0) == (0, True)
 
 
-def test_the_service_stops_in_time_and_knows_the_exit_codes() -> None:
+def test_service_stops_in_time_and_knows_the_exit_codes() -> None:
     night = read(FOLDER / "her2batch-night.service")["Service"]
     assert set(night["SuccessExitStatus"].split()) == {"3", "130"}
-    assert str(HELD) not in night["SuccessExitStatus"].split()
+    assert str(HELD_EXIT_CODE) not in night["SuccessExitStatus"].split()
     assert int(night["TimeoutStopSec"]) > 10
     assert night["UMask"] == "0077"
 
 
-def test_every_command_that_is_scheduled_exists() -> None:
+def test_scheduled_commands_exist() -> None:
     commands = [read(path)["Service"]["ExecStart"] for path in FOLDER.glob("*.service")]
     commands += [line.split("umask 077; ")[1] for line in cron_lines()]
     known = {one.callback.__name__ for one in app.registered_commands}
@@ -88,7 +88,7 @@ def cron_lines() -> list[str]:
     return [one for one in lines if one and not one.startswith("#") and not re.match(r"^[A-Z]+=", one)]
 
 
-def test_the_crontab_line_is_five_fields_and_a_command() -> None:
+def test_crontab_line_has_five_fields_and_a_command() -> None:
     ranges = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
     assert len(cron_lines()) == 1
     for line in cron_lines():

@@ -80,7 +80,7 @@ def asked_by_http(port: int, method: str, path: str) -> tuple[int, str]:
         connection.close()
 
 
-def test_whoever_asks_without_the_token_gets_nothing(ray_session: RaySession) -> None:
+def test_requests_without_token_are_refused_on_every_port(ray_session: RaySession) -> None:
     pids = ours(psutil.Process())
     ports = {port for _, port, _ in open_to(pids)}
     assert ports
@@ -96,7 +96,7 @@ def test_whoever_asks_without_the_token_gets_nothing(ray_session: RaySession) ->
             assert not counts or "/scans" not in body
 
 
-def test_the_token_would_have_opened_the_door(ray_session: RaySession) -> None:
+def test_requests_with_token_are_answered(ray_session: RaySession) -> None:
     """Else the test above would pass against a closed port."""
     token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
     assert token.stat().st_mode & 0o777 == 0o600
@@ -128,7 +128,7 @@ def lived(*command: str) -> tuple[set[tuple[str, int, int]], int]:
 
 
 @pytest.mark.slow
-def test_an_ingest_listens_on_loopback_alone_from_start_to_end(make_slide: MakeSlide, tmp_path: Path) -> None:
+def test_ingest_listens_on_loopback_only(make_slide: MakeSlide, tmp_path: Path) -> None:
     scans = make_slide("a.tiff", size=(900, 700)).parent
     seen, code = lived("ingest", str(scans), "--out", str(tmp_path / "c"), "--workers", "1", "--tile", "64")
     assert code == 0
@@ -137,7 +137,7 @@ def test_an_ingest_listens_on_loopback_alone_from_start_to_end(make_slide: MakeS
 
 
 @pytest.mark.slow
-def test_so_does_a_night_that_watches(make_slide: MakeSlide, tmp_path: Path) -> None:
+def test_nightly_watch_listens_on_loopback_only(make_slide: MakeSlide, tmp_path: Path) -> None:
     make_slide("a.tiff", size=(900, 700))
     plan = {"plan": "tile = 64", "resources": "workers = 1"}
     seen, code = lived("overnight", str(write_toml(tmp_path, **plan)))
@@ -147,7 +147,7 @@ def test_so_does_a_night_that_watches(make_slide: MakeSlide, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_so_does_training(synthetic: Synthetic, tmp_path: Path) -> None:
+def test_training_listens_on_loopback_only(synthetic: Synthetic, tmp_path: Path) -> None:
     given = ("--method", "clam-sb", "--folds", "3", "--quick", "--workers", "1", "--out", str(tmp_path / "run"))
     seen, code = lived("train", str(synthetic.cohort), *given)
     assert code == 0

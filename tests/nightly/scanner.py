@@ -81,7 +81,7 @@ def write_toml(folder: Path, **more: str) -> Path:
 
 
 @dataclass
-class Miniature:
+class NightRun:
     """A night that is over. folder: scans, cohort, bundle, night.toml."""
 
     folder: Path
@@ -102,11 +102,11 @@ def command(path: Path) -> list[str]:
     return [sys.executable, "-m", "her2batch.cli", "overnight", str(path)]
 
 
-def spend(folder: Path, made: list[Path], bundle: str, top: str) -> Miniature:
+def run_night(folder: Path, made: list[Path], bundle: str, top: str) -> NightRun:
     """A night with the scanner at work."""
     (folder / "scans").mkdir()
     scanner = Scanner(made, folder / "scans", Cohort(folder / "cohort"))
     scanner.start()
     run = subprocess.run(command(write_toml(folder, top=top)), capture_output=True, text=True, timeout=200)
     scanner.join(60)
-    return Miniature(folder, made, bundle, top, scanner, run.returncode, json.loads(run.stdout or "{}"), run.stderr)
+    return NightRun(folder, made, bundle, top, scanner, run.returncode, json.loads(run.stdout or "{}"), run.stderr)

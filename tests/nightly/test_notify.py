@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.nightly.notify import check, notify
+from her2batch.nightly.notify import check_hook, send_summary
 from her2batch.nightly.summary import NightSummary
 from her2batch.settings import NotificationSettings
 
@@ -49,7 +49,7 @@ def webhook(got: list[dict]) -> Iterator[str]:
 def test_a_webhook_gets_the_summary_as_json() -> None:
     got: list[dict] = []
     with webhook(got) as address:
-        assert notify(NotificationSettings(webhook=address), NIGHT) == []
+        assert send_summary(NotificationSettings(webhook=address), NIGHT) == []
     assert got == [json.loads(NIGHT.line())]
 
 
@@ -71,7 +71,7 @@ def test_a_mail_names_the_counts() -> None:
                     return
 
     with serving(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)) as address:
-        assert notify(NotificationSettings(mail_to=("lab@example.org",), smtp=address), NIGHT) == []
+        assert send_summary(NotificationSettings(mail_to=("lab@example.org",), smtp=address), NIGHT) == []
     assert any(line.startswith("Subject: her2batch: night 20260601-190000 ended, 2 done, 1 failed") for line in got)
     assert any("lab@example.org" in line for line in got)
 
@@ -81,7 +81,7 @@ def test_nobody_listening_is_a_note_and_no_failure() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     secret = f"http://127.0.0.1:{port}/s3cret"
-    found = notify(NotificationSettings(webhook=secret, mail_to=("a@b",), smtp=f"127.0.0.1:{port}"), NIGHT)
+    found = send_summary(NotificationSettings(webhook=secret, mail_to=("a@b",), smtp=f"127.0.0.1:{port}"), NIGHT)
     assert len(found) == 2
     assert "s3cret" not in " ".join(found)
 
@@ -96,4 +96,4 @@ def test_nobody_listening_is_a_note_and_no_failure() -> None:
 )
 def test_what_cannot_be_told_to_is_refused_before_the_night(hook: NotificationSettings) -> None:
     with pytest.raises(InputError, match="hook"):
-        check(hook)
+        check_hook(hook)

@@ -12,14 +12,14 @@ import pytest
 
 from her2batch.errors import InputError, StoreError
 from her2batch.nightly import drift, retention
-from her2batch.nightly.overnight import Findings, _inside, _sum_up, overnight
+from her2batch.nightly.overnight import NightFindings, _summarize, _window_is_open, run_overnight
 from her2batch.nightly.summary import NightSummary
 from her2batch.runtime.ingest import IngestSummary
 from her2batch.runtime.ray_session import RaySession
 from her2batch.settings import NightlySettings, Plan, read_settings
 from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort
-from tests.nightly.scanner import SLIDES, Miniature, write_toml
+from tests.nightly.scanner import SLIDES, NightRun, write_toml
 from tests.nightly.test_notify import webhook
 
 
@@ -27,7 +27,7 @@ def journal(cohort: Cohort) -> list[dict]:
     return [json.loads(line) for path in sorted(cohort.runs.glob("*.jsonl")) for line in path.read_text().splitlines()]
 
 
-def test_a_night_in_miniature(quiet_night: Miniature) -> None:
+def test_a_night_in_miniature(quiet_night: NightRun) -> None:
     cohort, night, scanner = quiet_night.cohort, quiet_night.night, quiet_night.scanner
     assert quiet_night.code == night["exit_code"] == 3, quiet_night.stderr
     counts = {name: night[name] for name in ("seen", "done", "failed", "deferred", "duplicate", "ignored")}
@@ -50,19 +50,19 @@ def test_a_night_in_miniature(quiet_night: Miniature) -> None:
 
 
 def test_the_next_night_finds_nothing_new_and_waits_for_nothing(
-    quiet_night: Miniature, tmp_path: Path, ray_session: RaySession
+    quiet_night: NightRun, tmp_path: Path, ray_session: RaySession
 ) -> None:
     cohort = tmp_path / "cohort"
     shutil.copytree(quiet_night.cohort.root, cohort)
     path = write_toml(quiet_night.folder, top=f"{quiet_night.top}\nkeep_nights = 1", cohort=str(cohort))
     lines: list[str] = []
-    overnight(read_settings(path, NightlySettings), line=lines.append)
+    run_overnight(read_settings(path, NightlySettings), line=lines.append)
     night = json.loads(lines[0])
     assert (night["seen"], night["done"], night["fresh"], night["scored"]) == (20, 18, 0, 0)
     assert [one.name for one in (cohort / "nights").iterdir()] == [night["night"]]
 
 
-def test_a_run_can_be_followed_and_what_it_said_be_read_again(quiet_night: Miniature) -> None:
+def test_a_run_can_be_followed_and_what_it_said_be_read_again(quiet_night: NightRun) -> None:
     follow = [sys.executable, "-m", "her2batch.cli", "status", str(quiet_night.cohort.root), "--follow"]
     run = subprocess.run(follow, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0
@@ -82,7 +82,7 @@ def test_settings_are_checked_before_anything_waits_for_them(tmp_path: Path) -> 
         ({"drift": 'site = "("'}, "drift.site"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=words.replace(".", r"\.")):
-            overnight(read_settings(write_toml(tmp_path, **more), NightlySettings))
+            run_overnight(read_settings(write_toml(tmp_path, **more), NightlySettings))
     (tmp_path / "odd.toml").write_text("x = [")
     with pytest.raises(InputError, match="no TOML"):
         read_settings(tmp_path / "odd.toml", NightlySettings)
@@ -97,12 +97,12 @@ def test_a_night_that_comes_to_nothing_is_told_all_the_same(tmp_path: Path) -> N
         path = write_toml(tmp_path, hook=f'webhook = "{address}"', resources="workers = 0")
         lines: list[str] = []
         with pytest.raises(InputError, match="no such folder"):
-            overnight(read_settings(path, NightlySettings), line=lines.append)
+            run_overnight(read_settings(path, NightlySettings), line=lines.append)
         (tmp_path / "scans").mkdir()
         cohort = Cohort(tmp_path / "cohort")
         cohort.create(Plan())
         with cohort.lock(), pytest.raises(StoreError, match="is in use"):
-            overnight(read_settings(path, NightlySettings), line=lines.append)
+            run_overnight(read_settings(path, NightlySettings), line=lines.append)
     assert [one["error"] for one in told] == ["InputError", "StoreError"]
     assert [one["exit_code"] for one in told] == [2, 2]
     assert [json.loads(one) for one in lines] == told
@@ -117,9 +117,9 @@ def test_a_night_that_was_stopped_does_not_read_the_weeks_before(
     cohort.create(Plan())
     for room, name in ((drift, "compare"), (retention, "retire")):
         monkeypatch.setattr(room, name, lambda *_: pytest.fail("a stopped night went on"))
-    found = Findings(NightSummary("n", "t"))
+    found = NightFindings(NightSummary("n", "t"))
     settings = NightlySettings(scans="s", cohort="c")
-    _sum_up(settings, cohort, IngestSummary(cohort.root, stopped=True), found, datetime.now().astimezone())
+    _summarize(settings, cohort, IngestSummary(cohort.root, stopped=True), found, datetime.now().astimezone())
     assert found.night.exit_code == 130
 
 
@@ -132,4 +132,4 @@ def test_a_window_goes_through_midnight(at: str, until: str | None, open_: bool)
     window = {} if until is None else {"window": {"until": until}}
     settings = NightlySettings(scans="s", cohort="c", start="19:00", **window)
     moment = datetime.fromisoformat(f"2026-06-01T{at}:30").astimezone()
-    assert _inside(settings, moment) == open_
+    assert _window_is_open(settings, moment) == open_

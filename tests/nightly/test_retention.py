@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2batch.nightly.retention import delete_pyramid, due_pyramids, pyramid_bytes, retire
+from her2batch.nightly.retention import delete_pyramid, due_pyramids, pyramid_bytes, retire_pyramids
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources, RetentionSettings
 from her2batch.store.audit import verify_cohort
@@ -52,13 +52,13 @@ def test_a_cohort_without_its_pyramids_is_whole_and_not_done_again(synthetic: Sy
     shutil.copytree(synthetic.cohort, tmp_path / "c")
     cohort = Cohort(tmp_path / "c")
     later = datetime.now(UTC) + timedelta(days=10)
-    gone = retire(cohort, RetentionSettings(days=5), later)
+    gone = retire_pyramids(cohort, RetentionSettings(days=5), later)
     assert gone
     assert set(gone) == set(cohort.rows())
     assert not any((tmp_path / "c" / "pyramids").iterdir())
     assert all(RETIRED in one["flags"] for one in cohort.rows().values())
     assert list(verify_cohort(cohort)) == []
-    assert retire(cohort, RetentionSettings(days=5), later) == []
+    assert retire_pyramids(cohort, RetentionSettings(days=5), later) == []
     summary = ingest(IngestRequest(synthetic.scans, cohort.root), Plan(), Resources(workers=0))
     assert summary.fresh == []
 
@@ -73,5 +73,5 @@ def test_a_night_that_was_killed_between_row_and_files_is_mended_by_the_next(
     delete_pyramid(cohort, cohort.rows()[first])
     shutil.copytree(tmp_path / "kept", cohort.pyramid(first))  # as if the files had not gone yet
     assert [one.what for one in verify_cohort(cohort)][:1] == ["no slide's row names this file"]
-    retire(cohort, RetentionSettings(), datetime.now(UTC))
+    retire_pyramids(cohort, RetentionSettings(), datetime.now(UTC))
     assert list(verify_cohort(cohort)) == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.nightly.sentinels import check, compare, said
+from her2batch.nightly.sentinels import check_sentinels, collect_predictions, find_deviations
 from her2batch.settings import SentinelSettings
 from her2batch.store.cohort import Cohort, write_row
 from tests.conftest import Synthetic
@@ -24,61 +24,61 @@ def cohort(synthetic: Synthetic, tmp_path: Path) -> Cohort:
 
 
 def test_the_first_night_makes_the_reference_and_the_second_agrees(cohort: Cohort, tmp_path: Path) -> None:
-    first = check(cohort, tmp_path / "s.json", SETTINGS, IDS)
+    first = check_sentinels(cohort, tmp_path / "s.json", SETTINGS, IDS)
     assert (first.new, first.held) == (True, False)
-    second = check(cohort, tmp_path / "s.json", SETTINGS, IDS)
+    second = check_sentinels(cohort, tmp_path / "s.json", SETTINGS, IDS)
     assert (second.new, second.held, second.updated) == (False, False, [])
 
 
 def test_another_plan_or_bundle_holds_the_night_back(cohort: Cohort, tmp_path: Path) -> None:
-    check(cohort, tmp_path / "s.json", SETTINGS, IDS)
+    check_sentinels(cohort, tmp_path / "s.json", SETTINGS, IDS)
     for name in IDS:
-        found = check(cohort, tmp_path / "s.json", SETTINGS, {**IDS, name: "other"})
+        found = check_sentinels(cohort, tmp_path / "s.json", SETTINGS, {**IDS, name: "other"})
         assert found.deviations == [f"the {name} is another than the reference's ({IDS[name]} → other)"]
 
 
 def test_an_update_that_moves_nothing_is_only_said(cohort: Cohort, tmp_path: Path) -> None:
-    check(cohort, tmp_path / "s.json", SETTINGS, IDS)
+    check_sentinels(cohort, tmp_path / "s.json", SETTINGS, IDS)
     kept = json.loads((tmp_path / "s.json").read_text())
     kept["versions"]["numpy"] = "1.0"
     (tmp_path / "s.json").write_text(json.dumps(kept))
-    found = check(cohort, tmp_path / "s.json", SETTINGS, IDS)
+    found = check_sentinels(cohort, tmp_path / "s.json", SETTINGS, IDS)
     assert not found.held
     assert found.updated[0].startswith("numpy 1.0 → ")
 
 
 def test_scores_and_probabilities_may_move_by_the_tolerance_and_no_more(cohort: Cohort) -> None:
-    kept = said(cohort)
+    kept = collect_predictions(cohort)
     slide_id = next(one for one in kept if any(said_["score"] is not None for said_ in kept[one].values()))
     key = next(one for one in kept[slide_id] if kept[slide_id][one]["score"] is not None)
     for name, step, words in (("score", 0.019, None), ("score", 0.03, "score"), ("score", float("nan"), "score")):
         moved = copy.deepcopy(kept)
         moved[slide_id][key][name] += step
-        found = compare(kept, moved, SETTINGS)
+        found = find_deviations(kept, moved, SETTINGS)
         assert (found == []) if words is None else (words in found[0] and slide_id in found[0])
     moved = copy.deepcopy(kept)
     moved[slide_id][key]["p"][0] += 0.05
-    assert "a probability moved by" in compare(kept, moved, SETTINGS)[0]
+    assert "a probability moved by" in find_deviations(kept, moved, SETTINGS)[0]
     moved = copy.deepcopy(kept)
     moved[slide_id][key]["predicted"] = "other"
-    assert "class" in compare(kept, moved, SETTINGS)[0]
+    assert "class" in find_deviations(kept, moved, SETTINGS)[0]
 
 
 def test_a_sentinel_that_is_missing_new_or_failed_is_a_deviation(cohort: Cohort, tmp_path: Path) -> None:
-    check(cohort, tmp_path / "s.json", SETTINGS, IDS)
+    check_sentinels(cohort, tmp_path / "s.json", SETTINGS, IDS)
     rows = cohort.rows()
     first = sorted(rows)[0]
     write_row(cohort, {**rows[first], "status": "failed", "error_code": "truncated", "files": []})
-    assert check(cohort, tmp_path / "s.json", SETTINGS, IDS).deviations == [f"{first} failed: truncated"]
+    assert check_sentinels(cohort, tmp_path / "s.json", SETTINGS, IDS).deviations == [f"{first} failed: truncated"]
     cohort.table("slides", first).unlink()
-    found = check(cohort, tmp_path / "s.json", SETTINGS, IDS).deviations
+    found = check_sentinels(cohort, tmp_path / "s.json", SETTINGS, IDS).deviations
     assert found == [f"{first} is not among the sentinels any more"]
 
 
 def test_no_sentinels_and_a_damaged_reference_are_said(cohort: Cohort, tmp_path: Path) -> None:
     empty = Cohort(tmp_path / "e")
-    assert check(empty, tmp_path / "s.json", SETTINGS, IDS).held
+    assert check_sentinels(empty, tmp_path / "s.json", SETTINGS, IDS).held
     assert not (tmp_path / "s.json").exists()
     (tmp_path / "s.json").write_text("{")
     with pytest.raises(InputError, match="no reference of sentinels"):
-        check(cohort, tmp_path / "s.json", SETTINGS, IDS)
+        check_sentinels(cohort, tmp_path / "s.json", SETTINGS, IDS)

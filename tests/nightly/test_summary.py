@@ -2,14 +2,14 @@
 
 import json
 
-from her2batch.nightly.summary import HELD, NightSummary, codes, proof
+from her2batch.nightly.summary import HELD_EXIT_CODE, NightSummary, count_error_codes, counts_equation
 
 
 def test_the_exit_code_tells_the_scheduler_what_matters_most() -> None:
     assert NightSummary("n", "t", seen=2, done=2).exit_code == 0
     assert NightSummary("n", "t", seen=2, done=1, failed=1).exit_code == 3
     assert NightSummary("n", "t", seen=2, done=2, not_scored=1).exit_code == 3
-    assert NightSummary("n", "t", seen=2, done=1, failed=1, held=True).exit_code == HELD
+    assert NightSummary("n", "t", seen=2, done=1, failed=1, held=True).exit_code == HELD_EXIT_CODE
     assert NightSummary("n", "t", seen=3, done=2, held=True).exit_code == 1
     assert NightSummary("n", "t", seen=3, stopped=True).exit_code == 130
     assert NightSummary("n", "t", error="StoreError").exit_code == 2
@@ -18,14 +18,14 @@ def test_the_exit_code_tells_the_scheduler_what_matters_most() -> None:
 
 def test_the_proof_is_an_equation() -> None:
     night = NightSummary("n", "t", seen=6, done=1, failed=1, deferred=2, duplicate=1, ignored=1)
-    assert proof(night) == "seen 6 = 1 done + 1 failed + 2 deferred + 1 duplicate + 1 ignored"
+    assert counts_equation(night) == "seen 6 = 1 done + 1 failed + 2 deferred + 1 duplicate + 1 ignored"
     night.done = 0
-    assert "≠" in proof(night)
+    assert "≠" in counts_equation(night)
 
 
 def test_the_line_is_one_line_of_json() -> None:
     night = NightSummary(
-        "n", "t", seen=1, failed=1, failures=codes([{"error_code": "truncated"}, {"error_code": "gone"}])
+        "n", "t", seen=1, failed=1, failures=count_error_codes([{"error_code": "truncated"}, {"error_code": "gone"}])
     )
     assert "\n" not in night.line()
     found = json.loads(night.line())

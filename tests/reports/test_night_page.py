@@ -1,56 +1,61 @@
-"""The night's page: everything escaped, nothing from outside, no result in one that is held back."""
+"""The page of a night: values are escaped, no external resources, no results while the report is held back."""
 
 from types import SimpleNamespace
 
-from her2batch.nightly.drift import Figure
+from her2batch.nightly.drift import DriftTest
 from her2batch.nightly.sentinels import SentinelResult
 from her2batch.nightly.summary import NightSummary
-from her2batch.reports.cases import Call, Case
-from her2batch.reports.night_page import page
-from her2batch.reports.theme import for_file
+from her2batch.reports.cases import Case, SlidePrediction
+from her2batch.reports.night_page import render_night_page
+from her2batch.reports.theme import csp_for_file
 
 EVIL = "<script>alert('x')</script>"
 
 
 def findings(**more: object) -> dict:
-    night = NightSummary("20260601-190000", "2026-06-01T19:00:00+02:00", "2026-06-02T06:00:00+02:00", 39_600.0, seen=4, done=2,
-                  failed=1, deferred=1, free_bytes=None, deferred_seconds=(60.0, 4000.0))  # fmt: skip
+    night = NightSummary(
+        "20260601-190000", "2026-06-01T19:00:00+02:00", "2026-06-02T06:00:00+02:00", 39_600.0, seen=4, done=2,
+        failed=1, deferred=1, free_bytes=None, deferred_seconds=(60.0, 4000.0),
+    )  # fmt: skip
     row = {"slide_id": "S1", "stain": "her2", "status": "done", "error_code": None, "patient_id": EVIL}
-    case = Case(EVIL, [row], [Call("S1", "her2-4way", "membrane", "2+", ("2+", "3+"), True, 2.0)], ["slides differ"])
-    call = {"predicted": "2+", "plausible": ["2+", "3+"]}
+    case = Case(
+        EVIL, [row], [SlidePrediction("S1", "her2-4way", "membrane", "2+", ("2+", "3+"), True, 2.0)], ["slides differ"]
+    )
+    prediction = {"predicted": "2+", "plausible": ["2+", "3+"]}
     return {
         "night": night, "fresh": [row], "cases": [case], "notes": [EVIL],
         "failures": [{"slide_id": EVIL, "error_code": "truncated", "error": f"/scans/{EVIL}: is cut; copy it again"}],
         "deferred": [{"path": f"/scans/{EVIL}.svs", "reason": "the window ended"}],
-        "review": [{"slide_id": "S1", "method": "membrane", "calls": [call], "reasons": ["needs-ish"]}],
-        "drift": [Figure("north", "dab", 0.3, 0.2, 30, 300, 1e-9, True)],
+        "review": [{"slide_id": "S1", "method": "membrane", "predictions": [prediction], "reasons": ["needs-ish"]}],
+        "drift": [DriftTest("north", "dab", 0.3, 0.2, 30, 300, 1e-9, True)],
         "sentinels": SentinelResult(3), **more,
     }  # fmt: skip
 
 
-def test_the_page_says_what_matters() -> None:
-    html = page(findings())
+def test_page_shows_counts_reviews_drift_and_sentinels() -> None:
+    html = render_night_page(findings())
     for words in ("seen 4 = 2 done + 1 failed + 1 deferred", "2+ (2+ or 3+)", "needs-ish", "the window ended",
-                  "has moved", "All 3 say what they said before", "1 h 06 min", "unknown are free"):  # fmt: skip
+                  "has moved", "All 3 sentinel slides have the scores of the reference", "1 h 06 min",
+                  "free space: unknown"):  # fmt: skip
         assert words in html, words
 
 
-def test_names_of_files_and_patients_are_never_markup() -> None:
-    html = page(findings())
+def test_names_of_files_and_patients_are_escaped() -> None:
+    html = render_night_page(findings())
     assert "<script" not in html
     assert html.count("&lt;script&gt;") == 5
 
 
-def test_nothing_is_loaded_from_outside() -> None:
-    html = page(findings())
-    assert f'<meta http-equiv="Content-Security-Policy" content="{for_file()}">' in html
+def test_no_external_resource_is_loaded() -> None:
+    html = render_night_page(findings())
+    assert f'<meta http-equiv="Content-Security-Policy" content="{csp_for_file()}">' in html
     assert "http" not in html.replace("http-equiv", "")
 
 
-def test_a_night_that_is_held_back_shows_why_and_no_result() -> None:
+def test_held_back_night_shows_the_reason_and_no_results() -> None:
     given = findings(sentinels=SentinelResult(3, deviations=["S9, her2-4way · membrane: class 1+ → 2+"]))
     given["night"].held = True
-    html = page(given)
+    html = render_night_page(given)
     assert "held back" in html
     assert "class 1+ → 2+" in html
     assert "truncated" in html
@@ -58,7 +63,7 @@ def test_a_night_that_is_held_back_shows_why_and_no_result() -> None:
         assert hidden not in html
 
 
-def test_a_quiet_first_night_needs_no_lists() -> None:
+def test_night_without_findings_has_no_sections() -> None:
     empty = {name: [] for name in ("fresh", "cases", "notes", "failures", "deferred", "review", "drift")}
-    html = page(SimpleNamespace(**findings(**empty, sentinels=None)).__dict__)
+    html = render_night_page(SimpleNamespace(**findings(**empty, sentinels=None)).__dict__)
     assert "<h2>" not in html

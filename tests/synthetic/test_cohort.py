@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from her2batch.errors import InputError
 from her2batch.slides.readers import open_slide
 from her2batch.store.labels import read_labels
-from her2batch.synthetic.cohort import annotate, draw_mix, draw_nuclei, make_cohort, make_slide, plan_cohort
+from her2batch.synthetic.cohort import draw_annotations, draw_mix, draw_nuclei, make_cohort, make_slide, plan_cohort
 from her2batch.synthetic.painting import paint_slide
-from her2batch.synthetic.specimen import TYPICAL, Mix, SlideTruth, make_tissue, rng_for, score
+from her2batch.synthetic.specimen import TYPICAL_MIXES, CellMix, SlideTruth, ihc_score, make_tissue, rng_for
 from her2batch.tasks import IHC_SCORES
 
 
@@ -48,10 +48,10 @@ def test_a_cohort_is_slides_labels_annotations_and_truth(cohort):
 def test_labels_agree_with_the_cells(cohort):
     for row in read_labels(cohort / "labels.csv").to_pylist():
         facts = json.loads((cohort / "truth" / f"{row['slide_id']}.json").read_text())
-        mix = Mix(**facts["mix"])
+        mix = CellMix(**facts["mix"])
         assert sum(mix) == pytest.approx(1)
         if row["stain"] == "her2":
-            assert row["her2"] == facts["her2"] == score(mix)
+            assert row["her2"] == facts["her2"] == ihc_score(mix)
             assert row["er"] is row["pr"] is None
             assert row["ish"] is None or row["her2"] == "2+"
         else:
@@ -71,7 +71,7 @@ def test_another_seed_gives_another_slide(tmp_path):
 
 def test_openslide_takes_it_for_aperio_at_40x(tmp_path):
     path = tmp_path / "a.svs"
-    make_slide(path, SlideTruth("a", TYPICAL["3+"], patient_name="Muster, Erika"))
+    make_slide(path, SlideTruth("a", TYPICAL_MIXES["3+"], patient_name="Muster, Erika"))
     with openslide.OpenSlide(path) as slide:
         assert openslide.OpenSlide.detect_format(path) == "aperio"
         assert slide.level_dimensions == ((1500, 1200), (750, 600))
@@ -90,10 +90,10 @@ def test_openslide_takes_it_for_aperio_at_40x(tmp_path):
 
 
 def test_what_is_written_is_what_was_painted(tmp_path):
-    truth = SlideTruth("a", TYPICAL["2+"], site="south")
+    truth = SlideTruth("a", TYPICAL_MIXES["2+"], site="south")
     make_slide(tmp_path / "a.svs", truth)
     one = make_tissue(truth)
-    rgb = paint_slide(one.cells, one.fields, one.sheets, one.look, (truth.width, truth.height))
+    rgb = paint_slide(one.cells, one.fields, one.noise, one.appearance, (truth.width, truth.height))
     with open_slide(tmp_path / "a.svs") as slide:
         assert np.abs(slide.overview(0.25).astype(int) - rgb).mean() < 3.5  # JPEG at quality 75
 
@@ -101,7 +101,7 @@ def test_what_is_written_is_what_was_painted(tmp_path):
 @given(st.sampled_from(IHC_SCORES), st.integers(0, 2**32))
 def test_drawn_mixes_make_the_score_they_were_drawn_for(ihc, seed):
     mix = draw_mix(ihc, np.random.default_rng(seed))
-    assert score(mix) == ihc
+    assert ihc_score(mix) == ihc
     assert min(mix) >= -1e-12
     assert sum(mix) == pytest.approx(1)
 
@@ -151,8 +151,8 @@ def test_annotations_are_qupaths_and_lie_on_tumour_of_their_class(cohort):
 
 
 def test_part_of_the_tumour_is_annotated():
-    one = make_tissue(SlideTruth("a", TYPICAL["2+"], width=5000, height=4000))
-    features = annotate(one, rng_for(0, "a"))
+    one = make_tissue(SlideTruth("a", TYPICAL_MIXES["2+"], width=5000, height=4000))
+    features = draw_annotations(one, rng_for(0, "a"))
     covered = sum(cv2.contourArea(np.float32(f["geometry"]["coordinates"][0])) for f in features) / one.fields.px**2
     assert 0.1 < covered / (one.regions > 0).sum() < 0.9
 

@@ -8,33 +8,35 @@ from hypothesis import strategies as st
 
 from her2batch.synthetic.painting import (
     MARGIN,
-    RIM,
-    SHEET,
+    NOISE_PX,
+    RIM_CELLS,
     Appearance,
     Cells,
     Fields,
-    Window,
-    blocks,
+    PaintWindow,
     make_noise_fields,
     paint_slide,
+    plan_paint_blocks,
     voronoi,
 )
 
 WHITE = (240.0, 238.0, 245.0)
-LOOK = Appearance(0.25, (0.65, 0.704, 0.286), (0.269, 0.568, 0.778), WHITE, (0.75, 0.18, 0.55), 0.3)
+APPEARANCE = Appearance(0.25, (0.65, 0.704, 0.286), (0.269, 0.568, 0.778), WHITE, (0.75, 0.18, 0.55), 0.3)
 
 
 @pytest.fixture(scope="module")
-def sheets():
+def noise():
     return make_noise_fields(np.random.default_rng(0), 0.25)
 
 
 def lattice(width, height, pitch=40, jitter=0.3, **densities):
     """Cells over a slide that have nothing but the densities given."""
-    rows, cols = -(-height // pitch) + 2 * RIM, -(-width // pitch) + 2 * RIM
+    rows, cols = -(-height // pitch) + 2 * RIM_CELLS, -(-width // pitch) + 2 * RIM_CELLS
     rng = np.random.default_rng(1)
-    y = ((np.arange(rows)[:, None] - RIM + 0.5 + rng.uniform(-jitter, jitter, (rows, cols))) * pitch).astype(np.float32)
-    x = ((np.arange(cols) - RIM + 0.5 + rng.uniform(-jitter, jitter, (rows, cols))) * pitch).astype(np.float32)
+    y = ((np.arange(rows)[:, None] - RIM_CELLS + 0.5 + rng.uniform(-jitter, jitter, (rows, cols))) * pitch).astype(
+        np.float32
+    )
+    x = ((np.arange(cols) - RIM_CELLS + 0.5 + rng.uniform(-jitter, jitter, (rows, cols))) * pitch).astype(np.float32)
     ellipse = np.tile(np.float32([1 / 12**2, 0, 1 / 12**2]), (rows, cols, 1))
     names = ("nucleus_h", "nucleus_d", "ring_d", "ring_share", "ring_px", "body_h", "body_d", "fibre")
     arrays = {name: np.full((rows, cols), densities.get(name, 0.0), np.float32) for name in names}
@@ -55,32 +57,32 @@ def density(rgb):
     return -np.log10(np.maximum(rgb, 1) / np.array(WHITE)).mean(axis=(0, 1))
 
 
-def test_glass_is_white_with_the_noise_of_a_scan(sheets):
-    rgb = paint_slide(lattice(700, 500), flat(700, 500, tissue=-1000.0), sheets, LOOK, (700, 500))
+def test_glass_is_white_with_the_noise_of_a_scan(noise):
+    rgb = paint_slide(lattice(700, 500), flat(700, 500, tissue=-1000.0), noise, APPEARANCE, (700, 500))
     assert rgb.shape == (500, 700, 3)
     assert np.allclose(rgb.mean(axis=(0, 1)), WHITE, atol=0.2)
     assert np.all((rgb.std(axis=(0, 1)) > 1.0) & (rgb.std(axis=(0, 1)) < 2.5))
 
 
-def test_density_follows_the_stain_vectors(sheets):
-    brown = paint_slide(lattice(600, 600, body_d=0.5), flat(600, 600), sheets, LOOK, (600, 600))
-    blue = paint_slide(lattice(600, 600, body_h=0.5), flat(600, 600), sheets, LOOK, (600, 600))
-    assert np.allclose(density(brown), 0.5 * np.array(LOOK.dab), rtol=0.08)
-    assert np.allclose(density(blue), 0.5 * np.array(LOOK.haematoxylin), rtol=0.08)
+def test_density_follows_the_stain_vectors(noise):
+    brown = paint_slide(lattice(600, 600, body_d=0.5), flat(600, 600), noise, APPEARANCE, (600, 600))
+    blue = paint_slide(lattice(600, 600, body_h=0.5), flat(600, 600), noise, APPEARANCE, (600, 600))
+    assert np.allclose(density(brown), 0.5 * np.array(APPEARANCE.dab), rtol=0.08)
+    assert np.allclose(density(blue), 0.5 * np.array(APPEARANCE.haematoxylin), rtol=0.08)
 
 
-def test_membranes_run_along_the_borders_and_nuclei_lie_in_the_middle(sheets):
+def test_membranes_run_along_the_borders_and_nuclei_lie_in_the_middle(noise):
     cells = lattice(600, 600, jitter=0.0, ring_d=1.0, ring_share=1.2, ring_px=2.0, nucleus_h=0.4)
-    rgb = paint_slide(cells, flat(600, 600), sheets, LOOK, (600, 600)).astype(int)
+    rgb = paint_slide(cells, flat(600, 600), noise, APPEARANCE, (600, 600)).astype(int)
     redness = (rgb[..., 0] - rgb[..., 2]).reshape(15, 40, 15, 40).mean(axis=(0, 2))  # all cells laid on one another
     assert redness[0].mean() > redness[20].mean() + 10
     assert redness[20, 20] < 0
 
 
-def test_incomplete_membranes_leave_gaps(sheets):
+def test_incomplete_membranes_leave_gaps(noise):
     def brown(share):
         cells = lattice(600, 600, ring_d=1.0, ring_share=share, ring_px=2.0)
-        rgb = paint_slide(cells, flat(600, 600), sheets, LOOK, (600, 600)).astype(int)
+        rgb = paint_slide(cells, flat(600, 600), noise, APPEARANCE, (600, 600)).astype(int)
         return float(((rgb[..., 0] - rgb[..., 2]) > 30).mean())
 
     assert brown(1.2) > 0.05
@@ -91,9 +93,9 @@ def test_incomplete_membranes_leave_gaps(sheets):
 @pytest.mark.parametrize("pitch", [20, 39, 40, 46, 49])
 def test_a_cell_owns_what_is_nearest_to_it(pitch):
     cells = lattice(400, 400, pitch)
-    block = next(blocks(400, 400, cells.pitch))
+    block = next(plan_paint_blocks(400, 400, cells.pitch))
     edge_px = block.columns * pitch + 2 * MARGIN
-    window = Window(-MARGIN, -MARGIN, edge_px, edge_px)
+    window = PaintWindow(-MARGIN, -MARGIN, edge_px, edge_px)
     still = np.zeros((window.h, window.w), np.float32)
     index, edge, dx, dy = voronoi(cells, block, window, (still, still))
     inside = np.random.default_rng(2).integers(MARGIN, window.w - MARGIN, (200, 2)).tolist()
@@ -106,46 +108,46 @@ def test_a_cell_owns_what_is_nearest_to_it(pitch):
         assert np.hypot(dx[row, column], dy[row, column]) == pytest.approx(first, abs=1e-3)
 
 
-def test_blocks_join_without_a_seam(sheets):
+def test_blocks_join_without_a_seam(noise):
     """A wide slide is cut into blocks; its columns differ no more at a seam than elsewhere."""
     cells = lattice(1400, 300, nucleus_h=0.3, body_h=0.1, ring_d=0.5, ring_share=1.0, ring_px=2.0)
-    rgb = paint_slide(cells, flat(1400, 300), sheets, LOOK, (1400, 300)).astype(float)
+    rgb = paint_slide(cells, flat(1400, 300), noise, APPEARANCE, (1400, 300)).astype(float)
     steps = np.abs(np.diff(rgb, axis=1)).mean(axis=(0, 2))
     seam = (640 // cells.pitch) * cells.pitch
     assert steps[seam - 1] < steps.mean() + 4 * steps.std()
 
 
-def test_a_fold_is_darker_and_ink_covers(sheets):
+def test_a_fold_is_darker_and_ink_covers(noise):
     cells = lattice(500, 500, body_d=0.2)
     plain, folded, inked = (
-        paint_slide(cells, flat(500, 500, **extra), sheets, LOOK, (500, 500))
+        paint_slide(cells, flat(500, 500, **extra), noise, APPEARANCE, (500, 500))
         for extra in ({}, {"fold": 100.0}, {"pen": 100.0})
     )
     assert np.allclose(density(folded), 1.9 * density(plain), rtol=0.1)
-    assert np.allclose(density(inked) - density(plain), LOOK.ink, atol=0.03)
+    assert np.allclose(density(inked) - density(plain), APPEARANCE.pen, atol=0.03)
 
 
-def test_out_of_focus_loses_fine_structure_only(sheets):
+def test_out_of_focus_loses_fine_structure_only(noise):
     cells = lattice(500, 500, nucleus_h=0.4, ring_d=0.6, ring_share=1.0, ring_px=2.0)
     sharp, blurred = (
-        paint_slide(cells, flat(500, 500, **extra), sheets, LOOK, (500, 500)) for extra in ({}, {"blur": 100.0})
+        paint_slide(cells, flat(500, 500, **extra), noise, APPEARANCE, (500, 500)) for extra in ({}, {"blur": 100.0})
     )
     fine = [np.abs(cv2.Laplacian(rgb.astype(np.float32), cv2.CV_32F)).mean() for rgb in (sharp, blurred)]
     assert fine[1] < 0.6 * fine[0]
     assert np.allclose(density(blurred), density(sharp), atol=0.03)
 
 
-def test_sheets_go_on_over_their_edges(sheets):
-    for sheet in (sheets.mottle, sheets.drift_x, sheets.grain):
+def test_sheets_go_on_over_their_edges(noise):
+    for sheet in (noise.mottle, noise.drift_x, noise.grain):
         step = np.abs(np.diff(sheet, axis=1)).mean(axis=0)
-        assert step[SHEET - 1] < 1.3 * step.mean()
+        assert step[NOISE_PX - 1] < 1.3 * step.mean()
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(12, 60))
 @settings(max_examples=60)
 def test_blocks_cover_a_slide_once(width, height, pitch):
     seen = np.zeros((-(-height // pitch), -(-width // pitch)), int)
-    for block in blocks(width, height, pitch):
+    for block in plan_paint_blocks(width, height, pitch):
         seen[block.row : block.row + block.rows, block.column : block.column + block.columns] += 1
-        assert max(block.rows, block.columns) * pitch + 2 * MARGIN <= SHEET
+        assert max(block.rows, block.columns) * pitch + 2 * MARGIN <= NOISE_PX
     assert (seen == 1).all()

@@ -19,7 +19,7 @@ def uneven(slope_x: float, slope_y: float, bow: float, level: float = 240.0) -> 
 @settings(max_examples=30, deadline=None)
 def test_uneven_light_is_evened_out(slope_x, slope_y, bow) -> None:
     flat = flatten_background(uneven(slope_x, slope_y, bow))
-    assert flat.glass.mean() > 0.9
+    assert flat.background.mean() > 0.9
     assert np.abs(flat.od).max() < 0.006  # a grey value is 0.0018
 
 
@@ -28,7 +28,7 @@ def test_pale_tissue_is_not_taken_for_glass() -> None:
     rng = np.random.default_rng(0)
     rgb[30:60, 30:80] = np.clip(rgb[30:60, 30:80] - rng.normal(6, 2, (30, 50, 1)), 0, 255)
     flat = flatten_background(rgb)
-    assert not flat.glass[34:56, 34:76].any()
+    assert not flat.background[34:56, 34:76].any()
     assert np.median(flat.od[34:56, 34:76]) == pytest.approx(0.011, abs=0.003)
 
 
@@ -36,7 +36,7 @@ def test_without_glass_the_brightest_stands_in() -> None:
     rng = np.random.default_rng(0)
     rgb = np.clip(rng.normal(225, 6, (64, 64, 3)), 0, 238).astype(np.uint8)
     flat = flatten_background(rgb)
-    assert not flat.glass.any()
+    assert not flat.background.any()
     assert -0.01 < float(flat.od.min()) <= 0.01
 
 
@@ -46,7 +46,7 @@ def test_padding_is_neither_glass_nor_density() -> None:
     rgb[-20:] = 255
     flat = flatten_background(rgb)
     assert flat.padding.sum() == 40 * 120
-    assert not (flat.glass & flat.padding).any()
+    assert not (flat.background & flat.padding).any()
     assert (flat.od[flat.padding] == 0).all()
 
 

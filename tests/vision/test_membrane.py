@@ -55,7 +55,7 @@ class TestReference:
         batch = tissue_tile_batch(load_core(real_data, name))
         batch = TileBatch(batch.pixels[10::30], 0.5, batch.stains)
         plain = [reference_features(tile, 0.5, batch.stains) for tile in batch.pixels]
-        gaps = np.abs(batch.figures - [[one[feature.name] for feature in FEATURES] for one in plain])
+        gaps = np.abs(batch.features - [[one[feature.name] for feature in FEATURES] for one in plain])
         # where single precision puts a px on the other side of a threshold, a mean over its mask moves by some 2e-5
         assert (gaps > 1e-5).sum() <= 1
         assert gaps.max() < 5e-5
@@ -150,8 +150,8 @@ class TestBatch:
 
     def test_figures_are_measured_once(self) -> None:
         batch = TileBatch(rings(0.3)[None], 0.5, STAINS)
-        assert batch.figures is batch.figures
-        assert batch.figures.dtype == np.float32
+        assert batch.features is batch.features
+        assert batch.features.dtype == np.float32
 
     def test_another_process_gives_the_same_bytes(self) -> None:
         code = (
@@ -180,7 +180,7 @@ def verdicts(real_data: Path) -> dict[str, RuleResult]:
     """What the rule says of the five real cores, read from their JPEG files. No threshold was fitted to them."""
     found = {}
     for name in CORES:
-        figures = tissue_tile_batch(load_core(real_data, name)).figures
+        figures = tissue_tile_batch(load_core(real_data, name)).features
         found[name] = apply_rule({one: figures[:, feature_index(one)] for one in MEMBRANE_COLUMNS})
     return found
 

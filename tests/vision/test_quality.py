@@ -99,8 +99,8 @@ class TestTileBlur:
 
     def test_blurred_tiles_flag_the_slide(self) -> None:
         sharp = Quality(0.0, 0.0, 0.0, 240.0, ("pen",))
-        assert sharp.with_tiles(np.array([0.5, 0.6, 0.55], np.float32)) == sharp
-        assert sharp.with_tiles(np.array([0.5, 0.9, 0.55, 0.9], np.float32)) == Quality(
+        assert sharp.with_tile_blur(np.array([0.5, 0.6, 0.55], np.float32)) == sharp
+        assert sharp.with_tile_blur(np.array([0.5, 0.9, 0.55, 0.9], np.float32)) == Quality(
             0.5, 0.0, 0.0, 240.0, ("pen", "blurred")
         )
-        assert sharp.with_tiles(np.empty(0, np.float32)) == sharp
+        assert sharp.with_tile_blur(np.empty(0, np.float32)) == sharp

@@ -67,26 +67,26 @@ def test_glass_has_no_density_and_black_a_finite_one() -> None:
 def test_unmixing_gives_back_what_was_mixed(h, d, vectors) -> None:
     stains = Stains((255.0, 255.0, 255.0), *vectors)
     od = (h * np.asarray(vectors[0]) + d * np.asarray(vectors[1])).astype(np.float32).reshape(3, 1, 1)
-    layers = separate_stains(od, stains)
+    densities = separate_stains(od, stains)
     unit = [np.linalg.norm(one) for one in vectors]
-    assert layers.h[0, 0] == pytest.approx(h * unit[0], abs=1e-4)
-    assert layers.d[0, 0] == pytest.approx(d * unit[1], abs=1e-4)
-    assert abs(layers.rest[0, 0]) < 1e-4
-    assert layers.grey[0, 0] == pytest.approx(od.mean(), abs=1e-5)
-    assert np.array_equal(unmix(od, stains)[1], layers.d)
+    assert densities.h[0, 0] == pytest.approx(h * unit[0], abs=1e-4)
+    assert densities.d[0, 0] == pytest.approx(d * unit[1], abs=1e-4)
+    assert abs(densities.residual[0, 0]) < 1e-4
+    assert densities.mean[0, 0] == pytest.approx(od.mean(), abs=1e-5)
+    assert np.array_equal(unmix(od, stains)[1], densities.d)
 
 
 @given(st.floats(0, 0.7), st.floats(0, 1.1))
 def test_stain_is_no_ink(h, d) -> None:
     od = optical_density(painted(h, d), (240.0, 240.0, 240.0))
     red = 0.650 * h + 0.269 * d
-    assert not pen_mask(od, separate_stains(od, Stains()).rest).any() or red > 0.7
+    assert not pen_mask(od, separate_stains(od, Stains()).residual).any() or red > 0.7
 
 
 @pytest.mark.parametrize("colour", [(20, 130, 60), (25, 55, 170), (20, 20, 25), (190, 25, 40)])
 def test_pen_is_ink(colour) -> None:
     od = optical_density(np.full((4, 4, 3), colour, np.uint8), (240.0, 240.0, 240.0))
-    assert pen_mask(od, separate_stains(od, Stains()).rest).all()
+    assert pen_mask(od, separate_stains(od, Stains()).residual).all()
 
 
 def test_stains_are_values() -> None:

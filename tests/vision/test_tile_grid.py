@@ -85,10 +85,10 @@ def test_every_tile_is_in_one_block_and_inside_what_is_read(
         assert box.x + box.width <= level[0]
         assert box.y + box.height <= level[1]
         assert max(box.width, box.height) <= BLOCK_PX[2] + 1
-        corners = block.places[:, :2] + np.array([box.x, box.y])
+        corners = block.tile_rects[:, :2] + np.array([box.x, box.y])
         places = np.minimum(tiles[list(block.tiles), :2] / downsample, np.array(level) - 1)  # writers drop an odd row
         assert np.abs(corners - places).max() <= 1
-        assert (block.places[:, :2] < np.array([box.width, box.height])).all()
+        assert (block.tile_rects[:, :2] < np.array([box.width, box.height])).all()
 
 
 def test_blocks_fall_on_the_chunk_grid_where_they_can() -> None:
@@ -116,7 +116,7 @@ def test_a_level_whose_last_row_was_dropped_does_not_shift_its_tiles() -> None:
     level = width // 4
     tiles = plan_tiles(width, 448, 0.125, 0.5, 224)
     found = plan_blocks(tiles, (width / level, 1.0), (256, 256), (level, 448))
-    assert {(block.box.x + place[0]) % 224 for block in found for place in block.places} == {0}
+    assert {(block.box.x + place[0]) % 224 for block in found for place in block.tile_rects} == {0}
 
 
 def test_blocks_come_row_by_row_and_so_do_their_tiles() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from her2batch.synthetic.painting import paint_slide
-from her2batch.synthetic.specimen import TYPICAL, SlideTruth, make_tissue
+from her2batch.synthetic.specimen import TYPICAL_MIXES, SlideTruth, make_tissue
 from her2batch.vision.tissue import label_pieces, segment_tissue, tile_fractions
 from tests.vision.real import CORES, HE, load_core, load_he_slide, shrink
 
@@ -86,9 +86,9 @@ class TestSynthetic:
 
     @pytest.fixture(scope="class", params=["0", "3+"])
     def slide(self, request: pytest.FixtureRequest) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.bool_]]]:
-        truth = SlideTruth("s", TYPICAL[request.param], site="south", artefacts=("pen",), width=3000, height=2400)
+        truth = SlideTruth("s", TYPICAL_MIXES[request.param], site="south", artefacts=("pen",), width=3000, height=2400)
         specimen = make_tissue(truth, 3)
-        rgb = paint_slide(specimen.cells, specimen.fields, specimen.sheets, specimen.look, (3000, 2400))
+        rgb = paint_slide(specimen.cells, specimen.fields, specimen.noise, specimen.appearance, (3000, 2400))
         return shrink(rgb, 1 / 32), specimen.masks
 
     def test_pen_is_found_and_no_tissue(self, slide) -> None:

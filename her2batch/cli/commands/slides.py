@@ -90,7 +90,7 @@ def overnight(
 ) -> int:
     """Run the nightly job: ingest new slides, score, check, report, notify. Prints one JSON line."""
     from her2batch.cli.console import ingest_progress, print_note
-    from her2batch.nightly.overnight import overnight as run
+    from her2batch.nightly.overnight import run_overnight as run
     from her2batch.settings import NightlySettings, read_settings
 
     with ingest_progress(quiet) as report:

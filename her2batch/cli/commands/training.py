@@ -45,11 +45,11 @@ def train(
     """Train methods on the same folds; writes metrics and a bundle. Run the same command again to resume."""
     from her2batch.api import training_result
     from her2batch.cli.console_training import print_training_summary, unit_progress
-    from her2batch.experiments.train import TrainingRequest, resumed
+    from her2batch.experiments.train import TrainingRequest, read_request
     from her2batch.experiments.train import train as run
 
     if resume is not None:
-        request, training = resumed(resume)
+        request, training = read_request(resume)
     elif cohort is None:
         raise typer.BadParameter("name the cohort, or continue a run with --resume RUN", param_hint="COHORT")
     else:
