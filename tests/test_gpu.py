@@ -69,13 +69,13 @@ def vectors(cohort: Path) -> np.ndarray:
     return np.concatenate([np.stack(table["embedding"].to_pylist()) for table in tables]).astype(np.float64)
 
 
-def test_any_number_of_workers_gives_the_same_bytes(scanned: Scanned, cohort: Path, tmp_path: Path) -> None:
+def test_number_of_workers_changes_no_byte_on_a_gpu(scanned: Scanned, cohort: Path, tmp_path: Path) -> None:
     """The plain loop, --workers 0, is left out: it computes on the CPU."""
     done(ingest(scanned, tmp_path / "two", "--workers", 2))
     assert_same_files(tmp_path / "two", contents(cohort))
 
 
-def test_vectors_are_those_of_the_cpu_within_bfloat16(scanned: Scanned, cohort: Path, tmp_path: Path) -> None:
+def test_gpu_embeddings_equal_those_of_the_cpu_within_bfloat16(scanned: Scanned, cohort: Path, tmp_path: Path) -> None:
     done(ingest(scanned, tmp_path / "cpu", "--workers", 4, "--gpus", 0), CUDA_VISIBLE_DEVICES="")
     ours, theirs = vectors(cohort), vectors(tmp_path / "cpu")
     assert not np.array_equal(ours, theirs)  # else no GPU was used
@@ -84,7 +84,9 @@ def test_vectors_are_those_of_the_cpu_within_bfloat16(scanned: Scanned, cohort: 
 
 
 @pytest.mark.parametrize("victim", ["driver", "model"])
-def test_a_kill_costs_nothing(scanned: Scanned, cohort: Path, tmp_path: Path, victim: str) -> None:
+def test_resume_after_kill_on_a_gpu_gives_identical_tables(
+    scanned: Scanned, cohort: Path, tmp_path: Path, victim: str
+) -> None:
     out = tmp_path / "out"
     with subprocess.Popen(ingest(scanned, out, "--workers", 4), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
         while not list(out.glob("tables/slides/*.parquet")):
@@ -145,7 +147,7 @@ except MemoryError as error:
 """
 
 
-def test_a_gpu_without_memory_gets_half_the_batch_and_goes_on() -> None:
+def test_batch_is_halved_when_gpu_memory_runs_out() -> None:
     run = subprocess.run([sys.executable, "-c", SMALL], capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     sizes, gap, words = run.stdout.splitlines()
@@ -168,7 +170,7 @@ def train(scanned: Scanned, cohort: Path, out: Path, methods: tuple[str, ...], *
 
 
 @pytest.mark.parametrize("methods", [MIL, NETS, COUNTS], ids=["mil", "nets", "counts"])
-def test_training_twice_gives_the_same_bytes(
+def test_training_twice_on_a_gpu_gives_identical_tables(
     scanned: Scanned, cohort: Path, tmp_path: Path, methods: tuple[str, ...]
 ) -> None:
     """Four units side by side on one GPU, or one after the other."""

@@ -22,7 +22,7 @@ from her2batch.settings import (
     RunWindow,
     SentinelSettings,
 )
-from her2batch.tasks import METHODS
+from her2batch.training.methods import method_names
 
 PACKAGE = Path(her2batch.__file__).parent
 ROOT = PACKAGE.parent
@@ -50,17 +50,17 @@ def test_functions_fit_a_screen() -> None:
     assert len(long) <= 0.02 * len(found), long
 
 
-def test_rooms_are_not_crowded() -> None:
+def test_packages_have_at_most_twelve_modules() -> None:
     for room in [path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE]:
         assert len([path for path in room.glob("*.py") if path.name != "__init__.py"]) <= 12, room
 
 
-def test_nothing_hides_in_an_init() -> None:
+def test_init_files_of_packages_are_empty() -> None:
     rooms = [path for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE]
     assert [path for path in rooms if path.read_text()] == []
 
 
-def test_every_module_of_a_room_has_its_test() -> None:
+def test_every_module_has_a_test_file() -> None:
     for path in MODULES:
         if path.parent != PACKAGE:
             mirror = ROOT / "tests" / path.parent.relative_to(PACKAGE) / f"test_{path.name}"
@@ -74,14 +74,14 @@ def test_help_loads_nothing_heavy() -> None:
     assert run.stdout.strip() == ""
 
 
-def test_only_the_store_spells_its_folders() -> None:
+def test_only_the_store_names_its_folders() -> None:
     for path in MODULES:
         if path != PACKAGE / "store" / "cohort.py":
             found = re.findall(r'/ "(?:tables|pyramids|thumbnails|runs)"', path.read_text())
             assert found == [] or path.name in ("audit.py", "console.py", "console_training.py"), path
 
 
-def test_every_setting_of_a_plan_counts() -> None:
+def test_every_plan_setting_changes_the_plan_id() -> None:
     changed = {
         "encoders": ("uni",), "mpp": 0.25, "tile": 256, "min_tissue": 0.5, "mpp_override": 0.25, "reader": "openslide",
         "jpeg_quality": 80, "lossless": True, "bundle": "abc",
@@ -92,32 +92,32 @@ def test_every_setting_of_a_plan_counts() -> None:
     assert not Plan.model_fields.keys() & Resources.model_fields.keys()
 
 
-def test_an_override_is_no_part_of_the_plan_of_a_slide_that_has_its_own_mpp() -> None:
+def test_mpp_override_does_not_change_the_plan_of_slides_with_mpp() -> None:
     plan = Plan(mpp_override=0.25)
     assert plan.for_slide("file").id == Plan().id
     assert plan.for_slide("override").id == plan.for_slide(None).id == plan.id
 
 
-def test_every_error_code_stands_in_the_operators_handbook() -> None:
+def test_every_error_code_is_documented() -> None:
     handbook = (ROOT / "docs" / "troubleshooting.md").read_text()
     assert [code for code in REMEDIES if f"`{code}`" not in handbook] == []
 
 
-def test_every_column_stands_in_the_generated_page() -> None:
+def test_page_of_tables_is_up_to_date() -> None:
     from her2batch.store import schemas
 
     page = (ROOT / "docs" / "tables.md").read_text()
     assert page == schemas.tables_page()
 
 
-def test_every_setting_of_training_stands_in_its_page() -> None:
+def test_every_training_setting_is_documented() -> None:
     page = (ROOT / "docs" / "training.md").read_text()
     named = {name for model in (MilSettings, ImageSettings, CountsSettings) for name in model.model_fields}
     assert [name for name in sorted(named) if f"`{name}`" not in page] == []
-    assert [name for name in METHODS if f"`{name}`" not in page] == []
+    assert [name for name in method_names() if f"`{name}`" not in page] == []
 
 
-def test_every_setting_of_a_night_stands_in_the_operators_handbook() -> None:
+def test_every_nightly_setting_is_documented() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
     models = (
         NightlySettings,

@@ -77,9 +77,7 @@ def fetched(root: str, into: Path) -> dict[str, bytes]:
     return contents(into)
 
 
-def test_an_ingest_ends_with_the_bytes_of_a_local_one_and_is_not_done_again(
-    bucket: str, scans: Path, tmp_path: Path
-) -> None:
+def test_ingest_to_object_store_gives_the_files_of_a_local_one(bucket: str, scans: Path, tmp_path: Path) -> None:
     assert ingest(IngestRequest(scans, tmp_path / "here"), Plan(), Resources(workers=0)).done == 2
     order = IngestRequest(scans, to_location(f"{bucket}/cohort"))
     summary = ingest(order, Plan(), Resources(workers=0))
@@ -94,9 +92,7 @@ def test_an_ingest_ends_with_the_bytes_of_a_local_one_and_is_not_done_again(
 
 
 @pytest.mark.slow
-def test_ray_workers_write_there_and_a_run_that_was_killed_goes_on(
-    bucket: str, scans: Path, synthetic: Synthetic, tmp_path: Path
-) -> None:
+def test_killed_ingest_to_object_store_resumes(bucket: str, scans: Path, synthetic: Synthetic, tmp_path: Path) -> None:
     for path in sorted(synthetic.scans.iterdir())[2:4]:
         shutil.copy(path, scans)
     command = [
@@ -126,7 +122,7 @@ def test_ray_workers_write_there_and_a_run_that_was_killed_goes_on(
     assert fetched(f"{bucket}/cohort", tmp_path / "there") == contents(tmp_path / "here")
 
 
-def test_a_changed_slide_and_a_damaged_object_are_done_again(bucket: str, scans: Path, synthetic: Synthetic) -> None:
+def test_changed_slide_and_damaged_object_are_ingested_again(bucket: str, scans: Path, synthetic: Synthetic) -> None:
     order = IngestRequest(scans, to_location(f"{bucket}/cohort"))
     ingest(order, Plan(), Resources(workers=0))
     cohort = Cohort(order.out)
@@ -142,7 +138,7 @@ def test_a_changed_slide_and_a_damaged_object_are_done_again(bucket: str, scans:
     assert list(verify_cohort(cohort)) == []
 
 
-def test_pyramids_and_tables_are_read_where_they_lie(bucket: str, scans: Path, tmp_path: Path) -> None:
+def test_pyramids_and_tables_are_read_from_object_store(bucket: str, scans: Path, tmp_path: Path) -> None:
     for root in (tmp_path / "here", to_location(f"{bucket}/cohort")):
         ingest(IngestRequest(scans, root), Plan(), Resources(workers=0))
     here, there = Cohort(tmp_path / "here"), Cohort(to_location(f"{bucket}/cohort"))
@@ -158,7 +154,7 @@ def test_pyramids_and_tables_are_read_where_they_lie(bucket: str, scans: Path, t
     assert tiles.count_rows() == sum(row["n_tiles"] for row in there.rows().values())
 
 
-def test_a_bundle_scores_there(bucket: str, scans: Path, tmp_path: Path) -> None:
+def test_bundle_scores_a_cohort_on_object_store(bucket: str, scans: Path, tmp_path: Path) -> None:
     order = IngestRequest(scans, to_location(f"{bucket}/cohort"))
     ingest(order, Plan(), Resources(workers=0))
     bundle = untrained(tmp_path / "bundle")
@@ -168,7 +164,7 @@ def test_a_bundle_scores_there(bucket: str, scans: Path, tmp_path: Path) -> None
     assert score(order.out, bundle.path, Resources(workers=0)).already == 2
 
 
-def test_a_patient_is_forgotten_there(bucket: str, scans: Path, synthetic: Synthetic) -> None:
+def test_patient_is_removed_from_object_store(bucket: str, scans: Path, synthetic: Synthetic) -> None:
     order = IngestRequest(scans, to_location(f"{bucket}/cohort"), labels=synthetic.labels)
     ingest(order, Plan(), Resources(workers=0))
     cohort = Cohort(order.out)
@@ -185,7 +181,7 @@ def test_a_patient_is_forgotten_there(bucket: str, scans: Path, synthetic: Synth
     assert ingest(order, Plan(), Resources(workers=0)).fresh == []
 
 
-def test_the_page_looks_and_reviews_there(bucket: str, scans: Path) -> None:
+def test_web_page_reads_and_reviews_on_object_store(bucket: str, scans: Path) -> None:
     root = to_location(f"{bucket}/cohort")
     ingest(IngestRequest(scans, root), Plan(), Resources(workers=0))
     cohort = Cohort(root)
@@ -201,7 +197,7 @@ def test_the_page_looks_and_reviews_there(bucket: str, scans: Path) -> None:
     assert list(verify_cohort(cohort)) == []
 
 
-def test_one_writer_at_a_time_and_a_dead_ones_lock_gives_way(bucket: str) -> None:
+def test_one_writer_at_a_time_and_a_dead_lock_expires(bucket: str) -> None:
     cohort = Cohort(to_location(f"{bucket}/cohort"))
     cohort.create(Plan())
     with cohort.lock(), pytest.raises(StoreError, match=f"pid {os.getpid()}"), cohort.lock():
@@ -220,7 +216,7 @@ def test_one_writer_at_a_time_and_a_dead_ones_lock_gives_way(bucket: str) -> Non
         pass
 
 
-def test_what_cannot_be_used_is_said_in_plain_words(bucket: str, scans: Path) -> None:
+def test_unusable_object_store_is_reported(bucket: str, scans: Path) -> None:
     for name, words in (("s3://user:secret@bucket/x", "credentials"), ("gopher://x/y", "can't be reached")):
         with pytest.raises(InputError, match=words) as told:
             to_location(name)
@@ -229,7 +225,7 @@ def test_what_cannot_be_used_is_said_in_plain_words(bucket: str, scans: Path) ->
         ingest(IngestRequest(scans, to_location("s3://there-is-no-such-bucket/x")), Plan(), Resources(workers=0))
 
 
-def test_exports_and_imports_are_those_of_a_local_cohort(bucket: str, tmp_path: Path) -> None:
+def test_exports_and_imports_equal_those_of_a_local_cohort(bucket: str, tmp_path: Path) -> None:
     cohorts = {"here": cohort_of(tmp_path / "cohort", "S1"), "far": cohort_of(to_location(f"{bucket}/cohort"), "S1")}
     for where, cohort in cohorts.items():
         for to in ("clam-h5", "geojson", "csv"):

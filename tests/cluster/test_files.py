@@ -32,7 +32,7 @@ def test_ray_accepts_the_cluster_file() -> None:
     assert "colour" in said_by_ray({**config, "colour": 1})
 
 
-def test_nodes_start_with_a_token_and_workers_read() -> None:
+def test_nodes_start_with_a_token_and_workers_are_readers() -> None:
     config = yaml.safe_load((FOLDER / "ssh" / "cluster.yaml").read_text())
     for command in (config["head_start_ray_commands"][1], config["worker_start_ray_commands"][1]):
         assert "RAY_AUTH_MODE=token" in command
@@ -41,7 +41,7 @@ def test_nodes_start_with_a_token_and_workers_read() -> None:
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][1]
 
 
-def test_the_container_has_two_stages_is_pinned_and_not_root() -> None:
+def test_container_has_two_stages_is_pinned_and_not_root() -> None:
     lines = (FOLDER / "Containerfile").read_text().splitlines()
     bases = [line.split()[1] for line in lines if line.startswith("FROM ")]
     assert len(bases) == 2
@@ -64,7 +64,7 @@ def exprs() -> list[str]:
     return found + [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
 
 
-def test_the_dashboard_and_the_alerts_ask_for_metrics_that_exist() -> None:
+def test_dashboard_and_alerts_use_existing_metrics() -> None:
     source = Path(telemetry.__file__).read_text()
     ours = {f"ray_{name}_total" for name in re.findall(r'Counter\("(\w+)"', source)}
     ours |= {f"ray_{name}" for name in re.findall(r'Gauge\("(\w+)"', source)}
@@ -76,7 +76,7 @@ def test_the_dashboard_and_the_alerts_ask_for_metrics_that_exist() -> None:
         assert one.count("(") == one.count(")")
 
 
-def test_every_panel_has_a_title_a_unit_and_a_place_of_its_own() -> None:
+def test_every_panel_has_a_title_a_unit_and_its_own_position() -> None:
     panels = json.loads((FOLDER / "grafana" / "her2batch.json").read_text())["panels"]
     assert all(panel["title"] and panel["fieldConfig"]["defaults"]["unit"] for panel in panels)
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels]
@@ -84,7 +84,7 @@ def test_every_panel_has_a_title_a_unit_and_a_place_of_its_own() -> None:
     assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in panels)
 
 
-def test_prometheus_reads_what_ray_writes() -> None:
+def test_prometheus_reads_the_service_discovery_file_of_ray() -> None:
     config = yaml.safe_load((FOLDER / "prometheus" / "prometheus.yml").read_text())
     assert config["rule_files"] == ["alerts.yml"]
     assert config["scrape_configs"][0]["file_sd_configs"][0]["files"][0].endswith("prom_metrics_service_discovery.json")

@@ -49,7 +49,7 @@ def templates(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("name", "document"), documents(), ids=lambda one: one if isinstance(one, str) else one["kind"]
 )
-def test_a_manifest_is_valid(name: str, document: dict[str, Any]) -> None:
+def test_manifest_is_valid(name: str, document: dict[str, Any]) -> None:
     check(document)
     assert document["metadata"]["namespace"] == "her2batch"
 
@@ -64,7 +64,7 @@ def test_a_manifest_is_valid(name: str, document: dict[str, Any]) -> None:
         ("CronJob", ("spec", "concurencyPolicy"), "Forbid"),
     ],
 )  # fmt: skip
-def test_a_misspelt_field_or_a_wrong_value_is_refused(kind: str, path: tuple, value: object) -> None:
+def test_misspelt_field_or_wrong_value_is_refused(kind: str, path: tuple, value: object) -> None:
     document = named(kind)
     place = document
     for step in path[:-1]:
@@ -74,11 +74,11 @@ def test_a_misspelt_field_or_a_wrong_value_is_refused(kind: str, path: tuple, va
         check(document)
 
 
-def test_job_and_cluster_have_one_and_the_same_cluster() -> None:
+def test_job_and_cluster_manifests_have_the_same_cluster() -> None:
     assert cluster_spec(named("RayJob")) == cluster_spec(named("RayCluster"))
 
 
-def test_a_night_ends_by_itself_before_its_deadline_and_never_meets_another() -> None:
+def test_nightly_job_ends_before_its_deadline_and_never_overlaps() -> None:
     job, cron = named("RayJob")["spec"], named("CronJob")["spec"]
     assert job["activeDeadlineSeconds"] > 11 * 3600
     assert job["backoffLimit"] > 0
@@ -86,7 +86,7 @@ def test_a_night_ends_by_itself_before_its_deadline_and_never_meets_another() ->
     assert cron["concurrencyPolicy"] == "Forbid"
 
 
-def test_groups_scale_and_have_their_roles() -> None:
+def test_worker_groups_scale_and_have_their_resources() -> None:
     spec = cluster_spec(named("RayCluster"))
     readers, gpus = spec["workerGroupSpecs"]
     assert spec["enableInTreeAutoscaling"]
@@ -97,7 +97,7 @@ def test_groups_scale_and_have_their_roles() -> None:
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
 
-def test_pods_are_not_root_and_read_the_scans_only() -> None:
+def test_pods_are_not_root_and_mount_scans_read_only() -> None:
     for document in (named("RayCluster"), named("RayJob")):
         for template in templates(document):
             pod = template["spec"]
@@ -107,7 +107,7 @@ def test_pods_are_not_root_and_read_the_scans_only() -> None:
     assert cluster_spec(named("RayCluster"))["authOptions"] == {"mode": "token"}
 
 
-def test_the_night_in_the_config_map_is_one() -> None:
+def test_nightly_settings_in_the_config_map_are_valid() -> None:
     import tomllib
 
     settings = NightlySettings.model_validate(tomllib.loads(named("ConfigMap")["data"]["night.toml"]))

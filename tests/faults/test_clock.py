@@ -36,7 +36,7 @@ def elsewhen(**clock: str) -> dict[str, str]:
 
 @needs_faketime
 @pytest.mark.parametrize("clock", ["@1970-01-01 00:10:00", "@2099-06-30 23:59:50"])
-def test_results_know_no_time(reference_cohort: ReferenceCohort, tmp_path: Path, clock: str) -> None:
+def test_results_do_not_depend_on_the_clock(reference_cohort: ReferenceCohort, tmp_path: Path, clock: str) -> None:
     run = subprocess.run(
         ingest_command(reference_cohort.scans, tmp_path / "c", 0),
         env=elsewhen(FAKETIME=clock),
@@ -61,9 +61,7 @@ main()
 
 
 @needs_faketime
-def test_a_watch_neither_stalls_nor_runs_early_when_the_clock_jumps(
-    reference_cohort: ReferenceCohort, tmp_path: Path
-) -> None:
+def test_watch_is_not_affected_by_clock_jumps(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """An hour ahead, an hour back, to 1970: slides are taken up after they have settled, each once."""
     scans, cohort, clock = tmp_path / "scans", Cohort(tmp_path / "c"), tmp_path / "clock"
     scans.mkdir()
@@ -90,7 +88,9 @@ def test_a_watch_neither_stalls_nor_runs_early_when_the_clock_jumps(
 
 
 @pytest.mark.parametrize("when", [0, 4e9], ids=["1970", "2096"])
-def test_files_from_another_time_are_read_once(reference_cohort: ReferenceCohort, tmp_path: Path, when: float) -> None:
+def test_files_with_odd_modification_times_are_read_once(
+    reference_cohort: ReferenceCohort, tmp_path: Path, when: float
+) -> None:
     scans = tmp_path / "scans"
     shutil.copytree(reference_cohort.scans, scans)
     ingest_serially(scans, tmp_path / "now")
@@ -103,7 +103,7 @@ def test_files_from_another_time_are_read_once(reference_cohort: ReferenceCohort
 
 
 @pytest.mark.parametrize("when", [0, 4e9], ids=["1970", "2096"])
-def test_a_lock_is_held_as_long_as_its_process_lives_whatever_its_time(tmp_path: Path, when: float) -> None:
+def test_lock_is_held_while_its_process_lives_whatever_its_time(tmp_path: Path, when: float) -> None:
     with lock_folder(tmp_path):
         os.utime(tmp_path / ".lock", (when, when))
         assert is_locked(tmp_path)
@@ -141,7 +141,7 @@ def at(text: str) -> datetime:
         ("2026-03-29 01:40", "02:30", "2026-03-30 00:30"),
     ],
 )
-def test_a_window_ends_when_the_clock_on_the_wall_says_so(berlin: None, begin: str, until: str, end: str) -> None:
+def test_window_ends_at_local_time_across_daylight_saving(berlin: None, begin: str, until: str, end: str) -> None:
     found = next_time(until, at(begin).astimezone())
     assert found == at(end)
     moment = [at(begin)]

@@ -52,7 +52,7 @@ from tests.runtime.test_scheduler import todos
 # -- two runs ------------------------------------------------------------------------------------------------------
 
 
-def test_of_two_runs_that_start_together_one_does_the_work_and_the_other_names_it(
+def test_of_two_runs_started_together_one_works_and_the_other_reports_it(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
     out = tmp_path / "c"
@@ -66,9 +66,7 @@ def test_of_two_runs_that_start_together_one_does_the_work_and_the_other_names_i
     assert_intact(out)
 
 
-def test_a_run_that_comes_second_changes_nothing_not_even_the_plan(
-    reference_cohort: ReferenceCohort, tmp_path: Path
-) -> None:
+def test_second_run_changes_nothing_not_even_the_plan(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     out = tmp_path / "c"
     ingest_serially(reference_cohort.scans, out)
     with Cohort(out).lock():
@@ -80,7 +78,7 @@ def test_a_run_that_comes_second_changes_nothing_not_even_the_plan(
     assert_same_files(out, reference_cohort.files)
 
 
-def test_the_lock_of_a_killed_run_is_taken_at_once(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
+def test_lock_of_a_killed_run_is_free_at_once(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     out = tmp_path / "c"
     run = start_ingest(reference_cohort.scans, out, 0)
     wait_until(lambda: count_rows(out) >= 1)
@@ -126,7 +124,7 @@ def glances(out: Path) -> dict[str, Callable[[], object]]:
 
 
 @pytest.mark.parametrize("readers", [("glob", "report"), ("status", "verify")])
-def test_beside_an_ingest_a_reader_sees_whole_slides_and_never_fewer(
+def test_reader_beside_an_ingest_sees_whole_slides_and_never_fewer(
     reference_cohort: ReferenceCohort, tmp_path: Path, readers: tuple[str, str]
 ) -> None:
     out = tmp_path / "c"
@@ -177,7 +175,7 @@ class Disturbed(SlideWorker):
 
 @pytest.mark.parametrize("stage", ["first", "tiles", "last"])
 @pytest.mark.parametrize(("disturb", "code"), [(replaced, "unstable"), (truncated, "unstable"), (Path.unlink, "gone")])
-def test_a_slide_that_changes_under_the_reader_keeps_its_old_result_until_it_is_read_whole(
+def test_slide_that_changes_under_the_reader_keeps_its_old_result(
     reference_cohort: ReferenceCohort, tmp_path: Path, disturb: Callable[[Path], None], code: str, stage: str
 ) -> None:
     scans, out = tmp_path / "scans", tmp_path / "c"
@@ -208,7 +206,7 @@ def test_a_slide_that_changes_under_the_reader_keeps_its_old_result_until_it_is_
 
 
 @pytest.mark.slow
-def test_one_two_or_four_workers_change_no_byte(
+def test_number_of_workers_changes_no_byte(
     reference_cohort: ReferenceCohort, tmp_path: Path, ray_session: RaySession
 ) -> None:
     for workers in (1, 2, 4):
@@ -220,7 +218,7 @@ def test_one_two_or_four_workers_change_no_byte(
 
 
 @pytest.mark.slow
-def test_a_huge_slide_among_small_ones_and_a_slow_worker_change_no_byte(
+def test_huge_slide_and_slow_worker_change_no_byte(
     tmp_path: Path, ray_session: RaySession, make_slide: Callable
 ) -> None:
     """The huge one is shared between the workers; one of them stands still for two seconds in the middle."""
@@ -247,7 +245,7 @@ def _cohort(out: Path) -> tuple[Cohort, StageContext]:
     return cohort, StageContext(Plan(tile=64), dims={"stain": embedding_dim("stain")})
 
 
-def test_the_order_in_which_slides_come_changes_no_byte(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
+def test_order_of_slides_changes_no_byte(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     out = tmp_path / "backwards"
     shuffled = tmp_path / "scans"
     shuffled.mkdir()
@@ -272,9 +270,7 @@ main()
 
 
 @pytest.mark.slow
-def test_with_a_small_object_store_and_little_room_to_spill_it_ends_well_or_says_so(
-    reference_cohort: ReferenceCohort, tmp_path: Path
-) -> None:
+def test_small_object_store_ends_well_or_with_one_line(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """80 MB of object store; 50 MB for all files of Ray. It ends within five minutes, one way or the other."""
     room = Path("/tmp") / f"h2b-room-{os.getpid()}"
     room.mkdir()
@@ -304,7 +300,7 @@ CHAOS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["RAY_testing_rpc_failure", "RAY_testing_asio_delay_us"])
-def test_with_rays_own_messages_lost_or_late_the_bytes_are_the_same(
+def test_lost_or_late_ray_messages_change_no_byte(
     reference_cohort: ReferenceCohort, tmp_path: Path, fault: str
 ) -> None:
     """Ray may end the process itself, by its own words, where the lost message was one of its start."""

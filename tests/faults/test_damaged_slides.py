@@ -73,7 +73,7 @@ def lost(look: SlideInspector, path: Path, copies: Iterator[bytes], whole: Inspe
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("kind", USUAL)
-def test_what_lost_data_is_refused(
+def test_cut_or_holed_slide_is_refused(
     kind: str, loss: str, seed: Callable, lookers: tuple[SlideInspector, SlideInspector], tmp_path: Path
 ) -> None:
     check_loss(kind, loss, 4, seed(kind), lookers[0], tmp_path)
@@ -82,7 +82,7 @@ def test_what_lost_data_is_refused(
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("kind", SEEDS)
-def test_what_lost_data_is_refused_fifty_times(
+def test_fifty_cut_or_holed_slides_are_refused(
     kind: str, loss: str, seed: Callable, lookers: tuple[SlideInspector, SlideInspector], tmp_path: Path
 ) -> None:
     check_loss(kind, loss, 5 if kind == "svs-j2k" else 50, seed(kind), lookers[0], tmp_path)
@@ -98,7 +98,7 @@ def check_loss(kind: str, loss: str, times: int, path: Path, look: SlideInspecto
 
 
 @pytest.mark.parametrize("kind", USUAL)
-def test_flipped_bits_give_the_same_twice(
+def test_slide_with_flipped_bit_gives_the_same_result_twice(
     kind: str, seed: Callable, lookers: tuple[SlideInspector, SlideInspector], tmp_path: Path
 ) -> None:
     check_flips(12, seed(kind), lookers, tmp_path)
@@ -106,7 +106,7 @@ def test_flipped_bits_give_the_same_twice(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", USUAL)
-def test_flipped_bits_give_the_same_twice_two_hundred_times(
+def test_two_hundred_slides_with_flipped_bits_give_the_same_result_twice(
     kind: str, seed: Callable, lookers: tuple[SlideInspector, SlideInspector], tmp_path: Path
 ) -> None:
     check_flips(200, seed(kind), lookers, tmp_path)
@@ -122,7 +122,7 @@ def check_flips(times: int, path: Path, lookers: tuple[SlideInspector, SlideInsp
         assert first.code in {"done", "crashed", *REFUSED, "no-mpp"} & {"done", "crashed", *REMEDIES}
 
 
-def test_a_folder_of_damaged_slides_costs_the_good_ones_nothing(
+def test_damaged_slides_in_a_folder_leave_the_sound_ones_unchanged(
     tmp_path: Path, seed: Callable, ray_session: RaySession
 ) -> None:
     scans = tmp_path / "scans"
@@ -142,7 +142,7 @@ def test_a_folder_of_damaged_slides_costs_the_good_ones_nothing(
     assert ours == {name: theirs.get(name) for name in ours}
 
 
-def test_the_check_would_see_memory_that_nobody_wrote() -> None:
+def test_check_detects_memory_that_was_never_written() -> None:
     code = "import numpy, sys; sys.stdout.buffer.write(numpy.empty(100_000, numpy.uint8)[50_000])"
     told = {subprocess.check_output([sys.executable, "-c", code], env={"MALLOC_PERTURB_": one}) for one in MEMORY_FILLS}
     assert len(told) == 2

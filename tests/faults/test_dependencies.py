@@ -17,7 +17,7 @@ KNOWN_HOLES = {
 
 
 @pytest.mark.parametrize("name", KNOWN_HOLES)
-def test_versions_with_known_holes_can_not_be_installed(name: str) -> None:
+def test_versions_with_known_vulnerabilities_are_excluded(name: str) -> None:
     first, holes = KNOWN_HOLES[name]
     asked = [one for some in declared().values() for one in some if one.name == name]
     assert asked
@@ -27,7 +27,7 @@ def test_versions_with_known_holes_can_not_be_installed(name: str) -> None:
     assert Version(metadata.version(name)) >= Version(first)
 
 
-def test_the_container_gets_pinned_versions_with_their_hashes() -> None:
+def test_container_installs_pinned_versions_with_hashes() -> None:
     text, pins = LOCK.read_text(), locked()
     assert len(pins) > 100
     entries = re.split(r"\n(?=[\w.-]+(?:\[[\w,-]+\])?==)", text.strip())
@@ -38,7 +38,7 @@ def test_the_container_gets_pinned_versions_with_their_hashes() -> None:
     assert all("--no-deps" in line for line in install)
 
 
-def test_the_lock_holds_what_pyproject_asks_for() -> None:
+def test_lock_file_satisfies_pyproject() -> None:
     pins, groups = locked(), declared()
     for one in [*groups[""], *groups["cluster"], *groups["s3"]]:
         name = one.name.lower()
@@ -46,21 +46,21 @@ def test_the_lock_holds_what_pyproject_asks_for() -> None:
         assert one.specifier.contains(pins[name]), f"{one}, locked at {pins[name]}"
 
 
-def test_every_package_has_a_licence_that_fits() -> None:
+def test_every_package_has_an_allowed_licence() -> None:
     """Those that don't are named with the reason."""
     found = {name: licence(name) for name in sorted(needed(declared()))}
     assert len(found) > 100
     assert {name: said for name, said in found.items() if not allowed(name, said)} == {}
 
 
-def test_a_licence_that_does_not_fit_is_noticed() -> None:
+def test_licence_that_is_not_allowed_is_reported() -> None:
     assert allowed("x", "LGPL-2.1-only AND (BSD-3-Clause OR GPL-2.0-only) AND MIT")
     assert allowed("nvidia-cublas", "LicenseRef-NVIDIA-Proprietary")
     for said in ("GPL-3.0-only", "MIT AND AGPL-3.0-only", "unknown", "LicenseRef-NVIDIA-Proprietary"):
         assert not allowed("x", said)
 
 
-def test_the_page_lists_every_package_of_the_container_and_why_some_may_be_there() -> None:
+def test_page_lists_every_package_of_the_container() -> None:
     page = PAGE.read_text()
     rows = re.findall(
         r"^\| (.+?) \| .+? \|$", page[page.index("| in the container |") :].split("\n\n")[0], re.MULTILINE

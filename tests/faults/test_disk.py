@@ -61,7 +61,7 @@ def in_namespace(shell: str, *arguments: str | Path) -> subprocess.CompletedProc
 
 @needs_mount
 @pytest.mark.parametrize("kilobytes", [60, 400])
-def test_a_full_disk_costs_slides_that_the_next_run_does_once_there_is_room(
+def test_slides_lost_to_a_full_disk_are_done_by_the_next_run(
     reference_cohort: ReferenceCohort, tmp_path: Path, kilobytes: int
 ) -> None:
     """So many kB are free on a disk of 4 MB: for a first row, or for some slides."""
@@ -84,7 +84,7 @@ def test_a_full_disk_costs_slides_that_the_next_run_does_once_there_is_room(
 
 
 @needs_strace
-def test_refused_at_any_call_a_slide_fails_or_the_run_says_so_and_the_next_mends_it(
+def test_next_run_repairs_a_slide_that_a_failing_system_call_stopped(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
     """ENOSPC at a write, EIO at an fsync, EXDEV at a rename: nothing is marked done that is not whole."""
@@ -96,7 +96,7 @@ def test_refused_at_any_call_a_slide_fails_or_the_run_says_so_and_the_next_mends
 @pytest.mark.long
 @needs_strace
 @pytest.mark.timeout(900)
-def test_refused_all_over_an_ingest_a_slide_fails_or_the_run_says_so_and_the_next_mends_it(
+def test_next_run_repairs_a_slide_that_failing_system_calls_all_over_an_ingest_stopped(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
     (tmp_path / "a").mkdir()
@@ -129,9 +129,7 @@ def refused_well(found: list[dict]) -> None:
 
 
 @needs_strace
-def test_a_slide_that_cannot_be_read_says_so_and_the_others_are_done(
-    reference_cohort: ReferenceCohort, tmp_path: Path
-) -> None:
+def test_read_errors_fail_one_slide_only(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """The share answers every read of its tiles with EIO."""
     scans = tmp_path / "scans"
     shutil.copytree(reference_cohort.scans, scans)
@@ -148,7 +146,7 @@ def test_a_slide_that_cannot_be_read_says_so_and_the_others_are_done(
 
 @needs_strace
 @pytest.mark.slow
-def test_a_slow_share_costs_time_and_nothing_else(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
+def test_slow_share_changes_no_byte(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """Every read of the slides takes 20 ms more."""
     slow = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(tmp_path / "log"), "--trace=pread64"]
     paths = [part for path in sorted(reference_cohort.scans.iterdir()) for part in ("-P", str(path))]
@@ -166,7 +164,7 @@ def test_a_slow_share_costs_time_and_nothing_else(reference_cohort: ReferenceCoh
 
 @needs_strace
 @pytest.mark.slow
-def test_a_share_that_complains_when_the_lock_is_closed_changes_nothing(
+def test_error_at_closing_the_lock_on_a_share_changes_nothing(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
     out = tmp_path / "c"
@@ -183,7 +181,7 @@ def test_a_share_that_complains_when_the_lock_is_closed_changes_nothing(
 
 
 @needs_mount
-def test_a_read_only_store_is_refused_before_any_work(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
+def test_read_only_cohort_is_refused_before_any_work(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     out = tmp_path / "c"
     ingest_serially(reference_cohort.scans, out)
     line = 'mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"; shift; "$@"'
@@ -194,7 +192,7 @@ def test_a_read_only_store_is_refused_before_any_work(reference_cohort: Referenc
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
-def test_a_store_that_is_taken_away_ends_the_run_with_one_line_and_is_not_made_again(
+def test_unmounted_cohort_ends_the_run_and_is_not_created_again(
     reference_cohort: ReferenceCohort, tmp_path: Path, workers: int
 ) -> None:
     """As when a share is unmounted: what is left is an empty folder on another disk."""
@@ -219,9 +217,7 @@ def test_a_store_that_is_taken_away_ends_the_run_with_one_line_and_is_not_made_a
 
 
 @needs_strace
-def test_after_a_power_cut_at_any_moment_every_slide_there_is_whole(
-    reference_cohort: ReferenceCohort, tmp_path: Path
-) -> None:
+def test_power_loss_at_any_step_leaves_whole_slides(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """Every prefix of what an ingest did to the disk, without what was not forced to it by then."""
     scans, out = tmp_path / "scans", tmp_path / "c"
     scans.mkdir()
@@ -265,7 +261,7 @@ def rebuilt(reference_cohort: ReferenceCohort, cohort: Cohort, which: set[str]) 
     assert_intact(cohort.root)
 
 
-def test_200_of_200_flipped_bits_are_named_file_by_file(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
+def test_verify_finds_200_of_200_flipped_bits(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """One bit at a time, over every kind of file there is."""
     scans = tmp_path / "scans"
     scans.mkdir()
@@ -287,9 +283,7 @@ def test_200_of_200_flipped_bits_are_named_file_by_file(reference_cohort: Refere
     assert missed == []
 
 
-def test_slides_with_flipped_bits_are_done_again_and_no_others(
-    reference_cohort: ReferenceCohort, tmp_path: Path
-) -> None:
+def test_only_slides_with_flipped_bits_are_ingested_again(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     cohort = a_store(reference_cohort, tmp_path)
     for slide_id, kind in (("s0", 1), ("s3", -1), ("s5", -2)):  # a table, a row, a picture or a shard
         target = files_of(cohort, slide_id)[kind]
@@ -299,7 +293,7 @@ def test_slides_with_flipped_bits_are_done_again_and_no_others(
     rebuilt(reference_cohort, cohort, {"s0", "s3", "s5"})
 
 
-def test_cut_swapped_and_deleted_files_are_named_and_done_again(
+def test_cut_swapped_and_deleted_files_are_found_and_ingested_again(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
     cohort = a_store(reference_cohort, tmp_path)
@@ -314,7 +308,9 @@ def test_cut_swapped_and_deleted_files_are_named_and_done_again(
     rebuilt(reference_cohort, cohort, {"s1", "s3", "s4", "s5"})
 
 
-def test_a_torn_intake_table_is_made_again_and_no_slide_is(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
+def test_torn_intake_table_is_rewritten_without_ingesting_slides_again(
+    reference_cohort: ReferenceCohort, tmp_path: Path
+) -> None:
     cohort = a_store(reference_cohort, tmp_path)
     data = cohort.intake.read_bytes()
     cohort.intake.write_bytes(data[: len(data) // 2])
@@ -322,7 +318,7 @@ def test_a_torn_intake_table_is_made_again_and_no_slide_is(reference_cohort: Ref
     rebuilt(reference_cohort, cohort, set())
 
 
-def test_torn_labels_are_named_and_asked_for_again(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
+def test_torn_labels_are_reported(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     labels = tmp_path / "labels.csv"
     labels.write_text("slide_id,patient_id,her2\ns3,P3,3+\n")
     ingest_serially(reference_cohort.scans, tmp_path / "c", labels=labels)

@@ -9,9 +9,7 @@ from her2batch.store.cohort import Cohort
 from tests.runtime.test_ingest import run
 
 
-def test_three_names_in_two_folders_are_one_slide_and_a_changed_byte_is_another(
-    tmp_path: Path, make_slide: Callable
-) -> None:
+def test_copies_are_one_slide_and_a_changed_byte_is_another(tmp_path: Path, make_slide: Callable) -> None:
     first = make_slide("a.tiff", size=(600, 500))
     scans = first.parent
     (scans / "sub").mkdir()
@@ -31,7 +29,7 @@ def test_three_names_in_two_folders_are_one_slide_and_a_changed_byte_is_another(
     assert (again.already, again.duplicate, again.fresh) == (2, 2, [])
 
 
-def test_a_copy_whose_original_is_gone_is_the_slide(tmp_path: Path, make_slide: Callable) -> None:
+def test_copy_becomes_the_slide_when_the_original_is_gone(tmp_path: Path, make_slide: Callable) -> None:
     first = make_slide("a.tiff", size=(600, 500))
     shutil.copyfile(first, first.parent / "b.tiff")
     assert run(first.parent, tmp_path / "c").duplicate == 1
@@ -40,7 +38,7 @@ def test_a_copy_whose_original_is_gone_is_the_slide(tmp_path: Path, make_slide: 
     assert (summary.seen, summary.done + summary.duplicate, summary.exit_code) == (1, 1, 0)
 
 
-def test_a_dicom_series_in_two_files_is_one_slide(tmp_path: Path, real_data: Path) -> None:
+def test_dicom_series_in_two_files_is_one_slide(tmp_path: Path, real_data: Path) -> None:
     shutil.copytree(real_data / "slides" / "dicom_boxes", tmp_path / "scans")
     summary = run(tmp_path / "scans", tmp_path / "c")
     assert len(list((tmp_path / "scans").iterdir())) == 2

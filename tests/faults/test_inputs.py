@@ -95,14 +95,18 @@ def check_tiff(path: Path, opener: Callable[[Path], TiledTiffSlide]) -> None:
 class TestSlides:
     @fuzz
     @given(edits=EDITS)
-    def test_tiff(self, edits: list, tiff: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    def test_edited_tiff_is_refused_or_has_a_checked_table(
+        self, edits: list, tiff: bytes, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.tiff"
         path.write_bytes(edited(tiff, edits))
         check_tiff(path, TiledTiffSlide)
 
     @fuzz
     @given(edits=EDITS)
-    def test_ndpi(self, edits: list, ndpi: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    def test_edited_ndpi_is_refused_or_has_a_checked_table(
+        self, edits: list, ndpi: bytes, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.ndpi"
         path.write_bytes(edited(ndpi, edits))
         check_tiff(path, NdpiSlide)
@@ -110,7 +114,9 @@ class TestSlides:
     @pytest.mark.slow
     @FUZZ_LONG
     @given(edits=EDITS)
-    def test_tiff_long(self, edits: list, tiff: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    def test_600_edited_tiffs_are_refused_or_have_checked_tables(
+        self, edits: list, tiff: bytes, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.tiff"
         path.write_bytes(edited(tiff, edits))
         check_tiff(path, TiledTiffSlide)
@@ -118,14 +124,16 @@ class TestSlides:
     @pytest.mark.slow
     @FUZZ_LONG
     @given(edits=EDITS)
-    def test_ndpi_long(self, edits: list, ndpi: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    def test_600_edited_ndpis_are_refused_or_have_checked_tables(
+        self, edits: list, ndpi: bytes, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.ndpi"
         path.write_bytes(edited(ndpi, edits))
         check_tiff(path, NdpiSlide)
 
     @fuzz
     @given(data=st.binary(max_size=200), start=st.sampled_from([b"", jpeg.SOI, jpeg.SOI + b"\xff\xc0", jpeg.J2K_START]))
-    def test_jpeg_headers(self, data: bytes, start: bytes) -> None:
+    def test_arbitrary_jpeg_headers_raise_nothing_unexpected(self, data: bytes, start: bytes) -> None:
         for size in (jpeg.frame_size(start + data), jpeg.codestream_size(start + data)):
             assert size is None or len(size) == 2
         assert isinstance(jpeg.has_end_marker(data), bool)
@@ -134,7 +142,7 @@ class TestSlides:
 
     @fuzz
     @given(edits=EDITS, head=st.sampled_from(["dicom", "vms"]))
-    def test_a_search_of_a_folder(
+    def test_discovery_survives_edited_slide_files(
         self, edits: list, head: str, real_data: Path, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         folder = tmp_path_factory.getbasetemp() / "searched"
@@ -178,7 +186,9 @@ JSON = st.recursive(
 class TestGeoJson:
     @fuzz
     @given(geometry=JSON, properties=JSON)
-    def test_any_feature(self, geometry: object, properties: object, tmp_path_factory: pytest.TempPathFactory) -> None:
+    def test_arbitrary_geojson_features_are_read_or_refused(
+        self, geometry: object, properties: object, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.geojson"
         ring = {"type": "Polygon", "coordinates": geometry} if not isinstance(geometry, dict) else geometry
         path.write_text(json.dumps({"type": "Feature", "geometry": ring, "properties": properties}))
@@ -186,14 +196,16 @@ class TestGeoJson:
 
     @fuzz
     @given(edits=EDITS)
-    def test_edited_exports(self, edits: list, real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    def test_edited_geojson_exports_are_read_or_refused(
+        self, edits: list, real_data: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.geojson"
         path.write_bytes(edited((real_data / "geojson/qupath05.geojson").read_bytes(), edits))
         regions_of(path)
 
     @pytest.mark.parametrize("depth", [1000, 100_000])
     @pytest.mark.parametrize("one", ["[", '{"geometry":', '{"type":"FeatureCollection","features":['])
-    def test_nesting_without_end(self, tmp_path: Path, one: str, depth: int) -> None:
+    def test_deeply_nested_geojson_is_refused(self, tmp_path: Path, one: str, depth: int) -> None:
         (tmp_path / "deep.geojson").write_text(one * depth)
         with pytest.raises(InputError, match=r"deep\.geojson"):
             read_annotations(tmp_path / "deep.geojson")
@@ -203,7 +215,7 @@ class TestGeoJson:
         with pytest.raises(InputError, match=r"deep\.geojson"):
             read_annotations(tmp_path / "deep.geojson")
 
-    def test_nested_coordinates_and_collections(self, tmp_path: Path) -> None:
+    def test_nested_coordinates_and_collections_are_read(self, tmp_path: Path) -> None:
         for geometry in (
             '{"type":"Polygon","coordinates":' + "[" * 900 + "1" + "]" * 900 + "}",
             '{"type":"GeometryCollection","geometries":[' * 400 + "]}" * 400,
@@ -232,7 +244,9 @@ def labels_of(path: Path) -> None:
 class TestLabels:
     @fuzz
     @given(rows=st.lists(st.lists(CELLS, max_size=9), max_size=5), head=st.booleans())
-    def test_any_cells(self, rows: list, head: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
+    def test_arbitrary_label_cells_are_read_or_refused(
+        self, rows: list, head: bool, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.csv"
         first = [",".join(COLUMNS)] if head else []
         text = "\n".join([*first, *(",".join(row) for row in rows)])
@@ -241,7 +255,7 @@ class TestLabels:
 
     @fuzz
     @given(edits=EDITS)
-    def test_an_edited_clinical_table(
+    def test_edited_clinical_tables_are_read_or_refused(
         self, edits: list, real_data: Path, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.tsv"
@@ -262,12 +276,12 @@ class TestLabels:
             b"",
         ],
     )
-    def test_mixed_encodings_nul_and_absurd_cells(self, tmp_path: Path, data: bytes) -> None:
+    def test_labels_in_broken_encodings_are_refused(self, tmp_path: Path, data: bytes) -> None:
         (tmp_path / "labels.csv").write_bytes(data)
         with pytest.raises(InputError, match=r"labels\.csv"):
             read_labels(tmp_path / "labels.csv")
 
-    def test_a_formula_is_text_and_stays_it(self, tmp_path: Path) -> None:
+    def test_spreadsheet_formula_stays_text(self, tmp_path: Path) -> None:
         (tmp_path / "labels.csv").write_text('slide_id,patient_id\n=1+1,"@SUM(A1)"\n')
         assert read_labels(tmp_path / "labels.csv").to_pylist()[0]["patient_id"] == "@SUM(A1)"
 
@@ -275,13 +289,15 @@ class TestLabels:
 class TestSettings:
     @fuzz
     @given(edits=EDITS)
-    def test_an_edited_night(self, edits: list, tmp_path_factory: pytest.TempPathFactory) -> None:
+    def test_edited_night_settings_are_read_or_refused(
+        self, edits: list, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.toml"
         path.write_bytes(edited((Path(__file__).parents[2] / "jobs/night.toml").read_bytes(), edits))
         assert isinstance(read(lambda one: read_settings(one, NightlySettings), path), NightlySettings | None)
 
     @pytest.mark.parametrize("text", ["a=" + "[" * 100_000, "[" + "a." * 5000 + "a]", "a=\0", "a=1\na=2"])
-    def test_what_is_no_night(self, tmp_path: Path, text: str) -> None:
+    def test_settings_that_are_no_toml_are_refused(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "night.toml").write_text(text)
         with pytest.raises(InputError, match=r"night\.toml"):
             read_settings(tmp_path / "night.toml", NightlySettings)
@@ -290,14 +306,16 @@ class TestSettings:
 class TestOwnFiles:
     @fuzz
     @given(data=st.binary(max_size=400), cut=st.integers(0, 400))
-    def test_a_memo_of_anything_is_empty(self, data: bytes, cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    def test_row_cache_with_arbitrary_bytes_is_empty(
+        self, data: bytes, cut: int, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.memo"
         path.write_bytes(data[:cut])
         assert row_cache.load_cache(path, row_cache.cached_row_schema()).num_rows == 0
 
     @fuzz
     @given(edits=EDITS)
-    def test_an_edited_journal_is_read_as_far_as_it_goes(
+    def test_edited_run_log_is_read_up_to_the_damage(
         self, edits: list, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.jsonl"

@@ -102,7 +102,7 @@ def mended(found: list[dict]) -> None:
 
 @pytest.mark.slow
 @needs_strace
-def test_killed_at_a_system_call_of_the_commit_a_slide_is_whole_or_not_there(
+def test_kill_at_a_system_call_of_the_commit_leaves_a_whole_slide_or_none(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
     found = strikes(
@@ -117,7 +117,7 @@ def test_killed_at_a_system_call_of_the_commit_a_slide_is_whole_or_not_there(
     ("strike", "codes"),
     [("KILL", {-signal.SIGKILL}), pytest.param("EIO", {0, 1, 2, 3}, marks=pytest.mark.long)],
 )
-def test_without_strace_the_same_at_what_python_opens_renames_removes_and_makes(
+def test_fault_at_an_audit_event_leaves_a_whole_slide_or_none(
     reference_cohort: ReferenceCohort, tmp_path: Path, strike: str, codes: set[int]
 ) -> None:
     found = strikes(reference_cohort, tmp_path, dict.fromkeys(EVENTS, ""), 2, strike=strike)
@@ -130,7 +130,7 @@ def test_without_strace_the_same_at_what_python_opens_renames_removes_and_makes(
 @pytest.mark.long
 @needs_strace
 @pytest.mark.timeout(900)
-def test_killed_all_over_an_ingest_a_slide_is_whole_or_not_there(
+def test_kill_at_system_calls_all_over_an_ingest_leaves_a_whole_slide_or_none(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
     """With HER2BATCH_FAULT_TRIES=1000 at every system call that there is."""
@@ -146,7 +146,7 @@ def test_killed_all_over_an_ingest_a_slide_is_whole_or_not_there(
 
 @pytest.mark.long
 @needs_strace
-def test_killed_while_a_changed_slide_takes_the_place_of_the_old_the_next_run_ends_it(
+def test_next_run_completes_a_killed_replacement_of_a_changed_slide(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
     found = strikes(
@@ -198,7 +198,7 @@ def struck(
 
 
 @pytest.mark.parametrize("part", ["raylet", pytest.param("gcs_server", marks=pytest.mark.long)])
-def test_when_ray_dies_the_run_says_so_and_the_next_goes_on(
+def test_dead_ray_process_ends_the_run_and_the_next_continues(
     reference_cohort: ReferenceCohort, tmp_path: Path, part: str
 ) -> None:
     out = tmp_path / "c"
@@ -217,7 +217,7 @@ def until_found(pid: int, part: str, out: Path, rows: int = 1) -> list[psutil.Pr
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [0, 6])
-def test_when_ray_dies_as_it_starts_or_stops_nobody_waits_for_it(
+def test_dead_ray_process_at_start_or_stop_is_not_waited_for(
     reference_cohort: ReferenceCohort, tmp_path: Path, rows: int
 ) -> None:
     """Ray itself would wait a minute and end the process with its own code, and without a word of ours."""
@@ -236,7 +236,7 @@ def test_when_ray_dies_as_it_starts_or_stops_nobody_waits_for_it(
 
 
 @pytest.mark.slow
-def test_a_killed_driver_leaves_whole_slides_and_no_process(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
+def test_killed_driver_leaves_whole_slides_and_no_process(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     out = tmp_path / "c"
     code, _, _ = struck(reference_cohort, out, lambda pid: until_found(pid, "none", out) or driver(pid), 0)
     assert code == -signal.SIGKILL
@@ -245,7 +245,7 @@ def test_a_killed_driver_leaves_whole_slides_and_no_process(reference_cohort: Re
 @pytest.mark.long
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("part", ["driver", "raylet", "gcs_server"])
-def test_killed_at_random_moments_the_next_run_ends_with_the_same_bytes(
+def test_resume_after_kill_at_random_moments_gives_identical_files(
     reference_cohort: ReferenceCohort, tmp_path: Path, part: str
 ) -> None:
     """The moments lie in the whole life of a run: its start, its slides, its end."""
@@ -266,7 +266,7 @@ def test_killed_at_random_moments_the_next_run_ends_with_the_same_bytes(
 
 
 @pytest.mark.long
-def test_a_killed_reader_costs_nothing(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
+def test_killed_reader_changes_no_byte(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """Reader and writer are one process here: what decodes a slide measures and commits it."""
     out = tmp_path / "c"
     run = start_ingest(reference_cohort.scans, out)
@@ -279,7 +279,7 @@ def test_a_killed_reader_costs_nothing(reference_cohort: ReferenceCohort, tmp_pa
 
 @pytest.mark.long
 @pytest.mark.parametrize("pool", ["reader", "model"])
-def test_actors_killed_at_random_moments_cost_nothing(
+def test_actors_killed_at_random_moments_change_no_byte(
     reference_cohort: ReferenceCohort, tmp_path: Path, pool: str, ray_session: RaySession, small_weights: Path
 ) -> None:
     """Two deaths a run, so that none can be a slide's third; with a (declared) GPU the model has workers of its own."""
@@ -319,7 +319,7 @@ def test_actors_killed_at_random_moments_cost_nothing(
         pytest.param(2, signal.SIGTERM, "start", marks=pytest.mark.long),
     ],
 )
-def test_asked_to_stop_a_run_ends_within_ten_seconds_with_130(
+def test_signal_stops_a_run_within_ten_seconds_with_130(
     reference_cohort: ReferenceCohort, tmp_path: Path, workers: int, number: int, at: str
 ) -> None:
     out = tmp_path / "c"
@@ -339,7 +339,7 @@ def test_asked_to_stop_a_run_ends_within_ten_seconds_with_130(
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_at_random_moments_a_run_ends_with_130(
+def test_signal_at_random_moments_stops_a_run_with_130(
     reference_cohort: ReferenceCohort, tmp_path: Path, number: int
 ) -> None:
     for k, after in enumerate(random_delays(str(number), FRESH_RAY, 8)):
@@ -362,7 +362,7 @@ def test_asked_to_stop_at_random_moments_a_run_ends_with_130(
 
 
 @pytest.mark.long
-def test_a_second_interrupt_ends_a_run_at_once(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
+def test_second_interrupt_ends_a_run_at_once(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     out = tmp_path / "c"
     run = start_ingest(reference_cohort.scans, out)
     wait_until(lambda: count_rows(out) >= 1)

@@ -22,7 +22,7 @@ from tests.conftest import MakeSlide, tissue_image
 MPP = 0.25
 
 
-def test_glass_alone_is_a_slide_with_no_tiles(tmp_path: Path, make_slide: MakeSlide) -> None:
+def test_empty_glass_is_a_slide_without_tiles(tmp_path: Path, make_slide: MakeSlide) -> None:
     rgb = np.random.default_rng(0).normal(240, 1, (900, 1200, 3)).clip(0, 255).astype(np.uint8)
     path = make_slide("glass.tiff")
     tifffile.imwrite(
@@ -37,7 +37,7 @@ def test_glass_alone_is_a_slide_with_no_tiles(tmp_path: Path, make_slide: MakeSl
     }  # fmt: skip
 
 
-def test_a_million_tiles_are_planned_in_little_memory() -> None:
+def test_million_tiles_are_planned_in_little_memory() -> None:
     """A slide of 448,000 px, four times as wide as any: its grid, and the blocks it is read in."""
     before = psutil.Process().memory_info().rss
     tiles = tile_grid.plan_tiles(448_000, 448_000, MPP, 0.5, 224)
@@ -50,7 +50,7 @@ def test_a_million_tiles_are_planned_in_little_memory() -> None:
 # -- Ray's object store, and memory that is not there ----------------------------------------------------------
 
 
-def test_rays_object_store_is_capped_at_200_mb(ray_session: RaySession) -> None:
+def test_object_store_is_limited_to_200_mb(ray_session: RaySession) -> None:
     assert OBJECT_STORE == 200_000_000
     assert ray_session.ray.cluster_resources()["object_store_memory"] <= OBJECT_STORE
 
@@ -69,9 +69,7 @@ print(*(f"{row['slide_id']}={row['error_code']}" for row in found.slides))
 """
 
 
-def test_a_slide_for_which_there_is_no_memory_is_out_of_memory_and_the_others_go_on(
-    tmp_path: Path, make_slide: MakeSlide
-) -> None:
+def test_slide_without_memory_fails_alone_as_out_of_memory(tmp_path: Path, make_slide: MakeSlide) -> None:
     make_slide("warm/w.tiff")
     make_slide("given/small.tiff", seed=1)
     big = tmp_path / "scans" / "given" / "big.tiff"

@@ -29,9 +29,7 @@ exec "$@"
 
 
 @needs_mount
-def test_when_the_notes_have_no_room_every_slide_is_done_and_the_run_says_so(
-    reference_cohort: ReferenceCohort, tmp_path: Path
-) -> None:
+def test_ingest_finishes_when_the_run_log_has_no_room(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """tables/runs is a disk of its own, and full."""
     out = tmp_path / "c"
     first = tmp_path / "scans"
@@ -52,7 +50,7 @@ def test_when_the_notes_have_no_room_every_slide_is_done_and_the_run_says_so(
 
 @needs_strace
 @pytest.mark.slow
-def test_notes_on_a_slow_disk_cost_time_and_nothing_else(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
+def test_run_log_on_a_slow_disk_changes_no_byte(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """Every line that a process writes takes 20 ms."""
     scans = tmp_path / "scans"
     scans.mkdir()
@@ -66,7 +64,7 @@ def test_notes_on_a_slow_disk_cost_time_and_nothing_else(reference_cohort: Refer
     assert_intact(tmp_path / "c")
 
 
-def test_a_journal_that_cannot_be_opened_is_done_without(
+def test_ingest_runs_without_a_run_log_that_cannot_be_opened(
     reference_cohort: ReferenceCohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its name is taken by a folder: nobody can write there, not even root."""

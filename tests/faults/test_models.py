@@ -62,13 +62,13 @@ def payload(tmp_path: Path) -> Payload:
     return Payload(tmp_path / "it-ran")
 
 
-def test_the_payload_would_run(payload: Payload) -> None:
+def test_payload_runs_when_it_is_unpickled(payload: Payload) -> None:
     pickle.loads(pickle.dumps(payload))
     assert payload.place.exists()
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".pkl", ".safetensors"])
-def test_weights_with_a_payload_stop_the_run_before_its_first_slide(
+def test_weights_with_a_payload_are_refused_before_the_first_slide(
     tmp_path: Path, make_slide: Callable, payload: Payload, suffix: str
 ) -> None:
     make_slide(size=(600, 500))
@@ -97,7 +97,7 @@ def refused(order: IngestRequest, cohort: Path, words: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["head.pt", "head.pth", "more/head.pkl", "head.joblib"])
-def test_a_bundle_with_a_pickle_in_it_is_refused(
+def test_bundle_with_a_pickle_is_refused(
     tmp_path: Path, make_slide: Callable, payload: Payload, synthetic: Synthetic, name: str
 ) -> None:
     make_slide(size=(600, 500))
@@ -108,7 +108,7 @@ def test_a_bundle_with_a_pickle_in_it_is_refused(
     assert not payload.place.exists()
 
 
-def test_a_skops_head_with_a_payload_is_refused(
+def test_skops_head_with_a_payload_is_refused(
     tmp_path: Path, make_slide: Callable, payload: Payload, synthetic: Synthetic
 ) -> None:
     from her2batch.models.nets import build_network
@@ -163,7 +163,7 @@ def spoiled(path: Path, how: str) -> None:
         ("nested header", "can't be read"),
     ],
 )  # fmt: skip
-def test_a_head_that_does_not_fit_stops_the_run_before_its_first_slide(
+def test_damaged_head_is_refused_before_the_first_slide(
     tmp_path: Path, make_slide: Callable, synthetic: Synthetic, how: str, words: str
 ) -> None:
     make_slide(size=(600, 500))
@@ -174,7 +174,7 @@ def test_a_head_that_does_not_fit_stops_the_run_before_its_first_slide(
     refused(IngestRequest(tmp_path / "scans", tmp_path / "c", bundle=bundle.path), synthetic.cohort, words)
 
 
-def test_a_head_of_another_encoder_or_resolution_is_refused(
+def test_head_of_another_encoder_or_resolution_is_refused(
     tmp_path: Path, make_slide: Callable, synthetic: Synthetic
 ) -> None:
     make_slide(size=(600, 500))
@@ -211,7 +211,7 @@ def cohort(tmp_path: Path, make_slide: Callable) -> Cohort:
 
 
 @pytest.mark.parametrize("kind", ["ray.data.arrow_tensor", "ray.data.arrow_tensor_v2", "ray.data.arrow_pickled_object"])
-def test_a_table_with_rays_own_types_runs_nothing_and_is_named(cohort: Cohort, payload: Payload, kind: str) -> None:
+def test_table_with_pickled_ray_types_runs_no_code_and_is_reported(cohort: Cohort, payload: Payload, kind: str) -> None:
     import ray.data  # noqa: F401  (registers its types with Arrow, and reads what they are from the file)
 
     about = {b"ARROW:extension:name": kind.encode(), b"ARROW:extension:metadata": pickle.dumps(payload)}
@@ -224,7 +224,7 @@ def test_a_table_with_rays_own_types_runs_nothing_and_is_named(cohort: Cohort, p
     assert list(verify_cohort(cohort)) == []
 
 
-def test_a_table_that_claims_a_billion_rows_is_not_unpacked(cohort: Cohort) -> None:
+def test_table_that_claims_a_billion_rows_is_not_unpacked(cohort: Cohort) -> None:
     def write(path: Path) -> None:
         one = pa.table({"slide_id": pa.nulls(100_000_000)})
         with pq.ParquetWriter(path, one.schema) as file:
@@ -241,7 +241,7 @@ def test_a_table_that_claims_a_billion_rows_is_not_unpacked(cohort: Cohort) -> N
     assert [one.slide_id for one in verify_cohort(cohort)] == ["a"]
 
 
-def test_a_row_that_is_a_table_of_something_else_is_done_again(cohort: Cohort) -> None:
+def test_slide_with_a_foreign_row_table_is_ingested_again(cohort: Cohort) -> None:
     write_parquet(pa.table({"anything": [1, 2, 3]}), cohort.table("slides", "a"))
     assert [one.slide_id for one in verify_cohort(cohort)][:1] == ["a"]
     assert ingest(IngestRequest(cohort.root.parent / "scans", cohort.root), Plan(tile=64), PLAIN).done == 1
@@ -279,7 +279,7 @@ except MemoryError as error:
 """
 
 
-def test_a_device_without_memory_gets_half_the_batch_and_goes_on() -> None:
+def test_batch_is_halved_when_memory_runs_out() -> None:
     """Really without: the process may hold 600 MB more and no byte."""
     said = subprocess.run([sys.executable, "-c", HUNGRY], capture_output=True, text=True, timeout=200)
     assert said.returncode == 0, said.stderr

@@ -13,9 +13,7 @@ from tests.nodes import cluster
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_three_nodes_that_die_in_turn_and_are_replaced_change_no_byte(
-    reference_cohort: ReferenceCohort, tmp_path: Path
-) -> None:
+def test_nodes_that_die_and_are_replaced_change_no_byte(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """Between two kills one slide or more is committed: a slide that loses its worker three times is given up."""
     chance = random.Random(23)
     with cluster(workers=3) as nodes:

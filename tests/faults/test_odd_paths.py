@@ -46,7 +46,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     assert tree(tmp_path, tmp_path / "c") == before
 
 
-def test_odd_names_are_slides_with_plain_ids(tmp_path: Path, make_slide: Callable, elsewhere: Callable) -> None:
+def test_unusual_file_names_become_plain_slide_ids(tmp_path: Path, make_slide: Callable, elsewhere: Callable) -> None:
     for k, name in enumerate(NAMES):
         make_slide(f"{k}.tiff", size=(600, 500), seed=k).rename(tmp_path / "scans" / name)
     elsewhere()
@@ -63,7 +63,7 @@ def test_odd_names_are_slides_with_plain_ids(tmp_path: Path, make_slide: Callabl
     assert again.already == len(NAMES)
 
 
-def test_the_command_says_odd_names_in_json_and_on_screen(tmp_path: Path, elsewhere: Callable) -> None:
+def test_unusual_file_names_are_printed_in_json_and_on_screen(tmp_path: Path, elsewhere: Callable) -> None:
     for name in (os.fsdecode(b"n\xff.tiff"), "new\nline.tiff", "🔬.svs"):
         (tmp_path / "scans" / name).write_bytes(name.encode(errors="surrogateescape"))
     elsewhere()
@@ -76,9 +76,7 @@ def test_the_command_says_odd_names_in_json_and_on_screen(tmp_path: Path, elsewh
     assert b"Traceback" not in said[0].stderr + said[1].stderr + said[1].stdout
 
 
-def test_what_is_no_file_is_left_alone_and_nothing_waits_for_it(
-    tmp_path: Path, make_slide: Callable, elsewhere: Callable
-) -> None:
+def test_special_files_are_ignored_without_waiting(tmp_path: Path, make_slide: Callable, elsewhere: Callable) -> None:
     scans = tmp_path / "scans"
     good = make_slide("good.tiff", size=(600, 500))
     other = make_slide("../outside/other.tiff", size=(600, 500), seed=5)
@@ -111,7 +109,7 @@ def test_what_is_no_file_is_left_alone_and_nothing_waits_for_it(
     assert (summary.done, summary.ignored, summary.exit_code) == (3, 9, 0)
 
 
-def test_stems_that_differ_in_case_alone_are_two_slides(tmp_path: Path, make_slide: Callable) -> None:
+def test_stems_that_differ_only_in_case_are_two_slides(tmp_path: Path, make_slide: Callable) -> None:
     for k, name in enumerate(("case.tiff", "CASE.tiff", "Case.tif", "sub/case.tiff")):
         make_slide(name, size=(600, 500), seed=k)
     summary = run(tmp_path / "scans", tmp_path / "c")
@@ -122,7 +120,7 @@ def test_stems_that_differ_in_case_alone_are_two_slides(tmp_path: Path, make_sli
     assert before == {row["path"]: row["slide_id"] for row in run(tmp_path / "scans", tmp_path / "c").slides}
 
 
-def test_paths_that_are_no_text_stay_apart() -> None:
+def test_undecodable_paths_stay_distinct() -> None:
     paths = [
         os.fsdecode(one)
         for one in (b"/n\xff", rb"/n\xff", rb"/n\\xff", b"/n\\\xff", b"/n\xfe", rb"/n\n", "/é".encode())
@@ -133,7 +131,7 @@ def test_paths_that_are_no_text_stay_apart() -> None:
     assert told[-2:] == [r"/n\n", "/é"]
 
 
-def test_a_folder_given_by_way_of_dots_is_the_same_folder(tmp_path: Path, make_slide: Callable) -> None:
+def test_folder_given_with_dots_is_the_same_folder(tmp_path: Path, make_slide: Callable) -> None:
     make_slide("a.tiff", size=(600, 500))
     assert run(tmp_path / "scans", tmp_path / "c").done == 1
     assert run(tmp_path / "scans" / ".." / "scans", tmp_path / "scans" / ".." / "c").already == 1
@@ -151,7 +149,7 @@ def mind_modes() -> None:
                 os._exit(77)
 
 
-def test_what_may_not_be_read_fails_or_is_named_and_the_rest_goes_on(tmp_path: Path, make_slide: Callable) -> None:
+def test_unreadable_files_fail_or_are_reported_and_others_are_done(tmp_path: Path, make_slide: Callable) -> None:
     for k, name in enumerate(("a.tiff", "closed.tiff", "closed/b.tiff", "sub/closed.tiff")):
         make_slide(name, size=(600, 500), seed=k)
     twin = make_slide("twin.tiff", size=(600, 500), seed=1)  # of one size with a closed one: it would be hashed

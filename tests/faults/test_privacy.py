@@ -110,7 +110,7 @@ def named(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_search_finds_what_is_there(place: Place, named: Path) -> None:
+def test_search_finds_every_marker_of_an_open_cohort(place: Place, named: Path) -> None:
     """Else its silence would say nothing: the source is full of marks, and so is a cohort that keeps its names."""
     found = set().union(*find_leaks(place.root / SCANS, tuple(place.labels)).values())
     assert len(found) > 45
@@ -133,7 +133,7 @@ def test_the_search_finds_what_is_there(place: Place, named: Path) -> None:
     assert not kept & (silent | {"label image"})
 
 
-def test_an_ingest_and_its_failures_name_nothing(place: Place, ingested: subprocess.CompletedProcess[str]) -> None:
+def test_pseudonymized_ingest_leaks_no_marker(place: Place, ingested: subprocess.CompletedProcess[str]) -> None:
     found = json.loads(ingested.stdout)
     assert ingested.returncode == 3
     assert (found["done"], found["duplicate"]) == (5, 1)
@@ -172,7 +172,7 @@ def made(place: Place, ingested: object, named: Path, tmp_path_factory: pytest.T
     return first, second
 
 
-def test_reports_exports_and_pages_made_of_it_name_nothing(place: Place, made: tuple[Made, Made]) -> None:
+def test_reports_exports_and_pages_leak_no_marker(place: Place, made: tuple[Made, Made]) -> None:
     out, codes, answers = made[0]
     assert list(codes.values()) == [0] * 7 + [2]  # DICOM: see the next test
     assert answers["200"] > 80
@@ -184,7 +184,7 @@ def test_reports_exports_and_pages_made_of_it_name_nothing(place: Place, made: t
 
 
 @pytest.mark.usefixtures("ingested")
-def test_no_dicom_report_is_made_of_a_slide_with_a_pseudonym(place: Place, tmp_path: Path) -> None:
+def test_dicom_export_of_pseudonymized_cohort_is_refused(place: Place, tmp_path: Path) -> None:
     """It would have to name the image that it is about, and the patient, as the archive knows them."""
     slide_id = Pseudonymizer((place.root / "key").read_bytes()).slide(marker("archive"))
     cohort = Cohort(place.root / "made" / "cohort")
@@ -193,7 +193,7 @@ def test_no_dicom_report_is_made_of_a_slide_with_a_pseudonym(place: Place, tmp_p
         export_cohort(Export(cohort.root, "dicom", tmp_path / "out", slides=(slide_id,)))
 
 
-def test_the_same_search_sees_into_all_that_is_made_of_names(made: tuple[Made, Made]) -> None:
+def test_search_finds_markers_in_reports_exports_and_pages(made: tuple[Made, Made]) -> None:
     out, codes, _ = made[1]
     assert list(codes.values()) == [0] * 8
     found = find_leaks(out)
@@ -212,7 +212,7 @@ def test_the_same_search_sees_into_all_that_is_made_of_names(made: tuple[Made, M
     assert marker("patientname") not in found["export.said"]  # the report's own affair, and not a log's
 
 
-def test_the_search_sees_into_what_is_packed(tmp_path: Path) -> None:
+def test_search_finds_markers_in_packed_data(tmp_path: Path) -> None:
     """Where the bytes as they lie say nothing."""
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset(
@@ -244,7 +244,7 @@ her2batch.pipeline.inventory.fingerprint_slide = broken
 """
 
 
-def test_a_fault_of_ours_leaves_a_trace_that_names_nothing(place: Place) -> None:
+def test_traceback_of_an_internal_error_leaks_no_marker(place: Place) -> None:
     run = place.ingest("fault", "--workers", "0", cohort="broken", fault=NOBODY_FORESAW)
     assert run.returncode == 1
     assert "a fault of ours" in run.stderr
@@ -272,7 +272,7 @@ folder = "sentinels"
 
 
 @pytest.mark.slow
-def test_a_night_with_its_report_and_its_sentinels_names_nothing(place: Place) -> None:
+def test_nightly_run_leaks_no_marker(place: Place) -> None:
     assert place.ingest("before", "--workers", "0").returncode == 3  # done already where the tests above have run
     scans, sentinels = place.root / SCANS, place.root / "sentinels"
     sentinels.mkdir()
@@ -299,7 +299,7 @@ def test_a_night_with_its_report_and_its_sentinels_names_nothing(place: Place) -
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610])
-def test_a_key_that_others_can_reach_is_refused_before_any_work(place: Place, tmp_path: Path, mode: int) -> None:
+def test_key_file_that_others_can_read_is_refused_before_any_work(place: Place, tmp_path: Path, mode: int) -> None:
     key = tmp_path / "key"
     key.write_bytes(os.urandom(32))
     key.chmod(mode)
@@ -308,7 +308,7 @@ def test_a_key_that_others_can_reach_is_refused_before_any_work(place: Place, tm
     assert not (tmp_path / "c").exists()
 
 
-def test_a_slide_that_changed_is_still_noticed_though_its_time_is_kept_hidden(tmp_path: Path) -> None:
+def test_changed_slide_is_detected_though_its_time_is_pseudonymized(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(32))

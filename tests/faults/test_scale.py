@@ -69,7 +69,7 @@ def tiny_slides(folder: Path, count: int) -> Path:
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_ten_thousand_slides_end_in_the_memory_of_a_thousand_and_are_not_opened_again(tmp_path: Path) -> None:
+def test_ten_thousand_slides_need_the_memory_of_one_thousand_and_are_not_opened_again(tmp_path: Path) -> None:
     """With at most 1,024 open files; the second run takes at most 20 s of CPU, `status` 3 s."""
     found: dict[int, ResourceUsage] = {}
     for count in (1_000, 10_000):
@@ -109,7 +109,7 @@ def large_slide(path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_slide_of_60_000_px_is_done_within_the_stated_memory(tmp_path: Path) -> None:
+def test_slide_of_60_000_px_needs_the_stated_memory_only(tmp_path: Path) -> None:
     scans = tmp_path / "scans"
     scans.mkdir()
     large_slide(scans / "large.tiff")
@@ -141,7 +141,9 @@ def digests(cohort: Path) -> dict[str, str]:
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_five_hundred_shared_slides_pass_through_a_store_of_200_mb(tmp_path: Path, ray_session: RaySession) -> None:
+def test_five_hundred_shared_slides_pass_through_an_object_store_of_200_mb(
+    tmp_path: Path, ray_session: RaySession
+) -> None:
     """More than 200 MB pass through it and never a tenth of that at once; the bytes are those of the plain loop."""
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
@@ -195,7 +197,7 @@ main()
 @pytest.mark.parametrize(
     "before", [pytest.param("slide", marks=pytest.mark.slow), pytest.param("workers", marks=pytest.mark.long)]
 )
-def test_with_a_full_object_store_and_a_full_disk_beside_it_the_run_ends_with_one_line(
+def test_full_object_store_beside_a_full_disk_ends_the_run_with_one_line(
     reference_cohort: ReferenceCohort, tmp_path: Path, before: str
 ) -> None:
     """80 MB of store, 50 MB for all of Ray's files, slides that are shared; the next run ends with the same bytes."""
