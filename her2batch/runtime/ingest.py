@@ -19,7 +19,7 @@ from her2batch.files.atomic import atomic_write, disk_errors
 from her2batch.files.locations import free_bytes, to_location
 from her2batch.files.parquet import read_parquet, write_parquet
 from her2batch.models.bundle import Bundle, check_bundle_fits, read_bundle
-from her2batch.models.encoders import ENCODERS, TIMM, TimmEncoder, embedding_dim
+from her2batch.models.encoders import TIMM_PREFIX, TimmEncoder, embedding_dim, find_encoder
 from her2batch.models.predictor import BundlePredictor
 from her2batch.pipeline.inventory import Inventory, InventoryUpdater, take_inventory
 from her2batch.pipeline.predict import has_image_networks
@@ -39,6 +39,7 @@ from her2batch.slides.cucim import load_cucim
 from her2batch.store.cleanup import remove_leftovers, remove_orphans
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.labels import read_labels
+from her2batch.store.outcome_counts import OUTCOMES, OutcomeCounts
 from her2batch.store.pseudonyms import Pseudonymizer, read_key
 from her2batch.store.run_log import RunLog
 
@@ -93,8 +94,8 @@ class IngestSummary:
 
     @property
     def adds_up(self) -> bool:
-        """seen = done + failed + deferred + duplicate + ignored."""
-        return self.seen == self.done + self.failed + self.deferred + self.duplicate + self.ignored
+        """Whether every file that was seen has an outcome."""
+        return OutcomeCounts.of(self).adds_up
 
     @property
     def exit_code(self) -> int:
@@ -146,7 +147,7 @@ def ingest(
     return summary
 
 
-COUNTS = ("seen", "done", "failed", "deferred", "duplicate", "ignored", "already", "tiles", "stopped")
+COUNTS = ("seen", *OUTCOMES, "already", "tiles", "stopped")
 """Of a summary: what the journal's last line says."""
 
 
@@ -182,7 +183,7 @@ def _prepare(order: IngestRequest, plan: Plan) -> tuple[Plan, SlideWorker]:
 def _needs_image_networks(plan: Plan, bundle: Bundle | None) -> bool:
     if bundle is not None and has_image_networks(bundle):
         return True
-    return any(isinstance(ENCODERS.get(name), TimmEncoder) or name.startswith(TIMM) for name in plan.encoders)
+    return any(name.startswith(TIMM_PREFIX) or isinstance(find_encoder(name), TimmEncoder) for name in plan.encoders)
 
 
 @contextmanager

@@ -4,12 +4,18 @@ import dataclasses
 import json
 import os
 import socket
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from her2batch.errors import WeightsError
 from her2batch.models.encoders import ENCODERS
-from her2batch.runtime.doctor import Line, examine
+from her2batch.runtime import doctor
+from her2batch.runtime.doctor import Line, check_torchvision, examine
+from tests.runtime.test_scheduler import a_bundle
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +60,97 @@ def test_a_token_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "is there" in next(line.what for line in lines if line.name == "hub token")
     assert "hf_veryverysecret" not in json.dumps([dataclasses.asdict(line) for line in lines])
     assert os.environ["HF_TOKEN"]
+
+
+# -- torch and torchvision that do not belong together -------------------------------------------------------------
+
+NMS = "operator torchvision::nms does not exist"
+
+COMMANDS = """
+import sys
+from pathlib import Path
+from her2batch.errors import WeightsError
+from her2batch.experiments.train import TrainingRequest, train
+from her2batch.experiments.tune import tune
+from her2batch.runtime.doctor import examine
+from her2batch.runtime.ingest import IngestRequest, ingest
+from her2batch.runtime.score import score
+from her2batch.settings import Plan, Resources, Training, TrainingResources
+
+print(*[f"{line.name}: {line.what}; {line.remedy}" for line in examine() if line.ok is False], sep="\\n")
+scans, out, bundle = map(Path, sys.argv[1:])
+request = IngestRequest(scans, out)
+assert ingest(request, Plan(), Resources(workers=0)).done == 1  # the encoder stain needs no network
+
+network = Training(tasks=("her2-3way",), methods=("resnet50",), inputs=("thumbnail-224",))
+run = TrainingRequest(out, out.parent / "run")
+
+for command in (
+    lambda: ingest(IngestRequest(scans, out), Plan(encoders=("uni",)), Resources(workers=2)),
+    lambda: ingest(IngestRequest(scans, out), Plan(encoders=("timm:test_vit",)), Resources(workers=2)),
+    lambda: ingest(IngestRequest(scans, out, bundle=bundle), Plan(), Resources(workers=2)),
+    lambda: score(out, bundle, Resources(workers=2)),
+    lambda: train(run, network, TrainingResources(workers=2)),
+    lambda: tune(run, network, 2, 1, TrainingResources(workers=2)),
+):
+    try:
+        command()
+    except WeightsError as error:
+        print("refused:", error)
+"""
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> dict[str, str]:
+    """An environment with a torchvision that was built for another torch."""
+    folder = tmp_path / "site" / "torchvision"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text(f"raise RuntimeError({NMS!r})")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder.parent), str(Path(__file__).parents[2])])}
+
+
+def test_every_command_that_needs_a_network_refuses_once_where_torchvision_does_not_belong_to_torch(
+    broken: dict[str, str], tmp_path: Path, make_slide: Callable
+) -> None:
+    make_slide()
+    bundle = a_bundle(tmp_path / "bundle")
+    command = [sys.executable, "-c", COMMANDS, str(tmp_path / "scans"), str(tmp_path / "cohort"), str(bundle)]
+    run = subprocess.run(command, env=broken, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    line, *refused = run.stdout.strip().splitlines()
+    assert line.startswith("torchvision: does not belong to this torch")
+    assert len(refused) == 6
+    for words in (line, *refused):
+        assert NMS in words
+        assert "pip install --force-reinstall torch torchvision" in words
+    assert sum(path.is_file() for path in (tmp_path / "cohort" / "tables" / "predictions").rglob("*")) == 1
+
+
+def test_the_command_line_says_it_in_one_line(broken: dict[str, str], tmp_path: Path, make_slide: Callable) -> None:
+    make_slide()
+    command = [sys.executable, "-m", "her2batch.cli", "ingest", str(tmp_path / "scans"), "--encoder", "timm:test_vit"]
+    run = subprocess.run(
+        [*command, "--out", str(tmp_path / "c")], env=broken, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2
+    assert run.stderr.count(NMS) == 1
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "c" / "cohort.toml").exists()
+
+
+def test_a_torchvision_that_is_not_installed_is_named_with_what_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setattr(doctor, "_version", lambda name: "2.14.1+cpu")
+    doctor.torchvision_problem.cache_clear()
+    try:
+        with pytest.raises(WeightsError, match="torchvision is not installed; timm, which builds") as refused:
+            check_torchvision()
+        assert refused.value.exit_code == 2
+        assert refused.value.remedy.endswith("torch torchvision --index-url https://download.pytorch.org/whl/cpu")
+    finally:
+        doctor.torchvision_problem.cache_clear()
+
+
+def test_here_torchvision_belongs_to_torch(lines: list[Line]) -> None:
+    assert next(line for line in lines if line.name == "torchvision").ok
+    check_torchvision()
