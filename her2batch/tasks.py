@@ -23,16 +23,11 @@ MEMBRANE_RULE: Final = "membrane"
 RESOLUTIONS: Final[dict[str, float]] = {"low": 3.24, "moderate": 1.17, "high": 0.23}
 """Patch resolution → µm/px (paper, section 3: mean slide sizes at 0.23 µm/px)."""
 
-MIL_METHODS: Final = ("clam-sb", "clam-mb", "dtfd-afs", "dtfd-maxs", "dtfd-maxmins")
-"""Approach 1: on the embeddings of a slide's tiles."""
-
 IMAGE_METHODS: Final = ("convnext-small", "resnet50", "densenet201", "vit-base")
 """Approach 2: on a thumbnail of the slide."""
 
 COUNTS_METHODS: Final = ("random-forest", "svm", "mlp", "majority-vote")
 """Approach 3: on the counts of patch classes, which a convnext-small gives."""
-
-METHODS: Final = MIL_METHODS + IMAGE_METHODS + COUNTS_METHODS
 
 THUMBNAIL_INPUTS: Final[dict[str, int]] = {"thumbnail-224": 224, "thumbnail-512": 512}
 """Input of approach 2 → its edge in px."""

@@ -1,7 +1,7 @@
-"""A bundle: what a training hands to the next slide. A folder with `bundle.toml` and safetensors, nothing that runs.
+"""A bundle: the trained models of a run, in a folder with `bundle.toml` and files of weights that contain no code.
 
-Everything that can be wrong with one is said before the first slide is opened. torch is imported where a network is
-loaded or saved.
+Reading a bundle checks all of it, so that errors come before the first slide is opened. torch is imported where a
+network is loaded or saved.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from her2batch.errors import InputError, WeightsError
 from her2batch.files.atomic import file_sha256, fsync
+from her2batch.models import mil_registry
 from her2batch.models.nets import ImageClassifier, build_network
 from her2batch.models.weights import network_with_weights, read_weights
 from her2batch.settings import MilSettings, Plan, Settings
@@ -27,27 +28,25 @@ from her2batch.tasks import (
     CLASSES,
     COUNTS_METHODS,
     IMAGE_METHODS,
-    MIL_METHODS,
     PATCH_INPUTS,
     PATCH_PX,
     THUMBNAIL_INPUTS,
 )
 
 FORMAT: Final = 1
-"""Version of bundle.toml that this release writes, and the newest it reads."""
+"""Version of bundle.toml that this release writes, and the newest that it reads."""
 
 TOML: Final = "bundle.toml"
 
 PICKLES: Final = (".pt", ".pth", ".pkl", ".pickle", ".joblib", ".bin", ".ckpt", ".npy", ".npz")
-"""Files that can run code when they are loaded: a bundle with one is refused, whether it is named or only there."""
+"""Files that can run code when they are loaded: a bundle with one is refused, even if bundle.toml does not name it."""
 
 METHODS_OF: Final[dict[str, tuple[str, ...]]] = {
     "patch": IMAGE_METHODS,
     "thumbnail": IMAGE_METHODS,
-    "mil": MIL_METHODS,
     "counts": COUNTS_METHODS,
 }
-"""Kind of model → its methods."""
+"""Kind of model → its methods. The methods of MIL heads are in `mil_registry`."""
 
 INPUTS: Final[dict[str, dict[str, int]]] = {
     "patch": dict.fromkeys(PATCH_INPUTS, PATCH_PX),
@@ -56,15 +55,16 @@ INPUTS: Final[dict[str, dict[str, int]]] = {
 }
 """Kind of model → its inputs and their edge in px. A MIL head's input is an encoder's name."""
 
-AGAIN: Final = "copy the bundle again from the training run, or train it anew"
+COPY_AGAIN: Final = "copy the bundle from the training run again, or train a new one"
 
 
 class ModelEntry(Settings):
     """One model of a bundle. sha256 is filled in by save_bundle; `file` is empty for the majority vote.
 
-    dim, pseudo_bags, splits: of a MIL head.  size: of a network.  temperature: divides the logarithms of p.
-    threshold: classes at least this probable can't be ruled out (conformal, 90 %); None: not calibrated.  figures:
-    over the folds of the training cohort, which the model itself has seen.
+    dim, pseudo_bags, splits: of a MIL head.  settings: further settings that decide what a MIL head computes.
+    size: of an image network.  temperature: divisor of the logarithms of p.  threshold: classes of at least this
+    probability cannot be ruled out (conformal, 90 %); None: not calibrated.  figures: means and deviations over the
+    folds of the training cohort, whose slides the final model itself was trained on.
     """
 
     kind: Literal["patch", "thumbnail", "mil", "counts"]
@@ -77,6 +77,7 @@ class ModelEntry(Settings):
     dim: int | None = Field(None, ge=1)
     pseudo_bags: int = Field(4, ge=1)
     splits: int = Field(5, ge=1)
+    settings: dict[str, Any] | None = None
     size: Literal["full", "tiny"] = "full"
     temperature: float = Field(1.0, gt=0)
     threshold: float | None = Field(None, ge=0, le=1)
@@ -84,19 +85,19 @@ class ModelEntry(Settings):
 
     @property
     def edge(self) -> int:
-        """Of the square it looks at, px."""
+        """Return the edge of the square that the model reads, px."""
         return INPUTS[self.kind][self.input]
 
     @property
     def mpp(self) -> float | None:
-        """µm/px of its patches; None for a thumbnail, which is as coarse as the tissue is large."""
+        """Return µm/px of its patches; None for a thumbnail, whose resolution depends on the size of the tissue."""
         return PATCH_INPUTS[self.input] if self.kind == "patch" else None
 
     @model_validator(mode="after")
     def _known(self) -> ModelEntry:
         if self.task not in CLASSES:
             raise ValueError(f"no task is called {self.task!r}; known: {', '.join(CLASSES)}")
-        if self.method not in METHODS_OF[self.kind]:
+        if self.kind != "mil" and self.method not in METHODS_OF[self.kind]:
             known = ", ".join(METHODS_OF[self.kind])
             raise ValueError(f"no method of a {self.kind} model is called {self.method!r}; known: {known}")
         if self.kind != "mil" and self.input not in INPUTS[self.kind]:
@@ -104,23 +105,39 @@ class ModelEntry(Settings):
         if self.classes != CLASSES[self.task]:
             raise ValueError(f"the classes of {self.task} are {', '.join(CLASSES[self.task])}, in this order")
         if self.kind == "patch" and self.task != "her2-4way":
-            raise ValueError("a patch model answers her2-4way")
+            raise ValueError("the task of a patch model is her2-4way")
         if self.kind == "mil" and self.dim is None:
-            raise ValueError("a MIL head has a dim, the length of its embeddings")
+            raise ValueError("a MIL head needs dim, the length of its embeddings")
         if not self.file.endswith({"counts": ".skops"}.get(self.kind, ".safetensors")) and not self.needs_no_file:
-            raise ValueError(f"a {self.kind} model has no file of this format: {self.file!r}")
+            raise ValueError(f"the file of a {self.kind} model has another format: {self.file!r}")
         return self
 
     @property
     def needs_no_file(self) -> bool:
-        """The majority vote has learnt nothing."""
+        """Return whether the model has no weights, as the majority vote."""
         return self.method == "majority-vote"
 
 
-class BundleInfo(Settings):
-    """What bundle.toml says. encoder: of the embeddings its heads read, None without such heads.  licence: of all.
+class PackageEntry(Settings):
+    """An encoder or MIL method of a bundle that an installed package adds, with the version used in training."""
 
-    mpp, tile: of the cohort it was trained on, and so of those it scores; None: heads of no embeddings.
+    adds: Literal["encoder", "mil"]
+    name: str
+    package: str
+    version: str
+
+    @property
+    def install(self) -> str:
+        """Return the command that installs the package."""
+        return f"pip install {self.package}=={self.version}"
+
+
+class BundleInfo(Settings):
+    """The content of bundle.toml.
+
+    encoder: of the embeddings that its heads read; None without such heads.  mpp, tile: of the cohort it was trained on
+    and of the cohorts it can score; None without such heads.  licence: of all models.  packages: those that add its
+    encoders and MIL methods; None: all are built in.
     """
 
     format: int = FORMAT
@@ -130,31 +147,36 @@ class BundleInfo(Settings):
     mpp: float | None = None
     tile: int | None = None
     licence: str
+    packages: tuple[PackageEntry, ...] | None = None
     models: tuple[ModelEntry, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> BundleInfo:
         if unknown := [task for task in self.tasks if task not in CLASSES]:
             raise ValueError(f"no task is called {unknown[0]!r}; known: {', '.join(CLASSES)}")
-        if strange := [one.task for one in self.models if one.task not in self.tasks]:
-            raise ValueError(f"a model answers {strange[0]!r}, which is none of the bundle's tasks")
-        files = [one.file for one in self.models if one.file]
+        if others := [entry.task for entry in self.models if entry.task not in self.tasks]:
+            raise ValueError(f"a model has the task {others[0]!r}, which is none of the bundle's tasks")
+        files = [entry.file for entry in self.models if entry.file]
         if len(set(files)) < len(files):
             raise ValueError("two models share a file")
-        if len({(one.kind, one.task, one.method, one.input) for one in self.models}) < len(self.models):
+        if len({(entry.kind, entry.task, entry.method, entry.input) for entry in self.models}) < len(self.models):
             raise ValueError("two models share a task, a method and an input")
-        nets = [one.input for one in self.models if one.kind == "patch"]
-        if len(set(nets)) < len(nets):
+        patch_inputs = [entry.input for entry in self.models if entry.kind == "patch"]
+        if len(set(patch_inputs)) < len(patch_inputs):
             raise ValueError("two patch models share an input")
-        lone = {one.input for one in self.models if one.kind == "counts"} - set(nets)
-        if lone:
-            raise ValueError(f"counts of {sorted(lone)[0]} have no patch model")
+        missing = {entry.input for entry in self.models if entry.kind == "counts"} - set(patch_inputs)
+        if missing:
+            raise ValueError(f"counts of {sorted(missing)[0]} have no patch model")
         return self
+
+    def package_of(self, adds: Literal["encoder", "mil"], name: str) -> PackageEntry | None:
+        """Return the package that adds an encoder or MIL method; None for a built-in one."""
+        return next((entry for entry in self.packages or () if (entry.adds, entry.name) == (adds, name)), None)
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was checked. id: twelve hex digits of its content."""
+    """A bundle that was checked. id: twelve hexadecimal digits that identify its content."""
 
     info: BundleInfo
     id: str
@@ -162,34 +184,49 @@ class Bundle:
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """A bundle, checked down to the checksums of its files; no weight is loaded.
+    """Read and check a bundle, including the checksums of its files; no weights are loaded.
 
     Raises InputError naming the file and the remedy: no bundle, unreadable or of a newer format, an unknown task or
-    method, a file that is missing or not the one that was saved, or anything pickled.
+    method, a package that is not installed, a file that is missing or was changed, or a pickled file.
     """
     text = _text(folder)
     info = _parse(text, folder / TOML)
+    _check_methods(info, folder / TOML)
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in PICKLES:
-            what = "is a format that can run code when it is loaded; a bundle holds none"
-            raise InputError(what, path, "take it out of the bundle; weights are .safetensors")
+            what = "is of a format that can run code when it is loaded, which a bundle must not contain"
+            raise InputError(what, path, "remove it from the bundle; weights are .safetensors files")
     for entry in info.models:
         path = folder / entry.file
         if entry.needs_no_file:
             continue
         if not path.is_file():
-            raise InputError(f"is missing; {TOML} names it", path, AGAIN)
+            raise InputError(f"is missing; {TOML} names it", path, COPY_AGAIN)
         if file_sha256(path) != entry.sha256:
-            raise InputError("is not the file that was saved: another checksum", path, AGAIN)
+            raise InputError("is not the file that was saved: it has another checksum", path, COPY_AGAIN)
     return Bundle(info, hashlib.sha256(text).hexdigest()[:12], folder)
+
+
+def _check_methods(info: BundleInfo, path: Path) -> None:
+    """Refuse a bundle with a MIL method that is not built in, installed or registered. Raises InputError."""
+    for entry in info.models:
+        if entry.kind != "mil" or mil_registry.is_mil_method(entry.method):
+            continue
+        package = info.package_of("mil", entry.method)
+        if package is not None:
+            what = f"its MIL method {entry.method!r} comes from the package {package.package} {package.version}"
+            raise InputError(f"{what}, which is not installed", path, f"run `{package.install}`")
+        known = ", ".join(mil_registry.mil_method_names())
+        what = f"no method of a mil model is called {entry.method!r}; known: {known}"
+        raise InputError(what, path, "install the package that adds it, or register it with her2batch.register_mil")
 
 
 def _text(folder: Path) -> bytes:
     try:
         return (folder / TOML).read_bytes()
     except OSError as error:
-        remedy = f"give --bundle the folder that holds {TOML}, as her2batch train writes it"
-        raise InputError(f"is no bundle: {TOML} can't be read ({type(error).__name__})", folder, remedy) from error
+        remedy = f"name the folder with {TOML} that her2batch train wrote, as --bundle RUN/bundle"
+        raise InputError(f"is no bundle: {TOML} cannot be read ({type(error).__name__})", folder, remedy) from error
 
 
 def _parse(text: bytes, path: Path) -> BundleInfo:
@@ -197,23 +234,24 @@ def _parse(text: bytes, path: Path) -> BundleInfo:
         data = tomllib.loads(text.decode())
         version = data.get("format")
         if isinstance(version, int) and version > FORMAT:
-            raise InputError(f"has format {version}; this her2batch reads up to {FORMAT}", path, "install a newer one")
+            what = f"has format {version}; this version of her2batch reads formats up to {FORMAT}"
+            raise InputError(what, path, "install a newer version of her2batch")
         return BundleInfo.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(one) for one in first["loc"])
-        raise InputError(f"is not valid: {where + ': ' if where else ''}{first['msg']}", path, AGAIN) from error
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"is not valid: {where + ': ' if where else ''}{first['msg']}", path, COPY_AGAIN) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"is no TOML: {error}", path, AGAIN) from error
+        raise InputError(f"is no TOML: {error}", path, COPY_AGAIN) from error
 
 
 def save_bundle(folder: Path, info: BundleInfo, files: Mapping[str, Path]) -> Bundle:
-    """Write a bundle that appears whole or not at all. files: file name of each entry → the file it is a copy of.
+    """Write a bundle atomically: it appears whole or not at all. files: file name of each entry → the file to copy.
 
     Raises InputError when the folder exists already, and KeyError when an entry has no file.
     """
     if folder.exists():
-        raise InputError("exists already", folder, "choose another folder, or remove it")
+        raise InputError("exists already", folder, "choose another folder, or remove this one")
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -239,41 +277,54 @@ def save_bundle(folder: Path, info: BundleInfo, files: Mapping[str, Path]) -> Bu
 
 
 def check_bundle_fits(bundle: Bundle, plan: Plan, imported: Collection[str] = ()) -> None:
-    """Refuse a bundle whose heads read other embeddings than the cohort has. Raises InputError with the remedy.
+    """Refuse a bundle whose heads read embeddings that the cohort does not have. Raises InputError with the remedy.
 
-    imported: encoders whose embeddings came from outside, by the names of their tables.
+    imported: encoders whose embeddings were imported, by the names of their tables.
     """
     info = bundle.info
     for entry in info.models:
         if entry.kind != "mil":
             continue
         if entry.input not in plan.encoders and encoder_folder(entry.input) not in imported:
-            what = f"its {entry.method} reads embeddings of {entry.input}, the cohort has {', '.join(plan.encoders)}"
+            what = f"its {entry.method} reads embeddings of {entry.input}; the cohort has {', '.join(plan.encoders)}"
             remedy = f"ingest the slides with --encoder {entry.input}, or import its embeddings"
+            if (package := info.package_of("encoder", entry.input)) is not None:
+                remedy = f"run `{package.install}` if that package is not installed; then {remedy}"
             raise InputError(what, bundle.path, remedy)
         if (info.mpp, info.tile) != (plan.mpp, plan.tile):
-            what = f"reads tiles of {info.tile} px at {info.mpp} µm/px, the cohort's are {plan.tile} px at {plan.mpp}"
+            what = f"reads tiles of {info.tile} px at {info.mpp} µm/px; the cohort has {plan.tile} px at {plan.mpp}"
             raise InputError(what, bundle.path, f"ingest the slides with --mpp {info.mpp} --tile {info.tile}")
 
 
 def load_mil_head(bundle: Bundle, entry: ModelEntry) -> Any:
-    """A bundle's MIL head on the CPU, in evaluation mode. Raises InputError when the file does not fit."""
-    from her2batch.models import mil_registry
-
+    """Return a bundle's MIL head on the CPU, in evaluation mode. Raises InputError when the file does not fit."""
     path = bundle.path / entry.file
-    assert entry.dim is not None
-    settings = MilSettings(pseudo_bags=entry.pseudo_bags, splits_at_test=entry.splits)
+    settings = _mil_settings(entry, path)
     dim, classes = entry.dim, len(entry.classes)
+    assert dim is not None
     try:
-        return network_with_weights(lambda: mil_registry.build_mil_network(entry.method, dim, classes, settings), read_weights(path), path)
+        return network_with_weights(
+            lambda: mil_registry.build_mil_network(entry.method, dim, classes, settings), read_weights(path), path
+        )
     except WeightsError as error:
-        raise InputError(error.what, path, AGAIN) from error
+        raise InputError(error.what, path, COPY_AGAIN) from error
+
+
+def _mil_settings(entry: ModelEntry, path: Path) -> MilSettings:
+    model = mil_registry.mil_method(entry.method).settings
+    values = {"pseudo_bags": entry.pseudo_bags, "splits_at_test": entry.splits, **(entry.settings or {})}
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"its settings do not fit the method {entry.method}: {first['loc'][0]}: {first['msg']}"
+        raise InputError(what, path, "install the version of the package that the bundle names") from error
 
 
 def load_network(bundle: Bundle, entry: ModelEntry, device: str = "cpu") -> ImageClassifier:
-    """A bundle's network on a device, ready to classify.
+    """Return a bundle's image network on a device, ready to classify.
 
-    Raises InputError when the file does not fit the method: other tensors, other shapes, values that are no numbers.
+    Raises InputError when the file does not fit the method: other tensors, other shapes, values that are not finite.
     """
     import torch
 
@@ -282,7 +333,9 @@ def load_network(bundle: Bundle, entry: ModelEntry, device: str = "cpu") -> Imag
     set_deterministic(device)
     path = bundle.path / entry.file
     try:
-        net = network_with_weights(lambda: build_network(entry.method, len(entry.classes), entry.edge, entry.size), read_weights(path), path)
+        net = network_with_weights(
+            lambda: build_network(entry.method, len(entry.classes), entry.edge, entry.size), read_weights(path), path
+        )
     except WeightsError as error:
-        raise InputError(error.what, path, AGAIN) from error
+        raise InputError(error.what, path, COPY_AGAIN) from error
     return ImageClassifier(net.to(device).to(memory_format=torch.channels_last), len(entry.classes), device)

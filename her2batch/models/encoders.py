@@ -1,6 +1,7 @@
-"""Encoders: from a batch of tiles to one vector a tile. One row each in a literal registry.
+"""Encoders turn a batch of tiles into one vector per tile. Each is one row of ENCODERS.
 
-torch is imported where a network is loaded, so that the driver and the `stain` encoder do without.
+An installed package adds an encoder by the entry point group "her2batch.encoders", a program by `register_encoder`.
+torch is imported where a network is loaded, so that the driver and the `stain` encoder do without it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.errors import InputError, WeightsError
+from her2batch.errors import Her2BatchError, InputError, WeightsError
 from her2batch.models.weights import WeightsSource, locate_weights, network_with_weights, read_weights, weights_digest
+from her2batch.plugins import Package, Registry, resolve
+from her2batch.tasks import PATCH_INPUTS, THUMBNAIL_INPUTS
 from her2batch.vision.membrane import FEATURES, TileBatch
 
 if TYPE_CHECKING:
@@ -25,33 +28,39 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 NON_COMMERCIAL: Final = "CC-BY-NC-ND 4.0: no commercial use; heads trained on it are derivatives"
 
-CLASSIFIERS: Final = ("head.", "fc.", "classifier.")
-"""Beginnings of the names that timm gives a classifier's tensors; an encoder has none."""
+GROUP: Final = "her2batch.encoders"
+"""Entry point group of encoders that other packages add."""
 
-TIMM: Final = "timm:"
+CLASSIFIER_PREFIXES: Final = ("head.", "fc.", "classifier.")
+"""Prefixes of a classifier's tensors in timm; an encoder has no classifier."""
+
+TIMM_PREFIX: Final = "timm:"
 """Prefix of an encoder that is any timm backbone."""
+
+TileFunction = Callable[[TileBatch], NDArray[np.float32]]
+"""A batch of n tiles → vectors, (n, dim) float32."""
 
 
 @dataclass(frozen=True)
 class StainEncoder:
-    """The encoder without weights: the figures of vision.membrane, see docs/stain-encoder.md."""
+    """The encoder without weights: the features of `vision.membrane`, see docs/stain-encoder.md."""
 
     mpp: tuple[float, ...] = (0.5,)
     licence: str = "none needed"
 
     @property
     def dim(self) -> int:
-        """Length of the vector."""
+        """Return the length of the vector."""
         return len(FEATURES)
 
 
 @dataclass(frozen=True)
 class TimmEncoder:
-    """A network: its architecture as timm builds it, where its weights are, and how its card feeds it.
+    """A network: its architecture in timm, the source of its weights, and the input that its model card prescribes.
 
-    mpp: µm/px it was trained at.  swiglu: packed SwiGLU layers with SiLU.  pooling: 'token' is what the net hands out,
-    'token+mean' the class token ‖ the mean of the patch tokens.  mean, std: of RGB in 0–1.  input_px: edge of the net's
-    input; a tile of another edge is resized (how: resize), never cropped: every px of it is tissue, not a photo's rim.
+    mpp: µm/px of its training.  swiglu: packed SwiGLU layers with SiLU.  pooling: 'token' is the network's output,
+    'token+mean' the class token ‖ the mean of the patch tokens.  mean, std: of RGB in 0–1.  input_px: edge of the
+    input; a tile of another edge is resized (interpolation: resize), never cropped, as every px of it is tissue.
     """
 
     arch: str
@@ -68,21 +77,45 @@ class TimmEncoder:
 
     @property
     def licence(self) -> str:
-        """In a few words; the page says the rest."""
+        """Return the licence in a few words."""
         return self.source.licence
 
 
-ENCODERS: Final[dict[str, StainEncoder | TimmEncoder]] = {
+@dataclass(frozen=True)
+class CustomEncoder:
+    """An encoder whose code is not her2batch's: what another package or a program adds.
+
+    dim: length of its vectors.  load: a function (device, weights) → TileFunction, or its name as
+    "package.module:function", imported only when the encoder is loaded. device is 'cpu' or 'cuda', weights the path
+    given by `--weights` or None. The same tiles must give the same vectors; a network calls
+    `models.device.set_deterministic(device)` first.  licence: of its weights; a bundle repeats it.  mpp: µm/px it was
+    made for, for information.
+    """
+
+    dim: int
+    load: Callable[[str, Path | None], TileFunction] | str
+    licence: str
+    mpp: tuple[float, ...] = ()
+
+
+EncoderSpec = StainEncoder | TimmEncoder | CustomEncoder
+
+
+ENCODERS: Final[dict[str, EncoderSpec]] = {
     "stain": StainEncoder(),
     "uni": TimmEncoder(
         "vit_large_patch16_224", 1024,
-        WeightsSource("MahmoodLab/UNI", "b55a5ec6cade1a39edfe6534189a9b8ca7a022f0", ("pytorch_model.bin",), NON_COMMERCIAL),
+        WeightsSource(
+            "MahmoodLab/UNI", "b55a5ec6cade1a39edfe6534189a9b8ca7a022f0", ("pytorch_model.bin",), NON_COMMERCIAL,
+        ),
         mpp=(0.5,),
         kwargs={"img_size": 224, "patch_size": 16, "init_values": 1e-5, "num_classes": 0, "dynamic_img_size": True},
     ),
     "uni2-h": TimmEncoder(
         "vit_giant_patch14_224", 1536,
-        WeightsSource("MahmoodLab/UNI2-h", "d517a8dd47902dd7c308b3c36f63bce47e7b9a43", ("pytorch_model.bin",), NON_COMMERCIAL),
+        WeightsSource(
+            "MahmoodLab/UNI2-h", "d517a8dd47902dd7c308b3c36f63bce47e7b9a43", ("pytorch_model.bin",), NON_COMMERCIAL,
+        ),
         mpp=(0.5,),
         kwargs={
             "img_size": 224, "patch_size": 14, "depth": 24, "num_heads": 24, "embed_dim": 1536,
@@ -117,81 +150,134 @@ ENCODERS: Final[dict[str, StainEncoder | TimmEncoder]] = {
         mean=(0.707223, 0.578729, 0.703617), std=(0.211883, 0.230117, 0.177517), resize="bicubic",
     ),
 }  # fmt: skip
-"""Encoder name → its row. All four ask for an account and the acceptance of terms. Parameters × 4 bytes agree with the
-size of the published file to 0.01 % for UNI, UNI2-h and H-optimus-0; Virchow2 has its published 632 million.
+"""Encoder name → its row. The weights of all four networks need an account and the acceptance of terms. Parameters × 4
+bytes agree with the size of the published file to 0.01 % for UNI, UNI2-h and H-optimus-0; Virchow2 has its published
+632 million.
 """
+
+_registry: Final[Registry[EncoderSpec]] = Registry(
+    "encoder",
+    GROUP,
+    (CustomEncoder, TimmEncoder),
+    ENCODERS,
+    reserved=(*THUMBNAIL_INPUTS, *PATCH_INPUTS),
+)
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Something that turns tiles into vectors. weights_sha256: of the file of its weights; None where it has none."""
+    """A loaded encoder. weights_sha256: SHA-256 of the file of its weights; None where there is no file."""
 
     name: str
     dim: int
     weights_sha256: str | None
-    vectors: Callable[[TileBatch], NDArray[np.float32]]
+    vectors: TileFunction
 
     def __call__(self, batch: TileBatch) -> NDArray[np.float16]:
-        """One vector a tile: (n, dim) float16. Raises WeightsError when a value is not finite."""
+        """Return one vector per tile, (n, dim) float16. Raises WeightsError for another shape or a value not finite."""
         if not len(batch.pixels):
             return np.empty((0, self.dim), np.float16)
         with np.errstate(over="ignore"):
-            small = self.vectors(batch).astype(np.float16)
-        if not np.isfinite(small).all():
-            what = f"encoder {self.name} gave a value that is no number, or too large for float16"
+            vectors = self.vectors(batch).astype(np.float16)
+        if vectors.shape != (len(batch.pixels), self.dim):
+            what = f"encoder {self.name} returned an array of shape {vectors.shape} for {len(batch.pixels)} tiles"
+            raise WeightsError(what, None, f"its shape must be ({len(batch.pixels)}, {self.dim}): correct the encoder")
+        if not np.isfinite(vectors).all():
+            what = f"encoder {self.name} returned a value that is not finite, or too large for float16"
             raise WeightsError(what, None, "compare the checksum of its weights with the published one")
-        return small
+        return vectors
 
 
-def encoder_spec(name: str) -> StainEncoder | TimmEncoder:
-    """An encoder's row. `timm:NAME` is built from timm's own data about the model.
+def find_encoder(name: str) -> EncoderSpec | None:
+    """Return the row of a built-in, registered or installed encoder, or None. Does not look at timm."""
+    return None if name.startswith(TIMM_PREFIX) else _registry.find(name)
 
-    Raises InputError for a name that nobody knows.
+
+def encoder_spec(name: str) -> EncoderSpec:
+    """Return an encoder's row. The row of `timm:NAME` is made from timm's own data about the model.
+
+    Raises InputError for an unknown name and for a package that cannot be loaded.
     """
-    if name in ENCODERS:
-        return ENCODERS[name]
-    if name.startswith(TIMM):
-        return _timm_spec(name.removeprefix(TIMM))
-    raise InputError(f"no encoder is called {name!r}", None, f"choose from {', '.join(ENCODERS)} or timm:NAME")
+    if name.startswith(TIMM_PREFIX):
+        return _timm_spec(name.removeprefix(TIMM_PREFIX))
+    spec = find_encoder(name)
+    if spec is None:
+        remedy = f"choose from {', '.join(_registry.names())} or timm:NAME, or install the package that adds it"
+        raise InputError(f"no encoder is called {name!r}", None, remedy)
+    return spec
 
 
 def embedding_dim(name: str) -> int:
-    """Length of an encoder's vector, without its weights. Raises InputError for an unknown name."""
+    """Return the length of an encoder's vector, without its weights. Raises InputError for an unknown name."""
     return encoder_spec(name).dim
 
 
+def encoder_package(name: str) -> Package | None:
+    """Return the package that adds an encoder; None for other encoders and unknown names."""
+    return None if name.startswith(TIMM_PREFIX) else _registry.package_of(name)
+
+
+def register_encoder(name: str, spec: CustomEncoder | TimmEncoder) -> None:
+    """Add an encoder to this program, by name, for `ingest`.
+
+    The Ray workers that this program starts get it too; their machines must be able to import what it refers to. For
+    the command line, and for every process on its own, let a package add it: entry point group "her2batch.encoders".
+    Give an encoder that computes other values another name: finished slides are not computed again.
+    Raises InputError for a name that is taken or not valid, and for another type.
+    """
+    _registry.register(name, spec)
+
+
 def load_encoder(name: str, device: str = "cpu", weights: Path | None = None) -> Encoder:
-    """An encoder, ready on a device.
+    """Return an encoder that is ready on a device.
 
     weights: a file, a folder with NAME.safetensors or the hub's files, or None for the Hugging Face hub.
-    Raises InputError for an unknown name, WeightsError when its weights can't be had or do not fit.
+    Raises InputError for an unknown name, WeightsError when its weights cannot be found or do not fit.
     """
     spec = encoder_spec(name)
     if isinstance(spec, StainEncoder):
         return Encoder(name, spec.dim, None, lambda batch: batch.features)
-    path = locate_weights(name.removeprefix(TIMM), spec.source, weights)
+    if isinstance(spec, CustomEncoder):
+        return Encoder(name, spec.dim, None, _load_custom(name, spec, device, weights))
+    path = locate_weights(name.removeprefix(TIMM_PREFIX), spec.source, weights)
     return Encoder(name, spec.dim, weights_digest(path), load_timm_network(spec, path, device))
 
 
-def load_timm_network(spec: TimmEncoder, path: Path, device: str) -> Callable[[TileBatch], NDArray[np.float32]]:
-    """A row's network with the weights of a file, as a function of a batch: (n, dim) float32.
+def _load_custom(name: str, spec: CustomEncoder, device: str, weights: Path | None) -> TileFunction:
+    try:
+        function: TileFunction = resolve(spec.load)(device, weights)
+    except Her2BatchError:
+        raise
+    except Exception as error:  # the code of another package may raise anything
+        package = encoder_package(name)
+        owner = f" of package {package.name} {package.version}" if package is not None else ""
+        remedy = f"run `pip install --upgrade {package.name}`, or report it to its authors" if package else ""
+        what = f"encoder {name}{owner} cannot be loaded ({type(error).__name__}: {error})"
+        raise WeightsError(what, None, remedy) from error
+    return function
 
-    A classifier in the file is left aside. Raises WeightsError when the file can't be read or does not fit.
+
+def load_timm_network(spec: TimmEncoder, path: Path, device: str) -> TileFunction:
+    """Return a row's network with the weights of a file.
+
+    A classifier in the file is ignored. Raises WeightsError when the file cannot be read or does not fit.
     """
     import torch
 
     from her2batch.models.device import Normalization, run_network, set_deterministic
 
     set_deterministic(device)
-    state = {key: one for key, one in read_weights(path).items() if not key.startswith(CLASSIFIERS)}
-    net = network_with_weights(lambda: _build_timm_network(spec), state, path).to(device).to(memory_format=torch.channels_last)
-    look = Normalization(spec.mean, spec.std, spec.input_px, spec.resize)
+    tensors = read_weights(path)
+    state = {key: tensor for key, tensor in tensors.items() if not key.startswith(CLASSIFIER_PREFIXES)}
+    net = network_with_weights(lambda: _build_timm_network(spec), state, path).to(device)
+    net = net.to(memory_format=torch.channels_last)
+    normalization = Normalization(spec.mean, spec.std, spec.input_px, spec.resize)
     first_patch = 1 + spec.kwargs.get("reg_tokens", 0)  # after the class token and the registers
 
     def pool(out: torch.Tensor) -> torch.Tensor:  # (n, dim), or (n, tokens, dim / 2) where tokens are pooled here
         return out if spec.pooling == "token" else torch.cat([out[:, 0], out[:, first_patch:].mean(1)], dim=-1)
 
-    return lambda batch: run_network(net, batch.pixels, look, device, pool)
+    return lambda batch: run_network(net, batch.pixels, normalization, device, pool)
 
 
 def _build_timm_network(spec: TimmEncoder) -> torch.nn.Module:
@@ -205,36 +291,36 @@ def _build_timm_network(spec: TimmEncoder) -> torch.nn.Module:
 
 
 def _timm_spec(model: str) -> TimmEncoder:
-    """The row of a timm backbone, from its own configuration; its classifier is left out."""
+    """Return the row of a timm backbone from its own configuration, without its classifier."""
     import timm
     import torch
     from timm.data.config import resolve_model_data_config
 
     if not timm.is_model(model):
-        raise InputError(f"timm knows no model {model!r}", None, "see timm.list_models() for its names")
+        raise InputError(f"timm has no model {model!r}", None, "see timm.list_models() for its names")
     with torch.device("meta"):
         net: Any = timm.create_model(model, pretrained=False, num_classes=0)
-    look: dict[str, Any] = resolve_model_data_config(net)
-    about: dict[str, Any] = net.pretrained_cfg
-    licence = about.get("license") or "see its page"
+    data_config: dict[str, Any] = resolve_model_data_config(net)
+    model_card: dict[str, Any] = net.pretrained_cfg
+    licence = model_card.get("license") or "see its page"
     return TimmEncoder(
         arch=model,
         dim=int(getattr(net, "head_hidden_size", None) or net.num_features),
-        source=WeightsSource(about.get("hf_hub_id"), None, ("model.safetensors", "pytorch_model.bin"), licence),
+        source=WeightsSource(model_card.get("hf_hub_id"), None, ("model.safetensors", "pytorch_model.bin"), licence),
         mpp=(),
         kwargs={"num_classes": 0},
-        mean=tuple(look["mean"]),
-        std=tuple(look["std"]),
-        input_px=int(look["input_size"][-1]),
-        resize=look["interpolation"],
+        mean=tuple(data_config["mean"]),
+        std=tuple(data_config["std"]),
+        input_px=int(data_config["input_size"][-1]),
+        resize=data_config["interpolation"],
     )
 
 
 def encoder_licence(name: str) -> str:
-    """Under which an encoder's weights are given out, and so heads trained on its embeddings.
+    """Return the licence of an encoder's weights, which also applies to heads trained on its embeddings.
 
-    Of an encoder that nobody here knows, whose embeddings were imported, it has to be asked where it comes from.
+    The licence of an unknown encoder, whose embeddings were imported, is that of its source.
     """
-    if name not in ENCODERS and not name.startswith(TIMM):
+    if not name.startswith(TIMM_PREFIX) and find_encoder(name) is None:
         return f"{name}: not known here; embeddings that were imported, under the licence of what made them"
     return f"{name}: {encoder_spec(name).licence}"

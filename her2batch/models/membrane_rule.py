@@ -69,7 +69,7 @@ def slide_shares(table: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
 
 
 def apply_rule(table: Mapping[str, NDArray[np.float32]]) -> RuleResult:
-    """The rule over a slide's membrane table: columns `cells`, `faint`, … as `vision.membrane.MEMBRANE` names them.
+    """Apply the rule to a slide's membrane table, whose columns are those of `vision.membrane.MEMBRANE_COLUMNS`.
 
     3+: complete, intense in > 10 %.  2+: complete, moderate or more in > 10 %, or complete, intense in less.
     1+: faint or incomplete in > 10 %.  0: less.  Raises ValueError for a table without tiles.

@@ -78,7 +78,9 @@ def build_network(method: str, n_classes: int, input_px: int, size: str = "full"
     return net
 
 
-def initial_network(method: str, n_classes: int, input_px: int, size: str, pretrained: str, seed: int) -> torch.nn.Module:
+def initial_network(
+    method: str, n_classes: int, input_px: int, size: str, pretrained: str, seed: int
+) -> torch.nn.Module:
     """A network to train, in float32 on the CPU. What is random in it comes from the seed alone.
 
     pretrained: "imagenet" for timm's weights of the hub, "none" for random ones, else a file of such weights or a
@@ -189,4 +191,6 @@ class ImageClassifier:
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probabilities of each class: (n, h, w, 3) uint8 RGB → (n, classes) float32."""
-        return classify_images(self.net, pixels, self.device) if len(pixels) else np.empty((0, self.n_classes), np.float32)
+        return (
+            classify_images(self.net, pixels, self.device) if len(pixels) else np.empty((0, self.n_classes), np.float32)
+        )

@@ -143,7 +143,9 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return {key: one.float() if one.is_floating_point() else one for key, one in state.items()}
 
 
-def network_with_weights(build: Callable[[], torch.nn.Module], state: dict[str, torch.Tensor], path: Path) -> torch.nn.Module:
+def network_with_weights(
+    build: Callable[[], torch.nn.Module], state: dict[str, torch.Tensor], path: Path
+) -> torch.nn.Module:
     """A network with these weights, frozen, in evaluation mode. Raises WeightsError when names or shapes differ.
 
     It is built without storage first: a random start of a ViT-g alone would take 15 s.

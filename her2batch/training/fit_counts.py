@@ -64,7 +64,9 @@ GRIDS: Final[dict[str, CountClassifier]] = {
     "random-forest": CountClassifier(
         _forest, {"max_depth": (None, 4, 8), "min_samples_leaf": (1, 3, 5)}, {"max_depth": 8, "min_samples_leaf": 3}
     ),
-    "svm": CountClassifier(_svm, {"C": (0.1, 1.0, 10.0, 100.0), "gamma": ("scale", 0.1, 1.0)}, {"C": 10.0, "gamma": "scale"}),
+    "svm": CountClassifier(
+        _svm, {"C": (0.1, 1.0, 10.0, 100.0), "gamma": ("scale", 0.1, 1.0)}, {"C": 10.0, "gamma": "scale"}
+    ),
     "mlp": CountClassifier(
         _mlp,
         {"hidden_layer_sizes": ((32,), (64, 32)), "alpha": (1e-4, 1e-2, 1.0)},

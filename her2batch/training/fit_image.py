@@ -207,7 +207,9 @@ class _Learner:
         self._net.train()
         total = torch.zeros((), device=self._device)
         with torch.random.fork_rng([self._device] if self._kind == "cuda" else []):
-            torch.manual_seed(int(random_stream(self._fold.seed, number, _rank() + 1).integers(2**62)))  # dropout, drop path
+            torch.manual_seed(
+                int(random_stream(self._fold.seed, number, _rank() + 1).integers(2**62))
+            )  # dropout, drop path
             for k, rows in enumerate(even_batches(draw.permutation(self._fold.train), self._settings.batch)):
                 step = (number - 1) * self._per_epoch + k
                 self._optimiser.param_groups[0]["lr"] = learning_rate(step, self._per_epoch, self._settings)

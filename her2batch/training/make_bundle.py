@@ -1,9 +1,9 @@
-"""The end of a run: one model a method that has seen all slides, calibrated on the folds', in a bundle.
+"""Make a run's bundle: one model per method, trained on all slides and calibrated on the predictions of the folds.
 
 Temperature: Guo et al., ICML 2017: p ∝ exp(log p / T), T by maximum likelihood.  Plausible sets: split conformal
-prediction with the score 1 − p of the true class (Sadinle, Lei, Wasserman, JASA 2019): at 90 %, a new slide's true
-class is in its set in 9 of 10 cases, if it comes from where the calibration slides came from. Both are fitted to
-the folds' test predictions, whose slides their model had not seen.
+prediction with the score 1 − p of the true class (Sadinle, Lei, Wasserman, JASA 2019): at 90 %, the set of a new slide
+contains its true class in 9 of 10 cases, if the slide comes from the same source as the calibration slides. Both are
+fitted to the test predictions of the folds, for slides that their model had not seen.
 """
 
 from __future__ import annotations
@@ -20,45 +20,61 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, save_bundle
-from her2batch.models.encoders import encoder_licence
+from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, PackageEntry, save_bundle
+from her2batch.models.encoders import encoder_licence, encoder_package
+from her2batch.models.mil_registry import mil_method, mil_package
 from her2batch.models.predictor import LEAST, apply_temperature
 from her2batch.settings import ImageSettings, MilSettings, Plan, Training
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit, encoder_folder
 from her2batch.tasks import CLASSES
+from her2batch.training.bag_data import open_bags
 from her2batch.training.methods import UnitPlan, method_kind, method_settings
 from her2batch.training.metrics import metrics_summary, metrics_table
 
 Floats = NDArray[np.float32]
 
 COVERAGE: Final = 0.9
-"""Share of slides whose true class shall be among the plausible ones."""
+"""Share of slides whose true class is to be among the plausible ones."""
 
-RANGE: Final = (0.05, 20.0)
-"""Of temperatures."""
+TEMPERATURES: Final = (0.05, 20.0)
+"""Smallest and largest temperature."""
 
 KINDS: Final = {"mil": "mil", "image": "thumbnail", "patch": "patch", "counts": "counts"}
-"""What a bundle calls the kinds of a run."""
+"""Kind of a unit → kind of a model in a bundle."""
 
 
 def make_bundle(run: TrainingRun, work: UnitPlan, training: Training, plan: Plan) -> Bundle:
-    """Put the final units of a run into RUN/bundle, in place of the one that is there."""
+    """Write the final units of a run to RUN/bundle, replacing an earlier bundle."""
     finals = [unit for unit in work.units if unit.fold == FINAL_FOLD]
     predictions = run.read("predictions")
     entries = [_entry(run, unit, predictions, training) for unit in finals]
-    encoders = sorted({one.input for one in entries if one.kind == "mil"})
-    licences = sorted({encoder_licence(one) for one in encoders}) or ["none needed"]
+    encoders = sorted({entry.input for entry in entries if entry.kind == "mil"})
+    licences = sorted({encoder_licence(name) for name in encoders}) or ["none needed"]
     info = BundleInfo(
         her2batch=version("her2batch"),
-        tasks=tuple(dict.fromkeys(one.task for one in entries)),
+        tasks=tuple(dict.fromkeys(entry.task for entry in entries)),
         encoder=encoders[0] if encoders else None,
         mpp=plan.mpp if encoders else None,
         tile=plan.tile if encoders else None,
         licence="; ".join(licences),
+        packages=_packages(entries),
         models=tuple(entries),
     )
     shutil.rmtree(run.bundle, ignore_errors=True)
     return save_bundle(run.bundle, info, dict(_files(run, zip(finals, entries, strict=True))))
+
+
+def _packages(entries: Iterable[ModelEntry]) -> tuple[PackageEntry, ...] | None:
+    """Return the packages that add MIL methods and encoders of these models; None where all are built in."""
+    heads = [entry for entry in entries if entry.kind == "mil"]
+    found = {("mil", entry.method): mil_package(entry.method) for entry in heads}
+    found |= {("encoder", entry.input): encoder_package(entry.input) for entry in heads}
+    rows = [
+        PackageEntry(adds=adds, name=name, package=package.name, version=package.version)
+        for (adds, name), package in sorted(found.items())
+        if package is not None
+    ]
+    return tuple(rows) or None
 
 
 def _files(run: TrainingRun, pairs: Iterable[tuple[Unit, ModelEntry]]) -> Iterable[tuple[str, Path]]:
@@ -68,10 +84,10 @@ def _files(run: TrainingRun, pairs: Iterable[tuple[Unit, ModelEntry]]) -> Iterab
 
 
 def _entry(run: TrainingRun, unit: Unit, predictions: pa.Table, training: Training) -> ModelEntry:
-    """A model with its calibration and figures."""
+    """Return the entry of a model, with its calibration and its metrics over the folds."""
     kind = method_kind(unit.method, unit.input)
     suffix = ".skops" if kind == "counts" else ".safetensors"
-    own = predictions.filter(_is(predictions, unit))
+    own = predictions.filter(_is_of(predictions, unit))
     values: dict[str, Any] = {
         "kind": KINDS[kind], "task": unit.task, "method": unit.method, "input": unit.input,
         "classes": CLASSES[unit.task], "figures": _figures(own),
@@ -80,8 +96,9 @@ def _entry(run: TrainingRun, unit: Unit, predictions: pa.Table, training: Traini
         values["file"] = f"{unit.task}.{unit.method}.{encoder_folder(unit.input)}{suffix}"
     settings = method_settings(unit.method, kind, training)
     if isinstance(settings, MilSettings):
-        with_dim = run.unit(unit) / "model.safetensors"
-        values |= {"dim": _dim(with_dim), "pseudo_bags": settings.pseudo_bags, "splits": settings.splits_at_test}
+        dim = open_bags(run.cache(f"{encoder_folder(unit.input)}.arrow")).dim
+        values |= {"dim": dim, "pseudo_bags": settings.pseudo_bags, "splits": settings.splits_at_test}
+        values["settings"] = _further_settings(unit.method, settings)
     if isinstance(settings, ImageSettings):
         values["size"] = settings.size
     if kind != "patch":
@@ -89,7 +106,7 @@ def _entry(run: TrainingRun, unit: Unit, predictions: pa.Table, training: Traini
     return ModelEntry.model_validate(values)
 
 
-def _is(predictions: pa.Table, unit: Unit) -> pa.ChunkedArray:
+def _is_of(predictions: pa.Table, unit: Unit) -> pa.ChunkedArray:
     equal, both = pa.compute.equal, pa.compute.and_
     return both(
         both(equal(predictions["task"], unit.task), equal(predictions["method"], unit.method)),
@@ -97,42 +114,44 @@ def _is(predictions: pa.Table, unit: Unit) -> pa.ChunkedArray:
     )
 
 
-def _dim(path: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        return int(file.get_slice("embed.weight").get_shape()[1])
+def _further_settings(method: str, settings: MilSettings) -> dict[str, Any] | None:
+    """Return the settings in the shape of a method that have no field of their own in a bundle; None without any."""
+    names = set(mil_method(method).shape) - {"pseudo_bags", "splits_at_test"}
+    return settings.model_dump(mode="json", include=names, exclude_none=True) or None
 
 
 def _figures(own: pa.Table) -> dict[str, float]:
-    """Means and standard deviations over the folds, in percent."""
+    """Return means and standard deviations over the folds, in percent."""
     row = metrics_summary(metrics_table(own)).to_pylist()[0]
     names = [name for name in row if name.endswith(("_mean", "_sd"))]
     return {name: round(row[name], 2) for name in names if row[name] is not None}
 
 
 def calibrate(own: pa.Table, task: str) -> dict[str, Any]:
-    """Temperature and threshold from the folds' test predictions of one method."""
+    """Return temperature and threshold from the test predictions of the folds of one method."""
     p = np.array(own["p"].to_pylist(), np.float32)
-    labels = np.array([CLASSES[task].index(one) for one in own["truth"].to_pylist()], np.int64)
+    labels = np.array([CLASSES[task].index(name) for name in own["truth"].to_pylist()], np.int64)
     temperature = fit_temperature(p, labels)
     return {"temperature": temperature, "threshold": fit_threshold(apply_temperature(p, temperature), labels)}
 
 
 def fit_temperature(p: Floats, labels: NDArray[np.int64]) -> float:
-    """The temperature under which these predictions are most likely. p: (n, C), n ≥ 1.  labels: (n,)."""
+    """Return the temperature of the largest likelihood. p: (n, C), n ≥ 1.  labels: (n,)."""
     rows = np.arange(len(labels))
 
     def loss(log_t: float) -> float:
         scaled = apply_temperature(p, math.exp(log_t))
         return float(-np.log(np.maximum(scaled[rows, labels], LEAST)).mean())
 
-    found = minimize_scalar(loss, bounds=tuple(math.log(one) for one in RANGE), method="bounded")
-    return round(float(math.exp(found.x)), 4)
+    result = minimize_scalar(loss, bounds=tuple(math.log(bound) for bound in TEMPERATURES), method="bounded")
+    return round(float(math.exp(result.x)), 4)
 
 
 def fit_threshold(p: Floats, labels: NDArray[np.int64], coverage: float = COVERAGE) -> float | None:
-    """The least probability of a plausible class, from tempered p (n, C). None with too few slides for the coverage."""
+    """Return the smallest probability of a plausible class. p: (n, C), after the temperature.
+
+    None: there are too few slides for the coverage.
+    """
     n = len(labels)
     rank = math.ceil((n + 1) * coverage)
     if rank > n:

@@ -54,7 +54,9 @@ OTHERS = [("other_method", TEXT), ("other_input", TEXT)]
 PAIRED = pa.schema([*KEYS, *OTHERS, ("metric", TEXT), ("difference", F64), *BOUNDS, ("p", F64), ("p_delong", F64)])
 
 
-def bootstrap_intervals(predictions: pa.Table, patients: Mapping[str, str], draws: int = DRAWS, seed: int = 0) -> pa.Table:
+def bootstrap_intervals(
+    predictions: pa.Table, patients: Mapping[str, str], draws: int = DRAWS, seed: int = 0
+) -> pa.Table:
     """95 % percentile intervals of auc, f1, accuracy, kappa and each class's recall, from resampled patients.
 
     patients: of each slide_id.  Returns task, method, input, metric, class (of a recall, else null), value (of all
@@ -94,7 +96,9 @@ def compare_methods(predictions: pa.Table, patients: Mapping[str, str], draws: i
         tested = [(one, found := check_predictions(part), _figures(found, of, weights)) for one, part in cells]
         for (one, a, figures), (other, b, others) in combinations(tested, 2):
             names = {**one, "other_method": other["method"], "other_input": other["input"]}
-            delong_p = delong_p_value(a.truth == 1, a.p[:, 1], b.p[:, 1]) if len(CLASSES[keys["task"]]) == 2 else math.nan
+            delong_p = (
+                delong_p_value(a.truth == 1, a.p[:, 1], b.p[:, 1]) if len(CLASSES[keys["task"]]) == 2 else math.nan
+            )
             for name in FIGURES:
                 difference = figures.of[name] - others.of[name]
                 row = {**names, "metric": name, **_interval(difference), "p": _two_sided(difference[1:])}

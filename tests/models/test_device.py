@@ -58,7 +58,9 @@ def test_batches_are_cut_the_same_way_whatever_their_number() -> None:
 def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
     pixels = tiles(11)
     small = Mean(most=3)
-    assert np.array_equal(run_network(small, pixels, PLAIN, "cpu", same), run_network(Mean(), pixels, PLAIN, "cpu", same))
+    assert np.array_equal(
+        run_network(small, pixels, PLAIN, "cpu", same), run_network(Mean(), pixels, PLAIN, "cpu", same)
+    )
     assert small.seen == [2, 2, 2, 2, 2, 1]
 
 

@@ -137,7 +137,7 @@ def test_a_row_builds_the_network_that_was_published(name: str) -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match="uni2-h"):
         load_encoder("unl")
-    with pytest.raises(InputError, match="timm knows no model"):
+    with pytest.raises(InputError, match="timm has no model"):
         embedding_dim("timm:no_such_net")
 
 

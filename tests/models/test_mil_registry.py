@@ -1,25 +1,57 @@
-"""MIL methods by name."""
+"""MIL methods by name: built-in rows and rows that a program registers."""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import nn
 
 from her2batch.errors import InputError
-from her2batch.models.mil_registry import MODELS, build_mil_network
+from her2batch.models import mil_registry
+from her2batch.models.attention import MilOutput
+from her2batch.models.mil_registry import (
+    MIL_METHODS,
+    MilMethod,
+    build_mil_network,
+    is_mil_method,
+    mil_method,
+    mil_method_names,
+    mil_package,
+    register_mil,
+)
 from her2batch.settings import MilSettings
-from her2batch.tasks import MIL_METHODS
 
 
-def test_every_method_has_a_network() -> None:
-    assert tuple(MODELS) == MIL_METHODS
+@pytest.fixture(autouse=True)
+def _forget_registrations() -> Iterator[None]:
+    yield
+    mil_registry._registry.unregister("toy")
 
 
-@pytest.mark.parametrize("method", MODELS)
+class Toy(nn.Module):
+    def __init__(self, dim: int, n_classes: int, settings: MilSettings) -> None:
+        super().__init__()
+        self.scores = nn.Linear(dim, n_classes)
+
+    def forward(self, bag, label=None, rng=None, size=None) -> MilOutput:
+        return MilOutput(self.scores(bag[:size].mean(0)), torch.full((1, size or len(bag)), 1 / (size or len(bag))))
+
+
+@pytest.mark.parametrize("method", MIL_METHODS)
 def test_a_network_takes_bags_of_any_size(method: str) -> None:
     net = build_mil_network(method, 12, 4, MilSettings()).eval()
     for n in (1, 7, 40):
         out = net(torch.randn(n, 12))
         assert out.logits.shape == (4,)
         assert out.attention.shape == (4 if method == "clam-mb" else 1, n)
+
+
+@pytest.mark.parametrize("method", MIL_METHODS)
+def test_a_row_names_settings_that_exist(method: str) -> None:
+    row = MIL_METHODS[method]
+    fields = row.settings.model_fields.keys()
+    assert row.defaults.keys() | row.space.keys() | set(row.shape) <= fields
+    assert row.settings.model_validate(dict(row.defaults))
 
 
 def test_settings_reach_the_network() -> None:
@@ -30,3 +62,32 @@ def test_settings_reach_the_network() -> None:
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(InputError, match="clam-sb"):
         build_mil_network("abmil", 12, 3, MilSettings())
+    assert not is_mil_method("abmil")
+    assert mil_package("abmil") is None
+
+
+def test_a_registered_method_is_used_by_name() -> None:
+    register_mil("toy", MilMethod(Toy))
+    assert is_mil_method("toy")
+    assert mil_method_names() == (*MIL_METHODS, "toy")
+    assert mil_package("toy") is None
+    assert build_mil_network("toy", 5, 2, MilSettings())(torch.ones(3, 5)).logits.shape == (2,)
+
+
+@pytest.mark.parametrize("name", ["clam-sb", "svm", "convnext-small", "membrane"])
+def test_a_name_of_a_built_in_method_cannot_be_registered(name: str) -> None:
+    with pytest.raises(InputError, match="her2batch itself uses this name"):
+        register_mil(name, MilMethod(Toy))
+    assert MIL_METHODS.get(name) is mil_registry._registry.find(name)
+
+
+def test_only_a_mil_method_can_be_registered() -> None:
+    with pytest.raises(InputError, match="it is a type, not a MilMethod"):
+        register_mil("toy", Toy)
+
+
+def test_a_network_that_cannot_be_imported_is_named() -> None:
+    register_mil("toy", MilMethod("no_such_package:build"))
+    with pytest.raises(InputError, match="network of MIL method 'toy' cannot be imported"):
+        build_mil_network("toy", 5, 2, MilSettings())
+    assert mil_method("toy").build == "no_such_package:build"

@@ -66,7 +66,9 @@ def test_random_weights_come_from_the_seed_alone() -> None:
     assert torch.equal(one.conv1[0].weight, same.conv1[0].weight)
     assert not torch.equal(one.fc.weight, other.fc.weight)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(one.fc.weight, initial_network("resnet50", 2, 64, "tiny", "imagenet", 1).fc.weight)  # nobody's weights
+    assert torch.equal(
+        one.fc.weight, initial_network("resnet50", 2, 64, "tiny", "imagenet", 1).fc.weight
+    )  # nobody's weights
 
 
 @pytest.mark.parametrize("method", NETWORKS)
@@ -84,7 +86,9 @@ def test_a_folder_or_file_gives_all_but_the_classifier(tmp_path: Path, method: s
         if not key.startswith((f"{head}.", f"{first}.")):
             assert torch.equal(ours[key], theirs[key]), key
     assert ours[f"{head}.weight"].shape[0] == 3
-    assert torch.equal(ours[f"{head}.weight"], initial_network(method, 3, 224, "tiny", "none", 7).state_dict()[f"{head}.weight"])
+    assert torch.equal(
+        ours[f"{head}.weight"], initial_network(method, 3, 224, "tiny", "none", 7).state_dict()[f"{head}.weight"]
+    )
 
 
 def test_a_vit_answers_through_imagenets_look_as_it_did_through_its_own(tmp_path: Path) -> None:

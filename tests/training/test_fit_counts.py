@@ -32,7 +32,9 @@ def test_it_learns_from_counts_and_nothing_from_noise(method: str) -> None:
 @pytest.mark.parametrize("method", ["svm", "mlp"])
 def test_a_search_gives_the_same_head_twice(method: str) -> None:
     features, labels, patients = examples(45)
-    one, other = (fit_count_classifier(method, features, labels, patients, 3, CountsSettings(inner_folds=2), 0) for _ in range(2))
+    one, other = (
+        fit_count_classifier(method, features, labels, patients, 3, CountsSettings(inner_folds=2), 0) for _ in range(2)
+    )
     assert np.array_equal(head_probabilities(one, features, 3), head_probabilities(other, features, 3))
 
 
@@ -49,7 +51,9 @@ def test_a_search_finds_what_suits() -> None:
 def test_few_slides_of_a_class_still_train(method: str) -> None:
     features, labels, patients = examples(30)
     rare = np.r_[np.flatnonzero(labels != 2), np.flatnonzero(labels == 2)[:1]]
-    head = fit_count_classifier(method, features[rare], labels[rare], [patients[k] for k in rare], 3, CountsSettings(), 0)
+    head = fit_count_classifier(
+        method, features[rare], labels[rare], [patients[k] for k in rare], 3, CountsSettings(), 0
+    )
     p = head_probabilities(head, features, 3)
     assert np.allclose(p.sum(1), 1)
     assert np.isfinite(p).all()

@@ -80,7 +80,9 @@ def test_a_fit_that_was_stopped_ends_in_the_same_bytes(
         fit_image_network(method, pixels, fold(20), settings, "cpu", GLASS, checkpoint, stop)
     torch.manual_seed(99)  # whatever else the process drew
     seen: list[int] = []
-    again = fit_image_network(method, pixels, fold(20), settings, "cpu", GLASS, checkpoint, lambda at: seen.append(at.epoch))
+    again = fit_image_network(
+        method, pixels, fold(20), settings, "cpu", GLASS, checkpoint, lambda at: seen.append(at.epoch)
+    )
     whole = fit_image_network(method, pixels, fold(20), settings, "cpu", GLASS)
     assert seen == [3, 4]
     assert again.progress == whole.progress
@@ -100,7 +102,10 @@ def test_pictures_may_lie_in_several_files(tmp_path: Path) -> None:
         save_images(part, tmp_path / f"{k}.npy")
     files = open_stack([tmp_path / "0.npy", tmp_path / "1.npy"])
     once = QUICK.model_copy(update={"epochs": 1})
-    one, other = fit_image_network("resnet50", pixels, fold(20), once), fit_image_network("resnet50", files, fold(20), once)
+    one, other = (
+        fit_image_network("resnet50", pixels, fold(20), once),
+        fit_image_network("resnet50", files, fold(20), once),
+    )
     assert equal(one.weights, other.weights)
     net, rows = trained_network("resnet50", one.weights, 2, EDGE, "tiny"), np.array([19, 3, 3, 8])
     assert np.array_equal(predict_images(net, files, rows, 2), predict_images(net, pixels, rows, 2))

@@ -85,7 +85,9 @@ save_file(fit_mil_network("clam-sb", open_bags(Path(sys.argv[1])), fold, setting
     path = tmp_path / "stain.arrow"
     gather_bags(cohort(tmp_path / "c", made), "stain", "stain", list(made), path)
     subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path / "w")], check=True)
-    own = fit_mil_network("clam-sb", open_bags(path), fold_of(labels), MilSettings(epochs=2, least_epochs=0, lr=1e-3)).weights
+    own = fit_mil_network(
+        "clam-sb", open_bags(path), fold_of(labels), MilSettings(epochs=2, least_epochs=0, lr=1e-3)
+    ).weights
     other = load_file(tmp_path / "w")
     assert all(torch.equal(other[key], one) for key, one in own.items())
 

@@ -113,7 +113,9 @@ def test_the_order_of_rows_changes_nothing(cohort: tuple[pa.Table, int], random)
     other = table.take(order)
     fold = fold_of(table, n_folds)
     assert fold_of(other, n_folds).tolist() == fold[order].tolist()
-    assert cross_validation_splits(TASK, other, fold[order], n_folds) == cross_validation_splits(TASK, table, fold, n_folds)
+    assert cross_validation_splits(TASK, other, fold[order], n_folds) == cross_validation_splits(
+        TASK, table, fold, n_folds
+    )
     assert shuffle_labels(other, 5).sort_by("slide_id") == shuffle_labels(table, 5).sort_by("slide_id")
 
 
@@ -173,7 +175,9 @@ def test_a_training_part_without_a_class_is_refused() -> None:
     with pytest.raises(InputError, match="class high has no slide in the training part of fold 0; give more --folds"):
         cross_validation_splits(TASK, table, fold, 3)
     with pytest.raises(InputError, match=r"fold 3 of 4 has none of its 9 slides"):
-        cross_validation_splits(TASK, labelled([(f"P{k}", k % 3) for k in range(9)]), np.arange(9, dtype=np.int32) // 3, 4)
+        cross_validation_splits(
+            TASK, labelled([(f"P{k}", k % 3) for k in range(9)]), np.arange(9, dtype=np.int32) // 3, 4
+        )
 
 
 def test_shuffled_labels_move_between_patients_and_keep_together() -> None:

@@ -76,7 +76,9 @@ def test_ninety_five_percent_intervals_hold_the_truth_about_that_often() -> None
         right = draw.random(80) < np.repeat(chance, 2)
         truth = np.arange(80) % 2
         predictions = table("er", truth, np.eye(2)[np.where(right, truth, 1 - truth)])
-        row = only(bootstrap_intervals(predictions, patients_of(predictions), draws=200, seed=repeat), metric="accuracy")
+        row = only(
+            bootstrap_intervals(predictions, patients_of(predictions), draws=200, seed=repeat), metric="accuracy"
+        )
         held += row["low"] <= 0.6972 <= row["high"]  # mean of the clipped normal
     assert 0.90 <= held / 200 <= 0.99
 
