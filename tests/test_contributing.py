@@ -108,10 +108,13 @@ def run(root: Path, *words: str) -> None:
 def cohort(copy: Path) -> Path:
     """Some small slides, ingested with the reader, the encoder and the stage of the recipes."""
     (copy / "scans").mkdir()
-    for k in range(2):
+    labels = ["slide_id,patient_id,her2"]
+    for k in range(6):
         np.save(copy / "scans" / f"S{k}.npy", tissue_image(1400, 1200, seed=k, brown=0.4 * (k % 2)))
-    words = ["--reader", "numpy", "--mpp-override", "0.25", "--workers", "0"]
-    run(copy, "ingest", "scans", "--out", "cohort", *words)
+        labels.append(f"S{k},P{k},{'3+' if k % 2 else '0'}")
+    (copy / "labels.csv").write_text("\n".join(labels))
+    words = ["--reader", "numpy", "--mpp-override", "0.25", "--encoder", "colour", "--workers", "0"]
+    run(copy, "ingest", "scans", "--out", "cohort", "--labels", "labels.csv", *words)
     return copy / "cohort"
 
 
@@ -135,6 +138,24 @@ class TestReader(SlideContract):
         np.save(tmp_path / "S.npy", tissue_image(700, 600))
         opened: Slide = imported(copy / "her2batch" / "slides" / "numpy_slide.py").NumpySlide(tmp_path / "S.npy")
         return opened
+
+
+def test_encoder_embeds_every_tile(cohort: Path) -> None:
+    embeddings = pq.read_table(cohort / "tables" / "embeddings" / "colour")
+    tiles = pq.read_table(cohort / "tables" / "tiles")
+    assert embeddings.select(["slide_id", "tile"]) == tiles.select(["slide_id", "tile"])
+    assert embeddings["embedding"].combine_chunks().type.list_size == 6
+
+
+def test_mil_method_is_trained_and_scores(copy: Path, cohort: Path) -> None:
+    words = ["--method", "mean-pooling", "--input", "colour", "--task", "her2-binary", "--folds", "3", "--quick"]
+    run(copy, "train", str(cohort), *words, "--workers", "0", "--out", "run")
+    predictions = pq.read_table(copy / "run" / "predictions.parquet").to_pylist()
+    assert {row["method"] for row in predictions} == {"mean-pooling"}
+    assert len(predictions) == 6
+    run(copy, "score", str(cohort), "--bundle", "run/bundle", "--workers", "0")
+    (scored,) = [path for path in (cohort / "tables" / "predictions").iterdir() if path.name != "membrane"]
+    assert len(list(scored.iterdir())) == 6
 
 
 def test_stage_writes_its_table(cohort: Path) -> None:
