@@ -7,7 +7,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
@@ -21,12 +21,24 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+ALGORITHMS: Final = 1
+"""Version of the computations of an ingest; part of every plan's id, so that slides of another version are not current.
+
+Raise it by one, with a line here, in a release in which any slide gets other values in a table of the plan: tissue,
+tiles, stains, quality, embeddings, patches, the membrane rule. A release that only adds tables or columns, or is only
+faster, keeps it. tests/test_algorithms.py fails where a value changes without a new version.
+
+1: the first version. Plan ids of this version are those of cohorts that were written before ids had a version.
+"""
+
+
 class Plan(Settings):
     """What is computed. Two cohorts with one plan id and the same slides hold the same bytes."""
 
     encoders: tuple[str, ...] = Field(
         ("stain",),
-        description="encoder of the tiles: stain, uni, uni2-h, virchow2, h-optimus-0 or timm:NAME; repeatable",
+        description="encoder of the tiles: stain, uni, uni2-h, virchow2, h-optimus-0, timm:NAME or the name of an "
+        "encoder that an installed package adds; repeatable",
     )
     mpp: float = Field(0.5, ge=0.1, le=10, description="tile resolution, µm/px")
     tile: int = Field(224, ge=32, le=4096, description="tile edge, px at --mpp")
@@ -48,8 +60,11 @@ class Plan(Settings):
 
     @property
     def id(self) -> str:
-        """Twelve hex digits that name this plan."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """Twelve hexadecimal digits that identify this plan and the version of the algorithms."""
+        values = self.model_dump(mode="json")
+        if ALGORITHMS > 1:
+            values["algorithms"] = ALGORITHMS
+        text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def for_slide(self, mpp_source: str | None) -> Plan:
@@ -149,8 +164,7 @@ class Training(Settings):
     tasks: tuple[str, ...] = Field(("her2-3way",), description="her2-binary, her2-3way, her2-4way, er, pr; repeatable")
     methods: tuple[str, ...] = Field(
         ("clam-sb",),
-        description="clam-sb, clam-mb, dtfd-afs, dtfd-maxs, dtfd-maxmins, convnext-small, resnet50, densenet201, "
-        "vit-base, random-forest, svm, mlp or majority-vote; repeatable",
+        description="method to train, or a MIL method that an installed package adds; repeatable",
     )
     inputs: tuple[str, ...] = Field(
         (),

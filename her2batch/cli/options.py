@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -57,10 +57,13 @@ def emit(as_json: bool, data: dict[str, Any], show: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def options(model: type[BaseModel], leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
+def options(
+    model: type[BaseModel], leave_out: tuple[str, ...] = (), help_texts: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., Any]], Any]:
     """Give a command one option for every field of a settings model; the command receives the model itself.
 
-    Every option is declared once, in `settings`. A value that the model refuses is a usage error.
+    Every option is declared once, in `settings`. A value that the model refuses is a usage error.  help_texts: field →
+    help text, where it is more than the field's description.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,7 +83,8 @@ def options(model: type[BaseModel], leave_out: tuple[str, ...] = ()) -> Callable
             return command(**arguments, **{target: settings})
 
         parameters = [parameter for name, parameter in signature.parameters.items() if name != target]
-        parameters += [_parameter(name, field) for name, field in fields.items()]
+        texts = help_texts or {}
+        parameters += [_parameter(name, field, texts.get(name, field.description)) for name, field in fields.items()]
         run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
@@ -88,7 +92,7 @@ def options(model: type[BaseModel], leave_out: tuple[str, ...] = ()) -> Callable
     return decorate
 
 
-def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+def _parameter(name: str, field: FieldInfo, help_text: str | None) -> inspect.Parameter:
     """Return a command's parameter for a settings field; a tuple of texts is a repeatable option in the singular."""
     repeatable = field.annotation == tuple[str, ...]
     flag = "--" + (name.removesuffix("s") if repeatable else name).replace("_", "-")
@@ -96,5 +100,5 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     plain = next((kind for kind in (bool, int, float, str) if kind is field.annotation or kind in types), str)
     default = list(field.default) if repeatable else field.default
     kind: Any = list[str] if repeatable else plain | None
-    annotation = Annotated[kind, typer.Option(flag, help=field.description)]
+    annotation = Annotated[kind, typer.Option(flag, help=help_text)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

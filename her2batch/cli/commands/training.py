@@ -18,7 +18,14 @@ from her2batch.cli.options import (
     options,
     parse_location,
 )
+from her2batch.models.mil_registry import MIL_METHODS
 from her2batch.settings import Resources, Training, TrainingResources
+from her2batch.tasks import COUNTS_METHODS, IMAGE_METHODS
+
+METHODS_HELP = (
+    f"{', '.join((*MIL_METHODS, *IMAGE_METHODS, *COUNTS_METHODS))}, or a MIL method that an installed package adds; "
+    "repeatable"
+)
 
 AnnotationsOption = Annotated[
     Path | None,
@@ -27,7 +34,7 @@ AnnotationsOption = Annotated[
 
 
 @options(TrainingResources, leave_out=("worker_memory", "patience"))
-@options(Training)
+@options(Training, help_texts={"methods": METHODS_HELP})
 def train(
     *,
     cohort: Annotated[
@@ -87,7 +94,7 @@ def reproduce(
 
 
 @options(TrainingResources, leave_out=("worker_memory", "patience"))
-@options(Training)
+@options(Training, help_texts={"methods": METHODS_HELP})
 def tune(
     *,
     cohort: CohortArgument,
