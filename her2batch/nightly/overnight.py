@@ -28,6 +28,7 @@ from her2batch.runtime.ray_session import RaySession, connect, stoppable
 from her2batch.runtime.score import score
 from her2batch.settings import NightlySettings
 from her2batch.store.cohort import Cohort, Row
+from her2batch.store.outcome_counts import OUTCOMES
 
 LineCallback = Callable[[str], None]
 """Called with a line for whoever watches."""
@@ -181,7 +182,7 @@ def _summarize(
 ) -> None:
     """Counts, lists and checks, from the tables as they are on the disk."""
     night, rows = found.night, cohort.rows()
-    for name in ("seen", "done", "failed", "deferred", "duplicate", "ignored", "tiles"):
+    for name in ("seen", *OUTCOMES, "tiles"):
         setattr(night, name, getattr(summary, name))
     night.stopped = night.stopped or summary.stopped
     night.fresh, night.failures, night.deferred_seconds = (

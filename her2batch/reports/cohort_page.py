@@ -1,4 +1,4 @@
-"""The cohort report: one HTML file with everything in it. A section is a function and a line in SECTIONS."""
+"""The cohort report: one self-contained HTML file. A section is a function and a row of SECTIONS."""
 
 from __future__ import annotations
 
@@ -22,147 +22,160 @@ from her2batch.store.cohort import Cohort
 from her2batch.store.training_run import TrainingRun
 from her2batch.tasks import CLASSES, MEMBRANE_RULE
 
-SMALL: Final = 20
-"""Slides up to which each slide's evidence stands in the report itself."""
+MAX_SLIDES_INLINE: Final = 20
+"""Largest cohort whose report contains the evidence of each slide. Larger cohorts get a page for each slide."""
 
-PICTURES: Final = 1000
-"""Slides of lists that get a picture, those of the first lists first: about 3 kB each."""
+MAX_THUMBNAILS: Final = 1000
+"""Slides that get a thumbnail in tables, those of the first tables first. A thumbnail takes about 3 kB."""
 
-SITES: Final = 12
+MAX_SITES: Final = 12
 """Sites that get a bar of their own, the largest first."""
 
 
 class Section(NamedTuple):
-    """A part of the report. make: from the material to its part; None leaves it out."""
+    """A section of the report. build: returns its content, or None to leave the section out."""
 
     name: str
     title: str
-    make: Callable[[ReportData], SectionContent | None]
+    build: Callable[[ReportData], SectionContent | None]
 
 
-def summary(material: ReportData) -> SectionContent:
-    """Counts, and the proof that nothing vanished."""
-    done = material.done
-    listed = [(one.name, one.title, len(one.rows)) for one in material.worklists]
-    patients = {row["patient_id"] for row in material.rows.values()} - {None}
+def summary_section(data: ReportData) -> SectionContent:
+    """Show the counts, and that they add up to the number of files seen."""
+    links = [(table.name, table.title, len(table.rows)) for table in data.worklists]
+    patients = {row["patient_id"] for row in data.rows.values()} - {None}
     facts = {
-        "slides done": len(done),
+        "slides done": len(data.done_rows),
         "patients": len(patients) or None,
-        "mm² of tissue": round(material.status.tissue_mm2),
-        "tiles": material.status.tiles,
+        "mm² of tissue": round(data.status.tissue_mm2),
+        "tiles": data.status.tiles,
     }
-    bundles = sorted({one["bundle"] for calls in material.calls.values() for one in calls} - {MEMBRANE_RULE})
-    plans = sorted({row["plan_id"] for row in material.rows.values() if row["plan_id"]})
-    return SectionContent(
-        render_template("summary.html", status=material.status, facts=facts, listed=listed, bundles=bundles, plans=plans,
-               labelled=len(material.labels), run=material.run, notes=material.notes)
-    )  # fmt: skip
+    bundles = sorted({row["bundle"] for rows in data.predictions.values() for row in rows} - {MEMBRANE_RULE})
+    plans = sorted({row["plan_id"] for row in data.rows.values() if row["plan_id"]})
+    html = render_template("summary.html", status=data.status, facts=facts, worklists=links, bundles=bundles,
+                           plans=plans, labelled=len(data.labels), notes=data.notes)  # fmt: skip
+    return SectionContent(html)
 
 
-def scores(material: ReportData) -> SectionContent | None:
-    """How often each class was given: by task, method and site."""
-    made = []
+def scores_section(data: ReportData) -> SectionContent | None:
+    """Show the number of slides of each class, by task, method and site. None without predictions."""
+    figures = []
     for task, classes in CLASSES.items():
-        said = [(one["slide_id"], worklists.method_name(one), one["predicted"]) for calls in material.calls.values()
-                for one in calls if one["task"] == task]  # fmt: skip
-        if not said:
+        predictions = [
+            (row["slide_id"], worklists.method_label(row), row["predicted"])
+            for rows in data.predictions.values()
+            for row in rows
+            if row["task"] == task
+        ]
+        if not predictions:
             continue
-        counts = Counter((method, predicted) for _, method, predicted in said)
-        methods = sorted({method for _, method, _ in said}, key=worklists.rule_first)
-        made.append(_shares(f"scores-{task}", task, methods, classes, counts, "predictions.predicted"))
+        counts = Counter((method, predicted) for _, method, predicted in predictions)
+        methods = sorted({method for _, method, _ in predictions}, key=worklists.method_sort_key)
+        figures.append(_shares_figure(f"scores-{task}", task, methods, classes, counts, "predictions.predicted"))
         first = methods[0]
-        where = Counter(material.site(slide_id) for slide_id, method, _ in said if method == first)
-        if set(where) - {None}:
-            sites = [str(one) for one, _ in where.most_common(SITES)]
-            counts = Counter((str(material.site(one)), predicted) for one, method, predicted in said if method == first)
-            title = f"{task} by site, {first}"
-            made.append(_shares(f"sites-{task}", title, sites, classes, counts, "predictions.predicted, labels.site"))
-    return SectionContent(render_template("scores.html", figures=made), tuple(made)) if made else None
+        of_first = [
+            (data.site_of(slide_id), predicted) for slide_id, method, predicted in predictions if method == first
+        ]
+        slides_of_site = Counter(site for site, _ in of_first)
+        if set(slides_of_site) - {None}:
+            sites = [str(site) for site, _ in slides_of_site.most_common(MAX_SITES)]
+            counts = Counter((str(site), predicted) for site, predicted in of_first)
+            source = "predictions.predicted, labels.site"
+            figures.append(_shares_figure(f"sites-{task}", f"{task} by site, {first}", sites, classes, counts, source))
+    return SectionContent(render_template("scores.html", figures=figures), tuple(figures)) if figures else None
 
 
-def _shares(
+def _shares_figure(
     name: str, title: str, groups: list[str], classes: tuple[str, ...], counts: Counter[Any], source: str
 ) -> Figure:
-    rows = [{"group": group, "class": one, "n": counts[group, one]} for group in groups for one in classes]
+    """Draw how many slides of each group have each class. counts: (group, class) → slides."""
+    rows = [
+        {"group": group, "class": predicted, "n": counts[group, predicted]} for group in groups for predicted in classes
+    ]
     table = pa.Table.from_pylist(rows)
     return Figure(name, title, source, plot_shares(title, table), table)
 
 
-def priorities(material: ReportData) -> SectionContent:
-    """The lists a pathologist opens first."""
-    return SectionContent(render_template("lists.html", lists=material.worklists), lists=material.worklists)
+def worklists_section(data: ReportData) -> SectionContent:
+    """Show the work lists."""
+    return SectionContent(render_template("worklists.html", tables=data.worklists), tables=data.worklists)
 
 
-def quality(material: ReportData) -> SectionContent:
-    """What the scans themselves say."""
-    counts = Counter(flag for row in material.done for flag in row["flags"])
-    table = pa.table({"name": list(counts), "value": [float(one) for one in counts.values()]}).sort_by(
+def quality_section(data: ReportData) -> SectionContent:
+    """Show the quality flags and the slides that have them."""
+    counts = Counter(flag for row in data.done_rows for flag in row["flags"])
+    table = pa.table({"name": list(counts), "value": [float(count) for count in counts.values()]}).sort_by(
         [("value", "descending"), ("name", "ascending")]
     )
     title = "Slides with each flag"
-    made = (Figure("flags", title, "slides.flags", plot_bars(title, table), table),) if counts else ()
-    listed = worklists.flagged(material)
-    return SectionContent(render_template("quality.html", figures=made, list=listed), made, (listed,))
+    figures = (Figure("flags", title, "slides.flags", plot_bars(title, table), table),) if counts else ()
+    flagged = worklists.list_flagged(data)
+    return SectionContent(render_template("quality.html", figures=figures, table=flagged), figures, (flagged,))
 
 
-def throughput(material: ReportData) -> SectionContent:
-    """How long slides took, and what became of those that failed."""
-    times, made = material.times, []
+def throughput_section(data: ReportData) -> SectionContent:
+    """Show the processing times, and the failures with their remedies."""
+    figures = []
     stages: dict[str, list[float]] = defaultdict(list)
-    for found in times["stages"].to_pylist():
-        for name, seconds in found or ():
+    for times in data.run_times["stages"].to_pylist():
+        for name, seconds in times or ():
             stages[name].append(seconds)
     if stages:
-        table = pa.table({"name": list(stages), "value": [sum(one) / times.num_rows for one in stages.values()]})
-        title = "Seconds a slide, by stage"
-        made.append(Figure("stages", title, "runs.stages", plot_bars(title, table, " s"), table))
-    failed = Counter(row["error_code"] for row in material.status.failures)
+        means = [sum(seconds) / data.run_times.num_rows for seconds in stages.values()]
+        table = pa.table({"name": list(stages), "value": means})
+        title = "Seconds per slide, by stage"
+        figures.append(Figure("stages", title, "runs.stages", plot_bars(title, table, " s"), table))
+    failed = Counter(row["error_code"] for row in data.status.failures)
     failures = [(code, n, REMEDIES.get(code, "")) for code, n in failed.most_common()]
-    reasons = dict(sorted(material.status.reasons.items()))
-    html = render_template("throughput.html", figures=made, runs=_runs(material), failures=failures, reasons=reasons)
-    return SectionContent(html, tuple(made))
+    reasons = dict(sorted(data.status.reasons.items()))
+    html = render_template("throughput.html", figures=figures, runs=_run_rows(data), failures=failures, reasons=reasons)
+    return SectionContent(html, tuple(figures))
 
 
-def _runs(material: ReportData) -> list[dict[str, Any]]:
-    """One row a run, the latest first: slides, workers' seconds, tiles a worker's second, from first to last slide."""
-    found = []
-    for run in sorted(pc.unique(material.times["run"]).to_pylist(), reverse=True):
-        part = material.times.filter(pc.equal(material.times["run"], run))
-        seconds = part["seconds"].to_numpy()
-        tiles = sum(material.rows.get(one, {}).get("n_tiles") or 0 for one in part["slide_id"].to_pylist())
-        ended = part["finished"].to_numpy()
-        span = float((ended.max() - ended.min()) / np.timedelta64(1, "s"))
-        found.append(
-            {"run": run, "slides": part.num_rows, "median": float(np.median(seconds)), "work": float(seconds.sum()),
-             "span": span, "rate": tiles / float(seconds.sum()) if seconds.sum() else None,
-             "hosts": len(set(part["host"].to_pylist()))}
+def _run_rows(data: ReportData) -> list[dict[str, Any]]:
+    """Return one row for each run, the latest first.
+
+    Values: slides, median s per slide, work (s of all workers), span (s from the first to the last slide), rate (tiles
+    per s of work), hosts.
+    """
+    rows = []
+    for run in sorted(pc.unique(data.run_times["run"]).to_pylist(), reverse=True):
+        part = data.run_times.filter(pc.equal(data.run_times["run"], run))
+        seconds, finished = part["seconds"].to_numpy(), part["finished"].to_numpy()
+        work = float(seconds.sum())
+        tiles = sum(data.rows.get(slide_id, {}).get("n_tiles") or 0 for slide_id in part["slide_id"].to_pylist())
+        rows.append(
+            {"run": run, "slides": part.num_rows, "median": float(np.median(seconds)), "work": work,
+             "span": float((finished.max() - finished.min()) / np.timedelta64(1, "s")),
+             "rate": tiles / work if work else None, "hosts": len(set(part["host"].to_pylist()))}
         )  # fmt: skip
-    return found
+    return rows
 
 
-def slides(material: ReportData) -> SectionContent:
-    """All slides; of a small cohort, with the evidence of each."""
-    listed = worklists.every(material)
-    inside = slide_page.sections(material) if len(material.rows) <= SMALL and material.pages else []
-    return SectionContent(render_template("slides.html", list=listed, evidence=inside), lists=(listed,))
+def slides_section(data: ReportData) -> SectionContent:
+    """Show all slides and, for a small cohort, the evidence of each."""
+    table = worklists.list_all_slides(data)
+    inline = len(data.rows) <= MAX_SLIDES_INLINE and data.page_links
+    evidence = slide_page.render_evidence_sections(data) if inline else []
+    return SectionContent(render_template("slides.html", table=table, evidence=evidence), tables=(table,))
 
 
 SECTIONS: Final = (
-    Section("summary", "Summary", summary),
-    Section("lists", "Look at these first", priorities),
-    Section("scores", "Scores", scores),
-    Section("labels", "Against the labels", agreement.against_labels),
-    Section("run", "Training run", agreement.of_run),
-    Section("quality", "Quality", quality),
-    Section("throughput", "Throughput and failures", throughput),
-    Section("slides", "Slides", slides),
+    Section("summary", "Summary", summary_section),
+    Section("lists", "Review first", worklists_section),
+    Section("scores", "Scores", scores_section),
+    Section("labels", "Agreement with the labels", agreement.label_agreement_section),
+    Section("run", "Training run", agreement.training_run_section),
+    Section("quality", "Quality", quality_section),
+    Section("throughput", "Throughput and failures", throughput_section),
+    Section("slides", "Slides", slides_section),
 )
-"""The report, in order. A new section is a line here."""
+"""The sections of the report in their order. A new section is a row here."""
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was written. slides: pages of slides in the folder beside it."""
+class WrittenReport:
+    """The files of a report. slides: number of slide pages in the folder beside it."""
 
     path: Path
     bytes: int
@@ -170,45 +183,53 @@ class Report:
     figures: tuple[Figure, ...]
 
 
-def with_worklists(material: ReportData) -> ReportData:
-    """The material with its work lists."""
-    return replace(material, worklists=tuple(make(material) for make in worklists.WORKLISTS))
+def add_worklists(data: ReportData) -> ReportData:
+    """Return the data with its work lists."""
+    return replace(data, worklists=tuple(list_slides(data) for list_slides in worklists.WORKLISTS))
 
 
-def page(material: ReportData) -> tuple[str, tuple[Figure, ...]]:
-    """The report's HTML, and its figures."""
-    parts = [(one, made) for one in SECTIONS if (made := one.make(material)) is not None]
-    name = material.cohort.root.name
-    body = render_template("cohort.html", name=name, parts=[(one.name, one.title, made.html) for one, made in parts])
-    shown = dict.fromkeys(slide_id for _, made in parts for one in made.lists for slide_id in one.slides)
-    small = thumbnail_uris(material.cohort, list(shown)[:PICTURES])
-    html = render_html_page(f"{name} · HER2 cohort report", body, small, material.pages)
-    return html, tuple(figure for _, made in parts for figure in made.figures)
+def render_cohort_page(data: ReportData) -> tuple[str, tuple[Figure, ...]]:
+    """Return the HTML of the report, and its figures."""
+    sections = [(section, content) for section in SECTIONS if (content := section.build(data)) is not None]
+    name = data.cohort.root.name
+    body = render_template(
+        "cohort.html",
+        name=name,
+        sections=[(section.name, section.title, content.html) for section, content in sections],
+    )
+    shown = dict.fromkeys(
+        slide_id for _, content in sections for table in content.tables for slide_id in table.slide_ids
+    )
+    thumbnails = thumbnail_uris(data.cohort, list(shown)[:MAX_THUMBNAILS])
+    html = render_html_page(f"{name} · HER2 cohort report", body, thumbnails, data.page_links)
+    return html, tuple(figure for _, content in sections for figure in content.figures)
 
 
-def write_report(cohort: Cohort, out: Path, run: TrainingRun | None = None, pages: int = 100) -> Report:
-    """Make the report; beside it, for a cohort of more than SMALL slides, a folder of pages of slides.
+def write_report(cohort: Cohort, out: Path, run: TrainingRun | None = None, pages: int = 100) -> WrittenReport:
+    """Write the report and, for a cohort of more than MAX_SLIDES_INLINE slides, a folder of slide pages beside it.
 
-    pages: at most so many slides get their evidence shown, those on work lists first.  Raises StoreError, InputError.
+    pages: largest number of slides whose evidence is shown, those on work lists first.  Raises StoreError, InputError.
     """
-    material = with_worklists(load_report_data(cohort, run))
+    data = add_worklists(load_report_data(cohort, run))
     out.parent.mkdir(parents=True, exist_ok=True)
-    chosen = _chosen(material, pages)
-    if len(material.rows) <= SMALL:
-        material = replace(material, pages={one: f"#slide-{one}" for one in chosen}, beside=out.parent)
-        made = 0
+    slide_ids = _select_slides(data, pages)
+    if len(data.rows) <= MAX_SLIDES_INLINE:
+        links = {slide_id: f"#slide-{slide_id}" for slide_id in slide_ids}
+        data = replace(data, page_links=links, page_folder=out.parent)
+        written = 0
     else:
         folder = out.with_name(f"{out.stem}_slides")
-        material = replace(material, pages={one: f"{folder.name}/{one}.html" for one in chosen}, beside=folder)
-        made = slide_page.write_pages(material, folder, f"../{out.name}")
-    html, figures = page(material)
+        links = {slide_id: f"{folder.name}/{slide_id}.html" for slide_id in slide_ids}
+        data = replace(data, page_links=links, page_folder=folder)
+        written = slide_page.write_slide_pages(data, folder, f"../{out.name}")
+    html, figures = render_cohort_page(data)
     with atomic_write(out) as part:
         part.write_text(html, encoding="utf-8")
-    return Report(out, out.stat().st_size, made, figures)
+    return WrittenReport(out, out.stat().st_size, written, figures)
 
 
-def _chosen(material: ReportData, pages: int) -> list[str]:
-    """Slides whose evidence is shown: those on work lists, then the others, as many as asked for."""
-    listed = [slide_id for one in material.worklists for slide_id in one.slides]
-    done = {row["slide_id"] for row in material.done if row["n_tiles"]}
-    return [one for one in dict.fromkeys([*listed, *material.rows]) if one in done][:pages]
+def _select_slides(data: ReportData, pages: int) -> list[str]:
+    """Return the slides whose evidence is shown, at most `pages`: those on work lists, then the others."""
+    listed = [slide_id for table in data.worklists for slide_id in table.slide_ids]
+    with_tiles = {row["slide_id"] for row in data.done_rows if row["n_tiles"]}
+    return [slide_id for slide_id in dict.fromkeys([*listed, *data.rows]) if slide_id in with_tiles][:pages]

@@ -1,7 +1,8 @@
-"""Figures: each a function from one table to SVG text, all in one look; SVG, PNG and CSV files of them on request.
+"""Figures of the reports: each function draws one table as SVG. Figures can be saved as SVG, PNG and CSV files.
 
-Classes run from a blue grey over tan to dark brown, as haematoxylin and DAB do: their lightness alone tells them apart,
-whatever eyes see of their hue. Colours are CSS variables, so a page decides between light and dark.
+The classes are coloured from blue grey over tan to dark brown, like haematoxylin and DAB. They can be distinguished by
+lightness alone, also by readers with a colour vision deficiency. Colours are CSS variables, so that the page chooses
+between light and dark mode.
 """
 
 from __future__ import annotations
@@ -36,69 +37,72 @@ PALETTE: Final[dict[str, tuple[str, str]]] = {
     "c2": ("#c47f3c", "#dc9450"),
     "c3": ("#6a3411", "#b2571f"),
 }
-"""Name of a CSS variable → its colour in light, in dark. Text on its ground has a contrast of 4.5 or more in both."""
+"""Name of a CSS variable → its colour in light and in dark mode. Text has a contrast of 4.5 or more in both."""
 
 CLASS_COLOURS: Final = {
     "0": "c0", "1+": "c1", "2+": "c2", "3+": "c3", "low": "c1", "high": "c3", "negative": "c0", "positive": "c3",
 }  # fmt: skip
-"""Class → its colour."""
+"""Class → name of its colour in PALETTE."""
 
 FIGURE_WIDTH: Final = 340
-"""px: what fits a telephone at full size, so that words stay legible."""
+"""Width of a figure, px: it fits a phone screen at full size, so that the text stays legible."""
 
 LABEL_WIDTH: Final = 130
-"""px for the names of bars."""
+"""Width of the labels left of the bars, px."""
 
 FONT_SIZE: Final = 12
-"""px of words."""
+"""Font size, px."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure and the table it is drawn from. name: of its files.  note: where the numbers come from."""
+    """A figure and the table that it is drawn from.
+
+    name: stem of its files.  source: tables and columns of the cohort that it shows.
+    """
 
     name: str
     title: str
-    note: str
+    source: str
     svg: str
     table: pa.Table
 
     @property
-    def data(self) -> str:
-        """The table as a data: address of a CSV file."""
+    def csv_uri(self) -> str:
+        """The table as a CSV file in a data URI."""
         return f"data:text/csv;base64,{base64.b64encode(table_to_csv(self.table).encode()).decode()}"
 
 
 def table_to_csv(table: pa.Table) -> str:
-    """A flat table as CSV; no cell is one that a spreadsheet would run."""
+    """Return a flat table as CSV. Cells that a spreadsheet would run as formulas are escaped."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(table.column_names)
     for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
-        writer.writerow([escape_formula(one) if isinstance(one, str) else one for one in row])
+        writer.writerow([escape_formula(cell) if isinstance(cell, str) else cell for cell in row])
     return out.getvalue()
 
 
 @dataclass
 class SvgCanvas:
-    """An SVG in the making. Colours are names of LOOK."""
+    """An SVG image that is being drawn. Colours are names of PALETTE; coordinates are px."""
 
     height: float
     width: float = FIGURE_WIDTH
     parts: list[str] = field(default_factory=list)
 
     def rect(self, box: Sequence[float], fill: str, opacity: float = 1.0, tip: str = "") -> None:
-        """x, y, width, height."""
+        """Draw a rectangle. box: x, y, width, height.  tip: text of its tooltip."""
         x, y, width, height = box
         shade = f' fill-opacity="{opacity:.3g}"' if opacity < 1 else ""
-        told = f"<title>{escape(tip)}</title>" if tip else ""
+        tooltip = f"<title>{escape(tip)}</title>" if tip else ""
         self.parts.append(
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="var(--{fill})"{shade}>'
-            f"{told}</rect>"
+            f"{tooltip}</rect>"
         )
 
     def line(self, points: Iterable[tuple[float, float]], colour: str, width: float = 1.0, dash: str = "") -> None:
-        """Through points."""
+        """Draw a line through points."""
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         dashed = f' stroke-dasharray="{dash}"' if dash else ""
         self.parts.append(
@@ -106,27 +110,27 @@ class SvgCanvas:
         )
 
     def area(self, points: Iterable[tuple[float, float]], colour: str) -> None:
-        """A pale polygon."""
+        """Draw a translucent polygon."""
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         self.parts.append(f'<polygon points="{path}" fill="var(--{colour})" fill-opacity="0.22"/>')
 
-    def dot(self, place: tuple[float, float], colour: str) -> None:
-        """A point."""
-        x, y = place
+    def dot(self, centre: tuple[float, float], colour: str) -> None:
+        """Draw a dot."""
+        x, y = centre
         self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="var(--{colour})"/>')
 
-    def text(self, x: float, y: float, words: object, anchor: str = "start", colour: str = "ink") -> None:
-        """Words with their baseline at y."""
+    def text(self, x: float, y: float, text: object, anchor: str = "start", colour: str = "ink") -> None:
+        """Draw text with its baseline at y."""
         self.parts.append(
             f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="var(--{colour})" '
-            f'font-size="{FONT_SIZE}">{escape(str(words))}</text>'
+            f'font-size="{FONT_SIZE}">{escape(str(text))}</text>'
         )
 
-    def svg(self, title: str, words: str) -> str:
-        """The whole, with what it shows in words."""
+    def svg(self, title: str, description: str) -> str:
+        """Return the SVG with its content described in words, for screen readers."""
         return (
             f'<svg viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}" height="{self.height:g}" '
-            f'role="img" aria-label="{escape(f"{title}. {words}")}"><desc>{escape(words)}</desc>'
+            f'role="img" aria-label="{escape(f"{title}. {description}")}"><desc>{escape(description)}</desc>'
             f"{''.join(self.parts)}</svg>"
         )
 
@@ -135,143 +139,140 @@ class SvgCanvas:
 
 
 def plot_shares(title: str, table: pa.Table) -> str:
-    """Stacked bars. Columns: group, class, n (whole numbers are counts, which are told too); in their order."""
+    """Draw stacked bars. Columns: group, class, n; integers are counts, and their sums are printed."""
     rows = table.to_pylist()
-    groups, classes = (
-        list(dict.fromkeys(one["group"] for one in rows)),
-        list(dict.fromkeys(one["class"] for one in rows)),
-    )
-    of = {(one["group"], one["class"]): float(one["n"]) for one in rows}
-    counts = pa.types.is_integer(table["n"].type)
+    groups, classes = (list(dict.fromkeys(row[name] for row in rows)) for name in ("group", "class"))
+    values = {(row["group"], row["class"]): float(row["n"]) for row in rows}
+    are_counts = pa.types.is_integer(table["n"].type)
     left, full = LABEL_WIDTH, FIGURE_WIDTH - LABEL_WIDTH - 38
     canvas = SvgCanvas(26 + 24 * len(groups))
     _legend(canvas, classes)
-    told = []
+    descriptions = []
     for k, group in enumerate(groups):
         y, x = 24 + 24 * k, float(left)
-        total = sum(of.get((group, one), 0) for one in classes) or 1.0
+        total = sum(values.get((group, name), 0) for name in classes) or 1.0
         canvas.text(left - 8, y + 13, _truncate(group, 19), "end")
-        for one in classes:
-            n = of.get((group, one), 0)
-            canvas.rect((x, y, full * n / total, 17), CLASS_COLOURS.get(one, "bar"), tip=f"{group}, {one}: {n:g}")
+        for name in classes:
+            n = values.get((group, name), 0)
+            canvas.rect((x, y, full * n / total, 17), CLASS_COLOURS.get(name, "bar"), tip=f"{group}, {name}: {n:g}")
             x += full * n / total
-        if counts:
+        if are_counts:
             canvas.text(left + full + 6, y + 13, f"{total:g}", colour="soft")
-        said = ", ".join(f"{one} {of.get((group, one), 0) / total:.0%}" for one in classes)
-        told.append(f"{group}: {said}")
-    return canvas.svg(title, "; ".join(told))
+        text = ", ".join(f"{name} {values.get((group, name), 0) / total:.0%}" for name in classes)
+        descriptions.append(f"{group}: {text}")
+    return canvas.svg(title, "; ".join(descriptions))
 
 
 def plot_bars(title: str, table: pa.Table, unit: str = "") -> str:
-    """Horizontal bars. Columns: name, value."""
+    """Draw horizontal bars. Columns: name, value."""
     rows = table.to_pylist()
-    top = max((one["value"] for one in rows), default=0) or 1
+    top = max((row["value"] for row in rows), default=0) or 1
     left, full = 158, FIGURE_WIDTH - 158 - 60
     canvas = SvgCanvas(max(1, 22 * len(rows)) + 2)
-    for k, one in enumerate(rows):
+    for k, row in enumerate(rows):
         y = 22 * k
-        canvas.text(left - 8, y + 14, _truncate(one["name"], 24), "end")
-        canvas.rect((left, y + 2, full * one["value"] / top, 15), "bar", tip=f"{one['name']}: {one['value']:g}")
-        canvas.text(left + full * one["value"] / top + 6, y + 14, f"{one['value']:.3g}{unit}", colour="soft")
-    return canvas.svg(title, "; ".join(f"{one['name']}: {one['value']:.3g}{unit}" for one in rows))
+        canvas.text(left - 8, y + 14, _truncate(row["name"], 24), "end")
+        canvas.rect((left, y + 2, full * row["value"] / top, 15), "bar", tip=f"{row['name']}: {row['value']:g}")
+        canvas.text(left + full * row["value"] / top + 6, y + 14, f"{row['value']:.3g}{unit}", colour="soft")
+    return canvas.svg(title, "; ".join(f"{row['name']}: {row['value']:.3g}{unit}" for row in rows))
 
 
 def plot_confusion(title: str, table: pa.Table) -> str:
-    """Counts with rows for the truth, shaded by their share of the row. Columns: truth, predicted, n."""
+    """Draw a confusion matrix, rows by truth, shaded by the share of the row. Columns: truth, predicted, n."""
     rows = table.to_pylist()
-    classes = list(dict.fromkeys(one["truth"] for one in rows))
-    of = {(one["truth"], one["predicted"]): one["n"] for one in rows}
+    classes = list(dict.fromkeys(row["truth"] for row in rows))
+    counts = {(row["truth"], row["predicted"]): row["n"] for row in rows}
     left, top, edge = 84, 44, min(56, (FIGURE_WIDTH - 92) // len(classes))
     canvas = SvgCanvas(top + edge * len(classes) + 6)
     canvas.text(left, 14, "predicted", colour="soft")
     canvas.text(left - 8, top - 8, "label", "end", "soft")
     for k, truth in enumerate(classes):
-        total = sum(of.get((truth, one), 0) for one in classes) or 1
+        total = sum(counts.get((truth, name), 0) for name in classes) or 1
         canvas.text(left - 8, top + edge * (k + 0.5) + 4, truth, "end")
         canvas.text(left + edge * (k + 0.5), top - 8, truth, "middle")
-        for j, said in enumerate(classes):
-            n = of.get((truth, said), 0)
+        for j, predicted in enumerate(classes):
+            n = counts.get((truth, predicted), 0)
             box = (left + edge * j + 1, top + edge * k + 1, edge - 2, edge - 2)
             canvas.rect(box, "panel")
-            canvas.rect(box, "accent", 0.38 * n / total, f"label {truth}, predicted {said}: {n}")
+            canvas.rect(box, "accent", 0.38 * n / total, f"label {truth}, predicted {predicted}: {n}")
             canvas.text(left + edge * (j + 0.5), top + edge * (k + 0.5) + 4, n, "middle")
-    said = "; ".join(
-        f"of label {one} " + ", ".join(f"{of.get((one, other), 0)} called {other}" for other in classes)
-        for one in classes
+    description = "; ".join(
+        f"of label {truth} " + ", ".join(f"{counts.get((truth, name), 0)} predicted {name}" for name in classes)
+        for truth in classes
     )
-    return canvas.svg(title, said)
+    return canvas.svg(title, description)
 
 
 def plot_roc(title: str, table: pa.Table) -> str:
-    """One curve a class, each with its band. Columns: class, fpr, tpr, low, high, auc."""
-    canvas, place = _unit_axes(240, "1 − specificity", "sensitivity")
-    canvas.line((place(0, 0), place(1, 1)), "line", dash="3 4")
-    told = []
+    """Draw the ROC curve of each class with its band. Columns: class, fpr, tpr, low, high, auc."""
+    canvas, to_px = _unit_axes(240, "1 − specificity", "sensitivity")
+    canvas.line((to_px(0, 0), to_px(1, 1)), "line", dash="3 4")
+    descriptions = []
     for k, (name, rows) in enumerate(_group_rows(table, "class").items()):
-        hue = CLASS_COLOURS.get(name, "bar")
-        band = [place(one["fpr"], one["low"]) for one in rows]
-        canvas.area([*band, *(place(one["fpr"], one["high"]) for one in reversed(rows))], hue)
-        canvas.line([place(0, 0), *(place(one["fpr"], one["tpr"]) for one in rows)], hue, 2.2)
-        canvas.rect((252, 24 + 20 * k, 11, 11), hue)
+        colour = CLASS_COLOURS.get(name, "bar")
+        band = [to_px(row["fpr"], row["low"]) for row in rows]
+        canvas.area([*band, *(to_px(row["fpr"], row["high"]) for row in reversed(rows))], colour)
+        canvas.line([to_px(0, 0), *(to_px(row["fpr"], row["tpr"]) for row in rows)], colour, 2.2)
+        canvas.rect((252, 24 + 20 * k, 11, 11), colour)
         canvas.text(268, 34 + 20 * k, f"{name}  {rows[0]['auc']:.3f}")
-        told.append(f"{name}: AUC {rows[0]['auc']:.3f}")
+        descriptions.append(f"{name}: AUC {rows[0]['auc']:.3f}")
     canvas.text(252, 14, "AUC", colour="soft")
-    return canvas.svg(title, "; ".join(told))
+    return canvas.svg(title, "; ".join(descriptions))
 
 
 def plot_calibration(title: str, table: pa.Table) -> str:
-    """How often a class that gets a probability is the true one. Columns: p, share, low, high, n."""
-    canvas, place = _unit_axes(240, "probability given", "share right")
-    canvas.line((place(0, 0), place(1, 1)), "line", dash="3 4")
+    """Draw how often the predicted class is correct, by its probability. Columns: p, share, low, high, n."""
+    canvas, to_px = _unit_axes(240, "predicted probability", "share correct")
+    canvas.line((to_px(0, 0), to_px(1, 1)), "line", dash="3 4")
     rows = table.to_pylist()
-    for one in rows:
-        canvas.line((place(one["p"], one["low"]), place(one["p"], one["high"])), "accent", 1.5)
-    canvas.line([place(one["p"], one["share"]) for one in rows], "accent", 1.2)
-    for one in rows:
-        canvas.dot(place(one["p"], one["share"]), "accent")
-    return canvas.svg(title, "; ".join(f"given {one['p']:.2f}: right {one['share']:.2f} of {one['n']}" for one in rows))
+    for row in rows:
+        canvas.line((to_px(row["p"], row["low"]), to_px(row["p"], row["high"])), "accent", 1.5)
+    canvas.line([to_px(row["p"], row["share"]) for row in rows], "accent", 1.2)
+    for row in rows:
+        canvas.dot(to_px(row["p"], row["share"]), "accent")
+    return canvas.svg(title, "; ".join(f"p {row['p']:.2f}: correct {row['share']:.2f} of {row['n']}" for row in rows))
 
 
 def plot_intervals(title: str, table: pa.Table) -> str:
-    """Values with their intervals, −1 or 0 to 1. Columns: name, value, low, high, n."""
-    rows = [one for one in table.to_pylist() if one["value"] is not None]
-    least = float(min([0.0, *(one["low"] if one["low"] is not None else one["value"] for one in rows)]))
+    """Draw values with their intervals on an axis that ends at 1. Columns: name, value, low, high, n."""
+    rows = [row for row in table.to_pylist() if row["value"] is not None]
+    axis_start = float(min([0.0, *(row["low"] if row["low"] is not None else row["value"] for row in rows)]))
     left, full = LABEL_WIDTH, FIGURE_WIDTH - LABEL_WIDTH - 48
     canvas = SvgCanvas(24 * len(rows) + 22)
     bottom = 24 * len(rows)
 
     def x(value: float) -> float:
-        return left + full * (value - least) / (1 - least)
+        return left + full * (value - axis_start) / (1 - axis_start)
 
     for tick in (0.0, 0.5, 1.0):
         canvas.line(((x(tick), 0), (x(tick), bottom)), "line")
         canvas.text(x(tick), bottom + 16, f"{tick:g}", "middle", "soft")
-    for k, one in enumerate(rows):
+    for k, row in enumerate(rows):
         y = 24 * k + 12
-        canvas.text(left - 8, y + 4, _truncate(one["name"], 19), "end")
-        if one["low"] is not None:
-            canvas.line(((x(one["low"]), y), (x(one["high"]), y)), "accent", 2)
-        canvas.dot((x(one["value"]), y), "accent")
-        canvas.text(FIGURE_WIDTH - 2, y + 4, f"n {one['n']}", "end", "soft")
-    return canvas.svg(title, "; ".join(f"{one['name']}: {one['value']:.2f} of {one['n']}" for one in rows))
+        canvas.text(left - 8, y + 4, _truncate(row["name"], 19), "end")
+        if row["low"] is not None:
+            canvas.line(((x(row["low"]), y), (x(row["high"]), y)), "accent", 2)
+        canvas.dot((x(row["value"]), y), "accent")
+        canvas.text(FIGURE_WIDTH - 2, y + 4, f"n {row['n']}", "end", "soft")
+    return canvas.svg(title, "; ".join(f"{row['name']}: {row['value']:.2f} of {row['n']}" for row in rows))
 
 
-def _unit_axes(edge: int, across: str, up: str) -> tuple[SvgCanvas, Any]:
-    """A unit square with its axes; and the function from values to px."""
+def _unit_axes(edge: int, x_label: str, y_label: str) -> tuple[SvgCanvas, Any]:
+    """Return a canvas with the axes of a unit square, and the function that converts values to px."""
     left, top, size = 34, 18, edge - 40
     canvas = SvgCanvas(edge + 14)
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def to_px(x: float, y: float) -> tuple[float, float]:
         return left + size * x, top + size * (1 - y)
 
     for tick in (0.0, 0.5, 1.0):
-        canvas.line((place(tick, 0), place(tick, 1)), "line")
-        canvas.line((place(0, tick), place(1, tick)), "line")
-        canvas.text(left - 6, place(0, tick)[1] + 4, f"{tick:g}", "end", "soft")
-        canvas.text(place(tick, 0)[0], top + size + 16, f"{tick:g}", "middle", "soft")
-    canvas.text(left, 11, up, colour="soft")
-    canvas.text(left + size / 2, top + size + 32, across, "middle", "soft")
-    return canvas, place
+        canvas.line((to_px(tick, 0), to_px(tick, 1)), "line")
+        canvas.line((to_px(0, tick), to_px(1, tick)), "line")
+        canvas.text(left - 6, to_px(0, tick)[1] + 4, f"{tick:g}", "end", "soft")
+        canvas.text(to_px(tick, 0)[0], top + size + 16, f"{tick:g}", "middle", "soft")
+    canvas.text(left, 11, y_label, colour="soft")
+    canvas.text(left + size / 2, top + size + 32, x_label, "middle", "soft")
+    return canvas, to_px
 
 
 def _legend(canvas: SvgCanvas, names: Sequence[str]) -> None:
@@ -283,37 +284,37 @@ def _legend(canvas: SvgCanvas, names: Sequence[str]) -> None:
 
 
 def _group_rows(table: pa.Table, column: str) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for one in table.to_pylist():
-        found.setdefault(one[column], []).append(one)
-    return found
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        groups.setdefault(row[column], []).append(row)
+    return groups
 
 
-def _truncate(words: object, most: int) -> str:
-    text = str(words)
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _truncate(value: object, length: int) -> str:
+    text = str(value)
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 # -- files -------------------------------------------------------------------------------------------------------
 
 
 def standalone_svg(svg: str) -> str:
-    """A figure as a file of its own, in light."""
-    plain = re.sub(r"var\(--([a-z0-9]+)\)", lambda found: PALETTE[found[1]][0], svg)
+    """Return a figure as an SVG that needs no page, in the colours of the light mode."""
+    resolved = re.sub(r"var\(--([a-z0-9]+)\)", lambda match: PALETTE[match[1]][0], svg)
     head = '<svg xmlns="http://www.w3.org/2000/svg" font-family="Helvetica, Arial, DejaVu Sans, sans-serif" '
-    ground = f'<rect width="100%" height="100%" fill="{PALETTE["page"][0]}"/><desc>'
-    return plain.replace("<svg ", head, 1).replace("<desc>", ground, 1)
+    background = f'<rect width="100%" height="100%" fill="{PALETTE["page"][0]}"/><desc>'
+    return resolved.replace("<svg ", head, 1).replace("<desc>", background, 1)
 
 
 def svg_to_png(svg: str, scale: float = 2.0) -> bytes:
-    """A figure as PNG, in light. Words need a font of the system."""
+    """Return a figure as PNG, in the colours of the light mode. Its text needs an installed font."""
     return bytes(resvg_py.svg_to_bytes(svg_string=standalone_svg(svg), zoom=scale))
 
 
 def save_figures(figures: Iterable[Figure], folder: Path) -> None:
-    """Each figure as SVG and PNG, and the table it is drawn from as CSV."""
+    """Write each figure as SVG and PNG, and the table that it is drawn from as CSV."""
     folder.mkdir(parents=True, exist_ok=True)
-    for one in figures:
-        (folder / f"{one.name}.svg").write_text(standalone_svg(one.svg), encoding="utf-8")
-        (folder / f"{one.name}.png").write_bytes(svg_to_png(one.svg))
-        (folder / f"{one.name}.csv").write_text(table_to_csv(one.table), encoding="utf-8", newline="")
+    for figure in figures:
+        (folder / f"{figure.name}.svg").write_text(standalone_svg(figure.svg), encoding="utf-8")
+        (folder / f"{figure.name}.png").write_bytes(svg_to_png(figure.svg))
+        (folder / f"{figure.name}.csv").write_text(table_to_csv(figure.table), encoding="utf-8", newline="")

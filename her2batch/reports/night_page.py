@@ -1,4 +1,4 @@
-"""A night as one HTML file: no script, nothing from outside, everything escaped."""
+"""The report of a night as one HTML file, without scripts and without external resources. All values are escaped."""
 
 from __future__ import annotations
 
@@ -8,29 +8,32 @@ from typing import Any
 
 import jinja2
 
-from her2batch.reports.theme import for_file
+from her2batch.reports.theme import csp_for_file
 
 
-def page(findings: Mapping[str, Any]) -> str:
-    """The report.
+def render_night_page(findings: Mapping[str, Any]) -> str:
+    """Return the HTML of a night's report.
 
     findings: night (its counts), fresh, failures, deferred, review (rows), cases, drift, sentinels, notes; see
-    `night.overnight.Findings`.  A night that is held back shows why and its counts, and no result.
+    `nightly.overnight.Findings`.  The report of a night that is held back shows the reason and the counts, but no
+    results.
     """
-    return _template().render(policy=for_file(), **findings)
+    return _template().render(policy=csp_for_file(), **findings)
 
 
 def _template() -> jinja2.Template:
     text = resources.files("her2batch.reports").joinpath("templates/night.html").read_text()
-    made = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    made.filters["gigabytes"] = lambda size: "unknown" if size is None else f"{size / 1e9:,.2f} GB"
-    made.filters["time"] = _time
-    made.filters["clock"] = lambda text: text[:16].replace("T", " ")
-    return made.from_string(text)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["gigabytes"] = lambda size: "unknown" if size is None else f"{size / 1e9:,.2f} GB"
+    environment.filters["time"] = _format_duration
+    environment.filters["clock"] = lambda text: text[:16].replace("T", " ")
+    return environment.from_string(text)
 
 
-def _time(seconds: float) -> str:
-    """As hours and minutes; below two minutes, seconds."""
+def _format_duration(seconds: float) -> str:
+    """Format a duration in hours and minutes, or in seconds below two minutes."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"

@@ -1,8 +1,8 @@
-"""The paper's rows, ours beside them.
+"""The rows of the paper's tables, and a comparison of a run with them.
 
-The figures are those of its tables (`paper.csv`). Its text quotes 96.67 / 88.52 / 91.78 for the binary MLP, which is
-the row of the high resolution, where its table 6 has 97.82 / 91.64 / 93.52: the tables count. Its cohort is
-confidential, so nobody outside can reproduce the figures themselves, only the procedure.
+The figures are those of the paper's tables (`paper.csv`). For the binary MLP its text quotes 96.67 / 88.52 / 91.78,
+which is the row of the high resolution; its table 6 has 97.82 / 91.64 / 93.52, and the tables are used here. The
+paper's cohort is confidential: only its procedure can be reproduced, not its figures.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ import pyarrow as pa
 from her2batch.store.schemas import run_schema
 from her2batch.training.methods import Cell
 
-Status = Literal["reproduced", "not run", "no data"]
+RowStatus = Literal["reproduced", "not run", "no data"]
 
-FIGURES: Final = ("auc", "f1", "accuracy")
+METRIC_NAMES: Final = ("auc", "f1", "accuracy")
 
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of one of its tables. input: as printed there.  figures: mean and sd, percent; None where it gives none."""
+    """A row of one of the paper's tables.
+
+    input: as printed there.  figures: metric → mean and standard deviation, percent; None where the paper has none.
+    """
 
     table: str
     task: str
@@ -34,41 +37,45 @@ class PaperRow:
     figures: Mapping[str, tuple[float | None, float | None]]
 
     def cell(self, encoder: str, thumbnail: str) -> Cell:
-        """What is run for it: MIL reads this encoder's embeddings (the paper: UNI), networks these thumbnails.
+        """Return the task, method and input that reproduce this row.
 
-        The paper names two sizes of thumbnails, 224 and 512 px, and not which its table 4 used.
+        encoder: embeddings that MIL methods read (UNI in the paper).  thumbnail: input of the networks; the paper
+        names two sizes, 224 and 512 px, but not which of them its table 4 used.
         """
-        given = {"uni": encoder, "thumbnail": thumbnail}.get(self.input, self.input)
-        return self.task, self.method, given
+        own_input = {"uni": encoder, "thumbnail": thumbnail}.get(self.input, self.input)
+        return self.task, self.method, own_input
 
 
 def paper_rows() -> list[PaperRow]:
-    """All 58 rows, in the paper's order."""
+    """Return all 58 rows, in the paper's order."""
     text = files("her2batch.reports").joinpath("paper.csv").read_text(encoding="utf-8")
-    found = []
+    rows = []
     for row in csv.DictReader(text.splitlines()):
-        figures = {name: (_number(row[name]), _number(row[f"{name}_sd"])) for name in FIGURES}
-        found.append(PaperRow(row["table"], row["task"], row["method"], row["input"], figures))
-    return found
+        figures = {name: (_optional_float(row[name]), _optional_float(row[f"{name}_sd"])) for name in METRIC_NAMES}
+        rows.append(PaperRow(row["table"], row["task"], row["method"], row["input"], figures))
+    return rows
 
 
-def _number(text: str) -> float | None:
+def _optional_float(text: str) -> float | None:
     return float(text) if text else None
 
 
-def beside(rows: Sequence[tuple[PaperRow, Cell]], summary: pa.Table, missing: Mapping[Cell, str]) -> pa.Table:
-    """The run's tables.parquet: each of the paper's rows with what this run found.
+def compare_with_paper(
+    rows: Sequence[tuple[PaperRow, Cell]], summary: pa.Table, missing: Mapping[Cell, str]
+) -> pa.Table:
+    """Return the table `tables` of a run: each row of the paper with the result of this run.
 
-    rows: each with the cell that was run for it.  summary: of the run's metrics.  missing: cell → why it has no data.
+    rows: each with the cell (task, method, input) that was run for it.  summary: summary of the run's metrics.
+    missing: cell → why it has no data.
     """
-    found = {(one["task"], one["method"], one["input"]): one for one in summary.to_pylist()}
-    out = []
+    results = {(row["task"], row["method"], row["input"]): row for row in summary.to_pylist()}
+    compared = []
     for row, cell in rows:
-        own = found.get(cell, {})
-        status: Status = "reproduced" if own else "no data" if cell in missing else "not run"
+        own = results.get(cell, {})
+        status: RowStatus = "reproduced" if own else "no data" if cell in missing else "not run"
         why = None if own else missing.get(cell, "the run was stopped, or a unit failed: resume it")
-        means = {f"{name}_{what}": own.get(f"{name}_{what}") for name in FIGURES for what in ("mean", "sd")}
-        paper = {f"paper_{name}": row.figures[name][0] for name in FIGURES}
-        named = dict(zip(("task", "method", "input"), cell, strict=True))
-        out.append({"table": row.table, **named, **means, **paper, "status": status, "why": why})
-    return pa.Table.from_pylist(out, run_schema("tables"))
+        means = {f"{name}_{part}": own.get(f"{name}_{part}") for name in METRIC_NAMES for part in ("mean", "sd")}
+        paper = {f"paper_{name}": row.figures[name][0] for name in METRIC_NAMES}
+        keys = dict(zip(("task", "method", "input"), cell, strict=True))
+        compared.append({"table": row.table, **keys, **means, **paper, "status": status, "why": why})
+    return pa.Table.from_pylist(compared, run_schema("tables"))

@@ -1,4 +1,4 @@
-"""What a report is made of: a cohort's tables and, where one is given, a run's, read once."""
+"""The data of a report: the tables of a cohort and, where one is given, of a training run, read once."""
 
 from __future__ import annotations
 
@@ -23,88 +23,91 @@ from her2batch.store.training_run import TrainingRun
 from her2batch.tasks import MEMBRANE_RULE
 
 READ_THREADS = 8
-"""Threads that read tables: on a share they wait side by side."""
+"""Threads that read tables. On a network share most of the time is waiting."""
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """A cohort as a report sees it.
+    """The data of a report on one cohort.
 
-    rows: slide_id → its row of `slides`, in order.  calls: slide_id → rows of the predictions table, each with its
-    `bundle`.  labels: slide_id → its row of the labels.  times: of all runs, with the column `run`.  worklists: what a
-    pathologist opens first.  pages: slide_id → where its evidence is shown.  beside: the folder
-    that this lies in.  notes: what could not be read.
+    rows: slide_id → its row of the table `slides`, in order.  predictions: slide_id → its rows of the predictions
+    table, each with its `bundle`.  labels: slide_id → its row of the labels.  run_times: times of all runs, with the
+    column `run`.  worklists: the slides that a pathologist reviews first.  page_links: slide_id → address of its
+    evidence.  page_folder: folder of the page that shows the links.  notes: files that could not be read.
     """
 
     cohort: Cohort
     rows: dict[str, Row]
-    calls: dict[str, list[Row]]
+    predictions: dict[str, list[Row]]
     labels: dict[str, Row]
     status: CohortStatus
-    times: pa.Table
+    run_times: pa.Table
     run: TrainingRun | None = None
     worklists: tuple[SortableTable, ...] = ()
-    pages: Mapping[str, str] = field(default_factory=dict)
-    beside: Path | None = None
+    page_links: Mapping[str, str] = field(default_factory=dict)
+    page_folder: Path | None = None
     notes: tuple[str, ...] = ()
 
     @property
-    def done(self) -> list[Row]:
-        """Rows of the slides that are done."""
+    def done_rows(self) -> list[Row]:
+        """Rows of the slides with the status `done`."""
         return [row for row in self.rows.values() if row["status"] == "done"]
 
     @cached_property
     def cases(self) -> list[Case]:
-        """All slides by patient."""
-        return group_into_cases(self.rows, self.rows, lambda one: self.calls.get(one, []))
+        """All slides, grouped by patient."""
+        return group_into_cases(self.rows, self.rows, lambda slide_id: self.predictions.get(slide_id, []))
 
-    def site(self, slide_id: str) -> str | None:
-        """Where a slide comes from, by the labels."""
-        found: str | None = self.labels.get(slide_id, {}).get("site")
-        return found
+    def site_of(self, slide_id: str) -> str | None:
+        """Return the site of a slide according to the labels."""
+        site: str | None = self.labels.get(slide_id, {}).get("site")
+        return site
 
-    def said(self, slide_id: str, task: str) -> list[Row]:
-        """What each method says of a slide for a task; the rule first."""
-        found = [one for one in self.calls.get(slide_id, []) if one["task"] == task]
-        return sorted(found, key=lambda one: (one["method"] != MEMBRANE_RULE, one["bundle"], one["method"]))
+    def predictions_for(self, slide_id: str, task: str) -> list[Row]:
+        """Return the predictions of each method for a slide and task, the membrane rule first."""
+        rows = [row for row in self.predictions.get(slide_id, []) if row["task"] == task]
+        return sorted(rows, key=lambda row: (row["method"] != MEMBRANE_RULE, row["bundle"], row["method"]))
 
 
 def load_report_data(cohort: Cohort, run: TrainingRun | None = None) -> ReportData:
-    """Read a cohort's tables. Raises StoreError, InputError when there is no cohort, no run or no readable labels.
+    """Read the tables of a cohort.
 
-    A table of predictions that can't be read is left out, with a note.
+    A table of predictions that can't be read is left out, with a note. Raises StoreError and InputError when the
+    cohort or the run does not exist, or the labels can't be read.
     """
-    found = cohort_status(cohort)
+    status = cohort_status(cohort)
     rows = cohort.rows()
     if run is not None:
         run.read_settings()
-    calls: dict[str, list[Row]] = defaultdict(list)
+    predictions: dict[str, list[Row]] = defaultdict(list)
     notes = []
     wanted = [(row, name) for row in rows.values() for name in slide_table_names(row, "predictions")]
     for (row, name), table in zip(wanted, read_tables(cohort, wanted), strict=True):
         if table is None:
-            notes.append(f"{name} of {row['slide_id']} can't be read: run her2batch verify, then ingest")
+            notes.append(
+                f"The table {name} of the slide {row['slide_id']} can't be read. "
+                "Run her2batch verify, then her2batch ingest."
+            )
         elif table.num_rows:
             bundle = name.split("/", 1)[1]
-            calls[row["slide_id"]] += [{**one, "bundle": bundle} for one in table.to_pylist()]
-    return ReportData(
-        cohort, rows, dict(calls), _read_labels(cohort), found, _read_run_times(cohort), run, notes=tuple(notes)
-    )
+            predictions[row["slide_id"]] += [{**prediction, "bundle": bundle} for prediction in table.to_pylist()]
+    labels, run_times = _read_labels(cohort), _read_run_times(cohort)
+    return ReportData(cohort, rows, dict(predictions), labels, status, run_times, run, notes=tuple(notes))
 
 
-def slide_table_names(row: Mapping[str, Any], table: str) -> list[str]:
-    """Names of a slide's tables of one kind, by its row: ('predictions') → ['predictions/membrane', …]."""
-    parents = [PurePosixPath(file["path"]).parent for file in row["files"] or ()]
-    inside = ["/".join(one.parts[1:]) for one in parents if one.parts[1:2] == (table,)]
-    return sorted(inside)
+def slide_table_names(row: Mapping[str, Any], kind: str) -> list[str]:
+    """Return the names of a slide's tables of one kind, from its row: 'predictions' → ['predictions/membrane', …]."""
+    folders = [PurePosixPath(file["path"]).parent for file in row["files"] or ()]
+    return sorted("/".join(folder.parts[1:]) for folder in folders if folder.parts[1:2] == (kind,))
 
 
 def read_tables(cohort: Cohort, wanted: Iterable[tuple[Row, str]]) -> list[pa.Table | None]:
-    """Tables of slides, (row, name) each; None for one that can't be read."""
+    """Read tables of slides, given as (row, table name). A table that can't be read is None."""
 
-    def read(one: tuple[Row, str]) -> pa.Table | None:
+    def read(row_and_name: tuple[Row, str]) -> pa.Table | None:
+        row, name = row_and_name
         try:
-            return cohort.read(one[1], one[0]["slide_id"])
+            return cohort.read(name, row["slide_id"])
         except (OSError, pa.ArrowInvalid):
             return None
 
@@ -118,18 +121,18 @@ def _read_labels(cohort: Cohort) -> dict[str, Row]:
     try:
         return {row["slide_id"]: row for row in read_parquet(cohort.labels).to_pylist()}
     except (OSError, pa.ArrowInvalid) as error:
-        raise InputError("can't be read", cohort.labels, "give the labels to an ingest again") from error
+        raise InputError("can't be read", cohort.labels, "run her2batch ingest with --labels again") from error
 
 
 def _read_run_times(cohort: Cohort) -> pa.Table:
-    """Times of all runs that can be read, with the column `run`."""
-    empty = table_schema("times")
+    """Read the times of all runs whose table can be read, with the column `run`."""
+    schema = table_schema("times")
     tables = []
     for path in sorted(cohort.runs.glob("ingest-*.parquet")):
         try:
-            table = read_parquet(path).select(empty.names).cast(empty)
+            table = read_parquet(path).select(schema.names).cast(schema)
         except (OSError, KeyError, pa.ArrowInvalid):
             continue
         tables.append(table.append_column("run", pa.array([path.stem] * table.num_rows, pa.string())))
-    whole = pa.schema([*empty, pa.field("run", pa.string())])
-    return pa.concat_tables(tables) if tables else whole.empty_table()
+    with_run = pa.schema([*schema, pa.field("run", pa.string())])
+    return pa.concat_tables(tables) if tables else with_run.empty_table()

@@ -1,4 +1,4 @@
-"""The evidence of one slide: where the stain lies, which tiles show it, what the rule made of it, its source."""
+"""The evidence of one slide: where its staining lies, example tiles, the steps of the membrane rule, provenance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
 from her2batch.files.atomic import atomic_write
-from her2batch.models.membrane_rule import TEN_PERCENT, guideline_steps, slide_shares
+from her2batch.models.membrane_rule import guideline_steps, slide_shares
 from her2batch.reports import worklists
 from her2batch.reports.figures import CLASS_COLOURS, PALETTE, plot_shares
 from her2batch.reports.report_data import ReportData, slide_table_names
@@ -31,16 +31,16 @@ from her2batch.tasks import CLASSES, IHC_SCORES, MEMBRANE_RULE, PATCH_PX, RESOLU
 from her2batch.vision import heatmap
 
 OVERVIEW_PX: Final = 1024
-"""Long edge of the slide's picture, px."""
+"""Long edge of the slide image, px."""
 
 EXAMPLES_PER_KIND: Final = 3
-"""Tiles of each kind that are shown at full size."""
+"""Example tiles of each kind."""
 
 MEMBRANE_SCALE_END: Final = 0.5
-"""Share of the cellular area at which a membrane layer is at its lightest: the same on every slide."""
+"""Share of the cellular area at the end of the colour scale of a membrane layer, the same for every slide."""
 
 MIN_EXAMPLE_SHARE: Final = 0.01
-"""Least share for which a tile is shown as an example."""
+"""Smallest share of the cellular area for which a tile is an example."""
 
 MEMBRANE_LAYERS: Final = {
     "intense_complete": "intense, complete",
@@ -49,50 +49,54 @@ MEMBRANE_LAYERS: Final = {
 }
 
 SCALE_BAR_LENGTHS_MM: Final = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
-"""Lengths of a scale bar."""
 
 
 @dataclass(frozen=True)
 class OverlayLayer:
-    """An overlay. box: its width and height, level-0 px.  ends: of its scale, or none.  source: column."""
+    """An overlay of the slide image.
+
+    size: width and height, level-0 px.  scale_ends: labels of the two ends of its colour scale; None for classes.
+    source: table and columns.
+    """
 
     key: str
     label: str
-    picture: str
-    box: tuple[float, float]
-    ends: tuple[str, str] | None
+    image_uri: str
+    size: tuple[float, float]
+    scale_ends: tuple[str, str] | None
     source: tuple[str, str]
 
 
 @dataclass(frozen=True)
 class ExampleTile:
-    """A tile at full size. kind: what it is an example of."""
+    """An example tile at full resolution. kind: what it is an example of.  source: table and column."""
 
     kind: str
-    picture: str
-    words: str
+    image_uri: str
+    caption: str
     source: tuple[str, str]
 
 
 def render_evidence_sections(data: ReportData) -> list[tuple[str, str | None, Markup]]:
-    """Every slide that has a page, its class by the rule and its evidence, to stand in the report."""
-    found = [(one, slide_evidence(data, one)) for one in data.page_links]
-    return [
-        (slide_id, shown["rule"] and shown["rule"]["predicted"], render_template("evidence.html", **shown, level=4))
-        for slide_id, shown in found
-    ]
+    """Return (slide_id, class by the rule, HTML of the evidence) for every slide in `data.page_links`."""
+    sections = []
+    for slide_id in data.page_links:
+        evidence = slide_evidence(data, slide_id)
+        rule_class = evidence["rule"] and evidence["rule"]["predicted"]
+        sections.append((slide_id, rule_class, render_template("evidence.html", **evidence, level=4)))
+    return sections
 
 
 def write_slide_pages(data: ReportData, folder: Path, report: str) -> int:
-    """A page for every slide that has one, in a folder; `report`: how the report is reached from there."""
+    """Write a page for every slide in `data.page_links` and return their number.
+
+    folder: where the pages are written.  report: relative address of the cohort report from there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
 
     def write(slide_id: str) -> None:
-        body = render_template(
-            "slide.html",
-            evidence=render_template("evidence.html", **slide_evidence(data, slide_id), level=1),
-            report=report,
-        )
+        evidence = render_template("evidence.html", **slide_evidence(data, slide_id), level=1)
+        body = render_template("slide.html", evidence=evidence, report=report)
         with atomic_write(folder / f"{slide_id}.html") as part:
             part.write_text(render_html_page(f"{slide_id} · evidence", body, {}, {}), encoding="utf-8")
 
@@ -101,55 +105,61 @@ def write_slide_pages(data: ReportData, folder: Path, report: str) -> int:
 
 
 def slide_evidence(data: ReportData, slide_id: str) -> dict[str, Any]:
-    """All that the page of a slide shows."""
-    row = data.rows[slide_id]
-    tables = {name: _read_table(data, row, name) for name in ("tiles", "membrane")}
-    tiles, membrane = tables["tiles"], tables["membrane"]
-    plan = data.cohort.plan()
-    layers, where = [], np.empty((0, 2), np.int64)
-    step = plan.tile * plan.mpp / row["mpp"]
+    """Return the values of the template `evidence.html` for one slide."""
+    row, plan = data.rows[slide_id], data.cohort.plan()
+    tiles, membrane = (_read_table(data, row, name) for name in ("tiles", "membrane"))
+    tile_px = plan.tile * plan.mpp / row["mpp"]  # level-0 px
+    layers, cells = [], np.empty((0, 2), np.int64)
     if tiles is not None and tiles.num_rows:
-        where = heatmap.grid_cells(tiles["x"].to_numpy(), tiles["y"].to_numpy(), step)
-        layers = [*_membrane_layers(membrane, where, step), *_attention_layers(data, row, where, step),
-                  *_patch_layers(data, row)]  # fmt: skip
-    found = _membrane_shares(membrane)
-    calls = [one for task in CLASSES for one in data.predictions_for(slide_id, task)]
-    examples, why_none = _examples(data, row, tiles, membrane)
+        cells = heatmap.grid_cells(tiles["x"].to_numpy(), tiles["y"].to_numpy(), tile_px)
+        layers = [
+            *_membrane_layers(membrane, cells, tile_px),
+            *_attention_layers(data, row, cells, tile_px),
+            *_patch_layers(data, row),
+        ]
+    shares = _membrane_shares(membrane)
+    predictions = [prediction for task in CLASSES for prediction in data.predictions_for(slide_id, task)]
+    rule = _rule_prediction(predictions)
+    examples, no_examples_reason = _example_tiles(data, row, tiles, membrane)
     return {
         "row": row, "label": data.labels.get(slide_id), "site": data.site_of(slide_id),
-        "overview": _overview_uri(data, slide_id), "outline": heatmap.outline_path(where), "step": step,
-        "bar": scale_bar(row["width"], row["mpp"]), "layers": layers, "first": _initial_layer(calls),
-        "viridis": viridis_gradient(), "shares": found, "intensities": _intensity_rows(found),
-        "steps": guideline_steps(found) if found and _rule_prediction(calls) else [], "rule": _rule_prediction(calls), "calls": calls,
-        "chart": _probability_charts(slide_id, calls), "examples": examples, "why_none": why_none,
-        "links": table_links(data, row), "version": version("her2batch"), "ten": TEN_PERCENT, "hues": CLASS_COLOURS,
-        "plan_bundle": plan.bundle, "name": worklists.method_label,
+        "overview": _overview_uri(data, slide_id), "outline": heatmap.outline_path(cells), "tile_px": tile_px,
+        "scale_bar": scale_bar(row["width"], row["mpp"]), "layers": layers, "initial_layer": _initial_layer(rule),
+        "viridis": viridis_gradient(), "shares": shares, "intensities": _intensity_rows(shares),
+        "steps": guideline_steps(shares) if shares and rule else [], "rule": rule, "predictions": predictions,
+        "probability_charts": _probability_charts(slide_id, predictions), "examples": examples,
+        "no_examples_reason": no_examples_reason, "links": table_links(data, row), "version": version("her2batch"),
+        "plan_bundle": plan.bundle, "method_label": worklists.method_label,
     }  # fmt: skip
 
 
 def table_links(data: ReportData, row: Row) -> dict[str, str]:
-    """Table → how its file is reached from the page; empty where the cohort lies on an object store."""
+    """Return table → relative address of its file. Empty for a cohort on an object store."""
     if data.cohort.remote or data.page_folder is None:
         return {}
     kinds = ("slides", "tiles", "membrane", "attention", "patches", "predictions")
     names = ["slides", *(name for kind in kinds for name in slide_table_names(row, kind))]
-    return {one: os.path.relpath(data.cohort.table(one, row["slide_id"]), data.page_folder) for one in names}
+    return {name: os.path.relpath(data.cohort.table(name, row["slide_id"]), data.page_folder) for name in names}
 
 
 def scale_bar(width: int, mpp: float) -> tuple[float, float]:
-    """Length of a scale bar in mm, about a fifth of the slide, and its share of the slide's width."""
-    mm = width * mpp / 1000
-    length = min(SCALE_BAR_LENGTHS_MM, key=lambda one: abs(one - mm / 5))
-    return length, length / mm
+    """Return the length of a scale bar of about a fifth of the slide: in mm, and as a share of the slide's width.
+
+    width: of the slide, level-0 px.
+    """
+    width_mm = width * mpp / 1000
+    length_mm = min(SCALE_BAR_LENGTHS_MM, key=lambda length: abs(length - width_mm / 5))
+    return length_mm, length_mm / width_mm
 
 
 def viridis_gradient() -> str:
-    """The layers' colours as a CSS gradient."""
+    """Return the colour scale of the layers as the stops of a CSS gradient."""
     stops = heatmap.viridis_rgb(np.linspace(0, 255, 9).astype(np.uint8)).tolist()
     return ", ".join(f"rgb({r} {g} {b})" for r, g, b in stops)
 
 
 def _read_table(data: ReportData, row: Row, name: str) -> pa.Table | None:
+    """Read a table of a slide; None when it can't be read."""
     try:
         return data.cohort.read(name, row["slide_id"])
     except (OSError, pa.ArrowInvalid):
@@ -157,15 +167,14 @@ def _read_table(data: ReportData, row: Row, name: str) -> pa.Table | None:
 
 
 def _overview_uri(data: ReportData, slide_id: str) -> str | None:
+    """Return the thumbnail with a long edge of OVERVIEW_PX as a data URI; None when it can't be read."""
     try:
-        packed = np.frombuffer(data.cohort.thumbnail(slide_id).read_bytes(), np.uint8)
+        jpeg = np.frombuffer(data.cohort.thumbnail(slide_id).read_bytes(), np.uint8)
     except OSError:
         return None
-    picture = cv2.imdecode(packed, cv2.IMREAD_COLOR)
+    image = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
     return (
-        None
-        if picture is None
-        else jpeg_data_uri(shrink_to_fit(np.asarray(picture, np.uint8), OVERVIEW_PX)[..., ::-1], 76)
+        None if image is None else jpeg_data_uri(shrink_to_fit(np.asarray(image, np.uint8), OVERVIEW_PX)[..., ::-1], 76)
     )
 
 
@@ -173,196 +182,210 @@ def _overview_uri(data: ReportData, slide_id: str) -> str | None:
 
 
 def _layer(
-    key: str, label: str, picture: NDArray[np.uint8], step: float, ends: tuple[str, str] | None, source: tuple[str, str]
+    key: str,
+    label: str,
+    image: NDArray[np.uint8],
+    cell_px: float,
+    ends: tuple[str, str] | None,
+    source: tuple[str, str],
 ) -> OverlayLayer:
-    rows, columns = picture.shape[:2]
-    return OverlayLayer(
-        key, label, data_uri("image/png", heatmap.encode_png(picture)), (columns * step, rows * step), ends, source
-    )
+    """Return a layer from its image, (rows, columns, 4) RGBA with one px per cell. cell_px: level-0 px of a cell."""
+    rows, columns = image.shape[:2]
+    image_uri = data_uri("image/png", heatmap.encode_png(image))
+    return OverlayLayer(key, label, image_uri, (columns * cell_px, rows * cell_px), ends, source)
 
 
-def _membrane_layers(membrane: pa.Table | None, where: heatmap.GridCells, step: float) -> list[OverlayLayer]:
+def _membrane_layers(membrane: pa.Table | None, cells: heatmap.GridCells, tile_px: float) -> list[OverlayLayer]:
+    """Return the layers of MEMBRANE_LAYERS: shares of the cellular area of each tile."""
     if membrane is None:
         return []
-    own = where[membrane["tile"].to_numpy()]
-    ends = ("0 %", f"≥ {MEMBRANE_SCALE_END:.0%} of the cellular area")
-    return [
-        _layer(
-            name,
-            label,
-            heatmap.heatmap_image(own, membrane[name].to_numpy(), MEMBRANE_SCALE_END),
-            step,
-            ends,
-            ("membrane", name),
-        )
-        for name, label in MEMBRANE_LAYERS.items()
-    ]
+    own = cells[membrane["tile"].to_numpy()]
+    ends = ("0 %", f"≥ {100 * MEMBRANE_SCALE_END:.0f} % of the cellular area")
+    layers = []
+    for name, label in MEMBRANE_LAYERS.items():
+        image = heatmap.heatmap_image(own, membrane[name].to_numpy(), MEMBRANE_SCALE_END)
+        layers.append(_layer(name, label, image, tile_px, ends, ("membrane", name)))
+    return layers
 
 
-def _attention_layers(data: ReportData, row: Row, where: heatmap.GridCells, step: float) -> list[OverlayLayer]:
-    """One a MIL head: attention as a multiple of what every tile would have if all counted alike."""
-    made: list[OverlayLayer] = []
+def _attention_layers(data: ReportData, row: Row, cells: heatmap.GridCells, tile_px: float) -> list[OverlayLayer]:
+    """Return one layer for each MIL head: attention as a multiple of uniform attention over all tiles."""
+    layers: list[OverlayLayer] = []
     for name in slide_table_names(row, "attention"):
-        for keys, part in split_by_head(_read_table(data, row, name)):
+        for (task, method, _), part in split_by_head(_read_table(data, row, name)):
             weights = part["attention"].to_numpy() * part.num_rows
-            top = max(2.0, float(np.percentile(weights, 99)))
-            picture = heatmap.heatmap_image(where[part["tile"].to_numpy()], weights, top)
-            label = f"attention of {keys[1]}, {keys[0]}"
-            ends = ("0", f"≥ {top:.1f} times an even share")
-            made.append(_layer(f"attention-{len(made)}", label, picture, step, ends, (name, "attention")))
-    return made
+            scale_end = max(2.0, float(np.percentile(weights, 99)))
+            image = heatmap.heatmap_image(cells[part["tile"].to_numpy()], weights, scale_end)
+            ends = ("0", f"≥ {scale_end:.1f} × uniform attention")
+            key, label = f"attention-{len(layers)}", f"attention of {method}, {task}"
+            layers.append(_layer(key, label, image, tile_px, ends, (name, "attention")))
+    return layers
 
 
 def split_by_head(attention: pa.Table | None) -> list[tuple[tuple[str, str, str], pa.Table]]:
-    """The attention of each head by itself: (task, method, input) → its rows."""
+    """Split an attention table by MIL head: [((task, method, input), rows of that head), …]."""
     if attention is None:
         return []
     names = ("task", "method", "input")
-    keys = sorted(set(zip(*(attention[name].to_pylist() for name in names), strict=True)))
-    found = []
-    for one in keys:
-        mask = [pc.equal(attention[name], value) for name, value in zip(names, one, strict=True)]
-        found.append((one, attention.filter(pc.and_(pc.and_(mask[0], mask[1]), mask[2]))))
-    return found
+    heads = sorted(set(zip(*(attention[name].to_pylist() for name in names), strict=True)))
+    parts = []
+    for head in heads:
+        masks = [pc.equal(attention[name], value) for name, value in zip(names, head, strict=True)]
+        parts.append((head, attention.filter(pc.and_(pc.and_(masks[0], masks[1]), masks[2]))))
+    return parts
 
 
 def _patch_layers(data: ReportData, row: Row) -> list[OverlayLayer]:
-    """One a resolution: each patch in the colour of its likeliest class."""
-    palette = np.array([_rgb_of(CLASS_COLOURS[one]) for one in IHC_SCORES], np.uint8)
-    made: list[OverlayLayer] = []
+    """Return one layer for each resolution: each patch in the colour of its most probable class."""
+    palette = np.array([_rgb_of(CLASS_COLOURS[score]) for score in IHC_SCORES], np.uint8)
+    layers: list[OverlayLayer] = []
     for name in slide_table_names(row, "patches"):
         patches = _read_table(data, row, name)
         for resolution, mpp in RESOLUTIONS.items():
             part = None if patches is None else patches.filter(pc.equal(patches["resolution"], resolution))
             if part is None or not part.num_rows:
                 continue
-            step = PATCH_PX * mpp / row["mpp"]
-            where = heatmap.grid_cells(part["x"].to_numpy(), part["y"].to_numpy(), step)
-            kinds = np.stack([part[f"p{k}"].to_numpy() for k in range(4)], axis=1).argmax(axis=1)
-            picture = heatmap.class_image(where, kinds, palette)
-            made.append(
-                _layer(f"patches-{len(made)}", f"patch classes, {resolution}", picture, step, None, (name, "p0…p3"))
-            )
-    return made
+            patch_px = PATCH_PX * mpp / row["mpp"]
+            cells = heatmap.grid_cells(part["x"].to_numpy(), part["y"].to_numpy(), patch_px)
+            classes = np.stack([part[f"p{k}"].to_numpy() for k in range(4)], axis=1).argmax(axis=1)
+            image = heatmap.class_image(cells, classes, palette)
+            key, label = f"patches-{len(layers)}", f"patch classes, {resolution}"
+            layers.append(_layer(key, label, image, patch_px, None, (name, "p0…p3")))
+    return layers
 
 
 def _rgb_of(name: str) -> tuple[int, int, int]:
+    """Return a colour of PALETTE, in light mode, as RGB 0–255."""
     text = PALETTE[name][0]
     return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
 
 
-# -- figures of the rule -----------------------------------------------------------------------------------------
+# -- predictions -------------------------------------------------------------------------------------------------
 
 
 def _membrane_shares(membrane: pa.Table | None) -> dict[str, float]:
+    """Return the membrane shares of the whole slide; empty without a membrane table."""
     if membrane is None or not membrane.num_rows:
         return {}
     return slide_shares({name: membrane[name].to_numpy() for name in membrane.column_names[2:]})
 
 
-def _intensity_rows(found: Mapping[str, float]) -> list[tuple[str, str, float, float]]:
-    """Name, column, share in all and complete, by intensity; nothing without membrane figures."""
-    names = ("intense", "moderate", "faint") if found else ()
-    return [(name, name, found[name], found[f"{name}_complete"]) for name in names]
+def _intensity_rows(shares: Mapping[str, float]) -> list[tuple[str, str, float, float]]:
+    """Return (label, column, total share, share of complete membranes) for each intensity."""
+    names = ("intense", "moderate", "faint") if shares else ()
+    return [(name, name, shares[name], shares[f"{name}_complete"]) for name in names]
 
 
-def _rule_prediction(calls: list[Row]) -> Row | None:
-    return next((one for one in calls if one["method"] == MEMBRANE_RULE and one["task"] == worklists.HER2_4WAY), None)
+def _rule_prediction(predictions: list[Row]) -> Row | None:
+    """Return the prediction of the membrane rule for the four classes."""
+    rule = (row for row in predictions if (row["method"], row["task"]) == (MEMBRANE_RULE, worklists.HER2_4WAY))
+    return next(rule, None)
 
 
-def _initial_layer(calls: list[Row]) -> str:
-    """The layer that is shown first: the one that decided the class."""
-    rule = _rule_prediction(calls)
+def _initial_layer(rule: Row | None) -> str:
+    """Return the key of the layer that is shown first: the share that decided the class."""
     return {"3+": "intense_complete", "2+": "moderate_complete"}.get(rule["predicted"] if rule else "", "faint")
 
 
-def _probability_charts(slide_id: str, calls: list[Row]) -> list[tuple[str, str]]:
-    """(task, figure): the probabilities of each method for each task."""
-    made = []
-    for task in dict.fromkeys(one["task"] for one in calls):
+def _probability_charts(slide_id: str, predictions: list[Row]) -> list[tuple[str, str]]:
+    """Return (task, SVG) for each task: the probabilities of each method."""
+    charts = []
+    for task in dict.fromkeys(prediction["task"] for prediction in predictions):
         rows = [
-            {"group": worklists.method_label(one), "class": name, "n": round(p, 4)}
-            for one in calls if one["task"] == task
-            for name, p in zip(one["classes"], one["p"], strict=True)
+            {"group": worklists.method_label(prediction), "class": name, "n": round(p, 4)}
+            for prediction in predictions if prediction["task"] == task
+            for name, p in zip(prediction["classes"], prediction["p"], strict=True)
         ]  # fmt: skip
-        made.append((task, plot_shares(f"Probabilities, {task}, {slide_id}", pa.Table.from_pylist(rows))))
-    return made
+        charts.append((task, plot_shares(f"Probabilities, {task}, {slide_id}", pa.Table.from_pylist(rows))))
+    return charts
 
 
-# -- examples ----------------------------------------------------------------------------------------------------
-
-
-def _examples(
-    data: ReportData, row: Row, tiles: pa.Table | None, membrane: pa.Table | None
-) -> tuple[list[ExampleTile], str | None]:
-    """Tiles at full size, the most telling of each kind; or why there are none."""
-    wanted = [*_membrane_examples(tiles, membrane), *_attention_examples(data, row, tiles), *_patch_examples(data, row)]
-    if not wanted:
-        return [], "no tile stands out: none shows membranes, and no head or patch net has looked"
-    try:
-        with Pyramid(data.cohort.pyramid(row["slide_id"])) as slide:
-            return [
-                ExampleTile(kind, jpeg_data_uri(slide.region(box, max(row["mpp"], 0.2)), 76), words, source)
-                for kind, box, words, source in wanted
-            ], None
-    except (SlideError, OSError) as error:
-        return [], f"the pyramid can't be read ({error})"
+# -- example tiles -----------------------------------------------------------------------------------------------
 
 
 ExampleRegion = tuple[str, Box, str, tuple[str, str]]
+"""Kind, box in level-0 px, caption and source of an example tile."""
+
+
+def _example_tiles(
+    data: ReportData, row: Row, tiles: pa.Table | None, membrane: pa.Table | None
+) -> tuple[list[ExampleTile], str | None]:
+    """Return the example tiles of each kind from the pyramid; or no tiles and the reason."""
+    regions = [
+        *_membrane_examples(tiles, membrane),
+        *_attention_examples(data, row, tiles),
+        *_patch_examples(data, row),
+    ]
+    if not regions:
+        return (
+            [],
+            "There are no example tiles: no membrane staining was found, and no MIL head or patch network was run.",
+        )
+    try:
+        with Pyramid(data.cohort.pyramid(row["slide_id"])) as slide:
+            return [
+                ExampleTile(kind, jpeg_data_uri(slide.region(box, max(row["mpp"], 0.2)), 76), caption, source)
+                for kind, box, caption, source in regions
+            ], None
+    except (SlideError, OSError) as error:
+        return [], f"There are no example tiles: the pyramid can't be read ({error})."
 
 
 def _membrane_examples(tiles: pa.Table | None, membrane: pa.Table | None) -> list[ExampleRegion]:
+    """Return the tiles with the most staining of each kind, weighted by their cellular area."""
     if tiles is None or membrane is None or not membrane.num_rows:
         return []
-    get = {name: membrane[name].to_numpy() for name in membrane.column_names[1:]}
+    values = {name: membrane[name].to_numpy() for name in membrane.column_names[1:]}
     kinds = (
-        ("intense, complete", "intense_complete", get["intense_complete"]),
-        ("moderate, complete", "moderate_complete", get["moderate_complete"] - get["intense_complete"]),
-        ("faint", "faint", get["faint"] - get["moderate"]),
+        ("intense, complete", "intense_complete", values["intense_complete"]),
+        ("moderate, complete", "moderate_complete", values["moderate_complete"] - values["intense_complete"]),
+        ("faint", "faint", values["faint"] - values["moderate"]),
     )
-    found = []
+    regions = []
     for kind, column, share in kinds:
-        for k in np.argsort(-share * get["cells"], kind="stable")[:EXAMPLES_PER_KIND].tolist():
+        for k in np.argsort(-share * values["cells"], kind="stable")[:EXAMPLES_PER_KIND].tolist():
             if share[k] > MIN_EXAMPLE_SHARE:
-                words = f"{share[k]:.0%} of its cellular area; tile {get['tile'][k]}"
-                found.append((kind, _tile_box(tiles, int(get["tile"][k])), words, ("membrane", column)))
-    return found
+                tile = int(values["tile"][k])
+                caption = f"{100 * share[k]:.0f} % of the cellular area, tile {tile}"
+                regions.append((kind, _tile_box(tiles, tile), caption, ("membrane", column)))
+    return regions
 
 
 def _attention_examples(data: ReportData, row: Row, tiles: pa.Table | None) -> list[ExampleRegion]:
-    found: list[ExampleRegion] = []
+    """Return the tiles with the highest attention of the first MIL head of each bundle."""
+    regions: list[ExampleRegion] = []
     for name in slide_table_names(row, "attention") if tiles is not None else ():
         for (task, method, _), part in split_by_head(_read_table(data, row, name))[:1]:
             weights = part["attention"].to_numpy()
             for k in np.argsort(-weights, kind="stable")[:EXAMPLES_PER_KIND].tolist():
                 tile = part["tile"][k].as_py()
-                words = f"{weights[k] * part.num_rows:.1f} times an even share; tile {tile}"
-                found.append(
-                    (f"most attention of {method}, {task}", _tile_box(tiles, tile), words, (name, "attention"))
-                )
-    return found
+                caption = f"{weights[k] * part.num_rows:.1f} × uniform attention, tile {tile}"
+                kind = f"highest attention of {method}, {task}"
+                regions.append((kind, _tile_box(tiles, tile), caption, (name, "attention")))
+    return regions
 
 
 def _patch_examples(data: ReportData, row: Row) -> list[ExampleRegion]:
-    """The surest patches of each class, at the finest resolution there is."""
-    found: list[ExampleRegion] = []
+    """Return the most probable patches of each class, at the finest resolution there is."""
+    regions: list[ExampleRegion] = []
     for name in slide_table_names(row, "patches"):
         patches = _read_table(data, row, name)
         if patches is None:
             continue
-        best = next((one for one in reversed(RESOLUTIONS) if one in patches["resolution"].to_pylist()), None)
-        part = patches.filter(pc.equal(patches["resolution"], best))
+        resolutions = patches["resolution"].to_pylist()
+        finest = next((resolution for resolution in reversed(RESOLUTIONS) if resolution in resolutions), None)
+        part = patches.filter(pc.equal(patches["resolution"], finest))
         p = np.stack([part[f"p{k}"].to_numpy() for k in range(4)], axis=1)
-        for k, ihc in enumerate(IHC_SCORES):
-            for at in np.argsort(-p[:, k], kind="stable")[:EXAMPLES_PER_KIND].tolist():
-                if p[at].argmax() == k:
-                    words = f"p = {p[at, k]:.2f}, {best} resolution"
-                    found.append((f"patches called {ihc}", _tile_box(part, at), words, (name, f"p{k}")))
-    return found
+        for k, score in enumerate(IHC_SCORES):
+            for patch in np.argsort(-p[:, k], kind="stable")[:EXAMPLES_PER_KIND].tolist():
+                if p[patch].argmax() == k:
+                    caption = f"p = {p[patch, k]:.2f}, {finest} resolution"
+                    regions.append((f"patches predicted {score}", _tile_box(part, patch), caption, (name, f"p{k}")))
+    return regions
 
 
 def _tile_box(table: pa.Table | None, k: int) -> Box:
+    """Return the box of a row of `tiles` or `patches`, level-0 px."""
     assert table is not None
     x, y, size = (int(table[name][k].as_py()) for name in ("x", "y", "size"))
     return Box(x, y, size, size)

@@ -1,4 +1,4 @@
-"""The lists a pathologist opens first: each a function from the cohort's material to rows that sort and filter."""
+"""The work lists that a pathologist reviews first: each function returns the slides of one list as a sortable table."""
 
 from __future__ import annotations
 
@@ -13,109 +13,128 @@ from her2batch.reports.theme import ColumnKind, SortableTable
 from her2batch.store.cohort import Row
 from her2batch.tasks import CLASSES, HER2_TASKS, MEMBRANE_RULE
 
-Columns = tuple[tuple[str, ColumnKind, str], ...]
+TableColumns = tuple[tuple[str, ColumnKind, str], ...]
 
-FOUR: Final = "her2-4way"
+HER2_4WAY: Final = "her2-4way"
 
-SLIDE: Final[Columns] = (
+SLIDE_COLUMNS: Final[TableColumns] = (
     ("slide", "slide", "slides.slide_id"),
     ("patient", "text", "slides.patient_id"),
     ("site", "text", "labels.site"),
 )
-CALL: Final[Columns] = (
+CLASS_COLUMN: Final = ("class", "class", "predictions.predicted")
+SCORE_COLUMN: Final = ("score", "number", "predictions.score")
+PREDICTION_COLUMNS: Final[TableColumns] = (
     ("method", "text", "predictions.method"),
-    ("class", "class", "predictions.predicted"),
-    ("could be", "words", "predictions.plausible"),
-    ("score", "number", "predictions.score"),
-    ("why", "words", "predictions.reasons"),
+    CLASS_COLUMN,
+    ("plausible classes", "words", "predictions.plausible"),
+    SCORE_COLUMN,
+    ("reasons", "words", "predictions.reasons"),
 )
-LABEL: Final[Columns] = (("label", "class", "labels.her2"), ("ISH", "text", "labels.ish"))
+LABEL_COLUMNS: Final[TableColumns] = (("label", "class", "labels.her2"), ("ISH", "text", "labels.ish"))
 
-LADDER: Final = {"faint": "faint", "moderate_complete": "moderate, complete", "intense_complete": "intense, complete"}
-"""Columns of the membrane table that the rule asks for."""
+GUIDELINE_COLUMNS: Final = {
+    "faint": "faint",
+    "moderate_complete": "moderate, complete",
+    "intense_complete": "intense, complete",
+}
+"""Columns of the membrane table that the membrane rule compares with its thresholds, and their labels."""
 
 
-def equivocal(material: ReportData) -> SortableTable:
-    """2+ by any method, without a known ISH."""
+def list_equivocal(data: ReportData) -> SortableTable:
+    """List the slides that are 2+ by any method and have no ISH result among the labels."""
     rows = []
-    for slide_id, one in _calls(material, (FOUR,)):
-        if one["predicted"] == "2+" and _label(material, slide_id)[1] is None:
-            rows.append([*_slide(material, slide_id), *_call(one), *_label(material, slide_id)])
-    note = "Equivocal by at least one method, and no ISH among the labels: candidates for reflex ISH."
-    return SortableTable("equivocal", "2+, for reflex ISH", note, SLIDE + CALL + LABEL, rows)
+    for slide_id, prediction in _predictions(data, HER2_4WAY):
+        if prediction["predicted"] == "2+" and _label_cells(data, slide_id)[1] is None:
+            rows.append([*_slide_cells(data, slide_id), *_prediction_cells(prediction), *_label_cells(data, slide_id)])
+    note = "Equivocal by at least one method, without an ISH result among the labels: candidates for reflex ISH."
+    columns = SLIDE_COLUMNS + PREDICTION_COLUMNS + LABEL_COLUMNS
+    return SortableTable("equivocal", "2+, for reflex ISH", note, columns, rows)
 
 
-def second_look(material: ReportData) -> SortableTable:
-    """0 against 1+: the line between none and low, where treatment now differs and readers agree least."""
+def list_zero_against_one_plus(data: ReportData) -> SortableTable:
+    """List the slides between 0 and 1+: treatment differs between the two, and readers agree least on them."""
     rows = []
-    for slide_id, one in _calls(material, (FOUR,)):
-        both = {"0", "1+"} <= set(one["plausible"] or ())
-        if one["predicted"] in ("0", "1+") and (both or "ultralow" in (one["reasons"] or ())):
-            rows.append([*_slide(material, slide_id), *_call(one), *_label(material, slide_id)])
-    note = "Called 0 or 1+ where the other can't be ruled out, or ultralow: for a second look."
-    return SortableTable("second-look", "0 against 1+", note, SLIDE + CALL + LABEL, rows)
+    for slide_id, prediction in _predictions(data, HER2_4WAY):
+        both_plausible = {"0", "1+"} <= set(prediction["plausible"] or ())
+        ultralow = "ultralow" in (prediction["reasons"] or ())
+        if prediction["predicted"] in ("0", "1+") and (both_plausible or ultralow):
+            rows.append([*_slide_cells(data, slide_id), *_prediction_cells(prediction), *_label_cells(data, slide_id)])
+    note = "Predicted 0 or 1+ where the other class can't be excluded, or ultralow."
+    columns = SLIDE_COLUMNS + PREDICTION_COLUMNS + LABEL_COLUMNS
+    return SortableTable("second-look", "0 against 1+", note, columns, rows)
 
 
-def disagreement(material: ReportData) -> SortableTable:
-    """Methods that say different classes of one slide."""
-    names = sorted({method_name(one) for calls in material.calls.values() for one in calls}, key=rule_first)
-    rows = []
-    for slide_id in material.rows:
-        for task in CLASSES:
-            said = {method_name(one): one["predicted"] for one in material.said(slide_id, task)}
-            if len(set(said.values())) > 1:
-                rows.append([*_slide(material, slide_id), task, *(said.get(name) for name in names)])
-    columns = (
-        *SLIDE,
-        ("task", "text", "predictions.task"),
-        *((one, "class", "predictions.predicted") for one in names),
+def list_disagreements(data: ReportData) -> SortableTable:
+    """List the slides for which methods predict different classes, with one column for each method."""
+    methods = sorted(
+        {method_label(prediction) for rows in data.predictions.values() for prediction in rows}, key=method_sort_key
     )
-    note = "Patch counts, thumbnail, MIL and the rule on the same slide, where they differ."
+    rows = []
+    for slide_id in data.rows:
+        for task in CLASSES:
+            predictions = data.predictions_for(slide_id, task)
+            by_method = {method_label(prediction): prediction["predicted"] for prediction in predictions}
+            if len(set(by_method.values())) > 1:
+                rows.append([*_slide_cells(data, slide_id), task, *(by_method.get(method) for method in methods)])
+    columns = (
+        *SLIDE_COLUMNS,
+        ("task", "text", "predictions.task"),
+        *((method, "class", "predictions.predicted") for method in methods),
+    )
+    note = "Slides for which the methods (membrane rule, MIL, thumbnail, patch counts) predict different classes."
     return SortableTable("disagreement", "Methods disagree", note, columns, rows)
 
 
-def near_threshold(material: ReportData) -> SortableTable:
-    """A share of the membrane figures near 10 %: a few cells more would make another class."""
-    found = [
-        (material.rows[slide_id], one)
-        for slide_id, one in _calls(material, (FOUR,))
-        if one["method"] == MEMBRANE_RULE and "near-10-percent" in (one["reasons"] or ())
+def list_near_threshold(data: ReportData) -> SortableTable:
+    """List the slides with a membrane share near 10 %, where a few more stained cells would change the class."""
+    near = [
+        (data.rows[slide_id], prediction)
+        for slide_id, prediction in _predictions(data, HER2_4WAY)
+        if prediction["method"] == MEMBRANE_RULE and "near-10-percent" in (prediction["reasons"] or ())
     ]
-    tables = read_tables(material.cohort, [(row, "membrane") for row, _ in found])
+    tables = read_tables(data.cohort, [(row, "membrane") for row, _ in near])
     rows = []
-    for (row, one), table in zip(found, tables, strict=True):
+    for (row, prediction), table in zip(near, tables, strict=True):
         shares: dict[str, float] = {}
         if table is not None and table.num_rows:
             shares = slide_shares({name: table[name].to_numpy() for name in table.column_names[2:]})
-        given = [shares.get(name) for name in LADDER]
-        rows.append([*_slide(material, row["slide_id"]), one["predicted"], one["score"], _nearest(given), *given])
-    shown = tuple((words, "share", f"membrane.{name}, weighted by membrane.cells") for name, words in LADDER.items())
-    columns = (*SLIDE, CALL[1], CALL[3], ("nearest", "share", "membrane"), *shown)
-    note = f"A share of the cellular area within a factor of {NEAR:g} of the guideline's {TEN_PERCENT:.0%}."
+        compared = [shares.get(name) for name in GUIDELINE_COLUMNS]
+        scores = [prediction["predicted"], prediction["score"], _nearest_to_threshold(compared)]
+        rows.append([*_slide_cells(data, row["slide_id"]), *scores, *compared])
+    share_columns = tuple(
+        (label, "share", f"membrane.{name}, weighted by membrane.cells") for name, label in GUIDELINE_COLUMNS.items()
+    )
+    columns = (*SLIDE_COLUMNS, CLASS_COLUMN, SCORE_COLUMN, ("nearest", "share", "membrane"), *share_columns)
+    note = f"A share of the cellular area lies within a factor of {NEAR:g} of the guideline's {TEN_PERCENT:.0%}."
     return SortableTable("near", f"Near {TEN_PERCENT:.0%}", note, columns, rows)
 
 
-def unscorable(material: ReportData) -> SortableTable:
-    """No score, or none to rely on, with the reason."""
+def list_unscorable(data: ReportData) -> SortableTable:
+    """List the slides that have no score, or no reliable one, with the reason and the remedy."""
     rows = []
-    for slide_id, row in material.rows.items():
-        why, what = _hindrance(material, row)
-        if why is not None:
-            rows.append([*_slide(material, slide_id), row["status"], why, what])
-    columns = (*SLIDE, ("status", "text", "slides.status"), ("reason", "text", "slides.error_code, slides.flags, "
-               "predictions.reasons"), ("what happened, and what to do", "text", "slides.error"))  # fmt: skip
-    note = "Failed, without tissue, with too few cells, or of a marker that no method here reads."
+    for slide_id, row in data.rows.items():
+        code, message = _unscorable_reason(data, row)
+        if code is not None:
+            rows.append([*_slide_cells(data, slide_id), row["status"], code, message])
+    columns = (
+        *SLIDE_COLUMNS,
+        ("status", "text", "slides.status"),
+        ("reason", "text", "slides.error_code, slides.flags, predictions.reasons"),
+        ("message and remedy", "text", "slides.error"),
+    )
+    note = "Failed, without tissue, with too few cells, or stained for a marker that no method scores."
     return SortableTable("unscorable", "Unscorable", note, columns, rows)
 
 
-def side_by_side(material: ReportData) -> SortableTable:
-    """All slides of each case that has more than one."""
+def list_cases(data: ReportData) -> SortableTable:
+    """List the cases that have more than one slide, with all their slides."""
     rows = []
-    for case in material.cases:
+    for case in data.cases:
         if len(case.slides) > 1:
-            shown = [[row["slide_id"], _words(material, row)] for row in case.slides]
-            highest = case.highest().get((FOUR, MEMBRANE_RULE))
-            rows.append([case.name, len(shown), highest, shown, case.conflicts])
+            slides = [[row["slide_id"], _slide_caption(data, row)] for row in case.slides]
+            highest = case.highest_classes().get((HER2_4WAY, MEMBRANE_RULE))
+            rows.append([case.name, len(slides), highest, slides, case.conflicts])
     rows.sort(key=lambda row: (not row[4], row[0]))
     columns = (
         ("case", "text", "slides.patient_id"),
@@ -124,104 +143,129 @@ def side_by_side(material: ReportData) -> SortableTable:
         ("side by side", "slides", "slides, predictions"),
         ("conflicts", "words", "slides, predictions"),
     )
-    note = 'Cases with conflicts first. "Highest" is the highest class that the rule gave any slide, no diagnosis.'
+    note = (
+        'Cases with conflicts come first. "Highest" is the highest class of any slide by the membrane rule. '
+        "It is not a diagnosis."
+    )
     return SortableTable("cases", "Cases side by side", note, columns, rows)
 
 
-def flagged(material: ReportData) -> SortableTable:
-    """Slides with a quality flag."""
+def list_flagged(data: ReportData) -> SortableTable:
+    """List the slides that have a quality flag, with the quality measures."""
+    measures = ("flags", "blur", "pen", "saturated", "background")
     rows = [
-        [*_slide(material, row["slide_id"]), row["flags"], row["blur"], row["pen"], row["saturated"], row["background"]]
-        for row in material.done
+        [*_slide_cells(data, row["slide_id"]), *(row[name] for name in measures)]
+        for row in data.done_rows
         if row["flags"]
     ]
-    figures = (("blurred", "share", "slides.blur"), ("pen", "share", "slides.pen"),
-               ("saturated", "share", "slides.saturated"), ("background", "number", "slides.background"))  # fmt: skip
-    note = "What the scan itself says: look at the glass before you look at the score."
-    return SortableTable(
-        "flagged", "Flagged slides", note, (*SLIDE, ("flags", "words", "slides.flags"), *figures), rows
+    columns = (
+        *SLIDE_COLUMNS,
+        ("flags", "words", "slides.flags"),
+        ("blurred", "share", "slides.blur"),
+        ("pen", "share", "slides.pen"),
+        ("saturated", "share", "slides.saturated"),
+        ("background", "number", "slides.background"),
     )
+    note = "Quality flags of the scan. Check the slide itself before you rely on its score."
+    return SortableTable("flagged", "Flagged slides", note, columns, rows)
 
 
-def every(material: ReportData) -> SortableTable:
-    """All slides, with what the rule says."""
+def list_all_slides(data: ReportData) -> SortableTable:
+    """List all slides with their class and score by the membrane rule."""
     rows = []
-    for slide_id, row in material.rows.items():
-        rule = next((one for one in material.said(slide_id, FOUR) if one["method"] == MEMBRANE_RULE), {})
-        said = [rule.get("predicted"), rule.get("score"), "yes" if rule.get("review") else None]
-        facts = [row["tissue_mm2"], row["n_tiles"]]
-        rows.append([*_slide(material, slide_id), row["stain"], row["status"], *said, *facts, row["flags"] or []])
-    columns = (*SLIDE, ("stain", "text", "slides.stain"), ("status", "text", "slides.status"), CALL[1], CALL[3],
-               ("review", "text", "predictions.review"), ("tissue mm²", "number", "slides.tissue_mm2"),
-               ("tiles", "number", "slides.n_tiles"), ("flags", "words", "slides.flags"))  # fmt: skip
-    return SortableTable(
-        "all", "All slides", "Every slide of the cohort; class and score by the membrane rule.", columns, rows
+    for slide_id, row in data.rows.items():
+        predictions = data.predictions_for(slide_id, HER2_4WAY)
+        rule = next((prediction for prediction in predictions if prediction["method"] == MEMBRANE_RULE), {})
+        scores = [rule.get("predicted"), rule.get("score"), "yes" if rule.get("review") else None]
+        tissue = [row["tissue_mm2"], row["n_tiles"]]
+        slide = [*_slide_cells(data, slide_id), row["stain"], row["status"]]
+        rows.append([*slide, *scores, *tissue, row["flags"] or []])
+    columns = (
+        *SLIDE_COLUMNS,
+        ("stain", "text", "slides.stain"),
+        ("status", "text", "slides.status"),
+        CLASS_COLUMN,
+        SCORE_COLUMN,
+        ("review", "text", "predictions.review"),
+        ("tissue mm²", "number", "slides.tissue_mm2"),
+        ("tiles", "number", "slides.n_tiles"),
+        ("flags", "words", "slides.flags"),
     )
+    note = "Every slide of the cohort. Class and score are those of the membrane rule."
+    return SortableTable("all", "All slides", note, columns, rows)
 
 
 WORKLISTS: Final[tuple[Callable[[ReportData], SortableTable], ...]] = (
-    equivocal,
-    second_look,
-    disagreement,
-    near_threshold,
-    unscorable,
-    side_by_side,
+    list_equivocal,
+    list_zero_against_one_plus,
+    list_disagreements,
+    list_near_threshold,
+    list_unscorable,
+    list_cases,
 )
-"""In the order they are opened."""
+"""The work lists in the order of the report."""
 
 
-def _calls(material: ReportData, tasks: Iterable[str]) -> Iterable[tuple[str, Row]]:
-    for slide_id in material.rows:
-        for task in tasks:
-            for one in material.said(slide_id, task):
-                yield slide_id, one
+def _predictions(data: ReportData, task: str) -> Iterable[tuple[str, Row]]:
+    """Yield (slide_id, prediction) for every prediction of a task."""
+    for slide_id in data.rows:
+        for prediction in data.predictions_for(slide_id, task):
+            yield slide_id, prediction
 
 
-def _slide(material: ReportData, slide_id: str) -> list[Any]:
-    return [slide_id, material.rows[slide_id]["patient_id"], material.site(slide_id)]
+def _slide_cells(data: ReportData, slide_id: str) -> list[Any]:
+    """Return the cells of SLIDE_COLUMNS."""
+    return [slide_id, data.rows[slide_id]["patient_id"], data.site_of(slide_id)]
 
 
-def _call(one: Row) -> list[Any]:
-    return [method_name(one), one["predicted"], one["plausible"] or [], one["score"], one["reasons"] or []]
+def _prediction_cells(prediction: Row) -> list[Any]:
+    """Return the cells of PREDICTION_COLUMNS."""
+    plausible, reasons = prediction["plausible"] or [], prediction["reasons"] or []
+    return [method_label(prediction), prediction["predicted"], plausible, prediction["score"], reasons]
 
 
-def _label(material: ReportData, slide_id: str) -> list[Any]:
-    label = material.labels.get(slide_id, {})
+def _label_cells(data: ReportData, slide_id: str) -> list[Any]:
+    """Return the cells of LABEL_COLUMNS."""
+    label = data.labels.get(slide_id, {})
     return [label.get("her2"), label.get("ish")]
 
 
-def method_name(one: Row) -> str:
-    """A method with its bundle; the rule is the rule."""
-    return str(one["method"]) if one["method"] == MEMBRANE_RULE else f"{one['method']} {one['bundle'][:4]}"
+def method_label(prediction: Row) -> str:
+    """Return the name of a method with the start of its bundle's id; the membrane rule has its name alone."""
+    method = str(prediction["method"])
+    return method if method == MEMBRANE_RULE else f"{method} {prediction['bundle'][:4]}"
 
 
-def rule_first(name: str) -> tuple[bool, str]:
-    """Order of method names."""
-    return name != MEMBRANE_RULE, name
+def method_sort_key(label: str) -> tuple[bool, str]:
+    """Return the key that sorts method labels: the membrane rule first, then by name."""
+    return label != MEMBRANE_RULE, label
 
 
-def _nearest(shares: Iterable[float | None]) -> float | None:
-    given = [one for one in shares if one is not None]
-    return min(given, key=lambda one: abs(np.log(max(one, 1e-4) / TEN_PERCENT)), default=None)
+def _nearest_to_threshold(shares: Iterable[float | None]) -> float | None:
+    """Return the share whose ratio to 10 % is closest to 1."""
+    known = [share for share in shares if share is not None]
+    return min(known, key=lambda share: abs(np.log(max(share, 1e-4) / TEN_PERCENT)), default=None)
 
 
-def _hindrance(material: ReportData, row: Row) -> tuple[str | None, str | None]:
-    """Why a slide has no score to rely on, and what to do; None, None where it has one."""
+def _unscorable_reason(data: ReportData, row: Row) -> tuple[str | None, str | None]:
+    """Return why a slide has no reliable score, as (code, message with the remedy); (None, None) where it has one."""
     if row["status"] == "failed":
         return row["error_code"], row["error"]
     if not row["n_tiles"]:
-        return "no-tissue", "no tissue was found: check that the glass was scanned in focus and in the right place"
-    calls = material.calls.get(row["slide_id"], [])
-    if not calls:
-        return "no-method", f"nothing here reads slides stained for {row['stain']}: score with a bundle that does"
-    if any("low-cellularity" in (one["reasons"] or ()) for one in calls if one["task"] in HER2_TASKS):
-        return "low-cellularity", "hardly any cells among the tissue: look whether the tumour is on this slide"
+        return "no-tissue", "No tissue was found. Check that the slide was scanned in focus and at the right place."
+    predictions = data.predictions.get(row["slide_id"], [])
+    if not predictions:
+        return "no-method", f"No method scores slides stained for {row['stain']}. Score with a bundle that does."
+    her2 = [prediction for prediction in predictions if prediction["task"] in HER2_TASKS]
+    if any("low-cellularity" in (prediction["reasons"] or ()) for prediction in her2):
+        return "low-cellularity", "The tissue contains hardly any cells. Check whether the tumour is on this slide."
     return None, None
 
 
-def _words(material: ReportData, row: Row) -> str:
-    """What to say of a slide under its picture."""
+def _slide_caption(data: ReportData, row: Row) -> str:
+    """Return the caption of a slide in a case: its stain and class, or the code of its failure."""
     if row["status"] == "failed":
         return str(row["error_code"])
-    said = [f"{one['predicted']}" for one in material.said(row["slide_id"], FOUR) if one["method"] == MEMBRANE_RULE]
-    return " · ".join([row["stain"] or "marker not known", *said])
+    predictions = data.predictions_for(row["slide_id"], HER2_4WAY)
+    classes = [str(prediction["predicted"]) for prediction in predictions if prediction["method"] == MEMBRANE_RULE]
+    return " · ".join([row["stain"] or "marker not known", *classes])

@@ -151,17 +151,17 @@ class DeskActor:
             _on_loopback()
         self._desk = IngestJobs(work, codes)
 
-    def spend(self, code: str) -> bool:
-        """See Desk."""
-        return self._desk.spend(code)
+    def redeem_code(self, code: str) -> bool:
+        """See IngestJobs."""
+        return self._desk.redeem_code(code)
 
     def submit(self, path: str) -> dict[str, Any]:
-        """See Desk."""
+        """See IngestJobs."""
         return self._desk.submit(path)
 
-    def look(self, number: str) -> dict[str, Any] | None:
-        """See Desk."""
-        return self._desk.look(number)
+    def status(self, job_id: str) -> dict[str, Any] | None:
+        """See IngestJobs."""
+        return self._desk.status(job_id)
 
 
 class PageActor:

@@ -1,4 +1,4 @@
-"""What the REST API takes and gives, as OpenAPI says it. Columns of tables come from `schemas`."""
+"""Request and response bodies of the REST API, as described in OpenAPI. Table columns come from `store.schemas`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from her2batch.store.schemas import Column
 
 
 def _json_type(arrow: pa.DataType) -> Any:
-    """The Python type that an Arrow type is in JSON."""
+    """Return the Python type of an Arrow type in JSON."""
     if pa.types.is_list(arrow):
         return list[_json_type(arrow.value_type)]  # type: ignore[misc]
     if pa.types.is_boolean(arrow):
@@ -26,8 +26,12 @@ def _json_type(arrow: pa.DataType) -> Any:
 
 
 def _model_fields(columns: tuple[Column, ...], leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-    kept = (one for one in columns if one.name not in leave_out)
-    return {one.name: (_json_type(one.type) | None, Field(None, description=one.description)) for one in kept}
+    """Return the fields of a model: one for each column, with its description."""
+    included = (column for column in columns if column.name not in leave_out)
+    return {
+        column.name: (_json_type(column.type) | None, Field(None, description=column.description))
+        for column in included
+    }
 
 
 SlideRow = create_model(
@@ -37,7 +41,7 @@ SlideRow = create_model(
 Prediction = create_model(
     "Prediction",
     __doc__="A row of the table predictions.",
-    bundle=(str, Field(description="membrane, or the id of the bundle that said it")),
+    bundle=(str, Field(description="membrane, or the id of the bundle that made the prediction")),
     **_model_fields(schemas.PREDICTION_COLUMNS, ("slide_id", "patient_id")),
 )
 
@@ -49,40 +53,42 @@ ReviewEntry = create_model(
 
 
 class Strict(BaseModel):
-    """A body that is sent; unknown keys are errors."""
+    """A request body. Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class NewReview(Strict):
-    """A verdict on a prediction, as the reviewer saw it."""
+    """A reviewer's verdict on a prediction."""
 
     slide_id: str
-    reviewer: str = Field(min_length=1, max_length=100, description="who says it")
-    bundle: str = Field(description="of the prediction: membrane, or a bundle's id")
+    reviewer: str = Field(min_length=1, max_length=100, description="name of the reviewer")
+    bundle: str = Field(description="bundle of the prediction: membrane, or the id of a bundle")
     task: str
     method: str
-    predicted: str = Field(description="the class that was seen: refused with 409 if the prediction is another by now")
+    predicted: str = Field(description="the class that the reviewer saw; 409 if the prediction has changed since")
     verdict: Literal["agree", "change", "needs-ish"]
-    label: str | None = Field(None, description="with `change`: the class in the reviewer's eyes")
+    label: str | None = Field(None, description="with `change`: the class that the reviewer chooses")
     comment: str = Field("", max_length=2000)
 
 
 class NewSlide(Strict):
-    """A slide to read."""
+    """A slide to ingest."""
 
-    path: str = Field(min_length=1, max_length=4096, description="the slide's file, under the folder given by --scans")
+    path: str = Field(
+        min_length=1, max_length=4096, description="path of the slide file, under the folder given by --scans"
+    )
 
 
 class JobStatus(BaseModel):
-    """What has become of a slide that was posted."""
+    """Status of a slide that was posted."""
 
     id: str
     state: Literal["queued", "running", "done", "failed"]
-    waiting: str | None = Field(None, description="why it waits: another run holds the cohort, say")
-    slide_id: str | None = Field(None, description="once done, and once failed where the slide has a row")
+    waiting: str | None = Field(None, description="why it waits, for example because another run holds the cohort")
+    slide_id: str | None = Field(None, description="once done; once failed, if the slide has a row")
     error_code: str | None = None
-    error: str | None = Field(None, description="what failed, and the remedy")
+    error: str | None = Field(None, description="what failed, with the remedy")
     queued: datetime
     started: datetime | None = None
     ended: datetime | None = None
@@ -90,7 +96,7 @@ class JobStatus(BaseModel):
 
 
 class SlideSummary(BaseModel):
-    """A slide in the list."""
+    """A slide in the list of slides."""
 
     slide_id: str
     patient_id: str | None
@@ -103,44 +109,48 @@ class SlideSummary(BaseModel):
     rule: str | None = Field(description="HER2 score by the membrane rule")
     score: float | None = Field(description="the rule's continuous score, 0–3")
     predicted: dict[str, str] = Field(description="BUNDLE/TASK/METHOD → class, of all predictions")
-    review: bool = Field(description="a prediction asks for a look, or the slide failed, and nobody has said anything")
-    reasons: list[str] = Field(description="why, in stable words")
-    verdict: str | None = Field(description="the newest verdict on it")
-    label: str | None = Field(description="the class of the newest verdict")
+    review: bool = Field(
+        description="needs review: a prediction needs it or the slide failed, and there is no verdict yet"
+    )
+    reasons: list[str] = Field(description="reasons for review, as fixed codes")
+    verdict: str | None = Field(description="the newest verdict on the slide")
+    label: str | None = Field(description="the class according to the newest verdict")
 
 
 class SlidePage(BaseModel):
-    """A page of the list."""
+    """A page of the list of slides."""
 
-    total: int = Field(description="slides that match, on all pages")
+    total: int = Field(description="matching slides on all pages")
     offset: int
     slides: list[SlideSummary]
 
 
 class SlideDetail(BaseModel):
-    """One slide: its row, what is predicted of it and why, and where its pictures and overlays are."""
+    """One slide: its row, predictions with their reasons, reviews, and the addresses of its images and overlays."""
 
     row: SlideRow  # type: ignore[valid-type]
     predictions: list[Prediction]  # type: ignore[valid-type]
-    shares: dict[str, float] | None = Field(description="membrane figures that the rule judged; see the table membrane")
+    shares: dict[str, float] | None = Field(
+        description="membrane shares that the membrane rule uses; see the table membrane"
+    )
     reviews: list[ReviewEntry]  # type: ignore[valid-type]
-    deepzoom: str | None = Field(description="address of its Deep Zoom descriptor; null without a pyramid")
+    deepzoom: str | None = Field(description="address of the Deep Zoom descriptor; null without a pyramid")
     tile_size: int | None = Field(description="edge of a Deep Zoom tile, px")
-    thumbnail: str | None = Field(description="address of its overview picture")
-    overlays: list[str] = Field(description="what there is: tiles, membrane, attention, patches")
+    thumbnail: str | None = Field(description="address of the thumbnail")
+    overlays: list[str] = Field(description="available overlays: tiles, membrane, attention, patches")
 
 
 class CohortFacts(BaseModel):
-    """What is served."""
+    """The cohort that is served."""
 
     name: str
     slides: int
-    posting: bool = Field(description="whether slides can be posted")
+    posting: bool = Field(description="true if slides can be posted")
     tasks: dict[str, list[str]] = Field(description="task → its classes")
 
 
 class Problem(BaseModel):
-    """What went wrong, in the word the status says and in a sentence."""
+    """An error message."""
 
     detail: str
 

@@ -1,9 +1,9 @@
-"""Who may come in: this machine's own users who hold the token, and no page of another origin in their name.
+"""Authentication: only users of this machine who have the token are served, and no page of another origin.
 
-A client sends `Authorization: Bearer TOKEN`. A browser opens a link that works once, and gets a cookie that scripts
-can't read and other sites can't send; what it sends to change something must bear a header that only our own page can
-set. A name in `Host` that is not this machine's own is refused: it is how a page in the browser would reach a server
-on loopback (DNS rebinding).
+A program sends `Authorization: Bearer TOKEN`. A browser opens a link that works once and gets a cookie that scripts
+can't read and other sites can't send. A request of the browser that changes something needs a header that only our own
+page can set. A `Host` other than the names of this machine is refused, which prevents DNS rebinding (a page of another
+site that reaches a server on the loopback interface).
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
+ALLOWED_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
-OURS = "x-her2batch"
-"""Header of our own page's writes. Another origin's page would have to ask first, and is refused."""
+WRITE_HEADER = "x-her2batch"
+"""Header of writes by our own page. A page of another origin would need a CORS preflight, which is refused."""
 
-SAFE = frozenset({"GET", "HEAD"})
+SAFE_METHODS = frozenset({"GET", "HEAD"})
 
-OPEN = ("/static/",)
-"""What anybody on this machine may read: our scripts and styles, no data."""
+PUBLIC_PATHS = ("/static/",)
+"""Paths that anyone on this machine may read: scripts and styles, no data."""
 
-LONGEST_BODY = 64_000
-"""Bytes of a request."""
+MAX_BODY_BYTES = 64_000
+"""Largest body of a request, bytes."""
 
-EMPTY = "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='"
-"""Of nothing: an empty <style> is allowed, whose place in the page keeps OpenSeadragon from adding one of its own."""
+EMPTY_STYLE_HASH = "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='"
+"""Hash of the empty string. An empty <style> element in the page keeps OpenSeadragon from adding its own styles."""
 
-HEADERS = {
-    "content-security-policy": f"default-src 'self'; style-src 'self' {EMPTY}; img-src 'self' blob: data:; "
+RESPONSE_HEADERS = {
+    "content-security-policy": f"default-src 'self'; style-src 'self' {EMPTY_STYLE_HASH}; img-src 'self' blob: data:; "
     "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -43,126 +43,136 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
-"""Of every answer. Nothing of a slide is kept on the disk of a browser."""
+"""Headers of every response. Browsers must not store images or data of a slide."""
 
-Spend = Callable[[str], Awaitable[bool]]
-"""Whether a link's code has not been used before."""
+RedeemCode = Callable[[str], Awaitable[bool]]
+"""Returns whether the one-time code of a link is valid and unused."""
 
 
 class AuthMiddleware:
-    """The application behind a door."""
+    """ASGI middleware that lets only authenticated requests reach the application."""
 
-    def __init__(self, app: ASGIApp, token: str, spend: Spend) -> None:
-        self._app, self._token, self._spend = app, token, spend
-        self._pass = hmac.new(token.encode(), b"cookie", hashlib.sha256).hexdigest()
+    def __init__(self, app: ASGIApp, token: str, redeem_code: RedeemCode) -> None:
+        self._app, self._token, self._redeem_code = app, token, redeem_code
+        self._cookie_value = hmac.new(token.encode(), b"cookie", hashlib.sha256).hexdigest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI application."""
+        """Handle a request (ASGI)."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request = Request(scope, receive)
-        answer = await self._stopped(request)
-        if answer is not None:
-            await answer(scope, receive, _with_headers(send))
+        response = await self._response_without_app(request)
+        if response is not None:
+            await response(scope, receive, _add_headers(send))
         else:
-            await self._app(scope, _limited(receive), _with_headers(send))
+            await self._app(scope, _limit_body(receive), _add_headers(send))
 
-    async def _stopped(self, request: Request) -> Response | None:
-        """The answer to whoever doesn't come in; None for who does."""
-        if _hostname(request.headers.get("host", "")) not in HOSTS:
-            return JSONResponse({"detail": "this server answers to 127.0.0.1 and localhost alone"}, 421)
-        if int(request.headers.get("content-length") or 0) > LONGEST_BODY:
-            return JSONResponse({"detail": f"a body has at most {LONGEST_BODY} bytes"}, 413)
+    async def _response_without_app(self, request: Request) -> Response | None:
+        """Return the response to a sign-in or to a refused request; None for a request that reaches the application."""
+        if _hostname(request.headers.get("host", "")) not in ALLOWED_HOSTS:
+            return JSONResponse({"detail": "this server answers only to the names 127.0.0.1 and localhost"}, 421)
+        if int(request.headers.get("content-length") or 0) > MAX_BODY_BYTES:
+            return JSONResponse({"detail": f"the body of a request has at most {MAX_BODY_BYTES} bytes"}, 413)
         path = request.url.path
-        if path.startswith(OPEN) and request.method in SAFE:
+        if path.startswith(PUBLIC_PATHS) and request.method in SAFE_METHODS:
             return None
         if path == "/login" and request.method == "POST":
             return await self._login(request)
         if path == "/" and "token" in request.query_params:
-            if await self._spend(request.query_params["token"]):
-                return self._welcome(request)
-            return _door("This link was used already, or is not one of this server.", 401)
+            if await self._redeem_code(request.query_params["token"]):
+                return self._signed_in(request)
+            return _sign_in_page("This link was already used, or belongs to another server.", 401)
         authorization = request.headers.get("authorization", "")
         if authorization.startswith("Bearer "):
-            return None if _same(authorization.removeprefix("Bearer "), self._token) else _unknown(path)
-        if not _same(request.cookies.get(_cookie(request), ""), self._pass):
-            return _unknown(path)
-        if request.method not in SAFE and not _own_page(request):
-            return JSONResponse({"detail": f"a browser's writes need the header {OURS} and our own origin"}, 403)
+            return None if _equal_secrets(authorization.removeprefix("Bearer "), self._token) else _unauthorized(path)
+        if not _equal_secrets(request.cookies.get(_cookie_name(request), ""), self._cookie_value):
+            return _unauthorized(path)
+        if request.method not in SAFE_METHODS and not _is_own_page(request):
+            return JSONResponse(
+                {"detail": f"writes from a browser need the header {WRITE_HEADER} and the origin of this server"}, 403
+            )
         return None
 
     async def _login(self, request: Request) -> Response:
-        body = (await request.body())[:LONGEST_BODY].decode(errors="replace")
-        given = parse_qs(body).get("token", [""])[0].strip()
-        return self._welcome(request) if _same(given, self._token) else _door("That is not the token.", 401)
+        body = (await request.body())[:MAX_BODY_BYTES].decode(errors="replace")
+        token = parse_qs(body).get("token", [""])[0].strip()
+        return (
+            self._signed_in(request)
+            if _equal_secrets(token, self._token)
+            else _sign_in_page("The token is wrong.", 401)
+        )
 
-    def _welcome(self, request: Request) -> Response:
-        answer = RedirectResponse("/", 303)
-        answer.set_cookie(_cookie(request), self._pass, httponly=True, samesite="strict", path="/")
-        return answer
+    def _signed_in(self, request: Request) -> Response:
+        response = RedirectResponse("/", 303)
+        response.set_cookie(_cookie_name(request), self._cookie_value, httponly=True, samesite="strict", path="/")
+        return response
 
 
-def _same(given: str, known: str) -> bool:
-    return hmac.compare_digest(given.encode(errors="replace"), known.encode())
+def _equal_secrets(value: str, secret: str) -> bool:
+    return hmac.compare_digest(value.encode(errors="replace"), secret.encode())
 
 
 def _hostname(host: str) -> str:
-    """The name in a Host header, without its port."""
+    """Return the name in a Host header, without the port."""
     return host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
 
 
-def _cookie(request: Request) -> str:
-    """Browsers share cookies among the ports of a host: each has its name."""
+def _cookie_name(request: Request) -> str:
+    """Return the name of the cookie. It contains the port, because browsers share cookies among the ports of a host."""
     return f"her2batch-{request.url.port or 80}"
 
 
-def _own_page(request: Request) -> bool:
+def _is_own_page(request: Request) -> bool:
     origin = request.headers.get("origin")
-    ours = origin is None or urlsplit(origin).netloc == request.headers.get("host")
-    return ours and request.headers.get(OURS) is not None
+    same_origin = origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    return same_origin and request.headers.get(WRITE_HEADER) is not None
 
 
-def _unknown(path: str) -> Response:
+def _unauthorized(path: str) -> Response:
     if path.startswith("/api/"):
-        return JSONResponse({"detail": "give the server's token"}, 401, {"www-authenticate": "Bearer"})
-    return _door("", 401)
+        return JSONResponse(
+            {"detail": "the token of this server is missing or wrong"}, 401, {"www-authenticate": "Bearer"}
+        )
+    return _sign_in_page("", 401)
 
 
-def _door(words: str, status: int) -> Response:
-    """A page that asks for the token."""
+def _sign_in_page(message: str, status: int) -> Response:
+    """Return a page that asks for the token. message: shown above the form."""
     return HTMLResponse(
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>her2batch</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="stylesheet" href="/static/style.css"><link rel="icon" href="/static/icon.svg">'
-        f'<main class="door"><h1>her2batch</h1><p role="status">{words}</p>'
+        f'<main class="sign-in"><h1>her2batch</h1><p role="status">{message}</p>'
         '<form method="post" action="/login"><label for="token">Token</label>'
         '<input id="token" name="token" type="password" autocomplete="off" required autofocus>'
-        "<button>Come in</button></form><p>It stands in the file that <code>her2batch serve</code> named when it "
+        "<button>Sign in</button></form><p>The token is in the file that <code>her2batch serve</code> printed when it "
         "started.</p></main></html>",
         status,
     )
 
 
-def _with_headers(send: Send) -> Send:
-    async def sending(message: Message) -> None:
+def _add_headers(send: Send) -> Send:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             own = {name for name, _ in message["headers"]}
-            more = [(name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in own]
-            message = {**message, "headers": [*message["headers"], *more]}
+            added = [
+                (name.encode(), value.encode()) for name, value in RESPONSE_HEADERS.items() if name.encode() not in own
+            ]
+            message = {**message, "headers": [*message["headers"], *added]}
         await send(message)
 
-    return sending
+    return send_with_headers
 
 
-def _limited(receive: Receive) -> Receive:
-    """A body that is longer than any of ours ends the connection's reading."""
-    seen = 0
+def _limit_body(receive: Receive) -> Receive:
+    """Stop reading a body that is longer than MAX_BODY_BYTES."""
+    n_bytes = 0
 
-    async def receiving() -> Message:
-        nonlocal seen
+    async def receive_limited() -> Message:
+        nonlocal n_bytes
         message = await receive()
-        seen += len(message.get("body", b""))
-        return {"type": "http.disconnect"} if seen > LONGEST_BODY else message
+        n_bytes += len(message.get("body", b""))
+        return {"type": "http.disconnect"} if n_bytes > MAX_BODY_BYTES else message
 
-    return receiving
+    return receive_limited

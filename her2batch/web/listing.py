@@ -1,4 +1,4 @@
-"""The list of slides: a line each, filtered and sorted. Rows in, lines out."""
+"""The list of slides: summarized, filtered and sorted. Pure functions on rows."""
 
 from __future__ import annotations
 
@@ -10,76 +10,82 @@ from pydantic import BaseModel, ConfigDict, Field
 from her2batch.store.cohort import Row
 from her2batch.tasks import MEMBRANE_RULE
 
-SORTS: dict[str, Callable[[Row], Any]] = {
-    "first": lambda one: (not one["review"], one["slide_id"].lower()),
-    "slide_id": lambda one: one["slide_id"].lower(),
-    "patient_id": lambda one: one["patient_id"],
-    "stain": lambda one: one["stain"],
-    "status": lambda one: one["status"],
-    "rule": lambda one: one["rule"],
-    "score": lambda one: one["score"],
-    "tissue_mm2": lambda one: one["tissue_mm2"],
-    "verdict": lambda one: one["verdict"],
+SORT_KEYS: dict[str, Callable[[Row], Any]] = {
+    "first": lambda slide: (not slide["review"], slide["slide_id"].lower()),
+    "slide_id": lambda slide: slide["slide_id"].lower(),
+    "patient_id": lambda slide: slide["patient_id"],
+    "stain": lambda slide: slide["stain"],
+    "status": lambda slide: slide["status"],
+    "rule": lambda slide: slide["rule"],
+    "score": lambda slide: slide["score"],
+    "tissue_mm2": lambda slide: slide["tissue_mm2"],
+    "verdict": lambda slide: slide["verdict"],
 }
-"""What a list can be sorted by. `first`: what a pathologist opens first."""
+"""Sort orders of the list → their keys. `first`: slides that need review first."""
 
 
 class SlideFilter(BaseModel):
-    """Which slides, in which order, and which of them at a time."""
+    """Which slides are listed, in which order, and which page of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    q: str = Field("", max_length=200, description="words in slide, patient, flags or reasons")
+    q: str = Field("", max_length=200, description="text in slide, patient, error code, flags or reasons")
     status: Literal["done", "failed"] | None = None
     stain: str | None = None
     predicted: str | None = Field(None, description="a class, by any method")
-    review: bool | None = Field(None, description="a pathologist should look first")
-    reviewed: bool | None = Field(None, description="somebody gave a verdict")
-    sort: str = Field("first", pattern=f"^({'|'.join(SORTS)})$", description=", ".join(SORTS))
+    review: bool | None = Field(None, description="needs review")
+    reviewed: bool | None = Field(None, description="has a verdict")
+    sort: str = Field("first", pattern=f"^({'|'.join(SORT_KEYS)})$", description=", ".join(SORT_KEYS))
     descending: bool = False
     offset: int = Field(0, ge=0)
     limit: int = Field(100, ge=1, le=1000)
 
 
-def line(row: Row, predictions: Sequence[Row], verdict: Mapping[str, Any] | None) -> Row:
-    """A slide in the list. verdict: the newest entry on it."""
-    rule = next((one for one in predictions if (one["bundle"], one["task"]) == (MEMBRANE_RULE, "her2-4way")), None)
-    asks = row["status"] == "failed" or any(one["review"] for one in predictions)
-    reasons = dict.fromkeys(why for one in predictions for why in one["reasons"] or ())
+def summarize_slide(row: Row, predictions: Sequence[Row], review: Mapping[str, Any] | None) -> Row:
+    """Return a slide as the list shows it. review: its newest review."""
+    rule = next((p for p in predictions if (p["bundle"], p["task"]) == (MEMBRANE_RULE, "her2-4way")), None)
+    needs_review = row["status"] == "failed" or any(prediction["review"] for prediction in predictions)
+    reasons = dict.fromkeys(reason for prediction in predictions for reason in prediction["reasons"] or ())
     names = ("slide_id", "patient_id", "stain", "status", "error_code", "tissue_mm2", "n_tiles")
     return {
         **{name: row[name] for name in names},
         "flags": row["flags"] or [],
         "rule": rule["predicted"] if rule is not None else None,
         "score": rule["score"] if rule is not None else None,
-        "predicted": {f"{one['bundle']}/{one['task']}/{one['method']}": one["predicted"] for one in predictions},
-        "review": asks and verdict is None,
+        "predicted": {"/".join(p[key] for key in ("bundle", "task", "method")): p["predicted"] for p in predictions},
+        "review": needs_review and review is None,
         "reasons": list(reasons),
-        "verdict": verdict["verdict"] if verdict is not None else None,
-        "label": verdict["label"] if verdict is not None else None,
+        "verdict": review["verdict"] if review is not None else None,
+        "label": review["label"] if review is not None else None,
     }
 
 
-def chosen(lines: Sequence[Row], wanted: SlideFilter) -> list[Row]:
-    """The lines that are wanted, in order; those without a value for the order come last."""
-    kept = [one for one in lines if _fits(one, wanted)]
-    key = SORTS[wanted.sort]
-    known = [one for one in kept if key(one) is not None]
-    known.sort(key=lambda one: one["slide_id"].lower())
-    known.sort(key=key, reverse=wanted.descending)
-    return known + [one for one in kept if key(one) is None]
+def filter_slides(summaries: Sequence[Row], slide_filter: SlideFilter) -> list[Row]:
+    """Return the summaries that match, sorted. Slides without a value of the sort key come last."""
+    matching = [slide for slide in summaries if _matches(slide, slide_filter)]
+    key = SORT_KEYS[slide_filter.sort]
+    with_key = [slide for slide in matching if key(slide) is not None]
+    with_key.sort(key=lambda slide: slide["slide_id"].lower())
+    with_key.sort(key=key, reverse=slide_filter.descending)
+    return with_key + [slide for slide in matching if key(slide) is None]
 
 
-def _fits(one: Row, wanted: SlideFilter) -> bool:
-    if wanted.status is not None and one["status"] != wanted.status:
+def _matches(slide: Row, slide_filter: SlideFilter) -> bool:
+    if slide_filter.status is not None and slide["status"] != slide_filter.status:
         return False
-    if wanted.stain is not None and one["stain"] != wanted.stain:
+    if slide_filter.stain is not None and slide["stain"] != slide_filter.stain:
         return False
-    if wanted.predicted is not None and wanted.predicted not in one["predicted"].values():
+    if slide_filter.predicted is not None and slide_filter.predicted not in slide["predicted"].values():
         return False
-    if wanted.review is not None and one["review"] != wanted.review:
+    if slide_filter.review is not None and slide["review"] != slide_filter.review:
         return False
-    if wanted.reviewed is not None and (one["verdict"] is not None) != wanted.reviewed:
+    if slide_filter.reviewed is not None and (slide["verdict"] is not None) != slide_filter.reviewed:
         return False
-    named = (one["slide_id"], one["patient_id"] or "", one["error_code"] or "", *one["flags"], *one["reasons"])
-    return wanted.q.strip().lower() in " ".join(named).lower()
+    searched = (
+        slide["slide_id"],
+        slide["patient_id"] or "",
+        slide["error_code"] or "",
+        *slide["flags"],
+        *slide["reasons"],
+    )
+    return slide_filter.q.strip().lower() in " ".join(searched).lower()

@@ -86,7 +86,7 @@ class AnswerRecorder:
         if found["deepzoom"] is None:
             return
         zoom = DeepZoom(found["row"]["width"], found["row"]["height"], found["tile_size"])
-        for level in range(zoom.last + 1):
+        for level in range(zoom.max_level + 1):
             column, row = (edge // zoom.tile // 2 for edge in zoom.size(level))
             self._get(f"{address}/deepzoom_files/{level}/{column}_{row}.jpg")
 

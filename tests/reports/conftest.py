@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from her2batch.files.locations import remove_files
-from her2batch.reports.cohort_page import page, with_worklists
+from her2batch.reports.cohort_page import add_worklists, render_cohort_page
 from her2batch.reports.report_data import ReportData, load_report_data
 from her2batch.runtime.score import score
 from her2batch.settings import Resources
@@ -55,10 +55,10 @@ def patches_of(cohort: Cohort, slide_id: str) -> pa.Table:
 
 
 @pytest.fixture(scope="session")
-def material(reported: Cohort) -> ReportData:
-    return with_worklists(load_report_data(reported))
+def report_data(reported: Cohort) -> ReportData:
+    return add_worklists(load_report_data(reported))
 
 
 @pytest.fixture(scope="session")
-def report_html(material: ReportData) -> str:
-    return page(material)[0]
+def report_html(report_data: ReportData) -> str:
+    return render_cohort_page(report_data)[0]

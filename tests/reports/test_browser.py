@@ -1,4 +1,4 @@
-"""The report in a real browser: it asks for nothing, works by mouse and keys, and reads well to everybody."""
+"""The report in a real browser: no requests, usable by mouse and keyboard, accessible."""
 
 import math
 import shutil
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get insta
 
 SIZES = ((1440, "light"), (1440, "dark"), (390, "light"), (390, "dark"))
 CORNERS = (SIZES[0], SIZES[3])
-"""Each width and each scheme once."""
+"""Each width and each colour scheme once."""
 
 
 @pytest.fixture(scope="module")
@@ -33,62 +33,64 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def small(reported: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report with the evidence of four slides inside."""
+    """A report that contains the evidence of four slides."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SMALL", 100)
+        patch.setattr(module, "MAX_SLIDES_INLINE", 100)
         return write_report(reported, tmp_path_factory.mktemp("small") / "report.html", pages=4).path
 
 
 @pytest.fixture(scope="module")
 def large(reported: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report with two pages of slides beside it."""
+    """A report with two slide pages beside it."""
     return write_report(reported, tmp_path_factory.mktemp("large") / "report.html", pages=2).path
 
 
-class Watched:
-    """A page with everything that it asked for and complained about."""
+class ObservedPage:
+    """An open page with its network requests and its console errors and warnings."""
 
     def __init__(self, browser: Browser, path: Path, width: int = 1440, scheme: str = "light") -> None:
-        self.asked: list[str] = []
-        self.said: list[str] = []
+        self.requests: list[str] = []
+        self.problems: list[str] = []
         self.page: Page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.page.on("request", lambda one: self.asked.append(one.url) if not one.url.startswith("data:") else None)
-        self.page.on("console", lambda one: self.said.append(one.text) if one.type in ("error", "warning") else None)
-        self.page.on("pageerror", lambda one: self.said.append(str(one)))
+        self.page.on("request", lambda one: self.requests.append(one.url) if not one.url.startswith("data:") else None)
+        self.page.on(
+            "console", lambda one: self.problems.append(one.text) if one.type in ("error", "warning") else None
+        )
+        self.page.on("pageerror", lambda one: self.problems.append(str(one)))
         self.page.goto(path.as_uri())
 
 
 @pytest.mark.parametrize(("width", "scheme"), SIZES)
-def test_it_asks_for_nothing_complains_of_nothing_and_fits(
+def test_report_sends_no_request_logs_no_error_and_fits_the_width(
     browser: Browser, small: Path, width: int, scheme: str
 ) -> None:
-    watched = Watched(browser, small, width, scheme)
-    watched.page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
-    watched.page.wait_for_timeout(200)
-    assert watched.asked == [small.as_uri()]
-    assert watched.said == []
-    assert watched.page.evaluate("document.documentElement.scrollWidth") <= width
-    watched.page.close()
+    observed = ObservedPage(browser, small, width, scheme)
+    observed.page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    observed.page.wait_for_timeout(200)
+    assert observed.requests == [small.as_uri()]
+    assert observed.problems == []
+    assert observed.page.evaluate("document.documentElement.scrollWidth") <= width
+    observed.page.close()
 
 
 @pytest.mark.parametrize(
     ("width", "scheme"), [one if one in CORNERS else pytest.param(*one, marks=pytest.mark.slow) for one in SIZES]
 )
-def test_axe_finds_nothing_serious(browser: Browser, small: Path, width: int, scheme: str) -> None:
-    watched = Watched(browser, small, width, scheme)
-    watched.page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
-    found = Axe().run(watched.page).response["violations"]
+def test_report_has_no_serious_accessibility_violation(browser: Browser, small: Path, width: int, scheme: str) -> None:
+    observed = ObservedPage(browser, small, width, scheme)
+    observed.page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    found = Axe().run(observed.page).response["violations"]
     serious = [(one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in ("serious", "critical")]
     assert serious == []
-    watched.page.close()
+    observed.page.close()
 
 
 def column(page: Page, name: str, at: int) -> list[str]:
     return page.locator(f"#{name} tbody tr td:nth-child({at})").all_text_contents()
 
 
-def test_a_list_sorts_and_filters_by_keys_alone(browser: Browser, small: Path) -> None:
-    page = Watched(browser, small).page
+def test_table_sorts_and_filters_by_keyboard(browser: Browser, small: Path) -> None:
+    page = ObservedPage(browser, small).page
     head = page.locator("#all thead th button", has_text="score")
     at = page.locator("#all thead th").all_text_contents().index("score") + 1
     head.focus()
@@ -111,8 +113,8 @@ def test_a_list_sorts_and_filters_by_keys_alone(browser: Browser, small: Path) -
     page.close()
 
 
-def test_what_can_be_used_can_be_reached_by_tab_and_shows_its_focus(browser: Browser, small: Path) -> None:
-    page = Watched(browser, small).page
+def test_controls_are_reachable_by_tab_and_show_their_focus(browser: Browser, small: Path) -> None:
+    page = ObservedPage(browser, small).page
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     seen = set()
@@ -125,8 +127,8 @@ def test_what_can_be_used_can_be_reached_by_tab_and_shows_its_focus(browser: Bro
     page.close()
 
 
-def test_layers_change_and_fade(browser: Browser, small: Path) -> None:
-    page = Watched(browser, small).page
+def test_layer_and_opacity_can_be_changed(browser: Browser, small: Path) -> None:
+    page = ObservedPage(browser, small).page
     page.locator(".part#slides details summary").first.click()
     viewer = page.locator(".viewer").first
     shown = viewer.locator("image[data-layer]:not([hidden])")
@@ -141,38 +143,38 @@ def test_layers_change_and_fade(browser: Browser, small: Path) -> None:
     page.close()
 
 
-def test_a_link_in_a_list_opens_the_evidence(browser: Browser, small: Path, large: Path) -> None:
-    page = Watched(browser, small).page
+def test_link_in_a_table_opens_the_evidence(browser: Browser, small: Path, large: Path) -> None:
+    page = ObservedPage(browser, small).page
     link = page.locator("#all a.slide").first
     name = link.text_content()
     link.click()
     assert page.locator(f"article[id='slide-{name}']").is_visible()
     page.close()
-    watched = Watched(browser, large)
-    watched.page.locator("#lists a.slide").first.click()
-    watched.page.wait_for_load_state()
-    assert watched.page.url.startswith((large.parent / "report_slides").as_uri())
-    assert watched.page.locator(".viewer image").first.is_visible()
-    assert watched.said == []
-    watched.page.locator("header a").click()
-    watched.page.wait_for_load_state()
-    assert watched.page.url == large.as_uri()
-    watched.page.close()
+    observed = ObservedPage(browser, large)
+    observed.page.locator("#lists a.slide").first.click()
+    observed.page.wait_for_load_state()
+    assert observed.page.url.startswith((large.parent / "report_slides").as_uri())
+    assert observed.page.locator(".viewer image").first.is_visible()
+    assert observed.problems == []
+    observed.page.locator("header a").click()
+    observed.page.wait_for_load_state()
+    assert observed.page.url == large.as_uri()
+    observed.page.close()
 
 
-def test_a_page_of_a_slide_is_accessible_too(browser: Browser, large: Path) -> None:
+def test_slide_page_has_no_serious_accessibility_violation(browser: Browser, large: Path) -> None:
     path = next((large.parent / "report_slides").iterdir())
     for width, scheme in CORNERS:
-        watched = Watched(browser, path, width, scheme)
-        found = Axe().run(watched.page).response["violations"]
+        observed = ObservedPage(browser, path, width, scheme)
+        found = Axe().run(observed.page).response["violations"]
         assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
-        assert watched.asked == [path.as_uri()]
-        assert watched.page.evaluate("document.documentElement.scrollWidth") <= width
-        watched.page.close()
+        assert observed.requests == [path.as_uri()]
+        assert observed.page.evaluate("document.documentElement.scrollWidth") <= width
+        observed.page.close()
 
 
-def test_it_prints(browser: Browser, small: Path) -> None:
-    page = Watched(browser, small, scheme="dark").page
+def test_report_prints_in_light_mode_with_all_details(browser: Browser, small: Path) -> None:
+    page = ObservedPage(browser, small, scheme="dark").page
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     pdf = page.pdf(format="A4")
@@ -182,7 +184,7 @@ def test_it_prints(browser: Browser, small: Path) -> None:
     page.close()
 
 
-def test_without_scripts_the_first_rows_stand_there(browser: Browser, small: Path) -> None:
+def test_first_rows_are_shown_without_scripts(browser: Browser, small: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(small.as_uri())

@@ -1,4 +1,4 @@
-"""Figures: each drawn from a table, told in words, legible in every light."""
+"""Figures: drawn from a table, described in words, legible in light and dark mode."""
 
 import csv
 import io
@@ -13,7 +13,15 @@ import pyarrow as pa
 import pytest
 
 from her2batch.reports import figures
-from her2batch.reports.figures import HUES, LOOK, Figure, csv_text, png, save, standalone
+from her2batch.reports.figures import (
+    CLASS_COLOURS,
+    PALETTE,
+    Figure,
+    save_figures,
+    standalone_svg,
+    svg_to_png,
+    table_to_csv,
+)
 from her2batch.tasks import CLASSES
 
 SHARES = pa.table({"group": ["membrane"] * 2 + ["=evil()"] * 2, "class": ["0", "1+"] * 2, "n": [3, 1, 0, 4]})
@@ -31,48 +39,48 @@ TABLES = {
 
 
 @pytest.mark.parametrize("kind", sorted(TABLES))
-def test_a_figure_is_well_formed_and_tells_itself_in_words(kind: str) -> None:
-    svg = getattr(figures, kind)("Title & more", TABLES[kind])
+def test_figure_is_well_formed_and_describes_its_content(kind: str) -> None:
+    svg = getattr(figures, f"plot_{kind}")("Title & more", TABLES[kind])
     found = ET.fromstring(svg)
     assert found.get("role") == "img"
     assert found.get("aria-label").startswith("Title & more. ")
-    numbers = {"shares": "75%", "bars": "pen: 3", "confusion": "5 called 0", "roc": "AUC 0.800",
-               "calibration": "right 0.25 of 8", "intervals": "north: 0.60 of 20"}  # fmt: skip
+    numbers = {"shares": "75%", "bars": "pen: 3", "confusion": "5 predicted 0", "roc": "AUC 0.800",
+               "calibration": "correct 0.25 of 8", "intervals": "north: 0.60 of 20"}  # fmt: skip
     assert numbers[kind] in found.find("desc").text
-    assert set(re.findall(r"var\(--(\w+)\)", svg)) <= LOOK.keys()
+    assert set(re.findall(r"var\(--(\w+)\)", svg)) <= PALETTE.keys()
 
 
 @pytest.mark.parametrize("kind", sorted(TABLES))
-def test_a_file_of_a_figure_needs_no_page_and_has_ink_as_png(kind: str) -> None:
-    svg = getattr(figures, kind)("t", TABLES[kind])
-    assert "var(" not in standalone(svg)
-    ET.fromstring(standalone(svg))
-    picture = cv2.imdecode(np.frombuffer(png(svg), np.uint8), cv2.IMREAD_COLOR)
-    assert picture.shape[1] == 2 * figures.WIDTH
+def test_figure_file_needs_no_page_and_is_drawn_as_png(kind: str) -> None:
+    svg = getattr(figures, f"plot_{kind}")("t", TABLES[kind])
+    assert "var(" not in standalone_svg(svg)
+    ET.fromstring(standalone_svg(svg))
+    picture = cv2.imdecode(np.frombuffer(svg_to_png(svg), np.uint8), cv2.IMREAD_COLOR)
+    assert picture.shape[1] == 2 * figures.FIGURE_WIDTH
     assert (picture < 200).any()
     assert (picture > 250).mean() > 0.3
 
 
-def test_bars_are_as_long_as_their_shares() -> None:
-    widths = [float(one) for one in re.findall(r'width="([\d.]+)" height="17\.0"', figures.shares("t", SHARES))]
+def test_bar_lengths_are_proportional_to_shares() -> None:
+    widths = [float(one) for one in re.findall(r'width="([\d.]+)" height="17\.0"', figures.plot_shares("t", SHARES))]
     assert widths[0] / widths[1] == pytest.approx(3, rel=0.01)
     assert widths[2] == 0
     assert widths[3] == pytest.approx(widths[0] + widths[1], abs=0.2)
 
 
-def test_files_are_saved_with_the_table_they_are_drawn_from(tmp_path: Path) -> None:
-    save([Figure("scores", "Scores", "note", figures.shares("t", SHARES), SHARES)], tmp_path / "f")
+def test_figures_are_saved_with_their_table(tmp_path: Path) -> None:
+    save_figures([Figure("scores", "Scores", "note", figures.plot_shares("t", SHARES), SHARES)], tmp_path / "f")
     assert sorted(one.name for one in (tmp_path / "f").iterdir()) == ["scores.csv", "scores.png", "scores.svg"]
     rows = list(csv.DictReader(io.StringIO((tmp_path / "f" / "scores.csv").read_text())))
     assert [(one["class"], one["n"]) for one in rows] == [("0", "3"), ("1+", "1"), ("0", "0"), ("1+", "4")]
 
 
-def test_no_cell_of_a_table_is_a_formula() -> None:
-    assert "'=evil()" in csv_text(SHARES)
+def test_cells_of_a_csv_are_no_formulas() -> None:
+    assert "'=evil()" in table_to_csv(SHARES)
 
 
 def luminance(colour: str) -> float:
-    """WCAG 2.2, relative luminance."""
+    """Relative luminance (WCAG 2.2)."""
     parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
     r, g, b = (one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in parts)
     return 0.2126 * r + 0.7152 * g + 0.0722 * b
@@ -84,16 +92,16 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("mode", [0, 1])
-def test_words_stand_out_from_their_ground(mode: int) -> None:
+def test_text_has_enough_contrast(mode: int) -> None:
     for word in ("ink", "soft", "accent", "bad", "good"):
         for ground in ("page", "panel"):
-            assert contrast(LOOK[word][mode], LOOK[ground][mode]) >= 4.5, (word, ground)
+            assert contrast(PALETTE[word][mode], PALETTE[ground][mode]) >= 4.5, (word, ground)
 
 
 @pytest.mark.parametrize("mode", [0, 1])
-def test_classes_are_told_apart_by_lightness_alone(mode: int) -> None:
-    """What is left for an eye that sees no hue: neighbours in a stacked bar differ by a third or more."""
+def test_classes_differ_by_lightness_alone(mode: int) -> None:
+    """Neighbours in a stacked bar differ in luminance by a third or more."""
     for classes in CLASSES.values():
-        light = [luminance(LOOK[HUES[one]][mode]) for one in classes]
+        light = [luminance(PALETTE[CLASS_COLOURS[one]][mode]) for one in classes]
         for a, b in pairwise(light):
             assert max(a, b) / min(a, b) > 1.33, (classes, light)

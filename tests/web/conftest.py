@@ -1,4 +1,4 @@
-"""A cohort to look at, which tests may write reviews to, and the application over it."""
+"""A cohort that tests may write reviews to, and a client of the application that serves it."""
 
 import shutil
 from collections.abc import Callable
@@ -21,12 +21,12 @@ def cohort(synthetic: Synthetic, tmp_path: Path) -> Cohort:
 
 
 def _link(source: str, target: str) -> None:
-    """The store replaces files and never writes into one, so a copy can share them."""
+    """The store replaces files and never writes into them, so that a copy can share them."""
     Path(target).hardlink_to(source)
 
 
 @pytest.fixture
 def client(cohort: Cohort) -> TestClient:
-    """Somebody with the token."""
+    """A client with the token."""
     headers = {"Authorization": f"Bearer {TOKEN}"}
     return TestClient(application(cohort.root), base_url="http://127.0.0.1:8300", headers=headers)

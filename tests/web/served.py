@@ -1,4 +1,4 @@
-"""The application without Ray: on a port of this machine, for a browser and for curl."""
+"""The application without Ray, on a port of this machine, for a browser and for curl."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from typing import Any
 import uvicorn
 
 from her2batch.web.app import create_app
-from her2batch.web.ingest_jobs import IngestJobs, Work
+from her2batch.web.ingest_jobs import IngestJobs, IngestSlide
 
 TOKEN = "a-token-for-the-tests-only"
 
 
-def application(cohort: Path, scans: Path | None = None, work: Work | None = None, codes: tuple[str, ...] = ()) -> Any:
-    """The application with a desk of its own."""
-    desk = IngestJobs(work, codes, retry_s=0.1)
+def application(
+    cohort: Path, scans: Path | None = None, work: IngestSlide | None = None, codes: tuple[str, ...] = ()
+) -> Any:
+    """Return the application with its own ingest jobs."""
+    jobs = IngestJobs(work, codes, retry_s=0.1)
 
-    async def ask(method: str, *args: Any) -> Any:
-        return getattr(desk, method)(*args)
+    async def call_jobs(method: str, *args: Any) -> Any:
+        return getattr(jobs, method)(*args)
 
-    return create_app(cohort, TOKEN, ask, scans)
+    return create_app(cohort, TOKEN, call_jobs, scans)
 
 
 @contextmanager
 def listening(app: Any) -> Iterator[str]:
-    """The address where it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """Serve the application; yield its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""The REST API over a real cohort: slides, their evidence and pictures, verdicts."""
+"""The REST API of a cohort: slides, their evidence and images, reviews, ingest jobs."""
 
 import json
 from pathlib import Path
@@ -16,18 +16,18 @@ from tests.web.served import TOKEN, application
 API = "/api/v1"
 
 
-def slide_of(client: TestClient, **wanted: object) -> str:
+def highest_scored_slide(client: TestClient, **wanted: object) -> str:
     page = client.get(f"{API}/slides", params={"stain": "her2", "sort": "score", "descending": True, **wanted}).json()
     return str(page["slides"][0]["slide_id"])
 
 
-def verdict(client: TestClient, slide_id: str, **more: object) -> dict:
+def new_review(client: TestClient, slide_id: str, **more: object) -> dict:
     one = client.get(f"{API}/slides/{slide_id}").json()["predictions"][0]
     seen = {name: one[name] for name in ("bundle", "task", "method", "predicted")}
     return {"slide_id": slide_id, "reviewer": "Dr. Who", "verdict": "agree", **seen, **more}
 
 
-def test_slides_come_page_by_page(client: TestClient, cohort: Cohort) -> None:
+def test_slides_are_listed_page_by_page(client: TestClient, cohort: Cohort) -> None:
     facts = client.get(f"{API}/cohort").json()
     assert (facts["slides"], facts["posting"]) == (len(cohort.rows()), False)
     found, offset = [], 0
@@ -43,8 +43,8 @@ def test_slides_come_page_by_page(client: TestClient, cohort: Cohort) -> None:
         assert client.get(f"{API}/slides", params=wrong).status_code == 422
 
 
-def test_one_slide_comes_with_its_evidence(client: TestClient, cohort: Cohort) -> None:
-    slide_id = slide_of(client)
+def test_slide_has_its_evidence(client: TestClient, cohort: Cohort) -> None:
+    slide_id = highest_scored_slide(client)
     found = client.get(f"{API}/slides/{slide_id}").json()
     row = cohort.rows()[slide_id]
     assert {name: found["row"][name] for name in ("sha256", "n_tiles", "flags", "path")} == {
@@ -62,8 +62,8 @@ def test_one_slide_comes_with_its_evidence(client: TestClient, cohort: Cohort) -
     assert client.get(f"{API}/slides/{slide_id}/patches").json() == []
 
 
-def test_pictures_are_the_stores_own(client: TestClient, cohort: Cohort) -> None:
-    slide_id = slide_of(client)
+def test_images_are_those_of_the_store(client: TestClient, cohort: Cohort) -> None:
+    slide_id = highest_scored_slide(client)
     found = client.get(f"{API}/slides/{slide_id}").json()
     assert client.get(found["thumbnail"]).content == cohort.thumbnail(slide_id).read_bytes()
     assert 'Format="jpg"' in client.get(found["deepzoom"]).text
@@ -76,7 +76,7 @@ def test_pictures_are_the_stores_own(client: TestClient, cohort: Cohort) -> None
     assert client.get(f"{base}/a/0_0.jpg").status_code == 422
 
 
-def test_what_is_not_there_is_said(client: TestClient) -> None:
+def test_unknown_names_are_404_and_posting_is_403(client: TestClient) -> None:
     for name in ("nobody", "..", "%2e%2e%2fcohort", "a%00b"):
         for rest in ("", "/tiles", "/deepzoom.dzi", "/thumbnail.jpg", "/deepzoom_files/0/0_0.jpg"):
             assert client.get(f"{API}/slides/{name}{rest}").status_code == 404
@@ -84,12 +84,12 @@ def test_what_is_not_there_is_said(client: TestClient) -> None:
     assert client.post(f"{API}/slides", json={"path": "a.svs"}).status_code == 403
 
 
-def test_a_verdict_is_in_the_table_and_the_chain_holds(client: TestClient, cohort: Cohort) -> None:
-    slide_id = slide_of(client)
-    first = client.post(f"{API}/reviews", json=verdict(client, slide_id))
+def test_review_is_stored_and_the_chain_is_intact(client: TestClient, cohort: Cohort) -> None:
+    slide_id = highest_scored_slide(client)
+    first = client.post(f"{API}/reviews", json=new_review(client, slide_id))
     assert first.status_code == 201
     assert first.json()["label"] == first.json()["predicted"] == "3+"
-    changed = verdict(client, slide_id, verdict="change", label="2+", comment="<b>rim</b>")
+    changed = new_review(client, slide_id, verdict="change", label="2+", comment="<b>rim</b>")
     assert client.post(f"{API}/reviews", json=changed).json()["number"] == 2
     entries = client.get(f"{API}/reviews", params={"slide_id": slide_id}).json()
     assert [(one["verdict"], one["label"]) for one in entries] == [("agree", "3+"), ("change", "2+")]
@@ -102,9 +102,9 @@ def test_a_verdict_is_in_the_table_and_the_chain_holds(client: TestClient, cohor
     assert list(verify_cohort(cohort)) == []
 
 
-def test_a_verdict_on_what_is_no_longer_predicted_is_refused(client: TestClient, cohort: Cohort) -> None:
-    slide_id = slide_of(client)
-    good = verdict(client, slide_id)
+def test_invalid_and_outdated_reviews_are_refused(client: TestClient, cohort: Cohort) -> None:
+    slide_id = highest_scored_slide(client)
+    good = new_review(client, slide_id)
     for more, status in (
         ({"predicted": "1+"}, 409),
         ({"method": "clam-sb"}, 409),
@@ -121,18 +121,18 @@ def test_a_verdict_on_what_is_no_longer_predicted_is_refused(client: TestClient,
     assert reviews.read_reviews(cohort) == []
 
 
-def test_with_pseudonyms_no_path_is_shown(cohort: Cohort) -> None:
+def test_cohort_with_pseudonyms_shows_no_path(cohort: Cohort) -> None:
     for row in cohort.rows().values():
         write_row(cohort, {**row, "path": None})
     headers = {"Authorization": f"Bearer {TOKEN}"}
     client = TestClient(application(cohort.root), base_url="http://127.0.0.1:8300", headers=headers)
-    slide_id = slide_of(client)
+    slide_id = highest_scored_slide(client)
     for address in (f"{API}/slides", f"{API}/slides/{slide_id}", f"{API}/cohort"):
         assert ".svs" not in client.get(address).text
         assert str(cohort.root) not in client.get(address).text
 
 
-def test_a_posted_slide_gets_a_ticket_and_then_its_result(cohort: Cohort, tmp_path: Path) -> None:
+def test_posted_slide_gets_a_ticket_and_its_result(cohort: Cohort, tmp_path: Path) -> None:
     slide_id = sorted(cohort.rows())[0]
     scans = tmp_path / "scans"
     scans.mkdir()
@@ -151,10 +151,10 @@ def test_a_posted_slide_gets_a_ticket_and_then_its_result(cohort: Cohort, tmp_pa
         assert client.post(f"{API}/slides", json={"path": path}).status_code == 403
 
 
-def test_answers_are_as_openapi_says(client: TestClient) -> None:
+def test_responses_match_the_openapi_schema(client: TestClient) -> None:
     spec = client.get(f"{API}/openapi.json").json()
-    slide_id = slide_of(client)
-    client.post(f"{API}/reviews", json=verdict(client, slide_id))
+    slide_id = highest_scored_slide(client)
+    client.post(f"{API}/reviews", json=new_review(client, slide_id))
     for path in ("/cohort", "/slides", "/slides/{slide_id}", "/reviews"):
         call = spec["paths"][f"{API}{path}"]["get"]
         schema = call["responses"]["200"]["content"]["application/json"]["schema"]

@@ -1,4 +1,4 @@
-"""Who may come in: nobody without the token, no other name for this machine, no page of another origin."""
+"""Authentication: the token is required, other host names and pages of other origins are refused."""
 
 import pytest
 from starlette.testclient import TestClient
@@ -18,7 +18,7 @@ def stranger(cohort: Cohort) -> TestClient:
 ADDRESSES = ("/", "/api/v1/slides", "/api/v1/openapi.json", "/api/v1/docs", "/api/v1/reviews", "/nowhere")
 
 
-def test_nothing_of_the_cohort_is_told_without_the_token(stranger: TestClient) -> None:
+def test_no_data_without_the_token(stranger: TestClient) -> None:
     for address in ADDRESSES:
         for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": TOKEN}, {"Cookie": "her2batch-8300=x"}):
             answer = stranger.get(address, headers=headers)
@@ -28,7 +28,7 @@ def test_nothing_of_the_cohort_is_told_without_the_token(stranger: TestClient) -
     assert stranger.get("/static/style.css").status_code == 200
 
 
-def test_a_link_works_once_and_gives_a_cookie_that_scripts_and_other_sites_do_not_get(stranger: TestClient) -> None:
+def test_link_works_once_and_sets_a_protected_cookie(stranger: TestClient) -> None:
     answer = stranger.get("/?token=first")
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
     cookie = answer.headers["set-cookie"].lower()
@@ -41,25 +41,25 @@ def test_a_link_works_once_and_gives_a_cookie_that_scripts_and_other_sites_do_no
     assert stranger.get("/?token=second").status_code == 303
 
 
-def test_the_token_may_be_typed(stranger: TestClient) -> None:
+def test_token_can_be_entered(stranger: TestClient) -> None:
     assert stranger.post("/login", data={"token": "wrong"}).status_code == 401
     assert stranger.post("/login", data={"token": f" {TOKEN} "}).status_code == 303
     assert stranger.get("/").status_code == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8300", "127.0.0.1.evil.example", "10.0.0.1:8300", ""])
-def test_another_name_for_this_machine_is_refused(stranger: TestClient, host: str) -> None:
+def test_other_host_names_are_refused(stranger: TestClient, host: str) -> None:
     headers = {"Host": host, "Authorization": f"Bearer {TOKEN}"}
     assert stranger.get("/api/v1/slides", headers=headers).status_code == 421
 
 
 @pytest.mark.parametrize("host", ["localhost:9000", "127.0.0.1", "[::1]:8300"])
-def test_a_tunnel_is_let_in(stranger: TestClient, host: str) -> None:
+def test_tunnel_is_accepted(stranger: TestClient, host: str) -> None:
     headers = {"Host": host, "Authorization": f"Bearer {TOKEN}"}
     assert stranger.get("/api/v1/slides", headers=headers).status_code == 200
 
 
-def test_a_browsers_writes_come_from_our_own_page(stranger: TestClient) -> None:
+def test_browser_writes_need_our_own_page(stranger: TestClient) -> None:
     stranger.get("/?token=first")
     ours = {"x-her2batch": "1"}
     for headers in ({}, {"Origin": HOME}, {**ours, "Origin": "http://127.0.0.1:9"}, {**ours, "Origin": "null"}):
@@ -68,7 +68,7 @@ def test_a_browsers_writes_come_from_our_own_page(stranger: TestClient) -> None:
         assert stranger.post("/api/v1/reviews", json={}, headers=headers).status_code == 422
 
 
-def test_every_answer_says_what_a_browser_may_do_with_it(stranger: TestClient) -> None:
+def test_every_response_has_security_headers(stranger: TestClient) -> None:
     for address in ("/", "/static/app.js", "/api/v1/slides"):
         headers = stranger.get(address).headers
         assert headers["content-security-policy"].startswith("default-src 'self'")
@@ -78,6 +78,6 @@ def test_every_answer_says_what_a_browser_may_do_with_it(stranger: TestClient) -
         assert headers["cache-control"] == "no-store"
 
 
-def test_a_body_has_a_limit(client: TestClient) -> None:
+def test_request_body_has_a_limit(client: TestClient) -> None:
     answer = client.post("/api/v1/reviews", content=b"{" + b" " * 100_000)
     assert answer.status_code == 413

@@ -1,5 +1,4 @@
-"""The page as a pathologist uses it, in a real browser, wide and narrow: it works, asks no other machine, excludes
-nobody."""
+"""The web page in a real browser, wide and narrow: it works, sends no request elsewhere, and is accessible."""
 
 import re
 import shutil
@@ -39,25 +38,25 @@ def address(cohort: Cohort) -> Iterator[str]:
         yield url
 
 
-def opened(browser: playwright.Browser, address: str, name: str, scheme: str) -> tuple[playwright.Page, list[str]]:
-    """The page, come in by its link; and what goes wrong on it, as it does."""
+def open_page(browser: playwright.Browser, address: str, name: str, scheme: str) -> tuple[playwright.Page, list[str]]:
+    """Open the page by its one-time link. Return it with a list that collects its errors and foreign requests."""
     width, height = WIDTHS[name]
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-    page, wrong = context.new_page(), []
-    page.on("console", lambda one: wrong.append(one.text) if one.type in ("error", "warning") else None)
-    page.on("pageerror", lambda one: wrong.append(str(one)))
-    page.on("request", lambda one: wrong.append(one.url) if not _ours(one.url) else None)
+    page, problems = context.new_page(), []
+    page.on("console", lambda one: problems.append(one.text) if one.type in ("error", "warning") else None)
+    page.on("pageerror", lambda one: problems.append(str(one)))
+    page.on("request", lambda one: problems.append(one.url) if not _is_local(one.url) else None)
     page.goto(f"{address}/?token={name}")
     page.wait_for_selector("tbody tr")
     assert page.url == f"{address}/"
-    return page, wrong
+    return page, problems
 
 
-def _ours(url: str) -> bool:
+def _is_local(url: str) -> bool:
     return urlsplit(url).scheme in ("blob", "data") or urlsplit(url).hostname == "127.0.0.1"
 
 
-def barriers(page: playwright.Page) -> list[str]:
+def accessibility_violations(page: playwright.Page) -> list[str]:
     found = axe.Axe().run(page).response["violations"]
     return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in SERIOUS]
 
@@ -66,12 +65,12 @@ def column(page: playwright.Page, label: str) -> list[str]:
     return page.locator(f'tbody td[data-label="{label}"]').all_inner_texts()
 
 
-def fits(page: playwright.Page) -> bool:
+def fits_width(page: playwright.Page) -> bool:
     return bool(page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
 
 
-def sorted_and_filtered(page: playwright.Page) -> str:
-    """The list, sorted by score and filtered; returns the slide that was opened by the keyboard."""
+def sort_and_filter(page: playwright.Page) -> str:
+    """Sort the list by score and filter it. Return the slide that was opened by keyboard."""
     page.get_by_role("button", name="Score").click()
     expect(page.locator('th[aria-sort="ascending"]')).to_contain_text("Score")
     page.get_by_role("button", name="Score").click()
@@ -89,7 +88,7 @@ def sorted_and_filtered(page: playwright.Page) -> str:
     return str(slide_id)
 
 
-def zoomed(page: playwright.Page) -> None:
+def zoom_in(page: playwright.Page) -> None:
     expect(page.locator("#scale span")).to_have_text(re.compile(r"^[\d.]+ mm$"))
     before = page.locator("#scale span").inner_text()
     with page.expect_response(re.compile(r"deepzoom_files/\d+/\d+_\d+\.jpg$")) as tile:
@@ -99,7 +98,7 @@ def zoomed(page: playwright.Page) -> None:
     expect(page.locator("#scale span")).not_to_have_text(before)
 
 
-def overlaid(page: playwright.Page) -> None:
+def choose_overlays(page: playwright.Page) -> None:
     page.get_by_role("button", name="Whole slide").click()
     page.wait_for_timeout(600)
     clear = page.locator(".overlay").evaluate("canvas => canvas.toDataURL()")
@@ -111,7 +110,7 @@ def overlaid(page: playwright.Page) -> None:
     assert page.locator(".overlay").evaluate("canvas => canvas.style.opacity") == "0.25"
 
 
-def judged(page: playwright.Page) -> None:
+def enter_review(page: playwright.Page) -> None:
     page.get_by_label("Change to", exact=True).check()
     page.get_by_label("Class to change to").select_option("2+")
     page.get_by_label("Comment").fill("<img src=x onerror=alert(1)> rim only")
@@ -123,17 +122,19 @@ def judged(page: playwright.Page) -> None:
 
 
 @pytest.mark.parametrize(("name", "scheme"), [("wide", "light"), ("narrow", "dark")])
-def test_the_page_works(browser: playwright.Browser, address: str, cohort: Cohort, name: str, scheme: str) -> None:
-    page, wrong = opened(browser, address, name, scheme)
-    assert barriers(page) == []
-    assert fits(page)
-    slide_id = sorted_and_filtered(page)
+def test_list_viewer_and_review_work(
+    browser: playwright.Browser, address: str, cohort: Cohort, name: str, scheme: str
+) -> None:
+    page, problems = open_page(browser, address, name, scheme)
+    assert accessibility_violations(page) == []
+    assert fits_width(page)
+    slide_id = sort_and_filter(page)
     expect(page.get_by_role("heading", level=1)).to_have_text(slide_id)
-    zoomed(page)
-    overlaid(page)
-    assert barriers(page) == []
-    assert fits(page)
-    judged(page)
+    zoom_in(page)
+    choose_overlays(page)
+    assert accessibility_violations(page) == []
+    assert fits_width(page)
+    enter_review(page)
     entry = reviews.read_reviews(cohort)[-1]
     assert (entry["slide_id"], entry["predicted"], entry["label"]) == (slide_id, "3+", "2+")
     assert list(verify_cohort(cohort)) == []
@@ -143,34 +144,34 @@ def test_the_page_works(browser: playwright.Browser, address: str, cohort: Cohor
     assert column(page, "Verdict") == ["changed to 2+"]
     page.get_by_role("link", name="API").click()
     page.wait_for_selector("section")
-    assert barriers(page) == []
-    assert wrong == []
+    assert accessibility_violations(page) == []
+    assert problems == []
     page.context.close()
 
 
-def test_the_door_asks_for_the_token(browser: playwright.Browser, address: str) -> None:
+def test_sign_in_page_accepts_the_token(browser: playwright.Browser, address: str) -> None:
     from tests.web.served import TOKEN
 
     page = browser.new_page()
     page.goto(address)
-    assert barriers(page) == []
+    assert accessibility_violations(page) == []
     page.get_by_label("Token").fill(TOKEN)
-    page.get_by_role("button", name="Come in").click()
+    page.get_by_role("button", name="Sign in").click()
     page.wait_for_selector("tbody tr")
     page.close()
 
 
-def test_a_slide_without_a_picture_says_why(browser: playwright.Browser, address: str, cohort: Cohort) -> None:
+def test_slide_without_an_image_shows_the_reason(browser: playwright.Browser, address: str, cohort: Cohort) -> None:
     from her2batch.store.cohort import RETIRED, write_row
 
     done, failed = sorted(cohort.rows().values(), key=lambda one: one["slide_id"])[:2]
     write_row(cohort, {**done, "flags": [*done["flags"], RETIRED]})
     lost = dict.fromkeys(failed) | {"slide_id": failed["slide_id"], "status": "failed", "files": [], "flags": []}
     write_row(cohort, {**lost, "error_code": "no-mpp", "error": "x.svs: no resolution; pass --mpp-override"})
-    page, wrong = opened(browser, address, "wide", "light")
+    page, problems = open_page(browser, address, "wide", "light")
     page.goto(f"{address}/#/slide/{failed['slide_id']}")
     expect(page.locator("#viewer")).to_contain_text("pass --mpp-override")
     with page.expect_response(re.compile(r"thumbnail\.jpg$")):
         page.goto(f"{address}/#/slide/{done['slide_id']}")
-    assert wrong == []
+    assert problems == []
     page.context.close()

@@ -1,4 +1,4 @@
-"""Overlays: columns out of tables, and the rim of the tiles."""
+"""Overlays: columns from the tables, and the outline of the tiles."""
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ def table(places: list[tuple[int, int]], size: int) -> pa.Table:
 
 
 @pytest.mark.parametrize("size", [448, 1, 100])
-def test_the_outline_runs_round_the_tiles_and_round_holes(size: int) -> None:
+def test_outline_follows_tiles_and_holes(size: int) -> None:
     places = [(x * size, y * size) for x in range(1, 4) for y in range(2, 5) if (x, y) != (2, 3)]
     rings = [Polygon(ring) for ring in overlays.tissue_outline(table(places, size))]
     whole = max(rings, key=lambda one: one.area)
@@ -24,20 +24,20 @@ def test_the_outline_runs_round_the_tiles_and_round_holes(size: int) -> None:
     assert [one.bounds for one in holes] == [(2 * size, 3 * size, 3 * size, 4 * size)]
 
 
-def test_pieces_have_an_outline_each_and_no_tile_has_none() -> None:
+def test_each_piece_has_an_outline() -> None:
     rings = overlays.tissue_outline(table([(0, 0), (500, 500)], 100))
     assert sorted(Polygon(ring).bounds for ring in rings) == [(0, 0, 100, 100), (500, 500, 600, 600)]
     assert overlays.tissue_outline(table([], 100)) == []
 
 
-def test_a_grid_whose_step_is_no_whole_number_has_one_outline() -> None:
+def test_grid_with_a_fractional_step_has_one_outline() -> None:
     step = 448.45
     places = [(int(x * step + 0.5), int(y * step + 0.5)) for x in range(900) for y in range(2)]
     (ring,) = overlays.tissue_outline(table(places, 448))
     assert Polygon(ring).bounds == pytest.approx((0, 0, 900 * step, 2 * step), abs=2)
 
 
-def test_tiles_come_with_their_membrane_shares(cohort: Cohort) -> None:
+def test_tile_overlay_has_membrane_shares(cohort: Cohort) -> None:
     slide_id = next(one for one, row in sorted(cohort.rows().items()) if row["n_tiles"])
     tiles, membrane = cohort.read("tiles", slide_id), cohort.read("membrane", slide_id)
     found = overlays.tile_overlay(tiles, membrane)
@@ -47,7 +47,7 @@ def test_tiles_come_with_their_membrane_shares(cohort: Cohort) -> None:
     assert "cells" not in overlays.tile_overlay(tiles, None)
 
 
-def test_attention_is_relative_to_its_largest_and_lies_on_its_tiles() -> None:
+def test_attention_is_relative_to_the_largest() -> None:
     tiles = table([(0, 0), (100, 0), (200, 0)], 100)
     rows = [{"task": task, "method": "clam-sb", "input": "stain", "tile": tile, "attention": share}
             for task, shares in (("her2-3way", (0.5, 0.1, 0.4)), ("her2-4way", (0.2, 0.2, 0.6)))
@@ -57,7 +57,7 @@ def test_attention_is_relative_to_its_largest_and_lies_on_its_tiles() -> None:
     assert (other["task"], other["attention"]) == ("her2-4way", [0.3333, 0.3333, 1.0])
 
 
-def test_patches_show_their_likeliest_class() -> None:
+def test_patches_have_their_most_probable_class() -> None:
     rows = [{"resolution": one, "x": x, "y": 0, "size": 50, "p0": 0.1, "p1": 0.7 - x, "p2": 0.1, "p3": 0.1 + x}
             for one, x in (("low", 0), ("low", 1), ("high", 0))]  # fmt: skip
     low, high = overlays.patch_overlays(pa.Table.from_pylist(rows))

@@ -1,4 +1,4 @@
-"""What comes from the npm registry is what the lock file names, unchanged, with its licence."""
+"""Files from the npm registry are those of the lock file, unchanged, with their licence."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ STATIC = Path(her2batch.__file__).parent / "web" / "static"
 LOCK = Path(__file__).parents[2] / "web-src" / "package-lock.json"
 
 
-def test_vendored_files_are_those_that_were_built_from_the_lock() -> None:
+def test_vendored_files_equal_those_built_from_the_lock_file() -> None:
     listed = json.loads((STATIC / "vendor" / "vendored.json").read_text())
     found = {path.name: path for path in (STATIC / "vendor").iterdir() if path.name != "vendored.json"}
     assert {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items()} == listed["files"]
@@ -21,7 +21,7 @@ def test_vendored_files_are_those_that_were_built_from_the_lock() -> None:
         assert one["version"] in found[f"{name}.js"].read_text()[:2000]
 
 
-def test_no_page_asks_another_server() -> None:
+def test_pages_use_no_other_server() -> None:
     for path in STATIC.glob("*.*"):
         for word in ("https://", "//cdn", "@import", "<script>", "javascript:", "eval("):
             assert word not in path.read_text(), path

@@ -1,148 +1,148 @@
 "use strict";
-// Lists that sort and filter, overlays that fade; nothing is fetched, whatever is shown is put in as text.
+// Tables that sort and filter, and overlays with adjustable opacity. Nothing is fetched; all values are inserted as text.
 const shared = JSON.parse(document.getElementById("shared").textContent);
-const make = (tag, name, text) => {
-  const made = document.createElement(tag);
-  if (name) made.className = name;
-  if (text !== undefined) made.textContent = text;
-  return made;
+const element = (tag, className, text) => {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
 };
 
-function chip(value) {
-  const out = make("span", "chip");
-  const swatch = make("i", "swatch");
-  swatch.style.background = `var(--${shared.hues[value] || "bar"})`;
-  out.append(swatch, String(value));
-  return out;
+function classChip(value) {
+  const chip = element("span", "chip");
+  const swatch = element("i", "swatch");
+  swatch.style.background = `var(--${shared.classColours[value] || "bar"})`;
+  chip.append(swatch, String(value));
+  return chip;
 }
 
-function slide(id) {
+function slideLabel(id) {
   const href = shared.links[id];
-  const out = make(href ? "a" : "span", "slide");
-  if (href) out.href = href;
+  const label = element(href ? "a" : "span", "slide");
+  if (href) label.href = href;
   const source = shared.pictures[id];
   if (source) {
-    const picture = make("img");
-    picture.src = source;
-    picture.alt = "";
-    picture.loading = "lazy";
-    out.append(picture);
+    const image = element("img");
+    image.src = source;
+    image.alt = "";
+    image.loading = "lazy";
+    label.append(image);
   }
-  out.append(make("span", "", id));
-  return out;
+  label.append(element("span", "", id));
+  return label;
 }
 
-const cells = {
-  slide: (value) => slide(value),
-  class: (value) => chip(value),
+const cellContents = {
+  slide: (value) => slideLabel(value),
+  class: (value) => classChip(value),
   share: (value) => (100 * value).toFixed(1) + " %",
   number: (value) => (Number.isInteger(value) ? value.toLocaleString("en") : value.toFixed(2)),
   words: (value) => value.join(", "),
   slides: (value) => {
-    const out = make("span", "strip");
-    for (const [id, said] of value) {
-      const one = make("span", "one");
-      one.append(slide(id), make("span", "soft", said));
-      out.append(one);
+    const strip = element("span", "strip");
+    for (const [id, caption] of value) {
+      const entry = element("span", "one");
+      entry.append(slideLabel(id), element("span", "soft", caption));
+      strip.append(entry);
     }
-    return out;
+    return strip;
   },
   text: (value) => String(value),
 };
 
-function list(section) {
-  const holder = section.querySelector("script.rows");
-  if (!holder) return;
-  const { page, columns, rows } = JSON.parse(holder.textContent);
-  const words = rows.map((row) => JSON.stringify(row).toLowerCase());
-  const order = new Intl.Collator("en", { numeric: true });
+function setUpTable(section) {
+  const rowData = section.querySelector("script.rows");
+  if (!rowData) return;
+  const { page, columns, rows } = JSON.parse(rowData.textContent);
+  const searchTexts = rows.map((row) => JSON.stringify(row).toLowerCase());
+  const collator = new Intl.Collator("en", { numeric: true });
   const body = section.querySelector("tbody");
   const scroller = section.querySelector(".wide");
-  const heads = [...section.querySelectorAll("th")];
-  const [back, on] = section.querySelectorAll(".pager button");
-  let shown = rows.map((_, k) => k), start = 0, by = -1, up = true;
+  const headers = [...section.querySelectorAll("th")];
+  const [previous, next] = section.querySelectorAll(".pager button");
+  let shown = rows.map((_, k) => k), start = 0, sortColumn = -1, ascending = true;
 
-  function fill(count) {
+  function fillRows(count) {
     body.replaceChildren(...shown.slice(start, start + count).map((k) => {
-      const line = make("tr");
+      const row = element("tr");
       columns.forEach(([, kind], c) => {
         const value = rows[k][c];
-        const cell = make("td", "k-" + kind);
-        cell.append(value === null || value.length === 0 ? "–" : cells[kind](value));
-        line.append(cell);
+        const cell = element("td", "k-" + kind);
+        cell.append(value === null || value.length === 0 ? "–" : cellContents[kind](value));
+        row.append(cell);
       });
-      return line;
+      return row;
     }));
     const last = Math.min(start + count, shown.length);
     section.querySelector(".where").textContent = shown.length ? `${start + 1}–${last} of ${shown.length}` : "none";
-    back.disabled = start === 0;
-    on.disabled = last === shown.length;
+    previous.disabled = start === 0;
+    next.disabled = last === shown.length;
   }
 
-  function turn(to) {
-    start = to;
-    fill(page);
+  function showFrom(first) {
+    start = first;
+    fillRows(page);
     scroller.scrollTop = 0;
   }
 
   function sort() {
-    if (by < 0) return;
-    const rank = (a, b) => {
-      const [x, y] = [rows[a][by], rows[b][by]];
+    if (sortColumn < 0) return;
+    const compare = (a, b) => {
+      const [x, y] = [rows[a][sortColumn], rows[b][sortColumn]];
       if (x === null || y === null) return (x === null) - (y === null) || a - b;
-      const found = typeof x === "number" ? x - y : order.compare(JSON.stringify(x), JSON.stringify(y));
-      return (up ? found : -found) || a - b;
+      const result = typeof x === "number" ? x - y : collator.compare(JSON.stringify(x), JSON.stringify(y));
+      return (ascending ? result : -result) || a - b;
     };
-    shown.sort(rank);
+    shown.sort(compare);
   }
 
-  heads.forEach((head, c) => {
-    const button = make("button", "sort", head.textContent);
+  headers.forEach((header, c) => {
+    const button = element("button", "sort", header.textContent);
     button.type = "button";
-    head.replaceChildren(button);
+    header.replaceChildren(button);
     button.addEventListener("click", () => {
-      up = by === c ? !up : true;
-      by = c;
-      heads.forEach((one) => one.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      ascending = sortColumn === c ? !ascending : true;
+      sortColumn = c;
+      headers.forEach((other) => other.removeAttribute("aria-sort"));
+      header.setAttribute("aria-sort", ascending ? "ascending" : "descending");
       sort();
-      turn(0);
+      showFrom(0);
     });
   });
   section.querySelector("input").addEventListener("input", (event) => {
-    const asked = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
-    shown = rows.map((_, k) => k).filter((k) => asked.every((one) => words[k].includes(one)));
+    const terms = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
+    shown = rows.map((_, k) => k).filter((k) => terms.every((term) => searchTexts[k].includes(term)));
     sort();
-    turn(0);
+    showFrom(0);
   });
-  back.addEventListener("click", () => turn(Math.max(0, start - page)));
-  on.addEventListener("click", () => turn(start + page));
+  previous.addEventListener("click", () => showFrom(Math.max(0, start - page)));
+  next.addEventListener("click", () => showFrom(start + page));
   section.querySelector(".tools").hidden = false;
-  turn(0);
+  showFrom(0);
 }
 
-function viewer(box) {
+function setUpViewer(box) {
   const layers = [...box.querySelectorAll("[data-layer]")];
   const opacity = box.querySelector("input[type=range]");
-  const show = () => {
-    const chosen = box.querySelector("input[type=radio]:checked");
-    layers.forEach((one) => one.toggleAttribute("hidden", !chosen || one.dataset.layer !== chosen.value));
-    box.querySelectorAll("image[data-layer]").forEach((one) => one.setAttribute("opacity", opacity.value / 100));
+  const update = () => {
+    const selected = box.querySelector("input[type=radio]:checked");
+    layers.forEach((layer) => layer.toggleAttribute("hidden", !selected || layer.dataset.layer !== selected.value));
+    box.querySelectorAll("image[data-layer]").forEach((image) => image.setAttribute("opacity", opacity.value / 100));
   };
-  box.addEventListener("input", show);
+  box.addEventListener("input", update);
   box.querySelector(".controls").hidden = false;
-  show();
+  update();
 }
 
-document.querySelectorAll(".listing").forEach(list);
-document.querySelectorAll(".viewer").forEach(viewer);
+document.querySelectorAll(".listing").forEach(setUpTable);
+document.querySelectorAll(".viewer").forEach(setUpViewer);
 
-// A link into a closed part opens it; paper shows every part.
-function open() {
+// A link to an element inside closed details opens them. All details are open in print.
+function openTarget() {
   const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  for (let one = target; one; one = one.parentElement) if (one.tagName === "DETAILS") one.open = true;
+  for (let node = target; node; node = node.parentElement) if (node.tagName === "DETAILS") node.open = true;
   if (target) target.scrollIntoView();
 }
-addEventListener("hashchange", open);
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));
-open();
+addEventListener("hashchange", openTarget);
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((details) => { details.open = true; }));
+openTarget();

@@ -1,7 +1,7 @@
-// What is laid over a slide: the figures of its tiles, drawn on a canvas that follows the viewer.
+// Overlays of a slide: values of its tiles, drawn on a canvas that follows the viewer.
 
-import { ask, made } from "./parts.js";
-import { CLASSES, SCALE, colour } from "./colours.js";
+import { element, fetchApi } from "./common.js";
+import { CLASSES, SCALE, colourOf } from "./colours.js";
 
 const MEMBRANE = {
   cells: "cellular area", faint: "faint or stronger", moderate: "moderate or stronger", intense: "intense",
@@ -9,59 +9,59 @@ const MEMBRANE = {
   intense_complete: "intense, complete",
 };
 
-// Every overlay a slide has: its name, a promise of what to draw, the largest value of its scale.
-export async function overlaysOf(slideId, kinds) {
+// Returns every overlay of a slide as [name, what to draw]. `most` is the largest value of its scale.
+export async function loadOverlays(slideId, kinds) {
   const base = `slides/${encodeURIComponent(slideId)}`;
-  const found = [["None", null]];
+  const overlays = [["None", null]];
   if (kinds.includes("tiles")) {
-    found.push(["Tissue outline", { rings: await ask(`${base}/outline`) }]);
-    const tiles = await ask(`${base}/tiles`);
-    found.push(["DAB, optical density", heat(tiles, "dab", Math.max(0.3, ...tiles.dab))]);
-    for (const [name, words] of Object.entries(MEMBRANE)) {
-      if (tiles[name]) found.push([`Membrane: ${words}`, heat(tiles, name, 1)]);
+    overlays.push(["Tissue outline", { rings: await fetchApi(`${base}/outline`) }]);
+    const tiles = await fetchApi(`${base}/tiles`);
+    overlays.push(["DAB, optical density", heatmap(tiles, "dab", Math.max(0.3, ...tiles.dab))]);
+    for (const [name, label] of Object.entries(MEMBRANE)) {
+      if (tiles[name]) overlays.push([`Membrane: ${label}`, heatmap(tiles, name, 1)]);
     }
   }
   if (kinds.includes("attention")) {
-    for (const head of await ask(`${base}/attention`)) {
-      found.push([`Attention: ${head.method}, ${head.task}, ${head.input}`, heat(head, "attention", 1)]);
+    for (const head of await fetchApi(`${base}/attention`)) {
+      overlays.push([`Attention: ${head.method}, ${head.task}, ${head.input}`, heatmap(head, "attention", 1)]);
     }
   }
   if (kinds.includes("patches")) {
-    for (const part of await ask(`${base}/patches`)) {
-      found.push([`Patch classes: ${part.resolution} resolution`, { ...part, colours: part.class.map((k) => CLASSES[k][1]) }]);
+    for (const part of await fetchApi(`${base}/patches`)) {
+      overlays.push([`Patch classes: ${part.resolution} resolution`, { ...part, colours: part.class.map((k) => CLASSES[k][1]) }]);
     }
   }
-  return found;
+  return overlays;
 }
 
-function heat(table, name, most) {
-  return { x: table.x, y: table.y, size: table.size, colours: table[name].map((one) => colour(one / most)), most };
+function heatmap(table, name, most) {
+  return { x: table.x, y: table.y, size: table.size, colours: table[name].map((value) => colourOf(value / most)), most };
 }
 
-export function legend(place, name, drawn) {
+export function showLegend(place, name, drawn) {
   place.replaceChildren();
   if (!drawn) return;
   if (drawn.most !== undefined) {
-    const bar = made("i", { class: "ramp" });
+    const bar = element("i", { class: "ramp" });
     bar.style.background = `linear-gradient(to right, ${SCALE.join(",")})`;
-    place.append("0", bar, drawn.most === 1 ? "1" : drawn.most.toFixed(2), made("span", {}, name));
+    place.append("0", bar, drawn.most === 1 ? "1" : drawn.most.toFixed(2), element("span", {}, name));
   } else if (drawn.colours) {
-    for (const [words, fill] of CLASSES) {
-      const swatch = made("i", { class: "swatch" });
+    for (const [label, fill] of CLASSES) {
+      const swatch = element("i", { class: "swatch" });
       swatch.style.background = fill;
-      place.append(swatch, words);
+      place.append(swatch, label);
     }
-    place.append(made("span", {}, name));
+    place.append(element("span", {}, name));
   } else {
-    place.append(made("i", { class: "line" }), made("span", {}, "rim of the tiles with tissue"));
+    place.append(element("i", { class: "line" }), element("span", {}, "outline of the tiles with tissue"));
   }
 }
 
-// A canvas over the viewer; returns how to draw on it.
-export function layer(viewer) {
-  const canvas = made("canvas", { class: "overlay", "aria-hidden": "true" });
+// Adds a canvas over the viewer. Returns functions that change what it draws and its opacity.
+export function addOverlayCanvas(viewer) {
+  const canvas = element("canvas", { class: "overlay", "aria-hidden": "true" });
   viewer.canvas.append(canvas);
-  const pen = canvas.getContext("2d");
+  const context = canvas.getContext("2d");
   let drawn = null;
   function draw() {
     const ratio = devicePixelRatio || 1;
@@ -70,41 +70,41 @@ export function layer(viewer) {
       canvas.width = Math.round(width * ratio);
       canvas.height = Math.round(height * ratio);
     }
-    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-    pen.clearRect(0, 0, width, height);
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.clearRect(0, 0, width, height);
     const image = viewer.world.getItemAt(0);
     if (!drawn || !image) return;
     const origin = image.imageToViewerElementCoordinates(new OpenSeadragon.Point(0, 0));
-    const scale = scaleOf(viewer);
-    if (drawn.rings) return outline(origin, scale);
+    const scale = screenScale(viewer);
+    if (drawn.rings) return drawOutline(origin, scale);
     for (let k = 0; k < drawn.x.length; k++) {
       const edge = drawn.size[k] * scale;
       const x = origin.x + drawn.x[k] * scale;
       const y = origin.y + drawn.y[k] * scale;
       if (x + edge < 0 || y + edge < 0 || x > width || y > height) continue;
-      pen.fillStyle = drawn.colours[k];
-      pen.fillRect(x, y, edge, edge);
+      context.fillStyle = drawn.colours[k];
+      context.fillRect(x, y, edge, edge);
     }
   }
-  function outline(origin, scale) {
-    pen.strokeStyle = "#0057b8";
-    pen.lineWidth = 2;
+  function drawOutline(origin, scale) {
+    context.strokeStyle = "#0057b8";
+    context.lineWidth = 2;
     for (const ring of drawn.rings) {
-      pen.beginPath();
-      for (const [x, y] of ring) pen.lineTo(origin.x + x * scale, origin.y + y * scale);
-      pen.closePath();
-      pen.stroke();
+      context.beginPath();
+      for (const [x, y] of ring) context.lineTo(origin.x + x * scale, origin.y + y * scale);
+      context.closePath();
+      context.stroke();
     }
   }
   for (const event of ["open", "update-viewport", "resize"]) viewer.addHandler(event, draw);
   return {
-    show(what) { drawn = what; draw(); },
-    opacity(share) { canvas.style.opacity = share; },
+    show(overlay) { drawn = overlay; draw(); },
+    setOpacity(opacity) { canvas.style.opacity = opacity; },
   };
 }
 
-// Screen px per level-0 px.
-export function scaleOf(viewer) {
+// Screen px per level-0 px of the slide; 0 before the slide is open.
+export function screenScale(viewer) {
   const image = viewer.world.getItemAt(0);
   if (!image) return 0;
   const [left, right] = [0, 1000].map((x) => image.imageToViewerElementCoordinates(new OpenSeadragon.Point(x, 0)).x);
