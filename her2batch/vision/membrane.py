@@ -1,7 +1,8 @@
-"""What each tile shows: stain, nuclei, membranes, texture. The `stain` encoder's vector, and the HER2 rule's figures.
+"""Features of a tile: stain, nuclei, membranes and texture. They are the `stain` encoder's vector; the HER2 rule uses
+the first seven.
 
-Membranes are ridges of DAB, 0.5–2 µm wide. How much of a ring they close is read from how densely they run: round
-cells of 8–14 µm, closed rings cover about 2 · width / diameter of the area, broken ones less.
+Membranes are ridges of DAB, 0.5–2 µm wide. The completeness of membrane staining is estimated from the density of the
+ridges: around cells of 8–14 µm, closed rings cover about 2 · width / diameter of the area, broken rings less.
 """
 
 from __future__ import annotations
@@ -19,73 +20,74 @@ from her2batch.vision.quality import blur_ratio
 from her2batch.vision.stain import Stains, optical_density, pen_mask, separate_stains
 
 RIDGE_UM = 0.5
-"""σ of the ridge filter: matched to membranes of about 1 µm."""
+"""σ of the ridge filter, matched to membranes of about 1 µm."""
 
 CHROMA_UM = 0.5
-"""Reach, on every side of a px, over which the share of DAB is taken: it spans a chroma px of 4:2:0 at 0.5 µm/px.
-Without it 11 of 28 synthetic HER2 0 slides came out as 1+ when read from the second level of their pyramid, none when
-read from the first."""
+"""Distance on every side of a px over which the share of DAB is averaged: it spans a chroma px of 4:2:0 at 0.5 µm/px.
+Without it, 11 of 28 synthetic HER2 0 slides were scored as 1+ when read from the second level of their pyramid, none
+when read from the first."""
 
 ACHROMATIC_OD = 0.02
-"""Density that makes a px too pale to have a colour."""
+"""Optical density up to which a px is too pale to have a colour."""
 
 CELL_UM = 10.5
-"""Diameter of the neighbourhood over which the density of membranes is taken: one cell."""
+"""Diameter of the neighbourhood over which membrane cover is measured: one cell."""
 
 NEST_UM = 15.5
-"""Neighbourhood of a nucleus that counts as its cell and the next."""
+"""Diameter of the neighbourhood of a nucleus that counts as its cell and the adjacent one."""
 
 ABSORBED_LIGHT = {"faint": 0.09, "moderate": 0.27, "intense": 0.50}
-"""Share of light that a membrane takes at each intensity: barely seen, clearly brown, dark (half is gone). With the
-optical densities that follow, 0.04, 0.14 and 0.30, the words of the guideline become figures. Chosen from 18 near these
-(0.09–0.13, 0.24–0.30, 0.46 and 0.50) on 32 synthetic slides (seeds 101 and 102, two sites, two levels of each pyramid):
-all called right, and of such choices the one whose shares came nearest to the painted cells'."""
+"""Share of light that a membrane absorbs at each intensity: barely perceptible, clearly brown, dark (half is absorbed).
+The corresponding optical densities, 0.04, 0.14 and 0.30, put numbers to the wording of the guideline. Chosen from 18
+similar settings (0.09–0.13, 0.24–0.30, 0.46 and 0.50) on 32 synthetic slides (seeds 101 and 102, two sites, two levels
+of each pyramid): all slides are scored correctly, and the shares are closest to those of the painted cells."""
 
 REFERENCE_NUCLEI_OD = 0.15
-"""Haematoxylin density of nuclei at which LIGHT_TAKEN holds; thicker or darker stained sections shift it, by the root,
-for counterstain tells only partly how strongly a lab develops DAB."""
+"""Haematoxylin density of nuclei for which ABSORBED_LIGHT holds. Thicker or darker sections shift the thresholds by the
+square root of the ratio, because the counterstain only partly reflects how strongly a laboratory develops DAB."""
 
 THRESHOLD_SHIFT = (0.8, 1.4)
-"""How far a slide's own nuclei may shift the intensities."""
+"""Least and greatest factor by which a slide's own nuclei shift the thresholds."""
 
 MIN_INCOMPLETE_COVER, MIN_COMPLETE_COVER = 0.05, 0.11
-"""Share of a cell's neighbourhood under membrane from which staining is incomplete, and complete: a closed net of 1-µm
-membranes round 11-µm cells covers 0.18; 0.11 is 60 % of it, 0.05 a quarter."""
+"""Share of a cell's neighbourhood covered by membrane from which staining counts as incomplete, and as complete. A
+closed net of 1-µm membranes around 11-µm cells covers 0.18; 0.11 is 60 % of that, 0.05 a quarter."""
 
 MIN_NUCLEI_COVER = 0.05
-"""Share of nuclei in a neighbourhood from which it counts as cells, not stroma."""
+"""Share of a neighbourhood covered by nuclei from which it counts as cellular rather than stroma."""
 
 NUCLEUS_UM = 0.75
-"""σ of the blur before nuclei are told by their haematoxylin: single dark px are none."""
+"""σ of the blur before nuclei are detected by their haematoxylin: single dark px are not nuclei."""
 
 MIN_NUCLEUS_OD = 0.08
-"""Haematoxylin density that a nucleus has at least; half of the slide's typical one otherwise."""
+"""Lower limit of the haematoxylin threshold for nuclei, which is otherwise half of the slide's typical density."""
 
 PEN_RIM_UM = 2.0
-"""Round ink, what is left out: its rim is paler and passes for stain."""
+"""Margin around pen that is excluded: its rim is paler and resembles stain."""
 
 MAX_BACKGROUND_OD = 0.03
-"""Optical density below which a px is empty glass."""
+"""Optical density below which a px is empty background."""
 
 Map = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
 class Feature(NamedTuple):
-    """One component of the stain vector."""
+    """One component of the `stain` encoder's vector."""
 
     name: str
     unit: str
-    sentence: str
+    description: str
 
 
-def _distribution_features(name: str, unit: str, words: str) -> tuple[Feature, ...]:
-    parts = (("mean", "mean of"), ("std", "standard deviation of"), ("p90", "90th percentile of"))
-    return tuple(Feature(f"{name}_{key}", unit, f"{prefix} {words}") for key, prefix in parts)
+def _distribution_features(name: str, unit: str, quantity: str) -> tuple[Feature, ...]:
+    """Return the features for the mean, standard deviation and 90th percentile of a quantity."""
+    statistics = (("mean", "mean of"), ("std", "standard deviation of"), ("p90", "90th percentile of"))
+    return tuple(Feature(f"{name}_{key}", unit, f"{statistic} {quantity}") for key, statistic in statistics)
 
 
 FEATURES: tuple[Feature, ...] = (
-    Feature("cells", "share", "of the tile that lies among nuclei or membranes: the area all membrane shares refer to"),
+    Feature("cells", "share", "of the tile among nuclei or membranes: the cellular area, base of all membrane shares"),
     Feature("faint", "share", "of the cellular area with faint membranes or stronger, complete or not"),
     Feature("moderate", "share", "of the cellular area with moderate membranes or stronger, complete or not"),
     Feature("intense", "share", "of the cellular area with intense membranes, complete or not"),
@@ -93,49 +95,53 @@ FEATURES: tuple[Feature, ...] = (
     Feature("moderate_complete", "share", "of the cellular area with complete membranes, moderate or stronger"),
     Feature("intense_complete", "share", "of the cellular area with complete, intense membranes"),
     Feature("dab", "OD", "mean DAB density of the tile"),
-    Feature("blur", "share", "of coarse structure (4–8 µm) in that and fine (1–2 µm): 0.44–0.71 in focus, > 0.8 out"),
+    Feature("blur", "share",
+            "of coarse (4–8 µm) in coarse and fine (1–2 µm) structure: 0.44–0.71 in focus, > 0.8 out of focus"),
     *_distribution_features("dab", "OD", "DAB density")[1:],
     *_distribution_features("haematoxylin", "OD", "haematoxylin density"),
-    *_distribution_features("ridge", "OD", "membrane contrast: the height of DAB ridges over their sides"),
+    *_distribution_features("ridge", "OD", "membrane contrast, the height of DAB ridges over their sides"),
     *_distribution_features("density", "OD", "the mean density of R, G and B"),
-    Feature("nuclei", "share", "of the tile that is nucleus by haematoxylin"),
+    Feature("nuclei", "share", "of the tile covered by nuclei, by haematoxylin"),
     Feature("nuclear_dab", "OD", "mean DAB density inside nuclei (ER, PR)"),
     Feature("membrane_dab", "OD", "mean DAB density on membranes of faint contrast or more"),
-    Feature("cytoplasm_dab", "OD", "mean DAB density of cellular area that is neither nucleus nor membrane"),
-    Feature("white", "share", "of the tile that is empty glass"),
-    Feature("ink", "share", "of the tile under pen, with the 2 µm round it; no cellular area"),
+    Feature("cytoplasm_dab", "OD", "mean DAB density of the cellular area outside nuclei and membranes"),
+    Feature("white", "share", "of the tile that is empty background"),
+    Feature("ink", "share", "of the tile under pen, including the 2 µm around it; excluded from the cellular area"),
     *(Feature(f"contrast_{um}um", "OD", f"mean difference of density at {um} and {2 * um} µm") for um in (1, 2, 4)),
 )  # fmt: skip
-"""The stain vector, in order."""
+"""The components of the vector, in order."""
 
-MEMBRANE_COLUMNS = tuple(one.name for one in FEATURES[:7])
-"""Columns of the membrane table: what the rule needs. Shares of `cells`: a slide's figure is a weighted mean."""
+MEMBRANE_COLUMNS = tuple(feature.name for feature in FEATURES[:7])
+"""Columns of the membrane table, from which the HER2 rule scores. All but `cells` are shares of the cellular area, so
+that a slide's share is the mean of its tiles' shares weighted by `cells`."""
 
 
 def feature_index(name: str) -> int:
-    """Position of a feature in the vector."""
-    return next(k for k, one in enumerate(FEATURES) if one.name == name)
+    """Return the position of a feature in the vector."""
+    return next(k for k, feature in enumerate(FEATURES) if feature.name == name)
 
 
 def feature_page() -> str:
-    """docs/stain-encoder.md."""
-    head = """# The stain vector
+    """Return the text of docs/stain-encoder.md."""
+    head = """# Stain encoder
 
-Generated from `her2batch/vision/membrane.py`: what the encoder `stain` says of each tile, in this order. OD is optical
-density, base 10; DAB and haematoxylin are separated by the slide's own vectors. The first seven are the `membrane`
-table, from which the HER2 rule scores; a slide's share is their mean, weighted by `cells`.
+This page is generated from `her2batch/vision/membrane.py`. It lists the features that the encoder `stain` computes for
+each tile, in this order. OD is optical density, base 10; DAB and haematoxylin are separated by the slide's own stain
+vectors. The first seven features are the columns of the `membrane` table, from which the HER2 rule scores. A slide's
+share is the mean of its tiles' shares, weighted by `cells`.
 
-| # | component | unit | what |
+| # | feature | unit | description |
 | --- | --- | --- | --- |
 """
-    return head + "".join(f"| {k} | {one.name} | {one.unit} | {one.sentence} |\n" for k, one in enumerate(FEATURES))
+    rows = [f"| {k} | {feature.name} | {feature.unit} | {feature.description} |" for k, feature in enumerate(FEATURES)]
+    return head + "\n".join(rows) + "\n"
 
 
 @dataclass
 class TileBatch:
     """Tiles of one slide: pixels (n, t, t, 3) uint8 at mpp µm/px, and the slide's stains.
 
-    measured: their figures, where somebody has them already.
+    precomputed: the tiles' features, (n, len(FEATURES)) float32, if they are known already.
     """
 
     pixels: NDArray[np.uint8]
@@ -145,12 +151,12 @@ class TileBatch:
 
     @cached_property
     def features(self) -> NDArray[np.float32]:
-        """(n, len(FEATURES)) float32, measured once for all who ask."""
+        """Features of the tiles, (n, len(FEATURES)) float32, computed at most once."""
         return measure_tiles(self.pixels, self.mpp, self.stains) if self.precomputed is None else self.precomputed
 
 
 def measure_tiles(pixels: NDArray[np.uint8], mpp: float, stains: Stains) -> NDArray[np.float32]:
-    """The stain vector of each tile: (n, t, t, 3) uint8 at mpp µm/px → (n, len(FEATURES)) float32."""
+    """Compute the features of each tile: (n, t, t, 3) uint8 at mpp µm/px → (n, len(FEATURES)) float32."""
     out = np.zeros((len(pixels), len(FEATURES)), np.float32)
     for tile, row in zip(pixels, out, strict=True):
         row[:] = _tile_features(tile, mpp, stains)
@@ -158,20 +164,20 @@ def measure_tiles(pixels: NDArray[np.uint8], mpp: float, stains: Stains) -> NDAr
 
 
 def membrane_thresholds(stains: Stains) -> tuple[float, float, float]:
-    """Height of a DAB ridge, in optical density, from which a membrane of this slide is faint, moderate, intense."""
+    """Return the ridge height (OD) from which a membrane of this slide is faint, moderate and intense."""
     shift = np.clip(np.sqrt(stains.nuclei / REFERENCE_NUCLEI_OD), *THRESHOLD_SHIFT) if stains.nuclei > 0 else 1.0
-    faint, moderate, intense = (float(-np.log10(1 - taken) * shift) for taken in ABSORBED_LIGHT.values())
+    faint, moderate, intense = (float(-np.log10(1 - absorbed) * shift) for absorbed in ABSORBED_LIGHT.values())
     return faint, moderate, intense
 
 
 def ridge_height(smooth: Map, mpp: float) -> Map:
-    """Height of bright lines over their sides, OD: (H, W) float32.
+    """Return the height of ridges over their sides, OD: (H, W) float32.
 
-    The largest curvature of the smoothed density, times what makes it the height of a line as wide as the filter
-    (a Gaussian line of σ = s, smoothed by σ = s, has curvature height · s / (2 s²)^1.5).
+    smooth: DAB density (H, W), smoothed by RIDGE_UM.  The height is the largest curvature, scaled for a line as wide as
+    the filter: a Gaussian line of σ = s, smoothed by σ = s, has the curvature height · s / (2 s²)^1.5.
     """
     s = RIDGE_UM / mpp
-    xx = cv2.Sobel(smooth, cv2.CV_32F, 2, 0, ksize=3, scale=0.125)  # half of what a second difference is
+    xx = cv2.Sobel(smooth, cv2.CV_32F, 2, 0, ksize=3, scale=0.125)  # half of a second difference
     yy = cv2.Sobel(smooth, cv2.CV_32F, 0, 2, ksize=3, scale=0.125)
     xy = cv2.Sobel(smooth, cv2.CV_32F, 1, 1, ksize=3, scale=0.25)
     curvature = cv2.magnitude(cv2.subtract(xx, yy), xy)
@@ -182,11 +188,11 @@ def ridge_height(smooth: Map, mpp: float) -> Map:
 
 
 def restore_dab_detail(h: Map, d: Map, mpp: float) -> Map:
-    """DAB density with the detail of brightness: (H, W) float32.
+    """Return DAB density at the resolution of luminance: (H, W) float32.
 
-    JPEG keeps colour at half the resolution of brightness. The grey edge of a blue nucleus then looks part
-    haematoxylin, part DAB, a membrane that isn't there. So the share of DAB is taken where colour is known, and the
-    detail from both stains.
+    JPEG stores chroma at half the resolution of luminance. The grey edge of a blue nucleus then appears as part
+    haematoxylin, part DAB, like a membrane. Therefore the share of DAB is averaged at the resolution of chroma, and
+    multiplied by the density of both stains, which has the full resolution.
     """
     edge = 2 * round(CHROMA_UM / mpp) + 1
     coarse_h, coarse_d = cv2.blur(h, (edge, edge)), cv2.blur(d, (edge, edge))
@@ -202,10 +208,10 @@ def restore_dab_detail(h: Map, d: Map, mpp: float) -> Map:
 
 
 def _tile_features(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> list[float]:
-    """One tile's vector."""
+    """Return the features of one tile, in the order of FEATURES."""
     od = optical_density(tile, stains.white)
-    h, d, rest, density = separate_stains(od, stains)
-    pen = _dilate(pen_mask(od, rest), PEN_RIM_UM / mpp)
+    h, d, residual, density = separate_stains(od, stains)
+    pen = _dilate(pen_mask(od, residual), PEN_RIM_UM / mpp)
     clean = ~pen
     smooth = cv2.GaussianBlur(restore_dab_detail(h, d, mpp), (0, 0), RIDGE_UM / mpp)
     ridge = ridge_height(smooth, mpp)
@@ -213,16 +219,12 @@ def _tile_features(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> list[
     line = (ridge >= levels[0]) & clean
     nuclei = (cv2.GaussianBlur(h, (0, 0), NUCLEUS_UM / mpp) >= max(0.5 * stains.nuclei, MIN_NUCLEUS_OD)) & clean
     lines = [line, *(line & (smooth >= stains.background + level) for level in levels[1:])]
-    cover = [_neighbourhood_share(one, CELL_UM / mpp) for one in lines]
-    cells = (
-        (_neighbourhood_share(nuclei, NEST_UM / mpp) >= MIN_NUCLEI_COVER) | (cover[0] >= 2 * MIN_INCOMPLETE_COVER)
-    ) & clean
+    cover = [_neighbourhood_share(mask, CELL_UM / mpp) for mask in lines]
+    nests = _neighbourhood_share(nuclei, NEST_UM / mpp) >= MIN_NUCLEI_COVER
+    cells = (nests | (cover[0] >= 2 * MIN_INCOMPLETE_COVER)) & clean
     n_cells = max(int(np.count_nonzero(cells)), 1)
-    shares = [
-        np.count_nonzero((one >= limit) & cells) / n_cells
-        for limit in (MIN_INCOMPLETE_COVER, MIN_COMPLETE_COVER)
-        for one in cover
-    ]
+    limits = (MIN_INCOMPLETE_COVER, MIN_COMPLETE_COVER)
+    shares = [np.count_nonzero((values >= limit) & cells) / n_cells for limit in limits for values in cover]
     dab = _distribution(d)
     contrasts = _scale_contrasts(density, mpp)
     return [
@@ -234,7 +236,7 @@ def _tile_features(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> list[
 
 
 def _dilate(mask: Mask, px: float) -> Mask:
-    """A mask and the px round it."""
+    """Return a mask dilated by `px` pixels."""
     if not mask.any():
         return mask
     edge = 2 * round(px) + 1
@@ -242,22 +244,23 @@ def _dilate(mask: Mask, px: float) -> Mask:
 
 
 def _neighbourhood_share(mask: Mask, px: float) -> Map:
-    """Share of a mask in the square neighbourhood of each px, exact: a sum over whole px."""
+    """Return the share of a mask in the square neighbourhood of each px, as an exact sum over whole px."""
     edge = 2 * round((px - 1) / 2) + 1
     return np.asarray(cv2.boxFilter(mask.view(np.uint8), cv2.CV_32F, (edge, edge)), np.float32)
 
 
 def _area_share(mask: Mask) -> float:
+    """Return the share of the tile that a mask covers."""
     return int(np.count_nonzero(mask)) / mask.size
 
 
 def _masked_mean(values: Map, mask: Mask) -> float:
-    """Mean inside a mask, 0 for an empty one. Summed in double precision, five times faster than cv2.mean does."""
+    """Return the mean inside a mask, 0 for an empty one, in double precision; five times faster than cv2.mean."""
     return float(cv2.sumElems(values * mask)[0]) / max(int(np.count_nonzero(mask)), 1)
 
 
 def _distribution(values: Map) -> tuple[float, float, float]:
-    """Mean, standard deviation, 90th percentile (of every third row and column)."""
+    """Return the mean, the standard deviation and the 90th percentile (of every third row and column)."""
     mean = cv2.sumElems(values)[0] / values.size
     variance = cv2.norm(values, cv2.NORM_L2SQR) / values.size - mean**2
     sample = np.ascontiguousarray(values[::3, ::3]).ravel()
@@ -266,7 +269,7 @@ def _distribution(values: Map) -> tuple[float, float, float]:
 
 
 def _scale_contrasts(density: Map, mpp: float) -> list[float]:
-    """Mean difference between neighbouring scales: texture from fine to coarse, OD."""
+    """Return the mean difference between neighbouring scales (OD): texture, from fine to coarse."""
     scales = [2 * round(um / mpp / 2) + 1 for um in (1, 2, 4, 8)]
     blurred = [cv2.blur(density, (edge, edge)) for edge in scales]
     return [cv2.norm(fine, coarse, cv2.NORM_L1) / density.size for fine, coarse in pairwise(blurred)]

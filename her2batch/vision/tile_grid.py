@@ -1,7 +1,7 @@
-"""The tiles of a slide: where they lie, which block is read for them, how they are cut from it.
+"""The tile grid of a slide: positions of the tiles, blocks that are read for them, and cutting tiles from a block.
 
-Pure integers and pixels: what is read together depends on the grid, the level and its chunks alone, never on workers or
-memory, so that every run sees the same blocks.
+The module works on integers and pixels only. The blocks depend on the grid, the level and its chunks, never on workers
+or memory, so that every run reads the same blocks.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 OUTSIDE_GREY = 255
+"""Grey value of tile area outside the slide."""
 
 CHUNKS_PER_EDGE = (7, 32)
-"""Chunks along a block's edge, least and most: those on its rim cost little."""
+"""Least and greatest number of chunks along a block's edge: chunks on the rim of a large block cost little."""
 
 BLOCK_PX = (896, 2048, 4096)
-"""Level px along a block's edge: at least, whatever the chunks; at most for small chunks; and ever (50 MB)."""
+"""Level px along a block's edge: the minimum, the maximum for small chunks, and the absolute maximum (50 MB)."""
 
 WASTE_TOLERANCE = 0.04
-"""Px decoded in vain, per px wanted along an axis, that buy no larger block: on a grid that never meets the chunks,
-blocks of 4,000 px read no faster than those of 2,200 (1,010 and 1,056 tiles/s) and hold three times the memory."""
+"""Px decoded without use, per px needed along an axis, that do not justify a larger block. On a grid that never aligns
+with the chunks, blocks of 4,000 px read no faster than blocks of 2,200 px (1,010 and 1,056 tiles/s) and use three times
+the memory."""
 
 WASTE_SAMPLE_BLOCKS = 32
-"""Blocks in a row over which the chunks they touch are counted."""
+"""Blocks in a row over which the touched chunks are counted."""
 
 
 class Rect(NamedTuple):
-    """x, y (top left), width, height, in px of the level a block is read from."""
+    """A rectangle in px of the level from which a block is read: x, y (top left), width, height."""
 
     x: int
     y: int
@@ -44,8 +46,9 @@ class Rect(NamedTuple):
 class Block:
     """Tiles that are decoded together.
 
-    box: what to read, inside the level.  tiles: their rows in the table of tiles, ascending.  places: (n, 4) int64
-    x, y, width, height of each tile in level px, relative to the box; they may leave it at the slide's edge.
+    box: the area to read, inside the level.  tiles: row numbers in the table of tiles, ascending.  tile_rects: (n, 4)
+    int64 x, y, width, height of each tile in level px, relative to the box; at the slide's edge they may extend beyond
+    it.
     """
 
     box: Rect
@@ -54,11 +57,12 @@ class Block:
 
 
 def plan_tiles(width: int, height: int, slide_mpp: float, mpp: float, tile: int) -> NDArray[np.int32]:
-    """Non-overlapping tiles of `tile` px at `mpp` over a slide: (n, 3) int32 x, y, size in level-0 px, row by row.
+    """Plan the tiles of `tile` px at `mpp` over a slide: (n, 3) int32 x, y, size in level-0 px, row by row.
 
     width, height: of level 0.  slide_mpp, mpp: µm/px.  The grid is anchored at (0, 0): tile i starts at i · step,
-    rounded half up; size is the step rounded. Where the step is no whole number of level-0 px, neighbours touch, leave
-    a gap of 1 px or overlap by 1 px. Tiles that start inside the slide count, and may leave it at its far edges.
+    rounded half up; size is the rounded step. Where the step is not a whole number of level-0 px, neighbours touch,
+    have a gap of 1 px or overlap by 1 px. A tile starts inside the slide and may extend beyond its right and lower
+    edge.
     """
     step = tile * Fraction(str(mpp)) / Fraction(str(slide_mpp))
     xs, ys = _tile_starts(width, step), _tile_starts(height, step)
@@ -70,10 +74,10 @@ def plan_tiles(width: int, height: int, slide_mpp: float, mpp: float, tile: int)
 
 
 def _tile_starts(length: int, step: Fraction) -> NDArray[np.int64]:
-    """Multiples of the step below `length`, rounded half up: exact, however long the slide is."""
+    """Return the multiples of the step below `length`, rounded half up; exact for any length."""
     up, down = 2 * step.numerator, 2 * step.denominator
     starts = [(i * up + step.denominator) // down for i in range(math.ceil(length / step))]
-    return np.array([one for one in starts if one < length], np.int64)
+    return np.array([start for start in starts if start < length], np.int64)
 
 
 def plan_blocks(
@@ -81,9 +85,10 @@ def plan_blocks(
 ) -> list[Block]:
     """Group tiles into blocks that are read at once, row by row; every tile is in exactly one block.
 
-    tiles: (n, 3) as `plan` gives them, any selection.  downsample: level-0 px per level px along x and y.  chunk,
-    level: (width, height) in level px. A block spans so many tiles that its edges fall on the chunk grid as nearly as
-    they can (0.25 to 0.5 µm/px with 256-px chunks: 4 × 448 = 7 × 256), and is read as far as it holds tiles.
+    tiles: (n, 3), any selection of what `plan_tiles` returns.  downsample: level-0 px per level px along x and y.
+    chunk, level: (width, height) in level px. The number of tiles in a block is chosen so that the block's edges align
+    with the chunk grid as closely as possible (0.25 to 0.5 µm/px with 256-px chunks: 4 × 448 = 7 × 256). Only the part
+    of a block that holds tiles is read.
     """
     if not len(tiles):
         return []
@@ -97,36 +102,38 @@ def plan_blocks(
 
 
 def _true_downsample(downsample: float, extent: int) -> float:
-    """A level's true downsample. Writers halve and drop the odd row, so that 2967 px become 741 and the quotient of
-    the sizes 4.004: over a whole slide tiles would move by several px. A whole number that explains the size is true.
+    """Return the true downsample of a level: the whole number that explains the level's size, if there is one.
+
+    Writers halve and drop an odd row, so that 2967 px become 741 and the quotient of the sizes is 4.004; with that,
+    tiles would shift by several px over a whole slide.
     """
     whole = max(1, round(downsample))
     return float(whole) if abs(downsample - whole) * extent < whole else downsample
 
 
 def _block_numbers(starts: NDArray[np.int32], size: int, ratio: float, chunk: int) -> NDArray[np.int64]:
-    """Number of the block along one axis for each tile: (n,) level-0 px → (n,)."""
+    """Return the block number along one axis of each tile: (n,) level-0 px → (n,)."""
     values, inverse = np.unique(starts, return_inverse=True)
     gaps = np.round(np.diff(values, prepend=0) / size).astype(np.int64)  # whole tiles between neighbours
-    places = np.cumsum(gaps)
-    step = values[-1] / places[-1] if places[-1] else size
-    return (places // _tiles_per_edge(float(step) / ratio, chunk))[inverse]
+    numbers = np.cumsum(gaps)
+    step = values[-1] / numbers[-1] if numbers[-1] else size
+    return (numbers // _tiles_per_edge(float(step) / ratio, chunk))[inverse]
 
 
 def _tiles_per_edge(step: float, chunk: int) -> int:
-    """Tiles along a block's edge: the fewest chunks within BLOCK that decode hardly more in vain than the best do.
+    """Return the number of tiles along a block's edge: the least whose waste is within WASTE_TOLERANCE of the best.
 
-    step, chunk: level px. Every chunk that a block touches is decoded whole.
+    step, chunk: level px. Every chunk that a block touches is decoded entirely.
     """
-    low, high, ever = BLOCK_PX
+    low, high, limit = BLOCK_PX
     least = max(1, math.ceil(max(CHUNKS_PER_EDGE[0] * chunk, low) / step - 1e-6))
-    most = max(1, math.floor(min(max(CHUNKS_PER_EDGE[1] * chunk, high), ever) / step + 1e-6))
+    most = max(1, math.floor(min(max(CHUNKS_PER_EDGE[1] * chunk, high), limit) / step + 1e-6))
     waste = {n: _decoded_per_wanted(n * step, chunk) for n in range(min(least, most), most + 1)}
     return next(n for n, px in waste.items() if px <= min(waste.values()) + WASTE_TOLERANCE)
 
 
 def _decoded_per_wanted(edge: float, chunk: int) -> float:
-    """Px decoded per px wanted along one axis, over a row of blocks."""
+    """Return the px decoded per px needed along one axis, over a row of blocks."""
     ends = np.arange(WASTE_SAMPLE_BLOCKS + 1) * edge / chunk
     touched = np.ceil(ends[1:] - 1e-6) - np.floor(ends[:-1] + 1e-6)
     return float(touched.sum()) * chunk / (WASTE_SAMPLE_BLOCKS * edge)
@@ -135,23 +142,24 @@ def _decoded_per_wanted(edge: float, chunk: int) -> float:
 def _make_block(
     group: NDArray[np.int64], tiles: NDArray[np.int32], ratios: NDArray[np.float64], level: tuple[int, int]
 ) -> Block:
+    """Return the block of a group of tiles (row numbers), clipped to the level."""
     near = np.floor(tiles[group, :2] / ratios + 0.5).astype(np.int64)
     edges = np.maximum(1, np.floor(tiles[group, 2:] / ratios + 0.5)).astype(np.int64)
     near = np.minimum(near, np.array(level) - 1)
     corner = near.min(axis=0)
     far = np.minimum((near + edges).max(axis=0), np.array(level))
     box = Rect(int(corner[0]), int(corner[1]), int(far[0] - corner[0]), int(far[1] - corner[1]))
-    return Block(box, tuple(int(one) for one in group), np.concatenate([near - corner, edges], axis=1))
+    return Block(box, tuple(int(row) for row in group), np.concatenate([near - corner, edges], axis=1))
 
 
 def cut_tiles(
     pixels: NDArray[np.uint8], block: Block, tile: int, out: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
-    """The tiles of a block: (h, w, 3) uint8 → (n, tile, tile, 3) uint8, area-resampled; white outside the slide.
+    """Cut the tiles of a block: (h, w, 3) uint8 → (n, tile, tile, 3) uint8, area-resampled; white outside the slide.
 
-    pixels: the block's box.  out: where to put them. Each tile is resampled straight into its place. Measured on one
-    core, 224 px at 0.5 µm/px: 24,900 tiles/s at ratio 2 (one call for the whole block and slicing: 23,800), 3,600 at
-    ratio 2.174.
+    pixels: the block's box.  out: array for the result, allocated by default. Each tile is resampled directly into it.
+    Measured on one core, 224 px at 0.5 µm/px: 24,900 tiles/s at ratio 2 (one call for the whole block and slicing:
+    23,800), 3,600 at ratio 2.174.
     """
     out = np.empty((len(block.tile_rects), tile, tile, 3), np.uint8) if out is None else out
     for k, (x, y, width, height) in enumerate(block.tile_rects.tolist()):
@@ -165,11 +173,11 @@ def cut_tiles(
 
 
 def _resample(part: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    """(h, w, 3) uint8 into (tile, tile, 3): linear when growing, else the area mean.
+    """Resample (h, w, 3) uint8 into (tile, tile, 3): linearly when enlarging, otherwise by the area mean.
 
-    A shrink by 2.174 goes to the next whole multiple of the tile first (linear), then takes the mean of whole px:
-    OpenCV's area mean by a fraction runs at 1,370 tiles/s and this at 3,630; on HER2 cores they differ by 0.1 to 0.5
-    grey values on average. Most scanners are no exact 0.25 µm/px, so this is the common case.
+    A reduction by 2.174 is done in two steps: linearly to the nearest whole multiple of the tile, then by the mean of
+    whole px. OpenCV's area mean by a fraction runs at 1,370 tiles/s, the two steps at 3,630; on HER2 cores they differ
+    by 0.1 to 0.5 grey values on average. Most scanners do not have exactly 0.25 µm/px, so this is the common case.
     """
     tile = out.shape[0]
     factor = math.floor(min(part.shape[:2]) / tile + 0.5)
@@ -184,12 +192,12 @@ def _resample(part: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
 
 
 MAX_UPSAMPLING = 1.25
-"""A slide may be this much coarser than the target mpp; beyond, details would be made up by resampling."""
+"""Largest ratio of a slide's µm/px to the target µm/px; beyond it, resampling would invent detail."""
 
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Tiles of one resolution: (n, 3) int32 x, y, size in level-0 px, cut at `mpp` to `edge` px."""
+    """Tiles of one resolution, (n, 3) int32 x, y, size in level-0 px, to be cut to `edge` px at `mpp` µm/px."""
 
     mpp: float
     edge: int

@@ -1,4 +1,4 @@
-"""Real pixels for the tests of this room: HER2 cores and H&E slides, at any µm/px."""
+"""Real pixels for the tests of this package: HER2 cores and H&E slides, at any µm/px."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -29,14 +29,14 @@ TILE = 224
 
 @lru_cache(maxsize=8)
 def load_core(folder: Path, name: str) -> NDArray[np.uint8]:
-    """A core at 0.5 µm/px."""
+    """Return a core at 0.5 µm/px."""
     rgb = cv2.cvtColor(cv2.imread(str(folder / "her2_cores" / CORES[name])), cv2.COLOR_BGR2RGB)
     return shrink(rgb, 0.5)
 
 
 @lru_cache(maxsize=8)
 def load_he_slide(folder: Path, name: str) -> NDArray[np.uint8]:
-    """An H&E slide at its own µm/px."""
+    """Return an H&E slide at its own µm/px."""
     path = folder / "slides" / name
     if name.endswith(".tif"):
         return tifffile.imread(path)
@@ -49,12 +49,12 @@ def shrink(rgb: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
 
 
 def tissue_tile_batch(rgb: NDArray[np.uint8]) -> TileBatch:
-    """The tissue tiles of a slide at 0.5 µm/px, as the ingest would cut them, with the slide's own stains."""
+    """Return the tissue tiles of a slide at 0.5 µm/px as the ingest cuts them, with the slide's own stains."""
     overview = shrink(rgb, 1 / 16)
     tissue = segment_tissue(overview, 8.0)
     rows, columns = rgb.shape[0] // TILE, rgb.shape[1] // TILE
-    places = np.array([(x * TILE, y * TILE, TILE) for y in range(rows) for x in range(columns)], np.int32)
-    kept = places[tile_fractions(tissue.mask, rgb.shape[1], rgb.shape[0], places) >= 0.25]
-    pixels = np.stack([rgb[y : y + TILE, x : x + TILE] for x, y, _ in kept])
-    some = np.unique(np.linspace(0, len(pixels) - 1, 32).round().astype(int))
-    return TileBatch(pixels, 0.5, fit_stain_vectors(pixels[some], white_point(overview, ~tissue.mask)))
+    grid = np.array([(x * TILE, y * TILE, TILE) for y in range(rows) for x in range(columns)], np.int32)
+    tiles = grid[tile_fractions(tissue.mask, rgb.shape[1], rgb.shape[0], grid) >= 0.25]
+    pixels = np.stack([rgb[y : y + TILE, x : x + TILE] for x, y, _ in tiles])
+    sample = np.unique(np.linspace(0, len(pixels) - 1, 32).round().astype(int))
+    return TileBatch(pixels, 0.5, fit_stain_vectors(pixels[sample], white_point(overview, ~tissue.mask)))

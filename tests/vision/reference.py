@@ -1,6 +1,6 @@
-"""The stain vector again, plainly: NumPy, SciPy and scikit-image in double precision, as slow as it reads.
+"""A simple, slow reference implementation of the tile features with NumPy, SciPy and scikit-image in double precision.
 
-`vision.membrane.describe` must give the same figures.
+`vision.membrane.measure_tiles` must give the same values.
 """
 
 import numpy as np
@@ -15,51 +15,51 @@ Map = NDArray[np.float64]
 
 
 def reference_features(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> dict[str, float]:
-    """Feature → value of one tile (t, t, 3)."""
+    """Return feature → value of one tile (t, t, 3)."""
     od = -np.log10(np.maximum(tile, 1) / np.asarray(stains.white))
-    h, d, rest = np.moveaxis(deconvolved(od, stains), -1, 0)
+    h, d, residual = np.moveaxis(deconvolved(od, stains), -1, 0)
     density = od.mean(axis=2)
-    ink = (np.abs(rest) > stain.PEN_RESIDUAL_OD) | (od[..., 0] > stain.PEN_RED_OD)
+    pen = (np.abs(residual) > stain.PEN_RESIDUAL_OD) | (od[..., 0] > stain.PEN_RED_OD)
     rim = 2 * round(membrane.PEN_RIM_UM / mpp) + 1
-    ink = ndimage.binary_dilation(ink, footprint_rectangle((rim, rim)))
+    pen = ndimage.binary_dilation(pen, footprint_rectangle((rim, rim)))
     coarse_h, coarse_d = (np.maximum(box(one, 2 * round(membrane.CHROMA_UM / mpp) + 1), 0) for one in (h, d))
     share = coarse_d / (coarse_h + coarse_d + membrane.ACHROMATIC_OD)
     smooth = gaussian(np.maximum(h + d, 0) * share, membrane.RIDGE_UM / mpp)
     ridge = ridge_height(smooth, membrane.RIDGE_UM / mpp)
     nucleus = max(stains.nuclei / 2, membrane.MIN_NUCLEUS_OD)
-    nuclei = (gaussian(h, membrane.NUCLEUS_UM / mpp) >= nucleus) & ~ink
+    nuclei = (gaussian(h, membrane.NUCLEUS_UM / mpp) >= nucleus) & ~pen
     faint, moderate, intense = membrane.membrane_thresholds(stains)
-    line = (ridge >= faint) & ~ink
+    line = (ridge >= faint) & ~pen
     lines = {
         "faint": line,
         "moderate": line & (smooth >= stains.background + moderate),
         "intense": line & (smooth >= stains.background + intense),
     }
-    cover = {name: around(one, membrane.CELL_UM / mpp) for name, one in lines.items()}
-    nests = around(nuclei, membrane.NEST_UM / mpp) >= membrane.MIN_NUCLEI_COVER
-    cells = (nests | (cover["faint"] >= 2 * membrane.MIN_INCOMPLETE_COVER)) & ~ink
-    found = {"cells": cells.mean()}
+    cover = {name: neighbourhood_share(one, membrane.CELL_UM / mpp) for name, one in lines.items()}
+    nests = neighbourhood_share(nuclei, membrane.NEST_UM / mpp) >= membrane.MIN_NUCLEI_COVER
+    cells = (nests | (cover["faint"] >= 2 * membrane.MIN_INCOMPLETE_COVER)) & ~pen
+    features = {"cells": cells.mean()}
     for name, share in cover.items():
-        found[name] = (share >= membrane.MIN_INCOMPLETE_COVER)[cells].mean() if cells.any() else 0.0
-        found[f"{name}_complete"] = (share >= membrane.MIN_COMPLETE_COVER)[cells].mean() if cells.any() else 0.0
-    found["dab"] = d.mean()
+        features[name] = (share >= membrane.MIN_INCOMPLETE_COVER)[cells].mean() if cells.any() else 0.0
+        features[f"{name}_complete"] = (share >= membrane.MIN_COMPLETE_COVER)[cells].mean() if cells.any() else 0.0
+    features["dab"] = d.mean()
     for name, values in {"dab": d, "haematoxylin": h, "ridge": ridge, "density": density}.items():
         some = np.sort(values[::3, ::3].ravel())
-        found |= {f"{name}_mean": values.mean(), f"{name}_std": values.std()}
-        found[f"{name}_p90"] = some[int(0.9 * (len(some) - 1))]
-    found |= {"nuclei": nuclei.mean(), "white": (density < membrane.MAX_BACKGROUND_OD).mean(), "ink": ink.mean()}
-    places = {"nuclear_dab": nuclei, "membrane_dab": line, "cytoplasm_dab": cells & ~nuclei & ~line}
-    found |= {name: d[place].mean() if place.any() else 0.0 for name, place in places.items()}
+        features |= {f"{name}_mean": values.mean(), f"{name}_std": values.std()}
+        features[f"{name}_p90"] = some[int(0.9 * (len(some) - 1))]
+    features |= {"nuclei": nuclei.mean(), "white": (density < membrane.MAX_BACKGROUND_OD).mean(), "ink": pen.mean()}
+    areas = {"nuclear_dab": nuclei, "membrane_dab": line, "cytoplasm_dab": cells & ~nuclei & ~line}
+    features |= {name: d[area].mean() if area.any() else 0.0 for name, area in areas.items()}
     scales = {um: box(density, 2 * round(um / mpp / 2) + 1) for um in (1, 2, 4, 8)}
     for um in (1, 2, 4):
-        found[f"contrast_{um}um"] = np.abs(scales[um] - scales[2 * um]).mean()
-    fine, coarse = found["contrast_1um"], found["contrast_4um"]
-    found["blur"] = coarse / (fine + coarse) if fine > 1e-6 else 0.0
-    return found
+        features[f"contrast_{um}um"] = np.abs(scales[um] - scales[2 * um]).mean()
+    fine, coarse = features["contrast_1um"], features["contrast_4um"]
+    features["blur"] = coarse / (fine + coarse) if fine > 1e-6 else 0.0
+    return features
 
 
 def deconvolved(od: Map, stains: Stains) -> Map:
-    """Solve od = h · H + d · D + rest · (H × D) for each px: (H, W, 3)."""
+    """Solve od = h · H + d · D + residual · (H × D) for each px: (H, W, 3)."""
     h, d = (np.asarray(one) / np.linalg.norm(one) for one in (stains.haematoxylin, stains.dab))
     across = np.cross(h, d)
     basis = np.stack([h, d, across / np.linalg.norm(across)], axis=1)
@@ -67,11 +67,11 @@ def deconvolved(od: Map, stains: Stains) -> Map:
 
 
 def ridge_height(smooth: Map, s: float) -> Map:
-    """Largest curvature, from the eigenvalues of each px's Hessian."""
+    """Return the largest curvature, from the eigenvalues of each px's Hessian."""
     second, across, first = np.array([1, -2, 1.0]), np.array([1, 2, 1.0]) / 4, np.array([-1, 0, 1.0]) / 2
-    xx = along(along(smooth, second, 1), across, 0)
-    yy = along(along(smooth, second, 0), across, 1)
-    xy = along(along(smooth, first, 1), first, 0)
+    xx = correlate(correlate(smooth, second, 1), across, 0)
+    yy = correlate(correlate(smooth, second, 0), across, 1)
+    xy = correlate(correlate(smooth, first, 1), first, 0)
     hessian = np.stack([np.stack([xx, xy], -1), np.stack([xy, yy], -1)], -1)
     return np.maximum(-np.linalg.eigvalsh(hessian)[..., 0], 0) * 2**1.5 * s**2
 
@@ -80,17 +80,17 @@ def gaussian(values: Map, sigma: float) -> Map:
     half = round(sigma * 8 + 1) // 2
     kernel = np.exp(-(np.arange(-half, half + 1) ** 2) / (2 * sigma**2))
     kernel /= kernel.sum()
-    return along(along(values, kernel, 0), kernel, 1)
+    return correlate(correlate(values, kernel, 0), kernel, 1)
 
 
-def around(mask: NDArray[np.bool_], px: float) -> Map:
-    """Share of a mask in the square round each px."""
-    return box(mask.astype(float), 2 * round((px - 1) / 2) + 1) + 1e-12  # a limit that is met is reached
+def neighbourhood_share(mask: NDArray[np.bool_], px: float) -> Map:
+    """Return the share of a mask in the square around each px."""
+    return box(mask.astype(float), 2 * round((px - 1) / 2) + 1) + 1e-12  # a value equal to a limit reaches it
 
 
 def box(values: Map, edge: int) -> Map:
-    return along(along(values, np.full(edge, 1 / edge), 0), np.full(edge, 1 / edge), 1)
+    return correlate(correlate(values, np.full(edge, 1 / edge), 0), np.full(edge, 1 / edge), 1)
 
 
-def along(values: Map, kernel: Map, axis: int) -> Map:
+def correlate(values: Map, kernel: Map, axis: int) -> Map:
     return ndimage.correlate1d(values, kernel, axis=axis, mode="mirror")

@@ -1,4 +1,4 @@
-"""What a tile shows: the same as the plain reference, right on rings of known make, ordered on real cores."""
+"""Tests of tile features: equal to a reference implementation, correct on synthetic rings, ordered on real cores."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ STAINS = Stains(WHITE, nuclei=0.15)
 
 
 def rings(density: float, share: float = 1.0, width_um: float = 1.0, veil: float = 0.0, mpp: float = 0.5) -> NDArray:
-    """A tile of square cells of 11 µm with nuclei, ringed by DAB; `share` of each ring's length is stained."""
+    """Return a tile of square cells of 11 µm with nucleus and DAB ring; `share` of the ring's length is stained."""
     y, x = np.mgrid[: 224 * 4, : 224 * 4] * mpp / 4  # µm, four samples a px and axis
     u, v = x % 11 - 5.5, y % 11 - 5.5
     on_ring = np.maximum(abs(u), abs(v)) > 5.5 - width_um / 2
@@ -45,43 +45,43 @@ def rings(density: float, share: float = 1.0, width_um: float = 1.0, veil: float
     return np.round(light).astype(np.uint8)
 
 
-def figure(tile: NDArray, name: str, stains: Stains = STAINS) -> float:
+def measure(tile: NDArray, name: str, stains: Stains = STAINS) -> float:
     return float(measure_tiles(tile[None], 0.5, stains)[0, feature_index(name)])
 
 
 class TestReference:
     @pytest.mark.parametrize("name", ["0", "2+ b", "3+"])
-    def test_it_equals_the_plain_reference_on_real_tissue(self, real_data: Path, name: str) -> None:
+    def test_features_equal_the_reference_on_real_tissue(self, real_data: Path, name: str) -> None:
         batch = tissue_tile_batch(load_core(real_data, name))
         batch = TileBatch(batch.pixels[10::30], 0.5, batch.stains)
-        plain = [reference_features(tile, 0.5, batch.stains) for tile in batch.pixels]
-        gaps = np.abs(batch.features - [[one[feature.name] for feature in FEATURES] for one in plain])
+        reference = [reference_features(tile, 0.5, batch.stains) for tile in batch.pixels]
+        gaps = np.abs(batch.features - [[one[feature.name] for feature in FEATURES] for one in reference])
         # where single precision puts a px on the other side of a threshold, a mean over its mask moves by some 2e-5
         assert (gaps > 1e-5).sum() <= 1
         assert gaps.max() < 5e-5
 
     @pytest.mark.parametrize("mpp", [0.25, 0.5, 1.0])
-    def test_and_under_pen_at_any_resolution(self, mpp: float) -> None:
+    def test_features_equal_the_reference_under_pen_at_any_resolution(self, mpp: float) -> None:
         tile = rings(0.5)
         tile[100:150, 60:90] = (25, 55, 170)
-        plain = reference_features(tile, mpp, STAINS)
+        reference = reference_features(tile, mpp, STAINS)
         assert measure_tiles(tile[None], mpp, STAINS)[0] == pytest.approx(
-            [plain[one.name] for one in FEATURES], rel=0, abs=1e-5
+            [reference[one.name] for one in FEATURES], rel=0, abs=1e-5
         )
 
 
 class TestRings:
-    def test_the_wording_of_the_guideline(self) -> None:
-        assert figure(rings(0.0), "faint") == 0
-        assert figure(rings(0.25, share=0.4), "faint") > 0.9
-        assert figure(rings(0.25, share=0.4), "moderate_complete") == 0
-        assert figure(rings(0.5), "moderate_complete") > 0.9
-        assert figure(rings(0.5), "intense_complete") < 0.05
-        assert figure(rings(1.2), "intense_complete") > 0.9
+    def test_intensities_follow_the_wording_of_the_guideline(self) -> None:
+        assert measure(rings(0.0), "faint") == 0
+        assert measure(rings(0.25, share=0.4), "faint") > 0.9
+        assert measure(rings(0.25, share=0.4), "moderate_complete") == 0
+        assert measure(rings(0.5), "moderate_complete") > 0.9
+        assert measure(rings(0.5), "intense_complete") < 0.05
+        assert measure(rings(1.2), "intense_complete") > 0.9
 
-    def test_a_broken_ring_is_incomplete_however_dark(self) -> None:
-        assert figure(rings(1.2, share=0.35), "intense") > 0.7
-        assert figure(rings(1.2, share=0.35), "intense_complete") < 0.05
+    def test_a_dark_broken_ring_is_incomplete(self) -> None:
+        assert measure(rings(1.2, share=0.35), "intense") > 0.7
+        assert measure(rings(1.2, share=0.35), "intense_complete") < 0.05
 
     @given(st.floats(0.1, 1.2), st.floats(0.2, 1.0), st.floats(0.6, 1.6))
     @settings(max_examples=25, deadline=None)
@@ -101,36 +101,36 @@ class TestRings:
         for name in MEMBRANE_COLUMNS[1:]:
             assert darker[feature_index(name)] >= less[feature_index(name)] - 0.01
 
-    def test_a_veil_over_everything_is_no_membrane(self) -> None:
+    def test_a_uniform_brown_veil_is_not_membrane(self) -> None:
         veiled = rings(0.0, veil=0.15)
-        assert figure(veiled, "faint") == 0
-        assert figure(veiled, "dab") == pytest.approx(0.15, abs=0.02)
+        assert measure(veiled, "faint") == 0
+        assert measure(veiled, "dab") == pytest.approx(0.15, abs=0.02)
 
-    def test_a_veil_that_is_known_makes_no_membrane_darker(self) -> None:
-        plain = figure(rings(0.5), "intense")
+    def test_a_known_brown_veil_does_not_darken_membranes(self) -> None:
+        reference = measure(rings(0.5), "intense")
         known = Stains(WHITE, nuclei=0.15, background=0.15)
-        assert figure(rings(0.5, veil=0.15), "intense", known) == pytest.approx(plain, abs=0.02)
+        assert measure(rings(0.5, veil=0.15), "intense", known) == pytest.approx(reference, abs=0.02)
 
     def test_darker_sections_need_darker_membranes(self) -> None:
         pale, usual, dark = (membrane_thresholds(Stains(nuclei=one)) for one in (0.05, 0.15, 0.6))
         assert pale < usual < dark
         assert membrane_thresholds(Stains(nuclei=0.0)) == usual
 
-    def test_glass_holds_nothing(self) -> None:
+    def test_background_has_no_features(self) -> None:
         row = measure_tiles(np.full((1, 224, 224, 3), 240, np.uint8), 0.5, STAINS)[0]
-        named = dict(zip((one.name for one in FEATURES), row.tolist(), strict=True))
-        assert named.pop("white") == 1
-        assert set(named.values()) == {0.0}
+        by_name = dict(zip((one.name for one in FEATURES), row.tolist(), strict=True))
+        assert by_name.pop("white") == 1
+        assert set(by_name.values()) == {0.0}
 
-    def test_pen_is_no_cellular_area(self) -> None:
+    def test_pen_is_excluded_from_the_cellular_area(self) -> None:
         tile = rings(0.0)
         tile[60:160, 60:160] = (20, 130, 60)
         tile[62:158:6, 60:160] = (60, 160, 100)
-        assert figure(tile, "ink") == pytest.approx((108 / 224) ** 2, rel=0.02)
-        assert figure(tile, "faint") < 0.01
+        assert measure(tile, "ink") == pytest.approx((108 / 224) ** 2, rel=0.02)
+        assert measure(tile, "faint") < 0.01
 
 
-def test_a_ridge_has_the_height_of_its_line() -> None:
+def test_ridge_height_is_the_height_of_the_line() -> None:
     x = np.arange(101) - 50
     line = np.tile(0.4 * np.exp(-(x**2) / 2), (101, 1)).astype(np.float32)  # σ = 1 px = 0.5 µm
     smooth = cv2.GaussianBlur(line, (0, 0), 1.0)
@@ -139,16 +139,16 @@ def test_a_ridge_has_the_height_of_its_line() -> None:
 
 
 class TestBatch:
-    def test_tiles_do_not_see_each_other(self) -> None:
+    def test_tiles_are_measured_independently(self) -> None:
         tiles = np.stack([rings(0.2), rings(0.9), rings(0.0)])
-        together = measure_tiles(tiles, 0.5, STAINS)
-        for tile, row in zip(tiles, together, strict=True):
+        batch_rows = measure_tiles(tiles, 0.5, STAINS)
+        for tile, row in zip(tiles, batch_rows, strict=True):
             assert np.array_equal(measure_tiles(tile[None], 0.5, STAINS)[0], row)
 
-    def test_no_tiles_no_rows(self) -> None:
+    def test_no_tiles_give_no_rows(self) -> None:
         assert measure_tiles(np.empty((0, 64, 64, 3), np.uint8), 0.5, STAINS).shape == (0, len(FEATURES))
 
-    def test_figures_are_measured_once(self) -> None:
+    def test_features_are_computed_once(self) -> None:
         batch = TileBatch(rings(0.3)[None], 0.5, STAINS)
         assert batch.features is batch.features
         assert batch.features.dtype == np.float32
@@ -165,9 +165,9 @@ class TestBatch:
 
 
 class TestVector:
-    def test_names_are_unique_and_all_described(self) -> None:
+    def test_features_have_unique_names_and_descriptions(self) -> None:
         assert len({one.name for one in FEATURES}) == len(FEATURES)
-        assert all(one.unit in ("share", "OD") and one.sentence for one in FEATURES)
+        assert all(one.unit in ("share", "OD") and one.description for one in FEATURES)
         assert [feature_index(name) for name in MEMBRANE_COLUMNS] == list(range(7))
 
     def test_the_generated_page_is_up_to_date(self) -> None:
@@ -176,29 +176,29 @@ class TestVector:
 
 
 @pytest.fixture(scope="module")
-def verdicts(real_data: Path) -> dict[str, RuleResult]:
-    """What the rule says of the five real cores, read from their JPEG files. No threshold was fitted to them."""
+def results(real_data: Path) -> dict[str, RuleResult]:
+    """Return the rule's result of the five real cores, read from their JPEG files. No threshold was fitted to them."""
     found = {}
     for name in CORES:
-        figures = tissue_tile_batch(load_core(real_data, name)).features
-        found[name] = apply_rule({one: figures[:, feature_index(one)] for one in MEMBRANE_COLUMNS})
+        features = tissue_tile_batch(load_core(real_data, name)).features
+        found[name] = apply_rule({one: features[:, feature_index(one)] for one in MEMBRANE_COLUMNS})
     return found
 
 
-def test_clear_staining_is_called_on_real_cores(verdicts: dict[str, RuleResult]) -> None:
-    assert verdicts["3+"].category == "3+"
-    assert verdicts["2+ b"].category == "2+"
-    score = {name: one.score for name, one in verdicts.items()}
+def test_clear_staining_is_scored_on_real_cores(results: dict[str, RuleResult]) -> None:
+    assert results["3+"].category == "3+"
+    assert results["2+ b"].category == "2+"
+    score = {name: one.score for name, one in results.items()}
     assert max(score["0"], score["1+"], score["2+ a"]) < score["2+ b"] < score["3+"]
     assert score["0"] < score["1+"]
 
 
 def test_pale_staining_is_ordered_on_real_cores(
-    verdicts: dict[str, RuleResult], real_data: Path, request: pytest.FixtureRequest
+    results: dict[str, RuleResult], real_data: Path, request: pytest.FixtureRequest
 ) -> None:
     """The stand-ins are ordered. Of the real cores one is not, which is a known limit of the rule."""
     if not are_stand_ins(real_data):
         pale = "2+ a is as pale as 1+: 0.85 against 0.94 from the JPEG files; JPEG or the level read moves each by 0.2"
         request.applymarker(pytest.mark.xfail(strict=True, reason=pale))
-    score = {name: one.score for name, one in verdicts.items()}
+    score = {name: one.score for name, one in results.items()}
     assert score["0"] < score["1+"] <= score["2+ a"]

@@ -1,4 +1,4 @@
-"""What is wrong with a scan is said, and nothing where nothing is."""
+"""Tests of quality control: problems are flagged, good scans are not."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from her2batch.vision.tissue import segment_tissue
 from tests.vision.real import CORES, HE, load_core, load_he_slide, shrink
 
 
-def judged(rgb: NDArray[np.uint8]) -> Quality:
+def assess(rgb: NDArray[np.uint8]) -> Quality:
     return assess_quality(rgb, segment_tissue(rgb, 8.0))
 
 
@@ -25,7 +25,7 @@ def overview(real_data: Path) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("name", CORES)
 def test_a_good_core_has_no_flags(real_data: Path, name: str) -> None:
-    found = judged(shrink(load_core(real_data, name), 1 / 16))
+    found = assess(shrink(load_core(real_data, name), 1 / 16))
     assert found.flags == ()
     assert found.background == pytest.approx(234, abs=2)
     assert found.pen == found.saturated == found.blur == 0
@@ -33,33 +33,33 @@ def test_a_good_core_has_no_flags(real_data: Path, name: str) -> None:
 
 def test_pen_is_flagged_in_every_colour(overview: NDArray[np.uint8]) -> None:
     for colour in ((20, 130, 60), (25, 55, 170), (20, 20, 25), (190, 25, 40)):
-        inked = overview.copy()
-        inked[100:120, 20:80] = colour
-        found = judged(inked)
+        marked = overview.copy()
+        marked[100:120, 20:80] = colour
+        found = assess(marked)
         assert found.flags == ("pen",), colour
-        assert found.pen == pytest.approx(1200 / inked.shape[0] / inked.shape[1], rel=0.3)
+        assert found.pen == pytest.approx(1200 / marked.shape[0] / marked.shape[1], rel=0.3)
 
 
 def test_overexposure_is_flagged(overview: NDArray[np.uint8]) -> None:
     bright = np.clip(overview * 1.25, 0, 255).astype(np.uint8)
-    assert "overexposed" in judged(bright).flags
+    assert "overexposed" in assess(bright).flags
 
 
-def test_a_scan_far_out_of_focus_shows_in_the_overview(overview: NDArray[np.uint8]) -> None:
-    assert "blurred" in judged(cv2.GaussianBlur(overview, (0, 0), 2)).flags
+def test_a_strongly_blurred_overview_is_flagged(overview: NDArray[np.uint8]) -> None:
+    assert "blurred" in assess(cv2.GaussianBlur(overview, (0, 0), 2)).flags
 
 
-def test_uneven_and_dark_glass_are_flagged(overview: NDArray[np.uint8]) -> None:
+def test_uneven_background_is_flagged(overview: NDArray[np.uint8]) -> None:
     ramp = np.linspace(1, 0.9, overview.shape[1])[None, :, None]
-    assert judged((overview * ramp).astype(np.uint8)).flags == ("uneven-background",)
+    assert assess((overview * ramp).astype(np.uint8)).flags == ("uneven-background",)
 
 
 def test_a_core_that_fills_its_image_has_no_background(overview: NDArray[np.uint8]) -> None:
-    assert "no-background" in judged(overview[60:120, 60:120]).flags
+    assert "no-background" in assess(overview[60:120, 60:120]).flags
 
 
 def test_an_empty_slide_has_no_tissue() -> None:
-    found = judged(np.full((100, 150, 3), 240, np.uint8))
+    found = assess(np.full((100, 150, 3), 240, np.uint8))
     assert found == Quality(0.0, 0.0, 0.0, 240.0, ("no-tissue",))
 
 
@@ -68,32 +68,32 @@ class TestTileBlur:
         middle = rgb[700:1596, 700:1596]
         return np.ascontiguousarray(middle.reshape(4, 224, 4, 224, 3).swapaxes(1, 2).reshape(-1, 224, 224, 3))
 
-    def of(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _blur_of(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         return measure_tiles(tiles, 0.5, Stains((240.0, 240.0, 245.0), nuclei=0.15))[:, feature_index("blur")]
 
     @pytest.mark.parametrize("name", CORES)
-    def test_it_tells_a_core_in_focus_from_the_same_out_of_focus(self, real_data: Path, name: str) -> None:
+    def test_blur_grows_with_defocus_on_real_cores(self, real_data: Path, name: str) -> None:
         tiles = self.tiles(load_core(real_data, name))
-        previous = self.of(tiles)
+        previous = self._blur_of(tiles)
         assert (previous < 0.75).all()
         for um in (0.75, 1.6):
-            now = self.of(np.stack([cv2.GaussianBlur(one, (0, 0), um / 0.5) for one in tiles]))
+            now = self._blur_of(np.stack([cv2.GaussianBlur(one, (0, 0), um / 0.5) for one in tiles]))
             assert (now > previous).all()
             previous = now
         assert (previous > BLURRED_TILE).all()
 
-    def test_it_means_the_same_in_pink(self, real_data: Path) -> None:
+    def test_the_limit_holds_on_he_slides(self, real_data: Path) -> None:
         tiles = self.tiles(load_he_slide(real_data, next(iter(HE))))
         tiles = tiles[tiles.mean(axis=(1, 2, 3)) < 215]
-        assert (self.of(tiles) < BLURRED_TILE).all()
-        assert (self.of(np.stack([cv2.GaussianBlur(one, (0, 0), 3.2) for one in tiles])) > BLURRED_TILE).all()
+        assert (self._blur_of(tiles) < BLURRED_TILE).all()
+        assert (self._blur_of(np.stack([cv2.GaussianBlur(one, (0, 0), 3.2) for one in tiles])) > BLURRED_TILE).all()
 
-    def test_staining_hardly_moves_it(self, real_data: Path) -> None:
+    def test_staining_intensity_hardly_changes_blur(self, real_data: Path) -> None:
         tiles = self.tiles(load_core(real_data, "3+"))
         paler = np.round(240 * (tiles / 240.0) ** 0.5).astype(np.uint8)
-        assert np.abs(self.of(paler) - self.of(tiles)).max() < 0.03
+        assert np.abs(self._blur_of(paler) - self._blur_of(tiles)).max() < 0.03
 
-    def test_by_hand(self) -> None:
+    def test_blur_ratio_worked_by_hand(self) -> None:
         assert blur_ratio(0.01, 0.03) == 0.75
         assert blur_ratio(0.0, 0.0) == 0
 

@@ -1,4 +1,4 @@
-"""Light into stain, and back."""
+"""Tests of optical density, stain separation, white point, stain vectors and the stain guess."""
 
 import pickle
 from pathlib import Path
@@ -30,33 +30,33 @@ SOUTH = ((0.628, 0.655, 0.420), (0.345, 0.575, 0.742))
 """Another laboratory's haematoxylin and DAB."""
 
 
-def painted(h: float | NDArray, d: float | NDArray, vectors=(HAEMATOXYLIN, DAB), white=(240.0, 240.0, 240.0)):
-    """What a camera sees of densities: (H, W, 3) uint8."""
+def camera_image(h: float | NDArray, d: float | NDArray, vectors=(HAEMATOXYLIN, DAB), white=(240.0, 240.0, 240.0)):
+    """Return the camera image of stain densities: (H, W, 3) uint8."""
     h, d = np.atleast_2d(h), np.atleast_2d(d)
     od = h[..., None] * np.asarray(vectors[0]) + d[..., None] * np.asarray(vectors[1])
     return np.clip(np.round(np.asarray(white) * 10**-od), 0, 255).astype(np.uint8)
 
 
 def tissue(d_share: float, vectors=(HAEMATOXYLIN, DAB), seed: int = 0) -> NDArray[np.uint8]:
-    """Tiles of blue blobs, and brown ones on a share of the area: (4, 128, 128, 3) uint8."""
+    """Return tiles of blue blobs, and brown ones on a share of the area: (4, 128, 128, 3) uint8."""
     rng = np.random.default_rng(seed)
 
     def blobs(share: float) -> NDArray:
         noise = cv2.GaussianBlur(rng.standard_normal((512, 128)), (0, 0), 4)
         return 0.0 if share == 0 else np.clip((noise - np.quantile(noise, 1 - share)) * 8 + 0.2, 0, 0.5)
 
-    return painted(blobs(0.3), blobs(d_share), vectors).reshape(4, 128, 128, 3)
+    return camera_image(blobs(0.3), blobs(d_share), vectors).reshape(4, 128, 128, 3)
 
 
 @given(whites, st.tuples(*[st.floats(0, 1.5)] * 3))
-def test_optical_density_undoes_beer_lambert(white, od) -> None:
+def test_optical_density_inverts_beer_lambert(white, od) -> None:
     light = np.asarray(white) * 10 ** -np.asarray(od)
     found = optical_density(np.round(light).astype(np.uint8).reshape(1, 1, 3), white).ravel()
     rounding = 0.5 / np.log(10) / np.maximum(light - 0.5, 0.5)  # half a grey value
     assert np.all(np.abs(found - od) <= rounding + 1e-5)
 
 
-def test_glass_has_no_density_and_black_a_finite_one() -> None:
+def test_background_has_no_density_and_black_a_finite_one() -> None:
     pixels = np.array([[[230, 240, 250], [0, 0, 0]]], np.uint8)
     od = optical_density(pixels, (230.0, 240.0, 250.0))
     assert np.allclose(od[:, 0, 0], 0, atol=1e-6)
@@ -64,7 +64,7 @@ def test_glass_has_no_density_and_black_a_finite_one() -> None:
 
 
 @given(amounts, amounts, st.sampled_from([(HAEMATOXYLIN, DAB), SOUTH]))
-def test_unmixing_gives_back_what_was_mixed(h, d, vectors) -> None:
+def test_separation_returns_the_mixed_densities(h, d, vectors) -> None:
     stains = Stains((255.0, 255.0, 255.0), *vectors)
     od = (h * np.asarray(vectors[0]) + d * np.asarray(vectors[1])).astype(np.float32).reshape(3, 1, 1)
     densities = separate_stains(od, stains)
@@ -77,39 +77,39 @@ def test_unmixing_gives_back_what_was_mixed(h, d, vectors) -> None:
 
 
 @given(st.floats(0, 0.7), st.floats(0, 1.1))
-def test_stain_is_no_ink(h, d) -> None:
-    od = optical_density(painted(h, d), (240.0, 240.0, 240.0))
+def test_stain_is_not_pen(h, d) -> None:
+    od = optical_density(camera_image(h, d), (240.0, 240.0, 240.0))
     red = 0.650 * h + 0.269 * d
     assert not pen_mask(od, separate_stains(od, Stains()).residual).any() or red > 0.7
 
 
 @pytest.mark.parametrize("colour", [(20, 130, 60), (25, 55, 170), (20, 20, 25), (190, 25, 40)])
-def test_pen_is_ink(colour) -> None:
+def test_pen_colours_are_pen(colour) -> None:
     od = optical_density(np.full((4, 4, 3), colour, np.uint8), (240.0, 240.0, 240.0))
     assert pen_mask(od, separate_stains(od, Stains()).residual).all()
 
 
-def test_stains_are_values() -> None:
+def test_stains_can_be_compared_hashed_and_pickled() -> None:
     stains = Stains((240.0, 241.0, 242.0), nuclei=0.2)
     assert pickle.loads(pickle.dumps(stains)) == stains
     assert len({stains, Stains((240.0, 241.0, 242.0), nuclei=0.2)}) == 1
 
 
 class TestWhitePoint:
-    def test_it_is_the_glass(self) -> None:
+    def test_it_is_the_background_colour(self) -> None:
         rgb = np.full((40, 60, 3), (235, 234, 243), np.uint8)
         rgb[10:30, 10:40] = (180, 170, 200)
         background = np.ones((40, 60), bool)
         background[10:30, 10:40] = False
         assert white_point(rgb, background) == (235, 234, 243)
 
-    def test_black_padding_is_not_glass(self) -> None:
+    def test_black_padding_is_ignored(self) -> None:
         rgb = np.full((40, 60, 3), 238, np.uint8)
         rgb[:, :20] = 0
         assert white_point(rgb, np.ones((40, 60), bool)) == (238, 238, 238)
 
     @pytest.mark.parametrize("name", CORES)
-    def test_a_core_without_glass_has_a_white_too(self, real_data: Path, name: str) -> None:
+    def test_a_core_without_background_has_a_white_point(self, real_data: Path, name: str) -> None:
         rgb = shrink(load_core(real_data, name)[800:1900, 800:1900], 1 / 16)
         white = np.asarray(white_point(rgb, np.zeros(rgb.shape[:2], bool)))
         assert (white >= 200).all()
@@ -118,7 +118,7 @@ class TestWhitePoint:
 
 class TestFit:
     @pytest.mark.parametrize("vectors", [(HAEMATOXYLIN, DAB), SOUTH])
-    def test_it_finds_the_vectors_of_the_laboratory(self, vectors) -> None:
+    def test_the_vectors_of_a_laboratory_are_found(self, vectors) -> None:
         fitted = fit_stain_vectors(tissue(0.3, vectors), (240.0, 240.0, 240.0))
         for found, true in zip((fitted.haematoxylin, fitted.dab), vectors, strict=True):
             assert np.dot(found, true) / np.linalg.norm(true) > 0.998
@@ -128,21 +128,21 @@ class TestFit:
         assert fitted.dab == DAB
         assert np.dot(fitted.haematoxylin, SOUTH[0]) > 0.995
 
-    def test_hardly_any_stain_keeps_both(self) -> None:
+    def test_hardly_any_stain_keeps_both_published_vectors(self) -> None:
         blank = np.full((2, 64, 64, 3), 238, np.uint8)
         assert fit_stain_vectors(blank, (240.0, 240.0, 240.0)) == Stains((240.0, 240.0, 240.0))
         assert fit_stain_vectors(blank[:0], (240.0, 240.0, 240.0)) == Stains((240.0, 240.0, 240.0))
 
-    def test_pen_changes_nothing_much(self) -> None:
+    def test_pen_hardly_changes_the_fit(self) -> None:
         tiles = tissue(0.3)
         clean = fit_stain_vectors(tiles, (240.0, 240.0, 240.0))
         tiles[0, :60, :60] = (25, 55, 170)
-        inked = fit_stain_vectors(tiles, (240.0, 240.0, 240.0))
-        assert np.dot(clean.haematoxylin, inked.haematoxylin) > 0.999
-        assert np.dot(clean.dab, inked.dab) > 0.999
-        assert inked.nuclei == pytest.approx(clean.nuclei, rel=0.05)
+        marked = fit_stain_vectors(tiles, (240.0, 240.0, 240.0))
+        assert np.dot(clean.haematoxylin, marked.haematoxylin) > 0.999
+        assert np.dot(clean.dab, marked.dab) > 0.999
+        assert marked.nuclei == pytest.approx(clean.nuclei, rel=0.05)
 
-    def test_a_brown_veil_is_noticed(self) -> None:
+    def test_a_brown_veil_is_measured_as_background(self) -> None:
         od = -np.log10(tissue(0.3) / 240.0) + 0.1 * np.asarray(DAB)
         veiled = np.round(240.0 * 10**-od).astype(np.uint8)
         white = (240.0, 240.0, 240.0)
@@ -151,7 +151,7 @@ class TestFit:
 
 
 @pytest.mark.parametrize("name", CORES)
-def test_a_her2_core_is_ihc_however_pale(real_data: Path, name: str) -> None:
+def test_a_pale_her2_core_is_ihc(real_data: Path, name: str) -> None:
     tiles = (
         load_core(real_data, name)[896:1792, 896:1792]
         .reshape(4, 224, 4, 224, 3)
@@ -168,6 +168,6 @@ def test_a_pink_slide_is_he(real_data: Path, name: str) -> None:
     assert guess_stain(tiles, fit_stain_vectors(tiles, (245.0, 244.0, 245.0))) == "he"
 
 
-def test_nothing_to_look_at_counts_as_ihc() -> None:
+def test_a_slide_without_tissue_counts_as_ihc() -> None:
     assert guess_stain(np.full((1, 64, 64, 3), 240, np.uint8), Stains()) == "ihc"
     assert guess_stain(np.empty((0, 64, 64, 3), np.uint8), Stains()) == "ihc"

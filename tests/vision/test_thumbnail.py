@@ -1,4 +1,4 @@
-"""The thumbnail: all tissue, in the middle, on the slide's own background."""
+"""Tests of thumbnails: all tissue, centred, on the slide's own background."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from her2batch.vision.thumbnail import letterbox
 
-GLASS = (240.4, 239.6, 250.0)
+BACKGROUND = (240.4, 239.6, 250.0)
 
 
 def test_a_wide_piece_of_tissue_fills_the_width() -> None:
@@ -14,26 +14,26 @@ def test_a_wide_piece_of_tissue_fills_the_width() -> None:
     tissue = np.zeros((300, 400), bool)
     tissue[100:200, 50:250] = True
     overview[tissue] = (150, 90, 40)
-    out = letterbox(overview, tissue, 224, GLASS)
+    out = letterbox(overview, tissue, 224, BACKGROUND)
     assert (out[56:168] == (150, 90, 40)).all()
     assert (out[:56] == (240, 240, 250)).all()
     assert (out[168:] == (240, 240, 250)).all()
 
 
-def test_all_pieces_are_seen() -> None:
+def test_all_pieces_are_shown() -> None:
     overview = np.full((200, 200, 3), 240, np.uint8)
     tissue = np.zeros((200, 200), bool)
     for y, x in ((0, 0), (190, 190)):
         tissue[y : y + 10, x : x + 10] = True
         overview[y : y + 10, x : x + 10] = 0
-    out = letterbox(overview, tissue, 100, GLASS)
+    out = letterbox(overview, tissue, 100, BACKGROUND)
     assert out[0, 0].max() == 0
     assert out[-1, -1].max() == 0
 
 
 def test_without_tissue_the_whole_slide_is_shown() -> None:
     overview = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert np.array_equal(letterbox(overview, np.zeros((64, 64), bool), 64, GLASS), overview)
+    assert np.array_equal(letterbox(overview, np.zeros((64, 64), bool), 64, BACKGROUND), overview)
 
 
 @given(
@@ -47,6 +47,6 @@ def test_without_tissue_the_whole_slide_is_shown() -> None:
 def test_it_is_a_square_whatever_the_tissue(height: int, width: int, factor: int, edge: int, seed: int) -> None:
     tissue = np.random.default_rng(seed).random((height, width)) < 0.01
     overview = np.zeros((height * factor, width * factor, 3), np.uint8)
-    out = letterbox(overview, tissue, edge, GLASS)
+    out = letterbox(overview, tissue, edge, BACKGROUND)
     assert out.shape == (edge, edge, 3)
     assert (out == 0).any()

@@ -1,4 +1,4 @@
-"""Tiles: where they lie, which block is read for them, how they are cut."""
+"""Tests of the tile grid: positions, blocks, and cutting tiles from a block."""
 
 from fractions import Fraction
 
@@ -28,7 +28,7 @@ def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_a_plan_worked_by_hand() -> None:
+def test_a_grid_worked_by_hand() -> None:
     assert plan_tiles(1000, 500, slide_mpp=0.25, mpp=0.5, tile=224).tolist() == [
         [0, 0, 448],
         [448, 0, 448],
@@ -45,7 +45,7 @@ def test_a_fractional_step_worked_by_hand() -> None:
 
 
 @pytest.mark.parametrize("mpp", ["0.23", "0.2499", "0.4987654321"])
-def test_no_drift_on_the_widest_slide_there_can_be(mpp: str) -> None:
+def test_positions_do_not_drift_on_the_widest_slide(mpp: str) -> None:
     tiles = plan_tiles(2_000_000, 1, float(mpp), 0.5, 224)
     step = 224 * Fraction("0.5") / Fraction(mpp)
     last = len(tiles) - 1
@@ -68,17 +68,17 @@ def test_tiles_cover_the_slide_and_hardly_overlap(slide: tuple[int, int, float, 
 @settings(deadline=None)
 @example((1, 9486, 0.2834, 64), 4.0, 240, 0)  # its last tile starts in a row that the level dropped
 @given(slides, st.sampled_from([1.0, 2.0, 4.0]), st.sampled_from([240, 256, 512, 30_000]), st.integers(0, 2**32))
-def test_every_tile_is_in_one_block_and_inside_what_is_read(
+def test_every_tile_is_in_one_block_and_inside_its_box(
     slide: tuple[int, int, float, int], downsample: float, chunk: int, seed: int
 ) -> None:
     width, height, mpp, tile = slide
     tiles = plan_tiles(width, height, mpp, 0.5 * downsample, tile)
     tiles = tiles[np.random.default_rng(seed).random(len(tiles)) < 0.5][:500]
     level = (max(1, int(width // downsample)), max(1, int(height // downsample)))
-    found = plan_blocks(tiles, (width / level[0], height / level[1]), (chunk, chunk), level)
-    assert sorted(one for block in found for one in block.tiles) == list(range(len(tiles)))
-    assert len(found) == len({block.box for block in found})
-    for block in found:
+    blocks = plan_blocks(tiles, (width / level[0], height / level[1]), (chunk, chunk), level)
+    assert sorted(one for block in blocks for one in block.tiles) == list(range(len(tiles)))
+    assert len(blocks) == len({block.box for block in blocks})
+    for block in blocks:
         box = block.box
         assert min(box.x, box.y) >= 0
         assert min(box.width, box.height) >= 1
@@ -91,17 +91,17 @@ def test_every_tile_is_in_one_block_and_inside_what_is_read(
         assert (block.tile_rects[:, :2] < np.array([box.width, box.height])).all()
 
 
-def test_blocks_fall_on_the_chunk_grid_where_they_can() -> None:
-    found = plan_blocks(plan_tiles(20_000, 20_000, 0.25, 0.5, 224), (1.0, 1.0), (256, 256), (20_000, 20_000))
-    assert {block.box.x % 256 for block in found} == {0}
-    assert found[0].box == Rect(0, 0, 1792, 1792)
-    assert len(found[0].tiles) == 16
+def test_blocks_align_with_the_chunk_grid() -> None:
+    blocks = plan_blocks(plan_tiles(20_000, 20_000, 0.25, 0.5, 224), (1.0, 1.0), (256, 256), (20_000, 20_000))
+    assert {block.box.x % 256 for block in blocks} == {0}
+    assert blocks[0].box == Rect(0, 0, 1792, 1792)
+    assert len(blocks[0].tiles) == 16
 
 
 @pytest.mark.parametrize(("chunk", "edge"), [(512, 3584), (256, 1792), (8, 896), (240, 2240)])
-def test_a_block_spans_the_number_of_tiles_that_wastes_least(chunk: int, edge: int) -> None:
-    found = plan_blocks(plan_tiles(20_000, 20_000, 0.25, 0.5, 224), (1.0, 1.0), (chunk, chunk), (20_000, 20_000))
-    assert found[0].box.width == edge
+def test_a_block_spans_the_number_of_tiles_with_least_waste(chunk: int, edge: int) -> None:
+    blocks = plan_blocks(plan_tiles(20_000, 20_000, 0.25, 0.5, 224), (1.0, 1.0), (chunk, chunk), (20_000, 20_000))
+    assert blocks[0].box.width == edge
 
 
 def test_a_block_is_read_only_as_far_as_it_holds_tiles() -> None:
@@ -115,17 +115,17 @@ def test_a_level_whose_last_row_was_dropped_does_not_shift_its_tiles() -> None:
     width = 99_999
     level = width // 4
     tiles = plan_tiles(width, 448, 0.125, 0.5, 224)
-    found = plan_blocks(tiles, (width / level, 1.0), (256, 256), (level, 448))
-    assert {(block.box.x + place[0]) % 224 for block in found for place in block.tile_rects} == {0}
+    blocks = plan_blocks(tiles, (width / level, 1.0), (256, 256), (level, 448))
+    assert {(block.box.x + place[0]) % 224 for block in blocks for place in block.tile_rects} == {0}
 
 
-def test_blocks_come_row_by_row_and_so_do_their_tiles() -> None:
-    found = plan_blocks(plan_tiles(9000, 9000, 0.25, 0.5, 224), (1.0, 1.0), (256, 256), (9000, 9000))
-    assert [(block.box.y, block.box.x) for block in found] == sorted((block.box.y, block.box.x) for block in found)
-    assert all(list(block.tiles) == sorted(block.tiles) for block in found)
+def test_blocks_and_their_tiles_are_ordered_row_by_row() -> None:
+    blocks = plan_blocks(plan_tiles(9000, 9000, 0.25, 0.5, 224), (1.0, 1.0), (256, 256), (9000, 9000))
+    assert [(block.box.y, block.box.x) for block in blocks] == sorted((block.box.y, block.box.x) for block in blocks)
+    assert all(list(block.tiles) == sorted(block.tiles) for block in blocks)
 
 
-def test_no_tiles_no_blocks() -> None:
+def test_no_tiles_give_no_blocks() -> None:
     assert plan_blocks(np.empty((0, 3), np.int32), (1.0, 1.0), (256, 256), (10, 10)) == []
 
 
@@ -144,7 +144,7 @@ def test_cut_is_the_mean_of_the_pixels_under_a_tile(factor: int) -> None:
     assert np.abs(cuts[2] - mean).max() <= 0.51
 
 
-def test_a_crop_at_the_slides_own_resolution_is_the_crop() -> None:
+def test_tiles_at_the_slides_own_resolution_are_unchanged() -> None:
     rgb = noise(448, 448)
     assert np.array_equal(cut_tiles(rgb, one_block(448, 448, 0.5), 224)[3], rgb[224:, 224:])
 
@@ -167,7 +167,7 @@ def test_a_slightly_coarser_slide_is_enlarged() -> None:
     assert (tile[0, 0, 0], tile[0, -1, 0]) == (0, 179)
 
 
-def test_what_lies_outside_the_slide_is_white() -> None:
+def test_area_outside_the_slide_is_white() -> None:
     last = cut_tiles(np.zeros((300, 300, 3), np.uint8), one_block(300, 300, 0.5), 224)[3]
     assert last[:76, :76].max() == 0
     assert last[76:].min() == last[:, 76:].min() == 255
@@ -175,7 +175,7 @@ def test_what_lies_outside_the_slide_is_white() -> None:
 
 @given(st.integers(300, 1500), st.integers(300, 1500), mpps)
 @settings(deadline=None, max_examples=25)
-def test_tiles_are_the_same_whatever_else_is_in_their_block(width: int, height: int, mpp: float) -> None:
+def test_tiles_do_not_depend_on_the_rest_of_their_block(width: int, height: int, mpp: float) -> None:
     rgb = noise(height, width)
     tiles = plan_tiles(width, height, mpp, 0.5, 224)
     together = np.empty((len(tiles), 224, 224, 3), np.uint8)
@@ -188,7 +188,7 @@ def test_tiles_are_the_same_whatever_else_is_in_their_block(width: int, height: 
         assert np.array_equal(cut_tiles(rgb[y : y + h, x : x + w], block, 224)[0], together[k])
 
 
-def test_a_grid_says_where_its_tiles_are_cut() -> None:
+def test_a_grid_holds_resolution_edge_and_tiles() -> None:
     one = TileGrid(0.5, 224, np.array([[0, 0, 448]], np.int32))
     assert (one.mpp, one.edge, one.tiles.tolist()) == (0.5, 224, [[0, 0, 448]])
     assert 1 < MAX_UPSAMPLING < 2

@@ -1,4 +1,4 @@
-"""Tissue is found where it is, however pale, and nowhere else."""
+"""Tests of tissue segmentation on real cores and H&E slides, synthetic slides and simple shapes."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from her2batch.vision.tissue import label_pieces, segment_tissue, tile_fractions
 from tests.vision.real import CORES, HE, load_core, load_he_slide, shrink
 
 FRACTION = {"0": 0.48, "1+": 0.62, "2+ a": 0.65, "2+ b": 0.57, "3+": 0.57}
-"""Share of each core's image that is tissue, measured by hand as an ellipse over the picture."""
+"""Share of each core's image that is tissue, measured by hand as an ellipse over the image."""
 
 HE_FRACTION = {"CMU-1-Small-Region.svs": 0.42, "tcga-cr-7395-01a-01-ts1.svs": 0.68, "HE_example.tif": 0.74}
 
@@ -29,7 +29,7 @@ def overview(folder: Path, name: str) -> NDArray[np.uint8]:
 
 
 def pale_disc(radius: int = 40, depth: float = 9.0, size: tuple[int, int] = (120, 140)) -> NDArray[np.uint8]:
-    """A disc of faint blue grain on glass, at 8 µm/px."""
+    """Return a disc of faint blue grain on background, at 8 µm/px."""
     rng = np.random.default_rng(1)
     rgb = rng.normal((238, 238, 240), 0.6, (*size, 3))
     y, x = np.mgrid[: size[0], : size[1]]
@@ -54,12 +54,12 @@ class TestRealSlides:
         assert not found.pen.any()
 
     @pytest.mark.parametrize("name", CORES)
-    def test_a_core_without_any_glass_is_all_tissue(self, real_data: Path, name: str) -> None:
+    def test_a_core_without_background_is_all_tissue(self, real_data: Path, name: str) -> None:
         inside = overview(real_data, name)[60:120, 60:120]
         assert segment_tissue(inside, 8.0).mask.mean() > 0.97
 
     @pytest.mark.parametrize("name", CORES)
-    def test_uneven_light_moves_hardly_a_pixel(self, real_data: Path, name: str) -> None:
+    def test_uneven_illumination_hardly_changes_the_mask(self, real_data: Path, name: str) -> None:
         rgb = overview(real_data, name)
         mask = segment_tissue(rgb, 8.0).mask
         y, x = np.mgrid[-1 : 1 : rgb.shape[0] * 1j, -1 : 1 : rgb.shape[1] * 1j]
@@ -68,21 +68,21 @@ class TestRealSlides:
             assert dice(segment_tissue(lit, 8.0).mask, mask) > 0.98
 
     @pytest.mark.parametrize("value", [0, 255])
-    def test_padding_of_a_scanner_is_no_tissue(self, real_data: Path, value: int) -> None:
+    def test_scanner_padding_is_not_tissue(self, real_data: Path, value: int) -> None:
         rgb = overview(real_data, "0")
         padded = cv2.copyMakeBorder(rgb, 40, 40, 40, 40, cv2.BORDER_CONSTANT, value=(value,) * 3)
         found = segment_tissue(padded, 8.0).mask
         assert dice(found[40:-40, 40:-40], segment_tissue(rgb, 8.0).mask) > 0.97
         assert found.sum() == found[40:-40, 40:-40].sum()
 
-    def test_same_picture_same_mask(self, real_data: Path) -> None:
+    def test_the_same_overview_gives_the_same_mask(self, real_data: Path) -> None:
         first, second = (segment_tissue(overview(real_data, "1+"), 8.0) for _ in range(2))
         assert np.array_equal(first.mask, second.mask)
         assert first.disagreement == second.disagreement
 
 
 class TestSynthetic:
-    """The truth is known, and pale stroma lies beside dark tumour."""
+    """The truth is known; pale stroma is adjacent to dark tumour."""
 
     @pytest.fixture(scope="class", params=["0", "3+"])
     def slide(self, request: pytest.FixtureRequest) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.bool_]]]:
@@ -91,13 +91,13 @@ class TestSynthetic:
         rgb = paint_slide(specimen.cells, specimen.fields, specimen.noise, specimen.appearance, (3000, 2400))
         return shrink(rgb, 1 / 32), specimen.masks
 
-    def test_pen_is_found_and_no_tissue(self, slide) -> None:
+    def test_pen_is_found_and_excluded_from_tissue(self, slide) -> None:
         found = segment_tissue(slide[0], 8.0)
         truth = cv2.resize(slide[1]["pen"].astype(np.uint8), found.pen.shape[::-1]) > 0
-        assert dice(found.pen, truth) > 0.75  # its rim of 2 px counts as ink
+        assert dice(found.pen, truth) > 0.75  # its rim of 2 px counts as pen
         assert not (found.mask & found.pen).any()
 
-    def test_the_rest_of_the_tissue_is_found_whole(self, slide) -> None:
+    def test_the_remaining_tissue_is_found_completely(self, slide) -> None:
         found = segment_tissue(slide[0], 8.0)
         truth = cv2.resize(slide[1]["tissue"].astype(np.uint8), found.mask.shape[::-1]) > 0
         assert dice(found.mask, truth & ~found.pen) > 0.94
@@ -106,7 +106,7 @@ class TestSynthetic:
 class TestProperties:
     @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 60), st.integers(0, 60))
     @settings(max_examples=20, deadline=None)
-    def test_more_glass_adds_no_tissue(self, top, bottom, left, right) -> None:
+    def test_more_background_adds_no_tissue(self, top, bottom, left, right) -> None:
         rgb = pale_disc()
         wide = cv2.copyMakeBorder(rgb, top, bottom, left, right, cv2.BORDER_REFLECT_101)
         wide[:top], wide[top + 120 :] = (238, 238, 240), (238, 238, 240)
@@ -125,29 +125,29 @@ class TestProperties:
 
     @given(st.floats(5, 120))
     @settings(max_examples=15, deadline=None)
-    def test_a_disc_has_its_area_however_pale(self, depth) -> None:
+    def test_a_pale_disc_keeps_its_area(self, depth) -> None:
         found = segment_tissue(pale_disc(depth=depth), 8.0).mask.sum()
         assert found == pytest.approx(np.pi * 40**2, rel=0.12)
 
     @pytest.mark.parametrize("grey", [0, 238, 255])
-    def test_an_even_picture_holds_none(self, grey: int) -> None:
+    def test_a_uniform_overview_has_no_tissue(self, grey: int) -> None:
         assert not segment_tissue(np.full((90, 130, 3), grey, np.uint8), 8.0).mask.any()
 
-    def test_noisy_glass_holds_none(self) -> None:
+    def test_noisy_background_has_no_tissue(self) -> None:
         rgb = np.random.default_rng(0).normal(238, 1.5, (300, 200, 3)).astype(np.uint8)
         assert not segment_tissue(rgb, 8.0).mask.any()
 
     @pytest.mark.parametrize(
         ("shape", "mpp"), [((1, 1), 8.0), ((1, 300), 8.0), ((3, 2), 8.0), ((16, 16), 0.25), ((16, 16), 20.0)]
     )
-    def test_tiny_pictures_pass(self, shape, mpp) -> None:
+    def test_tiny_overviews_are_accepted(self, shape, mpp) -> None:
         rgb = np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8)
         found = segment_tissue(rgb, mpp)
         assert found.mask.shape == found.pen.shape == shape
 
 
 class TestPieces:
-    def test_dirt_on_a_thread_is_another_piece(self) -> None:
+    def test_dirt_on_a_thin_bridge_is_another_piece(self) -> None:
         mask = np.zeros((80, 120), bool)
         mask[10:70, 10:70] = True
         mask[40, 70:90] = True
@@ -157,20 +157,20 @@ class TestPieces:
         assert set(np.unique(labels[~mask])) == {0}
         assert (labels[mask] > 0).all()
 
-    def test_a_broad_waist_keeps_one_piece(self) -> None:
+    def test_a_wide_bridge_keeps_one_piece(self) -> None:
         mask = np.zeros((80, 160), bool)
         mask[10:70, 10:70] = True
         mask[20:60, 70:90] = True
         mask[10:70, 90:150] = True
         assert set(np.unique(label_pieces(mask))) == {0, 1}
 
-    def test_nothing_and_everything(self) -> None:
+    def test_empty_and_full_masks(self) -> None:
         assert not label_pieces(np.zeros((5, 5), bool)).any()
         assert (label_pieces(np.ones((5, 5), bool)) == 1).all()
 
 
 class TestFractions:
-    def test_worked_by_hand(self) -> None:
+    def test_fractions_worked_by_hand(self) -> None:
         mask = np.zeros((4, 6), bool)
         mask[1:3, 1:4] = True  # level 0 is 600 × 400: 100 px each
         tiles = np.array([[0, 0, 200], [100, 100, 200], [150, 150, 100], [500, 300, 200], [300, 100, 200]], np.int32)
@@ -188,5 +188,5 @@ class TestFractions:
         assert ((share >= 0) & (share <= 1)).all()
         assert share.sum() * size * size == pytest.approx(mask.sum() * 256, rel=1e-4, abs=1e-3)
 
-    def test_no_tiles(self) -> None:
+    def test_no_tiles_give_no_fractions(self) -> None:
         assert tile_fractions(np.ones((2, 2), bool), 10, 10, np.empty((0, 3), np.int32)).shape == (0,)
