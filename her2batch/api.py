@@ -16,6 +16,7 @@ from her2batch.errors import InputError
 from her2batch.exchange.slide_arrays import SlideReader
 from her2batch.files.locations import is_remote, to_location
 from her2batch.settings import Plan, Resources, RunWindow, Settings, Training, TrainingResources
+from her2batch.store.outcome_counts import OUTCOMES
 
 if TYPE_CHECKING:
     import dask.dataframe
@@ -328,7 +329,7 @@ def report(
 def ingest_result(summary: IngestSummary, counts: Sequence[PredictionCount]) -> dict[str, Any]:
     """The result of an ingest as plain values. counts: predictions of the slides that this run finished."""
     keys = ("slide_id", "path", "error_code", "error")
-    fields = ("seen", "done", "failed", "deferred", "duplicate", "ignored", "already", "tiles", "seconds", "skipped")
+    fields = ("seen", *OUTCOMES, "already", "tiles", "seconds", "skipped")
     return {
         "cohort": str(summary.cohort),
         **{name: getattr(summary, name) for name in fields},

@@ -18,6 +18,7 @@ from rich.text import Text
 from her2batch.cli.tables import Column, layout
 from her2batch.pipeline.progress import RunProgress
 from her2batch.store.cohort import Cohort, Row
+from her2batch.store.outcome_counts import OutcomeCounts
 from her2batch.store.run_log import follow_run
 from her2batch.tasks import MEMBRANE_RULE
 
@@ -150,11 +151,9 @@ def print_ingest_summary(summary: IngestSummary, counts: Sequence[PredictionCoun
     """
     console = stdout_console()
     print_failures(console, summary.failures)
-    outcomes = [f"{summary.done} done", f"{summary.failed} failed", f"{summary.deferred} deferred"]
-    outcomes += [f"{summary.duplicate} duplicate", f"{summary.ignored} ignored"]
     finished_before = f" ({summary.already} were finished before)" if summary.already else ""
     rate = f"{summary.tiles} tiles, {summary.seconds:.1f} s"
-    print_line(console, f"seen {summary.seen} = {' + '.join(outcomes)}{finished_before}; {rate}")
+    print_line(console, f"{OutcomeCounts.of(summary).equation}{finished_before}; {rate}")
     for count in counts:
         if count.bundle != MEMBRANE_RULE or count.task == "her2-4way":
             print_line(console, prediction_text(count), "bold")
@@ -212,10 +211,7 @@ def print_status(status: CohortStatus) -> None:
     for reason, count in sorted(status.reasons.items()):
         print_line(console, f"{count} × {reason}")
     print_line(console, f"{status.tiles:,} tiles, {status.tissue_mm2:,.1f} mm² of tissue")
-    sign = "=" if status.adds_up else "≠"
-    outcomes = f"{status.done} done + {status.failed} failed + {status.deferred} deferred"
-    outcomes += f" + {status.duplicate} duplicate + {status.ignored} ignored"
-    print_line(console, f"seen {status.seen} {sign} {outcomes}")
+    print_line(console, OutcomeCounts.of(status).equation)
     if status.pending:
         print_line(console, f"{len(status.pending)} slides not processed yet: run her2batch ingest again")
     if status.strays:

@@ -11,6 +11,7 @@ from typing import Any
 from her2batch.errors import STOPPED
 from her2batch.files.locations import free_bytes
 from her2batch.store.cohort import Cohort, Row
+from her2batch.store.outcome_counts import OutcomeCounts
 
 INTERNAL_ERROR = "fault"
 """What stopped a night that had a fault of ours."""
@@ -52,8 +53,8 @@ class NightSummary:
 
     @property
     def adds_up(self) -> bool:
-        """seen = done + failed + deferred + duplicate + ignored."""
-        return self.seen == self.done + self.failed + self.deferred + self.duplicate + self.ignored
+        """Whether every file that was seen has an outcome."""
+        return OutcomeCounts.of(self).adds_up
 
     @property
     def exit_code(self) -> int:
@@ -78,10 +79,8 @@ class NightSummary:
 
 
 def counts_equation(night: NightSummary) -> str:
-    """The equation, in words."""
-    parts = ("done", "failed", "deferred", "duplicate", "ignored")
-    sign = "=" if night.adds_up else "≠"
-    return f"seen {night.seen} {sign} " + " + ".join(f"{getattr(night, one)} {one}" for one in parts)
+    """The counts of a night as text, such as "seen 6 = 1 done + 1 failed + …"."""
+    return OutcomeCounts.of(night).equation
 
 
 def count_error_codes(failures: Iterable[Row]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from her2batch.files.locks import is_locked
 from her2batch.files.parquet import read_parquet
 from her2batch.store import reviews, schemas
 from her2batch.store.cohort import Cohort, Row
+from her2batch.store.outcome_counts import OutcomeCounts
 
 IN_PLACE_S = 1.0
 """Seconds within which a slide's files and its row are put in place."""
@@ -42,8 +43,8 @@ class CohortStatus:
 
     @property
     def adds_up(self) -> bool:
-        """seen = done + failed + deferred + duplicate + ignored."""
-        return self.seen == self.done + self.failed + self.deferred + self.duplicate + self.ignored
+        """Whether every file that was seen has an outcome."""
+        return OutcomeCounts.of(self).adds_up
 
 
 def cohort_status(cohort: Cohort) -> CohortStatus:
