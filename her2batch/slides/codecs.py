@@ -1,8 +1,9 @@
-"""JPEG as a Zarr v3 chunk codec, under the name and configuration that imagecodecs uses for it.
+"""The chunk codecs of pyramids: JPEG as a Zarr v3 codec, and lossless compression with zstd.
 
-A pyramid keeps a slide's own JPEG tiles. Their Huffman and quantisation tables stand once in the TIFF, so they stand
-once here, in the codec's configuration. With this package (or imagecodecs ≥ 2026.5.10, which needs Python 3.12)
-installed, plain `zarr.open` reads them: the codec is an entry point, nothing has to be imported or registered.
+The JPEG codec has the name and configuration of the one in imagecodecs. A TIFF stores the Huffman and quantisation
+tables of its JPEG tiles once, so a pyramid that keeps these tiles stores them once, in the codec's configuration.
+Where this package (or imagecodecs ≥ 2026.5.10, which needs Python 3.12) is installed, plain `zarr.open` reads a
+pyramid: the codec is an entry point, so that nothing has to be imported or registered.
 """
 
 from __future__ import annotations
@@ -25,34 +26,38 @@ from her2batch.slides.jpeg import decode_jpeg
 CODEC_NAME = "imagecodecs_jpeg"
 
 ZSTD_LEVEL = 3
-"""Of lossless chunks, on HER2 tissue: 1.46 times smaller than raw, at 50 MP/s; level 1 1.37 at 120, level 9 1.51 at 25.
-JPEG at quality 90 makes it 9 times smaller."""
+"""Compression level of lossless chunks. On HER2 tissue, level 3 makes them 1.46 times smaller than raw pixels at
+50 MP/s; level 1 makes 1.37 at 120 MP/s, level 9 makes 1.51 at 25 MP/s. JPEG at quality 90 makes them 9 times smaller.
+"""
 
 ZSTD_CODECS = ({"name": "bytes"}, {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": True}})
-"""The codecs of chunks that `pack` packed, as a zarr.json names them: standard ones, which every Zarr v3 reader has."""
+"""Codecs of lossless chunks as named in zarr.json. They are standard: every Zarr v3 reader has them."""
 
 
 def encode_jpeg(rgb: NDArray[np.uint8], quality: int) -> bytes:
-    """(h, w, 3) uint8 RGB → JPEG bytes, 4:4:4 so that thin brown membranes keep their colour."""
+    """Encode (h, w, 3) uint8 RGB as JPEG, 4:4:4 so that thin stained membranes keep their colour."""
     return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), quality, "RGB", "444", fastdct=False))
 
 
 def compress_lossless(rgb: NDArray[np.uint8]) -> bytes:
-    """(h, w, 3) uint8 → its bytes, packed with zstd and a checksum of the content."""
+    """Compress (h, w, 3) uint8 with zstd, including a checksum of the content."""
     return bytes(Zstd(ZSTD_LEVEL, checksum=True).encode(np.ascontiguousarray(rgb)))
 
 
 def decompress_lossless(data: bytes, height: int, width: int) -> NDArray[np.uint8]:
-    """What `pack` packed: (height, width, 3) uint8. Raises RuntimeError for damage, ValueError for another size."""
+    """Decompress a lossless chunk: (height, width, 3) uint8.
+
+    Raises RuntimeError when the data are damaged, ValueError when the chunk has another size.
+    """
     return np.frombuffer(Zstd().decode(data), np.uint8).reshape(height, width, 3)
 
 
 @dataclass(frozen=True)
 class JpegCodec(ArrayBytesCodec):
-    """Chunks of (h, w, 3) uint8 as JPEG streams.
+    """Zarr codec that stores chunks of (h, w, 3) uint8 as JPEG streams.
 
-    level: quality of newly written chunks.  tables: a TIFF's JPEGTables, for abbreviated streams.  colorspace_jpeg:
-    'RGB' or 'YCBCR', what the stream holds (Aperio writes RGB without the marker that says so).
+    level: quality of newly written chunks.  tables: JPEGTables of the TIFF, for abbreviated streams.
+    colorspace_jpeg: colour space of the stream, 'RGB' or 'YCBCR' (Aperio writes RGB without the marker for it).
     """
 
     is_fixed_size = False
@@ -65,14 +70,14 @@ class JpegCodec(ArrayBytesCodec):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The codec a zarr.json describes. Raises TypeError for a configuration this class doesn't know."""
+        """Create the codec from its description in a zarr.json. Raises TypeError for an unknown configuration."""
         configuration = dict(data.get("configuration", {}))
         if tables := configuration.get("tables"):
             configuration["tables"] = base64.b64decode(tables)
         return cls(**configuration)
 
     def to_dict(self) -> dict[str, Any]:
-        """Name and configuration, as they stand in zarr.json."""
+        """Return name and configuration as written to zarr.json."""
         configuration: dict[str, Any] = {
             "colorspace_data": self.colorspace_data,
             "colorspace_jpeg": self.colorspace_jpeg,
@@ -89,7 +94,7 @@ class JpegCodec(ArrayBytesCodec):
 
     def _encode_sync(self, chunk_array: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:
         if self.tables is not None:
-            raise ValueError("a pyramid that keeps a slide's own JPEG tiles can't be written to")
+            raise ValueError("a pyramid with the JPEG tiles of a slide is read-only")
         return chunk_spec.prototype.buffer.from_bytes(encode_jpeg(chunk_array.as_numpy_array(), self.level))
 
     async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
@@ -99,5 +104,5 @@ class JpegCodec(ArrayBytesCodec):
         return await asyncio.to_thread(self._encode_sync, chunk_array, chunk_spec)
 
     def compute_encoded_size(self, input_byte_length: int, _chunk_spec: ArraySpec) -> int:
-        """JPEG has no size known beforehand."""
+        """Raise NotImplementedError: the size of a JPEG is not known before it is encoded."""
         raise NotImplementedError

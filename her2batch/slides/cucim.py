@@ -1,7 +1,7 @@
-"""TIFF slides through cuCIM: for GPUs, and selectable everywhere.
+"""TIFF slides decoded by cuCIM (`--reader cucim`).
 
-On a CPU cuCIM hands out memory it never wrote when a tile can't be decoded, and says nothing (46 of 60 holed slides).
-So the tile table is parsed and checked by our own reader first, and cuCIM only delivers the pixels.
+On a CPU, cuCIM returns uninitialised memory as pixels when it cannot decode a tile, without an error (46 of 60 slides
+with holes). Therefore TiledTiffSlide first reads and checks the tile table, and cuCIM only decodes the pixels.
 """
 
 from __future__ import annotations
@@ -21,71 +21,74 @@ from her2batch.slides.tiff_slide import TiledTiffSlide
 
 
 class CucimSlide(TiledTiffSlide):
-    """A TIFF slide whose pixels cuCIM decodes; levels that it doesn't see as we do are decoded by ourselves."""
+    """A TIFF slide decoded by cuCIM. Levels that cuCIM lacks or shows differently are decoded by TiledTiffSlide."""
 
     name = "cucim"
 
     def __init__(self, path: Path) -> None:
-        """Open a slide. Raises SlideError as TiffSlide does, InputError when cuCIM isn't installed."""
+        """Open a slide. Raises SlideError as TiledTiffSlide does, InputError when cuCIM is not installed."""
         image_class = load_cucim()
         super().__init__(path)
         try:
             self._image = image_class(str(path))
         except (RuntimeError, ValueError) as error:
             super().close()
-            raise SlideError("unreadable", path, f"cuCIM can't open it ({error})") from error
-        self._scales = self._image.resolutions["level_downsamples"]
-        self._level_of = self._shared_levels()
+            raise SlideError("unreadable", path, f"cuCIM cannot open the file ({error})") from error
+        self._downsamples = self._image.resolutions["level_downsamples"]
+        self._cucim_levels = self._matching_levels()
 
     def close(self) -> None:
-        """Free the file."""
+        """Close the file."""
         self._image.close()
         super().close()
 
-    def _shared_levels(self) -> dict[int, int]:
-        """Our level → cuCIM's. None where it would show other pixels: a wrong colour tag, tiles left out."""
+    def _matching_levels(self) -> dict[int, int]:
+        """Return the levels that cuCIM decodes to the same pixels: level of this slide → level of cuCIM.
+
+        Not among them are levels with missing tiles, and all levels of a slide with a wrong colour tag.
+        """
         if self.info.notes:
             return {}
-        theirs = [tuple(size) for size in self._image.resolutions["level_dimensions"]]
-        ours = [(level.width, level.height) for level in self.info.levels]
-        whole = [bool(self.table(k).byte_counts.all()) for k in range(len(ours))]
-        return {k: theirs.index(size) for k, size in enumerate(ours) if size in theirs and whole[k]}
+        cucim_sizes = [tuple(size) for size in self._image.resolutions["level_dimensions"]]
+        sizes = [(level.width, level.height) for level in self.info.levels]
+        complete = [bool(self.table(k).byte_counts.all()) for k in range(len(sizes))]
+        return {k: cucim_sizes.index(size) for k, size in enumerate(sizes) if size in cucim_sizes and complete[k]}
 
     def _pixels(self, box: Box, level: int) -> NDArray[np.uint8]:
-        number = self._level_of.get(level)
-        if number is None:
+        cucim_level = self._cucim_levels.get(level)
+        if cucim_level is None:
             return super()._pixels(box, level)
-        corner = _level0_corner(box, self._scales[number])
+        corner = _level0_corner(box, self._downsamples[cucim_level])
         try:
-            region = self._image.read_region(corner, (box.width, box.height), number)
+            region = self._image.read_region(corner, (box.width, box.height), cucim_level)
         except (RuntimeError, ValueError) as error:
-            raise SlideError("unreadable", self.info.path, f"cuCIM can't read it ({error})") from error
+            raise SlideError("unreadable", self.info.path, f"cuCIM cannot read the file ({error})") from error
         return np.ascontiguousarray(np.asarray(region)[..., :3])
 
-    def _read_shrunk(self, box: Box, level: int, shrink: int, parts: BoxArray | None) -> NDArray[np.uint8]:
-        return Slide._read_shrunk(self, box, level, shrink, parts)  # of the pixels that cuCIM decodes
+    def _read_shrunk(self, box: Box, level: int, shrink: int, needed: BoxArray | None) -> NDArray[np.uint8]:
+        return Slide._read_shrunk(self, box, level, shrink, needed)  # resamples the pixels that cuCIM decodes
 
 
 def _level0_corner(box: Box, downsample: float) -> tuple[int, int]:
-    """The level-0 px that cuCIM maps onto a box's corner: the first that isn't left of it or above it."""
+    """Return the level-0 px that cuCIM maps to the corner of a box: the first one not left of or above it."""
     return math.ceil(box.x * downsample - 1e-6), math.ceil(box.y * downsample - 1e-6)
 
 
 def load_cucim() -> Any:
-    """cuCIM's image class; importing it takes about 500 MB on every GPU in sight, so only where it is used.
+    """Import cuCIM and return its image class. Importing takes about 500 MB on every visible GPU, so it is lazy.
 
-    Call it before torch is imported: after torch 2.15, cuCIM 26.10 never returns from its import, nor from the first
-    image it opens, when it loads its plugins; so it is made to open one that isn't there.  Raises InputError when it
-    isn't installed, or comes too late.
+    Must be called before torch is imported: after torch 2.15, neither the import of cuCIM 26.10 returns, nor the
+    first image it opens, when it loads its plugins. Hence a file that does not exist is opened here.  Raises
+    InputError when cuCIM is not installed, or torch was imported before.
     """
     if "torch" in sys.modules and "cucim" not in sys.modules:
-        raise InputError("cuCIM can't be loaded after torch: it hangs", None, "import cucim first, or --reader auto")
+        remedy = "import cucim first, or use --reader auto"
+        raise InputError("cuCIM cannot be loaded after torch, because it would hang", None, remedy)
     try:
         from cucim.clara import CuImage
     except ImportError as error:
-        raise InputError(
-            "the reader cucim isn't installed", None, "pip install cucim-cu13, or --reader auto"
-        ) from error
+        remedy = "run pip install cucim-cu13, or use --reader auto"
+        raise InputError("the reader cucim is not installed", None, remedy) from error
     with contextlib.suppress(ValueError, RuntimeError):
         CuImage("no such image")
     return CuImage

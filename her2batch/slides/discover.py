@@ -1,4 +1,4 @@
-"""What lies in a scans folder: slides by content, each once, in a fixed order; everything else with its reason."""
+"""Discovery of slides in a scan folder: every slide once, by content, and the reason why other files are ignored."""
 
 from __future__ import annotations
 
@@ -40,54 +40,54 @@ SLIDE_SUFFIXES = frozenset(
         ".qptiff",
     ]
 )
-"""A file with one of these is meant as a slide: if it can't be read, that is a failure and not 'no slide'."""
+"""Suffixes of slide files. A file with one of them that cannot be read is a failed slide, not an ignored file."""
 
 PARTIAL_SUFFIXES = (".tmp", ".part", ".partial", ".crdownload", ".filepart", "~")
-"""Endings of files that somebody is still copying."""
+"""Name endings of files that are still being copied."""
 
 SLIDE_MAGIC = {
     b"II*\0": "tiff", b"MM\0*": "tiff", b"II+\0": "tiff", b"MM\0+": "tiff", b"ZISRAWFI": "czi",
 }  # fmt: skip
-"""First bytes of slide containers."""
+"""First bytes of slide containers → kind of file."""
 
 RULES_VERSION = 1
-"""Number of the rules below. Count it up when they judge otherwise: every file is then opened once more."""
+"""Version of the rules in this module. Increase it when they give other results: all files are then probed again."""
 
 UNREADABLE = 0
-"""In the number's place where a file could not be read: such a look is not remembered."""
+"""Stands for the version in the probe of a file that could not be read. Such probes are not stored."""
 
 WHOLE_SLIDE_SOP_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
-"""SOP class of VL Whole Slide Microscopy images (DICOM PS3.4, B.5)."""
+"""SOP class VL Whole Slide Microscopy Image Storage (DICOM PS3.4, B.5)."""
 
 SERIES_TAG = 0x0020000E
-"""Tag of the series; elements stand in order of their tags."""
+"""Tag of SeriesInstanceUID. The elements of a DICOM file are sorted by tag."""
 
 DICOM_META, DICOM_HEAD = 4096, 4 << 20
-"""Bytes in which a file's own facts stand, and in which its series must."""
+"""Bytes from the start of a file that hold its meta information, and that must hold its series."""
 
-PYDICOM_ERRORS = (InvalidDicomError, OSError, ValueError, EOFError, NotImplementedError, AttributeError, KeyError, TypeError,
-            IndexError, OverflowError, RecursionError, struct.error)  # fmt: skip
-"""What pydicom raises on files it can't make sense of."""
+PYDICOM_ERRORS = (InvalidDicomError, OSError, ValueError, EOFError, NotImplementedError, AttributeError, KeyError,
+                  TypeError, IndexError, OverflowError, RecursionError, struct.error)  # fmt: skip
+"""Exceptions that pydicom raises for damaged files."""
 
 
 @dataclass(frozen=True)
 class SlideFiles:
-    """A slide as it lies on disk: the file that opens it, and all files that belong to it."""
+    """The files of one slide: the one by which it is opened, and all files that belong to it."""
 
     path: Path
-    members: tuple[Path, ...]  # all files, `path` among them
-    bytes: int
-    mtime_ns: int
+    members: tuple[Path, ...]  # all files, including `path`
+    bytes: int  # of all files
+    mtime_ns: int  # of the newest file
 
     @property
     def stat_key(self) -> tuple[int, int, int]:
-        """Changes when any of the files does."""
+        """Key that changes when any of the files changes."""
         return self.bytes, self.mtime_ns, len(self.members)
 
 
 @dataclass(frozen=True)
 class IgnoredFile:
-    """A file that is no slide, or is left alone, and why."""
+    """A file that is not a slide or is not read, and the reason."""
 
     path: Path
     bytes: int
@@ -96,87 +96,92 @@ class IgnoredFile:
 
 
 class FileProbe(NamedTuple):
-    """What a file was when it was opened: spares opening it again while its size and time of change are the same."""
+    """Result of opening a file once. While its size and modification time stay the same, it is not opened again."""
 
     rules: int
     bytes: int
     mtime_ns: int
     kind: str | None
-    belongs: tuple[str, ...]  # names; DICOM: of its series; VMS: of the files it lists
+    belongs: tuple[str, ...]  # names. DICOM: its series. VMS: the files it lists.
 
-    def matches(self, facts: os.stat_result) -> bool:
-        """Whether this is the file that was opened."""
-        return self[:3] == (RULES_VERSION, facts.st_size, facts.st_mtime_ns)
+    def matches(self, file_stat: os.stat_result) -> bool:
+        """Return whether the file is unchanged, and was probed by the current rules."""
+        return self[:3] == (RULES_VERSION, file_stat.st_size, file_stat.st_mtime_ns)
 
 
 class DiscoveredSlides(NamedTuple):
-    """A folder searched. Lists are in order of path; looks by the name of the file."""
+    """Result of searching a folder. The lists are sorted by path; the keys of `probes` are names of files."""
 
     slides: list[SlideFiles]
     ignored: list[IgnoredFile]
     probes: dict[str, FileProbe]
 
     def for_file(self, path: Path) -> DiscoveredSlides:
-        """What a file is, alone: the slide it belongs to, or why it belongs to none."""
-        slides = [one for one in self.slides if path in one.members]
-        return DiscoveredSlides(slides, [one for one in self.ignored if one.path == path], self.probes)
+        """Return the result for one file: the slide that it belongs to, or the reason why it is ignored."""
+        slides = [slide for slide in self.slides if path in slide.members]
+        return DiscoveredSlides(slides, [file for file in self.ignored if file.path == path], self.probes)
 
 
 def discover_slides(
     root: Path,
-    leave_out: Path | None = None,
+    exclude: Path | None = None,
     known: Mapping[str, FileProbe] = MappingProxyType({}),
     name: Callable[[Path], str] = str,
 ) -> DiscoveredSlides:
-    """Every slide under a folder (or the one file given), and every other file with the reason it is none.
+    """Find every slide under a folder (or in one file), and the reason why each other file is ignored.
 
-    By content first, suffix second; MRXS with its folder, VMS with its pictures and a DICOM series are one slide
-    each. Hidden and partial files are left alone, and so is the folder `leave_out` (a cohort that lies inside its
-    scans).  known: looks of an earlier search; a file that is as it was then is not opened, and with them or without,
-    the slides are the same.  name: what a path is called in looks.
+    The content of a file counts before its suffix. An MRXS with its folder, a VMS with its images, and a DICOM series
+    are one slide each. Hidden and partial files are ignored, and the folder `exclude` (a cohort inside the scan
+    folder) is not searched.  known: probes of an earlier search; unchanged files are not opened, and the result is the
+    same as without them.  name: function from a path to its key in probes.
     """
-    files, ignored = _walk(root, leave_out)
+    files, ignored = _walk(root, exclude)
     names = {path: name(path) for path in files}
-    inside = _mirax_members(files)
-    looks = {path: _probe_file(path, files[path], known.get(names[path]), name) for path in files if path not in inside}
-    owners = inside | _vms_members(looks, {called: path for path, called in names.items()})
+    owners = _mirax_members(files)
+    probes = {
+        path: _probe_file(path, files[path], known.get(names[path]), name) for path in files if path not in owners
+    }
+    owners |= _vms_members(probes, {key: path for path, key in names.items()})
     slides: dict[Path | tuple[str, ...], list[Path]] = defaultdict(list)
     for path in sorted(files.keys() - owners.keys(), key=str):
-        look = looks[path]
-        if look.kind is None:
-            ignored.append(_ignored(path, "can't be read" if look.rules == UNREADABLE else "not a slide"))
-        elif look.kind == "dicom" and not look.belongs:
+        probe = probes[path]
+        if probe.kind is None:
+            ignored.append(_ignored(path, "can't be read" if probe.rules == UNREADABLE else "not a slide"))
+        elif probe.kind == "dicom" and not probe.belongs:
             ignored.append(_ignored(path, "DICOM, but no whole slide image"))
         else:
-            slides[look.belongs if look.kind == "dicom" else path].append(path)
-    for path in sorted(owners):  # behind what opens the slide
+            slides[probe.belongs if probe.kind == "dicom" else path].append(path)
+    for path in sorted(owners):  # after the file by which the slide is opened
         slides[owners[path]].append(path)
     return DiscoveredSlides(
-        sorted((_slide_files(paths, [files[one] for one in paths]) for paths in slides.values()), key=_path_key),
+        sorted((_slide_files(paths, [files[path] for path in paths]) for paths in slides.values()), key=_path_key),
         sorted(ignored, key=_path_key),
-        {names[path]: look for path, look in looks.items() if look.rules != UNREADABLE},
+        {names[path]: probe for path, probe in probes.items() if probe.rules != UNREADABLE},
     )
 
 
 def slide_files(paths: tuple[Path, ...]) -> SlideFiles:
-    """The files of one slide, the one that opens it first. A file that is gone counts as empty."""
+    """Return the files of one slide with their present size and time. paths: first the file by which it is opened.
+
+    A file that does not exist counts as empty.
+    """
     return _slide_files(paths, [path.stat() for path in paths if path.exists()])
 
 
 def _slide_files(paths: Sequence[Path], stats: list[os.stat_result]) -> SlideFiles:
-    size, latest = sum(one.st_size for one in stats), max((one.st_mtime_ns for one in stats), default=0)
-    return SlideFiles(paths[0], tuple(paths), size, latest)
+    size, newest = sum(item.st_size for item in stats), max((item.st_mtime_ns for item in stats), default=0)
+    return SlideFiles(paths[0], tuple(paths), size, newest)
 
 
-def refresh_files(found: SlideFiles) -> SlideFiles:
-    """The same slide as its files are now."""
-    return replace(slide_files(found.members), path=found.path)
+def refresh_files(files: SlideFiles) -> SlideFiles:
+    """Return the files of the same slide with their present size and time."""
+    return replace(slide_files(files.members), path=files.path)
 
 
 def file_kind(path: Path) -> str | None:
-    """'tiff', 'dicom', 'czi', 'mirax', 'hamamatsu', 'named' (the suffix says slide, the content does not), or None.
+    """Return the kind of a file: 'tiff', 'dicom', 'czi', 'mirax', 'hamamatsu', 'named', or None for other files.
 
-    Raises OSError.
+    'named' is a file that has the suffix of a slide, and content of no known kind.  Raises OSError.
     """
     with path.open("rb") as file:
         head = file.read(132)
@@ -197,37 +202,39 @@ def _kind_by_suffix(path: Path) -> str | None:
     return "named" if path.suffix.lower() in SLIDE_SUFFIXES else None
 
 
-def _probe_file(path: Path, facts: os.stat_result, known: FileProbe | None, name: Callable[[Path], str]) -> FileProbe:
-    """What a file is: as it is known, or opened. One that can't be read is judged by its suffix and not remembered."""
-    if known is not None and known.matches(facts):
+def _probe_file(
+    path: Path, file_stat: os.stat_result, known: FileProbe | None, name: Callable[[Path], str]
+) -> FileProbe:
+    """Return the known probe of an unchanged file, else open the file. If that fails, only its suffix counts."""
+    if known is not None and known.matches(file_stat):
         return known
     rules, kind = UNREADABLE, _kind_by_suffix(path)
     belongs: tuple[str, ...] = ()
     with suppress(OSError):
         kind = file_kind(path)
-        belongs = tuple(name(path.parent / one) for one in _related_names(path, kind))
+        belongs = tuple(name(path.parent / related) for related in _related_names(path, kind))
         rules = RULES_VERSION
-    return FileProbe(rules, facts.st_size, facts.st_mtime_ns, kind, belongs)
+    return FileProbe(rules, file_stat.st_size, file_stat.st_mtime_ns, kind, belongs)
 
 
-def _walk(root: Path, leave_out: Path | None) -> tuple[dict[Path, os.stat_result], list[IgnoredFile]]:
-    """Regular files under a folder, hidden and partial ones apart. Folder links are not followed."""
+def _walk(root: Path, exclude: Path | None) -> tuple[dict[Path, os.stat_result], list[IgnoredFile]]:
+    """Return the regular files under a folder, and the ignored files. Links to folders are not followed."""
     if root.is_file():
         return {root: root.stat()}, []
     files: dict[Path, os.stat_result] = {}
     ignored: list[IgnoredFile] = []
-    for path, found in _entries(root, leave_out):
-        if isinstance(found, str):
-            ignored.append(_ignored(path, found))
+    for path, stat_or_reason in _entries(root, exclude):
+        if isinstance(stat_or_reason, str):
+            ignored.append(_ignored(path, stat_or_reason))
         else:
-            files[path] = found
+            files[path] = stat_or_reason
     return files, ignored
 
 
-def _entries(folder: Path, leave_out: Path | None) -> Iterator[tuple[Path, os.stat_result | str]]:
-    """Files with their facts, or why they are left alone."""
+def _entries(folder: Path, exclude: Path | None) -> Iterator[tuple[Path, os.stat_result | str]]:
+    """Yield every file under a folder with its stat, or with the reason why it is ignored."""
     try:
-        entries = sorted(os.scandir(folder), key=lambda one: one.name)
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         yield folder, f"folder can't be read: {error.strerror}"
         return
@@ -236,74 +243,75 @@ def _entries(folder: Path, leave_out: Path | None) -> Iterator[tuple[Path, os.st
         if entry.name.startswith("."):
             yield path, "hidden"
         elif entry.is_dir(follow_symlinks=False):
-            if path != leave_out:
-                yield from _entries(path, leave_out)
+            if path != exclude:
+                yield from _entries(path, exclude)
         else:
             yield path, _stat_or_reason(entry)
 
 
 def _stat_or_reason(entry: os.DirEntry[str]) -> os.stat_result | str:
-    """What is known of a file that may be looked into; otherwise why it is left alone."""
+    """Return the stat of a file that may be opened, else the reason why it is ignored."""
     try:
-        facts = entry.stat()
+        file_stat = entry.stat()
     except OSError:
         return "link that leads nowhere" if entry.is_symlink() else "gone while the folder was searched"
-    if stat.S_ISDIR(facts.st_mode):
+    if stat.S_ISDIR(file_stat.st_mode):
         return "link to a folder"
-    if not stat.S_ISREG(facts.st_mode):
+    if not stat.S_ISREG(file_stat.st_mode):
         return "not a regular file"
-    return "partial: still being copied" if entry.name.lower().endswith(PARTIAL_SUFFIXES) else facts
+    return "partial: still being copied" if entry.name.lower().endswith(PARTIAL_SUFFIXES) else file_stat
 
 
 def _mirax_members(files: Iterable[Path]) -> dict[Path, Path]:
-    """Files in the data folder of an MRXS: file → the MRXS."""
+    """Return the files in data folders of MRXS slides: file → MRXS file."""
     indices = {path.parent / path.stem: path for path in files if path.suffix.lower() == ".mrxs"}
     return {path: indices[folder] for path in files for folder in path.parents if folder in indices} if indices else {}
 
 
-def _vms_members(looks: Mapping[Path, FileProbe], files: Mapping[str, Path]) -> dict[Path, Path]:
-    """Files that the index of a VMS lists, as far as they are there: file → the index."""
+def _vms_members(probes: Mapping[Path, FileProbe], files: Mapping[str, Path]) -> dict[Path, Path]:
+    """Return the existing files that VMS index files list: file → index file."""
     owners = {
-        files[one]: path
-        for path, look in looks.items()
-        for one in (look.belongs if look.kind != "dicom" else ())
-        if one in files and files[one] != path
+        files[name]: path
+        for path, probe in probes.items()
+        for name in (probe.belongs if probe.kind != "dicom" else ())
+        if name in files and files[name] != path
     }
     return {path: index for path, index in owners.items() if index not in owners}
 
 
 def _related_names(path: Path, kind: str | None) -> list[str]:
-    """Names in a file that say what belongs together: of a DICOM the series, of a VMS the files it lists."""
+    """Return the names that link files to one slide: the series of a DICOM file, the files that a VMS file lists."""
     if kind == "dicom":
         return _dicom_series(path)
     if path.suffix.lower() in (".vms", ".vmu"):
         with path.open(errors="replace") as file:
-            return [one.strip() for one in re.findall(r"^\w+(?:\([\d,]+\))?=(.+)$", file.read(100_000), re.M)]
+            return [name.strip() for name in re.findall(r"^\w+(?:\([\d,]+\))?=(.+)$", file.read(100_000), re.M)]
     return []
 
 
 def _dicom_series(path: Path) -> list[str]:
-    """The series a DICOM file belongs to; none when it is no whole slide image.
+    """Return the series of a DICOM file as a list of one; empty when the file is no whole-slide image.
 
-    This runs where the batch is led from, so a file gets no more of it than its first bytes: one may hold a million
-    elements before its series, sequences inside sequences, or unpack to any size.
+    This runs in the driver process, so only the first bytes of a file are parsed: a malicious file may have a million
+    elements before its series, nested sequences, or a data set that decompresses to any size.
     """
     with path.open("rb") as file:
         head = file.read(DICOM_HEAD)
     try:
         if DeflatedExplicitVRLittleEndian.encode() in head[:DICOM_META]:
-            raise ValueError("a packed data set, which whole slide images never are")
+            raise ValueError("the data set is compressed, which it never is in whole-slide images")
         with silence_pydicom():
-            facts = read_partial(io.BytesIO(head), stop_when=lambda tag, *_: tag > SERIES_TAG)
-            kind, series = str(facts.get("SOPClassUID", "")), facts.get("SeriesInstanceUID", f"no series {path.name}")
+            dataset = read_partial(io.BytesIO(head), stop_when=lambda tag, *_: tag > SERIES_TAG)
+            sop_class = str(dataset.get("SOPClassUID", ""))
+            series = str(dataset.get("SeriesInstanceUID", f"no series {path.name}"))
     except PYDICOM_ERRORS:
         return [f"damaged {path.name}"]
-    return [str(series)] if kind == WHOLE_SLIDE_SOP_CLASS else []
+    return [series] if sop_class == WHOLE_SLIDE_SOP_CLASS else []
 
 
 @contextmanager
 def silence_pydicom() -> Iterator[None]:
-    """Without what pydicom and highdicom say of values that they do not like: they may be a patient's name."""
+    """Suppress warnings and logs of pydicom and highdicom, because they quote values such as a patient's name."""
     log = logging.getLogger("pydicom")
     before, log.disabled = log.disabled, True
     try:
@@ -314,13 +322,13 @@ def silence_pydicom() -> Iterator[None]:
         log.disabled = before
 
 
-def _path_key(one: SlideFiles | IgnoredFile) -> str:
-    return str(one.path)
+def _path_key(item: SlideFiles | IgnoredFile) -> str:
+    return str(item.path)
 
 
 def _ignored(path: Path, reason: str) -> IgnoredFile:
     try:
-        facts = path.lstat()
+        file_stat = path.lstat()
     except OSError:
         return IgnoredFile(path, 0, 0, reason)
-    return IgnoredFile(path, facts.st_size, facts.st_mtime_ns, reason)
+    return IgnoredFile(path, file_stat.st_size, file_stat.st_mtime_ns, reason)

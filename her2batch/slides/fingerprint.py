@@ -1,7 +1,7 @@
-"""A slide's files as bytes: identity, stretches that hold nothing, and whether a TIFF's directories are whole.
+"""Checks of the raw bytes of a slide: SHA-256, ranges of zeros, and completeness of TIFF directories.
 
-TIFF layout: TIFF 6.0, section 2, and BigTIFF (libtiff's design note): a header, then a chain of directories of
-entries (tag, type, count, value or where it lies), each directory ending in the offset of the next, the last in 0.
+TIFF layout (TIFF 6.0, section 2; BigTIFF: design note of libtiff): a header, then a chain of directories. A directory
+has entries (tag, type, count, value or its offset) and ends with the offset of the next directory, or 0.
 """
 
 from __future__ import annotations
@@ -20,31 +20,33 @@ from numpy.typing import NDArray
 from her2batch.errors import SlideError
 
 ByteRange = tuple[int, int]
+"""First byte, and the byte after the last."""
 
-PAGE = 512
-"""Bytes: disks and copy tools lose data in multiples of this."""
+PAGE_BYTES = 512
+"""Size of a page, bytes. Disks and copy programs lose data in multiples of it."""
 
-CHUNK = 4 << 20
+READ_CHUNK_BYTES = 4 << 20
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-"""Type of a tag → bytes of one value."""
+TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""Type of a tag → number of bytes of one value."""
 
 SUBDIRECTORIES = 330
-TELLING = frozenset({256, 257, 270, 347})
-"""Tags without which nobody knows what the slide is: its size, description, JPEG tables."""
+DESCRIPTIVE_TAGS = frozenset({256, 257, 270, 347})
+"""Tags needed to interpret the slide: width, height, description, JPEG tables."""
 
-TILE_LISTS = frozenset({273, 279, 324, 325})
-MOST_DIRECTORIES, MOST_ENTRIES, MOST_TILES = 10_000, 4_000, 20_000_000
-LONGEST = {270: 32_000_000, 347: 100_000, 700: 32_000_000}
-"""Tag → bytes its value may have: descriptions are searched, and a tile is decoded behind its JPEG tables."""
+TILE_LIST_TAGS = frozenset({273, 279, 324, 325})
+MAX_DIRECTORIES, MAX_ENTRIES, MAX_TILES = 10_000, 4_000, 20_000_000
+MAX_VALUE_BYTES = {270: 32_000_000, 347: 100_000, 700: 32_000_000}
+"""Tag → largest number of bytes of its value: descriptions are searched, and JPEG tables are decoded with each tile."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Content of a slide. sha256: of the file; of several files, of their sorted digests, whatever they are called.
+    """Identity of a slide's content.
 
-    holes: byte ranges (start, end) of whole zero pages; for several files, as if they stood one after the other.
+    sha256: of the file; for several files, of their sorted digests, independent of their names.  bytes: of all files.
+    holes: byte ranges (start, end) of complete pages of zeros; several files count as concatenated.
     """
 
     sha256: str
@@ -53,17 +55,17 @@ class Fingerprint:
 
 
 def fingerprint_slide(paths: Sequence[Path]) -> Fingerprint:
-    """Read every file of a slide once. Raises OSError."""
+    """Read every file of a slide once and return its fingerprint. Raises OSError."""
     digests: list[str] = []
     holes: list[ByteRange] = []
     position = 0
     for path in paths:
         digest = hashlib.sha256()
         with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
+            while chunk := file.read(READ_CHUNK_BYTES):
                 digest.update(chunk)
                 for start, end in _zero_pages(chunk):
-                    _add(holes, position + start, position + end)
+                    _append_hole(holes, position + start, position + end)
                 position += len(chunk)
         digests.append(digest.hexdigest())
     sha = digests[0] if len(digests) == 1 else hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
@@ -71,138 +73,143 @@ def fingerprint_slide(paths: Sequence[Path]) -> Fingerprint:
 
 
 def _zero_pages(chunk: bytes) -> list[ByteRange]:
-    """Runs of zero pages in a chunk. One word a page is looked at first: 1 % of the time that hashing takes."""
-    words = PAGE // 8
-    pages: NDArray[np.uint64] = np.frombuffer(chunk, "<u8", count=len(chunk) // PAGE * words).reshape(-1, words)
+    """Return the ranges of zero pages in a chunk. Testing one word of each page first takes 1 % of the hashing time."""
+    words = PAGE_BYTES // 8
+    pages: NDArray[np.uint64] = np.frombuffer(chunk, "<u8", count=len(chunk) // PAGE_BYTES * words).reshape(-1, words)
     empty = pages[:, 0] == 0
     candidates = np.flatnonzero(empty)
     empty[candidates] = ~pages[candidates].any(axis=1)
-    edges = np.flatnonzero(np.diff(empty, prepend=False, append=False)) * PAGE
+    edges = np.flatnonzero(np.diff(empty, prepend=False, append=False)) * PAGE_BYTES
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
-def _add(holes: list[ByteRange], start: int, end: int) -> None:
+def _append_hole(holes: list[ByteRange], start: int, end: int) -> None:
     if holes and holes[-1][1] == start:
         holes[-1] = (holes[-1][0], end)
     else:
         holes.append((start, end))
 
 
-class _Layout(NamedTuple):
-    order: str  # < or >
-    number: str  # struct codes of: the number of entries, an entry, an offset
-    entry: str
-    offset: str
+class _TiffLayout(NamedTuple):
+    order: str  # byte order: < or >
+    number: str  # struct code of the number of entries
+    entry: str  # struct code of an entry
+    offset: str  # struct code of an offset
     first: int  # offset of the first directory
-    high_words: bool  # NDPI: behind a directory stand the upper 32 bits of its entries' offsets
+    high_words: bool  # NDPI: a directory is followed by the upper 32 bits of its entries' offsets
 
 
 class _Entry(NamedTuple):
     tag: int
-    kind: int
-    values: int
-    start: int  # of the value, in the file
-    length: int
+    kind: int  # type of the values
+    values: int  # number of values
+    start: int  # byte offset of the first value
+    length: int  # bytes of all values
 
 
 def is_tiff(path: Path) -> bool:
-    """Whether the first bytes are those of a TIFF or BigTIFF."""
+    """Return whether the file starts like a TIFF or BigTIFF."""
     with path.open("rb") as file:
         return file.read(4) in TIFF_MAGIC
 
 
 def check_directories(path: Path, high_words: bool = False) -> tuple[tuple[ByteRange, ...], tuple[ByteRange, ...]]:
-    """Walk every directory; nothing is read but the directories themselves.
+    """Walk through all directories of a TIFF. Nothing but the directories is read.
 
-    Returns the byte ranges of what must never be zeros (directories, sizes, descriptions), and those of the lists of
-    tiles.  Raises SlideError `truncated` when something lies beyond the end of the file or is empty, `unreadable`
-    for loops and absurd counts.  high_words: the file is an NDPI, where offsets have 64 bits of their own kind.
+    Returns two tuples of byte ranges: those that must not be zeros (directories, sizes, descriptions), and those of
+    the tile lists.  high_words: the file is an NDPI, which stores the upper 32 bits of offsets separately.  Raises
+    SlideError `truncated` when something lies beyond the end of the file or is empty, `unreadable` for loops and
+    implausible counts.
     """
     size = path.stat().st_size
     fixed: list[ByteRange] = []
     lists: list[ByteRange] = []
     with path.open("rb") as file:
-        layout = _layout(path, file.read(16), high_words)
-        pending, seen = [layout.first], set[int]()
+        layout = _parse_header(path, file.read(16), high_words)
+        pending, visited = [layout.first], set[int]()
         while pending:
             at = pending.pop()
-            if at in seen or len(seen) >= MOST_DIRECTORIES:
-                raise SlideError("unreadable", path, "its directories form a loop, or are too many")
-            seen.add(at)
-            end, entries, following = _directory(path, file, layout, at, size)
+            if at in visited or len(visited) >= MAX_DIRECTORIES:
+                raise SlideError("unreadable", path, "its TIFF directories form a loop, or there are too many")
+            visited.add(at)
+            end, entries, following = _read_directory(path, file, layout, at, size)
             fixed.append((at, end))
-            for one in entries:
-                if one.tag in TELLING:
-                    fixed.append((one.start, one.start + one.length))
-                elif one.tag in TILE_LISTS:
-                    lists.append((one.start, one.start + one.length))
-                elif one.tag == SUBDIRECTORIES:
-                    pending += _offsets(path, file, layout, one)
+            for entry in entries:
+                if entry.tag in DESCRIPTIVE_TAGS:
+                    fixed.append((entry.start, entry.start + entry.length))
+                elif entry.tag in TILE_LIST_TAGS:
+                    lists.append((entry.start, entry.start + entry.length))
+                elif entry.tag == SUBDIRECTORIES:
+                    pending += _subdirectory_offsets(path, file, layout, entry)
             pending += [following] if following else []
     return tuple(fixed), tuple(lists)
 
 
-def _layout(path: Path, head: bytes, high_words: bool) -> _Layout:
+def _parse_header(path: Path, head: bytes, high_words: bool) -> _TiffLayout:
     if head[:4] not in TIFF_MAGIC:
-        raise SlideError("unreadable", path, "it is no TIFF file")
+        raise SlideError("unreadable", path, "the file is not a TIFF")
     order = "<" if head[:1] == b"I" else ">"
     big = b"+" in head[:4]
     if len(head) < 16:
         raise SlideError("truncated", path, "the file ends after its header")
-    wide = big or high_words
-    first = struct.unpack_from(order + ("Q" if wide else "I"), head, 8 if big else 4)[0]
+    offset = "Q" if big or high_words else "I"
+    first = struct.unpack_from(order + offset, head, 8 if big else 4)[0]
     if big:
-        return _Layout(order, "Q", "HHQ8s", "Q", first, False)
-    return _Layout(order, "H", "HHI4s", "Q" if wide else "I", first, high_words)
+        return _TiffLayout(order, "Q", "HHQ8s", offset, first, False)
+    return _TiffLayout(order, "H", "HHI4s", offset, first, high_words)
 
 
-def _directory(path: Path, file: BinaryIO, layout: _Layout, at: int, size: int) -> tuple[int, list[_Entry], int]:
-    """A directory at an offset: where it ends, its entries, the offset of the next."""
+def _read_directory(
+    path: Path, file: BinaryIO, layout: _TiffLayout, at: int, size: int
+) -> tuple[int, list[_Entry], int]:
+    """Read the directory at an offset: return where it ends, its entries, and the offset of the next one."""
     head, body, foot = (struct.Struct(layout.order + code) for code in (layout.number, layout.entry, layout.offset))
     number = _unpack(path, file, at, head)[0]
-    if number == 0 or number > MOST_ENTRIES:
+    if number == 0 or number > MAX_ENTRIES:
         code = "truncated" if number == 0 else "unreadable"
-        raise SlideError(code, path, f"its directory at byte {at} has {number} entries")
-    start, listed = at + head.size, number * body.size
-    end = start + listed + foot.size + (4 * number if layout.high_words else 0)
+        raise SlideError(code, path, f"its TIFF directory at byte {at} has {number} entries")
+    start, length = at + head.size, number * body.size
+    end = start + length + foot.size + (4 * number if layout.high_words else 0)
     if end > size:
         raise SlideError("truncated", path, f"the file ends at {size} bytes, inside a directory")
     file.seek(start)
     data = file.read(end - start)
-    high = struct.unpack(f"{layout.order}{number}I", data[listed + foot.size :]) if layout.high_words else (0,) * number
-    entries = list(_entries(path, layout, data[:listed], high, start, size))
-    return end, entries, foot.unpack_from(data, listed)[0]
+    high = struct.unpack(f"{layout.order}{number}I", data[length + foot.size :]) if layout.high_words else (0,) * number
+    entries = list(_entries(path, layout, data[:length], high, start, size))
+    return end, entries, foot.unpack_from(data, length)[0]
 
 
-def _entries(path: Path, layout: _Layout, data: bytes, high: Sequence[int], start: int, size: int) -> Iterator[_Entry]:
+def _entries(
+    path: Path, layout: _TiffLayout, data: bytes, high: Sequence[int], start: int, size: int
+) -> Iterator[_Entry]:
     body = struct.Struct(layout.order + layout.entry)
     offset = struct.Struct(layout.order + ("I" if layout.high_words else layout.offset))
     for position, upper in zip(range(0, len(data), body.size), high, strict=True):
         tag, kind, count, value = body.unpack_from(data, position)
-        length = SIZES.get(kind, 0) * count
+        length = TYPE_BYTES.get(kind, 0) * count
         inline = start + position + body.size - offset.size
         where = inline if length <= offset.size else offset.unpack(value)[0] + (upper << 32)
         if kind == 0:
-            raise SlideError("truncated", path, f"an entry of its directory at byte {start} is empty")
+            raise SlideError("truncated", path, f"an entry of its TIFF directory at byte {start} is empty")
         if where + length > size:
             raise SlideError("truncated", path, f"the file ends at {size} bytes, before the value of tag {tag}")
-        if tag in TILE_LISTS and count > MOST_TILES:
-            raise SlideError("unreadable", path, f"a level lists {count} tiles")
-        if length > LONGEST.get(tag, length):
-            raise SlideError("unreadable", path, f"its tag {tag} has {length} bytes")
+        if tag in TILE_LIST_TAGS and count > MAX_TILES:
+            raise SlideError("unreadable", path, f"a level lists {count} tiles, which is implausible")
+        if length > MAX_VALUE_BYTES.get(tag, length):
+            raise SlideError("unreadable", path, f"its tag {tag} has {length} bytes, which is implausible")
         yield _Entry(tag, kind, count, where, length)
 
 
-def _offsets(path: Path, file: BinaryIO, layout: _Layout, entry: _Entry) -> list[int]:
-    """The directories that an entry points to."""
-    if entry.values > MOST_DIRECTORIES or SIZES.get(entry.kind, 0) < 4:
-        raise SlideError("unreadable", path, f"a level lists {entry.values} directories of its own")
-    code = "Q" if SIZES[entry.kind] == 8 else "I"
+def _subdirectory_offsets(path: Path, file: BinaryIO, layout: _TiffLayout, entry: _Entry) -> list[int]:
+    """Return the offsets of the directories that an entry points to."""
+    if entry.values > MAX_DIRECTORIES or TYPE_BYTES.get(entry.kind, 0) < 4:
+        raise SlideError("unreadable", path, f"a level lists {entry.values} directories, which is implausible")
+    code = "Q" if TYPE_BYTES[entry.kind] == 8 else "I"
     return list(_unpack(path, file, entry.start, struct.Struct(f"{layout.order}{entry.values}{code}")))
 
 
-def _unpack(path: Path, file: BinaryIO, at: int, what: struct.Struct) -> tuple[int, ...]:
-    if at < 8 or at + what.size > os.fstat(file.fileno()).st_size:  # seeking too far is an error of its own
+def _unpack(path: Path, file: BinaryIO, at: int, layout: struct.Struct) -> tuple[int, ...]:
+    if at < 8 or at + layout.size > os.fstat(file.fileno()).st_size:  # seek raises for offsets beyond 2**63
         raise SlideError("truncated", path, f"the file ends before its directory at byte {at}")
     file.seek(at)
-    return what.unpack(file.read(what.size))
+    return layout.unpack(file.read(layout.size))

@@ -1,4 +1,8 @@
-"""JPEG streams as slides hold them: abbreviated, their tables elsewhere, sometimes without a word on colour."""
+"""JPEG and JPEG 2000 streams of slides: decoding, sizes, removal of metadata.
+
+In slides, JPEG streams are often abbreviated: their tables are stored once elsewhere, and the marker that states the
+colour space may be missing.
+"""
 
 from __future__ import annotations
 
@@ -14,32 +18,35 @@ from numpy.typing import NDArray
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 RGB_MARKER = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
-"""Adobe's APP14 with transform 0: the components are RGB. Aperio leaves it out, and a decoder takes them for YCbCr."""
+"""Adobe's APP14 marker with transform 0: the components are RGB. Aperio omits it, and decoders then assume YCbCr."""
 
 JFIF = b"\xff\xe0"
 
 J2K_START = b"\xff\x4f\xff\x51"
-"""How JPEG 2000 starts: SOC, SIZ."""
+"""First bytes of a JPEG 2000 codestream: the markers SOC and SIZ."""
 
 SOS = b"\xff\xda"
 COMMENT = 0xFE
 
 COLOUR_SEGMENTS = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}
-"""Application segments that say what the colours are: kind → how one begins, bytes of it that say so."""
+"""Application segments that state the colour space: marker → first bytes, number of bytes to keep."""
 
 DATA_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
-"""The end of entropy-coded data (ITU-T T.81, B.1.1.5)."""
+"""Pattern that ends entropy-coded data: any marker but a restart marker (ITU-T T.81, B.1.1.5)."""
 
 FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def complete_jpeg(data: bytes, tables: bytes | None, colorspace: str) -> bytes:
-    """An abbreviated stream with its tables (a TIFF's JPEGTables) and its colour space said in a marker."""
+    """Return a complete JPEG file from an abbreviated stream: with its tables and a marker for RGB.
+
+    tables: JPEGTables of the TIFF.  colorspace: of the stream, 'RGB' or 'YCBCR'.
+    """
     body = tables.removeprefix(SOI).removesuffix(EOI) if tables else b""
     if colorspace != "RGB":
         return b"".join((SOI, body, data[2:])) if body else data
     rest = data[2:]
-    if rest[:2] == JFIF:  # a JFIF header outranks Adobe's marker: to a decoder it says YCbCr
+    if rest[:2] == JFIF:  # decoders prefer a JFIF header, which means YCbCr, to Adobe's marker
         rest = rest[2 + int.from_bytes(rest[2:4]) :]
     return b"".join((SOI, RGB_MARKER, body, rest))
 
@@ -51,10 +58,10 @@ def decode_jpeg(
     buffer: NDArray[np.uint8] | None = None,
     shrink: int = 1,
 ) -> NDArray[np.uint8]:
-    """A stream → (h, w, 3) uint8 RGB, strictly: what libjpeg-turbo would only warn of is an error.
+    """Decode a stream strictly to (h, w, 3) uint8 RGB: warnings of libjpeg-turbo are errors.
 
-    buffer: at least h · w · 3 bytes to decode into, so that no fresh memory is touched.  shrink: 1, 2, 4 or 8; the
-    inverse transform is done at that size, (⌈h / shrink⌉, ⌈w / shrink⌉, 3) comes out.  Raises ValueError.
+    buffer: at least h · w · 3 bytes to decode into, so that no new memory is allocated.  shrink: 1, 2, 4 or 8; the
+    inverse transform is scaled, and the result has shape (⌈h / shrink⌉, ⌈w / shrink⌉, 3).  Raises ValueError.
     """
     stream = complete_jpeg(data, tables, colorspace)
     if shrink == 1:
@@ -62,37 +69,37 @@ def decode_jpeg(
     else:
         size = frame_size(data)
         if size is None:
-            raise ValueError("no frame header where one belongs")
-        high, wide = (-(-edge // shrink) for edge in size)
+            raise ValueError("the stream has no frame header")
+        height, width = (-(-edge // shrink) for edge in size)
         pixels = simplejpeg.decode_jpeg(
-            stream, "RGB", buffer=buffer, strict=True, min_factor=shrink, min_height=high, min_width=wide
+            stream, "RGB", buffer=buffer, strict=True, min_factor=shrink, min_height=height, min_width=width
         )
     return cast(NDArray[np.uint8], pixels)
 
 
 def blank_metadata(stream: bytes) -> bytes:
-    """The same image in as many bytes, without a word: comments, application segments (EXIF, a profile, a thumbnail)
-    and whatever lies behind its end are zeros.
+    """Overwrite the metadata of a JPEG stream with zeros; the image and the number of bytes stay the same.
 
-    Raises ValueError where it is no row of segments.  Source: ITU-T T.81, B.1.1 and B.2.
+    Metadata are comments, application segments (EXIF, colour profile, thumbnail) and any bytes after the end of the
+    image.  Raises ValueError when the stream is not a sequence of segments.  Source: ITU-T T.81, B.1.1 and B.2.
     """
     scan = stream.find(SOS)
     if scan > 0 and _has_no_metadata(stream[:scan]):
-        behind = DATA_END.search(stream, scan + 2)
-        if behind and behind.end() == len(stream) and stream.endswith(EOI):
+        data_end = DATA_END.search(stream, scan + 2)
+        if data_end and data_end.end() == len(stream) and stream.endswith(EOI):
             return stream
-    spoken = [(start, end) for start, end in _metadata_ranges(stream) if any(stream[start:end])]
-    if not spoken:
+    ranges = [(start, end) for start, end in _metadata_ranges(stream) if any(stream[start:end])]
+    if not ranges:
         return stream
-    quiet = bytearray(stream)
-    for start, end in spoken:
-        quiet[start:end] = bytes(end - start)
-    return bytes(quiet)
+    blanked = bytearray(stream)
+    for start, end in ranges:
+        blanked[start:end] = bytes(end - start)
+    return bytes(blanked)
 
 
 @lru_cache(maxsize=64)
 def _has_no_metadata(header: bytes) -> bool:
-    """Whether a stream up to its scan says nothing; most tiles of a level share it."""
+    """Return whether the bytes before the scan hold no metadata. Cached, because most tiles of a level share them."""
     try:
         return not list(_metadata_ranges(header + SOS))
     except ValueError:
@@ -100,30 +107,30 @@ def _has_no_metadata(header: bytes) -> bool:
 
 
 def _metadata_ranges(stream: bytes) -> Iterator[tuple[int, int]]:
-    """Where words may stand in a stream: from, to. Raises ValueError."""
+    """Yield the byte ranges (start, end) of a stream that can contain metadata. Raises ValueError."""
     at = len(SOI)
     while at + 2 <= len(stream):
         mark, kind = stream[at : at + 2]
         if mark != 0xFF:
-            raise ValueError("something between its segments")
+            raise ValueError("there are bytes between its segments")
         if kind == EOI[1]:
             yield at + 2, len(stream)
             return
-        if kind == 0xFF:  # fill
+        if kind == 0xFF:  # fill byte
             at += 1
             continue
         end = at + 2 + int.from_bytes(stream[at + 2 : at + 4])
         if kind == COMMENT or kind >> 4 == 0xE:
-            begins, kept = COLOUR_SEGMENTS.get(kind, (b"", 0))
-            yield at + 4 + kept * stream.startswith(begins, at + 4), min(end, len(stream))
+            first_bytes, kept = COLOUR_SEGMENTS.get(kind, (b"", 0))
+            yield at + 4 + kept * stream.startswith(first_bytes, at + 4), min(end, len(stream))
         if kind == SOS[1]:
-            found = DATA_END.search(stream, end)
-            end = found.start() if found else len(stream)
+            data_end = DATA_END.search(stream, end)
+            end = data_end.start() if data_end else len(stream)
         at = end
 
 
 def frame_size(head: bytes) -> tuple[int, int] | None:
-    """(height, width) out of the first bytes of a JPEG stream; None when they hold no start and no frame header."""
+    """Return (height, width) from the first bytes of a JPEG stream; None without a start marker or frame header."""
     if not head.startswith(SOI):
         return None
     position = 2
@@ -136,9 +143,9 @@ def frame_size(head: bytes) -> tuple[int, int] | None:
 
 
 def codestream_size(head: bytes) -> tuple[int, int] | None:
-    """(height, width) out of the first bytes of a JPEG 2000 codestream, also inside a JP2 file; None when it is none.
+    """Return (height, width) from the first bytes of a JPEG 2000 codestream or JP2 file; None for other data.
 
-    Source: ISO/IEC 15444-1, A.5.1: the SIZ marker follows SOC at once.
+    Source: ISO/IEC 15444-1, A.5.1: the SIZ marker directly follows SOC.
     """
     start = head.find(J2K_START)
     if len(head) < start + 24 or start < 0 or (start > 0 and head[4:8] != b"jP  "):
@@ -148,5 +155,5 @@ def codestream_size(head: bytes) -> tuple[int, int] | None:
 
 
 def has_end_marker(tail: bytes) -> bool:
-    """Whether the last bytes of a JPEG or JPEG 2000 stream end it (both by FFD9), with at most zeros behind."""
+    """Return whether the last bytes of a JPEG or JPEG 2000 stream are the end marker FFD9, or zeros after it."""
     return tail.rstrip(b"\0").endswith(EOI)

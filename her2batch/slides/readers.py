@@ -1,4 +1,4 @@
-"""Which reader takes which file."""
+"""The registry of slide readers, and the choice of the reader for a file."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from her2batch.slides.tiff_slide import TiledTiffSlide
 from her2batch.slides.tiff_tables import NATIVE_FORMATS, UnsupportedTiff, detect_tiff_format
 
 
-def _from_table(path: Path) -> TiledTiffSlide:
+def _open_tiff(path: Path) -> TiledTiffSlide:
     return NdpiSlide(path) if detect_tiff_format(path) == NDPI else TiledTiffSlide(path)
 
 
 READERS: dict[str, Callable[[Path], Slide]] = {
-    "tiff": _from_table,
+    "tiff": _open_tiff,
     "cucim": CucimSlide,
     "openslide": OpenSlideSlide,
 }
-"""Name → what opens a path with it."""
+"""Name of a reader → function or class that opens a path with it."""
 
 
 def open_slide(path: Path, reader: str = "auto") -> Slide:
-    """Open a slide. `auto`: the TIFF family and NDPI from their own tile tables, everything else through OpenSlide.
+    """Open a slide. `auto` reads TIFF and NDPI from their own tile tables, and everything else through OpenSlide.
 
-    Its mpp may still be None: `slide.info.with_mpp(override)` settles that.  Raises SlideError truncated, unreadable,
-    not-a-slide or gone; InputError for an unknown reader.
+    Its mpp may be None: set it with `slide.info = slide.info.with_mpp(override)`.  Raises SlideError truncated,
+    unreadable, not-a-slide or gone; InputError for an unknown reader.
     """
     if not path.exists():
-        raise SlideError("gone", path, "there is no such file")
+        raise SlideError("gone", path, "the file does not exist")
     if reader != "auto":
         if reader not in READERS:
-            raise InputError(f"there is no reader {reader}", None, f"known: auto, {', '.join(READERS)}")
+            raise InputError(f"there is no reader {reader!r}", None, f"choose one of auto, {', '.join(READERS)}")
         return READERS[reader](path)
     if detect_tiff_format(path) not in (*NATIVE_FORMATS, NDPI):
         return OpenSlideSlide(path)
     try:
-        return _from_table(path)
-    except UnsupportedTiff as ours:
+        return _open_tiff(path)
+    except UnsupportedTiff as unsupported:
         try:
             return OpenSlideSlide(path)
         except SlideError:
-            raise ours from None  # it names what is unsupported
+            raise unsupported from None  # this error names the unsupported feature, OpenSlide's does not

@@ -1,7 +1,7 @@
-"""What a slide is: its facts (SlideInfo), rectangles (Box) and the base class every reader fills in.
+"""The interface of all slide readers: metadata (SlideInfo), rectangles (Box) and the base class Slide.
 
-Bounds, mpp and resampling are handled here once. A reader opens a file, states its facts and hands out the pixels
-of a rectangle of one level: `_pixels(box, level)`.
+Bounds, resolution and resampling are handled here for all formats. A reader opens a file, fills in `info` and returns
+the pixels of a rectangle of one level: `_pixels(box, level)`.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ from numpy.typing import NDArray
 from her2batch.errors import SlideError
 
 MPP_RANGE = (0.05, 20.0)
-"""µm/px that a slide can have; anything else in a file's tags (72 dpi defaults) counts as none."""
+"""Plausible resolutions of a slide, µm/px. Other values in a file's tags, such as the default 72 dpi, are ignored."""
 
 MPP_OF_20X = 0.5
-"""µm/px of a 20× scan; mpp · objective is close to 10 on all common scanners."""
+"""Resolution of a 20× scan, µm/px; mpp · objective is close to 10 on all common scanners."""
 
 WHITE = 255
+"""Grey level of pixels that a slide has no image for."""
 
 DEFAULT_CHUNK = 256
-"""Edge of the chunks that a slide is worked through in where its file has none of a useful size, px."""
+"""Edge of the chunks in which a slide is processed when the chunks of its file have no useful size, px."""
 
 TILE_OVERSAMPLING = 2
-"""Tiles are read from a level that is finer by this, where there is one, and shrunk: JPEG keeps colour at half
-resolution (4:2:0), and a membrane's brown is one or two px wide at 0.5 µm/px. Read from the level at 0.5 µm/px itself,
-11 of 28 synthetic HER2 0 slides came out as 1+, and none from the level at 0.25."""
+"""Tiles are read from a level finer than their resolution by this factor, where one exists, and shrunk. JPEG stores
+colour at half resolution (4:2:0), and stained membranes are one or two px wide at 0.5 µm/px: read from the level at
+0.5 µm/px itself, 11 of 28 synthetic HER2 0 slides were scored 1+, and none when read from the level at 0.25."""
 
 SHRINK_FACTORS = (8, 4, 2, 1)
-"""By what a level can be shrunk while it is read: what the transform inside JPEG offers, coarsest first."""
+"""Factors by which a level can be shrunk while it is decoded (scaled inverse DCT of JPEG), coarsest first."""
 
 MAX_READ_PIXELS = 400_000_000
-"""Pixels one read may hold (1.2 GB): a larger request is a fault of the caller, or of a hostile tag."""
+"""Largest number of pixels of one read (1.2 GB). A larger request is a programming error or a malicious tag."""
 
 MIN_BLACK_PIXELS = 170
-"""Pixels that 512 zero bytes are in an uncompressed image."""
+"""Number of black pixels that 512 zero bytes make in an uncompressed image."""
 
 STRIP_PIXELS = 64_000_000
-"""Pixels of a strip in which a whole level is read (192 MB)."""
-
+"""Largest number of pixels of a strip when a whole level is read (192 MB)."""
 
 BoxArray = NDArray[np.int64]
-"""(n, 4) x, y, width, height of rectangles."""
+"""Rectangles: (n, 4) x, y, width, height."""
 
 
 class Box(NamedTuple):
-    """A rectangle: x, y (top left), width, height, in level-0 px unless the function that takes it says otherwise."""
+    """A rectangle: x, y (top left), width, height. In level-0 px, unless a function documents another unit."""
 
     x: int
     y: int
@@ -74,70 +74,71 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Level:
-    """One step of the pyramid: its size and the size of the chunks it is compressed in, in px of this level."""
+    """One resolution level of a slide: its size and the size of its compressed chunks, in px of this level."""
 
     width: int
     height: int
     chunk_width: int
     chunk_height: int
 
-    def downscale(self, by: int) -> Level:
-        """The level as it is when it is read shrunk; a last px counts though only part of it is there."""
-        if by == 1:
+    def downscale(self, factor: int) -> Level:
+        """Return the level as it is when read shrunk by a factor. Sizes are rounded up to whole px."""
+        if factor == 1:
             return self
-        return Level(-(-self.width // by), -(-self.height // by), self.chunk_width // by, self.chunk_height // by)
+        width, height = -(-self.width // factor), -(-self.height // factor)
+        return Level(width, height, self.chunk_width // factor, self.chunk_height // factor)
 
 
 @dataclass(frozen=True)
 class SlideInfo:
-    """The facts of a slide. `mpp` is µm per level-0 px, None when the file gives neither mpp nor objective."""
+    """Metadata of a slide. `mpp` is µm per level-0 px, None when the file states neither mpp nor objective."""
 
     path: Path
     format: str  # aperio · philips · ome-tiff · generic-tiff · hamamatsu · dicom · … · pyramid
     reader: str  # tiff · cucim · openslide · pyramid
-    levels: tuple[Level, ...]  # 0 the finest
+    levels: tuple[Level, ...]  # finest first
     mpp: float | None
     mpp_source: str | None  # file · objective · override
     objective: float | None
-    notes: tuple[str, ...] = ()  # what the reader had to mend; they become quality flags
+    notes: tuple[str, ...] = ()  # corrections made by the reader; they become quality flags
 
     @property
     def width(self) -> int:
-        """Level-0 px."""
+        """Width of the slide, level-0 px."""
         return self.levels[0].width
 
     @property
     def height(self) -> int:
-        """Level-0 px."""
+        """Height of the slide, level-0 px."""
         return self.levels[0].height
 
     @property
     def level_downsamples(self) -> tuple[float, ...]:
         """Level-0 px per px of each level (mean of the two axes)."""
         base = self.levels[0]
-        return tuple((base.width / one.width + base.height / one.height) / 2 for one in self.levels)
+        return tuple((base.width / level.width + base.height / level.height) / 2 for level in self.levels)
 
     def with_mpp(self, override: float | None) -> SlideInfo:
-        """The same slide with its resolution settled: the file's, else the objective's, else the override.
+        """Return the metadata with a resolution: from the file, else from the objective, else the override (µm/px).
 
-        Raises SlideError `no-mpp` when none of the three gives one.
+        Raises SlideError `no-mpp` when there is none of the three.
         """
         if self.mpp is not None:
             return self
         if override is None:
-            raise SlideError("no-mpp", self.path, "the file gives neither a plausible mpp nor an objective")
+            raise SlideError("no-mpp", self.path, "the file states neither a plausible mpp nor an objective")
         return replace(self, mpp=override, mpp_source="override")
 
 
 def resolve_mpp(mpp_x: float | None, mpp_y: float | None, objective: float | None) -> tuple[float | None, str | None]:
-    """Resolution (µm/px) and where it comes from, out of what a file says.
+    """Return the resolution (µm/px) and its source, from the values stated in a file.
 
-    Both axes must lie in MPP_RANGE and agree within 10 %; otherwise the objective decides (20× is 0.5 µm/px);
-    otherwise (None, None).
+    Both axes must lie in MPP_RANGE and agree within 10 %. Otherwise the objective is used (20× is 0.5 µm/px), and
+    without a plausible objective the result is (None, None).
     """
-    axes = [v for v in (mpp_x, mpp_y) if v is not None and math.isfinite(v)]
+    axes = [mpp for mpp in (mpp_x, mpp_y) if mpp is not None and math.isfinite(mpp)]
     low, high = MPP_RANGE
-    if axes and all(low <= v <= high for v in axes) and max(axes) <= 1.1 * min(axes):
+    if axes and all(low <= mpp <= high for mpp in axes) and max(axes) <= 1.1 * min(axes):
         return sum(axes) / len(axes), "file"
     if objective is not None and math.isfinite(objective) and objective > 0:
         mpp = MPP_OF_20X * 20 / objective
@@ -147,106 +148,106 @@ def resolve_mpp(mpp_x: float | None, mpp_y: float | None, objective: float | Non
 
 
 class Slide(ABC):
-    """An open slide. Subclasses set `info` and fill in `_pixels`."""
+    """An open slide. Subclasses set `info` and implement `_pixels`."""
 
     info: SlideInfo
 
     @abstractmethod
     def _pixels(self, box: Box, level: int) -> NDArray[np.uint8]:
-        """Pixels of a box (px of `level`, inside it): (height, width, 3) uint8.
+        """Read the pixels of a box (in px of `level`, inside the level): (height, width, 3) uint8 RGB.
 
-        Raises SlideError `truncated` or `unreadable`; never hands out pixels it could not decode.
+        Raises SlideError `truncated` or `unreadable`. Never returns pixels that could not be decoded.
         """
 
-    def _read_shrunk(self, box: Box, level: int, shrink: int, parts: BoxArray | None) -> NDArray[np.uint8]:
-        """The same of a level that is `shrink` times smaller. A reader of chunks does better: it decodes less."""
+    def _read_shrunk(self, box: Box, level: int, shrink: int, needed: BoxArray | None) -> NDArray[np.uint8]:
+        """Read a box of a level that is shrunk. Readers that decode chunks override this and decode less."""
         if shrink == 1:
             return self._pixels(box, level)
         size = self.info.levels[level]
         x, y = box.x * shrink, box.y * shrink
-        whole = Box(x, y, min(box.width * shrink, size.width - x), min(box.height * shrink, size.height - y))
-        wanted = None if parts is None else parts * shrink
-        return resample(self._read_shrunk(whole, level, 1, wanted), box.width, box.height)
+        unshrunk = Box(x, y, min(box.width * shrink, size.width - x), min(box.height * shrink, size.height - y))
+        needed_unshrunk = None if needed is None else needed * shrink
+        return resample(self._read_shrunk(unshrunk, level, 1, needed_unshrunk), box.width, box.height)
 
     def close(self) -> None:  # noqa: B027  (a reader without a handle has nothing to free)
-        """Free the file. The slide can't be read afterwards."""
+        """Close the file. The slide cannot be read afterwards."""
 
     def validate(self, holes: tuple[tuple[int, int], ...] = ()) -> None:
         """Refuse a damaged file before its pixels are used. Raises SlideError `truncated` or `unreadable`.
 
-        holes: byte ranges (start, end) of the file that hold nothing but zeros (see `files.fingerprint`). Here a file
-        with holes is read through once, every level, so that what its decoder notices is noticed now; and as zeros in
-        an uncompressed image are no more than black to a decoder, as much black as a hole would leave counts as one.
-        A reader that knows where its chunks lie does better.
+        holes: byte ranges (start, end) of the file that contain only zeros (`Fingerprint.holes`). A file with holes
+        is read once completely, every level, so that decoding errors are found here. An uncompressed image decodes
+        zeros to black without an error, so as many black pixels as a hole would leave count as damage. Readers that
+        have a table of their chunks override this with a more precise check.
         """
         for level, size in enumerate(self.info.levels if holes else ()):
             boxes = split_box(Box(0, 0, size.width, size.height), 2048)
             black = sum(int(np.count_nonzero(~self._pixels(box, level).any(axis=2))) for box in boxes)
             if black >= MIN_BLACK_PIXELS:
-                what = f"parts of the file are zeros, and {black} px of its level {level} are black without any noise"
+                what = f"parts of the file are zeros, and {black} px of its level {level} are pure black"
                 raise SlideError("truncated", self.info.path, what)
 
-    def read(self, box: Box, level: int = 0, shrink: int = 1, parts: BoxArray | None = None) -> NDArray[np.uint8]:
-        """Pixels of a box in px of `level`, or of the level shrunk by 2, 4 or 8: (height, width, 3) uint8 RGB.
+    def read(self, box: Box, level: int = 0, shrink: int = 1, needed: BoxArray | None = None) -> NDArray[np.uint8]:
+        """Read a box, in px of `level` or of the level shrunk by 2, 4 or 8: (height, width, 3) uint8 RGB.
 
-        Shrinking is part of decoding where the slide is JPEG: a level of 4:2:0 JPEG, halved, has the colour of every
-        px, at 0.6–0.7 of the time.  parts: (n, 4) x, y, width, height inside the box; the pixels outside of them are
-        not asked for, and hold anything.  Raises ValueError when the box is empty or leaves the level, SlideError when
-        the file can't give the pixels.
+        JPEG is shrunk while it is decoded: a level of 4:2:0 JPEG that is halved has its own colour in every px, and
+        takes 0.6–0.7 of the time.  needed: (n, 4) x, y, width, height inside the box; pixels outside these rectangles
+        are undefined.  Raises ValueError when the box is empty or leaves the level, SlideError when the pixels cannot
+        be read.
         """
         if not 0 <= level < len(self.info.levels):
-            raise ValueError(f"{self.info.path}: no level {level}; it has {len(self.info.levels)}")
+            raise ValueError(f"{self.info.path}: no level {level}; the slide has {len(self.info.levels)}")
         size = self.info.levels[level].downscale(shrink)
         inside = min(box.x, box.y) >= 0 and box.right <= size.width and box.bottom <= size.height
         if box.width < 1 or box.height < 1 or not inside:
             raise ValueError(f"{self.info.path}: {box} leaves level {level} ({size.width} × {size.height} px)")
         if box.width * box.height > MAX_READ_PIXELS:
-            raise SlideError("out-of-memory", self.info.path, f"one read of {box.width} × {box.height} px")
-        return self._read_shrunk(box, level, shrink, parts)
+            raise SlideError("out-of-memory", self.info.path, f"one read of {box.width} × {box.height} px is too large")
+        return self._read_shrunk(box, level, shrink, needed)
 
     def level_for(self, downsample: float) -> int:
-        """The coarsest level that is no coarser than `downsample` (level-0 px per px; 1 % of slack)."""
-        fitting = [k for k, ds in enumerate(self.info.level_downsamples) if ds <= downsample * 1.01]
-        return fitting[-1] if fitting else 0
+        """Return the coarsest level that is no coarser than `downsample` (level-0 px per px; tolerance 1 %)."""
+        fine_enough = [k for k, ds in enumerate(self.info.level_downsamples) if ds <= downsample * 1.01]
+        return fine_enough[-1] if fine_enough else 0
 
     def tile_source(self, downsample: float) -> tuple[int, int]:
-        """The level that tiles of a downsample are read from, and by what it is shrunk."""
+        """Return the level from which tiles of a downsample are read, and the factor by which it is shrunk."""
         level = self.level_for(downsample / TILE_OVERSAMPLING)
         return level, self.shrink_for(level, downsample)
 
     def shrink_for(self, level: int, downsample: float) -> int:
-        """By what a level can be shrunk so that it is no coarser than `downsample` (3 % of slack)."""
-        ours = self.info.level_downsamples[level]
-        return next((by for by in SHRINK_FACTORS if ours * by <= downsample * 1.03), 1)
+        """Return the largest factor that leaves a shrunk level no coarser than `downsample` (tolerance 3 %)."""
+        level_downsample = self.info.level_downsamples[level]
+        return next((factor for factor in SHRINK_FACTORS if level_downsample * factor <= downsample * 1.03), 1)
 
     def region(self, box: Box, mpp: float) -> NDArray[np.uint8]:
-        """A box in level-0 px, area-resampled to `mpp` µm/px: (h, w, 3) uint8; what lies outside the slide is white.
+        """Read a box in level-0 px, area-resampled to `mpp` µm/px: (h, w, 3) uint8 RGB, white outside the slide.
 
-        h, w: the box over mpp / slide mpp, rounded, at least 1.
+        h, w: height and width of the box divided by mpp / slide mpp, rounded, at least 1.
         """
         if self.info.mpp is None:
-            raise SlideError("no-mpp", self.info.path, "a region at an mpp needs the slide's own")
+            raise SlideError("no-mpp", self.info.path, "the slide has no resolution, so it cannot be read at an mpp")
         scale = mpp / self.info.mpp
         out_w, out_h = max(1, round(box.width / scale)), max(1, round(box.height / scale))
         level = self.level_for(scale)
         return resample(self._padded(box, level, self.shrink_for(level, scale)), out_w, out_h)
 
     def overview(self, mpp: float) -> NDArray[np.uint8]:
-        """The whole slide at about `mpp` µm/px, read strip by strip: (h, w, 3) uint8."""
+        """Read the whole slide at about `mpp` µm/px, strip by strip: (h, w, 3) uint8 RGB."""
         if self.info.mpp is None:
-            raise SlideError("no-mpp", self.info.path, "an overview at an mpp needs the slide's own")
+            raise SlideError("no-mpp", self.info.path, "the slide has no resolution, so it cannot be read at an mpp")
         return self.whole_slide(mpp / self.info.mpp)
 
     def whole_slide(self, downsample: float) -> NDArray[np.uint8]:
-        """The whole slide with `downsample` level-0 px per px: (h, w, 3) uint8, area-resampled."""
+        """Read the whole slide with `downsample` level-0 px per px: (h, w, 3) uint8 RGB, area-resampled."""
         level = self.level_for(downsample)
         shrink = self.shrink_for(level, downsample)
         size = self.info.levels[level].downscale(shrink)
         out_w = max(1, round(self.info.width / downsample))
         out_h = max(1, round(self.info.height / downsample))
         out = np.empty((out_h, out_w, 3), np.uint8)
-        high = min(size.chunk_height * 2, max(1, STRIP_PIXELS // size.width))
-        rows = max(1, math.ceil(out_h * high / size.height))  # output rows a strip
+        strip_height = min(size.chunk_height * 2, max(1, STRIP_PIXELS // size.width))
+        rows = max(1, math.ceil(out_h * strip_height / size.height))  # output rows of one strip
         for top in range(0, out_h, rows):
             bottom = min(out_h, top + rows)
             y0 = top * size.height // out_h
@@ -256,7 +257,7 @@ class Slide(ABC):
         return out
 
     def _padded(self, box: Box, level: int, shrink: int) -> NDArray[np.uint8]:
-        """A level-0 box read at a level that is shrunk; white outside the slide."""
+        """Read a level-0 box from a shrunk level, white outside the slide."""
         size = self.info.levels[level].downscale(shrink)
         fx, fy = size.width / self.info.width, size.height / self.info.height
         x0, y0 = round(box.x * fx), round(box.y * fy)
@@ -265,8 +266,8 @@ class Slide(ABC):
         if (cx0, cy0, cx1, cy1) == (x0, y0, x1, y1):
             return self.read(Box(x0, y0, x1 - x0, y1 - y0), level, shrink)
         if (x1 - x0) * (y1 - y0) > MAX_READ_PIXELS:
-            raise SlideError("out-of-memory", self.info.path, f"one read of {x1 - x0} × {y1 - y0} px")
-        out = np.full((y1 - y0, x1 - x0, 3), 255, np.uint8)
+            raise SlideError("out-of-memory", self.info.path, f"one read of {x1 - x0} × {y1 - y0} px is too large")
+        out = np.full((y1 - y0, x1 - x0, 3), WHITE, np.uint8)
         if cx0 < cx1 and cy0 < cy1:
             inside = Box(cx0, cy0, cx1 - cx0, cy1 - cy0)
             out[cy0 - y0 : cy1 - y0, cx0 - x0 : cx1 - x0] = self.read(inside, level, shrink)
@@ -282,16 +283,16 @@ class Slide(ABC):
 
 
 def resample(rgb: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """(h, w, 3) uint8 → (height, width, 3) uint8: area mean when shrinking, linear when growing."""
+    """Resize (h, w, 3) uint8 to (height, width, 3) uint8: area mean to shrink, linear interpolation to enlarge."""
     if rgb.shape[:2] == (height, width):
         return rgb
     shrinks = rgb.shape[0] >= height and rgb.shape[1] >= width
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cast(NDArray[np.uint8], cv2.resize(rgb, (width, height), interpolation=how))
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cast(NDArray[np.uint8], cv2.resize(rgb, (width, height), interpolation=interpolation))
 
 
 def split_box(box: Box, edge: int) -> list[Box]:
-    """A box cut into squares of at most `edge` px, row by row."""
+    """Split a box into squares of at most `edge` px, row by row."""
     return [
         Box(x, y, min(edge, box.right - x), min(edge, box.bottom - y))
         for y in range(box.y, box.bottom, edge)
@@ -302,27 +303,28 @@ def split_box(box: Box, edge: int) -> list[Box]:
 def assemble_chunks(
     box: Box,
     chunk: tuple[int, int],
-    decoded: Callable[[int, int], NDArray[np.uint8] | None],
-    parts: BoxArray | None = None,
+    decode_chunk: Callable[[int, int], NDArray[np.uint8] | None],
+    needed: BoxArray | None = None,
 ) -> NDArray[np.uint8]:
-    """A box put together from the chunks it touches: (height, width, 3) uint8.
+    """Assemble a box from the chunks that it overlaps: (height, width, 3) uint8.
 
-    chunk: width, height.  decoded: row and column → (h, w, 3) uint8, of which the box's part is there; None for white.
-    parts: see `Slide.read`; a chunk that none of them touches is left out.
+    chunk: width and height.  decode_chunk: (row, column) → (h, w, 3) uint8 that covers at least the overlap with the
+    box; None for a white chunk.  needed: see `Slide.read`; chunks outside these rectangles are not decoded.
     """
-    wide, high = chunk
+    chunk_width, chunk_height = chunk
     out = np.empty((box.height, box.width, 3), np.uint8)
-    top_row, left_column = box.y // high, box.x // wide
-    wanted = np.full((-(-box.bottom // high) - top_row, -(-box.right // wide) - left_column), parts is None)
-    for x, y, width, height in () if parts is None else parts.tolist():
-        rows = slice((box.y + y) // high - top_row, -(-(box.y + y + height) // high) - top_row)
-        wanted[rows, (box.x + x) // wide - left_column : -(-(box.x + x + width) // wide) - left_column] = True
-    for down, across in np.argwhere(wanted).tolist():
-        row, column = top_row + down, left_column + across
-        x, y = column * wide, row * high
+    first_row, first_column = box.y // chunk_height, box.x // chunk_width
+    rows, columns = -(-box.bottom // chunk_height) - first_row, -(-box.right // chunk_width) - first_column
+    decode = np.full((rows, columns), needed is None)
+    for x, y, width, height in () if needed is None else needed.tolist():
+        top, bottom = (box.y + y) // chunk_height, -(-(box.y + y + height) // chunk_height)
+        left, right = (box.x + x) // chunk_width, -(-(box.x + x + width) // chunk_width)
+        decode[top - first_row : bottom - first_row, left - first_column : right - first_column] = True
+    for row, column in (np.argwhere(decode) + np.array([first_row, first_column])).tolist():
+        x, y = column * chunk_width, row * chunk_height
         left, top = max(box.x, x), max(box.y, y)
-        right, bottom = min(box.right, x + wide), min(box.bottom, y + high)
-        pixels = decoded(row, column)
-        place = out[top - box.y : bottom - box.y, left - box.x : right - box.x]
-        place[:] = WHITE if pixels is None else pixels[top - y : bottom - y, left - x : right - x]
+        right, bottom = min(box.right, x + chunk_width), min(box.bottom, y + chunk_height)
+        pixels = decode_chunk(row, column)
+        target = out[top - box.y : bottom - box.y, left - box.x : right - box.x]
+        target[:] = WHITE if pixels is None else pixels[top - y : bottom - y, left - x : right - x]
     return out

@@ -1,4 +1,4 @@
-"""A TIFF slide read from its own tile table, every tile decoded strictly."""
+"""TIFF slides, read from their own tile table. Every tile is decoded strictly."""
 
 from __future__ import annotations
 
@@ -16,37 +16,38 @@ from her2batch.slides import jpeg
 from her2batch.slides.slide import DEFAULT_CHUNK, Box, BoxArray, Level, Slide, SlideInfo, assemble_chunks, resolve_mpp
 from her2batch.slides.tiff_tables import TiffStructure, TileTable, parse_tiff
 
-HEAD, TAIL = 1024, 16
-"""Bytes of a stream's ends that are looked at first; the whole stream where they don't say enough."""
+HEAD_BYTES, TAIL_BYTES = 1024, 16
+"""Bytes read from the start and the end of a stream; the whole stream is read only if they are not sufficient."""
 
-LOOKED_AT = 9
-"""Tiles on which a slide's colour tag is checked."""
+SAMPLED_TILES = 9
+"""Number of tiles on which the colour tag of a slide is checked."""
 
-NO_GLASS, MUCH_GLASS = 0.001, 0.2
-"""Shares of a tile that are bright and neutral, below and above which a colour tag is wrong and its opposite right."""
+NO_BACKGROUND, MUCH_BACKGROUND = 0.001, 0.2
+"""Share of bright, neutral pixels of a tile: below the first value a colour tag is taken for wrong, if the share is
+above the second value under the other tag."""
 
 
 class TiledTiffSlide(Slide):
-    """Aperio, Philips, OME-TIFF and generic tiled TIFF; also striped images of one level."""
+    """A slide in Aperio, Philips, OME-TIFF or generic tiled TIFF format, or a striped TIFF image of one level."""
 
     name = "tiff"
 
     def __init__(self, path: Path) -> None:
-        """Open and check the tile tables. Raises SlideError truncated, unreadable or not-a-slide."""
+        """Open a file and check its tile tables. Raises SlideError truncated, unreadable or not-a-slide."""
         self._path, self._tiff = path, self._parse(path)
         self._handle = os.open(path, os.O_RDONLY)
         self._buffer = np.empty(0, np.uint8)
         try:
-            notes = self._mend_colour()
+            notes = self._correct_colour_tag()
         except SlideError:
             self.close()
             raise
         mpp, source = resolve_mpp(*self._tiff.mpp, self._tiff.objective)
-        levels = tuple(_level(one) for one in self._tiff.levels)
+        levels = tuple(_as_level(table) for table in self._tiff.levels)
         self.info = SlideInfo(path, self._tiff.format, self.name, levels, mpp, source, self._tiff.objective, notes)
 
     def close(self) -> None:
-        """Free the file."""
+        """Close the file."""
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
@@ -55,70 +56,72 @@ class TiledTiffSlide(Slide):
         return parse_tiff(path)
 
     def table(self, level: int) -> TileTable:
-        """Where the level's compressed tiles lie."""
+        """Return the tile table of a level: where its compressed tiles are in the file."""
         return self._tiff.levels[level]
 
     def raw_tile(self, level: int, index: int) -> bytes:
-        """A compressed tile as it stands in the file; b'' when a sparse file leaves it out."""
-        return self._raw(self.table(level), index)
+        """Return a compressed tile unchanged; b'' for a tile that a sparse file omits."""
+        return self._tile_bytes(self.table(level), index)
 
     def read_bytes(self, start: int, count: int) -> bytes:
-        """Bytes of the file as they stand: tiles that lie one behind the other. Raises SlideError."""
+        """Read bytes of the file, such as adjacent tiles. Raises SlideError."""
         try:
             data = os.pread(self._handle, count, start)
         except OSError as error:
-            raise SlideError("unreadable", self._path, f"its tiles can't be read ({error.strerror})") from error
+            raise SlideError("unreadable", self._path, f"its tiles cannot be read ({error.strerror})") from error
         if len(data) != count:
-            raise SlideError("truncated", self._path, f"ends before byte {start + count}, inside its tiles")
+            raise SlideError("truncated", self._path, f"the file ends before byte {start + count}, inside its tiles")
         return data
 
     def validate(self, holes: tuple[tuple[int, int], ...] = ()) -> None:
-        """Every stream starts and ends as one, and fits its tile; what a hole touches is decoded or refused."""
+        """Check that every stream is complete and has the size of its tile, and decode every tile with a hole."""
         self._check_directories(holes)
         for table in (*self._tiff.levels, *self._tiff.others):
             self._check_holes(table, holes)
         for table in self._tiff.others:
             self._check_streams(table)
-        levels = tuple(replace(one, full_tiles=self._check_streams(one)) for one in self._tiff.levels)
+        levels = tuple(replace(table, full_tiles=self._check_streams(table)) for table in self._tiff.levels)
         self._tiff = replace(self._tiff, levels=levels)
 
-    def _mend_colour(self) -> tuple[str, ...]:
-        """Some writers store RGB under a tag that says YCbCr: the glass turns magenta in every viewer.
+    def _correct_colour_tag(self) -> tuple[str, ...]:
+        """Correct a wrong YCbCr tag. Some writers store RGB under it, and viewers show a magenta background.
 
-        When none of the slide is bright and neutral as tagged, and much of it is as RGB, the tag is taken for wrong.
+        The tag is taken for wrong when hardly any px is bright and neutral as YCbCr, and many are as RGB.
         """
         smallest = self._tiff.levels[-1]
         if smallest.compression != "jpeg" or smallest.colorspace != "YCBCR":
             return ()
-        there = np.flatnonzero(smallest.byte_counts)
-        chosen = there[np.unique(np.linspace(0, len(there) - 1, LOOKED_AT).astype(int))] if len(there) else there
-        streams = [self._raw(smallest, index) for index in chosen.tolist()]
+        stored = np.flatnonzero(smallest.byte_counts)
+        if len(stored):
+            stored = stored[np.unique(np.linspace(0, len(stored) - 1, SAMPLED_TILES).astype(int))]
+        streams = [self._tile_bytes(smallest, index) for index in stored.tolist()]
         if not streams or any(b"Adobe" in data[:200] for data in streams):
             return ()
-        if any(_glass_share(data, smallest, "YCBCR") > NO_GLASS for data in streams):
+        if any(_background_share(data, smallest, "YCBCR") > NO_BACKGROUND for data in streams):
             return ()
-        if all(_glass_share(data, smallest, "RGB") < MUCH_GLASS for data in streams):
+        if all(_background_share(data, smallest, "RGB") < MUCH_BACKGROUND for data in streams):
             return ()
-        levels = tuple(replace(one, colorspace="RGB") for one in self._tiff.levels)
+        levels = tuple(replace(table, colorspace="RGB") for table in self._tiff.levels)
         self._tiff = replace(self._tiff, levels=levels)
         return ("colour-tag-mended",)
 
     def _check_directories(self, holes: tuple[tuple[int, int], ...]) -> None:
-        """Nothing that says what the slide is, or where its tiles are, may lie in a hole."""
+        """Refuse holes in directories, descriptions and tile lists. Raises SlideError."""
         for start, end in holes:
             if any(start < last and first < end for first, last in self._tiff.directories):
-                raise SlideError("truncated", self._path, f"bytes {start}–{end} of its directories are zeros")
+                raise SlideError("truncated", self._path, f"bytes {start}–{end} of its TIFF directories are zeros")
             if any(start < last and first < end for first, last in self._tiff.tile_lists):
-                # Philips leaves tiles out, and then both their offset and their size are 0
-                half = any(((one.offsets == 0) != (one.byte_counts == 0)).any() for one in self._tiff.levels)
-                if half or self._tiff.format != "philips":
-                    raise SlideError("truncated", self._path, f"bytes {start}–{end} of its lists of tiles are zeros")
+                # Philips omits tiles; then both their offset and their size are 0
+                inconsistent = any(((t.offsets == 0) != (t.byte_counts == 0)).any() for t in self._tiff.levels)
+                if inconsistent or self._tiff.format != "philips":
+                    raise SlideError("truncated", self._path, f"bytes {start}–{end} of its tile lists are zeros")
 
     def _check_holes(self, table: TileTable, holes: tuple[tuple[int, int], ...]) -> None:
-        """A hole in a JPEG tile shows when it is decoded strictly; no other stream has 512 zero bytes in a row.
+        """Refuse holes in image data. Raises SlideError.
 
-        OpenJPEG took 4 kB of zeros for image in 12 of 20 slides, so JPEG 2000 may have them only behind its end; in
-        an uncompressed image they would be 170 px of utter black.
+        A JPEG tile with a hole fails strict decoding. No other compressed stream has 512 zero bytes in a row, except
+        JPEG 2000 after its end: OpenJPEG decoded 4 kB of zeros as image in 12 of 20 slides. In an uncompressed image
+        they would be 170 px of pure black.
         """
         ends = table.offsets + table.byte_counts
         for start, end in holes:
@@ -126,103 +129,107 @@ class TiledTiffSlide(Slide):
                 if table.compression == "jpeg":
                     self._decode(table, index)
                     continue
-                data = self._raw(table, index)
+                data = self._tile_bytes(table, index)
                 used = len(data.rstrip(b"\0")) if table.compression == "jpeg2000" else len(data)
                 if start < table.offsets[index] + used:
                     raise SlideError("truncated", self._path, f"bytes {start}–{end} of its image are zeros")
 
     def _check_streams(self, table: TileTable) -> bool:
-        """Whether every stream holds a full tile. Raises SlideError for one that is cut, or is not of this level."""
+        """Return whether every stream has a full tile. Raises SlideError for a truncated or mismatched stream."""
         if table.compression not in ("jpeg", "jpeg2000"):
             return table.full_tiles
         full = table.full_tiles
         for index in np.flatnonzero(table.byte_counts).tolist():
             size = self._frame_size(table, index)
             if size is None:
-                what = f"tile {index} of its level of {table.width} × {table.height} px is cut or empty"
+                what = f"tile {index} of its level of {table.width} × {table.height} px is truncated or empty"
                 raise SlideError("truncated", self._path, what)
-            if not _fits(size, table, index):
-                raise SlideError("unreadable", self._path, f"tile {index} is of {size} px, not of its level's")
+            if not _fits_tile(size, table, index):
+                what = f"tile {index} has {size[1]} × {size[0]} px, which is not the tile size of its level"
+                raise SlideError("unreadable", self._path, what)
             full &= size == (table.tile_height, table.tile_width)
         return full
 
     def _frame_size(self, table: TileTable, index: int) -> tuple[int, int] | None:
-        """(height, width) of the image in a stream that starts and ends as one; None when it doesn't."""
+        """Return (height, width) of the image in a stream; None when its start or its end is missing."""
         offset, count = int(table.offsets[index]), int(table.byte_counts[index])
-        look = jpeg.frame_size if table.compression == "jpeg" else jpeg.codestream_size
-        head = os.pread(self._handle, min(HEAD, count), offset)
-        tail = head if count <= HEAD else os.pread(self._handle, TAIL, offset + count - TAIL)
-        size = look(head) if jpeg.has_end_marker(tail) else None
-        if size is None and count > HEAD:  # a long header, or much padding
-            whole = self._raw(table, index)
-            size = look(whole) if jpeg.has_end_marker(whole) else None
+        parse_size = jpeg.frame_size if table.compression == "jpeg" else jpeg.codestream_size
+        head = os.pread(self._handle, min(HEAD_BYTES, count), offset)
+        tail = head if count <= HEAD_BYTES else os.pread(self._handle, TAIL_BYTES, offset + count - TAIL_BYTES)
+        size = parse_size(head) if jpeg.has_end_marker(tail) else None
+        if size is None and count > HEAD_BYTES:  # a long header, or much padding
+            stream = self._tile_bytes(table, index)
+            size = parse_size(stream) if jpeg.has_end_marker(stream) else None
         return size
 
     def _pixels(self, box: Box, level: int) -> NDArray[np.uint8]:
-        return self._assembled(box, self._tiff.levels[level], 1, None)
+        return self._assemble(box, self._tiff.levels[level], 1, None)
 
-    def _read_shrunk(self, box: Box, level: int, shrink: int, parts: BoxArray | None) -> NDArray[np.uint8]:
-        """Shrunk inside the decoder, where each px has its colour: RGB under a wrong tag has green and blue at half."""
+    def _read_shrunk(self, box: Box, level: int, shrink: int, needed: BoxArray | None) -> NDArray[np.uint8]:
+        """Shrink full JPEG tiles while they are decoded, other tiles after that.
+
+        RGB under a wrong tag is among the others, because the decoder would subsample green and blue.
+        """
         table = self._tiff.levels[level]
         if shrink == 1 or (table.compression == "jpeg" and table.full_tiles and not self.info.notes):
-            return self._assembled(box, table, shrink, parts)
-        return super()._read_shrunk(box, level, shrink, parts)
+            return self._assemble(box, table, shrink, needed)
+        return super()._read_shrunk(box, level, shrink, needed)
 
-    def _assembled(self, box: Box, table: TileTable, shrink: int, parts: BoxArray | None) -> NDArray[np.uint8]:
-        def decoded(row: int, column: int) -> NDArray[np.uint8] | None:
+    def _assemble(self, box: Box, table: TileTable, shrink: int, needed: BoxArray | None) -> NDArray[np.uint8]:
+        def decode_tile(row: int, column: int) -> NDArray[np.uint8] | None:
             index = row * table.across + column
             return None if table.byte_counts[index] == 0 else self._decode(table, index, shrink)
 
-        return assemble_chunks(box, (table.tile_width // shrink, table.tile_height // shrink), decoded, parts)
+        return assemble_chunks(box, (table.tile_width // shrink, table.tile_height // shrink), decode_tile, needed)
 
-    def _raw(self, table: TileTable, index: int) -> bytes:
+    def _tile_bytes(self, table: TileTable, index: int) -> bytes:
         count = int(table.byte_counts[index])
         try:
             data = os.pread(self._handle, count, int(table.offsets[index]))
         except OSError as error:
-            raise SlideError("unreadable", self._path, f"its tile {index} can't be read ({error.strerror})") from error
+            raise SlideError("unreadable", self._path, f"its tile {index} cannot be read ({error.strerror})") from error
         if len(data) != count:
-            raise SlideError("truncated", self._path, f"ends inside its tile {index}")
+            raise SlideError("truncated", self._path, f"the file ends inside its tile {index}")
         return data
 
     def _decode(self, table: TileTable, index: int, shrink: int = 1) -> NDArray[np.uint8]:
-        """A tile, shrunk if it is a JPEG: (tile_height, tile_width, 3) uint8 (a last strip may be lower).
+        """Decode a tile, shrunk if it is a JPEG: (tile_height, tile_width, 3) uint8 (the last strip may be lower).
 
-        Valid until the next call.
+        The result is valid until the next call.
         """
-        data = self._raw(table, index)
+        data = self._tile_bytes(table, index)
         try:
             if table.compression == "jpeg":
-                pixels = self._jpeg(table, data, shrink)
+                pixels = self._decode_jpeg(table, data, shrink)
             elif table.compression == "jpeg2000":
-                pixels = _jpeg2000(table, data, index)
+                pixels = _decode_jpeg2000(table, data, index)
             else:
-                assert table.unpack is not None
-                pixels = table.unpack(data, index)
+                assert table.decode_segment is not None
+                pixels = table.decode_segment(data, index)
         except (ValueError, RuntimeError, TypeError, imagecodecs.Jpeg2kError) as error:
-            words = str(error).strip() or type(error).__name__
-            code = "truncated" if any(one in words.lower() for one in ("premature", "corrupt")) else "unreadable"
-            what = f"its tile {index} can't be decoded ({words})"
-            raise SlideError(code, self._path, what) from error
+            reason = str(error).strip() or type(error).__name__
+            code = "truncated" if any(word in reason.lower() for word in ("premature", "corrupt")) else "unreadable"
+            raise SlideError(code, self._path, f"its tile {index} cannot be decoded ({reason})") from error
         row, column = divmod(index, table.across)
-        needed = min(table.tile_height, table.height - row * table.tile_height) // shrink
-        wide = min(table.tile_width, table.width - column * table.tile_width) // shrink
-        if pixels.ndim != 3 or pixels.shape[0] < needed or pixels.shape[1] < wide or pixels.shape[2] < 3:
-            raise SlideError("unreadable", self._path, f"its tile {index} decodes to {pixels.shape}")
+        height = min(table.tile_height, table.height - row * table.tile_height) // shrink
+        width = min(table.tile_width, table.width - column * table.tile_width) // shrink
+        if pixels.ndim != 3 or pixels.shape[0] < height or pixels.shape[1] < width or pixels.shape[2] < 3:
+            what = f"its tile {index} decodes to an array of {pixels.shape}, not of ({height}, {width}, 3)"
+            raise SlideError("unreadable", self._path, what)
         return pixels[..., :3]
 
-    def _jpeg(self, table: TileTable, data: bytes, shrink: int) -> NDArray[np.uint8]:
-        wanted = table.tile_width * table.tile_height * 3
-        if len(self._buffer) < wanted:
-            self._buffer = np.empty(wanted, np.uint8)
+    def _decode_jpeg(self, table: TileTable, data: bytes, shrink: int) -> NDArray[np.uint8]:
+        size = table.tile_width * table.tile_height * 3
+        if len(self._buffer) < size:
+            self._buffer = np.empty(size, np.uint8)
         return jpeg.decode_jpeg(data, table.jpeg_tables, table.colorspace, self._buffer, shrink)
 
 
-def _jpeg2000(table: TileTable, data: bytes, index: int) -> NDArray[np.uint8]:
-    """A tile from a JPEG 2000 stream: (h, w, 3) uint8. A stream of another size is not even begun."""
-    size = jpeg.codestream_size(data[:HEAD])
-    if size is None or not _fits(size, table, index):
-        raise ValueError(f"a stream of {size} px")
+def _decode_jpeg2000(table: TileTable, data: bytes, index: int) -> NDArray[np.uint8]:
+    """Decode a JPEG 2000 tile: (h, w, 3) uint8 RGB. A stream of another size is refused before it is decoded."""
+    size = jpeg.codestream_size(data[:HEAD_BYTES])
+    if size is None or not _fits_tile(size, table, index):
+        raise ValueError(f"the stream has size {size}, which is not that of its tile")
     pixels = np.asarray(imagecodecs.jpeg2k_decode(data))
     if table.colorspace == "RGB":
         return pixels
@@ -230,8 +237,8 @@ def _jpeg2000(table: TileTable, data: bytes, index: int) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(swapped, cv2.COLOR_YCrCb2RGB), np.uint8)
 
 
-def _glass_share(data: bytes, table: TileTable, colorspace: str) -> float:
-    """Share of a JPEG tile that is bright and neutral, as glass is; 0 when it can't be decoded."""
+def _background_share(data: bytes, table: TileTable, colorspace: str) -> float:
+    """Return the share of bright, neutral pixels (background) of a JPEG tile; 0 when it cannot be decoded."""
     try:
         buffer = np.empty(table.tile_width * table.tile_height * 3, np.uint8)
         pixels = jpeg.decode_jpeg(data, table.jpeg_tables, colorspace, buffer)[::2, ::2]
@@ -241,15 +248,18 @@ def _glass_share(data: bytes, table: TileTable, colorspace: str) -> float:
     return float(((darkest >= 200) & (brightest - darkest <= 24)).mean())
 
 
-def _level(table: TileTable) -> Level:
-    """Strips are no chunks to work in: they may be one row high."""
+def _as_level(table: TileTable) -> Level:
+    """Return the level of a tile table. Strips get chunks of the default size, because they may be one row high."""
     if table.full_tiles:
         return Level(table.width, table.height, table.tile_width, table.tile_height)
     return Level(table.width, table.height, DEFAULT_CHUNK, DEFAULT_CHUNK)
 
 
-def _fits(size: tuple[int, int], table: TileTable, index: int) -> bool:
-    """Whether a frame fills its tile: exactly, or cut at the image's edge (strips, and some writers' last tiles)."""
+def _fits_tile(size: tuple[int, int], table: TileTable, index: int) -> bool:
+    """Return whether a frame (height, width) has the size of its tile, or of the part inside the image.
+
+    The latter holds for strips, and for the last tiles of some writers.
+    """
     row, column = divmod(index, table.across)
     height = min(table.tile_height, table.height - row * table.tile_height)
     width = min(table.tile_width, table.width - column * table.tile_width)

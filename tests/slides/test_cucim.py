@@ -79,4 +79,4 @@ def test_without_cucim_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, real
 def test_after_torch_it_is_refused_instead_of_hanging() -> None:
     code = "import torch; from her2batch.slides.cucim import load_cucim; load_cucim()"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert "can't be loaded after torch" in run.stderr
+    assert "cannot be loaded after torch" in run.stderr

@@ -87,7 +87,7 @@ def test_the_order_is_that_of_the_paths_and_the_cohort_is_left_out(tmp_path: Pat
     for name in ("b/2.svs", "a/3.svs", "b/1.svs", "cohort/x.svs"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"II*\0" + name.encode())
-    found = [str(one.path.relative_to(tmp_path)) for one in discover_slides(tmp_path, leave_out=tmp_path / "cohort")[0]]
+    found = [str(one.path.relative_to(tmp_path)) for one in discover_slides(tmp_path, exclude=tmp_path / "cohort")[0]]
     assert found == ["a/3.svs", "b/1.svs", "b/2.svs"]
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from her2batch.errors import SlideError
-from her2batch.slides.fingerprint import CHUNK, PAGE, check_directories, fingerprint_slide, is_tiff
+from her2batch.slides.fingerprint import PAGE_BYTES, READ_CHUNK_BYTES, check_directories, fingerprint_slide, is_tiff
 
 
 def test_one_file_has_its_plain_sha256(tmp_path: Path) -> None:
@@ -31,13 +31,13 @@ def test_several_files_have_one_identity_whatever_they_are_called(tmp_path: Path
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=6), st.integers(0, PAGE - 1))
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=6), st.integers(0, PAGE_BYTES - 1))
 def test_holes_are_the_runs_of_whole_zero_pages(tmp_path_factory, runs: list[tuple[int, int]], tail: int) -> None:
     data, expected = b"", []
     for full, empty in runs:
-        data += b"\1" * full * PAGE
-        expected.append((len(data), len(data) + empty * PAGE))
-        data += bytes(empty * PAGE)
+        data += b"\1" * full * PAGE_BYTES
+        expected.append((len(data), len(data) + empty * PAGE_BYTES))
+        data += bytes(empty * PAGE_BYTES)
     path = tmp_path_factory.mktemp("holes") / "a"
     path.write_bytes(data + b"\1" * tail)
     assert fingerprint_slide([path]).holes == tuple(expected)
@@ -45,13 +45,13 @@ def test_holes_are_the_runs_of_whole_zero_pages(tmp_path_factory, runs: list[tup
 
 def test_a_hole_may_reach_over_the_buffers_end(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    path.write_bytes(b"\1" * (CHUNK - PAGE) + bytes(2 * PAGE) + b"\1" * PAGE)
-    assert fingerprint_slide([path]).holes == ((CHUNK - PAGE, CHUNK + PAGE),)
+    path.write_bytes(b"\1" * (READ_CHUNK_BYTES - PAGE_BYTES) + bytes(2 * PAGE_BYTES) + b"\1" * PAGE_BYTES)
+    assert fingerprint_slide([path]).holes == ((READ_CHUNK_BYTES - PAGE_BYTES, READ_CHUNK_BYTES + PAGE_BYTES),)
 
 
 def test_a_page_that_only_starts_with_zeros_is_no_hole(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    path.write_bytes(bytes(PAGE - 1) + b"\1" + b"\1" * PAGE)
+    path.write_bytes(bytes(PAGE_BYTES - 1) + b"\1" + b"\1" * PAGE_BYTES)
     assert fingerprint_slide([path]).holes == ()
 
 
@@ -97,7 +97,7 @@ WIDTH = (256, 4, 1, 100)
         (tiff([WIDTH], [WIDTH], then=8), "unreadable", "loop"),
         (tiff([(330, 4, 1, 8)]), "unreadable", "loop"),
         (tiff([(330, 13, 20_000, 8)]) + bytes(90_000), "unreadable", "20000 directories"),
-        (b"hello, no picture here", "unreadable", "no TIFF"),
+        (b"hello, no picture here", "unreadable", "not a TIFF"),
     ],
 )  # fmt: skip
 def test_a_chain_that_is_cut_or_absurd_is_refused(tmp_path: Path, data: bytes, code: str, words: str) -> None:

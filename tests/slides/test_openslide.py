@@ -83,7 +83,7 @@ def test_what_holds_no_image_shows_the_slides_background(real_data: Path) -> Non
         rgba[0, 0] = (10, 20, 30, 255)
         rgba[1, 1] = (10, 20, 30, 128)
         slide._background = np.array([250, 240, 230], np.uint16)
-        shown = slide._composed(rgba)
+        shown = slide._blend_background(rgba)
     assert shown[0, 0].tolist() == [10, 20, 30]
     assert shown[0, 2].tolist() == [250, 240, 230]
     assert shown[1, 1].tolist() == pytest.approx([129.5, 129.6, 129.6], abs=1)
@@ -116,7 +116,7 @@ def test_a_holed_ndpi_is_refused(tmp_path: Path, ndpi: Path) -> None:
 def test_what_openslide_cannot_open_says_why(real_data: Path, tmp_path: Path) -> None:
     (tmp_path / "text.svs").write_text("no slide")
     for path in (tmp_path / "text.svs", real_data / "slides/HE_example.tif"):
-        with pytest.raises(SlideError, match="OpenSlide can't read it") as caught:
+        with pytest.raises(SlideError, match="OpenSlide cannot read the file") as caught:
             OpenSlideSlide(path)
         assert caught.value.code == "unreadable"
 

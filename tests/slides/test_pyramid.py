@@ -185,7 +185,7 @@ def test_a_damaged_shard_index_is_noticed(slide: Slide, tmp_path: Path) -> None:
     data = bytearray(shard.read_bytes())
     data[-100] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(SlideError, match="index is damaged"):
+    with pytest.raises(SlideError, match="index of the shard is damaged"):
         whole(Pyramid(tmp_path / "p.zarr"))
 
 
