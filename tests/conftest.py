@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +25,8 @@ with contextlib.suppress(InputError):
 
 from tests.models.bundles import untrained
 from tests.nightly.scanner import NightRun, run_night
-from tests.stand_ins import shared_stand_ins
+from tests.shared_folders import folder_of_all_workers, make_once
+from tests.stand_ins import make_stand_ins
 
 cv2.setNumThreads(1)
 hypothesis.settings.register_profile("patient", deadline=None)  # how long an example takes is the machine's affair
@@ -42,16 +44,10 @@ def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     asked = os.environ.get("HER2BATCH_TEST_DATA")
     beside = Path(__file__).parents[2] / "shared" / "data"
     if asked == "stand-ins" or (asked is None and not beside.is_dir()):
-        return shared_stand_ins(folder_of_all_workers(tmp_path_factory) / "stand-ins")
+        return make_once(folder_of_all_workers(tmp_path_factory) / "stand-ins", make_stand_ins)
     folder = beside if asked is None else Path(asked)
     assert folder.is_dir(), f"HER2BATCH_TEST_DATA names no folder: {folder}"
     return folder
-
-
-def folder_of_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A temporary folder of the whole test run, the same for all of its worker processes."""
-    own = tmp_path_factory.getbasetemp()
-    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")
@@ -140,13 +136,19 @@ class Synthetic(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def synthetic(tmp_path_factory: pytest.TempPathFactory, ray_session: RaySession) -> Synthetic:
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
     """Some twenty small slides of fourteen patients, ingested once. Tests don't change it; copy it to change it."""
-    folder = tmp_path_factory.mktemp("synthetic")
-    made = make_cohort(folder / "made", 24, seed=3, size=(1700, 1400), workers=2)
-    order = IngestRequest(made / "slides", folder / "cohort", labels=made / "labels.csv")
-    assert ingest(order, Plan(), Resources(workers=2)).exit_code == 0
-    return Synthetic(made / "slides", made / "labels.csv", made / "annotations", folder / "cohort")
+    folder = make_once(folder_of_all_workers(tmp_path_factory) / "synthetic", _make_synthetic)
+    cohort = tmp_path_factory.mktemp("synthetic") / "cohort"
+    shutil.copytree(folder / "cohort", cohort, copy_function=os.link)  # the store replaces files, and never writes
+    made = folder / "made"  # into them: workers can share their content
+    return Synthetic(made / "slides", made / "labels.csv", made / "annotations", cohort)
+
+
+def _make_synthetic(folder: Path) -> None:
+    made = make_cohort(folder / "made", 24, seed=3, size=(1700, 1400), workers=1)
+    request = IngestRequest(made / "slides", folder / "cohort", labels=made / "labels.csv")
+    assert ingest(request, Plan(), Resources(workers=0)).exit_code == 0
 
 
 @pytest.fixture(scope="session")

@@ -9,15 +9,14 @@ Every file has the name, the container, the size in pixels, the resolution and t
 so that the tests expect the same values of both.
 """
 
-import fcntl
 from pathlib import Path
 
 from tests.stand_ins.dicom_files import write_dicom_slides
 from tests.stand_ins.text_files import write_geojson, write_labels
 from tests.stand_ins.tiff_files import write_bad_slides, write_cores, write_ihc_image, write_tiff_slides
 
-COMPLETE = "stand-ins-are-complete"
-"""An empty file beside them, written last."""
+MARK = "these-are-stand-ins"
+"""An empty file beside them."""
 
 
 def make_stand_ins(folder: Path) -> Path:
@@ -31,20 +30,10 @@ def make_stand_ins(folder: Path) -> Path:
     write_ihc_image(folder / "ihc" / "ihc.png")
     write_geojson(folder / "geojson")
     write_labels(folder / "labels" / "tcga_brca_her2_first100.tsv")
-    return folder
-
-
-def shared_stand_ins(folder: Path) -> Path:
-    """Return `folder` with all stand-ins in it; of several processes that ask for it, the first one makes them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not are_stand_ins(folder):
-            make_stand_ins(folder)
-            (folder / COMPLETE).touch()
+    (folder / MARK).touch()
     return folder
 
 
 def are_stand_ins(folder: Path) -> bool:
-    """True for a folder that `shared_stand_ins` has filled, False for real data."""
-    return (folder / COMPLETE).exists()
+    """True for a folder that `make_stand_ins` has filled, False for real data."""
+    return (folder / MARK).exists()

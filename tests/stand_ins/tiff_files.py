@@ -126,7 +126,7 @@ def write_aperio_jpeg_2000(path: Path, image: Image, tile: int = 256) -> None:
 
 
 def write_ome_tiff(path: Path, image: Image) -> None:
-    """Write an OME-TIFF of one level as Bio-Formats does: big-endian, whole JPEG streams, its description at the end."""
+    """Write an OME-TIFF of one level as Bio-Formats does: big-endian, whole JPEG streams, description at the end."""
     height, width = image.shape[:2]
     xml = (
         '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
