@@ -57,3 +57,12 @@ def her2_class(task: str, ihc: str, ish: str | None) -> str | None:
     if task == "her2-3way":
         return "high" if high else "0" if ihc == "0" else "low"
     raise ValueError(f"{task} is no HER2 task; known: {', '.join(HER2_TASKS)}")
+
+
+def task_applies(task: str, stain: str | None) -> bool:
+    """Whether a task applies to slides of a stain. Training and scoring select their slides by this rule.
+
+    stain: of the labels, or of the slides table where the labels give none.  HER2 tasks apply to HER2 slides and to IHC
+    slides whose marker is not known (`ihc` or None), which are presumed to be HER2; ER and PR to slides of that marker.
+    """
+    return stain in ("her2", "ihc", None) if task in HER2_TASKS else stain == task

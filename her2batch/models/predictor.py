@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.models.bundle import Bundle, ModelEntry, load_mil_head
-from her2batch.tasks import HER2_TASKS
+from her2batch.tasks import HER2_TASKS, task_applies
 
 Floats = NDArray[np.float32]
 
@@ -60,7 +60,7 @@ class BundlePredictor:
         """Rows of the predictions table without slide and patient; and the attention of each MIL head, (N,)."""
         rows, attention = [], {}
         for entry in self.bundle.info.models:
-            if not suits(entry.task, evidence.stain):
+            if not task_applies(entry.task, evidence.stain):
                 continue
             p, seen = self._probabilities(entry, evidence)
             if p is None:
@@ -111,11 +111,6 @@ def plausible_classes(p: Floats, threshold: float | None) -> list[int]:
     if threshold is None:
         return list(range(len(p)))
     return [k for k in range(len(p)) if p[k] >= threshold or k == int(p.argmax())]
-
-
-def suits(task: str, stain: str | None) -> bool:
-    """Whether a task is asked of slides of this stain; `ihc`, a marker nobody named, is taken for HER2."""
-    return stain in ("her2", "ihc", None) if task in HER2_TASKS else stain == task
 
 
 def _row(entry: ModelEntry, p: Floats, evidence: SlideFeatures) -> dict[str, Any]:

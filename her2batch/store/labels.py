@@ -19,7 +19,7 @@ from her2batch.errors import InputError
 from her2batch.store.cohort import Row
 from her2batch.store.reviews import label_column, newest_reviews, unerased_reviews
 from her2batch.store.schemas import run_schema
-from her2batch.tasks import CLASSES, HER2_TASKS, IHC_SCORES, STAINS, her2_class
+from her2batch.tasks import CLASSES, HER2_TASKS, IHC_SCORES, STAINS, her2_class, task_applies
 
 COLUMNS = ("slide_id", "patient_id", "her2", "ish", "er", "pr", "site", "stain")
 ALLOWED = {
@@ -196,8 +196,10 @@ def _unfit(task: str, row: Mapping[str, Any], slide: Mapping[str, Any], keep: bo
     """Why a slide is no example of a task, and in a sentence; None, None when it is one."""
     name = row["slide_id"]
     stain = row["stain"] or slide.get("stain")
-    if not _stained(task, stain):
-        return "other-stain", f"{name} is stained for {stain}"
+    if not task_applies(task, stain):
+        known = f"{name} is stained for {stain}"
+        unknown = f"the marker of {name} is not known; state it in the column stain of the labels"
+        return "other-stain", unknown if stain in (None, "ihc") else known
     column = "her2" if task in HER2_TASKS else task
     if row[column] is None:
         return "no-label", f"{name} has no {column}"
@@ -214,15 +216,6 @@ def _unfit(task: str, row: Mapping[str, Any], slide: Mapping[str, Any], keep: bo
 
 CONTRADICTIONS: Final = frozenset({("0", "+"), ("1+", "+"), ("3+", "-")})
 """IHC and ISH that can't both be right (methods.md §1)."""
-
-
-def _stained(task: str, stain: str | None) -> bool:
-    """Whether a task may be asked of this stain. `ihc`, a marker nobody named, and no word at all may be any; he none,
-    except where labels say so: TCGA's slides are H&E.
-    """  # fmt: skip
-    markers = {"her2": "her2", "er": "er", "pr": "pr", "ki67": "ki67"}
-    wanted = "her2" if task in HER2_TASKS else task
-    return stain not in markers or markers[stain] == wanted
 
 
 def apply_reviews(labels: pa.Table, entries: Sequence[Row], rows: Slides) -> tuple[pa.Table, pa.Table]:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from her2batch.errors import InputError
 from her2batch.models.bundle import BundleInfo, ModelEntry, check_bundle_fits
 from her2batch.models.mil_registry import build_mil_network
-from her2batch.models.predictor import BundlePredictor, SlideFeatures, apply_temperature, plausible_classes, suits
+from her2batch.models.predictor import BundlePredictor, SlideFeatures, apply_temperature, plausible_classes
 from her2batch.settings import MilSettings, Plan
-from her2batch.tasks import CLASSES
+from her2batch.tasks import CLASSES, STAINS, task_applies
 from tests.models.bundles import bundle_of
 
 DIM = 12
@@ -48,7 +48,19 @@ def test_a_slide_is_asked_what_it_is_stained_for(stain: str | None, tasks: list[
         assert key[0] in tasks
         assert shares.shape == (9,)
         assert shares.sum() == pytest.approx(1, abs=1e-5)
-    assert all(suits(task, stain) for task in tasks)
+    assert all(task_applies(task, stain) for task in tasks)
+
+
+@pytest.mark.parametrize("stain", [*STAINS, None])
+def test_a_bundle_gives_the_predictions_that_apply_to_the_stain(stain: str | None, tmp_path: Path) -> None:
+    """All tasks, all stains: the same decision as in training."""
+    usual = {"kind": "thumbnail", "input": "thumbnail-224", "dim": None}
+    entries = tuple(entry(task, "resnet50", file=f"{task}.safetensors", **usual) for task in CLASSES)
+    info = BundleInfo(her2batch="0.1.0", tasks=tuple(CLASSES), licence="none", models=entries)
+    bundle = bundle_of(tmp_path / "bundle", info, {one.file: torch.nn.Linear(1, 1) for one in entries})
+    p = {(one.task, one.method, one.input): np.full(len(one.classes), 0.1, np.float32) for one in entries}
+    rows, _ = BundlePredictor(bundle)(SlideFeatures(stain, thumbnails=p))
+    assert [row["task"] for row in rows] == [task for task in CLASSES if task_applies(task, stain)]
 
 
 def test_a_row_is_what_the_table_wants(judge: BundlePredictor) -> None:
