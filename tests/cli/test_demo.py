@@ -15,7 +15,7 @@ METHODS = {"clam-sb", "random-forest", "svm", "mlp"}
 
 def test_the_demo_trains_and_scores_slides_it_has_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In small, and in the plain loop."""
-    monkeypatch.setattr(module, "SIZE", (1700, 1400))
+    monkeypatch.setattr(module, "SIZE", (1200, 1000))
     monkeypatch.setattr(module, "TRAINING", module.TRAINING.model_copy(update={"patches_per_slide": 4}))
     found = demo(tmp_path / "demo", 18, 2, quiet=True, workers=0)
     assert found.exit_code == 0

@@ -16,9 +16,10 @@ from tests.conftest import Synthetic
 SEARCH = Training(methods=("clam-sb",), folds=3, quick=True, options=("epochs=2",))
 
 
+@pytest.mark.slow
 def test_a_search_ends_in_a_bundle(synthetic: Synthetic, tmp_path: Path, ray_session: RaySession) -> None:
     study = TrainingRequest(synthetic.cohort, tmp_path / "run")
-    found = tune(study, SEARCH, 2, 1, TrainingResources(workers=2))
+    found = tune(study, SEARCH, 2, 1, TrainingResources(workers=1))
     assert found.exit_code == 0, found.trained.failed
     rows = TrainingRun(tmp_path / "run").read("trials").to_pylist()
     assert len(rows) == 2
@@ -26,7 +27,7 @@ def test_a_search_ends_in_a_bundle(synthetic: Synthetic, tmp_path: Path, ray_ses
     best = min(rows, key=lambda row: row["val_loss"])
     assert json.loads(best["settings"]) == found.best
     assert (tmp_path / "run" / "bundle" / "bundle.toml").is_file()
-    again = tune(study, SEARCH, 2, 1, TrainingResources(workers=2))  # resumes: nothing is tried anew
+    again = tune(study, SEARCH, 2, 1, TrainingResources(workers=1))  # resumes: nothing is tried anew
     assert again.trials.equals(found.trials)
 
 

@@ -44,7 +44,7 @@ MARKER_UTF16 = re.compile(b"(?i)q\0x\0j\0(?:\\w\0){2,24}z\0y\0k|\0q\0x\0j(?:\0\\
 DATA = re.compile(rb"data:([\w/+.-]+);base64,([A-Za-z0-9+/=]+)")
 MAGENTA = (255, 0, 255)
 MPP = 0.25
-SIZE = (1400, 1200)
+SIZE = (900, 800)
 
 
 def marker(kind: str) -> str:
@@ -188,9 +188,10 @@ def write_marked_slides(scans: Path) -> list[bytes]:
 def write_svs(path: Path, seed: int, mpp: float | None = MPP) -> bytes:
     """An Aperio slide with everything a scanner writes into one, and comments inside each of its JPEG tiles."""
     rgb = tissue_image(*SIZE, seed=seed)
+    size = "x".join(map(str, SIZE))
     resolution = "" if mpp is None else f"|AppMag = 40|MPP = {mpp}"
     described = (
-        f"Aperio Image Library v12.0.15\r\n1400x1200 [0,0 1400x1200] (256x256) JPEG/RGB Q=70{resolution}"
+        f"Aperio Image Library v12.0.15\r\n{size} [0,0 {size}] (256x256) JPEG/RGB Q=70{resolution}"
         f"|User = {marker('user')}|Date = 06/05/87|Time = 12:34:56|Title = {marker('title')}|Barcode = {BARCODE}"
         f"|Filename = {marker('filename')}|ScanScope ID = {marker('scanner')}|ImageID = {marker('imageid')}"
         f"|Patient = {marker('patient')}"
@@ -246,7 +247,7 @@ def write_ome_tiff(path: Path, seed: int) -> None:
         f'<Experimenter ID="Experimenter:0" LastName="{marker("experimenter")}"/>'
         f'<Image ID="Image:0" Name="{marker("imagename")}"><AcquisitionDate>1987-06-05T12:34:56</AcquisitionDate>'
         f"<Description>{marker('describes')}</Description>"
-        f'<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="1400" SizeY="1200" SizeC="3"'
+        f'<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="{SIZE[0]}" SizeY="{SIZE[1]}" SizeC="3"'
         f' SizeZ="1" SizeT="1" PhysicalSizeX="{MPP}" PhysicalSizeY="{MPP}">'
         '<Channel ID="Channel:0:0" SamplesPerPixel="3"/><TiffData/>'
         "</Pixels></Image></OME>"

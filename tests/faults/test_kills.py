@@ -115,7 +115,10 @@ def test_kill_at_a_system_call_of_the_commit_leaves_a_whole_slide_or_none(
 
 @pytest.mark.parametrize(
     ("strike", "codes"),
-    [("KILL", {-signal.SIGKILL}), pytest.param("EIO", {0, 1, 2, 3}, marks=pytest.mark.long)],
+    [
+        pytest.param("KILL", {-signal.SIGKILL}, marks=pytest.mark.slow),
+        pytest.param("EIO", {0, 1, 2, 3}, marks=pytest.mark.long),
+    ],
 )
 def test_fault_at_an_audit_event_leaves_a_whole_slide_or_none(
     reference_cohort: ReferenceCohort, tmp_path: Path, strike: str, codes: set[int]
@@ -197,7 +200,10 @@ def struck(
     return run.returncode, words, took
 
 
-@pytest.mark.parametrize("part", ["raylet", pytest.param("gcs_server", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "part",
+    [pytest.param("raylet", marks=pytest.mark.slow), pytest.param("gcs_server", marks=pytest.mark.long)],
+)
 def test_dead_ray_process_ends_the_run_and_the_next_continues(
     reference_cohort: ReferenceCohort, tmp_path: Path, part: str
 ) -> None:

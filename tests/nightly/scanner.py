@@ -12,11 +12,11 @@ from typing import Any
 
 from her2batch.store.cohort import Cohort
 
-SLIDES = 20
+SLIDES = 12
 
 
 class Scanner(threading.Thread):
-    """Writes 20 slides over a night: one cut, one slow, one twice, one replaced after it was done.
+    """Writes 12 slides over a night: one cut, one slow, one twice, one replaced after it was done.
 
     While it works, one more grows and is never finished, so that a night that doesn't linger stays; in the end it goes.
     """
@@ -42,8 +42,8 @@ class Scanner(threading.Thread):
                 shutil.copy(path, self.scans / f".{path.name}.part")
                 (self.scans / f".{path.name}.part").rename(self.scans / path.name)
             time.sleep(0.1)
-            if k == 12:
-                shutil.copy(self.scans / self.twice, self.scans / f"copy-{self.twice}")  # the twentieth
+            if k == 9:
+                shutil.copy(self.scans / self.twice, self.scans / f"copy-{self.twice}")  # the twelfth
         while self.replaced.removesuffix(".svs") not in self.cohort.rows():
             time.sleep(0.2)
         shutil.copy(self.made[SLIDES], self.scans / ".new.part")

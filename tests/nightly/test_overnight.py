@@ -31,7 +31,7 @@ def test_a_night_in_miniature(quiet_night: NightRun) -> None:
     cohort, night, scanner = quiet_night.cohort, quiet_night.night, quiet_night.scanner
     assert quiet_night.code == night["exit_code"] == 3, quiet_night.stderr
     counts = {name: night[name] for name in ("seen", "done", "failed", "deferred", "duplicate", "ignored")}
-    assert counts == {"seen": 20, "done": 18, "failed": 1, "deferred": 0, "duplicate": 1, "ignored": 0}
+    assert counts == {"seen": 12, "done": 10, "failed": 1, "deferred": 0, "duplicate": 1, "ignored": 0}
     assert night["adds_up"]
     assert night["failures"] == {"truncated": 1}
     ended = Counter(one["slide_id"] for one in journal(cohort) if one["event"] == "slide")
@@ -39,12 +39,12 @@ def test_a_night_in_miniature(quiet_night: NightRun) -> None:
     assert ended.pop(first) == 2  # what it was, and what it is
     assert set(ended.values()) == {1}  # nothing else was done twice, and the slow one not before it was whole
     assert cohort.rows()[first]["bytes"] == quiet_night.made[SLIDES].stat().st_size
-    assert (night["scored"], night["not_scored"]) == (18, 0)
-    assert len(list(cohort.root.glob(f"tables/predictions/{quiet_night.bundle}/*.parquet"))) == 18
+    assert (night["scored"], night["not_scored"]) == (10, 0)
+    assert len(list(cohort.root.glob(f"tables/predictions/{quiet_night.bundle}/*.parquet"))) == 10
     assert list(verify_cohort(cohort)) == []
     assert cohort_status(cohort).adds_up
     report = next((cohort.root / "nights").glob("*/report.html")).read_text()
-    assert "seen 20 = 18 done + 1 failed" in report
+    assert "seen 12 = 10 done + 1 failed" in report
     words = json.dumps(night)
     assert not any(one["slide_id"] in words for one in cohort.rows().values())  # the line names nobody
 
@@ -58,7 +58,7 @@ def test_the_next_night_finds_nothing_new_and_waits_for_nothing(
     lines: list[str] = []
     run_overnight(read_settings(path, NightlySettings), line=lines.append)
     night = json.loads(lines[0])
-    assert (night["seen"], night["done"], night["fresh"], night["scored"]) == (20, 18, 0, 0)
+    assert (night["seen"], night["done"], night["fresh"], night["scored"]) == (12, 10, 0, 0)
     assert [one.name for one in (cohort / "nights").iterdir()] == [night["night"]]
 
 
@@ -69,7 +69,7 @@ def test_a_run_can_be_followed_and_what_it_said_be_read_again(quiet_night: Night
     told = run.stderr.splitlines()
     assert "started on" in told[0]
     assert any("failed, truncated" in line for line in told)
-    assert any("of 19 slides" in line and " MB of " in line for line in told)
+    assert any("of 11 slides" in line and " MB of " in line for line in told)
     assert told[-1].endswith("ended")
 
 

@@ -247,6 +247,7 @@ def test_json_is_one_object_on_stdout(tmp_path: Path, make_slide: Callable) -> N
     assert json.loads(done.stdout)["done"] == 1
 
 
+@pytest.mark.slow
 def test_the_rule_orders_the_real_cores_as_wrapped_slides(real_data: Path, tmp_path: Path) -> None:
     """0 < 1+ ≤ 2+ < 3+, and 3+ is called 3+. No threshold was fitted to these five."""
     script = real_data.parent / "make_core_slides.py"

@@ -136,6 +136,7 @@ guarded(lambda: exec({body!r}))
         assert "the same command goes on from here" in run.stderr
 
 
+@pytest.mark.slow
 def test_interrupted_between_the_making_of_rays_worker_and_its_handle_the_process_does_not_crash(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -189,7 +189,7 @@ def test_a_model_worker_that_dies_under_two_calls_is_replaced_once(
 
     ray_session.ray.cloudpickle.register_pickle_by_value(here)
     for name in "abcd":
-        make_slide(f"{name}.tiff", seed=ord(name), brown=0.4)
+        make_slide(f"{name}.tiff", seed=ord(name), size=(900, 900), brown=0.4)
     plan = Plan(encoders=("timm:test_vit",))
     cohort = Cohort(tmp_path / "c")
     cohort.create(plan)
@@ -262,6 +262,7 @@ def a_bundle(folder: Path) -> Path:
     ).path
 
 
+@pytest.mark.slow
 def test_model_pools_give_the_bytes_of_the_plain_loop(
     tmp_path: Path, make_slide: Callable, ray_session: RaySession, small_weights: Path
 ) -> None:

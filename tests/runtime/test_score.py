@@ -83,7 +83,7 @@ def test_on_ray_it_says_the_same(bundle: Path, cohort: Path, tmp_path: Path, ray
     other = tmp_path / "other"
     shutil.copytree(cohort, other)
     found = score(cohort, bundle, Resources(workers=0))
-    score(other, bundle, Resources(workers=2))
+    score(other, bundle, Resources(workers=1))
     for slide_id in Cohort(cohort).rows():
         for table in (f"predictions/{found.bundle.id}", f"patches/{found.bundle.id}"):
             assert (
