@@ -1,15 +1,15 @@
-"""A synthetic HER2 cohort with known truth: patients, slides, labels, annotations.
+"""A synthetic HER2 cohort with known ground truth: patients, slides, labels, annotations.
 
     OUT/slides/SLIDE.svs            Aperio's layout: JPEG pyramid, thumbnail, label and macro with an invented name
     OUT/labels.csv                  slide_id, patient_id, her2, ish, er, pr, site, stain
     OUT/annotations/SLIDE.geojson   QuPath regions of HER2 slides, classes 0, 1+, 2+, 3+; about half of the tumour
-    OUT/truth/SLIDE.npz             bool masks at about 8 µm/px: tissue, tumour and the artefacts there are (pen, fold,
-                                    blur, bubble); `regions`: the score round each px (0 none, 1 + place in 0 … 3+);
+    OUT/truth/SLIDE.npz             bool masks at about 8 µm/px: tissue, tumour and the artefacts (pen, fold, blur,
+                                    bubble); `regions`: the score around each px (0 none, 1 + position in 0 … 3+);
                                     `downsample`: level-0 px per px
-    OUT/truth/SLIDE.json            the facts: stain, labels, shares of cell classes, number of tumour cells, artefacts
+    OUT/truth/SLIDE.json            stain, labels, shares of cell classes, number of tumour cells, artefacts
 
-Figures on these slides are about the software: whether it finds what was put there, how fast, and whether it comes out
-the same. They say nothing about medicine.
+Results on these slides describe the software: whether it finds what was painted, how fast, and reproducibly. They do
+not describe medicine.
 """
 
 from __future__ import annotations
@@ -53,26 +53,26 @@ Progress = Callable[[int, int], None]
 TILE = 256
 
 MIN_LEVEL_PX = 512
-"""No level of the pyramid is less wide or high than this, but for the first."""
+"""Least width and height of the pyramid's levels, except the first."""
 
 MIN_SLIDE_PX = 512
-"""Slides are at least this wide and high, level-0 px."""
+"""Least width and height of a slide, level-0 px."""
 
 BORDERLINE_SHARE = 0.2
-"""Share of slides whose mix is close to the next score's."""
+"""Share of slides whose mix is close to the adjacent score."""
 
 FOLLOW_UP_STAINS: tuple[Stain, ...] = ("her2", "er", "er", "pr")
-"""What a patient's second and third slides are stained for, all equally likely."""
+"""Stains of a patient's second and third slides, drawn with equal probability."""
 
 PATIENT_NAMES = ("Muster, Erika", "Beispiel, Anna", "Exempel, Greta", "Modelo, Lucia", "Doe, Jane", "Esempio, Maria",
          "Przyklad, Ewa", "Voorbeeld, Sanne", "Exemple, Claire", "Roe, Janet")  # fmt: skip
-"""Invented patients, as placeholder names go in their languages."""
+"""Invented patient names: placeholder names of several languages."""
 
 VIEW_UM = 400.0
-"""Edge of what is annotated or not as a whole."""
+"""Edge of the fields that are annotated entirely or not at all."""
 
 MIN_REGION_PX = 60
-"""Regions and holes below this (0.004 mm²) aren't drawn."""
+"""Least area of annotated regions and holes (0.004 mm²)."""
 
 
 def make_cohort(
@@ -83,10 +83,11 @@ def make_cohort(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Write a cohort under `out` and return `out`. Same arguments, same bytes, whatever the number of workers.
+    """Write a cohort under `out` and return `out`. The same arguments give the same bytes for any number of workers.
 
-    size: typical width and height, level-0 px at 0.25 µm/px; a slide's own are log-normal about them.  workers:
-    processes, default one a core.  progress: called with slides done and slides in all.  Raises InputError.
+    size: typical width and height, level-0 px at 0.25 µm/px; each slide's size is log-normal about them.  workers:
+    number of processes, by default one per core.  progress: called with the number of finished and of all slides.
+    Raises InputError.
     """
     if slides < 1 or min(size) < MIN_SLIDE_PX:
         raise InputError(
@@ -96,7 +97,7 @@ def make_cohort(
     for name in ("slides", "annotations", "truth"):
         (out / name).mkdir(parents=True, exist_ok=True)
     write = partial(_write_slide_files, out, seed)
-    written = []
+    written: list[SlideTruth] = []
     for truth in _map_in_processes(write, truths, workers or os.cpu_count() or 1):
         written.append(truth)
         if progress is not None:
@@ -108,7 +109,7 @@ def make_cohort(
 def _map_in_processes(
     function: Callable[[SlideTruth], SlideTruth], truths: list[SlideTruth], workers: int
 ) -> Iterator[SlideTruth]:
-    """In order, in processes of their own where that helps."""
+    """Yield the results in order, computed in several processes if there are several workers and slides."""
     if min(workers, len(truths)) == 1:
         yield from map(function, truths)
         return
@@ -118,9 +119,9 @@ def _map_in_processes(
 
 
 def plan_cohort(slides: int, seed: int, size: tuple[int, int]) -> list[SlideTruth]:
-    """The truth of every slide, before any is painted. All four scores come within every four patients.
+    """Draw the ground truth of every slide. Every four patients have all four scores.
 
-    A patient has one to three slides, the first for HER2; a tumour has one score, ISH, ER and PR.
+    A patient has one to three slides, the first stained for HER2; a tumour has one score, ISH, ER and PR.
     """
     truths: list[SlideTruth] = []
     scores: list[str] = []
@@ -137,38 +138,38 @@ def plan_cohort(slides: int, seed: int, size: tuple[int, int]) -> list[SlideTrut
 def _plan_patient(
     rng: np.random.Generator, number: int, ihc: str, site: str, size: tuple[int, int]
 ) -> list[SlideTruth]:
-    """The slides of one patient."""
+    """Draw the slides of one patient."""
     patient_id, name = f"P{number + 1:03d}", PATIENT_NAMES[number % len(PATIENT_NAMES)]
     positive = {"er": rng.random() < 0.65, "pr": rng.random() < 0.5}
     stains: list[Stain] = [
         "her2",
         *(FOLLOW_UP_STAINS[k] for k in rng.integers(len(FOLLOW_UP_STAINS), size=rng.choice(3, p=[0.5, 0.3, 0.2]))),
     ]
-    mixes = [draw_mix(ihc, rng) if one == "her2" else draw_nuclei(positive[one], rng) for one in stains]
+    mixes = [draw_mix(ihc, rng) if stain == "her2" else draw_nuclei(positive[stain], rng) for stain in stains]
     ish = draw_ish(mixes[0], rng) if ihc == "2+" else None
-    found = []
+    truths = []
     for k, (stain, mix) in enumerate(zip(stains, mixes, strict=True), start=1):
         width, height = (max(MIN_SLIDE_PX, round(edge * np.clip(rng.lognormal(0, 0.15), 0.6, 1.6))) for edge in size)
         pieces = 1 + int(rng.choice(3, p=[0.5, 0.35, 0.15])) if max(width, height) >= 3000 else 1
-        artefacts = tuple(one for one in ARTEFACTS if rng.random() < 0.2)
+        artefacts = tuple(name for name in ARTEFACTS if rng.random() < 0.2)
         own_ish = ish if stain == "her2" else None
-        found.append(
+        truths.append(
             SlideTruth(
                 f"{patient_id}-{k}", mix, stain, own_ish, patient_id, name, site, artefacts, pieces, width, height
             )
         )
-    return found
+    return truths
 
 
 def draw_ish(mix: CellMix, rng: np.random.Generator) -> str | None:
-    """ISH of a 2+ tumour: about a fifth positive, more at the intense end; missing now and then."""
+    """Draw the ISH of a 2+ tumour: about a fifth is positive, more with intense staining; it is sometimes missing."""
     if rng.random() < 0.07:
         return None
     return "+" if rng.random() < np.clip(0.2 + 0.8 * (mix.moderate - 0.38), 0.05, 0.5) else "-"
 
 
 def draw_mix(ihc: str, rng: np.random.Generator) -> CellMix:
-    """Shares of cell classes that make a HER2 score, near the next score's now and then."""
+    """Draw a cell mix that has a HER2 score, sometimes close to the adjacent score."""
     near = rng.random() < BORDERLINE_SHARE
     u = rng.uniform
     faint = moderate = intense = 0.0
@@ -188,7 +189,7 @@ def draw_mix(ihc: str, rng: np.random.Generator) -> CellMix:
 
 
 def draw_nuclei(positive: bool, rng: np.random.Generator) -> CellMix:
-    """Shares of ER or PR nuclei: under 1 % stained, or more, low-positive (under 10 %) now and then."""
+    """Draw the mix of ER or PR nuclei: none stained, or more than 1 %, sometimes low-positive (under 10 %)."""
     if not positive:
         return CellMix(1.0, 0.0, 0.0, 0.0)
     share = rng.uniform(0.02, 0.1) if rng.random() < BORDERLINE_SHARE / 2 else rng.uniform(0.3, 0.98)
@@ -197,20 +198,21 @@ def draw_nuclei(positive: bool, rng: np.random.Generator) -> CellMix:
 
 
 def write_labels(path: Path, truths: list[SlideTruth]) -> None:
-    """labels.csv. A slide bears only the labels of its own stain."""
+    """Write labels.csv. A slide has only the labels of its own stain."""
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         rows.writeheader()
-        for one in truths:
-            ish = one.ish if one.her2 == "2+" else None
-            facts = (one.slide_id, one.patient_id, one.her2, ish, one.receptor("er"), one.receptor("pr"))
-            rows.writerow(dict(zip(COLUMNS, (*facts, one.site, one.stain), strict=True)))
+        for truth in truths:
+            ish = truth.ish if truth.her2 == "2+" else None
+            values = (truth.slide_id, truth.patient_id, truth.her2, ish, truth.receptor("er"), truth.receptor("pr"))
+            rows.writerow(dict(zip(COLUMNS, (*values, truth.site, truth.stain), strict=True)))
 
 
 def _write_slide_files(out: Path, seed: int, planned: SlideTruth) -> SlideTruth:
-    """A slide, its annotations, its truth: with the mix of the cells as placed, which on small slides isn't quite the
-    one that was planned.
-    """  # fmt: skip
+    """Write a slide, its annotations and its ground truth; return the truth.
+
+    The returned mix is that of the cells as placed, which on small slides differs slightly from the planned one.
+    """
     specimen = make_slide(out / "slides" / f"{planned.slide_id}.svs", planned, seed)
     truth = replace(planned, mix=specimen.mix)
     if truth.stain == "her2":
@@ -222,7 +224,7 @@ def _write_slide_files(out: Path, seed: int, planned: SlideTruth) -> SlideTruth:
 
 
 def write_truth(folder: Path, truth: SlideTruth, specimen: SyntheticTissue) -> None:
-    """Masks and facts of a slide, as the module's docstring describes them."""
+    """Write the masks and facts of a slide as described in the module's docstring."""
     arrays: dict[str, Any] = {"downsample": specimen.fields.px, "regions": specimen.regions, **specimen.masks}
     np.savez_compressed(folder / f"{truth.slide_id}.npz", **arrays)
     labels = {"her2": truth.her2, "er": truth.receptor("er"), "pr": truth.receptor("pr")}
@@ -231,7 +233,7 @@ def write_truth(folder: Path, truth: SlideTruth, specimen: SyntheticTissue) -> N
 
 
 def make_slide(path: Path, truth: SlideTruth, seed: int = 0) -> SyntheticTissue:
-    """Paint a slide and write it to `path` as an Aperio SVS; what is true of it comes back.
+    """Paint a slide, write it to `path` as an Aperio SVS, and return its tissue with the ground truth.
 
     1500 × 1200 px take about 0.3 s.
     """
@@ -243,7 +245,7 @@ def make_slide(path: Path, truth: SlideTruth, seed: int = 0) -> SyntheticTissue:
 
 
 def write_svs(path: Path, image: Image, truth: SlideTruth) -> None:
-    """A pyramid in Aperio's layout: level 0, thumbnail, other levels (each half the one above), label, macro."""
+    """Write a pyramid in Aperio's layout: level 0, thumbnail, other levels (each half the previous), label, macro."""
     quality = SITES[truth.site].jpeg_quality
     levels = [image]
     while min(levels[-1].shape[:2]) >= 2 * MIN_LEVEL_PX:
@@ -269,17 +271,17 @@ def write_svs(path: Path, image: Image, truth: SlideTruth) -> None:
 
 
 def _write_jpeg(tiff: tifffile.TiffWriter, image: Image, tile: int | None, quality: int, **tags: Any) -> None:
-    """A page of JPEG, 4:2:0: in tiles if it is a level; in one strip if not, by which readers tell them apart."""
+    """Write a page of JPEG, 4:2:0: a level in tiles, another image in one strip, by which readers distinguish them."""
     edges = (tile, tile) if tile else image.shape[:2]
     cut = {"tile": edges} if tile else {"rowsperstrip": edges[0]}
     tiff.write(
-        encode_jpeg_tiles(image, edges, quality), shape=image.shape, dtype=np.uint8, photometric="ycbcr", compression="jpeg",
-        subsampling=(2, 2), metadata=None, software=False, **cut, **tags,
+        encode_jpeg_tiles(image, edges, quality), shape=image.shape, dtype=np.uint8, photometric="ycbcr",
+        compression="jpeg", subsampling=(2, 2), metadata=None, software=False, **cut, **tags,
     )  # fmt: skip
 
 
 def encode_jpeg_tiles(image: Image, edges: tuple[int, int], quality: int) -> Iterator[bytes]:
-    """Tiles of edges (height, width) as JPEG, row by row; the last ones are filled up with their outermost px."""
+    """Yield tiles of edges (height, width) as JPEG, row by row; incomplete tiles are padded with their outermost px."""
     height, width = image.shape[:2]
     for y in range(0, height, edges[0]):
         for x in range(0, width, edges[1]):
@@ -290,11 +292,13 @@ def encode_jpeg_tiles(image: Image, edges: tuple[int, int], quality: int) -> Ite
 
 
 def _halve(image: Image) -> Image:
+    """Return the image at half its size, without an odd last row or column."""
     h, w = image.shape[0] // 2, image.shape[1] // 2
     return np.asarray(cv2.resize(image[: 2 * h, : 2 * w], (w, h), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _resize_longest_side(image: Image, longest: int) -> Image:
+    """Return the image with its longer side scaled to `longest` px."""
     scale = longest / max(image.shape[:2])
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
@@ -305,7 +309,7 @@ def _size_text(image: Image) -> str:
 
 
 def draw_label(truth: SlideTruth) -> Image:
-    """The paper label on the glass, with the patient's invented name: (320, 360, 3) uint8."""
+    """Draw the paper label of the slide, with the patient's invented name: (320, 360, 3) uint8."""
     image = np.full((320, 360, 3), (250, 247, 235), np.uint8)
     lines = (
         truth.patient_name,
@@ -321,7 +325,7 @@ def draw_label(truth: SlideTruth) -> Image:
 
 
 def draw_macro(thumbnail: Image, label: Image) -> Image:
-    """The whole glass with its label, as a scanner's second camera sees it: (400, 1200, 3) uint8."""
+    """Draw the whole slide with its label, as a scanner's overview camera records it: (400, 1200, 3) uint8."""
     image = np.full((400, 1200, 3), 232, np.uint8)
     image[40 : 40 + label.shape[0], 20 : 20 + label.shape[1]] = label
     small = _resize_longest_side(thumbnail, 300)
@@ -331,7 +335,7 @@ def draw_macro(thumbnail: Image, label: Image) -> Image:
 
 
 def draw_annotations(specimen: SyntheticTissue, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Regions as QuPath exports them, level-0 px: a pathologist looked at about half of the fields of VIEW_UM."""
+    """Return regions as QuPath exports them, in level-0 px: about half of the fields of VIEW_UM are annotated."""
     regions, px = specimen.regions, specimen.fields.px
     view = max(1, round(VIEW_UM / specimen.appearance.mpp / px))
     seen = rng.random((-(-regions.shape[0] // view), -(-regions.shape[1] // view))) < 0.5
@@ -345,11 +349,11 @@ def draw_annotations(specimen: SyntheticTissue, rng: np.random.Generator) -> lis
 
 
 def _outlines(mask: NDArray[np.bool_]) -> Iterator[list[NDArray[np.int32]]]:
-    """A mask's larger parts: each its outline and those of its holes, (n, 2) x, y in px of the mask."""
+    """Yield the larger parts of a mask, each as its outline and those of its holes: (n, 2) x, y in px of the mask."""
     opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     contours, tree = cv2.findContours(opened, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    smoothed = [cv2.approxPolyDP(one, 0.8, True)[:, 0] for one in contours]
-    large = [len(one) > 2 and cv2.contourArea(one) >= MIN_REGION_PX for one in smoothed]
+    smoothed = [cv2.approxPolyDP(contour, 0.8, True)[:, 0] for contour in contours]
+    large = [len(ring) > 2 and cv2.contourArea(ring) >= MIN_REGION_PX for ring in smoothed]
     for k, outline in enumerate(smoothed):
         parents = tree[0, :, 3]
         if large[k] and parents[k] < 0:

@@ -1,9 +1,9 @@
-"""Paints stained tissue: cells, stroma and artefacts as arrays, in optical-density space.
+"""Paint stained tissue, with cells, stroma and artefacts given as arrays, in optical-density space.
 
-Pure functions: what is where comes in as arrays (`Cells`, `Fields`), pixels go out, one block of a slide at a time. The
-cells stand on a jittered lattice and own what lies nearest to them (Voronoi); membranes run along the borders. It looks
-like immunohistochemistry enough to try software on. It is no model of a disease: figures measured on it say nothing
-about medicine.
+The functions are pure: the layout is given as arrays (`Cells`, `Fields`), and pixels are returned, one block of a slide
+at a time. The cells form a jittered lattice, each with the px nearest to it (Voronoi); membranes run along the borders.
+The result resembles immunohistochemistry closely enough to test software. It is not a model of a disease: results
+measured on it do not describe medicine.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ Warp = tuple[Map, Map]
 Vector = tuple[float, float, float]
 
 RIM_CELLS = 3
-"""Spare cells round the slide, so that every px of a margin has all its neighbours."""
+"""Extra cells around the slide, so that every px of a margin has all its neighbours."""
 
 BLOCK_PX = 640
-"""About how much is painted at once: 0.5 MP keeps the work in the processor's cache."""
+"""Approximate edge of the block that is painted at once: 0.5 MP fits into the processor's cache."""
 
 MARGIN = 24
-"""Px painted round a block and cut off again, for the blurs: three σ of the widest."""
+"""Px painted around a block and cropped again, for the blurs: three σ of the widest."""
 
 SENSOR_NOISE = np.float32(0.1)
-"""σ of the noise of a grey value over its root: 1.6 on white glass, as on real scans."""
+"""σ of the noise of a grey value, divided by the value's square root: 1.6 on white background, as on real scans."""
 
 NOISE_PX = 768
 """Edge of the periodic noise, px: at least BLOCK_PX + 2 · MARGIN."""
@@ -39,43 +39,44 @@ NOISE_PX = 768
 NEIGHBOURS = tuple((dr, dc) for dr in (-1, 0, 1) for dc in (-1, 0, 1))
 
 WARP_UM = 1.6
-"""σ of how far cells and fibres swerve from straight lines."""
+"""σ of the displacement of cells and fibres from straight lines."""
 
 BEND_UM = 600.0
-"""How far fibres bend with the section's thickness: so that they don't run straight over the slide."""
+"""Bending of fibres with the section's thickness, so that they are not straight across the slide."""
 
 FRAY_UM = 5.0
-"""How far the outline of the tissue is frayed."""
+"""Fraying of the tissue's outline."""
 
 DEFOCUS_UM = 1.6
-"""σ of what is out of focus."""
+"""σ of the blur of areas out of focus."""
 
 BLUR_EDGE_UM = 20.0
-"""Over how much the focus is lost."""
+"""Half width of the transition between sharp and blurred areas."""
 
 RIM_UM = 5.0
 """Half width of a bubble's rim."""
 
 SHARPENING = 0.5
-"""Weight of a scanner's sharpening."""
+"""Weight of the scanner's sharpening."""
 
 FIBRE_DENSITY = (0.09 * np.clip((np.arange(256) - 76) / 64, 0, 1.6)).astype(np.float32)
-"""Haematoxylin density of a fibre, by its level in the sheet: the lowest third are gaps."""
+"""Haematoxylin density of a fibre by its level in the fibre noise: the lowest third are gaps."""
 
 FOLD_DENSITY = 0.9
-"""A fold's second layer, as a share of the first."""
+"""Density of a fold's second layer, as a share of the first."""
 
 CHROMATIN_PROFILE = np.interp(np.arange(256) / 128, [0, 0.45, 0.85, 1.0, 1.25], [0.55, 0.65, 1.0, 0.75, 0]).astype(
     np.float32
 )
-"""Chromatin from the middle of a nucleus outwards, by (distance / radius)² · 128: vesicular, with a darker rim."""
+"""Chromatin from the centre of a nucleus outwards, by (distance / radius)² · 128: vesicular, with a darker rim."""
 
 
 class NoiseFields(NamedTuple):
-    """Periodic noise, twice its period wide, so that any window is a view: (2 · SHEET, 2 · SHEET) float32, σ 1.
+    """Periodic noise, (2 · NOISE_PX, 2 · NOISE_PX) float32, σ 1; two periods wide, so that any window is a view.
 
-    grain: specks of 0.3 µm.  mottle: patches of 1.6 µm, uniform in 0–1 instead.  drift_x, drift_y: swirls of 5 µm.
-    sensor: (…, …, 3), single px, σ NOISE.  fibre: (4 · SHEET, 4 · SHEET) uint8, streaks along x, mean 96, σ 48.
+    grain: specks of 0.3 µm.  mottle: patches of 1.6 µm, but uniform in 0–1.  drift_x, drift_y: swirls of 5 µm.
+    sensor: (…, …, 3), single px, σ SENSOR_NOISE.  fibre: (4 · NOISE_PX, 4 · NOISE_PX) uint8, streaks along x, mean 96,
+    σ 48.
     """
 
     grain: Map
@@ -88,12 +89,12 @@ class NoiseFields(NamedTuple):
 
 @dataclass(frozen=True)
 class Cells:
-    """All cells of a slide, (rows, cols) float32 each, the outermost RIM of them outside the slide.
+    """All cells of a slide, (rows, cols) float32 each; the outermost RIM_CELLS are outside the slide.
 
-    pitch: edge of a lattice square, px, at least MARGIN / 2.  x, y: where the cell stands, level-0 px.
-    ellipse: (rows, cols, 3), its nucleus as a·x² + b·x·y + c·y² < 1, px⁻².
+    pitch: edge of a lattice square, px, at least MARGIN / 2.  x, y: position of the cell, level-0 px.
+    ellipse: (rows, cols, 3), the nucleus as a·x² + b·x·y + c·y² < 1, px⁻².
     nucleus_h, nucleus_d: density of haematoxylin and DAB in the nucleus.  body_h, body_d: in the cytoplasm.
-    ring_d: DAB density of the membrane; ring_share: how much of its length is stained; ring_px: its width on this side.
+    ring_d: DAB density of the membrane; ring_share: stained share of its length; ring_px: its width on this side.
     fibre: 1 for stroma, 0 for tumour and empty space.
     """
 
@@ -113,10 +114,10 @@ class Cells:
 
 @dataclass(frozen=True)
 class Fields:
-    """What changes slowly, on a coarse grid over the slide: (h, w) float32 each; None where there is none of it.
+    """Slowly varying properties on a coarse grid over the slide: (h, w) float32 each; None for an absent artefact.
 
-    px: level-0 px per field px.  tissue, pen, fold, blur, bubble: µm inside its outline, negative outside.
-    thickness: factor on all densities.  shade: optical density of the glass itself (uneven light).
+    px: level-0 px per field px.  tissue, pen, fold, blur, bubble: µm inside the outline, negative outside.
+    thickness: factor on all densities.  shade: optical density of the background itself (uneven illumination).
     """
 
     px: int
@@ -131,9 +132,11 @@ class Fields:
 
 @dataclass(frozen=True)
 class Appearance:
-    """How a slide looks: µm/px, unit vectors of its stains, R, G, B of its glass, optical density of its pen (R, G, B),
-    direction of its fibres (radians).
-    """  # fmt: skip
+    """The appearance of a slide.
+
+    mpp: µm/px.  haematoxylin, dab: unit vectors.  white: R, G, B of the background.  pen: optical density of the pen in
+    R, G, B.  fibre_angle: direction of the fibres, radians.
+    """
 
     mpp: float
     haematoxylin: Vector
@@ -144,7 +147,7 @@ class Appearance:
 
 
 class Block(NamedTuple):
-    """A rectangle of lattice squares: first row and column (the RIM not counted), how many of each."""
+    """A rectangle of lattice squares: first row and column (not counting RIM_CELLS), and number of rows and columns."""
 
     row: int
     column: int
@@ -153,7 +156,7 @@ class Block(NamedTuple):
 
 
 class PaintWindow(NamedTuple):
-    """The px being painted, a block and its margin (level-0 px), and how fields and noise are cut to them."""
+    """The px to paint: a block and its margin, level-0 px. Resamples fields and crops noise to this area."""
 
     x: int
     y: int
@@ -161,7 +164,7 @@ class PaintWindow(NamedTuple):
     h: int
 
     def resample(self, field: Map, px: int) -> Map:
-        """A field of `px` level-0 px per field px: (h, w) float32, interpolated."""
+        """Return a field of `px` level-0 px per field px in this window: (h, w) float32, interpolated."""
         k = 1 / px
         matrix = np.array([[k, 0, (self.x + 0.5) * k - 0.5], [0, k, (self.y + 0.5) * k - 0.5]])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -169,13 +172,13 @@ class PaintWindow(NamedTuple):
         return np.asarray(out, np.float32)
 
     def crop(self, noise: Map) -> Map:
-        """A sheet: a view, (h, w) or (h, w, 3)."""
+        """Return the noise in this window as a view, (h, w) or (h, w, 3)."""
         x, y = self.x % NOISE_PX, self.y % NOISE_PX
         return noise[y : y + self.h, x : x + self.w]
 
 
 def make_noise_fields(rng: np.random.Generator, mpp: float) -> NoiseFields:
-    """A slide's noise."""
+    """Draw the noise of a slide."""
     grain, mottle, drift_x, drift_y = (_periodic_noise(rng, um / mpp, um / mpp) for um in (0.3, 1.6, 5.0, 5.0))
     ripple = _periodic_noise(rng, 0.8 / mpp, 0.8 / mpp)
     drift_x, drift_y = (
@@ -189,7 +192,7 @@ def make_noise_fields(rng: np.random.Generator, mpp: float) -> NoiseFields:
 
 
 def _periodic_noise(rng: np.random.Generator, sigma_x: float, sigma_y: float) -> Map:
-    """Smooth noise that goes on over its edges: (SHEET, SHEET) float32, mean 0, σ 1."""
+    """Return smooth periodic noise: (NOISE_PX, NOISE_PX) float32, mean 0, σ 1."""
     noise = rng.standard_normal((NOISE_PX, NOISE_PX), np.float32)
     rim = int(3 * max(sigma_x, sigma_y)) + 1
     padded = np.pad(noise, rim, mode="wrap")
@@ -198,7 +201,7 @@ def _periodic_noise(rng: np.random.Generator, sigma_x: float, sigma_y: float) ->
 
 
 def plan_paint_blocks(width: int, height: int, pitch: int) -> Iterator[Block]:
-    """Blocks that cover a slide of width × height px."""
+    """Yield the blocks that cover a slide of width × height px."""
     step = max(1, BLOCK_PX // pitch)
     rows, columns = -(-height // pitch), -(-width // pitch)
     for row in range(0, rows, step):
@@ -209,35 +212,35 @@ def plan_paint_blocks(width: int, height: int, pitch: int) -> Iterator[Block]:
 def paint_slide(
     cells: Cells, fields: Fields, noise: NoiseFields, appearance: Appearance, size: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """Level 0 of a slide. size: width, height, px. Returns (height, width, 3) uint8 RGB."""
+    """Paint level 0 of a slide. size: width, height, px. Returns (height, width, 3) uint8 RGB."""
     width, height = size
     out = np.empty((height, width, 3), np.uint8)
     for block in plan_paint_blocks(width, height, cells.pitch):
         x, y = block.column * cells.pitch, block.row * cells.pitch
-        place = out[y : y + block.rows * cells.pitch, x : x + block.columns * cells.pitch]
-        place[:] = paint_block(cells, fields, noise, appearance, block)[: place.shape[0], : place.shape[1]]
+        target = out[y : y + block.rows * cells.pitch, x : x + block.columns * cells.pitch]
+        target[:] = paint_block(cells, fields, noise, appearance, block)[: target.shape[0], : target.shape[1]]
     return out
 
 
 def paint_block(
     cells: Cells, fields: Fields, noise: NoiseFields, appearance: Appearance, block: Block
 ) -> NDArray[np.uint8]:
-    """One block: (rows · pitch, columns · pitch, 3) uint8 RGB."""
+    """Paint one block: (rows · pitch, columns · pitch, 3) uint8 RGB."""
     pitch = cells.pitch
     window = PaintWindow(
         block.column * pitch - MARGIN, block.row * pitch - MARGIN,
         block.columns * pitch + 2 * MARGIN, block.rows * pitch + 2 * MARGIN,
     )  # fmt: skip
     shade = window.resample(fields.shade, fields.px)
-    od = cv2.merge([shade - np.float32(np.log10(one)) for one in appearance.white])
+    od = cv2.merge([shade - np.float32(np.log10(value)) for value in appearance.white])
     inside = window.resample(fields.tissue, fields.px)
     if float(inside.max()) > -4 * FRAY_UM:
         thickness = window.resample(fields.thickness, fields.px)
         stain = _stain_densities(
             cells, noise, appearance, block, window, (thickness - 1) * np.float32(BEND_UM / appearance.mpp)
         )
-        here = _soft_edge(inside + FRAY_UM * window.crop(noise.drift_x), 2.0) * thickness
-        stain *= _double_folds(here, fields, window)[..., None]
+        density = _soft_edge(inside + FRAY_UM * window.crop(noise.drift_x), 2.0) * thickness
+        stain *= _double_folds(density, fields, window)[..., None]
         od += cv2.transform(
             _blur_and_sharpen(stain), np.asarray([appearance.haematoxylin, appearance.dab], np.float32).T
         )
@@ -248,42 +251,44 @@ def paint_block(
 def _stain_densities(
     cells: Cells, noise: NoiseFields, appearance: Appearance, block: Block, window: PaintWindow, bend: Map
 ) -> Map:
-    """Haematoxylin and DAB density of a block of tissue: (h, w, 2) float32. bend: (h, w), how far fibres swerve, px."""
+    """Return haematoxylin and DAB density of a block: (h, w, 2) float32. bend: (h, w), bending of fibres, px."""
     reach = np.float32(WARP_UM / appearance.mpp)
     warp = reach * window.crop(noise.drift_x), reach * window.crop(noise.drift_y)
     index, edge, dx, dy = voronoi(cells, block, window, warp)
     grain, mottle = window.crop(noise.grain), window.crop(noise.mottle)
 
-    def of(values: Map) -> Map:
+    def per_px(values: Map) -> Map:
         return np.asarray(values.reshape(-1).take(index), np.float32)
 
-    a, b, c = (of(np.ascontiguousarray(cells.ellipse[..., k])) for k in range(3))
+    a, b, c = (per_px(np.ascontiguousarray(cells.ellipse[..., k])) for k in range(3))
     chromatin = _chromatin(a, b, c, dx, dy)
     chromatin *= 1 + np.float32(0.16) * grain
     speckle = np.maximum(1 + np.float32(0.4) * grain, 0)
-    h = of(cells.nucleus_h) * chromatin + of(cells.body_h) * speckle
-    h += of(cells.fibre) * _fibres(noise, window, appearance, bend + warp[0])
-    d = of(cells.body_d) * speckle
+    h = per_px(cells.nucleus_h) * chromatin + per_px(cells.body_h) * speckle
+    h += per_px(cells.fibre) * _fibres(noise, window, appearance, bend + warp[0])
+    d = per_px(cells.body_d) * speckle
     if cells.nucleus_d.any():
-        d += of(cells.nucleus_d) * chromatin
+        d += per_px(cells.nucleus_d) * chromatin
     if cells.ring_d.any():
         ring = (
-            of(cells.ring_d)
-            * _soft_edge(of(cells.ring_px) - edge, 2.0)
-            * _soft_edge(of(cells.ring_share) - mottle, 0.12)
+            per_px(cells.ring_d)
+            * _soft_edge(per_px(cells.ring_px) - edge, 2.0)
+            * _soft_edge(per_px(cells.ring_share) - mottle, 0.12)
         )
         d += ring * (np.float32(1.25) - np.float32(0.5) * mottle)
     return np.asarray(cv2.merge([h, d]), np.float32)
 
 
 def voronoi(cells: Cells, block: Block, window: PaintWindow, warp: Warp) -> tuple[NDArray[np.intp], Map, Map, Map]:
-    """Whose each px is: (h, w) flat index of its cell, px to the cell's border, px from the cell along x and y.
+    """Assign each px to its nearest cell.
 
-    warp: how far every px moves before it looks for its cell; it makes them irregular.  The distance to the border is
-    (d₂ − d₁) / 2, with d₁, d₂ to the nearest cell and the next: exact between the two, a little short at corners.
+    warp: displacement of every px before the assignment, which makes the cells irregular.  Returns (h, w) arrays: flat
+    index of the cell, distance to the cell's border, and distance from the cell's centre along x and y, px.  The
+    distance to the border is (d₂ − d₁) / 2, with d₁, d₂ to the nearest and the second-nearest cell: exact between the
+    two, slightly too small at corners.
     """
     pitch, cols = cells.pitch, cells.x.shape[1]
-    spare = -(-MARGIN // pitch)  # squares that the margin reaches into
+    spare = -(-MARGIN // pitch)  # squares under the margin
     top, left = block.row + RIM_CELLS - spare, block.column + RIM_CELLS - spare
     off = spare * pitch - MARGIN
     rows, columns = block.rows + 2 * spare, block.columns + 2 * spare
@@ -302,7 +307,7 @@ def voronoi(cells: Cells, block: Block, window: PaintWindow, warp: Warp) -> tupl
         dx *= dx
         dy *= dy
         dx += dy
-        key = dx.view(np.int32)  # floats above 0 are ordered as their bits are; the lowest four say which neighbour
+        key = dx.view(np.int32)  # positive floats sort like their bits; the lowest four bits hold the neighbour
         key &= ~15
         key |= k
         np.minimum(second, np.maximum(first, key), out=second)
@@ -316,7 +321,7 @@ def voronoi(cells: Cells, block: Block, window: PaintWindow, warp: Warp) -> tupl
 
 
 def _chromatin(a: Map, b: Map, c: Map, dx: Map, dy: Map) -> Map:
-    """How much of a nucleus's density each px has: 1 at its rim, less inside, 0 outside."""
+    """Return the share of a nucleus's density at each px: 1 at its rim, less inside, 0 outside. Changes a and c."""
     a *= dx
     a += b * dy
     a *= dx
@@ -328,7 +333,7 @@ def _chromatin(a: Map, b: Map, c: Map, dx: Map, dy: Map) -> Map:
 
 
 def _fibres(noise: NoiseFields, window: PaintWindow, appearance: Appearance, bend: Map) -> Map:
-    """Haematoxylin density of the stroma's fibres, had the whole window stroma: wavy streaks with gaps."""
+    """Return the haematoxylin density of fibres, as if the whole window were stroma: wavy streaks with gaps."""
     cos, sin = np.cos(appearance.fibre_angle), np.sin(appearance.fibre_angle)
     x, y = np.arange(window.w, dtype=np.float32), np.arange(window.h, dtype=np.float32)[:, None]
     start = (
@@ -342,26 +347,26 @@ def _fibres(noise: NoiseFields, window: PaintWindow, appearance: Appearance, ben
 
 
 def _soft_edge(inside: Map, width: float) -> Map:
-    """From 0 to 1 over `width`, ½ where `inside` is 0."""
+    """Return a ramp from 0 to 1 over `width`, ½ where `inside` is 0."""
     return np.asarray(np.clip(inside / np.float32(width) + np.float32(0.5), 0, 1), np.float32)
 
 
-def _double_folds(here: Map, fields: Fields, window: PaintWindow) -> Map:
-    """Tissue lies double in a fold."""
+def _double_folds(density: Map, fields: Fields, window: PaintWindow) -> Map:
+    """Add the second layer of tissue in folds."""
     if fields.fold is None:
-        return here
+        return density
     fold = _soft_edge(window.resample(fields.fold, fields.px), 3.0)
-    return np.asarray(here * (1 + FOLD_DENSITY * fold), np.float32)
+    return np.asarray(density * (1 + FOLD_DENSITY * fold), np.float32)
 
 
 def _blur_and_sharpen(stain: Map) -> Map:
-    """What a lens and a scanner make of it: a slight blur, then sharpening, which leaves pale rims."""
+    """Imitate lens and scanner: a slight blur, then sharpening, which leaves pale rims."""
     fine, wide = cv2.GaussianBlur(stain, (0, 0), 0.9), cv2.GaussianBlur(stain, (0, 0), 2.2)
     return np.asarray(cv2.addWeighted(fine, 1 + SHARPENING, wide, -SHARPENING, 0), np.float32)
 
 
 def _add_artefacts(od: Map, fields: Fields, appearance: Appearance, window: PaintWindow) -> Map:
-    """What lies over the tissue: a patch out of focus, a bubble's rim, ink. Changes `od` and returns it."""
+    """Add artefacts over the tissue: a patch out of focus, a bubble's rim, pen. Changes `od` and returns it."""
     if fields.blur is not None and (field := window.resample(fields.blur, fields.px)).max() > -BLUR_EDGE_UM:
         share = _soft_edge(field, 2 * BLUR_EDGE_UM)[..., None]
         od += share * (cv2.GaussianBlur(od, (0, 0), DEFOCUS_UM / appearance.mpp) - od)
@@ -376,6 +381,6 @@ def _add_artefacts(od: Map, fields: Fields, appearance: Appearance, window: Pain
 
 
 def _to_rgb(od: Map, sensor: Map) -> NDArray[np.uint8]:
-    """Optical density over a white of 1 → grey values, with the noise of counted light: σ grows with light's root."""
+    """Convert optical density to grey values with photon noise, whose σ grows with the square root of the light."""
     root = cv2.exp(od * np.float32(-np.log(10) / 2))
     return np.asarray(cv2.convertScaleAbs(root * (root + sensor)), np.uint8)

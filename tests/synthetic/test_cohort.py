@@ -1,4 +1,4 @@
-"""The synthetic cohort: what is on the disk, that it agrees with its truth, and that it comes out the same."""
+"""Tests of the synthetic cohort: its files, their agreement with the ground truth, and reproducibility."""
 
 import csv
 import hashlib
@@ -34,7 +34,7 @@ def digests(folder):
     }
 
 
-def test_a_cohort_is_slides_labels_annotations_and_truth(cohort):
+def test_a_cohort_has_slides_labels_annotations_and_truth(cohort):
     with (cohort / "labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["slide_id", "patient_id", "her2", "ish", "er", "pr", "site", "stain"]
@@ -59,7 +59,7 @@ def test_labels_agree_with_the_cells(cohort):
             assert row["her2"] is None
 
 
-def test_the_same_seed_gives_the_same_bytes_whatever_the_workers(cohort, tmp_path):
+def test_the_same_seed_gives_the_same_bytes_on_any_number_of_workers(cohort, tmp_path):
     again = make_cohort(tmp_path / "again", 6, seed=3, size=(900, 800), workers=2)
     assert digests(again) == digests(cohort)
 
@@ -69,7 +69,7 @@ def test_another_seed_gives_another_slide(tmp_path):
     assert not np.array_equal(one.masks["tissue"], other.masks["tissue"])
 
 
-def test_openslide_takes_it_for_aperio_at_40x(tmp_path):
+def test_openslide_reads_a_slide_as_aperio_at_40x(tmp_path):
     path = tmp_path / "a.svs"
     make_slide(path, SlideTruth("a", TYPICAL_MIXES["3+"], patient_name="Muster, Erika"))
     with openslide.OpenSlide(path) as slide:
@@ -89,17 +89,17 @@ def test_openslide_takes_it_for_aperio_at_40x(tmp_path):
         assert np.abs(slide.overview(0.25).astype(int) - region).mean() < 0.5
 
 
-def test_what_is_written_is_what_was_painted(tmp_path):
+def test_the_written_slide_equals_the_painted_one(tmp_path):
     truth = SlideTruth("a", TYPICAL_MIXES["2+"], site="south")
     make_slide(tmp_path / "a.svs", truth)
-    one = make_tissue(truth)
-    rgb = paint_slide(one.cells, one.fields, one.noise, one.appearance, (truth.width, truth.height))
+    specimen = make_tissue(truth)
+    rgb = paint_slide(specimen.cells, specimen.fields, specimen.noise, specimen.appearance, (truth.width, truth.height))
     with open_slide(tmp_path / "a.svs") as slide:
         assert np.abs(slide.overview(0.25).astype(int) - rgb).mean() < 3.5  # JPEG at quality 75
 
 
 @given(st.sampled_from(IHC_SCORES), st.integers(0, 2**32))
-def test_drawn_mixes_make_the_score_they_were_drawn_for(ihc, seed):
+def test_drawn_mixes_have_the_score_they_were_drawn_for(ihc, seed):
     mix = draw_mix(ihc, np.random.default_rng(seed))
     assert ihc_score(mix) == ihc
     assert min(mix) >= -1e-12
@@ -114,7 +114,7 @@ def test_drawn_nuclei_are_positive_from_one_percent(positive, seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_twelve_slides_hold_all_four_scores_and_both_sites(seed):
+def test_twelve_slides_have_all_four_scores_and_both_sites(seed):
     truths = plan_cohort(12, seed, (6000, 5000))
     assert {one.her2 for one in truths} >= set(IHC_SCORES)
     assert len({one.site for one in truths}) == 2
@@ -132,7 +132,7 @@ def test_about_a_fifth_of_two_plus_is_amplified():
     assert len(known) < len(truths)
 
 
-def test_annotations_are_qupaths_and_lie_on_tumour_of_their_class(cohort):
+def test_annotations_have_qupaths_format_and_lie_on_tumour_of_their_class(cohort):
     names = set()
     for path in (cohort / "annotations").iterdir():
         truth = np.load(cohort / "truth" / f"{path.stem}.npz")
@@ -151,16 +151,16 @@ def test_annotations_are_qupaths_and_lie_on_tumour_of_their_class(cohort):
 
 
 def test_part_of_the_tumour_is_annotated():
-    one = make_tissue(SlideTruth("a", TYPICAL_MIXES["2+"], width=5000, height=4000))
-    features = draw_annotations(one, rng_for(0, "a"))
-    covered = sum(cv2.contourArea(np.float32(f["geometry"]["coordinates"][0])) for f in features) / one.fields.px**2
-    assert 0.1 < covered / (one.regions > 0).sum() < 0.9
+    specimen = make_tissue(SlideTruth("a", TYPICAL_MIXES["2+"], width=5000, height=4000))
+    features = draw_annotations(specimen, rng_for(0, "a"))
+    covered = sum(cv2.contourArea(np.float32(f["geometry"]["coordinates"][0])) for f in features) / specimen.fields.px**2
+    assert 0.1 < covered / (specimen.regions > 0).sum() < 0.9
 
 
-def test_progress_is_told_slide_by_slide(tmp_path):
-    seen = []
-    make_cohort(tmp_path, 2, size=(512, 512), workers=1, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 2), (2, 2)]
+def test_progress_is_reported_slide_by_slide(tmp_path):
+    reports = []
+    make_cohort(tmp_path, 2, size=(512, 512), workers=1, progress=lambda done, total: reports.append((done, total)))
+    assert reports == [(1, 2), (2, 2)]
 
 
 def test_impossible_cohorts_are_refused(tmp_path):

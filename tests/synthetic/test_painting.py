@@ -1,4 +1,4 @@
-"""Painted tissue: cells own what is nearest, density goes where it was put, light follows Beer–Lambert."""
+"""Tests of painting: assignment of px to cells, densities, artefacts, and Beer–Lambert."""
 
 import cv2
 import numpy as np
@@ -29,8 +29,8 @@ def noise():
     return make_noise_fields(np.random.default_rng(0), 0.25)
 
 
-def lattice(width, height, pitch=40, jitter=0.3, **densities):
-    """Cells over a slide that have nothing but the densities given."""
+def cell_lattice(width, height, pitch=40, jitter=0.3, **densities):
+    """Return cells over a slide that have only the given densities."""
     rows, cols = -(-height // pitch) + 2 * RIM_CELLS, -(-width // pitch) + 2 * RIM_CELLS
     rng = np.random.default_rng(1)
     y = ((np.arange(rows)[:, None] - RIM_CELLS + 0.5 + rng.uniform(-jitter, jitter, (rows, cols))) * pitch).astype(
@@ -43,8 +43,8 @@ def lattice(width, height, pitch=40, jitter=0.3, **densities):
     return Cells(pitch, x, y, ellipse, **arrays)
 
 
-def flat(width, height, tissue=1000.0, **artefacts):
-    """Fields of a slide that is tissue all over, or none."""
+def uniform_fields(width, height, tissue=1000.0, **artefacts):
+    """Return the fields of a slide that is tissue everywhere, or nowhere."""
     shape = -(-height // 32), -(-width // 32)
     one = {name: np.full(shape, value, np.float32) for name, value in artefacts.items()}
     return Fields(
@@ -53,36 +53,36 @@ def flat(width, height, tissue=1000.0, **artefacts):
 
 
 def density(rgb):
-    """Mean optical density of R, G, B."""
+    """Return the mean optical density of R, G, B."""
     return -np.log10(np.maximum(rgb, 1) / np.array(WHITE)).mean(axis=(0, 1))
 
 
-def test_glass_is_white_with_the_noise_of_a_scan(noise):
-    rgb = paint_slide(lattice(700, 500), flat(700, 500, tissue=-1000.0), noise, APPEARANCE, (700, 500))
+def test_background_is_white_with_scanner_noise(noise):
+    rgb = paint_slide(cell_lattice(700, 500), uniform_fields(700, 500, tissue=-1000.0), noise, APPEARANCE, (700, 500))
     assert rgb.shape == (500, 700, 3)
     assert np.allclose(rgb.mean(axis=(0, 1)), WHITE, atol=0.2)
     assert np.all((rgb.std(axis=(0, 1)) > 1.0) & (rgb.std(axis=(0, 1)) < 2.5))
 
 
 def test_density_follows_the_stain_vectors(noise):
-    brown = paint_slide(lattice(600, 600, body_d=0.5), flat(600, 600), noise, APPEARANCE, (600, 600))
-    blue = paint_slide(lattice(600, 600, body_h=0.5), flat(600, 600), noise, APPEARANCE, (600, 600))
+    brown = paint_slide(cell_lattice(600, 600, body_d=0.5), uniform_fields(600, 600), noise, APPEARANCE, (600, 600))
+    blue = paint_slide(cell_lattice(600, 600, body_h=0.5), uniform_fields(600, 600), noise, APPEARANCE, (600, 600))
     assert np.allclose(density(brown), 0.5 * np.array(APPEARANCE.dab), rtol=0.08)
     assert np.allclose(density(blue), 0.5 * np.array(APPEARANCE.haematoxylin), rtol=0.08)
 
 
-def test_membranes_run_along_the_borders_and_nuclei_lie_in_the_middle(noise):
-    cells = lattice(600, 600, jitter=0.0, ring_d=1.0, ring_share=1.2, ring_px=2.0, nucleus_h=0.4)
-    rgb = paint_slide(cells, flat(600, 600), noise, APPEARANCE, (600, 600)).astype(int)
-    redness = (rgb[..., 0] - rgb[..., 2]).reshape(15, 40, 15, 40).mean(axis=(0, 2))  # all cells laid on one another
+def test_membranes_follow_the_cell_borders_and_nuclei_are_central(noise):
+    cells = cell_lattice(600, 600, jitter=0.0, ring_d=1.0, ring_share=1.2, ring_px=2.0, nucleus_h=0.4)
+    rgb = paint_slide(cells, uniform_fields(600, 600), noise, APPEARANCE, (600, 600)).astype(int)
+    redness = (rgb[..., 0] - rgb[..., 2]).reshape(15, 40, 15, 40).mean(axis=(0, 2))  # mean over all cells
     assert redness[0].mean() > redness[20].mean() + 10
     assert redness[20, 20] < 0
 
 
 def test_incomplete_membranes_leave_gaps(noise):
     def brown(share):
-        cells = lattice(600, 600, ring_d=1.0, ring_share=share, ring_px=2.0)
-        rgb = paint_slide(cells, flat(600, 600), noise, APPEARANCE, (600, 600)).astype(int)
+        cells = cell_lattice(600, 600, ring_d=1.0, ring_share=share, ring_px=2.0)
+        rgb = paint_slide(cells, uniform_fields(600, 600), noise, APPEARANCE, (600, 600)).astype(int)
         return float(((rgb[..., 0] - rgb[..., 2]) > 30).mean())
 
     assert brown(1.2) > 0.05
@@ -91,13 +91,13 @@ def test_incomplete_membranes_leave_gaps(noise):
 
 
 @pytest.mark.parametrize("pitch", [20, 39, 40, 46, 49])
-def test_a_cell_owns_what_is_nearest_to_it(pitch):
-    cells = lattice(400, 400, pitch)
+def test_each_px_belongs_to_its_nearest_cell(pitch):
+    cells = cell_lattice(400, 400, pitch)
     block = next(plan_paint_blocks(400, 400, cells.pitch))
     edge_px = block.columns * pitch + 2 * MARGIN
     window = PaintWindow(-MARGIN, -MARGIN, edge_px, edge_px)
-    still = np.zeros((window.h, window.w), np.float32)
-    index, edge, dx, dy = voronoi(cells, block, window, (still, still))
+    no_warp = np.zeros((window.h, window.w), np.float32)
+    index, edge, dx, dy = voronoi(cells, block, window, (no_warp, no_warp))
     inside = np.random.default_rng(2).integers(MARGIN, window.w - MARGIN, (200, 2)).tolist()
     borders = [(MARGIN + k * pitch + step, MARGIN + k * pitch + 7) for k in range(1, 8) for step in (-1, 0)]
     for row, column in [*inside, *borders, *(px[::-1] for px in borders)]:
@@ -108,38 +108,39 @@ def test_a_cell_owns_what_is_nearest_to_it(pitch):
         assert np.hypot(dx[row, column], dy[row, column]) == pytest.approx(first, abs=1e-3)
 
 
-def test_blocks_join_without_a_seam(noise):
+def test_blocks_join_without_a_visible_seam(noise):
     """A wide slide is cut into blocks; its columns differ no more at a seam than elsewhere."""
-    cells = lattice(1400, 300, nucleus_h=0.3, body_h=0.1, ring_d=0.5, ring_share=1.0, ring_px=2.0)
-    rgb = paint_slide(cells, flat(1400, 300), noise, APPEARANCE, (1400, 300)).astype(float)
+    cells = cell_lattice(1400, 300, nucleus_h=0.3, body_h=0.1, ring_d=0.5, ring_share=1.0, ring_px=2.0)
+    rgb = paint_slide(cells, uniform_fields(1400, 300), noise, APPEARANCE, (1400, 300)).astype(float)
     steps = np.abs(np.diff(rgb, axis=1)).mean(axis=(0, 2))
     seam = (640 // cells.pitch) * cells.pitch
     assert steps[seam - 1] < steps.mean() + 4 * steps.std()
 
 
-def test_a_fold_is_darker_and_ink_covers(noise):
-    cells = lattice(500, 500, body_d=0.2)
-    plain, folded, inked = (
-        paint_slide(cells, flat(500, 500, **extra), noise, APPEARANCE, (500, 500))
+def test_a_fold_is_darker_and_pen_adds_its_density(noise):
+    cells = cell_lattice(500, 500, body_d=0.2)
+    plain, folded, marked = (
+        paint_slide(cells, uniform_fields(500, 500, **extra), noise, APPEARANCE, (500, 500))
         for extra in ({}, {"fold": 100.0}, {"pen": 100.0})
     )
     assert np.allclose(density(folded), 1.9 * density(plain), rtol=0.1)
-    assert np.allclose(density(inked) - density(plain), APPEARANCE.pen, atol=0.03)
+    assert np.allclose(density(marked) - density(plain), APPEARANCE.pen, atol=0.03)
 
 
-def test_out_of_focus_loses_fine_structure_only(noise):
-    cells = lattice(500, 500, nucleus_h=0.4, ring_d=0.6, ring_share=1.0, ring_px=2.0)
+def test_blur_removes_fine_structure_only(noise):
+    cells = cell_lattice(500, 500, nucleus_h=0.4, ring_d=0.6, ring_share=1.0, ring_px=2.0)
     sharp, blurred = (
-        paint_slide(cells, flat(500, 500, **extra), noise, APPEARANCE, (500, 500)) for extra in ({}, {"blur": 100.0})
+        paint_slide(cells, uniform_fields(500, 500, **extra), noise, APPEARANCE, (500, 500))
+        for extra in ({}, {"blur": 100.0})
     )
     fine = [np.abs(cv2.Laplacian(rgb.astype(np.float32), cv2.CV_32F)).mean() for rgb in (sharp, blurred)]
     assert fine[1] < 0.6 * fine[0]
     assert np.allclose(density(blurred), density(sharp), atol=0.03)
 
 
-def test_sheets_go_on_over_their_edges(noise):
-    for sheet in (noise.mottle, noise.drift_x, noise.grain):
-        step = np.abs(np.diff(sheet, axis=1)).mean(axis=0)
+def test_noise_is_periodic(noise):
+    for field in (noise.mottle, noise.drift_x, noise.grain):
+        step = np.abs(np.diff(field, axis=1)).mean(axis=0)
         assert step[NOISE_PX - 1] < 1.3 * step.mean()
 
 

@@ -1,4 +1,4 @@
-"""What a synthetic slide shows: its score comes from its cells, and everything is where its mask says."""
+"""Tests of a synthetic slide's content: score from its cells, artefacts and tissue within their masks."""
 
 import cv2
 import numpy as np
@@ -10,26 +10,26 @@ from her2batch.tasks import IHC_SCORES
 from her2batch.vision.stain import Stains, optical_density, unmix
 
 
-def painted(truth, seed=0):
-    """Level 0 of a slide: (height, width, 3) uint8, without going through a file."""
-    one = make_tissue(truth, seed)
-    return paint_slide(one.cells, one.fields, one.noise, one.appearance, (truth.width, truth.height)), one
+def paint_truth(truth, seed=0):
+    """Return level 0 of a slide, (height, width, 3) uint8, without writing a file; and its tissue."""
+    specimen = make_tissue(truth, seed)
+    return paint_slide(specimen.cells, specimen.fields, specimen.noise, specimen.appearance, (truth.width, truth.height)), specimen
 
 
-def dab(rgb, one, px=1):
-    """Mean DAB density in tissue, at a resolution `px` times coarser."""
+def dab_density(rgb, specimen, px=1):
+    """Return the DAB density, (h, w), at a resolution `px` times coarser, and the tumour mask."""
     small = cv2.resize(rgb, None, fx=1 / px, fy=1 / px, interpolation=cv2.INTER_AREA)
-    white = tuple(float(v) for v in one.appearance.white)
-    _, d = unmix(optical_density(small, white), Stains(white, one.appearance.haematoxylin, one.appearance.dab))
-    mask = cv2.resize(one.masks["tumour"].astype(np.uint8), d.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    white = tuple(float(v) for v in specimen.appearance.white)
+    _, d = unmix(optical_density(small, white), Stains(white, specimen.appearance.haematoxylin, specimen.appearance.dab))
+    mask = cv2.resize(specimen.masks["tumour"].astype(np.uint8), d.shape[::-1], interpolation=cv2.INTER_NEAREST)
     return d, mask.astype(bool)
 
 
 @pytest.mark.parametrize("ihc", IHC_SCORES)
-def test_each_score_is_painted_from_cells_that_make_it(ihc):
-    one = make_tissue(SlideTruth("a", TYPICAL_MIXES[ihc], width=2400, height=2000))
-    assert ihc_score(one.mix) == ihc
-    assert one.n_cells > 300
+def test_the_cells_of_a_slide_have_its_score(ihc):
+    specimen = make_tissue(SlideTruth("a", TYPICAL_MIXES[ihc], width=2400, height=2000))
+    assert ihc_score(specimen.mix) == ihc
+    assert specimen.n_cells > 300
 
 
 @pytest.mark.parametrize(
@@ -43,56 +43,56 @@ def test_each_score_is_painted_from_cells_that_make_it(ihc):
         (CellMix(0.89, 0.0, 0.0, 0.11), "3+"),
     ],
 )
-def test_the_score_is_the_guidelines_ten_percent(mix, expected):
+def test_the_score_follows_the_10_percent_rule(mix, expected):
     assert ihc_score(mix) == expected
 
 
-def test_a_thumbnail_shows_three_plus_but_not_one_plus_from_zero():
-    """Strong staining is seen at any resolution; faint, broken rings only where a membrane is more than one px."""
+def test_a_thumbnail_distinguishes_3_plus_but_not_1_plus_from_0():
+    """Strong staining is visible at any resolution; faint, broken rings only where a membrane is wider than one px."""
     mean, rings = {}, {}
     for ihc in IHC_SCORES:
         truth = SlideTruth("a", TYPICAL_MIXES[ihc], width=2000, height=1600)
-        rgb, one = painted(truth)
+        rgb, specimen = paint_truth(truth)
         for px in (1, 16):
-            d, tumour = dab(rgb, one, px)
+            d, tumour = dab_density(rgb, specimen, px)
             mean[ihc, px] = float(d[tumour].mean())
             rings[ihc, px] = float(np.percentile(d[tumour], 98))
     assert mean["3+", 16] > 2 * mean["2+", 16]
-    assert abs(mean["1+", 16] - mean["0", 16]) < 0.02  # less than cytoplasm differs from slide to slide
+    assert abs(mean["1+", 16] - mean["0", 16]) < 0.02  # less than the variation of cytoplasm between slides
     assert rings["1+", 1] - rings["0", 1] > 2 * (rings["1+", 16] - rings["0", 16])
 
 
-def test_receptors_are_stained_in_nuclei():
+def test_er_is_stained_in_nuclei():
     truth = SlideTruth("a", CellMix(0.2, 0.1, 0.3, 0.4), "er", width=1500, height=1200)
-    one = make_tissue(truth)
-    assert not one.cells.ring_d.any()
-    assert one.cells.nucleus_d.max() > 0.8
-    assert not one.regions.any()
+    specimen = make_tissue(truth)
+    assert not specimen.cells.ring_d.any()
+    assert specimen.cells.nucleus_d.max() > 0.8
+    assert not specimen.regions.any()
 
 
 @pytest.mark.parametrize("name", ARTEFACTS)
-def test_artefacts_are_where_their_mask_is(name):
+def test_artefacts_lie_within_their_mask(name):
     base = SlideTruth("a", TYPICAL_MIXES["2+"], width=2000, height=1600)
-    plain, _ = painted(base)
-    rgb, one = painted(SlideTruth("a", TYPICAL_MIXES["2+"], artefacts=(name,), width=2000, height=1600))
-    px = one.fields.px
+    plain, _ = paint_truth(base)
+    rgb, specimen = paint_truth(SlideTruth("a", TYPICAL_MIXES["2+"], artefacts=(name,), width=2000, height=1600))
+    px = specimen.fields.px
     different = (np.abs(rgb.astype(int) - plain).max(axis=2) > 12).astype(np.float32)
     h, w = 1600 // px, 2000 // px
     changed = cv2.resize(different[: h * px, : w * px], (w, h), interpolation=cv2.INTER_AREA)
-    mask = one.masks[name][: changed.shape[0], : changed.shape[1]]
+    mask = specimen.masks[name][: changed.shape[0], : changed.shape[1]]
     near = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9), np.uint8)).astype(bool)
     assert mask.any()
-    assert set(one.masks) == {"tissue", "tumour", name}
+    assert set(specimen.masks) == {"tissue", "tumour", name}
     assert changed[~near].max() == 0
     assert changed[mask].mean() > 0.05
 
 
-def test_the_tissue_mask_is_where_stain_is():
-    rgb, one = painted(SlideTruth("a", TYPICAL_MIXES["1+"], width=2000, height=1600))
-    white = np.array(one.appearance.white)
-    od = cv2.resize(-np.log10(np.maximum(rgb, 1) / white).mean(axis=2), one.masks["tissue"].shape[::-1],
+def test_the_tissue_mask_covers_the_stain():
+    rgb, specimen = paint_truth(SlideTruth("a", TYPICAL_MIXES["1+"], width=2000, height=1600))
+    white = np.array(specimen.appearance.white)
+    od = cv2.resize(-np.log10(np.maximum(rgb, 1) / white).mean(axis=2), specimen.masks["tissue"].shape[::-1],
                     interpolation=cv2.INTER_AREA)  # fmt: skip
-    inside = cv2.erode(one.masks["tissue"].astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
-    outside = ~cv2.dilate(one.masks["tissue"].astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
+    inside = cv2.erode(specimen.masks["tissue"].astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
+    outside = ~cv2.dilate(specimen.masks["tissue"].astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
     assert od[outside].max() < 0.02
     assert (od[inside] > 0.02).mean() > 0.8  # the rest is lumen, and gaps between fibres
