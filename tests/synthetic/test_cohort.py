@@ -153,7 +153,8 @@ def test_annotations_have_qupaths_format_and_lie_on_tumour_of_their_class(cohort
 def test_part_of_the_tumour_is_annotated():
     specimen = make_tissue(SlideTruth("a", TYPICAL_MIXES["2+"], width=5000, height=4000))
     features = draw_annotations(specimen, rng_for(0, "a"))
-    covered = sum(cv2.contourArea(np.float32(f["geometry"]["coordinates"][0])) for f in features) / specimen.fields.px**2
+    area = sum(cv2.contourArea(np.float32(feature["geometry"]["coordinates"][0])) for feature in features)
+    covered = area / specimen.fields.px**2
     assert 0.1 < covered / (specimen.regions > 0).sum() < 0.9
 
 

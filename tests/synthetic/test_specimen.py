@@ -13,14 +13,16 @@ from her2batch.vision.stain import Stains, optical_density, unmix
 def paint_truth(truth, seed=0):
     """Return level 0 of a slide, (height, width, 3) uint8, without writing a file; and its tissue."""
     specimen = make_tissue(truth, seed)
-    return paint_slide(specimen.cells, specimen.fields, specimen.noise, specimen.appearance, (truth.width, truth.height)), specimen
+    size = truth.width, truth.height
+    return paint_slide(specimen.cells, specimen.fields, specimen.noise, specimen.appearance, size), specimen
 
 
 def dab_density(rgb, specimen, px=1):
     """Return the DAB density, (h, w), at a resolution `px` times coarser, and the tumour mask."""
     small = cv2.resize(rgb, None, fx=1 / px, fy=1 / px, interpolation=cv2.INTER_AREA)
-    white = tuple(float(v) for v in specimen.appearance.white)
-    _, d = unmix(optical_density(small, white), Stains(white, specimen.appearance.haematoxylin, specimen.appearance.dab))
+    appearance = specimen.appearance
+    white = tuple(float(v) for v in appearance.white)
+    _, d = unmix(optical_density(small, white), Stains(white, appearance.haematoxylin, appearance.dab))
     mask = cv2.resize(specimen.masks["tumour"].astype(np.uint8), d.shape[::-1], interpolation=cv2.INTER_NEAREST)
     return d, mask.astype(bool)
 
