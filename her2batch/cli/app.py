@@ -47,9 +47,9 @@ INTERRUPTED = "stopped; run the same command again to continue"
 GREETING = """\
 her2batch scores HER2 on whole-slide images. For research use.
 
-    her2batch demo                        see everything on synthetic slides (two minutes)
-    her2batch ingest /scans --out cohort  process the slides of a scan folder
-    her2batch report cohort               write a report that opens in any browser
+    her2batch demo                  try everything on synthetic slides
+    her2batch ingest /scans -o out  process the slides of a scan folder
+    her2batch report out            write a report that opens in any browser
 
 All commands: her2batch --help. What this machine can do: her2batch doctor.
 """

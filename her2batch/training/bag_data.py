@@ -176,5 +176,5 @@ class BagDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         return len(self.slide_ids)
 
     def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
-        bag = torch.from_numpy(self._read(self.slide_ids[position])).float()
+        bag = torch.from_numpy(self._read(self.slide_ids[position]).astype(np.float32))
         return bag, self.targets[position]

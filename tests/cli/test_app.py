@@ -1,5 +1,6 @@
 """The command line as a whole: greeting, version, help, closed streams, internal errors."""
 
+import os
 import subprocess
 import sys
 from importlib import metadata
@@ -34,10 +35,12 @@ def test_help_has_a_short_flag_everywhere(command: str, flag: str) -> None:
 
 
 def test_shell_completion_can_be_installed() -> None:
-    environment = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    result = CliRunner().invoke(app, ["--show-completion", "bash"], env=environment)
-    assert result.exit_code == 0
-    assert "complete" in result.stdout
+    assert "--install-completion" in CliRunner().invoke(app, ["--help"]).stdout
+    environment = os.environ | {"_HER2BATCH_COMPLETE": "source_bash"}
+    code = "import sys; sys.argv[0] = 'her2batch'; from her2batch.cli.app import main; main()"
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert "complete" in run.stdout
+    assert "her2batch" in run.stdout
 
 
 def test_output_and_quiet_have_short_flags() -> None:

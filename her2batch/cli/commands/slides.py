@@ -73,11 +73,11 @@ def ingest(
 
 def _dry_run(request: IngestRequest, plan: Plan, resources: Resources, as_json: bool) -> int:
     from her2batch.cli.console import print_estimate
-    from her2batch.pipeline.estimate import estimate
+    from her2batch.pipeline.estimate import estimate_ingest
     from her2batch.runtime.ingest import dry_run
 
     plan, inventory, cohort = dry_run(request, plan)
-    rows, total = estimate(inventory, plan, resources, cohort)
+    rows, total = estimate_ingest(inventory, plan, resources, cohort)
     emit(as_json, {"slides": rows, **total}, lambda: print_estimate(rows, total))
     return 0
 
