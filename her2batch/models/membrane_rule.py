@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import fsum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,9 +64,9 @@ class RuleResult:
 def slide_shares(table: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
     """A slide's figures: the tiles' shares, weighted by their cellular area; `cells` is the mean over tiles."""
     weight = table["cells"].astype(np.float64)
-    total = max(float(weight.sum()), 1e-9)
-    shares = {name: float((weight * values).sum() / total) for name, values in table.items() if name != "cells"}
-    return {"cells": float(weight.mean()), **shares}
+    total = fsum(weight)  # exact sums: the order of the tiles changes no bit
+    shares = {name: fsum(weight * values) / max(total, 1e-9) for name, values in table.items() if name != "cells"}
+    return {"cells": total / len(weight), **shares}
 
 
 def apply_rule(table: Mapping[str, NDArray[np.float32]]) -> RuleResult:

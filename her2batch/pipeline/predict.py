@@ -17,15 +17,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from her2batch.models.bundle import Bundle, ModelEntry, load_network
+from her2batch.models.membrane_rule import apply_rule, rule_predictions
 from her2batch.models.nets import ImageClassifier
 from her2batch.models.predictor import BundlePredictor, SlideFeatures
-from her2batch.pipeline.patch_grid import patch_grid, pixels_of
+from her2batch.pipeline.patch_grid import plan_patches, read_patches
 from her2batch.settings import Plan
 from her2batch.slides.pyramid import Pyramid
 from her2batch.store import schemas
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.training_run import encoder_folder
-from her2batch.tasks import PATCH_INPUTS
+from her2batch.tasks import HER2_TASKS, PATCH_INPUTS, task_applies
 from her2batch.vision.patches import apply_clahe, usable_patches
 from her2batch.vision.thumbnail import crop_to_tissue, decode_jpeg
 
@@ -81,6 +82,19 @@ def predict_slide(predictor: BundlePredictor, row: Mapping[str, Any], read: Read
     if parts:
         tables[f"attention/{bundle.id}"] = pa.concat_tables(parts)
     return tables
+
+
+def rule_table(row: Mapping[str, Any], membrane: Mapping[str, NDArray[np.float32]], presumed: bool) -> pa.Table:
+    """Predictions of the membrane rule for one slide; without rows where no HER2 task applies or there is no tile.
+
+    row: slide_id, patient_id and stain, as in the slides table.  membrane: columns of the membrane table, (n,).
+    presumed: the labels do not state the marker.
+    """
+    found: list[dict[str, Any]] = []
+    if len(membrane["cells"]) and task_applies(HER2_TASKS[0], row["stain"]):
+        found = rule_predictions(apply_rule(membrane), presumed)
+    keys = {"slide_id": row["slide_id"], "patient_id": row["patient_id"]}
+    return pa.Table.from_pylist([{**values, **keys} for values in found], schemas.table_schema("predictions"))
 
 
 def read_features(bundle: Bundle, row: Mapping[str, Any], read: ReadTable) -> SlideFeatures:
@@ -193,9 +207,9 @@ def _classify_patches(
     """Classes of a slide's tissue patches at one resolution, read from its pyramid; white and black ones left out."""
     name = network.entry.input
     with Pyramid(cohort.pyramid(slide_id)) as slide:
-        grid = patch_grid(slide.info, plan, tiles, fractions, PATCH_INPUTS[name])
+        grid = plan_patches(slide.info, plan, tiles, fractions, PATCH_INPUTS[name])
         rows, probabilities = [np.empty(0, np.int64)], [np.empty((0, N_PATCH_CLASSES), np.float32)]
-        for batch in pixels_of(slide, grid):
+        for batch in read_patches(slide, grid):
             usable = usable_patches(batch.pixels)
             rows.append(batch.rows[usable])
             probabilities.append(network.classify(apply_clahe(batch.pixels[usable])))

@@ -18,10 +18,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
-from her2batch.models.membrane_rule import apply_rule, rule_predictions
 from her2batch.models.predictor import BundlePredictor
-from her2batch.pipeline.patch_grid import patch_grid
-from her2batch.pipeline.predict import N_PATCH_CLASSES, load_networks, patch_table, predict_slide, thumbnail_table
+from her2batch.pipeline.patch_grid import plan_patches
+from her2batch.pipeline.predict import (
+    N_PATCH_CLASSES,
+    load_networks,
+    patch_table,
+    predict_slide,
+    rule_table,
+    thumbnail_table,
+)
 from her2batch.pipeline.slide_state import (
     ASIDE,
     RESULTS,
@@ -102,7 +108,7 @@ def _find_tissue(context: StageContext) -> Work:
         grids = {"tiles": TileGrid(plan.mpp, plan.tile, tiles)}
         for name, mpp in PATCH_INPUTS.items():
             if context.has_network("patch", name):
-                grids[name] = patch_grid(info, plan, tiles, fractions, mpp)
+                grids[name] = plan_patches(info, plan, tiles, fractions, mpp)
         return TissueTiles(tissue, grids, fractions)
 
     return work
@@ -260,15 +266,10 @@ def _patch_stage(name: str) -> Stage:
 
 
 def _apply_rule(_: StageContext) -> Work:
-    def work(row: Mapping[str, Any], stain: str | None, stain_fit: StainFit, measurements: TileColumns) -> Tables:
-        found: list[dict[str, Any]] = []
-        if len(measurements.tiles) and (stain or stain_fit.marker) in ("her2", "ihc"):
-            membrane = measurements.column("membrane")  # in the order of reading, in which its sums are defined
-            result = apply_rule({name: membrane[:, k] for k, name in enumerate(MEMBRANE_COLUMNS)})
-            found = rule_predictions(result, presumed=stain is None)
-        keys = {"slide_id": row["slide_id"], "patient_id": row["patient_id"]}
-        rows = [{**values, **keys} for values in found]
-        return {f"predictions/{MEMBRANE_RULE}": pa.Table.from_pylist(rows, schemas.table_schema("predictions"))}
+    def work(row: Mapping[str, Any], stain: str | None, measurements: TileColumns) -> Tables:
+        membrane = measurements.column("membrane", len(MEMBRANE_COLUMNS)).astype(np.float32)
+        columns = {name: membrane[:, k] for k, name in enumerate(MEMBRANE_COLUMNS)}
+        return {f"predictions/{MEMBRANE_RULE}": rule_table(row, columns, presumed=stain is None)}
 
     return work
 
@@ -307,7 +308,7 @@ STAGES: tuple[Stage, ...] = (
         "thumbnail", ASIDE, ("slide", "slide_id", "overview", "tissue_tiles"), "tables", _classify_thumbnail,
         needed=_has_thumbnail_network, gpu=always,
     ),
-    Stage("rule", RESULTS, ("row", "stain", "stain_fit", "measurements"), "tables", _apply_rule),
+    Stage("rule", RESULTS, ("row", "stain", "measurements"), "tables", _apply_rule),
     Stage("predict", RESULTS, ("row", "tables"), "tables", _predict, needed=_has_bundle),
 )  # fmt: skip
 """All stages. The order is that of the plain loop; Ray must give the same bytes."""
