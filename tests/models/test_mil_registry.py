@@ -1,12 +1,16 @@
 """MIL methods by name: built-in rows and rows that a program registers."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from her2batch.errors import InputError
+from her2batch.experiments.train import TrainingRequest, train
 from her2batch.models import mil_registry
 from her2batch.models.attention import MilOutput
 from her2batch.models.mil_registry import (
@@ -19,7 +23,9 @@ from her2batch.models.mil_registry import (
     mil_package,
     register_mil,
 )
-from her2batch.settings import MilSettings
+from her2batch.runtime.score import score
+from her2batch.settings import MilSettings, Resources, Training, TrainingResources
+from tests.training.stores import cohort, planted
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +40,10 @@ class Toy(nn.Module):
         self.scores = nn.Linear(dim, n_classes)
 
     def forward(self, bag, label=None, rng=None, size=None) -> MilOutput:
-        return MilOutput(self.scores(bag[:size].mean(0)), torch.full((1, size or len(bag)), 1 / (size or len(bag))))
+        n = len(bag) if size is None else size
+        logits = self.scores(bag[:n].float().mean(0))
+        loss = None if label is None else F.cross_entropy(logits[None], torch.tensor([label]))
+        return MilOutput(logits, torch.full((1, n), 1 / n), loss)
 
 
 @pytest.mark.parametrize("method", MIL_METHODS)
@@ -91,3 +100,28 @@ def test_a_network_that_cannot_be_imported_is_named() -> None:
     with pytest.raises(InputError, match="network of MIL method 'toy' cannot be imported"):
         build_mil_network("toy", 5, 2, MilSettings())
     assert mil_method("toy").build == "no_such_package:build"
+
+
+def test_a_method_is_trained_and_scores_as_soon_as_it_has_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MIL_METHODS, "toy", MilMethod(Toy, defaults={"lr": 0.01, "epochs": 5}, sampling="shuffled"))
+    bags, classes = planted(18)
+    store = cohort(tmp_path / "cohort", bags)
+    labels = tmp_path / "labels.csv"
+    rows = [f"{name},P{name},{('0', '1+', '3+')[k]}" for name, k in zip(bags, classes, strict=True)]
+    labels.write_text("\n".join(["slide_id,patient_id,her2", *rows]))
+
+    training = Training(methods=("toy",), folds=3)
+    request = TrainingRequest(store.root, tmp_path / "run", labels)
+    summary = train(request, training, TrainingResources(workers=0))
+    assert summary.exit_code == 0, summary.failed
+    tested = pq.read_table(tmp_path / "run" / "predictions.parquet")
+    assert sorted(tested["slide_id"].to_pylist()) == sorted(bags)
+    assert set(tested["method"].to_pylist()) == {"toy"}
+
+    scored = score(store.root, tmp_path / "run" / "bundle", Resources(workers=0))
+    assert (scored.scored, scored.failures) == (18, {})
+    entry = scored.bundle.info.models[0]
+    assert (entry.method, entry.dim, entry.settings) == ("toy", 16, None)
+    assert scored.bundle.info.packages is None
