@@ -1,9 +1,10 @@
-"""A slide's scores as a DICOM structured report that a hospital's archive files beside the slide it is about.
+"""Export of a slide's predictions as a DICOM structured report for hospital archives.
 
-Comprehensive SR, template TID 1500 (measurement report) with one group (TID 1501) a method: the class of each task,
-the probabilities, the algorithm and the source image. Patient, study and specimen are the source's own, so there is a
-report only for slides that were scanned as DICOM and whose file is there. HER2 by IHC is LOINC 85319-2 with the
-answers of its own list; what no public code says has one of ours (scheme 99HER2BATCH). Never final, never verified.
+A report is a Comprehensive SR by template TID 1500 (measurement report), with one group (TID 1501) for each task and
+method: the class, the probabilities, the algorithm and the source image. Patient, study and specimen are copied from
+the slide file, so reports exist only for slides that were scanned as DICOM and whose file exists. HER2 by IHC is LOINC
+85319-2 with the answers of its answer list; concepts without a public code have one of the scheme 99HER2BATCH. Reports
+are marked as not final and not verified.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pydicom.errors import InvalidDicomError
 from her2batch.errors import InputError
 
 SCHEME: Final = "99HER2BATCH"
-"""Private coding schemes begin with 99 (PS3.16, 8)."""
+"""Coding scheme of private codes; their names begin with 99 (DICOM PS3.16, 8)."""
 
 CodeTriple = tuple[str, str, str]
 """Code value, coding scheme, meaning."""
@@ -27,7 +28,7 @@ CodeTriple = tuple[str, str, str]
 HER2_BY_IHC: Final = ("85319-2", "LN", "HER2 [Presence] in Breast cancer specimen by Immune stain")
 
 LOINC_ANSWERS: Final = {"0": "LA6111-4", "1+": "LA11841-6", "2+": "LA11842-4", "3+": "LA11843-2"}
-"""LOINC's answers to it."""
+"""HER2 score → code in the LOINC answer list of HER2_BY_IHC."""
 
 REVIEW: Final = ("review", SCHEME, "A pathologist should look first")
 REASON: Final = ("reason", SCHEME, "Why to look")
@@ -44,57 +45,59 @@ PATIENT_AND_STUDY: Final = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime",
 )  # fmt: skip
-"""Of patient and study: copied, empty where the source has none (type 2)."""
+"""Attributes of patient and study that are copied from the slide; empty if the slide has none (type 2)."""
 
 SERIES_NUMBER: Final = 7001
-"""Of our series within the study, apart from a scanner's."""
+"""Number of the report's series in its study, which differs from those of scanners."""
 
 
 def source_image(row: Mapping[str, Any]) -> pydicom.Dataset:
-    """The level-0 image of a DICOM slide, without its pixels. Raises InputError when it isn't where it was."""
+    """Read the level-0 image of a DICOM slide, without its pixels. Raises InputError when its file is not found."""
     path = Path(row["path"])
-    remedy = "put the slide's files back where they were ingested from"
+    remedy = "put the slide's files back to the folder from which they were ingested"
     try:
-        given = pydicom.dcmread(path, stop_before_pixels=True)
-        beside = sorted(one for one in path.parent.iterdir() if one != path and one.suffix == path.suffix)
+        image = pydicom.dcmread(path, stop_before_pixels=True)
+        others = sorted(other for other in path.parent.iterdir() if other != path and other.suffix == path.suffix)
     except (OSError, InvalidDicomError) as error:
-        raise InputError("can't be read as DICOM", path, remedy) from error
-    if _is_base(given, row):
-        return given
-    for other in beside:
+        raise InputError("the file cannot be read as DICOM", path, remedy) from error
+    if _is_level0(image, row):
+        return image
+    for other in others:
         try:
-            found = pydicom.dcmread(other, stop_before_pixels=True)
+            other_image = pydicom.dcmread(other, stop_before_pixels=True)
         except (OSError, InvalidDicomError):
             continue
-        if found.get("SeriesInstanceUID") == given.get("SeriesInstanceUID") and _is_base(found, row):
-            return found
+        same_series = other_image.get("SeriesInstanceUID") == image.get("SeriesInstanceUID")
+        if same_series and _is_level0(other_image, row):
+            return other_image
     raise InputError(f"no image of its series is {row['width']} px wide", path, remedy)
 
 
-def _is_base(image: pydicom.Dataset, row: Mapping[str, Any]) -> bool:
-    """Whether it is the slide's level 0: a thumbnail can be as wide."""
+def _is_level0(image: pydicom.Dataset, row: Mapping[str, Any]) -> bool:
+    """Return whether an image is level 0 of the slide. The width is not sufficient: a thumbnail can be as wide."""
     return image.get("TotalPixelMatrixColumns") == row["width"] and "VOLUME" in (image.get("ImageType") or "")
 
 
 def build_report(
     row: Mapping[str, Any], image: pydicom.Dataset, predictions: Mapping[str, Iterable[Any]]
 ) -> pydicom.Dataset:
-    """The structured report of one slide.
+    """Return the structured report of one slide.
 
-    image: of level 0.  predictions: a bundle's id, or `membrane` → its rows of the predictions table.
-    Raises InputError when highdicom is not there, or the image is no slide.
+    row: of the slides table.  image: of level 0.  predictions: id of a bundle, or `membrane` → its rows of the
+    predictions table.  Raises InputError when highdicom is not installed, or the image is not a whole-slide image.
     """
     try:
         import highdicom as hd
         from highdicom import sr
     except ImportError as error:
-        raise InputError("DICOM reports need highdicom", None, "pip install 'her2batch[dicom]'") from error
+        remedy = "run pip install 'her2batch[dicom]'"
+        raise InputError("DICOM reports need the package highdicom", None, remedy) from error
     if image.get("SOPClassUID") != SLIDE_IMAGE:
-        raise InputError("is no whole-slide image", row["path"], "export another slide")
+        raise InputError("the file is not a whole-slide image", row["path"], "export another slide")
     for name in PATIENT_AND_STUDY:
         if name not in image:
             setattr(image, name, "")
-    groups = [_measurement_group(row, image, made, one) for made, rows in predictions.items() for one in rows]
+    groups = [_measurement_group(row, image, bundle, item) for bundle, items in predictions.items() for item in items]
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(
             observer_device_context=_device_observer(), subject_context=_specimen_context(image)
@@ -111,73 +114,76 @@ def build_report(
 
 
 def _device_observer() -> Any:
-    """We, as the device that observed."""
+    """Return her2batch as the observing device."""
     import highdicom as hd
     from highdicom import sr
 
-    made_by = sr.DeviceObserverIdentifyingAttributes(
+    device = sr.DeviceObserverIdentifyingAttributes(
         uid=hd.UID(), name="her2batch", manufacturer_name="her2batch", model_name=f"her2batch {version('her2batch')}"
     )
-    return sr.ObserverContext(_coded_concept(("121007", "DCM", "Device")), made_by)
+    return sr.ObserverContext(_coded_concept(("121007", "DCM", "Device")), device)
 
 
-def _measurement_group(row: Mapping[str, Any], image: pydicom.Dataset, made: str, one: Mapping[str, Any]) -> Any:
-    """What one method says of one task."""
+def _measurement_group(
+    row: Mapping[str, Any], image: pydicom.Dataset, bundle: str, prediction: Mapping[str, Any]
+) -> Any:
+    """Return the measurement group of one prediction: one task by one method."""
     import highdicom as hd
     from highdicom import sr
 
-    name = f"{row['slide_id']} {one['task']} {one['method']}"
-    chances = enumerate(zip(one["classes"], one["p"], strict=True))
-    figures = [(f"p{k}", f"Probability of {what}, {one['task']}", p) for k, (what, p) in chances]
-    if one["score"] is not None:
-        figures.append(("score", "Continuous HER2 score, 0 to 3", one["score"]))
+    task, method = prediction["task"], prediction["method"]
+    probabilities = enumerate(zip(prediction["classes"], prediction["p"], strict=True))
+    figures = [(f"p{k}", f"Probability of {name}, {task}", p) for k, (name, p) in probabilities]
+    if prediction["score"] is not None:
+        figures.append(("score", "Continuous HER2 score, 0 to 3", prediction["score"]))
     algorithm = sr.AlgorithmIdentification(
-        name=f"her2batch {one['method']}, for research use", version=f"{version('her2batch')}, {made}"
+        name=f"her2batch {method}, for research use", version=f"{version('her2batch')}, {bundle}"
     )
     return sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(uid=hd.UID(), identifier=name),
+        tracking_identifier=sr.TrackingIdentifier(uid=hd.UID(), identifier=f"{row['slide_id']} {task} {method}"),
         algorithm_id=algorithm,
         measurements=[
             sr.Measurement(
-                name=_coded_concept((f"{one['task']}/{code}", SCHEME, words)),
+                name=_coded_concept((f"{task}/{code}", SCHEME, meaning)),
                 value=float(value),
                 unit=_coded_concept(NO_UNITS),
             )
-            for code, words, value in figures
+            for code, meaning, value in figures
         ],
         qualitative_evaluations=[
-            sr.QualitativeEvaluation(_coded_concept(name), _coded_concept(value)) for name, value in coded_answers(one)
+            sr.QualitativeEvaluation(_coded_concept(question), _coded_concept(answer))
+            for question, answer in coded_answers(prediction)
         ],
         source_images=[sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID)],
     )
 
 
-def coded_answers(one: Mapping[str, Any]) -> list[tuple[CodeTriple, CodeTriple]]:
-    """A prediction's class, whether a pathologist should look first, and why: questions and answers, coded.
+def coded_answers(prediction: Mapping[str, Any]) -> list[tuple[CodeTriple, CodeTriple]]:
+    """Return a prediction as coded questions and answers: its class, whether it needs review, and the reasons.
 
-    A class that LOINC has no answer for goes by its position.
+    A class that is not in a LOINC answer list is coded by its position.
     """
-    task, predicted = one["task"], one["predicted"]
+    task, predicted = prediction["task"], prediction["predicted"]
     answer: tuple[CodeTriple, CodeTriple] = (
         (task, SCHEME, task),
-        (f"{task}/c{one['classes'].index(predicted)}", SCHEME, predicted),
+        (f"{task}/c{prediction['classes'].index(predicted)}", SCHEME, predicted),
     )
     if task == "her2-4way":
         answer = HER2_BY_IHC, (LOINC_ANSWERS[predicted], "LN", predicted)
-    reasons = [(REASON, (reason, SCHEME, reason)) for reason in one["reasons"]]
-    return [answer, (REVIEW, YES if one["review"] else NO), *reasons]
+    reasons = [(REASON, (reason, SCHEME, reason)) for reason in prediction["reasons"]]
+    return [answer, (REVIEW, YES if prediction["review"] else NO), *reasons]
 
 
 def _specimen_context(image: pydicom.Dataset) -> Any:
-    """The specimen that the source says it shows; None when it says nothing."""
+    """Return the specimen that the slide states; None when it states none."""
     from highdicom import sr
 
-    said = next(iter(image.get("SpecimenDescriptionSequence") or []), None)
-    if said is None or not said.get("SpecimenUID"):
+    specimen = next(iter(image.get("SpecimenDescriptionSequence") or []), None)
+    if specimen is None or not specimen.get("SpecimenUID"):
         return None
     details = sr.SubjectContextSpecimen(
-        uid=said.SpecimenUID,
-        identifier=said.get("SpecimenIdentifier") or None,
+        uid=specimen.SpecimenUID,
+        identifier=specimen.get("SpecimenIdentifier") or None,
         container_identifier=image.get("ContainerIdentifier") or None,
     )
     return sr.SubjectContext(

@@ -1,8 +1,8 @@
-"""A slide's tiles and heatmaps as QuPath objects: GeoJSON in the dialect that QuPath writes and reads from 0.4 on.
+"""Export of tiles, patches and heatmaps as QuPath objects, in the GeoJSON dialect of QuPath 0.4 and later.
 
-A FeatureCollection, one Feature a line. Coordinates are level-0 px, as QuPath's are. Tiles are tile objects, classified
-patches are detections, the outline of all tiles is a locked annotation; what the tables hold of each is in its
-measurements, from which QuPath colours its measurement maps.
+A file is a FeatureCollection with one Feature on each line. Coordinates are level-0 px, as in QuPath. Tiles are tile
+objects, classified patches are detections, the outline of all tiles is a locked annotation. The values from the tables
+are measurements, which QuPath shows as measurement maps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from shapely.geometry.base import BaseGeometry
 from her2batch.tasks import IHC_SCORES
 
 CLASS_COLOURS: Final = {"0": (90, 120, 200), "1+": (240, 200, 80), "2+": (230, 130, 40), "3+": (150, 40, 20)}
-"""R, G, B of the classes in QuPath."""
+"""HER2 score → colour in QuPath: R, G, B."""
 
 GREY: Final = (128, 128, 128)
 
@@ -30,23 +30,23 @@ TISSUE: Final = "Tissue"
 TILE: Final = "Tile"
 
 TILE_MEASUREMENTS: Final = {"dab": "DAB OD mean", "tissue": "Tissue share", "blur": "Blur"}
-"""Column of tiles → its name in QuPath."""
+"""Column of the tiles table → name of the measurement in QuPath."""
 
 SEAM: Final = 1
-"""Gap or overlap between neighbours where a tile is no whole number of level-0 px (vision.grid.plan)."""
+"""Largest gap or overlap between neighbouring tiles, level-0 px, when their size is no integer (plan_tiles)."""
 
-Texts = list[str | None]
-"""A column as numbers in JSON; None where there is none."""
+NumberTexts = list[str | None]
+"""A column of numbers as JSON text; None for missing values."""
 
 
 def write_feature_collection(path: Path, features: Iterable[str]) -> None:
-    """A FeatureCollection of Features in JSON, one after the other: nothing is held."""
+    """Write Features (JSON text) as a FeatureCollection, one at a time."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write('{"type": "FeatureCollection", "features": [')
-        mark = "\n"
+        separator = "\n"
         for feature in features:
-            file.write(mark + feature)
-            mark = ",\n"
+            file.write(separator + feature)
+            separator = ",\n"
         file.write("\n]}\n")
 
 
@@ -57,9 +57,9 @@ def slide_features(
     attention: Mapping[str, pa.Table],
     patches: Mapping[str, pa.Table],
 ) -> Iterator[str]:
-    """All objects of one slide: its outline, its tiles, its patches.
+    """Yield all objects of one slide: the outline of its tissue, its tiles, its patches.
 
-    row: the slide's row.  membrane: tile by tile as `tiles`.  attention, patches: a bundle's id → its table.
+    row: of the slides table.  membrane: one row for each tile.  attention, patches: id of a bundle → its table.
     """
     if not len(tiles):
         return
@@ -70,7 +70,7 @@ def slide_features(
 
 
 def outline_feature(row: Mapping[str, Any], tiles: pa.Table) -> str:
-    """The tissue, as far as it is tiled: a locked annotation with the slide's own figures."""
+    """Return the outline of all tiles as a locked annotation, with the area of the tissue and the number of tiles."""
     (area,) = number_texts(pa.chunked_array([[row["tissue_mm2"]]], pa.float32()))
     texts = [f'"Tissue mm^2": {area}'] if area is not None else []
     texts.append(f'"Tiles": {len(tiles)}')
@@ -79,32 +79,34 @@ def outline_feature(row: Mapping[str, Any], tiles: pa.Table) -> str:
 
 
 def tile_features(tiles: pa.Table, membrane: pa.Table | None, attention: Mapping[str, pa.Table]) -> Iterator[str]:
-    """Every tile as a tile object. Attention is the tile's share: over a slide it sums to 1."""
+    """Yield every tile as a tile object. The attention of all tiles of a slide sums to 1."""
     columns = {"Tile": number_texts(tiles["tile"])}
-    columns |= {words: number_texts(tiles[name]) for name, words in TILE_MEASUREMENTS.items()}
+    columns |= {label: number_texts(tiles[name]) for name, label in TILE_MEASUREMENTS.items()}
     if membrane is not None:
         shares = [name for name in membrane.column_names if name not in ("slide_id", "tile")]
         columns |= {f"Membrane: {name.replace('_', ', ')}": number_texts(membrane[name]) for name in shares}
     for bundle, table in attention.items():
-        columns |= {f"Attention: {head} ({bundle})": texts for head, texts in _attention(table, len(tiles)).items()}
+        columns |= {
+            f"Attention: {head} ({bundle})": texts for head, texts in _attention_texts(table, len(tiles)).items()
+        }
     yield from _squares(tiles, "tile", [TILE] * len(tiles), dict.fromkeys([TILE], GREY), columns)
 
 
 def patch_features(bundle: str, patches: pa.Table) -> Iterator[str]:
-    """Every classified patch as a detection of its most probable class, named by its resolution: `Patch low: 3+`."""
+    """Yield every classified patch as a detection of its most probable class, for example `Patch low: 3+`."""
     p = np.stack([patches[f"p{k}"].to_numpy() for k in range(len(IHC_SCORES))], axis=1)
     best = [IHC_SCORES[k] for k in p.argmax(axis=1)] if len(p) else []
     resolutions = patches["resolution"].to_pylist()
-    classes = [f"Patch {where}: {what}" for where, what in zip(resolutions, best, strict=True)]
+    classes = [f"Patch {resolution}: {score}" for resolution, score in zip(resolutions, best, strict=True)]
     colours = {name: CLASS_COLOURS[name.rsplit(" ", 1)[1]] for name in set(classes)}
     columns = {f"p {name} ({bundle})": number_texts(patches[f"p{k}"]) for k, name in enumerate(IHC_SCORES)}
     yield from _squares(patches, "detection", classes, colours, columns)
 
 
 def outline_polygons(tiles: pa.Table) -> BaseGeometry:
-    """What the tiles cover: polygons, level-0 px, seams between neighbours closed.
+    """Return the area that the tiles cover: polygons in level-0 px, with the seams between neighbours closed.
 
-    Tiles of a row are joined first: the union of 20,000 squares would take ten times as long.
+    Tiles of a row are joined first, because the union of 20,000 squares would take ten times as long.
     """
     x, y, size = (tiles[name].to_numpy().astype(np.int64) for name in ("x", "y", "size"))
     order = np.lexsort((x, y))
@@ -117,29 +119,34 @@ def outline_polygons(tiles: pa.Table) -> BaseGeometry:
     return shapely.normalize(shapely.set_precision(closed, 1.0))
 
 
-def number_texts(column: pa.ChunkedArray) -> Texts:
-    """Numbers as the shortest text that reads back as the same value; None for what is no finite number."""
-    texts: Texts = pc.cast(column, pa.string()).to_pylist()
+def number_texts(column: pa.ChunkedArray) -> NumberTexts:
+    """Return numbers as the shortest text that reads back as the same value; None if they are not finite."""
+    texts: NumberTexts = pc.cast(column, pa.string()).to_pylist()
     if not pa.types.is_floating(column.type):
         return texts
     finite = pc.is_finite(column).to_pylist()
-    return [text if good else None for text, good in zip(texts, finite, strict=True)]
+    return [text if is_finite else None for text, is_finite in zip(texts, finite, strict=True)]
 
 
-def _attention(table: pa.Table, n: int) -> dict[str, Texts]:
-    """Head → its attention, tile by tile."""
-    heads = [" ".join(one) for one in zip(*(table[k].to_pylist() for k in ("task", "method", "input")), strict=True)]
-    found: dict[str, Texts] = {head: [None] * n for head in dict.fromkeys(heads)}
+def _attention_texts(table: pa.Table, n: int) -> dict[str, NumberTexts]:
+    """Return the attention of n tiles for each head: name of the head (task, method, input) → one value a tile."""
+    names = zip(*(table[column].to_pylist() for column in ("task", "method", "input")), strict=True)
+    heads = [" ".join(parts) for parts in names]
+    attention: dict[str, NumberTexts] = {head: [None] * n for head in dict.fromkeys(heads)}
     for head, tile, text in zip(heads, table["tile"].to_pylist(), number_texts(table["attention"]), strict=True):
         if 0 <= tile < n:
-            found[head][tile] = text
-    return found
+            attention[head][tile] = text
+    return attention
 
 
 def _squares(
-    table: pa.Table, kind: str, classes: list[str], colours: Mapping[str, tuple[int, ...]], columns: Mapping[str, Texts]
+    table: pa.Table,
+    kind: str,
+    classes: list[str],
+    colours: Mapping[str, tuple[int, ...]],
+    columns: Mapping[str, NumberTexts],
 ) -> Iterator[str]:
-    """Each row of x, y, size as a square with its measurements."""
+    """Yield each row of x, y, size as a square with its class and measurements. kind: of QuPath object."""
     corners: NDArray[np.int64] = np.stack([table[name].to_numpy() for name in ("x", "y", "size")], axis=1)
     names = [_text(name) for name in columns]
     rows = zip(*columns.values(), strict=True) if columns else iter([()] * len(table))
@@ -153,12 +160,11 @@ def _squares(
 def _feature(
     geometry: str, kind: str, name: str, colour: tuple[int, ...], measurements: Iterable[str], more: str = ""
 ) -> str:
-    said = f'{{"name": {_text(name)}, "color": {list(colour)}}}'
-    properties = (
-        f'"objectType": "{kind}", "classification": {said}{more}, "measurements": {{{", ".join(measurements)}}}'
-    )
+    classification = f'{{"name": {_text(name)}, "color": {list(colour)}}}'
+    values = f'"measurements": {{{", ".join(measurements)}}}'
+    properties = f'"objectType": "{kind}", "classification": {classification}{more}, {values}'
     return f'{{"type": "Feature", "geometry": {geometry}, "properties": {{{properties}}}}}'
 
 
-def _text(words: str) -> str:
-    return json.dumps(words, ensure_ascii=False)
+def _text(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -1,7 +1,7 @@
-"""What comes into a cohort: embeddings that CLAM or TRIDENT computed, as one more encoder of slides that are there.
+"""Import of embeddings computed by CLAM or TRIDENT, as an additional encoder of slides in a cohort.
 
-A file is one slide's: its name says which. It goes in through the store's own commit, or is refused with the reason;
-nothing of a refused file is kept.
+A file belongs to the slide that it is named after. It is committed as a whole, or refused with the reason; nothing of
+a refused file is stored.
 """
 
 from __future__ import annotations
@@ -27,14 +27,18 @@ from her2batch.store.training_run import encoder_folder
 SUFFIXES: Final = (".h5", ".hdf5")
 
 ENCODER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,79}")
-"""An encoder's name: it becomes a folder's."""
+"""Valid name of an encoder. It becomes the name of a folder."""
 
 ProgressCallback = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """What to bring in. encoder: None: as each file says.  names: how the cohort calls slides."""
+    """Settings of an import.
+
+    files: .h5 files, or folders of them.  encoder: name of the encoder; None: as stated in each file.  names: maps the
+    names of slide files to the slide ids of the cohort.
+    """
 
     cohort: Path
     files: tuple[Path, ...]
@@ -44,8 +48,10 @@ class ImportRequest:
 
 @dataclass
 class ImportSummary:
-    """What became of the files. slides: brought in now.  already: were there, with the same values.  passed: slide →
-    rows on no tile, which were left out.  failures: file → why it was refused.
+    """Result of an import.
+
+    slides: imported now.  already: slides that had the same embeddings before.  passed: slide → number of rows that
+    match no tile and were left out.  failures: file → reason why it was refused.
     """
 
     encoders: set[str] = field(default_factory=set)
@@ -56,59 +62,62 @@ class ImportSummary:
 
     @property
     def exit_code(self) -> int:
-        """0 all are in · 2 none is · 3 some were refused."""
+        """0: all files are imported; 2: none is; 3: some were refused."""
         return 0 if not self.failures else 3 if self.slides or self.already else 2
 
 
 def import_embeddings(
-    order: ImportRequest, dim_of: Callable[[str], int | None], report: ProgressCallback = lambda *_: None
+    request: ImportRequest, dim_of: Callable[[str], int | None], progress: ProgressCallback = lambda *_: None
 ) -> ImportSummary:
-    """Add embeddings to slides of a cohort. The same call goes on where it was stopped.
+    """Add embeddings to slides of a cohort. After an interruption, the same call resumes.
 
-    dim_of: the length of an encoder's vectors, None where nobody knows.  Raises InputError, StoreError.
+    dim_of: returns the embedding length of an encoder, None if it is unknown.  progress: called with the number of
+    finished files and of all files.  Raises InputError, StoreError.
     """
-    cohort = Cohort(to_location(order.cohort))
+    cohort = Cohort(to_location(request.cohort))
     plan = cohort.plan()
-    files = find_embedding_files(order.files)
-    if order.encoder is not None:
-        choose_encoder_name(cohort.root, order.encoder, plan)  # what is wrong for all is said once
-    found = ImportSummary()
+    files = find_embedding_files(request.files)
+    if request.encoder is not None:
+        choose_encoder_name(cohort.root, request.encoder, plan)  # reports an unsuitable name once, not for every file
+    summary = ImportSummary()
     with cohort.lock():
         rows = cohort.rows()
         lengths: dict[str, int] = {}
-        met: set[tuple[str, str]] = set()
+        imported: set[tuple[str, str]] = set()
         for count, path in enumerate(files, start=1):
             try:
-                row = slide_for_file(path, rows, order.names)
-                encoder, table, passed = match_to_tiles(cohort, plan, row, path, order.encoder)
+                row = slide_for_file(path, rows, request.names)
+                encoder, table, passed = match_to_tiles(cohort, plan, row, path, request.encoder)
                 if encoder not in lengths and (known := dim_of(encoder) or _known_length(cohort, encoder, rows)):
                     lengths[encoder] = known
                 check_length(path, encoder, table, lengths)
-                if (row["slide_id"], encoder) in met:
-                    raise InputError(f"slide {row['slide_id']} was given before", path, "give one file a slide")
+                if (row["slide_id"], encoder) in imported:
+                    what = f"slide {row['slide_id']} is in another of the files, too"
+                    raise InputError(what, path, "give one file for each slide")
             except InputError as error:
-                found.failures[str(path)] = str(error)
+                summary.failures[str(path)] = str(error)
             else:
-                found.encoders.add(encoder)
-                found.passed |= {row["slide_id"]: passed} if passed else {}
-                met.add((row["slide_id"], encoder))
-                added = _commit_table(cohort, row, encoder, table)
-                (found.slides if added else found.already).append(row["slide_id"])
+                summary.encoders.add(encoder)
+                summary.passed |= {row["slide_id"]: passed} if passed else {}
+                imported.add((row["slide_id"], encoder))
+                is_new = _commit_table(cohort, row, encoder, table)
+                (summary.slides if is_new else summary.already).append(row["slide_id"])
                 rows[row["slide_id"]] = cohort.read("slides", row["slide_id"]).to_pylist()[0]
-            report(count, len(files))
+            progress(count, len(files))
         cohort.update_row_cache()
-    return found
+    return summary
 
 
-def find_embedding_files(given: Sequence[Path]) -> list[Path]:
-    """The files that were named, and those of folders that were. Raises InputError when there is none."""
+def find_embedding_files(paths: Sequence[Path]) -> list[Path]:
+    """Return the given files, and the .h5 files of given folders. Raises InputError when one of them has none."""
     files = []
-    for path in given:
+    for path in paths:
         if path.is_dir():
-            inside = sorted(one for one in path.iterdir() if one.suffix in SUFFIXES and not one.name.startswith("."))
-            if not inside:
-                raise InputError("holds no .h5 file", path, "give the folder with SLIDE.h5 files, as h5_files/")
-            files += inside
+            in_folder = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.name[0] != ".")
+            if not in_folder:
+                what = "the folder has no .h5 file"
+                raise InputError(what, path, "give the folder with SLIDE.h5 files, for example h5_files/")
+            files += in_folder
         elif path.is_file():
             files.append(path)
         else:
@@ -117,69 +126,73 @@ def find_embedding_files(given: Sequence[Path]) -> list[Path]:
 
 
 def match_to_tiles(cohort: Cohort, plan: Plan, row: Row, path: Path, name: str | None) -> tuple[str, pa.Table, int]:
-    """A file as embeddings of a slide's tiles: the encoder, the table, how many rows lie on no tile.
+    """Read a file and match it to a slide's tiles: return the encoder, the table, and the number of unmatched rows.
 
-    name: of the encoder; None: as the file says.  Raises InputError for anything that does not fit.
+    name: of the encoder; None: as stated in the file.  Raises InputError when the file does not fit the slide.
     """
     try:
         tiles = cohort.read("tiles", row["slide_id"])
     except (OSError, pa.ArrowInvalid) as error:
-        what = f"its slide's tiles can't be read ({type(error).__name__})"
+        what = f"the tiles of slide {row['slide_id']} cannot be read ({type(error).__name__})"
         raise InputError(what, path, "run her2batch verify, then ingest again") from error
-    bag = clam_h5.read_features(path, max_tiles(row, tiles))
-    encoder = choose_encoder_name(path, name or bag.encoder, plan)
-    values, passed = clam_h5.match_features(path, bag, tiles)
+    features = clam_h5.read_features(path, max_tiles(row, tiles))
+    encoder = choose_encoder_name(path, name or features.encoder, plan)
+    values, passed = clam_h5.match_features(path, features, tiles)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
     return encoder, schemas.embeddings_table(row["slide_id"], tiles["tile"].combine_chunks(), vectors), passed
 
 
 def check_length(path: Path, encoder: str, table: pa.Table, lengths: dict[str, int]) -> None:
-    """Refuse embeddings of another length than the encoder's others have; the first ones say it. Raises InputError."""
+    """Refuse embeddings whose length differs from that of the encoder's other embeddings. Raises InputError.
+
+    lengths: encoder → embedding length; an encoder that is not in it is added.
+    """
     dim = table.schema.field("embedding").type.list_size
     if lengths.setdefault(encoder, dim) != dim:
         what = f"its embeddings have {dim} values, those of {encoder} {lengths[encoder]}"
-        raise InputError(what, path, "give another --encoder name to embeddings of another encoder")
+        raise InputError(what, path, "import embeddings of another encoder under another --encoder name")
 
 
 def _commit_table(cohort: Cohort, row: Row, encoder: str, table: pa.Table) -> bool:
-    """Commit a slide's new table; False: it was there. Raises StoreError when the disk refuses."""
+    """Commit a slide's new table. Return False if the slide has the same table. Raises StoreError."""
     name = f"embeddings/{encoder_folder(encoder)}"
     if _read_table(cohort, name, row) == table:
         return False
     try:
-        cohort.add(row, {name: table})
+        cohort.add_tables(row, {name: table})
     except OSError as error:
-        raise StoreError(f"can't be written to ({error.strerror or error})", cohort.root, "check space") from error
+        what = f"the cohort cannot be written to ({error.strerror or error})"
+        raise StoreError(what, cohort.root, "check the free disk space") from error
     return True
 
 
 def slide_for_file(path: Path, rows: Mapping[str, Row], names: Pseudonymizer) -> Row:
-    """The slide a file belongs to, by its name. Raises InputError when the cohort has no such slide, or no tables."""
+    """Return the row of the slide that a file is named after. Raises InputError when it is missing, or has failed."""
     for slide_id in (path.stem, names.slide(path.stem)):
         row = rows.get(slide_id)
         if row is not None and row["status"] == "done":
             return row
         if row is not None:
-            raise InputError(f"slide {slide_id} is in the cohort as failed: {row['error_code']}", path, row["error"])
-    remedy = "ingest the slide first (its tiles are what embeddings belong to); the file's name must be SLIDE.h5"
-    raise InputError(f"the cohort holds no slide {path.stem}", path, remedy)
+            raise InputError(f"slide {slide_id} failed in the cohort: {row['error_code']}", path, row["error"])
+    remedy = "ingest the slide first, because embeddings belong to its tiles; name the file SLIDE.h5"
+    raise InputError(f"the cohort has no slide {path.stem}", path, remedy)
 
 
 def max_tiles(row: Row, tiles: pa.Table) -> int:
-    """How many tiles of this size a slide has room for, tissue or not."""
+    """Return an upper limit of the number of tiles of this size that a slide has room for, with or without tissue."""
     size = tiles["size"][0].as_py() if len(tiles) else 0
     return math.ceil(row["width"] / size) * math.ceil(row["height"] / size) + len(tiles) if size else 0
 
 
 def choose_encoder_name(path: Path, name: str | None, plan: Plan) -> str:
-    """The name the embeddings get. Raises InputError where there is none, or it is one of the plan's own."""
+    """Check the name of the encoder. Raises InputError if it is missing, invalid, or an encoder of the plan."""
     if name is None:
-        raise InputError("does not say which encoder made it", path, "give --encoder NAME")
+        raise InputError("the file does not state its encoder", path, "give --encoder NAME")
     if not ENCODER_NAME.fullmatch(name):
-        raise InputError(f"{name!r} is no name for an encoder", path, "use letters, digits, '.', '_', '-'")
+        raise InputError(f"{name!r} is not a valid encoder name", path, "use letters, digits, '.', '_', ':', '-'")
     if encoder_folder(name) in map(encoder_folder, plan.encoders):
-        remedy = f"give it a name of its own: --encoder {encoder_folder(name)}-imported"
-        raise InputError(f"{name} is what this cohort computes itself", path, remedy)
+        remedy = f"import under another name: --encoder {encoder_folder(name)}-imported"
+        raise InputError(f"{name} is an encoder that this cohort computes itself", path, remedy)
     return name
 
 
@@ -189,7 +202,7 @@ def _has_table(cohort: Cohort, name: str, row: Row) -> bool:
 
 
 def _read_table(cohort: Cohort, name: str, row: Row) -> pa.Table | None:
-    """What the slide has of this encoder; None: nothing, or nothing that can be read."""
+    """Return a table of a slide; None when it is missing or cannot be read."""
     try:
         return cohort.read(name, row["slide_id"]) if _has_table(cohort, name, row) else None
     except (OSError, pa.ArrowInvalid):
@@ -197,7 +210,7 @@ def _read_table(cohort: Cohort, name: str, row: Row) -> pa.Table | None:
 
 
 def _known_length(cohort: Cohort, encoder: str, rows: Mapping[str, Row]) -> int | None:
-    """Length of the vectors that slides have of this encoder; None where none has any."""
+    """Return the length of the embeddings that slides have of this encoder; None when no slide has any."""
     tables = (_read_table(cohort, f"embeddings/{encoder_folder(encoder)}", row) for row in rows.values())
     found = next((one for one in tables if one is not None), None)
     return None if found is None else int(found.schema.field("embedding").type.list_size)

@@ -1,17 +1,18 @@
-"""What leaves a cohort: its tables as files for QuPath, CLAM and TRIDENT, spreadsheets, and DICOM archives.
+"""Export of a cohort's tables: files for QuPath, CLAM and TRIDENT, spreadsheets, and DICOM archives.
 
-A format is a function from a cohort to jobs, one a file. Each file appears whole, under a name that depends on the
-slide and the table alone; `export.json` beside them lists what an export wrote, and nothing else is ever replaced.
+A format is a function from a cohort to the files to write. Each file is written atomically, under a name that depends
+only on the slide and the table. `export.json` in the same folder lists the files written by exports; no other file is
+ever replaced.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 
@@ -26,13 +27,18 @@ from her2batch.store.training_run import encoder_folder
 from her2batch.tasks import MEMBRANE_RULE
 
 MANIFEST: Final = "export.json"
+"""Name of the list of exported files."""
 
 ProgressCallback = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to export. slides, encoders: none: all.  bundle: the one wanted, beside the rule."""
+    """Settings of an export.
+
+    to: name of the format.  slides, encoders: only these; empty: all.  bundle: id of the only bundle to export, besides
+    the membrane rule; None: all.
+    """
 
     cohort: Path
     to: str
@@ -44,7 +50,7 @@ class ExportRequest:
 
 @dataclass
 class ExportSummary:
-    """What became of it. left_out: slide or file → why."""
+    """Result of an export. left_out: slide → reason why it was not exported.  failures: file → error."""
 
     out: Path
     to: str
@@ -56,13 +62,13 @@ class ExportSummary:
 
     @property
     def exit_code(self) -> int:
-        """0 all written · 3 some files failed."""
+        """0: all files are written; 3: some failed."""
         return 3 if self.failures else 0
 
 
 @dataclass(frozen=True)
 class ExportFile:
-    """One file: its name below `out`, and what writes it to a path."""
+    """A file to write: its name relative to the folder `out`, and a function that writes it to a path."""
 
     name: str
     write: Callable[[Path], None]
@@ -70,128 +76,133 @@ class ExportFile:
 
 @dataclass
 class ExportSource:
-    """A cohort and the part of it that is wanted. names: of the tables there are."""
+    """The part of a cohort that is exported. table_names: of all tables in the cohort."""
 
     cohort: Cohort
-    order: ExportRequest
+    request: ExportRequest
     rows: list[Row]
-    names: list[str]
+    table_names: list[str]
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def done(self) -> Iterator[Row]:
-        """Slides with tables; the others are noted."""
+    def done_slides(self) -> Iterator[Row]:
+        """Yield the rows of slides with tables; failed slides are added to `left_out`."""
         for row in self.rows:
             if row["status"] == "done":
                 yield row
             else:
                 self.left_out[row["slide_id"]] = f"{row['error_code']}: it could not be ingested"
 
-    def has(self, name: str, row: Row) -> bool:
-        """Whether a slide's row names a file of this table."""
+    def has_table(self, name: str, row: Row) -> bool:
+        """Return whether the row of a slide lists a file of this table."""
         path = self.cohort.table(name, row["slide_id"]).relative_to(self.cohort.root).as_posix()
         return any(file["path"] == path for file in row["files"])
 
-    def below(self, kind: str) -> dict[str, str]:
-        """Tables of a kind that are wanted: what made it → the table's name."""
-        found = {name.split("/", 1)[1]: name for name in self.names if name.startswith(f"{kind}/")}
+    def selected_tables(self, kind: str) -> dict[str, str]:
+        """Return the tables of a kind that are to be exported: encoder or bundle → name of the table."""
+        tables = {name.split("/", 1)[1]: name for name in self.table_names if name.startswith(f"{kind}/")}
         if kind == "embeddings":
-            wanted = {encoder_folder(one) for one in self.order.encoders}
+            selected = {encoder_folder(encoder) for encoder in self.request.encoders}
         else:
-            wanted = {self.order.bundle, MEMBRANE_RULE} if self.order.bundle is not None else set()
-        return {one: name for one, name in found.items() if not wanted or one in wanted}
+            selected = {self.request.bundle, MEMBRANE_RULE} if self.request.bundle is not None else set()
+        return {maker: name for maker, name in tables.items() if not selected or maker in selected}
 
 
-def export_cohort(order: ExportRequest, report: ProgressCallback = lambda *_: None) -> ExportSummary:
-    """Write the files of one format. Raises InputError, StoreError; a file that fails is noted and the rest goes on."""
-    source = open_source(order)
-    jobs = list(FORMATS[order.to](source))
-    if not jobs:
-        why = next((f"{one}: {why}" for one, why in source.left_out.items()), "it holds no slide that is done")
-        raise InputError(f"has nothing to export to {order.to}; {why}", source.cohort.root, "see docs/exchange.md")
-    found = ExportSummary(order.out, order.to, left_out=source.left_out)
-    found.slides = len({row["slide_id"] for row in source.rows} - source.left_out.keys())
-    claim_files(order.out, order.to, [job.name for job in jobs])
-    for count, job in enumerate(jobs, start=1):
-        path = order.out / job.name
+def export_cohort(request: ExportRequest, progress: ProgressCallback = lambda *_: None) -> ExportSummary:
+    """Write the files of one format. If a file fails, the error is added to the summary and the others are written.
+
+    progress: called with the number of finished files and of all files.  Raises InputError, StoreError.
+    """
+    source = open_source(request)
+    files = list(FORMATS[request.to](source))
+    if not files:
+        left_out = (f"{slide_id}: {reason}" for slide_id, reason in source.left_out.items())
+        what = f"there is nothing to export to {request.to}; {next(left_out, 'the cohort has no finished slide')}"
+        raise InputError(what, source.cohort.root, "see docs/exchange.md")
+    summary = ExportSummary(request.out, request.to, left_out=source.left_out)
+    summary.slides = len({row["slide_id"] for row in source.rows} - source.left_out.keys())
+    claim_files(request.out, request.to, [file.name for file in files])
+    for count, file in enumerate(files, start=1):
+        path = request.out / file.name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as part:
-                job.write(part)
+                file.write(part)
         except (Her2BatchError, pa.ArrowInvalid, OSError) as error:
-            found.failures[job.name] = f"{error}; run her2batch verify, and look at the space on the disk"
+            summary.failures[file.name] = f"{error}; run her2batch verify, and check the free disk space"
         else:
-            found.files += 1
-            found.bytes += path.stat().st_size
-        report(count, len(jobs))
-    return found
+            summary.files += 1
+            summary.bytes += path.stat().st_size
+        progress(count, len(files))
+    return summary
 
 
-def open_source(order: ExportRequest) -> ExportSource:
-    """The cohort, checked against what was asked for. Raises InputError for names it does not know, StoreError."""
-    cohort = Cohort(to_location(order.cohort))
+def open_source(request: ExportRequest) -> ExportSource:
+    """Open the cohort and check the request against it. Raises InputError for unknown names, StoreError."""
+    cohort = Cohort(to_location(request.cohort))
     cohort.check()
-    if URL_SEPARATOR in str(order.out):
-        raise InputError("exports are written to a folder of this machine", order.out, "copy them from there")
-    inside = not cohort.remote and order.out.resolve().is_relative_to(cohort.root.resolve())
-    if inside:
-        raise InputError("lies inside the cohort, which keeps its own files only", order.out, "choose another --out")
-    rows, names = cohort.rows(), cohort.table_names()
-    source = ExportSource(cohort, order, [rows[one] for one in sorted(rows)], names)
-    _check_names("slide", order.slides, rows, cohort)
-    _check_names("encoder", map(encoder_folder, order.encoders), _makers("embeddings", names), cohort)
-    if order.bundle is not None:
-        made = {one for kind in ("predictions", "attention", "patches", "thumbnails") for one in _makers(kind, names)}
-        _check_names("bundle", [order.bundle], made, cohort)
-    if order.slides:
-        source.rows = [rows[one] for one in sorted(set(order.slides))]
+    if URL_SEPARATOR in str(request.out):
+        what = "exports can only be written to a folder of this machine"
+        raise InputError(what, request.out, "choose a local --out, and copy the files from there")
+    if not cohort.remote and request.out.resolve().is_relative_to(cohort.root.resolve()):
+        what = "the folder is inside the cohort, which must not contain other files"
+        raise InputError(what, request.out, "choose another --out")
+    rows, table_names = cohort.rows(), cohort.table_names()
+    source = ExportSource(cohort, request, [rows[slide_id] for slide_id in sorted(rows)], table_names)
+    _check_names("slide", request.slides, rows, cohort)
+    _check_names("encoder", map(encoder_folder, request.encoders), _makers("embeddings", table_names), cohort)
+    if request.bundle is not None:
+        kinds = ("predictions", "attention", "patches", "thumbnails")
+        bundles = {bundle for kind in kinds for bundle in _makers(kind, table_names)}
+        _check_names("bundle", [request.bundle], bundles, cohort)
+    if request.slides:
+        source.rows = [rows[slide_id] for slide_id in sorted(set(request.slides))]
     return source
 
 
 def claim_files(out: Path, to: str, names: Sequence[str]) -> None:
-    """Note the files that are about to be written. Raises InputError for one that is there and not from an export."""
+    """Add files to the list of exported files. Raises InputError for an existing file that no export has written."""
     manifest = out / MANIFEST
     try:
         out.mkdir(parents=True, exist_ok=True)
-        ours = set(json.loads(manifest.read_text())["files"]) if manifest.exists() else set()
+        exported = set(json.loads(manifest.read_text())["files"]) if manifest.exists() else set()
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError("is no list of an export", manifest, "choose another --out, or remove it") from error
+        what = "the file is not a list of exported files"
+        raise InputError(what, manifest, "choose another --out, or remove the file") from error
     except OSError as error:
-        raise StoreError(f"can't be written to ({error.strerror})", out, "check space and rights") from error
+        what = f"the folder cannot be written to ({error.strerror})"
+        raise StoreError(what, out, "check the free disk space and the permissions") from error
     for name in names:
-        if name not in ours and (out / name).exists():
-            raise InputError("is there, and no export wrote it", out / name, "choose another --out, or move it away")
-    facts = {"format": to, "files": sorted(ours | set(names))}
+        if name not in exported and (out / name).exists():
+            what = "the file exists, and no export has written it"
+            raise InputError(what, out / name, "choose another --out, or move the file")
+    content = {"format": to, "files": sorted(exported | set(names))}
     with atomic_write(manifest) as part:
-        part.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 # -- formats ---------------------------------------------------------------------------------------------------
 
 
 def to_geojson(source: ExportSource) -> Iterator[ExportFile]:
-    """A file a slide. Its name is no SLIDE.geojson: what a model said is not to be taken for an annotation."""
-    for row in source.done():
+    """Yield one file for each slide. It is not named SLIDE.geojson, so that it is not read as an annotation file."""
+    for row in source.done_slides():
         yield ExportFile(f"{row['slide_id']}.tiles.geojson", partial(_write_geojson, source, row))
 
 
 def _write_geojson(source: ExportSource, row: Row, path: Path) -> None:
-    attention, patches = (
-        {made: source.cohort.read(name, row["slide_id"]) for made, name in found.items() if source.has(name, row)}
-        for found in (source.below("attention"), source.below("patches"))
-    )
-    membrane = source.cohort.read("membrane", row["slide_id"]) if source.has("membrane", row) else None
-    geojson.write_feature_collection(
-        path, geojson.slide_features(row, _read_tiles(source, row), membrane, attention, patches)
-    )
+    attention, patches = (_read_selected(source, kind, row) for kind in ("attention", "patches"))
+    membrane = source.cohort.read("membrane", row["slide_id"]) if source.has_table("membrane", row) else None
+    features = geojson.slide_features(row, _read_tiles(source, row), membrane, attention, patches)
+    geojson.write_feature_collection(path, features)
 
 
 def to_clam_h5(source: ExportSource) -> Iterator[ExportFile]:
-    """patches/SLIDE.h5, and features_ENCODER/h5_files/SLIDE.h5 of each encoder."""
+    """Yield patches/SLIDE.h5, and features_ENCODER/h5_files/SLIDE.h5 of each encoder."""
     plan = source.cohort.plan()
-    for row in source.done():
+    for row in source.done_slides():
         yield ExportFile(f"patches/{row['slide_id']}.h5", partial(_write_coords, source, row))
-        for encoder, name in source.below("embeddings").items():
-            if source.has(name, row):
+        for encoder, name in source.selected_tables("embeddings").items():
+            if source.has_table(name, row):
                 write = partial(_write_features, source, row, encoder, plan.tile, plan.mpp)
                 yield ExportFile(f"features_{encoder}/h5_files/{row['slide_id']}.h5", write)
 
@@ -206,18 +217,18 @@ def _write_features(source: ExportSource, row: Row, encoder: str, tile: int, mpp
 
 
 def to_csv(source: ExportSource) -> Iterator[ExportFile]:
-    """A file a table, over all slides; embeddings only when an encoder is named."""
-    slides = [name for name in schemas.table_schema("slides").names if name != "files"]
-    yield ExportFile("slides.csv", partial(_write_slides, source, slides))
+    """Yield one file for each table, with the rows of all slides; embeddings only if an encoder is requested."""
+    columns = [name for name in schemas.table_schema("slides").names if name != "files"]
+    yield ExportFile("slides.csv", partial(_write_slides, source, columns))
     yield ExportFile(
         "files.csv", lambda path: csv.write_csv(path, csv.FILE_COLUMNS, (csv.files_table(row) for row in source.rows))
     )
-    for name in source.names:
-        kind, _, made = name.partition("/")
-        unwanted = kind == "slides" or (kind == "embeddings" and not source.order.encoders)
-        if unwanted or (made and made not in source.below(kind)):
+    for name in source.table_names:
+        kind, _, maker = name.partition("/")
+        if kind == "slides" or (kind == "embeddings" and not source.request.encoders):
             continue
-        yield ExportFile(f"{name.replace('/', '-')}.csv", partial(_write_table, source, name))
+        if not maker or maker in source.selected_tables(kind):
+            yield ExportFile(f"{name.replace('/', '-')}.csv", partial(_write_table, source, name))
 
 
 def _write_slides(source: ExportSource, columns: Sequence[str], path: Path) -> None:
@@ -226,34 +237,39 @@ def _write_slides(source: ExportSource, columns: Sequence[str], path: Path) -> N
 
 
 def _write_table(source: ExportSource, name: str, path: Path) -> None:
-    rows = [row for row in source.rows if source.has(name, row)]
+    rows = [row for row in source.rows if source.has_table(name, row)]
     columns = schemas.table_schema(name.split("/")[0]).names
     csv.write_csv(path, columns, (source.cohort.read(name, row["slide_id"]) for row in rows))
 
 
 def to_dicom(source: ExportSource) -> Iterator[ExportFile]:
-    """SLIDE.sr.dcm of each slide that was scanned as DICOM and has predictions."""
-    for row in source.done():
+    """Yield SLIDE.sr.dcm of each slide that was scanned as DICOM and has predictions."""
+    for row in source.done_slides():
         if row["format"] != "dicom":
             source.left_out[row["slide_id"]] = "it was not scanned as DICOM"
         elif row["path"] is None:
-            source.left_out[row["slide_id"]] = "with pseudonyms nothing may name its image, and a report must"
+            source.left_out[row["slide_id"]] = "it has a pseudonym, and a report would have to identify its image"
         elif not (predictions := _reportable_predictions(source, row)):
-            source.left_out[row["slide_id"]] = "it has no prediction for a stain that labels name"
+            source.left_out[row["slide_id"]] = "it has no prediction for a stain that is given in the labels"
         else:
             yield ExportFile(f"{row['slide_id']}.sr.dcm", partial(_write_dicom, row, predictions))
 
 
 def _reportable_predictions(source: ExportSource, row: Row) -> dict[str, list[Row]]:
-    """A slide's predictions, but for those whose marker is only presumed: an archive keeps no HER2 score of an ER."""
-    names = {made: name for made, name in source.below("predictions").items() if source.has(name, row)}
-    found = {made: source.cohort.read(name, row["slide_id"]).to_pylist() for made, name in names.items()}
-    sure = {made: [one for one in rows if "marker-presumed" not in one["reasons"]] for made, rows in found.items()}
-    return {made: rows for made, rows in sure.items() if rows}
+    """Return a slide's predictions by bundle, except those with a presumed marker.
+
+    An archive must not store a HER2 score of a slide that may be stained for ER.
+    """
+    tables = _read_selected(source, "predictions", row)
+    reportable = {
+        bundle: [item for item in table.to_pylist() if "marker-presumed" not in item["reasons"]]
+        for bundle, table in tables.items()
+    }
+    return {bundle: predictions for bundle, predictions in reportable.items() if predictions}
 
 
 def _write_dicom(row: Row, predictions: Mapping[str, list[Row]], path: Path) -> None:
-    with silence_pydicom():  # a log is not where a patient's name belongs
+    with silence_pydicom():  # its warnings could write a patient's name to a log
         dicom.build_report(row, dicom.source_image(row), predictions).save_as(path, enforce_file_format=True)
 
 
@@ -265,20 +281,27 @@ FORMATS: Final[Mapping[str, ExportFormat]] = {
     "csv": to_csv,
     "dicom": to_dicom,
 }
-"""What --to takes → its files."""
+"""Value of the option --to → function that yields the files to write."""
 
 
 def _read_tiles(source: ExportSource, row: Row) -> pa.Table:
     return source.cohort.read("tiles", row["slide_id"])
 
 
-def _makers(kind: str, names: Sequence[str]) -> set[str]:
-    """What made the tables of a kind: encoders, bundles."""
-    return {name.split("/", 1)[1] for name in names if name.startswith(f"{kind}/")}
+def _read_selected(source: ExportSource, kind: str, row: Row) -> dict[str, pa.Table]:
+    """Read the selected tables of a kind that a slide has: encoder or bundle → table."""
+    tables = source.selected_tables(kind).items()
+    return {maker: source.cohort.read(name, row["slide_id"]) for maker, name in tables if source.has_table(name, row)}
 
 
-def _check_names(what: str, asked: Any, there: Any, cohort: Cohort) -> None:
-    for one in asked:
-        if one not in there:
-            some = ", ".join(sorted(there)[:5]) + (", …" if len(there) > 5 else "")
-            raise InputError(f"holds no {what} {one!r}", cohort.root, f"it has: {some}" if some else "it has none")
+def _makers(kind: str, table_names: Sequence[str]) -> set[str]:
+    """Return the encoders or bundles that made the tables of a kind."""
+    return {name.split("/", 1)[1] for name in table_names if name.startswith(f"{kind}/")}
+
+
+def _check_names(kind: str, names: Iterable[str], existing: Collection[str], cohort: Cohort) -> None:
+    for name in names:
+        if name not in existing:
+            some = ", ".join(sorted(existing)[:5]) + (", …" if len(existing) > 5 else "")
+            remedy = f"choose from: {some}" if some else f"it has no {kind}s at all"
+            raise InputError(f"the cohort has no {kind} {name!r}", cohort.root, remedy)

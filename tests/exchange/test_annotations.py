@@ -53,7 +53,7 @@ def test_scores_are_spelled_in_many_ways(name: str, score: str, tmp_path: Path) 
 def test_what_could_mean_something_else_is_passed_over(name: str, tmp_path: Path) -> None:
     regions, notes = read_annotations(write(tmp_path / "a.json", [feature(SQUARE, classification={"name": name})]))
     assert regions == []
-    assert "passed over" in notes[0]
+    assert "skipped" in notes[0]
 
 
 def test_holes_and_several_polygons_are_areas(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_what_is_no_area_is_counted(tmp_path: Path) -> None:
     regions, notes = read_annotations(write(tmp_path / "a.json", [point, point, flat, feature(SQUARE)]))
     assert regions == []
     assert sorted(note.split(": ", 1)[1] for note in notes) == [
-        "1 × no class passed over", "1 × zero area passed over", "2 × no area passed over",
+        "1 × no class skipped", "1 × zero area skipped", "2 × no area skipped",
     ]  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def test_files_are_found_by_slide(tmp_path: Path) -> None:
     assert {key: path.name for key, path in found.items()} == {"a": "a.geojson", "b": "b.geojson"}
     with pytest.raises(InputError, match=r"c\.geojson"):
         find_annotations(tmp_path, ["c"])
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError, match="no such folder"):
         find_annotations(tmp_path / "nowhere", ["a"])
 
 

@@ -114,7 +114,7 @@ def test_codes_of_ours_are_short_and_name_one_thing() -> None:
 
 
 def test_a_source_that_is_gone_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"gone\.dcm: can't be read as DICOM; put the slide's files back"):
+    with pytest.raises(InputError, match=r"gone\.dcm: the file cannot be read as DICOM; put the slide's files back"):
         source_image({"path": str(tmp_path / "gone.dcm"), "width": 5})
 
 
@@ -155,7 +155,7 @@ def write_slide(path: Path, template: Path, rgb: np.ndarray, mpp: float, tile: i
 
 def test_an_ingested_slide_leaves_as_a_valid_report(scanned: Cohort, tmp_path: Path) -> None:
     found = export_cohort(ExportRequest(scanned.root, "dicom", tmp_path / "out"))
-    assert found.left_out == {"unnamed": "it has no prediction for a stain that labels name"}
+    assert found.left_out == {"unnamed": "it has no prediction for a stain that is given in the labels"}
     assert (found.files, found.failures) == (1, {})
     assert complaints(tmp_path / "out" / "biopsy.sr.dcm") == []
     rows = scanned.read("predictions/membrane", "biopsy").to_pylist()
@@ -179,7 +179,7 @@ def test_with_pseudonyms_there_is_no_report(scanned: Cohort, tmp_path: Path) -> 
     shutil.copytree(scanned.root, tmp_path / "cohort")
     hidden = Cohort(tmp_path / "cohort")
     write_row(hidden, {**hidden.rows()["biopsy"], "path": None})
-    with pytest.raises(InputError, match="with pseudonyms"):
+    with pytest.raises(InputError, match="it has a pseudonym"):
         export_cohort(ExportRequest(hidden.root, "dicom", tmp_path / "out", slides=("biopsy",)))
 
 

@@ -80,7 +80,7 @@ def test_patches_come_back_as_regions_of_their_most_probable_class(tmp_path: Pat
         x, y, size = patch["x"], patch["y"], patch["size"]
         assert region.shape.equals(box(x, y, x + size, y + size))
     assert sorted(notes) == [
-        "S1.geojson: 1 × class 'Tissue' passed over", f"S1.geojson: {len(tables['tiles'])} × class 'Tile' passed over",
+        "S1.geojson: 1 × class 'Tissue' skipped", f"S1.geojson: {len(tables['tiles'])} × class 'Tile' skipped",
     ]  # fmt: skip
 
 

@@ -93,29 +93,32 @@ def refusal(cohort: Cohort, path: Path, **more: object) -> str:
 
 def test_a_slide_that_is_not_in_the_cohort_is_refused(cohort: Cohort, h5: Path) -> None:
     shutil.copy(h5 / "S1.h5", h5 / "S7.h5")
-    assert "the cohort holds no slide S7; ingest the slide first" in refusal(cohort, h5 / "S7.h5")
+    assert "the cohort has no slide S7; ingest the slide first" in refusal(cohort, h5 / "S7.h5")
 
 
 def test_a_slide_that_failed_is_refused(cohort: Cohort, h5: Path) -> None:
     add_failed(cohort, "S3")
     shutil.copy(h5 / "S1.h5", h5 / "S3.h5")
-    assert "slide S3 is in the cohort as failed: unreadable" in refusal(cohort, h5 / "S3.h5")
+    assert "slide S3 failed in the cohort: unreadable" in refusal(cohort, h5 / "S3.h5")
 
 
 def test_the_tiles_of_another_slide_are_refused(tmp_path: Path, h5: Path) -> None:
     other = cohort_of(tmp_path / "other", "S1", mpp=0.2306, dim=8)
     words = refusal(other, h5 / "S1.h5")
-    assert "its tiles are 448 level-0 px wide, the slide's 486" in words
+    assert "its tiles are 448 level-0 px wide, those of the slide 486" in words
     assert "export COHORT --to clam-h5" in words
 
 
 def test_the_plans_own_encoder_is_not_replaced(cohort: Cohort, h5: Path) -> None:
     words = refusal(cohort, h5 / "S1.h5", encoder=None)
-    assert "stain is what this cohort computes itself; give it a name of its own: --encoder stain-imported" in words
+    assert (
+        "stain is an encoder that this cohort computes itself; import under another name: --encoder stain-imported"
+        in words
+    )
 
 
 def test_a_name_that_no_file_can_have_is_said_once(cohort: Cohort, h5: Path) -> None:
-    with pytest.raises(InputError, match="stain is what this cohort computes itself"):
+    with pytest.raises(InputError, match="stain is an encoder that this cohort computes itself"):
         run(cohort, h5, encoder="stain")
 
 
@@ -178,14 +181,14 @@ def test_a_slide_that_is_given_twice_is_refused_the_second_time(cohort: Cohort, 
     shutil.copy(h5 / "S1.h5", tmp_path)
     found = run(cohort, h5 / "S1.h5", tmp_path / "S1.h5")
     assert found.slides == ["S1"]
-    assert "slide S1 was given before" in found.failures[str(tmp_path / "S1.h5")]
+    assert "slide S1 is in another of the files, too" in found.failures[str(tmp_path / "S1.h5")]
 
 
 def test_a_slide_whose_tiles_are_damaged_is_refused_alone(cohort: Cohort, h5: Path) -> None:
     cohort.table("tiles", "S1").write_bytes(b"PAR1 no more")
     found = run(cohort, h5)
     assert found.slides == ["S2"]
-    assert "its slide's tiles can't be read" in found.failures[str(h5 / "S1.h5")]
+    assert "the tiles of slide S1 cannot be read" in found.failures[str(h5 / "S1.h5")]
 
 
 def test_a_slide_without_tiles_takes_a_file_without_rows(tmp_path: Path) -> None:
@@ -199,7 +202,7 @@ def test_a_slide_without_tiles_takes_a_file_without_rows(tmp_path: Path) -> None
 
 def test_nothing_to_import_is_said(cohort: Cohort, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"holds no \.h5 file"):
+    with pytest.raises(InputError, match=r"the folder has no \.h5 file"):
         run(cohort, tmp_path / "empty")
     with pytest.raises(InputError, match="no such file"):
         run(cohort, tmp_path / "nothing.h5")

@@ -85,9 +85,9 @@ def test_embeddings_are_in_the_csv_when_they_are_asked_for(cohort: Cohort, tmp_p
 
 
 @pytest.mark.parametrize(("more", "words"), [
-    ({"slides": ("S9",)}, "no slide 'S9'; it has: S1, S2, S3"),
-    ({"encoders": ("uni",)}, "no encoder 'uni'; it has: stain"),
-    ({"bundle": "beef"}, f"no bundle 'beef'; it has: {BUNDLE}"),
+    ({"slides": ("S9",)}, "no slide 'S9'; choose from: S1, S2, S3"),
+    ({"encoders": ("uni",)}, "no encoder 'uni'; choose from: stain"),
+    ({"bundle": "beef"}, f"no bundle 'beef'; choose from: {BUNDLE}"),
 ])  # fmt: skip
 def test_what_is_not_there_is_named_with_what_is(more: dict, words: str, cohort: Cohort, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=words):
@@ -123,7 +123,7 @@ def test_somebody_elses_file_is_not_replaced(cohort: Cohort, tmp_path: Path) -> 
     mine = tmp_path / "out" / "slides.csv"
     mine.parent.mkdir()
     mine.write_text("my own work")
-    with pytest.raises(InputError, match=r"slides\.csv: is there, and no export wrote it"):
+    with pytest.raises(InputError, match=r"slides\.csv: the file exists, and no export has written it"):
         run(cohort, "csv", tmp_path / "out")
     assert files(tmp_path / "out") == {"slides.csv": b"my own work"}
 
@@ -145,7 +145,7 @@ def test_a_file_that_no_row_names_is_not_exported(cohort: Cohort, tmp_path: Path
 
 
 def test_a_cohort_without_slides_has_nothing_to_export(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has nothing to export to geojson; it holds no slide"):
+    with pytest.raises(InputError, match="there is nothing to export to geojson; the cohort has no finished slide"):
         run(cohort_of(tmp_path / "cohort"), "geojson", tmp_path / "out")
     with pytest.raises(StoreError, match="no cohort here"):
         run(Cohort(tmp_path / "nowhere"), "geojson", tmp_path / "out")

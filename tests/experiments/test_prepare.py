@@ -62,7 +62,7 @@ def test_patch_methods_ask_for_annotations(synthetic: Synthetic, job: TrainingJo
         prepare_run(job, work, None, tmp_path / "nowhere", None)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(InputError, match="holds no annotations"):
+    with pytest.raises(InputError, match="has no annotations"):
         prepare_run(job, work, None, empty, None)
 
 

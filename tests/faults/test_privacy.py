@@ -189,7 +189,7 @@ def test_dicom_export_of_pseudonymized_cohort_is_refused(place: Place, tmp_path:
     slide_id = Pseudonymizer((place.root / "key").read_bytes()).slide(marker("archive"))
     cohort = Cohort(place.root / "made" / "cohort")
     assert cohort.rows()[slide_id]["format"] == "dicom"
-    with pytest.raises(InputError, match=f"{slide_id}: with pseudonyms nothing may name its image"):
+    with pytest.raises(InputError, match=f"{slide_id}: it has a pseudonym, and a report would have to identify its image"):
         export_cohort(Export(cohort.root, "dicom", tmp_path / "out", slides=(slide_id,)))
 
 

@@ -31,7 +31,9 @@ def test_several_files_have_one_identity_whatever_they_are_called(tmp_path: Path
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=6), st.integers(0, PAGE_BYTES - 1))
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=6), st.integers(0, PAGE_BYTES - 1)
+)
 def test_holes_are_the_runs_of_whole_zero_pages(tmp_path_factory, runs: list[tuple[int, int]], tail: int) -> None:
     data, expected = b"", []
     for full, empty in runs:
