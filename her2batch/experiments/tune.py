@@ -9,7 +9,7 @@ settings (seeded) and what each computes are.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +28,7 @@ from her2batch.experiments.train import (
 )
 from her2batch.experiments.units import TrainingJob, train_only
 from her2batch.models.mil_registry import LogUniform
+from her2batch.plugins import registered_rows, restore_rows
 from her2batch.runtime.parallel import map_unordered
 from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Training, TrainingResources
@@ -155,7 +156,7 @@ def _search(
     epochs = method_settings(unit.method, kind, job.training).model_dump()["epochs"]
     place = job.run.root / "tune" / unit.name
     gpus = resources.unit_gpus if session.gpus > 0 else 0
-    trial = ray_tune.with_parameters(_run_trial, job=job, unit=unit, place=place)
+    trial = ray_tune.with_parameters(_run_trial, job=job, unit=unit, place=place, registered=registered_rows())
     trainable = ray_tune.with_resources(trial, {"cpu": 1, "gpu": gpus})
     if ray_tune.Tuner.can_restore(str(place)):
         tuner = ray_tune.Tuner.restore(str(place), trainable, resume_unfinished=True, restart_errored=True)
@@ -191,11 +192,15 @@ def _search_domain(ray_tune: Any, one: Any) -> Any:
     return ray_tune.loguniform(one.low, one.high) if isinstance(one, LogUniform) else ray_tune.choice(list(one.values))
 
 
-def _run_trial(config: dict[str, Any], job: TrainingJob, unit: Unit, place: Path) -> None:
+def _run_trial(
+    config: dict[str, Any], job: TrainingJob, unit: Unit, place: Path, registered: Mapping[str, Mapping[str, Any]]
+) -> None:
     """One trial, in a process of its own; it goes on from its own checkpoint."""
     from ray import tune as ray_tune
 
     from her2batch.models.device import best_device
+
+    restore_rows(registered)
 
     def tell(at: Progress) -> None:
         ray_tune.report({"epoch": at.epoch, "best_loss": at.best_loss, "best_epoch": at.best_epoch})

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from her2batch.pipeline.inventory import SlideJob
 from her2batch.pipeline.slide_state import SlidePart, SlideState
 from her2batch.pipeline.worker import PartialSlide, SlideResult, SlideWorker
+from her2batch.plugins import restore_rows
 from her2batch.runtime.telemetry import TileMeter
 
 
 class Actor:
     """A worker in a process of its own. The only class Ray sees."""
 
-    def __init__(self, worker: SlideWorker, roles: tuple[str, ...] | None, memory: int, with_gpu: bool) -> None:
+    def __init__(
+        self,
+        worker: SlideWorker,
+        roles: tuple[str, ...] | None,
+        memory: int,
+        with_gpu: bool,
+        registered: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Prepare the process. registered: rows of the driver's registries, see `plugins.registered_rows`."""
         _limit(memory if not with_gpu else None)
+        restore_rows(registered or {})
         if not with_gpu:  # importing cucim or torch would take some 500 MB on every GPU in sight
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         import cv2
@@ -24,7 +36,7 @@ class Actor:
         cv2.setNumThreads(1)
         worker.load_reader()
         device = _best_device() if with_gpu else "cpu"
-        self._worker = replace(worker, context=replace(worker.context, device=device), made={})
+        self._worker = replace(worker, context=replace(worker.context, device=device), works={})
         self._roles = roles
         self._tiles = TileMeter(roles[0] if with_gpu and roles else "cpu")
 
@@ -35,25 +47,25 @@ class Actor:
 
         return str(ray.get_runtime_context().get_node_id())
 
-    def begin(self, todo: SlideJob, always: bool) -> tuple[SlideResult | PartialSlide, SlideState | None]:
+    def begin(self, job: SlideJob, always: bool) -> tuple[SlideResult | PartialSlide, SlideState | None]:
         """See SlideWorker.begin."""
-        result, state = self._worker.begin(todo, share=True, always=always)
+        result, state = self._worker.begin(job, share=True, always=always)
         if isinstance(result, SlideResult):
             self._tiles.add(result.row["n_tiles"] or 0)
         return result, state
 
-    def measure(self, todo: SlideJob, state: SlideState, role: str, lo: int, hi: int) -> SlidePart | SlideResult:
+    def measure(self, job: SlideJob, state: SlideState, role: str, lo: int, hi: int) -> SlidePart | SlideResult:
         """See SlideWorker.measure."""
-        part = self._worker.measure(todo, state, role, lo, hi)
+        part = self._worker.measure(job, state, role, lo, hi)
         if not isinstance(part, SlideResult):
             self._tiles.add(part.n_tiles)
         return part
 
-    def finish(self, todo: SlideJob, state: SlideState, *parts: SlidePart | SlideResult) -> SlideResult:
+    def finish(self, job: SlideJob, state: SlideState, *parts: SlidePart | SlideResult) -> SlideResult:
         """See SlideWorker.finish; a part that failed has committed the slide already."""
         failed = [part for part in parts if isinstance(part, SlideResult)]
         done = [part for part in parts if isinstance(part, SlidePart)]
-        return failed[0] if failed else self._worker.finish(todo, state, *done)
+        return failed[0] if failed else self._worker.finish(job, state, *done)
 
 
 def _best_device() -> str:

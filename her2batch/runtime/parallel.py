@@ -6,10 +6,11 @@ A worker that dies costs its own item, which is tried again. What an item raises
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from her2batch.errors import HeadLost, StoreError
+from her2batch.plugins import registered_rows, restore_rows
 from her2batch.runtime.ray_session import RaySession
 
 RETRIES = 2
@@ -65,7 +66,7 @@ def _on_ray(
             session.check()
             while waiting and len(running) < at_once:
                 item = waiting.popleft()
-                running[call.remote(function, item, bool(gpus))] = item
+                running[call.remote(function, item, bool(gpus), registered_rows())] = item
             done, _ = ray.wait(list(running), num_returns=1, timeout=PATIENCE_S)
             for reference in done:
                 item = running.pop(reference)
@@ -90,10 +91,11 @@ class _Lost:
         self.error = error
 
 
-def _call(function: Callable[..., Any], item: Any, with_gpu: bool) -> Any:
+def _call(function: Callable[..., Any], item: Any, with_gpu: bool, registered: Mapping[str, Mapping[str, Any]]) -> Any:
     """What Ray runs: exceptions come back as values, so that their class survives the way."""
     from her2batch.models.device import best_device
 
+    restore_rows(registered)
     device = best_device() if with_gpu else "cpu"
     try:
         return function(item, device)

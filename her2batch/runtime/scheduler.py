@@ -14,14 +14,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from her2batch.errors import HeadLost, Her2BatchError, SlideError, StoreError, one_line
-from her2batch.pipeline.cost_model import CPU_TILES_S, OTHER_NET
+from her2batch.pipeline.cost_model import CPU_TILES_S, OTHER_ENCODER
 from her2batch.pipeline.inventory import SlideJob
 from her2batch.pipeline.queue import JobSource
 from her2batch.pipeline.stages import active_stages
-from her2batch.pipeline.tile_reader import BATCH
-from her2batch.pipeline.worker import SPLIT, PartialSlide, SlideResult, SlideWorker
+from her2batch.pipeline.tile_reader import TILES_PER_BATCH
+from her2batch.pipeline.worker import SHARED_FROM_BATCHES, PartialSlide, SlideResult, SlideWorker
+from her2batch.plugins import registered_rows
 from her2batch.runtime.actor import Actor
-from her2batch.runtime.ray_session import READER, RaySession
+from her2batch.runtime.ray_session import READER_RESOURCE, RaySession
 from her2batch.runtime.telemetry import Meters
 from her2batch.settings import Plan, Resources
 
@@ -55,12 +56,12 @@ ROOM = "see that the disk of Ray's files (/tmp on this machine) has room"
 
 
 def run_on_ray(
-    session: RaySession, worker: SlideWorker, supply: JobSource, resources: Resources, meters: Meters
+    session: RaySession, worker: SlideWorker, source: JobSource, resources: Resources, meters: Meters
 ) -> Iterator[SlideResult]:
     """The same on Ray, in the order slides finish. Raises StoreError when Ray is lost, and what `ready` raises."""
     driver = _Scheduler(session, worker, resources, meters)
     try:
-        yield from driver.run(supply)
+        yield from driver.run(source)
     except HeadLost:
         raise
     except BaseException:
@@ -70,10 +71,10 @@ def run_on_ray(
 
 
 @dataclass
-class _Slide:
+class _ActiveSlide:
     """A slide on its way."""
 
-    todo: SlideJob
+    job: SlideJob
     state: Any = None  # reference to the begun state
     parts: dict[int, Any] = field(default_factory=dict)  # references, by position
     wanted: int = 0
@@ -97,7 +98,7 @@ class _Running(NamedTuple):
     actor: Any
     pool: str
     call: _Call
-    slide: _Slide
+    slide: _ActiveSlide
     since: float
 
 
@@ -112,29 +113,29 @@ class _Scheduler:
         self._session, self._ray, self._worker, self._meters = session, session.ray, worker, meters
         self._memory, self._patience = resources.worker_memory, step_limit(worker.context.plan, resources.patience)
         self._gpu_roles = _gpu_roles(worker) if session.gpus > 0 else ()
-        self._sizes = {"cpu": session.workers} | {role: max(1, int(session.gpus)) for role in self._gpu_roles}
+        self._pool_sizes = {"cpu": session.workers} | {role: max(1, int(session.gpus)) for role in self._gpu_roles}
         self._starting: dict[Any, tuple[Any, str]] = {}
-        self._node: dict[Any, str] = {}  # of every actor that has been ready
-        self._idle: dict[str, list[Any]] = {pool: [] for pool in self._sizes}
-        self._calls: dict[str, deque[_Call]] = {pool: deque() for pool in self._sizes}
+        self._node_of_actor: dict[Any, str] = {}  # of every actor that has been ready
+        self._idle: dict[str, list[Any]] = {pool: [] for pool in self._pool_sizes}
+        self._calls: dict[str, deque[_Call]] = {pool: deque() for pool in self._pool_sizes}
         self._running: dict[Any, _Running] = {}
         self._overdue: set[Any] = set()
-        self._slides: dict[str, _Slide] = {}
-        self._later: list[SlideJob] = []
+        self._slides: dict[str, _ActiveSlide] = {}
+        self._postponed: list[SlideJob] = []
         self._deaths: Counter[str] = Counter()
         self._lost_in_a_row = 0
-        self._grown, self._alone_since = 0.0, time.monotonic()
-        for pool, count in self._sizes.items():
+        self._grown_at, self._without_worker_since = 0.0, time.monotonic()
+        for pool, count in self._pool_sizes.items():
             for _ in range(count):
-                self._hire(pool)
+                self._start_actor(pool)
 
-    def run(self, supply: JobSource) -> Iterator[SlideResult]:
-        while (self._slides or self._later or not supply.ended()) and not self._session.stopped.is_set():
+    def run(self, source: JobSource) -> Iterator[SlideResult]:
+        while (self._slides or self._postponed or not source.is_exhausted()) and not self._session.stopped.is_set():
             self._session.check()
-            self._grow()
-            supply.look()
-            self._give_up()
-            self._hand_out(supply)
+            self._use_new_nodes()
+            source.refresh()
+            self._end_overdue()
+            self._assign_calls(source)
             references = [*self._running, *self._starting]
             if not references:
                 self._session.stopped.wait(PATIENCE_S)
@@ -142,9 +143,9 @@ class _Scheduler:
             done, _ = self._ray.wait(references, num_returns=1, timeout=PATIENCE_S)
             for reference in done:
                 if reference in self._starting:
-                    self._join(reference)
+                    self._accept_actor(reference)
                 else:
-                    yield from self._take(reference)
+                    yield from self._collect(reference)
 
     def release(self) -> None:
         """End the actors; what they had not committed is a draft, and swept."""
@@ -156,45 +157,45 @@ class _Scheduler:
 
     # -- pools -------------------------------------------------------------------------------------------------
 
-    def _hire(self, pool: str) -> None:
+    def _start_actor(self, pool: str) -> None:
         """Ask for one more actor: one CPU pool; one pool a GPU role, each actor with its share of a GPU."""
         actor = self._actor(pool)
         self._starting[actor.ready.remote()] = (actor, pool)
 
-    def _join(self, reference: Any) -> None:
+    def _accept_actor(self, reference: Any) -> None:
         """An actor is ready, or was lost before it was. Raises what making its stages raised."""
         actor, pool = self._starting.pop(reference)
         try:
-            self._node[actor] = self._ray.get(reference)
+            self._node_of_actor[actor] = self._ray.get(reference)
         except self._ray.exceptions.RayActorError as error:
             self._count_loss(error)
-            self._hire(pool)
+            self._start_actor(pool)
             return
         except self._ray.exceptions.RayError as error:
             raise _cause(error) from error
         self._idle[pool] += [actor] * _calls_at_once(pool)
 
-    def _grow(self) -> None:
+    def _use_new_nodes(self) -> None:
         """Use the places of nodes that have come; say so when there is no worker at all for too long."""
         at = time.monotonic()
-        if at - self._grown < GROW_S:
+        if at - self._grown_at < GROW_S:
             return
-        self._grown = at
+        self._grown_at = at
         self._meters.queues({pool: len(calls) for pool, calls in self._calls.items()})
-        if self._node.keys() - self._dead():
-            self._alone_since = at
-        elif at - self._alone_since > START_S:
+        if self._node_of_actor.keys() - self._lost_actors():
+            self._without_worker_since = at
+        elif at - self._without_worker_since > START_S:
             what = f"no worker could be started in {START_S} s"
             raise StoreError(what, None, "see that the cluster has free CPUs (ray status), then run again")
         places = self._session.places()
-        while self._sizes["cpu"] < places:
-            self._sizes["cpu"] += 1
-            self._hire("cpu")
+        while self._pool_sizes["cpu"] < places:
+            self._pool_sizes["cpu"] += 1
+            self._start_actor("cpu")
 
-    def _dead(self) -> set[Any]:
+    def _lost_actors(self) -> set[Any]:
         """Actors whose node has gone."""
         there = self._session.nodes()
-        return {actor for actor, node in self._node.items() if node not in there}
+        return {actor for actor, node in self._node_of_actor.items() if node not in there}
 
     def _actor(self, pool: str) -> Any:
         gpu = pool != "cpu"
@@ -210,69 +211,70 @@ class _Scheduler:
             "max_concurrency": _calls_at_once(pool),
             "runtime_env": {"env_vars": limits},
         }
-        if not gpu and self._session.has(READER):
-            options["resources"] = {READER: A_LITTLE}
+        if not gpu and self._session.has(READER_RESOURCE):
+            options["resources"] = {READER_RESOURCE: A_LITTLE}
         sharing = len(self._gpu_roles) * max(1, int(self._session.gpus))
         threads = max(1, self._session.workers // sharing) if gpu else 0
         worker = replace(self._worker, threads=threads)
         roles = (pool,) if gpu else tuple(one for one in _roles(worker) if one not in self._gpu_roles)
-        return self._ray.remote(Actor).options(**options).remote(worker, roles, self._memory, gpu)
+        start = self._ray.remote(Actor).options(**options).remote
+        return start(worker, roles, self._memory, gpu, registered_rows())
 
     # -- calls -------------------------------------------------------------------------------------------------
 
-    def _hand_out(self, supply: JobSource) -> None:
+    def _assign_calls(self, source: JobSource) -> None:
         for pool, idle in self._idle.items():
             calls = self._calls[pool]
             while idle:
-                if not calls and (pool != "cpu" or not self._open(supply, calls)):
+                if not calls and (pool != "cpu" or not self._begin_next(source, calls)):
                     break
-                self._start(idle.pop(), pool, calls.popleft())
+                self._submit(idle.pop(), pool, calls.popleft())
 
-    def _open(self, supply: JobSource, calls: deque[_Call]) -> bool:
+    def _begin_next(self, source: JobSource, calls: deque[_Call]) -> bool:
         """Begin a further slide, if there is one."""
-        later = [todo for todo in self._later if todo.slide_id not in self._slides]
-        todo = later[0] if later else supply.next()
-        if todo is None:
+        later = [job for job in self._postponed if job.slide_id not in self._slides]
+        job = later[0] if later else source.next_job()
+        if job is None:
             return False
-        self._later = [one for one in self._later if one is not todo]
-        if todo.slide_id in self._slides:  # its file changed while it was read: what is read now comes to nothing
-            self._later.append(todo)
+        self._postponed = [one for one in self._postponed if one is not job]
+        if job.slide_id in self._slides:  # its file changed while it was read: what is read now comes to nothing
+            self._postponed.append(job)
             return False
-        self._slides[todo.slide_id] = _Slide(todo)
-        calls.append(_Call("begin", todo.slide_id))
+        self._slides[job.slide_id] = _ActiveSlide(job)
+        calls.append(_Call("begin", job.slide_id))
         return True
 
-    def _start(self, actor: Any, pool: str, call: _Call) -> None:
+    def _submit(self, actor: Any, pool: str, call: _Call) -> None:
         slide = self._slides[call.slide_id]
         if call.what == "begin":
-            reference, slide.state = actor.begin.options(num_returns=2).remote(slide.todo, bool(self._gpu_roles))
+            reference, slide.state = actor.begin.options(num_returns=2).remote(slide.job, bool(self._gpu_roles))
         elif call.what == "measure":
-            reference = actor.measure.remote(slide.todo, slide.state, call.role, call.lo, call.hi)
+            reference = actor.measure.remote(slide.job, slide.state, call.role, call.lo, call.hi)
         else:
             parts = [slide.parts[k] for k in sorted(slide.parts)]
-            reference = actor.finish.remote(slide.todo, slide.state, *parts)
+            reference = actor.finish.remote(slide.job, slide.state, *parts)
         self._running[reference] = _Running(actor, pool, call, slide, time.monotonic())
 
-    def _take(self, reference: Any) -> Iterator[SlideResult]:
+    def _collect(self, reference: Any) -> Iterator[SlideResult]:
         actor, pool, call, slide, _ = self._running.pop(reference)
         overdue = reference in self._overdue
         self._overdue.discard(reference)
-        node = self._node.get(actor)
+        node = self._node_of_actor.get(actor)
         current = self._slides.get(call.slide_id) is slide
         lost = self._ray.exceptions
         try:
             result = self._ray.get(reference) if call.what != "measure" else self._finished_part(reference)
         except lost.RayActorError as error:
-            self._bury(actor, pool, error)
+            self._replace_actor(actor, pool, error)
             if current and overdue:
-                yield self._failed(slide, SlideError("timeout", slide.todo.source.path, self._words(call)))
+                yield self._fail_slide(slide, SlideError("timeout", slide.job.source.path, self._words(call)))
             elif current:
-                yield from self._lost(call, slide, node)
+                yield from self._retry_or_fail(call, slide, node)
             return
         except (lost.ObjectLostError, lost.OwnerDiedError) as error:
             self._idle[pool].append(actor)
             if current:
-                yield from self._begin_again(slide, error)
+                yield from self._restart_slide(slide, error)
             return
         except lost.RayError as error:
             raise _cause(error) from error
@@ -281,10 +283,10 @@ class _Scheduler:
         if not current:
             return
         if isinstance(result, SlideResult):
-            self._forget(call.slide_id)
+            self._drop_slide(call.slide_id)
             yield result
         elif isinstance(result, PartialSlide):
-            self._spread(slide, result)
+            self._share_slide(slide, result)
         else:
             slide.parts[call.position] = reference
             if len(slide.parts) == slide.wanted:
@@ -295,7 +297,7 @@ class _Scheduler:
         result = self._ray.get(reference)
         return result if isinstance(result, SlideResult) else None
 
-    def _spread(self, slide: _Slide, begun: PartialSlide) -> None:
+    def _share_slide(self, slide: _ActiveSlide, begun: PartialSlide) -> None:
         slide.wanted = len(begun.calls)
         for position, (role, lo, hi) in enumerate(begun.calls):
             pool = role if role in self._gpu_roles else "cpu"
@@ -303,28 +305,31 @@ class _Scheduler:
 
     # -- losses ------------------------------------------------------------------------------------------------
 
-    def _bury(self, actor: Any, pool: str, error: Exception) -> None:
+    def _replace_actor(self, actor: Any, pool: str, error: Exception) -> None:
         """Hire a successor of a dead actor, once: it may have died under two calls."""
-        if self._node.pop(actor, None) is None:
+        if self._node_of_actor.pop(actor, None) is None:
             return
         self._idle[pool] = [one for one in self._idle[pool] if one != actor]
         self._count_loss(error)
-        self._hire(pool)
+        self._start_actor(pool)
 
     def _count_loss(self, error: Exception) -> None:
         self._lost_in_a_row += 1
-        if self._lost_in_a_row >= max(LOST_IN_A_ROW, 2 * sum(self._sizes.values())) or not self._ray.is_initialized():
+        if (
+            self._lost_in_a_row >= max(LOST_IN_A_ROW, 2 * sum(self._pool_sizes.values()))
+            or not self._ray.is_initialized()
+        ):
             raise StoreError("Ray lost its workers one after the other", None, f"{ROOM}, then {AGAIN}") from error
 
-    def _begin_again(self, slide: _Slide, error: Exception) -> Iterator[SlideResult]:
+    def _restart_slide(self, slide: _ActiveSlide, error: Exception) -> Iterator[SlideResult]:
         """What a slide's other calls had left went with its node: start it anew."""
         self._count_loss(error)
-        self._forget(slide.todo.slide_id)
-        self._slides[slide.todo.slide_id] = _Slide(slide.todo)
-        self._calls["cpu"].appendleft(_Call("begin", slide.todo.slide_id))
+        self._drop_slide(slide.job.slide_id)
+        self._slides[slide.job.slide_id] = _ActiveSlide(slide.job)
+        self._calls["cpu"].appendleft(_Call("begin", slide.job.slide_id))
         yield from ()
 
-    def _lost(self, call: _Call, slide: _Slide, node: str | None) -> Iterator[SlideResult]:
+    def _retry_or_fail(self, call: _Call, slide: _ActiveSlide, node: str | None) -> Iterator[SlideResult]:
         """The worker died under a call: try the call again, twice; then the slide is lost, not the batch.
 
         node: where it was; one that has gone altogether is no fault of the slide's.
@@ -334,9 +339,9 @@ class _Scheduler:
             self._calls["cpu" if call.role not in self._gpu_roles else call.role].appendleft(call)
             return
         what = f"its worker died {RETRIES + 1} times while it worked on it"
-        yield self._failed(slide, SlideError("worker-lost", slide.todo.source.path, what))
+        yield self._fail_slide(slide, SlideError("worker-lost", slide.job.source.path, what))
 
-    def _give_up(self) -> None:
+    def _end_overdue(self) -> None:
         """End the workers of calls that go on for too long: a library may hang where nothing in its process helps."""
         at = time.monotonic()
         for reference, one in self._running.items():
@@ -347,11 +352,11 @@ class _Scheduler:
     def _words(self, call: _Call) -> str:
         return f"its step '{call.what}' did not come to an end in {self._patience:.0f} s"
 
-    def _failed(self, slide: _Slide, error: SlideError) -> SlideResult:
-        self._forget(slide.todo.slide_id)
-        return self._worker.fail(slide.todo, error)
+    def _fail_slide(self, slide: _ActiveSlide, error: SlideError) -> SlideResult:
+        self._drop_slide(slide.job.slide_id)
+        return self._worker.fail(slide.job, error)
 
-    def _forget(self, slide_id: str) -> None:
+    def _drop_slide(self, slide_id: str) -> None:
         self._slides.pop(slide_id, None)
         for pool, calls in self._calls.items():
             self._calls[pool] = deque(call for call in calls if call.slide_id != slide_id)
@@ -359,8 +364,8 @@ class _Scheduler:
 
 def step_limit(plan: Plan, patience: float) -> float:
     """Seconds a call may take: what the user allows, and SLACK times what its encoders take on a core."""
-    tile_s = sum(1 / CPU_TILES_S.get(name, OTHER_NET[0]) for name in plan.encoders if name != "stain")
-    return patience + SLACK * SPLIT * BATCH * tile_s
+    tile_s = sum(1 / CPU_TILES_S.get(name, OTHER_ENCODER[0]) for name in plan.encoders if name != "stain")
+    return patience + SLACK * SHARED_FROM_BATCHES * TILES_PER_BATCH * tile_s
 
 
 def _calls_at_once(pool: str) -> int:
