@@ -1,4 +1,4 @@
-"""The README's first command: everything once, and what it leaves behind."""
+"""The demo, which is the README's first command."""
 
 import subprocess
 import sys
@@ -13,8 +13,8 @@ from her2batch.models.bundle import read_bundle
 METHODS = {"clam-sb", "random-forest", "svm", "mlp"}
 
 
-def test_the_demo_trains_and_scores_slides_it_has_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In small, and in the plain loop."""
+def test_the_demo_trains_and_scores_held_out_slides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small slides, in the serial loop."""
     monkeypatch.setattr(module, "SIZE", (1200, 1000))
     monkeypatch.setattr(module, "TRAINING", module.TRAINING.model_copy(update={"patches_per_slide": 4}))
     found = demo(tmp_path / "demo", 18, 2, quiet=True, workers=0)
@@ -32,7 +32,7 @@ def test_the_demo_trains_and_scores_slides_it_has_not_seen(tmp_path: Path, monke
 
 
 @pytest.mark.slow
-def test_the_command_shows_what_each_method_says_of_the_slides_that_were_held_out(tmp_path: Path) -> None:
+def test_the_command_prints_the_predictions_of_each_method_for_held_out_slides(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     command = [sys.executable, "-m", "her2batch.cli", "demo", str(out), "--slides", "18", "--held-out", "3"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=280)

@@ -1,4 +1,4 @@
-"""export and import as somebody types them."""
+"""The commands export and import."""
 
 import json
 from pathlib import Path
@@ -20,13 +20,13 @@ def cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cohort:
     return cohort_of(tmp_path / "cohort", "S1", "S2", dim=8)
 
 
-def test_the_command_offers_what_there_is() -> None:
+def test_export_offers_every_format() -> None:
     assert [one.value for one in Format] == list(FORMATS)
     assert CliRunner().invoke(app, ["export", "cohort", "--to", "xlsx"]).exit_code == 2
 
 
 @pytest.mark.usefixtures("cohort")
-def test_an_export_goes_to_a_folder_of_its_format_and_says_so() -> None:
+def test_export_writes_to_a_folder_of_its_format_and_prints_it() -> None:
     result = CliRunner().invoke(app, ["export", "cohort", "--to", "geojson"])
     assert result.exit_code == 0
     assert result.stdout.startswith("2 files of 2 slides, ")
@@ -36,14 +36,14 @@ def test_an_export_goes_to_a_folder_of_its_format_and_says_so() -> None:
 
 
 @pytest.mark.usefixtures("cohort")
-def test_json_is_one_object_and_nothing_else() -> None:
+def test_json_prints_one_object_and_nothing_else() -> None:
     result = CliRunner().invoke(app, ["export", "cohort", "--to", "csv", "--slide", "S2", "--json"])
     found = json.loads(result.stdout)
     assert (found["files"], found["slides"], found["exit_code"]) == (6, 1, 0)
     assert result.stderr == ""
 
 
-def test_embeddings_come_back_with_import(cohort: Cohort) -> None:
+def test_exported_embeddings_can_be_imported(cohort: Cohort) -> None:
     runner = CliRunner()
     runner.invoke(app, ["export", "cohort", "--to", "clam-h5"])
     words = ["import", "cohort", "export/clam-h5/features_stain/h5_files", "--encoder", "mine"]
@@ -58,7 +58,7 @@ def test_embeddings_come_back_with_import(cohort: Cohort) -> None:
 
 
 @pytest.mark.usefixtures("cohort")
-def test_a_refused_file_is_a_line_and_the_exit_code_says_it(tmp_path: Path) -> None:
+def test_a_refused_file_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "S1.h5").write_bytes(b"no HDF5")
     result = CliRunner().invoke(app, ["import", "cohort", "S1.h5", "--encoder", "mine"])
     assert result.exit_code == 2

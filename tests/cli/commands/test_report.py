@@ -1,4 +1,4 @@
-"""The command that writes reports."""
+"""The command report."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from her2batch.cli.app import app
 from tests.conftest import Synthetic
 
 
-def test_report_writes_one_file_its_figures_and_says_where(synthetic: Synthetic, tmp_path: Path) -> None:
+def test_report_writes_one_file_and_its_figures_and_prints_the_path(synthetic: Synthetic, tmp_path: Path) -> None:
     out, figures = tmp_path / "r.html", tmp_path / "figures"
     words = ["report", str(synthetic.cohort), "--out", str(out), "--pages", "1", "--figures", str(figures), "--json"]
     result = CliRunner().invoke(app, words)

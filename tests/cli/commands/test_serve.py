@@ -1,4 +1,4 @@
-"""The command serve: what it can't serve is one plain line and exit code 2; nothing listens then."""
+"""The command serve: an error is one line and exit code 2, and no port is opened."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from her2batch.cli.app import app
 from her2batch.errors import StoreError
 
 
-def test_no_cohort_is_said(tmp_path: Path) -> None:
+def test_a_missing_cohort_is_refused(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, ["serve", str(tmp_path / "none")])
     assert isinstance(found.exception, StoreError)
     assert "there is no cohort here" in str(found.exception)

@@ -1,4 +1,4 @@
-"""The commands on slides, as somebody types them."""
+"""The commands on slides and cohorts."""
 
 import json
 import subprocess
@@ -12,14 +12,14 @@ from her2batch.cli.app import app
 from tests.conftest import MakeSlide
 
 
-def said(*words: object) -> tuple[int, str]:
+def invoke(*words: object) -> tuple[int, str]:
     result = CliRunner().invoke(app, [str(one) for one in words])
     return result.exit_code, result.stdout
 
 
-def test_a_dry_run_says_what_would_be_done_and_writes_nothing(make_slide: MakeSlide, tmp_path: Path) -> None:
+def test_dry_run_lists_the_slides_and_writes_nothing(make_slide: MakeSlide, tmp_path: Path) -> None:
     scans = make_slide("a.tiff").parent
-    code, out = said("ingest", scans, "--out", tmp_path / "c", "--dry-run", "--json")
+    code, out = invoke("ingest", scans, "--out", tmp_path / "c", "--dry-run", "--json")
     found = json.loads(out)
     assert code == 0
     assert [(row["slide_id"], row["what"]) for row in found["slides"]] == [("a", "ingest (generic-tiff, 0.25 µm/px)")]
@@ -28,28 +28,28 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(make_slide: MakeSl
 
 def test_ingest_status_and_verify_agree(make_slide: MakeSlide, tmp_path: Path) -> None:
     scans, cohort = make_slide("a.tiff").parent, tmp_path / "c"
-    code, out = said("ingest", scans, "--out", cohort, "--workers", 0, "--json")
+    code, out = invoke("ingest", scans, "--out", cohort, "--workers", 0, "--json")
     assert (code, json.loads(out)["done"]) == (0, 1)
-    code, out = said("status", cohort, "--json")
+    code, out = invoke("status", cohort, "--json")
     assert (code, json.loads(out)["adds_up"]) == (0, True)
-    code, out = said("verify", cohort, "--json")
+    code, out = invoke("verify", cohort, "--json")
     assert (code, json.loads(out)["problems"], json.loads(out)["reviews"]) == (0, [], 0)
 
 
-def test_status_says_what_failed_as_json_too(make_slide: MakeSlide, tmp_path: Path) -> None:
+def test_status_as_json_lists_failures(make_slide: MakeSlide, tmp_path: Path) -> None:
     scans, cohort = make_slide("a.tiff", mpp=None).parent, tmp_path / "c"
-    assert said("ingest", scans, "--out", cohort, "--workers", 0, "--json")[0] == 3
-    found = json.loads(said("status", cohort, "--json")[1])
+    assert invoke("ingest", scans, "--out", cohort, "--workers", 0, "--json")[0] == 3
+    found = json.loads(invoke("status", cohort, "--json")[1])
     assert found["codes"] == {"no-mpp": 1}
     assert [row["slide_id"] for row in found["failures"]] == ["a"]
 
 
 @pytest.mark.parametrize("words", [["--mpp", "99"], ["--until", "25:00"], ["--reader", "magic"]])
 def test_a_setting_out_of_range_is_a_usage_error(tmp_path: Path, words: list[str]) -> None:
-    assert said("ingest", tmp_path, *words)[0] == 2
+    assert invoke("ingest", tmp_path, *words)[0] == 2
 
 
-def test_a_run_does_not_end_because_nobody_listens(make_slide: MakeSlide, tmp_path: Path) -> None:
+def test_an_ingest_finishes_when_its_output_is_closed(make_slide: MakeSlide, tmp_path: Path) -> None:
     scans = make_slide("a.tiff").parent
     make_slide("b.tiff", seed=1)
     command = [sys.executable, "-m", "her2batch.cli", "ingest", str(scans), "--out", str(tmp_path / "c")]
@@ -57,4 +57,4 @@ def test_a_run_does_not_end_because_nobody_listens(make_slide: MakeSlide, tmp_pa
     run.stdout.close()
     run.stderr.close()
     assert run.wait(timeout=120) == 0
-    assert json.loads(said("status", tmp_path / "c", "--json")[1])["done"] == 2
+    assert json.loads(invoke("status", tmp_path / "c", "--json")[1])["done"] == 2

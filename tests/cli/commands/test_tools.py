@@ -1,4 +1,4 @@
-"""The commands to try her2batch out."""
+"""The commands synth and doctor."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ def test_synth_writes_slides_and_their_labels(tmp_path: Path) -> None:
     assert (tmp_path / "s" / "labels.csv").is_file()
 
 
-def test_doctor_says_what_the_machine_has() -> None:
+def test_doctor_lists_python_and_ray() -> None:
     result = CliRunner().invoke(app, ["doctor", "--json"])
     assert result.exit_code == 0
     assert {line["name"] for line in json.loads(result.stdout)["lines"]} >= {"python", "ray"}

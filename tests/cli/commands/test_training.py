@@ -1,4 +1,4 @@
-"""The commands on training, as somebody types them."""
+"""The commands train, reproduce, tune and score."""
 
 from pathlib import Path
 
@@ -16,12 +16,12 @@ def test_train_needs_a_cohort_or_a_run_to_resume() -> None:
 
 
 @pytest.mark.parametrize("command", ["train", "reproduce", "tune"])
-def test_a_folder_without_a_cohort_is_named(command: str, tmp_path: Path) -> None:
+def test_a_folder_without_a_cohort_is_refused_by_name(command: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [command, str(tmp_path), "--out", str(tmp_path / "run")])
     assert isinstance(result.exception, StoreError)
     assert str(tmp_path) in str(result.exception)
 
 
-def test_a_bundle_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["score", str(tmp_path), "--bundle", str(tmp_path / "b")])
     assert isinstance(result.exception, (InputError, StoreError))
