@@ -36,7 +36,7 @@ def boxes_within(whole: Box, chunk: int, seed: int) -> list[Box]:
 class SlideContract:
     """Inherit, and give the fixture `slide`: freshly opened, mpp not yet settled."""
 
-    def test_the_facts_make_sense(self, slide: Slide) -> None:
+    def test_metadata_is_plausible(self, slide: Slide) -> None:
         info = slide.info
         assert info.format
         assert info.reader
@@ -46,10 +46,10 @@ class SlideContract:
         assert (info.mpp is None) == (info.mpp_source is None)
         assert info.mpp is None or MPP_RANGE[0] <= info.mpp <= MPP_RANGE[1]
 
-    def test_a_sound_slide_is_valid(self, slide: Slide) -> None:
+    def test_intact_slide_is_valid(self, slide: Slide) -> None:
         slide.validate()
 
-    def test_a_read_outside_is_refused_at_every_level(self, slide: Slide) -> None:
+    def test_read_outside_a_level_is_refused(self, slide: Slide) -> None:
         for level, size in enumerate(slide.info.levels):
             for box in (
                 Box(-1, 0, 2, 2), Box(0, -1, 2, 2), Box(size.width - 1, 0, 2, 1), Box(0, size.height - 1, 1, 2),
@@ -58,17 +58,17 @@ class SlideContract:
                 with pytest.raises(ValueError, match="leaves level"):
                     slide.read(box, level)
 
-    def test_a_level_that_is_not_there_is_refused(self, slide: Slide) -> None:
+    def test_missing_level_is_refused(self, slide: Slide) -> None:
         for level in (-1, len(slide.info.levels)):
             with pytest.raises(ValueError, match="no level"):
                 slide.read(Box(0, 0, 1, 1), level)
 
-    def test_an_empty_box_is_refused(self, slide: Slide) -> None:
+    def test_empty_box_is_refused(self, slide: Slide) -> None:
         for box in (Box(0, 0, 0, 1), Box(0, 0, 1, 0), Box(1, 1, -1, 1)):
             with pytest.raises(ValueError, match="leaves level"):
                 slide.read(box)
 
-    def test_a_read_has_the_shape_of_its_box(self, slide: Slide) -> None:
+    def test_pixels_have_the_shape_of_the_box(self, slide: Slide) -> None:
         for level in range(len(slide.info.levels)):
             for box in boxes_within(corner(slide, level), slide.info.levels[level].chunk_width, seed=level):
                 pixels = slide.read(box, level)
@@ -76,7 +76,7 @@ class SlideContract:
                 assert pixels.dtype == np.uint8
                 assert pixels.flags.c_contiguous
 
-    def test_parts_are_crops_of_the_whole_at_every_level(self, slide: Slide) -> None:
+    def test_small_reads_are_crops_of_large_reads(self, slide: Slide) -> None:
         for level, size in enumerate(slide.info.levels):
             whole = slide.read(corner(slide, level), level)
             for box in boxes_within(corner(slide, level), size.chunk_width, seed=level):
@@ -84,7 +84,7 @@ class SlideContract:
                 assert np.array_equal(slide.read(box, level), part), (level, box)
 
     @pytest.mark.parametrize("by", [2, 4, 8])
-    def test_a_level_is_read_shrunk_as_one_picture_and_in_crops(self, slide: Slide, by: int) -> None:
+    def test_shrunk_level_is_close_to_the_area_mean(self, slide: Slide, by: int) -> None:
         size = slide.info.levels[0].downscale(by)
         box = Box(0, 0, min(size.width, MOST // by), min(size.height, MOST // by))
         whole = slide.read(box, 0, by)
@@ -96,7 +96,7 @@ class SlideContract:
             slide.read(Box(0, 0, size.width + 1, 1), 0, by)
 
     @pytest.mark.parametrize("by", [1, 2])
-    def test_the_parts_that_are_asked_for_are_there(self, slide: Slide, by: int) -> None:
+    def test_needed_boxes_have_their_pixels(self, slide: Slide, by: int) -> None:
         size = slide.info.levels[0].downscale(by)
         box = Box(0, 0, min(size.width, MOST), min(size.height, MOST))
         places = np.array(boxes_within(box, size.chunk_width, seed=by), np.int64)[4:8]
@@ -105,7 +105,7 @@ class SlideContract:
         for x, y, width, height in places.tolist():
             assert np.array_equal(some[y : y + height, x : x + width], whole[y : y + height, x : x + width])
 
-    def test_the_same_read_gives_the_same_bytes_and_keeps_them(self, slide: Slide) -> None:
+    def test_repeated_read_gives_the_same_bytes_in_a_new_array(self, slide: Slide) -> None:
         box = corner(slide, 0)
         first = slide.read(box)
         before = first.copy()
@@ -114,13 +114,13 @@ class SlideContract:
         assert np.array_equal(first, before)
         assert slide.read(box).tobytes() == before.tobytes()
 
-    def test_a_region_at_the_slides_own_mpp_is_the_read(self, slide: Slide) -> None:
+    def test_region_at_the_mpp_of_the_slide_equals_a_read(self, slide: Slide) -> None:
         slide.info = slide.info.with_mpp(0.25)
         box = corner(slide, 0)
         assert slide.info.mpp is not None
         assert np.array_equal(slide.region(box, slide.info.mpp), slide.read(box))
 
-    def test_a_region_at_a_coarser_mpp_is_smaller_and_looks_the_same(self, slide: Slide) -> None:
+    def test_region_at_a_coarser_mpp_is_smaller_with_the_same_mean(self, slide: Slide) -> None:
         slide.info = slide.info.with_mpp(0.25)
         box = corner(slide, 0)
         assert slide.info.mpp is not None
@@ -128,7 +128,7 @@ class SlideContract:
         assert small.shape == (max(1, round(box.height / 2)), max(1, round(box.width / 2)), 3)
         assert np.abs(small.mean((0, 1)) - slide.read(box).mean((0, 1))).max() < 4
 
-    def test_outside_the_slide_a_region_is_white(self, slide: Slide) -> None:
+    def test_region_outside_the_slide_is_white(self, slide: Slide) -> None:
         slide.info = slide.info.with_mpp(0.25)
         info = slide.info
         assert info.mpp is not None
@@ -139,7 +139,7 @@ class SlideContract:
         assert np.array_equal(region[10:, 20:], slide.read(inside))
         assert (slide.region(Box(info.width, 0, 8, 8), info.mpp) == 255).all()
 
-    def test_an_overview_shows_the_whole_slide(self, slide: Slide) -> None:
+    def test_overview_covers_the_whole_slide(self, slide: Slide) -> None:
         slide.info = slide.info.with_mpp(0.25)
         info = slide.info
         assert info.mpp is not None
@@ -148,7 +148,7 @@ class SlideContract:
         left = slide.region(Box(0, 0, info.width // 8 * 4, info.height), info.mpp * 4)
         assert np.abs(view[:, : left.shape[1]].mean((0, 1)) - left.mean((0, 1))).max() < 3
 
-    def test_an_override_counts_only_where_the_file_gives_no_mpp(self, slide: Slide) -> None:
+    def test_override_counts_only_for_a_file_without_mpp(self, slide: Slide) -> None:
         own = slide.info.mpp
         settled = slide.info.with_mpp(0.33)
         assert (settled.mpp, settled.mpp_source) == ((0.33, "override") if own is None else (own, "file"))
@@ -156,6 +156,6 @@ class SlideContract:
             replace(slide.info, mpp=None, mpp_source=None).with_mpp(None)
         assert caught.value.code == "no-mpp"
 
-    def test_closing_twice_is_harmless(self, slide: Slide) -> None:
+    def test_closing_twice_is_allowed(self, slide: Slide) -> None:
         slide.close()
         slide.close()

@@ -34,7 +34,7 @@ SQUARE = box(0, 0, 100, 100)
     {"class": "score 3"},
     {"name": "3+"},
 ])  # fmt: skip
-def test_every_dialect_says_the_same(wrap: object, properties: dict, tmp_path: Path) -> None:
+def test_all_dialects_are_read(wrap: object, properties: dict, tmp_path: Path) -> None:
     regions, notes = read_annotations(write(tmp_path / "a.geojson", wrap(feature(SQUARE, **properties))))
     assert [(one.score, one.shape.area) for one in regions] == [("3+", 10_000)]
     assert notes == []
@@ -44,19 +44,19 @@ SPELLINGS = [("0", "0"), ("1+", "1+"), ("HER2 2+", "2+"), ("her2_1", "1+"), ("He
 
 
 @pytest.mark.parametrize(("name", "score"), SPELLINGS)
-def test_scores_are_spelled_in_many_ways(name: str, score: str, tmp_path: Path) -> None:
+def test_spellings_of_scores(name: str, score: str, tmp_path: Path) -> None:
     regions, _ = read_annotations(write(tmp_path / "a.json", [feature(SQUARE, classification={"name": name})]))
     assert [one.score for one in regions] == [score]
 
 
 @pytest.mark.parametrize("name", ["4+", "Tumor", "3 cells", "10", "2-3+", "ER 3+", "+"])
-def test_what_could_mean_something_else_is_passed_over(name: str, tmp_path: Path) -> None:
+def test_ambiguous_classes_are_skipped(name: str, tmp_path: Path) -> None:
     regions, notes = read_annotations(write(tmp_path / "a.json", [feature(SQUARE, classification={"name": name})]))
     assert regions == []
     assert "skipped" in notes[0]
 
 
-def test_holes_and_several_polygons_are_areas(tmp_path: Path) -> None:
+def test_polygons_with_holes_and_collections_are_areas(tmp_path: Path) -> None:
     holed = Polygon(SQUARE.exterior, [box(20, 20, 40, 40).exterior.coords])
     several = {"type": "GeometryCollection", "geometries": [mapping(SQUARE), mapping(box(200, 0, 210, 10))]}
     data = [feature(holed, classification="1+"), {**feature(SQUARE, classification="2+"), "geometry": several}]
@@ -64,14 +64,14 @@ def test_holes_and_several_polygons_are_areas(tmp_path: Path) -> None:
     assert [one.shape.area for one in regions] == [10_000 - 400, 10_000 + 100]
 
 
-def test_a_ring_that_crosses_itself_is_mended(tmp_path: Path) -> None:
+def test_self_intersecting_polygon_is_repaired(tmp_path: Path) -> None:
     bow = Polygon([(0, 0), (100, 100), (100, 0), (0, 100)])
     regions, _ = read_annotations(write(tmp_path / "a.json", [feature(bow, classification="1+")]))
     assert regions[0].shape.is_valid
     assert regions[0].shape.area == pytest.approx(5000)
 
 
-def test_what_is_no_area_is_counted(tmp_path: Path) -> None:
+def test_features_without_area_are_counted(tmp_path: Path) -> None:
     point = feature(Point(1, 2), classification="1+")
     flat = feature(Polygon([(0, 0), (10, 0), (20, 0), (0, 0)]), classification="1+")
     regions, notes = read_annotations(write(tmp_path / "a.json", [point, point, flat, feature(SQUARE)]))
@@ -82,7 +82,7 @@ def test_what_is_no_area_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["geojson_example.json", "holed.geojson", "qupath05.geojson"])
-def test_real_exports_are_read(name: str, real_data: Path) -> None:
+def test_real_exports_without_scores_are_read(name: str, real_data: Path) -> None:
     """None of them bears HER2 scores: each is read to its end, and says so. With scores written in, all are areas."""
     regions, notes = read_annotations(real_data / "geojson" / name)
     assert regions == []
@@ -92,7 +92,7 @@ def test_real_exports_are_read(name: str, real_data: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "count"), [("geojson_example.json", 2), ("holed.geojson", 1), ("qupath05.geojson", 3)]
 )
-def test_real_outlines_are_areas(name: str, count: int, real_data: Path, tmp_path: Path) -> None:
+def test_outlines_in_real_exports_are_areas(name: str, count: int, real_data: Path, tmp_path: Path) -> None:
     data = json.loads((real_data / "geojson" / name).read_text())
     features = data if isinstance(data, list) else data.get("features", [data])
     for one in features:
@@ -114,13 +114,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("text", BAD.values(), ids=BAD)
-def test_what_is_no_geojson_is_refused_by_name(text: str, tmp_path: Path) -> None:
+def test_invalid_geojson_is_refused_with_the_file_name(text: str, tmp_path: Path) -> None:
     (tmp_path / "slide.geojson").write_text(text)
     with pytest.raises(InputError, match=r"slide\.geojson"):
         read_annotations(tmp_path / "slide.geojson")
 
 
-def test_files_are_found_by_slide(tmp_path: Path) -> None:
+def test_annotation_files_are_found_by_slide(tmp_path: Path) -> None:
     for name in ("a.geojson", "b.json", "b.geojson", "other.txt"):
         (tmp_path / name).write_text("[]")
     found = find_annotations(tmp_path, ["a", "b", "c"])
@@ -131,7 +131,7 @@ def test_files_are_found_by_slide(tmp_path: Path) -> None:
         find_annotations(tmp_path / "nowhere", ["a"])
 
 
-def test_the_synthetic_cohorts_are_read_whole(tmp_path: Path) -> None:
+def test_all_annotations_of_synthetic_cohorts_are_read(tmp_path: Path) -> None:
     make_cohort(tmp_path, 3, size=(900, 800), workers=1)
     for path in (tmp_path / "annotations").glob("*.geojson"):
         regions, notes = read_annotations(path)

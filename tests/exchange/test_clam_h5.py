@@ -42,7 +42,7 @@ def foreign(path: Path, tiles: pa.Table, dim: int = 8, **more: object) -> tuple[
     return coords, features
 
 
-def test_coordinates_have_clams_layout(cohort: Cohort, tmp_path: Path) -> None:
+def test_coordinates_have_the_layout_of_clam(cohort: Cohort, tmp_path: Path) -> None:
     row, tiles, _ = parts(cohort)
     write_coords(tmp_path / "S1.h5", row, tiles)
     with h5py.File(tmp_path / "S1.h5") as file:
@@ -58,7 +58,7 @@ def test_coordinates_have_clams_layout(cohort: Cohort, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_features_have_tridents_layout(cohort: Cohort, tmp_path: Path) -> None:
+def test_features_have_the_layout_of_trident(cohort: Cohort, tmp_path: Path) -> None:
     row, tiles, embeddings = parts(cohort)
     write_features(tmp_path / "S1.h5", row, tiles, embeddings, "stain", 224, 0.5)
     with h5py.File(tmp_path / "S1.h5") as file:
@@ -75,7 +75,7 @@ def test_features_have_tridents_layout(cohort: Cohort, tmp_path: Path) -> None:
     assert {name: facts[name] for name in wanted} == wanted
 
 
-def test_embeddings_go_out_and_come_back_bit_for_bit(cohort: Cohort, tmp_path: Path) -> None:
+def test_exported_embeddings_are_read_back_identical(cohort: Cohort, tmp_path: Path) -> None:
     row, tiles, embeddings = parts(cohort)
     write_features(tmp_path / "S1.h5", row, tiles, embeddings, "stain", 224, 0.5)
     bag = read_features(tmp_path / "S1.h5", MOST)
@@ -93,7 +93,7 @@ def test_equal_tables_give_equal_bytes(cohort: Cohort, tmp_path: Path) -> None:
     assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "two.h5").read_bytes()
 
 
-def test_rows_in_any_order_find_their_tiles(cohort: Cohort, tmp_path: Path) -> None:
+def test_rows_in_any_order_are_matched_to_tiles(cohort: Cohort, tmp_path: Path) -> None:
     _, tiles, _ = parts(cohort)
     order = np.random.default_rng(1).permutation(len(tiles))
     shuffled = tiles.take(pa.array(order))
@@ -102,7 +102,7 @@ def test_rows_in_any_order_find_their_tiles(cohort: Cohort, tmp_path: Path) -> N
     assert np.array_equal(values[order], features.astype(np.float16))
 
 
-def test_rows_on_no_tile_are_counted_and_left_out(cohort: Cohort, tmp_path: Path) -> None:
+def test_rows_without_tile_are_counted_and_left_out(cohort: Cohort, tmp_path: Path) -> None:
     _, tiles, _ = parts(cohort)
     few = tiles.slice(0, len(tiles) - 3)
     foreign(tmp_path / "S1.h5", tiles)
@@ -110,7 +110,7 @@ def test_rows_on_no_tile_are_counted_and_left_out(cohort: Cohort, tmp_path: Path
     assert (len(values), passed) == (len(few), 3)
 
 
-def test_a_tile_without_a_row_is_named_with_its_size(cohort: Cohort, tmp_path: Path) -> None:
+def test_tile_without_a_row_is_refused_with_its_position(cohort: Cohort, tmp_path: Path) -> None:
     _, tiles, _ = parts(cohort)
     foreign(tmp_path / "S1.h5", tiles.slice(2))
     x, y = tiles["x"][0].as_py(), tiles["y"][0].as_py()
@@ -126,7 +126,7 @@ def test_tiles_of_another_size_are_refused(cohort: Cohort, tmp_path: Path) -> No
         match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MOST), tiles)
 
 
-def test_a_tile_twice_is_refused(cohort: Cohort, tmp_path: Path) -> None:
+def test_tile_with_two_rows_is_refused(cohort: Cohort, tmp_path: Path) -> None:
     _, tiles, _ = parts(cohort)
     foreign(tmp_path / "S1.h5", pa.concat_tables([tiles, tiles.slice(5, 1)]))
     with pytest.raises(InputError, match="has two rows"):
@@ -134,7 +134,7 @@ def test_a_tile_twice_is_refused(cohort: Cohort, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
-def test_values_that_float16_cannot_hold_are_refused(value: float, cohort: Cohort, tmp_path: Path) -> None:
+def test_values_too_large_for_float16_are_refused(value: float, cohort: Cohort, tmp_path: Path) -> None:
     _, tiles, _ = parts(cohort)
     foreign(tmp_path / "S1.h5", tiles)
     with h5py.File(tmp_path / "S1.h5", "a") as file:
@@ -187,7 +187,7 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File, Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_file_is_refused_by_name(name: str, tmp_path: Path) -> None:
+def test_malicious_file_is_refused_with_its_name(name: str, tmp_path: Path) -> None:
     make, words = HOSTILE[name]
     with h5py.File(tmp_path / "S1.h5", "w") as file:
         file["coords"] = np.zeros((3, 2), np.int32)
@@ -198,7 +198,7 @@ def test_a_hostile_file_is_refused_by_name(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [MOST + 1, 2**40])
-def test_a_dataset_that_claims_more_than_a_slide_holds_is_not_read(rows: int, tmp_path: Path) -> None:
+def test_dataset_with_too_many_rows_is_not_read(rows: int, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "S1.h5", "w") as file:
         for name, width, kind in (("coords", 2, "i4"), ("features", 1024, "f4")):
             file.create_dataset(name, (rows, width), kind, chunks=(1, width), compression="gzip")
@@ -206,7 +206,7 @@ def test_a_dataset_that_claims_more_than_a_slide_holds_is_not_read(rows: int, tm
         read_features(tmp_path / "S1.h5", MOST)
 
 
-def test_a_dataset_that_unpacks_to_far_more_than_it_holds_is_not_read(tmp_path: Path) -> None:
+def test_decompression_bomb_is_not_read(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "S1.h5", "w") as file:
         file["coords"] = np.zeros((MOST, 2), np.int32)
         zeros = np.zeros((MOST, 1024), np.float32)
@@ -216,7 +216,7 @@ def test_a_dataset_that_unpacks_to_far_more_than_it_holds_is_not_read(tmp_path: 
         read_features(tmp_path / "S1.h5", MOST)
 
 
-def test_a_filter_that_would_load_a_plugin_is_refused(tmp_path: Path) -> None:
+def test_filter_that_needs_a_plugin_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "S1.h5", "w") as file:
         file["coords"] = np.zeros((3, 2), np.int32)
         settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -229,7 +229,7 @@ def test_a_filter_that_would_load_a_plugin_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text"])
-def test_a_damaged_file_is_refused_by_name(damage: str, cohort: Cohort, tmp_path: Path) -> None:
+def test_damaged_file_is_refused_with_its_name(damage: str, cohort: Cohort, tmp_path: Path) -> None:
     foreign(tmp_path / "S1.h5", parts(cohort)[1])
     data = (tmp_path / "S1.h5").read_bytes()
     harm = {"cut": data[: len(data) // 2], "empty": b"", "text": b"x"}
@@ -238,7 +238,7 @@ def test_a_damaged_file_is_refused_by_name(damage: str, cohort: Cohort, tmp_path
         read_features(tmp_path / "S1.h5", MOST)
 
 
-def test_noise_anywhere_is_read_or_refused_and_never_a_crash(cohort: Cohort, tmp_path: Path) -> None:
+def test_random_damage_is_refused_or_harmless(cohort: Cohort, tmp_path: Path) -> None:
     """HDF5 has no checksum over numbers: noise among them can't be told. Noise in what describes them is refused."""
     _, tiles, _ = parts(cohort)
     foreign(tmp_path / "S1.h5", tiles.slice(0, 20))
@@ -256,7 +256,7 @@ def test_noise_anywhere_is_read_or_refused_and_never_a_crash(cohort: Cohort, tmp
     assert all(one.startswith(str(tmp_path / "S1.h5")) for one in refused)
 
 
-def test_attributes_of_any_kind_are_no_harm(cohort: Cohort, tmp_path: Path) -> None:
+def test_unexpected_attributes_are_ignored(cohort: Cohort, tmp_path: Path) -> None:
     _, tiles, _ = parts(cohort)
     foreign(tmp_path / "S1.h5", tiles, patch_size_level0="448; rm -rf /")
     with h5py.File(tmp_path / "S1.h5", "a") as file:

@@ -26,7 +26,7 @@ def test_pandas_and_duckdb_read_equal_values(tmp_path: Path) -> None:
     assert np.array_equal(found["x"], wanted["x"].to_numpy())
 
 
-def test_lines_are_those_of_rfc_4180(tmp_path: Path) -> None:
+def test_lines_follow_rfc_4180(tmp_path: Path) -> None:
     table = pa.table(
         {"a": ["plain", 'with "quotes"', "with, comma", "two\nlines", None, "é 😐"], "b": [1.5, 2, 3, 4, 5, 6]}
     )
@@ -39,18 +39,18 @@ def test_lines_are_those_of_rfc_4180(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1", "\r=1", "＝1"])
-def test_a_formula_is_no_formula_any_more(text: str) -> None:
+def test_formulas_are_escaped(text: str) -> None:
     assert text_column(pa.chunked_array([[text]])) == [f"'{text}"]
     assert text_column(pa.chunked_array([[[text, "b"]]], pa.list_(pa.string())))[0].startswith("'")
 
 
-def test_labels_and_numbers_stay_what_they_are() -> None:
+def test_labels_and_numbers_are_not_escaped() -> None:
     assert text_column(pa.chunked_array([["+", "-", "1+", "0"]])) == ["+", "-", "1+", "0"]
     assert text_column(pa.chunked_array([[-0.5, 0.1]], pa.float32())) == ["-0.5", "0.1"]
     assert text_column(pa.chunked_array([[-3]], pa.int32())) == ["-3"]
 
 
-def test_a_list_that_begins_with_a_sign_is_no_formula_either() -> None:
+def test_lists_that_start_with_a_sign_are_escaped() -> None:
     assert text_column(pa.chunked_array([[["-", "x"]]])) == ["'-;x"]
     assert text_column(pa.chunked_array([[[-0.5, 0.25]]], pa.list_(pa.float16()))) == ["-0.5;0.25"]
 
@@ -63,14 +63,14 @@ def test_lists_are_joined_and_nulls_are_empty() -> None:
     assert list(text_rows(table)) == [("0;1+", "true"), ("", "false"), (None, None), (";3+", "true")]
 
 
-def test_embeddings_keep_their_values(tmp_path: Path) -> None:
+def test_embeddings_read_back_exactly(tmp_path: Path) -> None:
     table = cohort_of(tmp_path, "S1").read("embeddings/stain", "S1")
     texts = text_column(table["embedding"])
     back = np.array([[float(one) for one in text.split(";")] for text in texts], np.float16)
     assert np.array_equal(back, np.stack(table["embedding"].to_numpy()))
 
 
-def test_files_are_a_table_of_their_own(tmp_path: Path) -> None:
+def test_files_of_a_slide_are_a_table(tmp_path: Path) -> None:
     row = cohort_of(tmp_path, "S1").rows()["S1"]
     found = files_table(row)
     assert found["path"].to_pylist() == [file["path"] for file in row["files"]]

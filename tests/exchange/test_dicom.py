@@ -58,12 +58,12 @@ def complaints(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", SLIDES)
-def test_the_report_of_a_real_slide_is_valid(name: str, real_data: Path, tmp_path: Path) -> None:
+def test_report_of_a_real_slide_is_valid(name: str, real_data: Path, tmp_path: Path) -> None:
     made(real_data, name, EVERY).save_as(tmp_path / "a.dcm", enforce_file_format=True)
     assert complaints(tmp_path / "a.dcm") == []
 
 
-def test_the_validator_finds_what_is_wrong(real_data: Path, tmp_path: Path) -> None:
+def test_validator_finds_errors_in_an_invalid_report(real_data: Path, tmp_path: Path) -> None:
     broken = made(real_data, "sm_image.dcm", EVERY)
     del broken.VerificationFlag
     broken.ContentSequence[0].RelationshipType = "NONSENSE"
@@ -71,7 +71,7 @@ def test_the_validator_finds_what_is_wrong(real_data: Path, tmp_path: Path) -> N
     assert len(complaints(tmp_path / "a.dcm")) >= 2
 
 
-def test_patient_study_and_specimen_are_the_sources_own(real_data: Path) -> None:
+def test_patient_study_and_specimen_are_copied_from_the_slide(real_data: Path) -> None:
     source = pydicom.dcmread(real_data / "slides" / "sm_image.dcm", stop_before_pixels=True)
     found = made(real_data, "sm_image.dcm", EVERY)
     for name in ("PatientID", "PatientName", "StudyInstanceUID", "AccessionNumber"):
@@ -83,7 +83,7 @@ def test_patient_study_and_specimen_are_the_sources_own(real_data: Path) -> None
     assert source.SpecimenDescriptionSequence[0].SpecimenUID in str(found)
 
 
-def test_what_was_said_reads_back(real_data: Path, tmp_path: Path) -> None:
+def test_report_reads_back_as_the_predictions(real_data: Path, tmp_path: Path) -> None:
     made(real_data, "sm_image.dcm", EVERY).save_as(tmp_path / "a.dcm", enforce_file_format=True)
     groups = hd.sr.srread(tmp_path / "a.dcm").content.get_image_measurement_groups()
     assert len(groups) == len(EVERY)
@@ -94,26 +94,26 @@ def test_what_was_said_reads_back(real_data: Path, tmp_path: Path) -> None:
         assert figures == pytest.approx([*row["p"], *([row["score"]] if row["score"] else [])])
 
 
-def test_her2_by_ihc_has_loincs_codes() -> None:
+def test_her2_by_ihc_has_loinc_codes() -> None:
     name, answer = coded_answers(prediction("her2-4way", 3))[0]
     assert name[:2] == ("85319-2", "LN")
     assert answer == (LOINC_ANSWERS["3+"], "LN", "3+")
     assert len(set(LOINC_ANSWERS.values())) == 4
 
 
-def test_a_call_for_a_pathologist_goes_with_its_reasons() -> None:
+def test_review_is_coded_with_its_reasons() -> None:
     answers = [value[2] for _, value in coded_answers(prediction("her2-4way", 1))]
     assert answers == ["1+", "Yes", "near-10-percent"]
     assert [value[2] for _, value in coded_answers(prediction("her2-4way", 0))] == ["0", "No"]
 
 
-def test_codes_of_ours_are_short_and_name_one_thing() -> None:
+def test_private_codes_are_short_and_unique() -> None:
     triples = [part for row in EVERY for one in coded_answers(row) for part in one]
     assert all(len(value) <= 16 for value, _, _ in triples)
     assert len({one[:2] for one in triples}) == len(set(triples))
 
 
-def test_a_source_that_is_gone_is_named(tmp_path: Path) -> None:
+def test_missing_slide_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.dcm: the file cannot be read as DICOM; put the slide's files back"):
         source_image({"path": str(tmp_path / "gone.dcm"), "width": 5})
 
@@ -153,7 +153,7 @@ def write_slide(path: Path, template: Path, rgb: np.ndarray, mpp: float, tile: i
     image.save_as(path)
 
 
-def test_an_ingested_slide_leaves_as_a_valid_report(scanned: Cohort, tmp_path: Path) -> None:
+def test_ingested_slide_is_exported_as_a_valid_report(scanned: Cohort, tmp_path: Path) -> None:
     found = export_cohort(ExportRequest(scanned.root, "dicom", tmp_path / "out"))
     assert found.left_out == {"unnamed": "it has no prediction for a stain that is given in the labels"}
     assert (found.files, found.failures) == (1, {})
@@ -165,7 +165,7 @@ def test_an_ingested_slide_leaves_as_a_valid_report(scanned: Cohort, tmp_path: P
     assert len(answers) > 0
 
 
-def test_a_slide_that_has_moved_fails_alone(scanned: Cohort, tmp_path: Path) -> None:
+def test_moved_slide_fails_without_stopping_the_export(scanned: Cohort, tmp_path: Path) -> None:
     shutil.copytree(scanned.root, tmp_path / "cohort")
     moved = Cohort(tmp_path / "cohort")
     write_row(moved, {**moved.rows()["biopsy"], "path": str(tmp_path / "gone.dcm")})
@@ -175,7 +175,7 @@ def test_a_slide_that_has_moved_fails_alone(scanned: Cohort, tmp_path: Path) -> 
     assert not (tmp_path / "out" / "biopsy.sr.dcm").exists()
 
 
-def test_with_pseudonyms_there_is_no_report(scanned: Cohort, tmp_path: Path) -> None:
+def test_slides_with_pseudonyms_have_no_report(scanned: Cohort, tmp_path: Path) -> None:
     shutil.copytree(scanned.root, tmp_path / "cohort")
     hidden = Cohort(tmp_path / "cohort")
     write_row(hidden, {**hidden.rows()["biopsy"], "path": None})
@@ -183,7 +183,7 @@ def test_with_pseudonyms_there_is_no_report(scanned: Cohort, tmp_path: Path) -> 
         export_cohort(ExportRequest(hidden.root, "dicom", tmp_path / "out", slides=("biopsy",)))
 
 
-def test_slides_of_other_scanners_are_left_out_and_said(tmp_path: Path) -> None:
+def test_slides_of_other_formats_are_left_out(tmp_path: Path) -> None:
     cohort = cohort_of(tmp_path / "cohort", "S1")
     table = pa.Table.from_pylist([prediction("her2-4way", 1)], schemas.table_schema("predictions"))
     cohort.add(cohort.rows()["S1"], {"predictions/membrane": table})

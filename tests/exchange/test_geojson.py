@@ -45,7 +45,7 @@ def by_type(path: Path) -> dict[str, list[dict]]:
 
 
 @pytest.mark.parametrize("mpp", [0.25, 0.2306])
-def test_every_tile_is_a_square_where_the_table_has_it(mpp: float, tmp_path: Path) -> None:
+def test_tiles_are_squares_at_their_position(mpp: float, tmp_path: Path) -> None:
     path, tables = exported(tmp_path, mpp)
     tiles = tables["tiles"].to_pylist()
     found = by_type(path)["tile"]
@@ -56,7 +56,7 @@ def test_every_tile_is_a_square_where_the_table_has_it(mpp: float, tmp_path: Pat
         assert one["properties"]["classification"] == {"name": "Tile", "color": [128, 128, 128]}
 
 
-def test_measurements_are_the_tables_values_bit_for_bit(tmp_path: Path) -> None:
+def test_measurements_equal_the_values_of_the_tables(tmp_path: Path) -> None:
     path, tables = exported(tmp_path)
     said = [one["properties"]["measurements"] for one in by_type(path)["tile"]]
     wanted = {
@@ -70,7 +70,7 @@ def test_measurements_are_the_tables_values_bit_for_bit(tmp_path: Path) -> None:
         assert np.array_equal(np.array([one[name] for one in said], column.to_numpy().dtype), column.to_numpy())
 
 
-def test_patches_come_back_as_regions_of_their_most_probable_class(tmp_path: Path) -> None:
+def test_patches_are_read_back_with_their_most_probable_class(tmp_path: Path) -> None:
     path, tables = exported(tmp_path)
     patches = tables["patches"]
     regions, notes = read_annotations(path)
@@ -84,7 +84,7 @@ def test_patches_come_back_as_regions_of_their_most_probable_class(tmp_path: Pat
     ]  # fmt: skip
 
 
-def test_a_patch_says_its_probabilities_and_its_resolution(tmp_path: Path) -> None:
+def test_patches_have_probabilities_and_resolution(tmp_path: Path) -> None:
     path, tables = exported(tmp_path)
     first, patch = by_type(path)["detection"][0]["properties"], tables["patches"].to_pylist()[0]
     assert first["classification"]["name"].startswith("Patch low: ")
@@ -93,7 +93,7 @@ def test_a_patch_says_its_probabilities_and_its_resolution(tmp_path: Path) -> No
     }
 
 
-def test_the_outline_covers_the_tiles_and_no_more(tmp_path: Path) -> None:
+def test_outline_covers_exactly_the_tiles(tmp_path: Path) -> None:
     path, tables = exported(tmp_path)
     (tissue,) = by_type(path)["annotation"]
     squares = [box(t["x"], t["y"], t["x"] + t["size"], t["y"] + t["size"]) for t in tables["tiles"].to_pylist()]
@@ -106,7 +106,7 @@ tissue = st.sets(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1)
 
 
 @given(tissue, st.sampled_from([0.25, 0.2306, 0.2505, 0.23, 0.499]))
-def test_the_outline_of_any_tissue_has_the_area_of_its_tiles(cells: set[tuple[int, int]], mpp: float) -> None:
+def test_outline_of_any_tissue_has_the_area_of_its_tiles(cells: set[tuple[int, int]], mpp: float) -> None:
     """On grids that don't meet the px a tile's neighbour is a px too near or too far: seams are no holes."""
     grid = plan_grid(20_000, 20_000, mpp, 0.5, 224)
     across = len(np.unique(grid[:, 0]))
@@ -127,12 +127,12 @@ def test_equal_tables_give_equal_bytes(tmp_path: Path) -> None:
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_what_is_no_finite_number_is_left_out() -> None:
+def test_values_that_are_not_finite_are_left_out() -> None:
     column = pa.chunked_array([[0.1, float("nan"), None, float("inf"), 1e-20]], pa.float32())
     assert number_texts(column) == ["0.1", None, None, None, "1e-20"]
 
 
-def test_a_slide_without_tiles_is_an_empty_collection(tmp_path: Path) -> None:
+def test_slide_without_tiles_is_an_empty_collection(tmp_path: Path) -> None:
     write_feature_collection(
         tmp_path / "a.geojson", slide_features({}, schemas.table_schema("tiles").empty_table(), None, {}, {})
     )

@@ -39,7 +39,7 @@ def run(cohort: Cohort, *files: Path, encoder: str | None = "mine", **more: obje
     )
 
 
-def test_what_went_out_comes_back_bit_for_bit(cohort: Cohort, h5: Path) -> None:
+def test_exported_embeddings_are_imported_identical(cohort: Cohort, h5: Path) -> None:
     found = run(cohort, h5)
     assert (found.slides, found.encoders, found.exit_code) == (["S1", "S2"], {"mine"}, 0)
     for slide_id in ("S1", "S2"):
@@ -47,7 +47,7 @@ def test_what_went_out_comes_back_bit_for_bit(cohort: Cohort, h5: Path) -> None:
     assert list(verify_cohort(cohort)) == []
 
 
-def test_a_second_import_changes_nothing(cohort: Cohort, h5: Path) -> None:
+def test_second_import_changes_nothing(cohort: Cohort, h5: Path) -> None:
     run(cohort, h5)
     before = {path: path.stat().st_mtime_ns for path in cohort.root.rglob("*.parquet")}
     found = run(cohort, h5)
@@ -55,7 +55,7 @@ def test_a_second_import_changes_nothing(cohort: Cohort, h5: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in cohort.root.rglob("*.parquet")} == before
 
 
-def test_new_values_take_the_place_of_old_ones(cohort: Cohort, h5: Path) -> None:
+def test_new_values_replace_old_ones(cohort: Cohort, h5: Path) -> None:
     run(cohort, h5)
     with h5py.File(h5 / "S1.h5", "a") as file:
         file["features"][0, 0] = 42
@@ -64,7 +64,7 @@ def test_new_values_take_the_place_of_old_ones(cohort: Cohort, h5: Path) -> None
     assert list(verify_cohort(cohort)) == []
 
 
-def test_other_slides_go_in_although_one_is_refused(cohort: Cohort, h5: Path) -> None:
+def test_other_slides_are_imported_when_one_is_refused(cohort: Cohort, h5: Path) -> None:
     (h5 / "S1.h5").write_bytes(b"no HDF5")
     found = run(cohort, h5)
     assert (found.slides, list(found.failures), found.exit_code) == (["S2"], [str(h5 / "S1.h5")], 3)
@@ -72,7 +72,7 @@ def test_other_slides_go_in_although_one_is_refused(cohort: Cohort, h5: Path) ->
     assert list(verify_cohort(cohort)) == []
 
 
-def test_an_import_that_was_killed_between_a_file_and_its_row_goes_on(cohort: Cohort, h5: Path) -> None:
+def test_import_resumes_after_kill_between_table_and_row(cohort: Cohort, h5: Path) -> None:
     run(cohort, h5)
     left = cohort.table("embeddings/mine", "S1")
     write_row(
@@ -91,25 +91,25 @@ def refusal(cohort: Cohort, path: Path, **more: object) -> str:
     return found.failures[str(path)]
 
 
-def test_a_slide_that_is_not_in_the_cohort_is_refused(cohort: Cohort, h5: Path) -> None:
+def test_file_of_an_unknown_slide_is_refused(cohort: Cohort, h5: Path) -> None:
     shutil.copy(h5 / "S1.h5", h5 / "S7.h5")
     assert "the cohort has no slide S7; ingest the slide first" in refusal(cohort, h5 / "S7.h5")
 
 
-def test_a_slide_that_failed_is_refused(cohort: Cohort, h5: Path) -> None:
+def test_file_of_a_failed_slide_is_refused(cohort: Cohort, h5: Path) -> None:
     add_failed(cohort, "S3")
     shutil.copy(h5 / "S1.h5", h5 / "S3.h5")
     assert "slide S3 failed in the cohort: unreadable" in refusal(cohort, h5 / "S3.h5")
 
 
-def test_the_tiles_of_another_slide_are_refused(tmp_path: Path, h5: Path) -> None:
+def test_tiles_of_another_size_are_refused(tmp_path: Path, h5: Path) -> None:
     other = cohort_of(tmp_path / "other", "S1", mpp=0.2306, dim=8)
     words = refusal(other, h5 / "S1.h5")
     assert "its tiles are 448 level-0 px wide, those of the slide 486" in words
     assert "export COHORT --to clam-h5" in words
 
 
-def test_the_plans_own_encoder_is_not_replaced(cohort: Cohort, h5: Path) -> None:
+def test_encoder_of_the_plan_is_not_replaced(cohort: Cohort, h5: Path) -> None:
     words = refusal(cohort, h5 / "S1.h5", encoder=None)
     assert (
         "stain is an encoder that this cohort computes itself; import under another name: --encoder stain-imported"
@@ -117,30 +117,30 @@ def test_the_plans_own_encoder_is_not_replaced(cohort: Cohort, h5: Path) -> None
     )
 
 
-def test_a_name_that_no_file_can_have_is_said_once(cohort: Cohort, h5: Path) -> None:
+def test_unsuitable_encoder_name_is_reported_once(cohort: Cohort, h5: Path) -> None:
     with pytest.raises(InputError, match="stain is an encoder that this cohort computes itself"):
         run(cohort, h5, encoder="stain")
 
 
-def test_an_encoder_has_to_be_named(cohort: Cohort, h5: Path) -> None:
+def test_file_without_encoder_needs_a_name(cohort: Cohort, h5: Path) -> None:
     with h5py.File(h5 / "S1.h5", "a") as file:
         del file["features"].attrs["encoder"]
     assert "give --encoder NAME" in refusal(cohort, h5 / "S1.h5", encoder=None)
 
 
 @pytest.mark.parametrize("name", ["../../etc", "a/b", "", ".hidden", "a" * 81, "a\n"])
-def test_a_name_that_is_no_folders_is_refused(name: str, cohort: Cohort, h5: Path) -> None:
+def test_invalid_encoder_name_is_refused(name: str, cohort: Cohort, h5: Path) -> None:
     with h5py.File(h5 / "S1.h5", "a") as file:
         file["features"].attrs["encoder"] = name
     assert "encoder" in refusal(cohort, h5 / "S1.h5", encoder=None)
     assert sorted(path.name for path in (cohort.root / "tables" / "embeddings").iterdir()) == ["stain"]
 
 
-def test_a_known_encoder_has_a_known_length(cohort: Cohort, h5: Path) -> None:
+def test_length_of_a_known_encoder_is_checked(cohort: Cohort, h5: Path) -> None:
     assert "have 8 values, those of uni 1024" in refusal(cohort, h5 / "S1.h5", encoder="uni")
 
 
-def test_one_encoder_has_one_length(cohort: Cohort, h5: Path) -> None:
+def test_length_is_that_of_earlier_imports(cohort: Cohort, h5: Path) -> None:
     run(cohort, h5 / "S1.h5")
     with h5py.File(h5 / "S2.h5", "a") as file:
         values = file["features"][:, :5]
@@ -149,7 +149,7 @@ def test_one_encoder_has_one_length(cohort: Cohort, h5: Path) -> None:
     assert "have 5 values, those of mine 8" in refusal(cohort, h5 / "S2.h5")
 
 
-def test_rows_beside_the_tiles_are_said(cohort: Cohort, h5: Path) -> None:
+def test_rows_without_tile_are_counted(cohort: Cohort, h5: Path) -> None:
     with h5py.File(h5 / "S1.h5", "a") as file:
         coords, values = file["coords"][:], file["features"][:]
         del file["coords"], file["features"]
@@ -160,13 +160,13 @@ def test_rows_beside_the_tiles_are_said(cohort: Cohort, h5: Path) -> None:
     assert cohort.read("embeddings/mine", "S1").equals(cohort.read("embeddings/stain", "S1"))
 
 
-def test_a_pseudonymized_slide_is_found_by_its_files_name_and_the_key(h5: Path, tmp_path: Path) -> None:
+def test_pseudonymized_slide_is_found_by_file_name_and_key(h5: Path, tmp_path: Path) -> None:
     names = Pseudonymizer(b"k" * 32)
     cohort = cohort_of(tmp_path / "hidden", names.slide("S1"), dim=8)
     assert run(cohort, h5 / "S1.h5", names=names).slides == [names.slide("S1")]
 
 
-def test_two_encoders_in_one_command_are_both_kept(cohort: Cohort, h5: Path, tmp_path: Path) -> None:
+def test_two_encoders_can_be_imported_in_one_command(cohort: Cohort, h5: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         shutil.copy(h5 / "S1.h5", tmp_path / name)
@@ -177,21 +177,21 @@ def test_two_encoders_in_one_command_are_both_kept(cohort: Cohort, h5: Path, tmp
     assert list(verify_cohort(cohort)) == []
 
 
-def test_a_slide_that_is_given_twice_is_refused_the_second_time(cohort: Cohort, h5: Path, tmp_path: Path) -> None:
+def test_second_file_of_a_slide_is_refused(cohort: Cohort, h5: Path, tmp_path: Path) -> None:
     shutil.copy(h5 / "S1.h5", tmp_path)
     found = run(cohort, h5 / "S1.h5", tmp_path / "S1.h5")
     assert found.slides == ["S1"]
     assert "slide S1 is in another of the files, too" in found.failures[str(tmp_path / "S1.h5")]
 
 
-def test_a_slide_whose_tiles_are_damaged_is_refused_alone(cohort: Cohort, h5: Path) -> None:
+def test_slide_with_damaged_tiles_is_refused_alone(cohort: Cohort, h5: Path) -> None:
     cohort.table("tiles", "S1").write_bytes(b"PAR1 no more")
     found = run(cohort, h5)
     assert found.slides == ["S2"]
     assert "the tiles of slide S1 cannot be read" in found.failures[str(h5 / "S1.h5")]
 
 
-def test_a_slide_without_tiles_takes_a_file_without_rows(tmp_path: Path) -> None:
+def test_slide_without_tiles_accepts_a_file_without_rows(tmp_path: Path) -> None:
     cohort = cohort_of(tmp_path / "cohort", "S1", size=(100, 100))
     assert cohort.rows()["S1"]["n_tiles"] == 0
     with h5py.File(tmp_path / "S1.h5", "w") as file:
@@ -200,7 +200,7 @@ def test_a_slide_without_tiles_takes_a_file_without_rows(tmp_path: Path) -> None
     assert cohort.read("embeddings/mine", "S1").num_rows == 0
 
 
-def test_nothing_to_import_is_said(cohort: Cohort, tmp_path: Path) -> None:
+def test_missing_files_are_an_error(cohort: Cohort, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"the folder has no \.h5 file"):
         run(cohort, tmp_path / "empty")
@@ -208,13 +208,13 @@ def test_nothing_to_import_is_said(cohort: Cohort, tmp_path: Path) -> None:
         run(cohort, tmp_path / "nothing.h5")
 
 
-def test_a_cohort_that_is_written_to_is_left_alone(cohort: Cohort, h5: Path) -> None:
+def test_locked_cohort_is_refused(cohort: Cohort, h5: Path) -> None:
     with cohort.lock(), pytest.raises(StoreError, match="is in use by"):
         run(cohort, h5)
 
 
 @pytest.mark.slow
-def test_imported_embeddings_train_and_score_as_the_cohorts_own_do(synthetic: Synthetic, tmp_path: Path) -> None:
+def test_imported_embeddings_train_and_score_like_computed_ones(synthetic: Synthetic, tmp_path: Path) -> None:
     shutil.copytree(synthetic.cohort, tmp_path / "cohort")
     cohort = Cohort(tmp_path / "cohort")
     export_cohort(Outgoing(cohort.root, "clam-h5", tmp_path / "out"))

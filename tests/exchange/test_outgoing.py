@@ -39,7 +39,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("to", NAMES)
-def test_every_format_writes_its_files_and_lists_them(to: str, cohort: Cohort, tmp_path: Path) -> None:
+def test_each_format_writes_and_lists_its_files(to: str, cohort: Cohort, tmp_path: Path) -> None:
     found = run(cohort, to, tmp_path / "out")
     there = files(tmp_path / "out")
     assert sorted(there) == sorted([*NAMES[to], MANIFEST])
@@ -50,7 +50,7 @@ def test_every_format_writes_its_files_and_lists_them(to: str, cohort: Cohort, t
 
 
 @pytest.mark.parametrize("to", NAMES)
-def test_the_same_export_twice_gives_the_same_bytes(to: str, cohort: Cohort, tmp_path: Path) -> None:
+def test_repeated_export_gives_the_same_bytes(to: str, cohort: Cohort, tmp_path: Path) -> None:
     run(cohort, to, tmp_path / "out")
     before = files(tmp_path / "out")
     run(cohort, to, tmp_path / "out")
@@ -58,13 +58,13 @@ def test_the_same_export_twice_gives_the_same_bytes(to: str, cohort: Cohort, tmp
 
 
 @pytest.mark.parametrize("to", NAMES)
-def test_the_cohort_stays_as_it_is(to: str, cohort: Cohort, tmp_path: Path) -> None:
+def test_export_does_not_change_the_cohort(to: str, cohort: Cohort, tmp_path: Path) -> None:
     before = files(cohort.root)
     run(cohort, to, tmp_path / "out")
     assert files(cohort.root) == before
 
 
-def test_a_failed_slide_has_no_files_and_is_said_and_stands_in_the_csv(cohort: Cohort, tmp_path: Path) -> None:
+def test_failed_slide_is_left_out_but_is_in_the_csv(cohort: Cohort, tmp_path: Path) -> None:
     found = run(cohort, "geojson", tmp_path / "out")
     assert found.left_out == {"S3": "unreadable: it could not be ingested"}
     assert found.slides == 2
@@ -72,14 +72,14 @@ def test_a_failed_slide_has_no_files_and_is_said_and_stands_in_the_csv(cohort: C
     assert "'=cmd() is no slide" in (tmp_path / "csv" / "slides.csv").read_text()
 
 
-def test_one_slide_of_many(cohort: Cohort, tmp_path: Path) -> None:
+def test_selected_slide_is_exported_alone(cohort: Cohort, tmp_path: Path) -> None:
     run(cohort, "geojson", tmp_path / "out", slides=("S2",))
     assert sorted(files(tmp_path / "out")) == ["S2.tiles.geojson", MANIFEST]
     run(cohort, "geojson", tmp_path / "out", slides=("S1",))
     assert json.loads((tmp_path / "out" / MANIFEST).read_text())["files"] == NAMES["geojson"]
 
 
-def test_embeddings_are_in_the_csv_when_they_are_asked_for(cohort: Cohort, tmp_path: Path) -> None:
+def test_embeddings_are_exported_to_csv_on_request(cohort: Cohort, tmp_path: Path) -> None:
     run(cohort, "csv", tmp_path / "out", encoders=("stain",))
     assert (tmp_path / "out" / "embeddings-stain.csv").read_text().startswith("slide_id,tile,embedding\n")
 
@@ -89,13 +89,13 @@ def test_embeddings_are_in_the_csv_when_they_are_asked_for(cohort: Cohort, tmp_p
     ({"encoders": ("uni",)}, "no encoder 'uni'; choose from: stain"),
     ({"bundle": "beef"}, f"no bundle 'beef'; choose from: {BUNDLE}"),
 ])  # fmt: skip
-def test_what_is_not_there_is_named_with_what_is(more: dict, words: str, cohort: Cohort, tmp_path: Path) -> None:
+def test_unknown_names_are_refused_with_the_known_ones(more: dict, words: str, cohort: Cohort, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=words):
         run(cohort, "geojson", tmp_path / "out", **more)
     assert not (tmp_path / "out").exists()
 
 
-def test_only_the_bundle_that_is_asked_for(cohort: Cohort, tmp_path: Path) -> None:
+def test_selected_bundle_is_exported_alone(cohort: Cohort, tmp_path: Path) -> None:
     for slide_id in ("S1", "S2"):
         other = cohort.read(f"attention/{BUNDLE}", slide_id)
         cohort.add(cohort.rows()[slide_id], {"attention/cafe": other})
@@ -106,20 +106,20 @@ def test_only_the_bundle_that_is_asked_for(cohort: Cohort, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("where", ["", "export", "tables/tiles"])
-def test_nothing_is_written_into_the_store(where: str, cohort: Cohort) -> None:
+def test_output_folder_inside_the_cohort_is_refused(where: str, cohort: Cohort) -> None:
     before = files(cohort.root)
     with pytest.raises(InputError, match="inside the cohort"):
         run(cohort, "csv", cohort.root / where)
     assert files(cohort.root) == before
 
 
-def test_a_link_into_the_store_is_the_store(cohort: Cohort, tmp_path: Path) -> None:
+def test_output_folder_linked_into_the_cohort_is_refused(cohort: Cohort, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(cohort.root)
     with pytest.raises(InputError, match="inside the cohort"):
         run(cohort, "csv", tmp_path / "link" / "out")
 
 
-def test_somebody_elses_file_is_not_replaced(cohort: Cohort, tmp_path: Path) -> None:
+def test_foreign_file_is_not_replaced(cohort: Cohort, tmp_path: Path) -> None:
     mine = tmp_path / "out" / "slides.csv"
     mine.parent.mkdir()
     mine.write_text("my own work")
@@ -128,7 +128,7 @@ def test_somebody_elses_file_is_not_replaced(cohort: Cohort, tmp_path: Path) -> 
     assert files(tmp_path / "out") == {"slides.csv": b"my own work"}
 
 
-def test_a_damaged_table_costs_its_own_file_alone(cohort: Cohort, tmp_path: Path) -> None:
+def test_damaged_table_fails_only_its_file(cohort: Cohort, tmp_path: Path) -> None:
     cohort.table("membrane", "S1").write_bytes(b"PAR1 no more")
     found = run(cohort, "geojson", tmp_path / "out")
     assert list(found.failures) == ["S1.tiles.geojson"]
@@ -137,14 +137,14 @@ def test_a_damaged_table_costs_its_own_file_alone(cohort: Cohort, tmp_path: Path
     assert sorted(files(tmp_path / "out")) == ["S2.tiles.geojson", MANIFEST]
 
 
-def test_a_file_that_no_row_names_is_not_exported(cohort: Cohort, tmp_path: Path) -> None:
+def test_table_that_no_row_lists_is_not_exported(cohort: Cohort, tmp_path: Path) -> None:
     row = cohort.rows()["S1"]
     write_row(cohort, {**row, "files": [file for file in row["files"] if "embeddings" not in file["path"]]})
     run(cohort, "clam-h5", tmp_path / "out")
     assert "features_stain/h5_files/S1.h5" not in files(tmp_path / "out")
 
 
-def test_a_cohort_without_slides_has_nothing_to_export(tmp_path: Path) -> None:
+def test_cohort_without_slides_has_nothing_to_export(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is nothing to export to geojson; the cohort has no finished slide"):
         run(cohort_of(tmp_path / "cohort"), "geojson", tmp_path / "out")
     with pytest.raises(StoreError, match="no cohort here"):
@@ -152,7 +152,7 @@ def test_a_cohort_without_slides_has_nothing_to_export(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", NAMES)
-def test_with_pseudonyms_no_path_leaves(to: str, tmp_path: Path) -> None:
+def test_export_with_pseudonyms_has_no_paths(to: str, tmp_path: Path) -> None:
     """The row of a pseudonymized slide has no path. All else in an export is named by the slide's id."""
     cohort = cohort_of(tmp_path / "cohort", "s0123456789abcdef0123")
     row = cohort.rows()["s0123456789abcdef0123"]
@@ -164,7 +164,7 @@ def test_with_pseudonyms_no_path_leaves(to: str, tmp_path: Path) -> None:
         assert str(tmp_path).encode() not in data, name
 
 
-def test_no_h5_file_names_a_path(cohort: Cohort, tmp_path: Path) -> None:
+def test_h5_files_have_no_paths(cohort: Cohort, tmp_path: Path) -> None:
     run(cohort, "clam-h5", tmp_path / "out")
     for path in (tmp_path / "out").rglob("*.h5"):
         with h5py.File(path) as file:

@@ -11,7 +11,7 @@ from her2batch.slides.codecs import ZSTD_CODECS, JpegCodec, compress_lossless, d
 from tests.conftest import tissue_image
 
 
-def test_a_plain_zarr_array_of_jpeg_chunks_is_written_and_read(tmp_path: Path) -> None:
+def test_zarr_writes_and_reads_arrays_of_jpeg_chunks(tmp_path: Path) -> None:
     image = tissue_image(512, 256, brown=0.3)
     array = zarr.create_array(
         tmp_path / "a.zarr", shape=image.shape, chunks=(256, 256, 3), dtype="uint8", serializer=JpegCodec(level=95),
@@ -22,12 +22,12 @@ def test_a_plain_zarr_array_of_jpeg_chunks_is_written_and_read(tmp_path: Path) -
     assert np.abs(again.astype(int) - image).mean() < 2
 
 
-def test_the_configuration_goes_round() -> None:
+def test_codec_configuration_round_trips() -> None:
     for codec in (JpegCodec(level=80), JpegCodec(tables=b"\xff\xd8tables\xff\xd9", colorspace_jpeg="RGB")):
         assert JpegCodec.from_dict(codec.to_dict()).to_dict() == codec.to_dict()
 
 
-def test_what_is_packed_without_loss_is_what_zarrs_own_codecs_read(tmp_path: Path) -> None:
+def test_lossless_chunks_equal_those_of_zarrs_own_codecs(tmp_path: Path) -> None:
     image = tissue_image(256, 192, brown=0.3)
     assert np.array_equal(decompress_lossless(compress_lossless(image), 192, 256), image)
     serializer, compressor = ZSTD_CODECS
@@ -39,7 +39,7 @@ def test_what_is_packed_without_loss_is_what_zarrs_own_codecs_read(tmp_path: Pat
     assert (tmp_path / "a.zarr/c/0/0/0").read_bytes() == compress_lossless(image)
 
 
-def test_damage_to_what_was_packed_is_noticed() -> None:
+def test_damaged_lossless_chunk_raises() -> None:
     image = tissue_image(256, 192, brown=0.3)
     data = bytearray(compress_lossless(image))
     for at in range(20, len(data), len(data) // 40):
@@ -51,7 +51,7 @@ def test_damage_to_what_was_packed_is_noticed() -> None:
         decompress_lossless(bytes(data), 256, 256)
 
 
-def test_imagecodecs_reads_what_we_encode_to_the_same_pixels() -> None:
+def test_imagecodecs_decodes_our_jpeg_to_the_same_pixels() -> None:
     image = tissue_image(256, 256, brown=0.3)
     data = encode_jpeg(image, 90)
     from her2batch.slides.jpeg import decode_jpeg

@@ -43,19 +43,19 @@ def differences(path: Path, most: int = 2000) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "CMU-1-small.tiff", "HE_example.tif"])
-def test_pixels_are_those_of_our_own_reader_to_the_bit(real_data: Path, name: str) -> None:
+def test_pixels_are_identical_to_the_tiff_reader(real_data: Path, name: str) -> None:
     assert set(differences(real_data / "slides" / name)) == {(0, 0.0)}
 
 
-def test_core_pixels_are_those_of_our_own_reader_to_the_bit(cores: dict[str, Path]) -> None:
+def test_pixels_of_cores_are_identical_to_the_tiff_reader(cores: dict[str, Path]) -> None:
     assert set(differences(cores["0"])) == {(0, 0.0)}
 
 
-def test_jpeg_2000_pixels_are_those_of_our_own_reader(real_data: Path) -> None:
+def test_jpeg_2000_pixels_are_identical_to_the_tiff_reader(real_data: Path) -> None:
     assert set(differences(real_data / "slides/tcga-cr-7395-01a-01-ts1.svs", most=600)) == {(0, 0.0)}
 
 
-def test_a_damaged_slide_is_refused_before_cucim_sees_it(tmp_path: Path, real_data: Path) -> None:
+def test_damaged_slide_is_refused_before_cucim_opens_it(tmp_path: Path, real_data: Path) -> None:
     data = (real_data / "slides/CMU-1-Small-Region.svs").read_bytes()
     (tmp_path / "cut.svs").write_bytes(data[:-1000])
     with pytest.raises(SlideError) as caught:
@@ -63,20 +63,20 @@ def test_a_damaged_slide_is_refused_before_cucim_sees_it(tmp_path: Path, real_da
     assert caught.value.code == "truncated"
 
 
-def test_levels_that_cucim_sees_otherwise_are_decoded_by_ourselves(tmp_path: Path) -> None:
+def test_levels_of_other_size_in_cucim_are_decoded_by_the_tiff_reader(tmp_path: Path) -> None:
     images = [np.full((h, w, 3), 120, np.uint8) for h, w in ((384, 640), (256, 384))]
     with CucimSlide(write_philips(tmp_path / "a.tiff", *images)) as slide:  # its padding is cut off
         assert slide.info.levels[1].width == 320
         assert np.abs(slide.read(Box(0, 0, 320, 192), 1).astype(int) - 120).max() <= 2
 
 
-def test_without_cucim_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, real_data: Path) -> None:
+def test_missing_cucim_is_an_error_with_remedy(monkeypatch: pytest.MonkeyPatch, real_data: Path) -> None:
     monkeypatch.setitem(sys.modules, "cucim.clara", None)
     with pytest.raises(InputError, match="pip install cucim"):
         CucimSlide(real_data / "slides/CMU-1-Small-Region.svs")
 
 
-def test_after_torch_it_is_refused_instead_of_hanging() -> None:
+def test_loading_after_torch_raises_instead_of_hanging() -> None:
     code = "import torch; from her2batch.slides.cucim import load_cucim; load_cucim()"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "cannot be loaded after torch" in run.stderr

@@ -26,7 +26,7 @@ def reasons(root: Path) -> dict[str, str]:
     return {one.path.name: one.reason for one in discover_slides(root)[1]}
 
 
-def test_the_real_folder_counts_a_two_file_dicom_once(real_data: Path) -> None:
+def test_dicom_series_of_two_files_is_one_slide(real_data: Path) -> None:
     slides, ignored, _ = discover_slides(real_data / "slides")
     assert len(slides) == 11
     assert ignored == []
@@ -35,7 +35,7 @@ def test_the_real_folder_counts_a_two_file_dicom_once(real_data: Path) -> None:
     assert boxes.bytes == sum(path.stat().st_size for path in boxes.members)
 
 
-def test_content_wins_over_the_suffix(tmp_path: Path, real_data: Path) -> None:
+def test_content_counts_before_suffix(tmp_path: Path, real_data: Path) -> None:
     svs = (real_data / "slides/small.svs").read_bytes()
     (tmp_path / "no-suffix").write_bytes(svs)
     (tmp_path / "text.txt").write_text("hello")
@@ -45,7 +45,7 @@ def test_content_wins_over_the_suffix(tmp_path: Path, real_data: Path) -> None:
     assert reasons(tmp_path) == {"text.txt": "not a slide"}
 
 
-def test_an_mrxs_and_its_folder_are_one_slide(tmp_path: Path) -> None:
+def test_mrxs_and_its_folder_are_one_slide(tmp_path: Path) -> None:
     (tmp_path / "case.mrxs").write_bytes(b"\xff\xd8\xff")
     (tmp_path / "case").mkdir()
     for name in ("Slidedat.ini", "Data0000.dat", "Index.dat"):
@@ -55,7 +55,7 @@ def test_an_mrxs_and_its_folder_are_one_slide(tmp_path: Path) -> None:
     assert ignored == []
 
 
-def test_a_vms_owns_the_pictures_it_names(tmp_path: Path) -> None:
+def test_vms_and_its_listed_images_are_one_slide(tmp_path: Path) -> None:
     (tmp_path / "case.vms").write_text("[Virtual Microscope Specimen]\nImageFile(1,0)=case(1,0).jpg\nMapFile=map.jpg\n")
     for name in ("case(1,0).jpg", "map.jpg", "holiday.jpg"):
         (tmp_path / name).write_bytes(b"\xff\xd8")
@@ -64,7 +64,7 @@ def test_a_vms_owns_the_pictures_it_names(tmp_path: Path) -> None:
     assert reasons(tmp_path) == {"holiday.jpg": "not a slide"}
 
 
-def test_hidden_and_partial_files_and_odd_things_are_left_alone(tmp_path: Path) -> None:
+def test_hidden_partial_and_special_files_are_ignored(tmp_path: Path) -> None:
     for name in (".hidden.svs", "a.svs.part", "b.svs.crdownload", "c.svs~"):
         (tmp_path / name).write_bytes(b"II*\0")
     os.mkfifo(tmp_path / "pipe.svs")
@@ -83,7 +83,7 @@ def test_hidden_and_partial_files_and_odd_things_are_left_alone(tmp_path: Path) 
     }
 
 
-def test_the_order_is_that_of_the_paths_and_the_cohort_is_left_out(tmp_path: Path) -> None:
+def test_slides_are_sorted_by_path_without_the_excluded_cohort(tmp_path: Path) -> None:
     for name in ("b/2.svs", "a/3.svs", "b/1.svs", "cohort/x.svs"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"II*\0" + name.encode())
@@ -129,7 +129,7 @@ STEPS = st.tuples(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(STEPS, max_size=16))
-def test_a_search_that_knows_an_earlier_one_finds_the_same(steps: list[tuple[str, str]]) -> None:
+def test_known_probes_do_not_change_the_result(steps: list[tuple[str, str]]) -> None:
     with TemporaryDirectory() as folder:
         root, looks = Path(folder), {}
         for clock, (place, kind) in enumerate(steps, start=1000):
@@ -143,7 +143,7 @@ def test_a_search_that_knows_an_earlier_one_finds_the_same(steps: list[tuple[str
             looks = looks | found.probes
 
 
-def test_what_is_known_is_not_opened(tmp_path: Path) -> None:
+def test_unchanged_files_are_not_opened_again(tmp_path: Path) -> None:
     kinds = ["tiff", "tiff", "text", "dicom1", "vms", "text", "text", "text", "dicom1"]
     for place, kind in zip(PLACES, kinds, strict=True):
         write(tmp_path / place, kind)
@@ -155,7 +155,7 @@ def test_what_is_known_is_not_opened(tmp_path: Path) -> None:
     assert discover_slides(tmp_path) != first
 
 
-def test_a_new_instance_joins_its_series_and_the_known_ones_stay_closed(tmp_path: Path) -> None:
+def test_new_dicom_file_joins_its_series_without_opening_the_others(tmp_path: Path) -> None:
     for k in range(2):
         dicom(tmp_path / f"{k}.dcm", "1.2.3.4")
     first = discover_slides(tmp_path)
@@ -165,14 +165,14 @@ def test_a_new_instance_joins_its_series_and_the_known_ones_stay_closed(tmp_path
     assert slides_of(discover_slides(tmp_path, known=first.probes)) == [("0.dcm", "1.dcm", "2.dcm")]
 
 
-def test_a_picture_that_comes_late_joins_its_vms(tmp_path: Path) -> None:
+def test_late_image_joins_its_vms(tmp_path: Path) -> None:
     (tmp_path / "case.vms").write_text("[VMS]\nImageFile=late.jpg\n")
     first = discover_slides(tmp_path)
     (tmp_path / "late.jpg").write_bytes(b"\xff\xd8")
     assert slides_of(discover_slides(tmp_path, known=first.probes)) == [("case.vms", "late.jpg")]
 
 
-def test_a_search_can_remember_without_knowing_names(tmp_path: Path) -> None:
+def test_probes_can_be_stored_with_hashed_names(tmp_path: Path) -> None:
     write(tmp_path / "case.vms", "vms")
     write(tmp_path / "2.svs", "tiff")
     write(tmp_path / "Doe.dcm", "dicom1")
@@ -184,7 +184,7 @@ def test_a_search_can_remember_without_knowing_names(tmp_path: Path) -> None:
     )
 
 
-def test_other_rules_look_again(tmp_path: Path) -> None:
+def test_probes_of_another_rules_version_are_repeated(tmp_path: Path) -> None:
     write(tmp_path / "a", "tiff")
     looks = {
         path: look._replace(rules=RULES_VERSION - 1, kind=None)
@@ -193,12 +193,12 @@ def test_other_rules_look_again(tmp_path: Path) -> None:
     assert len(discover_slides(tmp_path, known=looks).slides) == 1
 
 
-def test_rules_that_changed_were_counted() -> None:
+def test_changed_rules_need_a_new_version() -> None:
     rules = repr((sorted(SLIDE_SUFFIXES), SLIDE_MAGIC, WHOLE_SLIDE_SOP_CLASS))
     assert (RULES_VERSION, sha256(rules.encode()).hexdigest()[:8]) == (1, "0b6cae95")
 
 
-def test_two_indices_that_list_each_other_are_two_slides(tmp_path: Path) -> None:
+def test_vms_files_that_list_each_other_are_two_slides(tmp_path: Path) -> None:
     (tmp_path / "a.vms").write_text("[VMS]\nImageFile=b.vms\n")
     (tmp_path / "b.vms").write_text("[VMS]\nImageFile=a.vms\n")
     assert slides_of(discover_slides(tmp_path)) == [("a.vms",), ("b.vms",)]

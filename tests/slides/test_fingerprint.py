@@ -21,7 +21,7 @@ def test_one_file_has_its_plain_sha256(tmp_path: Path) -> None:
     assert (found.bytes, found.holes) == (5000, ())
 
 
-def test_several_files_have_one_identity_whatever_they_are_called(tmp_path: Path) -> None:
+def test_fingerprint_of_several_files_ignores_their_names(tmp_path: Path) -> None:
     for name, data in (("a", b"1"), ("b", b"2"), ("c", b"2"), ("d", b"1")):
         (tmp_path / name).write_bytes(data)
     first, second = (fingerprint_slide([tmp_path / one for one in names]) for names in ("ab", "cd"))
@@ -34,7 +34,7 @@ def test_several_files_have_one_identity_whatever_they_are_called(tmp_path: Path
 @given(
     st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=6), st.integers(0, PAGE_BYTES - 1)
 )
-def test_holes_are_the_runs_of_whole_zero_pages(tmp_path_factory, runs: list[tuple[int, int]], tail: int) -> None:
+def test_holes_are_ranges_of_complete_zero_pages(tmp_path_factory, runs: list[tuple[int, int]], tail: int) -> None:
     data, expected = b"", []
     for full, empty in runs:
         data += b"\1" * full * PAGE_BYTES
@@ -45,19 +45,19 @@ def test_holes_are_the_runs_of_whole_zero_pages(tmp_path_factory, runs: list[tup
     assert fingerprint_slide([path]).holes == tuple(expected)
 
 
-def test_a_hole_may_reach_over_the_buffers_end(tmp_path: Path) -> None:
+def test_hole_may_cross_the_end_of_a_read_chunk(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"\1" * (READ_CHUNK_BYTES - PAGE_BYTES) + bytes(2 * PAGE_BYTES) + b"\1" * PAGE_BYTES)
     assert fingerprint_slide([path]).holes == ((READ_CHUNK_BYTES - PAGE_BYTES, READ_CHUNK_BYTES + PAGE_BYTES),)
 
 
-def test_a_page_that_only_starts_with_zeros_is_no_hole(tmp_path: Path) -> None:
+def test_page_that_only_starts_with_zeros_is_no_hole(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(bytes(PAGE_BYTES - 1) + b"\1" + b"\1" * PAGE_BYTES)
     assert fingerprint_slide([path]).holes == ()
 
 
-def test_every_real_tiff_has_whole_directories(real_data: Path) -> None:
+def test_directories_of_real_tiffs_are_complete(real_data: Path) -> None:
     for path in sorted((real_data / "slides").glob("*.[st][vi][sf]*")):
         fixed, lists = check_directories(path)
         assert len(fixed) > 2
@@ -65,7 +65,7 @@ def test_every_real_tiff_has_whole_directories(real_data: Path) -> None:
         assert max(end for _, end in (*fixed, *lists)) <= path.stat().st_size
 
 
-def test_a_file_is_a_tiff_by_its_first_bytes(real_data: Path) -> None:
+def test_tiff_is_detected_by_its_first_bytes(real_data: Path) -> None:
     assert is_tiff(real_data / "slides/CMU-1-Small-Region.svs")
     assert not is_tiff(real_data / "bad_slides/broken.svs")
     assert not is_tiff(real_data / "slides/sm_image.dcm")
@@ -102,7 +102,7 @@ WIDTH = (256, 4, 1, 100)
         (b"hello, no picture here", "unreadable", "not a TIFF"),
     ],
 )  # fmt: skip
-def test_a_chain_that_is_cut_or_absurd_is_refused(tmp_path: Path, data: bytes, code: str, words: str) -> None:
+def test_truncated_or_implausible_directories_are_refused(tmp_path: Path, data: bytes, code: str, words: str) -> None:
     path = tmp_path / "a.tiff"
     path.write_bytes(data)
     with pytest.raises(SlideError, match=words) as caught:
@@ -110,7 +110,7 @@ def test_a_chain_that_is_cut_or_absurd_is_refused(tmp_path: Path, data: bytes, c
     assert caught.value.code == code
 
 
-def test_big_endian_and_bigtiff_chains_are_walked(tmp_path: Path) -> None:
+def test_big_endian_and_bigtiff_directories_are_read(tmp_path: Path) -> None:
     classic = b"MM\0*" + struct.pack(">IHHHII", 8, 1, 256, 4, 1, 100) + struct.pack(">I", 0)
     big = b"II+\0" + struct.pack("<HHQQHHQQQ", 8, 0, 16, 1, 256, 16, 1, 100, 0)
     for name, data in (("classic", classic), ("big", big)):
@@ -120,7 +120,7 @@ def test_big_endian_and_bigtiff_chains_are_walked(tmp_path: Path) -> None:
         assert (len(fixed), lists) == (2, ())
 
 
-def test_random_bytes_behind_a_tiff_header_end_in_a_slide_error(tmp_path: Path) -> None:
+def test_random_bytes_after_a_tiff_header_raise_slide_error(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     for k in range(100):
         path = tmp_path / f"{k}"

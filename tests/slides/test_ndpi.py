@@ -46,7 +46,7 @@ class TestNdpi(SlideContract):
         with open_slide(ndpi) as slide:
             yield slide
 
-    def test_it_is_what_the_scanner_wrote(self, slide: Slide, tissue: np.ndarray) -> None:
+    def test_metadata_and_pixels_are_those_written(self, slide: Slide, tissue: np.ndarray) -> None:
         info = slide.info
         assert (info.format, info.reader, info.objective) == ("hamamatsu", "tiff", 40)
         assert (info.mpp, info.mpp_source) == (pytest.approx(0.23), "file")
@@ -55,14 +55,14 @@ class TestNdpi(SlideContract):
         assert np.abs(whole(slide).astype(int) - tissue).mean() < 1.5
 
 
-def test_without_resolution_it_has_the_mpp_of_its_lens(tissue: np.ndarray, tmp_path: Path) -> None:
+def test_mpp_without_resolution_comes_from_the_objective(tissue: np.ndarray, tmp_path: Path) -> None:
     with open_slide(write_ndpi(tmp_path / "a.ndpi", tissue, mpp=None, objective=20.0)) as slide:
         assert (slide.info.mpp, slide.info.mpp_source) == (0.5, "objective")
 
 
 @pytest.mark.parametrize("sampling", ["444", "422"])
 @pytest.mark.parametrize("height", [8, 251, 256, 257, 1100])
-def test_every_px_is_openslides(tissue: np.ndarray, tmp_path: Path, sampling: str, height: int) -> None:
+def test_pixels_are_identical_to_openslide(tissue: np.ndarray, tmp_path: Path, sampling: str, height: int) -> None:
     """But for a last row of blocks that the image's edge cuts: OpenSlide shows none of it."""
     path = write_ndpi(tmp_path / "a.ndpi", tissue[:height], mpp=0.23, levels=1 + (height > 8), sampling=sampling)
     with open_slide(path, "tiff") as ours, open_slide(path, "openslide") as theirs:
@@ -75,7 +75,7 @@ def test_every_px_is_openslides(tissue: np.ndarray, tmp_path: Path, sampling: st
             assert (expected[high:] == 255).all()
 
 
-def test_colour_at_half_width_is_smoothed_within_a_run_only(tissue: np.ndarray, tmp_path: Path) -> None:
+def test_half_width_colour_is_smoothed_only_within_a_run(tissue: np.ndarray, tmp_path: Path) -> None:
     """The whole JPEG decoded at once differs at the seams of runs, by 11 grey levels here; so does OpenSlide."""
     path = write_ndpi(tmp_path / "a.ndpi", tissue, mpp=0.23, levels=1, sampling="422")
     table = parse_ndpi(path).levels[0]
@@ -87,7 +87,7 @@ def test_colour_at_half_width_is_smoothed_within_a_run_only(tissue: np.ndarray, 
     assert set(np.unique(np.nonzero(difference)[1] % table.tile_width)) <= {0, table.tile_width - 1}
 
 
-def test_a_chunk_is_a_jpeg_that_any_decoder_reads(ndpi: Path) -> None:
+def test_chunks_are_valid_jpegs(ndpi: Path) -> None:
     with NdpiSlide(ndpi) as slide:
         expected = whole(slide)
         table = slide.table(0)
@@ -101,7 +101,7 @@ def test_a_chunk_is_a_jpeg_that_any_decoder_reads(ndpi: Path) -> None:
             assert np.array_equal(chunk[: len(part)], part)
 
 
-def test_a_small_level_without_runs_is_one_chunk(tissue: np.ndarray, tmp_path: Path) -> None:
+def test_small_level_without_restart_markers_is_one_chunk(tissue: np.ndarray, tmp_path: Path) -> None:
     path = write_ndpi(tmp_path / "a.ndpi", tissue, mpp=0.23, runs=1)
     with open_slide(path, "tiff") as ours, open_slide(path, "openslide") as theirs:
         ours.validate()
@@ -110,7 +110,7 @@ def test_a_small_level_without_runs_is_one_chunk(tissue: np.ndarray, tmp_path: P
         assert np.array_equal(whole(ours, 1), whole(theirs, theirs.info.level_downsamples.index(4)))
 
 
-def test_a_file_of_more_than_4_gb_is_read_behind_them(tissue: np.ndarray, tmp_path: Path) -> None:
+def test_offsets_beyond_4_gb_are_read(tissue: np.ndarray, tmp_path: Path) -> None:
     path = write_ndpi(tmp_path / "a.ndpi", tissue, mpp=0.23, start=(5 << 30) + 123)  # nearly all of it a hole
     with open_slide(path, "tiff") as ours, open_slide(path, "openslide") as theirs:
         assert int(ours.table(0).offsets[0]) > 5 << 30
@@ -124,7 +124,7 @@ def ours_of(tissue: np.ndarray, folder: Path) -> Slide:
     return open_slide(write_ndpi(folder / "small.ndpi", tissue, mpp=0.23))
 
 
-def test_what_is_unusual_is_left_to_openslide(tissue: np.ndarray, tmp_path: Path) -> None:
+def test_unusual_files_are_left_to_openslide(tissue: np.ndarray, tmp_path: Path) -> None:
     tall = write_ndpi(tmp_path / "tall.ndpi", tissue, mpp=0.23, sampling="420")
     uneven = write_ndpi(tmp_path / "uneven.ndpi", tissue[:, :1900].copy(), mpp=0.23, levels=1)
     changed = write_ndpi(tmp_path / "changed.ndpi", tissue, mpp=0.23)
@@ -136,7 +136,7 @@ def test_what_is_unusual_is_left_to_openslide(tissue: np.ndarray, tmp_path: Path
     assert open_slide(changed).info.reader == "openslide"
 
 
-def test_a_table_of_runs_that_the_markers_contradict_is_left_to_openslide(tissue: np.ndarray, tmp_path: Path) -> None:
+def test_wrong_offsets_of_runs_are_left_to_openslide(tissue: np.ndarray, tmp_path: Path) -> None:
     path = write_ndpi(tmp_path / "a.ndpi", tissue, mpp=0.23)
     with NdpiSlide(path) as slide:
         starts = slide.table(0).starts[:-1] - slide.table(0).starts[0]
@@ -157,14 +157,14 @@ def starts_as_tag(data: bytes, relative: np.ndarray) -> bytes:
     raise AssertionError("no such table")
 
 
-def test_only_levels_in_focus_are_levels(ndpi: Path) -> None:
+def test_macro_image_is_no_level(ndpi: Path) -> None:
     found = parse_ndpi(ndpi)
     assert [one.width for one in found.levels] == [2048, 512]
     assert found.others == ()
 
 
 @pytest.mark.parametrize("copies", [lambda data: cut(data, 40, seed=4), lambda data: zero_tailed(data, 40, seed=5)])
-def test_a_cut_file_is_refused(tmp_path: Path, ndpi: Path, copies) -> None:
+def test_truncated_file_is_refused(tmp_path: Path, ndpi: Path, copies) -> None:
     for data in copies(ndpi.read_bytes()):
         (tmp_path / "a.ndpi").write_bytes(data)
         with pytest.raises(SlideError) as caught, open_slide(tmp_path / "a.ndpi") as slide:
@@ -173,7 +173,7 @@ def test_a_cut_file_is_refused(tmp_path: Path, ndpi: Path, copies) -> None:
 
 
 @pytest.mark.parametrize("size", [4096, 65536])
-def test_a_hole_is_refused_unless_it_touches_no_level(tmp_path: Path, ndpi: Path, size: int) -> None:
+def test_hole_is_refused_unless_it_is_outside_all_levels(tmp_path: Path, ndpi: Path, size: int) -> None:
     path = tmp_path / "a.ndpi"
     with open_slide(ndpi) as slide:
         expected = [whole(slide, level) for level in range(2)]
@@ -190,7 +190,7 @@ def test_a_hole_is_refused_unless_it_touches_no_level(tmp_path: Path, ndpi: Path
     assert refused >= 36
 
 
-def test_its_pyramid_holds_the_same_runs_and_nothing_else(ndpi: Path, tmp_path: Path) -> None:
+def test_pyramid_has_the_same_runs_and_no_metadata(ndpi: Path, tmp_path: Path) -> None:
     with open_slide(ndpi) as slide:
         write_pyramid(slide, np.ones((1, 1), bool), tmp_path / "p.zarr", 90)
         for level in range(2):
@@ -206,9 +206,7 @@ def test_its_pyramid_holds_the_same_runs_and_nothing_else(ndpi: Path, tmp_path: 
     assert shards < 1.03 * (table.starts[-1] - table.starts[0]) * (1280 / 1100)  # the last chunks are filled up
 
 
-def test_flipped_bits_in_directories_and_headers_end_in_a_slide_error_or_a_checked_table(
-    tmp_path: Path, ndpi: Path
-) -> None:
+def test_flipped_bits_raise_slide_error_or_leave_a_valid_table(tmp_path: Path, ndpi: Path) -> None:
     data, rng = ndpi.read_bytes(), np.random.default_rng(8)
     spots = [at for table in parse_ndpi(ndpi).directories for at in range(*table)]
     spots += list(range(12, 12 + 700))  # the JPEG header of level 0

@@ -36,7 +36,7 @@ class TestNdpi(SlideContract):
         with OpenSlideSlide(ndpi) as slide:
             yield slide
 
-    def test_it_is_what_the_scanner_wrote(self, slide: Slide, tissue: np.ndarray) -> None:
+    def test_metadata_and_pixels_are_those_written(self, slide: Slide, tissue: np.ndarray) -> None:
         info = slide.info
         assert (info.format, info.reader, info.objective) == ("hamamatsu", "openslide", 40)
         assert (info.mpp, info.mpp_source) == (pytest.approx(0.23), "file")
@@ -44,7 +44,7 @@ class TestNdpi(SlideContract):
         assert len(info.levels) >= 2
         assert np.abs(slide.read(Box(0, 0, 2048, 1024)).astype(int) - tissue).mean() < 1.5
 
-    def test_its_chunks_are_of_a_useful_size(self, slide: Slide) -> None:
+    def test_chunks_have_a_useful_size(self, slide: Slide) -> None:
         assert {(one.chunk_width, one.chunk_height) for one in slide.info.levels} == {(256, 256)}
 
 
@@ -65,19 +65,19 @@ class TestTiff(SlideContract):
             yield slide
 
 
-def test_an_ndpi_without_resolution_has_the_mpp_of_its_lens(tissue: np.ndarray, tmp_path: Path) -> None:
+def test_mpp_without_resolution_comes_from_the_objective(tissue: np.ndarray, tmp_path: Path) -> None:
     with OpenSlideSlide(write_ndpi(tmp_path / "a.ndpi", tissue, mpp=None, objective=20.0)) as slide:
         assert (slide.info.mpp, slide.info.mpp_source) == (0.5, "objective")
 
 
-def test_no_property_but_facts_passes(ndpi: Path) -> None:
+def test_no_free_text_reaches_the_metadata(ndpi: Path) -> None:
     """The fixture's reference, a patient in real files, is known to OpenSlide and to nobody else."""
     with OpenSlideSlide(ndpi) as slide:
         assert "Jane Doe" in dict(slide._slide.properties).values()
         assert "Jane" not in repr(slide.info)
 
 
-def test_what_holds_no_image_shows_the_slides_background(real_data: Path) -> None:
+def test_transparent_pixels_get_the_background_colour(real_data: Path) -> None:
     with OpenSlideSlide(real_data / "slides/boxes.tiff") as slide:
         rgba = np.zeros((2, 3, 4), np.uint8)
         rgba[0, 0] = (10, 20, 30, 255)
@@ -102,18 +102,18 @@ def outcomes(path: Path, variants: Iterator[bytes], read_all: bool = False) -> C
     return found
 
 
-def test_a_cut_ndpi_or_dicom_is_refused(tmp_path: Path, ndpi: Path, real_data: Path) -> None:
+def test_truncated_ndpi_or_dicom_is_refused(tmp_path: Path, ndpi: Path, real_data: Path) -> None:
     for path in (ndpi, real_data / "slides/sm_image.dcm", real_data / "slides/jpeg.dicom"):
         found = outcomes(tmp_path / path.name, cut(path.read_bytes(), 25, seed=4))
         assert found.keys() <= {"truncated", "unreadable"}, (path.name, found)
 
 
-def test_a_holed_ndpi_is_refused(tmp_path: Path, ndpi: Path) -> None:
+def test_ndpi_with_a_hole_is_refused(tmp_path: Path, ndpi: Path) -> None:
     found = outcomes(tmp_path / "a.ndpi", holed(ndpi.read_bytes(), 65536, 25, seed=4))
     assert found.keys() <= {"truncated", "unreadable"}, found
 
 
-def test_what_openslide_cannot_open_says_why(real_data: Path, tmp_path: Path) -> None:
+def test_unreadable_file_is_an_error_with_the_reason(real_data: Path, tmp_path: Path) -> None:
     (tmp_path / "text.svs").write_text("no slide")
     for path in (tmp_path / "text.svs", real_data / "slides/HE_example.tif"):
         with pytest.raises(SlideError, match="OpenSlide cannot read the file") as caught:
@@ -121,7 +121,7 @@ def test_what_openslide_cannot_open_says_why(real_data: Path, tmp_path: Path) ->
         assert caught.value.code == "unreadable"
 
 
-def test_after_an_error_the_slide_stays_refused(real_data: Path) -> None:
+def test_slide_stays_refused_after_an_error(real_data: Path) -> None:
     with OpenSlideSlide(real_data / "bad_slides/unreadable.svs") as slide:
         for _ in range(2):
             with pytest.raises(SlideError):

@@ -55,7 +55,7 @@ class TestPyramid(SlideContract):
         return Pyramid(tmp_path / "p.zarr")
 
 
-def test_the_slides_own_tiles_are_kept_bit_by_bit(slide: Slide, tmp_path: Path) -> None:
+def test_pixels_of_copied_tiles_are_identical(slide: Slide, tmp_path: Path) -> None:
     write_pyramid(slide, everything(slide), tmp_path / "p.zarr", 90)
     pyramid = Pyramid(tmp_path / "p.zarr")
     for level in range(3):
@@ -68,7 +68,7 @@ def shards(pyramid: Path) -> list[Path]:
     return [path for path in pyramid.rglob("c/**/*") if path.is_file()]
 
 
-def test_a_copy_weighs_what_its_tissue_weighs_in_the_slide(tmp_path: Path) -> None:
+def test_size_is_within_3_percent_of_the_tissue_in_the_slide(tmp_path: Path) -> None:
     """Also where levels are small and tissue is thin: the index of a shard is as large as its chunks are worth."""
     image = np.tile(tissue_image(1000, 1040, brown=0.4), (5, 7, 1))
     slide = open_slide(write_slide(tmp_path / "a.tiff", image, levels=4))
@@ -104,7 +104,7 @@ def rewritten(path: Path, order: np.ndarray, left_out: list[int]) -> Path:
     return path
 
 
-def test_tiles_that_lie_in_any_order_or_not_at_all_come_to_their_place(make_slide: Callable, tmp_path: Path) -> None:
+def test_tiles_in_any_order_or_missing_are_placed_correctly(make_slide: Callable, tmp_path: Path) -> None:
     path = make_slide(size=(1500, 1100), brown=0.4)
     before = whole(open_slide(path))
     rewritten(path, np.random.default_rng(0).permutation(30), left_out=[0, 8])
@@ -116,7 +116,7 @@ def test_tiles_that_lie_in_any_order_or_not_at_all_come_to_their_place(make_slid
     assert np.array_equal(after[:256, 256:], before[:256, 256:])
 
 
-def test_other_slides_are_encoded_once(real_data: Path, tmp_path: Path) -> None:
+def test_other_slides_are_encoded_as_jpeg(real_data: Path, tmp_path: Path) -> None:
     source = open_slide(real_data / "slides" / "tcga-cr-7395-01a-01-ts1.svs")
     source.info = source.info.with_mpp(0.25)
     write_pyramid(source, everything(source), tmp_path / "p.zarr", 90)
@@ -130,7 +130,7 @@ def test_other_slides_are_encoded_once(real_data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reader"), [("tcga-cr-7395-01a-01-ts1.svs", "tiff"), ("dicom_boxes/boxes_0.dcm", "openslide")]
 )
-def test_without_loss_every_px_is_the_slides_own(real_data: Path, tmp_path: Path, name: str, reader: str) -> None:
+def test_lossless_pyramid_has_identical_pixels(real_data: Path, tmp_path: Path, name: str, reader: str) -> None:
     """And nothing but Zarr is needed to read it."""
     source = open_slide(real_data / "slides" / name)
     assert source.info.reader == reader
@@ -148,14 +148,14 @@ def test_without_loss_every_px_is_the_slides_own(real_data: Path, tmp_path: Path
     assert np.array_equal(whole(Pyramid(tmp_path / "p.zarr"), level), whole(source, level))
 
 
-def test_jpeg_tiles_are_kept_where_no_loss_is_allowed_too(slide: Slide, tmp_path: Path) -> None:
+def test_lossless_copies_jpeg_tiles_too(slide: Slide, tmp_path: Path) -> None:
     for name, lossless in (("a.zarr", False), ("b.zarr", True)):
         write_pyramid(slide, everything(slide), tmp_path / name, 90, lossless)
     for one in shards(tmp_path / "a.zarr"):
         assert one.read_bytes() == (tmp_path / "b.zarr" / one.relative_to(tmp_path / "a.zarr")).read_bytes()
 
 
-def test_glass_is_not_stored_and_reads_as_white(slide: Slide, tmp_path: Path) -> None:
+def test_background_is_not_stored_and_reads_as_white(slide: Slide, tmp_path: Path) -> None:
     tissue = np.zeros((11, 15), bool)
     tissue[5:8, 6:9] = True
     write_pyramid(slide, tissue, tmp_path / "p.zarr", 90)
@@ -165,7 +165,7 @@ def test_glass_is_not_stored_and_reads_as_white(slide: Slide, tmp_path: Path) ->
     assert np.array_equal(pyramid.read(inside), slide.read(inside))
 
 
-def test_zarr_dask_and_ome_zarr_open_it_unmodified(slide: Slide, tmp_path: Path) -> None:
+def test_zarr_dask_and_ome_zarr_open_pyramids(slide: Slide, tmp_path: Path) -> None:
     write_pyramid(slide, everything(slide), tmp_path / "p.zarr", 90)
     expected = np.moveaxis(whole(slide, 1), -1, 0)
     assert np.array_equal(zarr.open_group(tmp_path / "p.zarr", mode="r")["1"][:], expected)
@@ -179,7 +179,7 @@ def test_zarr_dask_and_ome_zarr_open_it_unmodified(slide: Slide, tmp_path: Path)
     np.testing.assert_allclose([scale[-1] for scale in scales], [0.25, 0.5, 1.0], rtol=0.01)
 
 
-def test_a_damaged_shard_index_is_noticed(slide: Slide, tmp_path: Path) -> None:
+def test_damaged_shard_index_raises(slide: Slide, tmp_path: Path) -> None:
     write_pyramid(slide, everything(slide), tmp_path / "p.zarr", 90)
     shard = tmp_path / "p.zarr" / "0" / "c" / "0" / "0" / "0"
     data = bytearray(shard.read_bytes())
@@ -190,7 +190,7 @@ def test_a_damaged_shard_index_is_noticed(slide: Slide, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lossless", [False, True])
-def test_a_damaged_chunk_is_an_error_that_says_what_to_do(real_data: Path, tmp_path: Path, lossless: bool) -> None:
+def test_damaged_chunk_is_an_error_with_remedy(real_data: Path, tmp_path: Path, lossless: bool) -> None:
     source = open_slide(real_data / "slides/dicom_boxes/boxes_0.dcm")
     write_pyramid(source, np.ones((1, 1), bool), tmp_path / "p.zarr", 90, lossless)
     shard = next(path for path in sorted((tmp_path / "p.zarr" / "0" / "c").rglob("*")) if path.is_file())
@@ -201,6 +201,6 @@ def test_a_damaged_chunk_is_an_error_that_says_what_to_do(real_data: Path, tmp_p
         whole(Pyramid(tmp_path / "p.zarr"))
 
 
-def test_what_is_no_pyramid_is_refused(tmp_path: Path) -> None:
+def test_folder_without_pyramid_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SlideError, match="no pyramid"):
         Pyramid(tmp_path)

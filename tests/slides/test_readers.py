@@ -31,7 +31,7 @@ from tests.slides.ndpi import write_ndpi
         ("dicom_boxes/boxes_0.dcm", "dicom", "openslide", 0.499, "file"),
     ],
 )
-def test_every_real_slide_opens_with_the_right_reader(real_data: Path, name, kind, reader, mpp, source) -> None:
+def test_real_slides_open_with_the_right_reader(real_data: Path, name, kind, reader, mpp, source) -> None:
     with open_slide(real_data / "slides" / name) as slide:
         slide.validate()
         assert (slide.info.format, slide.info.reader, slide.info.mpp_source) == (kind, reader, source)
@@ -55,7 +55,7 @@ def first_px(path: Path) -> NDArray[np.uint8]:
         ("mask_test.tif", "not-a-slide", "not a brightfield slide"),
     ],
 )
-def test_every_bad_slide_is_refused_with_its_reason(real_data: Path, name: str, code: str, words: str) -> None:
+def test_bad_slides_are_refused_with_the_reason(real_data: Path, name: str, code: str, words: str) -> None:
     path = real_data / "bad_slides" / name
     with pytest.raises(SlideError, match=words) as caught:
         first_px(path)
@@ -63,7 +63,7 @@ def test_every_bad_slide_is_refused_with_its_reason(real_data: Path, name: str, 
     assert str(path) in str(caught.value)
 
 
-def test_the_readers_show_the_same_pixels(cores: dict[str, Path], real_data: Path) -> None:
+def test_all_readers_return_the_same_pixels(cores: dict[str, Path], real_data: Path) -> None:
     """Bound: 0. All three decode with libjpeg-turbo of the same kind; another build may differ by 1 or 2 levels."""
     for path in (cores["3+"], real_data / "slides/CMU-1-Small-Region.svs"):
         shown = []
@@ -76,7 +76,7 @@ def test_the_readers_show_the_same_pixels(cores: dict[str, Path], real_data: Pat
         assert max(int(np.abs(one - shown[0]).max()) for one in shown) == 0
 
 
-def test_where_levels_are_rounded_openslide_interpolates_a_little(real_data: Path) -> None:
+def test_openslide_interpolates_levels_of_rounded_size(real_data: Path) -> None:
     """TCGA's second level is 2.0005 times smaller. Measured off the first cell: max 49, mean 4.4; inside it: 0."""
     path = real_data / "slides/tcga-cr-7395-01a-01-ts1.svs"
     with open_slide(path) as ours, open_slide(path, "openslide") as theirs:
@@ -86,14 +86,14 @@ def test_where_levels_are_rounded_openslide_interpolates_a_little(real_data: Pat
             assert gap.mean() <= mean
 
 
-def test_ndpi_is_read_from_its_own_table_or_else_by_openslide(tmp_path: Path) -> None:
+def test_ndpi_is_read_from_its_runs_or_through_openslide(tmp_path: Path) -> None:
     path = write_ndpi(tmp_path / "a.ndpi", np.full((256, 1024, 3), 200, np.uint8), mpp=0.23)
     for reader, used in (("auto", "tiff"), ("tiff", "tiff"), ("openslide", "openslide")):
         with open_slide(path, reader) as slide:
             assert slide.info.reader == used
 
 
-def test_other_scanners_own_ways_are_openslides(tmp_path: Path) -> None:
+def test_proprietary_tiff_needs_openslide(tmp_path: Path) -> None:
     path = tmp_path / "a.tiff"
     rgb = np.zeros((256, 256, 3), np.uint8)
     tifffile.imwrite(path, rgb, photometric="rgb", tile=(64, 64), software="MedScan", metadata=None)
@@ -101,7 +101,7 @@ def test_other_scanners_own_ways_are_openslides(tmp_path: Path) -> None:
         open_slide(path, "tiff")
 
 
-def test_a_tiff_that_our_table_does_not_take_goes_to_openslide(tmp_path: Path) -> None:
+def test_unsupported_tiff_is_read_through_openslide(tmp_path: Path) -> None:
     rgb = np.random.default_rng(0).integers(0, 255, (3, 256, 256), np.uint8)
     path = tmp_path / "planes.tiff"
     tifffile.imwrite(path, rgb, photometric="rgb", planarconfig="separate", tile=(64, 64), metadata=None)
@@ -110,14 +110,14 @@ def test_a_tiff_that_our_table_does_not_take_goes_to_openslide(tmp_path: Path) -
         assert np.array_equal(slide.read(Box(0, 0, 256, 256)), rgb.transpose(1, 2, 0))
 
 
-def test_what_neither_takes_is_refused_in_the_words_that_explain_it(tmp_path: Path) -> None:
+def test_error_names_the_unsupported_feature(tmp_path: Path) -> None:
     path = tmp_path / "planes.tiff"
     tifffile.imwrite(path, np.zeros((3, 64, 64), np.uint8), photometric="rgb", planarconfig="separate", metadata=None)
     with pytest.raises(SlideError, match="separate planes"):
         open_slide(path)
 
 
-def test_a_cut_slide_is_never_left_to_another_reader(tmp_path: Path, real_data: Path) -> None:
+def test_truncated_slide_is_not_given_to_another_reader(tmp_path: Path, real_data: Path) -> None:
     data = (real_data / "slides/CMU-1-Small-Region.svs").read_bytes()
     for size in (6, 12, 1000, len(data) // 2, len(data) - 1):
         (tmp_path / "a.svs").write_bytes(data[:size])
@@ -126,7 +126,7 @@ def test_a_cut_slide_is_never_left_to_another_reader(tmp_path: Path, real_data: 
         assert caught.value.code == "truncated"
 
 
-def test_an_empty_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+def test_empty_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.svs").touch()
     (tmp_path / "folder.svs").mkdir()
     for name, code in (("empty.svs", "unreadable"), ("folder.svs", "unreadable"), ("nothing.svs", "gone")):
@@ -135,7 +135,7 @@ def test_an_empty_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         assert caught.value.code == code
 
 
-def test_an_unknown_reader_is_refused_with_the_known_ones(real_data: Path) -> None:
+def test_unknown_reader_is_refused_with_the_valid_names(real_data: Path) -> None:
     with pytest.raises(InputError, match="auto, tiff, cucim, openslide"):
         open_slide(real_data / "slides/small.svs", "bioformats")
 
@@ -150,7 +150,7 @@ class Toy(Slide):
         return np.full((box.height, box.width, 3), 42, np.uint8)
 
 
-def test_a_new_reader_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_reader_is_one_class_and_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(READERS, "toy", Toy)
     (tmp_path / "a.toy").write_text("whatever")
     with open_slide(tmp_path / "a.toy", "toy") as slide:
@@ -158,7 +158,7 @@ def test_a_new_reader_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert slide.info.with_mpp(0.5).mpp == 0.5
 
 
-def test_reading_with_auto_leaves_cucim_alone(real_data: Path) -> None:
+def test_auto_does_not_import_cucim(real_data: Path) -> None:
     """Importing cuCIM takes about 500 MB on every GPU it can see."""
     code = (
         "import sys; from pathlib import Path; from her2batch.slides.readers import open_slide; "

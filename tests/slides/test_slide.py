@@ -28,12 +28,12 @@ class Gradient(Slide):
         return np.stack([red, green, np.zeros_like(red)], axis=2).astype(np.uint8)
 
 
-def test_a_box_knows_its_ends() -> None:
+def test_right_and_bottom_of_a_box() -> None:
     assert (Box(2, 3, 10, 20).right, Box(2, 3, 10, 20).bottom) == (12, 23)
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 300), st.integers(1, 300), st.integers(1, 128))
-def test_boxes_over_cover_each_px_once(x: int, y: int, width: int, height: int, edge: int) -> None:
+def test_split_box_covers_each_px_once(x: int, y: int, width: int, height: int, edge: int) -> None:
     seen = np.zeros((y + height, x + width), int)
     for one in split_box(Box(x, y, width, height), edge):
         assert max(one.width, one.height) <= edge
@@ -63,7 +63,7 @@ def test_mpp_comes_from_the_file_else_from_the_objective(axes, objective, settle
     assert resolve_mpp(*axes, objective) == settled
 
 
-def test_a_read_that_no_memory_holds_is_refused_before_it_starts() -> None:
+def test_too_large_read_is_refused_before_it_starts() -> None:
     slide = Gradient((100_000, 100_000))
     with pytest.raises(SlideError, match="100000 × 100000") as caught:
         slide.read(Box(0, 0, 100_000, 100_000))
@@ -73,12 +73,12 @@ def test_a_read_that_no_memory_holds_is_refused_before_it_starts() -> None:
     assert slide.most == 0
 
 
-def test_the_level_for_a_downsample_is_never_coarser() -> None:
+def test_level_for_a_downsample_is_never_coarser() -> None:
     slide = Gradient((4000, 4000), (1000, 1000), (250, 250))
     assert [slide.level_for(one) for one in (0.5, 1, 3.9, 4, 15, 16, 100)] == [0, 0, 0, 1, 1, 2, 2]
 
 
-def test_a_region_is_read_from_the_level_that_has_enough() -> None:
+def test_region_is_read_from_the_coarsest_sufficient_level() -> None:
     slide = Gradient((4000, 4000), (1000, 1000))
     region = slide.region(Box(0, 0, 2000, 4000), 1.0)
     assert region.shape == (1000, 500, 3)
@@ -86,13 +86,13 @@ def test_a_region_is_read_from_the_level_that_has_enough() -> None:
     assert region[:, -1, 0].tolist() == pytest.approx([127] * 1000, abs=1)
 
 
-def test_tiles_come_from_a_level_twice_as_fine_where_there_is_one() -> None:
+def test_tiles_are_read_from_a_level_twice_as_fine() -> None:
     slide = Gradient((4000, 4000), (2000, 2000), (1000, 1000))
     assert [slide.tile_source(one) for one in (1, 2, 4, 8, 64)] == [(0, 1), (0, 2), (1, 2), (2, 2), (2, 8)]
     assert [slide.tile_source(one) for one in (1.94, 1.95, 2.2, 3.9)] == [(0, 1), (0, 2), (0, 2), (0, 4)]
 
 
-def test_an_overview_is_read_in_strips() -> None:
+def test_overview_is_read_in_strips() -> None:
     slide = Gradient((6400, 6400))
     view = slide.overview(4.0)
     assert view.shape == (400, 400, 3)
@@ -102,7 +102,7 @@ def test_an_overview_is_read_in_strips() -> None:
     assert np.abs(view[:, 0, 1] - (expected[:-1] + expected[1:]) / 2).max() <= 1.5
 
 
-def test_a_strip_of_huge_chunks_is_still_read_in_pieces() -> None:
+def test_strips_of_huge_chunks_are_limited() -> None:
     slide = Gradient((120_000, 9000), chunk=4096)
     with pytest.raises(SlideError):
         slide.read(Box(0, 0, 120_000, 8192))
@@ -110,13 +110,13 @@ def test_a_strip_of_huge_chunks_is_still_read_in_pieces() -> None:
     assert slide.whole_slide(300).shape == (30, 400, 3)
 
 
-def test_resampling_keeps_a_flat_image_flat() -> None:
+def test_resampling_keeps_a_uniform_image_uniform() -> None:
     flat = np.full((40, 60, 3), 90, np.uint8)
     for width, height in ((60, 40), (30, 20), (7, 9), (90, 80)):
         assert (resample(flat, width, height) == 90).all()
 
 
-def test_a_slide_without_mpp_has_no_regions() -> None:
+def test_region_and_overview_need_a_resolution() -> None:
     slide = Gradient((100, 100), mpp=None)
     for ask in (lambda: slide.region(Box(0, 0, 10, 10), 0.5), lambda: slide.overview(8)):
         with pytest.raises(SlideError) as caught:
@@ -124,7 +124,7 @@ def test_a_slide_without_mpp_has_no_regions() -> None:
         assert caught.value.code == "no-mpp"
 
 
-def test_with_holes_a_slide_is_read_through() -> None:
+def test_slide_with_holes_is_read_completely() -> None:
     slide = Gradient((3000, 2500), (1500, 1250))
     slide.validate()
     assert slide.most == 0

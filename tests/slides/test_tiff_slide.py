@@ -71,17 +71,17 @@ def differences(path: Path, most: int = 3000) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "CMU-1-small.tiff", "boxes.tiff", "😐.svs"])
-def test_jpeg_pixels_are_openslides_to_the_bit(real_data: Path, name: str) -> None:
+def test_jpeg_pixels_are_identical_to_openslide(real_data: Path, name: str) -> None:
     assert set(differences(real_data / "slides" / name)) == {(0, 0.0)}
 
 
-def test_core_pixels_are_openslides_to_the_bit(cores: dict[str, Path]) -> None:
+def test_pixels_of_cores_are_identical_to_openslide(cores: dict[str, Path]) -> None:
     assert set(differences(cores["1+"])) == {(0, 0.0)}
 
 
 @pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize("by", [2, 4, 8])
-def test_a_jpeg_is_shrunk_inside_its_decoder_to_nearly_the_mean_of_its_pixels(
+def test_jpeg_shrunk_while_decoding_is_close_to_the_area_mean(
     tmp_path: Path, real_data: Path, subsampling: tuple[int, int], by: int
 ) -> None:
     core = next((real_data / "her2_cores").glob("3_*.jpg"))
@@ -97,7 +97,7 @@ def test_a_jpeg_is_shrunk_inside_its_decoder_to_nearly_the_mean_of_its_pixels(
     assert np.abs((half - area).mean((0, 1))).max() < 0.3
 
 
-def test_rgb_under_a_wrong_tag_is_not_shrunk_inside_the_decoder(tmp_path: Path) -> None:
+def test_rgb_under_a_wrong_tag_is_shrunk_after_decoding(tmp_path: Path) -> None:
     rgb = np.full((512, 512, 3), 240, np.uint8)
     rgb[100:203, 100:301] = (150, 90, 60)
     tifffile.imwrite(tmp_path / "a.tiff", rgb, tile=(128, 128), photometric="ycbcr", compression="jpeg", metadata=None)
@@ -107,11 +107,11 @@ def test_rgb_under_a_wrong_tag_is_not_shrunk_inside_the_decoder(tmp_path: Path) 
         assert np.array_equal(half, resample(slide.read(Box(0, 0, 512, 512)), 256, 256))
 
 
-def test_jpeg_2000_pixels_are_openslides_to_the_bit(real_data: Path) -> None:
+def test_jpeg_2000_pixels_are_identical_to_openslide(real_data: Path) -> None:
     assert set(differences(real_data / "slides/tcga-cr-7395-01a-01-ts1.svs", most=1000)) == {(0, 0.0)}
 
 
-def test_jpeg_2000_in_ycbcr_is_within_a_level_or_two_of_openslide(tmp_path: Path) -> None:
+def test_jpeg_2000_in_ycbcr_is_within_2_grey_levels_of_openslide(tmp_path: Path) -> None:
     rgb = smooth(256, 512)
     ycbcr = cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb)[..., [0, 2, 1]].copy()
     path = tmp_path / "a.svs"
@@ -124,7 +124,7 @@ def test_jpeg_2000_in_ycbcr_is_within_a_level_or_two_of_openslide(tmp_path: Path
     assert differences(path)[0][0] <= 2
 
 
-def test_ome_pixels_are_tifffiles(real_data: Path) -> None:
+def test_ome_pixels_are_identical_to_tifffile(real_data: Path) -> None:
     path = real_data / "slides/HE_example.tif"
     with TiledTiffSlide(path) as slide:
         assert np.array_equal(whole(slide), tifffile.imread(path, key=0))
@@ -134,7 +134,7 @@ def test_ome_pixels_are_tifffiles(real_data: Path) -> None:
     ("compression", "predictor"),
     [(None, False), ("lzw", True), ("zlib", False), ("adobe_deflate", True), ("zstd", False), ("lzma", False)],
 )
-def test_lossless_tiles_and_strips_come_back_as_they_were(tmp_path: Path, compression, predictor: bool) -> None:
+def test_lossless_tiles_and_strips_are_read_exactly(tmp_path: Path, compression, predictor: bool) -> None:
     rgb = smooth(300, 500)
     packed = {"photometric": "rgb", "compression": compression, "predictor": predictor, "metadata": None}
     tifffile.imwrite(tmp_path / "tiles.tiff", rgb, tile=(128, 128), **packed)
@@ -146,14 +146,14 @@ def test_lossless_tiles_and_strips_come_back_as_they_were(tmp_path: Path, compre
             assert np.array_equal(slide.read(Box(100, 90, 201, 133)), rgb[90:223, 100:301])
 
 
-def test_strips_are_not_worked_through_strip_by_strip(tmp_path: Path) -> None:
+def test_strips_get_chunks_of_the_default_size(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tiff", smooth(300, 500), rowsperstrip=2, photometric="rgb", metadata=None)
     with TiledTiffSlide(tmp_path / "a.tiff") as slide:
         assert (slide.info.levels[0].chunk_width, slide.info.levels[0].chunk_height) == (256, 256)
         assert not slide.table(0).full_tiles
 
 
-def test_jpeg_strips_are_read_and_never_passed_on_as_tiles(tmp_path: Path) -> None:
+def test_jpeg_strips_are_no_full_tiles(tmp_path: Path) -> None:
     rgb = smooth(300, 512)
     tifffile.imwrite(
         tmp_path / "a.tiff", rgb, rowsperstrip=64, photometric="rgb", compression="jpeg", metadata=None,
@@ -165,7 +165,7 @@ def test_jpeg_strips_are_read_and_never_passed_on_as_tiles(tmp_path: Path) -> No
         assert not slide.table(0).full_tiles
 
 
-def test_a_tile_as_it_stands_in_the_file_can_be_had(real_data: Path) -> None:
+def test_raw_tile_returns_the_bytes_of_the_file(real_data: Path) -> None:
     path = real_data / "slides/CMU-1-Small-Region.svs"
     data = path.read_bytes()
     with TiledTiffSlide(path) as slide:
@@ -177,7 +177,7 @@ def test_a_tile_as_it_stands_in_the_file_can_be_had(real_data: Path) -> None:
             assert slide.raw_tile(0, index) == data[offset : offset + count]
 
 
-def test_a_tile_left_out_of_a_sparse_slide_is_white_and_has_no_bytes(tmp_path: Path) -> None:
+def test_missing_tile_of_a_sparse_slide_is_white(tmp_path: Path) -> None:
     path = write_philips(tmp_path / "a.tiff", np.full((256, 384, 3), 90, np.uint8))
     data = bytearray(path.read_bytes())
     with tifffile.TiffFile(path) as file:
@@ -193,7 +193,7 @@ def test_a_tile_left_out_of_a_sparse_slide_is_white_and_has_no_bytes(tmp_path: P
         assert np.abs(slide.read(Box(0, 0, 128, 128)).astype(int) - 90).max() <= 2
 
 
-def test_rgb_under_a_ycbcr_tag_is_told_by_its_glass(tmp_path: Path) -> None:
+def test_rgb_under_a_ycbcr_tag_is_detected_by_the_background(tmp_path: Path) -> None:
     rgb = np.full((512, 512, 3), 240, np.uint8)
     rgb[100:200, 100:300] = (150, 90, 60)
     # asked for "ycbcr", tifffile stores the pixels unconverted; asked for "rgb", it converts them and says so
@@ -222,14 +222,14 @@ JPEG, J2K, LZW = "CMU-1-Small-Region.svs", "tcga-cr-7395-01a-01-ts1.svs", "HE_ex
 
 @pytest.mark.parametrize("size", [65536, 4096])
 @pytest.mark.parametrize(("name", "times"), [(JPEG, 60), (J2K, 20), (LZW, 30)])
-def test_a_slide_with_a_hole_is_refused(tmp_path: Path, real_data: Path, name: str, size: int, times: int) -> None:
+def test_slide_with_a_hole_is_refused(tmp_path: Path, real_data: Path, name: str, size: int, times: int) -> None:
     data = (real_data / "slides" / name).read_bytes()
     found = outcomes(tmp_path / name, holed(data, size, times, seed=2026))
     assert found.keys() <= {"truncated", "unreadable"}, found
 
 
 @pytest.mark.parametrize(("name", "times"), [(JPEG, 60), (J2K, 20), (LZW, 30)])
-def test_a_slide_that_is_cut_or_whose_end_was_never_written_is_truncated(
+def test_truncated_slide_or_slide_with_zeroed_end_is_refused(
     tmp_path: Path, real_data: Path, name: str, times: int
 ) -> None:
     data = (real_data / "slides" / name).read_bytes()
@@ -237,7 +237,7 @@ def test_a_slide_that_is_cut_or_whose_end_was_never_written_is_truncated(
     assert outcomes(tmp_path / name, zero_tailed(data, times, seed=2)).keys() == {"truncated"}
 
 
-def test_a_hole_in_any_directory_or_list_of_tiles_is_refused(tmp_path: Path) -> None:
+def test_hole_in_a_directory_or_tile_list_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tiff"
     rgb = smooth(2048, 2048)
     with tifffile.TiffWriter(path) as file:
@@ -254,13 +254,13 @@ def test_a_hole_in_any_directory_or_list_of_tiles_is_refused(tmp_path: Path) -> 
         assert refusal(path) in ("truncated", "unreadable"), spot
 
 
-def test_zeros_that_belong_to_nothing_do_no_harm(tmp_path: Path, real_data: Path) -> None:
+def test_zeros_after_the_last_tile_are_accepted(tmp_path: Path, real_data: Path) -> None:
     path = tmp_path / "a.svs"
     path.write_bytes((real_data / "slides" / JPEG).read_bytes() + bytes(8192))
     assert refusal(path) == "accepted"
 
 
-def test_tiles_that_are_no_image_of_their_level_are_refused(tmp_path: Path) -> None:
+def test_tiles_with_the_size_of_another_level_are_refused(tmp_path: Path) -> None:
     """Swap the tile lists of two levels with other tile sizes: every range is in the file and holds a JPEG."""
     path = tmp_path / "a.tiff"
     with tifffile.TiffWriter(path) as file:
@@ -275,7 +275,7 @@ def test_tiles_that_are_no_image_of_their_level_are_refused(tmp_path: Path) -> N
     assert refusal(path) in ("unreadable", "truncated")
 
 
-def test_a_bad_tile_fails_its_read_and_leaves_the_others(tmp_path: Path, real_data: Path) -> None:
+def test_damaged_tile_fails_only_reads_that_need_it(tmp_path: Path, real_data: Path) -> None:
     data = bytearray((real_data / "slides" / JPEG).read_bytes())
     with TiledTiffSlide(real_data / "slides" / JPEG) as slide:
         expected = slide.read(Box(240, 0, 240, 240))
@@ -289,12 +289,12 @@ def test_a_bad_tile_fails_its_read_and_leaves_the_others(tmp_path: Path, real_da
             assert np.array_equal(slide.read(Box(240, 0, 240, 240)), expected)
 
 
-def test_the_slide_that_opens_and_fails_at_its_first_px_is_refused(real_data: Path) -> None:
+def test_slide_with_damaged_first_tile_fails_on_read(real_data: Path) -> None:
     with TiledTiffSlide(real_data / "bad_slides/unreadable.svs") as slide, pytest.raises(SlideError, match="tile 0"):
         slide.read(Box(0, 0, 1, 1))
 
 
-def test_a_refused_slide_leaves_no_file_open(tmp_path: Path, real_data: Path) -> None:
+def test_refused_slide_leaves_no_file_open(tmp_path: Path, real_data: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for path in sorted((real_data / "bad_slides").iterdir()):
         refusal(path)

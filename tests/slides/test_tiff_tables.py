@@ -35,7 +35,7 @@ def write(path: Path, *images: np.ndarray, **more: object) -> Path:
         ("😐.svs", "aperio", [(16, 16)], 0.499, 20, None, 1),
     ],
 )  # fmt: skip
-def test_real_slides_say_what_they_are(real_data: Path, name, kind, sizes, mpp, objective, stored, others) -> None:
+def test_structure_of_real_slides(real_data: Path, name, kind, sizes, mpp, objective, stored, others) -> None:
     found = parse_tiff(real_data / "slides" / name)
     assert (found.format, found.objective) == (kind, objective)
     assert [(one.width, one.height) for one in found.levels] == sizes
@@ -61,7 +61,7 @@ def test_levels_may_be_pages_or_subdirectories(tmp_path: Path) -> None:
         assert [one.width for one in parse_tiff(path).levels] == [500, 250]
 
 
-def test_a_tiled_image_of_another_shape_is_no_level(tmp_path: Path) -> None:
+def test_tiled_image_of_another_shape_is_no_level(tmp_path: Path) -> None:
     found = parse_tiff(write(tmp_path / "a.tiff", RGB, RGB[:128, :128].copy(), RGB[::4, ::4].copy()))
     assert [one.width for one in found.levels] == [500, 125]
     assert [one.width for one in found.others] == [128]
@@ -77,7 +77,7 @@ def test_a_tiled_image_of_another_shape_is_no_level(tmp_path: Path) -> None:
         ("pixel", "1", None),
     ],
 )
-def test_ome_units_are_understood(tmp_path: Path, unit: str, size: str, mpp: float | None) -> None:
+def test_ome_units_are_converted(tmp_path: Path, unit: str, size: str, mpp: float | None) -> None:
     one = f'PhysicalSize{{0}}="{size}" PhysicalSize{{0}}Unit="{unit}"'
     xml = f'<?xml version="1.0"?><OME><Image><Pixels {one.format("X")} {one.format("Y")}/></Image></OME>'
     found = parse_tiff(write(tmp_path / "a.ome.tif", RGB, description=xml.encode()))
@@ -85,7 +85,7 @@ def test_ome_units_are_understood(tmp_path: Path, unit: str, size: str, mpp: flo
     assert found.mpp == ((None, None) if mpp is None else pytest.approx((mpp, mpp)))
 
 
-def test_resolution_tags_are_in_cm_or_inches_or_say_nothing(tmp_path: Path) -> None:
+def test_resolution_tags_in_cm_inches_or_without_unit(tmp_path: Path) -> None:
     for unit, per, mpp in (("CENTIMETER", 40_000, 0.25), ("INCH", 101_600, 0.25), ("NONE", 40_000, None)):
         found = parse_tiff(write(tmp_path / f"{unit}.tiff", RGB, resolution=(per, per), resolutionunit=unit))
         assert found.mpp[0] == (None if mpp is None else pytest.approx(mpp))
@@ -117,7 +117,7 @@ def write_philips(path: Path, *images: np.ndarray) -> Path:
     return path
 
 
-def test_philips_levels_lose_their_padding_and_mpp_is_the_pixel_spacing(tmp_path: Path) -> None:
+def test_philips_padding_is_removed_and_mpp_is_the_pixel_spacing(tmp_path: Path) -> None:
     base = np.full((384, 640, 3), 230, np.uint8)  # padded to whole tiles, as all its levels are
     half, quarter = np.full((256, 384, 3), 230, np.uint8), np.full((128, 256, 3), 230, np.uint8)
     found = parse_tiff(write_philips(tmp_path / "a.tiff", base, half, quarter))
@@ -127,7 +127,7 @@ def test_philips_levels_lose_their_padding_and_mpp_is_the_pixel_spacing(tmp_path
     assert [len(one.offsets) for one in found.levels] == [15, 6, 2]
 
 
-def test_a_philips_slide_has_the_same_levels_in_openslide(tmp_path: Path) -> None:
+def test_philips_levels_are_those_of_openslide(tmp_path: Path) -> None:
     import openslide
 
     images = [np.full((h, w, 3), 230, np.uint8) for h, w in ((384, 640), (256, 384))]
@@ -139,7 +139,7 @@ def test_a_philips_slide_has_the_same_levels_in_openslide(tmp_path: Path) -> Non
         assert float(theirs.properties["openslide.mpp-x"]) == pytest.approx(ours.mpp[0])
 
 
-def test_the_vendor_is_told_by_tags(tmp_path: Path, real_data: Path) -> None:
+def test_format_is_detected_by_tags(tmp_path: Path, real_data: Path) -> None:
     assert detect_tiff_format(write_ndpi(tmp_path / "a.ndpi", np.zeros((256, 1024, 3), np.uint8), 0.23)) == "hamamatsu"
     for text, kind in (("x http://www.leica-microsystems.com/scn y", "leica"), ("Aperio Image", "aperio")):
         assert detect_tiff_format(write(tmp_path / f"{kind}.tiff", RGB, description=text)) == kind
@@ -165,13 +165,15 @@ def refused(path: Path) -> SlideError:
         (np.zeros((300, 500, 5), np.uint8), {"photometric": "minisblack", "planarconfig": "contig"}),
     ],
 )
-def test_what_is_not_8_bit_rgb_is_no_slide(tmp_path: Path, image: np.ndarray, more: dict[str, object]) -> None:
+def test_images_that_are_not_8_bit_rgb_are_no_slides(
+    tmp_path: Path, image: np.ndarray, more: dict[str, object]
+) -> None:
     error = refused(write(tmp_path / "a.tiff", image, **more))
     assert error.code == "not-a-slide"
     assert "not a brightfield slide" in str(error)
 
 
-def test_the_bad_slides_are_refused_with_their_reason(real_data: Path) -> None:
+def test_bad_slides_are_refused_with_the_reason(real_data: Path) -> None:
     error = refused(real_data / "bad_slides/unopenable.tiff")
     assert (error.code, "compression 52479" in error.what) == ("unreadable", True)
     assert refused(real_data / "bad_slides/mask_test.tif").code == "not-a-slide"
@@ -194,7 +196,7 @@ def with_tag(path: Path, tag: int, value: int) -> Path:
 @pytest.mark.parametrize(
     ("tag", "value"), [(256, 2**32 - 1), (257, 2**32 - 1), (256, 0), (322, 16), (322, 0), (323, 2**31), (324, 8)]
 )
-def test_absurd_sizes_are_refused_with_little_memory(tmp_path: Path, tag: int, value: int) -> None:
+def test_implausible_sizes_are_refused_with_little_memory(tmp_path: Path, tag: int, value: int) -> None:
     path = with_tag(write(tmp_path / "a.tiff", RGB), tag, value)
     tracemalloc.start()
     try:
@@ -204,7 +206,7 @@ def test_absurd_sizes_are_refused_with_little_memory(tmp_path: Path, tag: int, v
         tracemalloc.stop()
 
 
-def test_a_tile_beyond_the_end_is_truncated(tmp_path: Path) -> None:
+def test_tile_beyond_the_end_of_the_file_is_truncated(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tiff", RGB)
     with tifffile.TiffFile(path) as file:
         where = file.pages[0].tags[324].valueoffset
@@ -215,7 +217,7 @@ def test_a_tile_beyond_the_end_is_truncated(tmp_path: Path) -> None:
         assert refused(path).code == "truncated"
 
 
-def test_flipped_bits_in_the_directory_end_in_a_slide_error_or_a_checked_table(tmp_path: Path) -> None:
+def test_flipped_bits_raise_slide_error_or_leave_a_valid_table(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tiff", RGB, RGB[::2, ::2].copy())
     data, rng = path.read_bytes(), np.random.default_rng(5)
     first = struct.unpack_from("<I", data, 4)[0]
