@@ -88,7 +88,7 @@ def test_nightly_run_on_three_nodes_with_one_killed_gives_identical_tables(
     scans.rename(kept)  # rows hold the slides' paths: the scanner writes into the same folder again
     scans.mkdir()
     path = write_toml(quiet_night.folder, top=quiet_night.top, cohort=str(cohort), resources='address = "auto"')
-    scanner = Scanner(quiet_night.made, scans, Cohort(cohort))
+    scanner = Scanner(quiet_night.slides, scans, Cohort(cohort))
     scanner.start()
     run = submit(nodes, "night-1", job("overnight.py"), str(path))
     wait_for_rows(run, cohort, 4)

@@ -1,9 +1,9 @@
-"""Whether a night's slides look like those of the weeks before, per scanner or site.
+"""Drift: compare a night's slides with those of the preceding weeks, per scanner or site.
 
-Each figure of the slides is compared by ranks (Mann–Whitney), the mix of scores by a chi-squared test. A night makes
-many comparisons: the limit of each is divided by their number (Bonferroni), so that with the default of three standard
-errors one quiet night in 370 gives an alarm over a figure, and one in a hundred over the mix. Slides of one patient
-count as if they were independent, so a night of few patients alarms more often than that.
+Each measure of the slides is compared by ranks (Mann–Whitney), the mix of classes by a chi-squared test. A night makes
+many comparisons, so the significance level of each is divided by their number (Bonferroni). With the default of three
+standard errors, one night in 370 without drift gives an alarm for a measure, and one in a hundred for the mix. Slides
+of one patient count as independent, so nights of few patients give alarms more often.
 """
 
 from __future__ import annotations
@@ -31,20 +31,24 @@ MEASURES = {
     "cells": "share of tissue among nuclei or membranes",
     "score": "continuous HER2 score",
     "blur": "share of tissue out of focus",
-    "pen": "share of the slide under pen ink",
+    "pen": "share of the slide under pen",
     "saturated": "share of tissue with clipped colour",
     "background": "grey value of the background",
     "flagged": "share of slides with a quality flag",
 }
-"""What is compared, in words."""
+"""Measures that are compared, with their descriptions."""
 
 
 @dataclass(frozen=True)
 class DriftTest:
-    """One comparison. night, reference: means; of the mix, counts by class as text.  p: None where too few slides."""
+    """One comparison at a site.
+
+    measure: a key of MEASURES, CLASS_MIX, or "all" when there are too few slides.  night, reference: means; for the
+    mix, counts by class as text.  n_night, n_reference: numbers of slides.  p: p value; None with too few slides.
+    """
 
     site: str
-    figure: str
+    measure: str
     night: float | str
     reference: float | str
     n_night: int
@@ -54,19 +58,23 @@ class DriftTest:
 
     @property
     def sentence(self) -> str:
-        """In plain words."""
+        """The result as a sentence for the report."""
         if self.p is None:
-            return f"{self.site}: too few slides to compare ({self.n_night} tonight, {self.n_reference} before)"
-        words = MEASURES.get(self.figure, "mix of HER2 classes")
-        a, b = (one if isinstance(one, str) else f"{one:.3g}" for one in (self.night, self.reference))
-        verdict = "has moved: look at this scanner's and stainer's settings" if self.alarm else "is as before"
-        return f"{self.site}: {words} {verdict} ({a} tonight, {b} before; {self.n_night} and {self.n_reference} slides)"
+            return (
+                f"{self.site}: too few slides to compare ({self.n_night} tonight, {self.n_reference} in the reference)"
+            )
+        name = MEASURES.get(self.measure, "mix of HER2 classes")
+        a, b = (value if isinstance(value, str) else f"{value:.3g}" for value in (self.night, self.reference))
+        result = "has shifted: check the settings of this scanner and stainer" if self.alarm else "shows no shift"
+        slides = f"{self.n_night} and {self.n_reference} slides"
+        return f"{self.site}: {name} {result} ({a} tonight, {b} in the reference; {slides})"
 
 
 def detect_drift(cohort: Cohort, fresh: set[str], settings: DriftSettings, at: datetime) -> list[DriftTest]:
-    """A night's slides against those of the reference period before it.
+    """Compare a night's slides with those of the preceding reference period.
 
-    fresh: ids of the night's slides.  at: its start.  Raises InputError when the site's expression is none.
+    fresh: ids of the night's slides.  at: start of the night.  Raises InputError when the site's regular expression is
+    not valid.
     """
     finished, rows = finish_times(cohort), cohort.rows()
     since = at - timedelta(days=settings.reference_days)
@@ -79,52 +87,49 @@ def detect_drift(cohort: Cohort, fresh: set[str], settings: DriftSettings, at: d
             sides[site_of(row)][0].append(row)
         elif since <= finished.get(slide_id, datetime.min.replace(tzinfo=at.tzinfo)) < at:
             sides[site_of(row)][1].append(row)
-    figures: list[DriftTest] = []
+    tests: list[DriftTest] = []
     for site, (night, reference) in sorted(sides.items()):
-        if night:
-            few = min(len(night), len(reference)) < settings.least
-            figures += (
-                [DriftTest(site, "all", "", "", len(night), len(reference), None)]
-                if few
-                else _site_tests(site, _slide_measures(cohort, night), _slide_measures(cohort, reference))
-            )
-    return flag_alarms(figures, settings)
+        if night and min(len(night), len(reference)) < settings.least:
+            tests.append(DriftTest(site, "all", "", "", len(night), len(reference), None))
+        elif night:
+            tests += _site_tests(site, _slide_measures(cohort, night), _slide_measures(cohort, reference))
+    return flag_alarms(tests, settings)
 
 
-def flag_alarms(figures: Sequence[DriftTest], settings: DriftSettings) -> list[DriftTest]:
-    """The same with their alarms: every kind of test shares its limit among its comparisons."""
-    wanted = {False: 2 * float(stats.norm.sf(settings.deviations)), True: settings.shares}
-    count = Counter(one.figure == CLASS_MIX for one in figures if one.p is not None)
-    return [
-        replace(
-            one, alarm=one.p is not None and one.p < wanted[one.figure == CLASS_MIX] / count[one.figure == CLASS_MIX]
-        )
-        for one in figures
-    ]
+def flag_alarms(tests: Sequence[DriftTest], settings: DriftSettings) -> list[DriftTest]:
+    """Return the tests with their alarms. The significance level of each kind is divided by its number of tests."""
+    levels = {False: 2 * float(stats.norm.sf(settings.deviations)), True: settings.shares}
+    counts = Counter(test.measure == CLASS_MIX for test in tests if test.p is not None)
+
+    def is_alarm(test: DriftTest) -> bool:
+        is_mix = test.measure == CLASS_MIX
+        return test.p is not None and test.p < levels[is_mix] / counts[is_mix]
+
+    return [replace(test, alarm=is_alarm(test)) for test in tests]
 
 
 def _site_tests(site: str, night: list[Row], reference: list[Row]) -> list[DriftTest]:
-    found = []
+    """Return the tests of one site from the measures of its slides."""
+    tests = []
     for name in MEASURES:
         a, b = (
-            np.array([one[name] for one in side if one.get(name) is not None], float) for side in (night, reference)
+            np.array([row[name] for row in side if row.get(name) is not None], float) for side in (night, reference)
         )
         if min(len(a), len(b)) > 1:
-            found.append(DriftTest(site, name, float(a.mean()), float(b.mean()), len(a), len(b), rank_test_p(a, b)))
-    mixes = [Counter(one["class"] for one in side if one.get("class")) for side in (night, reference)]
+            tests.append(DriftTest(site, name, float(a.mean()), float(b.mean()), len(a), len(b), rank_test_p(a, b)))
+    mixes = [Counter(row["class"] for row in side if row.get("class")) for side in (night, reference)]
     if all(mix.total() for mix in mixes):
         tonight, before = (", ".join(f"{mix[name]} {name}" for name in CLASSES[TASK]) for mix in mixes)
-        found.append(
-            DriftTest(site, CLASS_MIX, tonight, before, mixes[0].total(), mixes[1].total(), class_mix_p(*mixes))
-        )
-    return found
+        sizes = mixes[0].total(), mixes[1].total()
+        tests.append(DriftTest(site, CLASS_MIX, tonight, before, *sizes, class_mix_p(*mixes)))
+    return tests
 
 
 def rank_test_p(a: np.ndarray, b: np.ndarray) -> float:
-    """p value that two samples come from one distribution (Mann & Whitney 1947, normal approximation, ties counted).
+    """Return the p value that two samples have one distribution (Mann & Whitney 1947, normal approximation with ties).
 
-    Ranks, not means: shares of blur and ink are so skewed that Welch's t-test gave 15 alarms in 1,000 quiet nights
-    where three were promised.
+    The test uses ranks because shares of blur and pen are skewed: Welch's t-test gave 15 alarms in 1,000 nights without
+    drift instead of the nominal three.
     """
     if len(np.unique(np.concatenate([a, b]))) == 1:
         return 1.0
@@ -132,46 +137,52 @@ def rank_test_p(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def class_mix_p(night: Mapping[str, int], reference: Mapping[str, int]) -> float:
-    """p value that two counts by class come from one mix (Pearson's chi-squared), without classes nobody has."""
-    there = [name for name in CLASSES[TASK] if night.get(name, 0) + reference.get(name, 0)]
-    if len(there) < 2:
+    """Return the p value that two counts by class have one mix (Pearson's chi-squared), without empty classes."""
+    present = [name for name in CLASSES[TASK] if night.get(name, 0) + reference.get(name, 0)]
+    if len(present) < 2:
         return 1.0
-    table = [[side.get(name, 0) for name in there] for side in (night, reference)]
+    table = [[side.get(name, 0) for name in present] for side in (night, reference)]
     return float(stats.chi2_contingency(table, correction=False).pvalue)
 
 
 def _slide_measures(cohort: Cohort, rows: list[Row]) -> list[Row]:
-    """Each slide's figures."""
-    found = []
+    """Return the measures of each slide."""
+    slides = []
     for row in rows:
-        one: Row = {name: row[name] for name in ("blur", "pen", "saturated", "background")}
-        one["flagged"] = float(bool(row["flags"]))
+        measures: Row = {name: row[name] for name in ("blur", "pen", "saturated", "background")}
+        measures["flagged"] = float(bool(row["flags"]))
         if row["n_tiles"]:
-            one["dab"] = float(np.mean(cohort.read("tiles", row["slide_id"])["dab"].to_numpy()))
-            one["cells"] = float(np.mean(cohort.read("membrane", row["slide_id"])["cells"].to_numpy()))
-        for said in _predictions(cohort, row["slide_id"]):
-            if said["task"] == TASK:
-                one |= {"class": said["predicted"], "score": said["score"]}
-        found.append(one)
-    return found
+            measures["dab"] = float(np.mean(cohort.read("tiles", row["slide_id"])["dab"].to_numpy()))
+            measures["cells"] = float(np.mean(cohort.read("membrane", row["slide_id"])["cells"].to_numpy()))
+        for prediction in _rule_predictions(cohort, row["slide_id"]):
+            if prediction["task"] == TASK:
+                measures |= {"class": prediction["predicted"], "score": prediction["score"]}
+        slides.append(measures)
+    return slides
 
 
-def _predictions(cohort: Cohort, slide_id: str) -> list[Row]:
+def _rule_predictions(cohort: Cohort, slide_id: str) -> list[Row]:
+    """Return the membrane rule's predictions of a slide."""
     name = f"predictions/{MEMBRANE_RULE}"
     rows: list[Row] = cohort.read(name, slide_id).to_pylist() if cohort.table(name, slide_id).exists() else []
     return rows
 
 
 def site_reader(expression: str | None) -> _SiteReader:
-    """What tells a slide's scanner or site. Raises InputError."""
+    """Return a function from a slide's row to its scanner or site. Raises InputError.
+
+    expression: regular expression for the slide's path, whose first group is the site; None: format and µm/px instead.
+    """
     if expression is None:
         return _SiteReader(None)
     try:
         pattern = re.compile(expression)
     except re.error as error:
-        raise InputError(f"drift.site: {error}", None, "give a regular expression with one group") from error
+        raise InputError(
+            f"drift.site is not a valid regular expression: {error}", None, "give one with one group"
+        ) from error
     if pattern.groups < 1:
-        raise InputError("drift.site has no group", None, "put the part that names the site in parentheses")
+        raise InputError("drift.site has no group", None, "put parentheses around the part that names the site")
     return _SiteReader(pattern)
 
 
@@ -187,9 +198,9 @@ class _SiteReader:
 
 
 def finish_times(cohort: Cohort) -> dict[str, datetime]:
-    """When each slide was done last, by the runs' times."""
-    found: dict[str, datetime] = {}
+    """Return when each slide was last finished, from the run logs."""
+    times: dict[str, datetime] = {}
     for path in sorted(cohort.runs.glob("ingest-*.parquet")):
         for row in read_parquet(path).select(["slide_id", "finished"]).to_pylist():
-            found[row["slide_id"]] = max(row["finished"], found.get(row["slide_id"], row["finished"]))
-    return found
+            times[row["slide_id"]] = max(row["finished"], times.get(row["slide_id"], row["finished"]))
+    return times

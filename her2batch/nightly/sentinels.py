@@ -1,8 +1,9 @@
-"""A few fixed slides, scored again every night: whether the software still says what it said.
+"""Sentinels: a few fixed slides that are scored again every night, to detect changes of the software's results.
 
-The first night's figures are kept as the reference, with what decided them: plan, bundle, versions. A later night that
-differs by more than the tolerance, or whose plan or bundle is another, is held back until somebody has looked and
-removed the reference file; the next night then makes a new one. So it is the check after any update, too.
+The results of the first night are kept as the reference, with the plan, the bundle and the package versions. The report
+of a later night is held back when its results differ by more than the tolerance, or when its plan or bundle differs.
+Somebody must then investigate and remove the reference file; the next night makes a new one. The sentinels also serve
+as the check after an update.
 """
 
 from __future__ import annotations
@@ -20,20 +21,24 @@ from her2batch.settings import SentinelSettings
 from her2batch.store.cohort import Cohort, Row
 
 PACKAGES = ("her2batch", "numpy", "opencv-python-headless", "scikit-image", "scipy", "simplejpeg", "torch", "timm")
-"""Whose versions can move a score."""
+"""Packages whose versions can change a score."""
 
 SlidePredictions = dict[str, dict[str, Any]]
-"""'task · method' → predicted, p, score; or, of a slide that failed, 'failed' → its code."""
+"""'task · method' → predicted, p, score; for a failed slide, 'failed' → its error code."""
 
 
 @dataclass
 class SentinelResult:
-    """new: there was no reference; tonight's figures are it now."""
+    """Result of the comparison with the reference.
+
+    slides: number of sentinels.  new: there was no reference; tonight's results are the reference now.  deviations: one
+    sentence for each difference.  updated: packages with another version, which alone is no deviation.
+    """
 
     slides: int
     new: bool = False
     deviations: list[str] = field(default_factory=list)
-    updated: list[str] = field(default_factory=list)  # packages whose version is another
+    updated: list[str] = field(default_factory=list)
 
     @property
     def held(self) -> bool:
@@ -44,58 +49,60 @@ class SentinelResult:
 def check_sentinels(
     cohort: Cohort, reference: Path, settings: SentinelSettings, ids: Mapping[str, str]
 ) -> SentinelResult:
-    """The sentinels' cohort, as it was scored tonight, against what was kept.
+    """Compare the sentinels' cohort, as scored tonight, with the reference; make the reference if there is none.
 
-    ids: what decides a score: 'plan', 'bundle'.  Raises InputError when the reference can't be read.
+    ids: what determines a score: 'plan', 'bundle'.  Raises InputError when the reference cannot be read.
     """
     tonight, versions = collect_predictions(cohort), _versions()
     if not tonight:
-        return SentinelResult(0, deviations=[f"there is no slide among the sentinels in {settings.folder}"])
+        return SentinelResult(0, deviations=[f"there are no sentinel slides in {settings.folder}"])
     if not reference.exists():
-        broken = [f"{slide_id} can't be a sentinel: it failed" for slide_id, one in tonight.items() if "failed" in one]
-        if not broken:
+        failed = [slide_id for slide_id, predictions in tonight.items() if "failed" in predictions]
+        if not failed:
             save_reference(reference, {**ids, "versions": versions, "slides": tonight})
-        return SentinelResult(len(tonight), new=not broken, deviations=broken)
+        deviations = [f"{slide_id} cannot be a sentinel: it failed" for slide_id in failed]
+        return SentinelResult(len(tonight), new=not failed, deviations=deviations)
     kept = load_reference(reference)
-    verdict = SentinelResult(len(tonight))
-    verdict.updated = [
+    result = SentinelResult(len(tonight))
+    result.updated = [
         f"{name} {kept['versions'].get(name)} → {now}"
         for name, now in versions.items()
         if kept["versions"].get(name) != now
     ]
     for name, now in ids.items():
         if kept.get(name) != now:
-            verdict.deviations.append(f"the {name} is another than the reference's ({kept.get(name)} → {now})")
-    verdict.deviations += find_deviations(kept["slides"], tonight, settings)
-    return verdict
+            result.deviations.append(f"the {name} differs from the reference ({kept.get(name)} → {now})")
+    result.deviations += find_deviations(kept["slides"], tonight, settings)
+    return result
 
 
 def find_deviations(
     kept: Mapping[str, SlidePredictions], tonight: Mapping[str, SlidePredictions], settings: SentinelSettings
 ) -> list[str]:
-    """Every way in which tonight's sentinels differ from the kept ones, a sentence each."""
-    found = [f"{one} is not among the sentinels any more" for one in sorted(kept.keys() - tonight.keys())]
-    found += [f"{one} is new among the sentinels" for one in sorted(tonight.keys() - kept.keys())]
+    """Return a sentence for every difference between tonight's sentinels and the reference."""
+    deviations = [f"{slide_id} is no longer among the sentinels" for slide_id in sorted(kept.keys() - tonight.keys())]
+    deviations += [f"{slide_id} is new among the sentinels" for slide_id in sorted(tonight.keys() - kept.keys())]
     for slide_id in sorted(kept.keys() & tonight.keys()):
         before, now = kept[slide_id], tonight[slide_id]
         if "failed" in now:
-            found.append(f"{slide_id} failed: {now['failed']['code']}")
+            deviations.append(f"{slide_id} failed: {now['failed']['code']}")
             continue
-        found += [f"{slide_id}, {key}: no prediction any more" for key in sorted(before.keys() - now.keys())]
-        found += [f"{slide_id}, {key}: no prediction before" for key in sorted(now.keys() - before.keys())]
+        deviations += [f"{slide_id}, {key}: the prediction is missing" for key in sorted(before.keys() - now.keys())]
+        deviations += [f"{slide_id}, {key}: the prediction is new" for key in sorted(now.keys() - before.keys())]
         for key in sorted(before.keys() & now.keys()):
-            if (what := _describe_change(before[key], now[key], settings)) is not None:
-                found.append(f"{slide_id}, {key}: {what}")
-    return found
+            if (change := _describe_change(before[key], now[key], settings)) is not None:
+                deviations.append(f"{slide_id}, {key}: {change}")
+    return deviations
 
 
 def _describe_change(before: Mapping[str, Any], now: Mapping[str, Any], settings: SentinelSettings) -> str | None:
+    """Return what changed beyond the tolerance between two predictions, or None."""
     if before["predicted"] != now["predicted"]:
         return f"class {before['predicted']} → {now['predicted']}"
     pairs = zip(before["p"], now["p"], strict=False)
-    moved = max((abs(a - b) for a, b in pairs), default=0.0)
-    if len(before["p"]) != len(now["p"]) or not moved <= settings.probability:
-        return f"a probability moved by {moved:.3g} (allowed {settings.probability:g})"
+    change = max((abs(a - b) for a, b in pairs), default=0.0)
+    if len(before["p"]) != len(now["p"]) or not change <= settings.probability:
+        return f"a probability changed by {change:.3g} (allowed {settings.probability:g})"
     a, b = before["score"], now["score"]
     if (a is None) != (b is None) or (a is not None and not abs(a - b) <= settings.score):
         return f"score {_score_text(a)} → {_score_text(b)} (allowed {settings.score:g})"
@@ -107,37 +114,41 @@ def _score_text(score: float | None) -> str:
 
 
 def collect_predictions(cohort: Cohort) -> dict[str, SlidePredictions]:
-    """What the tables of a cohort say of each slide."""
-    found: dict[str, SlidePredictions] = {}
+    """Return the predictions of each slide in a cohort's tables."""
+    predictions: dict[str, SlidePredictions] = {}
     folders = [name for name in cohort.table_names() if name.startswith("predictions/")]
     for slide_id, row in sorted(cohort.rows().items()):
         if row["status"] == "failed":
-            found[slide_id] = {"failed": {"code": row["error_code"]}}
+            predictions[slide_id] = {"failed": {"code": row["error_code"]}}
             continue
         rows: list[Row] = []
         for name in folders:
             if cohort.table(name, slide_id).exists():
                 rows += cohort.read(name, slide_id).to_pylist()
-        facts = ("predicted", "p", "score")
-        found[slide_id] = {f"{one['task']} · {one['method']}": {name: one[name] for name in facts} for one in rows}
-    return found
+        names = ("predicted", "p", "score")
+        predictions[slide_id] = {
+            f"{row['task']} · {row['method']}": {name: row[name] for name in names} for row in rows
+        }
+    return predictions
 
 
 def save_reference(reference: Path, kept: Mapping[str, Any]) -> None:
-    """Keep a reference."""
+    """Write a reference file."""
     with atomic_write(reference) as part:
         part.write_text(json.dumps(kept, indent=1))
 
 
 def load_reference(reference: Path) -> dict[str, Any]:
-    """A kept reference. Raises InputError when it is damaged."""
+    """Read a reference file. Raises InputError when it is damaged."""
     try:
         kept: dict[str, Any] = json.loads(reference.read_text())
         if not {"plan", "bundle", "versions", "slides"} <= kept.keys():
             raise ValueError("parts are missing")
     except (OSError, ValueError) as error:
         raise InputError(
-            f"is no reference of sentinels ({error})", reference, "remove it: the next night makes one"
+            f"is not a valid reference of the sentinels ({error})",
+            reference,
+            "remove it; the next night makes a new one",
         ) from error
     return kept
 

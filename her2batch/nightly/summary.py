@@ -1,4 +1,4 @@
-"""What a night comes down to: one line for the scheduler, with the proof that nothing vanished. No patient data."""
+"""Summary of a night: one line of JSON for the scheduler that accounts for every file. It contains no patient data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from her2batch.store.cohort import Cohort, Row
 from her2batch.store.outcome_counts import OutcomeCounts
 
 INTERNAL_ERROR = "fault"
-"""What stopped a night that had a fault of ours."""
+"""`error` of a night that an internal error ended."""
 
 HELD_EXIT_CODE = 4
 """Exit code of a night whose report is held back."""
@@ -22,7 +22,7 @@ HELD_EXIT_CODE = 4
 
 @dataclass
 class NightSummary:
-    """Counts, times and sizes of a night: nothing here names a slide, a patient or a file."""
+    """Counts, times and sizes of a night, without names of slides, patients or files."""
 
     night: str
     started: str
@@ -34,7 +34,7 @@ class NightSummary:
     deferred: int = 0
     duplicate: int = 0
     ignored: int = 0
-    fresh: int = 0  # of the done and failed: in this night
+    fresh: int = 0  # done or failed in this night
     scored: int = 0
     not_scored: int = 0
     review: int = 0
@@ -45,11 +45,11 @@ class NightSummary:
     source_bytes: int = 0
     store_bytes: int = 0
     free_bytes: int | None = None
-    deferred_seconds: tuple[float, float] | None = None  # what the deferred slides will take, at least and at most
+    deferred_seconds: tuple[float, float] | None = None  # estimate for the deferred slides, least and most
     failures: dict[str, int] = field(default_factory=dict)  # by code
     held: bool = False
     stopped: bool = False
-    error: str | None = None  # the kind of what ended the night before its report: its words may name a file
+    error: str | None = None  # class of the error that ended the night early: its message may name a file
 
     @property
     def adds_up(self) -> bool:
@@ -58,7 +58,7 @@ class NightSummary:
 
     @property
     def exit_code(self) -> int:
-        """1 a fault · 2 another error · 130 stopped · 1 a slide vanished · 4 held back · 3 some failed · 0."""
+        """0, or 1 internal error or missing files, 2 other error, 130 stopped, 4 held back, 3 some failed."""
         if self.error is not None:
             return 1 if self.error == INTERNAL_ERROR else 2
         if self.stopped:
@@ -69,26 +69,26 @@ class NightSummary:
             return HELD_EXIT_CODE
         return 3 if self.failed or self.not_scored else 0
 
-    def line(self) -> str:
-        """One line of JSON."""
-        return json.dumps(self.facts())
+    def to_json(self) -> str:
+        """Return the summary as one line of JSON."""
+        return json.dumps(self.to_dict())
 
-    def facts(self) -> dict[str, Any]:
-        """What the line says."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields of the JSON line."""
         return {**asdict(self), "adds_up": self.adds_up, "exit_code": self.exit_code}
 
 
 def counts_equation(night: NightSummary) -> str:
-    """The counts of a night as text, such as "seen 6 = 1 done + 1 failed + …"."""
+    """Return the counts of a night as text, such as "seen 6 = 1 done + 1 failed + …"."""
     return OutcomeCounts.of(night).equation
 
 
 def count_error_codes(failures: Iterable[Row]) -> dict[str, int]:
-    """How many slides failed with each code."""
+    """Count the failed slides by error code."""
     return dict(sorted(Counter(str(row["error_code"]) for row in failures).items()))
 
 
 def disk_usage(cohort: Cohort, rows: Mapping[str, Row]) -> tuple[int, int | None]:
-    """Bytes of all committed files, and bytes that are free; None where nobody can say."""
+    """Return the bytes of all committed files, and the free bytes of the disk (None if unknown)."""
     used = sum(file["bytes"] for row in rows.values() for file in row["files"] or ())
     return used, free_bytes(cohort.root)

@@ -15,7 +15,7 @@ def render_night_page(findings: Mapping[str, Any]) -> str:
     """Return the HTML of a night's report.
 
     findings: night (its counts), fresh, failures, deferred, review (rows), cases, drift, sentinels, notes; see
-    `nightly.overnight.Findings`.  The report of a night that is held back shows the reason and the counts, but no
+    `nightly.overnight.NightFindings`.  The report of a night that is held back shows the reason and the counts, but no
     results.
     """
     return _template().render(policy=csp_for_file(), **findings)

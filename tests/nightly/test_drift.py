@@ -1,4 +1,4 @@
-"""Drift: a shift is found, a quiet night is left alone, too few slides are said to be too few."""
+"""Tests of drift: shifts give alarms, nights without drift do not, too few slides are reported as such."""
 
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -23,29 +23,29 @@ from her2batch.store.cohort import Cohort
 from tests.conftest import Synthetic
 
 
-def test_quiet_nights_alarm_about_as_seldom_as_is_promised() -> None:
+def test_the_false_alarm_rate_is_the_nominal_one() -> None:
     rng = np.random.default_rng(0)
     alarms = 0
     for _ in range(1500):
-        figures = [
+        tests = [
             DriftTest("s", str(k), 0.0, 0.0, 40, 400, rank_test_p(rng.gamma(2, 1, 40), rng.gamma(2, 1, 400)))
             for k in range(8)
         ]
-        alarms += any(one.alarm for one in flag_alarms(figures, DriftSettings()))
-    assert alarms / 1500 < 0.006  # promised: 0.0027, however skewed the figures are
+        alarms += any(one.alarm for one in flag_alarms(tests, DriftSettings()))
+    assert alarms / 1500 < 0.006  # nominal: 0.0027, also for skewed measures
 
 
-def test_a_shift_of_one_standard_deviation_is_found() -> None:
+def test_a_shift_of_one_standard_deviation_gives_an_alarm() -> None:
     rng = np.random.default_rng(1)
     found = 0
     for _ in range(200):
-        moved = DriftTest("s", "dab", 0.0, 0.0, 40, 400, rank_test_p(rng.normal(1, 1, 40), rng.normal(0, 1, 400)))
-        still = [DriftTest("s", str(k), 0.0, 0.0, 40, 400, 0.5) for k in range(7)]
-        found += flag_alarms([moved, *still], DriftSettings())[0].alarm
+        shifted = DriftTest("s", "dab", 0.0, 0.0, 40, 400, rank_test_p(rng.normal(1, 1, 40), rng.normal(0, 1, 400)))
+        unchanged = [DriftTest("s", str(k), 0.0, 0.0, 40, 400, 0.5) for k in range(7)]
+        found += flag_alarms([shifted, *unchanged], DriftSettings())[0].alarm
     assert found > 190
 
 
-def test_the_mix_of_classes_is_compared() -> None:
+def test_a_changed_mix_of_classes_gives_an_alarm() -> None:
     before = {"0": 100, "low": 100, "high": 100}
     assert class_mix_p({"0": 10, "low": 11, "high": 9}, before) > 0.5
     assert class_mix_p({"0": 28, "low": 1, "high": 1}, before) < 1e-6
@@ -53,30 +53,30 @@ def test_the_mix_of_classes_is_compared() -> None:
     assert flag_alarms([DriftTest("s", CLASS_MIX, "", "", 30, 300, 1e-6)], DriftSettings())[0].alarm
 
 
-def test_figures_that_never_vary_are_compared_by_what_they_are() -> None:
+def test_constant_measures_are_compared() -> None:
     same = np.full(20, 0.3)
     assert rank_test_p(same, same) == 1.0
     assert rank_test_p(same, np.full(20, 0.4)) < 1e-6
 
 
-def test_a_night_is_compared_with_the_weeks_before_it(synthetic: Synthetic, tmp_path: Path) -> None:
+def test_a_night_is_compared_with_the_preceding_weeks(synthetic: Synthetic, tmp_path: Path) -> None:
     shutil.copytree(synthetic.cohort, tmp_path / "c")
     cohort = Cohort(tmp_path / "c")
     ids = sorted(cohort.rows())
     night, at = set(ids[::2]), datetime.now(UTC) + timedelta(hours=1)
     found = detect_drift(cohort, night, DriftSettings(least=5), at)
-    assert {one.figure for one in found} >= {"dab", "cells", "score", "blur", CLASS_MIX}
+    assert {one.measure for one in found} >= {"dab", "cells", "score", "blur", CLASS_MIX}
     assert all(one.n_night + one.n_reference <= len(ids) for one in found)
     assert all(one.sentence for one in found)
     late = detect_drift(
         cohort, night, DriftSettings(least=5), at + timedelta(days=90)
-    )  # nothing is as young as the period
+    )  # no slide is in the reference period
     assert [(one.p, one.n_reference) for one in late] == [(None, 0)]
     assert "too few slides" in late[0].sentence
     assert set(finish_times(cohort)) == set(ids)
 
 
-def test_sites_are_told_apart_by_the_path() -> None:
+def test_the_site_is_read_from_the_path() -> None:
     site_of = site_reader(r"/scans/([^/]+)/")
     assert site_of({"path": "/scans/north/a.svs"}) == "north"
     assert site_of({"path": None}) == "elsewhere"

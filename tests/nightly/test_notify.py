@@ -1,4 +1,4 @@
-"""Hooks: a real web server and a real mail server get the summary, and a night outlives both."""
+"""Tests of notification with a real web server and a real mail server, and without."""
 
 import json
 import socket
@@ -30,12 +30,12 @@ def serving(server: socketserver.BaseServer) -> Iterator[str]:
 
 
 @contextmanager
-def webhook(got: list[dict]) -> Iterator[str]:
-    """A web server that keeps what is posted to it."""
+def webhook(received: list[dict]) -> Iterator[str]:
+    """Run a web server that keeps the posted data."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(204)
             self.end_headers()
 
@@ -46,15 +46,15 @@ def webhook(got: list[dict]) -> Iterator[str]:
         yield f"http://{address}/night"
 
 
-def test_a_webhook_gets_the_summary_as_json() -> None:
-    got: list[dict] = []
-    with webhook(got) as address:
+def test_a_webhook_receives_the_summary_as_json() -> None:
+    received: list[dict] = []
+    with webhook(received) as address:
         assert send_summary(NotificationSettings(webhook=address), NIGHT) == []
-    assert got == [json.loads(NIGHT.line())]
+    assert received == [json.loads(NIGHT.to_json())]
 
 
-def test_a_mail_names_the_counts() -> None:
-    got: list[str] = []
+def test_a_mail_contains_the_counts() -> None:
+    received: list[str] = []
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
@@ -62,7 +62,7 @@ def test_a_mail_names_the_counts() -> None:
             body = False
             for raw in self.rfile:
                 line = raw.decode().rstrip()
-                got.append(line)
+                received.append(line)
                 if body and line != ".":
                     continue
                 body = line.upper() == "DATA"
@@ -72,11 +72,13 @@ def test_a_mail_names_the_counts() -> None:
 
     with serving(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)) as address:
         assert send_summary(NotificationSettings(mail_to=("lab@example.org",), smtp=address), NIGHT) == []
-    assert any(line.startswith("Subject: her2batch: night 20260601-190000 ended, 2 done, 1 failed") for line in got)
-    assert any("lab@example.org" in line for line in got)
+    assert any(
+        line.startswith("Subject: her2batch: night 20260601-190000 ended, 2 done, 1 failed") for line in received
+    )
+    assert any("lab@example.org" in line for line in received)
 
 
-def test_nobody_listening_is_a_note_and_no_failure() -> None:
+def test_an_unreachable_server_is_a_note_and_not_an_error() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -94,6 +96,6 @@ def test_nobody_listening_is_a_note_and_no_failure() -> None:
         NotificationSettings(mail_to=("a@b",), smtp="h"),
     ],
 )
-def test_what_cannot_be_told_to_is_refused_before_the_night(hook: NotificationSettings) -> None:
+def test_unusable_addresses_are_refused_before_the_night(hook: NotificationSettings) -> None:
     with pytest.raises(InputError, match="hook"):
         check_hook(hook)

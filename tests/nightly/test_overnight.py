@@ -1,4 +1,4 @@
-"""A night in miniature, from the scanner to the report; and what a night refuses before it begins."""
+"""Tests of a nightly run, from the scanner to the report, and of its checks before it starts."""
 
 import json
 import shutil
@@ -23,22 +23,22 @@ from tests.nightly.scanner import SLIDES, NightRun, write_toml
 from tests.nightly.test_notify import webhook
 
 
-def journal(cohort: Cohort) -> list[dict]:
+def log_entries(cohort: Cohort) -> list[dict]:
     return [json.loads(line) for path in sorted(cohort.runs.glob("*.jsonl")) for line in path.read_text().splitlines()]
 
 
-def test_a_night_in_miniature(quiet_night: NightRun) -> None:
+def test_a_night_accounts_for_every_file(quiet_night: NightRun) -> None:
     cohort, night, scanner = quiet_night.cohort, quiet_night.night, quiet_night.scanner
-    assert quiet_night.code == night["exit_code"] == 3, quiet_night.stderr
+    assert quiet_night.exit_code == night["exit_code"] == 3, quiet_night.stderr
     counts = {name: night[name] for name in ("seen", "done", "failed", "deferred", "duplicate", "ignored")}
     assert counts == {"seen": 12, "done": 10, "failed": 1, "deferred": 0, "duplicate": 1, "ignored": 0}
     assert night["adds_up"]
     assert night["failures"] == {"truncated": 1}
-    ended = Counter(one["slide_id"] for one in journal(cohort) if one["event"] == "slide")
+    ended = Counter(one["slide_id"] for one in log_entries(cohort) if one["event"] == "slide")
     first = scanner.replaced.removesuffix(".svs")
-    assert ended.pop(first) == 2  # what it was, and what it is
-    assert set(ended.values()) == {1}  # nothing else was done twice, and the slow one not before it was whole
-    assert cohort.rows()[first]["bytes"] == quiet_night.made[SLIDES].stat().st_size
+    assert ended.pop(first) == 2  # the first file and its replacement
+    assert set(ended.values()) == {1}  # no other slide twice; the slow one only once complete
+    assert cohort.rows()[first]["bytes"] == quiet_night.slides[SLIDES].stat().st_size
     assert (night["scored"], night["not_scored"]) == (10, 0)
     assert len(list(cohort.root.glob(f"tables/predictions/{quiet_night.bundle}/*.parquet"))) == 10
     assert list(verify_cohort(cohort)) == []
@@ -46,34 +46,34 @@ def test_a_night_in_miniature(quiet_night: NightRun) -> None:
     report = next((cohort.root / "nights").glob("*/report.html")).read_text()
     assert "seen 12 = 10 done + 1 failed" in report
     words = json.dumps(night)
-    assert not any(one["slide_id"] in words for one in cohort.rows().values())  # the line names nobody
+    assert not any(one["slide_id"] in words for one in cohort.rows().values())  # the summary contains no slide name
 
 
-def test_the_next_night_finds_nothing_new_and_waits_for_nothing(
+def test_the_next_night_finds_nothing_new_and_does_not_wait(
     quiet_night: NightRun, tmp_path: Path, ray_session: RaySession
 ) -> None:
     cohort = tmp_path / "cohort"
     shutil.copytree(quiet_night.cohort.root, cohort)
     path = write_toml(quiet_night.folder, top=f"{quiet_night.top}\nkeep_nights = 1", cohort=str(cohort))
     lines: list[str] = []
-    run_overnight(read_settings(path, NightlySettings), line=lines.append)
+    run_overnight(read_settings(path, NightlySettings), on_summary=lines.append)
     night = json.loads(lines[0])
     assert (night["seen"], night["done"], night["fresh"], night["scored"]) == (12, 10, 0, 0)
     assert [one.name for one in (cohort / "nights").iterdir()] == [night["night"]]
 
 
-def test_a_run_can_be_followed_and_what_it_said_be_read_again(quiet_night: NightRun) -> None:
+def test_a_run_can_be_followed_afterwards(quiet_night: NightRun) -> None:
     follow = [sys.executable, "-m", "her2batch.cli", "status", str(quiet_night.cohort.root), "--follow"]
     run = subprocess.run(follow, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0
-    told = run.stderr.splitlines()
-    assert "started on" in told[0]
-    assert any("failed, truncated" in line for line in told)
-    assert any("of 11 slides" in line and " MB of " in line for line in told)
-    assert told[-1].endswith("ended")
+    lines = run.stderr.splitlines()
+    assert "started on" in lines[0]
+    assert any("failed, truncated" in line for line in lines)
+    assert any("of 11 slides" in line and " MB of " in line for line in lines)
+    assert lines[-1].endswith("ended")
 
 
-def test_settings_are_checked_before_anything_waits_for_them(tmp_path: Path) -> None:
+def test_settings_are_checked_before_waiting(tmp_path: Path) -> None:
     (tmp_path / "scans").mkdir()
     for more, words in (
         ({"top": 'colour = "red"'}, "colour"), ({"window": 'until = "6am"'}, "window.until: give a local time of day"),
@@ -90,33 +90,31 @@ def test_settings_are_checked_before_anything_waits_for_them(tmp_path: Path) -> 
         read_settings(tmp_path / "none.toml", NightlySettings)
 
 
-def test_a_night_that_comes_to_nothing_is_told_all_the_same(tmp_path: Path) -> None:
-    """The share with the scans is not mounted; then, another writer holds the cohort."""
-    told: list[dict] = []
-    with webhook(told) as address:
+def test_a_failed_night_sends_its_summary(tmp_path: Path) -> None:
+    """The folder of scans is not mounted; then another run holds the cohort's lock."""
+    posted: list[dict] = []
+    with webhook(posted) as address:
         path = write_toml(tmp_path, hook=f'webhook = "{address}"', resources="workers = 0")
         lines: list[str] = []
         with pytest.raises(InputError, match="no such folder"):
-            run_overnight(read_settings(path, NightlySettings), line=lines.append)
+            run_overnight(read_settings(path, NightlySettings), on_summary=lines.append)
         (tmp_path / "scans").mkdir()
         cohort = Cohort(tmp_path / "cohort")
         cohort.create(Plan())
         with cohort.lock(), pytest.raises(StoreError, match="is in use"):
-            run_overnight(read_settings(path, NightlySettings), line=lines.append)
-    assert [one["error"] for one in told] == ["InputError", "StoreError"]
-    assert [one["exit_code"] for one in told] == [2, 2]
-    assert [json.loads(one) for one in lines] == told
+            run_overnight(read_settings(path, NightlySettings), on_summary=lines.append)
+    assert [one["error"] for one in posted] == ["InputError", "StoreError"]
+    assert [one["exit_code"] for one in posted] == [2, 2]
+    assert [json.loads(one) for one in lines] == posted
     assert str(tmp_path) not in "".join(lines)
 
 
-def test_a_night_that_was_stopped_does_not_read_the_weeks_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Drift reads two tables of every slide of two months: too long for ten seconds."""
+def test_a_stopped_night_skips_drift_and_retention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drift reads two tables of every slide of two months, which takes longer than the ten seconds of a stop."""
     cohort = Cohort(tmp_path / "c")
     cohort.create(Plan())
-    for room, name in ((drift, "compare"), (retention, "retire")):
-        monkeypatch.setattr(room, name, lambda *_: pytest.fail("a stopped night went on"))
+    for module, name in ((drift, "detect_drift"), (retention, "retire_pyramids")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("a stopped night continued"))
     found = NightFindings(NightSummary("n", "t"))
     settings = NightlySettings(scans="s", cohort="c")
     _summarize(settings, cohort, IngestSummary(cohort.root, stopped=True), found, datetime.now().astimezone())
@@ -124,12 +122,12 @@ def test_a_night_that_was_stopped_does_not_read_the_weeks_before(
 
 
 @pytest.mark.parametrize(
-    ("at", "until", "open_"),
+    ("at", "until", "is_open"),
     [("18:59", "06:00", False), ("19:00", "06:00", True), ("23:00", "06:00", True), ("05:59", "06:00", True),
      ("06:01", "06:00", False), ("20:00", None, True), ("12:00", None, False)],
 )  # fmt: skip
-def test_a_window_goes_through_midnight(at: str, until: str | None, open_: bool) -> None:
+def test_a_window_spans_midnight(at: str, until: str | None, is_open: bool) -> None:
     window = {} if until is None else {"window": {"until": until}}
     settings = NightlySettings(scans="s", cohort="c", start="19:00", **window)
     moment = datetime.fromisoformat(f"2026-06-01T{at}:30").astimezone()
-    assert _window_is_open(settings, moment) == open_
+    assert _window_is_open(settings, moment) == is_open

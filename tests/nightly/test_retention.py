@@ -1,4 +1,4 @@
-"""Retention: the oldest pyramids go, tables stay, and nothing is done again because of it."""
+"""Tests of retention: the oldest pyramids are deleted, tables are kept, and no slide is ingested again."""
 
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -21,40 +21,35 @@ def row(size: int) -> dict:
     return {"files": [{"path": "pyramids/x.zarr/0", "bytes": size}, {"path": "tables/tiles/x.parquet", "bytes": 9}]}
 
 
-def test_pyramids_go_by_age_and_then_by_quota() -> None:
+def test_pyramids_are_deleted_by_age_and_then_by_quota() -> None:
     rows = {name: row(10**9) for name in "abcd"}
     finished = {name: NOW - timedelta(days=days) for name, days in zip("abcd", (40, 3, 2, 1), strict=True)}
     assert due_pyramids(rows, finished, RetentionSettings(days=30), NOW) == ["a"]
     assert due_pyramids(rows, finished, RetentionSettings(gigabytes=2.5), NOW) == ["a", "b"]
     assert due_pyramids(rows, finished, RetentionSettings(days=30, gigabytes=1.5), NOW) == ["a", "b", "c"]
     assert due_pyramids(rows, finished, RetentionSettings(), NOW) == []
-    assert due_pyramids(rows, {}, RetentionSettings(days=1), NOW) == [
-        "a",
-        "b",
-        "c",
-        "d",
-    ]  # nobody knows when: the oldest
+    assert due_pyramids(rows, {}, RetentionSettings(days=1), NOW) == list("abcd")  # unknown age counts as oldest
 
 
 @given(st.lists(st.integers(1, 5 * 10**9), max_size=12), st.floats(0.1, 30))
-def test_what_stays_fits_and_not_one_more_than_needed_goes(sizes: list[int], limit: float) -> None:
+def test_the_rest_fits_and_no_pyramid_too_many_is_deleted(sizes: list[int], limit: float) -> None:
     rows = {f"{k:02d}": row(size) for k, size in enumerate(sizes)}
     finished = {name: NOW - timedelta(days=100 - k) for k, name in enumerate(rows)}
-    gone = due_pyramids(rows, finished, RetentionSettings(gigabytes=limit), NOW)
-    left = sum(pyramid_bytes(rows[one]) for one in rows.keys() - set(gone))
+    deleted = due_pyramids(rows, finished, RetentionSettings(gigabytes=limit), NOW)
+    left = sum(pyramid_bytes(rows[one]) for one in rows.keys() - set(deleted))
     assert left <= limit * 1e9
-    assert gone == sorted(rows)[: len(gone)]
-    if gone:
-        assert left + pyramid_bytes(rows[gone[-1]]) > limit * 1e9
+    assert deleted == sorted(rows)[: len(deleted)]
+    if deleted:
+        assert left + pyramid_bytes(rows[deleted[-1]]) > limit * 1e9
 
 
-def test_a_cohort_without_its_pyramids_is_whole_and_not_done_again(synthetic: Synthetic, tmp_path: Path) -> None:
+def test_a_cohort_without_pyramids_is_valid_and_not_ingested_again(synthetic: Synthetic, tmp_path: Path) -> None:
     shutil.copytree(synthetic.cohort, tmp_path / "c")
     cohort = Cohort(tmp_path / "c")
     later = datetime.now(UTC) + timedelta(days=10)
-    gone = retire_pyramids(cohort, RetentionSettings(days=5), later)
-    assert gone
-    assert set(gone) == set(cohort.rows())
+    deleted = retire_pyramids(cohort, RetentionSettings(days=5), later)
+    assert deleted
+    assert set(deleted) == set(cohort.rows())
     assert not any((tmp_path / "c" / "pyramids").iterdir())
     assert all(RETIRED in one["flags"] for one in cohort.rows().values())
     assert list(verify_cohort(cohort)) == []
@@ -63,15 +58,13 @@ def test_a_cohort_without_its_pyramids_is_whole_and_not_done_again(synthetic: Sy
     assert summary.fresh == []
 
 
-def test_a_night_that_was_killed_between_row_and_files_is_mended_by_the_next(
-    synthetic: Synthetic, tmp_path: Path
-) -> None:
+def test_the_next_night_deletes_files_left_by_a_killed_one(synthetic: Synthetic, tmp_path: Path) -> None:
     shutil.copytree(synthetic.cohort, tmp_path / "c")
     cohort = Cohort(tmp_path / "c")
     first = sorted(cohort.rows())[0]
     shutil.copytree(cohort.pyramid(first), tmp_path / "kept")
     delete_pyramid(cohort, cohort.rows()[first])
-    shutil.copytree(tmp_path / "kept", cohort.pyramid(first))  # as if the files had not gone yet
+    shutil.copytree(tmp_path / "kept", cohort.pyramid(first))  # as if the files had not been deleted yet
     assert [one.what for one in verify_cohort(cohort)][:1] == ["no slide's row names this file"]
     retire_pyramids(cohort, RetentionSettings(), datetime.now(UTC))
     assert list(verify_cohort(cohort)) == []

@@ -1,4 +1,4 @@
-"""Sentinels: the same says nothing, anything else holds the night back."""
+"""Tests of sentinels: equal results pass, any difference holds the report back."""
 
 import copy
 import json
@@ -34,10 +34,10 @@ def test_another_plan_or_bundle_holds_the_night_back(cohort: Cohort, tmp_path: P
     check_sentinels(cohort, tmp_path / "s.json", SETTINGS, IDS)
     for name in IDS:
         found = check_sentinels(cohort, tmp_path / "s.json", SETTINGS, {**IDS, name: "other"})
-        assert found.deviations == [f"the {name} is another than the reference's ({IDS[name]} → other)"]
+        assert found.deviations == [f"the {name} differs from the reference ({IDS[name]} → other)"]
 
 
-def test_an_update_that_moves_nothing_is_only_said(cohort: Cohort, tmp_path: Path) -> None:
+def test_an_update_without_effect_on_scores_is_only_reported(cohort: Cohort, tmp_path: Path) -> None:
     check_sentinels(cohort, tmp_path / "s.json", SETTINGS, IDS)
     kept = json.loads((tmp_path / "s.json").read_text())
     kept["versions"]["numpy"] = "1.0"
@@ -47,21 +47,21 @@ def test_an_update_that_moves_nothing_is_only_said(cohort: Cohort, tmp_path: Pat
     assert found.updated[0].startswith("numpy 1.0 → ")
 
 
-def test_scores_and_probabilities_may_move_by_the_tolerance_and_no_more(cohort: Cohort) -> None:
+def test_scores_and_probabilities_may_change_within_the_tolerance(cohort: Cohort) -> None:
     kept = collect_predictions(cohort)
-    slide_id = next(one for one in kept if any(said_["score"] is not None for said_ in kept[one].values()))
+    slide_id = next(one for one in kept if any(prediction["score"] is not None for prediction in kept[one].values()))
     key = next(one for one in kept[slide_id] if kept[slide_id][one]["score"] is not None)
     for name, step, words in (("score", 0.019, None), ("score", 0.03, "score"), ("score", float("nan"), "score")):
-        moved = copy.deepcopy(kept)
-        moved[slide_id][key][name] += step
-        found = find_deviations(kept, moved, SETTINGS)
+        changed = copy.deepcopy(kept)
+        changed[slide_id][key][name] += step
+        found = find_deviations(kept, changed, SETTINGS)
         assert (found == []) if words is None else (words in found[0] and slide_id in found[0])
-    moved = copy.deepcopy(kept)
-    moved[slide_id][key]["p"][0] += 0.05
-    assert "a probability moved by" in find_deviations(kept, moved, SETTINGS)[0]
-    moved = copy.deepcopy(kept)
-    moved[slide_id][key]["predicted"] = "other"
-    assert "class" in find_deviations(kept, moved, SETTINGS)[0]
+    changed = copy.deepcopy(kept)
+    changed[slide_id][key]["p"][0] += 0.05
+    assert "a probability changed by" in find_deviations(kept, changed, SETTINGS)[0]
+    changed = copy.deepcopy(kept)
+    changed[slide_id][key]["predicted"] = "other"
+    assert "class" in find_deviations(kept, changed, SETTINGS)[0]
 
 
 def test_a_sentinel_that_is_missing_new_or_failed_is_a_deviation(cohort: Cohort, tmp_path: Path) -> None:
@@ -72,13 +72,13 @@ def test_a_sentinel_that_is_missing_new_or_failed_is_a_deviation(cohort: Cohort,
     assert check_sentinels(cohort, tmp_path / "s.json", SETTINGS, IDS).deviations == [f"{first} failed: truncated"]
     cohort.table("slides", first).unlink()
     found = check_sentinels(cohort, tmp_path / "s.json", SETTINGS, IDS).deviations
-    assert found == [f"{first} is not among the sentinels any more"]
+    assert found == [f"{first} is no longer among the sentinels"]
 
 
-def test_no_sentinels_and_a_damaged_reference_are_said(cohort: Cohort, tmp_path: Path) -> None:
+def test_missing_sentinels_and_a_damaged_reference_are_reported(cohort: Cohort, tmp_path: Path) -> None:
     empty = Cohort(tmp_path / "e")
     assert check_sentinels(empty, tmp_path / "s.json", SETTINGS, IDS).held
     assert not (tmp_path / "s.json").exists()
     (tmp_path / "s.json").write_text("{")
-    with pytest.raises(InputError, match="no reference of sentinels"):
+    with pytest.raises(InputError, match="not a valid reference of the sentinels"):
         check_sentinels(cohort, tmp_path / "s.json", SETTINGS, IDS)

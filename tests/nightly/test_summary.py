@@ -1,11 +1,11 @@
-"""A night's line: it adds up or says that it doesn't, and names nobody."""
+"""Tests of a night's summary: exit code, sum of the counts, one line of JSON."""
 
 import json
 
 from her2batch.nightly.summary import HELD_EXIT_CODE, NightSummary, count_error_codes, counts_equation
 
 
-def test_the_exit_code_tells_the_scheduler_what_matters_most() -> None:
+def test_the_exit_code_reports_the_most_serious_problem() -> None:
     assert NightSummary("n", "t", seen=2, done=2).exit_code == 0
     assert NightSummary("n", "t", seen=2, done=1, failed=1).exit_code == 3
     assert NightSummary("n", "t", seen=2, done=2, not_scored=1).exit_code == 3
@@ -16,18 +16,18 @@ def test_the_exit_code_tells_the_scheduler_what_matters_most() -> None:
     assert NightSummary("n", "t", error="fault").exit_code == 1
 
 
-def test_the_proof_is_an_equation() -> None:
+def test_the_counts_are_shown_as_an_equation() -> None:
     night = NightSummary("n", "t", seen=6, done=1, failed=1, deferred=2, duplicate=1, ignored=1)
     assert counts_equation(night) == "seen 6 = 1 done + 1 failed + 2 deferred + 1 duplicate + 1 ignored"
     night.done = 0
     assert "≠" in counts_equation(night)
 
 
-def test_the_line_is_one_line_of_json() -> None:
+def test_the_summary_is_one_line_of_json() -> None:
     night = NightSummary(
         "n", "t", seen=1, failed=1, failures=count_error_codes([{"error_code": "truncated"}, {"error_code": "gone"}])
     )
-    assert "\n" not in night.line()
-    found = json.loads(night.line())
-    assert found["failures"] == {"gone": 1, "truncated": 1}
-    assert (found["adds_up"], found["exit_code"]) == (True, 3)
+    assert "\n" not in night.to_json()
+    values = json.loads(night.to_json())
+    assert values["failures"] == {"gone": 1, "truncated": 1}
+    assert (values["adds_up"], values["exit_code"]) == (True, 3)

@@ -35,7 +35,7 @@ def findings(**more: object) -> dict:
 def test_page_shows_counts_reviews_drift_and_sentinels() -> None:
     html = render_night_page(findings())
     for words in ("seen 4 = 2 done + 1 failed + 1 deferred", "2+ (2+ or 3+)", "needs-ish", "the window ended",
-                  "has moved", "All 3 sentinel slides have the scores of the reference", "1 h 06 min",
+                  "has shifted", "All 3 sentinel slides have the scores of the reference", "1 h 06 min",
                   "free space: unknown"):  # fmt: skip
         assert words in html, words
 
@@ -59,7 +59,7 @@ def test_held_back_night_shows_the_reason_and_no_results() -> None:
     assert "held back" in html
     assert "class 1+ → 2+" in html
     assert "truncated" in html
-    for hidden in ("needs-ish", "slides differ", "has moved"):
+    for hidden in ("needs-ish", "slides differ", "has shifted"):
         assert hidden not in html
 
 
