@@ -35,7 +35,7 @@ from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.store.reviews import Review, append_review
 from her2batch.web.catalog import Catalog
 from tests.conftest import Synthetic
-from tests.exchange.stored_examples import cohort_of
+from tests.exchange.stored_examples import make_stored_cohort
 from tests.models.bundles import untrained
 from tests.runtime.test_ingest import contents
 
@@ -226,7 +226,7 @@ def test_unusable_object_store_is_reported(bucket: str, scans: Path) -> None:
 
 
 def test_exports_and_imports_equal_those_of_a_local_cohort(bucket: str, tmp_path: Path) -> None:
-    cohorts = {"here": cohort_of(tmp_path / "cohort", "S1"), "far": cohort_of(to_location(f"{bucket}/cohort"), "S1")}
+    cohorts = {"here": make_stored_cohort(tmp_path / "cohort", "S1"), "far": make_stored_cohort(to_location(f"{bucket}/cohort"), "S1")}
     for where, cohort in cohorts.items():
         for to in ("clam-h5", "geojson", "csv"):
             assert export_cohort(Outgoing(cohort.root, to, tmp_path / where / to)).exit_code == 0

@@ -10,16 +10,16 @@ import pytest
 from her2batch.errors import SlideError
 from her2batch.slides.slide import MPP_RANGE, Box, Slide, resample
 
-MOST = 1200
+MAX_CORNER = 1200
 """px: larger levels are compared in a corner of this size."""
 
 
-def corner(slide: Slide, level: int) -> Box:
+def corner_box(slide: Slide, level: int) -> Box:
     size = slide.info.levels[level]
-    return Box(0, 0, min(size.width, MOST), min(size.height, MOST))
+    return Box(0, 0, min(size.width, MAX_CORNER), min(size.height, MAX_CORNER))
 
 
-def boxes_within(whole: Box, chunk: int, seed: int) -> list[Box]:
+def sample_boxes(whole: Box, chunk: int, seed: int) -> list[Box]:
     """The first and the last px, a chunk on the grid and one off it, and boxes drawn at random."""
     rng = np.random.default_rng(seed)
     last = Box(whole.width - 1, whole.height - 1, 1, 1)
@@ -70,7 +70,7 @@ class SlideContract:
 
     def test_pixels_have_the_shape_of_the_box(self, slide: Slide) -> None:
         for level in range(len(slide.info.levels)):
-            for box in boxes_within(corner(slide, level), slide.info.levels[level].chunk_width, seed=level):
+            for box in sample_boxes(corner_box(slide, level), slide.info.levels[level].chunk_width, seed=level):
                 pixels = slide.read(box, level)
                 assert pixels.shape == (box.height, box.width, 3)
                 assert pixels.dtype == np.uint8
@@ -78,15 +78,15 @@ class SlideContract:
 
     def test_small_reads_are_crops_of_large_reads(self, slide: Slide) -> None:
         for level, size in enumerate(slide.info.levels):
-            whole = slide.read(corner(slide, level), level)
-            for box in boxes_within(corner(slide, level), size.chunk_width, seed=level):
+            whole = slide.read(corner_box(slide, level), level)
+            for box in sample_boxes(corner_box(slide, level), size.chunk_width, seed=level):
                 part = whole[box.y : box.bottom, box.x : box.right]
                 assert np.array_equal(slide.read(box, level), part), (level, box)
 
     @pytest.mark.parametrize("by", [2, 4, 8])
     def test_shrunk_level_is_close_to_the_area_mean(self, slide: Slide, by: int) -> None:
         size = slide.info.levels[0].downscale(by)
-        box = Box(0, 0, min(size.width, MOST // by), min(size.height, MOST // by))
+        box = Box(0, 0, min(size.width, MAX_CORNER // by), min(size.height, MAX_CORNER // by))
         whole = slide.read(box, 0, by)
         assert whole.shape == (box.height, box.width, 3)
         across, down = min(slide.info.width // by, box.width), min(slide.info.height // by, box.height)
@@ -98,15 +98,15 @@ class SlideContract:
     @pytest.mark.parametrize("by", [1, 2])
     def test_needed_boxes_have_their_pixels(self, slide: Slide, by: int) -> None:
         size = slide.info.levels[0].downscale(by)
-        box = Box(0, 0, min(size.width, MOST), min(size.height, MOST))
-        places = np.array(boxes_within(box, size.chunk_width, seed=by), np.int64)[4:8]
+        box = Box(0, 0, min(size.width, MAX_CORNER), min(size.height, MAX_CORNER))
+        places = np.array(sample_boxes(box, size.chunk_width, seed=by), np.int64)[4:8]
         whole, some = slide.read(box, 0, by), slide.read(box, 0, by, places)
         assert some.shape == whole.shape
         for x, y, width, height in places.tolist():
             assert np.array_equal(some[y : y + height, x : x + width], whole[y : y + height, x : x + width])
 
     def test_repeated_read_gives_the_same_bytes_in_a_new_array(self, slide: Slide) -> None:
-        box = corner(slide, 0)
+        box = corner_box(slide, 0)
         first = slide.read(box)
         before = first.copy()
         other = slide.read(Box(0, 0, max(1, box.width // 2), max(1, box.height // 2)))
@@ -116,13 +116,13 @@ class SlideContract:
 
     def test_region_at_the_mpp_of_the_slide_equals_a_read(self, slide: Slide) -> None:
         slide.info = slide.info.with_mpp(0.25)
-        box = corner(slide, 0)
+        box = corner_box(slide, 0)
         assert slide.info.mpp is not None
         assert np.array_equal(slide.region(box, slide.info.mpp), slide.read(box))
 
     def test_region_at_a_coarser_mpp_is_smaller_with_the_same_mean(self, slide: Slide) -> None:
         slide.info = slide.info.with_mpp(0.25)
-        box = corner(slide, 0)
+        box = corner_box(slide, 0)
         assert slide.info.mpp is not None
         small = slide.region(box, slide.info.mpp * 2)
         assert small.shape == (max(1, round(box.height / 2)), max(1, round(box.width / 2)), 3)

@@ -15,7 +15,9 @@ BUNDLE = "b0b0b0b0b0b0"
 SIZE = (9_000, 7_000)
 
 
-def cohort_of(root: Path, *slide_ids: str, mpp: float = 0.25, dim: int = 4, size: tuple[int, int] = SIZE) -> Cohort:
+def make_stored_cohort(
+    root: Path, *slide_ids: str, mpp: float = 0.25, dim: int = 4, size: tuple[int, int] = SIZE
+) -> Cohort:
     """Slides whose tissue is a disc; tiles, membrane, embeddings of `stain`, a bundle's attention and patches."""
     cohort = Cohort(root)
     cohort.create(Plan())
@@ -26,7 +28,7 @@ def cohort_of(root: Path, *slide_ids: str, mpp: float = 0.25, dim: int = 4, size
 
 def add_slide(cohort: Cohort, slide_id: str, seed: int, mpp: float, dim: int, size: tuple[int, int]) -> None:
     rng = np.random.default_rng(seed)
-    grid = disc(plan_grid(*size, mpp, 0.5, 224), size)
+    grid = disc_tiles(plan_grid(*size, mpp, 0.5, 224), size)
     n = len(grid)
     ids, numbers = pa.array([slide_id] * n), pa.array(np.arange(n, dtype=np.int32))
     draft = cohort.draft(slide_id)
@@ -42,7 +44,7 @@ def add_slide(cohort: Cohort, slide_id: str, seed: int, mpp: float, dim: int, si
     head = [pa.array([one] * n) for one in ("her2-3way", "clam-sb", "stain")]
     attention = pa.table([ids, *head, numbers, shares / max(shares.sum(), 1)], schemas.table_schema("attention"))
     draft.write(f"attention/{BUNDLE}", attention)
-    few = disc(plan_grid(*size, mpp, 3.24, 224), size)
+    few = disc_tiles(plan_grid(*size, mpp, 3.24, 224), size)
     p = rng.dirichlet(np.ones(4), len(few)).astype(np.float32)
     facts = [pa.array([one] * len(few)) for one in (slide_id, "low")]
     draft.write(f"patches/{BUNDLE}", pa.table([*facts, *few.T, *p.T], schemas.table_schema("patches")))
@@ -60,7 +62,7 @@ def add_failed(cohort: Cohort, slide_id: str) -> None:
     cohort.draft(slide_id).commit(row, None)
 
 
-def disc(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def disc_tiles(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The tiles of a grid whose middle lies in the disc inscribed in a slide."""
     middle = grid[:, :2] + grid[:, 2:] / 2
     return grid[(((middle / size) - 0.5) ** 2).sum(axis=1) < 0.25]

@@ -11,11 +11,11 @@ from her2batch.exchange.annotations import find_annotations, read_annotations
 from her2batch.synthetic.cohort import make_cohort
 
 
-def feature(shape: object, **properties: object) -> dict:
+def make_feature(shape: object, **properties: object) -> dict:
     return {"type": "Feature", "geometry": mapping(shape), "properties": properties}
 
 
-def write(path: Path, data: object) -> Path:
+def write_json(path: Path, data: object) -> Path:
     path.write_text(json.dumps(data))
     return path
 
@@ -35,7 +35,7 @@ SQUARE = box(0, 0, 100, 100)
     {"name": "3+"},
 ])  # fmt: skip
 def test_all_dialects_are_read(wrap: object, properties: dict, tmp_path: Path) -> None:
-    regions, notes = read_annotations(write(tmp_path / "a.geojson", wrap(feature(SQUARE, **properties))))
+    regions, notes = read_annotations(write_json(tmp_path / "a.geojson", wrap(make_feature(SQUARE, **properties))))
     assert [(one.score, one.shape.area) for one in regions] == [("3+", 10_000)]
     assert notes == []
 
@@ -45,13 +45,17 @@ SPELLINGS = [("0", "0"), ("1+", "1+"), ("HER2 2+", "2+"), ("her2_1", "1+"), ("He
 
 @pytest.mark.parametrize(("name", "score"), SPELLINGS)
 def test_spellings_of_scores(name: str, score: str, tmp_path: Path) -> None:
-    regions, _ = read_annotations(write(tmp_path / "a.json", [feature(SQUARE, classification={"name": name})]))
+    regions, _ = read_annotations(
+        write_json(tmp_path / "a.json", [make_feature(SQUARE, classification={"name": name})])
+    )
     assert [one.score for one in regions] == [score]
 
 
 @pytest.mark.parametrize("name", ["4+", "Tumor", "3 cells", "10", "2-3+", "ER 3+", "+"])
 def test_ambiguous_classes_are_skipped(name: str, tmp_path: Path) -> None:
-    regions, notes = read_annotations(write(tmp_path / "a.json", [feature(SQUARE, classification={"name": name})]))
+    regions, notes = read_annotations(
+        write_json(tmp_path / "a.json", [make_feature(SQUARE, classification={"name": name})])
+    )
     assert regions == []
     assert "skipped" in notes[0]
 
@@ -59,22 +63,25 @@ def test_ambiguous_classes_are_skipped(name: str, tmp_path: Path) -> None:
 def test_polygons_with_holes_and_collections_are_areas(tmp_path: Path) -> None:
     holed = Polygon(SQUARE.exterior, [box(20, 20, 40, 40).exterior.coords])
     several = {"type": "GeometryCollection", "geometries": [mapping(SQUARE), mapping(box(200, 0, 210, 10))]}
-    data = [feature(holed, classification="1+"), {**feature(SQUARE, classification="2+"), "geometry": several}]
-    regions, _ = read_annotations(write(tmp_path / "a.json", data))
+    data = [
+        make_feature(holed, classification="1+"),
+        {**make_feature(SQUARE, classification="2+"), "geometry": several},
+    ]
+    regions, _ = read_annotations(write_json(tmp_path / "a.json", data))
     assert [one.shape.area for one in regions] == [10_000 - 400, 10_000 + 100]
 
 
 def test_self_intersecting_polygon_is_repaired(tmp_path: Path) -> None:
     bow = Polygon([(0, 0), (100, 100), (100, 0), (0, 100)])
-    regions, _ = read_annotations(write(tmp_path / "a.json", [feature(bow, classification="1+")]))
+    regions, _ = read_annotations(write_json(tmp_path / "a.json", [make_feature(bow, classification="1+")]))
     assert regions[0].shape.is_valid
     assert regions[0].shape.area == pytest.approx(5000)
 
 
 def test_features_without_area_are_counted(tmp_path: Path) -> None:
-    point = feature(Point(1, 2), classification="1+")
-    flat = feature(Polygon([(0, 0), (10, 0), (20, 0), (0, 0)]), classification="1+")
-    regions, notes = read_annotations(write(tmp_path / "a.json", [point, point, flat, feature(SQUARE)]))
+    point = make_feature(Point(1, 2), classification="1+")
+    flat = make_feature(Polygon([(0, 0), (10, 0), (20, 0), (0, 0)]), classification="1+")
+    regions, notes = read_annotations(write_json(tmp_path / "a.json", [point, point, flat, make_feature(SQUARE)]))
     assert regions == []
     assert sorted(note.split(": ", 1)[1] for note in notes) == [
         "1 × no class skipped", "1 × zero area skipped", "2 × no area skipped",
@@ -97,7 +104,7 @@ def test_outlines_in_real_exports_are_areas(name: str, count: int, real_data: Pa
     features = data if isinstance(data, list) else data.get("features", [data])
     for one in features:
         one["properties"]["classification"] = {"name": "2+"}
-    regions, notes = read_annotations(write(tmp_path / "a.geojson", data))
+    regions, notes = read_annotations(write_json(tmp_path / "a.geojson", data))
     assert [one.score for one in regions] == ["2+"] * count
     assert all(one.shape.is_valid and one.shape.area > 0 for one in regions)
     assert notes == []
@@ -105,7 +112,7 @@ def test_outlines_in_real_exports_are_areas(name: str, count: int, real_data: Pa
 
 RING = '"properties": {"class": "1+"}, "geometry": {"type": "Polygon", "coordinates": '
 
-BAD = {
+INVALID = {
     "no-json": "{", "a-number": "3", "no-features": '{"type": "FeatureCollection"}', "words": '[{"a": 1}]',
     "nan": "[{" + RING + "[[[0, 0], [NaN, 1], [1, 1], [0, 0]]]}}]",
     "open": "[{" + RING + "3}}]",
@@ -113,7 +120,7 @@ BAD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("text", BAD.values(), ids=BAD)
+@pytest.mark.parametrize("text", INVALID.values(), ids=INVALID)
 def test_invalid_geojson_is_refused_with_the_file_name(text: str, tmp_path: Path) -> None:
     (tmp_path / "slide.geojson").write_text(text)
     with pytest.raises(InputError, match=r"slide\.geojson"):

@@ -11,25 +11,25 @@ import pytest
 from her2batch.errors import InputError
 from her2batch.exchange.clam_h5 import match_features, read_features, write_coords, write_features
 from her2batch.store.cohort import Cohort
-from tests.exchange.stored_examples import cohort_of
+from tests.exchange.stored_examples import make_stored_cohort
 
-MOST = 10_000
+MAX_ROWS = 10_000
 
 
 @pytest.fixture
 def cohort(tmp_path: Path) -> Cohort:
-    return cohort_of(tmp_path / "cohort", "S1", dim=8)
+    return make_stored_cohort(tmp_path / "cohort", "S1", dim=8)
 
 
-def parts(cohort: Cohort) -> tuple[dict, pa.Table, pa.Table]:
+def read_tables(cohort: Cohort) -> tuple[dict, pa.Table, pa.Table]:
     return cohort.rows()["S1"], cohort.read("tiles", "S1"), cohort.read("embeddings/stain", "S1")
 
 
-def vectors(table: pa.Table) -> np.ndarray:
+def embedding_array(table: pa.Table) -> np.ndarray:
     return np.stack(table["embedding"].to_numpy())
 
 
-def foreign(path: Path, tiles: pa.Table, dim: int = 8, **more: object) -> tuple[np.ndarray, np.ndarray]:
+def write_clam_features(path: Path, tiles: pa.Table, dim: int = 8, **more: object) -> tuple[np.ndarray, np.ndarray]:
     """A file as CLAM's extract_features_fp.py leaves it: chunks of one row, datasets that can grow, no attributes."""
     coords = np.stack([tiles["x"].to_numpy(), tiles["y"].to_numpy()], axis=1).astype(np.int32)
     features = np.random.default_rng(0).normal(size=(len(coords), dim)).astype(np.float32)
@@ -43,7 +43,7 @@ def foreign(path: Path, tiles: pa.Table, dim: int = 8, **more: object) -> tuple[
 
 
 def test_coordinates_have_the_layout_of_clam(cohort: Cohort, tmp_path: Path) -> None:
-    row, tiles, _ = parts(cohort)
+    row, tiles, _ = read_tables(cohort)
     write_coords(tmp_path / "S1.h5", row, tiles)
     with h5py.File(tmp_path / "S1.h5") as file:
         assert list(file) == ["coords"]
@@ -59,12 +59,12 @@ def test_coordinates_have_the_layout_of_clam(cohort: Cohort, tmp_path: Path) -> 
 
 
 def test_features_have_the_layout_of_trident(cohort: Cohort, tmp_path: Path) -> None:
-    row, tiles, embeddings = parts(cohort)
+    row, tiles, embeddings = read_tables(cohort)
     write_features(tmp_path / "S1.h5", row, tiles, embeddings, "stain", 224, 0.5)
     with h5py.File(tmp_path / "S1.h5") as file:
         assert sorted(file) == ["coords", "features"]
         assert file["features"].dtype == np.float32
-        assert np.array_equal(file["features"][:], vectors(embeddings).astype(np.float32))
+        assert np.array_equal(file["features"][:], embedding_array(embeddings).astype(np.float32))
         assert len(file["coords"]) == len(tiles)
         facts = dict(file["coords"].attrs)
         assert dict(file["features"].attrs) == {"name": "S1", "savetodir": "features", "encoder": "stain"}
@@ -76,71 +76,71 @@ def test_features_have_the_layout_of_trident(cohort: Cohort, tmp_path: Path) -> 
 
 
 def test_exported_embeddings_are_read_back_identical(cohort: Cohort, tmp_path: Path) -> None:
-    row, tiles, embeddings = parts(cohort)
+    row, tiles, embeddings = read_tables(cohort)
     write_features(tmp_path / "S1.h5", row, tiles, embeddings, "stain", 224, 0.5)
-    bag = read_features(tmp_path / "S1.h5", MOST)
+    bag = read_features(tmp_path / "S1.h5", MAX_ROWS)
     assert bag.encoder == "stain"
     values, passed = match_features(tmp_path / "S1.h5", bag, tiles)
     assert passed == 0
     assert values.dtype == np.float16
-    assert np.array_equal(values, vectors(embeddings))
+    assert np.array_equal(values, embedding_array(embeddings))
 
 
 def test_equal_tables_give_equal_bytes(cohort: Cohort, tmp_path: Path) -> None:
-    row, tiles, embeddings = parts(cohort)
+    row, tiles, embeddings = read_tables(cohort)
     for name in ("one.h5", "two.h5"):
         write_features(tmp_path / name, row, tiles, embeddings, "stain", 224, 0.5)
     assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "two.h5").read_bytes()
 
 
 def test_rows_in_any_order_are_matched_to_tiles(cohort: Cohort, tmp_path: Path) -> None:
-    _, tiles, _ = parts(cohort)
+    _, tiles, _ = read_tables(cohort)
     order = np.random.default_rng(1).permutation(len(tiles))
     shuffled = tiles.take(pa.array(order))
-    _, features = foreign(tmp_path / "S1.h5", shuffled, patch_size_level0=448)
-    values, _ = match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MOST), tiles)
+    _, features = write_clam_features(tmp_path / "S1.h5", shuffled, patch_size_level0=448)
+    values, _ = match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MAX_ROWS), tiles)
     assert np.array_equal(values[order], features.astype(np.float16))
 
 
 def test_rows_without_tile_are_counted_and_left_out(cohort: Cohort, tmp_path: Path) -> None:
-    _, tiles, _ = parts(cohort)
+    _, tiles, _ = read_tables(cohort)
     few = tiles.slice(0, len(tiles) - 3)
-    foreign(tmp_path / "S1.h5", tiles)
-    values, passed = match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MOST), few)
+    write_clam_features(tmp_path / "S1.h5", tiles)
+    values, passed = match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MAX_ROWS), few)
     assert (len(values), passed) == (len(few), 3)
 
 
 def test_tile_without_a_row_is_refused_with_its_position(cohort: Cohort, tmp_path: Path) -> None:
-    _, tiles, _ = parts(cohort)
-    foreign(tmp_path / "S1.h5", tiles.slice(2))
+    _, tiles, _ = read_tables(cohort)
+    write_clam_features(tmp_path / "S1.h5", tiles.slice(2))
     x, y = tiles["x"][0].as_py(), tiles["y"][0].as_py()
     wanted = rf"S1\.h5: there is no row for 2 of .* at x {x}, y {y}; they are 448 level-0 px wide; .*export COHORT"
     with pytest.raises(InputError, match=wanted):
-        match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MOST), tiles)
+        match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MAX_ROWS), tiles)
 
 
 def test_tiles_of_another_size_are_refused(cohort: Cohort, tmp_path: Path) -> None:
-    _, tiles, _ = parts(cohort)
-    foreign(tmp_path / "S1.h5", tiles, patch_size_level0=512)
+    _, tiles, _ = read_tables(cohort)
+    write_clam_features(tmp_path / "S1.h5", tiles, patch_size_level0=512)
     with pytest.raises(InputError, match="512 level-0 px wide, those of the slide 448"):
-        match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MOST), tiles)
+        match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MAX_ROWS), tiles)
 
 
 def test_tile_with_two_rows_is_refused(cohort: Cohort, tmp_path: Path) -> None:
-    _, tiles, _ = parts(cohort)
-    foreign(tmp_path / "S1.h5", pa.concat_tables([tiles, tiles.slice(5, 1)]))
+    _, tiles, _ = read_tables(cohort)
+    write_clam_features(tmp_path / "S1.h5", pa.concat_tables([tiles, tiles.slice(5, 1)]))
     with pytest.raises(InputError, match="has two rows"):
-        match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MOST), tiles)
+        match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MAX_ROWS), tiles)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
 def test_values_too_large_for_float16_are_refused(value: float, cohort: Cohort, tmp_path: Path) -> None:
-    _, tiles, _ = parts(cohort)
-    foreign(tmp_path / "S1.h5", tiles)
+    _, tiles, _ = read_tables(cohort)
+    write_clam_features(tmp_path / "S1.h5", tiles)
     with h5py.File(tmp_path / "S1.h5", "a") as file:
         file["features"][3, 2] = value
     with pytest.raises(InputError, match=r"1 of .* not finite or too large"):
-        match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MOST), tiles)
+        match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MAX_ROWS), tiles)
 
 
 # -- malice ----------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def _objects(file: h5py.File, folder: Path) -> None:
     file.create_dataset("features", data=np.array([[b"cos\nsystem"] * 8] * 3, object), dtype=h5py.string_dtype())
 
 
-HOSTILE: dict[str, tuple[Callable[[h5py.File, Path], object], str]] = {
+MALICIOUS: dict[str, tuple[Callable[[h5py.File, Path], object], str]] = {
     "external link": (_external_link, "links to other data"),
     "soft link": (lambda f, _: f.__setitem__("features", h5py.SoftLink("/coords")), "links to other data"),
     "external storage": (_external_storage, "links to other data"),
@@ -186,34 +186,34 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File, Path], object], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", MALICIOUS)
 def test_malicious_file_is_refused_with_its_name(name: str, tmp_path: Path) -> None:
-    make, words = HOSTILE[name]
+    make, words = MALICIOUS[name]
     with h5py.File(tmp_path / "S1.h5", "w") as file:
         file["coords"] = np.zeros((3, 2), np.int32)
         make(file, tmp_path)
     with pytest.raises(InputError, match=words) as caught:
-        read_features(tmp_path / "S1.h5", MOST)
+        read_features(tmp_path / "S1.h5", MAX_ROWS)
     assert str(caught.value).startswith(str(tmp_path / "S1.h5"))
 
 
-@pytest.mark.parametrize("rows", [MOST + 1, 2**40])
+@pytest.mark.parametrize("rows", [MAX_ROWS + 1, 2**40])
 def test_dataset_with_too_many_rows_is_not_read(rows: int, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "S1.h5", "w") as file:
         for name, width, kind in (("coords", 2, "i4"), ("features", 1024, "f4")):
             file.create_dataset(name, (rows, width), kind, chunks=(1, width), compression="gzip")
-    with pytest.raises(InputError, match=f"claims {rows} embeddings of 1024 values; the slide has room for {MOST}"):
-        read_features(tmp_path / "S1.h5", MOST)
+    with pytest.raises(InputError, match=f"claims {rows} embeddings of 1024 values; the slide has room for {MAX_ROWS}"):
+        read_features(tmp_path / "S1.h5", MAX_ROWS)
 
 
 def test_decompression_bomb_is_not_read(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "S1.h5", "w") as file:
-        file["coords"] = np.zeros((MOST, 2), np.int32)
-        zeros = np.zeros((MOST, 1024), np.float32)
-        file.create_dataset("features", data=zeros, chunks=(MOST, 1024), compression="gzip")
+        file["coords"] = np.zeros((MAX_ROWS, 2), np.int32)
+        zeros = np.zeros((MAX_ROWS, 1024), np.float32)
+        file.create_dataset("features", data=zeros, chunks=(MAX_ROWS, 1024), compression="gzip")
     assert (tmp_path / "S1.h5").stat().st_size < 500_000
     with pytest.raises(InputError, match="stores far fewer"):
-        read_features(tmp_path / "S1.h5", MOST)
+        read_features(tmp_path / "S1.h5", MAX_ROWS)
 
 
 def test_filter_that_needs_a_plugin_is_refused(tmp_path: Path) -> None:
@@ -225,23 +225,23 @@ def test_filter_that_needs_a_plugin_is_refused(tmp_path: Path) -> None:
         space = h5py.h5s.create_simple((3, 8))
         h5py.h5d.create(file.id, b"features", h5py.h5t.IEEE_F32LE, space, settings)
     with pytest.raises(InputError, match="filter 32015"):
-        read_features(tmp_path / "S1.h5", MOST)
+        read_features(tmp_path / "S1.h5", MAX_ROWS)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text"])
 def test_damaged_file_is_refused_with_its_name(damage: str, cohort: Cohort, tmp_path: Path) -> None:
-    foreign(tmp_path / "S1.h5", parts(cohort)[1])
+    write_clam_features(tmp_path / "S1.h5", read_tables(cohort)[1])
     data = (tmp_path / "S1.h5").read_bytes()
     harm = {"cut": data[: len(data) // 2], "empty": b"", "text": b"x"}
     (tmp_path / "S1.h5").write_bytes(harm[damage])
     with pytest.raises(InputError, match=r"S1\.h5: the file cannot be read as HDF5"):
-        read_features(tmp_path / "S1.h5", MOST)
+        read_features(tmp_path / "S1.h5", MAX_ROWS)
 
 
 def test_random_damage_is_refused_or_harmless(cohort: Cohort, tmp_path: Path) -> None:
     """HDF5 has no checksum over numbers: noise among them can't be told. Noise in what describes them is refused."""
-    _, tiles, _ = parts(cohort)
-    foreign(tmp_path / "S1.h5", tiles.slice(0, 20))
+    _, tiles, _ = read_tables(cohort)
+    write_clam_features(tmp_path / "S1.h5", tiles.slice(0, 20))
     data = (tmp_path / "S1.h5").read_bytes()
     rng = np.random.default_rng(0)
     refused: list[str] = []
@@ -249,7 +249,7 @@ def test_random_damage_is_refused_or_harmless(cohort: Cohort, tmp_path: Path) ->
         at = int(rng.integers(len(data) - 16))
         (tmp_path / "S1.h5").write_bytes(data[:at] + rng.bytes(16) + data[at + 16 :])
         try:
-            match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MOST), tiles.slice(0, 20))
+            match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MAX_ROWS), tiles.slice(0, 20))
         except InputError as error:
             refused.append(str(error))
     assert refused
@@ -257,9 +257,9 @@ def test_random_damage_is_refused_or_harmless(cohort: Cohort, tmp_path: Path) ->
 
 
 def test_unexpected_attributes_are_ignored(cohort: Cohort, tmp_path: Path) -> None:
-    _, tiles, _ = parts(cohort)
-    foreign(tmp_path / "S1.h5", tiles, patch_size_level0="448; rm -rf /")
+    _, tiles, _ = read_tables(cohort)
+    write_clam_features(tmp_path / "S1.h5", tiles, patch_size_level0="448; rm -rf /")
     with h5py.File(tmp_path / "S1.h5", "a") as file:
         file["features"].attrs["encoder"] = np.arange(5)
-    bag = read_features(tmp_path / "S1.h5", MOST)
+    bag = read_features(tmp_path / "S1.h5", MAX_ROWS)
     assert (bag.tile_px, bag.encoder) == (None, None)

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 
 from her2batch.exchange.csv import files_table, text_column, text_rows, write_csv
-from tests.exchange.stored_examples import cohort_of
+from tests.exchange.stored_examples import make_stored_cohort
 
 
 def test_pandas_and_duckdb_read_equal_values(tmp_path: Path) -> None:
-    table = cohort_of(tmp_path / "cohort", "S1").read("tiles", "S1")
+    table = make_stored_cohort(tmp_path / "cohort", "S1").read("tiles", "S1")
     path = tmp_path / "tiles.csv"
     write_csv(path, table.column_names, [table])
     wanted = table.to_pandas()
@@ -64,14 +64,14 @@ def test_lists_are_joined_and_nulls_are_empty() -> None:
 
 
 def test_embeddings_read_back_exactly(tmp_path: Path) -> None:
-    table = cohort_of(tmp_path, "S1").read("embeddings/stain", "S1")
+    table = make_stored_cohort(tmp_path, "S1").read("embeddings/stain", "S1")
     texts = text_column(table["embedding"])
     back = np.array([[float(one) for one in text.split(";")] for text in texts], np.float16)
     assert np.array_equal(back, np.stack(table["embedding"].to_numpy()))
 
 
 def test_files_of_a_slide_are_a_table(tmp_path: Path) -> None:
-    row = cohort_of(tmp_path, "S1").rows()["S1"]
+    row = make_stored_cohort(tmp_path, "S1").rows()["S1"]
     found = files_table(row)
     assert found["path"].to_pylist() == [file["path"] for file in row["files"]]
     assert set(found["slide_id"].to_pylist()) == {"S1"}

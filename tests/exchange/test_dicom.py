@@ -21,7 +21,7 @@ from her2batch.store import schemas
 from her2batch.store.cohort import Cohort, write_row
 from her2batch.tasks import CLASSES
 from tests.conftest import tissue_image
-from tests.exchange.stored_examples import cohort_of
+from tests.exchange.stored_examples import make_stored_cohort
 
 SLIDES = {
     "sm_image.dcm": 50, "jpeg.dicom": 957, "multi_frame_jpeg_camelyon_challenge_image.dcm": 1152,
@@ -30,7 +30,7 @@ SLIDES = {
 """Real slides → width of their level 0."""
 
 
-def prediction(task: str, k: int, score: float | None = None) -> dict:
+def make_prediction(task: str, k: int, score: float | None = None) -> dict:
     classes = CLASSES[task]
     p = np.full(len(classes), 0.1, np.float32)
     p[k] = 0.7
@@ -39,15 +39,17 @@ def prediction(task: str, k: int, score: float | None = None) -> dict:
     return {**facts, "predicted": classes[k], "score": score, **doubts}
 
 
-EVERY = [prediction(task, k, 2.5 if k else None) for task, classes in CLASSES.items() for k in range(len(classes))]
+ALL_PREDICTIONS = [
+    make_prediction(task, k, 2.5 if k else None) for task, classes in CLASSES.items() for k in range(len(classes))
+]
 
 
-def made(real_data: Path, name: str, rows: list[dict]) -> pydicom.Dataset:
+def make_report(real_data: Path, name: str, rows: list[dict]) -> pydicom.Dataset:
     row = {"slide_id": "S1", "path": str(real_data / "slides" / name), "width": SLIDES[name]}
     return build_report(row, source_image(row), {"membrane": rows})
 
 
-def complaints(path: Path) -> list[str]:
+def validator_messages(path: Path) -> list[str]:
     """Errors of dciodvfy (dicom3tools), and warnings but for codes of our own and type-2 values a source lacks."""
     if shutil.which("dciodvfy") is None:
         pytest.skip("no dciodvfy: apt-get install dicom3tools")
@@ -59,21 +61,21 @@ def complaints(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", SLIDES)
 def test_report_of_a_real_slide_is_valid(name: str, real_data: Path, tmp_path: Path) -> None:
-    made(real_data, name, EVERY).save_as(tmp_path / "a.dcm", enforce_file_format=True)
-    assert complaints(tmp_path / "a.dcm") == []
+    make_report(real_data, name, ALL_PREDICTIONS).save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    assert validator_messages(tmp_path / "a.dcm") == []
 
 
 def test_validator_finds_errors_in_an_invalid_report(real_data: Path, tmp_path: Path) -> None:
-    broken = made(real_data, "sm_image.dcm", EVERY)
+    broken = make_report(real_data, "sm_image.dcm", ALL_PREDICTIONS)
     del broken.VerificationFlag
     broken.ContentSequence[0].RelationshipType = "NONSENSE"
     broken.save_as(tmp_path / "a.dcm", enforce_file_format=True)
-    assert len(complaints(tmp_path / "a.dcm")) >= 2
+    assert len(validator_messages(tmp_path / "a.dcm")) >= 2
 
 
 def test_patient_study_and_specimen_are_copied_from_the_slide(real_data: Path) -> None:
     source = pydicom.dcmread(real_data / "slides" / "sm_image.dcm", stop_before_pixels=True)
-    found = made(real_data, "sm_image.dcm", EVERY)
+    found = make_report(real_data, "sm_image.dcm", ALL_PREDICTIONS)
     for name in ("PatientID", "PatientName", "StudyInstanceUID", "AccessionNumber"):
         assert found[name].value == source[name].value
     assert found.SeriesInstanceUID != source.SeriesInstanceUID
@@ -84,10 +86,10 @@ def test_patient_study_and_specimen_are_copied_from_the_slide(real_data: Path) -
 
 
 def test_report_reads_back_as_the_predictions(real_data: Path, tmp_path: Path) -> None:
-    made(real_data, "sm_image.dcm", EVERY).save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    make_report(real_data, "sm_image.dcm", ALL_PREDICTIONS).save_as(tmp_path / "a.dcm", enforce_file_format=True)
     groups = hd.sr.srread(tmp_path / "a.dcm").content.get_image_measurement_groups()
-    assert len(groups) == len(EVERY)
-    for group, row in zip(groups, EVERY, strict=True):
+    assert len(groups) == len(ALL_PREDICTIONS)
+    for group, row in zip(groups, ALL_PREDICTIONS, strict=True):
         answers = [(one.name, one.value) for one in group.get_qualitative_evaluations()]
         assert answers == [tuple(CodedConcept(*part) for part in one) for one in coded_answers(row)]
         figures = [one.value for one in group.get_measurements()]
@@ -95,20 +97,20 @@ def test_report_reads_back_as_the_predictions(real_data: Path, tmp_path: Path) -
 
 
 def test_her2_by_ihc_has_loinc_codes() -> None:
-    name, answer = coded_answers(prediction("her2-4way", 3))[0]
+    name, answer = coded_answers(make_prediction("her2-4way", 3))[0]
     assert name[:2] == ("85319-2", "LN")
     assert answer == (LOINC_ANSWERS["3+"], "LN", "3+")
     assert len(set(LOINC_ANSWERS.values())) == 4
 
 
 def test_review_is_coded_with_its_reasons() -> None:
-    answers = [value[2] for _, value in coded_answers(prediction("her2-4way", 1))]
+    answers = [value[2] for _, value in coded_answers(make_prediction("her2-4way", 1))]
     assert answers == ["1+", "Yes", "near-10-percent"]
-    assert [value[2] for _, value in coded_answers(prediction("her2-4way", 0))] == ["0", "No"]
+    assert [value[2] for _, value in coded_answers(make_prediction("her2-4way", 0))] == ["0", "No"]
 
 
 def test_private_codes_are_short_and_unique() -> None:
-    triples = [part for row in EVERY for one in coded_answers(row) for part in one]
+    triples = [part for row in ALL_PREDICTIONS for one in coded_answers(row) for part in one]
     assert all(len(value) <= 16 for value, _, _ in triples)
     assert len({one[:2] for one in triples}) == len(set(triples))
 
@@ -157,7 +159,7 @@ def test_ingested_slide_is_exported_as_a_valid_report(scanned: Cohort, tmp_path:
     found = export_cohort(ExportRequest(scanned.root, "dicom", tmp_path / "out"))
     assert found.left_out == {"unnamed": "it has no prediction for a stain that is given in the labels"}
     assert (found.files, found.failures) == (1, {})
-    assert complaints(tmp_path / "out" / "biopsy.sr.dcm") == []
+    assert validator_messages(tmp_path / "out" / "biopsy.sr.dcm") == []
     rows = scanned.read("predictions/membrane", "biopsy").to_pylist()
     groups = hd.sr.srread(tmp_path / "out" / "biopsy.sr.dcm").content.get_image_measurement_groups()
     answers = [group.get_qualitative_evaluations()[0].value.meaning for group in groups]
@@ -184,8 +186,8 @@ def test_slides_with_pseudonyms_have_no_report(scanned: Cohort, tmp_path: Path) 
 
 
 def test_slides_of_other_formats_are_left_out(tmp_path: Path) -> None:
-    cohort = cohort_of(tmp_path / "cohort", "S1")
-    table = pa.Table.from_pylist([prediction("her2-4way", 1)], schemas.table_schema("predictions"))
+    cohort = make_stored_cohort(tmp_path / "cohort", "S1")
+    table = pa.Table.from_pylist([make_prediction("her2-4way", 1)], schemas.table_schema("predictions"))
     cohort.add(cohort.rows()["S1"], {"predictions/membrane": table})
     with pytest.raises(InputError, match="nothing to export to dicom; S1: it was not scanned as DICOM"):
         export_cohort(ExportRequest(cohort.root, "dicom", tmp_path / "out"))

@@ -16,24 +16,24 @@ from her2batch.exchange.geojson import number_texts, outline_polygons, slide_fea
 from her2batch.store import schemas
 from her2batch.tasks import IHC_SCORES
 from her2batch.vision.tile_grid import plan_tiles as plan_grid
-from tests.exchange.stored_examples import BUNDLE, cohort_of
+from tests.exchange.stored_examples import BUNDLE, make_stored_cohort
 
 
-def parts(root: Path, mpp: float = 0.25) -> tuple[dict, dict[str, pa.Table]]:
-    cohort = cohort_of(root / "cohort", "S1", mpp=mpp)
+def read_tables(root: Path, mpp: float = 0.25) -> tuple[dict, dict[str, pa.Table]]:
+    cohort = make_stored_cohort(root / "cohort", "S1", mpp=mpp)
     names = ("tiles", "membrane", f"attention/{BUNDLE}", f"patches/{BUNDLE}")
     return cohort.rows()["S1"], {name.split("/")[0]: cohort.read(name, "S1") for name in names}
 
 
-def exported(root: Path, mpp: float = 0.25) -> tuple[Path, dict[str, pa.Table]]:
-    row, tables = parts(root, mpp)
+def export_geojson(root: Path, mpp: float = 0.25) -> tuple[Path, dict[str, pa.Table]]:
+    row, tables = read_tables(root, mpp)
     path = root / "S1.geojson"
     attention, patches = {BUNDLE: tables["attention"]}, {BUNDLE: tables["patches"]}
     write_feature_collection(path, slide_features(row, tables["tiles"], tables["membrane"], attention, patches))
     return path, tables
 
 
-def by_type(path: Path) -> dict[str, list[dict]]:
+def features_by_type(path: Path) -> dict[str, list[dict]]:
     """The Features by objectType, read as plain JSON."""
     data = json.loads(path.read_text())
     assert data["type"] == "FeatureCollection"
@@ -46,9 +46,9 @@ def by_type(path: Path) -> dict[str, list[dict]]:
 
 @pytest.mark.parametrize("mpp", [0.25, 0.2306])
 def test_tiles_are_squares_at_their_position(mpp: float, tmp_path: Path) -> None:
-    path, tables = exported(tmp_path, mpp)
+    path, tables = export_geojson(tmp_path, mpp)
     tiles = tables["tiles"].to_pylist()
-    found = by_type(path)["tile"]
+    found = features_by_type(path)["tile"]
     assert len(found) == len(tiles)
     for one, tile in zip(found, tiles, strict=True):
         corners = tile["x"], tile["y"], tile["x"] + tile["size"], tile["y"] + tile["size"]
@@ -57,8 +57,8 @@ def test_tiles_are_squares_at_their_position(mpp: float, tmp_path: Path) -> None
 
 
 def test_measurements_equal_the_values_of_the_tables(tmp_path: Path) -> None:
-    path, tables = exported(tmp_path)
-    said = [one["properties"]["measurements"] for one in by_type(path)["tile"]]
+    path, tables = export_geojson(tmp_path)
+    said = [one["properties"]["measurements"] for one in features_by_type(path)["tile"]]
     wanted = {
         "Tile": tables["tiles"]["tile"], "DAB OD mean": tables["tiles"]["dab"],
         "Tissue share": tables["tiles"]["tissue"], "Blur": tables["tiles"]["blur"],
@@ -71,7 +71,7 @@ def test_measurements_equal_the_values_of_the_tables(tmp_path: Path) -> None:
 
 
 def test_patches_are_read_back_with_their_most_probable_class(tmp_path: Path) -> None:
-    path, tables = exported(tmp_path)
+    path, tables = export_geojson(tmp_path)
     patches = tables["patches"]
     regions, notes = read_annotations(path)
     best = np.stack([patches[f"p{k}"].to_numpy() for k in range(4)]).argmax(axis=0)
@@ -85,8 +85,8 @@ def test_patches_are_read_back_with_their_most_probable_class(tmp_path: Path) ->
 
 
 def test_patches_have_probabilities_and_resolution(tmp_path: Path) -> None:
-    path, tables = exported(tmp_path)
-    first, patch = by_type(path)["detection"][0]["properties"], tables["patches"].to_pylist()[0]
+    path, tables = export_geojson(tmp_path)
+    first, patch = features_by_type(path)["detection"][0]["properties"], tables["patches"].to_pylist()[0]
     assert first["classification"]["name"].startswith("Patch low: ")
     assert {name: np.float32(value) for name, value in first["measurements"].items()} == {
         f"p {name} ({BUNDLE})": np.float32(patch[f"p{k}"]) for k, name in enumerate(IHC_SCORES)
@@ -94,8 +94,8 @@ def test_patches_have_probabilities_and_resolution(tmp_path: Path) -> None:
 
 
 def test_outline_covers_exactly_the_tiles(tmp_path: Path) -> None:
-    path, tables = exported(tmp_path)
-    (tissue,) = by_type(path)["annotation"]
+    path, tables = export_geojson(tmp_path)
+    (tissue,) = features_by_type(path)["annotation"]
     squares = [box(t["x"], t["y"], t["x"] + t["size"], t["y"] + t["size"]) for t in tables["tiles"].to_pylist()]
     assert shape(tissue["geometry"]).equals(unary_union(squares))
     assert tissue["properties"]["isLocked"] is True
@@ -122,8 +122,8 @@ def test_outline_of_any_tissue_has_the_area_of_its_tiles(cells: set[tuple[int, i
 
 
 def test_equal_tables_give_equal_bytes(tmp_path: Path) -> None:
-    one, _ = exported(tmp_path / "one")
-    two, _ = exported(tmp_path / "two")
+    one, _ = export_geojson(tmp_path / "one")
+    two, _ = export_geojson(tmp_path / "two")
     assert one.read_bytes() == two.read_bytes()
 
 

@@ -9,25 +9,25 @@ import pytest
 from her2batch.errors import InputError, StoreError
 from her2batch.exchange.outgoing import MANIFEST, ExportRequest, ExportSummary, export_cohort
 from her2batch.store.cohort import Cohort, write_row
-from tests.exchange.stored_examples import BUNDLE, add_failed, cohort_of
+from tests.exchange.stored_examples import BUNDLE, add_failed, make_stored_cohort
 
 
 @pytest.fixture
 def cohort(tmp_path: Path) -> Cohort:
-    made = cohort_of(tmp_path / "cohort", "S1", "S2")
+    made = make_stored_cohort(tmp_path / "cohort", "S1", "S2")
     add_failed(made, "S3")
     return made
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def run(cohort: Cohort, to: str, out: Path, **more: object) -> ExportSummary:
+def run_export(cohort: Cohort, to: str, out: Path, **more: object) -> ExportSummary:
     return export_cohort(ExportRequest(cohort.root, to, out, **more))
 
 
-NAMES = {
+FILE_NAMES = {
     "geojson": ["S1.tiles.geojson", "S2.tiles.geojson"],
     "clam-h5": [
         "features_stain/h5_files/S1.h5", "features_stain/h5_files/S2.h5", "patches/S1.h5", "patches/S2.h5",
@@ -38,49 +38,49 @@ NAMES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("to", NAMES)
+@pytest.mark.parametrize("to", FILE_NAMES)
 def test_each_format_writes_and_lists_its_files(to: str, cohort: Cohort, tmp_path: Path) -> None:
-    found = run(cohort, to, tmp_path / "out")
-    there = files(tmp_path / "out")
-    assert sorted(there) == sorted([*NAMES[to], MANIFEST])
-    assert json.loads(there[MANIFEST]) == {"format": to, "files": NAMES[to]}
-    assert found.files == len(NAMES[to])
+    found = run_export(cohort, to, tmp_path / "out")
+    there = read_files(tmp_path / "out")
+    assert sorted(there) == sorted([*FILE_NAMES[to], MANIFEST])
+    assert json.loads(there[MANIFEST]) == {"format": to, "files": FILE_NAMES[to]}
+    assert found.files == len(FILE_NAMES[to])
     assert found.bytes == sum(len(data) for name, data in there.items() if name != MANIFEST)
     assert (found.exit_code, found.failures) == (0, {})
 
 
-@pytest.mark.parametrize("to", NAMES)
+@pytest.mark.parametrize("to", FILE_NAMES)
 def test_repeated_export_gives_the_same_bytes(to: str, cohort: Cohort, tmp_path: Path) -> None:
-    run(cohort, to, tmp_path / "out")
-    before = files(tmp_path / "out")
-    run(cohort, to, tmp_path / "out")
-    assert files(tmp_path / "out") == before
+    run_export(cohort, to, tmp_path / "out")
+    before = read_files(tmp_path / "out")
+    run_export(cohort, to, tmp_path / "out")
+    assert read_files(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("to", NAMES)
+@pytest.mark.parametrize("to", FILE_NAMES)
 def test_export_does_not_change_the_cohort(to: str, cohort: Cohort, tmp_path: Path) -> None:
-    before = files(cohort.root)
-    run(cohort, to, tmp_path / "out")
-    assert files(cohort.root) == before
+    before = read_files(cohort.root)
+    run_export(cohort, to, tmp_path / "out")
+    assert read_files(cohort.root) == before
 
 
 def test_failed_slide_is_left_out_but_is_in_the_csv(cohort: Cohort, tmp_path: Path) -> None:
-    found = run(cohort, "geojson", tmp_path / "out")
+    found = run_export(cohort, "geojson", tmp_path / "out")
     assert found.left_out == {"S3": "unreadable: it could not be ingested"}
     assert found.slides == 2
-    run(cohort, "csv", tmp_path / "csv")
+    run_export(cohort, "csv", tmp_path / "csv")
     assert "'=cmd() is no slide" in (tmp_path / "csv" / "slides.csv").read_text()
 
 
 def test_selected_slide_is_exported_alone(cohort: Cohort, tmp_path: Path) -> None:
-    run(cohort, "geojson", tmp_path / "out", slides=("S2",))
-    assert sorted(files(tmp_path / "out")) == ["S2.tiles.geojson", MANIFEST]
-    run(cohort, "geojson", tmp_path / "out", slides=("S1",))
-    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["files"] == NAMES["geojson"]
+    run_export(cohort, "geojson", tmp_path / "out", slides=("S2",))
+    assert sorted(read_files(tmp_path / "out")) == ["S2.tiles.geojson", MANIFEST]
+    run_export(cohort, "geojson", tmp_path / "out", slides=("S1",))
+    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["files"] == FILE_NAMES["geojson"]
 
 
 def test_embeddings_are_exported_to_csv_on_request(cohort: Cohort, tmp_path: Path) -> None:
-    run(cohort, "csv", tmp_path / "out", encoders=("stain",))
+    run_export(cohort, "csv", tmp_path / "out", encoders=("stain",))
     assert (tmp_path / "out" / "embeddings-stain.csv").read_text().startswith("slide_id,tile,embedding\n")
 
 
@@ -91,7 +91,7 @@ def test_embeddings_are_exported_to_csv_on_request(cohort: Cohort, tmp_path: Pat
 ])  # fmt: skip
 def test_unknown_names_are_refused_with_the_known_ones(more: dict, words: str, cohort: Cohort, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=words):
-        run(cohort, "geojson", tmp_path / "out", **more)
+        run_export(cohort, "geojson", tmp_path / "out", **more)
     assert not (tmp_path / "out").exists()
 
 
@@ -99,24 +99,24 @@ def test_selected_bundle_is_exported_alone(cohort: Cohort, tmp_path: Path) -> No
     for slide_id in ("S1", "S2"):
         other = cohort.read(f"attention/{BUNDLE}", slide_id)
         cohort.add(cohort.rows()[slide_id], {"attention/cafe": other})
-    run(cohort, "geojson", tmp_path / "all")
-    run(cohort, "geojson", tmp_path / "one", bundle=BUNDLE)
-    assert b"(cafe)" in files(tmp_path / "all")["S1.tiles.geojson"]
-    assert b"(cafe)" not in files(tmp_path / "one")["S1.tiles.geojson"]
+    run_export(cohort, "geojson", tmp_path / "all")
+    run_export(cohort, "geojson", tmp_path / "one", bundle=BUNDLE)
+    assert b"(cafe)" in read_files(tmp_path / "all")["S1.tiles.geojson"]
+    assert b"(cafe)" not in read_files(tmp_path / "one")["S1.tiles.geojson"]
 
 
 @pytest.mark.parametrize("where", ["", "export", "tables/tiles"])
 def test_output_folder_inside_the_cohort_is_refused(where: str, cohort: Cohort) -> None:
-    before = files(cohort.root)
+    before = read_files(cohort.root)
     with pytest.raises(InputError, match="inside the cohort"):
-        run(cohort, "csv", cohort.root / where)
-    assert files(cohort.root) == before
+        run_export(cohort, "csv", cohort.root / where)
+    assert read_files(cohort.root) == before
 
 
 def test_output_folder_linked_into_the_cohort_is_refused(cohort: Cohort, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(cohort.root)
     with pytest.raises(InputError, match="inside the cohort"):
-        run(cohort, "csv", tmp_path / "link" / "out")
+        run_export(cohort, "csv", tmp_path / "link" / "out")
 
 
 def test_foreign_file_is_not_replaced(cohort: Cohort, tmp_path: Path) -> None:
@@ -124,48 +124,48 @@ def test_foreign_file_is_not_replaced(cohort: Cohort, tmp_path: Path) -> None:
     mine.parent.mkdir()
     mine.write_text("my own work")
     with pytest.raises(InputError, match=r"slides\.csv: the file exists, and no export has written it"):
-        run(cohort, "csv", tmp_path / "out")
-    assert files(tmp_path / "out") == {"slides.csv": b"my own work"}
+        run_export(cohort, "csv", tmp_path / "out")
+    assert read_files(tmp_path / "out") == {"slides.csv": b"my own work"}
 
 
 def test_damaged_table_fails_only_its_file(cohort: Cohort, tmp_path: Path) -> None:
     cohort.table("membrane", "S1").write_bytes(b"PAR1 no more")
-    found = run(cohort, "geojson", tmp_path / "out")
+    found = run_export(cohort, "geojson", tmp_path / "out")
     assert list(found.failures) == ["S1.tiles.geojson"]
     assert "her2batch verify" in found.failures["S1.tiles.geojson"]
     assert (found.files, found.exit_code) == (1, 3)
-    assert sorted(files(tmp_path / "out")) == ["S2.tiles.geojson", MANIFEST]
+    assert sorted(read_files(tmp_path / "out")) == ["S2.tiles.geojson", MANIFEST]
 
 
 def test_table_that_no_row_lists_is_not_exported(cohort: Cohort, tmp_path: Path) -> None:
     row = cohort.rows()["S1"]
     write_row(cohort, {**row, "files": [file for file in row["files"] if "embeddings" not in file["path"]]})
-    run(cohort, "clam-h5", tmp_path / "out")
-    assert "features_stain/h5_files/S1.h5" not in files(tmp_path / "out")
+    run_export(cohort, "clam-h5", tmp_path / "out")
+    assert "features_stain/h5_files/S1.h5" not in read_files(tmp_path / "out")
 
 
 def test_cohort_without_slides_has_nothing_to_export(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is nothing to export to geojson; the cohort has no finished slide"):
-        run(cohort_of(tmp_path / "cohort"), "geojson", tmp_path / "out")
+        run_export(make_stored_cohort(tmp_path / "cohort"), "geojson", tmp_path / "out")
     with pytest.raises(StoreError, match="no cohort here"):
-        run(Cohort(tmp_path / "nowhere"), "geojson", tmp_path / "out")
+        run_export(Cohort(tmp_path / "nowhere"), "geojson", tmp_path / "out")
 
 
-@pytest.mark.parametrize("to", NAMES)
+@pytest.mark.parametrize("to", FILE_NAMES)
 def test_export_with_pseudonyms_has_no_paths(to: str, tmp_path: Path) -> None:
     """The row of a pseudonymized slide has no path. All else in an export is named by the slide's id."""
-    cohort = cohort_of(tmp_path / "cohort", "s0123456789abcdef0123")
+    cohort = make_stored_cohort(tmp_path / "cohort", "s0123456789abcdef0123")
     row = cohort.rows()["s0123456789abcdef0123"]
     assert "secret" in row["path"]
     write_row(cohort, {**row, "path": None})
-    run(cohort, to, tmp_path / "out", encoders=("stain",))
-    for name, data in files(tmp_path / "out").items():
+    run_export(cohort, to, tmp_path / "out", encoders=("stain",))
+    for name, data in read_files(tmp_path / "out").items():
         assert b"secret" not in data, name
         assert str(tmp_path).encode() not in data, name
 
 
 def test_h5_files_have_no_paths(cohort: Cohort, tmp_path: Path) -> None:
-    run(cohort, "clam-h5", tmp_path / "out")
+    run_export(cohort, "clam-h5", tmp_path / "out")
     for path in (tmp_path / "out").rglob("*.h5"):
         with h5py.File(path) as file:
             said = [str(value) for one in file.values() for value in one.attrs.values()]

@@ -18,7 +18,7 @@ from her2batch.settings import Plan, Resources
 from tests.conftest import tissue_image, write_slide
 from tests.faults.corrupt_slides import MEMORY_FILLS, Inspection, SlideInspector, flip_bits, important_ranges
 from tests.runtime.test_ingest import codes, contents
-from tests.slides.damage import cut, holed, zero_tailed
+from tests.slides.damage import copies_with_hole, copies_with_zeroed_end, truncated_copies
 from tests.slides.ndpi import write_ndpi
 
 REFUSED = frozenset(("truncated", "unreadable", "not-a-slide", "out-of-memory"))
@@ -39,10 +39,10 @@ USUAL = ("svs", "tiff", "ndpi", "dicom")
 PAGE = 512
 
 LOSSES = {
-    "cut": cut,
-    "tail zeroed": zero_tailed,
-    "hole of 64 kB": lambda data, times, seed: holed(data, min(65536, len(data) // 2), times, seed),
-    "hole of 4 kB": lambda data, times, seed: holed(data, 4096, times, seed),
+    "cut": truncated_copies,
+    "tail zeroed": copies_with_zeroed_end,
+    "hole of 64 kB": lambda data, times, seed: copies_with_hole(data, min(65536, len(data) // 2), times, seed),
+    "hole of 4 kB": lambda data, times, seed: copies_with_hole(data, 4096, times, seed),
 }
 
 
@@ -104,7 +104,7 @@ def test_slide_with_flipped_bit_gives_the_same_result_twice(
     check_flips(12, seed(kind), lookers, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", USUAL)
 def test_two_hundred_slides_with_flipped_bits_give_the_same_result_twice(
     kind: str, seed: Callable, lookers: tuple[SlideInspector, SlideInspector], tmp_path: Path
@@ -131,7 +131,9 @@ def test_damaged_slides_in_a_folder_leave_the_sound_ones_unchanged(
     run = partial(ingest, plan=Plan(mpp_override=0.5), resources=Resources(workers=2), session=ray_session)
     assert ingest(IngestRequest(scans, tmp_path / "quiet"), Plan(mpp_override=0.5), Resources(workers=0)).exit_code == 0
     for kind in USUAL:
-        for k, harm in enumerate(LOSSES.values() if kind != "dicom" else [cut]):  # files of one series are one slide
+        for k, harm in enumerate(
+            LOSSES.values() if kind != "dicom" else [truncated_copies]
+        ):  # files of one series are one slide
             path = seed(kind)
             (scans / f"{kind}-{k}{path.suffix}").write_bytes(next(harm(path.read_bytes(), 1, 3)))
     damaged = len(list(scans.iterdir())) - len(good)

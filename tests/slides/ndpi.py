@@ -39,11 +39,11 @@ def write_ndpi(
         pointer = 4
         file.seek(max(start, 12))
         for image, lens, its_mpp, restarts in pages:
-            pointer = _page(file, image, lens, its_mpp, pointer, (sampling, restarts))
+            pointer = _write_page(file, image, lens, its_mpp, pointer, (sampling, restarts))
     return path
 
 
-def _page(file, image: np.ndarray, lens: float, mpp: float | None, pointer: int, how: tuple[str, bool]) -> int:
+def _write_page(file, image: np.ndarray, lens: float, mpp: float | None, pointer: int, how: tuple[str, bool]) -> int:
     """Append an image and its directory; returns where the offset of the next directory belongs."""
     factor = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{how[0]}")
     quality = [cv2.IMWRITE_JPEG_QUALITY, 90, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor]
@@ -63,10 +63,10 @@ def _page(file, image: np.ndarray, lens: float, mpp: float | None, pointer: int,
         per_cm = [round(1e4 / mpp * 1000), 1000]
         entries += [(282, RATIONAL, per_cm), (283, RATIONAL, per_cm), (296, SHORT, [3])]
     if restart:
-        entries.append((MCU_STARTS, LONG, _starts(stream)))
+        entries.append((MCU_STARTS, LONG, _run_offsets(stream)))
     if restart and start >> 32:
-        entries.append((MCU_STARTS_HIGH, LONG, [0] * len(_starts(stream))))
-    values = [(tag, kind, *_packed(kind, value)) for tag, kind, value in sorted(entries)]
+        entries.append((MCU_STARTS_HIGH, LONG, [0] * len(_run_offsets(stream))))
+    values = [(tag, kind, *_pack_values(kind, value)) for tag, kind, value in sorted(entries)]
     wheres = []
     for _, _, _, data in values:
         wheres.append(file.tell())
@@ -87,7 +87,7 @@ def _page(file, image: np.ndarray, lens: float, mpp: float | None, pointer: int,
     return after
 
 
-def _packed(kind: int, value) -> tuple[int, bytes]:
+def _pack_values(kind: int, value) -> tuple[int, bytes]:
     if kind == ASCII:
         return len(value), value
     if kind == RATIONAL:
@@ -95,7 +95,7 @@ def _packed(kind: int, value) -> tuple[int, bytes]:
     return len(value), struct.pack(f"<{len(value)}{ {SHORT: 'H', LONG: 'I', FLOAT: 'f', SIGNED: 'i'}[kind] }", *value)
 
 
-def _starts(stream: bytes) -> list[int]:
+def _run_offsets(stream: bytes) -> list[int]:
     """Where the entropy-coded runs start: behind the scan header, and behind each restart marker."""
     scan = stream.index(b"\xff\xda")
     first = scan + 2 + int.from_bytes(stream[scan + 2 : scan + 4])

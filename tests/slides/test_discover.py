@@ -22,7 +22,7 @@ from her2batch.slides.discover import (
 )
 
 
-def reasons(root: Path) -> dict[str, str]:
+def ignored_reasons(root: Path) -> dict[str, str]:
     return {one.path.name: one.reason for one in discover_slides(root)[1]}
 
 
@@ -42,7 +42,7 @@ def test_content_counts_before_suffix(tmp_path: Path, real_data: Path) -> None:
     (tmp_path / "not-really.svs").write_text("hello")
     assert [one.path.name for one in discover_slides(tmp_path)[0]] == ["no-suffix", "not-really.svs"]
     assert file_kind(tmp_path / "not-really.svs") == "named"
-    assert reasons(tmp_path) == {"text.txt": "not a slide"}
+    assert ignored_reasons(tmp_path) == {"text.txt": "not a slide"}
 
 
 def test_mrxs_and_its_folder_are_one_slide(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_vms_and_its_listed_images_are_one_slide(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"\xff\xd8")
     slides, *_ = discover_slides(tmp_path)
     assert [path.name for path in slides[0].members] == ["case.vms", "case(1,0).jpg", "map.jpg"]
-    assert reasons(tmp_path) == {"holiday.jpg": "not a slide"}
+    assert ignored_reasons(tmp_path) == {"holiday.jpg": "not a slide"}
 
 
 def test_hidden_partial_and_special_files_are_ignored(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_hidden_partial_and_special_files_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "nowhere.svs").symlink_to(tmp_path / "gone")
     (tmp_path / "folder.svs").mkdir()
     assert discover_slides(tmp_path)[0] == []
-    assert reasons(tmp_path) == {
+    assert ignored_reasons(tmp_path) == {
         ".hidden.svs": "hidden",
         "a.svs.part": "partial: still being copied",
         "b.svs.crdownload": "partial: still being copied",
@@ -91,7 +91,7 @@ def test_slides_are_sorted_by_path_without_the_excluded_cohort(tmp_path: Path) -
     assert found == ["a/3.svs", "b/1.svs", "b/2.svs"]
 
 
-def dicom(path: Path, series: str, sop_class: str = WHOLE_SLIDE_SOP_CLASS) -> None:
+def write_dicom(path: Path, series: str, sop_class: str = WHOLE_SLIDE_SOP_CLASS) -> None:
     """A DICOM file of which nobody asks more than its series."""
     facts = FileMetaDataset()
     facts.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -101,29 +101,29 @@ def dicom(path: Path, series: str, sop_class: str = WHOLE_SLIDE_SOP_CLASS) -> No
     dataset.save_as(path, enforce_file_format=True)
 
 
-def write(path: Path, kind: str) -> None:
+def write_file(path: Path, kind: str) -> None:
     """A small file of a kind; everything that the search tells apart."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind.startswith("dicom"):
-        dicom(path, f"1.2.{kind[-1]}", "1.2.3" if kind.endswith("0") else WHOLE_SLIDE_SOP_CLASS)
+        write_dicom(path, f"1.2.{kind[-1]}", "1.2.3" if kind.endswith("0") else WHOLE_SLIDE_SOP_CLASS)
     else:
         path.write_bytes({"tiff": b"II*\0", "text": b"hello", "vms": b"[VMS]\nImageFile=a/1\nMap=2.svs\n"}[kind])
 
 
-def spoil(path: Path) -> None:
+def overwrite_content(path: Path) -> None:
     """Other bytes, the same size, the same time of change: whoever opens it now takes it for something else."""
     facts = path.stat()
     path.write_bytes(b"?" * facts.st_size)
     os.utime(path, ns=(0, facts.st_mtime_ns))
 
 
-def slides_of(found: DiscoveredSlides) -> list[tuple[str, ...]]:
+def member_names(found: DiscoveredSlides) -> list[tuple[str, ...]]:
     return [tuple(path.name for path in one.members) for one in found.slides]
 
 
-PLACES = ["1.svs", "2.svs", "a/1", "a/2", "a/case.vms", "case.vms", "b.mrxs", "b/1.dat", "a/3.dcm"]
+PATHS = ["1.svs", "2.svs", "a/1", "a/2", "a/case.vms", "case.vms", "b.mrxs", "b/1.dat", "a/3.dcm"]
 STEPS = st.tuples(
-    st.sampled_from(PLACES), st.sampled_from(["tiff", "text", "vms", "dicom0", "dicom1", "dicom2", "delete"])
+    st.sampled_from(PATHS), st.sampled_from(["tiff", "text", "vms", "dicom0", "dicom1", "dicom2", "delete"])
 )
 
 
@@ -136,7 +136,7 @@ def test_known_probes_do_not_change_the_result(steps: list[tuple[str, str]]) -> 
             if kind == "delete":
                 (root / place).unlink(missing_ok=True)
             else:
-                write(root / place, kind)
+                write_file(root / place, kind)
                 os.utime(root / place, ns=(0, clock))
             found = discover_slides(root, known=looks)
             assert found == discover_slides(root)
@@ -145,11 +145,11 @@ def test_known_probes_do_not_change_the_result(steps: list[tuple[str, str]]) -> 
 
 def test_unchanged_files_are_not_opened_again(tmp_path: Path) -> None:
     kinds = ["tiff", "tiff", "text", "dicom1", "vms", "text", "text", "text", "dicom1"]
-    for place, kind in zip(PLACES, kinds, strict=True):
-        write(tmp_path / place, kind)
+    for place, kind in zip(PATHS, kinds, strict=True):
+        write_file(tmp_path / place, kind)
     first = discover_slides(tmp_path)
-    for place in PLACES:
-        spoil(tmp_path / place)
+    for place in PATHS:
+        overwrite_content(tmp_path / place)
     again = discover_slides(tmp_path, known=first.probes)
     assert again == first
     assert discover_slides(tmp_path) != first
@@ -157,27 +157,27 @@ def test_unchanged_files_are_not_opened_again(tmp_path: Path) -> None:
 
 def test_new_dicom_file_joins_its_series_without_opening_the_others(tmp_path: Path) -> None:
     for k in range(2):
-        dicom(tmp_path / f"{k}.dcm", "1.2.3.4")
+        write_dicom(tmp_path / f"{k}.dcm", "1.2.3.4")
     first = discover_slides(tmp_path)
-    spoil(tmp_path / "0.dcm")
-    spoil(tmp_path / "1.dcm")
-    dicom(tmp_path / "2.dcm", "1.2.3.4")
-    assert slides_of(discover_slides(tmp_path, known=first.probes)) == [("0.dcm", "1.dcm", "2.dcm")]
+    overwrite_content(tmp_path / "0.dcm")
+    overwrite_content(tmp_path / "1.dcm")
+    write_dicom(tmp_path / "2.dcm", "1.2.3.4")
+    assert member_names(discover_slides(tmp_path, known=first.probes)) == [("0.dcm", "1.dcm", "2.dcm")]
 
 
 def test_late_image_joins_its_vms(tmp_path: Path) -> None:
     (tmp_path / "case.vms").write_text("[VMS]\nImageFile=late.jpg\n")
     first = discover_slides(tmp_path)
     (tmp_path / "late.jpg").write_bytes(b"\xff\xd8")
-    assert slides_of(discover_slides(tmp_path, known=first.probes)) == [("case.vms", "late.jpg")]
+    assert member_names(discover_slides(tmp_path, known=first.probes)) == [("case.vms", "late.jpg")]
 
 
 def test_probes_can_be_stored_with_hashed_names(tmp_path: Path) -> None:
-    write(tmp_path / "case.vms", "vms")
-    write(tmp_path / "2.svs", "tiff")
-    write(tmp_path / "Doe.dcm", "dicom1")
+    write_file(tmp_path / "case.vms", "vms")
+    write_file(tmp_path / "2.svs", "tiff")
+    write_file(tmp_path / "Doe.dcm", "dicom1")
     found = discover_slides(tmp_path, name=lambda path: sha256(str(path).encode()).hexdigest())
-    assert slides_of(found) == [("Doe.dcm",), ("case.vms", "2.svs")]
+    assert member_names(found) == [("Doe.dcm",), ("case.vms", "2.svs")]
     assert not {"case", "2.svs", "Doe", "1.2.1"} & set(re.findall(r"[\w.]+", str(found.probes)))
     assert (
         discover_slides(tmp_path, known=found.probes, name=lambda path: sha256(str(path).encode()).hexdigest()) == found
@@ -185,7 +185,7 @@ def test_probes_can_be_stored_with_hashed_names(tmp_path: Path) -> None:
 
 
 def test_probes_of_another_rules_version_are_repeated(tmp_path: Path) -> None:
-    write(tmp_path / "a", "tiff")
+    write_file(tmp_path / "a", "tiff")
     looks = {
         path: look._replace(rules=RULES_VERSION - 1, kind=None)
         for path, look in discover_slides(tmp_path).probes.items()
@@ -201,4 +201,4 @@ def test_changed_rules_need_a_new_version() -> None:
 def test_vms_files_that_list_each_other_are_two_slides(tmp_path: Path) -> None:
     (tmp_path / "a.vms").write_text("[VMS]\nImageFile=b.vms\n")
     (tmp_path / "b.vms").write_text("[VMS]\nImageFile=a.vms\n")
-    assert slides_of(discover_slides(tmp_path)) == [("a.vms",), ("b.vms",)]
+    assert member_names(discover_slides(tmp_path)) == [("a.vms",), ("b.vms",)]

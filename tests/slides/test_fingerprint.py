@@ -71,7 +71,7 @@ def test_tiff_is_detected_by_its_first_bytes(real_data: Path) -> None:
     assert not is_tiff(real_data / "slides/sm_image.dcm")
 
 
-def tiff(*directories: list[tuple[int, int, int, int]], then: int = 0) -> bytes:
+def build_tiff(*directories: list[tuple[int, int, int, int]], then: int = 0) -> bytes:
     """A little-endian TIFF of bare directories of (tag, type, count, value); the last points to `then`."""
     data = b"II*\0" + struct.pack("<I", 8)
     for number, entries in enumerate(directories):
@@ -89,16 +89,16 @@ WIDTH = (256, 4, 1, 100)
     ("data", "code", "words"),
     [
         (b"II*\0", "truncated", "ends after its header"),
-        (tiff([WIDTH], then=10_000), "truncated", "before its directory"),
+        (build_tiff([WIDTH], then=10_000), "truncated", "before its directory"),
         (struct.pack("<4sHHQ", b"II+\0", 8, 0, 2**63), "truncated", "before its directory"),
-        (tiff([WIDTH])[:-6], "truncated", "inside a directory"),
-        (tiff([]) + bytes(8), "truncated", "0 entries"),
-        (tiff([(0, 0, 0, 0)]), "truncated", "empty"),
-        (tiff([(270, 2, 5000, 100)]), "truncated", "before the value of tag 270"),
-        (tiff([(324, 4, 2**32 - 1, 100)]), "truncated", "before the value of tag 324"),
-        (tiff([WIDTH], [WIDTH], then=8), "unreadable", "loop"),
-        (tiff([(330, 4, 1, 8)]), "unreadable", "loop"),
-        (tiff([(330, 13, 20_000, 8)]) + bytes(90_000), "unreadable", "20000 directories"),
+        (build_tiff([WIDTH])[:-6], "truncated", "inside a directory"),
+        (build_tiff([]) + bytes(8), "truncated", "0 entries"),
+        (build_tiff([(0, 0, 0, 0)]), "truncated", "empty"),
+        (build_tiff([(270, 2, 5000, 100)]), "truncated", "before the value of tag 270"),
+        (build_tiff([(324, 4, 2**32 - 1, 100)]), "truncated", "before the value of tag 324"),
+        (build_tiff([WIDTH], [WIDTH], then=8), "unreadable", "loop"),
+        (build_tiff([(330, 4, 1, 8)]), "unreadable", "loop"),
+        (build_tiff([(330, 13, 20_000, 8)]) + bytes(90_000), "unreadable", "20000 directories"),
         (b"hello, no picture here", "unreadable", "not a TIFF"),
     ],
 )  # fmt: skip

@@ -19,7 +19,7 @@ from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box, Slide
 from her2batch.slides.tiff_tables import UnsupportedTiff
 from tests.contract.reader_contract import SlideContract
-from tests.slides.damage import cut, holed, zero_tailed
+from tests.slides.damage import copies_with_hole, copies_with_zeroed_end, truncated_copies
 from tests.slides.ndpi import write_ndpi
 
 
@@ -35,7 +35,7 @@ def ndpi(tissue: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_ndpi(tmp_path_factory.mktemp("ndpi") / "a.ndpi", tissue, mpp=0.23)
 
 
-def whole(slide: Slide, level: int = 0) -> np.ndarray:
+def read_level(slide: Slide, level: int = 0) -> np.ndarray:
     size = slide.info.levels[level]
     return slide.read(Box(0, 0, size.width, size.height), level)
 
@@ -52,7 +52,7 @@ class TestNdpi(SlideContract):
         assert (info.mpp, info.mpp_source) == (pytest.approx(0.23), "file")
         assert [(one.width, one.height) for one in info.levels] == [(2048, 1100), (512, 275)]
         assert {(one.chunk_width, one.chunk_height) for one in info.levels} == {(256, 256)}
-        assert np.abs(whole(slide).astype(int) - tissue).mean() < 1.5
+        assert np.abs(read_level(slide).astype(int) - tissue).mean() < 1.5
 
 
 def test_mpp_without_resolution_comes_from_the_objective(tissue: np.ndarray, tmp_path: Path) -> None:
@@ -70,8 +70,8 @@ def test_pixels_are_identical_to_openslide(tissue: np.ndarray, tmp_path: Path, s
         sizes = [(one.width, one.height) for one in theirs.info.levels]
         for level, size in enumerate(ours.info.levels):
             high = size.height // 8 * 8
-            expected = whole(theirs, sizes.index((size.width, size.height)))
-            assert np.array_equal(whole(ours, level)[:high], expected[:high])
+            expected = read_level(theirs, sizes.index((size.width, size.height)))
+            assert np.array_equal(read_level(ours, level)[:high], expected[:high])
             assert (expected[high:] == 255).all()
 
 
@@ -82,14 +82,14 @@ def test_half_width_colour_is_smoothed_only_within_a_run(tissue: np.ndarray, tmp
     assert isinstance(table, RunTable)
     data = path.read_bytes()[: table.starts[-1]]
     at_once = cv2.imdecode(np.frombuffer(data[data.rindex(b"\xff\xd8") :], np.uint8), cv2.IMREAD_COLOR_RGB)
-    difference = np.abs(whole(open_slide(path)).astype(int) - at_once).max(axis=2)
+    difference = np.abs(read_level(open_slide(path)).astype(int) - at_once).max(axis=2)
     assert difference.max() <= 11
     assert set(np.unique(np.nonzero(difference)[1] % table.tile_width)) <= {0, table.tile_width - 1}
 
 
 def test_chunks_are_valid_jpegs(ndpi: Path) -> None:
     with NdpiSlide(ndpi) as slide:
-        expected = whole(slide)
+        expected = read_level(slide)
         table = slide.table(0)
         for index in range(len(table.offsets)):
             row, column = divmod(index, table.across)
@@ -107,20 +107,20 @@ def test_small_level_without_restart_markers_is_one_chunk(tissue: np.ndarray, tm
         ours.validate()
         last = ours.info.levels[1]
         assert (last.chunk_width, last.chunk_height) == (last.width, last.height) == (512, 275)
-        assert np.array_equal(whole(ours, 1), whole(theirs, theirs.info.level_downsamples.index(4)))
+        assert np.array_equal(read_level(ours, 1), read_level(theirs, theirs.info.level_downsamples.index(4)))
 
 
 def test_offsets_beyond_4_gb_are_read(tissue: np.ndarray, tmp_path: Path) -> None:
     path = write_ndpi(tmp_path / "a.ndpi", tissue, mpp=0.23, start=(5 << 30) + 123)  # nearly all of it a hole
     with open_slide(path, "tiff") as ours, open_slide(path, "openslide") as theirs:
         assert int(ours.table(0).offsets[0]) > 5 << 30
-        assert np.array_equal(whole(ours)[:1096], whole(theirs)[:1096])
+        assert np.array_equal(read_level(ours)[:1096], read_level(theirs)[:1096])
         write_pyramid(ours, np.ones((1, 1), bool), tmp_path / "p.zarr", 90)
     path.unlink()
-    assert np.array_equal(whole(Pyramid(tmp_path / "p.zarr")), whole(ours_of(tissue, tmp_path)))
+    assert np.array_equal(read_level(Pyramid(tmp_path / "p.zarr")), read_level(open_small_ndpi(tissue, tmp_path)))
 
 
-def ours_of(tissue: np.ndarray, folder: Path) -> Slide:
+def open_small_ndpi(tissue: np.ndarray, folder: Path) -> Slide:
     return open_slide(write_ndpi(folder / "small.ndpi", tissue, mpp=0.23))
 
 
@@ -141,7 +141,7 @@ def test_wrong_offsets_of_runs_are_left_to_openslide(tissue: np.ndarray, tmp_pat
     with NdpiSlide(path) as slide:
         starts = slide.table(0).starts[:-1] - slide.table(0).starts[0]
     data = path.read_bytes()
-    first = data.index(starts_as_tag(data, starts))
+    first = data.index(find_run_offsets(data, starts))
     table = np.frombuffer(data[first : first + 4 * len(starts)], "<u4").copy()
     table[1:] += 1
     path.write_bytes(data[:first] + table.tobytes() + data[first + 4 * len(starts) :])
@@ -149,7 +149,7 @@ def test_wrong_offsets_of_runs_are_left_to_openslide(tissue: np.ndarray, tmp_pat
         parse_ndpi(path)
 
 
-def starts_as_tag(data: bytes, relative: np.ndarray) -> bytes:
+def find_run_offsets(data: bytes, relative: np.ndarray) -> bytes:
     """The bytes of tag 65426: offsets from the start of the image's JPEG, of which only the differences are known."""
     for header in range(200, 2000):
         if (found := (relative + header).astype("<u4").tobytes()) in data:
@@ -163,7 +163,9 @@ def test_macro_image_is_no_level(ndpi: Path) -> None:
     assert found.others == ()
 
 
-@pytest.mark.parametrize("copies", [lambda data: cut(data, 40, seed=4), lambda data: zero_tailed(data, 40, seed=5)])
+@pytest.mark.parametrize(
+    "copies", [lambda data: truncated_copies(data, 40, seed=4), lambda data: copies_with_zeroed_end(data, 40, seed=5)]
+)
 def test_truncated_file_is_refused(tmp_path: Path, ndpi: Path, copies) -> None:
     for data in copies(ndpi.read_bytes()):
         (tmp_path / "a.ndpi").write_bytes(data)
@@ -176,14 +178,14 @@ def test_truncated_file_is_refused(tmp_path: Path, ndpi: Path, copies) -> None:
 def test_hole_is_refused_unless_it_is_outside_all_levels(tmp_path: Path, ndpi: Path, size: int) -> None:
     path = tmp_path / "a.ndpi"
     with open_slide(ndpi) as slide:
-        expected = [whole(slide, level) for level in range(2)]
+        expected = [read_level(slide, level) for level in range(2)]
     refused = 0
-    for data in holed(ndpi.read_bytes(), size, 40, seed=6):
+    for data in copies_with_hole(ndpi.read_bytes(), size, 40, seed=6):
         path.write_bytes(data)
         try:
             with open_slide(path) as slide:
                 slide.validate(fingerprint_slide([path]).holes)
-                assert all(np.array_equal(whole(slide, level), expected[level]) for level in range(2))
+                assert all(np.array_equal(read_level(slide, level), expected[level]) for level in range(2))
         except SlideError as error:
             assert error.code in ("truncated", "unreadable")  # noqa: PT017
             refused += 1
@@ -194,8 +196,8 @@ def test_pyramid_has_the_same_runs_and_no_metadata(ndpi: Path, tmp_path: Path) -
     with open_slide(ndpi) as slide:
         write_pyramid(slide, np.ones((1, 1), bool), tmp_path / "p.zarr", 90)
         for level in range(2):
-            expected = whole(slide, level)
-            assert np.array_equal(whole(Pyramid(tmp_path / "p.zarr"), level), expected)
+            expected = read_level(slide, level)
+            assert np.array_equal(read_level(Pyramid(tmp_path / "p.zarr"), level), expected)
             stored = zarr.open_group(tmp_path / "p.zarr", mode="r")[str(level)][:]
             assert np.array_equal(np.moveaxis(stored, 0, -1), expected)
     files = [one.read_bytes() for one in (tmp_path / "p.zarr").rglob("*") if one.is_file()]

@@ -14,7 +14,7 @@ from her2batch.slides.openslide import OpenSlideSlide
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box, Slide
 from tests.contract.reader_contract import SlideContract
-from tests.slides.damage import cut, holed
+from tests.slides.damage import copies_with_hole, truncated_copies
 from tests.slides.ndpi import write_ndpi
 
 
@@ -89,7 +89,7 @@ def test_transparent_pixels_get_the_background_colour(real_data: Path) -> None:
     assert shown[1, 1].tolist() == pytest.approx([129.5, 129.6, 129.6], abs=1)
 
 
-def outcomes(path: Path, variants: Iterator[bytes], read_all: bool = False) -> Counter[str]:
+def count_results(path: Path, variants: Iterator[bytes], read_all: bool = False) -> Counter[str]:
     found: Counter[str] = Counter()
     for data in variants:
         path.write_bytes(data)
@@ -104,12 +104,12 @@ def outcomes(path: Path, variants: Iterator[bytes], read_all: bool = False) -> C
 
 def test_truncated_ndpi_or_dicom_is_refused(tmp_path: Path, ndpi: Path, real_data: Path) -> None:
     for path in (ndpi, real_data / "slides/sm_image.dcm", real_data / "slides/jpeg.dicom"):
-        found = outcomes(tmp_path / path.name, cut(path.read_bytes(), 25, seed=4))
+        found = count_results(tmp_path / path.name, truncated_copies(path.read_bytes(), 25, seed=4))
         assert found.keys() <= {"truncated", "unreadable"}, (path.name, found)
 
 
 def test_ndpi_with_a_hole_is_refused(tmp_path: Path, ndpi: Path) -> None:
-    found = outcomes(tmp_path / "a.ndpi", holed(ndpi.read_bytes(), 65536, 25, seed=4))
+    found = count_results(tmp_path / "a.ndpi", copies_with_hole(ndpi.read_bytes(), 65536, 25, seed=4))
     assert found.keys() <= {"truncated", "unreadable"}, found
 
 

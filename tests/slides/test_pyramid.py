@@ -26,12 +26,12 @@ def slide(make_slide: Callable) -> Slide:
     return open_slide(make_slide(size=(1500, 1100), brown=0.4, levels=3))
 
 
-def whole(slide: Slide, level: int = 0) -> np.ndarray:
+def read_level(slide: Slide, level: int = 0) -> np.ndarray:
     size = slide.info.levels[level]
     return slide.read(Box(0, 0, size.width, size.height), level)
 
 
-def everything(slide: Slide) -> np.ndarray:
+def all_tissue(slide: Slide) -> np.ndarray:
     return np.ones((slide.info.height // 64, slide.info.width // 64), bool)
 
 
@@ -51,20 +51,20 @@ class TestPyramid(SlideContract):
     @pytest.fixture
     def slide(self, tmp_path: Path, make_slide: Callable) -> Slide:
         source = open_slide(make_slide(size=(1500, 1100), brown=0.4, levels=3))
-        write_pyramid(source, everything(source), tmp_path / "p.zarr", 90)
+        write_pyramid(source, all_tissue(source), tmp_path / "p.zarr", 90)
         return Pyramid(tmp_path / "p.zarr")
 
 
 def test_pixels_of_copied_tiles_are_identical(slide: Slide, tmp_path: Path) -> None:
-    write_pyramid(slide, everything(slide), tmp_path / "p.zarr", 90)
+    write_pyramid(slide, all_tissue(slide), tmp_path / "p.zarr", 90)
     pyramid = Pyramid(tmp_path / "p.zarr")
     for level in range(3):
-        assert np.array_equal(whole(pyramid, level), whole(slide, level))
+        assert np.array_equal(read_level(pyramid, level), read_level(slide, level))
     box = Box(301, 77, 800, 600)
     assert np.array_equal(pyramid.region(box, 0.7), slide.region(box, 0.7))
 
 
-def shards(pyramid: Path) -> list[Path]:
+def shard_files(pyramid: Path) -> list[Path]:
     return [path for path in pyramid.rglob("c/**/*") if path.is_file()]
 
 
@@ -76,7 +76,7 @@ def test_size_is_within_3_percent_of_the_tissue_in_the_slide(tmp_path: Path) -> 
     thin = np.eye(40, 54, dtype=bool)
     for name, tissue in (("whole", np.ones((40, 54), bool)), ("thin", thin)):
         write_pyramid(slide, tissue, tmp_path / name, 90)
-        stored = sum(path.stat().st_size for path in shards(tmp_path / name))
+        stored = sum(path.stat().st_size for path in shard_files(tmp_path / name))
         source = 0
         for level in range(4):
             size = slide.info.levels[level]
@@ -89,7 +89,7 @@ def test_size_is_within_3_percent_of_the_tissue_in_the_slide(tmp_path: Path) -> 
         assert source < stored < 1.03 * source
 
 
-def rewritten(path: Path, order: np.ndarray, left_out: list[int]) -> Path:
+def reorder_tiles(path: Path, order: np.ndarray, left_out: list[int]) -> Path:
     """A slide whose tiles of level 0 lie in another order; some are left out, as sparse TIFFs do."""
     with tifffile.TiffFile(path, mode="r+b") as file:
         page, handle = file.pages[0], file.filehandle
@@ -106,12 +106,12 @@ def rewritten(path: Path, order: np.ndarray, left_out: list[int]) -> Path:
 
 def test_tiles_in_any_order_or_missing_are_placed_correctly(make_slide: Callable, tmp_path: Path) -> None:
     path = make_slide(size=(1500, 1100), brown=0.4)
-    before = whole(open_slide(path))
-    rewritten(path, np.random.default_rng(0).permutation(30), left_out=[0, 8])
+    before = read_level(open_slide(path))
+    reorder_tiles(path, np.random.default_rng(0).permutation(30), left_out=[0, 8])
     slide = open_slide(path)
-    write_pyramid(slide, everything(slide), tmp_path / "p.zarr", 90)
-    after = whole(Pyramid(tmp_path / "p.zarr"))
-    assert np.array_equal(after, whole(slide))
+    write_pyramid(slide, all_tissue(slide), tmp_path / "p.zarr", 90)
+    after = read_level(Pyramid(tmp_path / "p.zarr"))
+    assert np.array_equal(after, read_level(slide))
     assert (after[:256, :256] == 255).all()
     assert np.array_equal(after[:256, 256:], before[:256, 256:])
 
@@ -119,7 +119,7 @@ def test_tiles_in_any_order_or_missing_are_placed_correctly(make_slide: Callable
 def test_other_slides_are_encoded_as_jpeg(real_data: Path, tmp_path: Path) -> None:
     source = open_slide(real_data / "slides" / "tcga-cr-7395-01a-01-ts1.svs")
     source.info = source.info.with_mpp(0.25)
-    write_pyramid(source, everything(source), tmp_path / "p.zarr", 90)
+    write_pyramid(source, all_tissue(source), tmp_path / "p.zarr", 90)
     pyramid = Pyramid(tmp_path / "p.zarr")
     box = Box(1000, 1000, 1500, 1200)
     difference = np.abs(pyramid.read(box).astype(int) - source.read(box))
@@ -136,7 +136,7 @@ def test_lossless_pyramid_has_identical_pixels(real_data: Path, tmp_path: Path, 
     assert source.info.reader == reader
     write_pyramid(source, np.ones((1, 1), bool), tmp_path / "p.zarr", 90, lossless=True)
     for level in range(len(source.info.levels)):
-        expected = np.moveaxis(whole(source, level), -1, 0)
+        expected = np.moveaxis(read_level(source, level), -1, 0)
         codecs = json.loads((tmp_path / "p.zarr" / str(level) / "zarr.json").read_text())["codecs"][0]
         assert [one["name"] for one in codecs["configuration"]["codecs"]] == ["transpose", "bytes", "zstd"]
         assert np.array_equal(zarr.open_group(tmp_path / "p.zarr", mode="r")[str(level)][:], expected)
@@ -145,13 +145,13 @@ def test_lossless_pyramid_has_identical_pixels(real_data: Path, tmp_path: Path, 
     assert location is not None
     node = next(iter(Reader(location)()))
     assert np.array_equal(np.asarray(node.data[level]), expected)
-    assert np.array_equal(whole(Pyramid(tmp_path / "p.zarr"), level), whole(source, level))
+    assert np.array_equal(read_level(Pyramid(tmp_path / "p.zarr"), level), read_level(source, level))
 
 
 def test_lossless_copies_jpeg_tiles_too(slide: Slide, tmp_path: Path) -> None:
     for name, lossless in (("a.zarr", False), ("b.zarr", True)):
-        write_pyramid(slide, everything(slide), tmp_path / name, 90, lossless)
-    for one in shards(tmp_path / "a.zarr"):
+        write_pyramid(slide, all_tissue(slide), tmp_path / name, 90, lossless)
+    for one in shard_files(tmp_path / "a.zarr"):
         assert one.read_bytes() == (tmp_path / "b.zarr" / one.relative_to(tmp_path / "a.zarr")).read_bytes()
 
 
@@ -166,8 +166,8 @@ def test_background_is_not_stored_and_reads_as_white(slide: Slide, tmp_path: Pat
 
 
 def test_zarr_dask_and_ome_zarr_open_pyramids(slide: Slide, tmp_path: Path) -> None:
-    write_pyramid(slide, everything(slide), tmp_path / "p.zarr", 90)
-    expected = np.moveaxis(whole(slide, 1), -1, 0)
+    write_pyramid(slide, all_tissue(slide), tmp_path / "p.zarr", 90)
+    expected = np.moveaxis(read_level(slide, 1), -1, 0)
     assert np.array_equal(zarr.open_group(tmp_path / "p.zarr", mode="r")["1"][:], expected)
     assert np.array_equal(dask.array.from_zarr(tmp_path / "p.zarr", component="1").compute(), expected)
     location = parse_url(tmp_path / "p.zarr", mode="r")
@@ -180,13 +180,13 @@ def test_zarr_dask_and_ome_zarr_open_pyramids(slide: Slide, tmp_path: Path) -> N
 
 
 def test_damaged_shard_index_raises(slide: Slide, tmp_path: Path) -> None:
-    write_pyramid(slide, everything(slide), tmp_path / "p.zarr", 90)
+    write_pyramid(slide, all_tissue(slide), tmp_path / "p.zarr", 90)
     shard = tmp_path / "p.zarr" / "0" / "c" / "0" / "0" / "0"
     data = bytearray(shard.read_bytes())
     data[-100] ^= 1
     shard.write_bytes(data)
     with pytest.raises(SlideError, match="index of the shard is damaged"):
-        whole(Pyramid(tmp_path / "p.zarr"))
+        read_level(Pyramid(tmp_path / "p.zarr"))
 
 
 @pytest.mark.parametrize("lossless", [False, True])
@@ -198,7 +198,7 @@ def test_damaged_chunk_is_an_error_with_remedy(real_data: Path, tmp_path: Path, 
     data[40:400] = bytes(360)
     shard.write_bytes(data)
     with pytest.raises(SlideError, match="run ingest again"):
-        whole(Pyramid(tmp_path / "p.zarr"))
+        read_level(Pyramid(tmp_path / "p.zarr"))
 
 
 def test_folder_without_pyramid_is_refused(tmp_path: Path) -> None:

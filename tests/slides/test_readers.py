@@ -39,7 +39,7 @@ def test_real_slides_open_with_the_right_reader(real_data: Path, name, kind, rea
         assert slide.read(Box(0, 0, 8, 8)).shape == (8, 8, 3)
 
 
-def first_px(path: Path) -> NDArray[np.uint8]:
+def read_first_px(path: Path) -> NDArray[np.uint8]:
     """What a slide shows first, if it is sound."""
     with open_slide(path) as slide:
         slide.validate()
@@ -58,7 +58,7 @@ def first_px(path: Path) -> NDArray[np.uint8]:
 def test_bad_slides_are_refused_with_the_reason(real_data: Path, name: str, code: str, words: str) -> None:
     path = real_data / "bad_slides" / name
     with pytest.raises(SlideError, match=words) as caught:
-        first_px(path)
+        read_first_px(path)
     assert caught.value.code == code
     assert str(path) in str(caught.value)
 
@@ -140,7 +140,7 @@ def test_unknown_reader_is_refused_with_the_valid_names(real_data: Path) -> None
         open_slide(real_data / "slides/small.svs", "bioformats")
 
 
-class Toy(Slide):
+class ToySlide(Slide):
     """A new reader is one class and one row."""
 
     def __init__(self, path: Path) -> None:
@@ -151,7 +151,7 @@ class Toy(Slide):
 
 
 def test_new_reader_is_one_class_and_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(READERS, "toy", Toy)
+    monkeypatch.setitem(READERS, "toy", ToySlide)
     (tmp_path / "a.toy").write_text("whatever")
     with open_slide(tmp_path / "a.toy", "toy") as slide:
         assert (slide.read(Box(0, 0, 5, 4)) == 42).all()

@@ -12,7 +12,7 @@ from her2batch.errors import SlideError
 from her2batch.slides.slide import Box, Level, Slide, SlideInfo, resample, resolve_mpp, split_box
 
 
-class Gradient(Slide):
+class GradientSlide(Slide):
     """A slide that is computed: red grows to the right, green downwards, the same at every level."""
 
     def __init__(self, *sizes: tuple[int, int], mpp: float | None = 0.25, chunk: int = 64) -> None:
@@ -64,7 +64,7 @@ def test_mpp_comes_from_the_file_else_from_the_objective(axes, objective, settle
 
 
 def test_too_large_read_is_refused_before_it_starts() -> None:
-    slide = Gradient((100_000, 100_000))
+    slide = GradientSlide((100_000, 100_000))
     with pytest.raises(SlideError, match="100000 × 100000") as caught:
         slide.read(Box(0, 0, 100_000, 100_000))
     assert caught.value.code == "out-of-memory"
@@ -74,12 +74,12 @@ def test_too_large_read_is_refused_before_it_starts() -> None:
 
 
 def test_level_for_a_downsample_is_never_coarser() -> None:
-    slide = Gradient((4000, 4000), (1000, 1000), (250, 250))
+    slide = GradientSlide((4000, 4000), (1000, 1000), (250, 250))
     assert [slide.level_for(one) for one in (0.5, 1, 3.9, 4, 15, 16, 100)] == [0, 0, 0, 1, 1, 2, 2]
 
 
 def test_region_is_read_from_the_coarsest_sufficient_level() -> None:
-    slide = Gradient((4000, 4000), (1000, 1000))
+    slide = GradientSlide((4000, 4000), (1000, 1000))
     region = slide.region(Box(0, 0, 2000, 4000), 1.0)
     assert region.shape == (1000, 500, 3)
     assert slide.most == 500 * 1000
@@ -87,13 +87,13 @@ def test_region_is_read_from_the_coarsest_sufficient_level() -> None:
 
 
 def test_tiles_are_read_from_a_level_twice_as_fine() -> None:
-    slide = Gradient((4000, 4000), (2000, 2000), (1000, 1000))
+    slide = GradientSlide((4000, 4000), (2000, 2000), (1000, 1000))
     assert [slide.tile_source(one) for one in (1, 2, 4, 8, 64)] == [(0, 1), (0, 2), (1, 2), (2, 2), (2, 8)]
     assert [slide.tile_source(one) for one in (1.94, 1.95, 2.2, 3.9)] == [(0, 1), (0, 2), (0, 2), (0, 4)]
 
 
 def test_overview_is_read_in_strips() -> None:
-    slide = Gradient((6400, 6400))
+    slide = GradientSlide((6400, 6400))
     view = slide.overview(4.0)
     assert view.shape == (400, 400, 3)
     assert slide.most <= 6400 * 128
@@ -103,7 +103,7 @@ def test_overview_is_read_in_strips() -> None:
 
 
 def test_strips_of_huge_chunks_are_limited() -> None:
-    slide = Gradient((120_000, 9000), chunk=4096)
+    slide = GradientSlide((120_000, 9000), chunk=4096)
     with pytest.raises(SlideError):
         slide.read(Box(0, 0, 120_000, 8192))
     slide._pixels = lambda box, level: np.full((1, box.width, 3), 7, np.uint8)
@@ -117,7 +117,7 @@ def test_resampling_keeps_a_uniform_image_uniform() -> None:
 
 
 def test_region_and_overview_need_a_resolution() -> None:
-    slide = Gradient((100, 100), mpp=None)
+    slide = GradientSlide((100, 100), mpp=None)
     for ask in (lambda: slide.region(Box(0, 0, 10, 10), 0.5), lambda: slide.overview(8)):
         with pytest.raises(SlideError) as caught:
             ask()
@@ -125,7 +125,7 @@ def test_region_and_overview_need_a_resolution() -> None:
 
 
 def test_slide_with_holes_is_read_completely() -> None:
-    slide = Gradient((3000, 2500), (1500, 1250))
+    slide = GradientSlide((3000, 2500), (1500, 1250))
     slide.validate()
     assert slide.most == 0
     slide.validate(((0, 512),))

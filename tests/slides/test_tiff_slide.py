@@ -15,7 +15,7 @@ from her2batch.slides.fingerprint import fingerprint_slide
 from her2batch.slides.slide import Box, Slide, resample
 from her2batch.slides.tiff_slide import TiledTiffSlide
 from tests.contract.reader_contract import SlideContract
-from tests.slides.damage import cut, holed, zero_tailed
+from tests.slides.damage import copies_with_hole, copies_with_zeroed_end, truncated_copies
 from tests.slides.test_tiff_tables import write_philips
 
 
@@ -25,12 +25,12 @@ def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def whole(slide: Slide, level: int = 0) -> np.ndarray:
+def read_level(slide: Slide, level: int = 0) -> np.ndarray:
     size = slide.info.levels[level]
     return slide.read(Box(0, 0, size.width, size.height), level)
 
 
-def refusal(path: Path) -> str:
+def validation_result(path: Path) -> str:
     """What opening and checking a file says: an error code, or 'accepted'."""
     try:
         with TiledTiffSlide(path) as slide:
@@ -120,14 +120,14 @@ def test_jpeg_2000_in_ycbcr_is_within_2_grey_levels_of_openslide(tmp_path: Path)
         compressionargs={"level": 0, "mct": False}, description="Aperio Image Library\r\n|MPP = 0.25",
     )  # fmt: skip
     with TiledTiffSlide(path) as slide:
-        assert np.abs(whole(slide).astype(int) - rgb).max() <= 3
+        assert np.abs(read_level(slide).astype(int) - rgb).max() <= 3
     assert differences(path)[0][0] <= 2
 
 
 def test_ome_pixels_are_identical_to_tifffile(real_data: Path) -> None:
     path = real_data / "slides/HE_example.tif"
     with TiledTiffSlide(path) as slide:
-        assert np.array_equal(whole(slide), tifffile.imread(path, key=0))
+        assert np.array_equal(read_level(slide), tifffile.imread(path, key=0))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_lossless_tiles_and_strips_are_read_exactly(tmp_path: Path, compression,
     for name in ("tiles", "strips"):
         with TiledTiffSlide(tmp_path / f"{name}.tiff") as slide:
             slide.validate()
-            assert np.array_equal(whole(slide), rgb)
+            assert np.array_equal(read_level(slide), rgb)
             assert np.array_equal(slide.read(Box(100, 90, 201, 133)), rgb[90:223, 100:301])
 
 
@@ -161,7 +161,7 @@ def test_jpeg_strips_are_no_full_tiles(tmp_path: Path) -> None:
     )  # fmt: skip
     with TiledTiffSlide(tmp_path / "a.tiff") as slide:
         slide.validate()
-        assert np.abs(whole(slide).astype(int) - rgb).mean() < 2
+        assert np.abs(read_level(slide).astype(int) - rgb).mean() < 2
         assert not slide.table(0).full_tiles
 
 
@@ -203,17 +203,17 @@ def test_rgb_under_a_ycbcr_tag_is_detected_by_the_background(tmp_path: Path) -> 
     for name, notes in (("wrong", ("colour-tag-mended",)), ("right", ())):
         with TiledTiffSlide(tmp_path / f"{name}.tiff") as slide:
             assert slide.info.notes == notes
-            assert np.abs(whole(slide).astype(int) - rgb).mean() < 3
+            assert np.abs(read_level(slide).astype(int) - rgb).mean() < 3
 
 
 # -- harm ----------------------------------------------------------------------------------------------------------
 
 
-def outcomes(path: Path, variants: Iterator[bytes]) -> Counter[str]:
+def count_results(path: Path, variants: Iterator[bytes]) -> Counter[str]:
     found: Counter[str] = Counter()
     for data in variants:
         path.write_bytes(data)
-        found[refusal(path)] += 1
+        found[validation_result(path)] += 1
     return found
 
 
@@ -224,7 +224,7 @@ JPEG, J2K, LZW = "CMU-1-Small-Region.svs", "tcga-cr-7395-01a-01-ts1.svs", "HE_ex
 @pytest.mark.parametrize(("name", "times"), [(JPEG, 60), (J2K, 20), (LZW, 30)])
 def test_slide_with_a_hole_is_refused(tmp_path: Path, real_data: Path, name: str, size: int, times: int) -> None:
     data = (real_data / "slides" / name).read_bytes()
-    found = outcomes(tmp_path / name, holed(data, size, times, seed=2026))
+    found = count_results(tmp_path / name, copies_with_hole(data, size, times, seed=2026))
     assert found.keys() <= {"truncated", "unreadable"}, found
 
 
@@ -233,8 +233,8 @@ def test_truncated_slide_or_slide_with_zeroed_end_is_refused(
     tmp_path: Path, real_data: Path, name: str, times: int
 ) -> None:
     data = (real_data / "slides" / name).read_bytes()
-    assert outcomes(tmp_path / name, cut(data, times, seed=1)).keys() <= {"truncated", "unreadable"}
-    assert outcomes(tmp_path / name, zero_tailed(data, times, seed=2)).keys() == {"truncated"}
+    assert count_results(tmp_path / name, truncated_copies(data, times, seed=1)).keys() <= {"truncated", "unreadable"}
+    assert count_results(tmp_path / name, copies_with_zeroed_end(data, times, seed=2)).keys() == {"truncated"}
 
 
 def test_hole_in_a_directory_or_tile_list_is_refused(tmp_path: Path) -> None:
@@ -247,17 +247,17 @@ def test_hole_in_a_directory_or_tile_list_is_refused(tmp_path: Path) -> None:
     with tifffile.TiffFile(path) as file:
         lists = [page.tags[tag] for page in file.pages for tag in (324, 325)]
         spots = [tag.valueoffset for tag in lists] + [page.offset for page in file.pages]
-    assert refusal(path) == "accepted"
+    assert validation_result(path) == "accepted"
     for spot in spots:
         start = -(-spot // 512) * 512
         path.write_bytes(data[:start] + bytes(512) + data[start + 512 :])
-        assert refusal(path) in ("truncated", "unreadable"), spot
+        assert validation_result(path) in ("truncated", "unreadable"), spot
 
 
 def test_zeros_after_the_last_tile_are_accepted(tmp_path: Path, real_data: Path) -> None:
     path = tmp_path / "a.svs"
     path.write_bytes((real_data / "slides" / JPEG).read_bytes() + bytes(8192))
-    assert refusal(path) == "accepted"
+    assert validation_result(path) == "accepted"
 
 
 def test_tiles_with_the_size_of_another_level_are_refused(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_tiles_with_the_size_of_another_level_are_refused(tmp_path: Path) -> Non
     for first, second in zip(*tags, strict=True):
         data[first : first + 4], data[second : second + 4] = data[second : second + 4], data[first : first + 4]
     path.write_bytes(data)
-    assert refusal(path) in ("unreadable", "truncated")
+    assert validation_result(path) in ("unreadable", "truncated")
 
 
 def test_damaged_tile_fails_only_reads_that_need_it(tmp_path: Path, real_data: Path) -> None:
@@ -297,5 +297,5 @@ def test_slide_with_damaged_first_tile_fails_on_read(real_data: Path) -> None:
 def test_refused_slide_leaves_no_file_open(tmp_path: Path, real_data: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for path in sorted((real_data / "bad_slides").iterdir()):
-        refusal(path)
+        validation_result(path)
     assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -17,7 +17,7 @@ RGB = np.random.default_rng(0).integers(180, 255, (300, 500, 3), np.uint8)
 PIXELS = {"tile": (128, 128), "photometric": "rgb", "metadata": None}
 
 
-def write(path: Path, *images: np.ndarray, **more: object) -> Path:
+def write_tiff(path: Path, *images: np.ndarray, **more: object) -> Path:
     with tifffile.TiffWriter(path) as file:
         for k, image in enumerate(images):
             file.write(image, **{**PIXELS, **(more if k == 0 else {})})
@@ -53,7 +53,7 @@ def test_label_macro_and_thumbnail_are_no_levels(real_data: Path) -> None:
 
 def test_levels_may_be_pages_or_subdirectories(tmp_path: Path) -> None:
     small = np.ascontiguousarray(RGB[::2, ::2])
-    pages = write(tmp_path / "pages.tiff", RGB, small)
+    pages = write_tiff(tmp_path / "pages.tiff", RGB, small)
     with tifffile.TiffWriter(tmp_path / "sub.tiff") as file:
         file.write(RGB, subifds=1, **PIXELS)
         file.write(small, subfiletype=1, **PIXELS)
@@ -62,7 +62,7 @@ def test_levels_may_be_pages_or_subdirectories(tmp_path: Path) -> None:
 
 
 def test_tiled_image_of_another_shape_is_no_level(tmp_path: Path) -> None:
-    found = parse_tiff(write(tmp_path / "a.tiff", RGB, RGB[:128, :128].copy(), RGB[::4, ::4].copy()))
+    found = parse_tiff(write_tiff(tmp_path / "a.tiff", RGB, RGB[:128, :128].copy(), RGB[::4, ::4].copy()))
     assert [one.width for one in found.levels] == [500, 125]
     assert [one.width for one in found.others] == [128]
 
@@ -80,18 +80,18 @@ def test_tiled_image_of_another_shape_is_no_level(tmp_path: Path) -> None:
 def test_ome_units_are_converted(tmp_path: Path, unit: str, size: str, mpp: float | None) -> None:
     one = f'PhysicalSize{{0}}="{size}" PhysicalSize{{0}}Unit="{unit}"'
     xml = f'<?xml version="1.0"?><OME><Image><Pixels {one.format("X")} {one.format("Y")}/></Image></OME>'
-    found = parse_tiff(write(tmp_path / "a.ome.tif", RGB, description=xml.encode()))
+    found = parse_tiff(write_tiff(tmp_path / "a.ome.tif", RGB, description=xml.encode()))
     assert found.format == "ome-tiff"
     assert found.mpp == ((None, None) if mpp is None else pytest.approx((mpp, mpp)))
 
 
 def test_resolution_tags_in_cm_inches_or_without_unit(tmp_path: Path) -> None:
     for unit, per, mpp in (("CENTIMETER", 40_000, 0.25), ("INCH", 101_600, 0.25), ("NONE", 40_000, None)):
-        found = parse_tiff(write(tmp_path / f"{unit}.tiff", RGB, resolution=(per, per), resolutionunit=unit))
+        found = parse_tiff(write_tiff(tmp_path / f"{unit}.tiff", RGB, resolution=(per, per), resolutionunit=unit))
         assert found.mpp[0] == (None if mpp is None else pytest.approx(mpp))
 
 
-def philips(*spacings: str) -> str:
+def philips_description(*spacings: str) -> str:
     parts = "".join(
         '<DataObject ObjectType="PixelDataRepresentation"><Attribute Name="DICOM_PIXEL_SPACING" Group="0x0028" '
         f'PMSVR="IDoubleArray">&quot;{one}&quot; &quot;{one}&quot;</Attribute></DataObject>'
@@ -107,7 +107,7 @@ def philips(*spacings: str) -> str:
 
 
 def write_philips(path: Path, *images: np.ndarray) -> Path:
-    description = philips(*(str(0.00025 * 2**k) for k in range(len(images))))
+    description = philips_description(*(str(0.00025 * 2**k) for k in range(len(images))))
     with tifffile.TiffWriter(path) as file:
         for k, image in enumerate(images):
             file.write(
@@ -142,15 +142,15 @@ def test_philips_levels_are_those_of_openslide(tmp_path: Path) -> None:
 def test_format_is_detected_by_tags(tmp_path: Path, real_data: Path) -> None:
     assert detect_tiff_format(write_ndpi(tmp_path / "a.ndpi", np.zeros((256, 1024, 3), np.uint8), 0.23)) == "hamamatsu"
     for text, kind in (("x http://www.leica-microsystems.com/scn y", "leica"), ("Aperio Image", "aperio")):
-        assert detect_tiff_format(write(tmp_path / f"{kind}.tiff", RGB, description=text)) == kind
-    assert detect_tiff_format(write(tmp_path / "trestle.tif", RGB, software="MedScan")) == "trestle"
+        assert detect_tiff_format(write_tiff(tmp_path / f"{kind}.tiff", RGB, description=text)) == kind
+    assert detect_tiff_format(write_tiff(tmp_path / "trestle.tif", RGB, software="MedScan")) == "trestle"
     iscan = [(700, 7, 20, b"<x><iScan></iScan>  ", True)]
-    assert detect_tiff_format(write(tmp_path / "ventana.tif", RGB, extratags=iscan)) == "ventana"
+    assert detect_tiff_format(write_tiff(tmp_path / "ventana.tif", RGB, extratags=iscan)) == "ventana"
     assert detect_tiff_format(real_data / "slides/sm_image.dcm") is None
     assert detect_tiff_format(real_data / "bad_slides/broken.svs") is None
 
 
-def refused(path: Path) -> SlideError:
+def parse_error(path: Path) -> SlideError:
     with pytest.raises(SlideError) as caught:
         parse_tiff(path)
     return caught.value
@@ -168,19 +168,19 @@ def refused(path: Path) -> SlideError:
 def test_images_that_are_not_8_bit_rgb_are_no_slides(
     tmp_path: Path, image: np.ndarray, more: dict[str, object]
 ) -> None:
-    error = refused(write(tmp_path / "a.tiff", image, **more))
+    error = parse_error(write_tiff(tmp_path / "a.tiff", image, **more))
     assert error.code == "not-a-slide"
     assert "not a brightfield slide" in str(error)
 
 
 def test_bad_slides_are_refused_with_the_reason(real_data: Path) -> None:
-    error = refused(real_data / "bad_slides/unopenable.tiff")
+    error = parse_error(real_data / "bad_slides/unopenable.tiff")
     assert (error.code, "compression 52479" in error.what) == ("unreadable", True)
-    assert refused(real_data / "bad_slides/mask_test.tif").code == "not-a-slide"
-    assert refused(real_data / "bad_slides/broken.svs").code == "unreadable"
+    assert parse_error(real_data / "bad_slides/mask_test.tif").code == "not-a-slide"
+    assert parse_error(real_data / "bad_slides/broken.svs").code == "unreadable"
 
 
-def with_tag(path: Path, tag: int, value: int) -> Path:
+def overwrite_tag(path: Path, tag: int, value: int) -> Path:
     """Write another value over a tag of the first page of a little-endian TIFF."""
     data = bytearray(path.read_bytes())
     at = struct.unpack_from("<I", data, 4)[0]
@@ -197,28 +197,28 @@ def with_tag(path: Path, tag: int, value: int) -> Path:
     ("tag", "value"), [(256, 2**32 - 1), (257, 2**32 - 1), (256, 0), (322, 16), (322, 0), (323, 2**31), (324, 8)]
 )
 def test_implausible_sizes_are_refused_with_little_memory(tmp_path: Path, tag: int, value: int) -> None:
-    path = with_tag(write(tmp_path / "a.tiff", RGB), tag, value)
+    path = overwrite_tag(write_tiff(tmp_path / "a.tiff", RGB), tag, value)
     tracemalloc.start()
     try:
-        assert refused(path).code in ("unreadable", "truncated")
+        assert parse_error(path).code in ("unreadable", "truncated")
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
     finally:
         tracemalloc.stop()
 
 
 def test_tile_beyond_the_end_of_the_file_is_truncated(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tiff", RGB)
+    path = write_tiff(tmp_path / "a.tiff", RGB)
     with tifffile.TiffFile(path) as file:
         where = file.pages[0].tags[324].valueoffset
     data = bytearray(path.read_bytes())
     for offset in (len(data) - 10, 2**32 - 1):
         struct.pack_into("<I", data, where, offset)
         path.write_bytes(data)
-        assert refused(path).code == "truncated"
+        assert parse_error(path).code == "truncated"
 
 
 def test_flipped_bits_raise_slide_error_or_leave_a_valid_table(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tiff", RGB, RGB[::2, ::2].copy())
+    path = write_tiff(tmp_path / "a.tiff", RGB, RGB[::2, ::2].copy())
     data, rng = path.read_bytes(), np.random.default_rng(5)
     first = struct.unpack_from("<I", data, 4)[0]
     for at in rng.integers(first, first + 250, 150).tolist():

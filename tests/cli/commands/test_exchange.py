@@ -11,13 +11,13 @@ from her2batch.cli.commands.exchange import Format
 from her2batch.errors import InputError
 from her2batch.exchange.outgoing import FORMATS
 from her2batch.store.cohort import Cohort
-from tests.exchange.stored_examples import cohort_of
+from tests.exchange.stored_examples import make_stored_cohort
 
 
 @pytest.fixture
 def cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cohort:
     monkeypatch.chdir(tmp_path)
-    return cohort_of(tmp_path / "cohort", "S1", "S2", dim=8)
+    return make_stored_cohort(tmp_path / "cohort", "S1", "S2", dim=8)
 
 
 def test_export_offers_every_format() -> None:
