@@ -360,6 +360,7 @@ def score_result(summary: ScoreSummary) -> dict[str, Any]:
         "licence": summary.bundle.info.licence,
         "scored": summary.scored,
         "already": summary.already,
+        "not_applicable": summary.not_applicable,
         "failures": summary.failures,
         "exit_code": summary.exit_code,
     }

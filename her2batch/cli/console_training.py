@@ -185,6 +185,9 @@ def print_score_summary(summary: ScoreSummary, cohort: Path) -> None:
         print_failure(console, "failed", failure)
     before = f", {summary.already} were scored before" if summary.already else ""
     print_line(console, f"{summary.scored} slides scored{before}, {len(summary.failures)} failed")
+    if count := sum(summary.not_applicable.values()):
+        slides = summary.not_applicable_text
+        print_line(console, f"{count} slides have no prediction: no task of the bundle applies to them ({slides})")
     print_line(console, f"licence of the bundle: {summary.bundle.info.licence}")
     print_line(console, f"predictions: {cohort / 'tables' / 'predictions' / summary.bundle.id}")
     if summary.stopped:

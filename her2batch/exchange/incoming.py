@@ -212,5 +212,5 @@ def _read_table(cohort: Cohort, name: str, row: Row) -> pa.Table | None:
 def _known_length(cohort: Cohort, encoder: str, rows: Mapping[str, Row]) -> int | None:
     """Return the length of the embeddings that slides have of this encoder; None when no slide has any."""
     tables = (_read_table(cohort, f"embeddings/{encoder_folder(encoder)}", row) for row in rows.values())
-    found = next((one for one in tables if one is not None), None)
-    return None if found is None else int(found.schema.field("embedding").type.list_size)
+    known = next((table for table in tables if table is not None), None)
+    return None if known is None else int(known.schema.field("embedding").type.list_size)

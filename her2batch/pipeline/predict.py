@@ -24,7 +24,7 @@ from her2batch.pipeline.patch_grid import plan_patches, read_patches
 from her2batch.settings import Plan
 from her2batch.slides.pyramid import Pyramid
 from her2batch.store import schemas
-from her2batch.store.cohort import Cohort, Row
+from her2batch.store.cohort import Cohort, Row, tables_of
 from her2batch.store.training_run import encoder_folder
 from her2batch.tasks import HER2_TASKS, PATCH_INPUTS, task_applies
 from her2batch.vision.patches import apply_clahe, usable_patches
@@ -35,8 +35,10 @@ ReadTable = Callable[[str], pa.Table]
 
 N_PATCH_CLASSES = 4
 
-IMAGE_KINDS = ("patch", "thumbnail")
-"""Kinds of a bundle's models that read pixels."""
+NETWORK_TABLES = {"patch": "patches", "thumbnail": "thumbnails"}
+"""Kind of a bundle's models that read pixels → the table of what they give."""
+
+IMAGE_KINDS = tuple(NETWORK_TABLES)
 
 
 class ImageNetwork(NamedTuple):
@@ -165,9 +167,11 @@ def score_slide(
 ) -> dict[str, pa.Table]:
     """Every table that a bundle adds to a committed slide. Raises OSError, pa.ArrowInvalid, KeyError, SlideError.
 
-    networks: the bundle's networks that read pixels.
+    networks: the bundle's networks that read pixels; those whose table the slide has already are not run.
     """
-    added = _network_tables(cohort, plan, predictor.bundle.id, networks, row)
+    bundle_id, stored = predictor.bundle.id, tables_of(row)
+    missing = [network for network in networks if f"{NETWORK_TABLES[network.entry.kind]}/{bundle_id}" not in stored]
+    added = _network_tables(cohort, plan, bundle_id, missing, row)
 
     def read(name: str) -> pa.Table:
         return added[name] if name in added else cohort.read(name, row["slide_id"])

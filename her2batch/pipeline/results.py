@@ -1,13 +1,22 @@
-"""From what the stages gave to the slide's row and its files."""
+"""A slide's row and tables: from what the stages gave, and what of them changes with the labels."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow as pa
+
 from her2batch.errors import SlideError
+from her2batch.models.bundle import Bundle
+from her2batch.models.predictor import BundlePredictor
+from her2batch.pipeline.predict import predict_slide, rule_table
 from her2batch.pipeline.slide_state import SlideState
 from her2batch.slides.slide import SlideInfo
-from her2batch.store.cohort import Draft, Row
+from her2batch.store import schemas
+from her2batch.store.cohort import Cohort, Draft, Row, tables_of
+from her2batch.tasks import MEMBRANE_RULE
+from her2batch.vision.membrane import MEMBRANE_COLUMNS
 
 DONE: Row = {"status": "done", "error_code": None, "error": None}
 
@@ -61,3 +70,77 @@ def write_files(draft: Draft, state: SlideState) -> None:
     for name, table in state.tables.items():
         draft.write(name, table)
     draft.thumbnail().write_bytes(state.overview.jpeg)
+
+
+# -- labels ----------------------------------------------------------------------------------------------------
+
+
+def apply_labels(cohort: Cohort, labels: Mapping[str, Row], bundle: Bundle | None = None) -> list[str]:
+    """Give committed slides the patients and stains of the labels; returns the slides that changed.
+
+    A slide then has the bytes that processing it with these labels gives. Only its row and its predictions are written:
+    the slide file and its pyramid are not read. Empty labels, and slides without labels, change nothing.
+    Where the stain of a slide changes, its predictions by `bundle` are made again; those by other bundles are deleted,
+    and `score` makes them. A slide whose tables can't be read is put on the list of damaged slides, which an ingest
+    processes again.  Raises OSError when a write fails. Call it under the lock only.
+    """
+    current = cohort.rows(("slide_id", "patient_id", "stain"))
+    changed, damaged = [], set()
+    predictor: BundlePredictor | None = None
+    for slide_id in sorted(current.keys() & labels.keys()):
+        label = labels[slide_id]
+        try:
+            if _has_labels(cohort, current[slide_id], label):
+                continue
+            if bundle is not None and predictor is None:
+                predictor = BundlePredictor(bundle)
+            row: Row = cohort.read("slides", slide_id).to_pylist()[0]
+            new = {**row, **{name: label.get(name) or row[name] for name in ("patient_id", "stain")}}
+            tables, removed = _relabelled_tables(cohort, row, new, label, predictor)
+        except (OSError, pa.ArrowException):
+            damaged.add(slide_id)
+            continue
+        cohort.add_tables(new, tables, removed)
+        changed.append(slide_id)
+    if damaged:
+        cohort.write_damaged_slides(cohort.damaged_slides() | damaged)
+    return changed
+
+
+def _has_labels(cohort: Cohort, row: Row, label: Row) -> bool:
+    """Whether a slide has the patient and the stain of its label already. row: slide_id, patient_id and stain."""
+    if any(label.get(name) not in (None, row[name]) for name in ("patient_id", "stain")):
+        return False
+    if label.get("stain") != "ihc":
+        return True
+    rule = cohort.read(f"predictions/{MEMBRANE_RULE}", row["slide_id"])  # `ihc` may also be what the colours suggested
+    return not any("marker-presumed" in reasons for reasons in rule.column("reasons").to_pylist())
+
+
+def _relabelled_tables(
+    cohort: Cohort, row: Row, new: Row, label: Row, predictor: BundlePredictor | None
+) -> tuple[dict[str, pa.Table], list[str]]:
+    """A slide's tables that change with its labels, by name, and the names of those to delete.
+
+    row, new: the slide's row before and after.  predictor: None: every bundle is another one.
+    """
+    tables: dict[str, pa.Table] = {}
+    restained, names = new["stain"] != row["stain"], tables_of(row)
+
+    def read(name: str) -> pa.Table:
+        return cohort.read(name, row["slide_id"])
+
+    for name in names:
+        kind, _, source = name.partition("/")
+        if name == f"predictions/{MEMBRANE_RULE}" and label.get("stain") is not None:
+            membrane = read("membrane")
+            shares = {column: membrane.column(column).to_numpy() for column in MEMBRANE_COLUMNS}
+            tables[name] = rule_table(new, shares, presumed=False)
+        elif kind == "predictions" and restained:
+            if predictor is not None and source == predictor.bundle.id:
+                tables |= predict_slide(predictor, new, read)
+        elif "patient_id" in schemas.table_schema(kind).names:
+            rows = [{**values, "patient_id": new["patient_id"]} for values in read(name).to_pylist()]
+            tables[name] = pa.Table.from_pylist(rows, schemas.table_schema(kind))
+    stale = [name for name in names if restained and name.partition("/")[0] in ("predictions", "attention")]
+    return tables, [name for name in stale if name not in tables]

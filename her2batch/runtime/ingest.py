@@ -12,24 +12,22 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pyarrow as pa
-
 from her2batch.errors import STOPPED, StoreError
-from her2batch.files.atomic import atomic_write, disk_errors
+from her2batch.files.atomic import disk_errors
 from her2batch.files.locations import free_bytes, to_location
-from her2batch.files.parquet import read_parquet, write_parquet
 from her2batch.models.bundle import Bundle, check_bundle_fits, read_bundle
 from her2batch.models.encoders import TIMM_PREFIX, TimmEncoder, embedding_dim, find_encoder
 from her2batch.models.predictor import BundlePredictor
 from her2batch.pipeline.inventory import Inventory, InventoryUpdater, take_inventory
 from her2batch.pipeline.predict import has_image_networks
 from her2batch.pipeline.progress import RemainingTime, RunProgress
-from her2batch.pipeline.queue import SlideQueue, UrgentList, next_time, now
+from her2batch.pipeline.queue import SlideQueue, UrgentList, local_now, next_occurrence
+from her2batch.pipeline.results import apply_labels
 from her2batch.pipeline.slide_state import StageContext, check_stages
 from her2batch.pipeline.stages import active_stages
 from her2batch.pipeline.worker import SlideResult, SlideWorker
 from her2batch.runtime.doctor import check_torchvision
-from her2batch.runtime.ray_session import RaySession, connect, stoppable
+from her2batch.runtime.ray_session import RaySession, connect, stop_on_signals
 from her2batch.runtime.scheduler import run_on_ray
 from her2batch.runtime.serial import run_serially
 from her2batch.runtime.telemetry import Meters
@@ -38,7 +36,7 @@ from her2batch.settings import Plan, Resources, RunWindow
 from her2batch.slides.cucim import load_cucim
 from her2batch.store.cleanup import remove_leftovers, remove_orphans
 from her2batch.store.cohort import Cohort, Row
-from her2batch.store.labels import read_labels
+from her2batch.store.labels import store_labels, stored_labels
 from her2batch.store.outcome_counts import OUTCOMES, OutcomeCounts
 from her2batch.store.pseudonyms import Pseudonymizer, read_key
 from her2batch.store.run_log import RunLog
@@ -122,13 +120,17 @@ def ingest(
     started = time.perf_counter()
     plan, worker = _prepare(order, plan)
     worker.cohort.prepare_folder()
-    with worker.names.kept(), worker.cohort.lock() as cohort, disk_errors(cohort.root):
+    with worker.pseudonymizer.kept(), worker.cohort.lock() as cohort, disk_errors(cohort.root):
         worker.cohort = cohort
         cohort.create(plan)
         remove_leftovers(cohort)
         cohort.update_row_cache()  # rows of a run that was killed
-        labels = _labels(cohort, order.labels, worker.names)
-        register = InventoryUpdater(order.scans, cohort, plan, worker.names, labels, order.retry_failed)
+        new_labels = order.labels
+        labels = (
+            store_labels(cohort, new_labels, worker.pseudonymizer) if new_labels is not None else stored_labels(cohort)
+        )
+        apply_labels(cohort, labels, worker.context.bundle)
+        register = InventoryUpdater(order.scans, cohort, plan, worker.pseudonymizer, labels, order.retry_failed)
         remove_orphans(cohort, register.rows)
         _check_space(cohort)
         summary = IngestSummary(cohort.root, run=datetime.now(UTC).strftime("ingest-%Y%m%dT%H%M%S.%fZ"))
@@ -137,11 +139,11 @@ def ingest(
         with RunLog(cohort, summary.run) as journal, _supply(register, order, plan, window, stopped) as supply:
             journal.say("started", host=socket.gethostname(), pid=os.getpid(), plan=plan.id, watch=window.watch)
             with suppress(OSError):  # its last state counts
-                register.census.keep(cohort)
+                register.inventory.save(cohort)
             run = _Run(register, supply, journal, report, summary, stopped)
             _run(run, worker, resources, session)
             register.rows.clear()  # all of them are read anew: one copy of 7 kB a slide is enough
-            _count(cohort, register.census, summary)
+            _count(cohort, register.inventory, summary)
             journal.say("ended", **{name: getattr(summary, name) for name in COUNTS})
     summary.seconds = time.perf_counter() - started
     return summary
@@ -154,9 +156,9 @@ COUNTS = ("seen", *OUTCOMES, "already", "tiles", "stopped")
 def dry_run(order: IngestRequest, plan: Plan) -> tuple[Plan, Inventory, Cohort]:
     """What an ingest would do, without writing a byte."""
     plan, worker = _prepare(order, plan)
-    with worker.names.kept():
-        census = take_inventory(order.scans, worker.cohort, plan, worker.names, {}, order.retry_failed)
-    return plan, census, worker.cohort
+    with worker.pseudonymizer.kept():
+        inventory = take_inventory(order.scans, worker.cohort, plan, worker.pseudonymizer, {}, order.retry_failed)
+    return plan, inventory, worker.cohort
 
 
 def _prepare(order: IngestRequest, plan: Plan) -> tuple[Plan, SlideWorker]:
@@ -192,9 +194,11 @@ def _supply(
 ) -> Iterator[SlideQueue | FolderWatch]:
     """Slides to do: all that lie there, or, in a watch, those that are finished, as they are."""
     urgent = UrgentList(Path(window.urgent)) if window.urgent is not None else None
-    queue = SlideQueue((), urgent, next_time(window.until, now()) if window.until is not None else None)
+    queue = SlideQueue((), urgent, next_occurrence(window.until, local_now()) if window.until is not None else None)
     if not window.watch:
-        queue.put(register.admit(register.look() if order.only is None else register.look().for_file(order.only)))
+        queue.put(
+            register.admit(register.discover() if order.only is None else register.discover().for_file(order.only))
+        )
         yield queue
         return
     with FolderWatch(register, queue, order.scans, window, plan.reader, stopped) as watch:
@@ -218,11 +222,11 @@ class _Run:
 
     def ended(self, finished: SlideResult, pace: RemainingTime) -> None:
         """A slide's row is committed: everybody who wants to know is told."""
-        row, todo = finished.row, finished.todo
-        self.register.finished(todo.source, row)
-        self.times[todo.slide_id] = finished.times
-        pace.add(todo.source.bytes, finished.times["seconds"])
-        known, left = self.register.known, self.register.left
+        row, job = finished.row, finished.job
+        self.register.record_result(job.source, row)
+        self.times[job.slide_id] = finished.times
+        pace.add(job.source.bytes, finished.times["seconds"])
+        known, left = self.register.all_jobs, self.register.pending
         count = len(known.slides)
         self.tally = RunProgress(
             count - len(left.slides), self.tally.failed + (row["status"] == "failed"), count,
@@ -239,7 +243,7 @@ class _Run:
             self.told = at
         if at - self.saved > SAVE_EVERY_S:
             with suppress(OSError):
-                self.register.census.keep(self.register.cohort)
+                self.register.inventory.save(self.register.cohort)
             self.saved = at
 
 
@@ -247,7 +251,7 @@ def _run(run: _Run, worker: SlideWorker, resources: Resources, session: RaySessi
     """Every slide that is to do; the intake table and the durations are kept as they finish."""
     cohort = worker.cohort
     try:
-        if isinstance(run.supply, FolderWatch) or not run.supply.ended():
+        if isinstance(run.supply, FolderWatch) or not run.supply.is_exhausted():
             _work(run, worker, resources, session)
     finally:
         _defer(run)
@@ -255,7 +259,7 @@ def _run(run: _Run, worker: SlideWorker, resources: Resources, session: RaySessi
             if run.times:
                 notes.callback(lambda: cohort.write_damaged_slides(cohort.damaged_slides() - set(run.times)))
                 notes.callback(cohort.write_times, run.summary.run, [run.times[one] for one in sorted(run.times)])
-            notes.callback(run.register.census.keep, cohort)
+            notes.callback(run.register.inventory.save, cohort)
     cohort.update_row_cache()
 
 
@@ -263,7 +267,7 @@ def _work(run: _Run, worker: SlideWorker, resources: Resources, session: RaySess
     """From the plain loop (no workers) or from Ray."""
     if resources.workers == 0:
         pace = RemainingTime(1)
-        with stoppable(run.stopped):
+        with stop_on_signals(run.stopped):
             for finished in run_serially(worker, run.supply, run.stopped, resources):
                 run.ended(finished, pace)
         run.summary.stopped = run.stopped.is_set()
@@ -279,41 +283,14 @@ def _work(run: _Run, worker: SlideWorker, resources: Resources, session: RaySess
 
 def _defer(run: _Run) -> None:
     """What was not done is left to the next run, and said."""
-    waiting = {todo.slide_id for todo in run.supply.left}
-    for todo in list(run.register.left.slides.values()):
-        why = "the window ended" if todo.slide_id in waiting and not run.summary.stopped else "the run was stopped"
-        run.register.defer(todo.source, why)
+    waiting = {job.slide_id for job in run.supply.waiting}
+    for job in list(run.register.pending.slides.values()):
+        why = "the window ended" if job.slide_id in waiting and not run.summary.stopped else "the run was stopped"
+        run.register.defer(job.source, why)
     if isinstance(run.supply, FolderWatch):
         run.supply.close()
     run.summary.fresh = sorted(run.times)
     run.summary.left = run.tally.left
-
-
-def _labels(cohort: Cohort, path: Path | None, names: Pseudonymizer) -> dict[str, Row]:
-    """Labels by the store's slide ids: those given now, which are kept, or those of an earlier ingest."""
-    if path is not None:
-        table = read_labels(path)
-        rows = table.to_pylist()
-        if names.key is not None:
-            rows = [
-                {
-                    **row,
-                    "slide_id": names.slide(row["slide_id"]),
-                    "patient_id": names.patient(row["patient_id"]),
-                    "site": names.site(row["site"]),
-                }
-                for row in rows
-            ]
-        with atomic_write(cohort.labels) as part:
-            write_parquet(pa.Table.from_pylist(rows, table.schema), part)
-    elif cohort.labels.exists():
-        try:
-            rows = read_parquet(cohort.labels).to_pylist()
-        except pa.ArrowInvalid as error:
-            raise StoreError("is damaged", cohort.labels, "give the labels again with --labels") from error
-    else:
-        rows = []
-    return {row["slide_id"]: row for row in rows}
 
 
 def _check_space(cohort: Cohort) -> None:
@@ -327,14 +304,14 @@ def _skipped(context: StageContext) -> list[str]:
     return [] if context.bundle is not None else ["patch nets", "thumbnail nets"]
 
 
-def _count(cohort: Cohort, census: Inventory, summary: IngestSummary) -> None:
+def _count(cohort: Cohort, inventory: Inventory, summary: IngestSummary) -> None:
     """Read every slide's row back: what is counted is what is on disk."""
     rows = cohort.rows()
-    summary.seen, summary.deferred = census.seen, census.deferred
-    summary.duplicate, summary.ignored = census.duplicates, census.ignored
-    summary.already = len(census.current)
-    for path, outcome in census.outcomes.items():
-        row = rows.get(census.entries[path]["slide_id"]) if outcome in ("todo", "current") else None
+    summary.seen, summary.deferred = inventory.seen, inventory.deferred
+    summary.duplicate, summary.ignored = inventory.duplicates, inventory.ignored
+    summary.already = len(inventory.current)
+    for path, outcome in inventory.outcomes.items():
+        row = rows.get(inventory.entries[path]["slide_id"]) if outcome in ("todo", "current") else None
         if row is None:
             continue
         summary.slides.append(row)

@@ -6,7 +6,8 @@ pyramids and pictures, and kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -19,11 +20,14 @@ from her2batch.files.locations import to_location
 from her2batch.models.bundle import Bundle, check_bundle_fits, read_bundle
 from her2batch.models.predictor import BundlePredictor
 from her2batch.pipeline.predict import ImageNetwork, has_image_networks, load_networks, score_slide
+from her2batch.pipeline.results import apply_labels
 from her2batch.runtime.doctor import check_torchvision
 from her2batch.runtime.parallel import map_unordered
 from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Plan, Resources
-from her2batch.store.cohort import RETIRED, Cohort, Row
+from her2batch.store.cohort import RETIRED, Cohort, Row, tables_of
+from her2batch.store.labels import stored_labels
+from her2batch.tasks import task_applies
 
 SHARE = 16
 """Slides of one call: a head takes milliseconds a slide, a call to Ray as long."""
@@ -37,15 +41,35 @@ ScoreShare = Callable[[Share, str], dict[str, str]]
 """Slides of one call, device → slide → why it could not be scored."""
 
 
+class NoTaskAppliesError(InputError):
+    """No task of a bundle applies to any slide of the cohort: nothing can be scored."""
+
+    def __init__(self, bundle: Bundle, not_applicable: Mapping[str, int], path: Path) -> None:
+        slides = stain_counts(not_applicable)
+        what = f"no task of the bundle ({', '.join(bundle.info.tasks)}) applies to a slide of this cohort ({slides})"
+        remedy = "state each slide's stain in the column stain of a labels file and run her2batch ingest with --labels"
+        super().__init__(what, path, remedy)
+
+
 @dataclass
 class ScoreSummary:
-    """What became of the cohort's slides."""
+    """What became of the cohort's slides.
+
+    already: scored by an earlier run.  not_applicable: stain → done slides to which no task of the bundle applies; they
+    have predictions tables without rows.
+    """
 
     bundle: Bundle
     already: int = 0
     scored: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
+    not_applicable: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def not_applicable_text(self) -> str:
+        """The slides to which no task applies: "12 stained for er, 3 of an unknown marker"."""
+        return stain_counts(self.not_applicable)
 
     @property
     def exit_code(self) -> int:
@@ -75,9 +99,13 @@ def score(
     found = ScoreSummary(bundle)
     with cohort.lock():
         cohort.update_row_cache()
+        apply_labels(cohort, stored_labels(cohort), bundle)
         rows = [row for row in cohort.rows().values() if row["status"] == "done"]
         if not rows:
             raise InputError("holds no slide that is done", cohort.root, "ingest slides first")
+        found.not_applicable = count_not_applicable(bundle, rows)
+        if sum(found.not_applicable.values()) == len(rows):
+            raise NoTaskAppliesError(bundle, found.not_applicable, cohort.root)
         todo = [row for row in rows if not _scored(cohort, row, bundle)]
         found.already = len(rows) - len(todo)
         shares = [tuple(todo[k : k + SHARE]) for k in range(0, len(todo), SHARE)]
@@ -122,6 +150,19 @@ def _session(
         yield session
 
 
+def stain_counts(counts: Mapping[str, int]) -> str:
+    """Numbers of slides by stain as text: "12 stained for er, 3 of an unknown marker"."""
+    text = {"ihc": "of an unknown marker", "unknown": "of an unknown stain", "he": "stained with H&E"}
+    return ", ".join(f"{count} {text.get(stain, f'stained for {stain}')}" for stain, count in counts.items())
+
+
+def count_not_applicable(bundle: Bundle, rows: Sequence[Row]) -> dict[str, int]:
+    """Stain → number of slides to which no task of the bundle applies. rows: of the slides table."""
+    tasks = {entry.task for entry in bundle.info.models if entry.kind != "patch"}
+    stains = [row["stain"] for row in rows if not any(task_applies(task, row["stain"]) for task in tasks)]
+    return dict(sorted(Counter(stain or "unknown" for stain in stains).items()))
+
+
 def _scored(cohort: Cohort, row: Row, bundle: Bundle) -> bool:
     place = cohort.table(f"predictions/{bundle.id}", row["slide_id"]).relative_to(cohort.root).as_posix()
     return any(file["path"] == place for file in row["files"])
@@ -135,10 +176,10 @@ def _score(cohort: Cohort, bundle: Bundle, plan: Plan, rows: Share, device: str)
     for row in rows:
         slide_id = row["slide_id"]
         try:
-            if reads_patches and RETIRED in row["flags"]:
+            if reads_patches and RETIRED in row["flags"] and f"patches/{bundle.id}" not in tables_of(row):
                 remedy = "remove its row in tables/slides and ingest it again"
                 raise InputError("its pyramid was let go, and this bundle reads patches", None, remedy)
-            cohort.add(row, score_slide(cohort, plan, predictor, networks, row))
+            cohort.add_tables(row, score_slide(cohort, plan, predictor, networks, row))
         except InputError as error:
             failures[slide_id] = f"{slide_id}: {error}"
         except (Her2BatchError, pa.ArrowInvalid, OSError, KeyError) as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +40,8 @@ FORMAT = 1
 
 RETIRED = "pyramid-retired"
 """Flag of a slide whose pyramid was let go."""
+
+SLIDE_COLUMN_NAMES = tuple(column.name for column in schemas.SLIDE_COLUMNS)
 
 Row = dict[str, Any]
 """One row of `slides`, by column."""
@@ -197,14 +199,13 @@ class Cohort:
         read = read_checksummed if name == "slides" else read_parquet
         return read(self.table(name, slide_id))
 
-    def rows(self) -> dict[str, Row]:
-        """Every committed slide: slide_id → its row. A damaged row file is left out: its slide is redone.
+    def rows(self, columns: Sequence[str] = SLIDE_COLUMN_NAMES) -> dict[str, Row]:
+        """Every committed slide: slide_id → its row, with these columns. Damaged row files are left out: redone later.
 
-        Rows that the memo knows are not opened, as long as their files' sizes and times of change are the same.
+        A row file whose size and time of change are those in the row cache is not opened.
         """
-        return _by_id(
-            row_cache.read_rows(self.slides, row_cache.load_cache(self.row_cache_file, row_cache.cached_row_schema()))
-        )
+        cached = row_cache.load_cache(self.row_cache_file, row_cache.cached_row_schema())
+        return _by_id(row_cache.read_rows(self.slides, cached), columns)
 
     def reread_rows(self) -> dict[str, Row]:
         """The same with every row file read."""
@@ -282,12 +283,13 @@ class Cohort:
         draft.root.mkdir()
         return draft
 
-    def add(self, row: Row, tables: Mapping[str, pa.Table]) -> None:
-        """Give a committed slide further tables, NAME → table: the files, then its row, which names them.
+    def add_tables(self, row: Row, tables: Mapping[str, pa.Table], removed: Collection[str] = ()) -> Row:
+        """Write tables of a committed slide, NAME → table, then its row, which is returned; then delete tables.
 
-        Raises OSError when the disk refuses; the slide is as it was then. Only under the lock.
+        row: may differ from the committed row in other columns too.  removed: names of the tables to delete.
+        Raises OSError when a write fails; the slide's row is unchanged then. Call it under the lock only.
         """
-        files = {file["path"]: file for file in row["files"]}
+        files = {file["path"]: file for file in row["files"] or ()}
         for name, table in tables.items():
             path = self.table(name, row["slide_id"])
             make_folder(path.parent)
@@ -295,7 +297,11 @@ class Cohort:
                 write_parquet(table, part)
             place = path.relative_to(self.root).as_posix()
             files[place] = {"path": place, "bytes": file_size(path), "sha256": file_sha256(path)}
-        write_row(self, {**row, "files": [files[place] for place in sorted(files)]})
+        gone = [self.table(name, row["slide_id"]).relative_to(self.root).as_posix() for name in removed]
+        row = {**row, "files": [files[place] for place in sorted(files) if place not in gone]}
+        write_row(self, row)
+        remove_files(self.root, gone)
+        return row
 
 
 @dataclass(frozen=True)
@@ -385,6 +391,12 @@ class Draft:
         return {self.root / top_level_name(name) for name in files}
 
 
+def tables_of(row: Row) -> list[str]:
+    """Names of a slide's tables, such as `tiles` or `embeddings/uni`, from its row."""
+    paths = (str(file["path"]) for file in row["files"] or ())
+    return [path.removeprefix("tables/").rpartition("/")[0] for path in paths if path.startswith("tables/")]
+
+
 def write_row(cohort: Cohort, row: Row) -> None:
     """Write one row of `slides`: the commit. Raises StoreError when the cohort was taken away."""
     cohort.check_present()
@@ -394,5 +406,5 @@ def write_row(cohort: Cohort, row: Row) -> None:
         write_checksummed(pa.Table.from_pylist([row], schemas.table_schema("slides")), part)
 
 
-def _by_id(rows: pa.Table) -> dict[str, Row]:
-    return {row["slide_id"]: row for row in rows.select(schemas.table_schema("slides").names).to_pylist()}
+def _by_id(rows: pa.Table, columns: Sequence[str] = SLIDE_COLUMN_NAMES) -> dict[str, Row]:
+    return {row["slide_id"]: row for row in rows.select(columns).to_pylist()}

@@ -15,8 +15,11 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from her2batch.errors import InputError
-from her2batch.store.cohort import Row
+from her2batch.errors import InputError, StoreError
+from her2batch.files.atomic import atomic_write
+from her2batch.files.parquet import read_parquet, write_parquet
+from her2batch.store.cohort import Cohort, Row
+from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.store.reviews import label_column, newest_reviews, unerased_reviews
 from her2batch.store.schemas import run_schema
 from her2batch.tasks import CLASSES, HER2_TASKS, IHC_SCORES, STAINS, her2_class, task_applies
@@ -138,6 +141,35 @@ def _word(path: Path, line: int, column: str, word: str, name: str) -> str | Non
         allowed = ", ".join((*known, *sorted(UNKNOWN)))
         raise InputError(f"line {line}: {column} is {word!r}", path, f"use one of {allowed}")
     return SIGNS.get(word, word)
+
+
+def store_labels(cohort: Cohort, path: Path, names: Pseudonymizer) -> dict[str, Row]:
+    """Read a labels CSV and keep it in the cohort, with its names as `names` gives them; returns rows by slide_id.
+
+    Raises InputError for unreadable labels, OSError when they can't be written. Call it under the lock only.
+    """
+    rows = [
+        {
+            **row,
+            "slide_id": names.slide(row["slide_id"]) if names.key is not None else row["slide_id"],
+            "patient_id": names.patient(row["patient_id"]),
+            "site": names.site(row["site"]),
+        }
+        for row in read_labels(path).to_pylist()
+    ]
+    with atomic_write(cohort.labels) as part:
+        write_parquet(pa.Table.from_pylist(rows, LABELS_SCHEMA), part)
+    return {row["slide_id"]: row for row in rows}
+
+
+def stored_labels(cohort: Cohort) -> dict[str, Row]:
+    """The labels that an ingest was given last, by slide_id; empty without. Raises StoreError: damaged."""
+    if not cohort.labels.exists():
+        return {}
+    try:
+        return {row["slide_id"]: row for row in read_parquet(cohort.labels).to_pylist()}
+    except pa.ArrowInvalid as error:
+        raise StoreError("is damaged", cohort.labels, "give the labels again with --labels") from error
 
 
 def check_labels(labels: pa.Table, rows: Slides, path: Path) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import InputError, StoreError
+from her2batch.pipeline import worker
 from her2batch.runtime.ingest import IngestRequest, IngestSummary, ingest
 from her2batch.runtime.ray_session import RaySession
 from her2batch.settings import Plan, Resources
+from her2batch.store import cohort as cohort_module
 from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort
 from tests.conftest import MakeSlide
@@ -213,6 +215,113 @@ def test_labels_reach_the_rows(tmp_path: Path, make_slide: Callable) -> None:
     found = Cohort(tmp_path / "c").read("predictions/membrane", "a").to_pylist()
     assert {one["task"] for one in found} == {"her2-4way", "her2-3way", "her2-binary"}
     assert {one["patient_id"] for one in found} == {"P1"}
+
+
+LABELS = """slide_id,patient_id,her2,er,stain
+her2,P1,3+,,her2
+er,P2,,+,er
+patient,P3,0,,
+ihc,,0,,ihc
+broken,P5,3+,,her2
+"""
+
+
+@pytest.fixture
+def labelled(tmp_path: Path, make_slide: MakeSlide) -> Path:
+    """A labels file, for slides that change with it in all ways, one it does not name, and one that fails."""
+    for seed, name in enumerate(("her2", "er", "patient", "ihc", "unnamed")):
+        make_slide(f"{name}.tiff", size=(900, 800), seed=seed, brown=0.3)
+    make_slide("broken.tiff").write_bytes(b"II*\0")
+    (tmp_path / "labels.csv").write_text(LABELS)
+    return tmp_path / "labels.csv"
+
+
+@pytest.mark.parametrize("with_bundle", [False, True])
+def test_labels_given_later_give_the_bytes_of_labels_given_first(
+    labelled: Path, tmp_path: Path, with_bundle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"bundle": untrained(tmp_path / "bundle").path} if with_bundle else {}
+    scans, first, later = tmp_path / "scans", tmp_path / "first", tmp_path / "later"
+    run(scans, first, labels=labelled, **more)
+    run(scans, later, **more)
+    assert {row["stain"] for row in Cohort(later).rows().values()} == {"ihc", None}
+    changed = {name for name, data in contents(first).items() if contents(later).get(name) != data}
+    assert all(name.startswith(("tables/slides", "tables/predictions", "labels")) for name in changed)
+    monkeypatch.setattr(worker, "open_slide", None)  # no slide is read again
+    times = {path: path.stat().st_mtime_ns for path in later.rglob("*") if path.is_file()}
+    assert run(scans, later, labels=labelled, **more).fresh == []
+    assert contents(later) == contents(first)
+    assert list(verify_cohort(Cohort(later))) == []
+    untouched = [path for path in times if path.name.startswith("unnamed")]
+    assert len(untouched) > 5
+    assert all(path.stat().st_mtime_ns == times[path] for path in untouched)
+
+
+def test_labels_are_applied_once(labelled: Path, tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    run(tmp_path / "scans", out)
+    run(tmp_path / "scans", out, labels=labelled)
+    times = {path: path.stat().st_mtime_ns for path in (out / "tables").rglob("*.parquet") if "runs" not in path.parts}
+    run(tmp_path / "scans", out, labels=labelled)
+    run(tmp_path / "scans", out)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_corrected_labels_reach_the_slides(labelled: Path, tmp_path: Path) -> None:
+    scans, first, later = tmp_path / "scans", tmp_path / "first", tmp_path / "later"
+    run(scans, later, labels=labelled)
+    labelled.write_text(LABELS.replace("her2,P1,3+,,her2", "her2,P9,,-,er").replace("er,P2,,+,er", "er,P2,1+,,her2"))
+    run(scans, first, labels=labelled)
+    assert run(scans, later, labels=labelled).fresh == []
+    assert contents(later) == contents(first)
+
+
+def test_what_labels_do_not_say_stays(labelled: Path, tmp_path: Path) -> None:
+    """A sheet of one night, or one with ISH results alone, takes no patient away."""
+    run(tmp_path / "scans", tmp_path / "c", labels=labelled)
+    before = {name: data for name, data in contents(tmp_path / "c").items() if name != "labels.parquet"}
+    labelled.write_text("slide_id,ish\nher2,+\n")
+    run(tmp_path / "scans", tmp_path / "c", labels=labelled)
+    after = {name: data for name, data in contents(tmp_path / "c").items() if name != "labels.parquet"}
+    assert after == before
+
+
+@pytest.mark.parametrize("survives", [0, 1, 3])
+def test_labels_that_a_crash_left_half_applied_are_completed(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survives: int
+) -> None:
+    """The process ends between a slide's tables and its row."""
+    scans, first, later = tmp_path / "scans", tmp_path / "first", tmp_path / "later"
+    run(scans, first, labels=labelled)
+    run(scans, later)
+    written: list[str] = []
+    write = cohort_module.write_row
+
+    def crash(cohort: Cohort, row: dict) -> None:
+        if len(written) == survives:
+            raise KeyboardInterrupt
+        written.append(row["slide_id"])
+        write(cohort, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cohort_module, "write_row", crash)
+        with pytest.raises(KeyboardInterrupt):
+            run(scans, later, labels=labelled)
+    assert run(scans, later).fresh == []
+    assert contents(later) == contents(first)
+    assert list(verify_cohort(Cohort(later))) == []
+
+
+def test_a_slide_whose_tables_are_damaged_is_processed_with_its_new_labels(labelled: Path, tmp_path: Path) -> None:
+    scans, first, later = tmp_path / "scans", tmp_path / "first", tmp_path / "later"
+    run(scans, first, labels=labelled)
+    run(scans, later)
+    path = Cohort(later).table("membrane", "her2")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 255
+    path.write_bytes(data)
+    assert run(scans, later, labels=labelled).fresh == ["her2"]
+    assert contents(later) == contents(first)
 
 
 def test_every_table_reads_with_a_glob(tmp_path: Path, make_slide: Callable) -> None:
