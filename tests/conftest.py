@@ -21,10 +21,10 @@ from her2batch.slides.cucim import load_cucim
 from her2batch.synthetic.cohort import make_cohort
 
 with contextlib.suppress(InputError):
-    load_cucim()  # after torch, which some tests and the two modules below import, it never returns
+    load_cucim()  # after torch, which some tests import, it never returns
 
-from tests.models.bundles import untrained
 from tests.nightly.scanner import NightRun, run_night
+from tests.session_cleanup import SessionCleanup
 from tests.shared_folders import folder_of_all_workers, make_once
 from tests.stand_ins import make_stand_ins
 
@@ -33,6 +33,38 @@ hypothesis.settings.register_profile("patient", deadline=None)  # how long an ex
 hypothesis.settings.load_profile("patient")
 
 MakeSlide = Callable[..., Path]
+
+LONGEST_FILES = (
+    "tests/test_jobs.py",
+    "tests/faults/test_kills.py",
+    "tests/nightly/test_overnight.py",
+    "tests/runtime/test_scheduler.py",
+    "tests/faults/test_privacy.py",
+    "tests/faults/test_disk.py",
+    "tests/runtime/test_score.py",
+    "tests/faults/test_concurrency.py",
+    "tests/test_object_store.py",
+    "tests/experiments/test_train.py",
+    "tests/cli/test_demo.py",
+    "tests/experiments/test_data_parallel.py",
+    "tests/runtime/test_watch.py",
+    "tests/runtime/test_ray_session.py",
+    "tests/runtime/test_ingest.py",
+    "tests/runtime/test_serve.py",
+    "tests/experiments/test_reproduce.py",
+    "tests/reports/test_browser.py",
+)
+"""Test files that take longest, in the order in which worker processes get them; short ones fill gaps at the end."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # the process that leads the run
+        config.pluginmanager.register(SessionCleanup())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: k for k, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: rank.get(item.nodeid.split("::")[0], len(rank)))
 
 
 @pytest.fixture(scope="session")
@@ -154,6 +186,8 @@ def _make_synthetic(folder: Path) -> None:
 @pytest.fixture(scope="session")
 def quiet_night(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> NightRun:
     """A night in miniature on this machine, with nothing in its way. Tests don't change it."""
+    from tests.models.bundles import untrained
+
     folder = tmp_path_factory.mktemp("night")
     bundle = untrained(folder / "bundle")
     top = f'labels = "{synthetic.labels}"\nbundle = "{bundle.path}"'

@@ -125,7 +125,7 @@ def test_slides_are_opened_on_reader_nodes_only(nodes: Cluster, synthetic: Synth
     assert seen == {"reader"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_folds_and_searches_run_as_jobs(nodes: Cluster, synthetic: Synthetic, tmp_path: Path) -> None:
     common = f'cohort = "{synthetic.cohort}"\nout = "{tmp_path / "{}"}"\n'
     training = (
