@@ -1,4 +1,4 @@
-"""Six tiny slides and their reference, made once."""
+"""The six tiny slides and the reference that most fault tests use."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Slides that came to harm, and a process of its own that looks at slides.
+"""Damaged slides, and a process that opens slides in forks of itself.
 
 As a program it reads one JSON line a file, forks, looks at the file there as an ingest does (digest, open, validate,
 every px), and answers with what became of it. A library that crashes, hangs or eats memory does so in the fork.
@@ -25,21 +25,21 @@ from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box, Slide, split_box
 
 LIMIT_S, LIMIT_BYTES = 10.0, 1_000_000_000
-"""What one look may take of a core and of memory: the pass criteria for hostile slides."""
+"""CPU time and memory that one inspection may take: the pass criteria for malicious slides."""
 
 HANG_S = 60.0
-"""By the clock, on a machine that is busy with other things."""
+"""Elapsed seconds after which an inspection counts as hung, on a busy machine."""
 
 MOST_BOXES = 64
-"""Boxes of 1024 px that are read of a level; a level that claims more is read in so many places."""
+"""Boxes of 1024 px that are read of a level; of a level that claims more, this many single pixels are read."""
 
 MEMORY_FILLS = "85", "170"
-"""What glibc fills memory with that nobody has written yet: two looks that differ show pixels that are none."""
+"""Values of MALLOC_PERTURB_: where two inspections differ, a reader returned memory that it never wrote."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What became of a file. code: 'done', an error code, 'crashed', 'hung', 'internal: …'.  pixels: their digest."""
+    """Result of opening a file. code: 'done', an error code, 'crashed', 'hung', 'internal: …'.  pixels: a digest."""
 
     code: str
     pixels: str | None
@@ -51,7 +51,7 @@ class Inspection:
 
 
 class SlideInspector:
-    """A process that looks at files in forks of itself. garbage: what fills memory before it is written."""
+    """A process that opens files in forks of itself. garbage: the value that fills memory before it is written."""
 
     def __init__(self, garbage: str = MEMORY_FILLS[0], limit_s: float = HANG_S, limit_bytes: int = LIMIT_BYTES) -> None:
         self._limits = {"seconds": limit_s, "bytes": limit_bytes}
@@ -74,7 +74,7 @@ class SlideInspector:
 
 
 def inspect_slide(path: Path) -> tuple[str, str | None]:
-    """What an ingest would make of a file: (code, digest of its pixels)."""
+    """Open a file as an ingest does. Returns (code, digest of its pixels)."""
     try:
         prints = fingerprint_slide([path])
         with open_slide(path) as slide:
@@ -90,7 +90,7 @@ def inspect_slide(path: Path) -> tuple[str, str | None]:
 
 
 def pixel_digest(slide: Slide) -> str:
-    """SHA-256 of every level's pixels."""
+    """Return the SHA-256 of the pixels of every level."""
     found = hashlib.sha256()
     for level, size in enumerate(slide.info.levels):
         found.update(repr((level, size.width, size.height)).encode())
@@ -105,7 +105,7 @@ def pixel_digest(slide: Slide) -> str:
 
 
 def main() -> None:
-    """Answer until the other end closes."""
+    """Answer requests until the other end closes the pipe."""
     for line in sys.stdin:
         asked = json.loads(line)
         sys.stdout.write(json.dumps(_forked(Path(asked["path"]), asked["seconds"], asked["bytes"])) + "\n")
@@ -148,7 +148,7 @@ def _forked(path: Path, limit_s: float, limit_bytes: int) -> dict[str, object]:
 
 
 def flip_bits(data: bytes, spots: Sequence[tuple[int, int]], times: int, seed: int) -> Iterator[bytes]:
-    """Copies with one bit turned over, by turns in each of the stretches (start, end)."""
+    """Yield copies with one flipped bit each, in turn in each of the ranges (start, end)."""
     rng = np.random.default_rng(seed)
     for k in range(times):
         start, end = spots[k % len(spots)]
@@ -157,7 +157,7 @@ def flip_bits(data: bytes, spots: Sequence[tuple[int, int]], times: int, seed: i
 
 
 def important_ranges(path: Path) -> list[tuple[int, int]]:
-    """Stretches of a slide's file: its directories and tags, its lists of tiles, all of it."""
+    """Return the byte ranges of a slide file: its directories and tags, its lists of tiles, the whole file."""
     size = path.stat().st_size
     if not is_tiff(path):
         return [(0, min(size, 2000)), (0, size)]

@@ -1,4 +1,4 @@
-"""What the fault tests share: six tiny slides, an undisturbed reference, and what Same and Clean mean."""
+"""Shared by the fault tests: a reference cohort, starting and killing runs, and comparing what they leave."""
 
 import os
 import random
@@ -26,13 +26,13 @@ from tests.runtime.test_ingest import contents
 
 SERIAL = Resources(workers=0)
 OTHER_PROGRAMS = ("sem.", "faketime_")
-"""How the names of other programs' shared memory begin."""
+"""Prefixes of the shared memory of other programs."""
 
 AGENTS_S = 90.0
-"""How long Ray's agents may outlive a killed driver."""
+"""Seconds that Ray's agents may outlive a killed driver."""
 
 TRIES = int(os.environ.get("HER2BATCH_FAULT_TRIES", "10"))
-"""How often a fault of the slow suite is tried: strikes at each system call, random moments of a kill."""
+"""Number of tries of a fault: at each system call, or at random moments."""
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
@@ -56,7 +56,7 @@ class ReferenceCohort:
 
 
 def make_reference_cohort(folder: Path) -> ReferenceCohort:
-    """Make both; the reference comes from the plain loop."""
+    """Write the slides and ingest them with the serial loop."""
     scans = folder / "scans"
     scans.mkdir()
     for k in range(6):
@@ -68,18 +68,18 @@ def make_reference_cohort(folder: Path) -> ReferenceCohort:
 
 
 def ingest_serially(scans: Path, out: Path, **more: object) -> IngestSummary:
-    """Ingest in this process, one slide after the other: the reference, and how a killed run is resumed."""
+    """Ingest with the serial loop in this process: for the reference, and to resume a killed run."""
     return ingest(IngestRequest(scans, out, **more), Plan(), SERIAL)
 
 
 def ingest_command(scans: Path, out: Path, workers: int = 2, *more: str) -> list[str]:
-    """The command line of an ingest."""
+    """Return the command line of an ingest."""
     own = [sys.executable, "-m", "her2batch.cli", "ingest", str(scans), "--out", str(out)]
     return [*own, "--workers", str(workers), *more]
 
 
 def start_ingest(scans: Path, out: Path, workers: int = 2, *more: str) -> subprocess.Popen[str]:
-    """An ingest in a process of its own, which leads a session of its own."""
+    """Start an ingest in a process that leads a session of its own."""
     return subprocess.Popen(
         ingest_command(scans, out, workers, *more), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
@@ -90,7 +90,7 @@ def start_ingest(scans: Path, out: Path, workers: int = 2, *more: str) -> subpro
 
 
 def assert_same_files(out: Path, reference: dict[str, bytes]) -> None:
-    """tables/ (without runs/), pyramids and pictures byte for byte, no file more and none less."""
+    """Assert that tables/ (without runs/), pyramids and thumbnails are byte for byte those of the reference."""
     found = contents(out)
     assert {"more": sorted(found.keys() - reference.keys()), "less": sorted(reference.keys() - found.keys())} == {
         "more": [],
@@ -100,13 +100,13 @@ def assert_same_files(out: Path, reference: dict[str, bytes]) -> None:
 
 
 def assert_intact(out: Path) -> None:
-    """No draft, no half-written file, and every file as its row says."""
+    """Assert that there is no draft and no partial file, and that every file is as its row says."""
     assert [str(path) for path in [*out.glob(".draft-*"), *out.rglob(".*.part")]] == []
     assert list(verify_cohort(Cohort(out))) == []
 
 
 def assert_whole_slides(out: Path) -> None:
-    """Every slide that is there now is there whole: each of its files has the size and the bytes its row says."""
+    """Assert that every committed slide is whole: each of its files has the size and checksum of its row."""
     cohort = Cohort(out)
     rows = cohort.rows() if cohort.slides.is_dir() else {}
     wrong = [row["slide_id"] for row in rows.values() if not files_match_row(cohort, row)]
@@ -115,7 +115,7 @@ def assert_whole_slides(out: Path) -> None:
 
 @contextmanager
 def read_in_background(read: Callable[[], Any], every: float = 0.0) -> Iterator[list[Any]]:
-    """Read in a loop on a thread, `every` so many seconds; what it found, and the exception that ended it."""
+    """Read in a loop on a thread, once in `every` seconds. Yields the results; fails when a read raised an error."""
     found: list[Any] = []
     ended = threading.Event()
 
@@ -137,7 +137,7 @@ def read_in_background(read: Callable[[], Any], every: float = 0.0) -> Iterator[
 
 
 def processes_naming(mark: str) -> list[psutil.Process]:
-    """Processes that name a folder of ours in their command line, or whose Ray's session lies in it."""
+    """Return the processes whose command line contains a text."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -147,7 +147,7 @@ def processes_naming(mark: str) -> list[psutil.Process]:
 
 
 def shared_memory_files() -> set[str]:
-    """What lies in /dev/shm, but for what other programs have there, which comes and goes."""
+    """Return the names in /dev/shm, without those of other programs."""
     folder = Path("/dev/shm")
     return (
         {path.name for path in folder.iterdir() if not path.name.startswith(OTHER_PROGRAMS)}
@@ -157,7 +157,7 @@ def shared_memory_files() -> set[str]:
 
 
 def process_tree(pid: int) -> list[psutil.Process]:
-    """A process and everything it started."""
+    """Return a process and all of its descendants."""
     with suppress(psutil.Error):
         top = psutil.Process(pid)
         return [top, *top.children(recursive=True)]
@@ -165,7 +165,7 @@ def process_tree(pid: int) -> list[psutil.Process]:
 
 
 def wait_until_ended(processes: Iterable[psutil.Process], within: float = AGENTS_S) -> float:
-    """Wait until they have ended; returns the seconds it took. Fails when one stays."""
+    """Wait until all processes have ended and return the seconds it took. Fails when one remains."""
     begun = time.monotonic()
     _, left = psutil.wait_procs([one for one in processes if _alive(one)], timeout=within)
     assert [" ".join(one.cmdline())[:120] for one in left if _alive(one)] == []
@@ -182,7 +182,7 @@ def _alive(process: psutil.Process) -> bool:
 
 
 def wait_until(condition: Callable[[], bool], within: float = 120.0) -> None:
-    """Wait for something to come true."""
+    """Wait until a condition is true."""
     end = time.monotonic() + within
     while not condition():
         assert time.monotonic() < end, "it never came true"
@@ -190,18 +190,18 @@ def wait_until(condition: Callable[[], bool], within: float = 120.0) -> None:
 
 
 def count_rows(out: Path) -> int:
-    """Committed slides, by the names of their row files."""
+    """Return the number of committed slides, by their row files."""
     return len(list((out / "tables" / "slides").glob("[!.]*.parquet")))
 
 
 def random_delays(name: str, count: int, longest: float) -> list[float]:
-    """Seconds to wait before each try: a seed of its own for every fault, the same each time."""
+    """Return the seconds to wait before each try, drawn with a seed that belongs to the fault."""
     chance = random.Random(name)
     return [chance.uniform(0, longest) for _ in range(count)]
 
 
 def find_descendants(pid: int, *names: str) -> list[psutil.Process]:
-    """Descendants of a process by the name of their program, or by a word of their title."""
+    """Return descendants of a process by the name of their program, or by a word of their title."""
     found = []
     for one in process_tree(pid)[1:]:
         with suppress(psutil.Error):
@@ -212,7 +212,7 @@ def find_descendants(pid: int, *names: str) -> list[psutil.Process]:
 
 
 def kill_processes(processes: Iterable[psutil.Process]) -> None:
-    """SIGKILL to each that is still there."""
+    """Send SIGKILL to each process that still runs."""
     for one in processes:
         with suppress(psutil.Error):
             one.send_signal(signal.SIGKILL)

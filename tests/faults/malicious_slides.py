@@ -1,4 +1,4 @@
-"""Slides that were made to do harm, each a few lines."""
+"""Malicious slides, each made in a few lines."""
 
 import io
 import struct
@@ -21,7 +21,7 @@ CODES = {SHORT: "H", LONG: "I", LONG8: "Q", 13: "I", 18: "Q"}
 
 
 def big_tiff(pages: Sequence[Sequence[Entry]], body: bytes = b"", loop: int | None = None) -> bytes:
-    """A BigTIFF of directories as they are given, however absurd; body: bytes from 16 on, where tiles may lie.
+    """Return a BigTIFF of the given directories, however absurd. body: bytes from offset 16 on, where tiles may be.
 
     loop: the last directory is followed by the one of this number, and so on for ever.
     """
@@ -49,7 +49,7 @@ def big_tiff(pages: Sequence[Sequence[Entry]], body: bytes = b"", loop: int | No
 def image_entries(
     width: int, height: int, tile: int, offsets: list[int], counts: list[int], compression: int = 7, **more: Entry
 ) -> list[Entry]:
-    """A directory of an RGB image; `more`: further entries, or others in place of these (by their tag)."""
+    """Return the directory of an RGB image. more: further entries, or replacements of the same tag."""
     usual: list[Entry] = [
         (256, LONG8, [width]), (257, LONG8, [height]), (258, SHORT, [8, 8, 8]), (259, SHORT, [compression]),
         (262, SHORT, [2]), (277, SHORT, [3]), (284, SHORT, [1]), (322, LONG, [tile]), (323, LONG, [tile]),
@@ -61,7 +61,7 @@ def image_entries(
 
 TILE = simplejpeg.encode_jpeg(np.full((256, 256, 3), 200, np.uint8), 80, "RGB", "420")
 FIRST = 16
-"""Where the body of a BigTIFF starts."""
+"""Offset of the body of a BigTIFF."""
 
 BOMB = b"".join(
     [
@@ -70,7 +70,7 @@ BOMB = b"".join(
         b"]><",
     ]
 )
-"""What stands before an element whose text &a11; is a hundred billion times lol."""
+"""A document type in which the entity &a11; expands to a hundred billion times 'lol'."""
 
 
 def one_tile(**more: tuple) -> list:
@@ -78,7 +78,7 @@ def one_tile(**more: tuple) -> list:
 
 
 def tiny_tiles(**more: tuple) -> list:
-    """A million tiles that claim one byte each."""
+    """Return the directory of an image with a million tiles of one byte each."""
     return image_entries(16_000, 16_000, 16, [FIRST] * 10**6, [1] * 10**6, **more)
 
 
@@ -97,7 +97,7 @@ def deflate_zeros(zeros: int) -> bytes:
 
 
 def jpeg_claiming_size(width: int, height: int) -> bytes:
-    """A JPEG whose header says another size."""
+    """Return a JPEG whose header claims another size."""
     at = TILE.index(b"\xff\xc0")
     return TILE[: at + 5] + struct.pack(">HH", height, width) + TILE[at + 9 :]
 
@@ -128,7 +128,7 @@ def dicom_bytes(dataset: Dataset) -> bytes:
 
 
 def nested_dicom(depth: int) -> bytes:
-    """A DICOM of sequences inside sequences, without end."""
+    """Return a DICOM file of sequences nested `depth` times."""
     whole = dicom_bytes(dicom_dataset())
     open_one = struct.pack("<HH2sHI", 0x0008, 0x1140, b"SQ", 0, 0xFFFFFFFF) + struct.pack(
         "<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF
@@ -137,7 +137,7 @@ def nested_dicom(depth: int) -> bytes:
 
 
 def many_elements(count: int) -> bytes:
-    """A DICOM whose series stands behind so many small elements."""
+    """Return a DICOM file whose series comes after `count` small elements."""
     whole = dicom_bytes(dicom_dataset())
     at = whole.index(b"\x20\0\x0e\0UI")
     small = struct.pack("<HH2sH", 0x0009, 0x1001, b"LO", 2) + b"ab"
@@ -212,7 +212,7 @@ MALICIOUS_SLIDES: dict[str, Callable[[], bytes]] = {
     "huge.mrxs": lambda: b"",
     "endless.vms": lambda: b"[Virtual Microscope Specimen]\nNoJpegColumns=99999999\nNoJpegRows=99999999\n",
 }  # fmt: skip
-"""File name → its bytes."""
+"""File name → function that returns its bytes."""
 
 
 def _stripped(width: int, height: int) -> list:

@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def export_commands(out: Path) -> list[tuple[str, ...]]:
-    """Commands that show, report and export, with their options."""
+    """Return the commands that print, report and export, with their options."""
     report = ("report", "--out", f"{out}/report.html", "--figures", f"{out}/figures")
     exports = [("export", "--to", to, "--out", f"{out}/{to}") for to in ("geojson", "clam-h5", "csv", "dicom")]
     exports[2] += ("--encoder", "stain")
@@ -46,7 +46,7 @@ def export_commands(out: Path) -> list[tuple[str, ...]]:
 
 
 def run_command(cohort: Path, out: Path, name: str, *more: str) -> int:
-    """Run a command; what it says lies in `said`."""
+    """Run a command and save its output under `said`. Returns the exit code."""
     said = CliRunner().invoke(app, [name, str(cohort), *more])
     words = f"{said.stdout}\n{said.stderr}\n{said.exception or ''}"
     with (out / f"{name}.said").open("a") as file:
@@ -55,14 +55,14 @@ def run_command(cohort: Path, out: Path, name: str, *more: str) -> int:
 
 
 def save_pages(cohort: Path, out: Path) -> None:
-    """A page a slide, as the report of a cohort of more slides has them."""
+    """Write one page per slide, as the report of a larger cohort does."""
     report_data = load_report_data(Cohort(cohort))
     shown = {row["slide_id"]: f"{out.name}/{row['slide_id']}.html" for row in report_data.done_rows}
     write_slide_pages(replace(report_data, page_links=shown, page_folder=out), out, "../report.html")
 
 
 class AnswerRecorder:
-    """What the server answers, a file an answer."""
+    """Saves each response of the server to a file."""
 
     def __init__(self, cohort: Path, out: Path) -> None:
         out.mkdir()
@@ -71,7 +71,7 @@ class AnswerRecorder:
         self._out, self._codes = out, Counter[int]()
 
     def all(self, name: str) -> Counter[int]:
-        """Every page and list, all there is of every slide, and what a name finds. Status → answers."""
+        """Request every page, every list, everything of each slide, and a search by name. Returns status → count."""
         self._get("/")
         for rest in ("docs", "openapi.json", "cohort", "reviews", f"slides?q={name}", f"slides/{name}"):
             self._get(f"{API}/{rest}")

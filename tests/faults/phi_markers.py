@@ -1,8 +1,8 @@
-"""A scans folder in which every name, tag, property, comment and side image bears a mark, and the search for marks.
+"""A scans folder in which every name, tag, property, comment and side image has a marker, and the search for markers.
 
-A mark is a word that nothing else contains. What is searched: every byte of every file as it lies, and what it holds
-when it is unpacked: columns of tables, arrays of pyramids, pixels of pictures, data: addresses of pages, datasets and
-attributes of HDF5, elements of DICOM.
+A marker is a word that nothing else contains. The search covers every byte of every file, and its unpacked content:
+columns of tables, arrays of pyramids, pixels of images, data: addresses of pages, datasets and attributes of HDF5,
+elements of DICOM.
 """
 
 import base64
@@ -27,7 +27,7 @@ from pydicom.encaps import encapsulate
 from tests.conftest import tissue_image
 
 SCAN_TIME_NS = 549_882_123_456_789_000
-"""Time of change of every slide: the day it was scanned, 5 June 1987."""
+"""Modification time of every slide, the day of the scan: 5 June 1987."""
 
 BARCODE = "7391846205738"
 UID = f"1.2.{BARCODE}"
@@ -48,7 +48,7 @@ SIZE = (900, 800)
 
 
 def marker(kind: str) -> str:
-    """A word that only one place of the source contains."""
+    """Return a word that only one place of the source contains."""
     return f"QXJ{kind}ZYK"
 
 
@@ -56,14 +56,14 @@ def marker(kind: str) -> str:
 
 
 def find_markers(data: bytes, extra: tuple[bytes, ...] = ()) -> set[str]:
-    """Marks in bytes: words in UTF-8 and UTF-16, the barcode, dates."""
+    """Return the markers in bytes: words in UTF-8 and UTF-16, the barcode, dates."""
     found = {one.group().decode() for one in MARKER.finditer(data)}
     found |= {one.group().replace(b"\0", b"").decode() for one in MARKER_UTF16.finditer(data)}
     return found | {repr(one) for one in (*DATES, BARCODE.encode(), *extra) if one in data}
 
 
 def find_leaks(folder: Path, extra: tuple[bytes, ...] = ()) -> dict[str, set[str]]:
-    """Files under a folder that bear a mark, in their path or in what they hold, packed or not: path → the marks."""
+    """Return the files under a folder with a marker in path or content, packed or not: path → markers."""
     found: dict[str, set[str]] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -79,7 +79,7 @@ def find_leaks(folder: Path, extra: tuple[bytes, ...] = ()) -> dict[str, set[str
 
 
 def text_parts(path: Path) -> Iterator[bytes]:
-    """A file's bytes, and what it says once it is unpacked."""
+    """Yield a file's bytes, and its content once it is unpacked."""
     data = path.read_bytes()
     yield data
     if path.suffix == ".parquet":
@@ -100,19 +100,19 @@ def text_parts(path: Path) -> Iterator[bytes]:
 
 
 def column_texts(table: pa.Table) -> Iterator[bytes]:
-    """Every value of a table, a column at a time."""
+    """Yield every value of a table, one column at a time."""
     for column in table.columns:
         yield "\n".join(map(str, column.to_pylist())).encode()
 
 
 def inline_data(page: bytes) -> Iterator[tuple[str, bytes]]:
-    """What a page bears as data: addresses: kind, bytes."""
+    """Yield the data: addresses of a page as (kind, bytes)."""
     for kind, packed in DATA.findall(page):
         yield kind.decode(), base64.b64decode(packed)
 
 
 def hdf5_datasets(path: Path) -> Iterator[bytes]:
-    """Every name, attribute and dataset of an HDF5 file."""
+    """Yield every name, attribute and dataset of an HDF5 file."""
     with h5py.File(path) as file:
         every = [file]
         file.visititems(lambda _, one: every.append(one))
@@ -123,14 +123,14 @@ def hdf5_datasets(path: Path) -> Iterator[bytes]:
 
 
 def dicom_elements(path: Path) -> Iterator[bytes]:
-    """Every element of a DICOM file, in sequences too."""
+    """Yield every element of a DICOM file, including those in sequences."""
     whole = pydicom.dcmread(path)
     for element in (*whole.file_meta, *whole.iterall()):
         yield f"{element.keyword} {element.value}".encode()
 
 
 def images_in_file(path: Path) -> Iterator[np.ndarray]:
-    """The images in a file or an array: (h, w, 3) uint8."""
+    """Yield the images in a file or an array: (h, w, 3) uint8."""
     if path.suffix in (".jpg", ".png"):
         yield decode_image(path.read_bytes())
     if path.suffix == ".html":
@@ -142,12 +142,12 @@ def images_in_file(path: Path) -> Iterator[np.ndarray]:
 
 
 def decode_image(packed: bytes) -> np.ndarray:
-    """A JPEG or PNG as (h, w, 3) uint8."""
+    """Decode a JPEG or PNG: (h, w, 3) uint8."""
     return cv2.imdecode(np.frombuffer(packed, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
 def has_magenta(rgb: np.ndarray) -> bool:
-    """Whether an image shows what only labels and macros show: no stain is like that."""
+    """True when an image contains magenta, the colour of labels and macros here; no stain has it."""
     r, g, b = (rgb[..., k].astype(int) for k in range(3))
     return bool(((r > 180) & (b > 180) & (g < 90)).any())
 
@@ -156,9 +156,9 @@ def has_magenta(rgb: np.ndarray) -> bool:
 
 
 def write_marked_slides(scans: Path) -> list[bytes]:
-    """Fill a scans folder; returns bytes of the label images, which must be found nowhere.
+    """Fill a scans folder. Returns bytes of the label images, which must not be found anywhere.
 
-    Slides that are done, and one for each way to fail that a file can bring about.
+    Some slides can be ingested; each of the others fails in another way.
     """
     folder = scans / marker("folder")
     folder.mkdir(parents=True)
@@ -186,7 +186,7 @@ def write_marked_slides(scans: Path) -> list[bytes]:
 
 
 def write_svs(path: Path, seed: int, mpp: float | None = MPP) -> bytes:
-    """An Aperio slide with everything a scanner writes into one, and comments inside each of its JPEG tiles."""
+    """Write an Aperio slide with all that a scanner writes, and comments inside each of its JPEG tiles."""
     rgb = tissue_image(*SIZE, seed=seed)
     size = "x".join(map(str, SIZE))
     resolution = "" if mpp is None else f"|AppMag = 40|MPP = {mpp}"
@@ -218,7 +218,7 @@ def write_svs(path: Path, seed: int, mpp: float | None = MPP) -> bytes:
 
 
 def jpeg_tiles(rgb: np.ndarray) -> Iterator[bytes]:
-    """JPEG tiles with a comment, EXIF and a colour profile that name somebody."""
+    """Yield JPEG tiles with markers in a comment, in EXIF and in a colour profile."""
     said = [
         (0xFE, marker("comment")),
         (0xE1, "Exif\0\0" + marker("exif")),
@@ -234,14 +234,14 @@ def jpeg_tiles(rgb: np.ndarray) -> Iterator[bytes]:
 
 
 def side_image(text: str) -> np.ndarray:
-    """A label as a camera sees it: a name in black on a paper of a colour that no tissue has."""
+    """Return a label image: a name in black on paper of a colour that no tissue has."""
     rgb = np.full((300, 400, 3), MAGENTA, np.uint8)
     cv2.putText(rgb, text, (10, 150), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (0, 0, 0), 2)
     return rgb
 
 
 def write_ome_tiff(path: Path, seed: int) -> None:
-    """An OME-TIFF whose XML names everybody."""
+    """Write an OME-TIFF with markers in its XML."""
     xml = (
         '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
         f'<Experimenter ID="Experimenter:0" LastName="{marker("experimenter")}"/>'
@@ -257,20 +257,20 @@ def write_ome_tiff(path: Path, seed: int) -> None:
 
 
 def write_dicom(path: Path) -> None:
-    """A whole slide image that names its patient, and whose uids are none: something to complain of."""
+    """Write a DICOM slide that names its patient and has invalid UIDs, about which pydicom warns."""
     facts = dicom_with_names(pydicom.uid.ExplicitVRLittleEndian, "1.2.3", marker("series"))
     facts.save_as(path, enforce_file_format=True)
 
 
 def write_dicom_scan(path: Path, label: Path, seed: int) -> None:
-    """A slide as a scanner sends it to an archive, and the picture of its label in a file of the same series."""
+    """Write a DICOM slide, and its label image in a file of the same series."""
     rgb = tissue_image(1024, 1024, seed=seed, brown=0.7)
     dicom_image(rgb, "VOLUME").save_as(path, enforce_file_format=True)
     dicom_image(side_image(marker("label"))[:256, :256], "LABEL").save_as(label, enforce_file_format=True)
 
 
 def dicom_image(rgb: np.ndarray, kind: str, tile: int = 256) -> FileDataset:
-    """An image of one level whose every fact about people bears a mark."""
+    """Return an image of one level with markers in all attributes about people."""
     height, width = rgb.shape[:2]
     facts = dicom_with_names(pydicom.uid.JPEGBaseline8Bit, f"{UID}.1.{len(kind)}", f"{UID}.2")
     facts.ImageType = ["ORIGINAL", "PRIMARY", kind, "NONE"]
@@ -295,7 +295,7 @@ def dicom_image(rgb: np.ndarray, kind: str, tile: int = 256) -> FileDataset:
 
 
 def dicom_with_names(syntax: str, uid: str, series: str) -> FileDataset:
-    """The facts of a whole slide image about people and places."""
+    """Return the attributes of a whole slide image about people and places."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.6"
     meta.MediaStorageSOPInstanceUID = uid
@@ -318,7 +318,7 @@ def dicom_with_names(syntax: str, uid: str, series: str) -> FileDataset:
 
 
 def write_labels(path: Path) -> Path:
-    """What the lab knows, with names."""
+    """Write the labels of the laboratory, with names."""
     lines = ["slide_id,patient_id,her2,site,stain"]
     for stem, her2 in (("aperio", "2+"), ("second", "0"), ("nompp", "3+"), ("archive", "3+")):
         lines.append(f"{marker(stem)},{marker('labelled')},{her2},{marker('clinic')},her2")

@@ -1,4 +1,4 @@
-"""A power cut, played back: what a disk that keeps only what it was forced to keep holds after each step of a run.
+"""Replay of a power loss: the content of a disk that keeps only what was forced to it, after each step of a run.
 
 strace records every change below a folder. A file's bytes are on the disk as they were at its last fsync; a name (new,
 renamed, removed) once its folder was fsynced. Two disks are played: a strict one, and one that keeps every name at
@@ -20,7 +20,7 @@ OPENED = re.compile(r"^(-?\d+|AT_FDCWD)<([^>]*)>")
 
 @dataclass(frozen=True)
 class Operation:
-    """A system call below the folder: its paths, and the bytes it wrote at an offset (None: at the end)."""
+    """A system call below the folder: its paths, and the bytes written at an offset (None: at the end)."""
 
     call: str
     path: str
@@ -30,7 +30,7 @@ class Operation:
 
 
 def record_operations(command: list[str], root: Path, log: Path) -> list[Operation]:
-    """What a command does to a folder, in order."""
+    """Return the operations of a command on a folder, in order."""
     strace = [
         "strace",
         "-f",
@@ -94,7 +94,7 @@ class _Folder:
 
 
 class Disk:
-    """What a run changed, and how much of it would survive. `eager`: names are kept at once."""
+    """The changes of a run, and those that would survive. eager: names survive at once."""
 
     def __init__(self, root: str, eager: bool) -> None:
         self.top, self._root, self._eager = _Folder(), root, eager
@@ -109,7 +109,7 @@ class Disk:
         return folder, name
 
     def play(self, one: Operation) -> bool:
-        """Do it; whether what survives may be other than before."""
+        """Apply an operation. Returns True when the surviving content may have changed."""
         if one.path == self._root:
             if one.call == "fsync":
                 self.top.kept = dict(self.top.now)
@@ -147,7 +147,7 @@ class Disk:
             found.now[at : at + len(one.data)] = one.data
 
     def survives(self) -> dict[str, bytes | None]:
-        """Path below the root → bytes, None for a folder."""
+        """Return path below the root → bytes, None for a folder."""
         found: dict[str, bytes | None] = {}
 
         def walk(folder: _Folder, where: str) -> None:
@@ -163,7 +163,7 @@ class Disk:
 
 
 def crash_states(operations: list[Operation], root: Path, place: Path) -> Iterator[Path]:
-    """What is left of the folder after a power cut behind each operation, on both disks; equal ones once."""
+    """Yield what is left of the folder after a power loss behind each operation, on both disks; equal states once."""
     for eager in (False, True):
         disk, last = Disk(str(root), eager), None
         for one in operations:

@@ -1,4 +1,4 @@
-"""A command in a process of its own, watched from its first moment to its last: memory, open files, CPU."""
+"""Memory, open files and CPU time of a command, measured from its start to its end."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ EVERY_S = 0.5
 
 @dataclass
 class ResourceUsage:
-    """What a command said, and the most that it took.
+    """Output of a command, and the most that it took.
 
     leader: bytes that the leading process held at its peak (VmHWM).  tree: the same of all processes together (PSS:
     what they share counts once).  files: most files that one process had open.  cpu: seconds of all that have ended.
@@ -39,7 +39,7 @@ class ResourceUsage:
     wall: float = 0.0
 
     def figures(self) -> str:
-        """In one line, for whoever runs the test with --log-cli-level=INFO."""
+        """Return one line for the log (--log-cli-level=INFO)."""
         return (
             f"code {self.code}, leader {self.leader / 1e6:.0f} MB, all {self.tree / 1e6:.0f} MB, {self.files} files, "
             f"{self.cpu:.1f} s of CPU, {self.wall:.1f} s"
@@ -47,7 +47,7 @@ class ResourceUsage:
 
 
 def run_monitored(*command: str, first: str = "", files: int = 0) -> ResourceUsage:
-    """Run `her2batch COMMAND --json`. first: a line of Python before it.  files: most that a process may open."""
+    """Run `her2batch COMMAND --json`. first: a line of Python before it.  files: limit of open files per process."""
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({files}, {files}))" if files else ""
     program = f"{limit}\n{first}\nfrom her2batch.cli.app import main\nmain()"
     found, begun, spent = ResourceUsage(), time.monotonic(), os.times()

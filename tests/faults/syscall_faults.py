@@ -1,4 +1,4 @@
-"""Strike an ingest at its n-th system call, for one n after the other: killed there, or refused by the system.
+"""Kill an ingest at its n-th system call, or let that call fail, for one n after the other.
 
 Run under strace, which counts each process's calls of each kind and strikes at the one whose number STRIKE says. For
 each n a child is forked that first makes STRIKE - n such calls, so that the n-th of its ingest is struck; a second
@@ -32,25 +32,25 @@ from her2batch.store.cohort import Cohort
 from tests.runtime.test_ingest import contents
 
 STRIKE = {"openat": 9000, "write": 2000, "close": 9000}
-"""Number of the call that is struck: beyond what this program itself makes, mostly to import."""
+"""Number of the call at which the fault happens: beyond the calls of this program itself, mostly imports."""
 
 OTHERS = 300
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 
 FAULT = 77
-"""Exit code of a child that left by an exception that is none of ours."""
+"""Exit code of a child that ended by an unexpected exception."""
 
 
 def under_strace(log: Path, faults: dict[str, str]) -> list[str]:
-    """What to put before the command; faults: call → 'signal=KILL' or 'error=EIO'."""
+    """Return the strace command to put before a command. faults: call → 'signal=KILL' or 'error=EIO'."""
     inject = [f"--inject={call}:{what}:when={STRIKE.get(call, OTHERS)}" for call, what in faults.items()]
     fast = [] if any("signal" in what for what in faults.values()) else ["--seccomp-bpf"]  # with it none is sent
     return ["strace", "-f", *fast, "-qq", "-o", str(log), f"--trace={','.join(faults)}", *inject]
 
 
 def make_calls(call: str, count: int) -> None:
-    """Make calls of a kind that change nothing."""
+    """Make harmless system calls of a kind."""
     null = os.open(os.devnull, os.O_RDWR)
     doing: dict[str, Callable[[], object]] = {
         "openat": lambda: os.open("", os.O_RDONLY),
@@ -69,7 +69,7 @@ def make_calls(call: str, count: int) -> None:
 
 
 def install_hook(root: Path, call: str, n: int, strike: str, log: Path) -> None:
-    """Strike at the n-th event of a kind below a folder; write down how many of each there were so far."""
+    """Cause the fault at the n-th audit event of a kind below a folder, and record the events so far."""
     seen: Counter[str] = Counter()
 
     def told(event: str, arguments: tuple[object, ...]) -> None:
@@ -87,7 +87,7 @@ def install_hook(root: Path, call: str, n: int, strike: str, log: Path) -> None:
 
 
 def run_in_fork(work: Callable[[], int]) -> tuple[int, int]:
-    """Run it in a fork: (process id, exit code or minus the signal that ended it)."""
+    """Run a function in a fork. Returns (process id, exit code or minus the signal that ended it)."""
     pid = os.fork()
     if pid == 0:
         code = FAULT
@@ -101,20 +101,20 @@ def run_in_fork(work: Callable[[], int]) -> tuple[int, int]:
 
 
 def count_calls(log: Path, pid: int) -> Counter[str]:
-    """How many calls of each kind a process made."""
+    """Return the number of calls of each kind that a process made."""
     lines = [line.split(maxsplit=1) for line in log.read_text(errors="replace").splitlines()]
     return Counter(rest.split("(")[0] for who, rest in lines if who == str(pid) and "(" in rest)
 
 
 def spread_evenly(total: int, tries: int) -> Sequence[int]:
-    """Numbers from 1 to the total: all, or as many as are wanted, evenly."""
+    """Return numbers from 1 to the total: all, or `tries` of them at even distances."""
     if tries == 0 or tries >= total:
         return range(1, total + 1)
     return sorted({1 + round(k * (total - 1) / max(1, tries - 1)) for k in range(tries)})
 
 
 def inspect_store(root: Path, reference: Path) -> dict[str, object]:
-    """What a store is like: slides that are not whole, leftovers, what `verify` says, whether it is as it should be."""
+    """Return the state of a cohort: torn slides, leftovers, problems found by `verify`, equality with the reference."""
     cohort = Cohort(root)
     rows = cohort.reread_rows().values() if cohort.slides.is_dir() else []
     left = [path.name for path in [*root.glob(".draft-*"), *root.rglob(".*.part")]]

@@ -1,4 +1,4 @@
-"""Nothing of ours listens off this machine, from the first moment of a command to its last; what listens wants a token.
+"""Every socket of a command is bound to loopback from its start to its end, and every port asks for a token.
 
 That a session keeps its token to itself and is removed with its folder is tested in tests/runtime/test_ray_session.py.
 """
@@ -27,11 +27,11 @@ METHODS = (
     "/ray.rpc.NodeManagerService/GetNodeStats",
     "/ray.rpc.CoreWorkerService/GetCoreWorkerStats",
 )
-"""Of Ray's head, of a node, of a worker: what a stranger would ask first."""
+"""gRPC methods of Ray's head, of a node and of a worker that an attacker would call first."""
 
 
 def ours(root: psutil.Process) -> dict[int, str]:
-    """Every process below one, itself too: pid → its command line."""
+    """Return a process and its descendants: pid → command line."""
     found = {}
     with suppress(psutil.NoSuchProcess):
         for one in (root, *root.children(recursive=True)):
@@ -41,14 +41,14 @@ def ours(root: psutil.Process) -> dict[int, str]:
 
 
 def called(pid: int) -> str | None:
-    """A process's command line; None when it is gone."""
+    """Return the command line of a process, None when it has ended."""
     with suppress(psutil.Error):
         return " ".join(psutil.Process(pid).cmdline())[:60]
     return None
 
 
 def open_to(pids: dict[int, str]) -> set[tuple[str, int, int]]:
-    """(address, port, pid) of what these processes listen on, TCP and UDP."""
+    """Return (address, port, pid) of the TCP and UDP sockets on which these processes listen."""
     return {
         (one.laddr.ip, one.laddr.port, one.pid)
         for one in psutil.net_connections("inet")
@@ -57,7 +57,7 @@ def open_to(pids: dict[int, str]) -> set[tuple[str, int, int]]:
 
 
 def asked_by_grpc(port: int, method: str, token: str | None = None) -> str:
-    """What a server answers to a call, in gRPC's words."""
+    """Return the gRPC status of a server's answer to a call."""
     said = (("authorization", f"Bearer {token}"),) if token else ()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         try:
@@ -68,7 +68,7 @@ def asked_by_grpc(port: int, method: str, token: str | None = None) -> str:
 
 
 def asked_by_http(port: int, method: str, path: str) -> tuple[int, str]:
-    """Status and body; 0 from what speaks no HTTP."""
+    """Return status and body, and status 0 where the server speaks no HTTP."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request(method, path, body=b"{}" if method == "POST" else None)
@@ -97,7 +97,7 @@ def test_requests_without_token_are_refused_on_every_port(ray_session: RaySessio
 
 
 def test_requests_with_token_are_answered(ray_session: RaySession) -> None:
-    """Else the test above would pass against a closed port."""
+    """Without this test the one above would pass against a closed port."""
     token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
     assert token.stat().st_mode & 0o777 == 0o600
     ports = {port for _, port, _ in open_to(ours(psutil.Process()))}
@@ -107,7 +107,7 @@ def test_requests_with_token_are_answered(ray_session: RaySession) -> None:
 
 
 def lived(*command: str) -> tuple[set[tuple[str, int, int]], int]:
-    """Run a command line: all it listened on from start to end, and its exit code. Nothing of it may be left behind."""
+    """Run a command line. Returns its listening sockets and exit code. Fails when it leaves anything behind."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     shared = set(os.listdir("/dev/shm"))  # noqa: PTH208
     with subprocess.Popen(
@@ -146,7 +146,7 @@ def test_nightly_watch_listens_on_loopback_only(make_slide: MakeSlide, tmp_path:
     assert {address for address, _, _ in seen} <= LOOPBACK
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_listens_on_loopback_only(synthetic: Synthetic, tmp_path: Path) -> None:
     given = ("--method", "clam-sb", "--folds", "3", "--quick", "--workers", "1", "--out", str(tmp_path / "run"))
     seen, code = lived("train", str(synthetic.cohort), *given)

@@ -1,4 +1,4 @@
-"""A clock that is wrong, or jumps, changes no result, stops no watch, and takes no lock for stale."""
+"""A clock that is wrong or jumps changes no result, stops no watch, and makes no lock stale."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ import pytest
 
 from her2batch.errors import StoreError
 from her2batch.files.locks import is_locked, lock_folder
-from her2batch.pipeline.queue import SlideQueue, next_time
+from her2batch.pipeline.queue import SlideQueue, next_occurrence
 from her2batch.store.cohort import Cohort
 from tests.faults.fault_fixtures import (
     ReferenceCohort,
@@ -29,7 +29,7 @@ needs_faketime = pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not
 
 
 def elsewhen(**clock: str) -> dict[str, str]:
-    """The environment of a process that sees another time of day; what is monotonic stays so."""
+    """Return the environment of a process that sees another time of day; the monotonic clock is unchanged."""
     own = {"LD_PRELOAD": str(FAKETIME), "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_NO_CACHE": "1"}
     return {**os.environ, **own, **clock}
 
@@ -57,12 +57,12 @@ time.sleep = lambda seconds: threading.Event().wait(seconds)
 from her2batch.cli.app import main
 main()
 """
-"""libfaketime breaks clock_nanosleep, and with it Python's own sleep, where it leaves the monotonic clock alone."""
+"""libfaketime breaks clock_nanosleep, and with it Python's time.sleep, when it leaves the monotonic clock unchanged."""
 
 
 @needs_faketime
 def test_watch_is_not_affected_by_clock_jumps(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
-    """An hour ahead, an hour back, to 1970: slides are taken up after they have settled, each once."""
+    """The clock jumps one hour ahead, one hour back, and to 1970: each slide is ingested once, when it is at rest."""
     scans, cohort, clock = tmp_path / "scans", Cohort(tmp_path / "c"), tmp_path / "clock"
     scans.mkdir()
     clock.write_text("+0\n")
@@ -142,12 +142,12 @@ def at(text: str) -> datetime:
     ],
 )
 def test_window_ends_at_local_time_across_daylight_saving(berlin: None, begin: str, until: str, end: str) -> None:
-    found = next_time(until, at(begin).astimezone())
+    found = next_occurrence(until, at(begin).astimezone())
     assert found == at(end)
     moment = [at(begin)]
     queue = SlideQueue(until=found, clock=lambda: moment[0].astimezone())
-    assert not queue.closed()
+    assert not queue.is_closed()
     moment[0] = at(end) - timedelta(seconds=1)
-    assert not queue.closed()
+    assert not queue.is_closed()
     moment[0] = at(end)
-    assert queue.closed()
+    assert queue.is_closed()

@@ -1,4 +1,4 @@
-"""Side by side: two runs on one store, readers beside a writer, a scanner that changes a slide under the reader."""
+"""Concurrency: two runs on one cohort, readers beside a writer, a scanner that changes a slide under the reader."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.ray_session import RaySession
 from her2batch.runtime.scheduler import run_on_ray
 from her2batch.runtime.serial import run_serially as plain_loop
-from her2batch.runtime.telemetry import Meters
+from her2batch.runtime.telemetry import RunMetrics
 from her2batch.settings import Plan, Resources
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box
@@ -95,14 +95,14 @@ def test_lock_of_a_killed_run_is_free_at_once(reference_cohort: ReferenceCohort,
 
 
 def glances(out: Path) -> dict[str, Callable[[], object]]:
-    """Ways to look at a store: what a notebook, a report, `status`, `verify` and a viewer do."""
+    """Return ways to read a cohort: as a notebook, a report, `status`, `verify` and a viewer do."""
     cohort = Cohort(out)
 
     def glob() -> int:
         return int(pyarrow.dataset.dataset(str(out / "tables" / "slides"), format="parquet").count_rows())
 
     def report() -> int:
-        """Every committed slide's tables, joined: a row that is there has all its tiles and vectors."""
+        """Join the tables of every committed slide: each row has all its tiles and embeddings."""
         rows = cohort.rows()
         for slide_id, row in rows.items():
             for name in ("tiles", "membrane", "embeddings/stain"):
@@ -145,7 +145,7 @@ def test_reader_beside_an_ingest_sees_whole_slides_and_never_fewer(
 
 
 def replaced(path: Path) -> None:
-    """Another slide takes its place, as when a scan is repeated."""
+    """Replace a slide by another, as when a scan is repeated."""
     write_slide(path.with_name("new.tmp"), tissue_image(960, 880, seed=77, brown=0.4))
     path.with_name("new.tmp").replace(path)
 
@@ -157,7 +157,7 @@ def truncated(path: Path) -> None:
 
 @dataclass
 class Disturbed(SlideWorker):
-    """A worker that has something done to its slide before a stage, or before the commit."""
+    """A worker that calls a function on its slide before a stage, or before the commit."""
 
     stage: str = ""
     disturb: Callable[[Path], None] = Path.unlink
@@ -221,7 +221,7 @@ def test_number_of_workers_changes_no_byte(
 def test_huge_slide_and_slow_worker_change_no_byte(
     tmp_path: Path, ray_session: RaySession, make_slide: Callable
 ) -> None:
-    """The huge one is shared between the workers; one of them stands still for two seconds in the middle."""
+    """The huge slide is shared between the workers, and one of them stands still for two seconds in the middle."""
     make_slide("huge.tiff", size=(5000, 4600), brown=0.4)
     for k in range(4):
         make_slide(f"small{k}.tiff", seed=k, size=(900, 900))
@@ -230,7 +230,7 @@ def test_huge_slide_and_slow_worker_change_no_byte(
     list(plain_loop(reference, SlideQueue(todos(scans, reference))))
     worker = SlideWorker(*_cohort(tmp_path / "c"), range_batches=1, split_batches=1)
     slowed: list[psutil.Process] = []
-    for _ in run_on_ray(session, worker, SlideQueue(todos(scans, worker)), Resources(workers=2), Meters()):
+    for _ in run_on_ray(session, worker, SlideQueue(todos(scans, worker)), Resources(workers=2), RunMetrics()):
         if not slowed:
             slowed = find_descendants(os.getpid(), "ray::Actor")[:1]
             slowed[0].suspend()
@@ -262,7 +262,7 @@ NEEDY = """
 import sys
 from pathlib import Path
 from her2batch.runtime import ray_session as session
-session.OBJECT_STORE = 80_000_000
+session.OBJECT_STORE_BYTES = 80_000_000
 session.RAY_FOLDER = Path(sys.argv.pop(1))
 from her2batch.cli.app import main
 main()
@@ -271,7 +271,7 @@ main()
 
 @pytest.mark.slow
 def test_small_object_store_ends_well_or_with_one_line(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
-    """80 MB of object store; 50 MB for all files of Ray. It ends within five minutes, one way or the other."""
+    """With 80 MB of object store and 50 MB for all files of Ray, the run ends within five minutes."""
     room = Path("/tmp") / f"h2b-room-{os.getpid()}"
     room.mkdir()
     out = tmp_path / "c"
@@ -303,7 +303,7 @@ CHAOS = {
 def test_lost_or_late_ray_messages_change_no_byte(
     reference_cohort: ReferenceCohort, tmp_path: Path, fault: str
 ) -> None:
-    """Ray may end the process itself, by its own words, where the lost message was one of its start."""
+    """Ray may end the process itself, with its own message, when a message of its start was lost."""
     out = tmp_path / "c"
     env = {**os.environ, fault: CHAOS[fault]}
     run = subprocess.Popen(

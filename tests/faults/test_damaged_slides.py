@@ -32,7 +32,7 @@ SEEDS = {
     "dicom": "multi_frame_jpeg_camelyon_challenge_image.dcm",
     "dicom-raw": "sm_image.dcm",
 }
-"""Format → a real slide; no real NDPI was at hand."""
+"""Format → a slide of the test data; NDPI is written by the tests, because no real file was available."""
 
 USUAL = ("svs", "tiff", "ndpi", "dicom")
 
@@ -48,7 +48,7 @@ LOSSES = {
 
 @pytest.fixture(scope="module")
 def lookers() -> Iterator[tuple[SlideInspector, SlideInspector]]:
-    """Two processes whose fresh memory holds different garbage: px that nobody wrote differ."""
+    """Two processes that fill fresh memory with different values, so that pixels that were never written differ."""
     with SlideInspector(MEMORY_FILLS[0]) as first, SlideInspector(MEMORY_FILLS[1]) as second:
         yield first, second
 
@@ -61,7 +61,7 @@ def seed(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
 
 def lost(look: SlideInspector, path: Path, copies: Iterator[bytes], whole: Inspection) -> Counter[str]:
-    """How damaged copies end. Pixels of the undamaged slide are no harm."""
+    """Count the outcomes of damaged copies; `whole`: the pixels equal those of the undamaged slide."""
     found: Counter[str] = Counter()
     for data in copies:
         path.write_bytes(data)
@@ -113,7 +113,7 @@ def test_two_hundred_slides_with_flipped_bits_give_the_same_result_twice(
 
 
 def check_flips(times: int, path: Path, lookers: tuple[SlideInspector, SlideInspector], folder: Path) -> None:
-    """Tags, lists of tiles and data in turn; a crash is allowed where it was in the slide's own process."""
+    """Flip bits in tags, lists of tiles and data in turn; a crash of the slide's own process is allowed."""
     flips, place = flip_bits(path.read_bytes(), important_ranges(path), times, seed=11), folder / f"a{path.suffix}"
     for data in flips:
         place.write_bytes(data)

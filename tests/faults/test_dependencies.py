@@ -1,4 +1,4 @@
-"""What is installed is what was chosen: pinned with its hashes, past the known holes, under licences that fit."""
+"""Dependencies: pinned with their hashes, without known vulnerabilities, under allowed licences."""
 
 import re
 from importlib import metadata
@@ -13,7 +13,7 @@ KNOWN_HOLES = {
     "torch": ("2.10", "CVE-2025-32434 and CVE-2026-24747: torch.load(weights_only=True) runs code"),
     "openslide-bin": ("4.0.1", "CVE-2026-48977 (memory write by a crafted BIF), CVE-2026-54604 (uninitialised pixels)"),
 }
-"""Package → the first version without them. Source: field_notes §5.4."""
+"""Package → first version without known vulnerabilities. Source: field_notes §5.4."""
 
 
 @pytest.mark.parametrize("name", KNOWN_HOLES)
@@ -47,7 +47,7 @@ def test_lock_file_satisfies_pyproject() -> None:
 
 
 def test_every_package_has_an_allowed_licence() -> None:
-    """Those that don't are named with the reason."""
+    """Exceptions are listed with their reason."""
     found = {name: licence(name) for name in sorted(needed(declared()))}
     assert len(found) > 100
     assert {name: said for name, said in found.items() if not allowed(name, said)} == {}

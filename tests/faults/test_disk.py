@@ -1,4 +1,4 @@
-"""Disk: full, broken, slow, read-only, gone, or its files altered behind our back."""
+"""Disks that are full, faulty, slow, read-only or unmounted, and files that something else changed."""
 
 import random
 import shutil
@@ -51,7 +51,7 @@ print(first, run(), flush=True)
 
 
 def in_namespace(shell: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a shell line as root of a namespace of its own, where one may mount."""
+    """Run a shell command as root of a separate namespace, in which it may mount."""
     names = [str(one) for one in arguments]
     return subprocess.run(["unshare", "-rm", "sh", "-ec", shell, "sh", *names], capture_output=True, text=True)
 
@@ -64,7 +64,7 @@ def in_namespace(shell: str, *arguments: str | Path) -> subprocess.CompletedProc
 def test_slides_lost_to_a_full_disk_are_done_by_the_next_run(
     reference_cohort: ReferenceCohort, tmp_path: Path, kilobytes: int
 ) -> None:
-    """So many kB are free on a disk of 4 MB: for a first row, or for some slides."""
+    """Of a disk of 4 MB only some kB are free: enough for a first row, or for some slides."""
     disk, out = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
     ballast = 4_194_304 - kilobytes * 1024 // 4096 * 4096
@@ -88,7 +88,7 @@ def test_slides_lost_to_a_full_disk_are_done_by_the_next_run(
 def test_next_run_repairs_a_slide_that_a_failing_system_call_stopped(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
-    """ENOSPC at a write, EIO at an fsync, EXDEV at a rename: nothing is marked done that is not whole."""
+    """ENOSPC at write, EIO at fsync, EXDEV at rename: no slide is marked as done that is not whole."""
     faults = {"write": "error=ENOSPC", "fsync": "error=EIO", "rename": "error=EXDEV", "mkdir": "error=ENOSPC"}
     found = strikes(reference_cohort, tmp_path, faults, tries=2)
     refused_well(found)
@@ -131,7 +131,7 @@ def refused_well(found: list[dict]) -> None:
 
 @needs_strace
 def test_read_errors_fail_one_slide_only(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
-    """The share answers every read of its tiles with EIO."""
+    """Every read of tiles fails with EIO."""
     scans = tmp_path / "scans"
     shutil.copytree(reference_cohort.scans, scans)
     broken = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(tmp_path / "log"), "-P", str(scans / "s2.tiff")]
@@ -148,7 +148,7 @@ def test_read_errors_fail_one_slide_only(reference_cohort: ReferenceCohort, tmp_
 @needs_strace
 @pytest.mark.slow
 def test_slow_share_changes_no_byte(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
-    """Every read of the slides takes 20 ms more."""
+    """Every read of the slides takes 20 ms longer."""
     slow = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(tmp_path / "log"), "--trace=pread64"]
     paths = [part for path in sorted(reference_cohort.scans.iterdir()) for part in ("-P", str(path))]
     run = subprocess.run(
@@ -196,7 +196,7 @@ def test_read_only_cohort_is_refused_before_any_work(reference_cohort: Reference
 def test_unmounted_cohort_ends_the_run_and_is_not_created_again(
     reference_cohort: ReferenceCohort, tmp_path: Path, workers: int
 ) -> None:
-    """As when a share is unmounted: what is left is an empty folder on another disk."""
+    """After unmounting, an empty folder on another disk is left."""
     out, away = tmp_path / "c", tmp_path / "away"
     run = start_ingest(reference_cohort.scans, out, workers)
     wait_until(lambda: count_rows(out) >= 1)
@@ -219,7 +219,7 @@ def test_unmounted_cohort_ends_the_run_and_is_not_created_again(
 
 @needs_strace
 def test_power_loss_at_any_step_leaves_whole_slides(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
-    """Every prefix of what an ingest did to the disk, without what was not forced to it by then."""
+    """Replay every prefix of the disk operations of an ingest, without what was not forced to the disk by then."""
     scans, out = tmp_path / "scans", tmp_path / "c"
     scans.mkdir()
     for name in ("s2.tiff", "s3.tiff"):
@@ -247,7 +247,7 @@ def a_store(reference_cohort: ReferenceCohort, tmp_path: Path) -> Cohort:
 
 
 def files_of(cohort: Cohort, slide_id: str) -> list[Path]:
-    """One file of each kind that belongs to a slide: every table, the picture, a shard, a zarr.json, the row."""
+    """Return one file of each kind that belongs to a slide: tables, thumbnail, a shard, a zarr.json, the row."""
     row = cohort.rows()[slide_id]
     paths = [cohort.root / file["path"] for file in row["files"]]
     kinds = {path.parent if ".zarr" not in str(path) else path.name: path for path in paths}
@@ -255,7 +255,7 @@ def files_of(cohort: Cohort, slide_id: str) -> list[Path]:
 
 
 def rebuilt(reference_cohort: ReferenceCohort, cohort: Cohort, which: set[str]) -> None:
-    """The next ingest does exactly these slides again, and the store is as it was."""
+    """Assert that the next ingest repeats exactly these slides and restores every byte."""
     summary = ingest_serially(reference_cohort.scans, cohort.root)
     assert set(summary.fresh) == which
     assert_same_files(cohort.root, reference_cohort.files)
@@ -263,7 +263,7 @@ def rebuilt(reference_cohort: ReferenceCohort, cohort: Cohort, which: set[str]) 
 
 
 def test_verify_finds_200_of_200_flipped_bits(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
-    """One bit at a time, over every kind of file there is."""
+    """Flip one bit at a time, in every kind of file."""
     scans = tmp_path / "scans"
     scans.mkdir()
     shutil.copy(reference_cohort.scans / "s3.tiff", scans)

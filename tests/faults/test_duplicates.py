@@ -1,4 +1,4 @@
-"""The same content counts once, whatever it is called and wherever it lies; one other byte is another slide."""
+"""The same content counts once, whatever its name and folder; one different byte makes another slide."""
 
 import shutil
 from collections.abc import Callable

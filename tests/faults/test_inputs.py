@@ -39,7 +39,7 @@ EDITS = st.lists(
     st.tuples(st.floats(0, 1, exclude_max=True), st.one_of(st.binary(min_size=1, max_size=9), st.integers(1, 64))),
     min_size=1, max_size=6,
 )  # fmt: skip
-"""Where (as a share of the file), and what stands there instead: bytes, or so many bytes taken out."""
+"""Place of an edit (as a share of the file), and the bytes put there, or the number of bytes removed."""
 
 
 def edited(data: bytes, edits: list) -> bytes:
@@ -70,7 +70,7 @@ def ndpi(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def checked(table: TileTable, size: int) -> None:
-    """What a table that was let through may be relied on for."""
+    """Assert what holds for every tile table that the parser accepts."""
     there = table.byte_counts > 0
     assert len(table.offsets) == len(table.byte_counts) == table.across * table.down
     assert (table.offsets[there] >= 0).all()
@@ -154,7 +154,7 @@ class TestSlides:
 
 
 def read(reader: Callable[[Path], object], path: Path) -> object:
-    """What a reader makes of a file; None when it refuses it in our own words, naming the file and a remedy."""
+    """Return what a reader returns, or None when it raises our own error, which names the file and a remedy."""
     try:
         return reader(path)
     except Her2BatchError as error:

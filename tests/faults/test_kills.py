@@ -1,4 +1,4 @@
-"""Kills: whatever dies, and whenever, the same command ends with the same bytes and leaves nothing behind."""
+"""Kills: whichever process dies, and whenever, the same command ends with the same bytes and leaves nothing behind."""
 
 import json
 import os
@@ -38,10 +38,10 @@ from tests.faults.syscall_faults import EVENTS, under_strace
 from tests.runtime.test_ingest import contents
 
 CALLS = ("fsync", "rename", "unlink", "unlinkat", "rmdir", "mkdir", "write", "openat")
-"""System calls by which a store changes, or a file is opened; those that decide first."""
+"""System calls that change a cohort or open a file; the decisive ones first."""
 
 FRESH_RAY = min(20, max(1, TRIES // 3))
-"""Tries of faults that need a Ray of their own each: 6 s and more."""
+"""Tries of faults that start Ray each time, which takes 6 s and more."""
 
 
 # -- at every system call ------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def strikes(
     before: str | None = None,
     strike: str | None = None,
 ) -> list[dict]:
-    """One slide's ingest, struck at its n-th call of each kind; what was found after each.
+    """Ingest one slide with a fault at its n-th call of each kind. Returns what was found after each fault.
 
     before: the slide whose result lies there already.  strike: without strace, at what Python tells of itself.
     """
@@ -94,7 +94,7 @@ def strikes(
 
 
 def mended(found: list[dict]) -> None:
-    """After each strike the resumed store is the reference, byte for byte, with nothing left over."""
+    """Assert that after each fault the resumed cohort equals the reference, with no leftovers."""
     for one in found:
         assert one["again"] == 0, one
         assert one["resumed"] == {"torn": [], "left": [], "problems": [], "same": True}, one
@@ -136,7 +136,7 @@ def test_fault_at_an_audit_event_leaves_a_whole_slide_or_none(
 def test_kill_at_system_calls_all_over_an_ingest_leaves_a_whole_slide_or_none(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
-    """With HER2BATCH_FAULT_TRIES=1000 at every system call that there is."""
+    """With HER2BATCH_FAULT_TRIES=1000 the kill happens at every system call."""
     found = []
     for calls, tries in ((CALLS[:5], TRIES), (CALLS[5:], TRIES // 2)):
         folder = tmp_path / calls[0]
@@ -167,7 +167,7 @@ def test_next_run_completes_a_killed_replacement_of_a_changed_slide(
 
 
 def resumed(reference_cohort: ReferenceCohort, out: Path) -> None:
-    """The same command again, in this process: Same and Clean."""
+    """Run the same command in this process, and compare its files with the reference."""
     assert_whole_slides(out)
     assert ingest_serially(reference_cohort.scans, out).exit_code == 0
     assert_same_files(out, reference_cohort.files)
@@ -181,7 +181,7 @@ def driver(pid: int) -> list[psutil.Process]:
 def struck(
     reference_cohort: ReferenceCohort, out: Path, victim: Callable[[int], list[psutil.Process]], after: float
 ) -> tuple[int, str, float]:
-    """Kill a part of a run some seconds after its lock was taken; exit code, stderr, seconds until all were gone."""
+    """Kill processes of a run, `after` seconds from its lock. Returns exit code, stderr, seconds until it ended."""
     before = shared_memory_files()
     run = start_ingest(reference_cohort.scans, out)
     wait_until(lambda: (out / "cohort.toml").exists() or run.poll() is not None)
@@ -216,17 +216,17 @@ def test_dead_ray_process_ends_the_run_and_the_next_continues(
 
 
 def until_found(pid: int, part: str, out: Path, rows: int = 1) -> list[psutil.Process]:
-    """Ray's process of that name, once so many slides are done."""
+    """Wait until `rows` slides are done, and return Ray's processes of that name."""
     wait_until(lambda: count_rows(out) >= rows)
     return find_descendants(pid, part)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [0, 6])
+@pytest.mark.parametrize("rows", [0, pytest.param(6, marks=pytest.mark.long)])
 def test_dead_ray_process_at_start_or_stop_is_not_waited_for(
     reference_cohort: ReferenceCohort, tmp_path: Path, rows: int
 ) -> None:
-    """Ray itself would wait a minute and end the process with its own code, and without a word of ours."""
+    """Ray itself would wait a minute and end the process with its own exit code, without our message."""
 
     def victims(pid: int) -> list[psutil.Process]:
         wait_until(lambda: count_rows(out) >= rows and bool(find_descendants(pid, "gcs_server")))
@@ -254,7 +254,7 @@ def test_killed_driver_leaves_whole_slides_and_no_process(reference_cohort: Refe
 def test_resume_after_kill_at_random_moments_gives_identical_files(
     reference_cohort: ReferenceCohort, tmp_path: Path, part: str
 ) -> None:
-    """The moments lie in the whole life of a run: its start, its slides, its end."""
+    """The moments are spread over the start, the slides and the end of a run."""
     begun = time.monotonic()
     assert start_ingest(reference_cohort.scans, tmp_path / "whole").wait(timeout=120) == 0
     longest = time.monotonic() - begun
@@ -273,7 +273,7 @@ def test_resume_after_kill_at_random_moments_gives_identical_files(
 
 @pytest.mark.long
 def test_killed_reader_changes_no_byte(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
-    """Reader and writer are one process here: what decodes a slide measures and commits it."""
+    """Reader and writer are one process: the worker that decodes a slide also measures and commits it."""
     out = tmp_path / "c"
     run = start_ingest(reference_cohort.scans, out)
     kill_processes(until_found(run.pid, "ray::Actor", out)[:1])
@@ -288,7 +288,7 @@ def test_killed_reader_changes_no_byte(reference_cohort: ReferenceCohort, tmp_pa
 def test_actors_killed_at_random_moments_change_no_byte(
     reference_cohort: ReferenceCohort, tmp_path: Path, pool: str, ray_session: RaySession, small_weights: Path
 ) -> None:
-    """Two deaths a run, so that none can be a slide's third; with a (declared) GPU the model has workers of its own."""
+    """At most two deaths per run: a slide that loses three workers fails. A declared GPU gives models own workers."""
     plan = Plan() if pool == "reader" else Plan(encoders=("timm:test_vit",))
     session = replace(ray_session, workers=2, gpus=0 if pool == "reader" else 1)
     order = IngestRequest(reference_cohort.scans, tmp_path / "plain", weights=small_weights)

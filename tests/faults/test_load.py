@@ -1,4 +1,4 @@
-"""Much of everything, or nothing at all: it ends, in little memory.
+"""Very large slides and empty ones are handled, in little memory.
 
 What is too long for every day was run once by hand; docs/reliability.md has the figures.
 """
@@ -13,7 +13,7 @@ import psutil
 import tifffile
 
 from her2batch.runtime.ingest import IngestRequest, ingest
-from her2batch.runtime.ray_session import OBJECT_STORE, RaySession
+from her2batch.runtime.ray_session import OBJECT_STORE_BYTES, RaySession
 from her2batch.settings import Plan, Resources
 from her2batch.store.cohort import Cohort
 from her2batch.vision import tile_grid
@@ -38,7 +38,7 @@ def test_empty_glass_is_a_slide_without_tiles(tmp_path: Path, make_slide: MakeSl
 
 
 def test_million_tiles_are_planned_in_little_memory() -> None:
-    """A slide of 448,000 px, four times as wide as any: its grid, and the blocks it is read in."""
+    """A slide of 448,000 px, four times as wide as any: its grid, and the blocks in which it is read."""
     before = psutil.Process().memory_info().rss
     tiles = tile_grid.plan_tiles(448_000, 448_000, MPP, 0.5, 224)
     assert len(tiles) == 1_000_000
@@ -51,8 +51,8 @@ def test_million_tiles_are_planned_in_little_memory() -> None:
 
 
 def test_object_store_is_limited_to_200_mb(ray_session: RaySession) -> None:
-    assert OBJECT_STORE == 200_000_000
-    assert ray_session.ray.cluster_resources()["object_store_memory"] <= OBJECT_STORE
+    assert OBJECT_STORE_BYTES == 200_000_000
+    assert ray_session.ray.cluster_resources()["object_store_memory"] <= OBJECT_STORE_BYTES
 
 
 SHORT_OF_MEMORY = """

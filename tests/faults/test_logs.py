@@ -1,4 +1,4 @@
-"""A run's own notes (journal, durations, intake table) on a disk that is full or slow: the slides come first."""
+"""The run log, run times and the intake table on a full or slow disk do not stop an ingest."""
 
 import shutil
 import subprocess
@@ -30,7 +30,7 @@ exec "$@"
 
 @needs_mount
 def test_ingest_finishes_when_the_run_log_has_no_room(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
-    """tables/runs is a disk of its own, and full."""
+    """tables/runs is a separate disk, which is full."""
     out = tmp_path / "c"
     first = tmp_path / "scans"
     first.mkdir()
@@ -51,7 +51,7 @@ def test_ingest_finishes_when_the_run_log_has_no_room(reference_cohort: Referenc
 @needs_strace
 @pytest.mark.slow
 def test_run_log_on_a_slow_disk_changes_no_byte(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
-    """Every line that a process writes takes 20 ms."""
+    """Every line that a process writes takes 20 ms longer."""
     scans = tmp_path / "scans"
     scans.mkdir()
     shutil.copy(reference_cohort.scans / "s3.tiff", scans)
@@ -67,7 +67,7 @@ def test_run_log_on_a_slow_disk_changes_no_byte(reference_cohort: ReferenceCohor
 def test_ingest_runs_without_a_run_log_that_cannot_be_opened(
     reference_cohort: ReferenceCohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its name is taken by a folder: nobody can write there, not even root."""
+    """A folder has the name of the run log, so that not even root can write it."""
     cohort = Cohort(tmp_path / "c")
     cohort.create(Plan())
     (cohort.runs / "ingest-x.jsonl").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Slides that were made to do harm end in a code within 10 s and 1 GB, and nobody else notices."""
+"""A malicious slide gets an error code within 10 s and 1 GB, and does not affect other slides."""
 
 import json
 import os
@@ -20,14 +20,14 @@ HARMLESS = frozenset(
     ("zero-size.tiff", "xml-bomb.ome.tiff", "xml-bomb-philips.tiff", "xml-bomb-leica.scn", "xml-bomb.bif",
      "philips-without-end.tiff", "philips-of-spaces.tiff", "lzw-bomb.tiff", "lzma-bomb.tiff")
 )  # fmt: skip
-"""Read like any slide: nobody expands their XML, and a tile is unpacked up to its own size and no further."""
+"""Slides that can be read: their XML is not expanded, and a tile is decompressed up to its own size only."""
 
 CRASHES = frozenset(("nested.dcm",))
-"""They end the process that opens them: OpenSlide's DICOM library calls itself for each sequence in a sequence."""
+"""Slides that end the process that opens them: OpenSlide's DICOM library recurses into nested sequences."""
 
 
 USUAL = 800_000_000
-"""Bytes that the leading process holds at the most when it ingests one sound slide: Ray and the libraries."""
+"""Bytes that the driver process holds at most when it ingests one sound slide: Ray and the libraries."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_slide_discovery_unpacks_and_follows_nothing(tmp_path: Path) -> None:
 
 
 def peak_of(scans: Path, out: Path) -> tuple[dict, int]:
-    """What an ingest by the command says, and the most memory that the process which leads it ever held."""
+    """Return the JSON of an ingest, and the peak memory of its driver process."""
     code = (  # VmHWM, not ru_maxrss: a program's own, without what the process that started it held
         "import sys; from her2batch.cli import app as cli\n"
         "try: cli.main()\n"

@@ -1,4 +1,4 @@
-"""Models and tables from elsewhere: nothing in them is run, and what does not fit is refused before work starts."""
+"""Models and tables from elsewhere: no code in them is run, and what does not fit is refused before work starts."""
 
 import json
 import pickle
@@ -33,7 +33,7 @@ PLAIN = Resources(workers=0)
 
 
 class Payload:
-    """A pickle that makes a file when it is loaded."""
+    """A pickle that creates a file when it is loaded."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -43,7 +43,7 @@ class Payload:
 
 
 def pickled(path: Path, payload: Payload) -> None:
-    """The payload, as each kind of file may hold it."""
+    """Write the payload as each kind of file may contain it."""
     if path.suffix == ".pt":
         torch.save({"weight": payload}, path)
     elif path.suffix == ".skops":
@@ -81,14 +81,14 @@ def test_weights_with_a_payload_are_refused_before_the_first_slide(
 
 
 def rebuilt(folder: Path, entry: ModelEntry, file: Path, **more: object) -> Bundle:
-    """A bundle of one model, sealed with the right checksum of whatever file it is."""
+    """Return a bundle of one model whose checksum is right, whatever the file contains."""
     about = {"encoder": "stain", "mpp": 0.5, "tile": 224, **more}
     info = BundleInfo(her2batch="0.1.0", tasks=(entry.task,), licence="none", models=(entry,), **about)
     return save_bundle(folder, info, {entry.file: file})
 
 
 def refused(order: IngestRequest, cohort: Path, words: str) -> None:
-    """Neither an ingest nor a score begins; no slide gets a row."""
+    """Assert that ingest and score are refused, and that no slide gets a row."""
     with pytest.raises(InputError, match=words):
         ingest(order, Plan(), PLAIN)
     assert Cohort(order.out).rows() == {}
@@ -133,7 +133,7 @@ def test_skops_head_with_a_payload_is_refused(
 
 
 def spoiled(path: Path, how: str) -> None:
-    """A MIL head's weights, changed."""
+    """Damage the weights of a MIL head."""
     state = load_file(path)
     first = next(iter(state))
     if how == "another shape":
@@ -158,9 +158,9 @@ def spoiled(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("another shape", "does not fit"), ("one tensor more", "does not fit"), ("a NaN", "no numbers"),
-        ("a header of 2^62 bytes", "can't be read"), ("a tensor of 2^60 numbers", "can't be read"),
-        ("nested header", "can't be read"),
+        ("another shape", "does not fit"), ("one tensor more", "does not fit"), ("a NaN", "not finite"),
+        ("a header of 2^62 bytes", "cannot be read"), ("a tensor of 2^60 numbers", "cannot be read"),
+        ("nested header", "cannot be read"),
     ],
 )  # fmt: skip
 def test_damaged_head_is_refused_before_the_first_slide(
@@ -194,7 +194,7 @@ def test_head_of_another_encoder_or_resolution_is_refused(
 
 
 def exchanged(cohort: Cohort, name: str, slide_id: str, write: Callable[[Path], None]) -> None:
-    """Put another file in a table's place, and its checksum into the slide's row: only its content can tell."""
+    """Replace a table and its checksum in the slide's row, so that only its content shows the exchange."""
     path = cohort.table(name, slide_id)
     write(path)
     row = cohort.rows()[slide_id]
@@ -280,9 +280,9 @@ except MemoryError as error:
 
 
 def test_batch_is_halved_when_memory_runs_out() -> None:
-    """Really without: the process may hold 600 MB more and no byte."""
+    """The process is limited to 600 MB more than it holds."""
     said = subprocess.run([sys.executable, "-c", HUNGRY], capture_output=True, text=True, timeout=200)
     assert said.returncode == 0, said.stderr
     sizes, words = said.stdout.splitlines()
     assert sizes == "8 2"
-    assert "can't hold one tile" in words
+    assert "cannot hold one tile" in words

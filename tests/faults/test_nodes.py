@@ -1,4 +1,4 @@
-"""A cluster whose nodes die and join while an ingest goes on: the bytes of the plain loop."""
+"""A cluster whose nodes die and join during an ingest gives the bytes of the serial loop."""
 
 import random
 import subprocess
@@ -14,7 +14,7 @@ from tests.nodes import cluster
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_nodes_that_die_and_are_replaced_change_no_byte(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
-    """Between two kills one slide or more is committed: a slide that loses its worker three times is given up."""
+    """At least one slide is committed between two kills: a slide that loses its worker three times fails."""
     chance = random.Random(23)
     with cluster(workers=3) as nodes:
         for k in range(max(1, TRIES // 3)):

@@ -1,4 +1,4 @@
-"""Odd names and things that are no files: each has its code or its id, nothing hangs, nothing is made elsewhere."""
+"""Unusual names and special files: each gets an id or an error code, nothing hangs, no file appears elsewhere."""
 
 import ctypes
 import json
@@ -25,14 +25,14 @@ NAMES = [
 
 
 def tree(folder: Path, but: Path) -> dict[str, tuple[int, int]]:
-    """Every path under a folder with its size and time of change, except under another."""
+    """Return every path under a folder with its size and modification time, except those under `but`."""
     found = [path for path in folder.rglob("*") if but not in (path, *path.parents)]
     return {os.fsdecode(path): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in found if not path.is_dir()}
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing but the cohort `c` may change, wherever the command runs."""
+    """Assert that nothing but the cohort `c` changes, in whichever folder the command runs."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     (tmp_path / "scans").mkdir()
@@ -141,7 +141,7 @@ CAPSET_DROP, DAC_OVERRIDE, DAC_READ_SEARCH = 24, 1, 2
 
 
 def mind_modes() -> None:
-    """In a child: root too is held to the modes of files, once it has lost what lets it pass them by."""
+    """Drop the capability that lets root ignore file modes; called in a child process."""
     if os.getuid() == 0:
         libc = ctypes.CDLL(None, use_errno=True)
         for capability in (DAC_OVERRIDE, DAC_READ_SEARCH):

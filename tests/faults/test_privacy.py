@@ -1,4 +1,4 @@
-"""No name, date, barcode, path or label image of the source is in anything that a pseudonymised cohort makes."""
+"""No name, date, barcode, path or label image of the source is in anything that a pseudonymized cohort writes."""
 
 import json
 import os
@@ -46,7 +46,7 @@ MAIN = "\nfrom her2batch.cli.app import main\nmain()\n"
 
 @dataclass
 class Place:
-    """A folder with scans that bear marks, and what commands leave: cohort, logs, temporary files, Ray's session."""
+    """A folder with marked scans, and what commands write: cohort, logs, temporary files, Ray's session."""
 
     root: Path
     labels: list[bytes] = field(default_factory=list)
@@ -54,7 +54,7 @@ class Place:
     def run(
         self, name: str, *arguments: str, fault: str = "", enough: Callable[[], bool] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """The command line in a process of its own; what it says is kept, and so is Ray's folder.
+        """Run the command line in a separate process, and keep its output and Ray's folder.
 
         enough: when it is told to stop.
         """
@@ -95,13 +95,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture(scope="module")
 def ingested(place: Place) -> subprocess.CompletedProcess[str]:
-    """The ingest with pseudonyms of everything that bears marks, into made/cohort."""
+    """Ingest all marked scans with pseudonyms into made/cohort."""
     return place.ingest("ingest", "--json", "--workers", "2")
 
 
 @pytest.fixture(scope="module")
 def named(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cohort of the same slides that keeps its names."""
+    """A cohort of the same slides without pseudonyms."""
     out = tmp_path_factory.mktemp("named") / "cohort"
     given = ("--out", str(out), "--workers", "0", "--tile", "64", "--labels", "labels.csv", "--json")
     assert place.run("open", "ingest", SCANS, *given).returncode == 3
@@ -111,7 +111,7 @@ def named(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_search_finds_every_marker_of_an_open_cohort(place: Place, named: Path) -> None:
-    """Else its silence would say nothing: the source is full of marks, and so is a cohort that keeps its names."""
+    """The source and a cohort without pseudonyms are full of markers; otherwise finding none would prove nothing."""
     found = set().union(*find_leaks(place.root / SCANS, tuple(place.labels)).values())
     assert len(found) > 45
     assert repr(place.labels[0]) in found
@@ -151,7 +151,7 @@ PLAIN = {".json", ".geojson", ".csv", ".svg", ".xml", ".headers", ".said"}
 
 
 class Made(NamedTuple):
-    """What somebody gets out of a cohort, and what became of it."""
+    """Reports, exports and responses of a cohort, with exit codes and counts."""
 
     out: Path
     codes: dict[str, int]
@@ -160,7 +160,7 @@ class Made(NamedTuple):
 
 @pytest.fixture(scope="module")
 def made(place: Place, ingested: object, named: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Made, Made]:
-    """Reports, exports and answers of the cohort with pseudonyms, and of the one that keeps its names."""
+    """Reports, exports and responses of the cohort with pseudonyms, and of the one without."""
     cohorts, folder = (place.root / "made" / "cohort", named), tmp_path_factory.mktemp("outputs")
     outs = [folder / "hidden", folder / "named"]
     pairs = [str(path) for pair in zip(cohorts, outs, strict=True) for path in pair]
@@ -185,11 +185,13 @@ def test_reports_exports_and_pages_leak_no_marker(place: Place, made: tuple[Made
 
 @pytest.mark.usefixtures("ingested")
 def test_dicom_export_of_pseudonymized_cohort_is_refused(place: Place, tmp_path: Path) -> None:
-    """It would have to name the image that it is about, and the patient, as the archive knows them."""
+    """A DICOM report would have to name the image and the patient as the archive does."""
     slide_id = Pseudonymizer((place.root / "key").read_bytes()).slide(marker("archive"))
     cohort = Cohort(place.root / "made" / "cohort")
     assert cohort.rows()[slide_id]["format"] == "dicom"
-    with pytest.raises(InputError, match=f"{slide_id}: it has a pseudonym, and a report would have to identify its image"):
+    with pytest.raises(
+        InputError, match=f"{slide_id}: it has a pseudonym, and a report would have to identify its image"
+    ):
         export_cohort(Export(cohort.root, "dicom", tmp_path / "out", slides=(slide_id,)))
 
 
@@ -213,7 +215,7 @@ def test_search_finds_markers_in_reports_exports_and_pages(made: tuple[Made, Mad
 
 
 def test_search_finds_markers_in_packed_data(tmp_path: Path) -> None:
-    """Where the bytes as they lie say nothing."""
+    """The raw bytes of packed data show no marker."""
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset(
             "coords", data=np.frombuffer(f"{marker('dataset')} ".encode() * 99, np.uint8), compression="gzip"

@@ -1,4 +1,4 @@
-"""Very many slides, and a very large one: it ends, in memory that does not grow with them."""
+"""Very many slides and a very large one: memory does not grow with them."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ import tifffile
 
 from her2batch.files.atomic import file_sha256
 from her2batch.pipeline.queue import SlideQueue
-from her2batch.runtime.ray_session import OBJECT_STORE, RaySession
+from her2batch.runtime.ray_session import OBJECT_STORE_BYTES, RaySession
 from her2batch.runtime.scheduler import run_on_ray
 from her2batch.runtime.serial import run_serially as plain_loop
 from her2batch.runtime.telemetry import Meters
@@ -48,11 +48,11 @@ def _count(event, given):
         print(given[0], file=sys.stderr)
 sys.addaudithook(_count)
 """
-"""Tells of every slide that is opened."""
+"""Prints every slide that is opened."""
 
 
 def tiny_slides(folder: Path, count: int) -> Path:
-    """Aperio slides of 16 px; each has another number in its description, and so another content."""
+    """Write Aperio slides of 16 px that differ by a number in their descriptions."""
     folder.mkdir()
     rgb = np.full((16, 16, 3), 240, np.uint8)
     rgb[4:12, 4:12] = (150, 100, 160)
@@ -93,7 +93,7 @@ BLOCK = range(51, 67)
 
 
 def large_slide(path: Path) -> Path:
-    """60,000 px square, one level: a chunk of glass and four of tissue, repeated."""
+    """Write a slide of 60,000 px square with one level: a chunk of glass and four of tissue, repeated."""
     glass = np.random.default_rng(0).normal(240, 1, (512, 512, 3)).clip(0, 255).astype(np.uint8)
     inside = tissue_image(4096, 4096, seed=3, brown=0.3)[1536:2560, 1536:2560]  # all of it tissue
     kinds = [inside[y : y + 512, x : x + 512] for y in (0, 512) for x in (0, 512)]
@@ -108,7 +108,7 @@ def large_slide(path: Path) -> Path:
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_slide_of_60_000_px_needs_the_stated_memory_only(tmp_path: Path) -> None:
     scans = tmp_path / "scans"
     scans.mkdir()
@@ -124,7 +124,7 @@ def test_slide_of_60_000_px_needs_the_stated_memory_only(tmp_path: Path) -> None
 
 
 def crops(folder: Path, count: int) -> Path:
-    """Slides of 3,000 × 2,600 px, each another cut of one piece of tissue."""
+    """Write slides of 3,000 × 2,600 px, each another crop of one piece of tissue."""
     folder.mkdir()
     whole = tissue_image(3700, 3200, brown=0.4)
     for k in range(count):
@@ -134,7 +134,7 @@ def crops(folder: Path, count: int) -> Path:
 
 
 def digests(cohort: Path) -> dict[str, str]:
-    """Every file that has to be the same, whoever made it."""
+    """Return the digest of every file that must be the same in each run."""
     files = [path for path in cohort.rglob("*") if path.is_file() and "runs" not in path.parts]
     return {str(path.relative_to(cohort)): file_sha256(path) for path in files if path.name != ".lock"}
 
@@ -144,7 +144,7 @@ def digests(cohort: Path) -> dict[str, str]:
 def test_five_hundred_shared_slides_pass_through_an_object_store_of_200_mb(
     tmp_path: Path, ray_session: RaySession
 ) -> None:
-    """More than 200 MB pass through it and never a tenth of that at once; the bytes are those of the plain loop."""
+    """More than 200 MB pass through the store, never a tenth of it at once; the bytes are those of the serial loop."""
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
     scans = crops(tmp_path / "scans", 500)
@@ -158,8 +158,8 @@ def test_five_hundred_shared_slides_pass_through_an_object_store_of_200_mb(
     log.info("object store: %d at most, %d in all", most, last.cumulative_created_bytes)
     assert Counter(one.row["status"] for one in ended) == {"done": 500}
     assert digests(tmp_path / "plain") == digests(tmp_path / "shared")
-    assert last.cumulative_created_bytes > OBJECT_STORE
-    assert (most < OBJECT_STORE / 10, last.spilled_bytes_total) == (True, 0)
+    assert last.cumulative_created_bytes > OBJECT_STORE_BYTES
+    assert (most < OBJECT_STORE_BYTES / 10, last.spilled_bytes_total) == (True, 0)
 
 
 FULL = """
@@ -172,8 +172,8 @@ from her2batch.runtime import ray_session as session
 from her2batch.runtime import scheduler as pool
 from her2batch.pipeline.queue import SlideQueue
 from her2batch.pipeline.worker import SlideWorker
-session.OBJECT_STORE, session.RAY_FOLDER = 80_000_000, Path(sys.argv.pop(1))
-where, name = {"workers": (pool._Scheduler, "_hire"), "slide": (SlideQueue, "next")}[sys.argv.pop(1)]
+session.OBJECT_STORE_BYTES, session.RAY_FOLDER = 80_000_000, Path(sys.argv.pop(1))
+where, name = {"workers": (pool._Scheduler, "_start_actor"), "slide": (SlideQueue, "next_job")}[sys.argv.pop(1)]
 ingest.SlideWorker = partial(SlideWorker, range_batches=1, split_batches=0)
 then, held = getattr(where, name), []
 def fill(*given):
@@ -190,7 +190,7 @@ setattr(where, name, fill)
 from her2batch.cli.app import main
 main()
 """
-"""Ray's store and its disk are full before the first worker starts, or before the first slide is handed out."""
+"""Ray's object store and its disk are full before the first worker starts, or before the first slide is handed out."""
 
 
 @needs_mount
@@ -200,7 +200,7 @@ main()
 def test_full_object_store_beside_a_full_disk_ends_the_run_with_one_line(
     reference_cohort: ReferenceCohort, tmp_path: Path, before: str
 ) -> None:
-    """80 MB of store, 50 MB for all of Ray's files, slides that are shared; the next run ends with the same bytes."""
+    """With 80 MB of object store, 50 MB for Ray's files and shared slides; the next run ends with the same bytes."""
     room = Path("/tmp") / f"h2b-full-{os.getpid()}"
     room.mkdir()
     out = tmp_path / "c"
