@@ -155,7 +155,7 @@ def test_batch_is_halved_when_gpu_memory_runs_out() -> None:
     assert sizes[0] == 128
     assert min(sizes[:-1]) < 128
     assert float(gap) < 0.02
-    assert words == "cuda can't hold one tile of this network"
+    assert words == "cuda cannot hold one tile of this network"
 
 
 MIL = ("clam-sb", "clam-mb", "dtfd-afs", "dtfd-maxs", "dtfd-maxmins")

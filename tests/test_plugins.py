@@ -5,15 +5,26 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from her2batch.errors import InputError
+from her2batch.errors import InputError, WeightsError
+from her2batch.models import encoders, mil_registry
+from her2batch.models.encoders import CustomEncoder, load_encoder, register_encoder
+from her2batch.models.mil_registry import MilMethod, register_mil
 from her2batch.plugins import Package, Registry, registered_rows, resolve, restore_rows
+from her2batch.runtime.ingest import IngestRequest, ingest
+from her2batch.runtime.parallel import map_unordered
+from her2batch.runtime.ray_session import RaySession
+from her2batch.settings import Plan, Resources
 from her2batch.synthetic.cohort import make_cohort
+from her2batch.vision.membrane import TileBatch
+from her2batch.vision.stain import Stains
+from tests.conftest import MakeSlide
 from tests.installed_package import install
 
 EXAMPLE = Path(__file__).parent / "example_package"
@@ -132,6 +143,63 @@ def test_registered_rows_can_be_restored_in_another_process() -> None:
 def test_a_text_is_resolved_when_it_is_used() -> None:
     assert resolve("tests.test_plugins:ROW") is ROW
     assert resolve(ROW) is ROW
+
+
+# -- rows that a program registers -------------------------------------------------------------------------------
+
+
+def load_brightness(device: str, weights: Path | None) -> Callable[[TileBatch], np.ndarray]:
+    return lambda batch: batch.pixels.reshape(len(batch.pixels), -1).mean(axis=1, keepdims=True, dtype=np.float32)
+
+
+def load_wrong_shape(device: str, weights: Path | None) -> Callable[[TileBatch], np.ndarray]:
+    return lambda batch: np.zeros((len(batch.pixels), 2), np.float32)
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    register_encoder("brightness", CustomEncoder(1, load_brightness, "none needed"))
+    register_mil("toy", MilMethod("no_package:build"))
+    yield
+    encoders._registry.unregister("brightness")
+    mil_registry._registry.unregister("toy")
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_registered_encoder_reaches_every_worker(
+    workers: int, make_slide: MakeSlide, tmp_path: Path, ray_session: RaySession
+) -> None:
+    scans = make_slide().parent
+    summary = ingest(
+        IngestRequest(scans, tmp_path / "cohort"), Plan(encoders=("brightness",)), Resources(workers=workers)
+    )
+    assert summary.exit_code == 0
+    table = pq.read_table(next((tmp_path / "cohort" / "tables" / "embeddings" / "brightness").glob("*.parquet")))
+    values = np.array(table["embedding"].to_pylist())
+    assert values.shape[1] == 1
+    assert ((values > 50) & (values < 255)).all()
+
+
+def is_known(name: str, _: str) -> bool:
+    return mil_registry.is_mil_method(name)
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_registered_method_reaches_every_worker(ray_session: RaySession) -> None:
+    assert list(map_unordered(ray_session, is_known, ["toy"])) == [("toy", True)]
+
+
+def test_an_encoder_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(encoders.ENCODERS, "broken", CustomEncoder(1, "no_package:load", "none needed"))
+    with pytest.raises(WeightsError, match=r"encoder broken cannot be loaded \(ModuleNotFoundError"):
+        load_encoder("broken")
+    monkeypatch.setitem(encoders.ENCODERS, "broken", CustomEncoder(1, load_wrong_shape, "none needed"))
+    batch = TileBatch(np.zeros((3, 8, 8, 3), np.uint8), 0.5, Stains())
+    with pytest.raises(
+        WeightsError, match=r"array of shape \(3, 2\) for 3 tiles; its shape must be \(3, 1\)"
+    ):
+        load_encoder("broken")(batch)
 
 
 # -- the example package -----------------------------------------------------------------------------------------

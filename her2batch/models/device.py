@@ -1,7 +1,7 @@
-"""Running a network: pixels to the device, the network's own normalisation, batches that fit, the same bytes again.
+"""Run an image network: copy pixels to the device, normalise them, choose batches that fit, give repeatable results.
 
-On CUDA autocast to bfloat16. On the CPU float32, though bfloat16 would double ViT-L where the CPU has it (1.3 → 2.7
-images/s): a cohort that is shared between CPU types, or taken up again on another, would hold two precisions.
+On CUDA autocast to bfloat16. On the CPU float32, although bfloat16 would double the speed of ViT-L where the CPU has it
+(1.3 → 2.7 images/s): a cohort that is computed or resumed on several CPU types would contain two precisions.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 SUB_BATCH: Final = {"cuda": 128, "cpu": 8}
-"""Tiles a forward pass; fixed, for the last bits of a result depend on it."""
+"""Tiles of a forward pass. Fixed, because the last bits of a result depend on it."""
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """How a network wants its pixels. mean, std: of RGB in 0–1.  px: edge, None for as they come.  resize: how."""
+    """The input of a network. mean, std: of RGB in 0–1.  px: edge; None: any.  resize: interpolation."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -30,19 +30,19 @@ class Normalization:
 
 
 def best_device() -> str:
-    """'cuda' where torch sees a GPU: in a Ray worker, one that Ray gave; a GPU that is only declared is none."""
+    """Return 'cuda' where torch finds a GPU, else 'cpu'. A Ray worker finds only a GPU that Ray assigned to it."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def set_deterministic(device: str) -> None:
-    """Set this process up for repeatable results: deterministic kernels, one CPU thread, no TF32. Call before loading.
+    """Set up this process for repeatable results: deterministic kernels, one CPU thread, no TF32.
 
-    One thread, because sums are split by their number, and the plain loop must give the bytes of an actor.
-    Raises ValueError when the device is not there.
+    Call it before a network is loaded. One thread, because sums are split by the number of threads, and the plain loop
+    must give the bytes of an actor.  Raises ValueError when the device does not exist.
     """
     kind = torch.device(device).type
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"{device} was asked for, and torch sees no GPU")
+        raise ValueError(f"{device} was requested, and torch finds no GPU")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; without it no determinism
     torch.set_num_threads(1)
     torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms also loads a compiler: 2 s a process
@@ -54,41 +54,41 @@ def set_deterministic(device: str) -> None:
 def run_network(
     net: torch.nn.Module,
     pixels: NDArray[np.uint8],
-    look: Normalization,
+    normalization: Normalization,
     device: str,
     finish: Callable[[torch.Tensor], torch.Tensor],
 ) -> NDArray[np.float32]:
-    """(n, h, w, 3) uint8 through a network and `finish`: (n, d) float32. n ≥ 1.
+    """Run pixels, (n, h, w, 3) uint8, through a network and `finish`: (n, d) float32. n ≥ 1.
 
-    A device that runs out of memory gets half the tiles at a time. Raises MemoryError when one tile is too many.
+    When the device runs out of memory, the batch is halved. Raises MemoryError when one tile is too many.
     """
     size = SUB_BATCH[torch.device(device).type]
     out: list[torch.Tensor] = []
     start = 0
     while start < len(pixels):
         try:
-            out.append(_pass(net, pixels[start : start + size], look, device, finish))
+            out.append(_run_batch(net, pixels[start : start + size], normalization, device, finish))
             start += size
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
             if size == 1:
-                raise MemoryError(f"{device} can't hold one tile of this network") from error
+                raise MemoryError(f"{device} cannot hold one tile of this network") from error
             size //= 2
             torch.cuda.empty_cache()
     return torch.cat(out).cpu().numpy()
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    """torch has an error of its own for GPUs; of the CPU's allocator it tells in words."""
+    """Return whether memory ran out. torch has a class for this error on GPUs, only a message for it on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @torch.inference_mode()
-def _pass(
+def _run_batch(
     net: torch.nn.Module,
     pixels: NDArray[np.uint8],
-    look: Normalization,
+    normalization: Normalization,
     device: str,
     finish: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
@@ -97,10 +97,11 @@ def _pass(
     if kind == "cuda":
         tiles = tiles.pin_memory().to(device, non_blocking=True)  # uint8: a quarter of the bytes of float32
     x = tiles.permute(0, 3, 1, 2).float().div_(255)  # (n, 3, h, w) over (n, h, w, 3): channels_last as it lies
-    if look.px is not None and x.shape[-2:] != (look.px, look.px):
-        x = torch.nn.functional.interpolate(x, (look.px, look.px), mode=look.resize, antialias=True).clamp_(0, 1)
-    mean = torch.tensor(look.mean, device=x.device).view(1, 3, 1, 1)
-    std = torch.tensor(look.std, device=x.device).view(1, 3, 1, 1)
+    px, mode = normalization.px, normalization.resize
+    if px is not None and x.shape[-2:] != (px, px):
+        x = torch.nn.functional.interpolate(x, (px, px), mode=mode, antialias=True).clamp_(0, 1)
+    mean = torch.tensor(normalization.mean, device=x.device).view(1, 3, 1, 1)
+    std = torch.tensor(normalization.std, device=x.device).view(1, 3, 1, 1)
     x = x.sub_(mean).div_(std)
     with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda" and torch.cuda.is_bf16_supported()):
         return finish(net(x)).float()

@@ -1,4 +1,4 @@
-"""What a bundle says of a slide: its tables in, rows of the predictions table out. For ingest and score alike."""
+"""Predict with a bundle: from a slide's features to rows of the predictions table, in `ingest` and `score` alike."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from her2batch.tasks import HER2_TASKS, task_applies
 
 Floats = NDArray[np.float32]
 
-LEAST: Final = 1e-12
-"""Of a probability whose logarithm is taken."""
+MIN_PROBABILITY: Final = 1e-12
+"""Smallest probability whose logarithm is computed."""
 
 REVIEW_FLAGS: Final = ("blurred", "pen", "overexposed")
-"""Quality flags of a slide that make a person look, whatever a model says."""
+"""Quality flags that mark a slide for review, whatever a model predicts."""
 
 
 @dataclass(frozen=True)
 class SlideFeatures:
-    """What the store knows of a slide.
+    """The features of a slide that heads read.
 
     embeddings: encoder → (N, D).  patches: input → (n, 4) probabilities.  thumbnails: (task, method, input) → (C,).
     stain: of the slides table.  flags: quality flags.
@@ -37,10 +37,10 @@ class SlideFeatures:
 
 
 class BundlePredictor:
-    """A bundle's heads, loaded."""
+    """The loaded heads of a bundle."""
 
     def __init__(self, bundle: Bundle) -> None:
-        """Raises InputError when a head can't be loaded."""
+        """Load the heads. Raises InputError when one cannot be loaded."""
         from her2batch.models.device import set_deterministic
 
         set_deterministic("cpu")
@@ -54,41 +54,41 @@ class BundlePredictor:
             from her2batch.models.heads import load_head
 
             return load_head(self.bundle.path / entry.file, len(entry.classes))
-        return None  # networks run over pixels, elsewhere
+        return None  # image networks run over pixels, see pipeline.predict
 
-    def __call__(self, evidence: SlideFeatures) -> tuple[list[dict[str, Any]], dict[tuple[str, str, str], Floats]]:
-        """Rows of the predictions table without slide and patient; and the attention of each MIL head, (N,)."""
+    def __call__(self, features: SlideFeatures) -> tuple[list[dict[str, Any]], dict[tuple[str, str, str], Floats]]:
+        """Return rows of the predictions table without slide and patient, and the attention of each MIL head, (N,)."""
         rows, attention = [], {}
         for entry in self.bundle.info.models:
-            if not task_applies(entry.task, evidence.stain):
+            if not task_applies(entry.task, features.stain):
                 continue
-            p, seen = self._probabilities(entry, evidence)
+            p, tile_attention = self._probabilities(entry, features)
             if p is None:
                 continue
-            if seen is not None:
-                attention[entry.task, entry.method, entry.input] = seen
-            rows.append(_row(entry, apply_temperature(p, entry.temperature), evidence))
+            if tile_attention is not None:
+                attention[entry.task, entry.method, entry.input] = tile_attention
+            rows.append(_row(entry, apply_temperature(p, entry.temperature), features))
         return rows, attention
 
-    def _probabilities(self, entry: ModelEntry, evidence: SlideFeatures) -> tuple[Floats | None, Floats | None]:
-        """(C,) and, of a MIL head, the attention of its most likely class; None where the slide has nothing to read."""
+    def _probabilities(self, entry: ModelEntry, features: SlideFeatures) -> tuple[Floats | None, Floats | None]:
+        """Return p, (C,), and the attention of a MIL head's most likely class. None where the slide lacks the input."""
         if entry.kind == "thumbnail":
-            return evidence.thumbnails.get((entry.task, entry.method, entry.input)), None
+            return features.thumbnails.get((entry.task, entry.method, entry.input)), None
         if entry.kind == "mil":
-            bag = evidence.embeddings.get(entry.input)
+            bag = features.embeddings.get(entry.input)
             return self._mil(entry, bag) if bag is not None and len(bag) else (None, None)
-        patches = evidence.patches.get(entry.input)
+        patches = features.patches.get(entry.input)
         if entry.kind != "counts" or patches is None or not len(patches):
             return None, None
         from her2batch.models.heads import count_features, head_probabilities, majority_vote
 
-        features = count_features(patches)[None]
+        counts = count_features(patches)[None]
         if entry.needs_no_file:
-            return majority_vote(features)[0], None
-        return head_probabilities(self._heads[entry.file], features, len(entry.classes))[0], None
+            return majority_vote(counts)[0], None
+        return head_probabilities(self._heads[entry.file], counts, len(entry.classes))[0], None
 
     def _mil(self, entry: ModelEntry, bag: NDArray[Any]) -> tuple[Floats, Floats]:
-        """float32 throughout: a slide is one bag, and scores must not depend on the processor's type."""
+        """Run a MIL head in float32 throughout, as scores must not depend on the type of processor."""
         import torch
 
         with torch.inference_mode():
@@ -99,36 +99,36 @@ class BundlePredictor:
 
 
 def apply_temperature(p: Floats, temperature: float) -> Floats:
-    """(…, C) probabilities at another temperature; 1 changes nothing."""
-    logits = np.log(np.maximum(p.astype(np.float64), LEAST)) / temperature
+    """Return probabilities (…, C) at another temperature; 1 changes nothing."""
+    logits = np.log(np.maximum(p.astype(np.float64), MIN_PROBABILITY)) / temperature
     logits -= logits.max(axis=-1, keepdims=True)
     out = np.exp(logits)
     return np.asarray(out / out.sum(axis=-1, keepdims=True), np.float32)
 
 
 def plausible_classes(p: Floats, threshold: float | None) -> list[int]:
-    """Classes that can't be ruled out, in order; the most likely one always, every one without a threshold."""
+    """Return the classes that cannot be ruled out, in order: always the most likely one, all without a threshold."""
     if threshold is None:
         return list(range(len(p)))
     return [k for k in range(len(p)) if p[k] >= threshold or k == int(p.argmax())]
 
 
-def _row(entry: ModelEntry, p: Floats, evidence: SlideFeatures) -> dict[str, Any]:
-    left = plausible_classes(p, entry.threshold)
-    reasons = [flag for flag in evidence.flags if flag in REVIEW_FLAGS]
-    if len(left) != 1:
+def _row(entry: ModelEntry, p: Floats, features: SlideFeatures) -> dict[str, Any]:
+    plausible = plausible_classes(p, entry.threshold)
+    reasons = [flag for flag in features.flags if flag in REVIEW_FLAGS]
+    if len(plausible) != 1:
         reasons.append("undecided")
     if entry.threshold is None:
         reasons.append("uncalibrated")
-    if entry.task in HER2_TASKS and evidence.stain != "her2":
+    if entry.task in HER2_TASKS and features.stain != "her2":
         reasons.append("marker-presumed")
     return {
         "task": entry.task,
         "method": entry.method,
         "classes": list(entry.classes),
-        "p": [float(one) for one in p],
+        "p": [float(value) for value in p],
         "predicted": entry.classes[int(p.argmax())],
-        "plausible": [entry.classes[k] for k in left],
+        "plausible": [entry.classes[k] for k in plausible],
         "review": bool({"undecided", "uncalibrated", *REVIEW_FLAGS} & set(reasons)),
         "reasons": reasons,
         "score": None,

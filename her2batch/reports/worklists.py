@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from her2batch.models.membrane_rule import NEAR, TEN_PERCENT, slide_shares
+from her2batch.models.membrane_rule import NEAR_FACTOR, TEN_PERCENT, slide_shares
 from her2batch.reports.report_data import ReportData, read_tables
 from her2batch.reports.theme import ColumnKind, SortableTable
 from her2batch.store.cohort import Row
@@ -106,7 +106,7 @@ def list_near_threshold(data: ReportData) -> SortableTable:
         (label, "share", f"membrane.{name}, weighted by membrane.cells") for name, label in GUIDELINE_COLUMNS.items()
     )
     columns = (*SLIDE_COLUMNS, CLASS_COLUMN, SCORE_COLUMN, ("nearest", "share", "membrane"), *share_columns)
-    note = f"A share of the cellular area lies within a factor of {NEAR:g} of the guideline's {TEN_PERCENT:.0%}."
+    note = f"A share of the cellular area lies within a factor of {NEAR_FACTOR:g} of the guideline's {TEN_PERCENT:.0%}."
     return SortableTable("near", f"Near {TEN_PERCENT:.0%}", note, columns, rows)
 
 

@@ -23,7 +23,7 @@ from scipy.optimize import minimize_scalar
 from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, PackageEntry, save_bundle
 from her2batch.models.encoders import encoder_licence, encoder_package
 from her2batch.models.mil_registry import mil_method, mil_package
-from her2batch.models.predictor import LEAST, apply_temperature
+from her2batch.models.predictor import MIN_PROBABILITY, apply_temperature
 from her2batch.settings import ImageSettings, MilSettings, Plan, Training
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit, encoder_folder
 from her2batch.tasks import CLASSES
@@ -141,7 +141,7 @@ def fit_temperature(p: Floats, labels: NDArray[np.int64]) -> float:
 
     def loss(log_t: float) -> float:
         scaled = apply_temperature(p, math.exp(log_t))
-        return float(-np.log(np.maximum(scaled[rows, labels], LEAST)).mean())
+        return float(-np.log(np.maximum(scaled[rows, labels], MIN_PROBABILITY)).mean())
 
     result = minimize_scalar(loss, bounds=tuple(math.log(bound) for bound in TEMPERATURES), method="bounded")
     return round(float(math.exp(result.x)), 4)

@@ -42,7 +42,7 @@ class Payload:
         return Path.touch, (self.place,)
 
 
-def pickled(path: Path, payload: Payload) -> None:
+def write_payload(path: Path, payload: Payload) -> None:
     """Write the payload as each kind of file may contain it."""
     if path.suffix == ".pt":
         torch.save({"weight": payload}, path)
@@ -72,7 +72,7 @@ def test_weights_with_a_payload_are_refused_before_the_first_slide(
     tmp_path: Path, make_slide: Callable, payload: Payload, suffix: str
 ) -> None:
     make_slide(size=(600, 500))
-    pickled(tmp_path / f"test_vit{suffix}", payload)
+    write_payload(tmp_path / f"test_vit{suffix}", payload)
     order = IngestRequest(tmp_path / "scans", tmp_path / "c", weights=tmp_path / f"test_vit{suffix}")
     with pytest.raises(WeightsError, match=rf"test_vit\{suffix}"):
         ingest(order, Plan(encoders=("timm:test_vit",)), PLAIN)
@@ -80,14 +80,14 @@ def test_weights_with_a_payload_are_refused_before_the_first_slide(
     assert Cohort(tmp_path / "c").rows() == {}
 
 
-def rebuilt(folder: Path, entry: ModelEntry, file: Path, **more: object) -> Bundle:
+def bundle_with_file(folder: Path, entry: ModelEntry, file: Path, **more: object) -> Bundle:
     """Return a bundle of one model whose checksum is right, whatever the file contains."""
     about = {"encoder": "stain", "mpp": 0.5, "tile": 224, **more}
     info = BundleInfo(her2batch="0.1.0", tasks=(entry.task,), licence="none", models=(entry,), **about)
     return save_bundle(folder, info, {entry.file: file})
 
 
-def refused(order: IngestRequest, cohort: Path, words: str) -> None:
+def assert_refused(order: IngestRequest, cohort: Path, words: str) -> None:
     """Assert that ingest and score are refused, and that no slide gets a row."""
     with pytest.raises(InputError, match=words):
         ingest(order, Plan(), PLAIN)
@@ -103,8 +103,10 @@ def test_bundle_with_a_pickle_is_refused(
     make_slide(size=(600, 500))
     bundle = untrained(tmp_path / "bundle")
     (bundle.path / name).parent.mkdir(exist_ok=True)
-    pickled(bundle.path / name, payload)
-    refused(IngestRequest(tmp_path / "scans", tmp_path / "c", bundle=bundle.path), synthetic.cohort, "can run code")
+    write_payload(bundle.path / name, payload)
+    assert_refused(
+        IngestRequest(tmp_path / "scans", tmp_path / "c", bundle=bundle.path), synthetic.cohort, "can run code"
+    )
     assert not payload.place.exists()
 
 
@@ -120,11 +122,11 @@ def test_skops_head_with_a_payload_is_refused(
     head = ModelEntry(kind="counts", task="her2-4way", method="svm", input="patches-low", classes=four,
                       file="head.skops")  # fmt: skip
     save_file(build_network("resnet50", 4, 224, "tiny").state_dict(), tmp_path / "net.safetensors")
-    pickled(tmp_path / "head.skops", payload)
+    write_payload(tmp_path / "head.skops", payload)
     info = BundleInfo(her2batch="0.1.0", tasks=("her2-4way",), licence="none", models=(net, head))
     files = {one.file: tmp_path / one.file for one in (net, head)}
     bundle = save_bundle(tmp_path / "bundle", info, files)
-    refused(
+    assert_refused(
         IngestRequest(tmp_path / "scans", tmp_path / "c", bundle=bundle.path),
         synthetic.cohort,
         "not allowed in a bundle",
@@ -132,7 +134,7 @@ def test_skops_head_with_a_payload_is_refused(
     assert not payload.place.exists()
 
 
-def spoiled(path: Path, how: str) -> None:
+def damage_head(path: Path, how: str) -> None:
     """Damage the weights of a MIL head."""
     state = load_file(path)
     first = next(iter(state))
@@ -169,9 +171,9 @@ def test_damaged_head_is_refused_before_the_first_slide(
     make_slide(size=(600, 500))
     good = untrained(tmp_path / "good")
     entry = good.info.models[0]
-    spoiled(good.path / entry.file, how)
-    bundle = rebuilt(tmp_path / "bundle", entry, good.path / entry.file)
-    refused(IngestRequest(tmp_path / "scans", tmp_path / "c", bundle=bundle.path), synthetic.cohort, words)
+    damage_head(good.path / entry.file, how)
+    bundle = bundle_with_file(tmp_path / "bundle", entry, good.path / entry.file)
+    assert_refused(IngestRequest(tmp_path / "scans", tmp_path / "c", bundle=bundle.path), synthetic.cohort, words)
 
 
 def test_head_of_another_encoder_or_resolution_is_refused(
@@ -180,20 +182,22 @@ def test_head_of_another_encoder_or_resolution_is_refused(
     make_slide(size=(600, 500))
     good = untrained(tmp_path / "good")
     entry, file = good.info.models[0], good.path / good.info.models[0].file
-    other = rebuilt(tmp_path / "encoder", entry.model_copy(update={"input": "uni"}), file, encoder="uni")
-    refused(
+    other = bundle_with_file(tmp_path / "encoder", entry.model_copy(update={"input": "uni"}), file, encoder="uni")
+    assert_refused(
         IngestRequest(tmp_path / "scans", tmp_path / "c", bundle=other.path),
         synthetic.cohort,
         "reads embeddings of uni",
     )
-    coarse = rebuilt(tmp_path / "mpp", entry, file, mpp=1.0)
-    refused(IngestRequest(tmp_path / "scans", tmp_path / "d", bundle=coarse.path), synthetic.cohort, r"at 1\.0 µm/px")
+    coarse = bundle_with_file(tmp_path / "mpp", entry, file, mpp=1.0)
+    assert_refused(
+        IngestRequest(tmp_path / "scans", tmp_path / "d", bundle=coarse.path), synthetic.cohort, r"at 1\.0 µm/px"
+    )
 
 
 # -- tables ----------------------------------------------------------------------------------------------------
 
 
-def exchanged(cohort: Cohort, name: str, slide_id: str, write: Callable[[Path], None]) -> None:
+def exchange_table(cohort: Cohort, name: str, slide_id: str, write: Callable[[Path], None]) -> None:
     """Replace a table and its checksum in the slide's row, so that only its content shows the exchange."""
     path = cohort.table(name, slide_id)
     write(path)
@@ -217,7 +221,7 @@ def test_table_with_pickled_ray_types_runs_no_code_and_is_reported(cohort: Cohor
     about = {b"ARROW:extension:name": kind.encode(), b"ARROW:extension:metadata": pickle.dumps(payload)}
     field = pa.field("slide_id", pa.binary(), metadata=about)
     table = pa.table([pa.array([pickle.dumps(payload)], pa.binary())], schema=pa.schema([field]))
-    exchanged(cohort, "tiles", "a", lambda path: pq.write_table(table, path))
+    exchange_table(cohort, "tiles", "a", lambda path: pq.write_table(table, path))
     assert [one.slide_id for one in verify_cohort(cohort)] == ["a"]
     assert not payload.place.exists()
     assert ingest(IngestRequest(cohort.root.parent / "scans", cohort.root), Plan(tile=64), PLAIN).done == 1
@@ -231,7 +235,7 @@ def test_table_that_claims_a_billion_rows_is_not_unpacked(cohort: Cohort) -> Non
             for _ in range(10):
                 file.write_table(one, row_group_size=len(one))
 
-    exchanged(cohort, "tiles", "a", write)
+    exchange_table(cohort, "tiles", "a", write)
     path = cohort.table("tiles", "a")
     assert pq.read_metadata(path).num_rows == 10**9 > MOST_ROWS
     before = pa.total_allocated_bytes()

@@ -22,13 +22,13 @@ def bundle_of(folder: Path, info: BundleInfo, nets: Mapping[str, torch.nn.Module
         return save_bundle(folder, info, {name: Path(place) / name for name in nets})
 
 
-def untrained(folder: Path) -> Bundle:
+def untrained(folder: Path, task: str = "her2-3way") -> Bundle:
     """One MIL head on stain embeddings, as it was born."""
-    classes, dim = CLASSES["her2-3way"], embedding_dim("stain")
+    classes, dim = CLASSES[task], embedding_dim("stain")
     entry = ModelEntry(
-        kind="mil", task="her2-3way", method="clam-sb", input="stain", classes=classes, dim=dim, file="head.safetensors"
+        kind="mil", task=task, method="clam-sb", input="stain", classes=classes, dim=dim, file="head.safetensors"
     )
-    info = BundleInfo(her2batch="0.1.0", tasks=("her2-3way",), encoder="stain", mpp=0.5, tile=224,
+    info = BundleInfo(her2batch="0.1.0", tasks=(task,), encoder="stain", mpp=0.5, tile=224,
                       licence="none: untrained", models=(entry,))  # fmt: skip
     torch.manual_seed(0)
     return bundle_of(folder, info, {entry.file: build_mil_network("clam-sb", dim, len(classes), MilSettings())})

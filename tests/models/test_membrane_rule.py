@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2batch.models.membrane_rule import PLAUSIBLE, apply_rule, guideline_steps, rule_predictions, slide_shares
+from her2batch.models.membrane_rule import MIN_PLAUSIBLE, apply_rule, guideline_steps, rule_predictions, slide_shares
 from her2batch.tasks import CLASSES, IHC_SCORES
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
 
@@ -153,4 +153,4 @@ class TestPredictions:
     def test_every_likely_class_is_plausible(self, faint, complete, intense) -> None:
         for row in rule_predictions(apply_rule(table(faint, complete, intense)), presumed=False):
             for name, p in zip(row["classes"], row["p"], strict=True):
-                assert name in row["plausible"] or p < PLAUSIBLE
+                assert name in row["plausible"] or p < MIN_PLAUSIBLE

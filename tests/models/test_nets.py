@@ -132,7 +132,7 @@ def test_a_folder_without_weights_says_which_names_it_lacks(tmp_path: Path) -> N
 def test_without_the_hub_the_remedies_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(WeightsError, match="can't be reached") as caught:
+    with pytest.raises(WeightsError, match="cannot be reached") as caught:
         initial_network("densenet201", 2, 64, "full", "imagenet", 0)
     assert "--weights FOLDER" in caught.value.remedy
     assert "pretrained=none" in caught.value.remedy

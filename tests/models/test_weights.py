@@ -56,7 +56,7 @@ def test_the_hubs_cache_is_used_before_the_network(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert find_cached_weights(SOURCE) is None
-    with pytest.raises(WeightsError, match="can't be reached"):
+    with pytest.raises(WeightsError, match="cannot be reached"):
         locate_weights("net", SOURCE, None)
     blob = tmp_path / "models--somebody--net" / "blobs" / ("a" * 64)
     link = tmp_path / "models--somebody--net" / "snapshots" / ("0" * 40) / "model.safetensors"
@@ -92,7 +92,7 @@ def test_a_pickle_with_a_side_effect_is_refused_and_has_none(tmp_path: Path, pro
         torch.save({"a": Bomb(touched)}, path)
     else:
         path.write_bytes(pickle.dumps({"a": Bomb(touched)}))
-    with pytest.raises(WeightsError, match="can't be read"):
+    with pytest.raises(WeightsError, match="cannot be read"):
         read_weights(path)
     assert not touched.exists()
 
@@ -102,25 +102,25 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     save_file(net().state_dict(), path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-7])
-    with pytest.raises(WeightsError, match="can't be read"):
+    with pytest.raises(WeightsError, match="cannot be read"):
         read_weights(path)
     path.write_bytes(b"\xff" * 8 + whole[8:])  # a header longer than any file
-    with pytest.raises(WeightsError, match="can't be read"):
+    with pytest.raises(WeightsError, match="cannot be read"):
         read_weights(path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
     save_file({"a": torch.tensor([1.0, value])}, tmp_path / "net.safetensors")
-    with pytest.raises(WeightsError, match="no numbers, in a"):
+    with pytest.raises(WeightsError, match="not finite, in a"):
         read_weights(tmp_path / "net.safetensors")
 
 
 def test_something_else_than_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {"a": torch.ones(2)}}, tmp_path / "net.pt")
-    with pytest.raises(WeightsError, match="else than named tensors"):
+    with pytest.raises(WeightsError, match="other objects than named tensors"):
         read_weights(tmp_path / "net.pt")
-    with pytest.raises(WeightsError, match="no format"):
+    with pytest.raises(WeightsError, match="is not a format"):
         read_weights(tmp_path / "net.h5")
 
 
@@ -154,5 +154,5 @@ def test_other_tensors_are_refused_by_name(wrong: str) -> None:
         state["0.more"] = torch.ones(1)
     else:
         state["0.weight"] = torch.ones(2, 4)
-    with pytest.raises(WeightsError, match=r"1 tensors are missing.*0\.(weight|more) the first"):
+    with pytest.raises(WeightsError, match=r"1 tensors are missing.*first 0\.(weight|more)"):
         network_with_weights(net, state, Path("net.safetensors"))
