@@ -18,7 +18,11 @@ from her2batch.runtime.score import score
 from her2batch.settings import Plan, Resources, Training, TrainingResources
 from her2batch.store.audit import verify_cohort
 from her2batch.store.cohort import Cohort
+from her2batch.store.labels import store_labels
+from her2batch.store.pseudonyms import Pseudonymizer
 from tests.conftest import Synthetic, write_slide
+from tests.models.bundles import untrained
+from tests.runtime.test_ingest import contents
 
 METHODS = ("clam-mb", "resnet50", "random-forest", "majority-vote")
 
@@ -181,3 +185,66 @@ def _die_of_first(cohort: Cohort, bundle: object, plan: Plan, rows: tuple, devic
     if any(row["slide_id"] == sorted(cohort.rows())[0] for row in rows):
         os.kill(os.getpid(), signal.SIGKILL)
     return {}
+
+
+# -- slides that a task applies to -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unlabelled(synthetic: Synthetic, tmp_path: Path) -> Path:
+    """Two HER2 slides and an ER slide, ingested without labels."""
+    stains = {slide_id: row["stain"] for slide_id, row in sorted(Cohort(synthetic.cohort).rows().items())}
+    chosen = [one for one in stains if stains[one] == "her2"][:2] + [one for one in stains if stains[one] == "er"][:1]
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for slide_id in chosen:
+        (scans / f"{slide_id}.svs").symlink_to(synthetic.scans / f"{slide_id}.svs")
+    ingest(IngestRequest(scans, tmp_path / "cohort"), Plan(), Resources(workers=0))
+    return tmp_path / "cohort"
+
+
+def label(cohort: Path, labels: Path) -> None:
+    """Give the cohort its labels, by a later ingest."""
+    ingest(IngestRequest(cohort.parent / "scans", cohort, labels=labels), Plan(), Resources(workers=0))
+
+
+def test_a_bundle_that_applies_to_no_slide_is_refused(unlabelled: Path, synthetic: Synthetic, tmp_path: Path) -> None:
+    bundle = untrained(tmp_path / "bundle", "er")
+    before = contents(unlabelled)
+    with pytest.raises(
+        InputError, match=r"\(er\) applies to a slide of this cohort \(3 of an unknown marker\).*--labels"
+    ):
+        score(unlabelled, bundle.path, Resources(workers=0))
+    assert contents(unlabelled) == before
+    label(unlabelled, synthetic.labels)
+    found = score(unlabelled, bundle.path, Resources(workers=0))
+    assert (found.scored, found.not_applicable, found.exit_code) == (3, {"her2": 2}, 0)
+    assert found.not_applicable_text == "2 stained for her2"
+    rows = pq.read_table(unlabelled / "tables" / "predictions" / bundle.id).to_pylist()
+    stains = {slide_id: row["stain"] for slide_id, row in Cohort(unlabelled).rows().items()}
+    assert [(stains[row["slide_id"]], row["task"]) for row in rows] == [("er", "er")]
+
+
+def test_score_reads_the_labels_that_the_slides_do_not_have_yet(
+    unlabelled: Path, synthetic: Synthetic, tmp_path: Path
+) -> None:
+    """Earlier versions kept the labels of a later ingest for new slides only."""
+    store_labels(Cohort(unlabelled), synthetic.labels, Pseudonymizer())
+    found = score(unlabelled, untrained(tmp_path / "bundle", "er").path, Resources(workers=0))
+    assert (found.scored, found.not_applicable) == (3, {"her2": 2})
+    assert {row["stain"] for row in Cohort(unlabelled).rows().values()} == {"her2", "er"}
+
+
+def test_predictions_of_a_bundle_follow_labels_that_come_later(
+    bundle: Path, unlabelled: Path, synthetic: Synthetic, tmp_path: Path
+) -> None:
+    first = tmp_path / "first"
+    ingest(IngestRequest(tmp_path / "scans", first, labels=synthetic.labels), Plan(), Resources(workers=0))
+    for cohort in (unlabelled, first):
+        score(cohort, bundle, Resources(workers=0))
+    assert contents(unlabelled) != contents(first)
+    label(unlabelled, synthetic.labels)
+    found = score(unlabelled, bundle, Resources(workers=0))
+    assert (found.already, found.scored, found.not_applicable) == (0, 3, {"er": 1})
+    assert contents(unlabelled) == contents(first)
+    assert list(verify_cohort(Cohort(unlabelled))) == []
