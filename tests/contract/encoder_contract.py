@@ -1,4 +1,4 @@
-"""What every encoder must do."""
+"""Requirements for every encoder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from her2batch.vision.membrane import TileBatch
 
 
 class EncoderContract:
-    """Inherit, and give the fixtures `encoder` and `batch`, of at least three different tiles."""
+    """Tests to inherit. The subclass provides the fixtures `encoder` and `batch` (at least three different tiles)."""
 
     def test_one_float16_vector_for_each_tile(self, encoder: Encoder, batch: TileBatch) -> None:
         vectors = encoder(batch)

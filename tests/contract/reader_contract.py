@@ -1,4 +1,4 @@
-"""What every reader must do."""
+"""Requirements for every slide reader."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from her2batch.errors import SlideError
 from her2batch.slides.slide import MPP_RANGE, Box, Slide, resample
 
 MAX_CORNER = 1200
-"""px: larger levels are compared in a corner of this size."""
+"""Size of the corner in which levels are compared, px."""
 
 
 def corner_box(slide: Slide, level: int) -> Box:
@@ -20,7 +20,7 @@ def corner_box(slide: Slide, level: int) -> Box:
 
 
 def sample_boxes(whole: Box, chunk: int, seed: int) -> list[Box]:
-    """The first and the last px, a chunk on the grid and one off it, and boxes drawn at random."""
+    """Return the first and the last px, a chunk on the grid, one beside it, and random boxes."""
     rng = np.random.default_rng(seed)
     last = Box(whole.width - 1, whole.height - 1, 1, 1)
     edge = min(chunk, whole.width, whole.height)
@@ -34,7 +34,7 @@ def sample_boxes(whole: Box, chunk: int, seed: int) -> list[Box]:
 
 
 class SlideContract:
-    """Inherit, and give the fixture `slide`: freshly opened, mpp not yet settled."""
+    """Tests to inherit. The subclass provides the fixture `slide`: newly opened, without an override of its mpp."""
 
     def test_metadata_is_plausible(self, slide: Slide) -> None:
         info = slide.info
@@ -42,7 +42,7 @@ class SlideContract:
         assert info.reader
         assert list(info.level_downsamples) == sorted(info.level_downsamples)
         assert info.level_downsamples[0] == 1
-        assert all(min(one.chunk_width, one.chunk_height) >= 1 for one in info.levels)
+        assert all(min(level.chunk_width, level.chunk_height) >= 1 for level in info.levels)
         assert (info.mpp is None) == (info.mpp_source is None)
         assert info.mpp is None or MPP_RANGE[0] <= info.mpp <= MPP_RANGE[1]
 

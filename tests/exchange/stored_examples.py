@@ -1,4 +1,4 @@
-"""Cohorts with tables made through the schemas, without a slide behind them."""
+"""Cohorts with generated tables, without slide files."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ SIZE = (9_000, 7_000)
 def make_stored_cohort(
     root: Path, *slide_ids: str, mpp: float = 0.25, dim: int = 4, size: tuple[int, int] = SIZE
 ) -> Cohort:
-    """Slides whose tissue is a disc; tiles, membrane, embeddings of `stain`, a bundle's attention and patches."""
+    """Make a cohort of slides with a disc of tissue: tiles, membrane, embeddings of `stain`, attention and patches."""
     cohort = Cohort(root)
     cohort.create(Plan())
     for k, slide_id in enumerate(slide_ids):
@@ -41,12 +41,12 @@ def add_slide(cohort: Cohort, slide_id: str, seed: int, mpp: float, dim: int, si
         "embeddings/stain", schemas.embeddings_table(slide_id, numbers, pa.FixedSizeListArray.from_arrays(vectors, dim))
     )
     shares = rng.random(n).astype(np.float32)
-    head = [pa.array([one] * n) for one in ("her2-3way", "clam-sb", "stain")]
+    head = [pa.array([text] * n) for text in ("her2-3way", "clam-sb", "stain")]
     attention = pa.table([ids, *head, numbers, shares / max(shares.sum(), 1)], schemas.table_schema("attention"))
     draft.write(f"attention/{BUNDLE}", attention)
     few = disc_tiles(plan_grid(*size, mpp, 3.24, 224), size)
     p = rng.dirichlet(np.ones(4), len(few)).astype(np.float32)
-    facts = [pa.array([one] * len(few)) for one in (slide_id, "low")]
+    facts = [pa.array([text] * len(few)) for text in (slide_id, "low")]
     draft.write(f"patches/{BUNDLE}", pa.table([*facts, *few.T, *p.T], schemas.table_schema("patches")))
     row = {
         "slide_id": slide_id, "patient_id": f"P{seed}", "stain": "her2", "path": f"/scans/secret/{slide_id}.svs",
@@ -63,6 +63,6 @@ def add_failed(cohort: Cohort, slide_id: str) -> None:
 
 
 def disc_tiles(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The tiles of a grid whose middle lies in the disc inscribed in a slide."""
+    """Return the tiles of a grid whose centre is in the disc inscribed in a slide."""
     middle = grid[:, :2] + grid[:, 2:] / 2
     return grid[(((middle / size) - 0.5) ** 2).sum(axis=1) < 0.25]

@@ -1,4 +1,4 @@
-"""QuPath's GeoJSON in its dialects: what is an area with a HER2 score is read, everything else is counted and said."""
+"""Annotations from QuPath: areas with a HER2 score are read, other features are counted."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ SQUARE = box(0, 0, 100, 100)
 
 
 @pytest.mark.parametrize("wrap", [
-    lambda one: {"type": "FeatureCollection", "features": [one]}, lambda one: [one], lambda one: one,
+    lambda item: {"type": "FeatureCollection", "features": [item]}, lambda item: [item], lambda item: item,
 ])  # fmt: skip
 @pytest.mark.parametrize("properties", [
     {"objectType": "annotation", "classification": {"name": "3+", "color": [1, 2, 3]}},
@@ -36,7 +36,7 @@ SQUARE = box(0, 0, 100, 100)
 ])  # fmt: skip
 def test_all_dialects_are_read(wrap: object, properties: dict, tmp_path: Path) -> None:
     regions, notes = read_annotations(write_json(tmp_path / "a.geojson", wrap(make_feature(SQUARE, **properties))))
-    assert [(one.score, one.shape.area) for one in regions] == [("3+", 10_000)]
+    assert [(region.score, region.shape.area) for region in regions] == [("3+", 10_000)]
     assert notes == []
 
 
@@ -48,7 +48,7 @@ def test_spellings_of_scores(name: str, score: str, tmp_path: Path) -> None:
     regions, _ = read_annotations(
         write_json(tmp_path / "a.json", [make_feature(SQUARE, classification={"name": name})])
     )
-    assert [one.score for one in regions] == [score]
+    assert [region.score for region in regions] == [score]
 
 
 @pytest.mark.parametrize("name", ["4+", "Tumor", "3 cells", "10", "2-3+", "ER 3+", "+"])
@@ -68,7 +68,7 @@ def test_polygons_with_holes_and_collections_are_areas(tmp_path: Path) -> None:
         {**make_feature(SQUARE, classification="2+"), "geometry": several},
     ]
     regions, _ = read_annotations(write_json(tmp_path / "a.json", data))
-    assert [one.shape.area for one in regions] == [10_000 - 400, 10_000 + 100]
+    assert [region.shape.area for region in regions] == [10_000 - 400, 10_000 + 100]
 
 
 def test_self_intersecting_polygon_is_repaired(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_features_without_area_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["geojson_example.json", "holed.geojson", "qupath05.geojson"])
 def test_real_exports_without_scores_are_read(name: str, real_data: Path) -> None:
-    """None of them bears HER2 scores: each is read to its end, and says so. With scores written in, all are areas."""
+    """These exports have no HER2 scores, so all features are skipped."""
     regions, notes = read_annotations(real_data / "geojson" / name)
     assert regions == []
     assert notes
@@ -102,11 +102,11 @@ def test_real_exports_without_scores_are_read(name: str, real_data: Path) -> Non
 def test_outlines_in_real_exports_are_areas(name: str, count: int, real_data: Path, tmp_path: Path) -> None:
     data = json.loads((real_data / "geojson" / name).read_text())
     features = data if isinstance(data, list) else data.get("features", [data])
-    for one in features:
-        one["properties"]["classification"] = {"name": "2+"}
+    for feature in features:
+        feature["properties"]["classification"] = {"name": "2+"}
     regions, notes = read_annotations(write_json(tmp_path / "a.geojson", data))
-    assert [one.score for one in regions] == ["2+"] * count
-    assert all(one.shape.is_valid and one.shape.area > 0 for one in regions)
+    assert [region.score for region in regions] == ["2+"] * count
+    assert all(region.shape.is_valid and region.shape.area > 0 for region in regions)
     assert notes == []
 
 

@@ -1,4 +1,4 @@
-"""The HDF5 layout of CLAM and TRIDENT, and files that somebody else made: with care, or with malice."""
+"""The HDF5 layout of CLAM and TRIDENT, and imports of valid, damaged and malicious files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ def embedding_array(table: pa.Table) -> np.ndarray:
 
 
 def write_clam_features(path: Path, tiles: pa.Table, dim: int = 8, **more: object) -> tuple[np.ndarray, np.ndarray]:
-    """A file as CLAM's extract_features_fp.py leaves it: chunks of one row, datasets that can grow, no attributes."""
+    """Write a file like extract_features_fp.py of CLAM: chunks of one row, resizable datasets, no attributes."""
     coords = np.stack([tiles["x"].to_numpy(), tiles["y"].to_numpy()], axis=1).astype(np.int32)
     features = np.random.default_rng(0).normal(size=(len(coords), dim)).astype(np.float32)
     with h5py.File(path, "w") as file:
@@ -143,7 +143,7 @@ def test_values_too_large_for_float16_are_refused(value: float, cohort: Cohort, 
         match_features(tmp_path / "S1.h5", read_features(tmp_path / "S1.h5", MAX_ROWS), tiles)
 
 
-# -- malice ----------------------------------------------------------------------------------------------------
+# -- malicious files -------------------------------------------------------------------------------------------
 
 
 def _external_link(file: h5py.File, folder: Path) -> None:
@@ -239,7 +239,7 @@ def test_damaged_file_is_refused_with_its_name(damage: str, cohort: Cohort, tmp_
 
 
 def test_random_damage_is_refused_or_harmless(cohort: Cohort, tmp_path: Path) -> None:
-    """HDF5 has no checksum over numbers: noise among them can't be told. Noise in what describes them is refused."""
+    """HDF5 has no checksum of numbers, so damage among them is not detected. Damage in the metadata is refused."""
     _, tiles, _ = read_tables(cohort)
     write_clam_features(tmp_path / "S1.h5", tiles.slice(0, 20))
     data = (tmp_path / "S1.h5").read_bytes()
@@ -253,7 +253,7 @@ def test_random_damage_is_refused_or_harmless(cohort: Cohort, tmp_path: Path) ->
         except InputError as error:
             refused.append(str(error))
     assert refused
-    assert all(one.startswith(str(tmp_path / "S1.h5")) for one in refused)
+    assert all(message.startswith(str(tmp_path / "S1.h5")) for message in refused)
 
 
 def test_unexpected_attributes_are_ignored(cohort: Cohort, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tables as CSV: what pandas and DuckDB read back is what the Parquet files hold."""
+"""Tables as CSV: pandas and DuckDB read back the values of the Parquet files."""
 
 import csv as plain
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_lines_follow_rfc_4180(tmp_path: Path) -> None:
     assert text.startswith('a,b\r\nplain,1.5\r\n"with ""quotes""",2\r\n"with, comma",3\r\n"two\nlines",4\r\n,5\r\n')
     with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
         read = list(plain.reader(file))
-    assert [one[0] for one in read[1:]] == ["plain", 'with "quotes"', "with, comma", "two\nlines", "", "é 😐", "plain"]
+    assert [row[0] for row in read[1:]] == ["plain", 'with "quotes"', "with, comma", "two\nlines", "", "é 😐", "plain"]
 
 
 @pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1", "\r=1", "＝1"])
@@ -66,7 +66,7 @@ def test_lists_are_joined_and_nulls_are_empty() -> None:
 def test_embeddings_read_back_exactly(tmp_path: Path) -> None:
     table = make_stored_cohort(tmp_path, "S1").read("embeddings/stain", "S1")
     texts = text_column(table["embedding"])
-    back = np.array([[float(one) for one in text.split(";")] for text in texts], np.float16)
+    back = np.array([[float(value) for value in text.split(";")] for text in texts], np.float16)
     assert np.array_equal(back, np.stack(table["embedding"].to_numpy()))
 
 

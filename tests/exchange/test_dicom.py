@@ -1,4 +1,4 @@
-"""Structured reports: an independent validator accepts them, and they read back as what the tables say."""
+"""DICOM structured reports: accepted by an independent validator, with the values of the tables."""
 
 import shutil
 import subprocess
@@ -27,7 +27,7 @@ SLIDES = {
     "sm_image.dcm": 50, "jpeg.dicom": 957, "multi_frame_jpeg_camelyon_challenge_image.dcm": 1152,
     "dicom_boxes/boxes_0.dcm": 16, "dicom_boxes/boxes_1.dcm": 16,
 }  # fmt: skip
-"""Real slides → width of their level 0."""
+"""Real slide → width of its level 0."""
 
 
 def make_prediction(task: str, k: int, score: float | None = None) -> dict:
@@ -50,13 +50,13 @@ def make_report(real_data: Path, name: str, rows: list[dict]) -> pydicom.Dataset
 
 
 def validator_messages(path: Path) -> list[str]:
-    """Errors of dciodvfy (dicom3tools), and warnings but for codes of our own and type-2 values a source lacks."""
+    """Return errors and warnings of dciodvfy (dicom3tools), except about private codes and missing type-2 values."""
     if shutil.which("dciodvfy") is None:
         pytest.skip("no dciodvfy: apt-get install dicom3tools")
     said = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
     lines = (said.stdout + said.stderr).splitlines()
     fine = ("99HER2BATCH", "DICOMDIR")
-    return [one for one in lines if one.startswith(("Error", "Warning")) and not any(word in one for word in fine)]
+    return [line for line in lines if line.startswith(("Error", "Warning")) and not any(word in line for word in fine)]
 
 
 @pytest.mark.parametrize("name", SLIDES)
@@ -90,9 +90,9 @@ def test_report_reads_back_as_the_predictions(real_data: Path, tmp_path: Path) -
     groups = hd.sr.srread(tmp_path / "a.dcm").content.get_image_measurement_groups()
     assert len(groups) == len(ALL_PREDICTIONS)
     for group, row in zip(groups, ALL_PREDICTIONS, strict=True):
-        answers = [(one.name, one.value) for one in group.get_qualitative_evaluations()]
-        assert answers == [tuple(CodedConcept(*part) for part in one) for one in coded_answers(row)]
-        figures = [one.value for one in group.get_measurements()]
+        answers = [(answer.name, answer.value) for answer in group.get_qualitative_evaluations()]
+        assert answers == [tuple(CodedConcept(*part) for part in measurement) for measurement in coded_answers(row)]
+        figures = [measurement.value for measurement in group.get_measurements()]
         assert figures == pytest.approx([*row["p"], *([row["score"]] if row["score"] else [])])
 
 
@@ -110,9 +110,9 @@ def test_review_is_coded_with_its_reasons() -> None:
 
 
 def test_private_codes_are_short_and_unique() -> None:
-    triples = [part for row in ALL_PREDICTIONS for one in coded_answers(row) for part in one]
+    triples = [part for row in ALL_PREDICTIONS for pair in coded_answers(row) for part in pair]
     assert all(len(value) <= 16 for value, _, _ in triples)
-    assert len({one[:2] for one in triples}) == len(set(triples))
+    assert len({triple[:2] for triple in triples}) == len(set(triples))
 
 
 def test_missing_slide_file_is_named(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_missing_slide_file_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def scanned(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Cohort:
-    """The cohort of two DICOM slides with stained tissue, 0.25 µm/px; that one is a HER2 stain, labels say."""
+    """A cohort of two DICOM slides with stained tissue, 0.25 µm/px; the labels state HER2 for one of them."""
     folder = tmp_path_factory.mktemp("dicom")
     (folder / "scans").mkdir()
     for k, name in enumerate(("biopsy", "unnamed")):
@@ -138,7 +138,7 @@ def scanned(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Cohort
 
 
 def write_slide(path: Path, template: Path, rgb: np.ndarray, mpp: float, tile: int = 256) -> None:
-    """A picture as a DICOM slide of one level, uncompressed; everything else is the template's."""
+    """Write an image as an uncompressed DICOM slide of one level; everything else is copied from the template."""
     image = pydicom.dcmread(template)
     height, width = rgb.shape[:2]
     down, across = height // tile, width // tile

@@ -1,4 +1,4 @@
-"""QuPath's objects: what goes out is what the tables hold, and comes back through our own reader of QuPath's files."""
+"""QuPath objects: they have the values of the tables, and are read back by the reader of annotations."""
 
 import json
 from pathlib import Path
@@ -34,14 +34,14 @@ def export_geojson(root: Path, mpp: float = 0.25) -> tuple[Path, dict[str, pa.Ta
 
 
 def features_by_type(path: Path) -> dict[str, list[dict]]:
-    """The Features by objectType, read as plain JSON."""
+    """Read the Features as plain JSON: objectType → Features."""
     data = json.loads(path.read_text())
     assert data["type"] == "FeatureCollection"
-    found: dict[str, list[dict]] = {}
-    for one in data["features"]:
-        assert one["type"] == "Feature"
-        found.setdefault(one["properties"]["objectType"], []).append(one)
-    return found
+    features: dict[str, list[dict]] = {}
+    for feature in data["features"]:
+        assert feature["type"] == "Feature"
+        features.setdefault(feature["properties"]["objectType"], []).append(feature)
+    return features
 
 
 @pytest.mark.parametrize("mpp", [0.25, 0.2306])
@@ -50,15 +50,15 @@ def test_tiles_are_squares_at_their_position(mpp: float, tmp_path: Path) -> None
     tiles = tables["tiles"].to_pylist()
     found = features_by_type(path)["tile"]
     assert len(found) == len(tiles)
-    for one, tile in zip(found, tiles, strict=True):
+    for feature, tile in zip(found, tiles, strict=True):
         corners = tile["x"], tile["y"], tile["x"] + tile["size"], tile["y"] + tile["size"]
-        assert shape(one["geometry"]).equals(box(*corners))
-        assert one["properties"]["classification"] == {"name": "Tile", "color": [128, 128, 128]}
+        assert shape(feature["geometry"]).equals(box(*corners))
+        assert feature["properties"]["classification"] == {"name": "Tile", "color": [128, 128, 128]}
 
 
 def test_measurements_equal_the_values_of_the_tables(tmp_path: Path) -> None:
     path, tables = export_geojson(tmp_path)
-    said = [one["properties"]["measurements"] for one in features_by_type(path)["tile"]]
+    measurements = [feature["properties"]["measurements"] for feature in features_by_type(path)["tile"]]
     wanted = {
         "Tile": tables["tiles"]["tile"], "DAB OD mean": tables["tiles"]["dab"],
         "Tissue share": tables["tiles"]["tissue"], "Blur": tables["tiles"]["blur"],
@@ -67,7 +67,9 @@ def test_measurements_equal_the_values_of_the_tables(tmp_path: Path) -> None:
         f"Attention: her2-3way clam-sb stain ({BUNDLE})": tables["attention"]["attention"],
     }  # fmt: skip
     for name, column in wanted.items():
-        assert np.array_equal(np.array([one[name] for one in said], column.to_numpy().dtype), column.to_numpy())
+        assert np.array_equal(
+            np.array([values[name] for values in measurements], column.to_numpy().dtype), column.to_numpy()
+        )
 
 
 def test_patches_are_read_back_with_their_most_probable_class(tmp_path: Path) -> None:
@@ -75,7 +77,7 @@ def test_patches_are_read_back_with_their_most_probable_class(tmp_path: Path) ->
     patches = tables["patches"]
     regions, notes = read_annotations(path)
     best = np.stack([patches[f"p{k}"].to_numpy() for k in range(4)]).argmax(axis=0)
-    assert [one.score for one in regions] == [IHC_SCORES[k] for k in best]
+    assert [region.score for region in regions] == [IHC_SCORES[k] for k in best]
     for region, patch in zip(regions, patches.to_pylist(), strict=True):
         x, y, size = patch["x"], patch["y"], patch["size"]
         assert region.shape.equals(box(x, y, x + size, y + size))
@@ -107,7 +109,7 @@ tissue = st.sets(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1)
 
 @given(tissue, st.sampled_from([0.25, 0.2306, 0.2505, 0.23, 0.499]))
 def test_outline_of_any_tissue_has_the_area_of_its_tiles(cells: set[tuple[int, int]], mpp: float) -> None:
-    """On grids that don't meet the px a tile's neighbour is a px too near or too far: seams are no holes."""
+    """If tiles are no integer number of px wide, neighbours overlap or leave a gap by 1 px; gaps are no holes."""
     grid = plan_grid(20_000, 20_000, mpp, 0.5, 224)
     across = len(np.unique(grid[:, 0]))
     tiles = grid[sorted(row * across + column for row, column in cells)]
@@ -122,9 +124,9 @@ def test_outline_of_any_tissue_has_the_area_of_its_tiles(cells: set[tuple[int, i
 
 
 def test_equal_tables_give_equal_bytes(tmp_path: Path) -> None:
-    one, _ = export_geojson(tmp_path / "one")
-    two, _ = export_geojson(tmp_path / "two")
-    assert one.read_bytes() == two.read_bytes()
+    first, _ = export_geojson(tmp_path / "one")
+    second, _ = export_geojson(tmp_path / "two")
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_values_that_are_not_finite_are_left_out() -> None:

@@ -1,4 +1,4 @@
-"""Embeddings from outside: into the slides they belong to, whole, or refused with the reason."""
+"""Import of embeddings: as a whole into the slides that they belong to, or refused with the reason."""
 
 import shutil
 from pathlib import Path
@@ -28,7 +28,7 @@ def cohort(tmp_path: Path) -> Cohort:
 
 @pytest.fixture
 def h5(cohort: Cohort, tmp_path: Path) -> Path:
-    """The folder of features that an export of the cohort made."""
+    """The folder of features files from an export of the cohort."""
     export_cohort(Outgoing(cohort.root, "clam-h5", tmp_path / "out"))
     return tmp_path / "out" / "features_stain" / "h5_files"
 
@@ -76,7 +76,7 @@ def test_import_resumes_after_kill_between_table_and_row(cohort: Cohort, h5: Pat
     run_import(cohort, h5)
     left = cohort.table("embeddings/mine", "S1")
     write_row(
-        cohort, {**(row := cohort.rows()["S1"]), "files": [one for one in row["files"] if "mine" not in one["path"]]}
+        cohort, {**(row := cohort.rows()["S1"]), "files": [file for file in row["files"] if "mine" not in file["path"]]}
     )
     left.write_bytes(left.read_bytes()[:100])
     assert [problem.path for problem in verify_cohort(cohort)] == [left]
@@ -234,6 +234,6 @@ def test_imported_embeddings_train_and_score_like_computed_ones(synthetic: Synth
     )
     for slide_id, row in cohort.rows().items():
         if row["n_tiles"]:
-            own, ours = (cohort.read(f"predictions/{one.id}", slide_id)["p"] for one in bundles.values())
+            own, ours = (cohort.read(f"predictions/{bundle.id}", slide_id)["p"] for bundle in bundles.values())
             assert own.equals(ours)
     assert list(verify_cohort(cohort)) == []

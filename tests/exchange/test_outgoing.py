@@ -1,4 +1,4 @@
-"""Exports: which files there are, that they are whole, and that nothing else is ever touched."""
+"""Exports: the files of each format, and that no other file is changed."""
 
 import json
 from pathlib import Path
@@ -153,7 +153,7 @@ def test_cohort_without_slides_has_nothing_to_export(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("to", FILE_NAMES)
 def test_export_with_pseudonyms_has_no_paths(to: str, tmp_path: Path) -> None:
-    """The row of a pseudonymized slide has no path. All else in an export is named by the slide's id."""
+    """The row of a pseudonymized slide has no path, and files are named after the slide id."""
     cohort = make_stored_cohort(tmp_path / "cohort", "s0123456789abcdef0123")
     row = cohort.rows()["s0123456789abcdef0123"]
     assert "secret" in row["path"]
@@ -168,5 +168,5 @@ def test_h5_files_have_no_paths(cohort: Cohort, tmp_path: Path) -> None:
     run_export(cohort, "clam-h5", tmp_path / "out")
     for path in (tmp_path / "out").rglob("*.h5"):
         with h5py.File(path) as file:
-            said = [str(value) for one in file.values() for value in one.attrs.values()]
-        assert [words for words in said if "/" in words] == []
+            attributes = [str(value) for dataset in file.values() for value in dataset.attrs.values()]
+        assert [text for text in attributes if "/" in text] == []

@@ -1,7 +1,7 @@
-"""A minimal NDPI file: what the paper's scanner writes, as far as a reader looks at it.
+"""Minimal NDPI files, with the structure that readers need.
 
-One page a level, each one strip holding one JPEG with restart markers; tag 65426 lists where the runs between them
-start. Facts from OpenSlide's documentation and source (hamamatsu); no vendor file was at hand.
+Each level is a page with one strip: a JPEG with restart markers. Tag 65426 lists the offsets of the runs between them.
+Source: documentation and source code of OpenSlide (hamamatsu); no file from a scanner was available.
 """
 
 import struct
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 RUN = 32
-"""MCUs between restart markers: with MCUs of 8 px, chunks of 256 × 8 px."""
+"""Number of MCUs between restart markers. MCUs are 8 px wide, so runs have 256 × 8 px."""
 
 SHORT, LONG, ASCII, RATIONAL, FLOAT, SIGNED = 3, 4, 2, 5, 11, 9
 FORMAT_FLAG, SOURCE_LENS, X_OFFSET, Y_OFFSET, FOCAL_PLANE, MCU_STARTS, REFERENCE = (
@@ -25,9 +25,10 @@ def write_ndpi(
     path: Path, rgb: np.ndarray, mpp: float | None, levels: int = 2, objective: float = 40.0, sampling: str = "444",
     runs: int = 9, start: int = 0,
 ) -> Path:  # fmt: skip
-    """An image (H, W, 3) uint8 as NDPI; its width a multiple of a run's · 4^(levels - 1), each level a quarter as wide.
+    """Write an image (H, W, 3) uint8 as NDPI; each level is a quarter as wide as the one before.
 
-    runs: levels that have restart markers.  start: where the first image lies in the file.
+    The width must be a multiple of the width of a run · 4^(levels - 1).  runs: number of levels with restart markers.
+    start: offset of the first image in the file.
     """
     pages = []
     for k in range(levels):
@@ -35,7 +36,7 @@ def write_ndpi(
         pages.append((small, objective, None if mpp is None else mpp * 4**k, k < runs))
     pages.append((rgb[:64, :256], MACRO, None, False))
     with path.open("wb") as file:
-        file.write(b"II*\0" + bytes(8))  # 64-bit offset of the first directory: NDPI's own
+        file.write(b"II*\0" + bytes(8))  # NDPI: 64-bit offset of the first directory
         pointer = 4
         file.seek(max(start, 12))
         for image, lens, its_mpp, restarts in pages:
@@ -44,7 +45,7 @@ def write_ndpi(
 
 
 def _write_page(file, image: np.ndarray, lens: float, mpp: float | None, pointer: int, how: tuple[str, bool]) -> int:
-    """Append an image and its directory; returns where the offset of the next directory belongs."""
+    """Append an image and its directory; return the position for the offset of the next directory."""
     factor = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{how[0]}")
     quality = [cv2.IMWRITE_JPEG_QUALITY, 90, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor]
     restart = [cv2.IMWRITE_JPEG_RST_INTERVAL, RUN] if how[1] else []
@@ -96,9 +97,9 @@ def _pack_values(kind: int, value) -> tuple[int, bytes]:
 
 
 def _run_offsets(stream: bytes) -> list[int]:
-    """Where the entropy-coded runs start: behind the scan header, and behind each restart marker."""
+    """Return the offsets of the entropy-coded runs: after the scan header, and after each restart marker."""
     scan = stream.index(b"\xff\xda")
     first = scan + 2 + int.from_bytes(stream[scan + 2 : scan + 4])
     data = np.frombuffer(stream, np.uint8)
     marks = np.flatnonzero((data[:-1] == 0xFF) & (data[1:] & 0xF8 == 0xD0))
-    return [first, *(int(one) + 2 for one in marks[marks >= first])]
+    return [first, *(int(mark) + 2 for mark in marks[marks >= first])]

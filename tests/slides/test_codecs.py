@@ -1,4 +1,4 @@
-"""JPEG chunks in Zarr: under the name and configuration that other readers know."""
+"""The JPEG codec for Zarr and lossless chunks: compatible with other readers."""
 
 from pathlib import Path
 

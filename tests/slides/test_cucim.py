@@ -1,4 +1,4 @@
-"""cuCIM delivers pixels of slides that our own table has checked; here on a CPU."""
+"""The cuCIM reader, on a CPU."""
 
 import os
 import subprocess
@@ -65,7 +65,7 @@ def test_damaged_slide_is_refused_before_cucim_opens_it(tmp_path: Path, real_dat
 
 def test_levels_of_other_size_in_cucim_are_decoded_by_the_tiff_reader(tmp_path: Path) -> None:
     images = [np.full((h, w, 3), 120, np.uint8) for h, w in ((384, 640), (256, 384))]
-    with CucimSlide(write_philips(tmp_path / "a.tiff", *images)) as slide:  # its padding is cut off
+    with CucimSlide(write_philips(tmp_path / "a.tiff", *images)) as slide:  # with padding, which is removed
         assert slide.info.levels[1].width == 320
         assert np.abs(slide.read(Box(0, 0, 320, 192), 1).astype(int) - 120).max() <= 2
 

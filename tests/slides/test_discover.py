@@ -1,4 +1,4 @@
-"""Finding slides: by content, each once, in order; every other file with its reason."""
+"""Discovery of slides: by content, each once, sorted; and the reasons why other files are ignored."""
 
 import os
 import re
@@ -23,14 +23,14 @@ from her2batch.slides.discover import (
 
 
 def ignored_reasons(root: Path) -> dict[str, str]:
-    return {one.path.name: one.reason for one in discover_slides(root)[1]}
+    return {file.path.name: file.reason for file in discover_slides(root)[1]}
 
 
 def test_dicom_series_of_two_files_is_one_slide(real_data: Path) -> None:
     slides, ignored, _ = discover_slides(real_data / "slides")
     assert len(slides) == 11
     assert ignored == []
-    boxes = next(one for one in slides if one.path.parent.name == "dicom_boxes")
+    boxes = next(slide for slide in slides if slide.path.parent.name == "dicom_boxes")
     assert [path.name for path in boxes.members] == ["boxes_0.dcm", "boxes_1.dcm"]
     assert boxes.bytes == sum(path.stat().st_size for path in boxes.members)
 
@@ -40,7 +40,7 @@ def test_content_counts_before_suffix(tmp_path: Path, real_data: Path) -> None:
     (tmp_path / "no-suffix").write_bytes(svs)
     (tmp_path / "text.txt").write_text("hello")
     (tmp_path / "not-really.svs").write_text("hello")
-    assert [one.path.name for one in discover_slides(tmp_path)[0]] == ["no-suffix", "not-really.svs"]
+    assert [slide.path.name for slide in discover_slides(tmp_path)[0]] == ["no-suffix", "not-really.svs"]
     assert file_kind(tmp_path / "not-really.svs") == "named"
     assert ignored_reasons(tmp_path) == {"text.txt": "not a slide"}
 
@@ -51,7 +51,7 @@ def test_mrxs_and_its_folder_are_one_slide(tmp_path: Path) -> None:
     for name in ("Slidedat.ini", "Data0000.dat", "Index.dat"):
         (tmp_path / "case" / name).write_bytes(b"II*\0")
     slides, ignored, _ = discover_slides(tmp_path)
-    assert [(one.path.name, len(one.members)) for one in slides] == [("case.mrxs", 4)]
+    assert [(slide.path.name, len(slide.members)) for slide in slides] == [("case.mrxs", 4)]
     assert ignored == []
 
 
@@ -87,12 +87,12 @@ def test_slides_are_sorted_by_path_without_the_excluded_cohort(tmp_path: Path) -
     for name in ("b/2.svs", "a/3.svs", "b/1.svs", "cohort/x.svs"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"II*\0" + name.encode())
-    found = [str(one.path.relative_to(tmp_path)) for one in discover_slides(tmp_path, exclude=tmp_path / "cohort")[0]]
-    assert found == ["a/3.svs", "b/1.svs", "b/2.svs"]
+    slides, *_ = discover_slides(tmp_path, exclude=tmp_path / "cohort")
+    assert [str(slide.path.relative_to(tmp_path)) for slide in slides] == ["a/3.svs", "b/1.svs", "b/2.svs"]
 
 
 def write_dicom(path: Path, series: str, sop_class: str = WHOLE_SLIDE_SOP_CLASS) -> None:
-    """A DICOM file of which nobody asks more than its series."""
+    """Write a minimal DICOM file with its series."""
     facts = FileMetaDataset()
     facts.TransferSyntaxUID = ExplicitVRLittleEndian
     facts.MediaStorageSOPClassUID, facts.MediaStorageSOPInstanceUID = sop_class, f"{series}.{len(path.name)}"
@@ -102,7 +102,7 @@ def write_dicom(path: Path, series: str, sop_class: str = WHOLE_SLIDE_SOP_CLASS)
 
 
 def write_file(path: Path, kind: str) -> None:
-    """A small file of a kind; everything that the search tells apart."""
+    """Write a small file of one of the kinds that the search distinguishes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind.startswith("dicom"):
         write_dicom(path, f"1.2.{kind[-1]}", "1.2.3" if kind.endswith("0") else WHOLE_SLIDE_SOP_CLASS)
@@ -111,14 +111,14 @@ def write_file(path: Path, kind: str) -> None:
 
 
 def overwrite_content(path: Path) -> None:
-    """Other bytes, the same size, the same time of change: whoever opens it now takes it for something else."""
+    """Overwrite a file without changing its size and modification time: only opening it shows the difference."""
     facts = path.stat()
     path.write_bytes(b"?" * facts.st_size)
     os.utime(path, ns=(0, facts.st_mtime_ns))
 
 
 def member_names(found: DiscoveredSlides) -> list[tuple[str, ...]]:
-    return [tuple(path.name for path in one.members) for one in found.slides]
+    return [tuple(path.name for path in slide.members) for slide in found.slides]
 
 
 PATHS = ["1.svs", "2.svs", "a/1", "a/2", "a/case.vms", "case.vms", "b.mrxs", "b/1.dat", "a/3.dcm"]

@@ -1,4 +1,4 @@
-"""A slide's bytes: its identity, its holes, and whether its directories are all there."""
+"""Fingerprints of slides, holes, and completeness of TIFF directories."""
 
 import hashlib
 import struct
@@ -24,7 +24,7 @@ def test_one_file_has_its_plain_sha256(tmp_path: Path) -> None:
 def test_fingerprint_of_several_files_ignores_their_names(tmp_path: Path) -> None:
     for name, data in (("a", b"1"), ("b", b"2"), ("c", b"2"), ("d", b"1")):
         (tmp_path / name).write_bytes(data)
-    first, second = (fingerprint_slide([tmp_path / one for one in names]) for names in ("ab", "cd"))
+    first, second = (fingerprint_slide([tmp_path / name for name in names]) for names in ("ab", "cd"))
     assert first.sha256 == second.sha256
     assert first.sha256 != fingerprint_slide([tmp_path / "a"]).sha256
     assert first.bytes == 2
@@ -72,12 +72,12 @@ def test_tiff_is_detected_by_its_first_bytes(real_data: Path) -> None:
 
 
 def build_tiff(*directories: list[tuple[int, int, int, int]], then: int = 0) -> bytes:
-    """A little-endian TIFF of bare directories of (tag, type, count, value); the last points to `then`."""
+    """Build a little-endian TIFF of directories with entries (tag, type, count, value). then: offset after the last."""
     data = b"II*\0" + struct.pack("<I", 8)
     for number, entries in enumerate(directories):
         end = len(data) + 2 + 12 * len(entries) + 4
         following = end if number + 1 < len(directories) else then
-        data += struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *one) for one in entries)
+        data += struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
         data += struct.pack("<I", following)
     return data
 

@@ -1,4 +1,4 @@
-"""JPEG streams as slides hold them."""
+"""JPEG and JPEG 2000 streams of slides."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_aperio_rgb_without_marker_stays_rgb(real_data: Path) -> None:
     path = real_data / "slides/CMU-1-Small-Region.svs"
     with TiledTiffSlide(path) as slide:
         data, tables = slide.raw_tile(0, 50), slide.table(0).jpeg_tables
-    expected = tifffile.imread(path, key=0)[5 * 240 : 6 * 240, 0:240]  # ten tiles a row
+    expected = tifffile.imread(path, key=0)[5 * 240 : 6 * 240, 0:240]  # 10 tiles in each row
     assert b"Adobe" not in data + (tables or b"")
     assert np.array_equal(jpeg.decode_jpeg(data, tables, "RGB"), expected)
     assert np.abs(jpeg.decode_jpeg(data, tables, "YCBCR").astype(int) - expected).mean() > 20
@@ -107,7 +107,7 @@ def test_blanked_stream_has_no_metadata_and_the_same_pixels(rgb: np.ndarray, pro
     data = cv2.imencode(".jpg", rgb, [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive])[1].tobytes()
     said = [segment(0xFE, b"Jane Doe \xff\xda \xff\xd9 Jane Doe"), segment(0xE1, b"Exif\0\0Jane Doe"),
             segment(0xE0, b"JFXX\0Jane Doe"), segment(0xEE, b"Adobe\0\x64\0\0\0\0\1Jane Doe"), b"\xff"]  # fmt: skip
-    scan = data.rindex(jpeg.SOS)  # of the last, where there are several
+    scan = data.rindex(jpeg.SOS)  # the last one of a progressive JPEG
     loud = data[:2] + b"".join(said) + data[2:scan] + segment(0xFE, b"Jane Doe") + data[scan:] + b"Jane Doe\xff\xd9"
     quiet = jpeg.blank_metadata(loud)
     assert b"Jane" not in quiet

@@ -1,4 +1,4 @@
-"""NDPI from its own table of runs: the same pixels as OpenSlide, and chunks that move as they are."""
+"""NDPI slides read from their runs: the same pixels as through OpenSlide, and chunks that are copied unchanged."""
 
 import contextlib
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from tests.slides.ndpi import write_ndpi
 
 @pytest.fixture(scope="session")
 def tissue(real_data: Path) -> np.ndarray:
-    """Real HER2 3+ tissue: (1100, 2048, 3) uint8; the last runs are cut by the image's edge."""
+    """Real HER2 3+ tissue: (1100, 2048, 3) uint8; the edge of the image cuts the last runs."""
     jpg = next((real_data / "her2_cores").glob("3_*.jpg"))
     return cv2.cvtColor(cv2.imread(str(jpg)), cv2.COLOR_BGR2RGB)[2000:3100, 2000:4048].copy()
 
@@ -50,8 +50,8 @@ class TestNdpi(SlideContract):
         info = slide.info
         assert (info.format, info.reader, info.objective) == ("hamamatsu", "tiff", 40)
         assert (info.mpp, info.mpp_source) == (pytest.approx(0.23), "file")
-        assert [(one.width, one.height) for one in info.levels] == [(2048, 1100), (512, 275)]
-        assert {(one.chunk_width, one.chunk_height) for one in info.levels} == {(256, 256)}
+        assert [(level.width, level.height) for level in info.levels] == [(2048, 1100), (512, 275)]
+        assert {(level.chunk_width, level.chunk_height) for level in info.levels} == {(256, 256)}
         assert np.abs(read_level(slide).astype(int) - tissue).mean() < 1.5
 
 
@@ -63,11 +63,11 @@ def test_mpp_without_resolution_comes_from_the_objective(tissue: np.ndarray, tmp
 @pytest.mark.parametrize("sampling", ["444", "422"])
 @pytest.mark.parametrize("height", [8, 251, 256, 257, 1100])
 def test_pixels_are_identical_to_openslide(tissue: np.ndarray, tmp_path: Path, sampling: str, height: int) -> None:
-    """But for a last row of blocks that the image's edge cuts: OpenSlide shows none of it."""
+    """Except a last row of blocks that the edge of the image cuts: OpenSlide does not show it."""
     path = write_ndpi(tmp_path / "a.ndpi", tissue[:height], mpp=0.23, levels=1 + (height > 8), sampling=sampling)
     with open_slide(path, "tiff") as ours, open_slide(path, "openslide") as theirs:
         ours.validate()
-        sizes = [(one.width, one.height) for one in theirs.info.levels]
+        sizes = [(level.width, level.height) for level in theirs.info.levels]
         for level, size in enumerate(ours.info.levels):
             high = size.height // 8 * 8
             expected = read_level(theirs, sizes.index((size.width, size.height)))
@@ -76,7 +76,7 @@ def test_pixels_are_identical_to_openslide(tissue: np.ndarray, tmp_path: Path, s
 
 
 def test_half_width_colour_is_smoothed_only_within_a_run(tissue: np.ndarray, tmp_path: Path) -> None:
-    """The whole JPEG decoded at once differs at the seams of runs, by 11 grey levels here; so does OpenSlide."""
+    """Decoding the whole JPEG at once gives other pixels at the borders of runs, by up to 11 grey levels here."""
     path = write_ndpi(tmp_path / "a.ndpi", tissue, mpp=0.23, levels=1, sampling="422")
     table = parse_ndpi(path).levels[0]
     assert isinstance(table, RunTable)
@@ -111,7 +111,7 @@ def test_small_level_without_restart_markers_is_one_chunk(tissue: np.ndarray, tm
 
 
 def test_offsets_beyond_4_gb_are_read(tissue: np.ndarray, tmp_path: Path) -> None:
-    path = write_ndpi(tmp_path / "a.ndpi", tissue, mpp=0.23, start=(5 << 30) + 123)  # nearly all of it a hole
+    path = write_ndpi(tmp_path / "a.ndpi", tissue, mpp=0.23, start=(5 << 30) + 123)  # a sparse file
     with open_slide(path, "tiff") as ours, open_slide(path, "openslide") as theirs:
         assert int(ours.table(0).offsets[0]) > 5 << 30
         assert np.array_equal(read_level(ours)[:1096], read_level(theirs)[:1096])
@@ -150,16 +150,16 @@ def test_wrong_offsets_of_runs_are_left_to_openslide(tissue: np.ndarray, tmp_pat
 
 
 def find_run_offsets(data: bytes, relative: np.ndarray) -> bytes:
-    """The bytes of tag 65426: offsets from the start of the image's JPEG, of which only the differences are known."""
+    """Return the bytes of tag 65426. relative: offsets of the runs, from the first run."""
     for header in range(200, 2000):
         if (found := (relative + header).astype("<u4").tobytes()) in data:
             return found
-    raise AssertionError("no such table")
+    raise AssertionError("the offsets of the runs were not found")
 
 
 def test_macro_image_is_no_level(ndpi: Path) -> None:
     found = parse_ndpi(ndpi)
-    assert [one.width for one in found.levels] == [2048, 512]
+    assert [level.width for level in found.levels] == [2048, 512]
     assert found.others == ()
 
 
@@ -200,9 +200,9 @@ def test_pyramid_has_the_same_runs_and_no_metadata(ndpi: Path, tmp_path: Path) -
             assert np.array_equal(read_level(Pyramid(tmp_path / "p.zarr"), level), expected)
             stored = zarr.open_group(tmp_path / "p.zarr", mode="r")[str(level)][:]
             assert np.array_equal(np.moveaxis(stored, 0, -1), expected)
-    files = [one.read_bytes() for one in (tmp_path / "p.zarr").rglob("*") if one.is_file()]
+    files = [file.read_bytes() for file in (tmp_path / "p.zarr").rglob("*") if file.is_file()]
     assert not any(b"Jane" in data or b"Hamamatsu" in data for data in files)
-    shards = sum(one.stat().st_size for one in (tmp_path / "p.zarr/0").rglob("c/**/*") if one.is_file())
+    shards = sum(file.stat().st_size for file in (tmp_path / "p.zarr/0").rglob("c/**/*") if file.is_file())
     table = parse_ndpi(ndpi).levels[0]
     assert isinstance(table, RunTable)
     assert shards < 1.03 * (table.starts[-1] - table.starts[0]) * (1280 / 1100)  # the last chunks are filled up

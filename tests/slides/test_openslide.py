@@ -1,4 +1,4 @@
-"""What OpenSlide reads for us: DICOM, NDPI that our own table does not take, and the rest."""
+"""Slides read through OpenSlide: DICOM, NDPI and TIFF."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ class TestNdpi(SlideContract):
         assert np.abs(slide.read(Box(0, 0, 2048, 1024)).astype(int) - tissue).mean() < 1.5
 
     def test_chunks_have_a_useful_size(self, slide: Slide) -> None:
-        assert {(one.chunk_width, one.chunk_height) for one in slide.info.levels} == {(256, 256)}
+        assert {(level.chunk_width, level.chunk_height) for level in slide.info.levels} == {(256, 256)}
 
 
 @pytest.mark.parametrize("name", ["sm_image.dcm", "dicom_boxes/boxes_0.dcm", "jpeg.dicom"])
@@ -71,7 +71,7 @@ def test_mpp_without_resolution_comes_from_the_objective(tissue: np.ndarray, tmp
 
 
 def test_no_free_text_reaches_the_metadata(ndpi: Path) -> None:
-    """The fixture's reference, a patient in real files, is known to OpenSlide and to nobody else."""
+    """The reference in the fixture, which is a patient in real files, is a property in OpenSlide only."""
     with OpenSlideSlide(ndpi) as slide:
         assert "Jane Doe" in dict(slide._slide.properties).values()
         assert "Jane" not in repr(slide.info)

@@ -1,4 +1,4 @@
-"""Pyramids: the slide's own tiles, tissue only, open to every Zarr tool; and a Slide themselves."""
+"""Pyramids: tissue only, tiles copied from the slide, readable by Zarr tools and as a Slide."""
 
 import json
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def all_tissue(slide: Slide) -> np.ndarray:
 
 
 class TestLosslessPyramid(SlideContract):
-    """Whatever a slide does, its pyramid does."""
+    """A pyramid meets the requirements for every reader."""
 
     @pytest.fixture
     def slide(self, tmp_path: Path, real_data: Path) -> Slide:
@@ -46,7 +46,7 @@ class TestLosslessPyramid(SlideContract):
 
 
 class TestPyramid(SlideContract):
-    """Whatever a slide does, its pyramid does."""
+    """A pyramid meets the requirements for every reader."""
 
     @pytest.fixture
     def slide(self, tmp_path: Path, make_slide: Callable) -> Slide:
@@ -69,7 +69,7 @@ def shard_files(pyramid: Path) -> list[Path]:
 
 
 def test_size_is_within_3_percent_of_the_tissue_in_the_slide(tmp_path: Path) -> None:
-    """Also where levels are small and tissue is thin: the index of a shard is as large as its chunks are worth."""
+    """Also for small levels and thin tissue, because the size of shards is adapted."""
     image = np.tile(tissue_image(1000, 1040, brown=0.4), (5, 7, 1))
     slide = open_slide(write_slide(tmp_path / "a.tiff", image, levels=4))
     assert isinstance(slide, TiledTiffSlide)
@@ -90,7 +90,7 @@ def test_size_is_within_3_percent_of_the_tissue_in_the_slide(tmp_path: Path) -> 
 
 
 def reorder_tiles(path: Path, order: np.ndarray, left_out: list[int]) -> Path:
-    """A slide whose tiles of level 0 lie in another order; some are left out, as sparse TIFFs do."""
+    """Write the tiles of level 0 again in another order, without some of them, as in a sparse TIFF."""
     with tifffile.TiffFile(path, mode="r+b") as file:
         page, handle = file.pages[0], file.filehandle
         offsets, counts = list(page.dataoffsets), list(page.databytecounts)
@@ -131,14 +131,14 @@ def test_other_slides_are_encoded_as_jpeg(real_data: Path, tmp_path: Path) -> No
     ("name", "reader"), [("tcga-cr-7395-01a-01-ts1.svs", "tiff"), ("dicom_boxes/boxes_0.dcm", "openslide")]
 )
 def test_lossless_pyramid_has_identical_pixels(real_data: Path, tmp_path: Path, name: str, reader: str) -> None:
-    """And nothing but Zarr is needed to read it."""
+    """Lossless pyramids need nothing but Zarr to be read."""
     source = open_slide(real_data / "slides" / name)
     assert source.info.reader == reader
     write_pyramid(source, np.ones((1, 1), bool), tmp_path / "p.zarr", 90, lossless=True)
     for level in range(len(source.info.levels)):
         expected = np.moveaxis(read_level(source, level), -1, 0)
         codecs = json.loads((tmp_path / "p.zarr" / str(level) / "zarr.json").read_text())["codecs"][0]
-        assert [one["name"] for one in codecs["configuration"]["codecs"]] == ["transpose", "bytes", "zstd"]
+        assert [codec["name"] for codec in codecs["configuration"]["codecs"]] == ["transpose", "bytes", "zstd"]
         assert np.array_equal(zarr.open_group(tmp_path / "p.zarr", mode="r")[str(level)][:], expected)
         assert np.array_equal(dask.array.from_zarr(tmp_path / "p.zarr", component=str(level)).compute(), expected)
     location = parse_url(tmp_path / "p.zarr", mode="r")
@@ -151,8 +151,8 @@ def test_lossless_pyramid_has_identical_pixels(real_data: Path, tmp_path: Path, 
 def test_lossless_copies_jpeg_tiles_too(slide: Slide, tmp_path: Path) -> None:
     for name, lossless in (("a.zarr", False), ("b.zarr", True)):
         write_pyramid(slide, all_tissue(slide), tmp_path / name, 90, lossless)
-    for one in shard_files(tmp_path / "a.zarr"):
-        assert one.read_bytes() == (tmp_path / "b.zarr" / one.relative_to(tmp_path / "a.zarr")).read_bytes()
+    for shard in shard_files(tmp_path / "a.zarr"):
+        assert shard.read_bytes() == (tmp_path / "b.zarr" / shard.relative_to(tmp_path / "a.zarr")).read_bytes()
 
 
 def test_background_is_not_stored_and_reads_as_white(slide: Slide, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_background_is_not_stored_and_reads_as_white(slide: Slide, tmp_path: Pat
     write_pyramid(slide, tissue, tmp_path / "p.zarr", 90)
     pyramid = Pyramid(tmp_path / "p.zarr")
     assert (pyramid.read(Box(0, 0, 200, 200)) == 255).all()
-    inside = Box(600, 500, 300, 300)  # px under the tissue of the mask: 100 px a cell
+    inside = Box(600, 500, 300, 300)  # below the tissue: a px of the mask covers 100 px
     assert np.array_equal(pyramid.read(inside), slide.read(inside))
 
 
@@ -173,9 +173,9 @@ def test_zarr_dask_and_ome_zarr_open_pyramids(slide: Slide, tmp_path: Path) -> N
     location = parse_url(tmp_path / "p.zarr", mode="r")
     assert location is not None
     node = next(iter(Reader(location)()))
-    assert [level.shape for level in node.data] == [(3, one.height, one.width) for one in slide.info.levels]
+    assert [level.shape for level in node.data] == [(3, size.height, size.width) for size in slide.info.levels]
     assert np.array_equal(np.asarray(node.data[1]), expected)
-    scales = [one[0]["scale"] for one in node.metadata["coordinateTransformations"]]
+    scales = [transform[0]["scale"] for transform in node.metadata["coordinateTransformations"]]
     np.testing.assert_allclose([scale[-1] for scale in scales], [0.25, 0.5, 1.0], rtol=0.01)
 
 

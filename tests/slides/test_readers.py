@@ -1,4 +1,4 @@
-"""Which reader takes which file, and that all of them show the same."""
+"""The choice of a reader for each file; all readers return the same pixels."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ def test_real_slides_open_with_the_right_reader(real_data: Path, name, kind, rea
 
 
 def read_first_px(path: Path) -> NDArray[np.uint8]:
-    """What a slide shows first, if it is sound."""
+    """Validate a slide and read its first px."""
     with open_slide(path) as slide:
         slide.validate()
         return slide.read(Box(0, 0, 1, 1))
@@ -64,7 +64,7 @@ def test_bad_slides_are_refused_with_the_reason(real_data: Path, name: str, code
 
 
 def test_all_readers_return_the_same_pixels(cores: dict[str, Path], real_data: Path) -> None:
-    """Bound: 0. All three decode with libjpeg-turbo of the same kind; another build may differ by 1 or 2 levels."""
+    """Limit: 0, because all three use the same libjpeg-turbo; other builds may differ by 1 or 2 grey levels."""
     for path in (cores["3+"], real_data / "slides/CMU-1-Small-Region.svs"):
         shown = []
         for reader in READERS:
@@ -73,11 +73,11 @@ def test_all_readers_return_the_same_pixels(cores: dict[str, Path], real_data: P
             with open_slide(path, reader) as slide:
                 assert slide.info.reader == reader
                 shown.append(slide.read(Box(100, 200, 900, 700)).astype(int))
-        assert max(int(np.abs(one - shown[0]).max()) for one in shown) == 0
+        assert max(int(np.abs(pixels - shown[0]).max()) for pixels in shown) == 0
 
 
 def test_openslide_interpolates_levels_of_rounded_size(real_data: Path) -> None:
-    """TCGA's second level is 2.0005 times smaller. Measured off the first cell: max 49, mean 4.4; inside it: 0."""
+    """The downsample of level 1 is 2.0005. Measured outside the first cell: max 49, mean 4.4; inside: 0."""
     path = real_data / "slides/tcga-cr-7395-01a-01-ts1.svs"
     with open_slide(path) as ours, open_slide(path, "openslide") as theirs:
         for box, most, mean in ((Box(0, 0, 500, 400), 0, 0.0), (Box(1100, 1050, 500, 400), 255, 6.0)):

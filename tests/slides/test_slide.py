@@ -1,4 +1,4 @@
-"""What every slide shares: boxes, levels, mpp, resampling."""
+"""The base class of slides: boxes, levels, resolution, resampling."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from her2batch.slides.slide import Box, Level, Slide, SlideInfo, resample, resol
 
 
 class GradientSlide(Slide):
-    """A slide that is computed: red grows to the right, green downwards, the same at every level."""
+    """A computed slide: red increases to the right, green downwards, equally at every level."""
 
     def __init__(self, *sizes: tuple[int, int], mpp: float | None = 0.25, chunk: int = 64) -> None:
         levels = tuple(Level(w, h, chunk, chunk) for w, h in sizes)
@@ -35,9 +35,9 @@ def test_right_and_bottom_of_a_box() -> None:
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 300), st.integers(1, 300), st.integers(1, 128))
 def test_split_box_covers_each_px_once(x: int, y: int, width: int, height: int, edge: int) -> None:
     seen = np.zeros((y + height, x + width), int)
-    for one in split_box(Box(x, y, width, height), edge):
-        assert max(one.width, one.height) <= edge
-        seen[one.y : one.bottom, one.x : one.right] += 1
+    for part in split_box(Box(x, y, width, height), edge):
+        assert max(part.width, part.height) <= edge
+        seen[part.y : part.bottom, part.x : part.right] += 1
     assert (seen[y:, x:] == 1).all()
     assert seen.sum() == width * height
 
@@ -75,7 +75,7 @@ def test_too_large_read_is_refused_before_it_starts() -> None:
 
 def test_level_for_a_downsample_is_never_coarser() -> None:
     slide = GradientSlide((4000, 4000), (1000, 1000), (250, 250))
-    assert [slide.level_for(one) for one in (0.5, 1, 3.9, 4, 15, 16, 100)] == [0, 0, 0, 1, 1, 2, 2]
+    assert [slide.level_for(ds) for ds in (0.5, 1, 3.9, 4, 15, 16, 100)] == [0, 0, 0, 1, 1, 2, 2]
 
 
 def test_region_is_read_from_the_coarsest_sufficient_level() -> None:
@@ -88,8 +88,8 @@ def test_region_is_read_from_the_coarsest_sufficient_level() -> None:
 
 def test_tiles_are_read_from_a_level_twice_as_fine() -> None:
     slide = GradientSlide((4000, 4000), (2000, 2000), (1000, 1000))
-    assert [slide.tile_source(one) for one in (1, 2, 4, 8, 64)] == [(0, 1), (0, 2), (1, 2), (2, 2), (2, 8)]
-    assert [slide.tile_source(one) for one in (1.94, 1.95, 2.2, 3.9)] == [(0, 1), (0, 2), (0, 2), (0, 4)]
+    assert [slide.tile_source(ds) for ds in (1, 2, 4, 8, 64)] == [(0, 1), (0, 2), (1, 2), (2, 2), (2, 8)]
+    assert [slide.tile_source(ds) for ds in (1.94, 1.95, 2.2, 3.9)] == [(0, 1), (0, 2), (0, 2), (0, 4)]
 
 
 def test_overview_is_read_in_strips() -> None:

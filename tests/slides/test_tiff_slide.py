@@ -1,4 +1,4 @@
-"""TIFF slides read from their own tile table: right pixels, or none."""
+"""TIFF slides read from their tile tables: correct pixels, or an error."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from tests.slides.test_tiff_tables import write_philips
 
 
 def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """An image that JPEG keeps well: (height, width, 3) uint8."""
+    """Return a smooth image, which JPEG preserves well: (height, width, 3) uint8."""
     coarse = np.random.default_rng(seed).integers(100, 256, (height // 32 + 2, width // 32 + 2, 3), np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
@@ -31,7 +31,7 @@ def read_level(slide: Slide, level: int = 0) -> np.ndarray:
 
 
 def validation_result(path: Path) -> str:
-    """What opening and checking a file says: an error code, or 'accepted'."""
+    """Open and validate a file: return the error code, or 'accepted'."""
     try:
         with TiledTiffSlide(path) as slide:
             slide.validate(fingerprint_slide([path]).holes)
@@ -59,7 +59,7 @@ class TestRealCores(SlideContract):
 
 
 def differences(path: Path, most: int = 3000) -> list[tuple[int, float]]:
-    """(max, mean) absolute difference from OpenSlide, level by level, in a corner of at most `most` px."""
+    """Return (max, mean) absolute difference from OpenSlide for each level, in a corner of at most `most` px."""
     found = []
     with TiledTiffSlide(path) as ours, openslide.OpenSlide(path) as theirs:
         for level, (width, height) in enumerate(theirs.level_dimensions):
@@ -93,7 +93,7 @@ def test_jpeg_shrunk_while_decoding_is_close_to_the_area_mean(
     with TiledTiffSlide(tmp_path / "a.tiff") as slide:
         half = slide.read(Box(0, 0, 1024 // by, 1024 // by), 0, by).astype(int)
         area = resample(slide.read(Box(0, 0, 1024, 1024)), 1024 // by, 1024 // by).astype(int)
-    assert np.abs(half - area).mean() < 2.5  # the transform keeps fine detail that the mean of pixels blurs
+    assert np.abs(half - area).mean() < 2.5  # the scaled transform preserves fine detail that the mean of pixels blurs
     assert np.abs((half - area).mean((0, 1))).max() < 0.3
 
 
@@ -196,7 +196,7 @@ def test_missing_tile_of_a_sparse_slide_is_white(tmp_path: Path) -> None:
 def test_rgb_under_a_ycbcr_tag_is_detected_by_the_background(tmp_path: Path) -> None:
     rgb = np.full((512, 512, 3), 240, np.uint8)
     rgb[100:200, 100:300] = (150, 90, 60)
-    # asked for "ycbcr", tifffile stores the pixels unconverted; asked for "rgb", it converts them and says so
+    # for "ycbcr", tifffile stores the pixels without conversion; for "rgb" it converts them and sets the tag
     for name, photometric in (("wrong", "ycbcr"), ("right", "rgb")):
         path = tmp_path / f"{name}.tiff"
         tifffile.imwrite(path, rgb, tile=(128, 128), photometric=photometric, compression="jpeg", metadata=None)
@@ -206,7 +206,7 @@ def test_rgb_under_a_ycbcr_tag_is_detected_by_the_background(tmp_path: Path) -> 
             assert np.abs(read_level(slide).astype(int) - rgb).mean() < 3
 
 
-# -- harm ----------------------------------------------------------------------------------------------------------
+# -- damage --------------------------------------------------------------------------------------------------------
 
 
 def count_results(path: Path, variants: Iterator[bytes]) -> Counter[str]:
@@ -261,7 +261,7 @@ def test_zeros_after_the_last_tile_are_accepted(tmp_path: Path, real_data: Path)
 
 
 def test_tiles_with_the_size_of_another_level_are_refused(tmp_path: Path) -> None:
-    """Swap the tile lists of two levels with other tile sizes: every range is in the file and holds a JPEG."""
+    """Swapping the tile lists of two levels leaves every range a valid JPEG inside the file, but of another size."""
     path = tmp_path / "a.tiff"
     with tifffile.TiffWriter(path) as file:
         for edge in (128, 64):

@@ -1,4 +1,4 @@
-"""The tile table: what a TIFF says of itself, and what of it is believed."""
+"""Parsing and checking of the tile tables of TIFF slides."""
 
 import contextlib
 import struct
@@ -38,17 +38,17 @@ def write_tiff(path: Path, *images: np.ndarray, **more: object) -> Path:
 def test_structure_of_real_slides(real_data: Path, name, kind, sizes, mpp, objective, stored, others) -> None:
     found = parse_tiff(real_data / "slides" / name)
     assert (found.format, found.objective) == (kind, objective)
-    assert [(one.width, one.height) for one in found.levels] == sizes
+    assert [(level.width, level.height) for level in found.levels] == sizes
     assert found.mpp[0] == (None if mpp is None else pytest.approx(mpp, rel=1e-3))
     assert len(found.others) == others
     assert stored in (None, (found.levels[0].compression, found.levels[0].colorspace))
-    assert all(len(one.offsets) == one.across * one.down for one in found.levels)
+    assert all(len(level.offsets) == level.across * level.down for level in found.levels)
 
 
 def test_label_macro_and_thumbnail_are_no_levels(real_data: Path) -> None:
     found = parse_tiff(real_data / "slides/CMU-1-Small-Region.svs")
     assert len(found.levels) == 1
-    assert sorted((one.width, one.height) for one in found.others) == [(387, 463), (574, 768), (1280, 431)]
+    assert sorted((image.width, image.height) for image in found.others) == [(387, 463), (574, 768), (1280, 431)]
 
 
 def test_levels_may_be_pages_or_subdirectories(tmp_path: Path) -> None:
@@ -58,13 +58,13 @@ def test_levels_may_be_pages_or_subdirectories(tmp_path: Path) -> None:
         file.write(RGB, subifds=1, **PIXELS)
         file.write(small, subfiletype=1, **PIXELS)
     for path in (pages, tmp_path / "sub.tiff"):
-        assert [one.width for one in parse_tiff(path).levels] == [500, 250]
+        assert [level.width for level in parse_tiff(path).levels] == [500, 250]
 
 
 def test_tiled_image_of_another_shape_is_no_level(tmp_path: Path) -> None:
     found = parse_tiff(write_tiff(tmp_path / "a.tiff", RGB, RGB[:128, :128].copy(), RGB[::4, ::4].copy()))
-    assert [one.width for one in found.levels] == [500, 125]
-    assert [one.width for one in found.others] == [128]
+    assert [level.width for level in found.levels] == [500, 125]
+    assert [image.width for image in found.others] == [128]
 
 
 @pytest.mark.parametrize(
@@ -78,8 +78,8 @@ def test_tiled_image_of_another_shape_is_no_level(tmp_path: Path) -> None:
     ],
 )
 def test_ome_units_are_converted(tmp_path: Path, unit: str, size: str, mpp: float | None) -> None:
-    one = f'PhysicalSize{{0}}="{size}" PhysicalSize{{0}}Unit="{unit}"'
-    xml = f'<?xml version="1.0"?><OME><Image><Pixels {one.format("X")} {one.format("Y")}/></Image></OME>'
+    sizes = f'PhysicalSize{{0}}="{size}" PhysicalSize{{0}}Unit="{unit}"'
+    xml = f'<?xml version="1.0"?><OME><Image><Pixels {sizes.format("X")} {sizes.format("Y")}/></Image></OME>'
     found = parse_tiff(write_tiff(tmp_path / "a.ome.tif", RGB, description=xml.encode()))
     assert found.format == "ome-tiff"
     assert found.mpp == ((None, None) if mpp is None else pytest.approx((mpp, mpp)))
@@ -94,8 +94,8 @@ def test_resolution_tags_in_cm_inches_or_without_unit(tmp_path: Path) -> None:
 def philips_description(*spacings: str) -> str:
     parts = "".join(
         '<DataObject ObjectType="PixelDataRepresentation"><Attribute Name="DICOM_PIXEL_SPACING" Group="0x0028" '
-        f'PMSVR="IDoubleArray">&quot;{one}&quot; &quot;{one}&quot;</Attribute></DataObject>'
-        for one in spacings
+        f'PMSVR="IDoubleArray">&quot;{spacing}&quot; &quot;{spacing}&quot;</Attribute></DataObject>'
+        for spacing in spacings
     )
     return (
         '<?xml version="1.0"?><DataObject ObjectType="DPUfsImport"><Attribute Name="PIM_DP_SCANNED_IMAGES"><Array>'
@@ -118,13 +118,13 @@ def write_philips(path: Path, *images: np.ndarray) -> Path:
 
 
 def test_philips_padding_is_removed_and_mpp_is_the_pixel_spacing(tmp_path: Path) -> None:
-    base = np.full((384, 640, 3), 230, np.uint8)  # padded to whole tiles, as all its levels are
+    base = np.full((384, 640, 3), 230, np.uint8)  # padded to whole tiles, like all levels
     half, quarter = np.full((256, 384, 3), 230, np.uint8), np.full((128, 256, 3), 230, np.uint8)
     found = parse_tiff(write_philips(tmp_path / "a.tiff", base, half, quarter))
     assert found.format == "philips"
     assert found.mpp == (pytest.approx(0.25), pytest.approx(0.25))
-    assert [(one.width, one.height) for one in found.levels] == [(640, 384), (320, 192), (160, 96)]
-    assert [len(one.offsets) for one in found.levels] == [15, 6, 2]
+    assert [(level.width, level.height) for level in found.levels] == [(640, 384), (320, 192), (160, 96)]
+    assert [len(level.offsets) for level in found.levels] == [15, 6, 2]
 
 
 def test_philips_levels_are_those_of_openslide(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_philips_levels_are_those_of_openslide(tmp_path: Path) -> None:
     with openslide.OpenSlide(path) as theirs:
         ours = parse_tiff(path)
         assert theirs.properties["openslide.vendor"] == "philips"
-        assert theirs.level_dimensions == tuple((one.width, one.height) for one in ours.levels)
+        assert theirs.level_dimensions == tuple((level.width, level.height) for level in ours.levels)
         assert float(theirs.properties["openslide.mpp-x"]) == pytest.approx(ours.mpp[0])
 
 
@@ -181,7 +181,7 @@ def test_bad_slides_are_refused_with_the_reason(real_data: Path) -> None:
 
 
 def overwrite_tag(path: Path, tag: int, value: int) -> Path:
-    """Write another value over a tag of the first page of a little-endian TIFF."""
+    """Overwrite the value of a tag in the first page of a little-endian TIFF."""
     data = bytearray(path.read_bytes())
     at = struct.unpack_from("<I", data, 4)[0]
     for k in range(struct.unpack_from("<H", data, at)[0]):
@@ -227,5 +227,5 @@ def test_flipped_bits_raise_slide_error_or_leave_a_valid_table(tmp_path: Path) -
         path.write_bytes(flipped)
         with contextlib.suppress(SlideError):
             found = parse_tiff(path)
-            for one in (*found.levels, *found.others):
-                assert int((one.offsets + one.byte_counts).max()) <= len(data)
+            for table in (*found.levels, *found.others):
+                assert int((table.offsets + table.byte_counts).max()) <= len(data)
