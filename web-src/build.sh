@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Put the packages of package-lock.json into her2batch/web/static/vendor, with their licences and a list of what they
-# are. npm checks each package against the lock's hash; tests/web/test_vendored.py checks the files against the list.
+# Copy the packages of package-lock.json to her2batch/web/static/vendor, with their licences and a list of their
+# versions. npm checks each package against the hash of the lock file; tests/web/test_vendored.py checks the files.
 set -euo pipefail
 cd "$(dirname "$0")"
 npm ci --ignore-scripts --no-audit --no-fund

@@ -93,12 +93,12 @@ function showShares(shares) {
   }
   const percent = (name) => `${(100 * shares[name]).toFixed(1)} %`;
   const rows = [["faint or stronger", "faint"], ["moderate or stronger", "moderate"], ["intense", "intense"]].map(
-    ([label, name]) => element("tr", {}, element("th", { scope: "row" }, label), cell("All", percent(name)),
+    ([label, name]) => element("tr", {}, element("th", { scope: "row" }, label), cell("Total", percent(name)),
       cell("Complete", percent(`${name}_complete`))));
-  const head = element("tr", {}, ...["Membranes", "All", "Complete"].map((label) => element("th", { scope: "col" }, label)));
+  const head = element("tr", {}, ...["Membranes", "Total", "Complete"].map((label) => element("th", { scope: "col" }, label)));
   byId("shares").replaceChildren(
     element("table", { class: "small" }, element("thead", {}, head), element("tbody", {}, ...rows)),
-    element("p", {}, `Share of the cellular area, which is ${percent("cells")} of the tiles.`));
+    element("p", {}, `Shares of the cellular area. The cellular area is ${percent("cells")} of the tiles.`));
 }
 
 function showReviews(entries) {
