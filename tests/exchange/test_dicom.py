@@ -188,6 +188,6 @@ def test_slides_with_pseudonyms_have_no_report(scanned: Cohort, tmp_path: Path) 
 def test_slides_of_other_formats_are_left_out(tmp_path: Path) -> None:
     cohort = make_stored_cohort(tmp_path / "cohort", "S1")
     table = pa.Table.from_pylist([make_prediction("her2-4way", 1)], schemas.table_schema("predictions"))
-    cohort.add(cohort.rows()["S1"], {"predictions/membrane": table})
+    cohort.add_tables(cohort.rows()["S1"], {"predictions/membrane": table})
     with pytest.raises(InputError, match="nothing to export to dicom; S1: it was not scanned as DICOM"):
         export_cohort(ExportRequest(cohort.root, "dicom", tmp_path / "out"))

@@ -98,7 +98,7 @@ def test_unknown_names_are_refused_with_the_known_ones(more: dict, words: str, c
 def test_selected_bundle_is_exported_alone(cohort: Cohort, tmp_path: Path) -> None:
     for slide_id in ("S1", "S2"):
         other = cohort.read(f"attention/{BUNDLE}", slide_id)
-        cohort.add(cohort.rows()[slide_id], {"attention/cafe": other})
+        cohort.add_tables(cohort.rows()[slide_id], {"attention/cafe": other})
     run_export(cohort, "geojson", tmp_path / "all")
     run_export(cohort, "geojson", tmp_path / "one", bundle=BUNDLE)
     assert b"(cafe)" in read_files(tmp_path / "all")["S1.tiles.geojson"]
