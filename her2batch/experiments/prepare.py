@@ -1,6 +1,6 @@
-"""What a run needs before its first unit: labels, folds, and caches that all units read.
+"""Preparation of a training run: labels, folds, and the caches that all units read.
 
-Everything that can be wrong with what was given is said here, before anything is trained.
+All input is checked here, before any training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from her2batch.exchange.annotations import find_annotations, read_annotations
 from her2batch.experiments.units import TrainingJob, annotated_patch_tables, tissue_patches
 from her2batch.files.atomic import atomic_write
 from her2batch.files.parquet import read_parquet, write_parquet
-from her2batch.pipeline.patch_grid import pixels_of
+from her2batch.pipeline.patch_grid import read_patches
 from her2batch.runtime.doctor import check_torchvision
 from her2batch.runtime.parallel import map_unordered
 from her2batch.runtime.ray_session import RaySession
@@ -33,14 +33,13 @@ from her2batch.training import bag_data, folds, image_data
 from her2batch.training.fit_loop import random_stream
 from her2batch.training.methods import PATCH_TASK, UnitPlan
 from her2batch.vision.patches import apply_clahe, label_patches, usable_patches
-from her2batch.vision.tile_grid import MAX_UPSAMPLING, TileGrid
-from her2batch.vision.tile_grid import plan_tiles as plan_grid
+from her2batch.vision.tile_grid import MAX_UPSAMPLING, TileGrid, plan_tiles
 
 Rows = Mapping[str, Mapping[str, Any]]
 
 
 def check_libraries(job: TrainingJob, work: UnitPlan) -> None:
-    """Refuse to start where image networks are still to be trained and can't be. Raises WeightsError, once."""
+    """Check that image networks can be trained, if there are any left to train. Raises WeightsError."""
     if any(not job.run.is_done(unit) for unit in work.of("patch", "image")):
         check_torchvision()
 
@@ -48,29 +47,31 @@ def check_libraries(job: TrainingJob, work: UnitPlan) -> None:
 def prepare_run(
     job: TrainingJob, work: UnitPlan, labels: Path | None, annotations: Path | None, session: RaySession | None
 ) -> None:
-    """Write labels, excluded slides and folds to the run, and its caches.
+    """Write labels, excluded slides, folds and caches of a run.
 
-    labels: a CSV or TCGA table; None: those given to the ingest.  Raises InputError for anything that can't be used,
-    and when a run that is taken up again meets other labels than it began with.
+    labels: a CSV or TCGA table; None: the labels given to the ingest.  Raises InputError for unusable input, and when
+    the labels or folds of a resumed run have changed.
     """
     rows = job.cohort.rows()
-    table, verdicts = load_labels(job, labels)
-    labelled, excluded, split = assign_folds(job, work, table, rows)
-    for name, now in (("folds", split), ("labels", labelled)):
-        if job.run.table(name).is_file() and not job.run.read(name).equals(now):
-            raise InputError(f"its {name} have changed since it began", job.run.root, "train into another --out")
+    label_table, reviewed = load_labels(job, labels)
+    labelled, excluded, split = assign_folds(job, work, label_table, rows)
+    for name, table in (("folds", split), ("labels", labelled)):
+        if job.run.table(name).is_file() and not job.run.read(name).equals(table):
+            raise InputError(
+                f"the {name} of this run have changed since it began", job.run.root, "choose another --out"
+            )
     job.run.write("excluded", excluded)
     if job.training.reviews:
-        job.run.write("reviews", verdicts)
+        job.run.write("reviews", reviewed)
     job.run.write("folds", split)
     job.run.write("labels", labelled)
     _fill_caches(job, work, labelled, annotations, rows, session)
 
 
 def load_labels(job: TrainingJob, path: Path | None) -> tuple[pa.Table, pa.Table]:
-    """The labels that were given, now or to the ingest, checked against the cohort; with `reviews`, verdicts over them.
+    """Read the labels from `path`, or those given to the ingest, check them, and apply reviews if the settings say so.
 
-    Returns the labels, and what became of each verdict (REVIEWED).  Raises InputError.
+    Returns the labels, and the effect of each review (REVIEWED).  Raises InputError.
     """
     rows = job.cohort.rows()
     entries = reviews.read_reviews(job.cohort) if job.training.reviews else []
@@ -81,15 +82,16 @@ def load_labels(job: TrainingJob, path: Path | None) -> tuple[pa.Table, pa.Table
     elif entries:
         table = LABELS_SCHEMA.empty_table()
     else:
-        raise InputError("has no labels", job.cohort.root, "give --labels CSV")
+        raise InputError("the cohort has no labels", job.cohort.root, "give --labels CSV")
     check_labels(table, rows, path or job.cohort.labels)
     return apply_reviews(table, entries, rows)
 
 
 def assign_folds(job: TrainingJob, work: UnitPlan, table: pa.Table, rows: Rows) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """Labels, excluded slides and folds of all tasks. The HER2 tasks share one assignment, made on the finest label.
+    """Return labels, excluded slides and folds of all tasks.
 
-    So nothing leaks from patch training, which is done once for all three, into any slide's evaluation.
+    The HER2 tasks share one assignment of folds, made on the finest label. The patch network is trained once for all
+    three tasks; with shared folds, it is never trained on a slide that is tested.
     """
     tasks = sorted({unit.task for unit in work.units})
     settings = job.training
@@ -99,25 +101,28 @@ def assign_folds(job: TrainingJob, work: UnitPlan, table: pa.Table, rows: Rows) 
         good, bad = label_task_slides(job, task, table, rows)
         if task in HER2_TASKS:
             her2 = her2 or _assign_her2_folds(job, table, rows)
-            of = np.array([her2[one] for one in good["slide_id"].to_pylist()], np.int32)
+            fold = np.array([her2[slide_id] for slide_id in good["slide_id"].to_pylist()], np.int32)
         else:
-            of = folds.assign_patients(
+            fold = folds.assign_patients(
                 good["stratum"].to_pylist(), good["patient_id"].to_pylist(), settings.folds, settings.seed
             )
         labelled.append(good.append_column("task", pa.array([task] * len(good))))
         excluded.append(bad)
-        split += [folds.cross_validation_splits(task, good, of, settings.folds), folds.final_split(task, good, of)]
+        split += [folds.cross_validation_splits(task, good, fold, settings.folds), folds.final_split(task, good, fold)]
     names = run_schema("labels").names
     return (
-        pa.concat_tables([one.select(names) for one in labelled]).cast(run_schema("labels")),
+        pa.concat_tables([rows.select(names) for rows in labelled]).cast(run_schema("labels")),
         pa.concat_tables(excluded),
         pa.concat_tables(split),
     )
 
 
 def label_task_slides(job: TrainingJob, task: str, table: pa.Table, rows: Rows) -> tuple[pa.Table, pa.Table]:
-    """Labelled and excluded slides of a task. Raises InputError when the folds can't be made of them."""
+    """Return the labelled and the excluded slides of a task. Raises InputError if they are too few for the folds."""
     good, bad = label_slides(table, task, rows, job.training.keep_contradictions)
+    if not good.num_rows and set(bad["reason"].to_pylist()) == {"other-stain"}:
+        what = f"{task} applies to none of the {bad.num_rows} labelled slides: {bad['words'][0]}"
+        raise InputError(what, None, "correct the column stain of the labels, or leave the task out")
     if job.training.shuffle_labels:
         good = folds.shuffle_labels(good, job.training.seed)
     folds.check_labelled(task, good, job.training.folds)
@@ -125,17 +130,17 @@ def label_task_slides(job: TrainingJob, task: str, table: pa.Table, rows: Rows) 
 
 
 def _assign_her2_folds(job: TrainingJob, table: pa.Table, rows: Rows) -> dict[str, int]:
-    """Slide → fold, for all HER2 tasks: even in the finest label and in each task's classes."""
-    every = label_slides(table, PATCH_TASK, rows, job.training.keep_contradictions)[0]
-    ids = every["slide_id"].to_pylist()
-    also = []
+    """Return slide → fold for all HER2 tasks, balanced in the finest label and in each task's classes."""
+    labelled = label_slides(table, PATCH_TASK, rows, job.training.keep_contradictions)[0]
+    ids = labelled["slide_id"].to_pylist()
+    task_classes = []
     for task in HER2_TASKS:
         good = label_slides(table, task, rows, job.training.keep_contradictions)[0]
         truth = dict(zip(good["slide_id"].to_pylist(), good["truth"].to_pylist(), strict=True))
-        also.append([truth.get(one, "") for one in ids])
-    strata, patients = every["stratum"].to_pylist(), every["patient_id"].to_pylist()
-    of = folds.assign_patients(strata, patients, job.training.folds, job.training.seed, also)
-    return dict(zip(ids, of.tolist(), strict=True))
+        task_classes.append([truth.get(slide_id, "") for slide_id in ids])
+    strata, patients = labelled["stratum"].to_pylist(), labelled["patient_id"].to_pylist()
+    fold = folds.assign_patients(strata, patients, job.training.folds, job.training.seed, task_classes)
+    return dict(zip(ids, fold.tolist(), strict=True))
 
 
 # -- caches ----------------------------------------------------------------------------------------------------
@@ -149,20 +154,21 @@ def _fill_caches(
     rows: Rows,
     session: RaySession | None,
 ) -> None:
-    """Bags, thumbnails and patches that the units read; what is there already stays."""
+    """Write the bags, thumbnails and patches that the units read. Existing caches are kept."""
     by_task: dict[str, list[str]] = {}
-    for one in labelled.to_pylist():
-        by_task.setdefault(one["task"], []).append(one["slide_id"])
+    for row in labelled.to_pylist():
+        by_task.setdefault(row["task"], []).append(row["slide_id"])
 
-    def slides(given: str) -> list[str]:
-        return sorted({one for unit in work.units if unit.input == given for one in by_task[unit.task]})
+    def slides(input_name: str) -> list[str]:
+        tasks = {unit.task for unit in work.units if unit.input == input_name}
+        return sorted({slide_id for task in tasks for slide_id in by_task[task]})
 
     for encoder in work.inputs("mil"):
         name = encoder_folder(encoder)
         bag_data.gather_bags(job.cohort, encoder, name, slides(encoder), job.run.cache(f"{name}.arrow"))
-    for given in work.inputs("image"):
-        edge = THUMBNAIL_INPUTS[given]
-        image_data.gather_thumbnails(job.cohort, rows, slides(given), edge, job.run.cache(f"{given}.npy"))
+    for input_name in work.inputs("image"):
+        edge = THUMBNAIL_INPUTS[input_name]
+        image_data.gather_thumbnails(job.cohort, rows, slides(input_name), edge, job.run.cache(f"{input_name}.npy"))
     if inputs := work.inputs("patch"):
         _cache_patches(job, by_task[PATCH_TASK], inputs, annotations, session)
 
@@ -174,73 +180,76 @@ def _cache_patches(
     annotations: Path | None,
     session: RaySession | None,
 ) -> None:
-    """Annotated patches of every annotated slide; with a limit on patches, tissue patches of every slide too."""
+    """Cut annotated patches of every annotated slide; with a limit on patches, also tissue patches of every slide."""
     if annotations is None:
         what = "patch methods need annotated regions"
         raise InputError(what, None, "give --annotations FOLDER with SLIDE.geojson files, as QuPath exports them")
     files = find_annotations(annotations.absolute(), slide_ids)
-    items = [(one, files.get(one), given) for given in inputs for one in slide_ids]
+    items = [(slide_id, files.get(slide_id), input_name) for input_name in inputs for slide_id in slide_ids]
     for item, result in map_unordered(session, partial(_cache_slide_patches, job), items):
         if isinstance(result, SlideError):
             raise InputError(f"slide {item[0]}: {result.what}", result.path, result.remedy) from result
         if isinstance(result, Exception):
             raise result
-    none = run_schema("patches").empty_table()
+    empty = run_schema("patches").empty_table()
     tables = {
-        given: pa.concat_tables([none, *annotated_patch_tables(job, given, slide_ids).values()]) for given in inputs
+        input_name: pa.concat_tables([empty, *annotated_patch_tables(job, input_name, slide_ids).values()])
+        for input_name in inputs
     }
     job.run.write("patches", pa.concat_tables(list(tables.values())))
-    for given, table in tables.items():
-        if missing := [one for one in IHC_SCORES if one not in table["truth"].to_pylist()]:
-            what = f"no patch of class {', '.join(missing)} at {given.removeprefix('patches-')} resolution"
+    for input_name, table in tables.items():
+        if missing := [score for score in IHC_SCORES if score not in table["truth"].to_pylist()]:
+            what = f"no patch of class {', '.join(missing)} at {input_name.removeprefix('patches-')} resolution"
             remedy = "annotate regions of every class, named 0, 1+, 2+, 3+, wider than a patch; or try another --input"
             raise InputError(what, annotations, remedy)
 
 
 def _cache_slide_patches(job: TrainingJob, item: tuple[str, Path | None, str], _: str) -> None:
-    """One slide's patches at one resolution, into the cache."""
-    slide_id, path, given = item
-    folder = job.run.cache(given)
+    """Write the patches of one slide at one resolution to the cache."""
+    slide_id, path, input_name = item
+    folder = job.run.cache(input_name)
     if path is not None and not (folder / f"{slide_id}.parquet").is_file():
-        pixels, table = cut_annotated_patches(job, slide_id, path, given)
+        pixels, table = cut_annotated_patches(job, slide_id, path, input_name)
         if len(table):
             image_data.save_images(pixels, folder / f"{slide_id}.npy")
-            with atomic_write(folder / f"{slide_id}.parquet") as part:
-                write_parquet(table, part)
+            with atomic_write(folder / f"{slide_id}.parquet") as file:
+                write_parquet(table, file)
     limit = job.training.patches_per_slide
     if limit is not None and not (folder / f"{slide_id}.tissue.npy").is_file():
-        every = [np.asarray(one) for one in tissue_patches(job, given, slide_id)]
-        found = np.concatenate([np.empty((0, PATCH_PX, PATCH_PX, 3), np.uint8), *every])
-        image_data.save_images(found[_sample_patches(len(found), job, slide_id)], folder / f"{slide_id}.tissue.npy")
+        batches = [np.asarray(batch) for batch in tissue_patches(job, input_name, slide_id)]
+        patches = np.concatenate([np.empty((0, PATCH_PX, PATCH_PX, 3), np.uint8), *batches])
+        sample = _sample_patches(len(patches), job, slide_id)
+        image_data.save_images(patches[sample], folder / f"{slide_id}.tissue.npy")
 
 
 def cut_annotated_patches(
-    job: TrainingJob, slide_id: str, path: Path, given: str
+    job: TrainingJob, slide_id: str, path: Path, input_name: str
 ) -> tuple[NDArray[np.uint8], pa.Table]:
-    """Annotated patches of a slide, equalised, (n, 224, 224, 3) uint8; and their rows of the run's table `patches`.
+    """Return a slide's annotated patches with equalized contrast, (n, 224, 224, 3) uint8, and their rows of `patches`.
 
-    As the paper has it (2.3): at least 5 % of a patch inside the annotation, at most 70 % white and 20 % black.
+    At least 5 % of a patch is annotated, at most 70 % is white and at most 20 % black.  Source: paper, 2.3.
     """
     regions, _ = read_annotations(path)
-    mpp = PATCH_INPUTS[given]
+    mpp = PATCH_INPUTS[input_name]
     pixels, tiles = np.empty((0, PATCH_PX, PATCH_PX, 3), np.uint8), np.empty((0, 3), np.int32)
     labels, shares = np.empty(0, np.int8), np.empty(0, np.float32)
     with Pyramid(job.cohort.pyramid(slide_id)) as slide:
         info = slide.info
         assert info.mpp is not None
         if info.mpp <= MAX_UPSAMPLING * mpp:
-            every = plan_grid(info.width, info.height, info.mpp, mpp, PATCH_PX)
-            labels, shares = label_patches([(IHC_SCORES.index(one.score), one.shape) for one in regions], every)
-            chosen = np.flatnonzero(labels >= 0)
-            chosen = chosen[_sample_patches(len(chosen), job, slide_id)]
-            tiles, labels, shares = every[chosen], labels[chosen], shares[chosen]
+            grid = plan_tiles(info.width, info.height, info.mpp, mpp, PATCH_PX)
+            shapes = [(IHC_SCORES.index(region.score), region.shape) for region in regions]
+            labels, shares = label_patches(shapes, grid)
+            sample = np.flatnonzero(labels >= 0)
+            sample = sample[_sample_patches(len(sample), job, slide_id)]
+            tiles, labels, shares = grid[sample], labels[sample], shares[sample]
             pixels = np.empty((len(tiles), PATCH_PX, PATCH_PX, 3), np.uint8)
-            for batch in pixels_of(slide, TileGrid(mpp, PATCH_PX, tiles)):
+            for batch in read_patches(slide, TileGrid(mpp, PATCH_PX, tiles)):
                 pixels[batch.rows] = batch.pixels
     good = usable_patches(pixels) if len(pixels) else np.empty(0, bool)
     n = int(good.sum())
     columns = {
-        "slide_id": [slide_id] * n, "resolution": [given.removeprefix("patches-")] * n,
+        "slide_id": [slide_id] * n, "resolution": [input_name.removeprefix("patches-")] * n,
         **{name: tiles[good, k] for k, name in enumerate(("x", "y", "size"))},
         "truth": [IHC_SCORES[k] for k in labels[good]], "share": shares[good],
     }  # fmt: skip
@@ -248,9 +257,9 @@ def cut_annotated_patches(
 
 
 def _sample_patches(n: int, job: TrainingJob, slide_id: str) -> NDArray[np.int64]:
-    """Positions of the patches that are used: all, or as many as the limit allows, drawn at random."""
+    """Return the positions of the patches to use: all, or a random sample if there are more than the limit."""
     limit = job.training.patches_per_slide
     if limit is None or n <= limit:
         return np.arange(n)
-    draw = random_stream(job.training.seed, *slide_id.encode())
-    return np.sort(draw.choice(n, limit, replace=False))
+    generator = random_stream(job.training.seed, *slide_id.encode())
+    return np.sort(generator.choice(n, limit, replace=False))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from her2batch.reports import cases
 from her2batch.reports.night_page import render_night_page
 from her2batch.runtime.ingest import IngestRequest, IngestSummary, ProgressCallback, ingest
 from her2batch.runtime.ray_session import RaySession, connect, stop_on_signals
-from her2batch.runtime.score import score
+from her2batch.runtime.score import NoTaskAppliesError, score
 from her2batch.settings import NightlySettings
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.outcome_counts import OUTCOMES
@@ -160,7 +161,11 @@ def _score_slides(settings: NightlySettings, session: RaySession, night: NightSu
     cohort = Cohort(to_location(settings.cohort))
     if not any(row["status"] == "done" for row in cohort.rows().values()):
         return
-    scored = score(cohort.root, Path(settings.bundle), settings.resources, session=session)
+    try:
+        scored = score(cohort.root, Path(settings.bundle), settings.resources, session=session)
+    except NoTaskAppliesError as error:  # until there are slides of the bundle's stain, the night goes on without
+        notes.append(str(error))
+        return
     night.scored, night.not_scored, night.stopped = scored.scored, len(scored.failures), scored.stopped
     notes += scored.failures.values()
 
@@ -181,7 +186,8 @@ def _score_sentinels(
     )
     ingest(request, settings.plan, settings.resources, session=session)
     if settings.bundle is not None and any(row["status"] == "done" for row in nested.rows().values()):
-        score(nested.root, Path(settings.bundle), settings.resources, session=session)
+        with suppress(NoTaskAppliesError):  # the membrane rule is compared all the same
+            score(nested.root, Path(settings.bundle), settings.resources, session=session)
     return sentinels.check_sentinels(nested, cohort.root / "sentinels.json", settings.sentinels, _scoring_ids(settings))
 
 

@@ -1,4 +1,4 @@
-"""What a run needs before its first unit: patches by the paper's rules, and clear words when something is missing."""
+"""Tests of run preparation: patches by the paper's rules, labels, folds, and messages for missing input."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from her2batch.experiments.prepare import cut_annotated_patches, prepare_run
 from her2batch.experiments.train import TrainingRequest, open_job
 from her2batch.experiments.units import TrainingJob
 from her2batch.settings import Training
-from her2batch.store.cohort import Cohort
+from her2batch.store.cohort import Cohort, write_row
 from her2batch.store.labels import read_labels
 from her2batch.store.reviews import Review, append_review
 from her2batch.training.methods import plan_units
@@ -26,7 +26,7 @@ def job(synthetic: Synthetic, tmp_path: Path) -> TrainingJob:
     return open_job(TrainingRequest(synthetic.cohort, tmp_path / "run"), PATCHES)
 
 
-def test_annotated_patches_have_the_class_they_lie_in(synthetic: Synthetic, job: TrainingJob) -> None:
+def test_annotated_patches_have_the_class_of_their_region(synthetic: Synthetic, job: TrainingJob) -> None:
     """The whole slide annotated as 2+: every patch with tissue is 2+; half of it: about half as many."""
     slide_id = next(path.stem for path in sorted(synthetic.annotations.glob("*.geojson")))
     row = job.cohort.rows()[slide_id]
@@ -46,7 +46,7 @@ def test_annotated_patches_have_the_class_they_lie_in(synthetic: Synthetic, job:
     assert found[1] <= found[0]
 
 
-def test_the_same_patches_are_drawn_again(synthetic: Synthetic, job: TrainingJob) -> None:
+def test_the_sample_of_patches_is_reproducible(synthetic: Synthetic, job: TrainingJob) -> None:
     path = sorted(synthetic.annotations.glob("*.geojson"))[0]
     one, other = (cut_annotated_patches(job, path.stem, path, "patches-high") for _ in range(2))
     assert np.array_equal(one[0], other[0])
@@ -54,7 +54,7 @@ def test_the_same_patches_are_drawn_again(synthetic: Synthetic, job: TrainingJob
     assert len(one[1]) <= 24  # the quick profile's limit
 
 
-def test_patch_methods_ask_for_annotations(synthetic: Synthetic, job: TrainingJob, tmp_path: Path) -> None:
+def test_patch_methods_require_annotations(synthetic: Synthetic, job: TrainingJob, tmp_path: Path) -> None:
     work = plan_units(job.training, job.plan.encoders)
     with pytest.raises(InputError, match="--annotations"):
         prepare_run(job, work, None, None, None)
@@ -77,7 +77,7 @@ def test_a_class_without_annotated_patches_is_named(synthetic: Synthetic, job: T
         prepare_run(job, plan_units(job.training, job.plan.encoders), None, folder, None)
 
 
-def test_slides_too_small_for_a_single_patch_are_said_so(synthetic: Synthetic, tmp_path: Path) -> None:
+def test_slides_smaller_than_a_patch_are_reported(synthetic: Synthetic, tmp_path: Path) -> None:
     """At low resolution a patch is wider than these slides."""
     training = Training(methods=("svm",), inputs=("patches-low",), folds=3, quick=True)
     job = open_job(TrainingRequest(synthetic.cohort, tmp_path / "run"), training)
@@ -85,7 +85,7 @@ def test_slides_too_small_for_a_single_patch_are_said_so(synthetic: Synthetic, t
         prepare_run(job, plan_units(training, job.plan.encoders), None, synthetic.annotations, None)
 
 
-def test_labels_that_change_in_mid_run_are_refused(synthetic: Synthetic, tmp_path: Path) -> None:
+def test_labels_that_change_during_a_run_are_refused(synthetic: Synthetic, tmp_path: Path) -> None:
     job = open_job(TrainingRequest(synthetic.cohort, tmp_path / "run"), Training(folds=3, quick=True))
     work = plan_units(job.training, job.plan.encoders)
     prepare_run(job, work, synthetic.labels, None, None)
@@ -95,7 +95,7 @@ def test_labels_that_change_in_mid_run_are_refused(synthetic: Synthetic, tmp_pat
         prepare_run(job, work, tmp_path / "labels.csv", None, None)
 
 
-def test_contradictions_are_listed_and_left_out(synthetic: Synthetic, tmp_path: Path) -> None:
+def test_contradictory_labels_are_listed_and_excluded(synthetic: Synthetic, tmp_path: Path) -> None:
     lines = [line.split(",") for line in synthetic.labels.read_text().splitlines()]
     three = next(row for row in lines if row[2] == "3+")
     three[3] = "-"
@@ -109,7 +109,20 @@ def test_contradictions_are_listed_and_left_out(synthetic: Synthetic, tmp_path: 
     assert len(read_labels(synthetic.labels)) > len(job.run.read("labels"))
 
 
-def test_a_cohort_without_labels_says_so(synthetic: Synthetic, tmp_path: Path) -> None:
+def test_a_task_that_applies_to_no_labelled_slide_says_so(synthetic: Synthetic, tmp_path: Path) -> None:
+    lines = [line.rsplit(",", 1)[0] for line in synthetic.labels.read_text().splitlines()]
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")  # without the column stain
+    shutil.copytree(synthetic.cohort / "tables", tmp_path / "cohort" / "tables")
+    shutil.copy(synthetic.cohort / "cohort.toml", tmp_path / "cohort" / "cohort.toml")
+    cohort = Cohort(tmp_path / "cohort")
+    for row in cohort.rows().values():
+        write_row(cohort, {**row, "stain": "ihc"})
+    job = open_job(TrainingRequest(cohort.root, tmp_path / "run"), Training(tasks=("er",), folds=3))
+    with pytest.raises(InputError, match=r"er applies to none of the .* labelled slides: the marker of .* is not known"):
+        prepare_run(job, plan_units(job.training, job.plan.encoders), tmp_path / "labels.csv", None, None)
+
+
+def test_a_cohort_without_labels_is_refused(synthetic: Synthetic, tmp_path: Path) -> None:
     shutil.copytree(synthetic.cohort / "tables", tmp_path / "cohort" / "tables")
     shutil.copy(synthetic.cohort / "cohort.toml", tmp_path / "cohort" / "cohort.toml")
     job = open_job(TrainingRequest(tmp_path / "cohort", tmp_path / "run"), Training(folds=3))
@@ -117,23 +130,23 @@ def test_a_cohort_without_labels_says_so(synthetic: Synthetic, tmp_path: Path) -
         prepare_run(job, plan_units(job.training, job.plan.encoders), None, None, None)
 
 
-def test_reviews_become_labels_where_they_are_asked_for(synthetic: Synthetic, tmp_path: Path) -> None:
+def test_reviews_become_labels_if_the_settings_say_so(synthetic: Synthetic, tmp_path: Path) -> None:
     shutil.copytree(synthetic.cohort, tmp_path / "c")
     cohort = Cohort(tmp_path / "c")
     slide_id = next(one for one, row in sorted(cohort.rows().items()) if row["stain"] == "her2")
     truth = read_labels(synthetic.labels).to_pylist()
-    before = next(one["her2"] for one in truth if one["slide_id"] == slide_id)
-    said = "0" if before != "0" else "1+"
-    append_review(cohort, Review("A", slide_id, "membrane", "her2-4way", "membrane", before, "change", said))
+    old_class = next(one["her2"] for one in truth if one["slide_id"] == slide_id)
+    new_class = "0" if old_class != "0" else "1+"
+    append_review(cohort, Review("A", slide_id, "membrane", "her2-4way", "membrane", old_class, "change", new_class))
     found = {}
-    for name, asked in (("plain", False), ("reviewed", True)):
-        settings = PATCHES.model_copy(update={"methods": ("clam-sb",), "inputs": ("stain",), "reviews": asked})
+    for name, use_reviews in (("plain", False), ("reviewed", True)):
+        settings = PATCHES.model_copy(update={"methods": ("clam-sb",), "inputs": ("stain",), "reviews": use_reviews})
         job = open_job(TrainingRequest(cohort.root, tmp_path / name), settings)
         prepare_run(job, plan_units(settings, job.plan.encoders), None, None, None)
         labels = {one["slide_id"]: one["truth"] for one in job.run.read("labels").to_pylist()}
         found[name] = labels
-        assert job.run.table("reviews").is_file() == asked
-    assert found["reviewed"][slide_id] == ("0" if said == "0" else "low")
+        assert job.run.table("reviews").is_file() == use_reviews
+    assert found["reviewed"][slide_id] == ("0" if new_class == "0" else "low")
     assert {one for one in found["plain"] if found["plain"][one] != found["reviewed"].get(one)} <= {slide_id}
     words = job.run.read("reviews").to_pylist()[0]
-    assert (words["was"], words["now"], words["words"]) == (before, said, f"the labels said {before}")
+    assert (words["was"], words["now"], words["words"]) == (old_class, new_class, f"the labels said {old_class}")

@@ -4,21 +4,24 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from her2batch.errors import InputError, StoreError
 from her2batch.nightly import drift, retention
-from her2batch.nightly.overnight import NightFindings, _summarize, _window_is_open, run_overnight
+from her2batch.nightly.overnight import NightFindings, _score_slides, _summarize, _window_is_open, run_overnight
 from her2batch.nightly.summary import NightSummary
 from her2batch.runtime.ingest import IngestSummary
 from her2batch.runtime.ray_session import RaySession
 from her2batch.settings import NightlySettings, Plan, read_settings
 from her2batch.store.audit import cohort_status, verify_cohort
-from her2batch.store.cohort import Cohort
+from her2batch.store.cohort import Cohort, write_row
+from tests.models.bundles import untrained
 from tests.nightly.scanner import SLIDES, NightRun, write_toml
 from tests.nightly.test_notify import webhook
 
@@ -131,3 +134,15 @@ def test_a_window_spans_midnight(at: str, until: str | None, is_open: bool) -> N
     settings = NightlySettings(scans="s", cohort="c", start="19:00", **window)
     moment = datetime.fromisoformat(f"2026-06-01T{at}:30").astimezone()
     assert _window_is_open(settings, moment) == is_open
+
+
+def test_a_bundle_that_applies_to_no_slide_is_a_note_in_the_report(tmp_path: Path) -> None:
+    bundle, cohort = untrained(tmp_path / "bundle", "er"), Cohort(tmp_path / "cohort")
+    cohort.create(Plan())
+    write_row(cohort, {"slide_id": "a", "stain": "ihc", "status": "done", "flags": [], "files": []})
+    settings = NightlySettings(scans=str(tmp_path), cohort=str(cohort.root), bundle=str(bundle.path))
+    night, notes = NightSummary("n", "t"), []
+    _score_slides(settings, SimpleNamespace(stopped=threading.Event()), night, notes)
+    assert (night.scored, night.exit_code) == (0, 0)
+    assert "no task of the bundle (er) applies to a slide of this cohort (1 of an unknown marker)" in notes[0]
+    assert not cohort.table(f"predictions/{bundle.id}", "a").exists()
