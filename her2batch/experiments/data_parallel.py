@@ -1,6 +1,6 @@
-"""One image network on several processes, each with a GPU where there are GPUs: Ray Train's TorchTrainer.
+"""Data-parallel training of one image network on several processes, each with a GPU if available, by Ray Train.
 
-The processes share every batch (see training.fit_image); the first of them writes, the others only compute.
+The processes share every batch (see training.fit_image). Only the first process writes files.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from her2batch.runtime.ray_session import RaySession
 from her2batch.store.training_run import Unit
 
 MAX_RESTARTS = 2
-"""A group that loses a process starts again, from its last checkpoint, so often."""
+"""Number of times that a group which loses a process is restarted from its last checkpoint."""
 
 
 def run_data_parallel(session: RaySession, job: TrainingJob, unit: Unit, workers: int) -> str | Exception:
-    """Train one unit on `workers` processes; its name, or why it failed."""
+    """Train one unit on `workers` processes. Returns its name, or the error that ended it."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpus = session.gpus >= workers
     with tempfile.TemporaryDirectory(prefix="h2b-train-") as folder:
         trainer = TorchTrainer(
-            _loop,
+            _train_in_process,
             train_loop_config={"job": job, "unit": unit, "device": "cuda" if gpus else "cpu"},
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
@@ -34,11 +34,11 @@ def run_data_parallel(session: RaySession, job: TrainingJob, unit: Unit, workers
         )
         try:
             trainer.fit()
-        except Exception as error:  # noqa: BLE001  (one unit's fault; the run goes on)
+        except Exception as error:  # noqa: BLE001  (the error of one unit; the run continues)
             return error
     return unit.name
 
 
-def _loop(config: dict[str, Any]) -> None:
-    """What each process runs. All take part in every batch; all call run_unit, whose files are the first one's."""
+def _train_in_process(config: dict[str, Any]) -> None:
+    """Train the unit in one process of the group; run_unit writes files in the first process only."""
     run_unit(config["job"], config["unit"], config["device"])

@@ -1,4 +1,4 @@
-"""The paper's whole comparison in one command: every row of its tables, on the same folds, ours beside its figures."""
+"""Reproduction of the paper: train every row of its tables on the same folds and compare the metrics with it."""
 
 from __future__ import annotations
 
@@ -28,54 +28,59 @@ from her2batch.training.methods import Cell, UnitPlan, units_of_cells
 
 @dataclass
 class ReproductionSummary:
-    """What became of the paper's rows."""
+    """The result of a reproduction. tables: the paper's rows, with its metrics and ours."""
 
     trained: TrainingSummary
     tables: pa.Table
 
     @property
     def exit_code(self) -> int:
-        """As of the training; rows without data are no failure: they say so."""
+        """The exit code of the training. Rows without data are not failures; the table gives the reason."""
         return self.trained.exit_code
 
 
 def reproduce(
-    study: TrainingRequest, training: Training, resources: TrainingResources, report: UnitCallback = lambda *_: None
+    request: TrainingRequest, training: Training, resources: TrainingResources, report: UnitCallback = lambda *_: None
 ) -> ReproductionSummary:
-    """Train and test every row that the cohort has data for. Raises InputError when it has data for none."""
-    job = open_job(study, training)
-    encoder = next((one for one in training.inputs if one not in {**PATCH_INPUTS, **THUMBNAIL_INPUTS}), None)
-    thumbnail = next((one for one in training.inputs if one in THUMBNAIL_INPUTS), "thumbnail-224")
+    """Train and test every row for which the cohort has data. Raises InputError when it has data for none."""
+    job = open_job(request, training)
+    encoder = next((name for name in training.inputs if name not in {**PATCH_INPUTS, **THUMBNAIL_INPUTS}), None)
+    thumbnail = next((name for name in training.inputs if name in THUMBNAIL_INPUTS), "thumbnail-224")
     rows = [(row, row.cell(encoder or job.plan.encoders[0], thumbnail)) for row in paper_rows()]
-    missing = _cells_without_data(job, study, rows)
+    missing = _cells_without_data(job, request, rows)
     cells = [cell for _, cell in rows if cell not in missing]
     if not cells:
-        raise InputError("has data for none of the paper's rows", study.cohort, next(iter(missing.values())))
+        raise InputError(
+            "the cohort has data for none of the paper's rows", request.cohort, next(iter(missing.values()))
+        )
     work = units_of_cells(cells, range(training.folds))
-    trained = run_units(job, work, study, resources, report, choose_best_units)
+    trained = run_units(job, work, request, resources, report, choose_best_units)
     tables = compare_with_paper(rows, trained.summary, missing)
     job.run.write("tables", tables)
     write_run_report(job)
     return ReproductionSummary(trained, tables)
 
 
-def _cells_without_data(job: TrainingJob, study: TrainingRequest, rows: list[tuple[PaperRow, Cell]]) -> dict[Cell, str]:
-    """Cells that can't be run on this cohort, and why."""
-    (table, _), slides = load_labels(job, study.labels), job.cohort.rows()
-    found: dict[Cell, str] = {}
+def _cells_without_data(
+    job: TrainingJob, request: TrainingRequest, rows: list[tuple[PaperRow, Cell]]
+) -> dict[Cell, str]:
+    """Return the cells that cannot be trained on this cohort, with the reasons."""
+    (table, _), slides = load_labels(job, request.labels), job.cohort.rows()
+    missing: dict[Cell, str] = {}
     problems: dict[str, str | None] = {}
     for _, cell in rows:
-        task, _, given = cell
+        task, _, input_name = cell
         if task not in problems:
             problems[task] = _label_problem(job, task, table, slides)
-        if (why := problems[task]) is not None:
-            found[cell] = why
-        elif given in PATCH_INPUTS and study.annotations is None:
-            found[cell] = "no annotated regions: give --annotations"
-    return found
+        if (problem := problems[task]) is not None:
+            missing[cell] = problem
+        elif input_name in PATCH_INPUTS and request.annotations is None:
+            missing[cell] = "no annotated regions: give --annotations"
+    return missing
 
 
 def _label_problem(job: TrainingJob, task: str, table: pa.Table, slides: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return why the labels do not suffice for a task, or None."""
     try:
         label_task_slides(job, task, table, slides)
     except InputError as error:
@@ -84,10 +89,10 @@ def _label_problem(job: TrainingJob, task: str, table: pa.Table, slides: Mapping
 
 
 def choose_best_units(summary: pa.Table) -> UnitPlan:
-    """What goes into the bundle: for each task the slide method of the highest mean accuracy over the folds."""
+    """Return the units for the bundle: for each task the slide method with the highest mean accuracy over the folds."""
     best: dict[str, dict[str, Any]] = {}
     for row in summary.to_pylist():
-        slides = not (row["method"] == "convnext-small" and row["input"] in PATCH_INPUTS)
-        if slides and row["accuracy_mean"] > best.get(row["task"], {"accuracy_mean": -1})["accuracy_mean"]:
+        scores_slides = not (row["method"] == "convnext-small" and row["input"] in PATCH_INPUTS)
+        if scores_slides and row["accuracy_mean"] > best.get(row["task"], {"accuracy_mean": -1})["accuracy_mean"]:
             best[row["task"]] = row
     return units_of_cells([(row["task"], row["method"], row["input"]) for row in best.values()], [FINAL_FOLD])

@@ -1,4 +1,4 @@
-"""Train: folds × methods × tasks as independent units on Ray; their figures; the bundle for the next slide."""
+"""Training run: folds × methods × tasks as independent units on Ray, their metrics, and the bundle for new slides."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from her2batch.training.methods import QUICK_PATCHES, UnitPlan, method_kind, pla
 from her2batch.training.metrics import metrics_summary, metrics_table
 
 UnitCallback = Callable[[int, int, Unit, str | None], None]
-"""Called for every unit that ends: how many have, of how many, which, and why it failed, if it did."""
+"""Called for every finished unit: number of finished units, number of all units, the unit, and the error or None."""
 
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """What the user asked for, apart from settings: where, and with which files."""
+    """The paths of a training run: cohort, output folder, and files of the user."""
 
     cohort: Path
     out: Path
@@ -42,14 +42,17 @@ class TrainingRequest:
 
 
 def training_request(job: TrainJob) -> TrainingRequest:
-    """What a job's file asks for."""
-    labels, annotations = (Path(one) if one is not None else None for one in (job.labels, job.annotations))
+    """Return the paths that a TOML file of a training run names."""
+    labels, annotations = (Path(path) if path is not None else None for path in (job.labels, job.annotations))
     return TrainingRequest(to_location(job.cohort), Path(job.out), labels, annotations)
 
 
 @dataclass
 class TrainingSummary:
-    """What became of a run."""
+    """The result of a training run.
+
+    summary: metrics over the folds.  excluded: excluded slides with reasons.  failed: unit → error.
+    """
 
     run: TrainingRun
     summary: pa.Table
@@ -59,82 +62,85 @@ class TrainingSummary:
 
     @property
     def exit_code(self) -> int:
-        """0 all units done · 3 some failed · 130 stopped."""
+        """0 all units are done, 3 some failed, 130 stopped."""
         return STOPPED if self.stopped else 3 if self.failed else 0
 
 
 def train(
-    study: TrainingRequest, training: Training, resources: TrainingResources, report: UnitCallback = lambda *_: None
+    request: TrainingRequest, training: Training, resources: TrainingResources, report: UnitCallback = lambda *_: None
 ) -> TrainingSummary:
-    """Train whatever of the run is not trained yet. Raises InputError, StoreError, WeightsError before it starts."""
-    job = open_job(study, training)
-    trained = run_units(job, plan_units(job.training, job.plan.encoders), study, resources, report)
+    """Train all units of the run that are not trained yet, and write the run's report.
+
+    Raises InputError, StoreError, WeightsError before the training starts.
+    """
+    job = open_job(request, training)
+    trained = run_units(job, plan_units(job.training, job.plan.encoders), request, resources, report)
     write_run_report(job)
     return trained
 
 
 def write_run_report(job: TrainingJob) -> None:
-    """Write RUN/report.html: what the run found, beside the cohort it was trained on."""
+    """Write RUN/report.html: the results of the run and the cohort it was trained on."""
     write_report(job.cohort, job.run.report, job.run, pages=0)
 
 
-def open_job(study: TrainingRequest, training: Training) -> TrainingJob:
-    """The run's job, its folder begun or found as it was left. Raises InputError, StoreError."""
-    cohort = Cohort(to_location(study.cohort))
+def open_job(request: TrainingRequest, training: Training) -> TrainingJob:
+    """Create the run's folder, or open an existing one with the same settings. Raises InputError, StoreError."""
+    cohort = Cohort(to_location(request.cohort))
     plan_of_cohort = cohort.plan()
     if training.quick and training.patches_per_slide is None:
         training = training.model_copy(update={"patches_per_slide": QUICK_PATCHES})
-    plan_units(training, plan_of_cohort.encoders)  # refuses what is not known before a folder is made
-    run = TrainingRun(study.out.absolute())
+    plan_units(training, plan_of_cohort.encoders)  # raises InputError for unknown methods before a folder is created
+    run = TrainingRun(request.out.absolute())
     settings = {
         "cohort": str(cohort.root),
         "plan": plan_of_cohort.model_dump(mode="json", exclude_none=True),
         "training": training.model_dump(mode="json", exclude_none=True),
-        **{name: str(path.absolute()) for name, path in _input_files(study).items()},
+        **{name: str(path.absolute()) for name, path in _input_files(request).items()},
     }
     run.open_or_create(settings)
     return TrainingJob(run, cohort, plan_of_cohort, training)
 
 
-def _input_files(study: TrainingRequest) -> dict[str, Path]:
-    given = {"labels": study.labels, "annotations": study.annotations}
-    return {name: path for name, path in given.items() if path is not None}
+def _input_files(request: TrainingRequest) -> dict[str, Path]:
+    paths = {"labels": request.labels, "annotations": request.annotations}
+    return {name: path for name, path in paths.items() if path is not None}
 
 
 def read_request(root: Path) -> tuple[TrainingRequest, Training]:
-    """A run's own order and settings, to take it up again. Raises InputError."""
-    found = TrainingRun(root).read_settings()
-    files = {name: Path(found[name]) for name in ("labels", "annotations") if name in found}
-    return TrainingRequest(to_location(found["cohort"]), root, **files), Training.model_validate(found["training"])
+    """Read the paths and settings of an existing run, to resume it. Raises InputError."""
+    saved = TrainingRun(root).read_settings()
+    files = {name: Path(saved[name]) for name in ("labels", "annotations") if name in saved}
+    return TrainingRequest(to_location(saved["cohort"]), root, **files), Training.model_validate(saved["training"])
 
 
 ChooseFinalUnits = Callable[[pa.Table], UnitPlan]
-"""From the summary of the folds to the final units, which go into the bundle."""
+"""Function from the summary of the folds to the final units, which go into the bundle."""
 
 
 def run_units(
     job: TrainingJob,
     work: UnitPlan,
-    study: TrainingRequest,
+    request: TrainingRequest,
     resources: TrainingResources,
     report: UnitCallback,
-    choose: ChooseFinalUnits | None = None,
+    choose_final: ChooseFinalUnits | None = None,
 ) -> TrainingSummary:
-    """Prepare, train every unit that is not done, collect, make the bundle.
+    """Prepare the run, train every unit that is not done, collect the results and make the bundle.
 
-    choose: which final units follow once the folds are done; None: they are in `work` already.
+    choose_final: chooses the final units when the folds are done; None: `work` contains them.
     """
     check_libraries(job, work)
     with job.run.lock(), _connect_if_needed(resources, job, work) as session:
-        prepare_run(job, work, study.labels, study.annotations, session)
+        prepare_run(job, work, request.labels, request.annotations, session)
         failed = dict(_train_units(session, job, work, resources, report))
-        found = metrics_summary(collect_results(job.run, work))
-        if choose is not None and not failed and not _is_stopped(session):
-            work = choose(found)
+        summary = metrics_summary(collect_results(job.run, work))
+        if choose_final is not None and not failed and not _is_stopped(session):
+            work = choose_final(summary)
             failed = dict(_train_units(session, job, work, resources, report))
         if not failed and not _is_stopped(session):
             make_bundle(job.run, work, job.training, job.plan)
-        return TrainingSummary(job.run, found, job.run.read("excluded"), failed, _is_stopped(session))
+        return TrainingSummary(job.run, summary, job.run.read("excluded"), failed, _is_stopped(session))
 
 
 def _is_stopped(session: RaySession | None) -> bool:
@@ -143,8 +149,8 @@ def _is_stopped(session: RaySession | None) -> bool:
 
 @contextmanager
 def _connect_if_needed(resources: TrainingResources, job: TrainingJob, work: UnitPlan) -> Iterator[RaySession | None]:
-    """None for the plain loop, and where nothing is left to do."""
-    if resources.workers == 0 or all(job.run.is_done(one) for one in work.units):
+    """Connect to Ray. Yields None for a run without Ray (0 workers) and when no unit is left to train."""
+    if resources.workers == 0 or all(job.run.is_done(unit) for unit in work.units):
         yield None
         return
     with connect(resources) as session:
@@ -154,45 +160,48 @@ def _connect_if_needed(resources: TrainingResources, job: TrainingJob, work: Uni
 def _train_units(
     session: RaySession | None, job: TrainingJob, work: UnitPlan, resources: TrainingResources, report: UnitCallback
 ) -> Iterator[tuple[str, str]]:
-    """Train; yields the units that failed, with the reason. Counts wait for the patch nets that they need."""
-    done = sum(job.run.is_done(one) for one in work.units)
-    for wave in (work.of("patch", "image", "mil"), work.of("counts")):
-        todo = [one for one in wave if not job.run.is_done(one)]
-        together = resources.unit_workers if session is not None else 1
-        wide = [one for one in todo if together > 1 and method_kind(one.method, one.input) in ("patch", "image")]
-        alone = [one for one in todo if one not in wide]
-        for unit, result in _run_parallel(session, job, wide, alone, resources):
+    """Train the units; yield the name and error of each that fails. Count classifiers need the patch networks first."""
+    done = sum(job.run.is_done(unit) for unit in work.units)
+    for stage in (work.of("patch", "image", "mil"), work.of("counts")):
+        todo = [unit for unit in stage if not job.run.is_done(unit)]
+        processes = resources.unit_workers if session is not None else 1
+        parallel = [
+            unit for unit in todo if processes > 1 and method_kind(unit.method, unit.input) in ("patch", "image")
+        ]
+        single = [unit for unit in todo if unit not in parallel]
+        for unit, result in _run_parallel(session, job, parallel, single, resources):
             done += 1
-            why = str(result) if isinstance(result, Exception) else None
-            report(done, len(work.units), unit, why)
-            if why is not None:
-                yield unit.name, why
+            error = str(result) if isinstance(result, Exception) else None
+            report(done, len(work.units), unit, error)
+            if error is not None:
+                yield unit.name, error
 
 
 def _run_parallel(
-    session: RaySession | None, job: TrainingJob, wide: list[Unit], alone: list[Unit], resources: TrainingResources
+    session: RaySession | None, job: TrainingJob, parallel: list[Unit], single: list[Unit], resources: TrainingResources
 ) -> Iterator[tuple[Unit, Any]]:
-    yield from map_unordered(session, partial(run_unit_in_worker, job), alone, resources.unit_gpus)
+    """Train units of one process side by side, then units of several processes one after the other."""
+    yield from map_unordered(session, partial(run_unit_in_worker, job), single, resources.unit_gpus)
     if session is not None:
-        for unit in wide:
+        for unit in parallel:
             yield unit, run_data_parallel(session, job, unit, resources.unit_workers)
 
 
 def run_unit_in_worker(job: TrainingJob, unit: Unit, device: str) -> str:
-    """A unit, in a worker."""
+    """Train one unit; the function that a Ray worker calls."""
     return run_unit(job, unit, device)
 
 
 def collect_results(run: TrainingRun, work: UnitPlan) -> pa.Table:
-    """The run's predictions and metrics, from all units that are done; returns the metrics."""
-    units = [one for one in work.units if one.fold != FINAL_FOLD and run.is_done(one)]
-    tables = [read_parquet(run.unit(one) / "predictions.parquet") for one in sorted(units)]
+    """Write the run's predictions and metrics from all finished units; return the metrics."""
+    units = [unit for unit in work.units if unit.fold != FINAL_FOLD and run.is_done(unit)]
+    tables = [read_parquet(run.unit(unit) / "predictions.parquet") for unit in sorted(units)]
     from her2batch.store.schemas import run_schema
 
     empty = run_schema("predictions").empty_table()
     keys = [(name, "ascending") for name in ("task", "method", "input", "fold", "slide_id")]
     predictions = pa.concat_tables([empty, *tables]).sort_by(keys)
     run.write("predictions", predictions)
-    figures = metrics_table(predictions)
-    run.write("metrics", figures)
-    return figures
+    metrics = metrics_table(predictions)
+    run.write("metrics", metrics)
+    return metrics

@@ -1,9 +1,9 @@
-"""Ray Tune over a method's documented search space, inside the folds: no test part is read before the search is over.
+"""Hyperparameter search with Ray Tune over a method's search space, inside the folds: no test data is used by a search.
 
-For each outer fold, trials train on its training part and are judged on its validation part; ASHA ends those that fall
-behind. The best trial's settings are then trained and tested there like any unit, and the best of all go into a bundle.
-ASHA decides by the order in which trials report, so which of them end early is not the same in every run; their
-settings (seeded) and what each computes are.
+In each outer fold, trials train on the training part and are evaluated on the validation part; ASHA stops poor trials
+early. A unit with the best trial's settings is then trained and tested in the fold, and the best settings of all folds
+go into a bundle. Which trials ASHA stops depends on the order in which they report, so it may differ between runs; the
+settings of the trials (seeded) and the result of each trial do not.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from her2batch.training.methods import method_kind, method_settings, plan_units,
 from her2batch.training.metrics import metrics_summary
 
 REDUCTION_FACTOR: Final = 3
-"""ASHA keeps a third at each rung."""
+"""Reduction factor of ASHA: a third of the trials continues at each rung."""
 
 GRACE_EPOCHS: Final = 3
-"""Epochs that every trial gets."""
+"""Epochs before ASHA may stop a trial."""
 
 
 @dataclass
 class TuningSummary:
-    """What a search found. trials: of all outer folds.  best: the settings of the least validation loss."""
+    """The result of a search. trials: of all outer folds.  best: the settings with the least validation loss."""
 
     trained: TrainingSummary
     trials: pa.Table
@@ -57,30 +57,31 @@ class TuningSummary:
 
     @property
     def exit_code(self) -> int:
-        """As of the training."""
+        """The exit code of the training."""
         return self.trained.exit_code
 
 
 def tune(
-    study: TrainingRequest,
+    request: TrainingRequest,
     training: Training,
     samples: int,
     outer: int,
     resources: TrainingResources,
     report: UnitCallback = lambda *_: None,
 ) -> TuningSummary:
-    """Search with `samples` trials in each of the first `outer` folds; test the best of each there; bundle the best.
+    """Search with `samples` trials in each of the first `outer` folds, test the best of each, and bundle the best of
+    all.
 
-    Resumes: trials that ended stay, others go on.  Raises InputError for more than one method, task or input, and for
-    a method whose search is inside its folds already.
+    A resumed search keeps finished trials and continues the others.  Raises InputError for more than one method, task
+    or input, and for a count classifier, which has its own search.
     """
-    job = open_job(study, training)
+    job = open_job(request, training)
     cell = _single_cell(job, resources)
     work = units_of_cells([cell], [*range(min(outer, training.folds)), FINAL_FOLD])
-    searched = [one for one in work.units if one.fold != FINAL_FOLD]
+    searched = [unit for unit in work.units if unit.fold != FINAL_FOLD]
     check_libraries(job, work)
     with job.run.lock(), connect(resources) as session:
-        prepare_run(job, work, study.labels, study.annotations, session)
+        prepare_run(job, work, request.labels, request.annotations, session)
         trials = [row for unit in searched for row in _search(session, job, unit, samples, resources)]
         trials.sort(key=lambda row: (row["fold"], str(row["trial"])))
         table = pa.Table.from_pylist(trials, run_schema("trials"))
@@ -88,24 +89,28 @@ def tune(
         jobs = {unit: _with_settings(job, _best_settings(trials, unit.fold)) for unit in searched}
         jobs |= {Unit(*cell, FINAL_FOLD): _with_settings(job, _best_settings(trials, None))}
         failed = _train_with_best(session, jobs, resources, report)
-        found = metrics_summary(collect_results(job.run, work))
+        summary = metrics_summary(collect_results(job.run, work))
         if not failed:
             final = units_of_cells([cell], [FINAL_FOLD])
             make_bundle(job.run, final, jobs[final.units[0]].training, job.plan)
         stopped = session.stopped.is_set()
     return TuningSummary(
-        TrainingSummary(job.run, found, job.run.read("excluded"), failed, stopped), table, _best_settings(trials, None)
+        TrainingSummary(job.run, summary, job.run.read("excluded"), failed, stopped),
+        table,
+        _best_settings(trials, None),
     )
 
 
 def _single_cell(job: TrainingJob, resources: TrainingResources) -> tuple[str, str, str]:
-    counting = [one for one in job.training.methods if one in COUNTS_METHODS]
-    if counting:
-        raise InputError(f"{counting[0]} searches its grid inside each fold already", None, "use her2batch train")
-    cells = {(one.task, one.method, one.input) for one in plan_units(job.training, job.plan.encoders).units}
+    """Return the task, method and input of the search. Raises InputError unless there is exactly one of each."""
+    count_methods = [method for method in job.training.methods if method in COUNTS_METHODS]
+    if count_methods:
+        what = f"{count_methods[0]} already searches its settings inside each fold"
+        raise InputError(what, None, "use her2batch train")
+    cells = {(unit.task, unit.method, unit.input) for unit in plan_units(job.training, job.plan.encoders).units}
     if len(cells) != 1 or len(job.training.methods) != 1:
-        given = ", ".join(sorted("/".join(one) for one in cells))
-        raise InputError(f"a search is over one task, method and input, not {given}", None, "name one of each")
+        names = ", ".join(sorted("/".join(cell) for cell in cells))
+        raise InputError(f"a search needs one task, one method and one input, not {names}", None, "name one of each")
     if resources.workers == 0:
         raise InputError("a search needs Ray", None, "give --workers 1 or more")
     return next(iter(cells))
@@ -114,59 +119,63 @@ def _single_cell(job: TrainingJob, resources: TrainingResources) -> tuple[str, s
 def _train_with_best(
     session: RaySession, jobs: dict[Unit, TrainingJob], resources: TrainingResources, report: UnitCallback
 ) -> dict[str, str]:
-    """Train and test with the best settings."""
+    """Train and test units with the best settings; return unit → error of those that fail."""
     failed: dict[str, str] = {}
     todo = [(unit, job) for unit, job in jobs.items() if not job.run.is_done(unit)]
     for count, (item, result) in enumerate(map_unordered(session, _run_item, todo, resources.unit_gpus), start=1):
-        why = str(result) if isinstance(result, Exception) else None
-        report(len(jobs) - len(todo) + count, len(jobs), item[0], why)
-        if why is not None:
-            failed[item[0].name] = why
+        error = str(result) if isinstance(result, Exception) else None
+        report(len(jobs) - len(todo) + count, len(jobs), item[0], error)
+        if error is not None:
+            failed[item[0].name] = error
     return failed
 
 
 def _run_item(item: tuple[Unit, TrainingJob], device: str) -> str:
+    """Train one unit with its own job; the function that a Ray worker calls."""
     return run_unit_in_worker(item[1], item[0], device)
 
 
 def _with_settings(job: TrainingJob, best: dict[str, Any]) -> TrainingJob:
-    """The job with these settings on top of its own."""
+    """Return the job with these settings added to its own."""
     options = (*job.training.options, *(f"{name}={value}" for name, value in sorted(best.items())))
     return replace(job, training=job.training.model_copy(update={"options": options}))
 
 
 def _best_settings(trials: list[dict[str, Any]], fold: int | None) -> dict[str, Any]:
-    """Settings of the least validation loss, in one fold or in all. Raises InputError when every trial failed."""
-    here = [row for row in trials if fold in (None, row["fold"]) and row["val_loss"] is not None]
-    if not here:
+    """Return the settings with the least validation loss, of one fold or all. Raises InputError if all failed."""
+    finished = [row for row in trials if fold in (None, row["fold"]) and row["val_loss"] is not None]
+    if not finished:
         raise InputError("every trial failed", None, "see the errors in RUN/tune, then run the same command again")
-    found: dict[str, Any] = json.loads(min(here, key=lambda row: (row["val_loss"], row["trial"]))["settings"])
-    return found
+    best = min(finished, key=lambda row: (row["val_loss"], row["trial"]))
+    settings: dict[str, Any] = json.loads(best["settings"])
+    return settings
 
 
 def _search(
     session: RaySession, job: TrainingJob, unit: Unit, samples: int, resources: TrainingResources
 ) -> Iterator[dict[str, Any]]:
-    """The trials of one outer fold, one row each."""
+    """Run the trials of one outer fold; yield a row of the run's table `trials` for each."""
     from ray import tune as ray_tune
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
     kind = method_kind(unit.method, unit.input)
     epochs = method_settings(unit.method, kind, job.training).model_dump()["epochs"]
-    place = job.run.root / "tune" / unit.name
+    folder = job.run.root / "tune" / unit.name
     gpus = resources.unit_gpus if session.gpus > 0 else 0
-    trial = ray_tune.with_parameters(_run_trial, job=job, unit=unit, place=place, registered=registered_rows())
+    trial = ray_tune.with_parameters(_run_trial, job=job, unit=unit, folder=folder, registered=registered_rows())
     trainable = ray_tune.with_resources(trial, {"cpu": 1, "gpu": gpus})
-    if ray_tune.Tuner.can_restore(str(place)):
-        tuner = ray_tune.Tuner.restore(str(place), trainable, resume_unfinished=True, restart_errored=True)
+    if ray_tune.Tuner.can_restore(str(folder)):
+        tuner = ray_tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, restart_errored=True)
     else:
         asha = ASHAScheduler(
             time_attr="epoch", max_t=epochs, grace_period=min(GRACE_EPOCHS, epochs), reduction_factor=REDUCTION_FACTOR
         )
         tuner = ray_tune.Tuner(
             trainable,
-            param_space={name: _search_domain(ray_tune, one) for name, one in search_space(unit.method, kind).items()},
+            param_space={
+                name: _search_domain(ray_tune, domain) for name, domain in search_space(unit.method, kind).items()
+            },
             tune_config=ray_tune.TuneConfig(
                 metric="best_loss",
                 mode="min",
@@ -175,36 +184,40 @@ def _search(
                 search_alg=BasicVariantGenerator(random_state=job.training.seed),
                 max_concurrent_trials=session.workers,
             ),
-            run_config=ray_tune.RunConfig(name=unit.name, storage_path=str(place.parent), verbose=0),
+            run_config=ray_tune.RunConfig(name=unit.name, storage_path=str(folder.parent), verbose=0),
         )
     results = tuner.fit()
     for result in (results[k] for k in range(len(results))):
-        figures = result.metrics or {}
+        metrics = result.metrics or {}
         yield {
             "task": unit.task, "method": unit.method, "input": unit.input, "fold": unit.fold,
-            "trial": figures.get("trial_id"), "settings": json.dumps(result.config, sort_keys=True),
-            "val_loss": figures.get("best_loss"), "best_epoch": figures.get("best_epoch"),
-            "epochs": figures.get("epoch"), "status": "failed" if result.error else "done",
+            "trial": metrics.get("trial_id"), "settings": json.dumps(result.config, sort_keys=True),
+            "val_loss": metrics.get("best_loss"), "best_epoch": metrics.get("best_epoch"),
+            "epochs": metrics.get("epoch"), "status": "failed" if result.error else "done",
         }  # fmt: skip
 
 
-def _search_domain(ray_tune: Any, one: Any) -> Any:
-    return ray_tune.loguniform(one.low, one.high) if isinstance(one, LogUniform) else ray_tune.choice(list(one.values))
+def _search_domain(ray_tune: Any, domain: Any) -> Any:
+    """Return the Ray Tune domain of a setting's search space."""
+    if isinstance(domain, LogUniform):
+        return ray_tune.loguniform(domain.low, domain.high)
+    return ray_tune.choice(list(domain.values))
 
 
 def _run_trial(
-    config: dict[str, Any], job: TrainingJob, unit: Unit, place: Path, registered: Mapping[str, Mapping[str, Any]]
+    config: dict[str, Any], job: TrainingJob, unit: Unit, folder: Path, registered: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """One trial, in a process of its own; it goes on from its own checkpoint."""
+    """Run one trial in its own process, from its own checkpoint if there is one."""
     from ray import tune as ray_tune
 
     from her2batch.models.device import best_device
 
     restore_rows(registered)
 
-    def tell(at: Progress) -> None:
-        ray_tune.report({"epoch": at.epoch, "best_loss": at.best_loss, "best_epoch": at.best_epoch})
+    def report_epoch(progress: Progress) -> None:
+        values = {"epoch": progress.epoch, "best_loss": progress.best_loss, "best_epoch": progress.best_epoch}
+        ray_tune.report(values)
 
-    checkpoint = place / f"{ray_tune.get_context().get_trial_id()}.safetensors"
+    checkpoint = folder / f"{ray_tune.get_context().get_trial_id()}.safetensors"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    train_only(_with_settings(job, config), unit, best_device(), tell, checkpoint)
+    train_only(_with_settings(job, config), unit, best_device(), report_epoch, checkpoint)

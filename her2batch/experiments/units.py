@@ -1,7 +1,7 @@
-"""One unit of a run: one fold of one method, from the run's tables and caches to its committed predictions. No Ray.
+"""Training and test of one unit, a fold of a method: from the run's tables and caches to its predictions. No Ray.
 
-What a unit computes depends on the run's settings and its own name alone, so that it does not matter where, when, how
-often or beside what it runs.
+The result of a unit depends only on the run's settings and the unit's name, not on where, when, how often or together
+with which other units it runs.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 Rows = NDArray[np.int64]
 
 EpochCallback = Callable[["Progress"], None]
-"""Called after every epoch; what it raises ends the unit."""
+"""Called after every epoch; an exception ends the unit."""
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What every unit of a run shares."""
+    """A training run with its cohort, plan and settings, shared by all units."""
 
     run: TrainingRun
     cohort: Cohort
@@ -46,125 +46,129 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class UnitSlides:
-    """A unit's slides. labels, split: (n,), by position of slide_ids."""
+    """The n slides of a unit. labels: (n,) class numbers.  split: (n,) 'train', 'val' or 'test'."""
 
     slide_ids: tuple[str, ...]
     labels: Rows
     split: NDArray[np.str_]
 
     def rows(self, split: str) -> Rows:
-        """Positions of the slides of one split."""
+        """Return the positions of the slides of one split."""
         return np.flatnonzero(self.split == split)
 
 
-def run_unit(job: TrainingJob, unit: Unit, device: str = "cpu", watch: EpochCallback = lambda _: None) -> str:
-    """Train, test and commit one unit; returns its name. A unit that is committed already is left alone.
+def run_unit(job: TrainingJob, unit: Unit, device: str = "cpu", on_epoch: EpochCallback = lambda _: None) -> str:
+    """Train, test and commit one unit; return its name. A unit that is committed already is skipped.
 
-    Raises InputError for a cache or table that is damaged, FloatingPointError for a loss that is no number.
+    Raises InputError for a damaged cache or table, FloatingPointError for a loss that is not a number.
     """
     if job.run.is_done(unit):
         return unit.name
-    part = unit_slides(job.run, unit)
+    slides = unit_slides(job.run, unit)
     job.run.unit(unit).mkdir(parents=True, exist_ok=True)
     kind = methods.method_kind(unit.method, unit.input)
     if kind == "counts":
-        _run_counts_unit(job, unit, part)
+        _run_counts_unit(job, unit, slides)
         return unit.name
-    lesson = _training_data(job, unit, part)
-    fitted = _fit(job, unit, lesson, device, watch, job.run.checkpoint(unit))
+    inputs = _training_data(job, unit, slides)
+    fitted = _fit(job, unit, inputs, device, on_epoch, job.run.checkpoint(unit))
     if not _is_writer():
         return unit.name
     tests = {"mil": _test_mil, "image": _test_image, "patch": _test_patch}
-    tests[kind](job, unit, part, lesson, fitted, device)
+    tests[kind](job, unit, slides, inputs, fitted, device)
     return unit.name
 
 
 def _is_writer() -> bool:
-    """Whether this process writes: of several that train one network together, the first alone."""
+    """Return whether this process writes results: of several that train one network, only the first does."""
     import torch
 
-    there = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not there or torch.distributed.get_rank() == 0
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not distributed or torch.distributed.get_rank() == 0
 
 
-def train_only(job: TrainingJob, unit: Unit, device: str, watch: EpochCallback, checkpoint: Path) -> Progress:
-    """Train a unit without its test part: what a search does. Raises as run_unit does."""
-    return _fit(job, unit, _training_data(job, unit, unit_slides(job.run, unit)), device, watch, checkpoint).progress
+def train_only(job: TrainingJob, unit: Unit, device: str, on_epoch: EpochCallback, checkpoint: Path) -> Progress:
+    """Train a unit without testing it, as a search does. Raises the same errors as run_unit."""
+    return _fit(job, unit, _training_data(job, unit, unit_slides(job.run, unit)), device, on_epoch, checkpoint).progress
 
 
 def unit_slides(run: TrainingRun, unit: Unit) -> UnitSlides:
-    """The unit's slides with their labels and splits, in order of slide_id."""
-    labels = run.read("labels").to_pylist()
-    truth = {one["slide_id"]: one["label"] for one in labels if one["task"] == unit.task}
+    """Return the unit's slides with their labels and splits, in order of slide_id."""
+    labelled = run.read("labels").to_pylist()
+    truth = {row["slide_id"]: row["label"] for row in labelled if row["task"] == unit.task}
     folds = run.read("folds")
-    here = pa.compute.and_(pa.compute.equal(folds["task"], unit.task), pa.compute.equal(folds["fold"], unit.fold))
-    rows = folds.filter(here).sort_by("slide_id").to_pylist()
-    ids = tuple(one["slide_id"] for one in rows)
-    return UnitSlides(ids, np.array([truth[one] for one in ids], np.int64), np.array([one["split"] for one in rows]))
+    is_unit = pa.compute.and_(pa.compute.equal(folds["task"], unit.task), pa.compute.equal(folds["fold"], unit.fold))
+    rows = folds.filter(is_unit).sort_by("slide_id").to_pylist()
+    ids = tuple(row["slide_id"] for row in rows)
+    labels = np.array([truth[slide_id] for slide_id in ids], np.int64)
+    return UnitSlides(ids, labels, np.array([row["split"] for row in rows]))
 
 
 @dataclass(frozen=True)
 class _TrainingData:
-    """What a unit trains on. data: bags, or pixels (n, e, e, 3).  fill: round pictures.  at: position in the data of
-    each of the part's slides; of patches, the position in the part of each patch's slide.
-    """  # fmt: skip
+    """The data that a unit trains on.
+
+    data: bags, or pixels (n, e, e, 3).  positions: position in `data` of each of the unit's slides; for patches, the
+    position among the unit's slides of each patch's slide.  fill: colour around images.
+    """
 
     fold: Fold
     data: Any
-    at: Rows
+    positions: Rows
     fill: NDArray[np.uint8] | None = None
 
 
-def _training_data(job: TrainingJob, unit: Unit, part: UnitSlides) -> _TrainingData:
+def _training_data(job: TrainingJob, unit: Unit, slides: UnitSlides) -> _TrainingData:
     from her2batch.training import bag_data, image_data
 
     kind = methods.method_kind(unit.method, unit.input)
     if kind == "patch":
-        return _patch_data(job, unit, part)
+        return _patch_data(job, unit, slides)
     data: Any
     if kind == "mil":
         data = bag_data.open_bags(job.run.cache(f"{encoder_folder(unit.input)}.arrow"))
         ids, fill = data.slide_ids, None
     else:
-        shown = image_data.open_thumbnails(job.run.cache(f"{unit.input}.npy"))
-        ids, data, fill = shown.slide_ids, shown.pixels, shown.fills
-    place = {one: k for k, one in enumerate(ids)}
-    at = np.array([place[one] for one in part.slide_ids], np.int64)
+        thumbnails = image_data.open_thumbnails(job.run.cache(f"{unit.input}.npy"))
+        ids, data, fill = thumbnails.slide_ids, thumbnails.pixels, thumbnails.fills
+    row_of = {slide_id: k for k, slide_id in enumerate(ids)}
+    at = np.array([row_of[slide_id] for slide_id in slides.slide_ids], np.int64)
     labels = np.full(len(ids), -1, np.int64)
-    labels[at] = part.labels
-    return _TrainingData(_make_fold(job, unit, labels, at[part.rows("train")], at[part.rows("val")]), data, at, fill)
+    labels[at] = slides.labels
+    return _TrainingData(
+        _make_fold(job, unit, labels, at[slides.rows("train")], at[slides.rows("val")]), data, at, fill
+    )
 
 
-def _patch_data(job: TrainingJob, unit: Unit, part: UnitSlides) -> _TrainingData:
-    """Annotated patches of the part's slides, each in the split of its slide."""
+def _patch_data(job: TrainingJob, unit: Unit, slides: UnitSlides) -> _TrainingData:
+    """Return the annotated patches of the unit's slides, each in the split of its slide."""
     from her2batch.training import image_data
 
-    tables = annotated_patch_tables(job, unit.input, part.slide_ids)
-    found = image_data.open_stack([job.run.cache(unit.input) / f"{one}.npy" for one in tables])
-    place = {one: k for k, one in enumerate(part.slide_ids)}
-    labels = np.array(
-        [IHC_SCORES.index(one) for table in tables.values() for one in table["truth"].to_pylist()], np.int64
-    )
-    of = np.repeat([place[one] for one in tables], np.diff(found.starts))
-    train, val = (np.flatnonzero(part.split[of] == split) for split in ("train", "val"))
-    return _TrainingData(_make_fold(job, unit, labels, train, val), found, of, np.full(3, 240, np.uint8))
+    tables = annotated_patch_tables(job, unit.input, slides.slide_ids)
+    patches = image_data.open_stack([job.run.cache(unit.input) / f"{slide_id}.npy" for slide_id in tables])
+    row_of = {slide_id: k for k, slide_id in enumerate(slides.slide_ids)}
+    scores = [score for table in tables.values() for score in table["truth"].to_pylist()]
+    labels = np.array([IHC_SCORES.index(score) for score in scores], np.int64)
+    slide_rows = np.repeat([row_of[slide_id] for slide_id in tables], np.diff(patches.starts))
+    train, val = (np.flatnonzero(slides.split[slide_rows] == split) for split in ("train", "val"))
+    return _TrainingData(_make_fold(job, unit, labels, train, val), patches, slide_rows, np.full(3, 240, np.uint8))
 
 
-def annotated_patch_tables(job: TrainingJob, given: str, slide_ids: Sequence[str]) -> dict[str, pa.Table]:
-    """The annotated patches of those slides that have some, in their order: rows of the run's table `patches`."""
-    paths = {one: job.run.cache(given) / f"{one}.parquet" for one in slide_ids}
-    return {one: read_parquet(path) for one, path in paths.items() if path.is_file()}
+def annotated_patch_tables(job: TrainingJob, input_name: str, slide_ids: Sequence[str]) -> dict[str, pa.Table]:
+    """Return slide → rows of the run's table `patches`, for the slides with annotated patches, in the given order."""
+    paths = {slide_id: job.run.cache(input_name) / f"{slide_id}.parquet" for slide_id in slide_ids}
+    return {slide_id: read_parquet(path) for slide_id, path in paths.items() if path.is_file()}
 
 
 def _make_fold(job: TrainingJob, unit: Unit, labels: Rows, train: Rows, val: Rows) -> Fold:
     from her2batch.training.fit_loop import Fold
 
-    # the same start for every fold of a method: what differs between folds is their slides
+    # the same seed for every fold of a method, so that folds differ only in their slides
     return Fold(labels, train, val, len(CLASSES[unit.task]), job.training.seed)
 
 
 def _fit(
-    job: TrainingJob, unit: Unit, lesson: _TrainingData, device: str, watch: EpochCallback, checkpoint: Path
+    job: TrainingJob, unit: Unit, inputs: _TrainingData, device: str, on_epoch: EpochCallback, checkpoint: Path
 ) -> FitResult:
     from her2batch.models.device import set_deterministic
     from her2batch.training import fit_image, fit_mil
@@ -172,121 +176,125 @@ def _fit(
     set_deterministic(device)
     settings = methods.method_settings(unit.method, methods.method_kind(unit.method, unit.input), job.training)
     if isinstance(settings, MilSettings):
-        return fit_mil.fit_mil_network(unit.method, lesson.data, lesson.fold, settings, device, checkpoint, watch)
+        return fit_mil.fit_mil_network(unit.method, inputs.data, inputs.fold, settings, device, checkpoint, on_epoch)
     assert isinstance(settings, ImageSettings)
     return fit_image.fit_image_network(
-        unit.method, lesson.data, lesson.fold, settings, device, lesson.fill, checkpoint, watch
+        unit.method, inputs.data, inputs.fold, settings, device, inputs.fill, checkpoint, on_epoch
     )
 
 
 def _test_mil(
-    job: TrainingJob, unit: Unit, part: UnitSlides, lesson: _TrainingData, fitted: FitResult, device: str
+    job: TrainingJob, unit: Unit, slides: UnitSlides, inputs: _TrainingData, fitted: FitResult, device: str
 ) -> None:
-    """Predictions of the test slides, and the attention of each of their tiles."""
+    """Commit the predictions of the test slides and the attention of each of their tiles."""
     from her2batch.models.mil_registry import build_mil_network
     from her2batch.training.fit_mil import predict_bags
 
     _save_weights(job.run.unit(unit) / "model.safetensors", fitted.weights)
     settings = methods.method_settings(unit.method, "mil", job.training)
     assert isinstance(settings, MilSettings)
-    net = build_mil_network(unit.method, lesson.data.dim, lesson.fold.n_classes, settings)
-    net.load_state_dict(fitted.weights)
-    test = part.rows("test")
-    p, attention = predict_bags(net.to(device).eval(), lesson.data, lesson.at[test], lesson.fold.n_classes, device)
-    ids = [part.slide_ids[k] for k in test]
+    network = build_mil_network(unit.method, inputs.data.dim, inputs.fold.n_classes, settings)
+    network.load_state_dict(fitted.weights)
+    test = slides.rows("test")
+    p, attention = predict_bags(
+        network.to(device).eval(), inputs.data, inputs.positions[test], inputs.fold.n_classes, device
+    )
+    ids = [slides.slide_ids[k] for k in test]
     job.run.write_unit_table(unit, "attention", _attention_table(ids, attention))
-    _commit_predictions(job, unit, ids, part.labels[test], p)
+    _commit_predictions(job, unit, ids, slides.labels[test], p)
 
 
 def _test_image(
-    job: TrainingJob, unit: Unit, part: UnitSlides, lesson: _TrainingData, fitted: FitResult, device: str
+    job: TrainingJob, unit: Unit, slides: UnitSlides, inputs: _TrainingData, fitted: FitResult, device: str
 ) -> None:
-    classify = _classifier(job, unit, lesson, fitted, device)
-    test = part.rows("test")
-    p = classify(lesson.data, lesson.at[test])
-    _commit_predictions(job, unit, [part.slide_ids[k] for k in test], part.labels[test], p)
+    classify = _classifier(job, unit, inputs, fitted, device)
+    test = slides.rows("test")
+    p = classify(inputs.data, inputs.positions[test])
+    _commit_predictions(job, unit, [slides.slide_ids[k] for k in test], slides.labels[test], p)
 
 
 def _test_patch(
-    job: TrainingJob, unit: Unit, part: UnitSlides, lesson: _TrainingData, fitted: FitResult, device: str
+    job: TrainingJob, unit: Unit, slides: UnitSlides, inputs: _TrainingData, fitted: FitResult, device: str
 ) -> None:
-    """Predictions of the annotated patches of the test slides; and the counts of every slide's tissue patches."""
+    """Commit the predictions of the test slides' annotated patches, and the counts of all slides' tissue patches."""
     from her2batch.models.heads import count_features
 
-    classify = _classifier(job, unit, lesson, fitted, device)
+    classify = _classifier(job, unit, inputs, fitted, device)
     features = []
-    for slide_id in part.slide_ids:
+    for slide_id in slides.slide_ids:
         batches = [classify(pixels, np.arange(len(pixels))) for pixels in tissue_patches(job, unit.input, slide_id)]
         features.append(count_features(np.concatenate([np.empty((0, 4), np.float32), *batches])).tolist())
-    columns = {"slide_id": list(part.slide_ids), "features": features}
+    columns = {"slide_id": list(slides.slide_ids), "features": features}
     job.run.write_unit_table(unit, "counts", pa.table(columns, run_schema("counts")))
-    test = np.flatnonzero(part.split[lesson.at] == "test")
-    ids = [part.slide_ids[k] for k in lesson.at[test]]
-    _commit_predictions(job, unit, ids, lesson.fold.labels[test], classify(lesson.data, test))
+    test = np.flatnonzero(slides.split[inputs.positions] == "test")
+    ids = [slides.slide_ids[k] for k in inputs.positions[test]]
+    _commit_predictions(job, unit, ids, inputs.fold.labels[test], classify(inputs.data, test))
 
 
-def _run_counts_unit(job: TrainingJob, unit: Unit, part: UnitSlides) -> None:
-    """A classifier on the counts that the fold's own patch net gave."""
+def _run_counts_unit(job: TrainingJob, unit: Unit, slides: UnitSlides) -> None:
+    """Train, test and commit a classifier on the class counts of the same fold's patch network."""
     from her2batch.models.heads import head_probabilities, majority_vote, save_head
     from her2batch.training.fit_counts import fit_count_classifier
 
-    net = Unit(methods.PATCH_TASK, methods.PATCH_NET, unit.input, unit.fold)
-    table = job.run.read_unit_table(net, "counts").to_pydict()
+    patch_unit = Unit(methods.PATCH_TASK, methods.PATCH_NET, unit.input, unit.fold)
+    table = job.run.read_unit_table(patch_unit, "counts").to_pydict()
     by_id = dict(zip(table["slide_id"], table["features"], strict=True))
-    features = np.array([by_id[one] for one in part.slide_ids], np.float64)
-    train, test = np.flatnonzero(np.isin(part.split, ["train", "val"])), part.rows("test")
+    features = np.array([by_id[slide_id] for slide_id in slides.slide_ids], np.float64)
+    train, test = np.flatnonzero(np.isin(slides.split, ["train", "val"])), slides.rows("test")
     n = len(CLASSES[unit.task])
     if unit.method == "majority-vote":
         p = majority_vote(features[test])
     else:
         settings = methods.method_settings(unit.method, "counts", job.training)
         assert isinstance(settings, CountsSettings)
-        patients = {one["slide_id"]: one["patient_id"] for one in job.run.read("labels").to_pylist()}
-        groups = [patients[part.slide_ids[k]] for k in train]
+        patients = {row["slide_id"]: row["patient_id"] for row in job.run.read("labels").to_pylist()}
+        groups = [patients[slides.slide_ids[k]] for k in train]
         head = fit_count_classifier(
-            unit.method, features[train], part.labels[train], groups, n, settings, job.training.seed
+            unit.method, features[train], slides.labels[train], groups, n, settings, job.training.seed
         )
         with atomic_write(job.run.unit(unit) / "model.skops") as file:
             save_head(head, file)
         p = head_probabilities(head, features[test], n) if len(test) else np.empty((0, n), np.float32)
-    _commit_predictions(job, unit, [part.slide_ids[k] for k in test], part.labels[test], p)
+    _commit_predictions(job, unit, [slides.slide_ids[k] for k in test], slides.labels[test], p)
 
 
 Classify = Callable[[Any, Rows], NDArray[np.float32]]
+"""Function from pixels and rows to class probabilities, (n, classes)."""
 
 
-def _classifier(job: TrainingJob, unit: Unit, lesson: _TrainingData, fitted: FitResult, device: str) -> Classify:
-    """What classifies rows of pixels with the trained network. Its weights are kept for the bundle alone."""
+def _classifier(job: TrainingJob, unit: Unit, inputs: _TrainingData, fitted: FitResult, device: str) -> Classify:
+    """Return a classifier with the trained network. Its weights are saved only for the final fold, for the bundle."""
     from her2batch.training import fit_image
 
     settings = methods.method_settings(unit.method, methods.method_kind(unit.method, unit.input), job.training)
     assert isinstance(settings, ImageSettings)
     if unit.fold == FINAL_FOLD:
         _save_weights(job.run.unit(unit) / "model.safetensors", fitted.weights)
-    n = lesson.fold.n_classes
-    net = fit_image.trained_network(unit.method, fitted.weights, n, lesson.data.shape[1], settings.size, device)
-    return partial(fit_image.predict_images, net, n_classes=n, device=device)
+    n = inputs.fold.n_classes
+    network = fit_image.trained_network(unit.method, fitted.weights, n, inputs.data.shape[1], settings.size, device)
+    return partial(fit_image.predict_images, network, n_classes=n, device=device)
 
 
-def tissue_patches(job: TrainingJob, given: str, slide_id: str) -> Iterator[NDArray[np.uint8]]:
-    """A slide's tissue patches at a resolution, equalised, no white or black ones: (n, 224, 224, 3) uint8 a batch.
+def tissue_patches(job: TrainingJob, input_name: str, slide_id: str) -> Iterator[NDArray[np.uint8]]:
+    """Yield batches of a slide's usable tissue patches with equalized contrast: (n, 224, 224, 3) uint8.
 
-    From the run's cache where there is one, else from the slide's pyramid.
+    input_name: their resolution, a key of PATCH_INPUTS.  They are read from the run's cache if it has them, otherwise
+    from the slide's pyramid.
     """
-    from her2batch.pipeline.patch_grid import patch_grid, pixels_of
-    from her2batch.slides.pyramid import Pyramid  # here, for a worker that trains on embeddings needs none of these
+    from her2batch.pipeline.patch_grid import plan_patches, read_patches
+    from her2batch.slides.pyramid import Pyramid  # not at the top: training on embeddings does not need these
     from her2batch.training.image_data import load_images
     from her2batch.vision.patches import apply_clahe, usable_patches
 
-    kept = job.run.cache(given) / f"{slide_id}.tissue.npy"
-    if kept.is_file():
-        yield load_images(kept)
+    cached = job.run.cache(input_name) / f"{slide_id}.tissue.npy"
+    if cached.is_file():
+        yield load_images(cached)
         return
     table = job.cohort.read("tiles", slide_id)
     tiles = np.stack([table.column(name).to_numpy() for name in ("x", "y", "size")], axis=1).astype(np.int32)
     with Pyramid(job.cohort.pyramid(slide_id)) as slide:
-        grid = patch_grid(slide.info, job.plan, tiles, table.column("tissue").to_numpy(), PATCH_INPUTS[given])
-        for batch in pixels_of(slide, grid):
+        grid = plan_patches(slide.info, job.plan, tiles, table.column("tissue").to_numpy(), PATCH_INPUTS[input_name])
+        for batch in read_patches(slide, grid):
             if (good := usable_patches(batch.pixels)).any():
                 yield apply_clahe(batch.pixels[good])
 
@@ -294,26 +302,26 @@ def tissue_patches(job: TrainingJob, given: str, slide_id: str) -> Iterator[NDAr
 def _save_weights(path: Path, weights: dict[str, Any]) -> None:
     from safetensors.torch import save
 
-    with atomic_write(path) as part:
-        part.write_bytes(save({key: one.contiguous() for key, one in weights.items()}))
+    with atomic_write(path) as file:
+        file.write_bytes(save({key: weight.contiguous() for key, weight in weights.items()}))
 
 
 def _attention_table(ids: Sequence[str], attention: Sequence[NDArray[np.float32]]) -> pa.Table:
-    n = [len(one) for one in attention]
+    n = [len(values) for values in attention]
     columns = {
         "slide_id": np.repeat(np.array(ids, object), n),
-        "tile": np.concatenate([np.arange(one) for one in n]) if n else np.empty(0, int),
+        "tile": np.concatenate([np.arange(count) for count in n]) if n else np.empty(0, int),
         "attention": np.concatenate(attention) if n else np.empty(0, np.float32),
     }
-    return pa.table({name: pa.array(one) for name, one in columns.items()}).cast(run_schema("attention"))
+    return pa.table({name: pa.array(values) for name, values in columns.items()}).cast(run_schema("attention"))
 
 
 def _commit_predictions(job: TrainingJob, unit: Unit, ids: Sequence[str], labels: Rows, p: NDArray[np.float32]) -> None:
-    words = CLASSES[unit.task]
+    classes = CLASSES[unit.task]
     n = len(ids)
     columns = {
         "task": [unit.task] * n, "method": [unit.method] * n, "input": [unit.input] * n, "fold": [unit.fold] * n,
-        "slide_id": list(ids), "truth": [words[k] for k in labels], "p": [one.tolist() for one in p],
-        "predicted": [words[int(one.argmax())] for one in p],
+        "slide_id": list(ids), "truth": [classes[k] for k in labels], "p": [row.tolist() for row in p],
+        "predicted": [classes[int(row.argmax())] for row in p],
     }  # fmt: skip
     job.run.commit(unit, pa.table(columns, run_schema("predictions")))

@@ -1,4 +1,4 @@
-"""One network on two processes of Ray Train: the unit's files are those of a unit."""
+"""Tests of data-parallel training of one network on two processes of Ray Train."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_two_processes_train_one_network(synthetic: Synthetic, tmp_path: Path, r
 
 
 @pytest.mark.slow
-def test_a_fault_is_said_and_costs_its_unit_alone(
+def test_an_error_is_returned_and_ends_only_its_unit(
     synthetic: Synthetic, tmp_path: Path, ray_session: RaySession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data_parallel, "TRIES", 0)  # each try takes ten seconds

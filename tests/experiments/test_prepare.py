@@ -58,7 +58,7 @@ def test_patch_methods_require_annotations(synthetic: Synthetic, job: TrainingJo
     work = plan_units(job.training, job.plan.encoders)
     with pytest.raises(InputError, match="--annotations"):
         prepare_run(job, work, None, None, None)
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError, match="no such folder"):
         prepare_run(job, work, None, tmp_path / "nowhere", None)
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -1,4 +1,4 @@
-"""The paper's rows in miniature: each has a status, those without data say why, and the best go into a bundle."""
+"""Tests of the reproduction on a small cohort: each row has a status and, without data, a reason; the bundle."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,15 +13,15 @@ from her2batch.runtime.ray_session import RaySession
 from her2batch.settings import Training, TrainingResources
 from tests.conftest import Synthetic
 
-MINIATURE = Training(folds=3, quick=True, options=("epochs=1", "search=false"), patches_per_slide=3)
+SMALL = Training(folds=3, quick=True, options=("epochs=1", "search=false"), patches_per_slide=3)
 
 
-def test_every_row_of_the_paper_has_its_place(synthetic: Synthetic, tmp_path: Path, ray_session: RaySession) -> None:
-    """Without annotations: the tables of thumbnails and of MIL; patches and the receptors have no data here."""
-    study = TrainingRequest(synthetic.cohort, tmp_path / "run")
-    found = reproduce(study, MINIATURE, TrainingResources(workers=0))
-    assert found.exit_code == 0, found.trained.failed
-    rows = found.tables.to_pylist()
+def test_every_row_of_the_paper_has_a_status(synthetic: Synthetic, tmp_path: Path, ray_session: RaySession) -> None:
+    """Without annotations there is data for the tables of thumbnails and MIL, not for patches and receptors."""
+    request = TrainingRequest(synthetic.cohort, tmp_path / "run")
+    result = reproduce(request, SMALL, TrainingResources(workers=0))
+    assert result.exit_code == 0, result.trained.failed
+    rows = result.tables.to_pylist()
     assert Counter((row["table"], row["status"]) for row in rows) == {
         ("table4", "reproduced"): 12, ("table5", "no data"): 3, ("table6", "no data"): 10, ("tableS1", "reproduced"): 9,
         ("tableS2", "no data"): 10, ("tableS3", "no data"): 10, ("figure5", "no data"): 4,
@@ -31,12 +31,12 @@ def test_every_row_of_the_paper_has_its_place(synthetic: Synthetic, tmp_path: Pa
     winner = next(row for row in rows if (row["task"], row["method"]) == ("her2-3way", "convnext-small"))
     assert winner["paper_accuracy"] == 83.56
     assert {one.task for one in read_bundle(tmp_path / "run" / "bundle").info.models} >= {"her2-3way", "her2-binary"}
-    again = reproduce(study, MINIATURE, TrainingResources(workers=0), lambda *_: pytest.fail("nothing was left to do"))
-    assert again.tables.equals(found.tables)
+    again = reproduce(request, SMALL, TrainingResources(workers=0), lambda *_: pytest.fail("nothing was left to do"))
+    assert again.tables.equals(result.tables)
 
 
-def test_a_cohort_without_labels_for_any_row_says_so(synthetic: Synthetic, tmp_path: Path) -> None:
+def test_a_cohort_without_data_for_any_row_is_refused(synthetic: Synthetic, tmp_path: Path) -> None:
     labels = tmp_path / "labels.csv"
     labels.write_text("slide_id,patient_id,her2\nP001-1,P001,3+\n")
     with pytest.raises(InputError, match="none of the paper's rows"):
-        reproduce(TrainingRequest(synthetic.cohort, tmp_path / "run", labels), MINIATURE, TrainingResources(workers=0))
+        reproduce(TrainingRequest(synthetic.cohort, tmp_path / "run", labels), SMALL, TrainingResources(workers=0))

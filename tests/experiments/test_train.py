@@ -1,4 +1,4 @@
-"""Training as the operator has it: the same figures on any number of workers, killed or not; then a bundle."""
+"""Tests of training: the same metrics on any number of workers, with and without kills; the bundle; bad input."""
 
 import os
 import shutil
@@ -40,7 +40,7 @@ def trained(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory, ray_
     return out
 
 
-def test_a_run_holds_what_the_contract_says(trained: Path) -> None:
+def test_a_run_has_the_files_of_the_contract(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     assert {"run.toml", "bundle", *(f"{name}.parquet" for name in TABLES)} <= names
     predictions = pq.read_table(trained / "predictions.parquet").to_pylist()
@@ -51,7 +51,7 @@ def test_a_run_holds_what_the_contract_says(trained: Path) -> None:
         assert sorted(tested) == sorted(labelled)
 
 
-def test_the_plain_loop_gives_the_same_bytes(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
+def test_training_without_ray_gives_the_same_bytes(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
     found = train(TrainingRequest(synthetic.cohort, tmp_path / "run"), QUICK, TrainingResources(workers=0))
     assert found.exit_code == 0
     assert tables(tmp_path / "run") == tables(trained)
@@ -68,16 +68,16 @@ def test_attention_is_kept_for_every_tile(synthetic: Synthetic, trained: Path) -
         assert part["attention"].sum() == pytest.approx(1, abs=1e-4)
 
 
-def test_the_same_command_has_nothing_left_to_do(synthetic: Synthetic, trained: Path) -> None:
+def test_a_finished_run_has_nothing_left_to_do(synthetic: Synthetic, trained: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (trained / "units").rglob("predictions.parquet")}
-    told: list[object] = []
-    study, training = read_request(trained)
-    train(study, training, TrainingResources(workers=2), lambda *one: told.append(one))
-    assert told == []
+    reports: list[object] = []
+    request, training = read_request(trained)
+    train(request, training, TrainingResources(workers=2), lambda *one: reports.append(one))
+    assert reports == []
     assert {path: path.stat().st_mtime_ns for path in (trained / "units").rglob("predictions.parquet")} == before
 
 
-def test_other_settings_are_refused(synthetic: Synthetic, trained: Path) -> None:
+def test_changed_settings_are_refused(synthetic: Synthetic, trained: Path) -> None:
     with pytest.raises(InputError, match=r"training\.seed"):
         train(
             TrainingRequest(synthetic.cohort, trained),
@@ -89,14 +89,14 @@ def test_other_settings_are_refused(synthetic: Synthetic, trained: Path) -> None
 def test_a_damaged_unit_is_trained_again(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "units" / "her2-3way.clam-sb.stain.01")
-    study, training = read_request(tmp_path / "run")
-    train(study, training, TrainingResources(workers=0))
+    request, training = read_request(tmp_path / "run")
+    train(request, training, TrainingResources(workers=0))
     assert tables(tmp_path / "run") == tables(trained)
 
 
 @pytest.mark.slow
-def test_kills_cost_nothing(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
-    """A worker is killed, then the driver, then the run is resumed: the same tables, byte for byte."""
+def test_resume_after_kills_gives_identical_tables(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
+    """A worker is killed, then the driver; the resumed run has the same tables, byte for byte."""
     command = [sys.executable, "-c", "from her2batch.cli.app import main; main()", "train"]
     args = [str(synthetic.cohort), "--out", str(tmp_path / "run"), "--folds", "3", "--quick", "--option", "epochs=3"]
     args += ["--method", "clam-sb", "--method", "dtfd-afs", "--workers", "2"]
@@ -123,9 +123,9 @@ def test_kills_cost_nothing(synthetic: Synthetic, trained: Path, tmp_path: Path)
     assert tables(tmp_path / "run") == tables(trained)
 
 
-def wait_for(there: object, driver: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for(condition: object, driver: subprocess.Popen, seconds: float = 120) -> None:
     ends = time.monotonic() + seconds
-    while not there():
+    while not condition():
         assert driver.poll() is None, "the driver ended too soon"
         assert time.monotonic() < ends
         time.sleep(0.05)
@@ -134,8 +134,10 @@ def wait_for(there: object, driver: subprocess.Popen, seconds: float = 120) -> N
 # -- the bundle ------------------------------------------------------------------------------------------------
 
 
-def test_ingest_with_the_bundle_says_what_score_says(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
-    """Two slides, ingested with the bundle, and scored from the tables of a cohort that never saw it."""
+def test_ingest_with_a_bundle_gives_the_predictions_of_score(
+    synthetic: Synthetic, trained: Path, tmp_path: Path
+) -> None:
+    """Two slides are ingested with the bundle, and scored later in a cohort that was ingested without it."""
     scans = tmp_path / "scans"
     scans.mkdir()
     for path in sorted(synthetic.scans.glob("*-1.svs"))[:2]:
@@ -157,7 +159,7 @@ def test_ingest_with_the_bundle_says_what_score_says(synthetic: Synthetic, train
 @pytest.mark.parametrize(
     ("plan", "words"), [(Plan(encoders=("timm:resnet18",)), "--encoder stain"), (Plan(mpp=1.0), "--mpp 0.5")]
 )
-def test_a_bundle_of_other_embeddings_is_refused(plan: Plan, words: str, trained: Path, tmp_path: Path) -> None:
+def test_a_bundle_for_other_embeddings_is_refused(plan: Plan, words: str, trained: Path, tmp_path: Path) -> None:
     Cohort(tmp_path / "cohort").create(plan)
     with pytest.raises(InputError, match=words):
         score(tmp_path / "cohort", trained / "bundle", Resources(workers=0))
@@ -166,7 +168,7 @@ def test_a_bundle_of_other_embeddings_is_refused(plan: Plan, words: str, trained
 # -- bad input -------------------------------------------------------------------------------------------------
 
 
-def refused(cohort: Path, out: Path, labels: str, match: str, **training: object) -> None:
+def assert_refused(cohort: Path, out: Path, labels: str, match: str, **training: object) -> None:
     path = out.parent / "labels.csv"
     path.write_text(labels)
     with pytest.raises(InputError, match=match):
@@ -183,15 +185,17 @@ def test_bad_labels_stop_before_any_training(synthetic: Synthetic, tmp_path: Pat
         return "\n".join([head, *(",".join(row) for row in rows)]) + "\n"
 
     out = tmp_path / "run"
-    refused(synthetic.cohort, out, text([row for row in her2 if row[2] != "0"]), "no slide")
-    refused(synthetic.cohort, out, text([[row[0], "P", *row[2:]] for row in her2]), "of patient P, in the cohort of")
-    refused(synthetic.cohort, out, text(her2), "folds", folds=50)
-    refused(synthetic.cohort, out, text([*her2, ["elsewhere", "P", *her2[0][2:]]]), "elsewhere")
-    refused(synthetic.cohort, out, text([*her2, her2[0]]), "are of one slide")
+    assert_refused(synthetic.cohort, out, text([row for row in her2 if row[2] != "0"]), "no slide")
+    assert_refused(
+        synthetic.cohort, out, text([[row[0], "P", *row[2:]] for row in her2]), "of patient P, in the cohort of"
+    )
+    assert_refused(synthetic.cohort, out, text(her2), "folds", folds=50)
+    assert_refused(synthetic.cohort, out, text([*her2, ["elsewhere", "P", *her2[0][2:]]]), "elsewhere")
+    assert_refused(synthetic.cohort, out, text([*her2, her2[0]]), "are of one slide")
 
 
 def test_too_few_patients_stop_before_any_training(synthetic: Synthetic, tmp_path: Path) -> None:
-    """A cohort that was ingested without labels knows no patients: the labels alone decide."""
+    """A cohort ingested without labels has no patients; those of the labels are used."""
     shutil.copytree(synthetic.cohort / "tables", tmp_path / "cohort" / "tables")
     shutil.copy(synthetic.cohort / "cohort.toml", tmp_path / "cohort" / "cohort.toml")
     cohort = Cohort(tmp_path / "cohort")
@@ -204,9 +208,9 @@ def test_too_few_patients_stop_before_any_training(synthetic: Synthetic, tmp_pat
         rows = [[row[0], str(patient(k)), *row[2:]] for k, row in enumerate(her2)]
         return "\n".join([lines[0], *(",".join(row) for row in rows)]) + "\n"
 
-    refused(cohort.root, tmp_path / "run", text(lambda _: "P"), "one patient")
-    refused(cohort.root, tmp_path / "run", text(lambda k: f"P{k % 2}"), "patients")
-    refused(cohort.root, tmp_path / "run", text(lambda k: "" if k == 3 else f"P{k}"), "patient_id")
+    assert_refused(cohort.root, tmp_path / "run", text(lambda _: "P"), "one patient")
+    assert_refused(cohort.root, tmp_path / "run", text(lambda k: f"P{k % 2}"), "patients")
+    assert_refused(cohort.root, tmp_path / "run", text(lambda k: "" if k == 3 else f"P{k}"), "patient_id")
 
 
 def test_bad_embeddings_stop_before_any_training(synthetic: Synthetic, tmp_path: Path) -> None:
@@ -220,11 +224,11 @@ def test_bad_embeddings_stop_before_any_training(synthetic: Synthetic, tmp_path:
     kept = path.read_bytes()
     spoiled = type(table["embedding"].combine_chunks()).from_arrays(values, table["embedding"].type.list_size)
     pq.write_table(table.set_column(2, "embedding", spoiled), path)
-    study = TrainingRequest(tmp_path / "cohort", tmp_path / "run")
+    request = TrainingRequest(tmp_path / "cohort", tmp_path / "run")
     with pytest.raises(InputError, match="no numbers"):
-        train(study, QUICK, TrainingResources(workers=0))
+        train(request, QUICK, TrainingResources(workers=0))
     path.unlink()
     with pytest.raises(InputError, match=path.stem):
-        train(study, QUICK, TrainingResources(workers=0))
+        train(request, QUICK, TrainingResources(workers=0))
     assert not (tmp_path / "run" / "units").exists()
     path.write_bytes(kept)
