@@ -22,7 +22,7 @@ from her2batch.cli.console import (
 )
 from her2batch.pipeline.progress import RunProgress
 from her2batch.reports.prediction_counts import PredictionCount
-from her2batch.runtime.doctor import Line
+from her2batch.runtime.doctor import Check
 from her2batch.runtime.ingest import IngestSummary
 
 COUNT = PredictionCount("membrane", "her2-4way", "membrane", {"0": 5, "1+": 4, "2+": 6, "3+": 3}, 12)
@@ -92,7 +92,9 @@ def test_a_terminal_of_80_columns_breaks_no_word(narrow: io.StringIO) -> None:
 
 def test_doctor_puts_remedies_on_their_own_line(narrow: io.StringIO) -> None:
     remedy = "pip install torch torchvision together, from one index, so that their versions belong together"
-    print_doctor([Line("torchvision", False, "0.24 does not belong to torch 2.15", remedy), Line("ray", True, "2.60")])
+    print_doctor(
+        [Check("torchvision", False, "0.24 does not belong to torch 2.15", remedy), Check("ray", True, "2.60")]
+    )
     lines = narrow.getvalue().splitlines()
     assert all(len(line) <= 80 for line in lines)
     assert " ".join(" ".join(lines).split()).count(remedy) == 1

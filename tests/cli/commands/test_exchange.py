@@ -62,7 +62,7 @@ def test_a_refused_file_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "S1.h5").write_bytes(b"no HDF5")
     result = CliRunner().invoke(app, ["import", "cohort", "S1.h5", "--encoder", "mine"])
     assert result.exit_code == 2
-    assert result.stdout.startswith("REFUSED S1.h5: can't be read as HDF5")
+    assert result.stdout.startswith("REFUSED S1.h5: the file cannot be read as HDF5")
 
 
 @pytest.mark.usefixtures("cohort")
