@@ -34,7 +34,7 @@ def reported(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> 
     remove_files(cohort.root, [file["path"] for file in row["files"]])
     assert score(cohort.root, untrained(folder / "bundle").path, Resources(workers=0)).exit_code == 0
     row = next(one for one in cohort.rows().values() if one["status"] == "done" and one["stain"] == "her2")
-    cohort.add(row, {"patches/net": patches_of(cohort, row["slide_id"])})
+    cohort.add_tables(row, {"patches/net": patches_of(cohort, row["slide_id"])})
     return cohort
 
 
