@@ -24,7 +24,7 @@ from her2batch.tasks import MEMBRANE_RULE
 
 if TYPE_CHECKING:
     from her2batch.reports.prediction_counts import PredictionCount
-    from her2batch.runtime.doctor import Line
+    from her2batch.runtime.doctor import Check
     from her2batch.runtime.ingest import IngestSummary
     from her2batch.store.audit import CohortStatus, StoreProblem
     from her2batch.store.erase import EraseSummary
@@ -154,6 +154,8 @@ def print_ingest_summary(summary: IngestSummary, counts: Sequence[PredictionCoun
     finished_before = f" ({summary.already} were finished before)" if summary.already else ""
     rate = f"{summary.tiles} tiles, {summary.seconds:.1f} s"
     print_line(console, f"{OutcomeCounts.of(summary).equation}{finished_before}; {rate}")
+    if summary.relabelled:
+        print_line(console, f"the labels changed the patient or the stain of {len(summary.relabelled)} finished slides")
     for count in counts:
         if count.bundle != MEMBRANE_RULE or count.task == "her2-4way":
             print_line(console, prediction_text(count), "bold")
@@ -270,7 +272,7 @@ def print_erase_summary(summary: EraseSummary, problems: Sequence[str]) -> None:
         print("nothing in the cohort names them any more, and every other file matches its checksum")
 
 
-def print_doctor(lines: Sequence[Line]) -> None:
+def print_doctor(lines: Sequence[Check]) -> None:
     """Print what this machine can do, and the remedy for what it can't."""
     marks = {True: "ok", False: "NO", None: "–"}
     rows = [[line.name, marks[line.ok], line.what, line.remedy] for line in lines]

@@ -121,7 +121,7 @@ def label_task_slides(job: TrainingJob, task: str, table: pa.Table, rows: Rows) 
     """Return the labelled and the excluded slides of a task. Raises InputError if they are too few for the folds."""
     good, bad = label_slides(table, task, rows, job.training.keep_contradictions)
     if not good.num_rows and set(bad["reason"].to_pylist()) == {"other-stain"}:
-        what = f"{task} applies to none of the {bad.num_rows} labelled slides: {bad['words'][0]}"
+        what = f"{task} applies to none of the {bad.num_rows} slides: {bad['words'][0]}"
         raise InputError(what, None, "correct the column stain of the labels, or leave the task out")
     if job.training.shuffle_labels:
         good = folds.shuffle_labels(good, job.training.seed)

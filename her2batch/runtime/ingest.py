@@ -1,4 +1,4 @@
-"""The main job: every slide under a folder through the whole way, into a cohort."""
+"""Ingest: processes every slide of a scan folder into a cohort."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from her2batch.runtime.doctor import check_torchvision
 from her2batch.runtime.ray_session import RaySession, connect, stop_on_signals
 from her2batch.runtime.scheduler import run_on_ray
 from her2batch.runtime.serial import run_serially
-from her2batch.runtime.telemetry import Meters
+from her2batch.runtime.telemetry import RunMetrics
 from her2batch.runtime.watch import FolderWatch
 from her2batch.settings import Plan, Resources, RunWindow
 from her2batch.slides.cucim import load_cucim
@@ -42,21 +42,25 @@ from her2batch.store.pseudonyms import Pseudonymizer, read_key
 from her2batch.store.run_log import RunLog
 
 MIN_FREE_BYTES = 1_000_000_000
-"""Bytes that must be free on the store's disk before a night starts."""
+"""Bytes that must be free on the cohort's disk before a run starts."""
 
 SAVE_EVERY_S = 60.0
-"""How often the intake table is written while slides finish."""
+"""Seconds between two writes of the intake table during a run."""
 
-TELL_EVERY_S = 10.0
-"""How often the journal says how far the run is."""
+LOG_EVERY_S = 10.0
+"""Seconds between two entries of the progress in the run log."""
 
 ProgressCallback = Callable[[RunProgress, Row], None]
-"""Called for every slide that ends: how far the run is, the slide's row."""
+"""Called for every slide that ends, with the run's progress and the slide's row."""
 
 
 @dataclass(frozen=True)
 class IngestRequest:
-    """What the user asked for, apart from the plan: where, and with which files."""
+    """What the user asks for, apart from the plan.
+
+    scans: the scan folder.  out: the cohort.  bundle, labels, weights: files to use.  key: of the pseudonyms.
+    only: process no slide of the scan folder but the one that this file belongs to.
+    """
 
     scans: Path
     out: Path
@@ -65,12 +69,18 @@ class IngestRequest:
     weights: Path | None = None
     key: Path | None = None
     retry_failed: bool = False
-    only: Path | None = None  # of the slides there, the one that this file belongs to
+    only: Path | None = None
 
 
 @dataclass
 class IngestSummary:
-    """What became of everything seen."""
+    """Outcome of an ingest.
+
+    seen to ignored: numbers of files, by outcome.  already: of the done and failed slides, those of an earlier run.
+    left: seconds that the deferred slides will take, least and most.  slides, failures: rows of all slides of the scan
+    folder, and of those that failed.  skipped: parts that need a bundle.  fresh: ids of the slides that this run ended.
+    relabelled: ids of the finished slides to which the labels gave another patient or stain.
+    """
 
     cohort: Path
     seen: int = 0
@@ -79,16 +89,17 @@ class IngestSummary:
     deferred: int = 0
     duplicate: int = 0
     ignored: int = 0
-    already: int = 0  # of the done and failed: in an earlier run
+    already: int = 0
     tiles: int = 0
     seconds: float = 0.0
     stopped: bool = False
-    left: tuple[float, float] | None = None  # seconds that the deferred slides will take, at least and at most
+    left: tuple[float, float] | None = None
     run: str = ""
     failures: list[Row] = field(default_factory=list)
     slides: list[Row] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-    fresh: list[str] = field(default_factory=list)  # slides that this run ended
+    fresh: list[str] = field(default_factory=list)
+    relabelled: list[str] = field(default_factory=list)
 
     @property
     def adds_up(self) -> bool:
@@ -97,7 +108,7 @@ class IngestSummary:
 
     @property
     def exit_code(self) -> int:
-        """0 all done · 1 a slide vanished · 3 some failed · 130 stopped."""
+        """0 all done · 1 a slide has no outcome · 3 some failed · 130 stopped."""
         if self.stopped:
             return STOPPED
         if not self.adds_up:
@@ -106,80 +117,83 @@ class IngestSummary:
 
 
 def ingest(
-    order: IngestRequest,
+    request: IngestRequest,
     plan: Plan,
     resources: Resources,
     report: ProgressCallback = lambda *_: None,
     window: RunWindow = RunWindow(),  # noqa: B008  (frozen)
     session: RaySession | None = None,
 ) -> IngestSummary:
-    """Bring a cohort up to date with its scans folder. Slides that fail are rows; raises for what stops the batch.
+    """Process every new or changed slide of a scan folder into a cohort. One that fails gets a row; the others go on.
 
-    session: one that is open already; None: its own, ended with the run.  Raises InputError, StoreError, WeightsError.
+    session: an open connection to Ray; None: connect, and disconnect at the end.
+    Raises InputError, StoreError and WeightsError for what stops the whole run.
     """
     started = time.perf_counter()
-    plan, worker = _prepare(order, plan)
+    plan, worker = _prepare(request, plan)
     worker.cohort.prepare_folder()
     with worker.pseudonymizer.kept(), worker.cohort.lock() as cohort, disk_errors(cohort.root):
         worker.cohort = cohort
         cohort.create(plan)
         remove_leftovers(cohort)
-        cohort.update_row_cache()  # rows of a run that was killed
-        new_labels = order.labels
-        labels = (
-            store_labels(cohort, new_labels, worker.pseudonymizer) if new_labels is not None else stored_labels(cohort)
-        )
-        apply_labels(cohort, labels, worker.context.bundle)
-        register = InventoryUpdater(order.scans, cohort, plan, worker.pseudonymizer, labels, order.retry_failed)
-        remove_orphans(cohort, register.rows)
+        cohort.update_row_cache()  # with the rows of a killed run
+        labels = _labels(cohort, request.labels, worker.pseudonymizer)
+        relabelled = apply_labels(cohort, labels, worker.context.bundle)
+        updater = InventoryUpdater(request.scans, cohort, plan, worker.pseudonymizer, labels, request.retry_failed)
+        remove_orphans(cohort, updater.rows)
         _check_space(cohort)
         summary = IngestSummary(cohort.root, run=datetime.now(UTC).strftime("ingest-%Y%m%dT%H%M%S.%fZ"))
-        summary.skipped = _skipped(worker.context)
+        summary.skipped, summary.relabelled = _skipped(worker.context), relabelled
         stopped = session.stopped if session is not None else threading.Event()
-        with RunLog(cohort, summary.run) as journal, _supply(register, order, plan, window, stopped) as supply:
-            journal.say("started", host=socket.gethostname(), pid=os.getpid(), plan=plan.id, watch=window.watch)
-            with suppress(OSError):  # its last state counts
-                register.inventory.save(cohort)
-            run = _Run(register, supply, journal, report, summary, stopped)
+        with RunLog(cohort, summary.run) as run_log, _job_source(updater, request, plan, window, stopped) as source:
+            run_log.say("started", host=socket.gethostname(), pid=os.getpid(), plan=plan.id, watch=window.watch)
+            with suppress(OSError):  # its state at the end counts
+                updater.inventory.save(cohort)
+            run = _Run(updater, source, run_log, report, summary, stopped)
             _run(run, worker, resources, session)
-            register.rows.clear()  # all of them are read anew: one copy of 7 kB a slide is enough
-            _count(cohort, register.inventory, summary)
-            journal.say("ended", **{name: getattr(summary, name) for name in COUNTS})
+            updater.rows.clear()  # _count reads them again: one copy of 7 kB a slide is enough
+            _count(cohort, updater.inventory, summary)
+            run_log.say("ended", **{name: getattr(summary, name) for name in COUNTS})
     summary.seconds = time.perf_counter() - started
     return summary
 
 
 COUNTS = ("seen", *OUTCOMES, "already", "tiles", "stopped")
-"""Of a summary: what the journal's last line says."""
+"""Fields of a summary that the last entry of the run log contains."""
 
 
-def dry_run(order: IngestRequest, plan: Plan) -> tuple[Plan, Inventory, Cohort]:
-    """What an ingest would do, without writing a byte."""
-    plan, worker = _prepare(order, plan)
+def dry_run(request: IngestRequest, plan: Plan) -> tuple[Plan, Inventory, Cohort]:
+    """Take the inventory of an ingest without writing anything."""
+    plan, worker = _prepare(request, plan)
     with worker.pseudonymizer.kept():
-        inventory = take_inventory(order.scans, worker.cohort, plan, worker.pseudonymizer, {}, order.retry_failed)
+        inventory = take_inventory(request.scans, worker.cohort, plan, worker.pseudonymizer, {}, request.retry_failed)
     return plan, inventory, worker.cohort
 
 
-def _prepare(order: IngestRequest, plan: Plan) -> tuple[Plan, SlideWorker]:
-    """Check what was given before any work starts."""
-    bundle = read_bundle(order.bundle) if order.bundle is not None else None
+def _prepare(request: IngestRequest, plan: Plan) -> tuple[Plan, SlideWorker]:
+    """Check the request before any work starts, and make its worker."""
+    bundle = read_bundle(request.bundle) if request.bundle is not None else None
     plan = plan.model_copy(update={"bundle": bundle.id if bundle else None})
     if bundle is not None:
         check_bundle_fits(bundle, plan)
     if _needs_image_networks(plan, bundle):
         if plan.reader == "cucim":
-            load_cucim()  # before torch, for afterwards it hangs
+            load_cucim()  # before torch: afterwards it would hang
         check_torchvision()
     dims = {name: embedding_dim(name) for name in plan.encoders}
-    context = StageContext(plan, bundle, order.weights, dims=dims)
+    context = StageContext(plan, bundle, request.weights, dims=dims)
     check_stages(active_stages(context))
-    names = Pseudonymizer(read_key(order.key) if order.key is not None else None)
-    worker = SlideWorker(Cohort(to_location(order.out)), context, names)
+    pseudonymizer = Pseudonymizer(read_key(request.key) if request.key is not None else None)
+    worker = SlideWorker(Cohort(to_location(request.out)), context, pseudonymizer)
     if bundle is not None:
-        worker.load_reader()  # heads bring torch, and cuCIM hangs after it
-        BundlePredictor(bundle)  # a head that can't be loaded is said now, not by every slide
+        worker.load_reader()  # before torch, which the bundle's heads import
+        BundlePredictor(bundle)  # a head that cannot be loaded stops the run here, and not every slide
     return plan, worker
+
+
+def _labels(cohort: Cohort, path: Path | None, pseudonymizer: Pseudonymizer) -> dict[str, Row]:
+    """Labels by slide id: from a file, which is stored in the cohort, or those of an earlier ingest."""
+    return store_labels(cohort, path, pseudonymizer) if path is not None else stored_labels(cohort)
 
 
 def _needs_image_networks(plan: Plan, bundle: Bundle | None) -> bool:
@@ -189,108 +203,109 @@ def _needs_image_networks(plan: Plan, bundle: Bundle | None) -> bool:
 
 
 @contextmanager
-def _supply(
-    register: InventoryUpdater, order: IngestRequest, plan: Plan, window: RunWindow, stopped: threading.Event
+def _job_source(
+    updater: InventoryUpdater, request: IngestRequest, plan: Plan, window: RunWindow, stopped: threading.Event
 ) -> Iterator[SlideQueue | FolderWatch]:
-    """Slides to do: all that lie there, or, in a watch, those that are finished, as they are."""
+    """The source of slides: a queue of all slides in the scan folder, or a watch of the folder."""
     urgent = UrgentList(Path(window.urgent)) if window.urgent is not None else None
     queue = SlideQueue((), urgent, next_occurrence(window.until, local_now()) if window.until is not None else None)
     if not window.watch:
-        queue.put(
-            register.admit(register.discover() if order.only is None else register.discover().for_file(order.only))
-        )
+        found = updater.discover()
+        queue.put(updater.admit(found if request.only is None else found.for_file(request.only)))
         yield queue
         return
-    with FolderWatch(register, queue, order.scans, window, plan.reader, stopped) as watch:
+    with FolderWatch(updater, queue, request.scans, window, plan.reader, stopped) as watch:
         yield watch
 
 
 @dataclass
 class _Run:
-    """An ingest while it goes on."""
+    """A running ingest.  times: rows of the table of durations, by slide.  saved, logged: monotonic clock."""
 
-    register: InventoryUpdater
-    supply: SlideQueue | FolderWatch
-    journal: RunLog
+    updater: InventoryUpdater
+    source: SlideQueue | FolderWatch
+    run_log: RunLog
     report: ProgressCallback
     summary: IngestSummary
     stopped: threading.Event
-    tally: RunProgress = field(default_factory=RunProgress)
+    progress: RunProgress = field(default_factory=RunProgress)
     times: dict[str, Row] = field(default_factory=dict)
     saved: float = field(default_factory=time.monotonic)
-    told: float = 0.0
+    logged: float = 0.0
 
-    def ended(self, finished: SlideResult, pace: RemainingTime) -> None:
-        """A slide's row is committed: everybody who wants to know is told."""
-        row, job = finished.row, finished.job
-        self.register.record_result(job.source, row)
-        self.times[job.slide_id] = finished.times
-        pace.add(job.source.bytes, finished.times["seconds"])
-        known, left = self.register.all_jobs, self.register.pending
+    def slide_ended(self, result: SlideResult, remaining: RemainingTime) -> None:
+        """Record a slide whose row is committed, and report the progress."""
+        row, job = result.row, result.job
+        self.updater.record_result(job.source, row)
+        self.times[job.slide_id] = result.times
+        remaining.add(job.source.bytes, result.times["seconds"])
+        known, left = self.updater.all_jobs, self.updater.pending
         count = len(known.slides)
-        self.tally = RunProgress(
-            count - len(left.slides), self.tally.failed + (row["status"] == "failed"), count,
-            self.tally.tiles + (row["n_tiles"] or 0), known.bytes - left.bytes, known.bytes,
-            pace.left(len(left.slides), left.bytes),
+        self.progress = RunProgress(
+            count - len(left.slides), self.progress.failed + (row["status"] == "failed"), count,
+            self.progress.tiles + (row["n_tiles"] or 0), known.bytes - left.bytes, known.bytes,
+            remaining.left(len(left.slides), left.bytes),
         )  # fmt: skip
-        facts = {"slide_id": row["slide_id"], "status": row["status"], "error_code": row["error_code"]}
-        words = {"trace": finished.trace} if finished.trace else {}
-        self.journal.say("slide", **facts, tiles=row["n_tiles"], seconds=finished.times["seconds"], **words)
-        self.report(self.tally, row)
+        entry = {"slide_id": row["slide_id"], "status": row["status"], "error_code": row["error_code"]}
+        trace = {"trace": result.trace} if result.trace else {}
+        self.run_log.say("slide", **entry, tiles=row["n_tiles"], seconds=result.times["seconds"], **trace)
+        self.report(self.progress, row)
         at = time.monotonic()
-        if at - self.told > TELL_EVERY_S or not left.slides:
-            self.journal.say("progress", **asdict(self.tally))
-            self.told = at
+        if at - self.logged > LOG_EVERY_S or not left.slides:
+            self.run_log.say("progress", **asdict(self.progress))
+            self.logged = at
         if at - self.saved > SAVE_EVERY_S:
             with suppress(OSError):
-                self.register.inventory.save(self.register.cohort)
+                self.updater.inventory.save(self.updater.cohort)
             self.saved = at
 
 
 def _run(run: _Run, worker: SlideWorker, resources: Resources, session: RaySession | None) -> None:
-    """Every slide that is to do; the intake table and the durations are kept as they finish."""
+    """Process all slides of the source, then write the intake table and the durations."""
     cohort = worker.cohort
     try:
-        if isinstance(run.supply, FolderWatch) or not run.supply.is_exhausted():
-            _work(run, worker, resources, session)
+        if isinstance(run.source, FolderWatch) or not run.source.is_exhausted():
+            _process(run, worker, resources, session)
     finally:
         _defer(run)
-        with ExitStack() as notes:  # each is tried, then the disk's refusal is raised
+        with ExitStack() as writes:  # each is tried, then the error of the disk is raised
             if run.times:
-                notes.callback(lambda: cohort.write_damaged_slides(cohort.damaged_slides() - set(run.times)))
-                notes.callback(cohort.write_times, run.summary.run, [run.times[one] for one in sorted(run.times)])
-            notes.callback(run.register.inventory.save, cohort)
+                writes.callback(lambda: cohort.write_damaged_slides(cohort.damaged_slides() - set(run.times)))
+                writes.callback(
+                    cohort.write_times, run.summary.run, [run.times[slide_id] for slide_id in sorted(run.times)]
+                )
+            writes.callback(run.updater.inventory.save, cohort)
     cohort.update_row_cache()
 
 
-def _work(run: _Run, worker: SlideWorker, resources: Resources, session: RaySession | None) -> None:
-    """From the plain loop (no workers) or from Ray."""
+def _process(run: _Run, worker: SlideWorker, resources: Resources, session: RaySession | None) -> None:
+    """Process the slides in this process, where workers is 0, or on Ray."""
     if resources.workers == 0:
-        pace = RemainingTime(1)
+        remaining = RemainingTime(1)
         with stop_on_signals(run.stopped):
-            for finished in run_serially(worker, run.supply, run.stopped, resources):
-                run.ended(finished, pace)
+            for result in run_serially(worker, run.source, run.stopped, resources):
+                run.slide_ended(result, remaining)
         run.summary.stopped = run.stopped.is_set()
         return
     with nullcontext(session) if session is not None else connect(resources, run.stopped) as open_session:
         assert open_session is not None
-        meters, pace = Meters(), RemainingTime(open_session.workers)
-        for finished in run_on_ray(open_session, worker, run.supply, resources, meters):
-            run.ended(finished, pace)
-            meters.ended(finished.row, run.tally)
+        metrics, remaining = RunMetrics(), RemainingTime(open_session.workers)
+        for result in run_on_ray(open_session, worker, run.source, resources, metrics):
+            run.slide_ended(result, remaining)
+            metrics.slide_ended(result.row, run.progress)
         run.summary.stopped = run.stopped.is_set()
 
 
 def _defer(run: _Run) -> None:
-    """What was not done is left to the next run, and said."""
-    waiting = {job.slide_id for job in run.supply.waiting}
-    for job in list(run.register.pending.slides.values()):
-        why = "the window ended" if job.slide_id in waiting and not run.summary.stopped else "the run was stopped"
-        run.register.defer(job.source, why)
-    if isinstance(run.supply, FolderWatch):
-        run.supply.close()
+    """Leave the slides that were not processed to the next run."""
+    waiting = {job.slide_id for job in run.source.waiting}
+    for job in list(run.updater.pending.slides.values()):
+        reason = "the window ended" if job.slide_id in waiting and not run.summary.stopped else "the run was stopped"
+        run.updater.defer(job.source, reason)
+    if isinstance(run.source, FolderWatch):
+        run.source.close()
     run.summary.fresh = sorted(run.times)
-    run.summary.left = run.tally.left
+    run.summary.left = run.progress.left
 
 
 def _check_space(cohort: Cohort) -> None:
@@ -300,12 +315,12 @@ def _check_space(cohort: Cohort) -> None:
 
 
 def _skipped(context: StageContext) -> list[str]:
-    """Branches that no bundle was given for, said aloud."""
+    """Parts of the pipeline that are skipped because no bundle was given."""
     return [] if context.bundle is not None else ["patch nets", "thumbnail nets"]
 
 
 def _count(cohort: Cohort, inventory: Inventory, summary: IngestSummary) -> None:
-    """Read every slide's row back: what is counted is what is on disk."""
+    """Count the slides by their rows on disk."""
     rows = cohort.rows()
     summary.seen, summary.deferred = inventory.seen, inventory.deferred
     summary.duplicate, summary.ignored = inventory.duplicates, inventory.ignored

@@ -38,7 +38,7 @@ class OutcomeCounts:
     @property
     def adds_up(self) -> bool:
         """Whether every file that was seen has an outcome. If not, a file was lost."""
-        return self.seen == sum(getattr(self, outcome) for outcome in OUTCOMES)
+        return self.seen == self.done + self.failed + self.deferred + self.duplicate + self.ignored
 
     @property
     def equation(self) -> str:

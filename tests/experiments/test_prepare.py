@@ -118,7 +118,7 @@ def test_a_task_that_applies_to_no_labelled_slide_says_so(synthetic: Synthetic, 
     for row in cohort.rows().values():
         write_row(cohort, {**row, "stain": "ihc"})
     job = open_job(TrainingRequest(cohort.root, tmp_path / "run"), Training(tasks=("er",), folds=3))
-    with pytest.raises(InputError, match=r"er applies to none of the .* labelled slides: the marker of .* is not known"):
+    with pytest.raises(InputError, match=r"er applies to none of the .* slides: the marker of .* is not known"):
         prepare_run(job, plan_units(job.training, job.plan.encoders), tmp_path / "labels.csv", None, None)
 
 

@@ -249,7 +249,8 @@ def test_labels_given_later_give_the_bytes_of_labels_given_first(
     assert all(name.startswith(("tables/slides", "tables/predictions", "labels")) for name in changed)
     monkeypatch.setattr(worker, "open_slide", None)  # no slide is read again
     times = {path: path.stat().st_mtime_ns for path in later.rglob("*") if path.is_file()}
-    assert run(scans, later, labels=labelled, **more).fresh == []
+    summary = run(scans, later, labels=labelled, **more)
+    assert (summary.fresh, summary.relabelled) == ([], ["broken", "er", "her2", "ihc", "patient"])
     assert contents(later) == contents(first)
     assert list(verify_cohort(Cohort(later))) == []
     untouched = [path for path in times if path.name.startswith("unnamed")]
