@@ -23,13 +23,20 @@ GRACE_S = 15.0
 """How long processes may take to end after the last test."""
 
 
+PREFIX = "her2batch-tests-"
+
+KEPT_S = 3600.0
+"""How long the folder of a run with failed tests is kept."""
+
+
 class SessionCleanup:
     """Gives a test run its own temporary folder, and removes or reports what is left at its end."""
 
     def __init__(self) -> None:
         self._name = secrets.token_hex(8)
         self._begun = time.time()
-        self._folder = Path(tempfile.mkdtemp(prefix="her2batch-tests-"))
+        _remove_old_folders()
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         self._left: list[str] = []
         os.environ[MARK] = self._name
         os.environ["TMPDIR"] = str(self._folder)
@@ -72,6 +79,16 @@ class SessionCleanup:
                 if ours and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
+
+
+def _remove_old_folders() -> None:
+    """Remove the folders of earlier runs that failed or were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+        pid = folder.name.removeprefix(PREFIX).split("-")[0]
+        with suppress(OSError):
+            old = time.time() - folder.stat().st_mtime > KEPT_S
+            if old and pid.isdigit() and not psutil.pid_exists(int(pid)):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_ray_folders_of_killed_runs(since: float) -> None:

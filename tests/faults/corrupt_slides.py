@@ -85,7 +85,7 @@ def inspect_slide(path: Path) -> tuple[str, str | None]:
         return error.code, None
     except MemoryError:
         return "out-of-memory", None
-    except Exception as error:  # noqa: BLE001  (whatever it is, it is a fault of ours)
+    except Exception as error:  # noqa: BLE001  (any other exception is an internal error)
         return f"internal: {type(error).__name__}: {error}", None
 
 

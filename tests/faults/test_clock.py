@@ -28,7 +28,7 @@ FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 needs_faketime = pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed")
 
 
-def elsewhen(**clock: str) -> dict[str, str]:
+def environment_with_clock(**clock: str) -> dict[str, str]:
     """Return the environment of a process that sees another time of day; the monotonic clock is unchanged."""
     own = {"LD_PRELOAD": str(FAKETIME), "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_NO_CACHE": "1"}
     return {**os.environ, **own, **clock}
@@ -39,7 +39,7 @@ def elsewhen(**clock: str) -> dict[str, str]:
 def test_results_do_not_depend_on_the_clock(reference_cohort: ReferenceCohort, tmp_path: Path, clock: str) -> None:
     run = subprocess.run(
         ingest_command(reference_cohort.scans, tmp_path / "c", 0),
-        env=elsewhen(FAKETIME=clock),
+        env=environment_with_clock(FAKETIME=clock),
         capture_output=True,
         text=True,
         timeout=200,
@@ -66,7 +66,7 @@ def test_watch_is_not_affected_by_clock_jumps(reference_cohort: ReferenceCohort,
     scans, cohort, clock = tmp_path / "scans", Cohort(tmp_path / "c"), tmp_path / "clock"
     scans.mkdir()
     clock.write_text("+0\n")
-    env = elsewhen(FAKETIME_TIMESTAMP_FILE=str(clock))
+    env = environment_with_clock(FAKETIME_TIMESTAMP_FILE=str(clock))
     given = ("--watch", "--settle", "1.5", "--tile", "64", "--workers", "0")
     watch = [sys.executable, "-c", WATCH, "ingest", str(scans), "--out", str(cohort.root), *given]
     with subprocess.Popen(watch, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
@@ -124,7 +124,7 @@ def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
-def at(text: str) -> datetime:
+def berlin_time(text: str) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
@@ -142,12 +142,12 @@ def at(text: str) -> datetime:
     ],
 )
 def test_window_ends_at_local_time_across_daylight_saving(berlin: None, begin: str, until: str, end: str) -> None:
-    found = next_occurrence(until, at(begin).astimezone())
-    assert found == at(end)
-    moment = [at(begin)]
+    found = next_occurrence(until, berlin_time(begin).astimezone())
+    assert found == berlin_time(end)
+    moment = [berlin_time(begin)]
     queue = SlideQueue(until=found, clock=lambda: moment[0].astimezone())
     assert not queue.is_closed()
-    moment[0] = at(end) - timedelta(seconds=1)
+    moment[0] = berlin_time(end) - timedelta(seconds=1)
     assert not queue.is_closed()
-    moment[0] = at(end)
+    moment[0] = berlin_time(end)
     assert queue.is_closed()

@@ -94,7 +94,7 @@ def test_lock_of_a_killed_run_is_free_at_once(reference_cohort: ReferenceCohort,
 # -- readers beside the writer -------------------------------------------------------------------------------------
 
 
-def glances(out: Path) -> dict[str, Callable[[], object]]:
+def cohort_readers(out: Path) -> dict[str, Callable[[], object]]:
     """Return ways to read a cohort: as a notebook, a report, `status`, `verify` and a viewer do."""
     cohort = Cohort(out)
 
@@ -130,7 +130,7 @@ def test_reader_beside_an_ingest_sees_whole_slides_and_never_fewer(
     out = tmp_path / "c"
     run = start_ingest(reference_cohort.scans, out, 0)
     wait_until(lambda: count_rows(out) >= 1 and (out / "tables" / "runs" / "intake.parquet").exists())
-    one, other = (glances(out)[name] for name in readers)
+    one, other = (cohort_readers(out)[name] for name in readers)
     with read_in_background(one) as first, read_in_background(other) as second:
         assert run.wait(timeout=120) == 0
     for found in (first, second):
@@ -144,19 +144,19 @@ def test_reader_beside_an_ingest_sees_whole_slides_and_never_fewer(
 # -- the slide changes ---------------------------------------------------------------------------------------------
 
 
-def replaced(path: Path) -> None:
+def replace_slide(path: Path) -> None:
     """Replace a slide by another, as when a scan is repeated."""
     write_slide(path.with_name("new.tmp"), tissue_image(960, 880, seed=77, brown=0.4))
     path.with_name("new.tmp").replace(path)
 
 
-def truncated(path: Path) -> None:
+def truncate_slide(path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
 
 
 @dataclass
-class Disturbed(SlideWorker):
+class DisturbedWorker(SlideWorker):
     """A worker that calls a function on its slide before a stage, or before the commit."""
 
     stage: str = ""
@@ -174,7 +174,9 @@ class Disturbed(SlideWorker):
 
 
 @pytest.mark.parametrize("stage", ["first", "tiles", "last"])
-@pytest.mark.parametrize(("disturb", "code"), [(replaced, "unstable"), (truncated, "unstable"), (Path.unlink, "gone")])
+@pytest.mark.parametrize(
+    ("disturb", "code"), [(replace_slide, "unstable"), (truncate_slide, "unstable"), (Path.unlink, "gone")]
+)
 def test_slide_that_changes_under_the_reader_keeps_its_old_result(
     reference_cohort: ReferenceCohort, tmp_path: Path, disturb: Callable[[Path], None], code: str, stage: str
 ) -> None:
@@ -188,7 +190,7 @@ def test_slide_that_changes_under_the_reader_keeps_its_old_result(
     context = StageContext(Plan(), dims={"stain": embedding_dim("stain")})
     stages = [stage.name for stage in active_stages(context)]
     where = {"first": stages[0], "last": stages[-1]}.get(stage, stage)
-    worker = Disturbed(cohort, context, stage=where, disturb=disturb)
+    worker = DisturbedWorker(cohort, context, stage=where, disturb=disturb)
     for _ in range(2):  # the scan was repeated; while that is read it is disturbed, and the next time again
         shutil.copy(reference_cohort.scans / "s5.tiff", path)
         row = worker.run(todos(scans, worker)[0]).row
@@ -226,9 +228,9 @@ def test_huge_slide_and_slow_worker_change_no_byte(
     for k in range(4):
         make_slide(f"small{k}.tiff", seed=k, size=(900, 900))
     scans, session = tmp_path / "scans", replace(ray_session, workers=2)
-    reference = SlideWorker(*_cohort(tmp_path / "plain"))
+    reference = SlideWorker(*_empty_cohort(tmp_path / "plain"))
     list(plain_loop(reference, SlideQueue(todos(scans, reference))))
-    worker = SlideWorker(*_cohort(tmp_path / "c"), range_batches=1, split_batches=1)
+    worker = SlideWorker(*_empty_cohort(tmp_path / "c"), range_batches=1, split_batches=1)
     slowed: list[psutil.Process] = []
     for _ in run_on_ray(session, worker, SlideQueue(todos(scans, worker)), Resources(workers=2), RunMetrics()):
         if not slowed:
@@ -239,7 +241,7 @@ def test_huge_slide_and_slow_worker_change_no_byte(
     assert contents(tmp_path / "plain") == contents(tmp_path / "c")
 
 
-def _cohort(out: Path) -> tuple[Cohort, StageContext]:
+def _empty_cohort(out: Path) -> tuple[Cohort, StageContext]:
     cohort = Cohort(out)
     cohort.create(Plan(tile=64))
     return cohort, StageContext(Plan(tile=64), dims={"stain": embedding_dim("stain")})

@@ -47,7 +47,7 @@ LOSSES = {
 
 
 @pytest.fixture(scope="module")
-def lookers() -> Iterator[tuple[SlideInspector, SlideInspector]]:
+def inspectors() -> Iterator[tuple[SlideInspector, SlideInspector]]:
     """Two processes that fill fresh memory with different values, so that pixels that were never written differ."""
     with SlideInspector(MEMORY_FILLS[0]) as first, SlideInspector(MEMORY_FILLS[1]) as second:
         yield first, second
@@ -60,7 +60,7 @@ def seed(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     return lambda kind: real_data / "slides" / SEEDS[kind] if SEEDS[kind] else ndpi
 
 
-def lost(look: SlideInspector, path: Path, copies: Iterator[bytes], whole: Inspection) -> Counter[str]:
+def count_outcomes(look: SlideInspector, path: Path, copies: Iterator[bytes], whole: Inspection) -> Counter[str]:
     """Count the outcomes of damaged copies; `whole`: the pixels equal those of the undamaged slide."""
     found: Counter[str] = Counter()
     for data in copies:
@@ -74,50 +74,50 @@ def lost(look: SlideInspector, path: Path, copies: Iterator[bytes], whole: Inspe
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("kind", USUAL)
 def test_cut_or_holed_slide_is_refused(
-    kind: str, loss: str, seed: Callable, lookers: tuple[SlideInspector, SlideInspector], tmp_path: Path
+    kind: str, loss: str, seed: Callable, inspectors: tuple[SlideInspector, SlideInspector], tmp_path: Path
 ) -> None:
-    check_loss(kind, loss, 4, seed(kind), lookers[0], tmp_path)
+    check_loss(kind, loss, 4, seed(kind), inspectors[0], tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("kind", SEEDS)
 def test_fifty_cut_or_holed_slides_are_refused(
-    kind: str, loss: str, seed: Callable, lookers: tuple[SlideInspector, SlideInspector], tmp_path: Path
+    kind: str, loss: str, seed: Callable, inspectors: tuple[SlideInspector, SlideInspector], tmp_path: Path
 ) -> None:
-    check_loss(kind, loss, 5 if kind == "svs-j2k" else 50, seed(kind), lookers[0], tmp_path)
+    check_loss(kind, loss, 5 if kind == "svs-j2k" else 50, seed(kind), inspectors[0], tmp_path)
 
 
 def check_loss(kind: str, loss: str, times: int, path: Path, look: SlideInspector, folder: Path) -> None:
     copies, whole = LOSSES[loss](path.read_bytes(), times, 7), look(path)
     if kind == "dicom-raw" and loss == "tail zeroed":  # below a page, zeros in plain pixels are black like any other
         copies = (one for one in copies if not any(one[-PAGE - len(one) % PAGE :]))
-    found = lost(look, folder / f"a{path.suffix}", copies, whole)
+    found = count_outcomes(look, folder / f"a{path.suffix}", copies, whole)
     assert whole.code == "done"
     assert found.keys() <= REFUSED, found
 
 
 @pytest.mark.parametrize("kind", USUAL)
 def test_slide_with_flipped_bit_gives_the_same_result_twice(
-    kind: str, seed: Callable, lookers: tuple[SlideInspector, SlideInspector], tmp_path: Path
+    kind: str, seed: Callable, inspectors: tuple[SlideInspector, SlideInspector], tmp_path: Path
 ) -> None:
-    check_flips(12, seed(kind), lookers, tmp_path)
+    check_flips(12, seed(kind), inspectors, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", USUAL)
 def test_two_hundred_slides_with_flipped_bits_give_the_same_result_twice(
-    kind: str, seed: Callable, lookers: tuple[SlideInspector, SlideInspector], tmp_path: Path
+    kind: str, seed: Callable, inspectors: tuple[SlideInspector, SlideInspector], tmp_path: Path
 ) -> None:
-    check_flips(200, seed(kind), lookers, tmp_path)
+    check_flips(200, seed(kind), inspectors, tmp_path)
 
 
-def check_flips(times: int, path: Path, lookers: tuple[SlideInspector, SlideInspector], folder: Path) -> None:
+def check_flips(times: int, path: Path, inspectors: tuple[SlideInspector, SlideInspector], folder: Path) -> None:
     """Flip bits in tags, lists of tiles and data in turn; a crash of the slide's own process is allowed."""
     flips, place = flip_bits(path.read_bytes(), important_ranges(path), times, seed=11), folder / f"a{path.suffix}"
     for data in flips:
         place.write_bytes(data)
-        first, second = (look(place) for look in lookers)
+        first, second = (look(place) for look in inspectors)
         assert (first.code, first.pixels) == (second.code, second.pixels)
         assert first.code in {"done", "crashed", *REFUSED, "no-mpp"} & {"done", "crashed", *REMEDIES}
 

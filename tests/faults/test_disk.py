@@ -25,7 +25,7 @@ from tests.faults.fault_fixtures import (
     wait_until,
 )
 from tests.faults.powerloss import crash_states, record_operations
-from tests.faults.test_kills import mended, strikes
+from tests.faults.test_kills import assert_resumed_equal, ingest_with_faults
 from tests.runtime.test_ingest import contents
 
 SMALL_DISK = """
@@ -90,8 +90,8 @@ def test_next_run_repairs_a_slide_that_a_failing_system_call_stopped(
 ) -> None:
     """ENOSPC at write, EIO at fsync, EXDEV at rename: no slide is marked as done that is not whole."""
     faults = {"write": "error=ENOSPC", "fsync": "error=EIO", "rename": "error=EXDEV", "mkdir": "error=ENOSPC"}
-    found = strikes(reference_cohort, tmp_path, faults, tries=2)
-    refused_well(found)
+    found = ingest_with_faults(reference_cohort, tmp_path, faults, tries=2)
+    assert_faults_reported(found)
 
 
 @pytest.mark.long
@@ -101,8 +101,8 @@ def test_next_run_repairs_a_slide_that_failing_system_calls_all_over_an_ingest_s
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
     (tmp_path / "a").mkdir()
-    refused_well(
-        strikes(
+    assert_faults_reported(
+        ingest_with_faults(
             reference_cohort,
             tmp_path / "a",
             {"fsync": "error=EIO", "rename": "error=EIO", "mkdir": "error=ENOSPC"},
@@ -110,8 +110,8 @@ def test_next_run_repairs_a_slide_that_failing_system_calls_all_over_an_ingest_s
         )
     )
     (tmp_path / "b").mkdir()
-    refused_well(
-        strikes(
+    assert_faults_reported(
+        ingest_with_faults(
             reference_cohort,
             tmp_path / "b",
             {"write": "error=ENOSPC", "close": "error=EIO", "openat": "error=EMFILE"},
@@ -120,13 +120,13 @@ def test_next_run_repairs_a_slide_that_failing_system_calls_all_over_an_ingest_s
     )
 
 
-def refused_well(found: list[dict]) -> None:
+def assert_faults_reported(found: list[dict]) -> None:
     assert found
     for one in found:
         assert one["code"] in (0, 1, 2, 3), one
         assert one["struck"]["torn"] == [], one
         assert one["code"] != 0 or one["struck"]["same"], one
-    mended(found)
+    assert_resumed_equal(found)
 
 
 @needs_strace
@@ -241,7 +241,7 @@ def test_power_loss_at_any_step_leaves_whole_slides(reference_cohort: ReferenceC
 # -- altered -------------------------------------------------------------------------------------------------------
 
 
-def a_store(reference_cohort: ReferenceCohort, tmp_path: Path) -> Cohort:
+def ingested_cohort(reference_cohort: ReferenceCohort, tmp_path: Path) -> Cohort:
     ingest_serially(reference_cohort.scans, tmp_path / "c")
     return Cohort(tmp_path / "c")
 
@@ -254,7 +254,7 @@ def files_of(cohort: Cohort, slide_id: str) -> list[Path]:
     return [*kinds.values(), cohort.table("slides", slide_id)]
 
 
-def rebuilt(reference_cohort: ReferenceCohort, cohort: Cohort, which: set[str]) -> None:
+def assert_only_these_repeated(reference_cohort: ReferenceCohort, cohort: Cohort, which: set[str]) -> None:
     """Assert that the next ingest repeats exactly these slides and restores every byte."""
     summary = ingest_serially(reference_cohort.scans, cohort.root)
     assert set(summary.fresh) == which
@@ -285,19 +285,19 @@ def test_verify_finds_200_of_200_flipped_bits(reference_cohort: ReferenceCohort,
 
 
 def test_only_slides_with_flipped_bits_are_ingested_again(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
-    cohort = a_store(reference_cohort, tmp_path)
+    cohort = ingested_cohort(reference_cohort, tmp_path)
     for slide_id, kind in (("s0", 1), ("s3", -1), ("s5", -2)):  # a table, a row, a picture or a shard
         target = files_of(cohort, slide_id)[kind]
         data = target.read_bytes()
         target.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert {one.slide_id for one in verify_cohort(cohort)} == {"s0", "s3", "s5"}
-    rebuilt(reference_cohort, cohort, {"s0", "s3", "s5"})
+    assert_only_these_repeated(reference_cohort, cohort, {"s0", "s3", "s5"})
 
 
 def test_cut_swapped_and_deleted_files_are_found_and_ingested_again(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
-    cohort = a_store(reference_cohort, tmp_path)
+    cohort = ingested_cohort(reference_cohort, tmp_path)
     cut, a, b = cohort.table("tiles", "s1"), cohort.table("membrane", "s3"), cohort.table("membrane", "s4")
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     a.rename(tmp_path / "x")
@@ -306,17 +306,17 @@ def test_cut_swapped_and_deleted_files_are_found_and_ingested_again(
     cohort.thumbnail("s5").unlink()
     found = {one.path for one in verify_cohort(cohort)}
     assert found == {cut, a, b, cohort.thumbnail("s5")}
-    rebuilt(reference_cohort, cohort, {"s1", "s3", "s4", "s5"})
+    assert_only_these_repeated(reference_cohort, cohort, {"s1", "s3", "s4", "s5"})
 
 
 def test_torn_intake_table_is_rewritten_without_ingesting_slides_again(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
-    cohort = a_store(reference_cohort, tmp_path)
+    cohort = ingested_cohort(reference_cohort, tmp_path)
     data = cohort.intake.read_bytes()
     cohort.intake.write_bytes(data[: len(data) // 2])
     assert cohort.intake in {one.path for one in verify_cohort(cohort)}
-    rebuilt(reference_cohort, cohort, set())
+    assert_only_these_repeated(reference_cohort, cohort, set())
 
 
 def test_torn_labels_are_reported(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:

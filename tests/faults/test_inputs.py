@@ -42,7 +42,7 @@ EDITS = st.lists(
 """Place of an edit (as a share of the file), and the bytes put there, or the number of bytes removed."""
 
 
-def edited(data: bytes, edits: list) -> bytes:
+def apply_edits(data: bytes, edits: list) -> bytes:
     for place, what in edits:
         at = int(place * len(data))
         data = data[:at] + what + data[at + len(what) :] if isinstance(what, bytes) else data[:at] + data[at + what :]
@@ -69,7 +69,7 @@ def ndpi(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return write_ndpi(path, tissue_image(512, 64), 0.25, levels=1).read_bytes()
 
 
-def checked(table: TileTable, size: int) -> None:
+def assert_table_is_sound(table: TileTable, size: int) -> None:
     """Assert what holds for every tile table that the parser accepts."""
     there = table.byte_counts > 0
     assert len(table.offsets) == len(table.byte_counts) == table.across * table.down
@@ -86,7 +86,7 @@ def check_tiff(path: Path, opener: Callable[[Path], TiledTiffSlide]) -> None:
             size = slide.info.levels[0]
             if size.width * size.height < 1_000_000:
                 for level in range(len(slide.info.levels)):
-                    checked(slide.table(level), path.stat().st_size)
+                    assert_table_is_sound(slide.table(level), path.stat().st_size)
                     slide.read(Box(0, 0, slide.info.levels[level].width, slide.info.levels[level].height), level)
     except SlideError:
         pass
@@ -99,7 +99,7 @@ class TestSlides:
         self, edits: list, tiff: bytes, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.tiff"
-        path.write_bytes(edited(tiff, edits))
+        path.write_bytes(apply_edits(tiff, edits))
         check_tiff(path, TiledTiffSlide)
 
     @fuzz
@@ -108,7 +108,7 @@ class TestSlides:
         self, edits: list, ndpi: bytes, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.ndpi"
-        path.write_bytes(edited(ndpi, edits))
+        path.write_bytes(apply_edits(ndpi, edits))
         check_tiff(path, NdpiSlide)
 
     @pytest.mark.slow
@@ -118,7 +118,7 @@ class TestSlides:
         self, edits: list, tiff: bytes, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.tiff"
-        path.write_bytes(edited(tiff, edits))
+        path.write_bytes(apply_edits(tiff, edits))
         check_tiff(path, TiledTiffSlide)
 
     @pytest.mark.slow
@@ -128,7 +128,7 @@ class TestSlides:
         self, edits: list, ndpi: bytes, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.ndpi"
-        path.write_bytes(edited(ndpi, edits))
+        path.write_bytes(apply_edits(ndpi, edits))
         check_tiff(path, NdpiSlide)
 
     @fuzz
@@ -149,11 +149,11 @@ class TestSlides:
         folder.mkdir(exist_ok=True)
         whole = (real_data / "slides/sm_image.dcm").read_bytes()[:4000]
         data = whole if head == "dicom" else b"[VMS]\nImageFile(0,1)=../a.jpg\nMapFile=/etc/passwd\n"
-        (folder / f"a.{'dcm' if head == 'dicom' else 'vms'}").write_bytes(edited(data, edits))
+        (folder / f"a.{'dcm' if head == 'dicom' else 'vms'}").write_bytes(apply_edits(data, edits))
         assert len(discover_slides(folder).slides) + len(discover_slides(folder).ignored) >= 1
 
 
-def read(reader: Callable[[Path], object], path: Path) -> object:
+def read_or_refuse(reader: Callable[[Path], object], path: Path) -> object:
     """Return what a reader returns, or None when it raises our own error, which names the file and a remedy."""
     try:
         return reader(path)
@@ -164,8 +164,8 @@ def read(reader: Callable[[Path], object], path: Path) -> object:
     return None
 
 
-def regions_of(path: Path) -> None:
-    regions, notes = read(read_annotations, path) or ((), ())
+def check_annotations(path: Path) -> None:
+    regions, notes = read_or_refuse(read_annotations, path) or ((), ())
     assert all(one.shape.is_valid and one.shape.area > 0 for one in regions)
     assert all(path.name in note for note in notes)
 
@@ -192,7 +192,7 @@ class TestGeoJson:
         path = tmp_path_factory.getbasetemp() / "fuzz.geojson"
         ring = {"type": "Polygon", "coordinates": geometry} if not isinstance(geometry, dict) else geometry
         path.write_text(json.dumps({"type": "Feature", "geometry": ring, "properties": properties}))
-        regions_of(path)
+        check_annotations(path)
 
     @fuzz
     @given(edits=EDITS)
@@ -200,8 +200,8 @@ class TestGeoJson:
         self, edits: list, real_data: Path, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.geojson"
-        path.write_bytes(edited((real_data / "geojson/qupath05.geojson").read_bytes(), edits))
-        regions_of(path)
+        path.write_bytes(apply_edits((real_data / "geojson/qupath05.geojson").read_bytes(), edits))
+        check_annotations(path)
 
     @pytest.mark.parametrize("depth", [1000, 100_000])
     @pytest.mark.parametrize("one", ["[", '{"geometry":', '{"type":"FeatureCollection","features":['])
@@ -222,7 +222,7 @@ class TestGeoJson:
         ):
             text = '{"type":"Feature","properties":{"name":"3+"},"geometry":' + geometry + "}"
             (tmp_path / "deep.geojson").write_text(text)
-            regions_of(tmp_path / "deep.geojson")
+            check_annotations(tmp_path / "deep.geojson")
 
 
 CELLS = st.one_of(
@@ -231,8 +231,8 @@ CELLS = st.one_of(
 )
 
 
-def labels_of(path: Path) -> None:
-    table = read(read_labels, path)
+def check_labels(path: Path) -> None:
+    table = read_or_refuse(read_labels, path)
     if table is None:
         return
     assert table.column_names == list(COLUMNS)
@@ -251,7 +251,7 @@ class TestLabels:
         first = [",".join(COLUMNS)] if head else []
         text = "\n".join([*first, *(",".join(row) for row in rows)])
         path.write_text(text, encoding="utf-8", errors="surrogatepass")
-        labels_of(path)
+        check_labels(path)
 
     @fuzz
     @given(edits=EDITS)
@@ -259,8 +259,8 @@ class TestLabels:
         self, edits: list, real_data: Path, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.tsv"
-        path.write_bytes(edited((real_data / "labels/tcga_brca_her2_first100.tsv").read_bytes(), edits))
-        labels_of(path)
+        path.write_bytes(apply_edits((real_data / "labels/tcga_brca_her2_first100.tsv").read_bytes(), edits))
+        check_labels(path)
 
     @pytest.mark.parametrize(
         "data",
@@ -293,8 +293,8 @@ class TestSettings:
         self, edits: list, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.toml"
-        path.write_bytes(edited((Path(__file__).parents[2] / "jobs/night.toml").read_bytes(), edits))
-        assert isinstance(read(lambda one: read_settings(one, NightlySettings), path), NightlySettings | None)
+        path.write_bytes(apply_edits((Path(__file__).parents[2] / "jobs/night.toml").read_bytes(), edits))
+        assert isinstance(read_or_refuse(lambda one: read_settings(one, NightlySettings), path), NightlySettings | None)
 
     @pytest.mark.parametrize("text", ["a=" + "[" * 100_000, "[" + "a." * 5000 + "a]", "a=\0", "a=1\na=2"])
     def test_settings_that_are_no_toml_are_refused(self, tmp_path: Path, text: str) -> None:
@@ -320,5 +320,5 @@ class TestOwnFiles:
     ) -> None:
         path = tmp_path_factory.getbasetemp() / "fuzz.jsonl"
         whole = b'{"at": "x", "event": "started"}\n{"at": "y", "event": "slide", "slide_id": "a"}\n' * 3
-        path.write_bytes(edited(whole, edits))
+        path.write_bytes(apply_edits(whole, edits))
         assert all(isinstance(event, dict) and event["event"] for _, event in log_entries(path))

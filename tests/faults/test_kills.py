@@ -47,7 +47,7 @@ FRESH_RAY = min(20, max(1, TRIES // 3))
 # -- at every system call ------------------------------------------------------------------------------------------
 
 
-def strikes(
+def ingest_with_faults(
     reference_cohort: ReferenceCohort,
     folder: Path,
     faults: dict[str, str],
@@ -93,7 +93,7 @@ def strikes(
     return [json.loads(line) for line in run.stdout.splitlines()]
 
 
-def mended(found: list[dict]) -> None:
+def assert_resumed_equal(found: list[dict]) -> None:
     """Assert that after each fault the resumed cohort equals the reference, with no leftovers."""
     for one in found:
         assert one["again"] == 0, one
@@ -105,12 +105,12 @@ def mended(found: list[dict]) -> None:
 def test_kill_at_a_system_call_of_the_commit_leaves_a_whole_slide_or_none(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
-    found = strikes(
+    found = ingest_with_faults(
         reference_cohort, tmp_path, dict.fromkeys(("fsync", "rename", "unlinkat", "write"), "signal=KILL"), tries=2
     )
     assert {one["code"] for one in found} == {-signal.SIGKILL}
     assert all(one["struck"]["torn"] == [] for one in found)
-    mended(found)
+    assert_resumed_equal(found)
 
 
 @pytest.mark.parametrize(
@@ -123,11 +123,11 @@ def test_kill_at_a_system_call_of_the_commit_leaves_a_whole_slide_or_none(
 def test_fault_at_an_audit_event_leaves_a_whole_slide_or_none(
     reference_cohort: ReferenceCohort, tmp_path: Path, strike: str, codes: set[int]
 ) -> None:
-    found = strikes(reference_cohort, tmp_path, dict.fromkeys(EVENTS, ""), 2, strike=strike)
+    found = ingest_with_faults(reference_cohort, tmp_path, dict.fromkeys(EVENTS, ""), 2, strike=strike)
     assert {one["code"] for one in found} <= codes
     assert all(one["struck"]["torn"] == [] for one in found)
     assert all(one["code"] != 0 or one["struck"]["same"] for one in found)
-    mended(found)
+    assert_resumed_equal(found)
 
 
 @pytest.mark.long
@@ -141,10 +141,10 @@ def test_kill_at_system_calls_all_over_an_ingest_leaves_a_whole_slide_or_none(
     for calls, tries in ((CALLS[:5], TRIES), (CALLS[5:], TRIES // 2)):
         folder = tmp_path / calls[0]
         folder.mkdir()
-        found += strikes(reference_cohort, folder, dict.fromkeys(calls, "signal=KILL"), tries)
+        found += ingest_with_faults(reference_cohort, folder, dict.fromkeys(calls, "signal=KILL"), tries)
     assert {one["code"] for one in found} == {-signal.SIGKILL}
     assert all(one["struck"]["torn"] == [] for one in found)
-    mended(found)
+    assert_resumed_equal(found)
 
 
 @pytest.mark.long
@@ -152,7 +152,7 @@ def test_kill_at_system_calls_all_over_an_ingest_leaves_a_whole_slide_or_none(
 def test_next_run_completes_a_killed_replacement_of_a_changed_slide(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
-    found = strikes(
+    found = ingest_with_faults(
         reference_cohort,
         tmp_path,
         dict.fromkeys(("rename", "unlink", "unlinkat"), "signal=KILL"),
@@ -160,13 +160,13 @@ def test_next_run_completes_a_killed_replacement_of_a_changed_slide(
         before="s2.tiff",
     )
     assert {one["code"] for one in found} == {-signal.SIGKILL}
-    mended(found)
+    assert_resumed_equal(found)
 
 
 # -- the driver, Ray's own processes -------------------------------------------------------------------------------
 
 
-def resumed(reference_cohort: ReferenceCohort, out: Path) -> None:
+def resume_and_compare(reference_cohort: ReferenceCohort, out: Path) -> None:
     """Run the same command in this process, and compare its files with the reference."""
     assert_whole_slides(out)
     assert ingest_serially(reference_cohort.scans, out).exit_code == 0
@@ -174,11 +174,11 @@ def resumed(reference_cohort: ReferenceCohort, out: Path) -> None:
     assert_intact(out)
 
 
-def driver(pid: int) -> list[psutil.Process]:
+def driver_process(pid: int) -> list[psutil.Process]:
     return [psutil.Process(pid)] if psutil.pid_exists(pid) else []
 
 
-def struck(
+def kill_during_ingest(
     reference_cohort: ReferenceCohort, out: Path, victim: Callable[[int], list[psutil.Process]], after: float
 ) -> tuple[int, str, float]:
     """Kill processes of a run, `after` seconds from its lock. Returns exit code, stderr, seconds until it ended."""
@@ -194,7 +194,7 @@ def struck(
     begun = time.monotonic()
     _, words = run.communicate(timeout=120)
     took = time.monotonic() - begun
-    resumed(reference_cohort, out)  # at once: as a service that is set to restart
+    resume_and_compare(reference_cohort, out)  # at once: as a service that is set to restart
     wait_until_ended(everybody)
     assert shared_memory_files() <= before
     return run.returncode, words, took
@@ -208,14 +208,14 @@ def test_dead_ray_process_ends_the_run_and_the_next_continues(
     reference_cohort: ReferenceCohort, tmp_path: Path, part: str
 ) -> None:
     out = tmp_path / "c"
-    code, words, took = struck(reference_cohort, out, lambda pid: until_found(pid, part, out), 0)
+    code, words, took = kill_during_ingest(reference_cohort, out, lambda pid: wait_for_process(pid, part, out), 0)
     assert code == 2
     assert "a part of Ray on this machine has died; the same command goes on" in words
     assert "Traceback" not in words
     assert took < 30
 
 
-def until_found(pid: int, part: str, out: Path, rows: int = 1) -> list[psutil.Process]:
+def wait_for_process(pid: int, part: str, out: Path, rows: int = 1) -> list[psutil.Process]:
     """Wait until `rows` slides are done, and return Ray's processes of that name."""
     wait_until(lambda: count_rows(out) >= rows)
     return find_descendants(pid, part)
@@ -233,7 +233,7 @@ def test_dead_ray_process_at_start_or_stop_is_not_waited_for(
         return find_descendants(pid, "gcs_server")
 
     out = tmp_path / "c"
-    code, words, took = struck(reference_cohort, out, victims, 0)
+    code, words, took = kill_during_ingest(reference_cohort, out, victims, 0)
     assert code in (0, 2), words
     assert took < 45
     assert [line for line in words.splitlines() if line.startswith("her2batch:")] == words.splitlines()[-1:] * (
@@ -244,7 +244,9 @@ def test_dead_ray_process_at_start_or_stop_is_not_waited_for(
 @pytest.mark.slow
 def test_killed_driver_leaves_whole_slides_and_no_process(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     out = tmp_path / "c"
-    code, _, _ = struck(reference_cohort, out, lambda pid: until_found(pid, "none", out) or driver(pid), 0)
+    code, _, _ = kill_during_ingest(
+        reference_cohort, out, lambda pid: wait_for_process(pid, "none", out) or driver_process(pid), 0
+    )
     assert code == -signal.SIGKILL
 
 
@@ -260,8 +262,8 @@ def test_resume_after_kill_at_random_moments_gives_identical_files(
     longest = time.monotonic() - begun
     for k, after in enumerate(random_delays(part, FRESH_RAY, longest * 0.9)):
         out = tmp_path / str(k)
-        victim = driver if part == "driver" else lambda pid: find_descendants(pid, part)
-        code, words, took = struck(reference_cohort, out, victim, after)
+        victim = driver_process if part == "driver" else lambda pid: find_descendants(pid, part)
+        code, words, took = kill_during_ingest(reference_cohort, out, victim, after)
         own = "core_worker" in words  # Ray's own exit, in its own words, where it can't end its start
         assert code in {"driver": (-signal.SIGKILL, 0)}.get(part, (0, 2)) or own, words
         assert "Traceback" not in words
@@ -276,7 +278,7 @@ def test_killed_reader_changes_no_byte(reference_cohort: ReferenceCohort, tmp_pa
     """Reader and writer are one process: the worker that decodes a slide also measures and commits it."""
     out = tmp_path / "c"
     run = start_ingest(reference_cohort.scans, out)
-    kill_processes(until_found(run.pid, "ray::Actor", out)[:1])
+    kill_processes(wait_for_process(run.pid, "ray::Actor", out)[:1])
     _, words = run.communicate(timeout=120)
     assert run.returncode == 0, words
     assert_same_files(out, reference_cohort.files)
@@ -339,7 +341,7 @@ def test_signal_stops_a_run_within_ten_seconds_with_130(
     assert time.monotonic() - begun < 10
     assert "Traceback" not in words
     wait_until_ended(everybody)
-    resumed(reference_cohort, out)
+    resume_and_compare(reference_cohort, out)
 
 
 @pytest.mark.long
@@ -364,7 +366,7 @@ def test_signal_at_random_moments_stops_a_run_with_130(
         assert time.monotonic() - begun < 10
         assert "Traceback" not in words
         wait_until_ended(everybody)
-        resumed(reference_cohort, out)
+        resume_and_compare(reference_cohort, out)
 
 
 @pytest.mark.long
@@ -379,4 +381,4 @@ def test_second_interrupt_ends_a_run_at_once(reference_cohort: ReferenceCohort, 
     run.communicate(timeout=60)
     assert run.returncode == 130
     wait_until_ended(everybody)
-    resumed(reference_cohort, out)
+    resume_and_compare(reference_cohort, out)

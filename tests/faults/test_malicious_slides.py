@@ -31,18 +31,18 @@ USUAL = 800_000_000
 
 
 @pytest.fixture(scope="module")
-def looker() -> Iterator[SlideInspector]:
-    with SlideInspector() as looker:
-        yield looker
+def inspector() -> Iterator[SlideInspector]:
+    with SlideInspector() as inspector:
+        yield inspector
 
 
 @pytest.mark.parametrize("name", MALICIOUS_SLIDES)
 def test_malicious_slide_gets_its_error_code_within_10_s_and_1_gb(
-    name: str, tmp_path: Path, looker: SlideInspector
+    name: str, tmp_path: Path, inspector: SlideInspector
 ) -> None:
     path = tmp_path / name
     path.write_bytes(MALICIOUS_SLIDES[name]())
-    seen = looker(path)
+    seen = inspector(path)
     expected = {"done"} if name in HARMLESS else {"crashed"} if name in CRASHES else REMEDIES.keys() - {"internal"}
     assert seen.code in expected
     assert seen.seconds < LIMIT_S
@@ -59,7 +59,7 @@ def test_slide_discovery_unpacks_and_follows_nothing(tmp_path: Path) -> None:
     assert psutil.Process().memory_info().rss - before < 100_000_000
 
 
-def peak_of(scans: Path, out: Path) -> tuple[dict, int]:
+def ingest_and_peak_memory(scans: Path, out: Path) -> tuple[dict, int]:
     """Return the JSON of an ingest, and the peak memory of its driver process."""
     code = (  # VmHWM, not ru_maxrss: a program's own, without what the process that started it held
         "import sys; from her2batch.cli import app as cli\n"
@@ -82,7 +82,7 @@ def test_malicious_slides_in_a_folder_leave_sound_slides_and_driver_unharmed(
     run(tmp_path / "scans", tmp_path / "quiet")
     for name, make in MALICIOUS_SLIDES.items():
         (tmp_path / "scans" / name).write_bytes(make())
-    summary, peak = peak_of(tmp_path / "scans", tmp_path / "c")
+    summary, peak = ingest_and_peak_memory(tmp_path / "scans", tmp_path / "c")
     assert (summary["seen"], summary["done"], summary["exit_code"]) == (
         len(MALICIOUS_SLIDES) + 3,
         3,

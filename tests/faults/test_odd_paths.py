@@ -24,7 +24,7 @@ NAMES = [
 ]  # fmt: skip
 
 
-def tree(folder: Path, but: Path) -> dict[str, tuple[int, int]]:
+def list_files(folder: Path, but: Path) -> dict[str, tuple[int, int]]:
     """Return every path under a folder with its size and modification time, except those under `but`."""
     found = [path for path in folder.rglob("*") if but not in (path, *path.parents)]
     return {os.fsdecode(path): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in found if not path.is_dir()}
@@ -39,11 +39,11 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     before: dict[str, object] = {}
 
     def remember() -> None:
-        before.update(tree(tmp_path, tmp_path / "c"))
+        before.update(list_files(tmp_path, tmp_path / "c"))
 
     yield remember
     assert before
-    assert tree(tmp_path, tmp_path / "c") == before
+    assert list_files(tmp_path, tmp_path / "c") == before
 
 
 def test_unusual_file_names_become_plain_slide_ids(tmp_path: Path, make_slide: Callable, elsewhere: Callable) -> None:
@@ -140,7 +140,7 @@ def test_folder_given_with_dots_is_the_same_folder(tmp_path: Path, make_slide: C
 CAPSET_DROP, DAC_OVERRIDE, DAC_READ_SEARCH = 24, 1, 2
 
 
-def mind_modes() -> None:
+def obey_file_modes() -> None:
     """Drop the capability that lets root ignore file modes; called in a child process."""
     if os.getuid() == 0:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -159,7 +159,7 @@ def test_unreadable_files_fail_or_are_reported_and_others_are_done(tmp_path: Pat
     command = ["-m", "her2batch.cli", "ingest", str(tmp_path / "scans"), "--out", str(tmp_path / "c"), "--json"]
     done = subprocess.run(
         [sys.executable, *command, "--workers", "0"], capture_output=True, text=True, timeout=100,
-        preexec_fn=mind_modes,
+        preexec_fn=obey_file_modes,
     )  # fmt: skip
     for name in ("closed.tiff", "closed"):
         (tmp_path / "scans" / name).chmod(0o755)

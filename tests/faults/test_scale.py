@@ -51,7 +51,7 @@ sys.addaudithook(_count)
 """Prints every slide that is opened."""
 
 
-def tiny_slides(folder: Path, count: int) -> Path:
+def write_tiny_slides(folder: Path, count: int) -> Path:
     """Write Aperio slides of 16 px that differ by a number in their descriptions."""
     folder.mkdir()
     rgb = np.full((16, 16, 3), 240, np.uint8)
@@ -73,7 +73,7 @@ def test_ten_thousand_slides_need_the_memory_of_one_thousand_and_are_not_opened_
     """With at most 1,024 open files; the second run takes at most 20 s of CPU, `status` 3 s."""
     found: dict[int, ResourceUsage] = {}
     for count in (1_000, 10_000):
-        scans, out = tiny_slides(tmp_path / f"scans-{count}", count), tmp_path / f"c-{count}"
+        scans, out = write_tiny_slides(tmp_path / f"scans-{count}", count), tmp_path / f"c-{count}"
         found[count] = run = run_monitored("ingest", str(scans), "--out", str(out), "--quiet", files=1024)
         assert (run.code, run.said["done"]) == (0, count), run.words
         again = run_monitored("ingest", str(scans), "--out", str(out), "--quiet", first=OPENED)
@@ -92,7 +92,7 @@ BLOCK = range(51, 67)
 """Chunks of 512 px, across and down, that hold tissue: 8,192 px in the middle."""
 
 
-def large_slide(path: Path) -> Path:
+def write_large_slide(path: Path) -> Path:
     """Write a slide of 60,000 px square with one level: a chunk of glass and four of tissue, repeated."""
     glass = np.random.default_rng(0).normal(240, 1, (512, 512, 3)).clip(0, 255).astype(np.uint8)
     inside = tissue_image(4096, 4096, seed=3, brown=0.3)[1536:2560, 1536:2560]  # all of it tissue
@@ -112,7 +112,7 @@ def large_slide(path: Path) -> Path:
 def test_slide_of_60_000_px_needs_the_stated_memory_only(tmp_path: Path) -> None:
     scans = tmp_path / "scans"
     scans.mkdir()
-    large_slide(scans / "large.tiff")
+    write_large_slide(scans / "large.tiff")
     run = run_monitored("ingest", str(scans), "--out", str(tmp_path / "c"), "--quiet")
     assert (run.code, run.said["done"]) == (0, 1), run.words
     edge = BLOCK.stop * 512 - BLOCK.start * 512
@@ -123,7 +123,7 @@ def test_slide_of_60_000_px_needs_the_stated_memory_only(tmp_path: Path) -> None
 # -- through Ray's object store ------------------------------------------------------------------------------------
 
 
-def crops(folder: Path, count: int) -> Path:
+def write_crops(folder: Path, count: int) -> Path:
     """Write slides of 3,000 × 2,600 px, each another crop of one piece of tissue."""
     folder.mkdir()
     whole = tissue_image(3700, 3200, brown=0.4)
@@ -133,7 +133,7 @@ def crops(folder: Path, count: int) -> Path:
     return folder
 
 
-def digests(cohort: Path) -> dict[str, str]:
+def file_digests(cohort: Path) -> dict[str, str]:
     """Return the digest of every file that must be the same in each run."""
     files = [path for path in cohort.rglob("*") if path.is_file() and "runs" not in path.parts]
     return {str(path.relative_to(cohort)): file_sha256(path) for path in files if path.name != ".lock"}
@@ -147,7 +147,7 @@ def test_five_hundred_shared_slides_pass_through_an_object_store_of_200_mb(
     """More than 200 MB pass through the store, never a tenth of it at once; the bytes are those of the serial loop."""
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-    scans = crops(tmp_path / "scans", 500)
+    scans = write_crops(tmp_path / "scans", 500)
     reference = worker_for(tmp_path / "plain")
     list(plain_loop(reference, SlideQueue(todos(scans, reference))))
     worker = worker_for(tmp_path / "shared", range_batches=1, split_batches=1)
@@ -157,7 +157,7 @@ def test_five_hundred_shared_slides_pass_through_an_object_store_of_200_mb(
     most, last = max(one.object_store_bytes_used for one in looks), looks[-1]
     log.info("object store: %d at most, %d in all", most, last.cumulative_created_bytes)
     assert Counter(one.row["status"] for one in ended) == {"done": 500}
-    assert digests(tmp_path / "plain") == digests(tmp_path / "shared")
+    assert file_digests(tmp_path / "plain") == file_digests(tmp_path / "shared")
     assert last.cumulative_created_bytes > OBJECT_STORE_BYTES
     assert (most < OBJECT_STORE_BYTES / 10, last.spilled_bytes_total) == (True, 0)
 
