@@ -60,7 +60,7 @@ class SlideReader:
         from her2batch.slides.slide import Box
 
         target = mpp if mpp is not None else self.info.mpp
-        assert target is not None  # settled when the slide was opened
+        assert target is not None  # open_with_mpp has set it
         return self._slide.region(Box(*xy, *size), target)
 
     def dask(self, level: int = 0) -> dask.array.Array:
@@ -80,7 +80,7 @@ class SlideReader:
 
 
 def open_with_mpp(path: Path, mpp: float | None, reader: str) -> Slide:
-    """Open a slide file, or a pyramid of a cohort, with its resolution settled."""
+    """Open a slide file or a pyramid of a cohort. mpp: resolution of a file that states none, µm/px."""
     if reader == "pyramid":
         from her2batch.slides.pyramid import Pyramid
 
@@ -106,8 +106,8 @@ def _dask_array(open_slide: partial[Slide], info: SlideInfo, level: int) -> dask
 
 
 def _blocks(length: int) -> tuple[int, ...]:
-    whole, rest = divmod(length, BLOCK_PX)
-    return (BLOCK_PX,) * whole + ((rest,) if rest else ())
+    full, rest = divmod(length, BLOCK_PX)
+    return (BLOCK_PX,) * full + ((rest,) if rest else ())
 
 
 def _read_block(open_slide: partial[Slide], level: int, block_info: Mapping[Any, Any]) -> NDArray[np.uint8]:
