@@ -26,6 +26,7 @@ class Kind(NamedTuple):
     number: int = 1
     tile: int = 256
     jpeg: bool = True
+    objective: int | None = None
     image_type: tuple[str, ...] = ("ORIGINAL", "PRIMARY", "VOLUME", "NONE")
 
 
@@ -44,7 +45,7 @@ def write_dicom_slides(folder: Path) -> None:
     boxes = np.full((16, 16, 3), 255, np.uint8)
     boxes[2:9, 3:12] = (200, 40, 40)
     boxes[10:14, 5:15] = (50, 70, 200)
-    image = make_image(boxes, 0.499, Kind(series=4, tile=64, jpeg=False))
+    image = make_image(boxes, 0.499, Kind(series=4, tile=64, jpeg=False, objective=20))
     image.save_as(folder / "dicom_boxes" / "boxes_0.dcm", enforce_file_format=True)
     reduced = ("DERIVED", "PRIMARY", "THUMBNAIL", "RESAMPLED")
     image = make_image(boxes, 0.499, Kind(series=4, number=2, tile=16, jpeg=False, image_type=reduced))
@@ -72,6 +73,10 @@ def make_image(picture: Image, mpp: float, kind: Kind) -> FileDataset:
     image.SamplesPerPixel, image.PlanarConfiguration = 3, 0
     image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 8, 8, 7, 0
     image.PhotometricInterpretation = "YBR_FULL_422" if kind.jpeg else "RGB"
+    if kind.objective is not None:
+        path = Dataset()
+        path.ObjectiveLensPower = kind.objective
+        image.OpticalPathSequence = Sequence([path])
     image.LossyImageCompression = "01" if kind.jpeg else "00"
     image.BurnedInAnnotation = "NO"
     measures, group = Dataset(), Dataset()

@@ -21,31 +21,33 @@ PATCH_PX = 1024
 
 
 class Core(NamedTuple):
-    """A HER2 core: its file's name, its mix of cells, the share of its image that is tissue, its random seed."""
+    """A HER2 core: its file's name, its mix of cells, the share of its image that is tissue, its random seed, its edge
+    in px.
+    """  # fmt: skip
 
     filename: str
     mix: CellMix
     tissue: float
     seed: int
+    size: int = 5468
 
 
 CORES = (
     Core("0_9b0f64d1-6785-49d9-b279-004b2deb8478.jpg", TYPICAL_MIXES["0"], 0.48, 2),
     Core("1_fb95908d-1b06-4e32-b422-134b23154c8a.jpg", TYPICAL_MIXES["1+"], 0.62, 5),
     Core("2_726fa489-3deb-4d06-ae5c-8f20bd3f3025.jpg", CellMix(0.40, 0.40, 0.19, 0.01), 0.65, 6),
-    Core("2_a5593c5e-5c9c-4499-bfab-3aebe3ef4b7f.jpg", CellMix(0.15, 0.30, 0.50, 0.05), 0.57, 15),
+    Core("2_a5593c5e-5c9c-4499-bfab-3aebe3ef4b7f.jpg", CellMix(0.15, 0.30, 0.50, 0.05), 0.57, 15, 5467),
     Core("3_a1f1510c-b91e-4995-ba59-596ca7ebb019.jpg", TYPICAL_MIXES["3+"], 0.57, 16),
 )
 """Two cores are 2+: the first has few complete membranes, the second many."""
 
-CORE_PX = 5468
 CORE_MPP = 0.25
 
 
 def paint_core(core: Core) -> Image:
-    """A round HER2 core, 5468 × 5468 px at 0.25 µm/px: (H, W, 3) uint8 RGB."""
+    """A round HER2 core at 0.25 µm/px: (size, size, 3) uint8 RGB."""
     patch, white = _ihc_patch(core.mix, core.seed)
-    return _on_glass(patch, white, (CORE_PX, CORE_PX), core.tissue, CORE_MPP, core.seed)
+    return _on_glass(patch, white, (core.size, core.size), core.tissue, CORE_MPP, core.seed)
 
 
 def paint_ihc_field(seed: int, size: int = 512) -> Image:
