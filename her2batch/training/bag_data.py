@@ -1,8 +1,8 @@
-"""A cohort's embeddings as one memory-mapped file: every fold reads the same pages, none holds a copy.
+"""A cohort's embeddings as one memory-mapped file: all folds read the same pages, and none copies them.
 
-An Arrow file with one record batch a slide, in the dtype that this machine multiplies fastest (bfloat16 as the integers
-that have its bits), each bag filled up with zeros to one of few sizes: a training step takes it from the page cache as
-it lies. Parquet can't be mapped: it is compressed and byte-split.
+The file is an Arrow file with one record batch per slide, in the dtype that this machine multiplies fastest (bfloat16
+as int16 of the same bits), each bag padded with zeros to one of few sizes, so that a training step reads it from the
+page cache without conversion. Parquet cannot be mapped, because it is compressed and byte-split.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from her2batch.store.cohort import Cohort, Row
 from her2batch.tasks import CLASSES
 
 READERS = 4
-"""Threads that unpack Parquet, which leaves Python alone meanwhile."""
+"""Threads that decode Parquet, which releases the GIL."""
 
 EXPONENT = 0x7C00
-"""Bits of a float16 that are all set where it is no finite number: 1 ms for two million of them, isfinite takes 9."""
+"""Exponent bits of float16, all set in values that are not finite: 1 ms for two million values, isfinite takes 9 ms."""
 
 
 @dataclass(frozen=True)
 class Bags:
-    """Bags of one encoder, by position. sizes: instances of each.  pages: the file, mapped."""
+    """The bags of one encoder, by position. sizes: instances of each bag.  pages: the mapped file."""
 
     slide_ids: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -47,30 +47,30 @@ class Bags:
     pages: mmap.mmap
 
     def of(self, position: int) -> torch.Tensor:
-        """One slide's bag, (padded(N), dim): its embeddings in tile order, zeros below; a view of the file."""
+        """Return a slide's bag, (padded_size(N), dim): embeddings in tile order, then zeros; a view of the file."""
         values = self.file.get_batch(position).column(0).flatten().to_numpy(zero_copy_only=True)
-        with warnings.catch_warnings():  # torch warns of memory that it must not write to; nothing here does
+        with warnings.catch_warnings():  # torch warns of read-only memory; nothing here writes to it
             warnings.simplefilter("ignore", UserWarning)
             flat = torch.from_numpy(values)
         return (flat.view(torch.bfloat16) if flat.dtype == torch.int16 else flat).view(-1, self.dim)
 
     def release(self) -> None:
-        """Let go of the pages that were read; they stay in the page cache, of which the system takes what it needs.
+        """Release the pages that were read. They stay in the page cache until the system needs the memory.
 
-        A process would otherwise hold the whole file after an epoch: 2 GB for 500 bags.
+        Without it, a process would hold the whole file after an epoch: 2 GB for 500 bags.
         """
         self.pages.madvise(mmap.MADV_DONTNEED)
 
 
 def gather_bags(cohort: Cohort, encoder: str, folder: str, slide_ids: Sequence[str], path: Path) -> Bags:
-    """The bags of these slides, written to `path` unless it holds exactly them already.
+    """Write the bags of these slides to `path`, unless it has exactly them already, and open it.
 
-    folder: name of the encoder's table folder.  Raises InputError, before anything is trained, for a slide without
-    embeddings, without a tile, with another length than the others', or with values that are no numbers.
+    folder: name of the encoder's table folder.  Raises InputError for a slide without embeddings or tiles, with
+    embeddings of another length than the first slide's, or with values that are not finite.
     """
     dtype = product_dtype("cpu")
-    sources = [_source(cohort, encoder, folder, one) for one in slide_ids]
-    facts = [encoder, str(dtype), [(p.name, d) for p, d in sources]]
+    sources = [_source(cohort, encoder, folder, slide_id) for slide_id in slide_ids]
+    facts = [encoder, str(dtype), [(file.name, version) for file, version in sources]]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     if (found := _open(path, key)) is not None:
         return found
@@ -81,20 +81,20 @@ def gather_bags(cohort: Cohort, encoder: str, folder: str, slide_ids: Sequence[s
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part, ThreadPoolExecutor(READERS) as pool:
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for lo in range(0, len(slide_ids), 4 * READERS):  # so many are in memory at once
+            for lo in range(0, len(slide_ids), 4 * READERS):  # number of bags in memory at once
                 for vectors in pool.map(partial(_vectors, cohort, folder, dim), slide_ids[lo : lo + 4 * READERS]):
                     sizes.append(len(vectors))
                     writer.write_batch(pa.record_batch([_column(vectors, dtype)], schema=schema))
         with atomic_write(path.with_suffix(".json")) as beside:
             beside.write_text(json.dumps({"key": key, "slides": list(slide_ids), "sizes": sizes}))
-    pa.default_memory_pool().release_unused()  # or the driver keeps 0.4 GB of it while it only waits
+    pa.default_memory_pool().release_unused()  # otherwise the driver keeps 0.4 GB while it waits
     opened = _open(path, key)
     assert opened is not None
     return opened
 
 
 def _column(vectors: NDArray[np.float16], dtype: torch.dtype) -> pa.FixedSizeListArray:
-    """A bag as a column of the file, filled up with zeros."""
+    """Return a bag as a column of the file, padded with zeros."""
     filled = torch.zeros(padded_size(len(vectors)), vectors.shape[1], dtype=dtype)
     filled[: len(vectors)] = torch.from_numpy(vectors).float()
     flat = (filled.view(torch.int16) if dtype == torch.bfloat16 else filled).numpy().reshape(-1)
@@ -102,46 +102,46 @@ def _column(vectors: NDArray[np.float16], dtype: torch.dtype) -> pa.FixedSizeLis
 
 
 def open_bags(path: Path) -> Bags:
-    """The bags that `gather` wrote. Raises InputError when the file is gone or damaged."""
+    """Open the bags that `gather_bags` wrote. Raises InputError when the file is missing or damaged."""
     found = _open(path, None)
     if found is None:
-        raise InputError("can't be read", path, "run the same command again: it is made anew")
+        raise InputError("cannot be read", path, "run the same command again, which writes it again")
     return found
 
 
 def _source(cohort: Cohort, encoder: str, folder: str, slide_id: str) -> tuple[Path, tuple[int, int]]:
-    """A slide's file of embeddings, with what tells one version of it from another."""
+    """Return a slide's file of embeddings with its size and time, which identify its version."""
     path = cohort.table(f"embeddings/{folder}", slide_id)
     try:
         facts = path.stat()
     except OSError as error:
-        remedy = f"run: her2batch ingest SCANS --out {cohort.root} --encoder {encoder}; or import them"
+        remedy = f"run `her2batch ingest SCANS --out {cohort.root} --encoder {encoder}`, or import them"
         raise InputError(f"slide {slide_id} has no embeddings of {encoder}", path, remedy) from error
     return path, (facts.st_size, facts.st_mtime_ns)
 
 
 def _vectors(cohort: Cohort, folder: str, dim: int | None, slide_id: str) -> NDArray[np.float16]:
-    """One slide's embeddings (N, D). dim: what D must be."""
+    """Return a slide's embeddings, (N, D). dim: the required D; None: any."""
     path = cohort.table(f"embeddings/{folder}", slide_id)
-    again = "run `her2batch verify` on the cohort, then ingest again"
+    remedy = "run `her2batch verify` on the cohort, then ingest again"
     try:
         column = cohort.read(f"embeddings/{folder}", slide_id).column("embedding").combine_chunks()
     except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"can't be read ({type(error).__name__})", path, again) from error
+        raise InputError(f"cannot be read ({type(error).__name__})", path, remedy) from error
     if not len(column):
-        raise InputError(f"slide {slide_id} has no tiles", path, "leave it out of the labels")
+        raise InputError(f"slide {slide_id} has no tiles", path, "remove it from the labels")
     if dim is not None and column.type.list_size != dim:
-        what = f"its embeddings have length {column.type.list_size}, the other slides' {dim}"
+        what = f"its embeddings have length {column.type.list_size}, those of other slides {dim}"
         raise InputError(what, path, "ingest the cohort again with one version of the encoder")
     values: NDArray[np.float16] = column.flatten().to_numpy().reshape(len(column), -1).copy()
     bad = int(((values.view(np.uint16) & EXPONENT) == EXPONENT).any(axis=1).sum())
     if bad:
-        raise InputError(f"{bad} of {len(column)} embeddings hold values that are no numbers", path, again)
+        raise InputError(f"{bad} of {len(column)} embeddings contain values that are not finite", path, remedy)
     return values
 
 
 def _open(path: Path, key: str | None) -> Bags | None:
-    """None when there is no such file, or one of something else."""
+    """Open a file of bags. None: it does not exist, cannot be read, or has another key."""
     try:
         facts = json.loads(path.with_suffix(".json").read_text())
         with path.open("rb") as opened:

@@ -1,4 +1,4 @@
-"""Classifiers on the counts of patch classes: random forest, SVM, MLP, each with a small search inside the given rows.
+"""Classifiers on counts of patch classes: random forest, SVM and MLP, each with a small search inside the given rows.
 
 Source: paper, 2.2, approach 3; grids: methods.md §6.
 """
@@ -27,22 +27,22 @@ from her2batch.errors import InputError
 from her2batch.models.heads import head_probabilities
 from her2batch.settings import CountsSettings
 
-LEAST: Final = 1e-6
-"""Of a probability whose logarithm is taken: one sure mistake does not decide a search."""
+MIN_PROBABILITY: Final = 1e-6
+"""Smallest probability whose logarithm is computed, so that one confident mistake does not decide a search."""
 
 Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class CountClassifier:
-    """A method: `make(seed, rows a class, **values)` gives an unfitted head; grid: name → what is tried.
+    """A method. make(seed, rows of the rarest class, **values) returns an unfitted head.
 
-    middle: values where there is nothing to search on.
+    grid: name → values to try.  default: values where there is no search.
     """
 
     make: Callable[..., Any]
     grid: Mapping[str, tuple[Any, ...]]
-    middle: Values
+    default: Values
 
 
 def _forest(seed: int, _: int, trees: int = 300, **values: Any) -> Any:
@@ -50,7 +50,7 @@ def _forest(seed: int, _: int, trees: int = 300, **values: Any) -> Any:
 
 
 def _svm(seed: int, least: int, **values: Any) -> Any:
-    """Probabilities by Platt's sigmoid, cross-fitted; with fewer than two rows of a class there is nothing to fit."""
+    """Return an SVM with probabilities by Platt's sigmoid, cross-fitted, which needs two rows of each class."""
     folds = StratifiedKFold(max(2, min(3, least)), shuffle=True, random_state=seed)
     svc = SVC(kernel="rbf", class_weight="balanced", **values)
     return make_pipeline(StandardScaler(), CalibratedClassifierCV(svc, method="sigmoid", ensemble=False, cv=folds))
@@ -75,7 +75,7 @@ GRIDS: Final[dict[str, CountClassifier]] = {
 }
 
 SEARCH_TREES: Final = {"random-forest": {"trees": 100}}
-"""While it is searched a forest has fewer: a third of the time, the same order of the grid."""
+"""Trees of a forest during the search: a third of the time, the same order of the grid."""
 
 
 def fit_count_classifier(
@@ -87,19 +87,21 @@ def fit_count_classifier(
     settings: CountsSettings,
     seed: int,
 ) -> Any:
-    """A fitted head: features (n, 5), labels (n,), patient of each row; the rows are a fold's training part.
+    """Return a fitted head. features: (n, 5).  labels: (n,).  patients: of each row. All rows are of the training part.
 
-    The grid is searched by cross-validation inside these rows, stratified, grouped by patient, for the least log loss.
-    Where a class has fewer patients than inner folds there are fewer folds, and with fewer than two no search.
-    Raises InputError for an unknown method, or one class alone.
+    The grid is searched by cross-validation inside these rows, stratified and grouped by patient, for the smallest log
+    loss. Where a class has fewer patients than inner folds there are fewer folds, and with fewer than two no search.
+    Raises InputError for an unknown method, or a single class.
     """
     if method not in GRIDS:
         raise InputError(f"no classifier of counts is called {method!r}", None, f"choose from {', '.join(GRIDS)}")
     if len(np.unique(labels)) < 2:
-        raise InputError("the training part has one class alone", None, "label more slides, or use fewer --folds")
-    row = GRIDS[method]
-    values = _search(method, features, labels, patients, n_classes, settings, seed) if settings.search else row.middle
-    return _fitted(row.make(seed, _least(labels), **values), features, labels)
+        raise InputError("the training part has only one class", None, "label more slides, or give fewer --folds")
+    classifier = GRIDS[method]
+    values: Values = classifier.default
+    if settings.search:
+        values = _search(method, features, labels, patients, n_classes, settings, seed)
+    return _fit(classifier.make(seed, _rarest(labels), **values), features, labels)
 
 
 def _search(
@@ -111,40 +113,42 @@ def _search(
     settings: CountsSettings,
     seed: int,
 ) -> Values:
-    """The grid's values of the least mean log loss; the first of several alike."""
-    row, groups = GRIDS[method], np.unique(np.asarray(patients, str), return_inverse=True)[1]
+    """Return the values of the grid with the smallest mean log loss; the first of equal ones."""
+    classifier, groups = GRIDS[method], np.unique(np.asarray(patients, str), return_inverse=True)[1]
     folds = min(settings.inner_folds, min(len(np.unique(groups[labels == k])) for k in np.unique(labels)))
     if folds < 2:
-        return row.middle
+        return classifier.default
     parts = list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(features, labels, groups))
     parts = [(train, val) for train, val in parts if len(np.unique(labels[train])) > 1]
-    best: tuple[float, Values] = (np.inf, row.middle)
-    for chosen in product(*row.grid.values()):
-        values = dict(zip(row.grid, chosen, strict=True))
+    best: tuple[float, Values] = (np.inf, classifier.default)
+    for combination in product(*classifier.grid.values()):
+        values = dict(zip(classifier.grid, combination, strict=True))
         losses = []
         for train, val in parts:
-            head = row.make(seed, _least(labels[train]), **SEARCH_TREES.get(method, {}), **values)
-            p = head_probabilities(_fitted(head, features[train], labels[train]), features[val], n_classes)
-            losses.append(-np.log(np.maximum(p[np.arange(len(val)), labels[val]], LEAST)).mean())
+            head = classifier.make(seed, _rarest(labels[train]), **SEARCH_TREES.get(method, {}), **values)
+            p = head_probabilities(_fit(head, features[train], labels[train]), features[val], n_classes)
+            losses.append(-np.log(np.maximum(p[np.arange(len(val)), labels[val]], MIN_PROBABILITY)).mean())
         if losses and np.mean(losses) < best[0]:
             best = float(np.mean(losses)), values
     return best[1]
 
 
-def _least(labels: NDArray[np.int64]) -> int:
-    """Rows of the rarest class."""
+def _rarest(labels: NDArray[np.int64]) -> int:
+    """Return the number of rows of the rarest class."""
     return int(np.unique(labels, return_counts=True)[1].min())
 
 
-def _fitted(head: Any, features: NDArray[np.float64], labels: NDArray[np.int64]) -> Any:
+def _fit(head: Any, features: NDArray[np.float64], labels: NDArray[np.int64]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         try:
             return clone(head).fit(features, labels)
-        except ValueError as error:  # a class of one row can't be cross-fitted
-            if _least(labels) > 1:
+        except ValueError as error:  # a class of one row cannot be cross-fitted
+            if _rarest(labels) > 1:
                 raise
             kept = np.isin(labels, [k for k in np.unique(labels) if (labels == k).sum() > 1])
             if len(np.unique(labels[kept])) < 2:
-                raise InputError("too few slides of each class to fit probabilities", None, "label more") from error
+                raise InputError(
+                    "too few slides of each class to fit probabilities", None, "label more slides"
+                ) from error
             return clone(head).fit(features[kept], labels[kept])

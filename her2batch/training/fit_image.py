@@ -1,12 +1,12 @@
-"""One fold of an image network: a pure function of pictures, labels, settings and a seed.
+"""Train one fold of an image network: a pure function of images, labels, settings and a seed.
 
-Products run in bfloat16 where the processor has it, weights, losses and optimiser in float32: a step of ConvNeXt-S on
-8 pictures takes a core with avx512_bf16 2.9 s against 7.7 s. So a fit is repeatable on one kind of machine only.
-Validation and test run as every later slide does: in float32 on the CPU.
+Matrix products run in bfloat16 where the processor has it, weights, losses and optimiser in float32: a step of
+ConvNeXt-S on 8 images takes a core with avx512_bf16 2.9 s instead of 7.7 s. Training is therefore repeatable on one
+type of machine only. Validation and test run like the prediction of later slides: in float32 on the CPU.
 
 In a process group (torch.distributed) the processes share every batch and end with the same network. On GPUs BatchNorm
-takes its means over the whole batch; gloo has no such layer, there each process normalises its share, and the first
-one's running means count.
+computes its means over the whole batch. gloo has no such layer: each process normalises its share of the batch, and the
+running means of the first process are kept.
 """
 
 from __future__ import annotations
@@ -48,27 +48,27 @@ from her2batch.training.fit_loop import (
 Rows = NDArray[np.int64]
 
 DECOUPLED: Final = ("convnext-small", "vit-base")
-"""Methods whose weights decay beside the gradient (AdamW), as their authors train them."""
+"""Methods with decoupled weight decay (AdamW), as their authors train them."""
 
 DECAY: Final = {True: 1e-2, False: 1e-4}
-"""Weight decay of AdamW and of Adam, where the settings name none."""
+"""Default weight decay of AdamW (True) and of Adam (False)."""
 
 GAMMA: Final = 2.0
-"""Of the focal loss (Lin 2017, section 4.1)."""
+"""Exponent of the focal loss (Lin 2017, section 4.1)."""
 
 BLOCK: Final = 128
-"""Pictures that are taken from the disk at once to be classified; a multiple of every SUB_BATCH."""
+"""Images that are read from disk at once for classification; a multiple of every SUB_BATCH."""
 
 
 class ImageArray(Protocol):
-    """Pictures on disk, (n, e, e, 3) uint8, of which only some rows are ever read: np.memmap, pictures.Stack."""
+    """Images on disk, (n, e, e, 3) uint8, read by rows: np.memmap or image_data.ImageStack."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(n, e, e, 3)."""
+        """Return (n, e, e, 3)."""
 
     def __getitem__(self, rows: Rows, /) -> NDArray[np.uint8]:
-        """The pictures of these rows."""
+        """Return the images of these rows."""
 
 
 def fit_image_network(
@@ -81,15 +81,15 @@ def fit_image_network(
     checkpoint: Path | None = None,
     report: ProgressCallback = lambda _: None,
 ) -> FitResult:
-    """Train on one fold of the pictures.
+    """Train on one fold of the images.
 
-    fill: (n, 3) or (3,), the colour round each picture, white by default.  checkpoint, report: see loop.train.
-    Raises WeightsError when there are no weights to start from, InputError without pictures to train or to validate on,
-    or when a batch is too small to be shared.
+    fill: (n, 3) or (3,), the background colour of each image, white by default.  checkpoint, report: see `run_epochs`.
+    Raises WeightsError when the initial weights cannot be found, InputError without images to train or validate on, or
+    when a batch is too small to be shared by the processes.
     """
     for part, rows in (("train", fold.train), ("validate", fold.val)):
         if not len(rows):
-            raise InputError(f"there is no picture to {part} on", None, "annotate more slides, or ask for fewer folds")
+            raise InputError(f"there is no image to {part} on", None, "annotate more slides, or give fewer --folds")
     learner = _Learner(method, pixels, fold, settings, device, fill)
     stopping = Stopping(settings.epochs, settings.patience)
     return run_epochs(learner, stopping, checkpoint, report, writes=_rank() == 0)
@@ -98,7 +98,7 @@ def fit_image_network(
 def trained_network(
     method: str, weights: Tensors, n_classes: int, input_px: int, size: str, device: str = "cpu"
 ) -> torch.nn.Module:
-    """A trained network on its device, in evaluation mode, for `predict`."""
+    """Return a trained network on its device, in evaluation mode, for `predict_images`."""
     set_deterministic(device)
     net = filled(lambda: build_network(method, n_classes, input_px, size), weights, Path(method))
     return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
@@ -107,13 +107,13 @@ def trained_network(
 def predict_images(
     net: torch.nn.Module, pixels: ImageArray, rows: Rows, n_classes: int, device: str = "cpu"
 ) -> NDArray[np.float32]:
-    """Probabilities of each class, (len(rows), n_classes)."""
+    """Return class probabilities, (len(rows), n_classes)."""
     classify = ImageClassifier(net, n_classes, device)
     return np.concatenate([classify(pixels[part]) for part in _blocks(rows)])
 
 
 def sample_losses(logits: torch.Tensor, labels: torch.Tensor, kind: str, weights: torch.Tensor) -> torch.Tensor:
-    """Loss of each picture: (n, C) float32, (n,) int64 → (n,). weights: (C,), see class_weights.
+    """Return the loss of each image: (n, C) float32, (n,) int64 → (n,). weights: (C,), see class_weights.
 
     "cross-entropy": −log p_y.  "weighted": −w_y log p_y.  "focal": −(1 − p_y)^γ log p_y, γ = 2 (Lin 2017, eq. 4).
     """
@@ -124,14 +124,14 @@ def sample_losses(logits: torch.Tensor, labels: torch.Tensor, kind: str, weights
 
 
 def focal_loss(cross: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Focal loss from cross-entropies −log p_y, (n,); at γ = 0 they are themselves."""
+    """Return the focal loss from cross-entropies −log p_y, (n,); with γ = 0 it is the cross-entropy."""
     return (-torch.expm1(-cross)) ** gamma * cross
 
 
 def class_weights(labels: Rows, n_classes: int) -> NDArray[np.float32]:
-    """(C,) inversely proportional to how often a class occurs, 1 on average over the pictures; 0 for one that doesn't.
+    """Return weights, (C,), inversely proportional to the class frequency; 0 for a class that does not occur.
 
-    The mean over pictures, not classes: a step is then as long as without weights.
+    Their mean over the images, not the classes, is 1, so that a step is as long as without weights.
     """
     counts = np.bincount(labels, minlength=n_classes)
     present = np.count_nonzero(counts)
@@ -139,7 +139,7 @@ def class_weights(labels: Rows, n_classes: int) -> NDArray[np.float32]:
 
 
 def learning_rate(step: int, per_epoch: int, settings: ImageSettings) -> float:
-    """Learning rate of a step, counted from 0 over the whole fit: linear to `lr` in the warm-up, a cosine to 0 then."""
+    """Return the learning rate of a step, counted from 0 over all epochs: linear warm-up to `lr`, cosine to 0."""
     warmup, total = settings.warmup * per_epoch, settings.epochs * per_epoch
     if step < warmup:
         return settings.lr * (step + 1) / warmup
@@ -147,7 +147,7 @@ def learning_rate(step: int, per_epoch: int, settings: ImageSettings) -> float:
 
 
 def even_batches(order: Rows, size: int) -> list[Rows]:
-    """Parts of at most `size`, as few and as equal as can be: no last batch of one, which BatchNorm can't take."""
+    """Split into the fewest, most equal batches of at most `size`: BatchNorm does not accept a last batch of one."""
     return np.array_split(order, math.ceil(len(order) / size))
 
 
@@ -155,20 +155,20 @@ def _blocks(rows: Rows) -> list[Rows]:
     return [rows[k : k + BLOCK] for k in range(0, max(len(rows), 1), BLOCK)]
 
 
-def _together() -> bool:
+def _is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
 def _rank() -> int:
-    return distributed.get_rank() if _together() else 0
+    return distributed.get_rank() if _is_distributed() else 0
 
 
-def _size() -> int:
-    return distributed.get_world_size() if _together() else 1
+def _world_size() -> int:
+    return distributed.get_world_size() if _is_distributed() else 1
 
 
 class _Learner:
-    """An image network that learns. See loop.Learner."""
+    """An image network in training. See `fit_loop.Learner`."""
 
     def __init__(
         self,
@@ -184,106 +184,106 @@ class _Learner:
         self._device, self._kind = device, torch.device(device).type
         self._fill = np.broadcast_to(np.uint8(255) if fill is None else fill, (pixels.shape[0], 3))
         self._per_epoch = len(even_batches(fold.train, settings.batch))
-        if len(fold.train) // self._per_epoch < _size():
-            what = f"{_size()} processes can't share a batch of {len(fold.train) // self._per_epoch} pictures"
+        if len(fold.train) // self._per_epoch < _world_size():
+            what = f"{_world_size()} processes cannot share a batch of {len(fold.train) // self._per_epoch} images"
             raise InputError(what, None, "give fewer --unit-workers or a larger batch")
         net = initial_network(method, fold.n_classes, pixels.shape[1], settings.size, settings.pretrained, fold.seed)
-        if _together() and self._kind == "cuda":
+        if _is_distributed() and self._kind == "cuda":
             from timm.layers import convert_sync_batchnorm
 
             net = convert_sync_batchnorm(net)
         self._net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         ids = [torch.device(device)] if self._kind == "cuda" else None
-        self._shared = torch.nn.parallel.DistributedDataParallel(self._net, ids) if _together() else self._net
+        self._shared = torch.nn.parallel.DistributedDataParallel(self._net, ids) if _is_distributed() else self._net
         decoupled = method in DECOUPLED
         decay = DECAY[decoupled] if settings.weight_decay is None else settings.weight_decay
         adam = torch.optim.AdamW if decoupled else torch.optim.Adam
         self._optimiser = adam(self._net.parameters(), settings.lr, weight_decay=decay, fused=True)
         self._weights = torch.from_numpy(class_weights(fold.labels[fold.train], fold.n_classes)).to(device)
-        self._mean, self._std = (torch.tensor(one, device=device).view(1, 3, 1, 1) * 255 for one in (MEAN, STD))
+        self._mean, self._std = (torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in (MEAN, STD))
 
     def epoch(self, number: int) -> float:
         draw = random_stream(self._fold.seed, number)
         self._net.train()
         total = torch.zeros((), device=self._device)
         with torch.random.fork_rng([self._device] if self._kind == "cuda" else []):
-            torch.manual_seed(
-                int(random_stream(self._fold.seed, number, _rank() + 1).integers(2**62))
-            )  # dropout, drop path
+            seeds = random_stream(self._fold.seed, number, _rank() + 1)  # of dropout and drop path
+            torch.manual_seed(int(seeds.integers(2**62)))
             for k, rows in enumerate(even_batches(draw.permutation(self._fold.train), self._settings.batch)):
                 step = (number - 1) * self._per_epoch + k
                 self._optimiser.param_groups[0]["lr"] = learning_rate(step, self._per_epoch, self._settings)
                 total += self._step(rows, draw)
-        if _together():
-            for one in self._net.buffers():  # running means, of the first process's shares on the CPU
-                distributed.broadcast(one, 0)
-        return self._summed(float(total), number) / len(self._fold.train)
+        if _is_distributed():
+            for buffer in self._net.buffers():  # running means; on the CPU those of the first process
+                distributed.broadcast(buffer, 0)
+        return self._sum_over_processes(float(total), number) / len(self._fold.train)
 
     def _step(self, rows: Rows, draw: np.random.Generator) -> torch.Tensor:
-        """One step on a batch; the sum of the losses of this process's share of it."""
+        """Train one step on a batch; returns the sum of losses over this process's share of it."""
         rows = np.sort(rows)  # in the order of the file
-        moves = draw_augmentations(len(rows), draw, self._settings)
-        share = np.arange(_rank(), len(rows), _size())
-        x = self._seen(rows[share], moves.of(share))
+        augmentation = draw_augmentations(len(rows), draw, self._settings)
+        share = np.arange(_rank(), len(rows), _world_size())
+        x = self._input(rows[share], augmentation.of(share))
         labels = torch.from_numpy(self._fold.labels[rows[share]]).to(self._device, non_blocking=True)
         dtype = product_dtype(self._device)
         with torch.autocast(self._kind, dtype, enabled=dtype != torch.float32):
             logits = self._shared(x)
         loss = sample_losses(logits.float(), labels, self._settings.loss, self._weights).sum()
         self._optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss * (_size() / len(rows)))  # over the mean of the processes: the batch's mean loss
+        torch.autograd.backward(loss * (_world_size() / len(rows)))  # the mean over processes is the batch's mean loss
         self._optimiser.step()
         return loss.detach()
 
-    def _seen(self, rows: Rows, moves: Augmentation) -> torch.Tensor:
-        """What the network sees of these pictures, (n, 3, e, e) float32 on the device; (n, e, e, 3) as it lies."""
+    def _input(self, rows: Rows, augmentation: Augmentation) -> torch.Tensor:
+        """Return augmented, normalised images, (n, 3, e, e) float32 on the device, channels last in memory."""
         pixels, fill = self._pixels[rows], self._fill[rows]
         if self._kind == "cuda":
-            bare = torch.from_numpy(pixels).pin_memory().to(self._device, non_blocking=True)
-            pictures = apply_augmentations_on_device(bare, moves, torch.from_numpy(fill).to(self._device))
+            on_device = torch.from_numpy(pixels).pin_memory().to(self._device, non_blocking=True)
+            background = torch.from_numpy(fill).to(self._device)
+            images = apply_augmentations_on_device(on_device, augmentation, background)
         else:
-            pictures = torch.from_numpy(apply_augmentations(pixels, moves, fill))
-        return pictures.permute(0, 3, 1, 2).float().sub_(self._mean).div_(self._std)
+            images = torch.from_numpy(apply_augmentations(pixels, augmentation, fill))
+        return images.permute(0, 3, 1, 2).float().sub_(self._mean).div_(self._std)
 
     def validate(self) -> float:
         self._net.eval()
-        rows = self._fold.val[_rank() :: _size()]
+        rows = self._fold.val[_rank() :: _world_size()]
         total = 0.0
         for part in _blocks(rows):
             if len(part):
                 log_p = run_network(self._net, self._pixels[part], Normalization(MEAN, STD), self._device, _log_softmax)
                 total -= float(log_p[np.arange(len(part)), self._fold.labels[part]].sum(dtype=np.float64))
-        return self._summed(total, 0) / len(self._fold.val)
+        return self._sum_over_processes(total, 0) / len(self._fold.val)
 
-    def _summed(self, value: float, number: int) -> float:
-        """The sum over all processes. Raises RuntimeError where they are not at the same epoch."""
-        if not _together():
+    def _sum_over_processes(self, value: float, number: int) -> float:
+        """Return the sum over all processes. Raises RuntimeError when they are not at the same epoch."""
+        if not _is_distributed():
             return value
         both = torch.tensor([value, number], dtype=torch.float64, device=self._device)
         distributed.all_reduce(both)
-        if both[1] != number * _size():
-            raise RuntimeError("the processes have gone on from different checkpoints")
+        if both[1] != number * _world_size():
+            raise RuntimeError("the processes resumed from different checkpoints")
         return float(both[0])
 
     def state(self) -> Tensors:
-        packed = {f"net/{key}": one for key, one in self._net.state_dict().items()}
-        return packed | {f"optimiser/{key}": one for key, one in pack_optimiser(self._optimiser).items()}
+        packed = {f"net/{key}": tensor for key, tensor in self._net.state_dict().items()}
+        return packed | {f"optimiser/{key}": tensor for key, tensor in pack_optimiser(self._optimiser).items()}
 
     def restore(self, state: Tensors) -> None:
         parts: dict[str, Tensors] = {"net": {}, "optimiser": {}}
-        for key, one in state.items():
+        for key, tensor in state.items():
             part, _, name = key.partition("/")
-            parts[part][name] = one
+            parts[part][name] = tensor
         self._net.load_state_dict(parts["net"])
         unpack_optimiser(self._optimiser, parts["optimiser"])
         for parameter, moments in self._optimiser.state.items():
-            for name, one in moments.items():
-                if one.shape == parameter.shape:  # the fused step walks memory: moments must lie as their weights do
-                    moments[name] = torch.empty_like(parameter).copy_(one)
+            for name, moment in moments.items():
+                if moment.shape == parameter.shape:  # the fused step needs moments in the memory layout of the weights
+                    moments[name] = torch.empty_like(parameter).copy_(moment)
 
     def weights(self) -> Tensors:
         own = self._net.state_dict()
-        return {key: one.detach().cpu().clone(memory_format=torch.contiguous_format) for key, one in own.items()}
+        return {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in own.items()}
 
 
 def _log_softmax(scores: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""Epochs, early stopping, checkpoints: what every fit by gradient shares. No Ray, no files but the checkpoint.
+"""Epochs, early stopping and checkpoints, shared by all training by gradient. No Ray, no files but the checkpoint.
 
-Random choices of an epoch come from (seed, epoch) alone, so a fit that goes on from a checkpoint ends in the same bytes
-as one that was never disturbed.
+The random choices of an epoch depend on (seed, epoch) alone, so that training that is resumed from a checkpoint gives
+the same bytes as training without interruption.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from her2batch.files.atomic import atomic_write
 Tensors = dict[str, torch.Tensor]
 
 SAVE_EVERY_S = 30.0
-"""A checkpoint is written no more often: a kill costs a unit half a minute."""
+"""Seconds between two checkpoints: a killed unit loses at most half a minute of work."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a fit stands after an epoch. Epochs count from 1; losses are means over bags or pictures."""
+    """The state of training after an epoch. Epochs count from 1; losses are means over bags or images."""
 
     epoch: int = 0
     train_loss: float = math.inf
@@ -41,35 +41,35 @@ class Progress:
 
 @dataclass(frozen=True)
 class Stopping:
-    """When a fit ends: at `epochs`, or after `patience` ones without a smaller validation loss, not before `least`."""
+    """The end of training: `epochs`, or `patience` epochs without a smaller validation loss, from `least` on."""
 
     epochs: int
     patience: int
     least: int = 0
 
     def ended(self, at: Progress) -> bool:
-        """Whether there is no further epoch."""
+        """Return whether no further epoch follows."""
         idle = at.epoch - at.best_epoch >= self.patience and at.epoch >= self.least
         return at.epoch >= self.epochs or (idle and at.epoch > 0)
 
 
 class Learner(Protocol):
-    """A network that learns. Everything random in `epoch(n)` comes from the learner's seed and n."""
+    """A network in training. The random choices of `epoch(n)` depend on the learner's seed and n alone."""
 
     def epoch(self, number: int) -> float:
-        """One pass over the training part; its mean loss."""
+        """Train on the training part once; returns the mean loss."""
 
     def validate(self) -> float:
-        """Mean loss over the validation part."""
+        """Return the mean loss over the validation part."""
 
     def state(self) -> Tensors:
-        """All that is needed to go on: weights and optimiser, as tensors on any device."""
+        """Return all that is needed to resume, weights and optimiser, as tensors on any device."""
 
     def restore(self, state: Tensors) -> None:
-        """Go on from such a state."""
+        """Continue from a state that `state` returned."""
 
     def weights(self) -> Tensors:
-        """The network's weights, copied to the CPU."""
+        """Return the network's weights, copied to the CPU."""
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -77,7 +77,7 @@ ProgressCallback = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Fold:
-    """What a fit learns from: labels (n,) of all examples, positions of those that train and that validate, a seed."""
+    """The data of one training: labels (n,) of all examples, positions of the training and validation parts, a seed."""
 
     labels: NDArray[np.int64]
     train: NDArray[np.int64]
@@ -88,7 +88,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class FitResult:
-    """A trained network: weights of its best epoch (CPU), and how it got there."""
+    """A trained network: the weights of its best epoch, on the CPU, and the progress at the end."""
 
     weights: Tensors
     progress: Progress
@@ -101,11 +101,11 @@ def run_epochs(
     report: ProgressCallback = lambda _: None,
     writes: bool = True,
 ) -> FitResult:
-    """Epochs until `stopping` ends them; the weights with the smallest validation loss.
+    """Run epochs until `stopping` ends them; returns the weights of the smallest validation loss.
 
-    checkpoint: a file to go on from and to keep up to date.  report: called after each epoch; what it raises ends the
-    fit.  writes: False in a process that only helps another: it goes on from the checkpoint and leaves it alone.
-    Raises FloatingPointError when a loss is no number.
+    checkpoint: a file to resume from and to keep up to date.  report: called after each epoch; an exception that it
+    raises ends the training.  writes: False in a process that only helps another one: it reads the checkpoint and does
+    not write it.  Raises FloatingPointError when a loss is not finite.
     """
     at, best = Progress(), learner.weights()
     found = _load(checkpoint) if checkpoint is not None else None
@@ -131,26 +131,27 @@ def run_epochs(
 
 
 def random_stream(seed: int, *keys: int) -> np.random.Generator:
-    """A stream of its own for every (seed, keys): SFC64, seeded through SeedSequence."""
+    """Return an independent random generator for every (seed, keys): SFC64, seeded through SeedSequence."""
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, *keys])))
 
 
 def draw_class_balanced(labels: NDArray[np.int64], draw: np.random.Generator) -> NDArray[np.int64]:
-    """Positions of one epoch of class-balanced sampling, with replacement, as many as there are labels (CLAM)."""
+    """Return the positions of one epoch of class-balanced sampling with replacement, as many as labels (CLAM)."""
     counts = np.bincount(labels)
     weights = 1.0 / counts[labels]
     return draw.choice(len(labels), len(labels), replace=True, p=weights / weights.sum())
 
 
 def _save(path: Path, at: Progress, best: Tensors, state: Tensors) -> None:
-    tensors = {f"best/{key}": one for key, one in best.items()} | {f"state/{key}": one for key, one in state.items()}
-    flat = {key: one.detach().cpu().contiguous() for key, one in tensors.items()}
+    parts = {"best": best, "state": state}
+    tensors = {f"{part}/{key}": tensor for part, named in parts.items() for key, tensor in named.items()}
+    flat = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with atomic_write(path) as part:
         part.write_bytes(save(flat, {"progress": json.dumps(asdict(at))}))
 
 
 def _load(path: Path) -> tuple[Progress, Tensors, Tensors] | None:
-    """None when there is no checkpoint, or one that can't be read: the fit then begins anew."""
+    """Return progress, best weights and state. None: there is no checkpoint that can be read; training starts again."""
     try:
         with safe_open(path, "pt") as file:
             at = Progress(**json.loads(file.metadata()["progress"]))
@@ -158,22 +159,22 @@ def _load(path: Path) -> tuple[Progress, Tensors, Tensors] | None:
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
     parts: dict[str, Tensors] = {"best": {}, "state": {}}
-    for key, one in tensors.items():
+    for key, tensor in tensors.items():
         part, _, name = key.partition("/")
-        parts[part][name] = one
+        parts[part][name] = tensor
     return at, parts["best"], parts["state"]
 
 
 def pack_optimiser(optimiser: torch.optim.Optimizer) -> Tensors:
-    """An optimiser's state as flat tensors: PARAMETER.NAME → tensor."""
+    """Return an optimiser's state as flat tensors: PARAMETER.NAME → tensor."""
     state = optimiser.state_dict()["state"]
-    return {f"{k}.{name}": torch.as_tensor(one) for k, row in state.items() for name, one in row.items()}
+    return {f"{k}.{name}": torch.as_tensor(value) for k, row in state.items() for name, value in row.items()}
 
 
 def unpack_optimiser(optimiser: torch.optim.Optimizer, packed: Tensors) -> None:
-    """Give an optimiser back what pack_optimiser took."""
+    """Load a state that `pack_optimiser` returned into an optimiser."""
     state: dict[int, Tensors] = {}
-    for key, one in packed.items():
+    for key, tensor in packed.items():
         k, _, name = key.partition(".")
-        state.setdefault(int(k), {})[name] = one
+        state.setdefault(int(k), {})[name] = tensor
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -1,6 +1,6 @@
-"""Folds: which slides train, validate and test together, before anything is trained. Whole patients only.
+"""Assign slides to the training, validation and test parts of each fold, by whole patients.
 
-Fold i tests on part i, validates on part i + 1 and trains on the rest: 80/10/10 with ten folds (methods.md §7).
+Fold i tests on part i, validates on part i + 1 and trains on the others: 80/10/10 with ten folds (methods.md §7).
 """
 
 from __future__ import annotations
@@ -18,52 +18,52 @@ from her2batch.tasks import CLASSES
 from her2batch.training.fit_loop import random_stream
 
 ORDERS = 50
-"""Orders of the patients that are tried: 0.06 s for 500 slides. Of ten, some left folds two slides apart in size."""
+"""Orders of the patients that are tried: 0.06 s for 500 slides. With ten, some folds differed by two slides in size."""
 
 ASSIGN, SHUFFLE = 1001, 1002
-"""Random streams of a run's seed."""
+"""Keys of the random streams of a run's seed."""
 
-LEAST_PATIENTS = 3
-"""Of a class: one each to train, validate and test."""
+MIN_PATIENTS = 3
+"""Patients that a class needs: one each to train, validate and test."""
 
 
 def assign_patients(
     strata: Sequence[str], patients: Sequence[str], n_folds: int, seed: int, also: Sequence[Sequence[str]] = ()
 ) -> NDArray[np.int32]:
-    """The fold of each slide, (n,) int32 from 0: a patient's slides share one, every stratum is spread evenly.
+    """Return the fold of each slide, (n,) int32 from 0: one fold per patient, every stratum spread evenly.
 
-    also: further columns of n words that are to be spread evenly: the classes of the tasks that share these folds, any
-    word where a slide has none.  Depends on who has which slides and on the seed, not on the order of rows.
+    also: further columns of n words to spread evenly: the classes of the tasks that share these folds, any word where a
+    slide has none.  The result depends on the patients' slides and on the seed, not on the order of rows.
 
-    Patients in random order, those with most slides first, each to the fold that has least of what they bring: the sum
-    over words of (slides there) × (slides of the patient), all slides counting as one more word. That is the greedy
-    step for the smallest sum of squares. Of ORDERS orders the one with the smallest sum counts.
+    Patients are assigned in random order, those with most slides first, each to the fold with the smallest sum over
+    words of (slides in the fold) × (slides of the patient), where all slides count as one more word. This is the greedy
+    step towards the smallest sum of squares. Of ORDERS orders the one with the smallest sum is used.
     """
-    # Largest fold less smallest, worst of 20 draws of the paper's cohort (500 slides, 10 folds), for all slides · the
-    # five IHC/ISH strata · the classes of the three HER2 tasks:
+    # Slides of the largest less those of the smallest fold, worst of 20 draws of the paper's cohort (500 slides, 10
+    # folds), for all slides · the five IHC/ISH strata · the classes of the three HER2 tasks:
     #                                     the classes given   strata alone   StratifiedGroupKFold
     #   one slide a patient                   0 · 1 · 1         0 · 1 · 2         2 · 1 · 2
     #   one to three, of any strata           0 · 1 · 1         0 · 1 · 2         2 · 1 · 2
     #   one to three, all of one stratum      0 · 3 · 3         0 · 3 · 3         2 · 3 · 3
     names, of = np.unique(np.asarray(patients, np.str_), return_inverse=True)
     words = [strata, *also, [""] * len(of)]
-    slides = np.hstack([_counts(of, len(names), one) for one in words])
+    slides = np.hstack([_counts(of, len(names), column) for column in words])
     draw = random_stream(seed, ASSIGN)
-    tried = [_deal(slides, draw.permutation(len(names)), n_folds) for _ in range(ORDERS)]
-    best = min(tried, key=lambda fold: int((_load(slides, fold, n_folds) ** 2).sum()))
+    candidates = [_assign(slides, draw.permutation(len(names)), n_folds) for _ in range(ORDERS)]
+    best = min(candidates, key=lambda fold: int((_load(slides, fold, n_folds) ** 2).sum()))
     return best[of]
 
 
 def _counts(of: NDArray[np.int64], n_patients: int, words: Sequence[str]) -> NDArray[np.int64]:
-    """Slides of each patient with each word, (P, W). of: (n,) patients.  words: (n,)."""
+    """Count the slides of each patient with each word, (P, W). of: (n,) patients.  words: (n,)."""
     found, kind = np.unique(np.asarray(words, np.str_), return_inverse=True)
     counts = np.zeros((n_patients, len(found)), np.int64)
     np.add.at(counts, (of, kind), 1)
     return counts
 
 
-def _deal(slides: NDArray[np.int64], order: NDArray[np.int64], n_folds: int) -> NDArray[np.int32]:
-    """Fold of each patient, (P,) int32. slides: (P, W), last all.  order: (P,), of those of one size."""
+def _assign(slides: NDArray[np.int64], order: NDArray[np.int64], n_folds: int) -> NDArray[np.int32]:
+    """Return the fold of each patient, (P,) int32. slides: (P, W), last column all.  order: (P,), for equal sizes."""
     fold = np.zeros(len(slides), np.int32)
     load = np.zeros((n_folds, slides.shape[1]), np.int64)
     for patient in order[np.argsort(-slides[order, -1], kind="stable")]:
@@ -73,48 +73,48 @@ def _deal(slides: NDArray[np.int64], order: NDArray[np.int64], n_folds: int) -> 
 
 
 def _load(slides: NDArray[np.int64], fold: NDArray[np.int32], n_folds: int) -> NDArray[np.int64]:
-    """Slides with each word in each fold: (folds, W)."""
+    """Count the slides with each word in each fold: (folds, W)."""
     load = np.zeros((n_folds, slides.shape[1]), np.int64)
     np.add.at(load, fold, slides)
     return load
 
 
 def check_labelled(task: str, labelled: pa.Table, n_folds: int) -> None:
-    """Refuse, before anything is trained, what can't be cross-validated.
+    """Refuse labels that cannot be cross-validated.
 
     labelled: slide_id, patient_id, label, … of one task.  Raises InputError naming task, class, counts and remedy: no
-    slide, a slide without a patient, one patient only, a class without a slide or with too few patients, fewer patients
+    slides, a slide without a patient, only one patient, a class without slides or with too few patients, fewer patients
     than folds.
     """
     if labelled.num_rows == 0:
         raise InputError(f"{task}: no slide has a label for it", None, "fill in its column of the labels")
-    if lost := [one["slide_id"] for one in labelled.to_pylist() if one["patient_id"] is None]:
-        what = f"{task}: slide {min(lost)} has no patient ({len(lost)} slides)"
+    if missing := [row["slide_id"] for row in labelled.to_pylist() if row["patient_id"] is None]:
+        what = f"{task}: slide {min(missing)} has no patient ({len(missing)} slides)"
         raise InputError(what, None, "fill in patient_id in the labels")
     patients = np.asarray(labelled["patient_id"].to_pylist(), np.str_)
     label = labelled["label"].to_numpy()
     n = len(np.unique(patients))
     if n == 1:
-        what = f"{task}: all {len(patients)} slides are of one patient, who can't both train and test"
+        what = f"{task}: all {len(patients)} slides are of one patient, who cannot be in training and test"
         raise InputError(what, None, "add slides of other patients, or correct patient_id in the labels")
     for k, name in enumerate(CLASSES[task]):
-        here = len(np.unique(patients[label == k]))
-        if here == 0:
+        count = len(np.unique(patients[label == k]))
+        if count == 0:
             raise InputError(
-                f"{task}: class {name} has no slide among {len(patients)}", None, "add slides of it, or leave the task"
+                f"{task}: class {name} has no slide among {len(patients)}", None, "add slides of it, or omit the task"
             )
-        if here < LEAST_PATIENTS:
-            what = f"{task}: class {name} has slides of {here} patients only, to train, validate and test takes 3"
-            raise InputError(what, None, "add slides of it, or leave the task")
+        if count < MIN_PATIENTS:
+            what = f"{task}: class {name} has slides of {count} patients; training, validation and test need 3"
+            raise InputError(what, None, "add slides of it, or omit the task")
     if n < n_folds:
         raise InputError(f"{task}: {n} patients are fewer than {n_folds} folds", None, f"give --folds {n} or fewer")
 
 
 def cross_validation_splits(task: str, labelled: pa.Table, fold: NDArray[np.int32], n_folds: int) -> pa.Table:
-    """The folds table of one task: for every fold each slide with its split, by fold and slide_id.
+    """Return the folds table of one task: each slide with its split in every fold, sorted by fold and slide_id.
 
-    labelled: slide_id, patient_id, label, … (n rows).  fold: (n,), as `assign` gives it.  Raises InputError when a
-    fold tests nothing, or its training part lacks a class.
+    labelled: slide_id, patient_id, label, … (n rows).  fold: (n,), see `assign_patients`.  Raises InputError when a
+    fold has no test slides, or its training part lacks a class.
     """
     tables = []
     for k in range(n_folds):
@@ -127,7 +127,7 @@ def cross_validation_splits(task: str, labelled: pa.Table, fold: NDArray[np.int3
 
 
 def final_split(task: str, labelled: pa.Table, fold: NDArray[np.int32]) -> pa.Table:
-    """Rows of the folds table for the model that goes into the bundle: nothing tests, part 0 validates.
+    """Return the rows of the folds table for the model of the bundle: no test part, part 0 validates.
 
     Raises InputError when its training part lacks a class.
     """
@@ -152,19 +152,19 @@ def _rows(task: str, labelled: pa.Table, number: int, split: NDArray[np.str_]) -
 
 
 def shuffle_labels(labelled: pa.Table, seed: int) -> pa.Table:
-    """The control: label, truth and stratum go to other patients at random, the slides stay where they are.
+    """Assign label, truth and stratum to other patients at random, as a control; the slides keep their patients.
 
-    Each patient gets all the labels of one patient, in order of slide_id, from the first again where that one has fewer
-    slides: so a patient's slides keep belonging together, and the classes keep their shares of patients. Follow it with
-    `check`.  Depends on the patients and the seed, not on the order of rows.
+    Each patient gets all labels of one patient, in order of slide_id, repeated where that patient has fewer slides. So
+    the slides of a patient stay together, and the classes keep their shares of patients. Call `check_labelled` next.
+    The result depends on the patients and the seed, not on the order of rows.
     """
     patients = np.asarray(labelled["patient_id"].to_pylist(), np.str_)
     order = np.lexsort((np.asarray(labelled["slide_id"].to_pylist(), np.str_), patients))
     names, starts, of, counts = np.unique(patients[order], return_index=True, return_inverse=True, return_counts=True)
     source = random_stream(seed, SHUFFLE).permutation(len(names))[of]  # whose labels each slide gets
-    place = np.arange(len(order)) - starts[of]
+    rank = np.arange(len(order)) - starts[of]
     take = np.empty(len(order), np.int64)
-    take[order] = order[starts[source] + place % counts[source]]
+    take[order] = order[starts[source] + rank % counts[source]]
     for name in ("label", "truth", "stratum"):
         k = labelled.schema.get_field_index(name)
         labelled = labelled.set_column(k, labelled.schema.field(k), labelled[name].take(pa.array(take)))

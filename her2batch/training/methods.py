@@ -1,4 +1,4 @@
-"""What a training run consists of: methods with their inputs and settings, and the units (folds of a method) to train."""
+"""The content of a training run: methods with their inputs and settings, and the units (folds of methods) to train."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How good predictions are: from a predictions table to one row of figures a fold, and their mean and spread.
+"""Metrics of predictions: one row for each fold of a predictions table, and their mean and standard deviation.
 
-The figures are functions of the confusion matrix, (…, C, C) with rows for the truth, and of the ranks of the
-probabilities; leading axes are resamples (see compare).
+The metrics are functions of the confusion matrix, (…, C, C) with rows for the truth, and of the ranks of the
+probabilities; leading axes are resamples (see `statistics`).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ FIGURES = ("auc", "f1", "accuracy", "kappa")
 CELL = ("task", "method", "input")
 
 SUM_TOLERANCE = 1e-3
-"""Probabilities are float32, some from half-precision networks: their sum may miss 1 by so much."""
+"""Largest difference between a sum of probabilities and 1. They are float32, some from half-precision networks."""
 
 
 @dataclass(frozen=True)
 class CheckedPredictions:
-    """Predictions of one task as arrays. truth, predicted: (n,) int64 classes.  p: (n, C) float64."""
+    """The predictions of one task as arrays. truth, predicted: (n,) int64 classes.  p: (n, C) float64."""
 
     truth: NDArray[np.int64]
     predicted: NDArray[np.int64]
@@ -40,14 +40,14 @@ class CheckedPredictions:
 
 
 def check_predictions(predictions: pa.Table) -> CheckedPredictions:
-    """The rows of one task as arrays, in the table's order.
+    """Return the rows of one task as arrays, in the table's order.
 
-    Raises InputError for more than one task, a class that the task has not, or probabilities that are not as many as
-    the classes, are no numbers or do not sum to 1.
+    Raises InputError for more than one task, an unknown class, or probabilities that are not as many as the classes,
+    are not finite or do not sum to 1.
     """
     tasks = pc.unique(predictions["task"]).to_pylist()
     if len(tasks) != 1 or tasks[0] not in CLASSES:
-        raise InputError(f"predictions are of the tasks {tasks}, they must be of one that is known")
+        raise InputError(f"the predictions are of the tasks {tasks}; they must be of one known task")
     classes = CLASSES[tasks[0]]
     return CheckedPredictions(
         _classes(predictions, "truth", classes),
@@ -57,21 +57,21 @@ def check_predictions(predictions: pa.Table) -> CheckedPredictions:
 
 
 def _classes(predictions: pa.Table, column: str, classes: Sequence[str]) -> NDArray[np.int64]:
-    found = pc.index_in(predictions[column], value_set=pa.array(classes, pa.string()))
-    if found.null_count:
-        _refuse(predictions, found.is_null().to_numpy(), f"{column} is none of {', '.join(classes)}")
-    return np.asarray(found.to_numpy(), np.int64)
+    indices = pc.index_in(predictions[column], value_set=pa.array(classes, pa.string()))
+    if indices.null_count:
+        _refuse(predictions, indices.is_null().to_numpy(), f"{column} is none of {', '.join(classes)}")
+    return np.asarray(indices.to_numpy(), np.int64)
 
 
 def _probabilities(predictions: pa.Table, n_classes: int) -> Floats:
     column = predictions["p"].combine_chunks()
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     if (lengths != n_classes).any():
-        _refuse(predictions, lengths != n_classes, f"p does not hold {n_classes} probabilities")
+        _refuse(predictions, lengths != n_classes, f"p does not have {n_classes} probabilities")
     p = np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float64).reshape(-1, n_classes)
     wrong = ~(np.isfinite(p).all(axis=1) & (p >= 0).all(axis=1) & (np.abs(p.sum(axis=1) - 1) <= SUM_TOLERANCE))
     if wrong.any():
-        _refuse(predictions, wrong, "p are no probabilities that sum to 1")
+        _refuse(predictions, wrong, "p are not probabilities that sum to 1")
     return p
 
 
@@ -82,9 +82,9 @@ def _refuse(predictions: pa.Table, wrong: NDArray[np.bool_], what: str) -> None:
 
 
 def grouped_rows(table: pa.Table, by: Sequence[str]) -> Iterator[tuple[dict[str, Any], pa.Table]]:
-    """The rows with equal keys, as (keys, rows), in order of the keys."""
+    """Yield the rows of equal keys as (keys, rows), in order of the keys."""
     ordered = table.sort_by([(name, "ascending") for name in by])
-    # not Arrow's group_by: the order of its groups is its own, and with some hundred of them not that of the rows
+    # Arrow's group_by is not used: with some hundred groups their order is not that of the rows
     columns = [ordered[name].to_pylist() for name in by]
     start = 0
     for keys, rows in groupby(zip(*columns, strict=True)):
@@ -94,10 +94,10 @@ def grouped_rows(table: pa.Table, by: Sequence[str]) -> Iterator[tuple[dict[str,
 
 
 def metrics_table(predictions: pa.Table) -> pa.Table:
-    """The metrics table: one row for each task, method, input and fold, sorted by them.
+    """Return the metrics table: one row for each task, method, input and fold, sorted by them.
 
-    A class that a fold's test part lacks has no AUC there and one that is neither there nor predicted no F1: the means
-    are over the others, as scikit-learn has them. What is left undefined is null.  Raises InputError as `judged` does.
+    A class that a test part lacks has no AUC, and a class that is neither there nor predicted has no F1: means are over
+    the other classes, as in scikit-learn. An undefined metric is null.  Raises InputError as `check_predictions` does.
     """
     rows = []
     for keys, part in grouped_rows(predictions, (*CELL, "fold")):
@@ -109,10 +109,11 @@ def metrics_table(predictions: pa.Table) -> pa.Table:
 
 
 def metrics_summary(table: pa.Table) -> pa.Table:
-    """Mean and sample sd over folds of a metrics table: a row for each task, method and input, sorted.
+    """Return means and sample standard deviations over folds: a row for each task, method and input, sorted.
 
-    auc, f1 and accuracy in percent, as the paper prints them; kappa plain. Folds without a figure are left out of it;
-    an sd of fewer than two is null.  Columns: task, method, input, auc_mean, auc_sd, … kappa_sd, folds, n.
+    auc, f1 and accuracy in percent, as in the paper; kappa as it is. Folds where a metric is undefined are left out;
+    the standard deviation of fewer than two folds is null.  Columns: task, method, input, auc_mean, auc_sd, … kappa_sd,
+    folds, n.
     """
     rows = []
     for keys, part in grouped_rows(table, CELL):
@@ -128,7 +129,7 @@ def metrics_summary(table: pa.Table) -> pa.Table:
 
 
 def nan_to_null(value: float) -> float | None:
-    """A figure for a table: null for NaN."""
+    """Return a metric for a table: null for NaN."""
     return None if np.isnan(value) else value
 
 
@@ -136,19 +137,19 @@ def nan_to_null(value: float) -> float | None:
 
 
 def confusion(predictions: pa.Table) -> NDArray[np.int64]:
-    """The confusion matrix of one task's predictions: (C, C), rows for the truth.  Raises InputError as `judged`."""
+    """Return the confusion matrix of one task, (C, C), rows for the truth. Raises InputError as `check_predictions`."""
     found = check_predictions(predictions)
     return confusion_counts(found.truth, found.predicted, found.p.shape[1])
 
 
 def confusion_counts(truth: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
-    """(n,) and (n,) classes → (C, C) counts, rows for the truth."""
+    """Count pairs of true and predicted classes, (n,) and (n,) → (C, C), rows for the truth."""
     counts = np.bincount(truth * n_classes + predicted, minlength=n_classes**2)
     return counts.reshape(n_classes, n_classes)
 
 
 def auc(truth: NDArray[np.int64], p: Floats) -> float:
-    """Area under the ROC curve, one class against the rest, mean over the classes; of two classes: of the second.
+    """Return the area under the ROC curve, one class against the rest, mean over classes; of two classes: the second.
 
     truth: (n,) classes.  p: (n, C).  Ties count half (Mann & Whitney 1947).  NaN when all are of one class.
     """
@@ -165,37 +166,37 @@ def _area(positive: NDArray[np.bool_], score: Floats) -> float:
 
 
 def mean_defined(values: Floats) -> Floats:
-    """Mean over the last axis of what is no NaN; NaN where nothing is."""
-    there = ~np.isnan(values)
-    return divide_or_nan(np.where(there, values, 0).sum(axis=-1), there.sum(axis=-1))
+    """Return the mean over the last axis without NaN; NaN where all values are NaN."""
+    defined = ~np.isnan(values)
+    return divide_or_nan(np.where(defined, values, 0).sum(axis=-1), defined.sum(axis=-1))
 
 
 def divide_or_nan(above: NDArray[Any], below: NDArray[Any]) -> Floats:
-    """Quotient, NaN where the divisor is 0."""
-    found = np.full(np.broadcast_shapes(np.shape(above), np.shape(below)), np.nan)
-    np.divide(above, below, out=found, where=np.asarray(below) != 0)
-    return found
+    """Return the quotient, NaN where the divisor is 0."""
+    quotient = np.full(np.broadcast_shapes(np.shape(above), np.shape(below)), np.nan)
+    np.divide(above, below, out=quotient, where=np.asarray(below) != 0)
+    return quotient
 
 
 def class_recalls(table: NDArray[Any]) -> Floats:
-    """Share of each class that is predicted as it: (…, C, C) → (…, C); NaN for a class that is not there."""
+    """Return the recall of each class: (…, C, C) → (…, C); NaN for a class without examples."""
     return divide_or_nan(_diagonal(table), table.sum(axis=-1))
 
 
 def accuracy(table: NDArray[Any]) -> Floats:
-    """Share predicted right: (…, C, C) → (…)."""
+    """Return the accuracy: (…, C, C) → (…)."""
     return divide_or_nan(_diagonal(table).sum(axis=-1), table.sum(axis=(-2, -1)))
 
 
 def f1(table: NDArray[Any]) -> Floats:
-    """Mean over classes of 2 TP / (2 TP + FP + FN): (…, C, C) → (…). A class neither there nor predicted: left out."""
+    """Return the mean over classes of 2 TP / (2 TP + FP + FN), (…, C, C) → (…), without classes of no TP, FP and FN."""
     return mean_defined(divide_or_nan(2 * _diagonal(table), table.sum(axis=-1) + table.sum(axis=-2)))
 
 
 def kappa(table: NDArray[Any]) -> Floats:
-    """Cohen's kappa with quadratic weights (Cohen 1968): (…, C, C) → (…); NaN when one class alone is met.
+    """Return Cohen's kappa with quadratic weights (Cohen 1968): (…, C, C) → (…); NaN with only one class.
 
-    The classes of every task have an order; with two it is the kappa without weights.
+    The classes of every task are ordered; with two classes it is the kappa without weights.
     """
     classes = np.arange(table.shape[-1])
     weights = (classes[:, None] - classes[None, :]) ** 2

@@ -1,7 +1,7 @@
-"""How sure the figures are: bootstrap intervals over patients, and methods compared on the same slides.
+"""Bootstrap confidence intervals over patients, and comparisons of methods on the same slides.
 
-Predictions of all folds are pooled: every slide is tested once. A pooled AUC also compares probabilities that nets of
-different folds gave; it is not the mean of the folds' AUCs, which `metrics` has.
+Predictions of all folds are pooled, as every slide is tested once. A pooled AUC also compares probabilities of networks
+of different folds; it is not the mean of the folds' AUCs, which `metrics` computes.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from her2batch.training.metrics import (
 )
 
 DRAWS = 2000
-"""Resamples (methods.md §7)."""
+"""Number of resamples (methods.md §7)."""
 
 ROUNDING = 1e-20
-"""What is left of a variance whose terms are all equal; a real one of 10,000 slides a class is above 1e-17."""
+"""Rounding error of a variance whose terms are all equal; with 10,000 slides per class a real one is above 1e-17."""
 
 BOOTSTRAP = 1003
-"""Random stream of a run's seed."""
+"""Key of the random stream of a run's seed."""
 
 TEXT, F64 = pa.string(), pa.float64()
 KEYS = [(name, TEXT) for name in CELL]
@@ -57,11 +57,11 @@ PAIRED = pa.schema([*KEYS, *OTHERS, ("metric", TEXT), ("difference", F64), *BOUN
 def bootstrap_intervals(
     predictions: pa.Table, patients: Mapping[str, str], draws: int = DRAWS, seed: int = 0
 ) -> pa.Table:
-    """95 % percentile intervals of auc, f1, accuracy, kappa and each class's recall, from resampled patients.
+    """Return 95 % percentile intervals of auc, f1, accuracy, kappa and each recall, from resampled patients.
 
     patients: of each slide_id.  Returns task, method, input, metric, class (of a recall, else null), value (of all
-    predictions), low, high; fractions. Draws where a figure is undefined don't count; null when all are.
-    Raises InputError for a slide without a patient, and as `metrics.judged` does.
+    predictions), low, high; fractions. Draws where a metric is undefined are left out; null when all are.
+    Raises InputError for a slide without a patient, and as `metrics.check_predictions` does.
     """
     rows = []
     for keys, part in grouped_rows(predictions, CELL):
@@ -75,13 +75,13 @@ def bootstrap_intervals(
 
 
 def compare_methods(predictions: pa.Table, patients: Mapping[str, str], draws: int = DRAWS, seed: int = 0) -> pa.Table:
-    """Every two (method, input) of a task on the same slides: the first less the second, in auc, f1, accuracy, kappa.
+    """Compare every two (method, input) of a task on the same slides in auc, f1, accuracy and kappa: first less second.
 
     Both are resampled with the same patients. p: twice the smaller share of draws on one side of 0, both counted with
-    one draw more (Davison & Hinkley 1997, §4.2); not corrected for the number of pairs. p_delong: DeLong's test, for
-    the AUC of tasks of two classes; it takes slides for independent, so where patients have several it is too small.
-    Nets that are tested on patches are left out.  Raises InputError where methods have not tested the same slides, and
-    as `intervals` does.
+    one more draw (Davison & Hinkley 1997, §4.2); not corrected for the number of pairs. p_delong: DeLong's test, for
+    the AUC of tasks of two classes; it assumes independent slides, so it is too small where patients have several.
+    Networks that are tested on patches are left out.  Raises InputError where methods have not tested the same slides,
+    and as `bootstrap_intervals` does.
     """
     rows = []
     for keys, of_task in grouped_rows(predictions, ("task",)):
@@ -115,43 +115,45 @@ def _same_slides(cell: Mapping[str, Any], part: pa.Table, first: pa.Table) -> No
     ids = part["slide_id"].to_pylist()
     what = f"{cell['task']}: {cell['method']} on {cell['input']}"
     if len(set(ids)) < len(ids):
-        raise InputError(f"{what} has tested a slide more than once", None, "remove its units' folders, then resume")
+        raise InputError(
+            f"{what} has tested a slide more than once", None, "remove the folders of its units, then resume"
+        )
     if part.select(["slide_id", "truth"]) != first.select(["slide_id", "truth"]):
         others = first["slide_id"].to_pylist()
         example = min({*ids} ^ {*others}, default="")
-        told = f" ({example})" if example else " with the same truth"
+        detail = f" ({example})" if example else " with the same truth"
         raise InputError(
-            f"{what} has not tested the same slides as the others{told}", None, "resume the run to its end"
+            f"{what} has not tested the same slides as the others{detail}", None, "resume the run to its end"
         )
 
 
 def patient_indices(part: pa.Table, patients: Mapping[str, str]) -> tuple[NDArray[np.int64], int]:
-    """The patient of each row, (n,) from 0, and how many there are. Raises InputError for a slide without one."""
+    """Return the patient of each row, (n,) from 0, and their number. Raises InputError for a slide without patient."""
     ids = part["slide_id"].to_pylist()
-    if lost := {*ids} - patients.keys():
-        raise InputError(f"slide {min(lost)} has no patient", None, "fill in patient_id in the labels")
-    names, of = np.unique(np.array([patients[one] for one in ids], np.str_), return_inverse=True)
+    if missing := {*ids} - patients.keys():
+        raise InputError(f"slide {min(missing)} has no patient", None, "fill in patient_id in the labels")
+    names, of = np.unique(np.array([patients[slide_id] for slide_id in ids], np.str_), return_inverse=True)
     return of.astype(np.int64), len(names)
 
 
 def draw_resamples(n_patients: int, draws: int, seed: int) -> Floats:
-    """(draws + 1, P): how often each patient is in each draw; first once each."""
+    """Return how often each patient is in each draw, (draws + 1, P); the first row has each patient once."""
     drawn = random_stream(seed, BOOTSTRAP).multinomial(n_patients, np.full(n_patients, 1 / n_patients), draws)
     return np.vstack([np.ones(n_patients), drawn]).astype(np.float64)
 
 
 @dataclass(frozen=True)
 class _Figures:
-    """Figures of every draw. of: name → (B,) float64.  recalls: (B, C)."""
+    """The metrics of every draw. of: name → (B,) float64.  recalls: (B, C)."""
 
     of: dict[str, Floats]
     recalls: Floats
 
 
 def _figures(found: CheckedPredictions, of: NDArray[np.int64], weights: Floats) -> _Figures:
-    """The figures of draws that take each patient weights[b, patient] times. of: (n,) patients.  weights: (B, P).
+    """Return the metrics of draws with each patient weights[b, patient] times. of: (n,) patients.  weights: (B, P).
 
-    Confusion matrices are sums over patients, AUCs quadratic forms of pairs of them: two matrix products stand for
+    Confusion matrices are sums over patients, AUCs quadratic forms of pairs of patients: two matrix products replace
     2,000 passes over the slides. All terms are whole numbers or halves, so the sums are exact in any order.
     """
     n_classes, n_patients = found.p.shape[1], weights.shape[1]
@@ -165,12 +167,12 @@ def _figures(found: CheckedPredictions, of: NDArray[np.int64], weights: Floats) 
 
 
 def _areas(positive: NDArray[np.bool_], score: Floats, of: NDArray[np.int64], weights: Floats) -> Floats:
-    """Area under the ROC curve in every draw, (B,); NaN where all are of one class."""
+    """Return the area under the ROC curve in every draw, (B,); NaN where all slides are of one class."""
     n = weights.shape[1]
     up = np.argsort(score, kind="stable")
     high, high_of = score[up][positive[up]], of[up][positive[up]]  # of the positives, ascending
     low, low_of = score[up][~positive[up]], of[up][~positive[up]]
-    won = np.zeros((n, n))  # [p, q]: pairs of a positive of p and a negative of q that are in order; ties count half
+    won = np.zeros((n, n))  # [p, q]: ordered pairs of a positive of p and a negative of q; ties count half
     for patient in np.unique(low_of):
         own = low[low_of == patient]
         beaten = (np.searchsorted(own, high, "left") + np.searchsorted(own, high, "right")) / 2
@@ -180,7 +182,7 @@ def _areas(positive: NDArray[np.bool_], score: Floats, of: NDArray[np.int64], we
 
 
 def _interval(values: Floats) -> dict[str, float | None]:
-    """The estimate, which comes first, and the central 95 % of the draws."""
+    """Return the estimate, which is the first value, and the central 95 % of the draws."""
     drawn = values[1:][~np.isnan(values[1:])]
     low, high = np.percentile(drawn, [2.5, 97.5]).tolist() if len(drawn) else (None, None)
     return {"value": None if np.isnan(values[0]) else float(values[0]), "low": low, "high": high}
@@ -195,10 +197,10 @@ def _two_sided(differences: Floats) -> float | None:
 
 
 def delong_p_value(positive: NDArray[np.bool_], one: Floats, other: Floats) -> float:
-    """Two-sided p of equal AUCs of two scores of the same n slides, all (n,).
+    """Return the two-sided p value of equal AUCs of two scores of the same n slides, all (n,).
 
-    DeLong 1988, with the placements from midranks as Sun & Xu 2014 have them. 1 when all placements are equal; NaN for
-    fewer than two slides of a class or a difference without spread.
+    DeLong 1988, with placements from midranks as in Sun & Xu 2014. 1 when all placements are equal; NaN for fewer than
+    two slides of a class or a difference without variance.
     """
     m, n = int(positive.sum()), int((~positive).sum())
     if m < 2 or n < 2:
@@ -213,6 +215,6 @@ def delong_p_value(positive: NDArray[np.bool_], one: Floats, other: Floats) -> f
 
 
 def _placements(scores: Floats, against: Floats) -> Floats:
-    """Share of `against` that each score lies above, ties half: its rank among all, less that among its own."""
+    """Return the share of `against` below each score, ties half: its rank among all less that among its own class."""
     ranks: Floats = rankdata(np.concatenate([scores, against]))[: len(scores)] - rankdata(scores)
     return ranks / len(against)

@@ -45,10 +45,10 @@ def test_the_file_is_made_once_and_anew_when_a_slide_changes(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("values", "words"), [
-    (np.full((4, 16), np.nan), "4 of 4 embeddings hold values that are no numbers"),
-    (np.full((4, 16), np.inf), "no numbers"), (np.zeros((0, 16)), "no tiles"), (np.zeros((4, 8)), "length 8"),
+    (np.full((4, 16), np.nan), "4 of 4 embeddings contain values that are not finite"),
+    (np.full((4, 16), np.inf), "not finite"), (np.zeros((0, 16)), "no tiles"), (np.zeros((4, 8)), "length 8"),
 ])  # fmt: skip
-def test_what_can_not_be_trained_on_is_named(values: np.ndarray, words: str, tmp_path: Path) -> None:
+def test_embeddings_that_cannot_be_trained_on_are_named(values: np.ndarray, words: str, tmp_path: Path) -> None:
     bags, _ = planted(3)
     made = cohort(tmp_path / "c", bags)
     put(made, "s001", values)
@@ -64,10 +64,10 @@ def test_missing_and_damaged_tables_are_named(tmp_path: Path) -> None:
     path = made.table("embeddings/stain", "s001")
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
-    with pytest.raises(InputError, match=r"s001.*can't be read"):
+    with pytest.raises(InputError, match=r"s001.*cannot be read"):
         gather_bags(made, "stain", "stain", list(bags), tmp_path / "stain.arrow")
     path.unlink()
     with pytest.raises(InputError, match="--encoder stain"):
         gather_bags(made, "stain", "stain", list(bags), tmp_path / "stain.arrow")
-    with pytest.raises(InputError, match="made anew"):
+    with pytest.raises(InputError, match="writes it again"):
         open_bags(tmp_path / "stain.arrow")

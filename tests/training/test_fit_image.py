@@ -123,7 +123,7 @@ def test_a_class_without_a_picture_does_no_harm() -> None:
 def test_a_fold_without_pictures_is_refused() -> None:
     for train, val in ((0, 4), (4, 0)):
         empty = Fold(np.zeros(8, np.int64), np.arange(train), np.arange(4, 4 + val), 2, 0)
-        with pytest.raises(InputError, match="no picture"):
+        with pytest.raises(InputError, match="no image"):
             fit_image_network("resnet50", pictures(8), empty, QUICK)
 
 
@@ -182,7 +182,7 @@ def together(rank: int, folder: Path, size: int) -> None:
         fitted = in_two_goes(method, folder / f"{method}.checkpoint")
         torch.save({**fitted.weights, "epoch": torch.tensor(fitted.progress.epoch)}, folder / f"{method}.{rank}")
     lone = Fold(np.zeros(8, np.int64), np.arange(1), np.arange(4), 2, 0)
-    with pytest.raises(InputError, match="2 processes can't share"):
+    with pytest.raises(InputError, match="2 processes cannot share"):
         fit_image_network("resnet50", pictures(8), lone, QUICK)
     distributed.destroy_process_group()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from her2batch.models.mil_registry import MODELS, build_mil_network
+from her2batch.models.mil_registry import MIL_METHODS, build_mil_network
 from her2batch.settings import MilSettings
 from her2batch.training import fit_loop
 from her2batch.training.bag_data import Bags, gather_bags, open_bags
@@ -31,7 +31,7 @@ def fold_of(labels: np.ndarray, seed: int = 0) -> Fold:
     return Fold(labels, np.arange(30), np.arange(30, 40), 3, seed)
 
 
-@pytest.mark.parametrize("method", MODELS)
+@pytest.mark.parametrize("method", MIL_METHODS)
 def test_every_method_finds_the_planted_instances(method: str, found: tuple[Bags, np.ndarray]) -> None:
     bags, labels = found
     fitted = fit_mil_network(method, bags, fold_of(labels), FEW)

@@ -146,11 +146,11 @@ def test_the_summary_is_in_percent_with_the_sample_sd() -> None:
 @pytest.mark.parametrize(
     ("p", "words"),
     [
-        ([[0.5, 0.5], [0.5, math.nan]], "slide s001: p are no probabilities"),
-        ([[0.5, 0.4], [0.5, 0.5]], "fold 0, slide s000: p are no probabilities that sum to 1"),
-        ([[1.5, -0.5], [0.5, 0.5]], "p are no probabilities"),
-        ([[0.5, 0.5], [0.2, 0.3, 0.5]], "her2-binary, clam-sb on uni, fold 0, slide s001: p does not hold 2"),
-        ([[0.5, 0.5], [1.0]], "p does not hold 2 probabilities"),
+        ([[0.5, 0.5], [0.5, math.nan]], "slide s001: p are not probabilities"),
+        ([[0.5, 0.4], [0.5, 0.5]], "fold 0, slide s000: p are not probabilities that sum to 1"),
+        ([[1.5, -0.5], [0.5, 0.5]], "p are not probabilities"),
+        ([[0.5, 0.5], [0.2, 0.3, 0.5]], "her2-binary, clam-sb on uni, fold 0, slide s001: p does not have 2"),
+        ([[0.5, 0.5], [1.0]], "p does not have 2 probabilities"),
     ],
 )
 def test_probabilities_that_are_none_are_refused_naming_the_slide(p: list[list[float]], words: str) -> None:
@@ -163,7 +163,7 @@ def test_a_class_or_task_that_is_not_known_is_refused() -> None:
     k = good.schema.get_field_index("truth")
     with pytest.raises(InputError, match=r"slide s001: truth is none of negative, positive"):
         metrics_table(good.set_column(k, "truth", pa.array(["negative", "3+"])))
-    with pytest.raises(InputError, match="must be of one that is known"):
+    with pytest.raises(InputError, match="must be of one known task"):
         confusion(pa.concat_tables([good, table("er", [0], [[1, 0]])]))
 
 
