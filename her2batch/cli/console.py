@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from her2batch.cli.tables import Column, layout
+from her2batch.cli.tables import Column, layout, wrap
 from her2batch.pipeline.progress import RunProgress
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.outcome_counts import OutcomeCounts
@@ -65,8 +65,9 @@ def print_table(console: Console, title: str, columns: Sequence[Column], rows: S
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:
-    """Print one line of plain text; a terminal wraps it, a pipe gets it whole."""
-    console.print(Text(text, style=style), soft_wrap=True)
+    """Print text: wrapped between words on a terminal, in one line into a pipe."""
+    for line in wrap(text, console.width) or [""]:
+        console.print(Text(line, style=style), soft_wrap=True)
 
 
 def print_failures(console: Console, rows: Sequence[Row]) -> None:
@@ -77,7 +78,10 @@ def print_failures(console: Console, rows: Sequence[Row]) -> None:
 
 def print_failure(console: Console, label: str, text: str) -> None:
     """Print a red label and what failed."""
-    console.print(Text.assemble((label, "red"), "  ", text), soft_wrap=True)
+    first, *rest = wrap(f"{label}  {text}", console.width)
+    console.print(Text.assemble((label, "red"), first.removeprefix(label)), soft_wrap=True)
+    for line in rest:
+        console.print(Text(line), soft_wrap=True)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ class Column:
 
     drop: 0 keeps the column at every width; otherwise the column with the highest number is dropped first.
     right: right-aligned, for numbers.  shorten: cells may lose their middle, for identifiers.
-    second_line: the cell moves to a line of its own where the row is too wide, wrapped between words.
+    second_line: the cell moves to a line of its own where its row is too wide, wrapped between words.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Column:
 def layout(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[str]:
     """Return the lines of a table, the header first.
 
-    Where `width` characters are too few, columns marked `second_line` move below their row, then droppable columns are
+    Where `width` characters are too few, cells marked `second_line` move below their row, then droppable columns are
     dropped, then cells marked `shorten` are shortened. The last line names what was dropped.
     """
     kept = list(range(len(columns)))
@@ -50,20 +50,23 @@ def layout(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int)
         kept.remove(k)
         dropped.append(k)
     limits = _limits(columns, rows, kept, width)
-    lines = (
-        [_line([columns[k].name for k in kept], columns, kept, limits)] if any(columns[k].name for k in kept) else []
-    )
+    start = sum(limits.values()) + GAP * len(kept)
+    header = _line([columns[k].name for k in kept], columns, kept, limits)
+    lines = _with_rest(header, [columns[k].name for k in below[:1]], start, width)
     for row in rows:
-        lines.append(_line([row[k] for k in kept], columns, kept, limits))
-        for text in (row[k] for k in below if row[k]):
-            lines += textwrap.wrap(
-                text, width, initial_indent=INDENT, subsequent_indent=INDENT, break_long_words=False,
-                break_on_hyphens=False,
-            )  # fmt: skip
+        line = _line([row[k] for k in kept], columns, kept, limits)
+        lines += _with_rest(line, [row[k] for k in below if row[k]], start, width)
     if dropped:
         names = ", ".join(columns[k].name for k in sorted(dropped))
         lines.append(f"(not shown at this width: {names}; --json has every column)")
     return lines
+
+
+def wrap(text: str, width: int, indent: str = "") -> list[str]:
+    """Wrap text between words; a word that is longer than a line, such as a path, stays whole."""
+    return textwrap.wrap(
+        text, width, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def shorten(text: str, limit: int) -> str:
@@ -95,6 +98,17 @@ def _limits(
         limits[widest] -= 1
         excess -= 1
     return limits
+
+
+def _with_rest(line: str, rest: Sequence[str], start: int, width: int) -> list[str]:
+    """A row's line, then the cells that have no column: the first one on the same line where it fits."""
+    lines = [line]
+    for k, text in enumerate(rest):
+        if k == 0 and start + len(text) <= width:
+            lines[0] = line.ljust(start) + text
+        else:
+            lines += wrap(text, width, INDENT)
+    return lines
 
 
 def _line(cells: Sequence[str], columns: Sequence[Column], kept: Sequence[int], limits: dict[int, int]) -> str:

@@ -25,7 +25,13 @@ def test_least_important_columns_are_dropped_first_and_named() -> None:
 def test_long_text_moves_to_a_second_line_between_words() -> None:
     columns = (Column("check"), Column("remedy", second_line=True))
     lines = layout(columns, [["cuCIM", "install cucim-cu13 that matches the driver"]], 24)
-    assert lines == ["check", "cuCIM", "    install cucim-cu13", "    that matches the", "    driver"]
+    assert lines == ["check  remedy", "cuCIM", "    install cucim-cu13", "    that matches the", "    driver"]
+
+
+def test_a_short_text_stays_on_the_line_of_its_row() -> None:
+    columns = (Column("check"), Column("found", second_line=True), Column("remedy", second_line=True))
+    lines = layout(columns, [["ray", "2.60", ""], ["disk", "3 GB free at /data", "make room"]], 24)
+    assert lines == ["check  found", "ray    2.60", "disk", "    3 GB free at /data", "    make room"]
 
 
 def test_identifiers_lose_their_middle_only_where_nothing_else_is_left() -> None:

@@ -24,12 +24,12 @@ def serve(
     address: Annotated[str, typer.Option(help="Ray cluster: local, auto or HOST:PORT")] = "local",
 ) -> int:
     """Show a cohort in the browser, with a slide viewer, reviews and a REST API, on this machine only."""
-    from her2batch.runtime.serve import Offer
+    from her2batch.runtime.serve import ServeRequest
     from her2batch.runtime.serve import serve as run
     from her2batch.settings import Resources
 
-    offer = Offer(cohort, scans, bundle, pseudonymize, weights)
-    return run(offer, port, Resources(address=address, workers=workers), _print_address)
+    request = ServeRequest(cohort, scans, bundle, pseudonymize, weights)
+    return run(request, port, Resources(address=address, workers=workers), _print_address)
 
 
 def _print_address(link: str, token: Path) -> None:

@@ -51,8 +51,8 @@ def doctor(
 ) -> int:
     """Check this machine: Python, packages, GPU, memory, disk, speed; and what to install."""
     from her2batch.cli.console import print_doctor
-    from her2batch.runtime.doctor import examine
+    from her2batch.runtime.doctor import check_machine
 
-    lines = examine(cohort)
+    lines = check_machine(cohort)
     emit(as_json, {"lines": [asdict(line) for line in lines]}, lambda: print_doctor(lines))
     return 0
