@@ -14,6 +14,7 @@ from her2batch.pipeline.predict import predict_slide, rule_table
 from her2batch.pipeline.slide_state import SlideState
 from her2batch.slides.slide import SlideInfo
 from her2batch.store import schemas
+from her2batch.store.audit import files_match_row
 from her2batch.store.cohort import Cohort, Draft, Row, tables_of
 from her2batch.tasks import MEMBRANE_RULE
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
@@ -113,8 +114,12 @@ def _has_labels(cohort: Cohort, row: Row, label: Row) -> bool:
         return False
     if label.get("stain") != "ihc":
         return True
-    rule = cohort.read(f"predictions/{MEMBRANE_RULE}", row["slide_id"])  # `ihc` may also be what the colours suggested
-    return not any("marker-presumed" in reasons for reasons in rule.column("reasons").to_pylist())
+    # `ihc` is also what the colours suggest: whether the labels state it shows in the predictions of the rule
+    rule = f"predictions/{MEMBRANE_RULE}"
+    presumed = cohort.read(rule, row["slide_id"]).column("reasons").to_pylist()
+    files = cohort.read("slides", row["slide_id"]).column("files")[0].as_py()
+    files = [file for file in files if file["path"].startswith(f"tables/{rule}/")]
+    return not any("marker-presumed" in reasons for reasons in presumed) and files_match_row(cohort, {"files": files})
 
 
 def _relabelled_tables(
