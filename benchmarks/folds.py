@@ -1,12 +1,13 @@
-"""How far is training from the matrix products it needs, and from a plain loop? Ten folds of CLAM-SB on 500 bags.
+"""How long do ten folds of CLAM-SB on 500 bags take, compared with the bare matrix products and a plain loop?
 
 usage: folds.py SCRATCH [--bags 500] [--dim 1024] [--epochs 3] [--whole]
 
-Ours is `flow.train.train` on a cohort of random embeddings with a weak signal: Ray's start, the cache, training,
-validation, test, the model of the bundle. The bound is the products of the same steps, forward and backward, in the
-same dtype, one thread each, on as many processes, timed in the same run. The plain loop is CLAM-SB written with
-torch.nn as usual: one fold after another, one bag a step, float32, torch's own threads, a standard DataLoader over
-one file a bag; of it one epoch of one fold is timed and multiplied, with --whole all of it, for the AUC.
+Ours is `experiments.train.train` on a cohort of random embeddings with a weak signal: Ray's start, the cache, training,
+validation, test, the model of the bundle. The lower bound is the time of the matrix products of the same steps, forward
+and backward, in the same dtype, one thread each, on as many processes, measured in the same run. The plain loop is
+CLAM-SB in ordinary torch.nn: one fold after another, one bag per step, float32, torch's own threads, a standard
+DataLoader over one file per bag. One epoch of one fold is measured and multiplied; with --whole the complete loop is
+run, for its AUC.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from memory import held
+from memory import memory_by_kind
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from her2batch.experiments.train import TrainingRequest, train
 from her2batch.models.attention import product_dtype
 from her2batch.models.clam import smooth_top1
-from her2batch.pipeline.cost_model import cores
+from her2batch.pipeline.cost_model import available_cores
 from her2batch.settings import Plan, Training, TrainingResources
 from her2batch.store.cohort import Cohort, write_row
 from her2batch.store.schemas import embeddings_table, table_schema
@@ -41,26 +42,26 @@ from her2batch.training.fit_loop import draw_class_balanced, random_stream
 from her2batch.training.metrics import metrics_summary, metrics_table
 
 CLASSES = ("0", "1+", "3+")  # her2-3way: 0, low, high
-ENCODER = "timm:resnet50.a1_in1k"  # its length is the embeddings', its weights are not used
-SHARE, SHIFT = 0.02, 0.12
+ENCODER = "timm:resnet50.a1_in1k"  # only the length of its embeddings is used, not its weights
+SHIFTED_SHARE, SHIFT = 0.02, 0.12
 
 
-def make(folder: Path, bags: int, dim: int) -> tuple[Path, Path]:
-    """A cohort of embeddings, 1,500 to 2,500 a slide, 2 % of which lean to the slide's class; and its labels."""
+def make_cohort(folder: Path, bags: int, dim: int) -> tuple[Path, Path]:
+    """Make a cohort of 1,500 to 2,500 embeddings per slide, 2 % of them shifted by the class; and its labels."""
     cohort, labels = Cohort(folder / "cohort"), folder / "labels.csv"
     if labels.exists() and len(labels.read_text().splitlines()) == bags + 1:
         return cohort.root, labels
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     cohort.create(Plan(encoders=(ENCODER,)))
-    draw = np.random.default_rng(0)
-    lean = draw.standard_normal((3, dim)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    shift = rng.standard_normal((3, dim)).astype(np.float32)
     lines = ["slide_id,patient_id,her2"]
     blank = {name: None for name in table_schema("slides").names}
     for k in range(bags):
-        n, label, slide_id = int(draw.integers(1500, 2500)), k % 3, f"s{k:04}"
-        values = draw.standard_normal((n, dim), np.float32)
-        values[: int(SHARE * n)] += SHIFT * lean[label]
+        n, label, slide_id = int(rng.integers(1500, 2500)), k % 3, f"s{k:04}"
+        values = rng.standard_normal((n, dim), np.float32)
+        values[: int(SHIFTED_SHARE * n)] += SHIFT * shift[label]
         flat = pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float16).reshape(-1)), dim)
         path = cohort.table(f"embeddings/{ENCODER.replace(':', '-')}", slide_id)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,8 +72,8 @@ def make(folder: Path, bags: int, dim: int) -> tuple[Path, Path]:
     return cohort.root, labels
 
 
-def ours(cohort: Path, labels: Path, out: Path, epochs: int) -> tuple[float, float, pa.Table]:
-    """Seconds, GB at the peak of all processes, the summary."""
+def time_training(cohort: Path, labels: Path, out: Path, epochs: int) -> tuple[float, float, pa.Table]:
+    """Train with her2batch. Returns seconds, peak memory of all processes (GB), and the summary."""
     shutil.rmtree(out, ignore_errors=True)
     training = Training(options=(f"epochs={epochs}",))
     peak, ended = [0.0], threading.Event()
@@ -80,7 +81,7 @@ def ours(cohort: Path, labels: Path, out: Path, epochs: int) -> tuple[float, flo
     def watch() -> None:
         me = psutil.Process()
         while not ended.wait(0.5):
-            peak[0] = max(peak[0], sum(held(me).values()))
+            peak[0] = max(peak[0], sum(memory_by_kind(me).values()))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -93,15 +94,15 @@ def ours(cohort: Path, labels: Path, out: Path, epochs: int) -> tuple[float, flo
     return took, peak[0], found.summary
 
 
-def passes(run: TrainingRun, epochs: int) -> tuple[int, int]:
-    """Bags that are trained on and bags that are only looked at, in all units of the run."""
+def count_passes(run: TrainingRun, epochs: int) -> tuple[int, int]:
+    """Count the training steps and the evaluations of bags in all units of the run."""
     rows = pq.read_table(run.table("folds")).to_pylist()
     count = {split: sum(row["split"] == split for row in rows) for split in ("train", "val", "test")}
     return epochs * count["train"], epochs * count["val"] + count["test"]
 
 
-def products(sizes: list[int], dim: int, dtype: torch.dtype, forward_only: bool) -> float:
-    """Seconds of one bag's matrix products, on one thread: median over bags."""
+def time_products(sizes: list[int], dim: int, dtype: torch.dtype, forward_only: bool) -> float:
+    """Return the seconds of one bag's matrix products on one thread: trimmed mean over bags."""
     torch.set_num_threads(1)
     w1, w2 = torch.randn(512, dim, dtype=dtype), torch.randn(512, 512, dtype=dtype)
     took = []
@@ -115,22 +116,24 @@ def products(sizes: list[int], dim: int, dtype: torch.dtype, forward_only: bool)
     return statistics.mean(sorted(took)[len(took) // 10 : -len(took) // 10 or None])
 
 
-def bound(run: TrainingRun, dim: int, epochs: int) -> float:
-    """Seconds of all products of a run, spread over the cores, each process measured beside the others."""
-    steps, looks = passes(run, epochs)
+def products_bound(run: TrainingRun, dim: int, epochs: int) -> float:
+    """Return the seconds of all products of a run on all cores, measured with all processes running."""
+    steps, evaluations = count_passes(run, epochs)
     sizes = np.random.default_rng(1).integers(1500, 2500, 60).tolist()
-    workers, dtype = cores(), product_dtype("cpu")
+    workers, dtype = available_cores(), product_dtype("cpu")
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        step = [one.result() for one in [pool.submit(products, sizes, dim, dtype, False) for _ in range(workers)]]
-        look = [one.result() for one in [pool.submit(products, sizes, dim, dtype, True) for _ in range(workers)]]
-    return (statistics.mean(step) * steps + statistics.mean(look) * looks) / workers
+        step = [one.result() for one in [pool.submit(time_products, sizes, dim, dtype, False) for _ in range(workers)]]
+        evaluation = [
+            one.result() for one in [pool.submit(time_products, sizes, dim, dtype, True) for _ in range(workers)]
+        ]
+    return (statistics.mean(step) * steps + statistics.mean(evaluation) * evaluations) / workers
 
 
 # -- the plain loop --------------------------------------------------------------------------------------------
 
 
 class PlainClam(nn.Module):
-    """CLAM-SB as one writes it."""
+    """CLAM-SB in ordinary torch.nn."""
 
     def __init__(self, dim: int, n_classes: int) -> None:
         super().__init__()
@@ -146,7 +149,7 @@ class PlainClam(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: torch.Tensor, label: int | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(N, dim) → logits (1, C), and the loss."""
+        """Return logits (1, C) and the loss of a bag (N, dim)."""
         h = self.embed(x)
         a = torch.softmax(self.w(self.v(h) * self.u(h)).t(), 1)
         logits = self.head(a @ h)
@@ -156,16 +159,16 @@ class PlainClam(nn.Module):
         for c, layer in enumerate(self.instances):
             top = h[a[0].topk(8).indices]
             if c == label:
-                rows, wanted = torch.cat([top, h[a[0].topk(8, largest=False).indices]]), torch.tensor([1] * 8 + [0] * 8)
+                rows, target = torch.cat([top, h[a[0].topk(8, largest=False).indices]]), torch.tensor([1] * 8 + [0] * 8)
             else:
-                rows, wanted = top, torch.zeros(8, dtype=torch.long)
-            total = total + smooth_top1(layer(rows), wanted).mean()
+                rows, target = top, torch.zeros(8, dtype=torch.long)
+            total = total + smooth_top1(layer(rows), target).mean()
         bag = nn.functional.cross_entropy(logits, torch.tensor([label]))
         return logits, 0.7 * bag + 0.3 * total / len(self.instances)
 
 
 class Bags(Dataset):
-    """One file of features a bag, as CLAM's."""
+    """A dataset with one file of features per bag, as in CLAM."""
 
     def __init__(self, folder: Path, slides: list[str], labels: list[int]) -> None:
         self.folder, self.slides, self.labels = folder, slides, labels
@@ -177,8 +180,8 @@ class Bags(Dataset):
         return torch.load(self.folder / f"{self.slides[k]}.pt").float(), self.labels[k]
 
 
-def as_files(cohort: Path, folder: Path) -> Path:
-    """Features as .pt files, one a slide."""
+def write_feature_files(cohort: Path, folder: Path) -> Path:
+    """Write features as .pt files, one per slide."""
     folder.mkdir(exist_ok=True)
     for path in sorted((cohort / "tables" / "embeddings" / ENCODER.replace(":", "-")).glob("*.parquet")):
         target = folder / f"{path.stem}.pt"
@@ -189,9 +192,9 @@ def as_files(cohort: Path, folder: Path) -> Path:
     return folder
 
 
-def plain(folder: Path, run: TrainingRun, dim: int, epochs: int, folds: int) -> tuple[float, pa.Table]:
-    """Seconds of the plain loop over so many folds, and its predictions of their test parts."""
-    torch.set_num_threads(cores())
+def time_plain_loop(folder: Path, run: TrainingRun, dim: int, epochs: int, folds: int) -> tuple[float, pa.Table]:
+    """Run the plain loop over some folds. Returns its seconds and its predictions of their test slides."""
+    torch.set_num_threads(available_cores())
     labels = {row["slide_id"]: row for row in pq.read_table(run.table("labels")).to_pylist()}
     rows = [row for row in pq.read_table(run.table("folds")).to_pylist() if row["fold"] != FINAL_FOLD]
     out, took = [], 0.0
@@ -246,29 +249,29 @@ def plain(folder: Path, run: TrainingRun, dim: int, epochs: int, folds: int) -> 
 
 
 def main() -> None:
-    """Print the row."""
+    """Print the metrics and the times."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scratch", type=Path)
     parser.add_argument("--bags", type=int, default=500)
     parser.add_argument("--dim", type=int, default=1024)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--whole", action="store_true")
-    given = parser.parse_args()
-    cohort, labels = make(given.scratch / f"bags-{given.bags}-{given.dim}", given.bags, given.dim)
-    run = TrainingRun(given.scratch / "run")
-    took, peak, found = ours(cohort, labels, run.root, given.epochs)
-    need = statistics.mean(bound(run, given.dim, given.epochs) for _ in range(2))
-    files = as_files(cohort, given.scratch / f"files-{given.bags}-{given.dim}")
-    if given.whole:
-        loop, predictions = plain(files, run, given.dim, given.epochs, 10)
-        loop *= 11 / 10  # ours trains the bundle's model as well
+    args = parser.parse_args()
+    cohort, labels = make_cohort(args.scratch / f"bags-{args.bags}-{args.dim}", args.bags, args.dim)
+    run = TrainingRun(args.scratch / "run")
+    took, peak, found = time_training(cohort, labels, run.root, args.epochs)
+    need = statistics.mean(products_bound(run, args.dim, args.epochs) for _ in range(2))
+    files = write_feature_files(cohort, args.scratch / f"files-{args.bags}-{args.dim}")
+    if args.whole:
+        loop, predictions = time_plain_loop(files, run, args.dim, args.epochs, 10)
+        loop *= 11 / 10  # her2batch also trains the bundle's model
         found = pa.concat_tables([found, metrics_summary(metrics_table(predictions))])
     else:
-        loop = 11 * given.epochs * plain(files, run, given.dim, 1, 1)[0]
+        loop = 11 * args.epochs * time_plain_loop(files, run, args.dim, 1, 1)[0]
     for row in found.to_pylist():
         print(f"{row['input']}: AUC {row['auc_mean']:.2f} ± {row['auc_sd']:.2f}")
     print(f"ours {took:.1f} s, peak {peak:.2f} GB; products {need:.1f} s: {took / need:.2f} × (at most 1.6)")
-    how = "" if given.whole else " (from one epoch of one fold)"
+    how = "" if args.whole else " (from one epoch of one fold)"
     print(f"plain loop {loop:.1f} s{how}: {loop / took:.2f} × (at least 2.5)")
 
 

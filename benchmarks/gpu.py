@@ -1,13 +1,14 @@
-"""How near does our feed of a GPU come to the bare network: a UNI-size ViT-L, random weights?
+"""How fast is a ViT-L of UNI's size with her2batch's tile feed on a GPU, compared with the bare network?
 
 usage: gpu.py [--device cuda] [--model vit_large_patch16_224] [--tiles N] [--rounds N] [--slides SLIDES]
 
-Ours: uint8 tiles in host memory, as the ingest's decoder leaves them, through `models.device.forward`: pinned, copied
-without waiting, normalised on the device, bf16 autocast, vectors back on the host. Bare: the same network and batch on
-normalised data that lies on the device, nothing copied. Without a GPU it says so; `--device cpu` tries it out.
+The weights are random. Ours: uint8 tiles in host memory, as the ingest's decoder leaves them, through
+`models.device.run_network`: pinned, copied asynchronously, normalized on the device, bf16 autocast, embeddings copied
+back to the host. Bare: the same network and batch on normalized data that is on the device already. Without a GPU the
+benchmark prints a message; `--device cpu` tries it out.
 
-With slides: how near does a whole ingest of them, with UNI's network and random weights, come to the larger of its
-decode alone on all cores and the bare network?
+With slides: a whole ingest with UNI's network and random weights is compared with the larger of its decode alone on all
+cores and the bare network.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from tiles import bare as bare_decode  # before torch: it loads cuCIM, which never returns after torch
+from tiles import time_decode as bare_decode  # before torch: it loads cuCIM, which hangs after torch
 from tiles import tissue_tiles
 
 # isort: split
 import numpy as np
 import timm
 import torch
-from ingest_rate import ray_alone
-from rounds import medians, on_cores, processes
+from ingest_rate import time_ray
+from rounds import median_seconds, run_on_cores, warm_processes
 
 from her2batch.models.device import SUB_BATCH, Normalization, run_network, set_deterministic
 from her2batch.models.encoders import ENCODERS
-from her2batch.pipeline.cost_model import cores
+from her2batch.pipeline.cost_model import available_cores
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources
 from her2batch.slides.discover import discover_slides
 
-LOOK = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+NORMALIZATION = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def main() -> None:
@@ -50,7 +51,8 @@ def main() -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         print("unmeasured: torch sees no GPU here; --device cpu tries the benchmark out")
         return
-    pool = processes(cores()) if args.slides else None  # before torch has threads: they do not survive a fork
+    # before torch starts threads, which do not survive a fork
+    pool = warm_processes(available_cores()) if args.slides else None
     set_deterministic(args.device)
     net = timm.create_model(args.model, pretrained=False, num_classes=0).eval().to(args.device)
     net = net.to(memory_format=torch.channels_last)
@@ -62,7 +64,7 @@ def main() -> None:
 
     def ours() -> float:
         started = time.perf_counter()
-        run_network(net, tiles, LOOK, args.device, lambda x: x)
+        run_network(net, tiles, NORMALIZATION, args.device, lambda x: x)
         return time.perf_counter() - started
 
     @torch.inference_mode()
@@ -75,21 +77,21 @@ def main() -> None:
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
-    seconds = medians({"ours": ours, "bare": bare}, args.rounds)
+    seconds = median_seconds({"ours": ours, "bare": bare}, args.rounds)
     a, b = (args.tiles / one for one in seconds.values())
     head = f"{args.model} on {args.device}, {args.tiles} tiles"
     print(f"{head}: ours {a:,.0f} images/s · bare {b:,.0f} · ratio {a / b:.2f}")
     if pool is not None:
         del net, resident
         torch.cuda.empty_cache()
-        whole(args.slides, pool, b, args.rounds)
+        measure_ingest(args.slides, pool, b, args.rounds)
         pool.shutdown()
 
 
-def whole(slides: Path, pool: ProcessPoolExecutor, bare: float, rounds: int) -> None:
-    """Print the row of a whole ingest with UNI's network. bare: its images a second on resident data."""
+def measure_ingest(slides: Path, pool: ProcessPoolExecutor, bare: float, rounds: int) -> None:
+    """Print the row of a whole ingest with UNI's network. bare: the network's images per second on resident data."""
     work = [(source.path, tissue_tiles(source.path)) for source in discover_slides(slides)[0]]
-    total, workers = sum(len(tiles) for _, tiles in work), cores()
+    total, workers = sum(len(tiles) for _, tiles in work), available_cores()
     parts = [(path, part) for path, tiles in work for part in np.array_split(tiles, workers)]
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "pytorch_model.bin"
@@ -99,16 +101,16 @@ def whole(slides: Path, pool: ProcessPoolExecutor, bare: float, rounds: int) -> 
         def ours() -> float:
             with tempfile.TemporaryDirectory() as out:
                 started = time.perf_counter()
-                order = IngestRequest(slides, Path(out) / "c", weights=weights)
-                summary = ingest(order, Plan(encoders=("uni",)), Resources(workers=workers))
+                request = IngestRequest(slides, Path(out) / "c", weights=weights)
+                summary = ingest(request, Plan(encoders=("uni",)), Resources(workers=workers))
                 assert summary.failed == 0, summary.failures
                 return time.perf_counter() - started
 
         def decode() -> float:
-            return sum(on_cores(pool, bare_decode, parts[k : k + workers]) for k in range(0, len(parts), workers))
+            return sum(run_on_cores(pool, bare_decode, parts[k : k + workers]) for k in range(0, len(parts), workers))
 
-        sides = {"ingest": ours, "Ray alone": lambda: ray_alone(workers), "decode alone": decode}
-        wall, ray, decoding = medians(sides, rounds).values()
+        sides = {"ingest": ours, "Ray alone": lambda: time_ray(workers), "decode alone": decode}
+        wall, ray, decoding = median_seconds(sides, rounds).values()
     without, larger = wall - ray, max(decoding, total / bare)
     print(
         f"{len(work)} slides, {total} tiles, {workers} workers: ingest with UNI's network {wall:.1f} s, "

@@ -1,16 +1,16 @@
-"""How far is a whole ingest from its floor: the decode of the tissue, and the models, on all cores?
+"""How fast is a whole ingest, compared with the decode of the tissue and the models alone, on all cores?
 
 usage: ingest_rate.py SLIDES [--workers N] [--rounds N] [--plot SVG]
 
 Ours is the wall time of the ingest, from listing the folder to the last commit: hashing, tissue, pyramid, decode,
-stain encoder, membrane rule, tables, fsync. Beside it, on as many processes and the same tiles:
+stain encoder, membrane rule, tables, fsync. The comparisons use as many processes and the same tiles:
 
-- Ray: an ingest's session and actors started and stopped, nothing done
-- decode: every JPEG chunk under a tile once, full size, libjpeg-turbo and nothing else (see tiles.py)
+- Ray: start and stop of an ingest's session and actors
+- decode: every JPEG chunk under a tile once, full size, libjpeg-turbo only (see tiles.py)
 - model: stain encoder and rule on tiles in memory
 
-The bound is the larger of decode and model where each has a machine of its own (GPUs for the models); on CPUs alone
-both want the same cores, and the bound is their sum. Both ratios are shown.
+The lower bound is the larger of decode and model when each has its own hardware (GPUs for the models). On CPUs alone
+both use the same cores, and the bound is their sum. Both ratios are shown.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from rounds import bars, medians, on_cores, processes
-from tiles import bare, tissue_tiles
+from rounds import draw_bars, median_seconds, run_on_cores, warm_processes
+from tiles import time_decode, tissue_tiles
 
 from her2batch.models.membrane_rule import apply_rule
-from her2batch.pipeline.cost_model import cores
+from her2batch.pipeline.cost_model import available_cores
 from her2batch.pipeline.tile_reader import plan_reads, read_tiles
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.ray_session import connect
@@ -38,26 +38,26 @@ from her2batch.vision.membrane import MEMBRANE_COLUMNS, measure_tiles
 from her2batch.vision.stain import Stains
 from her2batch.vision.tile_grid import TileGrid
 
-SOME = 128
-"""Tiles of a slide and worker that the model is measured on."""
+SAMPLE_TILES = 128
+"""Tiles per slide and worker on which the models are measured."""
 
 
-def model(path: Path, tiles: np.ndarray) -> float:
-    """Seconds of the stain encoder and the rule for some tiles, times what the others would take too."""
-    some = tiles[np.unique(np.linspace(0, len(tiles) - 1, SOME).astype(int))]
+def time_models(path: Path, tiles: np.ndarray) -> float:
+    """Return the seconds of the stain encoder and the rule, measured on a sample and scaled to all tiles."""
+    sample = tiles[np.unique(np.linspace(0, len(tiles) - 1, SAMPLE_TILES).astype(int))]
     with open_slide(path) as slide:
-        feed = plan_reads(slide, TileGrid(Plan().mpp, Plan().tile, some))
-        batches = [batch.pixels for batch in read_tiles(slide, feed, 0, "auto")]
+        plan = plan_reads(slide, TileGrid(Plan().mpp, Plan().tile, sample))
+        batches = [batch.pixels for batch in read_tiles(slide, plan, 0, "auto")]
     started = time.perf_counter()
-    figures = np.concatenate(
+    features = np.concatenate(
         [measure_tiles(one, Plan().mpp, Stains((240.0, 240.0, 240.0), nuclei=0.2)) for one in batches]
     )
-    apply_rule({name: figures[:, k] for k, name in enumerate(MEMBRANE_COLUMNS)})
-    return (time.perf_counter() - started) * len(tiles) / len(some)
+    apply_rule({name: features[:, k] for k, name in enumerate(MEMBRANE_COLUMNS)})
+    return (time.perf_counter() - started) * len(tiles) / len(sample)
 
 
-def whole_ingest(slides: Path, workers: int) -> float:
-    """Wall seconds of one ingest into a fresh cohort."""
+def time_ingest(slides: Path, workers: int) -> float:
+    """Return the wall seconds of one ingest into a new cohort."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         summary = ingest(IngestRequest(slides, Path(folder) / "c"), Plan(), Resources(workers=workers))
@@ -65,22 +65,22 @@ def whole_ingest(slides: Path, workers: int) -> float:
         return time.perf_counter() - started
 
 
-class Ready:
-    """An actor that has imported what a worker imports."""
+class ReadyActor:
+    """An actor that imports the same modules as a worker."""
 
     def ready(self) -> bool:
-        """Whether it has."""
+        """Return True after the import."""
         import her2batch.pipeline.worker
 
         return her2batch.pipeline.worker is not None
 
 
-def ray_alone(workers: int) -> float:
-    """Seconds to start Ray and its actors, and to stop them."""
+def time_ray(workers: int) -> float:
+    """Return the seconds to start Ray and its actors, and to stop them."""
     started = time.perf_counter()
     with connect(Resources(workers=workers)) as session:
         ray = session.ray
-        ray.get([ray.remote(Ready).options(num_cpus=1).remote().ready.remote() for _ in range(workers)])
+        ray.get([ray.remote(ReadyActor).options(num_cpus=1).remote().ready.remote() for _ in range(workers)])
     return time.perf_counter() - started
 
 
@@ -88,7 +88,7 @@ def main() -> None:
     """Print one row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("slides", type=Path)
-    parser.add_argument("--workers", type=int, default=cores())
+    parser.add_argument("--workers", type=int, default=available_cores())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
@@ -96,19 +96,19 @@ def main() -> None:
     work = [(source.path, tissue_tiles(source.path)) for source in discover_slides(args.slides)[0]]
     total = sum(len(tiles) for _, tiles in work)
     parts = [(path, part) for path, tiles in work for part in np.array_split(tiles, args.workers)]
-    with processes(args.workers) as pool:
+    with warm_processes(args.workers) as pool:
 
         def on_all(function: Callable[..., float]) -> float:
             return sum(
-                on_cores(pool, function, parts[k : k + args.workers]) for k in range(0, len(parts), args.workers)
+                run_on_cores(pool, function, parts[k : k + args.workers]) for k in range(0, len(parts), args.workers)
             )
 
-        seconds = medians(
+        seconds = median_seconds(
             {
-                "ingest": lambda: whole_ingest(args.slides, args.workers),
-                "Ray alone": lambda: ray_alone(args.workers),
-                "decode alone": lambda: on_all(bare),
-                "model alone": lambda: on_all(model),
+                "ingest": lambda: time_ingest(args.slides, args.workers),
+                "Ray alone": lambda: time_ray(args.workers),
+                "decode alone": lambda: on_all(time_decode),
+                "model alone": lambda: on_all(time_models),
             },
             args.rounds,
         )
@@ -120,7 +120,9 @@ def main() -> None:
         f"model alone {alone:.1f} s · {ours / larger:.2f} × the larger, {ours / both:.2f} × their sum"
     )
     if args.plot:
-        bars(args.plot, f"{len(work)} slides, {total} tiles, {args.workers} cores", "seconds", {"8 slides": seconds})
+        draw_bars(
+            args.plot, f"{len(work)} slides, {total} tiles, {args.workers} cores", "seconds", {"8 slides": seconds}
+        )
 
 
 if __name__ == "__main__":

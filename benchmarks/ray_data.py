@@ -2,9 +2,9 @@
 
 usage: ray_data.py SLIDES [--workers N] [--rounds N]
 
-Both get the same blocks of the same slides and measure the same figures. Fused: each actor decodes a range of blocks
-and measures it. Ray Data: a dataset of blocks, decoded by one map, measured by the next (an actor pool), so that
-pixels cross the object store. Ray is started once, before both.
+Both read the same blocks of the same slides and compute the same features. Fused: each actor decodes a range of blocks
+and computes their features. Ray Data: a dataset of blocks, decoded by one map and measured by the next (an actor pool),
+so that pixels cross the object store. Ray is started once, before both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
 import cv2
 import numpy as np
 
-from her2batch.pipeline.cost_model import cores
+from her2batch.pipeline.cost_model import available_cores
 from her2batch.pipeline.tile_reader import plan_reads
 from her2batch.runtime.ray_session import connect
 from her2batch.settings import Plan, Resources
@@ -34,11 +34,11 @@ from her2batch.vision.stain import Stains
 from her2batch.vision.tile_grid import Block, Rect, TileGrid, cut_tiles, plan_tiles
 from her2batch.vision.tissue import segment_tissue, tile_fractions
 
-RANGE = 16
+BLOCKS_PER_CALL = 16
 
 
-def work_of(path: Path) -> tuple[tuple[int, int], list[Block]]:
-    """What a slide's tiles are read from (level, shrink), and its blocks."""
+def slide_blocks(path: Path) -> tuple[tuple[int, int], list[Block]]:
+    """Return the source of a slide's tiles (level, reduction) and its blocks."""
     settings = Plan()
     with open_slide(path) as slide:
         info = slide.info
@@ -50,20 +50,20 @@ def work_of(path: Path) -> tuple[tuple[int, int], list[Block]]:
         return feed.source, [block for batch in feed.batches for block in batch]
 
 
-def decode(path: str, source: tuple[int, int], block: Block) -> np.ndarray:
-    """A block's tiles."""
+def decode_block(path: str, source: tuple[int, int], block: Block) -> np.ndarray:
+    """Return the tiles of a block."""
     with open_slide(Path(path)) as slide:
         return cut_tiles(slide.read(Box(*block.box), *source, block.tile_rects), block, Plan().tile)
 
 
-class Fused:
-    """Decodes and measures in one process."""
+class FusedActor:
+    """An actor that decodes blocks and computes features in one process."""
 
     def __init__(self) -> None:
         cv2.setNumThreads(1)
 
     def run(self, path: str, source: tuple[int, int], some: list[Block]) -> np.ndarray:
-        """Figures of a range of blocks."""
+        """Return the features of a range of blocks."""
         with open_slide(Path(path)) as slide:
             parts = [
                 cut_tiles(slide.read(Box(*block.box), *source, block.tile_rects), block, Plan().tile) for block in some
@@ -71,18 +71,22 @@ class Fused:
         return measure_tiles(np.concatenate(parts), Plan().mpp, Stains())
 
 
-class Measure:
-    """Ray Data's model stage."""
+class MeasureStage:
+    """The model stage of the Ray Data pipeline."""
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Figures of the tiles of a batch of blocks."""
+        """Return the mean feature of each block in a batch."""
         return {"figures": [measure_tiles(pixels, Plan().mpp, Stains()).mean() for pixels in batch["pixels"]]}
 
 
-def fused(ray: Any, work: list[tuple[str, tuple[int, int], list[Block]]], workers: int) -> float:
-    """Seconds over the pool."""
-    pool = [ray.remote(Fused).options(num_cpus=1).remote() for _ in range(workers)]
-    calls = [(path, source, some[k : k + RANGE]) for path, source, some in work for k in range(0, len(some), RANGE)]
+def time_fused(ray: Any, work: list[tuple[str, tuple[int, int], list[Block]]], workers: int) -> float:
+    """Return the seconds of the fused actors."""
+    pool = [ray.remote(FusedActor).options(num_cpus=1).remote() for _ in range(workers)]
+    calls = [
+        (path, source, some[k : k + BLOCKS_PER_CALL])
+        for path, source, some in work
+        for k in range(0, len(some), BLOCKS_PER_CALL)
+    ]
     ray.get([actor.run.remote(*calls[0]) for actor in pool])
     started = time.perf_counter()
     waiting = {actor.run.remote(*calls.pop()): actor for actor in pool if calls}
@@ -97,8 +101,8 @@ def fused(ray: Any, work: list[tuple[str, tuple[int, int], list[Block]]], worker
     return seconds
 
 
-def streamed(ray: Any, work: list[tuple[str, tuple[int, int], list[Block]]], workers: int) -> float:
-    """Seconds for the same through Ray Data."""
+def time_ray_data(ray: Any, work: list[tuple[str, tuple[int, int], list[Block]]], workers: int) -> float:
+    """Return the seconds of the Ray Data pipeline."""
     rows = [
         {"path": path, "source": [*source], "box": [*block.box], "tiles": [*block.tiles], "places": block.tile_rects}
         for path, source, some in work
@@ -108,10 +112,14 @@ def streamed(ray: Any, work: list[tuple[str, tuple[int, int], list[Block]]], wor
     def read(row: dict[str, Any]) -> dict[str, Any]:
         block = Block(Rect(*map(int, row["box"])), tuple(row["tiles"]), np.asarray(row["places"]))
         level, shrink = map(int, row["source"])
-        return {"pixels": decode(row["path"], (level, shrink), block)}
+        return {"pixels": decode_block(row["path"], (level, shrink), block)}
 
     started = time.perf_counter()
-    data = ray.data.from_items(rows).map(read).map_batches(Measure, batch_size=RANGE, concurrency=max(1, workers // 2))
+    data = (
+        ray.data.from_items(rows)
+        .map(read)
+        .map_batches(MeasureStage, batch_size=BLOCKS_PER_CALL, concurrency=max(1, workers // 2))
+    )
     assert data.count() >= len(rows)
     return time.perf_counter() - started
 
@@ -120,18 +128,18 @@ def main() -> None:
     """Print one row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("slides", type=Path)
-    parser.add_argument("--workers", type=int, default=cores())
+    parser.add_argument("--workers", type=int, default=available_cores())
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    work = [(str(one.path), *work_of(one.path)) for one in discover_slides(args.slides)[0]]
+    work = [(str(one.path), *slide_blocks(one.path)) for one in discover_slides(args.slides)[0]]
     tiles = sum(len(block.tiles) for _, _, some in work for block in some)
     ours, theirs = [], []
     with connect(Resources(workers=args.workers)) as session:
         importlib.import_module("ray.data")
         ray = session.ray
         for _ in range(args.rounds):
-            ours.append(fused(ray, work, args.workers))
-            theirs.append(streamed(ray, work, args.workers))
+            ours.append(time_fused(ray, work, args.workers))
+            theirs.append(time_ray_data(ray, work, args.workers))
     a, b = tiles / statistics.median(ours), tiles / statistics.median(theirs)
     print(
         f"{tiles} tiles, {args.workers} workers: fused {a:.0f} tiles/s · Ray Data {b:.0f} tiles/s · ratio {a / b:.2f}"

@@ -1,12 +1,12 @@
-"""How long does the report of a large cohort take, how large is it, and how does a browser bear it?
+"""How long does the report of a large cohort take, how large is it, and how does a browser display it?
 
 usage: report.py SCRATCH [--slides N] [--rounds N] [--chromium PATH]
 
-The tables of N slides are written through the store's own schemas and rows: facts, predictions of the rule and of a
-bundle's three methods, membrane figures, labels, times. They are drawn at random: the figures in that report mean
-nothing. Thumbnails are sixteen pictures of 2048 px under N names, so that they are decoded as often as real ones; there
-are no pyramids, so evidence pages have no tiles, and are timed by themselves. With a browser: seconds until the page is
-drawn, and the longest of a hundred frames while it scrolls from top to bottom.
+The tables of N slides are written through the store's own schemas and rows: slides, predictions of the rule and of a
+bundle's three methods, membrane shares, labels, times. All values are random. Thumbnails are sixteen images of 2048 px
+under N names, so that they are decoded as often as real ones. There are no pyramids, so evidence pages have no tiles
+and are measured separately. With a browser: seconds until the page is drawn, and the longest of a hundred frames while
+it scrolls from top to bottom.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from her2batch.vision.membrane import MEMBRANE_COLUMNS
 SITES = ("north", "south", "east", "west", "harbour")
 TILES = 40
 BUNDLE = "0123456789ab"
-PICTURES = 16
+THUMBNAILS = 16
 
-SCROLL = """async () => {
+SCROLL_SCRIPT = """async () => {
   const gaps = []; let last = performance.now();
   const end = document.documentElement.scrollHeight;
   for (let k = 0; k < 100; k++) {
@@ -49,8 +49,8 @@ SCROLL = """async () => {
 }"""
 
 
-def thumbnail(path: Path, seed: int) -> None:
-    """A round piece of brownish tissue, 2048 × 1536 px."""
+def write_thumbnail(path: Path, seed: int) -> None:
+    """Write an image of a round piece of brownish tissue, 2048 × 1536 px."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:1536, :2048].astype(np.float32)
     inside = np.hypot((x - 1024) / 1.3, y - 768) < 500 + 100 * np.sin(seed + np.arctan2(y - 768, x - 1024) * 3)
@@ -60,8 +60,8 @@ def thumbnail(path: Path, seed: int) -> None:
     cv2.imwrite(str(path), rgb, [cv2.IMWRITE_JPEG_QUALITY, 85])
 
 
-def membrane(slide_id: str, strength: float, rng: np.random.Generator) -> pa.Table:
-    """Figures of TILES tiles that are stained to a degree."""
+def membrane_table(slide_id: str, strength: float, rng: np.random.Generator) -> pa.Table:
+    """Return a membrane table of TILES tiles. strength: mean staining."""
     columns = {"cells": rng.uniform(0.3, 0.8, TILES)}
     for name, factor in zip(MEMBRANE_COLUMNS[1:], (1.0, 0.55, 0.25, 0.8, 0.4, 0.18), strict=True):
         columns[name] = np.clip(strength * factor * rng.lognormal(0, 0.4, TILES), 0, 1)
@@ -72,8 +72,8 @@ def membrane(slide_id: str, strength: float, rng: np.random.Generator) -> pa.Tab
     )
 
 
-def trained(slide: Row, truth: str, rng: np.random.Generator) -> list[Row]:
-    """What three methods of a bundle say."""
+def bundle_predictions(slide: Row, truth: str, rng: np.random.Generator) -> list[Row]:
+    """Return random predictions of three methods of a bundle."""
     classes = CLASSES["her2-3way"]
     rows = []
     for method in ("clam-sb", "convnext-small", "mlp"):
@@ -87,7 +87,7 @@ def trained(slide: Row, truth: str, rng: np.random.Generator) -> list[Row]:
 
 
 def add_slide(cohort: Cohort, k: int, blank: Row, pictures: list[Path]) -> tuple[Row, Row]:
-    """Commit one slide; its label and its times."""
+    """Commit one slide; return its label and its times."""
     rng = np.random.default_rng(k)
     slide_id, patient = f"S{k:05}", f"P{k // 2:05}"
     ihc = IHC_SCORES[rng.choice(4, p=[0.3, 0.3, 0.2, 0.2])]
@@ -104,42 +104,42 @@ def add_slide(cohort: Cohort, k: int, blank: Row, pictures: list[Path]) -> tuple
         failed = {"status": "failed", "error_code": "truncated", "error": f"{row['path']}: is cut; copy it again"}
         draft.commit({**row, **failed, "n_tiles": 0}, None)
         return label, {**times, "status": "failed"}
-    table = membrane(slide_id, {"0": 0.04, "1+": 0.2, "2+": 0.5, "3+": 1.0}[ihc] * rng.lognormal(0, 0.3), rng)
-    verdict = apply_rule({name: table[name].to_numpy() for name in MEMBRANE_COLUMNS})
+    table = membrane_table(slide_id, {"0": 0.04, "1+": 0.2, "2+": 0.5, "3+": 1.0}[ihc] * rng.lognormal(0, 0.3), rng)
+    result = apply_rule({name: table[name].to_numpy() for name in MEMBRANE_COLUMNS})
     keys = {"slide_id": slide_id, "patient_id": patient}
-    rule = [{**keys, **one} for one in rule_predictions(verdict, presumed=False)]
+    rule = [{**keys, **one} for one in rule_predictions(result, presumed=False)]
     draft.write("membrane", table)
     draft.write("predictions/membrane", pa.Table.from_pylist(rule, table_schema("predictions")))
-    said = trained(keys, str(her2_class("her2-3way", ihc, "-")), rng)
-    draft.write(f"predictions/{BUNDLE}", pa.Table.from_pylist(said, table_schema("predictions")))
-    os.link(pictures[k % PICTURES], draft.thumbnail())
+    predictions = bundle_predictions(keys, str(her2_class("her2-3way", ihc, "-")), rng)
+    draft.write(f"predictions/{BUNDLE}", pa.Table.from_pylist(predictions, table_schema("predictions")))
+    os.link(pictures[k % THUMBNAILS], draft.thumbnail())
     flags = [name for name in ("pen", "blurred", "overexposed") if rng.random() < 0.05]
     draft.commit({**row, "flags": flags}, None)
     return label, times
 
 
-def make(cohort: Cohort, slides: int) -> None:
-    """The cohort's tables."""
+def make_cohort(cohort: Cohort, slides: int) -> None:
+    """Write the cohort's tables."""
     plan = Plan()
     cohort.create(plan)
-    pictures = [cohort.root.parent / f"picture{k}.jpg" for k in range(PICTURES)]
+    pictures = [cohort.root.parent / f"picture{k}.jpg" for k in range(THUMBNAILS)]
     for k, path in enumerate(pictures):
-        thumbnail(path, k)
+        write_thumbnail(path, k)
     blank = {**dict.fromkeys(table_schema("slides").names), "stain": "her2", "sha256": "0" * 64, "bytes": 10**9,
              "format": "aperio", "reader": "tiff", "width": 80_000, "height": 60_000, "level_downsamples": [1.0, 4.0],
              "mpp": 0.25, "mpp_source": "file", "tissue_mm2": 120.0, "n_tiles": TILES, "flags": [], "blur": 0.01,
              "pen": 0.0, "saturated": 0.0, "background": 240.0, "status": "done", "plan_id": plan.id}  # fmt: skip
-    made = [add_slide(cohort, k, blank, pictures) for k in range(slides)]
-    write_parquet(pa.Table.from_pylist([label for label, _ in made], LABELS_SCHEMA), cohort.labels)
-    cohort.write_times("ingest-bench", [times for _, times in made])
+    committed = [add_slide(cohort, k, blank, pictures) for k in range(slides)]
+    write_parquet(pa.Table.from_pylist([label for label, _ in committed], LABELS_SCHEMA), cohort.labels)
+    cohort.write_times("ingest-bench", [times for _, times in committed])
     seen = [{"path": f"/scans/S{k:05}.svs", "bytes": 10**9, "mtime_ns": 0, "n_files": 1, "sha256": None,
              "outcome": "slide", "slide_id": f"S{k:05}", "reason": None} for k in range(slides)]  # fmt: skip
     cohort.write_intake(seen)
     cohort.update_row_cache()
 
 
-def browse(path: Path, chromium: str) -> tuple[float, list[float]]:
-    """Seconds until the page is drawn; ms of each frame while it scrolls."""
+def time_browser(path: Path, chromium: str) -> tuple[float, list[float]]:
+    """Return the seconds until the page is drawn, and the ms of each frame while it scrolls."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as player:
@@ -149,7 +149,7 @@ def browse(path: Path, chromium: str) -> tuple[float, list[float]]:
         page.goto(path.as_uri())
         page.evaluate("() => new Promise(requestAnimationFrame)")
         opened = time.perf_counter() - started
-        gaps = page.evaluate(SCROLL)
+        gaps = page.evaluate(SCROLL_SCRIPT)
         browser.close()
     return opened, gaps
 
@@ -164,7 +164,7 @@ def main() -> None:
     args = parser.parse_args()
     cohort = Cohort(args.scratch.absolute() / f"cohort-{args.slides}")
     if not cohort.labels.exists():
-        make(cohort, args.slides)
+        make_cohort(cohort, args.slides)
     out = args.scratch.absolute() / "report.html"
     seconds: dict[int, list[float]] = {0: [], 100: []}
     for _ in range(args.rounds):
@@ -177,7 +177,7 @@ def main() -> None:
     print(f"{args.slides} slides: report {alone:.1f} s, with {report.slides} pages of slides {both:.1f} s "
           f"({worked:.1f} s of processor), {report.bytes / 1e6:.1f} MB")  # fmt: skip
     if args.chromium:
-        opened, gaps = browse(out, args.chromium)
+        opened, gaps = time_browser(out, args.chromium)
         print(f"{'':8} opened in {opened:.1f} s; a frame {statistics.median(gaps):.0f} ms, the longest {max(gaps):.0f}")
 
 

@@ -1,14 +1,14 @@
-"""How long do a second ingest and `status` take over thousands of finished slides, and does anything open a slide?
+"""How long do a second ingest and `status` take over thousands of finished slides, and do they open any slide?
 
 usage: resume.py SCRATCH [--slides N ...] [--real] [--rounds N] [--plot SVG]
 
-Both commands run as a user runs them, process start included. A few tiny slides are ingested; the others are copies
-with bytes of their own, whose rows and files are committed through the store's own draft (`verify` finds them whole;
-nothing in a resume can tell). With --real every slide is ingested, which takes some minutes for 5,000. SCRATCH is kept
-and grows from one size to the next.
+Both commands run as a user runs them, including process start. A few tiny slides are ingested; the others are copies
+with different bytes, whose rows and files are committed through the store's own draft, so that a resumed run treats
+them like ingested ones (`verify` finds no problem). With --real every slide is ingested, which takes some minutes for
+5,000. SCRATCH is kept and grows from one size to the next.
 
-- without memos: the same command after `tables/runs/*.memo` were removed: every slide and every row is opened
-- bound: the same command where there is nothing, and one bare stat for every slide and every file of the cohort
+- without memos: the same command after removing the row caches `tables/runs/*.memo`: every slide and row is opened
+- bound: the same command on an empty cohort, plus one stat for every slide and every file of the cohort
 - opened: files below the scans folder that one more ingest opens, counted by the interpreter's audit hook
 """
 
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-from rounds import medians, plt
+from rounds import median_seconds, plt
 
 from her2batch.files.atomic import file_sha256
 from her2batch.runtime.ingest import IngestRequest, ingest
@@ -36,7 +36,7 @@ from her2batch.store.cohort import Cohort, Row
 EDGE, MPP = 1000, 0.25
 DISTINCT = 4
 
-COMMAND = """
+AUDIT_SCRIPT = """
 import sys
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
@@ -48,8 +48,8 @@ finally:
 """
 
 
-def tiny(path: Path, shade: int) -> None:
-    """A slide of 0.25 × 0.25 mm: a round piece of tissue with nuclei, 110 kB."""
+def write_tiny_slide(path: Path, shade: int) -> None:
+    """Write a slide of 0.25 × 0.25 mm: a round piece of tissue with nuclei, 110 kB."""
     y, x = np.mgrid[:EDGE, :EDGE].astype(np.float32)
     tissue = np.hypot(x - EDGE / 2, y - EDGE / 2) < 0.45 * EDGE
     rgb = np.full((EDGE, EDGE, 3), 240, np.uint8)
@@ -62,7 +62,7 @@ def tiny(path: Path, shade: int) -> None:
 
 
 def copy_slide(original: Path, number: int) -> Path:
-    """The same slide with eight bytes more, so with a content of its own."""
+    """Copy a slide and append eight bytes, so that its content differs."""
     path = original.with_name(f"t{number:06}.tiff")
     if not path.exists():
         path.write_bytes(original.read_bytes() + number.to_bytes(8, "little"))
@@ -70,7 +70,7 @@ def copy_slide(original: Path, number: int) -> Path:
 
 
 def commit_copy(cohort: Cohort, row: Row, path: Path) -> None:
-    """The result of a copy: its original's, under its own name."""
+    """Commit the result of a copy: that of its original, under its own name."""
     draft = cohort.draft(path.stem)
     for file in row["files"]:
         place = Path(file["path"])
@@ -85,13 +85,13 @@ def commit_copy(cohort: Cohort, row: Row, path: Path) -> None:
     draft.commit({**row, **own}, None)
 
 
-def grow(scans: Path, cohort: Cohort, slides: int, real: bool) -> None:
-    """Slides and their finished cohort, up to a number."""
+def grow_cohort(scans: Path, cohort: Cohort, slides: int, real: bool) -> None:
+    """Add slides and their results until the cohort has the given number."""
     scans.mkdir(parents=True, exist_ok=True)
     originals = [scans / f"t{k:06}.tiff" for k in range(DISTINCT)]
     for k, path in enumerate(originals):
         if not path.exists():
-            tiny(path, 8 * k)
+            write_tiny_slide(path, 8 * k)
     workers = Resources(workers=None if real else 0)
     if not real:
         ingest(IngestRequest(scans, cohort.root), Plan(), workers)
@@ -104,68 +104,68 @@ def grow(scans: Path, cohort: Cohort, slides: int, real: bool) -> None:
     started = time.perf_counter()
     summary = ingest(
         IngestRequest(scans, cohort.root), Plan(), workers
-    )  # the others have rows: they are hashed and seen
+    )  # the copies have rows: they are hashed and recorded
     assert (summary.seen, summary.done) == (slides, slides), summary.failures
     if real:
         print(f"first ingest of {slides - summary.already} slides: {time.perf_counter() - started:.0f} s")
     assert cohort_status(cohort).adds_up
 
 
-def timed(*words: object) -> float:
-    """Wall seconds of a command, process start included."""
+def time_command(*arguments: object) -> float:
+    """Return the wall seconds of a command, including process start."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "her2batch.cli", *map(str, words)], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "her2batch.cli", *map(str, arguments)], check=True, capture_output=True)
     return time.perf_counter() - started
 
 
-def forgetful(cohort: Cohort, *words: object) -> float:
-    """The same with nothing remembered."""
+def time_without_cache(cohort: Cohort, *arguments: object) -> float:
+    """Return the wall seconds of a command without row caches."""
     for path in cohort.runs.glob("*.memo"):
         path.unlink()
-    return timed(*words)
+    return time_command(*arguments)
 
 
-def stats(*folders: Path) -> float:
-    """Seconds of one bare stat for every file below some folders."""
+def time_stats(*folders: Path) -> float:
+    """Return the seconds of one stat for every file below some folders."""
     started = time.perf_counter()
     for folder in folders:
         for top, _, files in os.walk(folder):
             for name in files:
-                os.stat(f"{top}/{name}")  # noqa: PTH116  (the bound, not what is nice)
+                os.stat(f"{top}/{name}")  # noqa: PTH116  (the fastest way)
     return time.perf_counter() - started
 
 
-def opened(scans: Path, cohort: Cohort) -> tuple[int, int]:
-    """Slide files that an ingest opens, and whether it imports Ray."""
-    code = COMMAND.replace("SCANS", repr(str(scans)))
+def count_opened_files(scans: Path, cohort: Cohort) -> tuple[int, int]:
+    """Return the number of slide files that an ingest opens, and whether it imports Ray."""
+    code = AUDIT_SCRIPT.replace("SCANS", repr(str(scans)))
     command = [sys.executable, "-c", code, "ingest", str(scans), "--out", str(cohort.root), "--json"]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
     slides, ray = run.stderr.split()[-2:]
     return int(slides), int(ray)
 
 
-def measure(scans: Path, cohort: Cohort, empty: Path, rounds: int) -> dict[str, float]:
-    """Seconds of every side."""
+def measure_sides(scans: Path, cohort: Cohort, empty: Path, rounds: int) -> dict[str, float]:
+    """Return the seconds of every side."""
     again, count = ("ingest", scans, "--out", cohort.root, "--json"), ("status", cohort.root, "--json")
     nothing = ("ingest", empty / "scans", "--out", empty / "c", "--json")
     (empty / "scans").mkdir(parents=True, exist_ok=True)
-    timed(*nothing)
-    return medians(
+    time_command(*nothing)
+    return median_seconds(
         {
-            "status without memos": lambda: forgetful(cohort, *count),
-            "ingest without memos": lambda: forgetful(cohort, *again),  # and it remembers again
-            "ingest": lambda: timed(*again),
-            "status": lambda: timed(*count),
-            "ingest of nothing": lambda: timed(*nothing),
-            "status of nothing": lambda: timed("status", empty / "c", "--json"),
-            "stats": lambda: stats(scans, cohort.root),
+            "status without memos": lambda: time_without_cache(cohort, *count),
+            "ingest without memos": lambda: time_without_cache(cohort, *again),  # which writes the caches again
+            "ingest": lambda: time_command(*again),
+            "status": lambda: time_command(*count),
+            "ingest of nothing": lambda: time_command(*nothing),
+            "status of nothing": lambda: time_command("status", empty / "c", "--json"),
+            "stats": lambda: time_stats(scans, cohort.root),
         },
         rounds,
     )
 
 
-def draw(path: Path, found: dict[int, dict[str, float]]) -> None:
-    """Seconds over slides."""
+def draw_chart(path: Path, found: dict[int, dict[str, float]]) -> None:
+    """Draw seconds over the number of slides."""
     figure, axes = plt.subplots(figsize=(7, 3.6))
     colours = plt.colormaps["viridis"]
     for k, side in enumerate(("ingest without memos", "status without memos", "ingest", "status")):
@@ -183,7 +183,7 @@ def draw(path: Path, found: dict[int, dict[str, float]]) -> None:
 
 
 def main() -> None:
-    """Print one row a size."""
+    """Print the rows of each size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("scratch", type=Path)
     parser.add_argument("--slides", type=int, nargs="+", default=[500, 1000, 5000])
@@ -194,8 +194,8 @@ def main() -> None:
     scans, cohort = args.scratch.absolute() / "scans", Cohort(args.scratch.absolute() / "cohort")
     found: dict[int, dict[str, float]] = {}
     for slides in sorted(args.slides):
-        grow(scans, cohort, slides, args.real)
-        one = found[slides] = measure(scans, cohort, args.scratch.absolute() / "nothing", args.rounds)
+        grow_cohort(scans, cohort, slides, args.real)
+        one = found[slides] = measure_sides(scans, cohort, args.scratch.absolute() / "nothing", args.rounds)
         for name in ("ingest", "status"):
             bound = one[f"{name} of nothing"] + (one["stats"] if name == "ingest" else 0)
             before = one[f"{name} without memos"]
@@ -203,11 +203,11 @@ def main() -> None:
                 f"{slides:6} slides, {name}: {one[name]:5.2f} s · without memos {before:6.2f} s, "
                 f"{before / one[name]:.1f} × as long · bound {bound:.2f} s, {one[name] / bound:.2f} × the bound"
             )
-        files, ray = opened(scans, cohort)
+        files, ray = count_opened_files(scans, cohort)
         held = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
         print(f"{'':14} opened: {files} slide files; Ray {'started' if ray else 'not imported'}; {held:.2f} GB at most")
     if args.plot:
-        draw(args.plot, found)
+        draw_chart(args.plot, found)
 
 
 if __name__ == "__main__":

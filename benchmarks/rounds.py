@@ -1,4 +1,4 @@
-"""How the benchmarks measure: both sides in turn, on the same cores, medians; and how they draw."""
+"""Measurement and drawing for the benchmarks: all sides in turn on the same cores, with medians."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ import matplotlib as mpl
 from threadpoolctl import threadpool_limits
 
 mpl.use("svg")
-mpl.rcParams["svg.hashsalt"] = "her2batch"  # the same picture for the same figures
+mpl.rcParams["svg.hashsalt"] = "her2batch"  # the same values give the same file
 import matplotlib.pyplot as plt  # noqa: E402
 
 
-def medians(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Seconds of each side, A B A B …: what else the machine does, both see. A first round is not counted."""
+def median_seconds(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Return the median seconds of each side, measured in turn (A B A B …), so that other load affects all sides.
+
+    The first round is not counted.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, run in sides.items():
@@ -30,22 +33,23 @@ def medians(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, 
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def processes(workers: int) -> ProcessPoolExecutor:
-    """Warm processes of one thread each, as the ingest's workers are."""
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("fork"), initializer=_single)
+def warm_processes(workers: int) -> ProcessPoolExecutor:
+    """Start processes of one thread each, like the ingest's workers."""
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("fork"), initializer=_use_one_thread)
     list(pool.map(abs, range(workers)))
     return pool
 
 
-def _single() -> None:
+def _use_one_thread() -> None:
+    """Limit this process to one thread."""
     cv2.setNumThreads(1)
     threadpool_limits(1)
 
 
-def on_cores(pool: ProcessPoolExecutor, function: Callable[..., float], parts: Sequence[tuple[Any, ...]]) -> float:
-    """Wall seconds of a function over parts in warm processes, less what each spends before its own clock starts.
+def run_on_cores(pool: ProcessPoolExecutor, function: Callable[..., float], parts: Sequence[tuple[Any, ...]]) -> float:
+    """Return the wall seconds of a function over parts in warm processes, without the preparation of each part.
 
-    The function returns the seconds that count; a process that had several parts counts their sum.
+    The function returns its own measured seconds. With more parts than processes, the total wall time is returned.
     """
     started = time.perf_counter()
     took = [future.result() for future in [pool.submit(function, *part) for part in parts]]
@@ -53,17 +57,17 @@ def on_cores(pool: ProcessPoolExecutor, function: Callable[..., float], parts: S
     return max(took) if len(parts) <= pool._max_workers else wall  # type: ignore[attr-defined]
 
 
-def bars(path: Path, title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -> None:
-    """A chart of horizontal bars: group → side → figure."""
+def draw_bars(path: Path, title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -> None:
+    """Draw a chart of horizontal bars. groups: group → side → value."""
     sides = list(next(iter(groups.values())))
     figure, axes = plt.subplots(figsize=(8, 0.9 + 0.28 * len(groups) * (len(sides) + 0.7)))
     colours = plt.colormaps["viridis"]
     for k, side in enumerate(sides):
-        places = [g * (len(sides) + 0.7) + k for g in range(len(groups))]
+        positions = [g * (len(sides) + 0.7) + k for g in range(len(groups))]
         values = [group[side] for group in groups.values()]
-        axes.barh(places, values, height=0.92, label=side, color=colours(0.15 + 0.7 * k / max(1, len(sides) - 1)))
-        for place, value in zip(places, values, strict=True):
-            axes.text(value, place, f" {value:,.{0 if value >= 100 else 1}f}", va="center", fontsize=8)
+        axes.barh(positions, values, height=0.92, label=side, color=colours(0.15 + 0.7 * k / max(1, len(sides) - 1)))
+        for position, value in zip(positions, values, strict=True):
+            axes.text(value, position, f" {value:,.{0 if value >= 100 else 1}f}", va="center", fontsize=8)
     axes.set_yticks([g * (len(sides) + 0.7) + (len(sides) - 1) / 2 for g in range(len(groups))], list(groups))
     axes.invert_yaxis()
     axes.set_xlabel(unit)

@@ -1,8 +1,8 @@
-"""Large slides for the benchmarks, made of real tissue: the same mirrored tile by tile, in the layouts scanners write.
+"""Make large slides of real tissue for the benchmarks, in the layouts that scanners write, by mirroring tissue cores.
 
 usage: slides.py CORES OUT [--kind KIND ...] [--count N] [--edge PX]
 
-CORES: a folder of JPEG pictures of HER2 tissue cores, 0.25 µm/px or so. Written once; what is there is left alone.
+CORES: a folder of JPEG pictures of HER2 tissue cores, 0.25 µm/px or so. Existing slides are not written again.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import tifffile
 MPP = 0.25
 QUALITY = 80
 J2K_LEVEL = 35
-"""PSNR in dB that JPEG 2000 tiles are cut to: about a tenth of a byte a px, as Aperio's are."""
+"""PSNR of JPEG 2000 tiles, dB: about a tenth of a byte per px, like Aperio's."""
 
-PIECE = 5376
-"""Edge of the square that is taken from a core: a multiple of 256, 240 and 224 px."""
+CORE_PX = 5376
+"""Edge of the square that is cut from a core: a multiple of 256, 240 and 224 px."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A layout. tile: edge, px.  options: what tifffile is told of the compression.  levels: downsamples."""
+class SlideLayout:
+    """A file layout. tile: edge, px.  options: arguments of tifffile for the compression.  levels: downsamples."""
 
     tile: int
     options: dict[str, Any]
@@ -40,12 +40,12 @@ def _jpeg(subsampling: tuple[int, int]) -> dict[str, Any]:
     return {"compression": "jpeg", "compressionargs": {"level": QUALITY}, "subsampling": subsampling}
 
 
-KINDS = {
-    "jpeg420": Kind(256, _jpeg((2, 2))),
-    "jpeg444": Kind(256, _jpeg((1, 1))),
-    "tiles240": Kind(240, _jpeg((2, 2))),
-    "one-level": Kind(256, _jpeg((2, 2)), (1,)),
-    "jpeg2000": Kind(  # OpenSlide and cuCIM know JPEG 2000 as Aperio writes it only
+LAYOUTS = {
+    "jpeg420": SlideLayout(256, _jpeg((2, 2))),
+    "jpeg444": SlideLayout(256, _jpeg((1, 1))),
+    "tiles240": SlideLayout(240, _jpeg((2, 2))),
+    "one-level": SlideLayout(256, _jpeg((2, 2)), (1,)),
+    "jpeg2000": SlideLayout(  # OpenSlide and cuCIM read JPEG 2000 only as Aperio writes it
         256,
         {"compression": "APERIO_JP2000_RGB", "compressionargs": {"level": J2K_LEVEL, "codecformat": "j2k"}},
         description="Aperio Image Library v12.0\r\nJ2K/BIC|AppMag = 40|MPP = 0.25",
@@ -53,16 +53,16 @@ KINDS = {
 }
 
 
-def make(cores: Path, out: Path, kind: str, number: int = 0, edge: int = 4 * PIECE) -> Path:
-    """One slide of edge × edge px of the number-th core; its path. Left alone where it stands already."""
+def make_slide(cores: Path, out: Path, kind: str, number: int = 0, edge: int = 4 * CORE_PX) -> Path:
+    """Make a slide of edge × edge px of the number-th core, unless it exists; return its path."""
     path = out / f"{kind}-{edge}-{number}.tiff"
     if path.exists():
         return path
     out.mkdir(parents=True, exist_ok=True)
     pictures = sorted(cores.glob("*.jpg"))
-    core = cv2.cvtColor(cv2.imread(str(pictures[number % len(pictures)])), cv2.COLOR_BGR2RGB)[:PIECE, :PIECE]
-    core = np.rot90(core, number // len(pictures))  # no slide is another's duplicate
-    layout = KINDS[kind]
+    core = cv2.cvtColor(cv2.imread(str(pictures[number % len(pictures)])), cv2.COLOR_BGR2RGB)[:CORE_PX, :CORE_PX]
+    core = np.rot90(core, number // len(pictures))  # so that no two slides are duplicates
+    layout = LAYOUTS[kind]
     part = path.with_suffix(".part")
     with tifffile.TiffWriter(part, bigtiff=True) as tiff:
         for downsample in layout.levels:
@@ -70,7 +70,7 @@ def make(cores: Path, out: Path, kind: str, number: int = 0, edge: int = 4 * PIE
             side = edge // downsample
             per_cm = 1e4 / (MPP * downsample)
             tiff.write(
-                _tiles(small, side, layout.tile),
+                _mirrored_tiles(small, side, layout.tile),
                 shape=(side, side, 3),
                 dtype=np.uint8,
                 tile=(layout.tile, layout.tile),
@@ -86,8 +86,8 @@ def make(cores: Path, out: Path, kind: str, number: int = 0, edge: int = 4 * PIE
     return path
 
 
-def _tiles(core: np.ndarray, side: int, tile: int) -> Iterator[np.ndarray]:
-    """Tiles of a plane that the core and its mirror images cover, row by row; never the whole plane in memory."""
+def _mirrored_tiles(core: np.ndarray, side: int, tile: int) -> Iterator[np.ndarray]:
+    """Yield the tiles of a plane covered by the core and its mirror images, without the whole plane in memory."""
     mirrored = np.concatenate([core, core[:, ::-1]], axis=1)
     mirrored = np.concatenate([mirrored, mirrored[::-1]], axis=0)
     rows = [np.arange(top, top + tile) % len(mirrored) for top in range(0, side, tile)]
@@ -98,17 +98,17 @@ def _tiles(core: np.ndarray, side: int, tile: int) -> Iterator[np.ndarray]:
 
 
 def main() -> None:
-    """Make slides and name them."""
+    """Make slides and print their paths."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cores", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--kind", nargs="+", choices=sorted(KINDS), default=["jpeg420"])
+    parser.add_argument("--kind", nargs="+", choices=sorted(LAYOUTS), default=["jpeg420"])
     parser.add_argument("--count", type=int, default=1)
-    parser.add_argument("--edge", type=int, default=4 * PIECE)
+    parser.add_argument("--edge", type=int, default=4 * CORE_PX)
     args = parser.parse_args()
     for kind in args.kind:
         for number in range(args.count):
-            print(make(args.cores, args.out, kind, number, args.edge))
+            print(make_slide(args.cores, args.out, kind, number, args.edge))
 
 
 if __name__ == "__main__":

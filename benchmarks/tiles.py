@@ -1,13 +1,13 @@
-"""How fast do tiles reach a model, beside the bare decode of the same chunks, and an OpenSlide DataLoader?
+"""How fast do tiles reach a model, compared with the bare decode of the same chunks and an OpenSlide DataLoader?
 
 usage: tiles.py CORES SCRATCH [--kind KIND ...] [--rounds N] [--plot SVG]
 
 Slides of 21,504 px at 0.25 µm/px, tiles of 224 px at 0.5 µm/px. All sides on as many processes as there are cores, each
 with half of the tissue's tiles; processes are warm, files in the page cache.
 
-- ours: the ingest's own feed: read, decode (shrunk in the decoder), assemble, cut, batches of 256 as a model gets them
-- ours, full decode: the same, every px decoded and averaged afterwards
-- pyramid: ours from the cohort's pyramid of the slide
+- ours: the ingest's own path: read, decode (reduced in the decoder), assemble, cut, batches of 256 for a model
+- ours, full decode: the same, with every px decoded and averaged afterwards
+- pyramid: ours, reading the cohort's pyramid of the slide
 - bare decode: every chunk under those tiles once, libjpeg-turbo (OpenJPEG for JPEG 2000), full size, nothing else;
   the compressed chunks lie in memory
 - cuCIM: the same blocks through cuCIM, then cut
@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from her2batch.slides import cucim as cucim_reader  # before torch: after it, cuCIM never loads
+from her2batch.slides import cucim as cucim_reader  # before torch: after torch, cuCIM does not load
 
 cucim_reader.load_cucim()
 
@@ -32,10 +32,10 @@ import cv2  # noqa: E402
 import imagecodecs  # noqa: E402
 import numpy as np  # noqa: E402
 import simplejpeg  # noqa: E402
-from rounds import bars, medians, on_cores, processes  # noqa: E402
-from slides import KINDS, make  # noqa: E402
+from rounds import draw_bars, median_seconds, run_on_cores, warm_processes  # noqa: E402
+from slides import LAYOUTS, make_slide  # noqa: E402
 
-from her2batch.pipeline.cost_model import cores  # noqa: E402
+from her2batch.pipeline.cost_model import available_cores  # noqa: E402
 from her2batch.pipeline.tile_reader import plan_reads, read_tiles  # noqa: E402
 from her2batch.settings import Plan  # noqa: E402
 from her2batch.slides import pyramid  # noqa: E402
@@ -49,7 +49,7 @@ MPP, TILE = Plan().mpp, Plan().tile
 
 
 def tissue_tiles(path: Path) -> np.ndarray:
-    """The tiles that an ingest would keep."""
+    """Return the tiles that an ingest keeps."""
     with open_slide(path) as slide:
         info = slide.info
         assert info.mpp is not None
@@ -58,8 +58,8 @@ def tissue_tiles(path: Path) -> np.ndarray:
         return tiles[tile_fractions(mask, info.width, info.height, tiles) >= Plan().min_tissue]
 
 
-def feed(path: Path, reader: str, tiles: np.ndarray, source: tuple[int, int] | None = None) -> float:
-    """Seconds for all batches of some tiles."""
+def time_tiles(path: Path, reader: str, tiles: np.ndarray, source: tuple[int, int] | None = None) -> float:
+    """Return the seconds for all batches of some tiles."""
     with open_slide(path, reader) if reader != "pyramid" else pyramid.Pyramid(path) as slide:
         started = time.perf_counter()
         for batch in read_tiles(slide, plan_reads(slide, TileGrid(MPP, TILE, tiles), source), 0, reader):
@@ -67,8 +67,8 @@ def feed(path: Path, reader: str, tiles: np.ndarray, source: tuple[int, int] | N
         return time.perf_counter() - started
 
 
-def bare(path: Path, tiles: np.ndarray) -> float:
-    """Seconds to decode the chunks under some tiles of level 0."""
+def time_decode(path: Path, tiles: np.ndarray) -> float:
+    """Return the seconds to decode the chunks under some tiles of level 0."""
     slide = open_slide(path, "tiff")
     assert isinstance(slide, TiledTiffSlide)
     table = slide.table(0)
@@ -79,7 +79,7 @@ def bare(path: Path, tiles: np.ndarray) -> float:
     streams = [slide.raw_tile(0, int(k)) for k in np.flatnonzero(touched)]
     buffer = np.empty((table.tile_height, table.tile_width, 3), np.uint8)
     if table.compression == "jpeg":
-        streams = [complete_jpeg(one, table.jpeg_tables, table.colorspace) for one in streams]
+        streams = [complete_jpeg(stream, table.jpeg_tables, table.colorspace) for stream in streams]
         decode = partial(simplejpeg.decode_jpeg, colorspace="RGB", buffer=buffer)
     else:
         decode = partial(imagecodecs.jpeg2k_decode, out=buffer)
@@ -90,7 +90,7 @@ def bare(path: Path, tiles: np.ndarray) -> float:
 
 
 class OpenSlideTiles:
-    """A dataset as most pipelines have it: opened in the worker, one tile an item."""
+    """A dataset as in most pipelines: opened in the worker, one tile per item."""
 
     def __init__(self, path: Path, tiles: np.ndarray, transform: Callable[[Any], Any]) -> None:
         self._path, self._tiles, self._transform, self._slide = path, tiles, transform, None
@@ -107,21 +107,21 @@ class OpenSlideTiles:
         return self._transform(self._slide.read_region((x, y), 0, (size, size)).convert("RGB"))
 
 
-def plain(picture: Any) -> np.ndarray:
-    """Nothing but the resize: (224, 224, 3) uint8."""
-    return cv2.resize(np.asarray(picture), (TILE, TILE), interpolation=cv2.INTER_AREA)
+def resize_only(region: Any) -> np.ndarray:
+    """Resize a region without further transforms: (224, 224, 3) uint8."""
+    return cv2.resize(np.asarray(region), (TILE, TILE), interpolation=cv2.INTER_AREA)
 
 
-def usual() -> Callable[[Any], Any]:
-    """(3, 224, 224) float32, normalised."""
+def usual_transforms() -> Callable[[Any], Any]:
+    """Return the usual transforms: resize, (3, 224, 224) float32, normalize."""
     from torchvision import transforms
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     return transforms.Compose([transforms.Resize(TILE), transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 
-def loader(path: Path, tiles: np.ndarray, workers: int, transform: Callable[[Any], Any]) -> float:
-    """Seconds for a DataLoader over some tiles, from its first batch on: its workers' start isn't counted."""
+def time_loader(path: Path, tiles: np.ndarray, workers: int, transform: Callable[[Any], Any]) -> float:
+    """Return the seconds of a DataLoader over some tiles, without the start of its workers."""
     from torch.utils.data import DataLoader
 
     warm = np.concatenate([tiles[: 64 * workers], tiles])
@@ -135,7 +135,7 @@ def loader(path: Path, tiles: np.ndarray, workers: int, transform: Callable[[Any
 
 
 def measure(path: Path, scratch: Path, workers: int, rounds: int) -> dict[str, float]:
-    """Tiles a second of each side."""
+    """Return the tiles per second of each side."""
     tiles = tissue_tiles(path)
     stored = scratch / f"{path.stem}.zarr"
     with open_slide(path) as slide:
@@ -143,24 +143,24 @@ def measure(path: Path, scratch: Path, workers: int, rounds: int) -> dict[str, f
         if not stored.exists():
             pyramid.write_pyramid(slide, mask, stored, Plan().jpeg_quality)
     parts = [part for part in np.array_split(tiles, workers) if len(part)]
-    some = tiles[: max(256, len(tiles) // 4)]  # of the slow side: a quarter says as much
-    with processes(workers) as pool:
+    some = tiles[: max(256, len(tiles) // 4)]  # a quarter suffices for the slow sides
+    with warm_processes(workers) as pool:
 
         def split(function: object, *before: object, after: tuple[object, ...] = ()) -> float:
-            return on_cores(pool, function, [(*before, part, *after) for part in parts])  # type: ignore[arg-type]
+            return run_on_cores(pool, function, [(*before, part, *after) for part in parts])  # type: ignore[arg-type]
 
-        seconds = medians(
+        seconds = median_seconds(
             {
-                "ours": lambda: split(feed, path, "tiff"),
-                "bare decode": lambda: split(bare, path),
-                "ours, full decode": lambda: split(feed, path, "tiff", after=((0, 1),)),
-                "ours, pyramid": lambda: split(feed, stored, "pyramid"),
-                "cuCIM": lambda: split(feed, path, "cucim"),
+                "ours": lambda: split(time_tiles, path, "tiff"),
+                "bare decode": lambda: split(time_decode, path),
+                "ours, full decode": lambda: split(time_tiles, path, "tiff", after=((0, 1),)),
+                "ours, pyramid": lambda: split(time_tiles, stored, "pyramid"),
+                "cuCIM": lambda: split(time_tiles, path, "cucim"),
             },
             rounds,
         )
-    sides = {"OpenSlide": plain, "OpenSlide, usual": usual()}
-    slow = medians({name: partial(loader, path, some, workers, one) for name, one in sides.items()}, rounds)
+    sides = {"OpenSlide": resize_only, "OpenSlide, usual": usual_transforms()}
+    slow = median_seconds({name: partial(time_loader, path, some, workers, one) for name, one in sides.items()}, rounds)
     rates = {name: len(tiles) / one for name, one in seconds.items()}
     return rates | {name: len(some) / one for name, one in slow.items()}
 
@@ -170,22 +170,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cores", type=Path)
     parser.add_argument("scratch", type=Path)
-    parser.add_argument("--kind", nargs="+", choices=sorted(KINDS), default=["jpeg420", "jpeg444", "tiles240"])
-    parser.add_argument("--workers", type=int, default=cores())
+    parser.add_argument("--kind", nargs="+", choices=sorted(LAYOUTS), default=["jpeg420", "jpeg444", "tiles240"])
+    parser.add_argument("--workers", type=int, default=available_cores())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
-    cv2.setNumThreads(1)  # a forked process would wait for the threads that its parent had
+    cv2.setNumThreads(1)  # a forked process would wait for threads of its parent
     groups = {}
     for kind in args.kind:
-        groups[kind] = rates = measure(make(args.cores, args.scratch, kind, 3), args.scratch, args.workers, args.rounds)
+        groups[kind] = rates = measure(
+            make_slide(args.cores, args.scratch, kind, 3), args.scratch, args.workers, args.rounds
+        )
         ours = rates["ours"]
         against = " · ".join(
             f"{name} {rate:,.0f} ({ours / rate:.2f}×)" for name, rate in rates.items() if name != "ours"
         )
         print(f"{kind}: ours {ours:,.0f} tiles/s on {args.workers} cores · {against}", flush=True)
     if args.plot:
-        bars(args.plot, f"Tiles of 224 px at 0.5 µm/px, {args.workers} cores", "tiles a second", groups)
+        draw_bars(args.plot, f"Tiles of 224 px at 0.5 µm/px, {args.workers} cores", "tiles a second", groups)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The nightly job from one TOML file (settings.NightlySettings): what `her2batch overnight` does, for a cluster to be given.
+"""Nightly run from one TOML file (settings.NightlySettings), as `her2batch overnight` does it; submitted to a cluster.
 
     ray job submit --submission-id night-$(date +%F) --working-dir jobs -- python overnight.py /etc/her2batch/night.toml
 
-Runtime environment: her2batch installed on every node. Resources: this driver needs a CPU for moments at a time; its
-workers, one CPU each, are asked for as [resources] in the file says. The same command again goes on.
+Runtime environment: her2batch installed on every node. Resources: the driver hardly needs a CPU; its workers need one
+CPU each, as set in [resources] of the file. The same command again resumes.
 """
 
 import sys

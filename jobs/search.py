@@ -1,9 +1,9 @@
-"""A search over a method's settings from one TOML file (settings.SearchJob): what `her2batch tune` does, for a cluster.
+"""Hyperparameter search from one TOML file (settings.TuneJob), as `her2batch tune` does it; submitted to a cluster.
 
     ray job submit --submission-id search-1 --working-dir jobs -- python search.py /data/search.toml
 
-Runtime environment: her2batch installed on every node, cohort and run on a shared disk. Resources: every trial holds a
-CPU, and as much of a GPU as resources.unit_gpus says. The same command again resumes.
+Runtime environment: her2batch installed on every node, cohort and run on a shared disk. Resources: every trial uses
+one CPU and the share of a GPU in resources.unit_gpus. The same command again resumes.
 """
 
 import sys
@@ -17,12 +17,12 @@ from her2batch.settings import TuneJob, read_settings
 
 
 def run(path: Path) -> int:
-    """One search, as the file says."""
+    """Run the search of a settings file; return the exit code."""
     job = read_settings(path, TuneJob)
     with unit_progress(quiet=False) as report:
-        found = tune(training_request(job), job.training, job.samples, job.outer, job.resources, report)
-    print_tuning_summary(found)
-    return found.exit_code
+        summary = tune(training_request(job), job.training, job.samples, job.outer, job.resources, report)
+    print_tuning_summary(summary)
+    return summary.exit_code
 
 
 if __name__ == "__main__":

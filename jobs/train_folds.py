@@ -1,9 +1,9 @@
-"""Folds × methods × tasks from one TOML file (settings.FoldsJob): what `her2batch train` does, for a cluster.
+"""Training run from one TOML file (settings.TrainJob), as `her2batch train` does it; submitted to a cluster.
 
     ray job submit --submission-id folds-1 --working-dir jobs -- python train_folds.py /data/folds.toml
 
 Runtime environment: her2batch installed on every node, cohort and run on a shared disk. Resources: every unit (a fold
-of a method) holds a CPU, and as much of a GPU as resources.unit_gpus says. The same command again resumes.
+of a method) uses one CPU and the share of a GPU in resources.unit_gpus. The same command again resumes.
 """
 
 import sys
@@ -16,12 +16,12 @@ from her2batch.settings import TrainJob, read_settings
 
 
 def run(path: Path) -> int:
-    """One run, as the file says."""
+    """Train the run of a settings file; return the exit code."""
     job = read_settings(path, TrainJob)
     with unit_progress(quiet=False) as report:
-        found = train(training_request(job), job.training, job.resources, report)
-    print_training_summary(found)
-    return found.exit_code
+        summary = train(training_request(job), job.training, job.resources, report)
+    print_training_summary(summary)
+    return summary.exit_code
 
 
 if __name__ == "__main__":
