@@ -40,15 +40,15 @@ def figures(frame):
 def by_slide(frame):
     return pd.concat([figures(part) for _, part in frame.groupby("slide_id", sort=True)])
 
-way, root = sys.argv[1:]
+method, root = sys.argv[1:]
 cohort = h2.open_cohort(root)
 columns = ["slide_id", "tissue", "dab"]
-if way == "dask":
+if method == "dask":
     import dask
     with dask.config.set(scheduler="threads", num_workers=2):
         meta = pd.DataFrame({"mean": pd.Series(dtype="float64"), "p95": pd.Series(dtype="float64")})
         result = cohort.dask("tiles", columns).map_partitions(by_slide, meta=meta).compute()
-elif way == "table":
+elif method == "table":
     result = by_slide(cohort.table("tiles", columns).to_pandas())
 else:
     tables = (cohort.dataset("tiles", [slide_id]).to_table(columns=columns) for slide_id in cohort)
@@ -76,19 +76,19 @@ def write_cohort(root: Path, slides: int, tiles: int) -> None:
 
 
 def main() -> None:
-    """Write the cohort once, then measure each way in a process of its own."""
+    """Write the cohort once, then measure each method in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scratch", type=Path)
     parser.add_argument("--slides", type=int, default=1000)
     parser.add_argument("--tiles", type=int, default=2000)
-    given = parser.parse_args()
-    root = given.scratch / f"cohort-{given.slides}-{given.tiles}"
+    args = parser.parse_args()
+    root = args.scratch / f"cohort-{args.slides}-{args.tiles}"
     if not root.exists():
-        write_cohort(root, given.slides, given.tiles)
-    for way in ("dask", "table", "loop"):
-        command = [sys.executable, "-c", PROGRAM, way, str(root)]
+        write_cohort(root, args.slides, args.tiles)
+    for method in ("dask", "table", "loop"):
+        command = [sys.executable, "-c", PROGRAM, method, str(root)]
         run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        print(f"{way:6}", json.loads(run.stdout))
+        print(f"{method:6}", json.loads(run.stdout))
 
 
 if __name__ == "__main__":
