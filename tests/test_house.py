@@ -26,7 +26,7 @@ from her2batch.training.methods import method_names
 
 PACKAGE = Path(her2batch.__file__).parent
 ROOT = PACKAGE.parent
-MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py"]
+MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name not in ("__init__.py", "__main__.py")]
 
 
 def lines(path: Path) -> int:

@@ -34,6 +34,9 @@ ProgressCallback = Callable[[RunProgress, Row], None]
 PIPED_WIDTH = 10_000
 """Characters of a line where stdout is no terminal: nothing is dropped or wrapped for the program that reads it."""
 
+BAR_WIDTH = 16
+"""Characters of the progress bar, so that its line fits 80 columns."""
+
 NIGHT_S = 8 * 3600.0
 """An estimate above this is compared with a GPU."""
 
@@ -93,13 +96,12 @@ def ingest_progress(quiet: bool) -> Iterator[ProgressCallback]:
     elif not console.is_terminal:
         yield _print_plain_progress
     else:
-        columns = (TextColumn("[bold]slides"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (TextColumn("[bold]slides"), BarColumn(BAR_WIDTH), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
             task = bar.add_task("starting", total=None)
 
             def report(progress: RunProgress, row: Row) -> None:
-                outcome = row["error_code"] or f"{row['n_tiles']} tiles"
-                text = escape(f"{progress_text(progress)} · {row['slide_id']}: {outcome}")
+                text = escape(f"{progress.tiles:,} tiles, {remaining_text(progress.left)}")
                 bar.update(task, completed=progress.ended, total=progress.of, description=text)
                 if row["status"] == "failed":
                     bar.console.print(f"[red]failed[/red] {escape(str(row['error']))}")
