@@ -72,7 +72,7 @@ def write_cohort(root: Path, slides: int, tiles: int) -> None:
         places = {name: np.arange(tiles, dtype=np.int32) for name in ("tile", "x", "y", "size")}
         columns = {"slide_id": [slide_id] * tiles, **places, **values}
         row = {"slide_id": slide_id, "status": "done", "n_tiles": tiles, "flags": [], "files": [], "path": slide_id}
-        cohort.add(row, {"tiles": pa.table(columns, schemas.table_schema("tiles"))})
+        cohort.add_tables(row, {"tiles": pa.table(columns, schemas.table_schema("tiles"))})
 
 
 def main() -> None:
