@@ -1,6 +1,6 @@
-"""Patches at the paper's three resolutions: which of a slide's lie on tissue, and their pixels from its pyramid.
+"""Tissue patches of a slide at the paper's three resolutions, and their pixels from its pyramid.
 
-Which they are follows from the tiles table alone, so that ingest, training and scoring see the same patches.
+They follow from the tiles table alone, so that ingest, training and scoring use the same patches.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from her2batch.vision.tile_grid import MAX_UPSAMPLING, TileGrid
 from her2batch.vision.tissue import tile_fractions
 
 
-def patch_grid(
+def plan_patches(
     info: SlideInfo, plan: Plan, tiles: NDArray[np.int32], tissue: NDArray[np.float32], mpp: float
 ) -> TileGrid:
-    """Patches of PATCH_PX px at `mpp` µm/px of which at least plan.min_tissue is tissue; none on too coarse a slide.
+    """Patches of PATCH_PX px at `mpp` µm/px with at least plan.min_tissue of tissue; none if the slide is too coarse.
 
-    tiles: (n, 3) x, y, size in level-0 px; tissue: (n,) their share of tissue: both as in the tiles table.
+    tiles: (n, 3) x, y, size in level-0 px.  tissue: (n,) share of tissue of each tile.  Both as in the tiles table.
     """
     assert info.mpp is not None
     if info.mpp > MAX_UPSAMPLING * mpp or not len(tiles):
@@ -39,6 +39,6 @@ def patch_grid(
     return TileGrid(mpp, PATCH_PX, patches[found >= max(plan.min_tissue, 1e-6)])
 
 
-def pixels_of(slide: Slide, one: TileGrid) -> Iterator[Batch]:
-    """The patches' pixels, batch by batch: rows of the grid's tiles, (n, 224, 224, 3) uint8. Raises SlideError."""
-    yield from read_tiles(slide, plan_reads(slide, one), 0, "auto")
+def read_patches(slide: Slide, grid: TileGrid) -> Iterator[Batch]:
+    """Read the patches of a grid batch by batch: (n, 224, 224, 3) uint8. Raises SlideError."""
+    yield from read_tiles(slide, plan_reads(slide, grid), 0, "auto")

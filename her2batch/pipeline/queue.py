@@ -1,4 +1,4 @@
-"""Slides to do, in the order in which they are begun: urgent ones first, then the largest, until the window ends."""
+"""Queue of slides to process: urgent slides first, then the largest, until the run's window ends."""
 
 from __future__ import annotations
 
@@ -13,124 +13,126 @@ from her2batch.pipeline.inventory import SlideJob
 Clock = Callable[[], datetime]
 
 
-def now() -> datetime:
-    """Local time, with its zone."""
+def local_now() -> datetime:
+    """Local time with its time zone."""
     return datetime.now().astimezone()
 
 
 class JobSource(Protocol):
-    """Where slides to do come from."""
+    """Source of slides to process."""
 
-    def next(self) -> SlideJob | None:
-        """One that may be begun now; None: there is none at present."""
+    def next_job(self) -> SlideJob | None:
+        """A slide that may be begun now, or None if there is none at present."""
 
-    def ended(self) -> bool:
-        """Whether none will come any more."""
+    def is_exhausted(self) -> bool:
+        """Whether no more slides will come."""
 
-    def look(self) -> None:
-        """See what has come: asked for now and then, also while nobody wants a slide."""
+    def refresh(self) -> None:
+        """Look for new slides. Called regularly, also while no worker is idle."""
 
 
 class SlideQueue:
-    """Slides that are known. What nobody has begun when the window ends stays in `left`."""
+    """Queue of known slides. Those that have not been begun when the window ends stay in `waiting`."""
 
     def __init__(
         self,
-        todos: Iterable[SlideJob] = (),
+        jobs: Iterable[SlideJob] = (),
         urgent: UrgentList | None = None,
         until: datetime | None = None,
-        clock: Clock = now,
+        clock: Clock = local_now,
     ) -> None:
-        """until: when the window ends; None: never."""
-        self.left: list[SlideJob] = []
+        """until: end of the window; None: none."""
+        self.waiting: list[SlideJob] = []
         self._urgent, self._until, self._clock = urgent, until, clock
-        self.put(todos)
+        self.put(jobs)
 
-    def put(self, todos: Iterable[SlideJob]) -> None:
-        """Further slides. One that waits already is replaced: its file has changed."""
-        fresh = list(todos)
-        ids = {todo.slide_id for todo in fresh}
-        kept = [todo for todo in self.left if todo.slide_id not in ids]
-        self.left = sorted(kept + fresh, key=_largest_first)
+    def put(self, jobs: Iterable[SlideJob]) -> None:
+        """Add slides. One that is waiting already is replaced, because its file has changed."""
+        added = list(jobs)
+        ids = {job.slide_id for job in added}
+        kept = [job for job in self.waiting if job.slide_id not in ids]
+        self.waiting = sorted(kept + added, key=_largest_first)
 
-    def next(self) -> SlideJob | None:
-        """The first of them, as long as the window is open."""
-        if not self.left or self.closed():
+    def next_job(self) -> SlideJob | None:
+        """The first slide, as long as the window is open."""
+        if not self.waiting or self.is_closed():
             return None
         urgent = self._urgent
-        at = next((k for k, todo in enumerate(self.left) if urgent(todo)), 0) if urgent is not None else 0
-        return self.left.pop(at)
+        at = next((k for k, job in enumerate(self.waiting) if urgent(job)), 0) if urgent is not None else 0
+        return self.waiting.pop(at)
 
-    def ended(self) -> bool:
-        """Whether all have been handed out, or the window has ended."""
-        return not self.left or self.closed()
+    def is_exhausted(self) -> bool:
+        """Whether the queue is empty or the window has ended."""
+        return not self.waiting or self.is_closed()
 
-    def look(self) -> None:
-        """All is known already."""
+    def refresh(self) -> None:
+        """Do nothing: all slides are known."""
 
-    def closed(self) -> bool:
+    def is_closed(self) -> bool:
         """Whether the window has ended."""
         return self._until is not None and self._clock() >= self._until
 
 
-def _largest_first(todo: SlideJob) -> tuple[int, str]:
-    """For a short tail."""
-    return -todo.source.bytes, todo.slide_id
+def _largest_first(job: SlideJob) -> tuple[int, str]:
+    """Sort key: large slides first, so that workers do not wait for one at the end."""
+    return -job.source.bytes, job.slide_id
 
 
 class UrgentList:
-    """Which slides come first: those under a folder, or those whose name stands in a text file, a line each.
+    """Urgent slides: those under a folder, or those that a text file lists, one name a line.
 
-    A name is that of the file, with its suffix or without, or the patient's. The text file is read again when it has
-    changed, so that a case can be made urgent while the night runs.
+    A name is that of the slide file, with or without its suffix, or the patient's. The text file is read again when it
+    has changed, so that a case can be made urgent during a run.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises InputError when there is neither folder nor file."""
+        """Raises InputError when neither a folder nor a file is there."""
         if not path.exists():
-            remedy = "give a folder under SCANS, or a text file with a slide's name a line"
+            remedy = "give a folder under SCANS, or a text file with one slide name a line"
             raise InputError("there is no such list of urgent slides", path, remedy)
         self._path = path.absolute()
         self._stamp: tuple[int, int] = (-1, -1)
         self._names: frozenset[str] = frozenset()
 
-    def __call__(self, todo: SlideJob) -> bool:
+    def __call__(self, job: SlideJob) -> bool:
         """Whether a slide is urgent."""
         if self._path.is_dir():
-            return self._path in todo.source.path.absolute().parents
-        source = todo.source.path
-        return not self._listed().isdisjoint((source.name, source.stem, todo.slide_id, todo.patient_id or source.name))
+            return self._path in job.source.path.absolute().parents
+        source = job.source.path
+        return not self._read_names().isdisjoint(
+            (source.name, source.stem, job.slide_id, job.patient_id or source.name)
+        )
 
-    def _listed(self) -> frozenset[str]:
+    def _read_names(self) -> frozenset[str]:
         try:
             facts = self._path.stat()
             if (facts.st_size, facts.st_mtime_ns) != self._stamp:
-                words = self._path.read_text(errors="replace").splitlines()
-                self._names = frozenset(one.strip() for one in words if one.strip())
+                lines = self._path.read_text(errors="replace").splitlines()
+                self._names = frozenset(line.strip() for line in lines if line.strip())
                 self._stamp = (facts.st_size, facts.st_mtime_ns)
         except OSError:
-            return self._names  # taken away: what it said last holds
+            return self._names  # the file was removed: its last content applies
         return self._names
 
 
-def next_time(of_day: str, after: datetime) -> datetime:
-    """The next moment at which a local clock shows a time of day, HH:MM or HH:MM:SS.
+def next_occurrence(of_day: str, after: datetime) -> datetime:
+    """The next moment at which the local clock shows a time of day, HH:MM or HH:MM:SS.
 
-    A time that the night's change of the clocks leaves out is an hour later.
+    A time that daylight saving skips is an hour later.
     """
     hour, minute, second = (int(part) for part in f"{of_day}:00".split(":")[:3])
     today = after.astimezone().replace(tzinfo=None, hour=hour, minute=minute, second=second, microsecond=0)
     moments = (
         moment
         for day in (today, today + timedelta(days=1))
-        for fold in (0, 1)  # where the clock is put back a time comes twice
-        if (moment := _moment(day.replace(fold=fold))) > after
+        for fold in (0, 1)  # when the clock is put back, a time occurs twice
+        if (moment := _local_moment(day.replace(fold=fold))) > after
     )
     return min(moments)
 
 
-def _moment(wall: datetime) -> datetime:
-    """When a local clock shows a time. By its timestamp: `astimezone` is two hours off where a time is left out."""
-    found = datetime.fromtimestamp(wall.timestamp()).astimezone()
-    shows = found.replace(tzinfo=None, fold=0) == wall.replace(fold=0)
-    return found if shows or not wall.fold else _moment(wall.replace(fold=0))
+def _local_moment(local: datetime) -> datetime:
+    """The moment of a local time, by its timestamp: `astimezone` is two hours off for a time that is skipped."""
+    found = datetime.fromtimestamp(local.timestamp()).astimezone()
+    shows = found.replace(tzinfo=None, fold=0) == local.replace(fold=0)
+    return found if shows or not local.fold else _local_moment(local.replace(fold=0))

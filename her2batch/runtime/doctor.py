@@ -1,6 +1,6 @@
-"""What this machine can do, line by line, with the remedy where it can't. Asks no network and changes nothing.
+"""Checks what this machine can do, each with a remedy where it fails. Uses no network and changes nothing.
 
-Each check imports what it asks about, so that one missing library is a line and not the end.
+Each check imports its library itself, so that a missing one fails its own check only.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from pathlib import Path
 from types import ModuleType
 
 from her2batch.errors import WeightsError, one_line
-from her2batch.pipeline.cost_model import CPU_TILES_S, cores
+from her2batch.pipeline.cost_model import CPU_TILES_S, available_cores
 
-LEAST_MEMORY = 4_000_000_000
+MIN_MEMORY = 4_000_000_000
 """Bytes a worker may need (settings.Resources.worker_memory)."""
 
-LEAST_DISK = 20_000_000_000
+MIN_DISK = 20_000_000_000
 """Free bytes below which a night of slides can fill the disk: a slide's pyramid takes up to 1 GB."""
 
-OPENSLIDE = (4, 0, 1)
-"""Older ones write memory on a crafted BIF file and hand out uninitialised pixels with libtiff 4.7.1."""
+MIN_OPENSLIDE = (4, 0, 1)
+"""Oldest safe version. Older ones write to memory on a crafted BIF file, and return uninitialised pixels with libtiff
+4.7.1."""
 
 MEASURE_S = 0.2
+"""Seconds that the decoding rate is measured for."""
 
 SLIDE_PX = 23_218 * 20_529
 SLIDE_TILES = SLIDE_PX * (0.23 / 0.5 / 224) ** 2
@@ -38,8 +40,8 @@ NIGHT_S = 12 * 3600
 
 
 @dataclass(frozen=True)
-class Line:
-    """One thing looked at. ok: True, False, or None where it is no matter of right or wrong."""
+class Check:
+    """Result of one check.  ok: True, False, or None where it is information only."""
 
     name: str
     ok: bool | None
@@ -47,8 +49,8 @@ class Line:
     remedy: str = ""
 
 
-def examine(cohort_dir: Path | None = None) -> list[Line]:
-    """Everything `her2batch doctor` says. cohort_dir: whose disk is looked at; default: the working folder's."""
+def check_machine(cohort_dir: Path | None = None) -> list[Check]:
+    """All checks of `her2batch doctor`.  cohort_dir: whose disk is checked; default: the working folder."""
     return [
         _python(),
         *_packages(),
@@ -63,16 +65,16 @@ def examine(cohort_dir: Path | None = None) -> list[Line]:
     ]
 
 
-def _python() -> Line:
-    return Line("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+def _python() -> Check:
+    return Check("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
 
 
-def _packages() -> Iterator[Line]:
+def _packages() -> Iterator[Check]:
     for name in ("her2batch", "ray", "torch", "timm", "numpy", "pyarrow", "zarr"):
         try:
-            yield Line(name, True, importlib.metadata.version(name))
+            yield Check(name, True, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            yield Line(name, False, "is not installed", f"pip install {name}")
+            yield Check(name, False, "is not installed", f"pip install {name}")
 
 
 def _optional(name: str) -> ModuleType | None:
@@ -82,11 +84,11 @@ def _optional(name: str) -> ModuleType | None:
         return None
 
 
-def _torchvision() -> Line:
+def _torchvision() -> Check:
     problem = torchvision_problem()
     if problem is not None:
-        return Line("torchvision", False, *problem)
-    return Line("torchvision", True, f"{importlib.metadata.version('torchvision')}, belongs to this torch")
+        return Check("torchvision", False, *problem)
+    return Check("torchvision", True, f"{importlib.metadata.version('torchvision')}, belongs to this torch")
 
 
 @lru_cache(maxsize=1)
@@ -127,82 +129,88 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _cores_and_gpus() -> Iterator[Line]:
+def _cores_and_gpus() -> Iterator[Check]:
     torch = _optional("torch")
     gpus = torch.cuda.device_count() if torch is not None and torch.cuda.is_available() else 0
     if not gpus:
-        yield Line("cores", True, f"{cores()}: as many workers, each reads, decodes, embeds and writes its own slides")
+        yield Check(
+            "cores",
+            True,
+            f"{available_cores()}: as many workers, each reads, decodes, embeds and writes its own slides",
+        )
         remedy = "for the large encoders use a machine with an NVIDIA GPU and its driver; `stain` needs none"
-        yield Line("GPU", None, "none that torch sees", remedy)
+        yield Check("GPU", None, "torch finds none", remedy)
         return
     assert torch is not None
-    yield Line("cores", True, f"{cores()}: they decode for the model actors on {gpus} GPUs")
+    yield Check("cores", True, f"{available_cores()}: they decode for the model actors on {gpus} GPUs")
     for k in range(gpus):
         about = torch.cuda.get_device_properties(k)
         half = "bfloat16" if torch.cuda.is_bf16_supported() else "float32, for it lacks bfloat16"
-        yield Line(f"GPU {k}", True, f"{about.name}, {about.total_memory / 1e9:.0f} GB, {half}")
+        yield Check(f"GPU {k}", True, f"{about.name}, {about.total_memory / 1e9:.0f} GB, {half}")
 
 
-def _openslide() -> Line:
+def _openslide() -> Check:
     module = _optional("openslide")
     remedy = "pip install -U openslide-bin openslide-python"
     if module is None:
-        return Line("OpenSlide", False, "can't be loaded: NDPI, MRXS, BIF and DICOM slides will fail", remedy)
+        return Check("OpenSlide", False, "cannot be loaded: NDPI, MRXS, BIF and DICOM slides will fail", remedy)
     version = str(module.__library_version__)
     numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
-    wanted = ".".join(str(part) for part in OPENSLIDE)
-    if numbers < OPENSLIDE:
-        return Line("OpenSlide", False, f"{version}; {wanted} closed holes that a crafted file can use", remedy)
-    return Line("OpenSlide", True, version)
+    wanted = ".".join(str(part) for part in MIN_OPENSLIDE)
+    if numbers < MIN_OPENSLIDE:
+        return Check(
+            "OpenSlide", False, f"{version}; {wanted} closes security holes that a crafted file can use", remedy
+        )
+    return Check("OpenSlide", True, version)
 
 
-def _cucim() -> Line:
-    """Whether it is there, without importing it: that takes 500 MB on every GPU in sight."""
+def _cucim() -> Check:
+    """Check cuCIM without importing it, which takes 500 MB on every visible GPU."""
     try:
         version = next(
             dist.version for dist in importlib.metadata.distributions() if dist.name.lower().startswith("cucim")
         )
     except StopIteration:
-        return Line("cuCIM", None, "is not installed; TIFF slides are decoded on the CPU", "pip install cucim-cu13")
+        return Check("cuCIM", None, "is not installed; TIFF slides are decoded on the CPU", "pip install cucim-cu13")
     torch = _optional("torch")
     where = "GPU" if torch is not None and torch.cuda.is_available() else "CPU only; the default reader is faster there"
-    return Line("cuCIM", True, f"{version}, {where}")
+    return Check("cuCIM", True, f"{version}, {where}")
 
 
-def _memory() -> Line:
+def _memory() -> Check:
     psutil = _optional("psutil")
     if psutil is None:
-        return Line("memory", False, "can't be read", "pip install psutil")
+        return Check("memory", False, "cannot be read", "pip install psutil")
     free = psutil.virtual_memory().available
-    enough = free >= LEAST_MEMORY
-    what = f"{free / 1e9:.0f} GB free, {free / 1e9 / cores():.1f} GB a worker"
-    return Line("memory", enough, what, "" if enough else "close other programs, or run with fewer --workers")
+    enough = free >= MIN_MEMORY
+    what = f"{free / 1e9:.0f} GB free, {free / 1e9 / available_cores():.1f} GB a worker"
+    return Check("memory", enough, what, "" if enough else "close other programs, or run with fewer --workers")
 
 
-def _disk(folder: Path) -> Line:
+def _disk(folder: Path) -> Check:
     place = folder.absolute()
     there = next(one for one in (place, *place.parents) if one.exists())
     free = shutil.disk_usage(there).free
-    enough = free >= LEAST_DISK
-    return Line(
+    enough = free >= MIN_DISK
+    return Check(
         "disk", enough, f"{free / 1e9:.0f} GB free at {there}", "" if enough else "choose --out on a larger disk"
     )
 
 
-def _speed() -> Iterator[Line]:
+def _speed() -> Iterator[Check]:
     rate = _decode_rate()
     if rate is None:
-        yield Line("JPEG decode", False, "simplejpeg can't be loaded", "pip install simplejpeg")
+        yield Check("JPEG decode", False, "simplejpeg cannot be loaded", "pip install simplejpeg")
         return
-    yield Line("JPEG decode", True, f"{rate / 1e6:.0f} million px/s a core")
+    yield Check("JPEG decode", True, f"{rate / 1e6:.0f} million px/s a core")
     seconds = SLIDE_PX / rate + SLIDE_TILES / CPU_TILES_S["stain"]
-    slides = NIGHT_S / seconds * cores()
+    slides = NIGHT_S / seconds * available_cores()
     what = f"about {slides:,.0f} of the paper's mean size in {NIGHT_S // 3600} h, decoding and the encoder stain alone"
-    yield Line("slides a night", None, what)
+    yield Check("slides a night", None, what)
 
 
 def _decode_rate() -> float | None:
-    """Px a core decodes in a second: 256-px tiles with the detail of tissue, quality 80, 4:2:0."""
+    """Px that a core decodes in a second: 256-px tiles with the detail of tissue, quality 80, 4:2:0."""
     simplejpeg, numpy = _optional("simplejpeg"), _optional("numpy")
     if simplejpeg is None or numpy is None:
         return None
@@ -217,21 +225,21 @@ def _decode_rate() -> float | None:
     return float(count * tile.shape[0] * tile.shape[1] / (time.perf_counter() - started))
 
 
-def _encoders() -> Iterator[Line]:
+def _encoders() -> Iterator[Check]:
     from her2batch.models.encoders import ENCODERS, StainEncoder
     from her2batch.models.weights import find_cached_weights
 
     hub = _optional("huggingface_hub")
     token = hub is not None and hub.get_token() is not None
-    remedy = "" if token else "run `hf auth login`, or set HF_TOKEN; needed for gated weights alone"
-    yield Line("hub token", None, "is there" if token else "none", remedy)
+    remedy = "" if token else "run `hf auth login`, or set HF_TOKEN; needed for gated weights only"
+    yield Check("hub token", None, "is there" if token else "none", remedy)
     for name, spec in ENCODERS.items():
         if isinstance(spec, StainEncoder):
-            yield Line(f"encoder {name}", True, "needs no weights")
+            yield Check(f"encoder {name}", True, "needs no weights")
         elif hub is not None and (path := find_cached_weights(spec.source)) is not None:
-            yield Line(
+            yield Check(
                 f"encoder {name}", True, f"{path.stat().st_size / 1e9:.1f} GB in the hub's cache; {spec.licence}"
             )
         else:
             remedy = f"accept the licence at {spec.source.page}, then `hf auth login`; or give --weights FOLDER"
-            yield Line(f"encoder {name}", None, f"its weights are not here; {spec.licence}", remedy)
+            yield Check(f"encoder {name}", None, f"its weights are not here; {spec.licence}", remedy)

@@ -1,6 +1,6 @@
-"""One function over many items: on Ray, or one after the other. Training units, patches of slides, slides to score.
+"""Runs one function over many items on Ray, or one after the other: training units, patches of slides, slides to score.
 
-A worker that dies costs its own item, which is tried again. What an item raises is its result; the others go on.
+An item whose worker dies is tried again. An exception is the result of its own item; the others go on.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from her2batch.plugins import registered_rows, restore_rows
 from her2batch.runtime.ray_session import RaySession
 
 RETRIES = 2
-"""An item that loses its worker is tried again this often."""
+"""How often an item is tried again whose worker has died."""
 
-PATIENCE_S = 0.5
-"""How long one look at the running items may take before a stop is noticed."""
+POLL_S = 0.5
+"""Longest wait for running items before a stop is noticed."""
 
 Outcome = tuple[Any, Any]
-"""An item, and what its call returned or raised."""
+"""An item, and the result or exception of its call."""
 
 
 def map_unordered(
@@ -37,12 +37,12 @@ def map_unordered(
     """
     if session is None:
         for item in items:
-            yield item, _caught(function, item)
+            yield item, _result_or_error(function, item)
         return
     yield from _on_ray(session, function, deque(items), gpus if session.gpus > 0 else 0.0, cpus)
 
 
-def _caught(function: Callable[..., Any], item: Any) -> Any:
+def _result_or_error(function: Callable[..., Any], item: Any) -> Any:
     try:
         return function(item, "cpu")
     except Exception as error:  # noqa: BLE001  (one item's fault; its caller decides what it costs)
@@ -67,7 +67,7 @@ def _on_ray(
             while waiting and len(running) < at_once:
                 item = waiting.popleft()
                 running[call.remote(function, item, bool(gpus), registered_rows())] = item
-            done, _ = ray.wait(list(running), num_returns=1, timeout=PATIENCE_S)
+            done, _ = ray.wait(list(running), num_returns=1, timeout=POLL_S)
             for reference in done:
                 item = running.pop(reference)
                 result = _result(ray, reference)
@@ -85,7 +85,7 @@ def _on_ray(
 
 
 class _Lost:
-    """A worker died under an item."""
+    """The error of an item whose worker has died."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error

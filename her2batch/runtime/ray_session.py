@@ -1,7 +1,7 @@
-"""Ray: connect, what it may use, stop. Nothing else starts it.
+"""Connects to Ray and stops it. No other module starts Ray.
 
-Locally every port is bound to loopback and asks for a token; Ray's own files live in a folder of ours that goes with
-the run, for Ray itself never removes them.
+On this machine every port is bound to loopback and requires a token. Ray's own files are in a folder that is removed
+with the run, because Ray itself never removes them.
 """
 
 from __future__ import annotations
@@ -26,41 +26,47 @@ from typing import Any
 import psutil
 
 from her2batch.errors import STOPPED, HeadLost, InputError, StoreError, one_line
-from her2batch.pipeline.cost_model import cores
+from her2batch.pipeline.cost_model import available_cores
 from her2batch.settings import Resources
 
-OBJECT_STORE = 200_000_000
-"""Bytes: pixels don't cross it, embeddings of split slides do."""
+OBJECT_STORE_BYTES = 200_000_000
+"""Bytes: pixels do not cross it, embeddings of shared slides do."""
 
-RAY_FOLDER = Path("/tmp")  # noqa: S108  (mkdtemp makes a folder of our own in it)
+RAY_FOLDER = Path("/tmp")  # noqa: S108  (mkdtemp makes a private folder in it)
 
-LINGERS_S = 120.0
-"""Ray's agents outlive a killed driver by a minute."""
+ORPHAN_S = 120.0
+"""Age from which the folder of a killed run may be removed: Ray's agents outlive the driver by a minute."""
 
 PING_S = 5.0
+"""Seconds after which a connection to a cluster's head times out."""
 
-PULSE_S, PULSES = 2.0, 5
-"""A cluster's head is asked for a sign of life this often; so many misses in a row, and it is gone."""
+HEARTBEAT_S, HEARTBEATS = 2.0, 5
+"""Seconds between two checks of a cluster's head, and the failures in a row after which it is taken to be gone."""
 
-LOOK_S, LEAVES_S = 0.5, 10.0
-"""How often Ray's parts are looked at; how long a run may go on without one of them."""
+PROCESS_CHECK_S, PROCESS_LOST_S = 0.5, 10.0
+"""Seconds between two checks of Ray's processes, and until a run ends that has lost one of them."""
 
-PARTS = ("raylet", "gcs_server")
-"""Ray's own processes that nothing goes on without."""
+RAY_PROCESSES = ("raylet", "gcs_server")
+"""Names of Ray's own processes that a run needs."""
 
-PART_LOST, GOES_ON = "a part of Ray on this machine has died", "the same command goes on from what is committed"
+PROCESS_LOST = "a part of Ray on this machine has died"
+RUN_AGAIN = "the same command goes on from what is committed"
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-READER = "reader"
-"""Custom resource of nodes that read and write. Where a cluster has it, slides are opened on those nodes alone."""
+READER_RESOURCE = "reader"
+"""Custom resource of nodes that read and write. Where a cluster has it, slides are opened on those nodes only."""
 
-NO_CLUSTER = "start one with `ray start --head`, or leave --address away to use this machine"
+NO_CLUSTER = "start one with `ray start --head`, or omit --address to use this machine"
 
 
 @dataclass
 class RaySession:
-    """A connection to Ray. head: HOST:PORT of a cluster's head.  grows: take what further nodes bring."""
+    """A connection to Ray.
+
+    head: HOST:PORT of a cluster's head.  grows: use the cores of nodes that join.  processes: of Ray on this machine,
+    where it was started here.
+    """
 
     ray: ModuleType
     workers: int
@@ -68,95 +74,95 @@ class RaySession:
     stopped: threading.Event = field(default_factory=threading.Event)
     head: str | None = None
     grows: bool = False
-    parts: tuple[psutil.Process, ...] = ()  # of Ray on this machine, where we started it
-    _checked: float = -PULSE_S  # monotonic clock
+    processes: tuple[psutil.Process, ...] = ()
+    _checked: float = -HEARTBEAT_S  # monotonic clock
 
     def nodes(self) -> dict[str, dict[str, float]]:
-        """The nodes that are there, by id: what each has. Raises HeadLost.
+        """Resources of the nodes that are alive, by node id. Raises HeadLost.
 
-        The head is knocked at anew each time: a question to one that died since the last knock would hang.
+        The head is checked first each time, because a request to one that has died would hang.
         """
-        self._checked = -PULSE_S
+        self._checked = -HEARTBEAT_S
         self.check()
-        return {one["NodeID"]: one["Resources"] for one in self.ray.nodes() if one["Alive"]}
+        return {node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]}
 
-    def places(self) -> int:
-        """Workers there is room for now."""
-        return max(self.workers, _places(self.nodes())) if self.grows else self.workers
+    def worker_slots(self) -> int:
+        """Number of workers that the nodes have room for now."""
+        return max(self.workers, _count_worker_slots(self.nodes())) if self.grows else self.workers
 
-    def has(self, resource: str) -> bool:
+    def has_resource(self, resource: str) -> bool:
         """Whether any node has a custom resource."""
-        return any(resource in one for one in self.nodes().values())
+        return any(resource in node for node in self.nodes().values())
 
     def check(self) -> None:
-        """Raise HeadLost when the cluster's head has gone, or a part of our own Ray.
+        """Raise HeadLost when the cluster's head has gone, or a process of Ray on this machine.
 
-        Ray itself would wait a minute, then end the process, or wait for a worker that nobody can start.
+        Ray itself would wait for a minute and then end the process, or wait for a worker that cannot be started.
         """
-        if not all(map(_runs, self.parts)):
-            raise HeadLost(PART_LOST, None, GOES_ON)
+        if not all(map(_is_running, self.processes)):
+            raise HeadLost(PROCESS_LOST, None, RUN_AGAIN)
         at = time.monotonic()
-        if self.head is None or at - self._checked < PULSE_S:
+        if self.head is None or at - self._checked < HEARTBEAT_S:
             return
-        for miss in range(PULSES):
+        for miss in range(HEARTBEATS):
             try:
                 _ping_head(self.head)
                 self._checked = time.monotonic()
                 return
             except OSError as error:
-                if miss == PULSES - 1:
+                if miss == HEARTBEATS - 1:
                     remedy = "start the cluster again, then the same command: it goes on from what is committed"
                     raise HeadLost(
                         f"the head of the Ray cluster at {self.head} is gone ({error})", None, remedy
                     ) from error
-            self.stopped.wait(PULSE_S)
+            self.stopped.wait(HEARTBEAT_S)
 
 
-def _runs(process: psutil.Process) -> bool:
+def _is_running(process: psutil.Process) -> bool:
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
 
-def _parts() -> tuple[psutil.Process, ...]:
-    """Ray's PARTS that this process has started, dead ones among them."""
+def _ray_processes() -> tuple[psutil.Process, ...]:
+    """The RAY_PROCESSES that this process has started, dead ones included."""
     found = []
-    for one in psutil.Process().children():
+    for child in psutil.Process().children():
         with suppress(psutil.Error):
-            if one.name() in PARTS:
-                found.append(one)
+            if child.name() in RAY_PROCESSES:
+                found.append(child)
     return tuple(found)
 
 
-def _places(nodes: dict[str, dict[str, float]]) -> int:
+def _count_worker_slots(nodes: dict[str, dict[str, float]]) -> int:
     """CPUs of the nodes that read and write: those with the resource READER, or all where none has it."""
-    readers = [one for one in nodes.values() if READER in one] or list(nodes.values())
-    return int(sum(one.get("CPU", 0.0) for one in readers))
+    readers = [node for node in nodes.values() if READER_RESOURCE in node] or list(nodes.values())
+    return int(sum(node.get("CPU", 0.0) for node in readers))
 
 
 @contextmanager
 def connect(resources: Resources, stopped: threading.Event | None = None) -> Iterator[RaySession]:
-    """A session on this machine or on the cluster at `address`; on the way out Ray is stopped and its files removed.
+    """Connect to Ray on this machine or to the cluster at `address`; at the end Ray is stopped and its files removed.
 
-    SIGINT and SIGTERM set its event `stopped`, which may be given.  A process that is connected already (a notebook,
-    the tests) keeps its connection.  Raises InputError when there is no cluster at the address.
+    SIGINT and SIGTERM set the session's event `stopped`, which may be given.  A process that is connected already (a
+    notebook, the tests) keeps its connection.  Raises InputError when there is no cluster at the address.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield _session(sys.modules["ray"], resources, stopped)
         return
     local = resources.address == "local"
     if local and "ray" in sys.modules and not _token.cache_info().currsize:
-        remedy = "connect before importing ray, or call ray.init() yourself: its connection is used"
+        remedy = "connect before importing ray, or call ray.init() first: its connection is used"
         raise InputError("ray was imported before it could be bound to this machine", None, remedy)
     stopped = stopped or threading.Event()
-    with stoppable(stopped) as handle:
-        folder = _folder() if local else None
+    with stop_on_signals(stopped) as handle:
+        folder = _make_ray_folder() if local else None
         before = dict(os.environ)
         ray = _import_ray(folder)
         try:
-            with _watched(folder), _shut_down(ray):
-                with _as_interrupt():
+            with _watch_ray(folder), _shut_down(ray):
+                with _exit_as_interrupt():
                     _start(ray, resources, folder)
                     handle()
                     session = _session(ray, resources, stopped)
@@ -168,12 +174,12 @@ def connect(resources: Resources, stopped: threading.Event | None = None) -> Ite
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _folder() -> Path:
-    """A folder for Ray's files, short because a socket's path has a limit; those of runs that were killed go."""
+def _make_ray_folder() -> Path:
+    """Make a folder for Ray's files, and remove those of killed runs. Its name is short: socket paths have a limit."""
     for left in RAY_FOLDER.glob("h2b-*-*"):
         pid = left.name.split("-")[1]
         with suppress(OSError):
-            old = time.time() - left.stat().st_mtime > LINGERS_S and left.stat().st_uid == os.getuid()
+            old = time.time() - left.stat().st_mtime > ORPHAN_S and left.stat().st_uid == os.getuid()
             if old and pid.isdigit() and not psutil.pid_exists(int(pid)):
                 shutil.rmtree(left, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"h2b-{os.getpid()}-", dir=RAY_FOLDER))
@@ -181,29 +187,29 @@ def _folder() -> Path:
 
 def _session(ray: ModuleType, resources: Resources, stopped: threading.Event | None) -> RaySession:
     session = RaySession(ray, 0, 0.0)
-    there = session.nodes()
-    gpus = sum(one.get("GPU", 0.0) for one in there.values()) if resources.gpus is None else resources.gpus
+    nodes = session.nodes()
+    gpus = sum(node.get("GPU", 0.0) for node in nodes.values()) if resources.gpus is None else resources.gpus
     cluster = resources.address != "local"
     return RaySession(
         ray,
-        resources.workers or max(1, _places(there)),
+        resources.workers or max(1, _count_worker_slots(nodes)),
         gpus,
         stopped or threading.Event(),
         head=ray.get_runtime_context().gcs_address if cluster else None,
         grows=cluster and not resources.workers,
-        parts=() if cluster else tuple(filter(_runs, _parts())),
+        processes=() if cluster else tuple(filter(_is_running, _ray_processes())),
     )
 
 
 @lru_cache(maxsize=1)
 def _token() -> str:
-    """One token a process: Ray reads it once and keeps it."""
+    """The token of this process: Ray reads it once and keeps it."""
     return secrets.token_hex(32)
 
 
 def _import_ray(folder: Path | None) -> ModuleType:
-    """Ray reads these at import: bind to 127.0.0.1 on Linux too, ask for a token, send nothing home, and set no handler
-    of its own beneath Python's, with which a SIGTERM while it starts ends in SIGABRT.
+    """Import Ray with settings that it reads at import: bind to 127.0.0.1 on Linux too, require a token, send no usage
+    statistics, and set no signal handler beneath Python's, with which a SIGTERM during its start ends in SIGABRT.
     """
     os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"] = "1"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -217,14 +223,14 @@ def _import_ray(folder: Path | None) -> ModuleType:
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
     import ray
 
-    ray._private.worker._worker_logs_enabled = False  # else it tells of a dead worker on stdout, asked to or not
+    ray._private.worker._worker_logs_enabled = False  # else it reports dead workers on stdout
     return ray
 
 
 def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> None:
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     if folder is None:
-        _answers(resources.address)
+        _check_answers(resources.address)
         try:
             ray.init(address=resources.address, **common)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -234,22 +240,22 @@ def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> None:
         return
     try:
         ray.init(
-            num_cpus=max(resources.workers or 0, cores()),
+            num_cpus=max(resources.workers or 0, available_cores()),
             num_gpus=resources.gpus,
             include_dashboard=False,
-            object_store_memory=OBJECT_STORE,
+            object_store_memory=OBJECT_STORE_BYTES,
             _temp_dir=str(folder),
             _node_ip_address="127.0.0.1",
             **common,
         )
     except Exception as error:  # Ray raises a bare Exception when a busy machine is too slow for it
-        remedy = "the machine is too busy, or has too little memory: run the same command again when it has calmed down"
+        remedy = "the machine is too busy, or has too little memory: run the same command again later"
         raise StoreError(f"Ray could not be started on this machine ({one_line(error)})", None, remedy) from error
 
 
 @contextmanager
 def _shut_down(ray: ModuleType) -> Iterator[None]:
-    """Stop Ray on the way out, but where it has lost its head: it would ask it for leave."""
+    """Stop Ray at the end, unless its head has gone: it would wait for it."""
     try:
         yield
     except HeadLost:
@@ -261,26 +267,26 @@ def _shut_down(ray: ModuleType) -> Iterator[None]:
 
 
 @contextmanager
-def _watched(folder: Path | None) -> Iterator[None]:
-    """Where a part of Ray on this machine dies nobody waits for it for ever, whatever is going on: start, work, stop.
+def _watch_ray(folder: Path | None) -> Iterator[None]:
+    """End this process when a process of Ray on this machine has died, whether the run starts, works or stops.
 
-    `Session.check` is sooner and ends in order, but not asked in a call of Ray's: that would wait for a minute, nothing
-    interrupts it, and the process would end without a word of ours.
+    `RaySession.check` comes earlier and ends the run in order, but it is not called during a call to Ray: that would
+    wait for a minute, cannot be interrupted, and would then end the process without a message.
     """
     if folder is None:
         yield
         return
-    over, earlier = threading.Event(), set(_parts())
+    over, earlier = threading.Event(), set(_ray_processes())
 
     def watch() -> None:
         seen: set[psutil.Process] = set()
         since: float | None = None
-        while not over.wait(LOOK_S):
-            if len(seen) < len(PARTS):
-                seen |= set(_parts()) - earlier
-            since = None if all(map(_runs, seen)) else since or time.monotonic()
-            if since is not None and time.monotonic() - since > LEAVES_S:
-                os.write(2, f"her2batch: {HeadLost(PART_LOST, None, GOES_ON)}\n".encode())
+        while not over.wait(PROCESS_CHECK_S):
+            if len(seen) < len(RAY_PROCESSES):
+                seen |= set(_ray_processes()) - earlier
+            since = None if all(map(_is_running, seen)) else since or time.monotonic()
+            if since is not None and time.monotonic() - since > PROCESS_LOST_S:
+                os.write(2, f"her2batch: {HeadLost(PROCESS_LOST, None, RUN_AGAIN)}\n".encode())
                 for child in psutil.Process().children(recursive=True):
                     with suppress(psutil.Error):
                         child.kill()
@@ -295,16 +301,16 @@ def _watched(folder: Path | None) -> Iterator[None]:
 
 
 @contextmanager
-def _as_interrupt() -> Iterator[None]:
-    """While Ray starts its own handler of SIGTERM is there, which leaves with 15: a stop like any other."""
+def _exit_as_interrupt() -> Iterator[None]:
+    """Treat the SystemExit of Ray's own SIGTERM handler, which is active while Ray starts, as a stop by the user."""
     try:
         yield
     except SystemExit as error:
         raise KeyboardInterrupt from error
 
 
-def _answers(address: str) -> None:
-    """Knock at HOST:PORT: Ray itself would try for minutes. Raises InputError."""
+def _check_answers(address: str) -> None:
+    """Check that HOST:PORT answers: Ray itself would try for minutes. Raises InputError."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return
@@ -320,10 +326,10 @@ def _ping_head(address: str) -> None:
 
 
 @contextmanager
-def stoppable(stopped: threading.Event) -> Iterator[Callable[[], None]]:
-    """Our handlers: the first SIGINT or SIGTERM asks the run to end in order, the next ends it at once.
+def stop_on_signals(stopped: threading.Event) -> Iterator[Callable[[], None]]:
+    """Handle signals: the first SIGINT or SIGTERM sets `stopped` and the run ends in order; the next ends it at once.
 
-    Gives what sets them again: Ray, when it starts, sets its own handler of SIGTERM, which leaves with 15.
+    Yields a function that sets the handlers again, because Ray sets its own handler of SIGTERM when it starts.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -333,7 +339,7 @@ def stoppable(stopped: threading.Event) -> Iterator[Callable[[], None]]:
         if stopped.is_set():
             os._exit(STOPPED)
         stopped.set()
-        os.write(2, b"stopping: what is committed stays; the same command goes on from here\n")
+        os.write(2, b"stopping: committed slides stay; the same command goes on from here\n")
 
     def handle() -> None:
         for number in SIGNALS:

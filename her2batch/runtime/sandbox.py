@@ -1,6 +1,6 @@
-"""Opening a slide for trial, in a process of its own: what crashes or hangs there costs nobody anything.
+"""Opens slides for trial in a separate process, so that a crash or hang of a library does no harm.
 
-As a program it reads one JSON line a slide and answers with one.
+Run as a program, it reads one JSON line for each slide and writes one as the answer.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from typing import NamedTuple
 from her2batch.errors import Her2BatchError
 
 PATIENCE_S = 120.0
-"""How long one trial may take: a slide's tile table of 100,000 tiles on a slow share."""
+"""Longest time of one trial: a slide's tile table of 100,000 tiles on a slow share."""
 
 MEMORY = 4_000_000_000
-"""Bytes it may hold, as a worker."""
+"""Memory limit of the process in bytes, as of a worker."""
 
-LOST = "the program that opens it crashed, or did not come to an end"
+LOST = "the process that opens it crashed, or did not end in time"
 
-SLICE_S = 0.5
-"""How soon a stop is noticed."""
+POLL_S = 0.5
+"""Seconds after which a stop is noticed."""
 
 
-class Outcome(NamedTuple):
-    """Of one trial. why: it can't be opened, None when it can.  trouble: its code when the process was lost by it."""
+class TrialResult(NamedTuple):
+    """Result of opening a slide.  failure: why it cannot be opened, or None.  error_code: if the process was lost."""
 
-    why: str | None
-    trouble: str | None = None
+    failure: str | None
+    error_code: str | None = None
 
 
 class SlideSandbox:
-    """The process, started when the first slide is tried and again whenever it was lost."""
+    """The separate process, started with the first slide and again whenever it was lost."""
 
     def __init__(
         self,
@@ -48,20 +48,20 @@ class SlideSandbox:
         stopped: threading.Event | None = None,
         memory: int = MEMORY,
     ) -> None:
-        """patience: seconds a trial may take.  stopped: when it is set, one that goes on is given up."""
+        """patience: seconds that a trial may take.  stopped: once set, a running trial is abandoned."""
         self._reader, self._patience, self._memory = reader, patience, memory
         self._stopped = stopped or threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def fails(self, path: Path) -> str | None:
-        """Why a slide can't be opened and its tile table not be validated to the last byte; None when it can."""
-        return self.opened(path).why
+    def open_failure(self, path: Path) -> str | None:
+        """Why a slide cannot be opened and its tile table validated to the last byte; None if it can."""
+        return self.try_open(path).failure
 
-    def opened(self, path: Path) -> Outcome:
-        """What came of opening a slide and validating it."""
+    def try_open(self, path: Path) -> TrialResult:
+        """Open a slide and validate it."""
         began = time.monotonic()
         try:
-            process = self._running()
+            process = self._start_if_needed()
             assert process.stdin is not None
             process.stdin.write(json.dumps({"path": os.fsdecode(path), "reader": self._reader}).encode() + b"\n")
             process.stdin.flush()
@@ -70,8 +70,8 @@ class SlideSandbox:
             answer = b""
         if not answer:
             self.close()
-            return Outcome(LOST, "timeout" if time.monotonic() - began >= self._patience else "worker-lost")
-        return Outcome(json.loads(answer))
+            return TrialResult(LOST, "timeout" if time.monotonic() - began >= self._patience else "worker-lost")
+        return TrialResult(json.loads(answer))
 
     def close(self) -> None:
         """End the process."""
@@ -80,23 +80,23 @@ class SlideSandbox:
             self._process.communicate()
             self._process = None
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _start_if_needed(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             self.close()
             command = [sys.executable, "-m", "her2batch.runtime.sandbox", str(self._memory)]
-            self._process = subprocess.Popen(  # noqa: S603  (ourselves, with no argument of the user's)
+            self._process = subprocess.Popen(  # noqa: S603  (this module, with no argument of the user)
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
             )
         return self._process
 
     def _answer(self, process: subprocess.Popen[bytes]) -> bytes:
-        """A line; nothing when the process ends, takes too long, or nobody wants to know any more."""
+        """One line; nothing if the process ends, takes too long, or the run is stopped."""
         assert process.stdout is not None
         end, found = time.monotonic() + self._patience, b""
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             while not found.endswith(b"\n"):
-                if selector.select(min(SLICE_S, self._patience)):
+                if selector.select(min(POLL_S, self._patience)):
                     part = os.read(process.stdout.fileno(), 65536)
                     if not part:
                         return b""
@@ -106,8 +106,8 @@ class SlideSandbox:
         return found
 
 
-def attempt(path: Path, reader: str) -> str | None:
-    """Open and validate a slide here; why it fails, or None."""
+def open_and_validate(path: Path, reader: str) -> str | None:
+    """Open and validate a slide in this process; returns why it fails, or None."""
     from her2batch.slides.readers import open_slide
 
     try:
@@ -121,14 +121,14 @@ def attempt(path: Path, reader: str) -> str | None:
 
 
 def main() -> None:
-    """Answer until the other end closes. Its one argument: bytes it may hold."""
+    """Answer until the input closes. Argument: memory limit in bytes."""
     resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[1]), resource.RLIM_INFINITY))
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints must not be taken for an answer
+    os.dup2(2, 1)  # output of a library must not be taken for an answer
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         for line in sys.stdin.buffer:
-            asked = json.loads(line)
-            out.write(json.dumps(attempt(Path(asked["path"]), asked["reader"])) + "\n")
+            request = json.loads(line)
+            out.write(json.dumps(open_and_validate(Path(request["path"]), request["reader"])) + "\n")
             out.flush()
 
 

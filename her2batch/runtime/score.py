@@ -1,7 +1,7 @@
-"""A bundle over a cohort that is ingested: predictions from the tables, without touching the slides again.
+"""Scores a cohort with a bundle: predictions from the cohort's tables, without reading the slide files again.
 
-What a bundle's networks need and the tables lack (classes of patches and thumbnails) is computed from the store's own
-pyramids and pictures, and kept.
+Classes of patches and thumbnails, which the bundle's image networks give, are computed from the cohort's pyramids and
+thumbnails, and stored.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from her2batch.store.labels import stored_labels
 from her2batch.tasks import task_applies
 
 SHARE = 16
-"""Slides of one call: a head takes milliseconds a slide, a call to Ray as long."""
+"""Slides of one call: a head takes milliseconds for a slide, as does a call to Ray."""
 
 ProgressCallback = Callable[[int, int], None]
+"""Called with the numbers of slides that are scored or failed, and of all slides."""
 
 Share = tuple[Row, ...]
 """Rows of the slides of one call."""
@@ -86,7 +87,8 @@ def score(
 ) -> ScoreSummary:
     """Score every slide of a cohort that this bundle has not scored yet.
 
-    session: one that is open already; None: its own.  Raises InputError, StoreError, WeightsError.
+    session: an open connection to Ray; None: connect, and disconnect at the end.  Raises InputError, StoreError,
+    WeightsError.
     """
     cohort, bundle = Cohort(to_location(root)), read_bundle(folder.absolute())
     plan = cohort.plan()
@@ -95,7 +97,7 @@ def score(
     )
     if has_image_networks(bundle):
         check_torchvision()
-    BundlePredictor(bundle)  # a head that can't be loaded is said now, not a thousand times
+    BundlePredictor(bundle)  # a head that cannot be loaded stops the run here, and not every slide
     found = ScoreSummary(bundle)
     with cohort.lock():
         cohort.update_row_cache()
@@ -109,12 +111,12 @@ def score(
         todo = [row for row in rows if not _scored(cohort, row, bundle)]
         found.already = len(rows) - len(todo)
         shares = [tuple(todo[k : k + SHARE]) for k in range(0, len(todo), SHARE)]
-        with _session(resources, shares, session) as here:
-            for share, failures in _results(here, partial(_score, cohort, bundle, plan), shares):
+        with _connect_if_needed(resources, shares, session) as connection:
+            for share, failures in _results(connection, partial(_score, cohort, bundle, plan), shares):
                 found.failures |= failures
                 found.scored += len(share) - len(failures)
                 report(found.already + found.scored + len(found.failures), len(rows))
-            found.stopped = here is not None and here.stopped.is_set()
+            found.stopped = connection is not None and connection.stopped.is_set()
         cohort.update_row_cache()
     return found
 
@@ -124,8 +126,8 @@ def _results(
 ) -> Iterator[tuple[Share, dict[str, str]]]:
     """Shares as they finish, with what failed in each: slide → why.
 
-    A call that ends with an exception, as when a library crashes its worker, does not tell which slide it was: its
-    slides are then scored one by one.
+    When a call ends with an exception, for example because a library has crashed its worker, it is not known which
+    slide caused it. The slides of the call are then scored one by one.
     """
     singly: list[Share] = []
     for share, result in map_unordered(session, score_share, shares, gpus=1.0):
@@ -140,7 +142,7 @@ def _results(
 
 
 @contextmanager
-def _session(
+def _connect_if_needed(
     resources: Resources, shares: list[tuple[Row, ...]], given: RaySession | None
 ) -> Iterator[RaySession | None]:
     if resources.workers == 0 or not shares or given is not None:
@@ -164,12 +166,12 @@ def count_not_applicable(bundle: Bundle, rows: Sequence[Row]) -> dict[str, int]:
 
 
 def _scored(cohort: Cohort, row: Row, bundle: Bundle) -> bool:
-    place = cohort.table(f"predictions/{bundle.id}", row["slide_id"]).relative_to(cohort.root).as_posix()
-    return any(file["path"] == place for file in row["files"])
+    path = cohort.table(f"predictions/{bundle.id}", row["slide_id"]).relative_to(cohort.root).as_posix()
+    return any(file["path"] == path for file in row["files"])
 
 
 def _score(cohort: Cohort, bundle: Bundle, plan: Plan, rows: Share, device: str) -> dict[str, str]:
-    """Score some slides, in a worker; slide → why it could not be scored. Whatever stops one, the others go on."""
+    """Score some slides in a worker; returns slide → why it failed. An error of one slide leaves the others alone."""
     predictor, networks = _loaded(str(bundle.path), device)
     failures = {}
     reads_patches = any(entry.kind == "patch" for entry in bundle.info.models)
@@ -178,7 +180,9 @@ def _score(cohort: Cohort, bundle: Bundle, plan: Plan, rows: Share, device: str)
         try:
             if reads_patches and RETIRED in row["flags"] and f"patches/{bundle.id}" not in tables_of(row):
                 remedy = "remove its row in tables/slides and ingest it again"
-                raise InputError("its pyramid was let go, and this bundle reads patches", None, remedy)
+                raise InputError(
+                    "its pyramid was removed by the retention policy, and this bundle reads patches", None, remedy
+                )
             cohort.add_tables(row, score_slide(cohort, plan, predictor, networks, row))
         except InputError as error:
             failures[slide_id] = f"{slide_id}: {error}"

@@ -1,4 +1,4 @@
-"""The plain loop: one slide after the other in this process, without Ray. The reference that Ray's bytes must equal."""
+"""Processes slides one after the other in this process, without Ray. The results on Ray must have the same bytes."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from her2batch.runtime.sandbox import LOST, SlideSandbox
 from her2batch.settings import Resources
 
 PAUSE_S = 0.5
-"""Between two looks for a slide, where there is none at present."""
+"""Seconds between two looks for a slide, where there is none at present."""
 
 
 def run_serially(
-    worker: SlideWorker, supply: JobSource, stopped: threading.Event | None = None, resources: Resources | None = None
+    worker: SlideWorker, source: JobSource, stopped: threading.Event | None = None, resources: Resources | None = None
 ) -> Iterator[SlideResult]:
-    """Slides in the order of their supply, until it is stopped.
+    """Process slides in the order of their source, until the run is stopped.
 
-    A slide is opened in a process of its own before it is opened here; resources: what time and memory that may take.
-    What crashes or hangs only later takes this process along: Ray's workers are safe from that too.
+    Each slide is opened in a sandbox process before it is opened here.  resources: limits of the sandbox's time and
+    memory. A crash or hang that happens later ends this process too; runs on Ray are safe from that.
     """
     worker.ready()
     stopped, resources = stopped or threading.Event(), resources or Resources()
-    trial = SlideSandbox(worker.context.plan.reader, resources.patience, stopped, resources.worker_memory)
+    sandbox = SlideSandbox(worker.context.plan.reader, resources.patience, stopped, resources.worker_memory)
     try:
-        while not supply.ended() and not stopped.is_set():
-            todo = supply.next()
-            if todo is None:
+        while not source.is_exhausted() and not stopped.is_set():
+            job = source.next_job()
+            if job is None:
                 time.sleep(PAUSE_S)
                 continue
-            trouble = trial.opened(todo.source.path).trouble
-            if trouble is None:
-                yield worker.run(todo)
+            error_code = sandbox.try_open(job.source.path).error_code
+            if error_code is None:
+                yield worker.run(job)
             elif not stopped.is_set():
-                yield worker.fail(todo, SlideError(trouble, todo.source.path, LOST))
+                yield worker.fail(job, SlideError(error_code, job.source.path, LOST))
     finally:
-        trial.close()
+        sandbox.close()

@@ -1,4 +1,4 @@
-"""What Prometheus sees of a run, at Ray's own metrics endpoint of every node (names there begin with `ray_`)."""
+"""Prometheus metrics of a run, at Ray's own metrics endpoint of every node (names there begin with `ray_`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from her2batch.pipeline.progress import RunProgress
 from her2batch.store.cohort import Row
 
 
-class Meters:
-    """The driver's: slides, bytes, queues, time left."""
+class RunMetrics:
+    """Metrics of the driver: slides, bytes, waiting calls, remaining time."""
 
     def __init__(self) -> None:
         from ray.util.metrics import Counter, Gauge
@@ -21,22 +21,22 @@ class Meters:
         self._waiting = Gauge("her2batch_calls_waiting", "calls that wait for a worker", ("pool",))
         self._left = Gauge("her2batch_seconds_left", "seconds until the slides that are known are done, at the most")
 
-    def ended(self, row: Row, tally: RunProgress) -> None:
-        """A slide's row is committed."""
+    def slide_ended(self, row: Row, progress: RunProgress) -> None:
+        """Count a slide whose row is committed."""
         self._slides.inc(1, {"outcome": row["status"]})
         _add(self._source, row["bytes"] or 0)
         _add(self._store, sum(file["bytes"] for file in row["files"] or ()))
-        if tally.left is not None:
-            self._left.set(tally.left[1])
+        if progress.left is not None:
+            self._left.set(progress.left[1])
 
-    def queues(self, waiting: Mapping[str, int]) -> None:
-        """Calls that wait, by pool."""
+    def calls_waiting(self, waiting: Mapping[str, int]) -> None:
+        """Set the number of calls that wait, by pool."""
         for pool, count in waiting.items():
             self._waiting.set(count, {"pool": pool})
 
 
-class TileMeter:
-    """A worker's: tiles that went through its models."""
+class TileMetrics:
+    """Metrics of an actor: tiles that its models have processed."""
 
     def __init__(self, pool: str) -> None:
         from ray.util.metrics import Counter
@@ -45,11 +45,11 @@ class TileMeter:
         self._pool = pool
 
     def add(self, count: int) -> None:
-        """So many more."""
+        """Count further tiles."""
         if count > 0:
             self._tiles.inc(count, {"pool": self._pool})
 
 
 def _add(counter: Any, count: int) -> None:
-    if count > 0:  # Ray refuses to add nothing
+    if count > 0:  # Ray raises an error for 0
         counter.inc(count)

@@ -7,14 +7,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from her2batch.pipeline.estimate import ENOUGH, estimate
+from her2batch.pipeline.estimate import MIN_FINISHED, estimate_ingest
 from her2batch.runtime.ingest import IngestRequest, dry_run, ingest
 from her2batch.settings import Plan, Resources
 
 
 def test_the_estimate_names_what_will_fail_and_writes_nothing(real_data: Path, tmp_path: Path) -> None:
-    plan, census, cohort = dry_run(IngestRequest(real_data / "slides", tmp_path / "c"), Plan())
-    rows, total = estimate(census, plan, Resources(workers=2), cohort)
+    plan, inventory, cohort = dry_run(IngestRequest(real_data / "slides", tmp_path / "c"), Plan())
+    rows, total = estimate_ingest(inventory, plan, Resources(workers=2), cohort)
     what = {row["slide_id"]: row["what"] for row in rows}
     assert what["boxes"] == "will fail: no-mpp"
     assert what["jpeg"] == "will fail: too-coarse"
@@ -26,29 +26,29 @@ def test_the_estimate_names_what_will_fail_and_writes_nothing(real_data: Path, t
 def test_a_dear_encoder_is_said_to_be_dear(real_data: Path, tmp_path: Path) -> None:
     seconds = {}
     for name in ("stain", "uni"):
-        plan, census, cohort = dry_run(IngestRequest(real_data / "slides", tmp_path / "c"), Plan(encoders=(name,)))
-        seconds[name] = estimate(census, plan, Resources(workers=2), cohort)[1]["seconds"]
+        plan, inventory, cohort = dry_run(IngestRequest(real_data / "slides", tmp_path / "c"), Plan(encoders=(name,)))
+        seconds[name] = estimate_ingest(inventory, plan, Resources(workers=2), cohort)[1]["seconds"]
     assert seconds["uni"] > 3 * seconds["stain"]
 
 
 def test_with_a_gpu_a_dear_encoder_is_cheap(real_data: Path, tmp_path: Path) -> None:
-    plan, census, cohort = dry_run(IngestRequest(real_data / "slides", tmp_path / "c"), Plan(encoders=("uni",)))
-    cpu = estimate(census, plan, Resources(workers=2), cohort)[1]
-    gpu = estimate(census, plan, Resources(workers=2, gpus=1), cohort)[1]
+    plan, inventory, cohort = dry_run(IngestRequest(real_data / "slides", tmp_path / "c"), Plan(encoders=("uni",)))
+    cpu = estimate_ingest(inventory, plan, Resources(workers=2), cohort)[1]
+    gpu = estimate_ingest(inventory, plan, Resources(workers=2, gpus=1), cohort)[1]
     assert cpu["bound"] == "cores"
     assert cpu["seconds_with_a_gpu"] == gpu["seconds"] < 0.5 * cpu["seconds"]
 
 
 def test_a_cohorts_own_run_times_count(tmp_path: Path, make_slide: Callable) -> None:
-    for k in range(ENOUGH):
+    for k in range(MIN_FINISHED):
         make_slide(f"s{k}.tiff", seed=k, size=(900, 900))
     order = IngestRequest(tmp_path / "scans", tmp_path / "c")
     ingest(order, Plan(), Resources(workers=0))
     make_slide("new.tiff", seed=99, size=(900, 900))
-    plan, census, cohort = dry_run(order, Plan())
-    before = estimate(census, plan, Resources(workers=0), cohort)[1]["seconds"]
+    plan, inventory, cohort = dry_run(order, Plan())
+    before = estimate_ingest(inventory, plan, Resources(workers=0), cohort)[1]["seconds"]
     run = next(cohort.runs.glob("ingest-*.parquet"))
     times = pq.read_table(run)
     slower = pc.multiply(times["seconds"], 3.0)
     pq.write_table(times.set_column(times.schema.get_field_index("seconds"), "seconds", slower), run)
-    assert estimate(census, plan, Resources(workers=0), cohort)[1]["seconds"] == pytest.approx(3 * before)
+    assert estimate_ingest(inventory, plan, Resources(workers=0), cohort)[1]["seconds"] == pytest.approx(3 * before)

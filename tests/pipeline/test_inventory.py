@@ -34,21 +34,21 @@ def scans(make_slide: Callable) -> Path:
 
 def look(scans: Path, cohort: Cohort, plan: Plan | None = None, **more: object) -> Inventory:
     found = take_inventory(scans, cohort, plan or Plan(), Pseudonymizer(), {}, **more)
-    found.keep(cohort)
+    found.save(cohort)
     return found
 
 
 def finish(cohort: Cohort, found: Inventory, **facts: object) -> None:
     """Commit rows as a worker would, for everything that is to do."""
     plan = Plan()
-    for todo in found.todo:
+    for todo in found.jobs:
         row = {"slide_id": todo.slide_id, "sha256": f"sha of {todo.slide_id}", "bytes": todo.source.bytes,
                "status": "done", "mpp_source": "file", "plan_id": plan.id, "files": [], **facts}  # fmt: skip
         write_row(cohort, row)
 
 
 def ids(found: Inventory) -> list[str]:
-    return [todo.slide_id for todo in found.todo]
+    return [todo.slide_id for todo in found.jobs]
 
 
 def test_everything_seen_has_one_outcome(scans: Path, cohort: Cohort) -> None:
@@ -144,7 +144,7 @@ def test_what_is_remembered_of_a_folder_holds_no_name_of_it(cohort: Cohort, make
     (path.parent / "Jane.vms").write_text("[VMS]\nImageFile=Jane Doe.jpg\n")
     os.utime(path, ns=(0, 0))
     os.utime(path.parent / "Jane.vms", ns=(0, 0))
-    take_inventory(path.parent, cohort, Plan(), Pseudonymizer(b"k" * 32), {}).keep(cohort)
+    take_inventory(path.parent, cohort, Plan(), Pseudonymizer(b"k" * 32), {}).save(cohort)
     assert len(cohort.read_probes()) == 2
     assert "Jane" not in str(cohort.read_probes())
 
@@ -154,4 +154,4 @@ def test_a_lost_memo_changes_nothing(scans: Path, cohort: Cohort) -> None:
     first = look(scans, cohort)
     cohort.probe_cache_file.unlink()
     assert look(scans, cohort) == first
-    assert (len(first.current), first.todo) == (4, [])
+    assert (len(first.current), first.jobs) == (4, [])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from her2batch.pipeline.patch_grid import patch_grid, pixels_of
+from her2batch.pipeline.patch_grid import plan_patches, read_patches
 from her2batch.settings import Plan
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box, Level, SlideInfo, resample
@@ -34,7 +34,7 @@ def test_a_patch_is_kept_for_the_tissue_of_the_tiles_under_it(seed: int, mpp: fl
     picture = np.zeros((info.height // 8, info.width // 8))
     for (x, y, size), share in zip(tiles[kept], tissue[kept], strict=True):
         picture[y // 8 : (y + size) // 8, x // 8 : (x + size) // 8] = share
-    found = {tuple(one) for one in patch_grid(info, plan, tiles[kept], tissue[kept], mpp).tiles.tolist()}
+    found = {tuple(one) for one in plan_patches(info, plan, tiles[kept], tissue[kept], mpp).tiles.tolist()}
     for x, y, size in plan_grid(info.width, info.height, 0.25, mpp, 224).tolist():
         inside = picture[y // 8 : (y + size) // 8, x // 8 : (x + size) // 8].sum() / (size / 8) ** 2
         if abs(inside - plan.min_tissue) > 0.05:
@@ -43,8 +43,8 @@ def test_a_patch_is_kept_for_the_tissue_of_the_tiles_under_it(seed: int, mpp: fl
 
 def test_a_slide_too_coarse_for_a_resolution_has_no_patches_there() -> None:
     tiles, tissue = np.array([[0, 0, 448]], np.int32), np.ones(1, np.float32)
-    assert len(patch_grid(slide(4000, 4000, mpp=0.5), Plan(), tiles, tissue, 0.23).tiles) == 0
-    assert len(patch_grid(slide(4000, 4000), Plan(), tiles[:0], tissue[:0], 1.17).tiles) == 0
+    assert len(plan_patches(slide(4000, 4000, mpp=0.5), Plan(), tiles, tissue, 0.23).tiles) == 0
+    assert len(plan_patches(slide(4000, 4000), Plan(), tiles[:0], tissue[:0], 1.17).tiles) == 0
 
 
 @pytest.mark.parametrize("given_input", ["patches-moderate", "patches-high"])
@@ -54,10 +54,10 @@ def test_pixels_are_those_of_the_pyramid(given_input: str, synthetic: Synthetic)
     table = cohort.read("tiles", slide_id)
     tiles = np.stack([table[name].to_numpy() for name in ("x", "y", "size")], axis=1).astype(np.int32)
     with Pyramid(cohort.pyramid(slide_id)) as opened:
-        one = patch_grid(opened.info, cohort.plan(), tiles, table["tissue"].to_numpy(), PATCH_INPUTS[given_input])
+        one = plan_patches(opened.info, cohort.plan(), tiles, table["tissue"].to_numpy(), PATCH_INPUTS[given_input])
         assert len(one.tiles)
         seen = 0
-        for batch in pixels_of(opened, one):
+        for batch in read_patches(opened, one):
             seen += len(batch.rows)
             x, y, size = one.tiles[batch.rows[0]].tolist()
             expected = resample(opened.region(Box(x, y, size, size), one.mpp), 224, 224)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from her2batch.models.bundle import BundleInfo, ModelEntry
-from her2batch.models.nets import build
+from her2batch.models.nets import build_network
 from her2batch.models.predictor import BundlePredictor
 from her2batch.pipeline.predict import (
     embedding_matrix,
@@ -52,7 +52,7 @@ def a_bundle(folder: Path) -> object:
                 kind=kind, task=task, method="resnet50", input=name, classes=CLASSES[task], file=file, size="tiny"
             )
         )
-        nets[file] = build("resnet50", len(CLASSES[task]), 224, "tiny")
+        nets[file] = build_network("resnet50", len(CLASSES[task]), 224, "tiny")
     about = {"kind": "counts", "task": "her2-4way", "method": "majority-vote", "classes": CLASSES["her2-4way"]}
     entries.append(ModelEntry(input="patches-high", **about))
     info = BundleInfo(her2batch="0.1.0", tasks=("her2-3way", "her2-4way"), licence="none", models=tuple(entries))
@@ -68,7 +68,8 @@ def test_patches_of_each_resolution_are_told_apart(tmp_path: Path) -> None:
             patch_table("a", "patches-high", np.zeros((3, 3), np.int32), high),
         ]
     )
-    tables = {f"patches/{bundle.id}": table, f"thumbnails/{bundle.id}": schemas.table_schema("thumbnails").empty_table()}
+    no_thumbnails = schemas.table_schema("thumbnails").empty_table()
+    tables = {f"patches/{bundle.id}": table, f"thumbnails/{bundle.id}": no_thumbnails}
     row = {"slide_id": "a", "patient_id": "p", "stain": "her2", "flags": ["pen"]}
     features = read_features(bundle, row, tables.__getitem__)
     assert features.patches["patches-low"].tolist() == low.tolist()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from her2batch.errors import InputError
 from her2batch.pipeline.inventory import SlideJob
-from her2batch.pipeline.queue import SlideQueue, UrgentList, next_time, now
+from her2batch.pipeline.queue import SlideQueue, UrgentList, local_now, next_occurrence
 from her2batch.slides.discover import SlideFiles
 
 
@@ -20,7 +20,7 @@ def todo(name: str, size: int = 1, patient: str | None = None, folder: Path = Pa
 
 def drained(queue: SlideQueue) -> list[str]:
     found = []
-    while (one := queue.next()) is not None:
+    while (one := queue.next_job()) is not None:
         found.append(one.slide_id)
     return found
 
@@ -41,7 +41,7 @@ def test_a_slide_can_become_urgent_while_the_night_runs(tmp_path: Path) -> None:
     listed = tmp_path / "urgent.txt"
     listed.write_text("")
     queue = SlideQueue([todo("a", 1), todo("b", 9), todo("c", 5)], UrgentList(listed))
-    assert queue.next() == todo("b", 9)
+    assert queue.next_job() == todo("b", 9)
     listed.write_text("a\n")
     assert drained(queue) == ["a", "c"]
     listed.unlink()  # what it said last holds
@@ -63,23 +63,23 @@ def test_a_list_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 
 def test_nothing_is_begun_after_the_window_and_what_is_left_is_known() -> None:
-    clock = [now()]
+    clock = [local_now()]
     queue = SlideQueue([todo("a"), todo("b")], until=clock[0] + timedelta(hours=1), clock=lambda: clock[0])
-    assert (queue.next(), queue.ended(), len(queue.left)) == (todo("a"), False, 1)
+    assert (queue.next_job(), queue.is_exhausted(), len(queue.waiting)) == (todo("a"), False, 1)
     clock[0] += timedelta(hours=1)
-    assert (queue.next(), queue.ended()) == (None, True)
-    assert queue.left == [todo("b")]
+    assert (queue.next_job(), queue.is_exhausted()) == (None, True)
+    assert queue.waiting == [todo("b")]
 
 
 def test_a_file_that_changed_takes_the_place_of_what_it_was() -> None:
     queue = SlideQueue([todo("a", 1), todo("b", 2)])
     queue.put([todo("a", 7)])
-    assert queue.left == [todo("a", 7), todo("b", 2)]
+    assert queue.waiting == [todo("a", 7), todo("b", 2)]
 
 
 @given(st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1)), st.integers(0, 23), st.integers(0, 59))
 def test_the_next_06_00_is_within_a_day_and_shows_06_00(after: datetime, hour: int, minute: int) -> None:
     start = after.astimezone()
-    found = next_time(f"{hour:02d}:{minute:02d}", start)
+    found = next_occurrence(f"{hour:02d}:{minute:02d}", start)
     assert timedelta(0) < found - start <= timedelta(hours=25)
     assert (found.hour, found.minute) == (hour, minute) or found.utcoffset() != start.utcoffset()

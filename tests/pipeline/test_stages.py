@@ -20,7 +20,7 @@ from her2batch.pipeline.worker import SlideWorker
 from her2batch.runtime.ray_session import RaySession
 from her2batch.runtime.scheduler import run_on_ray
 from her2batch.runtime.serial import run_serially
-from her2batch.runtime.telemetry import Meters
+from her2batch.runtime.telemetry import RunMetrics
 from her2batch.settings import Plan, Resources
 from her2batch.slides.readers import open_slide
 from her2batch.store import schemas
@@ -136,7 +136,7 @@ def test_a_new_stage_with_a_table_is_one_row_and_one_schema(
     plain, shared = worker(tmp_path / "plain"), worker(tmp_path / "shared", range_batches=1, split_batches=1)
     rows = [result.row for result in run_serially(plain, SlideQueue(jobs(plain)))]
     queue = SlideQueue(jobs(shared))
-    rows += [result.row for result in run_on_ray(ray_session, shared, queue, Resources(workers=2), Meters())]
+    rows += [result.row for result in run_on_ray(ray_session, shared, queue, Resources(workers=2), RunMetrics())]
     assert [row["error"] for row in rows] == [None] * 4
     assert [row["status"] for row in rows] == ["done"] * 4
     assert contents(tmp_path / "plain") == contents(tmp_path / "shared")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from her2batch.errors import SlideError
-from her2batch.pipeline.tile_reader import BATCH, plan_reads, read_tiles
+from her2batch.pipeline.tile_reader import TILES_PER_BATCH, plan_reads, read_tiles
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box
 from her2batch.vision.tile_grid import TileGrid, plan_tiles
@@ -56,7 +56,7 @@ def test_neither_threads_nor_ranges_change_a_byte(path: Path, threads: int, lo: 
         assert len(one) == len(other)
         for ours, theirs in zip(one, other, strict=True):
             assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
-            assert np.array_equal(ours.figures, brightness(ours.pixels))
+            assert np.array_equal(ours.features, brightness(ours.pixels))
 
 
 def test_batches_are_whole_blocks_of_about_their_size(path: Path) -> None:
@@ -64,7 +64,7 @@ def test_batches_are_whole_blocks_of_about_their_size(path: Path) -> None:
         feed = plan_reads(slide, grid_of(path, 0.25, 32))
     counts = [sum(len(block.tiles) for block in batch) for batch in feed.batches]
     largest = max(len(block.tiles) for batch in feed.batches for block in batch)
-    assert max(counts) <= max(BATCH, largest)
+    assert max(counts) <= max(TILES_PER_BATCH, largest)
     assert len(counts) > 3
 
 

@@ -38,7 +38,7 @@ def todo(tmp_path: Path, worker: SlideWorker, make_slide: Callable) -> SlideJob:
 
 def raising(error: BaseException) -> type[TiledTiffSlide]:
     class Broken(TiledTiffSlide):
-        def _assembled(self, *_: object) -> None:
+        def _assemble(self, *_: object) -> None:
             raise error
 
     return Broken

@@ -25,7 +25,7 @@ from her2batch.store.cohort import Cohort
 worker = SlideWorker(Cohort(Path(sys.argv[1])), StageContext(Plan(reader="cucim")))
 actor = Actor(worker, ("tiles",), 0, with_gpu=True)
 actor._worker.ready(("tiles",))
-print(list(actor._worker.made) != [], "torch" in sys.modules)
+print(list(actor._worker.works) != [], "torch" in sys.modules)
 """
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=100)
     assert run.stdout.split() == ["True", "True"], run.stderr

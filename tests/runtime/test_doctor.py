@@ -14,33 +14,33 @@ import pytest
 from her2batch.errors import WeightsError
 from her2batch.models.encoders import ENCODERS
 from her2batch.runtime import doctor
-from her2batch.runtime.doctor import Line, check_torchvision, examine
+from her2batch.runtime.doctor import Check, check_machine, check_torchvision
 from tests.runtime.test_scheduler import a_bundle
 
 
 @pytest.fixture(scope="module")
-def lines(tmp_path_factory: pytest.TempPathFactory) -> list[Line]:
-    return examine(tmp_path_factory.mktemp("cohort") / "not-yet")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> list[Check]:
+    return check_machine(tmp_path_factory.mktemp("cohort") / "not-yet")
 
 
-def test_every_line_says_something_and_a_no_has_a_remedy(lines: list[Line]) -> None:
+def test_every_line_says_something_and_a_no_has_a_remedy(lines: list[Check]) -> None:
     assert len({line.name for line in lines}) == len(lines)
     assert all(line.what for line in lines)
     assert all(line.remedy for line in lines if line.ok is False)
 
 
-def test_what_the_project_needs_is_looked_at(lines: list[Line]) -> None:
+def test_what_the_project_needs_is_looked_at(lines: list[Check]) -> None:
     names = {line.name for line in lines}
     wanted = {"python", "ray", "torch", "cores", "OpenSlide", "cuCIM", "memory", "disk", "JPEG decode", "hub token"}
     assert wanted <= names
     assert {f"encoder {name}" for name in ENCODERS} <= names
 
 
-def test_the_stain_encoder_is_always_ready(lines: list[Line]) -> None:
+def test_the_stain_encoder_is_always_ready(lines: list[Check]) -> None:
     assert next(line for line in lines if line.name == "encoder stain").ok
 
 
-def test_an_encoder_without_weights_names_its_licence_page(lines: list[Line], tmp_path: Path) -> None:
+def test_an_encoder_without_weights_names_its_licence_page(lines: list[Check], tmp_path: Path) -> None:
     line = next(line for line in lines if line.name == "encoder uni")
     assert line.ok or "https://huggingface.co/MahmoodLab/UNI" in line.remedy
 
@@ -51,12 +51,12 @@ def test_no_network_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    assert examine()
+    assert check_machine()
 
 
 def test_a_token_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_veryverysecret")
-    lines = examine()
+    lines = check_machine()
     assert "is there" in next(line.what for line in lines if line.name == "hub token")
     assert "hf_veryverysecret" not in json.dumps([dataclasses.asdict(line) for line in lines])
     assert os.environ["HF_TOKEN"]
@@ -72,12 +72,12 @@ from pathlib import Path
 from her2batch.errors import WeightsError
 from her2batch.experiments.train import TrainingRequest, train
 from her2batch.experiments.tune import tune
-from her2batch.runtime.doctor import examine
+from her2batch.runtime.doctor import check_machine
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.score import score
 from her2batch.settings import Plan, Resources, Training, TrainingResources
 
-print(*[f"{line.name}: {line.what}; {line.remedy}" for line in examine() if line.ok is False], sep="\\n")
+print(*[f"{line.name}: {line.what}; {line.remedy}" for line in check_machine() if line.ok is False], sep="\\n")
 scans, out, bundle = map(Path, sys.argv[1:])
 request = IngestRequest(scans, out)
 assert ingest(request, Plan(), Resources(workers=0)).done == 1  # the encoder stain needs no network
@@ -151,6 +151,6 @@ def test_a_torchvision_that_is_not_installed_is_named_with_what_needs_it(monkeyp
         doctor.torchvision_problem.cache_clear()
 
 
-def test_here_torchvision_belongs_to_torch(lines: list[Line]) -> None:
+def test_here_torchvision_belongs_to_torch(lines: list[Check]) -> None:
     assert next(line for line in lines if line.name == "torchvision").ok
     check_torchvision()

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from her2batch.errors import HeadLost, InputError, StoreError
-from her2batch.runtime.ray_session import RaySession, _folder, _start, connect
+from her2batch.runtime.ray_session import RaySession, _make_ray_folder, _start, connect
 from her2batch.settings import Resources
 
 
@@ -86,7 +86,7 @@ def test_the_folder_of_a_run_that_was_killed_is_swept() -> None:
         for folder in folders.values():
             folder.mkdir()
             os.utime(folder, (0, 0))
-        fresh = _folder()
+        fresh = _make_ray_folder()
         fresh.rmdir()
         assert {name: folder.exists() for name, folder in folders.items()} == {"dead": False, "alive": True}
     finally:
@@ -173,7 +173,7 @@ from her2batch.runtime.ray_session import connect
 from her2batch.settings import Resources
 def spend():
     with connect(Resources(workers=1)) as session:
-        [one.kill() for one in session.parts if one.name() == "gcs_server"]
+        [process.kill() for process in session.processes if process.name() == "gcs_server"]
         time.sleep(60)
 guarded(spend)
 """

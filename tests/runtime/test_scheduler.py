@@ -19,9 +19,9 @@ from her2batch.pipeline.slide_state import StageContext
 from her2batch.pipeline.worker import SlideResult, SlideWorker
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.ray_session import RaySession
-from her2batch.runtime.scheduler import _cause, run_on_ray, step_limit
+from her2batch.runtime.scheduler import _root_error, run_on_ray, step_limit
 from her2batch.runtime.serial import run_serially
-from her2batch.runtime.telemetry import Meters
+from her2batch.runtime.telemetry import RunMetrics
 from her2batch.settings import Plan, Resources
 from her2batch.store.cohort import Cohort
 from her2batch.store.pseudonyms import Pseudonymizer
@@ -40,8 +40,8 @@ def worker_for(out: Path, **more: object) -> SlideWorker:
 
 
 def todos(scans: Path, worker: SlideWorker) -> list[SlideJob]:
-    census = take_inventory(scans, worker.cohort, worker.context.plan, Pseudonymizer(), {})
-    return census.todo
+    inventory = take_inventory(scans, worker.cohort, worker.context.plan, Pseudonymizer(), {})
+    return inventory.jobs
 
 
 def test_a_slide_that_is_shared_has_the_bytes_of_one_that_is_not(
@@ -51,7 +51,9 @@ def test_a_slide_that_is_shared_has_the_bytes_of_one_that_is_not(
     reference = worker_for(tmp_path / "plain")
     list(run_serially(reference, SlideQueue(todos(tmp_path / "scans", reference))))
     shared = worker_for(tmp_path / "shared", range_batches=1, split_batches=1)
-    finished = list(run_on_ray(ray_session, shared, SlideQueue(todos(tmp_path / "scans", shared)), LIMITS, Meters()))
+    finished = list(
+        run_on_ray(ray_session, shared, SlideQueue(todos(tmp_path / "scans", shared)), LIMITS, RunMetrics())
+    )
     assert [one.row["status"] for one in finished] == ["done"]
     assert finished[0].row["n_tiles"] > 100
     assert contents(tmp_path / "plain") == contents(tmp_path / "shared")
@@ -62,12 +64,12 @@ class Looked(SlideQueue):
 
     looks, before = 0, None
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         self.looks += 1
 
-    def next(self) -> SlideJob | None:
+    def next_job(self) -> SlideJob | None:
         self.before = self.looks if self.before is None else self.before
-        return super().next()
+        return super().next_job()
 
 
 def test_a_supply_looks_while_no_worker_is_idle(tmp_path: Path, make_slide: Callable, ray_session: RaySession) -> None:
@@ -75,7 +77,7 @@ def test_a_supply_looks_while_no_worker_is_idle(tmp_path: Path, make_slide: Call
     make_slide("a.tiff")
     worker = worker_for(tmp_path / "c")
     queue = Looked(todos(tmp_path / "scans", worker))
-    assert len(list(run_on_ray(replace(ray_session, workers=1), worker, queue, LIMITS, Meters()))) == 1
+    assert len(list(run_on_ray(replace(ray_session, workers=1), worker, queue, LIMITS, RunMetrics()))) == 1
     assert queue.before > 0
 
 
@@ -94,8 +96,8 @@ def test_what_ray_says_over_many_lines_is_said_in_one(ray_session: RaySession, f
         with pytest.raises(ray.exceptions.RayError) as caught:
             ray.get(reference)
         assert "\n" in str(caught.value)
-        assert str(_cause(caught.value)).startswith(words)
-        assert "\n" not in str(_cause(caught.value))
+        assert str(_root_error(caught.value)).startswith(words)
+        assert "\n" not in str(_root_error(caught.value))
 
 
 @dataclass
@@ -128,7 +130,7 @@ def test_a_lost_worker_costs_its_slide_two_retries_and_the_others_nothing(
     cohort.create(plan)
     worker = here.Deadly(cohort, StageContext(plan, dims={"stain": embedding_dim("stain")}), deaths=deaths)
     found: dict[str, SlideResult] = {}
-    for one in run_on_ray(ray_session, worker, SlideQueue(todos(tmp_path / "scans", worker)), LIMITS, Meters()):
+    for one in run_on_ray(ray_session, worker, SlideQueue(todos(tmp_path / "scans", worker)), LIMITS, RunMetrics()):
         found[one.row["slide_id"]] = one
     assert {name: one.row["status"] for name, one in found.items()} == {"deadly": outcome, "b": "done", "c": "done"}
     if outcome == "failed":
@@ -160,7 +162,7 @@ def test_a_slide_that_hangs_is_given_up_and_the_others_go_on(
     cohort.create(Plan())
     worker = here.Hanging(cohort, StageContext(Plan(), dims={"stain": embedding_dim("stain")}))
     limits = Resources(workers=2, patience=5)
-    found = list(run_on_ray(ray_session, worker, SlideQueue(todos(tmp_path / "scans", worker)), limits, Meters()))
+    found = list(run_on_ray(ray_session, worker, SlideQueue(todos(tmp_path / "scans", worker)), limits, RunMetrics()))
     assert {one.row["slide_id"]: one.row["error_code"] for one in found} == {"hanging": "timeout", "b": None, "c": None}
     assert (cohort.root / "tries").read_text() == "once\n"
 
@@ -189,14 +191,14 @@ def test_a_model_worker_that_dies_under_two_calls_is_replaced_once(
 
     ray_session.ray.cloudpickle.register_pickle_by_value(here)
     for name in "abcd":
-        make_slide(f"{name}.tiff", seed=ord(name), size=(900, 900), brown=0.4)
+        make_slide(f"{name}.tiff", seed=ord(name), brown=0.4)
     plan = Plan(encoders=("timm:test_vit",))
     cohort = Cohort(tmp_path / "c")
     cohort.create(plan)
     context = StageContext(plan, weights=small_weights, dims={"timm:test_vit": embedding_dim("timm:test_vit")})
     worker = here.DeadlyModel(cohort, context)
     session = replace(ray_session, workers=1, gpus=1)
-    found = list(run_on_ray(session, worker, SlideQueue(todos(tmp_path / "scans", worker)), LIMITS, Meters()))
+    found = list(run_on_ray(session, worker, SlideQueue(todos(tmp_path / "scans", worker)), LIMITS, RunMetrics()))
     assert sorted((one.row["slide_id"], one.row["status"]) for one in found) == [(name, "done") for name in "abcd"]
     assert (cohort.root / "dead").exists()
 
@@ -206,7 +208,7 @@ def test_a_stop_ends_the_batch_between_calls(tmp_path: Path, make_slide: Callabl
         make_slide(f"s{k}.tiff", seed=k, size=(900, 900))
     worker = worker_for(tmp_path / "c")
     session = replace(ray_session, workers=1)
-    running = run_on_ray(session, worker, SlideQueue(todos(tmp_path / "scans", worker)), LIMITS, Meters())
+    running = run_on_ray(session, worker, SlideQueue(todos(tmp_path / "scans", worker)), LIMITS, RunMetrics())
     next(running)
     session.stopped.set()
     assert len(list(running)) < 3
@@ -238,7 +240,7 @@ def test_a_cpu_worker_holds_no_gpu_and_runs_one_thread(
     cohort = Cohort(tmp_path / "c")
     cohort.create(Plan())
     worker = here.Nosy(cohort, StageContext(Plan(), dims={"stain": embedding_dim("stain")}))
-    list(run_on_ray(ray_session, worker, SlideQueue(todos(tmp_path / "scans", worker)), LIMITS, Meters()))
+    list(run_on_ray(ray_session, worker, SlideQueue(todos(tmp_path / "scans", worker)), LIMITS, RunMetrics()))
     seen = json.loads((cohort.root / "seen.json").read_text())
     assert seen == {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "gpus": 0}
 

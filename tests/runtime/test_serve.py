@@ -17,7 +17,7 @@ import pytest
 
 from her2batch.errors import InputError, StoreError
 from her2batch.runtime.ingest import IngestRequest, ingest
-from her2batch.runtime.serve import Offer, check, read_one
+from her2batch.runtime.serve import ServeRequest, check_request, ingest_one
 from her2batch.settings import Plan, Resources
 from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort
@@ -125,44 +125,44 @@ def test_stopped_it_leaves_nothing_behind(server: Server) -> None:
 
 def test_what_can_not_be_served_is_said_before_anything_listens(tmp_path: Path) -> None:
     cohort, port = prepared(tmp_path).root, free_port()
-    check(Offer(cohort, tmp_path / "scans"), port)
+    check_request(ServeRequest(cohort, tmp_path / "scans"), port)
     with pytest.raises(StoreError, match="no cohort"):
-        check(Offer(tmp_path / "scans"), port)
+        check_request(ServeRequest(tmp_path / "scans"), port)
     with pytest.raises(InputError, match="no such folder"):
-        check(Offer(cohort, tmp_path / "nowhere"), port)
+        check_request(ServeRequest(cohort, tmp_path / "nowhere"), port)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
         with pytest.raises(InputError, match="choose another --port"):
-            check(Offer(cohort), port)
+            check_request(ServeRequest(cohort), port)
     key = tmp_path / "key"
     key.touch(mode=0o600)
     key.write_bytes(b"k" * 32)
     with pytest.raises(InputError, match="leave --pseudonymize away"):
-        check(Offer(cohort, tmp_path / "scans", key=key), port)
+        check_request(ServeRequest(cohort, tmp_path / "scans", key=key), port)
     ingest(IngestRequest(tmp_path / "scans", tmp_path / "hidden", key=key), Plan(), Resources(workers=0))
     with pytest.raises(InputError, match="give --pseudonymize KEYFILE"):
-        check(Offer(tmp_path / "hidden", tmp_path / "scans"), port)
-    check(Offer(tmp_path / "hidden", tmp_path / "scans", key=key), port)
+        check_request(ServeRequest(tmp_path / "hidden", tmp_path / "scans"), port)
+    check_request(ServeRequest(tmp_path / "hidden", tmp_path / "scans", key=key), port)
 
 
 def test_a_posted_file_is_read_alone_or_said_to_be_none(tmp_path: Path, ray_session: object) -> None:
     cohort = prepared(tmp_path)
     scans = tmp_path / "scans"
-    offer = Offer(cohort.root, scans)
+    request = ServeRequest(cohort.root, scans)
     write_slide(scans / "S3.tiff", tissue_image(1400, 1200, seed=3))
     (scans / "copy.tiff").write_bytes((scans / "S1.tiff").read_bytes())
     (scans / "notes.txt").write_text("no slide")
     (scans / "broken.svs").write_bytes(b"no TIFF at all")
-    assert read_one(offer, scans / "S2.tiff") == {"slide_id": "S2", "error_code": None, "error": None}
+    assert ingest_one(request, scans / "S2.tiff") == {"slide_id": "S2", "error_code": None, "error": None}
     assert cohort.rows().keys() == {"S1", "S2"}
-    assert read_one(offer, scans / "S2.tiff")["slide_id"] == "S2"
-    assert read_one(offer, scans / "copy.tiff") == {"slide_id": "S1", "error_code": None, "error": None}
-    assert read_one(offer, scans / "notes.txt")["error_code"] == "not-a-slide"
-    found = read_one(offer, scans / "broken.svs")
+    assert ingest_one(request, scans / "S2.tiff")["slide_id"] == "S2"
+    assert ingest_one(request, scans / "copy.tiff") == {"slide_id": "S1", "error_code": None, "error": None}
+    assert ingest_one(request, scans / "notes.txt")["error_code"] == "not-a-slide"
+    found = ingest_one(request, scans / "broken.svs")
     assert (found["slide_id"], found["error_code"]) == ("broken", "unreadable")
     assert cohort_status(cohort).adds_up
     with cohort.lock(), pytest.raises(StoreError, match="is in use by"):
-        read_one(offer, scans / "S3.tiff")
+        ingest_one(request, scans / "S3.tiff")
     assert list(verify_cohort(cohort)) == []
     assert cohort.plan() == Plan()

@@ -1,4 +1,4 @@
-"""Meters: what a run tells Prometheus. That a real endpoint shows it is a test of the jobs (tests/test_jobs.py)."""
+"""RunMetrics: what a run tells Prometheus. That a real endpoint shows it is a test of the jobs (tests/test_jobs.py)."""
 
 import re
 from pathlib import Path
@@ -6,16 +6,18 @@ from pathlib import Path
 from her2batch.pipeline.progress import RunProgress
 from her2batch.runtime import telemetry
 from her2batch.runtime.ray_session import RaySession
-from her2batch.runtime.telemetry import Meters, TileMeter
+from her2batch.runtime.telemetry import RunMetrics, TileMetrics
 
 
 def test_rows_of_every_kind_are_counted(ray_session: RaySession) -> None:
-    meters = Meters()
+    metrics = RunMetrics()
     done = {"status": "done", "bytes": 10, "files": [{"bytes": 3}, {"bytes": 4}]}
-    meters.ended(done, RunProgress(1, 0, 2, left=(1.0, 2.0)))
-    meters.ended({"status": "failed", "bytes": 0, "files": []}, RunProgress(2, 1, 2))  # nothing to add is no error
-    meters.queues({"cpu": 0, "tiles": 7})
-    tiles = TileMeter("cpu")
+    metrics.slide_ended(done, RunProgress(1, 0, 2, left=(1.0, 2.0)))
+    metrics.slide_ended(
+        {"status": "failed", "bytes": 0, "files": []}, RunProgress(2, 1, 2)
+    )  # nothing to add is no error
+    metrics.calls_waiting({"cpu": 0, "tiles": 7})
+    tiles = TileMetrics("cpu")
     tiles.add(0)
     tiles.add(100)
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from her2batch.pipeline.inventory import InventoryUpdater, SlideJob
-from her2batch.pipeline.queue import now
+from her2batch.pipeline.queue import local_now
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.ray_session import RaySession
-from her2batch.runtime.watch import GIVE_UP, FileStability, partial_beside
+from her2batch.runtime.watch import GIVE_UP, FileStability, find_partial_copy
 from her2batch.settings import Plan, Resources, RunWindow
 from her2batch.slides.discover import DiscoveredSlides, SlideFiles, refresh_files, slide_files
 from her2batch.store.audit import cohort_status
@@ -37,75 +37,75 @@ def lies(path: Path, text: str = "x") -> SlideFiles:
 
 
 def test_a_file_is_finished_when_two_looks_a_settle_time_apart_see_the_same(tmp_path: Path) -> None:
-    settling, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
-    assert [settling.finished(slide, at, ()) for at in (100.0, 105.0, 109.9, 110.0)] == [False, False, False, True]
+    stability, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
+    assert [stability.is_complete(slide, at, ()) for at in (100.0, 105.0, 109.9, 110.0)] == [False, False, False, True]
 
 
 def test_a_writer_that_pauses_starts_the_time_anew(tmp_path: Path) -> None:
-    settling, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
-    assert not settling.finished(slide, 0, ())
+    stability, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
+    assert not stability.is_complete(slide, 0, ())
     slide = lies(tmp_path / "a.svs", "xy")
-    assert [settling.finished(slide, at, ()) for at in (9.0, 18.0, 19.0)] == [False, False, True]
+    assert [stability.is_complete(slide, at, ()) for at in (9.0, 18.0, 19.0)] == [False, False, True]
 
 
 def test_a_file_that_was_renamed_over_another_of_the_same_size_and_time_is_another(tmp_path: Path) -> None:
-    settling, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
-    settling.finished(slide, 0, ())
+    stability, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
+    stability.is_complete(slide, 0, ())
     facts = slide.path.stat()
     lies(tmp_path / "b.svs", "y").path.replace(slide.path)
     os.utime(slide.path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    assert not settling.finished(refresh_files(slide), 15, ())
-    assert settling.finished(refresh_files(slide), 25, ())
+    assert not stability.is_complete(refresh_files(slide), 15, ())
+    assert stability.is_complete(refresh_files(slide), 25, ())
 
 
 def test_times_of_files_are_not_compared_with_our_clock(tmp_path: Path) -> None:
-    settling, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
+    stability, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
     os.utime(slide.path, (4e9, 4e9))  # a share whose clock is a century ahead
-    assert not settling.finished(slide, 0, ())
-    assert settling.finished(slide, SETTLE, ())
+    assert not stability.is_complete(slide, 0, ())
+    assert stability.is_complete(slide, SETTLE, ())
 
 
 def test_what_does_not_open_waits_and_is_handed_over_in_the_end(tmp_path: Path) -> None:
-    settling, slide = FileStability(SETTLE, lambda _: "the file is cut"), lies(tmp_path / "a.svs")
-    found = [settling.finished(slide, SETTLE * k, ()) for k in range(GIVE_UP + 1)]
+    stability, slide = FileStability(SETTLE, lambda _: "the file is cut"), lies(tmp_path / "a.svs")
+    found = [stability.is_complete(slide, SETTLE * k, ()) for k in range(GIVE_UP + 1)]
     assert found == [False] * GIVE_UP + [True]
-    assert settling.why(slide) == "does not open yet: the file is cut"
+    assert stability.reason(slide) == "does not open yet: the file is cut"
 
 
 def test_every_file_of_a_slide_must_rest(tmp_path: Path) -> None:
     for name in ("a.mrxs", "Data0.dat"):
         lies(tmp_path / name)
     paths = (tmp_path / "a.mrxs", tmp_path / "Data0.dat")
-    settling = FileStability(SETTLE, opens)
-    settling.finished(slide_files(paths), 0, ())
+    stability = FileStability(SETTLE, opens)
+    stability.is_complete(slide_files(paths), 0, ())
     lies(paths[1], "longer")
-    assert not settling.finished(slide_files(paths), SETTLE, ())
-    assert settling.finished(slide_files(paths), 2 * SETTLE, ())
+    assert not stability.is_complete(slide_files(paths), SETTLE, ())
+    assert stability.is_complete(slide_files(paths), 2 * SETTLE, ())
 
 
 @pytest.mark.parametrize(
     "other", ["a.svs.part", "a.svs.tmp", "a.part", "a.svs.filepart", "a.svs.crdownload", "~a.svs", ".a.svs.Xy12Zq"]
 )
 def test_a_partial_copy_beside_a_slide_holds_it_back(tmp_path: Path, other: str) -> None:
-    settling, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
-    settling.finished(slide, 0, ())
-    assert not settling.finished(slide, SETTLE, ["a.svs", other])
-    assert other in settling.why(slide)
-    assert settling.finished(slide, SETTLE, ["a.svs"])
+    stability, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
+    stability.is_complete(slide, 0, ())
+    assert not stability.is_complete(slide, SETTLE, ["a.svs", other])
+    assert other in stability.reason(slide)
+    assert stability.is_complete(slide, SETTLE, ["a.svs"])
 
 
 def test_a_partial_copy_that_nobody_works_on_does_not_hold_a_night_for_ever(tmp_path: Path) -> None:
-    settling, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
+    stability, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
     part = tmp_path / "a.svs.part"
     for k in range(2 * GIVE_UP):  # it grows
         part.write_bytes(bytes(k))
-        assert not settling.finished(slide, SETTLE * k, ["a.svs", part.name])
-    found = [settling.finished(slide, SETTLE * (2 * GIVE_UP + k), ["a.svs", part.name]) for k in range(GIVE_UP)]
+        assert not stability.is_complete(slide, SETTLE * k, ["a.svs", part.name])
+    found = [stability.is_complete(slide, SETTLE * (2 * GIVE_UP + k), ["a.svs", part.name]) for k in range(GIVE_UP)]
     assert found == [False] * (GIVE_UP - 1) + [True]
 
 
 def test_partial_copies_of_other_slides_hold_nothing_back() -> None:
-    assert partial_beside("a.svs", ["a.svs", "b.svs.part", "aa.part", ".b.svs.Q1", "a2.svs.tmp", "a.xml"]) is None
+    assert find_partial_copy("a.svs", ["a.svs", "b.svs.part", "aa.part", ".b.svs.Q1", "a2.svs.tmp", "a.xml"]) is None
 
 
 # -- with real slides ------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_when_the_window_ends_the_rest_is_deferred_and_the_next_run_takes_it(
     make_slide("a.tiff")
     cut = make_slide("cut.tiff", seed=1)
     os.truncate(cut, cut.stat().st_size // 2)
-    window = RunWindow(watch=True, settle=30, until=(now() + timedelta(seconds=4)).strftime("%H:%M:%S"))
+    window = RunWindow(watch=True, settle=30, until=(local_now() + timedelta(seconds=4)).strftime("%H:%M:%S"))
     order = IngestRequest(tmp_path / "scans", tmp_path / "c")
     summary = ingest(order, Plan(tile=64), Resources(workers=2), window=window, session=ray_session)
     assert (summary.seen, summary.deferred, summary.done, summary.exit_code) == (2, 2, 0, 0)
