@@ -17,7 +17,7 @@ from her2batch.pipeline.queue import SlideQueue
 from her2batch.runtime.ray_session import OBJECT_STORE_BYTES, RaySession
 from her2batch.runtime.scheduler import run_on_ray
 from her2batch.runtime.serial import run_serially as plain_loop
-from her2batch.runtime.telemetry import Meters
+from her2batch.runtime.telemetry import RunMetrics
 from her2batch.settings import Resources
 from tests.conftest import tissue_image, write_slide
 from tests.faults.fault_fixtures import (
@@ -153,7 +153,8 @@ def test_five_hundred_shared_slides_pass_through_an_object_store_of_200_mb(
     worker = worker_for(tmp_path / "shared", range_batches=1, split_batches=1)
     state = get_state_from_address()
     with read_in_background(lambda: get_memory_info_reply(state).store_stats, every=0.5) as looks:
-        ended = list(run_on_ray(ray_session, worker, SlideQueue(todos(scans, worker)), Resources(workers=2), Meters()))
+        queue = SlideQueue(todos(scans, worker))
+        ended = list(run_on_ray(ray_session, worker, queue, Resources(workers=2), RunMetrics()))
     most, last = max(one.object_store_bytes_used for one in looks), looks[-1]
     log.info("object store: %d at most, %d in all", most, last.cumulative_created_bytes)
     assert Counter(one.row["status"] for one in ended) == {"done": 500}
