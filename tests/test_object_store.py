@@ -226,7 +226,10 @@ def test_unusable_object_store_is_reported(bucket: str, scans: Path) -> None:
 
 
 def test_exports_and_imports_equal_those_of_a_local_cohort(bucket: str, tmp_path: Path) -> None:
-    cohorts = {"here": make_stored_cohort(tmp_path / "cohort", "S1"), "far": make_stored_cohort(to_location(f"{bucket}/cohort"), "S1")}
+    cohorts = {
+        "here": make_stored_cohort(tmp_path / "cohort", "S1"),
+        "far": make_stored_cohort(to_location(f"{bucket}/cohort"), "S1"),
+    }
     for where, cohort in cohorts.items():
         for to in ("clam-h5", "geojson", "csv"):
             assert export_cohort(Outgoing(cohort.root, to, tmp_path / where / to)).exit_code == 0
