@@ -1,4 +1,4 @@
-"""What the tests share: real data, slides made in a line, one Ray for the whole session."""
+"""Shared fixtures: test data, small slides, one Ray session per process, and an ingested synthetic cohort."""
 
 import contextlib
 import os
@@ -84,7 +84,7 @@ def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cores(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Real HER2 tissue as slides: '0', '1+', '3+' → the middle of a core, 2000 × 1600 px, 0.25 µm/px, three levels."""
+    """HER2 cores as slides: '0', '1+', '3+' → the middle of a core, 2000 × 1600 px, 0.25 µm/px, three levels."""
     folder = tmp_path_factory.mktemp("cores")
     made = {}
     for jpg in sorted((real_data / "her2_cores").glob("[013]_*.jpg")):
@@ -96,13 +96,13 @@ def cores(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[RaySession]:
-    """Ray, started once; whoever connects in this process uses it."""
+    """One Ray session for all tests of a process; `connect` uses it."""
     with connect(Resources(workers=2, gpus=2)) as session:
         yield session
 
 
 def write_slide(path: Path, rgb: np.ndarray, mpp: float | None = 0.25, tile: int = 256, levels: int = 1) -> Path:
-    """A tiled JPEG TIFF of an image (H, W, 3) uint8; without mpp no resolution is written."""
+    """Write an image (H, W, 3) uint8 as a tiled JPEG TIFF; without mpp no resolution is written."""
     resolution = {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
     with tifffile.TiffWriter(path) as tiff:
         for k in range(levels):
@@ -115,7 +115,7 @@ def write_slide(path: Path, rgb: np.ndarray, mpp: float | None = 0.25, tile: int
 
 
 def tissue_image(width: int, height: int, seed: int = 0, brown: float = 0.0) -> np.ndarray:
-    """Glass with one round piece of blue nuclei, its membranes brown to a degree: (height, width, 3) uint8."""
+    """Return a round piece of tissue on glass, (height, width, 3) uint8. brown: DAB density of its membranes."""
     rng = np.random.default_rng(seed)
     rgb = np.full((height, width, 3), 240, np.float32)
     y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -134,7 +134,7 @@ def tissue_image(width: int, height: int, seed: int = 0, brown: float = 0.0) -> 
 
 @pytest.fixture
 def make_slide(tmp_path: Path) -> MakeSlide:
-    """make_slide('a.tiff', size=(900, 700), seed=1): a small slide with tissue, in a folder `scans`."""
+    """make_slide('a.tiff', size=(900, 700), seed=1) writes a small slide with tissue into the folder `scans`."""
 
     def make(
         name: str = "a.tiff", size: tuple[int, int] = (1400, 1200), seed: int = 0, brown: float = 0.0, **more: object
@@ -148,7 +148,7 @@ def make_slide(tmp_path: Path) -> MakeSlide:
 
 @pytest.fixture(scope="session")
 def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with weights of a small timm net, for the encoder timm:test_vit."""
+    """A folder with weights of a small timm network, for the encoder timm:test_vit."""
     import safetensors.torch
     import timm
 
@@ -159,7 +159,7 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Synthetic(NamedTuple):
-    """A synthetic cohort: scans, labels, annotations, and what an ingest made of them."""
+    """A synthetic cohort: scans, labels, annotations, and the ingested cohort."""
 
     scans: Path
     labels: Path
@@ -169,7 +169,7 @@ class Synthetic(NamedTuple):
 
 @pytest.fixture(scope="session")
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
-    """Some twenty small slides of fourteen patients, ingested once. Tests don't change it; copy it to change it."""
+    """24 small slides of fourteen patients, ingested once. Tests must copy the cohort to change it."""
     folder = make_once(folder_of_all_workers(tmp_path_factory) / "synthetic", _make_synthetic)
     cohort = tmp_path_factory.mktemp("synthetic") / "cohort"
     shutil.copytree(folder / "cohort", cohort, copy_function=os.link)  # the store replaces files, and never writes
@@ -185,7 +185,7 @@ def _make_synthetic(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def quiet_night(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> NightRun:
-    """A night in miniature on this machine, with nothing in its way. Tests don't change it."""
+    """A nightly run in miniature without any fault. Tests must not change it."""
     from tests.models.bundles import untrained
 
     folder = tmp_path_factory.mktemp("night")

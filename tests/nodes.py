@@ -30,7 +30,7 @@ services.get_node_ip_address = lambda *_: "127.0.0.1"
 sys.argv[0] = "ray"
 main()
 """
-STORE = str(100_000_000)
+OBJECT_STORE_BYTES = str(100_000_000)
 
 
 def free_port() -> int:
@@ -40,7 +40,7 @@ def free_port() -> int:
 
 
 class Cluster:
-    """Nodes by name. The head does no work; its dashboard takes jobs."""
+    """The nodes by name. The head runs no tasks; its dashboard accepts jobs."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="h2bc-", dir="/tmp"))
@@ -61,7 +61,7 @@ class Cluster:
                "--ray-client-server-port", str(free_port()), "--metrics-export-port", str(self.metrics),
                "--temp-dir", str(self.folder / "r")]  # fmt: skip
         self._start("head", own)
-        self.wait(lambda: self.alive() == 1)
+        self.wait(lambda: self.count_alive() == 1)
 
     @property
     def address(self) -> str:
@@ -72,19 +72,19 @@ class Cluster:
         return f"http://127.0.0.1:{self.dashboard}"
 
     def add(self, name: str, cpus: int = 1, **resources: float) -> None:
-        """A further node; returns when it has joined."""
+        """Start a further node. Returns when it has joined."""
         self._start(name, ["--address", self.address, "--num-cpus", str(cpus), "--resources", json.dumps(resources)])
         self.wait(lambda: "Ray runtime started" in (self.folder / f"{name}.log").read_text(errors="replace"))
 
     def kill(self, name: str) -> None:
-        """SIGKILL to all processes of a node, as when its power goes."""
+        """Send SIGKILL to all processes of a node, as at a loss of power."""
         parent = psutil.Process(self.nodes.pop(name).pid)
         for one in [*parent.children(recursive=True), parent]:
             with suppress(psutil.NoSuchProcess):
                 one.send_signal(signal.SIGKILL)
 
-    def called(self, name: str, words: str) -> list[psutil.Process]:
-        """The processes of a node whose command line begins so."""
+    def find_processes(self, name: str, words: str) -> list[psutil.Process]:
+        """Return the processes of a node whose command line begins with `words`."""
         found = []
         with suppress(psutil.Error):
             for one in psutil.Process(self.nodes[name].pid).children(recursive=True):
@@ -93,17 +93,17 @@ class Cluster:
                         found.append(one)
         return found
 
-    def alive(self) -> int:
-        """Nodes that the head holds for alive."""
-        found = self.ask("/nodes?view=summary")
+    def count_alive(self) -> int:
+        """Return the number of nodes that the head reports as alive."""
+        found = self.dashboard_json("/nodes?view=summary")
         rows = found["data"]["summary"] if found else []
         return sum(one["raylet"].get("state") == "ALIVE" for one in rows)
 
-    def ask(self, path: str, port: int | None = None) -> dict:
-        """What the dashboard answers; nothing while it does not."""
-        return json.loads(self.text(path, port) or "{}")
+    def dashboard_json(self, path: str, port: int | None = None) -> dict:
+        """Return the JSON of the dashboard's answer, an empty dictionary while it does not answer."""
+        return json.loads(self.dashboard_text(path, port) or "{}")
 
-    def text(self, path: str, port: int | None = None) -> str:
+    def dashboard_text(self, path: str, port: int | None = None) -> str:
         token = Path(self.env["RAY_AUTH_TOKEN_PATH"]).read_text()
         request = urllib.request.Request(
             f"http://127.0.0.1:{port or self.dashboard}{path}", headers={"Authorization": f"Bearer {token}"}
@@ -125,7 +125,7 @@ class Cluster:
         return "\n".join(path.read_text(errors="replace")[-2000:] for path in self.folder.glob("*.log"))
 
     def run(self, *command: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
-        """A command with the cluster's token and address."""
+        """Run a command with the cluster's token and address."""
         return subprocess.run(command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
     def popen(self, *command: str) -> "subprocess.Popen[str]":
@@ -140,7 +140,7 @@ class Cluster:
 
     def _start(self, name: str, options: list[str]) -> None:
         command = [sys.executable, "-c", JOIN, "start", *options, "--block", "--node-ip-address", "127.0.0.1",
-                   "--object-store-memory", STORE, "--disable-usage-stats",
+                   "--object-store-memory", OBJECT_STORE_BYTES, "--disable-usage-stats",
                    "--dashboard-agent-listen-port", str(free_port())]  # fmt: skip
         with (self.folder / f"{name}.log").open("wb") as log:
             env = {name: value for name, value in self.env.items() if name != "RAY_ADDRESS"}
@@ -149,8 +149,8 @@ class Cluster:
 
 
 @contextmanager
-def cluster(workers: int = 2) -> Iterator[Cluster]:
-    """A head and so many nodes with one CPU each."""
+def run_cluster(workers: int = 2) -> Iterator[Cluster]:
+    """A cluster of a head and `workers` nodes with one CPU each."""
     made = Cluster()
     try:
         for k in range(workers):  # one after the other: nodes of one address that start together miss themselves

@@ -1,4 +1,4 @@
-"""What holds on a machine with a GPU, through the commands: they are skipped where there is none, as in CI."""
+"""The commands on a machine with a GPU; skipped where there is none."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def vectors(cohort: Path) -> np.ndarray:
 
 
 def test_number_of_workers_changes_no_byte_on_a_gpu(scanned: Scanned, cohort: Path, tmp_path: Path) -> None:
-    """The plain loop, --workers 0, is left out: it computes on the CPU."""
+    """The serial loop (--workers 0) is not compared: it computes on the CPU."""
     done(ingest(scanned, tmp_path / "two", "--workers", 2))
     assert_same_files(tmp_path / "two", contents(cohort))
 
@@ -108,7 +108,7 @@ NVIDIA = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader"]
 
 
 def named(pids: list[int]) -> list[int]:
-    """Processes that hold the GPU's device file, where nvidia-smi names none."""
+    """Return the processes that hold the GPU's device file, where nvidia-smi lists none."""
     return [pid for pid in pids if any("/dev/nvidia0" in link for link in opened(pid))]
 
 
@@ -173,7 +173,7 @@ def train(scanned: Scanned, cohort: Path, out: Path, methods: tuple[str, ...], *
 def test_training_twice_on_a_gpu_gives_identical_tables(
     scanned: Scanned, cohort: Path, tmp_path: Path, methods: tuple[str, ...]
 ) -> None:
-    """Four units side by side on one GPU, or one after the other."""
+    """Four units run at once on one GPU, or one after the other."""
     for name, share in {"four": 0.25, "one": 1.0}.items():
         done(train(scanned, cohort, tmp_path / name, methods, "--workers", 4, "--unit-gpus", share))
     four, one = (tables(tmp_path / name) for name in ("four", "one"))

@@ -1,4 +1,4 @@
-"""The house rules that a machine can hold."""
+"""Rules about the code itself: sizes, packages, imports, and pages that are generated from it."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The jobs, given to a real cluster of three nodes through Ray's job API; a node is killed; a head is lost."""
+"""Jobs on a real cluster of three nodes through Ray's job API; a node is killed, and the head is lost."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from her2batch.store.cohort import Cohort
 from her2batch.store.training_run import TrainingRun
 from tests.conftest import Synthetic
 from tests.nightly.scanner import NightRun, Scanner, write_toml
-from tests.nodes import ROOT, Cluster, cluster
+from tests.nodes import ROOT, Cluster, run_cluster
 from tests.runtime.test_ingest import contents
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -25,14 +25,14 @@ RAY = str(Path(sys.executable).with_name("ray"))
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Cluster]:
-    """A head and two nodes, one of which reads and writes only."""
-    with cluster(workers=2) as made:
+    """A cluster of a head and two nodes."""
+    with run_cluster(workers=2) as made:
         made.wait(lambda: submit(made, f"hello-{time.time_ns()}", "-V").wait() == 0)
         yield made
 
 
 def submit(nodes: Cluster, name: str, *command: str) -> "subprocess.Popen[str]":
-    """`ray job submit`, as an operator's scheduler does it.
+    """Run `ray job submit`, as an operator's scheduler does.
 
     Without --working-dir: these nodes share a machine, and one that starts sweeps the others' unpacked folders.
     """
@@ -55,7 +55,7 @@ def wait_for_rows(run: "subprocess.Popen[str]", cohort: Path, count: int) -> Non
 
 
 def tables(cohort: Path) -> dict[str, bytes]:
-    """All that a night leaves, but its reports: they hold times."""
+    """Return all files of a nightly run except its reports, which contain times."""
     return {name: data for name, data in contents(cohort).items() if not name.startswith("nights/")}
 
 
@@ -82,7 +82,7 @@ def test_job_api_refuses_requests_without_token(nodes: Cluster) -> None:
 def test_nightly_run_on_three_nodes_with_one_killed_gives_identical_tables(
     nodes: Cluster, quiet_night: NightRun, tmp_path: Path
 ) -> None:
-    """The night in miniature again, the scanner at work; this time as a job, and a node dies in the middle."""
+    """The night in miniature runs again with the scanner at work, this time as a job, and a node dies in the middle."""
     quiet = tables(quiet_night.cohort.root)
     kept, scans, cohort = tmp_path / "kept", quiet_night.folder / "scans", tmp_path / "cohort"
     scans.rename(kept)  # rows hold the slides' paths: the scanner writes into the same folder again
@@ -103,7 +103,7 @@ def test_nightly_run_on_three_nodes_with_one_killed_gives_identical_tables(
     assert {name for name in contents(cohort) if ".draft" in name} == set()
     assert tables(cohort) == quiet
     assert list(verify_cohort(Cohort(cohort))) == []
-    names = set(re.findall(r"^(ray_her2batch_\w+)\{", nodes.text("/metrics", nodes.metrics), re.M))
+    names = set(re.findall(r"^(ray_her2batch_\w+)\{", nodes.dashboard_text("/metrics", nodes.metrics), re.M))
     assert {
         "ray_her2batch_slides_total",
         "ray_her2batch_source_bytes_total",
@@ -118,7 +118,7 @@ def test_slides_are_opened_on_reader_nodes_only(nodes: Cluster, synthetic: Synth
     run = nodes.popen(*command, "--address", nodes.address)
     seen: set[str] = set()
     while run.poll() is None:
-        seen |= {name for name in nodes.nodes if nodes.called(name, "ray::Actor")}
+        seen |= {name for name in nodes.nodes if nodes.find_processes(name, "ray::Actor")}
         time.sleep(0.1)
     nodes.kill("reader")
     assert run.returncode == 0, run.communicate()
@@ -156,7 +156,7 @@ def test_job_files_are_short() -> None:
 def test_lost_head_node_ends_the_run_and_the_next_continues(
     nodes: Cluster, synthetic: Synthetic, tmp_path: Path
 ) -> None:
-    """The last of these tests: the cluster ends with it.
+    """This test is the last of the file, because the cluster ends with it.
 
     Its readers stand still meanwhile, as at a long slide: a fast machine is through before anybody misses the head.
     """
@@ -164,7 +164,7 @@ def test_lost_head_node_ends_the_run_and_the_next_continues(
     command = [sys.executable, "-m", "her2batch.cli", "ingest", str(synthetic.scans), "--out", str(cohort)]
     run = nodes.popen(*command, "--address", nodes.address)
     wait_for_rows(run, cohort, 3)
-    readers = [one for name in nodes.nodes for one in nodes.called(name, "ray::Actor")]
+    readers = [one for name in nodes.nodes for one in nodes.find_processes(name, "ray::Actor")]
     for reader in readers:
         reader.suspend()
     nodes.kill("head")

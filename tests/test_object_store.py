@@ -1,4 +1,4 @@
-"""A cohort on an object store: a real S3 server on loopback, and the bytes of a local cohort."""
+"""A cohort on an object store, an S3 server on loopback, has the bytes of a local cohort."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def scans(synthetic: Synthetic, tmp_path: Path) -> Path:
 
 
 def fetched(root: str, into: Path) -> dict[str, bytes]:
-    """Everything under a prefix, as `contents` gives it of a folder."""
+    """Download everything under a prefix, and return it as `contents` does for a folder."""
     far = to_location(root)
     far.fs.invalidate_cache()
     far.fs.get(str(far), str(into), recursive=True)

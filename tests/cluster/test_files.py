@@ -1,4 +1,4 @@
-"""The cluster by SSH, the container, the dashboard: each parsed by what reads it, or by the rules it must hold."""
+"""Files for the SSH cluster, the container and the dashboard, parsed by the programs that read them."""
 
 import json
 import re
@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[2] / "cluster"
 
 
 def said_by_ray(config: dict) -> str:
-    """What Ray's own check says of a cluster file: nothing, or what is wrong.
+    """Return the message of Ray's own check of a cluster file, empty when it is valid.
 
     In a process of its own: Ray is not to be imported here before it is bound to loopback.
     """

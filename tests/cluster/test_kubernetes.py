@@ -1,4 +1,4 @@
-"""Manifests: every field is one that Kubernetes or KubeRay knows; checked without a cluster and without a network."""
+"""Kubernetes manifests: every field exists in Kubernetes or KubeRay; checked without cluster and network."""
 
 import json
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def named(kind: str) -> dict[str, Any]:
 
 
 def check(document: dict[str, Any]) -> None:
-    """Raise what is wrong with a manifest."""
+    """Raise an error for an invalid manifest."""
     if document["apiVersion"] != "ray.io/v1":
         kubernetes_validate.validate(document, VERSION, strict=True)
         return

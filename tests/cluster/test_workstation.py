@@ -1,4 +1,4 @@
-"""Units and crontab: what systemd itself accepts, and what they promise."""
+"""Units and crontab of the workstation: systemd accepts them, and they keep their promises."""
 
 import configparser
 import re
@@ -26,7 +26,7 @@ KNOWN = {
         "ReadOnlyPaths", "ReadWritePaths", "CacheDirectory", "LimitNOFILE",
     },
 }  # fmt: skip
-"""Directives of systemd.unit(5), systemd.service(5), systemd.exec(5) and systemd.timer(5) that are used."""
+"""The directives of systemd.unit(5), systemd.service(5), systemd.exec(5) and systemd.timer(5) in use."""
 
 
 def read(path: Path) -> configparser.ConfigParser:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.fault_fixtures import TRIES, ReferenceCohort, assert_intact, assert_same_files, count_rows, wait_until
-from tests.nodes import cluster
+from tests.nodes import run_cluster
 
 
 @pytest.mark.long
@@ -16,7 +16,7 @@ from tests.nodes import cluster
 def test_nodes_that_die_and_are_replaced_change_no_byte(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """At least one slide is committed between two kills: a slide that loses its worker three times fails."""
     chance = random.Random(23)
-    with cluster(workers=3) as nodes:
+    with run_cluster(workers=3) as nodes:
         for k in range(max(1, TRIES // 3)):
             out = tmp_path / str(k)
             command = [sys.executable, "-m", "her2batch.cli", "ingest", str(reference_cohort.scans), "--out", str(out)]
