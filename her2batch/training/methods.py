@@ -70,8 +70,7 @@ def method_kind(method: str, input_name: str) -> MethodKind:
         return "patch"
     if method in COUNTS_METHODS and input_name in PATCH_INPUTS:
         return "counts"
-    known = method in IMAGE_METHODS or method in COUNTS_METHODS
-    if not known and input_name not in PATCH_INPUTS and input_name not in THUMBNAIL_INPUTS and is_mil_method(method):
+    if input_name not in PATCH_INPUTS and input_name not in THUMBNAIL_INPUTS and _is_mil(method):
         return "mil"
     raise InputError(
         f"method {method} does not read {input_name}", None, "see her2batch train --help for what goes together"
@@ -113,8 +112,9 @@ def _settings_model(method: str, kind: MethodKind) -> type[Settings]:
 
 def _options(training: Training) -> dict[str, Any]:
     """Return the run's NAME=VALUE options as a mapping. Raises InputError for another form or an unknown name."""
-    own = [mil_method(name).settings for name in training.methods if _may_be_mil(name)]
-    known = {name for model in (MilSettings, ImageSettings, CountsSettings, *own) for name in model.model_fields}
+    models: list[type[Settings]] = [MilSettings, ImageSettings, CountsSettings]
+    models += [mil_method(name).settings for name in training.methods if _is_mil(name)]
+    known = {name for model in models for name in model.model_fields}
     values: dict[str, Any] = {}
     for text in training.options:
         name, mark, value = text.partition("=")
@@ -124,7 +124,8 @@ def _options(training: Training) -> dict[str, Any]:
     return values
 
 
-def _may_be_mil(method: str) -> bool:
+def _is_mil(method: str) -> bool:
+    """Return whether this is a MIL method; other packages are looked at for names that are not built in."""
     return method not in IMAGE_METHODS and method not in COUNTS_METHODS and is_mil_method(method)
 
 

@@ -82,14 +82,14 @@ def import_(
     """Import embeddings that CLAM or TRIDENT computed, as one more encoder of slides in the cohort."""
     from her2batch.cli.console_training import count_progress
     from her2batch.exchange.incoming import ImportRequest, import_embeddings
-    from her2batch.models.encoders import ENCODERS
+    from her2batch.models.encoders import find_encoder
     from her2batch.store.pseudonyms import Pseudonymizer, read_key
 
     names = Pseudonymizer(read_key(pseudonymize) if pseudonymize is not None else None)
     with count_progress("files", quiet or as_json) as report:
         summary = import_embeddings(
             ImportRequest(cohort, tuple(files), encoder, names),
-            lambda name: ENCODERS[name].dim if name in ENCODERS else None,
+            lambda name: spec.dim if (spec := find_encoder(name)) is not None else None,
             report,
         )
     data = {**asdict(summary), "encoders": sorted(summary.encoders), "exit_code": summary.exit_code}
