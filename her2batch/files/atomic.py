@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the Parquet settings that make equal tables equal bytes."""
+"""Files and folders that survive a crash of the machine, and errors of the disk."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from her2batch.errors import StoreError
 from her2batch.files.locations import free_bytes, is_remote, upload
 
 CHUNK = 1 << 20
+"""Bytes that are read at a time for a digest."""
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A file that appears complete or not at all, safe against a crash of the machine: fsync, rename, fsync folder."""
+    """Write a file that appears complete or not at all, also after a crash: fsync, rename, fsync of the folder.
+
+    Gives the path to write to.
+    """
     if is_remote(path):
         with tempfile.TemporaryDirectory(prefix="her2batch-") as folder:
             part = Path(folder) / path.name
@@ -35,23 +39,23 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def disk_errors(place: Path) -> Iterator[None]:
-    """What the disk refuses, as an error of ours that names the place and what is free there."""
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raise an OSError of the disk as a StoreError with the folder and its free space."""
     try:
         yield
     except OSError as error:
-        elsewhere = isinstance(error.filename, str) and not Path(error.filename).is_relative_to(str(place))
-        if elsewhere or isinstance(error, (ConnectionError, BlockingIOError)):  # of a slide, who reads us, a lock
+        elsewhere = isinstance(error.filename, str) and not Path(error.filename).is_relative_to(str(folder))
+        if elsewhere or isinstance(error, (ConnectionError, BlockingIOError)):  # of a slide file, a pipe or a lock
             raise
-        free = free_bytes(place)
-        room = "" if free is None else f"; {free / 1e9:.2f} GB are free there"
-        why = os.strerror(error.errno) if error.errno else str(error)
-        remedy = "make room, or mend the disk or its rights, then the same command goes on from what is committed"
-        raise StoreError(f"can't be written to ({why}{room})", place, remedy) from error
+        free = free_bytes(folder)
+        space = "" if free is None else f"; {free / 1e9:.2f} GB are free there"
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        remedy = "free disk space, or repair the disk or its access rights; then the same command continues"
+        raise StoreError(f"can't be written to ({reason}{space})", folder, remedy) from error
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, each safe against a crash of the machine before anything is put into it."""
+    """Make a folder and its parents. Each is forced to the disk before anything is written into it."""
     if is_remote(path) or path.is_dir():
         return
     make_folder(path.parent)
@@ -60,7 +64,7 @@ def make_folder(path: Path) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Force a file, or a folder's list of names, to the disk. An OSError means: not written."""
+    """Force a file, or the list of names of a folder, to the disk. Raises OSError if that fails."""
     if is_remote(path):
         return
     handle = os.open(path, os.O_RDONLY)
@@ -71,7 +75,7 @@ def fsync(path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hex."""
+    """SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):

@@ -1,7 +1,7 @@
-"""Where a cohort can lie: a folder, or a prefix of an object store (s3://BUCKET/COHORT and whatever fsspec speaks).
+"""Locations of a cohort: a local folder, or a prefix of an object store (s3://BUCKET/COHORT, or any URL of fsspec).
 
-The only module that knows both. On an object store nothing is renamed and nothing is forced to a disk: an object is
-there whole once its PUT was answered, and a slide is there once its row is.
+No other module distinguishes the two. On an object store nothing is renamed and nothing is forced to a disk: an object
+is complete once its PUT has been answered, and a slide is committed once its row is.
 """
 
 from __future__ import annotations
@@ -22,70 +22,70 @@ URL_SEPARATOR = "://"
 
 
 def to_location(text: str | Path) -> Path:
-    """A place by its name: an absolute local path, or a URL's. Raises InputError for a URL that can't be used.
+    """An absolute local path, or the path of a URL. Raises InputError for a URL that can't be used.
 
-    Credentials and endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …), never from the name.
+    Credentials and endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …), never from the URL.
     """
     name = str(text)
     if URL_SEPARATOR not in name:
         return Path(name).absolute()
     if urlsplit(name).password or urlsplit(name).username:
-        remedy = "give them by the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"
-        raise InputError("a place's name may hold no credentials", None, remedy)
+        remedy = "set the environment variables AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
+        raise InputError("a URL must not contain credentials", None, remedy)
     try:
         from upath import UPath
 
-        found: Any = UPath(name.rstrip("/"))
-        _ = found.fs
+        path: Any = UPath(name.rstrip("/"))
+        _ = path.fs
     except (ImportError, ValueError) as error:
         raise InputError(f"{name}: can't be reached ({error})", None, "pip install 'her2batch[s3]'") from error
-    return found  # type: ignore[no-any-return]  # a UPath does what a Path does
+    return path  # type: ignore[no-any-return]  # a UPath has the methods of a Path
 
 
 def is_remote(path: Path) -> bool:
-    """Whether a place is an object store's."""
+    """Whether a path is on an object store."""
     return URL_SEPARATOR in str(path)
 
 
 def top_level_name(name: str) -> str:
-    """What is put in place at once, by a name in a cohort: a file, or the Zarr folder it lies in."""
+    """What is moved into place at once, by a name in a cohort: the file, or the Zarr folder that contains it."""
     head, in_zarr, _ = name.partition(".zarr/")
     return f"{head}.zarr" if in_zarr else name
 
 
 def slide_of_file(name: str) -> str:
-    """The slide that a file belongs to, by its name in a cohort."""
+    """Id of the slide that a file belongs to, by its name in a cohort."""
     return top_level_name(name).rpartition("/")[2].rpartition(".")[0]
 
 
 def file_size(path: Path) -> int:
-    """Bytes of a file or object. Raises FileNotFoundError."""
+    """Size of a file or object in bytes. Raises FileNotFoundError."""
     return int(_fs(path).info(str(path))["size"]) if is_remote(path) else path.stat().st_size
 
 
 def read_range(path: Path, start: int, end: int) -> bytes:
-    """Bytes from start to end of an object."""
+    """Read the bytes from start to end of an object."""
     return bytes(_fs(path).cat_file(str(path), start=start, end=end))
 
 
 def list_objects(folder: Path) -> dict[str, tuple[int, int]]:
-    """Objects under a prefix: name relative to it → size, time of change in ns. One request for a thousand of them."""
+    """Objects under a prefix: name relative to it → size in bytes, modification time in ns. One request per 1,000."""
     fs = _fs(folder)
     fs.invalidate_cache()
     root = fs._strip_protocol(str(folder)).rstrip("/") + "/"
-    found = fs.find(root, detail=True)
-    return {name.removeprefix(root): (int(one["size"]), _changed(one)) for name, one in found.items()}
+    objects = fs.find(root, detail=True)
+    return {name.removeprefix(root): (int(facts["size"]), _modified_ns(facts)) for name, facts in objects.items()}
 
 
 def walk_files(folder: Path) -> list[Path]:
-    """Every file under a folder, in order; folders that are taken away meanwhile are passed over."""
+    """Paths of all files under a folder, sorted. Folders that disappear meanwhile are skipped."""
     if is_remote(folder):
         return sorted(path for path in folder.glob("**/*") if path.is_file())
     return sorted(Path(root) / name for root, _, names in os.walk(folder) for name in names)
 
 
 def upload(file: Path, target: Path) -> None:
-    """Copy a local file to an object, whole or not at all."""
+    """Copy a local file to an object, complete or not at all. Raises StoreError."""
     fs = _fs(target)
     with store_errors(target):
         fs.put_file(str(file), str(target))
@@ -93,7 +93,7 @@ def upload(file: Path, target: Path) -> None:
 
 
 def delete_objects(path: Path) -> None:
-    """Remove an object, or all under a prefix, if there are some."""
+    """Delete an object, or all objects under a prefix, if there are any. Raises StoreError."""
     fs = _fs(path)
     with store_errors(path):
         fs.invalidate_cache()
@@ -102,7 +102,7 @@ def delete_objects(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder, or all under a prefix, if it is there."""
+    """Delete a folder, or all objects under a prefix, if it exists."""
     if is_remote(path):
         delete_objects(path)
     else:
@@ -110,7 +110,7 @@ def remove_tree(path: Path) -> None:
 
 
 def remove_files(root: Path, names: list[str]) -> None:
-    """Remove files by their names in a cohort, and folders of a Zarr that are empty then."""
+    """Delete files by their names in a cohort, and folders of a Zarr that become empty."""
     for path in (root / name for name in names):
         if is_remote(path):
             delete_objects(path)
@@ -124,7 +124,7 @@ def remove_files(root: Path, names: list[str]) -> None:
 
 
 def create_exclusively(path: Path, data: bytes) -> bool:
-    """Make an object that is not there yet; False: somebody else has made it."""
+    """Create an object that must not exist yet; returns False if it does. Raises StoreError."""
     fs = _fs(path)
     fs.invalidate_cache()
     try:
@@ -137,29 +137,29 @@ def create_exclusively(path: Path, data: bytes) -> bool:
 
 
 def draft_folder(path: Path) -> Path:
-    """A local folder for the drafts of a store that is far away: the same for all processes of a machine."""
+    """The local folder for drafts of a cohort on an object store: the same for all processes of a machine."""
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"her2batch-drafts-{digest}"
 
 
 def make_draft_folder(path: Path) -> Path:
-    """The same, there: among other people's folders, so nobody else may look into it."""
+    """Create the local folder for drafts, readable by its owner only, and return it."""
     folder = draft_folder(path)
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 
 def free_bytes(path: Path) -> int | None:
-    """Bytes that are free; None where nobody can say."""
+    """Free space in bytes; None on an object store."""
     if is_remote(path):
         return None
-    there = next(folder for folder in (path, *path.parents) if folder.exists())
-    return shutil.disk_usage(there).free
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    return shutil.disk_usage(existing).free
 
 
 @contextmanager
 def store_errors(path: Path) -> Iterator[None]:
-    """What an object store refuses, as an error of ours with its place."""
+    """Raise an error of the object store as a StoreError with the path."""
     try:
         yield
     except OSError:
@@ -174,6 +174,6 @@ def _fs(path: Path) -> Any:
     return path.fs  # type: ignore[attr-defined]
 
 
-def _changed(facts: dict[str, Any]) -> int:
+def _modified_ns(facts: dict[str, Any]) -> int:
     moment: Any = facts.get("LastModified") or facts.get("mtime") or facts.get("created") or 0
     return int((moment.timestamp() if hasattr(moment, "timestamp") else moment) * 1e9)

@@ -1,4 +1,4 @@
-"""Locks of folders: one writer at a time, workers that outlive their run, on a disk and on an object store."""
+"""Locks of folders, on a disk and on an object store: one writer at a time, and workers that outlive their run."""
 
 from __future__ import annotations
 
@@ -17,80 +17,81 @@ from her2batch.errors import StoreError
 from her2batch.files.atomic import disk_errors
 from her2batch.files.locations import create_exclusively, delete_objects, draft_folder, is_remote
 
-LOOKS, BETWEEN_S = 10, 0.03
-"""How often, and how far apart in seconds, a lock that is held is asked for."""
+LOCK_ATTEMPTS, LOCK_RETRY_S = 10, 0.03
+"""Number of attempts to get a lock, and seconds between two of them."""
 
-
-OUTLIVE_S = 90.0
-"""Workers end with their run, or when the next one wants the folder: Ray's take a minute at most."""
+WORKER_EXIT_S = 90.0
+"""Seconds that the next run waits for workers of an ended run. Workers of Ray end within a minute."""
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[str]:
-    """Hold a folder for one writer; the kernel frees it when the process ends, however it ends. Gives who holds it.
+    """Lock a folder for one writer. The kernel unlocks it when the process ends, however it ends.
 
-    Raises StoreError naming the holder's host and pid.
+    Gives the text of the lock: host, process and time. Raises StoreError with the text of the lock if another process
+    holds it.
     """
     if is_remote(folder):
-        with _hold_far(folder) as mine:
-            yield mine
+        with _lock_remote_folder(folder) as text:
+            yield text
         return
     with disk_errors(folder):
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             with disk_errors(folder):
-                _lock(handle, LOOKS)
+                _lock(handle, LOCK_ATTEMPTS)
         except BlockingIOError as error:
             holder = os.read(handle, 4096).decode(errors="replace").strip() or "another process"
             raise StoreError(f"is in use by {holder}", folder, "wait until it has ended") from error
-        mine = _me()
+        text = _lock_text()
         with disk_errors(folder):
             os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{mine}\n".encode(), 0)
-        yield mine
+            os.pwrite(handle, f"{text}\n".encode(), 0)
+        yield text
     finally:
-        with suppress(OSError):  # a share may complain; the lock is let go all the same, and what it says is for people
+        with suppress(OSError):  # a network share may report an error here; the folder is unlocked all the same
             os.close(handle)
 
 
-def _lock(handle: int, looks: int) -> None:
-    """Lock an open file. Whoever only asks whether it is locked (`held`) has it for an instant: ask again."""
-    for left in range(looks, 0, -1):
+def _lock(handle: int, attempts: int) -> None:
+    """Lock an open file, in several attempts: `is_locked` in another process holds the lock for an instant."""
+    for left in range(attempts, 0, -1):
         try:
             return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if left == 1:
                 raise
-            time.sleep(BETWEEN_S)
+            time.sleep(LOCK_RETRY_S)
     return None
 
 
-def _me() -> str:
+def _lock_text() -> str:
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return f"host {socket.gethostname()}, pid {os.getpid()}, since {started}"
 
 
 @contextmanager
-def _hold_far(folder: Path) -> Iterator[str]:
-    """The same on an object store, by an object that can be made only once. One whose process is gone gives way.
+def _lock_remote_folder(folder: Path) -> Iterator[str]:
+    """Lock a prefix of an object store by an object that can be created only once.
 
-    On the way out the folder for drafts goes from this machine, unless a draft is left in it.
+    The lock of a process of this machine that has ended is replaced. At the end the local folder for drafts is deleted,
+    unless a draft is left in it.
     """
     lock = folder / ".lock"
-    mine = f"{_me()}, boot {_boot()}"
-    if not create_exclusively(lock, f"{mine}\n".encode()):
+    text = f"{_lock_text()}, boot {_boot_id()}"
+    if not create_exclusively(lock, f"{text}\n".encode()):
         holder = lock.read_text().strip()
-        found = re.fullmatch(r"host (\S+), pid (\d+), since \S+, boot (\S+)", holder)
-        here = found is not None and found[1] == socket.gethostname() and found[3] == _boot()
-        if found is None or not here or psutil.pid_exists(int(found[2])):
-            remedy = f"wait until it has ended; if it is gone for certain, remove the object {lock}"
+        match = re.fullmatch(r"host (\S+), pid (\d+), since \S+, boot (\S+)", holder)
+        here = match is not None and match[1] == socket.gethostname() and match[3] == _boot_id()
+        if match is None or not here or psutil.pid_exists(int(match[2])):
+            remedy = f"wait until it has ended; if you are certain that it has, delete the object {lock}"
             raise StoreError(f"is in use by {holder.partition(', boot')[0]}", folder, remedy)
         delete_objects(lock)
-        if not create_exclusively(lock, f"{mine}\n".encode()):
-            raise StoreError("is in use by another process, since this moment", folder, "wait until it has ended")
+        if not create_exclusively(lock, f"{text}\n".encode()):
+            raise StoreError("was locked by another process just now", folder, "wait until it has ended")
     try:
-        yield mine
+        yield text
     finally:
         with suppress(OSError):
             draft_folder(folder).rmdir()
@@ -99,9 +100,10 @@ def _hold_far(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def worker_lock(folder: Path, workers: Path, holder: str) -> Iterator[None]:
-    """A worker of the run that holds a folder is at work: until it ends, `settled` waits, however the run ended.
+    """Mark a worker of the run that holds a folder as writing: `wait_for_workers` of the next run waits for it.
 
-    workers: the file that they lock together.  Raises StoreError when another run has taken the folder.
+    workers: the file that all workers lock together.  holder: text of the run's lock.
+    Raises StoreError if another run has taken over the folder.
     """
     with disk_errors(folder):
         handle = None if is_remote(folder) else os.open(workers, os.O_RDONLY | os.O_CREAT, 0o644)
@@ -111,7 +113,7 @@ def worker_lock(folder: Path, workers: Path, holder: str) -> Iterator[None]:
                 fcntl.flock(handle, fcntl.LOCK_SH)
             now = (folder / ".lock").read_text().strip()
         if now != holder:
-            raise StoreError(f"has been taken over by {now}", folder, "this run has ended; nothing is to do")
+            raise StoreError(f"has been taken over by {now}", folder, "this run has ended; there is nothing to do")
         yield
     finally:
         if handle is not None:
@@ -119,27 +121,27 @@ def worker_lock(folder: Path, workers: Path, holder: str) -> Iterator[None]:
 
 
 def wait_for_workers(folder: Path, workers: Path) -> None:
-    """Wait until no worker of a dead run is at work. Raises StoreError. Only by who holds the folder."""
+    """Wait until no worker of an ended run is writing. Raises StoreError if one still is. Call it under the lock."""
     if is_remote(folder) or not workers.exists():
         return
     handle = os.open(workers, os.O_RDWR)
     try:
-        _lock(handle, round(OUTLIVE_S / BETWEEN_S))
+        _lock(handle, round(WORKER_EXIT_S / LOCK_RETRY_S))
     except BlockingIOError as error:
-        what = f"a worker of an earlier run has been writing to it for {OUTLIVE_S:.0f} s"
-        raise StoreError(what, folder, "end it (fuser -v names it), then run again: " + str(workers)) from error
+        what = f"a worker of an earlier run has been writing to it for {WORKER_EXIT_S:.0f} s"
+        raise StoreError(what, folder, f"end it (fuser -v {workers} shows its process id), then run again") from error
     finally:
         os.close(handle)
 
 
-def _boot() -> str:
-    """What names this start of this machine: a pid means something within it."""
+def _boot_id() -> str:
+    """Id of the current boot of this machine: a process id is unique within one boot only."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else "unknown"
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a writer holds a folder now."""
+    """Whether a writer holds the lock of a folder."""
     if is_remote(folder):
         return (folder / ".lock").exists()
     try:

@@ -1,4 +1,4 @@
-"""Parquet files whose equal tables are equal bytes, checked when they are read."""
+"""Parquet files: equal tables give equal bytes, and damage is noticed when a file is read."""
 
 from __future__ import annotations
 
@@ -13,31 +13,34 @@ import pyarrow.parquet as pq
 
 from her2batch.files.locations import is_remote
 
-SEAL = b"her2batch.sha256"
-"""Key in a Parquet file's metadata of the SHA-256 of the whole file, taken with zeros in the digest's place."""
+DIGEST_KEY = b"her2batch.sha256"
+"""Key in the metadata of a Parquet file. Its value is the SHA-256 of the file, computed with zeros in its place."""
 
 
-AFTER_KEY = len(SEAL) + 2
-"""From a key to its value in a footer (Thrift's compact protocol): one byte for the field, one for the length."""
+DIGEST_OFFSET = len(DIGEST_KEY) + 2
+"""Bytes from the start of the key to its value (Thrift's compact protocol): the key, a field byte, a length byte."""
 
 
-SEALED = re.compile(b"|".join(re.escape(SEAL[:k]) + b"." + re.escape(SEAL[k + 1 :]) for k in range(len(SEAL))), re.S)
-"""The key, also with one byte of it damaged: such a file is not one without a seal."""
+DIGEST_KEY_PATTERN = re.compile(
+    b"|".join(re.escape(DIGEST_KEY[:k]) + b"." + re.escape(DIGEST_KEY[k + 1 :]) for k in range(len(DIGEST_KEY))), re.S
+)
+"""The key, also with one damaged byte, so that such a file is not taken for one without a digest."""
 
 
 EXTENSION = b"ARROW:extension:name"
+"""Key in an Arrow schema that marks a type from outside Arrow."""
 
 
 ENCODED_SCHEMA = re.compile(rb"ARROW:schema\x18[\x80-\xff]*[\x00-\x7f]([A-Za-z0-9+/]+)")
-"""Key and value of the footer's Thrift: a string is marked by 0x18, then its length as a varint."""
+"""Key and value of the Arrow schema in the footer (Thrift): 0x18 marks a string, its length follows as a varint."""
 
 
-MOST_ROWS = 50_000_000
-"""Of one table of a slide: a hundred times the tiles of the largest."""
+MAX_ROWS = 50_000_000
+"""Most rows of a table of one slide: a hundred times the tiles of the largest slide."""
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
-    """One Parquet file with page checksums; equal tables give equal bytes for one pyarrow version.
+    """Write a Parquet file with page checksums. With one version of pyarrow, equal tables give equal bytes.
 
     Embeddings are stored without a dictionary and byte-split: 10 % smaller and twice as fast to write as the default.
     """
@@ -46,25 +49,25 @@ def write_parquet(table: pa.Table, path: Path) -> None:
 
 
 def write_checksummed(table: pa.Table, path: Path) -> None:
-    """The same with the file's own SHA-256 in its metadata: nothing else knows what it should be like."""
+    """Write a Parquet file with its own SHA-256 in its metadata, for files whose digest is stored nowhere else."""
     with _writer(table, path) as writer:
         writer.write_table(table, row_group_size=65536)
-        writer.add_key_value_metadata({SEAL.decode(): "0" * 64})
+        writer.add_key_value_metadata({DIGEST_KEY.decode(): "0" * 64})
     data = path.read_bytes()
-    start = data.rindex(SEAL) + AFTER_KEY
+    start = data.rindex(DIGEST_KEY) + DIGEST_OFFSET
     path.write_bytes(data[:start] + _digest(data, start) + data[start + 64 :])
 
 
 def read_checksummed(path: Path) -> pa.Table:
-    """A sealed file's table. Raises OSError or pa.ArrowInvalid when any bit of the file is not as it was written.
+    """Read a file of `write_checksummed`. Raises OSError or pa.ArrowInvalid if any bit of it has changed.
 
-    A file without a seal is an earlier version's, and read as such.
+    A file without a digest, as earlier versions wrote them, is read without this check.
     """
     data = path.read_bytes()
-    start = max((found.start() + AFTER_KEY for found in SEALED.finditer(data)), default=None)
+    start = max((match.start() + DIGEST_OFFSET for match in DIGEST_KEY_PATTERN.finditer(data)), default=None)
     if start is not None and data[start : start + 64] != _digest(data, start):
-        raise OSError(errno.EBADMSG, "its content differs from its SHA-256", str(path))
-    return _checked(pa.BufferReader(data)).replace_schema_metadata(None)
+        raise OSError(errno.EBADMSG, "content differs from its SHA-256", str(path))
+    return _read_checked(pa.BufferReader(data)).replace_schema_metadata(None)
 
 
 def _digest(data: bytes, start: int) -> bytes:
@@ -73,12 +76,12 @@ def _digest(data: bytes, start: int) -> bytes:
 
 def _writer(table: pa.Table, path: Path) -> pq.ParquetWriter:
     vectors = [field.name for field in table.schema if pa.types.is_fixed_size_list(field.type)]
-    plain = [name for name in table.column_names if name not in vectors]
+    others = [name for name in table.column_names if name not in vectors]
     return pq.ParquetWriter(
         path,
         table.schema,
         compression="zstd",
-        use_dictionary=plain or False,
+        use_dictionary=others or False,
         use_byte_stream_split=[f"{name}.list.element" for name in vectors] or False,
         write_page_checksum=True,
         store_schema=True,
@@ -86,31 +89,31 @@ def _writer(table: pa.Table, path: Path) -> pq.ParquetWriter:
 
 
 def read_parquet(path: Path) -> pa.Table:
-    """One Parquet file, its page checksums verified. Raises OSError or pa.ArrowInvalid when it is damaged.
+    """Read a Parquet file and verify its page checksums. Raises OSError or pa.ArrowInvalid if it is damaged.
 
-    So it is when it names types beyond Arrow's own, whose libraries read what they are from the file and may run it
-    (Ray before 2.55 did); and when it claims too many rows, for equal values take next to no room.
+    A file counts as damaged too if it names types from outside Arrow, because their libraries may run code that the
+    file contains (Ray before 2.55 did), or if it claims too many rows, because equal values take almost no space.
     """
     if is_remote(path):
-        return _checked(pa.BufferReader(path.read_bytes()))
+        return _read_checked(pa.BufferReader(path.read_bytes()))
     with pa.OSFile(str(path)) as source:  # not mapped: a file that is cut while it is read would end the process
-        return _checked(source)
+        return _read_checked(source)
 
 
-def _checked(source: pa.NativeFile) -> pa.Table:
+def _read_checked(source: pa.NativeFile) -> pa.Table:
     if EXTENSION in _schema_bytes(source):
-        raise pa.ArrowInvalid("it names types that are not Arrow's own")
+        raise pa.ArrowInvalid("it names types from outside Arrow")
     file = pq.ParquetFile(source, page_checksum_verification=True)
-    if file.metadata.num_rows > MOST_ROWS:
+    if file.metadata.num_rows > MAX_ROWS:
         raise pa.ArrowInvalid(f"it claims {file.metadata.num_rows} rows")
     return file.read()
 
 
 def _schema_bytes(source: pa.NativeFile) -> bytes:
-    """The Arrow schema in a Parquet file's footer as it stands there, unread."""
+    """The bytes of the Arrow schema in the footer of a Parquet file, without interpreting them."""
     size = source.size()
     source.seek(max(0, size - 8))
     length = min(int.from_bytes(source.read(4), "little") + 8, size)
     source.seek(size - length)
-    found = ENCODED_SCHEMA.search(source.read(length))
-    return base64.b64decode(found[1] + b"==") if found else b""
+    match = ENCODED_SCHEMA.search(source.read(length))
+    return base64.b64decode(match[1] + b"==") if match else b""

@@ -1,7 +1,7 @@
-"""The cohort on disk: the only module that spells a path of it.
+"""The cohort folder: its paths, locks, tables and commits. No other module spells a path of it.
 
-A slide's files are built in a draft beside their places, forced to the disk, renamed into place; its row in `slides`
-comes last, with the SHA-256 and size of every file. That row is the commit: a file no row names does not exist.
+The files of a slide are written to a draft folder, forced to the disk and renamed into place. Its row in `slides` is
+written last, with the SHA-256 and the size of every file. That row is the commit: files that no row names do not count.
 """
 
 from __future__ import annotations
@@ -19,100 +19,91 @@ import pyarrow as pa
 import tomli_w
 
 from her2batch.errors import StoreError
+from her2batch.files import locations
 from her2batch.files.atomic import atomic_write, disk_errors, file_sha256, fsync, make_folder
-from her2batch.files.locations import (
-    draft_folder,
-    file_size,
-    is_remote,
-    list_objects,
-    make_draft_folder,
-    remove_files,
-    top_level_name,
-    upload,
-)
 from her2batch.files.locks import lock_folder, wait_for_workers, worker_lock
 from her2batch.files.parquet import read_checksummed, read_parquet, write_checksummed, write_parquet
 from her2batch.settings import Plan
 from her2batch.store import row_cache, schemas
 
 FORMAT = 1
-"""Version of the store's layout."""
+"""Version of the layout of a cohort folder."""
 
 RETIRED = "pyramid-retired"
-"""Flag of a slide whose pyramid was let go."""
+"""Flag of a slide whose pyramid was deleted to save space."""
 
 SLIDE_COLUMN_NAMES = tuple(column.name for column in schemas.SLIDE_COLUMNS)
 
 Row = dict[str, Any]
-"""One row of `slides`, by column."""
+"""A row of a table: column → value."""
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """A cohort folder. holder: who holds its lock, for workers of that run."""
+    """A cohort folder.  holder: text of the lock that its run holds, for the workers of that run."""
 
     root: Path
     holder: str = ""
 
-    # -- places ------------------------------------------------------------------------------------------------
+    # -- paths -------------------------------------------------------------------------------------------------
 
     @property
     def settings(self) -> Path:
-        """Format version and plan."""
+        """Format version, and plan of the latest ingest."""
         return self.root / "cohort.toml"
 
     @property
     def labels(self) -> Path:
-        """The labels, when they were given."""
+        """The labels that an ingest was given last, if any."""
         return self.root / "labels.parquet"
 
     @property
     def runs(self) -> Path:
-        """The only place for times, hosts and durations."""
+        """Folder of logs, times and caches. Nothing else in a cohort depends on the time or the machine."""
         return self.root / "tables" / "runs"
 
     @property
     def intake(self) -> Path:
-        """Every file seen, and what became of it."""
+        """Every file of the scan folder, with its outcome."""
         return self.runs / "intake.parquet"
 
     @property
     def slides(self) -> Path:
-        """The rows: one file a slide."""
+        """Folder of the rows, one file per slide."""
         return self.root / "tables" / "slides"
 
     @property
     def row_cache_file(self) -> Path:
-        """All rows in one file, which spares a resume opening them; see `memo`."""
+        """All rows in one file, so that a resume does not open thousands of small files; see `row_cache`."""
         return self.runs / "slides.memo"
 
     @property
     def probe_cache_file(self) -> Path:
-        """What files of the scans folder were when they were opened, which spares opening them again."""
+        """What each file of the scan folder was found to be, so that a resume does not open it again."""
         return self.runs / "looks.memo"
 
     @property
     def damaged_list(self) -> Path:
-        """Ids of slides whose files `verify` found damaged, one a line, until an ingest has done them again."""
+        """Ids of slides with damaged files, one per line, until an ingest has processed them again."""
         return self.runs / "damaged.txt"
 
     @property
     def nights(self) -> Path:
-        """Reports of the nightly job, a folder each."""
+        """Reports of the nightly runs, one folder each."""
         return self.root / "nights"
 
     @property
     def sentinels(self) -> Path:
-        """Cohort of the slides that are scored again every night."""
+        """Cohort of the sentinel slides, which are scored again every night."""
         return self.root / "sentinels"
 
     @property
     def erased_list(self) -> Path:
-        """Sizes and digests of slides that must not come back, a line each."""
+        """Size and digest of each erased slide, one per line: an ingest ignores them."""
         return self.root / "forgotten.txt"
 
     def table(self, name: str, slide_id: str) -> Path:
-        """A slide's file of a table; name is 'tiles', 'embeddings/stain', …"""
+        """A slide's file of a table, such as `tiles` or `embeddings/stain`."""
         return self.root / "tables" / name / f"{slide_id}.parquet"
 
     def pyramid(self, slide_id: str) -> Path:
@@ -120,32 +111,32 @@ class Cohort:
         return self.root / "pyramids" / f"{slide_id}.zarr"
 
     def thumbnail(self, slide_id: str) -> Path:
-        """A slide's overview picture, long edge 2048 px."""
+        """A slide's thumbnail, long edge 2048 px."""
         return self.root / "thumbnails" / f"{slide_id}.jpg"
 
     @property
     def remote(self) -> bool:
-        """Whether the cohort lies on an object store."""
-        return is_remote(self.root)
+        """Whether the cohort is on an object store."""
+        return locations.is_remote(self.root)
 
     @property
     def draft_root(self) -> Path:
-        """Where drafts stand: beside the cohort, or on this machine where the cohort is far away."""
-        return draft_folder(self.root) if self.remote else self.root
+        """Parent of the drafts: the cohort folder, or a local folder if the cohort is on an object store."""
+        return locations.draft_folder(self.root) if self.remote else self.root
 
     # -- opening -----------------------------------------------------------------------------------------------
 
     def prepare_folder(self) -> None:
-        """Make the folder. Raises StoreError when it holds something else, another format, or can't be written to."""
+        """Create the folder. Raises StoreError if it holds other files or another format, or can't be written to."""
         if self.settings.exists():
             self.check()
-        elif self.root.exists() and any(not one.name.startswith(".") for one in self.root.iterdir()):
-            raise StoreError("the folder is not empty and holds no cohort", self.root, "choose another --out")
+        elif self.root.exists() and any(not path.name.startswith(".") for path in self.root.iterdir()):
+            raise StoreError("the folder is not empty and is not a cohort", self.root, "choose another --out")
         with disk_errors(self.root):
             make_folder(self.root)
 
     def create(self, plan: Plan) -> None:
-        """Make the cohort and keep the plan of the latest ingest. Raises StoreError as `claim` does."""
+        """Create the cohort if there is none, and store the plan. Raises StoreError as `prepare_folder` does."""
         self.prepare_folder()
         with disk_errors(self.root):
             text = tomli_w.dumps({"format": FORMAT, "plan": plan.model_dump(mode="json", exclude_none=True)})
@@ -155,20 +146,25 @@ class Cohort:
             make_folder(self.runs)
 
     def check_present(self) -> None:
-        """Refuse to write where the cohort no longer is: a share that was unmounted leaves an empty folder behind."""
+        """Raise StoreError if the cohort is gone: a network share that is unmounted leaves an empty folder behind."""
         if not self.remote and not self.settings.is_file():
-            raise StoreError("the cohort is not there any more", self.root, "mount or restore it, then run again")
+            raise StoreError(
+                "the cohort is no longer there",
+                self.root,
+                "mount or restore the folder, then run the same command again",
+            )
 
     def check(self) -> None:
-        """Refuse what is no cohort, or one of another format. Raises StoreError."""
+        """Raise StoreError if the folder is not a cohort, or is one of another format."""
         if not self.settings.is_file():
-            raise StoreError("there is no cohort here", self.root, "make one with: her2batch ingest SCANS --out COHORT")
+            raise StoreError("there is no cohort here", self.root, "create one: her2batch ingest SCANS --out COHORT")
         try:
-            found = tomllib.loads(self.settings.read_text()).get("format")
+            version = tomllib.loads(self.settings.read_text()).get("format")
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise StoreError(f"is no TOML ({error})", self.settings, "restore it, or ingest anew") from error
-        if found != FORMAT:
-            raise StoreError(f"has format {found}, this her2batch reads {FORMAT}", self.settings, "ingest anew")
+            raise StoreError(f"is not valid TOML ({error})", self.settings, "restore it from a backup") from error
+        if version != FORMAT:
+            what = f"has format {version}; this her2batch reads format {FORMAT}"
+            raise StoreError(what, self.settings, "ingest into another --out")
 
     def plan(self) -> Plan:
         """The plan of the latest ingest. Raises StoreError."""
@@ -177,46 +173,46 @@ class Cohort:
 
     @contextmanager
     def lock(self) -> Iterator[Cohort]:
-        """Hold the cohort for one run, until its process ends. Raises StoreError naming the holder's host and pid."""
+        """Lock the cohort for one run. Raises StoreError with the host and the process that hold the lock."""
         with lock_folder(self.root) as holder:
             wait_for_workers(self.root, self.runs / ".workers")
             yield replace(self, holder=holder)
 
     def working(self) -> AbstractContextManager[None]:
-        """What a worker does to the store. Raises StoreError when its run has ended and another holds the cohort."""
+        """Context in which a worker writes. Raises StoreError if its run has ended and another holds the cohort."""
         return worker_lock(self.root, self.runs / ".workers", self.holder) if self.holder else nullcontext()
 
     # -- reading -----------------------------------------------------------------------------------------------
 
     def table_names(self) -> list[str]:
-        """Names of the tables there are, without `runs`: 'slides', 'tiles', 'embeddings/stain', …"""
-        top = self.root / "tables"
-        found = {str(file.parent.relative_to(top)) for file in top.glob("**/*.parquet")}
-        return sorted(name for name in found if name.split("/")[0] in schemas.TABLES)
+        """Names of the cohort's tables without those of `runs`: `slides`, `tiles`, `embeddings/stain`, …"""
+        folder = self.root / "tables"
+        names = {str(file.parent.relative_to(folder)) for file in folder.glob("**/*.parquet")}
+        return sorted(name for name in names if name.split("/")[0] in schemas.TABLES)
 
     def read(self, name: str, slide_id: str) -> pa.Table:
-        """One slide's table. Raises FileNotFoundError, OSError or pa.ArrowInvalid."""
+        """Read a table of one slide. Raises FileNotFoundError; OSError or pa.ArrowInvalid if it is damaged."""
         read = read_checksummed if name == "slides" else read_parquet
         return read(self.table(name, slide_id))
 
     def rows(self, columns: Sequence[str] = SLIDE_COLUMN_NAMES) -> dict[str, Row]:
-        """Every committed slide: slide_id → its row, with these columns. Damaged row files are left out: redone later.
+        """Rows of all committed slides by slide_id, with these columns. Damaged row files are left out.
 
-        A row file whose size and time of change are those in the row cache is not opened.
+        A row file whose size and modification time are those in the row cache is not opened.
         """
         cached = row_cache.load_cache(self.row_cache_file, row_cache.cached_row_schema())
         return _by_id(row_cache.read_rows(self.slides, cached), columns)
 
     def reread_rows(self) -> dict[str, Row]:
-        """The same with every row file read."""
+        """Rows of all committed slides by slide_id, read without the row cache."""
         return _by_id(row_cache.read_rows(self.slides, row_cache.cached_row_schema().empty_table()))
 
     def object_sizes(self) -> dict[str, int]:
-        """Names and sizes of all objects, asked for at once; of a local cohort nothing: its files are cheap to ask."""
-        return {name: size for name, (size, _) in list_objects(self.root).items()} if self.remote else {}
+        """Size of every object by name, from one listing; empty for a local cohort, whose files are quick to check."""
+        return {name: size for name, (size, _) in locations.list_objects(self.root).items()} if self.remote else {}
 
     def files_present(self, row: Mapping[str, Any], sizes: Mapping[str, int] = MappingProxyType({})) -> bool:
-        """Whether every file a row names is there with its size. Names and sizes only: nothing is opened."""
+        """Whether every file of a row exists with its size. No file is opened.  sizes: of `object_sizes`."""
         if self.remote:
             return all(sizes.get(file["path"]) == file["bytes"] for file in row["files"])
         try:
@@ -225,25 +221,24 @@ class Cohort:
             return False
 
     def read_intake(self) -> list[Row]:
-        """The intake table: one entry a file or slide seen, by path; empty at first. Raises StoreError: damaged."""
+        """Rows of the intake table, one per file or slide; empty at first. Raises StoreError if it is damaged."""
         try:
             return read_parquet(self.intake).to_pylist() if self.intake.exists() else []
         except (OSError, pa.ArrowInvalid) as error:
-            raise StoreError("is damaged", self.intake, "run the ingest again: it makes it anew") from error
+            raise StoreError("is damaged", self.intake, "run the ingest again, which rebuilds it") from error
 
     def read_probes(self) -> list[Row]:
-        """What is remembered of files that were opened in search of slides; empty when it was lost."""
-        looks: list[Row] = row_cache.load_cache(self.probe_cache_file, schemas.table_schema("looks")).to_pylist()
-        return looks
+        """Cached results of the search for slides, one row per file that was opened; empty if the cache is damaged."""
+        return list(row_cache.load_cache(self.probe_cache_file, schemas.table_schema("looks")).to_pylist())
 
     def damaged_slides(self) -> set[str]:
-        """Slides to do again though their files have the sizes that their rows say."""
+        """Ids of slides to process again although their files exist with the right sizes."""
         return set(self.damaged_list.read_text().split("\n")) - {""} if self.damaged_list.exists() else set()
 
     # -- writing -----------------------------------------------------------------------------------------------
 
     def write_damaged_slides(self, slide_ids: set[str]) -> None:
-        """Name the slides to do again. Raises OSError."""
+        """Replace the list of damaged slides. Raises OSError."""
         if slide_ids:
             with atomic_write(self.damaged_list) as part:
                 part.write_text("\n".join(sorted(slide_ids)))
@@ -252,34 +247,34 @@ class Cohort:
 
     def write_intake(self, entries: list[Row]) -> None:
         """Replace the intake table."""
-        table = pa.Table.from_pylist(sorted(entries, key=lambda one: one["path"]), schemas.table_schema("intake"))
+        table = pa.Table.from_pylist(sorted(entries, key=lambda entry: entry["path"]), schemas.table_schema("intake"))
         with atomic_write(self.intake) as part:
             write_parquet(table, part)
 
-    def write_probes(self, looks: list[Row]) -> None:
-        """Remember what was found in files."""
-        row_cache.save_cache(self.probe_cache_file, pa.Table.from_pylist(looks, schemas.table_schema("looks")))
+    def write_probes(self, probes: list[Row]) -> None:
+        """Replace the cached results of the search for slides."""
+        row_cache.save_cache(self.probe_cache_file, pa.Table.from_pylist(probes, schemas.table_schema("looks")))
 
     def update_row_cache(self) -> None:
-        """Keep all rows in one file too. Only under the lock."""
+        """Write new rows to the row cache. Call it under the lock only."""
         row_cache.update_cache(self.slides, self.row_cache_file)
 
     def write_times(self, run: str, rows: list[Row]) -> None:
-        """Keep one run's durations: tables/runs/RUN.parquet."""
+        """Write the durations of a run's slides: tables/runs/RUN.parquet."""
         with atomic_write(self.runs / f"{run}.parquet") as part:
             write_parquet(pa.Table.from_pylist(rows, schemas.table_schema("times")), part)
 
     def existing_draft(self, slide_id: str) -> Draft:
-        """The draft of one slide that somebody has begun."""
+        """The draft of a slide that a worker has begun."""
         return Draft(self, slide_id)
 
     def draft(self, slide_id: str) -> Draft:
-        """A fresh draft of one slide; what an earlier try left is removed."""
+        """An empty draft of a slide; files of an earlier attempt are deleted."""
         self.check_present()
         draft = self.existing_draft(slide_id)
         shutil.rmtree(draft.root, ignore_errors=True)
         if self.remote:
-            make_draft_folder(self.root)
+            locations.make_draft_folder(self.root)
         draft.root.mkdir()
         return draft
 
@@ -296,99 +291,93 @@ class Cohort:
             with atomic_write(path) as part:
                 write_parquet(table, part)
             place = path.relative_to(self.root).as_posix()
-            files[place] = {"path": place, "bytes": file_size(path), "sha256": file_sha256(path)}
+            files[place] = {"path": place, "bytes": locations.file_size(path), "sha256": file_sha256(path)}
         gone = [self.table(name, row["slide_id"]).relative_to(self.root).as_posix() for name in removed]
         row = {**row, "files": [files[place] for place in sorted(files) if place not in gone]}
         write_row(self, row)
-        remove_files(self.root, gone)
+        locations.remove_files(self.root, gone)
         return row
 
 
 @dataclass(frozen=True)
 class Draft:
-    """One slide's files on their way: the store's own layout, under a folder of its own, until `commit`."""
+    """Files of one slide before they are committed, in a folder of their own with the layout of a cohort."""
 
     cohort: Cohort
     slide_id: str
 
     @property
     def root(self) -> Path:
-        """Where the draft stands: on the same disk, so that a rename moves it."""
+        """The folder of the draft, on the disk of the cohort, so that its files are moved by renaming."""
         return self.cohort.draft_root / f".draft-{self.slide_id}"
 
-    @property
-    def _inside(self) -> Cohort:
-        return Cohort(self.root)
-
     def pyramid(self) -> Path:
-        """Where to write the OME-Zarr."""
-        return self._place(self._inside.pyramid(self.slide_id))
+        """Path of the OME-Zarr in the draft."""
+        return self._with_parents(Cohort(self.root).pyramid(self.slide_id))
 
     def thumbnail(self) -> Path:
-        """Where to write the overview picture."""
-        return self._place(self._inside.thumbnail(self.slide_id))
+        """Path of the thumbnail in the draft."""
+        return self._with_parents(Cohort(self.root).thumbnail(self.slide_id))
 
     def write(self, name: str, table: pa.Table) -> None:
-        """Add one table."""
-        write_parquet(table, self._place(self._inside.table(name, self.slide_id)))
+        """Write a table to the draft."""
+        write_parquet(table, self._with_parents(Cohort(self.root).table(name, self.slide_id)))
 
     def commit(self, row: Row, old: Mapping[str, Any] | None, sent: Sequence[Row] = ()) -> Row:
-        """Put the slide in place: files, then its row, which is returned, then away with what only the old row named.
+        """Move the files into place, write the slide's row, which is returned, and delete files of the old row only.
 
-        sent: files that are in their places already.  Raises OSError when the disk refuses; nothing is committed then.
+        sent: entries of files that are in place already.  Raises OSError if a write fails; nothing is committed then.
         """
-        files = sorted([*sent, *self.send()], key=lambda one: str(one["path"]))
+        files = sorted([*sent, *self.send()], key=lambda file: str(file["path"]))
         row = {**row, "files": files}
         write_row(self.cohort, row)
-        kept = {file["path"] for file in files}
-        remove_files(self.cohort.root, [one["path"] for one in (old or {}).get("files", []) if one["path"] not in kept])
+        paths = {file["path"] for file in files}
+        stale = [file["path"] for file in (old or {}).get("files", []) if file["path"] not in paths]
+        locations.remove_files(self.cohort.root, stale)
         self.discard()
         return row
 
     def send(self) -> list[Row]:
-        """Put the files into their places; what a row says of each.
+        """Move the files into place and return their entries for the row: path, bytes, sha256.
 
-        On an object store each takes the place of what was there, one after the other: while a slide is done again,
-        its old row names files that are new already, and `intact` and `verify` say so.
+        On an object store they are replaced one after the other. While a slide is processed again, its old row names
+        files that are new already, which `files_present` and `verify` report.
         """
         self.cohort.check_present()
-        files = [self._sealed(path) for path in sorted(self.root.rglob("*")) if path.is_file()]
+        files = [self._file_entry(path) for path in sorted(self.root.rglob("*")) if path.is_file()]
         if self.cohort.remote:
             for file in files:
-                upload(self.root / file["path"], self.cohort.root / file["path"])
+                locations.upload(self.root / file["path"], self.cohort.root / file["path"])
             return files
         for folder in [path for path in sorted(self.root.rglob("*")) if path.is_dir()]:
             fsync(folder)
-        for one in sorted(self._tops()):
-            target = self.cohort.root / one.relative_to(self.root)
+        for source in sorted(self._renamed_paths()):
+            target = self.cohort.root / source.relative_to(self.root)
             make_folder(target.parent)
-            if target.is_dir():  # a folder can't be renamed over a full one
-                target.rename(self._place(self.root / "old" / one.relative_to(self.root)))
-            one.replace(target)
+            if target.is_dir():  # a folder can't be renamed over a folder with files
+                target.rename(self._with_parents(self.root / "old" / source.relative_to(self.root)))
+            source.replace(target)
             fsync(target.parent)
         return files
 
     def discard(self) -> None:
-        """Remove the draft."""
+        """Delete the draft."""
         shutil.rmtree(self.root, ignore_errors=True)
 
-    def _place(self, path: Path) -> Path:
-        self.root.stat()  # a draft whose store was taken away is not begun anew
+    def _with_parents(self, path: Path) -> Path:
+        self.root.stat()  # raises if the draft is gone with its cohort: it must not be created again
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _sealed(self, path: Path) -> Row:
+    def _file_entry(self, path: Path) -> Row:
         fsync(path)
-        return {
-            "path": path.relative_to(self.root).as_posix(),
-            "bytes": path.stat().st_size,
-            "sha256": file_sha256(path),
-        }
+        place = path.relative_to(self.root).as_posix()
+        return {"path": place, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
-    def _tops(self) -> set[Path]:
-        """What one rename moves: a file, or a whole Zarr folder."""
+    def _renamed_paths(self) -> set[Path]:
+        """Paths that one rename each moves: files, and Zarr folders as a whole."""
         files = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
-        return {self.root / top_level_name(name) for name in files}
+        return {self.root / locations.top_level_name(name) for name in files}
 
 
 def tables_of(row: Row) -> list[str]:
@@ -398,7 +387,7 @@ def tables_of(row: Row) -> list[str]:
 
 
 def write_row(cohort: Cohort, row: Row) -> None:
-    """Write one row of `slides`: the commit. Raises StoreError when the cohort was taken away."""
+    """Write a row of `slides`, which commits the slide. Raises StoreError if the cohort is gone."""
     cohort.check_present()
     path = cohort.table("slides", row["slide_id"])
     make_folder(path.parent)

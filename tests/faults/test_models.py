@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from her2batch.errors import InputError, WeightsError
 from her2batch.files.atomic import file_sha256
-from her2batch.files.parquet import MOST_ROWS, read_parquet, write_parquet
+from her2batch.files.parquet import MAX_ROWS, read_parquet, write_parquet
 from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, save_bundle
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.score import score
@@ -237,7 +237,7 @@ def test_table_that_claims_a_billion_rows_is_not_unpacked(cohort: Cohort) -> Non
 
     exchange_table(cohort, "tiles", "a", write)
     path = cohort.table("tiles", "a")
-    assert pq.read_metadata(path).num_rows == 10**9 > MOST_ROWS
+    assert pq.read_metadata(path).num_rows == 10**9 > MAX_ROWS
     before = pa.total_allocated_bytes()
     with pytest.raises(pa.ArrowInvalid, match="claims 1000000000 rows"):
         read_parquet(path)

@@ -174,7 +174,7 @@ def test_a_worker_of_a_run_that_has_ended_writes_nothing_any_more(cohort: Cohort
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
-    with pytest.raises(StoreError, match="holds no cohort"):
+    with pytest.raises(StoreError, match="is not a cohort"):
         Cohort(tmp_path).create(Plan())
 
 
