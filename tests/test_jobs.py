@@ -171,7 +171,7 @@ def test_lost_head_node_ends_the_run_and_the_next_continues(
     out, err = run.communicate(timeout=60)
     assert run.returncode == 2, out + err
     assert "the head of the Ray cluster" in err
-    assert "goes on from what is committed" in err
+    assert "run the same command again to continue" in err
     before = rows_of(cohort)
     assert 3 <= before < len(list(synthetic.scans.iterdir()))
     summary = ingest(IngestRequest(synthetic.scans, cohort), Plan(), Resources(workers=2))

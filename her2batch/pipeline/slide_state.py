@@ -61,7 +61,7 @@ class TissueTiles:
 
     tissue: Tissue
     grids: Mapping[str, TileGrid]
-    fractions: NDArray[np.float64]
+    fractions: NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ RAY_PROCESSES = ("raylet", "gcs_server")
 """Names of Ray's own processes that a run needs."""
 
 PROCESS_LOST = "a part of Ray on this machine has died"
-RUN_AGAIN = "the same command goes on from what is committed"
+RUN_AGAIN = "run the same command again to continue"
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -111,7 +111,7 @@ class RaySession:
                 return
             except OSError as error:
                 if miss == HEARTBEATS - 1:
-                    remedy = "start the cluster again, then the same command: it goes on from what is committed"
+                    remedy = "start the cluster again, then run the same command again to continue"
                     raise HeadLost(
                         f"the head of the Ray cluster at {self.head} is gone ({error})", None, remedy
                     ) from error
@@ -339,7 +339,7 @@ def stop_on_signals(stopped: threading.Event) -> Iterator[Callable[[], None]]:
         if stopped.is_set():
             os._exit(STOPPED)
         stopped.set()
-        os.write(2, b"stopping: committed slides stay; the same command goes on from here\n")
+        os.write(2, b"stopping: finished slides are kept; run the same command again to continue\n")
 
     def handle() -> None:
         for number in SIGNALS:

@@ -42,7 +42,7 @@ SLACK = 5
 LOST_IN_A_ROW = 12
 """Workers lost with no slide finished between them, from which Ray itself is taken to be gone."""
 
-RUN_AGAIN = "run the same command again: it goes on from here"
+RUN_AGAIN = "run the same command again to continue"
 FREE_SPACE = "make sure that the disk with Ray's files (/tmp on this machine) has free space"
 
 

@@ -210,7 +210,7 @@ def test_dead_ray_process_ends_the_run_and_the_next_continues(
     out = tmp_path / "c"
     code, words, took = kill_during_ingest(reference_cohort, out, lambda pid: wait_for_process(pid, part, out), 0)
     assert code == 2
-    assert "a part of Ray on this machine has died; the same command goes on" in words
+    assert "a part of Ray on this machine has died; run the same command again" in words
     assert "Traceback" not in words
     assert took < 30
 

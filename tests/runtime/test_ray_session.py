@@ -42,7 +42,7 @@ def test_a_connection_that_is_there_is_used(ray_session: RaySession) -> None:
 def test_a_head_that_died_since_the_last_knock_is_not_asked(ray_session: RaySession) -> None:
     gone = replace(ray_session, head="127.0.0.1:1", _checked=time.monotonic(), stopped=threading.Event())
     gone.stopped.set()  # no waiting between the knocks
-    with pytest.raises(HeadLost, match="goes on from what is committed"):
+    with pytest.raises(HeadLost, match="run the same command again to continue"):
         gone.nodes()
 
 
@@ -75,7 +75,7 @@ def test_a_session_cleans_up_and_keeps_its_token_to_itself(ended: "subprocess.Co
 def test_a_signal_stops_in_order_with_130(ended: "subprocess.CompletedProcess[str]") -> None:
     assert ended.returncode == 130, ended.stderr
     assert ended.stdout.splitlines()[1:3] == ["2 True", "15 True"]
-    assert ended.stderr.count("the same command goes on from here") == 2
+    assert ended.stderr.count("run the same command again to continue") == 2
 
 
 def test_the_folder_of_a_run_that_was_killed_is_swept() -> None:
@@ -133,7 +133,7 @@ guarded(lambda: exec({body!r}))
 """
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
         assert run.returncode == 130, (body, run)
-        assert "the same command goes on from here" in run.stderr
+        assert "run the same command again to continue" in run.stderr
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ session._import_ray = with_interrupt
 guarded(lambda: session.connect(Resources(workers=1)).__enter__())
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert (run.returncode, run.stderr) == (130, "her2batch: stopped; the same command goes on from here\n")
+    assert (run.returncode, run.stderr) == (130, "her2batch: stopped; run the same command again to continue\n")
 
 
 def test_where_ray_dies_under_a_call_that_nothing_interrupts_the_process_ends_by_itself() -> None:
@@ -180,7 +180,7 @@ guarded(spend)
     begun = time.monotonic()
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 2, run
-    assert run.stderr.splitlines()[-1].startswith("her2batch: a part of Ray on this machine has died; the same")
+    assert run.stderr.splitlines()[-1].startswith("her2batch: a part of Ray on this machine has died; run the same command again")
     assert time.monotonic() - begun < 50
 
 
@@ -192,7 +192,7 @@ cli.app.command("wait")(lambda: os.kill(os.getpid(), 15))
 cli.main()
 """
     run = subprocess.run([sys.executable, "-c", code, "wait"], capture_output=True, text=True, timeout=60)
-    assert (run.returncode, run.stderr) == (130, "her2batch: stopped; the same command goes on from here\n")
+    assert (run.returncode, run.stderr) == (130, "her2batch: stopped; run the same command again to continue\n")
 
 
 def test_a_signal_after_the_end_changes_no_exit_code() -> None:

@@ -138,7 +138,7 @@ def test_what_can_not_be_served_is_said_before_anything_listens(tmp_path: Path) 
     key = tmp_path / "key"
     key.touch(mode=0o600)
     key.write_bytes(b"k" * 32)
-    with pytest.raises(InputError, match="leave --pseudonymize away"):
+    with pytest.raises(InputError, match="omit --pseudonymize"):
         check_request(ServeRequest(cohort, tmp_path / "scans", key=key), port)
     ingest(IngestRequest(tmp_path / "scans", tmp_path / "hidden", key=key), Plan(), Resources(workers=0))
     with pytest.raises(InputError, match="give --pseudonymize KEYFILE"):
