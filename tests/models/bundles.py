@@ -1,4 +1,4 @@
-"""Bundles of networks that are in memory."""
+"""Bundles for tests, made of networks in memory."""
 
 import tempfile
 from collections.abc import Mapping

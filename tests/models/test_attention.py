@@ -1,4 +1,4 @@
-"""The bricks of MIL: fused forward and backward against plain autograd, dropout by bytes, gated attention by hand."""
+"""Parts of MIL networks: fused forward and backward against autograd, dropout, gated attention against its formula."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ class Fixed:
         return np.frombuffer((self.values * 8 * n)[: 8 * n], dtype)
 
 
-def test_attention_by_hand() -> None:
+def test_attention_equals_the_formula() -> None:
     attention = GatedAttention(dim=1, hidden=1, branches=1)
     with torch.no_grad():
         attention.gate.weight[:] = torch.tensor([[1.0], [2.0]])  # V = 1, U = 2
@@ -35,7 +35,7 @@ def test_attention_by_hand() -> None:
     assert found.item() == pytest.approx(3 * np.tanh(0.7) / (1 + np.exp(-(2 * 0.7 + 1))) + 0.5, rel=1e-6)
 
 
-def test_gradients_of_the_gate_are_those_of_numbers() -> None:
+def test_gradients_of_the_gate_equal_numerical_gradients() -> None:
     torch.manual_seed(0)
     attention = GatedAttention(6, 4, 2, dropout=0.25).double()
     h = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
@@ -51,7 +51,7 @@ def test_gradients_of_the_gate_are_those_of_numbers() -> None:
     assert torch.autograd.gradcheck(of_weight, (weight.detach().clone().requires_grad_(),))
 
 
-def test_gradients_of_the_embedding_are_those_of_autograd() -> None:
+def test_gradients_of_the_embedding_equal_autograd() -> None:
     torch.manual_seed(1)
     layer, x = nn.Linear(7, 5).double(), torch.randn(9, 7, dtype=torch.float64)
     mine = embed_instances(x, layer, 0.25, stream(3))
@@ -67,7 +67,7 @@ def test_gradients_of_the_embedding_are_those_of_autograd() -> None:
     assert torch.allclose(found[1], layer.bias.grad)
 
 
-def test_a_quarter_is_dropped_and_the_mean_stays() -> None:
+def test_dropout_drops_a_quarter_and_keeps_the_mean() -> None:
     layer = nn.Linear(1, 400)
     with torch.no_grad():
         layer.weight[:] = 1.0
@@ -78,7 +78,7 @@ def test_a_quarter_is_dropped_and_the_mean_stays() -> None:
     assert torch.unique(h).tolist() == pytest.approx([0, 4 / 3])
 
 
-def test_both_factors_of_the_gate_are_dropped() -> None:
+def test_dropout_applies_to_both_factors_of_the_gate() -> None:
     attention = GatedAttention(1, 2, 1, dropout=0.25)
     assert attention.cut == 112  # 1 − 0.75² = 112/256
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_both_factors_of_the_gate_are_dropped() -> None:
     assert kept == pytest.approx(attention(torch.ones(1, 1)).item() * 256 / 144, rel=1e-6)
 
 
-def test_bfloat16_says_nearly_the_same() -> None:
+def test_bfloat16_gives_nearly_the_same_result() -> None:
     torch.manual_seed(2)
     layer, attention, x = nn.Linear(64, 32), GatedAttention(32, 16, 1, 0.25), torch.randn(40, 64)
     plain = attention(embed_instances(x, layer, 0.25, stream(4)), stream(5))
@@ -97,15 +97,15 @@ def test_bfloat16_says_nearly_the_same() -> None:
     assert small.dtype == torch.float32
 
 
-def test_a_product_dtype_is_known() -> None:
+def test_product_dtype_of_the_cpu_is_float32_or_bfloat16() -> None:
     assert product_dtype("cpu") in (torch.float32, torch.bfloat16)
 
 
 @given(st.integers(1, 200_000))
-def test_bags_are_filled_up_to_few_sizes(n: int) -> None:
+def test_bags_are_padded_by_at_most_a_few_percent(n: int) -> None:
     assert n <= padded_size(n) < max(n + 64, n * 1.07)
     assert padded_size(padded_size(n)) == padded_size(n)
 
 
-def test_sizes_are_few() -> None:
+def test_there_are_few_padded_sizes() -> None:
     assert len({padded_size(n) for n in range(1000, 16_000)}) <= 70

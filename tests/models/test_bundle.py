@@ -1,4 +1,4 @@
-"""A bundle: saved and loaded alike, refused before work starts when anything is wrong with it."""
+"""Bundles: saving and loading, and refusal of every kind of damaged or invalid bundle."""
 
 import pickle
 import shutil
@@ -67,7 +67,7 @@ def refused(bundle: Bundle, file: str, word: str) -> None:
     assert caught.value.remedy
 
 
-def test_what_is_saved_is_what_is_loaded(saved: Bundle, net: torch.nn.Module) -> None:
+def test_a_loaded_bundle_equals_the_saved_one(saved: Bundle, net: torch.nn.Module) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
     again = read_bundle(saved.path)
     assert again == saved
@@ -75,7 +75,7 @@ def test_what_is_saved_is_what_is_loaded(saved: Bundle, net: torch.nn.Module) ->
     assert np.array_equal(load_network(again, again.info.models[0])(pixels), classify_images(net, pixels))
 
 
-def test_the_id_is_the_content(saved: Bundle, bundle: Bundle) -> None:
+def test_the_id_depends_on_the_content_alone(saved: Bundle, bundle: Bundle) -> None:
     assert bundle.id == saved.id
     assert len(saved.id) == 12
     other = saved.info.model_copy(update={"licence": "another"})
@@ -83,7 +83,7 @@ def test_the_id_is_the_content(saved: Bundle, bundle: Bundle) -> None:
     assert read_bundle(bundle.path).id != saved.id
 
 
-def test_saving_leaves_nothing_half_done(tmp_path: Path, net: torch.nn.Module, saved: Bundle) -> None:
+def test_a_failed_save_leaves_no_files(tmp_path: Path, net: torch.nn.Module, saved: Bundle) -> None:
     two = info(entry(), entry(file="more.safetensors", input="thumbnail-512"))
     with pytest.raises(KeyError):
         bundle_of(tmp_path / "bundle", two, {"thumbnail.safetensors": net})
@@ -92,7 +92,7 @@ def test_saving_leaves_nothing_half_done(tmp_path: Path, net: torch.nn.Module, s
         bundle_of(saved.path, info(), {})
 
 
-def test_a_bundle_without_networks_is_one(tmp_path: Path) -> None:
+def test_a_bundle_without_models_is_valid(tmp_path: Path) -> None:
     assert bundle_of(tmp_path / "bundle", info(), {}).info.models == ()
 
 
@@ -102,24 +102,24 @@ def test_the_resolution_of_patches_follows_from_their_input() -> None:
     assert (entry().mpp, entry(input="thumbnail-512").edge) == (None, 512)
 
 
-def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+def test_a_folder_without_bundle_toml_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match="is no bundle"):
             read_bundle(path)
 
 
-def test_a_missing_file(bundle: Bundle) -> None:
+def test_a_missing_file_is_refused(bundle: Bundle) -> None:
     (bundle.path / "thumbnail.safetensors").unlink()
     refused(bundle, "thumbnail.safetensors", "is missing")
 
 
-def test_another_file_under_the_name(bundle: Bundle) -> None:
+def test_a_replaced_file_is_refused(bundle: Bundle) -> None:
     rewrite(bundle.path / "thumbnail.safetensors", b"something else")
     refused(bundle, "thumbnail.safetensors", "another checksum")
 
 
 @pytest.mark.parametrize("name", ["head.pt", "head.pkl", "svm.joblib", "more/net.PTH"])
-def test_a_pickle_lying_in_it(bundle: Bundle, name: str) -> None:
+def test_a_pickle_in_the_folder_is_refused(bundle: Bundle, name: str) -> None:
     (bundle.path / name).parent.mkdir(exist_ok=True)
     (bundle.path / name).write_bytes(pickle.dumps({}))
     refused(bundle, name, "can run code")
@@ -155,7 +155,7 @@ file = "thumbnail.safetensors"
         ('kind = "thumbnail"', 'kind = "thumbnail"\nextra = 1', "extra"),
     ],
 )
-def test_a_toml_that_says_what_cannot_be(bundle: Bundle, old: str, new: str, word: str) -> None:
+def test_an_invalid_bundle_toml_is_refused(bundle: Bundle, old: str, new: str, word: str) -> None:
     rewrite(bundle.path / "bundle.toml", TOML.replace(old, new).encode())
     refused(bundle, "bundle.toml", word)
 

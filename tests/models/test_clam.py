@@ -1,4 +1,4 @@
-"""CLAM against arithmetic by hand, numerical gradients and an independent implementation."""
+"""CLAM against its formulas, numerical gradients and an independent implementation."""
 
 import numpy as np
 import pytest
@@ -14,14 +14,14 @@ def clam(**other: object) -> Clam:
     return Clam(ClamShape(**{**usual, **other}))
 
 
-def test_smooth_svm_by_hand() -> None:
+def test_smooth_svm_loss_equals_the_formula() -> None:
     # scores (2, 0), class 0: log(e^2 + e^(0 + 1)) − 2
     loss = smooth_top1(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))
     assert loss[0].item() == pytest.approx(np.log(np.exp(2) + np.exp(1)) - 2, rel=1e-6)
     assert loss[1].item() == pytest.approx(np.log(np.exp(3) + np.exp(0)) - 0, rel=1e-6)
 
 
-def test_smooth_svm_becomes_the_hinge_as_tau_falls() -> None:
+def test_smooth_svm_loss_tends_to_the_hinge_loss() -> None:
     scores, wanted = torch.tensor([[0.3, 0.8], [2.0, -1.0]], dtype=torch.float64), torch.tensor([0, 0])
     hinge = torch.clamp(1 + scores[:, 1] - scores[:, 0], min=0)
     assert torch.allclose(smooth_top1(scores, wanted, tau=1e-3), hinge, atol=1e-3)
@@ -48,7 +48,7 @@ def test_attention_and_logits_follow_the_formula(branches: bool) -> None:
 @pytest.mark.parametrize(
     ("branches", "n_classes", "size"), [(False, 3, 11), (True, 3, 11), (False, 2, 11), (True, 2, 3)]
 )
-def test_the_loss_is_that_of_the_paper_step_by_step(branches: bool, n_classes: int, size: int) -> None:
+def test_the_loss_equals_the_formulas_of_the_paper(branches: bool, n_classes: int, size: int) -> None:
     net, label = clam(branches=branches, n_classes=n_classes), 1
     bag = torch.randn(size, 6)
     out = net(bag, label)
@@ -71,7 +71,7 @@ def test_the_loss_is_that_of_the_paper_step_by_step(branches: bool, n_classes: i
 
 
 @pytest.mark.parametrize("branches", [False, True])
-def test_gradients_are_those_of_numbers(branches: bool) -> None:
+def test_gradients_equal_numerical_gradients(branches: bool) -> None:
     net = clam(branches=branches, dropout=0.25).double()
     bag = torch.randn(9, 6, dtype=torch.float64)
     names = ["attention.gate.weight", "classify.weight", "instances.weight", "attention.score.weight"]
@@ -86,18 +86,18 @@ def test_gradients_are_those_of_numbers(branches: bool) -> None:
         assert torch.autograd.gradcheck(loss, (value,), fast_mode=True), name
 
 
-def test_a_bag_of_one_instance_is_a_bag() -> None:
+def test_a_bag_may_have_one_instance() -> None:
     out = clam()(torch.randn(1, 6), 0)
     assert out.attention.tolist() == [[1.0]]
     assert torch.isfinite(out.loss)
 
 
-def test_the_order_of_instances_does_not_matter() -> None:
+def test_the_result_does_not_depend_on_the_order_of_instances() -> None:
     net, bag = clam(branches=True), torch.randn(13, 6)
     assert torch.allclose(net(bag).logits, net(bag.flip(0)).logits, atol=1e-5)
 
 
-def test_padding_changes_nothing() -> None:
+def test_padding_does_not_change_the_result() -> None:
     net, bag = clam(), torch.randn(11, 6)
     filled = torch.cat([bag, torch.zeros(5, 6)])
     plain, out = net(bag), net(filled, size=11)

@@ -1,4 +1,4 @@
-"""Running a network: in parts that fit, and the same bytes again."""
+"""Running a network: batches that fit into memory, and repeatable results."""
 
 import numpy as np
 import pytest
@@ -36,26 +36,26 @@ def same(out: torch.Tensor) -> torch.Tensor:
 
 @given(st.integers(1, 40))
 @settings(deadline=None, max_examples=20)
-def test_every_tile_gets_its_row_in_order(n: int) -> None:
+def test_rows_are_in_the_order_of_the_tiles(n: int) -> None:
     pixels = tiles(n)
     out = run_network(Mean(), pixels, PLAIN, "cpu", same)
     assert out.dtype == np.float32
     assert np.allclose(out, pixels.mean((1, 2)) / 255, atol=1e-5)
 
 
-def test_mean_and_sd_are_the_nets_own() -> None:
+def test_pixels_are_normalised_as_the_network_requires() -> None:
     look = Normalization((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     out = run_network(Mean(), np.full((1, 4, 4, 3), 255, np.uint8), look, "cpu", same)
     assert np.allclose(out, [[5, 3, 0.7 / 0.3]])
 
 
-def test_batches_are_cut_the_same_way_whatever_their_number() -> None:
+def test_batch_boundaries_do_not_depend_on_the_number_of_tiles() -> None:
     net = Mean()
     run_network(net, tiles(2 * SUB_BATCH["cpu"] + 1), PLAIN, "cpu", same)
     assert net.seen == [SUB_BATCH["cpu"], SUB_BATCH["cpu"], 1]
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
+def test_the_batch_is_halved_when_memory_runs_out() -> None:
     pixels = tiles(11)
     small = Mean(most=3)
     assert np.array_equal(
@@ -64,7 +64,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
     assert small.seen == [2, 2, 2, 2, 2, 1]
 
 
-def test_one_tile_too_many_is_said() -> None:
+def test_too_little_memory_for_one_tile_raises_memory_error() -> None:
     with pytest.raises(MemoryError, match="one tile"):
         run_network(Mean(most=0), tiles(2), PLAIN, "cpu", same)
 
@@ -78,7 +78,7 @@ def test_two_runs_give_the_same_bytes() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_said() -> None:
+def test_a_missing_gpu_raises_value_error() -> None:
     with pytest.raises(ValueError, match="no GPU"):
         set_deterministic("cuda")
 

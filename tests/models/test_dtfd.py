@@ -1,4 +1,4 @@
-"""DTFD-MIL: its two tiers by hand, what is distilled, and that tier 2 teaches tier 1 nothing."""
+"""DTFD-MIL: both tiers against their formulas, the distilled features, and no gradient from tier 2 to tier 1."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def stream(seed: int = 0) -> np.random.Generator:
 
 
 @given(n=st.integers(1, 60), parts=st.integers(1, 8), seed=st.integers(0, 99))
-def test_pseudo_bags_part_the_bag(n: int, parts: int, seed: int) -> None:
+def test_every_instance_is_in_one_pseudo_bag(n: int, parts: int, seed: int) -> None:
     found = split_into_pseudo_bags(n, parts, stream(seed))
     sizes = found.sum(1).tolist()
     assert found.sum(0).tolist() == [1] * n
@@ -43,7 +43,7 @@ def by_hand(net: Dtfd, bag: torch.Tensor, part: torch.Tensor) -> tuple[torch.Ten
     return torch.stack(logits), net.classify2(b @ distilled), b @ shares
 
 
-def test_the_training_loss_is_that_of_both_tiers() -> None:
+def test_the_training_loss_is_the_sum_of_both_tiers() -> None:
     net, bag = dtfd(), torch.randn(13, 6)
     first, second, attention = by_hand(net, bag, split_into_pseudo_bags(13, 4, stream(5)))
     out = net(bag, 2, stream(5))
@@ -53,7 +53,7 @@ def test_the_training_loss_is_that_of_both_tiers() -> None:
     assert torch.allclose(out.attention[0], attention, atol=1e-6)
 
 
-def test_a_slide_is_the_mean_of_fixed_splits() -> None:
+def test_a_prediction_is_the_mean_over_fixed_splits() -> None:
     net, bag = dtfd(), torch.randn(13, 6)
     fixed = stream(13)
     p = [torch.softmax(by_hand(net, bag, split_into_pseudo_bags(13, 4, fixed))[1], 0) for _ in range(3)]
@@ -64,7 +64,7 @@ def test_a_slide_is_the_mean_of_fixed_splits() -> None:
 
 
 @pytest.mark.parametrize("distil", ["afs", "maxs", "maxmins"])
-def test_tier_2_teaches_tier_1_nothing(distil: str) -> None:
+def test_tier_2_has_no_gradient_to_tier_1(distil: str) -> None:
     net, bag = dtfd(distil=distil), torch.randn(13, 6)
     net(bag, 1, stream()).loss.backward()
     with_both = net.embed.weight.grad.clone()
@@ -77,7 +77,7 @@ def test_tier_2_teaches_tier_1_nothing(distil: str) -> None:
     assert all(one.grad is not None for one in net.parameters())
 
 
-def test_tiers_share_no_parameter_and_miss_none() -> None:
+def test_every_parameter_is_in_one_tier() -> None:
     net = dtfd()
     first, second = ({id(one) for one in tier} for tier in net.tiers())
     assert not first & second
@@ -94,7 +94,7 @@ def test_the_instance_with_the_highest_class_activation_is_distilled() -> None:
     assert torch.allclose(torch.softmax(net(bag).logits, 0), torch.softmax(expected, 0), atol=1e-6)
 
 
-def test_of_three_classes_the_predicted_one_decides() -> None:
+def test_with_three_classes_the_predicted_class_selects_instances() -> None:
     net = dtfd(distil="maxmins", pseudo_bags=1, splits=1)
     bag = torch.randn(7, 6)
     h = torch.relu(bag @ net.embed.weight.t())
@@ -108,13 +108,13 @@ def test_of_three_classes_the_predicted_one_decides() -> None:
 
 @pytest.mark.parametrize("distil", ["afs", "maxs", "maxmins"])
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
-def test_small_bags_are_bags(distil: str, n: int) -> None:
+def test_small_bags_are_accepted(distil: str, n: int) -> None:
     net, bag = dtfd(distil=distil), torch.randn(n, 6)
     assert torch.isfinite(net(bag, 0, stream()).loss)
     assert net(bag).attention.shape == (1, n)
 
 
-def test_gradients_are_those_of_numbers() -> None:
+def test_gradients_equal_numerical_gradients() -> None:
     net, bag = dtfd().double(), torch.randn(9, 6, dtype=torch.float64)
     for name in ("attention.gate.weight", "classify.weight"):
         value, rest = (
@@ -129,7 +129,7 @@ def test_gradients_are_those_of_numbers() -> None:
         assert torch.autograd.gradcheck(loss, (value,), fast_mode=True), name
 
 
-def test_padding_changes_nothing() -> None:
+def test_padding_does_not_change_the_result() -> None:
     net, bag = dtfd(), torch.randn(11, 6)
     filled = torch.cat([bag, torch.zeros(5, 6)])
     plain, out = net(bag), net(filled, size=11)

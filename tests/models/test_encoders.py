@@ -1,4 +1,4 @@
-"""Encoders: every row is what its card says, and a network sees tiles as timm would show them."""
+"""Encoders: every row follows its model card, and networks get the same input as with timm's transforms."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +55,7 @@ class TestStain(EncoderContract):
     def encoder(self) -> Encoder:
         return load_encoder("stain")
 
-    def test_it_hands_out_the_figures_of_the_tiles(self, encoder: Encoder, batch: TileBatch) -> None:
+    def test_it_returns_the_features_of_the_tiles(self, encoder: Encoder, batch: TileBatch) -> None:
         assert encoder.dim == len(FEATURES)
         assert encoder.weights_sha256 is None
         assert np.array_equal(encoder(batch), batch.features.astype(np.float16))
@@ -66,7 +66,7 @@ class TestTimm(EncoderContract):
     def encoder(self, weights: Path) -> Encoder:
         return load_encoder("timm:test_vit", weights=weights)
 
-    def test_it_equals_timm_with_its_own_transform(self, encoder: Encoder, batch: TileBatch) -> None:
+    def test_it_equals_timm_with_the_transform_of_the_model(self, encoder: Encoder, batch: TileBatch) -> None:
         torch.manual_seed(0)
         net = timm.create_model("test_vit", pretrained=False).eval()
         net.reset_classifier(0)
@@ -76,17 +76,17 @@ class TestTimm(EncoderContract):
             theirs = net(torch.stack([show(Image.fromarray(one)) for one in batch.pixels])).numpy()
         assert np.abs(theirs - encoder(batch)).max() < 2e-3
 
-    def test_a_tile_of_another_edge_is_resized_as_its_transform_does(self, encoder: Encoder) -> None:
+    def test_a_tile_of_another_edge_is_resized_as_by_the_transform(self, encoder: Encoder) -> None:
         large = TileBatch(tiles(3, edge=224), 0.5, Stains())
         shown = [np.asarray(Image.fromarray(one).resize((160, 160), Image.Resampling.BICUBIC)) for one in large.pixels]
         theirs = encoder(replace(large, pixels=np.stack(shown)))
         assert np.abs(theirs.astype(float) - encoder(large)).max() < 0.02
 
-    def test_it_names_the_file_of_its_weights(self, encoder: Encoder) -> None:
+    def test_it_has_the_checksum_of_its_weights(self, encoder: Encoder) -> None:
         assert encoder.weights_sha256 is not None
         assert len(encoder.weights_sha256) == 64
 
-    def test_its_length_is_known_without_weights(self, encoder: Encoder) -> None:
+    def test_its_length_is_known_before_weights_are_loaded(self, encoder: Encoder) -> None:
         assert embedding_dim("timm:test_vit") == encoder.dim == 64
 
 
@@ -99,7 +99,7 @@ def small_row(name: str) -> TimmEncoder:
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_a_row_sees_and_pools_as_its_card_says(name: str, tmp_path: Path) -> None:
+def test_normalisation_and_pooling_follow_the_model_card(name: str, tmp_path: Path) -> None:
     row = small_row(name)
     extra = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": torch.nn.SiLU} if row.swiglu else {}
     torch.manual_seed(1)
@@ -122,7 +122,7 @@ BYTES = {"uni": 1_213_527_781, "uni2-h": 2_725_669_217, "h-optimus-0": 4_539_305
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_a_row_builds_the_network_that_was_published(name: str) -> None:
+def test_a_row_builds_the_published_network(name: str) -> None:
     row = ENCODERS[name]
     assert isinstance(row, TimmEncoder)
     extra = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": torch.nn.SiLU} if row.swiglu else {}
@@ -141,7 +141,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         embedding_dim("timm:no_such_net")
 
 
-def test_without_weights_there_is_no_encoder_and_the_remedies_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_refused_with_the_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match="MahmoodLab/UNI") as caught:
         load_encoder("uni")
@@ -156,13 +156,13 @@ def test_weights_of_another_network_are_refused(weights: Path) -> None:
         load_encoder("uni", weights=weights / "test_vit.safetensors")
 
 
-def test_a_vector_that_is_no_number_is_refused(batch: TileBatch) -> None:
+def test_a_vector_with_values_that_are_not_finite_is_refused(batch: TileBatch) -> None:
     for value in (np.nan, np.inf, 1e6):  # 1e6 is too large for float16
         broken = Encoder("broken", 3, None, lambda one, v=value: np.full((len(one.pixels), 3), v, np.float32))
         with pytest.raises(WeightsError, match="broken"):
             broken(batch)
 
 
-def test_rows_are_values() -> None:
+def test_rows_compare_by_value() -> None:
     assert encoder_spec("uni") == ENCODERS["uni"]
     assert replace(WeightsSource("a/b", None, (), "free")).page == "https://huggingface.co/a/b"

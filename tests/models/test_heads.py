@@ -1,4 +1,4 @@
-"""Counts of patch classes, and heads that are saved without running anything when they are loaded."""
+"""Features from counts of patch classes, and heads whose files run no code when they are loaded."""
 
 import pickle
 import zipfile
@@ -28,7 +28,7 @@ def examples(n: int = 60, classes: int = 4) -> tuple[np.ndarray, np.ndarray, lis
     return np.hstack([shares, rng.uniform(2, 5, (n, 1))]), labels, [f"p{k // 2}" for k in range(n)]
 
 
-def test_counts_by_hand() -> None:
+def test_counts_equal_a_worked_example() -> None:
     p = np.array([[0.6, 0.2, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7], [0.5, 0.3, 0.1, 0.1]], np.float32)
     assert count_features(p).tolist() == pytest.approx([2 / 3, 0, 0, 1 / 3, np.log(4)])
     assert count_features(p[:0]).tolist() == [0, 0, 0, 0, 0]
@@ -43,12 +43,12 @@ def test_the_class_with_most_patches_leads(shares: np.ndarray) -> None:
             assert p.argmax() == row.argmax()
 
 
-def test_the_higher_of_two_alike_leads() -> None:
+def test_of_two_equal_shares_the_higher_class_wins() -> None:
     assert majority_vote(np.array([[0.5, 0, 0.5, 0, 3.0]])).argmax() == 2
 
 
 @pytest.mark.parametrize("method", GRIDS)
-def test_a_head_comes_back_as_it_was(method: str, tmp_path: Path) -> None:
+def test_a_loaded_head_gives_the_same_probabilities(method: str, tmp_path: Path) -> None:
     features, labels, patients = examples()
     head = fit_count_classifier(method, features, labels, patients, 4, PLAIN, 0)
     save_head(head, tmp_path / "a.skops")
@@ -58,7 +58,7 @@ def test_a_head_comes_back_as_it_was(method: str, tmp_path: Path) -> None:
     assert (tmp_path / "a.skops").read_bytes() == (tmp_path / "b.skops").read_bytes()
 
 
-def test_a_class_that_was_never_seen_gets_nothing() -> None:
+def test_a_class_without_examples_gets_probability_zero() -> None:
     features, labels, patients = examples(classes=2)
     p = head_probabilities(fit_count_classifier("random-forest", features, labels, patients, 4, PLAIN, 0), features, 4)
     assert np.allclose(p.sum(1), 1)
@@ -83,7 +83,7 @@ class Hostile:
         return Path.touch, (self.place,)
 
 
-def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
+def test_loading_a_file_runs_no_code(tmp_path: Path) -> None:
     (tmp_path / "a.skops").write_bytes(pickle.dumps(Hostile(tmp_path / "ran")))
     dump({"head": Hostile(tmp_path / "ran")}, tmp_path / "b.skops")
     for name in ("a.skops", "b.skops"):

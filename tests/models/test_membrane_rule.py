@@ -1,4 +1,4 @@
-"""The guideline's wording, step by step."""
+"""The membrane rule: every wording of the guideline, and properties of its probabilities."""
 
 import numpy as np
 import pytest
@@ -35,18 +35,18 @@ WORDING = [
 
 
 @pytest.mark.parametrize(("words", "given_shares", "score"), WORDING, ids=[one[0] for one in WORDING])
-def test_the_wording(words: str, given_shares: dict[str, float], score: str) -> None:
+def test_each_wording_of_the_guideline_gives_its_score(words: str, given_shares: dict[str, float], score: str) -> None:
     assert apply_rule(table(**given_shares)).category == score
 
 
 @given(shares, shares, shares)
-def test_the_steps_lead_to_the_class(faint, complete, intense) -> None:
+def test_the_first_step_reached_is_the_class(faint, complete, intense) -> None:
     figures = table(faint, complete, intense)
     climbed = next((one.category for one in guideline_steps(slide_shares(figures)) if one.reached), "0")
     assert climbed == apply_rule(figures).category
 
 
-def test_ultralow_is_a_flag_on_a_zero() -> None:
+def test_ultralow_is_a_flag_of_score_0() -> None:
     assert apply_rule(table(faint=0.05)).ultralow
     assert "ultralow" in apply_rule(table(faint=0.05)).reasons
     for other in ({}, {"faint": 0.3}, {"intense": 0.3}):
@@ -63,7 +63,7 @@ def test_more_staining_never_lowers_the_score(faint, complete, intense, what, mo
 
 
 @given(shares, shares, shares)
-def test_figures_are_in_range_and_agree(faint, complete, intense) -> None:
+def test_probabilities_score_and_class_agree(faint, complete, intense) -> None:
     verdict = apply_rule(table(faint, complete, intense))
     assert 0 <= verdict.score <= 3
     assert sum(verdict.p) == pytest.approx(1)
@@ -76,7 +76,7 @@ def test_figures_are_in_range_and_agree(faint, complete, intense) -> None:
 
 
 @given(st.lists(st.tuples(shares, shares), min_size=1, max_size=20))
-def test_a_slide_is_the_mean_of_its_cells_not_of_its_tiles(rows) -> None:
+def test_shares_of_a_slide_are_weighted_by_cellular_area(rows) -> None:
     cells, faint = (np.array(one, np.float32) for one in zip(*rows, strict=True))
     columns = {name: np.zeros(len(rows), np.float32) for name in MEMBRANE_COLUMNS} | {"cells": cells, "faint": faint}
     found = slide_shares(columns)
@@ -87,7 +87,7 @@ def test_a_slide_is_the_mean_of_its_cells_not_of_its_tiles(rows) -> None:
     assert all(0 <= value <= 1 + 1e-6 for half in halves for value in half.values())
 
 
-def test_near_a_threshold_it_says_so_and_both_classes_stay_plausible() -> None:
+def test_near_a_threshold_both_classes_stay_plausible() -> None:
     near, far = apply_rule(table(faint=0.11)), apply_rule(table(faint=0.6))
     assert "near-10-percent" in near.reasons
     assert min(near.p[0], near.p[1]) > 0.3
@@ -96,13 +96,13 @@ def test_near_a_threshold_it_says_so_and_both_classes_stay_plausible() -> None:
     assert far.distance > near.distance
 
 
-def test_a_slide_with_hardly_a_cell_is_for_review() -> None:
+def test_low_cellularity_needs_review() -> None:
     verdict = apply_rule(table(faint=0.6, cells=0.01))
     assert verdict.reasons == ("low-cellularity",)
     assert all(row["review"] for row in rule_predictions(verdict, presumed=False))
 
 
-def test_a_slide_without_cells_is_zero_and_without_tiles_refused() -> None:
+def test_a_slide_without_cells_is_0_and_without_tiles_refused() -> None:
     assert apply_rule(table(cells=0.0)).category == "0"
     with pytest.raises(ValueError, match="without tiles"):
         apply_rule(table(tiles=0))
@@ -112,7 +112,7 @@ class TestPredictions:
     def rows(self, presumed: bool = False, **given_shares: float) -> dict[str, dict]:
         return {row["task"]: row for row in rule_predictions(apply_rule(table(**given_shares)), presumed)}
 
-    def test_one_row_a_task_in_the_words_of_the_tasks(self) -> None:
+    def test_there_is_one_row_per_task_with_its_classes(self) -> None:
         for task, row in self.rows(intense=0.5).items():
             assert row["classes"] == list(CLASSES[task])
             assert sum(row["p"]) == pytest.approx(1)
@@ -128,13 +128,13 @@ class TestPredictions:
             ({"intense": 0.5}, ("3+", "high", "positive")),
         ],
     )
-    def test_clear_slides_are_called(self, given_shares, predicted) -> None:
+    def test_clear_slides_need_no_review(self, given_shares, predicted) -> None:
         rows = self.rows(**given_shares)
         assert tuple(row["predicted"] for row in rows.values()) == predicted
         assert all(row["plausible"] == [row["predicted"]] for row in rows.values())
         assert not any(row["review"] for row in rows.values())
 
-    def test_two_plus_waits_for_ish(self) -> None:
+    def test_2_plus_needs_ish(self) -> None:
         rows = self.rows(complete=0.4)
         assert rows["her2-4way"]["predicted"] == "2+"
         assert "needs-ish" not in rows["her2-4way"]["reasons"]
@@ -145,12 +145,12 @@ class TestPredictions:
             assert rows[task]["review"]
             assert rows[task]["p"][-1] == pytest.approx(22 / 118, abs=0.02)
 
-    def test_a_presumed_marker_is_said(self) -> None:
+    def test_a_presumed_marker_is_a_reason(self) -> None:
         assert all("marker-presumed" in row["reasons"] for row in self.rows(presumed=True, faint=0.6).values())
         assert not any("marker-presumed" in row["reasons"] for row in self.rows(faint=0.6).values())
 
     @given(shares, shares, shares)
-    def test_every_likely_class_is_plausible(self, faint, complete, intense) -> None:
+    def test_every_class_above_the_threshold_is_plausible(self, faint, complete, intense) -> None:
         for row in rule_predictions(apply_rule(table(faint, complete, intense)), presumed=False):
             for name, p in zip(row["classes"], row["p"], strict=True):
                 assert name in row["plausible"] or p < MIN_PLAUSIBLE

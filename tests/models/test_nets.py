@@ -1,4 +1,4 @@
-"""The fine-tuned networks: built by method, started from weights or without, run as ImageNet's networks are."""
+"""Fine-tuned networks: building them by method, initial weights, and probabilities."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_every_method_names_a_network_of_timm_with_pretrained_weights(method: st
 
 @pytest.mark.parametrize("edge", [224, 512])
 @pytest.mark.parametrize("method", NETWORKS)
-def test_a_network_takes_its_input_and_answers_for_each_class(method: str, edge: int) -> None:
+def test_a_network_returns_a_score_for_each_class(method: str, edge: int) -> None:
     with torch.device("meta"):
         net = build_network(method, 3, edge).eval()
         assert net(torch.empty(2, 3, edge, edge)).shape == (2, 3)
@@ -43,7 +43,7 @@ def test_a_network_takes_its_input_and_answers_for_each_class(method: str, edge:
 
 
 @pytest.mark.parametrize("method", NETWORKS)
-def test_a_tiny_one_is_a_toy_of_the_same_family(method: str) -> None:
+def test_a_tiny_network_is_of_the_same_family(method: str) -> None:
     for edge in (64, 224, 512):
         with torch.device("meta"):
             net = build_network(method, 3, edge, "tiny").eval()
@@ -58,7 +58,7 @@ def test_an_unknown_method_lists_the_known_ones() -> None:
         build_network("resnet", 2, 224)
 
 
-def test_random_weights_come_from_the_seed_alone() -> None:
+def test_random_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     one, same, other = (initial_network("resnet50", 2, 64, "tiny", "none", seed) for seed in (1, 1, 2))
@@ -73,7 +73,7 @@ def test_random_weights_come_from_the_seed_alone() -> None:
 
 @pytest.mark.parametrize("method", NETWORKS)
 @pytest.mark.parametrize("place", ["method", "timm", "file"])
-def test_a_folder_or_file_gives_all_but_the_classifier(tmp_path: Path, method: str, place: str) -> None:
+def test_pretrained_weights_are_loaded_except_the_classifier(tmp_path: Path, method: str, place: str) -> None:
     row = NETWORKS[method]
     path = tmp_path / f"{row.name if place == 'timm' else method}.safetensors"
     theirs = publish(path, row.name, **row.tiny).state_dict()
@@ -91,7 +91,7 @@ def test_a_folder_or_file_gives_all_but_the_classifier(tmp_path: Path, method: s
     )
 
 
-def test_a_vit_answers_through_imagenets_look_as_it_did_through_its_own(tmp_path: Path) -> None:
+def test_a_vit_gives_the_same_scores_with_the_normalisation_of_imagenet(tmp_path: Path) -> None:
     row = NETWORKS["vit-base"]
     theirs = publish(tmp_path / "vit-base.safetensors", row.name, **row.tiny).eval()
     ours = initial_network("vit-base", 2, 224, "tiny", str(tmp_path), 0).eval()
@@ -123,13 +123,13 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         initial_network("resnet50", 2, 64, "tiny", str(tmp_path), 0)
 
 
-def test_a_folder_without_weights_says_which_names_it_lacks(tmp_path: Path) -> None:
+def test_a_folder_without_weights_is_refused_with_the_expected_names(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"resnet50\.safetensors") as caught:
         initial_network("resnet50", 2, 64, "full", str(tmp_path), 0)
     assert "pretrained=none" in caught.value.remedy
 
 
-def test_without_the_hub_the_remedies_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported_with_the_remedies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match="cannot be reached") as caught:
@@ -138,7 +138,7 @@ def test_without_the_hub_the_remedies_are_named(tmp_path: Path, monkeypatch: pyt
     assert "pretrained=none" in caught.value.remedy
 
 
-def test_probabilities_are_those_of_the_network_on_imagenets_scale() -> None:
+def test_probabilities_equal_the_network_with_the_normalisation_of_imagenet() -> None:
     torch.manual_seed(0)
     net = timm.create_model("test_resnet", pretrained=False, num_classes=4).eval()
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
@@ -152,6 +152,6 @@ def test_probabilities_are_those_of_the_network_on_imagenets_scale() -> None:
         assert np.allclose(p, net(x).softmax(1).numpy(), atol=1e-5)
 
 
-def test_no_pictures_no_probabilities() -> None:
+def test_no_images_give_no_probabilities() -> None:
     net = timm.create_model("test_resnet", pretrained=False, num_classes=4).eval()
     assert ImageClassifier(net, 4, "cpu")(np.empty((0, 64, 64, 3), np.uint8)).shape == (0, 4)

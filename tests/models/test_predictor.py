@@ -1,4 +1,4 @@
-"""What a bundle says of a slide: the heads that its stain suits, tempered, with what can't be ruled out."""
+"""Predictions of a bundle for a slide: tasks of its stain, temperature, plausible classes, reasons for review."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def entry(task: str, method: str, **more: object) -> ModelEntry:
 
 
 @pytest.fixture
-def judge(tmp_path: Path) -> BundlePredictor:
+def predictor(tmp_path: Path) -> BundlePredictor:
     entries = (entry("her2-3way", "clam-mb"), entry("er", "dtfd-afs", threshold=None))
     torch.manual_seed(0)
     nets = {one.file: build_mil_network(one.method, DIM, len(one.classes), MilSettings()) for one in entries}
@@ -41,8 +41,8 @@ BAG = np.random.default_rng(0).normal(size=(9, DIM)).astype(np.float16)
 @pytest.mark.parametrize(("stain", "tasks"), [
     ("her2", ["her2-3way"]), ("ihc", ["her2-3way"]), (None, ["her2-3way"]), ("er", ["er"]), ("pr", []), ("he", []),
 ])  # fmt: skip
-def test_a_slide_is_asked_what_it_is_stained_for(stain: str | None, tasks: list[str], judge: BundlePredictor) -> None:
-    rows, attention = judge(SlideFeatures(stain, (), {"stain": BAG}))
+def test_only_tasks_of_the_stain_are_predicted(stain: str | None, tasks: list[str], predictor: BundlePredictor) -> None:
+    rows, attention = predictor(SlideFeatures(stain, (), {"stain": BAG}))
     assert [row["task"] for row in rows] == tasks
     for key, shares in attention.items():
         assert key[0] in tasks
@@ -63,36 +63,36 @@ def test_a_bundle_gives_the_predictions_that_apply_to_the_stain(stain: str | Non
     assert [row["task"] for row in rows] == [task for task in CLASSES if task_applies(task, stain)]
 
 
-def test_a_row_is_what_the_table_wants(judge: BundlePredictor) -> None:
-    row = judge(SlideFeatures("her2", (), {"stain": BAG}))[0][0]
+def test_a_row_has_the_columns_of_the_table(predictor: BundlePredictor) -> None:
+    row = predictor(SlideFeatures("her2", (), {"stain": BAG}))[0][0]
     assert row["classes"] == ["0", "low", "high"]
     assert sum(row["p"]) == pytest.approx(1, abs=1e-5)
     assert row["predicted"] == row["classes"][int(np.argmax(row["p"]))]
     assert row["predicted"] in row["plausible"]
 
 
-@pytest.mark.parametrize(("evidence", "reason"), [
+@pytest.mark.parametrize(("features", "reason"), [
     (SlideFeatures("her2", ("blurred",), {"stain": BAG}), "blurred"),
     (SlideFeatures("ihc", (), {"stain": BAG}), "marker-presumed"),
     (SlideFeatures("er", (), {"stain": BAG}), "uncalibrated"),
 ])  # fmt: skip
-def test_reasons_say_why_a_person_should_look(evidence: SlideFeatures, reason: str, judge: BundlePredictor) -> None:
-    row = judge(evidence)[0][0]
+def test_reasons_for_review_are_given(features: SlideFeatures, reason: str, predictor: BundlePredictor) -> None:
+    row = predictor(features)[0][0]
     assert reason in row["reasons"]
     assert row["review"] or reason == "marker-presumed"
 
 
-def test_a_slide_without_tiles_gets_no_row(judge: BundlePredictor) -> None:
-    assert judge(SlideFeatures("her2", (), {"stain": BAG[:0]})) == ([], {})
-    assert judge(SlideFeatures("her2")) == ([], {})
+def test_a_slide_without_tiles_gets_no_row(predictor: BundlePredictor) -> None:
+    assert predictor(SlideFeatures("her2", (), {"stain": BAG[:0]})) == ([], {})
+    assert predictor(SlideFeatures("her2")) == ([], {})
 
 
-def test_a_cohort_of_other_embeddings_is_refused(judge: BundlePredictor) -> None:
-    check_bundle_fits(judge.bundle, Plan())
+def test_a_cohort_of_other_embeddings_is_refused(predictor: BundlePredictor) -> None:
+    check_bundle_fits(predictor.bundle, Plan())
     with pytest.raises(InputError, match="--encoder stain"):
-        check_bundle_fits(judge.bundle, Plan(encoders=("uni",)))
+        check_bundle_fits(predictor.bundle, Plan(encoders=("uni",)))
     with pytest.raises(InputError, match=r"--mpp 0\.5 --tile 224"):
-        check_bundle_fits(judge.bundle, Plan(tile=256))
+        check_bundle_fits(predictor.bundle, Plan(tile=256))
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=2, max_size=5), st.floats(0.1, 10))

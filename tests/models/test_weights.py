@@ -1,4 +1,4 @@
-"""Weights: found where they are, read without running what a file holds."""
+"""Weights: finding files and reading them without running code."""
 
 import pickle
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_a_folder_is_searched_for_the_name_and_for_a_copy_of_the_hub(tmp_path: P
     assert locate_weights("net", SOURCE, path) == path
 
 
-def test_a_folder_without_them_says_which_names_it_lacks(tmp_path: Path) -> None:
+def test_a_folder_without_weights_is_refused_with_the_expected_names(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"net\.safetensors") as caught:
         locate_weights("net", SOURCE, tmp_path)
     assert caught.value.path == tmp_path
@@ -69,12 +69,12 @@ def test_the_hubs_cache_is_used_before_the_network(tmp_path: Path, monkeypatch: 
     assert weights_digest(found) == "a" * 64
 
 
-def test_a_file_is_named_by_its_content(tmp_path: Path) -> None:
+def test_the_digest_is_the_sha256_of_the_content(tmp_path: Path) -> None:
     save_file(net().state_dict(), tmp_path / "net.safetensors")
     assert weights_digest(tmp_path / "net.safetensors") == file_sha256(tmp_path / "net.safetensors")
 
 
-def test_halves_are_read_as_float32(tmp_path: Path) -> None:
+def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
     save_file({"a": torch.ones(3, dtype=torch.float16)}, tmp_path / "net.safetensors")
     assert read_weights(tmp_path / "net.safetensors")["a"].dtype == torch.float32
 
@@ -110,7 +110,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
     save_file({"a": torch.tensor([1.0, value])}, tmp_path / "net.safetensors")
     with pytest.raises(WeightsError, match="not finite, in a"):
         read_weights(tmp_path / "net.safetensors")
@@ -124,7 +124,7 @@ def test_something_else_than_tensors_is_refused(tmp_path: Path) -> None:
         read_weights(tmp_path / "net.h5")
 
 
-def test_a_network_is_filled_and_frozen() -> None:
+def test_a_network_gets_the_weights_and_is_frozen() -> None:
     source = net()
     filled = network_with_weights(net, source.state_dict(), Path("net.safetensors"))
     assert not filled.training
@@ -133,7 +133,7 @@ def test_a_network_is_filled_and_frozen() -> None:
     assert torch.equal(filled(x), source.eval()(x))
 
 
-def test_tables_that_a_file_does_not_keep_are_made() -> None:
+def test_buffers_that_are_in_no_file_are_computed() -> None:
     class Keeps(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Small cohorts of embeddings, written as an ingest writes them."""
+"""Small cohorts of embeddings for tests, in the format of an ingest."""
 
 from pathlib import Path
 

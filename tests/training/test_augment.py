@@ -1,4 +1,4 @@
-"""Augmentation: the size stays, the background fills, the CPU and the GPU do the same."""
+"""Augmentation: size, background, ranges, and agreement of OpenCV and torch."""
 
 import cv2
 import numpy as np
@@ -37,27 +37,27 @@ def move(
 
 
 @given(st.integers(1, 4), st.sampled_from([16, 31, 64]), st.integers(0, 2**32), st.sampled_from([0.0, 0.3]))
-def test_size_and_dtype_stay(n: int, edge: int, seed: int, jitter: float) -> None:
+def test_augmentation_keeps_size_and_dtype(n: int, edge: int, seed: int, jitter: float) -> None:
     out = augment(smooth(n, edge), random_stream(seed), ImageSettings(jitter=jitter), np.full(3, 240, np.uint8))
     assert out.shape == (n, edge, edge, 3)
     assert out.dtype == np.uint8
 
 
 @given(st.integers(0, 2**32))
-def test_what_comes_in_is_each_pictures_own_background(seed: int) -> None:
+def test_the_outside_has_the_background_colour_of_the_image(seed: int) -> None:
     fills = np.array([[240, 239, 200], [250, 235, 245]], np.uint8)
     bare = np.broadcast_to(fills[:, None, None], (2, 48, 48, 3)).copy()
     assert np.array_equal(augment(bare, random_stream(seed), PLAIN, fills), bare)
 
 
-def test_the_same_draws_give_the_same_pictures() -> None:
+def test_the_same_seed_gives_the_same_images() -> None:
     pixels, fill = smooth(3, 32), np.full(3, 255, np.uint8)
     one, other = (augment(pixels, random_stream(5, 1), JITTERED, fill) for _ in range(2))
     assert np.array_equal(one, other)
     assert not np.array_equal(one, augment(pixels, random_stream(5, 2), JITTERED, fill))
 
 
-def test_turns_flips_and_shifts_are_those_of_the_matrix() -> None:
+def test_rotation_flip_and_shift_equal_numpy() -> None:
     picture, white = smooth(1, 40), np.full(3, 255, np.uint8)
     assert np.array_equal(apply_augmentations(picture, move([[1, 0], [0, 1]]), white), picture)
     assert np.array_equal(apply_augmentations(picture, move([[-1, 0], [0, 1]]), white), picture[:, :, ::-1])
@@ -68,7 +68,7 @@ def test_turns_flips_and_shifts_are_those_of_the_matrix() -> None:
     assert (right[:, :, :4] == 255).all()
 
 
-def test_jitter_stretches_about_mid_grey_and_is_cut_at_the_ends() -> None:
+def test_jitter_stretches_about_mid_grey_and_clips() -> None:
     grey = np.full((1, 8, 8, 3), 100, np.uint8)
     same = move([[1, 0], [0, 1]], gain=2, offset=-127.5)  # contrast 2: 127.5 + 2 · (100 − 127.5)
     assert np.unique(apply_augmentations(grey, same, grey[0, 0, 0])).tolist() == [72]
@@ -76,7 +76,7 @@ def test_jitter_stretches_about_mid_grey_and_is_cut_at_the_ends() -> None:
 
 
 @given(st.integers(0, 2**32))
-def test_draws_stay_in_their_ranges(seed: int) -> None:
+def test_drawn_values_stay_in_their_ranges(seed: int) -> None:
     moves = draw_augmentations(20, random_stream(seed), JITTERED)
     assert np.allclose(moves.turn @ moves.turn.transpose(0, 2, 1), np.eye(2) * (1 / scale(moves) ** 2)[:, None, None])
     assert ((scale(moves) >= 0.9) & (scale(moves) <= 1.1)).all()
@@ -89,14 +89,14 @@ def scale(moves: Augmentation) -> np.ndarray:
     return 1 / np.sqrt(np.abs(np.linalg.det(moves.turn)))
 
 
-def test_without_jitter_colours_stay() -> None:
+def test_without_jitter_colours_do_not_change() -> None:
     moves = draw_augmentations(50, random_stream(1), PLAIN)
     assert (moves.gain == 1).all()
     assert (moves.offset == 0).all()
 
 
 @pytest.mark.parametrize("edge", [32, 63, 224])
-def test_torch_moves_pictures_as_opencv_does(edge: int) -> None:
+def test_torch_and_opencv_give_nearly_the_same_images(edge: int) -> None:
     pixels = smooth(6, edge)
     fill = np.random.default_rng(1).integers(200, 256, (6, 3), dtype=np.uint8)
     moves = draw_augmentations(6, random_stream(3), JITTERED)

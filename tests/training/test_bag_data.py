@@ -12,7 +12,7 @@ from her2batch.training.bag_data import gather_bags, open_bags
 from tests.training.stores import cohort, planted, put
 
 
-def test_bags_are_the_tables_in_the_dtype_of_products(tmp_path: Path) -> None:
+def test_bags_equal_the_tables_in_the_dtype_of_products(tmp_path: Path) -> None:
     bags, _ = planted(5)
     made = cohort(tmp_path / "c", bags)
     found = gather_bags(made, "stain", "stain", list(bags), tmp_path / "stain.arrow")
@@ -26,13 +26,13 @@ def test_bags_are_the_tables_in_the_dtype_of_products(tmp_path: Path) -> None:
             assert not one[len(values) :].any()
 
 
-def test_nothing_is_copied(tmp_path: Path) -> None:
+def test_bags_are_views_of_the_file(tmp_path: Path) -> None:
     bags, _ = planted(2)
     found = gather_bags(cohort(tmp_path / "c", bags), "stain", "stain", list(bags), tmp_path / "stain.arrow")
     assert found.of(0).data_ptr() == found.of(0).data_ptr()  # the file's own page, not a copy
 
 
-def test_the_file_is_made_once_and_anew_when_a_slide_changes(tmp_path: Path) -> None:
+def test_the_file_is_written_again_when_a_slide_changes(tmp_path: Path) -> None:
     bags, _ = planted(3)
     made, path = cohort(tmp_path / "c", bags), tmp_path / "stain.arrow"
     gather_bags(made, "stain", "stain", list(bags), path)

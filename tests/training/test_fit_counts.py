@@ -1,4 +1,4 @@
-"""Classifiers on counts: they learn what is there, nothing from noise, and search inside their rows."""
+"""Classifiers on counts of patch classes: learning, the search of settings, and refused data."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def examples(n: int, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.nd
 
 
 @pytest.mark.parametrize("method", GRIDS)
-def test_it_learns_from_counts_and_nothing_from_noise(method: str) -> None:
+def test_a_classifier_learns_from_counts_and_not_from_noise(method: str) -> None:
     features, labels, patients = examples(90)
     new, truth, _ = examples(90, seed=1)
     p = head_probabilities(fit_count_classifier(method, features, labels, patients, 3, QUICK, 0), new, 3)
@@ -38,7 +38,7 @@ def test_a_search_gives_the_same_head_twice(method: str) -> None:
     assert np.array_equal(head_probabilities(one, features, 3), head_probabilities(other, features, 3))
 
 
-def test_a_search_finds_what_suits() -> None:
+def test_a_search_finds_the_better_values() -> None:
     """A wide margin under much noise wants a smooth machine; the same grid's least one memorises."""
     features, labels, patients = examples(60)
     head = fit_count_classifier("svm", features, labels, patients, 3, CountsSettings(inner_folds=3), 0)
@@ -48,7 +48,7 @@ def test_a_search_finds_what_suits() -> None:
 
 
 @pytest.mark.parametrize("method", GRIDS)
-def test_few_slides_of_a_class_still_train(method: str) -> None:
+def test_a_class_with_few_slides_can_be_trained(method: str) -> None:
     features, labels, patients = examples(30)
     rare = np.r_[np.flatnonzero(labels != 2), np.flatnonzero(labels == 2)[:1]]
     head = fit_count_classifier(
@@ -59,7 +59,7 @@ def test_few_slides_of_a_class_still_train(method: str) -> None:
     assert np.isfinite(p).all()
 
 
-def test_one_class_alone_is_refused() -> None:
+def test_a_single_class_is_refused() -> None:
     features, _, patients = examples(9)
     with pytest.raises(InputError, match="one class"):
         fit_count_classifier("mlp", features, np.zeros(9, np.int64), patients, 3, QUICK, 0)

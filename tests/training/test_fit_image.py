@@ -1,4 +1,4 @@
-"""Fine-tuning: toys that learn brown from blue, losses by hand, fits that go on where they were, alone and together."""
+"""Fine-tuning of image networks: learning, losses, resumed training, and training in two processes."""
 
 import math
 from functools import partial
@@ -53,7 +53,7 @@ def equal(one: Tensors, other: Tensors) -> bool:
 
 
 @pytest.mark.parametrize("method", NETWORKS)
-def test_each_family_learns_brown_from_blue(method: str) -> None:
+def test_every_network_learns_to_separate_brown_from_blue(method: str) -> None:
     pixels, settings = pictures(24), QUICK.model_copy(update={"epochs": 16})
     fitted = fit_image_network(method, pixels, fold(24), settings, fill=GLASS)
     net = trained_network(method, fitted.weights, 2, EDGE, "tiny")
@@ -65,9 +65,7 @@ def test_each_family_learns_brown_from_blue(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", NETWORKS)
-def test_a_fit_that_was_stopped_ends_in_the_same_bytes(
-    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_training_gives_the_same_bytes(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_loop, "SAVE_EVERY_S", 0.0)
     pixels, checkpoint = pictures(20), tmp_path / "checkpoint.safetensors"
     settings = QUICK.model_copy(update={"loss": "focal", "jitter": 0.1})
@@ -89,14 +87,14 @@ def test_a_fit_that_was_stopped_ends_in_the_same_bytes(
     assert equal(again.weights, whole.weights)
 
 
-def test_a_fit_leaves_the_random_stream_of_its_process_alone() -> None:
+def test_training_does_not_change_the_global_random_state() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     fit_image_network("vit-base", pictures(12), fold(12), QUICK.model_copy(update={"epochs": 1}))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_pictures_may_lie_in_several_files(tmp_path: Path) -> None:
+def test_images_may_be_in_several_files(tmp_path: Path) -> None:
     pixels = pictures(20)
     for k, part in enumerate((pixels[:7], pixels[7:])):
         save_images(part, tmp_path / f"{k}.npy")
@@ -113,21 +111,21 @@ def test_pictures_may_lie_in_several_files(tmp_path: Path) -> None:
     assert predict_images(net, files, rows[:0], 2).shape == (0, 2)
 
 
-def test_a_class_without_a_picture_does_no_harm() -> None:
+def test_a_class_without_images_is_allowed() -> None:
     for loss in ("weighted", "focal"):
         once = QUICK.model_copy(update={"loss": loss, "epochs": 1})
         assert math.isfinite(fit_image_network("resnet50", pictures(12), fold(12, 4), once).progress.train_loss)
     assert class_weights(np.array([0, 0, 0, 2]), 4).tolist() == pytest.approx([2 / 3, 0, 2, 0])
 
 
-def test_a_fold_without_pictures_is_refused() -> None:
+def test_a_fold_without_images_is_refused() -> None:
     for train, val in ((0, 4), (4, 0)):
         empty = Fold(np.zeros(8, np.int64), np.arange(train), np.arange(4, 4 + val), 2, 0)
         with pytest.raises(InputError, match="no image"):
             fit_image_network("resnet50", pictures(8), empty, QUICK)
 
 
-def test_losses_by_hand() -> None:
+def test_losses_equal_the_formulas() -> None:
     p = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1]])
     labels, weights = torch.tensor([0, 1]), torch.tensor([2.0, 0.5, 1.0])
     of = partial(sample_losses, p.log(), labels, weights=weights)
@@ -137,7 +135,7 @@ def test_losses_by_hand() -> None:
 
 
 @given(st.lists(st.floats(1e-6, 30), min_size=1, max_size=8))
-def test_focal_without_focus_is_cross_entropy(values: list[float]) -> None:
+def test_focal_loss_with_gamma_0_is_cross_entropy(values: list[float]) -> None:
     cross = torch.tensor(values)
     assert torch.equal(focal_loss(cross, 0), cross)
     assert torch.allclose(focal_loss(cross, 1e-6), cross, rtol=1e-4)
@@ -145,7 +143,7 @@ def test_focal_without_focus_is_cross_entropy(values: list[float]) -> None:
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40))
-def test_class_weights_have_mean_one_over_the_pictures(labels: list[int]) -> None:
+def test_class_weights_have_mean_1_over_the_images(labels: list[int]) -> None:
     weights = class_weights(np.array(labels), 6)
     assert weights[labels].mean() == pytest.approx(1, rel=1e-5)
     totals = np.bincount(labels, weights[labels], 6)
@@ -153,7 +151,7 @@ def test_class_weights_have_mean_one_over_the_pictures(labels: list[int]) -> Non
 
 
 @given(st.integers(2, 500), st.integers(2, 32))
-def test_batches_are_even_and_none_is_of_one(n: int, size: int) -> None:
+def test_batches_are_even_and_have_no_single_image(n: int, size: int) -> None:
     parts = even_batches(np.arange(n), size)
     lengths = [len(one) for one in parts]
     assert np.array_equal(np.concatenate(parts), np.arange(n))
@@ -162,7 +160,7 @@ def test_batches_are_even_and_none_is_of_one(n: int, size: int) -> None:
     assert min(lengths) >= 2 or size == 2
 
 
-def test_the_step_rises_then_falls_to_nothing() -> None:
+def test_the_learning_rate_rises_then_falls_to_0() -> None:
     settings = ImageSettings(lr=0.8, epochs=6, warmup=2)
     sizes = [learning_rate(step, 2, settings) for step in range(12)]
     assert sizes[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8])

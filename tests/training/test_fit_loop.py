@@ -1,4 +1,4 @@
-"""Epochs: when they end, which weights are kept, and that a fit taken up again ends in the same bytes."""
+"""The training loop: early stopping, best weights, and resumed training with the same bytes."""
 
 import math
 from pathlib import Path
@@ -60,7 +60,7 @@ class Line:
     ([3, 2, 1, 0.5, 0.4], Stopping(5, 1), 5, 5),
     ([1, 1, 1], Stopping(9, 2), 3, 1),  # as small is not smaller
 ])  # fmt: skip
-def test_training_ends_by_the_rule(losses: list[float], stopping: Stopping, epochs: int, best: int) -> None:
+def test_training_ends_by_early_stopping(losses: list[float], stopping: Stopping, epochs: int, best: int) -> None:
     found = run_epochs(Line(losses), stopping)
     assert (found.progress.epoch, found.progress.best_epoch, found.progress.best_loss) == (
         epochs,
@@ -80,7 +80,7 @@ class Killed(Exception):
     """As if the power went."""
 
 
-def test_a_fit_taken_up_again_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_training_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_loop, "SAVE_EVERY_S", 0.0)
     whole = run_epochs(Line(), Stopping(9, 9))
 
@@ -98,20 +98,20 @@ def test_a_fit_taken_up_again_ends_in_the_same_bytes(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("spoiled", [b"", b"no safetensors", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
-def test_a_damaged_checkpoint_is_as_none(spoiled: bytes, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_ignored(spoiled: bytes, tmp_path: Path) -> None:
     (tmp_path / "checkpoint").write_bytes(spoiled)
     told: list[int] = []
     run_epochs(Line(), Stopping(3, 3), tmp_path / "checkpoint", lambda at: told.append(at.epoch))
     assert told == [1, 2, 3]
 
 
-def test_a_loss_that_is_no_number_ends_it() -> None:
+def test_a_loss_that_is_not_finite_ends_training() -> None:
     with pytest.raises(FloatingPointError, match="epoch 2"):
         run_epochs(Line([1.0, math.nan]), Stopping(5, 5))
 
 
 @given(st.lists(st.integers(0, 2), min_size=30, max_size=60).filter(lambda one: len(set(one)) == 3), st.integers(0, 9))
-def test_balanced_sampling_draws_classes_alike(labels: list[int], seed: int) -> None:
+def test_class_balanced_sampling_draws_all_classes_equally(labels: list[int], seed: int) -> None:
     array = np.array(labels)
     drawn = np.concatenate([array[draw_class_balanced(array, random_stream(seed, k))] for k in range(40)])
     shares = np.bincount(drawn, minlength=3) / len(drawn)
@@ -119,7 +119,7 @@ def test_balanced_sampling_draws_classes_alike(labels: list[int], seed: int) -> 
     assert len(draw_class_balanced(array, random_stream(seed))) == len(labels)
 
 
-def test_streams_differ_by_every_key_and_are_the_same_again() -> None:
+def test_random_streams_differ_by_key_and_are_repeatable() -> None:
     draws = {keys: random_stream(*keys).integers(2**60) for keys in ((0, 1), (0, 2), (1, 1), (1,), (0, 1, 2))}
     assert len(set(draws.values())) == len(draws)
     assert random_stream(0, 1).integers(2**60) == draws[0, 1]

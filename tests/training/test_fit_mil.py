@@ -1,4 +1,4 @@
-"""Each MIL method finds a planted signal on bags it has not seen, the same one every time, stopped or not."""
+"""MIL methods find a planted signal on new bags; training is repeatable and can be resumed."""
 
 import subprocess
 import sys
@@ -49,7 +49,7 @@ def test_every_method_finds_the_planted_instances(method: str, found: tuple[Bags
 
 
 @pytest.mark.parametrize("method", ["clam-mb", "dtfd-maxmins"])
-def test_a_stopped_fit_ends_in_the_same_bytes(
+def test_resumed_training_gives_the_same_bytes(
     method: str, found: tuple[Bags, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit_loop, "SAVE_EVERY_S", 0.0)
@@ -92,7 +92,7 @@ save_file(fit_mil_network("clam-sb", open_bags(Path(sys.argv[1])), fold, setting
     assert all(torch.equal(other[key], one) for key, one in own.items())
 
 
-def test_bags_come_filled_up_with_nothing(found: tuple[Bags, np.ndarray]) -> None:
+def test_bags_are_padded_with_zeros(found: tuple[Bags, np.ndarray]) -> None:
     bags, _ = found
     for row, (bag, n) in zip((0, 3), feed_bags(bags, np.array([0, 3]), "cpu"), strict=True):
         assert n == bags.sizes[row]

@@ -1,4 +1,4 @@
-"""Folds: whole patients, even strata, every slide tested once; and what can't be cross-validated is refused."""
+"""Folds: whole patients, even strata, every slide tested once; labels that cannot be cross-validated are refused."""
 
 from collections import Counter
 
@@ -60,7 +60,7 @@ def spread(fold: np.ndarray, there: np.ndarray) -> int:
     return int(np.ptp(np.bincount(fold[there], minlength=10)))
 
 
-def test_the_papers_cohort_comes_out_even_in_every_task() -> None:
+def test_folds_of_the_papers_cohort_are_even_in_every_task() -> None:
     strata = np.random.default_rng(1).permutation([one for one, n in PAPER.items() for _ in range(n)])
     words = [one.split("/") for one in strata.tolist()]
     tasks = {task: [her2_class(task, ihc, ish or None) or "" for ihc, ish in words]
@@ -76,7 +76,7 @@ def test_the_papers_cohort_comes_out_even_in_every_task() -> None:
         assert max(spread(alone, np.array(truth) == one) for one in set(truth)) <= 2
 
 
-def test_folds_of_patients_with_several_slides_are_of_nearly_one_size() -> None:
+def test_folds_have_nearly_equal_sizes_with_several_slides_per_patient() -> None:
     draw = np.random.default_rng(2)
     patients = [f"P{k}" for k in range(60) for _ in range(draw.integers(1, 4))]
     fold = assign_patients(["0", "low", "high"] * len(patients), patients * 3, 10, seed=0)  # each stratum a third
@@ -106,7 +106,7 @@ def test_no_patient_is_in_two_splits_and_every_slide_is_tested_and_validated_onc
 
 @settings(deadline=None, max_examples=40)
 @given(cohorts(), st.randoms(use_true_random=False))
-def test_the_order_of_rows_changes_nothing(cohort: tuple[pa.Table, int], random) -> None:
+def test_folds_do_not_depend_on_the_order_of_rows(cohort: tuple[pa.Table, int], random) -> None:
     table, n_folds = cohort
     order = list(range(table.num_rows))
     random.shuffle(order)
@@ -119,13 +119,13 @@ def test_the_order_of_rows_changes_nothing(cohort: tuple[pa.Table, int], random)
     assert shuffle_labels(other, 5).sort_by("slide_id") == shuffle_labels(table, 5).sort_by("slide_id")
 
 
-def test_a_seed_gives_its_own_folds_each_time() -> None:
+def test_a_seed_gives_the_same_folds_each_time() -> None:
     table = labelled([(f"P{k}", k % 3) for k in range(60)])
     assert fold_of(table, 10, 1).tolist() == fold_of(table, 10, 1).tolist()
     assert fold_of(table, 10, 1).tolist() != fold_of(table, 10, 2).tolist()
 
 
-def test_splits_worked_by_hand() -> None:
+def test_splits_equal_a_worked_example() -> None:
     table = labelled([("C", 2), ("A", 0), ("B", 1), ("D", 0), ("E", 1), ("F", 2), ("G", 0), ("H", 1), ("I", 2)])
     fold = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2], np.int32)
     rows = cross_validation_splits(TASK, table, fold, 3).to_pylist()
@@ -134,7 +134,7 @@ def test_splits_worked_by_hand() -> None:
     assert rows[0] == {"task": TASK, "fold": 0, "slide_id": "s000", "patient_id": "C", "split": "test"}
 
 
-def test_the_bundles_model_validates_on_the_first_part_and_tests_nothing() -> None:
+def test_the_final_model_validates_on_part_0_and_has_no_test_part() -> None:
     table = labelled([(f"P{k}", k % 3) for k in range(30)])
     fold = fold_of(table, 10)
     rows = final_split(TASK, table, fold).to_pylist()
@@ -198,7 +198,7 @@ def test_shuffled_labels_move_between_patients_and_keep_together() -> None:
     assert shuffle_labels(table, seed=1) != other
 
 
-def test_shuffled_labels_of_a_patient_with_unlike_slides_go_on_as_they_are() -> None:
+def test_shuffled_labels_of_one_patient_keep_their_order() -> None:
     table = labelled([("A", 0), ("A", 1), ("B", 2), ("B", 2)])
     seen = {tuple(shuffle_labels(table, seed)["label"].to_pylist()) for seed in range(12)}
     assert seen == {(0, 1, 2, 2), (2, 2, 0, 1)}

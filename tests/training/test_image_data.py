@@ -1,4 +1,4 @@
-"""Pictures on disk: several files as one array; what thumbnail networks see of a slide, from the store alone."""
+"""Images on disk: several files as one array, and the input of thumbnail networks from the cohort alone."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.conftest import Synthetic
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
 @given(sizes=st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any), data=st.data())
-def test_a_stack_is_its_files_one_after_the_other(sizes: list[int], data: st.DataObject, tmp_path: Path) -> None:
+def test_a_stack_equals_the_joined_files(sizes: list[int], data: st.DataObject, tmp_path: Path) -> None:
     parts = [np.random.default_rng(k).integers(0, 256, (n, 3, 3, 3), np.uint8) for k, n in enumerate(sizes)]
     paths = [tmp_path / f"{k}.npy" for k in range(len(parts))]
     for part, path in zip(parts, paths, strict=True):
@@ -35,7 +35,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         load_images(tmp_path / "a.npy")
 
 
-def test_portraits_are_made_once_and_show_tissue_on_the_slides_glass(synthetic: Synthetic, tmp_path: Path) -> None:
+def test_thumbnails_are_written_once_and_show_tissue_on_the_background(synthetic: Synthetic, tmp_path: Path) -> None:
     cohort = Cohort(synthetic.cohort)
     rows = cohort.rows()
     ids = sorted(rows)[:3]
@@ -52,7 +52,7 @@ def test_portraits_are_made_once_and_show_tissue_on_the_slides_glass(synthetic: 
     assert path.stat().st_mtime_ns == before
 
 
-def test_a_missing_picture_is_named(synthetic: Synthetic, tmp_path: Path) -> None:
+def test_a_missing_thumbnail_is_named(synthetic: Synthetic, tmp_path: Path) -> None:
     shutil.copytree(synthetic.cohort / "tables", tmp_path / "c" / "tables")
     cohort = Cohort(tmp_path / "c")
     slide_id = sorted(cohort.rows())[0]

@@ -1,4 +1,4 @@
-"""Calibration from the folds' predictions: over-confidence is undone, nine of ten true classes are plausible."""
+"""Calibration on the predictions of the folds: temperature and plausible sets."""
 
 import numpy as np
 import pytest
@@ -16,13 +16,13 @@ def simulated(n: int, seed: int, sharpness: float = 1.0) -> tuple[np.ndarray, np
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
-def test_temperature_undoes_what_was_sharpened(sharpness: float) -> None:
+def test_temperature_scaling_corrects_overconfidence(sharpness: float) -> None:
     p, labels = simulated(4000, 0, sharpness)
     assert fit_temperature(p, labels) == pytest.approx(sharpness, rel=0.1)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_nine_of_ten_new_slides_have_their_class_among_the_plausible(seed: int) -> None:
+def test_plausible_sets_contain_the_true_class_of_nine_in_ten_slides(seed: int) -> None:
     p, labels = simulated(1500, seed)
     threshold = fit_threshold(p, labels)
     new, truth = simulated(4000, seed + 100)
@@ -30,7 +30,7 @@ def test_nine_of_ten_new_slides_have_their_class_among_the_plausible(seed: int) 
     assert 0.87 < covered < 0.96
 
 
-def test_few_slides_promise_nothing() -> None:
+def test_too_few_slides_give_no_threshold() -> None:
     p, labels = simulated(8, 0)
     assert fit_threshold(p, labels) is None
     assert fit_threshold(*simulated(9, 0)) is not None

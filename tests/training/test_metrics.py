@@ -1,4 +1,4 @@
-"""Metrics: equal to scikit-learn's, null where undefined, and no figure from a broken table."""
+"""Metrics: equal to scikit-learn, null where undefined, and refusal of invalid predictions."""
 
 import math
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ def drawn(task: str, n: int, seed: int, skill: float = 1.0, levels: int = 8) -> 
 
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from(sorted(CLASSES)), st.integers(6, 60), st.integers(0, 2**31), st.floats(0, 2))
-def test_figures_are_those_of_scikit_learn(task: str, n: int, seed: int, skill: float) -> None:
+def test_metrics_equal_scikit_learn(task: str, n: int, seed: int, skill: float) -> None:
     truth, p = drawn(task, n, seed, skill)
     c = len(CLASSES[task])
     truth[:c] = range(c)  # scikit-learn's AUC wants all classes
@@ -77,7 +77,7 @@ def test_figures_are_those_of_scikit_learn(task: str, n: int, seed: int, skill: 
     assert class_recalls(counts) == pytest.approx(recall_score(truth, predicted, average=None, labels=range(c)))
 
 
-def test_figures_worked_by_hand() -> None:
+def test_metrics_equal_a_worked_example() -> None:
     p = [[0.8, 0.2], [0.6, 0.4], [0.7, 0.3], [0.4, 0.6], [0.5, 0.5], [0.1, 0.9]]
     found = metrics_table(table("her2-binary", [0, 0, 1, 0, 1, 1], p)).to_pylist()[0]
     # pairs in order: 0.3 over 0.2; 0.5 over 0.2 and 0.4; 0.9 over all three: 6 of 9
@@ -87,27 +87,27 @@ def test_figures_worked_by_hand() -> None:
     assert found["kappa"] == pytest.approx(0.0)
 
 
-def test_quadratic_kappa_worked_by_hand() -> None:
+def test_quadratic_kappa_equals_a_worked_example() -> None:
     counts = np.array([[2, 0, 0], [0, 1, 1], [0, 0, 2]])
     # disagreement 1 · 1² of 6; by chance Σ (i−j)² row_i col_j / 36 = (2·1 + 2·3·4 + 2·2 + 2·3 + 2·2·4 + 2·1) / 36
     assert kappa(counts) == pytest.approx(1 - (1 / 6) / (54 / 36))
 
 
-def test_a_class_that_a_fold_lacks_is_left_out_of_its_means() -> None:
+def test_a_class_without_test_slides_is_left_out_of_the_means() -> None:
     p = [[0.8, 0.1, 0.1], [0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1]]
     row = metrics_table(table("her2-3way", [0, 0, 1, 1], p)).to_pylist()[0]
     assert (row["auc"], row["f1"], row["accuracy"], row["kappa"]) == (1, 1, 1, 1)
     assert math.isnan(class_recalls(confusion(table("her2-3way", [0, 0, 1, 1], p)))[2])
 
 
-def test_what_is_undefined_is_null() -> None:
+def test_undefined_metrics_are_null() -> None:
     row = metrics_table(table("her2-binary", [1, 1], [[0.2, 0.8], [0.3, 0.7]])).to_pylist()[0]
     assert row["auc"] is None
     assert row["kappa"] is None
     assert (row["f1"], row["accuracy"]) == (1, 1)
 
 
-def test_there_is_one_row_for_each_fold_of_each_method_whatever_the_order() -> None:
+def test_there_is_one_row_per_method_and_fold_in_any_order_of_rows() -> None:
     truth, p = drawn("her2-3way", 60, 0)
     folds = [k % 3 for k in range(60)]
     both = pa.concat_tables(
@@ -128,7 +128,7 @@ def test_without_predictions_there_are_no_metrics() -> None:
     assert metrics_summary(run_schema("metrics").empty_table()).num_rows == 0
 
 
-def test_the_summary_is_in_percent_with_the_sample_sd() -> None:
+def test_the_summary_is_in_percent_with_the_sample_standard_deviation() -> None:
     rows = [("clam-sb", 0, 0.9, 0.8, 0.5), ("clam-sb", 1, None, 0.7, 0.7), ("clam-mb", 0, 0.5, 0.5, 0.1)]
     given = [
         {"task": "er", "method": m, "input": "uni", "fold": fold, "auc": a, "f1": f, "accuracy": f, "kappa": k, "n": 7}
@@ -153,12 +153,12 @@ def test_the_summary_is_in_percent_with_the_sample_sd() -> None:
         ([[0.5, 0.5], [1.0]], "p does not have 2 probabilities"),
     ],
 )
-def test_probabilities_that_are_none_are_refused_naming_the_slide(p: list[list[float]], words: str) -> None:
+def test_invalid_probabilities_are_refused_naming_the_slide(p: list[list[float]], words: str) -> None:
     with pytest.raises(InputError, match=words):
         metrics_table(table("her2-binary", [0, 1], p))
 
 
-def test_a_class_or_task_that_is_not_known_is_refused() -> None:
+def test_an_unknown_class_or_task_is_refused() -> None:
     good = table("her2-binary", [0, 1], [[0.9, 0.1], [0.2, 0.8]])
     k = good.schema.get_field_index("truth")
     with pytest.raises(InputError, match=r"slide s001: truth is none of negative, positive"):
@@ -167,7 +167,7 @@ def test_a_class_or_task_that_is_not_known_is_refused() -> None:
         confusion(pa.concat_tables([good, table("er", [0], [[1, 0]])]))
 
 
-def test_a_slice_of_a_table_is_judged_as_its_own_rows() -> None:
+def test_metrics_of_a_slice_are_those_of_its_rows() -> None:
     truth, p = drawn("her2-4way", 30, 4)
     whole = table("her2-4way", truth, p)
     assert metrics_table(whole.slice(10, 15)) == metrics_table(whole.take(list(range(10, 25))))
@@ -177,7 +177,7 @@ def test_auc_counts_ties_half() -> None:
     assert auc(np.array([0, 1, 0, 1]), np.full((4, 2), 0.5)) == 0.5
 
 
-def test_each_of_many_groups_keeps_its_own_rows() -> None:
+def test_groups_contain_their_own_rows() -> None:
     """Found in a run of 58 cells: figures stood beside other methods' names."""
     rows = [
         {"task": f"t{k % 3}", "method": f"m{k % 7}", "input": f"i{k % 5}", "fold": k % 10, "mark": k}

@@ -1,4 +1,4 @@
-"""Intervals and paired tests: checked against plain resampling, a U statistic by brute force, and known coverage."""
+"""Intervals and paired tests: against plain resampling, a U statistic over all pairs, and known coverage."""
 
 import math
 
@@ -28,7 +28,7 @@ def only(found: pa.Table, **keys: object) -> dict[str, object]:
 
 @settings(deadline=None, max_examples=25)
 @given(st.sampled_from(["er", "her2-3way", "her2-4way"]), st.integers(4, 40), st.integers(1, 4), st.integers(0, 2**31))
-def test_a_draw_has_the_figures_of_the_slides_it_repeats(task: str, n: int, slides_each: int, seed: int) -> None:
+def test_a_draw_equals_the_metrics_of_its_repeated_slides(task: str, n: int, slides_each: int, seed: int) -> None:
     found = check_predictions(table(task, *drawn(task, n, seed)))
     of = np.arange(n) // slides_each
     weights = draw_resamples(int(of.max()) + 1, 5, seed)
@@ -45,7 +45,7 @@ def test_a_draw_has_the_figures_of_the_slides_it_repeats(task: str, n: int, slid
         assert figures.recalls[k] == pytest.approx(class_recalls(counts), nan_ok=True)
 
 
-def test_intervals_hold_the_pooled_figures_and_a_recall_a_class() -> None:
+def test_intervals_include_pooled_metrics_and_one_recall_per_class() -> None:
     predictions = table("her2-3way", *drawn("her2-3way", 120, 0), fold=[k % 10 for k in range(120)])
     found = bootstrap_intervals(predictions, patients_of(predictions), draws=500)
     assert [row["class"] for row in found.to_pylist()] == [None] * 4 + ["0", "low", "high"]
@@ -68,7 +68,7 @@ def test_patients_with_many_slides_make_intervals_wider() -> None:
     assert together["high"] - together["low"] > 2 * (alone["high"] - alone["low"])
 
 
-def test_ninety_five_percent_intervals_hold_the_truth_about_that_often() -> None:
+def test_intervals_cover_the_truth_about_95_percent_of_the_time() -> None:
     draw = np.random.default_rng(0)
     held = 0
     for repeat in range(200):  # 40 patients of two slides, which are right or wrong together more often than not
@@ -83,7 +83,7 @@ def test_ninety_five_percent_intervals_hold_the_truth_about_that_often() -> None
     assert 0.90 <= held / 200 <= 0.99
 
 
-def test_a_class_that_is_not_there_has_no_interval() -> None:
+def test_a_class_without_slides_has_no_interval() -> None:
     predictions = table("er", [1, 1, 1], [[0.1, 0.9], [0.6, 0.4], [0.2, 0.8]])
     found = bootstrap_intervals(predictions, patients_of(predictions), draws=20)
     assert only(found, metric="auc")["value"] is None
@@ -100,7 +100,7 @@ def test_a_slide_without_a_patient_is_refused() -> None:
 # -- paired ------------------------------------------------------------------------------------------------------
 
 
-def test_a_better_method_is_told_from_a_worse_one() -> None:
+def test_a_better_method_is_significantly_better() -> None:
     truth, good = drawn("her2-3way", 150, 1, skill=3.0)
     noise = np.random.default_rng(2).dirichlet([1, 1, 1], 150)
     both = pa.concat_tables([table("her2-3way", truth, good, "clam-mb"), table("her2-3way", truth, noise, "clam-sb")])
@@ -156,7 +156,7 @@ def by_every_pair(positive: np.ndarray, one: np.ndarray, other: np.ndarray) -> t
 
 @settings(deadline=None)
 @given(st.integers(5, 60), st.integers(0, 2**31))
-def test_delong_is_that_of_every_pair(n: int, seed: int) -> None:
+def test_delong_equals_a_computation_over_all_pairs(n: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
     positive = np.arange(n) % 2 == 0
     one, other = draw.integers(0, 12, (2, n)) + 2 * positive * draw.integers(0, 3, (2, 1))
@@ -166,7 +166,7 @@ def test_delong_is_that_of_every_pair(n: int, seed: int) -> None:
     assert delong_p_value(positive, one.astype(float), other.astype(float)) == pytest.approx(wanted, abs=1e-9)
 
 
-def test_delong_worked_by_hand() -> None:
+def test_delong_equals_a_worked_example() -> None:
     positive = np.array([True, True, False, False])
     one, other = np.array([4.0, 3, 2, 1]), np.array([4.0, 1, 3, 2])  # AUC 1 and 1/2
     # placements of the positives differ by 0 and 1, of the negatives by 1/2 and 1/2: variance (1/2)/2 + 0
@@ -175,7 +175,7 @@ def test_delong_worked_by_hand() -> None:
     assert math.isnan(delong_p_value(np.array([True, False, False, False]), one, other))
 
 
-def test_delong_finds_a_difference_by_chance_as_often_as_it_says() -> None:
+def test_delong_has_its_nominal_false_positive_rate() -> None:
     draw = np.random.default_rng(0)
     positive = np.arange(80) < 40
     both = draw.standard_normal((400, 2, 80)) + positive
