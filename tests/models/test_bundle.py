@@ -13,8 +13,17 @@ from safetensors.torch import load_file, save_file
 
 from her2batch.errors import InputError
 from her2batch.files.atomic import file_sha256
-from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, load_network, read_bundle
+from her2batch.models.bundle import (
+    Bundle,
+    BundleInfo,
+    ModelEntry,
+    PackageEntry,
+    check_bundle_fits,
+    load_network,
+    read_bundle,
+)
 from her2batch.models.nets import build_network, classify_images
+from her2batch.settings import Plan
 from her2batch.tasks import CLASSES
 from tests.models.bundles import bundle_of
 
@@ -180,3 +189,36 @@ def test_weights_that_do_not_fit_are_refused_when_loaded(bundle: Bundle, wrong: 
     with pytest.raises(InputError, match="not finite" if wrong == "nan" else "does not fit") as caught:
         load_network(again, again.info.models[0])
     assert caught.value.path == path
+
+
+MIL = {"kind": "mil", "method": "no-such-method", "input": "colour", "dim": 4}
+PACKAGE = {"package": "a-package", "version": "2.0"}
+
+
+def test_a_method_of_a_package_that_is_not_installed_is_refused_with_the_command(
+    tmp_path: Path, net: torch.nn.Module
+) -> None:
+    packages = (PackageEntry(adds="mil", name="no-such-method", **PACKAGE),)
+    with pytest.raises(InputError, match=r"package a-package 2\.0, which is not installed") as caught:
+        bundle_of(
+            tmp_path / "bundle",
+            info(entry(**MIL)).model_copy(update={"packages": packages}),
+            {"thumbnail.safetensors": net},
+        )
+    assert caught.value.remedy == "run `pip install a-package==2.0`"
+
+
+def test_an_unknown_method_without_a_package_is_refused(tmp_path: Path, net: torch.nn.Module) -> None:
+    with pytest.raises(
+        InputError, match="no method of a mil model is called 'no-such-method'; known: clam-sb"
+    ) as caught:
+        bundle_of(tmp_path / "bundle", info(entry(**MIL)), {"thumbnail.safetensors": net})
+    assert "register_mil" in caught.value.remedy
+
+
+def test_missing_embeddings_of_a_package_are_refused_with_the_command(tmp_path: Path) -> None:
+    packages = (PackageEntry(adds="encoder", name="colour", **PACKAGE),)
+    about = info(entry(**{**MIL, "method": "clam-sb"})).model_copy(update={"packages": packages})
+    with pytest.raises(InputError, match="reads embeddings of colour; the cohort has stain") as caught:
+        check_bundle_fits(Bundle(about, "0" * 12, tmp_path), Plan())
+    assert "`pip install a-package==2.0`" in caught.value.remedy

@@ -104,7 +104,7 @@ def test_temperature_keeps_the_order_and_the_sum(weights: list[float], temperatu
     assert np.allclose(apply_temperature(p, 1.0), p, atol=1e-5)
 
 
-def test_classes_that_can_not_be_ruled_out() -> None:
+def test_plausible_classes_are_those_above_the_threshold() -> None:
     p = np.array([0.1, 0.5, 0.4], np.float32)
     assert plausible_classes(p, 0.3) == [1, 2]
     assert plausible_classes(p, 0.9) == [1]
