@@ -1,14 +1,14 @@
-"""The errors of her2batch, one family.
+"""Errors of her2batch.
 
-    Her2BatchError            what · path · remedy            exit code 2 unless said otherwise
-    ├── SlideError            one slide can't be processed: its code becomes a row, the batch goes on (exit 3)
-    ├── StoreError            the cohort folder can't be used (locked, another format, no space)
-    │   └── HeadLost          the Ray cluster's head has gone: nothing may be asked of Ray any more
+    Her2BatchError            message · path · remedy         exit code 2 unless stated otherwise
+    ├── SlideError            one slide can't be processed: it gets a row with the code, the run goes on (exit code 3)
+    ├── StoreError            the cohort folder can't be used: it is locked, has another format, its disk is full, …
+    │   └── HeadLost          the head node of the Ray cluster is gone: no further call to Ray is made
     ├── InputError            something the user gave can't be used: a folder, labels, a bundle, an option
-    └── WeightsError          a model's weights can't be had
+    └── WeightsError          the weights of a model can't be loaded
 
-Every error says what is wrong, in which file, and what to do about it. Library code raises; one net in
-`flow` turns a SlideError into a row; the command line prints the others and leaves with `exit_code`.
+Every error states what is wrong, with which file, and the remedy. Library code raises. The worker turns every error of
+a slide into the slide's row; the command line prints the others and exits with `exit_code`.
 """
 
 from __future__ import annotations
@@ -18,66 +18,66 @@ from pathlib import Path
 
 REMEDIES = {
     "unreadable": "open the slide in the scanner's viewer; if it fails there too, scan or export it again",
-    "truncated": "copy the slide again from the scanner and compare the checksums",
+    "truncated": "copy the slide file from the scanner again and compare the checksums",
     "no-mpp": "pass --mpp-override with the scanner's µm per px (0.25 for most 40× scans)",
-    "too-coarse": "scan at a higher magnification, or ingest into a cohort with a larger --mpp",
-    "not-a-slide": "move the file out of the scans folder, or ignore this row",
-    "no-tissue": "check that the glass was scanned in focus and in the right place",
-    "blank-tiles": "scan the slide again: parts of its tissue hold no image",
+    "too-coarse": "scan at a higher magnification, or use a cohort with a larger --mpp",
+    "not-a-slide": "move the file out of the scan folder, or ignore this row",
+    "no-tissue": "check that the slide was scanned in focus and in the right place",
+    "blank-tiles": "scan the slide again: parts of its tissue have no image",
     "unstable": "wait until the scanner has finished writing, then run the same command again",
     "gone": "put the file back and run the same command again",
-    "worker-lost": "run again with --retry-failed; if it repeats, the file crashes its decoder: export it again",
-    "timeout": "open the slide in the scanner's viewer; if it is sound, run again with --retry-failed and a longer "
+    "worker-lost": "run again with --retry-failed; if it fails again, the file crashes its decoder: export it again",
+    "timeout": "open the slide in the scanner's viewer; if it opens, run again with --retry-failed and a longer "
     "--patience",
     "out-of-memory": "run again with fewer --workers, or on a machine with more memory",
-    "store-write": "free disk space or mend the disk, then run the same command again",
-    "internal": "run again with --retry-failed; if it repeats, report the newest tables/runs/*.jsonl",
+    "store-write": "free disk space or repair the disk, then run the same command again",
+    "internal": "run again with --retry-failed; if it fails again, report the newest tables/runs/*.jsonl",
 }
-"""Every error code a slide can end with, and what to do about it. docs/operations.md lists the same."""
-
+"""Error code of a failed slide → remedy. docs/troubleshooting.md lists the same codes."""
 
 STOPPED = 130
-"""Exit code of a command that was asked to stop: SIGINT, SIGTERM."""
+"""Exit code of a command that was stopped by SIGINT or SIGTERM."""
 
 
 def one_line(error: BaseException) -> str:
-    """What somebody else's error says, in one line: libraries like to fill several."""
+    """The message of an error as one line: those of other libraries often have several."""
     return " ".join(str(error).split())
 
 
-NO_TEXT = re.compile(r"[\ud800-\udfff]|\\x[0-9a-f]{2}")
+NOT_PRINTABLE = re.compile(r"[\ud800-\udfff]|\\x[0-9a-f]{2}")
+"""Bytes of a file name that are not UTF-8, as Python keeps them; and text that looks like their escape."""
 
 
 def printable_path(path: Path | str) -> str:
-    """A path as text that tables and screens take: bytes that are no UTF-8 as \\xff. No two paths become one."""
+    """A path as text for tables and screens: bytes that are not UTF-8 become \\xff. Different paths stay different."""
     text = str(path)
-    if not NO_TEXT.search(text):
+    if not NOT_PRINTABLE.search(text):
         return text
     return text.replace("\\", "\\\\").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class Her2BatchError(Exception):
-    """What is wrong, with which file, and the remedy."""
+    """An error with what is wrong, with which file, and the remedy."""
 
     exit_code = 2
 
-    def __init__(self, what: str, path: Path | str | None = None, remedy: str = "") -> None:
-        super().__init__(what, path, remedy)
-        self.what, self.path, self.remedy = what, path, remedy
+    def __init__(self, message: str, path: Path | str | None = None, remedy: str = "") -> None:
+        super().__init__(message, path, remedy)
+        self.message, self.path, self.remedy = message, path, remedy
 
     def __str__(self) -> str:
         where = f"{printable_path(self.path)}: " if self.path is not None else ""
-        return f"{where}{self.what}" + (f"; {self.remedy}" if self.remedy else "")
+        return f"{where}{self.message}" + (f"; {self.remedy}" if self.remedy else "")
 
 
 class SlideError(Her2BatchError):
-    """One slide can't be processed. `code` is stable and one of REMEDIES."""
+    """One slide can't be processed.  code: a key of REMEDIES."""
 
     exit_code = 3
 
-    def __init__(self, code: str, path: Path | str, what: str, remedy: str = "") -> None:
-        super().__init__(what, path, remedy or REMEDIES[code])
-        self.args = (code, path, what, remedy)
+    def __init__(self, code: str, path: Path | str, message: str, remedy: str = "") -> None:
+        super().__init__(message, path, remedy or REMEDIES[code])
+        self.args = (code, path, message, remedy)
         self.code = code
 
 
@@ -86,7 +86,7 @@ class StoreError(Her2BatchError):
 
 
 class HeadLost(StoreError):
-    """The Ray cluster's head has gone. Whatever asks Ray for anything now hangs, and is killed after a minute."""
+    """The head node of the Ray cluster is gone. Any call to Ray hangs now, and the process is killed after a minute."""
 
 
 class InputError(Her2BatchError):
@@ -94,4 +94,4 @@ class InputError(Her2BatchError):
 
 
 class WeightsError(Her2BatchError):
-    """The weights of a model can't be had."""
+    """The weights of a model can't be loaded."""

@@ -1,4 +1,4 @@
-"""The HER2 words: classes, tasks and the mapping from what a pathologist said to a task's class."""
+"""Tasks, their classes, methods and inputs; the class of a label; the slides that a task applies to."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ CLASSES: Final[dict[str, tuple[str, ...]]] = {
 HER2_TASKS: Final = ("her2-4way", "her2-3way", "her2-binary")
 
 MEMBRANE_RULE: Final = "membrane"
-"""Name of the rule, as a method and as a bundle."""
+"""Name of the membrane rule, as a method and as a bundle."""
 
 RESOLUTIONS: Final[dict[str, float]] = {"low": 3.24, "moderate": 1.17, "high": 0.23}
 """Patch resolution → µm/px (paper, section 3: mean slide sizes at 0.23 µm/px)."""
 
 IMAGE_METHODS: Final = ("convnext-small", "resnet50", "densenet201", "vit-base")
-"""Approach 2: on a thumbnail of the slide."""
+"""Approach 2 of the paper: on the thumbnail of a slide."""
 
 COUNTS_METHODS: Final = ("random-forest", "svm", "mlp", "majority-vote")
-"""Approach 3: on the counts of patch classes, which a convnext-small gives."""
+"""Approach 3 of the paper: on the counts of patch classes, which a convnext-small predicts."""
 
 THUMBNAIL_INPUTS: Final[dict[str, int]] = {"thumbnail-224": 224, "thumbnail-512": 512}
 """Input of approach 2 → its edge in px."""
@@ -39,13 +39,14 @@ PATCH_PX: Final = 224
 """Edge of a patch (paper, 2.3)."""
 
 STAINS: Final = ("her2", "er", "pr", "ki67", "he", "ihc")
-"""What a slide is stained for; `ihc` is haematoxylin and DAB without a word on the marker."""
+"""Stains of a slide: a marker, H&E (`he`), or haematoxylin and DAB with an unknown marker (`ihc`)."""
 
 
 def her2_class(task: str, ihc: str, ish: str | None) -> str | None:
-    """The class of an IHC score ('0' … '3+') and ISH result ('+', '-' or None) in a HER2 task.
+    """The class of an IHC score ('0' … '3+') and an ISH result ('+', '-' or None) in a HER2 task.
 
     None: 2+ without ISH, where the task needs it.  Source: paper, table 2; ASCO/CAP 2018, affirmed 2023.
+    Raises ValueError for other tasks.
     """
     if task == "her2-4way":
         return ihc

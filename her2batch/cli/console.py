@@ -253,7 +253,7 @@ def _event_text(event: Mapping[str, Any]) -> str | None:
 def print_problems(problems: Sequence[StoreProblem], cohort: Path, head: tuple[int, str]) -> None:
     """Print what verify found. head: number and hash of the newest review."""
     for problem in problems:
-        print(f"{problem.path}: {problem.what}")
+        print(f"{problem.path}: {problem.message}")
     if head[0]:
         print(f"{cohort}: the newest review is number {head[0]}, sha256 {head[1]}")
     result = f"{len(problems)} problems; run ingest to repair them" if problems else "every file matches its checksum"

@@ -188,7 +188,7 @@ def _cache_patches(
     items = [(slide_id, files.get(slide_id), input_name) for input_name in inputs for slide_id in slide_ids]
     for item, result in map_unordered(session, partial(_cache_slide_patches, job), items):
         if isinstance(result, SlideError):
-            raise InputError(f"slide {item[0]}: {result.what}", result.path, result.remedy) from result
+            raise InputError(f"slide {item[0]}: {result.message}", result.path, result.remedy) from result
         if isinstance(result, Exception):
             raise result
     empty = run_schema("patches").empty_table()

@@ -307,7 +307,7 @@ def load_mil_head(bundle: Bundle, entry: ModelEntry) -> Any:
             lambda: mil_registry.build_mil_network(entry.method, dim, classes, settings), read_weights(path), path
         )
     except WeightsError as error:
-        raise InputError(error.what, path, COPY_AGAIN) from error
+        raise InputError(error.message, path, COPY_AGAIN) from error
 
 
 def _mil_settings(entry: ModelEntry, path: Path) -> MilSettings:
@@ -337,5 +337,5 @@ def load_network(bundle: Bundle, entry: ModelEntry, device: str = "cpu") -> Imag
             lambda: build_network(entry.method, len(entry.classes), entry.edge, entry.size), read_weights(path), path
         )
     except WeightsError as error:
-        raise InputError(error.what, path, COPY_AGAIN) from error
+        raise InputError(error.message, path, COPY_AGAIN) from error
     return ImageClassifier(net.to(device).to(memory_format=torch.channels_last), len(entry.classes), device)

@@ -108,7 +108,7 @@ def _hub_file(method: str) -> Path:
     try:
         return locate_weights(method, source, None)
     except WeightsError as error:
-        reason = error.what.rpartition(": ")[2]
+        reason = error.message.rpartition(": ")[2]
         what = f"the ImageNet weights of {method} ({source.repo}) cannot be downloaded: {reason}"
         raise WeightsError(what, None, _remedy(method)) from error
 

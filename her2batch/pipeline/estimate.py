@@ -79,7 +79,7 @@ def _row(job: SlideJob, pseudonymizer: Pseudonymizer, plan: Plan, cluster: Clust
             load = slide_load(slide, job.source.bytes, plan)
             info = slide.info
     except Her2BatchError as error:
-        what = f"will fail: {getattr(error, 'code', error.what)}"
+        what = f"will fail: {getattr(error, 'code', error.message)}"
         return {**common, "what": what, "tiles": 0, "bytes": 0, "seconds": 0.0, "parts": {}, "load": NO_LOAD}
     parts = slide_seconds(load, plan.encoders, cluster, costs)
     return {

@@ -114,7 +114,7 @@ def open_and_validate(path: Path, reader: str) -> str | None:
         with open_slide(path, reader) as slide:
             slide.validate()
     except Her2BatchError as error:
-        return error.what
+        return error.message
     except (OSError, MemoryError) as error:
         return f"{type(error).__name__}: {error}"
     return None

@@ -90,7 +90,7 @@ class StoreProblem:
     """A file that is not as its slide's row says."""
 
     path: Path
-    what: str
+    message: str
     slide_id: str | None = None
 
 

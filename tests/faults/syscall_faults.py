@@ -29,7 +29,7 @@ from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources
 from her2batch.store.audit import files_match_row, verify_cohort
 from her2batch.store.cohort import Cohort
-from tests.runtime.test_ingest import contents
+from tests.runtime.test_ingest import store_contents
 
 STRIKE = {"openat": 9000, "write": 2000, "close": 9000}
 """Number of the call at which the fault happens: beyond the calls of this program itself, mostly imports."""
@@ -118,12 +118,12 @@ def inspect_store(root: Path, reference: Path) -> dict[str, object]:
     cohort = Cohort(root)
     rows = cohort.reread_rows().values() if cohort.slides.is_dir() else []
     left = [path.name for path in [*root.glob(".draft-*"), *root.rglob(".*.part")]]
-    problems = [f"{one.path.name}: {one.what}" for one in verify_cohort(cohort)] if cohort.settings.exists() else []
+    problems = [f"{one.path.name}: {one.message}" for one in verify_cohort(cohort)] if cohort.settings.exists() else []
     return {
         "torn": [row["slide_id"] for row in rows if not files_match_row(cohort, row)],
         "left": left,
         "problems": problems,
-        "same": contents(root) == contents(reference),
+        "same": store_contents(root) == store_contents(reference),
     }
 
 

@@ -26,7 +26,7 @@ from tests.faults.fault_fixtures import (
 )
 from tests.faults.powerloss import crash_states, record_operations
 from tests.faults.test_kills import assert_resumed_equal, ingest_with_faults
-from tests.runtime.test_ingest import contents
+from tests.runtime.test_ingest import store_contents
 
 SMALL_DISK = """
 import sys
@@ -231,7 +231,7 @@ def test_power_loss_at_any_step_leaves_whole_slides(reference_cohort: ReferenceC
         cohort = Cohort(root)
         rows = cohort.reread_rows() if cohort.slides.is_dir() else {}
         problems = (
-            [one for one in verify_cohort(cohort) if one.what != "no slide's row names this file"] if rows else []
+            [one for one in verify_cohort(cohort) if one.message != "no slide's row names this file"] if rows else []
         )
         assert problems == []
         seen, most = seen + 1, max(most, len(rows))
@@ -324,10 +324,10 @@ def test_torn_labels_are_reported(reference_cohort: ReferenceCohort, tmp_path: P
     labels.write_text("slide_id,patient_id,her2\ns3,P3,3+\n")
     ingest_serially(reference_cohort.scans, tmp_path / "c", labels=labels)
     cohort = Cohort(tmp_path / "c")
-    before = contents(cohort.root)
+    before = store_contents(cohort.root)
     cohort.labels.write_bytes(cohort.labels.read_bytes()[:-20])
     assert [one.path for one in verify_cohort(cohort)] == [cohort.labels]
     with pytest.raises(StoreError, match=r"labels.parquet: is damaged.*--labels"):
         ingest_serially(reference_cohort.scans, cohort.root)
     assert ingest_serially(reference_cohort.scans, cohort.root, labels=labels).fresh == []
-    assert contents(cohort.root) == before
+    assert store_contents(cohort.root) == before

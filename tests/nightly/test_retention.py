@@ -65,6 +65,6 @@ def test_the_next_night_deletes_files_left_by_a_killed_one(synthetic: Synthetic,
     shutil.copytree(cohort.pyramid(first), tmp_path / "kept")
     delete_pyramid(cohort, cohort.rows()[first])
     shutil.copytree(tmp_path / "kept", cohort.pyramid(first))  # as if the files had not been deleted yet
-    assert [one.what for one in verify_cohort(cohort)][:1] == ["no slide's row names this file"]
+    assert [one.message for one in verify_cohort(cohort)][:1] == ["no slide's row names this file"]
     retire_pyramids(cohort, RetentionSettings(), datetime.now(UTC))
     assert list(verify_cohort(cohort)) == []

@@ -175,7 +175,7 @@ def test_images_that_are_not_8_bit_rgb_are_no_slides(
 
 def test_bad_slides_are_refused_with_the_reason(real_data: Path) -> None:
     error = parse_error(real_data / "bad_slides/unopenable.tiff")
-    assert (error.code, "compression 52479" in error.what) == ("unreadable", True)
+    assert (error.code, "compression 52479" in error.message) == ("unreadable", True)
     assert parse_error(real_data / "bad_slides/mask_test.tif").code == "not-a-slide"
     assert parse_error(real_data / "bad_slides/broken.svs").code == "unreadable"
 

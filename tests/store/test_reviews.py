@@ -45,7 +45,7 @@ def agreeing(slide_id: str = "S1", **more: str | None) -> Review:
 
 
 def wrongs(cohort: Cohort) -> list[str]:
-    return [one.what for one in verify_cohort(cohort)]
+    return [one.message for one in verify_cohort(cohort)]
 
 
 def test_entries_follow_each_other(cohort: Cohort) -> None:

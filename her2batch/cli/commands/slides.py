@@ -132,7 +132,7 @@ def verify(cohort: CohortArgument = DEFAULT_COHORT, as_json: Json = False) -> in
 
     problems = list(check(Cohort(cohort)))
     newest = chain_head(Cohort(cohort))
-    found = [{"path": str(one.path), "what": one.what, "slide_id": one.slide_id} for one in problems]
+    found = [{"path": str(one.path), "what": one.message, "slide_id": one.slide_id} for one in problems]
     data = {"problems": found, "ok": not found, "reviews": newest[0], "reviews_sha256": newest[1]}
     emit(as_json, data, lambda: print_problems(problems, cohort, newest))
     return 3 if problems else 0
@@ -155,6 +155,6 @@ def forget(
 
     names = Pseudonymizer(read_key(pseudonymize) if pseudonymize is not None else None)
     found = remove(Cohort(cohort), patient, names, run or ())
-    problems = [f"{one.path}: {one.what}" for one in check(Cohort(cohort))]
+    problems = [f"{one.path}: {one.message}" for one in check(Cohort(cohort))]
     emit(as_json, {**asdict(found), "problems": problems}, lambda: print_erase_summary(found, problems))
     return 1 if found.left or problems else 0
