@@ -146,14 +146,14 @@ def ingest(
         summary.skipped, summary.relabelled = _skipped(worker.context), relabelled
         stopped = session.stopped if session is not None else threading.Event()
         with RunLog(cohort, summary.run) as run_log, _job_source(updater, request, plan, window, stopped) as source:
-            run_log.say("started", host=socket.gethostname(), pid=os.getpid(), plan=plan.id, watch=window.watch)
+            run_log.write("started", host=socket.gethostname(), pid=os.getpid(), plan=plan.id, watch=window.watch)
             with suppress(OSError):  # its state at the end counts
                 updater.inventory.save(cohort)
             run = _Run(updater, source, run_log, report, summary, stopped)
             _run(run, worker, resources, session)
             updater.rows.clear()  # _count reads them again: one copy of 7 kB a slide is enough
             _count(cohort, updater.inventory, summary)
-            run_log.say("ended", **{name: getattr(summary, name) for name in COUNTS})
+            run_log.write("ended", **{name: getattr(summary, name) for name in COUNTS})
     summary.seconds = time.perf_counter() - started
     return summary
 
@@ -248,11 +248,11 @@ class _Run:
         )  # fmt: skip
         entry = {"slide_id": row["slide_id"], "status": row["status"], "error_code": row["error_code"]}
         trace = {"trace": result.trace} if result.trace else {}
-        self.run_log.say("slide", **entry, tiles=row["n_tiles"], seconds=result.times["seconds"], **trace)
+        self.run_log.write("slide", **entry, tiles=row["n_tiles"], seconds=result.times["seconds"], **trace)
         self.report(self.progress, row)
         at = time.monotonic()
         if at - self.logged > LOG_EVERY_S or not left.slides:
-            self.run_log.say("progress", **asdict(self.progress))
+            self.run_log.write("progress", **asdict(self.progress))
             self.logged = at
         if at - self.saved > SAVE_EVERY_S:
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Looking over a cohort: `status` (what is done, failed and why; nothing vanished) and `verify` (every byte)."""
+"""Checks of a cohort: `status` counts slides and files by outcome, `verify` compares every file with its checksum."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from her2batch.store import reviews, schemas
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.outcome_counts import OutcomeCounts
 
-IN_PLACE_S = 1.0
-"""Seconds within which a slide's files and its row are put in place."""
+COMMIT_S = 1.0
+"""Seconds within which a slide's files and then its row are moved into place."""
 
 
 @dataclass
 class CohortStatus:
-    """Everything seen, in the five outcomes it can have; what has none yet is pending."""
+    """Numbers of files by outcome.  pending: paths of files without an outcome.  strays: see below."""
 
     seen: int = 0
     done: int = 0
@@ -34,7 +34,7 @@ class CohortStatus:
     duplicate: int = 0
     ignored: int = 0
     pending: list[str] = field(default_factory=list)
-    strays: list[str] = field(default_factory=list)  # rows whose file the intake table doesn't know
+    strays: list[str] = field(default_factory=list)  # ids of rows without a file in the intake table
     tiles: int = 0
     tissue_mm2: float = 0.0
     codes: Counter[str] = field(default_factory=Counter)
@@ -48,46 +48,46 @@ class CohortStatus:
 
 
 def cohort_status(cohort: Cohort) -> CohortStatus:
-    """Count the intake table against the committed rows. Raises StoreError when there is no cohort."""
+    """Count the files of the intake table by the rows of their slides. Raises StoreError if there is no cohort."""
     cohort.check()
     rows = cohort.rows()
-    found = CohortStatus()
-    owned = set()
+    counts = CohortStatus()
+    with_file = set()
     for entry in cohort.read_intake():
-        found.seen += 1
+        counts.seen += 1
         row = rows.get(entry["slide_id"])
         if entry["outcome"] == "ignored":
-            found.ignored += 1
-            found.reasons[f"ignored: {entry['reason']}"] += 1
+            counts.ignored += 1
+            counts.reasons[f"ignored: {entry['reason']}"] += 1
         elif entry["outcome"] == "duplicate":
-            found.duplicate += 1
+            counts.duplicate += 1
         elif entry["outcome"] == "deferred":
-            found.deferred += 1
-            found.reasons[f"deferred: {entry['reason']}"] += 1
-            owned.add(entry["slide_id"])
+            counts.deferred += 1
+            counts.reasons[f"deferred: {entry['reason']}"] += 1
+            with_file.add(entry["slide_id"])
         elif row is None:
-            found.pending.append(entry["path"])
+            counts.pending.append(entry["path"])
         else:
-            owned.add(entry["slide_id"])
-            _count(found, row)
-    found.strays = sorted(set(rows) - owned)
-    return found
+            with_file.add(entry["slide_id"])
+            _count(counts, row)
+    counts.strays = sorted(set(rows) - with_file)
+    return counts
 
 
-def _count(found: CohortStatus, row: Row) -> None:
+def _count(counts: CohortStatus, row: Row) -> None:
     if row["status"] == "done":
-        found.done += 1
-        found.tiles += row["n_tiles"] or 0
-        found.tissue_mm2 += row["tissue_mm2"] or 0.0
+        counts.done += 1
+        counts.tiles += row["n_tiles"] or 0
+        counts.tissue_mm2 += row["tissue_mm2"] or 0.0
     else:
-        found.failed += 1
-        found.codes[row["error_code"]] += 1
-        found.failures.append(row)
+        counts.failed += 1
+        counts.codes[row["error_code"]] += 1
+        counts.failures.append(row)
 
 
 @dataclass(frozen=True)
 class StoreProblem:
-    """A file that is not as its slide's row says."""
+    """A file that differs from the entry in its slide's row.  slide_id: None if the file belongs to no slide."""
 
     path: Path
     message: str
@@ -95,50 +95,50 @@ class StoreProblem:
 
 
 def verify_cohort(cohort: Cohort) -> Iterator[StoreProblem]:
-    """Every file against its row's size and SHA-256, every table against its schema; files that no row names; reviews.
+    """Compare every file with the size and SHA-256 in its row, and tables with their schemas; find files without a row.
 
-    Raises StoreError when there is no cohort. `ingest` mends what this finds: it computes those slides again, and
-    knows them by a list that is written here, where the store can be written to.
+    Checks the chain of reviews too. The slides with problems are written to the list of damaged slides, if the cohort
+    is writable; `ingest` processes them again. Raises StoreError if there is no cohort.
     """
     cohort.check()
-    found = set()
-    first = list(_problems(cohort))
-    if first and is_locked(cohort.root):  # a slide that was being put in place is whole a moment later
-        time.sleep(IN_PLACE_S)
-        first = [problem for problem in first if _stands(cohort, problem)]
-    for problem in first:
+    damaged = set()
+    problems = list(_find_problems(cohort))
+    if problems and is_locked(cohort.root):  # a slide that is being committed is complete a moment later
+        time.sleep(COMMIT_S)
+        problems = [problem for problem in problems if _persists(cohort, problem)]
+    for problem in problems:
         if problem.slide_id is not None:
-            found.add(problem.slide_id)
+            damaged.add(problem.slide_id)
         yield problem
     with suppress(OSError):
-        cohort.write_damaged_slides(found)
+        cohort.write_damaged_slides(damaged)
 
 
-def _stands(cohort: Cohort, problem: StoreProblem) -> bool:
-    """Whether a problem is still one, by the slide's row as it is now."""
+def _persists(cohort: Cohort, problem: StoreProblem) -> bool:
+    """Whether a problem is still there, by the current row of the slide."""
     try:
-        inside = problem.path.relative_to(cohort.root).as_posix()
-        row = cohort.read("slides", problem.slide_id or slide_of_file(inside)).to_pylist()[0]
+        name = problem.path.relative_to(cohort.root).as_posix()
+        row = cohort.read("slides", problem.slide_id or slide_of_file(name)).to_pylist()[0]
     except (OSError, pa.ArrowInvalid, IndexError):
         return problem.path.exists()
     if problem.path == cohort.table("slides", row["slide_id"]):
         return False
-    named = {file["path"]: file for file in row["files"]}
-    if inside in named:
-        return _wrong(problem.path, named[inside]) is not None
+    entries = {file["path"]: file for file in row["files"]}
+    if name in entries:
+        return _file_problem(problem.path, entries[name]) is not None
     return problem.slide_id is None and problem.path.exists()
 
 
-def _problems(cohort: Cohort) -> Iterator[StoreProblem]:
+def _find_problems(cohort: Cohort) -> Iterator[StoreProblem]:
     for path in (cohort.intake, cohort.labels):
-        if path.exists() and (what := _unreadable(path)) is not None:
-            yield StoreProblem(path, what)
+        if path.exists() and (message := _parquet_problem(path)) is not None:
+            yield StoreProblem(path, message)
     rows = cohort.reread_rows()
-    lost = []
+    unreadable = []
     for path in sorted(cohort.slides.glob("*.parquet")):
         if path.stem not in rows:
-            lost.append(path.stem)
-            with suppress(OSError):  # it may know the row from before the damage: the next ingest must not
+            unreadable.append(path.stem)
+            with suppress(OSError):  # the cache may contain the undamaged row, which the next ingest must not use
                 cohort.row_cache_file.unlink(missing_ok=True)
             yield StoreProblem(path, "the slide's row can't be read", path.stem)
     named = set()
@@ -146,45 +146,45 @@ def _problems(cohort: Cohort) -> Iterator[StoreProblem]:
         for file in row["files"]:
             path = cohort.root / file["path"]
             named.add(path)
-            if (what := _wrong(path, file)) is not None:
-                yield StoreProblem(path, what, row["slide_id"])
+            if (message := _file_problem(path, file)) is not None:
+                yield StoreProblem(path, message, row["slide_id"])
     for path in _slide_files(cohort):
-        if path not in named and slide_of_file(path.relative_to(cohort.root).as_posix()) not in lost:
+        if path not in named and slide_of_file(path.relative_to(cohort.root).as_posix()) not in unreadable:
             yield StoreProblem(path, "no slide's row names this file")
-    for path, what in reviews.find_chain_problems(cohort):
-        yield StoreProblem(path, what)
+    for path, message in reviews.find_chain_problems(cohort):
+        yield StoreProblem(path, message)
 
 
 def files_match_row(cohort: Cohort, row: Row) -> bool:
-    """Whether every file a row names is as the row says. Reads all of them."""
-    return all(_wrong(cohort.root / file["path"], file) is None for file in row["files"])
+    """Whether every file of a row has the size and SHA-256 of its entry. Reads all of them."""
+    return all(_file_problem(cohort.root / file["path"], file) is None for file in row["files"])
 
 
-def _wrong(path: Path, file: Row) -> str | None:
-    """What is wrong with one file; None when it is as its row says."""
+def _file_problem(path: Path, file: Row) -> str | None:
+    """The difference between a file and its entry in a row; None if there is none."""
     try:
         size = file_size(path)
         if size != file["bytes"]:
-            return f"has {size} bytes, its row says {file['bytes']}"
+            return f"has {size} bytes, but {file['bytes']} in its row"
         if file_sha256(path) != file["sha256"]:
             return "its content differs from its SHA-256"
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
         return f"can't be read ({error.strerror or error})"
-    return _wrong_schema(path) if path.suffix == ".parquet" else None
+    return _schema_problem(path) if path.suffix == ".parquet" else None
 
 
-def _wrong_schema(path: Path) -> str | None:
+def _schema_problem(path: Path) -> str | None:
     name = path.parts[path.parts.index("tables") + 1]
-    if (what := _unreadable(path)) is not None:
-        return what
-    found = read_parquet(path).schema
-    dim = found.field("embedding").type.list_size if "embedding" in found.names else None
-    return None if found.equals(schemas.table_schema(name, dim)) else f"does not have the columns of {name}"
+    if (message := _parquet_problem(path)) is not None:
+        return message
+    schema = read_parquet(path).schema
+    dim = schema.field("embedding").type.list_size if "embedding" in schema.names else None
+    return None if schema.equals(schemas.table_schema(name, dim)) else f"does not have the columns of {name}"
 
 
-def _unreadable(path: Path) -> str | None:
+def _parquet_problem(path: Path) -> str | None:
     try:
         read_parquet(path)
     except (OSError, pa.ArrowInvalid) as error:
@@ -193,7 +193,7 @@ def _unreadable(path: Path) -> str | None:
 
 
 def _slide_files(cohort: Cohort) -> Iterator[Path]:
-    """Every file of the store that belongs to a slide, apart from the rows themselves."""
+    """Paths of all files that belong to slides, without the rows."""
     for name in cohort.table_names():
         if name != "slides":
             yield from sorted((cohort.root / "tables" / name).glob("[!.]*.parquet"))

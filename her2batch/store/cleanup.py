@@ -1,4 +1,4 @@
-"""What a dead run left in a cohort, and away with it: drafts, half-written files, files that no row names."""
+"""Cleanup after a killed run: drafts, half-written files and files without a row."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from her2batch.store.cohort import Cohort, Row
 
 
 def remove_leftovers(cohort: Cohort) -> None:
-    """Remove drafts and half-written files. Only under the lock."""
-    for left in cohort.draft_root.glob(".draft-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    """Delete drafts and half-written files. Call it under the lock only."""
+    for draft in cohort.draft_root.glob(".draft-*"):
+        shutil.rmtree(draft, ignore_errors=True)
     if cohort.remote:
         return
     for folder in (cohort.root, *cohort.slides.parent.glob("**/")):
@@ -21,14 +21,15 @@ def remove_leftovers(cohort: Cohort) -> None:
 
 
 def remove_orphans(cohort: Cohort, rows: Mapping[str, Row]) -> list[str]:
-    """Remove files of slides that no row names: a run died between putting them in place and the row. Names them.
+    """Delete files that no row names, left by a run that was killed before it wrote the row. Returns their names.
 
-    rows: every row there is.  Files of a row that can't be read stay: its slide is done again.  Only under the lock.
+    rows: all readable rows.  Files of a slide whose row can't be read are kept: the slide is processed again.
+    Call it under the lock only.
     """
     named = {top_level_name(file["path"]) for row in rows.values() for file in row["files"]}
-    lost = {path.stem for path in cohort.slides.glob("*.parquet")} - rows.keys()
-    strays = [name for name in _tops(cohort) if name not in named and slide_of_file(name) not in lost]
-    for name in strays:
+    unreadable = {path.stem for path in cohort.slides.glob("*.parquet")} - rows.keys()
+    orphans = [name for name in _top_level_names(cohort) if name not in named and slide_of_file(name) not in unreadable]
+    for name in orphans:
         path = cohort.root / name
         if name.endswith(".zarr"):
             remove_tree(path)
@@ -36,18 +37,18 @@ def remove_orphans(cohort: Cohort, rows: Mapping[str, Row]) -> list[str]:
             delete_objects(path)
         else:
             path.unlink(missing_ok=True)
-    return strays
+    return orphans
 
 
-def _tops(cohort: Cohort) -> Iterator[str]:
-    """Files that belong to slides and Zarr folders, by their names in the cohort, each once."""
+def _top_level_names(cohort: Cohort) -> Iterator[str]:
+    """Names in the cohort of all files and Zarr folders that belong to slides."""
     if cohort.remote:
-        inside = ("tables/", "pyramids/", "thumbnails/")
-        found = {top_level_name(name) for name in cohort.object_sizes() if name.startswith(inside)}
+        folders = ("tables/", "pyramids/", "thumbnails/")
+        names = {top_level_name(name) for name in cohort.object_sizes() if name.startswith(folders)}
     else:
-        folders = [cohort.table(name, "any").parent for name in cohort.table_names()]
-        paths = [path for folder in folders for path in folder.glob("[!.]*.parquet")]
+        tables = [cohort.table(name, "any").parent for name in cohort.table_names()]
+        paths = [path for folder in tables for path in folder.glob("[!.]*.parquet")]
         paths += cohort.pyramid("any").parent.glob("[!.]*.zarr")
         paths += cohort.thumbnail("any").parent.glob("[!.]*.jpg")
-        found = {path.relative_to(cohort.root).as_posix() for path in paths}
-    yield from sorted(name for name in found if not name.startswith(("tables/slides/", "tables/runs/")))
+        names = {path.relative_to(cohort.root).as_posix() for path in paths}
+    yield from sorted(name for name in names if not name.startswith(("tables/slides/", "tables/runs/")))

@@ -1,6 +1,6 @@
-"""What happens in a run, as it happens: JSON lines, one file a run, beside the run's times.
+"""The log of a run: one file of JSON lines per run, in `tables/runs`.
 
-Only the driver writes it. With pseudonyms it names slides by their ids, as everything in the store does.
+Only the driver writes it. It names slides by their ids, which are pseudonyms in a cohort with pseudonyms.
 """
 
 from __future__ import annotations
@@ -24,21 +24,25 @@ from her2batch.store.cohort import Cohort
 FOLLOW_S = 1.0
 """Seconds between two reads of a run log that is being followed."""
 
-SENT = ("started", "progress", "ended")
-"""Events after which an object store gets the journal as it is."""
+UPLOADED_EVENTS = ("started", "progress", "ended")
+"""Events after which the log is uploaded to an object store."""
 
 
 class RunLog:
-    """One run's file, open for writing. A disk that refuses a line stops nothing: rows are what counts."""
+    """The log of one run, open for writing. A write error does not stop the run: only the slides' rows matter."""
 
     def __init__(self, cohort: Cohort, run: str) -> None:
-        self._place = cohort.runs / f"{run}.jsonl"
-        self._far = TemporaryDirectory(prefix=".draft-", dir=make_draft_folder(cohort.root)) if cohort.remote else None
-        self._path = Path(self._far.name) / self._place.name if self._far is not None else self._place
+        self._target = cohort.runs / f"{run}.jsonl"
+        self._remote_draft = (
+            TemporaryDirectory(prefix=".draft-", dir=make_draft_folder(cohort.root)) if cohort.remote else None
+        )
+        self._path = (
+            Path(self._remote_draft.name) / self._target.name if self._remote_draft is not None else self._target
+        )
         try:
             self._file = self._path.open("a", buffering=1)
         except OSError:
-            self._file = Path(os.devnull).open("a", buffering=1)  # noqa: SIM115  (closed on the way out, as the other)
+            self._file = Path(os.devnull).open("a", buffering=1)  # noqa: SIM115  (closed in __exit__)
 
     def __enter__(self) -> RunLog:
         return self
@@ -47,33 +51,33 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            words = f": {error}" if isinstance(error, Her2BatchError) else ""  # others' may name a slide's file
-            self.say("ended", error=f"{type(error).__name__}{words}")
-        with suppress(OSError):  # a line that the disk refused is tried once more
+            text = f": {error}" if isinstance(error, Her2BatchError) else ""  # other errors may name a slide file
+            self.write("ended", error=f"{type(error).__name__}{text}")
+        with suppress(OSError):  # closing tries again to write a line that failed
             self._file.close()
-        if self._far is not None:
-            self._far.cleanup()
+        if self._remote_draft is not None:
+            self._remote_draft.cleanup()
 
-    def say(self, event: str, **facts: Any) -> None:
-        """Add a line: when, what, and its facts."""
-        line = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts}
+    def write(self, event: str, **values: Any) -> None:
+        """Add a line with the time, the event and its values."""
+        line = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values}
         try:
             self._file.write(json.dumps(line, default=str) + "\n")
-            if self._far is not None and event in SENT:
-                upload(self._path, self._place)
+            if self._remote_draft is not None and event in UPLOADED_EVENTS:
+                upload(self._path, self._target)
         except (OSError, StoreError):
             return
 
 
 def latest_log(cohort: Cohort) -> Path | None:
-    """The journal of the cohort's last run."""
+    """The log of the cohort's latest run; None if there is none."""
     return max(cohort.runs.glob("*.jsonl"), key=lambda path: path.name.split("-", 1)[-1], default=None)
 
 
 def log_entries(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Events from a byte of the file on, each with the byte behind it. A line that is being written is left.
+    """Events of a log from a byte position on, each with the position after it. An incomplete last line is left out.
 
-    One that is no event (damage of the disk) is passed over: a journal is there to look at, nothing depends on it.
+    Lines that are no events, as after damage of the disk, are skipped: nothing depends on a log.
     """
     with path.open("rb") as file:
         file.seek(start)

@@ -72,5 +72,5 @@ def test_ingest_runs_without_a_run_log_that_cannot_be_opened(
     cohort.create(Plan())
     (cohort.runs / "ingest-x.jsonl").mkdir(parents=True)
     with RunLog(cohort, "ingest-x") as journal:
-        journal.say("started")
+        journal.write("started")
     assert (cohort.runs / "ingest-x.jsonl").is_dir()

@@ -87,7 +87,7 @@ def test_settings_are_checked_before_waiting(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=words.replace(".", r"\.")):
             run_overnight(read_settings(write_toml(tmp_path, **more), NightlySettings))
     (tmp_path / "odd.toml").write_text("x = [")
-    with pytest.raises(InputError, match="no TOML"):
+    with pytest.raises(InputError, match="not valid TOML"):
         read_settings(tmp_path / "odd.toml", NightlySettings)
     with pytest.raises(InputError, match="can't be read"):
         read_settings(tmp_path / "none.toml", NightlySettings)

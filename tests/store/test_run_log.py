@@ -19,8 +19,8 @@ def cohort(tmp_path: Path) -> Cohort:
 
 def test_a_run_is_one_file_of_json_lines(cohort: Cohort) -> None:
     with RunLog(cohort, "ingest-20260101T000000.000000Z") as journal:
-        journal.say("started", pid=7)
-        journal.say("slide", slide_id="a", status="done")
+        journal.write("started", pid=7)
+        journal.write("slide", slide_id="a", status="done")
     found = [json.loads(line) for line in latest_log(cohort).read_text().splitlines()]
     assert [one["event"] for one in found] == ["started", "slide"]
     assert found[0]["pid"] == 7
@@ -30,7 +30,7 @@ def test_a_run_is_one_file_of_json_lines(cohort: Cohort) -> None:
 def test_the_latest_run_is_read_from_where_one_was(cohort: Cohort) -> None:
     for run in ("ingest-20260102T000000Z", "ingest-20260101T000000Z"):
         with RunLog(cohort, run) as journal:
-            journal.say("started", run=run)
+            journal.write("started", run=run)
     with latest_log(cohort).open("a") as file:
         file.write('{"event": "half')
     found = list(log_entries(latest_log(cohort)))
