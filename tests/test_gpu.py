@@ -20,7 +20,7 @@ from her2batch.store.training_run import TrainingRun
 from her2batch.synthetic.cohort import make_cohort
 from tests.experiments.test_train import tables
 from tests.faults.fault_fixtures import assert_same_files
-from tests.runtime.test_ingest import contents
+from tests.runtime.test_ingest import store_contents
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -72,7 +72,7 @@ def vectors(cohort: Path) -> np.ndarray:
 def test_number_of_workers_changes_no_byte_on_a_gpu(scanned: Scanned, cohort: Path, tmp_path: Path) -> None:
     """The serial loop (--workers 0) is not compared: it computes on the CPU."""
     done(ingest(scanned, tmp_path / "two", "--workers", 2))
-    assert_same_files(tmp_path / "two", contents(cohort))
+    assert_same_files(tmp_path / "two", store_contents(cohort))
 
 
 def test_gpu_embeddings_equal_those_of_the_cpu_within_bfloat16(scanned: Scanned, cohort: Path, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_resume_after_kill_on_a_gpu_gives_identical_tables(
     assert run.returncode == (-9 if victim == "driver" else 0)
     if victim == "driver":
         done(ingest(scanned, out, "--workers", 4))
-    assert_same_files(out, contents(cohort))
+    assert_same_files(out, store_contents(cohort))
 
 
 NVIDIA = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader"]

@@ -18,7 +18,7 @@ from her2batch.store.training_run import TrainingRun
 from tests.conftest import Synthetic
 from tests.nightly.scanner import NightRun, Scanner, write_toml
 from tests.nodes import ROOT, Cluster, run_cluster
-from tests.runtime.test_ingest import contents
+from tests.runtime.test_ingest import store_contents
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -56,7 +56,7 @@ def wait_for_rows(run: "subprocess.Popen[str]", cohort: Path, count: int) -> Non
 
 def tables(cohort: Path) -> dict[str, bytes]:
     """Return all files of a nightly run except its reports, which contain times."""
-    return {name: data for name, data in contents(cohort).items() if not name.startswith("nights/")}
+    return {name: data for name, data in store_contents(cohort).items() if not name.startswith("nights/")}
 
 
 @pytest.mark.slow
@@ -100,7 +100,7 @@ def test_nightly_run_on_three_nodes_with_one_killed_gives_identical_tables(
     assert found["exit_code"] == 3, out + err
     same = ("seen", "done", "failed", "deferred", "duplicate", "ignored", "scored", "failures", "review", "conflicts")
     assert {name: found[name] for name in same} == {name: quiet_night.night[name] for name in same}
-    assert {name for name in contents(cohort) if ".draft" in name} == set()
+    assert {name for name in store_contents(cohort) if ".draft" in name} == set()
     assert tables(cohort) == quiet
     assert list(verify_cohort(Cohort(cohort))) == []
     names = set(re.findall(r"^(ray_her2batch_\w+)\{", nodes.dashboard_text("/metrics", nodes.metrics), re.M))

@@ -37,7 +37,7 @@ from her2batch.web.catalog import Catalog
 from tests.conftest import Synthetic
 from tests.exchange.stored_examples import make_stored_cohort
 from tests.models.bundles import untrained
-from tests.runtime.test_ingest import contents
+from tests.runtime.test_ingest import store_contents
 
 TEST_KEY = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -74,7 +74,7 @@ def fetched(root: str, into: Path) -> dict[str, bytes]:
     far = to_location(root)
     far.fs.invalidate_cache()
     far.fs.get(str(far), str(into), recursive=True)
-    return contents(into)
+    return store_contents(into)
 
 
 def test_ingest_to_object_store_gives_the_files_of_a_local_one(bucket: str, scans: Path, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_ingest_to_object_store_gives_the_files_of_a_local_one(bucket: str, scan
     again = ingest(order, Plan(), Resources(workers=0))
     assert (again.already, again.fresh) == (2, [])
     assert not cohort.draft_root.exists()
-    assert fetched(f"{bucket}/cohort", tmp_path / "there") == contents(tmp_path / "here")
+    assert fetched(f"{bucket}/cohort", tmp_path / "there") == store_contents(tmp_path / "here")
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_killed_ingest_to_object_store_resumes(bucket: str, scans: Path, synthet
     assert not cohort.draft_root.exists()  # what the killed run left here is gone too
     assert list(verify_cohort(cohort)) == []
     ingest(IngestRequest(scans, tmp_path / "here"), Plan(), Resources(workers=0))
-    assert fetched(f"{bucket}/cohort", tmp_path / "there") == contents(tmp_path / "here")
+    assert fetched(f"{bucket}/cohort", tmp_path / "there") == store_contents(tmp_path / "here")
 
 
 def test_changed_slide_and_damaged_object_are_ingested_again(bucket: str, scans: Path, synthetic: Synthetic) -> None:
@@ -236,6 +236,6 @@ def test_exports_and_imports_equal_those_of_a_local_cohort(bucket: str, tmp_path
         features = tmp_path / where / "clam-h5" / "features_stain" / "h5_files"
         assert import_embeddings(Incoming(cohort.root, (features,), "mine"), lambda _: None).slides == ["S1"]
         assert list(verify_cohort(cohort)) == []
-    assert contents(tmp_path / "here") == contents(tmp_path / "far")
+    assert store_contents(tmp_path / "here") == store_contents(tmp_path / "far")
     with pytest.raises(InputError, match="folder of this machine"):
         export_cohort(Outgoing(cohorts["here"].root, "csv", to_location(f"{bucket}/out")))

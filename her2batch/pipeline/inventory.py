@@ -105,11 +105,11 @@ class Inventory:
 
     def save(self, cohort: Cohort) -> None:
         """Write the intake table and the probes, so that the next run opens new and changed files only."""
-        cohort.write_intake(self.pseudonymizer.timed(self.entries.values()))
+        cohort.write_intake(self.pseudonymizer.convert_times(self.entries.values()))
         settled = time.time_ns() - SETTLED_NS
         known = {path: probe for path, probe in self.probes.items() if path not in self.erased}
         probes = [{"path": path, **probe._asdict()} for path, probe in known.items() if probe.mtime_ns < settled]
-        cohort.write_probes(self.pseudonymizer.timed(probes))
+        cohort.write_probes(self.pseudonymizer.convert_times(probes))
 
 
 def take_inventory(
@@ -149,7 +149,7 @@ class InventoryUpdater:
         self.cohort, self._scans, self._plan, self._pseudonymizer = cohort, scans, plan, pseudonymizer
         self._labels, self._retry_failed = labels, retry_failed
         self.rows, self._damaged, self._sizes = cohort.rows(), cohort.damaged_slides(), cohort.object_sizes()
-        intake = pseudonymizer.timed(_read_intake(cohort))
+        intake = pseudonymizer.convert_times(_read_intake(cohort))
         self._seen_files = SeenFiles(intake, self.rows, pseudonymizer, erased_digests(cohort))
         self.all_jobs, self.pending = PendingSlides(), PendingSlides()
         self.inventory = Inventory(
@@ -232,7 +232,7 @@ def _read_probes(cohort: Cohort, pseudonymizer: Pseudonymizer) -> dict[str, File
     """What earlier runs found in the files that they opened, by path in the intake table."""
     return {
         row["path"]: FileProbe(row["rules"], row["bytes"], row["mtime_ns"], row["kind"], tuple(row["belongs"]))
-        for row in pseudonymizer.timed(cohort.read_probes())
+        for row in pseudonymizer.convert_times(cohort.read_probes())
     }
 
 

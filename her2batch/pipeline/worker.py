@@ -165,7 +165,7 @@ class SlideWorker:
     ) -> SlideResult:
         """Commit a failed slide. The files of an earlier run are kept if the failure may be over by the next run."""
         row = {**(row or self._unopened_row(job)), "status": "failed", "error_code": error.code}
-        shown = self.pseudonymizer.shown(error.path or job.source.path, job.slide_id)
+        shown = self.pseudonymizer.display_name(error.path or job.source.path, job.slide_id)
         what = error.message if self.pseudonymizer.key is None else error.code
         row["error"] = f"{shown}: {printable_path(what)}; {error.remedy}"
         row["plan_id"] = self.context.plan.for_slide(row["mpp_source"]).id

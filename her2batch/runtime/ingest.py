@@ -132,7 +132,7 @@ def ingest(
     started = time.perf_counter()
     plan, worker = _prepare(request, plan)
     worker.cohort.prepare_folder()
-    with worker.pseudonymizer.kept(), worker.cohort.lock() as cohort, disk_errors(cohort.root):
+    with worker.pseudonymizer.hide_error_texts(), worker.cohort.lock() as cohort, disk_errors(cohort.root):
         worker.cohort = cohort
         cohort.create(plan)
         remove_leftovers(cohort)
@@ -165,7 +165,7 @@ COUNTS = ("seen", *OUTCOMES, "already", "tiles", "stopped")
 def dry_run(request: IngestRequest, plan: Plan) -> tuple[Plan, Inventory, Cohort]:
     """Take the inventory of an ingest without writing anything."""
     plan, worker = _prepare(request, plan)
-    with worker.pseudonymizer.kept():
+    with worker.pseudonymizer.hide_error_texts():
         inventory = take_inventory(request.scans, worker.cohort, plan, worker.pseudonymizer, {}, request.retry_failed)
     return plan, inventory, worker.cohort
 

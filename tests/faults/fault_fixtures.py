@@ -22,7 +22,7 @@ from her2batch.settings import Plan, Resources
 from her2batch.store.audit import files_match_row, verify_cohort
 from her2batch.store.cohort import Cohort
 from tests.conftest import tissue_image, write_slide
-from tests.runtime.test_ingest import contents
+from tests.runtime.test_ingest import store_contents
 
 SERIAL = Resources(workers=0)
 OTHER_PROGRAMS = ("sem.", "faketime_")
@@ -64,7 +64,7 @@ def make_reference_cohort(folder: Path) -> ReferenceCohort:
         write_slide(scans / f"s{k}.tiff", image, levels=1 + k % 2)
     summary = ingest_serially(scans, folder / "reference")
     assert (summary.done, summary.exit_code) == (6, 0)
-    return ReferenceCohort(scans, contents(folder / "reference"))
+    return ReferenceCohort(scans, store_contents(folder / "reference"))
 
 
 def ingest_serially(scans: Path, out: Path, **more: object) -> IngestSummary:
@@ -91,7 +91,7 @@ def start_ingest(scans: Path, out: Path, workers: int = 2, *more: str) -> subpro
 
 def assert_same_files(out: Path, reference: dict[str, bytes]) -> None:
     """Assert that tables/ (without runs/), pyramids and thumbnails are byte for byte those of the reference."""
-    found = contents(out)
+    found = store_contents(out)
     assert {"more": sorted(found.keys() - reference.keys()), "less": sorted(reference.keys() - found.keys())} == {
         "more": [],
         "less": [],

@@ -22,7 +22,7 @@ from tests.faults.fault_fixtures import (
     ingest_command,
     ingest_serially,
 )
-from tests.runtime.test_ingest import contents
+from tests.runtime.test_ingest import store_contents
 
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 needs_faketime = pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed")
@@ -99,7 +99,7 @@ def test_files_with_odd_modification_times_are_read_once(
     assert ingest_serially(scans, tmp_path / "c").fresh == [f"s{k}" for k in range(6)]
     again = ingest_serially(scans, tmp_path / "c")
     assert (again.fresh, again.already) == ([], 6)
-    assert_same_files(tmp_path / "c", contents(tmp_path / "now"))
+    assert_same_files(tmp_path / "c", store_contents(tmp_path / "now"))
 
 
 @pytest.mark.parametrize("when", [0, 4e9], ids=["1970", "2096"])

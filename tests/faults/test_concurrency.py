@@ -46,8 +46,8 @@ from tests.faults.fault_fixtures import (
     wait_until,
     wait_until_ended,
 )
-from tests.runtime.test_ingest import contents
-from tests.runtime.test_scheduler import todos
+from tests.runtime.test_ingest import store_contents
+from tests.runtime.test_scheduler import slide_jobs
 
 # -- two runs ------------------------------------------------------------------------------------------------------
 
@@ -185,7 +185,7 @@ def test_slide_that_changes_under_the_reader_keeps_its_old_result(
     path = scans / "a.tiff"
     shutil.copy(reference_cohort.scans / "s4.tiff", path)
     ingest_serially(scans, out)
-    old = contents(out)
+    old = store_contents(out)
     cohort = Cohort(out)
     context = StageContext(Plan(), dims={"stain": embedding_dim("stain")})
     stages = [stage.name for stage in active_stages(context)]
@@ -193,9 +193,9 @@ def test_slide_that_changes_under_the_reader_keeps_its_old_result(
     worker = DisturbedWorker(cohort, context, stage=where, disturb=disturb)
     for _ in range(2):  # the scan was repeated; while that is read it is disturbed, and the next time again
         shutil.copy(reference_cohort.scans / "s5.tiff", path)
-        row = worker.run(todos(scans, worker)[0]).row
+        row = worker.run(slide_jobs(scans, worker)[0]).row
         assert (row["status"], row["error_code"]) == ("failed", code)
-        kept = {name: data for name, data in contents(out).items() if "tables/slides" not in name}
+        kept = {name: data for name, data in store_contents(out).items() if "tables/slides" not in name}
         assert kept == {name: data for name, data in old.items() if "tables/slides" not in name}
         assert list(verify_cohort(cohort)) == []
     shutil.copy(reference_cohort.scans / "s3.tiff", path)
@@ -229,16 +229,16 @@ def test_huge_slide_and_slow_worker_change_no_byte(
         make_slide(f"small{k}.tiff", seed=k, size=(900, 900))
     scans, session = tmp_path / "scans", replace(ray_session, workers=2)
     reference = SlideWorker(*_empty_cohort(tmp_path / "plain"))
-    list(plain_loop(reference, SlideQueue(todos(scans, reference))))
+    list(plain_loop(reference, SlideQueue(slide_jobs(scans, reference))))
     worker = SlideWorker(*_empty_cohort(tmp_path / "c"), range_batches=1, split_batches=1)
     slowed: list[psutil.Process] = []
-    for _ in run_on_ray(session, worker, SlideQueue(todos(scans, worker)), Resources(workers=2), RunMetrics()):
+    for _ in run_on_ray(session, worker, SlideQueue(slide_jobs(scans, worker)), Resources(workers=2), RunMetrics()):
         if not slowed:
             slowed = find_descendants(os.getpid(), "ray::Actor")[:1]
             slowed[0].suspend()
             threading.Timer(2.0, slowed[0].resume).start()
     assert len(slowed) == 1
-    assert contents(tmp_path / "plain") == contents(tmp_path / "c")
+    assert store_contents(tmp_path / "plain") == store_contents(tmp_path / "c")
 
 
 def _empty_cohort(out: Path) -> tuple[Cohort, StageContext]:
@@ -254,7 +254,7 @@ def test_order_of_slides_changes_no_byte(reference_cohort: ReferenceCohort, tmp_
     for path in sorted(reference_cohort.scans.iterdir(), reverse=True):  # one at a time, the last first
         shutil.copy(path, shuffled)
         ingest_serially(shuffled, out)
-    tables = {name: data for name, data in contents(out).items() if "tables/slides" not in name}  # rows name their path
+    tables = {name: data for name, data in store_contents(out).items() if "tables/slides" not in name}  # rows name their path
     assert tables == {name: data for name, data in reference_cohort.files.items() if "tables/slides" not in name}
 
 

@@ -17,7 +17,7 @@ from her2batch.runtime.ray_session import RaySession
 from her2batch.settings import Plan, Resources
 from tests.conftest import tissue_image, write_slide
 from tests.faults.corrupt_slides import MEMORY_FILLS, Inspection, SlideInspector, flip_bits, important_ranges
-from tests.runtime.test_ingest import codes, contents
+from tests.runtime.test_ingest import codes, store_contents
 from tests.slides.damage import copies_with_hole, copies_with_zeroed_end, truncated_copies
 from tests.slides.ndpi import write_ndpi
 
@@ -140,7 +140,7 @@ def test_damaged_slides_in_a_folder_leave_the_sound_ones_unchanged(
     summary = run(IngestRequest(scans, tmp_path / "c"))
     assert (summary.done, summary.failed, summary.exit_code) == (len(good), damaged, 3)
     assert set(codes(summary).values()) <= REFUSED
-    ours, theirs = contents(tmp_path / "quiet"), contents(tmp_path / "c")
+    ours, theirs = store_contents(tmp_path / "quiet"), store_contents(tmp_path / "c")
     assert ours == {name: theirs.get(name) for name in ours}
 
 

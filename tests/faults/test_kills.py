@@ -35,7 +35,7 @@ from tests.faults.fault_fixtures import (
     wait_until_ended,
 )
 from tests.faults.syscall_faults import EVENTS, under_strace
-from tests.runtime.test_ingest import contents
+from tests.runtime.test_ingest import store_contents
 
 CALLS = ("fsync", "rename", "unlink", "unlinkat", "rmdir", "mkdir", "write", "openat")
 """System calls that change a cohort or open a file; the decisive ones first."""
@@ -295,7 +295,7 @@ def test_actors_killed_at_random_moments_change_no_byte(
     session = replace(ray_session, workers=2, gpus=0 if pool == "reader" else 1)
     order = IngestRequest(reference_cohort.scans, tmp_path / "plain", weights=small_weights)
     ingest(order, plan, Resources(workers=0))
-    reference = contents(tmp_path / "plain")
+    reference = store_contents(tmp_path / "plain")
     for k, after in enumerate(random_delays(pool, min(10, TRIES // 2), 0.5)):
         deaths: list[float] = []
 

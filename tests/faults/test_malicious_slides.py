@@ -14,7 +14,7 @@ from her2batch.errors import REMEDIES
 from her2batch.slides.discover import discover_slides
 from tests.faults.corrupt_slides import LIMIT_BYTES, LIMIT_S, SlideInspector
 from tests.faults.malicious_slides import MALICIOUS_SLIDES
-from tests.runtime.test_ingest import contents, run
+from tests.runtime.test_ingest import run, store_contents
 
 HARMLESS = frozenset(
     ("zero-size.tiff", "xml-bomb.ome.tiff", "xml-bomb-philips.tiff", "xml-bomb-leica.scn", "xml-bomb.bif",
@@ -92,5 +92,5 @@ def test_malicious_slides_in_a_folder_leave_sound_slides_and_driver_unharmed(
     codes = {row["slide_id"]: row["error_code"] for row in summary["failures"]}
     assert codes["nested"] == "worker-lost"
     assert "internal" not in codes.values()
-    ours, theirs = contents(tmp_path / "quiet"), contents(tmp_path / "c")
+    ours, theirs = store_contents(tmp_path / "quiet"), store_contents(tmp_path / "c")
     assert ours == {name: theirs.get(name) for name in ours}

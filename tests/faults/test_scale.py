@@ -29,7 +29,7 @@ from tests.faults.fault_fixtures import (
     read_in_background,
 )
 from tests.faults.resource_monitor import ResourceUsage, run_monitored
-from tests.runtime.test_scheduler import todos, worker_for
+from tests.runtime.test_scheduler import slide_jobs, worker_for
 
 log = logging.getLogger(__name__)
 MPP = 0.25
@@ -149,11 +149,11 @@ def test_five_hundred_shared_slides_pass_through_an_object_store_of_200_mb(
 
     scans = write_crops(tmp_path / "scans", 500)
     reference = worker_for(tmp_path / "plain")
-    list(plain_loop(reference, SlideQueue(todos(scans, reference))))
+    list(plain_loop(reference, SlideQueue(slide_jobs(scans, reference))))
     worker = worker_for(tmp_path / "shared", range_batches=1, split_batches=1)
     state = get_state_from_address()
     with read_in_background(lambda: get_memory_info_reply(state).store_stats, every=0.5) as looks:
-        queue = SlideQueue(todos(scans, worker))
+        queue = SlideQueue(slide_jobs(scans, worker))
         ended = list(run_on_ray(ray_session, worker, queue, Resources(workers=2), RunMetrics()))
     most, last = max(one.object_store_bytes_used for one in looks), looks[-1]
     log.info("object store: %d at most, %d in all", most, last.cumulative_created_bytes)

@@ -1,4 +1,4 @@
-"""The model of costs: what binds, and that more never costs more."""
+"""The cost model: which resource is the slowest, and more hardware never takes longer."""
 
 from dataclasses import replace
 
@@ -23,14 +23,14 @@ loads = st.builds(
 
 
 @given(loads, st.integers(1, 512), st.integers(0, 64))
-def test_twice_of_everything_takes_half_as_long(load: SlideLoad, cores: int, gpus: int) -> None:
+def test_double_hardware_halves_the_time(load: SlideLoad, cores: int, gpus: int) -> None:
     one = slide_seconds(load, ("uni",), Cluster(cores, gpus))
     two = slide_seconds(load, ("uni",), Cluster(2 * cores, 2 * gpus, 2e9, 780e6))
     assert two == {name: pytest.approx(value / 2) for name, value in one.items()}
 
 
 @given(loads, st.sampled_from(["stain", "uni", "virchow2", "timm:resnet50"]))
-def test_a_net_costs_cores_without_a_gpu_and_the_gpu_with_one(load: SlideLoad, encoder: str) -> None:
+def test_network_takes_cores_without_a_gpu_and_the_gpu_with_one(load: SlideLoad, encoder: str) -> None:
     without, with_one = (slide_seconds(load, (encoder,), Cluster(8, gpus)) for gpus in (0, 1))
     plain = slide_seconds(load, ("stain",), Cluster(8))
     assert without["GPUs"] == 0
@@ -38,7 +38,7 @@ def test_a_net_costs_cores_without_a_gpu_and_the_gpu_with_one(load: SlideLoad, e
     assert (with_one["GPUs"] > 0) == (encoder != "stain" and load.tiles > 0)
 
 
-def test_where_the_bound_moves() -> None:
+def test_bottleneck_moves_with_the_number_of_gpus() -> None:
     """The example of docs/sizing.md: 100 mm² at 0.25 µm/px, UNI."""
     shapes = {
         "cores": Cluster(2, 1, 1.25e9, 1e9), "GPUs": Cluster(32, 1, 1.25e9, 1e9),
@@ -54,7 +54,7 @@ def test_two_cores_with_uni_take_a_month_for_a_thousand_slides() -> None:
     assert 25 < days < 45
 
 
-def test_own_run_times_draw_the_cores_share_and_nothing_else() -> None:
+def test_own_run_times_scale_the_time_of_the_cores_only() -> None:
     ours = fit_to_run_times(Costs(), predicted=10.0, measured=25.0)
     plain, drawn = (slide_seconds(typical_slide(), ("stain",), Cluster(4), costs) for costs in (Costs(), ours))
     assert drawn == replace_value(plain, "cores", pytest.approx(2.5 * plain["cores"]))

@@ -1,4 +1,4 @@
-"""--dry-run: what would be done, and nothing is."""
+"""The estimate of --dry-run, which writes nothing."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from her2batch.runtime.ingest import IngestRequest, dry_run, ingest
 from her2batch.settings import Plan, Resources
 
 
-def test_the_estimate_names_what_will_fail_and_writes_nothing(real_data: Path, tmp_path: Path) -> None:
+def test_estimate_names_slides_that_will_fail_and_writes_nothing(real_data: Path, tmp_path: Path) -> None:
     plan, inventory, cohort = dry_run(IngestRequest(real_data / "slides", tmp_path / "c"), Plan())
     rows, total = estimate_ingest(inventory, plan, Resources(workers=2), cohort)
     what = {row["slide_id"]: row["what"] for row in rows}
@@ -23,7 +23,7 @@ def test_the_estimate_names_what_will_fail_and_writes_nothing(real_data: Path, t
     assert not (tmp_path / "c").exists()
 
 
-def test_a_dear_encoder_is_said_to_be_dear(real_data: Path, tmp_path: Path) -> None:
+def test_estimate_is_longer_for_an_expensive_encoder(real_data: Path, tmp_path: Path) -> None:
     seconds = {}
     for name in ("stain", "uni"):
         plan, inventory, cohort = dry_run(IngestRequest(real_data / "slides", tmp_path / "c"), Plan(encoders=(name,)))
@@ -31,7 +31,7 @@ def test_a_dear_encoder_is_said_to_be_dear(real_data: Path, tmp_path: Path) -> N
     assert seconds["uni"] > 3 * seconds["stain"]
 
 
-def test_with_a_gpu_a_dear_encoder_is_cheap(real_data: Path, tmp_path: Path) -> None:
+def test_estimate_with_a_gpu_is_short_for_an_expensive_encoder(real_data: Path, tmp_path: Path) -> None:
     plan, inventory, cohort = dry_run(IngestRequest(real_data / "slides", tmp_path / "c"), Plan(encoders=("uni",)))
     cpu = estimate_ingest(inventory, plan, Resources(workers=2), cohort)[1]
     gpu = estimate_ingest(inventory, plan, Resources(workers=2, gpus=1), cohort)[1]
@@ -39,7 +39,7 @@ def test_with_a_gpu_a_dear_encoder_is_cheap(real_data: Path, tmp_path: Path) -> 
     assert cpu["seconds_with_a_gpu"] == gpu["seconds"] < 0.5 * cpu["seconds"]
 
 
-def test_a_cohorts_own_run_times_count(tmp_path: Path, make_slide: Callable) -> None:
+def test_estimate_uses_the_run_times_of_the_cohort(tmp_path: Path, make_slide: Callable) -> None:
     for k in range(MIN_FINISHED):
         make_slide(f"s{k}.tiff", seed=k, size=(900, 900))
     order = IngestRequest(tmp_path / "scans", tmp_path / "c")

@@ -1,4 +1,4 @@
-"""What an ingest has to do: outcomes, ids, copies, resume; without reading more than it must."""
+"""The inventory: outcomes, ids, copies and resume, without reading more files than necessary."""
 
 import os
 import shutil
@@ -32,87 +32,87 @@ def scans(make_slide: Callable) -> Path:
     return odd.parent
 
 
-def look(scans: Path, cohort: Cohort, plan: Plan | None = None, **more: object) -> Inventory:
+def run_inventory(scans: Path, cohort: Cohort, plan: Plan | None = None, **more: object) -> Inventory:
     found = take_inventory(scans, cohort, plan or Plan(), Pseudonymizer(), {}, **more)
     found.save(cohort)
     return found
 
 
-def finish(cohort: Cohort, found: Inventory, **facts: object) -> None:
-    """Commit rows as a worker would, for everything that is to do."""
+def commit_all(cohort: Cohort, found: Inventory, **facts: object) -> None:
+    """Commit a row for every slide to process, as a worker does."""
     plan = Plan()
-    for todo in found.jobs:
-        row = {"slide_id": todo.slide_id, "sha256": f"sha of {todo.slide_id}", "bytes": todo.source.bytes,
+    for job in found.jobs:
+        row = {"slide_id": job.slide_id, "sha256": f"sha of {job.slide_id}", "bytes": job.source.bytes,
                "status": "done", "mpp_source": "file", "plan_id": plan.id, "files": [], **facts}  # fmt: skip
         write_row(cohort, row)
 
 
-def ids(found: Inventory) -> list[str]:
-    return [todo.slide_id for todo in found.jobs]
+def job_ids(found: Inventory) -> list[str]:
+    return [job.slide_id for job in found.jobs]
 
 
-def test_everything_seen_has_one_outcome(scans: Path, cohort: Cohort) -> None:
+def test_every_file_has_one_outcome(scans: Path, cohort: Cohort) -> None:
     (scans / "notes.md").write_text("x")
     shutil.copy(scans / "s0.tiff", scans / "z-copy.tiff")
-    found = look(scans, cohort)
-    assert ids(found) == ["readme", "s0", "s1", "s2"]  # a slide by content, whatever its suffix
+    found = run_inventory(scans, cohort)
+    assert job_ids(found) == ["readme", "s0", "s1", "s2"]  # a slide by content, whatever its suffix
     assert (found.seen, found.duplicates, found.ignored) == (6, 1, 1)
     assert found.entries[str(scans / "z-copy.tiff")]["slide_id"] == "s0"
 
 
-def test_what_is_committed_is_left_alone_even_after_a_kill(
+def test_finished_slides_are_skipped_after_a_killed_run(
     scans: Path, cohort: Cohort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish(cohort, look(scans, cohort))  # rows are there; the intake table knows no digests yet
+    commit_all(cohort, run_inventory(scans, cohort))  # rows are there; the intake table knows no digests yet
     monkeypatch.setattr(inventory, "fingerprint_slide", None)  # reading any file would fail
-    found = look(scans, cohort)
-    assert ids(found) == []
+    found = run_inventory(scans, cohort)
+    assert job_ids(found) == []
     assert len(found.current) == 4
 
 
-def test_a_failure_stays_until_asked_or_until_it_may_be_over(scans: Path, cohort: Cohort) -> None:
-    finish(cohort, look(scans, cohort), status="failed", error_code="unreadable")
-    assert ids(look(scans, cohort)) == []
-    assert len(ids(look(scans, cohort, retry_failed=True))) == 4
-    finish(cohort, look(scans, cohort, retry_failed=True), status="failed", error_code="unstable")
-    assert len(ids(look(scans, cohort))) == 4
+def test_failed_slides_are_retried_on_request_or_if_the_error_is_transient(scans: Path, cohort: Cohort) -> None:
+    commit_all(cohort, run_inventory(scans, cohort), status="failed", error_code="unreadable")
+    assert job_ids(run_inventory(scans, cohort)) == []
+    assert len(job_ids(run_inventory(scans, cohort, retry_failed=True))) == 4
+    commit_all(cohort, run_inventory(scans, cohort, retry_failed=True), status="failed", error_code="unstable")
+    assert len(job_ids(run_inventory(scans, cohort))) == 4
 
 
-def test_another_plan_is_another_result(scans: Path, cohort: Cohort) -> None:
-    finish(cohort, look(scans, cohort))
-    assert len(ids(look(scans, cohort, Plan(tile=256)))) == 4
-    assert ids(look(scans, cohort, Plan(mpp_override=0.25))) == []  # all have a resolution of their own
+def test_changed_plan_processes_slides_again(scans: Path, cohort: Cohort) -> None:
+    commit_all(cohort, run_inventory(scans, cohort))
+    assert len(job_ids(run_inventory(scans, cohort, Plan(tile=256)))) == 4
+    assert job_ids(run_inventory(scans, cohort, Plan(mpp_override=0.25))) == []  # all have a resolution of their own
 
 
-def test_a_copy_that_comes_later_finds_its_original(scans: Path, cohort: Cohort) -> None:
-    look(scans, cohort)  # seen, and stopped before anything was read
+def test_copy_that_comes_later_is_a_duplicate(scans: Path, cohort: Cohort) -> None:
+    run_inventory(scans, cohort)  # seen, and stopped before anything was read
     shutil.copy(scans / "s1.tiff", scans / "a-first-in-order.tiff")
-    found = look(scans, cohort)
+    found = run_inventory(scans, cohort)
     assert found.entries[str(scans / "a-first-in-order.tiff")]["outcome"] == "duplicate"
-    assert "s1" in ids(found)
+    assert "s1" in job_ids(found)
 
 
-def test_names_that_differ_in_case_only_are_told_apart(cohort: Cohort, make_slide: Callable) -> None:
+def test_names_that_differ_in_case_only_get_different_ids(cohort: Cohort, make_slide: Callable) -> None:
     make_slide("x/a.tiff", seed=1)
     scans = make_slide("y/A.tiff", seed=2).parent.parent
-    found = ids(look(scans, cohort))
+    found = job_ids(run_inventory(scans, cohort))
     assert found[0] == "a"
     assert found[1].startswith("A-")
 
 
-def test_an_order_of_the_folder_does_not_change_the_ids(tmp_path: Path, make_slide: Callable) -> None:
+def test_order_of_the_folder_does_not_change_the_ids(tmp_path: Path, make_slide: Callable) -> None:
     for name in ("b/s.tiff", "a/s.tiff", "c/s.tiff"):
         make_slide(name, seed=ord(name[0]))
     found = []
     for k in range(2):
         cohort = Cohort(tmp_path / f"c{k}")
         cohort.create(Plan())
-        found.append(ids(look(tmp_path / "scans", cohort)))
+        found.append(job_ids(run_inventory(tmp_path / "scans", cohort)))
     assert found[0] == found[1]
     assert found[0][0] == "s"
 
 
-AN_INGEST_THAT_IS_WATCHED = """
+AUDITED_INGEST = """
 import sys
 scans, out = sys.argv[1:]
 opened = []
@@ -125,21 +125,21 @@ print(summary.already, sum(path.startswith(scans) for path in opened), "ray" in 
 """
 
 
-def watched(scans: Path, out: Path) -> list[str]:
-    command = [sys.executable, "-c", AN_INGEST_THAT_IS_WATCHED, str(scans), str(out)]
+def run_audited_ingest(scans: Path, out: Path) -> list[str]:
+    command = [sys.executable, "-c", AUDITED_INGEST, str(scans), str(out)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
-def test_a_second_ingest_opens_no_slide_and_starts_no_ray(tmp_path: Path, scans: Path) -> None:
+def test_second_ingest_opens_no_slide_and_starts_no_ray(tmp_path: Path, scans: Path) -> None:
     (scans / "notes.md").write_text("x")
     shutil.copy(scans / "s0.tiff", scans / "z-copy.tiff")
     for path in scans.iterdir():
         os.utime(path, ns=(0, 0))  # what changed in the last two seconds is looked at twice
-    assert watched(scans, tmp_path / "c")[0] == "0"
-    assert watched(scans, tmp_path / "c") == ["4", "0", "False"]
+    assert run_audited_ingest(scans, tmp_path / "c")[0] == "0"
+    assert run_audited_ingest(scans, tmp_path / "c") == ["4", "0", "False"]
 
 
-def test_what_is_remembered_of_a_folder_holds_no_name_of_it(cohort: Cohort, make_slide: Callable) -> None:
+def test_probe_cache_of_a_pseudonymized_cohort_has_no_file_names(cohort: Cohort, make_slide: Callable) -> None:
     path = make_slide("Jane Doe.tiff")
     (path.parent / "Jane.vms").write_text("[VMS]\nImageFile=Jane Doe.jpg\n")
     os.utime(path, ns=(0, 0))
@@ -149,9 +149,9 @@ def test_what_is_remembered_of_a_folder_holds_no_name_of_it(cohort: Cohort, make
     assert "Jane" not in str(cohort.read_probes())
 
 
-def test_a_lost_memo_changes_nothing(scans: Path, cohort: Cohort) -> None:
-    finish(cohort, look(scans, cohort))
-    first = look(scans, cohort)
+def test_lost_probe_cache_changes_nothing(scans: Path, cohort: Cohort) -> None:
+    commit_all(cohort, run_inventory(scans, cohort))
+    first = run_inventory(scans, cohort)
     cohort.probe_cache_file.unlink()
-    assert look(scans, cohort) == first
+    assert run_inventory(scans, cohort) == first
     assert (len(first.current), first.jobs) == (4, [])

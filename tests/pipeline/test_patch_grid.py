@@ -17,17 +17,17 @@ from her2batch.vision.tile_grid import plan_tiles as plan_grid
 from tests.conftest import Synthetic
 
 
-def slide(width: int, height: int, mpp: float = 0.25) -> SlideInfo:
+def slide_info(width: int, height: int, mpp: float = 0.25) -> SlideInfo:
     level = Level(width, height, 256, 256)
     return SlideInfo(Path("a.svs"), "aperio", "tiff", (level,), mpp, "file", None)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**30), st.sampled_from(sorted(PATCH_INPUTS.values())))
-def test_a_patch_is_kept_for_the_tissue_of_the_tiles_under_it(seed: int, mpp: float) -> None:
+def test_patch_is_kept_for_the_tissue_of_the_tiles_under_it(seed: int, mpp: float) -> None:
     """Against a picture of the tiles, a px for every 8 level-0 px."""
     rng = np.random.default_rng(seed)
-    info, plan = slide(448 * 8, 448 * 6), Plan()
+    info, plan = slide_info(448 * 8, 448 * 6), Plan()
     tiles = plan_grid(info.width, info.height, 0.25, 0.5, 224)
     tissue = rng.random(len(tiles)).astype(np.float32)
     kept = rng.random(len(tiles)) < 0.7  # the others are no rows of the table
@@ -41,14 +41,14 @@ def test_a_patch_is_kept_for_the_tissue_of_the_tiles_under_it(seed: int, mpp: fl
             assert ((x, y, size) in found) == (inside > plan.min_tissue)
 
 
-def test_a_slide_too_coarse_for_a_resolution_has_no_patches_there() -> None:
+def test_slide_too_coarse_for_a_resolution_has_no_patches_there() -> None:
     tiles, tissue = np.array([[0, 0, 448]], np.int32), np.ones(1, np.float32)
-    assert len(plan_patches(slide(4000, 4000, mpp=0.5), Plan(), tiles, tissue, 0.23).tiles) == 0
-    assert len(plan_patches(slide(4000, 4000), Plan(), tiles[:0], tissue[:0], 1.17).tiles) == 0
+    assert len(plan_patches(slide_info(4000, 4000, mpp=0.5), Plan(), tiles, tissue, 0.23).tiles) == 0
+    assert len(plan_patches(slide_info(4000, 4000), Plan(), tiles[:0], tissue[:0], 1.17).tiles) == 0
 
 
 @pytest.mark.parametrize("given_input", ["patches-moderate", "patches-high"])
-def test_pixels_are_those_of_the_pyramid(given_input: str, synthetic: Synthetic) -> None:
+def test_patches_are_read_from_the_pyramid(given_input: str, synthetic: Synthetic) -> None:
     cohort = Cohort(synthetic.cohort)
     slide_id = sorted(cohort.rows())[0]
     table = cohort.read("tiles", slide_id)

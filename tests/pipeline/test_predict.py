@@ -59,7 +59,7 @@ def a_bundle(folder: Path) -> object:
     return bundle_of(folder, info, nets)
 
 
-def test_patches_of_each_resolution_are_told_apart(tmp_path: Path) -> None:
+def test_patches_are_read_by_resolution(tmp_path: Path) -> None:
     bundle = a_bundle(tmp_path / "bundle")
     low, high = np.eye(4, dtype=np.float32)[[0]], np.eye(4, dtype=np.float32)[[3, 3, 1]]
     table = pa.concat_tables(
@@ -83,7 +83,7 @@ def test_patches_of_each_resolution_are_told_apart(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-def test_a_slide_without_tiles_is_predicted_from_its_thumbnail_alone(tmp_path: Path) -> None:
+def test_slide_without_tiles_is_predicted_from_its_thumbnail_only(tmp_path: Path) -> None:
     from her2batch.vision.thumbnail import encode_jpeg
 
     bundle = a_bundle(tmp_path / "bundle")

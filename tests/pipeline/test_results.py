@@ -1,4 +1,4 @@
-"""From what the stages gave to the slide's row."""
+"""The slide's row from the results of the stages."""
 
 from pathlib import Path
 
@@ -28,14 +28,14 @@ def a_state(n_tiles: int, blank: int = 0) -> SlideState:
     return state
 
 
-def test_a_slide_without_tiles_is_done_and_flagged() -> None:
+def test_slide_without_tiles_is_done_and_flagged() -> None:
     row = result_columns(a_state(0), Path("a.tiff"))
     assert (row["status"], row["n_tiles"], row["blank_tiles"]) == ("done", 0, 0)
     assert row["flags"] == ["mended", "no-tissue"]
     assert (row["stain"], row["tissue_mm2"]) == ("ihc", 4 * 64 / 1e6)
 
 
-def test_more_than_a_hundredth_of_blank_tiles_fails_the_slide() -> None:
+def test_more_than_one_percent_of_blank_tiles_fails_the_slide() -> None:
     assert result_columns(a_state(100, blank=1), Path("a.tiff"))["blank_tiles"] == 1
     with pytest.raises(SlideError, match="2 of 100 tiles") as refused:
         result_columns(a_state(100, blank=2), Path("a.tiff"))

@@ -1,4 +1,4 @@
-"""The list of stages: without a gap, and a new stage with a table of its own is one row here and one in the schemas."""
+"""The list of stages: every stage gets what it takes; a new stage with its own table is one row here and one schema."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -29,15 +29,15 @@ from her2batch.store.cohort import Cohort
 from her2batch.store.schemas import Column
 from her2batch.store.training_run import encoder_folder
 from her2batch.vision.membrane import TileBatch
-from tests.runtime.test_ingest import contents
-from tests.runtime.test_scheduler import todos
+from tests.runtime.test_ingest import store_contents
+from tests.runtime.test_scheduler import slide_jobs
 
 
-def test_every_stage_finds_what_it_takes() -> None:
+def test_every_stage_takes_only_what_earlier_stages_give() -> None:
     check_stages(STAGES)
 
 
-def test_a_gap_is_refused_with_the_stage_and_what_it_lacks() -> None:
+def test_missing_value_is_refused_with_the_name_of_the_stage() -> None:
     without = [stage for stage in STAGES if stage.name != "tissue"]
     with pytest.raises(ValueError, match=r"stage quality needs .'tissue_tiles'"):
         check_stages(without)
@@ -49,7 +49,7 @@ def test_stages_that_run_in_parallel_may_not_take_from_each_other() -> None:
         check_stages(early)
 
 
-def test_nets_run_only_with_a_bundle() -> None:
+def test_networks_run_only_with_a_bundle() -> None:
     names = [stage.name for stage in active_stages(StageContext(Plan()))]
     assert "membrane" in names
     assert "thumbnail" not in names
@@ -57,7 +57,7 @@ def test_nets_run_only_with_a_bundle() -> None:
     assert not any(name.startswith("patches") for name in names)
 
 
-def test_an_encoders_table_has_a_plain_name() -> None:
+def test_table_of_an_encoder_has_a_plain_name() -> None:
     assert encoder_folder("timm:resnet18.a1_in1k") == "timm-resnet18.a1_in1k"
     assert encoder_folder("uni2-h") == "uni2-h"
 
@@ -73,7 +73,7 @@ SPOTS = (
 
 
 def find_spots(_: StageContext) -> Work:
-    """0 to 2 spots a tile, by its pixels: as many rows a tile as there are things in it, as with cells."""
+    """Give 0 to 2 spots for each tile, by its pixels: any number of rows a tile, as with cells."""
 
     def work(batch: TileBatch) -> TileColumns:
         assert batch.pixels.shape[1:] == (64, 64, 3)
@@ -113,7 +113,7 @@ class SpotWorker(SlideWorker):
         super().ready(roles)
 
 
-def test_a_new_stage_with_a_table_is_one_row_and_one_schema(
+def test_new_stage_with_its_own_table_is_one_row_and_one_schema(
     tmp_path: Path, make_slide: Callable, ray_session: RaySession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import tests.pipeline.test_stages as here
@@ -131,7 +131,7 @@ def test_a_new_stage_with_a_table_is_one_row_and_one_schema(
         return here.SpotWorker(cohort, StageContext(plan, dims={"stain": embedding_dim("stain")}), **more)
 
     def jobs(of: SlideWorker) -> list[SlideJob]:
-        return todos(tmp_path / "scans", of)
+        return slide_jobs(tmp_path / "scans", of)
 
     plain, shared = worker(tmp_path / "plain"), worker(tmp_path / "shared", range_batches=1, split_batches=1)
     rows = [result.row for result in run_serially(plain, SlideQueue(jobs(plain)))]
@@ -139,7 +139,7 @@ def test_a_new_stage_with_a_table_is_one_row_and_one_schema(
     rows += [result.row for result in run_on_ray(ray_session, shared, queue, Resources(workers=2), RunMetrics())]
     assert [row["error"] for row in rows] == [None] * 4
     assert [row["status"] for row in rows] == ["done"] * 4
-    assert contents(tmp_path / "plain") == contents(tmp_path / "shared")
+    assert store_contents(tmp_path / "plain") == store_contents(tmp_path / "shared")
     for cohort in (plain.cohort, shared.cohort):
         table = pq.read_table(cohort.table("spots", "a"))
         tiles = cohort.read("tiles", "a").num_rows
@@ -154,7 +154,7 @@ def test_a_new_stage_with_a_table_is_one_row_and_one_schema(
         assert [problem.slide_id for problem in verify_cohort(cohort)] == ["a"]
 
 
-def test_a_slide_may_be_a_quarter_coarser_than_the_tiles(make_slide: Callable) -> None:
+def test_slide_may_be_up_to_a_quarter_coarser_than_the_tiles(make_slide: Callable) -> None:
     info = open_slide(make_slide()).info
     assert check_mpp(replace(info, mpp=0.62), 0.5).mpp == 0.62
     with pytest.raises(SlideError, match=r"0\.63 µm/px, the target is 0\.5") as refused:

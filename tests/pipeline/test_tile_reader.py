@@ -1,4 +1,4 @@
-"""What the models are fed: every tile once, the same pixels whoever decodes them."""
+"""Reading tiles: every tile once, with the same pixels whichever thread decodes it."""
 
 from pathlib import Path
 
@@ -20,14 +20,14 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_slide(tmp_path_factory.mktemp("feed") / "a.tiff", tissue_image(2300, 1900, brown=0.4))
 
 
-def grid_of(path: Path, mpp: float, edge: int) -> TileGrid:
+def tile_grid_of(path: Path, mpp: float, edge: int) -> TileGrid:
     with open_slide(path) as slide:
         return TileGrid(mpp, edge, plan_tiles(slide.info.width, slide.info.height, 0.25, mpp, edge))
 
 
 @pytest.mark.parametrize(("mpp", "edge"), [(0.25, 224), (0.5, 32), (0.5, 224), (0.7, 100), (2.0, 16)])
-def test_every_tile_comes_once_and_shows_its_place(path: Path, mpp: float, edge: int) -> None:
-    grid = grid_of(path, mpp, edge)
+def test_every_tile_is_read_once_from_its_place(path: Path, mpp: float, edge: int) -> None:
+    grid = tile_grid_of(path, mpp, edge)
     with open_slide(path) as slide:
         feed = plan_reads(slide, grid)
         batches = list(read_tiles(slide, feed, 0, "auto"))
@@ -47,8 +47,8 @@ def brightness(pixels: np.ndarray) -> np.ndarray:
 
 @given(threads=st.integers(1, 4), lo=st.integers(0, 3), more=st.integers(0, 4))
 @settings(max_examples=8, deadline=None)
-def test_neither_threads_nor_ranges_change_a_byte(path: Path, threads: int, lo: int, more: int) -> None:
-    grid = grid_of(path, 0.5, 32)
+def test_threads_and_ranges_change_no_byte(path: Path, threads: int, lo: int, more: int) -> None:
+    grid = tile_grid_of(path, 0.5, 32)
     with open_slide(path) as slide:
         feed = plan_reads(slide, grid)
         one = list(read_tiles(slide, feed, 0, "auto", brightness))[lo : lo + more]
@@ -59,23 +59,23 @@ def test_neither_threads_nor_ranges_change_a_byte(path: Path, threads: int, lo: 
             assert np.array_equal(ours.features, brightness(ours.pixels))
 
 
-def test_batches_are_whole_blocks_of_about_their_size(path: Path) -> None:
+def test_batches_are_whole_blocks(path: Path) -> None:
     with open_slide(path) as slide:
-        feed = plan_reads(slide, grid_of(path, 0.25, 32))
+        feed = plan_reads(slide, tile_grid_of(path, 0.25, 32))
     counts = [sum(len(block.tiles) for block in batch) for batch in feed.batches]
     largest = max(len(block.tiles) for batch in feed.batches for block in batch)
     assert max(counts) <= max(TILES_PER_BATCH, largest)
     assert len(counts) > 3
 
 
-def test_a_grid_without_tiles_has_no_batch(path: Path) -> None:
+def test_grid_without_tiles_has_no_batch(path: Path) -> None:
     with open_slide(path) as slide:
         feed = plan_reads(slide, TileGrid(0.5, 224, np.empty((0, 3), np.int32)))
         assert feed.batches == ()
         assert list(read_tiles(slide, feed, 2, "auto")) == []
 
 
-def test_what_can_not_be_decoded_is_said_by_thread_and_in_line(path: Path, tmp_path: Path) -> None:
+def test_decoding_errors_are_raised_with_and_without_threads(path: Path, tmp_path: Path) -> None:
     broken = tmp_path / "b.tiff"
     data = bytearray(path.read_bytes())
     with open_slide(path, "tiff") as slide:
@@ -85,4 +85,4 @@ def test_what_can_not_be_decoded_is_said_by_thread_and_in_line(path: Path, tmp_p
     broken.write_bytes(data)
     for threads in (0, 2):
         with open_slide(broken) as slide, pytest.raises(SlideError, match="tile 10"):
-            list(read_tiles(slide, plan_reads(slide, grid_of(path, 0.5, 224)), threads, "auto"))
+            list(read_tiles(slide, plan_reads(slide, tile_grid_of(path, 0.5, 224)), threads, "auto"))

@@ -1,4 +1,4 @@
-"""One slide's work: whatever happens to it becomes its row."""
+"""The work on one slide: every outcome becomes its row."""
 
 import os
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from her2batch.store.audit import verify_cohort
 from her2batch.store.cohort import Cohort
 from her2batch.vision.membrane import MEMBRANE_COLUMNS, measure_tiles
 from her2batch.vision.stain import fit_stain_vectors
-from tests.runtime.test_scheduler import todos
+from tests.runtime.test_scheduler import slide_jobs
 
 
 @pytest.fixture
@@ -31,12 +31,12 @@ def worker(tmp_path: Path) -> SlideWorker:
 
 
 @pytest.fixture
-def todo(tmp_path: Path, worker: SlideWorker, make_slide: Callable) -> SlideJob:
+def job(tmp_path: Path, worker: SlideWorker, make_slide: Callable) -> SlideJob:
     make_slide(brown=0.3)
-    return todos(tmp_path / "scans", worker)[0]
+    return slide_jobs(tmp_path / "scans", worker)[0]
 
 
-def raising(error: BaseException) -> type[TiledTiffSlide]:
+def slide_that_raises(error: BaseException) -> type[TiledTiffSlide]:
     class Broken(TiledTiffSlide):
         def _assemble(self, *_: object) -> None:
             raise error
@@ -52,23 +52,23 @@ def raising(error: BaseException) -> type[TiledTiffSlide]:
         (KeyError("ours"), "internal"),
     ],
 )
-def test_what_stops_a_slide_is_its_code(
-    worker: SlideWorker, todo: SlideJob, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
+def test_exceptions_become_error_codes(
+    worker: SlideWorker, job: SlideJob, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
 ) -> None:
-    monkeypatch.setitem(READERS, "tiff", raising(error))
+    monkeypatch.setitem(READERS, "tiff", slide_that_raises(error))
     monkeypatch.setattr(worker_module, "open_slide", lambda path, _: READERS["tiff"](path))
-    finished = worker.run(todo)
-    row = finished.row
+    result = worker.run(job)
+    row = result.row
     assert (row["status"], row["error_code"]) == ("failed", code)
-    assert str(todo.source.path) in row["error"]
+    assert str(job.source.path) in row["error"]
     assert worker.cohort.rows()["a"]["error_code"] == code
-    assert ("KeyError" in finished.trace) == (code == "internal")
+    assert ("KeyError" in result.trace) == (code == "internal")
 
 
-def test_a_file_that_changes_while_it_is_read_is_unstable(
-    worker: SlideWorker, todo: SlideJob, monkeypatch: pytest.MonkeyPatch
+def test_file_that_changes_while_it_is_read_is_unstable(
+    worker: SlideWorker, job: SlideJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = worker.run(todo).row
+    first = worker.run(job).row
     assert first["status"] == "done"
 
     class Changing(TiledTiffSlide):
@@ -77,28 +77,28 @@ def test_a_file_that_changes_while_it_is_read_is_unstable(
             os.utime(path)
 
     monkeypatch.setattr(worker_module, "open_slide", lambda path, _: Changing(path))
-    row = worker.run(todo).row
+    row = worker.run(job).row
     assert row["error_code"] == "unstable"
     assert worker.cohort.read("tiles", "a").num_rows == first["n_tiles"]  # the old result stays
     assert list(verify_cohort(worker.cohort)) == []
 
 
-def test_a_file_that_is_gone_says_so(worker: SlideWorker, todo: SlideJob) -> None:
-    todo.source.path.unlink()
-    assert worker.run(todo).row["error_code"] == "gone"
+def test_removed_file_fails_with_gone(worker: SlideWorker, job: SlideJob) -> None:
+    job.source.path.unlink()
+    assert worker.run(job).row["error_code"] == "gone"
 
 
-def test_decode_threads_change_no_byte(tmp_path: Path, worker: SlideWorker, todo: SlideJob) -> None:
-    worker.run(todo)
+def test_decode_threads_change_no_byte(tmp_path: Path, worker: SlideWorker, job: SlideJob) -> None:
+    worker.run(job)
     other = Cohort(tmp_path / "threads")
     other.create(Plan())
-    SlideWorker(other, worker.context, threads=3).run(todo)
+    SlideWorker(other, worker.context, threads=3).run(job)
     for name in ("tiles", "membrane", "embeddings/stain"):
         assert worker.cohort.table(name, "a").read_bytes() == other.table(name, "a").read_bytes()
 
 
 @pytest.mark.parametrize("score", ["0", "1+", "3+"])
-def test_tiles_that_are_shrunk_while_decoding_show_the_same_membranes(cores: dict[str, Path], score: str) -> None:
+def test_tiles_shrunk_while_decoding_have_the_same_membrane_shares(cores: dict[str, Path], score: str) -> None:
     with open_slide(cores[score]) as slide:
         shrunk = slide.read(Box(0, 0, 896, 672), *slide.tile_source(2.0))
         whole = resample(slide.read(Box(0, 0, 1792, 1344)), 896, 672)

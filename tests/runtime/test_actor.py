@@ -1,4 +1,4 @@
-"""A worker's process: what it loads, in which order, and what it may hold."""
+"""The process of an actor: which libraries it loads, in which order, and its memory limit."""
 
 import os
 import resource
@@ -11,8 +11,8 @@ import pytest
 from her2batch.runtime.ray_session import RaySession
 
 
-def test_a_gpu_worker_loads_cucim_before_torch(tmp_path: Path) -> None:
-    """The other way round cuCIM is refused, for it would hang."""
+def test_gpu_worker_loads_cucim_before_torch(tmp_path: Path) -> None:
+    """In the other order cuCIM is refused, because it would hang."""
     pytest.importorskip("cucim")
     code = """
 import sys
@@ -31,7 +31,7 @@ print(list(actor._worker.works) != [], "torch" in sys.modules)
     assert run.stdout.split() == ["True", "True"], run.stderr
 
 
-def test_a_worker_can_be_limited_in_memory_and_sees_no_gpu_it_was_not_given(ray_session: RaySession) -> None:
+def test_cpu_worker_has_a_memory_limit_and_sees_no_gpu(ray_session: RaySession) -> None:
     @ray_session.ray.remote(num_cpus=0)
     class Probe:
         def look(self) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""The doctor: every line says something, and what is wrong has its remedy."""
+"""The doctor: every check has a text, and every failure a remedy."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from her2batch.errors import WeightsError
 from her2batch.models.encoders import ENCODERS
 from her2batch.runtime import doctor
 from her2batch.runtime.doctor import Check, check_machine, check_torchvision
-from tests.runtime.test_scheduler import a_bundle
+from tests.runtime.test_scheduler import make_image_bundle
 
 
 @pytest.fixture(scope="module")
@@ -23,29 +23,29 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> list[Check]:
     return check_machine(tmp_path_factory.mktemp("cohort") / "not-yet")
 
 
-def test_every_line_says_something_and_a_no_has_a_remedy(lines: list[Check]) -> None:
+def test_every_check_has_a_text_and_every_failure_a_remedy(lines: list[Check]) -> None:
     assert len({line.name for line in lines}) == len(lines)
     assert all(line.what for line in lines)
     assert all(line.remedy for line in lines if line.ok is False)
 
 
-def test_what_the_project_needs_is_looked_at(lines: list[Check]) -> None:
+def test_required_libraries_are_checked(lines: list[Check]) -> None:
     names = {line.name for line in lines}
     wanted = {"python", "ray", "torch", "cores", "OpenSlide", "cuCIM", "memory", "disk", "JPEG decode", "hub token"}
     assert wanted <= names
     assert {f"encoder {name}" for name in ENCODERS} <= names
 
 
-def test_the_stain_encoder_is_always_ready(lines: list[Check]) -> None:
+def test_stain_encoder_is_always_ready(lines: list[Check]) -> None:
     assert next(line for line in lines if line.name == "encoder stain").ok
 
 
-def test_an_encoder_without_weights_names_its_licence_page(lines: list[Check], tmp_path: Path) -> None:
+def test_encoder_without_weights_names_its_licence_page(lines: list[Check], tmp_path: Path) -> None:
     line = next(line for line in lines if line.name == "encoder uni")
     assert line.ok or "https://huggingface.co/MahmoodLab/UNI" in line.remedy
 
 
-def test_no_network_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_uses_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the doctor went to the network")
 
@@ -54,7 +54,7 @@ def test_no_network_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_machine()
 
 
-def test_a_token_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_veryverysecret")
     lines = check_machine()
     assert "is there" in next(line.what for line in lines if line.name == "hub token")
@@ -109,11 +109,11 @@ def broken(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder.parent), str(Path(__file__).parents[2])])}
 
 
-def test_every_command_that_needs_a_network_refuses_once_where_torchvision_does_not_belong_to_torch(
+def test_commands_that_need_image_networks_refuse_a_torchvision_that_does_not_belong_to_torch(
     broken: dict[str, str], tmp_path: Path, make_slide: Callable
 ) -> None:
     make_slide()
-    bundle = a_bundle(tmp_path / "bundle")
+    bundle = make_image_bundle(tmp_path / "bundle")
     command = [sys.executable, "-c", COMMANDS, str(tmp_path / "scans"), str(tmp_path / "cohort"), str(bundle)]
     run = subprocess.run(command, env=broken, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
@@ -126,7 +126,9 @@ def test_every_command_that_needs_a_network_refuses_once_where_torchvision_does_
     assert sum(path.is_file() for path in (tmp_path / "cohort" / "tables" / "predictions").rglob("*")) == 1
 
 
-def test_the_command_line_says_it_in_one_line(broken: dict[str, str], tmp_path: Path, make_slide: Callable) -> None:
+def test_command_line_refuses_a_broken_torchvision_in_one_line(
+    broken: dict[str, str], tmp_path: Path, make_slide: Callable
+) -> None:
     make_slide()
     command = [sys.executable, "-m", "her2batch.cli", "ingest", str(tmp_path / "scans"), "--encoder", "timm:test_vit"]
     run = subprocess.run(
@@ -138,7 +140,7 @@ def test_the_command_line_says_it_in_one_line(broken: dict[str, str], tmp_path: 
     assert not (tmp_path / "c" / "cohort.toml").exists()
 
 
-def test_a_torchvision_that_is_not_installed_is_named_with_what_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_torchvision_is_named_with_what_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setattr(doctor, "_version", lambda name: "2.14.1+cpu")
     doctor.torchvision_problem.cache_clear()
@@ -151,6 +153,6 @@ def test_a_torchvision_that_is_not_installed_is_named_with_what_needs_it(monkeyp
         doctor.torchvision_problem.cache_clear()
 
 
-def test_here_torchvision_belongs_to_torch(lines: list[Check]) -> None:
+def test_installed_torchvision_belongs_to_torch(lines: list[Check]) -> None:
     assert next(line for line in lines if line.name == "torchvision").ok
     check_torchvision()

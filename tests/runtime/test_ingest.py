@@ -1,4 +1,4 @@
-"""The main job, as a user sees it: real slides, small slides, Ray and the plain loop, killed and resumed."""
+"""Ingest from end to end: real slides, small slides, Ray and the serial loop, killed and resumed."""
 
 import json
 import shutil
@@ -32,8 +32,8 @@ def run(scans: Path, out: Path, plan: Plan | None = None, **more: object) -> Ing
     return ingest(IngestRequest(scans, out, **more), plan or Plan(), PLAIN)
 
 
-def contents(cohort: Path) -> dict[str, bytes]:
-    """Every file that has to be the same, whoever made it."""
+def store_contents(cohort: Path) -> dict[str, bytes]:
+    """All files whose bytes must be the same in every run."""
     files = [path for path in cohort.rglob("*") if path.is_file() and "runs" not in path.parts]
     return {str(path.relative_to(cohort)): path.read_bytes() for path in files if path.name != ".lock"}
 
@@ -42,7 +42,7 @@ def codes(summary: IngestSummary) -> dict[str, str]:
     return {row["slide_id"]: row["error_code"] for row in summary.failures}
 
 
-def test_the_real_slides_are_done_or_fail_with_the_right_code(real_data: Path, tmp_path: Path) -> None:
+def test_real_slides_are_done_or_fail_with_the_right_code(real_data: Path, tmp_path: Path) -> None:
     summary = run(real_data / "slides", tmp_path / "c")
     assert codes(summary) == {
         "boxes": "no-mpp",
@@ -66,7 +66,7 @@ def test_the_real_slides_are_done_or_fail_with_the_right_code(real_data: Path, t
     assert cohort_status(Cohort(tmp_path / "c")).adds_up
 
 
-def test_bad_slides_fail_one_by_one_and_disturb_nothing(real_data: Path, tmp_path: Path, make_slide: Callable) -> None:
+def test_bad_slides_fail_and_the_others_are_done(real_data: Path, tmp_path: Path, make_slide: Callable) -> None:
     good = make_slide("good.tiff")
     for path in (real_data / "bad_slides").iterdir():
         shutil.copy(path, good.parent)
@@ -78,7 +78,7 @@ def test_bad_slides_fail_one_by_one_and_disturb_nothing(real_data: Path, tmp_pat
     assert all(str(good.parent) in row["error"] for row in summary.failures)
 
 
-def test_ray_and_the_plain_loop_give_the_same_bytes(
+def test_ray_and_the_serial_loop_give_the_same_bytes(
     tmp_path: Path, make_slide: Callable, ray_session: RaySession
 ) -> None:
     for k in range(4):
@@ -87,10 +87,10 @@ def test_ray_and_the_plain_loop_give_the_same_bytes(
     scans = tmp_path / "scans"
     run(scans, tmp_path / "plain")
     ingest(IngestRequest(scans, tmp_path / "ray"), Plan(), Resources(workers=2))
-    assert contents(tmp_path / "plain") == contents(tmp_path / "ray")
+    assert store_contents(tmp_path / "plain") == store_contents(tmp_path / "ray")
 
 
-def test_the_same_command_again_does_nothing_and_opens_nothing(tmp_path: Path, make_slide: Callable) -> None:
+def test_second_run_opens_no_slide(tmp_path: Path, make_slide: Callable) -> None:
     path = make_slide()
     run(path.parent, tmp_path / "c")
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "c" / "tables").rglob("*.parquet")}
@@ -101,7 +101,7 @@ def test_the_same_command_again_does_nothing_and_opens_nothing(tmp_path: Path, m
     assert {file for file in before if before[file] != after[file]} == {Cohort(tmp_path / "c").intake}
 
 
-def test_a_changed_slide_is_processed_anew_and_keeps_its_name(tmp_path: Path, make_slide: Callable) -> None:
+def test_changed_slide_is_processed_again_under_its_id(tmp_path: Path, make_slide: Callable) -> None:
     path = make_slide(size=(1400, 1200))
     first = run(path.parent, tmp_path / "c").slides[0]
     time.sleep(0.01)
@@ -112,14 +112,14 @@ def test_a_changed_slide_is_processed_anew_and_keeps_its_name(tmp_path: Path, ma
     assert list(verify_cohort(Cohort(tmp_path / "c"))) == []
 
 
-def test_a_touched_slide_is_recognised_by_its_content(tmp_path: Path, make_slide: Callable) -> None:
+def test_touched_slide_is_recognised_by_its_content(tmp_path: Path, make_slide: Callable) -> None:
     path = make_slide()
     run(path.parent, tmp_path / "c")
     path.touch()
     assert run(path.parent, tmp_path / "c").already == 1
 
 
-def test_two_slides_of_one_name_and_three_copies(tmp_path: Path, make_slide: Callable) -> None:
+def test_slides_of_one_name_and_copies_get_ids(tmp_path: Path, make_slide: Callable) -> None:
     first = make_slide("x/a.tiff", seed=1)
     make_slide("y/A.tiff", seed=2)
     for name in ("b.tiff", "c.tiff"):
@@ -132,22 +132,22 @@ def test_two_slides_of_one_name_and_three_copies(tmp_path: Path, make_slide: Cal
     assert cohort_status(Cohort(tmp_path / "c")).adds_up
 
 
-def test_a_damaged_store_is_mended(tmp_path: Path, make_slide: Callable) -> None:
+def test_damaged_store_is_repaired(tmp_path: Path, make_slide: Callable) -> None:
     path = make_slide(brown=0.3)
     run(path.parent, tmp_path / "c")
-    before = contents(tmp_path / "c")
+    before = store_contents(tmp_path / "c")
     cohort = Cohort(tmp_path / "c")
     cohort.table("tiles", "a").unlink()
     assert [problem.slide_id for problem in verify_cohort(cohort)] == ["a"]
     run(path.parent, tmp_path / "c")
-    assert contents(tmp_path / "c") == before
+    assert store_contents(tmp_path / "c") == before
 
 
-def test_damage_of_the_same_size_is_mended_once_verify_has_seen_it(tmp_path: Path, make_slide: Callable) -> None:
+def test_damage_of_the_same_size_is_repaired_after_verify(tmp_path: Path, make_slide: Callable) -> None:
     path = make_slide(brown=0.3)
     make_slide("b.tiff", seed=2, size=(900, 900))
     run(path.parent, tmp_path / "c")
-    before = contents(tmp_path / "c")
+    before = store_contents(tmp_path / "c")
     cohort = Cohort(tmp_path / "c")
     data = bytearray(cohort.table("tiles", "a").read_bytes())
     data[len(data) // 2] ^= 1
@@ -155,12 +155,12 @@ def test_damage_of_the_same_size_is_mended_once_verify_has_seen_it(tmp_path: Pat
     assert [problem.slide_id for problem in verify_cohort(cohort)] == ["a"]
     assert cohort.damaged_slides() == {"a"}
     assert run(path.parent, tmp_path / "c").already == 1
-    assert contents(tmp_path / "c") == before
+    assert store_contents(tmp_path / "c") == before
     assert cohort.damaged_slides() == set()
     assert run(path.parent, tmp_path / "c").already == 2
 
 
-def test_a_killed_ingest_goes_on_to_the_same_bytes(tmp_path: Path, make_slide: Callable) -> None:
+def test_resume_after_kill_gives_identical_tables(tmp_path: Path, make_slide: Callable) -> None:
     for k in range(5):
         make_slide(f"s{k}.tiff", seed=k, brown=0.1 * k)
     scans = tmp_path / "scans"
@@ -174,23 +174,23 @@ def test_a_killed_ingest_goes_on_to_the_same_bytes(tmp_path: Path, make_slide: C
     assert len(Cohort(tmp_path / "c").rows()) < 5
     summary = run(scans, tmp_path / "c")
     assert summary.done == 5
-    assert contents(tmp_path / "c") == contents(tmp_path / "whole")
+    assert store_contents(tmp_path / "c") == store_contents(tmp_path / "whole")
     assert not list((tmp_path / "c").glob(".draft-*"))
 
 
-def test_a_second_ingest_is_refused_while_one_runs(tmp_path: Path, make_slide: Callable) -> None:
+def test_second_ingest_is_refused_during_a_run(tmp_path: Path, make_slide: Callable) -> None:
     path = make_slide()
     run(path.parent, tmp_path / "c")
     with Cohort(tmp_path / "c").lock(), pytest.raises(StoreError, match=r"in use by host .*, pid"):
         run(path.parent, tmp_path / "c")
 
 
-def test_what_cannot_be_used_at_all_is_a_usage_error(tmp_path: Path) -> None:
+def test_missing_scan_folder_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         run(tmp_path / "nowhere", tmp_path / "c")
 
 
-def test_pseudonyms_reach_every_byte(tmp_path: Path, make_slide: Callable) -> None:
+def test_pseudonymized_cohort_contains_no_name(tmp_path: Path, make_slide: Callable) -> None:
     make_slide("Jane Doe 1970.tiff", brown=0.3)
     make_slide("Jane Doe broken.tiff").write_bytes(b"II*\0")
     (tmp_path / "scans" / "Jane Doe notes.txt").write_text("x")
@@ -202,7 +202,7 @@ def test_pseudonyms_reach_every_byte(tmp_path: Path, make_slide: Callable) -> No
     summary = run(tmp_path / "scans", tmp_path / "c", key=key, labels=labels)
     assert (summary.done, summary.failed, summary.ignored) == (1, 1, 1)
     assert next(row for row in summary.slides if row["status"] == "done")["patient_id"].startswith("p")
-    for name, data in contents(tmp_path / "c").items():
+    for name, data in store_contents(tmp_path / "c").items():
         assert "Doe" not in name
         assert b"Doe" not in data, name
     runs = Cohort(tmp_path / "c").runs
@@ -210,7 +210,7 @@ def test_pseudonyms_reach_every_byte(tmp_path: Path, make_slide: Callable) -> No
     assert run(tmp_path / "scans", tmp_path / "c", key=key).already == 2
 
 
-def test_labels_reach_the_rows(tmp_path: Path, make_slide: Callable) -> None:
+def test_labels_are_written_to_the_rows(tmp_path: Path, make_slide: Callable) -> None:
     path = make_slide("a.tiff", brown=0.3)
     labels = tmp_path / "labels.csv"
     labels.write_text("slide_id,patient_id,her2,stain\na,P1,2+,her2\n")
@@ -269,14 +269,14 @@ def later(relabelled: Relabelled, tmp_path: Path) -> Path:
 def test_labels_given_later_give_the_bytes_of_labels_given_first(
     relabelled: Relabelled, later: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = contents(relabelled.first)
-    changed = {name for name, data in first.items() if contents(later).get(name) != data}
+    first = store_contents(relabelled.first)
+    changed = {name for name, data in first.items() if store_contents(later).get(name) != data}
     assert all(name.startswith(("tables/slides", "tables/predictions", "labels")) for name in changed)
     monkeypatch.setattr(worker, "open_slide", None)  # no slide is read again
     times = {path: path.stat().st_mtime_ns for path in later.rglob("*") if path.is_file()}
     summary = run(relabelled.scans, later, labels=relabelled.labels)
     assert (summary.fresh, summary.relabelled) == ([], ["broken", "er", "her2", "ihc", "patient"])
-    assert contents(later) == first
+    assert store_contents(later) == first
     assert list(verify_cohort(Cohort(later))) == []
     untouched = [path for path in times if path.name.startswith("unnamed")]
     assert len(untouched) > 5
@@ -290,7 +290,7 @@ def test_labels_given_later_reach_the_predictions_of_the_bundle(relabelled: Rela
     assert Cohort(tmp_path / "later").table(f"attention/{bundle.id}", "er").exists()
     summary = run(relabelled.scans, tmp_path / "later", labels=relabelled.labels, bundle=bundle.path)
     assert summary.fresh == []
-    assert contents(tmp_path / "later") == contents(tmp_path / "first")
+    assert store_contents(tmp_path / "later") == store_contents(tmp_path / "first")
     assert not Cohort(tmp_path / "later").table(f"attention/{bundle.id}", "er").exists()
 
 
@@ -309,7 +309,7 @@ def test_corrected_labels_reach_the_slides(relabelled: Relabelled, tmp_path: Pat
     shutil.copytree(relabelled.first, later)
     summary = run(relabelled.scans, later, labels=labels)
     assert (summary.fresh, summary.relabelled) == ([], ["er", "her2"])
-    assert contents(later) == contents(first)
+    assert store_contents(later) == store_contents(first)
 
 
 def test_empty_labels_change_nothing(relabelled: Relabelled, tmp_path: Path) -> None:
@@ -317,13 +317,13 @@ def test_empty_labels_change_nothing(relabelled: Relabelled, tmp_path: Path) -> 
     out = Path(shutil.copytree(relabelled.first, tmp_path / "c"))
     (tmp_path / "labels.csv").write_text("slide_id,ish\nher2,+\n")
     run(relabelled.scans, out, labels=tmp_path / "labels.csv")
-    before, after = contents(relabelled.first), contents(out)
+    before, after = store_contents(relabelled.first), store_contents(out)
     assert before.pop("labels.parquet") != after.pop("labels.parquet")
     assert after == before
 
 
 @pytest.mark.parametrize("survives", [0, 1, 3])
-def test_labels_that_a_crash_left_half_applied_are_completed(
+def test_labels_half_applied_by_a_crash_are_completed(
     relabelled: Relabelled, later: Path, monkeypatch: pytest.MonkeyPatch, survives: int
 ) -> None:
     """The process ends between the tables of a slide and its row."""
@@ -342,20 +342,20 @@ def test_labels_that_a_crash_left_half_applied_are_completed(
             run(relabelled.scans, later, labels=relabelled.labels)
     assert len(written) == survives
     assert run(relabelled.scans, later).fresh == []
-    assert contents(later) == contents(relabelled.first)
+    assert store_contents(later) == store_contents(relabelled.first)
     assert list(verify_cohort(Cohort(later))) == []
 
 
-def test_a_slide_whose_tables_are_damaged_is_processed_with_its_new_labels(relabelled: Relabelled, later: Path) -> None:
+def test_slide_with_damaged_tables_is_processed_with_its_new_labels(relabelled: Relabelled, later: Path) -> None:
     path = Cohort(later).table("membrane", "her2")
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 255
     path.write_bytes(data)
     assert run(relabelled.scans, later, labels=relabelled.labels).fresh == ["her2"]
-    assert contents(later) == contents(relabelled.first)
+    assert store_contents(later) == store_contents(relabelled.first)
 
 
-def test_every_table_reads_with_a_glob(tmp_path: Path, make_slide: Callable) -> None:
+def test_every_table_can_be_read_with_a_glob(tmp_path: Path, make_slide: Callable) -> None:
     import duckdb
     import pandas as pd
 
@@ -368,7 +368,7 @@ def test_every_table_reads_with_a_glob(tmp_path: Path, make_slide: Callable) -> 
         assert len(pd.concat(pd.read_parquet(file) for file in Path(pattern).parent.glob("*.parquet"))) >= 2
 
 
-def test_a_blank_hole_inside_tissue_fails_the_slide(tmp_path: Path) -> None:
+def test_blank_hole_inside_tissue_fails_the_slide(tmp_path: Path) -> None:
     image = tissue_image(2000, 2000, brown=0.4)
     image[750:1250, 750:1250] = 255  # 0.016 mm²: the tissue mask closes over it
     (tmp_path / "scans").mkdir()

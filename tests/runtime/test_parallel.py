@@ -1,4 +1,4 @@
-"""Items over workers: every result comes back, an item's fault is its own, a dead worker's item is tried again."""
+"""Items on workers: every result is returned, an exception concerns its own item, lost items are tried again."""
 
 import os
 import signal
@@ -12,51 +12,51 @@ from her2batch.runtime.parallel import RETRIES, map_unordered
 from her2batch.runtime.ray_session import RaySession
 
 
-def squared(item: int, device: str) -> int:
+def square(item: int, device: str) -> int:
     if item < 0:
         raise InputError(f"{item} is negative", None, "give another")
     return item * item
 
 
-def dying(folder: Path, times: int, item: int, device: str) -> int:
-    """Dies so many times, each leaving a mark."""
+def die_times(folder: Path, times: int, item: int, device: str) -> int:
+    """Let the process die `times` times; each leaves a file."""
     marks = len(list(folder.glob(f"{item}-*")))
     if item == 1 and marks < times:
         (folder / f"{item}-{marks}").touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return squared(item, device)
+    return square(item, device)
 
 
 @pytest.mark.parametrize("ray", [False, True])
-def test_every_item_comes_back_with_its_result(ray: bool, ray_session: RaySession) -> None:
-    found = dict(map_unordered(ray_session if ray else None, squared, [1, 2, 3]))
+def test_every_item_is_returned_with_its_result(ray: bool, ray_session: RaySession) -> None:
+    found = dict(map_unordered(ray_session if ray else None, square, [1, 2, 3]))
     assert found == {1: 1, 2: 4, 3: 9}
 
 
 @pytest.mark.parametrize("ray", [False, True])
-def test_an_items_fault_is_its_own(ray: bool, ray_session: RaySession) -> None:
-    found = dict(map_unordered(ray_session if ray else None, squared, [1, -2, 3]))
+def test_exception_of_one_item_does_not_affect_the_others(ray: bool, ray_session: RaySession) -> None:
+    found = dict(map_unordered(ray_session if ray else None, square, [1, -2, 3]))
     assert (found[1], found[3]) == (1, 9)
     assert isinstance(found[-2], InputError)
     assert str(found[-2]) == "-2 is negative; give another"
 
 
-def test_an_item_whose_worker_dies_is_tried_again(tmp_path: Path, ray_session: RaySession) -> None:
-    found = dict(map_unordered(ray_session, partial(dying, tmp_path, RETRIES), [0, 1, 2]))
+def test_item_whose_worker_dies_is_tried_again(tmp_path: Path, ray_session: RaySession) -> None:
+    found = dict(map_unordered(ray_session, partial(die_times, tmp_path, RETRIES), [0, 1, 2]))
     assert found == {0: 0, 1: 1, 2: 4}
 
 
-def test_an_item_that_kills_every_worker_is_given_up(tmp_path: Path, ray_session: RaySession) -> None:
-    found = dict(map_unordered(ray_session, partial(dying, tmp_path, RETRIES + 1), [0, 1, 2]))
+def test_item_that_kills_every_worker_fails(tmp_path: Path, ray_session: RaySession) -> None:
+    found = dict(map_unordered(ray_session, partial(die_times, tmp_path, RETRIES + 1), [0, 1, 2]))
     assert (found[0], found[2]) == (0, 4)
     assert isinstance(found[1], StoreError)
     assert len(list(tmp_path.iterdir())) == RETRIES + 1
 
 
-def test_a_stop_leaves_the_rest(ray_session: RaySession) -> None:
+def test_stop_leaves_the_remaining_items(ray_session: RaySession) -> None:
     done = []
     try:
-        for item, _ in map_unordered(ray_session, squared, range(100)):
+        for item, _ in map_unordered(ray_session, square, range(100)):
             done.append(item)
             ray_session.stopped.set()
     finally:

@@ -1,4 +1,4 @@
-"""Ray: bound to this machine, with a token nobody else reads, and nothing left behind."""
+"""The connection to Ray: bound to this machine, with a private token, and nothing left afterwards."""
 
 import os
 import shutil
@@ -18,28 +18,28 @@ from her2batch.runtime.ray_session import RaySession, _make_ray_folder, _start, 
 from her2batch.settings import Resources
 
 
-def listening(process: psutil.Process) -> set[str]:
-    """Addresses a process listens on; none if it has just ended."""
+def listening_addresses(process: psutil.Process) -> set[str]:
+    """Addresses that a process listens on; none if it has just ended."""
     try:
         return {one.laddr.ip for one in process.net_connections() if one.status == psutil.CONN_LISTEN}
     except psutil.NoSuchProcess:
         return set()
 
 
-def test_nothing_listens_off_loopback(ray_session: RaySession) -> None:
+def test_all_ports_are_bound_to_loopback(ray_session: RaySession) -> None:
     ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    addresses = set().union(*(listening(process) for process in ours))
+    addresses = set().union(*(listening_addresses(process) for process in ours))
     assert addresses
     assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
-def test_a_connection_that_is_there_is_used(ray_session: RaySession) -> None:
+def test_existing_connection_is_used(ray_session: RaySession) -> None:
     with connect(Resources(workers=1)) as again:
         assert again.workers == 1
     assert ray_session.ray.is_initialized()
 
 
-def test_a_head_that_died_since_the_last_knock_is_not_asked(ray_session: RaySession) -> None:
+def test_head_that_died_since_the_last_check_gets_no_request(ray_session: RaySession) -> None:
     gone = replace(ray_session, head="127.0.0.1:1", _checked=time.monotonic(), stopped=threading.Event())
     gone.stopped.set()  # no waiting between the knocks
     with pytest.raises(HeadLost, match="run the same command again to continue"):
@@ -48,7 +48,7 @@ def test_a_head_that_died_since_the_last_knock_is_not_asked(ray_session: RaySess
 
 @pytest.fixture(scope="module")
 def ended() -> "subprocess.CompletedProcess[str]":
-    """A session in a process of its own, asked to stop by one signal and by the other."""
+    """A session in a process of its own that got both signals."""
     code = """
 import os, pathlib, sys
 from her2batch.runtime.ray_session import connect
@@ -67,18 +67,18 @@ sys.exit(130)
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
-def test_a_session_cleans_up_and_keeps_its_token_to_itself(ended: "subprocess.CompletedProcess[str]") -> None:
+def test_session_removes_its_files_and_keeps_its_token_private(ended: "subprocess.CompletedProcess[str]") -> None:
     lines = ended.stdout.splitlines()
     assert (lines[0], lines[-1]) == ("0o600 64", "False True"), ended.stderr
 
 
-def test_a_signal_stops_in_order_with_130(ended: "subprocess.CompletedProcess[str]") -> None:
+def test_signal_stops_a_run_in_order_with_exit_code_130(ended: "subprocess.CompletedProcess[str]") -> None:
     assert ended.returncode == 130, ended.stderr
     assert ended.stdout.splitlines()[1:3] == ["2 True", "15 True"]
     assert ended.stderr.count("run the same command again to continue") == 2
 
 
-def test_the_folder_of_a_run_that_was_killed_is_swept() -> None:
+def test_folder_of_a_killed_run_is_removed() -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     folders = {name: Path(f"/tmp/h2b-{pid}-{name}") for name, pid in (("dead", gone.pid), ("alive", os.getpid()))}
@@ -94,7 +94,7 @@ def test_the_folder_of_a_run_that_was_killed_is_swept() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_no_cluster_at_the_address_is_a_usage_error(tmp_path: Path) -> None:
+def test_missing_cluster_is_a_usage_error(tmp_path: Path) -> None:
     code = (
         "from her2batch.runtime.ray_session import connect; from her2batch.settings import Resources\n"
         "with connect(Resources(address='127.0.0.1:1')): pass"
@@ -103,7 +103,7 @@ def test_no_cluster_at_the_address_is_a_usage_error(tmp_path: Path) -> None:
     assert "no Ray cluster answers at 127.0.0.1:1" in run.stderr
 
 
-def test_ray_that_was_imported_before_is_not_trusted() -> None:
+def test_ray_that_was_imported_earlier_is_refused() -> None:
     code = (
         "import ray; from her2batch.runtime.ray_session import connect; from her2batch.settings import Resources\n"
         "with connect(Resources(workers=1)): pass"
@@ -113,7 +113,7 @@ def test_ray_that_was_imported_before_is_not_trusted() -> None:
     assert "before it could be bound" in run.stderr
 
 
-def test_a_signal_while_ray_starts_or_before_ends_with_130_too() -> None:
+def test_signal_before_or_during_the_start_of_ray_ends_with_exit_code_130() -> None:
     before = "os.kill(os.getpid(), 15)"
     starting = """
 def start(*_):
@@ -137,10 +137,10 @@ guarded(lambda: exec({body!r}))
 
 
 @pytest.mark.slow
-def test_interrupted_between_the_making_of_rays_worker_and_its_handle_the_process_does_not_crash(
+def test_interrupt_during_the_import_of_ray_does_not_crash_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its native threads outlive it then, and met its destructor on their way: a segmentation fault, now and then."""
+    """Its native threads then outlive it and meet its destructor: sometimes a segmentation fault."""
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "2")  # the thread that crashed: now every time
     code = """
 import os, time
@@ -164,8 +164,8 @@ guarded(lambda: session.connect(Resources(workers=1)).__enter__())
     assert (run.returncode, run.stderr) == (130, "her2batch: stopped; run the same command again to continue\n")
 
 
-def test_where_ray_dies_under_a_call_that_nothing_interrupts_the_process_ends_by_itself() -> None:
-    """As under a question to Ray that nobody answers; Ray itself would go on for a minute."""
+def test_process_ends_when_ray_dies_during_a_blocking_call() -> None:
+    """As during a request to Ray that gets no answer; Ray itself would go on for a minute."""
     code = """
 import time
 from her2batch.cli.app import guarded
@@ -180,11 +180,13 @@ guarded(spend)
     begun = time.monotonic()
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 2, run
-    assert run.stderr.splitlines()[-1].startswith("her2batch: a part of Ray on this machine has died; run the same command again")
+    assert run.stderr.splitlines()[-1].startswith(
+        "her2batch: a part of Ray on this machine has died; run the same command again"
+    )
     assert time.monotonic() - begun < 50
 
 
-def test_a_command_that_is_interrupted_before_it_begins_says_so() -> None:
+def test_command_interrupted_before_it_begins_prints_one_line() -> None:
     code = """
 import os
 from her2batch.cli import app as cli
@@ -195,7 +197,7 @@ cli.main()
     assert (run.returncode, run.stderr) == (130, "her2batch: stopped; run the same command again to continue\n")
 
 
-def test_a_signal_after_the_end_changes_no_exit_code() -> None:
+def test_signal_after_the_end_changes_no_exit_code() -> None:
     for number in (15, 2):
         late = f"""
 import atexit, os
@@ -207,7 +209,7 @@ guarded(lambda: 3)
         assert (run.returncode, run.stderr) == (3, "")
 
 
-def test_ray_that_does_not_start_here_is_said_in_plain_words(tmp_path: Path) -> None:
+def test_failed_start_of_ray_is_a_clear_error(tmp_path: Path) -> None:
     def init(**_: object) -> None:
         raise Exception("The current node timed out during startup.")  # as Ray does
 

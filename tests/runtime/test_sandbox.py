@@ -8,7 +8,7 @@ from pathlib import Path
 from her2batch.runtime.sandbox import SlideSandbox, open_and_validate
 
 
-def test_a_finished_slide_opens_and_one_that_is_cut_says_so(make_slide: Callable) -> None:
+def test_complete_slide_opens_and_truncated_slide_fails(make_slide: Callable) -> None:
     good, cut = make_slide("a.tiff"), make_slide("b.tiff")
     os.truncate(cut, cut.stat().st_size // 2)
     sandbox = SlideSandbox()
@@ -18,7 +18,7 @@ def test_a_finished_slide_opens_and_one_that_is_cut_says_so(make_slide: Callable
     sandbox.close()
 
 
-def test_a_file_that_was_preallocated_does_not_open(make_slide: Callable) -> None:
+def test_preallocated_file_does_not_open(make_slide: Callable) -> None:
     path = make_slide("a.tiff")
     size = path.stat().st_size
     os.truncate(path, size // 2)
@@ -26,7 +26,7 @@ def test_a_file_that_was_preallocated_does_not_open(make_slide: Callable) -> Non
     assert open_and_validate(path, "auto") is not None
 
 
-def test_a_crash_and_a_hang_are_failures_and_the_next_trial_starts_anew(make_slide: Callable, tmp_path: Path) -> None:
+def test_sandbox_restarts_after_a_crash_or_a_hang(make_slide: Callable, tmp_path: Path) -> None:
     good = make_slide("a.tiff")
     sandbox = SlideSandbox(patience=20)
     assert sandbox.open_failure(good) is None
@@ -41,7 +41,7 @@ def test_a_crash_and_a_hang_are_failures_and_the_next_trial_starts_anew(make_sli
     sandbox.close()
 
 
-def test_names_that_are_no_text_can_be_tried(make_slide: Callable) -> None:
+def test_sandbox_opens_files_whose_names_are_no_text(make_slide: Callable) -> None:
     path = make_slide("a.tiff")
     odd = path.with_name(os.fsdecode(b"n\xff\nb.tiff"))
     path.rename(odd)

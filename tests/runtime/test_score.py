@@ -1,4 +1,4 @@
-"""Scoring a cohort from its tables: what a bundle's networks need comes from the store, and lands there."""
+"""Scoring a cohort from its tables: what the bundle's networks need is read from the store and stored there."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ from her2batch.store.labels import store_labels
 from her2batch.store.pseudonyms import Pseudonymizer
 from tests.conftest import Synthetic, write_slide
 from tests.models.bundles import untrained
-from tests.runtime.test_ingest import contents
+from tests.runtime.test_ingest import store_contents
 
 METHODS = ("clam-mb", "resnet50", "random-forest", "majority-vote")
 
@@ -53,7 +53,7 @@ def cohort(synthetic: Synthetic, tmp_path: Path) -> Path:
     return tmp_path / "cohort"
 
 
-def test_every_kind_of_model_scores(bundle: Path, cohort: Path, synthetic: Synthetic) -> None:
+def test_every_kind_of_model_gives_predictions(bundle: Path, cohort: Path, synthetic: Synthetic) -> None:
     found = score(cohort, bundle, Resources(workers=0))
     assert (found.scored, found.failures) == (2, {})
     rows = pq.read_table(cohort / "tables" / "predictions" / found.bundle.id).to_pylist()
@@ -67,12 +67,12 @@ def test_every_kind_of_model_scores(bundle: Path, cohort: Path, synthetic: Synth
     assert list(verify_cohort(Cohort(cohort))) == []
 
 
-def test_ingest_with_the_bundle_gives_nearly_the_same(bundle: Path, cohort: Path, synthetic: Synthetic) -> None:
-    """Patches come from the slide there and from its pyramid here, which has its own lower levels."""
+def test_score_agrees_with_ingest_with_the_bundle(bundle: Path, cohort: Path, synthetic: Synthetic) -> None:
+    """Ingest reads patches from the slide file, score from the pyramid, which has its own lower levels."""
     found = score(cohort, bundle, Resources(workers=0))
     direct = cohort.parent / "direct"
-    order = IngestRequest(cohort.parent / "scans", direct, bundle=bundle, labels=synthetic.labels)
-    assert ingest(order, Plan(), Resources(workers=0)).exit_code == 0
+    request = IngestRequest(cohort.parent / "scans", direct, bundle=bundle, labels=synthetic.labels)
+    assert ingest(request, Plan(), Resources(workers=0)).exit_code == 0
     for slide_id in Cohort(cohort).rows():
         one, other = (
             Cohort(root).read(f"predictions/{found.bundle.id}", slide_id).to_pylist() for root in (cohort, direct)
@@ -83,7 +83,7 @@ def test_ingest_with_the_bundle_gives_nearly_the_same(bundle: Path, cohort: Path
             assert max(abs(x - y) for x, y in zip(a["p"], b["p"], strict=True)) <= tolerance
 
 
-def test_on_ray_it_says_the_same(bundle: Path, cohort: Path, tmp_path: Path, ray_session: RaySession) -> None:
+def test_score_on_ray_gives_the_same_bytes(bundle: Path, cohort: Path, tmp_path: Path, ray_session: RaySession) -> None:
     other = tmp_path / "other"
     shutil.copytree(cohort, other)
     found = score(cohort, bundle, Resources(workers=0))
@@ -95,7 +95,7 @@ def test_on_ray_it_says_the_same(bundle: Path, cohort: Path, tmp_path: Path, ray
             )
 
 
-def test_a_slide_whose_tables_are_gone_fails_by_name(bundle: Path, cohort: Path) -> None:
+def test_slide_whose_tables_are_missing_fails_by_name(bundle: Path, cohort: Path) -> None:
     slide_id = sorted(Cohort(cohort).rows())[0]
     Cohort(cohort).table("embeddings/stain", slide_id).unlink()
     found = score(cohort, bundle, Resources(workers=0))
@@ -105,7 +105,7 @@ def test_a_slide_whose_tables_are_gone_fails_by_name(bundle: Path, cohort: Path)
     assert "ingest again" in found.failures[slide_id]
 
 
-def test_an_empty_cohort_says_so(bundle: Path, tmp_path: Path) -> None:
+def test_empty_cohort_is_refused(bundle: Path, tmp_path: Path) -> None:
     Cohort(tmp_path / "cohort").create(Plan())
     with pytest.raises(InputError, match="no slide"):
         score(tmp_path / "cohort", bundle, Resources(workers=0))
@@ -150,10 +150,10 @@ def test_one_failing_slide_does_not_fail_the_others_of_its_share(
 ) -> None:
     bad, good = sorted(Cohort(cohort).rows())
 
-    def fails(cohort: Cohort, plan: Plan, judge: object, nets: object, row: dict) -> dict:
+    def fails(cohort: Cohort, plan: Plan, predictor: object, networks: object, row: dict) -> dict:
         if row["slide_id"] == bad:
             raise ValueError("cannot reshape array")
-        return original(cohort, plan, judge, nets, row)
+        return original(cohort, plan, predictor, networks, row)
 
     original = score_module.score_slide
     monkeypatch.setattr(score_module, "score_slide", fails)
@@ -174,13 +174,13 @@ def test_slide_that_kills_its_worker_does_not_fail_the_others_of_its_share(
 
     ray_session.ray.cloudpickle.register_pickle_by_value(here)
     bad, _ = sorted(Cohort(cohort).rows())
-    monkeypatch.setattr(score_module, "_score", here._die_of_first)
+    monkeypatch.setattr(score_module, "_score", here.crash_on_first_slide)
     found = score(cohort, bundle, Resources(workers=2))
     assert (found.scored, list(found.failures), found.exit_code) == (1, [bad], 3)
     assert found.failures[bad].count(bad) == 1
 
 
-def _die_of_first(cohort: Cohort, bundle: object, plan: Plan, rows: tuple, device: str) -> dict[str, str]:
+def crash_on_first_slide(cohort: Cohort, bundle: object, plan: Plan, rows: tuple, device: str) -> dict[str, str]:
     """A native library that crashes on the first slide of the cohort."""
     if any(row["slide_id"] == sorted(cohort.rows())[0] for row in rows):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -208,14 +208,14 @@ def label(cohort: Path, labels: Path) -> None:
     ingest(IngestRequest(cohort.parent / "scans", cohort, labels=labels), Plan(), Resources(workers=0))
 
 
-def test_a_bundle_that_applies_to_no_slide_is_refused(unlabelled: Path, synthetic: Synthetic, tmp_path: Path) -> None:
+def test_bundle_that_applies_to_no_slide_is_refused(unlabelled: Path, synthetic: Synthetic, tmp_path: Path) -> None:
     bundle = untrained(tmp_path / "bundle", "er")
-    before = contents(unlabelled)
+    before = store_contents(unlabelled)
     with pytest.raises(
         InputError, match=r"\(er\) applies to a slide of this cohort \(3 of an unknown marker\).*--labels"
     ):
         score(unlabelled, bundle.path, Resources(workers=0))
-    assert contents(unlabelled) == before
+    assert store_contents(unlabelled) == before
     label(unlabelled, synthetic.labels)
     found = score(unlabelled, bundle.path, Resources(workers=0))
     assert (found.scored, found.not_applicable, found.exit_code) == (3, {"her2": 2}, 0)
@@ -242,9 +242,9 @@ def test_predictions_of_a_bundle_follow_labels_that_come_later(
     ingest(IngestRequest(tmp_path / "scans", first, labels=synthetic.labels), Plan(), Resources(workers=0))
     for cohort in (unlabelled, first):
         score(cohort, bundle, Resources(workers=0))
-    assert contents(unlabelled) != contents(first)
+    assert store_contents(unlabelled) != store_contents(first)
     label(unlabelled, synthetic.labels)
     found = score(unlabelled, bundle, Resources(workers=0))
     assert (found.already, found.scored, found.not_applicable) == (0, 3, {"er": 1})
-    assert contents(unlabelled) == contents(first)
+    assert store_contents(unlabelled) == store_contents(first)
     assert list(verify_cohort(Cohort(unlabelled))) == []

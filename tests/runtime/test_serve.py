@@ -1,4 +1,4 @@
-"""The page on real Ray Serve: on loopback alone, with a token, reading what is posted, and gone when it is stopped."""
+"""The web page on real Ray Serve: on loopback only, with a token; it processes posted slides and stops completely."""
 
 import os
 import re
@@ -35,8 +35,8 @@ class Server(NamedTuple):
     folder: Path
 
 
-def prepared(folder: Path) -> Cohort:
-    """S1 is read, S2 lies in the scans folder and is not."""
+def make_cohort_and_scans(folder: Path) -> Cohort:
+    """A cohort with S1, and a scan folder with S1 and S2."""
     (folder / "scans").mkdir()
     write_slide(folder / "scans" / "S1.tiff", tissue_image(1400, 1200, seed=1), levels=2)
     ingest(IngestRequest(folder / "scans", folder / "cohort"), Plan(), Resources(workers=0))
@@ -47,7 +47,7 @@ def prepared(folder: Path) -> Cohort:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("serve")
-    cohort = prepared(folder)
+    cohort = make_cohort_and_scans(folder)
     port = free_port()
     command = [sys.executable, "-m", "her2batch.cli", "serve", str(cohort.root), "--port", str(port)]
     command += ["--scans", str(folder / "scans")]
@@ -70,7 +70,7 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-def test_every_port_is_on_loopback_and_asks_for_the_token(server: Server) -> None:
+def test_every_port_is_on_loopback_and_requires_the_token(server: Server) -> None:
     tree = [server.process, *server.process.children(recursive=True)]
     ports = [
         one.laddr.ip.removeprefix("::ffff:")
@@ -89,8 +89,8 @@ def test_every_port_is_on_loopback_and_asks_for_the_token(server: Server) -> Non
 
 
 @pytest.mark.slow
-def test_the_calls_of_the_handbook_work(server: Server, tmp_path: Path) -> None:
-    """Every example of docs/web-server.md as it stands; the last but one posts S2."""
+def test_examples_of_the_documentation_work(server: Server, tmp_path: Path) -> None:
+    """Run every example of docs/web-server.md as it is; the last but one posts S2."""
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "web-server.md").read_text(), re.DOTALL)
     assert len(blocks) == 5
     env = os.environ | {"HER2BATCH": server.address, "TOKEN": TOKEN}
@@ -109,7 +109,7 @@ def test_the_calls_of_the_handbook_work(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_stopped_it_leaves_nothing_behind(server: Server) -> None:
+def test_stopped_server_leaves_no_process_or_file(server: Server) -> None:
     tree = server.process.children(recursive=True)
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(90) == 130
@@ -123,8 +123,8 @@ def test_stopped_it_leaves_nothing_behind(server: Server) -> None:
     assert "Traceback" not in (server.folder / "log").read_text()
 
 
-def test_what_can_not_be_served_is_said_before_anything_listens(tmp_path: Path) -> None:
-    cohort, port = prepared(tmp_path).root, free_port()
+def test_invalid_request_is_refused_before_a_port_is_opened(tmp_path: Path) -> None:
+    cohort, port = make_cohort_and_scans(tmp_path).root, free_port()
     check_request(ServeRequest(cohort, tmp_path / "scans"), port)
     with pytest.raises(StoreError, match="no cohort"):
         check_request(ServeRequest(tmp_path / "scans"), port)
@@ -146,8 +146,8 @@ def test_what_can_not_be_served_is_said_before_anything_listens(tmp_path: Path) 
     check_request(ServeRequest(tmp_path / "hidden", tmp_path / "scans", key=key), port)
 
 
-def test_a_posted_file_is_read_alone_or_said_to_be_none(tmp_path: Path, ray_session: object) -> None:
-    cohort = prepared(tmp_path)
+def test_posted_file_is_processed_alone_or_reported_as_no_slide(tmp_path: Path, ray_session: object) -> None:
+    cohort = make_cohort_and_scans(tmp_path)
     scans = tmp_path / "scans"
     request = ServeRequest(cohort.root, scans)
     write_slide(scans / "S3.tiff", tissue_image(1400, 1200, seed=3))

@@ -1,4 +1,4 @@
-"""RunMetrics: what a run tells Prometheus. That a real endpoint shows it is a test of the jobs (tests/test_jobs.py)."""
+"""The metrics of a run. That a real endpoint shows them is tested with the job files (tests/test_jobs.py)."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from her2batch.runtime.ray_session import RaySession
 from her2batch.runtime.telemetry import RunMetrics, TileMetrics
 
 
-def test_rows_of_every_kind_are_counted(ray_session: RaySession) -> None:
+def test_every_kind_of_row_is_counted(ray_session: RaySession) -> None:
     metrics = RunMetrics()
     done = {"status": "done", "bytes": 10, "files": [{"bytes": 3}, {"bytes": 4}]}
     metrics.slide_ended(done, RunProgress(1, 0, 2, left=(1.0, 2.0)))
@@ -22,7 +22,7 @@ def test_rows_of_every_kind_are_counted(ray_session: RaySession) -> None:
     tiles.add(100)
 
 
-def test_every_metric_is_named_for_the_project_once() -> None:
+def test_metric_names_are_unique_and_begin_with_the_project() -> None:
     names = re.findall(r'(?:Counter|Gauge)\("(\w+)"', Path(telemetry.__file__).read_text())
     assert all(name.startswith("her2batch_") for name in names)
     assert len(set(names)) == len(names)

@@ -1,4 +1,4 @@
-"""The watch: a slide is taken up when the scanner has finished it, however the scanner writes."""
+"""The watch: a slide is processed once the scanner has finished it, however the scanner writes."""
 
 import json
 import os
@@ -27,58 +27,58 @@ from her2batch.store.cohort import Cohort
 SETTLE = 10.0
 
 
-def opens(_: Path) -> None:
+def no_failure(_: Path) -> None:
     return None
 
 
-def lies(path: Path, text: str = "x") -> SlideFiles:
+def write_file(path: Path, text: str = "x") -> SlideFiles:
     path.write_text(text)
     return slide_files((path,))
 
 
-def test_a_file_is_finished_when_two_looks_a_settle_time_apart_see_the_same(tmp_path: Path) -> None:
-    stability, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
+def test_file_is_complete_after_a_settle_time_without_change(tmp_path: Path) -> None:
+    stability, slide = FileStability(SETTLE, no_failure), write_file(tmp_path / "a.svs")
     assert [stability.is_complete(slide, at, ()) for at in (100.0, 105.0, 109.9, 110.0)] == [False, False, False, True]
 
 
-def test_a_writer_that_pauses_starts_the_time_anew(tmp_path: Path) -> None:
-    stability, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
+def test_change_restarts_the_settle_time(tmp_path: Path) -> None:
+    stability, slide = FileStability(SETTLE, no_failure), write_file(tmp_path / "a.svs")
     assert not stability.is_complete(slide, 0, ())
-    slide = lies(tmp_path / "a.svs", "xy")
+    slide = write_file(tmp_path / "a.svs", "xy")
     assert [stability.is_complete(slide, at, ()) for at in (9.0, 18.0, 19.0)] == [False, False, True]
 
 
-def test_a_file_that_was_renamed_over_another_of_the_same_size_and_time_is_another(tmp_path: Path) -> None:
-    stability, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
+def test_file_renamed_over_another_of_the_same_size_and_time_is_new(tmp_path: Path) -> None:
+    stability, slide = FileStability(SETTLE, no_failure), write_file(tmp_path / "a.svs")
     stability.is_complete(slide, 0, ())
     facts = slide.path.stat()
-    lies(tmp_path / "b.svs", "y").path.replace(slide.path)
+    write_file(tmp_path / "b.svs", "y").path.replace(slide.path)
     os.utime(slide.path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     assert not stability.is_complete(refresh_files(slide), 15, ())
     assert stability.is_complete(refresh_files(slide), 25, ())
 
 
-def test_times_of_files_are_not_compared_with_our_clock(tmp_path: Path) -> None:
-    stability, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
+def test_file_times_are_not_compared_with_the_local_clock(tmp_path: Path) -> None:
+    stability, slide = FileStability(SETTLE, no_failure), write_file(tmp_path / "a.svs")
     os.utime(slide.path, (4e9, 4e9))  # a share whose clock is a century ahead
     assert not stability.is_complete(slide, 0, ())
     assert stability.is_complete(slide, SETTLE, ())
 
 
-def test_what_does_not_open_waits_and_is_handed_over_in_the_end(tmp_path: Path) -> None:
-    stability, slide = FileStability(SETTLE, lambda _: "the file is cut"), lies(tmp_path / "a.svs")
+def test_file_that_does_not_open_is_processed_in_the_end(tmp_path: Path) -> None:
+    stability, slide = FileStability(SETTLE, lambda _: "the file is cut"), write_file(tmp_path / "a.svs")
     found = [stability.is_complete(slide, SETTLE * k, ()) for k in range(GIVE_UP + 1)]
     assert found == [False] * GIVE_UP + [True]
     assert stability.reason(slide) == "does not open yet: the file is cut"
 
 
-def test_every_file_of_a_slide_must_rest(tmp_path: Path) -> None:
+def test_all_files_of_a_slide_must_be_unchanged(tmp_path: Path) -> None:
     for name in ("a.mrxs", "Data0.dat"):
-        lies(tmp_path / name)
+        write_file(tmp_path / name)
     paths = (tmp_path / "a.mrxs", tmp_path / "Data0.dat")
-    stability = FileStability(SETTLE, opens)
+    stability = FileStability(SETTLE, no_failure)
     stability.is_complete(slide_files(paths), 0, ())
-    lies(paths[1], "longer")
+    write_file(paths[1], "longer")
     assert not stability.is_complete(slide_files(paths), SETTLE, ())
     assert stability.is_complete(slide_files(paths), 2 * SETTLE, ())
 
@@ -86,16 +86,16 @@ def test_every_file_of_a_slide_must_rest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "other", ["a.svs.part", "a.svs.tmp", "a.part", "a.svs.filepart", "a.svs.crdownload", "~a.svs", ".a.svs.Xy12Zq"]
 )
-def test_a_partial_copy_beside_a_slide_holds_it_back(tmp_path: Path, other: str) -> None:
-    stability, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
+def test_partial_copy_beside_a_slide_delays_it(tmp_path: Path, other: str) -> None:
+    stability, slide = FileStability(SETTLE, no_failure), write_file(tmp_path / "a.svs")
     stability.is_complete(slide, 0, ())
     assert not stability.is_complete(slide, SETTLE, ["a.svs", other])
     assert other in stability.reason(slide)
     assert stability.is_complete(slide, SETTLE, ["a.svs"])
 
 
-def test_a_partial_copy_that_nobody_works_on_does_not_hold_a_night_for_ever(tmp_path: Path) -> None:
-    stability, slide = FileStability(SETTLE, opens), lies(tmp_path / "a.svs")
+def test_abandoned_partial_copy_does_not_delay_a_slide_forever(tmp_path: Path) -> None:
+    stability, slide = FileStability(SETTLE, no_failure), write_file(tmp_path / "a.svs")
     part = tmp_path / "a.svs.part"
     for k in range(2 * GIVE_UP):  # it grows
         part.write_bytes(bytes(k))
@@ -104,23 +104,23 @@ def test_a_partial_copy_that_nobody_works_on_does_not_hold_a_night_for_ever(tmp_
     assert found == [False] * (GIVE_UP - 1) + [True]
 
 
-def test_partial_copies_of_other_slides_hold_nothing_back() -> None:
+def test_partial_copies_of_other_slides_delay_nothing() -> None:
     assert find_partial_copy("a.svs", ["a.svs", "b.svs.part", "aa.part", ".b.svs.Q1", "a2.svs.tmp", "a.xml"]) is None
 
 
 # -- with real slides ------------------------------------------------------------------------------------------
 
 
-def watched(
+def watch_in_thread(
     tmp_path: Path, session: RaySession, seconds: float = 60, **more: object
 ) -> "tuple[threading.Thread, list]":
-    """An ingest that watches, in a thread, until it has ended or the test has."""
+    """Run an ingest that watches in a thread, until it or the test has ended."""
     found: list = []
     window = RunWindow(watch=True, settle=0.6, **more)
 
     def run() -> None:
-        order = IngestRequest(tmp_path / "scans", tmp_path / "c")
-        found.append(ingest(order, Plan(tile=64), Resources(workers=2), window=window, session=session))
+        request = IngestRequest(tmp_path / "scans", tmp_path / "c")
+        found.append(ingest(request, Plan(tile=64), Resources(workers=2), window=window, session=session))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -134,15 +134,15 @@ def wait_for(what: Callable[[], object], seconds: float = 40) -> None:
         time.sleep(0.05)
 
 
-def test_slides_are_taken_up_as_each_kind_of_writer_finishes_them(
+def test_slides_are_processed_once_each_kind_of_writer_has_finished(
     tmp_path: Path, make_slide: Callable, ray_session: RaySession
 ) -> None:
-    """One pauses, one preallocates, one renames, one copies over a slow link: none is read before it is whole."""
+    """One pauses, one preallocates, one renames, one copies slowly: no slide is processed before it is complete."""
     made = {name: make_slide(f"../made/{name}.tiff", seed=k) for k, name in enumerate(("pause", "pre", "ren", "slow"))}
     scans, cohort = tmp_path / "scans", Cohort(tmp_path / "c")
     scans.mkdir(exist_ok=True)
     session = RaySession(ray_session.ray, 2, 0.0)
-    thread, found = watched(tmp_path, session)
+    thread, found = watch_in_thread(tmp_path, session)
     data = {name: path.read_bytes() for name, path in made.items()}
 
     def pause() -> None:
@@ -184,39 +184,39 @@ def test_slides_are_taken_up_as_each_kind_of_writer_finishes_them(
     assert sorted(ended) == ["pause", "pre", "ren", "slow"]  # each once: none was taken up unfinished
 
 
-def test_when_the_window_ends_the_rest_is_deferred_and_the_next_run_takes_it(
+def test_slides_left_at_the_end_of_the_window_are_processed_by_the_next_run(
     tmp_path: Path, make_slide: Callable, ray_session: RaySession
 ) -> None:
     make_slide("a.tiff")
     cut = make_slide("cut.tiff", seed=1)
     os.truncate(cut, cut.stat().st_size // 2)
     window = RunWindow(watch=True, settle=30, until=(local_now() + timedelta(seconds=4)).strftime("%H:%M:%S"))
-    order = IngestRequest(tmp_path / "scans", tmp_path / "c")
-    summary = ingest(order, Plan(tile=64), Resources(workers=2), window=window, session=ray_session)
+    request = IngestRequest(tmp_path / "scans", tmp_path / "c")
+    summary = ingest(request, Plan(tile=64), Resources(workers=2), window=window, session=ray_session)
     assert (summary.seen, summary.deferred, summary.done, summary.exit_code) == (2, 2, 0, 0)
     found = cohort_status(Cohort(tmp_path / "c"))
     assert found.adds_up
     assert found.deferred == 2
     assert found.reasons == {"deferred: not at rest for 30 s yet": 2}
-    summary = ingest(order, Plan(tile=64), Resources(workers=0))
+    summary = ingest(request, Plan(tile=64), Resources(workers=0))
     assert (summary.seen, summary.done, summary.failed, summary.deferred) == (2, 1, 1, 0)
     assert summary.failures[0]["error_code"] == "truncated"
 
 
-def test_a_night_that_does_not_linger_leaves_when_nothing_is_left(
+def test_run_without_linger_ends_when_no_slide_is_left(
     tmp_path: Path, make_slide: Callable, ray_session: RaySession
 ) -> None:
     for k in range(3):
         make_slide(f"s{k}.tiff", seed=k)
-    thread, found = watched(tmp_path, ray_session, linger=False)
+    thread, found = watch_in_thread(tmp_path, ray_session, linger=False)
     thread.join(60)
     assert (found[0].seen, found[0].done, found[0].exit_code) == (3, 3, 0)
-    thread, found = watched(tmp_path, ray_session, linger=False)  # again: nothing waits to settle
+    thread, found = watch_in_thread(tmp_path, ray_session, linger=False)  # again: nothing waits to settle
     thread.join(20)
     assert (found[0].already, found[0].fresh, found[0].exit_code) == (3, [], 0)
 
 
-def test_a_slide_that_is_replaced_after_it_was_done_is_done_again_and_a_copy_is_not(
+def test_replaced_slide_is_processed_again_and_a_copy_is_not(
     tmp_path: Path, make_slide: Callable, ray_session: RaySession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, other = make_slide("a.tiff"), make_slide("../made/b.tiff", seed=5)
@@ -231,7 +231,7 @@ def test_a_slide_that_is_replaced_after_it_was_done_is_done_again_and_a_copy_is_
 
     monkeypatch.setattr(InventoryUpdater, "admit", admit)
     cohort, session = Cohort(tmp_path / "c"), RaySession(ray_session.ray, 2, 0.0)
-    thread, found = watched(tmp_path, session)
+    thread, found = watch_in_thread(tmp_path, session)
     wait_for(lambda: "a" in cohort.rows())
     before = cohort.rows()["a"]["sha256"]
     shutil.copy(first, first.with_name("copy.tiff"))
@@ -262,9 +262,7 @@ def test_sigterm_stops_within_ten_seconds(tmp_path: Path, make_slide: Callable) 
     assert "1 done" in out
 
 
-def test_a_plain_loop_that_watches_stops_in_order_too_and_a_second_watcher_is_refused(
-    tmp_path: Path, make_slide: Callable
-) -> None:
+def test_serial_watch_stops_in_order_and_a_second_watch_is_refused(tmp_path: Path, make_slide: Callable) -> None:
     make_slide("a.tiff")
     command = [sys.executable, "-m", "her2batch.cli", "ingest", str(tmp_path / "scans"), "--out", str(tmp_path / "c"),
                "--watch", "--settle", "0.5", "--tile", "64", "--workers", "0", "--json"]  # fmt: skip

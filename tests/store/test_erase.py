@@ -14,7 +14,7 @@ from her2batch.store.cohort import Cohort
 from her2batch.store.erase import erase, files_naming
 from her2batch.store.pseudonyms import Pseudonymizer
 from tests.conftest import Synthetic
-from tests.runtime.test_ingest import contents
+from tests.runtime.test_ingest import store_contents
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_every_file_and_row_goes_and_nothing_else(cohort: Cohort, synthetic: Syn
     patient, ids = patient_of(cohort)
     (cohort.nights / "20260101-190000" / "report.html").write_text(f"<td>{ids[0]}</td>")
     (cohort.nights / "20260102-190000" / "report.html").write_text("<td>others</td>")
-    before = contents(cohort.root)
+    before = store_contents(cohort.root)
     assert list(files_naming(cohort.root, {patient, *ids}))
     found = erase(cohort, patient, Pseudonymizer())
     assert (found.slides, found.left, found.nights) == (ids, [], ["20260101-190000"])
@@ -44,7 +44,7 @@ def test_every_file_and_row_goes_and_nothing_else(cohort: Cohort, synthetic: Syn
     assert list(files_naming(cohort.root, {patient, *ids})) == []
     assert list(verify_cohort(cohort)) == []
     assert cohort_status(cohort).adds_up
-    after = contents(cohort.root)
+    after = store_contents(cohort.root)
     others = {name for name in before if not any(one in name for one in ids) and "nights" not in name}
     assert {name for name in others if before[name] != after.get(name)} == {"labels.parquet"}
 
@@ -107,7 +107,7 @@ def test_pseudonyms_are_forgotten_by_the_name_behind_them(synthetic: Synthetic, 
     ingest(order, Plan(), Resources(workers=0))
     cohort, names = Cohort(tmp_path / "c"), Pseudonymizer(b"k" * 32)
     patient = min(scans.iterdir()).stem.split("-")[0]
-    with pytest.raises(InputError, match="holds no slide"):
+    with pytest.raises(InputError, match="has no slide of a patient"):
         erase(cohort, patient, Pseudonymizer())
     found = erase(cohort, patient, names)
     assert found.slides
