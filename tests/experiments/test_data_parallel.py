@@ -33,7 +33,7 @@ def test_two_processes_train_one_network(synthetic: Synthetic, tmp_path: Path, r
 def test_an_error_is_returned_and_ends_only_its_unit(
     synthetic: Synthetic, tmp_path: Path, ray_session: RaySession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_parallel, "TRIES", 0)  # each try takes ten seconds
+    monkeypatch.setattr(data_parallel, "MAX_RESTARTS", 0)  # each try takes ten seconds
     training = Training(methods=("convnext-small",), folds=3, quick=True, options=("epochs=1",))
     job = open_job(
         TrainingRequest(synthetic.cohort, tmp_path / "run"), training

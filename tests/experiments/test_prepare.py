@@ -149,4 +149,4 @@ def test_reviews_become_labels_if_the_settings_say_so(synthetic: Synthetic, tmp_
     assert found["reviewed"][slide_id] == ("0" if new_class == "0" else "low")
     assert {one for one in found["plain"] if found["plain"][one] != found["reviewed"].get(one)} <= {slide_id}
     words = job.run.read("reviews").to_pylist()[0]
-    assert (words["was"], words["now"], words["words"]) == (old_class, new_class, f"the labels said {old_class}")
+    assert (words["was"], words["now"], words["words"]) == (old_class, new_class, f"the label was {old_class}")
