@@ -29,6 +29,9 @@ from tests.shared_folders import folder_of_all_workers, make_once
 from tests.stand_ins import make_stand_ins
 
 cv2.setNumThreads(1)
+os.environ.setdefault(
+    "RAY_prestart_worker_first_driver", "0"
+)  # workers that nobody uses: 1.5 s of CPU per start of Ray
 hypothesis.settings.register_profile("patient", deadline=None)  # how long an example takes is the machine's affair
 hypothesis.settings.load_profile("patient")
 
@@ -37,22 +40,31 @@ MakeSlide = Callable[..., Path]
 LONGEST_FILES = (
     "tests/test_jobs.py",
     "tests/faults/test_kills.py",
-    "tests/nightly/test_overnight.py",
     "tests/runtime/test_scheduler.py",
-    "tests/faults/test_privacy.py",
-    "tests/faults/test_disk.py",
+    "tests/nightly/test_overnight.py",
+    "tests/runtime/test_ingest.py",
     "tests/runtime/test_score.py",
     "tests/faults/test_concurrency.py",
-    "tests/test_object_store.py",
+    "tests/faults/test_disk.py",
     "tests/experiments/test_train.py",
-    "tests/cli/test_demo.py",
-    "tests/experiments/test_data_parallel.py",
     "tests/runtime/test_watch.py",
+    "tests/runtime/test_parallel.py",
+    "tests/faults/test_privacy.py",
+    "tests/test_object_store.py",
+    "tests/experiments/test_data_parallel.py",
     "tests/runtime/test_ray_session.py",
-    "tests/runtime/test_ingest.py",
+    "tests/faults/test_clock.py",
+    "tests/faults/test_access.py",
+    "tests/test_plugins.py",
+    "tests/test_contributing.py",
     "tests/runtime/test_serve.py",
-    "tests/experiments/test_reproduce.py",
     "tests/reports/test_browser.py",
+    "tests/faults/test_damaged_slides.py",
+    "tests/faults/test_malicious_slides.py",
+    "tests/cli/test_demo.py",
+    "tests/experiments/test_tune.py",
+    "tests/experiments/test_reproduce.py",
+    "tests/test_docs.py",
 )
 """Test files that take longest, in the order in which worker processes get them; short ones fill gaps at the end."""
 

@@ -38,6 +38,7 @@ def test_every_public_name_is_there_and_documented() -> None:
         h2.no_such_name  # noqa: B018
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_cohort(Path("scans"), 20, 3, (1700, 1400))

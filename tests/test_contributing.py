@@ -124,6 +124,7 @@ def test_recipes_fit_half_a_page(name: str) -> None:
     assert len(lines) <= LONGEST
 
 
+@pytest.mark.slow
 def test_reader_reads_the_slides(cohort: Path) -> None:
     rows = pq.read_table(cohort / "tables" / "slides").to_pylist()
     assert {row["reader"] for row in rows} == {"numpy"}
@@ -140,6 +141,7 @@ class TestReader(SlideContract):
         return opened
 
 
+@pytest.mark.slow
 def test_encoder_embeds_every_tile(cohort: Path) -> None:
     embeddings = pq.read_table(cohort / "tables" / "embeddings" / "colour")
     tiles = pq.read_table(cohort / "tables" / "tiles")
@@ -147,6 +149,7 @@ def test_encoder_embeds_every_tile(cohort: Path) -> None:
     assert embeddings["embedding"].combine_chunks().type.list_size == 6
 
 
+@pytest.mark.slow
 def test_mil_method_is_trained_and_scores(copy: Path, cohort: Path) -> None:
     words = ["--method", "mean-pooling", "--input", "colour", "--task", "her2-binary", "--folds", "3", "--quick"]
     run(copy, "train", str(cohort), *words, "--workers", "0", "--out", "run")
@@ -158,6 +161,7 @@ def test_mil_method_is_trained_and_scores(copy: Path, cohort: Path) -> None:
     assert len(list(scored.iterdir())) == 6
 
 
+@pytest.mark.slow
 def test_stage_writes_its_table(cohort: Path) -> None:
     tiles = pq.read_table(cohort / "tables" / "tiles")
     brightness = pq.read_table(cohort / "tables" / "brightness")
@@ -166,6 +170,7 @@ def test_stage_writes_its_table(cohort: Path) -> None:
     assert 0 < min(brightness["grey"].to_pylist()) <= max(brightness["grey"].to_pylist()) < 255
 
 
+@pytest.mark.slow
 def test_report_has_the_section(copy: Path, cohort: Path) -> None:
     run(copy, "report", str(cohort), "--out", "report.html")
     html = (copy / "report.html").read_text(encoding="utf-8")

@@ -111,7 +111,7 @@ def test_nightly_run_on_three_nodes_with_one_killed_gives_identical_tables(
     } <= names
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_slides_are_opened_on_reader_nodes_only(nodes: Cluster, synthetic: Synthetic, tmp_path: Path) -> None:
     nodes.add("reader", cpus=2, reader=1)
     command = [sys.executable, "-m", "her2batch.cli", "ingest", str(synthetic.scans), "--out", str(tmp_path / "c")]
@@ -142,7 +142,7 @@ def test_folds_and_searches_run_as_jobs(nodes: Cluster, synthetic: Synthetic, tm
     assert len(TrainingRun(tmp_path / "search").read("trials")) == 2
 
 
-def test_example_settings_of_jobs_are_valid(synthetic: Synthetic) -> None:
+def test_example_settings_of_jobs_are_valid() -> None:
     for name, kind in (("night", NightlySettings), ("folds", TrainJob), ("search", TuneJob)):
         assert read_settings(ROOT / "jobs" / f"{name}.toml", kind)
 

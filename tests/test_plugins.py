@@ -167,6 +167,7 @@ def registered() -> Iterator[None]:
 
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.slow
 def test_a_registered_encoder_reaches_every_worker(
     workers: int, make_slide: MakeSlide, tmp_path: Path, ray_session: RaySession
 ) -> None:
@@ -186,6 +187,7 @@ def is_known(name: str, _: str) -> bool:
 
 
 @pytest.mark.usefixtures("registered")
+@pytest.mark.slow
 def test_a_registered_method_reaches_every_worker(ray_session: RaySession) -> None:
     assert list(map_unordered(ray_session, is_known, ["toy"])) == [("toy", True)]
 
@@ -196,9 +198,7 @@ def test_an_encoder_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         load_encoder("broken")
     monkeypatch.setitem(encoders.ENCODERS, "broken", CustomEncoder(1, load_wrong_shape, "none needed"))
     batch = TileBatch(np.zeros((3, 8, 8, 3), np.uint8), 0.5, Stains())
-    with pytest.raises(
-        WeightsError, match=r"array of shape \(3, 2\) for 3 tiles; its shape must be \(3, 1\)"
-    ):
+    with pytest.raises(WeightsError, match=r"array of shape \(3, 2\) for 3 tiles; its shape must be \(3, 1\)"):
         load_encoder("broken")(batch)
 
 
@@ -213,6 +213,7 @@ def run(*arguments: str | Path, site: Path | None = None) -> subprocess.Complete
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_an_encoder_and_a_method_of_an_installed_package_work_by_name(tmp_path: Path) -> None:
     site = install(EXAMPLE, tmp_path / "site")
     slides = make_cohort(tmp_path / "made", 6, seed=3, size=(1300, 1100), workers=1) / "slides"

@@ -13,9 +13,10 @@ from her2batch.models.bundle import read_bundle
 METHODS = {"clam-sb", "random-forest", "svm", "mlp"}
 
 
+@pytest.mark.slow
 def test_the_demo_trains_and_scores_held_out_slides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small slides, in the serial loop."""
-    monkeypatch.setattr(module, "SIZE", (1200, 1000))
+    monkeypatch.setattr(module, "SIZE", (1700, 1400))
     monkeypatch.setattr(module, "TRAINING", module.TRAINING.model_copy(update={"patches_per_slide": 4}))
     found = demo(tmp_path / "demo", 18, 2, quiet=True, workers=0)
     assert found.exit_code == 0
@@ -31,7 +32,7 @@ def test_the_demo_trains_and_scores_held_out_slides(tmp_path: Path, monkeypatch:
         assert {"membrane", *METHODS} <= row.keys()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_prints_the_predictions_of_each_method_for_held_out_slides(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     command = [sys.executable, "-m", "her2batch.cli", "demo", str(out), "--slides", "18", "--held-out", "3"]

@@ -35,7 +35,9 @@ def environment_with_clock(**clock: str) -> dict[str, str]:
 
 
 @needs_faketime
-@pytest.mark.parametrize("clock", ["@1970-01-01 00:10:00", "@2099-06-30 23:59:50"])
+@pytest.mark.parametrize(
+    "clock", ["@1970-01-01 00:10:00", pytest.param("@2099-06-30 23:59:50", marks=pytest.mark.slow)]
+)
 def test_results_do_not_depend_on_the_clock(reference_cohort: ReferenceCohort, tmp_path: Path, clock: str) -> None:
     run = subprocess.run(
         ingest_command(reference_cohort.scans, tmp_path / "c", 0),

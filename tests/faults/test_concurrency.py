@@ -123,7 +123,7 @@ def cohort_readers(out: Path) -> dict[str, Callable[[], object]]:
     return {"glob": glob, "report": report, "status": look, "verify": check}
 
 
-@pytest.mark.parametrize("readers", [("glob", "report"), ("status", "verify")])
+@pytest.mark.parametrize("readers", [("glob", "report"), pytest.param(("status", "verify"), marks=pytest.mark.slow)])
 def test_reader_beside_an_ingest_sees_whole_slides_and_never_fewer(
     reference_cohort: ReferenceCohort, tmp_path: Path, readers: tuple[str, str]
 ) -> None:
@@ -254,7 +254,9 @@ def test_order_of_slides_changes_no_byte(reference_cohort: ReferenceCohort, tmp_
     for path in sorted(reference_cohort.scans.iterdir(), reverse=True):  # one at a time, the last first
         shutil.copy(path, shuffled)
         ingest_serially(shuffled, out)
-    tables = {name: data for name, data in store_contents(out).items() if "tables/slides" not in name}  # rows name their path
+    tables = {
+        name: data for name, data in store_contents(out).items() if "tables/slides" not in name
+    }  # rows name their path
     assert tables == {name: data for name, data in reference_cohort.files.items() if "tables/slides" not in name}
 
 
@@ -301,7 +303,9 @@ CHAOS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["RAY_testing_rpc_failure", "RAY_testing_asio_delay_us"])
+@pytest.mark.parametrize(
+    "fault", ["RAY_testing_rpc_failure", pytest.param("RAY_testing_asio_delay_us", marks=pytest.mark.long)]
+)
 def test_lost_or_late_ray_messages_change_no_byte(
     reference_cohort: ReferenceCohort, tmp_path: Path, fault: str
 ) -> None:

@@ -60,7 +60,7 @@ def in_namespace(shell: str, *arguments: str | Path) -> subprocess.CompletedProc
 
 
 @needs_mount
-@pytest.mark.parametrize("kilobytes", [60, 400])
+@pytest.mark.parametrize("kilobytes", [60, pytest.param(400, marks=pytest.mark.slow)])
 def test_slides_lost_to_a_full_disk_are_done_by_the_next_run(
     reference_cohort: ReferenceCohort, tmp_path: Path, kilobytes: int
 ) -> None:

@@ -176,6 +176,7 @@ def outputs(
     return first, second
 
 
+@pytest.mark.slow
 def test_reports_exports_and_pages_leak_no_marker(marked_scans: MarkedScans, outputs: tuple[Outputs, Outputs]) -> None:
     out, codes, answers = outputs[0]
     assert list(codes.values()) == [0] * 7 + [2]  # DICOM: see the next test
@@ -199,6 +200,7 @@ def test_dicom_export_of_pseudonymized_cohort_is_refused(marked_scans: MarkedSca
         export_cohort(Export(cohort.root, "dicom", tmp_path / "out", slides=(slide_id,)))
 
 
+@pytest.mark.slow
 def test_search_finds_markers_in_reports_exports_and_pages(outputs: tuple[Outputs, Outputs]) -> None:
     out, codes, _ = outputs[1]
     assert list(codes.values()) == [0] * 8
@@ -255,7 +257,7 @@ def test_traceback_of_an_internal_error_leaks_no_marker(marked_scans: MarkedScan
     assert run.returncode == 1
     assert "internal error" in run.stderr
     (trace,) = (marked_scans.root / "made" / "tmp").glob("her2batch-*.log")
-    assert "census.py" in trace.read_text()  # where it was still stands there
+    assert "inventory.py" in trace.read_text()  # where it was still stands there
     assert "ValueError" in trace.read_text()
     assert find_leaks(marked_scans.root / "made", tuple(marked_scans.labels)) == {}
 

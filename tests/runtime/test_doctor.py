@@ -109,6 +109,7 @@ def broken(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder.parent), str(Path(__file__).parents[2])])}
 
 
+@pytest.mark.slow
 def test_commands_that_need_image_networks_refuse_a_torchvision_that_does_not_belong_to_torch(
     broken: dict[str, str], tmp_path: Path, make_slide: Callable
 ) -> None:

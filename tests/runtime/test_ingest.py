@@ -414,6 +414,7 @@ def test_membrane_rule_orders_the_cores_as_slides(real_data: Path, tmp_path: Pat
     assert found["3"][0]["predicted"] == "3+"
 
 
+@pytest.mark.slow
 def test_cucim_is_loaded_before_the_heads_of_a_bundle(make_slide: MakeSlide, tmp_path: Path) -> None:
     scans = make_slide("a.tiff").parent
     bundle = untrained(tmp_path / "bundle")

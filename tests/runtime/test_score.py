@@ -167,6 +167,7 @@ def test_one_failing_slide_does_not_fail_the_others_of_its_share(
     assert good
 
 
+@pytest.mark.slow
 def test_slide_that_kills_its_worker_does_not_fail_the_others_of_its_share(
     bundle: Path, cohort: Path, ray_session: RaySession, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def test_resumed_training_gives_the_same_bytes(
     assert all(torch.equal(again.weights[key], one) for key, one in whole.weights.items())
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same_bytes(tmp_path: Path) -> None:
     code = """
 import sys, numpy as np
