@@ -31,7 +31,7 @@ from tests.stand_ins import make_stand_ins
 cv2.setNumThreads(1)
 os.environ.setdefault(
     "RAY_prestart_worker_first_driver", "0"
-)  # workers that nobody uses: 1.5 s of CPU per start of Ray
+)  # 1.5 s of CPU less per start of Ray
 hypothesis.settings.register_profile("patient", deadline=None)  # how long an example takes is the machine's affair
 hypothesis.settings.load_profile("patient")
 
