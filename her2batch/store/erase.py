@@ -1,8 +1,8 @@
-"""Removing one patient from a cohort: every file and every row, and the proof that nothing is left.
+"""Erase one patient's data from a cohort: every file and row, with a search for what is left.
 
-First the slides' digests go to a list, so that the next ingest does not bring them back; then their files; their rows
-last. Killed at any moment, the same call goes on: the rows still say whose the slides are. The slides themselves, in
-the scans folder, and networks that were trained on them are not the store's: they are named, not touched.
+The digests of the slides are written to a list first, so that the next ingest ignores them; then the files are deleted;
+the rows last. If the process is killed, the same call continues, because the rows still contain the patient. The slide
+files in the scan folder, and networks that were trained on them, are outside the cohort: they are listed, not changed.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from her2batch.store.pseudonyms import Pseudonymizer
 
 @dataclass
 class EraseSummary:
-    """What was removed, and what still names the patient: nothing, or something is wrong.
+    """What was erased, and what still names the patient.
 
-    sources: the slides in the scans folder (with pseudonyms nobody can tell).  runs: files of training runs that name
-    the patient's slides.  reviews: numbers of those that were emptied.
+    slides: ids.  files: number of deleted files.  sources: slide files in the scan folder; empty with pseudonyms.
+    nights: deleted reports.  reviews: numbers of the erased reviews.  left: files that still name the patient; should
+    be empty.  runs: files of training runs that name the patient's slides.
     """
 
     slides: list[str]
@@ -46,54 +47,56 @@ class EraseSummary:
 
 
 def erase(cohort: Cohort, patient_id: str, names: Pseudonymizer, runs: Iterable[Path] = ()) -> EraseSummary:
-    """Remove a patient, and look for what is left.
+    """Erase a patient's data and search for what is left.
 
-    patient_id: as in the labels; with a key in `names`, its pseudonym is looked for.  Raises InputError when nobody in
-    the cohort is called so; StoreError when somebody else writes to it; OSError when a file can't be removed.
+    patient_id: as in the labels; if `names` has a key, its pseudonym is used.  runs: training runs to search.
+    Raises InputError if the cohort has no such patient, StoreError if another run holds the cohort, OSError if a file
+    can't be deleted.
     """
     cohort.check()
     patient = str(names.patient(patient_id))
     with cohort.lock():
         remove_leftovers(cohort)
         rows, labels = cohort.reread_rows(), _labels(cohort)
-        ids = {one for one, row in rows.items() if row["patient_id"] == patient}
-        ids |= {one["slide_id"] for one in labels if one["patient_id"] == patient}
-        entries = [one for one in cohort.read_intake() if one["slide_id"] in ids]
+        ids = {slide_id for slide_id, row in rows.items() if row["patient_id"] == patient}
+        ids |= {label["slide_id"] for label in labels if label["patient_id"] == patient}
+        entries = [entry for entry in cohort.read_intake() if entry["slide_id"] in ids]
         if not ids:
-            raise InputError(f"holds no slide of a patient {patient_id}", cohort.root, "look at the labels for the id")
-        words = _words(patient, ids, entries, rows)
-        found = EraseSummary(sorted(ids))
+            raise InputError(f"has no slide of a patient {patient_id}", cohort.root, "look up the id in the labels")
+        identifiers = _identifiers(patient, ids, entries, rows)
+        summary = EraseSummary(sorted(ids))
         if names.key is None:
-            found.sources = sorted({one["path"] for one in entries})
-        _remember_digests(cohort, [*(rows[one] for one in ids & rows.keys()), *entries])
-        found.nights = _drop_nights(cohort, words)
-        _drop_mentions(cohort, ids, {one["path"] for one in entries}, words, labels)
-        found.reviews = reviews.erase_reviews(cohort, ids, _pattern(words))
+            summary.sources = sorted({entry["path"] for entry in entries})
+        _store_digests(cohort, [*(rows[slide_id] for slide_id in ids & rows.keys()), *entries])
+        summary.nights = _erase_nights(cohort, identifiers)
+        _erase_mentions(cohort, ids, {entry["path"] for entry in entries}, identifiers, labels)
+        summary.reviews = reviews.erase_reviews(cohort, ids, _pattern(identifiers))
         for slide_id in sorted(ids):
-            found.files += _drop_slide(cohort, slide_id)
+            summary.files += _erase_slide(cohort, slide_id)
         cohort.update_row_cache()
-        found.left = sorted(path for path in files_naming(cohort.root, words))
-    found.runs = sorted(path for run in runs for path in files_naming(run, words))
-    return found
+        summary.left = sorted(path for path in files_naming(cohort.root, identifiers))
+    summary.runs = sorted(path for run in runs for path in files_naming(run, identifiers))
+    return summary
 
 
-def files_naming(root: Path, words: Collection[str]) -> Iterator[Path]:
-    """Files under a folder that name one of the words, in their path or in what they hold, packed or not."""
-    pattern = _pattern(words)
+def files_naming(root: Path, identifiers: Collection[str]) -> Iterator[Path]:
+    """Files under a folder that contain one of the identifiers: in their path, their bytes or the text of a table."""
+    pattern = _pattern(identifiers)
     for path in root.rglob("*"):
-        inside = str(path.relative_to(root)).encode(errors="surrogateescape")
-        if path.is_file() and (pattern.search(inside) or any(pattern.search(text) for text in _texts(path))):
+        name = str(path.relative_to(root)).encode(errors="surrogateescape")
+        if path.is_file() and (pattern.search(name) or any(pattern.search(text) for text in _texts(path))):
             yield path
 
 
-def _pattern(words: Collection[str]) -> re.Pattern[bytes]:
-    """Any of the words, as a whole: 'P1' is not in 'P12'."""
-    any_of = b"|".join(re.escape(one.encode(errors="surrogateescape")) for one in sorted(words, key=len, reverse=True))
+def _pattern(identifiers: Collection[str]) -> re.Pattern[bytes]:
+    """Pattern of any of the identifiers as a whole word: 'P1' does not match in 'P12'."""
+    longest_first = sorted(identifiers, key=len, reverse=True)
+    any_of = b"|".join(re.escape(text.encode(errors="surrogateescape")) for text in longest_first)
     return re.compile(rb"(?<![A-Za-z0-9])(?:" + any_of + rb")(?![A-Za-z0-9])")
 
 
 def _texts(path: Path) -> Iterator[bytes]:
-    """What a file holds: its bytes, and the text columns of a table. A damaged one has its bytes only."""
+    """The bytes of a file and, if it is an undamaged table, the text of its columns."""
     data = path.read_bytes()
     yield data
     with suppress(OSError, pa.ArrowInvalid):
@@ -106,15 +109,15 @@ def _texts(path: Path) -> Iterator[bytes]:
 def _columns(table: pa.Table) -> Iterator[bytes]:
     for name, column in zip(table.column_names, table.columns, strict=True):
         if not name.startswith("embedding"):
-            kept = column.unique() if pa.types.is_string(column.type) else column
+            values = column.unique() if pa.types.is_string(column.type) else column
             if not pa.types.is_floating(column.type) and not pa.types.is_integer(column.type):
-                yield json.dumps(kept.to_pylist(), default=str, ensure_ascii=False).encode(errors="surrogateescape")
+                yield json.dumps(values.to_pylist(), default=str, ensure_ascii=False).encode(errors="surrogateescape")
 
 
-def _words(patient: str, ids: Collection[str], entries: list[Row], rows: dict[str, Row]) -> set[str]:
-    """All by which the patient's slides are called: ids, paths, names of files."""
-    paths = {one["path"] for one in entries} | {rows[one]["path"] for one in ids if one in rows}
-    return {patient, *ids, *(one for one in paths if one), *(Path(one).stem for one in paths if one)}
+def _identifiers(patient: str, ids: Collection[str], entries: list[Row], rows: dict[str, Row]) -> set[str]:
+    """Everything that identifies the patient's slides: the patient, slide ids, paths and file names."""
+    paths = {entry["path"] for entry in entries} | {rows[slide_id]["path"] for slide_id in ids if slide_id in rows}
+    return {patient, *ids, *(path for path in paths if path), *(Path(path).stem for path in paths if path)}
 
 
 def _labels(cohort: Cohort) -> list[Row]:
@@ -122,16 +125,16 @@ def _labels(cohort: Cohort) -> list[Row]:
     return rows
 
 
-def _remember_digests(cohort: Cohort, facts: list[Row]) -> None:
-    """Add what the slides' content is: so much of them stays that they are known again, and no more."""
-    known = erased_digests(cohort)
-    known |= {(one["bytes"], erased_digest(one["sha256"])) for one in facts if one["sha256"]}
+def _store_digests(cohort: Cohort, rows: list[Row]) -> None:
+    """Add the slides to the list of erased slides: size and digest, from which a slide is recognised and no more."""
+    digests = erased_digests(cohort)
+    digests |= {(row["bytes"], erased_digest(row["sha256"])) for row in rows if row["sha256"]}
     with atomic_write(cohort.erased_list) as part:
-        part.write_text("".join(f"{size} {digest}\n" for size, digest in sorted(known)))
+        part.write_text("".join(f"{size} {digest}\n" for size, digest in sorted(digests)))
 
 
 def erased_digests(cohort: Cohort) -> set[tuple[int, str]]:
-    """(bytes, digest) of slides that must not come back."""
+    """Size in bytes and digest of each erased slide, which an ingest ignores."""
     if not cohort.erased_list.exists():
         return set()
     pairs = (line.split() for line in cohort.erased_list.read_text().splitlines())
@@ -139,43 +142,44 @@ def erased_digests(cohort: Cohort) -> set[tuple[int, str]]:
 
 
 def erased_digest(sha256: str) -> str:
-    """What stands for a forgotten slide's content."""
+    """Digest of an erased slide, from the SHA-256 of its file."""
     return hashlib.sha256(b"forgotten:" + sha256.encode()).hexdigest()
 
 
-def _drop_nights(cohort: Cohort, words: Collection[str]) -> list[str]:
-    """Reports of nights that name the patient go whole."""
-    gone = []
+def _erase_nights(cohort: Cohort, identifiers: Collection[str]) -> list[str]:
+    """Delete the reports of nights that name the patient, and return the names of these nights."""
+    deleted = []
     for night in sorted(cohort.nights.glob("*")):
-        if any(True for _ in files_naming(night, words)):
+        if any(True for _ in files_naming(night, identifiers)):
             remove_tree(night)
-            gone.append(night.name)
-    return gone
+            deleted.append(night.name)
+    return deleted
 
 
-def _drop_mentions(cohort: Cohort, ids: set[str], paths: set[str], words: Collection[str], labels: list[Row]) -> None:
-    """Rows and lines about the slides in files that are about others too."""
-    kept = [one for one in cohort.read_intake() if one["slide_id"] not in ids]
-    cohort.write_intake(kept)
-    cohort.write_probes([one for one in cohort.read_probes() if one["path"] not in paths])
+def _erase_mentions(
+    cohort: Cohort, ids: set[str], paths: set[str], identifiers: Collection[str], labels: list[Row]
+) -> None:
+    """Delete rows and lines about the slides from files that are about other slides too."""
+    cohort.write_intake([entry for entry in cohort.read_intake() if entry["slide_id"] not in ids])
+    cohort.write_probes([probe for probe in cohort.read_probes() if probe["path"] not in paths])
     cohort.write_damaged_slides(cohort.damaged_slides() - ids)
     if cohort.labels.exists():
         table = read_parquet(cohort.labels)
-        patients = {one["patient_id"] for one in labels if one["slide_id"] in ids}
-        stay = [row["slide_id"] not in ids and row["patient_id"] not in patients for row in table.to_pylist()]
-        _rewrite(cohort.labels, table.filter(pa.array(stay, pa.bool_())))
+        patients = {label["patient_id"] for label in labels if label["slide_id"] in ids}
+        kept = [row["slide_id"] not in ids and row["patient_id"] not in patients for row in table.to_pylist()]
+        _rewrite(cohort.labels, table.filter(pa.array(kept, pa.bool_())))
     for path in sorted(cohort.runs.glob("ingest-*.parquet")):
         table = read_parquet(path)
-        stay = [one not in ids for one in table["slide_id"].to_pylist()]
-        if not all(stay):
-            _rewrite(path, table.filter(pa.array(stay, pa.bool_())))
-    pattern = _pattern(words)
+        kept = [slide_id not in ids for slide_id in table["slide_id"].to_pylist()]
+        if not all(kept):
+            _rewrite(path, table.filter(pa.array(kept, pa.bool_())))
+    pattern = _pattern(identifiers)
     for path in sorted(cohort.runs.glob("*.jsonl")):
         lines = path.read_bytes().splitlines(keepends=True)
-        stays = [line for line in lines if not pattern.search(line)]
-        if len(stays) < len(lines):
+        other_lines = [line for line in lines if not pattern.search(line)]
+        if len(other_lines) < len(lines):
             with atomic_write(path) as part:
-                part.write_bytes(b"".join(stays))
+                part.write_bytes(b"".join(other_lines))
 
 
 def _rewrite(path: Path, table: pa.Table) -> None:
@@ -183,15 +187,13 @@ def _rewrite(path: Path, table: pa.Table) -> None:
         write_parquet(table, part)
 
 
-def _drop_slide(cohort: Cohort, slide_id: str) -> int:
-    """A slide's files, its row last; returns how many."""
+def _erase_slide(cohort: Cohort, slide_id: str) -> int:
+    """Delete a slide's files, its row last; returns the number of deleted files."""
     count = sum(path.is_file() for path in cohort.pyramid(slide_id).rglob("*"))
     remove_tree(cohort.pyramid(slide_id))
-    places = [
-        cohort.thumbnail(slide_id),
-        *(cohort.table(one, slide_id) for one in cohort.table_names() if one != "slides"),
-    ]
-    for path in [*places, cohort.table("slides", slide_id)]:
+    names = [name for name in cohort.table_names() if name != "slides"]
+    paths = [cohort.thumbnail(slide_id), *(cohort.table(name, slide_id) for name in names)]
+    for path in [*paths, cohort.table("slides", slide_id)]:
         count += path.is_file()
         path.unlink(missing_ok=True)
     return count

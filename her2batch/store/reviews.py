@@ -1,12 +1,12 @@
-"""What pathologists said of predictions: a table that only grows, its entries chained by their hashes.
+"""Reviews of predictions by pathologists: a table that only grows, whose entries are chained by hashes.
 
-One file an entry, `tables/reviews/NUMBER.parquet`: it appears whole or not at all, is never changed, and is read with
-a glob like every table. An entry's hash covers its number, the hash before it and the hash of what was said. So an
-entry that is changed, lost from the middle or put in later is found; the newest ones taken away are not, unless their
-hash was noted elsewhere (`verify` prints the last one).
+Each entry is one file, `tables/reviews/NUMBER.parquet`. It appears complete or not at all, and is read with a glob like
+every table. Its hash covers its number, the hash of the entry before and the hash of its content. An entry that is
+changed, deleted from the middle or inserted later is found; deleted newest entries are not, unless their hash was noted
+elsewhere (`verify` prints the newest one).
 
-A forgotten patient's entries are emptied: number and hashes stay, and the chain still holds. What was said is hashed
-with a random salt that goes with it, so that nobody can guess it from the hash that stays.
+The entries of an erased patient are emptied: number and hashes stay, and the chain stays valid. The content is hashed
+with a random salt, which is erased too, so that nobody can guess the content from the remaining hash.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from her2batch.tasks import CLASSES, HER2_TASKS
 
 VERDICTS: Final = ("agree", "change", "needs-ish")
 
-FIRST: Final = "0" * 64
-"""The hash before the first entry."""
+FIRST_HASH: Final = "0" * 64
+"""Hash that the first entry follows."""
 
-PATIENCE_S: Final = 10.0
-"""How long somebody waits for another who writes."""
+LOCK_TIMEOUT_S: Final = 10.0
+"""Seconds that a writer waits for another one."""
 
-LONGEST: Final = 2000
-"""Characters of a comment."""
+MAX_COMMENT: Final = 2000
+"""Longest comment, in characters."""
 
 HASHES: Final = ("body_sha256", "previous_sha256", "sha256")
-BODY: Final = tuple(one.name for one in schemas.REVIEW_COLUMNS if one.name not in ("number", *HASHES))
-"""Columns that say something, and that a forgotten patient's entry has lost."""
+CONTENT: Final = tuple(column.name for column in schemas.REVIEW_COLUMNS if column.name not in ("number", *HASHES))
+"""Columns that are null in the entry of an erased patient."""
 
 
 @dataclass(frozen=True)
 class Review:
-    """A verdict on the prediction that was seen. label: the class in the reviewer's eyes; None: it takes an ISH."""
+    """A reviewer's verdict on a prediction.  label: the class that the reviewer sees; None if an ISH test is needed."""
 
     reviewer: str
     slide_id: str
@@ -66,53 +66,53 @@ class Review:
 
 
 def append_review(cohort: Cohort, review: Review) -> Row:
-    """Add an entry and return it. Writers wait for each other: the chain never forks.
+    """Append a review and return its entry. Writers wait for each other, so that the chain does not fork.
 
-    Raises InputError for a verdict that says nothing or contradicts itself, or of a slide that isn't there;
-    StoreError when others write all the time; OSError when the disk refuses: nothing is added then.
+    Raises InputError for an invalid review or an unknown slide; StoreError if the table stays locked; OSError if the
+    write fails, and nothing is added then.
     """
-    review = _checked(review)
-    place = cohort.table("slides", review.slide_id)
-    if not place.is_file():
-        raise InputError(f"holds no slide {review.slide_id}", cohort.root, "look at the list of slides for its id")
-    said = {
+    review = _validated(review)
+    path = cohort.table("slides", review.slide_id)
+    if not path.is_file():
+        raise InputError(f"has no slide {review.slide_id}", cohort.root, "look up the slide id in the list of slides")
+    content = {
         **asdict(review),
         "time": datetime.now(UTC).replace(microsecond=0),
-        "row_sha256": file_sha256(place),
+        "row_sha256": file_sha256(path),
         "salt": secrets.token_hex(16),
     }
     with reviews_lock(cohort):
         numbers = _numbers(cohort)
-        before = str(read_parquet(_place(cohort, numbers[-1]))["sha256"][0]) if numbers else FIRST
-        entry = _chained(numbers[-1] + 1 if numbers else 1, before, said)
+        previous = str(read_parquet(_path(cohort, numbers[-1]))["sha256"][0]) if numbers else FIRST_HASH
+        entry = _chained(numbers[-1] + 1 if numbers else 1, previous, content)
         _write(cohort, entry)
     return entry
 
 
 def read_reviews(cohort: Cohort) -> list[Row]:
-    """Every entry, in order of number. Raises OSError, pa.ArrowInvalid for one that is damaged."""
-    return [read_parquet(_place(cohort, number)).to_pylist()[0] for number in _numbers(cohort)]
+    """Read all entries, in order of number. Raises OSError or pa.ArrowInvalid if one is damaged."""
+    return [read_parquet(_path(cohort, number)).to_pylist()[0] for number in _numbers(cohort)]
 
 
 def unerased_reviews(entries: Sequence[Row]) -> list[Row]:
-    """Those that still say something: not the emptied ones."""
-    return [one for one in entries if one["slide_id"] is not None]
+    """The entries without those of erased patients."""
+    return [entry for entry in entries if entry["slide_id"] is not None]
 
 
 def newest_reviews(entries: Sequence[Row]) -> dict[tuple[str, str], Row]:
-    """(slide_id, column of the labels) → the last entry on it."""
-    return {(one["slide_id"], label_column(one["task"])): one for one in unerased_reviews(entries)}
+    """(slide_id, column of the labels) → newest entry."""
+    return {(entry["slide_id"], label_column(entry["task"])): entry for entry in unerased_reviews(entries)}
 
 
 def label_column(task: str) -> str:
-    """The column of the labels that a task's class says something about."""
+    """The column of the labels that determines the class of a task."""
     return "her2" if task in HER2_TASKS else task
 
 
-def erase_reviews(cohort: Cohort, slide_ids: set[str], named: re.Pattern[bytes]) -> list[int]:
-    """Empty the entries on these slides, and those whose words name them; returns their numbers.
+def erase_reviews(cohort: Cohort, slide_ids: set[str], pattern: re.Pattern[bytes]) -> list[int]:
+    """Empty the entries of these slides, and entries whose text matches a pattern; returns their numbers.
 
-    Numbers and hashes stay, so the chain still holds.
+    Numbers and hashes stay, so that the chain stays valid.
     """
     emptied: list[int] = []
     if not reviews_folder(cohort).is_dir():
@@ -121,19 +121,19 @@ def erase_reviews(cohort: Cohort, slide_ids: set[str], named: re.Pattern[bytes])
         for part in reviews_folder(cohort).glob(".*.part"):
             part.unlink(missing_ok=True)
         for number in _numbers(cohort):
-            entry = read_parquet(_place(cohort, number)).to_pylist()[0]
-            words = json.dumps(entry, default=str, ensure_ascii=False).encode(errors="surrogateescape")
-            if entry["slide_id"] in slide_ids or (entry["slide_id"] is not None and named.search(words)):
-                _write(cohort, entry | dict.fromkeys(BODY))
+            entry = read_parquet(_path(cohort, number)).to_pylist()[0]
+            text = json.dumps(entry, default=str, ensure_ascii=False).encode(errors="surrogateescape")
+            if entry["slide_id"] in slide_ids or (entry["slide_id"] is not None and pattern.search(text)):
+                _write(cohort, entry | dict.fromkeys(CONTENT))
                 emptied.append(number)
     return emptied
 
 
 def find_chain_problems(cohort: Cohort) -> Iterator[tuple[Path, str]]:
-    """Whatever is wrong with the chain: the entry's file, and what."""
-    before = FIRST
+    """Problems of the chain: path of the entry and message."""
+    previous = FIRST_HASH
     for expected, number in enumerate(_numbers(cohort), start=1):
-        path = _place(cohort, number)
+        path = _path(cohort, number)
         try:
             table = read_parquet(path)
         except (OSError, pa.ArrowInvalid) as error:
@@ -146,41 +146,41 @@ def find_chain_problems(cohort: Cohort) -> Iterator[tuple[Path, str]]:
         if number != expected or entry["number"] != number:
             yield path, f"review {expected} is missing before it"
             return
-        if (what := _wrong(entry, before)) is not None:
-            yield path, what
-        before = entry["sha256"]
+        if (message := _entry_problem(entry, previous)) is not None:
+            yield path, message
+        previous = entry["sha256"]
 
 
 def chain_head(cohort: Cohort) -> tuple[int, str]:
-    """Number and hash of the newest entry: whoever notes them down can tell later whether any was taken away."""
+    """Number and hash of the newest entry. Noted elsewhere, they show later whether an entry was deleted."""
     with suppress(OSError, pa.ArrowInvalid):
         for number in reversed(_numbers(cohort)):
-            return number, str(read_parquet(_place(cohort, number)).to_pylist()[0]["sha256"])
-    return 0, FIRST
+            return number, str(read_parquet(_path(cohort, number)).to_pylist()[0]["sha256"])
+    return 0, FIRST_HASH
 
 
 def reviews_folder(cohort: Cohort) -> Path:
-    """Where the entries lie."""
+    """The folder of the entries."""
     return cohort.table("reviews", "1").parent
 
 
 def reviews_stamp(cohort: Cohort) -> tuple[int, int]:
-    """Changes when an entry is added or emptied: how many there are, and when the newest file was written."""
-    files = [_place(cohort, number) for number in _numbers(cohort)]
+    """A value that changes when an entry is added or emptied: number of entries, newest modification time."""
+    files = [_path(cohort, number) for number in _numbers(cohort)]
     return len(files), 0 if cohort.remote else max((path.stat().st_mtime_ns for path in files), default=0)
 
 
 @contextmanager
 def reviews_lock(cohort: Cohort) -> Iterator[None]:
-    """The table for one writer. Its lock is not the cohort's: reviews are written while a night ingests."""
-    place = reviews_folder(cohort)
-    if not is_remote(place):
-        place.mkdir(parents=True, exist_ok=True)
-    until = time.monotonic() + PATIENCE_S
+    """Lock the reviews for one writer. The cohort's lock is another one: reviews are written during an ingest too."""
+    folder = reviews_folder(cohort)
+    if not is_remote(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + LOCK_TIMEOUT_S
     while True:
-        held = lock_folder(place)
+        lock = lock_folder(folder)
         try:
-            held.__enter__()
+            lock.__enter__()
             break
         except StoreError:
             if time.monotonic() > until:
@@ -189,82 +189,86 @@ def reviews_lock(cohort: Cohort) -> Iterator[None]:
     try:
         yield
     finally:
-        held.__exit__(None, None, None)
+        lock.__exit__(None, None, None)
 
 
-def _checked(review: Review) -> Review:
-    """The review as it is kept. Raises InputError."""
+def _validated(review: Review) -> Review:
+    """The review without surrounding blanks. Raises InputError if it is invalid."""
     classes = CLASSES.get(review.task)
     reviewer, comment = review.reviewer.strip(), review.comment.strip()
     wrong = None
     if not reviewer or len(reviewer) > 100:
-        wrong = "a review needs a reviewer, of at most 100 characters"
-    elif len(comment) > LONGEST:
-        wrong = f"a comment has at most {LONGEST} characters"
+        wrong = "a review needs the name of a reviewer, of at most 100 characters"
+    elif len(comment) > MAX_COMMENT:
+        wrong = f"a comment has at most {MAX_COMMENT} characters"
     elif classes is None:
-        wrong = f"{review.task} is no task; known: {', '.join(CLASSES)}"
+        wrong = f"there is no task {review.task}; known: {', '.join(CLASSES)}"
     elif review.verdict not in VERDICTS:
-        wrong = f"{review.verdict} is no verdict; known: {', '.join(VERDICTS)}"
+        wrong = f"there is no verdict {review.verdict}; known: {', '.join(VERDICTS)}"
     elif review.verdict == "needs-ish" and (review.task not in HER2_TASKS or review.label is not None):
-        wrong = "needs-ish is said of a HER2 task, without a label"
+        wrong = "the verdict needs-ish is for HER2 tasks and has no label"
     elif review.verdict != "needs-ish" and review.label not in (classes or ()):
-        wrong = f"{review.label} is no class of {review.task}; known: {', '.join(classes)}"
+        wrong = f"{review.label} is not a class of {review.task}; known: {', '.join(classes)}"
     elif (review.verdict == "agree") != (review.label == review.predicted) and review.verdict != "needs-ish":
-        wrong = f"{review.verdict} does not fit: {review.predicted} was predicted, {review.label} is said"
+        wrong = (
+            f"the verdict {review.verdict} does not fit: {review.predicted} was predicted, the label is {review.label}"
+        )
     if wrong is not None:
         raise InputError(wrong)
     return Review(**{**asdict(review), "reviewer": reviewer, "comment": comment})
 
 
-def _chained(number: int, previous: str, said: Mapping[str, Any]) -> Row:
-    body = _digest(said)
+def _chained(number: int, previous: str, content: Mapping[str, Any]) -> Row:
+    """The entry of a content, with its hashes."""
+    body = _content_hash(content)
     return {
         "number": number,
-        **said,
+        **content,
         "body_sha256": body,
         "previous_sha256": previous,
-        "sha256": _own(number, previous, body),
+        "sha256": _entry_hash(number, previous, body),
     }
 
 
-def _wrong(entry: Row, before: str) -> str | None:
-    emptied = all(entry[name] is None for name in BODY)
-    if entry["previous_sha256"] != before:
+def _entry_problem(entry: Row, previous: str) -> str | None:
+    """What is wrong with an entry that should follow the hash `previous`; None if nothing is."""
+    emptied = all(entry[name] is None for name in CONTENT)
+    if entry["previous_sha256"] != previous:
         return "does not follow the review before it: the chain is broken here"
-    if not emptied and _digest(entry) != entry["body_sha256"]:
-        return "what it says was changed after it was written"
-    if _own(entry["number"], before, entry["body_sha256"]) != entry["sha256"]:
+    if not emptied and _content_hash(entry) != entry["body_sha256"]:
+        return "its content was changed after it was written"
+    if _entry_hash(entry["number"], previous, entry["body_sha256"]) != entry["sha256"]:
         return "its hash is not that of its content"
     return None
 
 
-def _digest(said: Mapping[str, Any]) -> str:
-    """Hash of what an entry says: its columns as JSON, by name, times in ISO 8601."""
-    values = {name: one.isoformat() if isinstance(one := said[name], datetime) else one for name in BODY}
+def _content_hash(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the content of an entry: its columns as JSON, sorted by name, times in ISO 8601."""
+    values = {name: value.isoformat() if isinstance(value := content[name], datetime) else value for name in CONTENT}
     text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
-def _own(number: int, previous: str, body: str) -> str:
+def _entry_hash(number: int, previous: str, body: str) -> str:
     return hashlib.sha256(f"{number}\n{previous}\n{body}".encode()).hexdigest()
 
 
 def _write(cohort: Cohort, entry: Row) -> None:
-    with atomic_write(_place(cohort, entry["number"])) as part:
+    with atomic_write(_path(cohort, entry["number"])) as part:
         write_parquet(pa.Table.from_pylist([entry], schemas.table_schema("reviews")), part)
 
 
-def _place(cohort: Cohort, number: int) -> Path:
+def _path(cohort: Cohort, number: int) -> Path:
     return cohort.table("reviews", f"{number:08d}")
 
 
 def _numbers(cohort: Cohort) -> list[int]:
-    """Numbers of the entries' files, in order."""
-    place = reviews_folder(cohort)
+    """Numbers of the entries, sorted."""
+    folder = reviews_folder(cohort)
     names: list[str] = []
-    if is_remote(place):
-        names = list(list_objects(place))
+    if is_remote(folder):
+        names = list(list_objects(folder))
     else:
         with suppress(FileNotFoundError):
-            names = [path.name for path in place.iterdir()]
-    return sorted(int(found[1]) for one in names if (found := re.fullmatch(r"(\d{8})\.parquet", one)))
+            names = [path.name for path in folder.iterdir()]
+    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"(\d{8})\.parquet", name)))

@@ -9,7 +9,7 @@ from her2batch.errors import StoreError
 from her2batch.files.atomic import atomic_write, disk_errors, make_folder
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_appears_complete_or_not_at_all(tmp_path: Path) -> None:
     def write_half() -> None:
         with atomic_write(tmp_path / "a.txt") as part:
             part.write_text("half")

@@ -1,4 +1,4 @@
-"""Places: a folder stays a plain path, a URL is an object store's. For a server see tests/test_object_store.py."""
+"""Tests of locations: local paths and URLs. tests/test_object_store.py uses a server."""
 
 from pathlib import Path
 

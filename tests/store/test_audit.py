@@ -1,4 +1,4 @@
-"""status and verify on a cohort of real slides; the store's own tests damage it further."""
+"""Tests of status and verify on a cohort of real slides; tests/store/test_cohort.py damages one further."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ def cohort(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     return Cohort(out)
 
 
-def test_every_bit_that_flips_in_any_file_is_found(cohort: Cohort) -> None:
+def test_verify_finds_a_flipped_bit_in_any_file(cohort: Cohort) -> None:
     files = [cohort.root / file["path"] for file in cohort.rows()["HE_example"]["files"]]
     assert len(files) > 6
     for path in files:
@@ -31,7 +31,7 @@ def test_every_bit_that_flips_in_any_file_is_found(cohort: Cohort) -> None:
     assert list(verify_cohort(cohort)) == []
 
 
-def test_a_table_of_other_columns_is_named(cohort: Cohort) -> None:
+def test_verify_names_a_table_with_other_columns(cohort: Cohort) -> None:
     path = cohort.table("tiles", "HE_example")
     data = path.read_bytes()
     write_parquet(cohort.read("membrane", "HE_example"), path)
@@ -39,7 +39,7 @@ def test_a_table_of_other_columns_is_named(cohort: Cohort) -> None:
     path.write_bytes(data)
 
 
-def test_a_row_that_cannot_be_read_is_named(cohort: Cohort) -> None:
+def test_verify_names_an_unreadable_row(cohort: Cohort) -> None:
     path = cohort.table("slides", "HE_example")
     data = path.read_bytes()
     path.write_bytes(data[:100])
@@ -49,7 +49,7 @@ def test_a_row_that_cannot_be_read_is_named(cohort: Cohort) -> None:
     assert cohort_status(cohort).adds_up
 
 
-def test_a_row_that_went_bad_without_a_trace_is_forgotten_by_the_memo_too(tmp_path: Path, real_data: Path) -> None:
+def test_verify_drops_the_row_cache_if_a_row_is_damaged(tmp_path: Path, real_data: Path) -> None:
     order = IngestRequest(real_data / "slides" / "HE_example.tif", tmp_path / "c")
     ingest(order, Plan(), Resources(workers=0))
     made = Cohort(order.out)
@@ -70,6 +70,6 @@ def test_a_row_that_went_bad_without_a_trace_is_forgotten_by_the_memo_too(tmp_pa
     assert list(verify_cohort(made)) == []
 
 
-def test_a_folder_that_is_no_cohort_says_how_to_make_one(tmp_path: Path) -> None:
+def test_a_folder_without_a_cohort_is_refused_with_the_command_that_creates_one(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="her2batch ingest"):
         cohort_status(Cohort(tmp_path))

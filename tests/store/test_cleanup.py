@@ -1,4 +1,4 @@
-"""What a dead run left: gone at the next start, and nothing else with it."""
+"""Tests of the cleanup after a killed run: its files are deleted, and no others."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def files_of_slides(cohort: Cohort) -> set[str]:
     return {str(path.relative_to(cohort.root)) for path in cohort.root.rglob("*")} - {".lock"}
 
 
-def test_a_draft_that_was_never_committed_is_not_there(cohort: Cohort) -> None:
+def test_an_uncommitted_draft_is_not_part_of_the_cohort(cohort: Cohort) -> None:
     cohort.draft("a").write("tiles", tiles("a"))
     assert cohort.rows() == {}
     assert cohort.table_names() == []
@@ -31,7 +31,7 @@ def test_a_draft_that_was_never_committed_is_not_there(cohort: Cohort) -> None:
     assert not list(cohort.root.glob(".draft-*"))
 
 
-def test_half_written_files_are_swept_and_whole_ones_are_not(cohort: Cohort) -> None:
+def test_half_written_files_are_deleted_and_complete_ones_kept(cohort: Cohort) -> None:
     commit(cohort, "a")
     before = files_of_slides(cohort)
     for path in (cohort.settings, cohort.intake, cohort.table("slides", "a"), cohort.table("tiles", "a")):
@@ -41,7 +41,7 @@ def test_half_written_files_are_swept_and_whole_ones_are_not(cohort: Cohort) -> 
     assert files_of_slides(cohort) == before
 
 
-def test_files_that_no_row_names_go_and_those_that_one_names_stay(cohort: Cohort) -> None:
+def test_files_without_a_row_are_deleted_and_files_of_a_row_kept(cohort: Cohort) -> None:
     commit(cohort, "a")
     before = files_of_slides(cohort)
     commit(cohort, "b")
@@ -51,7 +51,7 @@ def test_files_that_no_row_names_go_and_those_that_one_names_stay(cohort: Cohort
     assert remove_orphans(cohort, cohort.rows()) == []
 
 
-def test_what_a_failed_slide_left_of_a_better_time_goes(cohort: Cohort) -> None:
+def test_old_files_of_a_failed_slide_are_deleted(cohort: Cohort) -> None:
     good = commit(cohort, "a")
     cohort.draft("a").commit(row("a", status="failed", error_code="truncated"), None)  # killed before the old went
     assert all((cohort.root / file["path"]).exists() for file in good["files"])
@@ -59,7 +59,7 @@ def test_what_a_failed_slide_left_of_a_better_time_goes(cohort: Cohort) -> None:
     assert list(verify_cohort(cohort)) == []
 
 
-def test_files_of_a_row_that_cannot_be_read_stay(cohort: Cohort) -> None:
+def test_files_of_an_unreadable_row_are_kept(cohort: Cohort) -> None:
     commit(cohort, "a")
     cohort.table("slides", "a").write_bytes(b"torn")
     assert remove_orphans(cohort, cohort.reread_rows()) == []

@@ -1,4 +1,4 @@
-"""The cohort on disk: whole or not at all, one writer, paths in one place."""
+"""Tests of the cohort folder: commits are complete or absent, one process writes, all damage is found."""
 
 import os
 import subprocess
@@ -47,7 +47,7 @@ def commit(cohort: Cohort, slide_id: str, old: dict | None = None, n: int = 3) -
     return cohort.rows()[slide_id]
 
 
-def test_a_committed_slide_is_whole_and_names_every_file(cohort: Cohort) -> None:
+def test_the_row_of_a_committed_slide_names_every_file(cohort: Cohort) -> None:
     committed = commit(cohort, "a")
     assert [file["path"] for file in committed["files"]] == [
         "pyramids/a.zarr/0/zarr.json", "tables/tiles/a.parquet", "thumbnails/a.jpg",
@@ -57,7 +57,7 @@ def test_a_committed_slide_is_whole_and_names_every_file(cohort: Cohort) -> None
     assert not list(cohort.root.glob(".draft-*"))
 
 
-def test_what_was_found_in_files_is_remembered_until_it_is_lost(cohort: Cohort) -> None:
+def test_probes_are_read_back_until_their_cache_is_damaged(cohort: Cohort) -> None:
     look = {"path": "/s/a.dcm", "rules": 1, "bytes": 9, "mtime_ns": 5, "kind": "dicom", "belongs": ["/s/1.2.3"]}
     cohort.write_probes([look])
     assert cohort.read_probes() == [look]
@@ -65,7 +65,7 @@ def test_what_was_found_in_files_is_remembered_until_it_is_lost(cohort: Cohort) 
     assert cohort.read_probes() == []
 
 
-def test_a_second_commit_replaces_the_first_and_leaves_nothing_of_it(cohort: Cohort) -> None:
+def test_a_second_commit_replaces_all_files_of_the_first(cohort: Cohort) -> None:
     first = commit(cohort, "a")
     extra = cohort.root / "pyramids/a.zarr/0/old-chunk"
     extra.write_bytes(b"x")
@@ -75,7 +75,7 @@ def test_a_second_commit_replaces_the_first_and_leaves_nothing_of_it(cohort: Coh
     assert list(verify_cohort(cohort)) == []
 
 
-def test_a_failed_slide_takes_its_old_files_with_it(cohort: Cohort) -> None:
+def test_committing_a_failure_deletes_the_old_files(cohort: Cohort) -> None:
     first = commit(cohort, "a")
     cohort.draft("a").commit(row("a", status="failed", error_code="truncated"), first)
     assert [path for path in cohort.root.rglob("*") if path.is_file() and path.suffix in (".jpg", ".json")] == []
@@ -84,7 +84,7 @@ def test_a_failed_slide_takes_its_old_files_with_it(cohort: Cohort) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "delete", "swap"])
-def test_verify_finds_what_was_done_to_a_file(cohort: Cohort, damage: str) -> None:
+def test_verify_finds_every_kind_of_damage(cohort: Cohort, damage: str) -> None:
     commit(cohort, "a")
     commit(cohort, "b", n=4)
     path = cohort.table("tiles", "a")
@@ -102,13 +102,13 @@ def test_verify_finds_what_was_done_to_a_file(cohort: Cohort, damage: str) -> No
     assert [problem.slide_id for problem in verify_cohort(cohort)] == ["a"]
 
 
-def test_verify_names_files_that_nobody_owns(cohort: Cohort) -> None:
+def test_verify_names_files_without_a_row(cohort: Cohort) -> None:
     commit(cohort, "a")
     write_parquet(tiles("x"), cohort.table("tiles", "x"))
     assert [problem.path.name for problem in verify_cohort(cohort)] == ["x.parquet"]
 
 
-def test_intact_looks_at_sizes_only(cohort: Cohort) -> None:
+def test_files_present_compares_sizes_only(cohort: Cohort) -> None:
     committed = commit(cohort, "a")
     cohort.thumbnail("a").write_bytes(b"longer than before")
     assert not cohort.files_present(committed)
@@ -126,7 +126,7 @@ def test_only_one_process_writes_at_a_time(cohort: Cohort) -> None:
     assert subprocess.run(command, capture_output=True).returncode == 0
 
 
-def test_a_holder_that_was_killed_leaves_no_lock(cohort: Cohort) -> None:
+def test_a_killed_process_leaves_no_lock(cohort: Cohort) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; from her2batch.store.cohort import Cohort\n"
         "with Cohort(Path(sys.argv[1])).lock(): os.kill(os.getpid(), signal.SIGKILL)"
@@ -150,7 +150,7 @@ with cohort.working():
 """
 
 
-def test_a_run_starts_when_the_last_workers_of_a_dead_one_have_ended(cohort: Cohort) -> None:
+def test_a_run_waits_for_workers_of_a_killed_run(cohort: Cohort) -> None:
     with cohort.lock() as held:  # and then the run dies, its worker does not
         command = [sys.executable, "-c", WORKER, str(cohort.root), held.holder]
         worker = subprocess.Popen(command, stdout=subprocess.PIPE)
@@ -161,7 +161,7 @@ def test_a_run_starts_when_the_last_workers_of_a_dead_one_have_ended(cohort: Coh
     worker.communicate()
 
 
-def test_a_worker_of_a_run_that_has_ended_writes_nothing_any_more(cohort: Cohort) -> None:
+def test_a_worker_of_an_ended_run_writes_nothing(cohort: Cohort) -> None:
     with cohort.lock() as first:
         pass
     time.sleep(1)
@@ -172,7 +172,7 @@ def test_a_worker_of_a_run_that_has_ended_writes_nothing_any_more(cohort: Cohort
             raise AssertionError
 
 
-def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(StoreError, match="is not a cohort"):
         Cohort(tmp_path).create(Plan())
@@ -184,7 +184,7 @@ def test_another_format_is_refused(cohort: Cohort) -> None:
         cohort.check()
 
 
-def test_status_says_when_a_seen_file_has_no_outcome(cohort: Cohort) -> None:
+def test_status_reports_a_file_without_an_outcome(cohort: Cohort) -> None:
     entry = {"path": "/s/a.svs", "bytes": 1, "mtime_ns": 1, "n_files": 1, "outcome": "slide", "slide_id": "a"}
     other = {**entry, "path": "/s/b.txt", "outcome": "ignored", "slide_id": None, "reason": "not a slide"}
     cohort.write_intake([entry, other])

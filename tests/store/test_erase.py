@@ -1,4 +1,4 @@
-"""A patient is forgotten: not a byte names them, the others are as they were, and they do not come back."""
+"""Tests of erase: no byte names the patient, other slides are unchanged, and erased slides do not come back."""
 
 import shutil
 from pathlib import Path
@@ -32,7 +32,7 @@ def patient_of(cohort: Cohort) -> tuple[str, list[str]]:
     return patient, sorted(one for one, row in rows.items() if row["patient_id"] == patient)
 
 
-def test_every_file_and_row_goes_and_nothing_else(cohort: Cohort, synthetic: Synthetic) -> None:
+def test_erase_deletes_every_file_and_row_of_the_patient_only(cohort: Cohort, synthetic: Synthetic) -> None:
     patient, ids = patient_of(cohort)
     (cohort.nights / "20260101-190000" / "report.html").write_text(f"<td>{ids[0]}</td>")
     (cohort.nights / "20260102-190000" / "report.html").write_text("<td>others</td>")
@@ -49,7 +49,7 @@ def test_every_file_and_row_goes_and_nothing_else(cohort: Cohort, synthetic: Syn
     assert {name for name in others if before[name] != after.get(name)} == {"labels.parquet"}
 
 
-def test_the_next_ingest_does_not_bring_them_back_nor_write_their_names(cohort: Cohort, synthetic: Synthetic) -> None:
+def test_the_next_ingest_ignores_erased_slides(cohort: Cohort, synthetic: Synthetic) -> None:
     patient, ids = patient_of(cohort)
     erase(cohort, patient, Pseudonymizer())
     summary = ingest(IngestRequest(synthetic.scans, cohort.root), Plan(), Resources(workers=0))
@@ -58,7 +58,7 @@ def test_the_next_ingest_does_not_bring_them_back_nor_write_their_names(cohort: 
     assert cohort_status(cohort).adds_up
 
 
-def test_forgetting_that_was_interrupted_goes_on(cohort: Cohort) -> None:
+def test_an_interrupted_erase_is_completed(cohort: Cohort) -> None:
     patient, ids = patient_of(cohort)
     for path in (cohort.table("tiles", ids[0]), cohort.thumbnail(ids[0])):  # so far it had come
         path.unlink()
@@ -67,7 +67,7 @@ def test_forgetting_that_was_interrupted_goes_on(cohort: Cohort) -> None:
     assert list(verify_cohort(cohort)) == []
 
 
-def test_a_damaged_table_of_another_does_not_stop_it(cohort: Cohort) -> None:
+def test_a_damaged_table_of_another_slide_does_not_stop_an_erase(cohort: Cohort) -> None:
     patient, _ = patient_of(cohort)
     other = next(one for one, row in cohort.rows().items() if row["patient_id"] != patient)
     cohort.table("tiles", other).write_bytes(b"PAR1 and nothing else")
@@ -75,7 +75,7 @@ def test_a_damaged_table_of_another_does_not_stop_it(cohort: Cohort) -> None:
     assert [one.slide_id for one in verify_cohort(cohort)] == [other]
 
 
-def test_names_are_found_in_packed_tables_and_only_whole(cohort: Cohort, tmp_path: Path) -> None:
+def test_identifiers_are_found_in_compressed_tables_as_whole_words(cohort: Cohort, tmp_path: Path) -> None:
     folder = tmp_path / "x"
     folder.mkdir()
     for name, text in (("a.txt", "of P12, slides"), ("b.txt", "P1, P3"), ("P1.txt", "")):
@@ -86,7 +86,7 @@ def test_names_are_found_in_packed_tables_and_only_whole(cohort: Cohort, tmp_pat
     assert {path.name for path in files_naming(folder, {patient_of(cohort)[0]})} == {"labels.parquet"}
 
 
-def test_runs_that_know_the_patient_are_named_and_left(cohort: Cohort, tmp_path: Path) -> None:
+def test_training_runs_that_name_the_patient_are_listed_and_kept(cohort: Cohort, tmp_path: Path) -> None:
     patient, ids = patient_of(cohort)
     (tmp_path / "run").mkdir()
     shutil.copy(cohort.table("slides", ids[0]), tmp_path / "run" / "predictions.parquet")
@@ -95,7 +95,7 @@ def test_runs_that_know_the_patient_are_named_and_left(cohort: Cohort, tmp_path:
     assert found.runs[0].exists()
 
 
-def test_pseudonyms_are_forgotten_by_the_name_behind_them(synthetic: Synthetic, tmp_path: Path) -> None:
+def test_erase_finds_the_pseudonym_of_a_patient(synthetic: Synthetic, tmp_path: Path) -> None:
     scans = tmp_path / "scans"
     scans.mkdir()
     for path in sorted(synthetic.scans.iterdir())[:3]:

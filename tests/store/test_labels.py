@@ -1,4 +1,4 @@
-"""Labels: read as they are meant, or refused with the line and the remedy; no contradiction settled silently."""
+"""Tests of labels: read, or refused with line and remedy; contradictions and reviews are reported."""
 
 from collections import Counter
 from pathlib import Path
@@ -17,7 +17,7 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_gaps_are_null_and_unknown_columns_are_left_out(tmp_path: Path) -> None:
+def test_empty_cells_are_null_and_unknown_columns_are_ignored(tmp_path: Path) -> None:
     table = read_labels(write(tmp_path, "slide_id,patient_id,her2,ish,mood\na,P1,2+,-,good\nb,P1,,,\n"))
     assert table.to_pylist()[0]["ish"] == "-"
     assert table.to_pylist()[1]["her2"] is None
@@ -33,7 +33,7 @@ def test_gaps_are_null_and_unknown_columns_are_left_out(tmp_path: Path) -> None:
         ("slide_id,her2\n,0\n", "line 2 has no slide_id"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, text: str, words: str) -> None:
+def test_errors_name_line_and_value(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         read_labels(write(tmp_path, text))
 
@@ -55,7 +55,7 @@ EVERY = labelled(*(("p", ihc, ish) for ihc in IHC_SCORES for ish in (None, "-", 
     ("her2-3way", {"0": 2, "low": 3, "high": 3}),
     ("her2-binary", {"negative": 5, "positive": 3}),
 ])  # fmt: skip
-def test_the_mapping_table(task: str, expected: dict[str, int]) -> None:
+def test_labels_map_to_the_classes_of_the_paper(task: str, expected: dict[str, int]) -> None:
     good, bad = label_slides(EVERY, task, {})
     assert Counter(good["truth"].to_pylist()) == expected
     assert [CLASSES[task][k] for k in good["label"].to_pylist()] == good["truth"].to_pylist()
@@ -63,12 +63,12 @@ def test_the_mapping_table(task: str, expected: dict[str, int]) -> None:
     assert reasons == {"contradiction": 3} | ({} if task == "her2-4way" else {"needs-ish": 1})
 
 
-def test_contradictions_stay_when_asked_for() -> None:
+def test_contradictions_are_kept_on_request() -> None:
     good, bad = label_slides(EVERY, "her2-4way", {}, keep_contradictions=True)
     assert (len(good), len(bad)) == (12, 0)
 
 
-def test_strata_are_the_finest_label() -> None:
+def test_the_stratum_is_the_finest_label() -> None:
     good, _ = label_slides(labelled(("a", "2+", "-"), ("b", "2+", "+"), ("c", "0", None)), "her2-3way", {})
     assert good["stratum"].to_pylist() == ["2+/-", "2+/+", "0/?"]
 
@@ -77,21 +77,21 @@ def test_strata_are_the_finest_label() -> None:
     ({"status": "failed", "error_code": "no-mpp"}, "failed"), ({"status": "done", "n_tiles": 0}, "no-tiles"),
     ({"status": "done", "n_tiles": 5, "stain": "er"}, "other-stain"),
 ])  # fmt: skip
-def test_slides_that_can_not_be_read_are_left_out_with_the_reason(slide: dict, reason: str) -> None:
+def test_slides_without_usable_tiles_are_excluded_with_the_reason(slide: dict, reason: str) -> None:
     good, bad = label_slides(labelled(("a", "3+", None)), "her2-3way", {"s0": slide})
     assert len(good) == 0
     assert bad["reason"].to_pylist() == [reason]
     assert "s0" in bad["words"].to_pylist()[0]
 
 
-def test_without_patients_each_slide_is_one() -> None:
+def test_without_patient_ids_each_slide_is_a_patient() -> None:
     good, _ = label_slides(labelled((None, "0", None), (None, "3+", None)), "her2-3way", {})
     assert good["patient_id"].to_pylist() == ["s0", "s1"]
 
 
 @pytest.mark.parametrize(("rows", "known", "words"), [
-    ((("a", "0", None),), {}, "s0, which the cohort does not hold"),
-    ((("a", "0", None),), {"s0": {"patient_id": "b"}}, "s0 is of patient a, in the cohort of b"),
+    ((("a", "0", None),), {}, "s0, which the cohort does not contain"),
+    ((("a", "0", None),), {"s0": {"patient_id": "b"}}, "s0 is of patient a here, but of patient b in the cohort"),
     ((("a", "0", None), (None, "0", None)), {f"s{k}": {"patient_id": None} for k in (0, 1)}, "s1 has no patient_id"),
 ])  # fmt: skip
 def test_labels_that_do_not_fit_the_cohort_are_refused(rows: tuple, known: dict, words: str) -> None:
@@ -119,14 +119,14 @@ def test_tcgas_clinical_table_is_read(tcga: Path) -> None:
     assert len(good) == 63
 
 
-def test_tcgas_patients_become_the_slides_that_bear_their_barcode(tcga: Path) -> None:
+def test_tcga_patients_are_matched_to_slides_by_barcode(tcga: Path) -> None:
     slides = ["tcga-4h-aaak-01Z-00-DX1", "TCGA-4H-AAAK-01A-01-TS1", "TCGA-ZZ-9999-01"]
     table = read_labels(tcga, slides)
     assert table["slide_id"].to_pylist() == sorted(slides[:2])
     assert set(table["patient_id"].to_pylist()) == {"TCGA-4H-AAAK"}
 
 
-def test_a_word_that_tcga_does_not_use_is_refused(tcga: Path, tmp_path: Path) -> None:
+def test_an_unknown_value_in_a_tcga_table_is_refused(tcga: Path, tmp_path: Path) -> None:
     lines = tcga.read_text().splitlines()
     column = lines[0].split("\t").index("her2_ihc_score")
     cells = lines[10].split("\t")
@@ -142,7 +142,7 @@ def entry(slide_id: str, label: str | None, number: int, task: str = "her2-4way"
             "reviewer": "A", **more}  # fmt: skip
 
 
-def test_the_newest_verdict_lies_over_the_label_and_what_differs_is_said() -> None:
+def test_the_newest_review_replaces_the_label_and_differences_are_reported() -> None:
     labels = pa.Table.from_pylist(
         [{"slide_id": one, "patient_id": f"P{one}", "her2": her2, "ish": ish, "er": "+"} for one, her2, ish in
          (("a", "1+", None), ("b", "2+", "+"), ("c", "3+", None), ("d", "0", None), ("e", "1+", None))], LABELS_SCHEMA
@@ -170,12 +170,12 @@ def test_the_newest_verdict_lies_over_the_label_and_what_differs_is_said() -> No
     }
     words = {row["slide_id"]: row["words"] for row in changes.to_pylist()}
     assert words == {
-        "a": "the labels said 1+; review 1 said 0 (her2-4way)",
+        "a": "the label was 1+; review 1 was 0 (her2-4way)",
         "b": None,
-        "c": "the labels said 3+",
-        "d": "the labels said +",
+        "c": "the label was 3+",
+        "d": "the label was +",
         "e": None,
-        "gone": "the cohort does not hold it",
+        "gone": "the cohort does not contain it",
         "new": None,
     }
     good, bad = label_slides(after, "her2-3way", rows)
@@ -185,16 +185,16 @@ def test_the_newest_verdict_lies_over_the_label_and_what_differs_is_said() -> No
     assert {row["slide_id"]: row["reason"] for row in bad.to_pylist()} == {"a": "needs-ish", "c": "needs-ish"}
 
 
-def test_a_class_that_names_no_score_takes_the_slide_out() -> None:
+def test_a_review_without_an_ihc_score_excludes_the_slide() -> None:
     labels = pa.Table.from_pylist([{"slide_id": one, "her2": "0"} for one in "ab"], LABELS_SCHEMA)
     entries = [entry("a", "low", 1, task="her2-3way"), entry("b", "0", 2, task="her2-3way")]
     after, changes = apply_reviews(labels, entries, {"a": {}, "b": {}})
     assert [row["her2"] for row in after.to_pylist()] == [None, "0"]
-    assert [row["words"] for row in changes.to_pylist()] == ["the labels said 0; low names no IHC score", None]
+    assert [row["words"] for row in changes.to_pylist()] == ["the label was 0; low is not an IHC score", None]
 
 
-def test_a_slide_without_a_patient_is_not_added_to_those_that_have_one() -> None:
+def test_a_reviewed_slide_without_a_patient_is_not_added() -> None:
     labels = pa.Table.from_pylist([{"slide_id": "a", "patient_id": "P1", "her2": "0"}], LABELS_SCHEMA)
     after, changes = apply_reviews(labels, [entry("b", "3+", 1)], {"a": {}, "b": {"patient_id": None}})
     assert [row["slide_id"] for row in after.to_pylist()] == ["a"]
-    assert [row["words"] for row in changes.to_pylist()] == ["its patient is not known: label it"]
+    assert [row["words"] for row in changes.to_pylist()] == ["its patient is not known: add it to the labels"]

@@ -1,4 +1,4 @@
-"""The counts of a scan: the sum, and its sentence, for every summary that has them."""
+"""Tests of outcome counts: their sum and their text, for every summary that has them."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Names: safe as file names, and keyed where nobody may read them."""
+"""Slide ids, pseudonyms, and cells of CSV files that no spreadsheet runs as a formula."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def test_a_slide_id_is_always_a_plain_file_name(stem: str) -> None:
     assert name[0] not in ".-"
 
 
-def test_a_key_makes_stable_names_that_nobody_can_guess() -> None:
+def test_a_key_gives_stable_pseudonyms() -> None:
     names, others = Pseudonymizer(b"k" * 32), Pseudonymizer(b"o" * 32)
     assert names.slide("Jane Doe") == names.slide("Jane Doe")
     assert names.slide("Jane Doe") != others.slide("Jane Doe")
@@ -29,7 +29,7 @@ def test_a_key_makes_stable_names_that_nobody_can_guess() -> None:
 
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
     key = tmp_path / "key"
-    with pytest.raises(InputError, match="no key file"):
+    with pytest.raises(InputError, match="no such key file"):
         read_key(key)
     key.write_bytes(b"x" * 32)
     key.chmod(0o644)
@@ -61,18 +61,18 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
         "-1\n",
     ],
 )
-def test_what_a_spreadsheet_would_run_is_quoted(text: str) -> None:
+def test_formulas_are_quoted(text: str) -> None:
     assert escape_formula(text) == f"'{text}"
 
 
 @pytest.mark.parametrize(
     "text", ["", "-", "+", "-3", "+3", "-3.25", "-1e-05", "2+", "3+", "S1", "S-1", "a=b", "ä@b", "'=1"]
 )
-def test_labels_and_numbers_stay_what_they_are(text: str) -> None:
+def test_labels_and_numbers_are_not_quoted(text: str) -> None:
     assert escape_formula(text) == text
 
 
 @given(st.text(max_size=40))
-def test_no_cell_that_was_quoted_is_quoted_again(text: str) -> None:
+def test_a_quoted_cell_is_not_quoted_again(text: str) -> None:
     assert escape_formula(escape_formula(text)) == escape_formula(text)
     assert escape_formula(text).removeprefix("'") == text.removeprefix("'")

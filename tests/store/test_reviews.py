@@ -1,4 +1,4 @@
-"""Reviews: a chain that only grows, whose every change shows, and that a forgotten patient's entries leave whole."""
+"""Tests of reviews: a chain that only grows; every change is found; erased reviews leave it intact."""
 
 import os
 import re
@@ -44,21 +44,21 @@ def agreeing(slide_id: str = "S1", **more: str | None) -> Review:
     return replace(review, **more)
 
 
-def wrongs(cohort: Cohort) -> list[str]:
+def chain_problems(cohort: Cohort) -> list[str]:
     return [one.message for one in verify_cohort(cohort)]
 
 
-def test_entries_follow_each_other(cohort: Cohort) -> None:
+def test_each_review_follows_the_one_before(cohort: Cohort) -> None:
     first = reviews.append_review(cohort, agreeing())
     second = reviews.append_review(cohort, agreeing("S2", verdict="change", label="2+", comment=" rim only "))
     assert (first["number"], first["previous_sha256"]) == (1, "0" * 64)
     assert (second["number"], second["previous_sha256"], second["comment"]) == (2, first["sha256"], "rim only")
     assert reviews.read_reviews(cohort) == [first, second]
     assert reviews.chain_head(cohort) == (2, second["sha256"])
-    assert wrongs(cohort) == []
+    assert chain_problems(cohort) == []
 
 
-def test_any_parquet_reader_sees_them_as_one_table(cohort: Cohort) -> None:
+def test_duckdb_reads_reviews_as_one_table(cohort: Cohort) -> None:
     import duckdb
 
     for slide_id in SLIDES:
@@ -84,7 +84,7 @@ def test_any_parquet_reader_sees_them_as_one_table(cohort: Cohort) -> None:
         {"slide_id": "S9"},
     ],
 )
-def test_a_verdict_that_says_nothing_is_refused(cohort: Cohort, more: dict[str, str | None]) -> None:
+def test_an_invalid_review_is_refused(cohort: Cohort, more: dict[str, str | None]) -> None:
     with pytest.raises(InputError):
         reviews.append_review(cohort, agreeing(**more))
     assert reviews.read_reviews(cohort) == []
@@ -95,7 +95,7 @@ def _many(root: Path, count: int) -> None:
         reviews.append_review(Cohort(root), agreeing())
 
 
-def test_writers_in_several_processes_never_fork_the_chain(cohort: Cohort) -> None:
+def test_parallel_writers_do_not_fork_the_chain(cohort: Cohort) -> None:
     with ThreadPoolExecutor(2) as pool:
         workers = [get_context("spawn").Process(target=_many, args=(cohort.root, 8)) for _ in range(2)]
         for one in workers:
@@ -104,7 +104,7 @@ def test_writers_in_several_processes_never_fork_the_chain(cohort: Cohort) -> No
         for one in workers:
             one.join()
     assert [one["number"] for one in reviews.read_reviews(cohort)] == list(range(1, 29))
-    assert wrongs(cohort) == []
+    assert chain_problems(cohort) == []
 
 
 KILLED = """
@@ -129,14 +129,14 @@ reviews.append_review(Cohort(Path(sys.argv[1])), agreeing("S2"))
 """
 
 
-def test_killed_at_any_step_an_entry_is_whole_or_absent(cohort: Cohort) -> None:
+def test_a_review_is_complete_or_absent_after_a_kill(cohort: Cohort) -> None:
     reviews.append_review(cohort, agreeing())
     for fatal in range(1, 20):
         before = len(reviews.read_reviews(cohort))
         command = [sys.executable, "-c", KILLED, str(cohort.root), str(fatal)]
         ended = subprocess.run(command, cwd=Path(__file__).parents[2], env=dict(os.environ), check=False)
         assert len(reviews.read_reviews(cohort)) - before in (0, 1)
-        assert wrongs(cohort) == []
+        assert chain_problems(cohort) == []
         if ended.returncode == 0:
             break
         assert ended.returncode == -signal.SIGKILL
@@ -150,7 +150,7 @@ def changed(cohort: Cohort, place: int, **more: object) -> None:
     write_parquet(pa.Table.from_pylist([entry], schemas.table_schema("reviews")), path)
 
 
-def test_every_change_shows(cohort: Cohort) -> None:
+def test_verify_finds_every_change_of_a_review(cohort: Cohort) -> None:
     for slide_id in SLIDES:
         reviews.append_review(cohort, agreeing(slide_id))
     shutil.copytree(reviews.reviews_folder(cohort), cohort.root / "kept")
@@ -160,26 +160,26 @@ def test_every_change_shows(cohort: Cohort) -> None:
         shutil.copytree(cohort.root / "kept", reviews.reviews_folder(cohort))
 
     changed(cohort, 2, label="3+")
-    assert wrongs(cohort) == ["what it says was changed after it was written"]
+    assert chain_problems(cohort) == ["its content was changed after it was written"]
     restored()
     changed(cohort, 2, sha256="1" * 64)
-    assert wrongs(cohort)[0] == "its hash is not that of its content"
+    assert chain_problems(cohort)[0] == "its hash is not that of its content"
     restored()
     (reviews.reviews_folder(cohort) / "00000002.parquet").unlink()
-    assert wrongs(cohort) == ["review 2 is missing before it"]
+    assert chain_problems(cohort) == ["review 2 is missing before it"]
     restored()
     (reviews.reviews_folder(cohort) / "00000002.parquet").write_bytes(b"PAR1")
-    assert wrongs(cohort)[0].startswith("can't be read as Parquet")
+    assert chain_problems(cohort)[0].startswith("can't be read as Parquet")
     restored()
     second = read_parquet(reviews.reviews_folder(cohort) / "00000002.parquet").to_pylist()[0]
     forged = reviews._chained(
-        2, second["previous_sha256"], {name: second[name] for name in reviews.BODY} | {"label": "3+"}
+        2, second["previous_sha256"], {name: second[name] for name in reviews.CONTENT} | {"label": "3+"}
     )
     changed(cohort, 2, **forged)
-    assert wrongs(cohort) == ["does not follow the review before it: the chain is broken here"]
+    assert chain_problems(cohort) == ["does not follow the review before it: the chain is broken here"]
 
 
-def test_a_forgotten_patients_entries_are_emptied_and_the_chain_holds(cohort: Cohort) -> None:
+def test_erased_reviews_are_empty_and_the_chain_is_intact(cohort: Cohort) -> None:
     reviews.append_review(cohort, agreeing("S1", comment="secret"))
     reviews.append_review(cohort, agreeing("S3", comment="as in S2"))
     last = reviews.append_review(cohort, agreeing("S3"))
@@ -190,12 +190,12 @@ def test_a_forgotten_patients_entries_are_emptied_and_the_chain_holds(cohort: Co
     assert {name for name, value in entries[0].items() if value is not None} == {"number", *reviews.HASHES}
     assert entries[2] == last
     assert list(files_naming(cohort.root, {"S1", "P1", "secret", "S2"})) == []
-    assert wrongs(cohort) == []
+    assert chain_problems(cohort) == []
     assert reviews.append_review(cohort, agreeing("S3"))["number"] == 4
-    assert wrongs(cohort) == []
+    assert chain_problems(cohort) == []
 
 
-def test_the_newest_verdict_of_a_slide_counts(cohort: Cohort) -> None:
+def test_the_newest_review_of_a_slide_counts(cohort: Cohort) -> None:
     for label in ("2+", "3+"):
         reviews.append_review(cohort, agreeing(verdict="change", label=label))
     reviews.append_review(cohort, agreeing("S2", verdict="needs-ish", label=None))

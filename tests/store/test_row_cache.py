@@ -1,4 +1,4 @@
-"""Memos: whatever happens to them, what is read is what lies in the files."""
+"""Tests of the row cache: whatever happens to it, rows are those in the files."""
 
 import os
 from collections.abc import Iterator
@@ -46,13 +46,13 @@ def spoil(path: Path) -> None:
     os.utime(path, ns=(0, facts.st_mtime_ns))
 
 
-def test_a_memo_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_cache_is_read_back_unchanged(tmp_path: Path) -> None:
     save_cache(tmp_path / "x.memo", TABLE)
     assert load_cache(tmp_path / "x.memo", SCHEMA).equals(TABLE)
 
 
 @given(st.data())
-def test_no_damage_to_a_memo_is_believed(data: st.DataObject) -> None:
+def test_a_damaged_cache_counts_as_empty(data: st.DataObject) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "x.memo"
         save_cache(path, TABLE)
@@ -64,13 +64,13 @@ def test_no_damage_to_a_memo_is_believed(data: st.DataObject) -> None:
         assert load_cache(path, SCHEMA).num_rows == 0
 
 
-def test_a_memo_of_other_columns_or_none_is_empty(tmp_path: Path) -> None:
+def test_a_cache_with_other_columns_counts_as_empty(tmp_path: Path) -> None:
     save_cache(tmp_path / "x.memo", TABLE)
     assert load_cache(tmp_path / "x.memo", schemas.table_schema("looks")).num_rows == 0
     assert load_cache(tmp_path / "none.memo", SCHEMA).equals(SCHEMA.empty_table())
 
 
-def test_a_disk_that_refuses_a_memo_stops_nothing(tmp_path: Path) -> None:
+def test_a_write_error_of_a_cache_is_ignored(tmp_path: Path) -> None:
     save_cache(tmp_path / "no such folder" / "x.memo", TABLE)
     assert list(tmp_path.iterdir()) == []
 
@@ -86,7 +86,7 @@ STEPS = st.tuples(
 @settings(max_examples=40, deadline=None)
 @example([("write", "a", 1, 0), ("remember", "a", 1, 0), ("write", "a", 2, 0)])
 @given(st.lists(STEPS, max_size=14))
-def test_rows_are_the_same_with_a_memo_of_any_age_and_without(steps: list[tuple[str, str, int, int]]) -> None:
+def test_rows_are_the_same_with_and_without_a_cache(steps: list[tuple[str, str, int, int]]) -> None:
     clock = 1000
     with fresh_cohort() as cohort:
         for what, slide_id, number, seconds in steps:
@@ -109,7 +109,7 @@ def test_rows_are_the_same_with_a_memo_of_any_age_and_without(steps: list[tuple[
             assert cohort.rows() == cohort.reread_rows()
 
 
-def test_a_row_that_is_remembered_is_not_opened() -> None:
+def test_a_cached_row_is_not_opened() -> None:
     with fresh_cohort() as cohort:
         paths = [put(cohort, name, 3, k * 10) for k, name in enumerate("abc")]
         before = cohort.rows()
@@ -120,7 +120,7 @@ def test_a_row_that_is_remembered_is_not_opened() -> None:
         assert list(cohort.reread_rows()) == ["c"]
 
 
-def test_a_row_of_the_last_two_seconds_is_not_remembered_yet() -> None:
+def test_a_row_of_the_last_two_seconds_is_not_cached() -> None:
     with fresh_cohort() as cohort:
         put(cohort, "old", 3, 0)
         put(cohort, "new", 3, SETTLED_NS // 10**9 + 1)
@@ -140,7 +140,7 @@ def test_reading_writes_nothing() -> None:
 
 
 @pytest.mark.parametrize("column", ["blur", "files"])
-def test_a_row_that_lacks_a_column_has_null_there(column: str) -> None:
+def test_a_missing_column_of_an_old_row_is_null(column: str) -> None:
     with fresh_cohort() as cohort:
         path = put(cohort, "a", 3, 0)
         table = cohort.read("slides", "a")

@@ -1,4 +1,4 @@
-"""A run's journal: JSON lines that can be read while they are written."""
+"""Tests of the run log: JSON lines that can be read while they are written."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_a_run_is_one_file_of_json_lines(cohort: Cohort) -> None:
     assert found[0]["at"].endswith("+00:00")
 
 
-def test_the_latest_run_is_read_from_where_one_was(cohort: Cohort) -> None:
+def test_the_latest_log_is_read_from_a_position_on(cohort: Cohort) -> None:
     for run in ("ingest-20260102T000000Z", "ingest-20260101T000000Z"):
         with RunLog(cohort, run) as journal:
             journal.write("started", run=run)
@@ -38,7 +38,7 @@ def test_the_latest_run_is_read_from_where_one_was(cohort: Cohort) -> None:
     assert list(log_entries(latest_log(cohort), found[-1][0])) == []
 
 
-def test_what_stops_a_run_is_its_last_line(cohort: Cohort) -> None:
+def test_an_error_is_the_last_line_of_the_log(cohort: Cohort) -> None:
     with pytest.raises(ValueError, match="odd"), RunLog(cohort, "ingest-x"):
         raise ValueError("odd")
     assert [event["error"] for _, event in log_entries(latest_log(cohort))] == ["ValueError"]

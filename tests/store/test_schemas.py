@@ -1,4 +1,4 @@
-"""Schemas: the contract's columns, in one place."""
+"""Tests of the schemas: the columns of the contract, in one place."""
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +9,7 @@ from her2batch.store import schemas
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
 
 
-def test_the_contracts_columns_are_there_with_their_types() -> None:
+def test_tables_have_the_columns_of_the_contract() -> None:
     tiles = schemas.table_schema("tiles")
     assert tiles.names == ["slide_id", "tile", "x", "y", "size", "tissue", "dab", "blur"]
     assert [str(tiles.field(name).type) for name in ("tile", "x", "tissue")] == ["int32", "int32", "float"]
@@ -18,22 +18,22 @@ def test_the_contracts_columns_are_there_with_their_types() -> None:
     assert schemas.table_schema("predictions").names[: len(wanted)] == wanted
 
 
-def test_the_membrane_table_has_the_figures_that_are_measured() -> None:
+def test_the_membrane_table_has_the_measured_columns() -> None:
     assert tuple(schemas.table_schema("membrane").names[2:]) == MEMBRANE_COLUMNS
 
 
-def test_tables_hold_plain_arrow_types_only() -> None:
+def test_tables_have_standard_arrow_types_only() -> None:
     for name in schemas.TABLES:
         for field in schemas.table_schema(name, 8 if name == "embeddings" else None):
             assert not isinstance(field.type, pa.ExtensionType)
 
 
-def test_a_table_that_lacks_a_column_is_refused() -> None:
+def test_a_table_without_a_column_is_refused() -> None:
     with pytest.raises(InputError, match=r"table tiles lacks \['blur'"):
         schemas.conform_to_schema(pa.table({"slide_id": ["a"]}), "tiles")
 
 
-def test_embeddings_keep_their_length() -> None:
+def test_embeddings_have_a_fixed_length() -> None:
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(12, np.float16)), 4)
     table = schemas.embeddings_table("a", pa.array(np.arange(3, dtype=np.int32)), vectors)
     assert table.num_rows == 3

@@ -1,4 +1,4 @@
-"""A run on disk: begun once, taken up with the same settings only, its units committed last."""
+"""Tests of the run folder: resumed with the same settings only; predictions commit a unit."""
 
 import multiprocessing
 from pathlib import Path
@@ -12,7 +12,7 @@ from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit
 UNIT = Unit("her2-3way", "clam-sb", "timm:resnet18.a1_in1k", 3)
 
 
-def test_a_run_is_taken_up_with_the_settings_it_began_with(tmp_path: Path) -> None:
+def test_a_run_resumes_with_the_same_settings_only(tmp_path: Path) -> None:
     run = TrainingRun(tmp_path / "run")
     run.open_or_create({"training": {"folds": 10, "seed": 0}})
     run.open_or_create({"training": {"folds": 10, "seed": 0}})
@@ -21,7 +21,7 @@ def test_a_run_is_taken_up_with_the_settings_it_began_with(tmp_path: Path) -> No
         run.open_or_create({"training": {"folds": 5, "seed": 0}, "weights": "w"})
 
 
-def test_a_run_that_trained_nothing_gives_way(tmp_path: Path) -> None:
+def test_a_run_that_trained_nothing_is_replaced(tmp_path: Path) -> None:
     """It may have stopped on what it was given; the next command gives something else."""
     run = TrainingRun(tmp_path / "run")
     run.open_or_create({"labels": "wrong.csv"})
@@ -31,21 +31,21 @@ def test_a_run_that_trained_nothing_gives_way(tmp_path: Path) -> None:
     assert not run.table("folds").exists()
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").touch()
-    with pytest.raises(StoreError, match="no run"):
+    with pytest.raises(StoreError, match="is not a run"):
         TrainingRun(tmp_path).open_or_create({})
-    with pytest.raises(InputError, match="no run here"):
+    with pytest.raises(InputError, match="no training run here"):
         TrainingRun(tmp_path).read_settings()
     (tmp_path / "run.toml").write_text("format = 99")
     with pytest.raises(InputError, match="format 99"):
         TrainingRun(tmp_path).read_settings()
     (tmp_path / "run.toml").write_text("format = ")
-    with pytest.raises(InputError, match="no TOML"):
+    with pytest.raises(InputError, match="not valid TOML"):
         TrainingRun(tmp_path).read_settings()
 
 
-def test_units_have_names_that_any_disk_takes() -> None:
+def test_unit_names_are_valid_file_names() -> None:
     assert UNIT.name == "her2-3way.clam-sb.timm-resnet18.a1_in1k.03"
     assert Unit("er", "vit-base", "thumbnail-224", FINAL_FOLD).name == "er.vit-base.thumbnail-224.final"
 
