@@ -1,7 +1,7 @@
-"""Every table and every column of a cohort, with its description and unit. The only place.
+"""Schemas of all tables: each column with its Arrow type, its description and its unit.
 
-`docs/tables.md` is generated from here. A table is one Parquet file a slide, `tables/NAME/SLIDE.parquet`; NAME is the
-key below, for some with the name of what made it (`embeddings/uni`).
+`docs/tables.md` is generated from this module. A table has one Parquet file per slide, `tables/NAME/SLIDE.parquet`.
+NAME is a key of TABLES, for some tables followed by what made the rows (`embeddings/uni`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FILES_TYPE = pa.list_(pa.struct([("path", TEXT), ("bytes", I64), ("sha256", TEXT
 
 @dataclass(frozen=True)
 class Column:
-    """A column: name, Arrow type and what it holds, with its unit."""
+    """A column: its name, Arrow type and description, with the unit."""
 
     name: str
     type: pa.DataType
@@ -26,48 +26,50 @@ class Column:
 
 
 SLIDE_COLUMNS = (
-    Column("slide_id", TEXT, "the file's stem, made safe and unique; a keyed hash with --pseudonymize"),
+    Column("slide_id", TEXT, "file name without suffix, made unique; a keyed hash with --pseudonymize"),
     Column("patient_id", TEXT, "from the labels; null without"),
     Column(
-        "stain", TEXT, "her2 · er · pr · ki67 from the labels; otherwise what is seen: he, or ihc (marker not known)"
+        "stain",
+        TEXT,
+        "her2 · er · pr · ki67 · he · ihc from the labels; without: he or ihc (unknown marker), from the colours",
     ),
-    Column("path", TEXT, "the slide file; null with --pseudonymize"),
-    Column("sha256", TEXT, "of the file's content; of several files, of their sorted digests"),
+    Column("path", TEXT, "path of the slide file; null with --pseudonymize"),
+    Column("sha256", TEXT, "SHA-256 of the slide file; of several files, SHA-256 of their sorted digests"),
     Column("bytes", I64, "size of all files of the slide"),
     Column("format", TEXT, "aperio, philips, generic-tiff, ome-tiff, hamamatsu, dicom, …"),
     Column("reader", TEXT, "tiff · cucim · openslide"),
     Column("width", I32, "level-0 px"),
     Column("height", I32, "level-0 px"),
-    Column("level_downsamples", pa.list_(pa.float64()), "level-0 px per px of each level"),
+    Column("level_downsamples", pa.list_(pa.float64()), "level-0 px per px of each level of the slide file"),
     Column("mpp", pa.float64(), "µm per level-0 px"),
     Column("mpp_source", TEXT, "file · objective · override"),
     Column("objective", F32, "magnification of the scan"),
     Column("tissue_mm2", F32, "area of tissue, mm²"),
-    Column("tissue_method", TEXT, "the segmentation that was used: the first, or its fallback"),
-    Column("tissue_disagreement", F32, "1 − Dice of the two segmentations"),
-    Column("n_tiles", I32, "tiles of the tiles table"),
-    Column("blank_tiles", I32, "tiles inside tissue that hold no image"),
-    Column("flags", pa.list_(TEXT), "quality flags: what to look at"),
+    Column("tissue_method", TEXT, "segmentation that was used: the first method or the fallback"),
+    Column("tissue_disagreement", F32, "1 − Dice coefficient of the two segmentations"),
+    Column("n_tiles", I32, "number of tiles in the table tiles"),
+    Column("blank_tiles", I32, "number of tiles inside tissue that have no image"),
+    Column("flags", pa.list_(TEXT), "quality flags"),
     Column("blur", F32, "share of tissue out of focus"),
     Column("pen", F32, "share of the slide under pen ink"),
-    Column("saturated", F32, "share of tissue px with a clipped channel"),
+    Column("saturated", F32, "share of the tissue px with a clipped channel"),
     Column("background", F32, "grey value of the background, 0–255"),
     Column("status", TEXT, "done · failed"),
     Column("error_code", TEXT, "null when done"),
-    Column("error", TEXT, "what failed, in which file, and the remedy"),
-    Column("plan_id", TEXT, "names the settings that decided the result"),
-    Column("files", FILES_TYPE, "every other file of this slide in the store"),
+    Column("error", TEXT, "file, what failed, and the remedy; null when done"),
+    Column("plan_id", TEXT, "id of the plan: the settings that decide the results"),
+    Column("files", FILES_TYPE, "path, size and SHA-256 of every other file of the slide in the cohort"),
 )
 
 TILE_COLUMNS = (
     Column("slide_id", TEXT, "key"),
-    Column("tile", I32, "number in row-major order, from 0"),
+    Column("tile", I32, "number of the tile in row-major order, from 0"),
     Column("x", I32, "left, level-0 px"),
     Column("y", I32, "top, level-0 px"),
     Column("size", I32, "edge, level-0 px"),
     Column("tissue", F32, "share of the tile that is tissue, 0–1"),
     Column("dab", F32, "mean optical density of DAB, base 10"),
-    Column("blur", F32, "blur figure of the tile; see docs/stain-encoder.md"),
+    Column("blur", F32, "blur measure of the tile; see docs/stain-encoder.md"),
 )
 
 PATCH_COLUMNS = (
@@ -91,93 +93,97 @@ PREDICTION_COLUMNS = (
     Column("slide_id", TEXT, "key"),
     Column("patient_id", TEXT, "from the labels; null without"),
     Column("task", TEXT, "her2-4way · her2-3way · her2-binary · er · pr"),
-    Column("method", TEXT, "membrane, or a trained method of the bundle"),
+    Column("method", TEXT, "membrane (the rule), or a trained method of the bundle"),
     Column("classes", pa.list_(TEXT), "the task's classes, in order"),
     Column("p", pa.list_(F32), "probability of each class"),
-    Column("predicted", TEXT, "the class"),
-    Column("plausible", pa.list_(TEXT), "classes that can't be ruled out"),
-    Column("review", pa.bool_(), "a pathologist should look first"),
-    Column("reasons", pa.list_(TEXT), "why, in stable words"),
-    Column("score", F32, "continuous score, 0–3; the membrane rule's, else null"),
+    Column("predicted", TEXT, "most likely class; of the rule, the class by the guideline"),
+    Column("plausible", pa.list_(TEXT), "classes that can't be ruled out, with the predicted one"),
+    Column("review", pa.bool_(), "a pathologist should review the slide"),
+    Column("reasons", pa.list_(TEXT), "reasons for a review, as stable words"),
+    Column("score", F32, "continuous score of the membrane rule, 0–3; null for other methods"),
 )
 
 SLIDE_ATTENTION_COLUMNS = (
     Column("slide_id", TEXT, "key"),
     Column("task", TEXT, "as in predictions"),
     Column("method", TEXT, "as in predictions"),
-    Column("input", TEXT, "the encoder whose embeddings were read"),
+    Column("input", TEXT, "encoder of the embeddings"),
     Column("tile", I32, "as in tiles"),
-    Column("attention", F32, "the tile's share of the attention for the slide's most likely class; their sum is 1"),
+    Column("attention", F32, "share of the tile in the attention for the most likely class; the sum over tiles is 1"),
 )
 
 INTAKE_COLUMNS = (
-    Column("path", TEXT, "the file seen; a keyed hash with --pseudonymize"),
-    Column("bytes", I64, "size, with its members"),
-    Column("mtime_ns", I64, "time of last change, with its members the latest"),
-    Column("n_files", I32, "files of this slide (MRXS, DICOM: more than one)"),
-    Column("sha256", TEXT, "content; null where nothing asked for it"),
+    Column("path", TEXT, "path of the file; a keyed hash with --pseudonymize"),
+    Column("bytes", I64, "size of all files of the slide"),
+    Column("mtime_ns", I64, "latest modification time of the files"),
+    Column("n_files", I32, "number of files (MRXS and DICOM: more than one)"),
+    Column("sha256", TEXT, "of the content; null if it was not needed"),
     Column("outcome", TEXT, "slide · duplicate · ignored · deferred (left to the next run)"),
-    Column("slide_id", TEXT, "the slide it is, or is a copy of"),
-    Column("reason", TEXT, "why ignored or deferred, or what it is a copy of"),
+    Column("slide_id", TEXT, "the slide, or the slide of which the file is a copy"),
+    Column("reason", TEXT, "why the file is ignored or deferred, or of which it is a copy"),
 )
 
 TIME_COLUMNS = (
     Column("slide_id", TEXT, "key"),
     Column("status", TEXT, "done · failed"),
-    Column("host", TEXT, "where the slide was finished"),
-    Column("pid", I32, "the worker's process"),
-    Column("finished", pa.timestamp("ms", tz="UTC"), "when"),
-    Column("seconds", pa.float64(), "work in all its calls"),
-    Column("stages", pa.map_(TEXT, pa.float64()), "seconds a stage"),
+    Column("host", TEXT, "machine on which the slide was finished"),
+    Column("pid", I32, "process id of the worker"),
+    Column("finished", pa.timestamp("ms", tz="UTC"), "time at which the slide was finished"),
+    Column("seconds", pa.float64(), "computing time of all worker calls"),
+    Column("stages", pa.map_(TEXT, pa.float64()), "seconds per stage"),
 )
 
 PROBE_COLUMNS = (
-    Column("path", TEXT, "the file, as in the intake table"),
-    Column("rules", I32, "number of the rules by which it was judged"),
-    Column("bytes", I64, "size then"),
-    Column("mtime_ns", I64, "time of last change then"),
+    Column("path", TEXT, "path, as in the intake table"),
+    Column("rules", I32, "version of the rules that were applied"),
+    Column("bytes", I64, "size when it was opened"),
+    Column("mtime_ns", I64, "modification time when it was opened"),
     Column("kind", TEXT, "tiff · dicom · czi · mirax · hamamatsu · named; null: no slide"),
-    Column("belongs", pa.list_(TEXT), "DICOM: its series; VMS: the files it names; as in path"),
+    Column("belongs", pa.list_(TEXT), "DICOM: series; VMS: files that it names, as in path"),
 )
-"""What a search found in the files it opened: a memo, no table of the cohort."""
+"""Results of the search for slides, cached in `tables/runs/looks.memo`; not a table of the cohort."""
 
 MEMBRANE_COLUMNS = (
     Column("slide_id", TEXT, "key"),
     Column("tile", I32, "as in tiles"),
-    Column("cells", F32, "share of the tile among nuclei or membranes: cellular area, the whole of the shares below"),
-    Column("faint", F32, "share of it with faint membranes or stronger, complete or not"),
-    Column("moderate", F32, "share of it with moderate membranes or stronger, complete or not"),
-    Column("intense", F32, "share of it with intense membranes, complete or not"),
-    Column("faint_complete", F32, "share of it with complete membranes, faint or stronger"),
-    Column("moderate_complete", F32, "share of it with complete membranes, moderate or stronger"),
-    Column("intense_complete", F32, "share of it with complete, intense membranes"),
+    Column(
+        "cells",
+        F32,
+        "share of the tile that is cellular area, in or around nuclei; the shares below are shares of this area",
+    ),
+    Column("faint", F32, "share with faint or stronger membranes, complete or not"),
+    Column("moderate", F32, "share with moderate or stronger membranes, complete or not"),
+    Column("intense", F32, "share with intense membranes, complete or not"),
+    Column("faint_complete", F32, "share with complete membranes, faint or stronger"),
+    Column("moderate_complete", F32, "share with complete membranes, moderate or stronger"),
+    Column("intense_complete", F32, "share with complete, intense membranes"),
 )
 
 EMBEDDING_COLUMNS = (
     Column("slide_id", TEXT, "key"),
     Column("tile", I32, "as in tiles"),
-    Column("embedding", pa.list_(pa.float16()), "fixed_size_list<float16, D>; D as the encoder has it"),
+    Column("embedding", pa.list_(pa.float16()), "vector of the encoder's length D: fixed_size_list<float16, D>"),
 )
 
 REVIEW_COLUMNS = (
-    Column("number", I32, "position in the chain, from 1"),
-    Column("time", pa.timestamp("ms", tz="UTC"), "when it was said"),
-    Column("reviewer", TEXT, "who said it, as they called themselves; personal data of staff"),
-    Column("slide_id", TEXT, "key; null in an entry that was emptied, as are all columns but number and hashes"),
-    Column("bundle", TEXT, "of the prediction that was seen: membrane, or a bundle's id"),
-    Column("task", TEXT, "of the prediction that was seen"),
-    Column("method", TEXT, "of the prediction that was seen"),
-    Column("predicted", TEXT, "the class that was predicted"),
+    Column("number", I32, "number of the entry in the chain, from 1"),
+    Column("time", pa.timestamp("ms", tz="UTC"), "time of the review"),
+    Column("reviewer", TEXT, "name that the reviewer gave; personal data of staff"),
+    Column("slide_id", TEXT, "key; null in the entry of an erased patient, as are all columns but number and hashes"),
+    Column("bundle", TEXT, "of the reviewed prediction: membrane, or the id of a bundle"),
+    Column("task", TEXT, "of the reviewed prediction"),
+    Column("method", TEXT, "of the reviewed prediction"),
+    Column("predicted", TEXT, "predicted class"),
     Column("verdict", TEXT, "agree · change · needs-ish"),
-    Column("label", TEXT, "the class in the reviewer's eyes; null with needs-ish"),
-    Column("comment", TEXT, "in the reviewer's words"),
-    Column("row_sha256", TEXT, "of the slide's row file as it was then"),
-    Column("salt", TEXT, "random, so that nothing can be guessed from body_sha256 once the rest is gone"),
-    Column("body_sha256", TEXT, "of the columns time … salt as JSON"),
-    Column("previous_sha256", TEXT, "sha256 of the entry before; zeros for the first"),
-    Column("sha256", TEXT, "of number, previous_sha256 and body_sha256, a line each"),
+    Column("label", TEXT, "class that the reviewer sees; null with needs-ish"),
+    Column("comment", TEXT, "comment of the reviewer"),
+    Column("row_sha256", TEXT, "SHA-256 of the slide's row file at the time of the review"),
+    Column("salt", TEXT, "random text, so that an erased review can't be guessed from body_sha256"),
+    Column("body_sha256", TEXT, "SHA-256 of the columns time … salt as JSON"),
+    Column("previous_sha256", TEXT, "sha256 of the previous entry; zeros for the first"),
+    Column("sha256", TEXT, "SHA-256 of number, previous_sha256 and body_sha256, one per line"),
 )
-"""What pathologists said: one file an entry, tables/reviews/NUMBER.parquet. See `reviews`."""
+"""Reviews by pathologists: one file per entry, tables/reviews/NUMBER.parquet. See `reviews`."""
 
 TABLES: dict[str, tuple[Column, ...]] = {
     "slides": SLIDE_COLUMNS,
@@ -189,13 +195,13 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "predictions": PREDICTION_COLUMNS,
     "attention": SLIDE_ATTENTION_COLUMNS,
 }
-"""Tables with one file a slide. The row of `slides` commits the others."""
+"""Tables with one file per slide. The row of `slides` commits the other files."""
 
 FOLD_COLUMNS = (
     Column("task", TEXT, "her2-4way · her2-3way · her2-binary · er · pr"),
-    Column("fold", I32, "from 0; −1: the model of the bundle, which tests nothing"),
+    Column("fold", I32, "number from 0; −1: the model for the bundle, which tests no slide"),
     Column("slide_id", TEXT, "key"),
-    Column("patient_id", TEXT, "whose slides share a split"),
+    Column("patient_id", TEXT, "all slides of a patient are in the same split"),
     Column("split", TEXT, "train · val · test"),
 )
 
@@ -203,11 +209,11 @@ RUN_PREDICTION_COLUMNS = (
     Column("task", TEXT, "her2-4way · her2-3way · her2-binary · er · pr"),
     Column("method", TEXT, "clam-sb, convnext-small, random-forest, …"),
     Column("input", TEXT, "an encoder, thumbnail-224, patches-low, …"),
-    Column("fold", I32, "the fold that tests the slide"),
-    Column("slide_id", TEXT, "key; once a patch where patches are what is classified"),
-    Column("truth", TEXT, "the class by the labels"),
+    Column("fold", I32, "fold that tests the slide"),
+    Column("slide_id", TEXT, "key; one row per patch where patches are classified"),
+    Column("truth", TEXT, "class of the labels"),
     Column("p", pa.list_(F32), "probability of each class, in the task's order"),
-    Column("predicted", TEXT, "the class"),
+    Column("predicted", TEXT, "most likely class"),
 )
 
 METRIC_COLUMNS = (
@@ -217,52 +223,52 @@ METRIC_COLUMNS = (
     Column("fold", I32, "as in predictions"),
     Column("auc", F64, "area under the ROC curve, one against the rest, mean over classes, 0–1; null: one class only"),
     Column("f1", F64, "F1, mean over classes, 0–1"),
-    Column("accuracy", F64, "share predicted right, 0–1"),
+    Column("accuracy", F64, "share of correct predictions, 0–1"),
     Column("kappa", F64, "quadratic weighted kappa, −1–1; null: one class only"),
-    Column("n", I32, "slides tested; patches where patches are what is classified"),
+    Column("n", I32, "number of tested slides, or of patches where patches are classified"),
 )
 
 EXCLUDED_COLUMNS = (
     Column("slide_id", TEXT, "key"),
     Column("patient_id", TEXT, "from the labels"),
-    Column("task", TEXT, "the task that goes without the slide"),
-    Column("reason", TEXT, "a stable word"),
-    Column("words", TEXT, "what is wrong with it"),
+    Column("task", TEXT, "task from which the slide is excluded"),
+    Column("reason", TEXT, "reason, as a stable word"),
+    Column("words", TEXT, "reason, as a sentence"),
 )
 
 APPLIED_REVIEW_COLUMNS = (
     Column("slide_id", TEXT, "key"),
-    Column("column", TEXT, "of the labels: her2 · er · pr"),
-    Column("number", I32, "of the review whose verdict counts: the newest of the slide"),
-    Column("was", TEXT, "what the labels said; null: nothing"),
-    Column("now", TEXT, "what the run took; null: nothing, the slide is left out"),
-    Column("words", TEXT, "what differs: from the labels, from another reviewer; null: nothing does"),
+    Column("column", TEXT, "column of the labels: her2 · er · pr"),
+    Column("number", I32, "number of the newest review of the slide, which counts"),
+    Column("was", TEXT, "value in the labels; null: none"),
+    Column("now", TEXT, "value that the run used; null: none, the slide is excluded"),
+    Column("words", TEXT, "differences from the labels and from other reviewers; null: none"),
 )
 
 PAPER_TABLE_COLUMNS = (
-    Column("table", TEXT, "of the paper: table4 · table5 · table6 · tableS1 · tableS2 · tableS3 · figure5"),
+    Column("table", TEXT, "table of the paper: table4 · table5 · table6 · tableS1 · tableS2 · tableS3 · figure5"),
     Column("task", TEXT, "as in predictions"),
     Column("method", TEXT, "as in predictions"),
-    Column("input", TEXT, "what it read here"),
-    *(Column(f"{one}_{what}", F64, f"{words} over the folds, percent")
-      for one in ("auc", "f1", "accuracy") for what, words in (("mean", "mean"), ("sd", "sample standard deviation"))),
-    Column("paper_auc", F64, "the paper's mean, percent"),
-    Column("paper_f1", F64, "the paper's mean, percent"),
-    Column("paper_accuracy", F64, "the paper's mean, percent; null: not given"),
+    Column("input", TEXT, "input in this run"),
+    *(Column(f"{metric}_{name}", F64, f"{statistic} over the folds, percent") for metric in ("auc", "f1", "accuracy")
+      for name, statistic in (("mean", "mean"), ("sd", "sample standard deviation"))),
+    Column("paper_auc", F64, "mean in the paper, percent"),
+    Column("paper_f1", F64, "mean in the paper, percent"),
+    Column("paper_accuracy", F64, "mean in the paper, percent; null: not given"),
     Column("status", TEXT, "reproduced · not run · no data"),
-    Column("why", TEXT, "why not, in one sentence; null when reproduced"),
+    Column("why", TEXT, "why it was not reproduced; null when it was"),
 )  # fmt: skip
 
 TRIAL_COLUMNS = (
     Column("task", TEXT, "as in predictions"),
     Column("method", TEXT, "as in predictions"),
     Column("input", TEXT, "as in predictions"),
-    Column("fold", I32, "the outer fold; its test part was not read"),
-    Column("trial", TEXT, "Ray Tune's name of it"),
-    Column("settings", TEXT, "what was tried, as JSON"),
-    Column("val_loss", F64, "least loss on the fold's validation part"),
-    Column("best_epoch", I32, "where it was reached"),
-    Column("epochs", I32, "trained, at most: fewer where ASHA or patience ended it"),
+    Column("fold", I32, "outer fold; its test slides were not used"),
+    Column("trial", TEXT, "name of the trial in Ray Tune"),
+    Column("settings", TEXT, "settings of the trial, as JSON"),
+    Column("val_loss", F64, "smallest loss on the validation slides of the fold"),
+    Column("best_epoch", I32, "epoch of the smallest loss"),
+    Column("epochs", I32, "number of trained epochs; ASHA or early stopping may end a trial"),
     Column("status", TEXT, "done · failed"),
 )
 
@@ -270,8 +276,8 @@ RUN_LABEL_COLUMNS = (
     Column("task", TEXT, "as in folds"),
     Column("slide_id", TEXT, "as in folds"),
     Column("patient_id", TEXT, "as in folds"),
-    Column("label", I32, "position of the class in the task's order"),
-    Column("truth", TEXT, "the class; at random in a control run (--shuffle-labels)"),
+    Column("label", I32, "position of the class in the order of the task"),
+    Column("truth", TEXT, "class of the labels; shuffled in a control run (--shuffle-labels)"),
 )
 
 RUN_PATCH_COLUMNS = (
@@ -280,19 +286,23 @@ RUN_PATCH_COLUMNS = (
     Column("x", I32, "left, level-0 px"),
     Column("y", I32, "top, level-0 px"),
     Column("size", I32, "edge, level-0 px"),
-    Column("truth", TEXT, "class of the annotation that covers most of it"),
-    Column("share", F32, "of the patch that it covers; at least 0.05"),
+    Column("truth", TEXT, "class of the annotation that covers most of the patch"),
+    Column("share", F32, "share of the patch that the annotation covers; at least 0.05"),
 )
 
 UNIT_ATTENTION_COLUMNS = (
-    Column("slide_id", TEXT, "a slide that the unit tests"),
+    Column("slide_id", TEXT, "test slide of the unit"),
     Column("tile", I32, "as in tiles"),
-    Column("attention", F32, "the tile's share of the attention for the slide's most likely class; their sum is 1"),
+    Column("attention", F32, "share of the tile in the attention for the most likely class; the sum over tiles is 1"),
 )
 
 UNIT_COUNTS_COLUMNS = (
-    Column("slide_id", TEXT, "every slide of the fold"),
-    Column("features", pa.list_(F64), "shares of its patches called 0, 1+, 2+, 3+; logarithm of 1 + their number"),
+    Column("slide_id", TEXT, "slide of the fold"),
+    Column(
+        "features",
+        pa.list_(F64),
+        "shares of the patches that are classified as 0, 1+, 2+, 3+; logarithm of 1 + their number",
+    ),
 )
 
 RUN_TABLES: dict[str, tuple[Column, ...]] = {
@@ -308,17 +318,17 @@ RUN_TABLES: dict[str, tuple[Column, ...]] = {
     "units/UNIT/attention": UNIT_ATTENTION_COLUMNS,
     "units/UNIT/counts": UNIT_COUNTS_COLUMNS,
 }
-"""Tables of a training run, one file each."""
+"""Tables of a training run, one file per table."""
 
 
 def run_schema(name: str) -> pa.Schema:
-    """The Arrow schema of a run's table."""
+    """The Arrow schema of a table of a training run."""
     columns = RUN_TABLES.get(name) or RUN_TABLES[f"units/UNIT/{name}"]
-    return pa.schema([pa.field(one.name, one.type) for one in columns])
+    return pa.schema([pa.field(column.name, column.type) for column in columns])
 
 
 def table_schema(table: str, dim: int | None = None) -> pa.Schema:
-    """The Arrow schema of a table; `dim`: length of the embeddings."""
+    """The Arrow schema of a table of a cohort.  dim: length of the embeddings."""
     columns = {
         "intake": INTAKE_COLUMNS,
         "times": TIME_COLUMNS,
@@ -326,7 +336,7 @@ def table_schema(table: str, dim: int | None = None) -> pa.Schema:
         "reviews": REVIEW_COLUMNS,
         **TABLES,
     }[table]
-    fields = [pa.field(one.name, one.type) for one in columns]
+    fields = [pa.field(column.name, column.type) for column in columns]
     if dim is not None:
         fields[-1] = pa.field("embedding", pa.list_(pa.float16(), dim))
     return pa.schema(fields)
@@ -339,31 +349,32 @@ def embeddings_table(slide_id: str, tiles: pa.Array, vectors: pa.FixedSizeListAr
 
 
 def conform_to_schema(table: pa.Table, name: str) -> pa.Table:
-    """The table with exactly its schema's columns, in order. Raises InputError naming what is missing or wrong."""
-    wanted = table_schema(name)
-    if missing := set(wanted.names) - set(table.column_names):
-        raise InputError(f"table {name} lacks {sorted(missing)}")
-    return table.select(wanted.names).cast(wanted)
+    """The table with the columns of its schema, in order. Raises InputError with the columns that are missing."""
+    schema = table_schema(name)
+    if missing := set(schema.names) - set(table.column_names):
+        raise InputError(f"the table {name} has no column {', '.join(sorted(missing))}")
+    return table.select(schema.names).cast(schema)
 
 
 def tables_page() -> str:
     """`docs/tables.md`: every table and column, in Markdown."""
-    parts = [
-        "# Tables\n\nGenerated from `her2batch/store/schemas.py`. One Parquet file a slide; read a table with a glob:"
-    ]
+    source = "Generated from `her2batch/store/schemas.py`."
+    parts = [f"# Tables\n\n{source} A table has one Parquet file per slide. Read it with a glob:"]
     parts.append("\n    duckdb.sql(\"select * from 'cohort/tables/tiles/*.parquet'\")\n")
-    parts += _described(
+    parts += _table_sections(
         {**TABLES, "reviews": REVIEW_COLUMNS, "runs/intake": INTAKE_COLUMNS, "runs/ingest-TIME": TIME_COLUMNS}
     )
-    parts.append("\n# Tables of a training run\n\nOne Parquet file each, in the run's folder.")
-    parts += _described({f"RUN/{name}": columns for name, columns in RUN_TABLES.items()})
+    parts.append("\n# Tables of a training run\n\nOne Parquet file per table, in the folder of the run.")
+    parts += _table_sections({f"RUN/{name}": columns for name, columns in RUN_TABLES.items()})
     return "\n".join(parts) + "\n"
 
 
-def _described(tables: dict[str, tuple[Column, ...]]) -> list[str]:
-    """Lines of Markdown: a heading and a row a column, for each table."""
+def _table_sections(tables: dict[str, tuple[Column, ...]]) -> list[str]:
+    """Lines of Markdown: for each table a heading and a row per column."""
     parts = []
     for name, columns in tables.items():
-        parts.append(f"\n## {name}\n\n| column | type | what |\n| --- | --- | --- |")
-        parts += [f"| {one.name} | {str(one.type).replace('|', '/')} | {one.description} |" for one in columns]
+        parts.append(f"\n## {name}\n\n| column | type | description |\n| --- | --- | --- |")
+        parts += [
+            f"| {column.name} | {str(column.type).replace('|', '/')} | {column.description} |" for column in columns
+        ]
     return parts
