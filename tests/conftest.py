@@ -29,9 +29,7 @@ from tests.shared_folders import folder_of_all_workers, make_once
 from tests.stand_ins import make_stand_ins
 
 cv2.setNumThreads(1)
-os.environ.setdefault(
-    "RAY_prestart_worker_first_driver", "0"
-)  # 1.5 s of CPU less per start of Ray
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # 1.5 s of CPU less per start of Ray
 hypothesis.settings.register_profile("patient", deadline=None)  # how long an example takes is the machine's affair
 hypothesis.settings.load_profile("patient")
 
