@@ -17,7 +17,7 @@ from her2batch.runtime.ray_session import RaySession
 from her2batch.runtime.score import score
 from her2batch.settings import Plan, Resources, Training, TrainingResources
 from her2batch.store.audit import verify_cohort
-from her2batch.store.cohort import Cohort
+from her2batch.store.cohort import RETIRED, Cohort
 from her2batch.store.labels import store_labels
 from her2batch.store.pseudonyms import Pseudonymizer
 from tests.conftest import Synthetic, write_slide
@@ -249,3 +249,18 @@ def test_predictions_of_a_bundle_follow_labels_that_come_later(
     assert (found.already, found.scored, found.not_applicable) == (0, 3, {"er": 1})
     assert store_contents(unlabelled) == store_contents(first)
     assert list(verify_cohort(Cohort(unlabelled))) == []
+
+
+def test_predictions_are_made_again_without_the_pyramid_from_stored_patches(bundle: Path, cohort: Path) -> None:
+    found, store = score(cohort, bundle, Resources(workers=0)), Cohort(cohort)
+    name = f"predictions/{found.bundle.id}"
+    before = {slide_id: store.table(name, slide_id).read_bytes() for slide_id in store.rows()}
+    for row in store.rows().values():
+        shutil.rmtree(store.pyramid(row["slide_id"]))
+        retired = {**row, "flags": [*row["flags"], RETIRED]}
+        retired["files"] = [file for file in row["files"] if not file["path"].startswith("pyramids/")]
+        store.add_tables(retired, {}, [name, f"attention/{found.bundle.id}"])
+    again = score(cohort, bundle, Resources(workers=0))
+    assert (again.scored, again.failures) == (2, {})
+    assert {slide_id: store.table(name, slide_id).read_bytes() for slide_id in store.rows()} == before
+    assert list(verify_cohort(store)) == []
