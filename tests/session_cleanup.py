@@ -22,11 +22,10 @@ MARK = "HER2BATCH_TEST_RUN"
 GRACE_S = 15.0
 """How long processes may take to end after the last test."""
 
-
 PREFIX = "her2batch-tests-"
 
-KEPT_S = 3600.0
-"""How long the folder of a run with failed tests is kept."""
+KEPT = 2
+"""Folders of earlier runs with failed tests that are kept."""
 
 
 class SessionCleanup:
@@ -82,13 +81,16 @@ class SessionCleanup:
 
 
 def _remove_old_folders() -> None:
-    """Remove the folders of earlier runs that failed or were killed."""
+    """Remove the folders of earlier runs that failed or were killed, except the newest ones."""
+    ended = []
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
         pid = folder.name.removeprefix(PREFIX).split("-")[0]
         with suppress(OSError):
-            old = time.time() - folder.stat().st_mtime > KEPT_S
-            if old and pid.isdigit() and not psutil.pid_exists(int(pid)):
-                shutil.rmtree(folder, ignore_errors=True)
+            facts = folder.stat()
+            if facts.st_uid == os.getuid() and pid.isdigit() and not psutil.pid_exists(int(pid)):
+                ended.append((facts.st_mtime, folder))
+    for _, folder in sorted(ended, reverse=True)[KEPT:]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_ray_folders_of_killed_runs(since: float) -> None:
