@@ -212,7 +212,7 @@ def test_one_writer_at_a_time_and_a_dead_lock_expires(bucket: str) -> None:
     with cohort.lock():
         assert f"pid {os.getpid()}" in lock.read_text()
     lock.write_text("host elsewhere, pid 7, since 2026-01-01T00:00:00Z, boot x")
-    with pytest.raises(StoreError, match=r"host elsewhere, pid 7.*remove the object"), cohort.lock():
+    with pytest.raises(StoreError, match=r"host elsewhere, pid 7.*delete the object"), cohort.lock():
         pass
 
 

@@ -101,7 +101,7 @@ class CustomEncoder:
 EncoderSpec = StainEncoder | TimmEncoder | CustomEncoder
 
 
-ENCODERS: Final[dict[str, StainEncoder | TimmEncoder]] = {
+ENCODERS: Final[dict[str, EncoderSpec]] = {
     "stain": StainEncoder(),
     "uni": TimmEncoder(
         "vit_large_patch16_224", 1024,

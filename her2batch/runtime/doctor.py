@@ -226,7 +226,7 @@ def _decode_rate() -> float | None:
 
 
 def _encoders() -> Iterator[Check]:
-    from her2batch.models.encoders import ENCODERS, StainEncoder
+    from her2batch.models.encoders import ENCODERS, TimmEncoder
     from her2batch.models.weights import find_cached_weights
 
     hub = _optional("huggingface_hub")
@@ -234,8 +234,8 @@ def _encoders() -> Iterator[Check]:
     remedy = "" if token else "run `hf auth login`, or set HF_TOKEN; needed for gated weights only"
     yield Check("hub token", None, "is there" if token else "none", remedy)
     for name, spec in ENCODERS.items():
-        if isinstance(spec, StainEncoder):
-            yield Check(f"encoder {name}", True, "needs no weights")
+        if not isinstance(spec, TimmEncoder):
+            yield Check(f"encoder {name}", True, "needs no weights from the hub")
         elif hub is not None and (path := find_cached_weights(spec.source)) is not None:
             yield Check(
                 f"encoder {name}", True, f"{path.stat().st_size / 1e9:.1f} GB in the hub's cache; {spec.licence}"
