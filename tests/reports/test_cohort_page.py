@@ -32,7 +32,7 @@ def test_no_resource_is_loaded_and_names_are_escaped(report_html: str) -> None:
 
 
 def test_failures_are_shown_with_their_remedies(report_html: str) -> None:
-    assert "copy the slide again from the scanner" in report_html
+    assert "copy the slide file from the scanner again" in report_html
     assert FAILED in report_html
 
 

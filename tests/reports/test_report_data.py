@@ -48,5 +48,5 @@ def test_damaged_table_is_named_and_the_rest_is_read(reported: Cohort, tmp_path:
 def test_missing_cohort_or_run_is_an_error(reported: Cohort, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no cohort"):
         load_report_data(Cohort(tmp_path / "nothing"))
-    with pytest.raises(InputError, match="no run"):
+    with pytest.raises(InputError, match="no training run"):
         load_report_data(reported, TrainingRun(tmp_path / "nothing"))
