@@ -16,6 +16,7 @@ from tests.conftest import Synthetic
 SMALL = Training(folds=3, quick=True, options=("epochs=1", "search=false"), patches_per_slide=3)
 
 
+@pytest.mark.slow
 def test_every_row_of_the_paper_has_a_status(synthetic: Synthetic, tmp_path: Path, ray_session: RaySession) -> None:
     """Without annotations there is data for the tables of thumbnails and MIL, not for patches and receptors."""
     request = TrainingRequest(synthetic.cohort, tmp_path / "run")

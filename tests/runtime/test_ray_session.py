@@ -169,8 +169,10 @@ def test_process_ends_when_ray_dies_during_a_blocking_call() -> None:
     code = """
 import time
 from her2batch.cli.app import guarded
+from her2batch.runtime import ray_session
 from her2batch.runtime.ray_session import connect
 from her2batch.settings import Resources
+ray_session.PROCESS_LOST_S = 3.0  # not 10: a shorter test
 def spend():
     with connect(Resources(workers=1)) as session:
         [process.kill() for process in session.processes if process.name() == "gcs_server"]

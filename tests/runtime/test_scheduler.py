@@ -196,6 +196,7 @@ class CrashingModelWorker(SlideWorker):
         return super().measure(job, state, name, lo, hi)
 
 
+@pytest.mark.slow
 def test_gpu_worker_that_dies_under_two_calls_is_replaced_once(
     tmp_path: Path, make_slide: Callable, ray_session: RaySession, small_weights: Path
 ) -> None:
@@ -244,6 +245,7 @@ class EnvironmentWorker(SlideWorker):
         return super().begin(job, share, always)
 
 
+@pytest.mark.slow
 def test_cpu_worker_uses_no_gpu_and_one_thread(tmp_path: Path, make_slide: Callable, ray_session: RaySession) -> None:
     import tests.runtime.test_scheduler as here
 

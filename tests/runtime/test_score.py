@@ -83,6 +83,7 @@ def test_score_agrees_with_ingest_with_the_bundle(bundle: Path, cohort: Path, sy
             assert max(abs(x - y) for x, y in zip(a["p"], b["p"], strict=True)) <= tolerance
 
 
+@pytest.mark.slow
 def test_score_on_ray_gives_the_same_bytes(bundle: Path, cohort: Path, tmp_path: Path, ray_session: RaySession) -> None:
     other = tmp_path / "other"
     shutil.copytree(cohort, other)
