@@ -304,7 +304,7 @@ def test_nightly_run_leaks_no_marker(marked_scans: MarkedScans) -> None:
     assert (night["fresh"], night["deferred"], night["adds_up"]) == (1, 1, True)
     page = (marked_scans.root / "made/cohort/nights" / night["night"] / "report.html").read_text()
     assert "a partial copy lies beside it" in page
-    assert "<h2>Failed</h2>" in page
+    assert "<h2>Failed slides</h2>" in page
     assert find_leaks(marked_scans.root / "made", tuple(marked_scans.labels)) == {}
 
 
