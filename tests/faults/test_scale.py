@@ -225,6 +225,6 @@ def test_full_object_store_beside_a_full_disk_ends_the_run_with_one_line(
     assert words[:3] == ["full 1000000", "full 100000", "full 10000"]
     assert (run.returncode, len(words)) == (2, 4), run.stderr
     assert words[3].startswith("her2batch: ")
-    assert "see that the disk of Ray's files" in words[3]
+    assert "make sure that the disk with Ray's files" in words[3]
     assert ingest_serially(reference_cohort.scans, out).exit_code == 0
     assert_same_files(out, reference_cohort.files)
