@@ -152,7 +152,7 @@ def test_job_files_are_short() -> None:
         assert len(path.read_text().splitlines()) <= 40, path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_lost_head_node_ends_the_run_and_the_next_continues(
     nodes: Cluster, synthetic: Synthetic, tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ def test_two_processes_train_one_network(synthetic: Synthetic, tmp_path: Path, r
     assert all(sum(row["p"]) == pytest.approx(1, abs=1e-4) for row in rows)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_error_is_returned_and_ends_only_its_unit(
     synthetic: Synthetic, tmp_path: Path, ray_session: RaySession, monkeypatch: pytest.MonkeyPatch
 ) -> None:

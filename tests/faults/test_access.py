@@ -138,7 +138,7 @@ def test_ingest_listens_on_loopback_only(make_slide: MakeSlide, tmp_path: Path) 
     assert {address for address, _, _ in seen} <= LOOPBACK
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nightly_watch_listens_on_loopback_only(make_slide: MakeSlide, tmp_path: Path) -> None:
     make_slide("a.tiff", size=(900, 700))
     plan = {"plan": "tile = 64", "resources": "workers = 1"}

@@ -302,9 +302,12 @@ CHAOS = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "fault", ["RAY_testing_rpc_failure", pytest.param("RAY_testing_asio_delay_us", marks=pytest.mark.long)]
+    "fault",
+    [
+        pytest.param("RAY_testing_rpc_failure", marks=pytest.mark.slow),
+        pytest.param("RAY_testing_asio_delay_us", marks=pytest.mark.long),
+    ],
 )
 def test_lost_or_late_ray_messages_change_no_byte(
     reference_cohort: ReferenceCohort, tmp_path: Path, fault: str

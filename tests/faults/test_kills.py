@@ -221,8 +221,7 @@ def wait_for_process(pid: int, part: str, out: Path, rows: int = 1) -> list[psut
     return find_descendants(pid, part)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rows", [0, pytest.param(6, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rows", [pytest.param(0, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.long)])
 def test_dead_ray_process_at_start_or_stop_is_not_waited_for(
     reference_cohort: ReferenceCohort, tmp_path: Path, rows: int
 ) -> None:
