@@ -1,11 +1,13 @@
 """Shared fixtures: test data, small slides, one Ray session per process, and an ingested synthetic cohort."""
 
 import contextlib
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import hypothesis
@@ -111,8 +113,10 @@ def ray_session() -> Iterator[RaySession]:
         yield session
 
 
-def write_slide(path: Path, rgb: np.ndarray, mpp: float | None = 0.25, tile: int = 256, levels: int = 1) -> Path:
-    """Write an image (H, W, 3) uint8 as a tiled JPEG TIFF; without mpp no resolution is written."""
+def write_slide(
+    path: Path | BinaryIO, rgb: np.ndarray, mpp: float | None = 0.25, tile: int = 256, levels: int = 1
+) -> Path | BinaryIO:
+    """Write an image (H, W, 3) uint8 as a tiled JPEG TIFF and return `path`; without mpp no resolution is written."""
     resolution = {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
     with tifffile.TiffWriter(path) as tiff:
         for k in range(levels):
@@ -126,20 +130,34 @@ def write_slide(path: Path, rgb: np.ndarray, mpp: float | None = 0.25, tile: int
 
 def tissue_image(width: int, height: int, seed: int = 0, brown: float = 0.0) -> np.ndarray:
     """Return a round piece of tissue on glass, (height, width, 3) uint8. brown: DAB density of its membranes."""
+    return _tissue_image(width, height, seed, brown).copy()
+
+
+@lru_cache(maxsize=16)
+def _tissue_image(width: int, height: int, seed: int, brown: float) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    rgb = np.full((height, width, 3), 240, np.float32)
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    inside = ((x / width - 0.5) ** 2 + (y / height - 0.5) ** 2 < 0.16).astype(np.float32)
+    inside = (x / width - 0.5) ** 2 + (y / height - 0.5) ** 2 < 0.16
     pitch = 44.0  # px: 11 µm at 0.25 µm/px
-    dx, dy = x % pitch - pitch / 2, y % pitch - pitch / 2
-    nuclei = np.exp(-((dx**2 + dy**2) / (2 * 8.0**2)))
-    rim = np.minimum(pitch / 2 - np.abs(dx), pitch / 2 - np.abs(dy))
-    membranes = np.exp(-(rim**2) / (2 * 2.0**2))
-    noise = rng.normal(0, 0.02, (height, width)).astype(np.float32)
-    h = inside * (0.06 + 0.5 * nuclei + noise)
-    d = inside * brown * membranes
-    od = h[..., None] * np.array([0.650, 0.704, 0.286]) + d[..., None] * np.array([0.269, 0.568, 0.778])
-    return np.clip(rgb * 10 ** (-od) + rng.normal(0, 1, rgb.shape), 0, 255).astype(np.uint8)
+    dx, dy = x[inside] % pitch - pitch / 2, y[inside] % pitch - pitch / 2
+    noise = rng.normal(0, 0.02, (height, width)).astype(np.float32)[inside]
+    od = (0.06 + 0.5 * np.exp(-((dx**2 + dy**2) / (2 * 8.0**2))) + noise)[:, None] * np.array([0.650, 0.704, 0.286])
+    if brown:
+        rim = np.minimum(pitch / 2 - np.abs(dx), pitch / 2 - np.abs(dy))
+        membranes = np.float32(1) * brown * np.exp(-(rim**2) / (2 * 2.0**2))
+        od += membranes[:, None] * np.array([0.269, 0.568, 0.778])
+    light = np.full((height, width, 3), 240.0)
+    light[inside] = np.float32(240) * 10**-od
+    light += rng.normal(0, 1, light.shape)
+    return np.clip(light, 0, 255, out=light).astype(np.uint8)
+
+
+@lru_cache(maxsize=256)
+def _slide_bytes(size: tuple[int, int], seed: int, brown: float, more: tuple[tuple[str, object], ...]) -> bytes:
+    """A slide file of `tissue_image`: many tests ask for the same one, and drawing it takes longer than its ingest."""
+    file = io.BytesIO()
+    write_slide(file, _tissue_image(*size, seed, brown), **dict(more))
+    return file.getvalue()
 
 
 @pytest.fixture
@@ -151,7 +169,8 @@ def make_slide(tmp_path: Path) -> MakeSlide:
     ) -> Path:
         path = tmp_path / "scans" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        return write_slide(path, tissue_image(*size, seed=seed, brown=brown), **more)
+        path.write_bytes(_slide_bytes(size, seed, brown, tuple(sorted(more.items()))))
+        return path
 
     return make
 
