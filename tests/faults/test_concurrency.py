@@ -173,7 +173,9 @@ class DisturbedWorker(SlideWorker):
         return super()._part(slide, state, role, lo, hi)
 
 
-@pytest.mark.parametrize("stage", ["first", "tiles", "last"])
+@pytest.mark.parametrize(
+    "stage", [pytest.param("first", marks=pytest.mark.slow), "tiles", pytest.param("last", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     ("disturb", "code"), [(replace_slide, "unstable"), (truncate_slide, "unstable"), (Path.unlink, "gone")]
 )

@@ -122,6 +122,7 @@ def check_flips(times: int, path: Path, inspectors: tuple[SlideInspector, SlideI
         assert first.code in {"done", "crashed", *REFUSED, "no-mpp"} & {"done", "crashed", *REMEDIES}
 
 
+@pytest.mark.slow
 def test_damaged_slides_in_a_folder_leave_the_sound_ones_unchanged(
     tmp_path: Path, seed: Callable, ray_session: RaySession
 ) -> None:

@@ -130,6 +130,7 @@ def assert_faults_reported(found: list[dict]) -> None:
 
 
 @needs_strace
+@pytest.mark.slow
 def test_read_errors_fail_one_slide_only(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """Every read of tiles fails with EIO."""
     scans = tmp_path / "scans"
@@ -192,7 +193,7 @@ def test_read_only_cohort_is_refused_before_any_work(reference_cohort: Reference
     assert len(run.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.long)])
 def test_unmounted_cohort_ends_the_run_and_is_not_created_again(
     reference_cohort: ReferenceCohort, tmp_path: Path, workers: int
 ) -> None:

@@ -283,6 +283,7 @@ except MemoryError as error:
 """
 
 
+@pytest.mark.slow
 def test_batch_is_halved_when_memory_runs_out() -> None:
     """The process is limited to 600 MB more than it holds."""
     said = subprocess.run([sys.executable, "-c", HUNGRY], capture_output=True, text=True, timeout=200)

@@ -63,6 +63,7 @@ def test_unusual_file_names_become_plain_slide_ids(tmp_path: Path, make_slide: C
     assert again.already == len(NAMES)
 
 
+@pytest.mark.slow
 def test_unusual_file_names_are_printed_in_json_and_on_screen(tmp_path: Path, elsewhere: Callable) -> None:
     for name in (os.fsdecode(b"n\xff.tiff"), "new\nline.tiff", "🔬.svs"):
         (tmp_path / "scans" / name).write_bytes(name.encode(errors="surrogateescape"))

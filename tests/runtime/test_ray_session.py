@@ -164,6 +164,7 @@ guarded(lambda: session.connect(Resources(workers=1)).__enter__())
     assert (run.returncode, run.stderr) == (130, "her2batch: stopped; run the same command again to continue\n")
 
 
+@pytest.mark.slow
 def test_process_ends_when_ray_dies_during_a_blocking_call() -> None:
     """As during a request to Ray that gets no answer; Ray itself would go on for a minute."""
     code = """

@@ -116,7 +116,7 @@ class CrashingWorker(SlideWorker):
         return super().begin(job, share, always)
 
 
-@pytest.mark.parametrize(("deaths", "outcome"), [pytest.param(1, "done", marks=pytest.mark.slow), (99, "failed")])
+@pytest.mark.parametrize(("deaths", "outcome"), [(1, "done"), pytest.param(99, "failed", marks=pytest.mark.slow)])
 def test_slide_that_kills_its_worker_is_retried_twice(
     tmp_path: Path, make_slide: Callable, ray_session: RaySession, deaths: int, outcome: str
 ) -> None:

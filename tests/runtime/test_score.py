@@ -42,14 +42,22 @@ def bundle(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory, ray_s
     return out / "bundle"
 
 
-@pytest.fixture
-def cohort(synthetic: Synthetic, tmp_path: Path) -> Path:
-    """Two slides of the cohort, to be scored."""
-    scans = tmp_path / "scans"
-    scans.mkdir()
+@pytest.fixture(scope="module")
+def ingested(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two slides of the cohort in `scans`, and what an ingest makes of them in `cohort`."""
+    folder = tmp_path_factory.mktemp("ingested")
+    (folder / "scans").mkdir()
     for path in sorted(synthetic.scans.glob("*-1.svs"))[:2]:
-        (scans / path.name).symlink_to(path)
-    ingest(IngestRequest(scans, tmp_path / "cohort", labels=synthetic.labels), Plan(), Resources(workers=0))
+        (folder / "scans" / path.name).symlink_to(path)
+    request = IngestRequest(folder / "scans", folder / "cohort", labels=synthetic.labels)
+    assert ingest(request, Plan(), Resources(workers=0)).exit_code == 0
+    return folder
+
+
+@pytest.fixture
+def cohort(ingested: Path, tmp_path: Path) -> Path:
+    """A copy of the two ingested slides, to be scored."""
+    shutil.copytree(ingested, tmp_path, symlinks=True, dirs_exist_ok=True)
     return tmp_path / "cohort"
 
 

@@ -129,6 +129,7 @@ reviews.append_review(Cohort(Path(sys.argv[1])), agreeing("S2"))
 """
 
 
+@pytest.mark.slow
 def test_a_review_is_complete_or_absent_after_a_kill(cohort: Cohort) -> None:
     reviews.append_review(cohort, agreeing())
     for fatal in range(1, 20):
