@@ -35,7 +35,7 @@ def tables(run: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def trained(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory, ray_session: RaySession) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
-    found = train(TrainingRequest(synthetic.cohort, out), QUICK, TrainingResources(workers=2))
+    found = train(TrainingRequest(synthetic.cohort, out), QUICK, TrainingResources(workers=1))
     assert found.exit_code == 0, found.failed
     return out
 

@@ -96,7 +96,7 @@ def marked_scans(tmp_path_factory: pytest.TempPathFactory) -> MarkedScans:
 @pytest.fixture(scope="module")
 def ingested(marked_scans: MarkedScans) -> subprocess.CompletedProcess[str]:
     """Ingest all marked scans with pseudonyms into made/cohort."""
-    return marked_scans.ingest("ingest", "--json", "--workers", "2")
+    return marked_scans.ingest("ingest", "--json", "--workers", "1")
 
 
 @pytest.fixture(scope="module")

@@ -120,7 +120,7 @@ def watch_in_thread(
 
     def run() -> None:
         request = IngestRequest(tmp_path / "scans", tmp_path / "c")
-        found.append(ingest(request, Plan(tile=64), Resources(workers=2), window=window, session=session))
+        found.append(ingest(request, Plan(tile=64), Resources(workers=1), window=window, session=session))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -141,7 +141,7 @@ def test_slides_are_processed_once_each_kind_of_writer_has_finished(
     made = {name: make_slide(f"../made/{name}.tiff", seed=k) for k, name in enumerate(("pause", "pre", "ren", "slow"))}
     scans, cohort = tmp_path / "scans", Cohort(tmp_path / "c")
     scans.mkdir(exist_ok=True)
-    session = RaySession(ray_session.ray, 2, 0.0)
+    session = RaySession(ray_session.ray, 1, 0.0)
     thread, found = watch_in_thread(tmp_path, session)
     data = {name: path.read_bytes() for name, path in made.items()}
 
@@ -192,7 +192,7 @@ def test_slides_left_at_the_end_of_the_window_are_processed_by_the_next_run(
     os.truncate(cut, cut.stat().st_size // 2)
     window = RunWindow(watch=True, settle=30, until=(local_now() + timedelta(seconds=4)).strftime("%H:%M:%S"))
     request = IngestRequest(tmp_path / "scans", tmp_path / "c")
-    summary = ingest(request, Plan(tile=64), Resources(workers=2), window=window, session=ray_session)
+    summary = ingest(request, Plan(tile=64), Resources(workers=1), window=window, session=ray_session)
     assert (summary.seen, summary.deferred, summary.done, summary.exit_code) == (2, 2, 0, 0)
     found = cohort_status(Cohort(tmp_path / "c"))
     assert found.adds_up
@@ -230,7 +230,7 @@ def test_replaced_slide_is_processed_again_and_a_copy_is_not(
         return todos
 
     monkeypatch.setattr(InventoryUpdater, "admit", admit)
-    cohort, session = Cohort(tmp_path / "c"), RaySession(ray_session.ray, 2, 0.0)
+    cohort, session = Cohort(tmp_path / "c"), RaySession(ray_session.ray, 1, 0.0)
     thread, found = watch_in_thread(tmp_path, session)
     wait_for(lambda: "a" in cohort.rows())
     before = cohort.rows()["a"]["sha256"]

@@ -121,7 +121,9 @@ def enter_review(page: playwright.Page) -> None:
     expect(page.locator("#reviews q")).to_have_text("<img src=x onerror=alert(1)> rim only")
 
 
-@pytest.mark.parametrize(("name", "scheme"), [("wide", "light"), ("narrow", "dark")])
+@pytest.mark.parametrize(
+    ("name", "scheme"), [("wide", "light"), pytest.param("narrow", "dark", marks=pytest.mark.slow)]
+)
 def test_list_viewer_and_review_work(
     browser: playwright.Browser, address: str, cohort: Cohort, name: str, scheme: str
 ) -> None:
