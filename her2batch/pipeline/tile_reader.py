@@ -78,7 +78,7 @@ def read_tiles(
 
     def work(block: Block, out: NDArray[np.uint8]) -> NDArray[np.float32] | None:
         if not hasattr(handles, "slide"):
-            handles.slide = open_slide(slide.info.path, reader)
+            handles.slide = open_slide(slide.info.path, reader, slide.info.members)
         return _decode_block(handles.slide, reads, block, out, measure)
 
     with ThreadPoolExecutor(threads) as pool:

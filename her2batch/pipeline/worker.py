@@ -190,7 +190,7 @@ class SlideWorker:
         if not known:
             prints = _read_fingerprint(source)
             row["sha256"], holes = prints.sha256, prints.holes
-        slide = open_slide(source.path, self.context.plan.reader)
+        slide = open_slide(source.path, self.context.plan.reader, source.members)
         with slide:
             row |= file_columns(slide.info)
             slide.info = slide.info.with_mpp(self.context.plan.mpp_override)

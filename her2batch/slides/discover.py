@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import os
 import re
 import stat
-import struct
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_partial
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from her2batch.slides.dicom_instances import DicomInstance, group_instances, read_instance
 
 SLIDE_SUFFIXES = frozenset(
     [
@@ -50,24 +44,11 @@ SLIDE_MAGIC = {
 }  # fmt: skip
 """First bytes of slide containers → kind of file."""
 
-RULES_VERSION = 1
+RULES_VERSION = 2
 """Version of the rules in this module. Increase it when they give other results: all files are then probed again."""
 
 UNREADABLE = 0
 """Stands for the version in the probe of a file that could not be read. Such probes are not stored."""
-
-WHOLE_SLIDE_SOP_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
-"""SOP class VL Whole Slide Microscopy Image Storage (DICOM PS3.4, B.5)."""
-
-SERIES_TAG = 0x0020000E
-"""Tag of SeriesInstanceUID. The elements of a DICOM file are sorted by tag."""
-
-DICOM_META, DICOM_HEAD = 4096, 4 << 20
-"""Bytes from the start of a file that hold its meta information, and that must hold its series."""
-
-PYDICOM_ERRORS = (InvalidDicomError, OSError, ValueError, EOFError, NotImplementedError, AttributeError, KeyError,
-                  TypeError, IndexError, OverflowError, RecursionError, struct.error)  # fmt: skip
-"""Exceptions that pydicom raises for damaged files."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +83,7 @@ class FileProbe(NamedTuple):
     bytes: int
     mtime_ns: int
     kind: str | None
-    belongs: tuple[str, ...]  # names. DICOM: its series. VMS: the files it lists.
+    belongs: tuple[str, ...]  # names. DICOM: its identifiers (DicomInstance). VMS: the files it lists.
 
     def matches(self, file_stat: os.stat_result) -> bool:
         """Return whether the file is unchanged, and was probed by the current rules."""
@@ -142,15 +123,21 @@ def discover_slides(
         path: _probe_file(path, files[path], known.get(names[path]), name) for path in files if path not in owners
     }
     owners |= _vms_members(probes, {key: path for path, key in names.items()})
-    slides: dict[Path | tuple[str, ...], list[Path]] = defaultdict(list)
+    slides: dict[Path, list[Path]] = defaultdict(list)
+    instances: dict[Path, DicomInstance] = {}
     for path in sorted(files.keys() - owners.keys(), key=str):
         probe = probes[path]
         if probe.kind is None:
             ignored.append(_ignored(path, "can't be read" if probe.rules == UNREADABLE else "not a slide"))
         elif probe.kind == "dicom" and not probe.belongs:
             ignored.append(_ignored(path, "DICOM, but no whole slide image"))
+        elif probe.kind == "dicom":
+            instances[path] = DicomInstance.from_strings(probe.belongs)
         else:
-            slides[probe.belongs if probe.kind == "dicom" else path].append(path)
+            slides[path].append(path)
+    series, unused = group_instances(instances)
+    slides |= {paths[0]: paths for paths in series}
+    ignored += [_ignored(path, reason) for path, reason in unused.items()]
     for path in sorted(owners):  # after the file by which the slide is opened
         slides[owners[path]].append(path)
     return DiscoveredSlides(
@@ -212,7 +199,7 @@ def _probe_file(
     belongs: tuple[str, ...] = ()
     with suppress(OSError):
         kind = file_kind(path)
-        belongs = tuple(name(path.parent / related) for related in _related_names(path, kind))
+        belongs = _related_names(path, kind, name)
         rules = RULES_VERSION
     return FileProbe(rules, file_stat.st_size, file_stat.st_mtime_ns, kind, belongs)
 
@@ -279,47 +266,16 @@ def _vms_members(probes: Mapping[Path, FileProbe], files: Mapping[str, Path]) ->
     return {path: index for path, index in owners.items() if index not in owners}
 
 
-def _related_names(path: Path, kind: str | None) -> list[str]:
-    """Return the names that link files to one slide: the series of a DICOM file, the files that a VMS file lists."""
+def _related_names(path: Path, kind: str | None, name: Callable[[Path], str]) -> tuple[str, ...]:
+    """Return the names that link files to one slide: identifiers of a DICOM file, the files that a VMS file lists."""
     if kind == "dicom":
-        return _dicom_series(path)
+        instance = read_instance(path)
+        return () if instance is None else instance.to_strings(lambda value: name(Path(value)))
     if path.suffix.lower() in (".vms", ".vmu"):
         with path.open(errors="replace") as file:
-            return [name.strip() for name in re.findall(r"^\w+(?:\([\d,]+\))?=(.+)$", file.read(100_000), re.M)]
-    return []
-
-
-def _dicom_series(path: Path) -> list[str]:
-    """Return the series of a DICOM file as a list of one; empty when the file is no whole-slide image.
-
-    This runs in the driver process, so only the first bytes of a file are parsed: a malicious file may have a million
-    elements before its series, nested sequences, or a data set that decompresses to any size.
-    """
-    with path.open("rb") as file:
-        head = file.read(DICOM_HEAD)
-    try:
-        if DeflatedExplicitVRLittleEndian.encode() in head[:DICOM_META]:
-            raise ValueError("the data set is compressed, which it never is in whole-slide images")
-        with silence_pydicom():
-            dataset = read_partial(io.BytesIO(head), stop_when=lambda tag, *_: tag > SERIES_TAG)
-            sop_class = str(dataset.get("SOPClassUID", ""))
-            series = str(dataset.get("SeriesInstanceUID", f"no series {path.name}"))
-    except PYDICOM_ERRORS:
-        return [f"damaged {path.name}"]
-    return [series] if sop_class == WHOLE_SLIDE_SOP_CLASS else []
-
-
-@contextmanager
-def silence_pydicom() -> Iterator[None]:
-    """Suppress warnings and logs of pydicom and highdicom, because they quote values such as a patient's name."""
-    log = logging.getLogger("pydicom")
-    before, log.disabled = log.disabled, True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.disabled = before
+            listed = re.findall(r"^\w+(?:\([\d,]+\))?=(.+)$", file.read(100_000), re.M)
+            return tuple(name(path.parent / related.strip()) for related in listed)
+    return ()
 
 
 def _path_key(item: SlideFiles | IgnoredFile) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from her2batch.errors import InputError, SlideError
 from her2batch.slides.cucim import CucimSlide
+from her2batch.slides.dicom_slide import JoinedDicomSlide, series_files
 from her2batch.slides.ndpi import FORMAT as NDPI
 from her2batch.slides.ndpi import NdpiSlide
 from her2batch.slides.openslide import OpenSlideSlide
@@ -27,14 +28,18 @@ READERS: dict[str, Callable[[Path], Slide]] = {
 """Name of a reader → function or class that opens a path with it."""
 
 
-def open_slide(path: Path, reader: str = "auto") -> Slide:
+def open_slide(path: Path, reader: str = "auto", members: Sequence[Path] = ()) -> Slide:
     """Open a slide. `auto` reads TIFF and NDPI from their own tile tables, and everything else through OpenSlide.
 
-    Its mpp may be None: set it with `slide.info = slide.info.with_mpp(override)`.  Raises SlideError truncated,
-    unreadable, not-a-slide or gone; InputError for an unknown reader.
+    members: all files of the slide (`SlideFiles.members`). Without them, of DICOM files only those of the same series
+    and folder are found.  Its mpp may be None: set it with `slide.info = slide.info.with_mpp(override)`.  Raises
+    SlideError truncated, unreadable, not-a-slide or gone; InputError for an unknown reader.
     """
     if not path.exists():
         raise SlideError("gone", path, "the file does not exist")
+    if len(members) > 1 and reader in ("auto", "openslide") and _is_dicom(path):
+        files = series_files(members)
+        return OpenSlideSlide(path) if len(files) < 2 else JoinedDicomSlide(path, files, tuple(members))
     if reader != "auto":
         if reader not in READERS:
             raise InputError(f"there is no reader {reader!r}", None, f"choose one of auto, {', '.join(READERS)}")
@@ -48,3 +53,8 @@ def open_slide(path: Path, reader: str = "auto") -> Slide:
             return OpenSlideSlide(path)
         except SlideError:
             raise unsupported from None  # this error names the unsupported feature, OpenSlide's does not
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"

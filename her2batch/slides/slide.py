@@ -101,6 +101,7 @@ class SlideInfo:
     mpp_source: str | None  # file · objective · override
     objective: float | None
     notes: tuple[str, ...] = ()  # corrections made by the reader; they become quality flags
+    members: tuple[Path, ...] = ()  # all files of the slide, where `path` alone is not enough to open it
 
     @property
     def width(self) -> int:

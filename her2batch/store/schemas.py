@@ -139,7 +139,7 @@ PROBE_COLUMNS = (
     Column("bytes", I64, "size when it was opened"),
     Column("mtime_ns", I64, "modification time when it was opened"),
     Column("kind", TEXT, "tiff · dicom · czi · mirax · hamamatsu · named; null: no slide"),
-    Column("belongs", pa.list_(TEXT), "DICOM: series; VMS: files that it names, as in path"),
+    Column("belongs", pa.list_(TEXT), "DICOM: its identifiers; VMS: files that it names, as in path"),
 )
 """Results of the search for slides, cached in `tables/runs/looks.memo`; not a table of the cohort."""
 
