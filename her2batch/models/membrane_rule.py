@@ -8,7 +8,7 @@ DESTINY-Breast06.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import fsum
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from her2batch.assessment import IHC_TASK, prediction_review, quality_flags
 from her2batch.tasks import CLASSES, HER2_TASKS, IHC_SCORES, MEMBRANE_RULE, her2_class
 
 TEN_PERCENT = 0.10
@@ -148,11 +149,12 @@ def _log_ratio(share: float, threshold: float) -> float:
     return float(np.log(max(share, 1e-4) / threshold))
 
 
-def rule_predictions(result: RuleResult, presumed: bool) -> list[dict[str, Any]]:
+def rule_predictions(result: RuleResult, presumed: bool, flags: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Return rows of the predictions table without slide and patient, one for each HER2 task.
 
-    presumed: the stain HER2 is assumed, not known.  2+ without ISH: `low` and `negative` are only more likely, so both
-    classes stay plausible and the slide is for review.
+    presumed: the stain HER2 is assumed, not known.  flags: of the slide; those that concern its quality are reasons.
+    2+ without ISH: `low` and `negative` are only more likely, so both classes stay plausible and the slide is for
+    review.
     """
     rows = []
     for task in HER2_TASKS:
@@ -161,7 +163,7 @@ def rule_predictions(result: RuleResult, presumed: bool) -> list[dict[str, Any]]
         both = {str(her2_class(task, "2+", ish)) for ish in "-+"} if needs_ish else set()
         predicted = str(her2_class(task, result.category, "-"))
         further = {"needs-ish": needs_ish, "marker-presumed": presumed}
-        uncertain = result.category == "2+" or bool({"near-10-percent", "low-cellularity"} & set(result.reasons))
+        reasons = [*quality_flags(flags), *result.reasons, *(name for name in further if further[name])]
         rows.append(
             {
                 "task": task,
@@ -172,8 +174,8 @@ def rule_predictions(result: RuleResult, presumed: bool) -> list[dict[str, Any]]
                 "plausible": [
                     name for name, p in probabilities.items() if p >= MIN_PLAUSIBLE or name in {predicted, *both}
                 ],
-                "review": uncertain,
-                "reasons": [*result.reasons, *(name for name in further if further[name])],
+                "review": prediction_review(IHC_TASK, result.category, reasons),
+                "reasons": reasons,
                 "score": result.score,
             }
         )

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from her2batch.assessment import prediction_review, quality_flags
 from her2batch.models.bundle import Bundle, ModelEntry, load_mil_head
 from her2batch.tasks import HER2_TASKS, task_applies
 
@@ -16,9 +17,6 @@ Floats = NDArray[np.float32]
 
 MIN_PROBABILITY: Final = 1e-12
 """Smallest probability whose logarithm is computed."""
-
-REVIEW_FLAGS: Final = ("blurred", "pen", "overexposed")
-"""Quality flags that mark a slide for review, whatever a model predicts."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +112,8 @@ def plausible_classes(p: Floats, threshold: float | None) -> list[int]:
 
 
 def _row(entry: ModelEntry, p: Floats, features: SlideFeatures) -> dict[str, Any]:
-    plausible = plausible_classes(p, entry.threshold)
-    reasons = [flag for flag in features.flags if flag in REVIEW_FLAGS]
+    plausible, predicted = plausible_classes(p, entry.threshold), entry.classes[int(p.argmax())]
+    reasons = quality_flags(features.flags)
     if len(plausible) != 1:
         reasons.append("undecided")
     if entry.threshold is None:
@@ -127,9 +125,9 @@ def _row(entry: ModelEntry, p: Floats, features: SlideFeatures) -> dict[str, Any
         "method": entry.method,
         "classes": list(entry.classes),
         "p": [float(value) for value in p],
-        "predicted": entry.classes[int(p.argmax())],
+        "predicted": predicted,
         "plausible": [entry.classes[k] for k in plausible],
-        "review": bool({"undecided", "uncalibrated", *REVIEW_FLAGS} & set(reasons)),
+        "review": prediction_review(entry.task, predicted, reasons),
         "reasons": reasons,
         "score": None,
     }

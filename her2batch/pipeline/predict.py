@@ -89,12 +89,12 @@ def predict_slide(predictor: BundlePredictor, row: Mapping[str, Any], read: Read
 def rule_table(row: Mapping[str, Any], membrane: Mapping[str, NDArray[np.float32]], presumed: bool) -> pa.Table:
     """Predictions of the membrane rule for one slide; without rows where no HER2 task applies or there is no tile.
 
-    row: slide_id, patient_id and stain, as in the slides table.  membrane: columns of the membrane table, (n,).
+    row: slide_id, patient_id, stain and flags, as in the slides table.  membrane: columns of the membrane table, (n,).
     presumed: the labels do not state the marker.
     """
     found: list[dict[str, Any]] = []
     if len(membrane["cells"]) and task_applies(HER2_TASKS[0], row["stain"]):
-        found = rule_predictions(apply_rule(membrane), presumed)
+        found = rule_predictions(apply_rule(membrane), presumed, row["flags"])
     keys = {"slide_id": row["slide_id"], "patient_id": row["patient_id"]}
     return pa.Table.from_pylist([{**values, **keys} for values in found], schemas.table_schema("predictions"))
 

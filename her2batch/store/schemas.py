@@ -99,7 +99,11 @@ PREDICTION_COLUMNS = (
     Column("predicted", TEXT, "most likely class; of the rule, the class by the guideline"),
     Column("plausible", pa.list_(TEXT), "classes that can't be ruled out, with the predicted one"),
     Column("review", pa.bool_(), "a pathologist should review the slide"),
-    Column("reasons", pa.list_(TEXT), "reasons for a review, as stable words"),
+    Column(
+        "reasons",
+        pa.list_(TEXT),
+        "reasons for a review, as stable words; the quality flags of the slide are among them",
+    ),
     Column("score", F32, "continuous score of the membrane rule, 0–3; null for other methods"),
 )
 

@@ -1,0 +1,343 @@
+"""Assessment of a slide: its one result, what follows from it, and whether and why a pathologist should look at it.
+
+`assess_slide` decides this for the page, the report, the night and all lists. `prediction_review` decides the column
+`review` of one prediction with the same reasons. All functions are pure functions of rows.
+
+The result of a HER2 slide is its IHC score: that of the newest verdict, else of the membrane rule, else of the first
+trained method. A score of 2+ is equivocal (ASCO/CAP 2018, affirmed 2023): without an ISH result the classes that follow
+from it (low or high, negative or positive) are not determined, and no probability of a model replaces the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from her2batch.errors import REMEDIES
+from her2batch.tasks import CLASSES, HER2_TASKS, MEMBRANE_RULE, her2_class, task_applies
+
+Fields = Mapping[str, Any]
+
+IHC_TASK: Final = "her2-4way"
+"""Task whose class is the IHC score, the result of a HER2 slide."""
+
+DERIVED_TASKS: Final = ("her2-3way", "her2-binary")
+"""HER2 tasks whose class follows from the IHC score and, with 2+, from the ISH result."""
+
+TASK_NAMES: Final = {
+    "her2-4way": "IHC score",
+    "her2-3way": "HER2 zero, low or high",
+    "her2-binary": "HER2 status",
+    "er": "ER",
+    "pr": "PR",
+}
+
+INFORMATIVE_FLAGS: Final = frozenset({"pyramid-retired", "colour-tag-mended"})
+"""Flags that do not concern the quality of the image. Every other flag asks for a review."""
+
+REASONS: Final[dict[str, tuple[str, str]]] = {
+    "failed": ("failed", "no result"),
+    "no-tissue": ("failed", "no tissue was found"),
+    "no-method": ("failed", "no method gave a result"),
+    "control-failed": ("control", "a control tissue of this run did not score as expected"),
+    "control-suspected": ("control", "a piece of tissue may be a control"),
+    "needs-ish": ("ish", "2+ is equivocal: ISH needed"),
+    "methods-disagree": ("disagreement", "the methods give different classes"),
+    "pen": ("quality", "pen ink on the slide"),
+    "blurred": ("quality", "much of the tissue is out of focus"),
+    "overexposed": ("quality", "overexposed: staining can't be measured where colours are clipped"),
+    "blank-tiles": ("quality", "parts of the tissue have no image"),
+    "missing-tiles": ("quality", "parts of the image are missing"),
+    "folds": ("quality", "folded tissue"),
+    "tissue-methods-disagree": ("quality", "it is uncertain which part of the slide is tissue"),
+    "no-background": ("quality", "hardly any background: the white point can't be measured"),
+    "uneven-background": ("quality", "uneven illumination"),
+    "dark-background": ("quality", "dark background"),
+    "low-cellularity": ("quality", "hardly any cells: is the tumour on this slide?"),
+    "near-10-percent": ("borderline", "a share of the membranes is near the guideline's 10 %"),
+    "undecided": ("borderline", "several classes can't be ruled out"),
+    "method-asks": ("model", "a method asks for a review"),
+    "uncalibrated": ("model", "a model without calibration"),
+    "ultralow": ("borderline", "0 with traces of staining (ultralow)"),
+    "marker-presumed": ("marker", "no label states the marker: HER2 is presumed"),
+}
+"""Reason → its kind and its words, the weightiest first."""
+
+NOT_ASKING: Final = frozenset({"ultralow", "marker-presumed"})
+"""Reasons that are shown but do not ask for a review."""
+
+KINDS: Final = {
+    "failed": "no result",
+    "control": "controls",
+    "ish": "ISH needed",
+    "disagreement": "methods differ",
+    "quality": "image quality",
+    "borderline": "borderline",
+    "model": "model",
+    "marker": "marker",
+}
+"""Kind of reasons → its name in filters."""
+
+
+class Reason(NamedTuple):
+    """A reason to look at a slide. code: stable word.  kind: key of KINDS.  words: for readers."""
+
+    code: str
+    kind: str
+    words: str
+    asks: bool
+
+    @property
+    def weight(self) -> int:
+        """Position in REASONS; unknown reasons stand with the quality flags."""
+        order = list(REASONS)
+        return order.index(self.code if self.code in REASONS else "dark-background")
+
+
+class MethodResult(NamedTuple):
+    """The class of one method for one task, as it may be shown.
+
+    predicted: None where it depends on an ISH result that does not exist.  text: the class, or what it depends on.
+    """
+
+    task: str
+    method: str
+    bundle: str
+    predicted: str | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What is shown of a slide.
+
+    state: `review`, a pathologist should look · `decided`, a verdict was given · `clear` · `other`, of a marker that
+    nothing scores.  result: IHC score of a HER2 slide, class of an ER or PR slide; None without.  meaning: of the
+    result, in words.  by: who gave the result, `pathologist` or the name of a method.  derived: HER2 task → its class,
+    None where it hangs on ISH.  needs_ish: the result is equivocal and there is no ISH result.  reasons: the weightiest
+    first.  main: the prediction that a verdict refers to.
+    """
+
+    state: str
+    result: str | None
+    meaning: str
+    by: str | None
+    task: str | None
+    derived: Mapping[str, str | None]
+    needs_ish: bool
+    reasons: tuple[Reason, ...]
+    methods: tuple[MethodResult, ...]
+    main: Fields | None
+    verdict: Fields | None
+    label: str | None
+    ish: str | None
+
+    @property
+    def review(self) -> bool:
+        """Whether a pathologist should look at the slide; False once there is a verdict."""
+        return self.state == "review"
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        """Key that sorts work: slides for review first, by their weightiest reason, then by the number of reasons."""
+        asking = [reason.weight for reason in self.reasons if reason.asks]
+        return (0 if self.review else 1, min(asking, default=len(REASONS)), -len(asking))
+
+    @property
+    def quality(self) -> tuple[Reason, ...]:
+        """The reasons that concern the quality of the image: the banner of the slide's page."""
+        return tuple(reason for reason in self.reasons if reason.kind == "quality")
+
+
+def quality_flags(flags: Iterable[str]) -> list[str]:
+    """Return the flags that ask for a review, in their order."""
+    return [flag for flag in flags if flag not in INFORMATIVE_FLAGS]
+
+
+def prediction_review(task: str, predicted: str, reasons: Iterable[str]) -> bool:
+    """Return whether one prediction asks for a review: for 2+, and for every reason outside NOT_ASKING."""
+    return (task == IHC_TASK and predicted == "2+") or any(reason not in NOT_ASKING for reason in reasons)
+
+
+def ordered_predictions(predictions: Iterable[Fields]) -> list[Fields]:
+    """Return predictions in the order of their tasks, those of the membrane rule first."""
+    tasks = list(CLASSES)
+    return sorted(
+        predictions,
+        key=lambda row: (tasks.index(row["task"]), row["method"] != MEMBRANE_RULE, row["bundle"], row["method"]),
+    )
+
+
+def assess_slide(
+    row: Fields, predictions: Iterable[Fields] = (), label: Fields | None = None, reviews: Sequence[Fields] = ()
+) -> Assessment:
+    """Assess one slide.
+
+    row: of the table slides.  predictions: its rows of the predictions tables, each with its `bundle`.  label: its row
+    of the labels, the laboratory's own results.  reviews: its entries of the table reviews, in order.
+    """
+    own, label = ordered_predictions(predictions), label or {}
+    main = next((one for one in own if one["task"] not in DERIVED_TASKS), None)
+    is_her2 = any(one["task"] in HER2_TASKS for one in own)
+    task = main["task"] if main is not None else IHC_TASK if is_her2 else None
+    verdict = newest_verdict(reviews, "her2" if is_her2 else task)
+    ish = label.get("ish") if is_her2 else None
+    result, by = _result(main, verdict, task)
+    needs_ish = is_her2 and ish is None and _is_equivocal(own, verdict, result)
+    derived = _derived_classes(result, ish, verdict, needs_ish) if is_her2 else {}
+    reasons = _reasons(row, own, needs_ish)
+    other = not own and row["status"] == "done" and not task_applies(IHC_TASK, row["stain"])
+    asked = not other and any(reason.asks for reason in reasons)
+    state = "decided" if verdict is not None else "review" if asked else "other" if other else "clear"
+    return Assessment(
+        state, result, _meaning(row, result, ish, needs_ish, derived), by, task, derived, needs_ish, reasons,
+        tuple(_method_result(one, needs_ish, result) for one in own), main, verdict,
+        label.get("her2" if is_her2 or task is None else task), label.get("ish"),
+    )  # fmt: skip
+
+
+def newest_verdict(reviews: Sequence[Fields], column: str | None) -> Fields | None:
+    """Return the newest entry that counts: not superseded, and of a task of this column of the labels."""
+    superseded = {entry.get("supersedes") for entry in reviews}
+    counting = [
+        entry
+        for entry in reviews
+        if entry.get("number") not in superseded - {None} and marker_of(entry["task"]) == column
+    ]
+    return counting[-1] if counting else None
+
+
+def marker_of(task: str) -> str:
+    """Return the column of the labels that determines the class of a task."""
+    return "her2" if task in HER2_TASKS else task
+
+
+def _result(main: Fields | None, verdict: Fields | None, task: str | None) -> tuple[str | None, str | None]:
+    """Return the result and who gave it."""
+    if verdict is not None and verdict["verdict"] == "needs-ish":
+        return "2+", "pathologist"
+    if verdict is not None and verdict["task"] == task:
+        return verdict["label"], "pathologist"
+    return (main["predicted"], main["method"]) if main is not None else (None, None)
+
+
+def _is_equivocal(predictions: Sequence[Fields], verdict: Fields | None, result: str | None) -> bool:
+    """Return whether the slide is 2+: by the verdict, or without one by any method."""
+    if verdict is not None:
+        return verdict["verdict"] == "needs-ish" or (result == "2+" and verdict["task"] not in DERIVED_TASKS)
+    return any(
+        (one["task"], one["predicted"]) == (IHC_TASK, "2+") or "needs-ish" in (one["reasons"] or ())
+        for one in predictions
+    )
+
+
+def _derived_classes(
+    result: str | None, ish: str | None, verdict: Fields | None, needs_ish: bool
+) -> dict[str, str | None]:
+    """Return the class of each derived task: None without a score, and where ISH decides."""
+    if needs_ish or result is None:
+        found: dict[str, str | None] = dict.fromkeys(DERIVED_TASKS)
+    elif result == "2+" and ish is None:
+        found = dict.fromkeys(DERIVED_TASKS)
+    else:
+        found = {task: her2_class(task, result, ish) for task in DERIVED_TASKS}
+    if verdict is not None and verdict["task"] in DERIVED_TASKS and verdict["label"] is not None:
+        found[verdict["task"]] = verdict["label"]
+    return found
+
+
+def _meaning(
+    row: Fields, result: str | None, ish: str | None, needs_ish: bool, derived: Mapping[str, str | None]
+) -> str:
+    """Return what the result means, in words."""
+    if row["status"] == "failed":
+        return f"no result: the slide failed ({row['error_code']})"
+    if result is None:
+        known = task_applies(IHC_TASK, row["stain"])
+        return "no IHC score" if known else f"{(row['stain'] or '').upper()} slide: no method scores this marker"
+    if needs_ish:
+        return "equivocal, ISH needed" if result == "2+" else "ISH needed: another method gives 2+"
+    if result == "2+" and ish is not None:
+        return f"equivocal by IHC, ISH {'positive' if ish == '+' else 'negative'}: HER2 {derived['her2-binary']}"
+    if not derived:
+        return ""
+    named = {"0": "HER2 zero", "low": "HER2-low", "high": "HER2 positive"}
+    return named.get(derived.get("her2-3way") or "", "")
+
+
+def depends_on_ish(prediction: Fields, needs_ish: bool, result: str | None) -> bool:
+    """Return whether ISH, and not this prediction, decides the class of its task."""
+    by_itself = "needs-ish" in (prediction["reasons"] or ())
+    return prediction["task"] in DERIVED_TASKS and (needs_ish or by_itself or result == "2+")
+
+
+def _method_result(prediction: Fields, needs_ish: bool, result: str | None) -> MethodResult:
+    task, predicted = prediction["task"], prediction["predicted"]
+    names = task, prediction["method"], prediction["bundle"]
+    if depends_on_ish(prediction, needs_ish, result):
+        return MethodResult(*names, None, "ISH decides")
+    text = "2+: equivocal, ISH needed" if predicted == "2+" and needs_ish else predicted
+    return MethodResult(*names, predicted, text)
+
+
+# -- reasons -----------------------------------------------------------------------------------------------------
+
+
+def make_reason(code: str, detail: str = "", asks: bool | None = None) -> Reason:
+    """Return a reason by its code, with a detail in brackets. A code that is not in REASONS is shown as it is."""
+    kind, words = REASONS.get(code, ("quality", code.replace("-", " ")))
+    return Reason(
+        code, kind, f"{words} ({detail})" if detail else words, code not in NOT_ASKING if asks is None else asks
+    )
+
+
+def _reasons(row: Fields, predictions: Sequence[Fields], needs_ish: bool) -> tuple[Reason, ...]:
+    """Return every reason once, the weightiest first."""
+    found: dict[str, Reason] = {}
+
+    def add(code: str, detail: str = "", asks: bool | None = None) -> None:
+        found.setdefault(code, make_reason(code, detail, asks))
+
+    if row["status"] == "failed":
+        code = row["error_code"]
+        add("failed", f"{code}: {REMEDIES[code]}" if code in REMEDIES else str(code))
+        return tuple(found.values())
+    flags = quality_flags(row["flags"] or ())
+    for flag in flags:
+        add(flag)
+    if row.get("blank_tiles"):
+        add("blank-tiles", f"{row['blank_tiles']} of {row['n_tiles']} tiles")
+    if not predictions and not flags and row["n_tiles"] and task_applies(IHC_TASK, row["stain"]):
+        add("no-method")
+    if needs_ish:
+        add("needs-ish")
+    for task, classes in _disagreements(predictions, needs_ish):
+        add("methods-disagree", f"{TASK_NAMES.get(task, task)}: {classes}")
+    by_code: dict[str, list[Fields]] = {}
+    for one in predictions:
+        codes = [code for code in one["reasons"] or () if code != "needs-ish"]
+        for code in codes:
+            by_code.setdefault(code, []).append(one)
+        if one["review"] and not prediction_review("", "", codes) and not _asks_for_ish(one):
+            add("method-asks", one["method"])
+    for code, asking in by_code.items():
+        methods = dict.fromkeys(one["method"] for one in asking)
+        trained = code in ("undecided", "uncalibrated")
+        known = code in REASONS
+        add(code, ", ".join(methods) if trained else "", None if known else any(one["review"] for one in asking))
+    return tuple(sorted(found.values(), key=lambda reason: (not reason.asks, reason.weight)))
+
+
+def _asks_for_ish(prediction: Fields) -> bool:
+    """Return whether a prediction asks for a review because it is 2+."""
+    is_equivocal = prediction["task"] == IHC_TASK and prediction["predicted"] == "2+"
+    return is_equivocal or "needs-ish" in (prediction["reasons"] or ())
+
+
+def _disagreements(predictions: Sequence[Fields], needs_ish: bool) -> Iterable[tuple[str, str]]:
+    """Yield (task, classes by method) for every task whose methods differ, except where ISH decides."""
+    for task in CLASSES:
+        own = [one for one in predictions if one["task"] == task and not depends_on_ish(one, needs_ish, None)]
+        if len({one["predicted"] for one in own}) > 1:
+            yield task, ", ".join(f"{one['predicted']} by {one['method']}" for one in own)

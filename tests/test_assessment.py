@@ -1,0 +1,187 @@
+"""The assessment of a slide: one result, what hangs on ISH, and all reasons for a review, the weightiest first."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from her2batch.assessment import (
+    DERIVED_TASKS,
+    INFORMATIVE_FLAGS,
+    NOT_ASKING,
+    REASONS,
+    assess_slide,
+    prediction_review,
+    quality_flags,
+)
+from her2batch.errors import REMEDIES
+from her2batch.models.membrane_rule import apply_rule, rule_predictions
+from her2batch.tasks import CLASSES
+from tests.models.test_membrane_rule import table
+
+QUALITY = [code for code, (kind, _) in REASONS.items() if kind == "quality" and code != "low-cellularity"]
+
+
+def slide(**more: Any) -> dict[str, Any]:
+    row = {"slide_id": "S1", "stain": "her2", "status": "done", "flags": [], "n_tiles": 9, "blank_tiles": 0}
+    return {**row, "error_code": None, "error": None, **more}
+
+
+def prediction(predicted: str, task: str = "her2-4way", method: str = "membrane", **more: Any) -> dict[str, Any]:
+    made = {"task": task, "method": method, "bundle": "membrane" if method == "membrane" else "b" * 12}
+    p = [0.9 if name == predicted else 0.1 for name in CLASSES[task]]
+    return {**made, "predicted": predicted, "classes": list(CLASSES[task]), "p": p, "plausible": [predicted],
+            "review": False, "reasons": [], "score": None, **more}  # fmt: skip
+
+
+def rule_rows(flags: tuple[str, ...] = (), **shares: float) -> list[dict[str, Any]]:
+    return [{**row, "bundle": "membrane"} for row in rule_predictions(apply_rule(table(**shares)), False, flags)]
+
+
+def entry(label: str | None, verdict: str = "change", task: str = "her2-4way", number: int = 1, **more: Any) -> dict:
+    return {"number": number, "task": task, "verdict": verdict, "label": label, "supersedes": None, **more}
+
+
+@pytest.mark.parametrize("flag", [*QUALITY, "a-flag-of-a-later-version"])
+def test_every_quality_flag_makes_every_method_ask_for_a_review(flag: str) -> None:
+    """A clear 3+ is for review with pen, blur, folds or any other flag, by the rule and by a trained method."""
+    for row in rule_rows((flag,), intense=0.5):
+        assert row["review"]
+        assert row["reasons"] == [flag]
+    clear = assess_slide(slide(flags=[flag]), rule_rows(intense=0.5))  # a table that was written before
+    assert (clear.state, [reason.code for reason in clear.quality]) == ("review", [flag])
+    assert assess_slide(slide(), rule_rows(intense=0.5)).state == "clear"
+
+
+def test_flags_that_do_not_concern_the_image_ask_for_nothing() -> None:
+    assert quality_flags([*INFORMATIVE_FLAGS, "pen"]) == ["pen"]
+    assert assess_slide(slide(flags=list(INFORMATIVE_FLAGS)), rule_rows(intense=0.5)).state == "clear"
+
+
+def test_tiles_without_image_ask_for_a_review() -> None:
+    found = assess_slide(slide(blank_tiles=2), rule_rows(intense=0.5))
+    assert [reason.words for reason in found.reasons] == ["parts of the tissue have no image (2 of 9 tiles)"]
+
+
+def test_2_plus_without_ish_is_equivocal_and_nothing_follows_from_it() -> None:
+    found = assess_slide(slide(), rule_rows(complete=0.4))
+    assert (found.result, found.meaning, found.state) == ("2+", "equivocal, ISH needed", "review")
+    assert found.derived == dict.fromkeys(DERIVED_TASKS)
+    assert {one.task: one.predicted for one in found.methods} == {"her2-4way": "2+", **dict.fromkeys(DERIVED_TASKS)}
+
+
+@pytest.mark.parametrize(("ish", "three", "two"), [("+", "high", "positive"), ("-", "low", "negative")])
+def test_2_plus_with_ish_is_what_ish_says(ish: str, three: str, two: str) -> None:
+    found = assess_slide(slide(), rule_rows(complete=0.4), {"her2": "2+", "ish": ish})
+    assert (found.result, found.needs_ish, found.derived) == ("2+", False, {"her2-3way": three, "her2-binary": two})
+    assert two in found.meaning
+    assert not [one for one in found.methods if one.task in DERIVED_TASKS and one.predicted is not None]
+    assert found.state == "clear"
+
+
+def test_2_plus_by_another_method_holds_the_derived_classes_back() -> None:
+    rows = [*rule_rows(intense=0.5), prediction("2+", method="clam-sb")]
+    found = assess_slide(slide(), rows)
+    assert (found.result, found.needs_ish, found.derived["her2-binary"]) == ("3+", True, None)
+    assert [reason.code for reason in found.reasons] == ["needs-ish", "methods-disagree"]
+    assert found.reasons[1].words.endswith("(IHC score: 3+ by membrane, 2+ by clam-sb)")
+
+
+def test_all_reasons_are_in_words_once_and_the_weightiest_first() -> None:
+    rows = rule_rows(("pen", "blurred"), complete=0.105, cells=0.01)
+    found = assess_slide(
+        slide(flags=["blurred", "pen"]), [*rows, prediction("1+", method="svm", reasons=["undecided"])]
+    )
+    assert [reason.code for reason in found.reasons] == [
+        "needs-ish", "methods-disagree", "pen", "blurred", "low-cellularity", "near-10-percent", "undecided"
+    ]  # fmt: skip
+    assert all(" " in reason.words and "-percent" not in reason.words for reason in found.reasons)
+
+
+@pytest.mark.parametrize("code", sorted(NOT_ASKING))
+def test_remarks_alone_ask_for_no_review(code: str) -> None:
+    found = assess_slide(slide(), [prediction("0", reasons=[code])])
+    assert (found.state, [reason.code for reason in found.reasons]) == ("clear", [code])
+    assert not prediction_review("her2-4way", "0", [code])
+
+
+def test_a_method_that_asks_without_a_reason_is_named() -> None:
+    found = assess_slide(slide(), [prediction("3+", method="cells", review=True)])
+    assert [reason.words for reason in found.reasons] == ["a method asks for a review (cells)"]
+
+
+@pytest.mark.parametrize("code", ["truncated", "a-new-code"])
+def test_a_failed_slide_is_for_review_with_its_remedy(code: str) -> None:
+    found = assess_slide(slide(status="failed", error_code=code, error="/scans/x: cut"))
+    assert (found.state, found.result, found.reasons[0].code) == ("review", None, "failed")
+    assert REMEDIES.get(code, code) in found.reasons[0].words
+    assert "/scans" not in found.reasons[0].words
+
+
+@pytest.mark.parametrize("stain", ["er", "pr", "ki67", "he"])
+def test_slides_of_another_marker_are_not_unscorable_her2(stain: str) -> None:
+    found = assess_slide(slide(stain=stain, flags=["pen"]))
+    assert (found.state, found.result) == ("other", None)
+    assert "HER2" not in found.meaning
+
+
+def test_an_er_slide_with_a_prediction_has_its_class() -> None:
+    found = assess_slide(slide(stain="er"), [prediction("positive", "er", "clam-sb")])
+    assert (found.state, found.result, found.task, found.derived) == ("clear", "positive", "er", {})
+
+
+class TestVerdicts:
+    def test_a_decided_slide_is_not_asked_again_and_its_result_is_the_verdict(self) -> None:
+        found = assess_slide(slide(flags=["pen"]), rule_rows(complete=0.4), None, [entry("1+")])
+        assert (found.state, found.result, found.by) == ("decided", "1+", "pathologist")
+        assert (found.needs_ish, found.derived["her2-binary"]) == (False, "negative")
+
+    @pytest.mark.parametrize("given_entry", [entry("2+", "agree"), entry(None, "needs-ish")])
+    def test_2_plus_by_a_pathologist_still_waits_for_ish(self, given_entry: dict) -> None:
+        found = assess_slide(slide(), rule_rows(complete=0.4), None, [given_entry])
+        assert (found.state, found.result, found.needs_ish) == ("decided", "2+", True)
+        assert found.derived == dict.fromkeys(DERIVED_TASKS)
+
+    def test_the_newest_entry_counts_unless_it_is_superseded(self) -> None:
+        entries = [entry("1+", number=1), entry("3+", number=2), entry("0", number=3, supersedes=2)]
+        assert assess_slide(slide(), rule_rows(), None, entries).result == "0"
+        assert assess_slide(slide(), rule_rows(), None, entries[:2]).result == "3+"
+
+    def test_an_er_verdict_decides_no_her2_slide(self) -> None:
+        assert assess_slide(slide(flags=["pen"]), rule_rows(), None, [entry("positive", task="er")]).state == "review"
+
+
+names = st.sampled_from(sorted(CLASSES["her2-4way"]))
+made_predictions = st.lists(
+    st.sampled_from(["her2-4way", *DERIVED_TASKS]).flatmap(
+        lambda task: st.builds(
+            prediction,
+            st.sampled_from(CLASSES[task]),
+            st.just(task),
+            st.sampled_from(["membrane", "clam-sb", "svm"]),
+            reasons=st.lists(st.sampled_from([*REASONS, "odd"]), max_size=3),
+            review=st.booleans(),
+        )
+    ),
+    max_size=6,
+)
+
+
+@given(made_predictions, st.lists(st.sampled_from([*QUALITY, "odd"]), max_size=3), st.sampled_from([None, "+", "-"]),
+       st.none() | names)  # fmt: skip
+def test_nothing_definite_is_shown_while_the_review_is_open_for_ish(
+    rows: list[dict], flags: list[str], ish: str | None, label: str | None
+) -> None:
+    found = assess_slide(slide(flags=flags), rows, {"her2": label, "ish": ish})
+    two_plus = any(one["predicted"] == "2+" or "needs-ish" in one["reasons"] for one in rows)
+    assert found.needs_ish == (two_plus and ish is None)
+    if found.needs_ish:
+        assert found.review
+        assert set(found.derived.values()) == {None}
+        assert all(one.predicted is None for one in found.methods if one.task in DERIVED_TASKS)
+        shown = " ".join([found.meaning, *(one.text for one in found.methods), *(one.words for one in found.reasons)])
+        assert not {"negative", "positive", "low", "high"} & set(shown.replace(",", " ").split())
+    if flags and rows:
+        assert found.review
+    assert found.review == (found.state == "review")
