@@ -14,12 +14,13 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from her2batch.assessment import marker_of
 from her2batch.errors import InputError, StoreError
 from her2batch.files.atomic import atomic_write
 from her2batch.files.parquet import read_parquet, write_parquet
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.pseudonyms import Pseudonymizer
-from her2batch.store.reviews import label_column, newest_reviews, unerased_reviews
+from her2batch.store.reviews import counting_reviews, newest_reviews
 from her2batch.store.schemas import run_schema
 from her2batch.tasks import CLASSES, HER2_TASKS, IHC_SCORES, STAINS, her2_class, task_applies
 
@@ -317,8 +318,8 @@ def _reviewed_label(entry: Row, column: str, label: Mapping[str, Any]) -> str | 
 def _other_reviews(entries: Sequence[Row], entry: Row, column: str) -> list[str]:
     """The newest reviews of other reviewers of the same label, where they differ, as text."""
     newest: dict[str, Row] = {}
-    for other in unerased_reviews(entries):
-        if (other["slide_id"], label_column(other["task"])) == (entry["slide_id"], column):
+    for other in counting_reviews(entries):
+        if (other["slide_id"], marker_of(other["task"])) == (entry["slide_id"], column):
             newest[other["reviewer"]] = other
     different = [
         other for other in newest.values() if (other["task"], other["label"]) != (entry["task"], entry["label"])

@@ -7,6 +7,9 @@ elsewhere (`verify` prints the newest one).
 
 The entries of an erased patient are emptied: number and hashes stay, and the chain stays valid. The content is hashed
 with a random salt, which is erased too, so that nobody can guess the content from the remaining hash.
+
+A reviewer who made a mistake supersedes an own entry with a new one that states the reason. Both stay in the chain, and
+the superseded one no longer counts. Entries of releases without the column `supersedes` stay valid.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from her2batch.assessment import marker_of
 from her2batch.errors import InputError, StoreError
 from her2batch.files.atomic import atomic_write, file_sha256
 from her2batch.files.locations import is_remote, list_objects
@@ -49,10 +53,18 @@ HASHES: Final = ("body_sha256", "previous_sha256", "sha256")
 CONTENT: Final = tuple(column.name for column in schemas.REVIEW_COLUMNS if column.name not in ("number", *HASHES))
 """Columns that are null in the entry of an erased patient."""
 
+REVIEW_SCHEMA: Final = schemas.table_schema("reviews")
+FIRST_SCHEMA: Final = REVIEW_SCHEMA.remove(REVIEW_SCHEMA.get_field_index("supersedes"))
+"""Schema of the entries of releases in which no entry could be superseded."""
+
 
 @dataclass(frozen=True)
 class Review:
-    """A reviewer's verdict on a prediction.  label: the class that the reviewer sees; None if an ISH test is needed."""
+    """A reviewer's verdict on a prediction.
+
+    label: the class that the reviewer sees; None if an ISH test is needed.  supersedes: number of an own entry that
+    this one replaces; the comment states why.
+    """
 
     reviewer: str
     slide_id: str
@@ -63,13 +75,14 @@ class Review:
     verdict: str
     label: str | None
     comment: str = ""
+    supersedes: int | None = None
 
 
 def append_review(cohort: Cohort, review: Review) -> Row:
     """Append a review and return its entry. Writers wait for each other, so that the chain does not fork.
 
-    Raises InputError for an invalid review or an unknown slide; StoreError if the table stays locked; OSError if the
-    write fails, and nothing is added then.
+    Raises InputError for an invalid review, an unknown slide, or an entry that may not be superseded; StoreError if the
+    table stays locked; OSError if the write fails, and nothing is added then.
     """
     review = _validated(review)
     path = cohort.table("slides", review.slide_id)
@@ -83,6 +96,7 @@ def append_review(cohort: Cohort, review: Review) -> Row:
     }
     with reviews_lock(cohort):
         numbers = _numbers(cohort)
+        _check_superseded(cohort, review, numbers)
         previous = str(read_parquet(_path(cohort, numbers[-1]))["sha256"][0]) if numbers else FIRST_HASH
         entry = _chained(numbers[-1] + 1 if numbers else 1, previous, content)
         _write(cohort, entry)
@@ -91,7 +105,7 @@ def append_review(cohort: Cohort, review: Review) -> Row:
 
 def read_reviews(cohort: Cohort) -> list[Row]:
     """Read all entries, in order of number. Raises OSError or pa.ArrowInvalid if one is damaged."""
-    return [read_parquet(_path(cohort, number)).to_pylist()[0] for number in _numbers(cohort)]
+    return [_read_entry(cohort, number) for number in _numbers(cohort)]
 
 
 def unerased_reviews(entries: Sequence[Row]) -> list[Row]:
@@ -99,14 +113,15 @@ def unerased_reviews(entries: Sequence[Row]) -> list[Row]:
     return [entry for entry in entries if entry["slide_id"] is not None]
 
 
+def counting_reviews(entries: Sequence[Row]) -> list[Row]:
+    """The entries that count: without those of erased patients and those that a later entry supersedes."""
+    superseded = {entry.get("supersedes") for entry in entries} - {None}
+    return [entry for entry in unerased_reviews(entries) if entry["number"] not in superseded]
+
+
 def newest_reviews(entries: Sequence[Row]) -> dict[tuple[str, str], Row]:
     """(slide_id, column of the labels) → newest entry."""
-    return {(entry["slide_id"], label_column(entry["task"])): entry for entry in unerased_reviews(entries)}
-
-
-def label_column(task: str) -> str:
-    """The column of the labels that determines the class of a task."""
-    return "her2" if task in HER2_TASKS else task
+    return {(entry["slide_id"], marker_of(entry["task"])): entry for entry in counting_reviews(entries)}
 
 
 def erase_reviews(cohort: Cohort, slide_ids: set[str], pattern: re.Pattern[bytes]) -> list[int]:
@@ -121,7 +136,7 @@ def erase_reviews(cohort: Cohort, slide_ids: set[str], pattern: re.Pattern[bytes
         for part in reviews_folder(cohort).glob(".*.part"):
             part.unlink(missing_ok=True)
         for number in _numbers(cohort):
-            entry = read_parquet(_path(cohort, number)).to_pylist()[0]
+            entry = _read_entry(cohort, number)
             text = json.dumps(entry, default=str, ensure_ascii=False).encode(errors="surrogateescape")
             if entry["slide_id"] in slide_ids or (entry["slide_id"] is not None and pattern.search(text)):
                 _write(cohort, entry | dict.fromkeys(CONTENT))
@@ -139,10 +154,10 @@ def find_chain_problems(cohort: Cohort) -> Iterator[tuple[Path, str]]:
         except (OSError, pa.ArrowInvalid) as error:
             yield path, f"can't be read as Parquet ({error})"
             return
-        if not table.schema.equals(schemas.table_schema("reviews")) or len(table) != 1:
+        if table.schema not in (REVIEW_SCHEMA, FIRST_SCHEMA) or len(table) != 1:
             yield path, "does not have the columns of reviews"
             return
-        entry = table.to_pylist()[0]
+        entry = {"supersedes": None, **table.to_pylist()[0]}
         if number != expected or entry["number"] != number:
             yield path, f"review {expected} is missing before it"
             return
@@ -155,7 +170,7 @@ def chain_head(cohort: Cohort) -> tuple[int, str]:
     """Number and hash of the newest entry. Noted elsewhere, they show later whether an entry was deleted."""
     with suppress(OSError, pa.ArrowInvalid):
         for number in reversed(_numbers(cohort)):
-            return number, str(read_parquet(_path(cohort, number)).to_pylist()[0]["sha256"])
+            return number, str(_read_entry(cohort, number)["sha256"])
     return 0, FIRST_HASH
 
 
@@ -218,6 +233,30 @@ def _validated(review: Review) -> Review:
     return Review(**{**asdict(review), "reviewer": reviewer, "comment": comment})
 
 
+def _check_superseded(cohort: Cohort, review: Review, numbers: Sequence[int]) -> None:
+    """Check that a review may supersede the entry that it names. Raises InputError.
+
+    Only the author of an entry may supersede it, for the same slide, with a reason, and only once.
+    """
+    if review.supersedes is None:
+        return
+    if review.supersedes not in numbers:
+        raise InputError(f"there is no review {review.supersedes}", None, "load the slide again")
+    entry = _read_entry(cohort, review.supersedes)
+    later = [_read_entry(cohort, number) for number in numbers if number > review.supersedes]
+    problem = None
+    if (entry["slide_id"], marker_of(entry["task"] or "")) != (review.slide_id, marker_of(review.task)):
+        problem = f"review {review.supersedes} is not of this slide and marker"
+    elif entry["reviewer"] != review.reviewer:
+        problem = f"review {review.supersedes} is by another reviewer: only its author can supersede it"
+    elif not review.comment:
+        problem = f"to supersede review {review.supersedes}, state the reason as a comment"
+    elif any(one["supersedes"] == review.supersedes for one in later):
+        problem = f"review {review.supersedes} was superseded already"
+    if problem is not None:
+        raise InputError(problem)
+
+
 def _chained(number: int, previous: str, content: Mapping[str, Any]) -> Row:
     """The entry of a content, with its hashes."""
     body = _content_hash(content)
@@ -243,14 +282,24 @@ def _entry_problem(entry: Row, previous: str) -> str | None:
 
 
 def _content_hash(content: Mapping[str, Any]) -> str:
-    """SHA-256 of the content of an entry: its columns as JSON, sorted by name, times in ISO 8601."""
+    """SHA-256 of the content of an entry: its columns as JSON, sorted by name, times in ISO 8601.
+
+    The column `supersedes` is part of it where it is not null.
+    """
     values = {name: value.isoformat() if isinstance(value := content[name], datetime) else value for name in CONTENT}
+    if values["supersedes"] is None:
+        del values["supersedes"]  # so that entries from before there was this column keep their hash
     text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def _entry_hash(number: int, previous: str, body: str) -> str:
     return hashlib.sha256(f"{number}\n{previous}\n{body}".encode()).hexdigest()
+
+
+def _read_entry(cohort: Cohort, number: int) -> Row:
+    """An entry, with every column. Raises OSError or pa.ArrowInvalid if it is damaged."""
+    return {"supersedes": None, **read_parquet(_path(cohort, number)).to_pylist()[0]}
 
 
 def _write(cohort: Cohort, entry: Row) -> None:

@@ -183,9 +183,10 @@ REVIEW_COLUMNS = (
     Column("comment", TEXT, "comment of the reviewer"),
     Column("row_sha256", TEXT, "SHA-256 of the slide's row file at the time of the review"),
     Column("salt", TEXT, "random text, so that an erased review can't be guessed from body_sha256"),
-    Column("body_sha256", TEXT, "SHA-256 of the columns time … salt as JSON"),
+    Column("body_sha256", TEXT, "SHA-256 of the columns time … salt as JSON, and of supersedes where it is not null"),
     Column("previous_sha256", TEXT, "sha256 of the previous entry; zeros for the first"),
     Column("sha256", TEXT, "SHA-256 of number, previous_sha256 and body_sha256, one per line"),
+    Column("supersedes", I32, "number of an earlier entry of the same reviewer that this one replaces; null: none"),
 )
 """Reviews by pathologists: one file per entry, tables/reviews/NUMBER.parquet. See `reviews`."""
 

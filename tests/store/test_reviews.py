@@ -203,3 +203,43 @@ def test_the_newest_review_of_a_slide_counts(cohort: Cohort) -> None:
     reviews.erase_reviews(cohort, {"S2"}, re.compile(b"S2"))
     found = reviews.newest_reviews(reviews.read_reviews(cohort))
     assert {key: one["label"] for key, one in found.items()} == {("S1", "her2"): "3+"}
+
+
+def test_an_author_supersedes_an_own_entry_with_a_reason_and_the_chain_keeps_both(cohort: Cohort) -> None:
+    wrong = reviews.append_review(cohort, agreeing(verdict="change", label="0"))
+    right = reviews.append_review(cohort, agreeing(comment="wrong key", supersedes=wrong["number"]))
+    assert reviews.read_reviews(cohort) == [wrong, right]
+    assert reviews.counting_reviews([wrong, right]) == [right]
+    assert reviews.newest_reviews([wrong, right]) == {("S1", "her2"): right}
+    assert chain_problems(cohort) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"supersedes": 1}, "state the reason"),
+        ({"supersedes": 1, "comment": "x", "reviewer": "Dr. No"}, "only its author"),
+        ({"supersedes": 1, "comment": "x", "slide_id": "S2"}, "not of this slide"),
+        ({"supersedes": 7, "comment": "x"}, "no review 7"),
+        ({"supersedes": 2, "comment": "x"}, "superseded already"),
+    ],
+)
+def test_what_may_not_be_superseded_is_refused(cohort: Cohort, more: dict, words: str) -> None:
+    for supersedes in (None, None, 2):
+        reviews.append_review(cohort, agreeing(comment="x", supersedes=supersedes))
+    with pytest.raises(InputError, match=words):
+        reviews.append_review(cohort, agreeing(**more))
+    assert len(reviews.read_reviews(cohort)) == 3
+
+
+def test_entries_from_before_entries_could_be_superseded_stay_valid(cohort: Cohort) -> None:
+    """Write two entries in the columns of an older release, whose hash does not cover `supersedes`."""
+    for slide_id in ("S1", "S2"):
+        reviews.append_review(cohort, agreeing(slide_id))
+        path = max(reviews.reviews_folder(cohort).glob("*.parquet"))
+        write_parquet(read_parquet(path).drop_columns("supersedes"), path)
+    assert read_parquet(path).schema == reviews.FIRST_SCHEMA
+    assert chain_problems(cohort) == []
+    assert [one["supersedes"] for one in reviews.read_reviews(cohort)] == [None, None]
+    assert reviews.append_review(cohort, agreeing(comment="wrong slide", supersedes=1))["number"] == 3
+    assert chain_problems(cohort) == []
