@@ -7,7 +7,7 @@ Reading a cohort is safe beside a run: only slides whose row is committed are se
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -257,11 +257,13 @@ def ingest(
     weights: str | Path | None = None,
     pseudonymize: str | Path | None = None,
     retry_failed: bool = False,
+    replan: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
     """Process every slide in a scan folder into a cohort, as `her2batch ingest` does; a second call resumes.
 
     settings: any other option of the command by its field in `settings`: encoders=["stain"], mpp=0.5, workers=2, …
+    replan: process finished slides again if the plan has changed, which is an error otherwise.
     Returns what the command prints with --json.  Raises InputError, StoreError, WeightsError for what stops the batch;
     slides that fail are listed under `failures`.
     """
@@ -271,9 +273,8 @@ def ingest(
     from her2batch.store.cohort import Cohort
 
     plan, resources, window = _split(settings, Plan, Resources, RunWindow)
-    request = IngestRequest(
-        Path(scans), to_location(out), _path(bundle), _path(labels), _path(weights), _path(pseudonymize), retry_failed
-    )
+    request = IngestRequest(Path(scans), to_location(out), _path(bundle), _path(labels), _path(weights))
+    request = replace(request, key=_path(pseudonymize), retry_failed=retry_failed, replan=replan)
     summary = run(request, plan, resources, window=window)
     return ingest_result(summary, count_predictions(Cohort(summary.cohort), summary.fresh))
 

@@ -62,9 +62,13 @@ class Plan(Settings):
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits that identify this plan and the version of the algorithms."""
+        return self.id_of_version(ALGORITHMS)
+
+    def id_of_version(self, algorithms: int) -> str:
+        """The id of this plan in a release with another version of the algorithms."""
         values = self.model_dump(mode="json")
-        if ALGORITHMS > 1:
-            values["algorithms"] = ALGORITHMS
+        if algorithms > 1:
+            values["algorithms"] = algorithms
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -58,12 +58,16 @@ def emit(as_json: bool, data: dict[str, Any], show: Callable[[], None]) -> None:
 
 
 def options(
-    model: type[BaseModel], leave_out: tuple[str, ...] = (), help_texts: Mapping[str, str] | None = None
+    model: type[BaseModel],
+    leave_out: tuple[str, ...] = (),
+    help_texts: Mapping[str, str] | None = None,
+    only_given: bool = False,
 ) -> Callable[[Callable[..., Any]], Any]:
     """Give a command one option for every field of a settings model; the command receives the model itself.
 
     Every option is declared once, in `settings`. A value that the model refuses is a usage error.  help_texts: field →
-    help text, where it is more than the field's description.
+    help text, where it is more than the field's description.  only_given: `model_fields_set` of the model are the
+    options that the user gave; the help shows the defaults of the others in brackets.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,7 +88,9 @@ def options(
 
         parameters = [parameter for name, parameter in signature.parameters.items() if name != target]
         texts = help_texts or {}
-        parameters += [_parameter(name, field, texts.get(name, field.description)) for name, field in fields.items()]
+        parameters += [
+            _parameter(name, field, texts.get(name, field.description), only_given) for name, field in fields.items()
+        ]
         run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
@@ -92,13 +98,22 @@ def options(
     return decorate
 
 
-def _parameter(name: str, field: FieldInfo, help_text: str | None) -> inspect.Parameter:
-    """Return a command's parameter for a settings field; a tuple of texts is a repeatable option in the singular."""
+def _parameter(name: str, field: FieldInfo, help_text: str | None, unset: bool) -> inspect.Parameter:
+    """Return a command's parameter for a settings field; a tuple of texts is a repeatable option in the singular.
+
+    unset: the parameter is None where the option is not given, so that the model knows that it was not.
+    """
     repeatable = field.annotation == tuple[str, ...]
     flag = "--" + (name.removesuffix("s") if repeatable else name).replace("_", "-")
     types = [kind for kind in get_args(field.annotation) if kind is not type(None)]
     plain = next((kind for kind in (bool, int, float, str) if kind is field.annotation or kind in types), str)
     default = list(field.default) if repeatable else field.default
-    kind: Any = list[str] if repeatable else plain | None
-    annotation = Annotated[kind, typer.Option(flag, help=help_text)]
+    kind: Any = plain | None
+    if repeatable:
+        kind = list[str] | None if unset else list[str]
+    show_default: bool | str = True
+    if unset and default not in (None, False):
+        show_default = ", ".join(default) if repeatable else str(default)
+    annotation = Annotated[kind, typer.Option(flag, help=help_text, show_default=show_default)]
+    default = None if unset else default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

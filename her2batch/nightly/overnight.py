@@ -21,12 +21,13 @@ from her2batch.models.predictor import BundlePredictor
 from her2batch.nightly import drift, notify, retention, sentinels
 from her2batch.nightly.summary import INTERNAL_ERROR, NightSummary, count_error_codes, disk_usage
 from her2batch.pipeline.queue import local_now, next_occurrence
+from her2batch.pipeline.resume.plan_change import PlanChangedError, option_of, settle_plan
 from her2batch.reports import cases
 from her2batch.reports.night_page import render_night_page
 from her2batch.runtime.ingest import IngestRequest, IngestSummary, ProgressCallback, ingest
 from her2batch.runtime.ray_session import RaySession, connect, stop_on_signals
 from her2batch.runtime.score import NoTaskAppliesError, score
-from her2batch.settings import NightlySettings
+from her2batch.settings import NightlySettings, Plan
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.outcome_counts import OUTCOMES
 
@@ -77,7 +78,7 @@ def _run_night(
     settings: NightlySettings, findings: NightFindings, on_progress: ProgressCallback, on_note: LineCallback
 ) -> None:
     """Do the steps of a nightly run and collect their findings."""
-    _check_settings(settings)
+    settings = _check_settings(settings)
     stopped, night = threading.Event(), findings.night
     with stop_on_signals(stopped):
         if not _wait_for_window(settings, stopped, on_note):
@@ -96,8 +97,11 @@ def _run_night(
     _write_report(settings, cohort, findings)
 
 
-def _check_settings(settings: NightlySettings) -> None:
-    """Check everything that the settings name, before waiting for the start. Raises InputError."""
+def _check_settings(settings: NightlySettings) -> NightlySettings:
+    """Check everything that the settings name, before waiting for the start. Raises InputError, StoreError.
+
+    Returns the settings with the whole plan: a setting that the file does not state is that of the cohort.
+    """
     if not Path(settings.scans).exists():
         raise InputError(
             "scans: there is no such folder", settings.scans, "mount the folder, or correct the settings file"
@@ -107,6 +111,7 @@ def _check_settings(settings: NightlySettings) -> None:
         path = getattr(settings, name)
         if path is not None and not Path(path).exists():
             raise InputError(f"{name}: there is no such file or folder", path, "correct the settings file")
+    settings = settings.model_copy(update={"plan": _settle_plan(settings)})
     if settings.bundle is not None:
         bundle = read_bundle(Path(settings.bundle))
         check_bundle_fits(bundle, settings.plan)
@@ -115,6 +120,19 @@ def _check_settings(settings: NightlySettings) -> None:
         raise InputError(
             "sentinels.folder: there is no such folder", settings.sentinels.folder, "create it, or remove the setting"
         )
+    return settings
+
+
+def _settle_plan(settings: NightlySettings) -> Plan:
+    """The plan of the night. Raises PlanChangedError if it would replace the results of finished slides."""
+    cohort = Cohort(to_location(settings.cohort))
+    try:
+        return settle_plan(cohort, settings.plan, exact=True)
+    except PlanChangedError as error:
+        options = " ".join(f"{option_of(name)} {value}" for name, (_, value) in error.changes.items())
+        command = f"her2batch ingest {settings.scans} --out {settings.cohort} {options} --replan"
+        remedy = f"correct [plan] in the settings file, or compute them again, which the nights go on with: {command}"
+        raise PlanChangedError(cohort, error.changes, error.slides, remedy) from error
 
 
 def _wait_for_window(settings: NightlySettings, stopped: threading.Event, on_note: LineCallback) -> bool:
@@ -146,6 +164,7 @@ def _ingest_new_slides(settings: NightlySettings, session: RaySession, on_progre
         labels=_optional_path(settings.labels),
         weights=_optional_path(settings.weights),
         key=_optional_path(settings.pseudonymize),
+        exact_plan=True,
     )
     window = settings.window.model_copy(
         update={"watch": True}

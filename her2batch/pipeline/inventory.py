@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from her2batch.errors import InputError, StoreError, printable_path
+from her2batch.pipeline.resume.plan_change import match_plan
 from her2batch.settings import Plan
 from her2batch.slides.discover import DiscoveredSlides, FileProbe, IgnoredFile, SlideFiles, discover_slides
 from her2batch.slides.fingerprint import fingerprint_slide
@@ -238,7 +239,8 @@ def _read_probes(cohort: Cohort, pseudonymizer: Pseudonymizer) -> dict[str, File
 
 def _is_current(row: Row, entry: Row, plan: Plan, retry_failed: bool) -> bool:
     """Whether a slide's row is the result of this file and this plan."""
-    if entry["sha256"] != row["sha256"] or row["plan_id"] != plan.for_slide(row["mpp_source"]).id:
+    match = match_plan(plan, row)
+    if entry["sha256"] != row["sha256"] or match is None or not match.is_current or match.missing:
         return False
     if row["status"] == "failed":
         return not retry_failed and row["error_code"] not in TRANSIENT_ERRORS

@@ -15,6 +15,7 @@ from pathlib import Path
 from her2batch.errors import STOPPED, StoreError
 from her2batch.files.atomic import disk_errors
 from her2batch.files.locations import free_bytes, to_location
+from her2batch.files.locks import is_locked
 from her2batch.models.bundle import Bundle, check_bundle_fits, read_bundle
 from her2batch.models.encoders import TIMM_PREFIX, TimmEncoder, embedding_dim, find_encoder
 from her2batch.models.predictor import BundlePredictor
@@ -23,6 +24,7 @@ from her2batch.pipeline.predict import has_image_networks
 from her2batch.pipeline.progress import RemainingTime, RunProgress
 from her2batch.pipeline.queue import SlideQueue, UrgentList, local_now, next_occurrence
 from her2batch.pipeline.results import apply_labels
+from her2batch.pipeline.resume.plan_change import PlanChangedError, settle_plan
 from her2batch.pipeline.slide_state import StageContext, check_stages
 from her2batch.pipeline.stages import active_stages
 from her2batch.pipeline.worker import SlideResult, SlideWorker
@@ -59,7 +61,8 @@ class IngestRequest:
     """What the user asks for, apart from the plan.
 
     scans: the scan folder.  out: the cohort.  bundle, labels, weights: files to use.  key: of the pseudonyms.
-    only: process no slide of the scan folder but the one that this file belongs to.
+    only: process no slide of the scan folder but the one that this file belongs to.  replan: process finished slides
+    again if the plan has changed; see `settle_plan`, also for exact_plan.
     """
 
     scans: Path
@@ -70,6 +73,8 @@ class IngestRequest:
     key: Path | None = None
     retry_failed: bool = False
     only: Path | None = None
+    replan: bool = False
+    exact_plan: bool = False
 
 
 @dataclass
@@ -127,14 +132,15 @@ def ingest(
     """Process every new or changed slide of a scan folder into a cohort. One that fails gets a row; the others go on.
 
     session: an open connection to Ray; None: connect, and disconnect at the end.
-    Raises InputError, StoreError and WeightsError for what stops the whole run.
+    Raises InputError, StoreError and WeightsError for what stops the whole run, before anything is written: among them
+    PlanChangedError, a plan that would replace the results of finished slides.
     """
     started = time.perf_counter()
     plan, worker = _prepare(request, plan)
     worker.cohort.prepare_folder()
     with worker.pseudonymizer.hide_error_texts(), worker.cohort.lock() as cohort, disk_errors(cohort.root):
         worker.cohort = cohort
-        cohort.create(plan)
+        cohort.create(settle_plan(cohort, plan, request.replan, exact=True))  # again: another run may have ended
         remove_leftovers(cohort)
         cohort.update_row_cache()  # with the rows of a killed run
         labels = _labels(cohort, request.labels, worker.pseudonymizer)
@@ -173,7 +179,14 @@ def dry_run(request: IngestRequest, plan: Plan) -> tuple[Plan, Inventory, Cohort
 def _prepare(request: IngestRequest, plan: Plan) -> tuple[Plan, SlideWorker]:
     """Check the request before any work starts, and make its worker."""
     bundle = read_bundle(request.bundle) if request.bundle is not None else None
-    plan = plan.model_copy(update={"bundle": bundle.id if bundle else None})
+    cohort = Cohort(to_location(request.out))
+    wanted = plan.model_copy(update={"bundle": bundle.id if bundle else None})
+    try:
+        plan = settle_plan(cohort, wanted, request.replan, request.exact_plan)
+    except PlanChangedError:
+        if not is_locked(cohort.root):
+            raise
+        plan = settle_plan(cohort, wanted, True, request.exact_plan)  # in use, which is the error then
     if bundle is not None:
         check_bundle_fits(bundle, plan)
     if _needs_image_networks(plan, bundle):
@@ -184,7 +197,7 @@ def _prepare(request: IngestRequest, plan: Plan) -> tuple[Plan, SlideWorker]:
     context = StageContext(plan, bundle, request.weights, dims=dims)
     check_stages(active_stages(context))
     pseudonymizer = Pseudonymizer(read_key(request.key) if request.key is not None else None)
-    worker = SlideWorker(Cohort(to_location(request.out)), context, pseudonymizer)
+    worker = SlideWorker(cohort, context, pseudonymizer)
     if bundle is not None:
         worker.load_reader()  # before torch, which the bundle's heads import
         BundlePredictor(bundle)  # a head that cannot be loaded stops the run here, and not every slide

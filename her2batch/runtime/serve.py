@@ -200,8 +200,9 @@ def ingest_one(request: ServeRequest, path: Path) -> dict[str, Any]:
     plan: Plan = cohort.plan()
     own = request.bundle if plan.bundle is not None else None
     ingest_request = IngestRequest(
-        path.parent, cohort.root, own, None, request.weights, request.key, retry_failed=True, only=path
-    )
+        path.parent, cohort.root, own, None, request.weights, request.key,
+        retry_failed=True, only=path, exact_plan=True,
+    )  # fmt: skip
     summary = ingest(ingest_request, plan.model_copy(update={"bundle": None}), Resources())
     if summary.slides:
         row = summary.slides[0]

@@ -14,7 +14,14 @@ import pytest
 
 from her2batch.errors import InputError, StoreError
 from her2batch.nightly import drift, retention
-from her2batch.nightly.overnight import NightFindings, _score_slides, _summarize, _window_is_open, run_overnight
+from her2batch.nightly.overnight import (
+    NightFindings,
+    _check_settings,
+    _score_slides,
+    _summarize,
+    _window_is_open,
+    run_overnight,
+)
 from her2batch.nightly.summary import NightSummary
 from her2batch.runtime.ingest import IngestSummary
 from her2batch.runtime.ray_session import RaySession
@@ -74,6 +81,23 @@ def test_a_run_can_be_followed_afterwards(quiet_night: NightRun) -> None:
     assert any("failed, truncated" in line for line in lines)
     assert any("of 11 slides" in line and " MB of " in line for line in lines)
     assert lines[-1].endswith("ended")
+
+
+def test_a_night_with_a_changed_plan_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    cohort = Cohort(tmp_path / "cohort")
+    cohort.create(Plan(mpp=1.0))
+    row = {"slide_id": "S1", "status": "done", "mpp_source": "file", "plan_id": Plan(mpp=1.0).id, "files": []}
+    write_row(cohort, row)
+    before = {path: path.read_bytes() for path in cohort.root.rglob("*") if path.is_file()}
+    summaries: list[str] = []
+    settings = read_settings(write_toml(tmp_path, plan="mpp = 0.25", window='until = "00:00"'), NightlySettings)
+    with pytest.raises(InputError, match=r"mpp 1\.0 → 0\.25.*1 finished slide .*ingest .* --mpp 0\.25 --replan"):
+        run_overnight(settings, on_summary=summaries.append)
+    assert json.loads(summaries[0])["error"] == "PlanChangedError"
+    assert {path: path.read_bytes() for path in cohort.root.rglob("*") if path.is_file()} == before
+    same = _check_settings(read_settings(write_toml(tmp_path, plan="tile = 224"), NightlySettings))
+    assert same.plan == Plan(mpp=1.0)  # what the file does not state is as stored
 
 
 def test_settings_are_checked_before_waiting(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @options(Resources)
 @options(RunWindow, leave_out=("linger",))
-@options(Plan, leave_out=("bundle",))
+@options(Plan, leave_out=("bundle",), only_given=True)
 def ingest(
     *,
     scans: Annotated[
@@ -46,17 +46,23 @@ def ingest(
         Path | None, typer.Option(help="key file; no name, date or barcode reaches the cohort")
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="process failed slides again")] = False,
+    replan: Annotated[
+        bool, typer.Option("--replan", help="process finished slides again if a setting of the plan has changed")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="show what would be done, with disk space and time, and write nothing")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Process every slide in the scan folder into the cohort. Run the same command again to resume."""
+    """Process every slide in the scan folder into the cohort. Run the same command again to resume.
+
+    In a cohort that exists, a setting that is not given is that of the cohort.
+    """
     from her2batch.runtime.ingest import IngestRequest
     from her2batch.runtime.ingest import ingest as run
 
-    request = IngestRequest(scans, out, bundle, labels, weights, pseudonymize, retry_failed)
+    request = IngestRequest(scans, out, bundle, labels, weights, pseudonymize, retry_failed, replan=replan)
     if dry_run:
         return _dry_run(request, plan, resources, as_json)
     from her2batch.api import ingest_result

@@ -1,6 +1,7 @@
 """The commands on slides and cohorts."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from her2batch.cli.app import app
-from tests.conftest import MakeSlide
+from her2batch.pipeline.resume.plan_change import PlanChangedError
+from tests.conftest import MakeSlide, Synthetic
 
 
 def invoke(*words: object) -> tuple[int, str]:
@@ -47,6 +49,19 @@ def test_status_as_json_lists_failures(make_slide: MakeSlide, tmp_path: Path) ->
 @pytest.mark.parametrize("words", [["--mpp", "99"], ["--until", "25:00"], ["--reader", "magic"]])
 def test_a_setting_out_of_range_is_a_usage_error(tmp_path: Path, words: list[str]) -> None:
     assert invoke("ingest", tmp_path, *words)[0] == 2
+
+
+def test_a_mistyped_setting_replaces_nothing(synthetic: Synthetic, tmp_path: Path) -> None:
+    cohort = tmp_path / "cohort"
+    shutil.copytree(synthetic.cohort, cohort)
+    before = {path: path.read_bytes() for path in cohort.rglob("*") if path.is_file()}
+    for more in ([], ["--dry-run"]):
+        result = CliRunner().invoke(app, ["ingest", str(synthetic.scans), "--out", str(cohort), "--mpp", "1.0", *more])
+        assert isinstance(result.exception, PlanChangedError)  # one line and exit code 2
+        assert "(mpp 0.5 → 1.0), which would compute 24 finished slides again" in str(result.exception)
+    assert {path: path.read_bytes() for path in cohort.rglob("*") if path.is_file()} == before
+    code, out = invoke("ingest", synthetic.scans, "--out", cohort, "--mpp", 1.0, "--replan", "--dry-run", "--json")
+    assert (code, json.loads(out)["todo"]) == (0, 24)
 
 
 def test_an_ingest_finishes_when_its_output_is_closed(make_slide: MakeSlide, tmp_path: Path) -> None:
