@@ -350,6 +350,7 @@ def training_result(summary: TrainingSummary) -> dict[str, Any]:
         "summary": summary.summary.to_pylist(),
         "excluded": summary.excluded.to_pylist(),
         "failed": summary.failed,
+        "annotation_notes": run.read_notes("annotations"),
         "exit_code": summary.exit_code,
     }
 

@@ -95,6 +95,10 @@ def print_training_summary(summary: TrainingSummary) -> None:
 
 def _print_outputs(console: Console, summary: TrainingSummary) -> None:
     print_excluded(console, summary.excluded.to_pylist())
+    if notes := summary.run.read_notes("annotations"):
+        print_line(console, f"{len(notes)} annotation files were not used")
+        for note in notes[:EXAMPLES]:
+            print_line(console, f"  {note}")
     if summary.run.table("reviews").is_file():
         _print_applied_reviews(console, summary.run.read("reviews").to_pylist())
     for name, reason in sorted(summary.failed.items()):

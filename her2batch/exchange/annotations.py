@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
 from her2batch.errors import InputError
+from her2batch.exchange.slide_names import FileMatches, files_in, match_files
 
 SUFFIXES: Final = (".geojson", ".json")
 
@@ -41,21 +42,22 @@ class Region:
     shape: BaseGeometry
 
 
-def find_annotations(folder: Path, slide_ids: Iterable[str]) -> dict[str, Path]:
-    """Return the annotation file (SLIDE.geojson or SLIDE.json) of each slide that has one in a folder.
+def find_annotations(folder: Path, slides: Mapping[str, str | None]) -> FileMatches:
+    """Return the annotation file of each slide that has one in a folder, and the files that belong to no slide.
 
+    slides: slide id → path of the slide file, None where it is not known.  See `slide_names` for the names of files.
     Raises InputError when the folder has no file for any of these slides.
     """
     if not folder.is_dir():
         raise InputError("there is no such folder", folder, "give the folder with SLIDE.geojson files")
-    slide_ids = list(slide_ids)
-    files = {slide_id: folder / f"{slide_id}{suffix}" for suffix in reversed(SUFFIXES) for slide_id in slide_ids
-             if (folder / f"{slide_id}{suffix}").is_file()}  # fmt: skip
-    if not files:
-        example = f"{slide_ids[0]}.geojson" if slide_ids else "SLIDE.geojson"
-        remedy = f"name the files by slide_id, for example {example}"
-        raise InputError("the folder has no annotations of these slides", folder, remedy)
-    return files
+    files = files_in(folder, SUFFIXES)
+    matches = match_files(files, slides, SUFFIXES)
+    if not matches.found:
+        example = f"{next(iter(slides))}.geojson" if slides else "SLIDE.geojson"
+        first = f": {matches.notes[0]}" if files else ""
+        remedy = f"name the files by slide_id or by slide file, for example {example}"
+        raise InputError(f"the folder has no annotations of these slides{first}", folder, remedy)
+    return matches
 
 
 def read_annotations(path: Path) -> tuple[list[Region], list[str]]:

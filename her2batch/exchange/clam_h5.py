@@ -1,4 +1,4 @@
-"""Writing and reading of coordinates and embeddings in the HDF5 layout of CLAM and TRIDENT.
+"""Writing and reading of coordinates and embeddings in the HDF5 layouts of CLAM and TRIDENT; reading of STAMP's.
 
 A coordinates file has `coords` (N, 2) int32, x and y of the top left corner of each tile in level-0 px, with the
 attributes of CLAM. A features file has `features` (N, D) float32 and `coords`, with the attributes of TRIDENT.
@@ -23,6 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from her2batch.errors import InputError, one_line
+from her2batch.exchange import stamp_h5
 
 MPP_TIMES_OBJECTIVE: Final = 10.0
 """Product of resolution (µm/px) and objective: a 20× scan has 0.5 µm/px."""
@@ -46,14 +47,15 @@ SlideRow = Mapping[str, Any]
 class FeatureFile:
     """The content of a features file.
 
-    coords: (N, 2) int64, level-0 px.  features: (N, D).  tile_px: level-0 px; None when the file does not state it.
-    encoder: None when the file does not state it.
+    coords: (N, 2), level-0 px; µm where tile_um is given.  features: (N, D).  tile_px: level-0 px; None when the file
+    does not state it.  encoder: None when the file does not state it.  tile_um: of STAMP, width of a tile in µm.
     """
 
-    coords: NDArray[np.int64]
+    coords: NDArray[Any]
     features: NDArray[np.floating[Any]]
     tile_px: int | None
     encoder: str | None
+    tile_um: float | None = None
 
 
 def write_coords(path: Path, row: SlideRow, tiles: pa.Table) -> None:
@@ -93,8 +95,12 @@ def read_features(path: Path, max_rows: int) -> FeatureFile:
     """
     try:
         with h5py.File(path, "r") as file:
-            features, coords = (_open_dataset(path, file, name) for name in ("features", "coords"))
+            is_stamp = "features" not in file and stamp_h5.FEATURES in file
+            names = (stamp_h5.FEATURES if is_stamp else "features", "coords")
+            features, coords = (_open_dataset(path, file, name) for name in names)
             _check_shapes(path, features, coords, max_rows)
+            if is_stamp:
+                return _read_stamp(path, file, features, coords)
             size, encoder = _attribute(coords, "patch_size_level0"), _attribute(features, "encoder")
             corners = coords[()].astype(np.int64, casting="unsafe")
             return FeatureFile(corners, features[()], _as_int(size), encoder if isinstance(encoder, str) else None)
@@ -103,6 +109,28 @@ def read_features(path: Path, max_rows: int) -> FeatureFile:
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
         reason = one_line(error)[:160]
         raise InputError(f"the file cannot be read as HDF5 ({reason})", path, REMEDY) from error
+
+
+def _read_stamp(path: Path, file: h5py.File, features: h5py.Dataset, coords: h5py.Dataset) -> FeatureFile:
+    values, attributes = coords[()], {name: _attribute(file, name) for name in file.attrs}
+    tile_um, scale = stamp_h5.tile_um_and_scale(path, attributes, values)
+    encoder = attributes.get("extractor")
+    return FeatureFile(values * scale, features[()], None, encoder if isinstance(encoder, str) else None, tile_um)
+
+
+def match_stamp_features(
+    path: Path, file: FeatureFile, tiles: pa.Table, mpp: float
+) -> tuple[NDArray[np.float16], int, int]:
+    """Return the embeddings of a STAMP file in the order of the tiles, (n, D) float16, with two numbers.
+
+    The numbers are those of the rows that no tile uses, and of the tiles that differ from STAMP's by more than
+    rounding.  mpp: of the slide.  Raises InputError like `match_features`.
+    """
+    assert file.tile_um is not None
+    size = _tile_size(tiles)
+    stamp_h5.check_tile_size(path, file.tile_um, size, mpp)
+    rows, shifted = stamp_h5.nearest_rows(path, file.coords, _corners(tiles), size, mpp)
+    return _to_float16(path, file.features[rows]), len(file.coords) - len(np.unique(rows)), shifted
 
 
 def match_features(path: Path, file: FeatureFile, tiles: pa.Table) -> tuple[NDArray[np.float16], int]:
@@ -127,26 +155,33 @@ def match_features(path: Path, file: FeatureFile, tiles: pa.Table) -> tuple[NDAr
         x, y = _corners(tiles)[~matches][0]
         missing = f"there is no row for {int((~matches).sum())} of the slide's {len(tiles)} tiles"
         raise InputError(f"{missing}, the first at x {x}, y {y}; they are {size} level-0 px wide", path, REMEDY)
+    return _to_float16(path, file.features[order[position]]), len(row_keys) - len(tile_keys)
+
+
+def _to_float16(path: Path, features: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
     with np.errstate(over="ignore"):
-        values = file.features[order[position]].astype(np.float16)
+        values = features.astype(np.float16)
     if bad := int((~np.isfinite(values)).any(axis=1).sum()):
         what = f"{bad} of {len(values)} embeddings have values that are not finite or too large for float16"
         raise InputError(what, path, "compute them again")
-    return values, len(row_keys) - len(tile_keys)
+    return values
 
 
 def _open_dataset(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
     """Return a plain numeric dataset that is stored in the file itself. Raises InputError."""
     link = file.get(name, getlink=True)
     if link is None:
-        raise InputError(f"the file has no dataset {name!r}", path, "give features files as written by CLAM or TRIDENT")
+        raise InputError(
+            f"the file has no dataset {name!r}", path, "give features files as written by CLAM, TRIDENT or STAMP"
+        )
     dataset = file[name] if isinstance(link, h5py.HardLink) else None
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
         what = f"its {name!r} is not a dataset in the file itself, and links to other data are not followed"
         raise InputError(what, path, REMEDY)
-    kinds = "f" if name == "features" else "iu"
+    is_stamp, is_features = stamp_h5.FEATURES in file and "features" not in file, name != "coords"
+    kinds = "f" if is_features else "iuf" if is_stamp else "iu"
     if dataset.dtype.kind not in kinds or dataset.dtype.subdtype is not None:
-        expected = "floating-point numbers" if name == "features" else "integers"
+        expected = "floating-point numbers" if is_features else "integers"
         raise InputError(f"its {name!r} contains {dataset.dtype}, not {expected}", path, REMEDY)
     properties = dataset.id.get_create_plist()
     filters = {properties.get_filter(k)[0] for k in range(properties.get_nfilters())}
@@ -173,7 +208,7 @@ def _check_shapes(path: Path, features: h5py.Dataset, coords: h5py.Dataset, max_
             raise InputError(what, path, REMEDY)
 
 
-def _attribute(dataset: h5py.Dataset, name: str) -> Any:
+def _attribute(dataset: h5py.Dataset | h5py.File, name: str) -> Any:
     """Return the value of a small attribute; None when it is missing or larger than 1 kB."""
     if name not in dataset.attrs or dataset.attrs.get_id(name).get_storage_size() > 1024:
         return None

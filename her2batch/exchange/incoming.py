@@ -1,4 +1,4 @@
-"""Import of embeddings computed by CLAM or TRIDENT, as an additional encoder of slides in a cohort.
+"""Import of embeddings computed by CLAM, TRIDENT or STAMP, as an additional encoder of slides in a cohort.
 
 A file belongs to the slide that it is named after. It is committed as a whole, or refused with the reason; nothing of
 a refused file is stored.
@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from her2batch.errors import InputError, StoreError
 from her2batch.exchange import clam_h5
+from her2batch.exchange.slide_names import files_in, match_files
 from her2batch.files.locations import to_location
 from her2batch.settings import Plan
 from her2batch.store import schemas
@@ -51,13 +52,15 @@ class ImportSummary:
     """Result of an import.
 
     slides: imported now.  already: slides that had the same embeddings before.  passed: slide → number of rows that
-    match no tile and were left out.  failures: file → reason why it was refused.
+    match no tile and were left out.  shifted: slide → number of tiles whose embedding is of a tile up to half a tile
+    away, because STAMP's grid differs.  failures: file → reason why it was refused.
     """
 
     encoders: set[str] = field(default_factory=set)
     slides: list[str] = field(default_factory=list)
     already: list[str] = field(default_factory=list)
     passed: dict[str, int] = field(default_factory=dict)
+    shifted: dict[str, int] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -87,7 +90,7 @@ def import_embeddings(
         for count, path in enumerate(files, start=1):
             try:
                 row = slide_for_file(path, rows, request.names)
-                encoder, table, passed = match_to_tiles(cohort, plan, row, path, request.encoder)
+                encoder, table, passed, shifted = match_to_tiles(cohort, plan, row, path, request.encoder)
                 if encoder not in lengths and (known := dim_of(encoder) or _known_length(cohort, encoder, rows)):
                     lengths[encoder] = known
                 check_length(path, encoder, table, lengths)
@@ -99,6 +102,7 @@ def import_embeddings(
             else:
                 summary.encoders.add(encoder)
                 summary.passed |= {row["slide_id"]: passed} if passed else {}
+                summary.shifted |= {row["slide_id"]: shifted} if shifted else {}
                 imported.add((row["slide_id"], encoder))
                 is_new = _commit_table(cohort, row, encoder, table)
                 (summary.slides if is_new else summary.already).append(row["slide_id"])
@@ -114,6 +118,7 @@ def find_embedding_files(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if path.is_dir():
             in_folder = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.name[0] != ".")
+            in_folder = in_folder or files_in(path, SUFFIXES)  # STAMP repeats the folders of the slides
             if not in_folder:
                 what = "the folder has no .h5 file"
                 raise InputError(what, path, "give the folder with SLIDE.h5 files, for example h5_files/")
@@ -125,8 +130,12 @@ def find_embedding_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def match_to_tiles(cohort: Cohort, plan: Plan, row: Row, path: Path, name: str | None) -> tuple[str, pa.Table, int]:
-    """Read a file and match it to a slide's tiles: return the encoder, the table, and the number of unmatched rows.
+def match_to_tiles(
+    cohort: Cohort, plan: Plan, row: Row, path: Path, name: str | None
+) -> tuple[str, pa.Table, int, int]:
+    """Read a file and match it to a slide's tiles: return the encoder, the table, and two numbers.
+
+    The numbers are those of the rows that match no tile, and of the tiles whose row is of a tile beside it.
 
     name: of the encoder; None: as stated in the file.  Raises InputError when the file does not fit the slide.
     """
@@ -137,9 +146,13 @@ def match_to_tiles(cohort: Cohort, plan: Plan, row: Row, path: Path, name: str |
         raise InputError(what, path, "run her2batch verify, then ingest again") from error
     features = clam_h5.read_features(path, max_tiles(row, tiles))
     encoder = choose_encoder_name(path, name or features.encoder, plan)
-    values, passed = clam_h5.match_features(path, features, tiles)
+    shifted = 0
+    if features.tile_um is not None:
+        values, passed, shifted = clam_h5.match_stamp_features(path, features, tiles, row["mpp"])
+    else:
+        values, passed = clam_h5.match_features(path, features, tiles)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-    return encoder, schemas.embeddings_table(row["slide_id"], tiles["tile"].combine_chunks(), vectors), passed
+    return encoder, schemas.embeddings_table(row["slide_id"], tiles["tile"].combine_chunks(), vectors), passed, shifted
 
 
 def check_length(path: Path, encoder: str, table: pa.Table, lengths: dict[str, int]) -> None:
@@ -168,14 +181,17 @@ def _commit_table(cohort: Cohort, row: Row, encoder: str, table: pa.Table) -> bo
 
 def slide_for_file(path: Path, rows: Mapping[str, Row], names: Pseudonymizer) -> Row:
     """Return the row of the slide that a file is named after. Raises InputError when it is missing, or has failed."""
-    for slide_id in (path.stem, names.slide(path.stem)):
+    matches = match_files([path], {slide_id: row["path"] for slide_id, row in rows.items()}, (path.suffix.lower(),))
+    for slide_id in (path.stem, names.slide(path.stem), *matches.found):
         row = rows.get(slide_id)
         if row is not None and row["status"] == "done":
             return row
         if row is not None:
             raise InputError(f"slide {slide_id} failed in the cohort: {row['error_code']}", path, row["error"])
     remedy = "ingest the slide first, because embeddings belong to its tiles; name the file SLIDE.h5"
-    raise InputError(f"the cohort has no slide {path.stem}", path, remedy)
+    reason = matches.unmatched[path]
+    what = f"the cohort has no slide {path.stem}" if reason.startswith("no slide") else reason
+    raise InputError(what, path, remedy)
 
 
 def max_tiles(row: Row, tiles: pa.Table) -> int:

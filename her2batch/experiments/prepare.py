@@ -170,7 +170,7 @@ def _fill_caches(
         edge = THUMBNAIL_INPUTS[input_name]
         image_data.gather_thumbnails(job.cohort, rows, slides(input_name), edge, job.run.cache(f"{input_name}.npy"))
     if inputs := work.inputs("patch"):
-        _cache_patches(job, by_task[PATCH_TASK], inputs, annotations, session)
+        _cache_patches(job, by_task[PATCH_TASK], inputs, annotations, rows, session)
 
 
 def _cache_patches(
@@ -178,13 +178,19 @@ def _cache_patches(
     slide_ids: Sequence[str],
     inputs: Sequence[str],
     annotations: Path | None,
+    rows: Rows,
     session: RaySession | None,
 ) -> None:
     """Cut annotated patches of every annotated slide; with a limit on patches, also tissue patches of every slide."""
     if annotations is None:
         what = "patch methods need annotated regions"
         raise InputError(what, None, "give --annotations FOLDER with SLIDE.geojson files, as QuPath exports them")
-    files = find_annotations(annotations.absolute(), slide_ids)
+    matches = find_annotations(annotations.absolute(), {slide_id: row["path"] for slide_id, row in rows.items()})
+    files = matches.found
+    job.run.write_notes("annotations", matches.notes)
+    if not files.keys() & set(slide_ids):
+        what = f"none of the {len(slide_ids)} labelled slides has annotations, but {len(files)} other slides have"
+        raise InputError(what, annotations, "annotate slides that have labels")
     items = [(slide_id, files.get(slide_id), input_name) for input_name in inputs for slide_id in slide_ids]
     for item, result in map_unordered(session, partial(_cache_slide_patches, job), items):
         if isinstance(result, SlideError):

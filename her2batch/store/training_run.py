@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,6 +189,16 @@ class TrainingRun:
             raise InputError(
                 f"can't be read ({type(error).__name__})", path, f"delete the folder {path.parent}, then resume"
             ) from error
+
+    def write_notes(self, name: str, notes: Sequence[str]) -> None:
+        """Write what the user should know about an input, one line each, such as files that were not used."""
+        with atomic_write(self.root / f"{name}.notes.txt") as part:
+            part.write_text("".join(f"{note}\n" for note in notes), encoding="utf-8")
+
+    def read_notes(self, name: str) -> list[str]:
+        """Return the notes on an input; empty where there are none."""
+        path = self.root / f"{name}.notes.txt"
+        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
     def drop_cache(self) -> None:
         """Delete the inputs that all units share; they can be computed again."""

@@ -128,14 +128,17 @@ def test_invalid_geojson_is_refused_with_the_file_name(text: str, tmp_path: Path
 
 
 def test_annotation_files_are_found_by_slide(tmp_path: Path) -> None:
-    for name in ("a.geojson", "b.json", "b.geojson", "other.txt"):
+    for name in ("a.geojson", "b.json", "b.geojson", "d.svs.geojson", "e.geojson", "other.txt"):
         (tmp_path / name).write_text("[]")
-    found = find_annotations(tmp_path, ["a", "b", "c"])
-    assert {key: path.name for key, path in found.items()} == {"a": "a.geojson", "b": "b.geojson"}
+    slides = {"a": "/scans/a.svs", "b": None, "c": "/scans/c.svs", "d": "/scans/d.svs"}
+    found = find_annotations(tmp_path, slides)
+    names = {key: path.name for key, path in found.found.items()}
+    assert names == {"a": "a.geojson", "b": "b.geojson", "d": "d.svs.geojson"}
+    assert [note.partition(":")[0] for note in found.notes] == ["b.json", "e.geojson"]
     with pytest.raises(InputError, match=r"c\.geojson"):
-        find_annotations(tmp_path, ["c"])
+        find_annotations(tmp_path, {"c": None})
     with pytest.raises(InputError, match="no such folder"):
-        find_annotations(tmp_path / "nowhere", ["a"])
+        find_annotations(tmp_path / "nowhere", slides)
 
 
 def test_all_annotations_of_synthetic_cohorts_are_read(tmp_path: Path) -> None:

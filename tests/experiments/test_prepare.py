@@ -66,6 +66,20 @@ def test_patch_methods_require_annotations(synthetic: Synthetic, job: TrainingJo
         prepare_run(job, work, None, empty, None)
 
 
+def test_annotations_named_after_the_slide_file_are_used_and_others_listed(
+    synthetic: Synthetic, job: TrainingJob, tmp_path: Path
+) -> None:
+    """QuPath's project scripts write S01.svs.geojson."""
+    rows = job.cohort.rows()
+    for path in synthetic.annotations.glob("*.geojson"):
+        shutil.copyfile(path, tmp_path / f"{Path(rows[path.stem]['path']).name}.geojson")
+    (tmp_path / "elsewhere.svs.geojson").write_text("[]")
+    prepare_run(job, plan_units(job.training, job.plan.encoders), None, tmp_path, None)
+    used = set(job.run.read("patches")["slide_id"].to_pylist())
+    assert len(used) > 3
+    assert job.run.read_notes("annotations") == ["elsewhere.svs.geojson: no slide has this name"]
+
+
 def test_a_class_without_annotated_patches_is_named(synthetic: Synthetic, job: TrainingJob, tmp_path: Path) -> None:
     folder = tmp_path / "annotations"
     folder.mkdir()

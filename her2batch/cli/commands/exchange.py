@@ -79,7 +79,7 @@ def import_(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Import embeddings that CLAM or TRIDENT computed, as one more encoder of slides in the cohort."""
+    """Import embeddings that CLAM, TRIDENT or STAMP computed, as one more encoder of slides in the cohort."""
     from her2batch.cli.console_training import count_progress
     from her2batch.exchange.incoming import ImportRequest, import_embeddings
     from her2batch.models.encoders import find_encoder
@@ -117,6 +117,10 @@ def print_import_summary(summary: ImportSummary, cohort: Path) -> None:
         print(f"REFUSED {reason}")
     for slide_id, count in sorted(summary.passed.items()):
         print(f"{slide_id}: {count} embeddings match no tile of the cohort and were left out")
+    for slide_id, count in sorted(summary.shifted.items()):
+        print(
+            f"{slide_id}: {count} tiles have the embedding of a tile up to half a tile away, because the grids differ"
+        )
     counts = f"{len(summary.slides)} slides imported, {len(summary.already)} were there already"
     print(f"{': '.join([*sorted(summary.encoders), counts])}, {len(summary.failures)} files refused")
     if summary.slides:
