@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import pyarrow.dataset
     from numpy.typing import NDArray
 
-    from her2batch.experiments.train import TrainingSummary
     from her2batch.reports.prediction_counts import PredictionCount
     from her2batch.runtime.ingest import IngestSummary
     from her2batch.runtime.score import ScoreSummary
@@ -292,7 +291,7 @@ def train(
     settings: any other option of the command: tasks=["her2-3way"], methods=["clam-sb"], folds=5, workers=2, …
     Returns what the command prints with --json.  Raises InputError, StoreError, WeightsError before training starts.
     """
-    from her2batch.experiments.train import TrainingRequest
+    from her2batch.experiments.train import TrainingRequest, training_result
     from her2batch.experiments.train import train as run
 
     training, resources = _split(settings, Training, TrainingResources)
@@ -336,21 +335,6 @@ def ingest_result(summary: IngestSummary, counts: Sequence[PredictionCount]) -> 
         **{name: getattr(summary, name) for name in fields},
         "failures": [{key: row[key] for key in keys} for row in summary.failures],
         "predictions": [asdict(count) for count in counts],
-        "exit_code": summary.exit_code,
-    }
-
-
-def training_result(summary: TrainingSummary) -> dict[str, Any]:
-    """The result of training as plain values: where run, bundle and report are, metrics, slides left out, failures."""
-    run = summary.run
-    return {
-        "run": str(run.root),
-        "bundle": str(run.bundle) if run.bundle.is_dir() else None,
-        "report": str(run.report) if run.report.is_file() else None,
-        "summary": summary.summary.to_pylist(),
-        "excluded": summary.excluded.to_pylist(),
-        "failed": summary.failed,
-        "annotation_notes": run.read_notes("annotations"),
         "exit_code": summary.exit_code,
     }
 

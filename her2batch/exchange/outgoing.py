@@ -20,7 +20,7 @@ from her2batch.errors import Her2BatchError, InputError, StoreError
 from her2batch.exchange import clam_h5, csv, dicom, geojson
 from her2batch.files.atomic import atomic_write
 from her2batch.files.locations import URL_SEPARATOR, to_location
-from her2batch.slides.dicom_instances import silence_pydicom
+from her2batch.slides.dicom.instances import silence_pydicom
 from her2batch.store import schemas
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.training_run import encoder_folder

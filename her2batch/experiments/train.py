@@ -66,6 +66,21 @@ class TrainingSummary:
         return STOPPED if self.stopped else 3 if self.failed else 0
 
 
+def training_result(summary: TrainingSummary) -> dict[str, Any]:
+    """The result of training as plain values: where run, bundle and report are, metrics, slides left out, failures."""
+    run = summary.run
+    return {
+        "run": str(run.root),
+        "bundle": str(run.bundle) if run.bundle.is_dir() else None,
+        "report": str(run.report) if run.report.is_file() else None,
+        "summary": summary.summary.to_pylist(),
+        "excluded": summary.excluded.to_pylist(),
+        "failed": summary.failed,
+        "annotation_notes": run.read_notes("annotations"),
+        "exit_code": summary.exit_code,
+    }
+
+
 def train(
     request: TrainingRequest, training: Training, resources: TrainingResources, report: UnitCallback = lambda *_: None
 ) -> TrainingSummary:

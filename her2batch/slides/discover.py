@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from her2batch.slides.dicom_instances import DicomInstance, group_instances, read_instance
+from her2batch.slides.dicom.instances import DicomInstance, group_instances, read_instance
 
 SLIDE_SUFFIXES = frozenset(
     [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from her2batch.errors import InputError, SlideError
 from her2batch.slides.cucim import CucimSlide
-from her2batch.slides.dicom_slide import JoinedDicomSlide, series_files
+from her2batch.slides.dicom.joined import JoinedDicomSlide, series_files
 from her2batch.slides.ndpi import FORMAT as NDPI
 from her2batch.slides.ndpi import NdpiSlide
 from her2batch.slides.openslide import OpenSlideSlide

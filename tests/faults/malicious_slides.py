@@ -11,7 +11,7 @@ import simplejpeg
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
-from her2batch.slides.dicom_instances import WHOLE_SLIDE_SOP_CLASS
+from her2batch.slides.dicom.instances import WHOLE_SLIDE_SOP_CLASS
 
 Entry = tuple[int, int, list[int] | bytes]
 """Tag, type, values (type 2 and 7: bytes)."""

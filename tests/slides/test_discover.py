@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from her2batch.slides.dicom_instances import WHOLE_SLIDE_SOP_CLASS
+from her2batch.slides.dicom.instances import WHOLE_SLIDE_SOP_CLASS
 from her2batch.slides.discover import (
     RULES_VERSION,
     SLIDE_MAGIC,

@@ -50,9 +50,8 @@ def train(
     quiet: Quiet = False,
 ) -> int:
     """Train methods on the same folds; writes metrics and a bundle. Run the same command again to resume."""
-    from her2batch.api import training_result
     from her2batch.cli.console_training import print_training_summary, unit_progress
-    from her2batch.experiments.train import TrainingRequest, read_request
+    from her2batch.experiments.train import TrainingRequest, read_request, training_result
     from her2batch.experiments.train import train as run
 
     if resume is not None:
@@ -81,10 +80,9 @@ def reproduce(
     quiet: Quiet = False,
 ) -> int:
     """Train every row of the paper's tables 4, 5, 6, S1–S3 and figure 5, and compare the figures. Resumes."""
-    from her2batch.api import training_result
     from her2batch.cli.console_training import print_reproduction, unit_progress
     from her2batch.experiments.reproduce import reproduce as run
-    from her2batch.experiments.train import TrainingRequest
+    from her2batch.experiments.train import TrainingRequest, training_result
 
     with unit_progress(quiet or as_json) as report:
         summary = run(TrainingRequest(cohort, out, labels, annotations), training, resources, report)
@@ -111,9 +109,8 @@ def tune(
     quiet: Quiet = False,
 ) -> int:
     """Search a method's settings with Ray Tune inside the folds; the best go into a bundle. Resumes."""
-    from her2batch.api import training_result
     from her2batch.cli.console_training import print_tuning_summary, unit_progress
-    from her2batch.experiments.train import TrainingRequest
+    from her2batch.experiments.train import TrainingRequest, training_result
     from her2batch.experiments.tune import tune as run
 
     with unit_progress(quiet or as_json) as report:

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from her2batch.errors import SlideError
-from her2batch.slides.dicom_slide import series_files
+from her2batch.slides.dicom.joined import series_files
 from her2batch.slides.discover import discover_slides
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box, Slide
 from tests.contract.reader_contract import SlideContract
-from tests.slides.dicom_levels import MPP, level_picture, write_level
+from tests.slides.dicom.levels import MPP, level_picture, write_level
 
 
 def open_joined(folder: Path) -> Slide:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.slides.dicom_instances import UNUSED_FLAVORS, read_instance
+from her2batch.slides.dicom.instances import UNUSED_FLAVORS, read_instance
 from her2batch.slides.openslide import OpenSlideSlide
 from her2batch.slides.slide import Box, Level, Slide
 

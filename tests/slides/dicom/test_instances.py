@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from her2batch.slides.dicom_instances import DicomInstance, read_instance
+from her2batch.slides.dicom.instances import DicomInstance, read_instance
 from her2batch.slides.discover import discover_slides
-from tests.slides.dicom_levels import write_level
+from tests.slides.dicom.levels import write_level
 
 Write = Callable[..., Path]
 
