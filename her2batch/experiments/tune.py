@@ -155,6 +155,19 @@ def _search(
     session: RaySession, job: TrainingJob, unit: Unit, samples: int, resources: TrainingResources
 ) -> Iterator[dict[str, Any]]:
     """Run the trials of one outer fold; yield a row of the run's table `trials` for each."""
+    results = _make_tuner(session, job, unit, samples, resources).fit()
+    for result in (results[k] for k in range(len(results))):
+        metrics = result.metrics or {}
+        yield {
+            "task": unit.task, "method": unit.method, "input": unit.input, "fold": unit.fold,
+            "trial": metrics.get("trial_id"), "settings": json.dumps(result.config, sort_keys=True),
+            "val_loss": metrics.get("best_loss"), "best_epoch": metrics.get("best_epoch"),
+            "epochs": metrics.get("epoch"), "status": "failed" if result.error else "done",
+        }  # fmt: skip
+
+
+def _make_tuner(session: RaySession, job: TrainingJob, unit: Unit, samples: int, resources: TrainingResources) -> Any:
+    """Return the Ray tuner of one outer fold; one that was interrupted continues from its folder."""
     from ray import tune as ray_tune
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.basic_variant import BasicVariantGenerator
@@ -166,35 +179,25 @@ def _search(
     trial = ray_tune.with_parameters(_run_trial, job=job, unit=unit, folder=folder, registered=registered_rows())
     trainable = ray_tune.with_resources(trial, {"cpu": 1, "gpu": gpus})
     if ray_tune.Tuner.can_restore(str(folder)):
-        tuner = ray_tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, restart_errored=True)
-    else:
-        asha = ASHAScheduler(
-            time_attr="epoch", max_t=epochs, grace_period=min(GRACE_EPOCHS, epochs), reduction_factor=REDUCTION_FACTOR
-        )
-        tuner = ray_tune.Tuner(
-            trainable,
-            param_space={
-                name: _search_domain(ray_tune, domain) for name, domain in search_space(unit.method, kind).items()
-            },
-            tune_config=ray_tune.TuneConfig(
-                metric="best_loss",
-                mode="min",
-                num_samples=samples,
-                scheduler=asha,
-                search_alg=BasicVariantGenerator(random_state=job.training.seed),
-                max_concurrent_trials=session.workers,
-            ),
-            run_config=ray_tune.RunConfig(name=unit.name, storage_path=str(folder.parent), verbose=0),
-        )
-    results = tuner.fit()
-    for result in (results[k] for k in range(len(results))):
-        metrics = result.metrics or {}
-        yield {
-            "task": unit.task, "method": unit.method, "input": unit.input, "fold": unit.fold,
-            "trial": metrics.get("trial_id"), "settings": json.dumps(result.config, sort_keys=True),
-            "val_loss": metrics.get("best_loss"), "best_epoch": metrics.get("best_epoch"),
-            "epochs": metrics.get("epoch"), "status": "failed" if result.error else "done",
-        }  # fmt: skip
+        return ray_tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, restart_errored=True)
+    asha = ASHAScheduler(
+        time_attr="epoch", max_t=epochs, grace_period=min(GRACE_EPOCHS, epochs), reduction_factor=REDUCTION_FACTOR
+    )
+    return ray_tune.Tuner(
+        trainable,
+        param_space={
+            name: _search_domain(ray_tune, domain) for name, domain in search_space(unit.method, kind).items()
+        },
+        tune_config=ray_tune.TuneConfig(
+            metric="best_loss",
+            mode="min",
+            num_samples=samples,
+            scheduler=asha,
+            search_alg=BasicVariantGenerator(random_state=job.training.seed),
+            max_concurrent_trials=session.workers,
+        ),
+        run_config=ray_tune.RunConfig(name=unit.name, storage_path=str(folder.parent), verbose=0),
+    )
 
 
 def _search_domain(ray_tune: Any, domain: Any) -> Any:

@@ -242,7 +242,7 @@ def _parse(text: bytes, path: Path) -> BundleInfo:
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"is not valid: {where + ': ' if where else ''}{first['msg']}", path, COPY_AGAIN) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"is no TOML: {error}", path, COPY_AGAIN) from error
+        raise InputError(f"is not valid TOML: {error}", path, COPY_AGAIN) from error
 
 
 def save_bundle(folder: Path, info: BundleInfo, files: Mapping[str, Path]) -> Bundle:

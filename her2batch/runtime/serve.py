@@ -116,7 +116,11 @@ def start_serving(
     ray_serve.start(proxy_location="HeadOnly", http_options={"host": HOST, "port": port}, logging_config=quiet)
     no_cpu = {"num_cpus": 0}
     jobs = ray_serve.deployment(
-        name="Desk", num_replicas=1, max_ongoing_requests=MAX_REQUESTS, ray_actor_options=no_cpu, logging_config=quiet
+        name="IngestJobs",
+        num_replicas=1,
+        max_ongoing_requests=MAX_REQUESTS,
+        ray_actor_options=no_cpu,
+        logging_config=quiet,
     )(IngestJobsActor)
     page = ray_serve.deployment(
         name="Page",

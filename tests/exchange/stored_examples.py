@@ -8,7 +8,7 @@ import pyarrow as pa
 from her2batch.settings import Plan
 from her2batch.store import schemas
 from her2batch.store.cohort import Cohort
-from her2batch.vision.tile_grid import plan_tiles as plan_grid
+from her2batch.vision.tile_grid import plan_tiles
 
 BUNDLE = "b0b0b0b0b0b0"
 
@@ -28,7 +28,7 @@ def make_stored_cohort(
 
 def add_slide(cohort: Cohort, slide_id: str, seed: int, mpp: float, dim: int, size: tuple[int, int]) -> None:
     rng = np.random.default_rng(seed)
-    grid = disc_tiles(plan_grid(*size, mpp, 0.5, 224), size)
+    grid = disc_tiles(plan_tiles(*size, mpp, 0.5, 224), size)
     n = len(grid)
     ids, numbers = pa.array([slide_id] * n), pa.array(np.arange(n, dtype=np.int32))
     draft = cohort.draft(slide_id)
@@ -44,7 +44,7 @@ def add_slide(cohort: Cohort, slide_id: str, seed: int, mpp: float, dim: int, si
     head = [pa.array([text] * n) for text in ("her2-3way", "clam-sb", "stain")]
     attention = pa.table([ids, *head, numbers, shares / max(shares.sum(), 1)], schemas.table_schema("attention"))
     draft.write(f"attention/{BUNDLE}", attention)
-    few = disc_tiles(plan_grid(*size, mpp, 3.24, 224), size)
+    few = disc_tiles(plan_tiles(*size, mpp, 3.24, 224), size)
     p = rng.dirichlet(np.ones(4), len(few)).astype(np.float32)
     facts = [pa.array([text] * len(few)) for text in (slide_id, "low")]
     draft.write(f"patches/{BUNDLE}", pa.table([*facts, *few.T, *p.T], schemas.table_schema("patches")))

@@ -15,7 +15,7 @@ from her2batch.exchange.annotations import read_annotations
 from her2batch.exchange.geojson import number_texts, outline_polygons, slide_features, write_feature_collection
 from her2batch.store import schemas
 from her2batch.tasks import IHC_SCORES
-from her2batch.vision.tile_grid import plan_tiles as plan_grid
+from her2batch.vision.tile_grid import plan_tiles
 from tests.exchange.stored_examples import BUNDLE, make_stored_cohort
 
 
@@ -110,7 +110,7 @@ tissue = st.sets(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1)
 @given(tissue, st.sampled_from([0.25, 0.2306, 0.2505, 0.23, 0.499]))
 def test_outline_of_any_tissue_has_the_area_of_its_tiles(cells: set[tuple[int, int]], mpp: float) -> None:
     """If tiles are no integer number of px wide, neighbours overlap or leave a gap by 1 px; gaps are no holes."""
-    grid = plan_grid(20_000, 20_000, mpp, 0.5, 224)
+    grid = plan_tiles(20_000, 20_000, mpp, 0.5, 224)
     across = len(np.unique(grid[:, 0]))
     tiles = grid[sorted(row * across + column for row, column in cells)]
     found = outline_polygons(pa.table(dict(zip(("x", "y", "size"), tiles.T, strict=True))))

@@ -13,7 +13,7 @@ from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box, Level, SlideInfo, resample
 from her2batch.store.cohort import Cohort
 from her2batch.tasks import PATCH_INPUTS
-from her2batch.vision.tile_grid import plan_tiles as plan_grid
+from her2batch.vision.tile_grid import plan_tiles
 from tests.conftest import Synthetic
 
 
@@ -28,14 +28,14 @@ def test_patch_is_kept_for_the_tissue_of_the_tiles_under_it(seed: int, mpp: floa
     """Against a picture of the tiles, a px for every 8 level-0 px."""
     rng = np.random.default_rng(seed)
     info, plan = slide_info(448 * 8, 448 * 6), Plan()
-    tiles = plan_grid(info.width, info.height, 0.25, 0.5, 224)
+    tiles = plan_tiles(info.width, info.height, 0.25, 0.5, 224)
     tissue = rng.random(len(tiles)).astype(np.float32)
     kept = rng.random(len(tiles)) < 0.7  # the others are no rows of the table
     picture = np.zeros((info.height // 8, info.width // 8))
     for (x, y, size), share in zip(tiles[kept], tissue[kept], strict=True):
         picture[y // 8 : (y + size) // 8, x // 8 : (x + size) // 8] = share
     found = {tuple(one) for one in plan_patches(info, plan, tiles[kept], tissue[kept], mpp).tiles.tolist()}
-    for x, y, size in plan_grid(info.width, info.height, 0.25, mpp, 224).tolist():
+    for x, y, size in plan_tiles(info.width, info.height, 0.25, mpp, 224).tolist():
         inside = picture[y // 8 : (y + size) // 8, x // 8 : (x + size) // 8].sum() / (size / 8) ** 2
         if abs(inside - plan.min_tissue) > 0.05:
             assert ((x, y, size) in found) == (inside > plan.min_tissue)
