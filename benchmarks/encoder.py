@@ -44,7 +44,7 @@ def main() -> None:
     args = parser.parse_args()
     cv2.setNumThreads(1)
     tiles = np.concatenate([core_tiles(core) for core in sorted(args.cores.glob("*.jpg"))])
-    stains = fit_stain_vectors(tiles[:: len(tiles) // 32], (240.0, 240.0, 240.0))
+    stains = fit_stain_vectors(tiles[:: len(tiles) // 32], (240.0, 240.0, 240.0), 0.5)
     sample = tiles[np.random.default_rng(0).choice(len(tiles), SAMPLE_TILES, replace=False)]
 
     def ours() -> float:

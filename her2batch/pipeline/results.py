@@ -48,7 +48,7 @@ def result_columns(state: SlideState, path: Path) -> Row:
     blank = int(state.measurements.column("blank").sum())
     if blank > BLANK_LIMIT * n:
         raise SlideError("blank-tiles", path, f"{blank} of {n} tiles inside its tissue hold no image")
-    quality = state.quality.with_tile_blur(state.measurements.in_tile_order("blur", n))
+    quality = state.quality.with_tiles(*(state.measurements.in_tile_order(name, n) for name in ("blur", "ink")))
     no_tissue = n == 0 and "no-tissue" not in quality.flags
     return {
         "tissue_mm2": float(tissue.mask.sum()) * state.overview.mpp**2 / 1e6,

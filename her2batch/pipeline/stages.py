@@ -131,7 +131,7 @@ def _fit_stains(context: StageContext) -> Work:
         pixels = np.empty((len(sampled), edge, edge, 3), np.uint8)
         for k, (x, y, size) in enumerate(sampled.tolist()):
             pixels[k] = resample(slide.region(Box(x, y, size, size), mpp), edge, edge)
-        stains = fit_stain_vectors(pixels, white)
+        stains = fit_stain_vectors(pixels, white, mpp)
         return StainFit(stains, guess_stain(pixels, stains))
 
     return work
@@ -178,6 +178,7 @@ def _measure(_: StageContext) -> Work:
         return {
             "dab": figures[:, feature_index("dab")],
             "blur": figures[:, feature_index("blur")],
+            "ink": figures[:, feature_index("ink")],
             "membrane": figures[:, [feature_index(name) for name in MEMBRANE_COLUMNS]],
             "blank": flat.max(axis=1) - flat.min(axis=1) <= BLANK_RANGE,
         }

@@ -51,7 +51,7 @@ SLIDE_COLUMNS = (
     Column("blank_tiles", I32, "number of tiles inside tissue that have no image"),
     Column("flags", pa.list_(TEXT), "quality flags"),
     Column("blur", F32, "share of tissue out of focus"),
-    Column("pen", F32, "share of the slide under pen ink"),
+    Column("pen", F32, "share of the slide under pen ink, or of the area of its tiles where that is larger"),
     Column("saturated", F32, "share of the tissue px with a clipped channel"),
     Column("background", F32, "grey value of the background, 0–255"),
     Column("status", TEXT, "done · failed"),

@@ -211,7 +211,7 @@ def _tile_features(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> list[
     """Return the features of one tile, in the order of FEATURES."""
     od = optical_density(tile, stains.white)
     h, d, residual, density = separate_stains(od, stains)
-    pen = _dilate(pen_mask(od, residual), PEN_RIM_UM / mpp)
+    pen = _dilate(pen_mask(od, residual, mpp), PEN_RIM_UM / mpp)
     clean = ~pen
     smooth = cv2.GaussianBlur(restore_dab_detail(h, d, mpp), (0, 0), RIDGE_UM / mpp)
     ridge = ridge_height(smooth, mpp)

@@ -16,6 +16,10 @@ CLIPPED_GREY = (2, 253)
 MAX_PEN_SHARE = 0.002
 """Share of the slide under pen from which it is flagged."""
 
+MAX_PEN_TILE_SHARE = 0.05
+"""Share of the tissue's tiles that is excluded as pen from which a slide is flagged: thin or pale strokes, which the
+overview does not show, and staining that resembles pen."""
+
 MAX_SATURATED_SHARE = 0.05
 """Share of tissue px with a clipped channel from which a scan is overexposed; holes in tissue stay below it."""
 
@@ -45,7 +49,8 @@ by σ = 12 µm, 50–90 % of the tissue lies below it. An overview cannot show w
 class Quality:
     """Quality measures of a slide.
 
-    blur: share of tissue out of focus.  pen: share of the slide under pen.  saturated: share of tissue px with a
+    blur: share of tissue out of focus.  pen: share of the slide under pen, or of the
+    area of its tiles where that is larger.  saturated: share of tissue px with a
     clipped channel.  background: grey value of the background, 0–255.  flags: names of the problems found.
     """
 
@@ -55,13 +60,18 @@ class Quality:
     background: float
     flags: tuple[str, ...]
 
-    def with_tile_blur(self, blur: NDArray[np.float32]) -> Quality:
-        """Return a copy with the `blur` of the tiles, (n,), included: it is far more sensitive than the overview's."""
+    def with_tiles(self, blur: NDArray[np.float32], ink: NDArray[np.float32]) -> Quality:
+        """Return a copy that includes the tiles' `blur` and `ink`, (n,) each: tiles show more than the overview."""
         if not len(blur):
             return self
-        share = max(self.blur, float((blur > BLURRED_TILE).mean()))
+        blurred, pen = (
+            max(self.blur, float((blur > BLURRED_TILE).mean())),
+            max(self.pen, float(ink.mean())),
+        )
+        found = {"pen": pen > MAX_PEN_TILE_SHARE, "blurred": blurred > MAX_BLURRED_SHARE}
         flags = [name for name in self.flags if name != "blurred"]
-        return replace(self, blur=share, flags=(*flags, *(["blurred"] if share > MAX_BLURRED_SHARE else [])))
+        flags += [name for name, present in found.items() if present and name not in flags]
+        return replace(self, blur=blurred, pen=pen, flags=tuple(flags))
 
 
 def assess_quality(rgb: NDArray[np.uint8], tissue: Tissue) -> Quality:

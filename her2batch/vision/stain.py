@@ -45,8 +45,21 @@ MIN_NUCLEUS_OD = 0.08
 """Haematoxylin density from which a px counts as nucleus."""
 
 PEN_RESIDUAL_OD, PEN_RED_OD = 0.2, 0.75
-"""Optical density of the residual, and of the red channel, beyond which a px is pen. Real DAB and haematoxylin reach
-0.07 and 0.7."""
+"""Optical density of the residual, and of the red channel, beyond which a px may be pen. Real DAB and haematoxylin
+reach 0.07 and 0.7 where the staining is usual; strong DAB goes far beyond, which is why brown is excluded."""
+
+BROWN_RED_SHARE, BROWN_BLUE_SHARE = 0.3, 0.6
+"""Least density of red, and of blue, as a share of the density of green, of brown and of brown over blue nuclei. DAB
+has 0.47 and 1.37 (Ruifrok & Johnston 2001), haematoxylin 0.92 and 0.41; red pen has 0.1 of red, and green and blue
+pen absorb more red than green."""
+
+BLACK_SPREAD = 0.3
+"""Greatest difference between the densities of two channels, as a share of the largest, of black pen; over brown tissue
+black pen has 0.27. Brown has 0.65, dark brown in a dark nucleus 0.27 as well, and is distinguished by its width."""
+
+MIN_BLACK_UM = 20.0
+"""Least width of black pen. Strokes are hundreds of µm wide; nuclei, and membranes that the scanner clipped to black,
+are narrower."""
 
 PEN_RIM_PX = 15
 """Edge of the square by which pen is dilated before a fit: its frayed rim is paler and resembles stain."""
@@ -126,13 +139,24 @@ def _unmixing_matrix(stains: Stains) -> NDArray[np.float32]:
     return np.ascontiguousarray(np.vstack([inverse.T, np.full((1, 3), 1 / 3)]), dtype=np.float32)
 
 
-def pen_mask(od: NDArray[np.float32], residual: NDArray[np.float32]) -> NDArray[np.bool_]:
+def pen_mask(od: NDArray[np.float32], residual: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
     """Return the px where pen absorbs the light: (3, H, W) optical density and its residual (H, W) → (H, W) bool.
 
-    Green, blue and red pen leave a large residual; black pen absorbs more red than the two stains do. On five real
-    cores 1 px in 100,000 meets either condition, and that is dirt.
+    Green, blue and red pen leave a large residual; blue and black pen absorb more red than usual staining does. Brown
+    is not pen, however dark it is, nor is black that is as narrow as membranes and nuclei.  mpp: µm/px.
     """
-    return np.asarray((residual > PEN_RESIDUAL_OD) | (residual < -PEN_RESIDUAL_OD) | (od[0] > PEN_RED_OD), bool)
+    pen = (residual > PEN_RESIDUAL_OD) | (residual < -PEN_RESIDUAL_OD) | (od[0] > PEN_RED_OD)
+    if not pen.any():
+        return np.asarray(pen, bool)
+    red, green, blue = od
+    largest = np.maximum(np.maximum(red, green), blue)
+    spread = largest - np.minimum(np.minimum(red, green), blue)
+    neutral = spread <= BLACK_SPREAD * largest
+    brown = (red >= BROWN_RED_SHARE * green) & (red < green) & (blue >= BROWN_BLUE_SHARE * green)
+    edge = 2 * round(MIN_BLACK_UM / mpp / 2) + 1
+    square = np.ones((edge, edge), np.uint8)
+    black = cv2.morphologyEx((pen & neutral).view(np.uint8), cv2.MORPH_OPEN, square).view(np.bool_)
+    return np.asarray(black | (pen & ~neutral & ~brown), bool)
 
 
 def white_point(overview: NDArray[np.uint8], background: NDArray[np.bool_]) -> Vector:
@@ -152,8 +176,8 @@ def white_point(overview: NDArray[np.uint8], background: NDArray[np.bool_]) -> V
     return r, g, b
 
 
-def fit_stain_vectors(sample: NDArray[np.uint8], white: Vector) -> Stains:
-    """Fit a slide's stain vectors, nuclear density and DAB background to some of its tiles: (n, t, t, 3) uint8.
+def fit_stain_vectors(sample: NDArray[np.uint8], white: Vector, mpp: float) -> Stains:
+    """Fit a slide's stain vectors, nuclear density and DAB background to some of its tiles: (n, t, t, 3) uint8 at mpp.
 
     The vectors are the extremes of the stained pixels' directions in their main plane (Macenko et al. 2009). They are
     shrunk towards the published vectors the further they are from them, or the less of the stain the slide has: HER2 0
@@ -164,7 +188,7 @@ def fit_stain_vectors(sample: NDArray[np.uint8], white: Vector) -> Stains:
     od = np.concatenate([_smooth(optical_density(tile, white)) for tile in sample], axis=1)
     published = separate_stains(od, Stains(white))
     rim = np.ones((PEN_RIM_PX, PEN_RIM_PX), np.uint8)
-    clean = cv2.dilate(pen_mask(od, published.residual).view(np.uint8), rim) == 0
+    clean = cv2.dilate(pen_mask(od, published.residual, mpp).view(np.uint8), rim) == 0
     stained = od[:, ::3][:, (clean & (published.mean > MIN_STAINED_OD))[::3]].T
     h_vector, dab_vector = _macenko_vectors(stained) if len(stained) >= MIN_STAINED_PX else (HAEMATOXYLIN, DAB)
     h, d, _, mean = separate_stains(od, Stains(white, h_vector, dab_vector))

@@ -105,6 +105,6 @@ def test_tiles_shrunk_while_decoding_have_the_same_membrane_shares(cores: dict[s
     assert slide.tile_source(2.0) == (0, 2)
     tiles = [np.stack([half[y : y + 224, x : x + 224] for y in (0, 224, 448) for x in (0, 224, 448, 672)])
              for half in (shrunk, whole)]  # fmt: skip
-    stains = fit_stain_vectors(tiles[1], (240.0, 240.0, 240.0))
+    stains = fit_stain_vectors(tiles[1], (240.0, 240.0, 240.0), 0.5)
     shares = [measure_tiles(some, 0.5, stains)[:, : len(MEMBRANE_COLUMNS)].mean(axis=0) for some in tiles]
     assert np.abs(shares[0] - shares[1]).max() < 0.03

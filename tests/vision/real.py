@@ -57,4 +57,4 @@ def tissue_tile_batch(rgb: NDArray[np.uint8]) -> TileBatch:
     tiles = grid[tile_fractions(tissue.mask, rgb.shape[1], rgb.shape[0], grid) >= 0.25]
     pixels = np.stack([rgb[y : y + TILE, x : x + TILE] for x, y, _ in tiles])
     sample = np.unique(np.linspace(0, len(pixels) - 1, 32).round().astype(int))
-    return TileBatch(pixels, 0.5, fit_stain_vectors(pixels[sample], white_point(overview, ~tissue.mask)))
+    return TileBatch(pixels, 0.5, fit_stain_vectors(pixels[sample], white_point(overview, ~tissue.mask), 0.5))

@@ -14,12 +14,24 @@ from her2batch.vision.stain import Stains
 Map = NDArray[np.float64]
 
 
+def reference_pen(od: Map, residual: Map, mpp: float) -> NDArray[np.bool_]:
+    """Return the px under pen: od (t, t, 3), residual (t, t)."""
+    red, green, blue = np.moveaxis(od, -1, 0)
+    strong = (np.abs(residual) > stain.PEN_RESIDUAL_OD) | (red > stain.PEN_RED_OD)
+    neutral = np.ptp(od, axis=2) <= stain.BLACK_SPREAD * od.max(axis=2)
+    brown = (red >= stain.BROWN_RED_SHARE * green) & (red < green) & (blue >= stain.BROWN_BLUE_SHARE * green)
+    edge = 2 * round(stain.MIN_BLACK_UM / mpp / 2) + 1
+    eroded = ndimage.minimum_filter(strong & neutral, edge, mode="constant", cval=1)
+    black = ndimage.maximum_filter(eroded, edge, mode="constant", cval=0)
+    return np.asarray(black | (strong & ~neutral & ~brown), bool)
+
+
 def reference_features(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> dict[str, float]:
     """Return feature → value of one tile (t, t, 3)."""
     od = -np.log10(np.maximum(tile, 1) / np.asarray(stains.white))
     h, d, residual = np.moveaxis(deconvolved(od, stains), -1, 0)
     density = od.mean(axis=2)
-    pen = (np.abs(residual) > stain.PEN_RESIDUAL_OD) | (od[..., 0] > stain.PEN_RED_OD)
+    pen = reference_pen(od, residual, mpp)
     rim = 2 * round(membrane.PEN_RIM_UM / mpp) + 1
     pen = ndimage.binary_dilation(pen, footprint_rectangle((rim, rim)))
     coarse_h, coarse_d = (np.maximum(box(one, 2 * round(membrane.CHROMA_UM / mpp) + 1), 0) for one in (h, d))

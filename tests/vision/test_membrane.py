@@ -79,6 +79,11 @@ class TestRings:
         assert measure(rings(0.5), "intense_complete") < 0.05
         assert measure(rings(1.2), "intense_complete") > 0.9
 
+    def test_dark_brown_membranes_are_not_cut_out_as_pen(self) -> None:
+        for density in (1.2, 2.0, 3.0):
+            assert measure(rings(density), "ink") == 0
+            assert measure(rings(density, veil=0.4), "intense_complete") > 0.9
+
     def test_a_dark_broken_ring_is_incomplete(self) -> None:
         assert measure(rings(1.2, share=0.35), "intense") > 0.7
         assert measure(rings(1.2, share=0.35), "intense_complete") < 0.05
@@ -94,7 +99,7 @@ class TestRings:
         for name in ("faint", "moderate", "intense"):
             assert value[name] >= value[f"{name}_complete"]
 
-    @given(st.floats(0.0, 1.0), st.floats(0.02, 0.3))
+    @given(st.floats(0.0, 2.5), st.floats(0.02, 0.3))
     @settings(max_examples=25, deadline=None)
     def test_more_dab_never_lowers_a_share(self, density, more) -> None:
         less, darker = (measure_tiles(rings(one)[None], 0.5, STAINS)[0] for one in (density, density + more))

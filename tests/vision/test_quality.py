@@ -97,10 +97,12 @@ class TestTileBlur:
         assert blur_ratio(0.01, 0.03) == 0.75
         assert blur_ratio(0.0, 0.0) == 0
 
-    def test_blurred_tiles_flag_the_slide(self) -> None:
-        sharp = Quality(0.0, 0.0, 0.0, 240.0, ("pen",))
-        assert sharp.with_tile_blur(np.array([0.5, 0.6, 0.55], np.float32)) == sharp
-        assert sharp.with_tile_blur(np.array([0.5, 0.9, 0.55, 0.9], np.float32)) == Quality(
-            0.5, 0.0, 0.0, 240.0, ("pen", "blurred")
-        )
-        assert sharp.with_tile_blur(np.empty(0, np.float32)) == sharp
+    def test_blurred_tiles_and_tiles_under_pen_flag_the_slide(self) -> None:
+        sharp, clean, none = Quality(0.0, 0.0, 0.0, 240.0, ()), np.zeros(4, np.float32), np.empty(0, np.float32)
+        in_focus = np.array([0.5, 0.6, 0.55, 0.5], np.float32)
+        assert sharp.with_tiles(in_focus, clean) == sharp
+        assert sharp.with_tiles(np.array([0.5, 0.9, 0.55, 0.9], np.float32), clean).flags == ("blurred",)
+        marked = sharp.with_tiles(in_focus, np.array([0.5, 0.0, 0.0, 0.0], np.float32))
+        assert (marked.pen, marked.flags) == (0.125, ("pen",))
+        assert sharp.with_tiles(in_focus, np.array([0.15, 0.0, 0.0, 0.0], np.float32)).flags == ()
+        assert sharp.with_tiles(none, none) == sharp
