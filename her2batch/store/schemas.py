@@ -45,7 +45,11 @@ SLIDE_COLUMNS = (
     Column("mpp_source", TEXT, "file · objective · override"),
     Column("objective", F32, "magnification of the scan"),
     Column("tissue_mm2", F32, "area of tissue, mm²"),
-    Column("tissue_method", TEXT, "segmentation that was used: the first method or the fallback"),
+    Column(
+        "tissue_method",
+        TEXT,
+        "segmentation that was used: density, texture or union",
+    ),
     Column("tissue_disagreement", F32, "1 − Dice coefficient of the two segmentations"),
     Column("n_tiles", I32, "number of tiles in the table tiles"),
     Column("blank_tiles", I32, "number of tiles inside tissue that have no image"),

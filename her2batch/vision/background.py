@@ -16,7 +16,10 @@ MAX_BACKGROUND_STD = 0.0015
 0.0003–0.001, the smoothest 1 % of the palest real tissue 0.0018."""
 
 MIN_BACKGROUND_GREY = 200
-"""Darkest grey value of a background px."""
+"""Darkest grey value of a background px on a slide that has px this bright."""
+
+MIN_BACKGROUND_LIGHT = 0.85
+"""Least light of a background px as a share of the slide's brightest px, on a scanner whose background is dark."""
 
 MIN_BACKGROUND_SHARE = 0.005
 """Share of the overview that must look like background; with less, the slide counts as having none."""
@@ -56,7 +59,8 @@ def flatten_background(rgb: NDArray[np.uint8]) -> FlattenedOverview:
     padding = _padding_mask(rgb)
     od = np.asarray(cv2.LUT(rgb, _DENSITY_OF_GREY), np.float32)
     grey = channel_mean(od)
-    background = (channel_min(rgb) >= MIN_BACKGROUND_GREY) & ~padding
+    darkest = channel_min(rgb)
+    background = (darkest >= _least_background_grey(darkest[~padding])) & ~padding
     if background.any():
         grey[padding] = np.median(grey[background])  # the step to the padding is not texture
     background &= cv2.blur(local_std(grey), (5, 5)) < MAX_BACKGROUND_STD
@@ -68,6 +72,12 @@ def flatten_background(rgb: NDArray[np.uint8]) -> FlattenedOverview:
     flat = np.asarray(od - surface, np.float32)
     flat[padding] = 0
     return FlattenedOverview(flat, background, padding)
+
+
+def _least_background_grey(grey: NDArray[np.uint8]) -> float:
+    """Return the grey value from which a px may be background: relative to the brightest, where all px are dark."""
+    brightest = float(np.percentile(grey, 99.5)) if grey.size else 255.0
+    return min(float(MIN_BACKGROUND_GREY), MIN_BACKGROUND_LIGHT * brightest)
 
 
 _DENSITY_OF_GREY = np.repeat(-np.log10(np.maximum(np.arange(256), 1) / 255), 3).astype(np.float32).reshape(1, 256, 3)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.vision.tissue import MAX_TISSUE_SHARE, Tissue
+from her2batch.vision.tissue import MAX_DISAGREEMENT, MAX_TISSUE_SHARE, Tissue
 
 CLIPPED_GREY = (2, 253)
 """Grey values at and beyond which a channel counts as clipped."""
@@ -28,9 +28,6 @@ MAX_UNEVENNESS = 12.0
 
 MIN_BACKGROUND_GREY = 190.0
 """Grey value of the background below which it is flagged as dark."""
-
-MAX_DISAGREEMENT = 0.5
-"""1 − Dice of the two tissue segmentations from which the slide is flagged."""
 
 MAX_BLURRED_SHARE = 0.3
 """Share of tissue out of focus from which a slide is flagged."""

@@ -163,7 +163,7 @@ def white_point(overview: NDArray[np.uint8], background: NDArray[np.bool_]) -> V
     """Return R, G, B of the empty background: the median of its brighter half.
 
     overview: (H, W, 3) uint8.  background: (H, W) bool.  With hardly any background (a core that fills its image), the
-    brightest px of the image are used. No value is below 200.
+    brightest px of the image are used, or 200 where that is brighter.
     """
     pixels = overview[background]
     pixels = pixels[pixels.min(axis=1) > 0] if len(pixels) else pixels  # black padding is not background
@@ -171,8 +171,8 @@ def white_point(overview: NDArray[np.uint8], background: NDArray[np.bool_]) -> V
         grey = pixels.mean(axis=1)
         white = np.median(pixels[grey >= np.median(grey)], axis=0)
     else:
-        white = np.percentile(overview.reshape(-1, 3), 99.5, axis=0)
-    r, g, b = np.maximum(white, 200.0).tolist()
+        white = np.maximum(np.percentile(overview.reshape(-1, 3), 99.5, axis=0), 200.0)
+    r, g, b = np.maximum(white, 1.0).tolist()
     return r, g, b
 
 

@@ -52,6 +52,9 @@ MIN_TEXTURE_OD = 0.002
 MAX_TISSUE_SHARE = 0.98
 """A mask that covers more of the slide than this contains no background."""
 
+MAX_DISAGREEMENT = 0.5
+"""1 − Dice of the two segmentations above which the tissue is their union, and the slide is flagged."""
+
 MIN_PASS_DEPTH = 0.5
 """Watershed basins are merged when the pass between them is at least this share of the shallower basin's depth."""
 
@@ -61,7 +64,7 @@ class Tissue:
     """The tissue of an overview.
 
     mask: (H, W) bool.  pen: (H, W) bool, pen marks, excluded from the tissue.  method: the segmentation that was used,
-    "density" or "texture".  disagreement: 1 − Dice of the two segmentations.
+    "density", "texture" or "union".  disagreement: 1 − Dice of the two segmentations.
     """
 
     mask: Mask
@@ -75,7 +78,8 @@ def segment_tissue(rgb: NDArray[np.uint8], mpp: float) -> Tissue:
 
     The first segmentation uses contrast stretch, Gaussian blur, Otsu and watershed (paper, 2.3) on density, colour and
     texture. A second one, by texture alone, replaces it where the first finds no tissue, or no background although
-    there is some.
+    there is some. Where the two disagree, a pale piece may have been taken for background, and the tissue is their
+    union; such slides are flagged.
     """
     pen = find_pen_marks(rgb, mpp)
     flat = flatten_background(rgb)
@@ -86,10 +90,14 @@ def segment_tissue(rgb: NDArray[np.uint8], mpp: float) -> Tissue:
         first, _clean_mask(texture, mpp, label_components) & ~pen
     )  # takes a third of the watershed's time
     implausible = not first.any() or (first.mean() > MAX_TISSUE_SHARE and bool(flat.background.any()))
-    second = _clean_mask(texture, mpp) & ~pen if implausible else first
-    if implausible and second.any() and second.mean() < MAX_TISSUE_SHARE:
+    if not implausible and disagreement <= MAX_DISAGREEMENT:
+        return Tissue(first, pen, "density", disagreement)
+    second = _clean_mask(texture, mpp) & ~pen
+    if not second.any() or second.mean() >= MAX_TISSUE_SHARE:
+        return Tissue(first, pen, "density", disagreement)
+    if implausible:
         return Tissue(second, pen, "texture", disagreement)
-    return Tissue(first, pen, "density", disagreement)
+    return Tissue(first | second, pen, "union", disagreement)
 
 
 def _segment_by_density(flat: FlattenedOverview) -> Mask:

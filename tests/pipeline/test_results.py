@@ -23,7 +23,8 @@ def a_state(n_tiles: int, blank: int = 0) -> SlideState:
     state.quality = Quality(0.0, 0.0, 0.0, 240.0, ())
     state.stain_fit = StainFit(Stains(), "ihc")
     if n_tiles:
-        columns = {"blank": np.arange(n_tiles) < blank, "blur": np.zeros(n_tiles, np.float32)}
+        nothing = np.zeros(n_tiles, np.float32)
+        columns = {"blank": np.arange(n_tiles) < blank, "blur": nothing, "ink": nothing}
         state.measurements = TileColumns(np.arange(n_tiles), columns)
     return state
 
