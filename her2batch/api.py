@@ -334,6 +334,7 @@ def ingest_result(summary: IngestSummary, counts: Sequence[PredictionCount]) -> 
         "cohort": str(summary.cohort),
         **{name: getattr(summary, name) for name in fields},
         "failures": [{key: row[key] for key in keys} for row in summary.failures],
+        "missing": summary.missing,
         "predictions": [asdict(count) for count in counts],
         "exit_code": summary.exit_code,
     }

@@ -157,6 +157,8 @@ def print_ingest_summary(summary: IngestSummary, counts: Sequence[PredictionCoun
     """
     console = stdout_console()
     print_failures(console, summary.failures)
+    for text in summary.missing:
+        print_failure(console, "missing", text)
     finished_before = f" ({summary.already} were finished before)" if summary.already else ""
     rate = f"{summary.tiles} tiles, {summary.seconds:.1f} s"
     print_line(console, f"{OutcomeCounts.of(summary).equation}{finished_before}; {rate}")

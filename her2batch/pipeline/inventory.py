@@ -19,7 +19,7 @@ from typing import Any
 from her2batch.errors import InputError, StoreError, printable_path
 from her2batch.pipeline.resume.plan_change import match_plan
 from her2batch.settings import Plan
-from her2batch.slides.discover import DiscoveredSlides, FileProbe, IgnoredFile, SlideFiles, discover_slides
+from her2batch.slides.discover import MISSING, DiscoveredSlides, FileProbe, IgnoredFile, SlideFiles, discover_slides
 from her2batch.slides.fingerprint import fingerprint_slide
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.erase import erased_digest, erased_digests
@@ -100,6 +100,13 @@ class Inventory:
     def deferred(self) -> int:
         """Number of slides that are left to the next run."""
         return self._count("deferred")
+
+    @property
+    def missing(self) -> list[str]:
+        """Slides that a QuPath project or a manifest lists and that are not there, with the reason."""
+        ignored = (self.entries.get(path) for path, outcome in self.outcomes.items() if outcome == "ignored")
+        listed = [entry for entry in ignored if entry is not None and entry["reason"].startswith(MISSING)]
+        return [f"{entry['path']}: {entry['reason'].removeprefix(f'{MISSING}: ')}" for entry in listed]
 
     def _count(self, outcome: str) -> int:
         return sum(found == outcome for found in self.outcomes.values())

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from her2batch.errors import STOPPED, StoreError
+from her2batch.errors import STOPPED, InputError, StoreError
 from her2batch.files.atomic import disk_errors
 from her2batch.files.locations import free_bytes, to_location
 from her2batch.files.locks import is_locked
@@ -84,7 +84,8 @@ class IngestSummary:
     seen to ignored: numbers of files, by outcome.  already: of the done and failed slides, those of an earlier run.
     left: seconds that the deferred slides will take, least and most.  slides, failures: rows of all slides of the scan
     folder, and of those that failed.  skipped: parts that need a bundle.  fresh: ids of the slides that this run ended.
-    relabelled: ids of the finished slides to which the labels gave another patient or stain.
+    relabelled: ids of the finished slides to which the labels gave another patient or stain.  missing: slides that a
+    QuPath project or a manifest lists and that are not there, each with the reason.
     """
 
     cohort: Path
@@ -105,6 +106,7 @@ class IngestSummary:
     skipped: list[str] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)
     relabelled: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
     @property
     def adds_up(self) -> bool:
@@ -113,12 +115,12 @@ class IngestSummary:
 
     @property
     def exit_code(self) -> int:
-        """0 all done · 1 a slide has no outcome · 3 some failed · 130 stopped."""
+        """0 all done · 1 a slide has no outcome · 3 some failed or are missing · 130 stopped."""
         if self.stopped:
             return STOPPED
         if not self.adds_up:
             return 1
-        return 3 if self.failed else 0
+        return 3 if self.failed or self.missing else 0
 
 
 def ingest(
@@ -227,6 +229,8 @@ def _job_source(
         queue.put(updater.admit(found if request.only is None else found.for_file(request.only)))
         yield queue
         return
+    if request.scans.is_file():
+        raise InputError("only a folder can be watched", request.scans, "give the scan folder, or leave out --watch")
     with FolderWatch(updater, queue, request.scans, window, plan.reader, stopped) as watch:
         yield watch
 
@@ -338,6 +342,7 @@ def _count(cohort: Cohort, inventory: Inventory, summary: IngestSummary) -> None
     summary.seen, summary.deferred = inventory.seen, inventory.deferred
     summary.duplicate, summary.ignored = inventory.duplicates, inventory.ignored
     summary.already = len(inventory.current)
+    summary.missing = inventory.missing
     for path, outcome in inventory.outcomes.items():
         row = rows.get(inventory.entries[path]["slide_id"]) if outcome in ("todo", "current") else None
         if row is None:

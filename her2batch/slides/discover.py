@@ -14,6 +14,9 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from her2batch.slides.dicom.instances import DicomInstance, group_instances, read_instance
+from her2batch.slides.listings.gdc import check_manifests
+from her2batch.slides.listings.qupath import SUFFIX as QUPATH_PROJECT
+from her2batch.slides.listings.qupath import read_project
 
 SLIDE_SUFFIXES = frozenset(
     [
@@ -39,10 +42,16 @@ SLIDE_SUFFIXES = frozenset(
 PARTIAL_SUFFIXES = (".tmp", ".part", ".partial", ".crdownload", ".filepart", "~")
 """Name endings of files that are still being copied."""
 
+LOG_SUFFIX = ".parcel"
+"""Name ending of the logs that gdc-client keeps beside each file."""
+
 SLIDE_MAGIC = {
     b"II*\0": "tiff", b"MM\0*": "tiff", b"II+\0": "tiff", b"MM\0+": "tiff", b"ZISRAWFI": "czi",
 }  # fmt: skip
 """First bytes of slide containers → kind of file."""
+
+MISSING = "missing"
+"""First word of the reason of a file that a list names, but that is not there."""
 
 RULES_VERSION = 2
 """Version of the rules in this module. Increase it when they give other results: all files are then probed again."""
@@ -109,14 +118,16 @@ def discover_slides(
     known: Mapping[str, FileProbe] = MappingProxyType({}),
     name: Callable[[Path], str] = str,
 ) -> DiscoveredSlides:
-    """Find every slide under a folder (or in one file), and the reason why each other file is ignored.
+    """Find every slide under a folder, in one file or in a QuPath project, and why each other file is ignored.
 
-    The content of a file counts before its suffix. An MRXS with its folder, a VMS with its images, and a DICOM series
-    are one slide each. Hidden and partial files are ignored, and the folder `exclude` (a cohort inside the scan
-    folder) is not searched.  known: probes of an earlier search; unchanged files are not opened, and the result is the
-    same as without them.  name: function from a path to its key in probes.
+    The content of a file counts before its suffix. An MRXS with its folder, a VMS with its images, and DICOM files of
+    one glass are one slide each. Hidden and partial files are ignored, and the folder `exclude` (a cohort inside the
+    scan folder) is not searched. Slides that a project or the manifest of a GDC download lists, but that are not there,
+    are ignored files whose reason begins with MISSING.  known: probes of an earlier search; unchanged files are not
+    opened, and the result is the same as without them.  name: function from a path to its key in probes.
+    Raises InputError for a QuPath project that cannot be read.
     """
-    files, ignored = _walk(root, exclude)
+    files, ignored, listed = _walk(root, exclude)
     names = {path: name(path) for path in files}
     owners = _mirax_members(files)
     probes = {
@@ -140,6 +151,9 @@ def discover_slides(
     ignored += [_ignored(path, reason) for path, reason in unused.items()]
     for path in sorted(owners):  # after the file by which the slide is opened
         slides[owners[path]].append(path)
+    if listed is not None:  # other slides in the folders of a project's slides are not part of it
+        slides = defaultdict(list, {key: paths for key, paths in slides.items() if not listed.isdisjoint(paths)})
+        ignored = [file for file in ignored if file.path in listed]
     return DiscoveredSlides(
         sorted((_slide_files(paths, [files[path] for path in paths]) for paths in slides.values()), key=_path_key),
         sorted(ignored, key=_path_key),
@@ -204,10 +218,13 @@ def _probe_file(
     return FileProbe(rules, file_stat.st_size, file_stat.st_mtime_ns, kind, belongs)
 
 
-def _walk(root: Path, exclude: Path | None) -> tuple[dict[Path, os.stat_result], list[IgnoredFile]]:
-    """Return the regular files under a folder, and the ignored files. Links to folders are not followed."""
+def _walk(root: Path, exclude: Path | None) -> tuple[dict[Path, os.stat_result], list[IgnoredFile], set[Path] | None]:
+    """Return the regular files under a folder, the ignored files, and for a QuPath project the files that it lists.
+
+    Links to folders are not followed.
+    """
     if root.is_file():
-        return {root: root.stat()}, []
+        return _project_files(root) if root.suffix.lower() == QUPATH_PROJECT else ({root: root.stat()}, [], None)
     files: dict[Path, os.stat_result] = {}
     ignored: list[IgnoredFile] = []
     for path, stat_or_reason in _entries(root, exclude):
@@ -215,7 +232,36 @@ def _walk(root: Path, exclude: Path | None) -> tuple[dict[Path, os.stat_result],
             ignored.append(_ignored(path, stat_or_reason))
         else:
             files[path] = stat_or_reason
-    return files, ignored
+    missing, partial = check_manifests(root, {path: found.st_size for path, found in files.items()}, _is_slide_name)
+    for path in partial:
+        del files[path]
+    return files, [*ignored, *(_ignored(path, reason) for path, reason in (missing | partial).items())], None
+
+
+def _is_slide_name(path: Path) -> bool:
+    return path.suffix.lower() in SLIDE_SUFFIXES
+
+
+def _project_files(project: Path) -> tuple[dict[Path, os.stat_result], list[IgnoredFile], set[Path]]:
+    """Return the files of the slides in a QuPath project and those beside them, what is missing, and what it lists."""
+    images = read_project(project)
+    ignored = [_ignored(image.path, image.missing) for image in images if image.missing is not None]
+    files: dict[Path, os.stat_result] = {}
+    for image in images:
+        if image.missing is None:
+            with suppress(OSError):  # a folder that cannot be searched: the slide file itself counts
+                files |= {path: path.stat() for path in (image.path, *_companions(image.path))}
+            files.setdefault(image.path, image.path.stat())
+    return files, ignored, {image.path for image in images}
+
+
+def _companions(path: Path) -> list[Path]:
+    """Return the further files of a slide of several files: an MRXS folder, images beside a VMS, a DICOM folder."""
+    if path.suffix.lower() == ".mrxs":
+        return sorted(file for file in (path.parent / path.stem).glob("*") if file.is_file())
+    if path.suffix.lower() in (".vms", ".vmu") or file_kind(path) == "dicom":
+        return sorted(file for file in path.parent.iterdir() if file.is_file() and not file.name.startswith("."))
+    return []
 
 
 def _entries(folder: Path, exclude: Path | None) -> Iterator[tuple[Path, os.stat_result | str]]:
@@ -246,6 +292,8 @@ def _stat_or_reason(entry: os.DirEntry[str]) -> os.stat_result | str:
         return "link to a folder"
     if not stat.S_ISREG(file_stat.st_mode):
         return "not a regular file"
+    if entry.name.lower().endswith(LOG_SUFFIX):
+        return "log of a download"
     return "partial: still being copied" if entry.name.lower().endswith(PARTIAL_SUFFIXES) else file_stat
 
 

@@ -18,7 +18,7 @@ from her2batch.errors import InputError, StoreError
 from her2batch.pipeline import worker
 from her2batch.runtime.ingest import IngestRequest, IngestSummary, ingest
 from her2batch.runtime.ray_session import RaySession
-from her2batch.settings import Plan, Resources
+from her2batch.settings import Plan, Resources, RunWindow
 from her2batch.store import cohort as cohort_module
 from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort
@@ -423,3 +423,16 @@ def test_cucim_is_loaded_before_the_heads_of_a_bundle(make_slide: MakeSlide, tmp
     run = subprocess.run([*command, *more], capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
     assert Cohort(tmp_path / "c").rows()["a"]["reader"] == "cucim"
+
+
+def test_missing_slides_of_a_project_are_listed_and_change_the_exit_code(tmp_path: Path, make_slide: Callable) -> None:
+    slide = make_slide("a.tiff", size=(600, 500))
+    images = [{"serverBuilder": {"uri": f"file:{path}"}} for path in (slide, tmp_path / "gone.svs")]
+    project = tmp_path / "project.qpproj"
+    project.write_text(json.dumps({"images": images}))
+    summary = run(project, tmp_path / "c")
+    assert (summary.seen, summary.done, summary.ignored, summary.exit_code) == (2, 1, 1, 3)
+    (text,) = summary.missing
+    assert text.startswith(f"{tmp_path / 'gone.svs'}: there is no such file, but project.qpproj lists it; copy the")
+    with pytest.raises(InputError, match="only a folder can be watched"):
+        ingest(IngestRequest(project, tmp_path / "c"), Plan(), Resources(workers=0), window=RunWindow(watch=True))

@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 def ingest(
     *,
     scans: Annotated[
-        Path, typer.Argument(help="the scan folder, which the scanner writes to", show_default=False, metavar="SCANS")
+        Path,
+        typer.Argument(
+            help="the scan folder, which the scanner writes to, or a QuPath project (project.qpproj)",
+            show_default=False,
+            metavar="SCANS",
+        ),
     ],
     out: OutOption = DEFAULT_COHORT,
     plan: Plan,
