@@ -47,7 +47,7 @@ class CucimSlide(TiledTiffSlide):
 
         Not among them are levels with missing tiles, and all levels of a slide with a wrong colour tag.
         """
-        if self.info.notes:
+        if "colour-tag-mended" in self.info.notes:
             return {}
         cucim_sizes = [tuple(size) for size in self._image.resolutions["level_dimensions"]]
         sizes = [(level.width, level.height) for level in self.info.levels]

@@ -1,17 +1,19 @@
-"""JPEG and JPEG 2000 streams of slides: decoding, sizes, removal of metadata.
+"""JPEG and JPEG 2000 streams of slides: decoding, sizes, colour space, removal of metadata.
 
 In slides, JPEG streams are often abbreviated: their tables are stored once elsewhere, and the marker that states the
-colour space may be missing.
+colour space may be missing. The file's colour tag may be wrong as well: `decide_colorspace` weighs all evidence.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import cast
+from typing import NamedTuple, cast
 
+import cv2
+import imagecodecs
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
@@ -20,7 +22,9 @@ SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 RGB_MARKER = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 """Adobe's APP14 marker with transform 0: the components are RGB. Aperio omits it, and decoders then assume YCbCr."""
 
-JFIF = b"\xff\xe0"
+JFIF, JFIF_NAME = b"\xff\xe0", b"JFIF\0"
+HEADER_BYTES = 1024
+"""Bytes of a stream that are searched for a JFIF header."""
 
 J2K_START = b"\xff\x4f\xff\x51"
 """First bytes of a JPEG 2000 codestream: the markers SOC and SIZ."""
@@ -28,7 +32,7 @@ J2K_START = b"\xff\x4f\xff\x51"
 SOS = b"\xff\xda"
 COMMENT = 0xFE
 
-COLOUR_SEGMENTS = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}
+COLOUR_SEGMENTS = {0xE0: (JFIF_NAME, 14), 0xEE: (b"Adobe", 12)}
 """Application segments that state the colour space: marker → first bytes, number of bytes to keep."""
 
 DATA_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
@@ -46,9 +50,21 @@ def complete_jpeg(data: bytes, tables: bytes | None, colorspace: str) -> bytes:
     if colorspace != "RGB":
         return b"".join((SOI, body, data[2:])) if body else data
     rest = data[2:]
-    if rest[:2] == JFIF:  # decoders prefer a JFIF header, which means YCbCr, to Adobe's marker
-        rest = rest[2 + int.from_bytes(rest[2:4]) :]
+    if (at := rest.find(JFIF_NAME, 0, HEADER_BYTES) - 4) >= 0 and rest[at : at + 2] == JFIF:
+        # decoders prefer a JFIF header, which means YCbCr, to Adobe's marker
+        rest = rest[:at] + rest[at + 2 + int.from_bytes(rest[at + 2 : at + 4]) :]
     return b"".join((SOI, RGB_MARKER, body, rest))
+
+
+def header_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the marker and the bytes (with marker and length) of each segment of a JPEG header, up to the scan's."""
+    at = len(SOI) if data.startswith(SOI) else len(data)
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        yield data[at + 1], data[at:end]
+        if data[at + 1] == SOS[1]:
+            return
+        at = end
 
 
 def decode_jpeg(
@@ -75,6 +91,15 @@ def decode_jpeg(
             stream, "RGB", buffer=buffer, strict=True, min_factor=shrink, min_height=height, min_width=width
         )
     return cast(NDArray[np.uint8], pixels)
+
+
+def decode_jpeg2000(data: bytes, colorspace: str = "RGB") -> NDArray[np.uint8]:
+    """Decode a JPEG 2000 stream to (h, w, 3) uint8 RGB.
+
+    colorspace: of the decoded components.  Raises ValueError and RuntimeError. The caller checks the size first.
+    """
+    pixels = np.asarray(imagecodecs.jpeg2k_decode(data))
+    return pixels if colorspace == "RGB" else ycbcr_to_rgb(pixels)
 
 
 def blank_metadata(stream: bytes) -> bytes:
@@ -157,3 +182,155 @@ def codestream_size(head: bytes) -> tuple[int, int] | None:
 def has_end_marker(tail: bytes) -> bool:
     """Return whether the last bytes of a JPEG or JPEG 2000 stream are the end marker FFD9, or zeros after it."""
     return tail.rstrip(b"\0").endswith(EOI)
+
+
+# -- colour space ------------------------------------------------------------------------------------------------
+
+RGB, YCBCR = "RGB", "YCBCR"
+
+BRIGHT_GREY, NEUTRAL_SPREAD = 200, 24
+"""Least value of a bright px, and the largest difference between the channels of a neutral one."""
+
+NO_BACKGROUND, MUCH_BACKGROUND = 0.001, 0.2
+"""Share of bright, neutral px of a tile. Below the first value, pixels are taken for those of the other colour space if
+the share is above the second value in that one."""
+
+MAX_CHROMA, MIN_CHROMA_SHARE = 48, 0.98
+"""Distance of Cb and Cr from 128 that stained tissue stays within, and the share of px that must do so. DAB and
+haematoxylin of any density stay within 40 (vectors of Ruifrok & Johnston 2001, white of 255)."""
+
+WEAK_CHANNEL, STRONG_CHANNEL = 0.5, 0.6
+"""Standard deviation of the second and third channel, as a share of the first one's. Chroma varies less than the first
+value; green and blue of tissue, which both stains absorb, vary more than the second."""
+
+MIN_CORRELATION = 0.5
+"""Correlation of red with green, and of green with blue, that stained tissue exceeds."""
+
+MIN_CONTRAST = 4.0
+"""Standard deviation of the first channel that a picture needs for a comparison with the others, grey values."""
+
+DECODED_EDGE = 1024
+"""Edge of a tile from which it is shrunk while it is decoded to look at its colours, px."""
+
+
+class StreamColour(NamedTuple):
+    """The colour space of a stream with three components, as its own header shows it.
+
+    stated: by Adobe's marker, by components that are named R, G, B, or by a colour transform that the JPEG 2000 decoder
+    inverts.  suggested: YCBCR if a JFIF header is there, or if the second or third component is subsampled.  Either is
+    None without such a sign.
+    """
+
+    stated: str | None
+    suggested: str | None
+
+
+def decide_colorspace(tag: str, streams: Sequence[bytes], tables: bytes | None) -> str:
+    """Return the colour space of the JPEG streams of a level: RGB or YCBCR. It is decided here and nowhere else.
+
+    tag: colour space that the file states.  streams: a sample of the level's tiles.  The evidence counts in this order:
+    what the headers of the streams state; what their pixels show; what the headers suggest; the tag. Writers often keep
+    the tag of the pixels that they compressed (libvips from quality 90 on), or of the file that they copied.
+    """
+    signs = {stream: sign for stream in streams if (sign := read_stream_colour(stream)) is not None}
+    stated = {sign.stated for sign in signs.values()}
+    if len(stated) == 1 and None not in stated:
+        return str(stated.pop())
+    shown = shown_colorspace(tag, (_raw_components(stream, tables) for stream in signs))
+    return shown or next((sign.suggested for sign in signs.values() if sign.suggested), tag)
+
+
+def read_stream_colour(stream: bytes) -> StreamColour | None:
+    """Return the signs of the colour space in a stream's header; None for a stream without three components.
+
+    Source: JFIF 1.02; Adobe technical note 5116 (APP14); libjpeg takes components named R, G, B for RGB.
+    """
+    if not stream.startswith(SOI):
+        return _read_j2k_colour(stream)
+    adobe, jfif, frame = None, False, b""
+    for kind, segment in header_segments(stream):
+        if kind == 0xEE and segment[4:9] == b"Adobe" and len(segment) >= 16:
+            adobe = {0: RGB, 1: YCBCR}.get(segment[15])
+        elif kind == JFIF[1] and segment[4:9] == JFIF_NAME:
+            jfif = True
+        elif kind in FRAME_MARKERS:
+            frame = segment
+    if len(frame) != 19:
+        return None
+    stated = adobe or (RGB if frame[10::3] == b"RGB" else None)
+    subsampled = len(set(frame[11::3])) > 1
+    return StreamColour(None if jfif and stated == RGB else stated, YCBCR if jfif or subsampled else None)
+
+
+def _read_j2k_colour(stream: bytes) -> StreamColour | None:
+    """Return the signs in a JPEG 2000 stream. Source: ISO/IEC 15444-1, A.5.1 (SIZ) and A.6.1 (COD)."""
+    start = stream.find(J2K_START)
+    if start < 0 or stream[start + 40 : start + 42] != b"\0\3":
+        return None
+    subsampled = len({stream[start + at : start + at + 2] for at in (43, 46, 49)}) > 1
+    at = start + 2
+    while stream[at : at + 1] == b"\xff" and stream[at + 1 : at + 2] not in (b"\x52", b"\x90", b""):
+        at += 2 + int.from_bytes(stream[at + 2 : at + 4])
+    transformed = stream[at : at + 2] == b"\xff\x52" and stream[at + 8 : at + 9] == b"\1"
+    return StreamColour(RGB if transformed else None, YCBCR if subsampled else None)
+
+
+def shown_colorspace(tag: str, pictures: Iterable[NDArray[np.uint8] | None]) -> str | None:
+    """Return the colour space that the pixels of brightfield tiles show: RGB or YCBCR; None when they show neither.
+
+    tag: colour space that is assumed.  pictures: components as stored, (h, w, 3) uint8 each; None is skipped.
+    The empty background is bright and neutral in one of the two only. Without background, stained tissue shows it: Cb
+    and Cr stay close to 128, and green and blue follow red.
+    """
+    other = YCBCR if tag == RGB else RGB
+    found, sample = False, []
+    for picture in pictures:
+        if picture is None:
+            continue
+        if _background_share(picture, tag) > NO_BACKGROUND:
+            return tag
+        found |= _background_share(picture, other) >= MUCH_BACKGROUND
+        sample.append(picture.reshape(-1, 3))
+    if found:
+        return other
+    return _tissue_colorspace(np.concatenate(sample)) if sample else None
+
+
+def _tissue_colorspace(pixels: NDArray[np.uint8]) -> str | None:
+    """Return the colour space that stained tissue without background shows: (n, 3) uint8 components as stored."""
+    spread = pixels.std(axis=0)
+    if spread[0] < MIN_CONTRAST:
+        return None
+    near_grey = (np.abs(pixels[:, 1:].astype(np.int16) - 128) <= MAX_CHROMA).all(axis=1)
+    if spread[1:].max() < WEAK_CHANNEL * spread[0] and near_grey.mean() >= MIN_CHROMA_SHARE:
+        return YCBCR
+    if spread[1:].min() < STRONG_CHANNEL * spread[0]:
+        return None
+    correlation = np.asarray(np.corrcoef(pixels.T))
+    return RGB if min(correlation[0, 1], correlation[1, 2]) >= MIN_CORRELATION else None
+
+
+def _background_share(components: NDArray[np.uint8], colorspace: str) -> float:
+    """Return the share of bright, neutral px (background) of components (h, w, 3) in a colour space."""
+    pixels = components if colorspace == RGB else ycbcr_to_rgb(components)
+    darkest, brightest = pixels.min(axis=2), pixels.max(axis=2)
+    return float(((darkest >= BRIGHT_GREY) & (brightest - darkest <= NEUTRAL_SPREAD)).mean())
+
+
+def _raw_components(stream: bytes, tables: bytes | None) -> NDArray[np.uint8] | None:
+    """Return every second px of a tile, (h, w, 3) uint8 components as stored; None when it cannot be decoded."""
+    try:
+        if not stream.startswith(SOI):
+            size = codestream_size(stream)
+            small = size is not None and max(size) <= 2 * DECODED_EDGE
+            return decode_jpeg2000(stream)[::2, ::2, :3] if small else None
+        size = frame_size(stream)
+        shrink = 8 if size is not None and max(size) > DECODED_EDGE else 1
+        return decode_jpeg(stream, tables, RGB, shrink=shrink)[::2, ::2]
+    except (ValueError, RuntimeError):  # imagecodecs.Jpeg2kError is a RuntimeError
+        return None
+
+
+def ycbcr_to_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Convert full-range YCbCr (ITU-R BT.601, as in JFIF) to RGB: (h, w, 3) uint8."""
+    return np.asarray(cv2.cvtColor(np.ascontiguousarray(pixels[..., [0, 2, 1]]), cv2.COLOR_YCrCb2RGB), np.uint8)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
 from her2batch.slides.fingerprint import ByteRange, check_directories
-from her2batch.slides.jpeg import EOI, FRAME_MARKERS, SOI
+from her2batch.slides.jpeg import EOI, FRAME_MARKERS, SOI, header_segments
 from her2batch.slides.tiff_slide import TiledTiffSlide
 from her2batch.slides.tiff_tables import (
     TIFFFILE_ERRORS,
@@ -260,7 +260,7 @@ class _JpegHeader(NamedTuple):
     def parse(cls, path: Path, data: bytes) -> _JpegHeader:
         """Parse the bytes before the first run of a level. Raises UnsupportedTiff if they are not baseline YCbCr."""
         tables, frame, scan, interval = b"", b"", b"", b""
-        for kind, segment in _header_segments(data):
+        for kind, segment in header_segments(data):
             if kind in TABLES:
                 tables += segment
             elif kind == BASELINE:
@@ -282,14 +282,3 @@ class _JpegHeader(NamedTuple):
         before_size, after_size = SOI + interval + frame[:5], frame[9:] + scan
         block = (8 * across, 8 * down)
         return cls(SOI + tables + EOI, before_size, after_size, (width, height), block, int.from_bytes(interval[4:]))
-
-
-def _header_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the marker and the bytes (with marker and length) of each segment of a JPEG header, up to the scan's."""
-    at = len(SOI) if data.startswith(SOI) else len(data)
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
-        yield data[at + 1], data[at:end]
-        if data[at + 1] == SCAN:
-            return
-        at = end

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import openslide
 from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import JPEGBaseline8Bit
 
 from her2batch.errors import SlideError, one_line
+from her2batch.slides.jpeg import RGB, YCBCR, decide_colorspace, shown_colorspace, ycbcr_to_rgb
 from her2batch.slides.slide import DEFAULT_CHUNK, Box, Level, Slide, SlideInfo, resolve_mpp
 
 CHUNK_RANGE = (64, 2048)
@@ -18,6 +24,25 @@ CHUNK_RANGE = (64, 2048)
 CELL = 1024
 """Edge of the cells in which a level is read when its downsample is no integer, px. OpenSlide interpolates such levels
 depending on where a read starts; fixed cells make a px independent of the box that is read."""
+
+SAMPLED_FRAMES, MAX_FRAME_BYTES = 9, 4_000_000
+"""Number of frames of a DICOM file on which its colour space is decided, and the largest size of one of them."""
+
+MAX_TABLE_BYTES = 80_000_000
+"""Largest size of a DICOM file's table of frame offsets."""
+
+HEADER_ERRORS = (InvalidDicomError, OSError, ValueError, NotImplementedError, AttributeError, KeyError, TypeError,
+                 struct.error)  # fmt: skip
+"""Exceptions for a DICOM header that cannot be read. OpenSlide, which opened the file, decides whether it is sound."""
+
+ITEM_TAG = 0xE000FFFE
+"""Tag (FFFE,E000) of an item, as little-endian number."""
+
+SAMPLED_EDGE = 1024
+"""Edge of the area on which the colour space of other slides is decided, px."""
+
+UNTAGGED = ("mirax", "hamamatsu", "hamamatsu-vms-vmu")
+"""Formats whose JPEG streams OpenSlide reads without a colour tag."""
 
 TRUNCATION_WORDS = ("truncated", "premature", "eof", "short read", "end of file", "restart marker", "corrupt jpeg")
 """Words in error messages of OpenSlide and its libraries that mean truncated data."""
@@ -42,7 +67,16 @@ class OpenSlideSlide(Slide):
         self._downsamples = self._slide.level_downsamples
         background = properties.get("openslide.background-color", "FFFFFF")
         self._background = np.array([int(background[k : k + 2], 16) for k in (0, 2, 4)], np.uint16)
-        self.info = SlideInfo(path, properties["openslide.vendor"], "openslide", levels, mpp, source, objective)
+        vendor = properties["openslide.vendor"]
+        self._holds_ycbcr = False
+        self.info = SlideInfo(path, vendor, "openslide", levels, mpp, source, objective)
+        try:
+            self._holds_ycbcr = self._colour_tag_is_wrong()
+        except SlideError:
+            self.close()
+            raise
+        notes = ("colour-tag-mended",) if self._holds_ycbcr else ()
+        self.info = replace(self.info, notes=notes)
 
     def close(self) -> None:
         """Close the file."""
@@ -56,6 +90,31 @@ class OpenSlideSlide(Slide):
             width, height = min(size.width, size.chunk_width), min(size.height, size.chunk_height)
             self._pixels(Box(size.width - width, size.height - height, width, height), level)
         super().validate(holes)
+
+    def _colour_tag_is_wrong(self) -> bool:
+        """Return whether YCbCr is stored under the tag RGB, which OpenSlide follows: its pixels are then not converted.
+
+        Raises SlideError if RGB is stored under the tag YCbCr: OpenSlide's conversion then clips, and cannot be undone.
+        """
+        path, vendor = self.info.path, self.info.format
+        if vendor == "dicom":
+            tag, streams = _sample_frames(path)
+            decided = decide_colorspace(tag, streams, None) if streams else tag
+            if decided == RGB and tag == YCBCR:
+                remedy = 'correct the tag of all files of the slide: dcmodify -m "(0028,0004)=RGB" FILE'
+                raise SlideError("unreadable", path, "its frames hold RGB under the tag YBR_FULL_422", remedy)
+            return decided != tag
+        if vendor in UNTAGGED:
+            return False
+        level = len(self.info.levels) - 1
+        size = self.info.levels[level]
+        width, height = min(size.width, SAMPLED_EDGE), min(size.height, SAMPLED_EDGE)
+        box = Box((size.width - width) // 2, (size.height - height) // 2, width, height)
+        try:
+            picture = self._pixels(box, level)
+        except SlideError:  # validation reports it
+            return False
+        return shown_colorspace(RGB, [picture]) == YCBCR
 
     def _pixels(self, box: Box, level: int) -> NDArray[np.uint8]:
         if self._downsamples[level].is_integer():
@@ -82,7 +141,7 @@ class OpenSlideSlide(Slide):
     def _blend_background(self, rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Convert (h, w, 4) to (h, w, 3) uint8: transparent pixels get the background colour of the slide."""
         alpha = rgba[..., 3]
-        pixels = np.ascontiguousarray(rgba[..., :3])
+        pixels = ycbcr_to_rgb(rgba) if self._holds_ycbcr else np.ascontiguousarray(rgba[..., :3])
         if alpha.min() == 255:
             return pixels
         opacity = alpha[..., None].astype(np.uint16)
@@ -99,10 +158,46 @@ def _chunk_size(properties: Mapping[str, str], level: int) -> tuple[int, int]:
     return DEFAULT_CHUNK, DEFAULT_CHUNK
 
 
+def _sample_frames(path: Path) -> tuple[str, list[bytes]]:
+    """Return the tagged colour space of a DICOM file, and up to SAMPLED_FRAMES of its JPEG frames, evenly spread.
+
+    There is no frame if the file is damaged or not in baseline JPEG. Source: DICOM PS3.5, A.4.
+    """
+    frames: list[bytes] = []
+    tag = RGB
+    try:
+        with path.open("rb") as file:
+            header = dcmread(file, stop_before_pixels=True, specific_tags=["PhotometricInterpretation"])
+            tag = RGB if header.PhotometricInterpretation == "RGB" else YCBCR
+            if header.file_meta.TransferSyntaxUID != JPEGBaseline8Bit:
+                return tag, []
+            file.seek(12, 1)  # tag, VR and length of PixelData
+            _, size = struct.unpack("<II", file.read(8))
+            if size > MAX_TABLE_BYTES:
+                return tag, []
+            offsets = np.frombuffer(file.read(size), "<u4")
+            first = file.tell()
+            picked = np.unique(np.linspace(0, max(len(offsets) - 1, 0), SAMPLED_FRAMES).astype(int))
+            for k in picked if len(offsets) else range(SAMPLED_FRAMES):  # without a table of offsets: the first ones
+                if len(offsets):
+                    file.seek(first + int(offsets[k]))
+                item, size = struct.unpack("<II", file.read(8))
+                if item != ITEM_TAG or size > MAX_FRAME_BYTES:
+                    break
+                frames.append(file.read(size))
+    except HEADER_ERRORS:
+        pass
+    return tag, frames
+
+
 def _slide_error(path: Path, error: Exception) -> SlideError:
     reason = one_line(error) or type(error).__name__
     code = "truncated" if any(word in reason.lower() for word in TRUNCATION_WORDS) else "unreadable"
-    return SlideError(code, path, f"OpenSlide cannot read the file ({reason})")
+    what = f"OpenSlide cannot read the file ({reason})"
+    if "photometric interpretation YBR_FULL" in reason:
+        remedy = 'give all files of the slide the tag that says the same: dcmodify -m "(0028,0004)=YBR_FULL_422" FILE'
+        return SlideError(code, path, what, remedy)
+    return SlideError(code, path, what)
 
 
 def _parse_float(text: str | None) -> float | None:

@@ -6,7 +6,6 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +19,7 @@ HEAD_BYTES, TAIL_BYTES = 1024, 16
 """Bytes read from the start and the end of a stream; the whole stream is read only if they are not sufficient."""
 
 SAMPLED_TILES = 9
-"""Number of tiles on which the colour tag of a slide is checked."""
-
-NO_BACKGROUND, MUCH_BACKGROUND = 0.001, 0.2
-"""Share of bright, neutral pixels of a tile: below the first value a colour tag is taken for wrong, if the share is
-above the second value under the other tag."""
+"""Number of tiles of a level on which its colour space is decided."""
 
 
 class TiledTiffSlide(Slide):
@@ -38,7 +33,7 @@ class TiledTiffSlide(Slide):
         self._handle = os.open(path, os.O_RDONLY)
         self._buffer = np.empty(0, np.uint8)
         try:
-            notes = self._correct_colour_tag()
+            notes = self._decide_colours()
         except SlideError:
             self.close()
             raise
@@ -83,27 +78,38 @@ class TiledTiffSlide(Slide):
         levels = tuple(replace(table, full_tiles=self._check_streams(table)) for table in self._tiff.levels)
         self._tiff = replace(self._tiff, levels=levels)
 
-    def _correct_colour_tag(self) -> tuple[str, ...]:
-        """Correct a wrong YCbCr tag. Some writers store RGB under it, and viewers show a magenta background.
+    def _decide_colours(self) -> tuple[str, ...]:
+        """Decide the colour space of each level from its streams; return a note if a tag is wrong.
 
-        The tag is taken for wrong when hardly any px is bright and neutral as YCbCr, and many are as RGB.
+        Levels with one tag whose streams have the same signs of a colour space are decided together, on the smallest.
         """
-        smallest = self._tiff.levels[-1]
-        if smallest.compression != "jpeg" or smallest.colorspace != "YCBCR":
-            return ()
-        stored = np.flatnonzero(smallest.byte_counts)
+        decided: dict[tuple[object, ...], str] = {}
+        levels: list[TileTable] = []
+        for table in reversed(self._tiff.levels):
+            if table.compression in ("jpeg", "jpeg2000"):
+                streams = self._sample_streams(table)
+                signs = frozenset(map(jpeg.read_stream_colour, streams)) - {None}
+                key = table.compression, table.colorspace, signs
+                if key not in decided:
+                    decided[key] = jpeg.decide_colorspace(table.colorspace, streams, table.jpeg_tables)
+                levels.append(replace(table, colorspace=decided[key]))
+            else:
+                levels.append(table)
+        levels.reverse()
+        mended = [new.colorspace != old.colorspace for new, old in zip(levels, self._tiff.levels, strict=True)]
+        self._tiff = replace(self._tiff, levels=tuple(levels))
+        self._mended_to_rgb = {k for k, wrong in enumerate(mended) if wrong and levels[k].colorspace == "RGB"}
+        return ("colour-tag-mended",) if any(mended) else ()
+
+    def _sample_streams(self, table: TileTable) -> list[bytes]:
+        """Return up to SAMPLED_TILES streams of the right size, spread evenly over the stored tiles of a level."""
+        parse_size = jpeg.frame_size if table.compression == "jpeg" else jpeg.codestream_size
+        stored = np.flatnonzero(table.byte_counts)
         if len(stored):
             stored = stored[np.unique(np.linspace(0, len(stored) - 1, SAMPLED_TILES).astype(int))]
-        streams = [self._tile_bytes(smallest, index) for index in stored.tolist()]
-        if not streams or any(b"Adobe" in data[:200] for data in streams):
-            return ()
-        if any(_background_share(data, smallest, "YCBCR") > NO_BACKGROUND for data in streams):
-            return ()
-        if all(_background_share(data, smallest, "RGB") < MUCH_BACKGROUND for data in streams):
-            return ()
-        levels = tuple(replace(table, colorspace="RGB") for table in self._tiff.levels)
-        self._tiff = replace(self._tiff, levels=levels)
-        return ("colour-tag-mended",)
+        streams = [(index, self._tile_bytes(table, index)) for index in stored.tolist()]
+        sizes = [(index, stream, parse_size(stream)) for index, stream in streams]
+        return [stream for index, stream, size in sizes if size is not None and _fits_tile(size, table, index)]
 
     def _check_directories(self, holes: tuple[tuple[int, int], ...]) -> None:
         """Refuse holes in directories, descriptions and tile lists. Raises SlideError."""
@@ -171,7 +177,7 @@ class TiledTiffSlide(Slide):
         RGB under a wrong tag is among the others, because the decoder would subsample green and blue.
         """
         table = self._tiff.levels[level]
-        if shrink == 1 or (table.compression == "jpeg" and table.full_tiles and not self.info.notes):
+        if shrink == 1 or (table.compression == "jpeg" and table.full_tiles and level not in self._mended_to_rgb):
             return self._assemble(box, table, shrink, needed)
         return super()._read_shrunk(box, level, shrink, needed)
 
@@ -230,22 +236,7 @@ def _decode_jpeg2000(table: TileTable, data: bytes, index: int) -> NDArray[np.ui
     size = jpeg.codestream_size(data[:HEAD_BYTES])
     if size is None or not _fits_tile(size, table, index):
         raise ValueError(f"the stream has size {size}, which is not that of its tile")
-    pixels = np.asarray(imagecodecs.jpeg2k_decode(data))
-    if table.colorspace == "RGB":
-        return pixels
-    swapped = np.ascontiguousarray(pixels[..., [0, 2, 1]])
-    return np.asarray(cv2.cvtColor(swapped, cv2.COLOR_YCrCb2RGB), np.uint8)
-
-
-def _background_share(data: bytes, table: TileTable, colorspace: str) -> float:
-    """Return the share of bright, neutral pixels (background) of a JPEG tile; 0 when it cannot be decoded."""
-    try:
-        buffer = np.empty(table.tile_width * table.tile_height * 3, np.uint8)
-        pixels = jpeg.decode_jpeg(data, table.jpeg_tables, colorspace, buffer)[::2, ::2]
-    except ValueError:
-        return 0.0
-    darkest, brightest = pixels.min(axis=2), pixels.max(axis=2)
-    return float(((darkest >= 200) & (brightest - darkest <= 24)).mean())
+    return jpeg.decode_jpeg2000(data, table.colorspace)
 
 
 def _as_level(table: TileTable) -> Level:

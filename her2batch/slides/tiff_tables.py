@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from her2batch.errors import SlideError
 from her2batch.slides.fingerprint import ByteRange, check_directories, is_tiff
 
-COMPRESSIONS = {1: "raw", 5: "lzw", 7: "jpeg", 8: "deflate", 32946: "deflate", 33003: "jpeg2000", 33005: "jpeg2000",
-                34712: "jpeg2000", 34925: "lzma", 50000: "zstd", 50001: "webp"}  # fmt: skip
+COMPRESSIONS = {1: "raw", 5: "lzw", 7: "jpeg", 8: "deflate", 32946: "deflate", 33003: "jpeg2000", 33004: "jpeg2000",
+                33005: "jpeg2000", 34712: "jpeg2000", 34925: "lzma", 50000: "zstd", 50001: "webp"}  # fmt: skip
 
 YCBCR_J2K = 33003
 RGB, YCBCR = 2, 6
@@ -218,7 +218,7 @@ def has_same_aspect(table: TileTable, base: TileTable) -> bool:
 
 def _tile_table(page: Any) -> TileTable:
     compression = COMPRESSIONS.get(int(page.compression), f"compression {int(page.compression)}")
-    ycbcr = int(page.compression) == YCBCR_J2K or (compression == "jpeg" and int(page.photometric) == YCBCR)
+    ycbcr = int(page.compression) == YCBCR_J2K or int(page.photometric) == YCBCR
     width, height = int(page.imagewidth), int(page.imagelength)  # raises TypeError for a tag with several values
     strip = (width, min(int(page.rowsperstrip), height))  # a tile as wide as the image
     tile = (int(page.tilewidth), int(page.tilelength)) if page.is_tiled else strip

@@ -135,3 +135,115 @@ def test_stream_with_bytes_between_segments_is_refused(rgb: np.ndarray) -> None:
     data = simplejpeg.encode_jpeg(rgb)
     with pytest.raises(ValueError, match="between its segments"):
         jpeg.blank_metadata(data[:2] + b"Jane" + data[2:])
+
+
+# -- colour space ------------------------------------------------------------------------------------------------
+
+JFIF_HEADER = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
+COMMENT = b"\xff\xfe\x00\x06test"
+
+
+def encode_components(components: np.ndarray, subsampling: str, header: bytes = b"", names: bytes = b"\1\2\3") -> bytes:
+    """Encode components as they are, (h, w, 3) uint8, with this header after the start marker and these names."""
+    encoded = imagecodecs.jpeg8_encode(
+        components, 90, colorspace="YCBCR", outcolorspace="YCBCR", subsampling=subsampling
+    )  # fmt: skip
+    at = 4 + int.from_bytes(encoded[4:6])
+    stream = bytearray(encoded[:2] + header + encoded[at:])
+    frame, scan = stream.index(b"\xff\xc0"), stream.index(b"\xff\xda")
+    for k in range(3):
+        stream[frame + 10 + 3 * k] = stream[scan + 5 + 2 * k] = names[k]
+    return bytes(stream)
+
+
+def adobe(transform: int) -> bytes:
+    return jpeg.RGB_MARKER[:-1] + bytes([transform])
+
+
+def stain_tile(brown: float, white: int, glass: float, seed: int = 0) -> np.ndarray:
+    """Return tissue with nuclei and brown membranes, (128, 128, 3) uint8, of which a share is glass."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:128, :128]
+    nuclei = np.exp(-(((x % 32 - 16) ** 2 + (y % 32 - 16) ** 2) / 90))
+    rims = np.exp(-((np.minimum(x % 32, y % 32) / 2.0) ** 2))
+    od = (0.08 + 0.6 * nuclei)[..., None] * np.array([0.65, 0.704, 0.286])
+    od = od + (brown * rims)[..., None] * np.array([0.269, 0.568, 0.778])
+    od[:, : round(128 * glass)] = 0
+    return np.clip(white * 10**-od + rng.normal(0, 1.5, (128, 128, 1)), 0, 255).astype(np.uint8)
+
+
+PICTURES = {
+    "glass and tissue": (0.6, 243, 0.3), "tissue alone, 3+": (1.3, 243, 0.0), "tissue alone, 0": (0.0, 243, 0.0),
+    "glass alone": (0.0, 243, 1.0), "dark glass": (0.6, 180, 0.3), "dark tissue": (0.9, 170, 0.0),
+}  # fmt: skip
+
+HEADERS = {
+    "bare": b"", "jfif": JFIF_HEADER, "jfif after a comment": COMMENT + JFIF_HEADER,
+    "jfif and adobe rgb": JFIF_HEADER + adobe(0),
+}  # fmt: skip
+
+
+def as_stored(rgb: np.ndarray, colorspace: str) -> np.ndarray:
+    """Return the components of a picture in a colour space, (h, w, 3) uint8."""
+    return rgb if colorspace == "RGB" else cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb)[..., [0, 2, 1]].copy()
+
+
+@pytest.mark.parametrize("picture", PICTURES)
+@pytest.mark.parametrize("truth", ["RGB", "YCBCR"])
+def test_pixels_decide_where_tag_and_header_are_wrong(picture: str, truth: str) -> None:
+    components = as_stored(stain_tile(*PICTURES[picture]), truth)
+    for tag in ("RGB", "YCBCR"):
+        for name, header in HEADERS.items():
+            for subsampling, names in (("444", b"\1\2\3"), ("444", b"\0\1\2"), ("420", b"\1\2\3"), ("422", b"\1\2\3")):
+                stream = encode_components(components, subsampling, header, names)
+                decided = jpeg.decide_colorspace(tag, [stream], None)
+                assert decided == truth, (tag, name, subsampling)
+                pixels = jpeg.decode_jpeg(stream, None, decided).astype(int)
+                assert np.abs(pixels - stain_tile(*PICTURES[picture])).mean() < 8, (tag, name, subsampling)
+
+
+@pytest.mark.parametrize("tag", ["RGB", "YCBCR"])
+@pytest.mark.parametrize(
+    ("header", "names", "truth"), [(adobe(0), b"\1\2\3", "RGB"), (adobe(1), b"\1\2\3", "YCBCR"), (b"", b"RGB", "RGB")]
+)
+def test_stream_that_states_its_colour_space_is_believed(tag: str, header: bytes, names: bytes, truth: str) -> None:
+    noise = np.random.default_rng(0).integers(40, 180, (16, 16, 3), np.uint8)
+    assert jpeg.decide_colorspace(tag, [encode_components(noise, "444", header, names)], None) == truth
+
+
+def test_header_suggests_ycbcr_where_the_pixels_show_nothing() -> None:
+    noise = np.random.default_rng(0).integers(40, 180, (16, 16, 3), np.uint8)
+    assert jpeg.decide_colorspace("RGB", [encode_components(noise, "444")], None) == "RGB"
+    for subsampling, header in (("444", JFIF_HEADER), ("422", b""), ("420", b"")):
+        assert jpeg.decide_colorspace("RGB", [encode_components(noise, subsampling, header)], None) == "YCBCR"
+
+
+def test_tag_is_kept_without_a_stream_of_three_components() -> None:
+    grey = imagecodecs.jpeg8_encode(np.full((16, 16), 240, np.uint8), 90)
+    for tag in ("RGB", "YCBCR"):
+        assert jpeg.decide_colorspace(tag, [], None) == tag
+        assert jpeg.decide_colorspace(tag, [grey, b"", b"\xff\xd8\xff"], None) == tag
+    ycbcr = encode_components(as_stored(stain_tile(0.6, 243, 0.3), "YCBCR"), "444")
+    assert jpeg.decide_colorspace("RGB", [grey, ycbcr], None) == "YCBCR"
+
+
+@pytest.mark.parametrize("truth", ["RGB", "YCBCR"])
+@pytest.mark.parametrize("transform", [False, True])
+def test_colour_space_of_jpeg_2000_is_decided_alike(truth: str, transform: bool) -> None:
+    components = as_stored(stain_tile(0.6, 243, 0.3), "RGB" if transform else truth)
+    stream = imagecodecs.jpeg2k_encode(components, level=0, codecformat="j2k", mct=transform, reversible=True)
+    for tag in ("RGB", "YCBCR"):
+        decided = jpeg.decide_colorspace(tag, [stream], None)
+        assert decided == ("RGB" if transform else truth)
+        pixels = jpeg.decode_jpeg2000(stream, decided).astype(int)
+        assert np.abs(pixels - stain_tile(0.6, 243, 0.3)).max() <= 3
+
+
+def test_real_cores_show_their_colour_space_with_and_without_background(real_data: Path) -> None:
+    for core in sorted((real_data / "her2_cores").glob("*.jpg")):
+        rgb = cv2.cvtColor(cv2.imread(str(core), cv2.IMREAD_REDUCED_COLOR_8), cv2.COLOR_BGR2RGB)
+        middle = rgb[170:330, 170:330]
+        for picture in (rgb, middle):
+            for tag in ("RGB", "YCBCR"):
+                assert jpeg.shown_colorspace(tag, [as_stored(picture, "YCBCR")]) == "YCBCR", core.name
+                assert jpeg.shown_colorspace(tag, [picture]) == "RGB", core.name

@@ -1,21 +1,26 @@
 """Slides read through OpenSlide: DICOM, NDPI and TIFF."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from pydicom.encaps import encapsulate
 
 from her2batch.errors import SlideError
 from her2batch.slides.fingerprint import fingerprint_slide
+from her2batch.slides.jpeg import RGB_MARKER
 from her2batch.slides.openslide import OpenSlideSlide
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box, Slide
+from tests.conftest import tissue_image
 from tests.contract.reader_contract import SlideContract
 from tests.slides.damage import copies_with_hole, truncated_copies
 from tests.slides.ndpi import write_ndpi
+from tests.slides.test_jpeg import JFIF_HEADER, as_stored, encode_components
+from tests.stand_ins.dicom_files import Kind, make_image
 
 
 @pytest.fixture(scope="session")
@@ -126,3 +131,46 @@ def test_slide_stays_refused_after_an_error(real_data: Path) -> None:
         for _ in range(2):
             with pytest.raises(SlideError):
                 slide.read(Box(0, 0, 8, 8))
+
+
+def write_dicom(path: Path, rgb: np.ndarray, photometric: str, encode: Callable[[np.ndarray], bytes]) -> Path:
+    image = make_image(rgb, 0.25, Kind(series=7, tile=128))
+    image.PhotometricInterpretation = photometric
+    tiles = [rgb[y : y + 128, x : x + 128] for y in range(0, len(rgb), 128) for x in range(0, rgb.shape[1], 128)]
+    image.PixelData = encapsulate([encode(np.ascontiguousarray(tile)) for tile in tiles])
+    image.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.mark.parametrize("subsampling", ["444", "422", "420"])
+@pytest.mark.parametrize("header", [b"", JFIF_HEADER])
+def test_ycbcr_under_the_tag_rgb_in_dicom_is_converted(tmp_path: Path, subsampling: str, header: bytes) -> None:
+    rgb = tissue_image(512, 256, seed=4, brown=0.6)
+
+    def encode(tile: np.ndarray) -> bytes:
+        return encode_components(as_stored(tile, "YCBCR"), subsampling, header)
+
+    for photometric, notes in (("RGB", ("colour-tag-mended",)), ("YBR_FULL_422", ())):
+        with OpenSlideSlide(write_dicom(tmp_path / f"{photometric}.dcm", rgb, photometric, encode)) as slide:
+            assert slide.info.notes == notes
+            assert np.abs(slide.read(Box(0, 0, 512, 256)).astype(int) - rgb).mean() < 3
+
+
+@pytest.mark.parametrize("header", [b"", RGB_MARKER])
+def test_rgb_under_the_tag_ycbcr_in_dicom_is_refused_with_the_command_that_corrects_it(
+    tmp_path: Path, header: bytes
+) -> None:
+    rgb = tissue_image(512, 256, seed=4, brown=0.6)
+    path = write_dicom(tmp_path / "a.dcm", rgb, "YBR_FULL_422", lambda tile: encode_components(tile, "444", header))
+    with pytest.raises(SlideError, match=r"hold RGB .* dcmodify -m") as refused:
+        OpenSlideSlide(path)
+    assert refused.value.code == "unreadable"
+    assert path.name not in refused.value.remedy  # pseudonymised rows repeat the remedy
+
+
+def test_tag_that_openslide_does_not_know_is_refused_with_the_command_that_corrects_it(tmp_path: Path) -> None:
+    path = write_dicom(
+        tmp_path / "a.dcm", tissue_image(256, 256), "YBR_FULL", lambda tile: encode_components(tile, "444")
+    )
+    with pytest.raises(SlideError, match=r"YBR_FULL .* dcmodify -m .*YBR_FULL_422"):
+        OpenSlideSlide(path)

@@ -1,7 +1,7 @@
 """TIFF slides read from their tile tables: correct pixels, or an error."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -12,10 +12,14 @@ import tifffile
 
 from her2batch.errors import SlideError
 from her2batch.slides.fingerprint import fingerprint_slide
+from her2batch.slides.pyramid import Pyramid, write_pyramid
+from her2batch.slides.readers import READERS
 from her2batch.slides.slide import Box, Slide, resample
 from her2batch.slides.tiff_slide import TiledTiffSlide
+from tests.conftest import tissue_image
 from tests.contract.reader_contract import SlideContract
 from tests.slides.damage import copies_with_hole, copies_with_zeroed_end, truncated_copies
+from tests.slides.test_jpeg import JFIF_HEADER, as_stored, encode_components
 from tests.slides.test_tiff_tables import write_philips
 
 
@@ -204,6 +208,79 @@ def test_rgb_under_a_ycbcr_tag_is_detected_by_the_background(tmp_path: Path) -> 
         with TiledTiffSlide(tmp_path / f"{name}.tiff") as slide:
             assert slide.info.notes == notes
             assert np.abs(read_level(slide).astype(int) - rgb).mean() < 3
+
+
+def write_levels(path: Path, rgb: np.ndarray, encode: list[Callable[[np.ndarray], bytes]], tag: int) -> Path:
+    """Write one level for each encoder, each half as large as the one before, under the photometric tag 2 or 6."""
+    with tifffile.TiffWriter(path) as tiff:
+        for k, encode_level in enumerate(encode):
+            small = cv2.resize(rgb, None, fx=0.5**k, fy=0.5**k, interpolation=cv2.INTER_AREA)
+            height, width = small.shape[:2]
+            tiles = (small[y : y + 128, x : x + 128] for y in range(0, height, 128) for x in range(0, width, 128))
+            tiff.write(
+                (encode_level(np.ascontiguousarray(tile)) for tile in tiles), shape=small.shape, dtype=np.uint8,
+                tile=(128, 128), photometric="rgb", compression="jpeg", metadata=None, subfiletype=int(k > 0),
+            )  # fmt: skip
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        for page in tiff.pages:
+            page.tags["PhotometricInterpretation"].overwrite(tag)
+    return path
+
+
+def encode_as(colorspace: str, subsampling: str = "444", header: bytes = b"") -> Callable[[np.ndarray], bytes]:
+    return lambda tile: encode_components(as_stored(tile, colorspace), subsampling, header)
+
+
+@pytest.mark.parametrize(("tag", "truth"), [(2, "YCBCR"), (6, "RGB"), (2, "RGB"), (6, "YCBCR")])
+@pytest.mark.parametrize("reader", ["tiff", "openslide"])
+def test_stream_decides_the_colours_of_a_slide(tmp_path: Path, tag: int, truth: str, reader: str) -> None:
+    rgb = tissue_image(512, 512, seed=4, brown=0.6)
+    right = {2: "RGB", 6: "YCBCR"}[tag] == truth
+    for name, encode in {"bare": encode_as(truth), "jfif": encode_as(truth, "444", JFIF_HEADER)}.items():
+        path = write_levels(tmp_path / f"{name}.tiff", rgb, [encode, encode], tag)
+        if reader == "openslide" and truth == "RGB" and not right:
+            continue  # OpenSlide's conversion of RGB clips, and cannot be undone
+        with READERS[reader](path) as slide:
+            assert slide.info.notes == (() if right else ("colour-tag-mended",)), name
+            assert np.abs(read_level(slide).astype(int) - rgb).mean() < 3, name
+            half = resample(rgb, 256, 256).astype(int)
+            assert np.abs(slide.read(Box(0, 0, 256, 256), 0, 2) - half).mean() < 4
+            slide.validate()
+
+
+def test_levels_of_a_slide_may_have_different_colour_spaces(tmp_path: Path) -> None:
+    """A converter may copy the scanner's tiles of level 0 and encode the other levels itself."""
+    rgb = tissue_image(512, 512, seed=4, brown=0.6)
+    path = write_levels(tmp_path / "a.tiff", rgb, [encode_as("RGB"), encode_as("YCBCR", "420")], 2)
+    with TiledTiffSlide(path) as slide:
+        assert [slide.table(k).colorspace for k in (0, 1)] == ["RGB", "YCBCR"]
+        assert np.abs(read_level(slide).astype(int) - rgb).mean() < 3
+        assert np.abs(read_level(slide, 1).astype(int) - resample(rgb, 256, 256)).mean() < 3
+
+
+def test_pyramid_of_a_slide_with_a_wrong_tag_has_the_right_colours(tmp_path: Path) -> None:
+    rgb = tissue_image(512, 512, seed=4, brown=0.6)
+    path = write_levels(tmp_path / "a.tiff", rgb, [encode_as("YCBCR", "420", JFIF_HEADER)] * 2, 2)
+    with TiledTiffSlide(path) as slide:
+        write_pyramid(slide, np.ones((4, 4), bool), tmp_path / "a.zarr", 90)
+        expected = read_level(slide)
+    with Pyramid(tmp_path / "a.zarr") as copy:
+        assert np.array_equal(read_level(copy), expected)
+
+
+@pytest.mark.parametrize("compression", [33003, 33004, 33005, 34712])
+@pytest.mark.parametrize("transform", [False, True])
+def test_jpeg_2000_under_each_tag_has_the_right_colours(tmp_path: Path, compression: int, transform: bool) -> None:
+    rgb = tissue_image(256, 256, seed=4, brown=0.6)
+    for truth in ("RGB",) if transform else ("RGB", "YCBCR"):
+        tifffile.imwrite(
+            tmp_path / "a.tiff", as_stored(rgb, truth), tile=(128, 128), photometric="rgb", compression=compression,
+            compressionargs={"level": 0, "mct": transform}, metadata=None,
+        )  # fmt: skip
+        with TiledTiffSlide(tmp_path / "a.tiff") as slide:
+            assert np.abs(read_level(slide).astype(int) - rgb).max() <= 3
+            wrong = (truth == "YCBCR") != (compression == 33003)
+            assert slide.info.notes == (("colour-tag-mended",) if wrong else ())
 
 
 # -- damage --------------------------------------------------------------------------------------------------------

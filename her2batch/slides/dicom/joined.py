@@ -39,7 +39,9 @@ class JoinedDicomSlide(Slide):
                 levels.setdefault((level.width, level.height), (level, part, number))
         self._levels = sorted(levels.values(), key=lambda entry: -entry[0].width)
         info = self._levels[0][1].info
-        self.info = replace(info, path=path, levels=tuple(entry[0] for entry in self._levels), members=members)
+        notes = tuple(dict.fromkeys(note for part in self._parts for note in part.info.notes))
+        levels_of_all = tuple(entry[0] for entry in self._levels)
+        self.info = replace(info, path=path, levels=levels_of_all, members=members, notes=notes)
 
     def close(self) -> None:
         """Close all files."""
