@@ -12,8 +12,9 @@ from functools import lru_cache
 from itertools import combinations, permutations
 from typing import NamedTuple
 
+from her2batch import settings
 from her2batch.errors import InputError
-from her2batch.settings import ALGORITHMS, Plan
+from her2batch.settings import Plan
 from her2batch.store.cohort import Cohort, Row, tables_of
 from her2batch.store.training_run import encoder_folder
 
@@ -37,7 +38,7 @@ class PlanMatch(NamedTuple):
     @property
     def is_current(self) -> bool:
         """Whether processing the slide again would change no table that it has."""
-        return self.algorithms == ALGORITHMS and not self.bundle_missing
+        return self.algorithms == settings.ALGORITHMS and not self.bundle_missing
 
 
 class PlanChangedError(InputError):
@@ -130,7 +131,7 @@ def _find_plan(
     plan: Plan, plan_id: str, encoders: tuple[str, ...], bundles: tuple[str | None, ...]
 ) -> tuple[tuple[str, ...], str | None, int] | None:
     """Encoders, bundle and version of the algorithms of a plan id; None if no combination of them has this id."""
-    for version in range(ALGORITHMS, 0, -1):
+    for version in range(settings.ALGORITHMS, 0, -1):
         for bundle in dict.fromkeys([plan.bundle, *bundles]):
             for chosen in (plan.encoders, *_arrangements(encoders)):
                 candidate = plan.model_copy(update={"encoders": chosen, "bundle": bundle})

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from her2batch import settings
 from her2batch.pipeline.resume import plan_change
 from her2batch.pipeline.resume.plan_change import PlanChangedError, match_plan, plan_id_of, settle_plan
 from her2batch.settings import Plan
@@ -175,8 +176,8 @@ def test_imported_embeddings_and_scores_do_not_make_a_slide_another_plan() -> No
 
 def test_a_row_of_another_version_of_the_algorithms_is_found_and_not_current(monkeypatch: pytest.MonkeyPatch) -> None:
     row = slide_row(Plan())
-    newer = plan_change.ALGORITHMS + 1
-    monkeypatch.setattr(plan_change, "ALGORITHMS", newer)
+    newer = settings.ALGORITHMS + 1
+    monkeypatch.setattr(settings, "ALGORITHMS", newer)
     plan_change._find_plan.cache_clear()
     match = match_plan(Plan(encoders=("stain", "a")), row)
     plan_change._find_plan.cache_clear()
