@@ -27,7 +27,7 @@ DERIVED_TASKS: Final = ("her2-3way", "her2-binary")
 
 TASK_NAMES: Final = {
     "her2-4way": "IHC score",
-    "her2-3way": "HER2 zero, low or high",
+    "her2-3way": "HER2 group",
     "her2-binary": "HER2 status",
     "er": "ER",
     "pr": "PR",
@@ -55,7 +55,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "uneven-background": ("quality", "uneven illumination"),
     "dark-background": ("quality", "dark background"),
     "low-cellularity": ("quality", "hardly any cells: is the tumour on this slide?"),
-    "near-10-percent": ("borderline", "a share of the membranes is near the guideline's 10 %"),
+    "near-10-percent": ("borderline", "a share of the membranes is near the guideline's 10\u00a0%"),
     "undecided": ("borderline", "several classes can't be ruled out"),
     "method-asks": ("model", "a method asks for a review"),
     "uncalibrated": ("model", "a model without calibration"),

@@ -30,7 +30,7 @@ from her2batch.settings import Plan, Resources
 from her2batch.store.cohort import Cohort
 from her2batch.synthetic.cohort import make_slide, write_labels
 from her2batch.synthetic.specimen import CellMix, SlideTruth
-from her2batch.vision.heatmap import viridis_rgb
+from her2batch.vision.heatmap import HEAT_COLOUR
 
 TRUTH = SlideTruth(
     "S0117", CellMix(none=0.14, faint=0.16, moderate=0.26, intense=0.44), patient_id="P042", width=15_200, height=16_800
@@ -110,7 +110,8 @@ def take_screenshot(page: Path, out: Path) -> None:
 def reduce_colours(screenshot: Path, out: Path) -> None:
     """Write a screenshot as a PNG with a palette. Raises SystemExit for a file above MAX_BYTES."""
     image = Image.open(screenshot).convert("RGB")
-    scale = viridis_rgb(np.linspace(0, 255, image.width).astype(np.uint8))
+    level = np.linspace(0, 1, image.width)[:, None]
+    scale = (255 * (1 - level) + np.array(HEAT_COLOUR) * level).astype(np.uint8)
     sample = Image.new("RGB", (image.width, image.height + LEGEND_PX))
     sample.paste(image, (0, 0))
     sample.paste(Image.fromarray(np.repeat(scale[None], LEGEND_PX, axis=0)), (0, image.height))

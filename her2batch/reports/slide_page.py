@@ -36,9 +36,6 @@ OVERVIEW_PX: Final = 1024
 EXAMPLES_PER_KIND: Final = 3
 """Example tiles of each kind."""
 
-MEMBRANE_SCALE_END: Final = 0.5
-"""Share of the cellular area at the end of the colour scale of a membrane layer, the same for every slide."""
-
 MIN_EXAMPLE_SHARE: Final = 0.01
 """Smallest share of the cellular area for which a tile is an example."""
 
@@ -125,7 +122,7 @@ def slide_evidence(data: ReportData, slide_id: str) -> dict[str, Any]:
         "row": row, "label": data.labels.get(slide_id), "site": data.site_of(slide_id),
         "overview": _overview_uri(data, slide_id), "outline": heatmap.outline_path(cells), "tile_px": tile_px,
         "scale_bar": scale_bar(row["width"], row["mpp"]), "layers": layers, "initial_layer": _initial_layer(rule),
-        "viridis": viridis_gradient(), "shares": shares, "intensities": _intensity_rows(shares),
+        "gradient": heat_gradient(), "shares": shares, "intensities": _intensity_rows(shares),
         "steps": guideline_steps(shares) if shares and rule else [], "rule": rule, "predictions": predictions,
         "probability_charts": _probability_charts(slide_id, predictions), "examples": examples,
         "no_examples_reason": no_examples_reason, "links": table_links(data, row), "version": version("her2batch"),
@@ -152,10 +149,10 @@ def scale_bar(width: int, mpp: float) -> tuple[float, float]:
     return length_mm, length_mm / width_mm
 
 
-def viridis_gradient() -> str:
-    """Return the colour scale of the layers as the stops of a CSS gradient."""
-    stops = heatmap.viridis_rgb(np.linspace(0, 255, 9).astype(np.uint8)).tolist()
-    return ", ".join(f"rgb({r} {g} {b})" for r, g, b in stops)
+def heat_gradient() -> str:
+    """Return the colour scale of the layers as the stops of a CSS gradient: clear at 0."""
+    colour = " ".join(map(str, heatmap.HEAT_COLOUR))
+    return f"rgb({colour} / 0), rgb({colour})"
 
 
 def _read_table(data: ReportData, row: Row, name: str) -> pa.Table | None:
@@ -200,10 +197,10 @@ def _membrane_layers(membrane: pa.Table | None, cells: heatmap.GridCells, tile_p
     if membrane is None:
         return []
     own = cells[membrane["tile"].to_numpy()]
-    ends = ("0 %", f"≥ {100 * MEMBRANE_SCALE_END:.0f} % of the cellular area")
+    ends = ("0 %", f"≥ {100 * heatmap.SHARE_SCALE_END:.0f} % of the cellular area")
     layers = []
     for name, label in MEMBRANE_LAYERS.items():
-        image = heatmap.heatmap_image(own, membrane[name].to_numpy(), MEMBRANE_SCALE_END)
+        image = heatmap.heatmap_image(own, membrane[name].to_numpy(), heatmap.SHARE_SCALE_END)
         layers.append(_layer(name, label, image, tile_px, ends, ("membrane", name)))
     return layers
 
@@ -214,7 +211,7 @@ def _attention_layers(data: ReportData, row: Row, cells: heatmap.GridCells, tile
     for name in slide_table_names(row, "attention"):
         for (task, method, _), part in split_by_head(_read_table(data, row, name)):
             weights = part["attention"].to_numpy() * part.num_rows
-            scale_end = max(2.0, float(np.percentile(weights, 99)))
+            scale_end = heatmap.attention_scale_end(weights)
             image = heatmap.heatmap_image(cells[part["tile"].to_numpy()], weights, scale_end)
             ends = ("0", f"≥ {scale_end:.1f} × uniform attention")
             key, label = f"attention-{len(layers)}", f"attention of {method}, {task}"

@@ -16,9 +16,12 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
+import pyarrow as pa
+
 from her2batch.errors import Her2BatchError, StoreError
 from her2batch.files.locations import make_draft_folder, upload
 from her2batch.files.locks import is_locked
+from her2batch.files.parquet import read_parquet
 from her2batch.store.cohort import Cohort
 
 FOLLOW_S = 1.0
@@ -110,3 +113,17 @@ def follow_run(cohort: Cohort) -> Iterator[dict[str, Any]]:
             yield {"event": "gone"}
             return
         time.sleep(FOLLOW_S)
+
+
+def finished_times(cohort: Cohort) -> dict[str, datetime]:
+    """When each slide was finished last: slide_id → time. Tables of runs that can't be read are left out."""
+    times: dict[str, datetime] = {}
+    for path in sorted(cohort.runs.glob("ingest-*.parquet")):
+        try:
+            table = read_parquet(path).select(["slide_id", "finished"])
+        except (OSError, KeyError, pa.ArrowInvalid):
+            continue
+        for slide_id, finished in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            if finished is not None and (slide_id not in times or finished > times[slide_id]):
+                times[slide_id] = finished
+    return times

@@ -10,8 +10,17 @@ GridCells = NDArray[np.int64]
 
 Image = NDArray[np.uint8]
 
-MIN_OPACITY = 0.35
-"""Opacity of a value of 0."""
+HEAT_COLOUR = (160, 0, 110)
+"""Colour of heatmaps in reports and in the viewer, RGB: darker than stained tissue, and of another hue than it.
+
+Only its opacity grows with the value, so that a smaller value is never darker.
+"""
+
+SHARE_SCALE_END = 0.5
+"""Share of the cellular area at the end of the scale of a membrane heatmap, the same for every slide."""
+
+DAB_SCALE_END = 1.0
+"""Mean optical density of DAB at the end of the scale of its heatmap."""
 
 
 def grid_cells(x: NDArray[np.int32], y: NDArray[np.int32], step: float) -> GridCells:
@@ -20,25 +29,25 @@ def grid_cells(x: NDArray[np.int32], y: NDArray[np.int32], step: float) -> GridC
 
 
 def heatmap_image(cells: GridCells, values: NDArray[np.floating], top: float) -> Image:
-    """Return (n,) values, 0 … top, at (n, 2) cells as (rows, columns, 4) uint8 RGBA in viridis; clear without a tile.
-
-    Opacity grows with the value, so that tissue remains visible where values are low.
-    """
+    """Return (n,) values, 0 … top, at (n, 2) cells as (rows, columns, 4) uint8 RGBA; clear at 0 and without a tile."""
     level = np.clip(np.asarray(values, np.float64) / max(top, 1e-12), 0, 1)
-    out = _raster(cells, viridis_rgb((255 * level).round().astype(np.uint8)))
-    out[cells[:, 1], cells[:, 0], 3] = (255 * (MIN_OPACITY + (1 - MIN_OPACITY) * level)).round()
+    out = _raster(cells, np.tile(np.array(HEAT_COLOUR, np.uint8), (len(cells), 1)))
+    out[cells[:, 1], cells[:, 0], 3] = (255 * level).round()
     return out
+
+
+def attention_scale_end(multiples: NDArray[np.floating]) -> float:
+    """Return the end of the scale of an attention heatmap, as a multiple of uniform attention: 2 or more.
+
+    multiples: (n,) attention of the tiles as multiples of uniform attention.  The 99th percentile, so that one tile
+    does not hide the others.
+    """
+    return max(2.0, float(np.percentile(multiples, 99))) if len(multiples) else 2.0
 
 
 def class_image(cells: GridCells, classes: NDArray[np.integer], palette: Image) -> Image:
     """Return (n,) classes at (n, 2) cells as (rows, columns, 4) RGBA. palette: (k, 3) uint8 RGB, one per class."""
     return _raster(cells, palette[classes])
-
-
-def viridis_rgb(levels: NDArray[np.uint8]) -> Image:
-    """Return viridis colours: (n,) 0–255 → (n, 3) RGB. Lightness rises evenly, so the map is readable without hue."""
-    coloured = cv2.applyColorMap(levels.reshape(-1, 1), cv2.COLORMAP_VIRIDIS)
-    return np.asarray(coloured.reshape(-1, 3)[:, ::-1], np.uint8)
 
 
 def _raster(cells: GridCells, rgb: Image) -> Image:

@@ -70,6 +70,9 @@ class NewReview(Strict):
     verdict: Literal["agree", "change", "needs-ish"]
     label: str | None = Field(None, description="with `change`: the class that the reviewer chooses")
     comment: str = Field("", max_length=2000)
+    supersedes: int | None = Field(
+        None, description="number of an own review that this one replaces; the comment then states the reason"
+    )
 
 
 class NewSlide(Strict):
@@ -112,9 +115,19 @@ class SlideSummary(BaseModel):
     review: bool = Field(
         description="needs review: a prediction needs it or the slide failed, and there is no verdict yet"
     )
-    reasons: list[str] = Field(description="reasons for review, as fixed codes")
+    state: str = Field(description="review, decided, clear, or other: of a marker that no method scores")
+    result: str | None = Field(description="IHC score of a HER2 slide, class of an ER or PR slide")
+    meaning: str = Field(description="what the result means, in words")
+    needs_ish: bool = Field(description="2+ without an ISH result: no class follows from it")
+    reasons: list[str] = Field(description="reasons for review, as fixed codes, the weightiest first")
+    reason_words: list[str] = Field(description="the same reasons in words")
+    kinds: list[str] = Field(description="kinds of the reasons")
     verdict: str | None = Field(description="the newest verdict on the slide")
     label: str | None = Field(description="the class according to the newest verdict")
+    reviewer: str | None = Field(description="who gave the newest verdict")
+    lab_label: str | None = Field(description="the laboratory's own result")
+    ish: str | None = Field(description="the laboratory's ISH result: + or -")
+    finished: datetime | None = Field(description="when the slide was processed")
 
 
 class SlidePage(BaseModel):
@@ -123,6 +136,55 @@ class SlidePage(BaseModel):
     total: int = Field(description="matching slides on all pages")
     offset: int
     slides: list[SlideSummary]
+    states: dict[str, int] = Field(description="slides of the cohort in each state, and those that need ISH")
+    results: dict[str, int] = Field(description="slides of the cohort with each result")
+
+
+class ReasonWords(BaseModel):
+    """A reason for review."""
+
+    code: str
+    kind: str
+    words: str
+
+
+class ClassWords(BaseModel):
+    """A class that follows from the result, or that one method gives."""
+
+    task: str
+    name: str = Field(description="name of the task for readers")
+    method: str | None = None
+    bundle: str | None = None
+    predicted: str | None = Field(description="null where an ISH result decides")
+    text: str
+
+
+class SlideAssessment(BaseModel):
+    """The result of a slide and the reasons for review; see `her2batch.assessment`."""
+
+    state: str
+    review: bool
+    result: str | None
+    meaning: str
+    by: str | None = Field(description="who gave the result: pathologist, or a method")
+    task: str | None
+    needs_ish: bool
+    reasons: list[ReasonWords]
+    derived: list[ClassWords]
+    methods: list[ClassWords]
+    label: str | None = Field(description="the laboratory's own result")
+    ish: str | None = Field(description="the laboratory's ISH result")
+    main: dict[str, str] | None = Field(description="the prediction that a verdict refers to")
+    choices: list[str] = Field(description="classes that a verdict can give")
+
+
+class CaseSlide(BaseModel):
+    """Another slide of the same patient."""
+
+    slide_id: str
+    stain: str | None
+    result: str | None
+    meaning: str
 
 
 class SlideDetail(BaseModel):
@@ -130,6 +192,9 @@ class SlideDetail(BaseModel):
 
     row: SlideRow  # type: ignore[valid-type]
     predictions: list[Prediction]  # type: ignore[valid-type]
+    assessment: SlideAssessment
+    case: list[CaseSlide] = Field(description="the other slides of the patient")
+    report: str | None = Field(description="address of the slide in the report; null without a report in the cohort")
     shares: dict[str, float] | None = Field(
         description="membrane shares that the membrane rule uses; see the table membrane"
     )
@@ -147,6 +212,7 @@ class CohortFacts(BaseModel):
     slides: int
     posting: bool = Field(description="true if slides can be posted")
     tasks: dict[str, list[str]] = Field(description="task → its classes")
+    report: bool = Field(description="true if the folder of the cohort contains a report, which is served")
 
 
 class Problem(BaseModel):

@@ -35,7 +35,8 @@ from her2batch.web.api_models import (
 from her2batch.web.auth import AuthMiddleware
 from her2batch.web.catalog import Catalog
 from her2batch.web.ingest_jobs import resolve_scan_path
-from her2batch.web.listing import SlideFilter, filter_slides
+from her2batch.web.listing import SlideFilter, assessment_words, count_slides, filter_slides
+from her2batch.web.report_files import REPORT, SLIDE_PAGES, has_report, report_address, serve_report
 
 STATIC = Path(__file__).parent / "static"
 
@@ -76,6 +77,9 @@ def create_app(cohort: Path, token: str, call_jobs: CallJobs, scans: Path | None
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     for address, page in (("/", "index.html"), ("/api/v1/docs", "api.html")):
         app.add_route(address, _serve_file(STATIC / page))
+    catalog = app.state.server_state.catalog
+    for address in (f"/{REPORT}", f"/{SLIDE_PAGES}/{{slide_id}}.html"):
+        app.add_route(address, partial(serve_report, catalog))
     app.add_exception_handler(Her2BatchError, _error_response)
     return AuthMiddleware(app, token, partial(call_jobs, "redeem_code"))
 
@@ -114,17 +118,20 @@ def cohort_facts(state: StateDep) -> CohortFacts:
     tasks = {task: list(classes) for task, classes in CLASSES.items()}
     catalog = state.catalog
     return CohortFacts(
-        name=catalog.cohort.root.name, slides=len(catalog.rows()), posting=state.scans is not None, tasks=tasks
-    )
+        name=catalog.cohort.root.name, slides=len(catalog.rows()), posting=state.scans is not None, tasks=tasks,
+        report=has_report(catalog.cohort),
+    )  # fmt: skip
 
 
 @api.get("/slides")
 def list_slides(catalog: CatalogDep, slide_filter: Annotated[SlideFilter, Query()]) -> SlidePage:
     """The slides that match the filter, page by page."""
-    matching = filter_slides(catalog.slide_summaries(), slide_filter)
+    summaries = catalog.slide_summaries()
+    matching = filter_slides(summaries, slide_filter)
     start = slide_filter.offset
     page = matching[start : start + slide_filter.limit]
-    return SlidePage.model_validate({"total": len(matching), "offset": start, "slides": page})
+    counts = count_slides(summaries)
+    return SlidePage.model_validate({"total": len(matching), "offset": start, "slides": page, **counts})
 
 
 @api.get("/slides/{slide_id}", responses=NOT_FOUND)
@@ -144,6 +151,9 @@ def slide_detail(catalog: Catalog, slide_id: str) -> SlideDetail:
         {
             "row": {name: value for name, value in row.items() if name != "files"},
             "predictions": catalog.predictions(slide_id),
+            "assessment": assessment_words(catalog.assessment(slide_id)),
+            "case": catalog.case_slides(slide_id),
+            "report": report_address(catalog.cohort, slide_id),
             "shares": catalog.shares(slide_id),
             "reviews": [review for review in catalog.reviews() if review["slide_id"] == slide_id],
             "deepzoom": f"{address}/deepzoom.dzi" if has_pyramid else None,
@@ -222,9 +232,10 @@ def deepzoom_tile(catalog: CatalogDep, slide_id: str, level: int, column: int, r
 
 
 @api.get("/slides/{slide_id}/thumbnail.jpg", responses=JPEG_RESPONSES, response_class=Response)
-def thumbnail(catalog: CatalogDep, slide_id: str) -> Response:
-    """The stored thumbnail; its long edge has at most 2048 px."""
-    return Response(catalog.thumbnail(slide_id), media_type="image/jpeg")
+def thumbnail(catalog: CatalogDep, slide_id: str, small: bool = False) -> Response:
+    """The stored thumbnail, whose long edge has at most 2048 px; small: at most 160 px."""
+    jpeg = catalog.small_thumbnail(slide_id) if small else catalog.thumbnail(slide_id)
+    return Response(jpeg, media_type="image/jpeg")
 
 
 # -- reviews -----------------------------------------------------------------------------------------------------------
@@ -244,7 +255,10 @@ def list_reviews(
 
 @api.post("/reviews", status_code=201, responses={**NOT_FOUND, 409: {"model": Problem}, 422: {"model": Problem}})
 def add_review(catalog: CatalogDep, review: NewReview) -> ReviewEntry:
-    """Enter a review of a prediction. Reviews can't be withdrawn; the newest one of a slide counts."""
+    """Enter a review of a prediction. The newest one of a slide counts.
+
+    No review is deleted. Its author can supersede it by another one that states the reason.
+    """
     seen = {name: getattr(review, name) for name in ("bundle", "task", "method")}
     predictions = catalog.predictions(catalog.row(review.slide_id)["slide_id"])
     current = [row["predicted"] for row in predictions if seen.items() <= row.items()]

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +19,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from her2batch.errors import InputError
+from her2batch.assessment import Assessment, assess_slide
+from her2batch.errors import InputError, StoreError
 from her2batch.models.membrane_rule import slide_shares
+from her2batch.slides.codecs import encode_jpeg
 from her2batch.slides.pyramid import Pyramid
 from her2batch.store import reviews
 from her2batch.store.cohort import RETIRED, Cohort, Row
+from her2batch.store.labels import stored_labels
 from her2batch.store.row_cache import SETTLED_NS
+from her2batch.store.run_log import finished_times
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
 from her2batch.web.deepzoom import DeepZoom, deep_zoom_of, deep_zoom_tile
 from her2batch.web.listing import summarize_slide
@@ -33,6 +38,12 @@ MAX_AGE_S = 2.0
 
 MAX_OPEN_PYRAMIDS = 12
 """Pyramids that stay open, with their thumbnails: 3 MB each."""
+
+SMALL_THUMBNAIL_PX = 160
+"""Long edge of the thumbnails in the list, px."""
+
+MAX_SMALL_THUMBNAILS = 5000
+"""Small thumbnails that are kept in memory, about 4 kB each."""
 
 READ_THREADS = 8
 
@@ -58,9 +69,11 @@ class Catalog:
         self._rows: dict[str, Row] = {}
         self._predictions: dict[str, tuple[tuple[str, ...], list[Row]]] = {}
         self._reviews: tuple[Any, list[Row]] = (None, [])
+        self._labels: tuple[Any, dict[str, Row]] = ("not read yet", {})
         self._checked_at = -MAX_AGE_S
         self._changed_at: int | None = None  # mtime of the folder of rows, ns
         self._summaries: tuple[Any, list[Row]] = (None, [])
+        self._small: dict[tuple[str, str], bytes] = {}
         self._open: OrderedDict[tuple[str, str], _OpenPyramid] = OrderedDict()
 
     # -- rows and tables -------------------------------------------------------------------------------------------
@@ -111,17 +124,46 @@ class Catalog:
                 self._reviews = (stamp, reviews.unerased_reviews(reviews.read_reviews(self.cohort)))
             return self._reviews[1]
 
+    def labels(self) -> dict[str, Row]:
+        """Return the labels that the cohort was given last: slide_id → row. Empty without, or when they are damaged."""
+        location = self.cohort.labels
+        if self.cohort.remote:
+            stamp: Any = time.monotonic() // MAX_AGE_S
+        else:
+            stamp = location.stat().st_mtime_ns if location.exists() else None
+        with self._lock:
+            if stamp != self._labels[0]:
+                with suppress(StoreError):
+                    self._labels = (stamp, stored_labels(self.cohort))
+            return self._labels[1]
+
+    def assessment(self, slide_id: str) -> Assessment:
+        """Return the assessment of a slide. Raises InputError for an id that is not in the cohort."""
+        entries = [review for review in self.reviews() if review["slide_id"] == slide_id]
+        return assess_slide(self.row(slide_id), self.predictions(slide_id), self.labels().get(slide_id), entries)
+
     def slide_summaries(self) -> list[Row]:
-        """Return every slide as the list shows it. Computed again when a row or a review changes."""
-        rows, entries = self.rows(), self.reviews()
+        """Return every slide as the list shows it. Computed again when a row, a label or a review changes."""
+        rows, entries, labels = self.rows(), self.reviews(), self.labels()
         source = self._summaries[0]
-        if source is None or source[0] is not rows or source[1] is not entries:
-            newest = {review["slide_id"]: review for review in entries}
-            summaries = [
-                summarize_slide(row, self.predictions(slide_id), newest.get(slide_id)) for slide_id, row in rows.items()
-            ]
-            self._summaries = ((rows, entries), summaries)
+        if source is None or any(a is not b for a, b in zip(source, (rows, entries, labels), strict=True)):
+            of_slide: dict[str, list[Row]] = {}
+            for review in entries:
+                of_slide.setdefault(review["slide_id"], []).append(review)
+            finished = finished_times(self.cohort)
+            summaries = []
+            for slide_id, row in rows.items():
+                own = self.predictions(slide_id)
+                found = assess_slide(row, own, labels.get(slide_id), of_slide.get(slide_id, ()))
+                summaries.append(summarize_slide(row, own, found, finished.get(slide_id)))
+            self._summaries = ((rows, entries, labels), summaries)
         return self._summaries[1]
+
+    def case_slides(self, slide_id: str) -> list[Row]:
+        """Return the summaries of the other slides of the same patient."""
+        patient = self.row(slide_id)["patient_id"]
+        own = (slide for slide in self.slide_summaries() if patient is not None and slide["patient_id"] == patient)
+        return [slide for slide in own if slide["slide_id"] != slide_id]
 
     def shares(self, slide_id: str) -> dict[str, float] | None:
         """Return the membrane shares that the membrane rule uses; None without tiles."""
@@ -187,6 +229,24 @@ class Catalog:
         if self._relative(location) not in {file["path"] for file in self.row(slide_id)["files"]}:
             raise InputError("this slide has no thumbnail")
         return location.read_bytes()
+
+    def small_thumbnail(self, slide_id: str) -> bytes:
+        """Return the thumbnail with a long edge of at most SMALL_THUMBNAIL_PX as JPEG. Raises InputError."""
+        key = (slide_id, str(self.row(slide_id)["sha256"]))
+        with self._lock:
+            if key in self._small:
+                return self._small[key]
+        image = self._decode_thumbnail(slide_id)
+        if image is None:
+            raise InputError("this slide has no thumbnail")
+        scale = min(1.0, SMALL_THUMBNAIL_PX / max(image.shape[:2]))
+        size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+        jpeg = encode_jpeg(np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8), 80)
+        with self._lock:
+            self._small[key] = jpeg
+            while len(self._small) > MAX_SMALL_THUMBNAILS:
+                self._small.pop(next(iter(self._small)))
+        return jpeg
 
     def _open_pyramid(self, slide_id: str) -> _OpenPyramid:
         row = self.row(slide_id)

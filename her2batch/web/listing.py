@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from her2batch.assessment import KINDS, TASK_NAMES, Assessment
 from her2batch.store.cohort import Row
-from her2batch.tasks import MEMBRANE_RULE
+from her2batch.tasks import CLASSES, MEMBRANE_RULE
+
+LAST: datetime = datetime.max.replace(tzinfo=UTC)
 
 SORT_KEYS: dict[str, Callable[[Row], Any]] = {
-    "first": lambda slide: (not slide["review"], slide["slide_id"].lower()),
+    "first": lambda slide: (slide["rank"], slide["finished"] or LAST, slide["slide_id"].lower()),
     "slide_id": lambda slide: slide["slide_id"].lower(),
     "patient_id": lambda slide: slide["patient_id"],
     "stain": lambda slide: slide["stain"],
     "status": lambda slide: slide["status"],
     "rule": lambda slide: slide["rule"],
+    "result": lambda slide: slide["result"],
     "score": lambda slide: slide["score"],
     "tissue_mm2": lambda slide: slide["tissue_mm2"],
+    "finished": lambda slide: slide["finished"],
     "verdict": lambda slide: slide["verdict"],
 }
-"""Sort orders of the list → their keys. `first`: slides that need review first."""
+"""Sort orders of the list → their keys. `first`: for review first, by the weightiest reason, then the oldest."""
+
+States = Literal["review", "decided", "clear", "other"]
 
 
 class SlideFilter(BaseModel):
@@ -33,31 +42,78 @@ class SlideFilter(BaseModel):
     status: Literal["done", "failed"] | None = None
     stain: str | None = None
     predicted: str | None = Field(None, description="a class, by any method")
+    result: str | None = Field(None, description="the result of the slide, such as 2+")
     review: bool | None = Field(None, description="needs review")
     reviewed: bool | None = Field(None, description="has a verdict")
+    state: States | None = Field(None, description="state of the review")
+    needs_ish: bool | None = Field(None, description="2+ without an ISH result")
+    kind: str | None = Field(None, description=f"kind of a reason: {', '.join(KINDS)}")
     sort: str = Field("first", pattern=f"^({'|'.join(SORT_KEYS)})$", description=", ".join(SORT_KEYS))
     descending: bool = False
     offset: int = Field(0, ge=0)
     limit: int = Field(100, ge=1, le=1000)
 
 
-def summarize_slide(row: Row, predictions: Sequence[Row], review: Mapping[str, Any] | None) -> Row:
-    """Return a slide as the list shows it. review: its newest review."""
+def summarize_slide(row: Row, predictions: Sequence[Row], found: Assessment, finished: datetime | None = None) -> Row:
+    """Return a slide as the list shows it. found: its assessment.  finished: when it was processed."""
     rule = next((p for p in predictions if (p["bundle"], p["task"]) == (MEMBRANE_RULE, "her2-4way")), None)
-    needs_review = row["status"] == "failed" or any(prediction["review"] for prediction in predictions)
-    reasons = dict.fromkeys(reason for prediction in predictions for reason in prediction["reasons"] or ())
     names = ("slide_id", "patient_id", "stain", "status", "error_code", "tissue_mm2", "n_tiles")
+    verdict = found.verdict or {}
     return {
         **{name: row[name] for name in names},
         "flags": row["flags"] or [],
         "rule": rule["predicted"] if rule is not None else None,
         "score": rule["score"] if rule is not None else None,
         "predicted": {"/".join(p[key] for key in ("bundle", "task", "method")): p["predicted"] for p in predictions},
-        "review": needs_review and review is None,
-        "reasons": list(reasons),
-        "verdict": review["verdict"] if review is not None else None,
-        "label": review["label"] if review is not None else None,
+        "review": found.review,
+        "state": found.state,
+        "result": found.result,
+        "meaning": found.meaning,
+        "needs_ish": found.needs_ish,
+        "reasons": [reason.code for reason in found.reasons],
+        "reason_words": [reason.words for reason in found.reasons],
+        "kinds": list(dict.fromkeys(reason.kind for reason in found.reasons)),
+        "verdict": verdict.get("verdict"),
+        "label": verdict.get("label"),
+        "reviewer": verdict.get("reviewer"),
+        "lab_label": found.label,
+        "ish": found.ish,
+        "finished": finished,
+        "rank": found.rank,
     }
+
+
+def assessment_words(found: Assessment) -> Row:
+    """Return an assessment as the API gives it: the page shows it and decides nothing itself."""
+    derived = [
+        {
+            "task": task,
+            "name": TASK_NAMES[task],
+            "predicted": name,
+            "text": name or ("ISH decides" if found.result else "–"),
+        }
+        for task, name in found.derived.items()
+    ]
+    methods = [{**one._asdict(), "name": TASK_NAMES.get(one.task, one.task)} for one in found.methods]
+    names = ("state", "review", "result", "meaning", "by", "task", "needs_ish", "label", "ish")
+    keys = ("bundle", "task", "method", "predicted")
+    return {
+        **{name: getattr(found, name) for name in names},
+        "reasons": [{"code": one.code, "kind": one.kind, "words": one.words} for one in found.reasons],
+        "derived": derived,
+        "methods": methods,
+        "main": None if found.main is None else {name: found.main[name] for name in keys},
+        "choices": list(CLASSES[found.task]) if found.main is not None and found.task is not None else [],
+    }
+
+
+def count_slides(summaries: Iterable[Row]) -> dict[str, dict[str, int]]:
+    """Return how many slides have each state, and how many HER2 slides each IHC score."""
+    listed = list(summaries)
+    states = Counter(slide["state"] for slide in listed)
+    states["needs_ish"] = sum(slide["needs_ish"] for slide in listed)
+    results = Counter(slide["result"] for slide in listed if slide["result"] is not None)
+    return {"states": dict(states), "results": dict(sorted(results.items()))}
 
 
 def filter_slides(summaries: Sequence[Row], slide_filter: SlideFilter) -> list[Row]:
@@ -77,8 +133,12 @@ def _matches(slide: Row, slide_filter: SlideFilter) -> bool:
         return False
     if slide_filter.predicted is not None and slide_filter.predicted not in slide["predicted"].values():
         return False
-    if slide_filter.review is not None and slide["review"] != slide_filter.review:
+    if slide_filter.kind is not None and slide_filter.kind not in slide["kinds"]:
         return False
+    for name in ("review", "state", "needs_ish", "result"):
+        wanted = getattr(slide_filter, name)
+        if wanted is not None and slide[name] != wanted:
+            return False
     if slide_filter.reviewed is not None and (slide["verdict"] is not None) != slide_filter.reviewed:
         return False
     searched = (
@@ -87,5 +147,6 @@ def _matches(slide: Row, slide_filter: SlideFilter) -> bool:
         slide["error_code"] or "",
         *slide["flags"],
         *slide["reasons"],
+        *slide["reason_words"],
     )
     return slide_filter.q.strip().lower() in " ".join(searched).lower()

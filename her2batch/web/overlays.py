@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from her2batch.vision.heatmap import attention_scale_end
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
 
 DECIMALS = 4
@@ -30,9 +31,10 @@ def tile_overlay(table: pa.Table, membrane: pa.Table | None) -> Columns:
 
 
 def attention_overlays(table: pa.Table, tiles: pa.Table) -> list[dict[str, Any]]:
-    """Return the attention of each MIL head: task, method, input, and the columns x, y, size, attention.
+    """Return the attention of each MIL head: task, method, input, scale_end, and the columns x, y, size, attention.
 
-    Attention is relative to the largest of the slide, 0–1.
+    Attention is relative to the largest of the slide, 0–1.  multiple: the largest as a multiple of uniform attention.
+    scale_end: end of the colour scale, as such a multiple; the same as in the report.
     """
     positions = {name: tiles[name].to_numpy() for name in ("x", "y", "size")}
     head_of_row = table.select(["task", "method", "input"]).to_pylist()
@@ -42,7 +44,9 @@ def attention_overlays(table: pa.Table, tiles: pa.Table) -> list[dict[str, Any]]
         tile, share = own["tile"].to_numpy(), own["attention"].to_numpy()
         columns: Columns = {name: values[tile].tolist() for name, values in positions.items()}
         columns["attention"] = np.round(share / max(float(share.max(initial=0)), 1e-12), DECIMALS).tolist()
-        overlays.append({**head, **columns})
+        multiples = share.astype(np.float64) * len(share)
+        scale = {"multiple": float(multiples.max(initial=0)), "scale_end": attention_scale_end(multiples)}
+        overlays.append({**head, **scale, **columns})
     return overlays
 
 

@@ -156,4 +156,4 @@ def test_3_plus_core_has_stained_membranes_and_0_core_has_none(cores: dict[str, 
     assert not any("complete" in one.kind for one in zero["examples"])
     layer = {one.key: decode_data_uri(one.image_uri) for one in three["layers"]}
     dark = {one.key: decode_data_uri(one.image_uri) for one in zero["layers"]}
-    assert layer["intense_complete"][..., 1].max() > 2 * dark["intense_complete"][..., 1].max()
+    assert layer["intense_complete"][..., 3].max() > 2 * dark["intense_complete"][..., 3].max()

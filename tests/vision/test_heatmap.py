@@ -3,7 +3,14 @@
 import cv2
 import numpy as np
 
-from her2batch.vision.heatmap import class_image, encode_png, grid_cells, heatmap_image, outline_path, viridis_rgb
+from her2batch.vision.heatmap import (
+    attention_scale_end,
+    class_image,
+    encode_png,
+    grid_cells,
+    heatmap_image,
+    outline_path,
+)
 from her2batch.vision.tile_grid import plan_tiles
 
 
@@ -15,14 +22,22 @@ def test_every_tile_has_its_own_cell_also_with_a_fractional_step() -> None:
         assert cells.max(axis=0).tolist() == [len(np.unique(tiles[:, 0])) - 1, len(np.unique(tiles[:, 1])) - 1]
 
 
-def test_heatmap_is_clear_without_tiles_and_lighter_for_higher_values() -> None:
-    cells = np.array([[0, 0], [2, 1]])
-    image = heatmap_image(cells, np.array([0.0, 5.0]), top=1.0)
-    assert image.shape == (2, 3, 4)
-    assert image[..., 3].tolist() == [[89, 0, 0], [0, 0, 255]]
-    assert image[1, 2, :3].sum() > image[0, 0, :3].sum()
-    grey = viridis_rgb(np.arange(256, dtype=np.uint8)).astype(float) @ [0.2126, 0.7152, 0.0722]
-    assert (np.diff(grey) > -0.5).all()
+def test_heatmap_is_clear_at_zero_and_never_darker_for_less() -> None:
+    """On white, on stained tissue and on intense DAB: a larger value darkens what lies below at least as much."""
+    levels = np.linspace(0, 1, 101)
+    image = heatmap_image(np.stack([np.arange(101), np.zeros(101, int)], axis=1), levels * 5, top=5.0)
+    assert image.shape == (1, 101, 4)
+    assert (image[0, 0, 3], image[0, -1, 3]) == (0, 255)
+    assert heatmap_image(np.array([[0, 0]]), np.array([9.0]), top=5.0)[0, 0, 3] == 255
+    opacity = image[0, :, 3:].astype(float) / 255
+    for below in ((255, 255, 255), (200, 190, 215), (120, 80, 50)):
+        seen = (1 - opacity) * below + opacity * image[0, :, :3]
+        assert (np.diff(seen @ [0.2126, 0.7152, 0.0722]) <= 1e-9).all()
+
+
+def test_attention_scale_ends_at_the_99th_percentile_and_not_below_twice_uniform() -> None:
+    assert attention_scale_end(np.ones(10)) == attention_scale_end(np.empty(0)) == 2.0
+    assert attention_scale_end(np.append(np.ones(1), np.full(99, 5.0))) == 5.0
 
 
 def test_a_class_image_survives_png() -> None:

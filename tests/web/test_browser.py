@@ -78,9 +78,9 @@ def sort_and_filter(page: playwright.Page) -> str:
     scores = [float(one) for one in column(page, "Score") if one != "–"]
     assert scores == sorted(scores, reverse=True)
     assert len(set(scores)) > 3
-    page.get_by_label("Predicted").select_option("3+")
-    expect(page.locator('tbody td[data-label="Rule"]').last).to_have_text("3+")
-    assert set(column(page, "Rule")) == {"3+"}
+    page.locator("[name=result]").select_option("3+")
+    expect(page.locator('tbody td[data-label="Result"]').last).to_contain_text("3+")
+    assert {one.split()[0] for one in column(page, "Result")} == {"3+"}
     link = page.locator("tbody th a").first
     slide_id = link.inner_text()
     link.focus()
@@ -89,7 +89,7 @@ def sort_and_filter(page: playwright.Page) -> str:
 
 
 def zoom_in(page: playwright.Page) -> None:
-    expect(page.locator("#scale span")).to_have_text(re.compile(r"^[\d.]+ mm$"))
+    expect(page.locator("#scale span")).to_have_text(re.compile(r"^[\d.]+ µm$"))
     before = page.locator("#scale span").inner_text()
     with page.expect_response(re.compile(r"deepzoom_files/\d+/\d+_\d+\.jpg$")) as tile:
         for _ in range(4):
@@ -111,14 +111,38 @@ def choose_overlays(page: playwright.Page) -> None:
 
 
 def enter_review(page: playwright.Page) -> None:
-    page.get_by_label("Change to", exact=True).check()
-    page.get_by_label("Class to change to").select_option("2+")
+    """Enter a verdict by mouse, then supersede it with a reason."""
+    assert page.locator("#choices input:checked").count() == 0
+    page.get_by_role("button", name="Save").click()  # nothing is chosen: the browser asks for a choice
+    page.locator("#choices label", has_text="0").first.click()
     page.get_by_label("Comment").fill("<img src=x onerror=alert(1)> rim only")
     page.get_by_label("Reviewer").fill("Dr. Who")
-    page.get_by_role("button", name="Save verdict").click()
-    expect(page.locator("#saved")).to_have_text("Saved as review 1.")
-    expect(page.locator("#reviews")).to_contain_text("3+ → 2+")
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator("#saved")).to_contain_text("Saved as review 1.")
+    expect(page.locator("#reviews")).to_contain_text("3+ → 0")
     expect(page.locator("#reviews q")).to_have_text("<img src=x onerror=alert(1)> rim only")
+    page.get_by_role("button", name="Replace review 1").click()
+    page.locator("#choices label", has_text="2+").click()
+    page.get_by_label("Comment").fill("wrong key")
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator("#saved")).to_contain_text("Saved as review 2.")
+    expect(page.locator("#reviews .superseded")).to_contain_text("replaced by review 2")
+    expect(page.locator("#result")).to_contain_text("decided")
+
+
+def measure_and_magnify(page: playwright.Page) -> None:
+    """At 40× a screen px is 0.25 µm: a drag of 200 px measures 50 µm."""
+    page.get_by_role("button", name="40×").click()
+    expect(page.get_by_role("button", name="40×")).to_have_attribute("aria-pressed", "true")
+    page.get_by_role("button", name="Ruler").click()
+    box = page.locator("#viewer").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 60, box["y"] + 200)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 260, box["y"] + 200, steps=4)
+    page.mouse.up()
+    expect(page.locator("#measured")).to_have_text(re.compile(r"^(49|50|51)(\.\d)? µm$"))
+    page.get_by_role("button", name="Ruler").click()
 
 
 @pytest.mark.parametrize(
@@ -134,20 +158,83 @@ def test_list_viewer_and_review_work(
     expect(page.get_by_role("heading", level=1)).to_have_text(slide_id)
     zoom_in(page)
     choose_overlays(page)
+    measure_and_magnify(page)
     assert accessibility_violations(page) == []
     assert fits_width(page)
     enter_review(page)
     entry = reviews.read_reviews(cohort)[-1]
     assert (entry["slide_id"], entry["predicted"], entry["label"]) == (slide_id, "3+", "2+")
     assert list(verify_cohort(cohort)) == []
-    page.get_by_role("link", name="All slides").click()
-    page.get_by_label("Verdict").select_option("given")
+    page.get_by_role("link", name="Worklist").click()
+    page.locator("[name=result]").select_option("")
+    page.locator("#views label", has_text="Decided").click()
     expect(page.locator("tbody tr")).to_have_count(1)
-    assert column(page, "Verdict") == ["changed to 2+"]
+    assert column(page, "Verdict") == ["changed to 2+, Dr. Who"]
     page.get_by_role("link", name="API").click()
     page.wait_for_selector("section")
     assert accessibility_violations(page) == []
     assert problems == []
+    page.context.close()
+
+
+def test_every_slide_for_review_is_decided_by_keyboard_alone(
+    browser: playwright.Browser, address: str, cohort: Cohort
+) -> None:
+    """From the list to the last verdict: 1 key a class, Enter, N. The name is typed once."""
+    page, problems = open_page(browser, address, "wide", "light")
+    asked = int(page.locator("[data-state=review]").inner_text())
+    assert asked >= 3
+    page.locator("tbody a").first.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#choices label").first).to_be_visible()
+    for key in ("#choices", "#result", "#reasons li", "#verdict button.main"):
+        box = page.locator(key).first.bounding_box()
+        assert box is not None
+        assert box["y"] + box["height"] <= 900, key  # without scrolling
+    page.get_by_label("Reviewer").focus()
+    page.keyboard.type("Dr. Who")
+    page.locator("#main").focus()
+    for k in range(asked):
+        assert page.locator("#choices input:checked").count() == 0
+        page.keyboard.press(str(k % 4))
+        page.keyboard.press("Enter")
+        expect(page.locator("#saved")).to_contain_text(f"Saved as review {k + 1}.")
+        title = page.title()
+        page.keyboard.press("n")
+        expect(page).not_to_have_title(title)
+        expect(page.locator("#result .score")).to_be_visible()
+    page.get_by_role("link", name="Worklist").click()
+    expect(page.locator("[data-state=review]")).to_have_text("0")
+    expect(page.locator("[data-state=decided]")).to_have_text(str(asked))
+    assert len(reviews.read_reviews(cohort)) == asked
+    assert problems == []
+    page.context.close()
+
+
+def test_2_plus_without_ish_shows_no_definite_class(browser: playwright.Browser, address: str, cohort: Cohort) -> None:
+    cohort.labels.unlink()
+    page, _ = open_page(browser, address, "wide", "light")
+    page.locator("#views label", has_text="ISH needed").click()
+    expect(page.locator("tbody tr td[data-label=Result]").first).to_contain_text("equivocal, ISH needed")
+    open_slides = page.locator("tbody a").all_inner_texts()
+    assert open_slides
+    for slide_id in open_slides[:2]:
+        page.goto(f"{address}/#/slide/{slide_id}")
+        expect(page.locator("#result")).to_contain_text("equivocal, ISH needed")
+        words = page.locator("main").inner_text().lower().split()
+        assert not {"negative", "positive", "low", "high"} & {word.strip(".,:;()") for word in words}
+        assert page.locator("#derived .hanging").count() == 2
+    page.context.close()
+
+
+def test_quality_flags_stand_as_a_banner(browser: playwright.Browser, address: str, cohort: Cohort) -> None:
+    flagged = next(
+        one for one, row in sorted(cohort.rows().items()) if "pen" in row["flags"] and row["stain"] == "her2"
+    )
+    page, _ = open_page(browser, address, "wide", "light")
+    page.goto(f"{address}/#/slide/{flagged}")
+    expect(page.locator("#banner")).to_have_text("Look at the image first: pen ink on the slide.")
+    expect(page.locator("#result")).to_contain_text("to review")
     page.context.close()
 
 
@@ -175,5 +262,14 @@ def test_slide_without_an_image_shows_the_reason(browser: playwright.Browser, ad
     expect(page.locator("#viewer")).to_contain_text("pass --mpp-override")
     with page.expect_response(re.compile(r"thumbnail\.jpg$")):
         page.goto(f"{address}/#/slide/{done['slide_id']}")
+    # the scale bar counts level-0 px, of which the thumbnail has fewer
+    expect(page.locator("#scale span")).to_have_text(re.compile("µm$"))
+    bar, length = page.locator("#scale i").bounding_box(), page.locator("#scale span").inner_text()
+    image = page.locator("#viewer").bounding_box()
+    assert bar is not None
+    assert image is not None
+    shown_um = float(length.split()[0]) / bar["width"]  # µm per screen px
+    fitting = max(done["width"] / image["width"], done["height"] / image["height"]) * done["mpp"]
+    assert shown_um == pytest.approx(fitting, rel=0.05)
     assert problems == []
     page.context.close()

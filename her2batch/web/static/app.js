@@ -1,26 +1,41 @@
-// Routes between the two views (list of slides, one slide) and shows the list.
+// Routes between the two views (worklist, one slide) and shows the worklist.
 
-import { cell, element, fetchApi, showCohort } from "./common.js";
+import { age, cell, classChip, element, fetchApi, showCohort, VERDICT_WORDS } from "./common.js";
 import { showSlide } from "./slide.js";
 
 const COLUMNS = [
-  ["slide_id", "Slide"], ["patient_id", "Patient"], ["stain", "Stain"], ["status", "Status"], ["rule", "Rule"],
-  ["score", "Score"], [null, "Bundle"], ["first", "Needs review"], ["tissue_mm2", "Tissue, mm²"], ["verdict", "Verdict"],
+  ["slide_id", "Slide"], ["result", "Result"], ["first", "Reasons"], ["patient_id", "Case"], [null, "Laboratory"],
+  ["score", "Score"], ["finished", "Age"], ["verdict", "Verdict"],
+];
+const VIEWS = [
+  ["", "All"], ["state=review", "To review", "review"], ["needs_ish=true", "ISH needed", "needs_ish"],
+  ["state=decided", "Decided", "decided"], ["state=clear", "Clear", "clear"], ["state=other", "Other markers", "other"],
 ];
 const PAGE = 100;
 const main = document.getElementById("main");
-let query = { q: "", status: "", predicted: "", review: "", reviewed: "", sort: "first", descending: false, offset: 0 };
+let query = { q: "", view: "", result: "", kind: "", status: "", sort: "first", descending: false, offset: 0 };
 let closeView = () => {};
+let worklist = null; // ids of the slides in the order of the list
 
 function showTemplate(name) {
   main.replaceChildren(document.getElementById(name).content.cloneNode(true));
+}
+
+function parameters(more) {
+  const { view, ...others } = { ...query, ...more };
+  return new URLSearchParams([...Object.entries(others).filter(([, value]) => value !== ""), ...new URLSearchParams(view)]);
 }
 
 async function showList() {
   document.title = "Slides · her2batch";
   showTemplate("list");
   const form = document.getElementById("filter");
-  for (const [name, value] of Object.entries(query)) if (form.elements[name]) form.elements[name].value = value;
+  form.querySelector("#views").append(...VIEWS.map(([value, label, state]) => {
+    const input = element("input", { type: "radio", name: "view", value });
+    input.checked = value === query.view;
+    return element("label", {}, input, ` ${label} `, state ? element("b", { "data-state": state }) : null);
+  }));
+  for (const [name, value] of Object.entries(query)) if (name !== "view" && form.elements[name]) form.elements[name].value = value;
   form.addEventListener("input", () => {
     query = { ...query, ...Object.fromEntries(new FormData(form)), offset: 0 };
     fillSoon();
@@ -63,26 +78,31 @@ function headerCells() {
 }
 
 function tableRow(slide) {
-  const link = element("a", { href: `#/slide/${encodeURIComponent(slide.slide_id)}` }, slide.slide_id);
-  const bundle = Object.entries(slide.predicted).filter(([key]) => !key.startsWith("membrane/"))
-    .map(([key, value]) => `${value} (${key.split("/").slice(1).join(", ")})`);
-  const first = slide.review ? [element("b", {}, "yes"), ` ${(slide.reasons[0] ?? slide.flags[0] ?? slide.error_code ?? "")}`] : ["no"];
-  const verdict = slide.verdict === "change" ? `changed to ${slide.label}` : slide.verdict === "agree" ? `agreed: ${slide.label}`
-    : slide.verdict === "needs-ish" ? "needs ISH" : "";
-  return element("tr", {},
-    element("th", { scope: "row" }, link), cell("Patient", slide.patient_id), cell("Stain", slide.stain),
-    cell("Status", slide.status === "failed" ? `failed: ${slide.error_code}` : slide.status), cell("Rule", slide.rule),
-    cell("Score", slide.score?.toFixed(2)), cell("Bundle", bundle.join("; ")), cell("Needs review", ...first),
-    cell("Tissue, mm²", slide.tissue_mm2?.toFixed(1)), cell("Verdict", verdict));
+  const id = encodeURIComponent(slide.slide_id);
+  const image = slide.status === "done" ? element("img", { src: `/api/v1/slides/${id}/thumbnail.jpg?small=true`, alt: "", loading: "lazy" }) : null;
+  const link = element("a", { href: `#/slide/${id}` }, slide.slide_id);
+  const stain = slide.stain && slide.stain !== "her2" ? element("span", { class: "soft" }, slide.stain.toUpperCase()) : null;
+  const reasons = slide.reason_words.map((words, k) => element("li", { class: k === 0 && slide.review ? "first" : "" }, words));
+  const verdict = slide.verdict ? `${VERDICT_WORDS[slide.verdict](slide)}, ${slide.reviewer}` : "";
+  const ish = slide.ish ? `ISH ${slide.ish === "+" ? "positive" : "negative"}` : null;
+  return element("tr", { class: slide.state },
+    element("th", { scope: "row" }, element("span", { class: "thumb" }, image), element("span", {}, link, stain)),
+    cell("Result", slide.result && classChip(slide.result), slide.meaning ? element("span", { class: "meaning" }, slide.meaning) : null),
+    cell("Reasons", reasons.length ? element("ul", { class: "reasons" }, ...reasons) : null),
+    cell("Case", slide.patient_id), cell("Laboratory", [slide.lab_label, ish].filter(Boolean).join(", ")),
+    cell("Score", slide.score?.toFixed(2)), cell("Age", age(slide.finished)), cell("Verdict", verdict));
 }
 
 async function fillTable() {
-  const parameters = Object.entries({ ...query, limit: PAGE }).filter(([, value]) => value !== "");
-  const page = await fetchApi(`slides?${new URLSearchParams(parameters)}`);
+  const page = await fetchApi(`slides?${parameters({ limit: PAGE })}`);
+  worklist = null;
   const body = document.querySelector("tbody");
   if (!body) return; // another view was opened meanwhile
   body.replaceChildren(...page.slides.map(tableRow));
   document.querySelector("thead tr").replaceChildren(...headerCells());
+  for (const node of document.querySelectorAll("[data-state]")) node.textContent = page.states[node.dataset.state] ?? 0;
+  document.getElementById("classes").replaceChildren(...Object.entries(page.results).map(([name, n]) =>
+    element("span", {}, classChip(name), ` ${n} `)));
   const last = page.offset + page.slides.length;
   document.getElementById("count").textContent =
     page.total === 0 ? "No slide matches." : `${page.offset + 1}–${last} of ${page.total} slides`;
@@ -91,19 +111,38 @@ async function fillTable() {
   document.querySelector(".pages").hidden = page.total <= PAGE;
 }
 
+// Ids of the slides in the order of the list, up to 1,000.
+async function worklistIds() {
+  worklist ??= fetchApi(`slides?${parameters({ limit: 1000, offset: 0 })}`).then((page) => page.slides.map((slide) => slide.slide_id));
+  return worklist;
+}
+
+// Opens the slide that is `by` places further in the list; the list itself at its end.
+async function openNeighbour(slideId, by) {
+  const ids = await worklistIds();
+  const next = ids[ids.indexOf(slideId) + by];
+  location.hash = next === undefined ? "#/" : `#/slide/${encodeURIComponent(next)}`;
+}
+
+let routes = 0;
 async function route() {
+  const own = ++routes;
   closeView();
   closeView = () => {};
   const match = location.hash.match(/^#\/slide\/([^/]+)$/);
   try {
     if (match) {
+      const slideId = decodeURIComponent(match[1]);
       showTemplate("slide");
-      closeView = await showSlide(decodeURIComponent(match[1]));
+      worklistIds().catch(() => {}); // before a verdict changes the order
+      const close = await showSlide(slideId, (by) => openNeighbour(slideId, by));
+      if (own === routes) closeView = close;
+      else close();
     } else {
       await showList();
     }
   } catch (error) {
-    main.replaceChildren(element("p", { role: "alert" }, String(error.message ?? error)));
+    if (own === routes) main.replaceChildren(element("p", { role: "alert" }, String(error.message ?? error)));
   }
 }
 

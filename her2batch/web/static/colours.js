@@ -1,17 +1,19 @@
-// Colours of overlays: a perceptually ordered scale (viridis), readable with colour-blindness and in grey, and four ordered classes.
+// Colours that the page shares with the report: heatmaps (one colour, transparent at zero, stronger for more) and classes.
+// tests/web/test_colours.py compares them with those of the report.
 
-const ANCHORS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
-const STEPS = 64;
+export const HEAT = [160, 0, 110];
+export const SHARE_SCALE_END = 0.5; // share of the cellular area
+export const DAB_SCALE_END = 1; // optical density
 
-export const SCALE = Array.from({ length: STEPS }, (_, k) => {
-  const position = (k / (STEPS - 1)) * (ANCHORS.length - 1);
-  const low = Math.min(Math.floor(position), ANCHORS.length - 2);
-  const mix = ANCHORS[low].map((value, c) => Math.round(value + (ANCHORS[low + 1][c] - value) * (position - low)));
-  return `rgb(${mix.join(",")})`;
-});
+export const CLASSES = [["0", "#8fa8bd"], ["1+", "#e6c79c"], ["2+", "#c47f3c"], ["3+", "#6a3411"]];
 
-export const CLASSES = [["0", "#4575b4"], ["1+", "#91bfdb"], ["2+", "#fdae61"], ["3+", "#d73027"]];
+const CLASS_NAMES = { 0: "c0", "1+": "c1", "2+": "c2", "3+": "c3", low: "c1", high: "c3", negative: "c0", positive: "c3" };
 
-export function colourOf(share) {
-  return SCALE[Math.max(0, Math.min(STEPS - 1, Math.round(share * (STEPS - 1))))];
+// Name of the CSS variable with the colour of a class.
+export function classVariable(name) {
+  return CLASS_NAMES[name] ?? "bar";
+}
+
+export function heatColour(level) {
+  return `rgba(${HEAT.join(",")},${Math.max(0, Math.min(1, level)).toFixed(3)})`;
 }

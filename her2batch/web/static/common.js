@@ -1,10 +1,13 @@
 // Shared by both views: requests to the API, and DOM elements.
 
+import { classVariable } from "./colours.js";
+
 export let cohort = null;
 
 export function showCohort(facts) {
   cohort = facts;
   document.getElementById("cohort").textContent = `${facts.name} · ${facts.slides} slides`;
+  document.getElementById("report").hidden = !facts.report;
 }
 
 export async function fetchApi(path, body) {
@@ -32,4 +35,24 @@ export function element(name, attributes = {}, ...children) {
 export function cell(label, ...children) {
   const empty = children.every((child) => child === null || child === undefined || child === "");
   return element("td", { "data-label": label }, ...(empty ? ["–"] : children));
+}
+
+// A class with its colour. Colour is never the only sign: the class stands beside it.
+export function classChip(name) {
+  const swatch = element("i", { class: `class-swatch ${classVariable(name)}` });
+  return element("span", { class: "class-chip" }, swatch, name);
+}
+
+export const VERDICT_WORDS = {
+  agree: (entry) => `agreed: ${entry.label ?? entry.predicted}`,
+  change: (entry) => `changed to ${entry.label}`,
+  "needs-ish": () => "needs ISH",
+};
+
+// Time since a moment in the largest whole unit: 40 min, 5 h, 3 d.
+export function age(moment) {
+  if (!moment) return "";
+  const minutes = Math.max(0, Math.floor((Date.now() - new Date(moment)) / 60000));
+  if (minutes < 60) return `${minutes} min`;
+  return minutes < 48 * 60 ? `${Math.floor(minutes / 60)} h` : `${Math.floor(minutes / 1440)} d`;
 }

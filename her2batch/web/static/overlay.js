@@ -1,7 +1,7 @@
 // Overlays of a slide: values of its tiles, drawn on a canvas that follows the viewer.
 
 import { element, fetchApi } from "./common.js";
-import { CLASSES, SCALE, colourOf } from "./colours.js";
+import { CLASSES, DAB_SCALE_END, HEAT, heatColour, SHARE_SCALE_END } from "./colours.js";
 
 const MEMBRANE = {
   cells: "cellular area", faint: "faint or stronger", moderate: "moderate or stronger", intense: "intense",
@@ -9,21 +9,21 @@ const MEMBRANE = {
   intense_complete: "intense, complete",
 };
 
-// Returns every overlay of a slide as [name, what to draw]. `most` is the largest value of its scale.
+// Returns every overlay of a slide as [name, what to draw]. `end` is the value at the end of its scale, as text.
 export async function loadOverlays(slideId, kinds) {
   const base = `slides/${encodeURIComponent(slideId)}`;
   const overlays = [["None", null]];
   if (kinds.includes("tiles")) {
     overlays.push(["Tissue outline", { rings: await fetchApi(`${base}/outline`) }]);
     const tiles = await fetchApi(`${base}/tiles`);
-    overlays.push(["DAB, optical density", heatmap(tiles, "dab", Math.max(0.3, ...tiles.dab))]);
+    overlays.push(["DAB, optical density", heatmap(tiles, "dab", DAB_SCALE_END, `≥ ${DAB_SCALE_END}`)]);
     for (const [name, label] of Object.entries(MEMBRANE)) {
-      if (tiles[name]) overlays.push([`Membrane: ${label}`, heatmap(tiles, name, 1)]);
+      if (tiles[name]) overlays.push([`Membrane: ${label}`, heatmap(tiles, name, SHARE_SCALE_END, `≥ ${100 * SHARE_SCALE_END} %`)]);
     }
   }
   if (kinds.includes("attention")) {
     for (const head of await fetchApi(`${base}/attention`)) {
-      overlays.push([`Attention: ${head.method}, ${head.task}, ${head.input}`, heatmap(head, "attention", 1)]);
+      overlays.push([`Attention: ${head.method}, ${head.task}, ${head.input}`, attentionHeatmap(head)]);
     }
   }
   if (kinds.includes("patches")) {
@@ -34,17 +34,21 @@ export async function loadOverlays(slideId, kinds) {
   return overlays;
 }
 
-function heatmap(table, name, most) {
-  return { x: table.x, y: table.y, size: table.size, colours: table[name].map((value) => colourOf(value / most)), most };
+function heatmap(table, name, most, end) {
+  return { x: table.x, y: table.y, size: table.size, colours: table[name].map((value) => heatColour(value / most)), end };
+}
+
+function attentionHeatmap(head) {
+  return heatmap(head, "attention", head.scale_end / head.multiple, `≥ ${head.scale_end.toFixed(1)} × uniform attention`);
 }
 
 export function showLegend(place, name, drawn) {
   place.replaceChildren();
   if (!drawn) return;
-  if (drawn.most !== undefined) {
+  if (drawn.end !== undefined) {
     const bar = element("i", { class: "ramp" });
-    bar.style.background = `linear-gradient(to right, ${SCALE.join(",")})`;
-    place.append("0", bar, drawn.most === 1 ? "1" : drawn.most.toFixed(2), element("span", {}, name));
+    bar.style.background = `linear-gradient(to right, rgba(${HEAT.join(",")},0), rgb(${HEAT.join(",")})), #fff`;
+    place.append("0", bar, drawn.end, element("span", {}, name));
   } else if (drawn.colours) {
     for (const [label, fill] of CLASSES) {
       const swatch = element("i", { class: "swatch" });
@@ -57,26 +61,35 @@ export function showLegend(place, name, drawn) {
   }
 }
 
-// Adds a canvas over the viewer. Returns functions that change what it draws and its opacity.
-export function addOverlayCanvas(viewer) {
-  const canvas = element("canvas", { class: "overlay", "aria-hidden": "true" });
-  viewer.canvas.append(canvas);
-  const context = canvas.getContext("2d");
+// Adds two canvases over the viewer, for overlays and for the ruler. Returns functions that change what they draw.
+export function addOverlayCanvas(viewer, row) {
+  const [canvas, rulerCanvas] = ["overlay", "ruler-lines"].map((name) => element("canvas", { class: name, "aria-hidden": "true" }));
+  viewer.canvas.append(canvas, rulerCanvas);
   let drawn = null;
-  function draw() {
+  let measured = null;
+  function clearCanvas(own) {
     const ratio = devicePixelRatio || 1;
     const { clientWidth: width, clientHeight: height } = viewer.canvas;
-    if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
-      canvas.width = Math.round(width * ratio);
-      canvas.height = Math.round(height * ratio);
+    if (own.width !== Math.round(width * ratio) || own.height !== Math.round(height * ratio)) {
+      own.width = Math.round(width * ratio);
+      own.height = Math.round(height * ratio);
     }
+    const context = own.getContext("2d");
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
+    return context;
+  }
+  function draw() {
+    const context = clearCanvas(canvas);
+    const rulerContext = clearCanvas(rulerCanvas);
+    const { clientWidth: width, clientHeight: height } = viewer.canvas;
     const image = viewer.world.getItemAt(0);
-    if (!drawn || !image) return;
+    if (!image) return;
     const origin = image.imageToViewerElementCoordinates(new OpenSeadragon.Point(0, 0));
-    const scale = screenScale(viewer);
-    if (drawn.rings) return drawOutline(origin, scale);
+    const scale = levelScale(viewer, row);
+    if (measured) drawRuler(rulerContext, origin, scale);
+    if (!drawn) return;
+    if (drawn.rings) return drawOutline(context, origin, scale);
     for (let k = 0; k < drawn.x.length; k++) {
       const edge = drawn.size[k] * scale;
       const x = origin.x + drawn.x[k] * scale;
@@ -86,7 +99,7 @@ export function addOverlayCanvas(viewer) {
       context.fillRect(x, y, edge, edge);
     }
   }
-  function drawOutline(origin, scale) {
+  function drawOutline(context, origin, scale) {
     context.strokeStyle = "#0057b8";
     context.lineWidth = 2;
     for (const ring of drawn.rings) {
@@ -96,17 +109,35 @@ export function addOverlayCanvas(viewer) {
       context.stroke();
     }
   }
+  function drawRuler(context, origin, scale) {
+    const [from, to] = [measured.start, measured.end].map(({ x, y }) => [origin.x + x * scale, origin.y + y * scale]);
+    for (const [colour, width] of [["#fff", 6], ["#111", 2]]) {
+      context.strokeStyle = colour;
+      context.lineWidth = width;
+      context.beginPath();
+      context.moveTo(...from);
+      context.lineTo(...to);
+      context.stroke();
+    }
+    context.font = "600 14px system-ui, sans-serif";
+    context.lineWidth = 4;
+    context.strokeStyle = "#fff";
+    context.fillStyle = "#111";
+    context.strokeText(measured.text, to[0] + 8, to[1] - 8);
+    context.fillText(measured.text, to[0] + 8, to[1] - 8);
+  }
   for (const event of ["open", "update-viewport", "resize"]) viewer.addHandler(event, draw);
   return {
     show(overlay) { drawn = overlay; draw(); },
     setOpacity(opacity) { canvas.style.opacity = opacity; },
+    measure(line) { measured = line; draw(); },
   };
 }
 
-// Screen px per level-0 px of the slide; 0 before the slide is open.
-export function screenScale(viewer) {
+// Screen px per level-0 px of the slide; 0 before the slide is open. The image may be a thumbnail, which has fewer px.
+export function levelScale(viewer, row) {
   const image = viewer.world.getItemAt(0);
   if (!image) return 0;
   const [left, right] = [0, 1000].map((x) => image.imageToViewerElementCoordinates(new OpenSeadragon.Point(x, 0)).x);
-  return (right - left) / 1000;
+  return ((right - left) / 1000) * (image.getContentSize().x / row.width);
 }
