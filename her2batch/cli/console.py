@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column as TableColumn
 from rich.text import Text
 
 from her2batch.cli.tables import Column, layout, wrap
@@ -35,7 +36,7 @@ PIPED_WIDTH = 10_000
 """Characters of a line where stdout is no terminal: nothing is dropped or wrapped for the program that reads it."""
 
 BAR_WIDTH = 16
-"""Characters of the progress bar, so that its line fits 80 columns."""
+"""Characters of the progress bar, so that count and time fit 80 columns."""
 
 NIGHT_S = 8 * 3600.0
 """An estimate above this is compared with a GPU."""
@@ -96,21 +97,30 @@ def ingest_progress(quiet: bool) -> Iterator[ProgressCallback]:
     elif not console.is_terminal:
         yield _print_plain_progress
     else:
-        columns = (TextColumn("[bold]slides"), BarColumn(BAR_WIDTH), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
+        with progress_bar("slides", console) as bar:
             task = bar.add_task("starting", total=None)
 
-            def report(progress: RunProgress, row: Row) -> None:
-                text = escape(f"{progress.tiles:,} tiles, {remaining_text(progress.left)}")
+            def report(progress: RunProgress, _: Row) -> None:
+                failed = f"{progress.failed} failed, " if progress.failed else ""
+                text = escape(f"{failed}{progress.tiles:,} tiles, {remaining_text(progress.left)}")
                 bar.update(task, completed=progress.ended, total=progress.of, description=text)
-                if row["status"] == "failed":
-                    bar.console.print(f"[red]failed[/red] {escape(str(row['error']))}")
 
             yield report
 
 
+def progress_bar(noun: str, console: Console, *more: ProgressColumn) -> Progress:
+    """Return a progress bar whose count and times are never cut; the description gets the rest of the line.
+
+    more: columns after the elapsed time.
+    """
+    counters = (TextColumn(f"[bold]{noun}"), BarColumn(BAR_WIDTH), MofNCompleteColumn(), TimeElapsedColumn(), *more)
+    description = TextColumn("{task.description}", table_column=TableColumn(ratio=1, no_wrap=True, overflow="ellipsis"))
+    return Progress(*counters, description, console=console, expand=True)
+
+
 def _print_plain_progress(progress: RunProgress, row: Row) -> None:
-    outcome = row["error"] if row["status"] == "failed" else f"{row['n_tiles']} tiles"
+    """Print one line; the cause of a failure follows once, with the remedy, when the run has ended."""
+    outcome = row["error_code"] if row["status"] == "failed" else f"{row['n_tiles']} tiles"
     line = f"{progress.ended}/{progress.of} {row['slide_id']}: {row['status']}, {outcome}"
     print_note(f"{line} ({progress_text(progress)})")
 

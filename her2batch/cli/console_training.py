@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TimeRemainingColumn
 
-from her2batch.cli.console import print_failure, print_line, print_note, print_table, stdout_console
+from her2batch.cli.console import print_failure, print_line, print_note, print_table, progress_bar, stdout_console
 from her2batch.cli.tables import Column
 
 if TYPE_CHECKING:
@@ -63,11 +63,11 @@ def count_progress(noun: str, quiet: bool) -> Iterator[Callable[[int, int], None
 
 @contextmanager
 def unit_progress(quiet: bool) -> Iterator[Callable[[int, int, Unit, str | None], None]]:
-    """Report finished training units on stderr, with the reason where one failed."""
+    """Report finished training units on stderr. The reasons of failures follow once, when the run has ended."""
     with _progress_bar("units", quiet) as update:
 
         def report(count: int, total: int, unit: Unit, failure: str | None) -> None:
-            update(count, total, f"{unit.name}: {'done' if failure is None else 'failed, ' + failure}")
+            update(count, total, f"{unit.name}: {'done' if failure is None else 'failed'}")
 
         yield report
 
@@ -80,8 +80,7 @@ def _progress_bar(noun: str, quiet: bool) -> Iterator[Callable[[int, int, str], 
     elif not console.is_terminal:
         yield lambda count, total, text: print_note(f"{count}/{total} {noun} {text}".rstrip())
     else:
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(TextColumn(f"[bold]{noun}"), *columns, TextColumn("{task.description}"), console=console) as bar:
+        with progress_bar(noun, console, TimeRemainingColumn()) as bar:
             task = bar.add_task("starting", total=None)
             yield lambda count, total, text: bar.update(task, completed=count, total=total, description=escape(text))
 

@@ -8,8 +8,11 @@ settings of the trials (seeded) and the result of each trial do not.
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +36,7 @@ from her2batch.runtime.parallel import map_unordered
 from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Training, TrainingResources
 from her2batch.store.schemas import run_schema
-from her2batch.store.training_run import FINAL_FOLD, Unit
+from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit
 from her2batch.tasks import COUNTS_METHODS
 from her2batch.training.fit_loop import Progress
 from her2batch.training.make_bundle import make_bundle
@@ -75,6 +78,18 @@ def tune(
     A resumed search keeps finished trials and continues the others.  Raises InputError for more than one method, task
     or input, and for a count classifier, which has its own search.
     """
+    with TrainingRun(request.out.absolute()).removed_if_refused():
+        return _tune(request, training, samples, outer, resources, report)
+
+
+def _tune(
+    request: TrainingRequest,
+    training: Training,
+    samples: int,
+    outer: int,
+    resources: TrainingResources,
+    report: UnitCallback,
+) -> TuningSummary:
     job = open_job(request, training)
     cell = _single_cell(job, resources)
     work = units_of_cells([cell], [*range(min(outer, training.folds)), FINAL_FOLD])
@@ -155,7 +170,9 @@ def _search(
     session: RaySession, job: TrainingJob, unit: Unit, samples: int, resources: TrainingResources
 ) -> Iterator[dict[str, Any]]:
     """Run the trials of one outer fold; yield a row of the run's table `trials` for each."""
-    results = _make_tuner(session, job, unit, samples, resources).fit()
+    tuner = _make_tuner(session, job, unit, samples, resources)
+    with _silence_tune():
+        results = tuner.fit()
     for result in (results[k] for k in range(len(results))):
         metrics = result.metrics or {}
         yield {
@@ -193,11 +210,23 @@ def _make_tuner(session: RaySession, job: TrainingJob, unit: Unit, samples: int,
             mode="min",
             num_samples=samples,
             scheduler=asha,
-            search_alg=BasicVariantGenerator(random_state=job.training.seed),
-            max_concurrent_trials=session.workers,
+            search_alg=BasicVariantGenerator(max_concurrent=session.workers, random_state=job.training.seed),
         ),
         run_config=ray_tune.RunConfig(name=unit.name, storage_path=str(folder.parent), verbose=0),
     )
+
+
+@contextmanager
+def _silence_tune() -> Iterator[None]:
+    """Suppress the banner that Ray Tune prints on stdout even with verbose=0, and its warnings of optional packages."""
+    log = logging.getLogger("ray.tune")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def _search_domain(ray_tune: Any, domain: Any) -> Any:

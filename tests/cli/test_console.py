@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.progress import TimeRemainingColumn
 
 from her2batch.cli import console as module
 from her2batch.cli.console import (
@@ -16,6 +17,7 @@ from her2batch.cli.console import (
     print_doctor,
     print_estimate,
     print_ingest_summary,
+    progress_bar,
     progress_text,
     remaining_text,
     size_text,
@@ -121,3 +123,35 @@ def test_sizes_and_durations_are_rounded_for_people() -> None:
     assert [duration_text(seconds) for seconds in (8, 600, 7200)] == ["8 s", "10 min", "2.0 h"]
     assert remaining_text((60.0, 600.0)) == "60 s to 10 min left"
     assert remaining_text(None) == "remaining time not known yet"
+
+
+@pytest.mark.parametrize("width", [80, 66])
+def test_a_progress_bar_keeps_count_and_time_on_a_narrow_terminal(width: int) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, width=width, force_terminal=True, color_system=None, legacy_windows=False)
+    for noun, more, text in (
+        ("slides", (), "12 failed, 1,234,567,890 tiles, remaining time not known yet"),
+        ("units", (TimeRemainingColumn(),), "her2-3way.convnext-small.thumbnail-512.final: failed"),
+    ):
+        with progress_bar(noun, console, *more) as bar:
+            bar.add_task(text, total=10_000, completed=9_999)
+            line = "".join(segment.text for segment in console.render(bar.get_renderable())).rstrip("\n")
+        assert "9999/10000 0:00:0" in line
+        assert line.rstrip().endswith("…")
+        assert len(line) == width
+
+
+def test_a_failure_is_listed_once_with_its_cause_after_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal, where progress and result share a screen, and in a log file, where they share a file."""
+    row = {"slide_id": "S1", "status": "failed", "error_code": "no-mpp", "error": "the file gives no resolution"}
+    progress = RunProgress(1, 1, 2, 5, 1_500_000, 3_000_000, None)
+    for is_terminal in (True, False):
+        screen = io.StringIO()
+        console = Console(file=screen, width=80, force_terminal=is_terminal, color_system=None)
+        monkeypatch.setattr(module, "Console", lambda screen=console, **_: screen)
+        monkeypatch.setattr("sys.stderr", screen)
+        with ingest_progress(quiet=False) as report:
+            report(progress, row)
+        print_ingest_summary(replace(SUMMARY, failures=[row]), [])
+        assert screen.getvalue().count(row["error"]) == 1
+        assert "1 failed" in screen.getvalue() or "S1: failed, no-mpp" in screen.getvalue()

@@ -17,7 +17,9 @@ SEARCH = Training(methods=("clam-sb",), folds=3, quick=True, options=("epochs=2"
 
 
 @pytest.mark.slow
-def test_a_search_makes_a_bundle(synthetic: Synthetic, tmp_path: Path, ray_session: RaySession) -> None:
+def test_a_search_makes_a_bundle(
+    synthetic: Synthetic, tmp_path: Path, ray_session: RaySession, capfd: pytest.CaptureFixture[str]
+) -> None:
     request = TrainingRequest(synthetic.cohort, tmp_path / "run")
     result = tune(request, SEARCH, 2, 1, TrainingResources(workers=1))
     assert result.exit_code == 0, result.trained.failed
@@ -29,6 +31,10 @@ def test_a_search_makes_a_bundle(synthetic: Synthetic, tmp_path: Path, ray_sessi
     assert (tmp_path / "run" / "bundle" / "bundle.toml").is_file()
     again = tune(request, SEARCH, 2, 1, TrainingResources(workers=1))  # resumes: no trial is repeated
     assert again.trials.equals(result.trials)
+    printed = capfd.readouterr()
+    assert printed.out == ""  # `--json` has stdout for itself
+    assert "Tune" not in printed.err
+    assert "Tensorboard" not in printed.err
 
 
 def test_a_search_does_not_use_test_slides(synthetic: Synthetic, tmp_path: Path) -> None:
