@@ -44,6 +44,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def install_extra(extra: str) -> str:
+    """Return the remedy for packages of an optional dependency group: her2batch is installed from its source folder."""
+    return f"run pip install '.[{extra}]' in the source folder of her2batch"
+
+
 NOT_PRINTABLE = re.compile(r"[\ud800-\udfff]|\\x[0-9a-f]{2}")
 """Bytes of a file name that are not UTF-8, as Python keeps them; and text that looks like their escape."""
 

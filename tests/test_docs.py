@@ -43,3 +43,14 @@ def test_site_builds_strictly_and_loads_nothing_from_other_hosts(tmp_path: Path)
     loaded = r"<(?:script|img|iframe)[^>]*src=[\"']?https?:|<link[^>]*rel=[\"']?stylesheet[^>]*href=[\"']?https?:"
     assert [page.name for page in pages if re.search(loaded, page.read_text(encoding="utf-8"))] == []
     assert not re.search(r"@import[^;]*https?:", "".join(css.read_text() for css in tmp_path.rglob("*.css")))
+
+
+def test_no_page_or_message_names_her2batch_as_a_package_of_the_registry() -> None:
+    """It is installed from its source folder: `pip install '.[serve]'`; another package could have the name there."""
+    text_files = {".py", ".md", ".toml", ".html", ".js", ".yaml", ".yml", ".sh", ".service", ".timer", ".conf", ".cff"}
+    folders = ("her2batch", "docs", "cluster", "jobs", "benchmarks")
+    files = [path for name in folders for path in (ROOT / name).rglob("*") if path.suffix in text_files]
+    registry = re.compile(r"her2batch\[|(?:pip|pipx|uv)\s+(?:\w+\s+)*(?:-\S+\s+)*['\"]?her2batch\b(?!-)")
+    assert len(files) > 200
+    for path in [*files, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "pyproject.toml"]:
+        assert registry.findall(path.read_text(encoding="utf-8")) == [], path

@@ -17,7 +17,7 @@ from typing import Any, Final
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-from her2batch.errors import InputError
+from her2batch.errors import InputError, install_extra
 
 SCHEME: Final = "99HER2BATCH"
 """Coding scheme of private codes; their names begin with 99 (DICOM PS3.16, 8)."""
@@ -90,7 +90,7 @@ def build_report(
         import highdicom as hd
         from highdicom import sr
     except ImportError as error:
-        remedy = "run pip install 'her2batch[dicom]'"
+        remedy = install_extra("dicom")
         raise InputError("DICOM reports need the package highdicom", None, remedy) from error
     if image.get("SOPClassUID") != SLIDE_IMAGE:
         raise InputError("the file is not a whole-slide image", row["path"], "export another slide")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from her2batch.errors import InputError, StoreError
+from her2batch.errors import InputError, StoreError, install_extra
 
 URL_SEPARATOR = "://"
 
@@ -38,7 +38,7 @@ def to_location(text: str | Path) -> Path:
         path: Any = UPath(name.rstrip("/"))
         _ = path.fs
     except (ImportError, ValueError) as error:
-        raise InputError(f"{name}: can't be reached ({error})", None, "pip install 'her2batch[s3]'") from error
+        raise InputError(f"{name}: can't be reached ({error})", None, install_extra("s3")) from error
     return path  # type: ignore[no-any-return]  # a UPath has the methods of a Path
 
 

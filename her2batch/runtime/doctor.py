@@ -74,7 +74,7 @@ def _packages() -> Iterator[Check]:
         try:
             yield Check(name, True, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            yield Check(name, False, "is not installed", f"pip install {name}")
+            yield Check(name, False, "is not installed", f"pip install {'.' if name == 'her2batch' else name}")
 
 
 def _optional(name: str) -> ModuleType | None:

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from her2batch.errors import STOPPED, InputError
+from her2batch.errors import STOPPED, InputError, install_extra
 from her2batch.files.locations import to_location
 from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Plan, Resources
@@ -79,7 +79,7 @@ def serve(request: ServeRequest, port: int, resources: Resources, announce: Anno
 def check_request(request: ServeRequest, port: int) -> None:
     """Refuse what cannot be served, before a port is opened. Raises InputError, StoreError."""
     if any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn", "starlette")):
-        raise InputError("the web page needs packages that are not installed", None, "pip install 'her2batch[serve]'")
+        raise InputError("the web page needs packages that are not installed", None, install_extra("serve"))
     cohort = Cohort(to_location(request.cohort))
     plan = cohort.plan()
     with socket.socket() as probe:
