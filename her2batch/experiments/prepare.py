@@ -19,10 +19,12 @@ from her2batch.exchange.annotations import find_annotations, read_annotations
 from her2batch.experiments.units import TrainingJob, annotated_patch_tables, tissue_patches
 from her2batch.files.atomic import atomic_write
 from her2batch.files.parquet import read_parquet, write_parquet
+from her2batch.models.nets import locate_initial_weights
 from her2batch.pipeline.patch_grid import read_patches
 from her2batch.runtime.doctor import check_torchvision
 from her2batch.runtime.parallel import map_unordered
 from her2batch.runtime.ray_session import RaySession
+from her2batch.settings import ImageSettings
 from her2batch.slides.pyramid import Pyramid
 from her2batch.store import reviews
 from her2batch.store.labels import LABELS_SCHEMA, apply_reviews, check_labels, label_slides, read_labels
@@ -31,7 +33,7 @@ from her2batch.store.training_run import encoder_folder
 from her2batch.tasks import HER2_TASKS, IHC_SCORES, PATCH_INPUTS, PATCH_PX, THUMBNAIL_INPUTS
 from her2batch.training import bag_data, folds, image_data
 from her2batch.training.fit_loop import random_stream
-from her2batch.training.methods import PATCH_TASK, UnitPlan
+from her2batch.training.methods import PATCH_TASK, UnitPlan, method_kind, method_settings
 from her2batch.vision.patches import apply_clahe, label_patches, usable_patches
 from her2batch.vision.tile_grid import MAX_UPSAMPLING, TileGrid, plan_tiles
 
@@ -39,9 +41,17 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 
 def check_libraries(job: TrainingJob, work: UnitPlan) -> None:
-    """Check that image networks can be trained, if there are any left to train. Raises WeightsError."""
-    if any(not job.run.is_done(unit) for unit in work.of("patch", "image")):
+    """Check that image networks can be trained and their weights are there, if any is left to train.
+
+    Every fold would fail with the same message otherwise. Raises WeightsError.
+    """
+    units = [unit for unit in work.of("patch", "image") if not job.run.is_done(unit)]
+    if units:
         check_torchvision()
+    for method, input_name in sorted({(unit.method, unit.input) for unit in units}):
+        settings = method_settings(method, method_kind(method, input_name), job.training)
+        assert isinstance(settings, ImageSettings)
+        locate_initial_weights(method, settings.size, settings.pretrained)
 
 
 def prepare_run(

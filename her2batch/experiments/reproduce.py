@@ -21,7 +21,7 @@ from her2batch.experiments.train import (
 from her2batch.experiments.units import TrainingJob
 from her2batch.reports.paper_tables import PaperRow, compare_with_paper, paper_rows
 from her2batch.settings import Training, TrainingResources
-from her2batch.store.training_run import FINAL_FOLD
+from her2batch.store.training_run import FINAL_FOLD, TrainingRun
 from her2batch.tasks import PATCH_INPUTS, THUMBNAIL_INPUTS
 from her2batch.training.methods import Cell, UnitPlan, units_of_cells
 
@@ -43,6 +43,13 @@ def reproduce(
     request: TrainingRequest, training: Training, resources: TrainingResources, report: UnitCallback = lambda *_: None
 ) -> ReproductionSummary:
     """Train and test every row for which the cohort has data. Raises InputError when it has data for none."""
+    with TrainingRun(request.out.absolute()).removed_if_refused():
+        return _reproduce(request, training, resources, report)
+
+
+def _reproduce(
+    request: TrainingRequest, training: Training, resources: TrainingResources, report: UnitCallback
+) -> ReproductionSummary:
     job = open_job(request, training)
     encoder = next((name for name in training.inputs if name not in {**PATCH_INPUTS, **THUMBNAIL_INPUTS}), None)
     thumbnail = next((name for name in training.inputs if name in THUMBNAIL_INPUTS), "thumbnail-224")

@@ -88,8 +88,9 @@ def train(
 
     Raises InputError, StoreError, WeightsError before the training starts.
     """
-    job = open_job(request, training)
-    trained = run_units(job, plan_units(job.training, job.plan.encoders), request, resources, report)
+    with TrainingRun(request.out.absolute()).removed_if_refused():
+        job = open_job(request, training)
+        trained = run_units(job, plan_units(job.training, job.plan.encoders), request, resources, report)
     write_run_report(job)
     return trained
 

@@ -239,8 +239,20 @@ def load_encoder(name: str, device: str = "cpu", weights: Path | None = None) ->
         return Encoder(name, spec.dim, None, lambda batch: batch.features)
     if isinstance(spec, CustomEncoder):
         return Encoder(name, spec.dim, None, _load_custom(name, spec, device, weights))
-    path = locate_weights(name.removeprefix(TIMM_PREFIX), spec.source, weights)
+    path = locate_encoder_weights(name, weights)
+    assert path is not None
     return Encoder(name, spec.dim, weights_digest(path), load_timm_network(spec, path, device))
+
+
+def locate_encoder_weights(name: str, weights: Path | None) -> Path | None:
+    """Return the file of an encoder's weights, downloaded if need be; None for an encoder of another kind than timm's.
+
+    weights: as of `load_encoder`.  Raises InputError for an unknown name, WeightsError when they cannot be found.
+    """
+    spec = encoder_spec(name)
+    if not isinstance(spec, TimmEncoder):
+        return None
+    return locate_weights(name.removeprefix(TIMM_PREFIX), spec.source, weights)
 
 
 def _load_custom(name: str, spec: CustomEncoder, device: str, weights: Path | None) -> TileFunction:

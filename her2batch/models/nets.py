@@ -93,11 +93,20 @@ def initial_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = build_network(method, n_classes, input_px, size)
-    if pretrained == "none" or (pretrained == "imagenet" and size == "tiny"):
-        return net
-    path = _hub_file(method) if pretrained == "imagenet" else _local_file(method, Path(pretrained))
-    _load_pretrained(net, _adapt_weights(net, read_weights(path)), path)
+    path = locate_initial_weights(method, size, pretrained)
+    if path is not None:
+        _load_pretrained(net, _adapt_weights(net, read_weights(path)), path)
     return net
+
+
+def locate_initial_weights(method: str, size: str, pretrained: str) -> Path | None:
+    """Return the file of the weights that a network starts from, downloaded if need be; None for random weights.
+
+    size, pretrained: as of `initial_network`.  Raises WeightsError when they cannot be found.
+    """
+    if pretrained == "none" or (pretrained == "imagenet" and size == "tiny"):
+        return None
+    return _hub_file(method) if pretrained == "imagenet" else _local_file(method, Path(pretrained))
 
 
 def _hub_file(method: str) -> Path:

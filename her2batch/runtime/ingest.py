@@ -16,8 +16,9 @@ from her2batch.errors import STOPPED, InputError, StoreError
 from her2batch.files.atomic import disk_errors
 from her2batch.files.locations import free_bytes, to_location
 from her2batch.files.locks import is_locked
+from her2batch.files.new_folder import remove_if_refused
 from her2batch.models.bundle import Bundle, check_bundle_fits, read_bundle
-from her2batch.models.encoders import TIMM_PREFIX, TimmEncoder, embedding_dim, find_encoder
+from her2batch.models.encoders import TIMM_PREFIX, TimmEncoder, embedding_dim, find_encoder, locate_encoder_weights
 from her2batch.models.predictor import BundlePredictor
 from her2batch.pipeline.inventory import Inventory, InventoryUpdater, take_inventory
 from her2batch.pipeline.predict import has_image_networks
@@ -139,8 +140,12 @@ def ingest(
     """
     started = time.perf_counter()
     plan, worker = _prepare(request, plan)
-    worker.cohort.prepare_folder()
-    with worker.pseudonymizer.hide_error_texts(), worker.cohort.lock() as cohort, disk_errors(cohort.root):
+    new = not worker.cohort.settings.exists()
+    with (
+        worker.pseudonymizer.hide_error_texts(),
+        _open_cohort(worker.cohort) as cohort,
+        disk_errors(cohort.root),
+    ):
         worker.cohort = cohort
         cohort.create(settle_plan(cohort, plan, request.replan, exact=True))  # again: another run may have ended
         remove_leftovers(cohort)
@@ -155,6 +160,8 @@ def ingest(
         stopped = session.stopped if session is not None else threading.Event()
         with RunLog(cohort, summary.run) as run_log, _job_source(updater, request, plan, window, stopped) as source:
             run_log.write("started", host=socket.gethostname(), pid=os.getpid(), plan=plan.id, watch=window.watch)
+            if new and not window.watch:
+                _check_found(updater.inventory, request)
             with suppress(OSError):  # its state at the end counts
                 updater.inventory.save(cohort)
             run = _Run(updater, source, run_log, report, summary, stopped)
@@ -166,15 +173,27 @@ def ingest(
     return summary
 
 
+@contextmanager
+def _open_cohort(cohort: Cohort) -> Iterator[Cohort]:
+    """Make the cohort's folder where there is none, and lock it. A run that is refused leaves no new folder behind."""
+    slides = cohort.table("slides", "any").parent
+    with remove_if_refused(cohort.root, lambda: any(slides.glob("*.parquet"))):
+        cohort.prepare_folder()
+        with cohort.lock() as locked:
+            yield locked
+
+
 COUNTS = ("seen", *OUTCOMES, "already", "tiles", "stopped")
 """Fields of a summary that the last entry of the run log contains."""
 
 
 def dry_run(request: IngestRequest, plan: Plan) -> tuple[Plan, Inventory, Cohort]:
-    """Take the inventory of an ingest without writing anything."""
+    """Take the inventory of an ingest without writing anything. Raises InputError, StoreError as the ingest would."""
     plan, worker = _prepare(request, plan)
     with worker.pseudonymizer.hide_error_texts():
         inventory = take_inventory(request.scans, worker.cohort, plan, worker.pseudonymizer, {}, request.retry_failed)
+    if not worker.cohort.settings.exists():
+        _check_found(inventory, request)
     return plan, inventory, worker.cohort
 
 
@@ -296,7 +315,9 @@ def _run(run: _Run, worker: SlideWorker, resources: Resources, session: RaySessi
 
 
 def _process(run: _Run, worker: SlideWorker, resources: Resources, session: RaySession | None) -> None:
-    """Process the slides in this process, where workers is 0, or on Ray."""
+    """Process the slides in this process, where workers is 0, or on Ray. Weights are located before it starts."""
+    for encoder in worker.context.plan.encoders if resources.address == "local" else ():
+        locate_encoder_weights(encoder, worker.context.weights)
     if resources.workers == 0:
         remaining = RemainingTime(1)
         with stop_on_signals(run.stopped):
@@ -329,6 +350,16 @@ def _check_space(cohort: Cohort) -> None:
     free = free_bytes(cohort.root)
     if free is not None and free < MIN_FREE_BYTES:
         raise StoreError(f"only {free / 1e9:.1f} GB are free on its disk", cohort.root, "make room, then run again")
+
+
+def _check_found(inventory: Inventory, request: IngestRequest) -> None:
+    """Refuse a folder without slides, which is a wrong path more often than an empty one. Raises InputError."""
+    found = any(outcome != "ignored" for outcome in inventory.outcomes.values())
+    if found or inventory.missing or request.only is not None:
+        return
+    others = f" among its {inventory.ignored} files" if inventory.ignored else ""
+    remedy = "give the folder that the scanner writes to; README.md lists the formats"
+    raise InputError(f"no slides found{others}", request.scans, remedy)
 
 
 def _skipped(context: StageContext) -> list[str]:

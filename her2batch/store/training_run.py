@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import tomli_w
 from her2batch.errors import InputError, StoreError
 from her2batch.files.atomic import atomic_write
 from her2batch.files.locks import lock_folder
+from her2batch.files.new_folder import remove_if_refused
 from her2batch.files.parquet import read_parquet, write_parquet
 from her2batch.store.schemas import run_schema
 
@@ -139,6 +140,10 @@ class TrainingRun:
             what = f"has format {settings.get('format')}; this her2batch reads format {FORMAT}"
             raise InputError(what, self.settings, "train into another --out")
         return settings
+
+    def removed_if_refused(self) -> AbstractContextManager[None]:
+        """Context of a command on this run: a new folder is removed if the command is refused before it has trained."""
+        return remove_if_refused(self.root, lambda: any((self.root / name).exists() for name in ("units", "tune")))
 
     @contextmanager
     def lock(self) -> Iterator[None]:

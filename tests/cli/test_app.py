@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from her2batch.cli import app as module
 from her2batch.cli.app import COMMANDS, app
+from tests.conftest import MakeSlide, Synthetic
 
 
 def test_without_arguments_a_newcomer_gets_three_commands() -> None:
@@ -76,3 +77,53 @@ def test_an_unexpected_error_is_one_line_with_the_file_of_its_traceback(capsys: 
     log = Path(line.rsplit(" ", 1)[1])
     assert "ZeroDivisionError" in log.read_text()
     log.unlink()
+
+
+REFUSED = (
+    "ingest nowhere --out new",
+    "ingest nowhere --out a/b/new",
+    "ingest empty --out new",
+    "ingest texts",
+    "ingest texts --dry-run",
+    "ingest scans --out new --labels nowhere.csv",
+    "ingest scans --out new --labels texts/a.txt",
+    "ingest scans --out new --encoder uni --weights empty",
+    "ingest scans --out new --urgent nowhere",
+    "ingest scans --out new --bundle nowhere",
+    "ingest scans --out texts",
+    "train COHORT --out run --labels nowhere.csv --workers 0",
+    "train COHORT --out a/run --labels texts/a.txt --workers 0",
+    "train COHORT --out run --task er --labels thin.csv --workers 0",
+    "train COHORT --out run --method convnext-small --option pretrained=empty",
+    "train COHORT --out run --method convnext-small --option pretrained=empty --input patches-low",
+    "reproduce COHORT --out run --labels thin.csv --workers 0",
+    "reproduce COHORT --out run --option pretrained=empty --option size=full",
+    "tune COHORT --out run --method svm",
+    "tune COHORT --out run --method convnext-small --option pretrained=empty",
+    "status nowhere",
+    "score nowhere --bundle empty",
+    "report nowhere --out r.html",
+    "export nowhere --to csv --out x",
+    "serve nowhere",
+    "overnight nowhere.toml",
+)
+"""Commands with a wrong path, option or file. COHORT is a finished cohort."""
+
+
+@pytest.mark.parametrize("command", REFUSED)
+def test_a_refused_command_leaves_nothing_behind(
+    command: str, synthetic: Synthetic, make_slide: MakeSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    make_slide("S1.tiff")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("no slide")
+    (tmp_path / "thin.csv").write_text("slide_id,patient_id,her2\nP001-1,P001,3+\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("her2batch.runtime.ray_session._start", lambda *_: pytest.fail("Ray was started"))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    words = [str(synthetic.cohort) if word == "COHORT" else word for word in command.split()]
+    assert module._run(lambda: app(words)) == 2
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert len(capsys.readouterr().err.splitlines()) == 1  # one message, whatever it is that is wrong

@@ -13,7 +13,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from her2batch.errors import InputError
+from her2batch.errors import InputError, WeightsError
 from her2batch.experiments.train import TrainingRequest, read_request, train
 from her2batch.models.bundle import read_bundle
 from her2batch.runtime.ingest import IngestRequest, ingest
@@ -231,3 +231,15 @@ def test_bad_embeddings_stop_before_any_training(synthetic: Synthetic, tmp_path:
         train(request, QUICK, TrainingResources(workers=0))
     assert not (tmp_path / "run" / "units").exists()
     path.write_bytes(kept)
+
+
+@pytest.mark.parametrize("methods", [("convnext-small",), ("svm",), ("resnet50", "convnext-small")])
+def test_missing_weights_are_one_message_before_any_fold(
+    methods: tuple[str, ...], synthetic: Synthetic, tmp_path: Path
+) -> None:
+    """Networks on thumbnails, and the patch networks that counts need."""
+    training = Training(methods=methods, folds=3, options=(f"pretrained={tmp_path}",))
+    request = TrainingRequest(synthetic.cohort, tmp_path / "run", None, synthetic.annotations)
+    with pytest.raises(WeightsError, match=r"has no weights of (convnext-small|resnet50)"):
+        train(request, training, TrainingResources(workers=0), lambda *_: pytest.fail("a fold was trained"))
+    assert not (tmp_path / "run").exists()
