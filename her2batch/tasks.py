@@ -6,6 +6,9 @@ from typing import Final
 
 IHC_SCORES: Final = ("0", "1+", "2+", "3+")
 
+HER2_DETAILS: Final = ("null", "ultralow")
+"""Sub-scores of 0: no membrane staining; faint, incomplete staining in at most 10 % of the tumour cells."""
+
 CLASSES: Final[dict[str, tuple[str, ...]]] = {
     "her2-4way": IHC_SCORES,
     "her2-3way": ("0", "low", "high"),

@@ -19,12 +19,13 @@ from typing import Annotated, Any
 
 import typer
 
-from her2batch.cli.commands import exchange, report, serve, slides, tools, training
+from her2batch.cli.commands import exchange, labels, report, serve, slides, tools, training
 from her2batch.errors import STOPPED, HeadLost, Her2BatchError, one_line
 
 COMMANDS = (
     slides.ingest,
     slides.overnight,
+    labels.labels,
     training.score,
     training.train,
     training.reproduce,

@@ -36,10 +36,27 @@ WeightsOption = Annotated[
     Path | None, typer.Option("--weights", help="folder with encoder weights; default: the Hugging Face cache")
 ]
 KeyOption = Annotated[Path | None, typer.Option("--pseudonymize", help="key file of a pseudonymized cohort")]
+LABELS_HELP = "label sheet (CSV, XLSX), or a clinical table of TCGA or cBioPortal"
 LabelsOption = Annotated[
-    Path | None, typer.Option("--labels", help="labels CSV or TCGA clinical table; default: the labels given to ingest")
+    Path | None, typer.Option("--labels", help=f"{LABELS_HELP}; default: the labels given to ingest")
 ]
+ColumnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="NAME=HEADER",
+        help="header of a column of the label sheet, such as slide_id=Filename; repeatable",
+    ),
+]
+"""Every command that reads a label sheet has this option."""
 DEFAULT_COHORT = Path("cohort")
+
+
+def parse_columns(texts: list[str] | None) -> dict[str, str]:
+    """Return our name → header from the texts of --column. Raises InputError for other texts and unknown names."""
+    from her2batch.store.label_sheets.headers import parse_column_options
+
+    return parse_column_options(texts or ())
 
 
 def emit(as_json: bool, data: dict[str, Any], show: Callable[[], None]) -> None:

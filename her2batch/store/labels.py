@@ -1,13 +1,10 @@
-"""Labels of slides, from a labels CSV or TCGA's clinical table, and the class of each slide in a task.
+"""Labels of slides, from a label sheet or a public clinical table, and the class of each slide in a task.
 
 A slide whose labels contradict each other, or lack what a task needs, is excluded with the reason.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,24 +12,20 @@ from typing import Any, Final
 import pyarrow as pa
 
 from her2batch.assessment import marker_of
-from her2batch.errors import InputError, StoreError
-from her2batch.files.atomic import atomic_write
-from her2batch.files.parquet import read_parquet, write_parquet
+from her2batch.errors import InputError
 from her2batch.store.cohort import Cohort, Row
+from her2batch.store.label_sheets.book import LabelBook, slide_paths
+from her2batch.store.label_sheets.reading import read_label_sheet
+from her2batch.store.label_sheets.stored import COLUMNS, LABELS_SCHEMA, stored_labels, write_labels
 from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.store.reviews import counting_reviews, newest_reviews
 from her2batch.store.schemas import run_schema
-from her2batch.tasks import CLASSES, HER2_TASKS, IHC_SCORES, STAINS, her2_class, task_applies
+from her2batch.tasks import CLASSES, HER2_TASKS, IHC_SCORES, her2_class, task_applies
 
-COLUMNS = ("slide_id", "patient_id", "her2", "ish", "er", "pr", "site", "stain")
-ALLOWED_VALUES = {
-    "her2": frozenset(IHC_SCORES),
-    "ish": frozenset("+-"),
-    "er": frozenset("+-"),
-    "pr": frozenset("+-"),
-    "stain": frozenset(STAINS),
-}
-LABELS_SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
+__all__ = [
+    "COLUMNS", "LABELS_SCHEMA", "apply_reviews", "check_labels", "label_slides", "read_labels", "store_labels",
+    "stored_labels",
+]  # fmt: skip
 
 LABELLED_SCHEMA = pa.schema(
     [("slide_id", pa.string()), ("patient_id", pa.string()), ("label", pa.int32()), ("truth", pa.string()),
@@ -44,156 +37,60 @@ folds are balanced."""
 EXCLUDED_SCHEMA = pa.schema([(name, pa.string()) for name in ("slide_id", "patient_id", "task", "reason", "words")])
 """Columns of the excluded slides of a task."""
 
-TCGA_BARCODE: Final = "bcr_patient_barcode"
-"""First column of TCGA's clinical tables, which have one row per patient."""
-
-TCGA: Final = {
-    "her2": "her2_ihc_score",
-    "ish": "her2_fish_status",
-    "er": "er_status_by_ihc",
-    "pr": "pr_status_by_ihc",
-}
-
-TCGA_UNKNOWN: Final = frozenset(
-    (
-        "[Not Available]",
-        "[Not Evaluated]",
-        "[Unknown]",
-        "[Not Applicable]",
-        "[Discrepancy]",
-        "Indeterminate",
-        "Equivocal",
-    )
-)
-"""Values in TCGA's tables that count as missing. Equivocal ISH does, because the guideline asks for another test."""
-
-TCGA_SIGNS: Final = {"Positive": "+", "Negative": "-"}
-
 Slides = Mapping[str, Mapping[str, Any]]
 """slide_id → its row of the slides table."""
 
 
-def read_labels(path: Path, slides: Iterable[str] = ()) -> pa.Table:
-    """Read a labels CSV: slide_id, and any of patient_id, her2 (0 … 3+), ish, er, pr (+ or -), site, stain.
+def read_labels(path: Path, slides: Iterable[str] | Cohort = (), columns: Mapping[str, str] | None = None) -> pa.Table:
+    """Read a label sheet (CSV, XLSX, TCGA's or cBioPortal's clinical tables) as a table of LABELS_SCHEMA.
 
-    Or TCGA's clinical table (TSV, three header rows), whose rows are patients: every slide of `slides` whose id begins
-    with a patient's barcode gets the patient's labels; without `slides`, the barcode is the slide_id.
-    Empty cells are null. Raises InputError with the file, the line and the remedy for a missing column, an unknown
-    value or a slide with two lines.
+    slides: ids of the slides that the labels are for, or their cohort, by whose file names labels are found too. A row
+    that meets a slide gets its id, and of a patient's row each slide of the patient gets the labels; without `slides`,
+    the name or barcode is the slide_id.  columns: our name → header, for sheets with other headers.
+    Missing values are null.  Raises InputError with the place in the file and the remedy: for a missing column, an
+    unknown value, two lines of one slide, and a label that could mean two slides.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if text.startswith(TCGA_BARCODE):
-            rows = _tcga(path, list(csv.DictReader(io.StringIO(text), delimiter="\t")), sorted(slides))
-            return pa.Table.from_pylist(rows, LABELS_SCHEMA)
-        if "\0" in text:
-            raise csv.Error("it contains NUL")
-        reader = csv.DictReader(io.StringIO(text), strict=True)
-        columns = [name.strip() for name in reader.fieldnames or []]
-        rows = [{k.strip(): (v or "").strip() or None for k, v in row.items() if k} for row in reader]
-    except OSError as error:
-        raise InputError(f"can't be read ({error.strerror})", path, "give a CSV file with a slide_id column") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"is not a CSV file in UTF-8 ({error})", path, "save it as CSV (UTF-8)") from error
-    if "slide_id" not in columns:
-        raise InputError(
-            "has no column slide_id", path, f"its first line must contain column names: {', '.join(COLUMNS)}"
-        )
-    if doubled := [name for name in COLUMNS if columns.count(name) > 1]:
-        raise InputError(f"has the column {doubled[0]} more than once", path, "keep one of these columns")
-    _check(path, rows)
-    return pa.Table.from_pylist([{name: row.get(name) for name in COLUMNS} for row in rows], LABELS_SCHEMA)
-
-
-def _check(path: Path, rows: list[dict[str, str | None]]) -> None:
-    for line, row in enumerate(rows, start=2):
-        if row.get("slide_id") is None:
-            raise InputError(f"line {line} has no slide_id", path, "fill it in or remove the line")
-        for column, allowed in ALLOWED_VALUES.items():
-            value = row.get(column)
-            if value is not None and value not in allowed:
-                known = ", ".join(sorted(allowed))
-                raise InputError(f"line {line}: {column} is {value!r}", path, f"use one of {known}, or leave it empty")
-    first: dict[str | None, int] = {}
-    for line, row in enumerate(rows, start=2):
-        if (other := first.setdefault(row["slide_id"], line)) != line:
-            raise InputError(f"lines {other} and {line} are of one slide", path, "keep one line per slide")
-
-
-def _tcga(path: Path, rows: list[dict[str, str]], slides: list[str]) -> list[dict[str, str | None]]:
-    """Labels of slides from the rows of patients, without the second and third header row."""
-    missing = [name for name in TCGA.values() if rows and name not in rows[0]]
-    if missing:
-        raise InputError(f"has no column {missing[0]}", path, "use TCGA's clinical_patient table as it is published")
-    labels = []
-    patients = [row for row in rows if not row[TCGA_BARCODE].startswith(("bcr_", "CDE_ID"))]
-    for line, row in enumerate(patients, start=4):
-        values = {
-            name: _tcga_value(path, line, column, (row[column] or "").strip(), name) for name, column in TCGA.items()
-        }
-        barcode = row[TCGA_BARCODE].strip()
-        own = [name for name in slides if name.lower().startswith(barcode.lower())] if slides else [barcode]
-        labels += [{"slide_id": slide_id, "patient_id": barcode, **values} for slide_id in own]
-    doubled = [name for name, count in Counter(label["slide_id"] for label in labels).items() if count > 1]
-    if doubled:
-        raise InputError(f"the patient of {doubled[0]} has more than one line", path, "keep one line per patient")
-    return labels
-
-
-def _tcga_value(path: Path, line: int, column: str, text: str, name: str) -> str | None:
-    """The label of a cell of TCGA's table; None if it counts as missing. Raises InputError for an unknown value."""
-    if text in TCGA_UNKNOWN or not text:
-        return None
-    known = IHC_SCORES if name == "her2" else tuple(TCGA_SIGNS)
-    if text not in known:
-        allowed = ", ".join((*known, *sorted(TCGA_UNKNOWN)))
-        raise InputError(f"line {line}: {column} is {text!r}", path, f"use one of {allowed}")
-    return TCGA_SIGNS.get(text, text)
+    sheet = read_label_sheet(path, columns)
+    names = list(slide_paths(slides)) if isinstance(slides, Cohort) else [(slide_id, None) for slide_id in slides]
+    if not names:
+        return pa.Table.from_pylist(sheet.rows, LABELS_SCHEMA)
+    book = LabelBook(sheet.rows, Pseudonymizer(), sheet)
+    book.add_slides(names)
+    book.check()
+    rows = [row for row in book.stored_rows() if row["level"] == "slide" or row["slide_id"] in book]
+    return pa.Table.from_pylist(rows, LABELS_SCHEMA)
 
 
 def store_labels(cohort: Cohort, path: Path, names: Pseudonymizer) -> dict[str, Row]:
-    """Read a labels CSV and keep it in the cohort, with its names as `names` gives them; returns rows by slide_id.
+    """Read a label sheet and keep it in the cohort, with its names as `names` gives them; returns rows by slide_id.
 
     Raises InputError for unreadable labels, OSError when they can't be written. Call it under the lock only.
     """
-    rows = [
-        {
-            **row,
-            "slide_id": names.slide(row["slide_id"]) if names.key is not None else row["slide_id"],
-            "patient_id": names.patient(row["patient_id"]),
-            "site": names.site(row["site"]),
-        }
-        for row in read_labels(path).to_pylist()
-    ]
-    with atomic_write(cohort.labels) as part:
-        write_parquet(pa.Table.from_pylist(rows, LABELS_SCHEMA), part)
-    return {row["slide_id"]: row for row in rows}
+    sheet = read_label_sheet(path)
+    book = LabelBook(sheet.rows, names, sheet)
+    book.add_cohort(cohort)
+    book.check()
+    write_labels(cohort, book.stored_rows())
+    return dict(book)
 
 
-def stored_labels(cohort: Cohort) -> dict[str, Row]:
-    """The labels that an ingest was given last, by slide_id; empty without. Raises StoreError: damaged."""
-    if not cohort.labels.exists():
-        return {}
-    try:
-        return {row["slide_id"]: row for row in read_parquet(cohort.labels).to_pylist()}
-    except pa.ArrowInvalid as error:
-        raise StoreError("is damaged", cohort.labels, "give the labels again with --labels") from error
-
-
-def check_labels(labels: pa.Table, rows: Slides, path: Path) -> None:
+def check_labels(labels: pa.Table, rows: Slides, path: Path, partly: bool = False) -> None:
     """Check that labels fit the cohort.
 
-    Raises InputError for slides that the cohort does not have, for a patient other than the cohort's, and for patients
-    that are given for some slides only.
+    partly: the labels may name slides that the cohort does not have, which are passed over.  Raises InputError for such
+    slides otherwise, for a patient other than the cohort's, and for slides whose patient is left empty where others
+    have one: it could be that of the line above. A patient who is stated to be unknown is no such slide.
     """
     own = labels.to_pylist()
     unknown = sorted(row["slide_id"] for row in own if row["slide_id"] not in rows)
-    if unknown:
+    if unknown and not partly:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         what = f"has labels of {', '.join(unknown[:3])}{more}, which the cohort does not contain"
-        raise InputError(
-            what, path, "ingest these slides, or remove their lines; slide_id is the file name without suffix"
+        remedy = (
+            "ingest these slides, or remove their lines; or give the labels to the ingest and train without --labels"
         )
+        raise InputError(what, path, remedy)
+    own = [row for row in own if row["slide_id"] in rows]
     for row in own:
         known = rows[row["slide_id"]]["patient_id"]
         if known is not None and row["patient_id"] is not None and known != row["patient_id"]:
@@ -202,10 +99,12 @@ def check_labels(labels: pa.Table, rows: Slides, path: Path) -> None:
             )
             raise InputError(what, path, "correct the patient here, or in the cohort by an ingest with --labels")
     given = [row["slide_id"] for row in own if row["patient_id"] is not None]
-    if given and len(given) < len(own):
-        lacking = next(row["slide_id"] for row in own if row["patient_id"] is None)
-        what = f"slide {lacking} has no patient_id, but {len(given)} others have one"
-        raise InputError(what, path, "fill in the column for every slide, or for none")
+    empty = [row["slide_id"] for row in own if row["patient_id"] is None and not row["patient_unknown"]]
+    if given and empty:
+        what = f"slide {empty[0]} has no patient_id, but {len(given)} others have one"
+        raise InputError(
+            what, path, "fill in the column for every slide (`unknown` where it is not known), or for none"
+        )
 
 
 def label_slides(

@@ -1,0 +1,125 @@
+"""Headers of label sheets: which column holds what, by its name in any case, or as `--column NAME=HEADER` says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from her2batch.errors import InputError
+from her2batch.store.label_sheets.cells import Grid, SheetRow, header_key, quote
+from her2batch.store.label_sheets.clinical_tables import ClinicalForm, recognise_clinical_table
+
+SHEET_COLUMNS: Final = ("slide_id", "patient_id", "her2", "her2_detail", "ish", "er", "pr", "site", "stain")
+"""Columns that a label sheet may have, by the names that are used here."""
+
+MAX_TITLE_ROWS = 50
+"""Rows that may stand above the header."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a sheet.
+
+    at: position of its row in the grid.  columns: our name → position of the column.  names: our name → the header as
+    it is written.  ignored: headers that are not used.  form: the public table that it belongs to, if it does.
+    """
+
+    at: int
+    columns: Mapping[str, int]
+    names: Mapping[str, str]
+    ignored: tuple[str, ...]
+    form: ClinicalForm | None = None
+
+
+def parse_column_options(texts: Iterable[str]) -> dict[str, str]:
+    """Return our name → header from texts NAME=HEADER. Raises InputError for other texts and unknown names."""
+    columns: dict[str, str] = {}
+    for text in texts:
+        name, equals, header = text.partition("=")
+        name, header = header_name(name), header.strip()
+        if not equals or not header:
+            raise InputError(f"--column {text!r} is not NAME=HEADER", None, "for example --column slide_id=Filename")
+        if name in columns:
+            raise InputError(f"--column gives {name} twice", None, "keep one of them")
+        columns[name] = header
+    return columns
+
+
+def header_name(text: str) -> str:
+    """Return our name of a column from that of an option or a setting. Raises InputError for unknown ones."""
+    known = {header_key(name): name for name in SHEET_COLUMNS}
+    name = known.get(header_key(text))
+    if name is None:
+        raise InputError(f"labels have no column {text.strip()!r}", None, f"known: {', '.join(SHEET_COLUMNS)}")
+    return name
+
+
+def find_header(path: Path, grid: Grid, wanted: Mapping[str, str]) -> Header | None:
+    """Return the header of a sheet: the first row that has a column of slides; None without such a row.
+
+    wanted: our name → header, as --column says.  Raises InputError for a column that is there twice, and for a wanted
+    one that is not.
+    """
+    comments = 0
+    for at, row in enumerate(grid.rows[:MAX_TITLE_ROWS]):
+        if row.cells and row.cells[0].text.startswith("#"):
+            comments += 1
+            continue
+        texts = [cell.text for cell in row.cells]
+        form = recognise_clinical_table(texts, comments > 0)
+        keys = [header_key(text) for text in texts]
+        slides = wanted.get("slide_id")
+        if form is None and header_key(slides if slides is not None else "slide_id") not in keys:
+            continue
+        return _map_columns(path, at, row, grid.unit, wanted, form)
+    return None
+
+
+def _map_columns(
+    path: Path, at: int, row: SheetRow, unit: str, wanted: Mapping[str, str], form: ClinicalForm | None
+) -> Header:
+    texts = [cell.text for cell in row.cells]
+    keys = [header_key(text) for text in texts]
+    sought = {name: (header_key(name),) for name in SHEET_COLUMNS} if form is None else dict(form.columns)
+    columns: dict[str, int] = {}
+    for name in SHEET_COLUMNS:
+        if name in wanted:
+            columns[name] = _wanted_position(path, texts, name, wanted[name], row.line, unit)
+        else:
+            positions = [k for key in sought.get(name, ()) for k, own in enumerate(keys) if own == key]
+            if len(positions) > 1 and form is None:
+                what = f"has the column {texts[positions[0]]} more than once ({unit} {row.line})"
+                raise InputError(what, path, "keep one of these columns, or rename the others")
+            if positions:
+                columns[name] = positions[0]
+    used = set(columns.values())
+    ignored = tuple(text for k, text in enumerate(texts) if text and k not in used)
+    return Header(at, columns, {name: texts[k] for name, k in columns.items()}, ignored, form)
+
+
+def _wanted_position(path: Path, texts: Sequence[str], name: str, header: str, line: int, unit: str) -> int:
+    """Return the position of a header that --column names: as it is written, else in any case."""
+    for compare in (str.strip, header_key):
+        positions = [k for k, text in enumerate(texts) if compare(text) == compare(header)]
+        if len(positions) == 1:
+            return positions[0]
+        if positions:
+            what = f"has the column {header!r} more than once ({unit} {line})"
+            raise InputError(what, path, "rename all but one of these columns")
+    there = ", ".join(text for text in texts if text)
+    raise InputError(f"has no column {header!r}, which --column gives for {name}", path, f"its columns are: {there}")
+
+
+def no_header_error(path: Path, grid: Grid, wanted: Mapping[str, str]) -> InputError:
+    """Return the error of a sheet without a column of slides. It quotes the sheet's first rows as possible headers."""
+    first = next((row for row in grid.rows if not row.is_blank), None)
+    if first is None:
+        return InputError("is empty", path, f"its first line must contain column names: {', '.join(SHEET_COLUMNS)}")
+    texts = [cell.text for cell in first.cells if cell.text]
+    there = ", ".join(quote(text, 30) for text in texts[:12]) + (", …" if len(texts) > 12 else "")
+    column = wanted.get("slide_id", "slide_id")
+    what = f"has no column {column}; {grid.unit} {first.line} has {there}"
+    known = ", ".join(SHEET_COLUMNS)
+    return InputError(what, path, f"name its columns {known}, or give --column slide_id=HEADER for other names")

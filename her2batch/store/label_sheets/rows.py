@@ -1,0 +1,207 @@
+"""Rows of a label sheet: the understood values of each line, and the lines that contradict each other."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from her2batch.errors import InputError
+from her2batch.slides.discover import SLIDE_SUFFIXES
+from her2batch.store.label_sheets import clinical_tables, values
+from her2batch.store.label_sheets.cells import MISSING_PATIENTS, Cell, Grid, SheetRow, header_key, is_missing, quote
+from her2batch.store.label_sheets.headers import Header
+
+LabelRow = dict[str, Any]
+"""A row of understood values by column of the labels, with `line`, its place in the sheet."""
+
+LABEL_COLUMNS: Final = ("her2", "her2_detail", "ish", "er", "pr", "stain")
+"""Columns that state labels, in the order in which they are understood."""
+
+DOUBLE_SUFFIXES: Final = (".ome.tif", ".ome.tiff", ".ome.btf", ".ome.tf8", ".ome.tf2")
+
+
+def strip_slide_suffix(name: str) -> str:
+    """Return the name of a slide file without the suffix of its format; other endings stay: that of `case.1`."""
+    folded = name.casefold()
+    for suffix in (*DOUBLE_SUFFIXES, *sorted(SLIDE_SUFFIXES)):
+        if folded.endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+class RowReader:
+    """Understands the rows of a sheet.  notes: sentences are added to it."""
+
+    def __init__(self, path: Path, grid: Grid, header: Header, notes: list[str]) -> None:
+        self._path, self._grid, self._header, self._notes = path, grid, header, notes
+        self._undecided: list[int] = []
+        self._level = header.form.level if header.form is not None else "slide"
+
+    def rows(self) -> list[LabelRow]:
+        """Return the understood rows. Blank lines are passed over."""
+        rows = [row for line in self._grid.rows[self._header.at + 1 :] if (row := self._row(line)) is not None]
+        self._check_doubled(rows)
+        self._check_leading_zeros(rows)
+        if self._undecided:
+            places = _places(self._undecided)
+            self._notes.append(
+                f"results that are neither positive nor negative count as missing ({self._unit(places)})"
+            )
+        if unknown := [row["line"] for row in rows if row["patient_unknown"]]:
+            text = "the patient is not known" if len(unknown) == 1 else f"{len(unknown)} patients are not known"
+            self._notes.append(
+                f"{text}: each of these slides counts as a patient of its own ({self._unit(_places(unknown))})"
+            )
+        return rows
+
+    def _unit(self, places: str) -> str:
+        return f"{self._grid.unit} {places}"
+
+    def _row(self, line: SheetRow) -> LabelRow | None:
+        cells = {name: line.cell(k) for name, k in self._header.columns.items()}
+        if not any(cell.text or cell.problem for cell in cells.values()):
+            return None
+        name = self._name(line, cells["slide_id"])
+        if self._level != "slide" and clinical_tables.SUBHEADER.match(name):
+            return None
+        self._check_width(line)
+        for column, cell in cells.items():
+            if cell.problem is not None:
+                raise self._error(line, column, cell, cell.problem)
+        patient = cells.get("patient_id", Cell())
+        known = not is_missing(patient.text, MISSING_PATIENTS)
+        row: LabelRow = {
+            "line": line.line,
+            "slide_id": strip_slide_suffix(name) if self._level == "slide" else name,
+            "name": name,
+            "level": self._level,
+            "patient_id": patient.text if known else None,
+            "patient_unknown": bool(patient.text) and not known,
+            "site": None if is_missing(cells.get("site", Cell()).text) else cells["site"].text,
+        }
+        return {**row, **self._labels(line, cells)}
+
+    def _name(self, line: SheetRow, cell: Cell) -> str:
+        if cell.problem is not None:
+            raise self._error(line, "slide_id", cell, cell.problem)
+        if is_missing(cell.text):
+            written = f" ({quote(cell.text)})" if cell.text else ""
+            raise InputError(
+                f"{self._grid.unit} {line.line} has no {self._header.names['slide_id'] or 'slide_id'}{written}",
+                self._path,
+                "fill it in or remove the line",
+            )
+        if not cell.number and _is_shortened_number(cell.text):
+            raise self._error(line, "slide_id", cell, "is a number that Excel has shortened")
+        return cell.text
+
+    def _check_width(self, line: SheetRow) -> None:
+        """Refuse a row with more cells than columns: an unquoted delimiter in a value has moved the others."""
+        width = len(self._grid.rows[self._header.at].cells)
+        if any(cell.text for cell in line.cells[width:]):
+            what = f"{self._grid.unit} {line.line} has {len(line.cells)} cells, but the header has {width} columns"
+            raise InputError(what, self._path, "put values that contain the delimiter in quotes")
+
+    def _labels(self, line: SheetRow, cells: Mapping[str, Cell]) -> LabelRow:
+        """Return the values of the columns that state labels."""
+        row: LabelRow = dict.fromkeys(LABEL_COLUMNS)
+        for column in LABEL_COLUMNS:
+            cell = cells.get(column, Cell())
+            if not cell.text or (self._header.form is not None and is_missing(cell.text, clinical_tables.UNKNOWN)):
+                continue
+            try:
+                row |= self._understood(line, column, cell.text, row)
+            except values.UnclearValueError as error:
+                raise self._error(line, column, cell, str(error)) from error
+        return row
+
+    def _understood(self, line: SheetRow, column: str, text: str, row: LabelRow) -> LabelRow:
+        """Return the values that a cell states. row: those of the columns before.  Raises UnclearValueError."""
+        if column == "her2":
+            score = values.read_her2(text)
+            return {} if score is None else {"her2": score.score, "her2_detail": score.detail}
+        if column == "her2_detail":
+            detail = values.read_detail(text)
+            if detail is None:
+                return {}
+            if row["her2"] not in (None, "0") or row["her2_detail"] not in (None, detail):
+                raise values.UnclearValueError(f"but her2 is {row['her2_detail'] or row['her2']}")
+            return {"her2": "0", "her2_detail": detail}
+        if column == "stain":
+            return {"stain": values.read_stain(text)}
+        sign, undecided = values.read_sign(text, column)
+        if undecided:
+            self._undecided.append(line.line)
+        return {column: sign}
+
+    def _error(self, line: SheetRow, column: str, cell: Cell, why: str) -> InputError:
+        header = self._header.names.get(column, column)
+        what = f"{self._grid.unit} {line.line}: {header}"
+        if cell.problem is not None or column in ("slide_id", "patient_id", "site"):
+            return InputError(
+                f"{what} {why}" + (f" ({quote(cell.text)})" if cell.text else ""), self._path, "correct the cell"
+            )
+        named = "" if header_key(header) == header_key(column) else f"{column} "
+        what = f"{what} is {quote(cell.text)}" + (f" ({why})" if why else "")
+        return InputError(what, self._path, f"{named}use one of {values.ACCEPTED[column]}".strip())
+
+    def _check_doubled(self, rows: list[LabelRow]) -> None:
+        """Refuse two lines of one slide. Files that differ in the suffix only are two slides."""
+        by_id: dict[str, list[LabelRow]] = defaultdict(list)
+        for row in rows:
+            by_id[row["slide_id"]].append(row)
+        for same in (group for group in by_id.values() if len(group) > 1):
+            names = {row["name"] for row in same}
+            if len(names) == len(same) and all(row["name"] != row["slide_id"] for row in same):
+                for row in same:
+                    row["slide_id"] = row["name"]
+                continue
+            raise doubled_error(self._path, same[0], same[1], self._grid.unit)
+
+    def _check_leading_zeros(self, rows: list[LabelRow]) -> None:
+        """Refuse ids that differ in leading zeros only where a number cell has lost them."""
+        for column in ("patient_id", "slide_id"):
+            if column not in self._header.columns:
+                continue
+            k = self._header.columns[column]
+            numbers = {line.line for line in self._grid.rows if line.cell(k).number}
+            first: dict[int, LabelRow] = {}
+            for row in rows:
+                text = row[column]
+                if text is None or not (text.isascii() and text.isdigit()):
+                    continue
+                other = first.setdefault(int(text), row)
+                if other[column] != text and {row["line"], other["line"]} & numbers:
+                    lines = f"{self._grid.unit}s {other['line']} and {row['line']}"
+                    what = f"{lines}: {column} is {other[column]} and {text}; one of them has lost its leading zeros"
+                    raise InputError(what, self._path, "give the column the format Text and type the ids again")
+
+
+def doubled_error(path: Path, one: LabelRow, other: LabelRow, unit: str = "line") -> InputError:
+    """Return the error of two rows of one slide or patient, with what they contradict each other in."""
+    level = "slide" if one["level"] == "slide" else one["level"]
+    fields = ("patient_id", "her2", "her2_detail", "ish", "er", "pr", "site", "stain")
+    different = [name for name in fields if one[name] != other[name]]
+    texts = [
+        f"{name} is {one[name] or 'empty'} and {other[name] or 'empty'}"
+        for name in different
+        if name not in ("patient_id", "site")
+    ]
+    conflict = f", and they differ: {'; '.join(texts)}" if texts else ", and they differ" if different else ""
+    lines = f"{unit}s {one['line']} and {other['line']}" if one.get("line") else "two rows"
+    return InputError(f"{lines} are of one {level}{conflict}", path, f"keep one {unit} per {level}")
+
+
+def _is_shortened_number(text: str) -> bool:
+    """Whether a text is a number in scientific notation, as Excel writes long ones to CSV: 1.23E+11."""
+    mantissa, _, exponent = text.casefold().partition("e+")
+    digits = mantissa.replace(",", "").replace(".", "")
+    return bool(digits) and digits.isdigit() and exponent.isdigit()
+
+
+def _places(lines: Iterable[int], limit: int = 8) -> str:
+    numbers = sorted(set(lines))
+    more = f" and {len(numbers) - limit} more" if len(numbers) > limit else ""
+    return ", ".join(map(str, numbers[:limit])) + more
