@@ -136,13 +136,9 @@ class CohortReader:
     @property
     def labels(self) -> pd.DataFrame:
         """Labels that were given to ingest; empty without."""
-        import pandas as pd
+        from her2batch.store.label_sheets.stored import stored_label_table
 
-        from her2batch.files.parquet import read_parquet
-        from her2batch.store.labels import LABELS_SCHEMA
-
-        path = self._store.labels
-        return read_parquet(path).to_pandas() if path.exists() else pd.DataFrame(columns=LABELS_SCHEMA.names)
+        return stored_label_table(self._store).to_pandas()
 
     @property
     def tables(self) -> list[str]:
@@ -208,18 +204,14 @@ class CohortReader:
     def bags(self, encoder: str, labels: str | Path | None = None, task: str = "her2-3way") -> BagDataset:
         """Return a torch Dataset of (embeddings (N, D) float32, class index) for every slide with a label for the task.
 
-        labels: a labels CSV or TCGA table; None for the labels given to ingest.  The dataset's `excluded` lists the
+        labels: a label sheet or TCGA table; None for the labels given to ingest.  The dataset's `excluded` lists the
         slides that are left out, with the reason.  Raises InputError for unreadable labels or missing embeddings.
         """
-        from her2batch.store.labels import LABELS_SCHEMA, label_slides, read_labels
+        from her2batch.store.label_sheets.stored import stored_label_table
+        from her2batch.store.labels import label_slides, read_labels
         from her2batch.training.bag_data import BagDataset
 
-        if labels is not None:
-            table = read_labels(Path(labels), self._rows)
-        else:
-            import pyarrow as pa
-
-            table = pa.Table.from_pandas(self.labels, LABELS_SCHEMA, preserve_index=False)
+        table = read_labels(Path(labels), self._store) if labels is not None else stored_label_table(self._store)
         labelled, excluded = label_slides(table, task, self._rows)
         return BagDataset(task, labelled.to_pylist(), excluded.to_pandas(), partial(self.bag, encoder=encoder))
 
@@ -262,6 +254,7 @@ def ingest(
     """Process every slide in a scan folder into a cohort, as `her2batch ingest` does; a second call resumes.
 
     settings: any other option of the command by its field in `settings`: encoders=["stain"], mpp=0.5, workers=2, …
+    columns={"slide_id": "Filename"}: headers of the labels, as --column gives them.
     replan: process finished slides again if the plan has changed, which is an error otherwise.
     Returns what the command prints with --json.  Raises InputError, StoreError, WeightsError for what stops the batch;
     slides that fail are listed under `failures`.
@@ -271,9 +264,10 @@ def ingest(
     from her2batch.runtime.ingest import ingest as run
     from her2batch.store.cohort import Cohort
 
+    columns = settings.pop("columns", {})
     plan, resources, window = _split(settings, Plan, Resources, RunWindow)
     request = IngestRequest(Path(scans), to_location(out), _path(bundle), _path(labels), _path(weights))
-    request = replace(request, key=_path(pseudonymize), retry_failed=retry_failed, replan=replan)
+    request = replace(request, key=_path(pseudonymize), retry_failed=retry_failed, replan=replan, columns=columns)
     summary = run(request, plan, resources, window=window)
     return ingest_result(summary, count_predictions(Cohort(summary.cohort), summary.fresh))
 
@@ -283,19 +277,21 @@ def train(
     out: str | Path = "run",
     *,
     labels: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
     annotations: str | Path | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Train methods on the same folds, as `her2batch train` does; a second call resumes.
 
-    settings: any other option of the command: tasks=["her2-3way"], methods=["clam-sb"], folds=5, workers=2, …
-    Returns what the command prints with --json.  Raises InputError, StoreError, WeightsError before training starts.
+    columns: headers of the labels, as --column gives them.  settings: any other option of the command:
+    tasks=["her2-3way"], methods=["clam-sb"], folds=5, workers=2, …  Returns what the command prints with --json.
+    Raises InputError, StoreError, WeightsError before training starts.
     """
     from her2batch.experiments.train import TrainingRequest, training_result
     from her2batch.experiments.train import train as run
 
     training, resources = _split(settings, Training, TrainingResources)
-    request = TrainingRequest(to_location(cohort), Path(out), _path(labels), _path(annotations))
+    request = TrainingRequest(to_location(cohort), Path(out), _path(labels), _path(annotations), columns or {})
     return training_result(run(request, training, resources))
 
 
@@ -336,6 +332,7 @@ def ingest_result(summary: IngestSummary, counts: Sequence[PredictionCount]) -> 
         "failures": [{key: row[key] for key in keys} for row in summary.failures],
         "missing": summary.missing,
         "predictions": [asdict(count) for count in counts],
+        "labels": asdict(summary.labels) if summary.labels is not None else None,
         "exit_code": summary.exit_code,
     }
 

@@ -280,7 +280,8 @@ class NightlySettings(Settings):
     scans: str = Field(description="the folder that the scanner writes to")
     cohort: str = Field(description="the cohort folder")
     bundle: str | None = Field(None, description="folder of a trained bundle; default: the membrane rule only")
-    labels: str | None = Field(None, description="labels CSV with the patient of each slide")
+    labels: str | None = Field(None, description="label sheet with the patient of each slide")
+    columns: dict[str, str] = Field({}, description="columns of the label sheet with other headers: name → header")
     weights: str | None = Field(None, description="folder with encoder weights; default: the hub's cache")
     pseudonymize: str | None = Field(
         None, description="key file; names, dates and barcodes of the slides are replaced by keyed hashes"
@@ -301,7 +302,8 @@ class TrainJob(Settings):
 
     cohort: str = Field(description="the cohort folder")
     out: str = Field("run", description="folder of the training run")
-    labels: str | None = Field(None, description="labels CSV or TCGA table; default: those given to the ingest")
+    labels: str | None = Field(None, description="label sheet or TCGA table; default: those given to the ingest")
+    columns: dict[str, str] = Field({}, description="columns of the label sheet with other headers: name → header")
     annotations: str | None = Field(None, description="folder with QuPath regions, SLIDE.geojson, for patch methods")
     training: Training = Training()
     resources: TrainingResources = TrainingResources()

@@ -65,23 +65,26 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def print_labels_report(console: Console, report: LabelsReport) -> None:
-    """Print what became of the labels of an ingest, with every label and every slide that has no counterpart."""
+def print_labels_report(report: LabelsReport | None) -> None:
+    """Print what became of the labels of an ingest, if there were any: every label and slide without a counterpart."""
+    if report is None:
+        return
+    console = stdout_console()
     for note in report.notes:
         print_line(console, f"labels: {note}")
     _print_counterparts(console, vars(report))
 
 
 def _print_counterparts(console: Console, report: Mapping[str, Any]) -> None:
-    print_line(console, f"{report['met']} slides have a label")
+    print_line(console, f"{_counted(report['met'], 'slide has', 'slides have')} a label")
     if report["unmet"]:
         names = [_label_text(entry) for entry in report["unmet"]]
-        print_line(console, f"{len(names)} labels meet no slide: {_listed(names)}")
+        print_line(console, f"{_counted(len(names), 'label meets', 'labels meet')} no slide: {_listed(names)}")
     for entry in report["ambiguous"][:NAMED]:
         print_line(console, f"the label {_label_text(entry)} could mean {' or '.join(entry['paths'])}: not used")
     if report["unlabelled"]:
         slides = report["unlabelled"]
-        print_line(console, f"{len(slides)} slides have no label: {_listed(slides)}")
+        print_line(console, f"{_counted(len(slides), 'slide has', 'slides have')} no label: {_listed(slides)}")
 
 
 def _label_text(entry: Mapping[str, Any]) -> str:
@@ -90,6 +93,10 @@ def _label_text(entry: Mapping[str, Any]) -> str:
     if entry["slide_id"] is None:
         return line or "without a name"
     return f"{entry['slide_id']} ({line})" if line else str(entry["slide_id"])
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
 
 
 def _listed(names: Sequence[str]) -> str:

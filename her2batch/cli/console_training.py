@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from her2batch.runtime.score import ScoreSummary
     from her2batch.store.training_run import Unit
 
+NOTE_LENGTH = 600
+"""Characters of a note on the labels that are printed."""
+
 EXAMPLES = 5
 """Slides that are named for each reason why slides are left out."""
 
@@ -85,6 +88,11 @@ def _progress_bar(noun: str, quiet: bool) -> Iterator[Callable[[int, int, str], 
             yield lambda count, total, text: bar.update(task, completed=count, total=total, description=escape(text))
 
 
+def shorten_note(note: str) -> str:
+    """Return a note without the names at its end where it has very many."""
+    return note if len(note) <= NOTE_LENGTH else f"{note[:NOTE_LENGTH].rpartition(',')[0]}, … (--json has all)"
+
+
 def print_training_summary(summary: TrainingSummary) -> None:
     """Print the metrics over the folds, the excluded slides, failed units, and where bundle and report are."""
     console = stdout_console()
@@ -94,6 +102,8 @@ def print_training_summary(summary: TrainingSummary) -> None:
 
 def _print_outputs(console: Console, summary: TrainingSummary) -> None:
     print_excluded(console, summary.excluded.to_pylist())
+    for note in summary.run.read_notes("labels"):
+        print_line(console, f"labels: {shorten_note(note)}")
     if notes := summary.run.read_notes("annotations"):
         print_line(console, f"{len(notes)} annotation files were not used")
         for note in notes[:EXAMPLES]:

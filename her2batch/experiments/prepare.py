@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from her2batch.errors import InputError, SlideError
 from her2batch.exchange.annotations import find_annotations, read_annotations
 from her2batch.experiments.units import TrainingJob, annotated_patch_tables, tissue_patches
 from her2batch.files.atomic import atomic_write
-from her2batch.files.parquet import read_parquet, write_parquet
+from her2batch.files.parquet import write_parquet
 from her2batch.models.nets import locate_initial_weights
 from her2batch.pipeline.patch_grid import read_patches
 from her2batch.runtime.doctor import check_torchvision
@@ -27,7 +29,8 @@ from her2batch.runtime.ray_session import RaySession
 from her2batch.settings import ImageSettings
 from her2batch.slides.pyramid import Pyramid
 from her2batch.store import reviews
-from her2batch.store.labels import LABELS_SCHEMA, apply_reviews, check_labels, label_slides, read_labels
+from her2batch.store.label_sheets.stored import LABELS_SCHEMA, stored_label_table
+from her2batch.store.labels import NOT_IN_COHORT, apply_reviews, check_labels, label_notes, label_slides, read_labels
 from her2batch.store.schemas import run_schema
 from her2batch.store.training_run import encoder_folder
 from her2batch.tasks import HER2_TASKS, IHC_SCORES, PATCH_INPUTS, PATCH_PX, THUMBNAIL_INPUTS
@@ -55,15 +58,20 @@ def check_libraries(job: TrainingJob, work: UnitPlan) -> None:
 
 
 def prepare_run(
-    job: TrainingJob, work: UnitPlan, labels: Path | None, annotations: Path | None, session: RaySession | None
+    job: TrainingJob,
+    work: UnitPlan,
+    labels: Path | None,
+    annotations: Path | None,
+    session: RaySession | None,
+    columns: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write labels, excluded slides, folds and caches of a run.
 
-    labels: a CSV or TCGA table; None: the labels given to the ingest.  Raises InputError for unusable input, and when
-    the labels or folds of a resumed run have changed.
+    labels: a label sheet; None: the labels given to the ingest.  columns: of the sheet, name → header.
+    Raises InputError for unusable input, and when the labels or folds of a resumed run have changed.
     """
     rows = job.cohort.rows()
-    label_table, reviewed = load_labels(job, labels)
+    label_table, reviewed = load_labels(job, labels, columns)
     labelled, excluded, split = assign_folds(job, work, label_table, rows)
     for name, table in (("folds", split), ("labels", labelled)):
         if job.run.table(name).is_file() and not job.run.read(name).equals(table):
@@ -78,22 +86,27 @@ def prepare_run(
     _fill_caches(job, work, labelled, annotations, rows, session)
 
 
-def load_labels(job: TrainingJob, path: Path | None) -> tuple[pa.Table, pa.Table]:
-    """Read the labels from `path`, or those given to the ingest, check them, and apply reviews if the settings say so.
+def load_labels(
+    job: TrainingJob, path: Path | None, columns: Mapping[str, str] = MappingProxyType({})
+) -> tuple[pa.Table, pa.Table]:
+    """Read the labels, check them, and apply reviews if the settings say so. What a person should know is noted.
 
+    path: of a label sheet; None: the labels given to the ingest.  columns: of the sheet, name → header.
+    Of the labels that were given to the ingest, those of slides that the cohort does not have are excluded later.
     Returns the labels, and the effect of each review (REVIEWED).  Raises InputError.
     """
     rows = job.cohort.rows()
     entries = reviews.read_reviews(job.cohort) if job.training.reviews else []
     if path is not None:
-        table = read_labels(path, rows)
+        table = read_labels(path, job.cohort, columns)
     elif job.cohort.labels.is_file():
-        table = read_parquet(job.cohort.labels)
+        table = stored_label_table(job.cohort)
     elif entries:
         table = LABELS_SCHEMA.empty_table()
     else:
         raise InputError("the cohort has no labels", job.cohort.root, "give --labels CSV")
-    check_labels(table, rows, path or job.cohort.labels)
+    check_labels(table, rows, path or job.cohort.labels, partly=path is None)
+    job.run.write_notes("labels", label_notes(table, rows))
     return apply_reviews(table, entries, rows)
 
 
@@ -130,8 +143,9 @@ def assign_folds(job: TrainingJob, work: UnitPlan, table: pa.Table, rows: Rows) 
 def label_task_slides(job: TrainingJob, task: str, table: pa.Table, rows: Rows) -> tuple[pa.Table, pa.Table]:
     """Return the labelled and the excluded slides of a task. Raises InputError if they are too few for the folds."""
     good, bad = label_slides(table, task, rows, job.training.keep_contradictions)
-    if not good.num_rows and set(bad["reason"].to_pylist()) == {"other-stain"}:
-        what = f"{task} applies to none of the {bad.num_rows} slides: {bad['words'][0]}"
+    there = bad.filter(pc.not_equal(bad["reason"], NOT_IN_COHORT))
+    if not good.num_rows and set(there["reason"].to_pylist()) == {"other-stain"}:
+        what = f"{task} applies to none of the {there.num_rows} slides: {there['words'][0]}"
         raise InputError(what, None, "correct the column stain of the labels, or leave the task out")
     if job.training.shuffle_labels:
         good = folds.shuffle_labels(good, job.training.seed)

@@ -72,7 +72,7 @@ def _cells_without_data(
     job: TrainingJob, request: TrainingRequest, rows: list[tuple[PaperRow, Cell]]
 ) -> dict[Cell, str]:
     """Return the cells that cannot be trained on this cohort, with the reasons."""
-    (table, _), slides = load_labels(job, request.labels), job.cohort.rows()
+    (table, _), slides = load_labels(job, request.labels, request.columns), job.cohort.rows()
     missing: dict[Cell, str] = {}
     problems: dict[str, str | None] = {}
     for _, cell in rows:

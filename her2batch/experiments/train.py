@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,18 +33,19 @@ UnitCallback = Callable[[int, int, Unit, str | None], None]
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """The paths of a training run: cohort, output folder, and files of the user."""
+    """The paths of a training run: cohort, output folder, and files of the user.  columns: of the labels."""
 
     cohort: Path
     out: Path
     labels: Path | None = None
     annotations: Path | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def training_request(job: TrainJob) -> TrainingRequest:
     """Return the paths that a TOML file of a training run names."""
     labels, annotations = (Path(path) if path is not None else None for path in (job.labels, job.annotations))
-    return TrainingRequest(to_location(job.cohort), Path(job.out), labels, annotations)
+    return TrainingRequest(to_location(job.cohort), Path(job.out), labels, annotations, job.columns)
 
 
 @dataclass
@@ -77,6 +78,7 @@ def training_result(summary: TrainingSummary) -> dict[str, Any]:
         "excluded": summary.excluded.to_pylist(),
         "failed": summary.failed,
         "annotation_notes": run.read_notes("annotations"),
+        "label_notes": run.read_notes("labels"),
         "exit_code": summary.exit_code,
     }
 
@@ -113,6 +115,7 @@ def open_job(request: TrainingRequest, training: Training) -> TrainingJob:
         "plan": plan_of_cohort.model_dump(mode="json", exclude_none=True),
         "training": training.model_dump(mode="json", exclude_none=True),
         **{name: str(path.absolute()) for name, path in _input_files(request).items()},
+        **({"columns": dict(request.columns)} if request.columns else {}),
     }
     run.open_or_create(settings)
     return TrainingJob(run, cohort, plan_of_cohort, training)
@@ -127,7 +130,8 @@ def read_request(root: Path) -> tuple[TrainingRequest, Training]:
     """Read the paths and settings of an existing run, to resume it. Raises InputError."""
     saved = TrainingRun(root).read_settings()
     files = {name: Path(saved[name]) for name in ("labels", "annotations") if name in saved}
-    return TrainingRequest(to_location(saved["cohort"]), root, **files), Training.model_validate(saved["training"])
+    request = TrainingRequest(to_location(saved["cohort"]), root, **files, columns=saved.get("columns", {}))
+    return request, Training.model_validate(saved["training"])
 
 
 ChooseFinalUnits = Callable[[pa.Table], UnitPlan]
@@ -148,7 +152,7 @@ def run_units(
     """
     check_libraries(job, work)
     with job.run.lock(), _connect_if_needed(resources, job, work) as session:
-        prepare_run(job, work, request.labels, request.annotations, session)
+        prepare_run(job, work, request.labels, request.annotations, session, request.columns)
         failed = dict(_train_units(session, job, work, resources, report))
         summary = metrics_summary(collect_results(job.run, work))
         if choose_final is not None and not failed and not _is_stopped(session):

@@ -96,7 +96,7 @@ def _tune(
     searched = [unit for unit in work.units if unit.fold != FINAL_FOLD]
     check_libraries(job, work)
     with job.run.lock(), connect(resources) as session:
-        prepare_run(job, work, request.labels, request.annotations, session)
+        prepare_run(job, work, request.labels, request.annotations, session, request.columns)
         trials = [row for unit in searched for row in _search(session, job, unit, samples, resources)]
         trials.sort(key=lambda row: (row["fold"], str(row["trial"])))
         table = pa.Table.from_pylist(trials, run_schema("trials"))

@@ -23,6 +23,7 @@ from her2batch.slides.discover import MISSING, DiscoveredSlides, FileProbe, Igno
 from her2batch.slides.fingerprint import fingerprint_slide
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.erase import erased_digest, erased_digests
+from her2batch.store.label_sheets.book import LABEL_COLUMNS, LabelBook
 from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.store.row_cache import SETTLED_NS
 
@@ -32,13 +33,14 @@ TRANSIENT_ERRORS = frozenset({"unstable", "gone", "store-write"})
 
 @dataclass(frozen=True)
 class SlideJob:
-    """One slide to process.  sha256: None where its files have not been read.  patient_id, stain: from the labels."""
+    """One slide to process.  sha256: None where its files have not been read.  patient_id and what follows: labels."""
 
     slide_id: str
     source: SlideFiles
     sha256: str | None
     patient_id: str | None = None
     stain: str | None = None
+    her2_detail: str | None = None
 
 
 @dataclass
@@ -173,12 +175,24 @@ class InventoryUpdater:
         self.inventory.probes |= found.probes
         return found
 
+    def register(self, found: DiscoveredSlides) -> None:
+        """Give every slide its id, by which labels meet it, without an outcome yet."""
+        self._seen_files.note_slides(found.slides)
+        if isinstance(self._labels, LabelBook):
+            self._labels.add_files(found.slides, self._seen_files.entries)
+
+    def reload_rows(self) -> None:
+        """Read the cohort's rows again after they were changed."""
+        self.rows.clear()
+        self.rows.update(self.cohort.rows())
+        self._damaged, self._sizes = self.cohort.damaged_slides(), self.cohort.object_sizes()
+
     def admit(self, found: DiscoveredSlides) -> list[SlideJob]:
         """Give every file its outcome; returns the slides to process."""
         for file in found.ignored:
             self._seen_files.note_ignored(file)
             self.inventory.outcomes[self._pseudonymizer.path(file.path)] = "ignored"
-        self._seen_files.note_slides(found.slides)
+        self.register(found)
         jobs = [job for source in found.slides if (job := self._job_for(source)) is not None]
         self.inventory.jobs += jobs
         for job in jobs:
@@ -201,7 +215,7 @@ class InventoryUpdater:
         else:
             self.inventory.outcomes[path] = "todo"
             label = self._labels.get(entry["slide_id"], {})
-            return SlideJob(entry["slide_id"], source, entry["sha256"], label.get("patient_id"), label.get("stain"))
+            return SlideJob(entry["slide_id"], source, entry["sha256"], *map(label.get, LABEL_COLUMNS))
         return None
 
     def _is_current(self, row: Row, entry: Row) -> bool:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from her2batch.models.bundle import Bundle, ModelEntry, load_network
+from her2batch.models.encoders import TIMM_PREFIX, TimmEncoder, find_encoder
 from her2batch.models.membrane_rule import apply_rule, rule_predictions
 from her2batch.models.nets import ImageClassifier
 from her2batch.models.predictor import BundlePredictor, SlideFeatures
@@ -51,6 +52,13 @@ class ImageNetwork(NamedTuple):
 def has_image_networks(bundle: Bundle) -> bool:
     """Whether a bundle has networks that read pixels, for which timm and torchvision are needed."""
     return any(entry.kind in IMAGE_KINDS for entry in bundle.info.models)
+
+
+def needs_image_networks(plan: Plan, bundle: Bundle | None) -> bool:
+    """Whether an ingest needs timm and torchvision: for the networks of its bundle, or for an encoder."""
+    if bundle is not None and has_image_networks(bundle):
+        return True
+    return any(name.startswith(TIMM_PREFIX) or isinstance(find_encoder(name), TimmEncoder) for name in plan.encoders)
 
 
 def load_networks(bundle: Bundle, device: str, kind: str | None = None, name: str | None = None) -> list[ImageNetwork]:

@@ -10,12 +10,17 @@ import pyarrow as pa
 from her2batch.errors import SlideError
 from her2batch.models.bundle import Bundle
 from her2batch.models.predictor import BundlePredictor
+from her2batch.pipeline.inventory import InventoryUpdater
 from her2batch.pipeline.predict import predict_slide, rule_table
 from her2batch.pipeline.slide_state import SlideState
+from her2batch.slides.discover import DiscoveredSlides
 from her2batch.slides.slide import SlideInfo
 from her2batch.store import schemas
 from her2batch.store.audit import files_match_row
 from her2batch.store.cohort import Cohort, Draft, Row, tables_of
+from her2batch.store.label_sheets.book import LABEL_COLUMNS, LabelBook
+from her2batch.store.label_sheets.cells import MISSING_PATIENTS, is_missing
+from her2batch.store.label_sheets.stored import write_labels
 from her2batch.tasks import MEMBRANE_RULE
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
 
@@ -76,8 +81,27 @@ def write_files(draft: Draft, state: SlideState) -> None:
 # -- labels ----------------------------------------------------------------------------------------------------
 
 
+def settle_labels(
+    labels: LabelBook, updater: InventoryUpdater, found: DiscoveredSlides | None, bundle: Bundle | None
+) -> list[str]:
+    """Match labels to slides, store them, and give finished slides theirs; returns the ids of those that changed.
+
+    found: the slides of the scan folder; None in a run that watches it, which goes on without labels that are not
+    clear.  Raises InputError for a label of the sheet that could mean two slides, before anything is stored.
+    """
+    if found is not None:
+        updater.register(found)
+        labels.check()
+    if labels.is_empty:
+        return []
+    write_labels(updater.cohort, labels.stored_rows())
+    changed = apply_labels(updater.cohort, labels, bundle)
+    updater.reload_rows()
+    return changed
+
+
 def apply_labels(cohort: Cohort, labels: Mapping[str, Row], bundle: Bundle | None = None) -> list[str]:
-    """Give committed slides the patients and stains of the labels; returns the slides that changed.
+    """Give committed slides the patients, stains and sub-scores of the labels; returns the slides that changed.
 
     A slide then has the bytes that processing it with these labels gives. Only its row and its predictions are written:
     the slide file and its pyramid are not read. Empty labels, and slides without labels, change nothing.
@@ -85,7 +109,7 @@ def apply_labels(cohort: Cohort, labels: Mapping[str, Row], bundle: Bundle | Non
     and `score` makes them. A slide whose tables can't be read is put on the list of damaged slides, which an ingest
     processes again.  Raises OSError when a write fails. Call it under the lock only.
     """
-    current = cohort.rows(("slide_id", "patient_id", "stain"))
+    current = cohort.rows(("slide_id", *LABEL_COLUMNS))
     changed, damaged = [], set()
     predictor: BundlePredictor | None = None
     for slide_id in sorted(current.keys() & labels.keys()):
@@ -96,7 +120,7 @@ def apply_labels(cohort: Cohort, labels: Mapping[str, Row], bundle: Bundle | Non
             if bundle is not None and predictor is None:
                 predictor = BundlePredictor(bundle)
             row: Row = cohort.read("slides", slide_id).to_pylist()[0]
-            new = {**row, **{name: label.get(name) or row[name] for name in ("patient_id", "stain")}}
+            new = {**row, **_labelled(row, label)}
             tables, removed = _relabelled_tables(cohort, row, new, label, predictor)
         except (OSError, pa.ArrowException):
             damaged.add(slide_id)
@@ -108,9 +132,21 @@ def apply_labels(cohort: Cohort, labels: Mapping[str, Row], bundle: Bundle | Non
     return changed
 
 
+def _labelled(row: Row, label: Row) -> Row:
+    """The columns of a slide's row that its label decides. A label without a patient or stain leaves them as they are.
+
+    A patient who is stated to be unknown replaces only a word for a missing value: earlier versions took `NA` for one.
+    """
+    patient = label.get("patient_id") or row["patient_id"]
+    if label.get("patient_unknown") and patient is not None and is_missing(patient, MISSING_PATIENTS):
+        patient = None
+    detail = label.get("her2_detail") if label.get("her2") is not None else row["her2_detail"]
+    return {"patient_id": patient, "stain": label.get("stain") or row["stain"], "her2_detail": detail}
+
+
 def _has_labels(cohort: Cohort, row: Row, label: Row) -> bool:
-    """Whether a slide has the patient and the stain of its label already. row: slide_id, patient_id and stain."""
-    if any(label.get(name) not in (None, row[name]) for name in ("patient_id", "stain")):
+    """Whether a slide has what its label states already. row: slide_id and LABEL_COLUMNS."""
+    if any(row[name] != value for name, value in _labelled(row, label).items()):
         return False
     if label.get("stain") != "ihc":
         return True

@@ -297,8 +297,9 @@ class SlideWorker:
         """The row of a slide that has not been opened."""
         path = printable_path(job.source.path) if self.pseudonymizer.key is None else None
         return {
-            "slide_id": job.slide_id, "patient_id": job.patient_id, "stain": job.stain, "path": path,
-            "sha256": job.sha256, "bytes": job.source.bytes, "mpp_source": None, "n_tiles": 0, "flags": [],
+            "slide_id": job.slide_id, "patient_id": job.patient_id, "stain": job.stain, "her2_detail": job.her2_detail,
+            "path": path, "sha256": job.sha256, "bytes": job.source.bytes, "mpp_source": None, "n_tiles": 0,
+            "flags": [],
         }  # fmt: skip
 
     def _time_row(self, job: SlideJob, status: str, started: float | None, seconds: Mapping[str, float]) -> Row:

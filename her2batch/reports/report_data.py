@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,12 +12,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from her2batch.errors import InputError
+from her2batch.errors import InputError, StoreError
 from her2batch.files.parquet import read_parquet
 from her2batch.reports.cases import Case, group_into_cases
 from her2batch.reports.theme import SortableTable
 from her2batch.store.audit import CohortStatus, cohort_status
 from her2batch.store.cohort import Cohort, Row
+from her2batch.store.label_sheets.stored import stored_labels
 from her2batch.store.schemas import table_schema
 from her2batch.store.training_run import TrainingRun
 from her2batch.tasks import MEMBRANE_RULE
@@ -91,7 +92,7 @@ def load_report_data(cohort: Cohort, run: TrainingRun | None = None) -> ReportDa
         elif table.num_rows:
             bundle = name.split("/", 1)[1]
             predictions[row["slide_id"]] += [{**prediction, "bundle": bundle} for prediction in table.to_pylist()]
-    labels, run_times = _read_labels(cohort), _read_run_times(cohort)
+    labels, run_times = _read_labels(cohort, rows), _read_run_times(cohort)
     return ReportData(cohort, rows, dict(predictions), labels, status, run_times, run, notes=tuple(notes))
 
 
@@ -115,12 +116,11 @@ def read_tables(cohort: Cohort, wanted: Iterable[tuple[Row, str]]) -> list[pa.Ta
         return list(pool.map(read, wanted))
 
 
-def _read_labels(cohort: Cohort) -> dict[str, Row]:
-    if not cohort.labels.exists():
-        return {}
+def _read_labels(cohort: Cohort, slides: Container[str]) -> dict[str, Row]:
+    """Return the labels of the cohort's slides. Raises InputError if they can't be read."""
     try:
-        return {row["slide_id"]: row for row in read_parquet(cohort.labels).to_pylist()}
-    except (OSError, pa.ArrowInvalid) as error:
+        return {slide_id: row for slide_id, row in stored_labels(cohort).items() if slide_id in slides}
+    except (OSError, StoreError) as error:
         raise InputError("can't be read", cohort.labels, "run her2batch ingest with --labels again") from error
 
 

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -17,14 +17,14 @@ from her2batch.files.atomic import disk_errors
 from her2batch.files.locations import free_bytes, to_location
 from her2batch.files.locks import is_locked
 from her2batch.files.new_folder import remove_if_refused
-from her2batch.models.bundle import Bundle, check_bundle_fits, read_bundle
-from her2batch.models.encoders import TIMM_PREFIX, TimmEncoder, embedding_dim, find_encoder, locate_encoder_weights
+from her2batch.models.bundle import check_bundle_fits, read_bundle
+from her2batch.models.encoders import embedding_dim, locate_encoder_weights
 from her2batch.models.predictor import BundlePredictor
 from her2batch.pipeline.inventory import Inventory, InventoryUpdater, take_inventory
-from her2batch.pipeline.predict import has_image_networks
+from her2batch.pipeline.predict import needs_image_networks
 from her2batch.pipeline.progress import RemainingTime, RunProgress
 from her2batch.pipeline.queue import SlideQueue, UrgentList, local_now, next_occurrence
-from her2batch.pipeline.results import apply_labels
+from her2batch.pipeline.results import settle_labels
 from her2batch.pipeline.resume.plan_change import PlanChangedError, settle_plan
 from her2batch.pipeline.slide_state import StageContext, check_stages
 from her2batch.pipeline.stages import active_stages
@@ -37,9 +37,12 @@ from her2batch.runtime.telemetry import RunMetrics
 from her2batch.runtime.watch import FolderWatch
 from her2batch.settings import Plan, Resources, RunWindow
 from her2batch.slides.cucim import load_cucim
+from her2batch.slides.discover import DiscoveredSlides
 from her2batch.store.cleanup import remove_leftovers, remove_orphans
 from her2batch.store.cohort import Cohort, Row
-from her2batch.store.labels import store_labels, stored_labels
+from her2batch.store.label_sheets.book import LabelsReport, open_labels
+from her2batch.store.label_sheets.reading import read_label_sheet
+from her2batch.store.label_sheets.stored import write_labels
 from her2batch.store.outcome_counts import OUTCOMES, OutcomeCounts
 from her2batch.store.pseudonyms import Pseudonymizer, read_key
 from her2batch.store.run_log import RunLog
@@ -63,7 +66,7 @@ class IngestRequest:
 
     scans: the scan folder.  out: the cohort.  bundle, labels, weights: files to use.  key: of the pseudonyms.
     only: process no slide of the scan folder but the one that this file belongs to.  replan: process finished slides
-    again if the plan has changed; see `settle_plan`, also for exact_plan.
+    again if the plan has changed; see `settle_plan`, also for exact_plan.  columns: of the labels, name → header.
     """
 
     scans: Path
@@ -76,6 +79,7 @@ class IngestRequest:
     only: Path | None = None
     replan: bool = False
     exact_plan: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -85,8 +89,9 @@ class IngestSummary:
     seen to ignored: numbers of files, by outcome.  already: of the done and failed slides, those of an earlier run.
     left: seconds that the deferred slides will take, least and most.  slides, failures: rows of all slides of the scan
     folder, and of those that failed.  skipped: parts that need a bundle.  fresh: ids of the slides that this run ended.
-    relabelled: ids of the finished slides to which the labels gave another patient or stain.  missing: slides that a
-    QuPath project or a manifest lists and that are not there, each with the reason.
+    relabelled: ids of the finished slides to which the labels gave another patient, stain or sub-score.  missing:
+    slides that a QuPath project or a manifest lists and that are not there, each with the reason.  labels: what became
+    of the labels; None without labels.
     """
 
     cohort: Path
@@ -108,6 +113,7 @@ class IngestSummary:
     fresh: list[str] = field(default_factory=list)
     relabelled: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    labels: LabelsReport | None = None
 
     @property
     def adds_up(self) -> bool:
@@ -140,6 +146,7 @@ def ingest(
     """
     started = time.perf_counter()
     plan, worker = _prepare(request, plan)
+    sheet = read_label_sheet(request.labels, request.columns) if request.labels is not None else None
     new = not worker.cohort.settings.exists()
     with (
         worker.pseudonymizer.hide_error_texts(),
@@ -150,15 +157,19 @@ def ingest(
         cohort.create(settle_plan(cohort, plan, request.replan, exact=True))  # again: another run may have ended
         remove_leftovers(cohort)
         cohort.update_row_cache()  # with the rows of a killed run
-        labels = _labels(cohort, request.labels, worker.pseudonymizer)
-        relabelled = apply_labels(cohort, labels, worker.context.bundle)
+        labels = open_labels(sheet, cohort, worker.pseudonymizer)
         updater = InventoryUpdater(request.scans, cohort, plan, worker.pseudonymizer, labels, request.retry_failed)
+        found = None if window.watch else _discover(updater, request.only)
+        relabelled = settle_labels(labels, updater, found, worker.context.bundle)
         remove_orphans(cohort, updater.rows)
         _check_space(cohort)
         summary = IngestSummary(cohort.root, run=datetime.now(UTC).strftime("ingest-%Y%m%dT%H%M%S.%fZ"))
         summary.skipped, summary.relabelled = _skipped(worker.context), relabelled
         stopped = session.stopped if session is not None else threading.Event()
-        with RunLog(cohort, summary.run) as run_log, _job_source(updater, request, plan, window, stopped) as source:
+        with (
+            RunLog(cohort, summary.run) as run_log,
+            _job_source(updater, found, request, plan, window, stopped) as source,
+        ):
             run_log.write("started", host=socket.gethostname(), pid=os.getpid(), plan=plan.id, watch=window.watch)
             if new and not window.watch:
                 _check_found(updater.inventory, request)
@@ -168,6 +179,9 @@ def ingest(
             _run(run, worker, resources, session)
             updater.rows.clear()  # _count reads them again: one copy of 7 kB a slide is enough
             _count(cohort, updater.inventory, summary)
+            if not labels.is_empty:
+                write_labels(cohort, labels.stored_rows())  # with those that a slide met which came during the run
+                summary.labels = labels.report(row["slide_id"] for row in summary.slides)
             run_log.write("ended", **{name: getattr(summary, name) for name in COUNTS})
     summary.seconds = time.perf_counter() - started
     return summary
@@ -210,7 +224,7 @@ def _prepare(request: IngestRequest, plan: Plan) -> tuple[Plan, SlideWorker]:
         plan = settle_plan(cohort, wanted, True, request.exact_plan)  # in use, which is the error then
     if bundle is not None:
         check_bundle_fits(bundle, plan)
-    if _needs_image_networks(plan, bundle):
+    if needs_image_networks(plan, bundle):
         if plan.reader == "cucim":
             load_cucim()  # before torch: afterwards it would hang
         check_torchvision()
@@ -225,27 +239,26 @@ def _prepare(request: IngestRequest, plan: Plan) -> tuple[Plan, SlideWorker]:
     return plan, worker
 
 
-def _labels(cohort: Cohort, path: Path | None, pseudonymizer: Pseudonymizer) -> dict[str, Row]:
-    """Labels by slide id: from a file, which is stored in the cohort, or those of an earlier ingest."""
-    return store_labels(cohort, path, pseudonymizer) if path is not None else stored_labels(cohort)
-
-
-def _needs_image_networks(plan: Plan, bundle: Bundle | None) -> bool:
-    if bundle is not None and has_image_networks(bundle):
-        return True
-    return any(name.startswith(TIMM_PREFIX) or isinstance(find_encoder(name), TimmEncoder) for name in plan.encoders)
+def _discover(updater: InventoryUpdater, only: Path | None) -> DiscoveredSlides:
+    """Search the scan folder.  only: the result is the slide of this file."""
+    found = updater.discover()
+    return found if only is None else found.for_file(only)
 
 
 @contextmanager
 def _job_source(
-    updater: InventoryUpdater, request: IngestRequest, plan: Plan, window: RunWindow, stopped: threading.Event
+    updater: InventoryUpdater,
+    found: DiscoveredSlides | None,
+    request: IngestRequest,
+    plan: Plan,
+    window: RunWindow,
+    stopped: threading.Event,
 ) -> Iterator[SlideQueue | FolderWatch]:
-    """The source of slides: a queue of all slides in the scan folder, or a watch of the folder."""
+    """The source of slides: a queue of all slides that were found in the scan folder, or a watch of the folder."""
     urgent = UrgentList(Path(window.urgent)) if window.urgent is not None else None
     queue = SlideQueue((), urgent, next_occurrence(window.until, local_now()) if window.until is not None else None)
-    if not window.watch:
-        found = updater.discover()
-        queue.put(updater.admit(found if request.only is None else found.for_file(request.only)))
+    if found is not None:
+        queue.put(updater.admit(found))
         yield queue
         return
     if request.scans.is_file():

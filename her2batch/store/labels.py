@@ -27,6 +27,9 @@ __all__ = [
     "stored_labels",
 ]  # fmt: skip
 
+NOT_IN_COHORT: Final = "not-in-cohort"
+"""Reason for which a label is excluded whose slide the cohort does not have."""
+
 LABELLED_SCHEMA = pa.schema(
     [("slide_id", pa.string()), ("patient_id", pa.string()), ("label", pa.int32()), ("truth", pa.string()),
      ("stratum", pa.string())]
@@ -107,6 +110,22 @@ def check_labels(labels: pa.Table, rows: Slides, path: Path, partly: bool = Fals
         )
 
 
+def label_notes(labels: pa.Table, rows: Slides) -> list[str]:
+    """What a person should know about the labels of a cohort, in sentences.  rows: of the slides table."""
+    own = labels.to_pylist()
+    unknown = [row["slide_id"] for row in own if row["patient_unknown"] and row["slide_id"] in rows]
+    notes = []
+    if unknown:
+        what = f"the patient of {len(unknown)} slides is not known: each counts as a patient of its own"
+        notes.append(f"{what} ({', '.join(unknown)})")
+    if absent := [row["slide_id"] for row in own if row["slide_id"] not in rows]:
+        notes.append(f"{len(absent)} labels are of slides that the cohort does not have: {', '.join(absent)}")
+    labelled = {row["slide_id"] for row in own}
+    if without := sorted(set(rows) - labelled):
+        notes.append(f"{len(without)} slides of the cohort have no label: {', '.join(without)}")
+    return notes
+
+
 def label_slides(
     labels: pa.Table, task: str, rows: Slides, keep_contradictions: bool = False
 ) -> tuple[pa.Table, pa.Table]:
@@ -119,7 +138,7 @@ def label_slides(
     for row in sorted(labels.to_pylist(), key=lambda label: str(label["slide_id"])):
         slide_id = row["slide_id"]
         patient = row["patient_id"] or slide_id
-        reason, words = _exclusion(task, row, rows.get(slide_id, {}), keep_contradictions)
+        reason, words = _exclusion(task, row, rows, keep_contradictions)
         if reason is not None:
             excluded.append(
                 {"slide_id": slide_id, "patient_id": patient, "task": task, "reason": reason, "words": words}
@@ -140,11 +159,12 @@ def _class(task: str, row: Mapping[str, Any]) -> str | None:
     return {"+": "positive", "-": "negative"}[row[task]]
 
 
-def _exclusion(
-    task: str, row: Mapping[str, Any], slide: Mapping[str, Any], keep: bool
-) -> tuple[str | None, str | None]:
+def _exclusion(task: str, row: Mapping[str, Any], slides: Slides, keep: bool) -> tuple[str | None, str | None]:
     """Why a slide is excluded from a task, as a stable word and as a sentence; None, None if it is not."""
     name = row["slide_id"]
+    if slides and name not in slides:
+        return NOT_IN_COHORT, f"the cohort does not have {name}"
+    slide = slides.get(name, {})
     stain = row["stain"] or slide.get("stain")
     if not task_applies(task, stain):
         known = f"{name} is stained for {stain}"

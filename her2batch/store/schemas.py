@@ -62,6 +62,7 @@ SLIDE_COLUMNS = (
     Column("error_code", TEXT, "null when done"),
     Column("error", TEXT, "file, what failed, and the remedy; null when done"),
     Column("plan_id", TEXT, "id of the plan: the settings that decide the results"),
+    Column("her2_detail", TEXT, "sub-score of a HER2 score of 0, null · ultralow, from the labels; null without"),
     Column("files", FILES_TYPE, "path, size and SHA-256 of every other file of the slide in the cohort"),
 )
 

@@ -33,7 +33,6 @@ from numpy.typing import NDArray
 
 from her2batch.errors import InputError
 from her2batch.exchange.geojson import CLASS_COLOURS
-from her2batch.store.labels import COLUMNS
 from her2batch.synthetic.painting import paint_slide
 from her2batch.synthetic.specimen import (
     ARTEFACTS,
@@ -51,6 +50,9 @@ Image = NDArray[np.uint8]
 Progress = Callable[[int, int], None]
 
 TILE = 256
+
+LABEL_HEADER = ("slide_id", "patient_id", "her2", "ish", "er", "pr", "site", "stain")
+"""Columns of labels.csv."""
 
 MIN_LEVEL_PX = 512
 """Least width and height of the pyramid's levels, except the first."""
@@ -200,12 +202,12 @@ def draw_nuclei(positive: bool, rng: np.random.Generator) -> CellMix:
 def write_labels(path: Path, truths: list[SlideTruth]) -> None:
     """Write labels.csv. A slide has only the labels of its own stain."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        rows = csv.DictWriter(file, LABEL_HEADER, lineterminator="\n")
         rows.writeheader()
         for truth in truths:
             ish = truth.ish if truth.her2 == "2+" else None
             values = (truth.slide_id, truth.patient_id, truth.her2, ish, truth.receptor("er"), truth.receptor("pr"))
-            rows.writerow(dict(zip(COLUMNS, (*values, truth.site, truth.stain), strict=True)))
+            rows.writerow(dict(zip(LABEL_HEADER, (*values, truth.site, truth.stain), strict=True)))
 
 
 def _write_slide_files(out: Path, seed: int, planned: SlideTruth) -> SlideTruth:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +10,9 @@ import typer
 
 from her2batch.cli.options import (
     DEFAULT_COHORT,
+    LABELS_HELP,
     CohortArgument,
+    ColumnOption,
     Json,
     KeyOption,
     OutOption,
@@ -18,6 +20,7 @@ from her2batch.cli.options import (
     WeightsOption,
     emit,
     options,
+    parse_columns,
 )
 from her2batch.settings import Plan, Resources, RunWindow
 
@@ -43,9 +46,8 @@ def ingest(
     window: RunWindow,
     resources: Resources,
     bundle: Annotated[Path | None, typer.Option(help="folder of a trained bundle to score with")] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="CSV with slide_id, patient_id, her2, ish, er, pr, site, stain")
-    ] = None,
+    labels: Annotated[Path | None, typer.Option(help=LABELS_HELP)] = None,
+    column: ColumnOption = None,
     weights: WeightsOption = None,
     pseudonymize: Annotated[
         Path | None, typer.Option(help="key file; no name, date or barcode reaches the cohort")
@@ -68,17 +70,24 @@ def ingest(
     from her2batch.runtime.ingest import ingest as run
 
     request = IngestRequest(scans, out, bundle, labels, weights, pseudonymize, retry_failed, replan=replan)
+    request = replace(request, columns=parse_columns(column))
     if dry_run:
         return _dry_run(request, plan, resources, as_json)
     from her2batch.api import ingest_result
     from her2batch.cli.console import ingest_progress, print_ingest_summary
+    from her2batch.cli.console_labels import print_labels_report
     from her2batch.reports.prediction_counts import count_predictions
     from her2batch.store.cohort import Cohort
 
     with ingest_progress(quiet or as_json) as report:
         summary = run(request, plan, resources, report, window)
     counts = count_predictions(Cohort(summary.cohort), summary.fresh)
-    emit(as_json, ingest_result(summary, counts), lambda: print_ingest_summary(summary, counts))
+
+    def show() -> None:
+        print_labels_report(summary.labels)
+        print_ingest_summary(summary, counts)
+
+    emit(as_json, ingest_result(summary, counts), show)
     return summary.exit_code
 
 

@@ -10,12 +10,14 @@ import typer
 from her2batch.cli.options import (
     COHORT_HELP,
     CohortArgument,
+    ColumnOption,
     Json,
     LabelsOption,
     Quiet,
     RunOption,
     emit,
     options,
+    parse_columns,
     parse_location,
 )
 from her2batch.models.mil_registry import MIL_METHODS
@@ -44,6 +46,7 @@ def train(
     training: Training,
     resources: TrainingResources,
     labels: LabelsOption = None,
+    column: ColumnOption = None,
     annotations: AnnotationsOption = None,
     resume: Annotated[Path | None, typer.Option(help="continue this run with its own settings")] = None,
     as_json: Json = False,
@@ -59,7 +62,7 @@ def train(
     elif cohort is None:
         raise typer.BadParameter("name the cohort, or continue a run with --resume RUN", param_hint="COHORT")
     else:
-        request = TrainingRequest(cohort, out, labels, annotations)
+        request = TrainingRequest(cohort, out, labels, annotations, parse_columns(column))
     with unit_progress(quiet or as_json) as report:
         summary = run(request, training, resources, report)
     emit(as_json, training_result(summary), lambda: print_training_summary(summary))
@@ -75,6 +78,7 @@ def reproduce(
     training: Training,
     resources: TrainingResources,
     labels: LabelsOption = None,
+    column: ColumnOption = None,
     annotations: AnnotationsOption = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -85,7 +89,9 @@ def reproduce(
     from her2batch.experiments.train import TrainingRequest, training_result
 
     with unit_progress(quiet or as_json) as report:
-        summary = run(TrainingRequest(cohort, out, labels, annotations), training, resources, report)
+        summary = run(
+            TrainingRequest(cohort, out, labels, annotations, parse_columns(column)), training, resources, report
+        )
     data = {**training_result(summary.trained), "tables": summary.tables.to_pylist()}
     emit(as_json, data, lambda: print_reproduction(summary))
     return summary.exit_code
@@ -100,6 +106,7 @@ def tune(
     training: Training,
     resources: TrainingResources,
     labels: LabelsOption = None,
+    column: ColumnOption = None,
     annotations: AnnotationsOption = None,
     samples: Annotated[int, typer.Option(min=1, help="number of trials in each outer fold")] = 20,
     outer: Annotated[
@@ -114,7 +121,14 @@ def tune(
     from her2batch.experiments.tune import tune as run
 
     with unit_progress(quiet or as_json) as report:
-        summary = run(TrainingRequest(cohort, out, labels, annotations), training, samples, outer, resources, report)
+        summary = run(
+            TrainingRequest(cohort, out, labels, annotations, parse_columns(column)),
+            training,
+            samples,
+            outer,
+            resources,
+            report,
+        )
     data = {**training_result(summary.trained), "trials": summary.trials.to_pylist(), "best": summary.best}
     emit(as_json, data, lambda: print_tuning_summary(summary))
     return summary.exit_code

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
-from her2batch.errors import InputError
+from her2batch.errors import InputError, printable_path
+from her2batch.slides.discover import SlideFiles
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.label_sheets.matching import LabelMatch, SlideNames, match_labels
 from her2batch.store.label_sheets.reading import LabelSheet
@@ -14,7 +16,10 @@ from her2batch.store.label_sheets.rows import LabelRow, doubled_error, strip_sli
 from her2batch.store.label_sheets.stored import stored_label_table
 from her2batch.store.pseudonyms import Pseudonymizer
 
-AMBIGUOUS = "ambiguous"
+LABEL_COLUMNS: Final = ("patient_id", "stain", "her2_detail")
+"""Columns of `slides` that labels decide."""
+
+AMBIGUOUS: Final = "ambiguous"
 """Level of a stored label whose name could mean two slides."""
 
 
@@ -58,9 +63,22 @@ class LabelBook(Mapping[str, Row]):
             self._names.add(slide_id, path)
         self._match = None
 
+    def add_files(self, files: Iterable[SlideFiles], entries: Mapping[str, Row]) -> None:
+        """Add the slides of a scan folder.  entries: of the intake table, with their ids, by the stored path."""
+        for slide in files:
+            entry = entries.get(self._pseudonymizer.path(slide.path), {})
+            if entry.get("slide_id") is not None:
+                self._names.add(entry["slide_id"], printable_path(slide.path))
+        self._match = None
+
     def add_cohort(self, cohort: Cohort) -> None:
         """Add the slides of a cohort, by the paths of their rows and of all files that are theirs."""
         self.add_slides(slide_paths(cohort, self._pseudonymizer.key is not None))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no labels at all; its length is the number of slides that have one."""
+        return not self._rows
 
     @property
     def slides(self) -> list[str]:
@@ -126,8 +144,12 @@ class LabelBook(Mapping[str, Row]):
         return self._pseudonymizer.slide(strip_slide_suffix(row["name"]))
 
     def check(self) -> None:
-        """Raise InputError for the first label that could mean two slides, and for two lines of one slide."""
-        assert self._sheet is not None
+        """Raise InputError for two lines of one slide, and for the first label that could mean two slides.
+
+        The labels that the cohort has are not checked: what is unclear was reported when they were given.
+        """
+        if self._sheet is None:
+            return
         for one, other in self.match.doubled.values():
             raise doubled_error(self._sheet.path, one, other, self._sheet.unit)
         for row, slides in self.match.ambiguous[:1]:
@@ -167,6 +189,13 @@ def _stems(name: str) -> tuple[str, ...]:
     """The stems that the slide id of a file can be made of."""
     bare = strip_slide_suffix(name)
     return (name, bare, name.rpartition(".")[0] or name)
+
+
+def open_labels(sheet: LabelSheet | None, cohort: Cohort, pseudonymizer: Pseudonymizer) -> LabelBook:
+    """The labels of a sheet, or those of an earlier ingest, with the slides that the cohort has."""
+    book = LabelBook(sheet.rows, pseudonymizer, sheet) if sheet is not None else stored_book(cohort, pseudonymizer)
+    book.add_cohort(cohort)
+    return book
 
 
 def stored_book(cohort: Cohort, pseudonymizer: Pseudonymizer) -> LabelBook:

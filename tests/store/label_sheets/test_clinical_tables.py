@@ -82,7 +82,7 @@ def test_every_form_gives_the_labels_of_patients_and_their_slides(tmp_path: Path
         (BIOTAB.replace("\t1+\t", "\t2++\t"), r"line 4: her2_ihc_score is '2\+\+'"),
         (BIOTAB + BIOTAB.splitlines()[3] + "\n", "lines 4 and 7 are of one patient; keep one line per patient"),
     ],
-)  # fmt: skip
+)
 def test_tables_that_do_not_help_are_refused_with_the_reason(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "a.txt").write_text(text)
     with pytest.raises(InputError, match=words):
@@ -99,11 +99,19 @@ def test_a_table_without_scores_is_read_for_its_other_labels(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("name", "barcode", "meets"),
-    [("TCGA-A1-A0SB-01Z-00-DX1", "TCGA-A1-A0SB", True), ("tcga-a1-a0sb", "TCGA-A1-A0SB", True),
-     ("TCGA-A1-A0SB2-01Z", "TCGA-A1-A0SB", False), ("TCGA-A1-A0SB-01Z-00", "TCGA-A1-A0SB-01", True),
-     ("TCGA-A1-A0SB-011", "TCGA-A1-A0SB-01", False), ("TCGA-A1-A0SB-06A", "TCGA-A1-A0SB-01", False),
-     ("P-0001_HER2", "P-0001", True), ("P-00012", "P-0001", False), ("x-P-0001", "P-0001", False), ("a", "", False)],
-)  # fmt: skip
+    [
+        ("TCGA-A1-A0SB-01Z-00-DX1", "TCGA-A1-A0SB", True),
+        ("tcga-a1-a0sb", "TCGA-A1-A0SB", True),
+        ("TCGA-A1-A0SB2-01Z", "TCGA-A1-A0SB", False),
+        ("TCGA-A1-A0SB-01Z-00", "TCGA-A1-A0SB-01", True),
+        ("TCGA-A1-A0SB-011", "TCGA-A1-A0SB-01", False),
+        ("TCGA-A1-A0SB-06A", "TCGA-A1-A0SB-01", False),
+        ("P-0001_HER2", "P-0001", True),
+        ("P-00012", "P-0001", False),
+        ("x-P-0001", "P-0001", False),
+        ("a", "", False),
+    ],
+)
 def test_a_barcode_ends_where_it_ends(name: str, barcode: str, meets: bool) -> None:
     assert begins_with_barcode(name, barcode) == meets
 
