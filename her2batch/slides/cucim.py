@@ -51,7 +51,8 @@ class CucimSlide(TiledTiffSlide):
             return {}
         cucim_sizes = [tuple(size) for size in self._image.resolutions["level_dimensions"]]
         sizes = [(level.width, level.height) for level in self.info.levels]
-        complete = [bool(self.table(k).byte_counts.all()) for k in range(len(sizes))]
+        tables = [self.table(k) for k in range(len(sizes))]
+        complete = [bool(table.byte_counts.all()) and table.planes == 1 for table in tables]
         return {k: cucim_sizes.index(size) for k, size in enumerate(sizes) if size in cucim_sizes and complete[k]}
 
     def _pixels(self, box: Box, level: int) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -37,6 +38,9 @@ DESCRIPTIVE_TAGS = frozenset({256, 257, 270, 347})
 
 TILE_LIST_TAGS = frozenset({273, 279, 324, 325})
 MAX_DIRECTORIES, MAX_ENTRIES, MAX_TILES = 10_000, 4_000, 20_000_000
+MAX_DEPTH = 8
+"""Largest number of directories one inside the other, as SubIFDs."""
+
 MAX_VALUE_BYTES = {270: 32_000_000, 347: 100_000, 700: 32_000_000}
 """Tag → largest number of bytes of its value: descriptions are searched, and JPEG tables are decoded with each tile."""
 
@@ -113,36 +117,94 @@ def is_tiff(path: Path) -> bool:
         return file.read(4) in TIFF_MAGIC
 
 
+@dataclass(frozen=True)
+class Directory:
+    """A directory of a TIFF and the byte ranges of the values that it points to.
+
+    at, end: the directory itself.  parent: offset of the directory of which it is a SubIFD; None for the main chain.
+    descriptive: sizes, descriptions, JPEG tables.  tile_lists: offsets and sizes of tiles or strips.
+    """
+
+    at: int
+    end: int
+    parent: int | None
+    descriptive: tuple[ByteRange, ...]
+    tile_lists: tuple[ByteRange, ...]
+
+
 def check_directories(path: Path, high_words: bool = False) -> tuple[tuple[ByteRange, ...], tuple[ByteRange, ...]]:
     """Walk through all directories of a TIFF. Nothing but the directories is read.
 
     Returns two tuples of byte ranges: those that must not be zeros (directories, sizes, descriptions), and those of
-    the tile lists.  high_words: the file is an NDPI, which stores the upper 32 bits of offsets separately.  Raises
-    SlideError `truncated` when something lies beyond the end of the file or is empty, `unreadable` for loops and
-    implausible counts.
+    the tile lists. Raises SlideError as `read_directories` does.
     """
-    size = path.stat().st_size
-    fixed: list[ByteRange] = []
-    lists: list[ByteRange] = []
+    directories = read_directories(path, high_words)
+    fixed = [((item.at, item.end), *item.descriptive) for item in directories]
+    return tuple(chain.from_iterable(fixed)), tuple(chain.from_iterable(item.tile_lists for item in directories))
+
+
+def read_directories(path: Path, high_words: bool = False) -> list[Directory]:
+    """Return all directories of a TIFF: the main chain in its order, then the SubIFDs of each directory.
+
+    A directory may be pointed to more than once: writers list all SubIFDs of a page and also chain them. It is read
+    once. Only a chain that returns to itself, or to the directory that it hangs from, is a loop.  high_words: the file
+    is an NDPI, which stores the upper 32 bits of offsets separately.  Raises SlideError `truncated` when something
+    lies beyond the end of the file or is empty, `unreadable` for loops and implausible counts.
+    """
     with path.open("rb") as file:
-        layout = _parse_header(path, file.read(16), high_words)
-        pending, visited = [layout.first], set[int]()
-        while pending:
-            at = pending.pop()
-            if at in visited or len(visited) >= MAX_DIRECTORIES:
-                raise SlideError("unreadable", path, "its TIFF directories form a loop, or there are too many")
-            visited.add(at)
-            end, entries, following = _read_directory(path, file, layout, at, size)
-            fixed.append((at, end))
-            for entry in entries:
-                if entry.tag in DESCRIPTIVE_TAGS:
-                    fixed.append((entry.start, entry.start + entry.length))
-                elif entry.tag in TILE_LIST_TAGS:
-                    lists.append((entry.start, entry.start + entry.length))
-                elif entry.tag == SUBDIRECTORIES:
-                    pending += _subdirectory_offsets(path, file, layout, entry)
-            pending += [following] if following else []
-    return tuple(fixed), tuple(lists)
+        walk = _DirectoryWalk(path, file, _parse_header(path, file.read(16), high_words))
+        walk.follow_chain(walk.layout.first, None)
+        for item in walk.found:  # grows meanwhile
+            for offset in walk.subdirectories.pop(item.at, ()):
+                walk.follow_chain(offset, item)
+    return walk.found
+
+
+class _DirectoryWalk:
+    """The directories of a TIFF that were found so far."""
+
+    def __init__(self, path: Path, file: BinaryIO, layout: _TiffLayout) -> None:
+        self.path, self.file, self.layout = path, file, layout
+        self.size = os.fstat(file.fileno()).st_size
+        self.found: list[Directory] = []
+        self.subdirectories: dict[int, list[int]] = {}  # of directories whose SubIFDs were not followed yet
+        self._by_offset: dict[int, Directory] = {}
+        self._pointers = 0
+
+    def follow_chain(self, at: int, parent: Directory | None) -> None:
+        """Add the directories of a chain that were not found before. Raises SlideError.
+
+        at: offset of the first.  parent: the directory whose SubIFDs they are.
+        """
+        own, ancestors = set[int](), set(self._ancestors(parent))
+        self._pointers += 1
+        too_many = self._pointers >= MAX_DIRECTORIES or len(ancestors) > MAX_DEPTH
+        while at:
+            if at in own or at in ancestors or too_many or len(self.found) >= MAX_DIRECTORIES:
+                raise SlideError("unreadable", self.path, "its TIFF directories form a loop, or there are too many")
+            if at in self._by_offset:
+                return
+            own.add(at)
+            at = self._add(at, None if parent is None else parent.at)
+
+    def _ancestors(self, item: Directory | None) -> Iterator[int]:
+        while item is not None:
+            yield item.at
+            item = None if item.parent is None else self._by_offset[item.parent]
+
+    def _add(self, at: int, parent: int | None) -> int:
+        """Read a directory: return the offset of the next one in its chain, or 0."""
+        end, entries, following = _read_directory(self.path, self.file, self.layout, at, self.size)
+        ranges = [(entry.tag, (entry.start, entry.start + entry.length)) for entry in entries]
+        descriptive = tuple(span for tag, span in ranges if tag in DESCRIPTIVE_TAGS)
+        item = Directory(at, end, parent, descriptive, tuple(span for tag, span in ranges if tag in TILE_LIST_TAGS))
+        self.found.append(item)
+        self._by_offset[at] = item
+        for entry in entries:
+            if entry.tag == SUBDIRECTORIES:
+                offsets = _subdirectory_offsets(self.path, self.file, self.layout, entry)
+                self.subdirectories.setdefault(at, []).extend(offsets)
+        return following
 
 
 def _parse_header(path: Path, head: bytes, high_words: bool) -> _TiffLayout:

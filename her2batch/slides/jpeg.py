@@ -102,6 +102,18 @@ def decode_jpeg2000(data: bytes, colorspace: str = "RGB") -> NDArray[np.uint8]:
     return pixels if colorspace == "RGB" else ycbcr_to_rgb(pixels)
 
 
+def decode_jpeg2000_plane(data: bytes) -> NDArray[np.uint8]:
+    """Decode a JPEG 2000 stream of one component: (h, w, 1) uint8. Raises ValueError and RuntimeError."""
+    pixels = np.asarray(imagecodecs.jpeg2k_decode(data))
+    return pixels.reshape(*pixels.shape[:2], -1)[..., :1]
+
+
+def decode_grey_jpeg(data: bytes, tables: bytes | None) -> NDArray[np.uint8]:
+    """Decode a stream of one component strictly, such as one colour of an image: (h, w, 1) uint8. Raises ValueError."""
+    stream = complete_jpeg(data, tables, "YCBCR")
+    return cast(NDArray[np.uint8], simplejpeg.decode_jpeg(stream, "GRAY", strict=True))
+
+
 def blank_metadata(stream: bytes) -> bytes:
     """Overwrite the metadata of a JPEG stream with zeros; the image and the number of bytes stay the same.
 

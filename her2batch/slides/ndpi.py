@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from her2batch.errors import SlideError
 from her2batch.slides.fingerprint import ByteRange, check_directories
 from her2batch.slides.jpeg import EOI, FRAME_MARKERS, SOI, header_segments
+from her2batch.slides.tiff.pages import has_same_aspect
+from her2batch.slides.tiff.resolution import tag_resolution
 from her2batch.slides.tiff_slide import TiledTiffSlide
 from her2batch.slides.tiff_tables import (
     TIFFFILE_ERRORS,
@@ -31,9 +33,7 @@ from her2batch.slides.tiff_tables import (
     TiffStructure,
     TileTable,
     UnsupportedTiff,
-    has_same_aspect,
     open_tifffile,
-    tag_resolution,
 )
 
 FORMAT = "hamamatsu"
@@ -159,7 +159,11 @@ def parse_ndpi(path: Path) -> TiffStructure:
     except TIFFFILE_ERRORS as error:
         raise SlideError("unreadable", path, f"its TIFF structure cannot be parsed ({error})") from error
     for finer, coarser in pairwise(levels):
-        if coarser.height >= finer.height or coarser.width >= finer.width or not has_same_aspect(coarser, levels[0]):
+        if (
+            coarser.height >= finer.height
+            or coarser.width >= finer.width
+            or not has_same_aspect((coarser.width, coarser.height), (levels[0].width, levels[0].height))
+        ):
             raise UnsupportedTiff(path, "its levels do not have one aspect ratio")
     return TiffStructure(FORMAT, levels, (), mpp, lens if lens > 0 else None, directories, lists)
 

@@ -153,7 +153,7 @@ def _write_streams(file: BinaryIO, streams: Iterable[bytes | bytearray]) -> NDAr
 
 
 def _chunk_writer(slide: Slide, level: int, quality: int, lossless: bool) -> _CopiedChunks | _EncodedChunks:
-    if isinstance(slide, TiledTiffSlide) and slide.table(level).compression == "jpeg" and slide.table(level).full_tiles:
+    if isinstance(slide, TiledTiffSlide) and slide.copies_tiles(level):
         if isinstance(slide, NdpiSlide) and isinstance(slide.table(level), RunTable):
             return _JoinedRuns(slide, level)
         return _CopiedChunks(slide, level)
@@ -328,7 +328,7 @@ class Pyramid(Slide):
 
     def _read_shrunk(self, box: Box, level: int, shrink: int, needed: BoxArray | None) -> NDArray[np.uint8]:
         jpeg, size = self._levels[level].jpeg, self.info.levels[level]
-        if jpeg is None and shrink > 1:
+        if shrink > 1 and (jpeg is None or not size.shrinks_by(shrink)):
             return super()._read_shrunk(box, level, shrink, needed)
         chunk_bytes = size.chunk_width * size.chunk_height * 3
         if len(self._buffer) < chunk_bytes:

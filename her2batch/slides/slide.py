@@ -81,12 +81,16 @@ class Level:
     chunk_width: int
     chunk_height: int
 
+    def shrinks_by(self, factor: int) -> bool:
+        """Return whether chunks that are shrunk by a factor still join without a gap: it divides their edges."""
+        return self.chunk_width % factor == 0 and self.chunk_height % factor == 0
+
     def downscale(self, factor: int) -> Level:
         """Return the level as it is when read shrunk by a factor. Sizes are rounded up to whole px."""
         if factor == 1:
             return self
         width, height = -(-self.width // factor), -(-self.height // factor)
-        return Level(width, height, self.chunk_width // factor, self.chunk_height // factor)
+        return Level(width, height, max(1, self.chunk_width // factor), max(1, self.chunk_height // factor))
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,9 @@ class SlideInfo:
     mpp: float | None
     mpp_source: str | None  # file · objective · override
     objective: float | None
-    notes: tuple[str, ...] = ()  # corrections made by the reader; they become quality flags
+    notes: tuple[str, ...] = ()  # corrections made by the reader, and doubts of it; they become quality flags
     members: tuple[Path, ...] = ()  # all files of the slide, where `path` alone is not enough to open it
+    mpp_problem: str | None = None  # why the resolution that the file states cannot be used
 
     @property
     def width(self) -> int:
@@ -127,7 +132,8 @@ class SlideInfo:
         if self.mpp is not None:
             return self
         if override is None:
-            raise SlideError("no-mpp", self.path, "the file states neither a plausible mpp nor an objective")
+            what = "the file states neither a plausible mpp nor an objective"
+            raise SlideError("no-mpp", self.path, f"{what}: {self.mpp_problem}" if self.mpp_problem else what)
         return replace(self, mpp=override, mpp_source="override")
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from her2batch.errors import SlideError
 from her2batch.slides import jpeg
 from her2batch.slides.slide import DEFAULT_CHUNK, Box, BoxArray, Level, Slide, SlideInfo, assemble_chunks, resolve_mpp
-from her2batch.slides.tiff_tables import TiffStructure, TileTable, parse_tiff
+from her2batch.slides.tiff.padding import StoredLevel, picture_sizes
+from her2batch.slides.tiff_tables import ASSOCIATED_DAMAGED, TiffStructure, TileTable, crop_table, parse_tiff
 
 HEAD_BYTES, TAIL_BYTES = 1024, 16
 """Bytes read from the start and the end of a stream; the whole stream is read only if they are not sufficient."""
@@ -33,13 +34,17 @@ class TiledTiffSlide(Slide):
         self._handle = os.open(path, os.O_RDONLY)
         self._buffer = np.empty(0, np.uint8)
         try:
-            notes = self._decide_colours()
+            self._remove_padding()
+            notes = (*self._tiff.notes, *self._decide_colours())
         except SlideError:
             self.close()
             raise
-        mpp, source = resolve_mpp(*self._tiff.mpp, self._tiff.objective)
+        objective, problem = self._tiff.objective, self._tiff.mpp_problem
+        mpp, source = resolve_mpp(*self._tiff.mpp, objective)
         levels = tuple(_as_level(table) for table in self._tiff.levels)
-        self.info = SlideInfo(path, self._tiff.format, self.name, levels, mpp, source, self._tiff.objective, notes)
+        self.info = SlideInfo(
+            path, self._tiff.format, self.name, levels, mpp, source, objective, notes, mpp_problem=problem
+        )  # fmt: skip
 
     def close(self) -> None:
         """Close the file."""
@@ -53,6 +58,11 @@ class TiledTiffSlide(Slide):
     def table(self, level: int) -> TileTable:
         """Return the tile table of a level: where its compressed tiles are in the file."""
         return self._tiff.levels[level]
+
+    def copies_tiles(self, level: int) -> bool:
+        """Return whether the tiles of a level are JPEG images of all colours, each of a whole tile."""
+        table = self.table(level)
+        return table.compression == "jpeg" and table.full_tiles and table.planes == 1
 
     def raw_tile(self, level: int, index: int) -> bytes:
         """Return a compressed tile unchanged; b'' for a tile that a sparse file omits."""
@@ -69,14 +79,42 @@ class TiledTiffSlide(Slide):
         return data
 
     def validate(self, holes: tuple[tuple[int, int], ...] = ()) -> None:
-        """Check that every stream is complete and has the size of its tile, and decode every tile with a hole."""
+        """Check that every stream is complete and has the size of its tile, and decode every tile with a hole.
+
+        Damage of a label, macro image or thumbnail is a note: they are often wiped on purpose, and never used.
+        """
         self._check_directories(holes)
-        for table in (*self._tiff.levels, *self._tiff.others):
+        for table in self._tiff.levels:
             self._check_holes(table, holes)
-        for table in self._tiff.others:
-            self._check_streams(table)
+        if ASSOCIATED_DAMAGED not in self.info.notes and self._has_damaged_others(holes):
+            self.info = replace(self.info, notes=(*self.info.notes, ASSOCIATED_DAMAGED))
         levels = tuple(replace(table, full_tiles=self._check_streams(table)) for table in self._tiff.levels)
         self._tiff = replace(self._tiff, levels=levels)
+
+    def _has_damaged_others(self, holes: tuple[tuple[int, int], ...]) -> bool:
+        """Return whether an image that is not used is wiped or damaged, or its description or list of tiles."""
+        if any(start < last and first < end for start, end in holes for first, last in self._tiff.unused):
+            return True
+        try:
+            for table in self._tiff.others:
+                self._check_holes(table, holes)
+                self._check_streams(table)
+        except SlideError:
+            return True
+        return any(not table.byte_counts.any() for table in self._tiff.others)
+
+    def _remove_padding(self) -> None:
+        """Cut levels that are padded to whole tiles to their picture, so that their scale is that of their size."""
+        tables = self._tiff.levels
+
+        def read_level(number: int, box: Box) -> NDArray[np.uint8]:
+            return self._assemble(box, tables[number], 1, None)
+
+        sizes = picture_sizes([_as_stored(table) for table in tables], read_level)
+        pairs = list(zip(tables, sizes, strict=True))
+        levels = tuple(crop_table(table, *size) for table, size in pairs if size is not None)
+        others = tuple(table for table, size in pairs if size is None)
+        self._tiff = replace(self._tiff, levels=levels, others=(*self._tiff.others, *others))
 
     def _decide_colours(self) -> tuple[str, ...]:
         """Decide the colour space of each level from its streams; return a note if a tag is wrong.
@@ -86,7 +124,7 @@ class TiledTiffSlide(Slide):
         decided: dict[tuple[object, ...], str] = {}
         levels: list[TileTable] = []
         for table in reversed(self._tiff.levels):
-            if table.compression in ("jpeg", "jpeg2000"):
+            if table.compression in ("jpeg", "jpeg2000") and table.planes == 1:
                 streams = self._sample_streams(table)
                 signs = frozenset(map(jpeg.read_stream_colour, streams)) - {None}
                 key = table.compression, table.colorspace, signs
@@ -174,19 +212,31 @@ class TiledTiffSlide(Slide):
     def _read_shrunk(self, box: Box, level: int, shrink: int, needed: BoxArray | None) -> NDArray[np.uint8]:
         """Shrink full JPEG tiles while they are decoded, other tiles after that.
 
-        RGB under a wrong tag is among the others, because the decoder would subsample green and blue.
+        RGB under a wrong tag is among the others, because the decoder would subsample green and blue, and so are tiles
+        whose edges the factor does not divide, because they would not join.
         """
         table = self._tiff.levels[level]
-        if shrink == 1 or (table.compression == "jpeg" and table.full_tiles and level not in self._mended_to_rgb):
+        joins = table.full_tiles and self.info.levels[level].shrinks_by(shrink)
+        joins &= table.compression == "jpeg" and table.planes == 1
+        if shrink == 1 or (joins and level not in self._mended_to_rgb):
             return self._assemble(box, table, shrink, needed)
         return super()._read_shrunk(box, level, shrink, needed)
 
     def _assemble(self, box: Box, table: TileTable, shrink: int, needed: BoxArray | None) -> NDArray[np.uint8]:
         def decode_tile(row: int, column: int) -> NDArray[np.uint8] | None:
             index = row * table.across + column
+            if table.planes > 1:
+                return self._decode_planes(table, index)
             return None if table.byte_counts[index] == 0 else self._decode(table, index, shrink)
 
         return assemble_chunks(box, (table.tile_width // shrink, table.tile_height // shrink), decode_tile, needed)
+
+    def _decode_planes(self, table: TileTable, index: int) -> NDArray[np.uint8] | None:
+        """Decode the red, green and blue of a tile, which are stored apart; None if one of them is not stored."""
+        numbers = [index + plane * table.across * table.down for plane in range(3)]
+        if not table.byte_counts[numbers].all():
+            return None
+        return np.concatenate([self._decode(table, number) for number in numbers], axis=2)
 
     def _tile_bytes(self, table: TileTable, index: int) -> bytes:
         count = int(table.byte_counts[index])
@@ -205,7 +255,9 @@ class TiledTiffSlide(Slide):
         """
         data = self._tile_bytes(table, index)
         try:
-            if table.compression == "jpeg":
+            if table.compression == "jpeg" and table.planes > 1:
+                pixels = jpeg.decode_grey_jpeg(data, table.jpeg_tables)
+            elif table.compression == "jpeg":
                 pixels = self._decode_jpeg(table, data, shrink)
             elif table.compression == "jpeg2000":
                 pixels = _decode_jpeg2000(table, data, index)
@@ -216,13 +268,12 @@ class TiledTiffSlide(Slide):
             reason = str(error).strip() or type(error).__name__
             code = "truncated" if any(word in reason.lower() for word in ("premature", "corrupt")) else "unreadable"
             raise SlideError(code, self._path, f"its tile {index} cannot be decoded ({reason})") from error
-        row, column = divmod(index, table.across)
-        height = min(table.tile_height, table.height - row * table.tile_height) // shrink
-        width = min(table.tile_width, table.width - column * table.tile_width) // shrink
-        if pixels.ndim != 3 or pixels.shape[0] < height or pixels.shape[1] < width or pixels.shape[2] < 3:
-            what = f"its tile {index} decodes to an array of {pixels.shape}, not of ({height}, {width}, 3)"
+        height, width = (edge // shrink for edge in _part_inside(table, index))
+        samples = 1 if table.planes > 1 else 3
+        if pixels.ndim != 3 or pixels.shape[0] < height or pixels.shape[1] < width or pixels.shape[2] < samples:
+            what = f"its tile {index} decodes to an array of {pixels.shape}, not of ({height}, {width}, {samples})"
             raise SlideError("unreadable", self._path, what)
-        return pixels[..., :3]
+        return pixels[..., :samples]
 
     def _decode_jpeg(self, table: TileTable, data: bytes, shrink: int) -> NDArray[np.uint8]:
         size = table.tile_width * table.tile_height * 3
@@ -236,6 +287,8 @@ def _decode_jpeg2000(table: TileTable, data: bytes, index: int) -> NDArray[np.ui
     size = jpeg.codestream_size(data[:HEAD_BYTES])
     if size is None or not _fits_tile(size, table, index):
         raise ValueError(f"the stream has size {size}, which is not that of its tile")
+    if table.planes > 1:
+        return jpeg.decode_jpeg2000_plane(data)
     return jpeg.decode_jpeg2000(data, table.colorspace)
 
 
@@ -251,7 +304,17 @@ def _fits_tile(size: tuple[int, int], table: TileTable, index: int) -> bool:
 
     The latter holds for strips, and for the last tiles of some writers.
     """
-    row, column = divmod(index, table.across)
-    height = min(table.tile_height, table.height - row * table.tile_height)
-    width = min(table.tile_width, table.width - column * table.tile_width)
+    height, width = _part_inside(table, index)
     return height <= size[0] <= table.tile_height and width <= size[1] <= table.tile_width
+
+
+def _part_inside(table: TileTable, index: int) -> tuple[int, int]:
+    """Return height and width of the part of a tile that lies inside the image."""
+    row, column = divmod(index % (table.across * table.down), table.across)
+    height = min(table.tile_height, table.height - row * table.tile_height)
+    return height, min(table.tile_width, table.width - column * table.tile_width)
+
+
+def _as_stored(table: TileTable) -> StoredLevel:
+    tile_bytes = table.byte_counts.reshape(table.planes, -1).sum(axis=0)
+    return StoredLevel((table.width, table.height), (table.tile_width, table.tile_height), tile_bytes)

@@ -94,7 +94,9 @@ def check_loss(kind: str, loss: str, times: int, path: Path, look: SlideInspecto
         copies = (one for one in copies if not any(one[-PAGE - len(one) % PAGE :]))
     found = count_outcomes(look, folder / f"a{path.suffix}", copies, whole)
     assert whole.code == "done"
-    assert found.keys() <= REFUSED, found
+    # a hole in the label or macro image, which are never used, leaves every pixel of the slide as it is
+    harmless = {"whole"} if kind.startswith("svs") and loss.startswith("hole") else set()
+    assert found.keys() <= REFUSED | harmless, found
 
 
 @pytest.mark.parametrize("kind", USUAL)

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from her2batch.errors import SlideError
-from her2batch.slides.fingerprint import PAGE_BYTES, READ_CHUNK_BYTES, check_directories, fingerprint_slide, is_tiff
+from her2batch.slides.fingerprint import (
+    PAGE_BYTES,
+    READ_CHUNK_BYTES,
+    check_directories,
+    fingerprint_slide,
+    is_tiff,
+    read_directories,
+)
 
 
 def test_one_file_has_its_plain_sha256(tmp_path: Path) -> None:
@@ -98,6 +105,7 @@ WIDTH = (256, 4, 1, 100)
         (build_tiff([(324, 4, 2**32 - 1, 100)]), "truncated", "before the value of tag 324"),
         (build_tiff([WIDTH], [WIDTH], then=8), "unreadable", "loop"),
         (build_tiff([(330, 4, 1, 8)]), "unreadable", "loop"),
+        (build_tiff([(330, 4, 1, 26)], [WIDTH], [WIDTH], then=26), "unreadable", "loop"),
         (build_tiff([(330, 13, 20_000, 8)]) + bytes(90_000), "unreadable", "20000 directories"),
         (b"hello, no picture here", "unreadable", "not a TIFF"),
     ],
@@ -108,6 +116,31 @@ def test_truncated_or_implausible_directories_are_refused(tmp_path: Path, data: 
     with pytest.raises(SlideError, match=words) as caught:
         check_directories(path)
     assert caught.value.code == code
+
+
+def test_directories_that_are_pointed_to_twice_are_no_loop(tmp_path: Path) -> None:
+    """The first directory lists the second and third as SubIFDs; both also stand in a chain."""
+    path = tmp_path / "a.tiff"
+    data = build_tiff([(330, 4, 2, 200)], [WIDTH], [WIDTH]).ljust(200, b"\0") + struct.pack("<II", 26, 44)
+    path.write_bytes(data)
+    assert [item.at for item in read_directories(path)] == [8, 26, 44]
+    unchained = data[:22] + bytes(4) + data[26:]  # the first directory ends the main chain
+    path.write_bytes(unchained)
+    found = read_directories(path)
+    assert [(item.at, item.parent) for item in found] == [(8, None), (26, 8), (44, 8)]
+    path.write_bytes(unchained[:40] + struct.pack("<I", 8) + unchained[44:])  # a SubIFD is followed by its parent
+    with pytest.raises(SlideError, match="loop"):
+        read_directories(path)
+
+
+def test_many_pointers_and_deep_nesting_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tiff"
+    nested = b"".join(
+        struct.pack("<HHHIII", 1, 330, 4, 1, 8 + 18 * (k + 1), 0) for k in range(20)
+    )  # fmt: skip
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8) + nested + struct.pack("<HHHIII", 1, *WIDTH, 0))
+    with pytest.raises(SlideError, match="too many"):
+        read_directories(path)
 
 
 def test_big_endian_and_bigtiff_directories_are_read(tmp_path: Path) -> None:

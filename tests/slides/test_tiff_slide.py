@@ -1,5 +1,6 @@
 """TIFF slides read from their tile tables: correct pixels, or an error."""
 
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from her2batch.slides.pyramid import Pyramid, write_pyramid
 from her2batch.slides.readers import READERS
 from her2batch.slides.slide import Box, Slide, resample
 from her2batch.slides.tiff_slide import TiledTiffSlide
+from her2batch.slides.tiff_tables import ASSOCIATED_DAMAGED, parse_tiff
 from tests.conftest import tissue_image
 from tests.contract.reader_contract import SlideContract
 from tests.slides.damage import copies_with_hole, copies_with_zeroed_end, truncated_copies
@@ -35,13 +37,13 @@ def read_level(slide: Slide, level: int = 0) -> np.ndarray:
 
 
 def validation_result(path: Path) -> str:
-    """Open and validate a file: return the error code, or 'accepted'."""
+    """Open and validate a file: return the error code, 'accepted', or the flag of one whose label is damaged."""
     try:
         with TiledTiffSlide(path) as slide:
             slide.validate(fingerprint_slide([path]).holes)
+            return ASSOCIATED_DAMAGED if ASSOCIATED_DAMAGED in slide.info.notes else "accepted"
     except SlideError as error:
         return error.code
-    return "accepted"
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,65 @@ def test_jpeg_shrunk_while_decoding_is_close_to_the_area_mean(
         area = resample(slide.read(Box(0, 0, 1024, 1024)), 1024 // by, 1024 // by).astype(int)
     assert np.abs(half - area).mean() < 2.5  # the scaled transform preserves fine detail that the mean of pixels blurs
     assert np.abs((half - area).mean((0, 1))).max() < 0.3
+
+
+@pytest.mark.parametrize("tile", [(112, 176), (240, 304), (48, 1008), (16, 16)])
+@pytest.mark.parametrize("by", [2, 4, 8])
+def test_tiles_of_any_edge_can_be_shrunk(tmp_path: Path, tile: tuple[int, int], by: int) -> None:
+    rgb = smooth(1008, 960)
+    tifffile.imwrite(
+        tmp_path / "a.tiff", rgb, tile=tile, photometric="rgb", compression="jpeg", metadata=None,
+        compressionargs={"level": 95},
+    )  # fmt: skip
+    with TiledTiffSlide(tmp_path / "a.tiff") as slide:
+        size = slide.info.levels[0].downscale(by)
+        shrunk = slide.read(Box(0, 0, size.width, size.height), 0, by).astype(int)
+        assert np.abs(shrunk - resample(rgb, size.width, size.height)).mean() < 4
+        part = slide.read(Box(11, 7, 90, 80), 0, by).astype(int)
+        assert np.abs(part - shrunk[7:87, 11:101]).mean() < 1
+
+
+@pytest.mark.parametrize("tile", [(124, 116), (62, 74), (333, 257), (1000, 900)])
+@pytest.mark.parametrize("quality", [None, 90])
+def test_tile_edges_that_16_does_not_divide(tmp_path: Path, tile: tuple[int, int], quality: int | None) -> None:
+    """tifffile writes multiples of 16 only: the tags are set afterwards, and the tiles encoded here."""
+    rgb = smooth(1000, 900)
+    path = write_odd_tiles(tmp_path / "a.tiff", rgb, tile, quality)
+    with TiledTiffSlide(path) as slide:
+        slide.validate()
+        gap = np.abs(read_level(slide).astype(int) - rgb)
+        assert gap.mean() < 4 if quality else gap.max() == 0
+        for by in (2, 4, 8):
+            view = slide.whole_slide(by).astype(int)
+            assert np.abs(view - resample(rgb, view.shape[1], view.shape[0])).mean() < 4
+    assert quality is None or differences(path) == [(0, 0.0)]
+
+
+def write_odd_tiles(path: Path, rgb: np.ndarray, tile: tuple[int, int], quality: int | None) -> Path:
+    """Write a TIFF of one level with tiles of any height and width: JPEG of a quality, or uncompressed."""
+    height, width = tile
+    streams = []
+    for y in range(0, rgb.shape[0], height):
+        for x in range(0, rgb.shape[1], width):
+            part = rgb[y : y + height, x : x + width]
+            full = np.pad(part, ((0, height - part.shape[0]), (0, width - part.shape[1]), (0, 0)), mode="edge")
+            jpeg = quality and cv2.imencode(".jpg", full[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+            streams.append(full.tobytes() if jpeg is None else jpeg.tobytes())
+    offsets = 8 + np.cumsum([0, *(len(stream) for stream in streams)])
+    lists = [struct.pack(f"<{len(streams)}I", *values) for values in (offsets[:-1], map(len, streams))]
+    at = int(offsets[-1])
+    entries = [
+        (256, 4, 1, rgb.shape[1]), (257, 4, 1, rgb.shape[0]), (258, 3, 1, 8), (259, 3, 1, 7 if quality else 1),
+        (262, 3, 1, 6 if quality else 2), (277, 3, 1, 3), (322, 4, 1, width), (323, 4, 1, height),
+        (324, 4, len(streams), at), (325, 4, len(streams), at + len(lists[0])),
+    ]  # fmt: skip
+    if len(streams) == 1:
+        entries[-2:] = [(324, 4, 1, 8), (325, 4, 1, len(streams[0]))]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    start = at + len(lists[0]) + len(lists[1])
+    head = b"II*\0" + struct.pack("<I", start)
+    path.write_bytes(head + b"".join(streams) + b"".join(lists) + directory + bytes(4))
+    return path
 
 
 def test_rgb_under_a_wrong_tag_is_shrunk_after_decoding(tmp_path: Path) -> None:
@@ -286,12 +347,24 @@ def test_jpeg_2000_under_each_tag_has_the_right_colours(tmp_path: Path, compress
 # -- damage --------------------------------------------------------------------------------------------------------
 
 
-def count_results(path: Path, variants: Iterator[bytes]) -> Counter[str]:
+def count_results(path: Path, variants: Iterator[bytes], original: Path | None = None) -> Counter[str]:
+    """Count the results of damaged copies. original: a copy with a damaged label has all bytes of its levels."""
     found: Counter[str] = Counter()
     for data in variants:
         path.write_bytes(data)
-        found[validation_result(path)] += 1
+        result = validation_result(path)
+        found[result] += 1
+        if result == ASSOCIATED_DAMAGED:
+            assert original is not None
+            assert level_bytes(original, data) == level_bytes(original, original.read_bytes())
     return found
+
+
+def level_bytes(original: Path, data: bytes) -> list[bytes]:
+    """Return the bytes of a file where the tiles of the levels of its original are."""
+    tables = parse_tiff(original).levels
+    spans = [span for table in tables for span in zip(table.offsets.tolist(), table.byte_counts.tolist(), strict=True)]
+    return [data[start : start + count] for start, count in spans]
 
 
 JPEG, J2K, LZW = "CMU-1-Small-Region.svs", "tcga-cr-7395-01a-01-ts1.svs", "HE_example.tif"
@@ -299,10 +372,13 @@ JPEG, J2K, LZW = "CMU-1-Small-Region.svs", "tcga-cr-7395-01a-01-ts1.svs", "HE_ex
 
 @pytest.mark.parametrize("size", [65536, 4096])
 @pytest.mark.parametrize(("name", "times"), [(JPEG, 60), (J2K, 20), (LZW, 30)])
-def test_slide_with_a_hole_is_refused(tmp_path: Path, real_data: Path, name: str, size: int, times: int) -> None:
-    data = (real_data / "slides" / name).read_bytes()
-    found = count_results(tmp_path / name, copies_with_hole(data, size, times, seed=2026))
-    assert found.keys() <= {"truncated", "unreadable"}, found
+def test_slide_with_a_hole_in_a_level_is_refused(
+    tmp_path: Path, real_data: Path, name: str, size: int, times: int
+) -> None:
+    original = real_data / "slides" / name
+    copies = copies_with_hole(original.read_bytes(), size, times, seed=2026)
+    found = count_results(tmp_path / name, copies, original)
+    assert found.keys() <= {"truncated", "unreadable", ASSOCIATED_DAMAGED}, found
 
 
 @pytest.mark.parametrize(("name", "times"), [(JPEG, 60), (J2K, 20), (LZW, 30)])
@@ -329,6 +405,34 @@ def test_hole_in_a_directory_or_tile_list_is_refused(tmp_path: Path) -> None:
         start = -(-spot // 512) * 512
         path.write_bytes(data[:start] + bytes(512) + data[start + 512 :])
         assert validation_result(path) in ("truncated", "unreadable"), spot
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "lzw", None])
+@pytest.mark.parametrize("wiped", ["zeros", "other bytes", "header kept", "no bytes", "half", "description"])
+def test_wiped_label_is_a_flag_and_no_failure(tmp_path: Path, compression: str | None, wiped: str) -> None:
+    path = tmp_path / "a.svs"
+    with tifffile.TiffWriter(path) as file:
+        common = {"photometric": "rgb", "metadata": None}
+        file.write(smooth(600, 500), tile=(128, 128), compression="jpeg", description="Aperio\r\n|MPP = 0.25", **common)
+        label = {"compression": compression, "subfiletype": 1, "description": f"Aperio Image\r\nlabel{'.' * 1600}"}
+        file.write(smooth(300, 300, seed=1), rowsperstrip=300, **label, **common)
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[1]
+        (start,), (count,) = page.dataoffsets, page.databytecounts
+        text, counts = page.tags[270].valueoffset, page.tags[279].valueoffset
+    data = bytearray(path.read_bytes())
+    if wiped == "no bytes":
+        data[counts : counts + 4] = bytes(4)
+    elif wiped == "description":
+        data[text : text + 1600] = bytes(1600)
+    else:
+        kept = {"header kept": 40, "half": count // 2}.get(wiped, 0)
+        data[start + kept : start + count] = (b"\x80" if wiped == "other bytes" else b"\0") * (count - kept)
+    assert validation_result(path) == "accepted"
+    path.write_bytes(data)
+    # bytes of another picture can be told from this one only where they cannot be decoded
+    harmless = {"accepted", ASSOCIATED_DAMAGED} if wiped == "other bytes" and compression != "jpeg" else set()
+    assert validation_result(path) in harmless | {ASSOCIATED_DAMAGED}
 
 
 def test_zeros_after_the_last_tile_are_accepted(tmp_path: Path, real_data: Path) -> None:

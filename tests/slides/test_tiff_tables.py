@@ -141,11 +141,16 @@ def test_philips_levels_are_those_of_openslide(tmp_path: Path) -> None:
 
 def test_format_is_detected_by_tags(tmp_path: Path, real_data: Path) -> None:
     assert detect_tiff_format(write_ndpi(tmp_path / "a.ndpi", np.zeros((256, 1024, 3), np.uint8), 0.23)) == "hamamatsu"
-    for text, kind in (("x http://www.leica-microsystems.com/scn y", "leica"), ("Aperio Image", "aperio")):
+    leica = '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01"></scn>'
+    for text, kind in ((leica, "leica"), ("Aperio Image", "aperio")):
         assert detect_tiff_format(write_tiff(tmp_path / f"{kind}.tiff", RGB, description=text)) == kind
-    assert detect_tiff_format(write_tiff(tmp_path / "trestle.tif", RGB, software="MedScan")) == "trestle"
-    iscan = [(700, 7, 20, b"<x><iScan></iScan>  ", True)]
-    assert detect_tiff_format(write_tiff(tmp_path / "ventana.tif", RGB, extratags=iscan)) == "ventana"
+    trestle = {"software": "MedScan", "description": "Background Color=E6E6E6;OverlapsXY=8 8"}
+    assert detect_tiff_format(write_tiff(tmp_path / "trestle.tif", RGB, **trestle)) == "trestle"
+    ventana = {"extratags": [(700, 7, 20, b"<x><iScan></iScan>  ", True)], "description": "Label Image"}
+    with tifffile.TiffWriter(tmp_path / "ventana.tif") as file:
+        file.write(RGB, **PIXELS, **ventana)
+        file.write(RGB, **PIXELS, description="level=0 mag=40 quality=95")
+    assert detect_tiff_format(tmp_path / "ventana.tif") == "ventana"
     assert detect_tiff_format(real_data / "slides/sm_image.dcm") is None
     assert detect_tiff_format(real_data / "bad_slides/broken.svs") is None
 
