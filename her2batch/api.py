@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import pyarrow.dataset
     from numpy.typing import NDArray
 
+    from her2batch.pipeline.growth.ingest_summary import IngestSummary
     from her2batch.reports.prediction_counts import PredictionCount
-    from her2batch.runtime.ingest import IngestSummary
     from her2batch.runtime.score import ScoreSummary
     from her2batch.training.bag_data import BagDataset
 
@@ -256,8 +256,7 @@ def ingest(
     settings: any other option of the command by its field in `settings`: encoders=["stain"], mpp=0.5, workers=2, …
     columns={"slide_id": "Filename"}: headers of the labels, as --column gives them.
     replan: process finished slides again if the plan has changed, which is an error otherwise.
-    Returns what the command prints with --json.  Raises InputError, StoreError, WeightsError for what stops the batch;
-    slides that fail are listed under `failures`.
+    Returns what the command prints with --json.  Raises InputError, StoreError, WeightsError for what stops the batch.
     """
     from her2batch.reports.prediction_counts import count_predictions
     from her2batch.runtime.ingest import IngestRequest
@@ -331,6 +330,7 @@ def ingest_result(summary: IngestSummary, counts: Sequence[PredictionCount]) -> 
         **{name: getattr(summary, name) for name in fields},
         "failures": [{key: row[key] for key in keys} for row in summary.failures],
         "missing": summary.missing,
+        "added": summary.added.as_json(),
         "predictions": [asdict(count) for count in counts],
         "labels": asdict(summary.labels) if summary.labels is not None else None,
         "exit_code": summary.exit_code,

@@ -55,6 +55,9 @@ her2batch scores HER2 on whole-slide images. For research use.
 All commands: her2batch --help. What this machine can do: her2batch doctor.
 """
 
+NATIVE_PACKAGES = frozenset({"ray", "pyarrow", "cv2", "torch"})
+"""Packages with threads of their own. On a busy machine, one of some 50 short commands crashed when they ended."""
+
 STANDARD_STREAMS = ("stdin", "stdout", "stderr")
 
 
@@ -104,10 +107,10 @@ def guarded(call: Callable[[], Any]) -> None:
     code = 1
 
     def end() -> None:
-        """End without destructors, in which Ray's native threads crash when Ray's start was interrupted."""
-        if "ray" in sys.modules:
+        """End without destructors of native libraries, whose threads crash in them with exit code 134."""
+        if not NATIVE_PACKAGES.isdisjoint(sys.modules):
             for stream in (sys.stdout, sys.stderr):
-                with suppress(OSError):
+                with suppress(OSError, ValueError):
                     stream.flush()
             os._exit(code)
 

@@ -24,9 +24,10 @@ from her2batch.store.run_log import follow_run
 from her2batch.tasks import MEMBRANE_RULE
 
 if TYPE_CHECKING:
+    from her2batch.pipeline.growth.added_encoders import AddedEncoders
+    from her2batch.pipeline.growth.ingest_summary import IngestSummary
     from her2batch.reports.prediction_counts import PredictionCount
     from her2batch.runtime.doctor import Check
-    from her2batch.runtime.ingest import IngestSummary
     from her2batch.store.audit import CohortStatus, StoreProblem
     from her2batch.store.erase import EraseSummary
 
@@ -174,6 +175,7 @@ def print_ingest_summary(summary: IngestSummary, counts: Sequence[PredictionCoun
     print_line(console, f"{OutcomeCounts.of(summary).equation}{finished_before}; {rate}")
     if summary.relabelled:
         print_line(console, f"the labels changed the patient or the stain of {len(summary.relabelled)} finished slides")
+    print_added_encoders(console, summary.added)
     for count in counts:
         if count.bundle != MEMBRANE_RULE or count.task == "her2-4way":
             print_line(console, prediction_text(count), "bold")
@@ -181,6 +183,20 @@ def print_ingest_summary(summary: IngestSummary, counts: Sequence[PredictionCoun
         print_line(console, f"not computed, because no bundle was given: {', '.join(summary.skipped)}")
     print_line(console, f"tables: {Cohort(summary.cohort).runs.parent}")
     print_line(console, next_step(summary))
+
+
+def print_added_encoders(console: Console, added: AddedEncoders) -> None:
+    """Print what became of encoders that finished slides lacked."""
+    for problem in added.failures.values():
+        print_failure(console, "not added", problem.removeprefix("not added"))
+    if added.slides:
+        names = ", ".join(sorted(added.encoders))
+        print_line(console, f"{names} added to {len(added.slides)} finished slides, from their pyramids")
+    if added.without_pyramid:
+        count = len(added.without_pyramid)
+        print_line(console, f"{count} finished slides lack an encoder and have no stored pyramid: --replan redoes them")
+    if added.left:
+        print_line(console, f"{added.left} finished slides still lack an encoder: run the same command again")
 
 
 def prediction_text(count: PredictionCount) -> str:
@@ -251,6 +267,8 @@ def _event_text(event: Mapping[str, Any]) -> str | None:
     """Return an event of the run log as text, or None where a person does not need it."""
     if event["event"] == "started":
         return f"started on {event['host']}, pid {event['pid']}"
+    if event["event"] == "slide" and event.get("encoders"):
+        return f"{event['slide_id']}: {event['problem'] or ', '.join(event['encoders']) + ' added'}"
     if event["event"] == "slide":
         return f"{event['slide_id']}: {event['status']}" + (f", {event['error_code']}" if event["error_code"] else "")
     if event["event"] == "progress":

@@ -18,9 +18,10 @@ from her2batch.cli.console_training import print_training_summary, unit_progress
 from her2batch.cli.tables import Column
 from her2batch.experiments.train import TrainingRequest, TrainingSummary, train
 from her2batch.models.bundle import read_bundle
+from her2batch.pipeline.growth.ingest_summary import IngestSummary
 from her2batch.reports.cohort_page import write_report
 from her2batch.reports.prediction_counts import count_predictions
-from her2batch.runtime.ingest import IngestRequest, IngestSummary, ingest
+from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources, Training, TrainingResources
 from her2batch.store.cohort import Cohort
 from her2batch.store.labels import label_slides, read_labels

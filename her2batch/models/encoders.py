@@ -212,6 +212,11 @@ def embedding_dim(name: str) -> int:
     return encoder_spec(name).dim
 
 
+def reads_stains(name: str) -> bool:
+    """Return whether an encoder may read the stains or features of a batch, and not its pixels alone."""
+    return not isinstance(encoder_spec(name), TimmEncoder)
+
+
 def encoder_package(name: str) -> Package | None:
     """Return the package that adds an encoder; None for other encoders and unknown names."""
     return None if name.startswith(TIMM_PREFIX) else _registry.package_of(name)

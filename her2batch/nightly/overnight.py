@@ -20,11 +20,12 @@ from her2batch.models.bundle import check_bundle_fits, read_bundle
 from her2batch.models.predictor import BundlePredictor
 from her2batch.nightly import drift, notify, retention, sentinels
 from her2batch.nightly.summary import INTERNAL_ERROR, NightSummary, count_error_codes, disk_usage
+from her2batch.pipeline.growth.ingest_summary import IngestSummary
 from her2batch.pipeline.queue import local_now, next_occurrence
 from her2batch.pipeline.resume.plan_change import PlanChangedError, option_of, settle_plan
 from her2batch.reports import cases
 from her2batch.reports.night_page import render_night_page
-from her2batch.runtime.ingest import IngestRequest, IngestSummary, ProgressCallback, ingest
+from her2batch.runtime.ingest import IngestRequest, ProgressCallback, ingest
 from her2batch.runtime.ray_session import RaySession, connect, stop_on_signals
 from her2batch.runtime.score import NoTaskAppliesError, score
 from her2batch.settings import NightlySettings, Plan

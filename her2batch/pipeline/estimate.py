@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from her2batch.errors import Her2BatchError
 from her2batch.files.locations import free_bytes
 from her2batch.files.parquet import read_parquet
+from her2batch.models.encoders import embedding_dim
 from her2batch.pipeline.cost_model import (
     Cluster,
     Costs,
@@ -43,6 +45,9 @@ MIN_FINISHED = 5
 START_S = 6.0
 """Seconds that Ray takes to start and stop."""
 
+BYTES_PER_VALUE = 2
+"""Of an embedding, float16."""
+
 NO_LOAD = SlideLoad(0, 0, 0, 0)
 
 
@@ -53,7 +58,10 @@ def estimate_ingest(
     workers = available_cores() if resources.workers is None else max(1, resources.workers)
     cluster = Cluster(workers, resources.gpus or 0.0)
     costs = _costs_of(cohort, plan)
-    rows = [_row(job, inventory.pseudonymizer, plan, cluster, costs) for job in inventory.jobs]
+    new = [job for job in inventory.jobs if not job.encoders]
+    finished = cohort.rows() if len(new) < len(inventory.jobs) else {}
+    rows = [_row(job, inventory.pseudonymizer, plan, cluster, costs) for job in new]
+    rows += [_added_row(job, finished[job.slide_id], plan, cluster, costs) for job in inventory.jobs if job.encoders]
     parts = {name: sum(row["parts"].get(name, 0.0) for row in rows) for name in slide_seconds(NO_LOAD, (), cluster)}
     start = START_S if resources.workers != 0 and rows else 0.0
     total = {
@@ -87,6 +95,23 @@ def _row(job: SlideJob, pseudonymizer: Pseudonymizer, plan: Plan, cluster: Clust
         "what": f"ingest ({info.format}, {info.mpp:.3g} µm/px)",
         "tiles": round(load.tiles),
         "bytes": round(load.written_bytes),
+        "seconds": max(parts.values()) * (cluster.cores if bottleneck(parts) == "cores" else 1.0),
+        "parts": parts,
+        "load": load,
+    }
+
+
+def _added_row(job: SlideJob, row: Row, plan: Plan, cluster: Cluster, costs: Costs) -> Row:
+    """A finished slide to which encoders are added, from its pyramid."""
+    written = row["n_tiles"] * sum(embedding_dim(name) for name in job.encoders) * BYTES_PER_VALUE
+    load = replace(_load_of_row(row, plan), written_bytes=written, flat_px=0.0)
+    parts = slide_seconds(load, job.encoders, cluster, costs)
+    return {
+        "slide_id": job.slide_id,
+        "file": job.source.path.name,
+        "what": f"add {', '.join(job.encoders)} from its pyramid",
+        "tiles": row["n_tiles"],
+        "bytes": written,
         "seconds": max(parts.values()) * (cluster.cores if bottleneck(parts) == "cores" else 1.0),
         "parts": parts,
         "load": load,

@@ -8,21 +8,18 @@ cases: its size equals that of another file, so that it could be a copy, or it h
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from her2batch.errors import InputError, StoreError, printable_path
+from her2batch.errors import StoreError
 from her2batch.pipeline.resume.plan_change import match_plan
+from her2batch.pipeline.resume.seen_files import SeenFiles
 from her2batch.settings import Plan
-from her2batch.slides.discover import MISSING, DiscoveredSlides, FileProbe, IgnoredFile, SlideFiles, discover_slides
-from her2batch.slides.fingerprint import fingerprint_slide
+from her2batch.slides.discover import MISSING, DiscoveredSlides, FileProbe, SlideFiles, discover_slides
 from her2batch.store.cohort import Cohort, Row
-from her2batch.store.erase import erased_digest, erased_digests
+from her2batch.store.erase import erased_digests
 from her2batch.store.label_sheets.book import LABEL_COLUMNS, LabelBook
 from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.store.row_cache import SETTLED_NS
@@ -33,7 +30,10 @@ TRANSIENT_ERRORS = frozenset({"unstable", "gone", "store-write"})
 
 @dataclass(frozen=True)
 class SlideJob:
-    """One slide to process.  sha256: None where its files have not been read.  patient_id and what follows: labels."""
+    """One slide to process.  sha256: None where its files have not been read.  patient_id and what follows: labels.
+
+    encoders: to add to a finished slide from its pyramid, which `source` then is; empty: process the slide files.
+    """
 
     slide_id: str
     source: SlideFiles
@@ -41,6 +41,7 @@ class SlideJob:
     patient_id: str | None = None
     stain: str | None = None
     her2_detail: str | None = None
+    encoders: tuple[str, ...] = ()
 
 
 @dataclass
@@ -130,7 +131,7 @@ def take_inventory(
     labels: Mapping[str, Row],
     retry_failed: bool = False,
 ) -> Inventory:
-    """Compare a scan folder with a cohort. Raises InputError when the folder does not exist."""
+    """Compare a scan folder with a cohort."""
     updater = InventoryUpdater(scans, cohort, plan, pseudonymizer, labels, retry_failed)
     updater.admit(updater.discover())
     return updater.inventory
@@ -140,7 +141,7 @@ class InventoryUpdater:
     """An inventory to which files are added: all at once, or one by one as a scanner finishes them.
 
     rows: of the cohort's slides, by id.  all_jobs: every slide that was to be processed.  pending: those that have not
-    ended.
+    ended.  redo: ids of finished slides to process again.
     """
 
     def __init__(
@@ -152,16 +153,14 @@ class InventoryUpdater:
         labels: Mapping[str, Row],
         retry_failed: bool = False,
     ) -> None:
-        """Raises InputError when the scan folder does not exist."""
-        if not scans.exists():
-            raise InputError("there is no such folder", scans, "give the folder that the scanner writes to")
+        """A scan folder that does not exist has no files."""
         scans = scans.resolve() if ".." in scans.parts else scans.absolute()  # else the same file has two names
         self.cohort, self._scans, self._plan, self._pseudonymizer = cohort, scans, plan, pseudonymizer
         self._labels, self._retry_failed = labels, retry_failed
         self.rows, self._damaged, self._sizes = cohort.rows(), cohort.damaged_slides(), cohort.object_sizes()
         intake = pseudonymizer.convert_times(_read_intake(cohort))
         self._seen_files = SeenFiles(intake, self.rows, pseudonymizer, erased_digests(cohort))
-        self.all_jobs, self.pending = PendingSlides(), PendingSlides()
+        self.all_jobs, self.pending, self.redo = PendingSlides(), PendingSlides(), set[str]()
         self.inventory = Inventory(
             entries=self._seen_files.entries,
             probes=_read_probes(cohort, pseudonymizer),
@@ -171,6 +170,8 @@ class InventoryUpdater:
 
     def discover(self) -> DiscoveredSlides:
         """Search the scan folder. A file that has not changed since an earlier search is not opened."""
+        if not self._scans.exists():
+            return DiscoveredSlides([], [], {})
         found = discover_slides(self._scans, self.cohort.root, self.inventory.probes, self._pseudonymizer.path)
         self.inventory.probes |= found.probes
         return found
@@ -195,9 +196,7 @@ class InventoryUpdater:
         self.register(found)
         jobs = [job for source in found.slides if (job := self._job_for(source)) is not None]
         self.inventory.jobs += jobs
-        for job in jobs:
-            self.all_jobs.add(job)
-            self.pending.add(job)
+        self.add_jobs(jobs)
         return jobs
 
     def _job_for(self, source: SlideFiles) -> SlideJob | None:
@@ -210,12 +209,13 @@ class InventoryUpdater:
         row = self.rows.get(entry["slide_id"])
         if entry["outcome"] == "duplicate":
             self.inventory.outcomes[path] = "duplicate"
-        elif row and row["slide_id"] not in self._damaged and self._is_current(row, entry):
+        elif row and row["slide_id"] not in self._damaged | self.redo and self._is_current(row, entry):
             self.inventory.outcomes[path] = "current"
         else:
             self.inventory.outcomes[path] = "todo"
             label = self._labels.get(entry["slide_id"], {})
-            return SlideJob(entry["slide_id"], source, entry["sha256"], *map(label.get, LABEL_COLUMNS))
+            columns: dict[str, Any] = {name: label.get(name) for name in LABEL_COLUMNS}
+            return SlideJob(entry["slide_id"], source, entry["sha256"], **columns)
         return None
 
     def _is_current(self, row: Row, entry: Row) -> bool:
@@ -227,13 +227,20 @@ class InventoryUpdater:
         """Whether a file has not changed since its slide was finished, or since it was found to be a copy."""
         return self._seen_files.is_settled(source)
 
-    def record_result(self, source: SlideFiles, row: Row) -> None:
+    def add_jobs(self, jobs: list[SlideJob]) -> None:
+        """Note jobs that come from no file of the scan folder: encoders to add to finished slides."""
+        for job in jobs:
+            self.all_jobs.add(job)
+            self.pending.add(job)
+
+    def record_result(self, job: SlideJob, row: Row) -> None:
         """Note that a slide's row is committed. Its digest is kept, so that a copy that comes later is found."""
         self.rows[row["slide_id"]] = row
-        job = self.pending.slides.get(row["slide_id"])
-        if job is not None and job.source.stat_key == source.stat_key:  # else it has changed again
+        waiting = self.pending.slides.get(row["slide_id"])
+        if waiting is not None and waiting.source.stat_key == job.source.stat_key:  # else it has changed again
             self.pending.remove(row["slide_id"])
-        self._seen_files.set_digest(self._pseudonymizer.path(source.path), row["sha256"])
+        if not job.encoders:
+            self._seen_files.set_digest(self._pseudonymizer.path(job.source.path), row["sha256"])
 
     def defer(self, source: SlideFiles, why: str) -> None:
         """Leave a slide to the next run."""
@@ -261,139 +268,8 @@ def _read_probes(cohort: Cohort, pseudonymizer: Pseudonymizer) -> dict[str, File
 def _is_current(row: Row, entry: Row, plan: Plan, retry_failed: bool) -> bool:
     """Whether a slide's row is the result of this file and this plan."""
     match = match_plan(plan, row)
-    if entry["sha256"] != row["sha256"] or match is None or not match.is_current or match.missing:
+    if entry["sha256"] != row["sha256"] or match is None or not match.is_current:
         return False
     if row["status"] == "failed":
         return not retry_failed and row["error_code"] not in TRANSIENT_ERRORS
     return True
-
-
-class SeenFiles:
-    """The intake table while files are added to it: one entry for each path; an id and a digest belong to one slide."""
-
-    def __init__(
-        self,
-        entries: list[Row],
-        rows: Mapping[str, Row],
-        pseudonymizer: Pseudonymizer,
-        gone: Collection[tuple[int, str]] = (),
-    ) -> None:
-        """gone: (bytes, digest) of slides that were removed from the cohort and must not come back."""
-        self.erased: set[str] = set()
-        self._gone, self._gone_sizes = set(gone), {size for size, _ in gone}
-        self.entries = {entry["path"]: entry for entry in entries}
-        self._rows, self._pseudonymizer = rows, pseudonymizer
-        self._sources: dict[str, SlideFiles] = {}  # slides of this run, by path
-        slides = [entry for entry in entries if _has_own_id(entry)]
-        for entry in slides:  # a killed run has committed rows and not written their digests here
-            row = rows.get(entry["slide_id"])
-            if entry["sha256"] is None and row is not None and row["bytes"] == entry["bytes"]:
-                entry["sha256"] = row["sha256"]
-        self._by_digest = {entry["sha256"]: entry for entry in slides if entry["sha256"]}
-        self._ids = {entry["slide_id"].lower() for entry in slides}
-
-    def note_ignored(self, file: IgnoredFile) -> None:
-        """Give a file that is no slide its entry."""
-        path = self._pseudonymizer.path(file.path)
-        reason = self._pseudonymizer.reason(file.reason)
-        self.entries[path] = _entry(path, file.bytes, file.mtime_ns, 1, None, "ignored", None, reason)
-
-    def note_deferred(self, source: SlideFiles, why: str) -> None:
-        """Give a slide that is left to the next run its entry; it keeps its id, if it has one."""
-        path = self._pseudonymizer.path(source.path)
-        old = self.entries.get(path)
-        slide_id = old["slide_id"] if old is not None and _has_own_id(old) else None
-        self.entries[path] = _entry(path, *source.stat_key, None, "deferred", slide_id, why)
-
-    def note_slides(self, slides: list[SlideFiles]) -> None:
-        """Give every slide its entry: the old one if the file has not changed, one with a new id, or that of a copy."""
-        self._sources |= {self._pseudonymizer.path(source.path): source for source in slides}
-        fresh = [source for source in slides if not self._unchanged(source)]
-        sizes = Counter(source.bytes for source in fresh)
-        sizes.update(entry["bytes"] for entry in self.entries.values() if entry["outcome"] == "slide")
-        for path, source in self._sources.items():  # not read yet: hash it, so that its copy is found
-            entry = self.entries.get(path)
-            if entry and entry["outcome"] == "slide" and entry["sha256"] is None and sizes[source.bytes] > 1:
-                with suppress(OSError):  # the error is reported when the slide is processed
-                    self.set_digest(path, fingerprint_slide(source.members).sha256)
-        for source in fresh:
-            with suppress(FileNotFoundError):  # removed just now: it is not counted
-                self._note_slide(source, could_be_copy=sizes[source.bytes] > 1)
-
-    def _note_slide(self, source: SlideFiles, could_be_copy: bool) -> None:
-        path = self._pseudonymizer.path(source.path)
-        old = self.entries.get(path)
-        if source.bytes in self._gone_sizes:
-            could_be_copy = True
-            if (sha := _digest(source)) is not None and (source.bytes, erased_digest(sha)) in self._gone:
-                self.erased.add(path)
-                self.entries.pop(path, None)
-                return
-        entry = self._slide_entry(source, path, old, could_be_copy)
-        if old is not None and self._by_digest.get(old["sha256"]) is old:
-            del self._by_digest[old["sha256"]]  # the old content is gone: nothing can be a copy of it
-        if entry["outcome"] == "slide" and entry["sha256"]:
-            self._by_digest[entry["sha256"]] = entry
-        self.entries[path] = entry
-
-    def set_digest(self, path: str, sha256: str | None) -> None:
-        """Note the digest of a slide's files."""
-        entry = self.entries[path]
-        entry["sha256"] = sha256
-        if sha256 is not None:
-            self._by_digest[sha256] = entry
-
-    def is_settled(self, source: SlideFiles) -> bool:
-        """Whether a file has not changed since its slide's row was written, or since it was found to be a copy."""
-        entry = self.entries.get(self._pseudonymizer.path(source.path))
-        return entry is not None and self._unchanged(source) and entry["slide_id"] in self._rows
-
-    def _unchanged(self, source: SlideFiles) -> bool:
-        entry = self.entries.get(self._pseudonymizer.path(source.path))
-        if entry is None or entry["outcome"] not in ("slide", "duplicate"):
-            return False
-        if entry["outcome"] == "duplicate" and entry["sha256"] not in self._by_digest:
-            return False  # its original has changed: now it is a slide of its own
-        return (entry["bytes"], entry["mtime_ns"], entry["n_files"]) == source.stat_key
-
-    def _slide_entry(self, source: SlideFiles, path: str, old: Row | None, could_be_copy: bool) -> Row:
-        slide_id = old["slide_id"] if old is not None and _has_own_id(old) else None
-        wanted = slide_id or self._pseudonymizer.slide(source.path.stem)
-        sha = None
-        if could_be_copy or slide_id or wanted in self._rows or wanted.lower() in self._ids:
-            sha = _digest(source)
-            owner = self._by_digest.get(sha) if sha is not None else None
-            if owner is not None and owner["path"] != path:
-                copy_of = "copy of " + (owner["path"] if self._pseudonymizer.key is None else owner["slide_id"])
-                return _entry(path, *source.stat_key, sha, "duplicate", owner["slide_id"], copy_of)
-        slide_id = slide_id or self._unused_id(wanted, sha or sha256(path.encode()).hexdigest())
-        entry = _entry(path, *source.stat_key, sha, "slide", slide_id, None)
-        self._ids.add(slide_id.lower())
-        return entry
-
-    def _unused_id(self, wanted: str, sha: str) -> str:
-        """The wanted id, with a short content hash if another slide has it (case aside, which shares often ignore)."""
-        if wanted.lower() not in self._ids:
-            return wanted
-        return next(name for n in range(8, 65) if (name := f"{wanted}-{sha[:n]}").lower() not in self._ids)
-
-
-def _digest(source: SlideFiles) -> str | None:
-    """SHA-256 of a slide; None where it cannot be read, which its row will report. Raises FileNotFoundError."""
-    try:
-        return fingerprint_slide(source.members).sha256
-    except FileNotFoundError:
-        raise
-    except OSError:
-        return None
-
-
-def _has_own_id(entry: Row) -> bool:
-    """Whether an entry has a slide id of its own."""
-    return entry["slide_id"] is not None and entry["outcome"] != "duplicate"
-
-
-def _entry(path: str, *values: Any) -> Row:
-    names = ("bytes", "mtime_ns", "n_files", "sha256", "outcome", "slide_id", "reason")
-    entry = {"path": path, **dict(zip(names, values, strict=True))}
-    return {**entry, "reason": printable_path(entry["reason"])} if entry["reason"] else entry

@@ -73,9 +73,9 @@ class SlideQueue:
         return self._until is not None and self._clock() >= self._until
 
 
-def _largest_first(job: SlideJob) -> tuple[int, str]:
-    """Sort key: large slides first, so that workers do not wait for one at the end."""
-    return -job.source.bytes, job.slide_id
+def _largest_first(job: SlideJob) -> tuple[bool, int, str]:
+    """Sort key: new slides before finished ones that get encoders; of each, large slides first, which take longest."""
+    return bool(job.encoders), -job.source.bytes, job.slide_id
 
 
 class UrgentList:

@@ -184,13 +184,17 @@ FIELDS = frozenset(each.name for each in fields(SlideState))
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a worker needs to make its stages.  dims: length of each encoder's embedding."""
+    """What a worker needs to make its stages.  dims: length of each encoder's embedding.
+
+    used_encoders: encoders that the run will need, which are loaded at its start; None: all of the plan.
+    """
 
     plan: Plan
     bundle: Bundle | None = None
     weights: Path | None = None
     device: str = "cpu"
     dims: Mapping[str, int] = field(default_factory=dict)
+    used_encoders: tuple[str, ...] | None = None
 
     def has_network(self, kind: str, name: str | None = None) -> bool:
         """Whether the bundle has a network of a kind, and of an input if one is named."""

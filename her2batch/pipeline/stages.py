@@ -9,9 +9,10 @@ A new stage is a function, a row in STAGES and, for a table of its own, a row in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +44,7 @@ from her2batch.pipeline.slide_state import (
     Work,
     always,
 )
+from her2batch.settings import Plan
 from her2batch.slides import pyramid
 from her2batch.slides.slide import Box, Slide, SlideInfo, resample
 from her2batch.store import schemas
@@ -52,10 +54,13 @@ from her2batch.vision import tile_grid
 from her2batch.vision.membrane import MEMBRANE_COLUMNS, TileBatch, feature_index
 from her2batch.vision.patches import apply_clahe, usable_patches
 from her2batch.vision.quality import Quality, assess_quality
-from her2batch.vision.stain import fit_stain_vectors, guess_stain, white_point
+from her2batch.vision.stain import Vector, fit_stain_vectors, guess_stain, white_point
 from her2batch.vision.thumbnail import encode_jpeg
 from her2batch.vision.tile_grid import MAX_UPSAMPLING, TileGrid
 from her2batch.vision.tissue import Tissue, segment_tissue, tile_fractions
+
+if TYPE_CHECKING:
+    from her2batch.models.encoders import Encoder
 
 OVERVIEW_MPP = 8.0
 """µm/px at which tissue is found (methods.md §2)."""
@@ -124,17 +129,20 @@ def _assess_quality(_: StageContext) -> Work:
 def _fit_stains(context: StageContext) -> Work:
     def work(slide: Slide, overview: Overview, tissue_tiles: TissueTiles) -> StainFit:
         white = white_point(overview.rgb, ~tissue_tiles.tissue.mask)
-        tiles = tissue_tiles.grids["tiles"].tiles
-        evenly = np.unique(np.linspace(0, len(tiles) - 1, SAMPLE_TILES).round().astype(int))
-        sampled = tiles[evenly] if len(tiles) else tiles
-        edge, mpp = context.plan.tile, context.plan.mpp
-        pixels = np.empty((len(sampled), edge, edge, 3), np.uint8)
-        for k, (x, y, size) in enumerate(sampled.tolist()):
-            pixels[k] = resample(slide.region(Box(x, y, size, size), mpp), edge, edge)
-        stains = fit_stain_vectors(pixels, white, mpp)
-        return StainFit(stains, guess_stain(pixels, stains))
+        return fit_stains(slide, white, tissue_tiles.grids["tiles"].tiles, context.plan)
 
     return work
+
+
+def fit_stains(slide: Slide, white: Vector, tiles: NDArray[np.int32], plan: Plan) -> StainFit:
+    """Fit the slide's own stains to some of its tiles. white: R, G, B of the background.  tiles: (n, 3) x, y, size."""
+    evenly = np.unique(np.linspace(0, len(tiles) - 1, SAMPLE_TILES).round().astype(int))
+    sampled = tiles[evenly] if len(tiles) else tiles
+    pixels = np.empty((len(sampled), plan.tile, plan.tile, 3), np.uint8)
+    for k, (x, y, size) in enumerate(sampled.tolist()):
+        pixels[k] = resample(slide.region(Box(x, y, size, size), plan.mpp), plan.tile, plan.tile)
+    stains = fit_stain_vectors(pixels, white, plan.mpp)
+    return StainFit(stains, guess_stain(pixels, stains))
 
 
 def _write_pyramid(context: StageContext) -> Work:
@@ -210,15 +218,29 @@ def _keys(state: SlideState) -> tuple[NDArray[np.int32], int, dict[str, pa.Array
     return tiles, n, {"slide_id": ids, "tile": numbers}
 
 
+class EmbeddingWork:
+    """Vectors of every tile by each encoder. An encoder is loaded when it is first needed, and only once."""
+
+    def __init__(self, load: Callable[[str], Encoder], names: tuple[str, ...]) -> None:
+        """load: returns the loaded encoder of a name; `lru_cache` makes works share it."""
+        self._load, self._names = load, names
+
+    def __call__(self, batch: TileBatch) -> Mapping[str, NDArray[Any]]:
+        """Columns of the vectors, (n, D) each, by encoder."""
+        return {name: self._load(name)(batch) for name in self._names}
+
+    def only(self, names: tuple[str, ...]) -> EmbeddingWork:
+        """The same encoders, of which only these are applied."""
+        return EmbeddingWork(self._load, names)
+
+
 def _embed(context: StageContext) -> Work:
     from her2batch.models.encoders import load_encoder
 
-    encoders = {name: load_encoder(name, context.device, context.weights) for name in context.plan.encoders}
-
-    def work(batch: TileBatch) -> Mapping[str, NDArray[Any]]:
-        return {name: encoder(batch) for name, encoder in encoders.items()}
-
-    return work
+    load = lru_cache(maxsize=None)(partial(load_encoder, device=context.device, weights=context.weights))
+    for name in context.plan.encoders if context.used_encoders is None else context.used_encoders:
+        load(name)
+    return EmbeddingWork(load, context.plan.encoders)
 
 
 def _embedding_tables(context: StageContext, state: SlideState) -> Tables:
@@ -296,6 +318,9 @@ def _has_bundle(context: StageContext) -> bool:
 TILES = ("tissue_tiles", "stain_fit")
 """What every stage over a grid takes: its tiles, and the stains of a TileBatch."""
 
+EMBED = Stage("embed", "tiles", TILES, "embeddings", _embed, _embedding_tables, gpu=_embeds_with_network)
+"""The stage that is also run alone, where an encoder is added to finished slides."""
+
 STAGES: tuple[Stage, ...] = (
     Stage("look", WHOLE_SLIDE, ("slide",), "overview", _make_overview),
     Stage("tissue", WHOLE_SLIDE, ("slide", "overview"), "tissue_tiles", _find_tissue),
@@ -303,7 +328,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("stains", WHOLE_SLIDE, ("slide", "overview", "tissue_tiles"), "stain_fit", _fit_stains),
     Stage("pyramid", ASIDE, ("slide", "tissue_tiles", "pyramid_path"), None, _write_pyramid),
     Stage("membrane", "tiles", TILES, "measurements", _measure, _measurement_tables, measures=True),
-    Stage("embed", "tiles", TILES, "embeddings", _embed, _embedding_tables, gpu=_embeds_with_network),
+    EMBED,
     *(_patch_stage(name) for name in PATCH_INPUTS),
     Stage(
         "thumbnail", ASIDE, ("slide", "slide_id", "overview", "tissue_tiles"), "tables", _classify_thumbnail,

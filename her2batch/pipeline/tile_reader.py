@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box, Slide
 from her2batch.vision.tile_grid import Block, TileGrid, cut_tiles, plan_blocks
@@ -78,7 +79,7 @@ def read_tiles(
 
     def work(block: Block, out: NDArray[np.uint8]) -> NDArray[np.float32] | None:
         if not hasattr(handles, "slide"):
-            handles.slide = open_slide(slide.info.path, reader, slide.info.members)
+            handles.slide = _open_again(slide, reader)
         return _decode_block(handles.slide, reads, block, out, measure)
 
     with ThreadPoolExecutor(threads) as pool:
@@ -91,6 +92,13 @@ def read_tiles(
                 yield _join_blocks(first, ready, [future.result() for future in futures])
         for first, ready, futures in pending:
             yield _join_blocks(first, ready, [future.result() for future in futures])
+
+
+def _open_again(slide: Slide, reader: str) -> Slide:
+    """Open a slide once more, for another thread."""
+    if isinstance(slide, Pyramid):
+        return Pyramid(slide.info.path)
+    return open_slide(slide.info.path, reader, slide.info.members)
 
 
 def _decode_block(

@@ -59,13 +59,16 @@ SHARED_FROM_BATCHES = 2 * BATCHES_PER_CALL
 class SlideResult:
     """A slide whose row is committed.
 
-    times: its row of the run's table of durations.  trace: the traceback of an internal error, else empty.
+    times: its row of the run's table of durations.  trace: the traceback of an internal error, else empty.  problem:
+    why encoders could not be added to a finished slide, else empty.  is_damaged: because its pyramid cannot be read.
     """
 
     row: Row
     times: Row
     job: SlideJob
     trace: str = ""
+    problem: str = ""
+    is_damaged: bool = False
 
 
 @dataclass
@@ -122,7 +125,7 @@ class SlideWorker:
         """
         row = self._unopened_row(job)
         started = time.perf_counter()
-        guard = _FailureGuard(self, job, row, started)
+        guard = FailureGuard(self, job, row, started)
         with self.cohort.working(), guard, self._open(job, row) as slide:
             draft = self.cohort.draft(job.slide_id)
             state = SlideState(job.slide_id, job.patient_id, job.stain, slide.info.notes, row)
@@ -144,7 +147,7 @@ class SlideWorker:
     def measure(self, job: SlideJob, state: SlideState, role: str, lo: int, hi: int) -> SlidePart | SlideResult:
         """Make one of the calls on a slide that was begun: a range of a grid's batches, or a stage aside."""
         started = time.perf_counter()
-        guard = _FailureGuard(self, job, state.row, started)
+        guard = FailureGuard(self, job, state.row, started)
         with self.cohort.working(), guard, self._open(job, {}, known=True) as slide:
             part = self._part(slide, state, role, lo, hi)
             part.seconds_total = time.perf_counter() - started
@@ -154,7 +157,7 @@ class SlideWorker:
     def finish(self, job: SlideJob, state: SlideState, *parts: SlidePart) -> SlideResult:
         """Join the parts of a slide and commit it."""
         started = time.perf_counter() - state.seconds_total - sum(part.seconds_total for part in parts)
-        guard = _FailureGuard(self, job, state.row, started)
+        guard = FailureGuard(self, job, state.row, started)
         with self.cohort.working(), guard:
             state.add(parts)
             return self._finish(job, state, started)
@@ -207,7 +210,10 @@ class SlideWorker:
             raise SlideError("unstable", job.source.path, "changed while it was read")
 
     def _stages(self, over: str) -> list[Stage]:
-        return [stage for stage in active_stages(self.context) if stage.over == over]
+        return [stage for stage in self._active_stages() if stage.over == over]
+
+    def _active_stages(self) -> tuple[Stage, ...]:
+        return active_stages(self.context)
 
     def _make_stage(self, stage: Stage) -> Work:
         if stage.name not in self.works:
@@ -239,7 +245,7 @@ class SlideWorker:
 
     def _part(self, slide: Slide, state: SlideState, role: str, lo: int, hi: int) -> SlidePart:
         """Run the stages of a role: those of a grid over a range of its batches, or one stage aside."""
-        stages = [stage for stage in active_stages(self.context) if stage.role == role]
+        stages = [stage for stage in self._active_stages() if stage.role == role]
         if not stages[0].over_grid:
             return self._call(stages[0], state, slide)
         grid, stains = state.tissue_tiles.grids[role], state.stain_fit.stains
@@ -310,14 +316,14 @@ class SlideWorker:
         }  # fmt: skip
 
 
-class _FailureGuard:
+class FailureGuard:
     """Turns any exception into the row of a failed slide, so that the batch goes on."""
 
     def __init__(self, worker: SlideWorker, job: SlideJob, row: Row, started: float) -> None:
         self._worker, self._job, self._row, self._started = worker, job, row, started
         self.finished: SlideResult = None  # type: ignore[assignment]  # set where an exception was caught
 
-    def __enter__(self) -> _FailureGuard:
+    def __enter__(self) -> FailureGuard:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:

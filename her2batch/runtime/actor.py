@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from her2batch.pipeline.growth.added_encoders import worker_for
 from her2batch.pipeline.inventory import SlideJob
 from her2batch.pipeline.slide_state import SlidePart, SlideState
 from her2batch.pipeline.stages import active_stages
@@ -58,14 +59,14 @@ class Actor:
 
     def begin(self, job: SlideJob, always: bool) -> tuple[SlideResult | PartialSlide, SlideState | None]:
         """See SlideWorker.begin."""
-        result, state = self._worker.begin(job, share=True, always=always)
+        result, state = worker_for(self._worker, job).begin(job, share=True, always=always)
         if isinstance(result, SlideResult):
             self._tiles.add(result.row["n_tiles"] or 0)
         return result, state
 
     def measure(self, job: SlideJob, state: SlideState, role: str, lo: int, hi: int) -> SlidePart | SlideResult:
         """See SlideWorker.measure."""
-        part = self._worker.measure(job, state, role, lo, hi)
+        part = worker_for(self._worker, job).measure(job, state, role, lo, hi)
         if not isinstance(part, SlideResult):
             self._tiles.add(part.n_tiles)
         return part
@@ -74,7 +75,7 @@ class Actor:
         """See SlideWorker.finish; a part that failed has committed the slide already."""
         failed = [part for part in parts if isinstance(part, SlideResult)]
         done = [part for part in parts if isinstance(part, SlidePart)]
-        return failed[0] if failed else self._worker.finish(job, state, *done)
+        return failed[0] if failed else worker_for(self._worker, job).finish(job, state, *done)
 
 
 def _best_device() -> str:

@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from her2batch.errors import STOPPED, InputError, StoreError
+from her2batch.errors import InputError, StoreError
 from her2batch.files.atomic import disk_errors
 from her2batch.files.locations import free_bytes, to_location
 from her2batch.files.locks import is_locked
@@ -20,7 +21,9 @@ from her2batch.files.new_folder import remove_if_refused
 from her2batch.models.bundle import check_bundle_fits, read_bundle
 from her2batch.models.encoders import embedding_dim, locate_encoder_weights
 from her2batch.models.predictor import BundlePredictor
-from her2batch.pipeline.inventory import Inventory, InventoryUpdater, take_inventory
+from her2batch.pipeline.growth.added_encoders import check_additions, find_additions, proven_plan
+from her2batch.pipeline.growth.ingest_summary import COUNTS, IngestSummary, count_slides
+from her2batch.pipeline.inventory import Inventory, InventoryUpdater, SlideJob, take_inventory
 from her2batch.pipeline.predict import needs_image_networks
 from her2batch.pipeline.progress import RemainingTime, RunProgress
 from her2batch.pipeline.queue import SlideQueue, UrgentList, local_now, next_occurrence
@@ -40,10 +43,9 @@ from her2batch.slides.cucim import load_cucim
 from her2batch.slides.discover import DiscoveredSlides
 from her2batch.store.cleanup import remove_leftovers, remove_orphans
 from her2batch.store.cohort import Cohort, Row
-from her2batch.store.label_sheets.book import LabelsReport, open_labels
+from her2batch.store.label_sheets.book import open_labels
 from her2batch.store.label_sheets.reading import read_label_sheet
 from her2batch.store.label_sheets.stored import write_labels
-from her2batch.store.outcome_counts import OUTCOMES, OutcomeCounts
 from her2batch.store.pseudonyms import Pseudonymizer, read_key
 from her2batch.store.run_log import RunLog
 
@@ -82,54 +84,6 @@ class IngestRequest:
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass
-class IngestSummary:
-    """Outcome of an ingest.
-
-    seen to ignored: numbers of files, by outcome.  already: of the done and failed slides, those of an earlier run.
-    left: seconds that the deferred slides will take, least and most.  slides, failures: rows of all slides of the scan
-    folder, and of those that failed.  skipped: parts that need a bundle.  fresh: ids of the slides that this run ended.
-    relabelled: ids of the finished slides to which the labels gave another patient, stain or sub-score.  missing:
-    slides that a QuPath project or a manifest lists and that are not there, each with the reason.  labels: what became
-    of the labels; None without labels.
-    """
-
-    cohort: Path
-    seen: int = 0
-    done: int = 0
-    failed: int = 0
-    deferred: int = 0
-    duplicate: int = 0
-    ignored: int = 0
-    already: int = 0
-    tiles: int = 0
-    seconds: float = 0.0
-    stopped: bool = False
-    left: tuple[float, float] | None = None
-    run: str = ""
-    failures: list[Row] = field(default_factory=list)
-    slides: list[Row] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    fresh: list[str] = field(default_factory=list)
-    relabelled: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    labels: LabelsReport | None = None
-
-    @property
-    def adds_up(self) -> bool:
-        """Whether every file that was seen has an outcome."""
-        return OutcomeCounts.of(self).adds_up
-
-    @property
-    def exit_code(self) -> int:
-        """0 all done · 1 a slide has no outcome · 3 some failed or are missing · 130 stopped."""
-        if self.stopped:
-            return STOPPED
-        if not self.adds_up:
-            return 1
-        return 3 if self.failed or self.missing else 0
-
-
 def ingest(
     request: IngestRequest,
     plan: Plan,
@@ -145,7 +99,7 @@ def ingest(
     PlanChangedError, a plan that would replace the results of finished slides.
     """
     started = time.perf_counter()
-    plan, worker = _prepare(request, plan)
+    plan, worker = _prepare(request, plan, window.watch)
     sheet = read_label_sheet(request.labels, request.columns) if request.labels is not None else None
     new = not worker.cohort.settings.exists()
     with (
@@ -154,7 +108,8 @@ def ingest(
         disk_errors(cohort.root),
     ):
         worker.cohort = cohort
-        cohort.create(settle_plan(cohort, plan, request.replan, exact=True))  # again: another run may have ended
+        settle_plan(cohort, plan, request.replan, exact=True)  # again: another run may have ended
+        cohort.create(proven_plan(cohort, plan))
         remove_leftovers(cohort)
         cohort.update_row_cache()  # with the rows of a killed run
         labels = open_labels(sheet, cohort, worker.pseudonymizer)
@@ -166,19 +121,22 @@ def ingest(
         summary = IngestSummary(cohort.root, run=datetime.now(UTC).strftime("ingest-%Y%m%dT%H%M%S.%fZ"))
         summary.skipped, summary.relabelled = _skipped(worker.context), relabelled
         stopped = session.stopped if session is not None else threading.Event()
+        additions = _find_additions(updater, request, plan, summary)
         with (
             RunLog(cohort, summary.run) as run_log,
-            _job_source(updater, found, request, plan, window, stopped) as source,
+            _job_source(updater, found, request, plan, window, stopped, additions) as source,
         ):
             run_log.write("started", host=socket.gethostname(), pid=os.getpid(), plan=plan.id, watch=window.watch)
             if new and not window.watch:
                 _check_found(updater.inventory, request)
             with suppress(OSError):  # its state at the end counts
                 updater.inventory.save(cohort)
-            run = _Run(updater, source, run_log, report, summary, stopped)
+            run = _Run(updater, source, run_log, report, summary, stopped, plan)
+            if not window.watch:
+                worker.context = replace(worker.context, used_encoders=_used_encoders(updater, plan))
             _run(run, worker, resources, session)
-            updater.rows.clear()  # _count reads them again: one copy of 7 kB a slide is enough
-            _count(cohort, updater.inventory, summary)
+            updater.rows.clear()  # they are read again: one copy of 7 kB a slide is enough
+            count_slides(summary, updater.inventory, cohort.rows())
             if not labels.is_empty:
                 write_labels(cohort, labels.stored_rows())  # with those that a slide met which came during the run
                 summary.labels = labels.report(row["slide_id"] for row in summary.slides)
@@ -197,21 +155,18 @@ def _open_cohort(cohort: Cohort) -> Iterator[Cohort]:
             yield locked
 
 
-COUNTS = ("seen", *OUTCOMES, "already", "tiles", "stopped")
-"""Fields of a summary that the last entry of the run log contains."""
-
-
 def dry_run(request: IngestRequest, plan: Plan) -> tuple[Plan, Inventory, Cohort]:
     """Take the inventory of an ingest without writing anything. Raises InputError, StoreError as the ingest would."""
-    plan, worker = _prepare(request, plan)
+    plan, worker = _prepare(request, plan, watch=False)
     with worker.pseudonymizer.hide_error_texts():
         inventory = take_inventory(request.scans, worker.cohort, plan, worker.pseudonymizer, {}, request.retry_failed)
+        inventory.jobs += find_additions(worker.cohort, plan, worker.cohort.rows()).jobs
     if not worker.cohort.settings.exists():
         _check_found(inventory, request)
     return plan, inventory, worker.cohort
 
 
-def _prepare(request: IngestRequest, plan: Plan) -> tuple[Plan, SlideWorker]:
+def _prepare(request: IngestRequest, plan: Plan, watch: bool) -> tuple[Plan, SlideWorker]:
     """Check the request before any work starts, and make its worker."""
     bundle = read_bundle(request.bundle) if request.bundle is not None else None
     cohort = Cohort(to_location(request.out))
@@ -222,6 +177,11 @@ def _prepare(request: IngestRequest, plan: Plan) -> tuple[Plan, SlideWorker]:
         if not is_locked(cohort.root):
             raise
         plan = settle_plan(cohort, wanted, True, request.exact_plan)  # in use, which is the error then
+    names_encoders = "encoders" in wanted.model_fields_set and not request.exact_plan and cohort.settings.is_file()
+    if not request.scans.exists() and (watch or not names_encoders or not cohort.rows()):
+        raise InputError("there is no such folder", request.scans, "give the folder that the scanner writes to")
+    if names_encoders and not request.replan:
+        check_additions(cohort, plan, request.scans)
     if bundle is not None:
         check_bundle_fits(bundle, plan)
     if needs_image_networks(plan, bundle):
@@ -245,6 +205,28 @@ def _discover(updater: InventoryUpdater, only: Path | None) -> DiscoveredSlides:
     return found if only is None else found.for_file(only)
 
 
+def _find_additions(
+    updater: InventoryUpdater, request: IngestRequest, plan: Plan, summary: IngestSummary
+) -> list[SlideJob]:
+    """Jobs that add encoders to finished slides, from their pyramids. With --replan, slides without one are redone."""
+    if request.only is not None:
+        return []
+    found = find_additions(updater.cohort, plan, updater.rows)
+    if request.replan:
+        updater.redo |= set(found.without_pyramid)
+    else:
+        summary.added.without_pyramid = found.without_pyramid
+    updater.add_jobs(found.jobs)
+    return found.jobs
+
+
+def _used_encoders(updater: InventoryUpdater, plan: Plan) -> tuple[str, ...]:
+    """Encoders that the jobs of a run need: all of the plan if any slide is processed as a whole."""
+    jobs = updater.pending.slides.values()
+    needed = {name for job in jobs for name in job.encoders or plan.encoders}
+    return tuple(name for name in plan.encoders if name in needed)
+
+
 @contextmanager
 def _job_source(
     updater: InventoryUpdater,
@@ -253,10 +235,12 @@ def _job_source(
     plan: Plan,
     window: RunWindow,
     stopped: threading.Event,
+    additions: list[SlideJob],
 ) -> Iterator[SlideQueue | FolderWatch]:
     """The source of slides: a queue of all slides that were found in the scan folder, or a watch of the folder."""
     urgent = UrgentList(Path(window.urgent)) if window.urgent is not None else None
-    queue = SlideQueue((), urgent, next_occurrence(window.until, local_now()) if window.until is not None else None)
+    end = next_occurrence(window.until, local_now()) if window.until is not None else None
+    queue = SlideQueue(additions, urgent, end)
     if found is not None:
         queue.put(updater.admit(found))
         yield queue
@@ -269,7 +253,11 @@ def _job_source(
 
 @dataclass
 class _Run:
-    """A running ingest.  times: rows of the table of durations, by slide.  saved, logged: monotonic clock."""
+    """A running ingest.
+
+    plan: to store as soon as a slide has all its tables; None: it is stored.  times: rows of the table of durations, by
+    slide.  saved, logged: monotonic clock.
+    """
 
     updater: InventoryUpdater
     source: SlideQueue | FolderWatch
@@ -277,6 +265,7 @@ class _Run:
     report: ProgressCallback
     summary: IngestSummary
     stopped: threading.Event
+    plan: Plan | None
     progress: RunProgress = field(default_factory=RunProgress)
     times: dict[str, Row] = field(default_factory=dict)
     saved: float = field(default_factory=time.monotonic)
@@ -285,8 +274,13 @@ class _Run:
     def slide_ended(self, result: SlideResult, remaining: RemainingTime) -> None:
         """Record a slide whose row is committed, and report the progress."""
         row, job = result.row, result.job
-        self.updater.record_result(job.source, row)
-        self.times[job.slide_id] = result.times
+        self.updater.record_result(job, row)
+        if job.encoders:
+            self.summary.added.slide_ended(result)
+        else:
+            self.times[job.slide_id] = result.times
+        if row["status"] == "done" and not result.problem:
+            self.store_plan()
         remaining.add(job.source.bytes, result.times["seconds"])
         known, left = self.updater.all_jobs, self.updater.pending
         count = len(known.slides)
@@ -296,7 +290,9 @@ class _Run:
             remaining.left(len(left.slides), left.bytes),
         )  # fmt: skip
         entry = {"slide_id": row["slide_id"], "status": row["status"], "error_code": row["error_code"]}
-        trace = {"trace": result.trace} if result.trace else {}
+        trace: dict[str, Any] = {"trace": result.trace} if result.trace else {}
+        if job.encoders:
+            trace |= {"encoders": job.encoders, "problem": result.problem}
         self.run_log.write("slide", **entry, tiles=row["n_tiles"], seconds=result.times["seconds"], **trace)
         self.report(self.progress, row)
         at = time.monotonic()
@@ -308,6 +304,12 @@ class _Run:
                 self.updater.inventory.save(self.updater.cohort)
             self.saved = at
 
+    def store_plan(self) -> None:
+        """Store the plan, once; see `proven_plan`."""
+        if self.plan is not None:
+            self.updater.cohort.create(self.plan)
+        self.plan = None
+
 
 def _run(run: _Run, worker: SlideWorker, resources: Resources, session: RaySession | None) -> None:
     """Process all slides of the source, then write the intake table and the durations."""
@@ -315,11 +317,15 @@ def _run(run: _Run, worker: SlideWorker, resources: Resources, session: RaySessi
     try:
         if isinstance(run.source, FolderWatch) or not run.source.is_exhausted():
             _process(run, worker, resources, session)
+        else:
+            run.store_plan()
     finally:
         _defer(run)
         with ExitStack() as writes:  # each is tried, then the error of the disk is raised
+            damaged = (cohort.damaged_slides() - set(run.times)) | run.summary.added.damaged
+            if run.times or run.summary.added.damaged:
+                writes.callback(cohort.write_damaged_slides, damaged)
             if run.times:
-                writes.callback(lambda: cohort.write_damaged_slides(cohort.damaged_slides() - set(run.times)))
                 writes.callback(
                     cohort.write_times, run.summary.run, [run.times[slide_id] for slide_id in sorted(run.times)]
                 )
@@ -329,7 +335,9 @@ def _run(run: _Run, worker: SlideWorker, resources: Resources, session: RaySessi
 
 def _process(run: _Run, worker: SlideWorker, resources: Resources, session: RaySession | None) -> None:
     """Process the slides in this process, where workers is 0, or on Ray. Weights are located before it starts."""
-    for encoder in worker.context.plan.encoders if resources.address == "local" else ():
+    used = worker.context.used_encoders
+    needed = worker.context.plan.encoders if used is None else used
+    for encoder in needed if resources.address == "local" else ():
         locate_encoder_weights(encoder, worker.context.weights)
     if resources.workers == 0:
         remaining = RemainingTime(1)
@@ -351,6 +359,9 @@ def _defer(run: _Run) -> None:
     """Leave the slides that were not processed to the next run."""
     waiting = {job.slide_id for job in run.source.waiting}
     for job in list(run.updater.pending.slides.values()):
+        if job.encoders:
+            run.summary.added.left += 1
+            continue
         reason = "the window ended" if job.slide_id in waiting and not run.summary.stopped else "the run was stopped"
         run.updater.defer(job.source, reason)
     if isinstance(run.source, FolderWatch):
@@ -378,23 +389,3 @@ def _check_found(inventory: Inventory, request: IngestRequest) -> None:
 def _skipped(context: StageContext) -> list[str]:
     """Parts of the pipeline that are skipped because no bundle was given."""
     return [] if context.bundle is not None else ["patch nets", "thumbnail nets"]
-
-
-def _count(cohort: Cohort, inventory: Inventory, summary: IngestSummary) -> None:
-    """Count the slides by their rows on disk."""
-    rows = cohort.rows()
-    summary.seen, summary.deferred = inventory.seen, inventory.deferred
-    summary.duplicate, summary.ignored = inventory.duplicates, inventory.ignored
-    summary.already = len(inventory.current)
-    summary.missing = inventory.missing
-    for path, outcome in inventory.outcomes.items():
-        row = rows.get(inventory.entries[path]["slide_id"]) if outcome in ("todo", "current") else None
-        if row is None:
-            continue
-        summary.slides.append(row)
-        summary.tiles += row["n_tiles"] or 0
-        if row["status"] == "done":
-            summary.done += 1
-        else:
-            summary.failed += 1
-            summary.failures.append(row)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from her2batch.errors import HeadLost, Her2BatchError, SlideError, StoreError, one_line
 from her2batch.pipeline.cost_model import CPU_TILES_S, OTHER_ENCODER
+from her2batch.pipeline.growth.added_encoders import worker_for
 from her2batch.pipeline.inventory import SlideJob
 from her2batch.pipeline.queue import JobSource
 from her2batch.pipeline.tile_reader import TILES_PER_BATCH
@@ -330,7 +331,7 @@ class _Scheduler:
 
     def _fail_slide(self, slide: _ActiveSlide, error: SlideError) -> SlideResult:
         self._drop_slide(slide.job.slide_id)
-        return self._worker.fail(slide.job, error)
+        return worker_for(self._worker, slide.job).fail(slide.job, error)
 
     def _drop_slide(self, slide_id: str) -> None:
         self._slides.pop(slide_id, None)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 from her2batch.errors import SlideError
+from her2batch.pipeline.growth.added_encoders import worker_for
 from her2batch.pipeline.queue import JobSource
 from her2batch.pipeline.worker import SlideResult, SlideWorker
 from her2batch.runtime.sandbox import LOST, SlideSandbox
@@ -32,6 +33,9 @@ def run_serially(
             job = source.next_job()
             if job is None:
                 time.sleep(PAUSE_S)
+                continue
+            if job.encoders:  # read from a pyramid, which this package has written
+                yield worker_for(worker, job).run(job)
                 continue
             error_code = sandbox.try_open(job.source.path).error_code
             if error_code is None:

@@ -248,7 +248,7 @@ NOBODY_FORESAW = """
 import her2batch.pipeline.inventory
 def broken(paths):
     raise ValueError(f"odd bytes in {paths[0]}")
-her2batch.pipeline.inventory.fingerprint_slide = broken
+her2batch.pipeline.resume.seen_files.fingerprint_slide = broken
 """
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from her2batch.pipeline import inventory
 from her2batch.pipeline.inventory import Inventory, take_inventory
+from her2batch.pipeline.resume import seen_files
 from her2batch.settings import Plan
 from her2batch.store.cohort import Cohort, write_row
 from her2batch.store.pseudonyms import Pseudonymizer
@@ -64,7 +64,7 @@ def test_finished_slides_are_skipped_after_a_killed_run(
     scans: Path, cohort: Cohort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit_all(cohort, run_inventory(scans, cohort))  # rows are there; the intake table knows no digests yet
-    monkeypatch.setattr(inventory, "fingerprint_slide", None)  # reading any file would fail
+    monkeypatch.setattr(seen_files, "fingerprint_slide", None)  # reading any file would fail
     found = run_inventory(scans, cohort)
     assert job_ids(found) == []
     assert len(found.current) == 4

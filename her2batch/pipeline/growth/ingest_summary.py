@@ -1,0 +1,85 @@
+"""Outcome of an ingest: what became of every file of the scan folder, and of the slides that were finished before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from her2batch.errors import STOPPED
+from her2batch.pipeline.growth.added_encoders import AddedEncoders
+from her2batch.pipeline.inventory import Inventory
+from her2batch.store.cohort import Row
+from her2batch.store.label_sheets.book import LabelsReport
+from her2batch.store.outcome_counts import OUTCOMES, OutcomeCounts
+
+COUNTS = ("seen", *OUTCOMES, "already", "tiles", "stopped")
+"""Fields of a summary that the last entry of the run log contains."""
+
+
+@dataclass
+class IngestSummary:
+    """Outcome of an ingest.
+
+    seen to ignored: numbers of files, by outcome.  already: of the done and failed slides, those of an earlier run.
+    left: seconds that the deferred slides will take, least and most.  slides, failures: rows of all slides of the scan
+    folder, and of those that failed.  skipped: parts that need a bundle.  fresh: ids of the slides that this run ended.
+    relabelled: ids of the finished slides to which the labels gave another patient, stain or sub-score.  missing:
+    slides that a QuPath project or a manifest lists and that are not there, each with the reason.  labels: what became
+    of the labels; None without labels.  added: encoders that were added to finished slides.
+    """
+
+    cohort: Path
+    seen: int = 0
+    done: int = 0
+    failed: int = 0
+    deferred: int = 0
+    duplicate: int = 0
+    ignored: int = 0
+    already: int = 0
+    tiles: int = 0
+    seconds: float = 0.0
+    stopped: bool = False
+    left: tuple[float, float] | None = None
+    run: str = ""
+    failures: list[Row] = field(default_factory=list)
+    slides: list[Row] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+    relabelled: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    labels: LabelsReport | None = None
+    added: AddedEncoders = field(default_factory=AddedEncoders)
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether every file that was seen has an outcome."""
+        return OutcomeCounts.of(self).adds_up
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done · 1 a slide has no outcome · 3 some failed or are missing · 130 stopped."""
+        if self.stopped:
+            return STOPPED
+        if not self.adds_up:
+            return 1
+        return 3 if self.failed or self.missing or self.added.failures else 0
+
+
+def count_slides(summary: IngestSummary, inventory: Inventory, rows: Mapping[str, Row]) -> None:
+    """Count the slides of the scan folder by their rows, as they are on disk."""
+    summary.seen, summary.deferred = inventory.seen, inventory.deferred
+    summary.duplicate, summary.ignored = inventory.duplicates, inventory.ignored
+    summary.already = len(inventory.current)
+    summary.missing = inventory.missing
+    for path, outcome in inventory.outcomes.items():
+        row = rows.get(inventory.entries[path]["slide_id"]) if outcome in ("todo", "current") else None
+        if row is None:
+            continue
+        summary.slides.append(row)
+        summary.tiles += row["n_tiles"] or 0
+        if row["status"] == "done":
+            summary.done += 1
+        else:
+            summary.failed += 1
+            summary.failures.append(row)
