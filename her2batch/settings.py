@@ -265,6 +265,12 @@ class RetentionSettings(Settings):
     )
 
 
+class DiskSettings(Settings):
+    """Settings of the warning before the disk of the cohort is full."""
+
+    warn_gigabytes: float = Field(20.0, ge=0, description="free GB below which a night warns; 0: no warning")
+
+
 class NotificationSettings(Settings):
     """Receivers of the summary of a night. It contains counts and times, no patient data."""
 
@@ -272,6 +278,14 @@ class NotificationSettings(Settings):
     mail_to: tuple[str, ...] = Field((), description="mail addresses that receive the summary")
     mail_from: str = Field("her2batch@localhost", description="sender of the mail")
     smtp: str = Field("localhost:25", description="HOST:PORT of the mail server")
+    smtp_security: Literal["none", "starttls", "tls"] = Field(
+        "none", description="encryption of the mail: none, starttls (port 587) or tls (port 465)"
+    )
+    link: str | None = Field(None, description="address of the web page, for links in the mail")
+    ping: str | None = Field(
+        None, description="http(s) address that is called when a night has ended well (dead-man's switch)"
+    )
+    textfile: str | None = Field(None, description="file NAME.prom for node_exporter's textfile collector")
 
 
 class NightlySettings(Settings):
@@ -294,6 +308,7 @@ class NightlySettings(Settings):
     sentinels: SentinelSettings | None = None
     drift: DriftSettings = DriftSettings()
     retention: RetentionSettings = RetentionSettings()
+    disk: DiskSettings = DiskSettings()
     hook: NotificationSettings = NotificationSettings()
 
 

@@ -11,6 +11,7 @@ import her2batch
 from her2batch.errors import REMEDIES
 from her2batch.settings import (
     CountsSettings,
+    DiskSettings,
     DriftSettings,
     ImageSettings,
     MilSettings,
@@ -125,10 +126,11 @@ def test_every_nightly_setting_is_documented() -> None:
         SentinelSettings,
         DriftSettings,
         RetentionSettings,
+        DiskSettings,
         NotificationSettings,
         Resources,
     )
     named = {name for model in models for name in model.model_fields} | Plan.model_fields.keys() - {"bundle"}
-    sections = {"plan", "resources", "window", "sentinels", "drift", "retention", "hook"}
+    sections = {"plan", "resources", "window", "sentinels", "drift", "retention", "disk", "hook"}
     assert [name for name in sorted(named - sections) if f"`{name}`" not in page] == []
     assert [name for name in sorted(sections) if f"`[{name}]`" not in page] == []

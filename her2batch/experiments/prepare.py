@@ -43,6 +43,14 @@ from her2batch.vision.tile_grid import MAX_UPSAMPLING, TileGrid, plan_tiles
 Rows = Mapping[str, Mapping[str, Any]]
 
 
+class MissingPatchClassError(InputError):
+    """The annotated regions give no patch of some class at one resolution.  input_name: of that resolution."""
+
+    def __init__(self, input_name: str, message: str, path: Path, remedy: str) -> None:
+        super().__init__(message, path, remedy)
+        self.input_name = input_name
+
+
 def check_libraries(job: TrainingJob, work: UnitPlan) -> None:
     """Check that image networks can be trained and their weights are there, if any is left to train.
 
@@ -231,7 +239,7 @@ def _cache_patches(
         if missing := [score for score in IHC_SCORES if score not in table["truth"].to_pylist()]:
             what = f"no patch of class {', '.join(missing)} at {input_name.removeprefix('patches-')} resolution"
             remedy = "annotate regions of every class, named 0, 1+, 2+, 3+, wider than a patch; or try another --input"
-            raise InputError(what, annotations, remedy)
+            raise MissingPatchClassError(input_name, what, annotations, remedy)
 
 
 def _cache_slide_patches(job: TrainingJob, item: tuple[str, Path | None, str], _: str) -> None:

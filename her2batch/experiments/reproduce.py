@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from her2batch.errors import InputError
-from her2batch.experiments.prepare import label_task_slides, load_labels
+from her2batch.experiments.prepare import MissingPatchClassError, label_task_slides, load_labels
 from her2batch.experiments.train import (
     TrainingRequest,
     TrainingSummary,
@@ -55,13 +55,18 @@ def _reproduce(
     thumbnail = next((name for name in training.inputs if name in THUMBNAIL_INPUTS), "thumbnail-224")
     rows = [(row, row.cell(encoder or job.plan.encoders[0], thumbnail)) for row in paper_rows()]
     missing = _cells_without_data(job, request, rows)
-    cells = [cell for _, cell in rows if cell not in missing]
-    if not cells:
-        raise InputError(
-            "the cohort has data for none of the paper's rows", request.cohort, next(iter(missing.values()))
-        )
-    work = units_of_cells(cells, range(training.folds))
-    trained = run_units(job, work, request, resources, report, choose_best_units)
+    trained = None
+    while trained is None:
+        cells = [cell for _, cell in rows if cell not in missing]
+        if not cells:
+            raise InputError(
+                "the cohort has data for none of the paper's rows", request.cohort, next(iter(missing.values()))
+            )
+        work = units_of_cells(cells, range(training.folds))
+        try:
+            trained = run_units(job, work, request, resources, report, choose_best_units)
+        except MissingPatchClassError as error:  # found before any training: the rows of this resolution have no data
+            missing |= {cell: str(error) for cell in cells if cell[2] == error.input_name}
     tables = compare_with_paper(rows, trained.summary, missing)
     job.run.write("tables", tables)
     write_run_report(job)

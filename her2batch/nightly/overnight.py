@@ -19,6 +19,8 @@ from her2batch.files.locations import remove_tree, to_location
 from her2batch.models.bundle import check_bundle_fits, read_bundle
 from her2batch.models.predictor import BundlePredictor
 from her2batch.nightly import drift, notify, retention, sentinels
+from her2batch.nightly.messages import explain_error
+from her2batch.nightly.nights_index import write_nights_index
 from her2batch.nightly.summary import INTERNAL_ERROR, NightSummary, count_error_codes, disk_usage
 from her2batch.pipeline.growth.ingest_summary import IngestSummary
 from her2batch.pipeline.queue import local_now, next_occurrence
@@ -68,6 +70,7 @@ def run_overnight(
         _run_night(settings, findings, on_progress, on_note)
     except Exception as error:
         findings.night.error = type(error).__name__ if isinstance(error, Her2BatchError) else INTERNAL_ERROR
+        findings.night.reason = explain_error(error, settings)
         notify.send_summary(settings.hook, findings.night)
         on_summary(findings.night.to_json())
         raise
@@ -96,6 +99,8 @@ def _run_night(
     night.seconds = (local_now() - begin).total_seconds()
     findings.notes += notify.send_summary(settings.hook, night)
     _write_report(settings, cohort, findings)
+    for note in notify.call_ping(settings.hook, night):
+        on_note(note)
 
 
 def _check_settings(settings: NightlySettings) -> NightlySettings:
@@ -240,7 +245,10 @@ def _summarize(
         findings.drift = drift.detect_drift(cohort, set(summary.fresh), settings.drift, begin)
         night.alarms = sum(test.alarm for test in findings.drift)
         night.retired = len(retention.retire_pyramids(cohort, settings.retention, local_now()))
-    night.store_bytes, night.free_bytes = disk_usage(cohort, cohort.rows())
+    rows = cohort.rows()
+    night.store_bytes, night.free_bytes = disk_usage(cohort, rows)
+    night.written_bytes = disk_usage(cohort, {row["slide_id"]: row for row in findings.fresh})[0]
+    night.disk_low = night.free_bytes is not None and night.free_bytes < settings.disk.warn_gigabytes * 1e9
 
 
 def _find_reviews(cohort: Cohort, fresh: list[Row]) -> list[Row]:
@@ -278,6 +286,7 @@ def _write_report(settings: NightlySettings, cohort: Cohort, findings: NightFind
     nights = sorted(path for path in cohort.nights.iterdir() if path.is_dir())
     for old in nights[: -settings.keep_nights]:
         remove_tree(old)
+    write_nights_index(cohort)
 
 
 def _optional_path(text: str | None) -> Path | None:

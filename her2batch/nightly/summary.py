@@ -45,11 +45,14 @@ class NightSummary:
     source_bytes: int = 0
     store_bytes: int = 0
     free_bytes: int | None = None
+    written_bytes: int = 0  # by this night
+    disk_low: bool = False  # less is free than the settings ask for
     deferred_seconds: tuple[float, float] | None = None  # estimate for the deferred slides, least and most
     failures: dict[str, int] = field(default_factory=dict)  # by code
     held: bool = False
     stopped: bool = False
     error: str | None = None  # class of the error that ended the night early: its message may name a file
+    reason: str | None = None  # why it ended early, in a sentence that names no file
 
     @property
     def adds_up(self) -> bool:

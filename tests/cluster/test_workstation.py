@@ -83,6 +83,25 @@ def test_scheduled_commands_exist() -> None:
         assert words[1] in known
 
 
+def test_logs_of_cron_are_rotated() -> None:
+    rotated = set((FOLDER / "logrotate").read_text().split("{")[0].splitlines()[-1].split())
+    logs = {word for line in cron_lines() for word in line.split() if word.startswith("/data/nights.")}
+    assert rotated == logs
+
+
+@pytest.mark.skipif(shutil.which("logrotate") is None, reason="no logrotate here")
+def test_logrotate_accepts_its_file(tmp_path: Path) -> None:
+    text = (
+        (FOLDER / "logrotate").read_text().replace("/data", str(tmp_path)).replace("her2batch her2batch", "root root")
+    )
+    (tmp_path / "nights.jsonl").write_text("{}\n")
+    (tmp_path / "config").write_text(text)
+    command = ["logrotate", "--force", "--state", str(tmp_path / "state"), str(tmp_path / "config")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert (tmp_path / "nights.jsonl.1").read_text() == "{}\n"
+
+
 def cron_lines() -> list[str]:
     lines = (FOLDER / "crontab").read_text().splitlines()
     return [one for one in lines if one and not one.startswith("#") and not re.match(r"^[A-Z]+=", one)]

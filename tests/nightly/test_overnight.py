@@ -55,6 +55,9 @@ def test_a_night_accounts_for_every_file(quiet_night: NightRun) -> None:
     assert cohort_status(cohort).adds_up
     report = next((cohort.root / "nights").glob("*/report.html")).read_text()
     assert "seen 12 = 10 done + 1 failed" in report
+    index = (cohort.root / "nights" / "index.html").read_text()
+    assert f'href="{night["night"]}/report.html"' in index
+    assert night["written_bytes"] > 0
     words = json.dumps(night)
     assert not any(one["slide_id"] in words for one in cohort.rows().values())  # the summary contains no slide name
 
@@ -132,6 +135,8 @@ def test_a_failed_night_sends_its_summary(tmp_path: Path) -> None:
             run_overnight(read_settings(path, NightlySettings), on_summary=lines.append)
     assert [one["error"] for one in posted] == ["InputError", "StoreError"]
     assert [one["exit_code"] for one in posted] == [2, 2]
+    assert "mount the share" in posted[0]["reason"]
+    assert "Another run holds the cohort" in posted[1]["reason"]
     assert [json.loads(one) for one in lines] == posted
     assert str(tmp_path) not in "".join(lines)
 
@@ -170,3 +175,21 @@ def test_a_bundle_that_applies_to_no_slide_is_a_note_in_the_report(tmp_path: Pat
     assert (night.scored, night.exit_code) == (0, 0)
     assert "no task of the bundle (er) applies to a slide of this cohort (1 of an unknown marker)" in notes[0]
     assert not cohort.table(f"predictions/{bundle.id}", "a").exists()
+
+
+def test_a_night_warns_before_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the summary, the report and the subject of the mail."""
+    from her2batch.nightly import overnight
+    from her2batch.nightly.mail import compose_mail
+    from her2batch.reports.night_page import render_night_page
+
+    cohort = Cohort(tmp_path / "c")
+    cohort.create(Plan())
+    monkeypatch.setattr(overnight, "disk_usage", lambda *_: (10_000_000_000, 15_000_000_000))
+    for limit, low in ((20, True), (10, False), (0, False)):
+        found = NightFindings(NightSummary("n", "2026-06-01T19:00:00", "2026-06-01T20:00:00"))
+        settings = NightlySettings(scans="s", cohort="c", disk={"warn_gigabytes": limit}, hook={"mail_to": ["a@b"]})
+        _summarize(settings, cohort, IngestSummary(cohort.root), found, datetime.now().astimezone())
+        assert found.night.disk_low is low
+        assert ("less than the limit" in render_night_page(vars(found))) == low
+        assert ("disk nearly full" in compose_mail(settings.hook, found.night)["Subject"]) == low

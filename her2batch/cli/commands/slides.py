@@ -104,11 +104,26 @@ def _dry_run(request: IngestRequest, plan: Plan, resources: Resources, as_json: 
 
 def overnight(
     settings: Annotated[
-        Path, typer.Argument(help="TOML file with the settings of the nightly run", show_default=False)
-    ],
+        Path | None,
+        typer.Argument(
+            help="TOML file with the settings of the nightly run; with --init: night.toml", show_default=False
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="check mounts, rights, space, mail, weights and clock, and run nothing")
+    ] = False,
+    init: Annotated[
+        bool, typer.Option("--init", help="write an example of the settings file, and run nothing")
+    ] = False,
     quiet: Quiet = False,
 ) -> int:
     """Run the nightly job: ingest new slides, score, check, report, notify. Prints one JSON line."""
+    if init:
+        return _write_example(settings or Path("night.toml"))
+    if settings is None:
+        raise typer.BadParameter("name the settings file; --init writes an example", param_hint="SETTINGS")
+    if check:
+        return _check_night(settings)
     from her2batch.cli.console import ingest_progress, print_note
     from her2batch.nightly.overnight import run_overnight as run
     from her2batch.settings import NightlySettings, read_settings
@@ -121,6 +136,25 @@ def overnight(
             lambda line: print(line, flush=True),
         )
     return night.exit_code
+
+
+def _write_example(path: Path) -> int:
+    from her2batch.nightly.example import write_example
+
+    write_example(path)
+    print(f"{path}: edit it, then run her2batch overnight --check {path}")
+    return 0
+
+
+def _check_night(path: Path) -> int:
+    """Print all checks; exit code 2 if the night could not run, or could not reach people."""
+    from her2batch.cli.console import print_doctor
+    from her2batch.nightly.check import check_night
+    from her2batch.settings import NightlySettings, read_settings
+
+    checks = check_night(read_settings(path, NightlySettings))
+    print_doctor(checks)
+    return 2 if any(check.ok is False for check in checks) else 0
 
 
 def status(
