@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from her2batch.cli.commands import exchange, labels, report, serve, slides, tools, training
+from her2batch.cli.commands import exchange, labels, report, send, serve, slides, tools, training
 from her2batch.errors import STOPPED, HeadLost, Her2BatchError, one_line
 
 COMMANDS = (
@@ -36,6 +36,7 @@ COMMANDS = (
     slides.forget,
     exchange.export,
     exchange.import_,
+    send.send,
     serve.serve,
     tools.synth,
     tools.demo,

@@ -2,7 +2,8 @@
 
 A report is a Comprehensive SR by template TID 1500 (measurement report), with one group (TID 1501) for each task and
 method: the class, the probabilities, the algorithm and the source image. Patient, study and specimen are copied from
-the slide file, so reports exist only for slides that were scanned as DICOM and whose file exists. HER2 by IHC is LOINC
+the slide file of a slide that was scanned as DICOM. For other slides they come from the laboratory's identity sheet,
+and the report names no image. HER2 by IHC is LOINC
 85319-2 with the answers of its answer list; concepts without a public code have one of the scheme 99HER2BATCH. Reports
 are marked as not final and not verified.
 """
@@ -16,8 +17,11 @@ from typing import Any, Final
 
 import pydicom
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import generate_uid
 
 from her2batch.errors import InputError, install_extra
+from her2batch.exchange.lis.identities import Identity
+from her2batch.exchange.lis.slide_result import ANSWERS, CODES
 
 SCHEME: Final = "99HER2BATCH"
 """Coding scheme of private codes; their names begin with 99 (DICOM PS3.16, 8)."""
@@ -25,10 +29,7 @@ SCHEME: Final = "99HER2BATCH"
 CodeTriple = tuple[str, str, str]
 """Code value, coding scheme, meaning."""
 
-HER2_BY_IHC: Final = ("85319-2", "LN", "HER2 [Presence] in Breast cancer specimen by Immune stain")
-
-LOINC_ANSWERS: Final = {"0": "LA6111-4", "1+": "LA11841-6", "2+": "LA11842-4", "3+": "LA11843-2"}
-"""HER2 score → code in the LOINC answer list of HER2_BY_IHC."""
+HER2_BY_IHC: Final = (CODES["her2"][0], "LN", CODES["her2"][1])
 
 REVIEW: Final = ("review", SCHEME, "A pathologist should look first")
 REASON: Final = ("reason", SCHEME, "Why to look")
@@ -78,12 +79,35 @@ def _is_level0(image: pydicom.Dataset, row: Mapping[str, Any]) -> bool:
     return image.get("TotalPixelMatrixColumns") == row["width"] and "VOLUME" in (image.get("ImageType") or "")
 
 
+def stated_identity(identity: Identity) -> pydicom.Dataset:
+    """Return patient, study and specimen of a slide that is no DICOM image, in place of its image.
+
+    All slides of an accession share one study, whose UID is derived from the accession and its authority.
+    """
+    stated = pydicom.Dataset()
+    case = [identity.authority, identity.accession]
+    stated.PatientID, stated.AccessionNumber = identity.patient_id, identity.accession
+    stated.PatientName = f"{identity.family_name}^{identity.given_name}".rstrip("^")
+    stated.PatientBirthDate, stated.PatientSex = identity.birth_date.replace("-", ""), identity.sex.replace("U", "")
+    stated.StudyInstanceUID = generate_uid(entropy_srcs=["her2batch study", *case])
+    stated.SOPClassUID, stated.SOPInstanceUID = SLIDE_IMAGE, generate_uid(entropy_srcs=["slide", identity.slide_id])
+    stated.SeriesInstanceUID = generate_uid(entropy_srcs=["series", identity.slide_id])
+    specimen = pydicom.Dataset()
+    specimen.SpecimenIdentifier = identity.specimen
+    specimen.SpecimenUID = generate_uid(entropy_srcs=["specimen", *case, identity.specimen])
+    stated.SpecimenDescriptionSequence = [specimen]
+    return stated
+
+
 def build_report(
-    row: Mapping[str, Any], image: pydicom.Dataset, predictions: Mapping[str, Iterable[Any]]
+    row: Mapping[str, Any],
+    image: pydicom.Dataset,
+    predictions: Mapping[str, Iterable[Any]],
+    names_image: bool = True,
 ) -> pydicom.Dataset:
     """Return the structured report of one slide.
 
-    row: of the slides table.  image: of level 0.  predictions: id of a bundle, or `membrane` → its rows of the
+    row: of the slides table.  image: of level 0.  names_image: False for what `stated_identity` gives.  predictions: id of a bundle, or `membrane` → its rows of the
     predictions table.  Raises InputError when highdicom is not installed, or the image is not a whole-slide image.
     """
     try:
@@ -97,7 +121,8 @@ def build_report(
     for name in PATIENT_AND_STUDY:
         if name not in image:
             setattr(image, name, "")
-    groups = [_measurement_group(row, image, bundle, item) for bundle, items in predictions.items() for item in items]
+    source = image if names_image else None
+    groups = [_measurement_group(row, source, bundle, item) for bundle, items in predictions.items() for item in items]
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(
             observer_device_context=_device_observer(), subject_context=_specimen_context(image)
@@ -106,11 +131,16 @@ def build_report(
         imaging_measurements=groups,
         title=_coded_concept(("126000", "DCM", "Imaging Measurement Report")),
     )
-    return sr.ComprehensiveSR(
+    report: pydicom.Dataset = sr.ComprehensiveSR(
         evidence=[image], content=content[0], series_instance_uid=hd.UID(), series_number=SERIES_NUMBER,
         sop_instance_uid=hd.UID(), instance_number=1, manufacturer="her2batch", is_complete=False, is_final=False,
         is_verified=False, series_description="her2batch, for research use",
     )  # fmt: skip
+    if not names_image:  # highdicom lists the evidence, and there is no such image in the archive
+        for name in ("PertinentOtherEvidenceSequence", "CurrentRequestedProcedureEvidenceSequence"):
+            if name in report:
+                delattr(report, name)
+    return report
 
 
 def _device_observer() -> Any:
@@ -125,12 +155,13 @@ def _device_observer() -> Any:
 
 
 def _measurement_group(
-    row: Mapping[str, Any], image: pydicom.Dataset, bundle: str, prediction: Mapping[str, Any]
+    row: Mapping[str, Any], image: pydicom.Dataset | None, bundle: str, prediction: Mapping[str, Any]
 ) -> Any:
-    """Return the measurement group of one prediction: one task by one method."""
+    """Return the measurement group of one prediction, one task by one method, with the image if there is one."""
     import highdicom as hd
     from highdicom import sr
 
+    sources = image and [sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID)]
     task, method = prediction["task"], prediction["method"]
     probabilities = enumerate(zip(prediction["classes"], prediction["p"], strict=True))
     figures = [(f"p{k}", f"Probability of {name}, {task}", p) for k, (name, p) in probabilities]
@@ -154,7 +185,7 @@ def _measurement_group(
             sr.QualitativeEvaluation(_coded_concept(question), _coded_concept(answer))
             for question, answer in coded_answers(prediction)
         ],
-        source_images=[sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID)],
+        source_images=sources,
     )
 
 
@@ -169,7 +200,7 @@ def coded_answers(prediction: Mapping[str, Any]) -> list[tuple[CodeTriple, CodeT
         (f"{task}/c{prediction['classes'].index(predicted)}", SCHEME, predicted),
     )
     if task == "her2-4way":
-        answer = HER2_BY_IHC, (LOINC_ANSWERS[predicted], "LN", predicted)
+        answer = HER2_BY_IHC, (ANSWERS[predicted], "LN", predicted)
     reasons = [(REASON, (reason, SCHEME, reason)) for reason in prediction["reasons"]]
     return [answer, (REVIEW, YES if prediction["review"] else NO), *reasons]
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from her2batch.errors import Her2BatchError, InputError, StoreError
 from her2batch.exchange import clam_h5, csv, dicom, geojson
+from her2batch.exchange.lis.identities import Identity
 from her2batch.files.atomic import atomic_write
 from her2batch.files.locations import URL_SEPARATOR, to_location
 from her2batch.slides.dicom.instances import silence_pydicom
@@ -37,7 +38,7 @@ class ExportRequest:
     """Settings of an export.
 
     to: name of the format.  slides, encoders: only these; empty: all.  bundle: id of the only bundle to export, besides
-    the membrane rule; None: all.
+    the membrane rule; None: all.  identities: slide id → identity, for DICOM reports of slides in other formats.
     """
 
     cohort: Path
@@ -46,6 +47,7 @@ class ExportRequest:
     slides: tuple[str, ...] = ()
     encoders: tuple[str, ...] = ()
     bundle: str | None = None
+    identities: Mapping[str, Identity] = field(default_factory=dict)
 
 
 @dataclass
@@ -243,16 +245,17 @@ def _write_table(source: ExportSource, name: str, path: Path) -> None:
 
 
 def to_dicom(source: ExportSource) -> Iterator[ExportFile]:
-    """Yield SLIDE.sr.dcm of each slide that was scanned as DICOM and has predictions."""
+    """Yield SLIDE.sr.dcm of each slide with predictions that was scanned as DICOM or has a stated identity."""
     for row in source.done_slides():
-        if row["format"] != "dicom":
-            source.left_out[row["slide_id"]] = "it was not scanned as DICOM"
-        elif row["path"] is None:
+        identity = source.request.identities.get(row["slide_id"])
+        if identity is None and row["path"] is None:
             source.left_out[row["slide_id"]] = "it has a pseudonym, and a report would have to identify its image"
+        elif identity is None and row["format"] != "dicom":
+            source.left_out[row["slide_id"]] = "it was not scanned as DICOM, and no identity sheet names it"
         elif not (predictions := _reportable_predictions(source, row)):
             source.left_out[row["slide_id"]] = "it has no prediction for a stain that is given in the labels"
         else:
-            yield ExportFile(f"{row['slide_id']}.sr.dcm", partial(_write_dicom, row, predictions))
+            yield ExportFile(f"{row['slide_id']}.sr.dcm", partial(_write_dicom, row, predictions, identity))
 
 
 def _reportable_predictions(source: ExportSource, row: Row) -> dict[str, list[Row]]:
@@ -268,9 +271,12 @@ def _reportable_predictions(source: ExportSource, row: Row) -> dict[str, list[Ro
     return {bundle: predictions for bundle, predictions in reportable.items() if predictions}
 
 
-def _write_dicom(row: Row, predictions: Mapping[str, list[Row]], path: Path) -> None:
+def _write_dicom(row: Row, predictions: Mapping[str, list[Row]], identity: Identity | None, path: Path) -> None:
+    """Write a report. A slide that was scanned as DICOM is identified by its own file."""
+    scanned = row["format"] == "dicom" and row["path"] is not None
     with silence_pydicom():  # its warnings could write a patient's name to a log
-        dicom.build_report(row, dicom.source_image(row), predictions).save_as(path, enforce_file_format=True)
+        image = dicom.source_image(row) if scanned or identity is None else dicom.stated_identity(identity)
+        dicom.build_report(row, image, predictions, scanned).save_as(path, enforce_file_format=True)
 
 
 ExportFormat = Callable[[ExportSource], Iterator[ExportFile]]

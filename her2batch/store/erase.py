@@ -27,6 +27,9 @@ from her2batch.store.cleanup import remove_leftovers
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.pseudonyms import Pseudonymizer
 
+OUTBOX = "outbox"
+"""Folder of a cohort with what was sent to laboratory information systems: RECEIVER/SLIDE.json."""
+
 
 @dataclass
 class EraseSummary:
@@ -193,6 +196,7 @@ def _erase_slide(cohort: Cohort, slide_id: str) -> int:
     remove_tree(cohort.pyramid(slide_id))
     names = [name for name in cohort.table_names() if name != "slides"]
     paths = [cohort.thumbnail(slide_id), *(cohort.table(name, slide_id) for name in names)]
+    paths += [] if cohort.remote else sorted((cohort.root / OUTBOX).glob(f"*/{slide_id}.json"))
     for path in [*paths, cohort.table("slides", slide_id)]:
         count += path.is_file()
         path.unlink(missing_ok=True)

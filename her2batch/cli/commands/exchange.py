@@ -14,6 +14,7 @@ from her2batch.cli.options import CohortArgument, Json, KeyOption, Quiet, emit
 
 if TYPE_CHECKING:
     from her2batch.exchange.incoming import ImportSummary
+    from her2batch.exchange.lis.identities import Identity
     from her2batch.exchange.outgoing import ExportSummary
 
 
@@ -28,6 +29,25 @@ NEXT_STEPS = {
     "clam-h5": "next: import features computed for patches/ with: her2batch import COHORT FOLDER --encoder NAME",
 }
 """What to do with an export, by format."""
+
+
+IdentitiesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--identities",
+        help="sheet of the laboratory (CSV or XLSX) with slide_id, patient_id, accession and more (docs/lis.md)",
+    ),
+]
+
+
+def read_identities_option(cohort: Path, sheet: Path | None, key: Path | None) -> dict[str, Identity]:
+    """Return the identities of the option --identities: slide id → identity; empty without it. Raises InputError."""
+    from her2batch.exchange.lis.identities import identities_for
+    from her2batch.store.cohort import Cohort
+
+    opened = Cohort(cohort)
+    opened.check()
+    return identities_for(opened, sheet, key) if sheet is not None else {}
 
 
 class Format(StrEnum):
@@ -49,6 +69,8 @@ def export(
     bundle: Annotated[
         str | None, typer.Option(help="export only this bundle's results (its id) and the membrane rule's")
     ] = None,
+    identities: IdentitiesOption = None,
+    pseudonymize: KeyOption = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -57,8 +79,9 @@ def export(
     from her2batch.exchange.outgoing import ExportRequest
     from her2batch.exchange.outgoing import export_cohort as run
 
+    known = read_identities_option(cohort, identities, pseudonymize)
     request = ExportRequest(
-        cohort, to.value, out or Path("export") / to.value, tuple(slide or ()), tuple(encoder or ()), bundle
+        cohort, to.value, out or Path("export") / to.value, tuple(slide or ()), tuple(encoder or ()), bundle, known
     )
     with count_progress("files", quiet or as_json) as report:
         summary = run(request, report)

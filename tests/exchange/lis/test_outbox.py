@@ -1,0 +1,275 @@
+"""Tests of the outbox: each result reaches the laboratory information system once, whatever the receiver does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from her2batch.errors import InputError, StoreError
+from her2batch.exchange.lis.identities import Identity
+from her2batch.exchange.lis.outbox import Delivery, next_delivery, send_results
+from her2batch.exchange.lis.slide_result import SlideResult
+from her2batch.exchange.lis.transport import parse_receiver
+from her2batch.settings import Plan
+from her2batch.store import schemas
+from her2batch.store.audit import verify_cohort
+from her2batch.store.cohort import Cohort
+from her2batch.store.erase import erase
+from her2batch.store.pseudonyms import Pseudonymizer
+from her2batch.store.reviews import Review, append_review
+from tests.exchange.lis.receivers import FhirServer, LisServer, running
+
+HOSTILE = ("accept", "accept", "drop", "lose", "refuse", "delay", "repeat", "garble")
+CLASSES = ("0", "1+", "2+", "3+")
+
+
+def make_cohort(root: Path, n: int) -> Cohort:
+    """Make n finished HER2 slides whose scores are 0, 1+, 2+, 3+ in turn."""
+    cohort = Cohort(root)
+    cohort.create(Plan())
+    for k in range(n):
+        slide_id, predicted = f"S{k:03d}", CLASSES[k % 4]
+        draft = cohort.draft(slide_id)
+        p = [0.1] * 4
+        p[k % 4] = 0.7
+        prediction = {
+            "slide_id": slide_id, "patient_id": f"P{k}", "task": "her2-4way", "method": "membrane",
+            "classes": list(CLASSES), "p": p, "predicted": predicted, "plausible": [predicted],
+            "review": predicted == "2+", "reasons": [], "score": float(k % 4),
+        }  # fmt: skip
+        draft.write("predictions/membrane", pa.Table.from_pylist([prediction], schemas.table_schema("predictions")))
+        row = dict.fromkeys(schemas.table_schema("slides").names)
+        row |= {"slide_id": slide_id, "patient_id": f"P{k}", "stain": "her2", "path": f"/scans/{slide_id}.svs"}
+        row |= {"sha256": f"{k:064d}", "bytes": 1, "n_tiles": 9, "flags": [], "status": "done", "plan_id": Plan().id}
+        draft.commit(row, None)
+    return cohort
+
+
+def identities(cohort: Cohort) -> dict[str, Identity]:
+    return {
+        slide_id: Identity(slide_id, f"MRN-{slide_id}", f"A26-{slide_id}", f"A26-{slide_id}-1", "O1", "LAB", "O|Neil")
+        for slide_id in cohort.rows()
+    }
+
+
+def decide(cohort: Cohort, slide_id: str, label: str, verdict: str = "change", supersedes: int | None = None) -> int:
+    review = Review("Dr. Who", slide_id, "membrane", "her2-4way", "membrane", "0", verdict, label)
+    return int(append_review(cohort, replace(review, supersedes=supersedes, comment="as seen"))["number"])
+
+
+def send(cohort: Cohort, address: str, **more: object):
+    return send_results(cohort, parse_receiver(address, timeout=0.3), identities(cohort), pause=0.0, **more)
+
+
+def test_results_are_preliminary_final_and_corrected(tmp_path: Path) -> None:
+    cohort = make_cohort(tmp_path / "c", 3)
+    with running(LisServer()) as lis:
+        assert send(cohort, lis.address).accepted == {"preliminary": ["S000", "S001", "S002"]}
+        assert lis.fields("OBX", 5) == ["LA6111-4^0^LN", "LA11841-6^1+^LN", "LA11842-4^2+^LN"]
+        assert send(cohort, lis.address).unchanged == 3
+        first = decide(cohort, "S001", "2+")
+        assert send(cohort, lis.address).accepted == {"final": ["S001"]}
+        assert lis.fields("OBX", 5)[-1] == "LA11842-4^2+^LN"
+        decide(cohort, "S001", "3+", supersedes=first)
+        assert send(cohort, lis.address).accepted == {"corrected": ["S001"]}
+        assert lis.fields("OBR", 25) == ["P", "P", "P", "F", "C"]
+        assert lis.fields("PID", 3)[0] == "MRN-S000^^^LAB^MR"
+        assert lis.fields("PID", 5)[0] == "O\\F\\Neil"
+        assert len(lis.kept) == lis.tries == 5
+
+
+def test_equivocal_slides_have_no_status(tmp_path: Path) -> None:
+    cohort = make_cohort(tmp_path / "c", 4)
+    with running(LisServer()) as lis:
+        send(cohort, lis.address)
+        texts = list(lis.kept.values())
+    assert "equivocal, ISH needed" in texts[2]
+    assert ["her2-binary" in text for text in texts] == [True, True, False, True]
+    assert "her2-binary^HER2 status^99HER2BATCH||LA6576-8^positive^LN" in texts[3].replace("|1|", "||")
+    assert all("not reviewed by a pathologist" in text for text in texts)
+
+
+def test_hostile_receiver_gets_every_result_once_and_none_final_without_a_verdict(tmp_path: Path) -> None:
+    cohort = make_cohort(tmp_path / "c", 40)
+    decided = {f"S{k:03d}" for k in range(0, 40, 5)}
+    with running(LisServer(HOSTILE, seed=3, delay=0.5)) as lis:
+        send(cohort, lis.address)
+        for slide_id in sorted(decided):
+            decide(cohort, slide_id, "3+")
+        while send(cohort, lis.address).exit_code:
+            pass
+        status = Counter(zip(lis.fields("OBR", 3), lis.fields("OBR", 25), strict=True))
+    newest = dict(zip(lis.fields("OBR", 3), lis.fields("OBR", 25), strict=True))
+    assert {name.removeprefix("A26-") for name, letter in newest.items() if letter == "F"} == decided
+    assert len(newest) == 40
+    assert set(status.values()) == {1}
+    assert lis.tries > len(lis.kept)
+    assert send(cohort, lis.address).unchanged == 40  # nobody listens any more, and nothing is due
+
+
+@pytest.mark.parametrize("mood", ["lose", "drop", "garble", "refuse", "delay"])
+def test_a_message_without_an_answer_is_sent_again_with_its_control_id(tmp_path: Path, mood: str) -> None:
+    cohort = make_cohort(tmp_path / "c", 1)
+    with running(LisServer((mood,), delay=0.5)) as lis:
+        assert set(send(cohort, lis.address).unanswered) == {"S000"}
+        lis.moods = ("accept",)
+        assert send(cohort, lis.address).accepted == {"preliminary": ["S000"]}
+        assert len(lis.kept) == 1
+
+
+def test_a_rejected_result_is_reported_and_sent_again_once_its_identity_is_right(tmp_path: Path) -> None:
+    cohort = make_cohort(tmp_path / "c", 1)
+    with running(LisServer(("reject",))) as lis:
+        found = send(cohort, lis.address)
+        assert (found.rejected, found.exit_code) == ({"S000": "AR no such patient"}, 3)
+        lis.moods = ("accept",)
+        right = {"S000": replace(identities(cohort)["S000"], patient_id="MRN-9")}
+        receiver = parse_receiver(lis.address)
+        assert send_results(cohort, receiver, right).accepted == {"preliminary": ["S000"]}
+        assert lis.fields("PID", 3) == ["MRN-9^^^LAB^MR"]
+        wrong = {"S000": replace(right["S000"], patient_id="MRN-10")}
+        found = send_results(cohort, receiver, wrong)
+        assert "identity differs" in found.held["S000"]
+        assert found.exit_code == 3
+
+
+def test_a_receiver_that_is_away_is_not_asked_for_every_slide(tmp_path: Path) -> None:
+    cohort = make_cohort(tmp_path / "c", 8)
+    with running(LisServer()) as lis:
+        address = lis.address
+    found = send(cohort, address)
+    assert (len(found.unanswered), len(found.not_tried)) == (3, 5)
+
+
+def test_slides_without_identity_or_result_are_listed_and_not_sent(tmp_path: Path) -> None:
+    cohort = make_cohort(tmp_path / "c", 2)
+    row = {**cohort.rows()["S001"], "slide_id": "S9", "status": "failed", "error_code": "no-mpp", "files": []}
+    cohort.draft("S9").commit(row, None)
+    with running(LisServer()) as lis:
+        some = {"S000": identities(cohort)["S000"]}
+        found = send_results(cohort, parse_receiver(lis.address), some)
+    assert (found.without_identity, found.held) == (["S001"], {"S9": "failed: no-mpp"})
+    assert len(lis.kept) == 1
+
+
+def test_a_killed_sender_sends_nothing_twice_and_loses_nothing(tmp_path: Path) -> None:
+    cohort = make_cohort(tmp_path / "c", 12)
+    program = (
+        "import sys; from pathlib import Path; from tests.exchange.lis.test_outbox import send, Cohort;"
+        "send(Cohort(Path(sys.argv[1])), sys.argv[2])"
+    )
+    with running(LisServer(("accept", "lose"), seed=1)) as lis:
+        for k in range(2):
+            process = subprocess.Popen([sys.executable, "-c", program, str(cohort.root), lis.address])
+            deadline = time.monotonic() + 30
+            while len(lis.kept) < 5 * k + 1 and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.001)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        while send(cohort, lis.address).exit_code:
+            pass
+        assert sorted(lis.fields("OBR", 3)) == [f"A26-S{k:03d}" for k in range(12)]
+
+
+def test_files_of_the_outbox_name_no_patient_and_go_with_the_slide(tmp_path: Path) -> None:
+    cohort = make_cohort(tmp_path / "c", 2)
+    with running(LisServer()) as lis:
+        send(cohort, lis.address)
+    files = sorted(cohort.root.glob("outbox/*/*.json"))
+    assert [path.name for path in files] == ["S000.json", "S001.json"]
+    assert not any(word in path.read_text() for path in files for word in ("MRN", "A26", "Neil"))
+    assert list(verify_cohort(cohort)) == []
+    summary = erase(cohort, "P0", Pseudonymizer())
+    assert (summary.left, files[0].exists(), files[1].exists()) == ([], False, True)
+
+
+def test_two_senders_and_a_damaged_file_are_refused(tmp_path: Path) -> None:
+    from her2batch.files.locks import lock_folder
+
+    cohort = make_cohort(tmp_path / "c", 1)
+    with running(LisServer()) as lis:
+        send(cohort, lis.address)
+        (file,) = cohort.root.glob("outbox/*/*.json")
+        with lock_folder(file.parent), pytest.raises(StoreError, match="in use"):
+            send(cohort, lis.address)
+        file.write_text('{"salt": 1')
+        with pytest.raises(StoreError, match=r"S000\.json"):
+            send(cohort, lis.address)
+
+
+class TestFhir:
+    def test_hostile_server_has_every_report_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HER2BATCH_LIS_TOKEN", "secret")
+        cohort = make_cohort(tmp_path / "c", 12)
+        with running(FhirServer(("accept", "drop", "lose", "refuse"), seed=1)) as fhir:
+            while send(cohort, fhir.address).exit_code:
+                pass
+            decide(cohort, "S002", "3+")
+            while send(cohort, fhir.address).exit_code:
+                pass
+        reports = fhir.of_type("DiagnosticReport")
+        assert Counter(one["status"] for one in reports) == {"preliminary": 11, "final": 1}
+        (final,) = (one for one in reports if one["status"] == "final")
+        assert final["conclusion"].startswith("3+")
+        assert final["resultsInterpreter"] == [{"display": "Dr. Who"}]
+        assert final["subject"]["identifier"]["value"] == "MRN-S002"
+        assert len(fhir.of_type("Device")) == 1
+        assert len(fhir.of_type("Specimen")) == 12
+        assert fhir.tokens == {"Bearer secret"}
+
+    def test_equivocal_slides_have_no_status(self, tmp_path: Path) -> None:
+        cohort = make_cohort(tmp_path / "c", 4)
+        with running(FhirServer()) as fhir:
+            send(cohort, fhir.address)
+        codes = Counter(one["code"]["coding"][0]["code"] for one in fhir.of_type("Observation"))
+        assert codes == {"85319-2": 4, "her2-binary": 3}
+
+    def test_a_rejected_report_is_listed(self, tmp_path: Path) -> None:
+        cohort = make_cohort(tmp_path / "c", 1)
+        with running(FhirServer(("reject",))) as fhir:
+            assert send(cohort, fhir.address).rejected["S000"].startswith("HTTP 422")
+
+
+RESULT = SlideResult("S", "her2", "2+", "", None, None, "membrane", (), None, None, "p", "1")
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from(CLASSES), st.sampled_from(["prepared", "accepted"]))))
+def test_no_delivery_is_final_without_a_verdict_nor_preliminary_after_a_final_one(steps) -> None:
+    deliveries: list[Delivery] = []
+    for final, label, state in steps:
+        result = replace(RESULT, result=label, decided=NOW if final else None)
+        due = next_delivery(deliveries, result, "identity", "salt", NOW)
+        if isinstance(due, Delivery):
+            assert (due.status == "preliminary") == (not final)
+            deliveries = [*(one for one in deliveries if one.number != due.number), replace(due, state=state)]
+    statuses = [one.status for one in deliveries]
+    assert len({one.control_id for one in deliveries}) == len(deliveries)
+    assert "preliminary" not in statuses[statuses.index("final") :] if "final" in statuses else True
+    assert statuses.count("final") <= 1
+
+
+@pytest.mark.parametrize(
+    "address", ["lis:2575", "mllp://lis", "ftp://lis/x", "https://user:secret@lis/fhir", "mllp://h:x"]
+)
+def test_other_addresses_are_refused(address: str) -> None:
+    with pytest.raises(InputError, match="mllp://HOST:PORT"):
+        parse_receiver(address)
+
+
+def test_dry_run_sends_and_writes_nothing(tmp_path: Path) -> None:
+    cohort = make_cohort(tmp_path / "c", 2)
+    with running(LisServer()) as lis:
+        assert send(cohort, lis.address, dry_run=True).accepted == {"preliminary": ["S000", "S001"]}
+    assert lis.tries == 0
+    assert not (cohort.root / "outbox").exists()
