@@ -107,8 +107,9 @@ def build_report(
 ) -> pydicom.Dataset:
     """Return the structured report of one slide.
 
-    row: of the slides table.  image: of level 0.  names_image: False for what `stated_identity` gives.  predictions: id of a bundle, or `membrane` → its rows of the
-    predictions table.  Raises InputError when highdicom is not installed, or the image is not a whole-slide image.
+    row: of the slides table.  image: of level 0.  names_image: False for what `stated_identity` gives.  predictions:
+    id of a bundle, or `membrane` → its rows of the predictions table.  Raises InputError when highdicom is not
+    installed, or the image is not a whole-slide image.
     """
     try:
         import highdicom as hd
@@ -136,6 +137,7 @@ def build_report(
         sop_instance_uid=hd.UID(), instance_number=1, manufacturer="her2batch", is_complete=False, is_final=False,
         is_verified=False, series_description="her2batch, for research use",
     )  # fmt: skip
+    report.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: names and reasons are written as they are read
     if not names_image:  # highdicom lists the evidence, and there is no such image in the archive
         for name in ("PertinentOtherEvidenceSequence", "CurrentRequestedProcedureEvidenceSequence"):
             if name in report:
@@ -161,7 +163,9 @@ def _measurement_group(
     import highdicom as hd
     from highdicom import sr
 
-    sources = image and [sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID)]
+    sources = None
+    if image is not None:
+        sources = [sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID)]
     task, method = prediction["task"], prediction["method"]
     probabilities = enumerate(zip(prediction["classes"], prediction["p"], strict=True))
     figures = [(f"p{k}", f"Probability of {name}, {task}", p) for k, (name, p) in probabilities]

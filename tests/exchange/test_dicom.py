@@ -12,7 +12,9 @@ import pytest
 from highdicom.sr.coding import CodedConcept
 
 from her2batch.errors import InputError
-from her2batch.exchange.dicom import LOINC_ANSWERS, build_report, coded_answers, source_image
+from her2batch.exchange.dicom import build_report, coded_answers, source_image, stated_identity
+from her2batch.exchange.lis.identities import Identity
+from her2batch.exchange.lis.slide_result import ANSWERS
 from her2batch.exchange.outgoing import ExportRequest, export_cohort
 from her2batch.runtime.ingest import IngestRequest as Scans
 from her2batch.runtime.ingest import ingest
@@ -53,7 +55,7 @@ def validator_messages(path: Path) -> list[str]:
     """Return errors and warnings of dciodvfy (dicom3tools), except about private codes and missing type-2 values."""
     if shutil.which("dciodvfy") is None:
         pytest.skip("no dciodvfy: apt-get install dicom3tools")
-    said = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
+    said = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, errors="replace", check=False)
     lines = (said.stdout + said.stderr).splitlines()
     fine = ("99HER2BATCH", "DICOMDIR")
     return [line for line in lines if line.startswith(("Error", "Warning")) and not any(word in line for word in fine)]
@@ -63,6 +65,22 @@ def validator_messages(path: Path) -> list[str]:
 def test_report_of_a_real_slide_is_valid(name: str, real_data: Path, tmp_path: Path) -> None:
     make_report(real_data, name, ALL_PREDICTIONS).save_as(tmp_path / "a.dcm", enforce_file_format=True)
     assert validator_messages(tmp_path / "a.dcm") == []
+
+
+IDENTITY = Identity("S1", "MRN-7", "A26-1", "A26-1-B", "O1", "LAB", "Müller", "Anna", "1960-01-02", "F")
+
+
+def test_report_of_a_slide_in_another_format_is_valid_and_names_no_image(tmp_path: Path) -> None:
+    row = {"slide_id": "S1", "path": "/scans/S1.svs", "width": 100}
+    report = build_report(row, stated_identity(IDENTITY), {"membrane": ALL_PREDICTIONS}, names_image=False)
+    report.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    assert validator_messages(tmp_path / "a.dcm") == []
+    read = pydicom.dcmread(tmp_path / "a.dcm")
+    assert (read.PatientID, read.PatientName, read.AccessionNumber) == ("MRN-7", "Müller^Anna", "A26-1")
+    assert "A26-1-B" in str(read.ContentSequence)
+    assert not {"ReferencedSOPInstanceUID", "ReferencedSOPSequence"} & {one.keyword for one in read.iterall()}
+    same = stated_identity(IDENTITY)
+    assert read.StudyInstanceUID == same.StudyInstanceUID
 
 
 def test_validator_finds_errors_in_an_invalid_report(real_data: Path, tmp_path: Path) -> None:
@@ -99,8 +117,8 @@ def test_report_reads_back_as_the_predictions(real_data: Path, tmp_path: Path) -
 def test_her2_by_ihc_has_loinc_codes() -> None:
     name, answer = coded_answers(make_prediction("her2-4way", 3))[0]
     assert name[:2] == ("85319-2", "LN")
-    assert answer == (LOINC_ANSWERS["3+"], "LN", "3+")
-    assert len(set(LOINC_ANSWERS.values())) == 4
+    assert answer == (ANSWERS["3+"], "LN", "3+")
+    assert len(set(ANSWERS.values())) == len(ANSWERS)
 
 
 def test_review_is_coded_with_its_reasons() -> None:
@@ -149,7 +167,7 @@ def write_slide(path: Path, template: Path, rgb: np.ndarray, mpp: float, tile: i
     image.ImagedVolumeWidth, image.ImagedVolumeHeight = width * mpp / 1000, height * mpp / 1000
     image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing = [mpp / 1000, mpp / 1000]
     image.PhotometricInterpretation = "RGB"
-    image.SeriesInstanceUID, image.SOPInstanceUID = hd.UID(), hd.UID()
+    image.SeriesInstanceUID, image.SOPInstanceUID, image.FrameOfReferenceUID = hd.UID(), hd.UID(), hd.UID()
     image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
     image.PixelData = np.ascontiguousarray(frames).tobytes()
     image.save_as(path)

@@ -10,65 +10,21 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2batch.errors import InputError, StoreError
-from her2batch.exchange.lis.identities import Identity
+from her2batch.errors import StoreError
 from her2batch.exchange.lis.outbox import Delivery, next_delivery, send_results
 from her2batch.exchange.lis.slide_result import SlideResult
 from her2batch.exchange.lis.transport import parse_receiver
-from her2batch.settings import Plan
-from her2batch.store import schemas
 from her2batch.store.audit import verify_cohort
-from her2batch.store.cohort import Cohort
 from her2batch.store.erase import erase
 from her2batch.store.pseudonyms import Pseudonymizer
-from her2batch.store.reviews import Review, append_review
-from tests.exchange.lis.receivers import FhirServer, LisServer, running
+from tests.exchange.lis.examples import CLASSES, decide, identities, make_cohort, send
+from tests.exchange.lis.receivers import LisServer, running
 
 HOSTILE = ("accept", "accept", "drop", "lose", "refuse", "delay", "repeat", "garble")
-CLASSES = ("0", "1+", "2+", "3+")
-
-
-def make_cohort(root: Path, n: int) -> Cohort:
-    """Make n finished HER2 slides whose scores are 0, 1+, 2+, 3+ in turn."""
-    cohort = Cohort(root)
-    cohort.create(Plan())
-    for k in range(n):
-        slide_id, predicted = f"S{k:03d}", CLASSES[k % 4]
-        draft = cohort.draft(slide_id)
-        p = [0.1] * 4
-        p[k % 4] = 0.7
-        prediction = {
-            "slide_id": slide_id, "patient_id": f"P{k}", "task": "her2-4way", "method": "membrane",
-            "classes": list(CLASSES), "p": p, "predicted": predicted, "plausible": [predicted],
-            "review": predicted == "2+", "reasons": [], "score": float(k % 4),
-        }  # fmt: skip
-        draft.write("predictions/membrane", pa.Table.from_pylist([prediction], schemas.table_schema("predictions")))
-        row = dict.fromkeys(schemas.table_schema("slides").names)
-        row |= {"slide_id": slide_id, "patient_id": f"P{k}", "stain": "her2", "path": f"/scans/{slide_id}.svs"}
-        row |= {"sha256": f"{k:064d}", "bytes": 1, "n_tiles": 9, "flags": [], "status": "done", "plan_id": Plan().id}
-        draft.commit(row, None)
-    return cohort
-
-
-def identities(cohort: Cohort) -> dict[str, Identity]:
-    return {
-        slide_id: Identity(slide_id, f"MRN-{slide_id}", f"A26-{slide_id}", f"A26-{slide_id}-1", "O1", "LAB", "O|Neil")
-        for slide_id in cohort.rows()
-    }
-
-
-def decide(cohort: Cohort, slide_id: str, label: str, verdict: str = "change", supersedes: int | None = None) -> int:
-    review = Review("Dr. Who", slide_id, "membrane", "her2-4way", "membrane", "0", verdict, label)
-    return int(append_review(cohort, replace(review, supersedes=supersedes, comment="as seen"))["number"])
-
-
-def send(cohort: Cohort, address: str, **more: object):
-    return send_results(cohort, parse_receiver(address, timeout=0.3), identities(cohort), pause=0.0, **more)
 
 
 def test_results_are_preliminary_final_and_corrected(tmp_path: Path) -> None:
@@ -88,17 +44,6 @@ def test_results_are_preliminary_final_and_corrected(tmp_path: Path) -> None:
         assert len(lis.kept) == lis.tries == 5
 
 
-def test_equivocal_slides_have_no_status(tmp_path: Path) -> None:
-    cohort = make_cohort(tmp_path / "c", 4)
-    with running(LisServer()) as lis:
-        send(cohort, lis.address)
-        texts = list(lis.kept.values())
-    assert "equivocal, ISH needed" in texts[2]
-    assert ["her2-binary" in text for text in texts] == [True, True, False, True]
-    assert "her2-binary^HER2 status^99HER2BATCH||LA6576-8^positive^LN" in texts[3].replace("|1|", "||")
-    assert all("not reviewed by a pathologist" in text for text in texts)
-
-
 def test_hostile_receiver_gets_every_result_once_and_none_final_without_a_verdict(tmp_path: Path) -> None:
     cohort = make_cohort(tmp_path / "c", 40)
     decided = {f"S{k:03d}" for k in range(0, 40, 5)}
@@ -115,16 +60,6 @@ def test_hostile_receiver_gets_every_result_once_and_none_final_without_a_verdic
     assert set(status.values()) == {1}
     assert lis.tries > len(lis.kept)
     assert send(cohort, lis.address).unchanged == 40  # nobody listens any more, and nothing is due
-
-
-@pytest.mark.parametrize("mood", ["lose", "drop", "garble", "refuse", "delay"])
-def test_a_message_without_an_answer_is_sent_again_with_its_control_id(tmp_path: Path, mood: str) -> None:
-    cohort = make_cohort(tmp_path / "c", 1)
-    with running(LisServer((mood,), delay=0.5)) as lis:
-        assert set(send(cohort, lis.address).unanswered) == {"S000"}
-        lis.moods = ("accept",)
-        assert send(cohort, lis.address).accepted == {"preliminary": ["S000"]}
-        assert len(lis.kept) == 1
 
 
 def test_a_rejected_result_is_reported_and_sent_again_once_its_identity_is_right(tmp_path: Path) -> None:
@@ -165,7 +100,7 @@ def test_slides_without_identity_or_result_are_listed_and_not_sent(tmp_path: Pat
 def test_a_killed_sender_sends_nothing_twice_and_loses_nothing(tmp_path: Path) -> None:
     cohort = make_cohort(tmp_path / "c", 12)
     program = (
-        "import sys; from pathlib import Path; from tests.exchange.lis.test_outbox import send, Cohort;"
+        "import sys; from pathlib import Path; from tests.exchange.lis.examples import send, Cohort;"
         "send(Cohort(Path(sys.argv[1])), sys.argv[2])"
     )
     with running(LisServer(("accept", "lose"), seed=1)) as lis:
@@ -207,39 +142,6 @@ def test_two_senders_and_a_damaged_file_are_refused(tmp_path: Path) -> None:
             send(cohort, lis.address)
 
 
-class TestFhir:
-    def test_hostile_server_has_every_report_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("HER2BATCH_LIS_TOKEN", "secret")
-        cohort = make_cohort(tmp_path / "c", 12)
-        with running(FhirServer(("accept", "drop", "lose", "refuse"), seed=1)) as fhir:
-            while send(cohort, fhir.address).exit_code:
-                pass
-            decide(cohort, "S002", "3+")
-            while send(cohort, fhir.address).exit_code:
-                pass
-        reports = fhir.of_type("DiagnosticReport")
-        assert Counter(one["status"] for one in reports) == {"preliminary": 11, "final": 1}
-        (final,) = (one for one in reports if one["status"] == "final")
-        assert final["conclusion"].startswith("3+")
-        assert final["resultsInterpreter"] == [{"display": "Dr. Who"}]
-        assert final["subject"]["identifier"]["value"] == "MRN-S002"
-        assert len(fhir.of_type("Device")) == 1
-        assert len(fhir.of_type("Specimen")) == 12
-        assert fhir.tokens == {"Bearer secret"}
-
-    def test_equivocal_slides_have_no_status(self, tmp_path: Path) -> None:
-        cohort = make_cohort(tmp_path / "c", 4)
-        with running(FhirServer()) as fhir:
-            send(cohort, fhir.address)
-        codes = Counter(one["code"]["coding"][0]["code"] for one in fhir.of_type("Observation"))
-        assert codes == {"85319-2": 4, "her2-binary": 3}
-
-    def test_a_rejected_report_is_listed(self, tmp_path: Path) -> None:
-        cohort = make_cohort(tmp_path / "c", 1)
-        with running(FhirServer(("reject",))) as fhir:
-            assert send(cohort, fhir.address).rejected["S000"].startswith("HTTP 422")
-
-
 RESULT = SlideResult("S", "her2", "2+", "", None, None, "membrane", (), None, None, "p", "1")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -257,14 +159,6 @@ def test_no_delivery_is_final_without_a_verdict_nor_preliminary_after_a_final_on
     assert len({one.control_id for one in deliveries}) == len(deliveries)
     assert "preliminary" not in statuses[statuses.index("final") :] if "final" in statuses else True
     assert statuses.count("final") <= 1
-
-
-@pytest.mark.parametrize(
-    "address", ["lis:2575", "mllp://lis", "ftp://lis/x", "https://user:secret@lis/fhir", "mllp://h:x"]
-)
-def test_other_addresses_are_refused(address: str) -> None:
-    with pytest.raises(InputError, match="mllp://HOST:PORT"):
-        parse_receiver(address)
 
 
 def test_dry_run_sends_and_writes_nothing(tmp_path: Path) -> None:
