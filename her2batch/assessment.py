@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from her2batch.errors import REMEDIES
-from her2batch.tasks import CLASSES, HER2_TASKS, MEMBRANE_RULE, her2_class, task_applies
+from her2batch.tasks import CLASSES, HER2_TASKS, MEMBRANE_RULE, SCORE_TASKS, her2_class, ihc_score, task_applies
 
 Fields = Mapping[str, Any]
 
@@ -27,6 +27,7 @@ DERIVED_TASKS: Final = ("her2-3way", "her2-binary")
 
 TASK_NAMES: Final = {
     "her2-4way": "IHC score",
+    "her2-5way": "IHC score with null and ultralow",
     "her2-3way": "HER2 group",
     "her2-binary": "HER2 status",
     "er": "ER",
@@ -157,7 +158,7 @@ def quality_flags(flags: Iterable[str]) -> list[str]:
 
 def prediction_review(task: str, predicted: str, reasons: Iterable[str]) -> bool:
     """Return whether one prediction asks for a review: for 2+, and for every reason outside NOT_ASKING."""
-    return (task == IHC_TASK and predicted == "2+") or any(reason not in NOT_ASKING for reason in reasons)
+    return (task in SCORE_TASKS and predicted == "2+") or any(reason not in NOT_ASKING for reason in reasons)
 
 
 def ordered_predictions(predictions: Iterable[Fields]) -> list[Fields]:
@@ -217,9 +218,12 @@ def _result(main: Fields | None, verdict: Fields | None, task: str | None) -> tu
     """Return the result and who gave it."""
     if verdict is not None and verdict["verdict"] == "needs-ish":
         return "2+", "pathologist"
-    if verdict is not None and verdict["task"] == task:
-        return verdict["label"], "pathologist"
-    return (main["predicted"], main["method"]) if main is not None else (None, None)
+    scores = task in SCORE_TASKS
+    if verdict is not None and (verdict["task"] == task or (scores and verdict["task"] in SCORE_TASKS)):
+        return ihc_score(verdict["label"]) if scores else verdict["label"], "pathologist"
+    if main is None:
+        return None, None
+    return ihc_score(main["predicted"]) if scores else main["predicted"], main["method"]
 
 
 def _is_equivocal(predictions: Sequence[Fields], verdict: Fields | None, result: str | None) -> bool:
@@ -227,7 +231,7 @@ def _is_equivocal(predictions: Sequence[Fields], verdict: Fields | None, result:
     if verdict is not None:
         return verdict["verdict"] == "needs-ish" or (result == "2+" and verdict["task"] not in DERIVED_TASKS)
     return any(
-        (one["task"], one["predicted"]) == (IHC_TASK, "2+") or "needs-ish" in (one["reasons"] or ())
+        (one["task"] in SCORE_TASKS and one["predicted"] == "2+") or "needs-ish" in (one["reasons"] or ())
         for one in predictions
     )
 

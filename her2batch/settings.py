@@ -183,7 +183,7 @@ class Training(Settings):
     """Settings that decide the results of a training run."""
 
     tasks: tuple[str, ...] = Field(
-        ("her2-3way",), description="task: her2-binary, her2-3way, her2-4way, er or pr; repeatable"
+        ("her2-3way",), description="task: her2-binary, her2-3way, her2-4way, her2-5way, er or pr; repeatable"
     )
     methods: tuple[str, ...] = Field(
         ("clam-sb",),

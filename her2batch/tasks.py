@@ -11,6 +11,7 @@ HER2_DETAILS: Final = ("null", "ultralow")
 
 CLASSES: Final[dict[str, tuple[str, ...]]] = {
     "her2-4way": IHC_SCORES,
+    "her2-5way": (*HER2_DETAILS, *IHC_SCORES[1:]),
     "her2-3way": ("0", "low", "high"),
     "her2-binary": ("negative", "positive"),
     "er": ("negative", "positive"),
@@ -18,7 +19,16 @@ CLASSES: Final[dict[str, tuple[str, ...]]] = {
 }
 """Task → its classes, in the order of every probability list."""
 
-HER2_TASKS: Final = ("her2-4way", "her2-3way", "her2-binary")
+RULE_TASKS: Final = ("her2-4way", "her2-3way", "her2-binary")
+"""HER2 tasks whose class follows from the IHC score and the ISH result: those of the membrane rule."""
+
+DETAIL_TASK: Final = "her2-5way"
+"""HER2 task that divides the score 0 into its sub-scores, which labels must state."""
+
+HER2_TASKS: Final = (*RULE_TASKS, DETAIL_TASK)
+
+SCORE_TASKS: Final = ("her2-4way", DETAIL_TASK)
+"""Tasks whose classes are IHC scores, or sub-scores of 0."""
 
 MEMBRANE_RULE: Final = "membrane"
 """Name of the membrane rule, as a method and as a bundle."""
@@ -45,14 +55,17 @@ STAINS: Final = ("her2", "er", "pr", "ki67", "he", "ihc")
 """Stains of a slide: a marker, H&E (`he`), or haematoxylin and DAB with an unknown marker (`ihc`)."""
 
 
-def her2_class(task: str, ihc: str, ish: str | None) -> str | None:
+def her2_class(task: str, ihc: str, ish: str | None, detail: str | None = None) -> str | None:
     """The class of an IHC score ('0' … '3+') and an ISH result ('+', '-' or None) in a HER2 task.
 
-    None: 2+ without ISH, where the task needs it.  Source: paper, table 2; ASCO/CAP 2018, affirmed 2023.
-    Raises ValueError for other tasks.
+    detail: sub-score of 0, `null` or `ultralow`; None where it is not known.  None: 2+ without ISH, or 0 without
+    sub-score, where the task needs it.  Source: paper, table 2; ASCO/CAP 2018, affirmed 2023; for the sub-scores the
+    ESMO consensus of 2023 and CAP 2024, as DESTINY-Breast06 used them.  Raises ValueError for other tasks.
     """
     if task == "her2-4way":
         return ihc
+    if task == DETAIL_TASK:
+        return detail if ihc == "0" else ihc
     if ihc == "2+" and ish is None:
         return None
     high = ihc == "3+" or (ihc == "2+" and ish == "+")
@@ -61,6 +74,11 @@ def her2_class(task: str, ihc: str, ish: str | None) -> str | None:
     if task == "her2-3way":
         return "high" if high else "0" if ihc == "0" else "low"
     raise ValueError(f"{task} is no HER2 task; known: {', '.join(HER2_TASKS)}")
+
+
+def ihc_score(label: str) -> str:
+    """The IHC score of a class of SCORE_TASKS: its own, and 0 of a sub-score."""
+    return "0" if label in HER2_DETAILS else label
 
 
 def task_applies(task: str, stain: str | None) -> bool:

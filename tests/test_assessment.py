@@ -185,3 +185,19 @@ def test_nothing_definite_is_shown_while_the_review_is_open_for_ish(
     if flags and rows:
         assert found.review
     assert found.review == (found.state == "review")
+
+
+@pytest.mark.parametrize(("predicted", "result", "meaning"), [
+    ("null", "0", "HER2 zero"), ("ultralow", "0", "HER2 zero"), ("1+", "1+", "HER2-low"), ("3+", "3+", "HER2 positive"),
+])  # fmt: skip
+def test_a_sub_score_of_0_is_0_in_the_result(predicted: str, result: str, meaning: str) -> None:
+    found = assess_slide(slide(), [prediction(predicted, "her2-5way", "clam-sb")])
+    assert (found.result, found.meaning, found.by) == (result, meaning, "clam-sb")
+    reviewed = assess_slide(slide(), rule_rows(intense=0.5), reviews=[entry(predicted, task="her2-5way")])
+    assert (reviewed.result, reviewed.by) == (result, "pathologist")
+
+
+def test_2_plus_of_five_classes_is_equivocal_too() -> None:
+    found = assess_slide(slide(), [prediction("2+", "her2-5way", "clam-sb")])
+    assert (found.needs_ish, found.state) == (True, "review")
+    assert prediction_review("her2-5way", "2+", [])

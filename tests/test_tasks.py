@@ -4,11 +4,11 @@ import pyarrow as pa
 import pytest
 
 from her2batch.store.labels import COLUMNS, LABELS_SCHEMA, label_slides
-from her2batch.tasks import CLASSES, STAINS, her2_class, task_applies
+from her2batch.tasks import CLASSES, STAINS, her2_class, ihc_score, task_applies
 
+HER2 = {"her2-4way", "her2-5way", "her2-3way", "her2-binary"}
 APPLIES = {
-    "her2": {"her2-4way", "her2-3way", "her2-binary"}, "er": {"er"}, "pr": {"pr"}, "ki67": set(), "he": set(),
-    "ihc": {"her2-4way", "her2-3way", "her2-binary"}, None: {"her2-4way", "her2-3way", "her2-binary"},
+    "her2": HER2, "er": {"er"}, "pr": {"pr"}, "ki67": set(), "he": set(), "ihc": HER2, None: HER2,
 }  # fmt: skip
 """Stain → tasks."""
 
@@ -47,6 +47,21 @@ def test_ihc_and_ish_give_the_class(ihc: str, ish: str | None, binary: str | Non
     assert her2_class("her2-4way", ihc, ish) == ihc
     assert her2_class("her2-binary", ihc, ish) == binary
     assert her2_class("her2-3way", ihc, ish) == three
+
+
+@pytest.mark.parametrize(("ihc", "detail", "five"), [
+    ("0", "null", "null"), ("0", "ultralow", "ultralow"), ("0", None, None), ("1+", None, "1+"), ("2+", None, "2+"),
+    ("3+", None, "3+"),
+])  # fmt: skip
+def test_the_sub_score_divides_0_and_nothing_else(ihc: str, detail: str | None, five: str | None) -> None:
+    assert her2_class("her2-5way", ihc, None, detail) == five
+    for task in ("her2-4way", "her2-3way", "her2-binary"):
+        assert her2_class(task, ihc, "-", detail) == her2_class(task, ihc, "-")
+
+
+def test_every_class_of_scores_has_an_ihc_score() -> None:
+    assert [ihc_score(name) for name in CLASSES["her2-5way"]] == ["0", "0", "1+", "2+", "3+"]
+    assert all(ihc_score(name) == name for name in CLASSES["her2-4way"])
 
 
 def test_other_tasks_have_no_her2_class() -> None:

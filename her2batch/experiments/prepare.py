@@ -30,10 +30,18 @@ from her2batch.settings import ImageSettings
 from her2batch.slides.pyramid import Pyramid
 from her2batch.store import reviews
 from her2batch.store.label_sheets.stored import LABELS_SCHEMA, stored_label_table
-from her2batch.store.labels import NOT_IN_COHORT, apply_reviews, check_labels, label_notes, label_slides, read_labels
+from her2batch.store.labels import (
+    NOT_IN_COHORT,
+    apply_reviews,
+    check_labels,
+    has_details,
+    label_notes,
+    label_slides,
+    read_labels,
+)
 from her2batch.store.schemas import run_schema
 from her2batch.store.training_run import encoder_folder
-from her2batch.tasks import HER2_TASKS, IHC_SCORES, PATCH_INPUTS, PATCH_PX, THUMBNAIL_INPUTS
+from her2batch.tasks import DETAIL_TASK, HER2_TASKS, IHC_SCORES, PATCH_INPUTS, PATCH_PX, THUMBNAIL_INPUTS
 from her2batch.training import bag_data, folds, image_data
 from her2batch.training.fit_loop import random_stream
 from her2batch.training.methods import PATCH_TASK, UnitPlan, method_kind, method_settings
@@ -166,7 +174,8 @@ def _assign_her2_folds(job: TrainingJob, table: pa.Table, rows: Rows) -> dict[st
     labelled = label_slides(table, PATCH_TASK, rows, job.training.keep_contradictions)[0]
     ids = labelled["slide_id"].to_pylist()
     task_classes = []
-    for task in HER2_TASKS:
+    tasks = [task for task in HER2_TASKS if task != DETAIL_TASK or has_details(table)]
+    for task in tasks:
         good = label_slides(table, task, rows, job.training.keep_contradictions)[0]
         truth = dict(zip(good["slide_id"].to_pylist(), good["truth"].to_pylist(), strict=True))
         task_classes.append([truth.get(slide_id, "") for slide_id in ids])

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.assessment import IHC_TASK, prediction_review, quality_flags
-from her2batch.tasks import CLASSES, HER2_TASKS, IHC_SCORES, MEMBRANE_RULE, her2_class
+from her2batch.tasks import CLASSES, IHC_SCORES, MEMBRANE_RULE, RULE_TASKS, her2_class
 
 TEN_PERCENT = 0.10
 """The threshold of the guideline, for all of its steps."""
@@ -157,7 +157,7 @@ def rule_predictions(result: RuleResult, presumed: bool, flags: Iterable[str] = 
     review.
     """
     rows = []
-    for task in HER2_TASKS:
+    for task in RULE_TASKS:
         probabilities = _task_probabilities(task, result.p)
         needs_ish = task != "her2-4way" and result.category == "2+"
         both = {str(her2_class(task, "2+", ish)) for ish in "-+"} if needs_ish else set()

@@ -32,6 +32,7 @@ PALETTE: Final[dict[str, tuple[str, str]]] = {
     "bar": ("#6d8299", "#8ea3ba"),
     "bad": ("#a3151f", "#ff9a9f"),
     "good": ("#17642f", "#8fdda7"),
+    "cn": ("#c3d0db", "#56697b"),
     "c0": ("#8fa8bd", "#8aa5bd"),
     "c1": ("#e6c79c", "#efd9b6"),
     "c2": ("#c47f3c", "#dc9450"),
@@ -40,7 +41,8 @@ PALETTE: Final[dict[str, tuple[str, str]]] = {
 """Name of a CSS variable → its colour in light and in dark mode. Text has a contrast of 4.5 or more in both."""
 
 CLASS_COLOURS: Final = {
-    "0": "c0", "1+": "c1", "2+": "c2", "3+": "c3", "low": "c1", "high": "c3", "negative": "c0", "positive": "c3",
+    "0": "c0", "null": "cn", "ultralow": "c0", "1+": "c1", "2+": "c2", "3+": "c3",
+    "low": "c1", "high": "c3", "negative": "c0", "positive": "c3",
 }  # fmt: skip
 """Class → name of its colour in PALETTE."""
 

@@ -20,7 +20,17 @@ from her2batch.store.label_sheets.stored import COLUMNS, LABELS_SCHEMA, stored_l
 from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.store.reviews import counting_reviews, newest_reviews
 from her2batch.store.schemas import run_schema
-from her2batch.tasks import CLASSES, HER2_TASKS, IHC_SCORES, her2_class, task_applies
+from her2batch.tasks import (
+    CLASSES,
+    DETAIL_TASK,
+    HER2_DETAILS,
+    HER2_TASKS,
+    IHC_SCORES,
+    SCORE_TASKS,
+    her2_class,
+    ihc_score,
+    task_applies,
+)
 
 __all__ = [
     "COLUMNS", "LABELS_SCHEMA", "apply_reviews", "check_labels", "label_slides", "read_labels", "store_labels",
@@ -145,7 +155,7 @@ def label_slides(
             )
             continue
         truth = _class(task, row)
-        stratum = f"{row['her2']}/{row['ish'] or '?'}" if task in HER2_TASKS else truth
+        stratum = _finest_label(row) if task in HER2_TASKS else truth
         label = CLASSES[task].index(str(truth))
         labelled.append(
             {"slide_id": slide_id, "patient_id": patient, "label": label, "truth": truth, "stratum": stratum}
@@ -153,9 +163,19 @@ def label_slides(
     return pa.Table.from_pylist(labelled, LABELLED_SCHEMA), pa.Table.from_pylist(excluded, EXCLUDED_SCHEMA)
 
 
+def _finest_label(row: Mapping[str, Any]) -> str:
+    """Score and ISH result of a slide, with the sub-score of 0 where it is stated."""
+    return f"{row['her2_detail'] or row['her2']}/{row['ish'] or '?'}"
+
+
+def has_details(labels: pa.Table) -> bool:
+    """Whether any label states a sub-score of 0."""
+    return any(detail is not None for detail in labels["her2_detail"].to_pylist())
+
+
 def _class(task: str, row: Mapping[str, Any]) -> str | None:
     if task in HER2_TASKS:
-        return her2_class(task, row["her2"], row["ish"])
+        return her2_class(task, row["her2"], row["ish"], row["her2_detail"])
     return {"+": "positive", "-": "negative"}[row[task]]
 
 
@@ -179,6 +199,8 @@ def _exclusion(task: str, row: Mapping[str, Any], slides: Slides, keep: bool) ->
         return "no-tiles", f"{name} has no tissue"
     if task in HER2_TASKS and not keep and (row["her2"], row["ish"]) in CONTRADICTIONS:
         return "contradiction", f"{name} is {row['her2']} with ISH {row['ish']}"
+    if task == DETAIL_TASK and row["her2"] == "0" and row["her2_detail"] is None:
+        return "no-detail", f"{name} is 0, and no label states null or ultralow"
     if _class(task, row) is None:
         return "needs-ish", f"{name} is 2+ without ISH"
     return None, None
@@ -208,7 +230,7 @@ def apply_reviews(labels: pa.Table, entries: Sequence[Row], rows: Slides) -> tup
         elif with_patients and label["patient_id"] is None:
             now, words = None, ["its patient is not known: add it to the labels"]
         else:
-            table[slide_id] = label | {column: now}
+            table[slide_id] = label | {column: now} | _reviewed_detail(entry, column, label, now)
         if now is None and slide_id in rows and not words:
             words = [f"{entry['label']} is not an IHC score"]
         if was is not None and was != now:
@@ -221,11 +243,22 @@ def apply_reviews(labels: pa.Table, entries: Sequence[Row], rows: Slides) -> tup
     return reviewed, pa.Table.from_pylist(changes, run_schema("reviews"))
 
 
+def _reviewed_detail(entry: Row, column: str, label: Mapping[str, Any], now: str | None) -> Row:
+    """The sub-score after a review, as a column of the label: the review's, or that of the label if it is still 0."""
+    if column != "her2":
+        return {}
+    if entry["label"] in HER2_DETAILS:
+        return {"her2_detail": entry["label"]}
+    return {"her2_detail": label["her2_detail"] if now == "0" == label["her2"] else None}
+
+
 def _reviewed_label(entry: Row, column: str, label: Mapping[str, Any]) -> str | None:
     """The label after a review; None if its class stands for several IHC scores and is not the class of the label."""
     task, reviewed_class = entry["task"], entry["label"]
     if entry["verdict"] == "needs-ish":
         return "2+"
+    if task in SCORE_TASKS:
+        return ihc_score(reviewed_class)
     if column != "her2":
         return {"positive": "+", "negative": "-"}[reviewed_class]
     fitting = [ihc for ihc in IHC_SCORES if reviewed_class in {her2_class(task, ihc, ish) for ish in "+-"}]

@@ -88,7 +88,7 @@ PATCH_COLUMNS = (
 
 THUMBNAIL_COLUMNS = (
     Column("slide_id", TEXT, "key"),
-    Column("task", TEXT, "her2-4way · her2-3way · her2-binary · er · pr"),
+    Column("task", TEXT, "her2-4way · her2-5way · her2-3way · her2-binary · er · pr"),
     Column("p", pa.list_(F32), "probability of each class, in the task's order"),
     Column("method", TEXT, "convnext-small, resnet50, densenet201 or vit-base"),
     Column("input", TEXT, "thumbnail-224 or thumbnail-512"),
@@ -97,7 +97,7 @@ THUMBNAIL_COLUMNS = (
 PREDICTION_COLUMNS = (
     Column("slide_id", TEXT, "key"),
     Column("patient_id", TEXT, "from the labels; null without"),
-    Column("task", TEXT, "her2-4way · her2-3way · her2-binary · er · pr"),
+    Column("task", TEXT, "her2-4way · her2-5way · her2-3way · her2-binary · er · pr"),
     Column("method", TEXT, "membrane (the rule), or a trained method of the bundle"),
     Column("classes", pa.list_(TEXT), "the task's classes, in order"),
     Column("p", pa.list_(F32), "probability of each class"),
@@ -208,7 +208,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
 """Tables with one file per slide. The row of `slides` commits the other files."""
 
 FOLD_COLUMNS = (
-    Column("task", TEXT, "her2-4way · her2-3way · her2-binary · er · pr"),
+    Column("task", TEXT, "her2-4way · her2-5way · her2-3way · her2-binary · er · pr"),
     Column("fold", I32, "number from 0; −1: the model for the bundle, which tests no slide"),
     Column("slide_id", TEXT, "key"),
     Column("patient_id", TEXT, "all slides of a patient are in the same split"),
@@ -216,7 +216,7 @@ FOLD_COLUMNS = (
 )
 
 RUN_PREDICTION_COLUMNS = (
-    Column("task", TEXT, "her2-4way · her2-3way · her2-binary · er · pr"),
+    Column("task", TEXT, "her2-4way · her2-5way · her2-3way · her2-binary · er · pr"),
     Column("method", TEXT, "clam-sb, convnext-small, random-forest, …"),
     Column("input", TEXT, "an encoder, thumbnail-224, patches-low, …"),
     Column("fold", I32, "fold that tests the slide"),

@@ -59,6 +59,30 @@ def test_training_without_ray_gives_the_same_bytes(synthetic: Synthetic, trained
     assert plain.id == ray.id
 
 
+def test_sub_scores_of_0_are_learned_scored_and_reported(synthetic: Synthetic, tmp_path: Path) -> None:
+    shutil.copytree(synthetic.cohort, tmp_path / "cohort", copy_function=os.link)
+    cohort = Cohort(tmp_path / "cohort")
+    for row in cohort.rows().values():
+        write_row(cohort, {**row, "patient_id": None})
+    values = ("null", "0 (ultralow)", "1+", "2+", "Score 3+")
+    lines = [f"{name}.tiff;{values[k % 5]};her2" for k, name in enumerate(sorted(cohort.rows()))]
+    (tmp_path / "labels.csv").write_text("Slide;Score;Stain\n" + "\n".join(lines), encoding="utf-16")
+    columns = {"slide_id": "Slide", "her2": "Score"}
+    request = TrainingRequest(cohort.root, tmp_path / "run", tmp_path / "labels.csv", columns=columns)
+    training = Training(tasks=("her2-5way",), methods=("clam-sb",), folds=3, quick=True, options=("epochs=1",))
+    found = train(request, training, TrainingResources(workers=0))
+    assert found.exit_code == 0, found.failed
+    run = TrainingRun(tmp_path / "run")
+    assert set(run.read("labels")["truth"].to_pylist()) == {"null", "ultralow", "1+", "2+", "3+"}
+    assert {len(p) for p in run.read("predictions")["p"].to_pylist()} == {5}
+    assert found.summary["auc_mean"][0].as_py() is not None
+    assert "ultralow" in run.report.read_text()
+    assert read_bundle(run.bundle).info.tasks == ("her2-5way",)
+    assert read_request(run.root)[0].columns == columns
+    scored = score(cohort.root, run.bundle, Resources(workers=0))
+    assert (scored.scored > 0, scored.failures) == (True, {})
+
+
 def test_attention_is_kept_for_every_tile(synthetic: Synthetic, trained: Path) -> None:
     unit = trained / "units" / "her2-3way.clam-sb.stain.00"
     shares = pq.read_table(unit / "attention.parquet").to_pandas()

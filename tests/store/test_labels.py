@@ -7,7 +7,15 @@ import pyarrow as pa
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.store.labels import COLUMNS, LABELS_SCHEMA, apply_reviews, check_labels, label_slides, read_labels
+from her2batch.store.labels import (
+    COLUMNS,
+    LABELS_SCHEMA,
+    apply_reviews,
+    check_labels,
+    label_notes,
+    label_slides,
+    read_labels,
+)
 from her2batch.tasks import CLASSES, IHC_SCORES
 
 
@@ -63,6 +71,15 @@ def test_labels_map_to_the_classes_of_the_paper(task: str, expected: dict[str, i
     assert reasons == {"contradiction": 3} | ({} if task == "her2-4way" else {"needs-ish": 1})
 
 
+def test_the_five_way_task_needs_the_sub_score_of_0() -> None:
+    rows = [("S0", "0", "null"), ("S1", "0", "ultralow"), ("S2", "0", None), ("S3", "1+", None), ("S4", "3+", None)]
+    labels = pa.Table.from_pylist([{"slide_id": s, "her2": h, "her2_detail": d} for s, h, d in rows], LABELS_SCHEMA)
+    good, bad = label_slides(labels, "her2-5way", {})
+    assert good["truth"].to_pylist() == ["null", "ultralow", "1+", "3+"]
+    assert good["stratum"].to_pylist() == ["null/?", "ultralow/?", "1+/?", "3+/?"]
+    assert [(row["slide_id"], row["reason"]) for row in bad.to_pylist()] == [("S2", "no-detail")]
+
+
 def test_contradictions_are_kept_on_request() -> None:
     good, bad = label_slides(EVERY, "her2-4way", {}, keep_contradictions=True)
     assert (len(good), len(bad)) == (12, 0)
@@ -87,6 +104,33 @@ def test_slides_without_usable_tiles_are_excluded_with_the_reason(slide: dict, r
 def test_without_patient_ids_each_slide_is_a_patient() -> None:
     good, _ = label_slides(labelled((None, "0", None), (None, "3+", None)), "her2-3way", {})
     assert good["patient_id"].to_pylist() == ["s0", "s1"]
+
+
+def test_labels_of_slides_that_the_cohort_lacks_are_excluded_with_the_reason() -> None:
+    labels = labelled(("a", "3+", None), ("b", "0", None))
+    rows = {"s0": {"patient_id": None, "status": "done", "n_tiles": 5, "stain": "her2"}, "s9": {"patient_id": "p"}}
+    good, bad = label_slides(labels, "her2-3way", rows)
+    assert good["slide_id"].to_pylist() == ["s0"]
+    assert [(row["slide_id"], row["reason"]) for row in bad.to_pylist()] == [("s1", "not-in-cohort")]
+    check_labels(labels, rows, Path("labels.parquet"), partly=True)
+    assert label_notes(labels, rows) == [
+        "1 labels are of slides that the cohort does not have: s1", "1 slides of the cohort have no label: s9",
+    ]  # fmt: skip
+
+
+def test_slides_of_patients_who_are_not_known_are_patients_of_their_own() -> None:
+    rows = [
+        {"slide_id": "a", "patient_id": "P1"},
+        {"slide_id": "b", "patient_unknown": True},
+        {"slide_id": "c", "patient_unknown": True},
+    ]
+    labels = pa.Table.from_pylist([{**row, "her2": "0"} for row in rows], LABELS_SCHEMA)
+    slides = {row["slide_id"]: {"patient_id": None} for row in rows}
+    check_labels(labels, slides, Path("labels.csv"))
+    assert label_slides(labels, "her2-3way", {})[0]["patient_id"].to_pylist() == ["P1", "b", "c"]
+    assert label_notes(labels, slides) == [
+        "the patient of 2 slides is not known: each counts as a patient of its own (b, c)"
+    ]
 
 
 @pytest.mark.parametrize(("rows", "known", "words"), [
@@ -183,6 +227,20 @@ def test_the_newest_review_replaces_the_label_and_differences_are_reported() -> 
         "b": "high", "d": "0", "e": "low", "new": "high",
     }  # fmt: skip
     assert {row["slide_id"]: row["reason"] for row in bad.to_pylist()} == {"a": "needs-ish", "c": "needs-ish"}
+
+
+def test_a_review_gives_takes_or_keeps_the_sub_score() -> None:
+    rows = [("a", "0", "null"), ("b", "0", "ultralow"), ("c", "1+", None), ("d", "0", "null"), ("e", "0", "ultralow")]
+    labels = pa.Table.from_pylist([{"slide_id": s, "her2": h, "her2_detail": d} for s, h, d in rows], LABELS_SCHEMA)
+    five = [
+        entry(name, label, k, "her2-5way")
+        for k, (name, label) in enumerate(zip("abc", ("ultralow", "1+", "null"), strict=True))
+    ]
+    entries = [*five, entry("d", "0", 4), entry("e", "2+", 5)]
+    after, _ = apply_reviews(labels, entries, {name: {} for name in "abcde"})
+    assert [(row["her2"], row["her2_detail"]) for row in after.to_pylist()] == [
+        ("0", "ultralow"), ("1+", None), ("0", "null"), ("0", "null"), ("2+", None),
+    ]  # fmt: skip
 
 
 def test_a_review_without_an_ihc_score_excludes_the_slide() -> None:

@@ -7,7 +7,7 @@ export const DAB_SCALE_END = 1; // optical density
 
 export const CLASSES = [["0", "#8fa8bd"], ["1+", "#e6c79c"], ["2+", "#c47f3c"], ["3+", "#6a3411"]];
 
-const CLASS_NAMES = { 0: "c0", "1+": "c1", "2+": "c2", "3+": "c3", low: "c1", high: "c3", negative: "c0", positive: "c3" };
+const CLASS_NAMES = { 0: "c0", null: "cn", ultralow: "c0", "1+": "c1", "2+": "c2", "3+": "c3", low: "c1", high: "c3", negative: "c0", positive: "c3" };
 
 // Name of the CSS variable with the colour of a class.
 export function classVariable(name) {
