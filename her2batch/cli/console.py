@@ -201,7 +201,8 @@ def print_added_encoders(console: Console, added: AddedEncoders) -> None:
 
 def prediction_text(count: PredictionCount) -> str:
     """Return the class distribution of one method as a line, such as 'her2-4way, membrane: 0 5 · 1+ 4 …'."""
-    classes = " · ".join(f"{name}: {number}" for name, number in count.classes.items())
+    shown = {**count.classes, **({"ISH decides": count.ish_decides} if count.ish_decides else {})}
+    classes = " · ".join(f"{name}: {number}" for name, number in shown.items())
     return f"{count.task} by {count.method}: {classes}; {count.review} of {count.slides} slides to review"
 
 

@@ -7,11 +7,12 @@ that has a row is neither ingested nor scored again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from her2batch.errors import Her2BatchError, InputError
 from her2batch.files.atomic import atomic_write
@@ -21,12 +22,14 @@ from her2batch.models.predictor import BundlePredictor
 from her2batch.nightly import drift, notify, retention, sentinels
 from her2batch.nightly.messages import explain_error
 from her2batch.nightly.nights_index import write_nights_index
-from her2batch.nightly.summary import INTERNAL_ERROR, NightSummary, count_error_codes, disk_usage
+from her2batch.nightly.summary import INTERNAL_ERROR, NightSummary, count_error_codes, count_results, disk_usage
 from her2batch.pipeline.growth.ingest_summary import IngestSummary
 from her2batch.pipeline.queue import local_now, next_occurrence
 from her2batch.pipeline.resume.plan_change import PlanChangedError, option_of, settle_plan
 from her2batch.reports import cases
 from her2batch.reports.night_page import render_night_page
+from her2batch.reports.report_data import assess_slides
+from her2batch.reports.worklists import distribution_text
 from her2batch.runtime.ingest import IngestRequest, ProgressCallback, ingest
 from her2batch.runtime.ray_session import RaySession, connect, stop_on_signals
 from her2batch.runtime.score import NoTaskAppliesError, score
@@ -46,7 +49,9 @@ class NightFindings:
     fresh: list[Row] = field(default_factory=list)
     failures: list[Row] = field(default_factory=list)
     deferred: list[Row] = field(default_factory=list)
-    review: list[Row] = field(default_factory=list)
+    review: list[Row] = field(default_factory=list)  # row and assessment (`found`) of each slide, in order of work
+    verdicts: list[Mapping[str, Any]] = field(default_factory=list)
+    distribution: str = ""
     cases: list[cases.Case] = field(default_factory=list)
     drift: list[drift.DriftTest] = field(default_factory=list)
     sentinels: sentinels.SentinelResult | None = None
@@ -237,9 +242,17 @@ def _summarize(
     findings.deferred = [entry for entry in cohort.read_intake() if entry["outcome"] == "deferred"]
     night.source_bytes = sum(row["bytes"] or 0 for row in findings.fresh)
     findings.cases = cases.find_cases(cohort, summary.fresh)
-    findings.review = _find_reviews(cohort, findings.fresh)
+    assessed = assess_slides(cohort, findings.fresh, findings.notes)
+    findings.review = [
+        {"row": row, "found": assessed[row["slide_id"]]}
+        for row in sorted(findings.fresh, key=lambda row: (*assessed[row["slide_id"]].rank, row["slide_id"]))
+        if assessed[row["slide_id"]].review and row["status"] != "failed"
+    ]
+    findings.verdicts = [verdict for found in assessed.values() if (verdict := found.verdict) is not None]
+    findings.distribution = distribution_text(list(assessed.values()))
+    night.classes = count_results(assessed.values())
     night.conflicts = sum(bool(case.conflicts) for case in findings.cases)
-    night.review = len({row["slide_id"] for row in findings.review})
+    night.review = len(findings.review)
     night.held = findings.sentinels is not None and findings.sentinels.held
     if not night.stopped:  # a stopped run must end quickly: the next night does both
         findings.drift = drift.detect_drift(cohort, set(summary.fresh), settings.drift, begin)
@@ -249,26 +262,6 @@ def _summarize(
     night.store_bytes, night.free_bytes = disk_usage(cohort, rows)
     night.written_bytes = disk_usage(cohort, {row["slide_id"]: row for row in findings.fresh})[0]
     night.disk_low = night.free_bytes is not None and night.free_bytes < settings.disk.warn_gigabytes * 1e9
-
-
-def _find_reviews(cohort: Cohort, fresh: list[Row]) -> list[Row]:
-    """Return a row for each new slide and method with a prediction that needs review, with the reasons."""
-    reviews: dict[tuple[str, str], Row] = {}
-    for name in cohort.table_names():
-        if not name.startswith("predictions/"):
-            continue
-        for row in fresh:
-            if not cohort.table(name, row["slide_id"]).exists():
-                continue
-            for prediction in cohort.read(name, row["slide_id"]).to_pylist():
-                if prediction["review"]:
-                    key = (row["slide_id"], prediction["method"])
-                    empty: Row = {"slide_id": key[0], "method": key[1], "predictions": [], "reasons": []}
-                    review = reviews.setdefault(key, empty)
-                    review["predictions"].append(prediction)
-                    reasons = prediction["reasons"] or ()
-                    review["reasons"] += [reason for reason in reasons if reason not in review["reasons"]]
-    return [reviews[key] for key in sorted(reviews)]
 
 
 def _write_report(settings: NightlySettings, cohort: Cohort, findings: NightFindings) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from her2batch.assessment import Assessment
 from her2batch.errors import STOPPED
 from her2batch.files.locations import free_bytes
 from her2batch.store.cohort import Cohort, Row
@@ -49,6 +50,7 @@ class NightSummary:
     disk_low: bool = False  # less is free than the settings ask for
     deferred_seconds: tuple[float, float] | None = None  # estimate for the deferred slides, least and most
     failures: dict[str, int] = field(default_factory=dict)  # by code
+    classes: dict[str, int] = field(default_factory=dict)  # slides of this night by their result; `ISH needed` apart
     held: bool = False
     stopped: bool = False
     error: str | None = None  # class of the error that ended the night early: its message may name a file
@@ -89,6 +91,21 @@ def counts_equation(night: NightSummary) -> str:
 def count_error_codes(failures: Iterable[Row]) -> dict[str, int]:
     """Count the failed slides by error code."""
     return dict(sorted(Counter(str(row["error_code"]) for row in failures).items()))
+
+
+def count_results(assessments: Iterable[Assessment]) -> dict[str, int]:
+    """Count slides by their result: the IHC scores, `ISH needed` for 2+ without an ISH result, `ER positive` and so on.
+
+    A slide without a result is not counted.
+    """
+    counts: Counter[str] = Counter()
+    for found in assessments:
+        if found.needs_ish:
+            counts["ISH needed"] += 1
+        elif found.result is not None:
+            prefix = "" if found.derived else f"{(found.task or '').upper()} "
+            counts[f"{prefix}{found.result}"] += 1
+    return dict(sorted(counts.items()))
 
 
 def disk_usage(cohort: Cohort, rows: Mapping[str, Row]) -> tuple[int, int | None]:

@@ -6,7 +6,8 @@ confusion matrices, ROC curves and calibration curves, with bands from the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from her2batch.assessment import DERIVED_TASKS
 from her2batch.reports.figures import Figure, plot_calibration, plot_confusion, plot_intervals, plot_roc
 from her2batch.reports.report_data import ReportData
 from her2batch.reports.theme import SectionContent, render_template, thumbnail_uris
@@ -23,7 +25,6 @@ from her2batch.tasks import CLASSES, MEMBRANE_RULE, PATCH_INPUTS
 from her2batch.training.methods import PATCH_NET
 from her2batch.training.metrics import (
     CELL,
-    FIGURES,
     Floats,
     auc,
     check_predictions,
@@ -33,7 +34,14 @@ from her2batch.training.metrics import (
     metrics_summary,
     nan_to_null,
 )
-from her2batch.training.statistics import bootstrap_intervals, draw_resamples, patient_indices
+from her2batch.training.statistics import (
+    MIN_AUC_SLIDES,
+    bootstrap_intervals,
+    draw_resamples,
+    patient_indices,
+    smallest_class,
+    widen_interval,
+)
 
 RESAMPLES: Final = 300
 """Bootstrap resamples of patients for the intervals of the report. The comparison of a training run takes more."""
@@ -61,13 +69,14 @@ def label_agreement_section(data: ReportData) -> SectionContent | None:
     if not predictions.num_rows:
         return None
     methods, curves = _evaluate_methods(predictions, _patient_of_slide(data), "labels")
+    open_slides = {slide_id for slide_id, found in data.assessments.items() if found.needs_ish}
     sites = _kappa_by_site(data, predictions)
-    misclassified = _worst_misclassified(predictions)
+    misclassified = _worst_misclassified(predictions, open_slides)
     thumbnails = thumbnail_uris(data.cohort, [error["slide_id"] for error in misclassified], 180)
     trained = bool(set(pc.unique(predictions["method"]).to_pylist()) - {MEMBRANE_RULE})
     html = render_template(
         "agreement.html", methods=methods, sites=sites, misclassified=misclassified, thumbnails=thumbnails,
-        page_links=data.page_links, trained=trained, resamples=RESAMPLES,
+        page_links=data.page_links, trained=trained, resamples=RESAMPLES, min_auc_slides=MIN_AUC_SLIDES,
     )  # fmt: skip
     return SectionContent(html, (*curves, *sites))
 
@@ -80,14 +89,34 @@ def training_run_section(data: ReportData) -> SectionContent | None:
     predictions = _without_patches(run.read("predictions"))
     patients = {row["slide_id"]: row["patient_id"] for row in run.read("labels").to_pylist()}
     methods, curves = _evaluate_methods(predictions, patients, "run") if predictions.num_rows else ([], ())
-    rows = metrics_summary(run.read("metrics")).to_pylist()
-    paper = run.read("tables").to_pylist() if run.table("tables").exists() else []
+    few = _cells_with_few_slides(predictions)
+    rows = _without_auc(metrics_summary(run.read("metrics")).to_pylist(), few)
+    paper = _without_auc(run.read("tables").to_pylist() if run.table("tables").exists() else [], few)
     excluded = run.read("excluded").to_pylist() if run.table("excluded").exists() else []
     html = render_template(
         "training_run.html", methods=methods, rows=rows, paper=paper, excluded=excluded, name=run.root.name,
-        resamples=RESAMPLES,
+        resamples=RESAMPLES, min_auc_slides=MIN_AUC_SLIDES,
     )  # fmt: skip
     return SectionContent(html, curves)
+
+
+def _cells_with_few_slides(predictions: pa.Table) -> set[tuple[str, ...]]:
+    """Return the cells (task, method, input) with too few slides of a class for an AUC."""
+    few = set()
+    for keys, part in grouped_rows(predictions, CELL) if predictions.num_rows else ():
+        checked = check_predictions(part)
+        if smallest_class(checked.truth, checked.p.shape[1]) < MIN_AUC_SLIDES:
+            few.add(tuple(keys.values()))
+    return few
+
+
+def _without_auc(rows: list[dict[str, Any]], few: Collection[tuple[str, ...]]) -> list[dict[str, Any]]:
+    """Return rows of metrics; those of cells with too few slides have no AUC, and say so."""
+    for row in rows:
+        row["too_few"] = tuple(row[name] for name in CELL) in few
+        if row["too_few"]:
+            row["auc_mean"] = row["auc_sd"] = None
+    return rows
 
 
 # -- predictions with their truth --------------------------------------------------------------------------------
@@ -136,8 +165,8 @@ def _evaluate_methods(
     methods = []
     for keys, part in grouped_rows(predictions, CELL):
         own = bounds[tuple(keys.values())]
-        overall = {name: own[name, None] for name in FIGURES}
-        classes = _class_metrics(part, own)
+        overall = _overall_metrics(part, own, patients)
+        classes = _class_metrics(part, own, patients)
         methods.append({**keys, "n": part.num_rows, "part": part, "metrics": overall, "classes": classes})
     order = list(CLASSES)
     methods.sort(key=lambda row: (order.index(row["task"]), -(row["metrics"]["auc"]["value"] or 0), row["method"]))
@@ -148,15 +177,46 @@ def _evaluate_methods(
     return methods, tuple(figures)
 
 
-def _class_metrics(part: pa.Table, own: Mapping[Any, Any]) -> list[dict[str, Any]]:
-    """Return for each class: number of slides, recall with its interval, precision, F1."""
+def _overall_metrics(part: pa.Table, own: Mapping[Any, Any], patients: Mapping[str, str]) -> dict[str, Any]:
+    """Return the metrics of one method over all classes, with intervals that do not look certain for few slides.
+
+    own: bootstrap intervals over patients.  A note stands where there is no value, or no interval.
+    """
+    checked = check_predictions(part)
+    smallest = smallest_class(checked.truth, checked.p.shape[1])
+    n_patients = _count_patients(part, patients)
+    metrics = {name: widen_interval(own[name, None], n_patients) for name in ("f1", "accuracy")}
+    if smallest < MIN_AUC_SLIDES:
+        auc_metric: dict[str, Any] = {"value": None, "note": f"too few: {smallest} slides of a class"}
+    else:
+        auc_metric = widen_interval(own["auc", None], min(smallest, n_patients))
+    return {"auc": auc_metric, **metrics, "kappa": without_false_certainty(own["kappa", None])}
+
+
+def without_false_certainty(metric: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a metric without its interval where that has the width 0, with a note instead."""
+    if metric["low"] is None or metric["low"] < metric["high"]:
+        return dict(metric)
+    return {**metric, "low": None, "high": None, "note": "too few for an interval"}
+
+
+def _count_patients(part: pa.Table, patients: Mapping[str, str]) -> int:
+    return len({patients[slide_id] for slide_id in part["slide_id"].to_pylist()})
+
+
+def _class_metrics(part: pa.Table, own: Mapping[Any, Any], patients: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return for each class: number of slides, recall and precision with their intervals, F1."""
     counts = confusion(part)
     rows = []
     for k, name in enumerate(CLASSES[part["task"][0].as_py()]):
         correct, actual, predicted = int(counts[k, k]), int(counts[k].sum()), int(counts[:, k].sum())
         f1 = 2 * correct / (actual + predicted) if actual + predicted else None
-        precision = correct / predicted if predicted else None
-        rows.append({"class": name, "n": actual, "recall": own["recall", name], "precision": precision, "f1": f1})
+        of_class = part.filter(pc.equal(part["truth"], name))
+        recall = widen_interval(own["recall", name], _count_patients(of_class, patients))
+        of_predicted = part.filter(pc.equal(part["predicted"], name))
+        value = correct / predicted if predicted else None
+        precision = widen_interval({"value": value, "low": None, "high": None}, _count_patients(of_predicted, patients))
+        rows.append({"class": name, "n": actual, "recall": recall, "precision": precision, "f1": f1})
     return rows
 
 
@@ -169,11 +229,19 @@ def _plot_curves(part: pa.Table, patients: Mapping[str, str], name: str) -> tupl
     figures = []
     for kind, title, table, plot in (
         ("confusion", "Confusion matrix", confusion_table(part), plot_confusion),
-        ("roc", "ROC, one class against the rest", roc_table(part, patients), plot_roc),
+        ("roc", "ROC, one class against the rest", _classes_with_roc(roc_table(part, patients), part), plot_roc),
         ("calibration", "Calibration", calibration_table(part, patients), plot_calibration),
     ):
-        figures.append(Figure(f"{name}-{kind}", title, source, plot(f"{title}: {subject}", table), table))
+        if table.num_rows:
+            figures.append(Figure(f"{name}-{kind}", title, source, plot(f"{title}: {subject}", table), table))
     return tuple(figures)
+
+
+def _classes_with_roc(table: pa.Table, part: pa.Table) -> pa.Table:
+    """Return the ROC curves of the classes with enough slides, and enough of all others."""
+    counts = Counter(part["truth"].to_pylist())
+    enough = [name for name, n in counts.items() if min(n, part.num_rows - n) >= MIN_AUC_SLIDES]
+    return table.filter(pc.is_in(table["class"], value_set=pa.array(enough, pa.string())))
 
 
 def confusion_table(part: pa.Table) -> pa.Table:
@@ -250,8 +318,10 @@ def calibration_table(part: pa.Table, patients: Mapping[str, str], draws: int = 
         total = weights[:, inside].sum(axis=1)
         with np.errstate(invalid="ignore"):
             shares = (weights[:, inside] * correct[inside]).sum(axis=1) / total
-        low, high = np.nanpercentile(shares[1:], [2.5, 97.5]) if (total[1:] > 0).any() else (shares[0], shares[0])
-        rows.append({"p": float(p[inside].mean()), "share": float(shares[0]), "low": float(low), "high": float(high),
+        drawn = np.nanpercentile(shares[1:], [2.5, 97.5]).tolist() if (total[1:] > 0).any() else (None, None)
+        share = {"value": float(shares[0]), "low": drawn[0], "high": drawn[1]}
+        wide = widen_interval(share, len(np.unique(patient_of_row[inside])))
+        rows.append({"p": float(p[inside].mean()), "share": share["value"], "low": wide["low"], "high": wide["high"],
                      "n": int(inside.sum())})  # fmt: skip
     return pa.Table.from_pylist(rows)
 
@@ -268,7 +338,7 @@ def _kappa_by_site(data: ReportData, predictions: pa.Table) -> tuple[Figure, ...
         site_of_row = pa.array([data.site_of(slide_id) for slide_id in part["slide_id"].to_pylist()], pa.string())
         parts = {site: part.filter(pc.equal(site_of_row, site)) for site in sites}
         rows = [
-            {"name": site, **kappa_interval(own, patients), "n": own.num_rows}
+            {"name": site, **_figure_interval(kappa_interval(own, patients)), "n": own.num_rows}
             for site, own in parts.items()
             if own.num_rows
         ]
@@ -298,12 +368,21 @@ def kappa_interval(part: pa.Table, patients: Mapping[str, str], draws: int = RES
     return {"value": nan_to_null(float(values[0])), "low": low, "high": high}
 
 
-def _worst_misclassified(predictions: pa.Table) -> list[dict[str, Any]]:
-    """Return one misclassified prediction for each slide: furthest from the label, then most probable. Worst first."""
+def _figure_interval(metric: Mapping[str, Any]) -> dict[str, Any]:
+    """Return value, low and high of a metric; no interval where it would have the width 0."""
+    found = without_false_certainty(metric)
+    return {name: found[name] for name in ("value", "low", "high")}
+
+
+def _worst_misclassified(predictions: pa.Table, open_for_ish: Collection[str]) -> list[dict[str, Any]]:
+    """Return one misclassified prediction for each slide: furthest from the label, then most probable. Worst first.
+
+    open_for_ish: slides whose classes hang on ISH: only their IHC score is shown.
+    """
     worst: dict[str, dict[str, Any]] = {}
     for row in predictions.to_pylist():
         classes = CLASSES[row["task"]]
-        if row["predicted"] == row["truth"]:
+        if row["predicted"] == row["truth"] or (row["task"] in DERIVED_TASKS and row["slide_id"] in open_for_ish):
             continue
         distance = abs(classes.index(row["predicted"]) - classes.index(row["truth"]))
         probability = row["p"][classes.index(row["predicted"])]

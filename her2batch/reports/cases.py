@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from her2batch.assessment import DERIVED_TASKS, IHC_TASK
 from her2batch.store.cohort import Cohort, Row
 from her2batch.tasks import CLASSES, HER2_TASKS
 
@@ -120,10 +121,20 @@ def _unknown_markers(case: Case) -> list[str]:
     return [f"marker not known: {', '.join(unknown)}"] if unknown and len(case.slides) > 1 else []
 
 
+def _definite(predictions: Iterable[SlidePrediction]) -> list[SlidePrediction]:
+    """Return the predictions without those of derived tasks of slides that are 2+ by any method."""
+    own = list(predictions)
+    equivocal = {one.slide_id for one in own if (one.task, one.predicted) == (IHC_TASK, "2+")}
+    return [one for one in own if one.task not in DERIVED_TASKS or one.slide_id not in equivocal]
+
+
 def conflicts_between_slides(predictions: Iterable[SlidePrediction]) -> list[str]:
-    """Describe slides that contradict each other: one method and task, and no class is plausible on all slides."""
+    """Describe slides that contradict each other: one method and task, and no class is plausible on all slides.
+
+    Classes that hang on an ISH result are left out: the IHC scores show the conflict.
+    """
     groups: dict[tuple[str, str], list[SlidePrediction]] = defaultdict(list)
-    for prediction in predictions:
+    for prediction in _definite(predictions):
         groups[prediction.task, prediction.method].append(prediction)
     conflicts = []
     for (task, method), group in sorted(groups.items()):
@@ -135,9 +146,12 @@ def conflicts_between_slides(predictions: Iterable[SlidePrediction]) -> list[str
 
 
 def conflicts_between_methods(predictions: Iterable[SlidePrediction]) -> list[str]:
-    """Describe methods that contradict each other: one slide and task, and the predicted classes differ."""
+    """Describe methods that contradict each other: one slide and task, and the predicted classes differ.
+
+    Classes that hang on an ISH result are left out.
+    """
     groups: dict[tuple[str, str], list[SlidePrediction]] = defaultdict(list)
-    for prediction in predictions:
+    for prediction in _definite(predictions):
         groups[prediction.slide_id, prediction.task].append(prediction)
     conflicts = []
     for (slide_id, task), group in sorted(groups.items()):

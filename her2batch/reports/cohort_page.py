@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,13 +21,16 @@ from her2batch.reports.report_data import ReportData, load_report_data
 from her2batch.reports.theme import SectionContent, render_html_page, render_template, thumbnail_uris
 from her2batch.store.cohort import Cohort
 from her2batch.store.training_run import TrainingRun
-from her2batch.tasks import CLASSES, MEMBRANE_RULE
+from her2batch.tasks import CLASSES, IHC_SCORES, MEMBRANE_RULE
 
 MAX_SLIDES_INLINE: Final = 20
 """Largest cohort whose report contains the evidence of each slide. Larger cohorts get a page for each slide."""
 
 MAX_THUMBNAILS: Final = 1000
 """Slides that get a thumbnail in tables, those of the first tables first. A thumbnail takes about 3 kB."""
+
+ISH_DECIDES: Final = "ISH"
+"""Group of the slides that have no class in a task until there is an ISH result."""
 
 MAX_SITES: Final = 12
 """Sites that get a bar of their own, the largest first."""
@@ -42,7 +46,6 @@ class Section(NamedTuple):
 
 def summary_section(data: ReportData) -> SectionContent:
     """Show the counts, and that they add up to the number of files seen."""
-    links = [(table.name, table.title, len(table.rows)) for table in data.worklists]
     patients = {row["patient_id"] for row in data.rows.values()} - {None}
     facts = {
         "slides done": len(data.done_rows),
@@ -52,21 +55,46 @@ def summary_section(data: ReportData) -> SectionContent:
     }
     bundles = sorted({row["bundle"] for rows in data.predictions.values() for row in rows} - {MEMBRANE_RULE})
     plans = sorted({row["plan_id"] for row in data.rows.values() if row["plan_id"]})
-    html = render_template("summary.html", status=data.status, facts=facts, worklists=links, bundles=bundles,
-                           plans=plans, labelled=len(data.labels), notes=data.notes)  # fmt: skip
-    return SectionContent(html)
+    sites = Counter(site for slide_id in data.rows if (site := data.site_of(slide_id)) is not None)
+    figures = _result_figure(data)
+    html = render_template(
+        "summary.html", status=data.status, facts=facts, bundles=bundles, figures=figures, plans=plans,
+        labelled=len(data.labels), notes=data.notes, plan_words=_plan_words(data),
+        distribution=worklists.distribution_text(list(data.assessments.values())),
+        sites=", ".join(f"{site} ({n})" for site, n in sites.most_common(MAX_SITES)),
+    )  # fmt: skip
+    return SectionContent(html, figures)
+
+
+def _plan_words(data: ReportData) -> str:
+    """Return the plan of the cohort in words."""
+    plan = data.cohort.plan()
+    encoders = ", ".join(plan.encoders)
+    return f"Tiles of {plan.tile} px at {plan.mpp:g} µm/px, encoder{'s' if len(plan.encoders) > 1 else ''} {encoders}."
+
+
+def _result_figure(data: ReportData) -> tuple[Figure, ...]:
+    """Draw the results of the HER2 slides as one bar. Nothing without results."""
+    counts = Counter(("slides", one.result) for one in data.assessments.values() if one.derived and one.result)
+    if not counts:
+        return ()
+    title = "IHC score of each HER2 slide"
+    return (_shares_figure("results", title, ["slides"], IHC_SCORES, counts, "predictions.predicted, reviews.label"),)
 
 
 def scores_section(data: ReportData) -> SectionContent | None:
-    """Show the number of slides of each class, by task, method and site. None without predictions."""
+    """Show the number of slides of each class, by task, method and site. None without predictions.
+
+    Slides whose class hangs on ISH are counted as such, whatever a method prefers.
+    """
     figures = []
-    for task, classes in CLASSES.items():
+    shown = [(slide_id, one) for slide_id, found in data.assessments.items() for one in found.methods]
+    for task, own_classes in CLASSES.items():
         predictions = [
-            (row["slide_id"], worklists.method_label(row), row["predicted"])
-            for rows in data.predictions.values()
-            for row in rows
-            if row["task"] == task
-        ]
+            (slide_id, worklists.method_label(one._asdict()), one.predicted or ISH_DECIDES)
+            for slide_id, one in shown if one.task == task
+        ]  # fmt: skip
+        classes = (*own_classes, *([ISH_DECIDES] if ISH_DECIDES in {name for *_, name in predictions} else []))
         if not predictions:
             continue
         counts = Counter((method, predicted) for _, method, predicted in predictions)
@@ -153,22 +181,21 @@ def _run_rows(data: ReportData) -> list[dict[str, Any]]:
 
 
 def slides_section(data: ReportData) -> SectionContent:
-    """Show all slides and, for a small cohort, the evidence of each."""
-    table = worklists.list_all_slides(data)
+    """Show the evidence of each slide of a small cohort; for a large one the pages of the slides are linked."""
     inline = len(data.rows) <= MAX_SLIDES_INLINE and data.page_links
     evidence = slide_page.render_evidence_sections(data) if inline else []
-    return SectionContent(render_template("slides.html", table=table, evidence=evidence), tables=(table,))
+    return SectionContent(render_template("slides.html", evidence=evidence))
 
 
 SECTIONS: Final = (
     Section("summary", "Summary", summary_section),
-    Section("lists", "Review first", worklists_section),
+    Section("lists", "Worklist", worklists_section),
     Section("scores", "Scores", scores_section),
     Section("labels", "Agreement with the labels", agreement.label_agreement_section),
     Section("run", "Training run", agreement.training_run_section),
     Section("quality", "Quality", quality_section),
     Section("throughput", "Throughput and failures", throughput_section),
-    Section("slides", "Slides", slides_section),
+    Section("slides", "Evidence", slides_section),
 )
 """The sections of the report in their order. A new section is a row here."""
 
@@ -195,6 +222,7 @@ def render_cohort_page(data: ReportData) -> tuple[str, tuple[Figure, ...]]:
     body = render_template(
         "cohort.html",
         name=name,
+        date=f"{datetime.now().astimezone():%-d %B %Y}",
         sections=[(section.name, section.title, content.html) for section, content in sections],
     )
     shown = dict.fromkeys(

@@ -9,14 +9,15 @@ from typing import Any
 import jinja2
 
 from her2batch.reports.theme import csp_for_file
+from her2batch.reports.worklists import verdict_text
 
 
 def render_night_page(findings: Mapping[str, Any]) -> str:
     """Return the HTML of a night's report.
 
-    findings: night (its counts), fresh, failures, deferred, review (rows), cases, drift, sentinels, notes; see
-    `nightly.overnight.NightFindings`.  The report of a night that is held back shows the reason and the counts, but no
-    results.
+    findings: night (its counts), distribution, fresh, failures, deferred, review (rows and assessments), verdicts,
+    cases, drift, sentinels, notes; see `nightly.overnight.NightFindings`.  The report of a night that is held back
+    shows the reason and the counts, but no results.
     """
     return _template().render(policy=csp_for_file(), **findings)
 
@@ -27,6 +28,7 @@ def _template() -> jinja2.Template:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["gigabytes"] = lambda size: "unknown" if size is None else f"{size / 1e9:,.2f} GB"
+    environment.filters["verdict"] = verdict_text
     environment.filters["time"] = _format_duration
     environment.filters["clock"] = lambda text: text[:16].replace("T", " ")
     return environment.from_string(text)

@@ -6,19 +6,22 @@ from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
-from her2batch.errors import InputError, StoreError
+from her2batch.assessment import Assessment, assess_slide
+from her2batch.errors import Her2BatchError, InputError, StoreError
 from her2batch.files.parquet import read_parquet
 from her2batch.reports.cases import Case, group_into_cases
 from her2batch.reports.theme import SortableTable
 from her2batch.store.audit import CohortStatus, cohort_status
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.label_sheets.stored import stored_labels
+from her2batch.store.reviews import read_reviews, unerased_reviews
 from her2batch.store.schemas import table_schema
 from her2batch.store.training_run import TrainingRun
 from her2batch.tasks import MEMBRANE_RULE
@@ -33,8 +36,9 @@ class ReportData:
 
     rows: slide_id → its row of the table `slides`, in order.  predictions: slide_id → its rows of the predictions
     table, each with its `bundle`.  labels: slide_id → its row of the labels.  run_times: times of all runs, with the
-    column `run`.  worklists: the slides that a pathologist reviews first.  page_links: slide_id → address of its
-    evidence.  page_folder: folder of the page that shows the links.  notes: files that could not be read.
+    column `run`.  worklists: the tables of the section of that name.  page_links: slide_id → address of its evidence.
+    page_folder: folder of the page that shows the links.  notes: files that could not be read.  reviews: slide_id → its
+    reviews, in order.
     """
 
     cohort: Cohort
@@ -48,6 +52,28 @@ class ReportData:
     page_links: Mapping[str, str] = field(default_factory=dict)
     page_folder: Path | None = None
     notes: tuple[str, ...] = ()
+    reviews: Mapping[str, list[Row]] = field(default_factory=dict)
+
+    @cached_property
+    def assessments(self) -> dict[str, Assessment]:
+        """slide_id → its assessment."""
+        return {
+            slide_id: assess_slide(
+                row, self.predictions.get(slide_id, ()), self.labels.get(slide_id), self.reviews.get(slide_id, ())
+            )
+            for slide_id, row in self.rows.items()
+        }
+
+    @cached_property
+    def finished(self) -> dict[str, datetime]:
+        """slide_id → when it was processed last, from the times of all runs."""
+        times: dict[str, datetime] = {}
+        for slide_id, moment in zip(
+            *(self.run_times[name].to_pylist() for name in ("slide_id", "finished")), strict=True
+        ):
+            if moment is not None and (slide_id not in times or moment > times[slide_id]):
+                times[slide_id] = moment
+        return times
 
     @property
     def done_rows(self) -> list[Row]:
@@ -93,7 +119,51 @@ def load_report_data(cohort: Cohort, run: TrainingRun | None = None) -> ReportDa
             bundle = name.split("/", 1)[1]
             predictions[row["slide_id"]] += [{**prediction, "bundle": bundle} for prediction in table.to_pylist()]
     labels, run_times = _read_labels(cohort, rows), _read_run_times(cohort)
-    return ReportData(cohort, rows, dict(predictions), labels, status, run_times, run, notes=tuple(notes))
+    reviews = read_slide_reviews(cohort)
+    return ReportData(
+        cohort, rows, dict(predictions), labels, status, run_times, run, notes=tuple(notes), reviews=reviews
+    )
+
+
+def read_slide_reviews(cohort: Cohort) -> dict[str, list[Row]]:
+    """Read the reviews of each slide, in order: slide_id → entries. Raises StoreError when the table is damaged."""
+    try:
+        entries = unerased_reviews(read_reviews(cohort))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise StoreError("has damaged reviews", cohort.root, "run her2batch verify") from error
+    of_slide: dict[str, list[Row]] = defaultdict(list)
+    for entry in entries:
+        of_slide[entry["slide_id"]].append(entry)
+    return dict(of_slide)
+
+
+def assess_slides(cohort: Cohort, rows: Iterable[Row], notes: list[str] | None = None) -> dict[str, Assessment]:
+    """Assess some slides of a cohort from their stored tables: slide_id → assessment. rows: of the table slides.
+
+    Tables of predictions that can't be read are left out. Damaged labels and reviews are left out with a line in
+    `notes`; without `notes` they raise StoreError or InputError.
+    """
+    wanted = list(rows)
+    predictions: dict[str, list[Row]] = defaultdict(list)
+    named = [(row, name) for row in wanted for name in slide_table_names(row, "predictions")]
+    for (row, name), table in zip(named, read_tables(cohort, named), strict=True):
+        bundle = name.split("/", 1)[1]
+        predictions[row["slide_id"]] += [{**one, "bundle": bundle} for one in table.to_pylist()] if table else []
+    labels: dict[str, Row] = {}
+    reviews: dict[str, list[Row]] = {}
+    try:
+        labels = _read_labels(cohort, {row["slide_id"] for row in wanted})
+        reviews = read_slide_reviews(cohort)
+    except Her2BatchError as error:
+        if notes is None:
+            raise
+        notes.append(str(error))
+    return {
+        row["slide_id"]: assess_slide(
+            row, predictions[row["slide_id"]], labels.get(row["slide_id"]), reviews.get(row["slide_id"], ())
+        )
+        for row in wanted
+    }
 
 
 def slide_table_names(row: Mapping[str, Any], kind: str) -> list[str]:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from her2batch.assessment import TASK_NAMES, Assessment, depends_on_ish
 from her2batch.errors import SlideError
 from her2batch.files.atomic import atomic_write
 from her2batch.models.membrane_rule import guideline_steps, slide_shares
@@ -74,14 +75,16 @@ class ExampleTile:
     source: tuple[str, str]
 
 
-def render_evidence_sections(data: ReportData) -> list[tuple[str, str | None, Markup]]:
-    """Return (slide_id, class by the rule, HTML of the evidence) for every slide in `data.page_links`."""
-    sections = []
-    for slide_id in data.page_links:
-        evidence = slide_evidence(data, slide_id)
-        rule_class = evidence["rule"] and evidence["rule"]["predicted"]
-        sections.append((slide_id, rule_class, render_template("evidence.html", **evidence, level=4)))
-    return sections
+def render_evidence_sections(data: ReportData) -> list[tuple[str, Assessment, Markup]]:
+    """Return (slide_id, assessment, HTML of the evidence) for every slide in `data.page_links`."""
+    return [
+        (
+            slide_id,
+            data.assessments[slide_id],
+            render_template("evidence.html", **slide_evidence(data, slide_id), level=4),
+        )
+        for slide_id in data.page_links
+    ]
 
 
 def write_slide_pages(data: ReportData, folder: Path, report: str) -> int:
@@ -116,17 +119,20 @@ def slide_evidence(data: ReportData, slide_id: str) -> dict[str, Any]:
         ]
     shares = _membrane_shares(membrane)
     predictions = [prediction for task in CLASSES for prediction in data.predictions_for(slide_id, task)]
-    rule = _rule_prediction(predictions)
+    rule, found = _rule_prediction(predictions), data.assessments[slide_id]
+    definite = [one for one in predictions if not depends_on_ish(one, found.needs_ish, found.result)]
     examples, no_examples_reason = _example_tiles(data, row, tiles, membrane)
     return {
-        "row": row, "label": data.labels.get(slide_id), "site": data.site_of(slide_id),
+        "row": row, "found": found, "reviews": data.reviews.get(slide_id, []), "site": data.site_of(slide_id),
         "overview": _overview_uri(data, slide_id), "outline": heatmap.outline_path(cells), "tile_px": tile_px,
         "scale_bar": scale_bar(row["width"], row["mpp"]), "layers": layers, "initial_layer": _initial_layer(rule),
         "gradient": heat_gradient(), "shares": shares, "intensities": _intensity_rows(shares),
-        "steps": guideline_steps(shares) if shares and rule else [], "rule": rule, "predictions": predictions,
-        "probability_charts": _probability_charts(slide_id, predictions), "examples": examples,
+        "steps": guideline_steps(shares) if shares and rule else [], "rule": rule, "predictions": definite,
+        "probability_charts": _probability_charts(slide_id, definite), "examples": examples,
         "no_examples_reason": no_examples_reason, "links": table_links(data, row), "version": version("her2batch"),
-        "plan_bundle": plan.bundle, "method_label": worklists.method_label,
+        "plan_bundle": plan.bundle, "method_label": worklists.method_label, "task_names": TASK_NAMES,
+        "laboratory": worklists.laboratory_text(found), "verdict_text": worklists.verdict_text,
+        "bundles": sorted({one["bundle"] for one in predictions}),
     }  # fmt: skip
 
 

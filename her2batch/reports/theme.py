@@ -36,7 +36,7 @@ THUMBNAIL_THREADS: Final = 4
 """Threads that shrink thumbnails."""
 
 ColumnKind = str
-"""Kind of a table column: slide · text · class · number · share · words · slides."""
+"""Kind of a table column: slide · text · class · number · share · words · slides · result · reasons."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,18 @@ class SortableTable:
     note: str
     columns: tuple[tuple[str, ColumnKind, str], ...]
     rows: list[list[Any]]
+    filters: tuple[tuple[str, list[int]], ...] = ()
 
     @property
     def data(self) -> Markup:
         """The table as JSON that can stand in a <script> element."""
         return json_for_script(
-            {"page": ROWS_PER_PAGE, "columns": [list(column) for column in self.columns], "rows": self.rows}
+            {
+                "page": ROWS_PER_PAGE,
+                "columns": [list(column) for column in self.columns],
+                "rows": self.rows,
+                "filters": [list(entry) for entry in self.filters],
+            }
         )
 
     @property

@@ -1,17 +1,17 @@
-"""The work lists that a pathologist reviews first: each function returns the slides of one list as a sortable table."""
+"""The worklist of a report, the cases, and the flagged slides: each function returns one sortable table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Final
 
-import numpy as np
-
-from her2batch.models.membrane_rule import NEAR_FACTOR, TEN_PERCENT, slide_shares
-from her2batch.reports.report_data import ReportData, read_tables
+from her2batch.assessment import KINDS, Assessment
+from her2batch.reports.report_data import ReportData
 from her2batch.reports.theme import ColumnKind, SortableTable
 from her2batch.store.cohort import Row
-from her2batch.tasks import CLASSES, HER2_TASKS, MEMBRANE_RULE
+from her2batch.tasks import IHC_SCORES, MEMBRANE_RULE
 
 TableColumns = tuple[tuple[str, ColumnKind, str], ...]
 
@@ -22,109 +22,116 @@ SLIDE_COLUMNS: Final[TableColumns] = (
     ("patient", "text", "slides.patient_id"),
     ("site", "text", "labels.site"),
 )
-CLASS_COLUMN: Final = ("class", "class", "predictions.predicted")
-SCORE_COLUMN: Final = ("score", "number", "predictions.score")
-PREDICTION_COLUMNS: Final[TableColumns] = (
-    ("method", "text", "predictions.method"),
-    CLASS_COLUMN,
-    ("plausible classes", "words", "predictions.plausible"),
-    SCORE_COLUMN,
-    ("reasons", "words", "predictions.reasons"),
-)
-LABEL_COLUMNS: Final[TableColumns] = (("label", "class", "labels.her2"), ("ISH", "text", "labels.ish"))
 
-GUIDELINE_COLUMNS: Final = {
-    "faint": "faint",
-    "moderate_complete": "moderate, complete",
-    "intense_complete": "intense, complete",
-}
-"""Columns of the membrane table that the membrane rule compares with its thresholds, and their labels."""
+VERDICT_WORDS: Final = {"agree": "agreed: {label}", "change": "changed to {label}", "needs-ish": "needs ISH"}
 
 
-def list_equivocal(data: ReportData) -> SortableTable:
-    """List the slides that are 2+ by any method and have no ISH result among the labels."""
-    rows = []
-    for slide_id, prediction in _predictions(data, HER2_4WAY):
-        if prediction["predicted"] == "2+" and _label_cells(data, slide_id)[1] is None:
-            rows.append([*_slide_cells(data, slide_id), *_prediction_cells(prediction), *_label_cells(data, slide_id)])
-    note = "Equivocal by at least one method, without an ISH result among the labels: candidates for reflex ISH."
-    columns = SLIDE_COLUMNS + PREDICTION_COLUMNS + LABEL_COLUMNS
-    return SortableTable("equivocal", "2+, for reflex ISH", note, columns, rows)
+def list_work(data: ReportData) -> SortableTable:
+    """List every slide once, those for review first, by their weightiest reason, then the oldest."""
+    last = datetime.max.replace(tzinfo=UTC)
 
+    def rank(slide_id: str) -> Any:
+        return (*data.assessments[slide_id].rank, data.finished.get(slide_id, last), slide_id)
 
-def list_zero_against_one_plus(data: ReportData) -> SortableTable:
-    """List the slides between 0 and 1+: treatment differs between the two, and readers agree least on them."""
-    rows = []
-    for slide_id, prediction in _predictions(data, HER2_4WAY):
-        both_plausible = {"0", "1+"} <= set(prediction["plausible"] or ())
-        ultralow = "ultralow" in (prediction["reasons"] or ())
-        if prediction["predicted"] in ("0", "1+") and (both_plausible or ultralow):
-            rows.append([*_slide_cells(data, slide_id), *_prediction_cells(prediction), *_label_cells(data, slide_id)])
-    note = "Predicted 0 or 1+ where the other class can't be excluded, or ultralow."
-    columns = SLIDE_COLUMNS + PREDICTION_COLUMNS + LABEL_COLUMNS
-    return SortableTable("second-look", "0 against 1+", note, columns, rows)
-
-
-def list_disagreements(data: ReportData) -> SortableTable:
-    """List the slides for which methods predict different classes, with one column for each method."""
-    methods = sorted(
-        {method_label(prediction) for rows in data.predictions.values() for prediction in rows}, key=method_sort_key
-    )
-    rows = []
-    for slide_id in data.rows:
-        for task in CLASSES:
-            predictions = data.predictions_for(slide_id, task)
-            by_method = {method_label(prediction): prediction["predicted"] for prediction in predictions}
-            if len(set(by_method.values())) > 1:
-                rows.append([*_slide_cells(data, slide_id), task, *(by_method.get(method) for method in methods)])
+    ordered = sorted(data.rows, key=rank)
     columns = (
-        *SLIDE_COLUMNS,
-        ("task", "text", "predictions.task"),
-        *((method, "class", "predictions.predicted") for method in methods),
+        ("slide", "slide", "slides.slide_id"),
+        ("result", "result", "predictions.predicted, reviews.label"),
+        ("reasons for review", "reasons", "predictions.reasons, slides.flags"),
+        ("case", "text", "slides.patient_id"),
+        ("laboratory", "text", "labels.her2, ish, er, pr"),
+        ("verdict", "text", "reviews"),
+        ("age", "text", "runs.finished"),
+        ("score", "number", "predictions.score"),
+        ("site", "text", "labels.site"),
     )
-    note = "Slides for which the methods (membrane rule, MIL, thumbnail, patch counts) predict different classes."
-    return SortableTable("disagreement", "Methods disagree", note, columns, rows)
+    note = (
+        "Every slide once. Those to review come first: by their weightiest reason, then by age. The class is the IHC "
+        "score of the newest verdict, else of the membrane rule; 2+ without an ISH result is equivocal."
+    )
+    rows = [_work_cells(data, slide_id) for slide_id in ordered]
+    return SortableTable("worklist", "Worklist", note, columns, rows, _work_filters(data, ordered))
 
 
-def list_near_threshold(data: ReportData) -> SortableTable:
-    """List the slides with a membrane share near 10 %, where a few more stained cells would change the class."""
-    near = [
-        (data.rows[slide_id], prediction)
-        for slide_id, prediction in _predictions(data, HER2_4WAY)
-        if prediction["method"] == MEMBRANE_RULE and "near-10-percent" in (prediction["reasons"] or ())
+def _work_cells(data: ReportData, slide_id: str) -> list[Any]:
+    """Return the cells of a slide in the worklist."""
+    found = data.assessments[slide_id]
+    reasons = [[reason.words, reason.asks and found.review] for reason in found.reasons]
+    return [
+        slide_id, [found.result, found.meaning], reasons, data.rows[slide_id]["patient_id"], laboratory_text(found),
+        verdict_text(found.verdict), age_text(data.finished.get(slide_id)),
+        found.main["score"] if found.main is not None else None, data.site_of(slide_id),
+    ]  # fmt: skip
+
+
+def _work_filters(data: ReportData, ordered: list[str]) -> tuple[tuple[str, list[int]], ...]:
+    """Return the filters of the worklist, each with the positions of its slides; those without slides are left out."""
+    found = [data.assessments[slide_id] for slide_id in ordered]
+    wanted: list[tuple[str, Callable[[Assessment], bool]]] = [
+        ("to review", lambda one: one.review),
+        ("ISH needed", lambda one: one.needs_ish),
+        *((name, _has_kind(kind)) for kind, name in KINDS.items() if kind != "ish"),
+        ("0 against 1+", is_zero_against_one_plus),
+        ("decided", lambda one: one.state == "decided"),
+        ("other markers", lambda one: one.state == "other"),
     ]
-    tables = read_tables(data.cohort, [(row, "membrane") for row, _ in near])
-    rows = []
-    for (row, prediction), table in zip(near, tables, strict=True):
-        shares: dict[str, float] = {}
-        if table is not None and table.num_rows:
-            shares = slide_shares({name: table[name].to_numpy() for name in table.column_names[2:]})
-        compared = [shares.get(name) for name in GUIDELINE_COLUMNS]
-        scores = [prediction["predicted"], prediction["score"], _nearest_to_threshold(compared)]
-        rows.append([*_slide_cells(data, row["slide_id"]), *scores, *compared])
-    share_columns = tuple(
-        (label, "share", f"membrane.{name}, weighted by membrane.cells") for name, label in GUIDELINE_COLUMNS.items()
-    )
-    columns = (*SLIDE_COLUMNS, CLASS_COLUMN, SCORE_COLUMN, ("nearest", "share", "membrane"), *share_columns)
-    note = f"A share of the cellular area lies within a factor of {NEAR_FACTOR:g} of the guideline's {TEN_PERCENT:.0%}."
-    return SortableTable("near", f"Near {TEN_PERCENT:.0%}", note, columns, rows)
+    filters = ((name, [k for k, one in enumerate(found) if applies(one)]) for name, applies in wanted)
+    return tuple((name, rows) for name, rows in filters if rows)
 
 
-def list_unscorable(data: ReportData) -> SortableTable:
-    """List the slides that have no score, or no reliable one, with the reason and the remedy."""
-    rows = []
-    for slide_id, row in data.rows.items():
-        code, message = _unscorable_reason(data, row)
-        if code is not None:
-            rows.append([*_slide_cells(data, slide_id), row["status"], code, message])
-    columns = (
-        *SLIDE_COLUMNS,
-        ("status", "text", "slides.status"),
-        ("reason", "text", "slides.error_code, slides.flags, predictions.reasons"),
-        ("message and remedy", "text", "slides.error"),
-    )
-    note = "Failed, without tissue, with too few cells, or stained for a marker that no method scores."
-    return SortableTable("unscorable", "Unscorable", note, columns, rows)
+def _has_kind(kind: str) -> Callable[[Assessment], bool]:
+    return lambda found: found.state != "other" and any(reason.kind == kind for reason in found.reasons)
+
+
+def is_zero_against_one_plus(found: Assessment) -> bool:
+    """Return whether a slide is 0 or 1+ and the other can't be excluded: treatment differs between the two."""
+    if found.main is None or found.result not in ("0", "1+"):
+        return False
+    both = {"0", "1+"} <= set(found.main["plausible"] or ())
+    return both or any(reason.code == "ultralow" for reason in found.reasons)
+
+
+def laboratory_text(found: Assessment) -> str | None:
+    """Return the laboratory's own results of a slide; None without."""
+    ish = {"+": "ISH positive", "-": "ISH negative"}.get(found.ish or "")
+    return ", ".join(part for part in (found.label, ish) if part) or None
+
+
+def verdict_text(verdict: Any) -> str | None:
+    """Return a verdict with its reviewer; None without."""
+    if verdict is None:
+        return None
+    return f"{VERDICT_WORDS[verdict['verdict']].format(label=verdict['label'])}, {verdict['reviewer']}"
+
+
+def age_text(finished: datetime | None, now: datetime | None = None) -> str | None:
+    """Return the time since a slide was processed in hours, or in days from two days on: "< 1 h", "5 h", "3 d"."""
+    if finished is None:
+        return None
+    hours = max(0, int(((now or datetime.now(UTC)) - finished).total_seconds() // 3600))
+    if hours >= 48:
+        return f"{hours // 24} d"
+    return f"{hours} h" if hours else "< 1 h"
+
+
+def distribution_text(assessments: list[Assessment]) -> str:
+    """Return the classes of slides in one line, such as "17 HER2 slides: 7 × 0, …; 2 need ISH; 7 to review"."""
+    her2 = Counter(one.result for one in assessments if one.derived and one.result in IHC_SCORES)
+    others = Counter(f"{one.task.upper()} {one.result}" for one in assessments if one.task in ("er", "pr"))
+    not_scored = sum(one.state == "other" for one in assessments)
+    parts = [f"{her2.total()} HER2 slide{'s' if her2.total() != 1 else ''} scored"]
+    if her2:
+        parts[0] += ": " + ", ".join(f"{her2[score]} × {score}" for score in IHC_SCORES if her2[score])
+    if ish := sum(one.needs_ish for one in assessments):
+        parts.append(f"{ish} need{'s' if ish == 1 else ''} ISH")
+    if others:
+        parts.append(", ".join(f"{n} × {name}" for name, n in sorted(others.items())))
+    if not_scored:
+        parts.append(f"{not_scored} of markers that no method scores")
+    parts.append(f"{sum(one.review for one in assessments)} to review")
+    if decided := sum(one.state == "decided" for one in assessments):
+        parts.append(f"{decided} decided")
+    return "; ".join(parts)
 
 
 def list_cases(data: ReportData) -> SortableTable:
@@ -170,64 +177,13 @@ def list_flagged(data: ReportData) -> SortableTable:
     return SortableTable("flagged", "Flagged slides", note, columns, rows)
 
 
-def list_all_slides(data: ReportData) -> SortableTable:
-    """List all slides with their class and score by the membrane rule."""
-    rows = []
-    for slide_id, row in data.rows.items():
-        predictions = data.predictions_for(slide_id, HER2_4WAY)
-        rule = next((prediction for prediction in predictions if prediction["method"] == MEMBRANE_RULE), {})
-        scores = [rule.get("predicted"), rule.get("score"), "yes" if rule.get("review") else None]
-        tissue = [row["tissue_mm2"], row["n_tiles"]]
-        slide = [*_slide_cells(data, slide_id), row["stain"], row["status"]]
-        rows.append([*slide, *scores, *tissue, row["flags"] or []])
-    columns = (
-        *SLIDE_COLUMNS,
-        ("stain", "text", "slides.stain"),
-        ("status", "text", "slides.status"),
-        CLASS_COLUMN,
-        SCORE_COLUMN,
-        ("review", "text", "predictions.review"),
-        ("tissue mm²", "number", "slides.tissue_mm2"),
-        ("tiles", "number", "slides.n_tiles"),
-        ("flags", "words", "slides.flags"),
-    )
-    note = "Every slide of the cohort. Class and score are those of the membrane rule."
-    return SortableTable("all", "All slides", note, columns, rows)
-
-
-WORKLISTS: Final[tuple[Callable[[ReportData], SortableTable], ...]] = (
-    list_equivocal,
-    list_zero_against_one_plus,
-    list_disagreements,
-    list_near_threshold,
-    list_unscorable,
-    list_cases,
-)
-"""The work lists in the order of the report."""
-
-
-def _predictions(data: ReportData, task: str) -> Iterable[tuple[str, Row]]:
-    """Yield (slide_id, prediction) for every prediction of a task."""
-    for slide_id in data.rows:
-        for prediction in data.predictions_for(slide_id, task):
-            yield slide_id, prediction
+WORKLISTS: Final[tuple[Callable[[ReportData], SortableTable], ...]] = (list_work, list_cases)
+"""The tables of the section, in their order."""
 
 
 def _slide_cells(data: ReportData, slide_id: str) -> list[Any]:
     """Return the cells of SLIDE_COLUMNS."""
     return [slide_id, data.rows[slide_id]["patient_id"], data.site_of(slide_id)]
-
-
-def _prediction_cells(prediction: Row) -> list[Any]:
-    """Return the cells of PREDICTION_COLUMNS."""
-    plausible, reasons = prediction["plausible"] or [], prediction["reasons"] or []
-    return [method_label(prediction), prediction["predicted"], plausible, prediction["score"], reasons]
-
-
-def _label_cells(data: ReportData, slide_id: str) -> list[Any]:
-    """Return the cells of LABEL_COLUMNS."""
-    label = data.labels.get(slide_id, {})
-    return [label.get("her2"), label.get("ish")]
 
 
 def method_label(prediction: Row) -> str:
@@ -241,31 +197,10 @@ def method_sort_key(label: str) -> tuple[bool, str]:
     return label != MEMBRANE_RULE, label
 
 
-def _nearest_to_threshold(shares: Iterable[float | None]) -> float | None:
-    """Return the share whose ratio to 10 % is closest to 1."""
-    known = [share for share in shares if share is not None]
-    return min(known, key=lambda share: abs(np.log(max(share, 1e-4) / TEN_PERCENT)), default=None)
-
-
-def _unscorable_reason(data: ReportData, row: Row) -> tuple[str | None, str | None]:
-    """Return why a slide has no reliable score, as (code, message with the remedy); (None, None) where it has one."""
-    if row["status"] == "failed":
-        return row["error_code"], row["error"]
-    if not row["n_tiles"]:
-        return "no-tissue", "No tissue was found. Check that the slide was scanned in focus and at the right place."
-    predictions = data.predictions.get(row["slide_id"], [])
-    if not predictions:
-        return "no-method", f"No method scores slides stained for {row['stain']}. Score with a bundle that does."
-    her2 = [prediction for prediction in predictions if prediction["task"] in HER2_TASKS]
-    if any("low-cellularity" in (prediction["reasons"] or ()) for prediction in her2):
-        return "low-cellularity", "The tissue contains hardly any cells. Check whether the tumour is on this slide."
-    return None, None
-
-
 def _slide_caption(data: ReportData, row: Row) -> str:
-    """Return the caption of a slide in a case: its stain and class, or the code of its failure."""
+    """Return the caption of a slide in a case: its stain and result, or the code of its failure."""
     if row["status"] == "failed":
         return str(row["error_code"])
-    predictions = data.predictions_for(row["slide_id"], HER2_4WAY)
-    classes = [str(prediction["predicted"]) for prediction in predictions if prediction["method"] == MEMBRANE_RULE]
-    return " · ".join([row["stain"] or "marker not known", *classes])
+    found = data.assessments[row["slide_id"]]
+    result = [f"{found.result}: {found.meaning}" if found.meaning else found.result] if found.result else []
+    return " · ".join([row["stain"] or "marker not known", *result])

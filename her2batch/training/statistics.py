@@ -46,6 +46,12 @@ ROUNDING = 1e-20
 BOOTSTRAP = 1003
 """Key of the random stream of a run's seed."""
 
+MIN_AUC_SLIDES = 10
+"""Slides of a class, and of all others, below which reports show no AUC: a single pair of slides would decide it."""
+
+Z95 = 1.959963984540054
+"""97.5th percentile of the standard normal distribution."""
+
 TEXT, F64 = pa.string(), pa.float64()
 KEYS = [(name, TEXT) for name in CELL]
 BOUNDS = [("low", F64), ("high", F64)]
@@ -186,6 +192,42 @@ def _interval(values: Floats) -> dict[str, float | None]:
     drawn = values[1:][~np.isnan(values[1:])]
     low, high = np.percentile(drawn, [2.5, 97.5]).tolist() if len(drawn) else (None, None)
     return {"value": None if np.isnan(values[0]) else float(values[0]), "low": low, "high": high}
+
+
+def wilson_interval(share: float, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of n independent trials: (low, high), never of width 0.
+
+    Source: Wilson 1927; recommended for small n by Brown, Cai & DasGupta 2001.  Raises ValueError for n < 1.
+    """
+    if n < 1:
+        raise ValueError("a share of nothing has no interval")
+    centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2)) / (1 + Z95**2 / n)
+    return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
+
+
+def widen_interval(metric: Mapping[str, float | None], n: int) -> dict[str, float | None]:
+    """Return a share with a bootstrap interval (value, low, high) that is at least as wide as Wilson's for n trials.
+
+    Resampling a few slides that are all right, or all wrong, gives an interval of width 0.  n: independent trials:
+    patients, not slides.
+    """
+    value = metric["value"]
+    if value is None or n < 1:
+        return {"value": value, "low": None, "high": None}
+    low, high = wilson_interval(value, n)
+    own_low, own_high = metric["low"], metric["high"]
+    return {
+        "value": value,
+        "low": low if own_low is None else min(low, own_low),
+        "high": high if own_high is None else max(high, own_high),
+    }
+
+
+def smallest_class(truth: NDArray[np.int64], n_classes: int) -> int:
+    """Return the number of slides of the smallest class, or of the smallest rest of a class. truth: (n,) classes."""
+    counts = np.bincount(truth, minlength=n_classes)
+    return int(min(counts.min(), len(truth) - counts.max()))
 
 
 def _two_sided(differences: Floats) -> float | None:

@@ -2,7 +2,15 @@
 
 import json
 
-from her2batch.nightly.summary import HELD_EXIT_CODE, NightSummary, count_error_codes, counts_equation
+from her2batch.assessment import assess_slide
+from her2batch.nightly.summary import (
+    HELD_EXIT_CODE,
+    NightSummary,
+    count_error_codes,
+    count_results,
+    counts_equation,
+)
+from tests.test_assessment import prediction, slide
 
 
 def test_the_exit_code_reports_the_most_serious_problem() -> None:
@@ -31,3 +39,14 @@ def test_the_summary_is_one_line_of_json() -> None:
     values = json.loads(night.to_json())
     assert values["failures"] == {"gone": 1, "truncated": 1}
     assert (values["adds_up"], values["exit_code"]) == (True, 3)
+
+
+def test_slides_are_counted_by_result_and_2_plus_without_ish_apart() -> None:
+    found = [
+        assess_slide(slide(), [prediction("2+"), prediction("negative", "her2-binary")]),
+        assess_slide(slide(), [prediction("2+")], {"her2": "2+", "ish": "+"}),
+        assess_slide(slide(), [prediction("0")]),
+        assess_slide(slide(stain="er"), [prediction("positive", "er", "clam-sb")]),
+        assess_slide(slide(stain="er")),
+    ]
+    assert count_results(found) == {"0": 1, "2+": 1, "ER positive": 1, "ISH needed": 1}

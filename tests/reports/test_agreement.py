@@ -7,6 +7,8 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from her2batch.reports.agreement import (
+    _evaluate_methods,
+    _worst_misclassified,
     calibration_table,
     confusion_table,
     kappa_interval,
@@ -16,6 +18,7 @@ from her2batch.reports.agreement import (
     training_run_section,
 )
 from her2batch.reports.report_data import ReportData
+from her2batch.reports.theme import render_template
 from her2batch.store.schemas import run_schema
 from her2batch.tasks import CLASSES
 from her2batch.training.statistics import bootstrap_intervals
@@ -88,7 +91,7 @@ def test_calibration_equals_values_by_hand() -> None:
     rows = calibration_table(table, one_patient_per_slide(table), 100).to_pylist()
     assert [(round(one["p"], 3), one["share"], one["n"]) for one in rows] == [(0.635, 1.0, 2), (0.94, 0.5, 2)]
     assert (rows[1]["low"], rows[1]["high"]) == (0.0, 1.0)
-    assert (rows[0]["low"], rows[0]["high"]) == (1.0, 1.0)
+    assert (rows[0]["low"], rows[0]["high"]) == (pytest.approx(0.342, abs=1e-3), 1.0)  # Wilson: 2 of 2
 
 
 def test_kappa_interval_equals_that_of_all_metrics() -> None:
@@ -119,7 +122,7 @@ def test_section_shows_methods_sites_and_misclassified_slides(report_data: Repor
         assert words in part.html, words
     names = [one.name for one in part.figures]
     assert len(names) == len(set(names))
-    assert {one.rsplit("-", 1)[1] for one in names if one.startswith("labels-")} == {"confusion", "roc", "calibration"}
+    assert {one.rsplit("-", 1)[1] for one in names if one.startswith("labels-")} == {"confusion", "calibration"}
     assert any(one.startswith("kappa-") for one in names)
 
 
@@ -128,3 +131,48 @@ def test_section_is_left_out_without_labels_or_run(report_data: ReportData) -> N
 
     assert label_agreement_section(replace(report_data, labels={})) is None
     assert training_run_section(report_data) is None
+
+
+def only_metric(found: dict, name: str) -> dict:
+    return {key: value for key, value in found["metrics"][name].items() if key != "note"}
+
+
+@pytest.mark.parametrize("n", [2, 5, 9, 12, 30])
+def test_figures_of_few_slides_that_are_all_right_do_not_look_certain(n: int) -> None:
+    """n slides of each class, all classified right: no interval of width 0, no AUC below 10 slides a class."""
+    truth = ["negative", "positive"] * n
+    p = np.array([[0.9, 0.1], [0.1, 0.9]] * n)
+    table = predictions("her2-binary", truth, p)
+    (found,), curves = _evaluate_methods(table, one_patient_per_slide(table), "x")
+    for name in ("accuracy", "f1"):
+        metric = only_metric(found, name)
+        assert metric["value"] == metric["high"] == 1.0
+        assert metric["low"] < 0.98
+    assert all(row[name]["low"] < 0.95 for row in found["classes"] for name in ("recall", "precision"))
+    kappa = found["metrics"]["kappa"]
+    assert (kappa["value"], kappa["low"], kappa["note"]) == (1.0, None, "too few for an interval")
+    auc = found["metrics"]["auc"]
+    assert ("roc" in {one.name.rsplit("-", 1)[1] for one in curves}) == (n >= 10)
+    if n < 10:
+        assert (auc["value"], auc["note"]) == (None, f"too few: {n} slides of a class")
+    else:
+        assert auc["value"] == 1.0
+        assert auc["low"] < 0.95
+    html = render_template("method_metrics.html", methods=[found], resamples=1, min_auc_slides=10)
+    assert "100.0–100.0" not in html
+    assert ("too few: " in html) == (n < 10)
+
+
+def test_slides_of_one_patient_count_as_one_trial() -> None:
+    table = predictions("her2-binary", ["negative", "positive"] * 20, np.array([[0.9, 0.1], [0.1, 0.9]] * 20))
+    (many,), _ = _evaluate_methods(table, one_patient_per_slide(table), "x")
+    (one,), _ = _evaluate_methods(table, dict.fromkeys(table["slide_id"].to_pylist(), "p"), "x")
+    assert only_metric(one, "accuracy")["low"] < 0.3 < only_metric(many, "accuracy")["low"]
+
+
+def test_misclassified_slides_open_for_ish_show_only_their_ihc_score() -> None:
+    rows = [*predictions("her2-binary", ["positive"], np.array([[0.9, 0.1]])).to_pylist(),
+            *predictions("her2-4way", ["3+"], np.array([[0.1, 0.1, 0.7, 0.1]])).to_pylist()]  # fmt: skip
+    table = pa.Table.from_pylist(rows, run_schema("predictions"))
+    assert [row["task"] for row in _worst_misclassified(table, {"s0"})] == ["her2-4way"]
+    assert [row["predicted"] for row in _worst_misclassified(table.slice(0, 1), set())] == ["negative"]

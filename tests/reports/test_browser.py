@@ -91,25 +91,52 @@ def column(page: Page, name: str, at: int) -> list[str]:
 
 def test_table_sorts_and_filters_by_keyboard(browser: Browser, small: Path) -> None:
     page = ObservedPage(browser, small).page
-    head = page.locator("#all thead th button", has_text="score")
-    at = page.locator("#all thead th").all_text_contents().index("score") + 1
+    head = page.locator("#worklist thead th button", has_text="score")
+    at = page.locator("#worklist thead th").all_text_contents().index("score") + 1
     head.focus()
     page.keyboard.press("Enter")
-    up = [float(one) if one != "–" else math.inf for one in column(page, "all", at)]
+    up = [float(one) if one != "–" else math.inf for one in column(page, "worklist", at)]
     assert up == sorted(up)
-    assert page.locator("#all th[aria-sort=ascending]").text_content() == "score"
+    assert page.locator("#worklist th[aria-sort=ascending]").text_content() == "score"
     page.keyboard.press("Space")
-    down = [float(one) if one != "–" else -math.inf for one in column(page, "all", at)]
+    down = [float(one) if one != "–" else -math.inf for one in column(page, "worklist", at)]
     assert down == sorted(down, reverse=True)
     assert len(down) > 10
-    page.locator("#all input[type=search]").focus()
-    page.keyboard.type("north her2")
-    sites = column(page, "all", 3)
+    page.locator("#worklist input[type=search]").focus()
+    page.keyboard.type("north")
+    sites = column(page, "worklist", 9)
     assert 0 < len(sites) < len(down)
     assert set(sites) == {"north"}
-    assert page.locator("#all .where").text_content() == f"1–{len(sites)} of {len(sites)}"
+    assert page.locator("#worklist .where").text_content() == f"1–{len(sites)} of {len(sites)}"
     page.keyboard.type(" nothing like this")
-    assert page.locator("#all .where").text_content() == "none"
+    assert page.locator("#worklist .where").text_content() == "none"
+    page.close()
+
+
+def test_filters_show_the_slides_to_review(browser: Browser, small: Path) -> None:
+    page = ObservedPage(browser, small).page
+    choice = page.locator("#worklist .filters label", has_text="to review")
+    n = int(choice.locator("b").text_content())
+    choice.click()
+    assert len(column(page, "worklist", 1)) == n > 0
+    assert all(one != "–" for one in column(page, "worklist", 3))
+    page.close()
+
+
+def test_narrow_table_keeps_class_and_reasons_on_screen(browser: Browser, small: Path) -> None:
+    page = ObservedPage(browser, small, 390).page
+    for kind in ("k-result", "k-reasons"):
+        box = page.locator(f"#worklist tbody tr td.{kind}").first.bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+    page.close()
+
+
+def test_class_colours_survive_printing(browser: Browser, small: Path) -> None:
+    page = ObservedPage(browser, small).page
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.querySelector('.swatch')).printColorAdjust") == "exact"
     page.close()
 
 
@@ -145,13 +172,13 @@ def test_layer_and_opacity_can_be_changed(browser: Browser, small: Path) -> None
 
 def test_link_in_a_table_opens_the_evidence(browser: Browser, small: Path, large: Path) -> None:
     page = ObservedPage(browser, small).page
-    link = page.locator("#all a.slide").first
+    link = page.locator("#worklist a.slide").first
     name = link.text_content()
     link.click()
     assert page.locator(f"article[id='slide-{name}']").is_visible()
     page.close()
     observed = ObservedPage(browser, large)
-    observed.page.locator("#lists a.slide").first.click()
+    observed.page.locator("#worklist a.slide").first.click()
     observed.page.wait_for_load_state()
     assert observed.page.url.startswith((large.parent / "report_slides").as_uri())
     assert observed.page.locator(".viewer image").first.is_visible()
@@ -188,6 +215,6 @@ def test_first_rows_are_shown_without_scripts(browser: Browser, small: Path) -> 
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(small.as_uri())
-    assert page.locator("#all tbody tr").count() == 12
-    assert page.locator("#all .tools").is_hidden()
+    assert page.locator("#worklist tbody tr").count() == 12
+    assert page.locator("#worklist .tools").is_hidden()
     context.close()

@@ -38,8 +38,8 @@ def test_failures_are_shown_with_their_remedies(report_html: str) -> None:
 
 def test_tables_contain_all_rows_as_data(report_html: str, report_data: ReportData) -> None:
     holders = re.findall(r'<script type="application/json" class="rows">(.*?)</script>', report_html)
-    every = json.loads(holders[-1])
-    assert [row[0] for row in every["rows"]] == list(report_data.rows)
+    every = json.loads(holders[0])  # the worklist: each slide once
+    assert sorted(row[0] for row in every["rows"]) == sorted(report_data.rows)
     shared = json.loads(re.search(r'id="shared">(.*?)</script>', report_html)[1])
     assert set(shared["pictures"]) == {one for one, row in report_data.rows.items() if row["status"] == "done"}
 
@@ -93,4 +93,4 @@ def test_report_works_without_labels_or_predictions(report_data: ReportData) -> 
     html, _ = render_cohort_page(module.add_worklists(bare))
     assert '<section id="scores"' not in html
     assert '<section id="labels"' not in html
-    assert "no-method" in html
+    assert "no method gave a result" in html

@@ -1,23 +1,21 @@
-"""Work lists: which slides are on which list."""
+"""The worklist: each slide once, in the order of work, with all reasons; cases; nothing definite while ISH is open."""
 
+import re
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from her2batch.assessment import DERIVED_TASKS, assess_slide
 from her2batch.reports import worklists
+from her2batch.reports.cohort_page import scores_section, summary_section
 from her2batch.reports.report_data import ReportData
+from her2batch.reports.slide_page import render_evidence_sections
 from her2batch.reports.theme import SortableTable
-from her2batch.tasks import CLASSES
 from tests.reports.conftest import FAILED
-
-
-def prediction(
-    slide_id: str, predicted: str, task: str = "her2-4way", method: str = "membrane", **more: object
-) -> dict:
-    classes = CLASSES[task]
-    p = [0.9 if one == predicted else 0.1 / (len(classes) - 1) for one in classes]
-    return {
-        "slide_id": slide_id, "task": task, "method": method, "classes": list(classes), "p": p, "score": 1.0,
-        "predicted": predicted, "plausible": [predicted], "review": False, "reasons": [], "bundle": "membrane", **more,
-    }  # fmt: skip
+from tests.test_assessment import entry, made_predictions, prediction, slide
 
 
 def with_predictions(report_data: ReportData, *predictions: dict, **labels: dict) -> ReportData:
@@ -28,71 +26,88 @@ def with_predictions(report_data: ReportData, *predictions: dict, **labels: dict
     return replace(report_data, predictions=found, labels=labels)
 
 
-def slide_ids(table: SortableTable) -> list[str]:
-    return [row[0] for row in table.rows]
+def cells(table: SortableTable, name: str) -> list:
+    return [row[[label for label, *_ in table.columns].index(name)] for row in table.rows]
 
 
-def three_slides(report_data: ReportData) -> list[str]:
-    return [row["slide_id"] for row in report_data.done_rows][:3]
+def shown_by(table: SortableTable, name: str) -> list[str]:
+    """Slides that a filter of the table shows."""
+    return [table.rows[k][0] for k in dict(table.filters).get(name, [])]
 
 
-def test_2_plus_is_equivocal_until_ish_is_known(report_data: ReportData) -> None:
-    a, b, c = three_slides(report_data)
-    predictions = (prediction(a, "2+"), prediction(b, "1+"), prediction(b, "2+", method="clam-sb"), prediction(c, "2+"))
-    found = worklists.list_equivocal(
-        with_predictions(report_data, *predictions, **{c: {"her2": "2+", "ish": "-", "site": "x"}})
-    )
-    assert slide_ids(found) == [a, b]
-    assert found.slide_ids == [a, b]
+def clear_slides(report_data: ReportData) -> list[str]:
+    return [row["slide_id"] for row in report_data.done_rows if row["stain"] == "her2" and not row["flags"]][:3]
 
 
-def test_0_against_1_plus_lists_plausible_both_and_ultralow(report_data: ReportData) -> None:
-    a, b, c = three_slides(report_data)
-    both = {"plausible": ["0", "1+"]}
-    found = worklists.list_zero_against_one_plus(
-        with_predictions(
-            report_data, prediction(a, "0", **both), prediction(b, "0", reasons=["ultralow"]), prediction(c, "1+")
-        )
-    )
-    assert slide_ids(found) == [a, b]
-    far = with_predictions(report_data, prediction(a, "2+", plausible=["0", "1+", "2+"]))
-    assert slide_ids(worklists.list_zero_against_one_plus(far)) == []
+def test_each_slide_is_listed_once_and_those_to_review_come_first(report_data: ReportData) -> None:
+    found = worklists.list_work(report_data)
+    ids = cells(found, "slide")
+    assert sorted(ids) == sorted(report_data.rows)
+    reviews = [report_data.assessments[slide_id].review for slide_id in ids]
+    assert reviews == sorted(reviews, reverse=True)
+    assert ids[0] == FAILED
+    weights = [report_data.assessments[slide_id].rank for slide_id in ids]
+    assert weights == sorted(weights)
+    for slide_id, reasons in zip(ids, cells(found, "reasons for review"), strict=True):
+        assert [words for words, _ in reasons] == [one.words for one in report_data.assessments[slide_id].reasons]
 
 
-def test_disagreement_has_a_column_for_each_method(report_data: ReportData) -> None:
-    a, b, _ = three_slides(report_data)
-    other = {"task": "her2-3way", "method": "svm", "bundle": "abcdef"}
+def test_filters_replace_lists(report_data: ReportData) -> None:
+    a, b, c = clear_slides(report_data)
     predictions = (
-        prediction(a, "low", task="her2-3way"),
-        prediction(a, "0", **other),
-        prediction(b, "0", task="her2-3way"),
-        prediction(b, "0", **other),
+        prediction("2+", slide_id=a),
+        prediction("1+", slide_id=b),
+        prediction("0", method="clam-sb", slide_id=b),
+        prediction("0", slide_id=c, plausible=["0", "1+"], reasons=["near-10-percent"], review=True),
     )
-    found = worklists.list_disagreements(with_predictions(report_data, *predictions))
-    assert [one[0] for one in found.columns][-2:] == ["membrane", "svm abcd"]
-    assert [row[0] for row in found.rows] == [a]
-    assert found.rows[0][-3:] == ["her2-3way", "low", "0"]
+    found = worklists.list_work(with_predictions(report_data, *predictions))
+    assert shown_by(found, "ISH needed") == [a]
+    assert shown_by(found, "methods differ") == [b]
+    assert shown_by(found, "borderline") == shown_by(found, "0 against 1+") == [c]
+    assert set(shown_by(found, "to review")) >= {a, b, c, FAILED}
+    assert FAILED in shown_by(found, "no result")
+    known = with_predictions(report_data, *predictions, **{a: {"her2": "2+", "ish": "-", "site": "x"}})
+    assert shown_by(worklists.list_work(known), "ISH needed") == []
+    assert "2+, ISH negative" in cells(worklists.list_work(known), "laboratory")
 
 
-def test_near_threshold_shows_the_nearest_share(report_data: ReportData) -> None:
-    found = worklists.list_near_threshold(report_data)
-    near = {slide_id for slide_id in report_data.rows for one in report_data.predictions_for(slide_id, "her2-4way")
-            if "near-10-percent" in one["reasons"]}  # fmt: skip
-    assert set(slide_ids(found)) == near
-    assert near
-    names = [one[0] for one in found.columns]
-    for row in found.rows:
-        assert 0.1 / 1.5 - 1e-6 <= row[names.index("nearest")] <= 0.15 + 1e-6
+def test_er_and_pr_slides_are_other_markers_and_not_unscorable(report_data: ReportData) -> None:
+    others = {slide_id for slide_id, row in report_data.rows.items() if row["stain"] in ("er", "pr")}
+    found = worklists.list_work(report_data)
+    assert set(shown_by(found, "other markers")) == others
+    assert not others & {*shown_by(found, "to review"), *shown_by(found, "no result")}
 
 
-def test_unscorable_slides_have_a_reason(report_data: ReportData) -> None:
-    found = worklists.list_unscorable(report_data)
-    why = {row[0]: row[4] for row in found.rows}
-    assert why[FAILED] == "truncated"
-    for slide_id, row in report_data.rows.items():
-        if row["status"] == "done" and row["stain"] in ("er", "pr"):
-            assert why[slide_id] == "no-method"
-    assert "her2" not in {report_data.rows[one]["stain"] for one, reason in why.items() if reason == "no-method"}
+def test_a_verdict_takes_a_slide_off_the_work_and_is_shown(report_data: ReportData) -> None:
+    slide_id = next(one for one, found in report_data.assessments.items() if found.review and found.main)
+    verdict = entry("3+", slide_id=slide_id, predicted="0", reviewer="Dr. Who")
+    decided = worklists.list_work(replace(report_data, reviews={slide_id: [verdict]}))
+    assert slide_id in shown_by(decided, "decided")
+    assert slide_id not in shown_by(decided, "to review")
+    assert "changed to 3+, Dr. Who" in cells(decided, "verdict")
+
+
+@pytest.mark.parametrize(
+    ("past", "words"),
+    [(timedelta(minutes=5), "< 1 h"), (timedelta(hours=30), "30 h"), (timedelta(days=3, hours=5), "3 d"), (None, None)],
+)
+def test_age_is_in_hours_or_days(past: timedelta | None, words: str | None) -> None:
+    now = datetime(2026, 6, 1, tzinfo=UTC)
+    assert worklists.age_text(None if past is None else now - past, now) == words
+
+
+def test_classes_are_summed_up_in_one_line() -> None:
+    found = [
+        assess_slide(slide(), [prediction("0")]),
+        assess_slide(slide(), [prediction("2+")]),
+        assess_slide(slide(stain="er"), [prediction("positive", "er", "clam-sb")]),
+        assess_slide(slide(stain="pr")),
+        assess_slide(slide(flags=["pen"]), [prediction("3+")], None, [entry("3+", "agree")]),
+    ]
+    assert worklists.distribution_text(found) == (
+        "3 HER2 slides scored: 1 × 0, 1 × 2+, 1 × 3+; 1 needs ISH; 1 × ER positive; "
+        "1 of markers that no method scores; 1 to review; 1 decided"
+    )
 
 
 def test_cases_are_listed_with_conflicts_first(report_data: ReportData) -> None:
@@ -102,12 +117,41 @@ def test_cases_are_listed_with_conflicts_first(report_data: ReportData) -> None:
     }
     conflicts = [bool(row[4]) for row in found.rows]
     assert conflicts == sorted(conflicts, reverse=True)
-    assert all(len(row) == len(found.columns) for row in found.rows)
 
 
 def test_every_list_has_a_value_and_a_source_for_each_column(report_data: ReportData) -> None:
-    for make in (*worklists.WORKLISTS, worklists.list_flagged, worklists.list_all_slides):
+    for make in (*worklists.WORKLISTS, worklists.list_flagged):
         found = make(report_data)
         assert all(len(row) == len(found.columns) for row in found.rows), found.name
         assert all(source for _, _, source in found.columns), found.name
-    assert slide_ids(worklists.list_all_slides(report_data)) == list(report_data.rows)
+
+
+def words_of(html: str) -> set[str]:
+    """Words that a reader sees: without tags, styles and the legends of figures."""
+    text = re.sub(r"<svg.*?</svg>|<script.*?</script>|<[^>]+>", " ", html, flags=re.DOTALL)
+    return set(re.findall(r"[a-z]+", text.lower()))
+
+
+@settings(max_examples=12)
+@given(made_predictions, st.lists(st.sampled_from(["pen", "blurred", "odd"]), max_size=2))
+def test_no_screen_shows_a_definite_class_of_a_slide_that_is_open_for_ish(
+    report_data: ReportData, rows: list[dict], flags: list[str]
+) -> None:
+    """Whatever the flags and probabilities: worklist, evidence page, summary and scores of one such slide."""
+    slide_id = clear_slides(report_data)[-1]  # without patches, whose resolution is called high
+    rows = [{**one, "slide_id": slide_id} for one in [*rows, prediction("2+", method="svm")]]
+    row = {**report_data.rows[slide_id], "flags": flags}
+    data = replace(
+        report_data, rows={slide_id: row}, predictions={slide_id: rows}, labels={}, page_links={slide_id: "#x"}
+    )
+    assert data.assessments[slide_id].needs_ish
+    assert data.assessments[slide_id].review
+    html = "".join([render_evidence_sections(data)[0][2], summary_section(data).html])
+    shown = words_of(html) | words_of(str(worklists.list_work(data).rows))
+    assert not {"negative", "positive", "high"} & shown
+    scores = scores_section(data)
+    assert scores is not None
+    for figure in scores.figures:
+        if any(task in figure.name for task in DERIVED_TASKS):
+            counts = {one["class"]: one["n"] for one in figure.table.to_pylist()}
+            assert sum(counts.values()) == counts["ISH"]

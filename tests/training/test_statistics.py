@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from her2batch.errors import InputError
 from her2batch.tasks import CLASSES
 from her2batch.training.metrics import auc, check_predictions, class_recalls, confusion_counts, metrics_table
-from her2batch.training.statistics import _figures, bootstrap_intervals, compare_methods, delong_p_value, draw_resamples
+from her2batch.training.statistics import (
+    _figures,
+    bootstrap_intervals,
+    compare_methods,
+    delong_p_value,
+    draw_resamples,
+    smallest_class,
+    widen_interval,
+    wilson_interval,
+)
 from tests.training.test_metrics import drawn, table
 
 
@@ -181,3 +190,31 @@ def test_delong_has_its_nominal_false_positive_rate() -> None:
     both = draw.standard_normal((400, 2, 80)) + positive
     below = np.mean([delong_p_value(positive, one, other) < 0.05 for one, other in both])
     assert 0.02 <= below <= 0.085
+
+
+@pytest.mark.parametrize("n", [1, 3, 10, 200])
+def test_wilson_interval_solves_its_equation_and_has_a_width(n: int) -> None:
+    """The bounds solve (p - share)^2 = z^2 p (1 - p) / n, which is how Wilson defined them."""
+    for k in {0, 1, n // 2, n}:
+        low, high = wilson_interval(k / n, n)
+        assert 0 <= low <= k / n <= high <= 1
+        assert high - low > 0.01
+        for bound in (low, high):
+            if 0 < bound < 1:
+                assert (bound - k / n) ** 2 == pytest.approx(1.959964**2 * bound * (1 - bound) / n, rel=1e-4, abs=1e-9)
+
+
+def test_an_interval_is_never_narrower_than_wilsons() -> None:
+    assert widen_interval({"value": 1.0, "low": 1.0, "high": 1.0}, 4) == {
+        "value": 1.0,
+        "low": pytest.approx(0.5101, abs=1e-4),
+        "high": 1.0,
+    }
+    assert widen_interval({"value": 0.5, "low": 0.0, "high": 0.6}, 400)["low"] == 0.0
+    assert widen_interval({"value": None, "low": None, "high": None}, 4)["low"] is None
+
+
+def test_smallest_class_counts_classes_and_rests() -> None:
+    assert smallest_class(np.array([0, 0, 0, 1]), 2) == 1
+    assert smallest_class(np.array([0, 1, 2, 2]), 3) == 1
+    assert smallest_class(np.array([0, 0]), 2) == 0

@@ -38,6 +38,17 @@ const cellContents = {
   share: (value) => (100 * value).toFixed(1) + " %",
   number: (value) => (Number.isInteger(value) ? value.toLocaleString("en") : value.toFixed(2)),
   words: (value) => value.join(", "),
+  result: ([name, meaning]) => {
+    const result = element("span", "result-cell");
+    if (name) result.append(classChip(name));
+    if (meaning) result.append(element("span", "soft", meaning));
+    return result;
+  },
+  reasons: (value) => {
+    const list = element("ul", "reasons");
+    value.forEach(([words, asks], k) => list.append(element("li", asks && k === 0 ? "weightiest" : "", words)));
+    return list;
+  },
   slides: (value) => {
     const strip = element("span", "strip");
     for (const [id, caption] of value) {
@@ -53,7 +64,7 @@ const cellContents = {
 function setUpTable(section) {
   const rowData = section.querySelector("script.rows");
   if (!rowData) return;
-  const { page, columns, rows } = JSON.parse(rowData.textContent);
+  const { page, columns, rows, filters } = JSON.parse(rowData.textContent);
   const searchTexts = rows.map((row) => JSON.stringify(row).toLowerCase());
   const collator = new Intl.Collator("en", { numeric: true });
   const body = section.querySelector("tbody");
@@ -65,9 +76,10 @@ function setUpTable(section) {
   function fillRows(count) {
     body.replaceChildren(...shown.slice(start, start + count).map((k) => {
       const row = element("tr");
-      columns.forEach(([, kind], c) => {
+      columns.forEach(([label, kind], c) => {
         const value = rows[k][c];
         const cell = element("td", "k-" + kind);
+        cell.dataset.label = label;
         cell.append(value === null || value.length === 0 ? "–" : cellContents[kind](value));
         row.append(cell);
       });
@@ -109,9 +121,11 @@ function setUpTable(section) {
       showFrom(0);
     });
   });
-  section.querySelector("input").addEventListener("input", (event) => {
-    const terms = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
-    shown = rows.map((_, k) => k).filter((k) => terms.every((term) => searchTexts[k].includes(term)));
+  section.querySelector(".tools").addEventListener("input", () => {
+    const terms = section.querySelector("input[type=search]").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const chosen = section.querySelector(".filters input:checked");
+    const listed = chosen && chosen.value ? filters[chosen.value][1] : rows.map((_, k) => k);
+    shown = listed.filter((k) => terms.every((term) => searchTexts[k].includes(term)));
     sort();
     showFrom(0);
   });
@@ -136,6 +150,9 @@ function setUpViewer(box) {
 
 document.querySelectorAll(".listing").forEach(setUpTable);
 document.querySelectorAll(".viewer").forEach(setUpViewer);
+
+// A report that her2batch serve shows links each slide to the viewer of the same server.
+if (location.protocol.startsWith("http")) document.querySelectorAll("a.to-viewer").forEach((link) => { link.hidden = false; });
 
 // A link to an element inside closed details opens them. All details are open in print.
 function openTarget() {
