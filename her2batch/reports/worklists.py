@@ -128,7 +128,10 @@ def distribution_text(assessments: list[Assessment]) -> str:
         parts.append(", ".join(f"{n} × {name}" for name, n in sorted(others.items())))
     if not_scored:
         parts.append(f"{not_scored} of markers that no method scores")
-    parts.append(f"{sum(one.review for one in assessments)} to review")
+    failed = sum(any(reason.code == "failed" for reason in one.reasons) for one in assessments)
+    parts.append(f"{sum(one.review for one in assessments) - failed} to review")
+    if failed:
+        parts.append(f"{failed} failed")
     if decided := sum(one.state == "decided" for one in assessments):
         parts.append(f"{decided} decided")
     return "; ".join(parts)

@@ -103,10 +103,11 @@ def test_classes_are_summed_up_in_one_line() -> None:
         assess_slide(slide(stain="er"), [prediction("positive", "er", "clam-sb")]),
         assess_slide(slide(stain="pr")),
         assess_slide(slide(flags=["pen"]), [prediction("3+")], None, [entry("3+", "agree")]),
+        assess_slide(slide(status="failed", error_code="truncated")),
     ]
     assert worklists.distribution_text(found) == (
         "3 HER2 slides scored: 1 × 0, 1 × 2+, 1 × 3+; 1 needs ISH; 1 × ER positive; "
-        "1 of markers that no method scores; 1 to review; 1 decided"
+        "1 of markers that no method scores; 1 to review; 1 failed; 1 decided"
     )
 
 
