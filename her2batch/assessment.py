@@ -34,7 +34,7 @@ TASK_NAMES: Final = {
     "pr": "PR",
 }
 
-INFORMATIVE_FLAGS: Final = frozenset({"pyramid-retired", "colour-tag-mended"})
+INFORMATIVE_FLAGS: Final = frozenset({"pyramid-retired", "colour-tag-mended", "associated-image-damaged", "mpp-forced"})
 """Flags that do not concern the quality of the image. Every other flag asks for a review."""
 
 REASONS: Final[dict[str, tuple[str, str]]] = {
@@ -55,6 +55,8 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "no-background": ("quality", "hardly any background: the white point can't be measured"),
     "uneven-background": ("quality", "uneven illumination"),
     "dark-background": ("quality", "dark background"),
+    "mpp-sources-disagree": ("quality", "the file contradicts itself about its resolution (µm/px)"),
+    "other-images": ("quality", "the file has another large image, which was not read"),
     "low-cellularity": ("quality", "hardly any cells: is the tumour on this slide?"),
     "near-10-percent": ("borderline", "a share of the membranes is near the guideline's 10\u00a0%"),
     "undecided": ("borderline", "several classes can't be ruled out"),

@@ -31,8 +31,18 @@ faster, keeps it. tests/test_algorithms.py fails where a value changes without a
 1: the first version. Plan ids of this version are those of cohorts that were written before ids had a version.
 2: quality flags are reasons of every prediction and ask for a review, of the membrane rule too; dark brown is not pen;
 dark background is not tissue; where the two segmentations disagree, their union is used; the
-streams of a slide decide its colour space.
+streams of a slide decide its colour space; the largest brightfield image of a TIFF and the image of its OME-XML with
+its size are the slide's; levels that are padded to whole tiles keep their scale.
 """
+
+
+SAME_MPP: Final = 1e-3
+"""Relative difference of two resolutions below which they are one."""
+
+
+def is_same_mpp(first: float, second: float) -> bool:
+    """Return whether two resolutions, µm/px, are one."""
+    return abs(first - second) <= SAME_MPP * second
 
 
 class Plan(Settings):
@@ -48,6 +58,9 @@ class Plan(Settings):
     min_tissue: float = Field(0.25, ge=0, le=1, description="smallest share of tissue in a tile")
     mpp_override: float | None = Field(
         None, ge=0.05, le=20, description="µm/px of slides whose file gives no resolution"
+    )
+    mpp_force: float | None = Field(
+        None, ge=0.05, le=20, description="µm/px of all slides, whatever their files state, where these are wrong"
     )
     reader: Literal["auto", "tiff", "cucim", "openslide"] = Field(
         "auto", description="reader of the slide files: auto, tiff, cucim or openslide"
@@ -69,19 +82,24 @@ class Plan(Settings):
     def id_of_version(self, algorithms: int) -> str:
         """The id of this plan in a release with another version of the algorithms."""
         values = self.model_dump(mode="json")
+        if self.mpp_force is None:  # ids of cohorts that were written before this setting
+            del values["mpp_force"]
         if algorithms > 1:
             values["algorithms"] = algorithms
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def for_slide(self, mpp_source: str | None) -> Plan:
-        """The plan without `mpp_override` for slides whose file gives a resolution.
+    def for_slide(self, mpp_source: str | None, mpp: float | None = None) -> Plan:
+        """The plan of one slide, without the resolutions that it does not use.
 
-        An override that is given later then changes only the slides that need it.  mpp_source: as in the slides table.
+        `mpp_override` counts for slides whose file gives no resolution, and `mpp_force` for those whose file gives
+        another one: given later, they change only the slides that need them.  mpp_source, mpp: as in the slides table.
         """
-        if mpp_source in ("file", "objective"):
-            return self.model_copy(update={"mpp_override": None})
-        return self
+        has_own = mpp_source in ("file", "objective")
+        unused = {"mpp_override": None} if has_own or self.mpp_force is not None else {}
+        if has_own and mpp is not None and self.mpp_force is not None and is_same_mpp(mpp, self.mpp_force):
+            unused["mpp_force"] = None
+        return self.model_copy(update=unused)
 
 
 class Resources(Settings):

@@ -84,8 +84,8 @@ def test_only_the_store_names_its_folders() -> None:
 
 def test_every_plan_setting_changes_the_plan_id() -> None:
     changed = {
-        "encoders": ("uni",), "mpp": 0.25, "tile": 256, "min_tissue": 0.5, "mpp_override": 0.25, "reader": "openslide",
-        "jpeg_quality": 80, "lossless": True, "bundle": "abc",
+        "encoders": ("uni",), "mpp": 0.25, "tile": 256, "min_tissue": 0.5, "mpp_override": 0.25, "mpp_force": 0.25,
+        "reader": "openslide", "jpeg_quality": 80, "lossless": True, "bundle": "abc",
     }  # fmt: skip
     assert changed.keys() == Plan.model_fields.keys()
     for name, other in changed.items():
@@ -95,8 +95,15 @@ def test_every_plan_setting_changes_the_plan_id() -> None:
 
 def test_mpp_override_does_not_change_the_plan_of_slides_with_mpp() -> None:
     plan = Plan(mpp_override=0.25)
-    assert plan.for_slide("file").id == Plan().id
-    assert plan.for_slide("override").id == plan.for_slide(None).id == plan.id
+    assert plan.for_slide("file", 0.5).id == Plan().id
+    assert plan.for_slide("override", 0.25).id == plan.for_slide(None, None).id == plan.id
+
+
+def test_mpp_force_changes_the_plan_of_slides_with_another_mpp_only() -> None:
+    plan = Plan(mpp_force=0.25, mpp_override=0.5)
+    assert plan.for_slide("file", 0.25).id == Plan().id
+    assert plan.for_slide("file", 1.0).id == plan.for_slide("override", 0.25).id == Plan(mpp_force=0.25).id
+    assert plan.for_slide(None, None).id == Plan(mpp_force=0.25).id
 
 
 def test_every_error_code_is_documented() -> None:

@@ -83,7 +83,7 @@ def _row(job: SlideJob, pseudonymizer: Pseudonymizer, plan: Plan, cluster: Clust
     common = {"slide_id": job.slide_id, "file": pseudonymizer.display_name(job.source.path, job.slide_id)}
     try:
         with open_slide(job.source.path, plan.reader, job.source.members) as slide:
-            slide.info = check_mpp(slide.info.with_mpp(plan.mpp_override), plan.mpp)
+            slide.info = check_mpp(slide.info.with_mpp(plan.mpp_override, plan.mpp_force), plan.mpp)
             load = slide_load(slide, job.source.bytes, plan)
             info = slide.info
     except Her2BatchError as error:

@@ -46,7 +46,7 @@ from her2batch.pipeline.slide_state import (
 )
 from her2batch.settings import Plan
 from her2batch.slides import pyramid
-from her2batch.slides.slide import Box, Slide, SlideInfo, resample
+from her2batch.slides.slide import DISAGREE, Box, Slide, SlideInfo, resample
 from her2batch.store import schemas
 from her2batch.store.training_run import encoder_folder
 from her2batch.tasks import MEMBRANE_RULE, PATCH_INPUTS
@@ -78,7 +78,11 @@ BLANK_RANGE = 2
 def check_mpp(info: SlideInfo, target: float) -> SlideInfo:
     """The slide's facts, if it was scanned finely enough for tiles at `target` µm/px. Raises SlideError too-coarse."""
     if info.mpp is not None and info.mpp > MAX_UPSAMPLING * target:
-        raise SlideError("too-coarse", info.path, f"scanned at {info.mpp:.3g} µm/px, the target is {target:.3g}")
+        what = f"scanned at {info.mpp:.3g} µm/px, the target is {target:.3g}"
+        if DISAGREE in info.notes:
+            remedy = "its file contradicts itself about the resolution: pass --mpp-force with the true µm/px"
+            raise SlideError("too-coarse", info.path, what, remedy)
+        raise SlideError("too-coarse", info.path, what)
     return info
 
 

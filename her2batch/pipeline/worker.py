@@ -171,7 +171,7 @@ class SlideWorker:
         shown = self.pseudonymizer.display_name(error.path or job.source.path, job.slide_id)
         what = error.message if self.pseudonymizer.key is None else error.code
         row["error"] = f"{shown}: {printable_path(what)}; {error.remedy}"
-        row["plan_id"] = self.context.plan.for_slide(row["mpp_source"]).id
+        row["plan_id"] = self.context.plan.for_slide(row["mpp_source"], row.get("mpp")).id
         old = self._old_row(job)
         draft = self.cohort.draft(job.slide_id)
         if error.code in TRANSIENT_ERRORS and old is not None and old["files"] and files_match_row(self.cohort, old):
@@ -196,7 +196,7 @@ class SlideWorker:
         slide = open_slide(source.path, self.context.plan.reader, source.members)
         with slide:
             row |= file_columns(slide.info)
-            slide.info = slide.info.with_mpp(self.context.plan.mpp_override)
+            slide.info = slide.info.with_mpp(self.context.plan.mpp_override, self.context.plan.mpp_force)
             row |= file_columns(slide.info)
             if not known:
                 slide.validate(holes)
@@ -286,7 +286,7 @@ class SlideWorker:
         draft = self.cohort.existing_draft(job.slide_id)
         mark = time.perf_counter()
         write_files(draft, state)
-        plan_id = self.context.plan.for_slide(state.row["mpp_source"]).id
+        plan_id = self.context.plan.for_slide(state.row["mpp_source"], state.row["mpp"]).id
         self._check_unchanged(job)
         row = draft.commit({**state.row, "plan_id": plan_id}, self._old_row(job), state.sent)
         state.seconds["commit"] = time.perf_counter() - mark

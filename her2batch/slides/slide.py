@@ -19,9 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
+from her2batch.settings import is_same_mpp
 
 MPP_RANGE = (0.05, 20.0)
 """Plausible resolutions of a slide, µm/px. Other values in a file's tags, such as the default 72 dpi, are ignored."""
+
+DISAGREE = "mpp-sources-disagree"
+"""Flag of a slide whose file contradicts itself about its resolution."""
 
 MPP_OF_20X = 0.5
 """Resolution of a 20× scan, µm/px; mpp · objective is close to 10 on all common scanners."""
@@ -124,11 +128,16 @@ class SlideInfo:
         base = self.levels[0]
         return tuple((base.width / level.width + base.height / level.height) / 2 for level in self.levels)
 
-    def with_mpp(self, override: float | None) -> SlideInfo:
+    def with_mpp(self, override: float | None, force: float | None = None) -> SlideInfo:
         """Return the metadata with a resolution: from the file, else from the objective, else the override (µm/px).
 
-        Raises SlideError `no-mpp` when there is none of the three.
+        force: replaces all three, with the flag `mpp-forced` where the file states another resolution.  Raises
+        SlideError `no-mpp` when there is none of the four.
         """
+        if force is not None and (self.mpp is None or not is_same_mpp(self.mpp, force)):
+            notes = tuple(note for note in self.notes if note != DISAGREE)
+            notes += ("mpp-forced",) if self.mpp is not None or self.mpp_problem else ()
+            return replace(self, mpp=force, mpp_source="override", notes=notes)
         if self.mpp is not None:
             return self
         if override is None:

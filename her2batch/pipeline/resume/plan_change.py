@@ -112,7 +112,9 @@ def match_plan(plan: Plan, row: Row) -> PlanMatch | None:
     folders = [name.partition("/")[2] for name in names if name.startswith("embeddings/")]
     encoders = tuple(dict.fromkeys([*plan.encoders, *(name for folder in folders for name in _encoder_names(folder))]))
     bundles = {name.partition("/")[2] for name in names if name.startswith("predictions/")}
-    found = _find_plan(plan.for_slide(row["mpp_source"]), row["plan_id"], encoders, (None, *sorted(bundles)))
+    found = _find_plan(
+        plan.for_slide(row["mpp_source"], row.get("mpp")), row["plan_id"], encoders, (None, *sorted(bundles))
+    )
     if found is None:
         return None
     missing = tuple(name for name in plan.encoders if name not in found[0] and encoder_folder(name) not in folders)
@@ -150,7 +152,7 @@ def plan_id_of(plan: Plan, row: Row, match: PlanMatch) -> str:
     own = (*match.encoders, *match.missing)
     same = set(own) == set(plan.encoders)
     grown = plan.model_copy(update={"encoders": plan.encoders if same else own, "bundle": match.bundle})
-    return grown.for_slide(row["mpp_source"]).id_of_version(match.algorithms)
+    return grown.for_slide(row["mpp_source"], row.get("mpp")).id_of_version(match.algorithms)
 
 
 def _text(value: object) -> str:

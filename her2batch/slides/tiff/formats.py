@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from her2batch.slides.slide import DISAGREE
 from her2batch.slides.tiff.pages import Page, SlidePages
 from her2batch.slides.tiff.quantities import parse_number
 from her2batch.slides.tiff.resolution import (
-    DISAGREE,
     Resolution,
     Statement,
     choose_resolution,

@@ -14,12 +14,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from her2batch.slides.slide import MPP_RANGE
+from her2batch.slides.slide import DISAGREE, MPP_RANGE
 from her2batch.slides.tiff.ome_xml import OmeImage
 from her2batch.slides.tiff.quantities import parse_number, um_per_unit
-
-DISAGREE = "mpp-sources-disagree"
-"""Flag of a slide whose file contradicts itself about its resolution."""
 
 AXES_TOLERANCE, SOURCES_TOLERANCE = 1.1, 1.1
 """Ratio up to which the resolutions along x and y, and those of two statements, count as equal."""

@@ -9,8 +9,8 @@ import tifffile
 
 from her2batch.errors import SlideError
 from her2batch.slides.readers import open_slide
+from her2batch.slides.slide import DISAGREE
 from her2batch.slides.tiff.pages import OTHER_IMAGES
-from her2batch.slides.tiff.resolution import DISAGREE
 from her2batch.slides.tiff_tables import TiffStructure, parse_tiff
 from tests.slides.tiff.pyramids import OME, halved, levels, ome_xml, picture, read_levels, write_pages, write_subifds
 

@@ -3,8 +3,8 @@
 import pytest
 import tifffile
 
+from her2batch.slides.slide import DISAGREE
 from her2batch.slides.tiff.resolution import (
-    DISAGREE,
     Statement,
     choose_resolution,
     description_objective,
