@@ -17,6 +17,8 @@ from pydicom.uid import JPEGBaseline8Bit
 from her2batch.errors import SlideError, one_line
 from her2batch.slides.jpeg import RGB, YCBCR, decide_colorspace, shown_colorspace, ycbcr_to_rgb
 from her2batch.slides.slide import DEFAULT_CHUNK, Box, Level, Slide, SlideInfo, resolve_mpp
+from her2batch.slides.tiff.resolution import Resolution, Statement, choose_resolution
+from her2batch.slides.tiff_tables import read_resolution
 
 CHUNK_RANGE = (64, 2048)
 """Useful chunk sizes, px. For NDPI, OpenSlide states chunks that are 8 px high and as wide as a restart interval."""
@@ -44,6 +46,9 @@ SAMPLED_EDGE = 1024
 UNTAGGED = ("mirax", "hamamatsu", "hamamatsu-vms-vmu")
 """Formats whose JPEG streams OpenSlide reads without a colour tag."""
 
+PLAIN_TIFF = ("generic-tiff", "aperio")
+"""Formats whose resolution may be stated in more ways than OpenSlide reads."""
+
 TRUNCATION_WORDS = ("truncated", "premature", "eof", "short read", "end of file", "restart marker", "corrupt jpeg")
 """Words in error messages of OpenSlide and its libraries that mean truncated data."""
 
@@ -59,24 +64,25 @@ class OpenSlideSlide(Slide):
             raise _slide_error(path, error) from error
         self._closed = False
         properties = self._slide.properties
-        objective = _parse_float(properties.get("openslide.objective-power"))
-        mpp_x, mpp_y = (_parse_float(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
-        mpp, source = resolve_mpp(mpp_x, mpp_y, objective)
         sizes = self._slide.level_dimensions
+        stated = _stated_resolution(path, properties, sizes[0])
+        mpp, source = resolve_mpp(stated.x, stated.y, stated.objective)
         levels = tuple(Level(*size, *_chunk_size(properties, k)) for k, size in enumerate(sizes))
         self._downsamples = self._slide.level_downsamples
         background = properties.get("openslide.background-color", "FFFFFF")
         self._background = np.array([int(background[k : k + 2], 16) for k in (0, 2, 4)], np.uint16)
         vendor = properties["openslide.vendor"]
         self._holds_ycbcr = False
-        self.info = SlideInfo(path, vendor, "openslide", levels, mpp, source, objective)
+        self.info = SlideInfo(
+            path, vendor, "openslide", levels, mpp, source, stated.objective, mpp_problem=stated.problem
+        )  # fmt: skip
         try:
             self._holds_ycbcr = self._colour_tag_is_wrong()
         except SlideError:
             self.close()
             raise
         notes = ("colour-tag-mended",) if self._holds_ycbcr else ()
-        self.info = replace(self.info, notes=notes)
+        self.info = replace(self.info, notes=(*stated.notes, *notes))
 
     def close(self) -> None:
         """Close the file."""
@@ -146,6 +152,19 @@ class OpenSlideSlide(Slide):
             return pixels
         opacity = alpha[..., None].astype(np.uint16)
         return ((pixels * opacity + self._background * (255 - opacity) + 127) // 255).astype(np.uint8)
+
+
+def _stated_resolution(path: Path, properties: Mapping[str, str], size: tuple[int, int]) -> Resolution:
+    """Return the resolution of a slide. For plain TIFF files OpenSlide knows fewer statements than `read_resolution`.
+
+    size: of the finest level, px.
+    """
+    found = read_resolution(path, size) if properties["openslide.vendor"] in PLAIN_TIFF else None
+    if found is not None and found.x is not None:
+        return found
+    x, y = (_parse_float(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
+    objective = _parse_float(properties.get("openslide.objective-power"))
+    return choose_resolution([Statement("the slide states", x, y)], objective)
 
 
 def _chunk_size(properties: Mapping[str, str], level: int) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from her2batch.errors import SlideError
 from her2batch.slides.fingerprint import ByteRange, Directory, check_directories, is_tiff, read_directories
 from her2batch.slides.tiff.formats import DETECTED_PAGES, pages_format, philips_spacings, slide_resolution
 from her2batch.slides.tiff.pages import Image, Page, choose_pages, load_pages
+from her2batch.slides.tiff.resolution import Resolution
 
 COMPRESSIONS = {1: "raw", 5: "lzw", 7: "jpeg", 8: "deflate", 32946: "deflate", 33003: "jpeg2000", 33004: "jpeg2000",
                 33005: "jpeg2000", 34712: "jpeg2000", 34925: "lzma", 50000: "zstd", 50001: "webp"}  # fmt: skip
@@ -168,6 +169,22 @@ def _byte_ranges(
         (fixed if item.at in used else unused).extend(item.descriptive)
         (lists if item.at in used else unused).extend(item.tile_lists)
     return tuple(fixed), tuple(lists), tuple(unused)
+
+
+def read_resolution(path: Path, size: tuple[int, int]) -> Resolution | None:
+    """Return the resolution of the slide in a TIFF that another library reads; None if its pages cannot be parsed.
+
+    size: of the finest level as the library shows it, px. If that is not the image chosen here, the result is None.
+    """
+    try:
+        directories = read_directories(path)
+        with open_tifffile(path) as file:
+            pages = load_pages(file, directories)
+            kind = pages_format(page.page for page in pages[:DETECTED_PAGES])
+            chosen = choose_pages(pages, ignores_shape=kind == "philips")
+            return slide_resolution(kind, pages[0], chosen) if chosen.base.size == size else None
+    except (SlideError, *TIFFFILE_ERRORS):
+        return None
 
 
 @contextmanager

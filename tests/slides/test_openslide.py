@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from pydicom.encaps import encapsulate
 
 from her2batch.errors import SlideError
@@ -174,3 +175,35 @@ def test_tag_that_openslide_does_not_know_is_refused_with_the_command_that_corre
     )
     with pytest.raises(SlideError, match=r"YBR_FULL .* dcmodify -m .*YBR_FULL_422"):
         OpenSlideSlide(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "mpp"),
+    [
+        ("a.ome.tif", {"metadata": {"axes": "YXS", "PhysicalSizeX": 250, "PhysicalSizeXUnit": "nm"}}, 0.25),
+        ("a.tif", {"resolution": (40_000, 40_000), "resolutionunit": "CENTIMETER"}, 0.25),
+        ("a.tif", {"description": "Other 2\r\n|AppMag = 40|MPP = 0,25"}, 0.25),
+        ("a.svs", {"description": "Aperio Image\r\n|AppMag = 40|MPP = 0,2508"}, 0.2508),
+    ],
+)
+def test_resolution_of_plain_tiff_is_the_same_through_openslide(
+    tmp_path: Path, name: str, more: dict, mpp: float
+) -> None:
+    path = tmp_path / name
+    image = np.full((300, 400, 3), 200, np.uint8)
+    tifffile.imwrite(path, image, tile=(128, 128), photometric="rgb", **{"metadata": None, **more})
+    for reader in ("openslide", "tiff"):
+        with open_slide(path, reader) as slide:
+            assert (slide.info.mpp, slide.info.mpp_source) == (pytest.approx(mpp), "file")
+
+
+def test_unequal_axes_are_named_through_openslide(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    more = {"resolution": (40_000, 20_000), "resolutionunit": "CENTIMETER", "metadata": None}
+    tifffile.imwrite(path, np.full((300, 400, 3), 200, np.uint8), tile=(128, 128), photometric="rgb", **more)
+    for reader in ("openslide", "tiff"):
+        with (
+            open_slide(path, reader) as slide,
+            pytest.raises(SlideError, match=r"0\.25 µm/px along x and 0\.5 µm/px along y"),
+        ):
+            slide.info.with_mpp(None)

@@ -1,5 +1,6 @@
 """The base class of slides: boxes, levels, resolution, resampling."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
-from her2batch.slides.slide import Box, Level, Slide, SlideInfo, resample, resolve_mpp, split_box
+from her2batch.slides.slide import DISAGREE, Box, Level, Slide, SlideInfo, resample, resolve_mpp, split_box
 
 
 class GradientSlide(Slide):
@@ -130,3 +131,12 @@ def test_slide_with_holes_is_read_completely() -> None:
     assert slide.most == 0
     slide.validate(((0, 512),))
     assert slide.most == 2048 * 2048
+
+
+def test_forced_resolution_replaces_what_the_file_states() -> None:
+    info = replace(GradientSlide((100, 100), mpp=1.0).info, notes=(DISAGREE,))
+    forced = info.with_mpp(0.5, 0.25)
+    assert (forced.mpp, forced.mpp_source, forced.notes) == (0.25, "override", ("mpp-forced",))
+    assert info.with_mpp(0.5, 1.0005) == info  # the same value: nothing is forced
+    unstated = replace(info, mpp=None, mpp_source=None, notes=()).with_mpp(0.5, 0.25)
+    assert (unstated.mpp, unstated.mpp_source, unstated.notes) == (0.25, "override", ())
