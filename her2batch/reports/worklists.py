@@ -57,6 +57,8 @@ def _work_cells(data: ReportData, slide_id: str) -> list[Any]:
     """Return the cells of a slide in the worklist."""
     found = data.assessments[slide_id]
     reasons = [[reason.words, reason.asks and found.review] for reason in found.reasons]
+    if data.rows[slide_id]["error"]:
+        reasons.append([data.rows[slide_id]["error"], False])
     return [
         slide_id, [found.result, found.meaning], reasons, data.rows[slide_id]["patient_id"], laboratory_text(found),
         verdict_text(found.verdict), age_text(data.finished.get(slide_id)),
