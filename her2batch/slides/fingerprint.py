@@ -38,6 +38,9 @@ DESCRIPTIVE_TAGS = frozenset({256, 257, 270, 347})
 
 TILE_LIST_TAGS = frozenset({273, 279, 324, 325})
 MAX_DIRECTORIES, MAX_ENTRIES, MAX_TILES = 10_000, 4_000, 20_000_000
+MAX_DESCRIPTIVE_BYTES = 100_000_000
+"""Largest size of all descriptions and JPEG tables together. Directories may share one, which is read with each."""
+
 MAX_DEPTH = 8
 """Largest number of directories one inside the other, as SubIFDs."""
 
@@ -169,7 +172,7 @@ class _DirectoryWalk:
         self.found: list[Directory] = []
         self.subdirectories: dict[int, list[int]] = {}  # of directories whose SubIFDs were not followed yet
         self._by_offset: dict[int, Directory] = {}
-        self._pointers = 0
+        self._pointers = self._descriptive_bytes = 0
 
     def follow_chain(self, at: int, parent: Directory | None) -> None:
         """Add the directories of a chain that were not found before. Raises SlideError.
@@ -195,6 +198,9 @@ class _DirectoryWalk:
     def _add(self, at: int, parent: int | None) -> int:
         """Read a directory: return the offset of the next one in its chain, or 0."""
         end, entries, following = _read_directory(self.path, self.file, self.layout, at, self.size)
+        self._descriptive_bytes += sum(entry.length for entry in entries if entry.tag in DESCRIPTIVE_TAGS)
+        if self._descriptive_bytes > MAX_DESCRIPTIVE_BYTES:
+            raise SlideError("unreadable", self.path, "its descriptions have an implausible size")
         ranges = [(entry.tag, (entry.start, entry.start + entry.length)) for entry in entries]
         descriptive = tuple(span for tag, span in ranges if tag in DESCRIPTIVE_TAGS)
         item = Directory(at, end, parent, descriptive, tuple(span for tag, span in ranges if tag in TILE_LIST_TAGS))

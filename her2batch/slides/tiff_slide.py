@@ -317,4 +317,4 @@ def _part_inside(table: TileTable, index: int) -> tuple[int, int]:
 
 def _as_stored(table: TileTable) -> StoredLevel:
     tile_bytes = table.byte_counts.reshape(table.planes, -1).sum(axis=0)
-    return StoredLevel((table.width, table.height), (table.tile_width, table.tile_height), tile_bytes)
+    return StoredLevel((table.width, table.height), (table.tile_width, table.tile_height), tile_bytes, table.is_stated)

@@ -39,6 +39,9 @@ TIFFFILE_ERRORS = (tifffile.TiffFileError, ValueError, KeyError, IndexError, Typ
 NATIVE_FORMATS = frozenset({"aperio", "philips", "ome-tiff", "generic-tiff"})
 """TIFF formats whose tile tables are read here. OpenSlide reads the others, which store tiles in proprietary ways."""
 
+STATING_FORMATS = frozenset({"aperio", "philips"})
+"""Formats whose tiled pages are levels, except those whose description says otherwise."""
+
 MAX_TILES = 20_000_000
 MAX_TILE_PIXELS = 100_000_000
 """Largest tile or strip, px: tiles are decoded as a whole."""
@@ -76,6 +79,7 @@ class TileTable:
     colorspace: str  # of the streams: RGB · YCBCR
     full_tiles: bool  # every stream holds a whole tile, also at the edges of the image; false for strips
     decode_segment: Callable[[bytes, int], NDArray[np.uint8]] | None  # for what is neither JPEG nor JPEG 2000
+    is_stated: bool = field(default=True, kw_only=True)  # the file says that it is a level of the slide
     planes: int = field(default=1, kw_only=True)  # 1: a tile has all colours; 3 or 4: each colour has tiles of its own
 
     @property
@@ -135,7 +139,11 @@ def parse_tiff(path: Path) -> TiffStructure:
             chosen = choose_pages(pages, ignores_shape=kind == "philips")
             for page in chosen.levels[0]:
                 _check_pixels(path, kind, page.page, len(chosen.levels[0]))
-            levels = [_image_table(image) for image in chosen.levels]
+            states_levels = kind in STATING_FORMATS
+            levels = [
+                replace(_image_table(image), is_stated=states_levels or image[0].is_stated_level)
+                for image in chosen.levels
+            ]
             others, damaged = _other_tables(chosen.others)
             resolution = slide_resolution(kind, pages[0], chosen)
     except TIFFFILE_ERRORS as error:
@@ -212,6 +220,9 @@ def _check_pixels(path: Path, kind: str, page: Any, planes: int) -> None:
     is_colour = page.samplesperpixel in (3, 4) and int(page.photometric) in (RGB, YCBCR)
     if page.dtype != np.uint8 or not (is_colour or planes == 3):
         what = f"the image is not 8-bit RGB ({page.samplesperpixel} × {page.dtype}), so it is not a brightfield slide"
+        if page.dtype == np.uint8 and page.samplesperpixel == 1 and kind == "ome-tiff":
+            remedy = "if its channels are red, green and blue, name them so in its OME-XML, or convert it to RGB"
+            raise SlideError("not-a-slide", path, what, remedy)
         raise SlideError("not-a-slide", path, what)
     if kind not in NATIVE_FORMATS:
         raise UnsupportedTiff(path, f"the tiles of {kind} slides cannot be read directly; use the reader openslide")

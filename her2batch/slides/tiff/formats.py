@@ -50,7 +50,7 @@ def pages_format(pages: Iterable[Any]) -> str:
 
 def _page_format(page: Any) -> str:
     description, software = str(page.description or ""), str(page.software or "")
-    if 65420 in page.tags:
+    if 65420 in page.tags and not page.is_tiled:  # NDPI stores each level as one JPEG
         return "hamamatsu"
     if description.startswith("Aperio"):
         return "aperio"

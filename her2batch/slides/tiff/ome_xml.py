@@ -19,8 +19,7 @@ MAX_IMAGES, MAX_PLANES = 1_000, 2_000
 """Largest numbers of images in an OME-XML, and of planes of one image, that are read."""
 
 COLOUR_NAMES = (("red", "r"), ("green", "g"), ("blue", "b"))
-COLOUR_VALUES = (0xFF0000FF, 0x00FF00FF, 0x0000FFFF)
-"""Names and RGBA colours of the channels red, green and blue."""
+"""Names of the channels red, green and blue. Their display colours say nothing: fluorescence is shown in the same."""
 
 ASSOCIATED_NAME = re.compile(r"(?i)\b(label|macro|thumbnail|overview|barcode|map)\b")
 """Words in the name of an image that is not the slide."""
@@ -38,7 +37,6 @@ class OmeImage:
     planes: list[tuple[int, int]] = field(default_factory=list)  # (first channel, number of the TIFF page)
     lists_pages: bool = False  # its TiffData name pages of this file
     channel_names: list[str] = field(default_factory=list)
-    channel_colours: list[int | None] = field(default_factory=list)
     objective: str | None = None  # identifier of its objective
     magnification: float | None = None
 
@@ -59,10 +57,8 @@ class OmeImage:
         """Return the pages of the channels red, green and blue; None if it has no such channels of one sample each."""
         pages = dict(self.planes)
         found = []
-        for names, colour in zip(COLOUR_NAMES, COLOUR_VALUES, strict=True):
-            named = [k for k, name in enumerate(self.channel_names) if name.strip().lower() in names]
-            coloured = [k for k, value in enumerate(self.channel_colours) if value is not None and value == colour]
-            channels = named or coloured
+        for names in COLOUR_NAMES:
+            channels = [k for k, name in enumerate(self.channel_names) if name.strip().lower() in names]
             if len(channels) != 1 or channels[0] not in pages:
                 return None
             found.append(pages[channels[0]])
@@ -139,9 +135,7 @@ def _read_tiff_data(image: OmeImage, attributes: Mapping[str, str]) -> None:
 
 def _read_channel(image: OmeImage, attributes: Mapping[str, str]) -> None:
     if len(image.channel_names) < MAX_PLANES:
-        colour = _parse_int(attributes.get("Color"))
         image.channel_names.append(attributes.get("Name", ""))
-        image.channel_colours.append(None if colour is None else colour & 0xFFFFFFFF)
 
 
 def _read_objective(image: OmeImage, attributes: Mapping[str, str]) -> None:

@@ -19,12 +19,17 @@ from numpy.typing import NDArray
 from her2batch.errors import SlideError
 from her2batch.slides.slide import Box
 
-MAX_FACTOR = 4096
+MAX_FACTOR, OTHER_FACTORS = 4096, (3, 5, 6, 10)
+"""Largest power of two by which a level may be shrunk, and the other factors."""
+
 MAX_LEAD = 8
 """Largest factor between the true scale of a level and the quotient of the sizes that is considered."""
 
 PATCHES, PATCH_PX = 3, 128
 """Number and edge of the patches that are compared between two levels, px of the coarser one."""
+
+LARGE_SCALE = 8
+"""Scale above which patches have half the edge, because they need many tiles of the finer level."""
 
 TRIED_TILES, TRIED_RAW_TILES = 5, 24
 """Number of tiles among which the patches are chosen: of compressed ones, whose bytes show detail, and of others."""
@@ -44,8 +49,9 @@ DETAIL_PX = 8.0
 MIN_CONTRAST = 2.0
 """Standard deviation of the grey values of a patch from which it can tell."""
 
-MIN_CORRELATION, CORRELATION_LEAD = 0.4, 0.08
-"""Correlation of a level with the finer one from which a scale is accepted, and its lead over the next scale."""
+MIN_CORRELATION, CORRELATION_LEAD, UNLIKE_CORRELATION = 0.4, 0.08, 0.15
+"""Correlation of a level with the finer one from which a scale is accepted, its lead over the next scale, and the
+correlation below which a level shows something else."""
 
 Size = tuple[int, int]
 """Width and height, px."""
@@ -55,11 +61,15 @@ ReadLevel = Callable[[int, Box], NDArray[np.uint8]]
 
 
 class StoredLevel(NamedTuple):
-    """A level as it is stored. tile_bytes: size of each compressed tile, row by row."""
+    """A level as it is stored.
+
+    tile_bytes: size of each compressed tile, row by row.  is_stated: the file says that it is a level of the slide.
+    """
 
     size: Size
     tile: Size
     tile_bytes: NDArray[np.int64]
+    is_stated: bool = True
 
 
 class _Scale(NamedTuple):
@@ -71,13 +81,13 @@ class _Scale(NamedTuple):
 
 
 def padded_factors(base: Size, level: Size, tile: Size) -> list[int]:
-    """Return the powers of two that shrink `base` to a size which, padded to whole tiles, is that of `level`.
+    """Return the usual factors that shrink `base` to a size which, padded to whole tiles, is that of `level`.
 
     The list is empty if the level does not consist of whole tiles.
     """
     if any(size % edge for size, edge in zip(level, tile, strict=True)):
         return []
-    factors = [2**k for k in range(1, MAX_FACTOR.bit_length())]
+    factors = sorted({*(2**k for k in range(1, MAX_FACTOR.bit_length())), *OTHER_FACTORS})
     return [factor for factor in factors if _fits(base, level, tile, factor)]
 
 
@@ -91,7 +101,7 @@ def picture_sizes(levels: Sequence[StoredLevel], read: ReadLevel) -> list[Size |
 
     levels: finest first.  read: returns pixels of the levels as stored. Each level is compared with the next finer
     one: where its size is explained both by the quotient of the sizes and by padding, the picture decides. A level that
-    only padding explains, and that does not look like the finer one, is none. Levels without padding are not read.
+    only padding explains, or that is not stated to be one, must look like the finer level: it may be a macro image.
     """
     sizes: list[Size | None] = [levels[0].size]
     fine, fine_size, usual = 0, levels[0].size, 0
@@ -120,16 +130,22 @@ def _choose_scale(
     is_even = abs(across / down - 1) < rounding
     is_whole = is_even and all(abs(ratio - round(ratio)) < ratio * rounding for ratio in (across, down))
     if not padded or (is_whole and round(across) == usual):
-        return level.size
+        unlike = not level.is_stated and _looks_unlike(_correlations(number, level, fine, fine_size, [plain], read)[0])
+        return None if unlike else level.size
     scales = [plain, *padded] if is_even else padded
     scores = _correlations(number, level, fine, fine_size, scales, read)
     order = sorted(range(len(scales)), key=lambda k: -scores[k])
     lead = scores[order[0]] - (scores[order[1]] if len(order) > 1 else 0)
     if scores[order[0]] >= MIN_CORRELATION and lead >= CORRELATION_LEAD:
         return scales[order[0]].size
-    if not is_even:
+    if not is_even or (not level.is_stated and all(map(_looks_unlike, scores))):
         return None
     return level.size if is_whole else padded[0].size
+
+
+def _looks_unlike(correlation: float) -> bool:
+    """Return whether a level shows something else than the finer one. A correlation of exactly 0 says nothing."""
+    return correlation != 0 and correlation < UNLIKE_CORRELATION
 
 
 def _correlations(
@@ -156,13 +172,14 @@ def _patches(
         whole = Box(0, 0, width, height)
         yield whole, _grey(read(number, whole))
         return
-    boxes = [box for box in _patch_boxes(level, scales) if _shift(box, scales) >= MIN_SHIFT]
+    edge = PATCH_PX if max(scale.x for scale in scales) <= LARGE_SCALE else PATCH_PX // 2
+    boxes = [box for box in _patch_boxes(level, scales, edge) if _shift(box, scales) >= MIN_SHIFT]
     patches = [(box, _grey(read(number, box))) for box in boxes]
     patches.sort(key=lambda item: -float(item[1].std()))
     yield from (item for item in patches[:PATCHES] if item[1].std() >= MIN_CONTRAST)
 
 
-def _patch_boxes(level: StoredLevel, scales: Sequence[_Scale]) -> Iterator[Box]:
+def _patch_boxes(level: StoredLevel, scales: Sequence[_Scale], edge: int) -> Iterator[Box]:
     """Yield a patch in the middle of each of a level's tiles with most bytes, inside the picture under every scale.
 
     Tiles with most bytes show most detail. Uncompressed tiles have equal bytes; then they are spread over the level.
@@ -177,8 +194,8 @@ def _patch_boxes(level: StoredLevel, scales: Sequence[_Scale]) -> Iterator[Box]:
     for index in order.tolist():
         row, column = divmod(index, across)
         x, y = column * level.tile[0], row * level.tile[1]
-        w, h = (min(PATCH_PX, edge) for edge in (min(level.tile[0], width - x), min(level.tile[1], height - y)))
-        if min(w, h) >= PATCH_PX // 4 and found < tried:
+        w, h = (min(edge, length) for length in (min(level.tile[0], width - x), min(level.tile[1], height - y)))
+        if min(w, h) >= edge // 4 and found < tried:
             found += 1
             middle = (min(level.tile[0], width - x) - w) // 2, (min(level.tile[1], height - y) - h) // 2
             yield Box(x + middle[0], y + middle[1], w, h)

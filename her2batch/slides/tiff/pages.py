@@ -81,6 +81,11 @@ class Page:
         return bool(int(self.page.subfiletype) & 1)
 
     @property
+    def is_stated_level(self) -> bool:
+        """Return whether the page is tagged as a level of another one, or stored as a part of it."""
+        return self.is_reduced or self.number is None
+
+    @property
     def is_colour(self) -> bool:
         """Return whether the page has red, green and blue, as a brightfield image does."""
         page = self.page

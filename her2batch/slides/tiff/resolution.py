@@ -33,7 +33,9 @@ UM_PER_RESOLUTION_UNIT = {2: 25_400.0, 3: 10_000.0, 4: 1_000.0, 5: 1.0}
 
 _VALUE = r"""["']?\s*(?:[=:]|</name>\s*<value[^<>]{0,60}>)\s*["']?\s*(\d{0,9}[.,]?\d{1,20}(?:[eE][+-]?\d{1,3})?)"""
 _MPP = re.compile(rf"(?<![A-Za-z])(?:mpp|MPP|Mpp)(?:[-_. ]?([xyXY]))?{_VALUE}")
-_PIXEL_SIZE = re.compile(r"PixelSizeMicrons\s*>\s*([\d.,]{1,40})")
+_PIXEL_SIZE = re.compile(
+    r"""(?i)(?:PixelSizeMicrons|(?:microns?|um|µm)[ _-]?per[ _-]?(?:px|pixel))["']?\s*[>=:]\s*["']?\s*([\d.,]{1,40})"""
+)
 _OBJECTIVE = re.compile(rf"(?:AppMag|[Oo]bjective[-_ ][Pp]ower){_VALUE}")
 _QPI_OBJECTIVE = re.compile(r"<Objective>\s*([\d.,]{1,10})\s*[xX]")
 _ISCAN = re.compile(r"<iScan\b[^<>]{0,5000}>")

@@ -1,6 +1,7 @@
 """Small TIFF pyramids in all the shapes that writers give them."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ OME = {
 }
 
 
+@lru_cache(maxsize=40)
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     """Return a picture with detail at every scale that repeats nowhere, pale at its rim: (height, width, 3) uint8."""
     rng = np.random.default_rng(seed)
@@ -29,7 +31,9 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
         whole += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     whole = np.clip(250 - 55 * whole, 20, 250)
     whole[: height // 20] = whole[:, : width // 20] = 243
-    return whole.astype(np.uint8)
+    pixels = whole.astype(np.uint8)
+    pixels.setflags(write=False)  # it is kept for the next test
+    return pixels
 
 
 def halved(image: np.ndarray, times: int = 1) -> np.ndarray:

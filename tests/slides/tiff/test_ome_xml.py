@@ -62,10 +62,10 @@ def test_channels_red_green_blue_are_found_by_name(channels: tuple[str, ...], pa
     assert parse_ome_xml(xml)[0].rgb_pages() == pages
 
 
-def test_channels_are_found_by_colour() -> None:
-    colours = "".join(f'<Channel Color="{value}"/>' for value in (-16776961, 16711935, 65535))
-    (image,) = parse_ome_xml(f"<OME><Image><Pixels>{colours}<TiffData/></Pixels></Image></OME>")
-    assert image.rgb_pages() == (0, 1, 2)
+def test_display_colours_of_fluorescence_are_no_colours_of_the_image() -> None:
+    channels = "".join(f'<Channel Color="{value}"/>' for value in (-16776961, 16711935, 65535))
+    (image,) = parse_ome_xml(f"<OME><Image><Pixels>{channels}<TiffData/></Pixels></Image></OME>")
+    assert image.rgb_pages() is None
 
 
 def test_objective_is_that_of_the_image() -> None:

@@ -21,11 +21,12 @@ def write_padded(path: Path, images: list[np.ndarray], tile: int, value: int = 2
 def test_factors_that_padding_explains() -> None:
     assert padded_factors((6656, 6656), (3584, 3584), (512, 512)) == [2]
     assert padded_factors((6656, 5000), (512, 512), (512, 512)) == [16, 32, 64, 128, 256, 512, 1024, 2048, 4096]
+    assert padded_factors((3000, 3000), (1024, 1024), (256, 256)) == [3]
     assert padded_factors((6656, 6656), (3584, 3000), (512, 512)) == []
     assert padded_factors((4096, 4096), (2048, 2048), (256, 256)) == [2]
 
 
-@pytest.mark.parametrize("size", [(1664, 1664), (1300, 900)])
+@pytest.mark.parametrize("size", [(1152, 1152), (1300, 900)])
 @pytest.mark.parametrize(
     ("value", "more"),
     [
@@ -94,3 +95,23 @@ def test_blank_levels_follow_the_geometry() -> None:
     tiles = [np.ones(n, np.int64) for n in (169, 49)]
     stored = [StoredLevel((w, w), (512, 512), count) for w, count in zip((6656, 3584), tiles, strict=True)]
     assert picture_sizes(stored, read) == [(6656, 6656), (3328, 3328)]
+
+
+def test_macro_image_of_the_same_shape_is_no_level(tmp_path: Path) -> None:
+    image, macro = picture(1200, 1600), picture(300, 400, seed=7)[::-1, ::-1].copy()
+    slide, second, other = (image, {}), (halved(image), {}), (macro, {})
+    for pages in ([other, slide], [slide, other], [slide, second, other]):
+        with TiledTiffSlide(write_pages(tmp_path / "a.tif", pages)) as opened:
+            assert [level.width for level in opened.info.levels] == [1600, 800][: len(pages) - 1]
+    blank = np.full_like(macro, 240)  # of a blank image nothing can be said
+    with TiledTiffSlide(write_pages(tmp_path / "a.tif", [(image, {}), (blank, {})])) as slide:
+        assert [level.width for level in slide.info.levels] == [1600, 400]
+
+
+def test_level_of_another_resampling_is_a_level(tmp_path: Path) -> None:
+    """Nearest neighbours, and a shift of one px, are what the simplest writers make."""
+    image = picture(1600, 1200)
+    for small in (image[::4, ::4], image[3::4, 3::4], cv2.GaussianBlur(image, (0, 0), 4)[::8, ::8]):
+        pages = [(image, {}), (np.ascontiguousarray(small), {"compression": "jpeg"})]
+        with TiledTiffSlide(write_pages(tmp_path / "a.tif", pages)) as slide:
+            assert len(slide.info.levels) == 2

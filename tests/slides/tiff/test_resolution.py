@@ -64,6 +64,8 @@ def test_implausible_resolution_is_named() -> None:
         ("<name>openslide.mpp-x</name><value type='VipsRefString'>0.499</value>", (0.499, None), None),
         ("<PixelSizeMicrons>0.5</PixelSizeMicrons><Objective>20x</Objective>", 0.5, 20),
         ("<Objective>an objective</Objective>", None, None),
+        ("MicronsPerPixel=0.25;Stain=HER2", 0.25, None),
+        ("um per pixel: 0,25", 0.25, None),
         ("COMPPANY = 5", None, None),
         ("", None, None),
     ],
