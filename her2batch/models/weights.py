@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from her2batch.errors import WeightsError
+from her2batch.errors import WeightsError, install_extra
 from her2batch.files.atomic import file_sha256
 
 if TYPE_CHECKING:
@@ -23,14 +24,37 @@ SNAPSHOT: Final = ("model.safetensors", "pytorch_model.bin")
 """Names of files of weights in a copy of a hub repository."""
 
 
+class PackagedFile(NamedTuple):
+    """A file of weights in an installed package. name: of the package.  module: its import name.  file: in it."""
+
+    name: str
+    module: str
+    file: str
+
+
 @dataclass(frozen=True)
 class WeightsSource:
-    """A repository on the Hugging Face hub: id, pinned commit (None: the newest), files of weights, licence."""
+    """A repository on the Hugging Face hub: id, pinned commit (None: the newest), files of weights, licence.
+
+    package: the file in a package of the extra `weights`, in place of the hub.
+    """
 
     repo: str | None
     revision: str | None
     files: tuple[str, ...]
     licence: str
+    package: PackagedFile | None = None
+
+    @property
+    def place(self) -> str:
+        """Return where the weights are found without a folder, in words."""
+        return "the hub's cache" if self.package is None else f"the package {self.package.name}"
+
+    @property
+    def access(self) -> str:
+        """Return how to get the weights, in words."""
+        hub = f"accept the licence at {self.page}, then `hf auth login`"
+        return hub if self.package is None else install_extra("weights")
 
     @property
     def page(self) -> str:
@@ -49,9 +73,11 @@ def locate_weights(name: str, source: WeightsSource, weights: Path | None) -> Pa
 
 
 def find_cached_weights(source: WeightsSource) -> Path | None:
-    """Return the file in the hub's local cache, or None. Uses no network."""
+    """Return the file in the hub's local cache or in its installed package, or None. Uses no network."""
     from huggingface_hub import try_to_load_from_cache
 
+    if source.package is not None:
+        return _packaged_file(source.package)
     if source.repo is None:
         return None
     for file in source.files:
@@ -59,6 +85,12 @@ def find_cached_weights(source: WeightsSource) -> Path | None:
         if isinstance(path, str):
             return Path(path)
     return None
+
+
+def _packaged_file(package: PackagedFile) -> Path | None:
+    spec = find_spec(package.module)
+    places = spec.submodule_search_locations if spec is not None else None
+    return next((path for place in places or () if (path := Path(place) / package.file).is_file()), None)
 
 
 def find_in_folder(name: str, folder: Path) -> Path | None:
@@ -86,6 +118,9 @@ def _fetch(name: str, source: WeightsSource) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
+    if source.package is not None:
+        what = f"the weights of encoder {name} are in the package {source.package.name}, which is not installed"
+        raise WeightsError(what, None, install_extra("weights"))
     if source.repo is None:
         raise _missing(name, source, "no weights are published under this name")
     for file in source.files:
@@ -144,6 +179,17 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise WeightsError(f"contains values that are not finite, in {key}", path, remedy)
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+
+
+def rename_in_order(tensors: dict[str, torch.Tensor], names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Give tensors that have the same order under other names, as in another implementation of a network, these names.
+
+    names: of the network's own tensors, in order. Tensors that have these names already are returned as they are;
+    names alone prove nothing, so whoever loads the result compares the shapes.
+    """
+    if len(tensors) != len(names) or set(tensors) == set(names):
+        return tensors
+    return dict(zip(names, tensors.values(), strict=True))
 
 
 def network_with_weights(

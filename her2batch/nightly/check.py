@@ -183,9 +183,9 @@ def _weights(settings: NightlySettings) -> Iterator[Check]:
                 path = locate_encoder_weights(name, Path(settings.weights))
                 yield Check(f"encoder {name}", True, str(path))
             elif (cached := find_cached_weights(spec.source)) is not None:
-                yield Check(f"encoder {name}", True, f"{cached.stat().st_size / 1e9:.1f} GB in the hub's cache")
+                yield Check(f"encoder {name}", True, f"{cached.stat().st_size / 1e9:.2g} GB in {spec.source.place}")
             else:
-                remedy = f"accept the licence at {spec.source.page}, then `hf auth login`; or set `weights`"
+                remedy = f"{spec.source.access}; or set `weights`"
                 yield Check(f"encoder {name}", False, "its weights are not on this machine", remedy)
         except Her2BatchError as error:
             yield _failed(f"encoder {name}", error)

@@ -237,9 +237,8 @@ def _encoders() -> Iterator[Check]:
         if not isinstance(spec, TimmEncoder):
             yield Check(f"encoder {name}", True, "needs no weights from the hub")
         elif hub is not None and (path := find_cached_weights(spec.source)) is not None:
-            yield Check(
-                f"encoder {name}", True, f"{path.stat().st_size / 1e9:.1f} GB in the hub's cache; {spec.licence}"
-            )
+            words = f"{path.stat().st_size / 1e9:.2g} GB in {spec.source.place}; {spec.licence}"
+            yield Check(f"encoder {name}", True, words)
         else:
-            remedy = f"accept the licence at {spec.source.page}, then `hf auth login`; or give --weights FOLDER"
+            remedy = f"{spec.source.access}; or give --weights FOLDER"
             yield Check(f"encoder {name}", None, f"its weights are not here; {spec.licence}", remedy)

