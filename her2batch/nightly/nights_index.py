@@ -24,12 +24,18 @@ def write_nights_index(cohort: Cohort) -> None:
 
 
 def read_summaries(cohort: Cohort) -> list[dict[str, Any]]:
-    """Return the summaries of the nights, the newest first. One that cannot be read has its name and `unreadable`."""
+    """Return the summaries of the nights, the newest first, each with `has_report`.
+
+    One that cannot be read has its name and `unreadable`.
+    """
     summaries = []
     for folder in sorted((path for path in cohort.nights.iterdir() if path.is_dir()), reverse=True):
         try:
             stored = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-            summaries.append({**NightSummary("", "").to_dict(), **stored, "night": folder.name})
+            has_report = (folder / "report.html").is_file()
+            summaries.append(
+                {**NightSummary("", "").to_dict(), **stored, "night": folder.name, "has_report": has_report}
+            )
         except (OSError, ValueError, TypeError):
             summaries.append({"night": folder.name, "unreadable": True})
     return summaries
@@ -49,8 +55,9 @@ def alarm_words(summary: Mapping[str, Any]) -> list[str]:
         return ["its summary cannot be read"]
     alarms = int(summary["alarms"])
     signs = {
+        summary["reason"] or "ended with an error": summary["error"] is not None,
         "results held back": summary["held"],
-        "counts do not add up": not summary["adds_up"],
+        "counts do not add up": not summary["adds_up"] and summary["error"] is None,
         "stopped": summary["stopped"],
         f"{alarms} drift alarm" + ("s" if alarms != 1 else ""): alarms,
         "disk nearly full": summary["disk_low"],

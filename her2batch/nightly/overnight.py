@@ -76,6 +76,7 @@ def run_overnight(
     except Exception as error:
         findings.night.error = type(error).__name__ if isinstance(error, Her2BatchError) else INTERNAL_ERROR
         findings.night.reason = explain_error(error, settings)
+        _keep_failed_night(settings, findings.night)
         notify.send_summary(settings.hook, findings.night)
         on_summary(findings.night.to_json())
         raise
@@ -280,6 +281,20 @@ def _write_report(settings: NightlySettings, cohort: Cohort, findings: NightFind
     for old in nights[: -settings.keep_nights]:
         remove_tree(old)
     write_nights_index(cohort)
+
+
+def _keep_failed_night(settings: NightlySettings, night: NightSummary) -> None:
+    """Write the summary of a night that ended early, so that the list of nights shows it, where there is a cohort."""
+    cohort = Cohort(to_location(settings.cohort))
+    with suppress(OSError):  # of the disk, which may be why the night ended
+        if cohort.remote or not cohort.settings.is_file():
+            return
+        started = datetime.fromisoformat(night.started)
+        night.night = night.night or started.strftime("%Y%m%d-%H%M%S")
+        (cohort.nights / night.night).mkdir(parents=True, exist_ok=True)
+        with atomic_write(cohort.nights / night.night / "summary.json") as part:
+            part.write_text(night.to_json() + "\n")
+        write_nights_index(cohort)
 
 
 def _optional_path(text: str | None) -> Path | None:

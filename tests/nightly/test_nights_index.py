@@ -19,6 +19,7 @@ def cohort_with_nights(folder: Path) -> Cohort:
     for name, night in nights.items():
         (cohort.nights / name).mkdir(parents=True)
         (cohort.nights / name / "summary.json").write_text(night.to_json())
+        (cohort.nights / name / "report.html").touch()
     (cohort.nights / "20260603-190000").mkdir()
     (cohort.nights / "20260603-190000" / "summary.json").write_text("{")
     return cohort

@@ -137,6 +137,9 @@ def test_a_failed_night_sends_its_summary(tmp_path: Path) -> None:
     assert [one["exit_code"] for one in posted] == [2, 2]
     assert "mount the share" in posted[0]["reason"]
     assert "Another run holds the cohort" in posted[1]["reason"]
+    index = (cohort.nights / "index.html").read_text()
+    assert "Another run holds the cohort" in index  # a night that ended early is in the list too, without a report
+    assert "href=" not in index
     assert [json.loads(one) for one in lines] == posted
     assert str(tmp_path) not in "".join(lines)
 
