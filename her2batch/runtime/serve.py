@@ -15,7 +15,7 @@ import socket
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Plan, Resources
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.pseudonyms import Pseudonymizer, read_key
+from her2batch.web.proxy import NO_PROXY, ProxyAccess, check_access
 
 HOST = "127.0.0.1"
 
@@ -36,19 +37,26 @@ APP = "her2batch"
 
 TOKEN_VARIABLE = "HER2BATCH_TOKEN"  # noqa: S105  (the variable's name)
 
+SECRET_VARIABLE = "HER2BATCH_PROXY_SECRET"  # noqa: S105  (the variable's name)
+
 MAX_REQUESTS = 64
 """Requests that one replica works on at a time."""
 
 
 @dataclass(frozen=True)
 class ServeRequest:
-    """What to serve.  scans: folder whose slides may be posted; None: none may.  bundle: that scores them."""
+    """What to serve.
+
+    scans: folder whose slides may be posted; None: none may.  bundle: that scores them.  access: of a reverse proxy,
+    whose secret is read from the environment.
+    """
 
     cohort: Path
     scans: Path | None = None
     bundle: Path | None = None
     key: Path | None = None
     weights: Path | None = None
+    access: ProxyAccess = NO_PROXY
 
 
 AnnounceCallback = Callable[[str, Path], None]
@@ -60,7 +68,9 @@ def serve(request: ServeRequest, port: int, resources: Resources, announce: Anno
 
     resources.workers: replicas of the application.  Raises InputError, StoreError before a port is opened.
     """
+    request = replace(request, access=replace(request.access, secret=os.environ.get(SECRET_VARIABLE, "")))
     check_request(request, port)
+    os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn: the peer of a request is who connects, not what a header says
     code, token = secrets.token_urlsafe(24), _token()
     with connect(_for_ingest(resources)) as session, tempfile.TemporaryDirectory(prefix="her2batch-") as folder:
         file = Path(folder) / "token"
@@ -80,6 +90,7 @@ def check_request(request: ServeRequest, port: int) -> None:
     """Refuse what cannot be served, before a port is opened. Raises InputError, StoreError."""
     if any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn", "starlette")):
         raise InputError("the web page needs packages that are not installed", None, install_extra("serve"))
+    check_access(request.access)
     cohort = Cohort(to_location(request.cohort))
     plan = cohort.plan()
     with socket.socket() as probe:
@@ -189,7 +200,9 @@ class AppActor:
     def __serve_build_asgi_app__(self) -> Any:
         from her2batch.web.app import create_app
 
-        return create_app(to_location(self._offer.cohort), self._token, self._ask, self._offer.scans)
+        return create_app(
+            to_location(self._offer.cohort), self._token, self._ask, self._offer.scans, self._offer.access
+        )
 
 
 def ingest_one(request: ServeRequest, path: Path) -> dict[str, Any]:

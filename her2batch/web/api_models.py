@@ -213,6 +213,9 @@ class CohortFacts(BaseModel):
     posting: bool = Field(description="true if slides can be posted")
     tasks: dict[str, list[str]] = Field(description="task → its classes")
     report: bool = Field(description="true if the folder of the cohort contains a report, which is served")
+    nights: bool = Field(description="true if there are reports of nights; /nights/ lists them")
+    user: str | None = Field(description="the user, where a reverse proxy authenticates users; the reviewer of reviews")
+    may_review: bool = Field(description="false for a user who may only read")
 
 
 class Problem(BaseModel):

@@ -36,7 +36,16 @@ from her2batch.web.auth import AuthMiddleware
 from her2batch.web.catalog import Catalog
 from her2batch.web.ingest_jobs import resolve_scan_path
 from her2batch.web.listing import SlideFilter, assessment_words, count_slides, filter_slides
-from her2batch.web.report_files import REPORT, SLIDE_PAGES, has_report, report_address, serve_report
+from her2batch.web.proxy import NO_PROXY, ProxyAccess, ProxyUser
+from her2batch.web.report_files import (
+    REPORT,
+    SLIDE_PAGES,
+    has_nights,
+    has_report,
+    report_address,
+    serve_night,
+    serve_report,
+)
 
 STATIC = Path(__file__).parent / "static"
 
@@ -53,15 +62,19 @@ CallJobs = Callable[..., Awaitable[Any]]
 class ServerState:
     """What the application serves.
 
-    call_jobs: access to the ingest jobs.  scans: folder whose slides may be posted; None: no slide may be.
+    call_jobs: access to the ingest jobs.  scans: folder whose slides may be posted; None: no slide may be.  prefix:
+    path under which a proxy shows the server.
     """
 
     catalog: Catalog
     call_jobs: CallJobs
     scans: Path | None = None
+    prefix: str = ""
 
 
-def create_app(cohort: Path, token: str, call_jobs: CallJobs, scans: Path | None = None) -> ASGIApp:
+def create_app(
+    cohort: Path, token: str, call_jobs: CallJobs, scans: Path | None = None, access: ProxyAccess = NO_PROXY
+) -> ASGIApp:
     """Return the application with its authentication. Raises StoreError when there is no cohort."""
     app = FastAPI(
         title="her2batch",
@@ -72,7 +85,7 @@ def create_app(cohort: Path, token: str, call_jobs: CallJobs, scans: Path | None
         openapi_url="/api/v1/openapi.json",
         responses={401: {"model": Problem, "description": "The token is missing or wrong"}},
     )
-    app.state.server_state = ServerState(Catalog(Cohort(cohort)), call_jobs, scans)
+    app.state.server_state = ServerState(Catalog(Cohort(cohort)), call_jobs, scans, access.prefix)
     app.include_router(api, prefix="/api/v1")
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     for address, page in (("/", "index.html"), ("/api/v1/docs", "api.html")):
@@ -80,8 +93,10 @@ def create_app(cohort: Path, token: str, call_jobs: CallJobs, scans: Path | None
     catalog = app.state.server_state.catalog
     for address in (f"/{REPORT}", f"/{SLIDE_PAGES}/{{slide_id}}.html"):
         app.add_route(address, partial(serve_report, catalog))
+    for address in ("/nights/", "/nights/{night}/report.html"):
+        app.add_route(address, partial(serve_night, catalog))
     app.add_exception_handler(Her2BatchError, _error_response)
-    return AuthMiddleware(app, token, partial(call_jobs, "redeem_code"))
+    return AuthMiddleware(app, token, partial(call_jobs, "redeem_code"), access)
 
 
 def _serve_file(file: Path) -> Callable[[Request], FileResponse]:
@@ -100,6 +115,15 @@ def _catalog(request: Request) -> Catalog:
 
 StateDep = Annotated[ServerState, Depends(_server_state)]
 CatalogDep = Annotated[Catalog, Depends(_catalog)]
+
+
+def _user(request: Request) -> ProxyUser | None:
+    """Return the user whom a proxy has authenticated; None for whoever has the token."""
+    user: ProxyUser | None = request.scope["state"]["user"]
+    return user
+
+
+UserDep = Annotated[ProxyUser | None, Depends(_user)]
 api = APIRouter()
 
 
@@ -113,13 +137,14 @@ def _error_response(_: Request, error: Exception) -> JSONResponse:
 
 
 @api.get("/cohort")
-def cohort_facts(state: StateDep) -> CohortFacts:
+def cohort_facts(state: StateDep, user: UserDep) -> CohortFacts:
     """The cohort that is served."""
     tasks = {task: list(classes) for task, classes in CLASSES.items()}
     catalog = state.catalog
     return CohortFacts(
         name=catalog.cohort.root.name, slides=len(catalog.rows()), posting=state.scans is not None, tasks=tasks,
-        report=has_report(catalog.cohort),
+        report=has_report(catalog.cohort), nights=has_nights(catalog.cohort),
+        user=user.name if user is not None else None, may_review=user is None or user.is_reviewer,
     )  # fmt: skip
 
 
@@ -135,15 +160,16 @@ def list_slides(catalog: CatalogDep, slide_filter: Annotated[SlideFilter, Query(
 
 
 @api.get("/slides/{slide_id}", responses=NOT_FOUND)
-def one_slide(catalog: CatalogDep, slide_id: str) -> SlideDetail:
+def one_slide(state: StateDep, slide_id: str) -> SlideDetail:
     """One slide with its evidence."""
-    return slide_detail(catalog, slide_id)
+    return slide_detail(state.catalog, slide_id, state.prefix)
 
 
-def slide_detail(catalog: Catalog, slide_id: str) -> SlideDetail:
+def slide_detail(catalog: Catalog, slide_id: str, prefix: str = "") -> SlideDetail:
     """Return a slide's row, predictions, membrane shares, reviews, and the addresses of its images and overlays."""
     row = catalog.row(slide_id)
-    address = f"/api/v1/slides/{slide_id}"
+    address = f"{prefix}/api/v1/slides/{slide_id}"
+    report = report_address(catalog.cohort, slide_id)
     has_pyramid = catalog.has_pyramid(row)
     kinds = ("tiles", "membrane", "attention", "patches")
     has_thumbnail = row["status"] == "done"
@@ -153,7 +179,7 @@ def slide_detail(catalog: Catalog, slide_id: str) -> SlideDetail:
             "predictions": catalog.predictions(slide_id),
             "assessment": assessment_words(catalog.assessment(slide_id)),
             "case": catalog.case_slides(slide_id),
-            "report": report_address(catalog.cohort, slide_id),
+            "report": f"{prefix}{report}" if report is not None else None,
             "shares": catalog.shares(slide_id),
             "reviews": [review for review in catalog.reviews() if review["slide_id"] == slide_id],
             "deepzoom": f"{address}/deepzoom.dzi" if has_pyramid else None,
@@ -254,10 +280,11 @@ def list_reviews(
 
 
 @api.post("/reviews", status_code=201, responses={**NOT_FOUND, 409: {"model": Problem}, 422: {"model": Problem}})
-def add_review(catalog: CatalogDep, review: NewReview) -> ReviewEntry:
+def add_review(catalog: CatalogDep, review: NewReview, user: UserDep) -> ReviewEntry:
     """Enter a review of a prediction. The newest one of a slide counts.
 
-    No review is deleted. Its author can supersede it by another one that states the reason.
+    No review is deleted. Its author can supersede it by another one that states the reason. A user whom the proxy has
+    authenticated is the reviewer, whatever name the request contains.
     """
     seen = {name: getattr(review, name) for name in ("bundle", "task", "method")}
     predictions = catalog.predictions(catalog.row(review.slide_id)["slide_id"])
@@ -266,9 +293,10 @@ def add_review(catalog: CatalogDep, review: NewReview) -> ReviewEntry:
         if not current:
             raise HTTPException(409, "there is no such prediction")
         raise HTTPException(409, f"the prediction has changed to {current[0]}: load the slide again")
+    own = {"reviewer": user.name} if user is not None else {}
     label = review.predicted if review.verdict == "agree" else review.label
     try:
-        entry = reviews.append_review(catalog.cohort, reviews.Review(**{**review.model_dump(), "label": label}))
+        entry = reviews.append_review(catalog.cohort, reviews.Review(**{**review.model_dump(), **own, "label": label}))
     except InputError as error:
         raise HTTPException(422, str(error)) from error
     return ReviewEntry.model_validate(entry)
@@ -284,7 +312,7 @@ async def post_slide(state: StateDep, slide: NewSlide, response: Response) -> Jo
         job = await state.call_jobs("submit", str(resolve_scan_path(slide.path, state.scans)))
     except InputError as error:
         raise HTTPException(403, str(error)) from error
-    response.headers["location"] = f"/api/v1/tickets/{job['id']}"
+    response.headers["location"] = f"{state.prefix}/api/v1/tickets/{job['id']}"
     return JobStatus.model_validate(job)
 
 
@@ -298,5 +326,5 @@ async def one_ticket(state: StateDep, ticket: str) -> JobStatus:
         )
     if job["state"] == "done" and job.get("slide_id"):
         state.catalog.invalidate()
-        job = {**job, "slide": slide_detail(state.catalog, job["slide_id"])}
+        job = {**job, "slide": slide_detail(state.catalog, job["slide_id"], state.prefix)}
     return JobStatus.model_validate(job)

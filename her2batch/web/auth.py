@@ -3,7 +3,8 @@
 A program sends `Authorization: Bearer TOKEN`. A browser opens a link that works once and gets a cookie that scripts
 can't read and other sites can't send. A request of the browser that changes something needs a header that only our own
 page can set. A `Host` other than the names of this machine is refused, which prevents DNS rebinding (a page of another
-site that reaches a server on the loopback interface).
+site that reaches a server on the loopback interface). A reverse proxy may be allowed further names and may authenticate
+its users itself; see `web.proxy`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from urllib.parse import parse_qs, urlsplit
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from her2batch.web.proxy import NO_PROXY, ProxyAccess, proxy_user
 
 ALLOWED_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
@@ -52,8 +55,9 @@ RedeemCode = Callable[[str], Awaitable[bool]]
 class AuthMiddleware:
     """ASGI middleware that lets only authenticated requests reach the application."""
 
-    def __init__(self, app: ASGIApp, token: str, redeem_code: RedeemCode) -> None:
-        self._app, self._token, self._redeem_code = app, token, redeem_code
+    def __init__(self, app: ASGIApp, token: str, redeem_code: RedeemCode, access: ProxyAccess = NO_PROXY) -> None:
+        self._app, self._token, self._redeem_code, self._access = app, token, redeem_code, access
+        self._hosts = ALLOWED_HOSTS | {host.lower() for host in access.hosts}
         self._cookie_value = hmac.new(token.encode(), b"cookie", hashlib.sha256).hexdigest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,6 +65,8 @@ class AuthMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = self._without_prefix(scope)
+        scope.setdefault("state", {})["user"] = None
         request = Request(scope, receive)
         response = await self._response_without_app(request)
         if response is not None:
@@ -70,8 +76,9 @@ class AuthMiddleware:
 
     async def _response_without_app(self, request: Request) -> Response | None:
         """Return the response to a sign-in or to a refused request; None for a request that reaches the application."""
-        if _hostname(request.headers.get("host", "")) not in ALLOWED_HOSTS:
-            return JSONResponse({"detail": "this server answers only to the names 127.0.0.1 and localhost"}, 421)
+        if _hostname(request.headers.get("host", "")).lower() not in self._hosts:
+            names = ", ".join(sorted(self._hosts))
+            return JSONResponse({"detail": f"this server answers only to the names {names}"}, 421)
         if int(request.headers.get("content-length") or 0) > MAX_BODY_BYTES:
             return JSONResponse({"detail": f"the body of a request has at most {MAX_BODY_BYTES} bytes"}, 413)
         path = request.url.path
@@ -82,17 +89,24 @@ class AuthMiddleware:
         if path == "/" and "token" in request.query_params:
             if await self._redeem_code(request.query_params["token"]):
                 return self._signed_in(request)
-            return _sign_in_page("This link was already used, or belongs to another server.", 401)
+            return self._sign_in_page("This link was already used, or belongs to another server.", 401)
+        if (user := proxy_user(request, self._access)) is not None:
+            request.scope["state"]["user"] = user
+            return _refused_write(request) if user.is_reviewer or request.method in SAFE_METHODS else _read_only()
         authorization = request.headers.get("authorization", "")
         if authorization.startswith("Bearer "):
-            return None if _equal_secrets(authorization.removeprefix("Bearer "), self._token) else _unauthorized(path)
+            is_right = _equal_secrets(authorization.removeprefix("Bearer "), self._token)
+            return None if is_right else self._unauthorized(path)
         if not _equal_secrets(request.cookies.get(_cookie_name(request), ""), self._cookie_value):
-            return _unauthorized(path)
-        if request.method not in SAFE_METHODS and not _is_own_page(request):
-            return JSONResponse(
-                {"detail": f"writes from a browser need the header {WRITE_HEADER} and the origin of this server"}, 403
-            )
-        return None
+            return self._unauthorized(path)
+        return _refused_write(request)
+
+    def _without_prefix(self, scope: Scope) -> Scope:
+        """Remove the prefix from the path: a proxy may pass it on or remove it itself."""
+        prefix, path = self._access.prefix, str(scope["path"])
+        if not prefix or not path.startswith(f"{prefix}/"):
+            return {**scope}
+        return {**scope, "path": path.removeprefix(prefix), "raw_path": None}
 
     async def _login(self, request: Request) -> Response:
         body = (await request.body())[:MAX_BODY_BYTES].decode(errors="replace")
@@ -100,13 +114,49 @@ class AuthMiddleware:
         return (
             self._signed_in(request)
             if _equal_secrets(token, self._token)
-            else _sign_in_page("The token is wrong.", 401)
+            else self._sign_in_page("The token is wrong.", 401)
         )
 
     def _signed_in(self, request: Request) -> Response:
-        response = RedirectResponse("/", 303)
-        response.set_cookie(_cookie_name(request), self._cookie_value, httponly=True, samesite="strict", path="/")
+        home = f"{self._access.prefix}/"
+        response = RedirectResponse(home, 303)
+        response.set_cookie(_cookie_name(request), self._cookie_value, httponly=True, samesite="strict", path=home)
         return response
+
+    def _unauthorized(self, path: str) -> Response:
+        if path.startswith("/api/"):
+            return JSONResponse(
+                {"detail": "the token of this server is missing or wrong"}, 401, {"www-authenticate": "Bearer"}
+            )
+        return self._sign_in_page("", 401)
+
+    def _sign_in_page(self, message: str, status: int) -> Response:
+        """Return a page that asks for the token. message: shown above the form."""
+        prefix = self._access.prefix
+        return HTMLResponse(
+            '<!doctype html><html lang="en"><meta charset="utf-8"><title>her2batch</title>'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f'<link rel="stylesheet" href="{prefix}/static/style.css">'
+            f'<link rel="icon" href="{prefix}/static/icon.svg">'
+            f'<main class="sign-in"><h1>her2batch</h1><p role="status">{message}</p>'
+            f'<form method="post" action="{prefix}/login"><label for="token">Token</label>'
+            '<input id="token" name="token" type="password" autocomplete="off" required autofocus>'
+            "<button>Sign in</button></form><p>The token is in the file that <code>her2batch serve</code> printed when "
+            "it started.</p></main></html>",
+            status,
+        )
+
+
+def _refused_write(request: Request) -> Response | None:
+    """Return the response to a write that a page of another origin may have caused, else None."""
+    if request.method in SAFE_METHODS or _is_own_page(request):
+        return None
+    detail = f"writes from a browser need the header {WRITE_HEADER} and the origin of this server"
+    return JSONResponse({"detail": detail}, 403)
+
+
+def _read_only() -> Response:
+    return JSONResponse({"detail": "you may read; only reviewers may enter reviews and post slides"}, 403)
 
 
 def _equal_secrets(value: str, secret: str) -> bool:
@@ -127,29 +177,6 @@ def _is_own_page(request: Request) -> bool:
     origin = request.headers.get("origin")
     same_origin = origin is None or urlsplit(origin).netloc == request.headers.get("host")
     return same_origin and request.headers.get(WRITE_HEADER) is not None
-
-
-def _unauthorized(path: str) -> Response:
-    if path.startswith("/api/"):
-        return JSONResponse(
-            {"detail": "the token of this server is missing or wrong"}, 401, {"www-authenticate": "Bearer"}
-        )
-    return _sign_in_page("", 401)
-
-
-def _sign_in_page(message: str, status: int) -> Response:
-    """Return a page that asks for the token. message: shown above the form."""
-    return HTMLResponse(
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>her2batch</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<link rel="stylesheet" href="/static/style.css"><link rel="icon" href="/static/icon.svg">'
-        f'<main class="sign-in"><h1>her2batch</h1><p role="status">{message}</p>'
-        '<form method="post" action="/login"><label for="token">Token</label>'
-        '<input id="token" name="token" type="password" autocomplete="off" required autofocus>'
-        "<button>Sign in</button></form><p>The token is in the file that <code>her2batch serve</code> printed when it "
-        "started.</p></main></html>",
-        status,
-    )
 
 
 def _add_headers(send: Send) -> Send:

@@ -18,6 +18,9 @@ from her2batch.web.catalog import Catalog
 
 REPORT: Final = "report.html"
 
+NIGHTS_INDEX: Final = "index.html"
+"""Page of all nights in the cohort's folder `nights`, which every night writes anew."""
+
 SLIDE_PAGES: Final = "report_slides"
 """Folder of the slide pages beside the report; see `reports.cohort_page.write_report`."""
 
@@ -51,6 +54,25 @@ def serve_report(catalog: Catalog, request: Request) -> Response:
     if slide_id is None:
         return _serve_page(root / REPORT)
     return _serve_page(root / SLIDE_PAGES / f"{catalog.row(slide_id)['slide_id']}.html")
+
+
+def has_nights(cohort: Cohort) -> bool:
+    """Return whether the cohort has the page of all nights, nights/index.html."""
+    return not cohort.remote and (cohort.nights / NIGHTS_INDEX).is_file()
+
+
+def serve_night(catalog: Catalog, request: Request) -> Response:
+    """Serve the page of all nights, or the report of one. Raises InputError for one that is not there.
+
+    The name in the address is compared with those of the cohort's nights before it becomes a path.
+    """
+    nights, night = catalog.cohort.nights, request.path_params.get("night")
+    if night is None:
+        return _serve_page(nights / NIGHTS_INDEX)
+    known = {path.name for path in nights.iterdir() if path.is_dir()} if nights.is_dir() else set()
+    if night not in known:
+        raise InputError("there is no such night", None, "see the list of nights")
+    return _serve_page(nights / night / REPORT)
 
 
 def _serve_page(path: Path) -> Response:

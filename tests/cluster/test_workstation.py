@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from her2batch.cli.app import app
 from her2batch.nightly.summary import HELD_EXIT_CODE
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "workstation"
-UNITS = sorted([*FOLDER.glob("*.service"), *FOLDER.glob("*.timer")])
+PROXY = FOLDER.parent / "proxy"
+UNITS = sorted([*FOLDER.glob("*.service"), *FOLDER.glob("*.timer"), *PROXY.glob("*.service")])
 
 KNOWN = {
     "Unit": {"Description", "Documentation", "After", "Wants", "Conflicts"},
@@ -47,7 +49,8 @@ def test_unit_has_known_directives_only(path: Path) -> None:
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
 def test_systemd_accepts_the_unit(path: Path, tmp_path: Path) -> None:
     for one in UNITS:  # with a program that is there
-        (tmp_path / one.name).write_text(one.read_text().replace("/opt/her2batch/bin/her2batch", "/bin/true"))
+        text = one.read_text().replace("/opt/her2batch/bin/her2batch", "/bin/true")
+        (tmp_path / one.name).write_text(text.replace("/usr/local/bin/oauth2-proxy", "/bin/true"))
     run = subprocess.run(
         ["systemd-analyze", "verify", tmp_path / path.name], capture_output=True, text=True, timeout=60
     )
@@ -81,6 +84,22 @@ def test_scheduled_commands_exist() -> None:
         words = shlex.split(command)
         assert words[0].endswith("/her2batch")
         assert words[1] in known
+
+
+def test_the_web_page_is_served_as_the_proxy_expects() -> None:
+    """Unit, nginx and oauth2-proxy agree on ports, names and headers; secrets are in files of root only."""
+    command = shlex.split(read(FOLDER / "her2batch-serve.service")["Service"]["ExecStart"])
+    options = dict(zip(command[3::2], command[4::2], strict=True))
+    site = (PROXY / "nginx.conf").read_text()
+    config = tomllib.loads((PROXY / "oauth2-proxy.cfg").read_text())
+    assert f"server_name {options['--allowed-host']};" in site
+    assert f"proxy_set_header {options['--user-header']} $user;" in site
+    assert f"proxy_set_header {options['--groups-header']} $groups;" in site
+    assert options["--reviewer"] in config["allowed_groups"]
+    assert config["http_address"] in site
+    assert config["redirect_url"] == f"https://{options['--allowed-host']}/oauth2/callback"
+    assert not {"client_secret", "cookie_secret"} & config.keys()
+    assert "include /etc/nginx/her2batch-secret.conf;" in site
 
 
 def test_logs_of_cron_are_rotated() -> None:

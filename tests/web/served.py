@@ -14,12 +14,17 @@ import uvicorn
 
 from her2batch.web.app import create_app
 from her2batch.web.ingest_jobs import IngestJobs, IngestSlide
+from her2batch.web.proxy import NO_PROXY, ProxyAccess
 
 TOKEN = "a-token-for-the-tests-only"
 
 
 def application(
-    cohort: Path, scans: Path | None = None, work: IngestSlide | None = None, codes: tuple[str, ...] = ()
+    cohort: Path,
+    scans: Path | None = None,
+    work: IngestSlide | None = None,
+    codes: tuple[str, ...] = (),
+    access: ProxyAccess = NO_PROXY,
 ) -> Any:
     """Return the application with its own ingest jobs."""
     jobs = IngestJobs(work, codes, retry_s=0.1)
@@ -27,7 +32,7 @@ def application(
     async def call_jobs(method: str, *args: Any) -> Any:
         return getattr(jobs, method)(*args)
 
-    return create_app(cohort, TOKEN, call_jobs, scans)
+    return create_app(cohort, TOKEN, call_jobs, scans, access)
 
 
 @contextmanager
@@ -36,7 +41,7 @@ def listening(app: Any) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", forwarded_allow_ips=""))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -2,7 +2,7 @@
 
 import { element } from "./common.js";
 
-const spec = await (await fetch("/api/v1/openapi.json")).json();
+const spec = await (await fetch("openapi.json")).json();
 document.getElementById("about").textContent = spec.info.description;
 
 function typeName(schema) {

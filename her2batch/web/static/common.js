@@ -8,6 +8,7 @@ export function showCohort(facts) {
   cohort = facts;
   document.getElementById("cohort").textContent = `${facts.name} · ${facts.slides} slides`;
   document.getElementById("report").hidden = !facts.report;
+  document.getElementById("nights").hidden = !facts.nights;
 }
 
 export async function fetchApi(path, body) {
@@ -16,7 +17,7 @@ export async function fetchApi(path, body) {
     headers: { "content-type": "application/json", "x-her2batch": "1" },
     body: JSON.stringify(body),
   };
-  const response = await fetch(`/api/v1/${path}`, options);
+  const response = await fetch(`api/v1/${path}`, options);
   const data = await response.json().catch(() => ({ detail: response.statusText }));
   if (!response.ok) {
     const detail = data.detail;

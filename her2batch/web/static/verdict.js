@@ -1,7 +1,7 @@
 // The form for a verdict. Nothing is preset. Keys: 0, 1, 2, 3 choose a class, I "needs ISH", Enter saves, N and P open the
 // next and the previous slide.
 
-import { classChip, element, fetchApi, VERDICT_WORDS } from "./common.js";
+import { classChip, cohort, element, fetchApi, VERDICT_WORDS } from "./common.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -11,7 +11,9 @@ export function setUpVerdict(slide, openNeighbour, onSaved) {
   const form = byId("verdict");
   let superseded = null; // number of the entry that the next one replaces
   showReviews(slide.reviews);
-  if (main) {
+  if (!cohort.may_review) {
+    form.replaceChildren(element("p", {}, "You may read. A reviewer enters verdicts."));
+  } else if (main) {
     const offered = task === "her2-4way" ? [...choices.map((name, k) => [name, name, String(k)]), ["needs-ish", "Needs ISH", "I"]]
       : choices.map((name, k) => [name, name, String(k)]);
     byId("choices").append(...offered.map(([value, label, key]) => element("label", { "data-key": key.toLowerCase() },
@@ -20,7 +22,10 @@ export function setUpVerdict(slide, openNeighbour, onSaved) {
     form.replaceChildren(element("p", {}, "There is no prediction to review."));
   }
   const fields = form.elements;
-  if (fields.reviewer) fields.reviewer.value = sessionStorage.getItem("reviewer") ?? "";
+  if (fields.reviewer) {
+    fields.reviewer.value = cohort.user ?? sessionStorage.getItem("reviewer") ?? "";
+    fields.reviewer.readOnly = cohort.user !== null; // signed in at the proxy
+  }
   form.addEventListener("submit", save);
   addEventListener("keydown", onKey);
   return () => removeEventListener("keydown", onKey);
@@ -35,7 +40,7 @@ export function setUpVerdict(slide, openNeighbour, onSaved) {
       choice.checked = true;
       choice.focus();
       byId("saved").textContent = `${choice.value === "needs-ish" ? "Needs ISH" : choice.value} is chosen. Enter saves it.`;
-    } else if (key === "enter" && main && event.target === document.getElementById("main")) {
+    } else if (key === "enter" && main && cohort.may_review && event.target === document.getElementById("main")) {
       form.requestSubmit();
     }
   }
@@ -77,6 +82,11 @@ export function setUpVerdict(slide, openNeighbour, onSaved) {
     }
   }
 
+  // Where the proxy knows the user, only an own review can be replaced.
+  function isOwn(entry) {
+    return main && cohort.may_review && (cohort.user === null || cohort.user === entry.reviewer);
+  }
+
   function showReviews(entries) {
     const replaced = new Map(entries.filter((entry) => entry.supersedes).map((entry) => [entry.supersedes, entry.number]));
     byId("reviews").replaceChildren(...[...entries].reverse().map((entry) => {
@@ -87,7 +97,7 @@ export function setUpVerdict(slide, openNeighbour, onSaved) {
       button.addEventListener("click", () => supersede(entry));
       return element("li", { value: entry.number, class: by ? "superseded" : "" }, element("b", {}, words), ` (${entry.task}) `,
         element("span", { class: "who" }, `${entry.reviewer}, ${new Date(entry.time).toLocaleString()}`),
-        by ? ` · replaced by review ${by}` : main ? button : null, entry.comment ? element("q", {}, entry.comment) : null);
+        by ? ` · replaced by review ${by}` : isOwn(entry) ? button : null, entry.comment ? element("q", {}, entry.comment) : null);
     }));
     if (!entries.length) byId("reviews").replaceChildren(element("li", { class: "none" }, "None."));
   }
