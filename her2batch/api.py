@@ -254,7 +254,7 @@ def ingest(
     """Process every slide in a scan folder into a cohort, as `her2batch ingest` does; a second call resumes.
 
     settings: any other option of the command by its field in `settings`: encoders=["stain"], mpp=0.5, workers=2, …
-    columns={"slide_id": "Filename"}: headers of the labels, as --column gives them.
+    columns={"slide_id": "Filename"}: headers of the labels, as --column gives them.  regions: folder, as --regions.
     replan: process finished slides again if the plan has changed, which is an error otherwise.
     Returns what the command prints with --json.  Raises InputError, StoreError, WeightsError for what stops the batch.
     """
@@ -263,10 +263,11 @@ def ingest(
     from her2batch.runtime.ingest import ingest as run
     from her2batch.store.cohort import Cohort
 
-    columns = settings.pop("columns", {})
+    columns, regions = settings.pop("columns", {}), _path(settings.pop("regions", None))
     plan, resources, window = _split(settings, Plan, Resources, RunWindow)
     request = IngestRequest(Path(scans), to_location(out), _path(bundle), _path(labels), _path(weights))
-    request = replace(request, key=_path(pseudonymize), retry_failed=retry_failed, replan=replan, columns=columns)
+    request = replace(request, key=_path(pseudonymize), retry_failed=retry_failed, replan=replan)
+    request = replace(request, columns=columns, regions=regions)
     summary = run(request, plan, resources, window=window)
     return ingest_result(summary, count_predictions(Cohort(summary.cohort), summary.fresh))
 
@@ -330,6 +331,7 @@ def ingest_result(summary: IngestSummary, counts: Sequence[PredictionCount]) -> 
         **{name: getattr(summary, name) for name in fields},
         "failures": [{key: row[key] for key in keys} for row in summary.failures],
         "missing": summary.missing,
+        "unused_regions": summary.unused_regions,
         "added": summary.added.as_json(),
         "predictions": [asdict(count) for count in counts],
         "labels": asdict(summary.labels) if summary.labels is not None else None,

@@ -57,17 +57,19 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "dark-background": ("quality", "dark background"),
     "mpp-sources-disagree": ("quality", "the file contradicts itself about its resolution (µm/px)"),
     "other-images": ("quality", "the file has another large image, which was not read"),
+    "no-regions": ("scope", "no annotated regions: the whole tissue was scored"),
     "low-cellularity": ("quality", "hardly any cells: is the tumour on this slide?"),
     "near-10-percent": ("borderline", "a share of the membranes is near the guideline's 10\u00a0%"),
     "undecided": ("borderline", "several classes can't be ruled out"),
     "method-asks": ("model", "a method asks for a review"),
     "uncalibrated": ("model", "a model without calibration"),
     "ultralow": ("borderline", "0 with traces of staining (ultralow)"),
+    "regions": ("scope", "scored in annotated regions only"),
     "marker-presumed": ("marker", "no label states the marker: HER2 is presumed"),
 }
 """Reason → its kind and its words, the weightiest first."""
 
-NOT_ASKING: Final = frozenset({"ultralow", "marker-presumed"})
+NOT_ASKING: Final = frozenset({"ultralow", "marker-presumed", "regions"})
 """Reasons that are shown but do not ask for a review."""
 
 KINDS: Final = {
@@ -78,6 +80,7 @@ KINDS: Final = {
     "quality": "image quality",
     "borderline": "borderline",
     "model": "model",
+    "scope": "part of the slide",
     "marker": "marker",
 }
 """Kind of reasons → its name in filters."""

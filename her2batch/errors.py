@@ -23,6 +23,7 @@ REMEDIES = {
     "too-coarse": "scan at a higher magnification, or use a cohort with a larger --mpp",
     "not-a-slide": "move the file out of the scan folder, or ignore this row",
     "no-tissue": "check that the slide was scanned in focus and in the right place",
+    "bad-regions": "export the regions of this slide again from QuPath as GeoJSON",
     "blank-tiles": "scan the slide again: parts of its tissue have no image",
     "unstable": "wait until the scanner has finished writing, then run the same command again",
     "gone": "put the file back and run the same command again",

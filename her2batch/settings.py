@@ -45,6 +45,10 @@ def is_same_mpp(first: float, second: float) -> bool:
     return abs(first - second) <= SAME_MPP * second
 
 
+REGION_SETTINGS: Final = ("include_regions", "exclude_regions")
+"""Settings of a plan that are part of its id only where they are used, so that plans without keep their ids."""
+
+
 class Plan(Settings):
     """Settings that decide the results. Cohorts with the same plan id and the same slides contain the same bytes."""
 
@@ -72,7 +76,22 @@ class Plan(Settings):
         False,
         description="lossless zstd, six times larger than JPEG, for pyramids that can't be copied from the slide",
     )
+    include_regions: tuple[str, ...] = Field(
+        (),
+        description="class of QuPath regions to which --regions restricts the tiles; repeatable; default: Tumor, "
+        "Invasive",
+    )
+    exclude_regions: tuple[str, ...] = Field(
+        (),
+        description="class of QuPath regions that --regions leaves out; repeatable; default: Exclude, DCIS, Control, "
+        "Ignore",
+    )
     bundle: str | None = Field(None, description="id of the bundle whose networks classify patches and thumbnails")
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether the tiles are restricted to regions."""
+        return bool(self.include_regions or self.exclude_regions)
 
     @property
     def id(self) -> str:
@@ -81,7 +100,7 @@ class Plan(Settings):
 
     def id_of_version(self, algorithms: int) -> str:
         """The id of this plan in a release with another version of the algorithms."""
-        values = self.model_dump(mode="json")
+        values = self.model_dump(mode="json", exclude=None if self.has_regions else {*REGION_SETTINGS})
         if self.mpp_force is None:  # ids of cohorts that were written before this setting
             del values["mpp_force"]
         if algorithms > 1:
@@ -314,6 +333,7 @@ class NightlySettings(Settings):
     bundle: str | None = Field(None, description="folder of a trained bundle; default: the membrane rule only")
     labels: str | None = Field(None, description="label sheet with the patient of each slide")
     columns: dict[str, str] = Field({}, description="columns of the label sheet with other headers: name → header")
+    regions: str | None = Field(None, description="folder of QuPath regions to which the tiles are restricted")
     weights: str | None = Field(None, description="folder with encoder weights; default: the hub's cache")
     pseudonymize: str | None = Field(
         None, description="key file; names, dates and barcodes of the slides are replaced by keyed hashes"

@@ -170,6 +170,8 @@ def print_ingest_summary(summary: IngestSummary, counts: Sequence[PredictionCoun
     print_failures(console, summary.failures)
     for text in summary.missing:
         print_failure(console, "missing", text)
+    for text in summary.unused_regions:
+        print_failure(console, "unused regions", text)
     finished_before = f" ({summary.already} were finished before)" if summary.already else ""
     rate = f"{summary.tiles} tiles, {summary.seconds:.1f} s"
     print_line(console, f"{OutcomeCounts.of(summary).equation}{finished_before}; {rate}")

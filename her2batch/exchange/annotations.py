@@ -33,6 +33,9 @@ REMEDY: Final = "export the annotations again from QuPath as GeoJSON, without co
 
 AREA_TYPES: Final = ("Polygon", "MultiPolygon", "GeometryCollection")
 
+ANNOTATION_TYPES: Final = ("annotation", "tmaCore")
+"""Types of QuPath objects that a person draws."""
+
 
 @dataclass(frozen=True)
 class Region:
@@ -60,14 +63,50 @@ def find_annotations(folder: Path, slides: Mapping[str, str | None]) -> FileMatc
     return matches
 
 
+@dataclass(frozen=True)
+class AnnotatedArea:
+    """An annotation with an area. label: what errors call it.  classes: its class, and the parts of a derived class.
+
+    shape: valid polygons, level-0 px.
+    """
+
+    label: str
+    classes: tuple[str, ...]
+    shape: BaseGeometry
+
+
+def read_areas(path: Path) -> Iterator[AnnotatedArea]:
+    """Yield the annotations of a file that have a class and an area; detections, cells and tiles are left out.
+
+    Raises InputError with the feature when the file is not GeoJSON, or a geometry cannot be read.
+    """
+    for number, feature in enumerate(_features(path), start=1):
+        geometry, properties = (_mapping(feature.get(key)) for key in ("geometry", "properties"))
+        classes = _class_names(properties)
+        if not _is_annotation(feature, properties) or str(geometry.get("type")) not in AREA_TYPES or not classes:
+            continue
+        label = f"feature {number} ({classes[0]})"
+        area = _valid_area(path, geometry, label)
+        if not area.is_empty:
+            yield AnnotatedArea(label, classes, area)
+
+
+def _is_annotation(feature: dict[str, Any], properties: dict[str, Any]) -> bool:
+    """Return whether a feature is an annotation: by its type, or before QuPath 0.4 by its id."""
+    kind, old = properties.get("objectType", properties.get("object_type")), str(feature.get("id", ""))
+    if kind is not None:
+        return kind in ANNOTATION_TYPES
+    return not old.startswith("Path") or old in ("PathAnnotationObject", "TMACoreObject")
+
+
 def read_annotations(path: Path) -> tuple[list[Region], list[str]]:
     """Return the regions with a HER2 score, and messages about the skipped ones.
 
-    Raises InputError when the file is not GeoJSON, or has coordinates that are not finite numbers.
+    Raises InputError with the feature when the file is not GeoJSON, or has coordinates that are not finite numbers.
     """
     regions: list[Region] = []
     skipped: Counter[str] = Counter()
-    for feature in _features(path):
+    for number, feature in enumerate(_features(path), start=1):
         geometry, properties = (_mapping(feature.get(key)) for key in ("geometry", "properties"))
         if str(geometry.get("type")) not in AREA_TYPES:
             skipped["no area"] += 1
@@ -77,7 +116,7 @@ def read_annotations(path: Path) -> tuple[list[Region], list[str]]:
         if score is None:
             skipped["no class" if name is None else f"class {name!r}"] += 1
             continue
-        area = _valid_area(path, geometry)
+        area = _valid_area(path, geometry, f"feature {number} ({name})")
         if area.is_empty:
             skipped["zero area"] += 1
             continue
@@ -106,17 +145,23 @@ def _mapping(value: object) -> dict[str, Any]:
 
 def _class_name(properties: dict[str, Any]) -> str | None:
     """Return the name of the class; for a derived class (`Tumor: 3+`) its last part."""
+    names = _class_names(properties)
+    return names[-1] if names else None
+
+
+def _class_names(properties: dict[str, Any]) -> tuple[str, ...]:
+    """Return the name of the class, and of a derived class (`Tumor: 3+`) its parts; empty without a class."""
     for key in ("classification", "class", "label", "name"):
         value = properties.get(key)
         if isinstance(value, dict):
             names = value.get("names")
             value = value.get("name") or ": ".join(str(name) for name in (names if isinstance(names, list) else []))
         if isinstance(value, str) and value.strip():
-            return value.rsplit(":", 1)[-1]
-    return None
+            return value, *(value.split(":") if ":" in value else ())
+    return ()
 
 
-def _valid_area(path: Path, geometry: dict[str, Any]) -> BaseGeometry:
+def _valid_area(path: Path, geometry: dict[str, Any], label: str) -> BaseGeometry:
     """Return the geometry as valid polygons. Self-intersections are repaired; empty when nothing has an area."""
     try:
         parsed = shape(geometry)
@@ -124,7 +169,7 @@ def _valid_area(path: Path, geometry: dict[str, Any]) -> BaseGeometry:
             raise ValueError("a coordinate is not a finite number")
         valid = shapely.make_valid(parsed)
     except (ShapelyError, ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError) as error:
-        raise InputError(f"a region cannot be read ({error})", path, REMEDY) from error
+        raise InputError(f"{label} cannot be read ({error})", path, REMEDY) from error
     parts = [part for part in shapely.get_parts(valid, return_index=False) if part.area > 0]
     shapes = [item for part in parts for item in shapely.get_parts(part)]
     polygons = [item for item in shapes if item.geom_type == "Polygon" and item.area > 0]

@@ -33,7 +33,7 @@ from her2batch.reports.worklists import distribution_text
 from her2batch.runtime.ingest import IngestRequest, ProgressCallback, ingest
 from her2batch.runtime.ray_session import RaySession, connect, stop_on_signals
 from her2batch.runtime.score import NoTaskAppliesError, score
-from her2batch.settings import NightlySettings, Plan
+from her2batch.settings import REGION_SETTINGS, NightlySettings, Plan
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.outcome_counts import OUTCOMES
 
@@ -176,6 +176,7 @@ def _ingest_new_slides(settings: NightlySettings, session: RaySession, on_progre
         labels=_optional_path(settings.labels),
         weights=_optional_path(settings.weights),
         key=_optional_path(settings.pseudonymize),
+        regions=_optional_path(settings.regions),
         exact_plan=True,
     )
     window = settings.window.model_copy(
@@ -215,7 +216,8 @@ def _score_sentinels(
     request = IngestRequest(
         Path(settings.sentinels.folder), nested.root, weights=_optional_path(settings.weights), key=key
     )
-    ingest(request, settings.plan, settings.resources, session=session)
+    plan = settings.plan.model_copy(update=dict.fromkeys(REGION_SETTINGS, ()))  # sentinels have no regions
+    ingest(request, plan, settings.resources, session=session)
     if settings.bundle is not None and any(row["status"] == "done" for row in nested.rows().values()):
         with suppress(NoTaskAppliesError):  # the membrane rule is compared all the same
             score(nested.root, Path(settings.bundle), settings.resources, session=session)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from her2batch.errors import StoreError
+from her2batch.exchange.regions import RegionFolder
 from her2batch.pipeline.resume.plan_change import match_plan
 from her2batch.pipeline.resume.seen_files import SeenFiles
 from her2batch.settings import Plan
@@ -32,6 +33,7 @@ TRANSIENT_ERRORS = frozenset({"unstable", "gone", "store-write"})
 class SlideJob:
     """One slide to process.  sha256: None where its files have not been read.  patient_id and what follows: labels.
 
+    regions, regions_sha256: file of the regions to which its tiles are restricted.
     encoders: to add to a finished slide from its pyramid, which `source` then is; empty: process the slide files.
     """
 
@@ -42,6 +44,8 @@ class SlideJob:
     stain: str | None = None
     her2_detail: str | None = None
     encoders: tuple[str, ...] = ()
+    regions: Path | None = None
+    regions_sha256: str | None = None
 
 
 @dataclass
@@ -130,9 +134,10 @@ def take_inventory(
     pseudonymizer: Pseudonymizer,
     labels: Mapping[str, Row],
     retry_failed: bool = False,
+    regions: Path | None = None,
 ) -> Inventory:
-    """Compare a scan folder with a cohort."""
-    updater = InventoryUpdater(scans, cohort, plan, pseudonymizer, labels, retry_failed)
+    """Compare a scan folder with a cohort. regions: folder of them."""
+    updater = InventoryUpdater(scans, cohort, plan, pseudonymizer, labels, retry_failed, regions)
     updater.admit(updater.discover())
     return updater.inventory
 
@@ -152,11 +157,12 @@ class InventoryUpdater:
         pseudonymizer: Pseudonymizer,
         labels: Mapping[str, Row],
         retry_failed: bool = False,
+        regions: Path | None = None,
     ) -> None:
         """A scan folder that does not exist has no files."""
         scans = scans.resolve() if ".." in scans.parts else scans.absolute()  # else the same file has two names
         self.cohort, self._scans, self._plan, self._pseudonymizer = cohort, scans, plan, pseudonymizer
-        self._labels, self._retry_failed = labels, retry_failed
+        self._labels, self._retry_failed, self.regions = labels, retry_failed, RegionFolder(regions)
         self.rows, self._damaged, self._sizes = cohort.rows(), cohort.damaged_slides(), cohort.object_sizes()
         intake = pseudonymizer.convert_times(_read_intake(cohort))
         self._seen_files = SeenFiles(intake, self.rows, pseudonymizer, erased_digests(cohort))
@@ -181,6 +187,10 @@ class InventoryUpdater:
         self._seen_files.note_slides(found.slides)
         if isinstance(self._labels, LabelBook):
             self._labels.add_files(found.slides, self._seen_files.entries)
+        for source in found.slides:
+            entry = self._seen_files.entries.get(self._pseudonymizer.path(source.path))
+            if entry is not None and entry["outcome"] == "slide":
+                self.regions.add_slide(entry["slide_id"], source.path)
 
     def reload_rows(self) -> None:
         """Read the cohort's rows again after they were changed."""
@@ -215,10 +225,13 @@ class InventoryUpdater:
             self.inventory.outcomes[path] = "todo"
             label = self._labels.get(entry["slide_id"], {})
             columns: dict[str, Any] = {name: label.get(name) for name in LABEL_COLUMNS}
+            columns["regions"], columns["regions_sha256"] = self.regions.file_of(entry["slide_id"])
             return SlideJob(entry["slide_id"], source, entry["sha256"], **columns)
         return None
 
     def _is_current(self, row: Row, entry: Row) -> bool:
+        if row["regions"] != self.regions.file_of(row["slide_id"])[1]:
+            return False
         return _is_current(row, entry, self._plan, self._retry_failed) and (
             row["status"] == "failed" or self.cohort.files_present(row, self._sizes)
         )

@@ -55,12 +55,14 @@ def result_columns(state: SlideState, path: Path) -> Row:
         raise SlideError("blank-tiles", path, f"{blank} of {n} tiles inside its tissue hold no image")
     quality = state.quality.with_tiles(*(state.measurements.in_tile_order(name, n) for name in ("blur", "ink")))
     no_tissue = n == 0 and "no-tissue" not in quality.flags
+    further = [*(["no-tissue"] if no_tissue else []), *_region_flags(state)]
     return {
         "tissue_mm2": float(tissue.mask.sum()) * state.overview.mpp**2 / 1e6,
         "tissue_method": tissue.method,
         "tissue_disagreement": tissue.disagreement,
         "n_tiles": n,
-        "flags": [*state.notes, *quality.flags, *(["no-tissue"] if no_tissue else [])],
+        "region_mm2": state.tissue_tiles.region_mm2,
+        "flags": [*state.notes, *quality.flags, *further],
         "blur": quality.blur,
         "pen": quality.pen,
         "saturated": quality.saturated,
@@ -69,6 +71,13 @@ def result_columns(state: SlideState, path: Path) -> Row:
         "stain": state.stain or state.stain_fit.marker,
         **DONE,
     }
+
+
+def _region_flags(state: SlideState) -> list[str]:
+    """`regions` where the tiles are restricted to regions, `no-regions` where they should be and the slide has none."""
+    if state.regions is None:
+        return []
+    return ["no-regions" if state.regions.is_empty else "regions"]
 
 
 def write_files(draft: Draft, state: SlideState) -> None:

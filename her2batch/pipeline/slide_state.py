@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from her2batch.exchange.regions import SlideRegions
 from her2batch.models.bundle import Bundle
 from her2batch.settings import Plan
 from her2batch.store.cohort import Row
@@ -26,7 +27,7 @@ from her2batch.vision.tissue import Tissue
 WHOLE_SLIDE, ASIDE, RESULTS = "slide", "aside", "results"
 """Values of `Stage.over` other than the name of a grid."""
 
-GIVEN = ("slide", "pyramid_path", "slide_id", "stain")
+GIVEN = ("slide", "pyramid_path", "slide_id", "stain", "regions")
 """Values that are known before the first stage."""
 
 GIVEN_RESULTS = ("row", "tables")
@@ -56,12 +57,14 @@ class TissueTiles:
     """Where the tissue is, and the tiles on it.
 
     grids: `tiles`, and one for each patch resolution that the bundle has a network for.  fractions: (n,) share of
-    tissue of each tile of the grid `tiles`, 0–1.
+    tissue of each tile of the grid `tiles`, 0–1; tissue outside the regions does not count.  region_mm2: area of tissue
+    in the regions; None where the whole tissue is used.
     """
 
     tissue: Tissue
     grids: Mapping[str, TileGrid]
     fractions: NDArray[np.float32]
+    region_mm2: float | None = None
 
 
 @dataclass(frozen=True)
@@ -123,10 +126,10 @@ class SlidePart:
 class SlideState:
     """What is known of one slide.
 
-    stain: of the labels.  notes: flags that the reader of the slide file raises. A stage's result is the field that
-    bears the name under which the stage gives it, or an entry of `others`.  row: columns of the slide's row.  tables:
-    tables of the slide, by their names in the store.  seconds: of each stage.  sent: files that are in their places in
-    the store already.
+    stain: of the labels.  regions: to which the tiles are restricted; None where the plan has none.  notes: flags that
+    the reader of the slide file raises. A stage's result is the field that bears the name under which the stage gives
+    it, or an entry of `others`.  row: columns of the slide's row.  tables: tables of the slide, by their names in the
+    store.  seconds: of each stage.  sent: files that are in their places in the store already.
     """
 
     slide_id: str
@@ -134,6 +137,7 @@ class SlideState:
     stain: str | None
     notes: tuple[str, ...] = ()
     row: Row = field(default_factory=dict)
+    regions: SlideRegions | None = None
     overview: Overview = field(init=False, repr=False)
     tissue_tiles: TissueTiles = field(init=False, repr=False)
     quality: Quality = field(init=False, repr=False)

@@ -19,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
+from her2batch.exchange.regions import SlideRegions
 from her2batch.models.predictor import BundlePredictor
 from her2batch.pipeline.patch_grid import plan_patches
 from her2batch.pipeline.predict import (
@@ -54,6 +55,7 @@ from her2batch.vision import tile_grid
 from her2batch.vision.membrane import MEMBRANE_COLUMNS, TileBatch, feature_index
 from her2batch.vision.patches import apply_clahe, usable_patches
 from her2batch.vision.quality import Quality, assess_quality
+from her2batch.vision.regions import region_mask
 from her2batch.vision.stain import Vector, fit_stain_vectors, guess_stain, white_point
 from her2batch.vision.thumbnail import encode_jpeg
 from her2batch.vision.tile_grid import MAX_UPSAMPLING, TileGrid
@@ -106,21 +108,42 @@ def _make_overview(context: StageContext) -> Work:
 
 
 def _find_tissue(context: StageContext) -> Work:
-    def work(slide: Slide, overview: Overview) -> TissueTiles:
+    def work(slide: Slide, overview: Overview, regions: SlideRegions | None) -> TissueTiles:
         tissue = segment_tissue(overview.rgb, overview.mpp)
         plan, info = context.plan, slide.info
         assert info.mpp is not None
         tiles = tile_grid.plan_tiles(info.width, info.height, info.mpp, plan.mpp, plan.tile)
-        fractions = tile_fractions(tissue.mask, info.width, info.height, tiles)
+        used, region_mm2 = _restrict_to_regions(tissue, slide, regions, overview.mpp)
+        fractions = tile_fractions(used, info.width, info.height, tiles)
         kept = fractions >= max(plan.min_tissue, 1e-6)
         tiles, fractions = tiles[kept], fractions[kept]
         grids = {"tiles": TileGrid(plan.mpp, plan.tile, tiles)}
         for name, mpp in PATCH_INPUTS.items():
             if context.has_network("patch", name):
                 grids[name] = plan_patches(info, plan, tiles, fractions, mpp)
-        return TissueTiles(tissue, grids, fractions)
+        return TissueTiles(tissue, grids, fractions, region_mm2)
 
     return work
+
+
+def _restrict_to_regions(
+    tissue: Tissue, slide: Slide, regions: SlideRegions | None, mpp: float
+) -> tuple[NDArray[np.bool_], float | None]:
+    """The tissue that is used, as a mask, and its area in mm²; None where all tissue is.
+
+    mpp: of the mask, µm/px.  Raises SlideError `bad-regions` when the regions hold no tissue, but the slide does.
+    """
+    if regions is None or regions.is_empty:
+        return tissue.mask, None
+    used, size = tissue.mask, (slide.info.width, slide.info.height)
+    if regions.included is not None:
+        used = used & region_mask(regions.included, used.shape, *size)
+    if regions.excluded is not None:
+        used = used & ~region_mask(regions.excluded, used.shape, *size)
+    if tissue.mask.any() and not used.any():
+        what = "its regions hold no tissue: they may be of another slide, or in other units than px of its level 0"
+        raise SlideError("bad-regions", slide.info.path, what)
+    return used, float(used.sum()) * mpp**2 / 1e6
 
 
 def _assess_quality(_: StageContext) -> Work:
@@ -327,7 +350,7 @@ EMBED = Stage("embed", "tiles", TILES, "embeddings", _embed, _embedding_tables, 
 
 STAGES: tuple[Stage, ...] = (
     Stage("look", WHOLE_SLIDE, ("slide",), "overview", _make_overview),
-    Stage("tissue", WHOLE_SLIDE, ("slide", "overview"), "tissue_tiles", _find_tissue),
+    Stage("tissue", WHOLE_SLIDE, ("slide", "overview", "regions"), "tissue_tiles", _find_tissue),
     Stage("quality", WHOLE_SLIDE, ("overview", "tissue_tiles"), "quality", _assess_quality),
     Stage("stains", WHOLE_SLIDE, ("slide", "overview", "tissue_tiles"), "stain_fit", _fit_stains),
     Stage("pyramid", ASIDE, ("slide", "tissue_tiles", "pyramid_path"), None, _write_pyramid),

@@ -22,7 +22,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.errors import SlideError, printable_path
+from her2batch.errors import InputError, SlideError, printable_path
+from her2batch.exchange.regions import SlideRegions, file_digest, read_regions
 from her2batch.pipeline.inventory import TRANSIENT_ERRORS, SlideJob
 from her2batch.pipeline.results import file_columns, result_columns, write_files
 from her2batch.pipeline.slide_state import (
@@ -128,7 +129,8 @@ class SlideWorker:
         guard = FailureGuard(self, job, row, started)
         with self.cohort.working(), guard, self._open(job, row) as slide:
             draft = self.cohort.draft(job.slide_id)
-            state = SlideState(job.slide_id, job.patient_id, job.stain, slide.info.notes, row)
+            regions = self._read_regions(job, slide)
+            state = SlideState(job.slide_id, job.patient_id, job.stain, slide.info.notes, row, regions)
             for stage in self._stages(WHOLE_SLIDE):
                 state.add([self._call(stage, state, slide)])
             ranges = self._ranges(slide, state)
@@ -201,6 +203,20 @@ class SlideWorker:
             if not known:
                 slide.validate(holes)
             yield slide
+
+    def _read_regions(self, job: SlideJob, slide: Slide) -> SlideRegions | None:
+        """Read the slide's regions; None where the plan has none.  Raises SlideError `bad-regions`, `unstable`."""
+        plan, path = self.context.plan, job.regions
+        if not plan.has_regions:
+            return None
+        if path is None:
+            return SlideRegions(None, None)
+        if file_digest(path) != job.regions_sha256:
+            raise SlideError("unstable", path, "changed while it was read")
+        try:
+            return read_regions(path, plan.include_regions, plan.exclude_regions, (slide.info.width, slide.info.height))
+        except InputError as error:
+            raise SlideError("bad-regions", path, error.message, error.remedy) from error
 
     def _check_unchanged(self, job: SlideJob) -> None:
         now = refresh_files(job.source)
@@ -306,6 +322,7 @@ class SlideWorker:
             "slide_id": job.slide_id, "patient_id": job.patient_id, "stain": job.stain, "her2_detail": job.her2_detail,
             "path": path, "sha256": job.sha256, "bytes": job.source.bytes, "mpp_source": None, "n_tiles": 0,
             "flags": [],
+            "regions": job.regions_sha256,
         }  # fmt: skip
 
     def _time_row(self, job: SlideJob, status: str, started: float | None, seconds: Mapping[str, float]) -> Row:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from her2batch.errors import InputError, StoreError
+from her2batch.exchange.regions import choose_region_classes
 from her2batch.files.atomic import disk_errors
 from her2batch.files.locations import free_bytes, to_location
 from her2batch.files.locks import is_locked
@@ -69,6 +70,7 @@ class IngestRequest:
     scans: the scan folder.  out: the cohort.  bundle, labels, weights: files to use.  key: of the pseudonyms.
     only: process no slide of the scan folder but the one that this file belongs to.  replan: process finished slides
     again if the plan has changed; see `settle_plan`, also for exact_plan.  columns: of the labels, name → header.
+    regions: folder of QuPath regions to which the tiles are restricted.
     """
 
     scans: Path
@@ -82,6 +84,7 @@ class IngestRequest:
     replan: bool = False
     exact_plan: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
+    regions: Path | None = None
 
 
 def ingest(
@@ -113,7 +116,9 @@ def ingest(
         remove_leftovers(cohort)
         cohort.update_row_cache()  # with the rows of a killed run
         labels = open_labels(sheet, cohort, worker.pseudonymizer)
-        updater = InventoryUpdater(request.scans, cohort, plan, worker.pseudonymizer, labels, request.retry_failed)
+        updater = InventoryUpdater(
+            request.scans, cohort, plan, worker.pseudonymizer, labels, request.retry_failed, request.regions
+        )
         found = None if window.watch else _discover(updater, request.only)
         relabelled = settle_labels(labels, updater, found, worker.context.bundle)
         remove_orphans(cohort, updater.rows)
@@ -137,6 +142,7 @@ def ingest(
             _run(run, worker, resources, session)
             updater.rows.clear()  # they are read again: one copy of 7 kB a slide is enough
             count_slides(summary, updater.inventory, cohort.rows())
+            summary.unused_regions = updater.regions.notes
             if not labels.is_empty:
                 write_labels(cohort, labels.stored_rows())  # with those that a slide met which came during the run
                 summary.labels = labels.report(row["slide_id"] for row in summary.slides)
@@ -159,7 +165,8 @@ def dry_run(request: IngestRequest, plan: Plan) -> tuple[Plan, Inventory, Cohort
     """Take the inventory of an ingest without writing anything. Raises InputError, StoreError as the ingest would."""
     plan, worker = _prepare(request, plan, watch=False)
     with worker.pseudonymizer.hide_error_texts():
-        inventory = take_inventory(request.scans, worker.cohort, plan, worker.pseudonymizer, {}, request.retry_failed)
+        settings = plan, worker.pseudonymizer, dict[str, Row](), request.retry_failed, request.regions
+        inventory = take_inventory(request.scans, worker.cohort, *settings)
         inventory.jobs += find_additions(worker.cohort, plan, worker.cohort.rows()).jobs
     if not worker.cohort.settings.exists():
         _check_found(inventory, request)
@@ -171,6 +178,7 @@ def _prepare(request: IngestRequest, plan: Plan, watch: bool) -> tuple[Plan, Sli
     bundle = read_bundle(request.bundle) if request.bundle is not None else None
     cohort = Cohort(to_location(request.out))
     wanted = plan.model_copy(update={"bundle": bundle.id if bundle else None})
+    wanted = choose_region_classes(wanted, cohort, request.regions, needed=request.scans.exists())
     try:
         plan = settle_plan(cohort, wanted, request.replan, request.exact_plan)
     except PlanChangedError:

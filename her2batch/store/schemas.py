@@ -52,6 +52,8 @@ SLIDE_COLUMNS = (
     ),
     Column("tissue_disagreement", F32, "1 − Dice coefficient of the two segmentations"),
     Column("n_tiles", I32, "number of tiles in the table tiles"),
+    Column("regions", TEXT, "SHA-256 of the file of regions to which the tiles are restricted; null: the whole tissue"),
+    Column("region_mm2", F32, "area of tissue in the regions, mm²; null: the whole tissue"),
     Column("blank_tiles", I32, "number of tiles inside tissue that have no image"),
     Column("flags", pa.list_(TEXT), "quality flags"),
     Column("blur", F32, "share of tissue out of focus"),

@@ -56,7 +56,7 @@ def test_exceptions_become_error_codes(
     worker: SlideWorker, job: SlideJob, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
 ) -> None:
     monkeypatch.setitem(READERS, "tiff", slide_that_raises(error))
-    monkeypatch.setattr(worker_module, "open_slide", lambda path, _: READERS["tiff"](path))
+    monkeypatch.setattr(worker_module, "open_slide", lambda path, *_: READERS["tiff"](path))
     result = worker.run(job)
     row = result.row
     assert (row["status"], row["error_code"]) == ("failed", code)
@@ -76,7 +76,7 @@ def test_file_that_changes_while_it_is_read_is_unstable(
             super().__init__(path)
             os.utime(path)
 
-    monkeypatch.setattr(worker_module, "open_slide", lambda path, _: Changing(path))
+    monkeypatch.setattr(worker_module, "open_slide", lambda path, *_: Changing(path))
     row = worker.run(job).row
     assert row["error_code"] == "unstable"
     assert worker.cohort.read("tiles", "a").num_rows == first["n_tiles"]  # the old result stays

@@ -436,3 +436,79 @@ def test_missing_slides_of_a_project_are_listed_and_change_the_exit_code(tmp_pat
     assert text.startswith(f"{tmp_path / 'gone.svs'}: there is no such file, but project.qpproj lists it; copy the")
     with pytest.raises(InputError, match="only a folder can be watched"):
         ingest(IngestRequest(project, tmp_path / "c"), Plan(), Resources(workers=0), window=RunWindow(watch=True))
+
+
+def write_regions(folder: Path, name: str, *regions: tuple[str, int, int, int, int]) -> Path:
+    """Write regions as QuPath exports them: class, left, top, right, bottom in level-0 px."""
+    features = []
+    for label, left, top, right, bottom in regions:
+        ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+        properties = {"objectType": "annotation", "classification": {"name": label}}
+        geometry = {"type": "Polygon", "coordinates": [ring]}
+        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return folder / name
+
+
+def test_tiles_lie_in_regions_and_everything_says_so(tmp_path: Path, make_slide: Callable) -> None:
+    make_slide("a.tiff", size=(1600, 1400), seed=1, brown=0.5)
+    for name in ("b.tiff", "c.tiff", "d.tiff"):
+        make_slide(name, size=(1100, 900), seed=ord(name[0]), brown=0.5)
+    regions = tmp_path / "regions"
+    write_regions(regions, "a.tiff.geojson", ("Tumor", 0, 0, 800, 1400), ("DCIS", 0, 0, 800, 700))
+    write_regions(regions, "b.geojson", ("Stroma", 0, 0, 300, 500))
+    write_regions(regions, "d.geojson", ("Tumor", 0, 0, 20, 20))
+    write_regions(regions, "x.geojson")
+    summary = run(tmp_path / "scans", tmp_path / "c", regions=regions)
+    rows = {row["slide_id"]: row for row in summary.slides}
+    assert (summary.done, summary.failed, summary.unused_regions) == (3, 1, ["x.geojson: no slide has this name"])
+    assert [rows[key]["flags"][-1] for key in "abc"] == ["regions", "no-regions", "no-regions"]
+    assert rows["a"]["region_mm2"] == pytest.approx(rows["a"]["tissue_mm2"] / 4, rel=0.1)
+    assert rows["d"]["error_code"] == "bad-regions"
+    assert "hold no tissue" in rows["d"]["error"]
+    cohort = Cohort(tmp_path / "c")
+    tiles = cohort.read("tiles", "a").to_pylist()
+    assert tiles
+    assert all(tile["x"] < 800 and tile["y"] + tile["size"] > 700 for tile in tiles)
+    reasons = {key: cohort.read("predictions/membrane", key)["reasons"].to_pylist()[0] for key in "abc"}
+    assert all(("regions" if key == "a" else "no-regions") in reasons[key] for key in "abc")
+    assert list(verify_cohort(cohort)) == []
+
+
+def test_only_slides_whose_regions_changed_are_processed_again(tmp_path: Path, make_slide: Callable) -> None:
+    for name in ("a.tiff", "b.tiff"):
+        make_slide(name, size=(900, 800), seed=ord(name[0]))
+    scans, regions, out = tmp_path / "scans", tmp_path / "regions", tmp_path / "c"
+    for name in ("a", "b"):
+        write_regions(regions, f"{name}.geojson", ("Tumor", 0, 0, 900, 800))
+    assert run(scans, out, regions=regions).fresh == ["a", "b"]
+    assert run(scans, out, regions=regions).fresh == []
+    write_regions(regions, "a.geojson", ("Invasive", 0, 0, 600, 800))
+    assert run(scans, out, regions=regions).fresh == ["a"]
+    write_regions(regions, "b.geojson").write_text(
+        '[{"geometry": {"type": "Polygon"}, "properties": {"name": "Tumor"}}]'
+    )
+    summary = run(scans, out, regions=regions)
+    assert (summary.fresh, codes(summary)) == (["b"], {"b": "bad-regions"})
+    assert "feature 1 (Tumor) cannot be read" in summary.failures[0]["error"]
+    with pytest.raises(InputError, match=r"restricts tiles to regions \(Tumor, Invasive\).*--regions"):
+        run(scans, out)
+
+
+def test_regions_on_a_finished_cohort_are_a_changed_plan(tmp_path: Path, make_slide: Callable) -> None:
+    make_slide("a.tiff", size=(900, 800))
+    run(tmp_path / "scans", tmp_path / "c")
+    write_regions(tmp_path / "regions", "a.geojson", ("Tumor", 0, 0, 900, 800))
+    with pytest.raises(InputError, match=r"include_regions none → Tumor, Invasive.*--replan"):
+        run(tmp_path / "scans", tmp_path / "c", regions=tmp_path / "regions")
+    assert run(tmp_path / "scans", tmp_path / "c", regions=tmp_path / "regions", replan=True).fresh == ["a"]
+
+
+def test_classes_of_regions_can_be_chosen(tmp_path: Path, make_slide: Callable) -> None:
+    make_slide("a.tiff", size=(1200, 800))
+    write_regions(tmp_path / "regions", "a.geojson", ("Stroma", 0, 0, 600, 800), ("Tumor", 600, 0, 1200, 800))
+    plan = Plan(include_regions=("stroma",))
+    run(tmp_path / "scans", tmp_path / "c", plan, regions=tmp_path / "regions")
+    assert max(Cohort(tmp_path / "c").read("tiles", "a")["x"].to_pylist()) < 600
+    assert Cohort(tmp_path / "c").plan() == plan

@@ -48,6 +48,10 @@ def ingest(
     bundle: Annotated[Path | None, typer.Option(help="folder of a trained bundle to score with")] = None,
     labels: Annotated[Path | None, typer.Option(help=LABELS_HELP)] = None,
     column: ColumnOption = None,
+    regions: Annotated[
+        Path | None,
+        typer.Option(help="folder of QuPath regions, SLIDE.geojson; tiles lie in those of --include-region only"),
+    ] = None,
     weights: WeightsOption = None,
     pseudonymize: Annotated[
         Path | None, typer.Option(help="key file; no name, date or barcode reaches the cohort")
@@ -70,7 +74,7 @@ def ingest(
     from her2batch.runtime.ingest import ingest as run
 
     request = IngestRequest(scans, out, bundle, labels, weights, pseudonymize, retry_failed, replan=replan)
-    request = replace(request, columns=parse_columns(column))
+    request = replace(request, columns=parse_columns(column), regions=regions)
     if dry_run:
         return _dry_run(request, plan, resources, as_json)
     from her2batch.api import ingest_result

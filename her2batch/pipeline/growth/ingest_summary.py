@@ -26,7 +26,8 @@ class IngestSummary:
     folder, and of those that failed.  skipped: parts that need a bundle.  fresh: ids of the slides that this run ended.
     relabelled: ids of the finished slides to which the labels gave another patient, stain or sub-score.  missing:
     slides that a QuPath project or a manifest lists and that are not there, each with the reason.  labels: what became
-    of the labels; None without labels.  added: encoders that were added to finished slides.
+    of the labels; None without labels.  unused_regions: files of regions that belong to no slide.  added: encoders
+    that were added to finished slides.
     """
 
     cohort: Path
@@ -48,6 +49,7 @@ class IngestSummary:
     fresh: list[str] = field(default_factory=list)
     relabelled: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    unused_regions: list[str] = field(default_factory=list)
     labels: LabelsReport | None = None
     added: AddedEncoders = field(default_factory=AddedEncoders)
 

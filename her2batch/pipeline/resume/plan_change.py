@@ -100,7 +100,8 @@ def _refuse_change(cohort: Cohort, stored: Plan, plan: Plan, finished: Sequence[
 
 def option_of(setting: str) -> str:
     """The command-line option of a setting of the plan."""
-    return "--" + setting.replace("_", "-")
+    singular = setting.removesuffix("s") if Plan.model_fields[setting].annotation == tuple[str, ...] else setting
+    return "--" + singular.replace("_", "-")
 
 
 def match_plan(plan: Plan, row: Row) -> PlanMatch | None:
@@ -156,4 +157,4 @@ def plan_id_of(plan: Plan, row: Row, match: PlanMatch) -> str:
 
 
 def _text(value: object) -> str:
-    return "none" if value is None else ", ".join(value) if isinstance(value, tuple) else str(value)
+    return "none" if value in (None, ()) else ", ".join(value) if isinstance(value, tuple) else str(value)
