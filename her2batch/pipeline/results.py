@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
 from her2batch.models.bundle import Bundle
@@ -29,6 +31,10 @@ DONE: Row = {"status": "done", "error_code": None, "error": None}
 BLANK_LIMIT = 0.01
 """Share of a slide's tissue tiles that may be blank; beyond, the slide fails."""
 
+MISSING_LIMIT = 0.1
+"""Share of the tissue that may have no image; beyond, the slide fails. Classes depend on shares of 10 % of the tumour
+(ASCO/CAP 2018/2023), so that a larger part that nobody sees could change any class."""
+
 
 def file_columns(info: SlideInfo) -> Row:
     """The columns of `slides` that the slide file determines."""
@@ -44,6 +50,14 @@ def file_columns(info: SlideInfo) -> Row:
     }
 
 
+def check_missing(info: SlideInfo, used: NDArray[np.bool_], lost: NDArray[np.bool_], missing: int, tiles: int) -> None:
+    """Refuse a slide if too much of the tissue that is used has no image. Raises SlideError `blank-tiles`."""
+    share = lost.sum() / max(1, used.sum())
+    if share > MISSING_LIMIT:
+        what = f"{share:.0%} of its tissue has no image: parts of {missing} of {tiles} tiles are missing from the file"
+        raise SlideError("blank-tiles", info.path, what)
+
+
 def result_columns(state: SlideState, path: Path) -> Row:
     """The columns of `slides` that the stages determine.
 
@@ -54,6 +68,8 @@ def result_columns(state: SlideState, path: Path) -> Row:
     if blank > BLANK_LIMIT * n:
         raise SlideError("blank-tiles", path, f"{blank} of {n} tiles inside its tissue hold no image")
     quality = state.quality.with_tiles(*(state.measurements.in_tile_order(name, n) for name in ("blur", "ink")))
+    missing = state.tissue_tiles.missing
+    notes = [*state.notes, *(["missing-tiles"] if missing else [])]
     no_tissue = n == 0 and "no-tissue" not in quality.flags
     further = [*(["no-tissue"] if no_tissue else []), *_region_flags(state)]
     return {
@@ -62,12 +78,12 @@ def result_columns(state: SlideState, path: Path) -> Row:
         "tissue_disagreement": tissue.disagreement,
         "n_tiles": n,
         "region_mm2": state.tissue_tiles.region_mm2,
-        "flags": [*state.notes, *quality.flags, *further],
+        "flags": [*notes, *quality.flags, *further],
         "blur": quality.blur,
         "pen": quality.pen,
         "saturated": quality.saturated,
         "background": quality.background,
-        "blank_tiles": blank,
+        "blank_tiles": blank + missing,
         "stain": state.stain or state.stain_fit.marker,
         **DONE,
     }

@@ -45,11 +45,22 @@ Condition = Callable[["StageContext"], bool]
 
 @dataclass(frozen=True)
 class Overview:
-    """The whole slide as one image.  rgb: (H, W, 3) uint8 at `mpp` µm/px.  jpeg: the thumbnail that the store keeps."""
+    """The whole slide as one image.
+
+    rgb: (H, W, 3) uint8 at `mpp` µm/px; px without image have the colour of the nearest px with one.  jpeg: the
+    thumbnail that the store keeps.  missing: (H, W) bool, px without image; None for a complete slide.  filled: those
+    of them in tiles that are filled with black or white.
+    """
 
     rgb: NDArray[np.uint8]
     mpp: float
     jpeg: bytes
+    missing: NDArray[np.bool_] | None = None
+    filled: NDArray[np.bool_] | None = None
+
+    def background(self, tissue: Tissue) -> NDArray[np.bool_]:
+        """Px that are neither tissue nor without image: (H, W) bool."""
+        return ~tissue.mask if self.missing is None else ~tissue.mask & ~self.missing
 
 
 @dataclass(frozen=True)
@@ -58,13 +69,15 @@ class TissueTiles:
 
     grids: `tiles`, and one for each patch resolution that the bundle has a network for.  fractions: (n,) share of
     tissue of each tile of the grid `tiles`, 0–1; tissue outside the regions does not count.  region_mm2: area of tissue
-    in the regions; None where the whole tissue is used.
+    in the regions; None where the whole tissue is used.  missing: number of tiles on tissue that are left out because
+    parts of them have no image.
     """
 
     tissue: Tissue
     grids: Mapping[str, TileGrid]
     fractions: NDArray[np.float32]
     region_mm2: float | None = None
+    missing: int = 0
 
 
 @dataclass(frozen=True)

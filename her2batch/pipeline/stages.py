@@ -30,6 +30,7 @@ from her2batch.pipeline.predict import (
     rule_table,
     thumbnail_table,
 )
+from her2batch.pipeline.results import check_missing
 from her2batch.pipeline.slide_state import (
     ASIDE,
     RESULTS,
@@ -45,6 +46,7 @@ from her2batch.pipeline.slide_state import (
     Work,
     always,
 )
+from her2batch.pipeline.tile_reader import read_overview
 from her2batch.settings import Plan
 from her2batch.slides import pyramid
 from her2batch.slides.slide import DISAGREE, Box, Slide, SlideInfo, resample
@@ -52,6 +54,7 @@ from her2batch.store import schemas
 from her2batch.store.training_run import encoder_folder
 from her2batch.tasks import MEMBRANE_RULE, PATCH_INPUTS
 from her2batch.vision import tile_grid
+from her2batch.vision.background import Mask
 from her2batch.vision.membrane import MEMBRANE_COLUMNS, TileBatch, feature_index
 from her2batch.vision.patches import apply_clahe, usable_patches
 from her2batch.vision.quality import Quality, assess_quality
@@ -59,7 +62,7 @@ from her2batch.vision.regions import region_mask
 from her2batch.vision.stain import Vector, fit_stain_vectors, guess_stain, white_point
 from her2batch.vision.thumbnail import encode_jpeg
 from her2batch.vision.tile_grid import MAX_UPSAMPLING, TileGrid
-from her2batch.vision.tissue import Tissue, segment_tissue, tile_fractions
+from her2batch.vision.tissue import IncompleteTissue, Tissue, segment_incomplete, segment_tissue, tile_fractions
 
 if TYPE_CHECKING:
     from her2batch.models.encoders import Encoder
@@ -95,67 +98,81 @@ def _make_overview(context: StageContext) -> Work:
     def work(slide: Slide) -> Overview:
         mpp = check_mpp(slide.info, context.plan.mpp).mpp
         assert mpp is not None
-        overview = slide.overview(max(OVERVIEW_MPP, mpp))
+        overview, missing, filled = read_overview(slide, max(OVERVIEW_MPP, mpp))
         longest = max(slide.info.width, slide.info.height)
         fine = longest * mpp / THUMBNAIL_EDGE  # µm/px of a thumbnail of full size
-        thumbnail = overview if fine >= OVERVIEW_MPP else slide.overview(max(fine, mpp))
+        complete = missing is None and fine >= OVERVIEW_MPP
+        thumbnail = (
+            overview if complete else slide.overview(max(fine, mpp) if fine < OVERVIEW_MPP else max(OVERVIEW_MPP, mpp))
+        )
         scale = THUMBNAIL_EDGE / max(thumbnail.shape[:2])
         if scale < 1:
             thumbnail = resample(thumbnail, round(thumbnail.shape[1] * scale), round(thumbnail.shape[0] * scale))
-        return Overview(overview, max(OVERVIEW_MPP, mpp), encode_jpeg(thumbnail))
+        return Overview(overview, max(OVERVIEW_MPP, mpp), encode_jpeg(thumbnail), missing, filled)
 
     return work
 
 
 def _find_tissue(context: StageContext) -> Work:
     def work(slide: Slide, overview: Overview, regions: SlideRegions | None) -> TissueTiles:
-        tissue = segment_tissue(overview.rgb, overview.mpp)
+        tissue, lost = _segment(overview)
         plan, info = context.plan, slide.info
         assert info.mpp is not None
         tiles = tile_grid.plan_tiles(info.width, info.height, info.mpp, plan.mpp, plan.tile)
-        used, region_mm2 = _restrict_to_regions(tissue, slide, regions, overview.mpp)
+        used, region_mm2 = _restrict_to_regions(tissue.mask | lost, slide, regions, overview.mpp)
+        lost &= used
         fractions = tile_fractions(used, info.width, info.height, tiles)
         kept = fractions >= max(plan.min_tissue, 1e-6)
+        missing = kept & (tile_fractions(lost, info.width, info.height, tiles) > 0)
+        check_missing(info, used, lost, int(missing.sum()), int(kept.sum()))
+        kept &= ~missing
         tiles, fractions = tiles[kept], fractions[kept]
         grids = {"tiles": TileGrid(plan.mpp, plan.tile, tiles)}
         for name, mpp in PATCH_INPUTS.items():
             if context.has_network("patch", name):
                 grids[name] = plan_patches(info, plan, tiles, fractions, mpp)
-        return TissueTiles(tissue, grids, fractions, region_mm2)
+        return TissueTiles(tissue, grids, fractions, region_mm2, int(missing.sum()))
 
     return work
 
 
 def _restrict_to_regions(
-    tissue: Tissue, slide: Slide, regions: SlideRegions | None, mpp: float
+    tissue: Mask, slide: Slide, regions: SlideRegions | None, mpp: float
 ) -> tuple[NDArray[np.bool_], float | None]:
     """The tissue that is used, as a mask, and its area in mm²; None where all tissue is.
 
     mpp: of the mask, µm/px.  Raises SlideError `bad-regions` when the regions hold no tissue, but the slide does.
     """
     if regions is None or regions.is_empty:
-        return tissue.mask, None
-    used, size = tissue.mask, (slide.info.width, slide.info.height)
+        return tissue, None
+    used, size = tissue, (slide.info.width, slide.info.height)
     if regions.included is not None:
         used = used & region_mask(regions.included, used.shape, *size)
     if regions.excluded is not None:
         used = used & ~region_mask(regions.excluded, used.shape, *size)
-    if tissue.mask.any() and not used.any():
+    if tissue.any() and not used.any():
         what = "its regions hold no tissue: they may be of another slide, or in other units than px of its level 0"
         raise SlideError("bad-regions", slide.info.path, what)
     return used, float(used.sum()) * mpp**2 / 1e6
 
 
+def _segment(overview: Overview) -> IncompleteTissue:
+    """The tissue of an overview, and the px of tissue that have no image."""
+    if overview.missing is None or overview.filled is None:
+        return IncompleteTissue(segment_tissue(overview.rgb, overview.mpp), np.zeros(overview.rgb.shape[:2], bool))
+    return segment_incomplete(overview.rgb, overview.mpp, overview.missing, overview.filled)
+
+
 def _assess_quality(_: StageContext) -> Work:
     def work(overview: Overview, tissue_tiles: TissueTiles) -> Quality:
-        return assess_quality(overview.rgb, tissue_tiles.tissue)
+        return assess_quality(overview.rgb, tissue_tiles.tissue, overview.missing)
 
     return work
 
 
 def _fit_stains(context: StageContext) -> Work:
     def work(slide: Slide, overview: Overview, tissue_tiles: TissueTiles) -> StainFit:
-        white = white_point(overview.rgb, ~tissue_tiles.tissue.mask)
+        white = white_point(overview.rgb, overview.background(tissue_tiles.tissue))
         return fit_stains(slide, white, tissue_tiles.grids["tiles"].tiles, context.plan)
 
     return work

@@ -1,4 +1,4 @@
-"""Reads the tiles of a grid in batches for the models. Blocks and batches depend on the slide and its grid alone."""
+"""Reads a slide's overview, and the tiles of a grid in batches. Blocks and batches depend on slide and grid alone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from her2batch.errors import SlideError
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box, Slide
+from her2batch.vision.background import Mask, fill_missing, filled_tiles, touched_pixels
 from her2batch.vision.tile_grid import Block, TileGrid, cut_tiles, plan_blocks
 
 TILES_PER_BATCH = 256
@@ -121,3 +123,18 @@ def _join_blocks(
     rows = np.concatenate([np.asarray(block.tiles, np.int64) for block in batch])
     measured = [block for block in features if block is not None]
     return Batch(rows, pixels, np.concatenate(measured) if measured else None)
+
+
+def read_overview(slide: Slide, mpp: float) -> tuple[NDArray[np.uint8], Mask | None, Mask | None]:
+    """Read the fields rgb, missing and filled of an Overview at `mpp` µm/px. Raises SlideError `blank-tiles`."""
+    rgb, base = slide.overview(mpp), slide.info.levels[0]
+    scale = base.height / rgb.shape[0], base.width / rgb.shape[1]
+    filled = filled_tiles(rgb, (base.chunk_height / scale[0], base.chunk_width / scale[1]))
+    missing, area = filled, slide.missing_area()
+    if area is not None:
+        extent, size = (area.height, area.width), (base.height, base.width)
+        not_stored = touched_pixels(area.mask, extent, size, rgb.shape[:2])
+        missing, filled = filled | not_stored, filled & ~not_stored
+        if missing.all():
+            raise SlideError("blank-tiles", slide.info.path, "none of its tiles has an image")
+    return (fill_missing(rgb, missing), missing, filled) if missing.any() else (rgb, None, None)

@@ -1,4 +1,4 @@
-"""The chunk codecs of pyramids: JPEG as a Zarr v3 codec, and lossless compression with zstd.
+"""The chunk codecs and the metadata of pyramids: JPEG as a Zarr v3 codec, lossless zstd, and zarr.json.
 
 The JPEG codec has the name and configuration of the one in imagecodecs. A TIFF stores the Huffman and quantisation
 tables of its JPEG tiles once, so a pyramid that keeps these tiles stores them once, in the codec's configuration.
@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import imagecodecs
 import numpy as np
 import simplejpeg
 from numcodecs.zstd import Zstd
@@ -22,6 +24,7 @@ from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, NDBuffer
 
 from her2batch.slides.jpeg import decode_jpeg
+from her2batch.slides.slide import WHITE, Level, SlideInfo
 
 CODEC_NAME = "imagecodecs_jpeg"
 
@@ -34,8 +37,13 @@ ZSTD_CODECS = ({"name": "bytes"}, {"name": "zstd", "configuration": {"level": ZS
 """Codecs of lossless chunks as named in zarr.json. They are standard: every Zarr v3 reader has them."""
 
 
-def encode_jpeg(rgb: NDArray[np.uint8], quality: int) -> bytes:
-    """Encode (h, w, 3) uint8 RGB as JPEG, 4:4:4 so that thin stained membranes keep their colour."""
+def encode_jpeg(rgb: NDArray[np.uint8], quality: int, colorspace: str = "YCBCR") -> bytes:
+    """Encode (h, w, 3) uint8 RGB as JPEG, 4:4:4 so that thin stained membranes keep their colour.
+
+    colorspace: of the stream, YCBCR or RGB.
+    """
+    if colorspace == "RGB":
+        return bytes(imagecodecs.jpeg8_encode(rgb, quality, colorspace="RGB", outcolorspace="RGB", subsampling="444"))
     return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), quality, "RGB", "444", fastdct=False))
 
 
@@ -72,8 +80,8 @@ class JpegCodec(ArrayBytesCodec):
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Create the codec from its description in a zarr.json. Raises TypeError for an unknown configuration."""
         configuration = dict(data.get("configuration", {}))
-        if tables := configuration.get("tables"):
-            configuration["tables"] = base64.b64decode(tables)
+        if configuration.get("tables") is not None:  # empty where every stream has its own tables
+            configuration["tables"] = base64.b64decode(configuration["tables"])
         return cls(**configuration)
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,3 +114,81 @@ class JpegCodec(ArrayBytesCodec):
     def compute_encoded_size(self, input_byte_length: int, _chunk_spec: ArraySpec) -> int:
         """Raise NotImplementedError: the size of a JPEG is not known before it is encoded."""
         raise NotImplementedError
+
+
+# -- zarr.json ---------------------------------------------------------------------------------------------------
+
+
+def array_metadata(level: Level, edge: int, codecs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the zarr.json of a level. Axes are c, y, x; a chunk is transposed to (y, x, c), the layout of a JPEG.
+
+    Source: Zarr v3, core specification and codec sharding_indexed. The zarr package would take 4 ms for each level.
+    """
+    sharding = {
+        "chunk_shape": [3, level.chunk_height, level.chunk_width],
+        "codecs": [{"name": "transpose", "configuration": {"order": [1, 2, 0]}}, *codecs],
+        "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    shard = [3, level.chunk_height * edge, level.chunk_width * edge]
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [3, level.height, level.width],
+        "data_type": "uint8",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": WHITE,
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        "attributes": {},
+        "dimension_names": ["c", "y", "x"],
+    }
+
+
+def group_metadata(info: SlideInfo, arrays: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the zarr.json of a pyramid: OME-Zarr 0.5, with the metadata of its levels consolidated.
+
+    arrays: name of a level → its zarr.json. Consolidated, they are read in one request, also where a store cannot be
+    listed (HTTP).  Source: zarr-python, consolidated metadata of Zarr v3 (inline).
+    """
+    return {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": _group_attributes(info),
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": dict(arrays)},
+    }
+
+
+def _group_attributes(info: SlideInfo) -> dict[str, Any]:
+    """Return OME-Zarr 0.5 metadata, and those of her2batch. No free text of the slide file is copied."""
+    base = info.levels[0]
+    mpp = info.mpp or 1.0
+    scales = [[1.0, mpp * base.height / level.height, mpp * base.width / level.width] for level in info.levels]
+    space = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in ("y", "x")]
+    colours = [("R", "FF0000"), ("G", "00FF00"), ("B", "0000FF")]
+    window = {"start": 0, "end": 255, "min": 0, "max": 255}
+    return {
+        "ome": {
+            "version": "0.5",
+            "multiscales": [
+                {
+                    "name": "slide",
+                    "axes": [{"name": "c", "type": "channel"}, *space],
+                    "datasets": [
+                        {"path": str(k), "coordinateTransformations": [{"type": "scale", "scale": scale}]}
+                        for k, scale in enumerate(scales)
+                    ],
+                }
+            ],
+            "omero": {
+                "channels": [{"label": name, "color": rgb, "active": True, "window": window} for name, rgb in colours],
+                "rdefs": {"model": "color"},
+            },
+        },
+        "her2batch": {
+            "mpp": info.mpp,
+            "mpp_source": info.mpp_source,
+            "objective": info.objective,
+            "format": info.format,
+        },
+    }

@@ -16,7 +16,7 @@ from pydicom.uid import JPEGBaseline8Bit
 
 from her2batch.errors import SlideError, one_line
 from her2batch.slides.jpeg import RGB, YCBCR, decide_colorspace, shown_colorspace, ycbcr_to_rgb
-from her2batch.slides.slide import DEFAULT_CHUNK, Box, Level, Slide, SlideInfo, resolve_mpp
+from her2batch.slides.slide import DEFAULT_CHUNK, Box, Level, MissingArea, Slide, SlideInfo, resolve_mpp, split_box
 from her2batch.slides.tiff.resolution import Resolution, Statement, choose_resolution
 from her2batch.slides.tiff_tables import read_resolution
 
@@ -29,6 +29,9 @@ depending on where a read starts; fixed cells make a px independent of the box t
 
 SAMPLED_FRAMES, MAX_FRAME_BYTES = 9, 4_000_000
 """Number of frames of a DICOM file on which its colour space is decided, and the largest size of one of them."""
+
+MAX_ALPHA_PIXELS, HALF_OPAQUE = 20_000_000, 128
+"""Largest level from which the transparency of a slide is read, px; alpha value below which a px has no image."""
 
 MAX_TABLE_BYTES = 80_000_000
 """Largest size of a DICOM file's table of frame offsets."""
@@ -72,7 +75,7 @@ class OpenSlideSlide(Slide):
         background = properties.get("openslide.background-color", "FFFFFF")
         self._background = np.array([int(background[k : k + 2], 16) for k in (0, 2, 4)], np.uint16)
         vendor = properties["openslide.vendor"]
-        self._holds_ycbcr = False
+        self._holds_ycbcr, self._is_transparent = False, False
         self.info = SlideInfo(
             path, vendor, "openslide", levels, mpp, source, stated.objective, mpp_problem=stated.problem
         )  # fmt: skip
@@ -96,6 +99,23 @@ class OpenSlideSlide(Slide):
             width, height = min(size.width, size.chunk_width), min(size.height, size.chunk_height)
             self._pixels(Box(size.width - width, size.height - height, width, height), level)
         super().validate(holes)
+
+    def missing_area(self) -> MissingArea | None:
+        """Return where the slide is transparent: sparse DICOM and other formats store no tiles there.
+
+        None if no transparent px was read so far. Transparency is read from a level of up to MAX_ALPHA_PIXELS px.
+        """
+        if not self._is_transparent:
+            return None
+        sizes = self.info.levels
+        level = next(
+            (k for k, size in enumerate(sizes) if size.width * size.height <= MAX_ALPHA_PIXELS), len(sizes) - 1
+        )
+        size = sizes[level]
+        mask = np.zeros((size.height, size.width), bool)
+        for box in split_box(Box(0, 0, size.width, size.height), CELL):
+            mask[box.y : box.bottom, box.x : box.right] = self._read_rgba(box, level)[..., 3] < HALF_OPAQUE
+        return MissingArea(mask, self.info.width, self.info.height) if mask.any() else None
 
     def _colour_tag_is_wrong(self) -> bool:
         """Return whether YCbCr is stored under the tag RGB, which OpenSlide follows: its pixels are then not converted.
@@ -137,12 +157,14 @@ class OpenSlideSlide(Slide):
         return out
 
     def _read_region(self, box: Box, level: int) -> NDArray[np.uint8]:
+        return self._blend_background(self._read_rgba(box, level))
+
+    def _read_rgba(self, box: Box, level: int) -> NDArray[np.uint8]:
         corner = (round(box.x * self._downsamples[level]), round(box.y * self._downsamples[level]))
         try:
-            rgba = np.asarray(self._slide.read_region(corner, level, (box.width, box.height)))
+            return np.asarray(self._slide.read_region(corner, level, (box.width, box.height)))
         except (openslide.OpenSlideError, OSError) as error:
             raise _slide_error(self.info.path, error) from error
-        return self._blend_background(rgba)
 
     def _blend_background(self, rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Convert (h, w, 4) to (h, w, 3) uint8: transparent pixels get the background colour of the slide."""
@@ -150,6 +172,7 @@ class OpenSlideSlide(Slide):
         pixels = ycbcr_to_rgb(rgba) if self._holds_ycbcr else np.ascontiguousarray(rgba[..., :3])
         if alpha.min() == 255:
             return pixels
+        self._is_transparent = True
         opacity = alpha[..., None].astype(np.uint16)
         return ((pixels * opacity + self._background * (255 - opacity) + 127) // 255).astype(np.uint8)
 

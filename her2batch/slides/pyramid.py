@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain
@@ -29,13 +29,15 @@ from her2batch.slides.codecs import (
     CODEC_NAME,
     ZSTD_CODECS,
     JpegCodec,
+    array_metadata,
     compress_lossless,
     decompress_lossless,
     encode_jpeg,
+    group_metadata,
 )
 from her2batch.slides.jpeg import blank_metadata, complete_jpeg, decode_jpeg
 from her2batch.slides.ndpi import NdpiSlide, RunTable
-from her2batch.slides.slide import WHITE, Box, BoxArray, Level, Slide, SlideInfo, assemble_chunks
+from her2batch.slides.slide import Box, BoxArray, Level, Slide, SlideInfo, assemble_chunks
 from her2batch.slides.tiff_slide import TiledTiffSlide
 
 SHARD_EDGES = (32, 16, 8, 4, 2)
@@ -63,30 +65,44 @@ def write_pyramid(slide: Slide, tissue: NDArray[np.bool_], out: Path, quality: i
     OSError when the disk refuses to write.
     """
     shutil.rmtree(out, ignore_errors=True)
-    _write_json(out, {"zarr_format": 3, "node_type": "group", "attributes": _group_attributes(slide.info)})
+    arrays = {}
     for number, level in enumerate(slide.info.levels):
         chunks = _chunk_writer(slide, number, quality, lossless)
         stored = tissue_chunks(tissue, level) & chunks.present
         edge = _shard_edge(stored)
-        _write_json(out / str(number), _array_metadata(level, edge, chunks.codecs))
+        arrays[str(number)] = array_metadata(level, edge, chunks.codecs)
+        _write_json(out / str(number), arrays[str(number)])
         _write_shards(out / str(number), stored, edge, chunks)
+    _write_json(out, group_metadata(slide.info, arrays))
 
 
 class _CopiedChunks:
-    """Writes the JPEG tiles of a TIFF level as chunks, without decoding them."""
+    """Writes the JPEG tiles of a TIFF level as chunks, without decoding them; tiles that it lacks are rebuilt."""
 
-    def __init__(self, slide: TiledTiffSlide, level: int) -> None:
-        self._slide, self._table = slide, slide.table(level)
+    def __init__(self, slide: TiledTiffSlide, level: int, quality: int) -> None:
+        self._slide, self._table, self._level, self._quality = slide, slide.table(level), level, quality
         tables = blank_metadata(self._table.jpeg_tables or b"")
         self.codecs = (JpegCodec(tables=tables, colorspace_jpeg=self._table.colorspace).to_dict(),)
-        # a sparse TIFF does not have all tiles
-        self.present = self._table.byte_counts.reshape(self._table.down, self._table.across) > 0
+        self.present = slide.present_tiles(level)
 
     def append(self, file: BinaryIO, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Write the chunks at (rows, columns): return (n, 2) offset from the first chunk, and size.
+        """Write the chunks at (rows, columns): return (n, 2) offset from the first chunk, and size."""
+        stored = self._table.byte_counts[rows * self._table.across + columns] > 0
+        positions = np.empty((len(rows), 2), np.int64)
+        positions[stored] = self._copy(file, rows[stored], columns[stored])
+        if not stored.all():
+            rebuilt = map(self._rebuild, rows[~stored].tolist(), columns[~stored].tolist())
+            positions[~stored] = _write_streams(file, rebuilt)
+            positions[~stored, 0] += positions[stored, 1].sum()
+        return positions
 
-        Streams that are adjacent in the slide file are read and written together.
-        """
+    def _rebuild(self, row: int, column: int) -> bytes:
+        """Encode a tile that the level lacks, in the colour space of the level's streams."""
+        tile = _read_chunk(self._slide, self._level, row, column)
+        return encode_jpeg(tile, self._quality, self._table.colorspace)
+
+    def _copy(self, file: BinaryIO, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Copy tiles. Streams that are adjacent in the slide file are read and written together."""
         index = rows * self._table.across + columns
         order = np.argsort(self._table.offsets[index], kind="stable")
         offsets, counts = self._table.offsets[index][order], self._table.byte_counts[index][order]
@@ -113,9 +129,9 @@ class _CopiedChunks:
 class _JoinedRuns(_CopiedChunks):
     """Writes the runs of an NDPI level, joined to chunks, without decoding them."""
 
-    def __init__(self, slide: NdpiSlide, level: int) -> None:
-        super().__init__(slide, level)
-        self._ndpi, self._level = slide, level
+    def __init__(self, slide: NdpiSlide, level: int, quality: int) -> None:
+        super().__init__(slide, level, quality)
+        self._ndpi = slide
 
     def append(self, file: BinaryIO, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
         """Write the chunks at (rows, columns), which are sorted by row: return (n, 2) as _CopiedChunks does."""
@@ -139,11 +155,16 @@ class _EncodedChunks:
         return _write_streams(file, map(self._encode_chunk, rows.tolist(), columns.tolist()))
 
     def _encode_chunk(self, row: int, column: int) -> bytes:
-        size = self._slide.info.levels[self._level]
-        x, y = column * size.chunk_width, row * size.chunk_height
-        box = Box(x, y, min(size.chunk_width, size.width - x), min(size.chunk_height, size.height - y))
-        missing = ((0, size.chunk_height - box.height), (0, size.chunk_width - box.width), (0, 0))
-        return self._encode(np.pad(self._slide.read(box, self._level), missing, mode="edge"))
+        return self._encode(_read_chunk(self._slide, self._level, row, column))
+
+
+def _read_chunk(slide: Slide, level: int, row: int, column: int) -> NDArray[np.uint8]:
+    """Read a chunk of a level; at the edge of the slide it is filled up with its outermost px."""
+    size = slide.info.levels[level]
+    x, y = column * size.chunk_width, row * size.chunk_height
+    box = Box(x, y, min(size.chunk_width, size.width - x), min(size.chunk_height, size.height - y))
+    beyond = ((0, size.chunk_height - box.height), (0, size.chunk_width - box.width), (0, 0))
+    return np.pad(slide.read(box, level), beyond, mode="edge")
 
 
 def _write_streams(file: BinaryIO, streams: Iterable[bytes | bytearray]) -> NDArray[np.int64]:
@@ -155,8 +176,8 @@ def _write_streams(file: BinaryIO, streams: Iterable[bytes | bytearray]) -> NDAr
 def _chunk_writer(slide: Slide, level: int, quality: int, lossless: bool) -> _CopiedChunks | _EncodedChunks:
     if isinstance(slide, TiledTiffSlide) and slide.copies_tiles(level):
         if isinstance(slide, NdpiSlide) and isinstance(slide.table(level), RunTable):
-            return _JoinedRuns(slide, level)
-        return _CopiedChunks(slide, level)
+            return _JoinedRuns(slide, level, quality)
+        return _CopiedChunks(slide, level, quality)
     return _EncodedChunks(slide, level, quality, lossless)
 
 
@@ -211,70 +232,9 @@ def _write_shards(folder: Path, stored: NDArray[np.bool_], edge: int, chunks: _C
                     file.write(raw + struct.pack("<I", google_crc32c.value(raw)))
 
 
-def _array_metadata(level: Level, edge: int, codecs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the zarr.json of a level. Axes are c, y, x; a chunk is transposed to (y, x, c), the layout of a JPEG.
-
-    Source: Zarr v3, core specification and codec sharding_indexed. The zarr package would take 4 ms for each level.
-    """
-    sharding = {
-        "chunk_shape": [3, level.chunk_height, level.chunk_width],
-        "codecs": [{"name": "transpose", "configuration": {"order": [1, 2, 0]}}, *codecs],
-        "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
-        "index_location": "end",
-    }
-    shard = [3, level.chunk_height * edge, level.chunk_width * edge]
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": [3, level.height, level.width],
-        "data_type": "uint8",
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": WHITE,
-        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-        "attributes": {},
-        "dimension_names": ["c", "y", "x"],
-    }
-
-
 def _write_json(folder: Path, node: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "zarr.json").write_text(json.dumps(node, indent=1))
-
-
-def _group_attributes(info: SlideInfo) -> dict[str, Any]:
-    """Return OME-Zarr 0.5 metadata, and those of her2batch. No free text of the slide file is copied."""
-    base = info.levels[0]
-    mpp = info.mpp or 1.0
-    scales = [[1.0, mpp * base.height / level.height, mpp * base.width / level.width] for level in info.levels]
-    space = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in ("y", "x")]
-    colours = [("R", "FF0000"), ("G", "00FF00"), ("B", "0000FF")]
-    window = {"start": 0, "end": 255, "min": 0, "max": 255}
-    return {
-        "ome": {
-            "version": "0.5",
-            "multiscales": [
-                {
-                    "name": "slide",
-                    "axes": [{"name": "c", "type": "channel"}, *space],
-                    "datasets": [
-                        {"path": str(k), "coordinateTransformations": [{"type": "scale", "scale": scale}]}
-                        for k, scale in enumerate(scales)
-                    ],
-                }
-            ],
-            "omero": {
-                "channels": [{"label": name, "color": rgb, "active": True, "window": window} for name, rgb in colours],
-                "rdefs": {"model": "color"},
-            },
-        },
-        "her2batch": {
-            "mpp": info.mpp,
-            "mpp_source": info.mpp_source,
-            "objective": info.objective,
-            "format": info.format,
-        },
-    }
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,18 @@ class Level:
         return Level(width, height, max(1, self.chunk_width // factor), max(1, self.chunk_height // factor))
 
 
+class MissingArea(NamedTuple):
+    """Where level 0 of a slide has no image.
+
+    mask: (h, w) bool, of cells that together cover width × height level-0 px from the top left corner of the slide; the
+    last cells may extend beyond it.
+    """
+
+    mask: NDArray[np.bool_]
+    width: float
+    height: float
+
+
 @dataclass(frozen=True)
 class SlideInfo:
     """Metadata of a slide. `mpp` is µm per level-0 px, None when the file states neither mpp nor objective."""
@@ -220,6 +232,10 @@ class Slide(ABC):
         if box.width * box.height > MAX_READ_PIXELS:
             raise SlideError("out-of-memory", self.info.path, f"one read of {box.width} × {box.height} px is too large")
         return self._read_shrunk(box, level, shrink, needed)
+
+    def missing_area(self) -> MissingArea | None:
+        """Return where level 0 has no image, because its tiles were never stored; None for a complete slide."""
+        return None
 
     def level_for(self, downsample: float) -> int:
         """Return the coarsest level that is no coarser than `downsample` (level-0 px per px; tolerance 1 %)."""

@@ -12,7 +12,18 @@ from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
 from her2batch.slides import jpeg
-from her2batch.slides.slide import DEFAULT_CHUNK, Box, BoxArray, Level, Slide, SlideInfo, assemble_chunks, resolve_mpp
+from her2batch.slides.slide import (
+    DEFAULT_CHUNK,
+    Box,
+    BoxArray,
+    Level,
+    MissingArea,
+    Slide,
+    SlideInfo,
+    assemble_chunks,
+    resolve_mpp,
+)
+from her2batch.slides.tiff.missing import missing_tiles, present_tiles, rebuild_tile
 from her2batch.slides.tiff.padding import StoredLevel, picture_sizes
 from her2batch.slides.tiff_tables import ASSOCIATED_DAMAGED, TiffStructure, TileTable, crop_table, parse_tiff
 
@@ -155,9 +166,9 @@ class TiledTiffSlide(Slide):
             if any(start < last and first < end for first, last in self._tiff.directories):
                 raise SlideError("truncated", self._path, f"bytes {start}–{end} of its TIFF directories are zeros")
             if any(start < last and first < end for first, last in self._tiff.tile_lists):
-                # Philips omits tiles; then both their offset and their size are 0
+                # sparse files omit tiles; then both their offset and their size are 0
                 inconsistent = any(((t.offsets == 0) != (t.byte_counts == 0)).any() for t in self._tiff.levels)
-                if inconsistent or self._tiff.format != "philips":
+                if inconsistent or any(not t.byte_counts.any() for t in self._tiff.levels):
                     raise SlideError("truncated", self._path, f"bytes {start}–{end} of its tile lists are zeros")
 
     def _check_holes(self, table: TileTable, holes: tuple[tuple[int, int], ...]) -> None:
@@ -206,8 +217,16 @@ class TiledTiffSlide(Slide):
             size = parse_size(stream) if jpeg.has_end_marker(stream) else None
         return size
 
+    def missing_area(self) -> MissingArea | None:
+        """Return the tiles of level 0 that the file does not store."""
+        return missing_tiles(self.table(0))
+
+    def present_tiles(self, level: int) -> NDArray[np.bool_]:
+        """Return which tiles of a level are stored, or can be rebuilt from a finer level: (down, across) bool."""
+        return present_tiles(self._tiff.levels, level)
+
     def _pixels(self, box: Box, level: int) -> NDArray[np.uint8]:
-        return self._assemble(box, self._tiff.levels[level], 1, None)
+        return self._read_level(level, box)
 
     def _read_shrunk(self, box: Box, level: int, shrink: int, needed: BoxArray | None) -> NDArray[np.uint8]:
         """Shrink full JPEG tiles while they are decoded, other tiles after that.
@@ -219,23 +238,30 @@ class TiledTiffSlide(Slide):
         joins = table.full_tiles and self.info.levels[level].shrinks_by(shrink)
         joins &= table.compression == "jpeg" and table.planes == 1
         if shrink == 1 or (joins and level not in self._mended_to_rgb):
-            return self._assemble(box, table, shrink, needed)
+            return self._assemble(box, table, shrink, needed, level)
         return super()._read_shrunk(box, level, shrink, needed)
 
-    def _assemble(self, box: Box, table: TileTable, shrink: int, needed: BoxArray | None) -> NDArray[np.uint8]:
+    def _assemble(
+        self, box: Box, table: TileTable, shrink: int, needed: BoxArray | None, level: int | None = None
+    ) -> NDArray[np.uint8]:
+        """Assemble a box of a table. level: its number, if tiles that it lacks are made from the finer levels."""
+
         def decode_tile(row: int, column: int) -> NDArray[np.uint8] | None:
             index = row * table.across + column
-            if table.planes > 1:
-                return self._decode_planes(table, index)
-            return None if table.byte_counts[index] == 0 else self._decode(table, index, shrink)
+            if not table.stored[row, column]:
+                if level is None:
+                    return None
+                return rebuild_tile(self._tiff.levels, level, (row, column), shrink, self._read_level)
+            return self._decode_planes(table, index) if table.planes > 1 else self._decode(table, index, shrink)
 
         return assemble_chunks(box, (table.tile_width // shrink, table.tile_height // shrink), decode_tile, needed)
 
-    def _decode_planes(self, table: TileTable, index: int) -> NDArray[np.uint8] | None:
-        """Decode the red, green and blue of a tile, which are stored apart; None if one of them is not stored."""
+    def _read_level(self, level: int, box: Box) -> NDArray[np.uint8]:
+        return self._assemble(box, self._tiff.levels[level], 1, None, level)
+
+    def _decode_planes(self, table: TileTable, index: int) -> NDArray[np.uint8]:
+        """Decode the red, green and blue of a tile, which are stored apart."""
         numbers = [index + plane * table.across * table.down for plane in range(3)]
-        if not table.byte_counts[numbers].all():
-            return None
         return np.concatenate([self._decode(table, number) for number in numbers], axis=2)
 
     def _tile_bytes(self, table: TileTable, index: int) -> bytes:

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,11 @@ class TileTable:
     def down(self) -> int:
         """Rows of tiles."""
         return math.ceil(self.height / self.tile_height)
+
+    @cached_property
+    def stored(self) -> NDArray[np.bool_]:
+        """Which tiles are stored, in all their planes: (down, across) bool."""
+        return np.asarray((self.byte_counts.reshape(self.planes, self.down, self.across) > 0).all(axis=0), bool)
 
 
 @dataclass(frozen=True)

@@ -155,3 +155,126 @@ def remove_small_parts(mask: Mask, px: float) -> Mask:
     keep = stats[:, cv2.CC_STAT_AREA] >= px
     keep[0] = False
     return np.asarray(keep[labels], bool)
+
+
+# -- areas without image -----------------------------------------------------------------------------------------
+
+BLACK_GREY, WHITE_GREY = 2, 254
+"""Grey values at and beyond which a px may belong to a tile that is filled with black or white."""
+
+MAX_WHITE_RIM = 0.1
+"""Share of the px around a white tile that may be white: more continue the white of an overexposed background."""
+
+MAX_PART_SHARE = 0.01
+"""Share of the overview from which black or white areas at its edge are padding around the scanned regions."""
+
+MIN_TISSUE_RIM = 0.5
+"""Share of the px around an area without image that must be tissue if the area lies in tissue."""
+
+
+def touched_pixels(mask: Mask, extent: tuple[float, float], size: tuple[float, float], shape: tuple[int, int]) -> Mask:
+    """Return the px of an overview, (H, W) = `shape`, that touch a cell of a mask (h, w).
+
+    extent, size: height and width that the mask and the overview cover, in one unit, from one corner.
+    """
+    ranges = []
+    for cells, covered, length, px in zip(mask.shape, extent, size, shape, strict=True):
+        edges = np.arange(px + 1) * (length / px * cells / covered)
+        first = np.clip(np.floor(edges[:-1] + 1e-6), 0, cells - 1).astype(int)
+        ranges.append((first, np.clip(np.ceil(edges[1:] - 1e-6), first + 1, cells).astype(int)))
+    return _box_sums(mask, *ranges) > 0
+
+
+def filled_tiles(rgb: NDArray[np.uint8], tile: tuple[float, float]) -> Mask:
+    """Return the px of the tiles that are filled with black or white in place of an image: (H, W) bool.
+
+    rgb: overview (H, W, 3) uint8.  tile: height and width of a tile of level 0, in px of the overview.  Large
+    black areas at the edge are padding, and no such tiles; nor are tiles in the white of an overexposed background.
+    """
+    black = rgb.max(axis=2) <= BLACK_GREY
+    parts = _label_parts(black)
+    black &= ~_is_padding(parts)[parts]
+    white = channel_min(rgb) >= WHITE_GREY
+    found = np.zeros(black.shape, bool)
+    for colour in (black, white):
+        if colour.any():
+            filled = _whole_tiles(colour, tile)
+            labels = _label_parts(filled)
+            around = _rim_shares(labels, colour)
+            found |= filled & (around <= MAX_WHITE_RIM)[labels]
+    return found
+
+
+def _whole_tiles(mask: Mask, tile: tuple[float, float]) -> Mask:
+    """Return the px of the tiles all of whose px are in a mask (H, W); tiles below 2 × 2 px are none."""
+    ranges = []
+    for length, edge in zip(mask.shape, tile, strict=True):
+        starts = np.arange(max(1, round(length / edge + 0.499))) * edge
+        first = np.ceil(starts - 1e-6).astype(int)
+        last = np.minimum(np.floor(starts + edge + 1e-6).astype(int), length)
+        ranges.append((np.minimum(first, length), np.maximum(last, first.clip(0, length))))
+    (y0, y1), (x0, x1) = ranges
+    whole = _box_sums(mask, *ranges) == (y1 - y0)[:, None] * (x1 - x0)
+    whole &= ((y1 - y0) >= 2)[:, None] & ((x1 - x0) >= 2)
+    extent = len(y0) * tile[0], len(x0) * tile[1]
+    return touched_pixels(whole, extent, mask.shape, mask.shape) if whole.any() else np.zeros(mask.shape, bool)
+
+
+def fill_missing(rgb: NDArray[np.uint8], missing: Mask) -> NDArray[np.uint8]:
+    """Return an overview (H, W, 3) uint8 whose px without image have the colour of the nearest px with one."""
+    if not missing.any() or missing.all():
+        return rgb
+    _, labels = cv2.distanceTransformWithLabels(
+        missing.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    colours = np.zeros((int(labels.max()) + 1, 3), np.uint8)
+    colours[labels[~missing]] = rgb[~missing]
+    return np.where(missing[..., None], colours[labels], rgb)
+
+
+def missing_in_tissue(tissue: Mask, missing: Mask, filled: Mask) -> Mask:
+    """Return the px of tissue that have no image: (H, W) bool.
+
+    tissue: segmented where the px without image have the colours of their neighbours.  missing: px without image.
+    filled: those of them that belong to filled tiles; large areas of these at the edge are padding.  An area without
+    image lies in tissue if most px around it are tissue. Elsewhere scanners leave out tiles because there is none.
+    """
+    labels = _label_parts(missing)
+    inside = _rim_shares(labels, tissue) >= MIN_TISSUE_RIM
+    inside &= ~(_is_padding(labels) & (np.bincount(labels[filled], minlength=len(inside)) > 0))
+    inside[0] = False
+    return np.asarray(tissue & inside[labels], bool)
+
+
+def _label_parts(mask: Mask) -> NDArray[np.int32]:
+    """Number the parts of a mask that share edges: (H, W) bool → (H, W) int32, 0 outside."""
+    return np.asarray(cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[1], np.int32)
+
+
+def _is_padding(labels: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Return which parts are large and reach the edge of the overview, as padding does: (parts + 1,) bool."""
+    sizes = np.bincount(labels.ravel())
+    edges = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    at_edge = np.bincount(edges, minlength=len(sizes)) > 0
+    return np.asarray((sizes >= MAX_PART_SHARE * labels.size) & at_edge, bool)
+
+
+def _rim_shares(labels: NDArray[np.int32], mask: Mask) -> NDArray[np.float64]:
+    """Return the share of the px around each part that are in a mask: (parts + 1,), 0 for a part without such px."""
+    spread = cv2.dilate(labels.astype(np.float32), np.ones((3, 3), np.uint8)).astype(np.int32)
+    rim = (labels == 0) & (spread > 0)
+    count = int(labels.max()) + 1
+    total = np.bincount(spread[rim], minlength=count)
+    inside = np.bincount(spread[rim & mask], minlength=count)
+    return np.asarray(inside / np.maximum(total, 1), np.float64)
+
+
+Range = tuple[NDArray[np.int_], NDArray[np.int_]]
+"""First px, and the px after the last, of each cell along an axis."""
+
+
+def _box_sums(mask: Mask, rows: Range, columns: Range) -> NDArray[np.int32]:
+    """Return the number of true px in each cell of a grid: (rows, columns)."""
+    sums = cv2.integral(np.ascontiguousarray(mask).view(np.uint8))
+    (y0, y1), (x0, x1) = rows, columns
+    return np.asarray(sums[np.ix_(y1, x1)] - sums[np.ix_(y0, x1)] - sums[np.ix_(y1, x0)] + sums[np.ix_(y0, x0)])

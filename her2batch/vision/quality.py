@@ -71,10 +71,14 @@ class Quality:
         return replace(self, blur=blurred, pen=pen, flags=tuple(flags))
 
 
-def assess_quality(rgb: NDArray[np.uint8], tissue: Tissue) -> Quality:
-    """Measure and flag the quality of a slide from its overview, (H, W, 3) uint8 at about 8 µm/px, and its tissue."""
+def assess_quality(rgb: NDArray[np.uint8], tissue: Tissue, missing: NDArray[np.bool_] | None = None) -> Quality:
+    """Measure and flag the quality of a slide from its overview, (H, W, 3) uint8 at about 8 µm/px, and its tissue.
+
+    missing: (H, W) bool, px without image, which are neither tissue nor background; None for a complete slide.
+    """
     mask = tissue.mask
-    empty = ~mask & ~tissue.pen & (rgb.max(axis=2) > CLIPPED_GREY[0])
+    scanned = np.ones_like(mask) if missing is None else ~missing
+    empty = scanned & ~mask & ~tissue.pen & (rgb.max(axis=2) > CLIPPED_GREY[0])
     grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
     clipped = np.asarray(((rgb <= CLIPPED_GREY[0]) | (rgb >= CLIPPED_GREY[1])).any(axis=2))
     saturated = float(clipped[mask].mean()) if mask.any() else 0.0
@@ -86,7 +90,7 @@ def assess_quality(rgb: NDArray[np.uint8], tissue: Tissue) -> Quality:
         "pen": pen > MAX_PEN_SHARE,
         "overexposed": saturated > MAX_SATURATED_SHARE,
         "blurred": blurred > MAX_BLURRED_SHARE,
-        "no-background": mask.mean() > MAX_TISSUE_SHARE,
+        "no-background": mask[scanned].mean() > MAX_TISSUE_SHARE,
         "uneven-background": bool(empty.any()) and _unevenness(grey, empty) > MAX_UNEVENNESS,
         "dark-background": background < MIN_BACKGROUND_GREY,
         "tissue-methods-disagree": tissue.disagreement > MAX_DISAGREEMENT,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -15,8 +16,10 @@ from her2batch.vision.background import (
     Map,
     Mask,
     channel_mean,
+    channel_min,
     flatten_background,
     local_std,
+    missing_in_tissue,
     remove_small_parts,
 )
 
@@ -98,6 +101,34 @@ def segment_tissue(rgb: NDArray[np.uint8], mpp: float) -> Tissue:
     if implausible:
         return Tissue(second, pen, "texture", disagreement)
     return Tissue(first | second, pen, "union", disagreement)
+
+
+class IncompleteTissue(NamedTuple):
+    """The tissue of a slide that lacks parts of its image.
+
+    tissue: without the parts that have no image.  missing: (H, W) bool, px of tissue that have no image.
+    """
+
+    tissue: Tissue
+    missing: Mask
+
+
+def segment_incomplete(rgb: NDArray[np.uint8], mpp: float, missing: Mask, filled: Mask) -> IncompleteTissue:
+    """Segment the tissue of an overview (H, W, 3) uint8 in which some px have no image of their own.
+
+    rgb: px without image have the colour of the nearest px with one.  missing: (H, W) bool, those px.  filled: those of
+    them in tiles that are filled with black or white.  Px without image outside tissue are background.
+    """
+    tissue = segment_tissue(rgb, mpp)
+    lost = missing_in_tissue(tissue.mask, missing, filled)
+    outside = missing & ~lost
+    if (tissue.mask & outside).any():  # tissue at the rim of such an area was continued into it
+        empty = ~tissue.mask & ~missing & (channel_min(rgb) > 0)
+        glass = np.median(rgb[empty], axis=0) if empty.any() else np.full(3, 255.0)
+        again = segment_tissue(np.where(outside[..., None], glass.astype(np.uint8), rgb), mpp)
+        tissue = replace(again, mask=again.mask & ~outside)
+        lost &= tissue.mask
+    return IncompleteTissue(replace(tissue, mask=tissue.mask & ~lost), lost)
 
 
 def _segment_by_density(flat: FlattenedOverview) -> Mask:

@@ -8,7 +8,9 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
+from pydicom.sequence import Sequence
 
 from her2batch.errors import SlideError
 from her2batch.slides.fingerprint import fingerprint_slide
@@ -207,3 +209,32 @@ def test_unequal_axes_are_named_through_openslide(tmp_path: Path) -> None:
             pytest.raises(SlideError, match=r"0\.25 µm/px along x and 0\.5 µm/px along y"),
         ):
             slide.info.with_mpp(None)
+
+
+def test_frames_that_a_sparse_dicom_lacks_are_missing_area(tmp_path: Path) -> None:
+    rgb = tissue_image(512, 384, seed=4, brown=0.6)
+    image = make_image(rgb, 0.25, Kind(series=8, tile=128))
+    image.DimensionOrganizationType = "TILED_SPARSE"
+    places = [(y, x) for y in range(0, 384, 128) for x in range(0, 512, 128)]
+    stored = [place for place in places if place not in ((128, 256), (0, 0))]
+    image.PixelData = encapsulate(
+        [encode_components(as_stored(rgb[y : y + 128, x : x + 128], "YCBCR"), "422") for y, x in stored]
+    )
+    image.NumberOfFrames = len(stored)
+    groups = []
+    for y, x in stored:
+        position, group = Dataset(), Dataset()
+        position.ColumnPositionInTotalImagePixelMatrix, position.RowPositionInTotalImagePixelMatrix = x + 1, y + 1
+        group.PlanePositionSlideSequence = Sequence([position])
+        groups.append(group)
+    image.PerFrameFunctionalGroupsSequence = Sequence(groups)
+    image.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    with OpenSlideSlide(tmp_path / "a.dcm") as slide:
+        pixels = slide.read(Box(0, 0, 512, 384))
+        assert (pixels[128:256, 256:384] == 255).all()
+        assert np.abs(pixels[256:].astype(int) - rgb[256:]).mean() < 3
+        area = slide.missing_area()
+        assert area is not None
+        assert (area.width, area.height) == (512, 384)
+        assert area.mask[128:256, 256:384].all()
+        assert area.mask.sum() == 2 * 128 * 128

@@ -1,6 +1,7 @@
 """Pyramids: tissue only, tiles copied from the slide, readable by Zarr tools and as a Slide."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,6 +164,24 @@ def test_background_is_not_stored_and_reads_as_white(slide: Slide, tmp_path: Pat
     assert (pyramid.read(Box(0, 0, 200, 200)) == 255).all()
     inside = Box(600, 500, 300, 300)  # below the tissue: a px of the mask covers 100 px
     assert np.array_equal(pyramid.read(inside), slide.read(inside))
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+def test_consolidated_metadata_are_those_of_the_levels(slide: Slide, tmp_path: Path) -> None:
+    write_pyramid(slide, all_tissue(slide), tmp_path / "p.zarr", 90)
+    group = zarr.open_consolidated(tmp_path / "p.zarr", mode="r")
+    assert group.metadata.consolidated_metadata is not None
+    written = json.loads((tmp_path / "p.zarr" / "zarr.json").read_text())["consolidated_metadata"]["metadata"]
+    assert written == {
+        str(k): json.loads((tmp_path / "p.zarr" / str(k) / "zarr.json").read_text())
+        for k in range(len(slide.info.levels))
+    }
+    before = group.metadata.consolidated_metadata
+    shutil.copytree(tmp_path / "p.zarr", tmp_path / "again.zarr")
+    assert zarr.consolidate_metadata(tmp_path / "again.zarr").metadata.consolidated_metadata == before
+    for folder in (tmp_path / "p.zarr").glob("?"):
+        (folder / "zarr.json").unlink()  # what a reader over HTTP does not have to request
+    assert np.array_equal(np.moveaxis(np.asarray(group["1"][:]), 0, -1), read_level(slide, 1))
 
 
 def test_zarr_dask_and_ome_zarr_open_pyramids(slide: Slide, tmp_path: Path) -> None:

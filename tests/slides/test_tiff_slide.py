@@ -2,7 +2,7 @@
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -242,20 +242,110 @@ def test_raw_tile_returns_the_bytes_of_the_file(real_data: Path) -> None:
             assert slide.raw_tile(0, index) == data[offset : offset + count]
 
 
-def test_missing_tile_of_a_sparse_slide_is_white(tmp_path: Path) -> None:
-    path = write_philips(tmp_path / "a.tiff", np.full((256, 384, 3), 90, np.uint8))
+def drop_tiles(path: Path, indices: Iterable[int], page: int = 0) -> Path:
+    """Set offset and size of tiles or strips to 0, as sparse files do."""
     data = bytearray(path.read_bytes())
     with tifffile.TiffFile(path) as file:
-        for tag in (324, 325):
-            where = file.pages[0].tags[tag].valueoffset
-            size = file.pages[0].tags[tag].dtype.itemsize if hasattr(file.pages[0].tags[tag].dtype, "itemsize") else 4
-            data[where + size : where + 2 * size] = bytes(size)
+        tiled = file.pages[page].is_tiled
+        for tag in (324, 325) if tiled else (273, 279):
+            entry = file.pages[page].tags[tag]
+            width = {3: 2, 4: 4, 16: 8}[int(entry.dtype)]
+            for index in indices:
+                at = entry.valueoffset + width * index
+                data[at : at + width] = bytes(width)
     path.write_bytes(data)
+    return path
+
+
+def test_missing_tile_of_a_sparse_slide_is_white(tmp_path: Path) -> None:
+    path = drop_tiles(write_philips(tmp_path / "a.tiff", np.full((256, 384, 3), 90, np.uint8)), [1])
     with TiledTiffSlide(path) as slide:
         slide.validate()
         assert slide.raw_tile(0, 1) == b""
         assert (slide.read(Box(128, 0, 128, 128)) == 255).all()
         assert np.abs(slide.read(Box(0, 0, 128, 128)).astype(int) - 90).max() <= 2
+        area = slide.missing_area()
+        assert area is not None
+        assert (np.argwhere(area.mask).tolist(), area.width, area.height) == ([[0, 1]], 384, 256)
+
+
+def write_sparse(path: Path, rgb: np.ndarray, levels: int = 3, **packing: object) -> Path:
+    """Write a pyramid, each level half as large as the one before, whose tile lists can be edited."""
+    packing = packing or {"tile": (64, 64), "compression": "jpeg", "compressionargs": {"level": 95}}
+    with tifffile.TiffWriter(path) as file:
+        for k in range(levels):
+            small = cv2.resize(rgb, None, fx=0.5**k, fy=0.5**k, interpolation=cv2.INTER_AREA)
+            file.write(small, photometric="rgb", metadata=None, subfiletype=int(k > 0), **packing)
+    return path
+
+
+@pytest.mark.parametrize("shrink", [1, 2])
+def test_tile_that_a_lower_level_lacks_is_rebuilt_from_the_finer_ones(tmp_path: Path, shrink: int) -> None:
+    path = write_sparse(tmp_path / "a.tiff", smooth(512, 704))
+    with TiledTiffSlide(path) as slide:
+        size = slide.info.levels[2].downscale(shrink)
+        expected = slide.read(Box(0, 0, size.width, size.height), 2, shrink).astype(int)
+    drop_tiles(path, [0, 2, 3], page=2)
+    drop_tiles(path, [0, 7, 16], page=1)
+    with TiledTiffSlide(path) as slide:
+        slide.validate()
+        assert slide.missing_area() is None
+        difference = np.abs(slide.read(Box(0, 0, size.width, size.height), 2, shrink) - expected)
+        assert np.percentile(difference, 98) <= 12
+        assert slide.present_tiles(2).all()
+    drop_tiles(path, range(88), page=0)
+    with TiledTiffSlide(path) as slide:
+        assert slide.present_tiles(1).sum() == 24 - 3
+        assert (slide.read(Box(0, 0, 60, 60), 1) == 255).all()
+
+
+def test_pyramid_stores_the_rebuilt_tiles_of_a_level(tmp_path: Path) -> None:
+    path = drop_tiles(write_sparse(tmp_path / "a.tiff", smooth(500, 700), levels=2), [1, 2, 9], page=1)
+    drop_tiles(path, [14], page=0)
+    with TiledTiffSlide(path) as slide:
+        write_pyramid(slide, np.ones((4, 4), bool), tmp_path / "a.zarr", 95)
+        with Pyramid(tmp_path / "a.zarr") as copy:
+            assert np.array_equal(read_level(copy), read_level(slide))
+            assert np.abs(read_level(copy, 1).astype(int) - read_level(slide, 1)).mean() < 1
+
+
+def test_rebuilt_tiles_of_an_rgb_level_are_stored_as_rgb(tmp_path: Path) -> None:
+    rgb = tissue_image(512, 512, seed=4, brown=0.6)
+    path = drop_tiles(write_levels(tmp_path / "a.tiff", rgb, [encode_as("RGB")] * 2, 2), [1], page=1)
+    with TiledTiffSlide(path) as slide:
+        write_pyramid(slide, np.ones((4, 4), bool), tmp_path / "a.zarr", 95)
+        with Pyramid(tmp_path / "a.zarr") as copy:
+            assert np.abs(read_level(copy, 1).astype(int) - resample(rgb, 256, 256)).mean() < 3
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "jpeg"])
+def test_missing_strips_are_white_and_reported(tmp_path: Path, compression: str | None) -> None:
+    rgb = smooth(256, 300)
+    path = write_sparse(tmp_path / "a.tiff", rgb, levels=1, rowsperstrip=32, compression=compression)
+    with TiledTiffSlide(drop_tiles(path, [2, 7])) as slide:
+        slide.validate()
+        pixels = read_level(slide).astype(int)
+        assert (pixels[64:96] == 255).all()
+        assert (pixels[224:] == 255).all()
+        assert np.abs(pixels[96:224] - rgb[96:224]).mean() < 3
+        area = slide.missing_area()
+        assert area is not None
+        assert (np.flatnonzero(area.mask).tolist(), area.height) == ([2, 7], 256)
+
+
+def test_lists_of_a_sparse_file_may_hold_pages_of_zeros(tmp_path: Path) -> None:
+    """Where both lists are zero for the same tiles, the tiles are missing; where one is, the list is damaged."""
+    path = tmp_path / "a.tiff"
+    rgb = np.full((64 * 40, 64 * 40, 3), 120, np.uint8)
+    write_sparse(path, rgb, levels=1)
+    data = path.read_bytes()
+    drop_tiles(path, range(300, 900))
+    assert fingerprint_slide([path]).holes
+    assert validation_result(path) == "accepted"
+    with tifffile.TiffFile(path) as file:
+        spot = -(-file.pages[0].tags[324].valueoffset // 512) * 512
+    path.write_bytes(data[:spot] + bytes(512) + data[spot + 512 :])
+    assert validation_result(path) == "truncated"
 
 
 def test_rgb_under_a_ycbcr_tag_is_detected_by_the_background(tmp_path: Path) -> None:

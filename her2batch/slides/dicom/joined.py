@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from her2batch.slides.dicom.instances import UNUSED_FLAVORS, read_instance
 from her2batch.slides.openslide import OpenSlideSlide
-from her2batch.slides.slide import Box, Level, Slide
+from her2batch.slides.slide import Box, Level, MissingArea, Slide
 
 
 def series_files(members: Sequence[Path]) -> list[Path]:
@@ -52,6 +52,10 @@ class JoinedDicomSlide(Slide):
         """Check every series as OpenSlideSlide does."""
         for part in self._parts:
             part.validate(holes)
+
+    def missing_area(self) -> MissingArea | None:
+        """Return where the finest level is transparent."""
+        return self._levels[0][1].missing_area()
 
     def _pixels(self, box: Box, level: int) -> NDArray[np.uint8]:
         _, part, number = self._levels[level]
