@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from her2batch.api import ingest, open_cohort, open_slide, report, score, train
     from her2batch.models.encoders import register_encoder
     from her2batch.models.mil_registry import register_mil
+    from her2batch.task_files import read_tasks
 
 __all__ = [
     "ingest",
     "open_cohort",
     "open_slide",
+    "read_tasks",
     "register_encoder",
     "register_mil",
     "report",
@@ -28,6 +30,7 @@ __all__ = [
 _MODULES = {name: "her2batch.api" for name in __all__} | {
     "register_encoder": "her2batch.models.encoders",
     "register_mil": "her2batch.models.mil_registry",
+    "read_tasks": "her2batch.task_files",
 }
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from her2batch.pipeline.growth.ingest_summary import IngestSummary
     from her2batch.reports.prediction_counts import PredictionCount
     from her2batch.runtime.score import ScoreSummary
+    from her2batch.tasks import Task
     from her2batch.training.bag_data import BagDataset
 
 SLIDES_PER_PARTITION = 64
@@ -201,17 +202,23 @@ class CohortReader:
         flat: NDArray[np.float16] = column.flatten().to_numpy()
         return flat.reshape(len(column), column.type.list_size)
 
-    def bags(self, encoder: str, labels: str | Path | None = None, task: str = "her2-3way") -> BagDataset:
+    def bags(self, encoder: str, labels: str | Path | None = None, task: str | Task = "her2-3way") -> BagDataset:
         """Return a torch Dataset of (embeddings (N, D) float32, class index) for every slide with a label for the task.
 
-        labels: a label sheet or TCGA table; None for the labels given to ingest.  The dataset's `excluded` lists the
-        slides that are left out, with the reason.  Raises InputError for unreadable labels or missing embeddings.
+        labels: a label sheet or TCGA table; None for the labels given to ingest.  task: the name of a built-in task, or
+        one of `read_tasks`; where it predicts a number, the dataset has that instead of a class.  The dataset's
+        `excluded` lists the slides that are left out, with the reason.  Raises InputError for unreadable labels or
+        missing embeddings.
         """
         from her2batch.store.label_sheets.stored import stored_label_table
         from her2batch.store.labels import label_slides, read_labels
+        from her2batch.tasks import further_columns
         from her2batch.training.bag_data import BagDataset
 
-        table = read_labels(Path(labels), self._store) if labels is not None else stored_label_table(self._store)
+        if labels is not None:
+            table = read_labels(Path(labels), self._store, further=further_columns([task]))
+        else:
+            table = stored_label_table(self._store)
         labelled, excluded = label_slides(table, task, self._rows)
         return BagDataset(task, labelled.to_pylist(), excluded.to_pandas(), partial(self.bag, encoder=encoder))
 
@@ -279,18 +286,22 @@ def train(
     labels: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     annotations: str | Path | None = None,
+    task_file: str | Path | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Train methods on the same folds, as `her2batch train` does; a second call resumes.
 
-    columns: headers of the labels, as --column gives them.  settings: any other option of the command:
+    columns: headers of the labels, as --column gives them.  task_file: TOML file with tasks of your own, as with
+    --tasks; all of them are trained where `tasks` names none.  settings: any other option of the command:
     tasks=["her2-3way"], methods=["clam-sb"], folds=5, workers=2, …  Returns what the command prints with --json.
     Raises InputError, StoreError, WeightsError before training starts.
     """
     from her2batch.experiments.train import TrainingRequest, training_result
     from her2batch.experiments.train import train as run
+    from her2batch.task_files import training_with_tasks
 
     training, resources = _split(settings, Training, TrainingResources)
+    training = training_with_tasks(training, task_file)
     request = TrainingRequest(to_location(cohort), Path(out), _path(labels), _path(annotations), columns or {})
     return training_result(run(request, training, resources))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from her2batch.errors import REMEDIES
-from her2batch.tasks import CLASSES, HER2_TASKS, MEMBRANE_RULE, SCORE_TASKS, her2_class, ihc_score, task_applies
+from her2batch.tasks import HER2_TASKS, MEMBRANE_RULE, SCORE_TASKS, her2_class, ihc_score, task_applies, task_order
 
 Fields = Mapping[str, Any]
 
@@ -105,6 +105,7 @@ class MethodResult(NamedTuple):
     """The class of one method for one task, as it may be shown.
 
     predicted: None where it depends on an ISH result that does not exist.  text: the class, or what it depends on.
+    classes: of the task, in order; none for a number.
     """
 
     task: str
@@ -112,6 +113,7 @@ class MethodResult(NamedTuple):
     bundle: str
     predicted: str | None
     text: str
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,8 @@ def prediction_review(task: str, predicted: str, reasons: Iterable[str]) -> bool
 
 def ordered_predictions(predictions: Iterable[Fields]) -> list[Fields]:
     """Return predictions in the order of their tasks, those of the membrane rule first."""
-    tasks = list(CLASSES)
+    predictions = list(predictions)
+    tasks = task_order(row["task"] for row in predictions)
     return sorted(
         predictions,
         key=lambda row: (tasks.index(row["task"]), row["method"] != MEMBRANE_RULE, row["bundle"], row["method"]),
@@ -184,8 +187,8 @@ def assess_slide(
     of the labels, the laboratory's own results.  reviews: its entries of the table reviews, in order.
     """
     own, label = ordered_predictions(predictions), label or {}
-    main = next((one for one in own if one["task"] not in DERIVED_TASKS), None)
     is_her2 = any(one["task"] in HER2_TASKS for one in own)
+    main = next((one for one in own if one["task"] in SCORE_TASKS or not is_her2), None)
     task = main["task"] if main is not None else IHC_TASK if is_her2 else None
     verdict = newest_verdict(reviews, "her2" if is_her2 else task)
     ish = label.get("ish") if is_her2 else None
@@ -284,10 +287,11 @@ def depends_on_ish(prediction: Fields, needs_ish: bool, result: str | None) -> b
 def _method_result(prediction: Fields, needs_ish: bool, result: str | None) -> MethodResult:
     task, predicted = prediction["task"], prediction["predicted"]
     names = task, prediction["method"], prediction["bundle"]
+    classes = tuple(prediction.get("classes") or ())
     if depends_on_ish(prediction, needs_ish, result):
-        return MethodResult(*names, None, "ISH decides")
+        return MethodResult(*names, None, "ISH decides", classes)
     text = "2+: equivocal, ISH needed" if predicted == "2+" and needs_ish else predicted
-    return MethodResult(*names, predicted, text)
+    return MethodResult(*names, predicted, text, classes)
 
 
 # -- reasons -----------------------------------------------------------------------------------------------------
@@ -346,7 +350,9 @@ def _asks_for_ish(prediction: Fields) -> bool:
 
 def _disagreements(predictions: Sequence[Fields], needs_ish: bool) -> Iterable[tuple[str, str]]:
     """Yield (task, classes by method) for every task whose methods differ, except where ISH decides."""
-    for task in CLASSES:
+    for task in task_order(
+        one["task"] for one in predictions if one.get("classes", True)
+    ):  # numbers are never quite the same
         own = [one for one in predictions if one["task"] == task and not depends_on_ish(one, needs_ish, None)]
         if len({one["predicted"] for one in own}) > 1:
             yield task, ", ".join(f"{one['predicted']} by {one['method']}" for one in own)

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from her2batch.errors import InputError
+from her2batch.tasks import BUILTIN_TASKS, Task
 
 
 class Settings(BaseModel):
@@ -221,8 +222,11 @@ class Training(Settings):
     """Settings that decide the results of a training run."""
 
     tasks: tuple[str, ...] = Field(
-        ("her2-3way",), description="task: her2-binary, her2-3way, her2-4way, her2-5way, er or pr; repeatable"
+        ("her2-3way",),
+        description="task: her2-binary, her2-3way, her2-4way, her2-5way, er, pr, or a task of --tasks; repeatable; "
+        "default: all tasks of --tasks, without them her2-3way",
     )
+    definitions: tuple[Task, ...] | None = Field(None, description="tasks of the user's own, see `task_files`")
     methods: tuple[str, ...] = Field(
         ("clam-sb",),
         description="method to train, or a MIL method that an installed package adds; repeatable",
@@ -249,6 +253,19 @@ class Training(Settings):
     shuffle_labels: bool = Field(
         False, description="control run: shuffle the labels over the patients, which gives results at chance level"
     )
+
+    def task(self, name: str) -> Task:
+        """Return a task of this run by its name. Raises InputError with the known names."""
+        known = self.known_tasks
+        if name not in known:
+            remedy = f"choose from {', '.join(known)}, or define it in a file for --tasks"
+            raise InputError(f"no task is called {name!r}", None, remedy)
+        return known[name]
+
+    @property
+    def known_tasks(self) -> dict[str, Task]:
+        """Return the built-in tasks and those of --tasks, by name."""
+        return {**BUILTIN_TASKS, **{task.name: task for task in self.definitions or ()}}
 
 
 class TrainingResources(Resources):
@@ -359,6 +376,7 @@ class TrainJob(Settings):
     labels: str | None = Field(None, description="label sheet or TCGA table; default: those given to the ingest")
     columns: dict[str, str] = Field({}, description="columns of the label sheet with other headers: name → header")
     annotations: str | None = Field(None, description="folder with QuPath regions, SLIDE.geojson, for patch methods")
+    tasks: str | None = Field(None, description="TOML file with tasks of the user's own, as --tasks")
     training: Training = Training()
     resources: TrainingResources = TrainingResources()
 

@@ -14,13 +14,15 @@ from her2batch.cli.console_training import print_tuning_summary, unit_progress
 from her2batch.experiments.train import training_request
 from her2batch.experiments.tune import tune
 from her2batch.settings import TuneJob, read_settings
+from her2batch.task_files import training_with_tasks
 
 
 def run(path: Path) -> int:
     """Run the search of a settings file; return the exit code."""
     job = read_settings(path, TuneJob)
+    training = training_with_tasks(job.training, job.tasks)
     with unit_progress(quiet=False) as report:
-        summary = tune(training_request(job), job.training, job.samples, job.outer, job.resources, report)
+        summary = tune(training_request(job), training, job.samples, job.outer, job.resources, report)
     print_tuning_summary(summary)
     return summary.exit_code
 

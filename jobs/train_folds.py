@@ -13,13 +13,15 @@ from her2batch.cli.app import guarded
 from her2batch.cli.console_training import print_training_summary, unit_progress
 from her2batch.experiments.train import train, training_request
 from her2batch.settings import TrainJob, read_settings
+from her2batch.task_files import training_with_tasks
 
 
 def run(path: Path) -> int:
     """Train the run of a settings file; return the exit code."""
     job = read_settings(path, TrainJob)
+    training = training_with_tasks(job.training, job.tasks)
     with unit_progress(quiet=False) as report:
-        summary = train(training_request(job), job.training, job.resources, report)
+        summary = train(training_request(job), training, job.resources, report)
     print_training_summary(summary)
     return summary.exit_code
 

@@ -39,6 +39,16 @@ METRIC_COLUMNS = (
     Column("n", right=True, drop=3),
 )
 
+NUMBER_COLUMNS = (
+    Column("task"),
+    Column("method"),
+    Column("input", shorten=True),
+    Column("C-index, %", right=True),
+    Column("R²", right=True),
+    Column("mean absolute error", right=True),
+    Column("n", right=True, drop=1),
+)
+
 PAPER_COLUMNS = (
     Column("table"),
     Column("task"),
@@ -131,11 +141,25 @@ def _print_applied_reviews(console: Console, rows: Sequence[Mapping[str, Any]]) 
 
 def print_metrics(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print summary rows: mean and standard deviation of each metric over the folds, in per cent."""
+    numbers = [row for row in rows if row.get("c_index_mean") is not None]
     cells = []
-    for row in rows:
+    for row in (row for row in rows if row not in numbers):
         percents = [_mean_sd(row, name, 2) for name in ("auc", "f1", "accuracy")]
         cells.append([row["task"], row["method"], row["input"], *percents, _mean_sd(row, "kappa", 2), str(row["n"])])
-    print_table(console, "mean±sd over the folds, %", METRIC_COLUMNS, cells)
+    if cells:
+        print_table(console, "mean±sd over the folds, %", METRIC_COLUMNS, cells)
+    if numbers:
+        cells = [
+            [
+                row["task"],
+                row["method"],
+                row["input"],
+                *(_mean_sd(row, name, 2) for name in ("c_index", "r2", "mae")),
+                str(row["n"]),
+            ]
+            for row in numbers
+        ]
+        print_table(console, "predicted numbers, mean±sd over the folds", NUMBER_COLUMNS, cells)
 
 
 def _mean_sd(row: Mapping[str, Any], name: str, digits: int) -> str:

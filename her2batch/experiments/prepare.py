@@ -40,8 +40,16 @@ from her2batch.store.labels import (
     read_labels,
 )
 from her2batch.store.schemas import run_schema
-from her2batch.store.training_run import encoder_folder
-from her2batch.tasks import DETAIL_TASK, HER2_TASKS, IHC_SCORES, PATCH_INPUTS, PATCH_PX, THUMBNAIL_INPUTS
+from her2batch.store.training_run import encoder_folder, with_tasks
+from her2batch.tasks import (
+    DETAIL_TASK,
+    HER2_TASKS,
+    IHC_SCORES,
+    PATCH_INPUTS,
+    PATCH_PX,
+    THUMBNAIL_INPUTS,
+    further_columns,
+)
 from her2batch.training import bag_data, folds, image_data
 from her2batch.training.fit_loop import random_stream
 from her2batch.training.methods import PATCH_TASK, UnitPlan, method_kind, method_settings
@@ -112,11 +120,15 @@ def load_labels(
     Returns the labels, and the effect of each review (REVIEWED).  Raises InputError.
     """
     rows = job.cohort.rows()
+    further = further_columns(job.training.task(name) for name in job.training.tasks)
     entries = reviews.read_reviews(job.cohort) if job.training.reviews else []
     if path is not None:
-        table = read_labels(path, job.cohort, columns)
+        table = read_labels(path, job.cohort, columns, further)
     elif job.cohort.labels.is_file():
         table = stored_label_table(job.cohort)
+        if further:
+            what = f"do not have the column {further[0]}, which a task reads: an ingest keeps its own columns only"
+            raise InputError(what, job.cohort.labels, "give --labels FILE")
     elif entries:
         table = LABELS_SCHEMA.empty_table()
     else:
@@ -147,10 +159,15 @@ def assign_folds(job: TrainingJob, work: UnitPlan, table: pa.Table, rows: Rows) 
             )
         labelled.append(good.append_column("task", pa.array([task] * len(good))))
         excluded.append(bad)
-        split += [folds.cross_validation_splits(task, good, fold, settings.folds), folds.final_split(task, good, fold)]
+        known = settings.task(task)
+        split += [
+            folds.cross_validation_splits(known, good, fold, settings.folds),
+            folds.final_split(known, good, fold),
+        ]
     names = run_schema("labels").names
+    together = pa.concat_tables([table.select(names) for table in labelled]).cast(run_schema("labels"))
     return (
-        pa.concat_tables([rows.select(names) for rows in labelled]).cast(run_schema("labels")),
+        with_tasks(together, map(settings.task, tasks)),
         pa.concat_tables(excluded),
         pa.concat_tables(split),
     )
@@ -158,14 +175,14 @@ def assign_folds(job: TrainingJob, work: UnitPlan, table: pa.Table, rows: Rows) 
 
 def label_task_slides(job: TrainingJob, task: str, table: pa.Table, rows: Rows) -> tuple[pa.Table, pa.Table]:
     """Return the labelled and the excluded slides of a task. Raises InputError if they are too few for the folds."""
-    good, bad = label_slides(table, task, rows, job.training.keep_contradictions)
+    good, bad = label_slides(table, job.training.task(task), rows, job.training.keep_contradictions)
     there = bad.filter(pc.not_equal(bad["reason"], NOT_IN_COHORT))
     if not good.num_rows and set(there["reason"].to_pylist()) == {"other-stain"}:
         what = f"{task} applies to none of the {there.num_rows} slides: {there['words'][0]}"
         raise InputError(what, None, "correct the column stain of the labels, or leave the task out")
     if job.training.shuffle_labels:
         good = folds.shuffle_labels(good, job.training.seed)
-    folds.check_labelled(task, good, job.training.folds)
+    folds.check_labelled(job.training.task(task), good, job.training.folds)
     return good, bad
 
 

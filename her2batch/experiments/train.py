@@ -22,7 +22,7 @@ from her2batch.runtime.parallel import map_unordered
 from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Training, TrainingResources, TrainJob
 from her2batch.store.cohort import Cohort
-from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit
+from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit, tasks_of_table, with_tasks
 from her2batch.training.make_bundle import make_bundle
 from her2batch.training.methods import QUICK_PATCHES, UnitPlan, method_kind, plan_units
 from her2batch.training.metrics import metrics_summary, metrics_table
@@ -220,7 +220,8 @@ def collect_results(run: TrainingRun, work: UnitPlan) -> pa.Table:
 
     empty = run_schema("predictions").empty_table()
     keys = [(name, "ascending") for name in ("task", "method", "input", "fold", "slide_id")]
-    predictions = pa.concat_tables([empty, *tables]).sort_by(keys)
+    tasks = {name: task for table in tables for name, task in tasks_of_table(table).items()}
+    predictions = with_tasks(pa.concat_tables([empty, *tables]).sort_by(keys), tasks.values())
     run.write("predictions", predictions)
     metrics = metrics_table(predictions)
     run.write("metrics", metrics)

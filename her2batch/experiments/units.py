@@ -21,8 +21,8 @@ from her2batch.files.parquet import read_parquet
 from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Plan, Training
 from her2batch.store.cohort import Cohort
 from her2batch.store.schemas import run_schema
-from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit, encoder_folder
-from her2batch.tasks import CLASSES, IHC_SCORES, PATCH_INPUTS
+from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit, encoder_folder, tasks_of_table, with_tasks
+from her2batch.tasks import IHC_SCORES, PATCH_INPUTS, Task
 from her2batch.training import methods
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class UnitSlides:
-    """The n slides of a unit. labels: (n,) class numbers.  split: (n,) 'train', 'val' or 'test'."""
+    """The n slides of a unit. labels: (n,) class numbers, or float64 numbers.  split: (n,) 'train', 'val' or 'test'."""
 
     slide_ids: tuple[str, ...]
-    labels: Rows
+    labels: NDArray[Any]
     split: NDArray[np.str_]
 
     def rows(self, split: str) -> Rows:
@@ -94,13 +94,15 @@ def train_only(job: TrainingJob, unit: Unit, device: str, on_epoch: EpochCallbac
 
 def unit_slides(run: TrainingRun, unit: Unit) -> UnitSlides:
     """Return the unit's slides with their labels and splits, in order of slide_id."""
-    labelled = run.read("labels").to_pylist()
-    truth = {row["slide_id"]: row["label"] for row in labelled if row["task"] == unit.task}
+    table = run.read("labels")
+    number = tasks_of_table(table)[unit.task].is_number
+    labelled = [row for row in table.to_pylist() if row["task"] == unit.task]
+    truth = {row["slide_id"]: float(row["truth"]) if number else row["label"] for row in labelled}
     folds = run.read("folds")
     is_unit = pa.compute.and_(pa.compute.equal(folds["task"], unit.task), pa.compute.equal(folds["fold"], unit.fold))
     rows = folds.filter(is_unit).sort_by("slide_id").to_pylist()
     ids = tuple(row["slide_id"] for row in rows)
-    labels = np.array([truth[slide_id] for slide_id in ids], np.int64)
+    labels = np.array([truth[slide_id] for slide_id in ids], np.float64 if number else np.int64)
     return UnitSlides(ids, labels, np.array([row["split"] for row in rows]))
 
 
@@ -133,7 +135,7 @@ def _training_data(job: TrainingJob, unit: Unit, slides: UnitSlides) -> _Trainin
         ids, data, fill = thumbnails.slide_ids, thumbnails.pixels, thumbnails.fills
     row_of = {slide_id: k for k, slide_id in enumerate(ids)}
     at = np.array([row_of[slide_id] for slide_id in slides.slide_ids], np.int64)
-    labels = np.full(len(ids), -1, np.int64)
+    labels = np.full(len(ids), -1, slides.labels.dtype)
     labels[at] = slides.labels
     return _TrainingData(
         _make_fold(job, unit, labels, at[slides.rows("train")], at[slides.rows("val")]), data, at, fill
@@ -160,11 +162,12 @@ def annotated_patch_tables(job: TrainingJob, input_name: str, slide_ids: Sequenc
     return {slide_id: read_parquet(path) for slide_id, path in paths.items() if path.is_file()}
 
 
-def _make_fold(job: TrainingJob, unit: Unit, labels: Rows, train: Rows, val: Rows) -> Fold:
+def _make_fold(job: TrainingJob, unit: Unit, labels: NDArray[Any], train: Rows, val: Rows) -> Fold:
     from her2batch.training.fit_loop import Fold
 
     # the same seed for every fold of a method, so that folds differ only in their slides
-    return Fold(labels, train, val, len(CLASSES[unit.task]), job.training.seed)
+    task = job.training.task(unit.task)
+    return Fold(labels, train, val, task.outputs, job.training.seed, task.is_number)
 
 
 def _fit(
@@ -196,8 +199,9 @@ def _test_mil(
     network = build_mil_network(unit.method, inputs.data.dim, inputs.fold.n_classes, settings)
     network.load_state_dict(fitted.weights)
     test = slides.rows("test")
+    fold = inputs.fold
     p, attention = predict_bags(
-        network.to(device).eval(), inputs.data, inputs.positions[test], inputs.fold.n_classes, device
+        network.to(device).eval(), inputs.data, inputs.positions[test], fold.n_classes, device, fold.scale
     )
     ids = [slides.slide_ids[k] for k in test]
     job.run.write_unit_table(unit, "attention", _attention_table(ids, attention))
@@ -241,7 +245,7 @@ def _run_counts_unit(job: TrainingJob, unit: Unit, slides: UnitSlides) -> None:
     by_id = dict(zip(table["slide_id"], table["features"], strict=True))
     features = np.array([by_id[slide_id] for slide_id in slides.slide_ids], np.float64)
     train, test = np.flatnonzero(np.isin(slides.split, ["train", "val"])), slides.rows("test")
-    n = len(CLASSES[unit.task])
+    n = len(job.training.task(unit.task).classes)
     if unit.method == "majority-vote":
         p = majority_vote(features[test])
     else:
@@ -316,12 +320,20 @@ def _attention_table(ids: Sequence[str], attention: Sequence[NDArray[np.float32]
     return pa.table({name: pa.array(values) for name, values in columns.items()}).cast(run_schema("attention"))
 
 
-def _commit_predictions(job: TrainingJob, unit: Unit, ids: Sequence[str], labels: Rows, p: NDArray[np.float32]) -> None:
-    classes = CLASSES[unit.task]
-    n = len(ids)
+def _commit_predictions(
+    job: TrainingJob, unit: Unit, ids: Sequence[str], labels: NDArray[Any], p: NDArray[np.float32]
+) -> None:
+    task, n = job.training.task(unit.task), len(ids)
+    truth, predicted = _texts(task, labels, p)
     columns = {
         "task": [unit.task] * n, "method": [unit.method] * n, "input": [unit.input] * n, "fold": [unit.fold] * n,
-        "slide_id": list(ids), "truth": [classes[k] for k in labels], "p": [row.tolist() for row in p],
-        "predicted": [classes[int(row.argmax())] for row in p],
+        "slide_id": list(ids), "truth": truth, "p": [row.tolist() for row in p], "predicted": predicted,
     }  # fmt: skip
-    job.run.commit(unit, pa.table(columns, run_schema("predictions")))
+    job.run.commit(unit, with_tasks(pa.table(columns, run_schema("predictions")), [task]))
+
+
+def _texts(task: Task, labels: NDArray[Any], p: NDArray[np.float32]) -> tuple[list[str], list[str]]:
+    """Return truth and prediction of slides as text: classes, or numbers, of which `p`, (n, 1), has the predicted."""
+    if task.is_number:
+        return [str(float(label)) for label in labels], [f"{float(row[0]):.4g}" for row in p]
+    return [task.classes[k] for k in labels], [task.classes[int(row.argmax())] for row in p]

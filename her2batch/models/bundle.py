@@ -25,16 +25,17 @@ from her2batch.models.weights import network_with_weights, read_weights
 from her2batch.settings import MilSettings, Plan, Settings
 from her2batch.store.training_run import encoder_folder
 from her2batch.tasks import (
-    CLASSES,
+    BUILTIN_TASKS,
     COUNTS_METHODS,
     IMAGE_METHODS,
     PATCH_INPUTS,
     PATCH_PX,
     THUMBNAIL_INPUTS,
+    Task,
 )
 
-FORMAT: Final = 1
-"""Version of bundle.toml that this release writes, and the newest that it reads."""
+FORMAT: Final = 2
+"""The newest version of bundle.toml that this release reads. 2 adds tasks of the user's own."""
 
 TOML: Final = "bundle.toml"
 
@@ -63,7 +64,9 @@ class ModelEntry(Settings):
 
     dim, pseudo_bags, splits: of a MIL head.  settings: further settings that decide what a MIL head computes.
     size: of an image network.  temperature: divisor of the logarithms of p.  threshold: classes of at least this
-    probability cannot be ruled out (conformal, 90 %); None: not calibrated.  figures: means and deviations over the
+    probability cannot be ruled out (conformal, 90 %); None: not calibrated.  scale: mean and standard deviation of the
+    training numbers, of a model that predicts a number.  interval: half the width of the interval in which nine of ten
+    true numbers lie (conformal); None: not calibrated.  figures: means and deviations over the
     folds of the training cohort, whose slides the final model itself was trained on.
     """
 
@@ -81,6 +84,8 @@ class ModelEntry(Settings):
     size: Literal["full", "tiny"] = "full"
     temperature: float = Field(1.0, gt=0)
     threshold: float | None = Field(None, ge=0, le=1)
+    scale: tuple[float, float] | None = None
+    interval: float | None = Field(None, ge=0)
     figures: dict[str, float] = Field(default_factory=dict)
 
     @property
@@ -95,15 +100,11 @@ class ModelEntry(Settings):
 
     @model_validator(mode="after")
     def _known(self) -> ModelEntry:
-        if self.task not in CLASSES:
-            raise ValueError(f"no task is called {self.task!r}; known: {', '.join(CLASSES)}")
         if self.kind != "mil" and self.method not in METHODS_OF[self.kind]:
             known = ", ".join(METHODS_OF[self.kind])
             raise ValueError(f"no method of a {self.kind} model is called {self.method!r}; known: {known}")
         if self.kind != "mil" and self.input not in INPUTS[self.kind]:
             raise ValueError(f"a {self.kind} model has no input {self.input!r}; known: {', '.join(INPUTS[self.kind])}")
-        if self.classes != CLASSES[self.task]:
-            raise ValueError(f"the classes of {self.task} are {', '.join(CLASSES[self.task])}, in this order")
         if self.kind == "patch" and self.task != "her2-4way":
             raise ValueError("the task of a patch model is her2-4way")
         if self.kind == "mil" and self.dim is None:
@@ -111,6 +112,14 @@ class ModelEntry(Settings):
         if not self.file.endswith({"counts": ".skops"}.get(self.kind, ".safetensors")) and not self.needs_no_file:
             raise ValueError(f"the file of a {self.kind} model has another format: {self.file!r}")
         return self
+
+    def contradiction(self, task: Task) -> str | None:
+        """Return why the model does not fit its task; None when it does."""
+        if self.classes != task.classes:
+            return f"the classes of {task.name} are {', '.join(task.classes) or 'none'}, in this order"
+        if task.is_number != (self.scale is not None):
+            return "a model has a scale if, and only if, its task predicts a number"
+        return None
 
     @property
     def needs_no_file(self) -> bool:
@@ -137,10 +146,10 @@ class BundleInfo(Settings):
 
     encoder: of the embeddings that its heads read; None without such heads.  mpp, tile: of the cohort it was trained on
     and of the cohorts it can score; None without such heads.  licence: of all models.  packages: those that add its
-    encoders and MIL methods; None: all are built in.
+    encoders and MIL methods; None: all are built in.  definitions: of its tasks that are not built in; None: all are.
     """
 
-    format: int = FORMAT
+    format: int = 1
     her2batch: str
     tasks: tuple[str, ...]
     encoder: str | None = None
@@ -148,14 +157,20 @@ class BundleInfo(Settings):
     tile: int | None = None
     licence: str
     packages: tuple[PackageEntry, ...] | None = None
+    definitions: tuple[Task, ...] | None = None
     models: tuple[ModelEntry, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> BundleInfo:
-        if unknown := [task for task in self.tasks if task not in CLASSES]:
-            raise ValueError(f"no task is called {unknown[0]!r}; known: {', '.join(CLASSES)}")
+        if unknown := [task for task in self.tasks if task not in self.known_tasks]:
+            raise ValueError(f"no task is called {unknown[0]!r}; known: {', '.join(self.known_tasks)}")
+        if self.definitions and self.format < 2:
+            raise ValueError("tasks of the user's own need format 2")
         if others := [entry.task for entry in self.models if entry.task not in self.tasks]:
             raise ValueError(f"a model has the task {others[0]!r}, which is none of the bundle's tasks")
+        for entry in self.models:
+            if reason := entry.contradiction(self.task(entry.task)):
+                raise ValueError(reason)
         files = [entry.file for entry in self.models if entry.file]
         if len(set(files)) < len(files):
             raise ValueError("two models share a file")
@@ -168,6 +183,15 @@ class BundleInfo(Settings):
         if missing:
             raise ValueError(f"counts of {sorted(missing)[0]} have no patch model")
         return self
+
+    @property
+    def known_tasks(self) -> dict[str, Task]:
+        """Return the built-in tasks and those that the bundle defines, by name."""
+        return {**BUILTIN_TASKS, **{task.name: task for task in self.definitions or ()}}
+
+    def task(self, name: str) -> Task:
+        """Return one of the bundle's tasks by its name."""
+        return self.known_tasks[name]
 
     def package_of(self, adds: Literal["encoder", "mil"], name: str) -> PackageEntry | None:
         """Return the package that adds an encoder or MIL method; None for a built-in one."""
@@ -300,11 +324,11 @@ def load_mil_head(bundle: Bundle, entry: ModelEntry) -> Any:
     """Return a bundle's MIL head on the CPU, in evaluation mode. Raises InputError when the file does not fit."""
     path = bundle.path / entry.file
     settings = _mil_settings(entry, path)
-    dim, classes = entry.dim, len(entry.classes)
+    dim, outputs = entry.dim, bundle.info.task(entry.task).outputs
     assert dim is not None
     try:
         return network_with_weights(
-            lambda: mil_registry.build_mil_network(entry.method, dim, classes, settings), read_weights(path), path
+            lambda: mil_registry.build_mil_network(entry.method, dim, outputs, settings), read_weights(path), path
         )
     except WeightsError as error:
         raise InputError(error.message, path, COPY_AGAIN) from error

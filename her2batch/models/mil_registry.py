@@ -67,6 +67,7 @@ class MilMethod:
     sampling: how an epoch draws its bags: class-balanced with replacement, or each once in random order.
     lr_drop: (epoch, factor): after this epoch the learning rate is multiplied by the factor.
     clip_norm: largest norm of the gradient of a step; None: no limit.
+    numbers: whether it can predict a number: its logits without a label, one of them, can be trained on.
 
     A network with a method `tiers()` that returns lists of parameters has one optimiser for each list.
     """
@@ -79,6 +80,7 @@ class MilMethod:
     sampling: Literal["class-balanced", "shuffled"] = "class-balanced"
     lr_drop: tuple[int, float] | None = None
     clip_norm: float | None = None
+    numbers: bool = True
 
 
 def _dtfd(builder: str) -> MilMethod:
@@ -90,6 +92,7 @@ def _dtfd(builder: str) -> MilMethod:
         sampling="shuffled",
         lr_drop=(100, 0.2),
         clip_norm=5.0,
+        numbers=False,
     )
 
 

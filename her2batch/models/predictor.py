@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from her2batch.assessment import prediction_review, quality_flags
 from her2batch.models.bundle import Bundle, ModelEntry, load_mil_head
-from her2batch.tasks import HER2_TASKS, task_applies
+from her2batch.tasks import Task, task_applies
 
 Floats = NDArray[np.float32]
 
@@ -58,14 +58,18 @@ class BundlePredictor:
         """Return rows of the predictions table without slide and patient, and the attention of each MIL head, (N,)."""
         rows, attention = [], {}
         for entry in self.bundle.info.models:
-            if not task_applies(entry.task, features.stain):
+            task = self.bundle.info.task(entry.task)
+            if not task_applies(task, features.stain):
                 continue
             p, tile_attention = self._probabilities(entry, features)
             if p is None:
                 continue
             if tile_attention is not None:
                 attention[entry.task, entry.method, entry.input] = tile_attention
-            rows.append(_row(entry, apply_temperature(p, entry.temperature), features))
+            if task.is_number:
+                rows.append(_number_row(entry, task, float(p[0]), features))
+            else:
+                rows.append(_row(entry, task, apply_temperature(p, entry.temperature), features))
         return rows, attention
 
     def _probabilities(self, entry: ModelEntry, features: SlideFeatures) -> tuple[Floats | None, Floats | None]:
@@ -74,7 +78,7 @@ class BundlePredictor:
             return features.thumbnails.get((entry.task, entry.method, entry.input)), None
         if entry.kind == "mil":
             bag = features.embeddings.get(entry.input)
-            return self._mil(entry, bag) if bag is not None and len(bag) else (None, None)
+            return self._run_mil(entry, bag) if bag is not None and len(bag) else (None, None)
         patches = features.patches.get(entry.input)
         if entry.kind != "counts" or patches is None or not len(patches):
             return None, None
@@ -85,13 +89,19 @@ class BundlePredictor:
             return majority_vote(counts)[0], None
         return head_probabilities(self._heads[entry.file], counts, len(entry.classes))[0], None
 
-    def _mil(self, entry: ModelEntry, bag: NDArray[Any]) -> tuple[Floats, Floats]:
-        """Run a MIL head in float32 throughout, as scores must not depend on the type of processor."""
+    def _run_mil(self, entry: ModelEntry, bag: NDArray[Any]) -> tuple[Floats, Floats]:
+        """Run a MIL head in float32 throughout, as scores must not depend on the type of processor.
+
+        Returns probabilities, (C,), or the number, (1,); and the attention, (N,).
+        """
         import torch
 
         with torch.inference_mode():
             out = self._heads[entry.file](torch.from_numpy(np.asarray(bag, np.float32)))
-            p = torch.softmax(out.logits, 0).numpy()
+            if entry.scale is not None:
+                p = (entry.scale[0] + entry.scale[1] * out.logits.float()).numpy()
+            else:
+                p = torch.softmax(out.logits, 0).numpy()
         branch = int(p.argmax()) if len(out.attention) > 1 else 0
         return p, out.attention[branch].numpy()
 
@@ -111,14 +121,33 @@ def plausible_classes(p: Floats, threshold: float | None) -> list[int]:
     return [k for k in range(len(p)) if p[k] >= threshold or k == int(p.argmax())]
 
 
-def _row(entry: ModelEntry, p: Floats, features: SlideFeatures) -> dict[str, Any]:
+def _number_row(entry: ModelEntry, task: Task, value: float, features: SlideFeatures) -> dict[str, Any]:
+    """Return the row of a predicted number: `score` is the number, `plausible` the ends of its interval as text."""
+    low, high = task.limits or (-np.inf, np.inf)
+    value = float(np.clip(value, low, high))
+    reasons, plausible = quality_flags(features.flags), []
+    if entry.interval is None:
+        reasons.append("uncalibrated")
+    else:
+        ends = np.clip([value - entry.interval, value + entry.interval], low, high)
+        plausible = [f"{end:.4g}" for end in ends]
+    if task.presumes_marker(features.stain):
+        reasons.append("marker-presumed")
+    text = f"{value:.4g}"
+    return {
+        "task": entry.task, "method": entry.method, "classes": [], "p": [], "predicted": text, "plausible": plausible,
+        "review": prediction_review(entry.task, text, reasons), "reasons": reasons, "score": value,
+    }  # fmt: skip
+
+
+def _row(entry: ModelEntry, task: Task, p: Floats, features: SlideFeatures) -> dict[str, Any]:
     plausible, predicted = plausible_classes(p, entry.threshold), entry.classes[int(p.argmax())]
     reasons = quality_flags(features.flags)
     if len(plausible) != 1:
         reasons.append("undecided")
     if entry.threshold is None:
         reasons.append("uncalibrated")
-    if entry.task in HER2_TASKS and features.stain != "her2":
+    if task.presumes_marker(features.stain):
         reasons.append("marker-presumed")
     return {
         "task": entry.task,

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from her2batch.assessment import DERIVED_TASKS
 from her2batch.reports.figures import Figure, plot_calibration, plot_confusion, plot_intervals, plot_roc
+from her2batch.reports.number_metrics import split_numbers
 from her2batch.reports.report_data import ReportData
 from her2batch.reports.theme import SectionContent, render_template, thumbnail_uris
 from her2batch.store.labels import LABELS_SCHEMA, label_slides
 from her2batch.store.schemas import run_schema
-from her2batch.tasks import CLASSES, MEMBRANE_RULE, PATCH_INPUTS
+from her2batch.store.training_run import tasks_of_table
+from her2batch.tasks import CLASSES, MEMBRANE_RULE, PATCH_INPUTS, Task, task_order
 from her2batch.training.methods import PATCH_NET
 from her2batch.training.metrics import (
     CELL,
@@ -86,8 +88,8 @@ def training_run_section(data: ReportData) -> SectionContent | None:
     run = data.run
     if run is None:
         return None
-    predictions = _without_patches(run.read("predictions"))
     patients = {row["slide_id"]: row["patient_id"] for row in run.read("labels").to_pylist()}
+    predictions, numbers = split_numbers(_without_patches(run.read("predictions")), patients)
     methods, curves = _evaluate_methods(predictions, patients, "run") if predictions.num_rows else ([], ())
     few = _cells_with_few_slides(predictions)
     rows = _without_auc(metrics_summary(run.read("metrics")).to_pylist(), few)
@@ -95,7 +97,7 @@ def training_run_section(data: ReportData) -> SectionContent | None:
     excluded = run.read("excluded").to_pylist() if run.table("excluded").exists() else []
     html = render_template(
         "training_run.html", methods=methods, rows=rows, paper=paper, excluded=excluded, name=run.root.name,
-        resamples=RESAMPLES, min_auc_slides=MIN_AUC_SLIDES,
+        resamples=RESAMPLES, min_auc_slides=MIN_AUC_SLIDES, numbers=numbers,
     )  # fmt: skip
     return SectionContent(html, curves)
 
@@ -168,13 +170,18 @@ def _evaluate_methods(
         overall = _overall_metrics(part, own, patients)
         classes = _class_metrics(part, own, patients)
         methods.append({**keys, "n": part.num_rows, "part": part, "metrics": overall, "classes": classes})
-    order = list(CLASSES)
+    order = task_order(row["task"] for row in methods)
     methods.sort(key=lambda row: (order.index(row["task"]), -(row["metrics"]["auc"]["value"] or 0), row["method"]))
     figures: list[Figure] = []
     for k, method in enumerate(methods):
         method["curves"] = _plot_curves(method["part"], patients, f"{prefix}-{k + 1}") if k < MAX_CURVES else ()
         figures += method["curves"]
     return methods, tuple(figures)
+
+
+def _task_of(part: pa.Table) -> Task:
+    """Return the task of predictions that are all of one task."""
+    return tasks_of_table(part)[part["task"][0].as_py()]
 
 
 def _overall_metrics(part: pa.Table, own: Mapping[Any, Any], patients: Mapping[str, str]) -> dict[str, Any]:
@@ -208,7 +215,7 @@ def _class_metrics(part: pa.Table, own: Mapping[Any, Any], patients: Mapping[str
     """Return for each class: number of slides, recall and precision with their intervals, F1."""
     counts = confusion(part)
     rows = []
-    for k, name in enumerate(CLASSES[part["task"][0].as_py()]):
+    for k, name in enumerate(_task_of(part).classes):
         correct, actual, predicted = int(counts[k, k]), int(counts[k].sum()), int(counts[:, k].sum())
         f1 = 2 * correct / (actual + predicted) if actual + predicted else None
         of_class = part.filter(pc.equal(part["truth"], name))
@@ -246,7 +253,7 @@ def _classes_with_roc(table: pa.Table, part: pa.Table) -> pa.Table:
 
 def confusion_table(part: pa.Table) -> pa.Table:
     """Return the confusion matrix of one method. Columns: truth, predicted, n."""
-    classes = CLASSES[part["task"][0].as_py()]
+    classes = _task_of(part).classes
     counts = confusion(part)
     rows = [
         {"truth": truth, "predicted": predicted, "n": int(counts[k, j])}
@@ -266,7 +273,7 @@ def roc_table(part: pa.Table, patients: Mapping[str, str], draws: int = RESAMPLE
     patient_of_row, n_patients = patient_indices(part, patients)
     weights = draw_resamples(n_patients, draws, 0)[:, patient_of_row]
     rows = []
-    for k, name in enumerate(classes := CLASSES[part["task"][0].as_py()]):
+    for k, name in enumerate(classes := _task_of(part).classes):
         positive, p = checked.truth == k, checked.p[:, k]
         if (len(classes) == 2 and k == 0) or positive.all() or not positive.any():
             continue

@@ -21,7 +21,7 @@ from her2batch.reports.report_data import ReportData, load_report_data
 from her2batch.reports.theme import SectionContent, render_html_page, render_template, thumbnail_uris
 from her2batch.store.cohort import Cohort
 from her2batch.store.training_run import TrainingRun
-from her2batch.tasks import CLASSES, IHC_SCORES, MEMBRANE_RULE
+from her2batch.tasks import IHC_SCORES, MEMBRANE_RULE
 
 MAX_SLIDES_INLINE: Final = 20
 """Largest cohort whose report contains the evidence of each slide. Larger cohorts get a page for each slide."""
@@ -89,13 +89,13 @@ def scores_section(data: ReportData) -> SectionContent | None:
     """
     figures = []
     shown = [(slide_id, one) for slide_id, found in data.assessments.items() for one in found.methods]
-    for task, own_classes in CLASSES.items():
+    for task, own_classes in data.task_classes.items():
         predictions = [
             (slide_id, worklists.method_label(one._asdict()), one.predicted or ISH_DECIDES)
             for slide_id, one in shown if one.task == task
         ]  # fmt: skip
         classes = (*own_classes, *([ISH_DECIDES] if ISH_DECIDES in {name for *_, name in predictions} else []))
-        if not predictions:
+        if not predictions or not own_classes:
             continue
         counts = Counter((method, predicted) for _, method, predicted in predictions)
         methods = sorted({method for _, method, _ in predictions}, key=worklists.method_sort_key)

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 from her2batch.reports.report_data import assess_slides
 from her2batch.store.cohort import Cohort
-from her2batch.tasks import CLASSES
+from her2batch.tasks import CLASSES, task_order
 
 
 @dataclass(frozen=True)
 class PredictionCount:
     """Predictions of one method of one bundle for one task.
 
-    classes: class → number of slides, every class of the task, in order.  review: slides that a pathologist should look
-    at, by their assessment.  ish_decides: slides that have no class in this task until there is an ISH result.
+    classes: class → number of slides, every class of the task, in order; `predicted` for numbers.  review: slides that
+    a pathologist should look at, by their assessment.  ish_decides: slides that have no class in this task until there
+    is an ISH result.
     """
 
     bundle: str
@@ -38,13 +39,20 @@ def count_predictions(cohort: Cohort, slide_ids: Iterable[str]) -> list[Predicti
     rows = [row for slide_id, row in cohort.rows().items() if slide_id in wanted] if wanted else []
     classes: dict[tuple[str, str, str], Counter[str | None]] = {}
     review: Counter[tuple[str, str, str]] = Counter()
+    known: dict[tuple[str, str, str], tuple[str, ...]] = {}
     for found in assess_slides(cohort, rows).values() if rows else ():
         for one in found.methods:
             key = one.bundle, one.task, one.method
+            known.setdefault(key, CLASSES.get(one.task, one.classes))
             classes.setdefault(key, Counter())[one.predicted] += 1
             review[key] += found.review
-    order = {task: k for k, task in enumerate(CLASSES)}
+    order = task_order(task for _, task, _ in classes)
     return [
-        PredictionCount(*key, {name: own[name] for name in CLASSES[key[1]]}, review[key], own[None])
-        for key, own in sorted(classes.items(), key=lambda item: (order[item[0][1]], item[0][0], item[0][2]))
+        PredictionCount(*key, _counts(known[key], own), review[key], own[None])
+        for key, own in sorted(classes.items(), key=lambda item: (order.index(item[0][1]), item[0][0], item[0][2]))
     ]
+
+
+def _counts(names: tuple[str, ...], counts: Counter[str | None]) -> dict[str, int]:
+    """Return class → number of slides; of a task of numbers the number of slides with one."""
+    return {name: counts[name] for name in names} if names else {"predicted": counts.total()}

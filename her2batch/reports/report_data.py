@@ -24,7 +24,7 @@ from her2batch.store.label_sheets.stored import stored_labels
 from her2batch.store.reviews import read_reviews, unerased_reviews
 from her2batch.store.schemas import table_schema
 from her2batch.store.training_run import TrainingRun
-from her2batch.tasks import MEMBRANE_RULE
+from her2batch.tasks import CLASSES, MEMBRANE_RULE, task_order
 
 READ_THREADS = 8
 """Threads that read tables. On a network share most of the time is waiting."""
@@ -84,6 +84,18 @@ class ReportData:
     def cases(self) -> list[Case]:
         """All slides, grouped by patient."""
         return group_into_cases(self.rows, self.rows, lambda slide_id: self.predictions.get(slide_id, []))
+
+    @cached_property
+    def task_classes(self) -> dict[str, tuple[str, ...]]:
+        """Tasks of the predictions → their classes, in the order of the report; a task of numbers has none.
+
+        Two bundles may define a task of one name by different classes: those of both are listed.
+        """
+        found: dict[str, dict[str, None]] = {}
+        for prediction in (row for rows in self.predictions.values() for row in rows):
+            classes = CLASSES.get(prediction["task"], prediction["classes"] or ())
+            found.setdefault(prediction["task"], {}).update(dict.fromkeys(classes))
+        return {task: tuple(found[task]) for task in task_order(found)}
 
     def site_of(self, slide_id: str) -> str | None:
         """Return the site of a slide according to the labels."""

@@ -28,7 +28,7 @@ from her2batch.reports.theme import data_uri, jpeg_data_uri, render_html_page, r
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box
 from her2batch.store.cohort import Row
-from her2batch.tasks import CLASSES, IHC_SCORES, MEMBRANE_RULE, PATCH_PX, RESOLUTIONS
+from her2batch.tasks import IHC_SCORES, MEMBRANE_RULE, PATCH_PX, RESOLUTIONS
 from her2batch.vision import heatmap
 
 OVERVIEW_PX: Final = 1024
@@ -118,7 +118,7 @@ def slide_evidence(data: ReportData, slide_id: str) -> dict[str, Any]:
             *_patch_layers(data, row),
         ]
     shares = _membrane_shares(membrane)
-    predictions = [prediction for task in CLASSES for prediction in data.predictions_for(slide_id, task)]
+    predictions = [prediction for task in data.task_classes for prediction in data.predictions_for(slide_id, task)]
     rule, found = _rule_prediction(predictions), data.assessments[slide_id]
     definite = [one for one in predictions if not depends_on_ish(one, found.needs_ish, found.result)]
     examples, no_examples_reason = _example_tiles(data, row, tiles, membrane)

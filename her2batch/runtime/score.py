@@ -161,7 +161,9 @@ def stain_counts(counts: Mapping[str, int]) -> str:
 def count_not_applicable(bundle: Bundle, rows: Sequence[Row]) -> dict[str, int]:
     """Stain → number of slides to which no task of the bundle applies. rows: of the slides table."""
     tasks = {entry.task for entry in bundle.info.models if entry.kind != "patch"}
-    stains = [row["stain"] for row in rows if not any(task_applies(task, row["stain"]) for task in tasks)]
+    stains = [
+        row["stain"] for row in rows if not any(task_applies(bundle.info.task(task), row["stain"]) for task in tasks)
+    ]
     return dict(sorted(Counter(stain or "unknown" for stain in stains).items()))
 
 

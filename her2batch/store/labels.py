@@ -21,14 +21,16 @@ from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.store.reviews import counting_reviews, newest_reviews
 from her2batch.store.schemas import run_schema
 from her2batch.tasks import (
-    CLASSES,
     DETAIL_TASK,
     HER2_DETAILS,
     HER2_TASKS,
     IHC_SCORES,
     SCORE_TASKS,
+    Task,
+    as_task,
     her2_class,
     ihc_score,
+    sheet_column,
     task_applies,
 )
 
@@ -44,8 +46,8 @@ LABELLED_SCHEMA = pa.schema(
     [("slide_id", pa.string()), ("patient_id", pa.string()), ("label", pa.int32()), ("truth", pa.string()),
      ("stratum", pa.string())]
 )  # fmt: skip
-"""Columns of the labelled slides of a task.  label: position in CLASSES[task].  stratum: the finest label, by which
-folds are balanced."""
+"""Columns of the labelled slides of a task.  label: position of the class in the task; 0 for a number.  truth: the
+class, or the number as text.  stratum: the finest label, by which folds are balanced; of a number the fifth."""
 
 EXCLUDED_SCHEMA = pa.schema([(name, pa.string()) for name in ("slide_id", "patient_id", "task", "reason", "words")])
 """Columns of the excluded slides of a task."""
@@ -54,24 +56,31 @@ Slides = Mapping[str, Mapping[str, Any]]
 """slide_id → its row of the slides table."""
 
 
-def read_labels(path: Path, slides: Iterable[str] | Cohort = (), columns: Mapping[str, str] | None = None) -> pa.Table:
+def read_labels(
+    path: Path,
+    slides: Iterable[str] | Cohort = (),
+    columns: Mapping[str, str] | None = None,
+    further: Sequence[str] = (),
+) -> pa.Table:
     """Read a label sheet (CSV, XLSX, TCGA's or cBioPortal's clinical tables) as a table of LABELS_SCHEMA.
 
     slides: ids of the slides that the labels are for, or their cohort, by whose file names labels are found too. A row
     that meets a slide gets its id, and of a patient's row each slide of the patient gets the labels; without `slides`,
-    the name or barcode is the slide_id.  columns: our name → header, for sheets with other headers.
+    the name or barcode is the slide_id.  columns: our name → header, for sheets with other headers.  further: columns
+    that tasks of the user's own read; the table then has their texts, as `tasks.sheet_column` names them.
     Missing values are null.  Raises InputError with the place in the file and the remedy: for a missing column, an
     unknown value, two lines of one slide, and a label that could mean two slides.
     """
-    sheet = read_label_sheet(path, columns)
+    sheet = read_label_sheet(path, columns, further)
+    schema = pa.schema([*LABELS_SCHEMA, *((sheet_column(name), pa.string()) for name in further)])
     names = list(slide_paths(slides)) if isinstance(slides, Cohort) else [(slide_id, None) for slide_id in slides]
     if not names:
-        return pa.Table.from_pylist(sheet.rows, LABELS_SCHEMA)
+        return pa.Table.from_pylist(sheet.rows, schema)
     book = LabelBook(sheet.rows, Pseudonymizer(), sheet)
     book.add_slides(names)
     book.check()
     rows = [row for row in book.stored_rows() if row["level"] == "slide" or row["slide_id"] in book]
-    return pa.Table.from_pylist(rows, LABELS_SCHEMA)
+    return pa.Table.from_pylist(rows, schema)
 
 
 def store_labels(cohort: Cohort, path: Path, names: Pseudonymizer) -> dict[str, Row]:
@@ -137,13 +146,15 @@ def label_notes(labels: pa.Table, rows: Slides) -> list[str]:
 
 
 def label_slides(
-    labels: pa.Table, task: str, rows: Slides, keep_contradictions: bool = False
+    labels: pa.Table, task: str | Task, rows: Slides, keep_contradictions: bool = False
 ) -> tuple[pa.Table, pa.Table]:
     """The slides of a task with their classes (LABELLED_SCHEMA), and the excluded slides (EXCLUDED_SCHEMA).
 
     rows: of the slides table.  A slide without patient_id counts as a patient of its own.
     Source: methods.md §1 (paper, tables 1–3; ASCO/CAP 2018, affirmed 2023).
+    Raises InputError with slide, column and value for a label that the task cannot read.
     """
+    task = as_task(task)
     labelled, excluded = [], []
     for row in sorted(labels.to_pylist(), key=lambda label: str(label["slide_id"])):
         slide_id = row["slide_id"]
@@ -151,15 +162,17 @@ def label_slides(
         reason, words = _exclusion(task, row, rows, keep_contradictions)
         if reason is not None:
             excluded.append(
-                {"slide_id": slide_id, "patient_id": patient, "task": task, "reason": reason, "words": words}
+                {"slide_id": slide_id, "patient_id": patient, "task": task.name, "reason": reason, "words": words}
             )
             continue
-        truth = _class(task, row)
-        stratum = _finest_label(row) if task in HER2_TASKS else truth
-        label = CLASSES[task].index(str(truth))
+        truth = str(_truth(task, row))
+        stratum = _finest_label(row) if task.name in HER2_TASKS else truth
+        label = 0 if task.is_number else task.classes.index(truth)
         labelled.append(
             {"slide_id": slide_id, "patient_id": patient, "label": label, "truth": truth, "stratum": stratum}
         )
+    if task.is_number:
+        labelled = _with_fifths(labelled)
     return pa.Table.from_pylist(labelled, LABELLED_SCHEMA), pa.Table.from_pylist(excluded, EXCLUDED_SCHEMA)
 
 
@@ -173,13 +186,27 @@ def has_details(labels: pa.Table) -> bool:
     return any(detail is not None for detail in labels["her2_detail"].to_pylist())
 
 
-def _class(task: str, row: Mapping[str, Any]) -> str | None:
-    if task in HER2_TASKS:
-        return her2_class(task, row["her2"], row["ish"], row["her2_detail"])
-    return {"+": "positive", "-": "negative"}[row[task]]
+def _with_fifths(labelled: Sequence[Row]) -> list[Row]:
+    """Return the labelled slides of a number with the fifth of its distribution as stratum."""
+    ranked = sorted(labelled, key=lambda row: (float(row["truth"]), row["slide_id"]))
+    fifth = {row["slide_id"]: str(5 * k // len(ranked)) for k, row in enumerate(ranked)}
+    return [{**row, "stratum": fifth[row["slide_id"]]} for row in labelled]
 
 
-def _exclusion(task: str, row: Mapping[str, Any], slides: Slides, keep: bool) -> tuple[str | None, str | None]:
+def _truth(task: Task, row: Mapping[str, Any]) -> str | float | None:
+    """The class or number of a row of labels; None without one. Raises InputError naming the slide and the value."""
+    if task.name in HER2_TASKS:
+        return her2_class(task.name, row["her2"], row["ish"], row["her2_detail"]) if row["her2"] else None
+    if task.is_builtin:
+        return {"+": "positive", "-": "negative"}.get(row[task.name])
+    try:
+        return task.truth(row)
+    except ValueError as error:
+        what = f"task {task.name}, slide {row['slide_id']}: {error}"
+        raise InputError(what, None, "correct the labels, or the task in the file for --tasks") from error
+
+
+def _exclusion(task: Task, row: Mapping[str, Any], slides: Slides, keep: bool) -> tuple[str | None, str | None]:
     """Why a slide is excluded from a task, as a stable word and as a sentence; None, None if it is not."""
     name = row["slide_id"]
     if slides and name not in slides:
@@ -190,18 +217,17 @@ def _exclusion(task: str, row: Mapping[str, Any], slides: Slides, keep: bool) ->
         known = f"{name} is stained for {stain}"
         unknown = f"the marker of {name} is not known; state it in the column stain of the labels"
         return "other-stain", unknown if stain in (None, "ihc") else known
-    column = "her2" if task in HER2_TASKS else task
-    if row[column] is None:
-        return "no-label", f"{name} has no {column}"
+    if _truth(task, row) is None and (task.name not in HER2_TASKS or row["her2"] is None):
+        return "no-label", f"{name} has no {', '.join(task.columns)}"
     if slide.get("status") == "failed":
         return "failed", f"{name} failed in the ingest: {slide.get('error_code')}"
     if slide.get("n_tiles") == 0:
         return "no-tiles", f"{name} has no tissue"
-    if task in HER2_TASKS and not keep and (row["her2"], row["ish"]) in CONTRADICTIONS:
+    if task.name in HER2_TASKS and not keep and (row["her2"], row["ish"]) in CONTRADICTIONS:
         return "contradiction", f"{name} is {row['her2']} with ISH {row['ish']}"
-    if task == DETAIL_TASK and row["her2"] == "0" and row["her2_detail"] is None:
+    if task.name == DETAIL_TASK and row["her2"] == "0" and row["her2_detail"] is None:
         return "no-detail", f"{name} is 0, and no label states null or ultralow"
-    if _class(task, row) is None:
+    if _truth(task, row) is None:
         return "needs-ish", f"{name} is 2+ without ISH"
     return None, None
 
@@ -239,7 +265,7 @@ def apply_reviews(labels: pa.Table, entries: Sequence[Row], rows: Slides) -> tup
             {"slide_id": slide_id, "column": column, "number": entry["number"], "was": was, "now": now,
              "words": "; ".join(words) or None}
         )  # fmt: skip
-    reviewed = pa.Table.from_pylist([table[slide_id] for slide_id in sorted(table, key=str)], LABELS_SCHEMA)
+    reviewed = pa.Table.from_pylist([table[slide_id] for slide_id in sorted(table, key=str)], labels.schema)
     return reviewed, pa.Table.from_pylist(changes, run_schema("reviews"))
 
 

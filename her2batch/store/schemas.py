@@ -111,7 +111,7 @@ PREDICTION_COLUMNS = (
         pa.list_(TEXT),
         "reasons for a review, as stable words; the quality flags of the slide are among them",
     ),
-    Column("score", F32, "continuous score of the membrane rule, 0–3; null for other methods"),
+    Column("score", F32, "continuous score of the membrane rule, 0–3, or a number that a bundle predicts; else null"),
 )
 
 SLIDE_ATTENTION_COLUMNS = (
@@ -210,7 +210,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
 """Tables with one file per slide. The row of `slides` commits the other files."""
 
 FOLD_COLUMNS = (
-    Column("task", TEXT, "her2-4way · her2-5way · her2-3way · her2-binary · er · pr"),
+    Column("task", TEXT, "her2-4way · her2-5way · her2-3way · her2-binary · er · pr, or a task of the user's own"),
     Column("fold", I32, "number from 0; −1: the model for the bundle, which tests no slide"),
     Column("slide_id", TEXT, "key"),
     Column("patient_id", TEXT, "all slides of a patient are in the same split"),
@@ -218,14 +218,14 @@ FOLD_COLUMNS = (
 )
 
 RUN_PREDICTION_COLUMNS = (
-    Column("task", TEXT, "her2-4way · her2-5way · her2-3way · her2-binary · er · pr"),
+    Column("task", TEXT, "her2-4way · her2-5way · her2-3way · her2-binary · er · pr, or a task of the user's own"),
     Column("method", TEXT, "clam-sb, convnext-small, random-forest, …"),
     Column("input", TEXT, "an encoder, thumbnail-224, patches-low, …"),
     Column("fold", I32, "fold that tests the slide"),
     Column("slide_id", TEXT, "key; one row per patch where patches are classified"),
-    Column("truth", TEXT, "class of the labels"),
-    Column("p", pa.list_(F32), "probability of each class, in the task's order"),
-    Column("predicted", TEXT, "most likely class"),
+    Column("truth", TEXT, "class of the labels, or their number"),
+    Column("p", pa.list_(F32), "probability of each class, in the task's order, or the one predicted number"),
+    Column("predicted", TEXT, "most likely class, or the number as text"),
 )
 
 METRIC_COLUMNS = (
@@ -236,9 +236,16 @@ METRIC_COLUMNS = (
     Column("auc", F64, "area under the ROC curve, one against the rest, mean over classes, 0–1; null: one class only"),
     Column("f1", F64, "F1, mean over classes, 0–1"),
     Column("accuracy", F64, "share of correct predictions, 0–1"),
-    Column("kappa", F64, "quadratic weighted kappa, −1–1; null: one class only"),
+    Column("kappa", F64, "kappa, quadratic weighted where the classes are ordered, −1–1; null: one class only"),
     Column("n", I32, "number of tested slides, or of patches where patches are classified"),
 )
+
+NUMBER_METRIC_COLUMNS = (
+    Column("c_index", F64, "share of pairs in the right order, 0–1; only in runs with a task that predicts a number"),
+    Column("r2", F64, "share of the variance that is explained, at most 1; only in such runs"),
+    Column("mae", F64, "mean absolute error, in the unit of the number; only in such runs"),
+)
+"""Further columns of the metrics of a run with a task that predicts a number."""
 
 EXCLUDED_COLUMNS = (
     Column("slide_id", TEXT, "key"),
@@ -288,8 +295,8 @@ RUN_LABEL_COLUMNS = (
     Column("task", TEXT, "as in folds"),
     Column("slide_id", TEXT, "as in folds"),
     Column("patient_id", TEXT, "as in folds"),
-    Column("label", I32, "position of the class in the order of the task"),
-    Column("truth", TEXT, "class of the labels; shuffled in a control run (--shuffle-labels)"),
+    Column("label", I32, "position of the class in the order of the task; 0 for a number"),
+    Column("truth", TEXT, "class of the labels, or their number; shuffled in a control run (--shuffle-labels)"),
 )
 
 RUN_PATCH_COLUMNS = (
@@ -333,9 +340,10 @@ RUN_TABLES: dict[str, tuple[Column, ...]] = {
 """Tables of a training run, one file per table."""
 
 
-def run_schema(name: str) -> pa.Schema:
-    """The Arrow schema of a table of a training run."""
+def run_schema(name: str, numbers: bool = False) -> pa.Schema:
+    """The Arrow schema of a table of a training run.  numbers: with the metrics of tasks that predict a number."""
     columns = RUN_TABLES.get(name) or RUN_TABLES[f"units/UNIT/{name}"]
+    columns = (*columns, *NUMBER_METRIC_COLUMNS) if numbers else columns
     return pa.schema([pa.field(column.name, column.type) for column in columns])
 
 
@@ -377,7 +385,8 @@ def tables_page() -> str:
         {**TABLES, "reviews": REVIEW_COLUMNS, "runs/intake": INTAKE_COLUMNS, "runs/ingest-TIME": TIME_COLUMNS}
     )
     parts.append("\n# Tables of a training run\n\nOne Parquet file per table, in the folder of the run.")
-    parts += _table_sections({f"RUN/{name}": columns for name, columns in RUN_TABLES.items()})
+    run_tables = {**RUN_TABLES, "metrics": (*METRIC_COLUMNS, *NUMBER_METRIC_COLUMNS)}
+    parts += _table_sections({f"RUN/{name}": columns for name, columns in run_tables.items()})
     return "\n".join(parts) + "\n"
 
 

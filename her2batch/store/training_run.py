@@ -8,13 +8,14 @@ RUN/cache/             inputs that all units share, memory-mapped; may be delete
 
 from __future__ import annotations
 
+import json
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import tomli_w
@@ -25,6 +26,7 @@ from her2batch.files.locks import lock_folder
 from her2batch.files.new_folder import remove_if_refused
 from her2batch.files.parquet import read_parquet, write_parquet
 from her2batch.store.schemas import run_schema
+from her2batch.tasks import BUILTIN_TASKS, Task
 
 FORMAT = 1
 """Version of the layout of a run folder."""
@@ -52,6 +54,28 @@ class Unit:
 def encoder_folder(name: str) -> str:
     """The name of an encoder or input as a folder name: `timm:resnet18.a1` has a colon, which some disks refuse."""
     return name.replace(":", "-").replace("/", "-")
+
+
+TASKS_KEY: Final = b"her2batch.tasks"
+"""Metadata of a table of predictions or metrics: the definitions of its tasks, as JSON, where they are not built in."""
+
+
+def with_tasks(table: pa.Table, tasks: Iterable[Task]) -> pa.Table:
+    """Return a table whose metadata define its tasks; unchanged where all of them are built in."""
+    own = [task.model_dump(mode="json", exclude_none=True) for task in tasks if not task.is_builtin]
+    return table.replace_schema_metadata({TASKS_KEY: json.dumps(own, sort_keys=True)}) if own else table
+
+
+def tasks_of_table(table: pa.Table) -> dict[str, Task]:
+    """Return the built-in tasks and those that a table's metadata define, by name."""
+    own = json.loads((table.schema.metadata or {}).get(TASKS_KEY, b"[]"))
+    return {**BUILTIN_TASKS, **{row["name"]: Task.model_validate(row) for row in own}}
+
+
+def _conform(table: pa.Table, name: str) -> pa.Table:
+    """Return a table of a run with the types of its schema, which keeps the definitions of its tasks."""
+    schema = run_schema(name, numbers=name == "metrics" and "c_index" in table.column_names)
+    return table.cast(schema.with_metadata(table.schema.metadata))
 
 
 @dataclass(frozen=True)
@@ -157,7 +181,7 @@ class TrainingRun:
     def write(self, name: str, table: pa.Table) -> None:
         """Replace a table of the run."""
         with atomic_write(self.table(name)) as part:
-            write_parquet(table.cast(run_schema(name)), part)
+            write_parquet(_conform(table, name), part)
 
     def read(self, name: str) -> pa.Table:
         """Read a table of the run. Raises InputError if it is missing or damaged."""
@@ -171,7 +195,7 @@ class TrainingRun:
         folder = self.unit(unit)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / "predictions.parquet") as part:
-            write_parquet(predictions.cast(run_schema("predictions")), part)
+            write_parquet(_conform(predictions, "predictions"), part)
         self.checkpoint(unit).unlink(missing_ok=True)
 
     def checkpoint(self, unit: Unit) -> Path:

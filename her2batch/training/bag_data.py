@@ -27,7 +27,7 @@ from her2batch.errors import InputError
 from her2batch.files.atomic import atomic_write
 from her2batch.models.attention import padded_size, product_dtype
 from her2batch.store.cohort import Cohort, Row
-from her2batch.tasks import CLASSES
+from her2batch.tasks import Task, as_task
 
 READERS = 4
 """Threads that decode Parquet, which releases the GIL."""
@@ -154,27 +154,31 @@ def _open(path: Path, key: str | None) -> Bags | None:
     return Bags(tuple(facts["slides"]), tuple(facts["sizes"]), file.schema.field(0).type.list_size, file, pages)
 
 
-class BagDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
-    """A torch Dataset of slides with a label: item k is (embeddings (N, D) float32, class index).
+class BagDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int | float]]):
+    """A torch Dataset of slides with a label: item k is (embeddings (N, D) float32, class index or number).
 
     classes: names of the classes, by index.  slide_ids, patient_ids: of the items.  excluded: slides without a usable
     label, with the reason.  Bags differ in length: use batch_size=1 or a collate function of your own.
     """
 
     def __init__(
-        self, task: str, labelled: Sequence[Row], excluded: pd.DataFrame, read: Callable[[str], NDArray[np.float16]]
+        self,
+        task: str | Task,
+        labelled: Sequence[Row],
+        excluded: pd.DataFrame,
+        read: Callable[[str], NDArray[np.float16]],
     ) -> None:
-        """labelled: rows with slide_id, patient_id and label.  read: slide_id → (N, D) float16."""
-        self.classes = CLASSES[task]
+        """labelled: rows with slide_id, patient_id, label and truth.  read: slide_id → (N, D) float16."""
+        self.classes, number = as_task(task).classes, as_task(task).is_number
         self.slide_ids = [str(row["slide_id"]) for row in labelled]
         self.patient_ids = [str(row["patient_id"]) for row in labelled]
-        self.targets = [int(row["label"]) for row in labelled]
+        self.targets = [float(row["truth"]) if number else int(row["label"]) for row in labelled]
         self.excluded = excluded
         self._read = read
 
     def __len__(self) -> int:
         return len(self.slide_ids)
 
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int | float]:
         bag = torch.from_numpy(self._read(self.slide_ids[position]).astype(np.float32))
         return bag, self.targets[position]

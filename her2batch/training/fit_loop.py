@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -77,13 +77,31 @@ ProgressCallback = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Fold:
-    """The data of one training: labels (n,) of all examples, positions of the training and validation parts, a seed."""
+    """The data of one training: labels (n,) of all examples, positions of the training and validation parts, a seed.
 
-    labels: NDArray[np.int64]
+    labels: int64 classes, or float64 numbers where `number` is set; then n_classes, the outputs of a network, is 1.
+    """
+
+    labels: NDArray[Any]
     train: NDArray[np.int64]
     val: NDArray[np.int64]
     n_classes: int
     seed: int
+    number: bool = False
+
+    @property
+    def scale(self) -> tuple[float, float] | None:
+        """Return mean and standard deviation of the training numbers; a network predicts (number − mean) / deviation.
+
+        None for classes.
+        """
+        return target_scale(self.labels[self.train]) if self.number else None
+
+
+def target_scale(numbers: NDArray[np.float64]) -> tuple[float, float]:
+    """Return mean and standard deviation of numbers, (n,); 1 where all of them are equal."""
+    deviation = float(numbers.std())
+    return float(numbers.mean()), deviation if deviation > 0 else 1.0
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ class _Learner:
 
     def __init__(self, method: str, bags: Bags, fold: Fold, settings: MilSettings, device: str) -> None:
         self._bags, self._fold, self._settings, self._device = bags, fold, settings, device
-        self._method = mil_method(method)
+        self._method, self._scale = mil_method(method), fold.scale
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold.seed)
             self._net = build_mil_network(method, bags.dim, fold.n_classes, settings).to(device)
@@ -90,6 +91,7 @@ class _Learner:
     def epoch(self, number: int) -> float:
         rng, training, labels = random_stream(self._fold.seed, number), self._fold.train, self._fold.labels
         shuffled = self._method.sampling == "shuffled"
+        shuffled = shuffled or self._fold.number  # numbers have no classes to balance
         order = rng.permutation(len(training)) if shuffled else draw_class_balanced(labels[training], rng)
         rows = training[order]
         for optimiser in self._optimisers:
@@ -97,15 +99,18 @@ class _Learner:
         self._net.train()
         total = torch.zeros((), device=self._device)
         for row, (bag, n) in zip(rows, feed_bags(self._bags, rows, self._device), strict=True):
-            total += self._step(bag, n, int(labels[row]), rng)
+            total += self._step(bag, n, labels[row], rng)
         return float(total) / len(rows)
 
     def _lr_factor(self, epoch: int) -> float:
         drop = self._method.lr_drop
         return drop[1] if drop is not None and epoch > drop[0] else 1.0
 
-    def _step(self, bag: torch.Tensor, size: int, label: int, rng: RandomGenerator) -> torch.Tensor:
-        loss = self._net(bag, label, rng, size).loss
+    def _step(self, bag: torch.Tensor, size: int, label: Any, rng: RandomGenerator) -> torch.Tensor:
+        if self._fold.number:
+            loss: Any = self._number_loss(self._net(bag, None, rng, size).logits, label)
+        else:
+            loss = self._net(bag, int(label), rng, size).loss
         for optimiser in self._optimisers:
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -116,11 +121,20 @@ class _Learner:
             optimiser.step()
         return loss.detach()  # type: ignore[no-any-return]
 
+    def _number_loss(self, logits: torch.Tensor, numbers: Any) -> torch.Tensor:
+        """Return the mean squared error of scaled numbers. logits: (…, 1).  numbers: (…)."""
+        assert self._scale is not None
+        mean, deviation = self._scale
+        target = torch.as_tensor((numbers - mean) / deviation, dtype=torch.float32, device=logits.device)
+        return F.mse_loss(logits[..., 0].float(), target)
+
     @torch.inference_mode()
     def validate(self) -> float:
         self._net.eval()
         rows = self._fold.val
         logits = torch.stack([self._net(bag, size=n).logits for bag, n in feed_bags(self._bags, rows, self._device)])
+        if self._fold.number:
+            return float(self._number_loss(logits, self._fold.labels[rows]))
         return float(F.cross_entropy(logits, torch.from_numpy(self._fold.labels[rows]).to(self._device)))
 
     def state(self) -> Tensors:
@@ -144,13 +158,24 @@ class _Learner:
 
 @torch.inference_mode()
 def predict_bags(
-    net: MilModel, bags: Bags, rows: Rows, n_classes: int, device: str = "cpu"
+    net: MilModel,
+    bags: Bags,
+    rows: Rows,
+    n_classes: int,
+    device: str = "cpu",
+    scale: tuple[float, float] | None = None,
 ) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
-    """Return probabilities, (len(rows), C), and for each bag the attention (N,) of its most likely class."""
+    """Return probabilities, (len(rows), C), and for each bag the attention (N,) of its most likely class.
+
+    scale: of a network whose target is a number, see `Fold.scale`; the first are then numbers, (len(rows), 1).
+    """
     p, attention = [], []
     for bag, n in feed_bags(bags, rows, device):
         out = net(bag, size=n)
-        p.append(torch.softmax(out.logits, 0).cpu().numpy())
+        if scale is not None:
+            p.append(scale[0] + scale[1] * out.logits.float().cpu().numpy())
+        else:
+            p.append(torch.softmax(out.logits, 0).cpu().numpy())
         branch = int(p[-1].argmax()) if len(out.attention) > 1 else 0
         attention.append(out.attention[branch].cpu().numpy())
     return np.array(p, np.float32).reshape(len(rows), n_classes), attention

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from her2batch.errors import InputError
 from her2batch.store.schemas import run_schema
 from her2batch.store.training_run import FINAL_FOLD
-from her2batch.tasks import CLASSES
+from her2batch.tasks import Task, as_task
 from her2batch.training.fit_loop import random_stream
 
 ORDERS = 50
@@ -79,38 +79,47 @@ def _load(slides: NDArray[np.int64], fold: NDArray[np.int32], n_folds: int) -> N
     return load
 
 
-def check_labelled(task: str, labelled: pa.Table, n_folds: int) -> None:
+def check_labelled(task: str | Task, labelled: pa.Table, n_folds: int) -> None:
     """Refuse labels that cannot be cross-validated.
 
     labelled: slide_id, patient_id, label, … of one task.  Raises InputError naming task, class, counts and remedy: no
-    slides, a slide without a patient, only one patient, a class without slides or with too few patients, fewer patients
-    than folds.
+    slides, a slide without a patient, only one patient, a class without slides or with too few patients, one number
+    for all slides, fewer patients than folds.
     """
+    task = as_task(task)
     if labelled.num_rows == 0:
-        raise InputError(f"{task}: no slide has a label for it", None, "fill in its column of the labels")
+        raise InputError(f"{task.name}: no slide has a label for it", None, "fill in its column of the labels")
     if missing := [row["slide_id"] for row in labelled.to_pylist() if row["patient_id"] is None]:
-        what = f"{task}: slide {min(missing)} has no patient ({len(missing)} slides)"
+        what = f"{task.name}: slide {min(missing)} has no patient ({len(missing)} slides)"
         raise InputError(what, None, "fill in patient_id in the labels")
     patients = np.asarray(labelled["patient_id"].to_pylist(), np.str_)
     label = labelled["label"].to_numpy()
     n = len(np.unique(patients))
     if n == 1:
-        what = f"{task}: all {len(patients)} slides are of one patient, who cannot be in training and test"
+        what = f"{task.name}: all {len(patients)} slides are of one patient, who cannot be in training and test"
         raise InputError(what, None, "add slides of other patients, or correct patient_id in the labels")
-    for k, name in enumerate(CLASSES[task]):
+    for k, name in enumerate(task.classes):
         count = len(np.unique(patients[label == k]))
         if count == 0:
             raise InputError(
-                f"{task}: class {name} has no slide among {len(patients)}", None, "add slides of it, or omit the task"
+                f"{task.name}: class {name} has no slide among {len(patients)}",
+                None,
+                "add slides of it, or omit the task",
             )
         if count < MIN_PATIENTS:
-            what = f"{task}: class {name} has slides of {count} patients; training, validation and test need 3"
+            what = f"{task.name}: class {name} has slides of {count} patients; training, validation and test need 3"
             raise InputError(what, None, "add slides of it, or omit the task")
+    if task.is_number and len(set(labelled["truth"].to_pylist())) == 1:
+        raise InputError(
+            f"{task.name}: all {len(patients)} slides have the same number", None, "add others, or omit the task"
+        )
     if n < n_folds:
-        raise InputError(f"{task}: {n} patients are fewer than {n_folds} folds", None, f"give --folds {n} or fewer")
+        raise InputError(
+            f"{task.name}: {n} patients are fewer than {n_folds} folds", None, f"give --folds {n} or fewer"
+        )
 
 
-def cross_validation_splits(task: str, labelled: pa.Table, fold: NDArray[np.int32], n_folds: int) -> pa.Table:
+def cross_validation_splits(task: str | Task, labelled: pa.Table, fold: NDArray[np.int32], n_folds: int) -> pa.Table:
     """Return the folds table of one task: each slide with its split in every fold, sorted by fold and slide_id.
 
     labelled: slide_id, patient_id, label, … (n rows).  fold: (n,), see `assign_patients`.  Raises InputError when a
@@ -119,14 +128,14 @@ def cross_validation_splits(task: str, labelled: pa.Table, fold: NDArray[np.int3
     tables = []
     for k in range(n_folds):
         if not (fold == k).any():
-            what = f"{task}: fold {k} of {n_folds} has none of its {len(fold)} slides"
+            what = f"{as_task(task).name}: fold {k} of {n_folds} has none of its {len(fold)} slides"
             raise InputError(what, None, "give fewer --folds, or add patients")
         split = np.select([fold == k, fold == (k + 1) % n_folds], ["test", "val"], "train")
         tables.append(_rows(task, labelled, k, split))
     return pa.concat_tables(tables)
 
 
-def final_split(task: str, labelled: pa.Table, fold: NDArray[np.int32]) -> pa.Table:
+def final_split(task: str | Task, labelled: pa.Table, fold: NDArray[np.int32]) -> pa.Table:
     """Return the rows of the folds table for the model of the bundle: no test part, part 0 validates.
 
     Raises InputError when its training part lacks a class.
@@ -134,15 +143,17 @@ def final_split(task: str, labelled: pa.Table, fold: NDArray[np.int32]) -> pa.Ta
     return _rows(task, labelled, FINAL_FOLD, np.where(fold == 0, "val", "train"))
 
 
-def _rows(task: str, labelled: pa.Table, number: int, split: NDArray[np.str_]) -> pa.Table:
-    trained = np.bincount(labelled["label"].to_numpy()[split == "train"], minlength=len(CLASSES[task]))
-    for name, n in zip(CLASSES[task], trained, strict=True):
+def _rows(task: str | Task, labelled: pa.Table, number: int, split: NDArray[np.str_]) -> pa.Table:
+    task = as_task(task)
+    classes = ("any number",) if task.is_number else task.classes
+    trained = np.bincount(labelled["label"].to_numpy()[split == "train"], minlength=len(classes))
+    for name, n in zip(classes, trained, strict=True):
         if n == 0:
-            what = f"{task}: class {name} has no slide in the training part of fold {number}"
+            what = f"{task.name}: class {name} has no slide in the training part of fold {number}"
             raise InputError(what, None, "give more --folds (a larger part trains) or another --seed, or add patients")
     n = len(split)
     columns = {
-        "task": [task] * n,
+        "task": [task.name] * n,
         "fold": [number] * n,
         "slide_id": labelled["slide_id"],
         "patient_id": labelled["patient_id"],

@@ -26,10 +26,11 @@ from her2batch.models.mil_registry import mil_method, mil_package
 from her2batch.models.predictor import MIN_PROBABILITY, apply_temperature
 from her2batch.settings import ImageSettings, MilSettings, Plan, Training
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit, encoder_folder
-from her2batch.tasks import CLASSES
+from her2batch.tasks import Task, as_task
 from her2batch.training.bag_data import open_bags
+from her2batch.training.fit_loop import target_scale
 from her2batch.training.methods import UnitPlan, method_kind, method_settings
-from her2batch.training.metrics import metrics_summary, metrics_table
+from her2batch.training.metrics import check_numbers, metrics_summary, metrics_table
 
 Floats = NDArray[np.float32]
 
@@ -50,14 +51,18 @@ def make_bundle(run: TrainingRun, work: UnitPlan, training: Training, plan: Plan
     entries = [_entry(run, unit, predictions, training) for unit in finals]
     encoders = sorted({entry.input for entry in entries if entry.kind == "mil"})
     licences = sorted({encoder_licence(name) for name in encoders}) or ["none needed"]
+    tasks = [training.task(name) for name in dict.fromkeys(entry.task for entry in entries)]
+    own = tuple(task for task in tasks if not task.is_builtin)
     info = BundleInfo(
+        format=2 if own else 1,
         her2batch=version("her2batch"),
-        tasks=tuple(dict.fromkeys(entry.task for entry in entries)),
+        tasks=tuple(task.name for task in tasks),
         encoder=encoders[0] if encoders else None,
         mpp=plan.mpp if encoders else None,
         tile=plan.tile if encoders else None,
         licence="; ".join(licences),
         packages=_packages(entries),
+        definitions=own or None,
         models=tuple(entries),
     )
     shutil.rmtree(run.bundle, ignore_errors=True)
@@ -87,10 +92,11 @@ def _entry(run: TrainingRun, unit: Unit, predictions: pa.Table, training: Traini
     """Return the entry of a model, with its calibration and its metrics over the folds."""
     kind = method_kind(unit.method, unit.input)
     suffix = ".skops" if kind == "counts" else ".safetensors"
+    task = training.task(unit.task)
     own = predictions.filter(_is_of(predictions, unit))
     values: dict[str, Any] = {
         "kind": KINDS[kind], "task": unit.task, "method": unit.method, "input": unit.input,
-        "classes": CLASSES[unit.task], "figures": _figures(own),
+        "classes": task.classes, "figures": _figures(own),
     }  # fmt: skip
     if unit.method != "majority-vote":
         values["file"] = f"{unit.task}.{unit.method}.{encoder_folder(unit.input)}{suffix}"
@@ -101,9 +107,31 @@ def _entry(run: TrainingRun, unit: Unit, predictions: pa.Table, training: Traini
         values["settings"] = _further_settings(unit.method, settings)
     if isinstance(settings, ImageSettings):
         values["size"] = settings.size
-    if kind != "patch":
-        values |= calibrate(own, unit.task)
+    if task.is_number:
+        values |= {"scale": _scale(run, unit), "interval": fit_interval(*check_numbers(own))}
+    elif kind != "patch":
+        values |= calibrate(own, task)
     return ModelEntry.model_validate(values)
+
+
+def _scale(run: TrainingRun, unit: Unit) -> tuple[float, float]:
+    """Return mean and standard deviation of the numbers that a final unit was trained on, as in its training."""
+    truth = {row["slide_id"]: row["truth"] for row in run.read("labels").to_pylist() if row["task"] == unit.task}
+    rows = [row for row in run.read("folds").to_pylist() if (row["task"], row["fold"]) == (unit.task, unit.fold)]
+    ids = sorted(row["slide_id"] for row in rows if row["split"] == "train")
+    return target_scale(np.array([float(truth[slide_id]) for slide_id in ids], np.float64))
+
+
+def fit_interval(
+    truth: NDArray[np.float64], predicted: NDArray[np.float64], coverage: float = COVERAGE
+) -> float | None:
+    """Return half the width of the interval that contains the true number in nine of ten cases (split conformal).
+
+    truth, predicted: (n,).  Source: Lei et al., JASA 2018: the quantile of |y − ŷ| at rank ⌈(n + 1) · coverage⌉.  None:
+    there are too few slides for the coverage.
+    """
+    rank = math.ceil((len(truth) + 1) * coverage)
+    return None if rank > len(truth) else float(np.sort(np.abs(truth - predicted))[rank - 1])
 
 
 def _is_of(predictions: pa.Table, unit: Unit) -> pa.ChunkedArray:
@@ -127,10 +155,10 @@ def _figures(own: pa.Table) -> dict[str, float]:
     return {name: round(row[name], 2) for name in names if row[name] is not None}
 
 
-def calibrate(own: pa.Table, task: str) -> dict[str, Any]:
+def calibrate(own: pa.Table, task: str | Task) -> dict[str, Any]:
     """Return temperature and threshold from the test predictions of the folds of one method."""
     p = np.array(own["p"].to_pylist(), np.float32)
-    labels = np.array([CLASSES[task].index(name) for name in own["truth"].to_pylist()], np.int64)
+    labels = np.array([as_task(task).classes.index(name) for name in own["truth"].to_pylist()], np.int64)
     temperature = fit_temperature(p, labels)
     return {"temperature": temperature, "threshold": fit_threshold(apply_temperature(p, temperature), labels)}
 

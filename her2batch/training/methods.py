@@ -19,7 +19,7 @@ from her2batch.models.mil_registry import (
 )
 from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Settings, Training
 from her2batch.store.training_run import FINAL_FOLD, Unit
-from her2batch.tasks import CLASSES, COUNTS_METHODS, HER2_TASKS, IMAGE_METHODS, PATCH_INPUTS, THUMBNAIL_INPUTS
+from her2batch.tasks import COUNTS_METHODS, HER2_TASKS, IMAGE_METHODS, PATCH_INPUTS, THUMBNAIL_INPUTS
 
 MethodKind = Literal["mil", "image", "patch", "counts"]
 
@@ -124,6 +124,11 @@ def _options(training: Training) -> dict[str, Any]:
     return values
 
 
+def predicts_numbers(method: str) -> bool:
+    """Return whether a method can be trained for a task whose target is a number."""
+    return _is_mil(method) and mil_method(method).numbers
+
+
 def _is_mil(method: str) -> bool:
     """Return whether this is a MIL method; other packages are looked at for names that are not built in."""
     return method not in IMAGE_METHODS and method not in COUNTS_METHODS and is_mil_method(method)
@@ -150,13 +155,14 @@ def plan_units(training: Training, encoders: Iterable[str]) -> UnitPlan:
     encoders: of the cohort, read by MIL methods where the run names no input.  Raises InputError for an unknown task or
     method, and for a method that cannot read the input.
     """
-    for task in training.tasks:
-        if task not in CLASSES:
-            raise InputError(f"no task is called {task!r}", None, f"choose from {', '.join(CLASSES)}")
+    numbers = [task for task in training.tasks if training.task(task).is_number]
     for method in training.methods:
         if not is_method(method):
             remedy = f"choose from {', '.join(method_names())}, or install the package that adds it"
             raise InputError(f"no method is called {method!r}", None, remedy)
+        if numbers and not predicts_numbers(method):
+            remedy = f"choose from {', '.join(filter(predicts_numbers, mil_method_names()))}"
+            raise InputError(f"{method} does not predict a number, as {numbers[0]} asks", None, remedy)
     cells = [cell for task in training.tasks for method in training.methods
              for cell in _cells(task, method, training.inputs, tuple(encoders))]  # fmt: skip
     for _, method, input_name in cells:

@@ -1,7 +1,7 @@
 """Metrics of predictions: one row for each fold of a predictions table, and their mean and standard deviation.
 
-The metrics are functions of the confusion matrix, (…, C, C) with rows for the truth, and of the ranks of the
-probabilities; leading axes are resamples (see `statistics`).
+The metrics of classes are functions of the confusion matrix, (…, C, C) with rows for the truth, and of the ranks of the
+probabilities; leading axes are resamples (see `statistics`). Numbers have metrics of their own.
 """
 
 from __future__ import annotations
@@ -19,11 +19,19 @@ from scipy.stats import rankdata
 
 from her2batch.errors import InputError
 from her2batch.store.schemas import run_schema
-from her2batch.tasks import CLASSES
+from her2batch.store.training_run import tasks_of_table
 
 Floats = NDArray[np.float64]
 
 FIGURES = ("auc", "f1", "accuracy", "kappa")
+"""Metrics of a task of classes."""
+
+NUMBER_FIGURES = ("c_index", "r2", "mae")
+"""Metrics of a task whose target is a number."""
+
+PERCENT_FIGURES = ("auc", "f1", "accuracy", "c_index")
+"""Metrics that summaries give in percent."""
+
 CELL = ("task", "method", "input")
 
 SUM_TOLERANCE = 1e-3
@@ -32,11 +40,15 @@ SUM_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class CheckedPredictions:
-    """The predictions of one task as arrays. truth, predicted: (n,) int64 classes.  p: (n, C) float64."""
+    """The predictions of one task as arrays. truth, predicted: (n,) int64 classes.  p: (n, C) float64.
+
+    ordinal: whether the classes are ordered.
+    """
 
     truth: NDArray[np.int64]
     predicted: NDArray[np.int64]
     p: Floats
+    ordinal: bool = True
 
 
 def check_predictions(predictions: pa.Table) -> CheckedPredictions:
@@ -45,15 +57,32 @@ def check_predictions(predictions: pa.Table) -> CheckedPredictions:
     Raises InputError for more than one task, an unknown class, or probabilities that are not as many as the classes,
     are not finite or do not sum to 1.
     """
-    tasks = pc.unique(predictions["task"]).to_pylist()
-    if len(tasks) != 1 or tasks[0] not in CLASSES:
-        raise InputError(f"the predictions are of the tasks {tasks}; they must be of one known task")
-    classes = CLASSES[tasks[0]]
+    tasks, known = pc.unique(predictions["task"]).to_pylist(), tasks_of_table(predictions)
+    if len(tasks) != 1 or tasks[0] not in known or known[tasks[0]].is_number:
+        raise InputError(f"the predictions are of the tasks {tasks}; they must be of one known task with classes")
+    classes = known[tasks[0]].classes
     return CheckedPredictions(
         _classes(predictions, "truth", classes),
         _classes(predictions, "predicted", classes),
         _probabilities(predictions, len(classes)),
+        known[tasks[0]].ordinal,
     )
+
+
+def check_numbers(predictions: pa.Table) -> tuple[Floats, Floats]:
+    """Return truth and prediction of the rows of one task whose target is a number, both (n,) float64.
+
+    Raises InputError for a truth that is no number, and for a prediction that is missing or not finite.
+    """
+    try:
+        truth = np.array([float(text) for text in predictions["truth"].to_pylist()], np.float64)
+    except ValueError as error:
+        raise InputError(f"the truth of a task of numbers is no number ({error})", None, "train again") from error
+    values = predictions["p"].to_pylist()
+    wrong = np.array([len(value or ()) != 1 or not np.isfinite(value[0]) for value in values], bool)
+    if wrong.any():
+        _refuse(predictions, wrong, "p is not one number")
+    return truth, np.array([value[0] for value in values], np.float64)
 
 
 def _classes(predictions: pa.Table, column: str, classes: Sequence[str]) -> NDArray[np.int64]:
@@ -97,33 +126,46 @@ def metrics_table(predictions: pa.Table) -> pa.Table:
     """Return the metrics table: one row for each task, method, input and fold, sorted by them.
 
     A class that a test part lacks has no AUC, and a class that is neither there nor predicted has no F1: means are over
-    the other classes, as in scikit-learn. An undefined metric is null.  Raises InputError as `check_predictions` does.
+    the other classes, as in scikit-learn. An undefined metric is null. The columns of NUMBER_FIGURES are there where a
+    task predicts a number.  Raises InputError as `check_predictions` and `check_numbers` do.
     """
-    rows = []
+    tasks, rows = tasks_of_table(predictions), []
     for keys, part in grouped_rows(predictions, (*CELL, "fold")):
-        found = check_predictions(part)
-        table = confusion_counts(found.truth, found.predicted, found.p.shape[1])
-        values = [auc(found.truth, found.p), *(float(figure(table)) for figure in (f1, accuracy, kappa))]
-        rows.append({**keys, **dict(zip(FIGURES, map(nan_to_null, values), strict=True)), "n": part.num_rows})
-    return pa.Table.from_pylist(rows, run_schema("metrics"))
+        values = _number_metrics(part) if tasks[keys["task"]].is_number else _class_metrics(part)
+        rows.append({**keys, **{name: nan_to_null(value) for name, value in values.items()}, "n": part.num_rows})
+    numbers = any(tasks[row["task"]].is_number for row in rows)
+    return pa.Table.from_pylist(rows, run_schema("metrics", numbers))
+
+
+def _class_metrics(part: pa.Table) -> dict[str, float]:
+    found = check_predictions(part)
+    table = confusion_counts(found.truth, found.predicted, found.p.shape[1])
+    values = [auc(found.truth, found.p), float(f1(table)), float(accuracy(table)), float(kappa(table, found.ordinal))]
+    return dict(zip(FIGURES, values, strict=True))
+
+
+def _number_metrics(part: pa.Table) -> dict[str, float]:
+    truth, predicted = check_numbers(part)
+    values = (c_index(truth, predicted), r_squared(truth, predicted), float(np.abs(truth - predicted).mean()))
+    return dict(zip(NUMBER_FIGURES, values, strict=True))
 
 
 def metrics_summary(table: pa.Table) -> pa.Table:
     """Return means and sample standard deviations over folds: a row for each task, method and input, sorted.
 
-    auc, f1 and accuracy in percent, as in the paper; kappa as it is. Folds where a metric is undefined are left out;
-    the standard deviation of fewer than two folds is null.  Columns: task, method, input, auc_mean, auc_sd, … kappa_sd,
-    folds, n.
+    auc, f1, accuracy and c_index in percent, as in the paper; the others as they are. Folds where a metric is undefined
+    are left out; the standard deviation of fewer than two folds is null.  Columns: task, method, input, auc_mean,
+    auc_sd, … kappa_sd, those of NUMBER_FIGURES if the table has them, folds, n.
     """
-    rows = []
+    rows, named = [], [name for name in (*FIGURES, *NUMBER_FIGURES) if name in table.column_names]
     for keys, part in grouped_rows(table, CELL):
         row = {**keys}
-        for name in FIGURES:
-            values = part[name].drop_null().to_numpy() * (1 if name == "kappa" else 100)
+        for name in named:
+            values = part[name].drop_null().to_numpy() * (100 if name in PERCENT_FIGURES else 1)
             row[f"{name}_mean"] = float(values.mean()) if len(values) else None
             row[f"{name}_sd"] = float(values.std(ddof=1)) if len(values) > 1 else None
         rows.append({**row, "folds": part.num_rows, "n": sum(part["n"].to_pylist())})
-    figures = [(f"{name}_{what}", pa.float64()) for name in FIGURES for what in ("mean", "sd")]
+    figures = [(f"{name}_{what}", pa.float64()) for name in named for what in ("mean", "sd")]
     names = [(name, pa.string()) for name in CELL]
     return pa.Table.from_pylist(rows, pa.schema([*names, *figures, ("folds", pa.int32()), ("n", pa.int32())]))
 
@@ -165,6 +207,25 @@ def _area(positive: NDArray[np.bool_], score: Floats) -> float:
     return float((rankdata(score)[positive].sum() - m * (m + 1) / 2) / (m * n))
 
 
+def c_index(truth: Floats, predicted: Floats) -> float:
+    """Return the share of pairs of slides in the right order, ties of the prediction half (Harrell 1982).
+
+    truth, predicted: (n,).  Pairs of the same truth do not count; NaN without any other pair.
+    """
+    order = np.sign(truth[:, None] - truth[None, :])
+    pairs = int(np.count_nonzero(order))
+    if not pairs:
+        return float("nan")
+    agree = order * np.sign(predicted[:, None] - predicted[None, :])  # 1 right, −1 wrong, 0 a tie
+    return float(agree.sum() / pairs + 1) / 2
+
+
+def r_squared(truth: Floats, predicted: Floats) -> float:
+    """Return the share of the variance that is explained, 1 − Σ(y − ŷ)² / Σ(y − ȳ)²; NaN where all truths are equal."""
+    total = float(((truth - truth.mean()) ** 2).sum())
+    return 1 - float(((truth - predicted) ** 2).sum()) / total if total else float("nan")
+
+
 def mean_defined(values: Floats) -> Floats:
     """Return the mean over the last axis without NaN; NaN where all values are NaN."""
     defined = ~np.isnan(values)
@@ -193,13 +254,14 @@ def f1(table: NDArray[Any]) -> Floats:
     return mean_defined(divide_or_nan(2 * _diagonal(table), table.sum(axis=-1) + table.sum(axis=-2)))
 
 
-def kappa(table: NDArray[Any]) -> Floats:
+def kappa(table: NDArray[Any], ordinal: bool = True) -> Floats:
     """Return Cohen's kappa with quadratic weights (Cohen 1968): (…, C, C) → (…); NaN with only one class.
 
-    The classes of every task are ordered; with two classes it is the kappa without weights.
+    ordinal: whether the classes are ordered; without an order all errors weigh the same, as with two classes.
     """
     classes = np.arange(table.shape[-1])
-    weights = (classes[:, None] - classes[None, :]) ** 2
+    apart = classes[:, None] - classes[None, :]
+    weights = apart**2 if ordinal else (apart != 0).astype(np.int64)
     chance = table.sum(axis=-1)[..., :, None] * table.sum(axis=-2)[..., None, :]
     seen = (weights * table).sum(axis=(-2, -1)) * table.sum(axis=(-2, -1))
     return 1 - divide_or_nan(seen, (weights * chance).sum(axis=(-2, -1)))

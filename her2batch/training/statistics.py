@@ -18,15 +18,19 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from her2batch.errors import InputError
-from her2batch.tasks import CLASSES, PATCH_INPUTS
+from her2batch.store.training_run import tasks_of_table
+from her2batch.tasks import PATCH_INPUTS
 from her2batch.training.fit_loop import random_stream
 from her2batch.training.methods import PATCH_NET
 from her2batch.training.metrics import (
     CELL,
     FIGURES,
+    NUMBER_FIGURES,
     CheckedPredictions,
     Floats,
     accuracy,
+    c_index,
+    check_numbers,
     check_predictions,
     class_recalls,
     divide_or_nan,
@@ -35,6 +39,7 @@ from her2batch.training.metrics import (
     kappa,
     mean_defined,
     nan_to_null,
+    r_squared,
 )
 
 DRAWS = 2000
@@ -65,19 +70,41 @@ def bootstrap_intervals(
 ) -> pa.Table:
     """Return 95 % percentile intervals of auc, f1, accuracy, kappa and each recall, from resampled patients.
 
+    A task whose target is a number has c_index, r2 and mae instead.
+
     patients: of each slide_id.  Returns task, method, input, metric, class (of a recall, else null), value (of all
     predictions), low, high; fractions. Draws where a metric is undefined are left out; null when all are.
     Raises InputError for a slide without a patient, and as `metrics.check_predictions` does.
     """
-    rows = []
+    tasks, rows = tasks_of_table(predictions), []
     for keys, part in grouped_rows(predictions, CELL):
+        if tasks[keys["task"]].is_number:
+            rows += _number_intervals(keys, part, patients, draws, seed)
+            continue
         found, of, n = check_predictions(part), *patient_indices(part, patients)
         figures = _figures(found, of, draw_resamples(n, draws, seed))
         for name in FIGURES:
             rows.append({**keys, "metric": name, "class": None, **_interval(figures.of[name])})
-        for k, word in enumerate(CLASSES[keys["task"]]):
+        for k, word in enumerate(tasks[keys["task"]].classes):
             rows.append({**keys, "metric": "recall", "class": word, **_interval(figures.recalls[:, k])})
     return pa.Table.from_pylist(rows, INTERVALS)
+
+
+def _number_intervals(
+    keys: Mapping[str, Any], part: pa.Table, patients: Mapping[str, str], draws: int, seed: int
+) -> list[dict[str, Any]]:
+    """Return the intervals of the metrics of a task whose target is a number, from the same resampled patients."""
+    truth, predicted = check_numbers(part)
+    of, n = patient_indices(part, patients)
+    values = []
+    for weights in draw_resamples(n, draws, seed):
+        rows = np.repeat(np.arange(len(of)), weights[of].astype(np.int64))
+        y, z = truth[rows], predicted[rows]
+        values.append((c_index(y, z), r_squared(y, z), float(np.abs(y - z).mean()) if len(y) else math.nan))
+    return [
+        {**keys, "metric": name, "class": None, **_interval(np.array(column, np.float64))}
+        for name, column in zip(NUMBER_FIGURES, zip(*values, strict=True), strict=True)
+    ]
 
 
 def compare_methods(predictions: pa.Table, patients: Mapping[str, str], draws: int = DRAWS, seed: int = 0) -> pa.Table:
@@ -86,11 +113,14 @@ def compare_methods(predictions: pa.Table, patients: Mapping[str, str], draws: i
     Both are resampled with the same patients. p: twice the smaller share of draws on one side of 0, both counted with
     one more draw (Davison & Hinkley 1997, §4.2); not corrected for the number of pairs. p_delong: DeLong's test, for
     the AUC of tasks of two classes; it assumes independent slides, so it is too small where patients have several.
-    Networks that are tested on patches are left out.  Raises InputError where methods have not tested the same slides,
-    and as `bootstrap_intervals` does.
+    Networks that are tested on patches, and tasks of numbers, are left out.  Raises InputError where methods have not
+    tested the same slides, and as `bootstrap_intervals` does.
     """
     rows = []
+    tasks = {name: task for name, task in tasks_of_table(predictions).items() if not task.is_number}
     for keys, of_task in grouped_rows(predictions, ("task",)):
+        if keys["task"] not in tasks:
+            continue
         cells = [(one, part.sort_by("slide_id")) for one, part in grouped_rows(of_task, CELL) if not _of_patches(one)]
         if len(cells) < 2:
             continue
@@ -103,7 +133,9 @@ def compare_methods(predictions: pa.Table, patients: Mapping[str, str], draws: i
         for (one, a, figures), (other, b, others) in combinations(tested, 2):
             names = {**one, "other_method": other["method"], "other_input": other["input"]}
             delong_p = (
-                delong_p_value(a.truth == 1, a.p[:, 1], b.p[:, 1]) if len(CLASSES[keys["task"]]) == 2 else math.nan
+                delong_p_value(a.truth == 1, a.p[:, 1], b.p[:, 1])
+                if len(tasks[keys["task"]].classes) == 2
+                else math.nan
             )
             for name in FIGURES:
                 difference = figures.of[name] - others.of[name]
@@ -168,7 +200,12 @@ def _figures(found: CheckedPredictions, of: NDArray[np.int64], weights: Floats) 
     tables = (weights @ counts).reshape(-1, n_classes, n_classes)
     scored = [1] if n_classes == 2 else range(n_classes)
     areas = np.stack([_areas(found.truth == k, found.p[:, k], of, weights) for k in scored], axis=-1)
-    named = {"auc": mean_defined(areas), "f1": f1(tables), "accuracy": accuracy(tables), "kappa": kappa(tables)}
+    named = {
+        "auc": mean_defined(areas),
+        "f1": f1(tables),
+        "accuracy": accuracy(tables),
+        "kappa": kappa(tables, found.ordinal),
+    }
     return _Figures(named, class_recalls(tables))
 
 

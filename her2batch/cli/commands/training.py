@@ -22,6 +22,7 @@ from her2batch.cli.options import (
 )
 from her2batch.models.mil_registry import MIL_METHODS
 from her2batch.settings import Resources, Training, TrainingResources
+from her2batch.task_files import training_with_tasks
 from her2batch.tasks import COUNTS_METHODS, IMAGE_METHODS
 
 METHODS_HELP = (
@@ -35,10 +36,23 @@ AnnotationsOption = Annotated[
 ]
 
 
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Return whether an option stands on the command line; its value may be the default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+TasksOption = Annotated[
+    Path | None,
+    typer.Option("--tasks", metavar="FILE", help="TOML file with tasks of your own; see docs/training.md"),
+]
+
+
 @options(TrainingResources, leave_out=("worker_memory", "patience"))
-@options(Training, help_texts={"methods": METHODS_HELP})
+@options(Training, leave_out=("definitions",), help_texts={"methods": METHODS_HELP})
 def train(
     *,
+    context: typer.Context,
     cohort: Annotated[
         Path | None, typer.Argument(help=COHORT_HELP, show_default=False, parser=parse_location, metavar="COHORT")
     ] = None,
@@ -48,6 +62,7 @@ def train(
     labels: LabelsOption = None,
     column: ColumnOption = None,
     annotations: AnnotationsOption = None,
+    tasks_file: TasksOption = None,
     resume: Annotated[Path | None, typer.Option(help="continue this run with its own settings")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -63,6 +78,7 @@ def train(
         raise typer.BadParameter("name the cohort, or continue a run with --resume RUN", param_hint="COHORT")
     else:
         request = TrainingRequest(cohort, out, labels, annotations, parse_columns(column))
+        training = training_with_tasks(training, tasks_file, _is_given(context, "tasks"))
     with unit_progress(quiet or as_json) as report:
         summary = run(request, training, resources, report)
     emit(as_json, training_result(summary), lambda: print_training_summary(summary))
@@ -70,7 +86,7 @@ def train(
 
 
 @options(TrainingResources, leave_out=("worker_memory", "patience"))
-@options(Training, leave_out=("tasks", "methods"))
+@options(Training, leave_out=("tasks", "definitions", "methods"))
 def reproduce(
     *,
     cohort: CohortArgument,
@@ -98,9 +114,10 @@ def reproduce(
 
 
 @options(TrainingResources, leave_out=("worker_memory", "patience"))
-@options(Training, help_texts={"methods": METHODS_HELP})
+@options(Training, leave_out=("definitions",), help_texts={"methods": METHODS_HELP})
 def tune(
     *,
+    context: typer.Context,
     cohort: CohortArgument,
     out: RunOption = Path("run"),
     training: Training,
@@ -108,6 +125,7 @@ def tune(
     labels: LabelsOption = None,
     column: ColumnOption = None,
     annotations: AnnotationsOption = None,
+    tasks_file: TasksOption = None,
     samples: Annotated[int, typer.Option(min=1, help="number of trials in each outer fold")] = 20,
     outer: Annotated[
         int, typer.Option(min=1, help="number of outer folds that are searched; all folds: nested cross-validation")
@@ -120,6 +138,7 @@ def tune(
     from her2batch.experiments.train import TrainingRequest, training_result
     from her2batch.experiments.tune import tune as run
 
+    training = training_with_tasks(training, tasks_file, _is_given(context, "tasks"))
     with unit_progress(quiet or as_json) as report:
         summary = run(
             TrainingRequest(cohort, out, labels, annotations, parse_columns(column)),

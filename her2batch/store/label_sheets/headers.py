@@ -112,6 +112,23 @@ def _wanted_position(path: Path, texts: Sequence[str], name: str, header: str, l
     raise InputError(f"has no column {header!r}, which --column gives for {name}", path, f"its columns are: {there}")
 
 
+def further_positions(path: Path, grid: Grid, header: Header, names: Iterable[str]) -> dict[str, int]:
+    """Return the position of each further column, which a task of the user's own reads.
+
+    Raises InputError for a column that is missing or there twice.
+    """
+    row = grid.rows[header.at]
+    texts = [cell.text for cell in row.cells]
+    found: dict[str, int] = {}
+    for name in names:
+        if not any(header_key(text) == header_key(name) for text in texts):
+            there = ", ".join(text for text in texts if text)
+            what = f"has no column {name}, which a task reads; its columns are: {there}"
+            raise InputError(what, path, "add the column, or correct the column in the file for --tasks")
+        found[name] = _wanted_position(path, texts, name, name, row.line, grid.unit)
+    return found
+
+
 def no_header_error(path: Path, grid: Grid, wanted: Mapping[str, str]) -> InputError:
     """Return the error of a sheet without a column of slides. It quotes the sheet's first rows as possible headers."""
     first = next((row for row in grid.rows if not row.is_blank), None)

@@ -43,19 +43,20 @@ class LabelSheet:
     notes: list[str] = field(default_factory=list)
 
 
-def read_label_sheet(path: Path, columns: Mapping[str, str] | None = None) -> LabelSheet:
+def read_label_sheet(path: Path, columns: Mapping[str, str] | None = None, further: Sequence[str] = ()) -> LabelSheet:
     """Read a label sheet: CSV, XLSX, or a public clinical table.
 
-    columns: our name → header, for headers with other names.  Raises InputError with the place in the file and the
-    remedy: for files of other formats, missing and doubled columns, values that are not understood or could mean two
-    things, and two lines of one slide.
+    columns: our name → header, for headers with other names.  further: columns that tasks of the user's own read, as
+    text.  Raises InputError with the place in the file and the remedy: for files of other formats, missing and doubled
+    columns, values that are not understood or could mean two things, and two lines of one slide.
     """
     wanted = {headers.header_name(name): header for name, header in (columns or {}).items()}
     data = _read_bytes(path)
     notes: list[str] = []
     grid, header = _grid_with_header(path, data, wanted, notes)
     _check_clinical(path, header)
-    rows = RowReader(path, grid, header, notes).rows()
+    positions = headers.further_positions(path, grid, header, further)
+    rows = RowReader(path, grid, header, notes, positions).rows()
     line = grid.rows[header.at].line
     form = grid.form if header.form is None else f"{grid.form}: {header.form.name}"
     if line > 1 and header.form is None:

@@ -12,6 +12,7 @@ from her2batch.slides.discover import SLIDE_SUFFIXES
 from her2batch.store.label_sheets import clinical_tables, values
 from her2batch.store.label_sheets.cells import MISSING_PATIENTS, Cell, Grid, SheetRow, header_key, is_missing, quote
 from her2batch.store.label_sheets.headers import Header
+from her2batch.tasks import sheet_column
 
 LabelRow = dict[str, Any]
 """A row of understood values by column of the labels, with `line`, its place in the sheet."""
@@ -32,10 +33,16 @@ def strip_slide_suffix(name: str) -> str:
 
 
 class RowReader:
-    """Understands the rows of a sheet.  notes: sentences are added to it."""
+    """Understands the rows of a sheet.
 
-    def __init__(self, path: Path, grid: Grid, header: Header, notes: list[str]) -> None:
+    notes: sentences are added to it.  further: positions of further columns, whose texts become part of the rows.
+    """
+
+    def __init__(
+        self, path: Path, grid: Grid, header: Header, notes: list[str], further: Mapping[str, int] | None = None
+    ) -> None:
         self._path, self._grid, self._header, self._notes = path, grid, header, notes
+        self._further = further or {}
         self._undecided: list[int] = []
         self._level = header.form.level if header.form is not None else "slide"
 
@@ -81,7 +88,17 @@ class RowReader:
             "patient_unknown": bool(patient.text) and not known,
             "site": None if is_missing(cells.get("site", Cell()).text) else cells["site"].text,
         }
-        return {**row, **self._labels(line, cells)}
+        return {**row, **self._labels(line, cells), **self._further_texts(line)}
+
+    def _further_texts(self, line: SheetRow) -> LabelRow:
+        """Return the texts of the further columns. Raises InputError for a cell that a spreadsheet has changed."""
+        texts: LabelRow = {}
+        for name, k in self._further.items():
+            cell = line.cell(k)
+            if cell.problem is not None:
+                raise self._error(line, name, cell, cell.problem)
+            texts[sheet_column(name)] = cell.text or None
+        return texts
 
     def _name(self, line: SheetRow, cell: Cell) -> str:
         if cell.problem is not None:
