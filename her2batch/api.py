@@ -336,7 +336,7 @@ def report(
 def ingest_result(summary: IngestSummary, counts: Sequence[PredictionCount]) -> dict[str, Any]:
     """The result of an ingest as plain values. counts: predictions of the slides that this run finished."""
     keys = ("slide_id", "path", "error_code", "error")
-    fields = ("seen", *OUTCOMES, "already", "tiles", "seconds", "skipped")
+    fields = ("seen", *OUTCOMES, "already", "moved", "archived", "unreachable", "tiles", "seconds", "skipped")
     return {
         "cohort": str(summary.cohort),
         **{name: getattr(summary, name) for name in fields},

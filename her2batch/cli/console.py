@@ -178,6 +178,11 @@ def print_ingest_summary(summary: IngestSummary, counts: Sequence[PredictionCoun
     if summary.relabelled:
         print_line(console, f"the labels changed the patient or the stain of {len(summary.relabelled)} finished slides")
     print_added_encoders(console, summary.added)
+    if summary.moved:
+        print_line(
+            console, f"{len(summary.moved)} finished slides have moved or have new names: their rows name the new paths"
+        )
+    print_absent(console, summary)
     for count in counts:
         if count.bundle != MEMBRANE_RULE or count.task == "her2-4way":
             print_line(console, prediction_text(count), "bold")
@@ -185,6 +190,15 @@ def print_ingest_summary(summary: IngestSummary, counts: Sequence[PredictionCoun
         print_line(console, f"not computed, because no bundle was given: {', '.join(summary.skipped)}")
     print_line(console, f"tables: {Cohort(summary.cohort).runs.parent}")
     print_line(console, next_step(summary))
+
+
+def print_absent(console: Console, found: IngestSummary | CohortStatus) -> None:
+    """Print how many slides have left the scan folder, or that the folder itself may be gone."""
+    if found.archived:
+        print_line(console, f"{found.archived} archived: done, and no longer in the scan folder")
+    if found.unreachable:
+        slides = f"{found.unreachable} slides of this cohort came from it"
+        print_line(console, f"the scan folder has no slides, but {slides}: is its share mounted?")
 
 
 def print_added_encoders(console: Console, added: AddedEncoders) -> None:
@@ -253,6 +267,7 @@ def print_status(status: CohortStatus) -> None:
     print_line(console, OutcomeCounts.of(status).equation)
     if status.pending:
         print_line(console, f"{len(status.pending)} slides not processed yet: run her2batch ingest again")
+    print_absent(console, status)
     if status.strays:
         print_line(console, f"slides whose file was not seen in the last scan: {', '.join(status.strays)}")
 

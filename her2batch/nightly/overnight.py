@@ -235,6 +235,9 @@ def _summarize(
 ) -> None:
     """Fill in counts, lists and checks from the tables on disk."""
     night, rows = findings.night, cohort.rows()
+    if summary.unreachable:
+        slides = f"{summary.unreachable} slides of the cohort came from it"
+        findings.notes.append(f"the scan folder has no slides, but {slides}: is its share mounted?")
     for name in ("seen", *OUTCOMES, "tiles"):
         setattr(night, name, getattr(summary, name))
     night.stopped = night.stopped or summary.stopped

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from her2batch.errors import StoreError
+from her2batch.errors import StoreError, printable_path
 from her2batch.exchange.regions import RegionFolder
 from her2batch.pipeline.resume.plan_change import match_plan
 from her2batch.pipeline.resume.seen_files import SeenFiles
 from her2batch.settings import Plan
 from her2batch.slides.discover import MISSING, DiscoveredSlides, FileProbe, SlideFiles, discover_slides
-from her2batch.store.cohort import Cohort, Row
+from her2batch.store.cohort import Cohort, Row, write_row
 from her2batch.store.erase import erased_digests
 from her2batch.store.label_sheets.book import LABEL_COLUMNS, LabelBook
 from her2batch.store.pseudonyms import Pseudonymizer
@@ -73,7 +73,8 @@ class Inventory:
 
     Paths are those of the intake table.  jobs: slides to process.  outcomes: path → todo, current, duplicate, ignored
     or deferred.  entries: path → row of the intake table.  probes: path → what the file was when it was opened.
-    erased: paths of slides that were removed from the cohort and must not come back; no table has them.
+    erased: paths of slides that were removed from the cohort and must not come back; no table has them.  unreachable:
+    number of slides of a scan folder that has no slides now.
     """
 
     jobs: list[SlideJob] = field(default_factory=list)
@@ -81,6 +82,7 @@ class Inventory:
     entries: dict[str, Row] = field(default_factory=dict)
     probes: dict[str, FileProbe] = field(default_factory=dict)
     erased: set[str] = field(default_factory=set)
+    unreachable: int = 0
     pseudonymizer: Pseudonymizer = field(default_factory=Pseudonymizer)
 
     @property
@@ -97,6 +99,11 @@ class Inventory:
     def duplicates(self) -> int:
         """Number of copies of other slides."""
         return self._count("duplicate")
+
+    @property
+    def archived(self) -> int:
+        """Number of finished slides whose files have left the scan folder."""
+        return sum(entry["outcome"] == "archived" for entry in self.entries.values())
 
     @property
     def ignored(self) -> int:
@@ -167,6 +174,8 @@ class InventoryUpdater:
         intake = pseudonymizer.convert_times(_read_intake(cohort))
         self._seen_files = SeenFiles(intake, self.rows, pseudonymizer, erased_digests(cohort))
         self.all_jobs, self.pending, self.redo = PendingSlides(), PendingSlides(), set[str]()
+        self._moved: dict[str, str] = {}
+        self._any_slide = False
         self.inventory = Inventory(
             entries=self._seen_files.entries,
             probes=_read_probes(cohort, pseudonymizer),
@@ -180,7 +189,36 @@ class InventoryUpdater:
             return DiscoveredSlides([], [], {})
         found = discover_slides(self._scans, self.cohort.root, self.inventory.probes, self._pseudonymizer.path)
         self.inventory.probes |= found.probes
+        self._any_slide = bool(found.slides)
+        self._seen_files.note_present([*(slide.path for slide in found.slides), *(file.path for file in found.ignored)])
         return found
+
+    def note_absent(self) -> None:
+        """Mark slides whose files have left the scan folder, by the last search of it.
+
+        Where the folder has no slides at all, they are not said to have left: its share may not be mounted.
+        """
+        if self._any_slide:
+            self._seen_files.note_absent(self._is_in_folder)
+        else:
+            self.inventory.unreachable = self._seen_files.note_lost_folder(self._is_in_folder)
+
+    def _is_in_folder(self, path: str) -> bool:
+        """Whether a path of the intake table is in the scan folder; with pseudonyms every path counts as one."""
+        return self._pseudonymizer.key is not None or Path(path).is_relative_to(printable_path(self._scans))
+
+    def write_moved_paths(self) -> list[str]:
+        """Write the new paths of finished slides whose files were moved; returns their ids.
+
+        Rows of slides that wait for encoders are left for a later call. Call it under the lock only.
+        """
+        ready = {slide_id: path for slide_id, path in self._moved.items() if slide_id not in self.pending.slides}
+        for slide_id, path in ready.items():
+            row: Row = {**self.cohort.read("slides", slide_id).to_pylist()[0], "path": path}
+            write_row(self.cohort, row)
+            self.rows[slide_id] = row
+            del self._moved[slide_id]
+        return sorted(ready)
 
     def register(self, found: DiscoveredSlides) -> None:
         """Give every slide its id, by which labels meet it, without an outcome yet."""
@@ -219,8 +257,10 @@ class InventoryUpdater:
         row = self.rows.get(entry["slide_id"])
         if entry["outcome"] == "duplicate":
             self.inventory.outcomes[path] = "duplicate"
-        elif row and row["slide_id"] not in self._damaged | self.redo and self._is_current(row, entry):
+        elif row and row["slide_id"] not in self._damaged | self.redo and self._is_current(row, entry, source):
             self.inventory.outcomes[path] = "current"
+            if self._has_moved(row, source):
+                self._moved[row["slide_id"]] = printable_path(source.path)
         else:
             self.inventory.outcomes[path] = "todo"
             label = self._labels.get(entry["slide_id"], {})
@@ -229,12 +269,18 @@ class InventoryUpdater:
             return SlideJob(entry["slide_id"], source, entry["sha256"], **columns)
         return None
 
-    def _is_current(self, row: Row, entry: Row) -> bool:
+    def _is_current(self, row: Row, entry: Row, source: SlideFiles) -> bool:
         if row["regions"] != self.regions.file_of(row["slide_id"])[1]:
             return False
-        return _is_current(row, entry, self._plan, self._retry_failed) and (
-            row["status"] == "failed" or self.cohort.files_present(row, self._sizes)
-        )
+        if not _is_current(row, entry, self._plan, self._retry_failed):
+            return False
+        if row["status"] == "failed":  # one whose file was renamed is tried again: its error names the file
+            return not self._has_moved(row, source)
+        return self.cohort.files_present(row, self._sizes)
+
+    def _has_moved(self, row: Row, source: SlideFiles) -> bool:
+        """Whether a slide's row has another path than its file. Rows of a pseudonymized cohort have none."""
+        return row["path"] not in (None, printable_path(source.path))
 
     def is_settled(self, source: SlideFiles) -> bool:
         """Whether a file has not changed since its slide was finished, or since it was found to be a copy."""

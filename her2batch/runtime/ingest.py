@@ -134,9 +134,10 @@ def ingest(
             run_log.write("started", host=socket.gethostname(), pid=os.getpid(), plan=plan.id, watch=window.watch)
             if new and not window.watch:
                 _check_found(updater.inventory, request)
+            summary.moved += updater.write_moved_paths()
             with suppress(OSError):  # its state at the end counts
                 updater.inventory.save(cohort)
-            run = _Run(updater, source, run_log, report, summary, stopped, plan)
+            run = _Run(updater, source, run_log, report, summary, stopped, plan, request.only is None)
             if not window.watch:
                 worker.context = replace(worker.context, used_encoders=_used_encoders(updater, plan))
             _run(run, worker, resources, session)
@@ -263,8 +264,9 @@ def _job_source(
 class _Run:
     """A running ingest.
 
-    plan: to store as soon as a slide has all its tables; None: it is stored.  times: rows of the table of durations, by
-    slide.  saved, logged: monotonic clock.
+    plan: to store as soon as a slide has all its tables; None: it is stored.  marks_absent: the whole scan folder was
+    searched, so that what is not in it has left.  times: rows of the table of durations, by slide.  saved, logged:
+    monotonic clock.
     """
 
     updater: InventoryUpdater
@@ -274,6 +276,7 @@ class _Run:
     summary: IngestSummary
     stopped: threading.Event
     plan: Plan | None
+    marks_absent: bool = True
     progress: RunProgress = field(default_factory=RunProgress)
     times: dict[str, Row] = field(default_factory=dict)
     saved: float = field(default_factory=time.monotonic)
@@ -329,7 +332,10 @@ def _run(run: _Run, worker: SlideWorker, resources: Resources, session: RaySessi
             run.store_plan()
     finally:
         _defer(run)
+        if run.marks_absent:
+            run.updater.note_absent()
         with ExitStack() as writes:  # each is tried, then the error of the disk is raised
+            writes.callback(lambda: run.summary.moved.extend(run.updater.write_moved_paths()))
             damaged = (cohort.damaged_slides() - set(run.times)) | run.summary.added.damaged
             if run.times or run.summary.added.damaged:
                 writes.callback(cohort.write_damaged_slides, damaged)

@@ -25,7 +25,11 @@ COMMIT_S = 1.0
 
 @dataclass
 class CohortStatus:
-    """Numbers of files by outcome.  pending: paths of files without an outcome.  strays: see below."""
+    """Numbers of files by outcome.  pending: paths of files without an outcome.  strays: see below.
+
+    archived: of the done slides, those whose files have left the scan folder.  unreachable: number of slides of a scan
+    folder that had no slides at all at the last ingest.
+    """
 
     seen: int = 0
     done: int = 0
@@ -35,6 +39,8 @@ class CohortStatus:
     ignored: int = 0
     pending: list[str] = field(default_factory=list)
     strays: list[str] = field(default_factory=list)  # ids of rows without a file in the intake table
+    archived: int = 0
+    unreachable: int = 0
     tiles: int = 0
     tissue_mm2: float = 0.0
     codes: Counter[str] = field(default_factory=Counter)
@@ -69,6 +75,8 @@ def cohort_status(cohort: Cohort) -> CohortStatus:
             counts.pending.append(entry["path"])
         else:
             with_file.add(entry["slide_id"])
+            counts.archived += entry["outcome"] == "archived"
+            counts.unreachable += entry["outcome"] == "slide" and entry["reason"] is not None
             _count(counts, row)
     counts.strays = sorted(set(rows) - with_file)
     return counts

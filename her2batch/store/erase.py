@@ -69,7 +69,7 @@ def erase(cohort: Cohort, patient_id: str, names: Pseudonymizer, runs: Iterable[
         identifiers = _identifiers(patient, ids, entries, rows)
         summary = EraseSummary(sorted(ids))
         if names.key is None:
-            summary.sources = sorted({entry["path"] for entry in entries})
+            summary.sources = sorted({entry["path"] for entry in entries if entry["outcome"] != "archived"})
         _store_digests(cohort, [*(rows[slide_id] for slide_id in ids & rows.keys()), *entries])
         summary.nights = _erase_nights(cohort, identifiers)
         _erase_mentions(cohort, ids, {entry["path"] for entry in entries}, identifiers, labels)

@@ -129,9 +129,13 @@ INTAKE_COLUMNS = (
     Column("mtime_ns", I64, "latest modification time of the files"),
     Column("n_files", I32, "number of files (MRXS and DICOM: more than one)"),
     Column("sha256", TEXT, "of the content; null if it was not needed"),
-    Column("outcome", TEXT, "slide · duplicate · ignored · deferred (left to the next run)"),
+    Column(
+        "outcome",
+        TEXT,
+        "slide · duplicate · ignored · deferred (left to the next run) · archived (done, and its file has left)",
+    ),
     Column("slide_id", TEXT, "the slide, or the slide of which the file is a copy"),
-    Column("reason", TEXT, "why the file is ignored or deferred, or of which it is a copy"),
+    Column("reason", TEXT, "why the file is ignored, deferred or not reachable, or of which it is a copy"),
 )
 
 TIME_COLUMNS = (

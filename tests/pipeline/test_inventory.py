@@ -12,6 +12,7 @@ import pytest
 from her2batch.pipeline.inventory import Inventory, take_inventory
 from her2batch.pipeline.resume import seen_files
 from her2batch.settings import Plan
+from her2batch.slides.fingerprint import fingerprint_slide
 from her2batch.store.cohort import Cohort, write_row
 from her2batch.store.pseudonyms import Pseudonymizer
 
@@ -155,3 +156,15 @@ def test_lost_probe_cache_changes_nothing(scans: Path, cohort: Cohort) -> None:
     cohort.probe_cache_file.unlink()
     assert run_inventory(scans, cohort) == first
     assert (len(first.current), first.jobs) == (4, [])
+
+
+def test_a_failed_slide_that_was_renamed_is_tried_again(scans: Path, cohort: Cohort) -> None:
+    found = run_inventory(scans, cohort)
+    for job in found.jobs:
+        row = {"slide_id": job.slide_id, "sha256": fingerprint_slide(job.source.members).sha256,
+               "bytes": job.source.bytes, "path": str(job.source.path), "status": "failed", "error_code": "unreadable",
+               "plan_id": Plan().id, "files": []}  # fmt: skip
+        write_row(cohort, row)
+    assert job_ids(run_inventory(scans, cohort)) == []
+    (scans / "s0.tiff").rename(scans / "renamed.tiff")
+    assert job_ids(run_inventory(scans, cohort)) == ["s0"]

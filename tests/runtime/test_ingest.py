@@ -178,6 +178,34 @@ def test_resume_after_kill_gives_identical_tables(tmp_path: Path, make_slide: Ca
     assert not list((tmp_path / "c").glob(".draft-*"))
 
 
+def test_moved_and_archived_slides_keep_their_rows(tmp_path: Path, make_slide: Callable) -> None:
+    scans, cohort = make_slide("a.tiff").parent, Cohort(tmp_path / "c")
+    make_slide("b.tiff", seed=1)
+    sheet = tmp_path / "labels.csv"
+    sheet.write_text("slide_id,patient_id\nrenamed,P1\n")  # the label has the new name
+    assert run(scans, cohort.root).done == 2
+    before = store_contents(cohort.root)
+    (scans / "2026").mkdir()
+    (scans / "a.tiff").rename(scans / "2026" / "renamed.tiff")
+    summary = run(scans, cohort.root)
+    assert (summary.already, summary.moved, summary.fresh, summary.exit_code) == (2, ["a"], [], 0)
+    row = cohort.rows()["a"]
+    assert row["path"] == str(scans / "2026" / "renamed.tiff")
+    changed = {name for name, data in store_contents(cohort.root).items() if before.get(name) != data}
+    assert changed == {"tables/slides/a.parquet"}
+    assert run(scans, cohort.root, labels=sheet).relabelled == ["a"]
+    (scans / "b.tiff").unlink()
+    summary = run(scans, cohort.root)
+    assert (summary.seen, summary.done, summary.archived, summary.exit_code) == (1, 1, 1, 0)
+    status = cohort_status(cohort)
+    assert (status.done, status.failed, status.archived, status.unreachable, status.strays) == (2, 0, 1, 0, [])
+    assert status.adds_up
+    shutil.rmtree(scans / "2026")
+    assert run(scans, cohort.root).unreachable == 1
+    assert (cohort_status(cohort).archived, cohort_status(cohort).unreachable) == (1, 1)
+    assert list(verify_cohort(cohort)) == []
+
+
 def test_second_ingest_is_refused_during_a_run(tmp_path: Path, make_slide: Callable) -> None:
     path = make_slide()
     run(path.parent, tmp_path / "c")

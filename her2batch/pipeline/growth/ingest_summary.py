@@ -27,7 +27,9 @@ class IngestSummary:
     relabelled: ids of the finished slides to which the labels gave another patient, stain or sub-score.  missing:
     slides that a QuPath project or a manifest lists and that are not there, each with the reason.  labels: what became
     of the labels; None without labels.  unused_regions: files of regions that belong to no slide.  added: encoders
-    that were added to finished slides.
+    that were added to finished slides.  moved: ids of finished slides whose files were moved or renamed.  archived:
+    number of finished slides whose files have left the scan folder.  unreachable: number of slides of a scan folder
+    that has no slides at all now.
     """
 
     cohort: Path
@@ -52,6 +54,9 @@ class IngestSummary:
     unused_regions: list[str] = field(default_factory=list)
     labels: LabelsReport | None = None
     added: AddedEncoders = field(default_factory=AddedEncoders)
+    moved: list[str] = field(default_factory=list)
+    archived: int = 0
+    unreachable: int = 0
 
     @property
     def adds_up(self) -> bool:
@@ -74,6 +79,7 @@ def count_slides(summary: IngestSummary, inventory: Inventory, rows: Mapping[str
     summary.duplicate, summary.ignored = inventory.duplicates, inventory.ignored
     summary.already = len(inventory.current)
     summary.missing = inventory.missing
+    summary.archived, summary.unreachable = inventory.archived, inventory.unreachable
     for path, outcome in inventory.outcomes.items():
         row = rows.get(inventory.entries[path]["slide_id"]) if outcome in ("todo", "current") else None
         if row is None:
