@@ -22,7 +22,7 @@ from her2batch.files.new_folder import remove_if_refused
 from her2batch.models.bundle import check_bundle_fits, read_bundle
 from her2batch.models.encoders import embedding_dim, locate_encoder_weights
 from her2batch.models.predictor import BundlePredictor
-from her2batch.pipeline.growth.added_encoders import check_additions, find_additions, proven_plan
+from her2batch.pipeline.growth.added_encoders import check_additions, find_additions, proven_plan, used_encoders
 from her2batch.pipeline.growth.ingest_summary import COUNTS, IngestSummary, count_slides
 from her2batch.pipeline.inventory import Inventory, InventoryUpdater, SlideJob, take_inventory
 from her2batch.pipeline.predict import needs_image_networks
@@ -139,7 +139,9 @@ def ingest(
                 updater.inventory.save(cohort)
             run = _Run(updater, source, run_log, report, summary, stopped, plan, request.only is None)
             if not window.watch:
-                worker.context = replace(worker.context, used_encoders=_used_encoders(updater, plan))
+                worker.context = replace(
+                    worker.context, used_encoders=used_encoders(updater.pending.slides.values(), plan)
+                )
             _run(run, worker, resources, session)
             updater.rows.clear()  # they are read again: one copy of 7 kB a slide is enough
             count_slides(summary, updater.inventory, cohort.rows())
@@ -227,13 +229,6 @@ def _find_additions(
         summary.added.without_pyramid = found.without_pyramid
     updater.add_jobs(found.jobs)
     return found.jobs
-
-
-def _used_encoders(updater: InventoryUpdater, plan: Plan) -> tuple[str, ...]:
-    """Encoders that the jobs of a run need: all of the plan if any slide is processed as a whole."""
-    jobs = updater.pending.slides.values()
-    needed = {name for job in jobs for name in job.encoders or plan.encoders}
-    return tuple(name for name in plan.encoders if name in needed)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ the vectors that it would have given with the slide file.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,12 @@ def proven_plan(cohort: Cohort, plan: Plan) -> Plan:
         return plan
     stored = cohort.plan().encoders
     return plan.model_copy(update={"encoders": tuple(name for name in plan.encoders if name in stored) or stored})
+
+
+def used_encoders(jobs: Iterable[SlideJob], plan: Plan) -> tuple[str, ...]:
+    """Encoders that jobs need: all of the plan if any slide is processed as a whole."""
+    needed = {name for job in jobs for name in job.encoders or plan.encoders}
+    return tuple(name for name in plan.encoders if name in needed)
 
 
 def worker_for(worker: SlideWorker, job: SlideJob) -> SlideWorker:

@@ -26,7 +26,7 @@ class PlanMatch(NamedTuple):
     """The plan with which a slide was processed, as far as its tables are those of the present plan.
 
     encoders, bundle: of its plan id.  algorithms: version of its plan id.  missing: encoders of the present plan that
-    the slide has no embeddings of.  bundle_missing: it has no predictions of the present plan's bundle.
+    the slide has no embeddings of.  bundle_missing: the bundle of the present plan has not seen it.
     """
 
     encoders: tuple[str, ...]
@@ -119,7 +119,7 @@ def match_plan(plan: Plan, row: Row) -> PlanMatch | None:
     if found is None:
         return None
     missing = tuple(name for name in plan.encoders if name not in found[0] and encoder_folder(name) not in folders)
-    return PlanMatch(*found, missing, plan.bundle is not None and plan.bundle not in bundles)
+    return PlanMatch(*found, missing, plan.bundle not in (None, found[1], *bundles))
 
 
 def _encoder_names(folder: str) -> Iterator[str]:

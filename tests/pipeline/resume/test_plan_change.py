@@ -131,6 +131,13 @@ def test_a_bundle_that_has_scored_the_slides_is_accepted(make_cohort: Callable[.
     assert settle_plan(cohort, Plan(bundle="b1")).bundle == "b1"
 
 
+def test_a_slide_that_failed_with_a_bundle_is_current_with_it() -> None:
+    plan = Plan(bundle="b1")
+    match = match_plan(plan, slide_row(plan, tables=(), status="failed"))
+    assert match is not None
+    assert match.is_current
+
+
 def test_leaving_the_bundle_out_replaces_nothing(make_cohort: Callable[..., Cohort]) -> None:
     plan = Plan(bundle="b1")
     cohort = make_cohort(plan, tables=("embeddings/stain", "predictions/b1"))
