@@ -16,6 +16,7 @@ from typing import Final
 
 import pyarrow as pa
 
+from her2batch.assessment import assess_slide, depends_on_ish
 from her2batch.errors import Her2BatchError, InputError, StoreError
 from her2batch.exchange import clam_h5, csv, dicom, geojson
 from her2batch.exchange.lis.identities import Identity
@@ -259,16 +260,23 @@ def to_dicom(source: ExportSource) -> Iterator[ExportFile]:
 
 
 def _reportable_predictions(source: ExportSource, row: Row) -> dict[str, list[Row]]:
-    """Return a slide's predictions by bundle, except those with a presumed marker.
+    """Return a slide's predictions by bundle, except those with a presumed marker and those that hang on ISH.
 
-    An archive must not store a HER2 score of a slide that may be stained for ER.
+    An archive must not store a HER2 score of a slide that may be stained for ER, and no status of a slide that is 2+:
+    its IHC score is reported, and that a pathologist should look first.
     """
     tables = _read_selected(source, "predictions", row)
     reportable = {
         bundle: [item for item in table.to_pylist() if "marker-presumed" not in item["reasons"]]
         for bundle, table in tables.items()
     }
-    return {bundle: predictions for bundle, predictions in reportable.items() if predictions}
+    every = [{"bundle": bundle, **item} for bundle, items in reportable.items() for item in items]
+    found = assess_slide(row, every)
+    definite = {
+        bundle: [item for item in items if not depends_on_ish(item, found.needs_ish, found.result)]
+        for bundle, items in reportable.items()
+    }
+    return {bundle: predictions for bundle, predictions in definite.items() if predictions}
 
 
 def _write_dicom(row: Row, predictions: Mapping[str, list[Row]], identity: Identity | None, path: Path) -> None:

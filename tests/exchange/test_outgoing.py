@@ -2,14 +2,18 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
+import pyarrow as pa
 import pytest
 
 from her2batch.errors import InputError, StoreError
+from her2batch.exchange import outgoing
 from her2batch.exchange.outgoing import MANIFEST, ExportRequest, ExportSummary, export_cohort
 from her2batch.store.cohort import Cohort, write_row
 from tests.exchange.stored_examples import BUNDLE, add_failed, make_stored_cohort
+from tests.test_assessment import prediction, rule_rows, slide
 
 
 @pytest.fixture
@@ -170,3 +174,14 @@ def test_h5_files_have_no_paths(cohort: Cohort, tmp_path: Path) -> None:
         with h5py.File(path) as file:
             attributes = [str(value) for dataset in file.values() for value in dataset.attrs.values()]
         assert [text for text in attributes if "/" in text] == []
+
+
+def test_a_report_of_a_2_plus_slide_has_its_score_and_no_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [*rule_rows(complete=0.4), prediction("negative", "her2-binary", "clam-sb")]
+    tables = {"membrane": rows[:3], "b" * 12: rows[3:]}
+    columns = ("task", "method", "predicted", "review", "reasons")
+    stored = {bundle: pa.Table.from_pylist([{name: row[name] for name in columns} for row in own])
+              for bundle, own in tables.items()}  # fmt: skip
+    monkeypatch.setattr(outgoing, "_read_selected", lambda *_: stored)
+    found = outgoing._reportable_predictions(SimpleNamespace(), slide())
+    assert {bundle: [row["predicted"] for row in own] for bundle, own in found.items()} == {"membrane": ["2+"]}

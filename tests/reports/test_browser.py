@@ -218,3 +218,14 @@ def test_first_rows_are_shown_without_scripts(browser: Browser, small: Path) -> 
     assert page.locator("#worklist tbody tr").count() == 12
     assert page.locator("#worklist .tools").is_hidden()
     context.close()
+
+
+def test_pictures_survive_printing(browser: Browser, large: Path) -> None:
+    """Pictures further down than the screen are decoded too: none waits until it is scrolled to."""
+    path = next((large.parent / "report_slides").iterdir())
+    page = ObservedPage(browser, path).page
+    page.emulate_media(media="print")
+    assert page.locator("img").count() > 0
+    page.evaluate("Promise.all([...document.images].map((one) => one.decode()))")
+    assert page.evaluate("[...document.images].every((one) => one.loading !== 'lazy')")
+    page.close()

@@ -25,7 +25,6 @@ function slideLabel(id) {
     const image = element("img");
     image.src = source;
     image.alt = "";
-    image.loading = "lazy";
     label.append(image);
   }
   label.append(element("span", "", id));
