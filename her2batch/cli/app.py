@@ -146,6 +146,10 @@ def _run(call: Callable[[], Any]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except Exception as error:  # noqa: BLE001  (outermost handler: one line on screen, the traceback in a file)
+        from her2batch.files.locations import object_store_problem
+
+        if (problem := object_store_problem(error)) is not None:
+            return _print_error(problem, 2)
         with tempfile.NamedTemporaryFile("w", prefix="her2batch-", suffix=".log", delete=False) as file:
             file.write("".join(traceback.format_exception(error)))
         text = f"{type(error).__name__}: {one_line(error)[:200]}"

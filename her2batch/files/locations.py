@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from her2batch.errors import InputError, StoreError, install_extra
+from her2batch.errors import InputError, StoreError, install_extra, one_line
 
 URL_SEPARATOR = "://"
 
@@ -40,6 +40,14 @@ def to_location(text: str | Path) -> Path:
     except (ImportError, ValueError) as error:
         raise InputError(f"{name}: can't be reached ({error})", None, install_extra("s3")) from error
     return path  # type: ignore[no-any-return]  # a UPath has the methods of a Path
+
+
+def object_store_problem(error: BaseException) -> str | None:
+    """Return an error of the object store's client (no credentials, no answer, …) as a message; None for any other."""
+    if not type(error).__module__.startswith(("botocore.", "aiobotocore.")):
+        return None
+    remedy = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL in the environment, and the network"
+    return f"the object store cannot be used ({one_line(error)}); {remedy}"
 
 
 def is_remote(path: Path) -> bool:

@@ -34,6 +34,7 @@ from her2batch.runtime.ingest import IngestRequest, ProgressCallback, ingest
 from her2batch.runtime.ray_session import RaySession, connect, stop_on_signals
 from her2batch.runtime.score import NoTaskAppliesError, score
 from her2batch.settings import REGION_SETTINGS, NightlySettings, Plan
+from her2batch.slides.discover import discover_slides
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.outcome_counts import OUTCOMES
 
@@ -217,7 +218,8 @@ def _score_sentinels(
         Path(settings.sentinels.folder), nested.root, weights=_optional_path(settings.weights), key=key
     )
     plan = settings.plan.model_copy(update=dict.fromkeys(REGION_SETTINGS, ()))  # sentinels have no regions
-    ingest(request, plan, settings.resources, session=session)
+    if discover_slides(request.scans).slides:  # without any the report is held back; the night's slides are done
+        ingest(request, plan, settings.resources, session=session)
     if settings.bundle is not None and any(row["status"] == "done" for row in nested.rows().values()):
         with suppress(NoTaskAppliesError):  # the membrane rule is compared all the same
             score(nested.root, Path(settings.bundle), settings.resources, session=session)

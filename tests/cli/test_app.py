@@ -79,6 +79,23 @@ def test_an_unexpected_error_is_one_line_with_the_file_of_its_traceback(capsys: 
     log.unlink()
 
 
+def test_an_object_store_without_credentials_or_answer_is_no_internal_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exceptions = pytest.importorskip("botocore.exceptions")
+    forbidden = exceptions.ClientError({"Error": {"Code": "403", "Message": "Forbidden"}}, "HeadBucket")
+    silent = exceptions.EndpointConnectionError(endpoint_url="http://x")
+    for error in (exceptions.NoCredentialsError(), silent, forbidden):
+
+        def broken(error: Exception = error) -> int:
+            raise error
+
+        assert module._run(broken) == 2
+        line = capsys.readouterr().err
+        assert line.startswith("her2batch: the object store cannot be used (")
+        assert "AWS_ACCESS_KEY_ID" in line
+
+
 REFUSED = (
     "ingest nowhere --out new",
     "ingest nowhere --out a/b/new",

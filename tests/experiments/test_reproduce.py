@@ -1,16 +1,21 @@
 """Tests of the reproduction on a small cohort: each row has a status and, without data, a reason; the bundle."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from her2batch.cli import demo
+from her2batch.cli.app import _run, app
 from her2batch.errors import InputError
 from her2batch.experiments.reproduce import reproduce
 from her2batch.experiments.train import TrainingRequest
 from her2batch.models.bundle import read_bundle
+from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.ray_session import RaySession
-from her2batch.settings import Training, TrainingResources
+from her2batch.settings import Plan, Resources, Training, TrainingResources
+from her2batch.synthetic.cohort import make_cohort
 from tests.conftest import Synthetic
 
 SMALL = Training(folds=3, quick=True, options=("epochs=1", "search=false"), patches_per_slide=3)
@@ -41,3 +46,25 @@ def test_a_cohort_without_data_for_any_row_is_refused(synthetic: Synthetic, tmp_
     labels.write_text("slide_id,patient_id,her2\nP001-1,P001,3+\n")
     with pytest.raises(InputError, match="none of the paper's rows"):
         reproduce(TrainingRequest(synthetic.cohort, tmp_path / "run", labels), SMALL, TrainingResources(workers=0))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_quick_profile_runs_on_the_cohort_of_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its annotated regions are smaller than patches at low resolution: these rows have no data, the others do."""
+    made = make_cohort(tmp_path / "made", 28, demo.SEED, demo.SIZE)
+    cohort = tmp_path / "cohort"
+    first = ingest(IngestRequest(made / "slides", cohort, labels=made / "labels.csv"), Plan(), Resources(workers=0))
+    assert first.exit_code == 0
+    command = ["reproduce", str(cohort), "--quick", "--annotations", str(made / "annotations"), "--json"]
+    command += ["--out", str(tmp_path / "run"), "--folds", "3", "--option", "epochs=1", "--workers", "0"]
+    assert _run(lambda: app(command)) == 0
+    rows = json.loads(capsys.readouterr().out)["tables"]
+    by_input = {row["input"]: row["status"] for row in rows if row["task"] == "her2-4way"}
+    assert by_input == {
+        "thumbnail-224": "reproduced", "stain": "reproduced", "patches-high": "reproduced",
+        "patches-low": "no data", "patches-moderate": by_input["patches-moderate"],
+    }  # fmt: skip
+    assert {row["why"].partition(": ")[2][:17] for row in rows if row["input"] == "patches-low"} == {
+        "no patch of class"
+    }

@@ -17,6 +17,7 @@ from her2batch.nightly import drift, retention
 from her2batch.nightly.overnight import (
     NightFindings,
     _check_settings,
+    _score_sentinels,
     _score_slides,
     _summarize,
     _window_is_open,
@@ -196,3 +197,16 @@ def test_a_night_warns_before_the_disk_is_full(tmp_path: Path, monkeypatch: pyte
         assert found.night.disk_low is low
         assert ("less than the limit" in render_night_page(vars(found))) == low
         assert ("disk nearly full" in compose_mail(settings.hook, found.night)["Subject"]) == low
+
+
+@pytest.mark.parametrize("names", [(), ("readme.txt",)])
+def test_sentinels_that_are_gone_hold_the_report_back_and_do_not_end_the_night(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "sentinels").mkdir()
+    for name in names:
+        (tmp_path / "sentinels" / name).write_text("no slide")
+    settings = NightlySettings(scans="s", cohort="c", sentinels={"folder": str(tmp_path / "sentinels")})
+    result = _score_sentinels(settings, Cohort(tmp_path / "c"), SimpleNamespace(), lambda _: None)
+    assert result is not None
+    assert result.held
