@@ -141,7 +141,8 @@ def _files(settings: NightlySettings) -> Iterator[Check]:
     """Check labels, key and sentinels."""
     if settings.labels is not None:
         try:
-            yield Check("labels", True, f"{len(read_labels(Path(settings.labels)))} slides in {settings.labels}")
+            labels = read_labels(Path(settings.labels), columns=settings.columns)
+            yield Check("labels", True, f"{len(labels)} slides in {settings.labels}")
         except (Her2BatchError, OSError) as error:
             yield _failed("labels", error)
     if settings.pseudonymize is not None:

@@ -100,6 +100,7 @@ def _run_night(
     with connect(settings.resources) as session:
         findings.sentinels = _score_sentinels(settings, cohort, session, on_note)
         summary = _ingest_new_slides(settings, session, on_progress)
+        findings.notes += summary.labels.warnings if summary.labels is not None else []
         _score_slides(settings, session, night, findings.notes)
     _summarize(settings, cohort, summary, findings, begin)
     night.ended = local_now().isoformat(timespec="seconds")
@@ -179,6 +180,7 @@ def _ingest_new_slides(settings: NightlySettings, session: RaySession, on_progre
         key=_optional_path(settings.pseudonymize),
         regions=_optional_path(settings.regions),
         exact_plan=True,
+        columns=settings.columns,
     )
     window = settings.window.model_copy(
         update={"watch": True}

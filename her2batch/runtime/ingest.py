@@ -45,7 +45,7 @@ from her2batch.slides.discover import DiscoveredSlides
 from her2batch.store.cleanup import remove_leftovers, remove_orphans
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.label_sheets.book import open_labels
-from her2batch.store.label_sheets.reading import read_label_sheet
+from her2batch.store.label_sheets.reading import LabelSheet, read_label_sheet
 from her2batch.store.label_sheets.stored import write_labels
 from her2batch.store.pseudonyms import Pseudonymizer, read_key
 from her2batch.store.run_log import RunLog
@@ -103,7 +103,7 @@ def ingest(
     """
     started = time.perf_counter()
     plan, worker = _prepare(request, plan, window.watch)
-    sheet = read_label_sheet(request.labels, request.columns) if request.labels is not None else None
+    sheet = _read_sheet(request)
     new = not worker.cohort.settings.exists()
     with (
         worker.pseudonymizer.hide_error_texts(),
@@ -167,13 +167,20 @@ def _open_cohort(cohort: Cohort) -> Iterator[Cohort]:
 def dry_run(request: IngestRequest, plan: Plan) -> tuple[Plan, Inventory, Cohort]:
     """Take the inventory of an ingest without writing anything. Raises InputError, StoreError as the ingest would."""
     plan, worker = _prepare(request, plan, watch=False)
-    with worker.pseudonymizer.hide_error_texts():
-        settings = plan, worker.pseudonymizer, dict[str, Row](), request.retry_failed, request.regions
-        inventory = take_inventory(request.scans, worker.cohort, *settings)
+    cohort, names = worker.cohort, worker.pseudonymizer
+    with names.hide_error_texts():
+        labels = open_labels(_read_sheet(request), cohort, names)
+        settings = plan, names, labels, request.retry_failed, request.regions
+        inventory = take_inventory(request.scans, cohort, *settings)
+        labels.check()
         inventory.jobs += find_additions(worker.cohort, plan, worker.cohort.rows()).jobs
     if not worker.cohort.settings.exists():
         _check_found(inventory, request)
     return plan, inventory, worker.cohort
+
+
+def _read_sheet(request: IngestRequest) -> LabelSheet | None:
+    return read_label_sheet(request.labels, request.columns) if request.labels is not None else None
 
 
 def _prepare(request: IngestRequest, plan: Plan, watch: bool) -> tuple[Plan, SlideWorker]:

@@ -15,6 +15,7 @@ from her2batch.assessment import marker_of
 from her2batch.errors import InputError
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.label_sheets.book import LabelBook, slide_paths
+from her2batch.store.label_sheets.cells import counted
 from her2batch.store.label_sheets.reading import read_label_sheet
 from her2batch.store.label_sheets.stored import COLUMNS, LABELS_SCHEMA, stored_labels, write_labels
 from her2batch.store.pseudonyms import Pseudonymizer
@@ -135,13 +136,14 @@ def label_notes(labels: pa.Table, rows: Slides) -> list[str]:
     unknown = [row["slide_id"] for row in own if row["patient_unknown"] and row["slide_id"] in rows]
     notes = []
     if unknown:
-        what = f"the patient of {len(unknown)} slides is not known: each counts as a patient of its own"
+        what = f"the patient of {counted(len(unknown), 'slide')} is not known: each counts as a patient of its own"
         notes.append(f"{what} ({', '.join(unknown)})")
     if absent := [row["slide_id"] for row in own if row["slide_id"] not in rows]:
-        notes.append(f"{len(absent)} labels are of slides that the cohort does not have: {', '.join(absent)}")
+        what = f"{counted(len(absent), 'label')} of slides that the cohort does not have"
+        notes.append(f"{what}: {', '.join(absent)}")
     labelled = {row["slide_id"] for row in own}
     if without := sorted(set(rows) - labelled):
-        notes.append(f"{len(without)} slides of the cohort have no label: {', '.join(without)}")
+        notes.append(f"{counted(len(without), 'slide')} of the cohort without a label: {', '.join(without)}")
     return notes
 
 

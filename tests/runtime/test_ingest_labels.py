@@ -8,7 +8,7 @@ import pytest
 
 from her2batch.api import ingest_result
 from her2batch.errors import InputError
-from her2batch.runtime.ingest import IngestRequest, IngestSummary, ingest
+from her2batch.runtime.ingest import IngestRequest, IngestSummary, dry_run, ingest
 from her2batch.settings import Plan, Resources, RunWindow
 from her2batch.store.cohort import Cohort
 from her2batch.store.label_sheets.stored import stored_labels
@@ -74,6 +74,16 @@ def test_an_ambiguous_label_stops_the_ingest_before_anything_is_stored(tmp_path:
     }
 
 
+def test_a_dry_run_refuses_the_labels_that_the_ingest_would_refuse(tmp_path: Path) -> None:
+    scan(tmp_path, "caseA/1.svs", "caseB/1.svs")
+    labels = tmp_path / "labels.csv"
+    for text, words in (("slide_id\n1\n", "could mean"), ("slide_id,her2\nx,2-3+\n", "it could mean two scores")):
+        labels.write_text(text)
+        with pytest.raises(InputError, match=words):
+            dry_run(IngestRequest(tmp_path / "scans", tmp_path / "cohort", labels=labels), Plan())
+    assert not (tmp_path / "cohort").exists()
+
+
 def test_a_second_slide_of_the_same_name_gets_no_label_and_the_first_keeps_its_own(tmp_path: Path) -> None:
     scan(tmp_path, "caseA/1.svs")
     run(tmp_path, "slide_id,patient_id\n1,PX\n")
@@ -110,7 +120,7 @@ def test_patients_that_are_not_known_are_reported_and_repaired(tmp_path: Path) -
     assert sorted(summary.relabelled) == ["S2", "S3"]
     assert summary.labels is not None
     assert summary.labels.notes == [
-        "3 patients are not known: each of these slides counts as a patient of its own (line 2, 3, 4)"
+        "3 patients are not known, and each of these slides counts as a patient of its own (lines 2, 3, 4)"
     ]
 
 

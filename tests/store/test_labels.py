@@ -114,7 +114,7 @@ def test_labels_of_slides_that_the_cohort_lacks_are_excluded_with_the_reason() -
     assert [(row["slide_id"], row["reason"]) for row in bad.to_pylist()] == [("s1", "not-in-cohort")]
     check_labels(labels, rows, Path("labels.parquet"), partly=True)
     assert label_notes(labels, rows) == [
-        "1 labels are of slides that the cohort does not have: s1", "1 slides of the cohort have no label: s9",
+        "1 label of slides that the cohort does not have: s1", "1 slide of the cohort without a label: s9",
     ]  # fmt: skip
 
 

@@ -39,6 +39,16 @@ class LabelsReport:
     unlabelled: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What a person has to do something about, in sentences: labels that could mean two slides."""
+        texts = []
+        for entry in self.ambiguous:
+            name = entry["slide_id"] or f"of line {entry['line']}"
+            paths = " or ".join(entry["paths"])
+            texts.append(f"The label {name} could mean {paths} and was not used: write the path or the slide id there.")
+        return texts
+
 
 class LabelBook(Mapping[str, Row]):
     """Labels by slide id, of the slides that were added so far; names of patients and sites as the cohort stores them.

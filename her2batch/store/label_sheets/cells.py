@@ -85,6 +85,11 @@ def header_key(text: str) -> str:
     return re.sub(r"[\W_]+", "", fold_text(text))
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun: 1 slide, 2 slides."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def quote(text: str, limit: int = 60) -> str:
     """Return a cell's text in quotes for a message, shortened where it is long."""
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")

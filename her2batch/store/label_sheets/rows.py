@@ -20,6 +20,9 @@ LabelRow = dict[str, Any]
 LABEL_COLUMNS: Final = ("her2", "her2_detail", "ish", "er", "pr", "stain")
 """Columns that state labels, in the order in which they are understood."""
 
+MAX_PLACES: Final = 8
+"""Lines that a note names."""
+
 DOUBLE_SUFFIXES: Final = (".ome.tif", ".ome.tiff", ".ome.btf", ".ome.tf8", ".ome.tf2")
 
 
@@ -52,19 +55,20 @@ class RowReader:
         self._check_doubled(rows)
         self._check_leading_zeros(rows)
         if self._undecided:
-            places = _places(self._undecided)
-            self._notes.append(
-                f"results that are neither positive nor negative count as missing ({self._unit(places)})"
-            )
+            what = "results that are neither positive nor negative count as missing"
+            self._notes.append(f"{what} ({self._places(self._undecided)})")
         if unknown := [row["line"] for row in rows if row["patient_unknown"]]:
-            text = "the patient is not known" if len(unknown) == 1 else f"{len(unknown)} patients are not known"
-            self._notes.append(
-                f"{text}: each of these slides counts as a patient of its own ({self._unit(_places(unknown))})"
-            )
+            what = "1 patient is" if len(unknown) == 1 else f"{len(unknown)} patients are"
+            what = f"{what} not known, and each of these slides counts as a patient of its own"
+            self._notes.append(f"{what} ({self._places(unknown)})")
         return rows
 
-    def _unit(self, places: str) -> str:
-        return f"{self._grid.unit} {places}"
+    def _places(self, lines: Iterable[int]) -> str:
+        """Return the places of rows: line 3, lines 3, 4 and 5 more."""
+        numbers = sorted(set(lines))
+        more = f" and {len(numbers) - MAX_PLACES} more" if len(numbers) > MAX_PLACES else ""
+        unit = f"{self._grid.unit}{'' if len(numbers) == 1 else 's'}"
+        return f"{unit} {', '.join(map(str, numbers[:MAX_PLACES]))}{more}"
 
     def _row(self, line: SheetRow) -> LabelRow | None:
         cells = {name: line.cell(k) for name, k in self._header.columns.items()}
@@ -216,9 +220,3 @@ def _is_shortened_number(text: str) -> bool:
     mantissa, _, exponent = text.casefold().partition("e+")
     digits = mantissa.replace(",", "").replace(".", "")
     return bool(digits) and digits.isdigit() and exponent.isdigit()
-
-
-def _places(lines: Iterable[int], limit: int = 8) -> str:
-    numbers = sorted(set(lines))
-    more = f" and {len(numbers) - limit} more" if len(numbers) > limit else ""
-    return ", ".join(map(str, numbers[:limit])) + more

@@ -62,6 +62,8 @@ def test_an_ambiguous_label_is_refused_with_both_paths(tmp_path: Path) -> None:
         {"line": 2, "slide_id": "1", "paths": ["/scans/a/1.svs", "/scans/b/1.svs"]}
     ]
     assert book.report(["1", "1-ab"]).unlabelled == ["1", "1-ab"]
+    (warning,) = book.report([]).warnings
+    assert warning.startswith("The label 1 could mean /scans/a/1.svs or /scans/b/1.svs and was not used")
 
 
 def test_an_ambiguous_label_that_was_stored_meets_no_slide_by_its_id(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_rows_columns_and_classes_are_shown(tmp_path: Path) -> None:
     }  # fmt: skip
     assert (overview["patients"], overview["level"], overview["header_line"]) == (1, "slide", 1)
     assert overview["notes"] == [
-        "the patient is not known: each of these slides counts as a patient of its own (line 4)"
+        "1 patient is not known, and each of these slides counts as a patient of its own (line 4)"
     ]
     assert "met" not in overview
     json.dumps(overview)

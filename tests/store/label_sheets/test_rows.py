@@ -45,7 +45,9 @@ def test_a_patient_who_is_not_known_is_stated_as_such(tmp_path: Path, word: str)
         (None, False),
     ]
     sheet = read_label_sheet(tmp_path / "a.csv")
-    assert sheet.notes == ["2 patients are not known: each of these slides counts as a patient of its own (line 3, 4)"]
+    assert sheet.notes == [
+        "2 patients are not known, and each of these slides counts as a patient of its own (lines 3, 4)"
+    ]
 
 
 def test_blank_lines_and_trailing_columns_are_passed_over(tmp_path: Path) -> None:
