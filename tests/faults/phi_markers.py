@@ -320,7 +320,8 @@ def dicom_with_names(syntax: str, uid: str, series: str) -> FileDataset:
 def write_labels(path: Path) -> Path:
     """Write the labels of the laboratory, with names."""
     lines = ["slide_id,patient_id,her2,site,stain"]
-    for stem, her2 in (("aperio", "2+"), ("second", "0"), ("nompp", "3+"), ("archive", "3+")):
-        lines.append(f"{marker(stem)},{marker('labelled')},{her2},{marker('clinic')},her2")
+    first = f"{marker('folder')}/{marker('aperio')}.svs"  # two slides have this stem
+    for name, her2 in ((first, "2+"), (marker("second"), "0"), (marker("nompp"), "3+"), (marker("archive"), "3+")):
+        lines.append(f"{name},{marker('labelled')},{her2},{marker('clinic')},her2")
     path.write_text("\n".join(lines) + "\n")
     return path
