@@ -45,7 +45,7 @@ from her2batch.slides.discover import DiscoveredSlides
 from her2batch.store.cleanup import remove_leftovers, remove_orphans
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.label_sheets.book import open_labels
-from her2batch.store.label_sheets.reading import LabelSheet, read_label_sheet
+from her2batch.store.label_sheets.reading import read_given_sheet
 from her2batch.store.label_sheets.stored import write_labels
 from her2batch.store.pseudonyms import Pseudonymizer, read_key
 from her2batch.store.run_log import RunLog
@@ -103,13 +103,9 @@ def ingest(
     """
     started = time.perf_counter()
     plan, worker = _prepare(request, plan, window.watch)
-    sheet = _read_sheet(request)
+    sheet = read_given_sheet(request.labels, request.columns)
     new = not worker.cohort.settings.exists()
-    with (
-        worker.pseudonymizer.hide_error_texts(),
-        _open_cohort(worker.cohort) as cohort,
-        disk_errors(cohort.root),
-    ):
+    with worker.pseudonymizer.hide_error_texts(), _open_cohort(worker.cohort) as cohort, disk_errors(cohort.root):
         worker.cohort = cohort
         settle_plan(cohort, plan, request.replan, exact=True)  # again: another run may have ended
         cohort.create(proven_plan(cohort, plan))
@@ -169,18 +165,13 @@ def dry_run(request: IngestRequest, plan: Plan) -> tuple[Plan, Inventory, Cohort
     plan, worker = _prepare(request, plan, watch=False)
     cohort, names = worker.cohort, worker.pseudonymizer
     with names.hide_error_texts():
-        labels = open_labels(_read_sheet(request), cohort, names)
-        settings = plan, names, labels, request.retry_failed, request.regions
-        inventory = take_inventory(request.scans, cohort, *settings)
+        labels = open_labels(read_given_sheet(request.labels, request.columns), cohort, names)
+        inventory = take_inventory(request.scans, cohort, plan, names, labels, request.retry_failed, request.regions)
         labels.check()
         inventory.jobs += find_additions(worker.cohort, plan, worker.cohort.rows()).jobs
     if not worker.cohort.settings.exists():
         _check_found(inventory, request)
     return plan, inventory, worker.cohort
-
-
-def _read_sheet(request: IngestRequest) -> LabelSheet | None:
-    return read_label_sheet(request.labels, request.columns) if request.labels is not None else None
 
 
 def _prepare(request: IngestRequest, plan: Plan, watch: bool) -> tuple[Plan, SlideWorker]:

@@ -28,6 +28,10 @@ MISSING_PATIENTS: Final = MISSING_WORDS | {"anonymous", "anonymized", "anonymise
 """Texts that stand for a patient who is not known."""
 
 
+GUARDED = re.compile(r"'(?=[=+\-@])|=\"([^\"]*)\"$")
+"""What exports put around a text so that a spreadsheet does not change it: '+2, =\"001\"."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """A cell.  problem: why its text cannot be what was typed, if so.  number: stored as a number, not as text."""
@@ -64,8 +68,14 @@ class Grid:
 
 
 def clean_text(text: str) -> str:
-    """Return a cell's text in Unicode's composed form, without surrounding blanks and without invisible characters."""
-    return INVISIBLE.sub("", unicodedata.normalize("NFC", text)).replace("\u00a0", " ").strip()
+    """Return a cell's text in Unicode's composed form, without surrounding blanks and invisible characters.
+
+    A quote before a formula, and a formula that is a text alone, are what exports guard a text with: they are left out.
+    """
+    text = INVISIBLE.sub("", unicodedata.normalize("NFC", text)).replace("\u00a0", " ").strip()
+    if (guard := GUARDED.match(text)) is not None:
+        return (guard[1] if guard[1] is not None else text[1:]).strip()
+    return text
 
 
 def fold_text(text: str) -> str:

@@ -24,6 +24,10 @@ ABSOLUTE = re.compile(r"[A-Za-z]:|[/\\]")
 """Beginning of a path that is complete, perhaps on another machine."""
 
 
+FOLDER_SUFFIXES = (".dcm", ".dicom")
+"""Suffixes of files that have numbers for names: the slide is named by its folder."""
+
+
 @dataclass
 class SlideNames:
     """The names of slides, by which labels find them. Slides may be added at any time."""
@@ -45,6 +49,8 @@ class SlideNames:
             self._files[file].add(slide_id)
             self._folded[fold_text(file)].add(slide_id)
             names |= {strip_slide_suffix(file), file.rpartition(".")[0] or file}
+            if file.casefold().endswith(FOLDER_SUFFIXES):
+                names |= set(_parts(path)[-2:-1])
         for name in names:
             self._names[name].add(slide_id)
             self._folded[fold_text(name)].add(slide_id)

@@ -64,6 +64,11 @@ def read_label_sheet(path: Path, columns: Mapping[str, str] | None = None, furth
     return LabelSheet(path, form, header, line, grid.unit, rows, notes)
 
 
+def read_given_sheet(path: Path | None, columns: Mapping[str, str]) -> LabelSheet | None:
+    """Read a label sheet if one was given. Raises InputError as `read_label_sheet` does."""
+    return read_label_sheet(path, columns) if path is not None else None
+
+
 def _read_bytes(path: Path) -> bytes:
     try:
         if path.stat().st_size > MAX_BYTES:

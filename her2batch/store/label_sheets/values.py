@@ -44,12 +44,13 @@ UNDECIDED: Final = frozenset(
 
 WORDS_OF_SCORES: Final = {
     "positive": ("3+",), "pos": ("3+",), "positiv": ("3+",), "equivocal": ("2+",), "borderline": ("2+",),
-    "negative": ("0", "1+"), "neg": ("0", "1+"), "negativ": ("0", "1+"), "low": ("1+", "2+"),
+    "negative": ("0", "1+"), "neg": ("0", "1+"), "negativ": ("0", "1+"), "low": ("1+", "2+"), "zero": ("0",),
+    "strong": ("3+",), "intense": ("3+",), "moderate": ("2+",), "weak": ("1+", "2+"), "faint": ("1+",),
 }  # fmt: skip
 """Word of the guideline → the IHC scores that it may stand beside."""
 
 SCORE_PREFIX = re.compile(
-    r"(?:(?:c-)?erbb-?2|her-?\s?2(?:/?\s?-?neu)?|ihc|ihk|score|grade|intensity|result|level|hercep\s?test)[\s:=]*(?:-(?=\d))?"
+    r"(?:(?:c-)?erbb-?2|her-?\s?2(?:/?\s?-?neu)?|ihc|ihk|score|grade|intensity|result|level|hercep\s?test)[\s:=]*(?:-(?=\w))?"
 )
 SIGN_PREFIX = re.compile(
     r"(?:(?:c-)?erbb-?2|her-?\s?2(?:/?\s?-?neu)?|fish|[cds]?ish|ddish|ihc|ihk|test|result|status|er|pr|pgr)(?=[\s:=+-])[\s:=]*"
@@ -58,6 +59,7 @@ PERCENT_SUFFIX = re.compile(
     r"(?:(?<!\d)|(?=[\s,;(<>~]))\s*[,;]?\s*(?:\(\s*[<>~]?\s*\d{1,3}(?:[.,]\d+)?\s*%\s*\)|[<>~]?\s*\d{1,3}(?:[.,]\d+)?\s*%)$"
 )
 RATIO_SUFFIX = re.compile(r"\s*[,;]?\s*\(\s*(?:ratio|her2/cep17)?[\s:=]*\d+(?:[.,]\d+)?\s*\)$")
+DATE = re.compile(r"\b(?:jan|feb|m[aä]r|apr|ma[iy]|jun|jul|aug|sep|o[ck]t|nov|de[cz])|\d[./-]\d{1,2}[./-]\d{2,4}")
 SCORE = re.compile(r"\+?([0-3])(?:[.,]0+)?\s?(?:\+|plus)?")
 PERCENT = re.compile(r"([<>≥≤]?)=?\s*(\d{1,3}(?:[.,]\d+)?)\s*%")
 
@@ -147,6 +149,8 @@ def _hint(folded: str) -> str:
         return "it could be a score or a result"
     if len(set(re.findall(r"[0-3]", folded))) > 1 or re.search(r"\d\s*[/-]\s*\d", folded):
         return "it could mean two scores"
+    if DATE.search(folded):
+        return "Excel makes dates of entries such as 2-3"
     if re.search(r"fish|ish\b|amplif", folded):
         return "the result of ISH belongs in the column ish"
     return ""

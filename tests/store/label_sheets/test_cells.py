@@ -38,6 +38,22 @@ def test_text_is_composed_and_free_of_invisible_characters() -> None:
     assert fold_text("ＨＥＲ2  ³\u2212") == "her2 3-"
 
 
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("'+2", "+2"),
+        ("'-", "-"),
+        ('="001"', "001"),
+        ("'S1", "'S1"),
+        ("=1+1", "=1+1"),
+        ("@SUM(A1)", "@SUM(A1)"),
+        ('=""', ""),
+    ],
+)
+def test_what_guards_a_text_from_spreadsheets_is_left_out(text: str, clean: str) -> None:
+    assert clean_text(text) == clean
+
+
 def test_headers_compare_without_case_and_separators() -> None:
     assert {header_key(text) for text in ("Slide_ID", "slide id", "SLIDE-ID", "slideid", " Slide.Id ")} == {"slideid"}
 

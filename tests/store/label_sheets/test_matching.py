@@ -84,6 +84,13 @@ def test_double_suffixes_may_be_given_whole_in_part_or_not_at_all() -> None:
     assert [list(met(names, label)) for label in ("S1", "S1.ome", "S1.ome.tif")] == [["S1.ome"]] * 3
 
 
+def test_a_dicom_slide_is_met_by_its_folder() -> None:
+    names = names_of("/scans/B24-17/1.2.840.1.dcm", "/scans/B24-18/1.2.840.2.dcm", "/scans/B24-19/S3.svs")
+    assert met(names, "B24-17", "B24-19") == {"1.2.840.1": "B24-17"}
+    two = names_of("/scans/HER2/1.dcm", "/scans/HER2/2.dcm")
+    assert len(match(two, "HER2").ambiguous) == 1
+
+
 SAME_STEM = ("/scans/caseA/1.svs", "/scans/caseB/1.svs")
 
 
