@@ -34,11 +34,13 @@ ACTIVE: Final = {"scans": "/scans", "cohort": "/data/cohort", "window.until": "0
 EXAMPLES: Final = {
     "bundle": "/data/bundle",
     "labels": "/data/labels.csv",
+    "regions": "/data/regions",
     "weights": "/data/weights",
     "pseudonymize": "/etc/her2batch/key",
     "start": "19:00",
     "window.urgent": "/scans/urgent",
     "plan.mpp_override": 0.25,
+    "plan.mpp_force": 0.25,
     "resources.workers": 16,
     "resources.gpus": 1,
     "sentinels.folder": "/data/sentinels",
@@ -51,7 +53,7 @@ EXAMPLES: Final = {
     "hook.ping": "https://checks.example.org/her2batch",
     "hook.textfile": "/var/lib/prometheus/node-exporter/her2batch.prom",
 }
-"""Values of settings that have no default."""
+"""Values of settings that have no default; a test fails where one is missing."""
 
 SECTIONS: Final[dict[str, type[BaseModel]]] = {
     "window": RunWindow,
