@@ -17,6 +17,7 @@ from pydicom.uid import JPEGBaseline8Bit
 from her2batch.errors import SlideError, one_line
 from her2batch.slides.jpeg import RGB, YCBCR, decide_colorspace, shown_colorspace, ycbcr_to_rgb
 from her2batch.slides.slide import DEFAULT_CHUNK, Box, Level, MissingArea, Slide, SlideInfo, resolve_mpp, split_box
+from her2batch.slides.tiff.padding import StoredLevel, picture_sizes
 from her2batch.slides.tiff.resolution import Resolution, Statement, choose_resolution
 from her2batch.slides.tiff_tables import read_resolution
 
@@ -66,12 +67,13 @@ class OpenSlideSlide(Slide):
         except (openslide.OpenSlideError, OSError, UnicodeError) as error:
             raise _slide_error(path, error) from error
         self._closed = False
-        properties = self._slide.properties
+        properties = dict(self._slide.properties)  # after an error, OpenSlide refuses these too
         sizes = self._slide.level_dimensions
         stated = _stated_resolution(path, properties, sizes[0])
         mpp, source = resolve_mpp(stated.x, stated.y, stated.objective)
         levels = tuple(Level(*size, *_chunk_size(properties, k)) for k, size in enumerate(sizes))
         self._downsamples = self._slide.level_downsamples
+        self._numbers = tuple(range(len(sizes)))  # of the levels, as OpenSlide counts them
         background = properties.get("openslide.background-color", "FFFFFF")
         self._background = np.array([int(background[k : k + 2], 16) for k in (0, 2, 4)], np.uint16)
         vendor = properties["openslide.vendor"]
@@ -84,6 +86,7 @@ class OpenSlideSlide(Slide):
         except SlideError:
             self.close()
             raise
+        self._drop_padded_levels(properties)
         notes = ("colour-tag-mended",) if self._holds_ycbcr else ()
         self.info = replace(self.info, notes=(*stated.notes, *notes))
 
@@ -116,6 +119,23 @@ class OpenSlideSlide(Slide):
         for box in split_box(Box(0, 0, size.width, size.height), CELL):
             mask[box.y : box.bottom, box.x : box.right] = self._read_rgba(box, level)[..., 3] < HALF_OPAQUE
         return MissingArea(mask, self.info.width, self.info.height) if mask.any() else None
+
+    def _drop_padded_levels(self, properties: Mapping[str, str]) -> None:
+        """Drop levels of a plain TIFF that are padded to whole tiles: OpenSlide takes the padding for picture."""
+        if self.info.format not in PLAIN_TIFF:
+            return
+        levels = []
+        for k, level in enumerate(self.info.levels):
+            names = (f"openslide.level[{k}].tile-{axis}" for axis in ("width", "height"))
+            tile = tuple(int(_parse_float(properties.get(name)) or 1) for name in names)
+            count = -(-level.width // tile[0]) * -(-level.height // tile[1])
+            levels.append(
+                StoredLevel((level.width, level.height), (tile[0], tile[1]), np.ones(min(count, 10**6), np.int64))
+            )
+        sizes = picture_sizes(levels, lambda number, box: self._pixels(box, number))
+        self._numbers = tuple(k for k, level in enumerate(levels) if sizes[k] == level.size)
+        self._downsamples = tuple(self._downsamples[k] for k in self._numbers)
+        self.info = replace(self.info, levels=tuple(self.info.levels[k] for k in self._numbers))
 
     def _colour_tag_is_wrong(self) -> bool:
         """Return whether YCbCr is stored under the tag RGB, which OpenSlide follows: its pixels are then not converted.
@@ -162,7 +182,7 @@ class OpenSlideSlide(Slide):
     def _read_rgba(self, box: Box, level: int) -> NDArray[np.uint8]:
         corner = (round(box.x * self._downsamples[level]), round(box.y * self._downsamples[level]))
         try:
-            return np.asarray(self._slide.read_region(corner, level, (box.width, box.height)))
+            return np.asarray(self._slide.read_region(corner, self._numbers[level], (box.width, box.height)))
         except (openslide.OpenSlideError, OSError) as error:
             raise _slide_error(self.info.path, error) from error
 

@@ -23,6 +23,7 @@ from tests.contract.reader_contract import SlideContract
 from tests.slides.damage import copies_with_hole, truncated_copies
 from tests.slides.ndpi import write_ndpi
 from tests.slides.test_jpeg import JFIF_HEADER, as_stored, encode_components
+from tests.slides.tiff.pyramids import halved, padded, picture, write_pages
 from tests.stand_ins.dicom_files import Kind, make_image
 
 
@@ -238,3 +239,14 @@ def test_frames_that_a_sparse_dicom_lacks_are_missing_area(tmp_path: Path) -> No
         assert (area.width, area.height) == (512, 384)
         assert area.mask[128:256, 256:384].all()
         assert area.mask.sum() == 2 * 128 * 128
+
+
+def test_levels_padded_to_whole_tiles_are_left_out(tmp_path: Path) -> None:
+    image = picture(1152, 1152)
+    pages = [(image, {}), *((padded(halved(image, k), 128), {"subfiletype": 1}) for k in (1, 2))]
+    with open_slide(write_pages(tmp_path / "padded.tif", pages), "openslide") as slide:
+        assert slide.info.level_downsamples == (1.0,)
+    pages = [(image, {}), (padded(halved(image), 128), {"subfiletype": 1}), (halved(image, 2), {"subfiletype": 1})]
+    with open_slide(write_pages(tmp_path / "mixed.tif", pages), "openslide") as slide:
+        assert slide.info.level_downsamples == (1.0, 4.0)
+        assert np.array_equal(slide.read(Box(0, 0, 288, 288), 1), halved(image, 2))
