@@ -176,13 +176,15 @@ class TiledTiffSlide(Slide):
 
         A JPEG tile with a hole fails strict decoding. No other compressed stream has 512 zero bytes in a row, except
         JPEG 2000 after its end: OpenJPEG decoded 4 kB of zeros as image in 12 of 20 slides. In an uncompressed image
-        they would be 170 px of pure black.
+        they would be 170 px of pure black, unless they fill up a tile at the edge of the image.
         """
         ends = table.offsets + table.byte_counts
         for start, end in holes:
             for index in np.flatnonzero((table.offsets < end) & (ends > start) & (table.byte_counts > 0)).tolist():
                 if table.compression == "jpeg":
                     self._decode(table, index)
+                    continue
+                if table.compression == "raw" and not _touches_picture(table, index, start, end):
                     continue
                 data = self._tile_bytes(table, index)
                 used = len(data.rstrip(b"\0")) if table.compression == "jpeg2000" else len(data)
@@ -339,6 +341,20 @@ def _part_inside(table: TileTable, index: int) -> tuple[int, int]:
     row, column = divmod(index % (table.across * table.down), table.across)
     height = min(table.tile_height, table.height - row * table.tile_height)
     return height, min(table.tile_width, table.width - column * table.tile_width)
+
+
+def _touches_picture(table: TileTable, index: int, start: int, end: int) -> bool:
+    """Return whether bytes of an uncompressed tile are inside the image. start, end: offsets in the file."""
+    first, count = int(table.offsets[index]), int(table.byte_counts[index])
+    bytes_per_px, rest = divmod(count, table.tile_width * table.tile_height)
+    if rest or not table.full_tiles:
+        return True
+    height, width = _part_inside(table, index)
+    row_bytes = table.tile_width * bytes_per_px
+    row, column = divmod(max(start - first, 0), row_bytes)
+    if column >= width * bytes_per_px:  # right of the image, up to the next row
+        row, column = row + 1, 0
+    return row < height and first + row * row_bytes + column < min(end, first + count)
 
 
 def _as_stored(table: TileTable) -> StoredLevel:

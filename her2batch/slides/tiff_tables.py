@@ -105,7 +105,7 @@ class TiffStructure:
 
     format: str
     levels: tuple[TileTable, ...]  # finest first
-    others: tuple[TileTable, ...]  # label, macro image and thumbnail; never shown, because they may have names
+    others: tuple[TileTable, ...]  # other colour images: label, macro; never shown, because they may have names
     mpp: tuple[float | None, float | None]  # x, y
     objective: float | None
     directories: tuple[ByteRange, ...]  # of directories, and of the sizes and descriptions of the levels
@@ -150,7 +150,8 @@ def parse_tiff(path: Path) -> TiffStructure:
                 replace(_image_table(image), is_stated=states_levels or image[0].is_stated_level)
                 for image in chosen.levels
             ]
-            others, damaged = _other_tables(chosen.others)
+            others, damaged = _other_tables(page for page in chosen.others if page.is_colour)
+            unchecked, _ = _other_tables(page for page in chosen.others if not page.is_colour)
             resolution = slide_resolution(kind, pages[0], chosen)
     except TIFFFILE_ERRORS as error:
         raise SlideError("unreadable", path, f"its TIFF structure cannot be parsed ({error})") from error
@@ -158,7 +159,7 @@ def parse_tiff(path: Path) -> TiffStructure:
     for table in levels:
         _check_shape(path, table)
         _check_ranges(path, table, size)
-    for table in others:
+    for table in (*others, *unchecked):
         _check_end(path, table, size)
     if kind == "philips":
         levels = _remove_padding(levels, philips_spacings(pages[0].description))

@@ -497,6 +497,22 @@ def test_hole_in_a_directory_or_tile_list_is_refused(tmp_path: Path) -> None:
         assert validation_result(path) in ("truncated", "unreadable"), spot
 
 
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+def test_zeros_that_fill_up_uncompressed_tiles_are_no_damage(tmp_path: Path, planes: str) -> None:
+    """Tiles at the edge are filled with zeros by most writers: more than a page in a row."""
+    path, rgb = tmp_path / "a.tiff", smooth(300, 700)
+    shown = np.moveaxis(rgb, -1, 0) if planes == "separate" else rgb
+    tifffile.imwrite(path, shown, tile=(256, 512), photometric="rgb", planarconfig=planes, metadata=None)
+    with TiledTiffSlide(path) as slide:
+        offset = int(slide.table(0).offsets[0])
+    assert len(fingerprint_slide([path]).holes) >= 4
+    assert validation_result(path) == "accepted"
+    data = bytearray(path.read_bytes())
+    data[offset + 2048 : offset + 4096] = bytes(2048)
+    path.write_bytes(data)
+    assert validation_result(path) == "truncated"
+
+
 @pytest.mark.parametrize("compression", ["jpeg", "lzw", None])
 @pytest.mark.parametrize("wiped", ["zeros", "other bytes", "header kept", "no bytes", "half", "description"])
 def test_wiped_label_is_a_flag_and_no_failure(tmp_path: Path, compression: str | None, wiped: str) -> None:
