@@ -20,7 +20,7 @@ def run(*command: object, timeout: int = 60) -> subprocess.CompletedProcess[str]
     return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=timeout)
 
 
-def without_network(*command: object, timeout: int = 280) -> subprocess.CompletedProcess[str]:
+def without_network(*command: object, timeout: int = 900) -> subprocess.CompletedProcess[str]:
     """Run a command in a network namespace of its own, which has loopback at most."""
     script = 'ip link set lo up 2>/dev/null; exec "$@"'
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -51,11 +51,12 @@ def test_the_page_gives_the_command_that_the_script_prints() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(2400)
 @pytest.mark.skipif(not can_cut_off_the_network(), reason="no right to make a network namespace")
 @pytest.mark.skipif(TORCH_WHEELS is None, reason="HER2BATCH_TORCH_WHEELS names no folder with wheels of torch")
 def test_the_cpu_variant_is_small_and_installs_without_a_network(tmp_path: Path) -> None:
     wheels, venv = tmp_path / "wheels", tmp_path / "venv"
-    made = run(SCRIPT, "--torch-wheels", TORCH_WHEELS, "--python", sys.executable, wheels, timeout=280)
+    made = run(SCRIPT, "--torch-wheels", TORCH_WHEELS, "--python", sys.executable, wheels, timeout=900)
     assert made.returncode == 0, made.stderr
     files = {path.name: path for path in wheels.glob("*.whl")}
     assert sum(path.stat().st_size for path in files.values()) < MAX_BYTES
