@@ -69,6 +69,9 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
 }
 """Reason → its kind and its words, the weightiest first."""
 
+WEIGHTS: Final = {code: position for position, code in enumerate(REASONS)}
+"""Reason → its position in REASONS."""
+
 NOT_ASKING: Final = frozenset({"ultralow", "marker-presumed", "regions"})
 """Reasons that are shown but do not ask for a review."""
 
@@ -97,8 +100,7 @@ class Reason(NamedTuple):
     @property
     def weight(self) -> int:
         """Position in REASONS; unknown reasons stand with the quality flags."""
-        order = list(REASONS)
-        return order.index(self.code if self.code in REASONS else "dark-background")
+        return WEIGHTS.get(self.code, WEIGHTS["dark-background"])
 
 
 class MethodResult(NamedTuple):

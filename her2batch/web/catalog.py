@@ -12,6 +12,7 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import cv2
@@ -73,6 +74,8 @@ class Catalog:
         self._checked_at = -MAX_AGE_S
         self._changed_at: int | None = None  # mtime of the folder of rows, ns
         self._summaries: tuple[Any, list[Row]] = (None, [])
+        self._summarized: dict[str, tuple[tuple[Any, ...], Row]] = {}
+        self._finished: tuple[Any, dict[str, datetime]] = (None, {})
         self._small: dict[tuple[str, str], bytes] = {}
         self._open: OrderedDict[tuple[str, str], _OpenPyramid] = OrderedDict()
 
@@ -147,17 +150,32 @@ class Catalog:
         rows, entries, labels = self.rows(), self.reviews(), self.labels()
         source = self._summaries[0]
         if source is None or any(a is not b for a, b in zip(source, (rows, entries, labels), strict=True)):
-            of_slide: dict[str, list[Row]] = {}
-            for review in entries:
-                of_slide.setdefault(review["slide_id"], []).append(review)
-            finished = finished_times(self.cohort)
-            summaries = []
-            for slide_id, row in rows.items():
-                own = self.predictions(slide_id)
-                found = assess_slide(row, own, labels.get(slide_id), of_slide.get(slide_id, ()))
-                summaries.append(summarize_slide(row, own, found, finished.get(slide_id)))
-            self._summaries = ((rows, entries, labels), summaries)
+            self._summaries = ((rows, entries, labels), self._summarize_slides(rows, entries, labels))
         return self._summaries[1]
+
+    def _summarize_slides(self, rows: dict[str, Row], entries: list[Row], labels: dict[str, Row]) -> list[Row]:
+        """Return the summary of every slide.
+
+        Summaries of slides whose row, predictions, label and reviews are the same are kept: a verdict changes one
+        slide, and the others of a large cohort are not assessed again.
+        """
+        of_slide: dict[str, list[Row]] = {}
+        for review in entries:
+            of_slide.setdefault(review["slide_id"], []).append(review)
+        if self._finished[0] is not rows:
+            self._finished = (rows, finished_times(self.cohort))
+        summarized: dict[str, tuple[tuple[Any, ...], Row]] = {}
+        for slide_id, row in rows.items():
+            predictions, label = self._predictions.get(slide_id, ((), []))[1], labels.get(slide_id)
+            reviews_of_slide = of_slide.get(slide_id, [])
+            source = (row, predictions, label, len(reviews_of_slide))
+            known = self._summarized.get(slide_id)
+            if known is None or any(a is not b for a, b in zip(known[0], source, strict=True)):
+                found = assess_slide(row, predictions, label, reviews_of_slide)
+                known = (source, summarize_slide(row, predictions, found, self._finished[1].get(slide_id)))
+            summarized[slide_id] = known
+        self._summarized = summarized
+        return [summary for _, summary in summarized.values()]
 
     def case_slides(self, slide_id: str) -> list[Row]:
         """Return the summaries of the other slides of the same patient."""

@@ -2,6 +2,8 @@
 
 import json
 
+from hypothesis import given
+
 from her2batch.assessment import assess_slide
 from her2batch.nightly.summary import (
     HELD_EXIT_CODE,
@@ -10,7 +12,8 @@ from her2batch.nightly.summary import (
     count_results,
     counts_equation,
 )
-from tests.test_assessment import prediction, slide
+from her2batch.reports.worklists import distribution_text
+from tests.test_assessment import made_predictions, prediction, slide
 
 
 def test_the_exit_code_reports_the_most_serious_problem() -> None:
@@ -50,3 +53,12 @@ def test_slides_are_counted_by_result_and_2_plus_without_ish_apart() -> None:
         assess_slide(slide(stain="er")),
     ]
     assert count_results(found) == {"0": 1, "2+": 1, "ER positive": 1, "ISH needed": 1}
+
+
+@given(made_predictions)
+def test_a_slide_that_is_open_for_ish_counts_as_such_whatever_its_predictions(rows: list[dict]) -> None:
+    """The counts go into the JSON line, the mail and the page of the night."""
+    found = assess_slide(slide(), [*rows, prediction("2+", method="svm")])
+    assert count_results([found]) == {"ISH needed": 1}
+    words = distribution_text([found])
+    assert not any(word in words for word in ("negative", "positive", "low", "high"))

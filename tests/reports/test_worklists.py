@@ -3,13 +3,14 @@
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from her2batch.assessment import DERIVED_TASKS, assess_slide
-from her2batch.reports import worklists
+from her2batch.reports import slide_page, worklists
 from her2batch.reports.cohort_page import scores_section, summary_section
 from her2batch.reports.report_data import ReportData
 from her2batch.reports.slide_page import render_evidence_sections
@@ -149,7 +150,8 @@ def test_no_screen_shows_a_definite_class_of_a_slide_that_is_open_for_ish(
     )
     assert data.assessments[slide_id].needs_ish
     assert data.assessments[slide_id].review
-    html = "".join([render_evidence_sections(data)[0][2], summary_section(data).html])
+    with patch.object(slide_page, "_example_tiles", lambda *_: ([], "none")), patch.object(slide_page, "_overview_uri"):
+        html = "".join([render_evidence_sections(data)[0][2], summary_section(data).html])
     shown = words_of(html) | words_of(str(worklists.list_work(data).rows))
     assert not {"negative", "positive", "high"} & shown
     scores = scores_section(data)
