@@ -165,7 +165,7 @@ def _labelled(row: Row, label: Row) -> Row:
     patient = label.get("patient_id") or row["patient_id"]
     if label.get("patient_unknown") and patient is not None and is_missing(patient, MISSING_PATIENTS):
         patient = None
-    detail = label.get("her2_detail") if label.get("her2") is not None else row["her2_detail"]
+    detail = label.get("her2_detail") if label.get("her2") is not None else row.get("her2_detail")
     return {"patient_id": patient, "stain": label.get("stain") or row["stain"], "her2_detail": detail}
 
 

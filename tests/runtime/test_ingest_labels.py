@@ -4,6 +4,7 @@ import json
 import unicodedata
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from her2batch.api import ingest_result
@@ -133,6 +134,20 @@ def test_sub_scores_reach_the_rows_and_follow_the_labels(tmp_path: Path) -> None
     assert details() == {"S1": "ultralow", "S2": None}
     run(tmp_path, "slide_id,her2\nS1,1+\nS2,null\n")
     assert details() == {"S1": None, "S2": "null"}
+
+
+def test_rows_of_an_earlier_version_get_their_labels(tmp_path: Path) -> None:
+    scan(tmp_path, "S1.svs", "S2.svs")
+    run(tmp_path)
+    for name in ("S1", "S2"):
+        path = Cohort(tmp_path / "cohort").table("slides", name)
+        pq.write_table(pq.read_table(path).drop_columns(["her2_detail"]), path)
+    run(tmp_path, "slide_id,patient_id,her2\nS1,P1,null\nS2,P2,\n")
+    rows = Cohort(tmp_path / "cohort").rows()
+    assert [(rows[name]["patient_id"], rows[name]["her2_detail"]) for name in ("S1", "S2")] == [
+        ("P1", "null"),
+        ("P2", None),
+    ]
 
 
 def test_a_sheet_with_other_headers_is_mapped(tmp_path: Path) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
+
+CACHED: Final = 10_000
+"""Texts whose reading is remembered: the cells of a sheet have few different values."""
 
 INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")
 """Characters without width, which pasted text carries along."""
@@ -67,6 +71,7 @@ class Grid:
     unit: str = "line"
 
 
+@lru_cache(CACHED)
 def clean_text(text: str) -> str:
     """Return a cell's text in Unicode's composed form, without surrounding blanks and invisible characters.
 
@@ -78,12 +83,14 @@ def clean_text(text: str) -> str:
     return text
 
 
+@lru_cache(CACHED)
 def fold_text(text: str) -> str:
     """Return a text for comparison: lower case, compatibility forms and dashes unified, blanks collapsed."""
     folded = unicodedata.normalize("NFKC", clean_text(text)).casefold()
     return " ".join(re.sub("[\u2010-\u2015\u2212]", "-", folded).split())
 
 
+@lru_cache(CACHED)
 def is_missing(text: str, words: frozenset[str] = MISSING_WORDS) -> bool:
     """Whether a text stands for a missing value, with or without brackets around it."""
     folded = fold_text(text)

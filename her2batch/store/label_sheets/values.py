@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
-from her2batch.store.label_sheets.cells import fold_text, is_missing
+from her2batch.store.label_sheets.cells import CACHED, fold_text, is_missing
 from her2batch.tasks import HER2_DETAILS
 
 POSITIVE: Final = frozenset(
@@ -96,6 +97,7 @@ class HerScore:
     detail: str | None = None
 
 
+@lru_cache(CACHED)
 def read_her2(text: str) -> HerScore | None:
     """Return the score of a cell; None where it is missing. Raises UnclearValueError."""
     folded = fold_text(text)
@@ -166,6 +168,7 @@ def read_detail(text: str) -> str | None:
     raise UnclearValueError("")
 
 
+@lru_cache(CACHED)
 def read_sign(text: str, column: str) -> tuple[str | None, bool]:
     """Return `+`, `-` or None of a cell of ish, er or pr; and whether it is undecided. Raises UnclearValueError."""
     folded = fold_text(text)
@@ -203,6 +206,7 @@ def _sign_of_percent(match: re.Match[str]) -> str:
     return "+" if share >= ONE_PERCENT else "-"
 
 
+@lru_cache(CACHED)
 def read_stain(text: str) -> str | None:
     """Return the stain of a cell; None where it is missing. Raises UnclearValueError."""
     if is_missing(text):

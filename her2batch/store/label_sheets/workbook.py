@@ -11,9 +11,10 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from datetime import date, datetime, time, timedelta
 from io import BytesIO
+from itertools import repeat, zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,9 @@ MAX_CELLS, MAX_ROWS = 20_000_000, 1_048_576
 
 SAFE_DIGITS = 10**15
 """Excel stores 15 digits of a number and replaces the others by zeros."""
+
+FORMULA = re.compile(rb"<(?:\w+:)?f[ >/]")
+"""Formula of a cell in the XML of a sheet."""
 
 OLE_MAGIC: Final = bytes.fromhex("d0cf11e0a1b11ae1")
 ZIP_MAGIC: Final = b"PK\x03\x04"
@@ -48,24 +52,36 @@ def read_workbook_grids(path: Path, data: bytes) -> list[tuple[str, bool, Grid]]
     MAX_UNPACKED bytes.
     """
     _check_format(path, data)
-    from openpyxl import load_workbook
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of parts that are not read, such as drawings
-            values = load_workbook(BytesIO(data), read_only=True, data_only=True)
-            formulas = load_workbook(BytesIO(data), read_only=True, data_only=False)
-            with closing(values), closing(formulas):
-                grids = []
-                for sheet in values.worksheets:
-                    rows = tuple(_rows(sheet, formulas[sheet.title]))
-                    grids.append((sheet.title, sheet.sheet_state == "visible", Grid(rows, "XLSX", "row")))
-                return grids
+            return _grids(data)
     except InputError as error:
         raise InputError(error.message, path, error.remedy) from error
     except Exception as error:  # openpyxl lets errors of XML, ZIP and its own parsers through
         what = f"is damaged: it can't be read as XLSX ({type(error).__name__})"
         raise InputError(what, path, f"open it in a spreadsheet program and {XLSX_REMEDY}") from error
+
+
+def _grids(data: bytes) -> list[tuple[str, bool, Grid]]:
+    """Read the sheets once with the stored values; and with the formulas too, if there are any."""
+    from openpyxl import load_workbook
+
+    values = load_workbook(BytesIO(data), read_only=True, data_only=True)
+    formulas = load_workbook(BytesIO(data), read_only=True) if _has_formulas(data) else None
+    with closing(values), closing(formulas) if formulas is not None else nullcontext():
+        grids = []
+        for sheet in values.worksheets:
+            rows = tuple(_rows(sheet, formulas[sheet.title] if formulas is not None else None))
+            grids.append((sheet.title, sheet.sheet_state == "visible", Grid(rows, "XLSX", "row")))
+        return grids
+
+
+def _has_formulas(data: bytes) -> bool:
+    """Whether any sheet has a formula. Reading a sheet a second time takes as long as the first time."""
+    with zipfile.ZipFile(BytesIO(data)) as packed:
+        sheets = [name for name in packed.namelist() if name.startswith("xl/worksheets/") and name.endswith(".xml")]
+        return any(FORMULA.search(packed.read(name)) for name in sheets)
 
 
 def _check_format(path: Path, data: bytes) -> None:
@@ -90,25 +106,30 @@ def _check_format(path: Path, data: bytes) -> None:
         raise InputError(what, path, "save the sheet with the labels as CSV")
 
 
-def _rows(values: Any, formulas: Any) -> Iterator[SheetRow]:
+def _rows(values: Any, formulas: Any | None) -> Iterator[SheetRow]:
     """Yield the rows of a sheet that hold anything. Both readers stream the same rows."""
     for sheet in (values, formulas):
-        sheet.reset_dimensions()  # a wrong stated size would cut rows off, or invent a million
+        if sheet is not None:
+            sheet.reset_dimensions()  # a wrong stated size would cut rows off, or invent a million
+    sources = formulas.iter_rows() if formulas is not None else repeat(())
     n_cells = 0
-    for number, (cells, sources) in enumerate(zip(values.iter_rows(), formulas.iter_rows(), strict=False), start=1):
+    for number, (cells, with_formulas) in enumerate(zip(values.iter_rows(), sources, strict=False), start=1):
         n_cells += len(cells)
         if n_cells > MAX_CELLS or number > MAX_ROWS:
             raise InputError("has more cells than a label sheet can have", None, "save the labels as CSV")
-        row = SheetRow(number, tuple(_cell(cell, source) for cell, source in zip(cells, sources, strict=False)))
+        pairs = zip_longest(cells, with_formulas[: len(cells)])
+        row = SheetRow(number, tuple(_cell(cell, source) for cell, source in pairs))
         if not row.is_blank:
             yield row
 
 
 def _cell(cell: Any, source: Any) -> Cell:
-    """Return a cell of a workbook.  cell: with the stored value.  source: with the formula, if there is one."""
+    """Return a cell of a workbook.  cell: with the stored value.  source: with the formula; None if there are none."""
     value = cell.value
     if value is None:
-        if source.data_type == "f" and cell.data_type != "str":  # `str`: its stored value is the empty text
+        if (
+            source is not None and source.data_type == "f" and cell.data_type != "str"
+        ):  # `str`: its stored value is the empty text
             return Cell("", "is a formula whose value is not stored: open the file in Excel and save it")
         return Cell()
     if isinstance(value, bool):
