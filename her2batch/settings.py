@@ -394,7 +394,7 @@ Job = TypeVar("Job", bound=Settings)
 def read_settings(path: Path, kind: type[Job]) -> Job:
     """Read settings from a TOML file. Raises InputError with the file, the setting and what is wrong with it."""
     try:
-        return kind.model_validate(tomllib.loads(path.read_text()))
+        return kind.model_validate(tomllib.loads(path.read_text("utf-8")))
     except OSError as error:
         raise InputError(f"can't be read ({error.strerror})", path, "check the path of the settings file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from her2batch.cli.commands import exchange, labels, report, send, serve, slides, tools, training
+from her2batch.cli.streams import replace_characters, use_utf8_files
 from her2batch.errors import STOPPED, HeadLost, Her2BatchError, one_line
 
 COMMANDS = (
@@ -100,6 +101,8 @@ def greet(
 def main() -> None:
     """Run the command line of this process."""
     open_missing_streams()
+    use_utf8_files()
+    replace_characters()
     guarded(app)
 
 
@@ -150,7 +153,9 @@ def _run(call: Callable[[], Any]) -> int:
 
         if (problem := object_store_problem(error)) is not None:
             return _print_error(problem, 2)
-        with tempfile.NamedTemporaryFile("w", prefix="her2batch-", suffix=".log", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", prefix="her2batch-", suffix=".log", delete=False
+        ) as file:
             file.write("".join(traceback.format_exception(error)))
         text = f"{type(error).__name__}: {one_line(error)[:200]}"
         return _print_error(f"internal error: {text}; the traceback is in {file.name}", 1)

@@ -167,7 +167,7 @@ def claim_files(out: Path, to: str, names: Sequence[str]) -> None:
     manifest = out / MANIFEST
     try:
         out.mkdir(parents=True, exist_ok=True)
-        exported = set(json.loads(manifest.read_text())["files"]) if manifest.exists() else set()
+        exported = set(json.loads(manifest.read_text("utf-8"))["files"]) if manifest.exists() else set()
     except (ValueError, KeyError, TypeError) as error:
         what = "the file is not a list of exported files"
         raise InputError(what, manifest, "choose another --out, or remove the file") from error

@@ -81,7 +81,7 @@ def _lock_remote_folder(folder: Path) -> Iterator[str]:
     lock = folder / ".lock"
     text = f"{_lock_text()}, boot {_boot_id()}"
     if not create_exclusively(lock, f"{text}\n".encode()):
-        holder = lock.read_text().strip()
+        holder = lock.read_text("utf-8").strip()
         match = re.fullmatch(r"host (\S+), pid (\d+), since \S+, boot (\S+)", holder)
         here = match is not None and match[1] == socket.gethostname() and match[3] == _boot_id()
         if match is None or not here or psutil.pid_exists(int(match[2])):
@@ -111,7 +111,7 @@ def worker_lock(folder: Path, workers: Path, holder: str) -> Iterator[None]:
         with disk_errors(folder):
             if handle is not None:
                 fcntl.flock(handle, fcntl.LOCK_SH)
-            now = (folder / ".lock").read_text().strip()
+            now = (folder / ".lock").read_text("utf-8").strip()
         if now != holder:
             raise StoreError(f"has been taken over by {now}", folder, "this run has ended; there is nothing to do")
         yield
@@ -137,7 +137,7 @@ def wait_for_workers(folder: Path, workers: Path) -> None:
 def _boot_id() -> str:
     """Id of the current boot of this machine: a process id is unique within one boot only."""
     path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else "unknown"
+    return path.read_text("utf-8").strip() if path.exists() else "unknown"
 
 
 def is_locked(folder: Path) -> bool:

@@ -290,7 +290,7 @@ def save_bundle(folder: Path, info: BundleInfo, files: Mapping[str, Path]) -> Bu
             fsync(path)
             entries.append(entry.model_copy(update={"sha256": file_sha256(path)}))
         info = info.model_copy(update={"models": tuple(entries)})
-        (part / TOML).write_text(tomli_w.dumps(info.model_dump(mode="json", exclude_none=True)))
+        (part / TOML).write_text(tomli_w.dumps(info.model_dump(mode="json", exclude_none=True)), "utf-8")
         fsync(part / TOML)
         fsync(part)
         part.rename(folder)

@@ -67,5 +67,5 @@ def _gauge(name: str, help_text: str, value: float) -> list[str]:
 def write_textfile(path: Path, night: NightSummary) -> None:
     """Replace the file in one step, readable by node_exporter. Raises OSError."""
     with atomic_write(path) as part:
-        part.write_text(textfile(night))
+        part.write_text(textfile(night), "utf-8")
         part.chmod(0o644)

@@ -285,7 +285,7 @@ def _write_report(settings: NightlySettings, cohort: Cohort, findings: NightFind
     }
     for name, text in files.items():
         with atomic_write(folder / name) as part:
-            part.write_text(text)
+            part.write_text(text, "utf-8")
     nights = sorted(path for path in cohort.nights.iterdir() if path.is_dir())
     for old in nights[: -settings.keep_nights]:
         remove_tree(old)
@@ -302,7 +302,7 @@ def _keep_failed_night(settings: NightlySettings, night: NightSummary) -> None:
         night.night = night.night or started.strftime("%Y%m%d-%H%M%S")
         (cohort.nights / night.night).mkdir(parents=True, exist_ok=True)
         with atomic_write(cohort.nights / night.night / "summary.json") as part:
-            part.write_text(night.to_json() + "\n")
+            part.write_text(night.to_json() + "\n", "utf-8")
         write_nights_index(cohort)
 
 

@@ -135,13 +135,13 @@ def collect_predictions(cohort: Cohort) -> dict[str, SlidePredictions]:
 def save_reference(reference: Path, kept: Mapping[str, Any]) -> None:
     """Write a reference file."""
     with atomic_write(reference) as part:
-        part.write_text(json.dumps(kept, indent=1))
+        part.write_text(json.dumps(kept, indent=1), "utf-8")
 
 
 def load_reference(reference: Path) -> dict[str, Any]:
     """Read a reference file. Raises InputError when it is damaged."""
     try:
-        kept: dict[str, Any] = json.loads(reference.read_text())
+        kept: dict[str, Any] = json.loads(reference.read_text("utf-8"))
         if not {"plan", "bundle", "versions", "slides"} <= kept.keys():
             raise ValueError("parts are missing")
     except (OSError, ValueError) as error:

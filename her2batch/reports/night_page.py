@@ -23,7 +23,7 @@ def render_night_page(findings: Mapping[str, Any]) -> str:
 
 
 def _template() -> jinja2.Template:
-    text = resources.files("her2batch.reports").joinpath("templates/night.html").read_text()
+    text = resources.files("her2batch.reports").joinpath("templates/night.html").read_text("utf-8")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

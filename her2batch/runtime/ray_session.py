@@ -218,7 +218,7 @@ def _import_ray(folder: Path | None) -> ModuleType:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         file = folder / "token"
         file.touch(mode=0o600)
-        file.write_text(_token())
+        file.write_text(_token(), "utf-8")
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
     import ray

@@ -75,7 +75,7 @@ def serve(request: ServeRequest, port: int, resources: Resources, announce: Anno
     with connect(_for_ingest(resources)) as session, tempfile.TemporaryDirectory(prefix="her2batch-") as folder:
         file = Path(folder) / "token"
         file.touch(mode=0o600)
-        file.write_text(token)
+        file.write_text(token, "utf-8")
         start_serving(session, request, port, resources.workers or 1, token, (code,))
         try:
             announce(f"http://{HOST}:{port}/?token={code}", file)

@@ -234,7 +234,7 @@ def _write_shards(folder: Path, stored: NDArray[np.bool_], edge: int, chunks: _C
 
 def _write_json(folder: Path, node: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "zarr.json").write_text(json.dumps(node, indent=1))
+    (folder / "zarr.json").write_text(json.dumps(node, indent=1), "utf-8")
 
 
 @dataclass(frozen=True)
@@ -268,9 +268,9 @@ class Pyramid(Slide):
     def __init__(self, path: Path) -> None:
         """Open a pyramid. Raises SlideError `unreadable` when the folder is not a pyramid."""
         try:
-            attributes = json.loads((path / "zarr.json").read_text())["attributes"]
+            attributes = json.loads((path / "zarr.json").read_text("utf-8"))["attributes"]
             folders = [path / item["path"] for item in attributes["ome"]["multiscales"][0]["datasets"]]
-            levels = [_parse_level(folder, json.loads((folder / "zarr.json").read_text())) for folder in folders]
+            levels = [_parse_level(folder, json.loads((folder / "zarr.json").read_text("utf-8"))) for folder in folders]
         except (OSError, KeyError, ValueError, StopIteration) as error:
             what = f"the folder is no pyramid of a cohort ({error})"
             raise SlideError("unreadable", path, what, "ingest the slide again") from error

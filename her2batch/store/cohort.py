@@ -140,9 +140,9 @@ class Cohort:
         self.prepare_folder()
         with disk_errors(self.root):
             text = tomli_w.dumps({"format": FORMAT, "plan": plan.model_dump(mode="json", exclude_none=True)})
-            if not self.settings.exists() or self.settings.read_text() != text:
+            if not self.settings.exists() or self.settings.read_text("utf-8") != text:
                 with atomic_write(self.settings) as part:
-                    part.write_text(text)
+                    part.write_text(text, "utf-8")
             make_folder(self.runs)
 
     def check_present(self) -> None:
@@ -159,7 +159,7 @@ class Cohort:
         if not self.settings.is_file():
             raise StoreError("there is no cohort here", self.root, "create one: her2batch ingest SCANS --out COHORT")
         try:
-            version = tomllib.loads(self.settings.read_text()).get("format")
+            version = tomllib.loads(self.settings.read_text("utf-8")).get("format")
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise StoreError(f"is not valid TOML ({error})", self.settings, "restore it from a backup") from error
         if version != FORMAT:
@@ -169,7 +169,7 @@ class Cohort:
     def plan(self) -> Plan:
         """The plan of the latest ingest. Raises StoreError."""
         self.check()
-        return Plan.model_validate(tomllib.loads(self.settings.read_text())["plan"])
+        return Plan.model_validate(tomllib.loads(self.settings.read_text("utf-8"))["plan"])
 
     @contextmanager
     def lock(self) -> Iterator[Cohort]:
@@ -233,7 +233,7 @@ class Cohort:
 
     def damaged_slides(self) -> set[str]:
         """Ids of slides to process again although their files exist with the right sizes."""
-        return set(self.damaged_list.read_text().split("\n")) - {""} if self.damaged_list.exists() else set()
+        return set(self.damaged_list.read_text("utf-8").split("\n")) - {""} if self.damaged_list.exists() else set()
 
     # -- writing -----------------------------------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class Cohort:
         """Replace the list of damaged slides. Raises OSError."""
         if slide_ids:
             with atomic_write(self.damaged_list) as part:
-                part.write_text("\n".join(sorted(slide_ids)))
+                part.write_text("\n".join(sorted(slide_ids)), "utf-8")
         else:
             self.damaged_list.unlink(missing_ok=True)
 

@@ -133,14 +133,14 @@ def _store_digests(cohort: Cohort, rows: list[Row]) -> None:
     digests = erased_digests(cohort)
     digests |= {(row["bytes"], erased_digest(row["sha256"])) for row in rows if row["sha256"]}
     with atomic_write(cohort.erased_list) as part:
-        part.write_text("".join(f"{size} {digest}\n" for size, digest in sorted(digests)))
+        part.write_text("".join(f"{size} {digest}\n" for size, digest in sorted(digests)), "utf-8")
 
 
 def erased_digests(cohort: Cohort) -> set[tuple[int, str]]:
     """Size in bytes and digest of each erased slide, which an ingest ignores."""
     if not cohort.erased_list.exists():
         return set()
-    pairs = (line.split() for line in cohort.erased_list.read_text().splitlines())
+    pairs = (line.split() for line in cohort.erased_list.read_text("utf-8").splitlines())
     return {(int(size), digest) for size, digest in pairs}
 
 

@@ -136,7 +136,7 @@ class TrainingRun:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with atomic_write(self.settings) as part:
-                part.write_text(text)
+                part.write_text(text, "utf-8")
         except OSError as error:
             raise StoreError(
                 f"can't be written to ({error.strerror})", self.root, "check free space and access rights"
@@ -151,7 +151,7 @@ class TrainingRun:
     def read_settings(self) -> dict[str, Any]:
         """Read run.toml. Raises InputError."""
         try:
-            settings = tomllib.loads(self.settings.read_text())
+            settings = tomllib.loads(self.settings.read_text("utf-8"))
         except OSError as error:
             raise InputError(
                 "there is no training run here", self.root, "start one: her2batch train COHORT --out RUN"

@@ -86,7 +86,7 @@ def gather_bags(cohort: Cohort, encoder: str, folder: str, slide_ids: Sequence[s
                     sizes.append(len(vectors))
                     writer.write_batch(pa.record_batch([_column(vectors, dtype)], schema=schema))
         with atomic_write(path.with_suffix(".json")) as beside:
-            beside.write_text(json.dumps({"key": key, "slides": list(slide_ids), "sizes": sizes}))
+            beside.write_text(json.dumps({"key": key, "slides": list(slide_ids), "sizes": sizes}), "utf-8")
     pa.default_memory_pool().release_unused()  # otherwise the driver keeps 0.4 GB while it waits
     opened = _open(path, key)
     assert opened is not None
@@ -143,7 +143,7 @@ def _vectors(cohort: Cohort, folder: str, dim: int | None, slide_id: str) -> NDA
 def _open(path: Path, key: str | None) -> Bags | None:
     """Open a file of bags. None: it does not exist, cannot be read, or has another key."""
     try:
-        facts = json.loads(path.with_suffix(".json").read_text())
+        facts = json.loads(path.with_suffix(".json").read_text("utf-8"))
         with path.open("rb") as opened:
             pages = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         file = pa.ipc.open_file(pa.py_buffer(pages))

@@ -87,18 +87,20 @@ def gather_thumbnails(
     facts = {"slides": list(slide_ids), "edge": edge, "files": [_version(cohort, slide_id) for slide_id in slide_ids]}
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     beside = path.with_suffix(".json")
-    if path.is_file() and beside.is_file() and json.loads(beside.read_text()).get("key") == key:
+    if path.is_file() and beside.is_file() and json.loads(beside.read_text("utf-8")).get("key") == key:
         return
     crops = [read_tissue_crop(cohort, rows[slide_id], edge) for slide_id in slide_ids]
     save_images(np.stack([pixels for pixels, _ in crops]), path)
     with atomic_write(beside) as part:
-        part.write_text(json.dumps({"key": key, "slides": list(slide_ids), "fills": [f.tolist() for _, f in crops]}))
+        part.write_text(
+            json.dumps({"key": key, "slides": list(slide_ids), "fills": [f.tolist() for _, f in crops]}), "utf-8"
+        )
 
 
 def open_thumbnails(path: Path) -> TissueCrops:
     """Open the thumbnails that `gather_thumbnails` wrote. Raises InputError for a missing or damaged file."""
     try:
-        facts = json.loads(path.with_suffix(".json").read_text())
+        facts = json.loads(path.with_suffix(".json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         what, remedy = f"cannot be read ({type(error).__name__})", "resume the run, which writes it again"
         raise InputError(what, path, remedy) from error

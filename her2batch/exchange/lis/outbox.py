@@ -155,7 +155,7 @@ class _Outbox:
         if not path.exists():
             return secrets.token_hex(16), []
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text("utf-8"))
             return content["salt"], [Delivery(**one) for one in content["deliveries"]]
         except (ValueError, TypeError, KeyError) as error:
             remedy = "find out at the receiver what it has of this slide, then remove the file"
@@ -165,7 +165,7 @@ class _Outbox:
         """Replace a slide's file; the old one stays until the new one is whole on the disk."""
         content = {"slide_id": slide_id, "salt": salt, "deliveries": [asdict(one) for one in deliveries]}
         with atomic_write(self._path(slide_id)) as part:
-            part.write_text(json.dumps(content, indent=1))
+            part.write_text(json.dumps(content, indent=1), "utf-8")
 
     def _path(self, slide_id: str) -> Path:
         return self._folder / f"{slide_id}.json"
