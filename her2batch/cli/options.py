@@ -101,6 +101,7 @@ def options(
                 first = error.errors()[0]
                 option = "--" + str(first["loc"][0] if first["loc"] else "options").replace("_", "-")
                 raise typer.BadParameter(f"{first['msg']}", param_hint=option) from error
+            note_unused_address(getattr(settings, "address", None))
             return command(**arguments, **{target: settings})
 
         parameters = [parameter for name, parameter in signature.parameters.items() if name != target]
@@ -113,6 +114,13 @@ def options(
         return run
 
     return decorate
+
+
+def note_unused_address(address: str | None) -> None:
+    """Print a line on stderr if the environment names another Ray cluster than --address does, which decides."""
+    found = os.environ.get("RAY_ADDRESS")
+    if found and address not in (None, "auto", found):
+        print(f"her2batch: RAY_ADDRESS={found} is set and not used: --address is {address}", file=sys.stderr)
 
 
 def _parameter(name: str, field: FieldInfo, help_text: str | None, unset: bool) -> inspect.Parameter:

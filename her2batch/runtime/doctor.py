@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import platform
 import shutil
 import time
@@ -54,6 +55,7 @@ def check_machine(cohort_dir: Path | None = None) -> list[Check]:
     return [
         _python(),
         *_packages(),
+        *_ray_address(),
         _torchvision(),
         *_cores_and_gpus(),
         _openslide(),
@@ -75,6 +77,11 @@ def _packages() -> Iterator[Check]:
             yield Check(name, True, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             yield Check(name, False, "is not installed", f"pip install {'.' if name == 'her2batch' else name}")
+
+
+def _ray_address() -> Iterator[Check]:
+    if found := os.environ.get("RAY_ADDRESS"):
+        yield Check("RAY_ADDRESS", None, f"{found}: used by --address auto only", "")
 
 
 def _optional(name: str) -> ModuleType | None:

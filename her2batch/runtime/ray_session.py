@@ -57,6 +57,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 READER_RESOURCE = "reader"
 """Custom resource of nodes that read and write. Where a cluster has it, slides are opened on those nodes only."""
 
+ADDRESS_VARIABLE = "RAY_ADDRESS"
+"""Environment variable with the address of a cluster, which Ray prefers to the one that it is called with."""
+
+OWN_VARIABLES = frozenset({
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "RAY_USAGE_STATS_ENABLED", "RAY_DISABLE_IMPORT_WARNING", "RAY_AUTH_MODE",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_AUTH_TOKEN_PATH",
+})  # fmt: skip
+"""Environment variables that a session sets."""
+
 NO_CLUSTER = "start one with `ray start --head`, or omit --address to use this machine"
 
 
@@ -151,6 +160,7 @@ def connect(resources: Resources, stopped: threading.Event | None = None) -> Ite
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield _session(sys.modules["ray"], resources, stopped)
         return
+    resources = resources.model_copy(update={"address": _cluster_address(resources.address)})
     local = resources.address == "local"
     if local and "ray" in sys.modules and not _token.cache_info().currsize:
         remedy = "connect before importing ray, or call ray.init() first: its connection is used"
@@ -159,6 +169,7 @@ def connect(resources: Resources, stopped: threading.Event | None = None) -> Ite
     with stop_on_signals(stopped) as handle:
         folder = _make_ray_folder() if local else None
         before = dict(os.environ)
+        os.environ.pop(ADDRESS_VARIABLE, None)  # with it, Ray would connect there and refuse the settings of a start
         ray = _import_ray(folder)
         try:
             with _watch_ray(folder), _shut_down(ray):
@@ -172,6 +183,26 @@ def connect(resources: Resources, stopped: threading.Event | None = None) -> Ite
             os.environ.update(before)
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cluster_address(address: str) -> str:
+    """The address that --address stands for: `auto` is the cluster of RAY_ADDRESS, where this is set.
+
+    Nothing else depends on the variable. Raises InputError when it is not the address of a cluster's head.
+    """
+    found = os.environ.get(ADDRESS_VARIABLE, "")
+    if address != "auto" or found in ("", "auto"):
+        return address
+    if found == "local" or "://" in found.removeprefix("ray://"):
+        what = f"{ADDRESS_VARIABLE}={found} is set, which is not the address of the head of a cluster"
+        raise InputError(what, None, f"unset {ADDRESS_VARIABLE}, or give --address HOST:PORT, or omit --address")
+    return found
+
+
+def _variables_of_ray() -> str:
+    """Settings of Ray in this environment that somebody has made, as a remark for the message of a failed start."""
+    names = sorted(name for name in os.environ if name.startswith("RAY_") and name not in OWN_VARIABLES)
+    return f"; if it fails again, unset {', '.join(names)}" if names else ""
 
 
 def _make_ray_folder() -> Path:
@@ -234,12 +265,12 @@ def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> None:
         try:
             ray.init(address=resources.address, **common)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise InputError(
-                f"no Ray cluster answers at {resources.address} ({one_line(error)})", None, NO_CLUSTER
-            ) from error
+            what = f"no Ray cluster answers at {resources.address} ({one_line(error)})"
+            raise InputError(what, None, f"{NO_CLUSTER}{_variables_of_ray()}") from error
         return
     try:
         ray.init(
+            address="local",
             num_cpus=max(resources.workers or 0, available_cores()),
             num_gpus=resources.gpus,
             include_dashboard=False,
@@ -250,6 +281,7 @@ def _start(ray: ModuleType, resources: Resources, folder: Path | None) -> None:
         )
     except Exception as error:  # Ray raises a bare Exception when a busy machine is too slow for it
         remedy = "the machine is too busy, or has too little memory: run the same command again later"
+        remedy += _variables_of_ray()
         raise StoreError(f"Ray could not be started on this machine ({one_line(error)})", None, remedy) from error
 
 

@@ -8,7 +8,7 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from her2batch.cli.options import emit, options, parse_location
+from her2batch.cli.options import emit, note_unused_address, options, parse_location
 from her2batch.settings import Plan, RunWindow
 
 
@@ -58,3 +58,25 @@ def test_a_result_is_one_json_object_or_text(capsys: pytest.CaptureFixture[str])
     assert json.loads(capsys.readouterr().out) == {"path": "a"}
     emit(False, {}, lambda: typer.echo("text"))
     assert capsys.readouterr().out == "text\n"
+
+
+def test_an_address_in_the_environment_that_is_not_used_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    for address in (None, "auto"):
+        note_unused_address(address)
+    assert capsys.readouterr().err == ""
+    note_unused_address("local")
+    assert "RAY_ADDRESS=http://127.0.0.1:8265 is set and not used: --address is local" in capsys.readouterr().err
+
+
+def test_only_given_options_are_set() -> None:
+    @options(Plan, leave_out=("bundle",), only_given=True)
+    def show_given(plan: Plan) -> None:
+        typer.echo(json.dumps(sorted(plan.model_fields_set)))
+
+    assert json.loads(invoke(show_given).stdout) == []
+    given = invoke(show_given, "--mpp", "0.5", "--encoder", "stain", "--lossless")
+    assert json.loads(given.stdout) == ["encoders", "lossless", "mpp"]
+    assert "(0.5)" in invoke(show_given, "--help").stdout

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from her2batch.errors import HeadLost, InputError, StoreError
-from her2batch.runtime.ray_session import RaySession, _make_ray_folder, _start, connect
+from her2batch.runtime.ray_session import RaySession, _cluster_address, _make_ray_folder, _start, connect
 from her2batch.settings import Resources
 
 
@@ -218,3 +218,53 @@ def test_failed_start_of_ray_is_a_clear_error(tmp_path: Path) -> None:
 
     with pytest.raises(StoreError, match=r"Ray could not be started .*timed out.*; .*the same command"):
         _start(SimpleNamespace(init=init), Resources(workers=1), tmp_path)
+
+
+ADDRESSES = ["http://127.0.0.1:8265", "https://head:8265", "10.0.0.1:6379", "ray://head:10001", "auto", "local", ""]
+
+
+@pytest.mark.parametrize("found", ADDRESSES)
+@pytest.mark.parametrize("given", ["local", "10.0.0.2:6379", "ray://other:10001"])
+def test_address_decides_and_not_the_environment(monkeypatch: pytest.MonkeyPatch, given: str, found: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", found)
+    assert _cluster_address(given) == given
+
+
+def test_auto_is_the_cluster_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert _cluster_address("auto") == "auto"
+    for found in ("10.0.0.1:6379", "ray://head:10001"):
+        monkeypatch.setenv("RAY_ADDRESS", found)
+        assert _cluster_address("auto") == found
+    for found in ("http://127.0.0.1:8265", "local"):
+        monkeypatch.setenv("RAY_ADDRESS", found)
+        with pytest.raises(InputError, match=rf"RAY_ADDRESS={found} is set.*unset RAY_ADDRESS"):
+            _cluster_address("auto")
+
+
+def test_failed_start_names_the_settings_of_ray_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def init(**settings: object) -> None:
+        assert settings["address"] == "local"
+        raise RuntimeError("no")
+
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    monkeypatch.setenv("RAY_TMPDIR", "/nowhere")
+    with pytest.raises(StoreError, match=r"if it fails again, unset RAY_ADDRESS, .*RAY_TMPDIR"):
+        _start(SimpleNamespace(init=init), Resources(workers=1), tmp_path)
+
+
+@pytest.mark.slow
+def test_ray_starts_here_whatever_the_environment_says() -> None:
+    code = """
+import os
+from her2batch.runtime.ray_session import connect
+from her2batch.settings import Resources
+with connect(Resources(workers=1)) as session:
+    print(session.workers, session.head)
+print(os.environ["RAY_ADDRESS"])
+"""
+    env = {**os.environ, "RAY_ADDRESS": "http://127.0.0.1:8265"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, env=env)
+    assert run.stdout.split() == ["1", "None", "http://127.0.0.1:8265"], run.stderr
