@@ -335,7 +335,8 @@ def _raw_components(stream: bytes, tables: bytes | None) -> NDArray[np.uint8] | 
         if not stream.startswith(SOI):
             size = codestream_size(stream)
             small = size is not None and max(size) <= 2 * DECODED_EDGE
-            return decode_jpeg2000(stream)[::2, ::2, :3] if small else None
+            pixels = decode_jpeg2000(stream)[::2, ::2, :3] if small else None
+            return pixels if pixels is not None and pixels.dtype == np.uint8 else None
         size = frame_size(stream)
         shrink = 8 if size is not None and max(size) > DECODED_EDGE else 1
         return decode_jpeg(stream, tables, RGB, shrink=shrink)[::2, ::2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from her2batch.errors import InputError, SlideError
@@ -11,7 +12,7 @@ from her2batch.slides.dicom.joined import JoinedDicomSlide, series_files
 from her2batch.slides.ndpi import FORMAT as NDPI
 from her2batch.slides.ndpi import NdpiSlide
 from her2batch.slides.openslide import OpenSlideSlide
-from her2batch.slides.slide import Slide
+from her2batch.slides.slide import Box, Slide
 from her2batch.slides.tiff_slide import TiledTiffSlide
 from her2batch.slides.tiff_tables import NATIVE_FORMATS, UnsupportedTiff, detect_tiff_format
 
@@ -49,10 +50,20 @@ def open_slide(path: Path, reader: str = "auto", members: Sequence[Path] = ()) -
     try:
         return _open_tiff(path)
     except UnsupportedTiff as unsupported:
-        try:
-            return OpenSlideSlide(path)
-        except SlideError:
-            raise unsupported from None  # this error names the unsupported feature, OpenSlide's does not
+        with suppress(SlideError):
+            return _open_readable(path)
+        raise unsupported from None  # this error names the unsupported feature, OpenSlide's does not
+
+
+def _open_readable(path: Path) -> OpenSlideSlide:
+    """Open a slide through OpenSlide and read a px: OpenSlide opens files whose compression it cannot decode."""
+    slide = OpenSlideSlide(path)
+    try:
+        slide.read(Box(0, 0, 1, 1))
+    except SlideError:
+        slide.close()
+        raise
+    return slide
 
 
 def _is_dicom(path: Path) -> bool:

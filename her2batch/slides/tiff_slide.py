@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -25,6 +27,7 @@ from her2batch.slides.slide import (
 )
 from her2batch.slides.tiff.missing import missing_tiles, present_tiles, rebuild_tile
 from her2batch.slides.tiff.padding import StoredLevel, picture_sizes
+from her2batch.slides.tiff.segments import Conversion, Samples, fit_conversion
 from her2batch.slides.tiff_tables import ASSOCIATED_DAMAGED, TiffStructure, TileTable, crop_table, parse_tiff
 
 HEAD_BYTES, TAIL_BYTES = 1024, 16
@@ -44,9 +47,10 @@ class TiledTiffSlide(Slide):
         self._path, self._tiff = path, self._parse(path)
         self._handle = os.open(path, os.O_RDONLY)
         self._buffer = np.empty(0, np.uint8)
+        self._conversion = Conversion()
         try:
             self._remove_padding()
-            notes = (*self._tiff.notes, *self._decide_colours())
+            notes = (*self._tiff.notes, *self._decide_colours(), *self._fit_conversion())
         except SlideError:
             self.close()
             raise
@@ -149,6 +153,28 @@ class TiledTiffSlide(Slide):
         self._tiff = replace(self._tiff, levels=tuple(levels))
         self._mended_to_rgb = {k for k, wrong in enumerate(mended) if wrong and levels[k].colorspace == "RGB"}
         return ("colour-tag-mended",) if any(mended) else ()
+
+    def _fit_conversion(self) -> tuple[str, ...]:
+        """Find how samples of 16 bits and transparent px become 8-bit RGB; return a note if that is an assumption."""
+        smallest = self._tiff.levels[-1]
+        if smallest.samples == Samples() or smallest.compression == "jpeg":
+            return ()
+        stored = np.flatnonzero(smallest.stored)
+        picked = stored[np.unique(np.linspace(0, max(len(stored) - 1, 0), SAMPLED_TILES).astype(int))[: len(stored)]]
+        tiles = []
+        for index in picked.tolist():
+            with contextlib.suppress(SlideError):  # a damaged tile is found by whoever reads it
+                tiles.append(self._raw_samples(smallest, index)[::2, ::2].copy())
+        self._conversion, notes = fit_conversion(smallest.samples, tiles)
+        return notes
+
+    def _raw_samples(self, table: TileTable, index: int) -> NDArray[Any]:
+        """Decode a tile that is not JPEG, with all its planes, to its samples as stored: (h, w, n)."""
+        if table.planes == 1:
+            return self._decode_samples(table, index, self._tile_bytes(table, index), 1)
+        numbers = [index + plane * table.across * table.down for plane in range(table.planes)]
+        parts = [self._decode_samples(table, number, self._tile_bytes(table, number), 1) for number in numbers]
+        return np.concatenate(parts, axis=2)
 
     def _sample_streams(self, table: TileTable) -> list[bytes]:
         """Return up to SAMPLED_TILES streams of the right size, spread evenly over the stored tiles of a level."""
@@ -263,6 +289,8 @@ class TiledTiffSlide(Slide):
 
     def _decode_planes(self, table: TileTable, index: int) -> NDArray[np.uint8]:
         """Decode the red, green and blue of a tile, which are stored apart."""
+        if self._conversion.alpha is not None and table.planes == 4:
+            return self._conversion.to_rgb(self._raw_samples(table, index))
         numbers = [index + plane * table.across * table.down for plane in range(3)]
         return np.concatenate([self._decode(table, number) for number in numbers], axis=2)
 
@@ -279,12 +307,18 @@ class TiledTiffSlide(Slide):
     def _decode(self, table: TileTable, index: int, shrink: int = 1) -> NDArray[np.uint8]:
         """Decode a tile, shrunk if it is a JPEG: (tile_height, tile_width, 3) uint8 (the last strip may be lower).
 
-        The result is valid until the next call.
+        With several planes, the result has one colour.  The result is valid until the next call.
         """
-        data = self._tile_bytes(table, index)
+        pixels = self._decode_samples(table, index, self._tile_bytes(table, index), shrink)
+        if pixels.dtype == np.uint8 and self._conversion.alpha is None:
+            return pixels[..., : 1 if table.planes > 1 else 3]
+        return self._conversion.to_rgb(pixels)
+
+    def _decode_samples(self, table: TileTable, index: int, data: bytes, shrink: int) -> NDArray[Any]:
+        """Decode a tile to its samples: RGB for JPEG and JPEG 2000, else as stored. Raises SlideError."""
         try:
             if table.compression == "jpeg" and table.planes > 1:
-                pixels = jpeg.decode_grey_jpeg(data, table.jpeg_tables)
+                pixels: NDArray[Any] = jpeg.decode_grey_jpeg(data, table.jpeg_tables)
             elif table.compression == "jpeg":
                 pixels = self._decode_jpeg(table, data, shrink)
             elif table.compression == "jpeg2000":
@@ -301,7 +335,7 @@ class TiledTiffSlide(Slide):
         if pixels.ndim != 3 or pixels.shape[0] < height or pixels.shape[1] < width or pixels.shape[2] < samples:
             what = f"its tile {index} decodes to an array of {pixels.shape}, not of ({height}, {width}, {samples})"
             raise SlideError("unreadable", self._path, what)
-        return pixels[..., :samples]
+        return pixels
 
     def _decode_jpeg(self, table: TileTable, data: bytes, shrink: int) -> NDArray[np.uint8]:
         size = table.tile_width * table.tile_height * 3

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,9 +27,15 @@ from her2batch.slides.fingerprint import ByteRange, Directory, check_directories
 from her2batch.slides.tiff.formats import DETECTED_PAGES, pages_format, philips_spacings, slide_resolution
 from her2batch.slides.tiff.pages import Image, Page, choose_pages, load_pages
 from her2batch.slides.tiff.resolution import Resolution
-
-COMPRESSIONS = {1: "raw", 5: "lzw", 7: "jpeg", 8: "deflate", 32946: "deflate", 33003: "jpeg2000", 33004: "jpeg2000",
-                33005: "jpeg2000", 34712: "jpeg2000", 34925: "lzma", 50000: "zstd", 50001: "webp"}  # fmt: skip
+from her2batch.slides.tiff.segments import (
+    COMPRESSIONS,
+    PICTURE_CODECS,
+    Samples,
+    SegmentDecoder,
+    compression_remedy,
+    page_samples,
+    segment_decoder,
+)
 
 YCBCR_J2K = 33003
 RGB, YCBCR = 2, 6
@@ -57,9 +63,9 @@ ASSOCIATED_DAMAGED = "associated-image-damaged"
 class UnsupportedTiff(SlideError):
     """A valid TIFF with a feature that tile tables do not support; OpenSlide may read it."""
 
-    def __init__(self, path: Path | str, what: str) -> None:
-        super().__init__("unreadable", path, what)
-        self.args = (path, what)
+    def __init__(self, path: Path | str, what: str, remedy: str = "") -> None:
+        super().__init__("unreadable", path, what, remedy)
+        self.args = (path, what, remedy)
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,9 @@ class TileTable:
     jpeg_tables: bytes | None
     colorspace: str  # of the streams: RGB · YCBCR
     full_tiles: bool  # every stream holds a whole tile, also at the edges of the image; false for strips
-    decode_segment: Callable[[bytes, int], NDArray[np.uint8]] | None  # for what is neither JPEG nor JPEG 2000
+    decode_segment: SegmentDecoder | None  # for what is neither JPEG nor JPEG 2000
     is_stated: bool = field(default=True, kw_only=True)  # the file says that it is a level of the slide
+    samples: Samples = field(default=Samples(), kw_only=True)
     planes: int = field(default=1, kw_only=True)  # 1: a tile has all colours; 3 or 4: each colour has tiles of its own
 
     @property
@@ -223,10 +230,11 @@ def _check_pixels(path: Path, kind: str, page: Any, planes: int) -> None:
     planes: number of pages that make the image; with three, each has one sample.
     """
     if int(page.compression) not in COMPRESSIONS:
-        raise UnsupportedTiff(path, f"its compression {int(page.compression)} is not supported")
+        raise UnsupportedTiff(path, *compression_remedy(int(page.compression)))
     is_colour = page.samplesperpixel in (3, 4) and int(page.photometric) in (RGB, YCBCR)
-    if page.dtype != np.uint8 or not (is_colour or planes == 3):
-        what = f"the image is not 8-bit RGB ({page.samplesperpixel} × {page.dtype}), so it is not a brightfield slide"
+    if page.dtype not in (np.uint8, np.uint16) or not (is_colour or planes == 3):
+        found = f"{page.samplesperpixel} × {page.dtype}"
+        what = f"the image is not RGB of 8 or 16 bits ({found}), so it is not a brightfield slide"
         if page.dtype == np.uint8 and page.samplesperpixel == 1 and kind == "ome-tiff":
             remedy = "if its channels are red, green and blue, name them so in its OME-XML, or convert it to RGB"
             raise SlideError("not-a-slide", path, what, remedy)
@@ -238,7 +246,7 @@ def _check_pixels(path: Path, kind: str, page: Any, planes: int) -> None:
         raise UnsupportedTiff(path, "it is a volume")
     if page.planarconfig != 1 and int(page.photometric) == YCBCR:
         raise UnsupportedTiff(path, "its luminance and colours are stored in separate planes")
-    if int(page.photometric) == YCBCR and compression not in ("jpeg", "jpeg2000"):
+    if int(page.photometric) == YCBCR and compression not in PICTURE_CODECS:
         raise UnsupportedTiff(path, f"YCbCr with compression {compression} is not supported")
 
 
@@ -250,7 +258,7 @@ def _image_table(image: Image) -> TileTable:
     offsets = np.concatenate([table.offsets for table in tables])
     counts = np.concatenate([table.byte_counts for table in tables])
 
-    def decode(data: bytes, index: int) -> NDArray[np.uint8]:
+    def decode(data: bytes, index: int) -> NDArray[Any]:
         plane, tile = divmod(index, len(tables[0].offsets))
         decoder = tables[plane].decode_segment
         assert decoder is not None
@@ -283,20 +291,9 @@ def _tile_table(page: Any) -> TileTable:
     planes = int(page.samplesperpixel) if page.planarconfig == 2 else 1
     return TileTable(
         width, height, tile[0], tile[1], offsets, counts, compression, page.jpegtables,
-        "YCBCR" if ycbcr else "RGB", bool(page.is_tiled), _segment_decoder(page), planes=planes,
+        "YCBCR" if ycbcr else "RGB", bool(page.is_tiled), segment_decoder(page, compression, tile),
+        samples=page_samples(page), planes=planes,
     )  # fmt: skip
-
-
-def _segment_decoder(page: Any) -> Callable[[bytes, int], NDArray[np.uint8]]:
-    """Return the decoder of a page's segments (tiles or strips), for any compression that tifffile supports."""
-
-    def decode(data: bytes, index: int) -> NDArray[np.uint8]:
-        pixels = page.decode(data, index)[0]
-        if pixels is None:
-            raise ValueError("the segment is empty")
-        return np.asarray(pixels[0], np.uint8)
-
-    return decode
 
 
 def _check_shape(path: Path, table: TileTable) -> None:

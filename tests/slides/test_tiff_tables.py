@@ -164,13 +164,13 @@ def parse_error(path: Path) -> SlideError:
 @pytest.mark.parametrize(
     ("image", "more"),
     [
-        (RGB.astype(np.uint16), {}),
+        (RGB.astype(np.uint32), {}),
         (RGB[..., 0].copy(), {"photometric": "minisblack"}),
         (RGB.astype(np.float32), {}),
         (np.zeros((300, 500, 5), np.uint8), {"photometric": "minisblack", "planarconfig": "contig"}),
     ],
 )
-def test_images_that_are_not_8_bit_rgb_are_no_slides(
+def test_images_that_are_not_rgb_of_8_or_16_bits_are_no_slides(
     tmp_path: Path, image: np.ndarray, more: dict[str, object]
 ) -> None:
     error = parse_error(write_tiff(tmp_path / "a.tiff", image, **more))
