@@ -25,7 +25,7 @@ from her2batch.errors import SlideError
 from her2batch.slides.fingerprint import ByteRange, check_directories
 from her2batch.slides.jpeg import EOI, FRAME_MARKERS, SOI, header_segments
 from her2batch.slides.tiff.pages import has_same_aspect
-from her2batch.slides.tiff.resolution import tag_resolution
+from her2batch.slides.tiff.resolution import choose_resolution, tag_statements
 from her2batch.slides.tiff_slide import TiledTiffSlide
 from her2batch.slides.tiff_tables import (
     TIFFFILE_ERRORS,
@@ -155,7 +155,8 @@ def parse_ndpi(path: Path) -> TiffStructure:
                 raise UnsupportedTiff(path, "none of its images is a level of a slide")
             pages.sort(key=lambda page: -int(page.imagewidth))
             levels = tuple(_level_table(path, file.filehandle, page) for page in pages)
-            mpp, lens = tag_resolution(pages[0]), float(pages[0].tags.valueof(SOURCE_LENS))
+            lens = float(pages[0].tags.valueof(SOURCE_LENS))
+            stated = choose_resolution(tag_statements(pages[0], ""), lens if lens > 0 else None)
     except TIFFFILE_ERRORS as error:
         raise SlideError("unreadable", path, f"its TIFF structure cannot be parsed ({error})") from error
     for finer, coarser in pairwise(levels):
@@ -165,7 +166,10 @@ def parse_ndpi(path: Path) -> TiffStructure:
             or not has_same_aspect((coarser.width, coarser.height), (levels[0].width, levels[0].height))
         ):
             raise UnsupportedTiff(path, "its levels do not have one aspect ratio")
-    return TiffStructure(FORMAT, levels, (), mpp, lens if lens > 0 else None, directories, lists)
+    mpp = (stated.x, stated.y)
+    return TiffStructure(
+        FORMAT, levels, (), mpp, stated.objective, directories, lists, notes=stated.notes, mpp_problem=stated.problem
+    )  # fmt: skip
 
 
 def _is_level(page: Any) -> bool:

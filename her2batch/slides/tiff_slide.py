@@ -393,4 +393,5 @@ def _touches_picture(table: TileTable, index: int, start: int, end: int) -> bool
 
 def _as_stored(table: TileTable) -> StoredLevel:
     tile_bytes = table.byte_counts.reshape(table.planes, -1).sum(axis=0)
-    return StoredLevel((table.width, table.height), (table.tile_width, table.tile_height), tile_bytes, table.is_stated)
+    tile = (table.tile_width, table.tile_height) if table.full_tiles else (1, 1)  # strips are not padded
+    return StoredLevel((table.width, table.height), tile, tile_bytes, table.is_stated)

@@ -77,6 +77,25 @@ def one_tile(**more: tuple) -> list:
     return image_entries(256, 256, 256, [FIRST], [len(TILE)], **more)
 
 
+def share_value(data: bytes, tag: int, kind: int, mark: bytes, value: bytes) -> bytes:
+    """Let all entries with the 8 bytes `mark` as their value point to one value of any size, behind the file."""
+    entry = struct.pack("<HHQ", tag, kind, 8) + mark
+    count = len(value) // {ASCII: 1, LONG8: 8}[kind]
+    return data.replace(entry, struct.pack("<HHQQ", tag, kind, count, len(data))) + value
+
+
+def web_of_subifds(count: int) -> bytes:
+    """Return a BigTIFF each of whose directories lists all the others as its SubIFDs."""
+    mark = struct.pack("<Q", 2**63 + 7)
+    data = big_tiff([one_tile(s=(330, LONG8, [2**63 + 7]))] * count, TILE)
+    first = struct.unpack_from("<Q", data, 8)[0]
+    entries = struct.unpack_from("<Q", data, first)[0]
+    second = struct.unpack_from("<Q", data, first + 8 + 20 * entries)[0]
+    starts = [first + (second - first) * k for k in range(1, count)]
+    data = data.replace(struct.pack("<HHQ", 330, LONG8, 1) + mark, struct.pack("<HHQ", 330, LONG8, 8) + mark)
+    return share_value(data, 330, LONG8, mark, struct.pack(f"<{len(starts)}Q", *starts))
+
+
 def tiny_tiles(**more: tuple) -> list:
     """Return the directory of an image with a million tiles of one byte each."""
     return image_entries(16_000, 16_000, 16, [FIRST] * 10**6, [1] * 10**6, **more)
@@ -167,6 +186,10 @@ MALICIOUS_SLIDES: dict[str, Callable[[], bytes]] = {
     "loop-of-three.svs": lambda: big_tiff([one_tile()] * 3, TILE, loop=0),
     "loop-below.tiff": lambda: big_tiff([one_tile(s=(330, LONG8, [FIRST + len(TILE)]))], TILE),
     "many-directories.tiff": lambda: big_tiff([one_tile()] * 20_000, TILE),
+    "shared-description.tiff": lambda: share_value(
+        big_tiff([one_tile(d=(270, ASCII, b"shared!\0"))] * 5_000, TILE), 270, ASCII, b"shared!\0", b"<OME>" * 6_000_000
+    ),
+    "web-of-subdirectories.tiff": lambda: web_of_subifds(4_000),
     "million-of-one-byte.tiff": lambda: big_tiff([tiny_tiles()], TILE),
     "million-of-one-byte.svs": lambda: big_tiff(
         [tiny_tiles(d=(270, ASCII, b"Aperio |MPP = 0.5\0"))], TILE

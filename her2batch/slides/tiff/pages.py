@@ -183,11 +183,12 @@ def _finest_image(pages: Sequence[Page], images: Sequence[OmeImage]) -> Image:
 
 
 def _largest(images: Sequence[Image]) -> Image:
-    """Return the largest tiled image, or one in strips if it is much larger."""
+    """Return the largest tiled image, or one in strips if it is much larger, or larger and of the same shape."""
     best = max(images, key=lambda image: image[0].pixels)
     tiled = [image for image in images if image[0].page.is_tiled]
     best_tiled = max(tiled, key=lambda image: image[0].pixels, default=best)
-    return best if best[0].pixels > STRIPS_LEAD * best_tiled[0].pixels else best_tiled
+    is_same = has_same_aspect(best_tiled[0].size, best[0].size)
+    return best if is_same or best[0].pixels > STRIPS_LEAD * best_tiled[0].pixels else best_tiled
 
 
 def _colour_triples(pages: Sequence[Page], images: Sequence[OmeImage]) -> Iterator[Image]:

@@ -114,6 +114,13 @@ def test_marked_image_is_no_slide_even_if_it_is_larger(tmp_path: Path, more: dic
     assert (sizes(found), len(found.others), found.notes) == (THREE[:2], 1, ())
 
 
+def test_finest_level_in_strips_with_tiled_levels(tmp_path: Path) -> None:
+    for tagged in (True, False):
+        pages = [(image, {"tile": (128, 128), "subfiletype": int(tagged)}) for image in levels(IMAGE)]
+        pages[0][1].update(tile=None, subfiletype=0)
+        assert sizes(parse_tiff(write_pages(tmp_path / "a.tif", pages))) == THREE
+
+
 def test_tiled_thumbnail_after_the_finest_level_hides_no_level(tmp_path: Path) -> None:
     images = [IMAGE, halved(IMAGE, 4), halved(IMAGE), halved(IMAGE, 2)]
     arrow = "Aperio Image Library v12\r\n700x900 -> 43x56"
