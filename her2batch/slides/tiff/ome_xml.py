@@ -45,9 +45,10 @@ class OmeImage:
         """Return whether the image is named like a label, macro image or thumbnail."""
         return ASSOCIATED_NAME.search(self.name) is not None
 
-    def has_size(self, width: int, height: int) -> bool:
-        """Return whether the image has this size, px."""
-        return (self.width, self.height) == (width, height)
+    def has_size(self, width: int, height: int, slack: tuple[int, int] = (1, 1)) -> bool:
+        """Return whether the image has this size, px, or is smaller by less than `slack` along each axis."""
+        pairs = zip((width, height), (self.width, self.height), slack, strict=True)
+        return all(own is not None and 0 <= size - own < less for size, own, less in pairs)
 
     def has_page(self, number: int | None) -> bool:
         """Return whether the image's TiffData name the page with this number in the file."""
@@ -151,15 +152,18 @@ _READERS = {
 }
 
 
-def find_image(images: Sequence[OmeImage], page: int | None, width: int, height: int) -> tuple[OmeImage | None, bool]:
+def find_image(
+    images: Sequence[OmeImage], page: int | None, width: int, height: int, tile: tuple[int, int] = (1, 1)
+) -> tuple[OmeImage | None, bool]:
     """Return the image that describes a page, and whether the evidence for it agrees.
 
-    page: number of the page in the file.  An image with the page and its size is certain. Else the size decides, if
-    one image has it: some writers number the pages of their XML before they write others in front of them. Else the
-    page decides, and the size disagrees.
+    page: number of the page in the file.  tile: px, to which the page may be padded.  An image with the page and its
+    size is certain. Else the size decides, if one image has it: some writers number the pages of their XML before they
+    write others in front of them. Else the page decides, and the size disagrees.
     """
     of_page = [image for image in images if image.has_page(page)]
     of_size = [image for image in images if image.has_size(width, height)]
+    of_size = of_size or [image for image in of_page if image.has_size(width, height, tile)]
     both = [image for image in of_page if image in of_size]
     numbered = any(image.lists_pages for image in images)
     if both:

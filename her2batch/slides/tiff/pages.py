@@ -66,6 +66,11 @@ class Page:
         return int(self.page.imagewidth), int(self.page.imagelength)
 
     @property
+    def tile(self) -> tuple[int, int]:
+        """Width and height of its tiles, px; of the page if it is stored in strips."""
+        return (int(self.page.tilewidth), int(self.page.tilelength)) if self.page.is_tiled else self.size
+
+    @property
     def pixels(self) -> int:
         """Number of px."""
         return self.size[0] * self.size[1]
@@ -154,7 +159,7 @@ def choose_pages(pages: Sequence[Page], ignores_shape: bool = False) -> SlidePag
     images = next((found for page in pages if (found := parse_ome_xml(page.description))), [])
     base = _finest_image(pages, images)
     first = base[0]
-    ome, agrees = find_image(images, first.number, *first.size)
+    ome, agrees = find_image(images, first.number, *first.size, first.tile if first.page.is_tiled else (1, 1))
     levels = [base, *_find_levels(pages, base, _OmeImages(images, ome), ignores_shape)]
     used = {id(page) for image in levels for page in image}
     others = tuple(page for page in pages if id(page) not in used)
@@ -269,9 +274,9 @@ def _is_level(page: Page, first: Page, ignores_shape: bool) -> bool:
     (width, height), (base_width, base_height) = page.size, first.size
     if page.is_marked or page.kind != first.kind or not (0 < width < base_width and 0 < height < base_height):
         return False
-    tile = (int(page.page.tilewidth), int(page.page.tilelength)) if page.page.is_tiled else (width, height)
     has_shape = ignores_shape or has_same_aspect(page.size, first.size)
-    if not has_shape and not (min(tile) > 0 and page.size != tile and padded_factors(first.size, page.size, tile)):
+    is_padded = min(page.tile) > 0 and page.size != page.tile and padded_factors(first.size, page.size, page.tile)
+    if not has_shape and not is_padded:
         return False  # a single tile has any shape
     own, base = tag_resolution(page.page)[0], tag_resolution(first.page)[0]
     low, high = MPP_RANGE

@@ -25,6 +25,7 @@ LEICA = ome_xml(("scan", (400, 600), 0.25, 0)).replace("<Image", "<!-- www.leica
         ({"description": LEICA.encode()}, "ome-tiff"),
         ({"description": QPI}, "generic-tiff"),
         ({"description": "iScan Coreo"}, "generic-tiff"),
+        ({"description": "level=0 mag=40 quality=90"}, "generic-tiff"),
         ({"extratags": [(65420, 4, 1, 1, True)]}, "generic-tiff"),
         ({"extratags": [(700, 7, len(ISCAN), ISCAN, True)]}, "generic-tiff"),
     ],

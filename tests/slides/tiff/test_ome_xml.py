@@ -31,6 +31,12 @@ def test_disagreement_of_page_and_size_is_reported() -> None:
     assert find_image(parse_ome_xml(ome_xml(MACRO, SLIDE)), 7, 100, 100) == (None, False)
 
 
+def test_page_may_be_padded_to_whole_tiles() -> None:
+    images = parse_ome_xml(ome_xml(SLIDE, MACRO))
+    assert find_image(images, 1, 4096, 3072, (256, 256)) == (images[0], True)
+    assert find_image(images, 1, 4096, 3072) == (images[0], False)
+
+
 def test_images_of_one_size_and_two_resolutions_do_not_agree() -> None:
     one, two = ("a", (512, 512), 0.25, None), ("b", (512, 512), 0.5, None)
     assert find_image(parse_ome_xml(ome_xml(one, two)), None, 512, 512)[1] is False

@@ -1,5 +1,6 @@
 """The choice of the pages that are the slide, in every order and shape in which writers put them."""
 
+import struct
 from itertools import permutations
 from pathlib import Path
 
@@ -201,3 +202,38 @@ def test_size_that_no_image_has_is_flagged(tmp_path: Path) -> None:
     more = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER", "description": xml}
     found = parse_tiff(write_pages(tmp_path / "a.ome.tif", [(IMAGE, more)]))
     assert (found.mpp[0], found.notes) == (pytest.approx(0.5), (DISAGREE,))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_series_with_subifds_of_their_own(tmp_path: Path, first: bool) -> None:
+    """A slide, and a macro image with SubIFDs too, as QuPath and raw2ometiff write them."""
+    path = tmp_path / "a.ome.tif"
+    slide, macro = ("scan", (700, 900), 0.25, int(first)), ("macro", (640, 320), None, int(not first))
+    series = [(levels(MACRO, 2), macro), (levels(IMAGE), slide)]
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for images, _ in series if first else series[::-1]:
+            xml = ome_xml(slide, macro).encode() if file.filehandle.tell() < 100 else None
+            usual = {"tile": (128, 128), "photometric": "rgb", "metadata": None}
+            file.write(images[0], subifds=len(images) - 1, description=xml, **usual)
+            for image in images[1:]:
+                file.write(image, subfiletype=1, **usual)
+    found = parse_tiff(path)
+    assert (sizes(found), found.mpp, found.notes) == (THREE, (0.25, 0.25), ())
+
+
+def test_chain_of_subifds_of_which_only_the_first_is_listed(tmp_path: Path) -> None:
+    path = write_subifds(tmp_path / "a.tif", levels(IMAGE), {})
+    with tifffile.TiffFile(path) as file:
+        tag = file.pages[0].tags[330]
+        at, first = tag.offset, tag.value[0]
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<II", data, at + 4, 1, first)
+    path.write_bytes(data)
+    assert sizes(parse_tiff(path)) == THREE
+
+
+def test_planes_of_colour_may_have_subifds(tmp_path: Path) -> None:
+    images = levels(IMAGE)
+    planes = [np.ascontiguousarray(np.moveaxis(image, -1, 0)) for image in images]
+    path = write_subifds(tmp_path / "a.tif", planes, {}, planarconfig="separate", compression="deflate")
+    assert all(np.array_equal(*pair) for pair in zip(read_levels(path), images, strict=True))
