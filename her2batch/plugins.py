@@ -11,7 +11,7 @@ A built-in name is found without reading any package metadata, so the command li
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -42,7 +42,8 @@ class Registry(Generic[Row]):
     """Rows by name: built in, registered in this process, or added by an installed package. Built-in rows come first.
 
     noun: what a row is, for messages ("encoder").  group: the entry points' group.  kinds: classes of a valid row.
-    builtin: the rows of her2batch.  reserved: further names that no row may have.
+    builtin: the rows of her2batch.  reserved: further names that no row may have.  convert: makes a row of what
+    packages and programs may give instead; it returns anything else as it is.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class Registry(Generic[Row]):
         kinds: tuple[type, ...],
         builtin: Mapping[str, Row],
         reserved: Collection[str] = (),
+        convert: Callable[[Any], Any] = lambda row: row,
     ) -> None:
+        self._convert = convert
         self.noun, self.group, self._kinds = noun, group, kinds
         self._builtin, self._reserved = builtin, reserved
         self._registered: dict[str, Row] = _registered.setdefault(group, {})
@@ -93,6 +96,7 @@ class Registry(Generic[Row]):
 
         Registering a name a second time replaces its row, so that a notebook cell can be run again.
         """
+        row = self._convert(row)
         self._check(name, row, f"the {self.noun} {name!r} cannot be registered", "register it under another name")
         if name in self._entry_points():
             package = _package(self._entry_points()[name])
@@ -133,7 +137,7 @@ class Registry(Generic[Row]):
         what = f"the {self.noun} {point.name!r} of package {package.name} {package.version} cannot be loaded"
         remedy = f"run `pip install --upgrade {package.name}`, or `pip uninstall {package.name}`"
         try:
-            row: Row = point.load()
+            row: Row = self._convert(point.load())
         except Exception as error:  # the code of another package may raise anything
             raise InputError(f"{what} ({type(error).__name__}: {error})", None, remedy) from error
         self._check(point.name, row, what, remedy)

@@ -226,13 +226,15 @@ def test_an_encoder_and_a_method_of_an_installed_package_work_by_name(tmp_path: 
     table = pq.read_table(next((cohort / "tables" / "embeddings" / "colour").glob("*.parquet")))
     assert table.schema.field("embedding").type.list_size == 6
 
-    options = ("--method", "mean-pool", "--input", "colour", "--task", "her2-binary", "--folds", "3",
-               "--option", "epochs=4", "--option", "hidden=5", "--workers", "0", "--out", out)  # fmt: skip
+    options = ("--method", "mean-pool", "--method", "abmil", "--input", "colour", "--task", "her2-binary",
+               "--folds", "3", "--option", "epochs=4", "--option", "hidden=5",
+               "--workers", "0", "--out", out)  # fmt: skip
     train = run("train", cohort, "--labels", labels, *options, site=site)
     assert train.returncode == 0, train.stderr
     bundle = tomllib.loads((out / "bundle" / "bundle.toml").read_text())
     assert bundle["packages"] == [
         {"adds": "encoder", "name": "colour", "package": "her2batch-example", "version": "1.2.0"},
+        {"adds": "mil", "name": "abmil", "package": "her2batch-example", "version": "1.2.0"},
         {"adds": "mil", "name": "mean-pool", "package": "her2batch-example", "version": "1.2.0"},
     ]
     assert bundle["models"][0]["settings"] == {"hidden": 5}
@@ -243,7 +245,7 @@ def test_an_encoder_and_a_method_of_an_installed_package_work_by_name(tmp_path: 
     assert score.returncode == 0, score.stderr
     assert json.loads(score.stdout)["scored"] == 6
     predictions = pq.read_table(cohort / "tables" / "predictions" / json.loads(score.stdout)["bundle"])
-    assert set(predictions["method"].to_pylist()) == {"mean-pool"}
+    assert set(predictions["method"].to_pylist()) == {"mean-pool", "abmil"}
 
     without = run("score", cohort, "--bundle", out / "bundle", "--workers", "0")
     assert without.returncode == 2

@@ -6,12 +6,14 @@ multiplies it in hardware (4 × float32 on a core with avx512_bf16), float32 els
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from her2batch.errors import InputError
 
 RandomGenerator = np.random.Generator
 
@@ -42,6 +44,62 @@ class MilModel(Protocol):
         bag: (N, D), N ≥ 1.  label: the slide's class, in training only.  rng: for random choices in training; None: no
         randomness.  size: number of instances; rows of the bag after them are padding (see `padded_size`).
         """
+
+
+class BagClassifier(nn.Module):
+    """A network of another package that knows bags only, as a MilModel.
+
+    Its forward takes a bag, (N, D) float32, and returns logits, (C,), or logits and attention, (N,) or (K, N), of sum 1
+    over N; K is 1, or C. Its loss is the cross-entropy. Its tensors keep their names in files. Random choices, such as
+    dropout, depend on the seed of the training alone.
+    """
+
+    def __init__(self, network: nn.Module, method: str, n_classes: int) -> None:
+        super().__init__()
+        self.network, self._method, self._n_classes = network, method, n_classes
+
+    def forward(
+        self, bag: torch.Tensor, label: int | None = None, rng: RandomGenerator | None = None, size: int | None = None
+    ) -> MilOutput:
+        """Classify one bag. See MilModel. Raises InputError where the network gives something of another shape."""
+        bag = bag[: len(bag) if size is None else size].float()
+        if rng is None:
+            found = self.network(bag)
+        else:
+            with torch.random.fork_rng(devices=[bag.device] if bag.is_cuda else []):
+                torch.manual_seed(int(rng.integers(2**62)))
+                found = self.network(bag)
+        logits, attention = self._checked(found, len(bag))
+        if label is None:
+            return MilOutput(logits, attention)
+        return MilOutput(logits, attention, F.cross_entropy(logits[None], torch.tensor([label], device=bag.device)))
+
+    def _checked(self, found: Any, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits, (C,), and attention, (K, n), of what the network gave. Raises InputError."""
+        logits, attention = found if isinstance(found, tuple) else (found, None)
+        if not isinstance(logits, torch.Tensor) or logits.numel() != self._n_classes:
+            shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            self._refuse(f"logits {shape}", f"({self._n_classes},), one for each class, and 1 for a number")
+        if attention is None:
+            return logits.reshape(-1).float(), torch.full((1, n), 1 / n, device=logits.device)
+        if attention.numel() not in (n, n * self._n_classes):
+            self._refuse(f"attention {tuple(attention.shape)} for {n} tiles", f"({n},), of sum 1")
+        attention = attention.float().reshape(-1, n)
+        if not self.training and not bool(torch.isclose(attention.sum(1), attention.new_ones(()), atol=1e-3).all()):
+            self._refuse("attention whose sum is not 1", "a softmax over the tiles")
+        return logits.reshape(-1).float(), attention
+
+    def _refuse(self, found: str, expected: str) -> NoReturn:
+        what = f"the network of MIL method {self._method!r} gives {found}"
+        raise InputError(what, None, f"its forward must return {expected}")
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the network's own tensors, by its own names."""
+        return self.network.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load the network's own tensors."""
+        return self.network.load_state_dict(*args, **kwargs)
 
 
 def product_dtype(device: str) -> torch.dtype:

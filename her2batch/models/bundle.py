@@ -328,7 +328,10 @@ def load_mil_head(bundle: Bundle, entry: ModelEntry) -> Any:
     assert dim is not None
     try:
         return network_with_weights(
-            lambda: mil_registry.build_mil_network(entry.method, dim, outputs, settings), read_weights(path), path
+            lambda: mil_registry.build_mil_network(entry.method, dim, outputs, settings),
+            read_weights(path),
+            path,
+            without_storage=mil_registry.is_builtin_mil(entry.method),
         )
     except WeightsError as error:
         raise InputError(error.message, path, COPY_AGAIN) from error

@@ -6,6 +6,7 @@ Rows are read without torch: a row names its network as text, which is imported 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -51,8 +52,12 @@ MIL_SPACE: Final[SearchSpace] = {
 """Search space of CLAM and DTFD-MIL. All methods share it, so that one seed draws the same trials for each of them; a
 method ignores the settings that it does not have."""
 
-NetworkBuilder = Callable[[int, int, Any], "nn.Module"]
-"""(length of an embedding, number of classes, settings) → a network that follows `attention.MilModel`."""
+NetworkBuilder = Callable[..., "nn.Module"]
+"""(length of an embedding, number of classes, settings) → a network. It may do without the settings.
+
+The network follows `attention.MilModel`, or takes a bag, (N, D) float32, alone and returns logits, (C,), or logits and
+attention, (N,): see `attention.BagClassifier`. A class of such networks is a builder.
+"""
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class MilMethod:
     build: a NetworkBuilder, or its name as "package.module:function".
     settings: the model of its settings: MilSettings or a subclass with further fields, each an `--option NAME=VALUE`.
     defaults: settings whose default differs from the model's.
-    shape: settings that decide what a trained network computes; a bundle keeps them.
+    shape: settings that decide what a trained network computes. A bundle keeps them, and all that `settings` adds.
     space: what `tune` searches.
     sampling: how an epoch draws its bags: class-balanced with replacement, or each once in random order.
     lr_drop: (epoch, factor): after this epoch the learning rate is multiplied by the factor.
@@ -105,8 +110,14 @@ MIL_METHODS: Final[dict[str, MilMethod]] = {
 }
 """Method → its row. Approach 1 of the paper: attention over the embeddings of a slide's tiles."""
 
+
+def _as_method(row: Any) -> Any:
+    """Return the row of a class of networks; anything else as it is."""
+    return MilMethod(row) if isinstance(row, type) and callable(getattr(row, "forward", None)) else row
+
+
 _registry: Final = Registry(
-    "MIL method", GROUP, (MilMethod,), MIL_METHODS, reserved=(*IMAGE_METHODS, *COUNTS_METHODS, MEMBRANE_RULE)
+    "MIL method", GROUP, (MilMethod,), MIL_METHODS, (*IMAGE_METHODS, *COUNTS_METHODS, MEMBRANE_RULE), _as_method
 )
 
 
@@ -133,15 +144,15 @@ def mil_package(name: str) -> Package | None:
     return _registry.package_of(name)
 
 
-def register_mil(name: str, spec: MilMethod) -> None:
-    """Add a MIL method to this program, by name, for `train`, `tune` and `score`.
+def register_mil(name: str, spec: MilMethod | type[nn.Module]) -> None:
+    """Add a MIL method to this program, by name, for `train`, `tune` and `score`: a row, or a class of networks.
 
     The Ray workers that this program starts get it too; their machines must be able to import what it refers to. A
     bundle that is trained with it can be used where the same name is registered. For the command line, and for every
     process on its own, let a package add it: entry point group "her2batch.mil".
     Raises InputError for a name that is taken or not valid, and for anything but a MilMethod.
     """
-    _registry.register(name, spec)
+    _registry.register(name, _as_method(spec))
 
 
 def build_mil_network(method: str, dim: int, n_classes: int, settings: MilSettings) -> Any:
@@ -158,4 +169,27 @@ def build_mil_network(method: str, dim: int, n_classes: int, settings: MilSettin
         remedy = f"run `pip install --upgrade {package.name}`" if package is not None else "install what it imports"
         what = f"the network of MIL method {method!r}{owner} cannot be imported ({error})"
         raise InputError(what, None, remedy) from error
-    return build(dim, n_classes, settings)
+    network = build(dim, n_classes, settings) if _takes_settings(build) else build(dim, n_classes)
+    if "label" in inspect.signature(network.forward).parameters:
+        return network
+    from her2batch.models.attention import BagClassifier
+
+    return BagClassifier(network, method, n_classes)
+
+
+def _takes_settings(build: NetworkBuilder) -> bool:
+    """Return whether a builder has a third positional parameter."""
+    parameters = inspect.signature(build).parameters.values()
+    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    return len(positional) > 2 or any(one.kind is one.VAR_POSITIONAL for one in parameters)
+
+
+def shape_settings(method: str) -> set[str]:
+    """Return the names of the settings that a bundle keeps: `shape`, and those that the method's own model adds."""
+    row = mil_method(method)
+    return set(row.shape) | (set(row.settings.model_fields) - set(MilSettings.model_fields))
+
+
+def is_builtin_mil(name: str) -> bool:
+    """Return whether a MIL method is one of her2batch's own."""
+    return _registry.is_builtin(name)

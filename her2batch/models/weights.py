@@ -193,15 +193,16 @@ def rename_in_order(tensors: dict[str, torch.Tensor], names: Sequence[str]) -> d
 
 
 def network_with_weights(
-    build: Callable[[], torch.nn.Module], state: dict[str, torch.Tensor], path: Path
+    build: Callable[[], torch.nn.Module], state: dict[str, torch.Tensor], path: Path, without_storage: bool = True
 ) -> torch.nn.Module:
     """Return a network with these weights, frozen, in evaluation mode. Raises WeightsError when names or shapes differ.
 
-    The network is first built without storage: random weights of a ViT-g alone would take 15 s.
+    without_storage: build the network first without storage, as random weights of a ViT-g alone take 15 s. The network
+    of another package may have tensors that are in no file, and is built as it is.
     """
     import torch
 
-    with torch.device("meta"):
+    with torch.device("meta" if without_storage else "cpu"):
         net = build()
     expected = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
     actual = {key: tuple(tensor.shape) for key, tensor in state.items()}
@@ -209,7 +210,9 @@ def network_with_weights(
     if different:
         what = f"does not fit: {len(different)} tensors are missing, extra or of another shape, first {different[0]}"
         raise WeightsError(what, path, "use the file that belongs to this name")
-    if not {name for name, _ in net.named_buffers()} <= expected.keys():  # buffers in no file, such as Swin's indices
+    if (
+        without_storage and not {name for name, _ in net.named_buffers()} <= expected.keys()
+    ):  # buffers in no file, such as Swin's indices
         net = build()
     net.load_state_dict(state, assign=True)
     return net.requires_grad_(False).eval()

@@ -22,7 +22,7 @@ from scipy.optimize import minimize_scalar
 
 from her2batch.models.bundle import Bundle, BundleInfo, ModelEntry, PackageEntry, save_bundle
 from her2batch.models.encoders import encoder_licence, encoder_package
-from her2batch.models.mil_registry import mil_method, mil_package
+from her2batch.models.mil_registry import mil_package, shape_settings
 from her2batch.models.predictor import MIN_PROBABILITY, apply_temperature
 from her2batch.settings import ImageSettings, MilSettings, Plan, Training
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit, encoder_folder
@@ -144,7 +144,7 @@ def _is_of(predictions: pa.Table, unit: Unit) -> pa.ChunkedArray:
 
 def _further_settings(method: str, settings: MilSettings) -> dict[str, Any] | None:
     """Return the settings in the shape of a method that have no field of their own in a bundle; None without any."""
-    names = set(mil_method(method).shape) - {"pseudo_bags", "splits_at_test"}
+    names = shape_settings(method) - {"pseudo_bags", "splits_at_test"}
     return settings.model_dump(mode="json", include=names, exclude_none=True) or None
 
 
