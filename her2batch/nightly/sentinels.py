@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from her2batch.assessment import DERIVED_TASKS, IHC_TASK
 from her2batch.errors import InputError
 from her2batch.files.atomic import atomic_write
 from her2batch.settings import SentinelSettings
@@ -91,8 +92,20 @@ def find_deviations(
         deviations += [f"{slide_id}, {key}: the prediction is new" for key in sorted(now.keys() - before.keys())]
         for key in sorted(before.keys() & now.keys()):
             if (change := _describe_change(before[key], now[key], settings)) is not None:
+                if before[key]["predicted"] != now[key]["predicted"] and _hangs_on_ish(key, before, now):
+                    change = "the class changed; with 2+ only ISH decides it"
                 deviations.append(f"{slide_id}, {key}: {change}")
     return deviations
+
+
+def _hangs_on_ish(key: str, *predictions: SlidePredictions) -> bool:
+    """Return whether a prediction is of a task that ISH decides, of a slide that is 2+ in any of these predictions."""
+    scores = [own for of_slide in predictions for name, own in of_slide.items() if _task_of(name) == IHC_TASK]
+    return _task_of(key) in DERIVED_TASKS and any(own["predicted"] == "2+" for own in scores)
+
+
+def _task_of(key: str) -> str:
+    return key.partition(" · ")[0]
 
 
 def _describe_change(before: Mapping[str, Any], now: Mapping[str, Any], settings: SentinelSettings) -> str | None:

@@ -82,3 +82,14 @@ def test_missing_sentinels_and_a_damaged_reference_are_reported(cohort: Cohort, 
     (tmp_path / "s.json").write_text("{")
     with pytest.raises(InputError, match="not a valid reference of the sentinels"):
         check_sentinels(cohort, tmp_path / "s.json", SETTINGS, IDS)
+
+
+def test_a_deviation_names_no_definite_class_of_a_2_plus_slide() -> None:
+    def of(ihc: str, status: str) -> dict:
+        values = {"her2-4way · membrane": ihc, "her2-binary · clam-sb": status}
+        return {"S1": {key: {"predicted": name, "p": [1.0], "score": None} for key, name in values.items()}}
+
+    (found,) = find_deviations(of("2+", "negative"), of("2+", "positive"), SETTINGS)
+    assert found == "S1, her2-binary · clam-sb: the class changed; with 2+ only ISH decides it"
+    (found,) = find_deviations(of("3+", "negative"), of("3+", "positive"), SETTINGS)
+    assert found.endswith("class negative → positive")
