@@ -121,7 +121,8 @@ def settle_labels(
         return []
     write_labels(updater.cohort, labels.stored_rows())
     changed = apply_labels(updater.cohort, labels, bundle)
-    updater.reload_rows()
+    if changed or updater.cohort.damaged_slides():
+        updater.reload_rows()
     return changed
 
 

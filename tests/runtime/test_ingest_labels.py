@@ -150,6 +150,23 @@ def test_rows_of_an_earlier_version_get_their_labels(tmp_path: Path) -> None:
     ]
 
 
+def test_labels_of_patients_meet_every_slide_of_theirs_also_later_ones(tmp_path: Path) -> None:
+    scan(tmp_path, "TCGA-3C-AAAU-01Z-00-DX1.2F3A.svs", "TCGA-3C-AALI-01Z-00-DX1.svs", "TCGA-ZZ-0000-01Z.svs")
+    table = "#Patient Identifier\tHER2\n#STRING\tSTRING\nPATIENT_ID\tHER2_IHC_SCORE\n"
+    summary = run(tmp_path, f"{table}TCGA-3C-AAAU\t3\nTCGA-3C-AALI\t1\nTCGA-3C-AALK\t0\n")
+    assert summary.labels is not None
+    assert [entry["slide_id"] for entry in summary.labels.unmet] == ["TCGA-3C-AALK"]
+    assert summary.labels.unlabelled == ["TCGA-ZZ-0000-01Z"]
+    scan(tmp_path, "TCGA-3C-AAAU-01A-01-BSA.svs")
+    run(tmp_path)
+    assert patients(tmp_path) == {
+        "TCGA-3C-AAAU-01Z-00-DX1.2F3A": "TCGA-3C-AAAU", "TCGA-3C-AAAU-01A-01-BSA": "TCGA-3C-AAAU",
+        "TCGA-3C-AALI-01Z-00-DX1": "TCGA-3C-AALI", "TCGA-ZZ-0000-01Z": None,
+    }  # fmt: skip
+    labels = stored_labels(Cohort(tmp_path / "cohort"))
+    assert labels["TCGA-3C-AAAU-01A-01-BSA"]["her2"] == "3+"
+
+
 def test_a_sheet_with_other_headers_is_mapped(tmp_path: Path) -> None:
     scan(tmp_path, "S1.svs")
     run(tmp_path, "Datei;Fall\nS1.svs;P1\n", columns={"slide_id": "Datei", "patient_id": "Fall"})

@@ -70,16 +70,14 @@ class LabelBook(Mapping[str, Row]):
     def add_slides(self, slides: Iterable[tuple[str, str | None]]) -> None:
         """Add slides: id and path of the file, which must be the real one. A slide may be added with several paths."""
         for slide_id, path in slides:
-            self._names.add(slide_id, path)
-        self._match = None
+            if self._names.add(slide_id, path):
+                self._match = None
 
     def add_files(self, files: Iterable[SlideFiles], entries: Mapping[str, Row]) -> None:
         """Add the slides of a scan folder.  entries: of the intake table, with their ids, by the stored path."""
-        for slide in files:
-            entry = entries.get(self._pseudonymizer.path(slide.path), {})
-            if entry.get("slide_id") is not None:
-                self._names.add(entry["slide_id"], printable_path(slide.path))
-        self._match = None
+        found = ((entries.get(self._pseudonymizer.path(slide.path), {}), slide) for slide in files)
+        paths = ((entry.get("slide_id"), printable_path(slide.path)) for entry, slide in found)
+        self.add_slides((slide_id, path) for slide_id, path in paths if slide_id is not None)
 
     def add_cohort(self, cohort: Cohort) -> None:
         """Add the slides of a cohort, by the paths of their rows and of all files that are theirs."""

@@ -28,12 +28,15 @@ MISSING_WORDS: Final = frozenset(
 )  # fmt: skip
 """Texts that programs and people write where a value is missing, in lower case and without brackets."""
 
-MISSING_PATIENTS: Final = MISSING_WORDS | {"anonymous", "anonymized", "anonymised", "anonym", "no patient", "no id"}
+MISSING_PATIENTS: Final = MISSING_WORDS | {
+    "anonymous", "anonymized", "anonymised", "anonym", "no patient", "no id", "no name", "nn", "n.n.", "n. n.", "xxx",
+    "unidentified", "unspecified", "not specified", "not provided", "not given", "ohne angabe",
+}  # fmt: skip
 """Texts that stand for a patient who is not known."""
 
 
 GUARDED = re.compile(r"'(?=[=+\-@])|=\"([^\"]*)\"$")
-"""What exports put around a text so that a spreadsheet does not change it: '+2, =\"001\"."""
+"""Marks that exports put around a text so that a spreadsheet does not change it, as in `'+2` and `="001"`."""
 
 
 @dataclass(frozen=True)

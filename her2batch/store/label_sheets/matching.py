@@ -39,11 +39,16 @@ class SlideNames:
     _numbers: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
     _sorted: list[tuple[str, str]] = field(default_factory=list)
 
-    def add(self, slide_id: str, path: str | None = None) -> None:
-        """Add a slide by its id, and by the path of its file where it is known. A slide may have several paths."""
+    def add(self, slide_id: str, path: str | None = None) -> bool:
+        """Add a slide by its id, and by the path of its file where it is known. A slide may have several paths.
+
+        Returns whether the slide or the path is new.
+        """
+        if slide_id in self._paths and (path is None or path in self._paths[slide_id]):
+            return False
         known = self._paths.setdefault(slide_id, [])
         names = {slide_id}
-        if path is not None and path not in known:
+        if path is not None:
             known.append(path)
             file = _parts(path)[-1]
             self._files[file].add(slide_id)
@@ -57,6 +62,7 @@ class SlideNames:
             if name.isascii() and name.isdigit():
                 self._numbers[int(name)].add(slide_id)
         self._sorted = []
+        return True
 
     def __contains__(self, slide_id: str) -> bool:
         return slide_id in self._paths
