@@ -76,20 +76,21 @@ def print_labels_report(report: LabelsReport | None) -> None:
 
 
 def _print_counterparts(console: Console, report: Mapping[str, Any]) -> None:
+    unit = report["unit"]
     print_line(console, f"{_counted(report['met'], 'slide has', 'slides have')} a label")
     if report["unmet"]:
-        names = [_label_text(entry) for entry in report["unmet"]]
+        names = [_label_text(entry, unit) for entry in report["unmet"]]
         print_line(console, f"{_counted(len(names), 'label meets', 'labels meet')} no slide: {_listed(names)}")
     for entry in report["ambiguous"][:NAMED]:
-        print_line(console, f"the label {_label_text(entry)} could mean {' or '.join(entry['paths'])}: not used")
+        print_line(console, f"the label {_label_text(entry, unit)} could mean {' or '.join(entry['paths'])}: not used")
     if report["unlabelled"]:
         slides = report["unlabelled"]
         print_line(console, f"{_counted(len(slides), 'slide has', 'slides have')} no label: {_listed(slides)}")
 
 
-def _label_text(entry: Mapping[str, Any]) -> str:
-    """Return a label's name with its line; with pseudonyms, its line only."""
-    line = f"line {entry['line']}" if entry["line"] is not None else ""
+def _label_text(entry: Mapping[str, Any], unit: str) -> str:
+    """Return a label's name with its line or row; with pseudonyms, the line only."""
+    line = f"{unit} {entry['line']}" if entry["line"] is not None else ""
     if entry["slide_id"] is None:
         return line or "without a name"
     return f"{entry['slide_id']} ({line})" if line else str(entry["slide_id"])

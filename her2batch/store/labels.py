@@ -15,7 +15,7 @@ from her2batch.assessment import marker_of
 from her2batch.errors import InputError
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.label_sheets.book import LabelBook, slide_paths
-from her2batch.store.label_sheets.cells import counted
+from her2batch.store.label_sheets.cells import MISSING_PATIENTS, counted, is_missing
 from her2batch.store.label_sheets.reading import read_label_sheet
 from her2batch.store.label_sheets.stored import COLUMNS, LABELS_SCHEMA, stored_labels, write_labels
 from her2batch.store.pseudonyms import Pseudonymizer
@@ -152,7 +152,8 @@ def label_slides(
 ) -> tuple[pa.Table, pa.Table]:
     """The slides of a task with their classes (LABELLED_SCHEMA), and the excluded slides (EXCLUDED_SCHEMA).
 
-    rows: of the slides table.  A slide without patient_id counts as a patient of its own.
+    rows: of the slides table.  A label without patient_id leaves a slide the patient that the cohort knows; without one
+    it counts as a patient of its own.
     Source: methods.md §1 (paper, tables 1–3; ASCO/CAP 2018, affirmed 2023).
     Raises InputError with slide, column and value for a label that the task cannot read.
     """
@@ -160,7 +161,7 @@ def label_slides(
     labelled, excluded = [], []
     for row in sorted(labels.to_pylist(), key=lambda label: str(label["slide_id"])):
         slide_id = row["slide_id"]
-        patient = row["patient_id"] or slide_id
+        patient = row["patient_id"] or _known_patient(rows.get(slide_id, {})) or slide_id
         reason, words = _exclusion(task, row, rows, keep_contradictions)
         if reason is not None:
             excluded.append(
@@ -176,6 +177,12 @@ def label_slides(
     if task.is_number:
         labelled = _with_fifths(labelled)
     return pa.Table.from_pylist(labelled, LABELLED_SCHEMA), pa.Table.from_pylist(excluded, EXCLUDED_SCHEMA)
+
+
+def _known_patient(slide: Mapping[str, Any]) -> str | None:
+    """The patient of a slide in the cohort; None where it is a word for a missing value, as earlier versions stored."""
+    patient: str | None = slide.get("patient_id")
+    return None if patient is None or is_missing(patient, MISSING_PATIENTS) else patient
 
 
 def _finest_label(row: Mapping[str, Any]) -> str:

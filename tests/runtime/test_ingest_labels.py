@@ -53,7 +53,7 @@ def test_what_has_no_counterpart_is_reported_in_json(tmp_path: Path) -> None:
     result = ingest_result(run(tmp_path, "slide_id,patient_id\nS1,P1\nS9,P9\n"), [])
     assert json.loads(json.dumps(result["labels"])) == {
         "rows": 2, "met": 1, "unmet": [{"line": 3, "slide_id": "S9"}], "ambiguous": [], "unlabelled": ["S2"],
-        "notes": [],
+        "notes": [], "unit": "line",
     }  # fmt: skip
     (tmp_path / "cohort" / "labels.parquet").unlink()
     assert ingest_result(run(tmp_path), [])["labels"] is None

@@ -118,6 +118,13 @@ def test_labels_of_slides_that_the_cohort_lacks_are_excluded_with_the_reason() -
     ]  # fmt: skip
 
 
+def test_a_label_without_a_patient_leaves_the_patient_that_the_cohort_knows() -> None:
+    done = {"status": "done", "n_tiles": 5, "stain": "her2"}
+    rows = {"s0": {"patient_id": "P7", **done}, "s1": {"patient_id": "P7", **done}, "s2": {"patient_id": "NA", **done}}
+    good, _ = label_slides(labelled((None, "0", None), (None, "3+", None), (None, "3+", None)), "her2-3way", rows)
+    assert good["patient_id"].to_pylist() == ["P7", "P7", "s2"]
+
+
 def test_slides_of_patients_who_are_not_known_are_patients_of_their_own() -> None:
     rows = [
         {"slide_id": "a", "patient_id": "P1"},

@@ -29,7 +29,8 @@ class LabelsReport:
 
     rows: number of labels.  met: number of slides of the cohort that have one.  unmet: labels that meet no slide, each
     with line and slide_id.  ambiguous: labels that could mean several, with their paths.  unlabelled: ids of the slides
-    of the scan folder that have none.  notes: of the sheet.  With pseudonyms, names are null and paths are slide ids.
+    of the scan folder that have none.  notes: of the sheet.  unit: `line` or `row`, which `line` counts.  With
+    pseudonyms, names are null and paths are slide ids.
     """
 
     rows: int
@@ -38,13 +39,14 @@ class LabelsReport:
     ambiguous: list[Row] = field(default_factory=list)
     unlabelled: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unit: str = "line"
 
     @property
     def warnings(self) -> list[str]:
         """What a person has to do something about, in sentences: labels that could mean two slides."""
         texts = []
         for entry in self.ambiguous:
-            name = entry["slide_id"] or f"of line {entry['line']}"
+            name = entry["slide_id"] or f"of {self.unit} {entry['line']}"
             paths = " or ".join(entry["paths"])
             texts.append(f"The label {name} could mean {paths} and was not used: write the path or the slide id there.")
         return texts
@@ -190,6 +192,7 @@ class LabelBook(Mapping[str, Row]):
             [{**entry(row), "paths": [self._display(slide_id) for slide_id in ids]} for row, ids in unclear],
             sorted(set(slides) - match.labels.keys()),
             list(self._sheet.notes) if self._sheet is not None else [],
+            self._sheet.unit if self._sheet is not None else "line",
         )
 
 

@@ -17,9 +17,10 @@ ROW_KEYS: Final = ("line", *SHEET_COLUMNS)
 def sheet_overview(sheet: LabelSheet, book: LabelBook | None = None) -> dict[str, Any]:
     """Return what was understood of a sheet.
 
-    file, form, level (what a row stands for), header_line, columns (our name → header), ignored (headers), rows,
-    classes (column → value → number of rows), patients, notes.  With a book, whose slides are those of a cohort: each
-    row's `slides`, the ids of the slides that it meets, and met, unmet, ambiguous, unlabelled as in `LabelsReport`.
+    file, form, level (what a row stands for), header_line, unit (`line` or `row`), columns (our name → header), ignored
+    (headers), rows, classes (column → value → number of rows), patients, notes.  With a book, whose slides are those of
+    a cohort: each row's `slides`, the ids of the slides that it meets, and met, unmet, ambiguous, unlabelled as in
+    `LabelsReport`.
     """
     rows = [{key: row[key] for key in ROW_KEYS} for row in sheet.rows]
     overview: dict[str, Any] = {
@@ -27,6 +28,7 @@ def sheet_overview(sheet: LabelSheet, book: LabelBook | None = None) -> dict[str
         "form": sheet.form,
         "level": sheet.header.form.level if sheet.header.form is not None else "slide",
         "header_line": sheet.line,
+        "unit": sheet.unit,
         "columns": dict(sheet.header.names),
         "ignored": list(sheet.header.ignored),
         "rows": rows,
