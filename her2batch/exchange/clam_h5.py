@@ -65,7 +65,7 @@ def write_coords(path: Path, row: SlideRow, tiles: pa.Table) -> None:
         "patch_size": _tile_size(tiles), "patch_level": 0, "downsample": (1.0, 1.0), "downsampled_level_dim": level,
         "level_dim": level, "name": row["slide_id"], "save_path": "patches",
     }  # fmt: skip
-    with h5py.File(path, "w", libver=("v108", "v108")) as file:
+    with h5py.File(path, "w", libver=("v108", "v108"), locking=False) as file:
         _write_dataset(file, "coords", _corners(tiles), attributes)
 
 
@@ -82,7 +82,7 @@ def write_features(
         "level0_width": row["width"], "level0_height": row["height"], "name": row["slide_id"], "savetodir": "features",
         "level0_mpp": row["mpp"], "target_mpp": mpp,
     }  # fmt: skip
-    with h5py.File(path, "w", libver=("v108", "v108")) as file:
+    with h5py.File(path, "w", libver=("v108", "v108"), locking=False) as file:
         description = {"name": row["slide_id"], "savetodir": "features", "encoder": encoder}
         _write_dataset(file, "features", values.astype(np.float32), description)
         _write_dataset(file, "coords", _corners(tiles), attributes)
@@ -94,7 +94,7 @@ def read_features(path: Path, max_rows: int) -> FeatureFile:
     Raises InputError when the file has no plain numeric features and coords of matching, plausible shapes.
     """
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             is_stamp = "features" not in file and stamp_h5.FEATURES in file
             names = (stamp_h5.FEATURES if is_stamp else "features", "coords")
             features, coords = (_open_dataset(path, file, name) for name in names)

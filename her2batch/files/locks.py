@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -23,6 +24,14 @@ LOCK_ATTEMPTS, LOCK_RETRY_S = 10, 0.03
 WORKER_EXIT_S = 90.0
 """Seconds that the next run waits for workers of an ended run. Workers of Ray end within a minute."""
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+"""Errors of `flock` on a file system without locks: NFS without its lock service, Lustre without flock, some FUSE."""
+
+NO_LOCKS_REMEDY = (
+    "mount the share with locks (NFS: with the lock service running or as version 4; Lustre: -o flock), or choose an "
+    "--out on a local disk or on an object store"
+)
+
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[str]:
@@ -39,7 +48,7 @@ def lock_folder(folder: Path) -> Iterator[str]:
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            with disk_errors(folder):
+            with disk_errors(folder), _lock_errors(folder):
                 _lock(handle, LOCK_ATTEMPTS)
         except BlockingIOError as error:
             holder = os.read(handle, 4096).decode(errors="replace").strip() or "another process"
@@ -52,6 +61,19 @@ def lock_folder(folder: Path) -> Iterator[str]:
     finally:
         with suppress(OSError):  # a network share may report an error here; the folder is unlocked all the same
             os.close(handle)
+
+
+@contextmanager
+def _lock_errors(folder: Path) -> Iterator[None]:
+    """Raise the error of a file system without locks as a StoreError that names them and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        reason = os.strerror(error.errno)
+        what = f"its file system gives no locks ({reason}), without which two runs could write to the cohort at once"
+        raise StoreError(what, folder, NO_LOCKS_REMEDY) from error
 
 
 def _lock(handle: int, attempts: int) -> None:
@@ -108,7 +130,7 @@ def worker_lock(folder: Path, workers: Path, holder: str) -> Iterator[None]:
     with disk_errors(folder):
         handle = None if is_remote(folder) else os.open(workers, os.O_RDONLY | os.O_CREAT, 0o644)
     try:
-        with disk_errors(folder):
+        with disk_errors(folder), _lock_errors(folder):
             if handle is not None:
                 fcntl.flock(handle, fcntl.LOCK_SH)
             now = (folder / ".lock").read_text("utf-8").strip()
@@ -126,7 +148,8 @@ def wait_for_workers(folder: Path, workers: Path) -> None:
         return
     handle = os.open(workers, os.O_RDWR)
     try:
-        _lock(handle, round(WORKER_EXIT_S / LOCK_RETRY_S))
+        with _lock_errors(folder):
+            _lock(handle, round(WORKER_EXIT_S / LOCK_RETRY_S))
     except BlockingIOError as error:
         what = f"a worker of an earlier run has been writing to it for {WORKER_EXIT_S:.0f} s"
         raise StoreError(what, folder, f"end it (fuser -v {workers} shows its process id), then run again") from error
@@ -149,6 +172,6 @@ def is_locked(folder: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno not in NO_LOCKS  # where there are no locks, no run can hold one
     return False

@@ -1,5 +1,9 @@
 """The HDF5 layout of CLAM and TRIDENT, and imports of valid, damaged and malicious files."""
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -263,3 +267,34 @@ def test_unexpected_attributes_are_ignored(cohort: Cohort, tmp_path: Path) -> No
         file["features"].attrs["encoder"] = np.arange(5)
     bag = read_features(tmp_path / "S1.h5", MAX_ROWS)
     assert (bag.tile_px, bag.encoder) == (None, None)
+
+
+NO_LOCKS = """
+#include <errno.h>
+#include <sys/file.h>
+int flock(int file, int operation) { (void)file; (void)operation; errno = ENOLCK; return -1; }
+"""
+
+WRITE_AND_READ = """
+import sys
+from pathlib import Path
+import pyarrow as pa
+from her2batch.exchange.clam_h5 import write_coords, write_features, read_features
+row = {"slide_id": "S", "width": 900, "height": 900, "objective": 20, "mpp": 0.5}
+tiles = pa.table({"x": pa.array([0], pa.int32()), "y": pa.array([0], pa.int32()), "size": pa.array([224], pa.int32())})
+vectors = pa.FixedSizeListArray.from_arrays(pa.array([1.0, 2.0], pa.float16()), 2)
+write_coords(Path(sys.argv[1]) / "coords.h5", row, tiles)
+write_features(Path(sys.argv[1]) / "S.h5", row, tiles, pa.table({"embedding": vectors}), "stain", 224, 0.5)
+print(read_features(Path(sys.argv[1]) / "S.h5", 9).features.tolist())
+"""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_files_are_written_on_a_file_system_without_locks(tmp_path: Path) -> None:
+    (tmp_path / "locks.c").write_text(NO_LOCKS)
+    library = tmp_path / "locks.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "locks.c"], check=True)
+    env = {**os.environ, "LD_PRELOAD": str(library)}
+    command = [sys.executable, "-c", WRITE_AND_READ, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert run.stdout == "[[1.0, 2.0]]\n", run.stderr

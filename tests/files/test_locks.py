@@ -1,5 +1,7 @@
 """Locks of folders: one writer at a time, and workers that outlive their run."""
 
+import errno
+import os
 import threading
 from pathlib import Path
 
@@ -56,3 +58,34 @@ def test_a_run_waits_for_workers_of_the_run_before(tmp_path: Path, monkeypatch: 
     ):
         wait_for_workers(tmp_path, tmp_path / ".workers")
     wait_for_workers(tmp_path, tmp_path / ".workers")
+
+
+@pytest.mark.parametrize("code", ["ENOLCK", "ENOSYS", "EOPNOTSUPP", "EINVAL"])
+def test_a_file_system_without_locks_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    with lock_folder(tmp_path) as holder, worker_lock(tmp_path, tmp_path / ".workers", holder):
+        pass
+
+    def flock(*_: object) -> None:
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    uses = (
+        lambda: lock_folder(tmp_path).__enter__(),
+        lambda: worker_lock(tmp_path, tmp_path / ".workers", holder).__enter__(),
+        lambda: wait_for_workers(tmp_path, tmp_path / ".workers"),
+    )
+    for use in uses:
+        with pytest.raises(StoreError, match=r"its file system gives no locks .*; mount the share with locks"):
+            use()
+    assert not is_locked(tmp_path)  # readers go on
+
+
+def test_a_full_disk_is_not_taken_for_missing_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    with pytest.raises(StoreError, match="can't be written to"), lock_folder(tmp_path):
+        pass
