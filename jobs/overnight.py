@@ -1,4 +1,4 @@
-"""Nightly run from one TOML file (settings.NightlySettings), as `her2batch overnight` does it; submitted to a cluster.
+"""Nightly run from one TOML file (job_settings.NightlySettings), like `her2batch overnight`; submitted to a cluster.
 
     ray job submit --submission-id night-$(date +%F) --working-dir jobs -- python overnight.py /etc/her2batch/night.toml
 

@@ -13,7 +13,7 @@ from her2batch.cli.app import guarded
 from her2batch.cli.console_training import print_tuning_summary, unit_progress
 from her2batch.experiments.train import training_request
 from her2batch.experiments.tune import tune
-from her2batch.settings import TuneJob, read_settings
+from her2batch.job_settings import TuneJob, read_settings
 from her2batch.task_files import training_with_tasks
 
 

@@ -1,4 +1,4 @@
-"""Training run from one TOML file (settings.TrainJob), as `her2batch train` does it; submitted to a cluster.
+"""Training run from one TOML file (job_settings.TrainJob), as `her2batch train` does it; submitted to a cluster.
 
     ray job submit --submission-id folds-1 --working-dir jobs -- python train_folds.py /data/folds.toml
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from her2batch.cli.app import guarded
 from her2batch.cli.console_training import print_training_summary, unit_progress
 from her2batch.experiments.train import train, training_request
-from her2batch.settings import TrainJob, read_settings
+from her2batch.job_settings import TrainJob, read_settings
 from her2batch.task_files import training_with_tasks
 
 

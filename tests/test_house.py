@@ -9,20 +9,15 @@ from pathlib import Path
 
 import her2batch
 from her2batch.errors import REMEDIES
-from her2batch.settings import (
-    CountsSettings,
+from her2batch.job_settings import (
     DiskSettings,
     DriftSettings,
-    ImageSettings,
-    MilSettings,
     NightlySettings,
     NotificationSettings,
-    Plan,
-    Resources,
     RetentionSettings,
-    RunWindow,
     SentinelSettings,
 )
+from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Plan, Resources, RunWindow
 from her2batch.training.methods import method_names
 
 PACKAGE = Path(her2batch.__file__).parent

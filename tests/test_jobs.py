@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from her2batch.job_settings import NightlySettings, TrainJob, TuneJob, read_settings
 from her2batch.runtime.ingest import IngestRequest, ingest
-from her2batch.settings import NightlySettings, Plan, Resources, TrainJob, TuneJob, read_settings
+from her2batch.settings import Plan, Resources
 from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort
 from her2batch.store.training_run import TrainingRun

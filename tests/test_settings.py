@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.settings import NightlySettings, Plan, RunWindow, TrainJob, read_settings
+from her2batch.job_settings import NightlySettings, TrainJob, read_settings
+from her2batch.settings import Plan, RunWindow
 
 
 def test_settings_are_read_from_toml(tmp_path: Path) -> None:

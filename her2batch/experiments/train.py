@@ -17,10 +17,11 @@ from her2batch.experiments.prepare import check_libraries, prepare_run
 from her2batch.experiments.units import TrainingJob, run_unit
 from her2batch.files.locations import to_location
 from her2batch.files.parquet import read_parquet
+from her2batch.job_settings import TrainJob
 from her2batch.reports.cohort_page import write_report
 from her2batch.runtime.parallel import map_unordered
 from her2batch.runtime.ray_session import RaySession, connect
-from her2batch.settings import Training, TrainingResources, TrainJob
+from her2batch.settings import Training, TrainingResources
 from her2batch.store.cohort import Cohort
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit, tasks_of_table, with_tasks
 from her2batch.training.make_bundle import make_bundle

@@ -18,6 +18,7 @@ import psutil
 from her2batch.errors import Her2BatchError
 from her2batch.files.locations import free_bytes, is_remote, to_location
 from her2batch.files.locks import is_locked
+from her2batch.job_settings import NightlySettings, NotificationSettings
 from her2batch.models.bundle import check_bundle_fits, read_bundle
 from her2batch.models.encoders import TimmEncoder, encoder_spec
 from her2batch.models.predictor import BundlePredictor
@@ -27,7 +28,6 @@ from her2batch.nightly.notify import ADDRESS_VARIABLES, check_hook, hook_address
 from her2batch.pipeline.queue import local_now, next_occurrence
 from her2batch.runtime.doctor import Check
 from her2batch.runtime.ingest import MIN_FREE_BYTES
-from her2batch.settings import NightlySettings, NotificationSettings
 from her2batch.slides.discover import discover_slides
 from her2batch.store.labels import read_labels
 from her2batch.store.pseudonyms import read_key

@@ -19,7 +19,7 @@ from scipy import stats
 
 from her2batch.errors import InputError
 from her2batch.files.parquet import read_parquet
-from her2batch.settings import DriftSettings
+from her2batch.job_settings import DriftSettings
 from her2batch.store.cohort import Cohort, Row
 from her2batch.tasks import CLASSES, MEMBRANE_RULE
 

@@ -13,17 +13,15 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from her2batch.errors import InputError
-from her2batch.settings import (
+from her2batch.job_settings import (
     DiskSettings,
     DriftSettings,
     NightlySettings,
     NotificationSettings,
-    Plan,
-    Resources,
     RetentionSettings,
-    RunWindow,
     SentinelSettings,
 )
+from her2batch.settings import Plan, Resources, RunWindow
 
 WIDTH: Final = 100
 """Longest line of a comment, characters."""

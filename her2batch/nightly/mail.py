@@ -15,9 +15,9 @@ from typing import Any, Final
 import jinja2
 
 from her2batch.errors import InputError
+from her2batch.job_settings import NotificationSettings
 from her2batch.nightly import messages
 from her2batch.nightly.summary import NightSummary, counts_equation
-from her2batch.settings import NotificationSettings
 
 TIMEOUT_S: Final = 20.0
 """Time limit for an answer of the mail server."""

@@ -8,9 +8,9 @@ from typing import Final
 from her2batch.errors import HeadLost, InputError, StoreError, WeightsError
 from her2batch.files.locations import free_bytes, to_location
 from her2batch.files.locks import is_locked
+from her2batch.job_settings import NightlySettings
 from her2batch.nightly.summary import HELD_EXIT_CODE, NightSummary
 from her2batch.runtime.ingest import MIN_FREE_BYTES
-from her2batch.settings import NightlySettings
 
 FAILURE_WORDS: Final = {
     "unreadable": "cannot be opened: the file is damaged or of an unknown format",

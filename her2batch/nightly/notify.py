@@ -12,11 +12,11 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from her2batch.errors import InputError
+from her2batch.job_settings import NotificationSettings
 from her2batch.nightly.mail import check_mail_settings, send_mail
 from her2batch.nightly.messages import went_well
 from her2batch.nightly.metrics import check_textfile, write_textfile
 from her2batch.nightly.summary import NightSummary
-from her2batch.settings import NotificationSettings
 
 TIMEOUT_S: Final = 20.0
 """Time limit for the web servers."""

@@ -1,7 +1,7 @@
 """The nightly run: ingest new slides, score them with the bundle, check for drift, write a report, send a summary.
 
-One settings file controls the run (`settings.NightlySettings`). The next night continues an interrupted one: a slide
-that has a row is neither ingested nor scored again.
+One settings file controls the run (`job_settings.NightlySettings`). The next night continues an interrupted one: a
+slide that has a row is neither ingested nor scored again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from her2batch.errors import Her2BatchError, InputError
+from her2batch.exchange.lis.identities import identities_for
+from her2batch.exchange.lis.outbox import send_lines, send_results
+from her2batch.exchange.lis.transport import parse_receiver
 from her2batch.files.atomic import atomic_write
 from her2batch.files.locations import remove_tree, to_location
+from her2batch.job_settings import NightlySettings
 from her2batch.models.bundle import check_bundle_fits, read_bundle
 from her2batch.models.predictor import BundlePredictor
 from her2batch.nightly import drift, notify, retention, sentinels
@@ -33,7 +37,7 @@ from her2batch.reports.worklists import distribution_text
 from her2batch.runtime.ingest import IngestRequest, ProgressCallback, ingest
 from her2batch.runtime.ray_session import RaySession, connect, stop_on_signals
 from her2batch.runtime.score import NoTaskAppliesError, score
-from her2batch.settings import REGION_SETTINGS, NightlySettings, Plan
+from her2batch.settings import REGION_SETTINGS, Plan
 from her2batch.slides.discover import discover_slides
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.outcome_counts import OUTCOMES
@@ -103,6 +107,7 @@ def _run_night(
         findings.notes += summary.labels.warnings if summary.labels is not None else []
         _score_slides(settings, session, night, findings.notes)
     _summarize(settings, cohort, summary, findings, begin)
+    _send_results(settings, cohort, findings)
     night.ended = local_now().isoformat(timespec="seconds")
     night.seconds = (local_now() - begin).total_seconds()
     findings.notes += notify.send_summary(settings.hook, night)
@@ -121,6 +126,10 @@ def _check_settings(settings: NightlySettings) -> NightlySettings:
             "scans: there is no such folder", settings.scans, "mount the folder, or correct the settings file"
         )
     drift.site_reader(settings.drift.site)
+    if settings.send is not None:
+        parse_receiver(settings.send.to)
+        if not Path(settings.send.identities).is_file():
+            raise InputError("send.identities: there is no such file", settings.send.identities, "correct the setting")
     for name in ("labels", "weights", "pseudonymize", "bundle"):
         path = getattr(settings, name)
         if path is not None and not Path(path).exists():
@@ -272,6 +281,23 @@ def _summarize(
     night.store_bytes, night.free_bytes = disk_usage(cohort, rows)
     night.written_bytes = disk_usage(cohort, {row["slide_id"]: row for row in findings.fresh})[0]
     night.disk_low = night.free_bytes is not None and night.free_bytes < settings.disk.warn_gigabytes * 1e9
+
+
+def _send_results(settings: NightlySettings, cohort: Cohort, findings: NightFindings) -> None:
+    """Send new results to the laboratory information system. What it does not take is noted and waits."""
+    night = findings.night
+    if settings.send is None or night.stopped or night.held:
+        return
+    receiver = parse_receiver(settings.send.to)
+    try:
+        known = identities_for(cohort, Path(settings.send.identities), _optional_path(settings.pseudonymize))
+        sent = send_results(cohort, receiver, known)
+    except (Her2BatchError, OSError) as error:
+        night.not_sent = night.done
+        findings.notes.append(f"no result was sent to the laboratory information system: {error}")
+        return
+    night.sent, night.not_sent = sum(map(len, sent.accepted.values())), sent.open_ends
+    findings.notes += send_lines(sent, dry_run=False) if sent.open_ends else []
 
 
 def _write_report(settings: NightlySettings, cohort: Cohort, findings: NightFindings) -> None:

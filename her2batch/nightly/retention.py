@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from her2batch.files.locations import remove_tree
+from her2batch.job_settings import RetentionSettings
 from her2batch.nightly.drift import finish_times
-from her2batch.settings import RetentionSettings
 from her2batch.store.cohort import RETIRED, Cohort, Row, write_row
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from her2batch.assessment import DERIVED_TASKS, IHC_TASK
 from her2batch.errors import InputError
 from her2batch.files.atomic import atomic_write
-from her2batch.settings import SentinelSettings
+from her2batch.job_settings import SentinelSettings
 from her2batch.store.cohort import Cohort, Row
 
 PACKAGES = ("her2batch", "numpy", "opencv-python-headless", "scikit-image", "scipy", "simplejpeg", "torch", "timm")

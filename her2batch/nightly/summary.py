@@ -38,6 +38,8 @@ class NightSummary:
     fresh: int = 0  # done or failed in this night
     scored: int = 0
     not_scored: int = 0
+    sent: int = 0  # results that the laboratory information system has accepted in this night
+    not_sent: int = 0  # results that it does not have yet
     review: int = 0
     conflicts: int = 0
     alarms: int = 0
@@ -72,7 +74,7 @@ class NightSummary:
             return 1
         if self.held:
             return HELD_EXIT_CODE
-        return 3 if self.failed or self.not_scored else 0
+        return 3 if self.failed or self.not_scored or self.not_sent else 0
 
     def to_json(self) -> str:
         """Return the summary as one line of JSON."""

@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from her2batch.settings import NightlySettings
+from her2batch.job_settings import NightlySettings
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "kuberay"
 SCHEMA = json.loads((FOLDER / "schema.json").read_text())

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from her2batch.errors import Her2BatchError, InputError, SlideError
 from her2batch.exchange.annotations import read_annotations
-from her2batch.settings import NightlySettings, read_settings
+from her2batch.job_settings import NightlySettings, read_settings
 from her2batch.slides import jpeg
 from her2batch.slides.discover import discover_slides
 from her2batch.slides.fingerprint import check_directories

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from her2batch.job_settings import NightlySettings
 from her2batch.nightly import check as module
 from her2batch.nightly.check import check_night, clock_is_synchronized
 from her2batch.nightly.mail import PASSWORD_VARIABLE, USER_VARIABLE
 from her2batch.runtime.doctor import Check
-from her2batch.settings import NightlySettings, Plan
+from her2batch.settings import Plan
 from her2batch.store.cohort import Cohort
 from tests.conftest import MakeSlide
 from tests.nightly.mail_server import PASSWORD, USER, mail_server, make_certificate

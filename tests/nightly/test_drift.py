@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from her2batch.errors import InputError
+from her2batch.job_settings import DriftSettings
 from her2batch.nightly.drift import (
     CLASS_MIX,
     DriftTest,
@@ -18,7 +19,6 @@ from her2batch.nightly.drift import (
     rank_test_p,
     site_reader,
 )
-from her2batch.settings import DriftSettings
 from her2batch.store.cohort import Cohort
 from tests.conftest import Synthetic
 

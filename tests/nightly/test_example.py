@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import InputError
+from her2batch.job_settings import NightlySettings, read_settings
 from her2batch.nightly.example import SECTIONS, example_settings, write_example
-from her2batch.settings import NightlySettings, read_settings
 
 
 def test_the_example_is_valid_and_changes_no_default_but_the_folders(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import InputError
+from her2batch.job_settings import NotificationSettings
 from her2batch.nightly.mail import PASSWORD_VARIABLE, USER_VARIABLE, check_mail_settings, compose_mail, send_mail
 from her2batch.nightly.summary import NightSummary
-from her2batch.settings import NotificationSettings
 from tests.nightly.mail_server import PASSWORD, USER, mail_server, make_certificate
 
 NIGHT = NightSummary(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import REMEDIES, HeadLost, InputError, StoreError, WeightsError
+from her2batch.job_settings import NightlySettings
 from her2batch.nightly import messages
 from her2batch.nightly.messages import (
     FAILURE_WORDS,
@@ -15,7 +16,6 @@ from her2batch.nightly.messages import (
     went_well,
 )
 from her2batch.nightly.summary import NightSummary
-from her2batch.settings import NightlySettings
 from her2batch.store.cohort import Cohort
 
 

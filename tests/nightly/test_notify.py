@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import InputError
+from her2batch.job_settings import NotificationSettings
 from her2batch.nightly.notify import call_ping, check_hook, send_summary
 from her2batch.nightly.summary import NightSummary
-from her2batch.settings import NotificationSettings
 from tests.nightly.mail_server import mail_server
 
 NIGHT = NightSummary("20260601-190000", "2026-06-01T19:00:00+02:00", seen=3, done=2, failed=1)

@@ -13,12 +13,14 @@ from types import SimpleNamespace
 import pytest
 
 from her2batch.errors import InputError, StoreError
+from her2batch.job_settings import NightlySettings, read_settings
 from her2batch.nightly import drift, retention
 from her2batch.nightly.overnight import (
     NightFindings,
     _check_settings,
     _score_sentinels,
     _score_slides,
+    _send_results,
     _summarize,
     _window_is_open,
     run_overnight,
@@ -26,9 +28,11 @@ from her2batch.nightly.overnight import (
 from her2batch.nightly.summary import NightSummary
 from her2batch.runtime.ingest import IngestSummary
 from her2batch.runtime.ray_session import RaySession
-from her2batch.settings import NightlySettings, Plan, read_settings
+from her2batch.settings import Plan
 from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort, write_row
+from tests.exchange.lis.examples import make_cohort
+from tests.exchange.lis.receivers import LisServer, running
 from tests.models.bundles import untrained
 from tests.nightly.scanner import SLIDES, NightRun, write_toml
 from tests.nightly.test_notify import webhook
@@ -210,3 +214,43 @@ def test_sentinels_that_are_gone_hold_the_report_back_and_do_not_end_the_night(
     result = _score_sentinels(settings, Cohort(tmp_path / "c"), SimpleNamespace(), lambda _: None)
     assert result is not None
     assert result.held
+
+
+class TestSend:
+    """New results go to the laboratory information system at the end of a night."""
+
+    @staticmethod
+    def settings(tmp_path: Path, address: str) -> NightlySettings:
+        sheet = tmp_path / "identities.csv"
+        sheet.write_text("slide_id,patient_id,accession\nS000,1,A1\nS001,2,A2\n")
+        send = {"to": address, "identities": str(sheet)}
+        return NightlySettings(scans=str(tmp_path), cohort=str(tmp_path / "c"), send=send)
+
+    def test_results_are_sent_once(self, tmp_path: Path) -> None:
+        cohort, findings = make_cohort(tmp_path / "c", 2), NightFindings(NightSummary("n", ""))
+        with running(LisServer()) as lis:
+            for _ in range(2):
+                _send_results(self.settings(tmp_path, lis.address), cohort, findings)
+        assert lis.tries == 2
+        assert (findings.night.sent, findings.night.not_sent, findings.night.exit_code) == (0, 0, 0)
+
+    @pytest.mark.parametrize("state", ["held", "stopped"])
+    def test_a_night_that_is_held_back_or_stopped_sends_nothing(self, tmp_path: Path, state: str) -> None:
+        cohort, findings = make_cohort(tmp_path / "c", 2), NightFindings(NightSummary("n", "", **{state: True}))
+        with running(LisServer()) as lis:
+            _send_results(self.settings(tmp_path, lis.address), cohort, findings)
+        assert lis.tries == 0
+
+    def test_what_is_not_taken_is_noted_and_does_not_end_the_night(self, tmp_path: Path) -> None:
+        cohort, findings = make_cohort(tmp_path / "c", 3), NightFindings(NightSummary("n", ""))
+        with running(LisServer(("reject",))) as lis:
+            _send_results(self.settings(tmp_path, lis.address), cohort, findings)
+        assert (findings.night.not_sent, findings.night.exit_code) == (3, 3)
+        assert "S000 rejected by the receiver: AR no such patient" in findings.notes
+        assert "1 without identity, not sent: S002" in findings.notes
+
+    def test_a_sheet_that_cannot_be_used_is_found_before_the_night(self, tmp_path: Path) -> None:
+        settings = self.settings(tmp_path, "mllp://127.0.0.1:9")
+        (tmp_path / "identities.csv").unlink()
+        with pytest.raises(InputError, match=r"send\.identities"):
+            _check_settings(settings)

@@ -7,9 +7,10 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from her2batch.job_settings import RetentionSettings
 from her2batch.nightly.retention import delete_pyramid, due_pyramids, pyramid_bytes, retire_pyramids
 from her2batch.runtime.ingest import IngestRequest, ingest
-from her2batch.settings import Plan, Resources, RetentionSettings
+from her2batch.settings import Plan, Resources
 from her2batch.store.audit import verify_cohort
 from her2batch.store.cohort import RETIRED, Cohort
 from tests.conftest import Synthetic

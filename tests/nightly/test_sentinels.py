@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import InputError
+from her2batch.job_settings import SentinelSettings
 from her2batch.nightly.sentinels import check_sentinels, collect_predictions, find_deviations
-from her2batch.settings import SentinelSettings
 from her2batch.store.cohort import Cohort, write_row
 from tests.conftest import Synthetic
 

@@ -129,8 +129,8 @@ def overnight(
     if check:
         return _check_night(settings)
     from her2batch.cli.console import ingest_progress, print_note
+    from her2batch.job_settings import NightlySettings, read_settings
     from her2batch.nightly.overnight import run_overnight as run
-    from her2batch.settings import NightlySettings, read_settings
 
     with ingest_progress(quiet) as report:
         night = run(
@@ -153,8 +153,8 @@ def _write_example(path: Path) -> int:
 def _check_night(path: Path) -> int:
     """Print all checks; exit code 2 if the night could not run, or could not reach people."""
     from her2batch.cli.console import print_doctor
+    from her2batch.job_settings import NightlySettings, read_settings
     from her2batch.nightly.check import check_night
-    from her2batch.settings import NightlySettings, read_settings
 
     checks = check_night(read_settings(path, NightlySettings))
     print_doctor(checks)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -33,6 +34,9 @@ ATTEMPTS: Final = 4
 
 PAUSE_S: Final = 1.0
 """Pause before the second attempt; it doubles for each further one."""
+
+EXAMPLES: Final = 5
+"""Slides that are named for each reason."""
 
 GIVE_UP_AFTER: Final = 3
 """Slides in a row without any answer after which the receiver counts as away, and the rest waits for the next run."""
@@ -79,10 +83,39 @@ class SendSummary:
     not_tried: list[str] = field(default_factory=list)
 
     @property
+    def open_ends(self) -> int:
+        """Number of slides with a result that the receiver does not have, and may never get without a person."""
+        waiting = (self.rejected, self.unanswered, self.without_identity, self.not_tried)
+        return sum(map(len, waiting)) + sum("identity" in reason for reason in self.held.values())
+
+    @property
     def exit_code(self) -> int:
         """0: every slide with a result is at the receiver; 3: some are not."""
-        open_ends = (self.rejected, self.unanswered, self.without_identity, self.not_tried)
-        return 3 if any(open_ends) or any("identity" in reason for reason in self.held.values()) else 0
+        return 3 if self.open_ends else 0
+
+
+def send_lines(summary: SendSummary, dry_run: bool) -> list[str]:
+    """Return what was sent, and every slide that was not sent with the reason, as lines of text."""
+    verb = "would be sent" if dry_run else "sent"
+    lines = [
+        f"{len(slides)} {status} {'result' if len(slides) == 1 else 'results'} {verb}"
+        for status, slides in sorted(summary.accepted.items())
+    ]
+    lines.append(f"{summary.unchanged} unchanged: the receiver has their present results")
+    for words, answers in (("rejected by the receiver", summary.rejected), ("without an answer", summary.unanswered)):
+        lines += [f"{slide_id} {words}: {answer}" for slide_id, answer in sorted(answers.items())]
+    if summary.not_tried:
+        lines.append(f"{len(summary.not_tried)} not tried, because the receiver does not answer; send them again later")
+    if summary.without_identity:
+        lines.append(f"{len(summary.without_identity)} without identity, not sent: {_some(summary.without_identity)}")
+    for reason, count in Counter(summary.held.values()).most_common():
+        slides = [slide_id for slide_id, cause in sorted(summary.held.items()) if cause == reason]
+        lines.append(f"{count} not sent, {reason}: {_some(slides)}")
+    return lines
+
+
+def _some(slides: list[str]) -> str:
+    return ", ".join(slides[:EXAMPLES]) + (", …" if len(slides) > EXAMPLES else "")
 
 
 def send_results(
