@@ -50,6 +50,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "overexposed": ("quality", "overexposed: staining can't be measured where colours are clipped"),
     "blank-tiles": ("quality", "parts of the tissue have no image"),
     "missing-tiles": ("quality", "parts of the image are missing"),
+    "bit-depth-assumed": ("quality", "the range of the 16-bit samples is assumed"),
     "folds": ("quality", "folded tissue"),
     "tissue-methods-disagree": ("quality", "it is uncertain which part of the slide is tissue"),
     "no-background": ("quality", "hardly any background: the white point can't be measured"),

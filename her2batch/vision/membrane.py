@@ -65,6 +65,9 @@ MIN_NUCLEUS_OD = 0.08
 PEN_RIM_UM = 2.0
 """Margin around pen that is excluded: its rim is paler and resembles stain."""
 
+UNSCANNED_OD = 2.0
+"""Mean optical density beyond which a px is black padding: grey values 0 to 2. Pen and the darkest stain are paler."""
+
 MAX_BACKGROUND_OD = 0.03
 """Optical density below which a px is empty background."""
 
@@ -212,7 +215,9 @@ def _tile_features(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> list[
     od = optical_density(tile, stains.white)
     h, d, residual, density = separate_stains(od, stains)
     pen = _dilate(pen_mask(od, residual, mpp), PEN_RIM_UM / mpp)
-    clean = ~pen
+    clean, ink = ~pen, pen
+    if (unscanned := density > UNSCANNED_OD).any():  # black padding is excluded as pen is, but is none
+        ink = pen & ~_dilate(unscanned, PEN_RIM_UM / mpp)
     smooth = cv2.GaussianBlur(restore_dab_detail(h, d, mpp), (0, 0), RIDGE_UM / mpp)
     ridge = ridge_height(smooth, mpp)
     levels = membrane_thresholds(stains)
@@ -231,7 +236,7 @@ def _tile_features(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> list[
         _area_share(cells), *shares, dab[0], blur_ratio(contrasts[0], contrasts[2]),
         *dab[1:], *_distribution(h), *_distribution(ridge), *_distribution(density), _area_share(nuclei),
         _masked_mean(d, nuclei), _masked_mean(d, line), _masked_mean(d, cells & ~nuclei & ~line),
-        _area_share(density < MAX_BACKGROUND_OD), _area_share(pen), *contrasts,
+        _area_share(density < MAX_BACKGROUND_OD), _area_share(ink), *contrasts,
     ]  # fmt: skip
 
 

@@ -1,15 +1,18 @@
 """TIFF slides read from their tile tables: correct pixels, or an error."""
 
+import io
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
 import openslide
 import pytest
 import tifffile
+from PIL import Image
 
 from her2batch.errors import SlideError
 from her2batch.slides.fingerprint import fingerprint_slide
@@ -397,6 +400,26 @@ def test_stream_decides_the_colours_of_a_slide(tmp_path: Path, tag: int, truth: 
             half = resample(rgb, 256, 256).astype(int)
             assert np.abs(slide.read(Box(0, 0, 256, 256), 0, 2) - half).mean() < 4
             slide.validate()
+
+
+@pytest.mark.parametrize("kind", ["progressive", "4:4:4", "one component in tiles of glass", "optimised tables"])
+def test_unusual_jpeg_tiles_are_read(tmp_path: Path, kind: str) -> None:
+    rgb = tissue_image(512, 512, seed=4, brown=0.6)
+
+    def encode(tile: np.ndarray) -> bytes:
+        if kind.startswith("one") and tile.min() > 200:
+            return imagecodecs.jpeg8_encode(tile[..., 1].copy(), 90)
+        options = {"progressive": kind == "progressive", "optimize": kind.startswith("optimised")}
+        with io.BytesIO() as file:
+            Image.fromarray(tile).save(file, "JPEG", quality=90, subsampling=2 * (kind != "4:4:4"), **options)
+            return file.getvalue()
+
+    path = write_levels(tmp_path / "a.tiff", rgb, [encode, encode], 6)
+    with TiledTiffSlide(path) as slide:
+        slide.validate()
+        assert slide.info.notes == ()
+        assert np.abs(read_level(slide).astype(int) - rgb).mean() < 3
+        assert np.abs(slide.read(Box(0, 0, 128, 128), 0, 4).astype(int) - resample(rgb, 128, 128)).mean() < 4
 
 
 def test_levels_of_a_slide_may_have_different_colour_spaces(tmp_path: Path) -> None:

@@ -134,6 +134,13 @@ class TestRings:
         assert measure(tile, "ink") == pytest.approx((108 / 224) ** 2, rel=0.02)
         assert measure(tile, "faint") < 0.01
 
+    def test_black_padding_is_no_ink(self) -> None:
+        tile = rings(0.3)
+        tile[:, :90] = 0
+        assert measure(tile, "ink") == 0
+        tile[:, 90:150] = 30  # a black stroke beside it
+        assert measure(tile, "ink") > 0.2
+
 
 def test_ridge_height_is_the_height_of_the_line() -> None:
     x = np.arange(101) - 50

@@ -29,6 +29,7 @@ from her2batch.slides.discover import SlideFiles
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Slide, resample
 from her2batch.store.cohort import Cohort, Row
+from her2batch.vision.background import fill_missing, filled_tiles
 from her2batch.vision.stain import Stains, white_point
 from her2batch.vision.thumbnail import decode_jpeg
 from her2batch.vision.tile_grid import TileGrid
@@ -215,8 +216,12 @@ class EncoderWorker(SlideWorker):
         state.stain_fit = StainFit(Stains(), "ihc")
         tissue = _tissue_of_tiles(overview, tiles, row["width"])
         if any(reads_stains(name) for name in plan.encoders):
-            tissue = segment_tissue(overview, mpp)
-            state.stain_fit = fit_stains(slide, white_point(overview, ~tissue.mask), tiles, plan)
+            base = slide.info.levels[0]
+            scale = base.width / overview.shape[1]
+            unscanned = filled_tiles(overview, (base.chunk_height / scale, base.chunk_width / scale))
+            complete = fill_missing(overview, unscanned)  # thumbnails are white where a slide has no image
+            tissue = segment_tissue(complete, mpp)
+            state.stain_fit = fit_stains(slide, white_point(complete, ~tissue.mask & ~unscanned), tiles, plan)
         fractions = table.column("tissue").to_numpy()
         state.tissue_tiles = TissueTiles(tissue, {"tiles": TileGrid(plan.mpp, plan.tile, tiles)}, fractions)
         return state
