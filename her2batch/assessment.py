@@ -127,7 +127,7 @@ class Assessment:
     nothing scores.  result: IHC score of a HER2 slide, class of an ER or PR slide; None without.  meaning: of the
     result, in words.  by: who gave the result, `pathologist` or the name of a method.  derived: HER2 task → its class,
     None where it hangs on ISH.  needs_ish: the result is equivocal and there is no ISH result.  reasons: the weightiest
-    first.  main: the prediction that a verdict refers to.
+    first.  main: the prediction that a verdict refers to.  label, label_detail, ish: the laboratory's own results.
     """
 
     state: str
@@ -142,6 +142,7 @@ class Assessment:
     main: Fields | None
     verdict: Fields | None
     label: str | None
+    label_detail: str | None
     ish: str | None
 
     @property
@@ -205,7 +206,7 @@ def assess_slide(
     return Assessment(
         state, result, _meaning(row, result, ish, needs_ish, derived), by, task, derived, needs_ish, reasons,
         tuple(_method_result(one, needs_ish, result) for one in own), main, verdict,
-        label.get("her2" if is_her2 or task is None else task), label.get("ish"),
+        label.get("her2" if is_her2 or task is None else task), label.get("her2_detail"), label.get("ish"),
     )  # fmt: skip
 
 

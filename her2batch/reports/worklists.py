@@ -96,7 +96,8 @@ def is_zero_against_one_plus(found: Assessment) -> bool:
 def laboratory_text(found: Assessment) -> str | None:
     """Return the laboratory's own results of a slide; None without."""
     ish = {"+": "ISH positive", "-": "ISH negative"}.get(found.ish or "")
-    return ", ".join(part for part in (found.label, ish) if part) or None
+    label = f"{found.label} ({found.label_detail})" if found.label and found.label_detail else found.label
+    return ", ".join(part for part in (label, ish) if part) or None
 
 
 def verdict_text(verdict: Any) -> str | None:

@@ -173,6 +173,7 @@ class SlideAssessment(BaseModel):
     derived: list[ClassWords]
     methods: list[ClassWords]
     label: str | None = Field(description="the laboratory's own result")
+    label_detail: str | None = Field(description="the laboratory's sub-score of 0: null or ultralow")
     ish: str | None = Field(description="the laboratory's ISH result")
     main: dict[str, str] | None = Field(description="the prediction that a verdict refers to")
     choices: list[str] = Field(description="classes that a verdict can give")

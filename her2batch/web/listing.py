@@ -76,7 +76,7 @@ def summarize_slide(row: Row, predictions: Sequence[Row], found: Assessment, fin
         "verdict": verdict.get("verdict"),
         "label": verdict.get("label"),
         "reviewer": verdict.get("reviewer"),
-        "lab_label": found.label,
+        "lab_label": f"{found.label} ({found.label_detail})" if found.label_detail else found.label,
         "ish": found.ish,
         "finished": finished,
         "rank": found.rank,
@@ -95,7 +95,7 @@ def assessment_words(found: Assessment) -> Row:
         for task, name in found.derived.items()
     ]
     methods = [{**one._asdict(), "name": TASK_NAMES.get(one.task, one.task)} for one in found.methods]
-    names = ("state", "review", "result", "meaning", "by", "task", "needs_ish", "label", "ish")
+    names = ("state", "review", "result", "meaning", "by", "task", "needs_ish", "label", "label_detail", "ish")
     keys = ("bundle", "task", "method", "predicted")
     return {
         **{name: getattr(found, name) for name in names},

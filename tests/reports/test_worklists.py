@@ -99,6 +99,19 @@ def test_age_is_in_hours_or_days(past: timedelta | None, words: str | None) -> N
     assert worklists.age_text(None if past is None else now - past, now) == words
 
 
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ({"her2": "0", "her2_detail": "ultralow"}, "0 (ultralow)"),
+        ({"her2": "2+", "ish": "+"}, "2+, ISH positive"),
+        ({"her2": None, "ish": "-"}, "ISH negative"),
+        ({}, None),
+    ],
+)
+def test_the_laboratorys_own_result_stands_beside(label: dict, words: str | None) -> None:
+    assert worklists.laboratory_text(assess_slide(slide(), [prediction("0")], label)) == words
+
+
 def test_classes_are_summed_up_in_one_line() -> None:
     found = [
         assess_slide(slide(), [prediction("0")]),

@@ -43,7 +43,7 @@ function showAssessment({ row, assessment, report }) {
     element("p", {}, element("b", {}, meaning || assessment.task?.toUpperCase() || ""), element("span", { class: "soft" }, source),
       element("span", { class: `state ${assessment.state}` }, STATES[assessment.state])));
   const ish = assessment.ish ? `ISH ${assessment.ish === "+" ? "positive" : "negative"}` : "no ISH result";
-  byId("laboratory").replaceChildren("Laboratory: ", ...(assessment.label ? [classChip(assessment.label), ", "] : ["no score, "]), ish);
+  byId("laboratory").replaceChildren("Laboratory: ", ...(assessment.label ? [classChip(assessment.label), assessment.label_detail ? ` (${assessment.label_detail}), ` : ", "] : ["no score, "]), ish);
   byId("derived").replaceChildren(...assessment.derived.map((one) =>
     element("li", { class: one.predicted ? "" : "hanging" }, `${one.name}: `, one.predicted ? classChip(one.predicted) : one.text)));
   byId("reasons").replaceChildren(...reasons.map((reason) => element("li", { class: reason.kind }, reason.words)));
