@@ -15,6 +15,7 @@ from her2batch.job_settings import (
     NightlySettings,
     NotificationSettings,
     RetentionSettings,
+    SendSettings,
     SentinelSettings,
 )
 from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Plan, Resources, RunWindow
@@ -130,10 +131,11 @@ def test_every_nightly_setting_is_documented() -> None:
         DriftSettings,
         RetentionSettings,
         DiskSettings,
+        SendSettings,
         NotificationSettings,
         Resources,
     )
     named = {name for model in models for name in model.model_fields} | Plan.model_fields.keys() - {"bundle"}
-    sections = {"plan", "resources", "window", "sentinels", "drift", "retention", "disk", "hook"}
+    sections = {"plan", "resources", "window", "sentinels", "drift", "retention", "disk", "send", "hook"}
     assert [name for name in sorted(named - sections) if f"`{name}`" not in page] == []
     assert [name for name in sorted(sections) if f"`[{name}]`" not in page] == []

@@ -19,6 +19,7 @@ from her2batch.job_settings import (
     NightlySettings,
     NotificationSettings,
     RetentionSettings,
+    SendSettings,
     SentinelSettings,
 )
 from her2batch.settings import Plan, Resources, RunWindow
@@ -45,6 +46,8 @@ EXAMPLES: Final = {
     "drift.site": "/scans/([^/]+)/",
     "retention.days": 90,
     "retention.gigabytes": 2000,
+    "send.to": "mllp://lis.example.org:2575",
+    "send.identities": "/lab/identities.csv",
     "hook.webhook": "https://hooks.example.org/her2batch",
     "hook.mail_to": ["pathology-it@example.org"],
     "hook.link": "https://her2.example.org",
@@ -61,6 +64,7 @@ SECTIONS: Final[dict[str, type[BaseModel]]] = {
     "drift": DriftSettings,
     "retention": RetentionSettings,
     "disk": DiskSettings,
+    "send": SendSettings,
     "hook": NotificationSettings,
 }
 
@@ -89,7 +93,7 @@ def example_settings() -> str:
         *_section_lines("", NightlySettings),
     ]
     for section, model in SECTIONS.items():
-        active = section != "sentinels"  # an empty section would need its folder
+        active = section not in ("sentinels", "send")  # they cannot be empty
         lines += ["", f"[{section}]" if active else f"# [{section}]", *_section_lines(f"{section}.", model)]
     return "\n".join(lines) + "\n"
 

@@ -45,11 +45,7 @@ SLIDE_COLUMNS = (
     Column("mpp_source", TEXT, "file · objective · override"),
     Column("objective", F32, "magnification of the scan"),
     Column("tissue_mm2", F32, "area of tissue, mm²"),
-    Column(
-        "tissue_method",
-        TEXT,
-        "segmentation that was used: density, texture or union",
-    ),
+    Column("tissue_method", TEXT, "segmentation that was used: density, texture or union"),
     Column("tissue_disagreement", F32, "1 − Dice coefficient of the two segmentations"),
     Column("n_tiles", I32, "number of tiles in the table tiles"),
     Column("regions", TEXT, "SHA-256 of the file of regions to which the tiles are restricted; null: the whole tissue"),
@@ -353,13 +349,8 @@ def run_schema(name: str, numbers: bool = False) -> pa.Schema:
 
 def table_schema(table: str, dim: int | None = None) -> pa.Schema:
     """The Arrow schema of a table of a cohort.  dim: length of the embeddings."""
-    columns = {
-        "intake": INTAKE_COLUMNS,
-        "times": TIME_COLUMNS,
-        "looks": PROBE_COLUMNS,
-        "reviews": REVIEW_COLUMNS,
-        **TABLES,
-    }[table]
+    others = {"intake": INTAKE_COLUMNS, "times": TIME_COLUMNS, "looks": PROBE_COLUMNS, "reviews": REVIEW_COLUMNS}
+    columns = {**others, **TABLES}[table]
     fields = [pa.field(column.name, column.type) for column in columns]
     if dim is not None:
         fields[-1] = pa.field("embedding", pa.list_(pa.float16(), dim))

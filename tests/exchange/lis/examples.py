@@ -50,5 +50,5 @@ def decide(cohort: Cohort, slide_id: str, label: str, verdict: str = "change", s
     return int(append_review(cohort, replace(review, supersedes=supersedes, comment="as seen"))["number"])
 
 
-def send(cohort: Cohort, address: str, **more: object) -> SendSummary:
-    return send_results(cohort, parse_receiver(address, timeout=0.3), identities(cohort), pause=0.0, **more)
+def send(cohort: Cohort, address: str, timeout: float = 10.0, **more: object) -> SendSummary:
+    return send_results(cohort, parse_receiver(address, timeout), identities(cohort), pause=0.0, **more)

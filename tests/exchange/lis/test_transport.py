@@ -22,7 +22,7 @@ def test_other_addresses_are_refused(address: str) -> None:
 def test_a_message_without_an_answer_is_sent_again_with_its_control_id(tmp_path: Path, mood: str) -> None:
     cohort = make_cohort(tmp_path / "c", 1)
     with running(LisServer((mood,), delay=0.5)) as lis:
-        assert set(send(cohort, lis.address).unanswered) == {"S000"}
+        assert set(send(cohort, lis.address, timeout=0.3).unanswered) == {"S000"}
         lis.moods = ("accept",)
         assert send(cohort, lis.address).accepted == {"preliminary": ["S000"]}
         assert len(lis.kept) == 1
