@@ -241,7 +241,8 @@ def _find_levels(pages: Sequence[Page], base: Image, ome: _OmeImages, ignores_sh
         beside = [page for page in pages if page is not first and page.page.is_tiled and page.number is not None]
         if first.number is None:
             beside += [page for page in _siblings(pages, first) if page is not first]
-        fitting = [page for page in beside if page.pixels and ome.allow(page, first.size[0] / page.size[0])]
+        fitting = [page for page in beside if _is_level(page, first, ignores_shape)]
+        fitting = [page for page in fitting if ome.allow(page, first.size[0] / page.size[0])]
         groups = [(page,) for page in _without_thumbnail(fitting, first)]
     groups = [group for group in groups if _is_level(group[0], first, ignores_shape)]
     levels = [base]
