@@ -29,7 +29,7 @@ from her2batch.nightly.nights_index import write_nights_index
 from her2batch.nightly.summary import INTERNAL_ERROR, NightSummary, count_error_codes, count_results, disk_usage
 from her2batch.pipeline.growth.ingest_summary import IngestSummary
 from her2batch.pipeline.queue import local_now, next_occurrence
-from her2batch.pipeline.resume.plan_change import PlanChangedError, option_of, settle_plan
+from her2batch.pipeline.resume.plan_change import PlanChangedError, option_with_value, settle_plan
 from her2batch.reports import cases
 from her2batch.reports.night_page import render_night_page
 from her2batch.reports.report_data import assess_slides
@@ -152,7 +152,7 @@ def _settle_plan(settings: NightlySettings) -> Plan:
     try:
         return settle_plan(cohort, settings.plan, exact=True)
     except PlanChangedError as error:
-        options = " ".join(f"{option_of(name)} {value}" for name, (_, value) in error.changes.items())
+        options = " ".join(option_with_value(name, value) for name, (_, value) in error.changes.items())
         command = f"her2batch ingest {settings.scans} --out {settings.cohort} {options} --replan"
         remedy = f"correct [plan] in the settings file, or compute them again, which the nights go on with: {command}"
         raise PlanChangedError(cohort, error.changes, error.slides, remedy) from error

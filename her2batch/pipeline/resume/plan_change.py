@@ -7,6 +7,7 @@ a slide has: a slide that was processed with another value must be processed aga
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations, permutations
@@ -99,9 +100,16 @@ def _refuse_change(cohort: Cohort, stored: Plan, plan: Plan, finished: Sequence[
 
 
 def option_of(setting: str) -> str:
-    """The command-line option of a setting of the plan."""
-    singular = setting.removesuffix("s") if Plan.model_fields[setting].annotation == tuple[str, ...] else setting
-    return "--" + singular.replace("_", "-")
+    """The command-line option of a setting of the plan; repeatable ones are in the singular."""
+    is_list = isinstance(Plan.model_fields[setting].default, tuple)
+    return "--" + (setting.removesuffix("s") if is_list else setting).replace("_", "-")
+
+
+def option_with_value(setting: str, value: object) -> str:
+    """The part of a command line that gives a setting a value; empty where no option can."""
+    values = value if isinstance(value, tuple) else () if value in (None, False) else (value,)
+    option = option_of(setting)
+    return " ".join(option if each is True else f"{option} {shlex.quote(str(each))}" for each in values)
 
 
 def match_plan(plan: Plan, row: Row) -> PlanMatch | None:

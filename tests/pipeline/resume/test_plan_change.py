@@ -7,7 +7,13 @@ import pytest
 
 from her2batch import settings
 from her2batch.pipeline.resume import plan_change
-from her2batch.pipeline.resume.plan_change import PlanChangedError, match_plan, plan_id_of, settle_plan
+from her2batch.pipeline.resume.plan_change import (
+    PlanChangedError,
+    match_plan,
+    option_with_value,
+    plan_id_of,
+    settle_plan,
+)
 from her2batch.settings import Plan
 from her2batch.store.cohort import Cohort, Row, write_row
 
@@ -192,3 +198,12 @@ def test_a_row_of_another_version_of_the_algorithms_is_found_and_not_current(mon
     assert not match.is_current
     grown = Plan(encoders=("stain", "a"))
     assert plan_id_of(grown, row, match) == grown.id_of_version(newer - 1)
+
+
+@pytest.mark.parametrize(("setting", "value", "words"), [
+    ("mpp", 1.0, "--mpp 1.0"), ("lossless", True, "--lossless"), ("lossless", False, ""), ("mpp_override", None, ""),
+    ("encoders", ("stain", "uni"), "--encoder stain --encoder uni"), ("reader", "tiff", "--reader tiff"),
+    ("include_regions", ("Tumor core",), "--include-region 'Tumor core'"),
+])  # fmt: skip
+def test_a_setting_as_the_command_line_has_it(setting: str, value: object, words: str) -> None:
+    assert option_with_value(setting, value) == words
