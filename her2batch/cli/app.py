@@ -19,12 +19,13 @@ from typing import Annotated, Any
 
 import typer
 
-from her2batch.cli.commands import exchange, labels, report, send, serve, slides, tools, training
+from her2batch.cli.commands import adopt, exchange, labels, report, send, serve, slides, tools, training
 from her2batch.cli.streams import replace_characters, use_utf8_files
 from her2batch.errors import STOPPED, HeadLost, Her2BatchError, one_line
 
 COMMANDS = (
     slides.ingest,
+    adopt.adopt,
     slides.overnight,
     labels.labels,
     training.score,
