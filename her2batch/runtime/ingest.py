@@ -388,7 +388,7 @@ def _check_found(inventory: Inventory, request: IngestRequest) -> None:
     found = any(outcome != "ignored" for outcome in inventory.outcomes.values())
     if found or inventory.missing or request.only is not None:
         return
-    others = f" among its {inventory.ignored} files" if inventory.ignored else ""
+    others = f" among its {inventory.ignored} file{'s' * (inventory.ignored > 1)}" if inventory.ignored else ""
     remedy = "give the folder that the scanner writes to; README.md lists the formats"
     raise InputError(f"no slides found{others}", request.scans, remedy)
 
