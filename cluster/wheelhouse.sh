@@ -7,7 +7,7 @@ usage() {
   cat <<'TEXT'
 usage: cluster/wheelhouse.sh [--variant cpu|cuda] [--extras LIST] [--torch-wheels DIR] [--python PYTHON] OUT
 
-  --variant       cpu (default): PyTorch without CUDA, under 1.5 GB; cuda: with NVIDIA's libraries, about 4 GB
+  --variant       cpu (default): PyTorch without CUDA, under 1.5 GB; cuda: with NVIDIA's libraries, 3.5 GB
   --extras        extras of her2batch, separated by commas (default: serve)
   --torch-wheels  cpu variant: folder with the wheels of torch and torchvision, instead of PyTorch's index
   --python        Python that the target has too (default: python3)
