@@ -49,7 +49,7 @@ def test_a_cohort_without_data_for_any_row_is_refused(synthetic: Synthetic, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_the_quick_profile_runs_on_the_cohort_of_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its annotated regions are smaller than patches at low resolution: these rows have no data, the others do."""
     made = make_cohort(tmp_path / "made", 28, demo.SEED, demo.SIZE)
@@ -58,6 +58,7 @@ def test_the_quick_profile_runs_on_the_cohort_of_the_demo(tmp_path: Path, capsys
     assert first.exit_code == 0
     command = ["reproduce", str(cohort), "--quick", "--annotations", str(made / "annotations"), "--json"]
     command += ["--out", str(tmp_path / "run"), "--folds", "3", "--option", "epochs=1", "--workers", "0"]
+    command += ["--patches-per-slide", "4"]
     assert _run(lambda: app(command)) == 0
     rows = json.loads(capsys.readouterr().out)["tables"]
     by_input = {row["input"]: row["status"] for row in rows if row["task"] == "her2-4way"}
