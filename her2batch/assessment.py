@@ -48,8 +48,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "pen": ("quality", "pen ink on the slide"),
     "blurred": ("quality", "much of the tissue is out of focus"),
     "overexposed": ("quality", "overexposed: staining can't be measured where colours are clipped"),
-    "blank-tiles": ("quality", "parts of the tissue have no image"),
-    "missing-tiles": ("quality", "parts of the image are missing"),
+    "missing-tiles": ("quality", "parts of the tissue have no image"),
     "bit-depth-assumed": ("quality", "the range of the 16-bit samples is assumed"),
     "folds": ("quality", "folded tissue"),
     "tissue-methods-disagree": ("quality", "it is uncertain which part of the slide is tissue"),
@@ -67,13 +66,14 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "ultralow": ("borderline", "0 with traces of staining (ultralow)"),
     "regions": ("scope", "scored in annotated regions only"),
     "marker-presumed": ("marker", "no label states the marker: HER2 is presumed"),
+    "mpp-forced": ("scope", "the resolution of the file was replaced (--mpp-force)"),
 }
 """Reason → its kind and its words, the weightiest first."""
 
 WEIGHTS: Final = {code: position for position, code in enumerate(REASONS)}
 """Reason → its position in REASONS."""
 
-NOT_ASKING: Final = frozenset({"ultralow", "marker-presumed", "regions"})
+NOT_ASKING: Final = frozenset({"ultralow", "marker-presumed", "regions", "mpp-forced"})
 """Reasons that are shown but do not ask for a review."""
 
 KINDS: Final = {
@@ -321,10 +321,10 @@ def _reasons(row: Fields, predictions: Sequence[Fields], needs_ish: bool) -> tup
         add("failed", f"{code}: {REMEDIES[code]}" if code in REMEDIES else str(code))
         return tuple(found.values())
     flags = quality_flags(row["flags"] or ())
+    if row.get("blank_tiles"):
+        add("missing-tiles", f"{row['blank_tiles']} tiles, {row['n_tiles']} with an image")
     for flag in flags:
         add(flag)
-    if row.get("blank_tiles"):
-        add("blank-tiles", f"{row['blank_tiles']} of {row['n_tiles']} tiles")
     if not predictions and not flags and row["n_tiles"] and task_applies(IHC_TASK, row["stain"]):
         add("no-method")
     if needs_ish:

@@ -1,5 +1,7 @@
 """The assessment of a slide: one result, what hangs on ISH, and all reasons for a review, the weightiest first."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,9 +61,19 @@ def test_flags_that_do_not_concern_the_image_ask_for_nothing() -> None:
     assert assess_slide(slide(flags=list(INFORMATIVE_FLAGS)), rule_rows(intense=0.5)).state == "clear"
 
 
+def test_every_flag_of_the_documentation_has_words() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text()
+    section = page[page.index("## Quality flags") : page.index("## Reasons for review")]
+    flags = set(re.findall(r"^\| `([a-z-]+)` \|", section, re.MULTILINE))
+    assert len(flags) > 10
+    assert flags - INFORMATIVE_FLAGS - REASONS.keys() == set()
+
+
 def test_tiles_without_image_ask_for_a_review() -> None:
     found = assess_slide(slide(blank_tiles=2), rule_rows(intense=0.5))
-    assert [reason.words for reason in found.reasons] == ["parts of the tissue have no image (2 of 9 tiles)"]
+    assert [reason.words for reason in found.reasons] == [
+        "parts of the tissue have no image (2 tiles, 9 with an image)"
+    ]
 
 
 def test_2_plus_without_ish_is_equivocal_and_nothing_follows_from_it() -> None:

@@ -44,7 +44,7 @@ WIDTH = 1080
 SCALE = 1.25
 """Device px per CSS px."""
 
-COLOURS = 80
+COLOURS = 52
 """Colours of the palette."""
 
 LEGEND_PX = 150

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from her2batch.assessment import DERIVED_TASKS, IHC_TASK
+from her2batch.assessment import DERIVED_TASKS
 from her2batch.errors import InputError
 from her2batch.files.atomic import atomic_write
 from her2batch.job_settings import SentinelSettings
 from her2batch.store.cohort import Cohort, Row
+from her2batch.tasks import SCORE_TASKS
 
 PACKAGES = ("her2batch", "numpy", "opencv-python-headless", "scikit-image", "scipy", "simplejpeg", "torch", "timm")
 """Packages whose versions can change a score."""
@@ -100,7 +101,7 @@ def find_deviations(
 
 def _hangs_on_ish(key: str, *predictions: SlidePredictions) -> bool:
     """Return whether a prediction is of a task that ISH decides, of a slide that is 2+ in any of these predictions."""
-    scores = [own for of_slide in predictions for name, own in of_slide.items() if _task_of(name) == IHC_TASK]
+    scores = [own for of_slide in predictions for name, own in of_slide.items() if _task_of(name) in SCORE_TASKS]
     return _task_of(key) in DERIVED_TASKS and any(own["predicted"] == "2+" for own in scores)
 
 

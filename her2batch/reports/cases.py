@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from her2batch.assessment import DERIVED_TASKS, IHC_TASK
+from her2batch.assessment import DERIVED_TASKS
 from her2batch.store.cohort import Cohort, Row
-from her2batch.tasks import CLASSES, HER2_TASKS
+from her2batch.tasks import CLASSES, HER2_TASKS, SCORE_TASKS
 
 UNKNOWN_MARKERS = ("ihc", None)
 """Values of the column `stain` of a slide whose marker is not known."""
@@ -124,7 +124,7 @@ def _unknown_markers(case: Case) -> list[str]:
 def _definite(predictions: Iterable[SlidePrediction]) -> list[SlidePrediction]:
     """Return the predictions without those of derived tasks of slides that are 2+ by any method."""
     own = list(predictions)
-    equivocal = {one.slide_id for one in own if (one.task, one.predicted) == (IHC_TASK, "2+")}
+    equivocal = {one.slide_id for one in own if one.task in SCORE_TASKS and one.predicted == "2+"}
     return [one for one in own if one.task not in DERIVED_TASKS or one.slide_id not in equivocal]
 
 

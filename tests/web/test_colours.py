@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import her2batch
+from her2batch.assessment import KINDS
 from her2batch.reports.figures import CLASS_COLOURS, PALETTE
 from her2batch.vision.heatmap import DAB_SCALE_END, HEAT_COLOUR, SHARE_SCALE_END
 
@@ -28,7 +29,13 @@ def test_classes_have_the_colours_of_the_report() -> None:
     assert json.loads(constant("CLASSES")) == [
         [name, PALETTE[CLASS_COLOURS[name]][0]] for name in ("0", "1+", "2+", "3+")
     ]
-    named = dict(re.findall(r'"?([\w+]+)"?: "(c\d)"', constant("CLASS_NAMES")))
+    named = dict(re.findall(r'"?([\w+]+)"?: "(c\w)"', constant("CLASS_NAMES")))
     assert named == CLASS_COLOURS
     for name in ("c0", "c1", "c2", "c3", "bar"):
         assert re.findall(rf"--{name}: (#\w+);", STYLE) == list(PALETTE[name])
+
+
+def test_the_page_filters_by_every_kind_of_reason() -> None:
+    page = (STATIC / "index.html").read_text()
+    select = page[page.index('<select name="kind">') :].partition("</select>")[0]
+    assert dict(re.findall(r'<option value="(\w+)">([^<]+)</option>', select)) == KINDS
