@@ -51,11 +51,29 @@ def missing_tiles(table: StoredTiles) -> MissingArea | None:
 
 def present_tiles(levels: Sequence[StoredTiles], level: int) -> NDArray[np.bool_]:
     """Return which tiles of a level are stored, or can be rebuilt from a finer level: (down, across) bool."""
-    present = levels[level].stored.copy()
-    for row, column in np.argwhere(~present).tolist() if level else ():
-        source = _finer_box(levels, level, _tile_box(levels[level], row, column))
-        present[row, column] = source is not None and _has_image(levels, level - 1, source)
-    return present
+    table = levels[level]
+    if level == 0 or table.stored.all():
+        return table.stored
+    finer = levels[level - 1]
+    if max(finer.width / table.width, finer.height / table.height) > MAX_STEP:
+        return table.stored
+    down, across = table.stored.shape
+    y0, y1 = _finer_range(down, table.tile_height, table.height, finer.tile_height, finer.height)
+    x0, x1 = _finer_range(across, table.tile_width, table.width, finer.tile_width, finer.width)
+    sums = np.pad(present_tiles(levels, level - 1).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    found = sums[np.ix_(y1, x1)] - sums[np.ix_(y0, x1)] - sums[np.ix_(y1, x0)] + sums[np.ix_(y0, x0)]
+    return np.asarray(table.stored | (found > 0), bool)
+
+
+def _finer_range(
+    count: int, tile: int, length: int, finer_tile: int, finer_length: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the tiles (first, end) of the finer level under each tile of a level, along one axis."""
+    starts = np.arange(count, dtype=np.int64) * tile
+    ratio = finer_length / length
+    first = (starts * ratio).astype(np.int64)
+    last = np.minimum(np.ceil(np.minimum(starts + tile, length) * ratio).astype(np.int64), finer_length)
+    return first // finer_tile, -(-last // finer_tile)
 
 
 def rebuild_tile(

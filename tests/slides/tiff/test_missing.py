@@ -66,3 +66,19 @@ def test_tile_that_no_finer_level_has_stays_missing() -> None:
 def test_step_of_levels_that_is_too_large_is_not_bridged() -> None:
     levels = [table(64 * (MAX_STEP + 1), 64 * (MAX_STEP + 1), 64, []), table(64, 64, 64, [(0, 0)])]
     assert rebuild_tile(levels, 1, (0, 0), 1, lambda *_: np.zeros((1, 1, 3), np.uint8)) is None
+
+
+def test_tiles_that_are_present_are_those_that_can_be_rebuilt() -> None:
+    rng = np.random.default_rng(5)
+    for width, height in ((700, 500), (1023, 333), (64, 2000)):
+        levels = [
+            Table(
+                width // k, height // k, 32, 48, rng.random((-(-(height // k) // 48), -(-(width // k) // 32))) < share
+            )
+            for k, share in ((1, 0.2), (3, 0.3), (9, 0.1))
+        ]
+        for level in (1, 2):
+            present = present_tiles(levels, level)
+            for row, column in np.ndindex(present.shape):
+                rebuilt = rebuild_tile(levels, level, (row, column), 1, lambda _, box: np.zeros((*box[:1:-1], 3), "u1"))
+                assert present[row, column] == (levels[level].stored[row, column] or rebuilt is not None)
