@@ -207,6 +207,8 @@ def filled_tiles(rgb: NDArray[np.uint8], tile: tuple[float, float]) -> Mask:
 
 def _whole_tiles(mask: Mask, tile: tuple[float, float]) -> Mask:
     """Return the px of the tiles all of whose px are in a mask (H, W); tiles below 2 × 2 px are none."""
+    if min(tile) < 2:
+        return np.zeros_like(mask)
     ranges = []
     for length, edge in zip(mask.shape, tile, strict=True):
         starts = np.arange(max(1, round(length / edge + 0.499))) * edge
