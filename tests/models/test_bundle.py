@@ -153,7 +153,7 @@ file = "thumbnail.safetensors"
     [
         ("format = 1", "format = 3", "has format 3"),
         ('method = "resnet50"', 'method = "resnet51"', "no method of a thumbnail model is called 'resnet51'"),
-        ('"her2-3way"', '"her2-5way"', "no task is called 'her2-5way'"),
+        ('"her2-3way"', '"her2-6way"', "no task is called 'her2-6way'"),
         ('tasks = ["her2-3way"]', 'tasks = ["er"]', "none of the bundle's tasks"),
         ('["0", "low", "high"]', '["high", "low", "0"]', "in this order"),
         ("thumbnail-224", "patches-low", "has no input"),

@@ -56,7 +56,7 @@ def test_a_patch_network_alone_classifies_her2_patches() -> None:
 
 
 @pytest.mark.parametrize(("training", "words"), [
-    (Training(tasks=("her2-5way",)), "choose from her2-4way"), (Training(methods=("xgboost",)), "choose from clam-sb"),
+    (Training(tasks=("her2-6way",)), "choose from her2-4way"), (Training(methods=("xgboost",)), "choose from clam-sb"),
     (Training(methods=("svm",), tasks=("er",)), "er has none"),
     (Training(methods=("resnet50",), inputs=("patches-low",)), "resnet50 reads none of the inputs patches-low"),
     (Training(options=("lr",)), "is not NAME=VALUE"), (Training(options=("rate=3",)), "names: .*lr"),
