@@ -287,13 +287,15 @@ def train(
     columns: Mapping[str, str] | None = None,
     annotations: str | Path | None = None,
     task_file: str | Path | None = None,
+    folds_file: str | Path | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Train methods on the same folds, as `her2batch train` does; a second call resumes.
 
     columns: headers of the labels, as --column gives them.  task_file: TOML file with tasks of your own, as with
-    --tasks; all of them are trained where `tasks` names none.  settings: any other option of the command:
-    tasks=["her2-3way"], methods=["clam-sb"], folds=5, workers=2, …  Returns what the command prints with --json.
+    --tasks; all of them are trained where `tasks` names none.  folds_file: as --folds-file.  settings: any other option
+    of the command: tasks=["her2-3way"], methods=["clam-sb"], folds=5, workers=2, …  Returns what the command prints
+    with --json.
     Raises InputError, StoreError, WeightsError before training starts.
     """
     from her2batch.experiments.train import TrainingRequest, training_result
@@ -302,7 +304,8 @@ def train(
 
     training, resources = _split(settings, Training, TrainingResources)
     training = training_with_tasks(training, task_file)
-    request = TrainingRequest(to_location(cohort), Path(out), _path(labels), _path(annotations), columns or {})
+    files = _path(labels), _path(annotations)
+    request = TrainingRequest(to_location(cohort), Path(out), *files, columns or {}, _path(folds_file))
     return training_result(run(request, training, resources))
 
 

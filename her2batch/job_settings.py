@@ -118,6 +118,7 @@ class TrainJob(Settings):
     columns: dict[str, str] = Field({}, description="columns of the label sheet with other headers: name → header")
     annotations: str | None = Field(None, description="folder with QuPath regions, SLIDE.geojson, for patch methods")
     tasks: str | None = Field(None, description="TOML file with tasks of the user's own, as --tasks")
+    folds_file: str | None = Field(None, description="CSV file with the fold of each slide or patient")
     training: Training = Training()
     resources: TrainingResources = TrainingResources()
 

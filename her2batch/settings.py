@@ -7,8 +7,8 @@ import json
 import re
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from her2batch.errors import InputError
 from her2batch.tasks import BUILTIN_TASKS, Task
@@ -234,7 +234,11 @@ class Training(Settings):
         description="input of the methods: the name of an encoder, thumbnail-224, thumbnail-512, patches-low, "
         "patches-moderate or patches-high; repeatable; default: the cohort's encoders, thumbnail-224, patches-low",
     )
-    folds: int = Field(10, ge=3, le=100, description="number of folds of the cross-validation")
+    folds_by: Literal["site"] | None = Field(
+        None, description="site: each site of the labels is tested by models that were trained at the other sites"
+    )
+    fold_names: tuple[str, ...] | None = Field(None, description="names of given folds, in order; see `given_folds`")
+    folds: int = Field(10, le=100, description="number of folds of the cross-validation")
     seed: int = Field(0, ge=0, description="seed of the folds and of all random numbers in training")
     options: tuple[str, ...] = Field((), description="setting of the methods, such as lr=0.0002; repeatable")
     quick: bool = Field(False, description="few epochs, small networks and few patches, to try out a run")
@@ -251,6 +255,15 @@ class Training(Settings):
     shuffle_labels: bool = Field(
         False, description="control run: shuffle the labels over the patients, which gives results at chance level"
     )
+
+    @field_validator("folds")
+    @classmethod
+    def _folds_are_enough(cls, folds: int, info: ValidationInfo) -> int:
+        """Return the number of folds. Two suffice where they are given, as others then validate."""
+        least = 3 if info.data.get("fold_names") is None else 2
+        if folds < least:
+            raise PydanticKnownError("greater_than_equal", {"ge": least})
+        return folds
 
     def task(self, name: str) -> Task:
         """Return a task of this run by its name. Raises InputError with the known names."""

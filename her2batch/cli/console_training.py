@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 NOTE_LENGTH = 600
 """Characters of a note on the labels that are printed."""
 
+LISTED_REASONS = ("contradiction", "needs-ish", "failed", "no-fold", "no-site")
+"""Reasons for which the slides that are left out are named."""
+
 EXAMPLES = 5
 """Slides that are named for each reason why slides are left out."""
 
@@ -111,6 +114,8 @@ def print_training_summary(summary: TrainingSummary) -> None:
 
 
 def _print_outputs(console: Console, summary: TrainingSummary) -> None:
+    if names := summary.run.read_settings()["training"].get("fold_names"):
+        _print_given_folds(console, summary.run.read("metrics").to_pylist(), names)
     print_excluded(console, summary.excluded.to_pylist())
     for note in summary.run.read_notes("labels"):
         print_line(console, f"labels: {shorten_note(note)}")
@@ -129,6 +134,18 @@ def _print_outputs(console: Console, summary: TrainingSummary) -> None:
     print_line(console, f"run: {summary.run.root}")
     if summary.run.report.is_file():
         print_line(console, f"report: {summary.run.report}")
+
+
+def _print_given_folds(console: Console, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """Print the metrics of each fold that the user gave, by its name."""
+    cells = []
+    for row in rows:
+        figures = [row[name] if row.get("c_index") is None else None for name in ("auc", "f1", "accuracy", "kappa")]
+        percents = ["–" if value is None else f"{100 * value:.2f}" for value in figures[:3]]
+        kappa = "–" if figures[3] is None else f"{figures[3]:.2f}"
+        cells.append([row["task"], row["method"], names[row["fold"]], *percents, kappa, str(row["n"])])
+    columns = (*METRIC_COLUMNS[:2], Column("fold", shorten=True), *METRIC_COLUMNS[3:])
+    print_table(console, "each fold, %", columns, cells)
 
 
 def _print_applied_reviews(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -210,7 +227,7 @@ def print_excluded(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     counts = Counter((row["task"], row["reason"]) for row in rows)
     for (task, reason), count in sorted(counts.items()):
         texts = [row["words"] for row in rows if (row["task"], row["reason"]) == (task, reason)][:EXAMPLES]
-        examples = "; ".join(texts) if reason in ("contradiction", "needs-ish", "failed") else ""
+        examples = "; ".join(texts) if reason in LISTED_REASONS else ""
         more = f"; and {count - EXAMPLES} more" if examples and count > EXAMPLES else ""
         print_line(console, f"left out of {task}: {count} × {reason}" + (f" ({examples}{more})" if examples else ""))
 

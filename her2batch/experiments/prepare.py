@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from her2batch.errors import InputError, SlideError
 from her2batch.exchange.annotations import find_annotations, read_annotations
+from her2batch.experiments.given_folds import given_folds, inner_parts, split_by_given
 from her2batch.experiments.units import TrainingJob, annotated_patch_tables, tissue_patches
 from her2batch.files.atomic import atomic_write
 from her2batch.files.parquet import write_parquet
@@ -115,13 +116,24 @@ def load_labels(
 ) -> tuple[pa.Table, pa.Table]:
     """Read the labels, check them, and apply reviews if the settings say so. What a person should know is noted.
 
-    path: of a label sheet; None: the labels given to the ingest.  columns: of the sheet, name → header.
-    Of the labels that were given to the ingest, those of slides that the cohort does not have are excluded later.
-    Returns the labels, and the effect of each review (REVIEWED).  Raises InputError.
+    Returns the labels, and the effect of each review (REVIEWED).  Raises InputError.  See `read_checked_labels`.
     """
     rows = job.cohort.rows()
+    table = read_checked_labels(job, path, columns)
+    job.run.write_notes("labels", label_notes(table, rows))
+    return apply_reviews(table, reviews.read_reviews(job.cohort) if job.training.reviews else [], rows)
+
+
+def read_checked_labels(
+    job: TrainingJob, path: Path | None, columns: Mapping[str, str] = MappingProxyType({})
+) -> pa.Table:
+    """Read the labels of a run and check them; nothing is written.
+
+    path: of a label sheet; None: the labels given to the ingest.  columns: of the sheet, name → header.
+    Of the labels that were given to the ingest, those of slides that the cohort does not have are excluded later.
+    Raises InputError.
+    """
     further = further_columns(job.training.task(name) for name in job.training.tasks)
-    entries = reviews.read_reviews(job.cohort) if job.training.reviews else []
     if path is not None:
         table = read_labels(path, job.cohort, columns, further)
     elif job.cohort.labels.is_file():
@@ -129,13 +141,12 @@ def load_labels(
         if further:
             what = f"do not have the column {further[0]}, which a task reads: an ingest keeps its own columns only"
             raise InputError(what, job.cohort.labels, "give --labels FILE")
-    elif entries:
+    elif job.training.reviews and reviews.read_reviews(job.cohort):
         table = LABELS_SCHEMA.empty_table()
     else:
         raise InputError("the cohort has no labels", job.cohort.root, "give --labels CSV")
-    check_labels(table, rows, path or job.cohort.labels, partly=path is None)
-    job.run.write_notes("labels", label_notes(table, rows))
-    return apply_reviews(table, entries, rows)
+    check_labels(table, job.cohort.rows(), path or job.cohort.labels, partly=path is None)
+    return table
 
 
 def assign_folds(job: TrainingJob, work: UnitPlan, table: pa.Table, rows: Rows) -> tuple[pa.Table, pa.Table, pa.Table]:
@@ -148,9 +159,15 @@ def assign_folds(job: TrainingJob, work: UnitPlan, table: pa.Table, rows: Rows) 
     settings = job.training
     labelled, excluded, split = [], [], []
     her2: dict[str, int] | None = None
+    given = given_folds(settings, job.folds_file, table, rows)
     for task in tasks:
-        good, bad = label_task_slides(job, task, table, rows)
-        if task in HER2_TASKS:
+        good, bad = label_task_slides(job, task, table, rows, given)
+        inner = None
+        if given is not None:
+            fold = np.array([given[slide_id] for slide_id in good["slide_id"].to_pylist()], np.int32)
+            by_ring = settings.folds_by is None and settings.folds > 2
+            inner = None if by_ring else inner_parts(good, settings.seed)
+        elif task in HER2_TASKS:
             her2 = her2 or _assign_her2_folds(job, table, rows)
             fold = np.array([her2[slide_id] for slide_id in good["slide_id"].to_pylist()], np.int32)
         else:
@@ -161,8 +178,8 @@ def assign_folds(job: TrainingJob, work: UnitPlan, table: pa.Table, rows: Rows) 
         excluded.append(bad)
         known = settings.task(task)
         split += [
-            folds.cross_validation_splits(known, good, fold, settings.folds),
-            folds.final_split(known, good, fold),
+            folds.cross_validation_splits(known, good, fold, settings.folds, inner),
+            folds.final_split(known, good, fold if inner is None else inner),
         ]
     names = run_schema("labels").names
     together = pa.concat_tables([table.select(names) for table in labelled]).cast(run_schema("labels"))
@@ -173,13 +190,20 @@ def assign_folds(job: TrainingJob, work: UnitPlan, table: pa.Table, rows: Rows) 
     )
 
 
-def label_task_slides(job: TrainingJob, task: str, table: pa.Table, rows: Rows) -> tuple[pa.Table, pa.Table]:
-    """Return the labelled and the excluded slides of a task. Raises InputError if they are too few for the folds."""
+def label_task_slides(
+    job: TrainingJob, task: str, table: pa.Table, rows: Rows, given: Mapping[str, int] | None = None
+) -> tuple[pa.Table, pa.Table]:
+    """Return the labelled and the excluded slides of a task. Raises InputError if they are too few for the folds.
+
+    given: slide_id → fold; slides without one are excluded.
+    """
     good, bad = label_slides(table, job.training.task(task), rows, job.training.keep_contradictions)
     there = bad.filter(pc.not_equal(bad["reason"], NOT_IN_COHORT))
     if not good.num_rows and set(there["reason"].to_pylist()) == {"other-stain"}:
         what = f"{task} applies to none of the {there.num_rows} slides: {there['words'][0]}"
         raise InputError(what, None, "correct the column stain of the labels, or leave the task out")
+    if given is not None:
+        good, bad = split_by_given(good, bad, given, task, job.training.folds_by is not None)
     if job.training.shuffle_labels:
         good = folds.shuffle_labels(good, job.training.seed)
     folds.check_labelled(job.training.task(task), good, job.training.folds)

@@ -62,7 +62,7 @@ def _reproduce(
             raise InputError(
                 "the cohort has data for none of the paper's rows", request.cohort, next(iter(missing.values()))
             )
-        work = units_of_cells(cells, range(training.folds))
+        work = units_of_cells(cells, range(job.training.folds))
         try:
             trained = run_units(job, work, request, resources, report, choose_best_units)
         except MissingPatchClassError as error:  # found before any training: the rows of this resolution have no data

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from her2batch.errors import STOPPED
 from her2batch.experiments.data_parallel import run_data_parallel
-from her2batch.experiments.prepare import check_libraries, prepare_run
+from her2batch.experiments.given_folds import with_given_folds
+from her2batch.experiments.prepare import check_libraries, prepare_run, read_checked_labels
 from her2batch.experiments.units import TrainingJob, run_unit
 from her2batch.files.locations import to_location
 from her2batch.files.parquet import read_parquet
@@ -34,19 +35,24 @@ UnitCallback = Callable[[int, int, Unit, str | None], None]
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """The paths of a training run: cohort, output folder, and files of the user.  columns: of the labels."""
+    """The paths of a training run: cohort, output folder, and files of the user.
+
+    columns: of the labels.  folds_file: the fold of each slide or patient.
+    """
 
     cohort: Path
     out: Path
     labels: Path | None = None
     annotations: Path | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    folds_file: Path | None = None
 
 
 def training_request(job: TrainJob) -> TrainingRequest:
     """Return the paths that a TOML file of a training run names."""
-    labels, annotations = (Path(path) if path is not None else None for path in (job.labels, job.annotations))
-    return TrainingRequest(to_location(job.cohort), Path(job.out), labels, annotations, job.columns)
+    files = (job.labels, job.annotations, job.folds_file)
+    labels, annotations, folds_file = (Path(path) if path is not None else None for path in files)
+    return TrainingRequest(to_location(job.cohort), Path(job.out), labels, annotations, job.columns, folds_file)
 
 
 @dataclass
@@ -111,6 +117,10 @@ def open_job(request: TrainingRequest, training: Training) -> TrainingJob:
         training = training.model_copy(update={"patches_per_slide": QUICK_PATCHES})
     plan_units(training, plan_of_cohort.encoders)  # raises InputError for unknown methods before a folder is created
     run = TrainingRun(request.out.absolute())
+    if request.folds_file is not None or training.folds_by is not None:
+        draft = TrainingJob(run, cohort, plan_of_cohort, training)
+        labels = read_checked_labels(draft, request.labels, request.columns)
+        training = with_given_folds(training, request.folds_file, labels)
     settings = {
         "cohort": str(cohort.root),
         "plan": plan_of_cohort.model_dump(mode="json", exclude_none=True),
@@ -119,18 +129,18 @@ def open_job(request: TrainingRequest, training: Training) -> TrainingJob:
         **({"columns": dict(request.columns)} if request.columns else {}),
     }
     run.open_or_create(settings)
-    return TrainingJob(run, cohort, plan_of_cohort, training)
+    return TrainingJob(run, cohort, plan_of_cohort, training, request.folds_file)
 
 
 def _input_files(request: TrainingRequest) -> dict[str, Path]:
-    paths = {"labels": request.labels, "annotations": request.annotations}
+    paths = {"labels": request.labels, "annotations": request.annotations, "folds_file": request.folds_file}
     return {name: path for name, path in paths.items() if path is not None}
 
 
 def read_request(root: Path) -> tuple[TrainingRequest, Training]:
     """Read the paths and settings of an existing run, to resume it. Raises InputError."""
     saved = TrainingRun(root).read_settings()
-    files = {name: Path(saved[name]) for name in ("labels", "annotations") if name in saved}
+    files = {name: Path(saved[name]) for name in ("labels", "annotations", "folds_file") if name in saved}
     request = TrainingRequest(to_location(saved["cohort"]), root, **files, columns=saved.get("columns", {}))
     return request, Training.model_validate(saved["training"])
 

@@ -92,7 +92,7 @@ def _tune(
 ) -> TuningSummary:
     job = open_job(request, training)
     cell = _single_cell(job, resources)
-    work = units_of_cells([cell], [*range(min(outer, training.folds)), FINAL_FOLD])
+    work = units_of_cells([cell], [*range(min(outer, job.training.folds)), FINAL_FOLD])
     searched = [unit for unit in work.units if unit.fold != FINAL_FOLD]
     check_libraries(job, work)
     with job.run.lock(), connect(resources) as session:

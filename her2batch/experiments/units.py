@@ -42,6 +42,7 @@ class TrainingJob:
     cohort: Cohort
     plan: Plan
     training: Training
+    folds_file: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -119,20 +119,30 @@ def check_labelled(task: str | Task, labelled: pa.Table, n_folds: int) -> None:
         )
 
 
-def cross_validation_splits(task: str | Task, labelled: pa.Table, fold: NDArray[np.int32], n_folds: int) -> pa.Table:
+def cross_validation_splits(
+    task: str | Task, labelled: pa.Table, fold: NDArray[np.int32], n_folds: int, inner: NDArray[np.int32] | None = None
+) -> pa.Table:
     """Return the folds table of one task: each slide with its split in every fold, sorted by fold and slide_id.
 
-    labelled: slide_id, patient_id, label, … (n rows).  fold: (n,), see `assign_patients`.  Raises InputError when a
-    fold has no test slides, or its training part lacks a class.
+    labelled: slide_id, patient_id, label, … (n rows).  fold: (n,), see `assign_patients`.  inner: (n,) parts, one of
+    which validates outside each fold; None: the next fold validates.  Raises InputError when a fold has no test slides,
+    or its training part lacks a class.
     """
     tables = []
     for k in range(n_folds):
         if not (fold == k).any():
             what = f"{as_task(task).name}: fold {k} of {n_folds} has none of its {len(fold)} slides"
             raise InputError(what, None, "give fewer --folds, or add patients")
-        split = np.select([fold == k, fold == (k + 1) % n_folds], ["test", "val"], "train")
+        validates = fold == (k + 1) % n_folds if inner is None else _inner_validation(inner, fold != k, k)
+        split = np.select([fold == k, validates], ["test", "val"], "train")
         tables.append(_rows(task, labelled, k, split))
     return pa.concat_tables(tables)
+
+
+def _inner_validation(inner: NDArray[np.int32], outside: NDArray[np.bool_], k: int) -> NDArray[np.bool_]:
+    """Return which slides validate fold k: the k-th part of those that it does not test, or the next part with one."""
+    parts = np.unique(inner[outside])
+    return np.asarray(outside & (inner == parts[k % len(parts)]), bool) if len(parts) else outside
 
 
 def final_split(task: str | Task, labelled: pa.Table, fold: NDArray[np.int32]) -> pa.Table:
@@ -150,7 +160,10 @@ def _rows(task: str | Task, labelled: pa.Table, number: int, split: NDArray[np.s
     for name, n in zip(classes, trained, strict=True):
         if n == 0:
             what = f"{task.name}: class {name} has no slide in the training part of fold {number}"
-            raise InputError(what, None, "give more --folds (a larger part trains) or another --seed, or add patients")
+            remedy = (
+                "give more --folds (a larger part trains), another --seed or other folds of your own, or add patients"
+            )
+            raise InputError(what, None, remedy)
     n = len(split)
     columns = {
         "task": [task.name] * n,

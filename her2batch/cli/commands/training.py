@@ -36,6 +36,16 @@ AnnotationsOption = Annotated[
 ]
 
 
+FoldsFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--folds-file",
+        metavar="FILE",
+        help="CSV file with slide_id or patient_id and fold; decides the number of folds",
+    ),
+]
+
+
 def _is_given(context: typer.Context, name: str) -> bool:
     """Return whether an option stands on the command line; its value may be the default."""
     source = context.get_parameter_source(name)
@@ -49,7 +59,7 @@ TasksOption = Annotated[
 
 
 @options(TrainingResources, leave_out=("worker_memory", "patience"))
-@options(Training, leave_out=("definitions",), help_texts={"methods": METHODS_HELP})
+@options(Training, leave_out=("definitions", "fold_names"), help_texts={"methods": METHODS_HELP})
 def train(
     *,
     context: typer.Context,
@@ -62,6 +72,7 @@ def train(
     labels: LabelsOption = None,
     column: ColumnOption = None,
     annotations: AnnotationsOption = None,
+    folds_file: FoldsFileOption = None,
     tasks_file: TasksOption = None,
     resume: Annotated[Path | None, typer.Option(help="continue this run with its own settings")] = None,
     as_json: Json = False,
@@ -77,7 +88,7 @@ def train(
     elif cohort is None:
         raise typer.BadParameter("name the cohort, or continue a run with --resume RUN", param_hint="COHORT")
     else:
-        request = TrainingRequest(cohort, out, labels, annotations, parse_columns(column))
+        request = TrainingRequest(cohort, out, labels, annotations, parse_columns(column), folds_file)
         training = training_with_tasks(training, tasks_file, _is_given(context, "tasks"))
     with unit_progress(quiet or as_json) as report:
         summary = run(request, training, resources, report)
@@ -86,7 +97,7 @@ def train(
 
 
 @options(TrainingResources, leave_out=("worker_memory", "patience"))
-@options(Training, leave_out=("tasks", "definitions", "methods"))
+@options(Training, leave_out=("tasks", "definitions", "fold_names", "methods"))
 def reproduce(
     *,
     cohort: CohortArgument,
@@ -96,6 +107,7 @@ def reproduce(
     labels: LabelsOption = None,
     column: ColumnOption = None,
     annotations: AnnotationsOption = None,
+    folds_file: FoldsFileOption = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -106,7 +118,10 @@ def reproduce(
 
     with unit_progress(quiet or as_json) as report:
         summary = run(
-            TrainingRequest(cohort, out, labels, annotations, parse_columns(column)), training, resources, report
+            TrainingRequest(cohort, out, labels, annotations, parse_columns(column), folds_file),
+            training,
+            resources,
+            report,
         )
     data = {**training_result(summary.trained), "tables": summary.tables.to_pylist()}
     emit(as_json, data, lambda: print_reproduction(summary))
@@ -114,7 +129,7 @@ def reproduce(
 
 
 @options(TrainingResources, leave_out=("worker_memory", "patience"))
-@options(Training, leave_out=("definitions",), help_texts={"methods": METHODS_HELP})
+@options(Training, leave_out=("definitions", "fold_names"), help_texts={"methods": METHODS_HELP})
 def tune(
     *,
     context: typer.Context,
@@ -125,6 +140,7 @@ def tune(
     labels: LabelsOption = None,
     column: ColumnOption = None,
     annotations: AnnotationsOption = None,
+    folds_file: FoldsFileOption = None,
     tasks_file: TasksOption = None,
     samples: Annotated[int, typer.Option(min=1, help="number of trials in each outer fold")] = 20,
     outer: Annotated[
@@ -141,7 +157,7 @@ def tune(
     training = training_with_tasks(training, tasks_file, _is_given(context, "tasks"))
     with unit_progress(quiet or as_json) as report:
         summary = run(
-            TrainingRequest(cohort, out, labels, annotations, parse_columns(column)),
+            TrainingRequest(cohort, out, labels, annotations, parse_columns(column), folds_file),
             training,
             samples,
             outer,
