@@ -122,7 +122,8 @@ def check_labels(labels: pa.Table, rows: Slides, path: Path, partly: bool = Fals
             )
             raise InputError(what, path, "correct the patient here, or in the cohort by an ingest with --labels")
     given = [row["slide_id"] for row in own if row["patient_id"] is not None]
-    empty = [row["slide_id"] for row in own if row["patient_id"] is None and not row["patient_unknown"]]
+    unstated = [row["slide_id"] for row in own if row["patient_id"] is None and not row["patient_unknown"]]
+    empty = [slide_id for slide_id in unstated if rows[slide_id]["patient_id"] is None]
     if given and empty:
         what = f"slide {empty[0]} has no patient_id, but {len(given)} others have one"
         raise InputError(
