@@ -162,14 +162,29 @@ def test_other_formats_are_refused_with_a_remedy(tmp_path: Path, data: bytes, wo
         read_label_sheet(tmp_path / "labels.xlsx")
 
 
-def test_a_sheet_that_claims_a_million_rows_is_read_quickly(tmp_path: Path) -> None:
-    path = write_workbook(tmp_path / "a.xlsx", [HEADER, *ROWS])
-    with zipfile.ZipFile(path) as packed:
-        parts = {name: packed.read(name) for name in packed.namelist()}
+def changed_sheet(path: Path, old: bytes, new: bytes) -> Path:
+    """The workbook with other bytes in the XML of its sheet."""
     name = "xl/worksheets/sheet1.xml"
-    parts[name] = parts[name].replace(b'<dimension ref="A1:D5"', b'<dimension ref="A1:XFD1048576"')
-    assert b"XFD1048576" in parts[name]
+    with zipfile.ZipFile(path) as packed:
+        parts = {part: packed.read(part) for part in packed.namelist()}
+    assert old in parts[name]
+    parts[name] = parts[name].replace(old, new)
     with zipfile.ZipFile(path, "w") as packed:
         for part, data in parts.items():
             packed.writestr(part, data)
+    return path
+
+
+def test_entities_that_multiply_are_refused(tmp_path: Path) -> None:
+    entities = b"".join(b'<!ENTITY a%d "%s">' % (k, b"&a%d;" % (k - 1) * 10) for k in range(1, 10))
+    path = write_workbook(tmp_path / "a.xlsx", [("slide_id", "her2"), ("A", "3+")])
+    changed_sheet(path, b"<t>A</t>", b"<t>&a9;</t>")
+    changed_sheet(path, b"<worksheet", b'<!DOCTYPE a [<!ENTITY a0 "ha">' + entities + b"]><worksheet")
+    with pytest.raises(InputError, match="is damaged"):
+        read_label_sheet(path)
+
+
+def test_a_sheet_that_claims_a_million_rows_is_read_quickly(tmp_path: Path) -> None:
+    path = write_workbook(tmp_path / "a.xlsx", [HEADER, *ROWS])
+    changed_sheet(path, b'<dimension ref="A1:D5"', b'<dimension ref="A1:XFD1048576"')
     assert len(read_label_sheet(path).rows) == 4
