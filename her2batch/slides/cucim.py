@@ -24,6 +24,7 @@ class CucimSlide(TiledTiffSlide):
     """A TIFF slide decoded by cuCIM. Levels that cuCIM lacks or shows differently are decoded by TiledTiffSlide."""
 
     name = "cucim"
+    _image: Any = None  # None: cuCIM cannot open the file
 
     def __init__(self, path: Path) -> None:
         """Open a slide. Raises SlideError as TiledTiffSlide does, InputError when cuCIM is not installed."""
@@ -31,15 +32,16 @@ class CucimSlide(TiledTiffSlide):
         super().__init__(path)
         try:
             self._image = image_class(str(path))
-        except (RuntimeError, ValueError) as error:
-            super().close()
-            raise SlideError("unreadable", path, f"cuCIM cannot open the file ({error})") from error
+        except (RuntimeError, ValueError):  # the file was checked above: it is sound, but of a kind that cuCIM lacks
+            self._cucim_levels: dict[int, int] = {}
+            return
         self._downsamples = self._image.resolutions["level_downsamples"]
         self._cucim_levels = self._matching_levels()
 
     def close(self) -> None:
         """Close the file."""
-        self._image.close()
+        if self._image is not None:
+            self._image.close()
         super().close()
 
     def _matching_levels(self) -> dict[int, int]:

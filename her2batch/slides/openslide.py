@@ -69,7 +69,11 @@ class OpenSlideSlide(Slide):
         self._closed = False
         properties = dict(self._slide.properties)  # after an error, OpenSlide refuses these too
         sizes = self._slide.level_dimensions
-        stated = _stated_resolution(path, properties, sizes[0])
+        try:
+            stated = _stated_resolution(path, properties, sizes[0])
+        except SlideError:
+            self.close()
+            raise
         mpp, source = resolve_mpp(stated.x, stated.y, stated.objective)
         levels = tuple(Level(*size, *_chunk_size(properties, k)) for k, size in enumerate(sizes))
         self._downsamples = self._slide.level_downsamples
@@ -200,7 +204,7 @@ class OpenSlideSlide(Slide):
 def _stated_resolution(path: Path, properties: Mapping[str, str], size: tuple[int, int]) -> Resolution:
     """Return the resolution of a slide. For plain TIFF files OpenSlide knows fewer statements than `read_resolution`.
 
-    size: of the finest level, px.
+    size: of the finest level, px.  Raises SlideError if OpenSlide shows another image of the file.
     """
     found = read_resolution(path, size) if properties["openslide.vendor"] in PLAIN_TIFF else None
     if found is not None and found.x is not None:

@@ -196,7 +196,8 @@ def _byte_ranges(
 def read_resolution(path: Path, size: tuple[int, int]) -> Resolution | None:
     """Return the resolution of the slide in a TIFF that another library reads; None if its pages cannot be parsed.
 
-    size: of the finest level as the library shows it, px. If that is not the image chosen here, the result is None.
+    size: of the finest level as the library shows it, px.  Raises SlideError `unreadable` if the library shows another
+    image of the file, such as a macro image or one colour.
     """
     try:
         directories = read_directories(path)
@@ -204,9 +205,14 @@ def read_resolution(path: Path, size: tuple[int, int]) -> Resolution | None:
             pages = load_pages(file, directories)
             kind = pages_format(page.page for page in pages[:DETECTED_PAGES])
             chosen = choose_pages(pages, ignores_shape=kind == "philips")
-            return slide_resolution(kind, pages[0], chosen) if chosen.base.size == size else None
+            resolution = slide_resolution(kind, pages[0], chosen)
     except (SlideError, *TIFFFILE_ERRORS):
         return None
+    if chosen.base.size == size and len(chosen.levels[0]) == 1:
+        return resolution
+    shown, finest = (f"{width} × {height} px" for width, height in (size, chosen.base.size))
+    what = f"OpenSlide shows an image of {shown} of this file, not its finest level in colour, {finest}"
+    raise SlideError("unreadable", path, what, "use --reader auto")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from her2batch.slides.slide import Box, Slide
 from her2batch.slides.tiff_slide import TiledTiffSlide
 from tests.contract.reader_contract import SlideContract
 from tests.slides.test_tiff_tables import write_philips
+from tests.slides.tiff.pyramids import halved, ome_xml, padded, picture, write_pages
 
 if "cucim" not in sys.modules and os.environ.get("CUDA_VISIBLE_DEVICES") is None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -80,3 +81,15 @@ def test_loading_after_torch_raises_instead_of_hanging() -> None:
     code = "import torch; from her2batch.slides.cucim import load_cucim; load_cucim()"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "cannot be loaded after torch" in run.stderr
+
+
+def test_files_of_kinds_that_cucim_lacks_are_decoded_by_the_tiff_reader(tmp_path: Path) -> None:
+    image, macro = picture(600, 500), picture(128, 256, seed=2)
+    xml = ome_xml(("macro", (256, 128), 8.0, 0), ("scan", (500, 600), 0.25, 1)).encode()
+    images = [image, padded(halved(image), 128), padded(halved(image, 2), 128)]
+    for path in (
+        write_pages(tmp_path / "macro.ome.tif", [(macro, {"description": xml}), (image, {})]),
+        write_pages(tmp_path / "padded.tif", [(level, {"subfiletype": int(k > 0)}) for k, level in enumerate(images)]),
+        write_pages(tmp_path / "planes.tif", [(np.moveaxis(image, -1, 0).copy(), {"planarconfig": "separate"})]),
+    ):
+        assert {most for most, _ in differences(path)} == {0}

@@ -250,3 +250,18 @@ def test_levels_padded_to_whole_tiles_are_left_out(tmp_path: Path) -> None:
     with open_slide(write_pages(tmp_path / "mixed.tif", pages), "openslide") as slide:
         assert slide.info.level_downsamples == (1.0, 4.0)
         assert np.array_equal(slide.read(Box(0, 0, 288, 288), 1), halved(image, 2))
+
+
+def test_another_image_than_the_slide_is_refused(tmp_path: Path) -> None:
+    """OpenSlide takes the first page for the slide, and one colour for all."""
+    image = picture(600, 500)
+    pages = [(halved(image, 2), {}), (image, {})]
+    small_first = write_pages(tmp_path / "small_first.tif", pages)
+    red = tmp_path / "red.ome.tif"
+    metadata = {"axes": "CYX", "PhysicalSizeX": 0.25, "Channel": {"Name": ["Red", "Green", "Blue"]}}
+    tifffile.imwrite(red, np.moveaxis(image, -1, 0), tile=(128, 128), photometric="minisblack", metadata=metadata)
+    for path in (small_first, red):
+        with pytest.raises(SlideError, match=r"OpenSlide shows an image of .*use --reader auto"):
+            open_slide(path, "openslide")
+        with open_slide(path) as slide:
+            assert (slide.info.width, slide.info.height) == (500, 600)
