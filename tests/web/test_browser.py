@@ -238,6 +238,25 @@ def test_quality_flags_stand_as_a_banner(browser: playwright.Browser, address: s
     page.context.close()
 
 
+def test_page_and_report_link_each_other(browser: playwright.Browser, address: str, cohort: Cohort) -> None:
+    from her2batch.reports.cohort_page import write_report
+
+    write_report(cohort, cohort.root / "report.html", pages=1)
+    slide_id = next((cohort.root / "report_slides").iterdir()).stem
+    page, problems = open_page(browser, address, "wide", "light")
+    page.goto(f"{address}/#/slide/{slide_id}")
+    page.get_by_role("link", name="In the report").click()
+    expect(page.locator("article h1")).to_have_text(slide_id)
+    assert page.locator("a.src[href]").count() == 0
+    page.get_by_role("link", name="In the viewer").click()
+    expect(page.locator("#result .score")).to_be_visible()
+    assert page.url == f"{address}/#/slide/{slide_id}"
+    page.get_by_role("link", name="Report", exact=True).click()
+    expect(page.locator("#worklist tbody tr").first).to_be_visible()
+    assert problems == []
+    page.context.close()
+
+
 def test_sign_in_page_accepts_the_token(browser: playwright.Browser, address: str) -> None:
     from tests.web.served import TOKEN
 

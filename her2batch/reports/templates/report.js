@@ -150,8 +150,11 @@ function setUpViewer(box) {
 document.querySelectorAll(".listing").forEach(setUpTable);
 document.querySelectorAll(".viewer").forEach(setUpViewer);
 
-// A report that her2batch serve shows links each slide to the viewer of the same server.
-if (location.protocol.startsWith("http")) document.querySelectorAll("a.to-viewer").forEach((link) => { link.hidden = false; });
+// A report that her2batch serve shows links each slide to the viewer of the same server. Tables are not served.
+if (location.protocol.startsWith("http")) {
+  document.querySelectorAll("a.to-viewer").forEach((link) => { link.hidden = false; });
+  document.querySelectorAll("a.src[href]").forEach((link) => { link.removeAttribute("href"); });
+}
 
 // A link to an element inside closed details opens them. All details are open in print.
 function openTarget() {
