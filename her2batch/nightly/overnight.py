@@ -27,6 +27,7 @@ from her2batch.nightly import drift, notify, retention, sentinels
 from her2batch.nightly.messages import explain_error
 from her2batch.nightly.nights_index import write_nights_index
 from her2batch.nightly.summary import INTERNAL_ERROR, NightSummary, count_error_codes, count_results, disk_usage
+from her2batch.pipeline.growth.added_encoders import proven_plan
 from her2batch.pipeline.growth.ingest_summary import IngestSummary
 from her2batch.pipeline.queue import local_now, next_occurrence
 from her2batch.pipeline.resume.plan_change import PlanChangedError, option_with_value, settle_plan
@@ -223,7 +224,7 @@ def _score_sentinels(
     on_note("scoring the sentinels")
     nested = Cohort(cohort.sentinels)
     remove_tree(nested.root)  # results of the previous night must not count as those of tonight
-    cohort.create(settings.plan)
+    cohort.create(proven_plan(cohort, settings.plan))
     key = _optional_path(settings.pseudonymize)
     request = IngestRequest(
         Path(settings.sentinels.folder), nested.root, weights=_optional_path(settings.weights), key=key
@@ -248,6 +249,7 @@ def _summarize(
 ) -> None:
     """Fill in counts, lists and checks from the tables on disk."""
     night, rows = findings.night, cohort.rows()
+    findings.notes += summary.added.failures.values()
     if summary.unreachable:
         slides = f"{summary.unreachable} slides of the cohort came from it"
         findings.notes.append(f"the scan folder has no slides, but {slides}: is its share mounted?")

@@ -29,7 +29,7 @@ from her2batch.pipeline.predict import needs_image_networks
 from her2batch.pipeline.progress import RemainingTime, RunProgress
 from her2batch.pipeline.queue import SlideQueue, UrgentList, local_now, next_occurrence
 from her2batch.pipeline.results import settle_labels
-from her2batch.pipeline.resume.plan_change import PlanChangedError, settle_plan
+from her2batch.pipeline.resume.plan_change import PlanChangedError, check_pseudonyms, settle_plan
 from her2batch.pipeline.slide_state import StageContext, check_stages
 from her2batch.pipeline.stages import active_stages
 from her2batch.pipeline.worker import SlideResult, SlideWorker
@@ -186,6 +186,7 @@ def _prepare(request: IngestRequest, plan: Plan, watch: bool) -> tuple[Plan, Sli
         if not is_locked(cohort.root):
             raise
         plan = settle_plan(cohort, wanted, True, request.exact_plan)  # in use, which is the error then
+    check_pseudonyms(cohort, request.key is not None)
     names_encoders = "encoders" in wanted.model_fields_set and not request.exact_plan and cohort.settings.is_file()
     if not request.scans.exists() and (watch or not names_encoders or not cohort.rows()):
         raise InputError("there is no such folder", request.scans, "give the folder that the scanner writes to")

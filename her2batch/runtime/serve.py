@@ -22,6 +22,7 @@ from typing import Any
 
 from her2batch.errors import STOPPED, InputError, install_extra
 from her2batch.files.locations import to_location
+from her2batch.pipeline.resume.plan_change import check_pseudonyms
 from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Plan, Resources
 from her2batch.store.cohort import Cohort, Row
@@ -109,11 +110,7 @@ def check_request(request: ServeRequest, port: int) -> None:
     if plan.bundle not in (None, bundle):
         remedy = f"give --bundle the folder of bundle {plan.bundle}"
         raise InputError("its slides were ingested with a bundle", cohort.root, remedy)
-    pseudonyms = any(row["path"] is None for row in cohort.rows().values())
-    if pseudonyms != (request.key is not None) and (pseudonyms or cohort.rows()):
-        what = "has pseudonyms" if pseudonyms else "has no pseudonyms"
-        remedy = "give --pseudonymize KEYFILE" if pseudonyms else "omit --pseudonymize"
-        raise InputError(what, cohort.root, remedy)
+    check_pseudonyms(cohort, request.key is not None)
 
 
 def start_serving(

@@ -99,6 +99,16 @@ def _refuse_change(cohort: Cohort, stored: Plan, plan: Plan, finished: Sequence[
     raise PlanChangedError(cohort, changes, again, remedy)
 
 
+def check_pseudonyms(cohort: Cohort, has_key: bool) -> None:
+    """Refuse to add slides with names to a pseudonymized cohort, and the reverse. Raises InputError."""
+    rows = cohort.rows(("slide_id", "path")) if cohort.settings.is_file() else {}
+    pseudonyms = any(row["path"] is None for row in rows.values())
+    if rows and pseudonyms != has_key:
+        what = "has pseudonyms" if pseudonyms else "has no pseudonyms"
+        remedy = "give --pseudonymize KEYFILE" if pseudonyms else "omit --pseudonymize, or ingest into another --out"
+        raise InputError(what, cohort.root, remedy)
+
+
 def option_of(setting: str) -> str:
     """The command-line option of a setting of the plan; repeatable ones are in the singular."""
     is_list = isinstance(Plan.model_fields[setting].default, tuple)

@@ -10,7 +10,7 @@ from her2batch.pipeline.inventory import Inventory
 
 
 def test_slides_are_counted_by_their_rows() -> None:
-    entries = {name: {"slide_id": name, "reason": "hidden"} for name in ("a", "b", "c", "d")}
+    entries = {name: {"slide_id": name, "reason": "hidden", "outcome": "slide"} for name in ("a", "b", "c", "d")}
     inventory = Inventory(outcomes={"a": "current", "b": "todo", "c": "todo", "d": "ignored"}, entries=entries)
     summary = IngestSummary(Path("c"))
     rows = {"a": {"status": "done", "n_tiles": 3}, "b": {"status": "failed", "n_tiles": None}}

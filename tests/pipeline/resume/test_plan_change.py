@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from her2batch import settings
+from her2batch.errors import InputError
 from her2batch.pipeline.resume import plan_change
 from her2batch.pipeline.resume.plan_change import (
     PlanChangedError,
+    check_pseudonyms,
     match_plan,
     option_with_value,
     plan_id_of,
@@ -207,3 +209,15 @@ def test_a_row_of_another_version_of_the_algorithms_is_found_and_not_current(mon
 ])  # fmt: skip
 def test_a_setting_as_the_command_line_has_it(setting: str, value: object, words: str) -> None:
     assert option_with_value(setting, value) == words
+
+
+def test_names_do_not_reach_a_pseudonymized_cohort_and_the_reverse(make_cohort: Callable[..., Cohort]) -> None:
+    cohort = make_cohort(path=None)
+    check_pseudonyms(cohort, has_key=True)
+    with pytest.raises(InputError, match="has pseudonyms; give --pseudonymize KEYFILE"):
+        check_pseudonyms(cohort, has_key=False)
+    cohort = make_cohort(path="/scans/S1.svs")
+    check_pseudonyms(cohort, has_key=False)
+    with pytest.raises(InputError, match="has no pseudonyms; omit --pseudonymize"):
+        check_pseudonyms(cohort, has_key=True)
+    check_pseudonyms(Cohort(cohort.root / "new"), has_key=True)
