@@ -95,15 +95,20 @@ def test_a_night_with_a_changed_plan_is_refused_before_anything_is_written(tmp_p
     (tmp_path / "scans").mkdir()
     cohort = Cohort(tmp_path / "cohort")
     cohort.create(Plan(mpp=1.0))
+
+    def files() -> list[Path]:
+        """Files of the cohort, without the summary of the night."""
+        return [path for path in cohort.root.rglob("*") if path.is_file() and cohort.nights not in path.parents]
+
     row = {"slide_id": "S1", "status": "done", "mpp_source": "file", "plan_id": Plan(mpp=1.0).id, "files": []}
     write_row(cohort, row)
-    before = {path: path.read_bytes() for path in cohort.root.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in files()}
     summaries: list[str] = []
     settings = read_settings(write_toml(tmp_path, plan="mpp = 0.25", window='until = "00:00"'), NightlySettings)
     with pytest.raises(InputError, match=r"mpp 1\.0 → 0\.25.*1 finished slide .*ingest .* --mpp 0\.25 --replan"):
         run_overnight(settings, on_summary=summaries.append)
     assert json.loads(summaries[0])["error"] == "PlanChangedError"
-    assert {path: path.read_bytes() for path in cohort.root.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in files()} == before
     same = _check_settings(read_settings(write_toml(tmp_path, plan="tile = 224"), NightlySettings))
     assert same.plan == Plan(mpp=1.0)  # what the file does not state is as stored
 
