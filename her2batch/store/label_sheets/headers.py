@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from her2batch.errors import InputError
-from her2batch.store.label_sheets.cells import Grid, SheetRow, header_key, quote
+from her2batch.store.label_sheets.cells import Grid, SheetRow, fold_text, header_key, quote
 from her2batch.store.label_sheets.clinical_tables import ClinicalForm, recognise_clinical_table
 
 SHEET_COLUMNS: Final = ("slide_id", "patient_id", "her2", "her2_detail", "ish", "er", "pr", "site", "stain")
 """Columns that a label sheet may have, by the names that are used here."""
+
+GUESSES: Final = {
+    "ish": re.compile(r"\b[cfsd]?ish\b|amplif"),
+    "her2": re.compile(r"her-?\s?2|erbb-?2|\bih[ck]\b"),
+    "er": re.compile(r"\ber\b|o?estrogen"),
+    "pr": re.compile(r"\bpg?r\b|progest"),
+    "patient_id": re.compile(r"patient|\bcase|subject|\bfall\b|\bmrn\b"),
+    "slide_id": re.compile(r"slide|file|image|\bscan|\bwsi\b|name"),
+}
+"""Our name → words in other headers that may mean it. They are suggested and never used unasked."""
 
 MAX_TITLE_ROWS = 50
 """Rows that may stand above the header."""
@@ -138,5 +150,32 @@ def no_header_error(path: Path, grid: Grid, wanted: Mapping[str, str]) -> InputE
     there = ", ".join(quote(text, 30) for text in texts[:12]) + (", …" if len(texts) > 12 else "")
     column = wanted.get("slide_id", "slide_id")
     what = f"has no column {column}; {grid.unit} {first.line} has {there}"
+    guesses = guess_columns(texts, GUESSES)
+    if "slide_id" in guesses and "slide_id" not in wanted:
+        options = [shlex.quote(f"{name}={guesses[name]}") for name in SHEET_COLUMNS if name in guesses]
+        return InputError(what, path, f"say what its columns are: --column {' --column '.join(options)}")
     known = ", ".join(SHEET_COLUMNS)
     return InputError(what, path, f"name its columns {known}, or give --column slide_id=HEADER for other names")
+
+
+def guess_columns(texts: Iterable[str], names: Iterable[str]) -> dict[str, str]:
+    """Return our name → header that may mean it, for the names that any header may mean. Each header is used once."""
+    left, found = list(texts), {}
+    for name in (name for name in GUESSES if name in set(names)):
+        for text in left:
+            if GUESSES[name].search(fold_text(text)):
+                found[name] = text
+                left.remove(text)
+                break
+    return found
+
+
+def unused_notes(header: Header) -> list[str]:
+    """Return a sentence for each unused column that may be one which the sheet lacks."""
+    if header.form is not None:
+        return []
+    guesses = guess_columns(header.ignored, set(GUESSES) - {"slide_id"} - header.columns.keys())
+    return [
+        f"the column {quote(text)} is not used; if it is {name}, give --column {shlex.quote(f'{name}={text}')}"
+        for name, text in guesses.items()
+    ]

@@ -61,6 +61,7 @@ def read_label_sheet(path: Path, columns: Mapping[str, str] | None = None, furth
     form = grid.form if header.form is None else f"{grid.form}: {header.form.name}"
     if line > 1 and header.form is None:
         notes.append(f"the header is {grid.unit} {line}; what stands above it is not read")
+    notes += headers.unused_notes(header)
     return LabelSheet(path, form, header, line, grid.unit, rows, notes)
 
 

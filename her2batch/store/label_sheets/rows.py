@@ -152,6 +152,8 @@ class RowReader:
             return {"her2": "0", "her2_detail": detail}
         if column == "stain":
             return {"stain": values.read_stain(text)}
+        if "%" in self._header.names[column] and text.replace(",", ".").replace(".", "", 1).isdigit():
+            text = f"{text}%"  # the unit stands in the header
         sign, undecided = values.read_sign(text, column)
         if undecided:
             self._undecided.append(line.line)

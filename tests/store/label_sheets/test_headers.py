@@ -70,6 +70,24 @@ def test_title_rows_may_stand_above_the_header(tmp_path: Path) -> None:
     assert sheet.notes == ["the header is line 3; what stands above it is not read"]
 
 
+def test_headers_that_may_be_meant_are_suggested_and_not_used(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("Filename,Case,IHC score,FISH result,Date\nA.svs,P1,3+,,\n")
+    options = (
+        r"--column slide_id=Filename --column patient_id=Case --column 'her2=IHC score' --column 'ish=FISH result'"
+    )
+    with pytest.raises(InputError, match=options):
+        read_label_sheet(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text("slide_id,HER2 score,ER status,comment\nA.svs,3+,90,\n")
+    sheet = read_label_sheet(tmp_path / "a.csv")
+    assert [row["her2"] for row in sheet.rows] == [None]
+    assert sheet.notes == [
+        "the column 'HER2 score' is not used; if it is her2, give --column 'her2=HER2 score'",
+        "the column 'ER status' is not used; if it is er, give --column 'er=ER status'",
+    ]
+    (tmp_path / "a.csv").write_text("slide_id,HER2,HER2 score,FISH date\nA.svs,3+,2,\n")
+    assert [note[:28] for note in read_label_sheet(tmp_path / "a.csv").notes] == ["the column 'FISH date' is no"]
+
+
 def test_options_are_parsed_and_checked() -> None:
     assert parse_column_options(["slide_id=File = x", "HER2=IHC"]) == {"slide_id": "File = x", "her2": "IHC"}
     for texts, words in [

@@ -97,6 +97,11 @@ def test_undecided_results_are_noted(tmp_path: Path) -> None:
     ]
 
 
+def test_the_unit_of_a_percentage_may_stand_in_the_header(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, "slide_id;ER %;PR\nA;90;+\nB;0,5;-\n")
+    assert [(row["er"], row["pr"]) for row in rows] == [("+", "+"), ("-", "-")]
+
+
 def test_leading_zeros_stay(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, "slide_id,patient_id\n001,007\n01,7\n")
     assert [(row["slide_id"], row["patient_id"]) for row in rows] == [("001", "007"), ("01", "7")]
