@@ -77,6 +77,8 @@ class LabelBook(Mapping[str, Row]):
 
     def add_files(self, files: Iterable[SlideFiles], entries: Mapping[str, Row]) -> None:
         """Add the slides of a scan folder.  entries: of the intake table, with their ids, by the stored path."""
+        if self.is_empty:
+            return
         found = ((entries.get(self._pseudonymizer.path(slide.path), {}), slide) for slide in files)
         paths = ((entry.get("slide_id"), printable_path(slide.path)) for entry, slide in found)
         self.add_slides((slide_id, path) for slide_id, path in paths if slide_id is not None)
@@ -205,7 +207,8 @@ def _stems(name: str) -> tuple[str, ...]:
 def open_labels(sheet: LabelSheet | None, cohort: Cohort, pseudonymizer: Pseudonymizer) -> LabelBook:
     """The labels of a sheet, or those of an earlier ingest, with the slides that the cohort has."""
     book = LabelBook(sheet.rows, pseudonymizer, sheet) if sheet is not None else stored_book(cohort, pseudonymizer)
-    book.add_cohort(cohort)
+    if not book.is_empty:  # without labels, thousands of names need not be read
+        book.add_cohort(cohort)
     return book
 
 
