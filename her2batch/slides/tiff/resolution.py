@@ -21,7 +21,7 @@ from her2batch.slides.tiff.quantities import parse_number, um_per_unit
 AXES_TOLERANCE, SOURCES_TOLERANCE = 1.1, 1.1
 """Ratio up to which the resolutions along x and y, and those of two statements, count as equal."""
 
-MPP_TIMES_OBJECTIVE, USUAL_MPP_TIMES_OBJECTIVE = (3.3, 20.0), (6.0, 15.0)
+MPP_TIMES_OBJECTIVE, USUAL_MPP_TIMES_OBJECTIVE = (3.3, 16.0), (6.0, 15.0)
 """Products of µm/px and objective that do not contradict each other, and those that support each other. The product is
 10 on most scanners; cameras with small pixels reach 4.4."""
 

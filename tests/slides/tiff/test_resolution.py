@@ -30,6 +30,7 @@ def said(*values: float | tuple[float | None, float | None]) -> list[Statement]:
         (said(0.5, 0.25), 40, 0.25, True),  # the one that the objective supports
         (said(1.0, 0.25, 0.25), None, 0.25, True),  # the one that another statement supports
         (said(1.0), 40, 1.0, True),
+        (said(0.5), 40, 0.5, True),
         (said(0.22), 20, 0.22, False),  # a camera with small pixels
         (said((0.25, None)), None, 0.25, False),
         (said((0.25, 0.5), 0.25), None, 0.25, True),
