@@ -46,9 +46,6 @@ TIFFFILE_ERRORS = (tifffile.TiffFileError, ValueError, KeyError, IndexError, Typ
 NATIVE_FORMATS = frozenset({"aperio", "philips", "ome-tiff", "generic-tiff"})
 """TIFF formats whose tile tables are read here. OpenSlide reads the others, which store tiles in proprietary ways."""
 
-STATING_FORMATS = frozenset({"aperio", "philips"})
-"""Formats whose tiled pages are levels, except those whose description says otherwise."""
-
 MAX_TILES = 20_000_000
 MAX_TILE_PIXELS = 100_000_000
 """Largest tile or strip, px: tiles are decoded as a whole."""
@@ -152,11 +149,7 @@ def parse_tiff(path: Path) -> TiffStructure:
             chosen = choose_pages(pages, ignores_shape=kind == "philips")
             for page in chosen.levels[0]:
                 _check_pixels(path, kind, page.page, len(chosen.levels[0]))
-            states_levels = kind in STATING_FORMATS
-            levels = [
-                replace(_image_table(image), is_stated=states_levels or image[0].is_stated_level)
-                for image in chosen.levels
-            ]
+            levels = [replace(_image_table(image), is_stated=_is_stated(kind, image[0])) for image in chosen.levels]
             others, damaged = _other_tables(page for page in chosen.others if page.is_colour)
             unchecked, _ = _other_tables(page for page in chosen.others if not page.is_colour)
             resolution = slide_resolution(kind, pages[0], chosen)
@@ -254,6 +247,13 @@ def _check_pixels(path: Path, kind: str, page: Any, planes: int) -> None:
         raise UnsupportedTiff(path, "its luminance and colours are stored in separate planes")
     if int(page.photometric) == YCBCR and compression not in PICTURE_CODECS:
         raise UnsupportedTiff(path, f"YCbCr with compression {compression} is not supported")
+
+
+def _is_stated(kind: str, page: Page) -> bool:
+    """Return whether a file says that a page is a level. Aperio tags labels and macro images, but not levels."""
+    if kind == "aperio":
+        return not page.is_reduced
+    return kind == "philips" or page.is_stated_level
 
 
 def _image_table(image: Image) -> TileTable:

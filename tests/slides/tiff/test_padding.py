@@ -108,6 +108,14 @@ def test_macro_image_of_the_same_shape_is_no_level(tmp_path: Path) -> None:
         assert [level.width for level in slide.info.levels] == [1600, 400]
 
 
+def test_label_of_an_svs_in_the_shape_of_the_slide_is_no_level(tmp_path: Path) -> None:
+    image, label = picture(1200, 1600), picture(300, 400, seed=7)[::-1, ::-1].copy()
+    about = {"description": "Aperio Image Library\r\n1600x1200|MPP = 0.25"}
+    pages = [(image, about), (halved(image), about), (label, {"subfiletype": 1})]
+    with TiledTiffSlide(write_pages(tmp_path / "a.svs", pages)) as slide:
+        assert [level.width for level in slide.info.levels] == [1600, 800]
+
+
 def test_level_of_another_resampling_is_a_level(tmp_path: Path) -> None:
     """Nearest neighbours, and a shift of one px, are what the simplest writers make."""
     image = picture(1600, 1200)
