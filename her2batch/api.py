@@ -288,25 +288,26 @@ def train(
     annotations: str | Path | None = None,
     task_file: str | Path | None = None,
     folds_file: str | Path | None = None,
+    tests: Mapping[str | Path, str | Path | None] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Train methods on the same folds, as `her2batch train` does; a second call resumes.
 
-    columns: headers of the labels, as --column gives them.  task_file: TOML file with tasks of your own, as with
-    --tasks; all of them are trained where `tasks` names none.  folds_file: as --folds-file.  settings: any other option
-    of the command: tasks=["her2-3way"], methods=["clam-sb"], folds=5, workers=2, …  Returns what the command prints
-    with --json.
+    columns: headers of the labels, as --column gives them.  task_file, folds_file: as --tasks and --folds-file.  tests:
+    cohorts to test the bundle on → their labels; None: those given to their ingest.  settings: any other option of the
+    command: tasks=["her2-3way"], folds=5, workers=2, …  Returns what the command prints with --json.
     Raises InputError, StoreError, WeightsError before training starts.
     """
+    from her2batch.experiments.external_test import TestCohort
     from her2batch.experiments.train import TrainingRequest, training_result
     from her2batch.experiments.train import train as run
     from her2batch.task_files import training_with_tasks
 
     training, resources = _split(settings, Training, TrainingResources)
-    training = training_with_tasks(training, task_file)
     files = _path(labels), _path(annotations)
-    request = TrainingRequest(to_location(cohort), Path(out), *files, columns or {}, _path(folds_file))
-    return training_result(run(request, training, resources))
+    others = tuple(TestCohort(to_location(name), _path(sheet)) for name, sheet in (tests or {}).items())
+    request = TrainingRequest(to_location(cohort), Path(out), *files, columns or {}, _path(folds_file), others)
+    return training_result(run(request, training_with_tasks(training, task_file), resources))
 
 
 def score(cohort: str | Path, bundle: str | Path, **settings: Any) -> dict[str, Any]:

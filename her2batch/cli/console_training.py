@@ -14,6 +14,7 @@ from rich.progress import TimeRemainingColumn
 
 from her2batch.cli.console import print_failure, print_line, print_note, print_table, progress_bar, stdout_console
 from her2batch.cli.tables import Column
+from her2batch.files.parquet import read_parquet
 
 if TYPE_CHECKING:
     from her2batch.experiments.reproduce import ReproductionSummary
@@ -50,6 +51,15 @@ NUMBER_COLUMNS = (
     Column("R²", right=True),
     Column("mean absolute error", right=True),
     Column("n", right=True, drop=1),
+)
+
+TEST_COLUMNS = (
+    Column("cohort", shorten=True),
+    Column("task"),
+    Column("method"),
+    Column("metric"),
+    Column("value", right=True),
+    Column("n", right=True),
 )
 
 PAPER_COLUMNS = (
@@ -110,6 +120,8 @@ def print_training_summary(summary: TrainingSummary) -> None:
     """Print the metrics over the folds, the excluded slides, failed units, and where bundle and report are."""
     console = stdout_console()
     print_metrics(console, summary.summary.to_pylist())
+    if summary.run.table("test_metrics").is_file():
+        _print_tests(console, read_parquet(summary.run.table("test_metrics")).to_pylist())
     _print_outputs(console, summary)
 
 
@@ -134,6 +146,17 @@ def _print_outputs(console: Console, summary: TrainingSummary) -> None:
     print_line(console, f"run: {summary.run.root}")
     if summary.run.report.is_file():
         print_line(console, f"report: {summary.run.report}")
+
+
+def _print_tests(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the metrics of the bundle on other cohorts, with their intervals."""
+    cells = []
+    for row in (row for row in rows if row["class"] is None):
+        value = "too few slides of a class" if row["value"] is None else f"{row['value']:.3f}"
+        interval = f" ({row['low']:.3f} to {row['high']:.3f})" if row["low"] is not None else ""
+        names = [row["cohort"], row["task"], row["method"], row["metric"]]
+        cells.append([*names, value + interval, str(row["n"])])
+    print_table(console, "test on other cohorts: value (95 % interval over patients)", TEST_COLUMNS, cells)
 
 
 def _print_given_folds(console: Console, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:

@@ -13,6 +13,12 @@ import pyarrow as pa
 
 from her2batch.errors import STOPPED
 from her2batch.experiments.data_parallel import run_data_parallel
+from her2batch.experiments.external_test import (
+    TestCohort,
+    check_test_cohorts,
+    read_test_metrics,
+    score_test_cohorts,
+)
 from her2batch.experiments.given_folds import with_given_folds
 from her2batch.experiments.prepare import check_libraries, prepare_run, read_checked_labels
 from her2batch.experiments.units import TrainingJob, run_unit
@@ -37,7 +43,7 @@ UnitCallback = Callable[[int, int, Unit, str | None], None]
 class TrainingRequest:
     """The paths of a training run: cohort, output folder, and files of the user.
 
-    columns: of the labels.  folds_file: the fold of each slide or patient.
+    columns: of the labels.  folds_file: the fold of each slide or patient.  tests: other cohorts for the bundle.
     """
 
     cohort: Path
@@ -46,6 +52,7 @@ class TrainingRequest:
     annotations: Path | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     folds_file: Path | None = None
+    tests: tuple[TestCohort, ...] = ()
 
 
 def training_request(job: TrainJob) -> TrainingRequest:
@@ -86,6 +93,7 @@ def training_result(summary: TrainingSummary) -> dict[str, Any]:
         "failed": summary.failed,
         "annotation_notes": run.read_notes("annotations"),
         "label_notes": run.read_notes("labels"),
+        "tests": read_test_metrics(run),
         "exit_code": summary.exit_code,
     }
 
@@ -93,13 +101,18 @@ def training_result(summary: TrainingSummary) -> dict[str, Any]:
 def train(
     request: TrainingRequest, training: Training, resources: TrainingResources, report: UnitCallback = lambda *_: None
 ) -> TrainingSummary:
-    """Train all units of the run that are not trained yet, and write the run's report.
+    """Train all units of the run that are not trained yet, test the bundle on other cohorts, and write the report.
 
     Raises InputError, StoreError, WeightsError before the training starts.
     """
     with TrainingRun(request.out.absolute()).removed_if_refused():
         job = open_job(request, training)
+        if request.tests:
+            labels = read_checked_labels(job, request.labels, request.columns)
+            check_test_cohorts(job, request.tests, labels)
         trained = run_units(job, plan_units(job.training, job.plan.encoders), request, resources, report)
+    if request.tests and trained.exit_code == 0:
+        score_test_cohorts(job, request.tests, resources)
     write_run_report(job)
     return trained
 
@@ -140,7 +153,9 @@ def _input_files(request: TrainingRequest) -> dict[str, Path]:
 def read_request(root: Path) -> tuple[TrainingRequest, Training]:
     """Read the paths and settings of an existing run, to resume it. Raises InputError."""
     saved = TrainingRun(root).read_settings()
-    files = {name: Path(saved[name]) for name in ("labels", "annotations", "folds_file") if name in saved}
+    files: dict[str, Any] = {
+        name: Path(saved[name]) for name in ("labels", "annotations", "folds_file") if name in saved
+    }
     request = TrainingRequest(to_location(saved["cohort"]), root, **files, columns=saved.get("columns", {}))
     return request, Training.model_validate(saved["training"])
 

@@ -43,7 +43,7 @@ def folds_of(run: Path, split: str = "test") -> dict[int, set[str]]:
     return {k: {row["slide_id"] for row in rows if (row["fold"], row["split"]) == (k, split)} for k in range(-1, 3)}
 
 
-@pytest.mark.parametrize("key", ["slide_id", "patient_id"])
+@pytest.mark.parametrize("key", ["slide_id", pytest.param("patient_id", marks=pytest.mark.slow)])
 def test_the_folds_of_a_run_given_as_a_file_are_the_same_folds(
     key: str, cohort: tuple[Cohort, Path], tmp_path: Path
 ) -> None:

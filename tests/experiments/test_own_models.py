@@ -91,6 +91,7 @@ def test_a_class_of_networks_is_trained_bundled_and_scored(cohort: tuple[Cohort,
     assert sum(attention["attention"].to_pylist()) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("abmil")
 def test_the_same_class_predicts_an_own_task_and_a_number(tmp_path: Path) -> None:
     made, index = ki67_cohort(tmp_path / "cohort", 24, 0)

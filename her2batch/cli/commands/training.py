@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -74,12 +75,21 @@ def train(
     annotations: AnnotationsOption = None,
     folds_file: FoldsFileOption = None,
     tasks_file: TasksOption = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option("--test", metavar="COHORT", help="another cohort to test the bundle on; repeatable"),
+    ] = None,
+    test_labels: Annotated[
+        list[Path] | None,
+        typer.Option(help="label sheet of each --test; default: the labels given to its ingest"),
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="continue this run with its own settings")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
     """Train methods on the same folds; writes metrics and a bundle. Run the same command again to resume."""
     from her2batch.cli.console_training import print_training_summary, unit_progress
+    from her2batch.experiments.external_test import pair_test_cohorts
     from her2batch.experiments.train import TrainingRequest, read_request, training_result
     from her2batch.experiments.train import train as run
 
@@ -90,8 +100,9 @@ def train(
     else:
         request = TrainingRequest(cohort, out, labels, annotations, parse_columns(column), folds_file)
         training = training_with_tasks(training, tasks_file, _is_given(context, "tasks"))
+    tests = pair_test_cohorts([parse_location(name) for name in test or []], test_labels or [])
     with unit_progress(quiet or as_json) as report:
-        summary = run(request, training, resources, report)
+        summary = run(replace(request, tests=tests), training, resources, report)
     emit(as_json, training_result(summary), lambda: print_training_summary(summary))
     return summary.exit_code
 
