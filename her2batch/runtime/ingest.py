@@ -189,7 +189,7 @@ def _prepare(request: IngestRequest, plan: Plan, watch: bool) -> tuple[Plan, Sli
     check_pseudonyms(cohort, request.key is not None)
     names_encoders = "encoders" in wanted.model_fields_set and not request.exact_plan and cohort.settings.is_file()
     if not request.scans.exists() and (watch or not names_encoders or not cohort.rows()):
-        raise InputError("there is no such folder", request.scans, "give the folder that the scanner writes to")
+        raise InputError("there is no such folder", request.scans, "mount its share, or give the scanner's folder")
     if names_encoders and not request.replan:
         check_additions(cohort, plan, request.scans)
     if bundle is not None:
