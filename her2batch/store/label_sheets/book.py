@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from her2batch.errors import InputError, printable_path
+from her2batch.errors import InputError, StoreError, printable_path
 from her2batch.slides.discover import SlideFiles
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.label_sheets.matching import LabelMatch, SlideNames, match_labels
@@ -232,7 +232,10 @@ def slide_paths(cohort: Cohort, hidden: bool = False) -> Iterator[tuple[str, str
     """Ids and paths of a cohort's slides; a copy's path is one more of its slide.  hidden: pseudonyms, ids only."""
     for slide_id, row in cohort.rows(("slide_id", "path")).items():
         yield slide_id, None if hidden else row["path"]
-    if not hidden:
-        for entry in cohort.read_intake():
-            if entry["slide_id"] is not None and entry["outcome"] in ("slide", "duplicate"):
-                yield entry["slide_id"], entry["path"]
+    try:
+        entries = [] if hidden else cohort.read_intake()
+    except StoreError:  # a torn table: the ingest rebuilds it
+        entries = []
+    for entry in entries:
+        if entry["slide_id"] is not None and entry["outcome"] in ("slide", "duplicate"):
+            yield entry["slide_id"], entry["path"]
