@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from her2batch.cli.app import app
+from her2batch.errors import InputError
 from her2batch.pipeline.resume.plan_change import PlanChangedError
 from tests.conftest import MakeSlide, Synthetic
 
@@ -73,3 +74,30 @@ def test_an_ingest_finishes_when_its_output_is_closed(make_slide: MakeSlide, tmp
     run.stderr.close()
     assert run.wait(timeout=120) == 0
     assert json.loads(invoke("status", tmp_path / "c", "--json")[1])["done"] == 2
+
+
+def test_a_settings_file_is_made_checked_and_never_overwritten(
+    make_slide: MakeSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_slide("S1.tiff")
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    made = runner.invoke(app, ["overnight", "--init"])
+    assert (made.exit_code, made.stdout) == (
+        0,
+        "night.toml: edit it, then run her2batch overnight --check night.toml\n",
+    )
+    path = tmp_path / "night.toml"
+    again = runner.invoke(app, ["overnight", "--init"])
+    assert isinstance(again.exception, InputError)
+    refused = runner.invoke(app, ["overnight", "--check", str(path)])  # there is no /scans here
+    assert refused.exit_code == 2
+    assert "mount the share" in refused.stdout
+    text = path.read_text().replace('"/scans"', f'"{tmp_path / "scans"}"')
+    text = text.replace('"/data/cohort"', f'"{tmp_path / "c"}"')
+    path.write_text(text.replace("# warn_gigabytes = 20.0", "warn_gigabytes = 0"))
+    checked = runner.invoke(app, ["overnight", str(path), "--check"])
+    assert checked.exit_code == 0, checked.stdout
+    assert "1 in the folder now" in checked.stdout
+    assert not (tmp_path / "c").exists()
+    assert runner.invoke(app, ["overnight"]).exit_code == 2
