@@ -205,7 +205,7 @@ def _colour_triples(pages: Sequence[Page], images: Sequence[OmeImage]) -> Iterat
         if len(found) == 3 and len({(page.size, page.page.tile) for page in found}) == 1:
             kinds = {(*page.kind, int(page.page.photometric), int(page.page.compression)) for page in found}
             dtype, samples, _, photometric, _ = next(iter(kinds))
-            if len(kinds) == 1 and (dtype, samples, photometric) == (np.uint8, 1, GREY):
+            if len(kinds) == 1 and dtype in COLOUR_TYPES and (samples, photometric) == (1, GREY):
                 yield found
 
 

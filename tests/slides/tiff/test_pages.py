@@ -237,3 +237,19 @@ def test_planes_of_colour_may_have_subifds(tmp_path: Path) -> None:
     planes = [np.ascontiguousarray(np.moveaxis(image, -1, 0)) for image in images]
     path = write_subifds(tmp_path / "a.tif", planes, {}, planarconfig="separate", compression="deflate")
     assert all(np.array_equal(*pair) for pair in zip(read_levels(path), images, strict=True))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"photometric": "rgb", "planarconfig": "separate", "metadata": {**OME, "axes": "SYX"}},
+        {
+            "photometric": "minisblack",
+            "metadata": {**OME, "axes": "CYX", "Channel": {"Name": ["Red", "Green", "Blue"]}},
+        },
+    ],
+)
+def test_planes_and_pages_of_colour_may_have_16_bits(tmp_path: Path, more: dict) -> None:
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, np.moveaxis(IMAGE.astype(np.uint16) * 257, -1, 0), tile=(128, 128), **more)
+    assert np.array_equal(read_levels(path)[0], IMAGE)
