@@ -322,7 +322,7 @@ def _run(run: _Run, worker: SlideWorker, resources: Resources, session: RaySessi
     try:
         if isinstance(run.source, FolderWatch) or not run.source.is_exhausted():
             _process(run, worker, resources, session)
-        else:
+        elif not run.updater.pending.slides:  # every slide has all its tables
             run.store_plan()
     finally:
         _defer(run)

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +18,12 @@ from her2batch.pipeline.estimate import estimate_ingest
 from her2batch.pipeline.growth.added_encoders import find_additions, proven_plan, worker_for
 from her2batch.pipeline.growth.ingest_summary import IngestSummary
 from her2batch.pipeline.inventory import SlideJob
+from her2batch.pipeline.queue import local_now
 from her2batch.pipeline.slide_state import StageContext
 from her2batch.pipeline.worker import PartialSlide, SlideResult, SlideWorker
+from her2batch.runtime import ingest as ingest_module
 from her2batch.runtime.ingest import IngestRequest, dry_run, ingest
-from her2batch.settings import Plan, Resources
+from her2batch.settings import Plan, Resources, RunWindow
 from her2batch.store.audit import verify_cohort
 from her2batch.store.cohort import Cohort
 from her2batch.vision.membrane import TileBatch
@@ -285,3 +288,23 @@ def test_a_dry_run_lists_the_encoders_to_add(finished: Finished) -> None:
     assert [row["what"] for row in rows] == ["add colour from its pyramid"] * 3
     assert total["todo"] == 3
     assert 0 < total["seconds"] < 60
+
+
+def test_a_run_that_watches_the_folder_adds_encoders_too(finished: Finished, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    write_slide(tmp_path / "new" / "n.tiff", tissue_image(1400, 1200, seed=5))
+    request, window = IngestRequest(tmp_path / "new", finished.cohort), RunWindow(watch=True, linger=False, settle=0.2)
+    summary = ingest(request, Plan(encoders=("colour",)), Resources(workers=0), window=window)
+    assert (summary.fresh, sorted(summary.added.slides), summary.exit_code) == (["n"], ["glass", "s0", "s1"], 0)
+    assert len(list(finished.cohort.glob("tables/embeddings/colour/*.parquet"))) == 4
+
+
+def test_a_stopped_window_leaves_the_rest_to_the_next_run(finished: Finished) -> None:
+    request, closed = IngestRequest(finished.scans, finished.cohort), local_now() + timedelta(seconds=-1)
+    window = RunWindow(until=f"{closed:%H:%M:%S}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ingest_module, "next_occurrence", lambda *_: closed)
+        summary = ingest(request, Plan(encoders=("colour",)), Resources(workers=0), window=window)
+    assert (summary.added.slides, summary.added.left, summary.exit_code) == ([], 3, 0)
+    assert Cohort(finished.cohort).plan() == Plan()
+    assert len(run(finished.scans, finished.cohort, "colour").added.slides) == 3
