@@ -16,7 +16,7 @@ export async function showSlide(slideId, openNeighbour) {
   if (!heading.isConnected) return () => {}; // another view was opened meanwhile
   showAssessment(slide);
   showMethods(slide.assessment);
-  showShares(slide.shares);
+  showShares(slide.assessment.state === "other" ? null : slide.shares); // membranes of an ER slide mean nothing
   showCase(slide);
   showDetails(slide.row);
   byId("next").addEventListener("click", () => openNeighbour(1));
@@ -46,6 +46,7 @@ function showAssessment({ row, assessment, report }) {
   byId("laboratory").replaceChildren("Laboratory: ", ...(assessment.label ? [classChip(assessment.label), assessment.label_detail ? ` (${assessment.label_detail}), ` : ", "] : ["no score, "]), ish);
   byId("derived").replaceChildren(...assessment.derived.map((one) =>
     element("li", { class: one.predicted ? "" : "hanging" }, `${one.name}: `, one.predicted ? classChip(one.predicted) : one.text)));
+  byId("derived").previousElementSibling.hidden = !assessment.derived.length;
   byId("reasons").replaceChildren(...reasons.map((reason) => element("li", { class: reason.kind }, reason.words)));
   if (!reasons.length) byId("reasons").replaceChildren(element("li", { class: "none" }, "None."));
   const quality = reasons.filter((reason) => reason.kind === "quality");
@@ -59,14 +60,13 @@ function showAssessment({ row, assessment, report }) {
 function showMethods(assessment) {
   byId("methods").replaceChildren(...assessment.methods.map((one) => element("tr", { class: one.predicted ? "" : "hanging" },
     element("th", { scope: "row" }, one.name), cell("Method", one.method), cell("Class", one.predicted && !one.text.includes(" ") ? classChip(one.text) : one.text))));
-  byId("methods").closest("table").hidden = !assessment.methods.length;
+  const table = byId("methods").closest("table");
+  table.hidden = table.previousElementSibling.hidden = !assessment.methods.length;
 }
 
 function showShares(shares) {
-  if (!shares) {
-    byId("shares").replaceChildren(element("p", {}, "None."));
-    return;
-  }
+  byId("shares").previousElementSibling.hidden = !shares;
+  if (!shares) return;
   const percent = (name) => `${(100 * shares[name]).toFixed(1)} %`;
   const rows = [["faint or stronger", "faint"], ["moderate or stronger", "moderate"], ["intense", "intense"]].map(
     ([label, name]) => element("tr", {}, element("th", { scope: "row" }, label), cell("Total", percent(name)),
