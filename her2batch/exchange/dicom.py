@@ -170,7 +170,8 @@ def _measurement_group(
     probabilities = enumerate(zip(prediction["classes"], prediction["p"], strict=True))
     figures = [(f"p{k}", f"Probability of {name}, {task}", p) for k, (name, p) in probabilities]
     if prediction["score"] is not None:
-        figures.append(("score", "Continuous HER2 score, 0 to 3", prediction["score"]))
+        meaning = "Continuous HER2 score, 0 to 3" if prediction["classes"] else f"Predicted number, {task}"
+        figures.append(("score", meaning, prediction["score"]))
     algorithm = sr.AlgorithmIdentification(
         name=f"her2batch {method}, for research use", version=f"{version('her2batch')}, {bundle}"
     )
@@ -196,17 +197,20 @@ def _measurement_group(
 def coded_answers(prediction: Mapping[str, Any]) -> list[tuple[CodeTriple, CodeTriple]]:
     """Return a prediction as coded questions and answers: its class, whether it needs review, and the reasons.
 
-    A class that is not in a LOINC answer list is coded by its position.
+    A class that is not in a LOINC answer list is coded by its position. A number is a measurement, and no answer.
     """
     task, predicted = prediction["task"], prediction["predicted"]
+    reasons = [(REASON, (reason, SCHEME, reason)) for reason in prediction["reasons"]]
+    review = (REVIEW, YES if prediction["review"] else NO)
+    if not prediction["classes"]:
+        return [review, *reasons]
     answer: tuple[CodeTriple, CodeTriple] = (
         (task, SCHEME, task),
         (f"{task}/c{prediction['classes'].index(predicted)}", SCHEME, predicted),
     )
     if task == "her2-4way":
         answer = HER2_BY_IHC, (ANSWERS[predicted], "LN", predicted)
-    reasons = [(REASON, (reason, SCHEME, reason)) for reason in prediction["reasons"]]
-    return [answer, (REVIEW, YES if prediction["review"] else NO), *reasons]
+    return [answer, review, *reasons]
 
 
 def _specimen_context(image: pydicom.Dataset) -> Any:

@@ -13,6 +13,7 @@ from her2batch.errors import STOPPED
 from her2batch.files.locations import free_bytes
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.outcome_counts import OutcomeCounts
+from her2batch.tasks import CLASSES
 
 INTERNAL_ERROR = "fault"
 """`error` of a night that an internal error ended."""
@@ -98,15 +99,17 @@ def count_error_codes(failures: Iterable[Row]) -> dict[str, int]:
 def count_results(assessments: Iterable[Assessment]) -> dict[str, int]:
     """Count slides by their result: the IHC scores, `ISH needed` for 2+ without an ISH result, `ER positive` and so on.
 
-    A slide without a result is not counted.
+    A slide without a result is not counted; numbers are counted as `TASK predicted`.
     """
     counts: Counter[str] = Counter()
     for found in assessments:
         if found.needs_ish:
             counts["ISH needed"] += 1
         elif found.result is not None:
-            prefix = "" if found.derived else f"{(found.task or '').upper()} "
-            counts[f"{prefix}{found.result}"] += 1
+            task = found.task or ""
+            prefix = "" if found.derived else f"{task.upper() if task in CLASSES else task} "
+            number = found.main is not None and not found.main.get("classes", True)
+            counts[f"{prefix}{'predicted' if number else found.result}"] += 1
     return dict(sorted(counts.items()))
 
 

@@ -291,9 +291,9 @@ def _initial_layer(rule: Row | None) -> str:
 
 
 def _probability_charts(slide_id: str, predictions: list[Row]) -> list[tuple[str, str]]:
-    """Return (task, SVG) for each task: the probabilities of each method."""
+    """Return (task, SVG) for each task with classes: the probabilities of each method."""
     charts = []
-    for task in dict.fromkeys(prediction["task"] for prediction in predictions):
+    for task in dict.fromkeys(prediction["task"] for prediction in predictions if prediction["classes"]):
         rows = [
             {"group": worklists.method_label(prediction), "class": name, "n": round(p, 4)}
             for prediction in predictions if prediction["task"] == task

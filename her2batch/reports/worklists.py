@@ -11,7 +11,7 @@ from her2batch.assessment import KINDS, Assessment
 from her2batch.reports.report_data import ReportData
 from her2batch.reports.theme import ColumnKind, SortableTable
 from her2batch.store.cohort import Row
-from her2batch.tasks import IHC_SCORES, MEMBRANE_RULE
+from her2batch.tasks import CLASSES, IHC_SCORES, MEMBRANE_RULE
 
 TableColumns = tuple[tuple[str, ColumnKind, str], ...]
 
@@ -120,7 +120,11 @@ def age_text(finished: datetime | None, now: datetime | None = None) -> str | No
 def distribution_text(assessments: list[Assessment]) -> str:
     """Return the classes of slides in one line, such as "17 HER2 slides: 7 × 0, …; 2 need ISH; 7 to review"."""
     her2 = Counter(one.result for one in assessments if one.derived and one.result in IHC_SCORES)
-    others = Counter(f"{one.task.upper()} {one.result}" for one in assessments if one.task in ("er", "pr"))
+    others = Counter(
+        f"{one.task.upper() if one.task in CLASSES else one.task} {one.result}"
+        for one in assessments
+        if one.task is not None and one.result and not one.derived and one.main and one.main.get("classes", True)
+    )
     not_scored = sum(one.state == "other" for one in assessments)
     parts = [f"{her2.total()} HER2 slide{'s' if her2.total() != 1 else ''} scored"]
     if her2:

@@ -7,9 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 import tomli_w
 
+import her2batch as h2
 from her2batch.errors import InputError
+from her2batch.exchange.dicom import coded_answers
 from her2batch.experiments.train import TrainingRequest, TrainingSummary, train
 from her2batch.models.bundle import read_bundle
+from her2batch.nightly.summary import count_results
+from her2batch.reports.prediction_counts import count_predictions
+from her2batch.reports.report_data import assess_slides
+from her2batch.reports.worklists import distribution_text
 from her2batch.runtime.score import score
 from her2batch.settings import Resources, Training, TrainingResources
 from her2batch.store.cohort import Cohort, write_row
@@ -19,6 +25,7 @@ from her2batch.training.statistics import bootstrap_intervals, compare_methods
 from tests.training import stores
 
 TASKS = Path(__file__).parents[2] / "jobs" / "tasks.toml"
+CLASSES = ("low", "intermediate", "high")
 SERIAL = TrainingResources(workers=0)
 OPTIONS = ("epochs=14", "lr=0.001", "k=2")
 
@@ -34,7 +41,8 @@ def ki67_cohort(root: Path, n: int, seed: int) -> tuple[Cohort, dict[str, float]
         bags[slide_id][: round(0.4 * percent), :4] += 6
     made = stores.cohort(root, bags)
     for row in made.rows().values():
-        write_row(made, {**row, "stain": "ki67"})
+        size = {"width": 1000, "height": 800, "mpp": 0.5, "mpp_source": "file", "path": f"/scans/{row['slide_id']}.svs"}
+        write_row(made, {**row, **size, "stain": "ki67"})
     return made, index
 
 
@@ -113,6 +121,26 @@ def test_a_bundle_carries_its_tasks_and_scores_without_the_file(
     assert np.mean(right) > 0.5
     assert np.mean(errors) < 10
     assert np.mean(inside) > 0.7
+
+
+def test_report_counts_and_night_show_own_tasks(trained: tuple[Path, TrainingSummary], tmp_path: Path) -> None:
+    """They read classes from the predictions, and show a number as a number."""
+    bundle = trained[0] / "run" / "bundle"
+    made, index = ki67_cohort(tmp_path / "cohort", 6, 3)
+    score(made.root, bundle, Resources(workers=0))
+    three, number = count_predictions(made, list(index))
+    assert (three.task, list(three.classes), sum(three.classes.values())) == ("ki67-3way", list(CLASSES), 6)
+    assert (number.task, number.classes) == ("ki67-index", {"predicted": 6})
+    page = h2.report(made.root, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("ki67-index") >= 6
+    assert all(name in page for name in CLASSES)
+    assessed = assess_slides(made, list(made.rows().values()))
+    assert set(count_results(assessed.values())) <= {f"ki67-3way {name}" for name in CLASSES}
+    assert {found.main["task"] for found in assessed.values() if found.main} == {"ki67-3way"}
+    assert "ki67-3way" in distribution_text(list(assessed.values()))
+    codes = [coded_answers(row) for row in made.read(f"predictions/{read_bundle(bundle).id}", "s000").to_pylist()]
+    assert codes[0][0][0][0] == "ki67-3way"
+    assert all(question[0] != "ki67-index" for question, _ in codes[1])
 
 
 def test_a_bundle_without_the_definition_of_its_task_is_refused(

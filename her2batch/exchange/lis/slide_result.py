@@ -18,6 +18,7 @@ from her2batch.assessment import assess_slide
 from her2batch.store.cohort import Cohort, Row, tables_of
 from her2batch.store.labels import stored_labels
 from her2batch.store.reviews import read_reviews, unerased_reviews
+from her2batch.tasks import HER2_TASKS
 
 CODES: Final[dict[str, tuple[str, str]]] = {
     "her2": ("85319-2", "HER2 [Presence] in Breast cancer specimen by Immune stain"),
@@ -108,7 +109,7 @@ def slide_result(
     found = assess_slide(row, predictions, label, reviews)
     if found.result is None or found.task is None:
         return Unreported(row["slide_id"], found.meaning or "no method gave a result")
-    verdict, is_her2 = found.verdict, found.task.startswith("her2")
+    verdict, is_her2 = found.verdict, found.task in HER2_TASKS
     marker = "her2" if is_her2 else found.task
     if marker not in CODES:
         return Unreported(row["slide_id"], f"the task {found.task} has no LOINC code")
