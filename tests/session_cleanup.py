@@ -99,5 +99,6 @@ def _remove_ray_folders_of_killed_runs(since: float) -> None:
         pid = folder.name.split("-")[1]
         with suppress(OSError):
             facts = folder.stat()
-            if facts.st_uid == os.getuid() and facts.st_ctime >= since and not psutil.pid_exists(int(pid)):
+            is_ours = facts.st_uid == os.getuid() and facts.st_ctime >= since and pid.isdigit()
+            if is_ours and not psutil.pid_exists(int(pid)):
                 shutil.rmtree(folder, ignore_errors=True)
