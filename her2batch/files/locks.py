@@ -88,6 +88,19 @@ def _lock(handle: int, attempts: int) -> None:
     return None
 
 
+def last_lock(folder: Path) -> str | None:
+    """Return the text of the last lock of a folder: '' if none was obtained, None if nobody tried to lock it."""
+    try:
+        return (folder / ".lock").read_text(errors="replace").strip()
+    except OSError:
+        return None
+
+
+def is_own_lock(text: str) -> bool:
+    """Whether the text of a lock names this process."""
+    return text.rpartition(", ")[0] == _lock_text().rpartition(", ")[0]
+
+
 def _lock_text() -> str:
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return f"host {socket.gethostname()}, pid {os.getpid()}, since {started}"

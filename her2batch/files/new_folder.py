@@ -9,14 +9,17 @@ from pathlib import Path
 
 from her2batch.errors import HeadLost, Her2BatchError
 from her2batch.files.locations import is_remote
+from her2batch.files.locks import is_own_lock, last_lock
 
 
 @contextmanager
 def remove_if_refused(root: Path, has_results: Callable[[], bool]) -> Iterator[None]:
     """Remove what a refused command has put into a new folder, and the folder with the parents that it made.
 
-    A folder that held files before is left alone, and so is an object store.  has_results: returns whether the folder
-    holds something to keep; it is called when the command is refused.
+    A folder that held files before is left alone, and so is an object store. Nothing is removed unless the folder's
+    lock is that of this process: another run may have made the folder at the same time, or another disk may have been
+    mounted in its place.  has_results: returns whether the folder holds something to keep; it is called when the
+    command is refused.
     """
     before = {path.name for path in root.iterdir()} if not is_remote(root) and root.is_dir() else set()
     if is_remote(root) or any(not name.startswith(".") for name in before):
@@ -28,9 +31,15 @@ def remove_if_refused(root: Path, has_results: Callable[[], bool]) -> Iterator[N
     except HeadLost:  # its workers may still be writing
         raise
     except Her2BatchError:
-        if root.is_dir() and not has_results():
+        if _is_ours(root, made) and not has_results():
             _remove_new(root, before, made)
         raise
+
+
+def _is_ours(root: Path, made: list[Path]) -> bool:
+    """Return whether this process has locked the folder, or has made it and could not lock it."""
+    text = last_lock(root)
+    return text is not None and (is_own_lock(text) if text else root in made)
 
 
 def _remove_new(root: Path, before: set[str], made: list[Path]) -> None:

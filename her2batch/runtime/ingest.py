@@ -310,8 +310,9 @@ class _Run:
             self.saved = at
 
     def store_plan(self) -> None:
-        """Store the plan, once; see `proven_plan`."""
+        """Store the plan, once; see `proven_plan`. Raises StoreError when the cohort is gone: it is not made again."""
         if self.plan is not None:
+            self.updater.cohort.check_present()
             self.updater.cohort.create(self.plan)
         self.plan = None
 

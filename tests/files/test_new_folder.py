@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import HeadLost, InputError
+from her2batch.files.locks import lock_folder
 from her2batch.files.new_folder import remove_if_refused
 
 
@@ -15,7 +16,8 @@ def refuse(root: Path, has_results: bool = False, error: type[Exception] = Input
         with remove_if_refused(root, lambda: has_results):
             (root / "tables").mkdir(parents=True)
             (root / "tables" / "file").touch()
-            raise error("no")
+            with lock_folder(root):
+                raise error("no")
 
     with pytest.raises(error):
         command()
@@ -56,8 +58,41 @@ def test_a_parent_that_somebody_used_meanwhile_stays(tmp_path: Path) -> None:
         with remove_if_refused(root, lambda: False):
             root.mkdir(parents=True)
             (tmp_path / "a" / "other").touch()
-            raise InputError("no")
+            with lock_folder(root):
+                raise InputError("no")
 
     with pytest.raises(InputError):
         command()
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["other"]
+
+
+def test_a_folder_that_took_the_place_of_ours_stays(tmp_path: Path) -> None:
+    """As after unmounting, or when somebody moves the folder away."""
+    root = tmp_path / "a"
+
+    def command() -> None:
+        with remove_if_refused(root, lambda: False):
+            root.mkdir()
+            with lock_folder(root):
+                root.rename(tmp_path / "away")
+                root.mkdir()
+                (root / "thesis.docx").touch()
+                raise InputError("no")
+
+    with pytest.raises(InputError):
+        command()
+    assert (root / "thesis.docx").exists()
+
+
+def test_the_folder_of_another_run_stays(tmp_path: Path) -> None:
+    root = tmp_path / "a"
+
+    def command() -> None:
+        with remove_if_refused(root, lambda: False):
+            (root / "tables").mkdir(parents=True)
+            (root / ".lock").write_text("host elsewhere, pid 1, since 2026-01-01T00:00:00Z")
+            raise InputError("in use")
+
+    with pytest.raises(InputError):
+        command()
+    assert (root / "tables").is_dir()
