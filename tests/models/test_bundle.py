@@ -160,7 +160,7 @@ file = "thumbnail.safetensors"
         ("thumbnail.safetensors", "thumbnail.pkl", "file"),
         ("thumbnail.safetensors", "../thumbnail.safetensors", "file"),
         ("licence = ", "license = ", "licen"),
-        ("format = 1", "format = ", "no TOML"),
+        ("format = 1", "format = ", "not valid TOML"),
         ('kind = "thumbnail"', 'kind = "thumbnail"\nextra = 1', "extra"),
     ],
 )
