@@ -13,13 +13,13 @@ from her2batch.files.locks import is_own_lock, last_lock
 
 
 @contextmanager
-def remove_if_refused(root: Path, has_results: Callable[[], bool]) -> Iterator[None]:
+def remove_if_refused(root: Path, has_results: Callable[[], bool], locked: bool = True) -> Iterator[None]:
     """Remove what a refused command has put into a new folder, and the folder with the parents that it made.
 
     A folder that held files before is left alone, and so is an object store. Nothing is removed unless the folder's
     lock is that of this process: another run may have made the folder at the same time, or another disk may have been
     mounted in its place.  has_results: returns whether the folder holds something to keep; it is called when the
-    command is refused.
+    command is refused.  locked: False for a folder that the command fills before it locks it.
     """
     before = {path.name for path in root.iterdir()} if not is_remote(root) and root.is_dir() else set()
     if is_remote(root) or any(not name.startswith(".") for name in before):
@@ -31,15 +31,17 @@ def remove_if_refused(root: Path, has_results: Callable[[], bool]) -> Iterator[N
     except HeadLost:  # its workers may still be writing
         raise
     except Her2BatchError:
-        if _is_ours(root, made) and not has_results():
+        if root.is_dir() and _is_ours(root, made, locked) and not has_results():
             _remove_new(root, before, made)
         raise
 
 
-def _is_ours(root: Path, made: list[Path]) -> bool:
-    """Return whether this process has locked the folder, or has made it and could not lock it."""
+def _is_ours(root: Path, made: list[Path], locked: bool) -> bool:
+    """Return whether this process has locked the folder, or has made it and could not lock it, or has not yet."""
     text = last_lock(root)
-    return text is not None and (is_own_lock(text) if text else root in made)
+    if text is None:
+        return not locked
+    return is_own_lock(text) if text else root in made
 
 
 def _remove_new(root: Path, before: set[str], made: list[Path]) -> None:

@@ -20,6 +20,7 @@ FAILURE_WORDS: Final = {
     "not-a-slide": "are no images of slides",
     "no-tissue": "show no tissue",
     "blank-tiles": "lack a part of the image",
+    "bad-regions": "have a file of regions that cannot be read",
     "unstable": "were still being written",
     "gone": "disappeared while they were read",
     "worker-lost": "ended the process that read them",

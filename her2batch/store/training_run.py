@@ -167,7 +167,11 @@ class TrainingRun:
 
     def removed_if_refused(self) -> AbstractContextManager[None]:
         """Context of a command on this run: a new folder is removed if the command is refused before it has trained."""
-        return remove_if_refused(self.root, lambda: any((self.root / name).exists() for name in ("units", "tune")))
+
+        def has_trained() -> bool:
+            return any((self.root / name).exists() for name in ("units", "tune"))
+
+        return remove_if_refused(self.root, has_trained, locked=False)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
