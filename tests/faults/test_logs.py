@@ -33,7 +33,7 @@ def test_ingest_finishes_when_the_run_log_has_no_room(reference_cohort: Referenc
     """tables/runs is a separate disk, which is full."""
     out = tmp_path / "c"
     Cohort(out).create(Plan())
-    Cohort(out).runs.mkdir(parents=True)
+    Cohort(out).runs.mkdir(parents=True, exist_ok=True)
     run = in_namespace(ON_A_FULL_DISK, out, *ingest_command(reference_cohort.scans, out, 0))
     assert run.returncode == 2, run.stderr
     assert [line for line in run.stderr.splitlines() if "No space left on device" in line] == [
