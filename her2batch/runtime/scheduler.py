@@ -277,6 +277,8 @@ class _Scheduler:
 
     def _share_slide(self, slide: _ActiveSlide, begun: PartialSlide) -> None:
         slide.n_parts = len(begun.calls)
+        if not begun.calls:  # a slide without tiles
+            self._calls["cpu"].appendleft(_Call("finish", begun.slide_id))
         for position, (role, lo, hi) in enumerate(begun.calls):
             pool = role if role in self._gpu_roles else "cpu"
             self._calls[pool].append(_Call("measure", begun.slide_id, role, lo, hi, position))

@@ -275,9 +275,12 @@ def test_a_missing_scan_folder_is_an_error_where_no_encoder_is_named(finished: F
 
 
 @pytest.mark.slow
-def test_encoders_are_added_on_ray(finished: Finished, at_once: Files) -> None:
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_encoders_are_added_on_ray(finished: Finished, at_once: Files, gpus: int) -> None:
+    """With declared GPUs the slide without tiles has no part that a pool could embed."""
     plan, request = Plan(encoders=("colour",)), IngestRequest(Path("/mnt/gone"), finished.cohort)
-    assert len(ingest(request, plan, Resources(workers=2)).added.slides) == 3
+    assert len(ingest(request, plan, Resources(workers=2, gpus=gpus)).added.slides) == 3
     assert difference(files_of(finished.cohort), at_once) == set()
 
 
