@@ -88,7 +88,7 @@ run = TrainingRequest(out, out.parent / "run")
 for command in (
     lambda: ingest(IngestRequest(scans, out), Plan(encoders=("uni",)), Resources(workers=2)),
     lambda: ingest(IngestRequest(scans, out), Plan(encoders=("timm:test_vit",)), Resources(workers=2)),
-    lambda: ingest(IngestRequest(scans, out, bundle=bundle), Plan(), Resources(workers=2)),
+    lambda: ingest(IngestRequest(scans, out, bundle=bundle, replan=True), Plan(), Resources(workers=2)),
     lambda: score(out, bundle, Resources(workers=2)),
     lambda: train(run, network, TrainingResources(workers=2)),
     lambda: tune(run, network, 2, 1, TrainingResources(workers=2)),
