@@ -498,9 +498,13 @@ def test_slide_with_a_hole_in_a_level_is_refused(
 def test_truncated_slide_or_slide_with_zeroed_end_is_refused(
     tmp_path: Path, real_data: Path, name: str, times: int
 ) -> None:
-    data = (real_data / "slides" / name).read_bytes()
+    """A writer that puts label and macro image last leaves whole levels where the zeroed end is short."""
+    original = real_data / "slides" / name
+    data = original.read_bytes()
     assert count_results(tmp_path / name, truncated_copies(data, times, seed=1)).keys() <= {"truncated", "unreadable"}
-    assert count_results(tmp_path / name, copies_with_zeroed_end(data, times, seed=2)).keys() == {"truncated"}
+    zeroed = count_results(tmp_path / name, copies_with_zeroed_end(data, times, seed=2), original)
+    assert "truncated" in zeroed
+    assert zeroed.keys() <= {"truncated", ASSOCIATED_DAMAGED}
 
 
 def test_hole_in_a_directory_or_tile_list_is_refused(tmp_path: Path) -> None:
