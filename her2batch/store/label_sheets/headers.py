@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -86,6 +86,26 @@ def find_header(path: Path, grid: Grid, wanted: Mapping[str, str]) -> Header | N
         if form is None and header_key(slides if slides is not None else "slide_id") not in keys:
             continue
         return _map_columns(path, at, row, grid.unit, wanted, form)
+    return None
+
+
+def find_columns(
+    grid: Grid, known: Mapping[str, Sequence[str]], required: Collection[str]
+) -> tuple[int, dict[str, int]] | None:
+    """Return where the header of another kind of sheet is, and name → position of its column; None without a header.
+
+    known: name → headers that it may have, as `header_key` gives them.  required: names that a header has; the first
+    row with all of them is it.
+    """
+    for at, row in enumerate(grid.rows[:MAX_TITLE_ROWS]):
+        keys = [header_key(cell.text) for cell in row.cells]
+        columns = {
+            name: next(keys.index(header) for header in headers if header in keys)
+            for name, headers in known.items()
+            if set(headers) & set(keys)
+        }
+        if columns.keys() >= set(required):
+            return at, columns
     return None
 
 
