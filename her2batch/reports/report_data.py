@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -19,9 +18,9 @@ from her2batch.files.parquet import read_parquet
 from her2batch.reports.cases import Case, group_into_cases
 from her2batch.reports.theme import SortableTable
 from her2batch.store.audit import CohortStatus, cohort_status
-from her2batch.store.cohort import Cohort, Row
+from her2batch.store.cohort import Cohort, Row, tables_of
 from her2batch.store.label_sheets.stored import stored_labels
-from her2batch.store.reviews import read_reviews, unerased_reviews
+from her2batch.store.reviews import read_reviews, reviews_by_slide, unerased_reviews
 from her2batch.store.schemas import table_schema
 from her2batch.store.training_run import TrainingRun
 from her2batch.tasks import CLASSES, MEMBRANE_RULE, task_order
@@ -118,23 +117,14 @@ def load_report_data(cohort: Cohort, run: TrainingRun | None = None) -> ReportDa
     rows = cohort.rows()
     if run is not None:
         run.read_settings()
-    predictions: dict[str, list[Row]] = defaultdict(list)
-    notes = []
-    wanted = [(row, name) for row in rows.values() for name in slide_table_names(row, "predictions")]
-    for (row, name), table in zip(wanted, read_tables(cohort, wanted), strict=True):
-        if table is None:
-            notes.append(
-                f"The table {name} of the slide {row['slide_id']} can't be read. "
-                "Run her2batch verify, then her2batch ingest."
-            )
-        elif table.num_rows:
-            bundle = name.split("/", 1)[1]
-            predictions[row["slide_id"]] += [{**prediction, "bundle": bundle} for prediction in table.to_pylist()]
+    predictions, unread = _read_predictions(cohort, rows.values())
+    notes = [
+        f"The table {name} of the slide {slide_id} can't be read. Run her2batch verify, then her2batch ingest."
+        for slide_id, name in unread
+    ]
     labels, run_times = _read_labels(cohort, rows), _read_run_times(cohort)
     reviews = read_slide_reviews(cohort)
-    return ReportData(
-        cohort, rows, dict(predictions), labels, status, run_times, run, notes=tuple(notes), reviews=reviews
-    )
+    return ReportData(cohort, rows, predictions, labels, status, run_times, run, notes=tuple(notes), reviews=reviews)
 
 
 def read_slide_reviews(cohort: Cohort) -> dict[str, list[Row]]:
@@ -143,10 +133,7 @@ def read_slide_reviews(cohort: Cohort) -> dict[str, list[Row]]:
         entries = unerased_reviews(read_reviews(cohort))
     except (OSError, pa.ArrowInvalid) as error:
         raise StoreError("has damaged reviews", cohort.root, "run her2batch verify") from error
-    of_slide: dict[str, list[Row]] = defaultdict(list)
-    for entry in entries:
-        of_slide[entry["slide_id"]].append(entry)
-    return dict(of_slide)
+    return reviews_by_slide(entries)
 
 
 def assess_slides(cohort: Cohort, rows: Iterable[Row], notes: list[str] | None = None) -> dict[str, Assessment]:
@@ -156,11 +143,7 @@ def assess_slides(cohort: Cohort, rows: Iterable[Row], notes: list[str] | None =
     `notes`; without `notes` they raise StoreError or InputError.
     """
     wanted = list(rows)
-    predictions: dict[str, list[Row]] = defaultdict(list)
-    named = [(row, name) for row in wanted for name in slide_table_names(row, "predictions")]
-    for (row, name), table in zip(named, read_tables(cohort, named), strict=True):
-        bundle = name.split("/", 1)[1]
-        predictions[row["slide_id"]] += [{**one, "bundle": bundle} for one in table.to_pylist()] if table else []
+    predictions, _ = _read_predictions(cohort, wanted)
     labels: dict[str, Row] = {}
     reviews: dict[str, list[Row]] = {}
     try:
@@ -172,16 +155,24 @@ def assess_slides(cohort: Cohort, rows: Iterable[Row], notes: list[str] | None =
         notes.append(str(error))
     return {
         row["slide_id"]: assess_slide(
-            row, predictions[row["slide_id"]], labels.get(row["slide_id"]), reviews.get(row["slide_id"], ())
+            row, predictions.get(row["slide_id"], ()), labels.get(row["slide_id"]), reviews.get(row["slide_id"], ())
         )
         for row in wanted
     }
 
 
-def slide_table_names(row: Mapping[str, Any], kind: str) -> list[str]:
-    """Return the names of a slide's tables of one kind, from its row: 'predictions' → ['predictions/membrane', …]."""
-    folders = [PurePosixPath(file["path"]).parent for file in row["files"] or ()]
-    return sorted("/".join(folder.parts[1:]) for folder in folders if folder.parts[1:2] == (kind,))
+def _read_predictions(cohort: Cohort, rows: Iterable[Row]) -> tuple[dict[str, list[Row]], list[tuple[str, str]]]:
+    """Read the predictions of slides: slide_id → rows, each with its `bundle`; and (slide_id, table) of unread ones."""
+    predictions: dict[str, list[Row]] = defaultdict(list)
+    unread = []
+    wanted = [(row, name) for row in rows for name in tables_of(row, "predictions")]
+    for (row, name), table in zip(wanted, read_tables(cohort, wanted), strict=True):
+        if table is None:
+            unread.append((row["slide_id"], name))
+        elif table.num_rows:
+            bundle = name.split("/", 1)[1]
+            predictions[row["slide_id"]] += [{**prediction, "bundle": bundle} for prediction in table.to_pylist()]
+    return dict(predictions), unread
 
 
 def read_tables(cohort: Cohort, wanted: Iterable[tuple[Row, str]]) -> list[pa.Table | None]:

@@ -23,11 +23,11 @@ from her2batch.files.atomic import atomic_write
 from her2batch.models.membrane_rule import guideline_steps, slide_shares
 from her2batch.reports import worklists
 from her2batch.reports.figures import CLASS_COLOURS, PALETTE, plot_shares
-from her2batch.reports.report_data import ReportData, slide_table_names
+from her2batch.reports.report_data import ReportData
 from her2batch.reports.theme import data_uri, jpeg_data_uri, render_html_page, render_template, shrink_to_fit
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box
-from her2batch.store.cohort import Row
+from her2batch.store.cohort import Row, tables_of
 from her2batch.tasks import IHC_SCORES, MEMBRANE_RULE, PATCH_PX, RESOLUTIONS
 from her2batch.vision import heatmap
 
@@ -141,7 +141,7 @@ def table_links(data: ReportData, row: Row) -> dict[str, str]:
     if data.cohort.remote or data.page_folder is None:
         return {}
     kinds = ("slides", "tiles", "membrane", "attention", "patches", "predictions")
-    names = ["slides", *(name for kind in kinds for name in slide_table_names(row, kind))]
+    names = ["slides", *(name for kind in kinds for name in tables_of(row, kind))]
     return {name: os.path.relpath(data.cohort.table(name, row["slide_id"]), data.page_folder) for name in names}
 
 
@@ -214,7 +214,7 @@ def _membrane_layers(membrane: pa.Table | None, cells: heatmap.GridCells, tile_p
 def _attention_layers(data: ReportData, row: Row, cells: heatmap.GridCells, tile_px: float) -> list[OverlayLayer]:
     """Return one layer for each MIL head: attention as a multiple of uniform attention over all tiles."""
     layers: list[OverlayLayer] = []
-    for name in slide_table_names(row, "attention"):
+    for name in tables_of(row, "attention"):
         for (task, method, _), part in split_by_head(_read_table(data, row, name)):
             weights = part["attention"].to_numpy() * part.num_rows
             scale_end = heatmap.attention_scale_end(weights)
@@ -242,7 +242,7 @@ def _patch_layers(data: ReportData, row: Row) -> list[OverlayLayer]:
     """Return one layer for each resolution: each patch in the colour of its most probable class."""
     palette = np.array([_rgb_of(CLASS_COLOURS[score]) for score in IHC_SCORES], np.uint8)
     layers: list[OverlayLayer] = []
-    for name in slide_table_names(row, "patches"):
+    for name in tables_of(row, "patches"):
         patches = _read_table(data, row, name)
         for resolution, mpp in RESOLUTIONS.items():
             part = None if patches is None else patches.filter(pc.equal(patches["resolution"], resolution))
@@ -357,7 +357,7 @@ def _membrane_examples(tiles: pa.Table | None, membrane: pa.Table | None) -> lis
 def _attention_examples(data: ReportData, row: Row, tiles: pa.Table | None) -> list[ExampleRegion]:
     """Return the tiles with the highest attention of the first MIL head of each bundle."""
     regions: list[ExampleRegion] = []
-    for name in slide_table_names(row, "attention") if tiles is not None else ():
+    for name in tables_of(row, "attention") if tiles is not None else ():
         for (task, method, _), part in split_by_head(_read_table(data, row, name))[:1]:
             weights = part["attention"].to_numpy()
             for k in np.argsort(-weights, kind="stable")[:EXAMPLES_PER_KIND].tolist():
@@ -371,7 +371,7 @@ def _attention_examples(data: ReportData, row: Row, tiles: pa.Table | None) -> l
 def _patch_examples(data: ReportData, row: Row) -> list[ExampleRegion]:
     """Return the most probable patches of each class, at the finest resolution there is."""
     regions: list[ExampleRegion] = []
-    for name in slide_table_names(row, "patches"):
+    for name in tables_of(row, "patches"):
         patches = _read_table(data, row, name)
         if patches is None:
             continue

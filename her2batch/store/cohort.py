@@ -148,11 +148,8 @@ class Cohort:
     def check_present(self) -> None:
         """Raise StoreError if the cohort is gone: a network share that is unmounted leaves an empty folder behind."""
         if not self.remote and not self.settings.is_file():
-            raise StoreError(
-                "the cohort is no longer there",
-                self.root,
-                "mount or restore the folder, then run the same command again",
-            )
+            remedy = "mount or restore the folder, then run the same command again"
+            raise StoreError("the cohort is no longer there", self.root, remedy)
 
     def check(self) -> None:
         """Raise StoreError if the folder is not a cohort, or is one of another format."""
@@ -380,10 +377,14 @@ class Draft:
         return {self.root / locations.top_level_name(name) for name in files}
 
 
-def tables_of(row: Row) -> list[str]:
-    """Names of a slide's tables, such as `tiles` or `embeddings/uni`, from its row."""
+def tables_of(row: Mapping[str, Any], kind: str | None = None) -> list[str]:
+    """Names of a slide's tables, such as `tiles` or `embeddings/uni`, from its row.
+
+    kind: only those of one kind, sorted: `predictions` → [`predictions/membrane`, …].
+    """
     paths = (str(file["path"]) for file in row["files"] or ())
-    return [path.removeprefix("tables/").rpartition("/")[0] for path in paths if path.startswith("tables/")]
+    names = [path.removeprefix("tables/").rpartition("/")[0] for path in paths if path.startswith("tables/")]
+    return names if kind is None else sorted(name for name in names if name.partition("/")[0] == kind)
 
 
 def write_row(cohort: Cohort, row: Row) -> None:

@@ -32,6 +32,11 @@ MAX_ID_LENGTH = 120
 MIN_KEY_BYTES = 16
 
 
+def has_pseudonyms(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether slides were stored with pseudonyms: their rows, of the slides table, name no file."""
+    return any(row["path"] is None for row in rows)
+
+
 def slide_id_of(stem: str) -> str:
     """The slide id for a file's stem: letters, digits, '.', '_', '-'; no leading dot or dash; at most 120 bytes."""
     cleaned = UNSAFE.sub("_", unicodedata.normalize("NFC", stem)).strip("._-")

@@ -19,7 +19,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -117,6 +117,14 @@ def counting_reviews(entries: Sequence[Row]) -> list[Row]:
     """The entries that count: without those of erased patients and those that a later entry supersedes."""
     superseded = {entry.get("supersedes") for entry in entries} - {None}
     return [entry for entry in unerased_reviews(entries) if entry["number"] not in superseded]
+
+
+def reviews_by_slide(entries: Iterable[Row]) -> dict[str, list[Row]]:
+    """The entries of each slide, in their order: slide_id → entries."""
+    of_slide: dict[str, list[Row]] = {}
+    for entry in entries:
+        of_slide.setdefault(entry["slide_id"], []).append(entry)
+    return of_slide
 
 
 def newest_reviews(entries: Sequence[Row]) -> dict[tuple[str, str], Row]:

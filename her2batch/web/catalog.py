@@ -26,7 +26,7 @@ from her2batch.models.membrane_rule import slide_shares
 from her2batch.slides.codecs import encode_jpeg
 from her2batch.slides.pyramid import Pyramid
 from her2batch.store import reviews
-from her2batch.store.cohort import RETIRED, Cohort, Row
+from her2batch.store.cohort import RETIRED, Cohort, Row, tables_of
 from her2batch.store.labels import stored_labels
 from her2batch.store.row_cache import SETTLED_NS
 from her2batch.store.run_log import finished_times
@@ -159,9 +159,7 @@ class Catalog:
         Summaries of slides whose row, predictions, label and reviews are the same are kept: a verdict changes one
         slide, and the others of a large cohort are not assessed again.
         """
-        of_slide: dict[str, list[Row]] = {}
-        for review in entries:
-            of_slide.setdefault(review["slide_id"], []).append(review)
+        of_slide = reviews.reviews_by_slide(entries)
         if self._finished[0] is not rows:
             self._finished = (rows, finished_times(self.cohort))
         summarized: dict[str, tuple[tuple[Any, ...], Row]] = {}
@@ -198,9 +196,7 @@ class Catalog:
 
     def table_names(self, slide_id: str, kind: str) -> list[str]:
         """Return the names of a slide's tables of one kind, without the kind: BUNDLE for 'attention/BUNDLE'."""
-        start = self.cohort.table(kind, slide_id).relative_to(self.cohort.root).as_posix().rpartition("/")[0] + "/"
-        files = (file["path"] for file in self.row(slide_id)["files"])
-        return sorted(path.removeprefix(start).rpartition("/")[0] for path in files if path.startswith(start))
+        return [name.partition("/")[2] for name in tables_of(self.row(slide_id), kind)]
 
     def _read_predictions(self) -> None:
         """Read the predictions of new and changed slides. The caller holds the lock."""

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import InputError, StoreError
-from her2batch.reports.report_data import ReportData, load_report_data, slide_table_names
-from her2batch.store.cohort import Cohort
+from her2batch.reports.report_data import ReportData, load_report_data
+from her2batch.store.cohort import Cohort, tables_of
 from her2batch.store.training_run import TrainingRun
 
 
@@ -29,10 +29,10 @@ def test_predictions_of_the_rule_come_first(report_data: ReportData) -> None:
 
 
 def test_table_names_come_from_the_row(report_data: ReportData) -> None:
-    row = next(one for one in report_data.rows.values() if slide_table_names(one, "patches"))
-    assert slide_table_names(row, "patches") == ["patches/net"]
-    assert slide_table_names(row, "tiles") == ["tiles"]
-    assert slide_table_names({"files": None}, "tiles") == []
+    row = next(one for one in report_data.rows.values() if tables_of(one, "patches"))
+    assert tables_of(row, "patches") == ["patches/net"]
+    assert tables_of(row, "tiles") == ["tiles"]
+    assert tables_of({"files": None}, "tiles") == []
 
 
 def test_damaged_table_is_named_and_the_rest_is_read(reported: Cohort, tmp_path: Path) -> None:

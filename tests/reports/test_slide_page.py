@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from her2batch.files.locations import remove_tree
-from her2batch.reports.report_data import ReportData, load_report_data, slide_table_names
+from her2batch.reports.report_data import ReportData, load_report_data
 from her2batch.reports.slide_page import (
     render_evidence_sections,
     scale_bar,
@@ -22,11 +22,11 @@ from her2batch.reports.slide_page import (
 )
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources
-from her2batch.store.cohort import Cohort
+from her2batch.store.cohort import Cohort, tables_of
 
 
 def slide_with_patches(report_data: ReportData) -> str:
-    return next(one for one, row in report_data.rows.items() if slide_table_names(row, "patches"))
+    return next(one for one, row in report_data.rows.items() if tables_of(row, "patches"))
 
 
 def decode_data_uri(uri: str) -> np.ndarray:
@@ -47,12 +47,8 @@ def test_layers_cover_the_tiles_of_the_tables(report_data: ReportData) -> None:
 
 
 def test_attention_is_split_by_head(report_data: ReportData) -> None:
-    name = next(
-        slide_table_names(row, "attention")[0]
-        for row in report_data.rows.values()
-        if slide_table_names(row, "attention")
-    )
-    slide_id = next(one for one, row in report_data.rows.items() if name in slide_table_names(row, "attention"))
+    name = next(tables_of(row, "attention")[0] for row in report_data.rows.values() if tables_of(row, "attention"))
+    slide_id = next(one for one, row in report_data.rows.items() if name in tables_of(row, "attention"))
     (keys, part), = split_by_head(report_data.cohort.read(name, slide_id))  # fmt: skip
     assert keys == ("her2-3way", "clam-sb", "stain")
     assert sum(part["attention"].to_pylist()) == pytest.approx(1, abs=1e-3)

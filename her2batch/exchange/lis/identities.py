@@ -14,11 +14,11 @@ from typing import Final
 from her2batch.errors import InputError
 from her2batch.store.cohort import Cohort
 from her2batch.store.label_sheets.cells import Grid, header_key, is_missing
-from her2batch.store.label_sheets.headers import MAX_TITLE_ROWS
+from her2batch.store.label_sheets.headers import find_columns
 from her2batch.store.label_sheets.rows import strip_slide_suffix
 from her2batch.store.label_sheets.text_file import read_text_grids
 from her2batch.store.label_sheets.workbook import is_workbook, read_workbook_grids
-from her2batch.store.pseudonyms import Pseudonymizer, read_key
+from her2batch.store.pseudonyms import Pseudonymizer, has_pseudonyms, read_key
 
 REQUIRED: Final = ("slide_id", "patient_id", "accession")
 """Columns that an identity sheet needs."""
@@ -59,8 +59,7 @@ def identities_for(cohort: Cohort, sheet: Path, key: Path | None) -> dict[str, I
     key: key file of a pseudonymized cohort. Raises InputError for such a cohort without its key, and what
     `read_identities` raises.
     """
-    hidden = any(row["path"] is None for row in cohort.rows(("slide_id", "path")).values())
-    if hidden and key is None:
+    if key is None and has_pseudonyms(cohort.rows(("slide_id", "path")).values()):
         what = "is pseudonymized: without its key no result can be given to a patient"
         raise InputError(what, cohort.root, "give the key file with --pseudonymize")
     return read_identities(sheet, Pseudonymizer(read_key(key) if key is not None else None))
@@ -117,12 +116,9 @@ def _grid_with_header(path: Path) -> tuple[Grid, int, dict[str, int]]:
         grids = [grid for _, visible, grid in read_workbook_grids(path, data) if visible]
     else:
         grids = read_text_grids(path, data)
-    known = {header_key(name): name for name in COLUMNS}
     for grid in grids:
-        for at, row in enumerate(grid.rows[:MAX_TITLE_ROWS]):
-            columns = {known[key]: k for k, cell in enumerate(row.cells) if (key := header_key(cell.text)) in known}
-            if set(REQUIRED) <= set(columns):
-                return grid, at, columns
+        if (header := find_columns(grid, {name: (header_key(name),) for name in COLUMNS}, REQUIRED)) is not None:
+            return grid, *header
     raise InputError(
         f"has no header with {', '.join(REQUIRED)}", path, f"known columns: {', '.join(COLUMNS)} (docs/lis.md)"
     )

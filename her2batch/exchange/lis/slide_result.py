@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from her2batch.assessment import assess_slide
 from her2batch.store.cohort import Cohort, Row, tables_of
 from her2batch.store.labels import stored_labels
-from her2batch.store.reviews import read_reviews, unerased_reviews
+from her2batch.store.reviews import read_reviews, reviews_by_slide, unerased_reviews
 from her2batch.tasks import HER2_TASKS
 
 CODES: Final[dict[str, tuple[str, str]]] = {
@@ -89,10 +89,7 @@ def cohort_results(cohort: Cohort) -> Iterator[SlideResult | Unreported]:
 
     Raises StoreError for damaged labels, OSError or pa.ArrowInvalid for a damaged table.
     """
-    labels = stored_labels(cohort)
-    reviews: dict[str, list[Row]] = {}
-    for entry in unerased_reviews(read_reviews(cohort)):
-        reviews.setdefault(entry["slide_id"], []).append(entry)
+    labels, reviews = stored_labels(cohort), reviews_by_slide(unerased_reviews(read_reviews(cohort)))
     for slide_id, row in sorted(cohort.rows().items()):
         yield slide_result(row, _predictions(cohort, row), labels.get(slide_id), reviews.get(slide_id, ()))
 
@@ -132,9 +129,8 @@ def slide_result(
 
 def _predictions(cohort: Cohort, row: Row) -> list[Row]:
     """The slide's rows of all predictions tables, each with its bundle."""
-    names = [name for name in tables_of(row) if name.startswith("predictions/")]
     return [
         {"bundle": name.partition("/")[2], **prediction}
-        for name in names
+        for name in tables_of(row, "predictions")
         for prediction in cohort.read(name, row["slide_id"]).to_pylist()
     ]

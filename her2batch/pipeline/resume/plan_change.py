@@ -17,6 +17,7 @@ from her2batch import settings
 from her2batch.errors import InputError
 from her2batch.settings import Plan
 from her2batch.store.cohort import Cohort, Row, tables_of
+from her2batch.store.pseudonyms import has_pseudonyms
 from her2batch.store.training_run import encoder_folder
 
 MAX_PERMUTED = 5
@@ -102,7 +103,7 @@ def _refuse_change(cohort: Cohort, stored: Plan, plan: Plan, finished: Sequence[
 def check_pseudonyms(cohort: Cohort, has_key: bool) -> None:
     """Refuse to add slides with names to a pseudonymized cohort, and the reverse. Raises InputError."""
     rows = cohort.rows(("slide_id", "path")) if cohort.settings.is_file() else {}
-    pseudonyms = any(row["path"] is None for row in rows.values())
+    pseudonyms = has_pseudonyms(rows.values())
     if rows and pseudonyms != has_key:
         what = "has pseudonyms" if pseudonyms else "has no pseudonyms"
         remedy = "give --pseudonymize KEYFILE" if pseudonyms else "omit --pseudonymize, or ingest into another --out"
@@ -127,10 +128,9 @@ def match_plan(plan: Plan, row: Row) -> PlanMatch | None:
 
     row: of the slides table.
     """
-    names = tables_of(row)
-    folders = [name.partition("/")[2] for name in names if name.startswith("embeddings/")]
+    folders = [name.partition("/")[2] for name in tables_of(row, "embeddings")]
     encoders = tuple(dict.fromkeys([*plan.encoders, *(name for folder in folders for name in _encoder_names(folder))]))
-    bundles = {name.partition("/")[2] for name in names if name.startswith("predictions/")}
+    bundles = {name.partition("/")[2] for name in tables_of(row, "predictions")}
     found = _find_plan(
         plan.for_slide(row["mpp_source"], row.get("mpp")), row["plan_id"], encoders, (None, *sorted(bundles))
     )
