@@ -234,8 +234,8 @@ def _send_one(
     """Send one slide's result, if one is due. Returns False when the receiver gave no answer."""
     slide_id = result.slide_id
     salt, earlier = outbox.read(slide_id)
-    seal = hashlib.sha256(f"{salt}{sorted(asdict(identity).items())}".encode()).hexdigest()
-    due = next_delivery(earlier, result, seal, salt, datetime.now(UTC))
+    identity_digest = hashlib.sha256(f"{salt}{sorted(asdict(identity).items())}".encode()).hexdigest()
+    due = next_delivery(earlier, result, identity_digest, salt, datetime.now(UTC))
     if due is None:
         summary.unchanged += 1
         return True
