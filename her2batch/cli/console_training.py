@@ -119,10 +119,17 @@ def shorten_note(note: str) -> str:
 def print_training_summary(summary: TrainingSummary) -> None:
     """Print the metrics over the folds, the excluded slides, failed units, and where bundle and report are."""
     console = stdout_console()
-    print_metrics(console, summary.summary.to_pylist())
+    print_metrics(console, _rows_without_auc(summary, summary.summary.to_pylist()))
     if summary.run.table("test_metrics").is_file():
         _print_tests(console, read_parquet(summary.run.table("test_metrics")).to_pylist())
     _print_outputs(console, summary)
+
+
+def _rows_without_auc(summary: TrainingSummary, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows of metrics as the report shows them: no AUC where a class has too few slides for one."""
+    from her2batch.training.statistics import cells_with_few_slides, without_auc
+
+    return without_auc(rows, cells_with_few_slides(summary.run.read("predictions")))
 
 
 def _print_outputs(console: Console, summary: TrainingSummary) -> None:
@@ -184,8 +191,8 @@ def print_metrics(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     numbers = [row for row in rows if row.get("c_index_mean") is not None]
     cells = []
     for row in (row for row in rows if row not in numbers):
-        percents = [_mean_sd(row, name, 2) for name in ("auc", "f1", "accuracy")]
-        cells.append([row["task"], row["method"], row["input"], *percents, _mean_sd(row, "kappa", 2), str(row["n"])])
+        metrics = [_metric(row, name, 2) for name in ("auc", "f1", "accuracy", "kappa")]
+        cells.append([row["task"], row["method"], row["input"], *metrics, str(row["n"])])
     if cells:
         print_table(console, "mean±sd over the folds, %", METRIC_COLUMNS, cells)
     if numbers:
@@ -202,6 +209,10 @@ def print_metrics(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
         print_table(console, "predicted numbers, mean±sd over the folds", NUMBER_COLUMNS, cells)
 
 
+def _metric(row: Mapping[str, Any], name: str, digits: int) -> str:
+    return "too few" if name == "auc" and row.get("too_few") else _mean_sd(row, name, digits)
+
+
 def _mean_sd(row: Mapping[str, Any], name: str, digits: int) -> str:
     mean, sd = row[f"{name}_mean"], row[f"{name}_sd"]
     if mean is None:
@@ -212,10 +223,10 @@ def _mean_sd(row: Mapping[str, Any], name: str, digits: int) -> str:
 def print_reproduction(summary: ReproductionSummary) -> None:
     """Print each row of the paper's tables beside its reproduction, then what a training summary prints."""
     console = stdout_console()
-    rows = summary.tables.to_pylist()
+    rows = _rows_without_auc(summary.trained, summary.tables.to_pylist())
     cells = []
     for row in rows:
-        metrics = [f"{_mean_sd(row, name, 1)} [{_or_dash(row[f'paper_{name}'])}]" for name in ("auc", "f1", "accuracy")]
+        metrics = [f"{_metric(row, name, 1)} [{_or_dash(row[f'paper_{name}'])}]" for name in ("auc", "f1", "accuracy")]
         cells.append([row["table"], row["task"], row["method"], row["input"], row["status"], "  ".join(metrics)])
     title = "mean±sd over the folds, %; in brackets the paper's figures, which are from another cohort"
     print_table(console, title, PAPER_COLUMNS, cells)

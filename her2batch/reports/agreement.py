@@ -39,10 +39,12 @@ from her2batch.training.metrics import (
 from her2batch.training.statistics import (
     MIN_AUC_SLIDES,
     bootstrap_intervals,
+    cells_with_few_slides,
     draw_resamples,
     patient_indices,
     smallest_class,
     widen_interval,
+    without_auc,
 )
 
 RESAMPLES: Final = 300
@@ -91,34 +93,15 @@ def training_run_section(data: ReportData) -> SectionContent | None:
     patients = {row["slide_id"]: row["patient_id"] for row in run.read("labels").to_pylist()}
     predictions, numbers = split_numbers(_without_patches(run.read("predictions")), patients)
     methods, curves = _evaluate_methods(predictions, patients, "run") if predictions.num_rows else ([], ())
-    few = _cells_with_few_slides(predictions)
-    rows = _without_auc(metrics_summary(run.read("metrics")).to_pylist(), few)
-    paper = _without_auc(run.read("tables").to_pylist() if run.table("tables").exists() else [], few)
+    few = cells_with_few_slides(predictions)
+    rows = without_auc(metrics_summary(run.read("metrics")).to_pylist(), few)
+    paper = without_auc(run.read("tables").to_pylist() if run.table("tables").exists() else [], few)
     excluded = run.read("excluded").to_pylist() if run.table("excluded").exists() else []
     html = render_template(
         "training_run.html", methods=methods, rows=rows, paper=paper, excluded=excluded, name=run.root.name,
         resamples=RESAMPLES, min_auc_slides=MIN_AUC_SLIDES, numbers=numbers,
     )  # fmt: skip
     return SectionContent(html, curves)
-
-
-def _cells_with_few_slides(predictions: pa.Table) -> set[tuple[str, ...]]:
-    """Return the cells (task, method, input) with too few slides of a class for an AUC."""
-    few = set()
-    for keys, part in grouped_rows(predictions, CELL) if predictions.num_rows else ():
-        checked = check_predictions(part)
-        if smallest_class(checked.truth, checked.p.shape[1]) < MIN_AUC_SLIDES:
-            few.add(tuple(keys.values()))
-    return few
-
-
-def _without_auc(rows: list[dict[str, Any]], few: Collection[tuple[str, ...]]) -> list[dict[str, Any]]:
-    """Return rows of metrics; those of cells with too few slides have no AUC, and say so."""
-    for row in rows:
-        row["too_few"] = tuple(row[name] for name in CELL) in few
-        if row["too_few"]:
-            row["auc_mean"] = row["auc_sd"] = None
-    return rows
 
 
 # -- predictions with their truth --------------------------------------------------------------------------------

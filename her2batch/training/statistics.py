@@ -7,7 +7,7 @@ of different folds; it is not the mean of the folds' AUCs, which `metrics` compu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -265,6 +265,31 @@ def smallest_class(truth: NDArray[np.int64], n_classes: int) -> int:
     """Return the number of slides of the smallest class, or of the smallest rest of a class. truth: (n,) classes."""
     counts = np.bincount(truth, minlength=n_classes)
     return int(min(counts.min(), len(truth) - counts.max()))
+
+
+def cells_with_few_slides(predictions: pa.Table) -> set[tuple[str, ...]]:
+    """Return the cells (task, method, input) with too few slides of a class for an AUC.
+
+    predictions: of all folds; tasks that predict a number have no AUC.  Raises InputError as
+    `metrics.check_predictions` does.
+    """
+    few, tasks = set(), tasks_of_table(predictions)
+    for keys, part in grouped_rows(predictions, CELL) if predictions.num_rows else ():
+        if tasks[keys["task"]].is_number:
+            continue
+        checked = check_predictions(part)
+        if smallest_class(checked.truth, checked.p.shape[1]) < MIN_AUC_SLIDES:
+            few.add(tuple(keys.values()))
+    return few
+
+
+def without_auc(rows: Sequence[Mapping[str, Any]], few: Collection[tuple[str, ...]]) -> list[dict[str, Any]]:
+    """Return copies of rows of metrics; those of cells with too few slides have no AUC, and say so as `too_few`."""
+    shown = []
+    for row in rows:
+        too_few = tuple(row[name] for name in CELL) in few
+        shown.append({**row, "too_few": too_few} | ({"auc_mean": None, "auc_sd": None} if too_few else {}))
+    return shown
 
 
 def _two_sided(differences: Floats) -> float | None:

@@ -32,6 +32,13 @@ def test_metrics_have_every_column_where_there_is_room() -> None:
     assert file.getvalue().splitlines()[2].split()[-2:] == ["–", "72"]
 
 
+def test_an_auc_of_few_slides_is_not_printed() -> None:
+    file, console = screen(10_000)
+    print_metrics(console, [ROW | METRICS | {"too_few": True, "auc_mean": None, "auc_sd": None}])
+    row = file.getvalue().splitlines()[2].split()
+    assert row[3:] == ["too", "few", *["97.83±1.62"] * 3, "72"]
+
+
 def test_excluded_slides_are_counted_with_five_examples() -> None:
     file, console = screen(10_000)
     rows = [{"task": "er", "reason": "needs-ish", "words": f"S{k} is 2+ without ISH"} for k in range(7)]

@@ -14,12 +14,14 @@ from her2batch.training.metrics import auc, check_predictions, class_recalls, co
 from her2batch.training.statistics import (
     _figures,
     bootstrap_intervals,
+    cells_with_few_slides,
     compare_methods,
     delong_p_value,
     draw_resamples,
     smallest_class,
     widen_interval,
     wilson_interval,
+    without_auc,
 )
 from tests.training.test_metrics import drawn, table
 
@@ -218,3 +220,12 @@ def test_smallest_class_counts_classes_and_rests() -> None:
     assert smallest_class(np.array([0, 0, 0, 1]), 2) == 1
     assert smallest_class(np.array([0, 1, 2, 2]), 3) == 1
     assert smallest_class(np.array([0, 0]), 2) == 0
+
+
+@pytest.mark.parametrize("n", [9, 10])
+def test_no_auc_is_shown_below_ten_slides_of_a_class(n: int) -> None:
+    truth = np.repeat([0, 1], [n, 40])
+    few = cells_with_few_slides(table("er", truth, np.stack([1 - 0.9 * truth, 0.9 * truth], axis=1)))
+    row = {"task": "er", "method": "clam-sb", "input": "stain", "auc_mean": 1.0, "auc_sd": 0.0, "f1_mean": 1.0}
+    (shown,) = without_auc([row], {(row["task"], row["method"], row["input"])} if few else set())
+    assert (shown["too_few"], shown["auc_mean"], shown["f1_mean"]) == (n < 10, None if n < 10 else 1.0, 1.0)
