@@ -1,0 +1,1 @@
+"""The wording of the guidelines, applied to shares of tumour cells."""

@@ -1,0 +1,73 @@
+"""Likelihood that a cell belongs to the tumour, from its nucleus and its neighbourhood.
+
+Stroma has elongated, sparse nuclei; lymphocytes have small, round, dark ones. The features of a cell, and their means
+over the cells around it, enter a logistic model, whose coefficients were fitted on synthetic slides by
+benchmarks/cell_compartment.py.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+Map = NDArray[np.float32]
+
+NEIGHBOURHOOD_UM = 30.0
+"""Edge of the square of neighbours: three cells across."""
+
+
+class CellFeatures(NamedTuple):
+    """Properties of n cells, (n,) float32 each.
+
+    area: of the nucleus, µm².  elongation: long over short axis.  density: stain of the nucleus, as a share of the
+    slide's typical one.  texture: coefficient of variation of the stain inside the nucleus.
+    """
+
+    area: Map
+    elongation: Map
+    density: Map
+    texture: Map
+
+
+INPUTS = (
+    "intercept", "log area", "log elongation", "density", "texture",
+    "neighbours", "neighbours' log area", "neighbours' log elongation", "neighbours' density",
+)  # fmt: skip
+"""Inputs of the model, in the order of the coefficients."""
+
+COEFFICIENTS: dict[str, tuple[float, ...]] = {
+    "membrane": (-11.1, 0.185, -0.558, 6.207, -13.304, 0.692, 1.815, -6.667, 2.258),
+    "nuclear": (-13.527, 0.329, -0.7, 3.991, -14.783, 0.439, 3.101, -4.882, 1.422),
+}
+"""Coefficients of the model for each kind of marker."""
+
+
+def model_inputs(features: CellFeatures, place: NDArray[np.intp], shape: tuple[int, int], um: float) -> Map:
+    """Return the inputs of the model: (n, len(INPUTS)) float32.
+
+    place: flat index of each cell's px on a grid of `shape` at `um` µm/px.
+    """
+    own = np.stack(
+        [np.log(features.area), np.log(features.elongation), features.density, features.texture], axis=1
+    ).astype(np.float32)
+    edge = 2 * round(NEIGHBOURHOOD_UM / um / 2) + 1
+
+    def around(weights: Map | None) -> Map:
+        """Return the sum over the square around each cell."""
+        total = np.bincount(place, weights, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float32)
+        summed = cv2.boxFilter(total, -1, (edge, edge), normalize=False, borderType=cv2.BORDER_CONSTANT)
+        return np.asarray(summed.reshape(-1)[place], np.float32)
+
+    count = np.maximum(around(None), 1)
+    means = [around(values) / count for values in (own[:, 0], own[:, 1], own[:, 2])]
+    density = count * np.float32(1000 / (edge * um) ** 2)  # cells per 1000 µm²
+    return np.concatenate([np.ones((len(own), 1), np.float32), own, np.stack([density, *means], axis=1)], axis=1)
+
+
+def tumour_likelihood(inputs: Map, kind: str) -> Map:
+    """Return the likelihood that each cell belongs to the tumour, (n,) float32; inputs as of `model_inputs`."""
+    return np.asarray(expit(inputs @ np.asarray(COEFFICIENTS[kind], np.float32)), np.float32)
