@@ -1,19 +1,15 @@
 """Pictures of synthetic tissue in the sizes of the real slides and cores."""
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.synthetic.painting import Cells, paint_slide
+from her2batch.synthetic.painting import paint_slide
 from her2batch.synthetic.specimen import TYPICAL_MIXES, CellMix, SlideTruth, make_tissue
 
 Image = NDArray[np.uint8]
-
-EOSIN = (0.07, 0.99, 0.11)
-"""Optical density of eosin in R, G, B, a unit vector.  Source: Ruifrok & Johnston 2001."""
 
 PAINTED_PX = 2000
 PATCH_PX = 1024
@@ -57,10 +53,10 @@ def paint_ihc_field(seed: int, size: int = 512) -> Image:
 
 def paint_he_slide(size: tuple[int, int], tissue: float, mpp: float, seed: int) -> Image:
     """A slide stained with haematoxylin and eosin. size: width, height, px. Returns (height, width, 3) uint8 RGB."""
-    truth = SlideTruth(f"he-{seed}", TYPICAL_MIXES["0"], width=PAINTED_PX, height=PAINTED_PX, mpp=mpp)
+    truth = SlideTruth(f"he-{seed}", TYPICAL_MIXES["0"], width=PAINTED_PX, height=PAINTED_PX, mpp=mpp, kind="he")
     specimen = make_tissue(truth, seed)
-    look = replace(specimen.appearance, dab=EOSIN)
-    painted = paint_slide(_pink(specimen.cells), specimen.fields, specimen.noise, look, (PAINTED_PX, PAINTED_PX))
+    look = specimen.appearance
+    painted = paint_slide(specimen.cells, specimen.fields, specimen.noise, look, (PAINTED_PX, PAINTED_PX))
     return _on_glass(_middle(painted), look.white, size, tissue, mpp, seed)
 
 
@@ -71,13 +67,6 @@ def _ihc_patch(mix: CellMix, seed: int) -> tuple[Image, tuple[float, float, floa
     size = PAINTED_PX, PAINTED_PX
     painted = paint_slide(specimen.cells, specimen.fields, specimen.noise, specimen.appearance, size)
     return _middle(painted), specimen.appearance.white
-
-
-def _pink(cells: Cells) -> Cells:
-    """The cells with eosin in their cytoplasm and in the stroma, and no membrane staining."""
-    eosin = np.where(cells.fibre > 0, 0.30, np.where(cells.body_h > 0, 0.22, 0)).astype(np.float32)
-    nothing = np.zeros_like(cells.ring_d)
-    return replace(cells, body_d=eosin, nucleus_d=nothing, ring_d=nothing)
 
 
 def _middle(painted: Image) -> Image:
