@@ -6,7 +6,9 @@
     OUT/truth/SLIDE.npz             bool masks at about 8 µm/px: tissue, tumour and the artefacts (pen, fold, blur,
                                     bubble); `regions`: the score around each px (0 none, 1 + position in 0 … 3+);
                                     `downsample`: level-0 px per px
-    OUT/truth/SLIDE.json            stain, labels, shares of cell classes, number of tumour cells, artefacts
+    OUT/truth/SLIDE.json            stain, labels, shares of cell classes, number of tumour cells, artefacts, kind of
+                                    slide, laboratory; of nuclear markers positive share, H-score and Allred score
+    OUT/truth/SLIDE.cells.parquet   every cell: position, shape, kind, category, densities (`true_cells.CELL_COLUMNS`)
 
 Results on these slides describe the software: whether it finds what was painted, how fast, and reproducibly. They do
 not describe medicine.
@@ -23,39 +25,40 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import simplejpeg
-import tifffile
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from her2batch.errors import InputError
 from her2batch.exchange.geojson import CLASS_COLOURS
+from her2batch.files.parquet import write_parquet
+from her2batch.synthetic.cell_layout import Stain
+from her2batch.synthetic.cell_sums import CellSums
+from her2batch.synthetic.laboratory import SITES, Laboratory, laboratory_of
+from her2batch.synthetic.outlines import ARTEFACTS, rng_for
 from her2batch.synthetic.painting import paint_slide
 from her2batch.synthetic.specimen import (
-    ARTEFACTS,
-    SITES,
     CellMix,
+    SlideKind,
     SlideTruth,
-    Stain,
     SyntheticTissue,
+    allred_score,
+    h_score,
     make_tissue,
-    rng_for,
+    positive_share,
 )
+from her2batch.synthetic.svs import write_svs
+from her2batch.synthetic.true_cells import cell_table, empty_cells
 from her2batch.tasks import IHC_SCORES
 
 Image = NDArray[np.uint8]
 Progress = Callable[[int, int], None]
 
-TILE = 256
-
 LABEL_HEADER = ("slide_id", "patient_id", "her2", "ish", "er", "pr", "site", "stain")
 """Columns of labels.csv."""
-
-MIN_LEVEL_PX = 512
-"""Least width and height of the pyramid's levels, except the first."""
 
 MIN_SLIDE_PX = 512
 """Least width and height of a slide, level-0 px."""
@@ -77,6 +80,18 @@ MIN_REGION_PX = 60
 """Least area of annotated regions and holes (0.004 mm²)."""
 
 
+class CohortOptions(NamedTuple):
+    """Slides other than the usual ones.
+
+    laboratories: names, between which the patients are divided.  stain: of all slides; by default HER2, and ER or PR on
+    some further slides.  kind: of all slides.
+    """
+
+    laboratories: tuple[str, ...] = tuple(SITES)
+    stain: Stain | None = None
+    kind: SlideKind = "usual"
+
+
 def make_cohort(
     out: Path,
     slides: int = 20,
@@ -84,18 +99,19 @@ def make_cohort(
     size: tuple[int, int] = (6000, 5000),
     workers: int | None = None,
     progress: Progress | None = None,
+    options: CohortOptions | None = None,
 ) -> Path:
     """Write a cohort under `out` and return `out`. The same arguments give the same bytes for any number of workers.
 
     size: typical width and height, level-0 px at 0.25 µm/px; each slide's size is log-normal about them.  workers:
     number of processes, by default one per core.  progress: called with the number of finished and of all slides.
-    Raises InputError.
+    options: laboratories, stain and kind of the slides.  Raises InputError.
     """
     if slides < 1 or min(size) < MIN_SLIDE_PX:
         raise InputError(
             f"{slides} slides of {size[0]} × {size[1]} px", None, f"ask for 1 or more of {MIN_SLIDE_PX} px or more"
         )
-    truths = plan_cohort(slides, seed, size)
+    truths = plan_cohort(slides, seed, size, options)
     for name in ("slides", "annotations", "truth"):
         (out / name).mkdir(parents=True, exist_ok=True)
     write = partial(_write_slide_files, out, seed)
@@ -120,34 +136,40 @@ def _map_in_processes(
         yield from pool.map(function, truths)
 
 
-def plan_cohort(slides: int, seed: int, size: tuple[int, int]) -> list[SlideTruth]:
+def plan_cohort(
+    slides: int, seed: int, size: tuple[int, int], options: CohortOptions | None = None
+) -> list[SlideTruth]:
     """Draw the ground truth of every slide. Every four patients have all four scores.
 
     A patient has one to three slides, the first stained for HER2; a tumour has one score, ISH, ER and PR.
     """
+    options = options or CohortOptions()
+    laboratories = [laboratory_of(name).name for name in options.laboratories]
     truths: list[SlideTruth] = []
     scores: list[str] = []
     sites: list[str] = []
     patient = 0
     while len(truths) < slides:
         scores = scores or rng_for(seed, "scores", patient).permutation(IHC_SCORES).tolist()
-        sites = sites or rng_for(seed, "sites", patient).permutation(list(SITES)).tolist()
-        truths += _plan_patient(rng_for(seed, "patient", patient), patient, scores.pop(), sites.pop(), size)
+        sites = sites or rng_for(seed, "sites", patient).permutation(laboratories).tolist()
+        rng = rng_for(seed, "patient", patient)
+        truths += _plan_patient(rng, patient, scores.pop(), sites.pop(), size, options.stain)
         patient += 1
-    return truths[:slides]
+    return [replace(truth, kind=options.kind) for truth in truths[:slides]]
 
 
 def _plan_patient(
-    rng: np.random.Generator, number: int, ihc: str, site: str, size: tuple[int, int]
+    rng: np.random.Generator, number: int, ihc: str, site: str, size: tuple[int, int], only: Stain | None = None
 ) -> list[SlideTruth]:
-    """Draw the slides of one patient."""
+    """Draw the slides of one patient.  only: the stain of all slides, instead of a drawn one."""
     patient_id, name = f"P{number + 1:03d}", PATIENT_NAMES[number % len(PATIENT_NAMES)]
     positive = {"er": rng.random() < 0.65, "pr": rng.random() < 0.5}
     stains: list[Stain] = [
         "her2",
         *(FOLLOW_UP_STAINS[k] for k in rng.integers(len(FOLLOW_UP_STAINS), size=rng.choice(3, p=[0.5, 0.3, 0.2]))),
     ]
-    mixes = [draw_mix(ihc, rng) if stain == "her2" else draw_nuclei(positive[stain], rng) for stain in stains]
+    stains = [only or stain for stain in stains]
+    mixes = [draw_mix(ihc, rng) if stain == "her2" else _draw_marker(stain, positive, rng) for stain in stains]
     ish = draw_ish(mixes[0], rng) if ihc == "2+" else None
     truths = []
     for k, (stain, mix) in enumerate(zip(stains, mixes, strict=True), start=1):
@@ -199,6 +221,15 @@ def draw_nuclei(positive: bool, rng: np.random.Generator) -> CellMix:
     return CellMix(1 - weak - moderate - strong, weak, moderate, strong)
 
 
+def _draw_marker(stain: Stain, positive: dict[str, bool], rng: np.random.Generator) -> CellMix:
+    """Draw the mix of a nuclear marker: of ER and PR by the tumour's status, of Ki-67 from 1 to 90 %."""
+    if stain != "ki67":
+        return draw_nuclei(positive[stain], rng)
+    share = float(np.exp(rng.uniform(np.log(0.01), np.log(0.9))))  # median 9 %
+    weak, moderate, strong = (share * rng.dirichlet([1.0, 2.0, 3.0])).tolist()
+    return CellMix(1 - weak - moderate - strong, weak, moderate, strong)
+
+
 def write_labels(path: Path, truths: list[SlideTruth]) -> None:
     """Write labels.csv. A slide has only the labels of its own stain."""
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -215,125 +246,72 @@ def _write_slide_files(out: Path, seed: int, planned: SlideTruth) -> SlideTruth:
 
     The returned mix is that of the cells as placed, which on small slides differs slightly from the planned one.
     """
-    specimen = make_slide(out / "slides" / f"{planned.slide_id}.svs", planned, seed)
+    painted = make_slide_with_cells(out / "slides" / f"{planned.slide_id}.svs", planned, seed)
+    specimen = painted.specimen
     truth = replace(planned, mix=specimen.mix)
-    if truth.stain == "her2":
+    if truth.her2 is not None:
         features = draw_annotations(specimen, rng_for(seed, truth.slide_id, "annotations"))
         collection = {"type": "FeatureCollection", "features": features}
         (out / "annotations" / f"{truth.slide_id}.geojson").write_text(json.dumps(collection), encoding="utf-8")
-    write_truth(out / "truth", truth, specimen)
+    write_truth(out / "truth", truth, painted)
     return truth
 
 
-def write_truth(folder: Path, truth: SlideTruth, specimen: SyntheticTissue) -> None:
-    """Write the masks and facts of a slide as described in the module's docstring."""
+def write_truth(folder: Path, truth: SlideTruth, painted: PaintedSlide) -> None:
+    """Write masks, facts and cells of a slide as described in the module's docstring."""
+    specimen = painted.specimen
     arrays: dict[str, Any] = {"downsample": specimen.fields.px, "regions": specimen.regions, **specimen.masks}
     np.savez_compressed(folder / f"{truth.slide_id}.npz", **arrays)
     labels = {"her2": truth.her2, "er": truth.receptor("er"), "pr": truth.receptor("pr")}
     facts = asdict(truth) | labels | {"mix": truth.mix._asdict(), "n_tumour_cells": specimen.n_cells}
+    facts["laboratory"] = asdict(painted.laboratory)
+    if truth.stain != "her2":
+        share = positive_share(truth.mix)
+        facts |= {"positive_share": share, "h_score": h_score(truth.mix), "allred": allred_score(truth.mix)}
     (folder / f"{truth.slide_id}.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    write_parquet(painted.cells, folder / f"{truth.slide_id}.cells.parquet")
 
 
-def make_slide(path: Path, truth: SlideTruth, seed: int = 0) -> SyntheticTissue:
+class PaintedSlide(NamedTuple):
+    """A painted slide: its pixels (height, width, 3) uint8, tissue, cells (`true_cells.CELL_COLUMNS`), laboratory."""
+
+    rgb: Image
+    specimen: SyntheticTissue
+    cells: pa.Table
+    laboratory: Laboratory
+
+
+def paint_truth(truth: SlideTruth, seed: int = 0, laboratory: Laboratory | None = None) -> PaintedSlide:
+    """Paint a slide without writing a file.  laboratory: by default that of the slide's site."""
+    laboratory = laboratory or laboratory_of(truth.site)
+    specimen = make_tissue(truth, seed, laboratory)
+    sums = CellSums(specimen.cells.x, specimen.cells.y)
+    size = truth.width, truth.height
+    rgb = paint_slide(specimen.cells, specimen.fields, specimen.noise, specimen.appearance, size, sums)
+    cells = cell_table(truth, specimen, sums)
+    if truth.kind == "grey":
+        rgb = np.repeat(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    elif truth.kind == "noise":
+        rng = rng_for(seed, truth.slide_id, "noise")
+        rgb, cells = rng.integers(0, 256, (truth.height, truth.width, 3), np.uint8), empty_cells()
+    return PaintedSlide(rgb, specimen, cells, laboratory)
+
+
+def make_slide(path: Path, truth: SlideTruth, seed: int = 0, laboratory: Laboratory | None = None) -> SyntheticTissue:
     """Paint a slide, write it to `path` as an Aperio SVS, and return its tissue with the ground truth.
 
-    1500 × 1200 px take about 0.3 s.
+    1500 × 1200 px take about 0.3 s.  laboratory: by default that of the slide's site.
     """
-    specimen = make_tissue(truth, seed)
-    appearance = specimen.appearance
-    level = paint_slide(specimen.cells, specimen.fields, specimen.noise, appearance, (truth.width, truth.height))
-    write_svs(path, level, truth)
-    return specimen
+    return make_slide_with_cells(path, truth, seed, laboratory).specimen
 
 
-def write_svs(path: Path, image: Image, truth: SlideTruth) -> None:
-    """Write a pyramid in Aperio's layout: level 0, thumbnail, other levels (each half the previous), label, macro."""
-    quality = SITES[truth.site].jpeg_quality
-    levels = [image]
-    while min(levels[-1].shape[:2]) >= 2 * MIN_LEVEL_PX:
-        levels.append(_halve(levels[-1]))
-    thumbnail = _resize_longest_side(levels[-1], 768)
-    label = draw_label(truth)
-    software = "Aperio Image Library v12.0.0 \r\n"
-    size = f"{truth.width}x{truth.height}"
-    facts = {"AppMag": f"{10 / truth.mpp:g}", "MPP": f"{truth.mpp:.4f}", "Date": "03/14/23", "Time": "09:26:53",
-             "ScanScope ID": "SYNTHETIC", "Filename": truth.slide_id, "Title": truth.patient_name}  # fmt: skip
-    tail = "|".join(["", *(f"{key} = {value}" for key, value in facts.items())])
-    words = f"{software}{size} [0,0 {size}] ({TILE}x{TILE}) JPEG/YCC Q={quality}{tail}"
-    with tifffile.TiffWriter(path, bigtiff=False) as tiff:
-        _write_jpeg(tiff, image, TILE, quality, description=words)
-        _write_jpeg(tiff, thumbnail, None, 85, description=f"{software}{size} -> {_size_text(thumbnail)} - {tail}")
-        for level in levels[1:]:
-            _write_jpeg(tiff, level, TILE, quality, description=f"{words} -> {_size_text(level)}")
-        plain = {"photometric": "rgb", "compression": "lzw", "rowsperstrip": label.shape[0], "metadata": None}
-        words = f"{software}label {_size_text(label)}"
-        tiff.write(label, subfiletype=1, description=words, software=False, **plain)
-        macro = draw_macro(thumbnail, label)
-        _write_jpeg(tiff, macro, None, 85, subfiletype=9, description=f"{software}macro {_size_text(macro)}")
-
-
-def _write_jpeg(tiff: tifffile.TiffWriter, image: Image, tile: int | None, quality: int, **tags: Any) -> None:
-    """Write a page of JPEG, 4:2:0: a level in tiles, another image in one strip, by which readers distinguish them."""
-    edges = (tile, tile) if tile else image.shape[:2]
-    cut = {"tile": edges} if tile else {"rowsperstrip": edges[0]}
-    tiff.write(
-        encode_jpeg_tiles(image, edges, quality), shape=image.shape, dtype=np.uint8, photometric="ycbcr",
-        compression="jpeg", subsampling=(2, 2), metadata=None, software=False, **cut, **tags,
-    )  # fmt: skip
-
-
-def encode_jpeg_tiles(image: Image, edges: tuple[int, int], quality: int) -> Iterator[bytes]:
-    """Yield tiles of edges (height, width) as JPEG, row by row; incomplete tiles are padded with their outermost px."""
-    height, width = image.shape[:2]
-    for y in range(0, height, edges[0]):
-        for x in range(0, width, edges[1]):
-            tile = image[y : y + edges[0], x : x + edges[1]]
-            if tile.shape[:2] != edges:
-                tile = np.pad(tile, ((0, edges[0] - tile.shape[0]), (0, edges[1] - tile.shape[1]), (0, 0)), mode="edge")
-            yield simplejpeg.encode_jpeg(np.ascontiguousarray(tile), quality, "RGB", "420")
-
-
-def _halve(image: Image) -> Image:
-    """Return the image at half its size, without an odd last row or column."""
-    h, w = image.shape[0] // 2, image.shape[1] // 2
-    return np.asarray(cv2.resize(image[: 2 * h, : 2 * w], (w, h), interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def _resize_longest_side(image: Image, longest: int) -> Image:
-    """Return the image with its longer side scaled to `longest` px."""
-    scale = longest / max(image.shape[:2])
-    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def _size_text(image: Image) -> str:
-    return f"{image.shape[1]}x{image.shape[0]}"
-
-
-def draw_label(truth: SlideTruth) -> Image:
-    """Draw the paper label of the slide, with the patient's invented name: (320, 360, 3) uint8."""
-    image = np.full((320, 360, 3), (250, 247, 235), np.uint8)
-    lines = (
-        truth.patient_name,
-        f"ID {truth.patient_id}",
-        truth.slide_id,
-        truth.stain.upper(),
-        "14.03.2023",
-        "SYNTHETIC",
-    )
-    for k, line in enumerate(lines):
-        cv2.putText(image, line, (14, 50 + 48 * k), cv2.FONT_HERSHEY_SIMPLEX, 1.0, (20, 20, 30), 2, cv2.LINE_AA)
-    return image
-
-
-def draw_macro(thumbnail: Image, label: Image) -> Image:
-    """Draw the whole slide with its label, as a scanner's overview camera records it: (400, 1200, 3) uint8."""
-    image = np.full((400, 1200, 3), 232, np.uint8)
-    image[40 : 40 + label.shape[0], 20 : 20 + label.shape[1]] = label
-    small = _resize_longest_side(thumbnail, 300)
-    y, x = (400 - small.shape[0]) // 2, 600
-    image[y : y + small.shape[0], x : x + small.shape[1]] = small
-    return image
+def make_slide_with_cells(
+    path: Path, truth: SlideTruth, seed: int = 0, laboratory: Laboratory | None = None
+) -> PaintedSlide:
+    """Paint a slide, write it to `path` as an Aperio SVS, and return it with its tissue and cells."""
+    painted = paint_truth(truth, seed, laboratory)
+    write_svs(path, painted.rgb, truth, painted.laboratory.jpeg_quality, painted.laboratory.subsampling)
+    return painted
 
 
 def draw_annotations(specimen: SyntheticTissue, rng: np.random.Generator) -> list[dict[str, Any]]:

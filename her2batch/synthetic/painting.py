@@ -15,9 +15,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
-Map = NDArray[np.float32]
+from her2batch.synthetic.cell_sums import CellSums
+from her2batch.synthetic.noise import NOISE_PX, Map, NoiseFields
+from her2batch.synthetic.optics import blur_and_sharpen, soft_edge, to_rgb
+
 Warp = tuple[Map, Map]
 Vector = tuple[float, float, float]
 
@@ -30,11 +32,8 @@ BLOCK_PX = 640
 MARGIN = 24
 """Px painted around a block and cropped again, for the blurs: three σ of the widest."""
 
-SENSOR_NOISE = np.float32(0.1)
-"""σ of the noise of a grey value, divided by the value's square root: 1.6 on white background, as on real scans."""
-
-NOISE_PX = 768
-"""Edge of the periodic noise, px: at least BLOCK_PX + 2 · MARGIN."""
+INNER = np.s_[MARGIN:-MARGIN, MARGIN:-MARGIN]
+"""A block without its margin."""
 
 NEIGHBOURS = tuple((dr, dc) for dr in (-1, 0, 1) for dc in (-1, 0, 1))
 
@@ -56,9 +55,6 @@ BLUR_EDGE_UM = 20.0
 RIM_UM = 5.0
 """Half width of a bubble's rim."""
 
-SHARPENING = 0.5
-"""Weight of the scanner's sharpening."""
-
 FIBRE_DENSITY = (0.09 * np.clip((np.arange(256) - 76) / 64, 0, 1.6)).astype(np.float32)
 """Haematoxylin density of a fibre by its level in the fibre noise: the lowest third are gaps."""
 
@@ -70,21 +66,8 @@ CHROMATIN_PROFILE = np.interp(np.arange(256) / 128, [0, 0.45, 0.85, 1.0, 1.25], 
 )
 """Chromatin from the centre of a nucleus outwards, by (distance / radius)² · 128: vesicular, with a darker rim."""
 
-
-class NoiseFields(NamedTuple):
-    """Periodic noise, (2 · NOISE_PX, 2 · NOISE_PX) float32, σ 1; two periods wide, so that any window is a view.
-
-    grain: specks of 0.3 µm.  mottle: patches of 1.6 µm, but uniform in 0–1.  drift_x, drift_y: swirls of 5 µm.
-    sensor: (…, …, 3), single px, σ SENSOR_NOISE.  fibre: (4 · NOISE_PX, 4 · NOISE_PX) uint8, streaks along x, mean 96,
-    σ 48.
-    """
-
-    grain: Map
-    mottle: Map
-    drift_x: Map
-    drift_y: Map
-    sensor: Map
-    fibre: NDArray[np.uint8]
+NUCLEUS_EDGE = 0.5
+"""Share of the density from which a px belongs to the nucleus: half of the density at its rim."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +101,7 @@ class Fields:
 
     px: level-0 px per field px.  tissue, pen, fold, blur, bubble: µm inside the outline, negative outside.
     thickness: factor on all densities.  shade: optical density of the background itself (uneven illumination).
+    dab_factor: factor on DAB alone.
     """
 
     px: int
@@ -128,6 +112,7 @@ class Fields:
     fold: Map | None = None
     blur: Map | None = None
     bubble: Map | None = None
+    dab_factor: Map | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +120,7 @@ class Appearance:
     """The appearance of a slide.
 
     mpp: µm/px.  haematoxylin, dab: unit vectors.  white: R, G, B of the background.  pen: optical density of the pen in
-    R, G, B.  fibre_angle: direction of the fibres, radians.
+    R, G, B.  fibre_angle: direction of the fibres, radians.  blur_um, black, gamma: of the scanner (`Laboratory`).
     """
 
     mpp: float
@@ -144,6 +129,9 @@ class Appearance:
     white: Vector
     pen: Vector
     fibre_angle: float
+    blur_um: float = 0.0
+    black: float = 0.0
+    gamma: float = 1.0
 
 
 class Block(NamedTuple):
@@ -177,29 +165,6 @@ class PaintWindow(NamedTuple):
         return noise[y : y + self.h, x : x + self.w]
 
 
-def make_noise_fields(rng: np.random.Generator, mpp: float) -> NoiseFields:
-    """Draw the noise of a slide."""
-    grain, mottle, drift_x, drift_y = (_periodic_noise(rng, um / mpp, um / mpp) for um in (0.3, 1.6, 5.0, 5.0))
-    ripple = _periodic_noise(rng, 0.8 / mpp, 0.8 / mpp)
-    drift_x, drift_y = (
-        drift_x + np.float32(0.14) * ripple,
-        drift_y + np.float32(0.14) * np.roll(ripple, NOISE_PX // 2, 1),
-    )
-    fibre = np.clip(96 + 48 * _periodic_noise(rng, 6.0 / mpp, 0.36 / mpp), 0, 255).astype(np.uint8)
-    sensor = SENSOR_NOISE * rng.standard_normal((NOISE_PX, NOISE_PX, 3), np.float32)
-    grain, mottle, drift_x, drift_y = (np.tile(one, (2, 2)) for one in (grain, ndtr(mottle), drift_x, drift_y))
-    return NoiseFields(grain, mottle, drift_x, drift_y, np.tile(sensor, (2, 2, 1)), np.tile(fibre, (4, 4)))
-
-
-def _periodic_noise(rng: np.random.Generator, sigma_x: float, sigma_y: float) -> Map:
-    """Return smooth periodic noise: (NOISE_PX, NOISE_PX) float32, mean 0, σ 1."""
-    noise = rng.standard_normal((NOISE_PX, NOISE_PX), np.float32)
-    rim = int(3 * max(sigma_x, sigma_y)) + 1
-    padded = np.pad(noise, rim, mode="wrap")
-    smooth = cv2.GaussianBlur(padded, (0, 0), sigma_x, sigmaY=sigma_y)[rim:-rim, rim:-rim]
-    return np.asarray((smooth - smooth.mean()) / smooth.std(), np.float32)
-
-
 def plan_paint_blocks(width: int, height: int, pitch: int) -> Iterator[Block]:
     """Yield the blocks that cover a slide of width × height px."""
     step = max(1, BLOCK_PX // pitch)
@@ -210,20 +175,33 @@ def plan_paint_blocks(width: int, height: int, pitch: int) -> Iterator[Block]:
 
 
 def paint_slide(
-    cells: Cells, fields: Fields, noise: NoiseFields, appearance: Appearance, size: tuple[int, int]
+    cells: Cells,
+    fields: Fields,
+    noise: NoiseFields,
+    appearance: Appearance,
+    size: tuple[int, int],
+    sums: CellSums | None = None,
 ) -> NDArray[np.uint8]:
-    """Paint level 0 of a slide. size: width, height, px. Returns (height, width, 3) uint8 RGB."""
+    """Paint level 0 of a slide. size: width, height, px. Returns (height, width, 3) uint8 RGB.
+
+    sums: sums over the px of each cell, to which those of this slide are added.
+    """
     width, height = size
     out = np.empty((height, width, 3), np.uint8)
     for block in plan_paint_blocks(width, height, cells.pitch):
         x, y = block.column * cells.pitch, block.row * cells.pitch
         target = out[y : y + block.rows * cells.pitch, x : x + block.columns * cells.pitch]
-        target[:] = paint_block(cells, fields, noise, appearance, block)[: target.shape[0], : target.shape[1]]
+        target[:] = paint_block(cells, fields, noise, appearance, block, sums)[: target.shape[0], : target.shape[1]]
     return out
 
 
 def paint_block(
-    cells: Cells, fields: Fields, noise: NoiseFields, appearance: Appearance, block: Block
+    cells: Cells,
+    fields: Fields,
+    noise: NoiseFields,
+    appearance: Appearance,
+    block: Block,
+    sums: CellSums | None = None,
 ) -> NDArray[np.uint8]:
     """Paint one block: (rows · pitch, columns · pitch, 3) uint8 RGB."""
     pitch = cells.pitch
@@ -237,19 +215,29 @@ def paint_block(
     if float(inside.max()) > -4 * FRAY_UM:
         thickness = window.resample(fields.thickness, fields.px)
         stain = _stain_densities(
-            cells, noise, appearance, block, window, (thickness - 1) * np.float32(BEND_UM / appearance.mpp)
+            cells, noise, appearance, block, window, (thickness - 1) * np.float32(BEND_UM / appearance.mpp), sums
         )
-        density = _soft_edge(inside + FRAY_UM * window.crop(noise.drift_x), 2.0) * thickness
+        if fields.dab_factor is not None:
+            stain[..., 1] *= window.resample(fields.dab_factor, fields.px)
+        density = soft_edge(inside + FRAY_UM * window.crop(noise.drift_x), 2.0) * thickness
         stain *= _double_folds(density, fields, window)[..., None]
         od += cv2.transform(
-            _blur_and_sharpen(stain), np.asarray([appearance.haematoxylin, appearance.dab], np.float32).T
+            blur_and_sharpen(stain, appearance.blur_um / appearance.mpp),
+            np.asarray([appearance.haematoxylin, appearance.dab], np.float32).T,
         )
     od = _add_artefacts(od, fields, appearance, window)
-    return _to_rgb(od, window.crop(noise.sensor))[MARGIN:-MARGIN, MARGIN:-MARGIN]
+    rgb = to_rgb(od, window.crop(noise.sensor), appearance.black, appearance.gamma)
+    return rgb[INNER]
 
 
 def _stain_densities(
-    cells: Cells, noise: NoiseFields, appearance: Appearance, block: Block, window: PaintWindow, bend: Map
+    cells: Cells,
+    noise: NoiseFields,
+    appearance: Appearance,
+    block: Block,
+    window: PaintWindow,
+    bend: Map,
+    sums: CellSums | None,
 ) -> Map:
     """Return haematoxylin and DAB density of a block: (h, w, 2) float32. bend: (h, w), bending of fibres, px."""
     reach = np.float32(WARP_UM / appearance.mpp)
@@ -262,6 +250,8 @@ def _stain_densities(
 
     a, b, c = (per_px(np.ascontiguousarray(cells.ellipse[..., k])) for k in range(3))
     chromatin = _chromatin(a, b, c, dx, dy)
+    if sums is not None:
+        sums.add_nuclei(index[INNER], chromatin[INNER] >= NUCLEUS_EDGE, (window.x + MARGIN, window.y + MARGIN))
     chromatin *= 1 + np.float32(0.16) * grain
     speckle = np.maximum(1 + np.float32(0.4) * grain, 0)
     h = per_px(cells.nucleus_h) * chromatin + per_px(cells.body_h) * speckle
@@ -270,11 +260,10 @@ def _stain_densities(
     if cells.nucleus_d.any():
         d += per_px(cells.nucleus_d) * chromatin
     if cells.ring_d.any():
-        ring = (
-            per_px(cells.ring_d)
-            * _soft_edge(per_px(cells.ring_px) - edge, 2.0)
-            * _soft_edge(per_px(cells.ring_share) - mottle, 0.12)
-        )
+        within, share = per_px(cells.ring_px) - edge, per_px(cells.ring_share)
+        if sums is not None:
+            sums.add_membranes(index[INNER], within[INNER] > 0, (share > mottle)[INNER])
+        ring = per_px(cells.ring_d) * soft_edge(within, 2.0) * soft_edge(share - mottle, 0.12)
         d += ring * (np.float32(1.25) - np.float32(0.5) * mottle)
     return np.asarray(cv2.merge([h, d]), np.float32)
 
@@ -346,41 +335,22 @@ def _fibres(noise: NoiseFields, window: PaintWindow, appearance: Appearance, ben
     return np.asarray(cv2.LUT(streaks, FIBRE_DENSITY), np.float32)
 
 
-def _soft_edge(inside: Map, width: float) -> Map:
-    """Return a ramp from 0 to 1 over `width`, ½ where `inside` is 0."""
-    return np.asarray(np.clip(inside / np.float32(width) + np.float32(0.5), 0, 1), np.float32)
-
-
 def _double_folds(density: Map, fields: Fields, window: PaintWindow) -> Map:
     """Add the second layer of tissue in folds."""
     if fields.fold is None:
         return density
-    fold = _soft_edge(window.resample(fields.fold, fields.px), 3.0)
+    fold = soft_edge(window.resample(fields.fold, fields.px), 3.0)
     return np.asarray(density * (1 + FOLD_DENSITY * fold), np.float32)
-
-
-def _blur_and_sharpen(stain: Map) -> Map:
-    """Imitate lens and scanner: a slight blur, then sharpening, which leaves pale rims."""
-    fine, wide = cv2.GaussianBlur(stain, (0, 0), 0.9), cv2.GaussianBlur(stain, (0, 0), 2.2)
-    return np.asarray(cv2.addWeighted(fine, 1 + SHARPENING, wide, -SHARPENING, 0), np.float32)
 
 
 def _add_artefacts(od: Map, fields: Fields, appearance: Appearance, window: PaintWindow) -> Map:
     """Add artefacts over the tissue: a patch out of focus, a bubble's rim, pen. Changes `od` and returns it."""
     if fields.blur is not None and (field := window.resample(fields.blur, fields.px)).max() > -BLUR_EDGE_UM:
-        share = _soft_edge(field, 2 * BLUR_EDGE_UM)[..., None]
+        share = soft_edge(field, 2 * BLUR_EDGE_UM)[..., None]
         od += share * (cv2.GaussianBlur(od, (0, 0), DEFOCUS_UM / appearance.mpp) - od)
     if fields.bubble is not None:
         rim = window.resample(fields.bubble, fields.px) / np.float32(RIM_UM)
         od += np.float32(0.25) * cv2.exp(-rim * rim)[..., None]
     if fields.pen is not None:
-        od += _soft_edge(window.resample(fields.pen, fields.px), 6.0)[..., None] * np.asarray(
-            appearance.pen, np.float32
-        )
+        od += soft_edge(window.resample(fields.pen, fields.px), 6.0)[..., None] * np.asarray(appearance.pen, np.float32)
     return od
-
-
-def _to_rgb(od: Map, sensor: Map) -> NDArray[np.uint8]:
-    """Convert optical density to grey values with photon noise, whose σ grows with the square root of the light."""
-    root = cv2.exp(od * np.float32(-np.log(10) / 2))
-    return np.asarray(cv2.convertScaleAbs(root * (root + sensor)), np.uint8)

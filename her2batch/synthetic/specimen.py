@@ -7,26 +7,28 @@ slides describe the software, not medicine.
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.synthetic.painting import (
-    MARGIN,
-    RIM_CELLS,
-    Appearance,
-    Cells,
-    Fields,
-    Map,
-    NoiseFields,
-    Vector,
-    make_noise_fields,
+from her2batch.synthetic.cell_layout import (
+    TUMOUR,
+    CellPattern,
+    CellStaining,
+    Lattice,
+    Stain,
+    add_blood,
+    assign_staining,
+    make_cells,
+    make_lattice,
 )
+from her2batch.synthetic.laboratory import Laboratory, laboratory_of
+from her2batch.synthetic.noise import Map, NoiseFields, make_noise_fields
+from her2batch.synthetic.outlines import Artefact, artefact_outline, rng_for, smooth_noise, tissue_outline
+from her2batch.synthetic.painting import Appearance, Cells, Fields, Vector
 
 FIELD_UM = 8.0
 """µm/px of the ground-truth masks."""
@@ -35,16 +37,33 @@ RULE_SHARE, STRAY_SHARE, POSITIVE_SHARE = 0.10, 0.01, 0.01
 """The 10 % of tumour cells of the HER2 guideline; the share from which intense cells are more than incidental; the 1 %
 of nuclei from which ER and PR are positive (ASCO/CAP 2020)."""
 
-Stain = Literal["her2", "er", "pr"]
-Artefact = Literal["pen", "fold", "blur", "bubble"]
-ARTEFACTS: tuple[Artefact, ...] = ("pen", "fold", "blur", "bubble")
+SlideKind = Literal["usual", "weak-complete", "sparse", "cytoplasmic", "nuclear", "he", "glass", "noise", "grey"]
+"""Kinds of slides; usual: a slide that can be scored.
+
+weak-complete: the complete membranes of the third category are as pale as faint ones; the score is that of the mix.
+All others cannot be scored for HER2, whatever their label says. sparse: 1 % of the nucleated cells are tumour.
+cytoplasmic: DAB in the cytoplasm alone. nuclear: nuclei are stained as for ER. he: haematoxylin and eosin, no DAB.
+glass: no tissue. noise: random colours. grey: a grey copy.
+"""
+
+UNSCORABLE: tuple[SlideKind, ...] = ("sparse", "cytoplasmic", "nuclear", "he", "glass", "noise", "grey")
+"""Kinds of slides that have no HER2 score."""
+
+SPARSE_TUMOUR_SHARE = 0.0035
+"""Share of the tissue's area that is tumour on a sparse slide: there are three times as many cells in tumour."""
+
+PEN_DENSITIES: tuple[Vector, ...] = ((0.75, 0.18, 0.55), (0.95, 0.62, 0.12), (0.95, 0.95, 0.90), (0.10, 0.85, 0.70))
+"""Optical density of green, blue, black and red pen in R, G, B."""
+
+EDGE_UM = 60.0
+"""Distance over which the edge artefact fades."""
 
 
 class CellMix(NamedTuple):
     """Shares of the tumour cells by their staining; they add up to 1.
 
     HER2: no membrane staining · faint, incomplete · weak to moderate, complete · intense, complete.
-    ER, PR: nuclei that are negative · weak · moderate · strong.
+    ER, PR, Ki-67: nuclei that are negative · weak · moderate · strong.
     """
 
     none: float
@@ -71,29 +90,23 @@ def ihc_score(mix: CellMix) -> str:
     return "1+" if mix.faint + mix.moderate > RULE_SHARE else "0"
 
 
-@dataclass(frozen=True)
-class Site:
-    """A site that stains and scans slides.
-
-    haematoxylin, dab: unit vectors of its stains.  white: R, G, B of the background.  jpeg_quality: of its scanner.
-    gain: strength of its DAB.
-    """
-
-    haematoxylin: Vector
-    dab: Vector
-    white: Vector
-    jpeg_quality: int
-    gain: float
+def positive_share(mix: CellMix) -> float:
+    """Return the share of nuclei that are stained, 0–1, without the rounding errors of the sum."""
+    return round(1 - mix.none, 9)
 
 
-SITES: dict[str, Site] = {
-    "north": Site((0.650, 0.704, 0.286), (0.269, 0.568, 0.778), (243.0, 243.0, 244.0), 85, 1.0),
-    "south": Site((0.628, 0.655, 0.420), (0.345, 0.575, 0.742), (234.0, 233.0, 242.0), 75, 0.9),
-}
-"""`north` has the vectors of Ruifrok & Johnston 2001; `south` is closer to real cores of a TMA."""
+def h_score(mix: CellMix) -> float:
+    """Return the H-score, 0–300: percentages of nuclei times their intensity.  Source: McCarty et al. 1985."""
+    return 100 * (mix.faint + 2 * mix.moderate + 3 * mix.intense)
 
-PEN_DENSITIES: tuple[Vector, ...] = ((0.75, 0.18, 0.55), (0.95, 0.62, 0.12), (0.95, 0.95, 0.90), (0.10, 0.85, 0.70))
-"""Optical density of green, blue, black and red pen in R, G, B."""
+
+def allred_score(mix: CellMix) -> int:
+    """Return the Allred score, 0 or 2–8: proportion 1–5 plus mean intensity 1–3.  Source: Allred et al. 1998."""
+    positive = positive_share(mix)
+    if positive == 0:
+        return 0
+    proportion = 1 + sum(positive >= limit for limit in (0.01, 0.10, 1 / 3, 2 / 3))
+    return proportion + int(h_score(mix) / 100 / positive + 0.5)
 
 
 @dataclass(frozen=True)
@@ -101,6 +114,7 @@ class SlideTruth:
     """The ground truth of a slide, known before it is painted. Sizes in level-0 px, mpp in µm/px.
 
     ish: '+', '-' or None, of a 2+ slide.  patient_name: invented, printed on label and macro and in the metadata.
+    site: name of its laboratory: `north`, `south` or `lab-NUMBER`.
     """
 
     slide_id: str
@@ -115,17 +129,18 @@ class SlideTruth:
     width: int = 1500
     height: int = 1200
     mpp: float = 0.25
+    kind: SlideKind = "usual"
 
     @property
     def her2(self) -> str | None:
-        """The HER2 IHC score; None for another stain."""
-        return ihc_score(self.mix) if self.stain == "her2" else None
+        """The HER2 IHC score; None for another stain, and where nothing can be scored."""
+        return ihc_score(self.mix) if self.stain == "her2" and self.kind not in UNSCORABLE else None
 
     def receptor(self, stain: str) -> str | None:
-        """Return '+' or '-' for ER or PR; None when the slide is not stained for it."""
-        if stain != self.stain:
+        """Return '+' or '-' for ER or PR; None when the slide is not stained for it, or has nothing to score."""
+        if stain != self.stain or self.kind in UNSCORABLE:
             return None
-        return "+" if 1 - self.mix.none >= POSITIVE_SHARE else "-"
+        return "+" if positive_share(self.mix) >= POSITIVE_SHARE else "-"
 
 
 @dataclass(frozen=True)
@@ -134,7 +149,8 @@ class SyntheticTissue:
 
     masks: name → (h, w) bool on a grid of `fields.px` level-0 px: tissue, tumour and each artefact.  regions: (h, w)
     uint8, 1 + the score of the tumour around each px (position in IHC_SCORES), 0 without tumour or for another stain.
-    mix: the mix of the tumour cells as placed.  n_cells: their number.
+    mix: the mix of the tumour cells as placed.  n_cells: their number.  lattice: places and kinds of all cells, and
+    staining: the category, 0 … 3, of the tumour cells among them, (rows, cols).
     """
 
     cells: Cells
@@ -145,239 +161,105 @@ class SyntheticTissue:
     regions: NDArray[np.uint8]
     mix: CellMix
     n_cells: int
+    lattice: Lattice
+    staining: NDArray[np.uint8]
 
 
-def rng_for(seed: int, *key: str | int) -> np.random.Generator:
-    """Return the random generator of a key (a slide, a patient), independent of the order of calls."""
-    digest = hashlib.sha256(repr(key).encode()).digest()[:8]
-    return np.random.default_rng([seed, int.from_bytes(digest, "big")])
-
-
-def make_tissue(truth: SlideTruth, seed: int = 0) -> SyntheticTissue:
+def make_tissue(truth: SlideTruth, seed: int = 0, laboratory: Laboratory | None = None) -> SyntheticTissue:
     """Lay out a slide's tissue, cells and artefacts.
 
-    The keys of the random generators are part of the data: another key gives other slides.
+    laboratory: by default that of the slide's site.  The keys of the random generators are part of the data: another
+    key gives other slides.
     """
+    laboratory = laboratory or laboratory_of(truth.site)
     px = max(1, round(FIELD_UM / truth.mpp))
     shape = -(-truth.height // px), -(-truth.width // px)
     um = px * truth.mpp
     tissue = tissue_outline(rng_for(seed, truth.slide_id, "outline"), shape, um, truth.pieces)
+    if truth.kind == "glass":
+        tissue = np.full_like(tissue, -1000.0)
     rng = rng_for(seed, truth.slide_id, "look")
-    site = SITES[truth.site]
     pen, fibre_angle = PEN_DENSITIES[rng.integers(len(PEN_DENSITIES))], rng.uniform(0, np.pi)
-    appearance = Appearance(truth.mpp, site.haematoxylin, site.dab, site.white, pen, fibre_angle)
-    names = truth.artefacts
+    names = () if truth.kind == "glass" else truth.artefacts
     artefacts = {name: artefact_outline(name, rng_for(seed, truth.slide_id, name), tissue, um) for name in names}
-    thickness, shade = 1 + 0.07 * smooth_noise(rng, shape, 150 / um), 0.004 * smooth_noise(rng, shape, 400 / um)
-    fields = Fields(px, tissue, thickness, shade, **artefacts)
+    fields = _draw_fields(rng, tissue, px, um, artefacts, laboratory)
     islands = smooth_noise(rng, shape, 55 / um)
-    islands -= np.quantile(islands[tissue > 0], rng.uniform(0.25, 0.45))
-    lattice = _make_lattice(rng_for(seed, truth.slide_id, "lattice"), truth, px, tissue, islands)
-    staining = _assign_staining(rng_for(seed, truth.slide_id, "staining"), lattice, truth.mix, um, shape)
-    cells = _make_cells(rng_for(seed, truth.slide_id, "cells"), lattice, staining, truth, appearance)
+    rest = rng.uniform(0.25, 0.45) if truth.kind != "sparse" else 1 - SPARSE_TUMOUR_SHARE
+    islands -= np.quantile(islands[tissue > 0], rest) if (tissue > 0).any() else np.inf
+    size = truth.width, truth.height
+    lattice = make_lattice(rng_for(seed, truth.slide_id, "lattice"), size, truth.mpp, px, tissue, islands)
+    lattice = add_blood(rng_for(seed, truth.slide_id, "blood"), lattice, laboratory.blood, um, shape)
+    staining = assign_staining(rng_for(seed, truth.slide_id, "staining"), lattice, _painted_mix(truth), um, shape)
+    recipe = CellStaining(_painted_stain(truth), _cell_pattern(truth.kind), truth.mpp, fibre_angle, laboratory)
+    cells = make_cells(rng_for(seed, truth.slide_id, "cells"), lattice, staining, recipe)
     counts = np.bincount(staining[lattice.kind == TUMOUR], minlength=4)
     n_cells = int(counts.sum())
     masks = {"tissue": tissue > 0, "tumour": (islands > 0) & (tissue > 0)}
     masks |= {name: field > 0 for name, field in artefacts.items()}
     noise = make_noise_fields(rng_for(seed, truth.slide_id, "sheets"), truth.mpp)
     mix = CellMix(*(counts / max(n_cells, 1)).tolist())
-    regions = _score_regions(lattice, staining, masks["tumour"] & (truth.stain == "her2"), um)
-    return SyntheticTissue(cells, fields, noise, appearance, masks, regions, mix, n_cells)
+    regions = _score_regions(lattice, staining, masks["tumour"] & (truth.her2 is not None), um)
+    appearance = _make_appearance(truth, laboratory, pen, fibre_angle)
+    tissue_of_slide = SyntheticTissue(cells, fields, noise, appearance, masks, regions, mix, n_cells, lattice, staining)
+    return stain_with_eosin(tissue_of_slide) if truth.kind == "he" else tissue_of_slide
 
 
-def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], sigma: float) -> Map:
-    """Return smooth noise: (h, w) float32, mean 0, σ 1."""
-    noise = cv2.GaussianBlur(rng.standard_normal(shape, np.float32), (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
-    return np.asarray((noise - noise.mean()) / max(float(noise.std()), 1e-6), np.float32)
+def _painted_stain(truth: SlideTruth) -> Stain:
+    """Return the marker whose staining is painted, which is not the labelled one on a slide of the kind `nuclear`."""
+    return "er" if truth.kind == "nuclear" else truth.stain
 
 
-def tissue_outline(rng: np.random.Generator, shape: tuple[int, int], um: float, pieces: int) -> Map:
-    """Return one to three adjacent pieces of tissue: (h, w) float32, approximate distance inside the outline in µm.
-
-    Each piece is an ellipse whose radius varies with the angle (harmonics 2 to 7).
-    """
-    h, w = shape
-    y, x = np.mgrid[:h, :w].astype(np.float32)
-    wide = w >= h
-    long, across = (x, y) if wide else (y, x)
-    length, breadth = (w, h) if wide else (h, w)
-    ends = np.cumsum(np.r_[0.0, rng.dirichlet([12.0] * pieces)]) * length
-    out = np.full(shape, -np.inf, np.float32)
-    for start, end in pairwise(ends):
-        radii = (end - start) * rng.uniform(0.38, 0.43), breadth * rng.uniform(0.36, 0.42)
-        dx = (long - (start + end) / 2) / radii[0]
-        dy = (across - breadth / 2 - rng.uniform(-0.03, 0.03) * breadth) / radii[1]
-        angle, radius = np.arctan2(dy, dx), np.ones(shape)
-        for k in range(2, 8):
-            radius += rng.normal(0, 0.16 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
-        out = np.maximum(out, ((radius - np.hypot(dx, dy)) * min(radii) * um).astype(np.float32))
-    return out
+def _painted_mix(truth: SlideTruth) -> CellMix:
+    """Return the mix of the painted cells: none is stained where there is no DAB in membranes or nuclei."""
+    return CellMix(1.0, 0.0, 0.0, 0.0) if truth.kind in ("cytoplasmic", "he") else truth.mix
 
 
-def artefact_outline(name: Artefact, rng: np.random.Generator, tissue: Map, um: float) -> Map:
-    """Return the extent of an artefact: (h, w) float32, µm inside its outline, on the tissue's grid of `um` µm/px."""
-    h, w = tissue.shape
-    inside = np.argwhere(tissue > 0.3 * tissue.max())
-    cy, cx = inside[rng.integers(len(inside))].astype(float)
-    y, x = np.mgrid[:h, :w].astype(np.float32)
-    if name in ("blur", "bubble"):
-        radius = um * min(h, w) * (rng.uniform(0.16, 0.24) if name == "blur" else rng.uniform(0.07, 0.12))
-        return np.asarray(radius - um * np.hypot((x - cx) * rng.uniform(0.8, 1.25), y - cy), np.float32)
-    if name == "fold":
-        angle, half = rng.uniform(0, np.pi), rng.uniform(14, 26)
-        along = ((x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)) * um
-        off = ((y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)) * um + 25 * np.sin(along / rng.uniform(80, 160))
-        return np.asarray(np.minimum(half - np.abs(off), 0.35 * um * min(h, w) - np.abs(along)), np.float32)
-    return _pen_stroke(rng, (cx, cy), tissue.shape, um)
+def _cell_pattern(kind: SlideKind) -> CellPattern:
+    """Return how the tumour cells of a kind of slide are stained."""
+    return kind if kind == "cytoplasmic" or kind == "weak-complete" else "usual"
 
 
-def _pen_stroke(rng: np.random.Generator, centre: tuple[float, float], shape: tuple[int, ...], um: float) -> Map:
-    """Return the extent of a pen stroke, an arc around the centre: (h, w) float32, µm inside its outline."""
-    h, w = shape
-    radius, start = min(h, w) * rng.uniform(0.2, 0.35), rng.uniform(0, 2 * np.pi)
-    angles = start + np.linspace(0, rng.uniform(1.5, 4.5), 60)
-    wobble = 1 + 0.12 * np.sin(2.3 * angles + start)
-    points = np.stack([centre[0] + radius * wobble * np.cos(angles), centre[1] + radius * wobble * np.sin(angles)], 1)
-    canvas = np.full((h, w), 255, np.uint8)
-    cv2.polylines(canvas, [np.round(points).astype(np.int32)], False, 0, 1)
-    half = min(rng.uniform(60, 100), 0.09 * um * min(h, w))
-    return np.asarray(half - um * cv2.distanceTransform(canvas, cv2.DIST_L2, 5), np.float32)
+def _make_appearance(truth: SlideTruth, laboratory: Laboratory, pen: Vector, fibre_angle: float) -> Appearance:
+    """Return the appearance of a slide from its laboratory."""
+    colours = laboratory.haematoxylin, laboratory.dab, laboratory.white
+    scanner = laboratory.blur_um, laboratory.black, laboratory.gamma
+    return Appearance(truth.mpp, *colours, pen, fibre_angle, *scanner)
 
 
-EMPTY, STROMA, FIBROBLAST, LYMPHOCYTE, TUMOUR = range(5)
+def _draw_fields(
+    rng: np.random.Generator, tissue: Map, px: int, um: float, artefacts: dict[Artefact, Map], laboratory: Laboratory
+) -> Fields:
+    """Draw thickness and illumination of a slide, and apply what its laboratory does to both."""
+    shape = tissue.shape[0], tissue.shape[1]
+    thickness, shade = 1 + 0.07 * smooth_noise(rng, shape, 150 / um), 0.004 * smooth_noise(rng, shape, 400 / um)
+    thickness = thickness * np.float32(laboratory.thickness)
+    if laboratory.vignetting > 0:
+        y, x = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
+        shade = np.asarray(shade + laboratory.vignetting * (x * x + y * y) / 2, np.float32)
+    fields = Fields(px, tissue, thickness, shade, **artefacts)
+    if laboratory.edge > 0:
+        darker = 1 + laboratory.edge * np.exp(-np.maximum(tissue, 0) / EDGE_UM)
+        fields = replace(fields, dab_factor=np.asarray(darker, np.float32))
+    return fields
 
 
-class Lattice(NamedTuple):
-    """Cells and their kinds, (rows, cols) each.
+EOSIN: Vector = (0.07, 0.99, 0.11)
+"""Optical density of eosin in R, G, B, a unit vector.  Source: Ruifrok & Johnston 2001."""
 
-    pitch: edge of a lattice square, px.  x, y: position of the cell, level-0 px.  row, column: field px of the cell.
-    kind: EMPTY, STROMA, FIBROBLAST, LYMPHOCYTE or TUMOUR.
-    """
-
-    pitch: int
-    x: Map
-    y: Map
-    row: NDArray[np.intp]
-    column: NDArray[np.intp]
-    kind: NDArray[np.uint8]
+EOSIN_STROMA, EOSIN_CYTOPLASM = 0.30, 0.22
+"""Density of eosin in stroma and in the cytoplasm of tumour."""
 
 
-def _make_lattice(rng: np.random.Generator, truth: SlideTruth, px: int, tissue: Map, islands: Map) -> Lattice:
-    """Return a jittered lattice of cells over the slide; the kind of a cell depends on its position."""
-    pitch = max(round(rng.uniform(9.5, 12.5) / truth.mpp), MARGIN // 2)
-    rows, cols = -(-truth.height // pitch) + 2 * RIM_CELLS, -(-truth.width // pitch) + 2 * RIM_CELLS
-    jitter = rng.uniform(-0.36, 0.36, (2, rows, cols)).astype(np.float32)
-    y = ((np.arange(rows)[:, None] - RIM_CELLS + 0.5 + jitter[0]) * pitch).astype(np.float32)
-    x = ((np.arange(cols)[None, :] - RIM_CELLS + 0.5 + jitter[1]) * pitch).astype(np.float32)
-    h, w = tissue.shape
-    row, column = np.clip(y // px, 0, h - 1).astype(np.intp), np.clip(x // px, 0, w - 1).astype(np.intp)
-    on_slide = (x >= 0) & (y >= 0) & (x < truth.width) & (y < truth.height)
-    um = px * truth.mpp
-    inflamed, lumen = smooth_noise(rng, tissue.shape, 30 / um), smooth_noise(rng, tissue.shape, 14 / um)
-    draw = rng.random((rows, cols))
-    kind = np.full((rows, cols), STROMA, np.uint8)
-    kind[draw < 0.30] = FIBROBLAST
-    kind[draw < np.clip(0.25 * (inflamed[row, column] - 0.8), 0.02, 0.8)] = LYMPHOCYTE
-    kind[islands[row, column] > 0] = TUMOUR
-    kind[(lumen[row, column] > 2.0) | (draw > 0.985)] = EMPTY
-    kind[(tissue[row, column] <= 0) | ~on_slide] = EMPTY
-    return Lattice(pitch, x, y, row, column, kind)
-
-
-def _assign_staining(
-    rng: np.random.Generator, lattice: Lattice, mix: CellMix, um: float, shape: tuple[int, int]
-) -> NDArray[np.uint8]:
-    """Return 0 (none) … 3 (intense) per tumour cell, in exactly the shares of the mix, in patches of similar cells."""
-    patches = smooth_noise(rng, shape, 60 / um)[lattice.row, lattice.column]
-    order = 0.8 * patches + 0.6 * rng.standard_normal(patches.shape)
-    tumour = lattice.kind == TUMOUR
-    ranks = order[tumour].argsort(kind="stable").argsort(kind="stable")
-    ends = np.round(np.cumsum(mix)[:3] * tumour.sum())
-    out = np.zeros(tumour.shape, np.uint8)
-    out[tumour] = np.searchsorted(ends, ranks, side="right")
-    return out
-
-
-class MembraneStain(NamedTuple):
-    """The staining of one class of HER2 cells.
-
-    ring: DAB of the membrane (mean, σ).  share: stained share of the membrane's length (least, most).  width_um: width
-    on each side of the border.  body: DAB of the cytoplasm.
-    """
-
-    ring: tuple[float, float]
-    share: tuple[float, float]
-    width_um: float
-    body: float
-
-
-MEMBRANE_STAINS = (
-    MembraneStain((0.0, 0.0), (0.0, 0.0), 0.40, 0.0),
-    MembraneStain((0.22, 0.03), (0.40, 0.60), 0.50, 0.01),
-    MembraneStain((0.42, 0.07), (0.85, 1.00), 0.50, 0.03),
-    MembraneStain((1.10, 0.20), (0.97, 1.10), 0.65, 0.10),
-)
-"""None, faint, moderate, intense: DAB density along its unit vector; 1 absorbs about 72 % of green light."""
-
-NUCLEAR_DAB = (0.0, 0.22, 0.50, 1.0)
-"""DAB density of ER or PR nuclei: negative, weak, moderate, strong."""
-
-MAX_CYTOPLASM_DAB = 0.02
-"""Greatest DAB density in the cytoplasm of tumour cells without HER2, in patches. In a thumbnail it resembles 1+."""
-
-NUCLEUS_SIZES = {FIBROBLAST: (0.40, 0.10), LYMPHOCYTE: (0.27, 0.24), TUMOUR: (0.35, 0.28)}
-"""Half axes of nuclei, as shares of the cell's diameter."""
-
-NUCLEUS_DARKNESS = {FIBROBLAST: 1.2, LYMPHOCYTE: 1.5, TUMOUR: 1.0}
-"""Haematoxylin density of nuclei relative to the slide's usual density."""
-
-
-def _make_cells(
-    rng: np.random.Generator, lattice: Lattice, staining: NDArray[np.uint8], truth: SlideTruth, appearance: Appearance
-) -> Cells:
-    """Draw the densities and shapes of all cells."""
-    kind, shape = lattice.kind, lattice.kind.shape
-    tumour = kind == TUMOUR
-    gain = SITES[truth.site].gain * rng.uniform(0.9, 1.1)
-    usual_h = rng.uniform(0.18, 0.32)
-    cytoplasm_d = rng.uniform(0.0, MAX_CYTOPLASM_DAB) * np.maximum(1 + 0.7 * smooth_noise(rng, shape, 6.0), 0)
-    variation = np.clip(rng.normal(1, 0.18, shape), 0.5, 1.6)
-    means, sigmas = np.array([stain.ring for stain in MEMBRANE_STAINS]).T
-    shares = np.array([stain.share for stain in MEMBRANE_STAINS])[staining]
-    ring = gain * (means[staining] + sigmas[staining] * rng.standard_normal(shape)).clip(0)
-    nuclear = gain * np.array(NUCLEAR_DAB)[staining] * np.clip(rng.normal(1, 0.15, shape), 0.5, 1.5)
-    body = (
-        gain * np.array([stain.body for stain in MEMBRANE_STAINS])[staining] * rng.uniform(0.5, 1.5, shape)
-        + cytoplasm_d
+def stain_with_eosin(specimen: SyntheticTissue) -> SyntheticTissue:
+    """Return the tissue as haematoxylin and eosin stain it: eosin in stroma and cytoplasm, no membranes, no DAB."""
+    cells = specimen.cells
+    eosin = np.where(cells.fibre > 0, EOSIN_STROMA, np.where(cells.body_h > 0, EOSIN_CYTOPLASM, 0)).astype(np.float32)
+    nothing = np.zeros_like(cells.ring_d)
+    return replace(
+        specimen,
+        cells=replace(cells, body_d=eosin, nucleus_d=nothing, ring_d=nothing),
+        appearance=replace(specimen.appearance, dab=EOSIN),
     )
-    her2 = truth.stain == "her2"
-    darkness = np.array([0.0, 0.0, *(NUCLEUS_DARKNESS[k] for k in (FIBROBLAST, LYMPHOCYTE, TUMOUR))])[kind]
-    fields = {
-        "nucleus_h": usual_h * variation * darkness,
-        "nucleus_d": tumour * nuclear * (not her2),
-        "ring_d": tumour * ring * her2,
-        "ring_share": rng.uniform(shares[..., 0], shares[..., 1]),
-        "ring_px": np.array([stain.width_um for stain in MEMBRANE_STAINS])[staining] / truth.mpp,
-        "body_h": tumour * rng.uniform(0.03, 0.06, shape) + 0.05 * (kind == LYMPHOCYTE),
-        "body_d": tumour * (body if her2 else cytoplasm_d),
-        "fibre": np.isin(kind, (STROMA, FIBROBLAST, LYMPHOCYTE)) * rng.uniform(0.8, 1.2, shape),
-    }
-    arrays = {name: np.ascontiguousarray(values, np.float32) for name, values in fields.items()}
-    ellipse = _nucleus_ellipses(rng, kind, lattice.pitch, appearance.fibre_angle)
-    return Cells(lattice.pitch, lattice.x, lattice.y, ellipse, **arrays)
-
-
-def _nucleus_ellipses(rng: np.random.Generator, kind: NDArray[np.uint8], pitch: int, fibre_angle: float) -> Map:
-    """Return nuclei as quadratic forms: (rows, cols, 3) float32, px⁻². Fibroblast nuclei follow the fibres."""
-    sizes = np.array([NUCLEUS_SIZES.get(k, (0.1, 0.1)) for k in range(5)])[kind] * pitch
-    long, short = np.moveaxis(sizes * np.clip(rng.normal(1, 0.12, sizes.shape), 0.7, 1.4), -1, 0)
-    angle = np.where(
-        kind == FIBROBLAST, fibre_angle + rng.normal(0, 0.25, kind.shape), rng.uniform(0, np.pi, kind.shape)
-    )
-    cos, sin = np.cos(angle), np.sin(angle)
-    a, c = (cos / long) ** 2 + (sin / short) ** 2, (sin / long) ** 2 + (cos / short) ** 2
-    b = 2 * sin * cos * (long**-2 - short**-2)
-    return np.ascontiguousarray(np.stack([a, b, c], axis=2), np.float32)
 
 
 REGION_WINDOW_UM = 240.0

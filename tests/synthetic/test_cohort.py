@@ -15,9 +15,30 @@ from hypothesis import strategies as st
 from her2batch.errors import InputError
 from her2batch.slides.readers import open_slide
 from her2batch.store.labels import read_labels
-from her2batch.synthetic.cohort import draw_annotations, draw_mix, draw_nuclei, make_cohort, make_slide, plan_cohort
+from her2batch.synthetic.cell_layout import TUMOUR
+from her2batch.synthetic.cohort import (
+    CohortOptions,
+    draw_annotations,
+    draw_mix,
+    draw_nuclei,
+    make_cohort,
+    make_slide,
+    paint_truth,
+    plan_cohort,
+)
+from her2batch.synthetic.outlines import rng_for
 from her2batch.synthetic.painting import paint_slide
-from her2batch.synthetic.specimen import TYPICAL_MIXES, CellMix, SlideTruth, ihc_score, make_tissue, rng_for
+from her2batch.synthetic.specimen import (
+    TYPICAL_MIXES,
+    UNSCORABLE,
+    CellMix,
+    SlideTruth,
+    allred_score,
+    h_score,
+    ihc_score,
+    make_tissue,
+)
+from her2batch.synthetic.true_cells import NUCLEATED
 from her2batch.tasks import IHC_SCORES
 
 
@@ -170,3 +191,71 @@ def test_impossible_cohorts_are_refused(tmp_path):
     with pytest.raises(InputError):
         make_cohort(tmp_path, 1, size=(100, 6000))
     assert not any(Path(tmp_path).iterdir())
+
+
+def test_slides_are_divided_between_the_given_laboratories():
+    truths = plan_cohort(12, 1, (600, 600), CohortOptions(("7", "lab-8", "north")))
+    assert {one.site for one in truths} == {"lab-7", "lab-8", "north"}
+    usual = plan_cohort(12, 1, (600, 600))
+    assert [one.mix for one in truths] == [one.mix for one in usual]  # the same patients
+    with pytest.raises(InputError, match="east"):
+        plan_cohort(1, 1, (600, 600), CohortOptions(("east",)))
+
+
+@pytest.mark.parametrize("stain", ["er", "pr", "ki67"])
+def test_nuclear_slides_state_share_h_score_and_allred_score_of_their_cells(tmp_path, stain):
+    folder = make_cohort(tmp_path, 2, size=(700, 600), workers=1, options=CohortOptions(stain=stain))
+    rows = read_labels(folder / "labels.csv").to_pylist()
+    assert {row["stain"] for row in rows} == {stain}
+    for row in rows:
+        facts = json.loads((folder / "truth" / f"{row['slide_id']}.json").read_text())
+        mix = CellMix(**facts["mix"])
+        assert facts["positive_share"] == pytest.approx(1 - mix.none)
+        assert facts["h_score"] == h_score(mix)
+        assert facts["allred"] == allred_score(mix)
+        assert facts["her2"] is row["her2"] is None
+
+
+@pytest.mark.parametrize(
+    ("mix", "allred", "h"),
+    [
+        (CellMix(1.0, 0.0, 0.0, 0.0), 0, 0),
+        (CellMix(0.995, 0.005, 0.0, 0.0), 2, 0.5),
+        (CellMix(0.95, 0.05, 0.0, 0.0), 3, 5),
+        (CellMix(0.80, 0.0, 0.20, 0.0), 5, 40),
+        (CellMix(0.50, 0.0, 0.25, 0.25), 7, 125),
+        (CellMix(0.0, 0.0, 0.0, 1.0), 8, 300),
+    ],
+)
+def test_scores_of_nuclear_markers(mix, allred, h):
+    assert allred_score(mix) == allred
+    assert h_score(mix) == pytest.approx(h)
+
+
+@pytest.mark.parametrize("kind", UNSCORABLE)
+def test_slides_that_cannot_be_scored_have_no_label(kind):
+    truth = SlideTruth("a", TYPICAL_MIXES["3+"], kind=kind, width=600, height=520)
+    painted = paint_truth(truth)
+    assert truth.her2 is None
+    assert not painted.specimen.regions.any()
+    assert painted.rgb.shape == (520, 600, 3)
+    if kind in ("glass", "noise"):
+        assert painted.cells.num_rows == 0
+    if kind == "grey":
+        assert (painted.rgb == painted.rgb[..., :1]).all()
+
+
+def test_sparse_slides_have_about_one_percent_of_tumour():
+    kind = make_tissue(SlideTruth("a", TYPICAL_MIXES["2+"], kind="sparse", width=3000, height=2500)).lattice.kind
+    assert 0.003 < np.sum(kind == TUMOUR) / np.isin(kind, NUCLEATED).sum() < 0.03
+
+
+def test_weak_complete_slides_keep_their_score_and_have_complete_pale_membranes():
+    mix = CellMix(0.1, 0.0, 0.9, 0.0)
+    usual, weak = (
+        paint_truth(SlideTruth("a", mix, kind=kind, width=900, height=800)) for kind in ("usual", "weak-complete")
+    )
+    assert SlideTruth("a", mix, kind="weak-complete").her2 == "2+"
+    tumour = [one.cells.filter(one.cells["category"].to_numpy(zero_copy_only=False) == 2) for one in (usual, weak)]
+    assert np.median(tumour[1]["completeness"].to_numpy()) > 0.9
+    assert np.median(tumour[1]["membrane_dab"].to_numpy()) < 0.6 * np.median(tumour[0]["membrane_dab"].to_numpy())

@@ -6,15 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from her2batch.synthetic.noise import NOISE_PX, make_noise_fields
 from her2batch.synthetic.painting import (
     MARGIN,
-    NOISE_PX,
     RIM_CELLS,
     Appearance,
     Cells,
     Fields,
     PaintWindow,
-    make_noise_fields,
     paint_slide,
     plan_paint_blocks,
     voronoi,
@@ -136,12 +135,6 @@ def test_blur_removes_fine_structure_only(noise):
     fine = [np.abs(cv2.Laplacian(rgb.astype(np.float32), cv2.CV_32F)).mean() for rgb in (sharp, blurred)]
     assert fine[1] < 0.6 * fine[0]
     assert np.allclose(density(blurred), density(sharp), atol=0.03)
-
-
-def test_noise_is_periodic(noise):
-    for field in (noise.mottle, noise.drift_x, noise.grain):
-        step = np.abs(np.diff(field, axis=1)).mean(axis=0)
-        assert step[NOISE_PX - 1] < 1.3 * step.mean()
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(12, 60))

@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
+from her2batch.synthetic.outlines import ARTEFACTS
 from her2batch.synthetic.painting import paint_slide
-from her2batch.synthetic.specimen import ARTEFACTS, TYPICAL_MIXES, CellMix, SlideTruth, ihc_score, make_tissue
+from her2batch.synthetic.specimen import TYPICAL_MIXES, CellMix, SlideTruth, ihc_score, make_tissue
 from her2batch.tasks import IHC_SCORES
 from her2batch.vision.stain import Stains, optical_density, unmix
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,11 +19,25 @@ def synth(
     seed: Annotated[int, typer.Option(help="seed of the random generator")] = 0,
     width: Annotated[int, typer.Option(min=512, help="typical width, level-0 px")] = 6000,
     height: Annotated[int, typer.Option(min=512, help="typical height, level-0 px")] = 5000,
+    lab: Annotated[
+        list[str] | None,
+        typer.Option(help="laboratory: its number, north or south; repeat to divide the patients", show_default=False),
+    ] = None,
+    stain: Annotated[
+        Literal["her2", "er", "pr", "ki67"] | None, typer.Option(help="stain of all slides", show_default=False)
+    ] = None,
+    kind: Annotated[
+        Literal["usual", "weak-complete", "sparse", "cytoplasmic", "nuclear", "he", "glass", "noise", "grey"],
+        typer.Option(help="kind of all slides; most kinds have no HER2 score"),
+    ] = "usual",
 ) -> int:
     """Write a synthetic HER2 cohort with known scores, to try the software; not for medical use."""
-    from her2batch.synthetic.cohort import make_cohort
+    from her2batch.synthetic.cohort import CohortOptions, make_cohort
 
-    make_cohort(folder, slides, seed, (width, height))
+    options = CohortOptions(stain=stain, kind=kind)
+    make_cohort(
+        folder, slides, seed, (width, height), options=options._replace(laboratories=tuple(lab)) if lab else options
+    )
     print(f"{slides} slides in {folder / 'slides'}, labels in {folder / 'labels.csv'}")
     return 0
 
