@@ -48,13 +48,23 @@ REGION_SETTINGS: Final = ("include_regions", "exclude_regions")
 """Settings of a plan that are part of its id only where they are used, so that plans without keep their ids."""
 
 
+WITHOUT_NETWORK: Final = ("stain",)
+"""Encoders of a plan that runs no network: its precision decides nothing."""
+
+
 class Plan(Settings):
     """Settings that decide the results. Cohorts with the same plan id and the same slides contain the same bytes."""
 
     encoders: tuple[str, ...] = Field(
         ("stain",),
-        description="encoder of the tiles: stain, efficientnet-lite0, uni, uni2-h, virchow2, h-optimus-0, timm:NAME "
-        "or the name of an encoder that an installed package adds; repeatable",
+        description="encoder of the tiles: stain, efficientnet-lite0 (the deep encoder that needs no hub: extra "
+        "weights), uni, uni2-h, virchow2, h-optimus-0, timm:NAME or the name of an encoder that an installed package "
+        "adds; repeatable",
+    )
+    precision: Literal["float32", "bfloat16"] | None = Field(
+        None,
+        description="number format of the encoders' networks: float32, or bfloat16, which takes a processor that has "
+        "it about half the time; default: float32 on processors, bfloat16 on GPUs",
     )
     mpp: float = Field(0.5, ge=0.1, le=10, description="tile resolution, µm/px")
     tile: int = Field(224, ge=32, le=4096, description="tile edge, px at --mpp")
@@ -102,6 +112,8 @@ class Plan(Settings):
         values = self.model_dump(mode="json", exclude=None if self.has_regions else {*REGION_SETTINGS})
         if self.mpp_force is None:  # ids of cohorts that were written before this setting
             del values["mpp_force"]
+        if self.precision is None or self.encoders == WITHOUT_NETWORK:  # decides no value of these cohorts
+            del values["precision"]
         if algorithms > 1:
             values["algorithms"] = algorithms
         text = json.dumps(values, sort_keys=True)
@@ -204,7 +216,8 @@ class ImageSettings(Settings):
     )
     pretrained: str = Field(
         "imagenet",
-        description="initial weights: imagenet (from the hub), none (random) or a folder with NAME.safetensors",
+        description="initial weights: imagenet (from the hub; of efficientnet-lite0 from the extra weights), none "
+        "(random), a file, or a folder with NAME.safetensors",
     )
 
 
@@ -243,6 +256,9 @@ class Training(Settings):
     quick: bool = Field(False, description="few epochs, small networks and few patches, to try out a run")
     patches_per_slide: int | None = Field(
         None, ge=1, description="maximum number of patches of a slide, drawn at random"
+    )
+    patch_network: Literal["convnext-small", "efficientnet-lite0"] | None = Field(
+        None, description="network whose patch classes are counted; default: convnext-small, the paper's"
     )
     reviews: bool = Field(
         False,

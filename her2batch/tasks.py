@@ -45,8 +45,20 @@ RESOLUTIONS: Final[dict[str, float]] = {"low": 3.24, "moderate": 1.17, "high": 0
 IMAGE_METHODS: Final = ("convnext-small", "resnet50", "densenet201", "vit-base")
 """Approach 2 of the paper: on the thumbnail of a slide."""
 
+FURTHER_NETWORKS: Final = ("efficientnet-lite0",)
+"""Networks that the paper does not have; the ImageNet weights of EfficientNet-Lite0 need no hub."""
+
+NETWORK_METHODS: Final = (*IMAGE_METHODS, *FURTHER_NETWORKS)
+"""All networks that are built in, for thumbnails."""
+
+TIMM_PREFIX: Final = "timm:"
+"""Prefix of an encoder, or of a network for thumbnails, that is any model of timm."""
+
+PATCH_NETWORKS: Final = ("convnext-small", "efficientnet-lite0")
+"""Networks that classify patches; the first is the paper's (2.3)."""
+
 COUNTS_METHODS: Final = ("random-forest", "svm", "mlp", "majority-vote")
-"""Approach 3 of the paper: on the counts of patch classes, which a convnext-small predicts."""
+"""Approach 3 of the paper: on the counts of patch classes, which one of PATCH_NETWORKS predicts."""
 
 THUMBNAIL_INPUTS: Final[dict[str, int]] = {"thumbnail-224": 224, "thumbnail-512": 512}
 """Input of approach 2 → its edge in px."""
@@ -333,3 +345,8 @@ def task_applies(task: str | Task, stain: str | None) -> bool:
     other tasks to the stains of their definition.
     """
     return ("ihc" if stain is None else stain) in as_task(task).stains
+
+
+def is_network(method: str) -> bool:
+    """Whether a method is a network that is fine-tuned on images: a built-in one, or `timm:NAME`."""
+    return method in NETWORK_METHODS or method.startswith(TIMM_PREFIX)

@@ -18,6 +18,7 @@ from her2batch.cli.console_training import print_training_summary, unit_progress
 from her2batch.cli.tables import Column
 from her2batch.experiments.train import TrainingRequest, TrainingSummary, train
 from her2batch.models.bundle import read_bundle
+from her2batch.models.weights import EFFICIENTNET_LITE0, has_packaged_weights
 from her2batch.pipeline.growth.ingest_summary import IngestSummary
 from her2batch.reports.cohort_page import write_report
 from her2batch.reports.prediction_counts import count_predictions
@@ -34,10 +35,13 @@ SEED: Final = 1
 
 TASK: Final = "her2-3way"
 
+DEEP: Final = "efficientnet-lite0"
+"""Encoder that the demo adds, and trains on, where its weights are installed."""
+
 TRAINING: Final = Training(
     tasks=(TASK,),
     methods=("clam-sb", "random-forest", "svm", "mlp"),
-    inputs=("stain", "patches-high"),
+    inputs=("patches-high",),
     folds=3,
     quick=True,
 )
@@ -73,26 +77,32 @@ def demo(folder: Path, slides: int, held_out: int, quiet: bool, workers: int | N
     for target, count, seed in ((known, slides, SEED), (new, held_out, SEED + 1)):
         if not (target / "labels.csv").exists():
             make_cohort(target, count, seed, SIZE)
-    cohort = folder / "cohort"
+    cohort, encoders = folder / "cohort", demo_encoders()
     with ingest_progress(quiet) as report:
         request = IngestRequest(known / "slides", cohort, labels=known / "labels.csv")
-        first = ingest(request, Plan(), resources, report)
+        first = ingest(request, Plan(encoders=encoders), resources, report)
     if first.exit_code:
         return DemoSummary(None, first, [])
     print_note("training on these slides …", quiet)
     with unit_progress(quiet) as unit_report:
         training = TrainingRequest(cohort, folder / "run", None, known / "annotations")
-        trained = train(training, TRAINING, TrainingResources(workers=workers), unit_report)
+        settings = TRAINING.model_copy(update={"inputs": (encoders[-1], *TRAINING.inputs)})
+        trained = train(training, settings, TrainingResources(workers=workers), unit_report)
     if trained.exit_code:
         return DemoSummary(trained, first, [])
     print_note("scoring the held-out slides …", quiet)
     with ingest_progress(quiet) as report:
         request = IngestRequest(new / "slides", folder / "scored", bundle=trained.run.bundle, labels=new / "labels.csv")
-        scored = ingest(request, Plan(), resources, report)
+        scored = ingest(request, Plan(encoders=encoders), resources, report)
     scored_cohort = Cohort(folder / "scored")
     rows = _rows(scored_cohort, new / "labels.csv", read_bundle(trained.run.bundle).id)
     written = write_report(scored_cohort, (folder / "report.html").absolute(), trained.run)
     return DemoSummary(trained, scored, rows, written.path)
+
+
+def demo_encoders() -> tuple[str, ...]:
+    """Return the encoders of the demo: stain, and the deep one whose weights need no hub where they are installed."""
+    return ("stain", DEEP) if has_packaged_weights(EFFICIENTNET_LITE0) else ("stain",)
 
 
 def _rows(cohort: Cohort, labels: Path, bundle: str) -> list[dict[str, Any]]:

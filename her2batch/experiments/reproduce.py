@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -22,8 +23,8 @@ from her2batch.experiments.units import TrainingJob
 from her2batch.reports.paper_tables import PaperRow, compare_with_paper, paper_rows
 from her2batch.settings import Training, TrainingResources
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun
-from her2batch.tasks import PATCH_INPUTS, THUMBNAIL_INPUTS
-from her2batch.training.methods import Cell, UnitPlan, units_of_cells
+from her2batch.tasks import PATCH_INPUTS, PATCH_NETWORKS, THUMBNAIL_INPUTS
+from her2batch.training.methods import PATCH_NET, Cell, UnitPlan, patch_network, units_of_cells
 
 
 @dataclass
@@ -62,9 +63,11 @@ def _reproduce(
             raise InputError(
                 "the cohort has data for none of the paper's rows", request.cohort, next(iter(missing.values()))
             )
-        work = units_of_cells(cells, range(job.training.folds))
+        network = patch_network(job.training)
+        work = units_of_cells(cells, range(job.training.folds), network)
         try:
-            trained = run_units(job, work, request, resources, report, choose_best_units)
+            choose = partial(choose_best_units, network=network)
+            trained = run_units(job, work, request, resources, report, choose)
         except MissingPatchClassError as error:  # found before any training: the rows of this resolution have no data
             missing |= {cell: str(error) for cell in cells if cell[2] == error.input_name}
     tables = compare_with_paper(rows, trained.summary, missing)
@@ -100,11 +103,14 @@ def _label_problem(job: TrainingJob, task: str, table: pa.Table, slides: Mapping
     return None
 
 
-def choose_best_units(summary: pa.Table) -> UnitPlan:
-    """Return the units for the bundle: for each task the slide method with the highest mean accuracy over the folds."""
+def choose_best_units(summary: pa.Table, network: str = PATCH_NET) -> UnitPlan:
+    """Return the units for the bundle: for each task the slide method with the highest mean accuracy over the folds.
+
+    network: classifies patches.
+    """
     best: dict[str, dict[str, Any]] = {}
     for row in summary.to_pylist():
-        scores_slides = not (row["method"] == "convnext-small" and row["input"] in PATCH_INPUTS)
+        scores_slides = not (row["method"] in PATCH_NETWORKS and row["input"] in PATCH_INPUTS)
         if scores_slides and row["accuracy_mean"] > best.get(row["task"], {"accuracy_mean": -1})["accuracy_mean"]:
             best[row["task"]] = row
-    return units_of_cells([(row["task"], row["method"], row["input"]) for row in best.values()], [FINAL_FOLD])
+    return units_of_cells([(row["task"], row["method"], row["input"]) for row in best.values()], [FINAL_FOLD], network)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from her2batch.files.atomic import atomic_write
 from her2batch.files.parquet import read_parquet
+from her2batch.models.nets import network_spec
 from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Plan, Training
 from her2batch.store.cohort import Cohort
 from her2batch.store.schemas import run_schema
@@ -241,7 +242,7 @@ def _run_counts_unit(job: TrainingJob, unit: Unit, slides: UnitSlides) -> None:
     from her2batch.models.heads import head_probabilities, majority_vote, save_head
     from her2batch.training.fit_counts import fit_count_classifier
 
-    patch_unit = Unit(methods.PATCH_TASK, methods.PATCH_NET, unit.input, unit.fold)
+    patch_unit = Unit(methods.PATCH_TASK, methods.patch_network(job.training), unit.input, unit.fold)
     table = job.run.read_unit_table(patch_unit, "counts").to_pydict()
     by_id = dict(zip(table["slide_id"], table["features"], strict=True))
     features = np.array([by_id[slide_id] for slide_id in slides.slide_ids], np.float64)
@@ -277,7 +278,8 @@ def _classifier(job: TrainingJob, unit: Unit, inputs: _TrainingData, fitted: Fit
         _save_weights(job.run.unit(unit) / "model.safetensors", fitted.weights)
     n = inputs.fold.n_classes
     network = fit_image.trained_network(unit.method, fitted.weights, n, inputs.data.shape[1], settings.size, device)
-    return partial(fit_image.predict_images, network, n_classes=n, device=device)
+    normalization = network_spec(unit.method).normalization
+    return partial(fit_image.predict_images, network, n_classes=n, device=device, normalization=normalization)
 
 
 def tissue_patches(job: TrainingJob, input_name: str, slide_id: str) -> Iterator[NDArray[np.uint8]]:

@@ -20,17 +20,18 @@ from pydantic import Field, ValidationError, model_validator
 from her2batch.errors import InputError, WeightsError
 from her2batch.files.atomic import file_sha256, fsync
 from her2batch.models import mil_registry
-from her2batch.models.nets import ImageClassifier, build_network
+from her2batch.models.nets import ImageClassifier, build_network, network_spec
 from her2batch.models.weights import network_with_weights, read_weights
 from her2batch.settings import MilSettings, Plan, Settings
 from her2batch.store.training_run import encoder_folder
 from her2batch.tasks import (
     BUILTIN_TASKS,
     COUNTS_METHODS,
-    IMAGE_METHODS,
+    NETWORK_METHODS,
     PATCH_INPUTS,
     PATCH_PX,
     THUMBNAIL_INPUTS,
+    TIMM_PREFIX,
     Task,
 )
 
@@ -43,8 +44,8 @@ PICKLES: Final = (".pt", ".pth", ".pkl", ".pickle", ".joblib", ".bin", ".ckpt", 
 """Files that can run code when they are loaded: a bundle with one is refused, even if bundle.toml does not name it."""
 
 METHODS_OF: Final[dict[str, tuple[str, ...]]] = {
-    "patch": IMAGE_METHODS,
-    "thumbnail": IMAGE_METHODS,
+    "patch": NETWORK_METHODS,
+    "thumbnail": NETWORK_METHODS,
     "counts": COUNTS_METHODS,
 }
 """Kind of model → its methods. The methods of MIL heads are in `mil_registry`."""
@@ -100,7 +101,8 @@ class ModelEntry(Settings):
 
     @model_validator(mode="after")
     def _known(self) -> ModelEntry:
-        if self.kind != "mil" and self.method not in METHODS_OF[self.kind]:
+        any_of_timm = self.kind == "thumbnail" and self.method.startswith(TIMM_PREFIX)
+        if self.kind != "mil" and not any_of_timm and self.method not in METHODS_OF[self.kind]:
             known = ", ".join(METHODS_OF[self.kind])
             raise ValueError(f"no method of a {self.kind} model is called {self.method!r}; known: {known}")
         if self.kind != "mil" and self.input not in INPUTS[self.kind]:
@@ -365,4 +367,5 @@ def load_network(bundle: Bundle, entry: ModelEntry, device: str = "cpu") -> Imag
         )
     except WeightsError as error:
         raise InputError(error.message, path, COPY_AGAIN) from error
-    return ImageClassifier(net.to(device).to(memory_format=torch.channels_last), len(entry.classes), device)
+    net = net.to(device).to(memory_format=torch.channels_last)
+    return ImageClassifier(net, len(entry.classes), device, network_spec(entry.method).normalization)

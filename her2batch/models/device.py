@@ -1,7 +1,8 @@
 """Run an image network: copy pixels to the device, normalise them, choose batches that fit, give repeatable results.
 
-On CUDA autocast to bfloat16. On the CPU float32, although bfloat16 would double the speed of ViT-L where the CPU has it
-(1.3 → 2.7 images/s): a cohort that is computed or resumed on several CPU types would contain two precisions.
+Without a precision in the plan: on CUDA autocast to bfloat16; on the CPU float32, although bfloat16 doubles the speed
+of networks where the CPU has it (ViT-L 1.3 → 2.7 images/s, EfficientNet-Lite0 30 → 64): a cohort that is computed or
+resumed on several CPU types would contain two precisions. A plan that names one has it on every device, or is refused.
 """
 
 from __future__ import annotations
@@ -9,11 +10,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from her2batch.errors import InputError
+from her2batch.models.attention import product_dtype
+
+Precision = Literal["float32", "bfloat16"]
 
 SUB_BATCH: Final = {"cuda": 128, "cpu": 8}
 """Tiles of a forward pass. Fixed, because the last bits of a result depend on it."""
@@ -51,23 +57,33 @@ def set_deterministic(device: str) -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
+def check_precision(precision: Precision | None, device: str) -> None:
+    """Refuse bfloat16 on a device that computes it slower than float32, or not at all. Raises InputError."""
+    if precision == "bfloat16" and product_dtype(device) != torch.bfloat16:
+        kind = "graphics card" if torch.device(device).type == "cuda" else "processor"
+        what = f"this {kind} has no instructions for bfloat16, the precision of the plan"
+        raise InputError(what, None, "give --precision float32, or use a machine that has them")
+
+
 def run_network(
     net: torch.nn.Module,
     pixels: NDArray[np.uint8],
     normalization: Normalization,
     device: str,
     finish: Callable[[torch.Tensor], torch.Tensor],
+    precision: Precision | None = None,
 ) -> NDArray[np.float32]:
     """Run pixels, (n, h, w, 3) uint8, through a network and `finish`: (n, d) float32. n ≥ 1.
 
-    When the device runs out of memory, the batch is halved. Raises MemoryError when one tile is too many.
+    precision: of the network's products; None: float32 on the CPU, bfloat16 on a GPU that has it.  When the device runs
+    out of memory, the batch is halved. Raises MemoryError when one tile is too many.
     """
     size = SUB_BATCH[torch.device(device).type]
     out: list[torch.Tensor] = []
     start = 0
     while start < len(pixels):
         try:
-            out.append(_run_batch(net, pixels[start : start + size], normalization, device, finish))
+            out.append(_run_batch(net, pixels[start : start + size], normalization, device, finish, precision))
             start += size
         except RuntimeError as error:
             if not _out_of_memory(error):
@@ -91,6 +107,7 @@ def _run_batch(
     normalization: Normalization,
     device: str,
     finish: Callable[[torch.Tensor], torch.Tensor],
+    precision: Precision | None,
 ) -> torch.Tensor:
     kind = torch.device(device).type
     tiles = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
@@ -103,5 +120,6 @@ def _run_batch(
     mean = torch.tensor(normalization.mean, device=x.device).view(1, 3, 1, 1)
     std = torch.tensor(normalization.std, device=x.device).view(1, 3, 1, 1)
     x = x.sub_(mean).div_(std)
-    with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda" and torch.cuda.is_bf16_supported()):
+    automatic = kind == "cuda" and torch.cuda.is_bf16_supported()
+    with torch.autocast(kind, torch.bfloat16, enabled=automatic if precision is None else precision == "bfloat16"):
         return finish(net(x)).float()

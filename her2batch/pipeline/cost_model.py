@@ -11,9 +11,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-CPU_TILES_S = {"stain": 1000.0, "uni": 1.3, "uni2-h": 0.5, "virchow2": 0.5, "h-optimus-0": 0.3}
-"""Tiles that a CPU core embeds in a second. stain: benchmarks/encoder.py. uni: float32, one core, measured. The others:
-by their size relative to uni."""
+CPU_TILES_S = {
+    "stain": 1000.0,
+    "efficientnet-lite0": 30.0,
+    "uni": 1.3,
+    "uni2-h": 0.5,
+    "virchow2": 0.5,
+    "h-optimus-0": 0.3,
+}
+"""Tiles that a CPU core embeds in a second. stain: benchmarks/encoder.py. efficientnet-lite0, uni: float32, one core,
+measured. The others: by their size relative to uni."""
 
 GPU_TILES_S = {"uni": 3500.0, "uni2-h": 1300.0, "virchow2": 1300.0, "h-optimus-0": 750.0}
 """Tiles that an H200 embeds in a second. Estimates, not measured: 55 % of its bf16 peak for ViT-L, others by size."""

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from her2batch.models.bundle import Bundle, ModelEntry, load_network
-from her2batch.models.encoders import TIMM_PREFIX, TimmEncoder, find_encoder
+from her2batch.models.encoders import TimmEncoder, find_encoder
 from her2batch.models.membrane_rule import apply_rule, rule_predictions
 from her2batch.models.nets import ImageClassifier
 from her2batch.models.predictor import BundlePredictor, SlideFeatures
@@ -27,7 +27,7 @@ from her2batch.slides.pyramid import Pyramid
 from her2batch.store import schemas
 from her2batch.store.cohort import Cohort, Row, tables_of
 from her2batch.store.training_run import encoder_folder
-from her2batch.tasks import HER2_TASKS, PATCH_INPUTS, task_applies
+from her2batch.tasks import HER2_TASKS, PATCH_INPUTS, TIMM_PREFIX, task_applies
 from her2batch.vision.patches import apply_clahe, usable_patches
 from her2batch.vision.thumbnail import crop_to_tissue, decode_jpeg
 

@@ -281,7 +281,8 @@ class EmbeddingWork:
 def _embed(context: StageContext) -> Work:
     from her2batch.models.encoders import load_encoder
 
-    load = lru_cache(maxsize=None)(partial(load_encoder, device=context.device, weights=context.weights))
+    device, weights, precision = context.device, context.weights, context.plan.precision
+    load = lru_cache(maxsize=None)(partial(load_encoder, device=device, weights=weights, precision=precision))
     for name in context.plan.encoders if context.used_encoders is None else context.used_encoders:
         load(name)
     return EmbeddingWork(load, context.plan.encoders)

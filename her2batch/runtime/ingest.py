@@ -33,7 +33,7 @@ from her2batch.pipeline.resume.plan_change import PlanChangedError, check_pseudo
 from her2batch.pipeline.slide_state import StageContext, check_stages
 from her2batch.pipeline.stages import active_stages
 from her2batch.pipeline.worker import SlideResult, SlideWorker
-from her2batch.runtime.doctor import check_torchvision
+from her2batch.runtime.doctor import check_networks
 from her2batch.runtime.ray_session import RaySession, connect, stop_on_signals
 from her2batch.runtime.scheduler import run_on_ray
 from her2batch.runtime.serial import run_serially
@@ -197,7 +197,7 @@ def _prepare(request: IngestRequest, plan: Plan, watch: bool) -> tuple[Plan, Sli
     if needs_image_networks(plan, bundle):
         if plan.reader == "cucim":
             load_cucim()  # before torch: afterwards it would hang
-        check_torchvision()
+        check_networks(plan)
     dims = {name: embedding_dim(name) for name in plan.encoders}
     context = StageContext(plan, bundle, request.weights, dims=dims)
     check_stages(active_stages(context))

@@ -88,7 +88,7 @@ THUMBNAIL_COLUMNS = (
     Column("slide_id", TEXT, "key"),
     Column("task", TEXT, "her2-4way · her2-5way · her2-3way · her2-binary · er · pr"),
     Column("p", pa.list_(F32), "probability of each class, in the task's order"),
-    Column("method", TEXT, "convnext-small, resnet50, densenet201 or vit-base"),
+    Column("method", TEXT, "convnext-small, resnet50, densenet201, vit-base, efficientnet-lite0 or timm:NAME"),
     Column("input", TEXT, "thumbnail-224 or thumbnail-512"),
 )
 

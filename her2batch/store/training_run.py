@@ -48,7 +48,7 @@ class Unit:
     def name(self) -> str:
         """Name of the unit's folder."""
         fold = "final" if self.fold == FINAL_FOLD else f"{self.fold:02d}"
-        return f"{self.task}.{self.method}.{encoder_folder(self.input)}.{fold}"
+        return f"{self.task}.{encoder_folder(self.method)}.{encoder_folder(self.input)}.{fold}"
 
 
 def encoder_folder(name: str) -> str:

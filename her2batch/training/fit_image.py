@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from her2batch.errors import InputError
 from her2batch.models.attention import product_dtype
 from her2batch.models.device import Normalization, run_network, set_deterministic
-from her2batch.models.nets import MEAN, STD, ImageClassifier, build_network, initial_network
+from her2batch.models.nets import ImageClassifier, build_network, initial_network, network_spec
 from her2batch.models.weights import network_with_weights as filled
 from her2batch.settings import ImageSettings
 from her2batch.training.augment import (
@@ -46,9 +46,6 @@ from her2batch.training.fit_loop import (
 )
 
 Rows = NDArray[np.int64]
-
-DECOUPLED: Final = ("convnext-small", "vit-base")
-"""Methods with decoupled weight decay (AdamW), as their authors train them."""
 
 DECAY: Final = {True: 1e-2, False: 1e-4}
 """Default weight decay of AdamW (True) and of Adam (False)."""
@@ -105,10 +102,15 @@ def trained_network(
 
 
 def predict_images(
-    net: torch.nn.Module, pixels: ImageArray, rows: Rows, n_classes: int, device: str = "cpu"
+    net: torch.nn.Module,
+    pixels: ImageArray,
+    rows: Rows,
+    n_classes: int,
+    device: str = "cpu",
+    normalization: Normalization | None = None,
 ) -> NDArray[np.float32]:
-    """Return class probabilities, (len(rows), n_classes)."""
-    classify = ImageClassifier(net, n_classes, device)
+    """Return class probabilities, (len(rows), n_classes). normalization: of the network's row; None: of ImageNet."""
+    classify = ImageClassifier(net, n_classes, device, normalization)
     return np.concatenate([classify(pixels[part]) for part in _blocks(rows)])
 
 
@@ -195,12 +197,14 @@ class _Learner:
         self._net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         ids = [torch.device(device)] if self._kind == "cuda" else None
         self._shared = torch.nn.parallel.DistributedDataParallel(self._net, ids) if _is_distributed() else self._net
-        decoupled = method in DECOUPLED
+        spec = network_spec(method)
+        self._normalization, decoupled = spec.normalization, spec.decoupled
         decay = DECAY[decoupled] if settings.weight_decay is None else settings.weight_decay
         adam = torch.optim.AdamW if decoupled else torch.optim.Adam
         self._optimiser = adam(self._net.parameters(), settings.lr, weight_decay=decay, fused=True)
         self._weights = torch.from_numpy(class_weights(fold.labels[fold.train], fold.n_classes)).to(device)
-        self._mean, self._std = (torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in (MEAN, STD))
+        scale = (spec.mean, spec.std)
+        self._mean, self._std = (torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in scale)
 
     def epoch(self, number: int) -> float:
         draw = random_stream(self._fold.seed, number)
@@ -251,7 +255,7 @@ class _Learner:
         total = 0.0
         for part in _blocks(rows):
             if len(part):
-                log_p = run_network(self._net, self._pixels[part], Normalization(MEAN, STD), self._device, _log_softmax)
+                log_p = run_network(self._net, self._pixels[part], self._normalization, self._device, _log_softmax)
                 total -= float(log_p[np.arange(len(part)), self._fold.labels[part]].sum(dtype=np.float64))
         return self._sum_over_processes(total, 0) / len(self._fold.val)
 

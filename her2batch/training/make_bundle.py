@@ -99,7 +99,8 @@ def _entry(run: TrainingRun, unit: Unit, predictions: pa.Table, training: Traini
         "classes": task.classes, "figures": _figures(own),
     }  # fmt: skip
     if unit.method != "majority-vote":
-        values["file"] = f"{unit.task}.{unit.method}.{encoder_folder(unit.input)}{suffix}"
+        names = (unit.task, encoder_folder(unit.method), encoder_folder(unit.input))
+        values["file"] = f"{'.'.join(names)}{suffix}"
     settings = method_settings(unit.method, kind, training)
     if isinstance(settings, MilSettings):
         dim = open_bags(run.cache(f"{encoder_folder(unit.input)}.arrow")).dim

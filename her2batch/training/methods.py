@@ -19,15 +19,23 @@ from her2batch.models.mil_registry import (
 )
 from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Settings, Training
 from her2batch.store.training_run import FINAL_FOLD, Unit
-from her2batch.tasks import COUNTS_METHODS, HER2_TASKS, IMAGE_METHODS, PATCH_INPUTS, THUMBNAIL_INPUTS
+from her2batch.tasks import (
+    COUNTS_METHODS,
+    HER2_TASKS,
+    NETWORK_METHODS,
+    PATCH_INPUTS,
+    PATCH_NETWORKS,
+    THUMBNAIL_INPUTS,
+    is_network,
+)
 
 MethodKind = Literal["mil", "image", "patch", "counts"]
 
 Cell = tuple[str, str, str]
 """Task, method and input."""
 
-PATCH_NET: Final = "convnext-small"
-"""The method that classifies patches (paper, 2.3)."""
+PATCH_NET: Final = PATCH_NETWORKS[0]
+"""The method that classifies patches unless the run names another one (paper, 2.3)."""
 
 PATCH_TASK: Final = "her2-4way"
 """The task that patches are classified for."""
@@ -54,19 +62,19 @@ QUICK_PATCHES: Final = 24
 
 def method_names() -> tuple[str, ...]:
     """Return the names of all methods, those of installed packages included."""
-    return (*mil_method_names(), *IMAGE_METHODS, *COUNTS_METHODS)
+    return (*mil_method_names(), *NETWORK_METHODS, *COUNTS_METHODS)
 
 
 def is_method(name: str) -> bool:
     """Return whether a method has this name."""
-    return name in IMAGE_METHODS or name in COUNTS_METHODS or is_mil_method(name)
+    return is_network(name) or name in COUNTS_METHODS or is_mil_method(name)
 
 
 def method_kind(method: str, input_name: str) -> MethodKind:
     """Return how a method is trained on an input. Raises InputError when the method cannot read the input."""
-    if method in IMAGE_METHODS and input_name in THUMBNAIL_INPUTS:
+    if is_network(method) and input_name in THUMBNAIL_INPUTS:
         return "image"
-    if method == PATCH_NET and input_name in PATCH_INPUTS:
+    if method in PATCH_NETWORKS and input_name in PATCH_INPUTS:
         return "patch"
     if method in COUNTS_METHODS and input_name in PATCH_INPUTS:
         return "counts"
@@ -131,7 +139,7 @@ def predicts_numbers(method: str) -> bool:
 
 def _is_mil(method: str) -> bool:
     """Return whether this is a MIL method; other packages are looked at for names that are not built in."""
-    return method not in IMAGE_METHODS and method not in COUNTS_METHODS and is_mil_method(method)
+    return not is_network(method) and method not in COUNTS_METHODS and is_mil_method(method)
 
 
 @dataclass(frozen=True)
@@ -167,14 +175,22 @@ def plan_units(training: Training, encoders: Iterable[str]) -> UnitPlan:
              for cell in _cells(task, method, training.inputs, tuple(encoders))]  # fmt: skip
     for _, method, input_name in cells:
         method_settings(method, method_kind(method, input_name), training)
-    return units_of_cells(cells, [*range(training.folds), FINAL_FOLD])
+    return units_of_cells(cells, [*range(training.folds), FINAL_FOLD], patch_network(training))
 
 
-def units_of_cells(cells: Iterable[Cell], folds: Iterable[int]) -> UnitPlan:
-    """Return the units of these cells in these folds, with the patch networks that counts need."""
+def patch_network(training: Training) -> str:
+    """Return the network whose patch classes are counted in this run."""
+    return training.patch_network or PATCH_NET
+
+
+def units_of_cells(cells: Iterable[Cell], folds: Iterable[int], network: str = PATCH_NET) -> UnitPlan:
+    """Return the units of these cells in these folds, with the patch networks that counts need.
+
+    network: classifies the patches that are counted.
+    """
     cells = list(cells)
     counted = [input_name for _, method, input_name in cells if method_kind(method, input_name) == "counts"]
-    patch_cells = [(PATCH_TASK, PATCH_NET, input_name) for input_name in counted]
+    patch_cells = [(PATCH_TASK, network, input_name) for input_name in counted]
     units = [Unit(*cell, fold) for cell in dict.fromkeys([*patch_cells, *cells]) for fold in folds]
     order: Mapping[MethodKind, int] = {"patch": 0, "image": 1, "mil": 2, "counts": 3}
     return UnitPlan(tuple(sorted(units, key=lambda unit: order[method_kind(unit.method, unit.input)])))
@@ -192,11 +208,11 @@ def _cells(task: str, method: str, inputs: tuple[str, ...], encoders: tuple[str,
             f"{method} reads none of the inputs {', '.join(inputs)}", None, "add one that it reads, or omit --input"
         )
     for input_name in readable or _default_inputs(method, encoders):
-        yield (PATCH_TASK if input_name in PATCH_INPUTS and method == PATCH_NET else task), method, input_name
+        yield (PATCH_TASK if input_name in PATCH_INPUTS and method in PATCH_NETWORKS else task), method, input_name
 
 
 def _default_inputs(method: str, encoders: tuple[str, ...]) -> tuple[str, ...]:
-    if method in IMAGE_METHODS:
+    if is_network(method):
         return ("thumbnail-224",)
     return ("patches-low",) if method in COUNTS_METHODS else encoders
 

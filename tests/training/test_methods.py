@@ -6,7 +6,7 @@ from her2batch.errors import InputError
 from her2batch.models.mil_registry import MIL_METHODS
 from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Training
 from her2batch.store.training_run import FINAL_FOLD, Unit
-from her2batch.tasks import COUNTS_METHODS, IMAGE_METHODS
+from her2batch.tasks import COUNTS_METHODS, NETWORK_METHODS
 from her2batch.training.methods import (
     method_kind,
     method_names,
@@ -33,7 +33,11 @@ def test_every_method_has_a_default_input(method: str) -> None:
     planned = cells(Training(tasks=("her2-4way",), methods=(method,)), ("stain", "uni"))
     own = {input_name for _, name, input_name in planned if name == method}
     expected = (
-        {"stain", "uni"} if method in MIL_METHODS else {"thumbnail-224"} if method in IMAGE_METHODS else {"patches-low"}
+        {"stain", "uni"}
+        if method in MIL_METHODS
+        else {"thumbnail-224"}
+        if method in NETWORK_METHODS
+        else {"patches-low"}
     )
     assert own == expected
 
@@ -48,6 +52,20 @@ def test_counts_are_planned_after_the_patch_networks_they_need() -> None:
     kinds = [method_kind(unit.method, unit.input) for unit in work.units]
     assert kinds == sorted(kinds, key=["patch", "image", "mil", "counts"].index)
     assert len(work.of("patch")) == 11  # once for all tasks
+
+
+def test_another_network_may_classify_the_patches_that_are_counted() -> None:
+    training = Training(methods=("svm",), inputs=("patches-low",), patch_network="efficientnet-lite0")
+    assert cells(training) == {
+        ("her2-4way", "efficientnet-lite0", "patches-low"), ("her2-3way", "svm", "patches-low"),
+    }  # fmt: skip
+
+
+def test_any_network_of_timm_reads_thumbnails() -> None:
+    assert cells(Training(methods=("timm:resnet18",))) == {("her2-3way", "timm:resnet18", "thumbnail-224")}
+    assert Unit("her2-3way", "timm:resnet18", "thumbnail-224", 0).name == "her2-3way.timm-resnet18.thumbnail-224.00"
+    with pytest.raises(InputError, match="reads none of the inputs patches-low"):
+        plan_units(Training(methods=("timm:resnet18",), inputs=("patches-low",)), ())
 
 
 def test_a_patch_network_alone_classifies_her2_patches() -> None:
@@ -85,7 +103,7 @@ def test_every_searched_setting_is_a_setting_of_the_method(method: str) -> None:
         if method in MIL_METHODS and input_name == "stain":
             assert search_space(method, "mil").keys() <= MIL_METHODS[method].settings.model_fields.keys()
             assert search_space(method, "mil")
-        elif method in IMAGE_METHODS and input_name != "stain":
+        elif method in NETWORK_METHODS and input_name != "stain":
             assert search_space(method, "image").keys() <= ImageSettings.model_fields.keys()
             assert search_space(method, "patch") == search_space(method, "image") != {}
         elif method in COUNTS_METHODS:

@@ -221,3 +221,23 @@ def test_names_do_not_reach_a_pseudonymized_cohort_and_the_reverse(make_cohort: 
     with pytest.raises(InputError, match="has no pseudonyms; omit --pseudonymize"):
         check_pseudonyms(cohort, has_key=True)
     check_pseudonyms(Cohort(cohort.root / "new"), has_key=True)
+
+
+def test_a_precision_is_part_of_a_plan_with_networks_only(make_cohort: Callable[..., Cohort]) -> None:
+    assert Plan(precision="bfloat16").id == Plan().id  # no network
+    deep = Plan(encoders=("stain", "efficientnet-lite0"))
+    halved = deep.model_copy(update={"precision": "bfloat16"})
+    assert halved.id not in (deep.id, Plan().id)
+    cohort = make_cohort()
+    added = settle_plan(cohort, Plan(encoders=("efficientnet-lite0",), precision="bfloat16"))
+    assert (added.encoders, added.precision) == (deep.encoders, "bfloat16")  # nothing finished is computed again
+    match = match_plan(added, slide_row(Plan()))
+    assert match is not None
+    assert plan_id_of(added, slide_row(Plan()), match) == halved.id
+
+
+def test_two_precisions_in_one_cohort_are_refused(make_cohort: Callable[..., Cohort]) -> None:
+    cohort = make_cohort(Plan(encoders=("efficientnet-lite0",), precision="bfloat16"))
+    assert settle_plan(cohort, Plan()).precision == "bfloat16"
+    with pytest.raises(PlanChangedError, match="precision bfloat16 → float32"):
+        settle_plan(cohort, Plan(precision="float32"))
