@@ -22,9 +22,16 @@ SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 RGB_MARKER = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 """Adobe's APP14 marker with transform 0: the components are RGB. Aperio omits it, and decoders then assume YCbCr."""
 
+YCBCR_MARKER = RGB_MARKER[:-1] + b"\1"
+"""The same with transform 1: the components are YCbCr."""
+
+NAMED_RGB = re.compile(rb"\xff[\xc0-\xc2]\x00\x11.{5}\x03R..G..B", re.DOTALL)
+"""Frame header whose components are named R, G and B, which decoders take for RGB."""
+
 JFIF, JFIF_NAME = b"\xff\xe0", b"JFIF\0"
+ADOBE, ADOBE_NAME = b"\xff\xee", b"Adobe"
 HEADER_BYTES = 1024
-"""Bytes of a stream that are searched for a JFIF header."""
+"""Bytes of a stream that are searched for a JFIF header and for Adobe's marker."""
 
 J2K_START = b"\xff\x4f\xff\x51"
 """First bytes of a JPEG 2000 codestream: the markers SOC and SIZ."""
@@ -44,16 +51,27 @@ FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 def complete_jpeg(data: bytes, tables: bytes | None, colorspace: str) -> bytes:
     """Return a complete JPEG file from an abbreviated stream: with its tables and a marker for RGB.
 
-    tables: JPEGTables of the TIFF.  colorspace: of the stream, 'RGB' or 'YCBCR'.
+    tables: JPEGTables of the TIFF.  colorspace: of the stream, 'RGB' or 'YCBCR'. Markers that state another one are
+    changed, because decoders follow them.
     """
     body = tables.removeprefix(SOI).removesuffix(EOI) if tables else b""
     if colorspace != "RGB":
-        return b"".join((SOI, body, data[2:])) if body else data
+        named = YCBCR_MARKER if NAMED_RGB.search(data, 0, HEADER_BYTES) else b""
+        stream, body = _with_transform(data, 1), _with_transform(body, 1)
+        return b"".join((SOI, named, body, stream[2:])) if body or named else stream
     rest = data[2:]
     if (at := rest.find(JFIF_NAME, 0, HEADER_BYTES) - 4) >= 0 and rest[at : at + 2] == JFIF:
         # decoders prefer a JFIF header, which means YCbCr, to Adobe's marker
         rest = rest[:at] + rest[at + 2 + int.from_bytes(rest[at + 2 : at + 4]) :]
-    return b"".join((SOI, RGB_MARKER, body, rest))
+    return b"".join((SOI, RGB_MARKER, _with_transform(body, 0), _with_transform(rest, 0)))
+
+
+def _with_transform(segments: bytes, transform: int) -> bytes:
+    """Return segments whose Adobe marker, if there is one, states a transform: decoders follow the last marker."""
+    at = segments.find(ADOBE_NAME, 0, HEADER_BYTES) - 4
+    if at < 0 or segments[at : at + 2] != ADOBE or segments[at + 15 : at + 16] == bytes([transform]):
+        return segments
+    return segments[: at + 15] + bytes([transform]) + segments[at + 16 :]
 
 
 def header_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -241,15 +259,15 @@ def decide_colorspace(tag: str, streams: Sequence[bytes], tables: bytes | None) 
     """Return the colour space of the JPEG streams of a level: RGB or YCBCR. It is decided here and nowhere else.
 
     tag: colour space that the file states.  streams: a sample of the level's tiles.  The evidence counts in this order:
-    what the headers of the streams state; what their pixels show; what the headers suggest; the tag. Writers often keep
-    the tag of the pixels that they compressed (libvips from quality 90 on), or of the file that they copied.
+    what the pixels of the streams show; what their headers state; what the headers suggest; the tag. Writers often keep
+    the tag of the pixels that they compressed (libvips from quality 90 on), or of the file that they copied, and
+    markers of a picture from which the tiles were cut.
     """
     signs = {stream: sign for stream in streams if (sign := read_stream_colour(stream)) is not None}
     stated = {sign.stated for sign in signs.values()}
-    if len(stated) == 1 and None not in stated:
-        return str(stated.pop())
-    shown = shown_colorspace(tag, (_raw_components(stream, tables) for stream in signs))
-    return shown or next((sign.suggested for sign in signs.values() if sign.suggested), tag)
+    header = next(iter(stated)) if len(stated) == 1 else None
+    shown = shown_colorspace(header or tag, (_raw_components(stream, tables) for stream in signs))
+    return shown or header or next((sign.suggested for sign in signs.values() if sign.suggested), tag)
 
 
 def read_stream_colour(stream: bytes) -> StreamColour | None:

@@ -132,12 +132,12 @@ class TiledTiffSlide(Slide):
         self._tiff = replace(self._tiff, levels=levels, others=(*self._tiff.others, *others))
 
     def _decide_colours(self) -> tuple[str, ...]:
-        """Decide the colour space of each level from its streams; return a note if a tag is wrong.
+        """Decide the colour space of each level from its streams; return a note if a tag or a marker is wrong.
 
         Levels with one tag whose streams have the same signs of a colour space are decided together, on the smallest.
         """
         decided: dict[tuple[object, ...], str] = {}
-        levels: list[TileTable] = []
+        levels, mended = list[TileTable](), list[bool]()
         for table in reversed(self._tiff.levels):
             if table.compression in ("jpeg", "jpeg2000") and table.planes == 1:
                 streams = self._sample_streams(table)
@@ -145,11 +145,14 @@ class TiledTiffSlide(Slide):
                 key = table.compression, table.colorspace, signs
                 if key not in decided:
                     decided[key] = jpeg.decide_colorspace(table.colorspace, streams, table.jpeg_tables)
+                stated = {table.colorspace, *(sign.stated for sign in signs if sign is not None)} - {None}
                 levels.append(replace(table, colorspace=decided[key]))
+                mended.append(stated != {decided[key]})
             else:
                 levels.append(table)
+                mended.append(False)
         levels.reverse()
-        mended = [new.colorspace != old.colorspace for new, old in zip(levels, self._tiff.levels, strict=True)]
+        mended.reverse()
         self._tiff = replace(self._tiff, levels=tuple(levels))
         self._mended_to_rgb = {k for k, wrong in enumerate(mended) if wrong and levels[k].colorspace == "RGB"}
         return ("colour-tag-mended",) if any(mended) else ()

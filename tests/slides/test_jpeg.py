@@ -179,7 +179,7 @@ PICTURES = {
 
 HEADERS = {
     "bare": b"", "jfif": JFIF_HEADER, "jfif after a comment": COMMENT + JFIF_HEADER,
-    "jfif and adobe rgb": JFIF_HEADER + adobe(0),
+    "jfif and adobe rgb": JFIF_HEADER + adobe(0), "adobe rgb": adobe(0), "adobe ycbcr": adobe(1),
 }  # fmt: skip
 
 
@@ -194,12 +194,21 @@ def test_pixels_decide_where_tag_and_header_are_wrong(picture: str, truth: str) 
     components = as_stored(stain_tile(*PICTURES[picture]), truth)
     for tag in ("RGB", "YCBCR"):
         for name, header in HEADERS.items():
-            for subsampling, names in (("444", b"\1\2\3"), ("444", b"\0\1\2"), ("420", b"\1\2\3"), ("422", b"\1\2\3")):
+            for subsampling, names in (("444", b"\1\2\3"), ("444", b"\0\1\2"), ("420", b"\1\2\3"), ("422", b"RGB")):
                 stream = encode_components(components, subsampling, header, names)
                 decided = jpeg.decide_colorspace(tag, [stream], None)
                 assert decided == truth, (tag, name, subsampling)
                 pixels = jpeg.decode_jpeg(stream, None, decided).astype(int)
                 assert np.abs(pixels - stain_tile(*PICTURES[picture])).mean() < 8, (tag, name, subsampling)
+
+
+@pytest.mark.parametrize("truth", ["RGB", "YCBCR"])
+def test_wrong_marker_among_the_tables_changes_no_colours(truth: str) -> None:
+    stream = encode_components(as_stored(stain_tile(0.6, 243, 0.3), truth), "444")
+    tables = jpeg.SOI + adobe(1 if truth == "RGB" else 0) + jpeg.EOI
+    assert jpeg.decide_colorspace("RGB", [stream], tables) == truth
+    pixels = jpeg.decode_jpeg(stream, tables, truth).astype(int)
+    assert np.abs(pixels - stain_tile(0.6, 243, 0.3)).mean() < 8
 
 
 @pytest.mark.parametrize("tag", ["RGB", "YCBCR"])

@@ -24,7 +24,7 @@ from her2batch.slides.tiff_tables import ASSOCIATED_DAMAGED, parse_tiff
 from tests.conftest import tissue_image
 from tests.contract.reader_contract import SlideContract
 from tests.slides.damage import copies_with_hole, copies_with_zeroed_end, truncated_copies
-from tests.slides.test_jpeg import JFIF_HEADER, as_stored, encode_components
+from tests.slides.test_jpeg import JFIF_HEADER, adobe, as_stored, encode_components
 from tests.slides.test_tiff_tables import write_philips
 
 
@@ -400,6 +400,21 @@ def test_stream_decides_the_colours_of_a_slide(tmp_path: Path, tag: int, truth: 
             half = resample(rgb, 256, 256).astype(int)
             assert np.abs(slide.read(Box(0, 0, 256, 256), 0, 2) - half).mean() < 4
             slide.validate()
+
+
+@pytest.mark.parametrize(("tag", "truth"), [(2, "YCBCR"), (6, "RGB"), (2, "RGB"), (6, "YCBCR")])
+def test_pixels_decide_against_adobe_markers_that_state_the_other_colour_space(
+    tmp_path: Path, tag: int, truth: str
+) -> None:
+    rgb = tissue_image(512, 512, seed=4, brown=0.6)
+    encode = encode_as(truth, "444", adobe(1 if truth == "RGB" else 0))
+    path = write_levels(tmp_path / "a.tiff", rgb, [encode, encode], tag)
+    with TiledTiffSlide(path) as slide:
+        assert slide.info.notes == ("colour-tag-mended",)
+        assert np.abs(read_level(slide).astype(int) - rgb).mean() < 3
+        write_pyramid(slide, np.ones((4, 4), bool), tmp_path / "a.zarr", 90)
+        with Pyramid(tmp_path / "a.zarr") as copy:
+            assert np.array_equal(read_level(copy), read_level(slide))
 
 
 @pytest.mark.parametrize("kind", ["progressive", "4:4:4", "one component in tiles of glass", "optimised tables"])
