@@ -91,7 +91,7 @@ def test_ingest_to_object_store_gives_the_files_of_a_local_one(bucket: str, scan
     assert fetched(f"{bucket}/cohort", tmp_path / "there") == store_contents(tmp_path / "here")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_ingest_to_object_store_resumes(bucket: str, scans: Path, synthetic: Synthetic, tmp_path: Path) -> None:
     for path in sorted(synthetic.scans.iterdir())[2:4]:
         shutil.copy(path, scans)
@@ -122,6 +122,7 @@ def test_killed_ingest_to_object_store_resumes(bucket: str, scans: Path, synthet
     assert fetched(f"{bucket}/cohort", tmp_path / "there") == store_contents(tmp_path / "here")
 
 
+@pytest.mark.slow
 def test_changed_slide_and_damaged_object_are_ingested_again(bucket: str, scans: Path, synthetic: Synthetic) -> None:
     order = IngestRequest(scans, to_location(f"{bucket}/cohort"))
     ingest(order, Plan(), Resources(workers=0))
@@ -154,6 +155,7 @@ def test_pyramids_and_tables_are_read_from_object_store(bucket: str, scans: Path
     assert tiles.count_rows() == sum(row["n_tiles"] for row in there.rows().values())
 
 
+@pytest.mark.slow
 def test_bundle_scores_a_cohort_on_object_store(bucket: str, scans: Path, tmp_path: Path) -> None:
     order = IngestRequest(scans, to_location(f"{bucket}/cohort"))
     ingest(order, Plan(), Resources(workers=0))
@@ -164,6 +166,7 @@ def test_bundle_scores_a_cohort_on_object_store(bucket: str, scans: Path, tmp_pa
     assert score(order.out, bundle.path, Resources(workers=0)).already == 2
 
 
+@pytest.mark.slow
 def test_patient_is_removed_from_object_store(bucket: str, scans: Path, synthetic: Synthetic) -> None:
     order = IngestRequest(scans, to_location(f"{bucket}/cohort"), labels=synthetic.labels)
     ingest(order, Plan(), Resources(workers=0))
@@ -181,6 +184,7 @@ def test_patient_is_removed_from_object_store(bucket: str, scans: Path, syntheti
     assert ingest(order, Plan(), Resources(workers=0)).fresh == []
 
 
+@pytest.mark.slow
 def test_web_page_reads_and_reviews_on_object_store(bucket: str, scans: Path) -> None:
     root = to_location(f"{bucket}/cohort")
     ingest(IngestRequest(scans, root), Plan(), Resources(workers=0))

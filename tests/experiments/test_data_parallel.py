@@ -16,7 +16,7 @@ from her2batch.training.methods import plan_units
 from tests.conftest import Synthetic
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_one_network(synthetic: Synthetic, tmp_path: Path, ray_session: RaySession) -> None:
     training = Training(methods=("convnext-small",), folds=3, quick=True, options=("epochs=1",))
     job = open_job(TrainingRequest(synthetic.cohort, tmp_path / "run"), training)

@@ -63,7 +63,7 @@ main()
 
 
 @needs_faketime
-@pytest.mark.slow
+@pytest.mark.long
 def test_watch_is_not_affected_by_clock_jumps(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """The clock jumps one hour ahead, one hour back, and to 1970: each slide is ingested once, when it is at rest."""
     scans, cohort, clock = tmp_path / "scans", Cohort(tmp_path / "c"), tmp_path / "clock"

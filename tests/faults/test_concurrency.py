@@ -123,7 +123,8 @@ def cohort_readers(out: Path) -> dict[str, Callable[[], object]]:
     return {"glob": glob, "report": report, "status": look, "verify": check}
 
 
-@pytest.mark.parametrize("readers", [("glob", "report"), pytest.param(("status", "verify"), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("readers", [("glob", "report"), ("status", "verify")])
+@pytest.mark.slow
 def test_reader_beside_an_ingest_sees_whole_slides_and_never_fewer(
     reference_cohort: ReferenceCohort, tmp_path: Path, readers: tuple[str, str]
 ) -> None:
@@ -174,7 +175,7 @@ class DisturbedWorker(SlideWorker):
 
 
 @pytest.mark.parametrize(
-    "stage", [pytest.param("first", marks=pytest.mark.slow), "tiles", pytest.param("last", marks=pytest.mark.slow)]
+    "stage", [pytest.param("first", marks=pytest.mark.long), "tiles", pytest.param("last", marks=pytest.mark.long)]
 )
 @pytest.mark.parametrize(
     ("disturb", "code"), [(replace_slide, "unstable"), (truncate_slide, "unstable"), (Path.unlink, "gone")]
@@ -221,7 +222,7 @@ def test_number_of_workers_changes_no_byte(
         assert_same_files(tmp_path / str(workers), reference_cohort.files)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_huge_slide_and_slow_worker_change_no_byte(
     tmp_path: Path, ray_session: RaySession, make_slide: Callable
 ) -> None:
@@ -275,7 +276,7 @@ main()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_small_object_store_ends_well_or_with_one_line(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """With 80 MB of object store and 50 MB for all files of Ray, the run ends within five minutes."""
     room = Path("/tmp") / f"h2b-room-{os.getpid()}"
@@ -306,11 +307,9 @@ CHAOS = {
 
 @pytest.mark.parametrize(
     "fault",
-    [
-        pytest.param("RAY_testing_rpc_failure", marks=pytest.mark.slow),
-        pytest.param("RAY_testing_asio_delay_us", marks=pytest.mark.long),
-    ],
+    ["RAY_testing_rpc_failure", "RAY_testing_asio_delay_us"],
 )
+@pytest.mark.long
 def test_lost_or_late_ray_messages_change_no_byte(
     reference_cohort: ReferenceCohort, tmp_path: Path, fault: str
 ) -> None:

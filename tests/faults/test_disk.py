@@ -147,7 +147,7 @@ def test_read_errors_fail_one_slide_only(reference_cohort: ReferenceCohort, tmp_
 
 
 @needs_strace
-@pytest.mark.slow
+@pytest.mark.long
 def test_slow_share_changes_no_byte(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """Every read of the slides takes 20 ms longer."""
     slow = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(tmp_path / "log"), "--trace=pread64"]
@@ -219,6 +219,7 @@ def test_unmounted_cohort_ends_the_run_and_is_not_created_again(
 
 
 @needs_strace
+@pytest.mark.slow
 def test_power_loss_at_any_step_leaves_whole_slides(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """Replay every prefix of the disk operations of an ingest, without what was not forced to the disk by then."""
     scans, out = tmp_path / "scans", tmp_path / "c"
@@ -285,6 +286,7 @@ def test_verify_finds_200_of_200_flipped_bits(reference_cohort: ReferenceCohort,
     assert missed == []
 
 
+@pytest.mark.slow
 def test_only_slides_with_flipped_bits_are_ingested_again(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     cohort = ingested_cohort(reference_cohort, tmp_path)
     for slide_id, kind in (("s0", 1), ("s3", -1), ("s5", -2)):  # a table, a row, a picture or a shard

@@ -116,10 +116,11 @@ def test_kill_at_a_system_call_of_the_commit_leaves_a_whole_slide_or_none(
 @pytest.mark.parametrize(
     ("strike", "codes"),
     [
-        pytest.param("KILL", {-signal.SIGKILL}, marks=pytest.mark.slow),
-        pytest.param("EIO", {0, 1, 2, 3}, marks=pytest.mark.long),
+        ("KILL", {-signal.SIGKILL}),
+        ("EIO", {0, 1, 2, 3}),
     ],
 )
+@pytest.mark.long
 def test_fault_at_an_audit_event_leaves_a_whole_slide_or_none(
     reference_cohort: ReferenceCohort, tmp_path: Path, strike: str, codes: set[int]
 ) -> None:
@@ -221,7 +222,8 @@ def wait_for_process(pid: int, part: str, out: Path, rows: int = 1) -> list[psut
     return find_descendants(pid, part)
 
 
-@pytest.mark.parametrize("rows", [pytest.param(0, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rows", [0, 6])
+@pytest.mark.long
 def test_dead_ray_process_at_start_or_stop_is_not_waited_for(
     reference_cohort: ReferenceCohort, tmp_path: Path, rows: int
 ) -> None:

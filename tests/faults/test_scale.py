@@ -195,9 +195,8 @@ main()
 
 
 @needs_mount
-@pytest.mark.parametrize(
-    "before", [pytest.param("slide", marks=pytest.mark.slow), pytest.param("workers", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("before", ["slide", "workers"])
+@pytest.mark.long
 def test_full_object_store_beside_a_full_disk_ends_the_run_with_one_line(
     reference_cohort: ReferenceCohort, tmp_path: Path, before: str
 ) -> None:

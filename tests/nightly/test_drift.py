@@ -23,7 +23,7 @@ from her2batch.store.cohort import Cohort
 from tests.conftest import Synthetic
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_false_alarm_rate_is_the_nominal_one() -> None:
     rng = np.random.default_rng(0)
     alarms = 0

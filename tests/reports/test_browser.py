@@ -220,6 +220,7 @@ def test_first_rows_are_shown_without_scripts(browser: Browser, small: Path) -> 
     context.close()
 
 
+@pytest.mark.slow
 def test_pictures_survive_printing(browser: Browser, large: Path) -> None:
     """Pictures further down than the screen are decoded too: none waits until it is scrolled to."""
     path = next((large.parent / "report_slides").iterdir())

@@ -11,6 +11,7 @@ import pytest
 from her2batch.runtime.ray_session import RaySession
 
 
+@pytest.mark.slow
 def test_gpu_worker_loads_cucim_before_torch(tmp_path: Path) -> None:
     """In the other order cuCIM is refused, because it would hang."""
     pytest.importorskip("cucim")

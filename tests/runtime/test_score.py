@@ -134,6 +134,7 @@ def cohort_with_blank_slide(synthetic: Synthetic, tmp_path: Path) -> Path:
     return tmp_path / "cohort"
 
 
+@pytest.mark.slow
 def test_slide_without_tiles_is_scored_as_ingest_with_the_bundle_scores_it(
     bundle: Path, cohort_with_blank_slide: Path
 ) -> None:
@@ -245,6 +246,7 @@ def test_score_reads_the_labels_that_the_slides_do_not_have_yet(
     assert {row["stain"] for row in Cohort(unlabelled).rows().values()} == {"her2", "er"}
 
 
+@pytest.mark.slow
 def test_predictions_of_a_bundle_follow_labels_that_come_later(
     bundle: Path, unlabelled: Path, synthetic: Synthetic, tmp_path: Path
 ) -> None:

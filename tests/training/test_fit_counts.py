@@ -30,6 +30,7 @@ def test_a_classifier_learns_from_counts_and_not_from_noise(method: str) -> None
 
 
 @pytest.mark.parametrize("method", ["svm", "mlp"])
+@pytest.mark.slow
 def test_a_search_gives_the_same_head_twice(method: str) -> None:
     features, labels, patients = examples(45)
     one, other = (
@@ -38,6 +39,7 @@ def test_a_search_gives_the_same_head_twice(method: str) -> None:
     assert np.array_equal(head_probabilities(one, features, 3), head_probabilities(other, features, 3))
 
 
+@pytest.mark.slow
 def test_a_search_finds_the_better_values() -> None:
     """A wide margin under much noise wants a smooth machine; the same grid's least one memorises."""
     features, labels, patients = examples(60)

@@ -48,7 +48,7 @@ def test_every_method_finds_the_planted_instances(method: str, found: tuple[Bags
         assert np.mean([shares[:3].sum() / shares.sum() for shares in attention]) > 0.3
 
 
-@pytest.mark.parametrize("method", ["clam-mb", "dtfd-maxmins"])
+@pytest.mark.parametrize("method", ["clam-mb", pytest.param("dtfd-maxmins", marks=pytest.mark.slow)])
 def test_resumed_training_gives_the_same_bytes(
     method: str, found: tuple[Bags, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

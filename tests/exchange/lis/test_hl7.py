@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hl7apy.consts import VALIDATION_LEVEL
 from hl7apy.parser import parse_message
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from her2batch.exchange.lis.hl7 import Acknowledgement, oru_message, parse_acknowledgement
@@ -35,6 +35,7 @@ def test_equivocal_slides_have_no_status(tmp_path: Path) -> None:
     assert all("not reviewed by a pathologist" in text for text in texts)
 
 
+@settings(max_examples=40, deadline=None)
 @given(texts, texts, texts, texts)
 def test_any_text_arrives_as_it_was_written(patient, accession, family, given_name) -> None:
     names = {"patient_id": f"1{patient}", "accession": f"1{accession}", "family_name": family, "given_name": given_name}

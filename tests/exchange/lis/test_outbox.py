@@ -44,6 +44,7 @@ def test_results_are_preliminary_final_and_corrected(tmp_path: Path) -> None:
         assert len(lis.kept) == lis.tries == 5
 
 
+@pytest.mark.slow
 def test_hostile_receiver_gets_every_result_once_and_none_final_without_a_verdict(tmp_path: Path) -> None:
     cohort = make_cohort(tmp_path / "c", 40)
     decided = {f"S{k:03d}" for k in range(0, 40, 5)}
@@ -97,6 +98,7 @@ def test_slides_without_identity_or_result_are_listed_and_not_sent(tmp_path: Pat
     assert len(lis.kept) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_sender_sends_nothing_twice_and_loses_nothing(tmp_path: Path) -> None:
     cohort = make_cohort(tmp_path / "c", 12)
     program = (
