@@ -194,13 +194,15 @@ class CohortReader:
         return frame
 
     def bag(self, slide_id: str, encoder: str) -> NDArray[np.float16]:
-        """Return a slide's embeddings, (N, D) float16, in the order of its tiles; (0, D) without tiles."""
+        """Return a slide's embeddings, (N, D) float16, in the order of its tiles, without controls; (0, D) if none."""
+        from her2batch.store.pieces.patient_tiles import patient_tiles_of
         from her2batch.store.training_run import encoder_folder
 
         table = self.dataset(f"embeddings/{encoder_folder(encoder)}", [slide_id]).to_table(columns=["embedding"])
         column = table.column("embedding").combine_chunks()
         flat: NDArray[np.float16] = column.flatten().to_numpy()
-        return flat.reshape(len(column), column.type.list_size)
+        bag, own = flat.reshape(len(column), column.type.list_size), patient_tiles_of(self._store, slide_id)
+        return bag if own is None else bag[own]
 
     def bags(self, encoder: str, labels: str | Path | None = None, task: str | Task = "her2-3way") -> BagDataset:
         """Return a torch Dataset of (embeddings (N, D) float32, class index) for every slide with a label for the task.
@@ -261,7 +263,8 @@ def ingest(
     """Process every slide in a scan folder into a cohort, as `her2batch ingest` does; a second call resumes.
 
     settings: any other option of the command by its field in `settings`: encoders=["stain"], mpp=0.5, workers=2, …
-    columns={"slide_id": "Filename"}: headers of the labels, as --column gives them.  regions: folder, as --regions.
+    columns={"slide_id": "Filename"}: headers of the labels, as --column gives them.
+    regions, controls: as --regions and --controls.
     replan: process finished slides again if the plan has changed, which is an error otherwise.
     Returns what the command prints with --json.  Raises InputError, StoreError, WeightsError for what stops the batch.
     """
@@ -271,10 +274,11 @@ def ingest(
     from her2batch.store.cohort import Cohort
 
     columns, regions = settings.pop("columns", {}), _path(settings.pop("regions", None))
+    controls = settings.pop("controls", None)
     plan, resources, window = _split(settings, Plan, Resources, RunWindow)
     request = IngestRequest(Path(scans), to_location(out), _path(bundle), _path(labels), _path(weights))
-    request = replace(request, key=_path(pseudonymize), retry_failed=retry_failed, replan=replan)
-    request = replace(request, columns=columns, regions=regions)
+    request = replace(request, key=_path(pseudonymize), retry_failed=retry_failed, replan=replan, regions=regions)
+    request = replace(request, columns=columns, controls=None if controls is None else str(controls))
     summary = run(request, plan, resources, window=window)
     return ingest_result(summary, count_predictions(Cohort(summary.cohort), summary.fresh))
 

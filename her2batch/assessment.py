@@ -34,15 +34,22 @@ TASK_NAMES: Final = {
     "pr": "PR",
 }
 
-INFORMATIVE_FLAGS: Final = frozenset({"pyramid-retired", "colour-tag-mended", "associated-image-damaged", "mpp-forced"})
+INFORMATIVE_FLAGS: Final = frozenset(
+    {"control-slide", "pyramid-retired", "colour-tag-mended", "associated-image-damaged", "mpp-forced"}
+)
 """Flags that do not concern the quality of the image. Every other flag asks for a review."""
+
+CONTROL_SLIDE: Final = "control-slide"
+"""Flag of a slide that consists of control tissue: it has no result and belongs to no patient."""
 
 REASONS: Final[dict[str, tuple[str, str]]] = {
     "failed": ("failed", "no result"),
     "no-tissue": ("failed", "no tissue was found"),
     "no-method": ("failed", "no method gave a result"),
     "control-failed": ("control", "a control tissue of this run did not score as expected"),
+    "control-missing": ("control", "a control tissue was not found where it should be"),
     "control-suspected": ("control", "a piece of tissue may be a control"),
+    "only-controls": ("control", "all tissue of the slide is control tissue, or excluded"),
     "needs-ish": ("ish", "2+ is equivocal: ISH needed"),
     "methods-disagree": ("disagreement", "the methods give different classes"),
     "pen": ("quality", "pen ink on the slide"),
@@ -200,8 +207,9 @@ def assess_slide(
     needs_ish = is_her2 and ish is None and _is_equivocal(own, verdict, result)
     derived = _derived_classes(result, ish, verdict, needs_ish) if is_her2 else {}
     reasons = _reasons(row, own, needs_ish)
-    other = not own and row["status"] == "done" and not task_applies(IHC_TASK, row["stain"])
-    asked = not other and any(reason.asks for reason in reasons)
+    is_control = CONTROL_SLIDE in (row["flags"] or ())
+    other = not own and row["status"] == "done" and (is_control or not task_applies(IHC_TASK, row["stain"]))
+    asked = (is_control or not other) and any(reason.asks for reason in reasons)
     state = "decided" if verdict is not None else "review" if asked else "other" if other else "clear"
     return Assessment(
         state, result, _meaning(row, result, ish, needs_ish, derived), by, task, derived, needs_ish, reasons,
@@ -269,6 +277,8 @@ def _meaning(
     """Return what the result means, in words."""
     if row["status"] == "failed":
         return f"no result: the slide failed ({row['error_code']})"
+    if CONTROL_SLIDE in (row["flags"] or ()):
+        return "control slide"
     if result is None:
         known = task_applies(IHC_TASK, row["stain"])
         return "no IHC score" if known else f"{(row['stain'] or '').upper()} slide: no method scores this marker"
@@ -325,7 +335,8 @@ def _reasons(row: Fields, predictions: Sequence[Fields], needs_ish: bool) -> tup
         add("missing-tiles", f"{row['blank_tiles']} tiles, {row['n_tiles']} with an image")
     for flag in flags:
         add(flag)
-    if not predictions and not flags and row["n_tiles"] and task_applies(IHC_TASK, row["stain"]):
+    is_control = CONTROL_SLIDE in (row["flags"] or ())
+    if not predictions and not flags and row["n_tiles"] and not is_control and task_applies(IHC_TASK, row["stain"]):
         add("no-method")
     if needs_ish:
         add("needs-ish")

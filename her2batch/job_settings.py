@@ -92,6 +92,7 @@ class NightlySettings(Settings):
     labels: str | None = Field(None, description="label sheet with the patient of each slide")
     columns: dict[str, str] = Field({}, description="columns of the label sheet with other headers: name → header")
     regions: str | None = Field(None, description="folder of QuPath regions to which the tiles are restricted")
+    controls: str | None = Field(None, description="control tissue, as --controls: a TOML file, or auto")
     weights: str | None = Field(None, description="folder with encoder weights; default: the hub's cache")
     pseudonymize: str | None = Field(
         None, description="key file; names, dates and barcodes of the slides are replaced by keyed hashes"

@@ -52,6 +52,55 @@ WITHOUT_NETWORK: Final = ("stain",)
 """Encoders of a plan that runs no network: its precision decides nothing."""
 
 
+class ControlPlace(Settings):
+    """An area of a slide where control tissue is: a strip along a side, or a box, in mm from the label's edge.
+
+    expected: class of the control; several are those of its pieces, in their order along the side.
+    """
+
+    side: Literal["left", "right", "top", "bottom"] = Field(
+        "left", description="side of the image at which the label is, or from which distances are measured"
+    )
+    mm: float | None = Field(None, gt=0, le=80, description="depth of the strip along the side, mm")
+    box: tuple[float, float, float, float] | None = Field(
+        None, description="nearest and farthest distance from the side, first and last position along it, mm"
+    )
+    expected: tuple[str, ...] = Field((), description="expected class: 0, 1+, 2+ or 3+")
+
+
+class ControlSlides(Settings):
+    """Slides that consist of control tissue."""
+
+    name: str = Field(min_length=1, description="slide id; `*` stands for any characters")
+    expected: tuple[str, ...] = Field((), max_length=1, description="expected class: 0, 1+, 2+ or 3+")
+
+
+class ControlAnnotations(Settings):
+    """Classes of QuPath regions around control tissue, and around tissue that does not count."""
+
+    control: tuple[str, ...] = Field(("Control",), description="classes of regions with control tissue")
+    exclude: tuple[str, ...] = Field(("Exclude",), description="classes of regions that do not count")
+    expected: tuple[str, ...] = Field((), max_length=1, description="expected class where the region's does not say it")
+
+
+class Controls(Settings):
+    """Where control tissue is. It never counts towards a slide's score.
+
+    auto: pieces that are proposed are controls; else they are only flagged.
+    """
+
+    auto: bool = Field(False, description="pieces of tissue that are proposed as controls are controls")
+    places: tuple[ControlPlace, ...] = Field((), description="areas of each slide")
+    annotations: ControlAnnotations | None = Field(None, description="classes of QuPath regions")
+    slides: tuple[ControlSlides, ...] = Field((), description="control slides, by their names")
+
+    def __str__(self) -> str:
+        counts = {"place": len(self.places), "name of control slides": len(self.slides)}
+        parts = [f"{count} × {name}" for name, count in counts.items() if count]
+        parts += ["annotations"] if self.annotations is not None else []
+        return "auto" if self.auto else ", ".join(parts)
+
+
 class Plan(Settings):
     """Settings that decide the results. Cohorts with the same plan id and the same slides contain the same bytes."""
 
@@ -95,6 +144,7 @@ class Plan(Settings):
         description="class of QuPath regions that --regions leaves out; repeatable; default: Exclude, DCIS, Control, "
         "Ignore",
     )
+    controls: Controls | None = Field(None, description="where control tissue is; see --controls")
     bundle: str | None = Field(None, description="id of the bundle whose networks classify patches and thumbnails")
 
     @property
@@ -114,6 +164,10 @@ class Plan(Settings):
             del values["mpp_force"]
         if self.precision is None or self.encoders == WITHOUT_NETWORK:  # decides no value of these cohorts
             del values["precision"]
+=======
+        for name in ("mpp_force", "controls"):  # ids of cohorts that were written before these settings
+            if values[name] is None:
+                del values[name]
         if algorithms > 1:
             values["algorithms"] = algorithms
         text = json.dumps(values, sort_keys=True)

@@ -134,24 +134,25 @@ def read_regions(path: Path, include: Collection[str], exclude: Collection[str],
     Only annotations count, not detections, cells and tiles.  Raises InputError with the file and the feature for what
     cannot be read, and for a region that lies outside the slide.
     """
-    wanted, unwanted = ({_normalized(name) for name in names} for names in (include, exclude))
+    wanted, unwanted = ({normalized_class(name) for name in names} for names in (include, exclude))
     included: list[BaseGeometry] = []
     excluded: list[BaseGeometry] = []
     for area in read_areas(path):
-        names = {_normalized(name) for name in area.classes}
+        names = {normalized_class(name) for name in area.classes}
         chosen = excluded if names & unwanted else included if names & wanted else None
         if chosen is not None:
-            _check_inside(path, area, size)
+            check_inside(path, area, size)
             chosen.append(area.shape)
     return SlideRegions(*(shapely.unary_union(shapes) if shapes else None for shapes in (included, excluded)))
 
 
-def _normalized(name: str) -> str:
+def normalized_class(name: str) -> str:
     """Return a class name without case, British spelling, and the asterisk of QuPath's `Ignore*`."""
     return name.strip().rstrip("*").casefold().replace("tumour", "tumor")
 
 
-def _check_inside(path: Path, area: AnnotatedArea, size: tuple[int, int]) -> None:
+def check_inside(path: Path, area: AnnotatedArea, size: tuple[int, int]) -> None:
+    """Raise InputError for a region that leaves the slide. size: of the slide, level-0 px."""
     left, top, right, bottom = area.shape.bounds
     over_x, over_y = OVERHANG * size[0], OVERHANG * size[1]
     if left < -over_x or top < -over_y or right > size[0] + over_x or bottom > size[1] + over_y:

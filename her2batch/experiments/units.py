@@ -21,6 +21,7 @@ from her2batch.files.parquet import read_parquet
 from her2batch.models.nets import network_spec
 from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Plan, Training
 from her2batch.store.cohort import Cohort
+from her2batch.store.pieces.patient_tiles import patient_tiles_of, read_patient_tiles
 from her2batch.store.schemas import run_schema
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit, encoder_folder, tasks_of_table, with_tasks
 from her2batch.tasks import IHC_SCORES, PATCH_INPUTS, Task
@@ -206,7 +207,7 @@ def _test_mil(
         network.to(device).eval(), inputs.data, inputs.positions[test], fold.n_classes, device, fold.scale
     )
     ids = [slides.slide_ids[k] for k in test]
-    job.run.write_unit_table(unit, "attention", _attention_table(ids, attention))
+    job.run.write_unit_table(unit, "attention", _attention_table(job, ids, attention))
     _commit_predictions(job, unit, ids, slides.labels[test], p)
 
 
@@ -297,7 +298,7 @@ def tissue_patches(job: TrainingJob, input_name: str, slide_id: str) -> Iterator
     if cached.is_file():
         yield load_images(cached)
         return
-    table = job.cohort.read("tiles", slide_id)
+    table = read_patient_tiles(job.cohort, slide_id)
     tiles = np.stack([table.column(name).to_numpy() for name in ("x", "y", "size")], axis=1).astype(np.int32)
     with Pyramid(job.cohort.pyramid(slide_id)) as slide:
         grid = plan_patches(slide.info, job.plan, tiles, table.column("tissue").to_numpy(), PATCH_INPUTS[input_name])
@@ -313,11 +314,16 @@ def _save_weights(path: Path, weights: dict[str, Any]) -> None:
         file.write_bytes(save({key: weight.contiguous() for key, weight in weights.items()}))
 
 
-def _attention_table(ids: Sequence[str], attention: Sequence[NDArray[np.float32]]) -> pa.Table:
+def _attention_table(job: TrainingJob, ids: Sequence[str], attention: Sequence[NDArray[np.float32]]) -> pa.Table:
+    """Return the attention of test slides, by the numbers of their tiles in the table `tiles`."""
     n = [len(values) for values in attention]
+    own = (patient_tiles_of(job.cohort, slide_id) for slide_id in ids)
+    tiles = [
+        np.arange(count) if counts is None else np.flatnonzero(counts) for count, counts in zip(n, own, strict=True)
+    ]
     columns = {
         "slide_id": np.repeat(np.array(ids, object), n),
-        "tile": np.concatenate([np.arange(count) for count in n]) if n else np.empty(0, int),
+        "tile": np.concatenate(tiles) if n else np.empty(0, int),
         "attention": np.concatenate(attention) if n else np.empty(0, np.float32),
     }
     return pa.table({name: pa.array(values) for name, values in columns.items()}).cast(run_schema("attention"))

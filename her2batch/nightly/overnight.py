@@ -189,6 +189,7 @@ def _ingest_new_slides(settings: NightlySettings, session: RaySession, on_progre
         weights=_optional_path(settings.weights),
         key=_optional_path(settings.pseudonymize),
         regions=_optional_path(settings.regions),
+        controls=settings.controls,
         exact_plan=True,
         columns=settings.columns,
     )
@@ -229,7 +230,11 @@ def _score_sentinels(
     request = IngestRequest(
         Path(settings.sentinels.folder), nested.root, weights=_optional_path(settings.weights), key=key
     )
-    plan = settings.plan.model_copy(update=dict.fromkeys(REGION_SETTINGS, ()))  # sentinels have no regions
+    controls = settings.plan.controls
+    if controls is not None:
+        controls = controls.model_copy(update={"annotations": None})
+    without: dict[str, object] = dict.fromkeys(REGION_SETTINGS, ())  # sentinels have no regions
+    plan = settings.plan.model_copy(update={**without, "controls": controls})
     if discover_slides(request.scans).slides:  # without any the report is held back; the night's slides are done
         ingest(request, plan, settings.resources, session=session)
     if settings.bundle is not None and any(row["status"] == "done" for row in nested.rows().values()):

@@ -33,7 +33,8 @@ TRANSIENT_ERRORS = frozenset({"unstable", "gone", "store-write"})
 class SlideJob:
     """One slide to process.  sha256: None where its files have not been read.  patient_id and what follows: labels.
 
-    regions, regions_sha256: file of the regions to which its tiles are restricted.
+    regions, regions_sha256: file of the regions to which its tiles are restricted.  controls, controls_sha256: file of
+    its annotated controls.
     encoders: to add to a finished slide from its pyramid, which `source` then is; empty: process the slide files.
     """
 
@@ -46,6 +47,8 @@ class SlideJob:
     encoders: tuple[str, ...] = ()
     regions: Path | None = None
     regions_sha256: str | None = None
+    controls: Path | None = None
+    controls_sha256: str | None = None
 
 
 @dataclass
@@ -142,9 +145,10 @@ def take_inventory(
     labels: Mapping[str, Row],
     retry_failed: bool = False,
     regions: Path | None = None,
+    controls: Path | None = None,
 ) -> Inventory:
-    """Compare a scan folder with a cohort. regions: folder of them."""
-    updater = InventoryUpdater(scans, cohort, plan, pseudonymizer, labels, retry_failed, regions)
+    """Compare a scan folder with a cohort. regions, controls: folders of annotations."""
+    updater = InventoryUpdater(scans, cohort, plan, pseudonymizer, labels, retry_failed, regions, controls)
     updater.admit(updater.discover())
     return updater.inventory
 
@@ -165,11 +169,13 @@ class InventoryUpdater:
         labels: Mapping[str, Row],
         retry_failed: bool = False,
         regions: Path | None = None,
+        controls: Path | None = None,
     ) -> None:
         """A scan folder that does not exist has no files."""
         scans = scans.resolve() if ".." in scans.parts else scans.absolute()  # else the same file has two names
         self.cohort, self._scans, self._plan, self._pseudonymizer = cohort, scans, plan, pseudonymizer
-        self._labels, self._retry_failed, self.regions = labels, retry_failed, RegionFolder(regions)
+        self._labels, self._retry_failed = labels, retry_failed
+        self.regions, self.controls = RegionFolder(regions), RegionFolder(controls)
         self.rows, self._damaged, self._sizes = cohort.rows(), cohort.damaged_slides(), cohort.object_sizes()
         intake = pseudonymizer.convert_times(_read_intake(cohort))
         self._seen_files = SeenFiles(intake, self.rows, pseudonymizer, erased_digests(cohort))
@@ -229,6 +235,7 @@ class InventoryUpdater:
             entry = self._seen_files.entries.get(self._pseudonymizer.path(source.path))
             if entry is not None and entry["outcome"] == "slide":
                 self.regions.add_slide(entry["slide_id"], source.path)
+                self.controls.add_slide(entry["slide_id"], source.path)
 
     def reload_rows(self) -> None:
         """Read the cohort's rows again after they were changed."""
@@ -266,11 +273,13 @@ class InventoryUpdater:
             label = self._labels.get(entry["slide_id"], {})
             columns: dict[str, Any] = {name: label.get(name) for name in LABEL_COLUMNS}
             columns["regions"], columns["regions_sha256"] = self.regions.file_of(entry["slide_id"])
+            columns["controls"], columns["controls_sha256"] = self.controls.file_of(entry["slide_id"])
             return SlideJob(entry["slide_id"], source, entry["sha256"], **columns)
         return None
 
     def _is_current(self, row: Row, entry: Row, source: SlideFiles) -> bool:
-        if row["regions"] != self.regions.file_of(row["slide_id"])[1]:
+        annotated = (self.regions.file_of(row["slide_id"])[1], self.controls.file_of(row["slide_id"])[1])
+        if (row["regions"], row["controls"]) != annotated:
             return False
         if not _is_current(row, entry, self._plan, self._retry_failed):
             return False

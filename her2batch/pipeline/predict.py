@@ -26,6 +26,7 @@ from her2batch.settings import Plan
 from her2batch.slides.pyramid import Pyramid
 from her2batch.store import schemas
 from her2batch.store.cohort import Cohort, Row, tables_of
+from her2batch.store.pieces.patient_tiles import patient_tiles, read_patient_tiles
 from her2batch.store.training_run import encoder_folder
 from her2batch.tasks import HER2_TASKS, PATCH_INPUTS, TIMM_PREFIX, task_applies
 from her2batch.vision.patches import apply_clahe, usable_patches
@@ -81,13 +82,14 @@ def predict_slide(predictor: BundlePredictor, row: Mapping[str, Any], read: Read
     Raises what `read` raises.
     """
     slide_id, bundle = row["slide_id"], predictor.bundle
-    found, attention = predictor(read_features(bundle, row, read))
+    own = patient_tiles(read)
+    found, attention = predictor(read_features(bundle, row, read, own))
     rows = [{**values, "slide_id": slide_id, "patient_id": row["patient_id"]} for values in found]
     tables = {f"predictions/{bundle.id}": pa.Table.from_pylist(rows, schemas.table_schema("predictions"))}
     parts = []
     for key, shares in attention.items():
         named = [pa.array([word] * len(shares), pa.string()) for word in (slide_id, *key)]
-        tiles = pa.array(np.arange(len(shares), dtype=np.int32))
+        tiles = pa.array((np.arange(len(shares)) if own is None else np.flatnonzero(own)).astype(np.int32))
         parts.append(pa.table([*named, tiles, pa.array(shares)], schema=schemas.table_schema("attention")))
     if parts:
         tables[f"attention/{bundle.id}"] = pa.concat_tables(parts)
@@ -107,12 +109,17 @@ def rule_table(row: Mapping[str, Any], membrane: Mapping[str, NDArray[np.float32
     return pa.Table.from_pylist([{**values, **keys} for values in found], schemas.table_schema("predictions"))
 
 
-def read_features(bundle: Bundle, row: Mapping[str, Any], read: ReadTable) -> SlideFeatures:
-    """The features that a bundle's models need, from a slide's tables."""
+def read_features(
+    bundle: Bundle, row: Mapping[str, Any], read: ReadTable, own: NDArray[np.bool_] | None = None
+) -> SlideFeatures:
+    """The features that a bundle's models need, from a slide's tables.  own: tiles that count, (n,); None: all."""
     inputs: dict[str, list[str]] = {}
     for entry in bundle.info.models:
         inputs.setdefault(entry.kind, []).append(entry.input)
-    embeddings = {name: embedding_matrix(read(f"embeddings/{encoder_folder(name)}")) for name in inputs.get("mil", [])}
+    embeddings = {}
+    for name in inputs.get("mil", []):
+        bag = embedding_matrix(read(f"embeddings/{encoder_folder(name)}"))
+        embeddings[name] = bag if own is None else bag[own]
     patches, thumbnails = {}, {}
     if "patch" in inputs:
         table = read(f"patches/{bundle.id}")
@@ -194,7 +201,7 @@ def _network_tables(
     slide_id, added = row["slide_id"], {}
     if not networks:
         return {}
-    tiles = cohort.read("tiles", slide_id)
+    tiles = read_patient_tiles(cohort, slide_id)
     corners = np.stack([tiles.column(name).to_numpy() for name in ("x", "y", "size")], axis=1).astype(np.int32)
     if of_thumbnails := [network for network in networks if network.entry.kind == "thumbnail"]:
         jpeg = cohort.thumbnail(slide_id).read_bytes()

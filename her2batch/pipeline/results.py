@@ -13,6 +13,7 @@ from her2batch.errors import SlideError
 from her2batch.models.bundle import Bundle
 from her2batch.models.predictor import BundlePredictor
 from her2batch.pipeline.inventory import InventoryUpdater
+from her2batch.pipeline.pieces.piece_results import control_flags, control_mm2, score_pieces
 from her2batch.pipeline.predict import predict_slide, rule_table
 from her2batch.pipeline.slide_state import SlideState
 from her2batch.slides.discover import DiscoveredSlides
@@ -23,6 +24,7 @@ from her2batch.store.cohort import Cohort, Draft, Row, tables_of
 from her2batch.store.label_sheets.book import LABEL_COLUMNS, LabelBook
 from her2batch.store.label_sheets.cells import MISSING_PATIENTS, is_missing
 from her2batch.store.label_sheets.stored import write_labels
+from her2batch.store.pieces.patient_tiles import patient_tiles
 from her2batch.tasks import MEMBRANE_RULE
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
 
@@ -61,7 +63,8 @@ def check_missing(info: SlideInfo, used: NDArray[np.bool_], lost: NDArray[np.boo
 def result_columns(state: SlideState, path: Path) -> Row:
     """The columns of `slides` that the stages determine.
 
-    path: the slide file, for the error.  Raises SlideError `blank-tiles`.
+    path: the slide file, for the error.  The scores of the pieces are kept in the state, as flags of the slide follow
+    from them.  Raises SlideError `blank-tiles`.
     """
     n, tissue = len(state.tissue_tiles.grids["tiles"].tiles), state.tissue_tiles.tissue
     blank = int(state.measurements.column("blank").sum())
@@ -71,20 +74,24 @@ def result_columns(state: SlideState, path: Path) -> Row:
     missing = state.tissue_tiles.missing
     notes = [*state.notes, *(["missing-tiles"] if missing else [])]
     no_tissue = n == 0 and "no-tissue" not in quality.flags
-    further = [*(["no-tissue"] if no_tissue else []), *_region_flags(state)]
+    stain, pieces, mm2 = state.stain or state.stain_fit.marker, state.tissue_tiles.pieces, state.overview.mpp**2 / 1e6
+    scored = score_pieces(pieces, state.measurements, stain)
+    state.put("piece_results", scored)
+    further = [*(["no-tissue"] if no_tissue else []), *_region_flags(state), *control_flags(pieces, scored)]
     return {
         "tissue_mm2": float(tissue.mask.sum()) * state.overview.mpp**2 / 1e6,
         "tissue_method": tissue.method,
         "tissue_disagreement": tissue.disagreement,
         "n_tiles": n,
         "region_mm2": state.tissue_tiles.region_mm2,
+        "control_mm2": control_mm2(pieces, mm2),
         "flags": [*notes, *quality.flags, *further],
         "blur": quality.blur,
         "pen": quality.pen,
         "saturated": quality.saturated,
         "background": quality.background,
         "blank_tiles": blank + missing,
-        "stain": state.stain or state.stain_fit.marker,
+        "stain": stain,
         **DONE,
     }
 
@@ -200,7 +207,8 @@ def _relabelled_tables(
     for name in names:
         kind, _, source = name.partition("/")
         if name == f"predictions/{MEMBRANE_RULE}" and label.get("stain") is not None:
-            membrane = read("membrane")
+            membrane, own = read("membrane"), patient_tiles(read)
+            membrane = membrane if own is None else membrane.filter(pa.array(own))
             shares = {column: membrane.column(column).to_numpy() for column in MEMBRANE_COLUMNS}
             tables[name] = rule_table(new, shares, presumed=False)
         elif kind == "predictions" and restained:

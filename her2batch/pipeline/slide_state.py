@@ -15,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from her2batch.exchange.controls.control_file import ControlRegion
 from her2batch.exchange.regions import SlideRegions
 from her2batch.models.bundle import Bundle
+from her2batch.pipeline.pieces.roles import SlidePieces
 from her2batch.settings import Plan
 from her2batch.store.cohort import Row
 from her2batch.vision.quality import Quality
@@ -27,10 +29,10 @@ from her2batch.vision.tissue import Tissue
 WHOLE_SLIDE, ASIDE, RESULTS = "slide", "aside", "results"
 """Values of `Stage.over` other than the name of a grid."""
 
-GIVEN = ("slide", "pyramid_path", "slide_id", "stain", "regions")
+GIVEN = ("slide", "pyramid_path", "slide_id", "stain", "regions", "control_regions")
 """Values that are known before the first stage."""
 
-GIVEN_RESULTS = ("row", "tables")
+GIVEN_RESULTS = ("row", "tables", "piece_results")
 """Values that the stages over results may take besides what the other stages gave."""
 
 Tables = Mapping[str, pa.Table]
@@ -70,7 +72,7 @@ class TissueTiles:
     grids: `tiles`, and one for each patch resolution that the bundle has a network for.  fractions: (n,) share of
     tissue of each tile of the grid `tiles`, 0–1; tissue outside the regions does not count.  region_mm2: area of tissue
     in the regions; None where the whole tissue is used.  missing: number of tiles on tissue that are left out because
-    parts of them have no image.
+    parts of them have no image.  pieces: of the whole tissue.
     """
 
     tissue: Tissue
@@ -78,6 +80,13 @@ class TissueTiles:
     fractions: NDArray[np.float32]
     region_mm2: float | None = None
     missing: int = 0
+    pieces: SlidePieces = field(default_factory=SlidePieces)
+
+    @property
+    def patient_rows(self) -> NDArray[np.int64]:
+        """Rows of the grid `tiles` that count towards the slide's score, ascending."""
+        n, counts = len(self.grids["tiles"].tiles), self.pieces.patient_tiles
+        return np.arange(n) if counts is None else np.flatnonzero(counts)
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,8 @@ class SlidePart:
 class SlideState:
     """What is known of one slide.
 
-    stain: of the labels.  regions: to which the tiles are restricted; None where the plan has none.  notes: flags that
+    stain: of the labels.  regions: to which the tiles are restricted; None where the plan has none.  control_regions:
+    annotated controls.  notes: flags that
     the reader of the slide file raises. A stage's result is the field that bears the name under which the stage gives
     it, or an entry of `others`.  row: columns of the slide's row.  tables: tables of the slide, by their names in the
     store.  seconds: of each stage.  sent: files that are in their places in the store already.
@@ -151,6 +161,7 @@ class SlideState:
     notes: tuple[str, ...] = ()
     row: Row = field(default_factory=dict)
     regions: SlideRegions | None = None
+    control_regions: tuple[ControlRegion, ...] = ()
     overview: Overview = field(init=False, repr=False)
     tissue_tiles: TissueTiles = field(init=False, repr=False)
     quality: Quality = field(init=False, repr=False)

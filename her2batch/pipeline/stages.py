@@ -19,9 +19,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
-from her2batch.exchange.regions import SlideRegions
 from her2batch.models.predictor import BundlePredictor
-from her2batch.pipeline.patch_grid import plan_patches
+from her2batch.pipeline.pieces.piece_results import PieceResult, piece_table
 from her2batch.pipeline.predict import (
     N_PATCH_CLASSES,
     load_networks,
@@ -30,7 +29,6 @@ from her2batch.pipeline.predict import (
     rule_table,
     thumbnail_table,
 )
-from her2batch.pipeline.results import check_missing
 from her2batch.pipeline.slide_state import (
     ASIDE,
     RESULTS,
@@ -47,22 +45,20 @@ from her2batch.pipeline.slide_state import (
     always,
 )
 from her2batch.pipeline.tile_reader import read_overview
+from her2batch.pipeline.whole_slide.find_tissue import make_find_tissue
 from her2batch.settings import Plan
 from her2batch.slides import pyramid
 from her2batch.slides.slide import DISAGREE, Box, Slide, SlideInfo, resample
 from her2batch.store import schemas
 from her2batch.store.training_run import encoder_folder
 from her2batch.tasks import MEMBRANE_RULE, PATCH_INPUTS
-from her2batch.vision import tile_grid
-from her2batch.vision.background import Mask
 from her2batch.vision.membrane import MEMBRANE_COLUMNS, TileBatch, feature_index
 from her2batch.vision.patches import apply_clahe, usable_patches
 from her2batch.vision.quality import Quality, assess_quality
-from her2batch.vision.regions import region_mask
 from her2batch.vision.stain import Vector, fit_stain_vectors, guess_stain, white_point
 from her2batch.vision.thumbnail import encode_jpeg
-from her2batch.vision.tile_grid import MAX_UPSAMPLING, TileGrid
-from her2batch.vision.tissue import IncompleteTissue, Tissue, segment_incomplete, segment_tissue, tile_fractions
+from her2batch.vision.tile_grid import MAX_UPSAMPLING
+from her2batch.vision.tissue import Tissue
 
 if TYPE_CHECKING:
     from her2batch.models.encoders import Encoder
@@ -113,56 +109,6 @@ def _make_overview(context: StageContext) -> Work:
     return work
 
 
-def _find_tissue(context: StageContext) -> Work:
-    def work(slide: Slide, overview: Overview, regions: SlideRegions | None) -> TissueTiles:
-        tissue, lost = _segment(overview)
-        plan, info = context.plan, slide.info
-        assert info.mpp is not None
-        tiles = tile_grid.plan_tiles(info.width, info.height, info.mpp, plan.mpp, plan.tile)
-        used, region_mm2 = _restrict_to_regions(tissue.mask | lost, slide, regions, overview.mpp)
-        lost &= used
-        fractions = tile_fractions(used, info.width, info.height, tiles)
-        kept = fractions >= max(plan.min_tissue, 1e-6)
-        missing = kept & (tile_fractions(lost, info.width, info.height, tiles) > 0)
-        check_missing(info, used, lost, int(missing.sum()), int(kept.sum()))
-        kept &= ~missing
-        tiles, fractions = tiles[kept], fractions[kept]
-        grids = {"tiles": TileGrid(plan.mpp, plan.tile, tiles)}
-        for name, mpp in PATCH_INPUTS.items():
-            if context.has_network("patch", name):
-                grids[name] = plan_patches(info, plan, tiles, fractions, mpp)
-        return TissueTiles(tissue, grids, fractions, region_mm2, int(missing.sum()))
-
-    return work
-
-
-def _restrict_to_regions(
-    tissue: Mask, slide: Slide, regions: SlideRegions | None, mpp: float
-) -> tuple[NDArray[np.bool_], float | None]:
-    """The tissue that is used, as a mask, and its area in mm²; None where all tissue is.
-
-    mpp: of the mask, µm/px.  Raises SlideError `bad-regions` when the regions hold no tissue, but the slide does.
-    """
-    if regions is None or regions.is_empty:
-        return tissue, None
-    used, size = tissue, (slide.info.width, slide.info.height)
-    if regions.included is not None:
-        used = used & region_mask(regions.included, used.shape, *size)
-    if regions.excluded is not None:
-        used = used & ~region_mask(regions.excluded, used.shape, *size)
-    if tissue.any() and not used.any():
-        what = "its regions hold no tissue: they may be of another slide, or in other units than px of its level 0"
-        raise SlideError("bad-regions", slide.info.path, what)
-    return used, float(used.sum()) * mpp**2 / 1e6
-
-
-def _segment(overview: Overview) -> IncompleteTissue:
-    """The tissue of an overview, and the px of tissue that have no image."""
-    if overview.missing is None or overview.filled is None:
-        return IncompleteTissue(segment_tissue(overview.rgb, overview.mpp), np.zeros(overview.rgb.shape[:2], bool))
-    return segment_incomplete(overview.rgb, overview.mpp, overview.missing, overview.filled)
-
-
 def _assess_quality(_: StageContext) -> Work:
     def work(overview: Overview, tissue_tiles: TissueTiles) -> Quality:
         return assess_quality(overview.rgb, tissue_tiles.tissue, overview.missing)
@@ -173,7 +119,8 @@ def _assess_quality(_: StageContext) -> Work:
 def _fit_stains(context: StageContext) -> Work:
     def work(slide: Slide, overview: Overview, tissue_tiles: TissueTiles) -> StainFit:
         white = white_point(overview.rgb, overview.background(tissue_tiles.tissue))
-        return fit_stains(slide, white, tissue_tiles.grids["tiles"].tiles, context.plan)
+        tiles, own = tissue_tiles.grids["tiles"].tiles, tissue_tiles.patient_rows
+        return fit_stains(slide, white, tiles[own] if len(own) else tiles, context.plan)
 
     return work
 
@@ -213,7 +160,7 @@ def _classify_thumbnail(context: StageContext) -> Work:
     networks, table_name = load_networks(context.bundle, context.device, "thumbnail"), f"thumbnails/{context.bundle.id}"
 
     def work(slide: Slide, slide_id: str, overview: Overview, tissue_tiles: TissueTiles) -> Tables:
-        tiles, info = tissue_tiles.grids["tiles"].tiles, slide.info
+        tiles, info = tissue_tiles.grids["tiles"].tiles[tissue_tiles.patient_rows], slide.info
         return {table_name: thumbnail_table(slide_id, networks, overview.jpeg, tiles, info.width, info.height)}
 
     return work
@@ -244,11 +191,12 @@ def _measurement_tables(_: StageContext, state: SlideState) -> Tables:
     dab, blur = (measured.in_tile_order(name, n).astype(np.float32) for name in ("dab", "blur"))
     membrane = measured.in_tile_order("membrane", n, len(MEMBRANE_COLUMNS)).astype(np.float32)
     corners = {name: tiles[:, k].astype(np.int32) for k, name in enumerate(("x", "y", "size"))}
-    tissue = state.tissue_tiles.fractions.astype(np.float32)
+    tissue, pieces = state.tissue_tiles.fractions.astype(np.float32), state.tissue_tiles.pieces.of_tiles
     shares = {name: membrane[:, k] for k, name in enumerate(MEMBRANE_COLUMNS)}
     return {
         "tiles": pa.table(
-            {**keys, **corners, "tissue": tissue, "dab": dab, "blur": blur}, schemas.table_schema("tiles")
+            {**keys, **corners, "tissue": tissue, "dab": dab, "blur": blur, "piece": pieces},
+            schemas.table_schema("tiles"),
         ),
         "membrane": pa.table({**keys, **shares}, schemas.table_schema("membrane")),
     }
@@ -333,9 +281,17 @@ def _patch_stage(name: str) -> Stage:
 # -- over results ----------------------------------------------------------------------------------------------
 
 
+def _list_pieces(_: StageContext) -> Work:
+    def work(slide_id: str, tissue_tiles: TissueTiles, piece_results: list[PieceResult], overview: Overview) -> Tables:
+        return {"pieces": piece_table(slide_id, tissue_tiles.pieces, piece_results, overview.mpp**2 / 1e6)}
+
+    return work
+
+
 def _apply_rule(_: StageContext) -> Work:
-    def work(row: Mapping[str, Any], stain: str | None, measurements: TileColumns) -> Tables:
+    def work(row: Mapping[str, Any], stain: str | None, measurements: TileColumns, tissue_tiles: TissueTiles) -> Tables:
         membrane = measurements.column("membrane", len(MEMBRANE_COLUMNS)).astype(np.float32)
+        membrane = membrane[np.isin(measurements.tiles, tissue_tiles.patient_rows)]
         columns = {name: membrane[:, k] for k, name in enumerate(MEMBRANE_COLUMNS)}
         return {f"predictions/{MEMBRANE_RULE}": rule_table(row, columns, presumed=stain is None)}
 
@@ -360,6 +316,9 @@ def _has_bundle(context: StageContext) -> bool:
     return context.bundle is not None
 
 
+TISSUE_INPUTS = ("slide", "slide_id", "overview", "regions", "control_regions")
+"""What the stage that finds tissue takes."""
+
 TILES = ("tissue_tiles", "stain_fit")
 """What every stage over a grid takes: its tiles, and the stains of a TileBatch."""
 
@@ -368,7 +327,7 @@ EMBED = Stage("embed", "tiles", TILES, "embeddings", _embed, _embedding_tables, 
 
 STAGES: tuple[Stage, ...] = (
     Stage("look", WHOLE_SLIDE, ("slide",), "overview", _make_overview),
-    Stage("tissue", WHOLE_SLIDE, ("slide", "overview", "regions"), "tissue_tiles", _find_tissue),
+    Stage("tissue", WHOLE_SLIDE, TISSUE_INPUTS, "tissue_tiles", make_find_tissue),
     Stage("quality", WHOLE_SLIDE, ("overview", "tissue_tiles"), "quality", _assess_quality),
     Stage("stains", WHOLE_SLIDE, ("slide", "overview", "tissue_tiles"), "stain_fit", _fit_stains),
     Stage("pyramid", ASIDE, ("slide", "tissue_tiles", "pyramid_path"), None, _write_pyramid),
@@ -379,7 +338,8 @@ STAGES: tuple[Stage, ...] = (
         "thumbnail", ASIDE, ("slide", "slide_id", "overview", "tissue_tiles"), "tables", _classify_thumbnail,
         needed=_has_thumbnail_network, gpu=always,
     ),
-    Stage("rule", RESULTS, ("row", "stain", "measurements"), "tables", _apply_rule),
+    Stage("pieces", RESULTS, ("slide_id", "tissue_tiles", "piece_results", "overview"), "tables", _list_pieces),
+    Stage("rule", RESULTS, ("row", "stain", "measurements", "tissue_tiles"), "tables", _apply_rule),
     Stage("predict", RESULTS, ("row", "tables"), "tables", _predict, needed=_has_bundle),
 )  # fmt: skip
 """All stages. The order is that of the plain loop; Ray must give the same bytes."""

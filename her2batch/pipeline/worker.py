@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.errors import InputError, SlideError, printable_path
+from her2batch.exchange.controls.control_file import ControlRegion, read_control_regions
 from her2batch.exchange.regions import SlideRegions, file_digest, read_regions
 from her2batch.pipeline.inventory import TRANSIENT_ERRORS, SlideJob
 from her2batch.pipeline.results import file_columns, result_columns, write_files
@@ -130,7 +131,8 @@ class SlideWorker:
         with self.cohort.working(), guard, self._open(job, row) as slide:
             draft = self.cohort.draft(job.slide_id)
             regions = self._read_regions(job, slide)
-            state = SlideState(job.slide_id, job.patient_id, job.stain, slide.info.notes, row, regions)
+            controls = self._read_control_regions(job, slide)
+            state = SlideState(job.slide_id, job.patient_id, job.stain, slide.info.notes, row, regions, controls)
             for stage in self._stages(WHOLE_SLIDE):
                 state.add([self._call(stage, state, slide)])
             ranges = self._ranges(slide, state)
@@ -217,6 +219,18 @@ class SlideWorker:
             return read_regions(path, plan.include_regions, plan.exclude_regions, (slide.info.width, slide.info.height))
         except InputError as error:
             raise SlideError("bad-regions", path, error.message, error.remedy) from error
+
+    def _read_control_regions(self, job: SlideJob, slide: Slide) -> tuple[ControlRegion, ...]:
+        """Read the annotated controls of a slide.  Raises SlideError `bad-regions`, `unstable`."""
+        controls = self.context.plan.controls
+        if controls is None or controls.annotations is None or job.controls is None:
+            return ()
+        if file_digest(job.controls) != job.controls_sha256:
+            raise SlideError("unstable", job.controls, "changed while it was read")
+        try:
+            return read_control_regions(job.controls, controls.annotations, (slide.info.width, slide.info.height))
+        except InputError as error:
+            raise SlideError("bad-regions", job.controls, error.message, error.remedy) from error
 
     def _check_unchanged(self, job: SlideJob) -> None:
         now = refresh_files(job.source)
@@ -322,7 +336,7 @@ class SlideWorker:
             "slide_id": job.slide_id, "patient_id": job.patient_id, "stain": job.stain, "her2_detail": job.her2_detail,
             "path": path, "sha256": job.sha256, "bytes": job.source.bytes, "mpp_source": None, "n_tiles": 0,
             "flags": [],
-            "regions": job.regions_sha256,
+            "regions": job.regions_sha256, "controls": job.controls_sha256,
         }  # fmt: skip
 
     def _time_row(self, job: SlideJob, status: str, started: float | None, seconds: Mapping[str, float]) -> Row:

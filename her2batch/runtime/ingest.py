@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from her2batch.errors import InputError, StoreError
+from her2batch.exchange.controls.control_file import choose_controls
 from her2batch.exchange.regions import choose_region_classes
 from her2batch.files.atomic import disk_errors
 from her2batch.files.locations import free_bytes, to_location
@@ -23,6 +24,7 @@ from her2batch.models.bundle import check_bundle_fits, read_bundle
 from her2batch.models.encoders import embedding_dim, locate_encoder_weights
 from her2batch.models.predictor import BundlePredictor
 from her2batch.pipeline.growth.added_encoders import check_additions, find_additions, proven_plan, used_encoders
+from her2batch.pipeline.growth.ingest_request import IngestRequest as IngestRequest
 from her2batch.pipeline.growth.ingest_summary import COUNTS, IngestSummary, count_slides
 from her2batch.pipeline.inventory import Inventory, InventoryUpdater, SlideJob, take_inventory
 from her2batch.pipeline.predict import needs_image_networks
@@ -63,30 +65,6 @@ ProgressCallback = Callable[[RunProgress, Row], None]
 """Called for every slide that ends, with the run's progress and the slide's row."""
 
 
-@dataclass(frozen=True)
-class IngestRequest:
-    """What the user asks for, apart from the plan.
-
-    scans: the scan folder.  out: the cohort.  bundle, labels, weights: files to use.  key: of the pseudonyms.
-    only: process no slide of the scan folder but the one that this file belongs to.  replan: process finished slides
-    again if the plan has changed; see `settle_plan`, also for exact_plan.  columns: of the labels, name → header.
-    regions: folder of QuPath regions to which the tiles are restricted.
-    """
-
-    scans: Path
-    out: Path
-    bundle: Path | None = None
-    labels: Path | None = None
-    weights: Path | None = None
-    key: Path | None = None
-    retry_failed: bool = False
-    only: Path | None = None
-    replan: bool = False
-    exact_plan: bool = False
-    columns: Mapping[str, str] = field(default_factory=dict)
-    regions: Path | None = None
-
-
 def ingest(
     request: IngestRequest,
     plan: Plan,
@@ -113,8 +91,9 @@ def ingest(
         cohort.update_row_cache()  # with the rows of a killed run
         labels = open_labels(sheet, cohort, worker.pseudonymizer)
         updater = InventoryUpdater(
-            request.scans, cohort, plan, worker.pseudonymizer, labels, request.retry_failed, request.regions
-        )
+            request.scans, cohort, plan, worker.pseudonymizer, labels, request.retry_failed, request.regions,
+            request.control_folder,
+        )  # fmt: skip
         found = None if window.watch else _discover(updater, request.only)
         relabelled = settle_labels(labels, updater, found, worker.context.bundle)
         remove_orphans(cohort, updater.rows)
@@ -141,7 +120,7 @@ def ingest(
             _run(run, worker, resources, session)
             updater.rows.clear()  # they are read again: one copy of 7 kB a slide is enough
             count_slides(summary, updater.inventory, cohort.rows())
-            summary.unused_regions = updater.regions.notes
+            summary.unused_regions = updater.regions.notes + updater.controls.notes
             if not labels.is_empty:
                 write_labels(cohort, labels.stored_rows())  # with those that a slide met which came during the run
                 summary.labels = labels.report(row["slide_id"] for row in summary.slides)
@@ -166,7 +145,9 @@ def dry_run(request: IngestRequest, plan: Plan) -> tuple[Plan, Inventory, Cohort
     cohort, names = worker.cohort, worker.pseudonymizer
     with names.hide_error_texts():
         labels = open_labels(read_given_sheet(request.labels, request.columns), cohort, names)
-        inventory = take_inventory(request.scans, cohort, plan, names, labels, request.retry_failed, request.regions)
+        inventory = take_inventory(
+            request.scans, cohort, plan, names, labels, request.retry_failed, request.regions, request.control_folder
+        )
         labels.check()
         inventory.jobs += find_additions(worker.cohort, plan, worker.cohort.rows()).jobs
     if not worker.cohort.settings.exists():
@@ -180,6 +161,7 @@ def _prepare(request: IngestRequest, plan: Plan, watch: bool) -> tuple[Plan, Sli
     cohort = Cohort(to_location(request.out))
     wanted = plan.model_copy(update={"bundle": bundle.id if bundle else None})
     wanted = choose_region_classes(wanted, cohort, request.regions, needed=request.scans.exists())
+    wanted = choose_controls(wanted, cohort, request.controls, needed=request.scans.exists())
     try:
         plan = settle_plan(cohort, wanted, request.replan, request.exact_plan)
     except PlanChangedError:

@@ -189,7 +189,9 @@ def _schema_problem(path: Path) -> str | None:
         return message
     schema = read_parquet(path).schema
     dim = schema.field("embedding").type.list_size if "embedding" in schema.names else None
-    return None if schema.equals(schemas.table_schema(name, dim)) else f"does not have the columns of {name}"
+    wanted = schemas.table_schema(name, dim)
+    older = pa.schema([field for field in wanted if field.name not in schemas.LATER_COLUMNS.get(name, ())])
+    return None if schema.equals(wanted) or schema.equals(older) else f"does not have the columns of {name}"
 
 
 def _parquet_problem(path: Path) -> str | None:

@@ -231,6 +231,8 @@ def _exclusion(task: Task, row: Mapping[str, Any], slides: Slides, keep: bool) -
         return "no-label", f"{name} has no {', '.join(task.columns)}"
     if slide.get("status") == "failed":
         return "failed", f"{name} failed in the ingest: {slide.get('error_code')}"
+    if {"control-slide", "only-controls"} & set(slide.get("flags") or ()):
+        return "control", f"{name} has no tissue of the patient: it is a control, or excluded"
     if slide.get("n_tiles") == 0:
         return "no-tiles", f"{name} has no tissue"
     if task.name in HER2_TASKS and not keep and (row["her2"], row["ish"]) in CONTRADICTIONS:

@@ -50,6 +50,8 @@ SLIDE_COLUMNS = (
     Column("n_tiles", I32, "number of tiles in the table tiles"),
     Column("regions", TEXT, "SHA-256 of the file of regions to which the tiles are restricted; null: the whole tissue"),
     Column("region_mm2", F32, "area of tissue in the regions, mm²; null: the whole tissue"),
+    Column("controls", TEXT, "SHA-256 of the file of annotated controls; null: none"),
+    Column("control_mm2", F32, "area of controls and excluded pieces, mm²; null: none"),
     Column("blank_tiles", I32, "number of tiles inside tissue that have no image"),
     Column("flags", pa.list_(TEXT), "quality flags"),
     Column("blur", F32, "share of tissue out of focus"),
@@ -73,6 +75,23 @@ TILE_COLUMNS = (
     Column("tissue", F32, "share of the tile that is tissue, 0–1"),
     Column("dab", F32, "mean optical density of DAB, base 10"),
     Column("blur", F32, "blur measure of the tile; see docs/stain-encoder.md"),
+    Column("piece", pa.int16(), "piece of tissue that most of the tile's tissue belongs to, as in pieces"),
+)
+
+PIECE_COLUMNS = (
+    Column("slide_id", TEXT, "key"),
+    Column("piece", pa.int16(), "number of the connected piece of tissue, from 0"),
+    Column("x", I32, "left of its bounding box, level-0 px"),
+    Column("y", I32, "top of its bounding box, level-0 px"),
+    Column("width", I32, "of its bounding box, level-0 px"),
+    Column("height", I32, "of its bounding box, level-0 px"),
+    Column("area_mm2", F32, "area of its tissue, mm²"),
+    Column("n_tiles", I32, "number of its tiles in the table tiles"),
+    Column("role", TEXT, "tissue (counts towards the slide's score) · control · excluded"),
+    Column("expected", TEXT, "class that a control should have; null: not known, or no control"),
+    Column("predicted", TEXT, "HER2 score of the piece alone by the membrane rule; null without one"),
+    Column("score", F32, "continuous score of the membrane rule, 0–3"),
+    Column("suspected", pa.bool_(), "the piece counts, but may be a control"),
 )
 
 PATCH_COLUMNS = (
@@ -200,6 +219,7 @@ REVIEW_COLUMNS = (
 TABLES: dict[str, tuple[Column, ...]] = {
     "slides": SLIDE_COLUMNS,
     "tiles": TILE_COLUMNS,
+    "pieces": PIECE_COLUMNS,
     "membrane": MEMBRANE_COLUMNS,
     "embeddings": EMBEDDING_COLUMNS,
     "patches": PATCH_COLUMNS,
@@ -208,6 +228,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "attention": SLIDE_ATTENTION_COLUMNS,
 }
 """Tables with one file per slide. The row of `slides` commits the other files."""
+
+LATER_COLUMNS: dict[str, tuple[str, ...]] = {"tiles": ("piece",)}
+"""Columns that cohorts lack that were written before them. Readers do without."""
 
 FOLD_COLUMNS = (
     Column("task", TEXT, "her2-4way · her2-5way · her2-3way · her2-binary · er · pr, or a task of the user's own"),

@@ -27,6 +27,7 @@ from her2batch.errors import InputError
 from her2batch.files.atomic import atomic_write
 from her2batch.models.attention import padded_size, product_dtype
 from her2batch.store.cohort import Cohort, Row
+from her2batch.store.pieces.patient_tiles import read_patient_tiles
 from her2batch.tasks import Task, as_task
 
 READERS = 4
@@ -110,7 +111,7 @@ def open_bags(path: Path) -> Bags:
 
 
 def _source(cohort: Cohort, encoder: str, folder: str, slide_id: str) -> tuple[Path, tuple[int, int]]:
-    """Return a slide's file of embeddings with its size and time, which identify its version."""
+    """Return a slide's file of embeddings with the size and time of the file and of that of the pieces: its version."""
     path = cohort.table(f"embeddings/{folder}", slide_id)
     try:
         facts = path.stat()
@@ -125,7 +126,7 @@ def _vectors(cohort: Cohort, folder: str, dim: int | None, slide_id: str) -> NDA
     path = cohort.table(f"embeddings/{folder}", slide_id)
     remedy = "run `her2batch verify` on the cohort, then ingest again"
     try:
-        column = cohort.read(f"embeddings/{folder}", slide_id).column("embedding").combine_chunks()
+        column = read_patient_tiles(cohort, slide_id, f"embeddings/{folder}").column("embedding").combine_chunks()
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"cannot be read ({type(error).__name__})", path, remedy) from error
     if not len(column):

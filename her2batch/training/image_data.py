@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from her2batch.errors import InputError
 from her2batch.files.atomic import atomic_write
 from her2batch.store.cohort import Cohort
+from her2batch.store.pieces.patient_tiles import read_patient_tiles
 from her2batch.vision.thumbnail import crop_to_tissue, decode_jpeg
 
 Pixels = NDArray[np.uint8]
@@ -121,7 +122,7 @@ def read_tissue_crop(cohort: Cohort, row: Mapping[str, Any], edge: int) -> tuple
     slide_id = row["slide_id"]
     try:
         thumbnail = decode_jpeg(cohort.thumbnail(slide_id).read_bytes())
-        table = cohort.read("tiles", slide_id)
+        table = read_patient_tiles(cohort, slide_id)
     except (OSError, ValueError, pa.ArrowInvalid) as error:
         what = f"slide {slide_id}: its thumbnail or tiles cannot be read ({type(error).__name__})"
         raise InputError(what, cohort.thumbnail(slide_id), "run `her2batch verify`, then ingest again") from error

@@ -11,7 +11,7 @@ from her2batch.vision.membrane import MEMBRANE_COLUMNS
 
 def test_tables_have_the_columns_of_the_contract() -> None:
     tiles = schemas.table_schema("tiles")
-    assert tiles.names == ["slide_id", "tile", "x", "y", "size", "tissue", "dab", "blur"]
+    assert tiles.names == ["slide_id", "tile", "x", "y", "size", "tissue", "dab", "blur", "piece"]
     assert [str(tiles.field(name).type) for name in ("tile", "x", "tissue")] == ["int32", "int32", "float"]
     assert str(schemas.table_schema("embeddings", 1024).field("embedding").type).startswith("fixed_size_list<")
     wanted = ["slide_id", "patient_id", "task", "method", "classes", "p", "predicted", "plausible", "review", "reasons"]

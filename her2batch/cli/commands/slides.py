@@ -25,12 +25,12 @@ from her2batch.cli.options import (
 from her2batch.settings import Plan, Resources, RunWindow
 
 if TYPE_CHECKING:
-    from her2batch.runtime.ingest import IngestRequest
+    from her2batch.pipeline.growth.ingest_request import IngestRequest
 
 
 @options(Resources)
 @options(RunWindow, leave_out=("linger",))
-@options(Plan, leave_out=("bundle",), only_given=True)
+@options(Plan, leave_out=("bundle", "controls"), only_given=True)
 def ingest(
     *,
     scans: Annotated[
@@ -51,6 +51,13 @@ def ingest(
     regions: Annotated[
         Path | None,
         typer.Option(help="folder of QuPath regions, SLIDE.geojson; tiles lie in those of --include-region only"),
+    ] = None,
+    controls: Annotated[
+        str | None,
+        typer.Option(
+            help="control tissue, which never counts: a TOML file (place, annotation, name of the slide), or auto",
+            metavar="FILE|auto",
+        ),
     ] = None,
     weights: WeightsOption = None,
     pseudonymize: Annotated[
@@ -74,7 +81,7 @@ def ingest(
     from her2batch.runtime.ingest import ingest as run
 
     request = IngestRequest(scans, out, bundle, labels, weights, pseudonymize, retry_failed, replan=replan)
-    request = replace(request, columns=parse_columns(column), regions=regions)
+    request = replace(request, columns=parse_columns(column), regions=regions, controls=controls)
     if dry_run:
         return _dry_run(request, plan, resources, as_json)
     from her2batch.api import ingest_result

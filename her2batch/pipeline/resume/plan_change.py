@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from her2batch import settings
 from her2batch.errors import InputError
-from her2batch.settings import Plan
+from her2batch.settings import Controls, Plan
 from her2batch.store.cohort import Cohort, Row, tables_of
 from her2batch.store.pseudonyms import has_pseudonyms
 from her2batch.store.training_run import encoder_folder
@@ -118,6 +118,7 @@ def option_of(setting: str) -> str:
 
 def option_with_value(setting: str, value: object) -> str:
     """The part of a command line that gives a setting a value; empty where no option can."""
+    value = "FILE" if isinstance(value, Controls) and not value.auto else value
     values = value if isinstance(value, tuple) else () if value in (None, False) else (value,)
     option = option_of(setting)
     return " ".join(option if each is True else f"{option} {shlex.quote(str(each))}" for each in values)
