@@ -200,9 +200,8 @@ class CohortReader:
 
         table = self.dataset(f"embeddings/{encoder_folder(encoder)}", [slide_id]).to_table(columns=["embedding"])
         column = table.column("embedding").combine_chunks()
-        flat: NDArray[np.float16] = column.flatten().to_numpy()
-        bag, own = flat.reshape(len(column), column.type.list_size), patient_tiles_of(self._store, slide_id)
-        return bag if own is None else bag[own]
+        bag: NDArray[np.float16] = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+        return bag if (own := patient_tiles_of(self._store, slide_id)) is None else bag[own]
 
     def bags(self, encoder: str, labels: str | Path | None = None, task: str | Task = "her2-3way") -> BagDataset:
         """Return a torch Dataset of (embeddings (N, D) float32, class index) for every slide with a label for the task.
@@ -263,22 +262,19 @@ def ingest(
     """Process every slide in a scan folder into a cohort, as `her2batch ingest` does; a second call resumes.
 
     settings: any other option of the command by its field in `settings`: encoders=["stain"], mpp=0.5, workers=2, …
-    columns={"slide_id": "Filename"}: headers of the labels, as --column gives them.
-    regions, controls: as --regions and --controls.
-    replan: process finished slides again if the plan has changed, which is an error otherwise.
-    Returns what the command prints with --json.  Raises InputError, StoreError, WeightsError for what stops the batch.
+    columns={"slide_id": "Filename"}: headers of the labels, as --column gives them.  regions, controls: as --regions
+    and --controls.  replan: process finished slides again if the plan has changed, which is an error otherwise. Returns what the command prints with --json.  Raises InputError, StoreError, WeightsError for what stops the batch.
     """
     from her2batch.reports.prediction_counts import count_predictions
     from her2batch.runtime.ingest import IngestRequest
     from her2batch.runtime.ingest import ingest as run
     from her2batch.store.cohort import Cohort
 
-    columns, regions = settings.pop("columns", {}), _path(settings.pop("regions", None))
-    controls = settings.pop("controls", None)
+    columns, regions, controls = (settings.pop(name, None) for name in ("columns", "regions", "controls"))
     plan, resources, window = _split(settings, Plan, Resources, RunWindow)
     request = IngestRequest(Path(scans), to_location(out), _path(bundle), _path(labels), _path(weights))
-    request = replace(request, key=_path(pseudonymize), retry_failed=retry_failed, replan=replan, regions=regions)
-    request = replace(request, columns=columns, controls=None if controls is None else str(controls))
+    request = replace(request, key=_path(pseudonymize), retry_failed=retry_failed, replan=replan, columns=columns or {})
+    request = replace(request, regions=_path(regions), controls=controls and str(controls))
     summary = run(request, plan, resources, window=window)
     return ingest_result(summary, count_predictions(Cohort(summary.cohort), summary.fresh))
 

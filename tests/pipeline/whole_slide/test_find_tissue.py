@@ -13,7 +13,7 @@ from her2batch.settings import Plan, Resources
 from her2batch.store.audit import verify_cohort
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.pieces.patient_tiles import patient_tiles_of
-from her2batch.synthetic.control_slides import ControlSlideTruth, make_control_slide
+from her2batch.synthetic.controls.control_slides import ControlSlideTruth, make_control_slide
 from her2batch.synthetic.specimen import TYPICAL_MIXES, SlideTruth
 
 PATIENT = SlideTruth("S1", TYPICAL_MIXES["0"], width=2600, height=1300, mpp=0.5)

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.synthetic.cohort import write_svs
 from her2batch.synthetic.painting import paint_slide
 from her2batch.synthetic.specimen import TYPICAL_MIXES, CellMix, SlideTruth, make_tissue
+from her2batch.synthetic.svs import write_svs
 
 CONTROL_UM = (450, 400)
 """Width and height of the field of a control, µm; its tissue takes about six tenths of it."""
