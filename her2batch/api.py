@@ -199,7 +199,7 @@ class CohortReader:
         from her2batch.store.training_run import encoder_folder
 
         table = self.dataset(f"embeddings/{encoder_folder(encoder)}", [slide_id]).to_table(columns=["embedding"])
-        column = table.column("embedding").combine_chunks()
+        column = table["embedding"].combine_chunks()
         bag: NDArray[np.float16] = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
         return bag if (own := patient_tiles_of(self._store, slide_id)) is None else bag[own]
 
@@ -262,8 +262,8 @@ def ingest(
     """Process every slide in a scan folder into a cohort, as `her2batch ingest` does; a second call resumes.
 
     settings: any other option of the command by its field in `settings`: encoders=["stain"], mpp=0.5, workers=2, …
-    columns={"slide_id": "Filename"}: headers of the labels, as --column gives them.  regions, controls: as --regions
-    and --controls.  replan: process finished slides again if the plan has changed, which is an error otherwise. Returns what the command prints with --json.  Raises InputError, StoreError, WeightsError for what stops the batch.
+    columns={"slide_id": "Filename"}: headers of the labels.  regions, controls: as --regions and --controls.  replan:
+    redo slides if the plan has changed.  Returns what --json prints.  Raises InputError, StoreError, WeightsError.
     """
     from her2batch.reports.prediction_counts import count_predictions
     from her2batch.runtime.ingest import IngestRequest

@@ -160,14 +160,11 @@ class Plan(Settings):
     def id_of_version(self, algorithms: int) -> str:
         """The id of this plan in a release with another version of the algorithms."""
         values = self.model_dump(mode="json", exclude=None if self.has_regions else {*REGION_SETTINGS})
-        if self.mpp_force is None:  # ids of cohorts that were written before this setting
-            del values["mpp_force"]
-        if self.precision is None or self.encoders == WITHOUT_NETWORK:  # decides no value of these cohorts
-            del values["precision"]
-=======
         for name in ("mpp_force", "controls"):  # ids of cohorts that were written before these settings
             if values[name] is None:
                 del values[name]
+        if self.precision is None or self.encoders == WITHOUT_NETWORK:  # decides no value of these cohorts
+            del values["precision"]
         if algorithms > 1:
             values["algorithms"] = algorithms
         text = json.dumps(values, sort_keys=True)
