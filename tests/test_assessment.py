@@ -213,3 +213,12 @@ def test_2_plus_of_five_classes_is_equivocal_too() -> None:
     found = assess_slide(slide(), [prediction("2+", "her2-5way", "clam-sb")])
     assert (found.needs_ish, found.state) == (True, "review")
     assert prediction_review("her2-5way", "2+", [])
+
+
+def test_a_control_slide_has_no_result_and_is_for_review_only_where_it_failed() -> None:
+    row = {"slide_id": "C", "status": "done", "stain": "her2", "n_tiles": 9, "flags": ["control-slide"]}
+    found = assess_slide(row)
+    assert (found.state, found.result, found.meaning, found.reasons) == ("other", None, "control slide", ())
+    failed = assess_slide({**row, "flags": ["control-slide", "control-failed"]})
+    assert failed.state == "review"
+    assert [reason.code for reason in failed.reasons] == ["control-failed"]

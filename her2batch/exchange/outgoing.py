@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +25,7 @@ from her2batch.files.locations import URL_SEPARATOR, to_location
 from her2batch.slides.dicom.instances import silence_pydicom
 from her2batch.store import schemas
 from her2batch.store.cohort import Cohort, Row
+from her2batch.store.pieces.control_runs import CONTROL_FAILED, slides_of_failed_runs
 from her2batch.store.training_run import encoder_folder
 from her2batch.tasks import MEMBRANE_RULE
 
@@ -86,6 +87,11 @@ class ExportSource:
     rows: list[Row]
     table_names: list[str]
     left_out: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def failed_runs(self) -> set[str]:
+        """Ids of the slides of runs with a failed control."""
+        return slides_of_failed_runs(self.cohort)
 
     def done_slides(self) -> Iterator[Row]:
         """Yield the rows of slides with tables; failed slides are added to `left_out`."""
@@ -267,7 +273,11 @@ def _reportable_predictions(source: ExportSource, row: Row) -> dict[str, list[Ro
     """
     tables = _read_selected(source, "predictions", row)
     reportable = {
-        bundle: [item for item in table.to_pylist() if "marker-presumed" not in item["reasons"]]
+        bundle: [
+            _with_failed_run(item) if row["slide_id"] in source.failed_runs else item
+            for item in table.to_pylist()
+            if "marker-presumed" not in item["reasons"]
+        ]
         for bundle, table in tables.items()
     }
     every = [{"bundle": bundle, **item} for bundle, items in reportable.items() for item in items]
@@ -277,6 +287,12 @@ def _reportable_predictions(source: ExportSource, row: Row) -> dict[str, list[Ro
         for bundle, items in reportable.items()
     }
     return {bundle: predictions for bundle, predictions in definite.items() if predictions}
+
+
+def _with_failed_run(prediction: Row) -> Row:
+    """Return a prediction of a slide that belongs to the run of a failed control."""
+    reasons = list(dict.fromkeys([*prediction["reasons"], CONTROL_FAILED]))
+    return {**prediction, "reasons": reasons, "review": True}
 
 
 def _write_dicom(row: Row, predictions: Mapping[str, list[Row]], identity: Identity | None, path: Path) -> None:

@@ -320,7 +320,8 @@ class SlideWorker:
         self._check_unchanged(job)
         row = draft.commit({**state.row, "plan_id": plan_id}, self._old_row(job), state.sent)
         state.seconds["commit"] = time.perf_counter() - mark
-        return SlideResult(row, self._time_row(job, "done", started, state.seconds), job)
+        failed = "control-failed" in row["flags"]
+        return SlideResult(row, self._time_row(job, "done", started, state.seconds) | {"control_failed": failed}, job)
 
     def _old_row(self, job: SlideJob) -> Row | None:
         try:

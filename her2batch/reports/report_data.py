@@ -20,8 +20,9 @@ from her2batch.reports.theme import SortableTable
 from her2batch.store.audit import CohortStatus, cohort_status
 from her2batch.store.cohort import Cohort, Row, tables_of
 from her2batch.store.label_sheets.stored import stored_labels
+from her2batch.store.pieces.control_runs import flag_failed_runs
 from her2batch.store.reviews import read_reviews, reviews_by_slide, unerased_reviews
-from her2batch.store.schemas import table_schema
+from her2batch.store.schemas import LATER_COLUMNS, table_schema
 from her2batch.store.training_run import TrainingRun
 from her2batch.tasks import CLASSES, MEMBRANE_RULE, task_order
 
@@ -114,7 +115,7 @@ def load_report_data(cohort: Cohort, run: TrainingRun | None = None) -> ReportDa
     cohort or the run does not exist, or the labels can't be read.
     """
     status = cohort_status(cohort)
-    rows = cohort.rows()
+    rows = flag_failed_runs(cohort, cohort.rows())
     if run is not None:
         run.read_settings()
     predictions, unread = _read_predictions(cohort, rows.values())
@@ -142,7 +143,7 @@ def assess_slides(cohort: Cohort, rows: Iterable[Row], notes: list[str] | None =
     Tables of predictions that can't be read are left out. Damaged labels and reviews are left out with a line in
     `notes`; without `notes` they raise StoreError or InputError.
     """
-    wanted = list(rows)
+    wanted = list(flag_failed_runs(cohort, {row["slide_id"]: row for row in rows}).values())
     predictions, _ = _read_predictions(cohort, wanted)
     labels: dict[str, Row] = {}
     reviews: dict[str, list[Row]] = {}
@@ -203,7 +204,10 @@ def _read_run_times(cohort: Cohort) -> pa.Table:
     tables = []
     for path in sorted(cohort.runs.glob("ingest-*.parquet")):
         try:
-            table = read_parquet(path).select(schema.names).cast(schema)
+            table = read_parquet(path)
+            for name in set(LATER_COLUMNS["times"]) - set(table.column_names):
+                table = table.append_column(name, pa.nulls(table.num_rows, schema.field(name).type))
+            table = table.select(schema.names).cast(schema)
         except (OSError, KeyError, pa.ArrowInvalid):
             continue
         tables.append(table.append_column("run", pa.array([path.stem] * table.num_rows, pa.string())))

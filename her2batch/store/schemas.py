@@ -161,6 +161,7 @@ TIME_COLUMNS = (
     Column("finished", pa.timestamp("ms", tz="UTC"), "time at which the slide was finished"),
     Column("seconds", pa.float64(), "computing time of all worker calls"),
     Column("stages", pa.map_(TEXT, pa.float64()), "seconds per stage"),
+    Column("control_failed", pa.bool_(), "a control of the slide did not score as expected"),
 )
 
 PROBE_COLUMNS = (
@@ -229,7 +230,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
 }
 """Tables with one file per slide. The row of `slides` commits the other files."""
 
-LATER_COLUMNS: dict[str, tuple[str, ...]] = {"tiles": ("piece",)}
+LATER_COLUMNS: dict[str, tuple[str, ...]] = {"tiles": ("piece",), "times": ("control_failed",)}
 """Columns that cohorts lack that were written before them. Readers do without."""
 
 FOLD_COLUMNS = (

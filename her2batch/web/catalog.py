@@ -28,6 +28,7 @@ from her2batch.slides.pyramid import Pyramid
 from her2batch.store import reviews
 from her2batch.store.cohort import RETIRED, Cohort, Row, tables_of
 from her2batch.store.labels import stored_labels
+from her2batch.store.pieces.control_runs import flag_failed_runs
 from her2batch.store.row_cache import SETTLED_NS
 from her2batch.store.run_log import finished_times
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
@@ -87,7 +88,7 @@ class Catalog:
             if time.monotonic() - self._checked_at > MAX_AGE_S:
                 changed_at = self._stable_mtime()
                 if changed_at is None or changed_at != self._changed_at:
-                    self._rows = self.cohort.rows()
+                    self._rows = flag_failed_runs(self.cohort, self.cohort.rows())
                     self._read_predictions()
                 self._checked_at, self._changed_at = time.monotonic(), changed_at
             return self._rows

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 from her2batch.assessment import assess_slide
 from her2batch.store.cohort import Cohort, Row, tables_of
 from her2batch.store.labels import stored_labels
+from her2batch.store.pieces.control_runs import flag_failed_runs
 from her2batch.store.reviews import read_reviews, reviews_by_slide, unerased_reviews
 from her2batch.tasks import HER2_TASKS
 
@@ -90,7 +91,7 @@ def cohort_results(cohort: Cohort) -> Iterator[SlideResult | Unreported]:
     Raises StoreError for damaged labels, OSError or pa.ArrowInvalid for a damaged table.
     """
     labels, reviews = stored_labels(cohort), reviews_by_slide(unerased_reviews(read_reviews(cohort)))
-    for slide_id, row in sorted(cohort.rows().items()):
+    for slide_id, row in sorted(flag_failed_runs(cohort, cohort.rows()).items()):
         yield slide_result(row, _predictions(cohort, row), labels.get(slide_id), reviews.get(slide_id, ()))
 
 
