@@ -84,7 +84,7 @@ def slide_resolution(kind: str, start: Page, chosen: SlidePages) -> Resolution:
     statements = _philips_statements(descriptions) if kind == "philips" else []
     ome = ome_statements(chosen.ome)
     statements += ome if chosen.ome_agrees else []
-    texts = [item for text in descriptions[:2] for item in description_statements(text)][:1]
+    texts = next((found for text in descriptions[:2] if (found := description_statements(text))), [])
     tags = tag_statements(page, base.description)
     xmp = _tag_bytes(page, 700)[:200_000].decode("utf-8", "replace")
     copied = [item for item in texts if item.source.startswith("properties")]

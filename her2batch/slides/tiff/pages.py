@@ -253,7 +253,9 @@ def _find_levels(pages: Sequence[Page], base: Image, ome: _OmeImages, ignores_sh
 
 
 def _subifds(pages: Sequence[Page], parent: Page) -> list[Page]:
-    return [page for page in pages if page.directory.parent == parent.directory.at]
+    """Return the SubIFDs of a page, and theirs: some writers store each level as a SubIFD of the next finer one."""
+    own = [page for page in pages if page.directory.parent == parent.directory.at]
+    return own + [page for sub in own for page in _subifds(pages, sub)]
 
 
 def _siblings(pages: Sequence[Page], page: Page) -> list[Page]:

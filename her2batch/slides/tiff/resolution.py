@@ -32,9 +32,21 @@ UM_PER_RESOLUTION_UNIT = {2: 25_400.0, 3: 10_000.0, 4: 1_000.0, 5: 1.0}
 """ResolutionUnit → µm. 2 and 3 are those of TIFF 6.0; some writers use 4 for mm and 5 for µm."""
 
 _VALUE = r"""["']?\s*(?:[=:]|</name>\s*<value[^<>]{0,60}>)\s*["']?\s*(\d{0,9}[.,]?\d{1,20}(?:[eE][+-]?\d{1,3})?)"""
-_MPP = re.compile(rf"(?<![A-Za-z])(?:mpp|MPP|Mpp)(?:[-_. ]?([xyXY]))?{_VALUE}")
+_MPP = re.compile(rf"([\w.]{{0,60}}?)(?<![A-Za-z])(?:mpp|MPP|Mpp)(?:[-_. ]?([xyXY]))?{_VALUE}")
+_SUBJECT = re.compile(
+    r"(?i)(?<![a-z])(label|macro|thumbnail|overview|preview|barcode|scan|slide|wsi|level\W{0,3}\d+)(?![a-z])"
+)
+_OTHER_SUBJECT = re.compile(r"(?i)label|macro|thumb|overview|preview|barcode|level\W*[1-9]")
+"""Word before a resolution that says which image has it, and those that mean another one than the slide."""
+
+_FIELD_END = re.compile(r"[|;]|\n(?!\s)")
+"""End of a field. Indented lines, as of JSON, are parts of one."""
+
+SUBJECT_BYTES = 80
+"""Part of a description before a resolution that is searched for the image that has it."""
 _PIXEL_SIZE = re.compile(
-    r"""(?i)(?:PixelSizeMicrons|(?:microns?|um|µm)[ _-]?per[ _-]?(?:px|pixel))["']?\s*[>=:]\s*["']?\s*([\d.,]{1,40})"""
+    r"(?i)(?:PixelSizeMicrons|pixel[ _-]?size[ _-]?(?:um|µm|microns?)|(?:microns?|um|µm)[ _-]?per[ _-]?(?:px|pixel))"
+    r"""["']?\s*[>=:]\s*["']?\s*([\d.,]{1,40})"""
 )
 _OBJECTIVE = re.compile(rf"(?:AppMag|[Oo]bjective[-_ ][Pp]ower){_VALUE}")
 _QPI_OBJECTIVE = re.compile(r"<Objective>\s*([\d.,]{1,10})\s*[xX]")
@@ -127,18 +139,46 @@ def ome_statements(image: OmeImage | None) -> list[Statement]:
 
 
 def description_statements(description: str) -> list[Statement]:
-    """Return what a description states as `MPP = …`, in the manner of Aperio, which other makers use too."""
+    """Return what a description states as `MPP = …`, in the manner of Aperio, which other makers use too.
+
+    Each different value is a statement of its own. Those of a label, a macro image or a lower level are left out.
+    """
     text = description[:DESCRIPTION_BYTES]
-    copied = "</name>" in text  # properties of an earlier file, written by libvips
-    x, y = None, None
-    for axis, value in reversed(_MPP.findall(text)):
-        number = parse_number(value)
-        x, y = (x if axis in ("y", "Y") else number), (y if axis in ("x", "X") else number)
-    if x is None and y is None and (size := _PIXEL_SIZE.search(text)):
-        x = y = parse_number(size[1])
-    if x is None and y is None:
-        return []
-    return [Statement("properties copied from another file state" if copied else "its description states", x, y)]
+    source = "properties copied from another file state" if "</name>" in text else "its description states"
+    pairs = _mpp_pairs(text)
+    if not pairs and (size := _PIXEL_SIZE.search(text)):
+        number = parse_number(size[1])
+        pairs = [(number, number)]
+    found = list[Statement]()
+    for item in (Statement(source, x, y) for x, y in pairs if x is not None or y is not None):
+        if not any(item == other or (item.is_square and other.is_square and item.agrees(other)) for other in found):
+            found.append(item)  # one text does not support itself
+    return found
+
+
+def _mpp_pairs(text: str) -> list[tuple[float | None, float | None]]:
+    """Return the resolutions along x and y that a text states of the slide, in their order.
+
+    One along x and one along y belong together where the same word stands before both, as in `openslide.mpp-x`.
+    """
+    pairs: list[tuple[float | None, float | None]] = []
+    open_axes: dict[str, tuple[int, str]] = {}  # word before the resolution → its pair, and the axis that it has
+    end = 0
+    for match in _MPP.finditer(text):
+        before = _FIELD_END.split(text[max(end, match.start() - SUBJECT_BYTES) : match.end(1)])[-1]
+        subjects, end = _SUBJECT.findall(before), match.end()
+        if subjects and _OTHER_SUBJECT.match(subjects[-1]):
+            continue
+        number, axis, word = parse_number(match[3]), (match[2] or "").lower(), match[1]
+        if axis and word in open_axes and open_axes[word][1] != axis:
+            at, _ = open_axes.pop(word)
+            x, y = pairs[at]
+            pairs[at] = (number, y) if axis == "x" else (x, number)
+            continue
+        if axis:
+            open_axes[word] = len(pairs), axis
+        pairs.append((None if axis == "y" else number, None if axis == "x" else number))
+    return pairs
 
 
 def iscan_statements(xmp: str) -> list[Statement]:

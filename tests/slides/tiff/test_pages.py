@@ -1,7 +1,7 @@
 """The choice of the pages that are the slide, in every order and shape in which writers put them."""
 
 import struct
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +230,23 @@ def test_chain_of_subifds_of_which_only_the_first_is_listed(tmp_path: Path) -> N
     struct.pack_into("<II", data, at + 4, 1, first)
     path.write_bytes(data)
     assert sizes(parse_tiff(path)) == THREE
+
+
+def test_each_level_may_be_a_subifd_of_the_next_finer_one(tmp_path: Path) -> None:
+    """tifffile writes no nested SubIFDs: pages get a pointer to the page behind them, and their chain is cut."""
+    images = levels(IMAGE)
+    pages = [
+        (image, {"subfiletype": int(k > 0), "extratags": [(331, 4, 1, 0, True)]}) for k, image in enumerate(images)
+    ]
+    path = write_pages(tmp_path / "a.tif", pages)
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        for page, following in pairwise(file.pages):
+            tag = page.tags[331]
+            struct.pack_into("<HHII", data, tag.offset, 330, 4, 1, following.offset)
+            struct.pack_into("<I", data, page.offset + 2 + 12 * len(page.tags), 0)
+    path.write_bytes(data)
+    assert [level.shape for level in read_levels(path)] == [image.shape for image in images]
 
 
 def test_planes_of_colour_may_have_subifds(tmp_path: Path) -> None:

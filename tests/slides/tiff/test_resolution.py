@@ -1,5 +1,7 @@
 """The choice of a resolution between statements that agree, disagree or are impossible."""
 
+from pathlib import Path
+
 import pytest
 import tifffile
 
@@ -11,6 +13,7 @@ from her2batch.slides.tiff.resolution import (
     description_statements,
     iscan_statements,
 )
+from her2batch.slides.tiff_slide import TiledTiffSlide
 from tests.slides.tiff.pyramids import picture, write_pages
 
 
@@ -67,6 +70,7 @@ def test_implausible_resolution_is_named() -> None:
         ("<Objective>an objective</Objective>", None, None),
         ("MicronsPerPixel=0.25;Stain=HER2", 0.25, None),
         ("um per pixel: 0,25", 0.25, None),
+        ('{"pixel_size_um": 0.25}', 0.25, None),
         ("COMPPANY = 5", None, None),
         ("", None, None),
     ],
@@ -75,6 +79,37 @@ def test_descriptions_in_the_manner_of_several_makers(text: str, mpp: object, ob
     found = [(item.x, item.y) for item in description_statements(text)]
     assert found == ([] if mpp is None else [mpp if isinstance(mpp, tuple) else (mpp, mpp)])
     assert description_objective(text) == objective
+
+
+@pytest.mark.parametrize(
+    ("text", "stated"),
+    [
+        ("Aperio|Macro MPP = 8.0|AppMag = 40|MPP = 0.25", [(0.25, 0.25)]),
+        ("Label: MPP = 10.5; Slide: MPP = 0.25; AppMag = 40", [(0.25, 0.25)]),
+        ('{"macro": {"mpp": 12.0}, "scan": {"mpp": 0.25}}', [(0.25, 0.25)]),
+        ('{"scan": {"mpp": 0.25}, "thumbnail": {"width": 1024, "mpp": 12.0}}', [(0.25, 0.25)]),
+        ("level 2 mpp=1.0; level 1 mpp=0.5; level 0 mpp=0.25", [(0.25, 0.25)]),
+        ("level[1].mpp-x=0.5; level[1].mpp-y=0.5; mpp-x=0.25; mpp-y=0.25", [(0.25, 0.25)]),
+        ("MPP = 0.25|Camera|MPP = 0.5|MPP = 0.25", [(0.25, 0.25), (0.5, 0.5)]),
+        ("mpp-y=0.5; mpp-x=0.25", [(0.25, 0.5)]),
+        ("aperio.mpp=0.25 openslide.mpp-x=0.251 openslide.mpp-y=0.252", [(0.25, 0.25)]),
+        ("macro mpp=8", []),
+        ("Title = relabelled label|MPP = 0.25", [(0.25, 0.25)]),
+    ],
+)
+def test_resolutions_of_other_images_in_a_description_do_not_count(
+    text: str, stated: list[tuple[float, float]]
+) -> None:
+    assert [(item.x, item.y) for item in description_statements(text)] == stated
+
+
+def test_first_of_two_resolutions_in_a_description_counts_unless_the_objective_supports_the_other(
+    tmp_path: Path,
+) -> None:
+    for text in ("MPP = 0.25|MPP = 0.5", "MPP = 2.0|AppMag = 40|MPP = 0.25"):
+        write_pages(tmp_path / "a.tif", [(picture(256, 256), {"description": text})])
+        with TiledTiffSlide(tmp_path / "a.tif") as slide:
+            assert (slide.info.mpp, slide.info.notes) == (0.25, (DISAGREE,)), text
 
 
 def test_xmp_of_a_ventana_scanner() -> None:
