@@ -262,7 +262,7 @@ def ingest(
     """Process every slide in a scan folder into a cohort, as `her2batch ingest` does; a second call resumes.
 
     settings: any other option of the command by its field in `settings`: encoders=["stain"], mpp=0.5, workers=2, …
-    columns={"slide_id": "Filename"}: headers of the labels.  regions, controls: as --regions and --controls.  replan:
+    columns={"slide_id": "Filename"}: headers of the labels.  regions, controls, calibration: as the options.  replan:
     redo slides if the plan has changed.  Returns what --json prints.  Raises InputError, StoreError, WeightsError.
     """
     from her2batch.reports.prediction_counts import count_predictions
@@ -271,10 +271,11 @@ def ingest(
     from her2batch.store.cohort import Cohort
 
     columns, regions, controls = (settings.pop(name, None) for name in ("columns", "regions", "controls"))
+    calibration = _path(settings.pop("calibration", None))
     plan, resources, window = _split(settings, Plan, Resources, RunWindow)
     request = IngestRequest(Path(scans), to_location(out), _path(bundle), _path(labels), _path(weights))
     request = replace(request, key=_path(pseudonymize), retry_failed=retry_failed, replan=replan, columns=columns or {})
-    request = replace(request, regions=_path(regions), controls=controls and str(controls))
+    request = replace(request, regions=_path(regions), controls=controls and str(controls), calibration=calibration)
     summary = run(request, plan, resources, window=window)
     return ingest_result(summary, count_predictions(Cohort(summary.cohort), summary.fresh))
 
@@ -318,8 +319,7 @@ def score(cohort: str | Path, bundle: str | Path, **settings: Any) -> dict[str, 
     """
     from her2batch.runtime.score import score as run
 
-    (resources,) = _split(settings, Resources)
-    return score_result(run(to_location(cohort), Path(bundle), resources))
+    return score_result(run(to_location(cohort), Path(bundle), *_split(settings, Resources)))
 
 
 def report(
@@ -350,6 +350,7 @@ def ingest_result(summary: IngestSummary, counts: Sequence[PredictionCount]) -> 
         "added": summary.added.as_json(),
         "predictions": [asdict(count) for count in counts],
         "labels": asdict(summary.labels) if summary.labels is not None else None,
+        "calibration": summary.calibrated.as_json() if summary.calibrated is not None else None,
         "exit_code": summary.exit_code,
     }
 

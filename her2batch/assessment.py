@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from her2batch.errors import REMEDIES
-from her2batch.tasks import HER2_TASKS, MEMBRANE_RULE, SCORE_TASKS, her2_class, ihc_score, task_applies, task_order
+from her2batch.tasks import (
+    HER2_TASKS,
+    MEMBRANE_RULE,
+    SCORE_TASKS,
+    her2_class,
+    ihc_score,
+    is_calibration,
+    task_applies,
+    task_order,
+)
 
 Fields = Mapping[str, Any]
 
@@ -68,6 +77,9 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "low-cellularity": ("quality", "hardly any cells: is the tumour on this slide?"),
     "near-10-percent": ("borderline", "a share of the membranes is near the guideline's 10\u00a0%"),
     "undecided": ("borderline", "several classes can't be ruled out"),
+    "abstained": ("borderline", "the calibration leaves more than one class"),
+    "too-few-labels": ("model", "too few labelled slides of a class for the coverage asked"),
+    "outside-calibration": ("model", "outside the range of the calibration, which was not used"),
     "method-asks": ("model", "a method asks for a review"),
     "uncalibrated": ("model", "a model without calibration"),
     "ultralow": ("borderline", "0 with traces of staining (ultralow)"),
@@ -179,9 +191,21 @@ def prediction_review(task: str, predicted: str, reasons: Iterable[str]) -> bool
     return (task in SCORE_TASKS and predicted == "2+") or any(reason not in NOT_ASKING for reason in reasons)
 
 
-def ordered_predictions(predictions: Iterable[Fields]) -> list[Fields]:
-    """Return predictions in the order of their tasks, those of the membrane rule first."""
+def without_superseded(predictions: Iterable[Fields]) -> list[Fields]:
+    """Return predictions without those of a method that a calibration has calibrated for the same task."""
     predictions = list(predictions)
+    calibrated = {(one["task"], one["method"]) for one in predictions if is_calibration(one["bundle"])}
+    return [
+        one for one in predictions if is_calibration(one["bundle"]) or (one["task"], one["method"]) not in calibrated
+    ]
+
+
+def ordered_predictions(predictions: Iterable[Fields]) -> list[Fields]:
+    """Return predictions in the order of their tasks, those of the membrane rule first.
+
+    A calibrated prediction takes the place of the uncalibrated one of its method.
+    """
+    predictions = without_superseded(predictions)
     tasks = task_order(row["task"] for row in predictions)
     return sorted(
         predictions,

@@ -39,6 +39,9 @@ SCORE_TASKS: Final = ("her2-4way", DETAIL_TASK)
 MEMBRANE_RULE: Final = "membrane"
 """Name of the membrane rule, as a method and as a bundle."""
 
+CALIBRATION_PREFIX: Final = "cal-"
+"""Start of a calibration's id, which no bundle's id has."""
+
 RESOLUTIONS: Final[dict[str, float]] = {"low": 3.24, "moderate": 1.17, "high": 0.23}
 """Patch resolution → µm/px (paper, section 3: mean slide sizes at 0.23 µm/px)."""
 
@@ -330,6 +333,11 @@ def her2_class(task: str, ihc: str, ish: str | None, detail: str | None = None) 
     if task == "her2-3way":
         return "high" if high else "0" if ihc == "0" else "low"
     raise ValueError(f"{task} is no HER2 task; known: {', '.join(HER2_TASKS)}")
+
+
+def is_calibration(bundle: str) -> bool:
+    """Whether predictions are those of a calibration. bundle: name of what made them, as in `predictions/BUNDLE`."""
+    return bundle.startswith(CALIBRATION_PREFIX)
 
 
 def ihc_score(label: str) -> str:

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from her2batch.cli.commands import adopt, exchange, labels, report, send, serve, slides, tools, training
+from her2batch.cli.commands import adopt, calibrate, exchange, labels, report, send, serve, slides, tools, training
 from her2batch.cli.streams import replace_characters, use_utf8_files
 from her2batch.errors import STOPPED, HeadLost, Her2BatchError, one_line
 
@@ -28,6 +28,7 @@ COMMANDS = (
     adopt.adopt,
     slides.overnight,
     labels.labels,
+    calibrate.calibrate,
     training.score,
     training.train,
     training.reproduce,

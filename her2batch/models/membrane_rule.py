@@ -158,7 +158,7 @@ def rule_predictions(result: RuleResult, presumed: bool, flags: Iterable[str] = 
     """
     rows = []
     for task in RULE_TASKS:
-        probabilities = _task_probabilities(task, result.p)
+        probabilities = derived_probabilities(task, result.p)
         needs_ish = task != "her2-4way" and result.category == "2+"
         both = {str(her2_class(task, "2+", ish)) for ish in "-+"} if needs_ish else set()
         predicted = str(her2_class(task, result.category, "-"))
@@ -182,7 +182,7 @@ def rule_predictions(result: RuleResult, presumed: bool, flags: Iterable[str] = 
     return rows
 
 
-def _task_probabilities(task: str, p: tuple[float, float, float, float]) -> dict[str, float]:
+def derived_probabilities(task: str, p: tuple[float, float, float, float]) -> dict[str, float]:
     """Return the probability of each class of a task, in order, from those of 0, 1+, 2+, 3+."""
     probabilities = dict.fromkeys(CLASSES[task], 0.0)
     for ihc, probability in zip(IHC_SCORES, p, strict=True):

@@ -11,7 +11,7 @@ from her2batch.assessment import KINDS, Assessment
 from her2batch.reports.report_data import ReportData
 from her2batch.reports.theme import ColumnKind, SortableTable
 from her2batch.store.cohort import Row
-from her2batch.tasks import CLASSES, IHC_SCORES, MEMBRANE_RULE
+from her2batch.tasks import CLASSES, IHC_SCORES, MEMBRANE_RULE, is_calibration
 
 TableColumns = tuple[tuple[str, ColumnKind, str], ...]
 
@@ -199,6 +199,8 @@ def _slide_cells(data: ReportData, slide_id: str) -> list[Any]:
 def method_label(prediction: Row) -> str:
     """Return the name of a method with the start of its bundle's id; the membrane rule has its name alone."""
     method = str(prediction["method"])
+    if is_calibration(prediction["bundle"]):
+        return f"{method} calibrated"
     return method if method == MEMBRANE_RULE else f"{method} {prediction['bundle'][:4]}"
 
 

@@ -23,6 +23,7 @@ from her2batch.files.new_folder import remove_if_refused
 from her2batch.models.bundle import check_bundle_fits, read_bundle
 from her2batch.models.encoders import embedding_dim, locate_encoder_weights
 from her2batch.models.predictor import BundlePredictor
+from her2batch.pipeline.calibration.apply import apply_calibration, load_calibration
 from her2batch.pipeline.growth.added_encoders import check_additions, find_additions, proven_plan, used_encoders
 from her2batch.pipeline.growth.ingest_request import IngestRequest as IngestRequest
 from her2batch.pipeline.growth.ingest_summary import COUNTS, IngestSummary, count_slides
@@ -51,6 +52,8 @@ from her2batch.store.label_sheets.reading import read_given_sheet
 from her2batch.store.label_sheets.stored import write_labels
 from her2batch.store.pseudonyms import Pseudonymizer, read_key
 from her2batch.store.run_log import RunLog
+
+__all__ = ["IngestRequest", "dry_run", "ingest"]
 
 MIN_FREE_BYTES = 1_000_000_000
 """Bytes that must be free on the cohort's disk before a run starts."""
@@ -118,8 +121,7 @@ def ingest(
                     worker.context, used_encoders=used_encoders(updater.pending.slides.values(), plan)
                 )
             _run(run, worker, resources, session)
-            updater.rows.clear()  # they are read again: one copy of 7 kB a slide is enough
-            count_slides(summary, updater.inventory, cohort.rows())
+            _conclude(request, updater, plan, summary)
             summary.unused_regions = updater.regions.notes + updater.controls.notes
             if not labels.is_empty:
                 write_labels(cohort, labels.stored_rows())  # with those that a slide met which came during the run
@@ -176,6 +178,8 @@ def _prepare(request: IngestRequest, plan: Plan, watch: bool) -> tuple[Plan, Sli
         check_additions(cohort, plan, request.scans)
     if bundle is not None:
         check_bundle_fits(bundle, plan)
+    if request.calibration is not None:
+        load_calibration(request.calibration, plan)
     if needs_image_networks(plan, bundle):
         if plan.reader == "cucim":
             load_cucim()  # before torch: afterwards it would hang
@@ -322,6 +326,17 @@ def _run(run: _Run, worker: SlideWorker, resources: Resources, session: RaySessi
                 )
             writes.callback(run.updater.inventory.save, cohort)
     cohort.update_row_cache()
+
+
+def _conclude(request: IngestRequest, updater: InventoryUpdater, plan: Plan, summary: IngestSummary) -> None:
+    """Predict with the calibration, and count the slides."""
+    cohort = updater.cohort
+    if request.calibration is not None:
+        calibration = load_calibration(request.calibration, plan)
+        summary.calibrated = apply_calibration(cohort, calibration, summary.relabelled)
+        cohort.update_row_cache()
+    updater.rows.clear()  # they are read again: one copy of 7 kB a slide is enough
+    count_slides(summary, updater.inventory, cohort.rows())
 
 
 def _process(run: _Run, worker: SlideWorker, resources: Resources, session: RaySession | None) -> None:

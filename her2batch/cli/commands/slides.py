@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from her2batch.cli.commands.calibrate import CalibrationOption
 from her2batch.cli.options import (
     DEFAULT_COHORT,
     LABELS_HELP,
@@ -60,6 +61,7 @@ def ingest(
         ),
     ] = None,
     weights: WeightsOption = None,
+    calibration: CalibrationOption = None,
     pseudonymize: Annotated[
         Path | None, typer.Option(help="key file; no name, date or barcode reaches the cohort")
     ] = None,
@@ -82,10 +84,12 @@ def ingest(
 
     request = IngestRequest(scans, out, bundle, labels, weights, pseudonymize, retry_failed, replan=replan)
     request = replace(request, columns=parse_columns(column), regions=regions, controls=controls)
+    request = replace(request, calibration=calibration)
     if dry_run:
         return _dry_run(request, plan, resources, as_json)
     from her2batch.api import ingest_result
     from her2batch.cli.console import ingest_progress, print_ingest_summary
+    from her2batch.cli.console_calibration import print_calibrated
     from her2batch.cli.console_labels import print_labels_report
     from her2batch.reports.prediction_counts import count_predictions
     from her2batch.store.cohort import Cohort
@@ -97,6 +101,8 @@ def ingest(
     def show() -> None:
         print_labels_report(summary.labels)
         print_ingest_summary(summary, counts)
+        if summary.calibrated is not None:
+            print_calibrated(summary.calibrated, summary.cohort)
 
     emit(as_json, ingest_result(summary, counts), show)
     return summary.exit_code

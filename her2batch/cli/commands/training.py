@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from her2batch.cli.commands.calibrate import CalibrationOption, check_calibration
 from her2batch.cli.options import (
     COHORT_HELP,
     CohortArgument,
@@ -21,6 +22,7 @@ from her2batch.cli.options import (
     parse_columns,
     parse_location,
 )
+from her2batch.errors import STOPPED
 from her2batch.models.mil_registry import MIL_METHODS
 from her2batch.settings import Resources, Training, TrainingResources
 from her2batch.task_files import training_with_tasks
@@ -184,17 +186,41 @@ def tune(
 def score(
     *,
     cohort: CohortArgument,
-    bundle: Annotated[Path, typer.Option(help="folder of a trained bundle", show_default=False)],
+    bundle: Annotated[Path | None, typer.Option(help="folder of a trained bundle", show_default=False)] = None,
+    calibration: CalibrationOption = None,
     resources: Resources,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Score every slide of a cohort with a bundle, from the tables. Run the same command again to resume."""
-    from her2batch.api import score_result
+    """Score every slide with a bundle, a calibration or both, from the tables. Run the same command again to resume."""
+    from her2batch.cli.console_calibration import print_calibrated
     from her2batch.cli.console_training import count_progress, print_score_summary
-    from her2batch.runtime.score import score as run
 
+    if bundle is None and calibration is None:
+        raise typer.BadParameter("name a trained bundle, a calibration, or both", param_hint="--bundle, --calibration")
+    if calibration is not None:
+        check_calibration(cohort, calibration)
+    data: dict[str, Any] = {}
+    code, summary, calibrated = 0, None, None
     with count_progress("slides", quiet or as_json) as report:
-        summary = run(cohort, bundle, resources, report)
-    emit(as_json, score_result(summary), lambda: print_score_summary(summary, cohort))
-    return summary.exit_code
+        if bundle is not None:
+            from her2batch.api import score_result
+            from her2batch.runtime.score import score as run
+
+            summary = run(cohort, bundle, resources, report)
+            data, code = score_result(summary), summary.exit_code
+        if calibration is not None and code != STOPPED:
+            from her2batch.pipeline.calibration.run import calibrate_slides
+
+            calibrated = calibrate_slides(cohort, calibration, report)
+            code = max(code, 3 if calibrated.failures else 0)
+            data["calibration"] = calibrated.as_json()
+
+    def show() -> None:
+        if summary is not None:
+            print_score_summary(summary, cohort)
+        if calibrated is not None:
+            print_calibrated(calibrated, cohort)
+
+    emit(as_json, {**data, "exit_code": code}, show)
+    return code

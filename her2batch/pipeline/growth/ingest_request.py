@@ -17,6 +17,7 @@ class IngestRequest:
     only: process no slide of the scan folder but the one that this file belongs to.  replan: process finished slides
     again if the plan has changed; see `settle_plan`, also for exact_plan.  columns: of the labels, name → header.
     regions: folder of QuPath regions to which the tiles are restricted.  controls: `auto` or a file of controls.
+    calibration: file to predict with.
     """
 
     scans: Path
@@ -32,6 +33,7 @@ class IngestRequest:
     columns: Mapping[str, str] = field(default_factory=dict)
     regions: Path | None = None
     controls: str | None = None
+    calibration: Path | None = None
 
     @property
     def control_folder(self) -> Path | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from her2batch.errors import STOPPED
+from her2batch.pipeline.calibration.apply import CalibratedSlides
 from her2batch.pipeline.growth.added_encoders import AddedEncoders
 from her2batch.pipeline.inventory import Inventory
 from her2batch.store.cohort import Row
@@ -29,7 +30,7 @@ class IngestSummary:
     of the labels; None without labels.  unused_regions: files of regions that belong to no slide.  added: encoders
     that were added to finished slides.  moved: ids of finished slides whose files were moved or renamed.  archived:
     number of finished slides whose files have left the scan folder.  unreachable: number of slides of a scan folder
-    that has no slides at all now.
+    that has no slides at all now.  calibrated: what a calibration predicted; None without one.
     """
 
     cohort: Path
@@ -57,6 +58,7 @@ class IngestSummary:
     moved: list[str] = field(default_factory=list)
     archived: int = 0
     unreachable: int = 0
+    calibrated: CalibratedSlides | None = None
 
     @property
     def adds_up(self) -> bool:
@@ -70,7 +72,8 @@ class IngestSummary:
             return STOPPED
         if not self.adds_up:
             return 1
-        return 3 if self.failed or self.missing or self.added.failures else 0
+        uncalibrated = self.calibrated is not None and self.calibrated.failures
+        return 3 if self.failed or self.missing or self.added.failures or uncalibrated else 0
 
 
 def count_slides(summary: IngestSummary, inventory: Inventory, rows: Mapping[str, Row]) -> None:

@@ -1,0 +1,96 @@
+"""The evidence of a cohort's slides for a calibration, from their tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from her2batch.models.calibration.evidence import (
+    COUNTERSTAIN,
+    SlideEvidence,
+    percent_evidence,
+    prediction_evidence,
+    share_evidence,
+)
+from her2batch.store.cohort import Cohort, Row, tables_of
+from her2batch.tasks import MEMBRANE_RULE, as_task, is_calibration, task_applies
+from her2batch.vision.membrane import MEMBRANE_COLUMNS, feature_index
+
+CELLS = "predictions/cells"
+"""Predictions from segmented cells, where the cohort has them; their column `percent` is evidence for all methods."""
+
+STAIN_VECTORS = "embeddings/stain"
+"""Features of tiles, among them the density of haematoxylin."""
+
+
+def read_evidence(
+    cohort: Cohort, row: Row, wanted: frozenset[tuple[str, str, str]] | None = None
+) -> Iterator[tuple[Row, SlideEvidence]]:
+    """Yield each uncalibrated prediction of ordered classes of a slide, with its evidence.
+
+    row: of the slides table.  wanted: only these (source, task, method).  Raises OSError or pa.ArrowInvalid when a
+    table cannot be read.
+    """
+    names = set(tables_of(row))
+
+    @cache
+    def further() -> dict[str, float]:
+        return _further(cohort, row, names)
+
+    @cache
+    def measured() -> dict[str, float]:
+        return _measured(cohort, row, names)
+
+    for table_name in tables_of(row, "predictions"):
+        source = table_name.partition("/")[2]
+        if is_calibration(source):
+            continue
+        for prediction in cohort.read(table_name, row["slide_id"]).to_pylist():
+            if wanted is not None and (source, prediction["task"], prediction["method"]) not in wanted:
+                continue
+            if is_calibratable(prediction, row):
+                more = further() if source == MEMBRANE_RULE else {}
+                yield prediction, prediction_evidence(prediction, source, row, more, measured())
+
+
+def is_calibratable(prediction: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    """Return whether a prediction has ordered classes, and its task is built in and applies to the slide."""
+    if len(prediction["classes"] or ()) < 2:
+        return False
+    try:
+        task = as_task(prediction["task"])
+    except KeyError:
+        return False  # of a task of the user's own, whose labels a calibration does not read
+    return task.ordinal and task.classes == tuple(prediction["classes"]) and task_applies(task, row["stain"])
+
+
+def _further(cohort: Cohort, row: Row, names: set[str]) -> dict[str, float]:
+    """Return the further evidence for the membrane rule: shares that it does not read, and the cells."""
+    found: dict[str, float] = {}
+    if "membrane" in names:
+        table = cohort.read("membrane", row["slide_id"])
+        found |= share_evidence({name: table.column(name).to_numpy() for name in MEMBRANE_COLUMNS})
+    if CELLS in names:
+        for prediction in cohort.read(CELLS, row["slide_id"]).to_pylist():
+            percent = prediction.get("percent")
+            if percent is not None and len(percent) == 4:
+                found |= percent_evidence(percent)
+                break
+    counterstain = _measured(cohort, row, names)
+    return found | {name: float(np.log(max(value, 1e-3))) for name, value in counterstain.items()}
+
+
+def _measured(cohort: Cohort, row: Row, names: set[str]) -> dict[str, float]:
+    """Return the measurements of a slide that are alike on all slides of a laboratory: the nuclear counterstain."""
+    if STAIN_VECTORS not in names:
+        return {}
+    table: pa.Table = cohort.read(STAIN_VECTORS, row["slide_id"])
+    if not table.num_rows:
+        return {}
+    column = table.column("embedding").combine_chunks()
+    values = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+    return {COUNTERSTAIN: float(np.mean(values[:, feature_index("haematoxylin_p90")].astype(np.float64)))}
