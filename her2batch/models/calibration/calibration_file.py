@@ -143,6 +143,11 @@ class Calibration(Settings):
         """Return the tasks that were calibrated."""
         return tuple(dict.fromkeys(method.task for method in self.methods))
 
+    def group_of(self, slide: str) -> str | None:
+        """Return the group of a labelled slide; None for another slide. slide: its digest."""
+        groups = (method.group for method in self.methods if method.fold_of(slide) is not None)
+        return next(groups, None)
+
     @property
     def groups(self) -> tuple[str | None, ...]:
         """Return the groups that were calibrated."""

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from her2batch.errors import InputError
 from her2batch.models.calibration.calibration_file import Calibration, measurement_plan, read_calibration
+from her2batch.models.calibration.evidence import slide_digest
 from her2batch.models.calibration.predictions import ABSTAINED, OUTSIDE, CalibratedPredictor
 from her2batch.pipeline.calibration.fit_cohort import group_of, is_fitted
 from her2batch.pipeline.calibration.read_evidence import read_evidence
@@ -101,13 +102,15 @@ def _calibrate_slide(
     cohort: Cohort, predictor: CalibratedPredictor, row: Row, sites: Mapping[str, str | None], found: CalibratedSlides
 ) -> None:
     """Write the predictions of one slide, and count what they are."""
+    calibration = predictor.calibration
     try:
-        table = calibrate_slide(cohort, predictor, row, group_of(row, sites, predictor.calibration.per))
-        replaced = _replaced_tables(cohort, row, predictor.calibration.id, table)
+        group = group_of(row, sites, calibration.per) or calibration.group_of(slide_digest(row["slide_id"]))
+        table = calibrate_slide(cohort, predictor, row, group)
+        replaced = _replaced_tables(cohort, row, calibration.id, table)
     except UNREADABLE as error:
         found.failures[row["slide_id"]] = f"{row['slide_id']}: {error}; run her2batch verify, then ingest again"
         return
-    cohort.add_tables(row, {f"predictions/{predictor.calibration.id}": table}, replaced)
+    cohort.add_tables(row, {f"predictions/{calibration.id}": table}, replaced)
     reasons = {reason for reasons in table["reasons"].to_pylist() for reason in reasons}
     found.calibrated += 1
     found.abstained += ABSTAINED in reasons

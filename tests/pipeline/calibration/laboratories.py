@@ -13,6 +13,9 @@ from her2batch.store.schemas import embeddings_table, table_schema
 from her2batch.tasks import IHC_SCORES
 from her2batch.vision.membrane import FEATURES, MEMBRANE_COLUMNS, feature_index
 
+STRENGTH = 3.5
+"""A laboratory that stains strongly: shares are 3.5 times those that the rule expects."""
+
 SHARES = {"0": (0.02, 0.002, 0.0002), "1+": (0.4, 0.02, 0.0005), "2+": (0.7, 0.35, 0.006), "3+": (0.95, 0.8, 0.5)}
 """Typical shares of a class: faint, moderate and complete, intense and complete."""
 
@@ -80,3 +83,11 @@ def write_sheet(path: Path, labels: Mapping[str, str], sites: Mapping[str, str] 
     lines += [f"{one},{one.rsplit('-', 1)[0]},{label},{(sites or {}).get(one, '')}" for one, label in labels.items()]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def predictions(cohort: Cohort, source: str) -> dict[str, dict[str, dict]]:
+    """slide → task → its prediction."""
+    return {
+        slide: {row["task"]: row for row in cohort.read(f"predictions/{source}", slide).to_pylist()}
+        for slide in cohort.rows()
+    }

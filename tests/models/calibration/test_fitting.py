@@ -1,0 +1,38 @@
+"""Fitting: what every slide has is used, and its range is kept."""
+
+import numpy as np
+import pytest
+
+from her2batch.models.calibration.evidence import SlideEvidence
+from her2batch.models.calibration.fitting import LabelledEvidence, fit_method
+from her2batch.tasks import IHC_SCORES
+
+
+def slide(k: int, further: dict, measured: dict) -> LabelledEvidence:
+    steps = 4.0 * (k % 4) - 4.0 * (np.arange(3) + 0.5)
+    evidence = SlideEvidence(
+        f"s{k}", "membrane", "her2-4way", "membrane", IHC_SCORES, steps, further, measured, "aperio"
+    )
+    return LabelledEvidence(evidence, IHC_SCORES[k % 4], f"p{k}")
+
+
+def test_evidence_that_one_slide_lacks_is_left_out() -> None:
+    slides = [slide(k, {"moderate": 0.1 * k, **({"cells_1": 0.2} if k else {})}, {}) for k in range(8)]
+    assert set(fit_method(slides, None).centre) == {"moderate"}
+
+
+@pytest.mark.parametrize("n", [2, 5, 20, 60])
+def test_a_range_holds_every_labelled_slide_and_is_wider_with_fewer(n: int) -> None:
+    values = 0.25 + 0.02 * np.random.default_rng(n).standard_normal(n)
+    found = fit_method([slide(k, {}, {"haematoxylin": float(values[k])}) for k in range(n)], None)
+    low, high = found.ranges["haematoxylin"]
+    assert low <= values.min()
+    assert high >= values.max()
+    assert (high - low) / values.std(ddof=1) > 6
+
+
+def test_one_slide_gives_a_calibration_without_ranges() -> None:
+    found = fit_method([slide(0, {}, {"haematoxylin": 0.25})], "north")
+    assert found.ranges == {}
+    assert found.group == "north"
+    assert found.too_few(0.9) == list(IHC_SCORES)
