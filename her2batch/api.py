@@ -7,7 +7,7 @@ Reading a cohort is safe beside a run: only slides whose row is committed are se
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from her2batch.errors import InputError
 from her2batch.exchange.slide_arrays import SlideReader
 from her2batch.files.locations import is_remote, to_location
 from her2batch.settings import Plan, Resources, RunWindow, Settings, Training, TrainingResources
-from her2batch.store.outcome_counts import OUTCOMES
 
 if TYPE_CHECKING:
     import dask.dataframe
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     import pyarrow.dataset
     from numpy.typing import NDArray
 
-    from her2batch.pipeline.growth.ingest_summary import IngestSummary
-    from her2batch.reports.prediction_counts import PredictionCount
     from her2batch.runtime.score import ScoreSummary
     from her2batch.tasks import Task
     from her2batch.training.bag_data import BagDataset
@@ -265,17 +262,19 @@ def ingest(
     columns={"slide_id": "Filename"}: headers of the labels.  regions, controls, calibration: as the options.  replan:
     redo slides if the plan has changed.  Returns what --json prints.  Raises InputError, StoreError, WeightsError.
     """
+    from her2batch.pipeline.growth.ingest_summary import ingest_result
     from her2batch.reports.prediction_counts import count_predictions
     from her2batch.runtime.ingest import IngestRequest
     from her2batch.runtime.ingest import ingest as run
     from her2batch.store.cohort import Cohort
 
-    columns, regions, controls = (settings.pop(name, None) for name in ("columns", "regions", "controls"))
-    calibration = _path(settings.pop("calibration", None))
+    names = ("columns", "regions", "controls", "calibration")
+    columns, regions, controls, calibration = (settings.pop(name, None) for name in names)
     plan, resources, window = _split(settings, Plan, Resources, RunWindow)
     request = IngestRequest(Path(scans), to_location(out), _path(bundle), _path(labels), _path(weights))
     request = replace(request, key=_path(pseudonymize), retry_failed=retry_failed, replan=replan, columns=columns or {})
-    request = replace(request, regions=_path(regions), controls=controls and str(controls), calibration=calibration)
+    request = replace(request, regions=_path(regions), controls=controls and str(controls))
+    request = replace(request, calibration=_path(calibration))
     summary = run(request, plan, resources, window=window)
     return ingest_result(summary, count_predictions(Cohort(summary.cohort), summary.fresh))
 
@@ -335,24 +334,6 @@ def report(
 
     training_run = TrainingRun(Path(run)) if run is not None else None
     return write_report(Cohort(to_location(cohort)), Path(out).absolute(), training_run, pages).path
-
-
-def ingest_result(summary: IngestSummary, counts: Sequence[PredictionCount]) -> dict[str, Any]:
-    """The result of an ingest as plain values. counts: predictions of the slides that this run finished."""
-    keys = ("slide_id", "path", "error_code", "error")
-    fields = ("seen", *OUTCOMES, "already", "moved", "archived", "unreachable", "tiles", "seconds", "skipped")
-    return {
-        "cohort": str(summary.cohort),
-        **{name: getattr(summary, name) for name in fields},
-        "failures": [{key: row[key] for key in keys} for row in summary.failures],
-        "missing": summary.missing,
-        "unused_regions": summary.unused_regions,
-        "added": summary.added.as_json(),
-        "predictions": [asdict(count) for count in counts],
-        "labels": asdict(summary.labels) if summary.labels is not None else None,
-        "calibration": summary.calibrated.as_json() if summary.calibrated is not None else None,
-        "exit_code": summary.exit_code,
-    }
 
 
 def score_result(summary: ScoreSummary) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from her2batch.api import ingest_result
 from her2batch.errors import InputError
+from her2batch.pipeline.growth.ingest_summary import ingest_result
 from her2batch.runtime.ingest import IngestRequest, IngestSummary, dry_run, ingest
 from her2batch.settings import Plan, Resources, RunWindow
 from her2batch.store.cohort import Cohort

@@ -87,10 +87,10 @@ def ingest(
     request = replace(request, calibration=calibration)
     if dry_run:
         return _dry_run(request, plan, resources, as_json)
-    from her2batch.api import ingest_result
     from her2batch.cli.console import ingest_progress, print_ingest_summary
     from her2batch.cli.console_calibration import print_calibrated
     from her2batch.cli.console_labels import print_labels_report
+    from her2batch.pipeline.growth.ingest_summary import ingest_result
     from her2batch.reports.prediction_counts import count_predictions
     from her2batch.store.cohort import Cohort
 

@@ -155,11 +155,11 @@ class Calibration(Settings):
 
 
 def measurement_plan(plan: Plan) -> str:
-    """Return the id of the settings that decide the measurements: those of the plan without encoders and bundle.
+    """Return the id of the settings that decide the measurements: those of the plan without its networks.
 
     An encoder or a bundle that is added later changes no measurement, so that a calibration stays valid.
     """
-    unused = {name: Plan.model_fields[name].default for name in ("encoders", "bundle")}
+    unused = {name: Plan.model_fields[name].default for name in ("encoders", "precision", "bundle")}
     return plan.model_copy(update=unused).id
 
 

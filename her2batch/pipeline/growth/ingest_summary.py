@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from her2batch.errors import STOPPED
 from her2batch.pipeline.calibration.apply import CalibratedSlides
@@ -94,3 +95,21 @@ def count_slides(summary: IngestSummary, inventory: Inventory, rows: Mapping[str
         else:
             summary.failed += 1
             summary.failures.append(row)
+
+
+def ingest_result(summary: IngestSummary, counts: Iterable[Any]) -> dict[str, Any]:
+    """The result of an ingest as plain values. counts: dataclasses, predictions of slides that this run finished."""
+    keys = ("slide_id", "path", "error_code", "error")
+    fields = ("seen", *OUTCOMES, "already", "moved", "archived", "unreachable", "tiles", "seconds", "skipped")
+    return {
+        "cohort": str(summary.cohort),
+        **{name: getattr(summary, name) for name in fields},
+        "failures": [{key: row[key] for key in keys} for row in summary.failures],
+        "missing": summary.missing,
+        "unused_regions": summary.unused_regions,
+        "added": summary.added.as_json(),
+        "predictions": [asdict(count) for count in counts],
+        "labels": asdict(summary.labels) if summary.labels is not None else None,
+        "calibration": summary.calibrated.as_json() if summary.calibrated is not None else None,
+        "exit_code": summary.exit_code,
+    }
