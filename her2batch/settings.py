@@ -247,7 +247,7 @@ class MilSettings(Settings):
 class ImageSettings(Settings):
     """Settings of the networks that are fine-tuned on thumbnails or patches (methods.md §5)."""
 
-    lr: float = Field(1e-4, gt=0, le=1, description="learning rate of Adam (AdamW for ConvNeXt and ViT)")
+    lr: float = Field(1e-4, gt=0, le=1, description="learning rate of Adam (AdamW for all but ResNet and DenseNet)")
     weight_decay: float | None = Field(None, ge=0, le=1, description="L2 penalty; default: 1e-4, with AdamW 1e-2")
     epochs: int = Field(50, ge=1, description="maximum number of epochs (paper: 25 to 100)")
     warmup: int = Field(3, ge=0, description="epochs of linear warm-up before the cosine")
@@ -261,6 +261,26 @@ class ImageSettings(Settings):
         ge=0,
         le=0.5,
         description="brightness and contrast jitter; off by default, because colour carries the HER2 score",
+    )
+    stain_jitter: float = Field(
+        0.0, ge=0, le=0.5, description="jitter of the stains' optical density, which leaves the background as it is"
+    )
+    right_angles: float = Field(
+        0.0, ge=0, le=1, description="share of images that are turned by right angles only, which keeps their pixels"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="learning rate of a layer, as a factor of that of the layer above it"
+    )
+    frozen_epochs: int = Field(0, ge=0, description="epochs at the start in which the classifier alone is trained")
+    unfreeze_epochs: int = Field(
+        0, ge=0, description="epochs after these over which the layers are unfrozen, the uppermost first"
+    )
+    trained_layers: float = Field(1.0, gt=0, le=1, description="share of the layers, from above, that is trained")
+    fixed_norm: bool = Field(
+        False, description="batch normalisation keeps the means of the initial weights, where there are any"
+    )
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay of a moving average of the weights, which is validated and kept; 0: none"
     )
     size: Literal["full", "tiny"] = Field(
         "full", description="size of the network; tiny: a small one of the same family, for tests"
@@ -304,6 +324,11 @@ class Training(Settings):
     folds: int = Field(10, le=100, description="number of folds of the cross-validation")
     seed: int = Field(0, ge=0, description="seed of the folds and of all random numbers in training")
     options: tuple[str, ...] = Field((), description="setting of the methods, such as lr=0.0002; repeatable")
+    profile: Literal["small-cohort"] | None = Field(
+        None,
+        description="settings of image networks other than the paper's; small-cohort: for some hundred slides, from "
+        "ImageNet weights",
+    )
     quick: bool = Field(False, description="few epochs, small networks and few patches, to try out a run")
     patches_per_slide: int | None = Field(
         None, ge=1, description="maximum number of patches of a slide, drawn at random"

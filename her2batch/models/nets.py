@@ -42,7 +42,8 @@ class NetworkSpec:
 
     toy: timm's name of the toy, where it is another than the network's own.  sized: the network is built for one input
     size; the others take any.  mean, std: normalisation of its input, RGB in 0–1.  package: of its ImageNet weights,
-    where these need no hub.  decoupled: its authors train it with decoupled weight decay (AdamW).
+    where these need no hub.  decoupled: it is trained with decoupled weight decay (AdamW).  zero_classifier: the
+    new classifier starts at 0, that is with equal probabilities.
     """
 
     name: str
@@ -53,6 +54,7 @@ class NetworkSpec:
     std: tuple[float, ...] = STD
     package: PackagedFile | None = None
     decoupled: bool = False
+    zero_classifier: bool = False
 
     @property
     def architecture(self) -> str:
@@ -90,6 +92,8 @@ NETWORKS: Final[dict[str, NetworkSpec]] = {
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         package=EFFICIENTNET_LITE0,
+        decoupled=True,
+        zero_classifier=True,
     ),
 }
 """Method → its network. The tags are timm's defaults, written out so that a later timm uses the same weights.
@@ -119,7 +123,14 @@ def network_spec(method: str) -> NetworkSpec:
     if not timm.is_model(name):
         raise InputError(f"timm has no model {name!r}", None, "see timm.list_models() for its names")
     config = get_pretrained_cfg(name)
-    return NetworkSpec(name, sized=bool(config.fixed_input_size), mean=tuple(config.mean), std=tuple(config.std))
+    return NetworkSpec(
+        name,
+        sized=bool(config.fixed_input_size),
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        decoupled=True,
+        zero_classifier=True,
+    )
 
 
 def build_network(method: str, n_classes: int, input_px: int, size: str = "full") -> torch.nn.Module:
@@ -155,10 +166,27 @@ def initial_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = build_network(method, n_classes, input_px, size)
+    if network_spec(method).zero_classifier:
+        _zero_classifier(net)
     path = locate_initial_weights(method, size, pretrained)
     if path is not None:
         _load_pretrained(net, _adapt_weights(net, _read_named(method, path), network_spec(method)), path)
     return net
+
+
+def _zero_classifier(net: Any) -> None:
+    """Set a network's classifier to 0.
+
+    timm draws that of EfficientNets from ±1/√classes, which for three classes gives logits of some 10 at the start: the
+    loss of 7 falls to that of equal probabilities only after as many steps as a small cohort has.
+    """
+    import torch
+
+    prefix = f"{net.pretrained_cfg['classifier']}."
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.startswith(prefix):
+                parameter.zero_()
 
 
 def locate_initial_weights(method: str, size: str, pretrained: str) -> Path | None:

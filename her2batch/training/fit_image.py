@@ -24,7 +24,13 @@ from torch.nn import functional as F
 from her2batch.errors import InputError
 from her2batch.models.attention import product_dtype
 from her2batch.models.device import Normalization, run_network, set_deterministic
-from her2batch.models.nets import ImageClassifier, build_network, initial_network, network_spec
+from her2batch.models.nets import (
+    ImageClassifier,
+    build_network,
+    initial_network,
+    locate_initial_weights,
+    network_spec,
+)
 from her2batch.models.weights import network_with_weights as filled
 from her2batch.settings import ImageSettings
 from her2batch.training.augment import (
@@ -33,6 +39,8 @@ from her2batch.training.augment import (
     apply_augmentations_on_device,
     draw_augmentations,
 )
+from her2batch.training.fine_tuning.averaging import WeightAverage
+from her2batch.training.fine_tuning.layers import fix_batch_norm, is_staged, parameter_groups, set_trained_layers
 from her2batch.training.fit_loop import (
     FitResult,
     Fold,
@@ -190,36 +198,58 @@ class _Learner:
             what = f"{_world_size()} processes cannot share a batch of {len(fold.train) // self._per_epoch} images"
             raise InputError(what, None, "give fewer --unit-workers or a larger batch")
         net = initial_network(method, fold.n_classes, pixels.shape[1], settings.size, settings.pretrained, fold.seed)
+        has_weights = locate_initial_weights(method, settings.size, settings.pretrained) is not None
+        self._fixed_norm = settings.fixed_norm and has_weights
         if _is_distributed() and self._kind == "cuda":
             from timm.layers import convert_sync_batchnorm
 
             net = convert_sync_batchnorm(net)
-        self._net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        ids = [torch.device(device)] if self._kind == "cuda" else None
-        self._shared = torch.nn.parallel.DistributedDataParallel(self._net, ids) if _is_distributed() else self._net
+        self._net: torch.nn.Module = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._shared = self._over_processes()
         spec = network_spec(method)
-        self._normalization, decoupled = spec.normalization, spec.decoupled
-        decay = DECAY[decoupled] if settings.weight_decay is None else settings.weight_decay
-        adam = torch.optim.AdamW if decoupled else torch.optim.Adam
-        self._optimiser = adam(self._net.parameters(), settings.lr, weight_decay=decay, fused=True)
+        self._normalization, self._optimiser = spec.normalization, self._make_optimiser(spec.decoupled)
+        self._average = WeightAverage(self._net, settings.ema) if settings.ema > 0 else None
         self._weights = torch.from_numpy(class_weights(fold.labels[fold.train], fold.n_classes)).to(device)
         scale = (spec.mean, spec.std)
         self._mean, self._std = (torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in scale)
 
+    def _over_processes(self) -> torch.nn.Module:
+        """Return the network as all processes train it."""
+        if not _is_distributed():
+            return self._net
+        ids = [torch.device(self._device)] if self._kind == "cuda" else None
+        unused = is_staged(self._settings)  # frozen layers give no gradient
+        return torch.nn.parallel.DistributedDataParallel(self._net, ids, find_unused_parameters=unused)
+
+    def _make_optimiser(self, decoupled: bool) -> torch.optim.Optimizer:
+        settings = self._settings
+        decay = DECAY[decoupled] if settings.weight_decay is None else settings.weight_decay
+        adam = torch.optim.AdamW if decoupled else torch.optim.Adam
+        groups = parameter_groups(self._net, settings, decay)
+        return adam(groups, settings.lr, weight_decay=decay, fused=True)
+
     def epoch(self, number: int) -> float:
         draw = random_stream(self._fold.seed, number)
         self._net.train()
+        if self._fixed_norm:
+            fix_batch_norm(self._net)
+        if is_staged(self._settings):
+            set_trained_layers(self._net, number, self._settings)
         total = torch.zeros((), device=self._device)
         with torch.random.fork_rng([self._device] if self._kind == "cuda" else []):
             seeds = random_stream(self._fold.seed, number, _rank() + 1)  # of dropout and drop path
             torch.manual_seed(int(seeds.integers(2**62)))
             for k, rows in enumerate(even_batches(draw.permutation(self._fold.train), self._settings.batch)):
                 step = (number - 1) * self._per_epoch + k
-                self._optimiser.param_groups[0]["lr"] = learning_rate(step, self._per_epoch, self._settings)
+                rate = learning_rate(step, self._per_epoch, self._settings)
+                for group in self._optimiser.param_groups:
+                    group["lr"] = rate * group["scale"]
                 total += self._step(rows, draw)
         if _is_distributed():
             for buffer in self._net.buffers():  # running means; on the CPU those of the first process
                 distributed.broadcast(buffer, 0)
+            for tensor in self._average.tensors.values() if self._average is not None else ():
+                distributed.broadcast(tensor, 0)
         return self._sum_over_processes(float(total), number) / len(self._fold.train)
 
     def _step(self, rows: Rows, draw: np.random.Generator) -> torch.Tensor:
@@ -236,6 +266,8 @@ class _Learner:
         self._optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss * (_world_size() / len(rows)))  # the mean over processes is the batch's mean loss
         self._optimiser.step()
+        if self._average is not None:
+            self._average.update(self._net)
         return loss.detach()
 
     def _input(self, rows: Rows, augmentation: Augmentation) -> torch.Tensor:
@@ -250,6 +282,12 @@ class _Learner:
         return images.permute(0, 3, 1, 2).float().sub_(self._mean).div_(self._std)
 
     def validate(self) -> float:
+        if self._average is None:
+            return self._validate()
+        with self._average.in_place_of_weights(self._net):
+            return self._validate()
+
+    def _validate(self) -> float:
         self._net.eval()
         rows = self._fold.val[_rank() :: _world_size()]
         total = 0.0
@@ -271,14 +309,18 @@ class _Learner:
 
     def state(self) -> Tensors:
         packed = {f"net/{key}": tensor for key, tensor in self._net.state_dict().items()}
+        if self._average is not None:
+            packed |= {f"average/{key}": tensor for key, tensor in self._average.state().items()}
         return packed | {f"optimiser/{key}": tensor for key, tensor in pack_optimiser(self._optimiser).items()}
 
     def restore(self, state: Tensors) -> None:
-        parts: dict[str, Tensors] = {"net": {}, "optimiser": {}}
+        parts: dict[str, Tensors] = {"net": {}, "optimiser": {}, "average": {}}
         for key, tensor in state.items():
             part, _, name = key.partition("/")
             parts[part][name] = tensor
         self._net.load_state_dict(parts["net"])
+        if self._average is not None:
+            self._average.restore(parts["average"])
         unpack_optimiser(self._optimiser, parts["optimiser"])
         for parameter, moments in self._optimiser.state.items():
             for name, moment in moments.items():
@@ -286,7 +328,7 @@ class _Learner:
                     moments[name] = torch.empty_like(parameter).copy_(moment)
 
     def weights(self) -> Tensors:
-        own = self._net.state_dict()
+        own = self._net.state_dict() if self._average is None else self._average.tensors
         return {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in own.items()}
 
 

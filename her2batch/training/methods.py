@@ -48,6 +48,16 @@ QUICK: Final[dict[MethodKind, dict[str, Any]]] = {
 }
 """Settings of the quick profile: enough for every kind of method to learn something on a synthetic cohort."""
 
+PROFILES: Final[dict[str, dict[str, Any]]] = {
+    "small-cohort": {
+        "epochs": 20, "warmup": 1, "patience": 8, "batch": 8, "lr": 1e-3, "weight_decay": 1e-2, "layer_decay": 0.8,
+        "frozen_epochs": 2, "unfreeze_epochs": 4, "fixed_norm": True, "ema": 0.9, "stain_jitter": 0.05,
+        "right_angles": 0.5,
+    },
+}  # fmt: skip
+"""Profile of a run → settings of its image networks, for thumbnails and patches. The paper's options are the defaults;
+docs/training.md compares both."""
+
 IMAGE_SPACE: Final[SearchSpace] = {
     "lr": LogUniform(1e-5, 1e-3),
     "weight_decay": LogUniform(1e-5, 1e-1),
@@ -86,11 +96,13 @@ def method_kind(method: str, input_name: str) -> MethodKind:
 
 
 def method_settings(method: str, kind: MethodKind, training: Training) -> Settings:
-    """Return a method's settings in this run: its own defaults, then the quick profile's, then the run's options.
+    """Return a method's settings in this run: its defaults, then those of the profile, of --quick, and the options.
 
     Raises InputError naming the option.
     """
     values: dict[str, Any] = dict(mil_method(method).defaults) if kind == "mil" else {}
+    if training.profile is not None and kind in ("image", "patch"):
+        values |= PROFILES[training.profile]
     if training.quick:
         values |= QUICK[kind]
     model = _settings_model(method, kind)

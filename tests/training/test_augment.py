@@ -105,3 +105,51 @@ def test_torch_and_opencv_give_nearly_the_same_images(edge: int) -> None:
     assert ours.dtype == np.uint8
     assert apart.mean() < 0.5
     assert np.quantile(apart, 0.999) <= 4  # the rim, where a pixel is mixed with the background in 32nds
+
+
+STAINED = ImageSettings(stain_jitter=0.2, right_angles=0.5)
+
+
+def test_stain_jitter_multiplies_the_optical_density_and_keeps_the_background() -> None:
+    fill = np.array([[240, 230, 220]], np.uint8)
+    picture = np.broadcast_to(fill[:, None, None], (1, 8, 8, 3)).copy()
+    picture[:, 2:6, 2:6] = (120, 92, 55)
+    factors = np.array([[2.0, 1.0, 0.5]])
+    still = Augmentation(np.eye(2)[None], np.zeros((1, 2)), np.ones(1), np.zeros(1), factors)
+    out = apply_augmentations(picture, still, fill)
+    assert np.array_equal(out[:, :2], picture[:, :2])
+    assert out[0, 3, 3].tolist() == [60, 92, 110]  # 240 · (1/2)², 230 · 0.4, 220 · (1/4)^½
+
+
+@given(st.integers(0, 2**32))
+def test_stain_jitter_never_changes_the_background(seed: int) -> None:
+    fills = np.array([[240, 239, 200], [250, 235, 245]], np.uint8)
+    bare = np.broadcast_to(fills[:, None, None], (2, 48, 48, 3)).copy()
+    assert np.array_equal(augment(bare, random_stream(seed), STAINED, fills), bare)
+
+
+def test_a_share_of_the_images_is_turned_by_right_angles_only() -> None:
+    pixels, fill = smooth(8, 33), np.full(3, 255, np.uint8)
+    moves = draw_augmentations(8, random_stream(3), ImageSettings(right_angles=1))
+    out = apply_augmentations(pixels, moves, fill)
+    for picture, result in zip(pixels, out, strict=True):
+        ways = [np.rot90(flipped, k) for flipped in (picture, picture[:, ::-1]) for k in range(4)]
+        assert sum(np.array_equal(result, way) for way in ways) == 1
+    mixed = draw_augmentations(400, random_stream(4), STAINED)
+    right = np.isin(np.abs(mixed.turn), (0, 1)).all((1, 2))
+    assert 150 < right.sum() < 250
+
+
+def test_settings_that_are_off_draw_nothing() -> None:
+    plain, other = (draw_augmentations(6, random_stream(1), settings) for settings in (PLAIN, STAINED))
+    assert plain.density is None
+    assert other.density is not None
+    free = ~np.isin(np.abs(other.turn), (0, 1)).all((1, 2))
+    assert np.array_equal(plain.turn[free], other.turn[free])
+
+
+def test_torch_and_opencv_give_nearly_the_same_colours() -> None:
+    pixels, fill = smooth(6, 32), np.random.default_rng(1).integers(200, 256, (6, 3), dtype=np.uint8)
+    moves = draw_augmentations(6, random_stream(3), ImageSettings(stain_jitter=0.3, right_angles=1))
+    ours = apply_augmentations_on_device(torch.from_numpy(pixels), moves, torch.from_numpy(fill)).numpy()
+    assert np.abs(ours.astype(int) - apply_augmentations(pixels, moves, fill)).max() <= 1

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import distributed, multiprocessing
 
 from her2batch.errors import InputError
-from her2batch.models.nets import NETWORKS, initial_network
+from her2batch.models.nets import NETWORKS, initial_network, network_spec
 from her2batch.settings import ImageSettings
 from her2batch.training import fit_loop
 from her2batch.training.fit_image import (
@@ -57,7 +57,7 @@ def test_every_network_learns_to_separate_brown_from_blue(method: str) -> None:
     pixels, settings = pictures(24), QUICK.model_copy(update={"epochs": 16})
     fitted = fit_image_network(method, pixels, fold(24), settings, fill=GLASS)
     net = trained_network(method, fitted.weights, 2, EDGE, "tiny")
-    p = predict_images(net, pixels, np.arange(20, 24), 2)
+    p = predict_images(net, pixels, np.arange(20, 24), 2, "cpu", network_spec(method).normalization)
     assert p.shape == (4, 2)
     assert p.dtype == np.float32
     assert p.argmax(1).tolist() == [0, 1, 0, 1]
@@ -85,6 +85,47 @@ def test_resumed_training_gives_the_same_bytes(method: str, tmp_path: Path, monk
     assert seen == [3, 4]
     assert again.progress == whole.progress
     assert equal(again.weights, whole.weights)
+
+
+STAGED = QUICK.model_copy(
+    update={"layer_decay": 0.7, "frozen_epochs": 1, "unfreeze_epochs": 2, "ema": 0.8, "stain_jitter": 0.1, "epochs": 4}
+)
+
+
+def test_frozen_layers_and_the_average_resume_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_loop, "SAVE_EVERY_S", 0.0)
+    arguments = ("efficientnet-lite0", pictures(20), fold(20), STAGED, "cpu", GLASS)
+
+    def stop(at: Progress) -> None:
+        if at.epoch == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fit_image_network(*arguments, tmp_path / "checkpoint", stop)
+    again, whole = fit_image_network(*arguments, tmp_path / "checkpoint"), fit_image_network(*arguments)
+    assert again.progress == whole.progress
+    assert equal(again.weights, whole.weights)
+
+
+def test_in_frozen_epochs_only_the_classifier_changes() -> None:
+    once = STAGED.model_copy(update={"epochs": 1, "ema": 0.0})
+    begun = initial_network("efficientnet-lite0", 2, EDGE, "tiny", "none", seed=1)
+    fitted = fit_image_network("efficientnet-lite0", pictures(20), fold(20), once, "cpu", GLASS)
+    changed = {name for name, value in begun.named_parameters() if not torch.equal(value, fitted.weights[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+
+
+def test_the_weights_that_are_kept_are_those_that_were_validated() -> None:
+    losses: list[float] = []
+    fitted = fit_image_network(
+        "efficientnet-lite0", pictures(20), fold(20), STAGED, "cpu", GLASS, report=lambda at: losses.append(at.val_loss)
+    )
+    net = trained_network("efficientnet-lite0", fitted.weights, 2, EDGE, "tiny")
+    p = predict_images(net, pictures(20), fold(20).val, 2, "cpu", network_spec("efficientnet-lite0").normalization)
+    loss = -np.log(p[np.arange(4), fold(20).labels[fold(20).val]]).mean()
+    assert loss == pytest.approx(min(losses), abs=1e-4)
 
 
 def test_training_does_not_change_the_global_random_state() -> None:
@@ -167,6 +208,26 @@ def test_the_learning_rate_rises_then_falls_to_0() -> None:
     assert sizes[8] == pytest.approx(0.4)  # halfway down the cosine
     assert sizes == sorted(sizes[:4]) + sorted(sizes[4:], reverse=True)
     assert 0 < sizes[-1] < 0.04
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", NETWORKS)
+def test_full_networks_take_steps(method: str) -> None:
+    """Four steps of eight images of 224 px; minutes on one core."""
+    pretrained = "imagenet" if NETWORKS[method].package is not None else "none"
+    settings = ImageSettings(pretrained=pretrained, epochs=2, warmup=0, batch=8)
+    losses: list[float] = []
+    pixels, parts = pictures(20, 224), Fold(np.arange(20) % 2, np.arange(16), np.arange(16, 20), 2, 0)
+    fitted = fit_image_network(
+        method, pixels, parts, settings, fill=GLASS, report=lambda at: losses.append(at.val_loss)
+    )
+    assert len(losses) == 2
+    assert all(map(math.isfinite, losses))
+    p = predict_images(
+        trained_network(method, fitted.weights, 2, 224, "full"), pixels, np.arange(2), 2, "cpu",
+        network_spec(method).normalization,
+    )  # fmt: skip
+    assert np.allclose(p.sum(1), 1, atol=1e-5)
 
 
 TOGETHER = ("vit-base", "resnet50")

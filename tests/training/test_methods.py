@@ -97,6 +97,16 @@ def test_options_override_the_quick_profile_and_the_quick_profile_overrides_defa
     assert method_settings("vit-base", "image", Training(options=("weight_decay=none",))) == ImageSettings()
 
 
+def test_a_profile_changes_image_networks_and_options_override_it() -> None:
+    small = Training(profile="small-cohort", options=("epochs=5",))
+    image = method_settings("efficientnet-lite0", "image", small)
+    assert isinstance(image, ImageSettings)
+    assert (image.epochs, image.ema > 0, image.frozen_epochs > 0, image.layer_decay < 1) == (5, True, True, True)
+    assert method_settings("convnext-small", "patch", small) == image
+    assert method_settings("clam-sb", "mil", Training(profile="small-cohort")) == MilSettings()
+    assert method_settings("resnet50", "image", Training()) == ImageSettings()  # the paper's
+
+
 @pytest.mark.parametrize("method", method_names())
 def test_every_searched_setting_is_a_setting_of_the_method(method: str) -> None:
     for input_name in ("stain", "thumbnail-224", "patches-low"):
