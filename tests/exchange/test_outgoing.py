@@ -183,5 +183,5 @@ def test_a_report_of_a_2_plus_slide_has_its_score_and_no_status(monkeypatch: pyt
     stored = {bundle: pa.Table.from_pylist([{name: row[name] for name in columns} for row in own])
               for bundle, own in tables.items()}  # fmt: skip
     monkeypatch.setattr(outgoing, "_read_selected", lambda *_: stored)
-    found = outgoing._reportable_predictions(SimpleNamespace(), slide())
+    found = outgoing._reportable_predictions(SimpleNamespace(failed_runs=set()), slide())
     assert {bundle: [row["predicted"] for row in own] for bundle, own in found.items()} == {"membrane": ["2+"]}

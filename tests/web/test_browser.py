@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from her2batch.store import reviews
 from her2batch.store.audit import verify_cohort
 from her2batch.store.cohort import Cohort
+from tests.reports.pdf_pictures import is_blank, shown_pictures
 from tests.web.served import application, listening
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install '.[test]'")
@@ -291,4 +293,14 @@ def test_slide_without_an_image_shows_the_reason(browser: playwright.Browser, ad
     fitting = max(done["width"] / image["width"], done["height"] / image["height"]) * done["mpp"]
     assert shown_um == pytest.approx(fitting, rel=0.05)
     assert problems == []
+    page.context.close()
+
+
+def test_the_worklist_prints_every_thumbnail(browser: playwright.Browser, address: str, tmp_path: Path) -> None:
+    page, _ = open_page(browser, address, "narrow", "light")
+    page.wait_for_load_state("networkidle")
+    (tmp_path / "list.pdf").write_bytes(page.pdf())
+    shown = shown_pictures(tmp_path / "list.pdf")
+    assert len(shown) == page.locator("tbody img").count() > 3
+    assert not any(is_blank(picture) for picture in shown)
     page.context.close()

@@ -79,7 +79,7 @@ function headerCells() {
 
 function tableRow(slide) {
   const id = encodeURIComponent(slide.slide_id);
-  const image = slide.status === "done" ? element("img", { src: `api/v1/slides/${id}/thumbnail.jpg?small=true`, alt: "", loading: "lazy" }) : null;
+  const image = slide.status === "done" ? element("img", { src: `api/v1/slides/${id}/thumbnail.jpg?small=true`, alt: "", fetchpriority: "low" }) : null;
   const link = element("a", { href: `#/slide/${id}` }, slide.slide_id);
   const stain = slide.stain && slide.stain !== "her2" ? element("span", { class: "soft" }, slide.stain.toUpperCase()) : null;
   const reasons = slide.reason_words.map((words, k) => element("li", { class: k === 0 && slide.review ? "first" : "" }, words));
