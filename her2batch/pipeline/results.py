@@ -22,7 +22,7 @@ from her2batch.store import schemas
 from her2batch.store.audit import files_match_row
 from her2batch.store.cohort import Cohort, Draft, Row, tables_of
 from her2batch.store.label_sheets.book import LABEL_COLUMNS, LabelBook
-from her2batch.store.label_sheets.cells import MISSING_PATIENTS, is_missing
+from her2batch.store.label_sheets.cells import is_unknown_patient
 from her2batch.store.label_sheets.stored import write_labels
 from her2batch.store.pieces.patient_tiles import patient_tiles
 from her2batch.tasks import MEMBRANE_RULE
@@ -171,7 +171,7 @@ def _labelled(row: Row, label: Row) -> Row:
     A patient who is stated to be unknown replaces only a word for a missing value: earlier versions took `NA` for one.
     """
     patient = label.get("patient_id") or row["patient_id"]
-    if label.get("patient_unknown") and patient is not None and is_missing(patient, MISSING_PATIENTS):
+    if label.get("patient_unknown") and patient is not None and is_unknown_patient(patient):
         patient = None
     detail = label.get("her2_detail") if label.get("her2") is not None else row.get("her2_detail")
     return {"patient_id": patient, "stain": label.get("stain") or row["stain"], "her2_detail": detail}

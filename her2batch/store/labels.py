@@ -15,7 +15,7 @@ from her2batch.assessment import marker_of
 from her2batch.errors import InputError
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.label_sheets.book import LabelBook, slide_paths
-from her2batch.store.label_sheets.cells import MISSING_PATIENTS, counted, is_missing
+from her2batch.store.label_sheets.cells import counted, is_unknown_patient
 from her2batch.store.label_sheets.reading import read_label_sheet
 from her2batch.store.label_sheets.stored import COLUMNS, LABELS_SCHEMA, stored_labels, write_labels
 from her2batch.store.pseudonyms import Pseudonymizer
@@ -183,7 +183,7 @@ def label_slides(
 def _known_patient(slide: Mapping[str, Any]) -> str | None:
     """The patient of a slide in the cohort; None where it is a word for a missing value, as earlier versions stored."""
     patient: str | None = slide.get("patient_id")
-    return None if patient is None or is_missing(patient, MISSING_PATIENTS) else patient
+    return None if patient is None or is_unknown_patient(patient) else patient
 
 
 def _finest_label(row: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from string import ascii_letters, digits
 from typing import Any, NamedTuple
 
 from her2batch.slides.slide import DISAGREE, MPP_RANGE
@@ -32,18 +33,22 @@ UM_PER_RESOLUTION_UNIT = {2: 25_400.0, 3: 10_000.0, 4: 1_000.0, 5: 1.0}
 """ResolutionUnit → µm. 2 and 3 are those of TIFF 6.0; some writers use 4 for mm and 5 for µm."""
 
 _VALUE = r"""["']?\s*(?:[=:]|</name>\s*<value[^<>]{0,60}>)\s*["']?\s*(\d{0,9}[.,]?\d{1,20}(?:[eE][+-]?\d{1,3})?)"""
-_MPP = re.compile(rf"([\w.]{{0,60}}?)(?<![A-Za-z])(?:mpp|MPP|Mpp)(?:[-_. ]?([xyXY]))?{_VALUE}")
+_MPP = re.compile(rf"(?<![A-Za-z])(?:mpp|MPP|Mpp)(?:[-_. ]?([xyXY]))?{_VALUE}")
 _SUBJECT = re.compile(
     r"(?i)(?<![a-z])(label|macro|thumbnail|overview|preview|barcode|scan|slide|wsi|level\W{0,3}\d+)(?![a-z])"
 )
 _OTHER_SUBJECT = re.compile(r"(?i)label|macro|thumb|overview|preview|barcode|level\W*[1-9]")
 """Word before a resolution that says which image has it, and those that mean another one than the slide."""
 
+_WORD = f"{ascii_letters}{digits}_."
+"""Characters of the word that stands before a resolution, as in `openslide.mpp-x`."""
+
 _FIELD_END = re.compile(r"[|;]|\n(?!\s)")
 """End of a field. Indented lines, as of JSON, are parts of one."""
 
 SUBJECT_BYTES = 80
 """Part of a description before a resolution that is searched for the image that has it."""
+
 _PIXEL_SIZE = re.compile(
     r"(?i)(?:PixelSizeMicrons|pixel[ _-]?size[ _-]?(?:um|µm|microns?)|(?:microns?|um|µm)[ _-]?per[ _-]?(?:px|pixel))"
     r"""["']?\s*[>=:]\s*["']?\s*([\d.,]{1,40})"""
@@ -165,11 +170,12 @@ def _mpp_pairs(text: str) -> list[tuple[float | None, float | None]]:
     open_axes: dict[str, tuple[int, str]] = {}  # word before the resolution → its pair, and the axis that it has
     end = 0
     for match in _MPP.finditer(text):
-        before = _FIELD_END.split(text[max(end, match.start() - SUBJECT_BYTES) : match.end(1)])[-1]
+        before = _FIELD_END.split(text[max(end, match.start() - SUBJECT_BYTES) : match.start()])[-1]
         subjects, end = _SUBJECT.findall(before), match.end()
         if subjects and _OTHER_SUBJECT.match(subjects[-1]):
             continue
-        number, axis, word = parse_number(match[3]), (match[2] or "").lower(), match[1]
+        number, axis = parse_number(match[2]), (match[1] or "").lower()
+        word = before[len(before.rstrip(_WORD)) :]
         if axis and word in open_axes and open_axes[word][1] != axis:
             at, _ = open_axes.pop(word)
             x, y = pairs[at]

@@ -22,7 +22,11 @@ MISSING_WORDS: Final = frozenset(
         "onbekend", "missing", "fehlt", "fehlend", "k.a.", "k. a.", "keine angabe", "blank", "empty",
         "not available", "not applicable", "not evaluated", "not evaluable", "not reported", "not recorded",
         "not done", "not performed", "not tested", "not assessed", "nicht bestimmt", "nd", "n.d.", "n/d", "tbd",
-        "pending", "discrepancy",
+        "pending", "discrepancy", "not scorable", "unscorable", "no data", "n.b.", "n. b.", "nicht auswertbar",
+        "unauswertbar", "nicht beurteilbar", "nicht durchgeführt", "nicht erfolgt", "ausstehend", "entfällt", "s.o.",
+        "nicht bekannt", "non fait", "non évaluable", "non renseigné", "non disponible", "non connu", "non réalisé",
+        "en cours", "manquant", "no evaluable", "no valorable", "no realizado", "no disponible", "no consta",
+        "pendiente", "sin dato", "sin datos", "s/d", "non valutabile", "non eseguito", "niet bekend", "n.r.", "n.v.",
         "#ref!", "#value!", "#name?", "#div/0!", "#null!", "#num!", "#bezug!", "#wert!", "#name!", "#zahl!",
     )
 )  # fmt: skip
@@ -30,9 +34,13 @@ MISSING_WORDS: Final = frozenset(
 
 MISSING_PATIENTS: Final = MISSING_WORDS | {
     "anonymous", "anonymized", "anonymised", "anonym", "no patient", "no id", "no name", "nn", "n.n.", "n. n.", "xxx",
-    "unidentified", "unspecified", "not specified", "not provided", "not given", "ohne angabe",
+    "unidentified", "unspecified", "not specified", "not provided", "not given", "ohne angabe", "x", "xx", "nb", "nk",
+    "n/k", "nr", "nc", "n.c.", "leer", "ohne", "sans", "sin",
 }  # fmt: skip
 """Texts that stand for a patient who is not known."""
+
+NEGATIVE_NUMBER = re.compile(r"-\d+(?:[.,]0+)?")
+"""Code of a missing value in databases, such as -9 or -99; no patient has a negative number."""
 
 
 GUARDED = re.compile(r"'(?=[=+\-@])|=\"([^\"]*)\"$")
@@ -98,6 +106,12 @@ def is_missing(text: str, words: frozenset[str] = MISSING_WORDS) -> bool:
     """Whether a text stands for a missing value, with or without brackets around it."""
     folded = fold_text(text)
     return folded in words or folded.strip("[](){}<>\"' ") in words
+
+
+@lru_cache(CACHED)
+def is_unknown_patient(text: str) -> bool:
+    """Whether a text stands for a patient who is not known."""
+    return is_missing(text, MISSING_PATIENTS) or NEGATIVE_NUMBER.fullmatch(fold_text(text)) is not None
 
 
 def header_key(text: str) -> str:

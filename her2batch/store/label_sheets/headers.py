@@ -16,13 +16,19 @@ from her2batch.store.label_sheets.clinical_tables import ClinicalForm, recognise
 SHEET_COLUMNS: Final = ("slide_id", "patient_id", "her2", "her2_detail", "ish", "er", "pr", "site", "stain")
 """Columns that a label sheet may have, by the names that are used here."""
 
+NO_RESULT: Final = r"(?!.*(?:%|percent|prozent|ratio|quotient|cep-?17|cop(?:y|ies)))"
+"""Beginning of a pattern that excludes headers of shares, ratios and numbers of copies."""
+
 GUESSES: Final = {
-    "ish": re.compile(r"\b[cfsd]?ish\b|amplif"),
-    "her2": re.compile(r"her-?\s?2|erbb-?2|\bih[ck]\b"),
+    "ish": re.compile(rf"{NO_RESULT}.*(?:\b[cfsd]?ish\b|amplif)"),
+    "her2": re.compile(rf"{NO_RESULT}.*(?:her-?\s?2|erbb-?2|\bih[ck]\b)"),
     "er": re.compile(r"\ber\b|o?estrogen"),
     "pr": re.compile(r"\bpg?r\b|progest"),
-    "patient_id": re.compile(r"patient|\bcase|subject|\bfall\b|\bmrn\b"),
-    "slide_id": re.compile(r"slide|file|image|\bscan|\bwsi\b|name"),
+    "patient_id": re.compile(r"patient|pa[cz]ient|\bcase|subject|\bfall\b|\bmrn\b"),
+    "slide_id": re.compile(
+        r"slide|file|image|\bscan|\bwsi\b|name|präparat|schnitt|objektträger|datei|\bbild|\blame\b|fichier|archivo|"
+        r"imagen|portaobjetos|vetrino|preparato"
+    ),
 }
 """Our name → words in other headers that may mean it. They are suggested and never used unasked."""
 
@@ -121,6 +127,8 @@ def _map_columns(
             columns[name] = _wanted_position(path, texts, name, wanted[name], row.line, unit)
         else:
             positions = [k for key in sought.get(name, ()) for k, own in enumerate(keys) if own == key]
+            plain = [k for k in positions if "%" not in texts[k]]
+            positions = plain if plain or name == "her2" else positions  # a share of cells is no score
             if len(positions) > 1 and form is None:
                 what = f"has the column {texts[positions[0]]} more than once ({unit} {row.line})"
                 raise InputError(what, path, "keep one of these columns, or rename the others")
@@ -194,8 +202,10 @@ def unused_notes(header: Header) -> list[str]:
     """Return a sentence for each unused column that may be one which the sheet lacks."""
     if header.form is not None:
         return []
+    shares = [text for text in header.ignored if "%" in text and header_key(text) == "her2"]
+    notes = [f"the column {quote(text)} has shares of cells, which are no scores, and is not used" for text in shares]
     guesses = guess_columns(header.ignored, set(GUESSES) - {"slide_id"} - header.columns.keys())
-    return [
+    return notes + [
         f"the column {quote(text)} is not used; if it is {name}, give --column {shlex.quote(f'{name}={text}')}"
         for name, text in guesses.items()
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,8 +11,18 @@ from typing import Any, Final
 from her2batch.errors import InputError
 from her2batch.slides.discover import SLIDE_SUFFIXES
 from her2batch.store.label_sheets import clinical_tables, values
-from her2batch.store.label_sheets.cells import MISSING_PATIENTS, Cell, Grid, SheetRow, header_key, is_missing, quote
+from her2batch.store.label_sheets.cells import (
+    Cell,
+    Grid,
+    SheetRow,
+    fold_text,
+    header_key,
+    is_missing,
+    is_unknown_patient,
+    quote,
+)
 from her2batch.store.label_sheets.headers import Header
+from her2batch.store.label_sheets.text_file import DELIMITERS
 from her2batch.tasks import sheet_column
 
 LabelRow = dict[str, Any]
@@ -22,6 +33,18 @@ LABEL_COLUMNS: Final = ("her2", "her2_detail", "ish", "er", "pr", "stain")
 
 MAX_PLACES: Final = 8
 """Lines that a note names."""
+
+SUMMARY: Final = re.compile(
+    r"(?:grand |sub)?(?:totals?|totale?s?|summe|sum|gesamt(?:summe)?|insgesamt|somme|suma|count|anzahl|average)"
+    r"\s*[:=]?\s*\d*|n\s*[:=]\s*\d+"
+)
+"""First cell of a row that counts the others."""
+
+REMARK: Final = re.compile(r"\*|(?:notes?|legende?|bemerkung|anmerkung|remarques?|notas?|source|quelle)\b")
+"""Beginning of the only cell of a row that is a remark."""
+
+UNKNOWN_CODES: Final = re.compile(r"0+|9{3,}")
+"""Numbers that often stand for a patient who is not known, and may be one."""
 
 DOUBLE_SUFFIXES: Final = (".ome.tif", ".ome.tiff", ".ome.btf", ".ome.tf8", ".ome.tf2")
 
@@ -47,6 +70,8 @@ class RowReader:
         self._path, self._grid, self._header, self._notes = path, grid, header, notes
         self._further = further or {}
         self._undecided: list[int] = []
+        self._skipped: list[int] = []
+        self._short: list[int] = []
         self._level = header.form.level if header.form is not None else "slide"
 
     def rows(self) -> list[LabelRow]:
@@ -54,6 +79,12 @@ class RowReader:
         rows = [row for line in self._grid.rows[self._header.at + 1 :] if (row := self._row(line)) is not None]
         self._check_doubled(rows)
         self._check_leading_zeros(rows)
+        self._note_similar_patients(rows)
+        if self._skipped:
+            self._notes.append(f"totals, remarks and repeated headers are not read ({self._places(self._skipped)})")
+        if self._short:
+            what = "rows end before the columns of labels, which count as empty"
+            self._notes.append(f"{what} ({self._places(self._short)})")
         if self._undecided:
             what = "results that are neither positive nor negative count as missing"
             self._notes.append(f"{what} ({self._places(self._undecided)})")
@@ -74,6 +105,9 @@ class RowReader:
         cells = {name: line.cell(k) for name, k in self._header.columns.items()}
         if not any(cell.text or cell.problem for cell in cells.values()):
             return None
+        if self._is_no_slide(line, cells["slide_id"]):
+            self._skipped.append(line.line)
+            return None
         name = self._name(line, cells["slide_id"])
         if self._level != "slide" and clinical_tables.SUBHEADER.match(name):
             return None
@@ -81,15 +115,15 @@ class RowReader:
         for column, cell in cells.items():
             if cell.problem is not None:
                 raise self._error(line, column, cell, cell.problem)
-        patient = cells.get("patient_id", Cell())
-        known = not is_missing(patient.text, MISSING_PATIENTS)
+        patient = self._patient(line, cells.get("patient_id", Cell()))
+        known = not is_missing(patient) and not is_unknown_patient(patient)
         row: LabelRow = {
             "line": line.line,
             "slide_id": strip_slide_suffix(name) if self._level == "slide" else name,
             "name": name,
             "level": self._level,
-            "patient_id": patient.text if known else None,
-            "patient_unknown": bool(patient.text) and not known,
+            "patient_id": patient if known else None,
+            "patient_unknown": bool(patient) and not known,
             "site": None if is_missing(cells.get("site", Cell()).text) else cells["site"].text,
         }
         return {**row, **self._labels(line, cells), **self._further_texts(line)}
@@ -118,12 +152,37 @@ class RowReader:
             raise self._error(line, "slide_id", cell, "is a number that Excel has shortened")
         return cell.text
 
+    def _is_no_slide(self, line: SheetRow, cell: Cell) -> bool:
+        """Whether a row is a total, a remark or the header once more, as in sheets that were put together."""
+        header = self._grid.rows[self._header.at]
+        if [cell.text for cell in line.cells] == [cell.text for cell in header.cells]:
+            return True
+        others = [other.text for other in line.cells if other is not cell and other.text]
+        labels = [line.cell(k).text for name, k in self._header.columns.items() if name in LABEL_COLUMNS]
+        name = fold_text(cell.text)
+        if SUMMARY.fullmatch(name):
+            return not any(labels) or line is self._grid.rows[-1]
+        return not others and REMARK.match(name) is not None
+
+    def _patient(self, line: SheetRow, cell: Cell) -> str:
+        """Return the patient of a row. Programs write the number 12 as 12.0 where a column has empty cells."""
+        if not cell.number and _is_shortened_number(cell.text):
+            raise self._error(line, "patient_id", cell, "is a number that Excel has shortened")
+        return re.sub(r"(?<=\d)[.,]0$", "", cell.text) if re.fullmatch(r"\d+[.,]0", cell.text) else cell.text
+
     def _check_width(self, line: SheetRow) -> None:
         """Refuse a row with more cells than columns: an unquoted delimiter in a value has moved the others."""
         width = len(self._grid.rows[self._header.at].cells)
         if any(cell.text for cell in line.cells[width:]):
             what = f"{self._grid.unit} {line.line} has {len(line.cells)} cells, but the header has {width} columns"
             raise InputError(what, self._path, "put values that contain the delimiter in quotes")
+        filled = [cell.text for cell in line.cells if cell.text]
+        if len(filled) == 1 and width > 1 and any(filled[0].count(mark) >= width - 1 for mark in DELIMITERS):
+            what = f"{self._grid.unit} {line.line} has other delimiters than the header: {quote(filled[0])}"
+            raise InputError(what, self._path, "use one delimiter in the whole file")
+        last = max((k for name, k in self._header.columns.items() if name in LABEL_COLUMNS), default=0)
+        if self._grid.unit == "line" and len(line.cells) <= last:
+            self._short.append(line.line)
 
     def _labels(self, line: SheetRow, cells: Mapping[str, Cell]) -> LabelRow:
         """Return the values of the columns that state labels."""
@@ -141,6 +200,8 @@ class RowReader:
     def _understood(self, line: SheetRow, column: str, text: str, row: LabelRow) -> LabelRow:
         """Return the values that a cell states. row: those of the columns before.  Raises UnclearValueError."""
         if column == "her2":
+            if "%" in self._header.names[column]:
+                raise values.UnclearValueError("a share of cells is no score")
             score = values.read_her2(text)
             return {} if score is None else {"her2": score.score, "her2_detail": score.detail}
         if column == "her2_detail":
@@ -182,6 +243,25 @@ class RowReader:
                     row["slide_id"] = row["name"]
                 continue
             raise doubled_error(self._path, same[0], same[1], self._grid.unit)
+
+    def _note_similar_patients(self, rows: list[LabelRow]) -> None:
+        """Note patients that may be one, and one that may stand for several. No name reaches a note or a log."""
+        slides: dict[str, list[int]] = defaultdict(list)
+        for row in rows:
+            if row["patient_id"] is not None:
+                slides[row["patient_id"]].append(row["line"])
+        similar: dict[str, list[str]] = defaultdict(list)
+        for patient in slides:
+            key = fold_text(patient).replace(" ", "")
+            similar[key.lstrip("0") if key.isdigit() else key].append(patient)
+        alike = [line for same in similar.values() if len(same) > 1 for patient in same for line in slides[patient]]
+        if alike:
+            what = "patients that differ in case, blanks or leading zeros only count as different ones"
+            self._notes.append(f"{what} ({self._places(alike)})")
+        codes = [line for name, own in slides.items() if len(own) > 1 and UNKNOWN_CODES.fullmatch(name) for line in own]
+        if codes:
+            what = "several slides are of one patient 0 or 999…; if this means unknown, write NA"
+            self._notes.append(f"{what} ({self._places(codes)})")
 
     def _check_leading_zeros(self, rows: list[LabelRow]) -> None:
         """Refuse ids that differ in leading zeros only where a number cell has lost them."""

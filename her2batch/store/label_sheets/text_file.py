@@ -13,7 +13,7 @@ from typing import Final
 from her2batch.errors import InputError
 from her2batch.store.label_sheets.cells import Cell, Grid, SheetRow, clean_text
 
-DELIMITERS: Final = {",": "comma", ";": "semicolon", "\t": "tab"}
+DELIMITERS: Final = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 
 BOMS: Final = (
     (codecs.BOM_UTF8, "utf-8-sig", "UTF-8"),

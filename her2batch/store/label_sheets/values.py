@@ -19,14 +19,17 @@ POSITIVE: Final = frozenset(
     (
         "+", "(+)", "+ve", "pos", "pos.", "positive", "positiv", "positif", "positivo", "positief",
         "amplified", "amp", "amp.", "ampl", "ampl.", "amplification", "gene amplified", "amplifiziert",
-        "high amplification",
+        "high amplification", "amplifikation", "positive amplification", "amplifié", "amplifie", "amplifiée",
+        "amplificado", "amplificada", "amplificato", "positiva",
     )
 )  # fmt: skip
 NEGATIVE: Final = frozenset(
     (
         "-", "(-)", "-ve", "neg", "neg.", "negative", "negativ", "negatif", "négatif", "negativo", "negatief",
         "not amplified", "non amplified", "non-amplified", "nonamplified", "unamplified", "no amplification", "not amp",
-        "non amp", "non-amp", "nicht amplifiziert",
+        "non amp", "non-amp", "nicht amplifiziert", "nicht-amplifiziert", "keine amplifikation", "ohne amplifikation",
+        "non amplifié", "non amplifie", "non amplifiée", "pas d'amplification", "absence d'amplification",
+        "no amplificado", "no amplificada", "sin amplificación", "sin amplificacion", "non amplificato", "negativa",
     )
 )  # fmt: skip
 UNDECIDED: Final = frozenset(
@@ -39,6 +42,10 @@ UNDECIDED: Final = frozenset(
         "not interpretable",
         "failed",
         "grenzwertig",
+        "équivoque",
+        "equivoque",
+        "dudoso",
+        "equívoco",
     )
 )
 """Results of ISH, ER or PR that are neither: they count as missing, and the notes of the sheet say so."""
@@ -47,6 +54,12 @@ WORDS_OF_SCORES: Final = {
     "positive": ("3+",), "pos": ("3+",), "positiv": ("3+",), "equivocal": ("2+",), "borderline": ("2+",),
     "negative": ("0", "1+"), "neg": ("0", "1+"), "negativ": ("0", "1+"), "low": ("1+", "2+"), "zero": ("0",),
     "strong": ("3+",), "intense": ("3+",), "moderate": ("2+",), "weak": ("1+", "2+"), "faint": ("1+",),
+    "stark": ("3+",), "mäßig": ("2+",), "mässig": ("2+",), "grenzwertig": ("2+",), "fraglich": ("2+",),
+    "positif": ("3+",), "négatif": ("0", "1+"), "negatif": ("0", "1+"), "fort": ("3+",),
+    "équivoque": ("2+",), "equivoque": ("2+",), "positivo": ("3+",), "positiva": ("3+",), "negativo": ("0", "1+"),
+    "negativa": ("0", "1+"), "dudoso": ("2+",), "dudosa": ("2+",), "equívoco": ("2+",), "fuerte": ("3+",),
+    "complete": ("2+", "3+"), "einfach": ("1+",), "zweifach": ("2+",),
+    "dreifach": ("3+",),
 }  # fmt: skip
 """Word of the guideline → the IHC scores that it may stand beside."""
 
@@ -59,9 +72,25 @@ SIGN_PREFIX = re.compile(
 PERCENT_SUFFIX = re.compile(
     r"(?:(?<!\d)|(?=[\s,;(<>~]))\s*[,;]?\s*(?:\(\s*[<>~]?\s*\d{1,3}(?:[.,]\d+)?\s*%\s*\)|[<>~]?\s*\d{1,3}(?:[.,]\d+)?\s*%)$"
 )
-RATIO_SUFFIX = re.compile(r"\s*[,;]?\s*\(\s*(?:ratio|her2/cep17)?[\s:=]*\d+(?:[.,]\d+)?\s*\)$")
+_COUNT = (
+    r"(?:ratio|quotient|her2\s*/\s*(?:cep|chr|cen)\s*-?17|copy number|her2 copies)?\s*(?:ratio)?[\s:=]*\d+(?:[.,]\d+)?"
+)
+RATIO_SUFFIX = re.compile(rf"(?:\s*[,;]?\s*\(\s*{_COUNT}\s*\)|\s*[,;]\s*{_COUNT})$")
+RATIO_PREFIX = re.compile(rf"^{_COUNT}\s*[,;]?\s*(?=[(a-zé])")
 DATE = re.compile(r"\b(?:jan|feb|m[aä]r|apr|ma[iy]|jun|jul|aug|sep|o[ck]t|nov|de[cz])|\d[./-]\d{1,2}[./-]\d{2,4}")
 SCORE = re.compile(r"\+?([0-3])(?:[.,]0+)?\s?(?:\+|plus)?")
+FOLD = re.compile(r"([1-3])\s*-?\s*fach(?:\s+positiv)?")
+"""German names of the scores, such as `3-fach positiv`."""
+
+WORDS_AND_SCORE = re.compile(
+    r"([^\W\d]+(?:\s+[^\W\d]+){0,2})\.?[\s:,]*\(?\s*(\+?[0-3]\+?)\s*\)?"
+    r"|(\+?[0-3]\+?)[\s:,]*\(?\s*([^\W\d]+(?:\s+[^\W\d]+){0,2})\.?\s*\)?"
+)
+"""A score with words before or behind it."""
+
+PLUSES_AND_SCORE = re.compile(r"(\+{2,3})\s*\(\s*([23])\s*\+?\s*\)")
+"""A score as pluses and as a number."""
+
 PERCENT = re.compile(r"([<>≥≤]?)=?\s*(\d{1,3}(?:[.,]\d+)?)\s*%")
 
 STAIN_WORDS: Final = {
@@ -80,6 +109,9 @@ ACCEPTED: Final = {
     "stain": "her2, er, pr, ki67, he, ihc, or an empty cell",
 }
 """Column → what its cells may be, in words."""
+
+PERCENT_RANGE = re.compile(r"(\d{1,3}(?:[.,]\d+)?)\s*%?\s*-\s*(\d{1,3}(?:[.,]\d+)?)\s*%")
+"""A range of shares, such as `1-10 %`."""
 
 ONE_PERCENT = 1.0
 """Share of positive nuclei from which ER and PR are positive, percent (ASCO/CAP 2020)."""
@@ -114,7 +146,7 @@ def read_her2(text: str) -> HerScore | None:
         return HerScore(f"{len(rest)}+")
     if (score := _score(rest)) is not None:
         return HerScore(score)
-    raise UnclearValueError(_hint(folded))
+    raise UnclearValueError(_hint(rest))
 
 
 def _score(text: str) -> str | None:
@@ -123,14 +155,19 @@ def _score(text: str) -> str | None:
         if match[1] == "0" and "+" in text:
             raise UnclearValueError("it could be 0 or ultralow")
         return match[1] if match[1] == "0" else f"{match[1]}+"
-    words = re.fullmatch(r"(\w+)\.?[\s:,]*\(?\s*(\+?[0-3]\+?)\s*\)?|(\+?[0-3]\+?)[\s:,]*\(?\s*(\w+)\.?\s*\)?", text)
-    if words is None:
+    if match := FOLD.fullmatch(text):
+        return _score(f"{match[1]}+")
+    if (match := PLUSES_AND_SCORE.fullmatch(text)) and len(match[1]) == int(match[2]):
+        return f"{match[2]}+"
+    phrase = WORDS_AND_SCORE.fullmatch(text)
+    if phrase is None:
         return None
-    word, score = words[1] or words[4], _score(words[2] or words[3])
-    if word not in WORDS_OF_SCORES or score is None:
+    words, score = (phrase[1] or phrase[4]).split(), _score(phrase[2] or phrase[3])
+    if score is None or not set(words) <= WORDS_OF_SCORES.keys():
         return None
-    if score not in WORDS_OF_SCORES[word]:
-        raise UnclearValueError(f"{score} is not {word} by the guideline")
+    for word in words:
+        if score not in WORDS_OF_SCORES[word]:
+            raise UnclearValueError(f"{score} is not {word} by the guideline")
     return score
 
 
@@ -142,11 +179,8 @@ def _detail(text: str) -> str | None:
 def _hint(folded: str) -> str:
     """Return why a value is not understood, where that helps to correct it."""
     if folded in WORDS_OF_SCORES:
-        return (
-            f"{folded} alone could be {' or '.join(WORDS_OF_SCORES[folded])}"
-            if folded != "positive"
-            else "it is no score"
-        )
+        scores = WORDS_OF_SCORES[folded]
+        return "it is no score" if len(scores) == 1 else f"{folded} alone could be {' or '.join(scores)}"
     if folded in ("+", "-"):
         return "it could be a score or a result"
     if len(set(re.findall(r"[0-3]", folded))) > 1 or re.search(r"\d\s*[/-]\s*\d", folded):
@@ -176,8 +210,10 @@ def read_sign(text: str, column: str) -> tuple[str | None, bool]:
         return sign, False
     if is_missing(text):
         return None, False
-    rest = _unbracketed(RATIO_SUFFIX.sub("", _without_prefix(folded, SIGN_PREFIX)))
+    rest = _unbracketed(_without_ratios(_without_prefix(folded, SIGN_PREFIX)))
     if column in ("er", "pr"):
+        if (span := PERCENT_RANGE.fullmatch(rest)) is not None:
+            rest = _bound_of_range(span[1], span[2])
         if (match := PERCENT.fullmatch(rest)) is not None:
             return _sign_of_percent(match), False
         rest = re.sub(r"^(?:low|weakly|weak|strongly|strong)[\s-]+(?=pos)", "", PERCENT_SUFFIX.sub("", rest))
@@ -186,6 +222,14 @@ def read_sign(text: str, column: str) -> tuple[str | None, bool]:
     if rest in UNDECIDED:
         return None, True
     raise UnclearValueError("a ratio or a number is no result" if re.fullmatch(r"[\d.,\s]+", rest) else "")
+
+
+def _without_ratios(text: str) -> str:
+    """Return a result of ISH without the ratio and the number of copies that stand beside it."""
+    rest = RATIO_PREFIX.sub("", text)
+    while (shorter := RATIO_SUFFIX.sub("", rest)) != rest:
+        rest = shorter
+    return rest
 
 
 def _sign(folded: str) -> str | None:
@@ -204,6 +248,14 @@ def _sign_of_percent(match: re.Match[str]) -> str:
     if bound == "<":
         return "-"
     return "+" if share >= ONE_PERCENT else "-"
+
+
+def _bound_of_range(low: str, high: str) -> str:
+    """Return the bound of a range of shares that decides. Raises UnclearValueError where 1 % divides it."""
+    first, last = (float(text.replace(",", ".")) for text in (low, high))
+    if first > last or first < ONE_PERCENT <= last:
+        raise UnclearValueError("it could be positive or negative, which 1 % divides")
+    return f"{low}%"
 
 
 @lru_cache(CACHED)

@@ -88,6 +88,35 @@ def test_headers_that_may_be_meant_are_suggested_and_not_used(tmp_path: Path) ->
     assert [note[:28] for note in read_label_sheet(tmp_path / "a.csv").notes] == ["the column 'FISH date' is no"]
 
 
+@pytest.mark.parametrize("share", ["HER2 %", "HER2 (%)", "her2_%"])
+def test_a_share_of_cells_is_no_score(tmp_path: Path, share: str) -> None:
+    """3 % of the cells would be taken for 3+."""
+    (tmp_path / "a.csv").write_text(f"slide_id,{share},HER2\nA,3,1+\nB,90,2+\n")
+    sheet = read_label_sheet(tmp_path / "a.csv")
+    assert [row["her2"] for row in sheet.rows] == ["1+", "2+"]
+    assert sheet.notes == [f"the column '{share}' has shares of cells, which are no scores, and is not used"]
+    (tmp_path / "a.csv").write_text(f"slide_id,{share}\nA,3\n")
+    assert [row["her2"] for row in read_label_sheet(tmp_path / "a.csv").rows] == [None]
+    with pytest.raises(InputError, match="a share of cells is no score"):
+        read_label_sheet(tmp_path / "a.csv", {"her2": share})
+
+
+def test_a_result_and_its_share_may_stand_side_by_side(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("slide_id,ER,ER %,PR (%)\nA,-,90,0\n")
+    (row,) = read_label_sheet(tmp_path / "a.csv").rows
+    assert (row["er"], row["pr"]) == ("-", "-")
+
+
+def test_ratios_are_not_suggested_as_results_and_slides_are_in_other_languages(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("slide_id,ISH ratio,HER2/CEP17 ratio,HER2 copies\nA,2.3,2.3,8\n")
+    assert read_label_sheet(tmp_path / "a.csv").notes == []
+    for text in ("Präparat", "Lame", "Portaobjetos", "Vetrino"):
+        (tmp_path / "a.csv").write_text(f"{text},Paciente,HER2\nA,P1,3+\n")
+        options = f"--column '?slide_id={text}'? --column patient_id=Paciente --column her2=HER2"
+        with pytest.raises(InputError, match=options):
+            read_label_sheet(tmp_path / "a.csv")
+
+
 def test_options_are_parsed_and_checked() -> None:
     assert parse_column_options(["slide_id=File = x", "HER2=IHC"]) == {"slide_id": "File = x", "her2": "IHC"}
     for texts, words in [

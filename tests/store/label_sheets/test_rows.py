@@ -105,3 +105,67 @@ def test_the_unit_of_a_percentage_may_stand_in_the_header(tmp_path: Path) -> Non
 def test_leading_zeros_stay(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, "slide_id,patient_id\n001,007\n01,7\n")
     assert [(row["slide_id"], row["patient_id"]) for row in rows] == [("001", "007"), ("01", "7")]
+
+
+def notes_of(tmp_path: Path, text: str) -> list[str]:
+    (tmp_path / "a.csv").write_text(text)
+    return read_label_sheet(tmp_path / "a.csv").notes
+
+
+@pytest.mark.parametrize("word", ["-9", "-1", "-99,0", "n.b.", "x", "nicht bekannt", "sin datos", "non renseigné"])
+def test_codes_and_words_of_other_languages_may_stand_for_an_unknown_patient(tmp_path: Path, word: str) -> None:
+    rows = rows_of(tmp_path, f'slide_id;patient_id;her2\na;P1;0\nb;"{word}";0\nc;"{word}";3+\n')
+    assert [row["patient_id"] for row in rows] == ["P1", None, None]
+    assert [row["patient_unknown"] for row in rows] == [False, True, True]
+
+
+@pytest.mark.parametrize("code", ["1.2E+05", "1,23E+11", "1e+06"])
+def test_patients_whose_numbers_excel_has_shortened_are_refused(tmp_path: Path, code: str) -> None:
+    with pytest.raises(InputError, match=r"line 3: patient_id is a number that Excel has shortened"):
+        rows_of(tmp_path, f"slide_id;patient_id;her2\na;P1;0\nb;{code};0\nc;{code};3+\n")
+
+
+def test_numbers_of_patients_with_a_decimal_zero_are_whole_numbers(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, "slide_id,patient_id,her2\na,12.0,0\nb,12,0\nc,1.5,0\nd,12.0.0,0\n")
+    assert [row["patient_id"] for row in rows] == ["12", "12", "1.5", "12.0.0"]
+
+
+@pytest.mark.parametrize("pair", [("p12", "P12"), ("P 12", "P12"), ("0012", "12")])
+def test_patients_who_may_be_one_are_noted_without_their_names(tmp_path: Path, pair: tuple[str, str]) -> None:
+    sheet = f"slide_id,patient_id,her2\na,{pair[0]},0\nb,Q7,0\nc,{pair[1]},0\n"
+    (note,) = notes_of(tmp_path, sheet)
+    assert note == "patients that differ in case, blanks or leading zeros only count as different ones (lines 2, 4)"
+
+
+@pytest.mark.parametrize("code", ["0", "999", "99999"])
+def test_a_number_that_often_means_unknown_is_noted_where_several_slides_have_it(tmp_path: Path, code: str) -> None:
+    assert "write NA (lines 2, 3)" in notes_of(tmp_path, f"slide_id,patient_id,her2\na,{code},0\nb,{code},0\n")[0]
+    assert notes_of(tmp_path, f"slide_id,patient_id,her2\na,{code},0\nb,99,0\n") == []
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["Total,2,", "Summe: 2,,", "Grand total,,2", "n = 2,,", "* scored twice,,", "Note: by two pathologists,,",
+     "slide_id,patient_id,her2"],
+)  # fmt: skip
+def test_totals_remarks_and_repeated_headers_are_no_slides(tmp_path: Path, row: str) -> None:
+    text = f"slide_id,patient_id,her2\na,P1,0\nb,P2,3+\n{row}\n"
+    assert [found["slide_id"] for found in rows_of(tmp_path, text)] == ["a", "b"]
+    assert notes_of(tmp_path, text) == ["totals, remarks and repeated headers are not read (line 4)"]
+
+
+def test_slides_whose_names_resemble_a_total_or_a_remark_are_read(tmp_path: Path) -> None:
+    text = "slide_id,patient_id,her2\nsum,P1,0\nnote,P2,3+\nsource 4,P3,1+\nlast,P4,0\n"
+    assert [row["slide_id"] for row in rows_of(tmp_path, text)] == ["sum", "note", "source 4", "last"]
+
+
+def test_a_line_with_another_delimiter_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="line 3 has other delimiters than the header"):
+        rows_of(tmp_path, "slide_id;patient_id;her2\na;P1;0\nb,P2,3+\n")
+    rows = rows_of(tmp_path, 'slide_id;patient_id;her2\na;P1;0\n"b, left";P2;3+\n')
+    assert rows[1]["slide_id"] == "b, left"
+
+
+def test_lines_that_end_before_the_labels_are_noted(tmp_path: Path) -> None:
+    (note,) = notes_of(tmp_path, "slide_id,patient_id,her2\na,P1\nb,P2,3+\n")
+    assert note == "rows end before the columns of labels, which count as empty (line 2)"

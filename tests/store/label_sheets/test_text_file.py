@@ -64,4 +64,12 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path, data: bytes, words: 
 
 def test_a_grid_is_made_for_each_delimiter(tmp_path: Path) -> None:
     grids = read_text_grids(tmp_path / "a.csv", b"a;b,c\n")
-    assert [[cell.text for cell in grid.rows[0].cells] for grid in grids] == [["a;b", "c"], ["a", "b,c"], ["a;b,c"]]
+    assert [[cell.text for cell in grid.rows[0].cells] for grid in grids] == [
+        ["a;b", "c"], ["a", "b,c"], ["a;b,c"], ["a;b,c"],
+    ]  # fmt: skip
+
+
+def test_vertical_bars_may_divide_the_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("slide_id|patient_id|her2\nA, left; deep|P1|3+\n")
+    (row,) = read_label_sheet(tmp_path / "a.csv").rows
+    assert (row["slide_id"], row["patient_id"], row["her2"]) == ("A, left; deep", "P1", "3+")
