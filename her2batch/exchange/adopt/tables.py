@@ -30,7 +30,7 @@ def read_table(path: Path, columns: Mapping[str, tuple[str, ...]], required: tup
         raise InputError(f"can't be read ({error.strerror})", path, "check its access rights") from error
     grids = [grid for *_, grid in read_workbook_grids(path, data)] if is_workbook(data) else read_text_grids(path, data)
     for grid in grids:
-        if (header := find_columns(grid, columns, required)) is not None:
+        if (header := find_columns(path, grid, columns, required)) is not None:
             return _rows(grid, *header, columns)
     known = "; ".join(f"{name}: {', '.join(columns[name])}" for name in required)
     raise InputError(f"has no header with the columns {', '.join(required)}", path, f"headers that are known: {known}")

@@ -13,7 +13,13 @@ from typing import Final
 
 from her2batch.errors import InputError
 from her2batch.store.cohort import Cohort
-from her2batch.store.label_sheets.cells import Grid, header_key, is_missing
+from her2batch.store.label_sheets.cells import (
+    Grid,
+    header_key,
+    is_missing,
+    is_shortened_number,
+    is_unknown_patient,
+)
 from her2batch.store.label_sheets.headers import find_columns
 from her2batch.store.label_sheets.rows import strip_slide_suffix
 from her2batch.store.label_sheets.text_file import read_text_grids
@@ -22,6 +28,9 @@ from her2batch.store.pseudonyms import Pseudonymizer, has_pseudonyms, read_key
 
 REQUIRED: Final = ("slide_id", "patient_id", "accession")
 """Columns that an identity sheet needs."""
+
+NUMBERS: Final = ("slide_id", "patient_id", "accession", "specimen", "order")
+"""Columns of numbers and names, which Excel may shorten."""
 
 SEXES: Final = ("F", "M", "O", "U")
 """Values of the column `sex` (HL7 table 0001)."""
@@ -96,14 +105,21 @@ def _checked(path: Path, line: int, values: Mapping[str, str], names: Pseudonymi
 def _sheet_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the line and the values by column of every row below the header. Raises InputError without a header."""
     grid, at, columns = _grid_with_header(path)
+    width = len(grid.rows[at].cells)
     for row in grid.rows[at + 1 :]:
         if row.is_blank:
             continue
         cells = {name: row.cell(k) for name, k in columns.items()}
         for name, cell in cells.items():
-            if cell.problem is not None:
-                raise InputError(f"{grid.unit} {row.line}: {name}: {cell.problem}", path, "write the cell as text")
-        yield row.line, {name: "" if is_missing(cell.text) else cell.text for name, cell in cells.items()}
+            shortened = name in NUMBERS and not cell.number and is_shortened_number(cell.text)
+            problem = "is a number that Excel has shortened" if shortened else cell.problem
+            if problem is not None:
+                raise InputError(f"{grid.unit} {row.line}: {name}: {problem}", path, "write the cell as text")
+        if any(cell.text for cell in row.cells[width:]):
+            what = f"{grid.unit} {row.line} has more cells than the header, so that values are in wrong columns"
+            raise InputError(what, path, "put values that contain the delimiter in quotes")
+        texts = {name: "" if is_missing(cell.text) else cell.text for name, cell in cells.items()}
+        yield row.line, texts | ({"patient_id": ""} if is_unknown_patient(texts["patient_id"]) else {})
 
 
 def _grid_with_header(path: Path) -> tuple[Grid, int, dict[str, int]]:
@@ -116,9 +132,12 @@ def _grid_with_header(path: Path) -> tuple[Grid, int, dict[str, int]]:
         grids = [grid for _, visible, grid in read_workbook_grids(path, data) if visible]
     else:
         grids = read_text_grids(path, data)
-    for grid in grids:
-        if (header := find_columns(grid, {name: (header_key(name),) for name in COLUMNS}, REQUIRED)) is not None:
-            return grid, *header
+    known = {name: (header_key(name),) for name in COLUMNS}
+    found = [(grid, *header) for grid in grids if (header := find_columns(path, grid, known, REQUIRED)) is not None]
+    if len(found) > 1:
+        raise InputError(f"has identities in {len(found)} sheets", path, "keep one of them, or save it as CSV")
+    if found:
+        return found[0]
     raise InputError(
         f"has no header with {', '.join(REQUIRED)}", path, f"known columns: {', '.join(COLUMNS)} (docs/lis.md)"
     )

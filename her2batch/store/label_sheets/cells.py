@@ -114,6 +114,13 @@ def is_unknown_patient(text: str) -> bool:
     return is_missing(text, MISSING_PATIENTS) or NEGATIVE_NUMBER.fullmatch(fold_text(text)) is not None
 
 
+def is_shortened_number(text: str) -> bool:
+    """Whether a text is a number in scientific notation, as Excel writes long ones to CSV: 1.23E+11."""
+    mantissa, _, exponent = text.casefold().partition("e+")
+    digits = mantissa.replace(",", "").replace(".", "")
+    return bool(digits) and digits.isdigit() and exponent.isdigit()
+
+
 def header_key(text: str) -> str:
     """Return a column's name for comparison: letters and digits only, in lower case."""
     return re.sub(r"[\W_]+", "", fold_text(text))

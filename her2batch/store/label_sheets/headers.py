@@ -96,12 +96,12 @@ def find_header(path: Path, grid: Grid, wanted: Mapping[str, str]) -> Header | N
 
 
 def find_columns(
-    grid: Grid, known: Mapping[str, Sequence[str]], required: Collection[str]
+    path: Path, grid: Grid, known: Mapping[str, Sequence[str]], required: Collection[str]
 ) -> tuple[int, dict[str, int]] | None:
     """Return where the header of another kind of sheet is, and name → position of its column; None without a header.
 
     known: name → headers that it may have, as `header_key` gives them.  required: names that a header has; the first
-    row with all of them is it.
+    row with all of them is it.  Raises InputError for a column that is there twice: it could be either.
     """
     for at, row in enumerate(grid.rows[:MAX_TITLE_ROWS]):
         keys = [header_key(cell.text) for cell in row.cells]
@@ -111,6 +111,10 @@ def find_columns(
             if set(headers) & set(keys)
         }
         if columns.keys() >= set(required):
+            for name, k in columns.items():
+                if keys.count(keys[k]) > 1:
+                    what = f"has the column {row.cell(k).text} more than once ({grid.unit} {row.line})"
+                    raise InputError(what, path, f"keep one column {name}, or rename the others")
             return at, columns
     return None
 

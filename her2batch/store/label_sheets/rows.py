@@ -18,6 +18,7 @@ from her2batch.store.label_sheets.cells import (
     fold_text,
     header_key,
     is_missing,
+    is_shortened_number,
     is_unknown_patient,
     quote,
 )
@@ -148,7 +149,7 @@ class RowReader:
                 self._path,
                 "fill it in or remove the line",
             )
-        if not cell.number and _is_shortened_number(cell.text):
+        if not cell.number and is_shortened_number(cell.text):
             raise self._error(line, "slide_id", cell, "is a number that Excel has shortened")
         return cell.text
 
@@ -166,7 +167,7 @@ class RowReader:
 
     def _patient(self, line: SheetRow, cell: Cell) -> str:
         """Return the patient of a row. Programs write the number 12 as 12.0 where a column has empty cells."""
-        if not cell.number and _is_shortened_number(cell.text):
+        if not cell.number and is_shortened_number(cell.text):
             raise self._error(line, "patient_id", cell, "is a number that Excel has shortened")
         return re.sub(r"(?<=\d)[.,]0$", "", cell.text) if re.fullmatch(r"\d+[.,]0", cell.text) else cell.text
 
@@ -295,10 +296,3 @@ def doubled_error(path: Path, one: LabelRow, other: LabelRow, unit: str = "line"
     conflict = f", and they differ: {'; '.join(texts)}" if texts else ", and they differ" if different else ""
     lines = f"{unit}s {one['line']} and {other['line']}" if one.get("line") else "two rows"
     return InputError(f"{lines} are of one {level}{conflict}", path, f"keep one {unit} per {level}")
-
-
-def _is_shortened_number(text: str) -> bool:
-    """Whether a text is a number in scientific notation, as Excel writes long ones to CSV: 1.23E+11."""
-    mantissa, _, exponent = text.casefold().partition("e+")
-    digits = mantissa.replace(",", "").replace(".", "")
-    return bool(digits) and digits.isdigit() and exponent.isdigit()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from openpyxl import Workbook
 
 from her2batch.errors import InputError
 from her2batch.exchange.lis.identities import Identity, identities_for, read_identities
@@ -37,6 +38,11 @@ def test_a_sheet_from_a_spreadsheet_is_read(tmp_path: Path, encoding: str) -> No
         ("S1;1;A1;;02.01.1960;", "line 2: birth_date is '02.01.1960'"),
         ("S1;1;A1;;;x", "line 2: sex is 'x'"),
         ("S1;1;A1;;;\nS1;2;A1;;;", "line 3: S1 has another identity above"),
+        ("S1;1.2E+11;A1;;;", "line 2: patient_id: is a number that Excel has shortened"),
+        ("S1;1;2,6E+07;;;", "line 2: accession: is a number that Excel has shortened"),
+        ("S1;-9;A1;;;", "line 2: patient_id is empty"),
+        ("S1;unknown;A1;;;", "line 2: patient_id is empty"),
+        ("S1;1;A1;Smith; Jr.;1960-01-02;f", "line 2 has more cells than the header"),
     ],
 )
 def test_a_line_that_cannot_be_used_is_named(tmp_path: Path, line: str, words: str) -> None:
@@ -47,6 +53,22 @@ def test_a_line_that_cannot_be_used_is_named(tmp_path: Path, line: str, words: s
 def test_a_sheet_without_the_columns_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="slide_id, patient_id, accession"):
         read_identities(sheet(tmp_path, "slide_id,patient_id\nS1,1\n"), PLAIN)
+
+
+def test_a_doubled_column_is_refused(tmp_path: Path) -> None:
+    text = "slide_id,patient_id,Patient ID,accession\nS1,1,2,A1\n"
+    with pytest.raises(InputError, match="has the column patient_id more than once"):
+        read_identities(sheet(tmp_path, text), PLAIN)
+
+
+def test_identities_in_two_sheets_of_a_workbook_are_refused(tmp_path: Path) -> None:
+    book = Workbook()
+    for page in (book.active, book.create_sheet("older")):
+        page.append(["slide_id", "patient_id", "accession"])
+        page.append(["S1", "1", "A1"])
+    book.save(tmp_path / "a.xlsx")
+    with pytest.raises(InputError, match="has identities in 2 sheets"):
+        read_identities(tmp_path / "a.xlsx", PLAIN)
 
 
 def test_a_pseudonymized_cohort_needs_its_key(tmp_path: Path) -> None:
