@@ -40,8 +40,8 @@ INPUTS = (
 """Inputs of the model, in the order of the coefficients."""
 
 COEFFICIENTS: dict[str, tuple[float, ...]] = {
-    "membrane": (-11.1, 0.185, -0.558, 6.207, -13.304, 0.692, 1.815, -6.667, 2.258),
-    "nuclear": (-13.527, 0.329, -0.7, 3.991, -14.783, 0.439, 3.101, -4.882, 1.422),
+    "membrane": (-7.681, 1.212, -1.657, -3.145, -12.814, 0.924, 1.894, -5.775, 3.001),
+    "nuclear": (-19.314, 1.282, -1.366, 1.322, -6.43, 0.904, 3.12, -3.393, 0.614),
 }
 """Coefficients of the model for each kind of marker."""
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from her2batch.vision.cells.compartment import CellFeatures, model_inputs, tumour_likelihood
 from her2batch.vision.cells.density import DensityMaps, Mask, density_maps
 from her2batch.vision.cells.membranes import outline_radii, ray_angles, stained_shares, trace_rays
-from her2batch.vision.cells.nuclei import Marker, NucleusGrid, find_nuclei, shrink_to_grid
+from her2batch.vision.cells.nuclei import Marker, NucleusGrid, find_nuclei
 from her2batch.vision.cells.reference import CellReference, fit_cell_reference
 from her2batch.vision.stain import Stains
 
@@ -34,18 +34,23 @@ NUCLEUS_AREA_UM2 = (10.0, 400.0)
 MIN_HOLE_SHARE = 0.5
 """Share of the circumference with moderate membranes from which a hole in a net is a cell."""
 
-COMPLETE_SHARE = 0.40
-"""Share of the circumference with intense membranes from which a cell is intense and complete."""
+INTENSE_SHARE = 0.5
+"""Share of the circumference with intense membranes from which a cell is intense and complete: a ring round a nucleus
+misses parts of the membrane."""
 
-RING_SHARE = 1.0
-"""Sum of the shares with faint and with moderate membranes from which a cell is weakly to moderately and completely
-stained: a closed faint ring, or one of which parts are moderate."""
+COMPLETE_SHARE = 0.8
+"""Share of the circumference with membranes of any intensity from which a cell is completely stained. Painted complete
+membranes show 0.88 (median), incomplete ones 0.5."""
 
-INCOMPLETE_SHARE = 0.25
-"""Share of the circumference with faint membranes from which a cell is stained."""
+INCOMPLETE_SHARE = 0.3
+"""Share of the circumference with membranes from which a cell is stained; less may be a neighbour's."""
 
-NUCLEAR_LEVELS = (0.08, 0.23, 0.48)
-"""DAB of a nucleus above that of unstained ones, OD, from which it is weak, moderate and strong."""
+POSITIVE_EXCESS = 0.07
+"""DAB of a nucleus above that of its own cytoplasm, OD, from which it is stained: brown tissue is no staining."""
+
+NUCLEAR_LEVELS = (0.25, 0.50)
+"""DAB of a stained nucleus above that of unstained ones, OD, from which it is moderate and strong: 44 % and 68 % of the
+light. Nuclei painted as weak, moderate and strong show 0.16, 0.35 and 0.70 (medians)."""
 
 
 @dataclass(frozen=True)
@@ -161,36 +166,43 @@ def _measure(
         return np.asarray((np.bincount(label, values, minlength=n) / count)[number], np.float32)
 
     scale = grid.scale
-    h, d = (shrink_to_grid(one, scale).reshape(-1)[place] for one in (maps.h, maps.d))
+    h, d = (one.reshape(-1)[place] for one in (maps.h, maps.d))
     stain = grid.density.reshape(-1)[place]
     haematoxylin, nuclear_dab, density = mean(h), mean(d), mean(stain)
     texture = np.sqrt(np.maximum(mean(stain * stain) - density**2, 0)) / np.maximum(density, np.float32(0.01))
     x, y = ((one + np.float32(0.5)) * scale - np.float32(0.5) for one in (shapes.x, shapes.y))
     rays = trace_rays(maps, grid, x, y, number, mpp)
     levels = reference.faint, reference.moderate, reference.intense
-    faint, moderate, intense = stained_shares(rays, rays.between.mean(axis=1), levels, reference.background)
+    faint, moderate, intense = stained_shares(rays, levels, reference.background)
     typical = reference.nuclei if marker == "membrane" else reference.nuclei_and_dab
     features = CellFeatures(shapes.area, shapes.elongation, density / np.float32(typical), texture)
     middle = np.round(shapes.y).astype(np.intp) * grid.labels.shape[1] + np.round(shapes.x).astype(np.intp)
     inputs = model_inputs(features, middle, (grid.labels.shape[0], grid.labels.shape[1]), grid.um)
+    category = (
+        _membrane_category(faint, intense)
+        if marker == "membrane"
+        else _nuclear_category(nuclear_dab, rays.cytoplasm, reference.negative)
+    )
     cells = Cells(
         x, y, shapes.area, shapes.elongation, haematoxylin, nuclear_dab,
-        rays.dab.mean(axis=1), rays.between.mean(axis=1), faint, moderate, intense,
-        tumour_likelihood(inputs, marker), _category(marker, faint, moderate, intense, nuclear_dab, reference),
+        rays.dab.mean(axis=1), rays.cytoplasm, faint, moderate, intense,
+        tumour_likelihood(inputs, marker), category,
     )  # fmt: skip
     kept = ~grid.hole[number - 1] | (moderate >= MIN_HOLE_SHARE)
     return cells.select(kept), number[kept]
 
 
-def _category(
-    marker: Marker, faint: Map, moderate: Map, intense: Map, nuclear_dab: Map, reference: CellReference
-) -> NDArray[np.uint8]:
-    """Return the category of each cell, 0 to 3."""
-    if marker == "nuclear":
-        levels = np.asarray(NUCLEAR_LEVELS, np.float32) + np.float32(reference.negative)
-        return np.searchsorted(levels, nuclear_dab, side="right").astype(np.uint8)
-    steps = [intense >= COMPLETE_SHARE, faint + moderate >= RING_SHARE, faint >= INCOMPLETE_SHARE]
+def _membrane_category(faint: Map, intense: Map) -> NDArray[np.uint8]:
+    """Return the category of each cell by its membrane, 0 to 3."""
+    steps = [intense >= INTENSE_SHARE, faint >= COMPLETE_SHARE, faint >= INCOMPLETE_SHARE]
     return np.select(steps, [3, 2, 1], 0).astype(np.uint8)
+
+
+def _nuclear_category(nuclear_dab: Map, cytoplasm_dab: Map, negative: float) -> NDArray[np.uint8]:
+    """Return the category of each cell by its nucleus, 0 to 3."""
+    grade = 1 + np.searchsorted(np.asarray(NUCLEAR_LEVELS, np.float32), nuclear_dab - np.float32(negative), "right")
+    stained = nuclear_dab - np.maximum(cytoplasm_dab, negative) >= POSITIVE_EXCESS
+    return np.where(stained, grade, 0).astype(np.uint8)
 
 
 def cell_contours(

@@ -1,6 +1,6 @@
 """Membranes round nuclei: rays from the centre of a nucleus, and where each one meets a line of DAB.
 
-Each nucleus has 16 rays. A ray ends 3.5 µm beyond the nucleus's outline, or where another nucleus begins. The highest
+Each nucleus has 16 rays. A ray ends 4.5 µm beyond the nucleus's outline, or where another nucleus begins. The highest
 line of DAB on it is the membrane of that sector. Two neighbours see the same membrane, which counts for both. A ring is
 met by most rays, a clump or a granule by few.
 """
@@ -21,8 +21,10 @@ Mask = NDArray[np.bool_]
 SECTORS = 16
 """Rays of a cell: one every 2 µm of the circumference."""
 
-REACH_UM = 3.5
-"""Greatest distance between the outline of a nucleus and its membrane."""
+REACH_UM = 4.5
+"""Greatest distance between the outline of a nucleus and its membrane. The outline lies at half of a nucleus's density,
+up to 1 µm inside its edge. QuPath's cell detection expands by 5 µm. On synthetic slides the rays of a completely
+stained cell meet its membrane in 62 % of the sectors with 2.5 µm, 81 % with 3.5 µm and 88 % with 4.5 µm."""
 
 INWARD_UM = 1.0
 """Distance inside the outline at which the search begins: a membrane may touch a large nucleus."""
@@ -40,22 +42,22 @@ MIN_RADIUS_UM = 1.0
 """Least radius of a nucleus in any direction."""
 
 
-MIN_RELATIVE_HEIGHT = 0.15
+MIN_RELATIVE_HEIGHT = 0.3
 """Least height of a membrane as a share of the DAB inside the cell: on brown, what is just visible is higher."""
 
 
 class Rays(NamedTuple):
-    """The rays of n cells, (n, SECTORS) float32 each.
+    """The rays of n cells, (n, SECTORS) float32 each, and their cytoplasm, (n,).
 
     outline: distance between the centre and the outline of the nucleus, µm.  membrane: distance of the highest line,
-    µm.  line: its height, OD.  dab: DAB density there, OD.  between: mean DAB of the rest of the ray, OD.
+    µm.  line: its height, OD.  dab: DAB density there, OD.  cytoplasm: mean DAB outside of nuclei and membranes, OD.
     """
 
     outline: Map
     membrane: Map
     line: Map
     dab: Map
-    between: Map
+    cytoplasm: Map
 
 
 def ray_angles() -> tuple[Map, Map]:
@@ -75,14 +77,14 @@ def trace_rays(maps: DensityMaps, grid: NucleusGrid, x: Map, y: Map, number: NDA
     row = np.clip(np.round(y[:, None, None] + radius * sin).astype(np.int32), 0, height - 1)
     label = _labels_at(grid, column, row)
     place = row * width + column
-    line, dab = maps.line.reshape(-1).take(place), maps.d_smooth.reshape(-1).take(place)
+    line, dab = maps.line.reshape(-1).take(place), maps.dab.reshape(-1).take(place)
     line[(label != 0) & (label != number[:, None, None])] = 0
     best = line.argmax(axis=2)[..., None]
     top, at = (np.take_along_axis(values, best, 2)[..., 0] for values in (line, dab))
     membrane = np.take_along_axis(radius, best, 2)[..., 0] * np.float32(mpp)
-    off = np.abs(np.arange(len(steps)) - best) > 2
-    between = np.where(off, dab, 0).sum(axis=2) / np.maximum(off.sum(axis=2), 1)
-    return Rays(outline, membrane, top, at, between.astype(np.float32))
+    off = (np.abs(np.arange(len(steps)) - best) > 2) & (label == 0)
+    cytoplasm = np.where(off, dab, 0).sum(axis=(1, 2)) / np.maximum(np.count_nonzero(off, axis=(1, 2)), 1)
+    return Rays(outline, membrane, top, at, cytoplasm.astype(np.float32))
 
 
 def outline_radii(grid: NucleusGrid, x: Map, y: Map, number: NDArray[np.int32]) -> Map:
@@ -108,16 +110,15 @@ def _labels_at(grid: NucleusGrid, column: NDArray[np.int32], row: NDArray[np.int
     return np.asarray(grid.labels.reshape(-1).take(inner), np.int32)
 
 
-def stained_shares(
-    rays: Rays, inner: Map, levels: tuple[float, float, float], background: float
-) -> tuple[Map, Map, Map]:
+def stained_shares(rays: Rays, levels: tuple[float, float, float], background: float) -> tuple[Map, Map, Map]:
     """Return the share of each cell's circumference with faint, moderate and intense membranes or stronger, (n,) each.
 
-    inner: DAB inside the cell, (n,) OD; a membrane is as intense as it exceeds the inside: brown cytoplasm is none.
+    A membrane is as intense as it exceeds the cytoplasm: brown cytoplasm is none.
     """
     faint, moderate, intense = levels
+    inner = np.maximum(rays.cytoplasm, background)
     lined = rays.line >= np.maximum(faint, np.float32(MIN_RELATIVE_HEIGHT) * inner)[:, None]
-    above = rays.dab - np.maximum(inner, background)[:, None]
+    above = rays.dab - inner[:, None]
     shares = (lined, lined & (above >= moderate), lined & (above >= intense))
     a, b, c = (np.asarray(one.mean(axis=1), np.float32) for one in shares)
     return a, b, c

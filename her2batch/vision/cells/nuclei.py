@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from her2batch.vision.cells.density import DensityMaps
 
@@ -20,9 +21,6 @@ Map = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Labels = NDArray[np.int32]
 Marker = Literal["membrane", "nuclear"]
-
-COARSE_UM = 1.0
-"""Edge of a px of the coarse grid, approximately: a whole number of px of the block."""
 
 SMOOTH_UM = 0.5
 """σ of the blur before the threshold, beyond that of the coarse grid itself."""
@@ -92,30 +90,17 @@ class NucleusGrid(NamedTuple):
     density: Map
 
 
-def coarse_scale(mpp: float) -> int:
-    """Return the px of a block per px of the coarse grid. Blocks of one slide must begin at multiples of it."""
-    return max(1, round(COARSE_UM / mpp))
-
-
-def shrink_to_grid(values: Map, scale: int) -> Map:
-    """Return the mean of each square of `scale` px; incomplete squares at the right and lower edge are dropped."""
-    height, width = values.shape[0] // scale, values.shape[1] // scale
-    part = values[: height * scale, : width * scale]
-    return np.asarray(cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA), np.float32)
-
-
 def nuclear_density(maps: DensityMaps, marker: Marker, mpp: float) -> Map:
     """Return the density by which nuclei are found, on the coarse grid: (h, w) float32, OD.
 
     Nuclear markers: haematoxylin and DAB together.  Membrane markers: haematoxylin, without the brown lines.
     """
-    scale = coarse_scale(mpp)
+    stain = np.maximum(maps.h, 0)
     if marker == "nuclear":
-        stain = cv2.add(np.maximum(maps.h, 0), np.maximum(maps.d, 0))
+        stain = stain + np.maximum(maps.d, 0)
     else:
-        stain = cv2.addWeighted(np.maximum(maps.h, 0), 1.0, maps.line, -RIDGE_WEIGHT, 0.0)
-    coarse = shrink_to_grid(np.asarray(stain, np.float32), scale)
-    return np.asarray(cv2.GaussianBlur(coarse, (0, 0), SMOOTH_UM / (mpp * scale)), np.float32)
+        stain = np.asarray(cv2.addWeighted(stain, 1.0, maps.coarse_line, -RIDGE_WEIGHT, 0.0), np.float32)
+    return np.asarray(cv2.GaussianBlur(stain, (0, 0), SMOOTH_UM / (mpp * maps.scale)), np.float32)
 
 
 def find_nuclei(
@@ -125,29 +110,28 @@ def find_nuclei(
 
     typical: density of the slide's nuclei, OD.  net_levels: contrast and density from which DAB is part of a net.
     """
-    scale = coarse_scale(mpp)
-    um = mpp * scale
+    um = mpp * maps.scale
     density = nuclear_density(maps, marker, mpp)
-    clean = shrink_to_grid(maps.clean.astype(np.float32), scale) > 0.5
-    mask = nucleus_mask(density, typical, um) & clean
-    outline = cv2.distanceTransform(mask.view(np.uint8), cv2.DIST_L2, 5) * np.float32(um)
-    outline = cv2.GaussianBlur(outline, (0, 0), OUTLINE_SMOOTH_UM / um)
-    seeds = _peaks(outline, SEED_DISTANCE_UM / um, MIN_DEPTH_UM)
-    holes = np.zeros((0, 2), np.float32)
-    if marker == "membrane":
-        holes = _holes(maps, clean, seeds, net_levels, scale, um)
+    mask = nucleus_mask(density, typical, um) & maps.clean
+    seeds = _peaks(_depth(mask, um), SEED_DISTANCE_UM / um, MIN_DEPTH_UM)
+    holes = _holes(maps, seeds, net_levels, um) if marker == "membrane" else seeds[:0]
     points = np.concatenate([seeds, holes])
     hole = np.arange(len(points)) >= len(seeds)
     nearest, distance = _nearest_seed(points, mask.shape, um)
-    reach = np.where(hole, HOLE_RADIUS_UM, MAX_REACH_UM).astype(np.float32)
-    of_hole = np.concatenate([[False], hole])[nearest]
-    inside = (mask | of_hole) & (distance <= np.concatenate([[0], reach]).astype(np.float32)[nearest])
-    labels = np.where(inside, nearest, 0).astype(np.int32)
+    reach = np.concatenate([[0], np.where(hole, HOLE_RADIUS_UM, MAX_REACH_UM)]).astype(np.float32)
+    inside = (mask | np.concatenate([[False], hole])[nearest]) if len(holes) else mask
+    labels = np.where(inside & (distance <= reach[nearest]), nearest, 0).astype(np.int32)
     if marker == "nuclear":
         labels = _trim(labels, density, len(points))
     faint = ~hole & (_contrast(labels, density, len(points), um) < MIN_CONTRAST * typical)
     labels[np.concatenate([[False], faint])[labels]] = 0
-    return NucleusGrid(scale, um, labels, nearest, points, hole, density)
+    return NucleusGrid(maps.scale, um, labels, nearest, points, hole, density)
+
+
+def _depth(mask: Mask, um: float) -> Map:
+    """Return the distance of each px of a mask from its outline, smoothed, µm."""
+    distance = cv2.distanceTransform(mask.view(np.uint8), cv2.DIST_L2, 5)
+    return np.asarray(cv2.GaussianBlur(distance, (0, 0), OUTLINE_SMOOTH_UM / um) * np.float32(um), np.float32)
 
 
 def _trim(labels: Labels, density: Map, n: int) -> Labels:
@@ -182,8 +166,10 @@ def _peaks(height: Map, px: float, least: float) -> Map:
     edge = 2 * round(px) + 1
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (edge, edge))
     top = (height >= cv2.dilate(height, disc)) & (height > least)
-    _, _, _, centres = cv2.connectedComponentsWithStats(top.view(np.uint8), connectivity=8)
-    return np.asarray(centres[1:], np.float32)
+    before = np.pad(top, 1)  # of equal neighbours the first counts
+    top &= ~(before[1:-1, :-2] | before[:-2, :-2] | before[:-2, 1:-1] | before[:-2, 2:])
+    y, x = np.nonzero(top)
+    return np.stack([x, y], axis=1).astype(np.float32)
 
 
 def _nearest_seed(points: Map, shape: tuple[int, ...], um: float) -> tuple[Labels, Map]:
@@ -199,19 +185,18 @@ def _nearest_seed(points: Map, shape: tuple[int, ...], um: float) -> tuple[Label
     return np.asarray(seed_of[index], np.int32), np.asarray(distance * np.float32(um), np.float32)
 
 
-def _holes(maps: DensityMaps, clean: Mask, seeds: Map, levels: tuple[float, float], scale: int, um: float) -> Map:
+def _holes(maps: DensityMaps, seeds: Map, levels: tuple[float, float], um: float) -> Map:
     """Return the middles of holes in nets of membranes without a nucleus: (n, 2) float32, px of the coarse grid."""
     contrast, level = levels
-    line = shrink_to_grid(maps.line, scale)
-    net = (line >= contrast) & (shrink_to_grid(maps.d_smooth, scale) >= level) & clean
+    net = (maps.coarse_line >= contrast) & (maps.coarse_dab >= level) & maps.clean
     if not net.any():
-        return np.zeros((0, 2), np.float32)
+        return seeds[:0]
     edge = 2 * round(NET_WINDOW_UM / um / 2) + 1
-    dense = cv2.blur(net.astype(np.float32), (edge, edge)) >= MIN_NET_SHARE
-    depth = cv2.distanceTransform((~net).view(np.uint8), cv2.DIST_L2, 5) * np.float32(um)
-    depth = cv2.GaussianBlur(depth, (0, 0), OUTLINE_SMOOTH_UM / um)
-    depth[~(dense & clean) | (depth > HOLE_DEPTH_UM[1])] = 0
+    dense = cv2.boxFilter(net.view(np.uint8), cv2.CV_32F, (edge, edge)) >= MIN_NET_SHARE
+    depth = _depth(~net, um)
+    depth[~(dense & maps.clean) | (depth > HOLE_DEPTH_UM[1])] = 0
     middles = _peaks(depth, HOLE_DISTANCE_UM / um, HOLE_DEPTH_UM[0])
-    _, distance = _nearest_seed(seeds, net.shape, um)
-    x, y = np.round(middles).astype(np.intp).T
-    return np.asarray(middles[distance[y, x] >= HOLE_DISTANCE_UM], np.float32)
+    if not len(middles) or not len(seeds):
+        return middles
+    distance, _ = cKDTree(seeds).query(middles, distance_upper_bound=HOLE_DISTANCE_UM / um)
+    return middles[np.isinf(distance)]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from her2batch.synthetic.painting import paint_slide
 from her2batch.synthetic.specimen import TYPICAL_MIXES, SlideTruth, make_tissue
+from her2batch.vision.cells.density import coarse_scale
 from her2batch.vision.cells.detection import (
     CELL_MARGIN_UM,
     Cells,
@@ -18,7 +19,6 @@ from her2batch.vision.cells.detection import (
     detect_cells,
     fit_cell_reference,
 )
-from her2batch.vision.cells.nuclei import coarse_scale
 from her2batch.vision.stain import Stains, fit_stain_vectors
 from tests.vision.cells.drawing import MPP, REFERENCE, STAINS, Canvas
 
