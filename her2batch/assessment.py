@@ -76,6 +76,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "no-regions": ("scope", "no annotated regions: the whole tissue was scored"),
     "low-cellularity": ("quality", "hardly any cells: is the tumour on this slide?"),
     "near-10-percent": ("borderline", "a share of the membranes is near the guideline's 10\u00a0%"),
+    "weak-complete": ("borderline", "weak but complete membranes in most cells: 2+ by the guideline"),
     "undecided": ("borderline", "several classes can't be ruled out"),
     "abstained": ("borderline", "the calibration leaves more than one class"),
     "too-few-labels": ("model", "too few labelled slides of a class for the coverage asked"),

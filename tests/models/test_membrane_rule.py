@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from her2batch.models.membrane_rule import MIN_PLAUSIBLE, apply_rule, guideline_steps, rule_predictions, slide_shares
-from her2batch.tasks import CLASSES, IHC_SCORES
+from her2batch.tasks import CLASSES, IHC_SCORES, her2_class
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
 
 shares = st.floats(0, 1, width=32)
@@ -94,6 +94,22 @@ def test_near_a_threshold_both_classes_stay_plausible() -> None:
     assert far.reasons == ()
     assert far.p[1] > 0.95
     assert far.distance > near.distance
+
+
+@pytest.mark.parametrize("complete", [0.55, 0.7, 0.9])
+def test_weak_complete_staining_is_for_review_as_2_plus(complete: float) -> None:
+    columns = table(faint=max(complete, 0.6)) | {"faint_complete": np.full(3, complete, np.float32)}
+    verdict = apply_rule(columns)
+    assert "weak-complete" in verdict.reasons
+    for row in rule_predictions(verdict, presumed=False):
+        assert row["review"]
+        assert {str(her2_class(row["task"], "2+", ish)) for ish in "-+"} <= set(row["plausible"])
+
+
+@pytest.mark.parametrize(("faint", "complete"), [(0.4, 0.25), (0.7, 0.46), (0.05, 0.02)])
+def test_broken_rings_are_no_weak_complete_staining(faint: float, complete: float) -> None:
+    columns = table(faint=faint) | {"faint_complete": np.full(3, complete, np.float32)}
+    assert "weak-complete" not in apply_rule(columns).reasons
 
 
 def test_low_cellularity_needs_review() -> None:

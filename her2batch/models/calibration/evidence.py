@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.models.calibration.cumulative_link import Floats, cumulative_evidence
-from her2batch.models.membrane_rule import TEN_PERCENT, slide_shares
+from her2batch.models.guideline.steps import TEN_PERCENT
+from her2batch.models.membrane_rule import slide_shares
 
 SMALLEST_SHARE: Final = 1e-3
 """Share below which a logarithm says nothing more."""

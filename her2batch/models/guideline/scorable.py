@@ -93,12 +93,12 @@ def _colour_problem(stain: str, hue_spread: float | None, foreign: float | None)
 def _staining_problem(cells: Mapping[str, NDArray[Any]]) -> NotScorable | None:
     """Return why the staining of tumour cells is not that of a membrane."""
     nuclear, membrane, cytoplasm = (cells[name] for name in ("nuclear_dab", "membrane_dab", "cytoplasm_dab"))
-    share = float(((nuclear - cytoplasm >= NUCLEAR_EXCESS_OD) & (nuclear >= NUCLEAR_RATIO * membrane)).mean())
-    if share > MAX_NUCLEAR_SHARE:
-        return NotScorable("nuclear-staining", f"{share:.0%} of the tumour cells have DAB in the nucleus, as ER has")
     share = float(((cytoplasm >= CYTOPLASM_DAB_OD) & (membrane < CYTOPLASM_RATIO * cytoplasm)).mean())
     if share > MAX_CYTOPLASM_SHARE:
         return NotScorable(
             "cytoplasmic-staining", f"{share:.0%} of the tumour cells are brown without a membrane that stands out"
         )
+    share = float(((nuclear - cytoplasm >= NUCLEAR_EXCESS_OD) & (nuclear >= NUCLEAR_RATIO * membrane)).mean())
+    if share > MAX_NUCLEAR_SHARE:
+        return NotScorable("nuclear-staining", f"{share:.0%} of the tumour cells have DAB in the nucleus, as ER has")
     return None
