@@ -199,4 +199,4 @@ def _holes(maps: DensityMaps, seeds: Map, levels: tuple[float, float], um: float
     if not len(middles) or not len(seeds):
         return middles
     distance, _ = cKDTree(seeds).query(middles, distance_upper_bound=HOLE_DISTANCE_UM / um)
-    return middles[np.isinf(distance)]
+    return np.asarray(middles[np.isinf(distance)], np.float32)
