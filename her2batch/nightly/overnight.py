@@ -32,6 +32,7 @@ from her2batch.pipeline.growth.ingest_summary import IngestSummary
 from her2batch.pipeline.queue import local_now, next_occurrence
 from her2batch.pipeline.resume.plan_change import PlanChangedError, option_with_value, settle_plan
 from her2batch.reports import cases
+from her2batch.reports.controls.control_trend import NightControls, night_controls
 from her2batch.reports.night_page import render_night_page
 from her2batch.reports.report_data import assess_slides
 from her2batch.reports.worklists import distribution_text
@@ -57,6 +58,7 @@ class NightFindings:
     deferred: list[Row] = field(default_factory=list)
     review: list[Row] = field(default_factory=list)  # row and assessment (`found`) of each slide, in order of work
     verdicts: list[Mapping[str, Any]] = field(default_factory=list)
+    controls: NightControls = field(default_factory=NightControls)
     distribution: str = ""
     cases: list[cases.Case] = field(default_factory=list)
     drift: list[drift.DriftTest] = field(default_factory=list)
@@ -277,6 +279,8 @@ def _summarize(
     findings.verdicts = [verdict for found in assessed.values() if (verdict := found.verdict) is not None]
     findings.distribution = distribution_text(list(assessed.values()))
     night.classes = count_results(assessed.values())
+    findings.controls = night_controls(cohort, summary.fresh)
+    night.controls_failed = findings.controls.failed
     night.conflicts = sum(bool(case.conflicts) for case in findings.cases)
     night.review = len(findings.review)
     night.held = findings.sentinels is not None and findings.sentinels.held

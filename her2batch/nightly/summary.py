@@ -43,6 +43,7 @@ class NightSummary:
     not_sent: int = 0  # results that it does not have yet
     review: int = 0
     conflicts: int = 0
+    controls_failed: int = 0  # control tissues of this night that did not score as expected
     alarms: int = 0
     retired: int = 0
     tiles: int = 0

@@ -123,7 +123,7 @@ def load_report_data(cohort: Cohort, run: TrainingRun | None = None) -> ReportDa
         f"The table {name} of the slide {slide_id} can't be read. Run her2batch verify, then her2batch ingest."
         for slide_id, name in unread
     ]
-    labels, run_times = _read_labels(cohort, rows), _read_run_times(cohort)
+    labels, run_times = _read_labels(cohort, rows), read_run_times(cohort)
     reviews = read_slide_reviews(cohort)
     return ReportData(cohort, rows, predictions, labels, status, run_times, run, notes=tuple(notes), reviews=reviews)
 
@@ -198,7 +198,7 @@ def _read_labels(cohort: Cohort, slides: Container[str]) -> dict[str, Row]:
         raise InputError("can't be read", cohort.labels, "run her2batch ingest with --labels again") from error
 
 
-def _read_run_times(cohort: Cohort) -> pa.Table:
+def read_run_times(cohort: Cohort) -> pa.Table:
     """Read the times of all runs whose table can be read, with the column `run`."""
     schema = table_schema("times")
     tables = []

@@ -22,6 +22,7 @@ from her2batch.errors import SlideError
 from her2batch.files.atomic import atomic_write
 from her2batch.models.membrane_rule import guideline_steps, slide_shares
 from her2batch.reports import worklists
+from her2batch.reports.controls.piece_outlines import piece_outlines, without_controls
 from her2batch.reports.figures import CLASS_COLOURS, PALETTE, plot_shares
 from her2batch.reports.report_data import ReportData
 from her2batch.reports.theme import data_uri, jpeg_data_uri, render_html_page, render_template, shrink_to_fit
@@ -108,6 +109,7 @@ def slide_evidence(data: ReportData, slide_id: str) -> dict[str, Any]:
     """Return the values of the template `evidence.html` for one slide."""
     row, plan = data.rows[slide_id], data.cohort.plan()
     tiles, membrane = (_read_table(data, row, name) for name in ("tiles", "membrane"))
+    pieces = _read_table(data, row, "pieces")
     tile_px = plan.tile * plan.mpp / row["mpp"]  # level-0 px
     layers, cells = [], np.empty((0, 2), np.int64)
     if tiles is not None and tiles.num_rows:
@@ -117,6 +119,7 @@ def slide_evidence(data: ReportData, slide_id: str) -> dict[str, Any]:
             *_attention_layers(data, row, cells, tile_px),
             *_patch_layers(data, row),
         ]
+    membrane = without_controls(data.cohort, row, membrane)  # the layers show all tissue, the figures the patient's
     shares = _membrane_shares(membrane)
     predictions = [prediction for task in data.task_classes for prediction in data.predictions_for(slide_id, task)]
     rule, found = _rule_prediction(predictions), data.assessments[slide_id]
@@ -132,6 +135,7 @@ def slide_evidence(data: ReportData, slide_id: str) -> dict[str, Any]:
         "no_examples_reason": no_examples_reason, "links": table_links(data, row), "version": version("her2batch"),
         "plan_bundle": plan.bundle, "method_label": worklists.method_label, "task_names": TASK_NAMES,
         "laboratory": worklists.laboratory_text(found), "verdict_text": worklists.verdict_text,
+        "pieces": piece_outlines(pieces, tiles, cells, tile_px),
         "bundles": sorted({one["bundle"] for one in predictions}),
     }  # fmt: skip
 
@@ -140,7 +144,7 @@ def table_links(data: ReportData, row: Row) -> dict[str, str]:
     """Return table → relative address of its file. Empty for a cohort on an object store."""
     if data.cohort.remote or data.page_folder is None:
         return {}
-    kinds = ("slides", "tiles", "membrane", "attention", "patches", "predictions")
+    kinds = ("slides", "pieces", "tiles", "membrane", "attention", "patches", "predictions")
     names = ["slides", *(name for kind in kinds for name in tables_of(row, kind))]
     return {name: os.path.relpath(data.cohort.table(name, row["slide_id"]), data.page_folder) for name in names}
 

@@ -29,6 +29,7 @@ from her2batch.store import reviews
 from her2batch.store.cohort import RETIRED, Cohort, Row, tables_of
 from her2batch.store.labels import stored_labels
 from her2batch.store.pieces.control_runs import flag_failed_runs
+from her2batch.store.pieces.patient_tiles import patient_tiles_of
 from her2batch.store.row_cache import SETTLED_NS
 from her2batch.store.run_log import finished_times
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
@@ -185,6 +186,8 @@ class Catalog:
     def shares(self, slide_id: str) -> dict[str, float] | None:
         """Return the membrane shares that the membrane rule uses; None without tiles."""
         table = self.table("membrane", slide_id)
+        own = patient_tiles_of(self.cohort, slide_id) if self.row(slide_id)["control_mm2"] else None
+        table = table if own is None or table is None else table.filter(pa.array(own))
         if table is None or not len(table):
             return None
         return slide_shares({name: table[name].to_numpy() for name in MEMBRANE_COLUMNS})
