@@ -33,6 +33,7 @@ COMMANDS = (
     training.train,
     training.reproduce,
     training.tune,
+    training.export_bundle,
     report.report,
     slides.status,
     slides.verify,
@@ -84,7 +85,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in COMMANDS:
-    app.command(command.__name__.rstrip("_"))(command)
+    app.command(command.__name__.rstrip("_").replace("_", "-"))(command)
 
 
 @app.callback()

@@ -256,6 +256,13 @@ def print_tuning_summary(summary: TuningSummary) -> None:
     print_training_summary(summary.trained)
 
 
+def print_exported_models(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print each model of a bundle with its exported file and its check, or why there is none."""
+    columns = (Column("task"), Column("method"), Column("input"), Column("file", shorten=True), Column("check"))
+    cells = [[row["task"], row["method"], row["input"], row["path"] or "–", row["words"]] for row in rows]
+    print_table(stdout_console(), "exported models", columns, cells)
+
+
 def print_excluded(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print how many slides are left out, by task and reason, with examples."""
     counts = Counter((row["task"], row["reason"]) for row in rows)

@@ -20,7 +20,7 @@ from her2batch.experiments.train import (
     write_run_report,
 )
 from her2batch.experiments.units import TrainingJob
-from her2batch.reports.paper_tables import PaperRow, compare_with_paper, paper_rows
+from her2batch.reports.paper_tables import PaperRow, compare_with_paper, further_rows, paper_rows
 from her2batch.settings import Training, TrainingResources
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun
 from her2batch.tasks import PATCH_INPUTS, PATCH_NETWORKS, THUMBNAIL_INPUTS
@@ -54,7 +54,8 @@ def _reproduce(
     job = open_job(request, training)
     encoder = next((name for name in training.inputs if name not in {**PATCH_INPUTS, **THUMBNAIL_INPUTS}), None)
     thumbnail = next((name for name in training.inputs if name in THUMBNAIL_INPUTS), "thumbnail-224")
-    rows = [(row, row.cell(encoder or job.plan.encoders[0], thumbnail)) for row in paper_rows()]
+    wanted = [*paper_rows(), *(further_rows() if job.training.profile is not None else ())]
+    rows = [(row, row.cell(encoder or job.plan.encoders[0], thumbnail)) for row in wanted]
     missing = _cells_without_data(job, request, rows)
     trained = None
     while trained is None:

@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import tomli_w
@@ -271,10 +272,13 @@ def _parse(text: bytes, path: Path) -> BundleInfo:
         raise InputError(f"is not valid TOML: {error}", path, COPY_AGAIN) from error
 
 
-def save_bundle(folder: Path, info: BundleInfo, files: Mapping[str, Path]) -> Bundle:
+def save_bundle(
+    folder: Path, info: BundleInfo, files: Mapping[str, Path], texts: Mapping[str, str] = MappingProxyType({})
+) -> Bundle:
     """Write a bundle atomically: it appears whole or not at all. files: file name of each entry → the file to copy.
 
-    Raises InputError when the folder exists already, and KeyError when an entry has no file.
+    texts: further files, for people: file name → text.  Raises InputError when the folder exists already, and KeyError
+    when an entry has no file.
     """
     if folder.exists():
         raise InputError("exists already", folder, "choose another folder, or remove this one")
@@ -292,6 +296,9 @@ def save_bundle(folder: Path, info: BundleInfo, files: Mapping[str, Path]) -> Bu
             fsync(path)
             entries.append(entry.model_copy(update={"sha256": file_sha256(path)}))
         info = info.model_copy(update={"models": tuple(entries)})
+        for name, text in texts.items():
+            (part / name).write_text(text, "utf-8")
+            fsync(part / name)
         (part / TOML).write_text(tomli_w.dumps(info.model_dump(mode="json", exclude_none=True)), "utf-8")
         fsync(part / TOML)
         fsync(part)

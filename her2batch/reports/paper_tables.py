@@ -16,6 +16,7 @@ from typing import Final, Literal
 import pyarrow as pa
 
 from her2batch.store.schemas import run_schema
+from her2batch.tasks import FURTHER_NETWORKS
 from her2batch.training.methods import Cell
 
 RowStatus = Literal["reproduced", "not run", "no data"]
@@ -54,6 +55,17 @@ def paper_rows() -> list[PaperRow]:
         figures = {name: (_optional_float(row[name]), _optional_float(row[f"{name}_sd"])) for name in METRIC_NAMES}
         rows.append(PaperRow(row["table"], row["task"], row["method"], row["input"], figures))
     return rows
+
+
+OWN_TABLE: Final = "ours"
+"""Name of the table of rows that are not the paper's."""
+
+
+def further_rows() -> list[PaperRow]:
+    """Return rows of networks that the paper does not have, beside its table 4, without figures of the paper."""
+    nothing = dict.fromkeys(METRIC_NAMES, (None, None))
+    tasks = dict.fromkeys(row.task for row in paper_rows() if row.table == "table4")
+    return [PaperRow(OWN_TABLE, task, method, "thumbnail", nothing) for task in tasks for method in FURTHER_NETWORKS]
 
 
 def _optional_float(text: str) -> float | None:

@@ -31,6 +31,7 @@ from her2batch.training.bag_data import open_bags
 from her2batch.training.fit_loop import target_scale
 from her2batch.training.methods import UnitPlan, method_kind, method_settings
 from her2batch.training.metrics import check_numbers, metrics_summary, metrics_table
+from her2batch.training.publishing.model_card import CARD, model_card
 
 Floats = NDArray[np.float32]
 
@@ -66,7 +67,8 @@ def make_bundle(run: TrainingRun, work: UnitPlan, training: Training, plan: Plan
         models=tuple(entries),
     )
     shutil.rmtree(run.bundle, ignore_errors=True)
-    return save_bundle(run.bundle, info, dict(_files(run, zip(finals, entries, strict=True))))
+    files = dict(_files(run, zip(finals, entries, strict=True)))
+    return save_bundle(run.bundle, info, files, {CARD: model_card(info, run)})
 
 
 def _packages(entries: Iterable[ModelEntry]) -> tuple[PackageEntry, ...] | None:

@@ -28,7 +28,7 @@ def test_version_is_the_installed_one() -> None:
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-@pytest.mark.parametrize("command", ["", *(command.__name__.rstrip("_") for command in COMMANDS)])
+@pytest.mark.parametrize("command", ["", *(command.__name__.rstrip("_").replace("_", "-") for command in COMMANDS)])
 def test_help_has_a_short_flag_everywhere(command: str, flag: str) -> None:
     result = CliRunner().invoke(app, [*command.split(), flag])
     assert result.exit_code == 0

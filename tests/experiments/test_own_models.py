@@ -1,26 +1,35 @@
 """MIL models of the user's own, from a class of 15 lines to a bundle and scores."""
 
 import importlib.util
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import timm
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import her2batch as h2
+from her2batch.cli.app import _run, app
+from her2batch.cli.commands.training import METHODS_HELP
 from her2batch.errors import InputError
 from her2batch.experiments.train import TrainingRequest, train
+from her2batch.files.parquet import write_parquet
 from her2batch.models import mil_registry
 from her2batch.models.attention import BagClassifier
 from her2batch.models.bundle import load_mil_head, read_bundle
 from her2batch.models.mil_registry import MilMethod, build_mil_network, shape_settings
 from her2batch.runtime.score import score
 from her2batch.settings import MilSettings, Resources, Training, TrainingResources
-from her2batch.store.cohort import Cohort
+from her2batch.store.cohort import Cohort, write_row
+from her2batch.store.schemas import table_schema
+from her2batch.vision.thumbnail import encode_jpeg
 from tests.experiments.test_own_tasks import TASKS, ki67_cohort, sheet
 from tests.training import stores
 
@@ -186,3 +195,74 @@ def test_a_row_and_its_class_are_the_same_method(abmil: type[nn.Module]) -> None
     assert isinstance(build_mil_network("abmil", 4, 3, MilSettings()), BagClassifier)
     with pytest.raises(InputError, match="it is a type, not a MilMethod"):
         h2.register_mil("other", dict)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> tuple[Cohort, Path]:
+    """Twelve finished slides with thumbnails of brown tissue, the darker the higher the score; their labels."""
+    bags, classes = stores.planted(12)
+    made = stores.cohort(tmp_path / "cohort", bags)
+    lines, rows = ["slide_id,patient_id,her2,stain"], made.rows()
+    for k, (slide_id, label) in enumerate(zip(bags, classes, strict=True)):
+        picture = np.full((64, 80, 3), 240, np.uint8)
+        picture[8:56, 16:64] = np.array([200, 170, 140]) - 50 * label
+        made.thumbnail(slide_id).parent.mkdir(exist_ok=True)
+        made.thumbnail(slide_id).write_bytes(encode_jpeg(picture))
+        tiles = {"slide_id": [slide_id], "tile": [0], "x": [160], "y": [80], "size": [480], "tissue": [1.0]}
+        blank = {name: [None] for name in table_schema("tiles").names if name not in tiles}
+        path = made.table("tiles", slide_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_parquet(
+            pa.table({**tiles, **blank}).select(table_schema("tiles").names).cast(table_schema("tiles")), path
+        )
+        write_row(made, {**rows[slide_id], "width": 800, "height": 640})
+        lines.append(f"{slide_id},P{k},{('0', '1+', '3+')[label]},her2")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(lines))
+    return made, labels
+
+
+def test_a_network_of_timm_with_weights_of_ones_own_is_trained_bundled_and_scored(
+    pictures: tuple[Cohort, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The steps of docs/training.md, from the help to the scores."""
+    assert "timm:NAME" in METHODS_HELP
+    cohort, labels = pictures
+    torch.manual_seed(5)
+    published = timm.create_model("test_efficientnet", num_classes=7)  # as of another training, with its own classes
+    weights, run = tmp_path / "weights.safetensors", tmp_path / "run"
+    save_file(published.state_dict(), weights)
+    command = [
+        "train",
+        str(cohort.root),
+        "--labels",
+        str(labels),
+        "--method",
+        "timm:test_efficientnet",
+        "--out",
+        str(run),
+    ]
+    command += [
+        "--folds",
+        "3",
+        "--profile",
+        "small-cohort",
+        "--option",
+        f"pretrained={weights}",
+        "--option",
+        "epochs=2",
+    ]
+    assert _run(lambda: app([*command, "--workers", "0", "--json"])) == 0
+    assert json.loads(capsys.readouterr().out)["summary"][0]["method"] == "timm:test_efficientnet"
+    bundle = read_bundle(run / "bundle")
+    (entry,) = bundle.info.models
+    assert entry.method == "timm:test_efficientnet"
+    assert entry.file == "her2-3way.timm-test_efficientnet.thumbnail-224.safetensors"
+    stem = published.state_dict()["conv_stem.weight"]
+    moved = (load_file(bundle.path / entry.file)["conv_stem.weight"] - stem).norm() / stem.norm()
+    assert float(moved) < 0.1  # fine-tuned from these weights
+    weights.unlink()
+    scored = score(cohort.root, bundle.path, Resources(workers=0))
+    assert (scored.exit_code, scored.scored) == (0, 12)
+    row = cohort.read(f"predictions/{bundle.id}", "s000").to_pylist()[0]
+    assert row["method"] == "timm:test_efficientnet"

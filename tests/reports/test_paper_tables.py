@@ -5,7 +5,7 @@ from collections import Counter
 import pyarrow as pa
 import pytest
 
-from her2batch.reports.paper_tables import compare_with_paper, paper_rows
+from her2batch.reports.paper_tables import compare_with_paper, further_rows, paper_rows
 from her2batch.training.methods import method_kind
 
 FIGURES = {
@@ -51,3 +51,16 @@ def test_each_row_has_its_status_and_reason() -> None:
     assert table["accuracy_mean"].to_pylist() == [50, None, None]
     assert table["paper_accuracy"].to_pylist() == [92.80, 93.60, 96.19]
     assert table["why"].to_pylist()[:2] == [None, "no slide is labelled"]
+
+
+def test_networks_that_the_paper_does_not_have_are_marked_as_ours() -> None:
+    rows = further_rows()
+    assert {(row.table, row.method) for row in rows} == {("ours", "efficientnet-lite0")}
+    assert [row.task for row in rows] == ["her2-binary", "her2-3way", "her2-4way"]
+    cells = [(row, row.cell("stain", "thumbnail-512")) for row in rows]
+    assert all(method_kind(cell[1], cell[2]) == "image" for _, cell in cells)
+    names = {f"{name}_{what}": pa.array([50.0]) for name in ("auc", "f1", "accuracy") for what in ("mean", "sd")}
+    keys = dict(zip(("task", "method", "input"), ([one] for one in cells[0][1]), strict=True))
+    table = compare_with_paper(cells, pa.table({**keys, **names}), {})
+    assert table["status"].to_pylist() == ["reproduced", "not run", "not run"]
+    assert table["paper_accuracy"].to_pylist() == [None] * 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -224,3 +224,29 @@ def score(
 
     emit(as_json, {**data, "exit_code": code}, show)
     return code
+
+
+def export_bundle(
+    *,
+    bundle: Annotated[Path, typer.Argument(help="folder of a trained bundle", metavar="BUNDLE", show_default=False)],
+    to: Annotated[Literal["onnx"], typer.Option(help="format")] = "onnx",
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder to write the files to")] = Path("exported"),
+    as_json: Json = False,
+) -> int:
+    """Export the heads and networks of a bundle to ONNX; each is checked against the bundle's own."""
+    from her2batch.cli.console_training import print_exported_models
+    from her2batch.models.bundle import read_bundle
+    from her2batch.training.publishing.onnx_export import export_onnx
+
+    models = export_onnx(read_bundle(bundle), out)
+    names = ("task", "method", "input")
+    rows = [
+        {
+            **model.entry.model_dump(include=set(names)),
+            "path": str(model.path) if model.path else None,
+            "words": model.words,
+        }
+        for model in models
+    ]
+    emit(as_json, {"format": to, "models": rows}, lambda: print_exported_models(rows))
+    return 0 if all(model.path is not None for model in models) else 3
