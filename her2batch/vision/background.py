@@ -168,6 +168,10 @@ MAX_WHITE_RIM = 0.1
 MAX_PART_SHARE = 0.01
 """Share of the overview from which black or white areas at its edge are padding around the scanned regions."""
 
+MIN_CUT_SHARE = 0.25
+"""Share of the edge of the tissue along which it goes on into areas without image, from which it was cut off. Below it,
+how far the tissue goes on cannot be told: a row of tiles at the edge of the slide may hold the last 50 px of it."""
+
 MIN_TISSUE_RIM = 0.5
 """Share of the px around an area without image that must be tissue if the area lies in tissue."""
 
@@ -246,6 +250,27 @@ def missing_in_tissue(tissue: Mask, missing: Mask, filled: Mask) -> Mask:
     inside &= ~(_is_padding(labels) & (np.bincount(labels[filled], minlength=len(inside)) > 0))
     inside[0] = False
     return np.asarray(tissue & inside[labels], bool)
+
+
+def cut_off_tissue(tissue: Mask, outside: Mask) -> Mask:
+    """Return the px in which tissue goes on that areas without image cut off at its edge: (H, W) bool.
+
+    tissue: segmented where the px without image have the colours of their neighbours.  outside: px without image that
+    `missing_in_tissue` does not count, because most px around them are glass.  Scanners leave out tiles that hold no
+    tissue, so that its edge is not theirs. If the tissue goes straight into them along more than MIN_CUT_SHARE of its
+    edge, it was cut.
+    """
+    core = cv2.erode(tissue.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0  # without what only touches an area
+    rim = core & ~outside & (cv2.dilate(outside.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)
+    seen = (tissue & ~outside).astype(np.uint8)
+    edge = (seen > 0) & (cv2.erode(seen, np.ones((3, 3), np.uint8)) == 0)
+    if rim.sum() <= MIN_CUT_SHARE * edge.sum():
+        return np.zeros_like(tissue)
+    labels = _label_parts(outside)
+    cut = np.zeros(int(labels.max()) + 1, bool)
+    cut[np.unique(cv2.dilate(labels.astype(np.float32), np.ones((3, 3), np.uint8))[rim].astype(np.int32))] = True
+    cut[0] = False
+    return np.asarray(tissue & outside & cut[labels], bool)
 
 
 def _label_parts(mask: Mask) -> NDArray[np.int32]:

@@ -17,6 +17,7 @@ from her2batch.vision.background import (
     Mask,
     channel_mean,
     channel_min,
+    cut_off_tissue,
     flatten_background,
     local_std,
     missing_in_tissue,
@@ -106,11 +107,13 @@ def segment_tissue(rgb: NDArray[np.uint8], mpp: float) -> Tissue:
 class IncompleteTissue(NamedTuple):
     """The tissue of a slide that lacks parts of its image.
 
-    tissue: without the parts that have no image.  missing: (H, W) bool, px of tissue that have no image.
+    tissue: without the parts that have no image.  missing: (H, W) bool, px of tissue that have no image.  cut: (H, W)
+    bool, px beside the tissue that have no image either, in which it went on.
     """
 
     tissue: Tissue
     missing: Mask
+    cut: Mask
 
 
 def segment_incomplete(rgb: NDArray[np.uint8], mpp: float, missing: Mask, filled: Mask) -> IncompleteTissue:
@@ -122,13 +125,14 @@ def segment_incomplete(rgb: NDArray[np.uint8], mpp: float, missing: Mask, filled
     tissue = segment_tissue(rgb, mpp)
     lost = missing_in_tissue(tissue.mask, missing, filled)
     outside = missing & ~lost
+    cut = cut_off_tissue(tissue.mask, outside & ~filled)
     if (tissue.mask & outside).any():  # tissue at the rim of such an area was continued into it
         empty = ~tissue.mask & ~missing & (channel_min(rgb) > 0)
         glass = np.median(rgb[empty], axis=0) if empty.any() else np.full(3, 255.0)
         again = segment_tissue(np.where(outside[..., None], glass.astype(np.uint8), rgb), mpp)
         tissue = replace(again, mask=again.mask & ~outside)
         lost &= tissue.mask
-    return IncompleteTissue(replace(tissue, mask=tissue.mask & ~lost), lost)
+    return IncompleteTissue(replace(tissue, mask=tissue.mask & ~lost), lost, cut)
 
 
 def _segment_by_density(flat: FlattenedOverview) -> Mask:

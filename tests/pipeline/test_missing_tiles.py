@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -45,7 +46,7 @@ def find_tiles(path: Path, reader: str = "tiff") -> tuple[Overview, TissueTiles]
     overview, tissue = (next(stage for stage in STAGES if stage.name == name) for name in ("look", "tissue"))
     with READERS[reader](path) as slide:
         found = overview.make(context)(slide=slide)
-        return found, tissue.make(context)(slide=slide, overview=found, regions=None)
+        return found, tissue.make(context)(slide=slide, slide_id="S", overview=found, regions=None, control_regions=())
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,27 @@ def test_slide_that_lacks_more_than_a_tenth_of_its_tissue_is_refused(whole: Path
     with pytest.raises(SlideError, match=r"% of its tissue has no image") as refused:
         find_tiles(without(whole, tmp_path / "a.tiff", np.ravel(tiles)))
     assert refused.value.code == "blank-tiles"
+
+
+def ring(mask: np.ndarray, tiles: int) -> np.ndarray:
+    """Return which tiles hold a part of the edge of the tissue: (tiles, tiles) bool."""
+    share = cv2.resize(mask.astype(np.float32), (tiles, tiles), interpolation=cv2.INTER_AREA)
+    return (share > 0.02) & (share < 0.98)
+
+
+def test_tissue_that_a_ring_of_missing_tiles_cuts_off_is_counted(image: np.ndarray, tmp_path: Path) -> None:
+    """Most px around the ring are glass, but the tissue goes on into it."""
+    write_slide(tmp_path / "whole.tiff", image, levels=2, tile=128)
+    _, intact = find_tiles(tmp_path / "whole.tiff")
+    edge, numbers = ring(intact.tissue.mask, 16), np.arange(256).reshape(16, 16)
+    with pytest.raises(SlideError, match=r"% of its tissue has no image"):
+        find_tiles(without(tmp_path / "whole.tiff", tmp_path / "a.tiff", numbers[edge]))
+    quarter = edge & (np.add.outer(np.arange(16), np.arange(16)) < 16)
+    _, found = find_tiles(without(tmp_path / "whole.tiff", tmp_path / "a.tiff", numbers[quarter]))
+    assert found.missing > 0
+    assert corners(found) < corners(intact)
+    _, found = find_tiles(without(tmp_path / "whole.tiff", tmp_path / "a.tiff", numbers[~edge & (numbers < 32)]))
+    assert (found.missing, corners(found)) == (0, corners(intact))
 
 
 def test_slide_without_any_tile_is_no_slide_without_tissue(whole: Path, tmp_path: Path) -> None:

@@ -33,16 +33,16 @@ def make_find_tissue(context: StageContext) -> Work:
         regions: SlideRegions | None,
         control_regions: tuple[ControlRegion, ...],
     ) -> TissueTiles:
-        tissue, lost = _segment(overview)
+        tissue, lost, cut = _segment(overview)
         plan, info = context.plan, slide.info
         assert info.mpp is not None
         tiles = tile_grid.plan_tiles(info.width, info.height, info.mpp, plan.mpp, plan.tile)
-        used, region_mm2 = _restrict_to_regions(tissue.mask | lost, slide, regions, overview.mpp)
-        lost &= used
+        used, region_mm2 = _restrict_to_regions(tissue.mask | lost | cut, slide, regions, overview.mpp)
         fractions = tile_fractions(used, info.width, info.height, tiles)
         kept = fractions >= max(plan.min_tissue, 1e-6)
-        missing = kept & (tile_fractions(lost, info.width, info.height, tiles) > 0)
-        check_missing(info, used, lost, int(missing.sum()), int(kept.sum()))
+        missing = kept & (tile_fractions((lost | cut) & used, info.width, info.height, tiles) > 0)
+        for part in (lost, cut):  # apart, because the extent of what was cut off at the edge is an estimate
+            check_missing(info, used, part & used, int(missing.sum()), int(kept.sum()))
         kept &= ~missing
         tiles, fractions = tiles[kept], fractions[kept]
         found = ControlPlan(plan.controls, control_regions)
@@ -83,5 +83,6 @@ def _restrict_to_regions(
 def _segment(overview: Overview) -> IncompleteTissue:
     """The tissue of an overview, and the px of tissue that have no image."""
     if overview.missing is None or overview.filled is None:
-        return IncompleteTissue(segment_tissue(overview.rgb, overview.mpp), np.zeros(overview.rgb.shape[:2], bool))
+        complete = np.zeros(overview.rgb.shape[:2], bool)
+        return IncompleteTissue(segment_tissue(overview.rgb, overview.mpp), complete, complete)
     return segment_incomplete(overview.rgb, overview.mpp, overview.missing, overview.filled)
