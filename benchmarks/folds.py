@@ -243,7 +243,7 @@ def time_plain_loop(folder: Path, run: TrainingRun, dim: int, epochs: int, folds
                     }
                 )
         took += time.perf_counter() - started
-    from her2batch.store.schemas import run_schema
+    from her2batch.store.tables.runs import run_schema
 
     return took, pa.Table.from_pylist(out, run_schema("predictions"))
 

@@ -239,7 +239,7 @@ class CohortReader:
         from her2batch.store.schemas import table_schema
 
         if not name.startswith("embeddings/"):
-            return table_schema(name.split("/", 1)[0])
+            return table_schema(name)
         with path.open("rb") as file:
             return pq.read_schema(file)
 

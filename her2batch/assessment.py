@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from her2batch.errors import REMEDIES
+from her2batch.method_results import DERIVED_TASKS, Fields, MethodResult, disagreements, method_result
 from her2batch.tasks import (
+    CELL_RULE,
     HER2_TASKS,
     MEMBRANE_RULE,
     SCORE_TASKS,
@@ -26,13 +28,10 @@ from her2batch.tasks import (
     task_order,
 )
 
-Fields = Mapping[str, Any]
+SomeFields = TypeVar("SomeFields", bound=Fields)
 
 IHC_TASK: Final = "her2-4way"
 """Task whose class is the IHC score, the result of a HER2 slide."""
-
-DERIVED_TASKS: Final = ("her2-3way", "her2-binary")
-"""HER2 tasks whose class follows from the IHC score and, with 2+, from the ISH result."""
 
 TASK_NAMES: Final = {
     "her2-4way": "IHC score",
@@ -60,6 +59,13 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "control-suspected": ("control", "a piece of tissue may be a control"),
     "only-controls": ("control", "all tissue of the slide is control tissue, or excluded"),
     "needs-ish": ("ish", "2+ is equivocal: ISH needed"),
+    "not-ihc": ("not-scorable", "stained with haematoxylin and eosin, not for HER2"),
+    "no-colour": ("not-scorable", "the image has no colours: a grey copy, or no stain"),
+    "other-stain": ("not-scorable", "another stain than haematoxylin and DAB"),
+    "nuclear-staining": ("not-scorable", "DAB lies in the nuclei, as of ER or PR"),
+    "cytoplasmic-staining": ("not-scorable", "brown cytoplasm without membranes"),
+    "few-tumour-cells": ("not-scorable", "too few tumour cells"),
+    "cells-disagree": ("disagreement", "tumour cells and membrane area give different classes"),
     "methods-disagree": ("disagreement", "the methods give different classes"),
     "pen": ("quality", "pen ink on the slide"),
     "blurred": ("quality", "much of the tissue is out of focus"),
@@ -84,6 +90,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "method-asks": ("model", "a method asks for a review"),
     "uncalibrated": ("model", "a model without calibration"),
     "ultralow": ("borderline", "0 with traces of staining (ultralow)"),
+    "low-positive": ("borderline", "ER low-positive: 1–10\u00a0% of the tumour cells"),
     "regions": ("scope", "scored in annotated regions only"),
     "marker-presumed": ("marker", "no label states the marker: HER2 is presumed"),
     "mpp-forced": ("scope", "the resolution of the file was replaced (--mpp-force)"),
@@ -93,12 +100,13 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
 WEIGHTS: Final = {code: position for position, code in enumerate(REASONS)}
 """Reason → its position in REASONS."""
 
-NOT_ASKING: Final = frozenset({"ultralow", "marker-presumed", "regions", "mpp-forced"})
+NOT_ASKING: Final = frozenset({"ultralow", "low-positive", "marker-presumed", "regions", "mpp-forced"})
 """Reasons that are shown but do not ask for a review."""
 
 KINDS: Final = {
     "failed": "no result",
     "control": "controls",
+    "not-scorable": "not scorable",
     "ish": "ISH needed",
     "disagreement": "methods differ",
     "quality": "image quality",
@@ -124,21 +132,6 @@ class Reason(NamedTuple):
         return WEIGHTS.get(self.code, WEIGHTS["dark-background"])
 
 
-class MethodResult(NamedTuple):
-    """The class of one method for one task, as it may be shown.
-
-    predicted: None where it depends on an ISH result that does not exist.  text: the class, or what it depends on.
-    classes: of the task, in order; none for a number.
-    """
-
-    task: str
-    method: str
-    bundle: str
-    predicted: str | None
-    text: str
-    classes: tuple[str, ...] = ()
-
-
 @dataclass(frozen=True)
 class Assessment:
     """What is shown of a slide.
@@ -148,6 +141,7 @@ class Assessment:
     result, in words.  by: who gave the result, `pathologist` or the name of a method.  derived: HER2 task → its class,
     None where it hangs on ISH.  needs_ish: the result is equivocal and there is no ISH result.  reasons: the weightiest
     first.  main: the prediction that a verdict refers to.  label, label_detail, ish: the laboratory's own results.
+    not_scorable: no method's class counts, for a reason of this kind.
     """
 
     state: str
@@ -164,6 +158,7 @@ class Assessment:
     label: str | None
     label_detail: str | None
     ish: str | None
+    not_scorable: bool = False
 
     @property
     def review(self) -> bool:
@@ -192,7 +187,7 @@ def prediction_review(task: str, predicted: str, reasons: Iterable[str]) -> bool
     return (task in SCORE_TASKS and predicted == "2+") or any(reason not in NOT_ASKING for reason in reasons)
 
 
-def without_superseded(predictions: Iterable[Fields]) -> list[Fields]:
+def without_superseded(predictions: Iterable[SomeFields]) -> list[SomeFields]:
     """Return predictions without those of a method that a calibration has calibrated for the same task."""
     predictions = list(predictions)
     calibrated = {(one["task"], one["method"]) for one in predictions if is_calibration(one["bundle"])}
@@ -201,8 +196,8 @@ def without_superseded(predictions: Iterable[Fields]) -> list[Fields]:
     ]
 
 
-def ordered_predictions(predictions: Iterable[Fields]) -> list[Fields]:
-    """Return predictions in the order of their tasks, those of the membrane rule first.
+def ordered_predictions(predictions: Iterable[SomeFields]) -> list[SomeFields]:
+    """Return predictions in the order of their tasks, those of the membrane rule first, then those of the cells.
 
     A calibrated prediction takes the place of the uncalibrated one of its method.
     """
@@ -210,8 +205,12 @@ def ordered_predictions(predictions: Iterable[Fields]) -> list[Fields]:
     tasks = task_order(row["task"] for row in predictions)
     return sorted(
         predictions,
-        key=lambda row: (tasks.index(row["task"]), row["method"] != MEMBRANE_RULE, row["bundle"], row["method"]),
+        key=lambda row: (tasks.index(row["task"]), _method_order(row)),
     )
+
+
+def _method_order(row: Fields) -> tuple[bool, bool, str, str]:
+    return row["method"] != MEMBRANE_RULE, row["method"] != CELL_RULE, row["bundle"], row["method"]
 
 
 def assess_slide(
@@ -222,24 +221,28 @@ def assess_slide(
     row: of the table slides.  predictions: its rows of the predictions tables, each with its `bundle`.  label: its row
     of the labels, the laboratory's own results.  reviews: its entries of the table reviews, in order.
     """
-    own, label = ordered_predictions(predictions), label or {}
-    is_her2 = any(one["task"] in HER2_TASKS for one in own)
+    every, label = ordered_predictions(predictions), label or {}
+    own = [one for one in every if one["predicted"] is not None]
+    refusals = [one for one in every if one["predicted"] is None and one["method"] == CELL_RULE]
+    is_her2 = any(one["task"] in HER2_TASKS for one in every)
     main = next((one for one in own if one["task"] in SCORE_TASKS or not is_her2), None)
     task = main["task"] if main is not None else IHC_TASK if is_her2 else None
     verdict = newest_verdict(reviews, "her2" if is_her2 else task)
     ish = label.get("ish") if is_her2 else None
-    result, by = _result(main, verdict, task)
-    needs_ish = is_her2 and ish is None and _is_equivocal(own, verdict, result)
+    no_score = bool(refusals) and verdict is None
+    result, by = (None, None) if no_score else _result(main, verdict, task)
+    needs_ish = not no_score and is_her2 and ish is None and _is_equivocal(own, verdict, result)
     derived = _derived_classes(result, ish, verdict, needs_ish) if is_her2 else {}
-    reasons = _reasons(row, own, needs_ish)
+    reasons = _reasons(row, refusals or own, needs_ish)
     is_control = CONTROL_SLIDE in (row["flags"] or ())
-    other = not own and row["status"] == "done" and (is_control or not task_applies(IHC_TASK, row["stain"]))
+    other = not every and row["status"] == "done" and (is_control or not task_applies(IHC_TASK, row["stain"]))
     asked = (is_control or not other) and any(reason.asks for reason in reasons)
     state = "decided" if verdict is not None else "review" if asked else "other" if other else "clear"
+    methods = () if no_score else tuple(method_result(one, needs_ish, result) for one in own)
     return Assessment(
-        state, result, _meaning(row, result, ish, needs_ish, derived), by, task, derived, needs_ish, reasons,
-        tuple(_method_result(one, needs_ish, result) for one in own), main, verdict,
-        label.get("her2" if is_her2 or task is None else task), label.get("her2_detail"), label.get("ish"),
+        state, result, _meaning(row, result, ish, needs_ish, derived, reasons if no_score else ()), by, task, derived,
+        needs_ish, reasons, methods, main, verdict, label.get("her2" if is_her2 or task is None else task),
+        label.get("her2_detail"), label.get("ish"), bool(refusals),
     )  # fmt: skip
 
 
@@ -297,13 +300,20 @@ def _derived_classes(
 
 
 def _meaning(
-    row: Fields, result: str | None, ish: str | None, needs_ish: bool, derived: Mapping[str, str | None]
+    row: Fields,
+    result: str | None,
+    ish: str | None,
+    needs_ish: bool,
+    derived: Mapping[str, str | None],
+    refused: Iterable[Reason] = (),
 ) -> str:
-    """Return what the result means, in words."""
+    """Return what the result means, in words.  refused: the reasons of a slide that cannot be scored."""
     if row["status"] == "failed":
         return f"no result: the slide failed ({row['error_code']})"
     if CONTROL_SLIDE in (row["flags"] or ()):
         return "control slide"
+    if words := [reason.words for reason in refused if reason.kind == "not-scorable"]:
+        return f"not scorable: {words[0]}"
     if result is None:
         known = task_applies(IHC_TASK, row["stain"])
         return "no IHC score" if known else f"{(row['stain'] or '').upper()} slide: no method scores this marker"
@@ -315,22 +325,6 @@ def _meaning(
         return ""
     named = {"0": "HER2 zero", "low": "HER2-low", "high": "HER2 positive"}
     return named.get(derived.get("her2-3way") or "", "")
-
-
-def depends_on_ish(prediction: Fields, needs_ish: bool, result: str | None) -> bool:
-    """Return whether ISH, and not this prediction, decides the class of its task."""
-    by_itself = "needs-ish" in (prediction["reasons"] or ())
-    return prediction["task"] in DERIVED_TASKS and (needs_ish or by_itself or result == "2+")
-
-
-def _method_result(prediction: Fields, needs_ish: bool, result: str | None) -> MethodResult:
-    task, predicted = prediction["task"], prediction["predicted"]
-    names = task, prediction["method"], prediction["bundle"]
-    classes = tuple(prediction.get("classes") or ())
-    if depends_on_ish(prediction, needs_ish, result):
-        return MethodResult(*names, None, "ISH decides", classes)
-    text = "2+: equivocal, ISH needed" if predicted == "2+" and needs_ish else predicted
-    return MethodResult(*names, predicted, text, classes)
 
 
 # -- reasons -----------------------------------------------------------------------------------------------------
@@ -365,8 +359,8 @@ def _reasons(row: Fields, predictions: Sequence[Fields], needs_ish: bool) -> tup
         add("no-method")
     if needs_ish:
         add("needs-ish")
-    for task, classes in _disagreements(predictions, needs_ish):
-        add("methods-disagree", f"{TASK_NAMES.get(task, task)}: {classes}")
+    for code, task, classes in disagreements(predictions, needs_ish):
+        add(code, f"{TASK_NAMES.get(task, task)}: {classes}")
     by_code: dict[str, list[Fields]] = {}
     for one in predictions:
         codes = [code for code in one["reasons"] or () if code != "needs-ish"]
@@ -386,13 +380,3 @@ def _asks_for_ish(prediction: Fields) -> bool:
     """Return whether a prediction asks for a review because it is 2+."""
     is_equivocal = prediction["task"] == IHC_TASK and prediction["predicted"] == "2+"
     return is_equivocal or "needs-ish" in (prediction["reasons"] or ())
-
-
-def _disagreements(predictions: Sequence[Fields], needs_ish: bool) -> Iterable[tuple[str, str]]:
-    """Yield (task, classes by method) for every task whose methods differ, except where ISH decides."""
-    for task in task_order(
-        one["task"] for one in predictions if one.get("classes", True)
-    ):  # numbers are never quite the same
-        own = [one for one in predictions if one["task"] == task and not depends_on_ish(one, needs_ish, None)]
-        if len({one["predicted"] for one in own}) > 1:
-            yield task, ", ".join(f"{one['predicted']} by {one['method']}" for one in own)

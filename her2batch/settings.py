@@ -51,6 +51,9 @@ REGION_SETTINGS: Final = ("include_regions", "exclude_regions")
 WITHOUT_NETWORK: Final = ("stain",)
 """Encoders of a plan that runs no network: its precision decides nothing."""
 
+BEFORE: Final = {"cells": "off"}
+"""Values that were in effect before there was such a setting. A plan with these values has the id that it had then."""
+
 
 class ControlPlace(Settings):
     """An area of a slide where control tissue is: a strip along a side, or a box, in mm from the label's edge.
@@ -145,6 +148,9 @@ class Plan(Settings):
         "Ignore",
     )
     controls: Controls | None = Field(None, description="where control tissue is; see --controls")
+    cells: Literal["all", "off"] = Field(
+        "all", description="cells that are measured, counted and scored: all of the tissue, or off"
+    )
     bundle: str | None = Field(None, description="id of the bundle whose networks classify patches and thumbnails")
 
     @property
@@ -165,6 +171,8 @@ class Plan(Settings):
                 del values[name]
         if self.precision is None or self.encoders == WITHOUT_NETWORK:  # decides no value of these cohorts
             del values["precision"]
+        if self.cells == BEFORE["cells"]:
+            del values["cells"]
         if algorithms > 1:
             values["algorithms"] = algorithms
         text = json.dumps(values, sort_keys=True)

@@ -42,6 +42,12 @@ MEMBRANE_RULE: Final = "membrane"
 CALIBRATION_PREFIX: Final = "cal-"
 """Start of a calibration's id, which no bundle's id has."""
 
+CELL_RULE: Final = "cells"
+"""Name of the guideline on tumour cells, as a method and as a bundle."""
+
+GUIDELINE_RULES: Final = (MEMBRANE_RULE, CELL_RULE)
+"""Methods that need no bundle."""
+
 RESOLUTIONS: Final[dict[str, float]] = {"low": 3.24, "moderate": 1.17, "high": 0.23}
 """Patch resolution → µm/px (paper, section 3: mean slide sizes at 0.23 µm/px)."""
 

@@ -82,7 +82,7 @@ def test_files_that_no_row_names_are_not_seen(synthetic: Synthetic, tmp_path: Pa
 
 def test_unknown_names_are_refused_with_the_known_ones(cohort: api.CohortReader) -> None:
     with pytest.raises(InputError, match=r"known: .*tiles"):
-        cohort.table("cells")
+        cohort.table("nuclei")
     with pytest.raises(KeyError):
         cohort["no-such-slide"]
     with pytest.raises(StoreError, match="there is no cohort here"):

@@ -8,16 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2batch.assessment import (
-    DERIVED_TASKS,
-    INFORMATIVE_FLAGS,
-    NOT_ASKING,
-    REASONS,
-    assess_slide,
-    prediction_review,
-    quality_flags,
-)
+from her2batch.assessment import INFORMATIVE_FLAGS, NOT_ASKING, REASONS, assess_slide, prediction_review, quality_flags
 from her2batch.errors import REMEDIES
+from her2batch.method_results import DERIVED_TASKS
 from her2batch.models.membrane_rule import apply_rule, rule_predictions
 from her2batch.tasks import CLASSES
 from tests.models.test_membrane_rule import table

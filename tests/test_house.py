@@ -82,7 +82,7 @@ def test_every_plan_setting_changes_the_plan_id() -> None:
     changed = {
         "encoders": ("uni",), "mpp": 0.25, "tile": 256, "min_tissue": 0.5, "mpp_override": 0.25, "mpp_force": 0.25,
         "reader": "openslide", "jpeg_quality": 80, "lossless": True, "bundle": "abc",
-        "controls": {"auto": True}, "include_regions": ("Tumor",), "exclude_regions": ("DCIS",),
+        "controls": {"auto": True}, "include_regions": ("Tumor",), "exclude_regions": ("DCIS",), "cells": "off",
     }  # fmt: skip
     assert {*changed, "precision"} == Plan.model_fields.keys()
     for name, other in changed.items():

@@ -16,12 +16,13 @@ from typing import Final
 
 import pyarrow as pa
 
-from her2batch.assessment import assess_slide, depends_on_ish
+from her2batch.assessment import assess_slide
 from her2batch.errors import Her2BatchError, InputError, StoreError
 from her2batch.exchange import clam_h5, csv, dicom, geojson
 from her2batch.exchange.lis.identities import Identity
 from her2batch.files.atomic import atomic_write
 from her2batch.files.locations import URL_SEPARATOR, to_location
+from her2batch.method_results import depends_on_ish
 from her2batch.slides.dicom.instances import silence_pydicom
 from her2batch.store import schemas
 from her2batch.store.cohort import Cohort, Row
@@ -247,7 +248,7 @@ def _write_slides(source: ExportSource, columns: Sequence[str], path: Path) -> N
 
 def _write_table(source: ExportSource, name: str, path: Path) -> None:
     rows = [row for row in source.rows if source.has_table(name, row)]
-    columns = schemas.table_schema(name.split("/")[0]).names
+    columns = schemas.table_schema(name).names
     csv.write_csv(path, columns, (source.cohort.read(name, row["slide_id"]) for row in rows))
 
 
@@ -276,12 +277,15 @@ def _reportable_predictions(source: ExportSource, row: Row) -> dict[str, list[Ro
         bundle: [
             _with_failed_run(item) if row["slide_id"] in source.failed_runs else item
             for item in table.to_pylist()
-            if "marker-presumed" not in item["reasons"]
+            if _names_its_marker(item)
         ]
         for bundle, table in tables.items()
     }
+    refusals = [item for table in tables.values() for item in table.to_pylist() if item["predicted"] is None]
     every = [{"bundle": bundle, **item} for bundle, items in reportable.items() for item in items]
-    found = assess_slide(row, every)
+    found = assess_slide(row, [*every, *({"bundle": item["method"], **item} for item in refusals)])
+    if found.not_scorable:
+        return {}
     definite = {
         bundle: [item for item in items if not depends_on_ish(item, found.needs_ish, found.result)]
         for bundle, items in reportable.items()
@@ -293,6 +297,11 @@ def _with_failed_run(prediction: Row) -> Row:
     """Return a prediction of a slide that belongs to the run of a failed control."""
     reasons = list(dict.fromkeys([*prediction["reasons"], CONTROL_FAILED]))
     return {**prediction, "reasons": reasons, "review": True}
+
+
+def _names_its_marker(prediction: Row) -> bool:
+    """Return whether a prediction has a class of a marker that the labels state."""
+    return prediction["predicted"] is not None and "marker-presumed" not in prediction["reasons"]
 
 
 def _write_dicom(row: Row, predictions: Mapping[str, list[Row]], identity: Identity | None, path: Path) -> None:

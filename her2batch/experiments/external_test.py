@@ -24,7 +24,7 @@ from her2batch.settings import Resources
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.label_sheets.stored import stored_label_table
 from her2batch.store.labels import check_labels, label_slides, read_labels
-from her2batch.store.schemas import run_schema
+from her2batch.store.tables.runs import run_schema
 from her2batch.store.training_run import TrainingRun, tasks_of_table, with_tasks
 from her2batch.tasks import further_columns, task_applies
 from her2batch.training.metrics import CELL, check_predictions, grouped_rows

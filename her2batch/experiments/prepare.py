@@ -40,7 +40,7 @@ from her2batch.store.labels import (
     label_slides,
     read_labels,
 )
-from her2batch.store.schemas import run_schema
+from her2batch.store.tables.runs import run_schema
 from her2batch.store.training_run import encoder_folder, with_tasks
 from her2batch.tasks import (
     DETAIL_TASK,

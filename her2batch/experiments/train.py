@@ -242,7 +242,7 @@ def collect_results(run: TrainingRun, work: UnitPlan) -> pa.Table:
     """Write the run's predictions and metrics from all finished units; return the metrics."""
     units = [unit for unit in work.units if unit.fold != FINAL_FOLD and run.is_done(unit)]
     tables = [read_parquet(run.unit(unit) / "predictions.parquet") for unit in sorted(units)]
-    from her2batch.store.schemas import run_schema
+    from her2batch.store.tables.runs import run_schema
 
     empty = run_schema("predictions").empty_table()
     keys = [(name, "ascending") for name in ("task", "method", "input", "fold", "slide_id")]

@@ -35,7 +35,7 @@ from her2batch.plugins import registered_rows, restore_rows
 from her2batch.runtime.parallel import map_unordered
 from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Training, TrainingResources
-from her2batch.store.schemas import run_schema
+from her2batch.store.tables.runs import run_schema
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit
 from her2batch.tasks import COUNTS_METHODS
 from her2batch.training.fit_loop import Progress

@@ -22,7 +22,7 @@ from her2batch.models.nets import network_spec
 from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Plan, Training
 from her2batch.store.cohort import Cohort
 from her2batch.store.pieces.patient_tiles import patient_tiles_of, read_patient_tiles
-from her2batch.store.schemas import run_schema
+from her2batch.store.tables.runs import run_schema
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit, encoder_folder, tasks_of_table, with_tasks
 from her2batch.tasks import IHC_SCORES, PATCH_INPUTS, Task
 from her2batch.training import methods

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -39,19 +42,30 @@ MAX_ROWS = 50_000_000
 """Most rows of a table of one slide: a hundred times the tiles of the largest slide."""
 
 
-def write_parquet(table: pa.Table, path: Path) -> None:
+@dataclass(frozen=True)
+class ParquetLayout:
+    """How a Parquet file is encoded.  byte_split: columns without a dictionary.  group_rows: rows of a row group."""
+
+    byte_split: tuple[str, ...] = ()
+    group_rows: int = 65536
+
+
+PLAIN_LAYOUT = ParquetLayout()
+
+
+def write_parquet(table: pa.Table, path: Path, layout: ParquetLayout = PLAIN_LAYOUT) -> None:
     """Write a Parquet file with page checksums. With one version of pyarrow, equal tables give equal bytes.
 
     Embeddings are stored without a dictionary and byte-split: 10 % smaller and twice as fast to write as the default.
     """
-    with _writer(table, path) as writer:
-        writer.write_table(table, row_group_size=65536)
+    with _writer(table, path, layout) as writer:
+        writer.write_table(table, row_group_size=layout.group_rows)
 
 
 def write_checksummed(table: pa.Table, path: Path) -> None:
     """Write a Parquet file with its own SHA-256 in its metadata, for files whose digest is stored nowhere else."""
-    with _writer(table, path) as writer:
-        writer.write_table(table, row_group_size=65536)
+    with _writer(table, path, PLAIN_LAYOUT) as writer:
+        writer.write_table(table, row_group_size=PLAIN_LAYOUT.group_rows)
         writer.add_key_value_metadata({DIGEST_KEY.decode(): "0" * 64})
     data = path.read_bytes()
     start = data.rindex(DIGEST_KEY) + DIGEST_OFFSET
@@ -74,15 +88,16 @@ def _digest(data: bytes, start: int) -> bytes:
     return hashlib.sha256(data[:start] + b"0" * 64 + data[start + 64 :]).hexdigest().encode()
 
 
-def _writer(table: pa.Table, path: Path) -> pq.ParquetWriter:
+def _writer(table: pa.Table, path: Path, layout: ParquetLayout) -> pq.ParquetWriter:
     vectors = [field.name for field in table.schema if pa.types.is_fixed_size_list(field.type)]
-    others = [name for name in table.column_names if name not in vectors]
+    others = [name for name in table.column_names if name not in (*vectors, *layout.byte_split)]
+    split = [f"{name}.list.element" for name in vectors] + list(layout.byte_split)
     return pq.ParquetWriter(
         path,
         table.schema,
         compression="zstd",
         use_dictionary=others or False,
-        use_byte_stream_split=[f"{name}.list.element" for name in vectors] or False,
+        use_byte_stream_split=split or False,
         write_page_checksum=True,
         store_schema=True,
     )
@@ -100,13 +115,45 @@ def read_parquet(path: Path) -> pa.Table:
         return _read_checked(source)
 
 
+def read_where(path: Path, columns: Sequence[str], ranges: Mapping[str, tuple[float, float]]) -> pa.Table:
+    """Read columns of the row groups that may have rows whose values lie in all of these ranges.
+
+    ranges: column → least and greatest value. The rows of a group outside the ranges are among the result.  Raises as
+    `read_parquet` does.
+    """
+    with contextlib.ExitStack() as stack:
+        if is_remote(path):
+            source: pa.NativeFile = pa.BufferReader(path.read_bytes())
+        else:
+            source = stack.enter_context(pa.OSFile(str(path)))
+        file = _open_checked(source)
+        names = file.schema_arrow.names
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        wanted = [
+            number
+            for number, group in enumerate(groups)
+            if all(_overlaps(group.column(names.index(name)).statistics, *span) for name, span in ranges.items())
+        ]
+        return file.read_row_groups(wanted, columns=list(columns))
+
+
+def _overlaps(statistics: pq.Statistics | None, least: float, greatest: float) -> bool:
+    if statistics is None or not statistics.has_min_max:
+        return True
+    return bool(statistics.min <= greatest and statistics.max >= least)
+
+
 def _read_checked(source: pa.NativeFile) -> pa.Table:
+    return _open_checked(source).read()
+
+
+def _open_checked(source: pa.NativeFile) -> pq.ParquetFile:
     if EXTENSION in _schema_bytes(source):
         raise pa.ArrowInvalid("it names types from outside Arrow")
     file = pq.ParquetFile(source, page_checksum_verification=True)
     if file.metadata.num_rows > MAX_ROWS:
         raise pa.ArrowInvalid(f"it claims {file.metadata.num_rows} rows")
-    return file.read()
+    return file
 
 
 def _schema_bytes(source: pa.NativeFile) -> bytes:

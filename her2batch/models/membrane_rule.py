@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.assessment import IHC_TASK, prediction_review, quality_flags
+from her2batch.models.guideline.cell_rule import CellRuleResult
 from her2batch.models.guideline.steps import (
     TEN_PERCENT,
     TRACE,
@@ -114,12 +115,14 @@ def guideline_steps(shares: Mapping[str, float]) -> list[GuidelineStep]:
     return [GuidelineStep(category, wording, name, shares[name], limit) for category, wording, name, limit in steps]
 
 
-def rule_predictions(result: RuleResult, presumed: bool, flags: Iterable[str] = ()) -> list[dict[str, Any]]:
+def rule_predictions(
+    result: RuleResult | CellRuleResult, presumed: bool, flags: Iterable[str] = (), method: str = MEMBRANE_RULE
+) -> list[dict[str, Any]]:
     """Return rows of the predictions table without slide and patient, one for each HER2 task.
 
     presumed: the stain HER2 is assumed, not known.  flags: of the slide; those that concern its quality are reasons.
-    With weak, complete staining the classes of 2+ stay plausible. 2+ without ISH: `low` and `negative` are only more
-    likely, so both classes stay plausible and the slide is for review.
+    method: the name of the rule.  With weak, complete staining the classes of 2+ stay plausible. 2+ without ISH: `low`
+    and `negative` are only more likely, so both classes stay plausible and the slide is for review.
     """
     rows = []
     for task in RULE_TASKS:
@@ -133,7 +136,7 @@ def rule_predictions(result: RuleResult, presumed: bool, flags: Iterable[str] = 
         rows.append(
             {
                 "task": task,
-                "method": MEMBRANE_RULE,
+                "method": method,
                 "classes": list(probabilities),
                 "p": list(probabilities.values()),
                 "predicted": predicted,

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from her2batch.assessment import DERIVED_TASKS
 from her2batch.errors import InputError
 from her2batch.files.atomic import atomic_write
 from her2batch.job_settings import SentinelSettings
+from her2batch.method_results import DERIVED_TASKS
 from her2batch.store.cohort import Cohort, Row
 from her2batch.tasks import SCORE_TASKS
 

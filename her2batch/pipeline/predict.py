@@ -21,6 +21,8 @@ from her2batch.models.encoders import TimmEncoder, find_encoder
 from her2batch.models.membrane_rule import apply_rule, rule_predictions
 from her2batch.models.nets import ImageClassifier
 from her2batch.models.predictor import BundlePredictor, SlideFeatures
+from her2batch.pipeline.cells.scoring import TABLE as CELLS_TABLE
+from her2batch.pipeline.cells.scoring import cell_predictions, counted_cells
 from her2batch.pipeline.patch_grid import plan_patches, read_patches
 from her2batch.settings import Plan
 from her2batch.slides.pyramid import Pyramid
@@ -187,6 +189,8 @@ def score_slide(
     bundle_id, stored = predictor.bundle.id, tables_of(row)
     missing = [network for network in networks if f"{NETWORK_TABLES[network.entry.kind]}/{bundle_id}" not in stored]
     added = _network_tables(cohort, plan, bundle_id, missing, row)
+    if "cells" in stored:
+        added[CELLS_TABLE] = cell_predictions(row, counted_cells(lambda name: cohort.read(name, row["slide_id"])))
 
     def read(name: str) -> pa.Table:
         return added[name] if name in added else cohort.read(name, row["slide_id"])

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from her2batch.errors import SlideError
 from her2batch.models.bundle import Bundle
 from her2batch.models.predictor import BundlePredictor
+from her2batch.pipeline.cells.cell_stage import CELLS, marker_place
+from her2batch.pipeline.cells.scoring import TABLE as CELLS_TABLE
+from her2batch.pipeline.cells.scoring import cell_predictions, counted_cells
 from her2batch.pipeline.inventory import InventoryUpdater
 from her2batch.pipeline.pieces.piece_results import control_flags, control_mm2, score_pieces
 from her2batch.pipeline.predict import predict_slide, rule_table
@@ -139,8 +142,9 @@ def apply_labels(cohort: Cohort, labels: Mapping[str, Row], bundle: Bundle | Non
     A slide then has the bytes that processing it with these labels gives. Only its row and its predictions are written:
     the slide file and its pyramid are not read. Empty labels, and slides without labels, change nothing.
     Where the stain of a slide changes, its predictions by `bundle` are made again; those by other bundles are deleted,
-    and `score` makes them. A slide whose tables can't be read is put on the list of damaged slides, which an ingest
-    processes again.  Raises OSError when a write fails. Call it under the lock only.
+    and `score` makes them. Cells that were measured for a marker whose DAB lies elsewhere are deleted, and the slide is
+    put on the list of damaged slides, as is a slide whose tables can't be read: an ingest processes them again.
+    Raises OSError when a write fails. Call it under the lock only.
     """
     current = cohort.rows(("slide_id", *LABEL_COLUMNS))
     changed, damaged = [], set()
@@ -155,6 +159,8 @@ def apply_labels(cohort: Cohort, labels: Mapping[str, Row], bundle: Bundle | Non
             row: Row = cohort.read("slides", slide_id).to_pylist()[0]
             new = {**row, **_labelled(row, label)}
             tables, removed = _relabelled_tables(cohort, row, new, label, predictor)
+            if CELLS in removed:  # measured for another marker: an ingest measures them again
+                damaged.add(slide_id)
         except (OSError, pa.ArrowException):
             damaged.add(slide_id)
             continue
@@ -211,11 +217,16 @@ def _relabelled_tables(
             membrane = membrane if own is None else membrane.filter(pa.array(own))
             shares = {column: membrane.column(column).to_numpy() for column in MEMBRANE_COLUMNS}
             tables[name] = rule_table(new, shares, presumed=False)
+        elif name == CELLS_TABLE and restained:
+            tables[name] = cell_predictions(new, counted_cells(read))
         elif kind == "predictions" and restained:
             if predictor is not None and source == predictor.bundle.id:
                 tables |= predict_slide(predictor, new, read)
-        elif "patient_id" in schemas.table_schema(kind).names:
+        elif "patient_id" in schemas.table_schema(name).names:
             rows = [{**values, "patient_id": new["patient_id"]} for values in read(name).to_pylist()]
-            tables[name] = pa.Table.from_pylist(rows, schemas.table_schema(kind))
+            tables[name] = pa.Table.from_pylist(rows, schemas.table_schema(name))
     stale = [name for name in names if restained and name.partition("/")[0] in ("predictions", "attention")]
+    if CELLS in names and marker_place(new["stain"]) != marker_place(row["stain"]):
+        stale.append(CELLS)
+        tables.pop(CELLS_TABLE, None)
     return tables, [name for name in stale if name not in tables]

@@ -21,6 +21,7 @@ from her2batch.models.bundle import Bundle
 from her2batch.pipeline.pieces.roles import SlidePieces
 from her2batch.settings import Plan
 from her2batch.store.cohort import Row
+from her2batch.vision.cells.detection import CellReference
 from her2batch.vision.quality import Quality
 from her2batch.vision.stain import Stains
 from her2batch.vision.tile_grid import TileGrid
@@ -91,10 +92,14 @@ class TissueTiles:
 
 @dataclass(frozen=True)
 class StainFit:
-    """The slide's own stain, and the marker that its colours suggest: `he` or `ihc`."""
+    """The slide's own stain, and the marker that its colours suggest: `he` or `ihc`.
+
+    cells: figures to which its cells are compared; None where cells are not measured.
+    """
 
     stains: Stains
     marker: str
+    cells: CellReference | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,11 @@ class TileColumns:
             return parts[0]
         columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
         return TileColumns(np.concatenate([part.tiles for part in parts]), columns)
+
+    @classmethod
+    def of_batch(cls, rows: NDArray[np.int64], value: TileColumns | Mapping[str, NDArray[Any]]) -> TileColumns:
+        """The columns that a stage gave for a batch, by tiles of the grid.  rows: (n,) of the batch's tiles."""
+        return cls(rows[value.tiles], value.columns) if isinstance(value, TileColumns) else cls(rows, value)
 
     def column(self, name: str, width: int | None = None) -> NDArray[Any]:
         """A column as it was read, (m,) or (m, width); (0,) or (0, width) float16 where no tile was read."""
@@ -240,6 +250,11 @@ def never(_: StageContext) -> bool:
     return False
 
 
+def single_px(_: float) -> int:
+    """A stage over blocks that may begin at any px."""
+    return 1
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of the ingest.
@@ -251,6 +266,9 @@ class Stage:
     make: called once in each worker; returns the work, a function of the values of `takes`, by name, that returns the
     value of `gives`. Over a grid the work gets one TileBatch at a time; it returns a mapping of columns with one row a
     tile, or, for any number of rows a tile, a TileColumns whose `tiles` are positions in the batch.
+    margin_um: None, or the margin with which a stage over a grid gets its tiles as blocks: the work gets a BlockImage,
+    the SlideState and the grid's mpp, in the thread that decodes, and returns a TileColumns whose `tiles` are rows of
+    the grid.  step: the corners of blocks are multiples of it, px, at a resolution in µm/px.
     tables: the tables of a stage over a grid, made from the slide's state once all tiles have been read.
     needed: whether an ingest with these settings runs the stage.  gpu: whether it uses one where there is one.
     measures: the stage reads `TileBatch.features`; the threads that decode for a GPU then compute them as well.
@@ -265,6 +283,8 @@ class Stage:
     needed: Condition = always
     gpu: Condition = never
     measures: bool = False
+    margin_um: float | None = None
+    step: Callable[[float], int] = single_px
 
     @property
     def over_grid(self) -> bool:

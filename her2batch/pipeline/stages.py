@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
 from her2batch.models.predictor import BundlePredictor
+from her2batch.pipeline.cells import cell_stage
 from her2batch.pipeline.pieces.piece_results import PieceResult, piece_table
 from her2batch.pipeline.predict import (
     N_PATCH_CLASSES,
@@ -52,6 +53,8 @@ from her2batch.slides.slide import DISAGREE, Box, Slide, SlideInfo, resample
 from her2batch.store import schemas
 from her2batch.store.training_run import encoder_folder
 from her2batch.tasks import MEMBRANE_RULE, PATCH_INPUTS
+from her2batch.vision.cells.density import coarse_scale
+from her2batch.vision.cells.detection import CELL_MARGIN_UM, fit_cell_reference
 from her2batch.vision.membrane import MEMBRANE_COLUMNS, TileBatch, feature_index
 from her2batch.vision.patches import apply_clahe, usable_patches
 from her2batch.vision.quality import Quality, assess_quality
@@ -120,20 +123,21 @@ def _fit_stains(context: StageContext) -> Work:
     def work(slide: Slide, overview: Overview, tissue_tiles: TissueTiles) -> StainFit:
         white = white_point(overview.rgb, overview.background(tissue_tiles.tissue))
         tiles, own = tissue_tiles.grids["tiles"].tiles, tissue_tiles.patient_rows
-        return fit_stains(slide, white, tiles[own] if len(own) else tiles, context.plan)
+        return fit_stains(slide, white, tiles[own] if len(own) else tiles, context.plan, cell_stage.is_needed(context))
 
     return work
 
 
-def fit_stains(slide: Slide, white: Vector, tiles: NDArray[np.int32], plan: Plan) -> StainFit:
-    """Fit the slide's own stains to some of its tiles. white: R, G, B of the background.  tiles: (n, 3) x, y, size."""
+def fit_stains(slide: Slide, white: Vector, tiles: NDArray[np.int32], plan: Plan, with_cells: bool = False) -> StainFit:
+    """Fit the slide's stains, and the figures of its cells, to some of its tiles, (n, 3) x, y, size. white: R, G, B."""
     evenly = np.unique(np.linspace(0, len(tiles) - 1, SAMPLE_TILES).round().astype(int))
     sampled = tiles[evenly] if len(tiles) else tiles
     pixels = np.empty((len(sampled), plan.tile, plan.tile, 3), np.uint8)
     for k, (x, y, size) in enumerate(sampled.tolist()):
         pixels[k] = resample(slide.region(Box(x, y, size, size), plan.mpp), plan.tile, plan.tile)
     stains = fit_stain_vectors(pixels, white, plan.mpp)
-    return StainFit(stains, guess_stain(pixels, stains))
+    cells = fit_cell_reference(pixels, plan.mpp, stains) if with_cells else None
+    return StainFit(stains, guess_stain(pixels, stains), cells)
 
 
 def _write_pyramid(context: StageContext) -> Work:
@@ -332,6 +336,10 @@ STAGES: tuple[Stage, ...] = (
     Stage("stains", WHOLE_SLIDE, ("slide", "overview", "tissue_tiles"), "stain_fit", _fit_stains),
     Stage("pyramid", ASIDE, ("slide", "tissue_tiles", "pyramid_path"), None, _write_pyramid),
     Stage("membrane", "tiles", TILES, "measurements", _measure, _measurement_tables, measures=True),
+    Stage(
+        "cells", "tiles", TILES, "cells", cell_stage.detect, cell_stage.tables,
+        needed=cell_stage.is_needed, margin_um=CELL_MARGIN_UM, step=coarse_scale,
+    ),
     EMBED,
     *(_patch_stage(name) for name in PATCH_INPUTS),
     Stage(
@@ -340,6 +348,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage("pieces", RESULTS, ("slide_id", "tissue_tiles", "piece_results", "overview"), "tables", _list_pieces),
     Stage("rule", RESULTS, ("row", "stain", "measurements", "tissue_tiles"), "tables", _apply_rule),
+    Stage("cell rule", RESULTS, ("row", "tables"), "tables", cell_stage.score, needed=cell_stage.is_needed),
     Stage("predict", RESULTS, ("row", "tables"), "tables", _predict, needed=_has_bundle),
 )  # fmt: skip
 """All stages. The order is that of the plain loop; Ray must give the same bytes."""

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from threading import local
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
+from her2batch.pipeline.cells.block_image import BlockFrames
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box, Slide
 from her2batch.vision.background import Mask, fill_missing, filled_tiles, touched_pixels
-from her2batch.vision.tile_grid import Block, TileGrid, cut_tiles, plan_blocks
+from her2batch.vision.tile_grid import Block, Rect, TileGrid, cut_tiles, plan_blocks, true_downsample
 
 TILES_PER_BATCH = 256
 """Approximate number of tiles that the models get at once: whole blocks, 38 MB. Fewer would leave a GPU idle."""
@@ -28,15 +30,21 @@ BATCHES_AHEAD = 4
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """How the tiles of a grid are read.  source: level, and the factor to shrink it by.  batches: blocks of each."""
+    """How the tiles of a grid are read.
+
+    source: level, and the factor to shrink it by.  batches: blocks of each.  edge: of a tile, px.  size: width and
+    height of the source, px.  scale: level-0 px per px of the source along x and y.
+    """
 
     source: tuple[int, int]
     batches: tuple[tuple[Block, ...], ...]
-    edge: int  # tile edge, px
+    edge: int
+    size: tuple[int, int]
+    scale: tuple[float, float]
 
     def part(self, lo: int, hi: int) -> ReadPlan:
         """A range of the batches."""
-        return ReadPlan(self.source, self.batches[lo:hi], self.edge)
+        return replace(self, batches=self.batches[lo:hi])
 
 
 def plan_reads(slide: Slide, grid: TileGrid, source: tuple[int, int] | None = None) -> ReadPlan:
@@ -48,44 +56,60 @@ def plan_reads(slide: Slide, grid: TileGrid, source: tuple[int, int] | None = No
     chunk, shape = (size.chunk_width, size.chunk_height), (size.width, size.height)
     blocks = plan_blocks(grid.tiles, (across, down), chunk, shape)
     step = max(1, TILES_PER_BATCH // max((len(block.tiles) for block in blocks), default=1))
-    return ReadPlan(source, tuple(tuple(blocks[k : k + step]) for k in range(0, len(blocks), step)), grid.edge)
+    batches = tuple(tuple(blocks[k : k + step]) for k in range(0, len(blocks), step))
+    scale = true_downsample(across, size.width), true_downsample(down, size.height)
+    return ReadPlan(source, batches, grid.edge, shape, scale)
 
 
 class Batch(NamedTuple):
-    """Decoded tiles.  rows: (n,) of the tiles in the grid.  pixels: (n, edge, edge, 3) uint8.  features: (n, k)."""
+    """Decoded tiles.
+
+    rows: (n,) of the tiles in the grid.  pixels: (n, edge, edge, 3) uint8.  features: (n, k).  found: what the frames
+    of each block gave.
+    """
 
     rows: NDArray[np.int64]
     pixels: NDArray[np.uint8]
     features: NDArray[np.float32] | None
+    found: tuple[Any, ...] = ()
 
 
 Measure = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """(n, edge, edge, 3) uint8 → (n, k) float32."""
 
 
+Decoded = tuple[NDArray[np.float32] | None, Any]
+"""Features of a block's tiles, and what its frame gave."""
+
+
 def read_tiles(
-    slide: Slide, reads: ReadPlan, threads: int, reader: str, measure: Measure | None = None
+    slide: Slide,
+    reads: ReadPlan,
+    threads: int,
+    reader: str,
+    measure: Measure | None = None,
+    frames: BlockFrames | None = None,
 ) -> Iterator[Batch]:
     """Read the batches in order; with threads, each of which opens the slide itself, they are decoded ahead.
 
     measure: applied to the tiles of a block in the thread that decodes it, so that a GPU does not wait for a core.
-    Raises SlideError.
+    frames: applied to each block with its margin, in the same thread.  Raises SlideError.
     """
     if threads == 0:
         for batch in reads.batches:
             pixels, parts = _allocate(batch, reads.edge)
-            features = [_decode_block(slide, reads, *one, measure) for one in zip(batch, parts, strict=True)]
-            yield _join_blocks(batch, pixels, features)
+            decoded = [_decode_block(slide, reads, *one, measure, frames) for one in zip(batch, parts, strict=True)]
+            yield _join_blocks(batch, pixels, decoded)
         return
     handles = local()
 
-    def work(block: Block, out: NDArray[np.uint8]) -> NDArray[np.float32] | None:
+    def work(block: Block, out: NDArray[np.uint8]) -> Decoded:
         if not hasattr(handles, "slide"):
             handles.slide = _open_again(slide, reader)
-        return _decode_block(handles.slide, reads, block, out, measure)
+        return _decode_block(handles.slide, reads, block, out, measure, frames)
 
     with ThreadPoolExecutor(threads) as pool:
-        pending: deque[tuple[tuple[Block, ...], NDArray[np.uint8], list[Future[NDArray[np.float32] | None]]]] = deque()
+        pending: deque[tuple[tuple[Block, ...], NDArray[np.uint8], list[Future[Decoded]]]] = deque()
         for batch in reads.batches:
             pixels, parts = _allocate(batch, reads.edge)
             pending.append((batch, pixels, [pool.submit(work, *one) for one in zip(batch, parts, strict=True)]))
@@ -104,10 +128,29 @@ def _open_again(slide: Slide, reader: str) -> Slide:
 
 
 def _decode_block(
-    slide: Slide, reads: ReadPlan, block: Block, out: NDArray[np.uint8], measure: Measure | None
-) -> NDArray[np.float32] | None:
-    cut_tiles(slide.read(Box(*block.box), *reads.source, block.tile_rects), block, reads.edge, out)
-    return None if measure is None else measure(out)
+    slide: Slide,
+    reads: ReadPlan,
+    block: Block,
+    out: NDArray[np.uint8],
+    measure: Measure | None,
+    frames: BlockFrames | None,
+) -> Decoded:
+    area, pixels = _read_block(slide, reads, block, frames)
+    left, top = block.box.x - area.x, block.box.y - area.y
+    cut_tiles(pixels[top : top + block.box.height, left : left + block.box.width], block, reads.edge, out)
+    features = None if measure is None else measure(out)
+    return features, None if frames is None else frames(block, area, pixels)
+
+
+def _read_block(
+    slide: Slide, reads: ReadPlan, block: Block, frames: BlockFrames | None
+) -> tuple[Rect, NDArray[np.uint8]]:
+    """Read a block with its margin. A margin that cannot be read is left out: the tiles themselves may be intact."""
+    if frames is not None:
+        area = frames.area(block)
+        with suppress(SlideError):
+            return area, slide.read(Box(*area), *reads.source, frames.needed(block, area))
+    return block.box, slide.read(Box(*block.box), *reads.source, block.tile_rects)
 
 
 def _allocate(batch: tuple[Block, ...], edge: int) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
@@ -117,12 +160,10 @@ def _allocate(batch: tuple[Block, ...], edge: int) -> tuple[NDArray[np.uint8], l
     return pixels, np.split(pixels, np.cumsum(counts)[:-1])
 
 
-def _join_blocks(
-    batch: tuple[Block, ...], pixels: NDArray[np.uint8], features: list[NDArray[np.float32] | None]
-) -> Batch:
+def _join_blocks(batch: tuple[Block, ...], pixels: NDArray[np.uint8], decoded: list[Decoded]) -> Batch:
     rows = np.concatenate([np.asarray(block.tiles, np.int64) for block in batch])
-    measured = [block for block in features if block is not None]
-    return Batch(rows, pixels, np.concatenate(measured) if measured else None)
+    measured = [features for features, _ in decoded if features is not None]
+    return Batch(rows, pixels, np.concatenate(measured) if measured else None, tuple(found for _, found in decoded))
 
 
 def read_overview(slide: Slide, mpp: float) -> tuple[NDArray[np.uint8], Mask | None, Mask | None]:

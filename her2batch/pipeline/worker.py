@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 
 from her2batch.errors import InputError, SlideError, printable_path
 from her2batch.exchange.controls.control_file import ControlRegion, read_control_regions
 from her2batch.exchange.regions import SlideRegions, file_digest, read_regions
+from her2batch.pipeline.cells.block_work import plan_frames
 from her2batch.pipeline.inventory import TRANSIENT_ERRORS, SlideJob
 from her2batch.pipeline.results import file_columns, result_columns, write_files
 from her2batch.pipeline.slide_state import (
@@ -282,18 +281,26 @@ class SlideWorker:
         reads = plan_reads(slide, grid).part(lo, hi)
         ahead = self.threads > 0 and any(stage.measures for stage in stages)
         measure = partial(measure_tiles, mpp=grid.mpp, stains=stains) if ahead else None
-        works = [(stage, self._make_stage(stage)) for stage in stages]
+        works = [(stage, self._make_stage(stage)) for stage in stages if stage.margin_um is None]
+        on_blocks = [(stage, self._make_stage(stage)) for stage in stages if stage.margin_um is not None]
+        frames = plan_frames(on_blocks, state, grid, slide.info.mpp, reads.scale, reads.size)
         outputs: dict[str, list[TileColumns]] = {stage.gives: [] for stage in stages if stage.gives is not None}
         seconds = dict.fromkeys(["decode", *(stage.name for stage in stages)], 0.0)
         mark = time.perf_counter()
-        for rows, pixels, features in read_tiles(slide, reads, self.threads, self.context.plan.reader, measure):
+        for rows, pixels, features, found in read_tiles(
+            slide, reads, self.threads, self.context.plan.reader, measure, frames
+        ):
             seconds["decode"] += time.perf_counter() - mark
+            for name, gives, value, took in (each for block in found for each in block or ()):
+                outputs[gives].append(value)
+                seconds[name] += took
+                seconds["decode"] -= 0.0 if self.threads else took
             batch = TileBatch(pixels, grid.mpp, stains, features)
             for stage, work in works:
                 mark = time.perf_counter()
                 value = work(batch)
                 if stage.gives is not None:
-                    outputs[stage.gives].append(_columns(rows, value))
+                    outputs[stage.gives].append(TileColumns.of_batch(rows, value))
                 seconds[stage.name] += time.perf_counter() - mark
             mark = time.perf_counter()
         return SlidePart({name: TileColumns.join(parts) for name, parts in outputs.items()}, seconds)
@@ -390,10 +397,3 @@ def _read_fingerprint(source: SlideFiles) -> Fingerprint:
         raise SlideError("gone", source.path, "was removed while it was read") from error
     except OSError as error:
         raise SlideError("unreadable", source.path, f"cannot be read ({error.strerror})") from error
-
-
-def _columns(rows: NDArray[np.int64], value: TileColumns | Mapping[str, NDArray[Any]]) -> TileColumns:
-    """The columns that a stage gave for a batch, by tiles of the grid.  rows: (n,) of the batch's tiles in the grid."""
-    if isinstance(value, TileColumns):
-        return TileColumns(rows[value.tiles], value.columns)
-    return TileColumns(rows, value)

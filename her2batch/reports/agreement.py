@@ -15,15 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from her2batch.assessment import DERIVED_TASKS
+from her2batch.method_results import DERIVED_TASKS
 from her2batch.reports.figures import Figure, plot_calibration, plot_confusion, plot_intervals, plot_roc
 from her2batch.reports.number_metrics import split_numbers
 from her2batch.reports.report_data import ReportData
 from her2batch.reports.theme import SectionContent, render_template, thumbnail_uris
 from her2batch.store.labels import LABELS_SCHEMA, label_slides
-from her2batch.store.schemas import run_schema
+from her2batch.store.tables.runs import run_schema
 from her2batch.store.training_run import tasks_of_table
-from her2batch.tasks import CLASSES, MEMBRANE_RULE, PATCH_INPUTS, Task, task_order
+from her2batch.tasks import CLASSES, GUIDELINE_RULES, PATCH_INPUTS, Task, task_order
 from her2batch.training.methods import PATCH_NET
 from her2batch.training.metrics import (
     CELL,
@@ -77,7 +77,7 @@ def label_agreement_section(data: ReportData) -> SectionContent | None:
     sites = _kappa_by_site(data, predictions)
     misclassified = _worst_misclassified(predictions, open_slides)
     thumbnails = thumbnail_uris(data.cohort, [error["slide_id"] for error in misclassified], 180)
-    trained = bool(set(pc.unique(predictions["method"]).to_pylist()) - {MEMBRANE_RULE})
+    trained = bool(set(pc.unique(predictions["method"]).to_pylist()) - {*GUIDELINE_RULES})
     html = render_template(
         "agreement.html", methods=methods, sites=sites, misclassified=misclassified, thumbnails=thumbnails,
         page_links=data.page_links, trained=trained, resamples=RESAMPLES, min_auc_slides=MIN_AUC_SLIDES,
@@ -213,8 +213,8 @@ def _class_metrics(part: pa.Table, own: Mapping[Any, Any], patients: Mapping[str
 def _plot_curves(part: pa.Table, patients: Mapping[str, str], name: str) -> tuple[Figure, ...]:
     """Draw the confusion matrix, ROC curves and calibration curve of one method."""
     row = part.slice(0, 1).to_pylist()[0]
-    is_rule = row["method"] == MEMBRANE_RULE
-    subject = f"rule, {row['task']}" if is_rule else f"{row['method']}, {row['input']}, {row['task']}"
+    is_rule = row["method"] in GUIDELINE_RULES
+    subject = f"{row['method']}, {row['task']}" if is_rule else f"{row['method']}, {row['input']}, {row['task']}"
     source = f"predictions, labels: {part.num_rows} slides"
     figures = []
     for kind, title, table, plot in (

@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from her2batch.assessment import CONTROL_SLIDE, DERIVED_TASKS
+from her2batch.assessment import CONTROL_SLIDE
+from her2batch.method_results import DERIVED_TASKS
 from her2batch.store.cohort import Cohort, Row
 from her2batch.tasks import CLASSES, HER2_TASKS, SCORE_TASKS
 
@@ -93,6 +94,7 @@ def _make_case(predictions_of: Callable[[str], Iterable[Row]], slides: list[Row]
         for row in slides
         if row["status"] == "done"
         for prediction in predictions_of(row["slide_id"])
+        if prediction["predicted"] is not None
     ]
     case = Case(slides[0]["patient_id"], slides, predictions)
     case.conflicts = [

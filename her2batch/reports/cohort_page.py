@@ -22,7 +22,7 @@ from her2batch.reports.report_data import ReportData, load_report_data
 from her2batch.reports.theme import SectionContent, render_html_page, render_template, thumbnail_uris
 from her2batch.store.cohort import Cohort
 from her2batch.store.training_run import TrainingRun
-from her2batch.tasks import IHC_SCORES, MEMBRANE_RULE
+from her2batch.tasks import GUIDELINE_RULES, IHC_SCORES
 
 MAX_SLIDES_INLINE: Final = 20
 """Largest cohort whose report contains the evidence of each slide. Larger cohorts get a page for each slide."""
@@ -54,7 +54,7 @@ def summary_section(data: ReportData) -> SectionContent:
         "mm² of tissue": round(data.status.tissue_mm2),
         "tiles": data.status.tiles,
     }
-    bundles = sorted({row["bundle"] for rows in data.predictions.values() for row in rows} - {MEMBRANE_RULE})
+    bundles = sorted({row["bundle"] for rows in data.predictions.values() for row in rows} - {*GUIDELINE_RULES})
     plans = sorted({row["plan_id"] for row in data.rows.values() if row["plan_id"]})
     sites = Counter(site for slide_id in data.rows if (site := data.site_of(slide_id)) is not None)
     figures = _result_figure(data)

@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 import pyarrow as pa
 
-from her2batch.store.schemas import run_schema
+from her2batch.store.tables.runs import run_schema
 from her2batch.tasks import FURTHER_NETWORKS
 from her2batch.training.methods import Cell
 

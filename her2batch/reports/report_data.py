@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from her2batch.assessment import Assessment, assess_slide
+from her2batch.assessment import Assessment, assess_slide, ordered_predictions
 from her2batch.errors import Her2BatchError, InputError, StoreError
 from her2batch.files.parquet import read_parquet
 from her2batch.reports.cases import Case, group_into_cases
@@ -24,7 +24,7 @@ from her2batch.store.pieces.control_runs import flag_failed_runs
 from her2batch.store.reviews import read_reviews, reviews_by_slide, unerased_reviews
 from her2batch.store.schemas import LATER_COLUMNS, table_schema
 from her2batch.store.training_run import TrainingRun
-from her2batch.tasks import CLASSES, MEMBRANE_RULE, task_order
+from her2batch.tasks import CLASSES, task_order
 
 READ_THREADS = 8
 """Threads that read tables. On a network share most of the time is waiting."""
@@ -103,9 +103,9 @@ class ReportData:
         return site
 
     def predictions_for(self, slide_id: str, task: str) -> list[Row]:
-        """Return the predictions of each method for a slide and task, the membrane rule first."""
+        """Return the class that each method gives a slide in a task, the rules first."""
         rows = [row for row in self.predictions.get(slide_id, []) if row["task"] == task]
-        return sorted(rows, key=lambda row: (row["method"] != MEMBRANE_RULE, row["bundle"], row["method"]))
+        return ordered_predictions(row for row in rows if row["predicted"] is not None)
 
 
 def load_report_data(cohort: Cohort, run: TrainingRun | None = None) -> ReportData:

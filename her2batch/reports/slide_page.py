@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from her2batch.assessment import TASK_NAMES, Assessment, depends_on_ish
+from her2batch.assessment import TASK_NAMES, Assessment
 from her2batch.errors import SlideError
 from her2batch.files.atomic import atomic_write
+from her2batch.method_results import depends_on_ish
 from her2batch.models.membrane_rule import guideline_steps, slide_shares
 from her2batch.reports import worklists
 from her2batch.reports.controls.piece_outlines import piece_outlines, without_controls
@@ -123,7 +124,8 @@ def slide_evidence(data: ReportData, slide_id: str) -> dict[str, Any]:
     shares = _membrane_shares(membrane)
     predictions = [prediction for task in data.task_classes for prediction in data.predictions_for(slide_id, task)]
     rule, found = _rule_prediction(predictions), data.assessments[slide_id]
-    definite = [one for one in predictions if not depends_on_ish(one, found.needs_ish, found.result)]
+    shown = () if found.not_scorable else predictions
+    definite = [one for one in shown if not depends_on_ish(one, found.needs_ish, found.result)]
     examples, no_examples_reason = _example_tiles(data, row, tiles, membrane)
     return {
         "row": row, "found": found, "reviews": data.reviews.get(slide_id, []), "site": data.site_of(slide_id),

@@ -11,7 +11,7 @@ from her2batch.assessment import KINDS, Assessment
 from her2batch.reports.report_data import ReportData
 from her2batch.reports.theme import ColumnKind, SortableTable
 from her2batch.store.cohort import Row
-from her2batch.tasks import CLASSES, IHC_SCORES, MEMBRANE_RULE, is_calibration
+from her2batch.tasks import CLASSES, GUIDELINE_RULES, IHC_SCORES, MEMBRANE_RULE, is_calibration
 
 TableColumns = tuple[tuple[str, ColumnKind, str], ...]
 
@@ -62,7 +62,7 @@ def _work_cells(data: ReportData, slide_id: str) -> list[Any]:
     return [
         slide_id, [found.result, found.meaning], reasons, data.rows[slide_id]["patient_id"], laboratory_text(found),
         verdict_text(found.verdict), age_text(data.finished.get(slide_id)),
-        found.main["score"] if found.main is not None else None, data.site_of(slide_id),
+        found.main["score"] if found.main is not None and not found.not_scorable else None, data.site_of(slide_id),
     ]  # fmt: skip
 
 
@@ -197,16 +197,16 @@ def _slide_cells(data: ReportData, slide_id: str) -> list[Any]:
 
 
 def method_label(prediction: Row) -> str:
-    """Return the name of a method with the start of its bundle's id; the membrane rule has its name alone."""
+    """Return the name of a method with the start of its bundle's id; the rules have their names alone."""
     method = str(prediction["method"])
     if is_calibration(prediction["bundle"]):
         return f"{method} calibrated"
-    return method if method == MEMBRANE_RULE else f"{method} {prediction['bundle'][:4]}"
+    return method if method in GUIDELINE_RULES else f"{method} {prediction['bundle'][:4]}"
 
 
-def method_sort_key(label: str) -> tuple[bool, str]:
-    """Return the key that sorts method labels: the membrane rule first, then by name."""
-    return label != MEMBRANE_RULE, label
+def method_sort_key(label: str) -> tuple[bool, bool, str]:
+    """Return the key that sorts method labels: the membrane rule first, then the cells, then by name."""
+    return label != MEMBRANE_RULE, label not in GUIDELINE_RULES, label
 
 
 def _slide_caption(data: ReportData, row: Row) -> str:

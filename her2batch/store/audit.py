@@ -184,7 +184,7 @@ def _file_problem(path: Path, file: Row) -> str | None:
 
 
 def _schema_problem(path: Path) -> str | None:
-    name = path.parts[path.parts.index("tables") + 1]
+    name = "/".join(path.parts[path.parts.index("tables") + 1 : -1])
     if (message := _parquet_problem(path)) is not None:
         return message
     schema = read_parquet(path).schema

@@ -23,7 +23,7 @@ from her2batch.files import locations
 from her2batch.files.atomic import atomic_write, disk_errors, file_sha256, fsync, make_folder
 from her2batch.files.locks import lock_folder, wait_for_workers, worker_lock
 from her2batch.files.parquet import read_checksummed, read_parquet, write_checksummed, write_parquet
-from her2batch.settings import Plan
+from her2batch.settings import BEFORE, Plan
 from her2batch.store import row_cache, schemas
 
 FORMAT = 1
@@ -166,7 +166,7 @@ class Cohort:
     def plan(self) -> Plan:
         """The plan of the latest ingest. Raises StoreError."""
         self.check()
-        return Plan.model_validate(tomllib.loads(self.settings.read_text("utf-8"))["plan"])
+        return Plan.model_validate({**BEFORE, **tomllib.loads(self.settings.read_text("utf-8"))["plan"]})
 
     @contextmanager
     def lock(self) -> Iterator[Cohort]:
@@ -286,7 +286,7 @@ class Cohort:
             path = self.table(name, row["slide_id"])
             make_folder(path.parent)
             with atomic_write(path) as part:
-                write_parquet(table, part)
+                write_parquet(table, part, schemas.layout_of(name))
             place = path.relative_to(self.root).as_posix()
             files[place] = {"path": place, "bytes": locations.file_size(path), "sha256": file_sha256(path)}
         gone = [self.table(name, row["slide_id"]).relative_to(self.root).as_posix() for name in removed]
@@ -318,7 +318,7 @@ class Draft:
 
     def write(self, name: str, table: pa.Table) -> None:
         """Write a table to the draft."""
-        write_parquet(table, self._with_parents(Cohort(self.root).table(name, self.slide_id)))
+        write_parquet(table, self._with_parents(Cohort(self.root).table(name, self.slide_id)), schemas.layout_of(name))
 
     def commit(self, row: Row, old: Mapping[str, Any] | None, sent: Sequence[Row] = ()) -> Row:
         """Move the files into place, write the slide's row, which is returned, and delete files of the old row only.

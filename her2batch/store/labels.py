@@ -20,7 +20,7 @@ from her2batch.store.label_sheets.reading import read_label_sheet
 from her2batch.store.label_sheets.stored import COLUMNS, LABELS_SCHEMA, stored_labels, write_labels
 from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.store.reviews import counting_reviews, newest_reviews
-from her2batch.store.schemas import run_schema
+from her2batch.store.tables.runs import run_schema
 from her2batch.tasks import (
     DETAIL_TASK,
     HER2_DETAILS,

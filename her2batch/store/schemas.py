@@ -6,24 +6,13 @@ NAME is a key of TABLES, for some tables followed by what made the rows (`embedd
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pyarrow as pa
 
 from her2batch.errors import InputError
-
-TEXT, I32, I64, F32, F64 = pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.float64()
-FILES_TYPE = pa.list_(pa.struct([("path", TEXT), ("bytes", I64), ("sha256", TEXT)]))
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column: its name, Arrow type and description, with the unit."""
-
-    name: str
-    type: pa.DataType
-    description: str
-
+from her2batch.files.parquet import ParquetLayout
+from her2batch.store.tables.cells import CELL_COLUMNS, CELL_PREDICTION_COLUMNS
+from her2batch.store.tables.column import F32, FILES_TYPE, I32, I64, TEXT, Column
+from her2batch.store.tables.runs import METRIC_COLUMNS, NUMBER_METRIC_COLUMNS, RUN_TABLES
 
 SLIDE_COLUMNS = (
     Column("slide_id", TEXT, "file name without suffix, made unique; a keyed hash with --pseudonymize"),
@@ -115,10 +104,10 @@ PREDICTION_COLUMNS = (
     Column("slide_id", TEXT, "key"),
     Column("patient_id", TEXT, "from the labels; null without"),
     Column("task", TEXT, "her2-4way · her2-5way · her2-3way · her2-binary · er · pr"),
-    Column("method", TEXT, "membrane (the rule), or a trained method of the bundle"),
+    Column("method", TEXT, "membrane or cells (the rules), or a trained method of the bundle"),
     Column("classes", pa.list_(TEXT), "the task's classes, in order"),
     Column("p", pa.list_(F32), "probability of each class"),
-    Column("predicted", TEXT, "most likely class; of the rule, the class by the guideline"),
+    Column("predicted", TEXT, "most likely class; of the rules, the class by the guideline; null: not scorable"),
     Column("plausible", pa.list_(TEXT), "classes that can't be ruled out, with the predicted one"),
     Column("review", pa.bool_(), "a pathologist should review the slide"),
     Column(
@@ -126,7 +115,11 @@ PREDICTION_COLUMNS = (
         pa.list_(TEXT),
         "reasons for a review, as stable words; the quality flags of the slide are among them",
     ),
-    Column("score", F32, "continuous score of the membrane rule, 0–3, or a number that a bundle predicts; else null"),
+    Column(
+        "score",
+        F32,
+        "continuous score of a rule, 0–3; Allred score of ER and PR; number that is predicted; else null",
+    ),
 )
 
 SLIDE_ATTENTION_COLUMNS = (
@@ -222,10 +215,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "tiles": TILE_COLUMNS,
     "pieces": PIECE_COLUMNS,
     "membrane": MEMBRANE_COLUMNS,
+    "cells": CELL_COLUMNS,
     "embeddings": EMBEDDING_COLUMNS,
     "patches": PATCH_COLUMNS,
     "thumbnails": THUMBNAIL_COLUMNS,
     "predictions": PREDICTION_COLUMNS,
+    "predictions/cells": (*PREDICTION_COLUMNS, *CELL_PREDICTION_COLUMNS),
     "attention": SLIDE_ATTENTION_COLUMNS,
 }
 """Tables with one file per slide. The row of `slides` commits the other files."""
@@ -233,152 +228,26 @@ TABLES: dict[str, tuple[Column, ...]] = {
 LATER_COLUMNS: dict[str, tuple[str, ...]] = {"tiles": ("piece",), "times": ("control_failed",)}
 """Columns that cohorts lack that were written before them. Readers do without."""
 
-FOLD_COLUMNS = (
-    Column("task", TEXT, "her2-4way · her2-5way · her2-3way · her2-binary · er · pr, or a task of the user's own"),
-    Column("fold", I32, "number from 0; −1: the model for the bundle, which tests no slide"),
-    Column("slide_id", TEXT, "key"),
-    Column("patient_id", TEXT, "all slides of a patient are in the same split"),
-    Column("split", TEXT, "train · val · test"),
-)
-
-RUN_PREDICTION_COLUMNS = (
-    Column("task", TEXT, "her2-4way · her2-5way · her2-3way · her2-binary · er · pr, or a task of the user's own"),
-    Column("method", TEXT, "clam-sb, convnext-small, random-forest, …"),
-    Column("input", TEXT, "an encoder, thumbnail-224, patches-low, …"),
-    Column("fold", I32, "fold that tests the slide"),
-    Column("slide_id", TEXT, "key; one row per patch where patches are classified"),
-    Column("truth", TEXT, "class of the labels, or their number"),
-    Column("p", pa.list_(F32), "probability of each class, in the task's order, or the one predicted number"),
-    Column("predicted", TEXT, "most likely class, or the number as text"),
-)
-
-METRIC_COLUMNS = (
-    Column("task", TEXT, "as in predictions"),
-    Column("method", TEXT, "as in predictions"),
-    Column("input", TEXT, "as in predictions"),
-    Column("fold", I32, "as in predictions"),
-    Column("auc", F64, "area under the ROC curve, one against the rest, mean over classes, 0–1; null: one class only"),
-    Column("f1", F64, "F1, mean over classes, 0–1"),
-    Column("accuracy", F64, "share of correct predictions, 0–1"),
-    Column("kappa", F64, "kappa, quadratic weighted where the classes are ordered, −1–1; null: one class only"),
-    Column("n", I32, "number of tested slides, or of patches where patches are classified"),
-)
-
-NUMBER_METRIC_COLUMNS = (
-    Column("c_index", F64, "share of pairs in the right order, 0–1; only in runs with a task that predicts a number"),
-    Column("r2", F64, "share of the variance that is explained, at most 1; only in such runs"),
-    Column("mae", F64, "mean absolute error, in the unit of the number; only in such runs"),
-)
-"""Further columns of the metrics of a run with a task that predicts a number."""
-
-EXCLUDED_COLUMNS = (
-    Column("slide_id", TEXT, "key"),
-    Column("patient_id", TEXT, "from the labels"),
-    Column("task", TEXT, "task from which the slide is excluded"),
-    Column("reason", TEXT, "reason, as a stable word"),
-    Column("words", TEXT, "reason, as a sentence"),
-)
-
-APPLIED_REVIEW_COLUMNS = (
-    Column("slide_id", TEXT, "key"),
-    Column("column", TEXT, "column of the labels: her2 · er · pr"),
-    Column("number", I32, "number of the newest review of the slide, which counts"),
-    Column("was", TEXT, "value in the labels; null: none"),
-    Column("now", TEXT, "value that the run used; null: none, the slide is excluded"),
-    Column("words", TEXT, "differences from the labels and from other reviewers; null: none"),
-)
-
-PAPER_TABLE_COLUMNS = (
-    Column("table", TEXT, "table of the paper: table4 · table5 · table6 · tableS1 · tableS2 · tableS3 · figure5"),
-    Column("task", TEXT, "as in predictions"),
-    Column("method", TEXT, "as in predictions"),
-    Column("input", TEXT, "input in this run"),
-    *(Column(f"{metric}_{name}", F64, f"{statistic} over the folds, percent") for metric in ("auc", "f1", "accuracy")
-      for name, statistic in (("mean", "mean"), ("sd", "sample standard deviation"))),
-    Column("paper_auc", F64, "mean in the paper, percent"),
-    Column("paper_f1", F64, "mean in the paper, percent"),
-    Column("paper_accuracy", F64, "mean in the paper, percent; null: not given"),
-    Column("status", TEXT, "reproduced · not run · no data"),
-    Column("why", TEXT, "why it was not reproduced; null when it was"),
-)  # fmt: skip
-
-TRIAL_COLUMNS = (
-    Column("task", TEXT, "as in predictions"),
-    Column("method", TEXT, "as in predictions"),
-    Column("input", TEXT, "as in predictions"),
-    Column("fold", I32, "outer fold; its test slides were not used"),
-    Column("trial", TEXT, "name of the trial in Ray Tune"),
-    Column("settings", TEXT, "settings of the trial, as JSON"),
-    Column("val_loss", F64, "smallest loss on the validation slides of the fold"),
-    Column("best_epoch", I32, "epoch of the smallest loss"),
-    Column("epochs", I32, "number of trained epochs; ASHA or early stopping may end a trial"),
-    Column("status", TEXT, "done · failed"),
-)
-
-RUN_LABEL_COLUMNS = (
-    Column("task", TEXT, "as in folds"),
-    Column("slide_id", TEXT, "as in folds"),
-    Column("patient_id", TEXT, "as in folds"),
-    Column("label", I32, "position of the class in the order of the task; 0 for a number"),
-    Column("truth", TEXT, "class of the labels, or their number; shuffled in a control run (--shuffle-labels)"),
-)
-
-RUN_PATCH_COLUMNS = (
-    Column("slide_id", TEXT, "as in the cohort"),
-    Column("resolution", TEXT, "low · moderate · high: 3.24 · 1.17 · 0.23 µm/px"),
-    Column("x", I32, "left, level-0 px"),
-    Column("y", I32, "top, level-0 px"),
-    Column("size", I32, "edge, level-0 px"),
-    Column("truth", TEXT, "class of the annotation that covers most of the patch"),
-    Column("share", F32, "share of the patch that the annotation covers; at least 0.05"),
-)
-
-UNIT_ATTENTION_COLUMNS = (
-    Column("slide_id", TEXT, "test slide of the unit"),
-    Column("tile", I32, "as in tiles"),
-    Column("attention", F32, "share of the tile in the attention for the most likely class; the sum over tiles is 1"),
-)
-
-UNIT_COUNTS_COLUMNS = (
-    Column("slide_id", TEXT, "slide of the fold"),
-    Column(
-        "features",
-        pa.list_(F64),
-        "shares of the patches that are classified as 0, 1+, 2+, 3+; logarithm of 1 + their number",
-    ),
-)
-
-RUN_TABLES: dict[str, tuple[Column, ...]] = {
-    "labels": RUN_LABEL_COLUMNS,
-    "folds": FOLD_COLUMNS,
-    "predictions": RUN_PREDICTION_COLUMNS,
-    "metrics": METRIC_COLUMNS,
-    "excluded": EXCLUDED_COLUMNS,
-    "reviews": APPLIED_REVIEW_COLUMNS,
-    "patches": RUN_PATCH_COLUMNS,
-    "tables": PAPER_TABLE_COLUMNS,
-    "trials": TRIAL_COLUMNS,
-    "units/UNIT/attention": UNIT_ATTENTION_COLUMNS,
-    "units/UNIT/counts": UNIT_COUNTS_COLUMNS,
-}
-"""Tables of a training run, one file per table."""
-
-
-def run_schema(name: str, numbers: bool = False) -> pa.Schema:
-    """The Arrow schema of a table of a training run.  numbers: with the metrics of tasks that predict a number."""
-    columns = RUN_TABLES.get(name) or RUN_TABLES[f"units/UNIT/{name}"]
-    columns = (*columns, *NUMBER_METRIC_COLUMNS) if numbers else columns
-    return pa.schema([pa.field(column.name, column.type) for column in columns])
+CELLS_PER_GROUP = 16_384
+"""Rows of a row group of the table cells. A viewer reads those groups whose tiles are in view: 20 kB a column."""
 
 
 def table_schema(table: str, dim: int | None = None) -> pa.Schema:
-    """The Arrow schema of a table of a cohort.  dim: length of the embeddings."""
+    """The Arrow schema of a table of a cohort, such as `tiles` or `predictions/cells`.  dim: length of embeddings."""
     others = {"intake": INTAKE_COLUMNS, "times": TIME_COLUMNS, "looks": PROBE_COLUMNS, "reviews": REVIEW_COLUMNS}
-    columns = {**others, **TABLES}[table]
+    known = {**others, **TABLES}
+    columns = known[table if table in known else table.partition("/")[0]]
     fields = [pa.field(column.name, column.type) for column in columns]
     if dim is not None:
         fields[-1] = pa.field("embedding", pa.list_(pa.float16(), dim))
     return pa.schema(fields)
+
+
+def layout_of(table: str) -> ParquetLayout:
+    """How the file of a table is encoded."""
+    columns = TABLES.get(table, ())
+    split = tuple(column.name for column in columns if column.byte_split)
+    return ParquetLayout(split, CELLS_PER_GROUP) if table == "cells" else ParquetLayout(split)
 
 
 def embeddings_table(slide_id: str, tiles: pa.Array, vectors: pa.FixedSizeListArray) -> pa.Table:

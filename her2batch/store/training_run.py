@@ -25,7 +25,7 @@ from her2batch.files.atomic import atomic_write
 from her2batch.files.locks import lock_folder
 from her2batch.files.new_folder import remove_if_refused
 from her2batch.files.parquet import read_parquet, write_parquet
-from her2batch.store.schemas import run_schema
+from her2batch.store.tables.runs import run_schema
 from her2batch.tasks import BUILTIN_TASKS, Task
 
 FORMAT = 1

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from her2batch.store.schemas import Column
+from her2batch.store.tables.column import Column
 from her2batch.synthetic.cell_layout import ERYTHROCYTE, FIBROBLAST, KIND_NAMES, LYMPHOCYTE, TUMOUR
 from her2batch.synthetic.cell_sums import CellSums
 from her2batch.synthetic.specimen import SlideTruth, SyntheticTissue

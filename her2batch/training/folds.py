@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from her2batch.errors import InputError
-from her2batch.store.schemas import run_schema
+from her2batch.store.tables.runs import run_schema
 from her2batch.store.training_run import FINAL_FOLD
 from her2batch.tasks import Task, as_task
 from her2batch.training.fit_loop import random_stream

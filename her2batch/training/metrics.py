@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from her2batch.errors import InputError
-from her2batch.store.schemas import run_schema
+from her2batch.store.tables.runs import run_schema
 from her2batch.store.training_run import tasks_of_table
 
 Floats = NDArray[np.float64]

@@ -92,7 +92,7 @@ def plan_blocks(
     """
     if not len(tiles):
         return []
-    ratios = np.array([_true_downsample(ds, extent) for ds, extent in zip(downsample, level, strict=True)])
+    ratios = np.array([true_downsample(ds, extent) for ds, extent in zip(downsample, level, strict=True)])
     cells = np.empty((len(tiles), 2), np.int64)
     for axis in (0, 1):
         cells[:, axis] = _block_numbers(tiles[:, axis], int(tiles[0, 2]), float(ratios[axis]), chunk[axis])
@@ -101,7 +101,7 @@ def plan_blocks(
     return [_make_block(group, tiles, ratios, level) for group in np.split(order, changes)]
 
 
-def _true_downsample(downsample: float, extent: int) -> float:
+def true_downsample(downsample: float, extent: int) -> float:
     """Return the true downsample of a level: the whole number that explains the level's size, if there is one.
 
     Writers halve and drop an odd row, so that 2967 px become 741 and the quotient of the sizes is 4.004; with that,

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from her2batch.store import schemas
-from her2batch.store.schemas import Column
+from her2batch.store.tables.column import Column
 
 
 def _json_type(arrow: pa.DataType) -> Any:
@@ -41,8 +41,8 @@ SlideRow = create_model(
 Prediction = create_model(
     "Prediction",
     __doc__="A row of the table predictions.",
-    bundle=(str, Field(description="membrane, or the id of the bundle that made the prediction")),
-    **_model_fields(schemas.PREDICTION_COLUMNS, ("slide_id", "patient_id")),
+    bundle=(str, Field(description="membrane, cells, or the id of the bundle that made the prediction")),
+    **_model_fields(schemas.TABLES["predictions/cells"], ("slide_id", "patient_id")),
 )
 
 ReviewEntry = create_model(
@@ -203,7 +203,7 @@ class SlideDetail(BaseModel):
     deepzoom: str | None = Field(description="address of the Deep Zoom descriptor; null without a pyramid")
     tile_size: int | None = Field(description="edge of a Deep Zoom tile, px")
     thumbnail: str | None = Field(description="address of the thumbnail")
-    overlays: list[str] = Field(description="available overlays: tiles, membrane, attention, patches")
+    overlays: list[str] = Field(description="available overlays: tiles, membrane, attention, patches, cells")
 
 
 class CohortFacts(BaseModel):

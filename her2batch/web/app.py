@@ -18,10 +18,11 @@ from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from her2batch.errors import Her2BatchError, InputError
+from her2batch.slides.slide import Box
 from her2batch.store import reviews
 from her2batch.store.cohort import Cohort, Row
 from her2batch.tasks import CLASSES
-from her2batch.web import overlays
+from her2batch.web import cell_overlay, overlays
 from her2batch.web.api_models import (
     CohortFacts,
     JobStatus,
@@ -171,7 +172,7 @@ def slide_detail(catalog: Catalog, slide_id: str, prefix: str = "") -> SlideDeta
     address = f"{prefix}/api/v1/slides/{slide_id}"
     report = report_address(catalog.cohort, slide_id)
     has_pyramid = catalog.has_pyramid(row)
-    kinds = ("tiles", "membrane", "attention", "patches")
+    kinds = ("tiles", "membrane", "attention", "patches", "cells")
     has_thumbnail = row["status"] == "done"
     return SlideDetail.model_validate(
         {
@@ -222,6 +223,57 @@ def slide_patches(catalog: CatalogDep, slide_id: str) -> Response:
         parts = overlays.patch_overlays(_require_table(catalog, f"patches/{bundle}", slide_id))
         layers += [{"bundle": bundle, **part} for part in parts]
     return _json_response(layers)
+
+
+@api.get("/slides/{slide_id}/cells", responses=NOT_FOUND)
+def slide_cells(
+    catalog: CatalogDep,
+    slide_id: str,
+    x: float,
+    y: float,
+    width: Annotated[float, Query(gt=0)],
+    height: Annotated[float, Query(gt=0)],
+    limit: Annotated[int, Query(ge=100, le=cell_overlay.MAX_CELLS)] = cell_overlay.MAX_CELLS,
+) -> Response:
+    """Cells in a box (level-0 px), by column: cell, x, y, radius_um, category, tumour.
+
+    cells: their number.  one_of: if there are more than `limit`, one of this many is sent.
+    """
+    table = _require_file(catalog, "cells", slide_id)
+    return _json_response(cell_overlay.cells_in_view(table, (x, y, width, height), limit))
+
+
+@api.get("/slides/{slide_id}/cells/outlines", responses=NOT_FOUND)
+def slide_cell_outlines(
+    catalog: CatalogDep,
+    slide_id: str,
+    x: int,
+    y: int,
+    width: Annotated[int, Query(gt=0)],
+    height: Annotated[int, Query(gt=0)],
+) -> Response:
+    """Outlines of the cells in a small box (level-0 px): cell, and outline, a flat list of x, y, … for each."""
+    _require_file(catalog, "cells", slide_id)
+    try:
+        return _json_response(catalog.cell_outlines(slide_id, Box(x, y, width, height)))
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from error
+
+
+@api.get("/slides/{slide_id}/cells/{cell}", responses=NOT_FOUND)
+def slide_cell(catalog: CatalogDep, slide_id: str, cell: int) -> Response:
+    """All figures of one cell, as in the table cells."""
+    found = cell_overlay.one_cell(_require_file(catalog, "cells", slide_id), cell)
+    if found is None:
+        raise HTTPException(404, f"this slide has no cell {cell}")
+    return _json_response(found)
+
+
+def _require_file(catalog: Catalog, name: str, slide_id: str) -> Path:
+    path = catalog.table_file(name, slide_id)
+    if path is None:
+        raise HTTPException(404, f"this slide has no table {name}")
+    return path
 
 
 def _require_table(catalog: Catalog, name: str, slide_id: str) -> Any:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -25,6 +26,7 @@ from her2batch.errors import InputError, StoreError
 from her2batch.models.membrane_rule import slide_shares
 from her2batch.slides.codecs import encode_jpeg
 from her2batch.slides.pyramid import Pyramid
+from her2batch.slides.slide import Box
 from her2batch.store import reviews
 from her2batch.store.cohort import RETIRED, Cohort, Row, tables_of
 from her2batch.store.labels import stored_labels
@@ -32,7 +34,9 @@ from her2batch.store.pieces.control_runs import flag_failed_runs
 from her2batch.store.pieces.patient_tiles import patient_tiles_of
 from her2batch.store.row_cache import SETTLED_NS
 from her2batch.store.run_log import finished_times
+from her2batch.tasks import GUIDELINE_RULES
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
+from her2batch.web.cell_overlay import outlines_in_view
 from her2batch.web.deepzoom import DeepZoom, deep_zoom_of, deep_zoom_tile
 from her2batch.web.listing import summarize_slide
 
@@ -194,9 +198,13 @@ class Catalog:
 
     def table(self, name: str, slide_id: str) -> pa.Table | None:
         """Return a table of a slide, or None if its row does not name it."""
+        return self.cohort.read(name, slide_id) if self.table_file(name, slide_id) is not None else None
+
+    def table_file(self, name: str, slide_id: str) -> Path | None:
+        """Return the file of a table of a slide, or None if its row does not name it."""
         location = self.cohort.table(name, slide_id)
         named = {file["path"] for file in self.row(slide_id)["files"]}
-        return self.cohort.read(name, slide_id) if self._relative(location) in named else None
+        return location if self._relative(location) in named else None
 
     def table_names(self, slide_id: str, kind: str) -> list[str]:
         """Return the names of a slide's tables of one kind, without the kind: BUNDLE for 'attention/BUNDLE'."""
@@ -223,7 +231,13 @@ class Catalog:
         """Return the predictions of these bundles for a slide, those of the membrane rule first."""
         tables = ((bundle, self.cohort.read(f"predictions/{bundle}", slide_id)) for bundle in bundles)
         predictions = [{"bundle": bundle, **row} for bundle, table in tables for row in table.to_pylist()]
-        return sorted(predictions, key=lambda row: (row["bundle"] != "membrane", row["task"] != "her2-4way"))
+        rules = list(GUIDELINE_RULES)
+
+        def place(row: Row) -> tuple[int, bool]:
+            bundle = row["bundle"]
+            return rules.index(bundle) if bundle in rules else len(rules), row["task"] != "her2-4way"
+
+        return sorted(predictions, key=place)
 
     # -- images ----------------------------------------------------------------------------------------------------
 
@@ -240,6 +254,15 @@ class Catalog:
         pyramid = self._open_pyramid(slide_id)
         with pyramid.lock:
             return deep_zoom_tile(pyramid.slide, pyramid.thumbnail, pyramid.deep_zoom, level, column, row)
+
+    def cell_outlines(self, slide_id: str, box: Box) -> dict[str, list[Any]]:
+        """Return the outlines of the cells in a box: cell, and outline, a flat list of x, y, … (level-0 px).
+
+        Raises InputError without a pyramid, SlideError if it is damaged, ValueError for a box that is too large.
+        """
+        pyramid, plan = self._open_pyramid(slide_id), self.cohort.plan()
+        with pyramid.lock:
+            return outlines_in_view(self.cohort.table("cells", slide_id), pyramid.slide, box, plan.mpp)
 
     def thumbnail(self, slide_id: str) -> bytes:
         """Return the thumbnail of a slide as JPEG. Raises InputError if there is none."""

@@ -62,9 +62,13 @@ def summarize_slide(row: Row, predictions: Sequence[Row], found: Assessment, fin
     return {
         **{name: row[name] for name in names},
         "flags": row["flags"] or [],
-        "rule": rule["predicted"] if rule is not None else None,
-        "score": rule["score"] if rule is not None else None,
-        "predicted": {"/".join(p[key] for key in ("bundle", "task", "method")): p["predicted"] for p in predictions},
+        "rule": rule["predicted"] if rule is not None and not found.not_scorable else None,
+        "score": rule["score"] if rule is not None and not found.not_scorable else None,
+        "predicted": {
+            "/".join(p[key] for key in ("bundle", "task", "method")): p["predicted"]
+            for p in predictions
+            if p["predicted"] is not None
+        },
         "review": found.review,
         "state": found.state,
         "result": found.result,
@@ -103,7 +107,7 @@ def assessment_words(found: Assessment) -> Row:
         "derived": derived,
         "methods": methods,
         "main": None if found.main is None else {name: found.main[name] for name in keys},
-        "choices": list(CLASSES[found.task]) if found.main is not None and found.task is not None else [],
+        "choices": list(CLASSES.get(found.task or "", ())) if found.main is not None else [],
     }
 
 
@@ -112,6 +116,7 @@ def count_slides(summaries: Iterable[Row]) -> dict[str, dict[str, int]]:
     listed = list(summaries)
     states = Counter(slide["state"] for slide in listed)
     states["needs_ish"] = sum(slide["needs_ish"] for slide in listed)
+    states["not_scorable"] = sum("not-scorable" in slide["kinds"] for slide in listed)
     results = Counter(slide["result"] for slide in listed if slide["result"] is not None)
     return {"states": dict(states), "results": dict(sorted(results.items()))}
 

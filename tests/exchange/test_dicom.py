@@ -178,7 +178,7 @@ def test_ingested_slide_is_exported_as_a_valid_report(scanned: Cohort, tmp_path:
     assert found.left_out == {"unnamed": "it has no prediction for a stain that is given in the labels"}
     assert (found.files, found.failures) == (1, {})
     assert validator_messages(tmp_path / "out" / "biopsy.sr.dcm") == []
-    rows = scanned.read("predictions/membrane", "biopsy").to_pylist()
+    rows = [row for name in ("cells", "membrane") for row in scanned.read(f"predictions/{name}", "biopsy").to_pylist()]
     groups = hd.sr.srread(tmp_path / "out" / "biopsy.sr.dcm").content.get_image_measurement_groups()
     answers = [group.get_qualitative_evaluations()[0].value.meaning for group in groups]
     assert answers == [row["predicted"] for row in rows]

@@ -26,7 +26,7 @@ from her2batch.slides.readers import open_slide
 from her2batch.store import schemas
 from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort
-from her2batch.store.schemas import Column
+from her2batch.store.tables.column import Column
 from her2batch.store.training_run import encoder_folder
 from her2batch.vision.membrane import TileBatch
 from tests.runtime.test_ingest import store_contents

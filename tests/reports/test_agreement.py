@@ -19,7 +19,7 @@ from her2batch.reports.agreement import (
 )
 from her2batch.reports.report_data import ReportData
 from her2batch.reports.theme import render_template
-from her2batch.store.schemas import run_schema
+from her2batch.store.tables.runs import run_schema
 from her2batch.tasks import CLASSES
 from her2batch.training.statistics import bootstrap_intervals
 
@@ -110,7 +110,9 @@ def test_confusion_table_has_every_pair_of_classes() -> None:
 
 def test_labelled_predictions_have_the_class_of_their_label(report_data: ReportData) -> None:
     found = labelled_predictions(report_data)
-    assert set(found["task"].to_pylist()) == {"her2-4way", "her2-3way", "her2-binary"}
+    by_rule = found.filter(pc.equal(found["method"], "membrane"))
+    assert set(by_rule["task"].to_pylist()) == {"her2-4way", "her2-3way", "her2-binary"}
+    assert set(found["task"].to_pylist()) == {"her2-4way", "her2-5way", "her2-3way", "her2-binary", "er"}
     truth = {(one["slide_id"], one["truth"]) for one in found.to_pylist() if one["task"] == "her2-4way"}
     assert truth == {(one, report_data.labels[one]["her2"]) for one, _ in truth}
 

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from her2batch.reports.number_metrics import split_numbers
-from her2batch.store.schemas import run_schema
+from her2batch.store.tables.runs import run_schema
 from her2batch.store.training_run import with_tasks
 from her2batch.tasks import Task
 

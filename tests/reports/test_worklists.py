@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from her2batch.assessment import DERIVED_TASKS, assess_slide
+from her2batch.assessment import assess_slide
+from her2batch.method_results import DERIVED_TASKS
 from her2batch.reports import slide_page, worklists
 from her2batch.reports.cohort_page import scores_section, summary_section
 from her2batch.reports.report_data import ReportData

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from her2batch.errors import InputError, StoreError
-from her2batch.store.schemas import run_schema
+from her2batch.store.tables.runs import run_schema
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit
 
 UNIT = Unit("her2-3way", "clam-sb", "timm:resnet18.a1_in1k", 3)

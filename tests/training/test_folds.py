@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from her2batch.errors import InputError
-from her2batch.store.schemas import run_schema
+from her2batch.store.tables.runs import run_schema
 from her2batch.store.training_run import FINAL_FOLD
 from her2batch.tasks import CLASSES, her2_class
 from her2batch.training.folds import (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix, f1_score, recall_score, roc_auc_score
 
 from her2batch.errors import InputError
-from her2batch.store.schemas import run_schema
+from her2batch.store.tables.runs import run_schema
 from her2batch.tasks import CLASSES
 from her2batch.training.metrics import (
     auc,

@@ -54,7 +54,7 @@ def test_slide_has_its_evidence(client: TestClient, cohort: Cohort) -> None:
     stored = cohort.read("predictions/membrane", slide_id).to_pylist()
     assert one["predicted"] == next(x["predicted"] for x in stored if x["task"] == one["task"]) == "3+"
     assert found["shares"]["intense_complete"] > 0.1
-    assert found["overlays"] == ["tiles", "membrane"]
+    assert found["overlays"] == ["tiles", "membrane", "cells"]
     tiles = client.get(f"{API}/slides/{slide_id}/tiles").json()
     assert len(tiles["x"]) == len(tiles["intense_complete"]) == row["n_tiles"]
     assert client.get(f"{API}/slides/{slide_id}/outline").json()

@@ -9,7 +9,7 @@ const COLUMNS = [
 ];
 const VIEWS = [
   ["", "All"], ["state=review", "To review", "review"], ["needs_ish=true", "ISH needed", "needs_ish"],
-  ["state=decided", "Decided", "decided"], ["state=clear", "Clear", "clear"], ["state=other", "Other markers", "other"],
+  ["kind=not-scorable", "Not scorable", "not_scorable"], ["state=decided", "Decided", "decided"], ["state=clear", "Clear", "clear"], ["state=other", "Other markers", "other"],
 ];
 const PAGE = 100;
 const main = document.getElementById("main");
@@ -129,7 +129,7 @@ async function route() {
   const own = ++routes;
   closeView();
   closeView = () => {};
-  const match = location.hash.match(/^#\/slide\/([^/]+)$/);
+  const match = location.hash.match(/^#\/slide\/([^/?]+)(?:\?.*)?$/);
   try {
     if (match) {
       const slideId = decodeURIComponent(match[1]);

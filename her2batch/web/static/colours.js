@@ -9,6 +9,14 @@ export const CLASSES = [["0", "#8fa8bd"], ["1+", "#e6c79c"], ["2+", "#c47f3c"], 
 
 const CLASS_NAMES = { 0: "c0", null: "cn", ultralow: "c0", "1+": "c1", "2+": "c2", "3+": "c3", low: "c1", high: "c3", negative: "c0", positive: "c3" };
 
+export const OTHER_CELL = "#6f6f6f"; // a cell that is not of the tumour
+
+// What the categories of a cell mean, by where its staining lies.
+export const CELL_NAMES = {
+  membrane: ["no membrane staining", "faint or incomplete", "weak to moderate, complete", "intense, complete"],
+  nuclear: ["negative", "weak", "moderate", "strong"],
+};
+
 // Name of the CSS variable with the colour of a class.
 export function classVariable(name) {
   return CLASS_NAMES[name] ?? "bar";

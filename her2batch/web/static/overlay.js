@@ -1,7 +1,8 @@
 // Overlays of a slide: values of its tiles, drawn on a canvas that follows the viewer.
 
+import { CellLayer } from "./cells.js";
 import { element, fetchApi } from "./common.js";
-import { CLASSES, DAB_SCALE_END, HEAT, heatColour, SHARE_SCALE_END } from "./colours.js";
+import { CELL_NAMES, CLASSES, DAB_SCALE_END, HEAT, heatColour, OTHER_CELL, SHARE_SCALE_END } from "./colours.js";
 
 const MEMBRANE = {
   cells: "cellular area", faint: "faint or stronger", moderate: "moderate or stronger", intense: "intense",
@@ -10,9 +11,11 @@ const MEMBRANE = {
 };
 
 // Returns every overlay of a slide as [name, what to draw]. `end` is the value at the end of its scale, as text.
-export async function loadOverlays(slideId, kinds) {
-  const base = `slides/${encodeURIComponent(slideId)}`;
+export async function loadOverlays(slide) {
+  const kinds = slide.overlays;
+  const base = `slides/${encodeURIComponent(slide.row.slide_id)}`;
   const overlays = [["None", null]];
+  if (kinds.includes("cells")) overlays.push(["Cells", { cells: new CellLayer(slide) }]);
   if (kinds.includes("tiles")) {
     overlays.push(["Tissue outline", { rings: await fetchApi(`${base}/outline`) }]);
     const tiles = await fetchApi(`${base}/tiles`);
@@ -45,7 +48,15 @@ function attentionHeatmap(head) {
 export function showLegend(place, name, drawn) {
   place.replaceChildren();
   if (!drawn) return;
-  if (drawn.end !== undefined) {
+  if (drawn.cells) {
+    const names = CELL_NAMES[drawn.cells.markerIsNuclear ? "nuclear" : "membrane"];
+    for (const [label, fill] of [...CLASSES.map(([, colour], k) => [names[k], colour]), ["not tumour", OTHER_CELL]]) {
+      const swatch = element("i", { class: "swatch" });
+      swatch.style.background = fill;
+      place.append(swatch, label);
+    }
+    place.append(element("span", {}, drawn.cells.describe()));
+  } else if (drawn.end !== undefined) {
     const bar = element("i", { class: "ramp" });
     bar.style.background = `linear-gradient(to right, rgba(${HEAT.join(",")},0), rgb(${HEAT.join(",")})), #fff`;
     place.append("0", bar, drawn.end, element("span", {}, name));
@@ -89,6 +100,7 @@ export function addOverlayCanvas(viewer, row) {
     const scale = levelScale(viewer, row);
     if (measured) drawRuler(rulerContext, origin, scale);
     if (!drawn) return;
+    if (drawn.cells) return drawn.cells.draw(context, origin, scale, width, height);
     if (drawn.rings) return drawOutline(context, origin, scale);
     for (let k = 0; k < drawn.x.length; k++) {
       const edge = drawn.size[k] * scale;

@@ -1,5 +1,6 @@
 // Shows one slide: its result with the reasons for review, the viewer, the form for a verdict, and the evidence.
 
+import { showPercentages } from "./cells.js";
 import { cell, classChip, element, fetchApi } from "./common.js";
 import { classVariable } from "./colours.js";
 import { setUpVerdict } from "./verdict.js";
@@ -17,6 +18,8 @@ export async function showSlide(slideId, openNeighbour) {
   showAssessment(slide);
   showMethods(slide.assessment);
   showShares(slide.assessment.state === "other" ? null : slide.shares); // membranes of an ER slide mean nothing
+  const nuclear = ["er", "pr", "ki67"].includes(slide.row.stain);
+  showPercentages(byId("cell-shares"), slide.predictions.find((one) => one.bundle === "cells"), nuclear);
   showCase(slide);
   showDetails(slide.row);
   byId("next").addEventListener("click", () => openNeighbour(1));

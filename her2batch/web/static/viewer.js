@@ -44,27 +44,112 @@ export function openViewer(slide) {
   addMagnifications(viewer, slide.row);
   for (const event of ["open", "animation", "resize"]) viewer.addHandler(event, () => updateScaleBar(viewer, slide.row));
   const closeRuler = addRuler(viewer, slide.row, canvas);
-  addOverlays(canvas, slide).catch((error) => {
+  const closeKeys = addKeys();
+  viewer.addHandler("open", () => restorePosition(viewer, slide.row));
+  viewer.addHandler("animation-finish", () => savePosition(viewer, slide.row));
+  const overlays = addOverlays(viewer, canvas, slide);
+  overlays.catch((error) => {
     if (viewer.canvas?.isConnected) byId("legend").textContent = `The overlays can't be loaded: ${error.message}`;
   });
   return () => {
     closeRuler();
+    closeKeys();
     viewer.destroy();
   };
 }
 
-async function addOverlays(canvas, slide) {
+async function addOverlays(viewer, canvas, slide) {
   const select = byId("overlay");
-  const choices = await loadOverlays(slide.row.slide_id, slide.overlays);
+  const choices = await loadOverlays(slide);
   if (!select.isConnected) return; // another slide was opened meanwhile
   canvas.setOpacity(byId("opacity").value / 100);
   select.append(...choices.map(([name], k) => element("option", { value: k }, name)));
-  select.addEventListener("change", () => {
+  const show = () => {
     const [name, drawn] = choices[select.value];
     canvas.show(drawn);
     showLegend(byId("legend"), name, drawn);
+    byId("cell").hidden = true;
+    savePosition(viewer, slide.row);
+  };
+  select.addEventListener("change", show);
+  for (const [name, drawn] of choices.filter(([, one]) => one?.cells)) {
+    drawn.cells.changed = () => {
+      if (choices[select.value][1] !== drawn) return;
+      canvas.show(drawn);
+      showLegend(byId("legend"), name, drawn);
+    };
+    drawn.cells.failed = (error) => { byId("legend").textContent = `The cells can't be loaded: ${error.message}`; };
+  }
+  viewer.addHandler("canvas-click", (event) => {
+    const layer = choices[select.value][1]?.cells;
+    if (layer && event.quick) layer.showFigures(toLevel(viewer, slide.row, event.position), byId("cell"));
   });
+  const wanted = choices.findIndex(([name]) => name === savedPosition().get("overlay"));
+  if (wanted > 0) {
+    select.value = wanted;
+    show();
+  }
   byId("opacity").addEventListener("input", () => canvas.setOpacity(byId("opacity").value / 100));
+}
+
+// -- position in the address
+
+// What the address of the slide contains beside its id: x, y (centre of the view, level-0 px), zoom (magnification), overlay.
+function savedPosition() {
+  return new URLSearchParams(location.hash.split("?")[1] ?? "");
+}
+
+function savePosition(viewer, row) {
+  const place = levelPosition(viewer, row);
+  if (!place || !location.hash.startsWith("#/slide/")) return;
+  const overlay = byId("overlay").selectedOptions[0]?.textContent;
+  const values = { x: Math.round(place.x), y: Math.round(place.y), zoom: Number(place.zoom.toPrecision(4)), ...(overlay && overlay !== "None" ? { overlay } : {}) };
+  history.replaceState(history.state, "", `${location.hash.split("?")[0]}?${new URLSearchParams(values)}`);
+}
+
+function levelPosition(viewer, row) {
+  const image = viewer.world.getItemAt(0);
+  if (!image) return null;
+  const centre = viewer.viewport.pixelFromPoint(viewer.viewport.getCenter());
+  return { ...toLevel(viewer, row, centre), zoom: (MPP_AT_1X * levelScale(viewer, row)) / row.mpp };
+}
+
+function restorePosition(viewer, row) {
+  const [x, y, zoom] = ["x", "y", "zoom"].map((name) => Number.parseFloat(savedPosition().get(name)));
+  if (!(zoom > 0) || !Number.isFinite(x) || !Number.isFinite(y)) return;
+  const image = viewer.world.getItemAt(0);
+  const scale = image.getContentSize().x / row.width;
+  viewer.viewport.zoomBy((zoom * row.mpp) / MPP_AT_1X / levelScale(viewer, row), null, true);
+  viewer.viewport.panTo(image.imageToViewportCoordinates(x * scale, y * scale), true);
+  viewer.viewport.applyConstraints(true);
+}
+
+// Level-0 px of a position on the screen.
+function toLevel(viewer, row, position) {
+  const image = viewer.world.getItemAt(0);
+  const point = image.viewerElementToImageCoordinates(position);
+  const scale = row.width / image.getContentSize().x;
+  return { x: point.x * scale, y: point.y * scale };
+}
+
+// -- keys
+
+// O turns the overlay off and on again; ? shows all keys. Returns what removes the keys.
+function addKeys() {
+  const select = byId("overlay");
+  let last = "1";
+  select.addEventListener("change", () => { if (select.value !== "0") last = select.value; });
+  const onKey = (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey || event.target.closest?.("textarea, select, input:not([type=radio])")) return;
+    if (event.key === "?") byId("keys").showModal();
+    if (event.key.toLowerCase() !== "o" || select.options.length < 2) return;
+    if (select.value !== "0") last = select.value;
+    select.value = select.value === "0" ? last : "0";
+    select.dispatchEvent(new Event("change"));
+  };
+  byId("show-keys").addEventListener("click", () => byId("keys").showModal());
+  addEventListener("keydown", onKey);
+  return () => removeEventListener("keydown", onKey);
 }
 
 // -- magnification, scale bar
@@ -104,11 +189,6 @@ function formatLength(micrometres) {
 function addRuler(viewer, row, canvas) {
   let on = false;
   let start = null;
-  const toLevel = (position) => {
-    const point = viewer.world.getItemAt(0).viewerElementToImageCoordinates(position);
-    const scale = row.width / viewer.world.getItemAt(0).getContentSize().x;
-    return { x: point.x * scale, y: point.y * scale };
-  };
   function turn(to) {
     on = to;
     byId("ruler").setAttribute("aria-pressed", String(on));
@@ -122,12 +202,12 @@ function addRuler(viewer, row, canvas) {
     canvas.measure({ start, end, text: formatLength(micrometres) });
   }
   viewer.addHandler("canvas-press", (event) => {
-    if (on) start = toLevel(event.position);
+    if (on) start = toLevel(viewer, row, event.position);
   });
   viewer.addHandler("canvas-drag", (event) => {
     if (!on || !start) return;
     event.preventDefaultAction = true;
-    measure(toLevel(event.position));
+    measure(toLevel(viewer, row, event.position));
   });
   viewer.addHandler("canvas-drag-end", (event) => {
     if (on) event.preventDefaultAction = true;

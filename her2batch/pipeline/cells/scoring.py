@@ -1,0 +1,137 @@
+"""Predictions of a slide from its cells: the HER2 guideline, ER and PR, and the Ki-67 index.
+
+They follow from the slide's row and the tables of the store alone, so that an ingest, new labels and `score` give the
+same predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from her2batch.assessment import IHC_TASK, prediction_review, quality_flags
+from her2batch.models.guideline.cell_rule import MAX_NULL_SHARE, SHARE_SIGMA, TUMOUR, CellRuleResult, score_cells
+from her2batch.models.guideline.nuclear_rule import POSITIVE_SHARE, NuclearResult, score_nuclear
+from her2batch.models.guideline.scorable import MIN_TUMOUR_CELLS, scorability
+from her2batch.models.guideline.steps import probability_above
+from her2batch.models.membrane_rule import MIN_PLAUSIBLE, rule_predictions
+from her2batch.store import schemas
+from her2batch.store.pieces.patient_tiles import patient_tiles
+from her2batch.store.tables.cell_provenance import CellProvenance
+from her2batch.tasks import CELL_RULE, CLASSES, DETAIL_TASK, task_applies
+
+TABLE: Final = f"predictions/{CELL_RULE}"
+
+MEASURED: Final = ("tumour", "nuclear_dab", "membrane_dab", "cytoplasm_dab", "faint")
+"""Columns of cells by which it is decided whether a slide can be scored."""
+
+Values = dict[str, Any]
+
+
+def counted_cells(read: Callable[[str], pa.Table]) -> pa.Table:
+    """The cells of a slide that count towards its score: those of controls and excluded pieces do not.
+
+    read: reads the slide's tables by name.  Raises what `read` raises.
+    """
+    cells, counts = read("cells"), patient_tiles(read)
+    return cells if counts is None else cells.filter(pa.array(counts[cells["tile"].to_numpy()]))
+
+
+def cell_predictions(row: Mapping[str, Any], cells: pa.Table) -> pa.Table:
+    """Predictions of the method `cells` for one slide.
+
+    row: slide_id, patient_id, stain and flags, as in the slides table.  cells: the cells that count.  A slide that
+    cannot be scored has one row without a class, whose reasons say why; one without a task for its marker has no row.
+    """
+    columns = {name: cells[name].to_numpy() for name in (*MEASURED, "category")}
+    stain = row["stain"]
+    if task_applies(IHC_TASK, stain):
+        found = _her2_predictions(row, columns, CellProvenance.of(cells))
+    elif stain in ("er", "pr", "ki67"):
+        found = _nuclear_predictions(row, columns)
+    else:
+        found = []
+    keys = {"slide_id": row["slide_id"], "patient_id": row["patient_id"], "method": CELL_RULE}
+    return pa.Table.from_pylist([{**values, **keys} for values in found], schemas.table_schema(TABLE))
+
+
+def _her2_predictions(
+    row: Mapping[str, Any], columns: Mapping[str, NDArray[Any]], provenance: CellProvenance
+) -> list[Values]:
+    presumed = row["stain"] in ("ihc", None)
+    refused = scorability(columns, **provenance.picture)
+    if refused is not None:
+        return [_unscored(row, IHC_TASK, columns, refused.code, presumed)]
+    result = score_cells(columns["category"], columns["tumour"])
+    rows = rule_predictions(result, presumed, row["flags"], CELL_RULE)
+    rows.append({**rows[0], **_detailed(result)})
+    return [{**values, **_shares(result.percent, result.n_cells, result.n_tumour)} for values in rows]
+
+
+def _detailed(result: CellRuleResult) -> Values:
+    """The prediction of the task that divides 0 into null and ultralow."""
+    stained = 1 - result.percent[0] / 100
+    traces = probability_above(stained, MAX_NULL_SHARE, SHARE_SIGMA)
+    zero, *others = result.p
+    p = dict(zip(CLASSES[DETAIL_TASK], (min(zero, 1 - traces), zero - min(zero, 1 - traces), *others), strict=True))
+    predicted = result.detail or result.category
+    plausible = [name for name, value in p.items() if value >= MIN_PLAUSIBLE or name == predicted]
+    names = {"classes": list(p), "p": list(p.values()), "predicted": predicted, "plausible": plausible}
+    return {"task": DETAIL_TASK, **names}
+
+
+def _nuclear_predictions(row: Mapping[str, Any], columns: Mapping[str, NDArray[Any]]) -> list[Values]:
+    marker = row["stain"]
+    if int((columns["tumour"] >= TUMOUR).sum()) < MIN_TUMOUR_CELLS:
+        return [_unscored(row, marker, columns, "few-tumour-cells", presumed=False)]
+    result = score_nuclear(columns["category"], columns["tumour"], marker)
+    reasons = [*quality_flags(row["flags"]), *result.reasons]
+    values = _index(result) if marker == "ki67" else _status(marker, result)
+    review = prediction_review(marker, str(values["predicted"]), reasons)
+    return [
+        {
+            "task": marker, "reasons": reasons, "review": review, **values,
+            **_shares(result.percent, result.n_cells, result.n_tumour),
+        }
+    ]  # fmt: skip
+
+
+def _index(result: NuclearResult) -> Values:
+    """The Ki-67 index: percent of stained tumour nuclei, as a task of numbers has it."""
+    percent = 100 * result.positive
+    return {"classes": [], "p": [percent], "predicted": f"{percent:.1f}", "plausible": [], "score": percent}
+
+
+def _status(marker: str, result: NuclearResult) -> Values:
+    """ER or PR: negative or positive.  score: the Allred score, 0 or 2–8."""
+    classes = CLASSES[marker]
+    positive = probability_above(result.positive, POSITIVE_SHARE, SHARE_SIGMA)
+    p = dict(zip(classes, (1 - positive, positive), strict=True))
+    predicted = classes[int(result.positive >= POSITIVE_SHARE)]
+    plausible = [name for name, value in p.items() if value >= MIN_PLAUSIBLE or name == predicted]
+    return {
+        "classes": list(classes), "p": list(p.values()), "predicted": predicted, "plausible": plausible,
+        "score": float(result.allred),
+    }  # fmt: skip
+
+
+def _unscored(
+    row: Mapping[str, Any], task: str, columns: Mapping[str, NDArray[Any]], code: str, presumed: bool
+) -> Values:
+    """The row of a slide that cannot be scored: it has no class, and the reason is among its reasons."""
+    tumour = columns["tumour"] >= TUMOUR
+    n = int(tumour.sum())
+    counts = np.bincount(columns["category"][tumour], minlength=4)[:4]
+    percent = (100 * counts / max(n, 1)).tolist()
+    reasons = [*quality_flags(row["flags"]), code, *(["marker-presumed"] if presumed else [])]
+    empty: Values = {"classes": [], "p": [], "plausible": [], "predicted": None, "score": None}
+    return {"task": task, **empty, "review": True, "reasons": reasons, **_shares(percent, len(tumour), n)}
+
+
+def _shares(percent: Any, n_cells: int, n_tumour: int) -> Values:
+    h_score = sum(weight * share for weight, share in enumerate(percent))
+    return {"percent": list(percent), "h_score": h_score, "n_cells": n_cells, "n_tumour": n_tumour}
