@@ -203,7 +203,8 @@ def _make_tuner(session: RaySession, job: TrainingJob, unit: Unit, samples: int,
     return ray_tune.Tuner(
         trainable,
         param_space={
-            name: _search_domain(ray_tune, domain) for name, domain in search_space(unit.method, kind).items()
+            name: _search_domain(ray_tune, domain)
+            for name, domain in search_space(unit.method, kind, job.training.profile).items()
         },
         tune_config=ray_tune.TuneConfig(
             metric="best_loss",

@@ -66,6 +66,18 @@ IMAGE_SPACE: Final[SearchSpace] = {
 }
 """What `tune` searches for an image network. Classifiers of counts search a grid inside each fold already."""
 
+PROFILE_SPACES: Final[dict[str, SearchSpace]] = {
+    "small-cohort": {
+        "lr": LogUniform(1e-4, 3e-3),
+        "layer_decay": Choice((0.65, 0.8, 0.9)),
+        "frozen_epochs": Choice((1, 2, 4)),
+        "ema": Choice((0.8, 0.9, 0.98)),
+        "stain_jitter": Choice((0.0, 0.05, 0.1)),
+        "loss": Choice(("cross-entropy", "weighted", "focal")),
+    },
+}
+"""Profile of a run → what `tune` searches for its image networks, in place of IMAGE_SPACE."""
+
 QUICK_PATCHES: Final = 24
 """Patches of a slide that the quick profile reads: as many annotated ones, and as many of the tissue."""
 
@@ -117,11 +129,13 @@ def method_settings(method: str, kind: MethodKind, training: Training) -> Settin
         raise InputError(what, None, "see docs/training.md") from error
 
 
-def search_space(method: str, kind: MethodKind) -> SearchSpace:
-    """Return what `tune` searches for a method; nothing for classifiers of counts."""
+def search_space(method: str, kind: MethodKind, profile: str | None = None) -> SearchSpace:
+    """Return what `tune` searches for a method, in a run with this profile; nothing for classifiers of counts."""
     if kind == "mil":
         return mil_method(method).space
-    return {} if kind == "counts" else IMAGE_SPACE
+    if kind == "counts":
+        return {}
+    return IMAGE_SPACE if profile is None else PROFILE_SPACES[profile]
 
 
 def _settings_model(method: str, kind: MethodKind) -> type[Settings]:

@@ -3,11 +3,12 @@
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.models.mil_registry import MIL_METHODS
+from her2batch.models.mil_registry import MIL_METHODS, Choice
 from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Training
 from her2batch.store.training_run import FINAL_FOLD, Unit
 from her2batch.tasks import COUNTS_METHODS, NETWORK_METHODS
 from her2batch.training.methods import (
+    PROFILES,
     method_kind,
     method_names,
     method_settings,
@@ -118,6 +119,18 @@ def test_every_searched_setting_is_a_setting_of_the_method(method: str) -> None:
             assert search_space(method, "patch") == search_space(method, "image") != {}
         elif method in COUNTS_METHODS:
             assert search_space(method, "counts") == {}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_has_its_own_search_space(profile: str) -> None:
+    space = search_space("efficientnet-lite0", "image", profile)
+    assert space.keys() <= ImageSettings.model_fields.keys()
+    assert space != search_space("efficientnet-lite0", "image")
+    assert search_space("clam-sb", "mil", profile) == search_space("clam-sb", "mil")
+    for name, domain in space.items():  # every value that can be drawn is valid
+        values = domain.values if isinstance(domain, Choice) else (domain.low, domain.high)
+        for value in values:
+            method_settings("efficientnet-lite0", "image", Training(profile=profile, options=(f"{name}={value}",)))
 
 
 def test_a_plan_of_chosen_cells_includes_the_patch_network() -> None:
