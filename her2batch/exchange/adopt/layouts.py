@@ -92,7 +92,7 @@ CORE_COLUMNS: Final = {
 
 def find_single_folder(request: LayoutRequest) -> LayoutFiles:
     """Cores named SCORE_NAME.jpg, with a table of file, score and status. The table counts before the name."""
-    found, stated, table = LayoutFiles(), dict[str, dict[str, str]](), None
+    found, stated, unclear, table = LayoutFiles(), dict[str, dict[str, str]](), set[str](), None
     for path in request.tables():
         try:
             rows = read_table(request.root / path, CORE_COLUMNS, ("file", "her2"))
@@ -103,7 +103,9 @@ def find_single_folder(request: LayoutRequest) -> LayoutFiles:
         for row in rows:
             name = PurePosixPath(row["file"].replace("\\", "/")).name
             if name in stated and stated[name] | {"line": ""} != row | {"line": ""}:
-                found.problems[f"{path} line {row['line']}"] = f"contradicts line {stated[name]['line']} on {name}"
+                what = f"contradicts line {stated[name]['line']} on {name}, which gets no label"
+                found.problems[f"{path} line {row['line']}"] = what
+                unclear.add(name)
             stated.setdefault(name, row)
     missing = dict(stated)
     for path in request.files:
@@ -121,6 +123,7 @@ def find_single_folder(request: LayoutRequest) -> LayoutFiles:
                 f"its name says {by_name}, line {row['line']} of {table} {score}: the table counts"
             )
         sign = _read_sign(found, f"{table} line {row['line']}", row["status"]) if row else None
+        score = None if path.name in unclear else score
         ish = sign if score == "2+" else None  # of other scores the status is the score's own
         found.pictures.append(Picture(path, path.stem, request.stain, row.get("patient") or path.stem, score, ish))
     found.problems |= {name: f"missing: listed in {table} line {row['line']}" for name, row in missing.items()}
@@ -310,9 +313,13 @@ def find_herohe(request: LayoutRequest) -> LayoutFiles:
         try:
             for row in read_table(request.root / path, HEROHE_COLUMNS, ("name", "status")):
                 place, name = f"{path} line {row['line']}", PurePosixPath(row["name"]).name.removesuffix(".mrxs")
+                sign = _read_sign(found, place, row["status"])
                 if name in status:
                     found.problems[place] = f"doubled: slide {name}"
-                status.setdefault(name, _read_sign(found, place, row["status"]))
+                    if sign != status[name]:
+                        found.problems[place] += "; the results differ, and the slide gets no label"
+                        status[name] = None
+                status.setdefault(name, sign)
         except InputError as error:
             found.problems[str(path)] = error.message
     folders = {path.parent for path in request.files}

@@ -30,6 +30,10 @@ DRIVE: Final = re.compile(r"/?[A-Za-z]:[\\/]")
 """Start of a path on a Windows drive, with the slash that an address adds."""
 
 
+PARTS: Final = re.compile(r"[/\\]+")
+"""Between the folders of a path, on any system."""
+
+
 class ProjectImage(NamedTuple):
     """A slide file that a project names.  path: where it was looked for first.  missing: why it cannot be used."""
 
@@ -48,13 +52,30 @@ def read_project(project: Path) -> list[ProjectImage]:
     saved_as = data.get("uri")
     old_folder = _file_path(saved_as) if isinstance(saved_as, str) else None
     found: dict[Path, ProjectImage] = {}
+    stated: dict[Path, str] = {}
     for entry in data["images"]:
         name = entry.get("imageName") or entry.get("name") if isinstance(entry, dict) else None
         addresses = list(dict.fromkeys(_addresses(entry)))
         for address in addresses or [""]:
             image = _find(project, address, old_folder, name)
+            other = stated.setdefault(image.path, address)
+            if image.missing is None and not _is_same_file(other, address):
+                image = _second_claim(project, image.path, address)
             found.setdefault(image.path, image)
     return list(found.values())
+
+
+def _is_same_file(one: str, other: str) -> bool:
+    """Return whether two addresses name one file: they end with the same folder and name, as far as both have them."""
+    pairs = zip(reversed(PARTS.split(_file_path(one))), reversed(PARTS.split(_file_path(other))), strict=False)
+    return all(first.casefold() == second.casefold() for first, second in list(pairs)[:2])
+
+
+def _second_claim(project: Path, path: Path, address: str) -> ProjectImage:
+    """Return an image whose file is taken: one of its name belongs to an image in another folder."""
+    parts = [part for part in PARTS.split(_file_path(address)) if part]
+    what = f"missing: {project.name} lists it, but {path} is the only file of this name, and another image has it too"
+    return ProjectImage(project.parent.joinpath(*parts[-2:]), f"{what}; {MISSING_REMEDY}")
 
 
 def _load(project: Path) -> dict[str, Any]:

@@ -93,6 +93,24 @@ def test_table_that_contradicts_is_named_with_its_line(tmp_path: Path, line: str
     assert words in find("single-folder", tmp_path).problems[place]
 
 
+def test_contradicting_lines_of_a_table_leave_a_picture_without_a_label(tmp_path: Path) -> None:
+    for folder, (layout, names, table) in enumerate(
+        [("single-folder", ["3_a.jpg", "1_b.jpg"], "score,path\n3,3_a.jpg\n1,1_b.jpg\n2,3_a.jpg\n1,1_b.jpg\n"),
+         ("herohe", ["1.mrxs", "2.mrxs"], "name;status\n1;positive\n2;negative\n1;negative\n2;negative\n")]
+    ):  # fmt: skip
+        root = tmp_path / str(folder)
+        for name in names:
+            (root / Path(name).stem).mkdir(parents=True)
+            (root / Path(name).stem / "Slidedat.ini").touch()
+            sets.write_picture(root / name, 1) if name.endswith(".jpg") else (root / name).touch()
+        (root / "t.csv").write_text(table)
+        found = find(layout, root, "he" if layout == "herohe" else "her2")
+        first, second = (picture.her2 or picture.ish for picture in sorted(found.pictures, key=lambda each: each.name))
+        assert {first, second} == ({None, "1+"} if layout != "herohe" else {None, "-"}), layout
+        assert "gets no label" in found.problems["t.csv line 4"], layout
+        assert "gets no label" not in found.problems.get("t.csv line 5", ""), layout
+
+
 def test_patients_of_the_table_are_groups_and_semicolons_are_read(tmp_path: Path) -> None:
     for name in ("3_a.jpg", "3_b.jpg"):
         sets.write_picture(tmp_path / name, ord(name[2]))

@@ -46,6 +46,18 @@ def test_addresses_are_decoded(tmp_path: Path, name: str, start: str) -> None:
     assert found_in(write_project(tmp_path / "project", f"{start}{quote(str(slide))}")) == [slide]
 
 
+def test_one_file_is_not_found_for_two_images_of_different_folders(tmp_path: Path) -> None:
+    """Both slides are called 1.svs, and only one of them was copied beside the project."""
+    slide = touch(tmp_path / "project" / "1.svs")
+    project = write_project(tmp_path / "project", "file:/old/caseA/1.svs", "file:/old/caseB/1.svs")
+    assert found_in(project) == [slide]
+    (lost,) = [image for image in read_project(project) if image.missing is not None]
+    assert "only file of this name" in str(lost.missing)
+    assert lost.path.parts[-2:] == ("caseB", "1.svs")
+    both = [touch(tmp_path / "project" / case / "1.svs") for case in ("caseA", "caseB")]
+    assert found_in(project) == both
+
+
 def test_image_inside_a_file_and_further_builders(tmp_path: Path) -> None:
     slide, other = touch(tmp_path / "a.vsi"), touch(tmp_path / "b.svs")
     rotated = {
