@@ -34,7 +34,8 @@ def add_slide(cohort: Cohort, slide_id: str, seed: int, mpp: float, dim: int, si
     draft = cohort.draft(slide_id)
     x, y, edge = grid.T
     figures = [rng.random(n).astype(np.float32) for _ in range(10)]
-    draft.write("tiles", pa.table([ids, numbers, x, y, edge, *figures[:3]], schemas.table_schema("tiles")))
+    pieces = np.zeros(n, np.int16)
+    draft.write("tiles", pa.table([ids, numbers, x, y, edge, *figures[:3], pieces], schemas.table_schema("tiles")))
     draft.write("membrane", pa.table([ids, numbers, *figures[3:]], schemas.table_schema("membrane")))
     vectors = pa.array(rng.normal(size=n * dim).astype(np.float16))
     draft.write(

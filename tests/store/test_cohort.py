@@ -29,6 +29,7 @@ def tiles(slide_id: str, n: int = 3) -> pa.Table:
     numbers = np.arange(n, dtype=np.int32)
     columns = {"slide_id": [slide_id] * n, "tile": numbers, "x": numbers * 448, "y": numbers, "size": numbers + 448}
     columns |= {name: numbers.astype(np.float32) for name in ("tissue", "dab", "blur")}
+    columns["piece"] = np.zeros(n, np.int16)
     return pa.table(columns, schemas.table_schema("tiles"))
 
 
