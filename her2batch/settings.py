@@ -31,7 +31,8 @@ faster, keeps it. tests/test_algorithms.py fails where a value changes without a
 2: quality flags are reasons of every prediction and ask for a review, of the membrane rule too; dark brown is not pen;
 dark background is not tissue; where the two segmentations disagree, their union is used; the streams of a slide decide
 its colour space; the largest brightfield image of a TIFF and the image of its OME-XML with its size are the slide's;
-levels that are padded to whole tiles keep their scale; parts without image are no background.
+levels that are padded to whole tiles keep their scale; parts without image are no background; dark brown and dark
+nuclei of contrasty scanners are not pen, black pen over brown is; nuclei are also those that DAB alone shows.
 """
 
 

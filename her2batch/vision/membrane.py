@@ -62,6 +62,17 @@ NUCLEUS_UM = 0.75
 MIN_NUCLEUS_OD = 0.08
 """Lower limit of the haematoxylin threshold for nuclei, which is otherwise half of the slide's typical density."""
 
+NUCLEAR_DAB_OD = 0.08
+"""Least DAB density of stained nuclei over the area around them."""
+
+NUCLEAR_WIDTHS_UM = (3.0, 11.0)
+"""Widths between which brown areas are nuclei: membranes are narrower (2.1 µm in 3+; Scheel et al. 2018, Diagn Pathol
+13:19), cells and brown cytoplasm are wider."""
+
+SOLID_SHARE = 0.4
+"""Share of the DAB density nearby that is left in nuclei when all that is narrower than a nucleus is removed. Beside
+membranes little is left, however dark they are."""
+
 PEN_RIM_UM = 2.0
 """Margin around pen that is excluded: its rim is paler and resembles stain."""
 
@@ -104,7 +115,7 @@ FEATURES: tuple[Feature, ...] = (
     *_distribution_features("haematoxylin", "OD", "haematoxylin density"),
     *_distribution_features("ridge", "OD", "membrane contrast, the height of DAB ridges over their sides"),
     *_distribution_features("density", "OD", "the mean density of R, G and B"),
-    Feature("nuclei", "share", "of the tile covered by nuclei, by haematoxylin"),
+    Feature("nuclei", "share", "of the tile covered by nuclei, by haematoxylin or by DAB (ER, PR, Ki-67)"),
     Feature("nuclear_dab", "OD", "mean DAB density inside nuclei (ER, PR)"),
     Feature("membrane_dab", "OD", "mean DAB density on membranes of faint contrast or more"),
     Feature("cytoplasm_dab", "OD", "mean DAB density of the cellular area outside nuclei and membranes"),
@@ -210,6 +221,24 @@ def restore_dab_detail(h: Map, d: Map, mpp: float) -> Map:
     return np.asarray(both, np.float32)
 
 
+def brown_nuclei(smooth: Map, mpp: float) -> Mask:
+    """Return the px of nuclei that are stained with DAB: (H, W) bool.
+
+    smooth: DAB density (H, W), smoothed by RIDGE_UM, at mpp µm/px.  Stained nuclei are brown over their surroundings,
+    wider than membranes, and narrower than cells: the difference of two morphological openings. The wider one, which
+    varies slowly, is computed on every second px.
+    """
+    narrow, wide = NUCLEAR_WIDTHS_UM
+    small, large = (np.ones((2 * round(px / 2) + 1,) * 2, np.uint8) for px in (narrow / mpp, wide / mpp / 2))
+    solid = cv2.morphologyEx(smooth, cv2.MORPH_OPEN, small)
+    if cv2.minMaxLoc(solid)[1] < NUCLEAR_DAB_OD:
+        return np.zeros(smooth.shape, bool)
+    around = cv2.morphologyEx(np.ascontiguousarray(solid[::2, ::2]), cv2.MORPH_OPEN, large)
+    around = around.repeat(2, axis=0)[: smooth.shape[0]].repeat(2, axis=1)[:, : smooth.shape[1]]
+    height, nearby = cv2.subtract(solid, around), cv2.dilate(cv2.subtract(smooth, around), small)
+    return np.asarray((height >= NUCLEAR_DAB_OD) & (height >= SOLID_SHARE * nearby), bool)
+
+
 def _tile_features(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> list[float]:
     """Return the features of one tile, in the order of FEATURES."""
     od = optical_density(tile, stains.white)
@@ -222,14 +251,15 @@ def _tile_features(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> list[
     ridge = ridge_height(smooth, mpp)
     levels = membrane_thresholds(stains)
     line = (ridge >= levels[0]) & clean
-    nuclei = (cv2.GaussianBlur(h, (0, 0), NUCLEUS_UM / mpp) >= max(0.5 * stains.nuclei, MIN_NUCLEUS_OD)) & clean
+    blue = (cv2.GaussianBlur(h, (0, 0), NUCLEUS_UM / mpp) >= max(0.5 * stains.nuclei, MIN_NUCLEUS_OD)) & clean
     lines = [line, *(line & (smooth >= stains.background + level) for level in levels[1:])]
     cover = [_neighbourhood_share(mask, CELL_UM / mpp) for mask in lines]
-    nests = _neighbourhood_share(nuclei, NEST_UM / mpp) >= MIN_NUCLEI_COVER
+    nests = _neighbourhood_share(blue, NEST_UM / mpp) >= MIN_NUCLEI_COVER
     cells = (nests | (cover[0] >= 2 * MIN_INCOMPLETE_COVER)) & clean
     n_cells = max(int(np.count_nonzero(cells)), 1)
     limits = (MIN_INCOMPLETE_COVER, MIN_COMPLETE_COVER)
     shares = [np.count_nonzero((values >= limit) & cells) / n_cells for limit in limits for values in cover]
+    nuclei = blue | (brown_nuclei(smooth, mpp) & clean)
     dab = _distribution(d)
     contrasts = _scale_contrasts(density, mpp)
     return [

@@ -53,6 +53,10 @@ BROWN_RED_SHARE, BROWN_BLUE_SHARE = 0.3, 0.6
 has 0.47 and 1.37 (Ruifrok & Johnston 2001), haematoxylin 0.92 and 0.41; red pen has 0.1 of red, and green and blue
 pen absorb more red than green."""
 
+CLIPPED_GREEN_OD, CLIPPED_RED_OD = 1.8, 0.4
+"""Density of green, and of red, from which any red is brown: contrasty scanners clip the green of dark brown to black,
+so that its share of red is unknown. Red pen has 1.0 and 0.1, and 1.5 and 0.4 over brown tissue."""
+
 BLACK_SPREAD = 0.3
 """Greatest difference between the densities of two channels, as a share of the largest, of black pen; over brown tissue
 black pen has 0.27. Brown has 0.65, dark brown in a dark nucleus 0.27 as well, and is distinguished by its width."""
@@ -60,6 +64,9 @@ black pen has 0.27. Brown has 0.65, dark brown in a dark nucleus 0.27 as well, a
 MIN_BLACK_UM = 20.0
 """Least width of black pen. Strokes are hundreds of µm wide; nuclei, and membranes that the scanner clipped to black,
 are narrower."""
+
+MIN_BLACK_COVER = 0.8
+"""Least share of a square of MIN_BLACK_UM that is black in a stroke; the rest is dark brown that shows through."""
 
 PEN_RIM_PX = 15
 """Edge of the square by which pen is dilated before a fit: its frayed rim is paler and resembles stain."""
@@ -143,7 +150,7 @@ def pen_mask(od: NDArray[np.float32], residual: NDArray[np.float32], mpp: float)
     """Return the px where pen absorbs the light: (3, H, W) optical density and its residual (H, W) → (H, W) bool.
 
     Green, blue and red pen leave a large residual; blue and black pen absorb more red than usual staining does. Brown
-    is not pen, however dark it is, nor is black that is as narrow as membranes and nuclei.  mpp: µm/px.
+    is not pen, however dark it is, nor is black or purple that is as narrow as membranes and nuclei.  mpp: µm/px.
     """
     pen = (residual > PEN_RESIDUAL_OD) | (residual < -PEN_RESIDUAL_OD) | (od[0] > PEN_RED_OD)
     if not pen.any():
@@ -152,11 +159,15 @@ def pen_mask(od: NDArray[np.float32], residual: NDArray[np.float32], mpp: float)
     largest = np.maximum(np.maximum(red, green), blue)
     spread = largest - np.minimum(np.minimum(red, green), blue)
     neutral = spread <= BLACK_SPREAD * largest
-    brown = (red >= BROWN_RED_SHARE * green) & (red < green) & (blue >= BROWN_BLUE_SHARE * green)
+    brown = (red >= BROWN_RED_SHARE * green) | ((green >= CLIPPED_GREEN_OD) & (red >= CLIPPED_RED_OD))
+    brown &= (red < green) & (blue >= BROWN_BLUE_SHARE * green)
+    purple = (red >= BROWN_RED_SHARE * green) & (red < green) & ~brown
     edge = 2 * round(MIN_BLACK_UM / mpp / 2) + 1
-    square = np.ones((edge, edge), np.uint8)
-    black = cv2.morphologyEx((pen & neutral).view(np.uint8), cv2.MORPH_OPEN, square).view(np.bool_)
-    return np.asarray(black | (pen & ~neutral & ~brown), bool)
+    narrow = neutral | purple
+    count = cv2.boxFilter((pen & narrow).view(np.uint8), cv2.CV_32F, (edge, edge), normalize=False)
+    stroke = (count >= MIN_BLACK_COVER * edge * edge).view(np.uint8)
+    wide = cv2.dilate(stroke, np.ones((edge, edge), np.uint8)).view(np.bool_)
+    return np.asarray(pen & (wide | (~narrow & ~brown)), bool)
 
 
 def white_point(overview: NDArray[np.uint8], background: NDArray[np.bool_]) -> Vector:

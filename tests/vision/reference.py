@@ -19,11 +19,14 @@ def reference_pen(od: Map, residual: Map, mpp: float) -> NDArray[np.bool_]:
     red, green, blue = np.moveaxis(od, -1, 0)
     strong = (np.abs(residual) > stain.PEN_RESIDUAL_OD) | (red > stain.PEN_RED_OD)
     neutral = np.ptp(od, axis=2) <= stain.BLACK_SPREAD * od.max(axis=2)
-    brown = (red >= stain.BROWN_RED_SHARE * green) & (red < green) & (blue >= stain.BROWN_BLUE_SHARE * green)
+    clipped = (green >= stain.CLIPPED_GREEN_OD) & (red >= stain.CLIPPED_RED_OD)
+    reddish = (red >= stain.BROWN_RED_SHARE * green) | clipped
+    brown = reddish & (red < green) & (blue >= stain.BROWN_BLUE_SHARE * green)
+    narrow = neutral | ((red >= stain.BROWN_RED_SHARE * green) & (red < green) & ~brown)
     edge = 2 * round(stain.MIN_BLACK_UM / mpp / 2) + 1
-    eroded = ndimage.minimum_filter(strong & neutral, edge, mode="constant", cval=1)
-    black = ndimage.maximum_filter(eroded, edge, mode="constant", cval=0)
-    return np.asarray(black | (strong & ~neutral & ~brown), bool)
+    count = np.round(box((strong & narrow).astype(float), edge) * edge**2)
+    black = ndimage.maximum_filter(count >= stain.MIN_BLACK_COVER * edge**2, edge, mode="constant", cval=0)
+    return np.asarray(strong & (black | (~narrow & ~brown)), bool)
 
 
 def reference_features(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> dict[str, float]:
@@ -39,7 +42,7 @@ def reference_features(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> d
     smooth = gaussian(np.maximum(h + d, 0) * share, membrane.RIDGE_UM / mpp)
     ridge = ridge_height(smooth, membrane.RIDGE_UM / mpp)
     nucleus = max(stains.nuclei / 2, membrane.MIN_NUCLEUS_OD)
-    nuclei = (gaussian(h, membrane.NUCLEUS_UM / mpp) >= nucleus) & ~pen
+    blue = (gaussian(h, membrane.NUCLEUS_UM / mpp) >= nucleus) & ~pen
     faint, moderate, intense = membrane.membrane_thresholds(stains)
     line = (ridge >= faint) & ~pen
     lines = {
@@ -48,8 +51,9 @@ def reference_features(tile: NDArray[np.uint8], mpp: float, stains: Stains) -> d
         "intense": line & (smooth >= stains.background + intense),
     }
     cover = {name: neighbourhood_share(one, membrane.CELL_UM / mpp) for name, one in lines.items()}
-    nests = neighbourhood_share(nuclei, membrane.NEST_UM / mpp) >= membrane.MIN_NUCLEI_COVER
+    nests = neighbourhood_share(blue, membrane.NEST_UM / mpp) >= membrane.MIN_NUCLEI_COVER
     cells = (nests | (cover["faint"] >= 2 * membrane.MIN_INCOMPLETE_COVER)) & ~pen
+    nuclei = blue | (brown_nuclei(smooth, mpp) & ~pen)
     features = {"cells": cells.mean()}
     for name, share in cover.items():
         features[name] = (share >= membrane.MIN_INCOMPLETE_COVER)[cells].mean() if cells.any() else 0.0
@@ -86,6 +90,21 @@ def ridge_height(smooth: Map, s: float) -> Map:
     xy = correlate(correlate(smooth, first, 1), first, 0)
     hessian = np.stack([np.stack([xx, xy], -1), np.stack([xy, yy], -1)], -1)
     return np.maximum(-np.linalg.eigvalsh(hessian)[..., 0], 0) * 2**1.5 * s**2
+
+
+def brown_nuclei(smooth: Map, mpp: float) -> NDArray[np.bool_]:
+    """Return the px of brown areas that are wider than membranes and narrower than cells."""
+    small, large = (2 * round(px / 2) + 1 for px in np.array(membrane.NUCLEAR_WIDTHS_UM) / mpp / (1, 2))
+    solid = opening(smooth, small)
+    around = np.kron(opening(solid[::2, ::2], large), np.ones((2, 2)))[: len(smooth), : len(smooth)]
+    nearby = ndimage.maximum_filter(smooth - around, small, mode="constant", cval=-np.inf)
+    height = solid - around
+    return np.asarray((height >= membrane.NUCLEAR_DAB_OD) & (height >= membrane.SOLID_SHARE * nearby))
+
+
+def opening(values: Map, edge: int) -> Map:
+    eroded = ndimage.minimum_filter(values, edge, mode="constant", cval=np.inf)
+    return ndimage.maximum_filter(eroded, edge, mode="constant", cval=-np.inf)
 
 
 def gaussian(values: Map, sigma: float) -> Map:

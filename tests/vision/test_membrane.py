@@ -17,13 +17,14 @@ from her2batch.vision.membrane import (
     FEATURES,
     MEMBRANE_COLUMNS,
     TileBatch,
+    brown_nuclei,
     feature_index,
     feature_page,
     measure_tiles,
     membrane_thresholds,
     ridge_height,
 )
-from her2batch.vision.stain import DAB, HAEMATOXYLIN, Stains
+from her2batch.vision.stain import DAB, HAEMATOXYLIN, Stains, optical_density, separate_stains
 from tests.stand_ins import are_stand_ins
 from tests.vision.real import CORES, load_core, tissue_tile_batch
 from tests.vision.reference import reference_features
@@ -43,6 +44,14 @@ def rings(density: float, share: float = 1.0, width_um: float = 1.0, veil: float
     od = h[..., None] * np.asarray(HAEMATOXYLIN) + d[..., None] * np.asarray(DAB)
     light = (240 * 10**-od).reshape(224, 4, 224, 4, 3).mean(axis=(1, 3))
     return np.round(light).astype(np.uint8)
+
+
+def disc_grid(radius_um: float, pitch_um: float = 14.0) -> NDArray:
+    """Return 1 in discs on a square grid, 0 elsewhere: (224, 224) at 0.5 µm/px."""
+    at = (np.arange(448) + 0.5) * 0.25
+    offset = (at + pitch_um / 2) % pitch_um - pitch_um / 2
+    fine = (np.hypot(offset[:, None], offset) < radius_um).astype(float)
+    return fine.reshape(224, 2, 224, 2).mean(axis=(1, 3))
 
 
 def measure(tile: NDArray, name: str, stains: Stains = STAINS) -> float:
@@ -83,6 +92,25 @@ class TestRings:
         for density in (1.2, 2.0, 3.0):
             assert measure(rings(density), "ink") == 0
             assert measure(rings(density, veil=0.4), "intense_complete") > 0.9
+
+    @pytest.mark.parametrize("density", [0.2, 0.5, 1.0, 2.0])
+    def test_brown_nuclei_are_nuclei(self, density: float) -> None:
+        """Nuclei of ER, PR and Ki-67 have too little haematoxylin under their DAB to be found by it."""
+        od = disc_grid(3.5) * density
+        tile = np.round(240 * 10 ** -(od[..., None] * np.asarray(DAB))).astype(np.uint8)
+        stains = Stains(STAINS.white, nuclei=0.2)
+        area = np.pi * 3.5**2 / 14**2
+        assert measure(tile, "nuclei", stains) == pytest.approx(area, rel=0.2)
+        assert measure(tile, "nuclear_dab", stains) > 0.8 * density
+        assert measure(tile, "cytoplasm_dab", stains) < 0.4 * density
+
+    @pytest.mark.parametrize("density", [0.3, 0.6, 1.2, 2.0])
+    def test_membranes_and_brown_cytoplasm_are_no_nuclei(self, density: float) -> None:
+        d = separate_stains(optical_density(rings(density), WHITE), STAINS).d
+        assert not brown_nuclei(cv2.GaussianBlur(d, (0, 0), 1.0), 0.5).any()
+        sheet = np.full((224, 224, 3), 240, np.uint8)
+        sheet[30:190, 40:200] = np.round(240 * 10 ** -(density * np.asarray(DAB)))
+        assert measure(sheet, "nuclei") < 0.02  # a rim of one px
 
     def test_a_dark_broken_ring_is_incomplete(self) -> None:
         assert measure(rings(1.2, share=0.35), "intense") > 0.7

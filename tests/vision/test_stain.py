@@ -96,6 +96,23 @@ def test_a_stained_nucleus_is_not_pen_however_dark(h, d, vectors) -> None:
     assert not is_pen(rgb).any()
 
 
+def contrasty_image(rgb: NDArray[np.uint8], black: float, gamma: float) -> NDArray[np.uint8]:
+    """Return the image after a scanner's tone curve, brought to a white of 240."""
+
+    def tone(values: NDArray) -> NDArray:
+        return np.maximum((values / 255 - black) / (1 - black), 0) ** gamma
+
+    return np.round(240 * np.minimum(tone(rgb.astype(float)) / tone(np.array(240.0)), 1)).astype(np.uint8)
+
+
+@given(st.floats(0, 0.9), st.floats(0, 3.0), laboratories, st.floats(0, 0.15), st.floats(0.8, 1.25))
+def test_brown_of_contrasty_scanners_is_not_pen(h, d, vectors, black, gamma) -> None:
+    """A contrast stretch clips green and blue first: the share of red no longer shows that the colour is brown."""
+    rgb = np.full((60, 60, 3), 240, np.uint8)
+    cv2.circle(rgb, (30, 30), 11, contrasty_image(camera_image(h, d, vectors), black, gamma)[0, 0].tolist(), -1)
+    assert not is_pen(rgb).any()
+
+
 def test_membranes_that_the_scanner_clipped_to_black_are_not_pen() -> None:
     rgb = np.tile(np.uint8([120, 70, 30]), (200, 200, 1))
     for k in range(0, 200, 22):  # a net of cells of 11 µm with membranes of 2 µm
