@@ -186,7 +186,10 @@ def slide_detail(catalog: Catalog, slide_id: str, prefix: str = "") -> SlideDeta
             "deepzoom": f"{address}/deepzoom.dzi" if has_pyramid else None,
             "tile_size": catalog.deep_zoom(slide_id).tile if has_pyramid else None,
             "thumbnail": f"{address}/thumbnail.jpg" if has_thumbnail else None,
-            "overlays": [kind for kind in kinds if catalog.table_names(slide_id, kind)],
+            "overlays": [
+                *(kind for kind in kinds if catalog.table_names(slide_id, kind)),
+                *(["pieces"] if catalog.has_controls(row) else []),
+            ],
         }
     )
 
@@ -202,6 +205,13 @@ def slide_tiles(catalog: CatalogDep, slide_id: str) -> Response:
 def slide_outline(catalog: CatalogDep, slide_id: str) -> Response:
     """Outline of the tiles: a list of rings, each a list of [x, y] corners in level-0 px."""
     return _json_response(overlays.tissue_outline(_require_table(catalog, "tiles", slide_id)))
+
+
+@api.get("/slides/{slide_id}/pieces", responses=NOT_FOUND)
+def slide_pieces(catalog: CatalogDep, slide_id: str) -> Response:
+    """Pieces of tissue: number, role, expected and own class, corner (level-0 px), and the rings of its outline."""
+    tiles = _require_table(catalog, "tiles", slide_id)
+    return _json_response(overlays.piece_overlays(_require_table(catalog, "pieces", slide_id), tiles))
 
 
 @api.get("/slides/{slide_id}/attention", responses=NOT_FOUND)

@@ -245,6 +245,10 @@ class Catalog:
         """Return whether a slide has a pyramid. It has none if it failed or if retention deleted the pyramid."""
         return row["status"] == "done" and RETIRED not in (row["flags"] or ())
 
+    def has_controls(self, row: Row) -> bool:
+        """Return whether a slide has a piece that does not count, or that may be a control."""
+        return row["control_mm2"] is not None or "control-suspected" in (row["flags"] or ())
+
     def deep_zoom(self, slide_id: str) -> DeepZoom:
         """Return the Deep Zoom geometry of a slide. Raises InputError without a pyramid, SlideError if damaged."""
         return self._open_pyramid(slide_id).deep_zoom

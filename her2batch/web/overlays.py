@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from her2batch.vision.heatmap import attention_scale_end
@@ -75,6 +76,19 @@ def tissue_outline(table: pa.Table) -> list[list[tuple[int, int]]]:
     fine = np.kron(np.pad(mask, 1), np.ones((2, 2), np.uint8))  # a ring of one tile then has an area
     rings, _ = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     return [_ring_corners(ring[:, 0, :], step) for ring in rings]
+
+
+def piece_overlays(pieces: pa.Table, tiles: pa.Table) -> list[dict[str, Any]]:
+    """Return the pieces of tissue: number, x, y (level-0 px), role, expected and own class, and the rings of its tiles.
+
+    suspected: the piece counts, but may be a control.
+    """
+    names = ("piece", "x", "y", "role", "suspected", "expected", "predicted", "score")
+    numbers = tiles["piece"]
+    return [
+        {**{name: row[name] for name in names}, "rings": tissue_outline(tiles.filter(pc.equal(numbers, row["piece"])))}
+        for row in pieces.to_pylist()
+    ]
 
 
 def _grid_step(x: NDArray[np.float64], y: NDArray[np.float64], size: float) -> float:

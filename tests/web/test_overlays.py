@@ -6,6 +6,7 @@ import pytest
 from shapely.geometry import Polygon
 
 from her2batch.store.cohort import Cohort
+from her2batch.store.schemas import table_schema
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
 from her2batch.web import overlays
 
@@ -63,3 +64,13 @@ def test_patches_have_their_most_probable_class() -> None:
     low, high = overlays.patch_overlays(pa.Table.from_pylist(rows))
     assert (low["resolution"], low["x"], low["class"]) == ("low", [0, 1], [1, 3])
     assert (high["class"], high["p"]) == ([1], [0.7])
+
+
+def test_each_piece_has_its_own_outline_and_role() -> None:
+    tiles = table([(0, 0), (100, 0), (500, 500)], 100).append_column("piece", pa.array([0, 0, 1], pa.int16()))
+    rows = [
+        {"piece": k, "role": role, "suspected": False, "x": 0, "y": 0} for k, role in enumerate(("tissue", "control"))
+    ]
+    first, second = overlays.piece_overlays(pa.Table.from_pylist(rows, table_schema("pieces")), tiles)
+    assert (first["role"], second["role"]) == ("tissue", "control")
+    assert [Polygon(one["rings"][0]).area for one in (first, second)] == [20_000, 10_000]

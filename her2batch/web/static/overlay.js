@@ -24,6 +24,7 @@ export async function loadOverlays(slide) {
       if (tiles[name]) overlays.push([`Membrane: ${label}`, heatmap(tiles, name, SHARE_SCALE_END, `≥ ${100 * SHARE_SCALE_END} %`)]);
     }
   }
+  if (kinds.includes("pieces")) overlays.push(["Pieces and controls", { pieces: await fetchApi(`${base}/pieces`) }]);
   if (kinds.includes("attention")) {
     for (const head of await fetchApi(`${base}/attention`)) {
       overlays.push([`Attention: ${head.method}, ${head.task}, ${head.input}`, attentionHeatmap(head)]);
@@ -43,6 +44,14 @@ function heatmap(table, name, most, end) {
 
 function attentionHeatmap(head) {
   return heatmap(head, "attention", head.scale_end / head.multiple, `≥ ${head.scale_end.toFixed(1)} × uniform attention`);
+}
+
+const ROLE_COLOURS = { tissue: "#0057b8", control: "#b5007d", excluded: "#4b5563" };
+
+function pieceWords({ piece, role, suspected, expected, predicted, score }) {
+  const words = suspected ? "may be a control" : role === "tissue" ? "patient's tissue" : role;
+  const own = predicted ? `, scored ${predicted} (${score.toFixed(2)})` : "";
+  return `${piece}: ${words}${expected ? `, expected ${expected}` : ""}${own}`;
 }
 
 export function showLegend(place, name, drawn) {
@@ -67,6 +76,8 @@ export function showLegend(place, name, drawn) {
       place.append(swatch, label);
     }
     place.append(element("span", {}, name));
+  } else if (drawn.pieces) {
+    place.append(element("ul", { class: "pieces" }, ...drawn.pieces.map((piece) => element("li", {}, pieceWords(piece)))));
   } else {
     place.append(element("i", { class: "line" }), element("span", {}, "outline of the tiles with tissue"));
   }
@@ -101,7 +112,8 @@ export function addOverlayCanvas(viewer, row) {
     if (measured) drawRuler(rulerContext, origin, scale);
     if (!drawn) return;
     if (drawn.cells) return drawn.cells.draw(context, origin, scale, width, height);
-    if (drawn.rings) return drawOutline(context, origin, scale);
+    if (drawn.rings) return drawOutline(context, origin, scale, drawn.rings, "#0057b8");
+    if (drawn.pieces) return drawPieces(context, origin, scale);
     for (let k = 0; k < drawn.x.length; k++) {
       const edge = drawn.size[k] * scale;
       const x = origin.x + drawn.x[k] * scale;
@@ -111,10 +123,25 @@ export function addOverlayCanvas(viewer, row) {
       context.fillRect(x, y, edge, edge);
     }
   }
-  function drawOutline(context, origin, scale) {
-    context.strokeStyle = "#0057b8";
+  function drawPieces(context, origin, scale) {
+    context.font = "600 14px system-ui, sans-serif";
+    for (const piece of drawn.pieces) {
+      const colour = ROLE_COLOURS[piece.suspected ? "control" : piece.role];
+      context.setLineDash(piece.suspected ? [8, 4] : []);
+      drawOutline(context, origin, scale, piece.rings, colour);
+      context.setLineDash([]);
+      const at = [origin.x + piece.x * scale, Math.max(14, origin.y + piece.y * scale - 6)];
+      context.strokeStyle = "#fff";
+      context.lineWidth = 4;
+      context.fillStyle = colour;
+      context.strokeText(pieceWords(piece), ...at);
+      context.fillText(pieceWords(piece), ...at);
+    }
+  }
+  function drawOutline(context, origin, scale, rings, colour) {
+    context.strokeStyle = colour;
     context.lineWidth = 2;
-    for (const ring of drawn.rings) {
+    for (const ring of rings) {
       context.beginPath();
       for (const [x, y] of ring) context.lineTo(origin.x + x * scale, origin.y + y * scale);
       context.closePath();
