@@ -26,6 +26,7 @@ from her2batch.tasks import MEMBRANE_RULE
 if TYPE_CHECKING:
     from her2batch.pipeline.growth.added_encoders import AddedEncoders
     from her2batch.pipeline.growth.ingest_summary import IngestSummary
+    from her2batch.pipeline.pieces.tma_cores import CoreNotes
     from her2batch.reports.prediction_counts import PredictionCount
     from her2batch.runtime.doctor import Check
     from her2batch.store.audit import CohortStatus, StoreProblem
@@ -172,6 +173,7 @@ def print_ingest_summary(summary: IngestSummary, counts: Sequence[PredictionCoun
         print_failure(console, "missing", text)
     for text in summary.unused_regions:
         print_failure(console, "unused regions", text)
+    print_cores(console, summary.cores)
     finished_before = f" ({summary.already} were finished before)" if summary.already else ""
     rate = f"{summary.tiles} tiles, {summary.seconds:.1f} s"
     print_line(console, f"{OutcomeCounts.of(summary).equation}{finished_before}; {rate}")
@@ -199,6 +201,15 @@ def print_absent(console: Console, found: IngestSummary | CohortStatus) -> None:
     if found.unreachable:
         slides = f"{found.unreachable} slides of this cohort came from it"
         print_line(console, f"the scan folder has no slides, but {slides}: is its share mounted?")
+
+
+def print_cores(console: Console, cores: CoreNotes | None) -> None:
+    """Print how many cores of tissue microarrays were found, and what is not certain."""
+    if cores is None:
+        return
+    print_line(console, f"tissue microarrays: {cores.found} cores found, {cores.missing} missing")
+    for text in cores.notes:
+        print_failure(console, "microarray", text)
 
 
 def print_added_encoders(console: Console, added: AddedEncoders) -> None:

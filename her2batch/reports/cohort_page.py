@@ -17,6 +17,7 @@ from her2batch.errors import REMEDIES
 from her2batch.files.atomic import atomic_write
 from her2batch.reports import agreement, slide_page, worklists
 from her2batch.reports.controls.control_trend import controls_section
+from her2batch.reports.controls.tma_section import tma_section
 from her2batch.reports.figures import Figure, plot_bars, plot_shares
 from her2batch.reports.report_data import ReportData, load_report_data
 from her2batch.reports.theme import SectionContent, render_html_page, render_template, thumbnail_uris
@@ -194,6 +195,7 @@ SECTIONS: Final = (
     Section("scores", "Scores", scores_section),
     Section("labels", "Agreement with the labels", agreement.label_agreement_section),
     Section("run", "Training run", agreement.training_run_section),
+    Section("tma", "Tissue microarrays", tma_section),
     Section("controls", "Controls", controls_section),
     Section("quality", "Quality", quality_section),
     Section("throughput", "Throughput and failures", throughput_section),

@@ -28,6 +28,7 @@ from her2batch.pipeline.growth.added_encoders import check_additions, find_addit
 from her2batch.pipeline.growth.ingest_request import IngestRequest as IngestRequest
 from her2batch.pipeline.growth.ingest_summary import COUNTS, IngestSummary, count_slides
 from her2batch.pipeline.inventory import Inventory, InventoryUpdater, SlideJob, take_inventory
+from her2batch.pipeline.pieces.tma_cores import update_cores
 from her2batch.pipeline.predict import needs_image_networks
 from her2batch.pipeline.progress import RemainingTime, RunProgress
 from her2batch.pipeline.queue import SlideQueue, UrgentList, local_now, next_occurrence
@@ -83,7 +84,7 @@ def ingest(
     PlanChangedError, a plan that would replace the results of finished slides.
     """
     started = time.perf_counter()
-    plan, worker = _prepare(request, plan, window.watch)
+    array_map, (plan, worker) = request.array_map, _prepare(request, plan, window.watch)
     sheet = read_given_sheet(request.labels, request.columns)
     new = not worker.cohort.settings.exists()
     with worker.pseudonymizer.hide_error_texts(), _open_cohort(worker.cohort) as cohort, disk_errors(cohort.root):
@@ -122,6 +123,7 @@ def ingest(
                 )
             _run(run, worker, resources, session)
             _conclude(request, updater, plan, summary)
+            summary.cores = update_cores(cohort, array_map)
             summary.unused_regions = updater.regions.notes + updater.controls.notes
             if not labels.is_empty:
                 write_labels(cohort, labels.stored_rows())  # with those that a slide met which came during the run

@@ -25,6 +25,7 @@ from her2batch.files.parquet import read_parquet, write_parquet
 from her2batch.store import reviews, row_cache
 from her2batch.store.cleanup import remove_leftovers
 from her2batch.store.cohort import Cohort, Row
+from her2batch.store.pieces.cores_table import remove_cores
 from her2batch.store.pseudonyms import Pseudonymizer
 
 OUTBOX = "outbox"
@@ -166,6 +167,7 @@ def _erase_mentions(
     cohort.write_intake([entry for entry in cohort.read_intake() if entry["slide_id"] not in ids])
     cohort.write_probes([probe for probe in cohort.read_probes() if probe["path"] not in paths])
     cohort.write_damaged_slides(cohort.damaged_slides() - ids)
+    remove_cores(cohort, ids, identifiers)
     if cohort.labels.exists():
         table = read_parquet(cohort.labels)
         patients = {label["patient_id"] for label in labels if label["slide_id"] in ids}

@@ -60,6 +60,10 @@ def ingest(
             metavar="FILE|auto",
         ),
     ] = None,
+    tma: Annotated[
+        Path | None,
+        typer.Option(help="map of tissue microarrays, CSV with row, column, case and slide: one score for each core"),
+    ] = None,
     weights: WeightsOption = None,
     calibration: CalibrationOption = None,
     pseudonymize: Annotated[
@@ -83,7 +87,7 @@ def ingest(
     from her2batch.runtime.ingest import ingest as run
 
     request = IngestRequest(scans, out, bundle, labels, weights, pseudonymize, retry_failed, replan=replan)
-    request = replace(request, columns=parse_columns(column), regions=regions, controls=controls)
+    request = replace(request, columns=parse_columns(column), regions=regions, controls=controls, tma=tma)
     request = replace(request, calibration=calibration)
     if dry_run:
         return _dry_run(request, plan, resources, as_json)

@@ -11,6 +11,7 @@ from her2batch.errors import STOPPED
 from her2batch.pipeline.calibration.apply import CalibratedSlides
 from her2batch.pipeline.growth.added_encoders import AddedEncoders
 from her2batch.pipeline.inventory import Inventory
+from her2batch.pipeline.pieces.tma_cores import CoreNotes
 from her2batch.store.cohort import Row
 from her2batch.store.label_sheets.book import LabelsReport
 from her2batch.store.outcome_counts import OUTCOMES, OutcomeCounts
@@ -28,10 +29,11 @@ class IngestSummary:
     folder, and of those that failed.  skipped: parts that need a bundle.  fresh: ids of the slides that this run ended.
     relabelled: ids of the finished slides to which the labels gave another patient, stain or sub-score.  missing:
     slides that a QuPath project or a manifest lists and that are not there, each with the reason.  labels: what became
-    of the labels; None without labels.  unused_regions: files of regions that belong to no slide.  added: encoders
-    that were added to finished slides.  moved: ids of finished slides whose files were moved or renamed.  archived:
-    number of finished slides whose files have left the scan folder.  unreachable: number of slides of a scan folder
-    that has no slides at all now.  calibrated: what a calibration predicted; None without one.
+    of the labels; None without labels.  unused_regions: files of regions that belong to no slide.  cores: of tissue
+    microarrays; None without a map.  added: encoders that were added to finished slides.  moved: ids of finished slides
+    whose files were moved or renamed.  archived: number of finished slides whose files have left the scan folder.
+    unreachable: number of slides of a scan folder that has no slides at all now.  calibrated: what a calibration
+    predicted; None without one.
     """
 
     cohort: Path
@@ -54,6 +56,7 @@ class IngestSummary:
     relabelled: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unused_regions: list[str] = field(default_factory=list)
+    cores: CoreNotes | None = None
     labels: LabelsReport | None = None
     added: AddedEncoders = field(default_factory=AddedEncoders)
     moved: list[str] = field(default_factory=list)
@@ -107,6 +110,7 @@ def ingest_result(summary: IngestSummary, counts: Iterable[Any]) -> dict[str, An
         "failures": [{key: row[key] for key in keys} for row in summary.failures],
         "missing": summary.missing,
         "unused_regions": summary.unused_regions,
+        "cores": summary.cores._asdict() if summary.cores is not None else None,
         "added": summary.added.as_json(),
         "predictions": [asdict(count) for count in counts],
         "labels": asdict(summary.labels) if summary.labels is not None else None,
