@@ -27,8 +27,12 @@ NUCLEAR_EXCESS_OD, NUCLEAR_RATIO = 0.10, 0.8
 nuclear staining."""
 
 MAX_NUCLEAR_SHARE = 0.03
-"""Share of tumour cells with nuclear staining beyond which a slide is not a HER2 slide: HER2 slides have up to 0.005,
-slides of a nuclear marker 0.16 or more, where dark nuclei are not found by their haematoxylin."""
+"""Share of tumour cells with nuclear staining beyond which a slide is not a HER2 slide, if more cells have it than have
+a membrane. HER2 slides have up to 0.007 of nuclear staining; slides of a nuclear marker 0.22 or more, where dark nuclei
+are not found by their haematoxylin, beside at most 0.09 with a membrane. Clumps of strong DAB look like nuclei."""
+
+MIN_RING_SHARE = 0.5
+"""Share of the circumference with moderate membranes from which a cell has a membrane."""
 
 CYTOPLASM_DAB_OD, CYTOPLASM_RATIO = 0.12, 1.6
 """DAB of the cytoplasm, OD, from which a cell is brown, and the ratio of its membrane to it below which no membrane
@@ -63,7 +67,8 @@ def scorability(
 ) -> NotScorable | None:
     """Return why a slide stained for HER2 cannot be scored, or None if it can.
 
-    cells: columns of the cells' table (tumour, nuclear_dab, membrane_dab, cytoplasm_dab), (n,) each.  stain: 'he' or
+    cells: columns of the cells' table (tumour, moderate, nuclear_dab, membrane_dab,
+    cytoplasm_dab), (n,) each.  stain: 'he' or
     'ihc' as of `vision.stain.guess_stain`.  hue_spread, foreign: as in `CellReference`, if known.  tumour_marked: the
     tumour is known by annotated regions, not by the model's likelihood.
     """
@@ -98,7 +103,9 @@ def _staining_problem(cells: Mapping[str, NDArray[Any]]) -> NotScorable | None:
         return NotScorable(
             "cytoplasmic-staining", f"{share:.0%} of the tumour cells are brown without a membrane that stands out"
         )
-    share = float(((nuclear - cytoplasm >= NUCLEAR_EXCESS_OD) & (nuclear >= NUCLEAR_RATIO * membrane)).mean())
-    if share > MAX_NUCLEAR_SHARE:
-        return NotScorable("nuclear-staining", f"{share:.0%} of the tumour cells have DAB in the nucleus, as ER has")
+    in_nucleus = (nuclear - cytoplasm >= NUCLEAR_EXCESS_OD) & (nuclear >= NUCLEAR_RATIO * membrane)
+    share, ringed = float(in_nucleus.mean()), float(((cells["moderate"] >= MIN_RING_SHARE) & ~in_nucleus).mean())
+    if share > MAX_NUCLEAR_SHARE and share > ringed:
+        words = f"{share:.0%} of the tumour cells have DAB in the nucleus, as ER has, and {ringed:.0%} a membrane"
+        return NotScorable("nuclear-staining", words)
     return None

@@ -1,6 +1,7 @@
 """Membranes round nuclei: rays from the centre of a nucleus, and where each one meets a line of DAB.
 
-Each nucleus has 16 rays. A ray ends 4.5 µm beyond the nucleus's outline, or where another nucleus begins. The highest
+Each nucleus has 16 rays. A ray begins at the nucleus's outline, because the edge of a brown nucleus is no membrane,
+and ends 4.5 µm beyond it, or where another nucleus begins. The highest
 line of DAB on it is the membrane of that sector. Two neighbours see the same membrane, which counts for both. A ring is
 met by most rays, a clump or a granule by few.
 """
@@ -25,9 +26,6 @@ REACH_UM = 4.5
 """Greatest distance between the outline of a nucleus and its membrane. The outline lies at half of a nucleus's density,
 up to 1 µm inside its edge. QuPath's cell detection expands by 5 µm. On synthetic slides the rays of a completely
 stained cell meet its membrane in 62 % of the sectors with 2.5 µm, 81 % with 3.5 µm and 88 % with 4.5 µm."""
-
-INWARD_UM = 1.0
-"""Distance inside the outline at which the search begins: a membrane may touch a large nucleus."""
 
 STEP_UM = 0.5
 """Distance between the samples of a ray."""
@@ -70,7 +68,7 @@ def trace_rays(maps: DensityMaps, grid: NucleusGrid, x: Map, y: Map, number: NDA
     """Return the rays of cells with the centres x, y (px of the block) and the labels `number`, (n,) each."""
     outline = outline_radii(grid, x, y, number)
     cos, sin = (one[:, None] for one in ray_angles())
-    steps = np.arange(-INWARD_UM, REACH_UM + STEP_UM / 2, STEP_UM, dtype=np.float32)
+    steps = np.arange(0, REACH_UM + STEP_UM / 2, STEP_UM, dtype=np.float32)
     radius = np.maximum(outline[..., None] + steps, np.float32(0.5 * STEP_UM)) / np.float32(mpp)
     height, width = maps.line.shape
     column = np.clip(np.round(x[:, None, None] + radius * cos).astype(np.int32), 0, width - 1)

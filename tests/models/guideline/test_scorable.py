@@ -6,10 +6,10 @@ import pytest
 from her2batch.models.guideline.scorable import scorability
 
 
-def cells(n=1000, tumour=0.8, nuclear=0.02, membrane=0.3, cytoplasm=0.03) -> dict[str, np.ndarray]:
+def cells(n=1000, tumour=0.8, nuclear=0.02, membrane=0.3, cytoplasm=0.03, moderate=0.0) -> dict[str, np.ndarray]:
     """Return n like cells, a share of which are tumour."""
     likelihood = np.where(np.arange(n) < tumour * n, 0.9, 0.1).astype(np.float32)
-    values = {"nuclear_dab": nuclear, "membrane_dab": membrane, "cytoplasm_dab": cytoplasm}
+    values = {"nuclear_dab": nuclear, "membrane_dab": membrane, "cytoplasm_dab": cytoplasm, "moderate": moderate}
     return {"tumour": likelihood} | {name: np.full(n, value, np.float32) for name, value in values.items()}
 
 
@@ -44,6 +44,12 @@ def test_each_reason_has_its_code_and_figures(slide, context, code) -> None:
     assert problem is not None
     assert problem.code == code
     assert len(problem.reason) > 20
+
+
+def test_clumps_that_look_like_nuclei_between_membranes_are_no_nuclear_staining() -> None:
+    slide = cells(membrane=0.6, cytoplasm=0.1, moderate=0.9)
+    slide["nuclear_dab"][::5] = 0.55
+    assert scorability(slide) is None
 
 
 def test_a_marked_tumour_may_be_a_small_share_of_the_cells() -> None:
