@@ -19,7 +19,19 @@ from typing import Annotated, Any
 
 import typer
 
-from her2batch.cli.commands import adopt, calibrate, exchange, labels, report, send, serve, slides, tools, training
+from her2batch.cli.commands import (
+    adopt,
+    calibrate,
+    exchange,
+    labels,
+    report,
+    send,
+    serve,
+    slides,
+    tools,
+    training,
+    validate,
+)
 from her2batch.cli.streams import replace_characters, use_utf8_files
 from her2batch.errors import STOPPED, HeadLost, Her2BatchError, one_line
 
@@ -35,6 +47,7 @@ COMMANDS = (
     training.tune,
     training.export_bundle,
     report.report,
+    validate.validate,
     slides.status,
     slides.verify,
     slides.forget,

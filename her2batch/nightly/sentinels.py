@@ -8,7 +8,6 @@ as the check after an update.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,10 +19,8 @@ from her2batch.files.atomic import atomic_write
 from her2batch.job_settings import SentinelSettings
 from her2batch.method_results import DERIVED_TASKS
 from her2batch.store.cohort import Cohort, Row
+from her2batch.store.validation.fingerprint import package_versions
 from her2batch.tasks import SCORE_TASKS
-
-PACKAGES = ("her2batch", "numpy", "opencv-python-headless", "scikit-image", "scipy", "simplejpeg", "torch", "timm")
-"""Packages whose versions can change a score."""
 
 SlidePredictions = dict[str, dict[str, Any]]
 """'task · method' → predicted, p, score; for a failed slide, 'failed' → its error code."""
@@ -55,7 +52,7 @@ def check_sentinels(
 
     ids: what determines a score: 'plan', 'bundle'.  Raises InputError when the reference cannot be read.
     """
-    tonight, versions = collect_predictions(cohort), _versions()
+    tonight, versions = collect_predictions(cohort), package_versions()
     if not tonight:
         return SentinelResult(0, deviations=[f"there are no sentinel slides in {settings.folder}"])
     if not reference.exists():
@@ -165,7 +162,3 @@ def load_reference(reference: Path) -> dict[str, Any]:
             "remove it; the next night makes a new one",
         ) from error
     return kept
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in PACKAGES}

@@ -89,16 +89,16 @@ def render_evidence_sections(data: ReportData) -> list[tuple[str, Assessment, Ma
     ]
 
 
-def write_slide_pages(data: ReportData, folder: Path, report: str) -> int:
+def write_slide_pages(data: ReportData, folder: Path, report: str, name: str = "cohort report") -> int:
     """Write a page for every slide in `data.page_links` and return their number.
 
-    folder: where the pages are written.  report: relative address of the cohort report from there.
+    folder: where the pages are written.  report: relative address of the report from there.  name: of the report.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
     def write(slide_id: str) -> None:
         evidence = render_template("evidence.html", **slide_evidence(data, slide_id), level=1)
-        body = render_template("slide.html", evidence=evidence, report=report)
+        body = render_template("slide.html", evidence=evidence, report=report, name=name)
         with atomic_write(folder / f"{slide_id}.html") as part:
             part.write_text(render_html_page(f"{slide_id} · evidence", body, {}, {}), encoding="utf-8")
 

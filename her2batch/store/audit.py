@@ -18,6 +18,7 @@ from her2batch.files.parquet import read_parquet
 from her2batch.store import reviews, schemas
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.outcome_counts import OutcomeCounts
+from her2batch.store.validation.registrations import find_log_problems
 
 COMMIT_S = 1.0
 """Seconds within which a slide's files and then its row are moved into place."""
@@ -105,8 +106,8 @@ class StoreProblem:
 def verify_cohort(cohort: Cohort) -> Iterator[StoreProblem]:
     """Compare every file with the size and SHA-256 in its row, and tables with their schemas; find files without a row.
 
-    Checks the chain of reviews too. The slides with problems are written to the list of damaged slides, if the cohort
-    is writable; `ingest` processes them again. Raises StoreError if there is no cohort.
+    Checks the chain of reviews and the validation log too. The slides with problems are written to the list of damaged
+    slides, if the cohort is writable; `ingest` processes them again. Raises StoreError if there is no cohort.
     """
     cohort.check()
     damaged = set()
@@ -159,7 +160,7 @@ def _find_problems(cohort: Cohort) -> Iterator[StoreProblem]:
     for path in _slide_files(cohort):
         if path not in named and slide_of_file(path.relative_to(cohort.root).as_posix()) not in unreadable:
             yield StoreProblem(path, "no slide's row names this file")
-    for path, message in reviews.find_chain_problems(cohort):
+    for path, message in (*reviews.find_chain_problems(cohort), *find_log_problems(cohort)):
         yield StoreProblem(path, message)
 
 

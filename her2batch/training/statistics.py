@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from scipy.stats import beta, rankdata
 
 from her2batch.errors import InputError
 from her2batch.store.training_run import tasks_of_table
@@ -241,6 +241,19 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
     centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2)) / (1 + Z95**2 / n)
     return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
+
+
+def exact_interval(agreed: float, n: float) -> tuple[float, float]:
+    """Return the exact 95 % interval of a share, `agreed` of n independent trials: (low, high).
+
+    Source: Clopper & Pearson 1934, by quantiles of the beta distribution. Counts need not be whole: Korn & Graubard
+    1998 use the effective number of trials where trials are not independent.  Raises ValueError for n ≤ 0.
+    """
+    if n <= 0:
+        raise ValueError("a share of nothing has no interval")
+    low = float(beta.ppf(0.025, agreed, n - agreed + 1)) if agreed > 0 else 0.0
+    high = float(beta.ppf(0.975, agreed + 1, n - agreed)) if agreed < n else 1.0
+    return low, high
 
 
 def widen_interval(metric: Mapping[str, float | None], n: int) -> dict[str, float | None]:
