@@ -17,7 +17,7 @@ from her2batch.store.label_sheets.cells import header_key
 from her2batch.store.label_sheets.reading import read_label_sheet
 from her2batch.store.labels import LABELS_SCHEMA, label_slides
 from her2batch.store.pseudonyms import Pseudonymizer
-from her2batch.store.schemas import run_schema
+from her2batch.store.tables.runs import run_schema
 from her2batch.tasks import CLASSES, sheet_column
 
 SCAN_COLUMNS = ("physical_slide", "scanner")

@@ -10,7 +10,8 @@ from typing import Any, Final
 import pyarrow as pa
 from markupsafe import Markup
 
-from her2batch.models.membrane_rule import GuidelineStep, guideline_steps, slide_shares
+from her2batch.models.guideline.steps import GuidelineStep
+from her2batch.models.membrane_rule import guideline_steps, slide_shares
 from her2batch.reports.agreement import confusion_table
 from her2batch.reports.figures import Figure, plot_confusion, plot_intervals
 from her2batch.reports.report_data import ReportData
