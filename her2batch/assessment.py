@@ -91,6 +91,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "uncalibrated": ("model", "a model without calibration"),
     "ultralow": ("borderline", "0 with traces of staining (ultralow)"),
     "low-positive": ("borderline", "ER low-positive: 1–10\u00a0% of the tumour cells"),
+    "cells-imported": ("scope", "its cells were detected by another program"),
     "regions": ("scope", "scored in annotated regions only"),
     "marker-presumed": ("marker", "no label states the marker: HER2 is presumed"),
     "mpp-forced": ("scope", "the resolution of the file was replaced (--mpp-force)"),
@@ -100,7 +101,9 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
 WEIGHTS: Final = {code: position for position, code in enumerate(REASONS)}
 """Reason → its position in REASONS."""
 
-NOT_ASKING: Final = frozenset({"ultralow", "low-positive", "marker-presumed", "regions", "mpp-forced"})
+NOT_ASKING: Final = frozenset(
+    {"ultralow", "low-positive", "cells-imported", "marker-presumed", "regions", "mpp-forced"}
+)
 """Reasons that are shown but do not ask for a review."""
 
 KINDS: Final = {
@@ -378,5 +381,5 @@ def _reasons(row: Fields, predictions: Sequence[Fields], needs_ish: bool) -> tup
 
 def _asks_for_ish(prediction: Fields) -> bool:
     """Return whether a prediction asks for a review because it is 2+."""
-    is_equivocal = prediction["task"] == IHC_TASK and prediction["predicted"] == "2+"
+    is_equivocal = prediction["task"] in SCORE_TASKS and prediction["predicted"] == "2+"
     return is_equivocal or "needs-ish" in (prediction["reasons"] or ())

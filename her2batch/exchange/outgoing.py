@@ -12,13 +12,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import pyarrow as pa
 
 from her2batch.assessment import assess_slide
 from her2batch.errors import Her2BatchError, InputError, StoreError
 from her2batch.exchange import clam_h5, csv, dicom, geojson
+from her2batch.exchange.cells.qupath_cells import cell_features
 from her2batch.exchange.lis.identities import Identity
 from her2batch.files.atomic import atomic_write
 from her2batch.files.locations import URL_SEPARATOR, to_location
@@ -41,7 +42,8 @@ class ExportRequest:
     """Settings of an export.
 
     to: name of the format.  slides, encoders: only these; empty: all.  bundle: id of the only bundle to export, besides
-    the membrane rule; None: all.  identities: slide id → identity, for DICOM reports of slides in other formats.
+    the membrane rule; None: all.  identities: slide id → identity, for DICOM reports of slides in other formats.  what:
+    tiles or cells, for geojson.
     """
 
     cohort: Path
@@ -51,6 +53,7 @@ class ExportRequest:
     encoders: tuple[str, ...] = ()
     bundle: str | None = None
     identities: Mapping[str, Identity] = field(default_factory=dict)
+    what: Literal["tiles", "cells"] = "tiles"
 
 
 @dataclass
@@ -196,7 +199,17 @@ def claim_files(out: Path, to: str, names: Sequence[str]) -> None:
 def to_geojson(source: ExportSource) -> Iterator[ExportFile]:
     """Yield one file for each slide. It is not named SLIDE.geojson, so that it is not read as an annotation file."""
     for row in source.done_slides():
-        yield ExportFile(f"{row['slide_id']}.tiles.geojson", partial(_write_geojson, source, row))
+        if source.request.what == "tiles":
+            yield ExportFile(f"{row['slide_id']}.tiles.geojson", partial(_write_geojson, source, row))
+        elif source.has_table("cells", row):
+            yield ExportFile(f"{row['slide_id']}.cells.geojson", partial(_write_cells, source, row))
+        else:
+            source.left_out[row["slide_id"]] = "it has no cells: ingest it with --cells all"
+
+
+def _write_cells(source: ExportSource, row: Row, path: Path) -> None:
+    table = source.cohort.table("cells", row["slide_id"])
+    geojson.write_feature_collection(path, cell_features(table, row["mpp"]))
 
 
 def _write_geojson(source: ExportSource, row: Row, path: Path) -> None:

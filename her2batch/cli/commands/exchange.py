@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from her2batch.exchange.incoming import ImportSummary
     from her2batch.exchange.lis.identities import Identity
     from her2batch.exchange.outgoing import ExportSummary
+    from her2batch.pipeline.growth.imported_cells import CellImportSummary
 
 
 EXAMPLES = 5
@@ -50,6 +51,13 @@ def read_identities_option(cohort: Path, sheet: Path | None, key: Path | None) -
     return identities_for(opened, sheet, key) if sheet is not None else {}
 
 
+class Objects(StrEnum):
+    """Objects of a slide that are exported for QuPath."""
+
+    tiles = "tiles"
+    cells = "cells"
+
+
 class Format(StrEnum):
     """Export formats; the same names as in exchange.outgoing, which is imported only when needed."""
 
@@ -69,6 +77,7 @@ def export(
     bundle: Annotated[
         str | None, typer.Option(help="export only this bundle's results (its id) and the membrane rule's")
     ] = None,
+    what: Annotated[Objects, typer.Option(help="geojson: tiles with patches, or cells")] = Objects.tiles,
     identities: IdentitiesOption = None,
     pseudonymize: KeyOption = None,
     as_json: Json = False,
@@ -81,8 +90,9 @@ def export(
 
     known = read_identities_option(cohort, identities, pseudonymize)
     request = ExportRequest(
-        cohort, to.value, out or Path("export") / to.value, tuple(slide or ()), tuple(encoder or ()), bundle, known
-    )
+        cohort, to.value, out or Path("export") / to.value, tuple(slide or ()), tuple(encoder or ()), bundle, known,
+        what.value,
+    )  # fmt: skip
     with count_progress("files", quiet or as_json) as report:
         summary = run(request, report)
     emit(as_json, {**asdict(summary), "exit_code": summary.exit_code}, lambda: print_export_summary(summary))
@@ -93,7 +103,10 @@ def import_(
     *,
     cohort: CohortArgument,
     files: Annotated[
-        list[Path], typer.Argument(help="SLIDE.h5 files of embeddings, or folders of them", metavar="FILES")
+        list[Path],
+        typer.Argument(
+            help="SLIDE.h5 files of embeddings, SLIDE.geojson files of cells, or folders of them", metavar="FILES"
+        ),
     ],
     encoder: Annotated[
         str | None, typer.Option(help="name of the encoder that made them; default: the name in the files")
@@ -102,13 +115,18 @@ def import_(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Import embeddings that CLAM, TRIDENT or STAMP computed, as one more encoder of slides in the cohort."""
+    """Import embeddings that CLAM, TRIDENT or STAMP computed, as one more encoder, or cells that QuPath detected."""
     from her2batch.cli.console_training import count_progress
     from her2batch.exchange.incoming import ImportRequest, import_embeddings
     from her2batch.models.encoders import find_encoder
+    from her2batch.pipeline.growth.imported_cells import find_cell_files, import_cells
     from her2batch.store.pseudonyms import Pseudonymizer, read_key
 
     names = Pseudonymizer(read_key(pseudonymize) if pseudonymize is not None else None)
+    if encoder is None and (of_cells := find_cell_files(files)):
+        imported = import_cells(cohort, of_cells, names)
+        emit(as_json, {**asdict(imported), "exit_code": imported.exit_code}, lambda: print_cell_summary(imported))
+        return imported.exit_code
     with count_progress("files", quiet or as_json) as report:
         summary = import_embeddings(
             ImportRequest(cohort, tuple(files), encoder, names),
@@ -132,6 +150,16 @@ def print_export_summary(summary: ExportSummary) -> None:
     print(f"{summary.files} files of {summary.slides} slides, {size_text(summary.bytes)}: {summary.out}")
     if summary.to in NEXT_STEPS:
         print(NEXT_STEPS[summary.to])
+
+
+def print_cell_summary(summary: CellImportSummary) -> None:
+    """Print how many cells each slide got, and which files were refused and reason."""
+    for reason in summary.failures.values():
+        print(f"REFUSED {reason}")
+    for slide_id, count in sorted(summary.slides.items()):
+        outside = summary.outside.get(slide_id, 0)
+        left = f", {outside} outside its tissue were left out" if outside else ""
+        print(f"{slide_id}: {count} cells imported{left}")
 
 
 def print_import_summary(summary: ImportSummary, cohort: Path) -> None:
