@@ -1,9 +1,8 @@
 """Membranes round nuclei: rays from the centre of a nucleus, and where each one meets a line of DAB.
 
-Each nucleus has 16 rays. A ray begins at the nucleus's outline, because the edge of a brown nucleus is no membrane,
-and ends 4.5 µm beyond it, or where another nucleus begins. The highest
-line of DAB on it is the membrane of that sector. Two neighbours see the same membrane, which counts for both. A ring is
-met by most rays, a clump or a granule by few.
+Each nucleus has 16 rays. A ray begins at the nucleus's outline, because the edge of a brown nucleus is no membrane, and
+ends 4.5 µm beyond it, or where another nucleus begins. The highest line of DAB on it is the membrane of that sector.
+Two neighbours see the same membrane, which counts for both. A ring is met by most rays, a clump or a granule by few.
 """
 
 from __future__ import annotations
