@@ -10,7 +10,7 @@ import numpy as np
 
 from her2batch.assessment import prediction_review
 from her2batch.models.calibration.calibration_file import CalibratedMethod, Calibration
-from her2batch.models.calibration.conformal import conformal_sets
+from her2batch.models.calibration.conformal import CalibrationScores, conformal_sets
 from her2batch.models.calibration.cumulative_link import Floats, LinkModel
 from her2batch.models.calibration.evidence import SlideEvidence
 from her2batch.models.membrane_rule import derived_probabilities
@@ -76,6 +76,11 @@ class _ReadyMethod:
         """The model that predicts slides without a label."""
         return self.method.model.link()
 
+    @cached_property
+    def scores(self) -> list[CalibrationScores]:
+        """The scores of the labelled slides of each class."""
+        return self.method.scores()
+
     def is_inside(self, evidence: SlideEvidence) -> bool:
         """Return whether the slide is of a calibrated scanner and has all measurements, each within its range."""
         method = self.method
@@ -94,7 +99,7 @@ class _ReadyMethod:
         by_fold = np.stack([model.probabilities(matrix) for model in self.models], axis=1)
         fold = self.method.fold_of(evidence.slide)
         own = self.shipped.probabilities(matrix)[0] if fold is None else by_fold[0, fold]
-        scores = self.method.scores(evidence.slide if fold is not None else None)
+        scores = self.scores if fold is None else self.method.scores(evidence.slide)
         if self.method.too_few(coverage):
             return own, np.ones(len(own), bool)
         return own, conformal_sets(by_fold, scores, coverage)[0]
