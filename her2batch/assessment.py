@@ -18,6 +18,7 @@ from her2batch.errors import REMEDIES
 from her2batch.method_results import DERIVED_TASKS, Fields, MethodResult, disagreements, method_result
 from her2batch.tasks import (
     CELL_RULE,
+    GUIDELINE_RULES,
     HER2_TASKS,
     MEMBRANE_RULE,
     SCORE_TASKS,
@@ -46,6 +47,12 @@ INFORMATIVE_FLAGS: Final = frozenset(
     {"control-slide", "pyramid-retired", "colour-tag-mended", "associated-image-damaged", "mpp-forced"}
 )
 """Flags that do not concern the quality of the image. Every other flag asks for a review."""
+
+UNCALIBRATED_NOTE: Final = (
+    "Not calibrated: the thresholds are those of the guideline, and staining differs between laboratories. "
+    "Learn this laboratory's from labelled slides with her2batch calibrate."
+)
+"""What page, report and screen say once where a rule scored slides without a calibration."""
 
 CONTROL_SLIDE: Final = "control-slide"
 """Flag of a slide that consists of control tissue: it has no result and belongs to no patient."""
@@ -81,6 +88,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "other-images": ("quality", "the file has another large image, which was not read"),
     "no-regions": ("scope", "no annotated regions: the whole tissue was scored"),
     "low-cellularity": ("quality", "hardly any cells: is the tumour on this slide?"),
+    "unconfirmed-3-plus": ("borderline", "3+ by the area of the membranes, or by the cells, alone"),
     "near-10-percent": ("borderline", "a share of the membranes is near the guideline's 10\u00a0%"),
     "weak-complete": ("borderline", "weak but complete membranes in most cells: 2+ by the guideline"),
     "undecided": ("borderline", "several classes can't be ruled out"),
@@ -88,7 +96,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "too-few-labels": ("model", "too few labelled slides of a class for the coverage asked"),
     "outside-calibration": ("model", "outside the range of the calibration, which was not used"),
     "method-asks": ("model", "a method asks for a review"),
-    "uncalibrated": ("model", "a model without calibration"),
+    "uncalibrated": ("model", "a method without calibration of this laboratory"),
     "ultralow": ("borderline", "0 with traces of staining (ultralow)"),
     "low-positive": ("borderline", "ER low-positive: 1–10\u00a0% of the tumour cells"),
     "cells-imported": ("scope", "its cells were detected by another program"),
@@ -102,7 +110,7 @@ WEIGHTS: Final = {code: position for position, code in enumerate(REASONS)}
 """Reason → its position in REASONS."""
 
 NOT_ASKING: Final = frozenset(
-    {"ultralow", "low-positive", "cells-imported", "marker-presumed", "regions", "mpp-forced"}
+    {"uncalibrated", "ultralow", "low-positive", "cells-imported", "marker-presumed", "regions", "mpp-forced"}
 )
 """Reasons that are shown but do not ask for a review."""
 
@@ -365,9 +373,10 @@ def _reasons(row: Fields, predictions: Sequence[Fields], needs_ish: bool) -> tup
     for code, task, classes in disagreements(predictions, needs_ish):
         add(code, f"{TASK_NAMES.get(task, task)}: {classes}")
     by_code: dict[str, list[Fields]] = {}
+    settled = {"unconfirmed-3-plus"} if is_confirmed(predictions) else set()
     for one in predictions:
-        codes = [code for code in one["reasons"] or () if code != "needs-ish"]
-        for code in codes:
+        codes = [code for code in one["reasons"] or () if code not in said_elsewhere(one)]
+        for code in (code for code in codes if code not in settled):
             by_code.setdefault(code, []).append(one)
         if one["review"] and not prediction_review("", "", codes) and not _asks_for_ish(one):
             add("method-asks", one["method"])
@@ -377,6 +386,26 @@ def _reasons(row: Fields, predictions: Sequence[Fields], needs_ish: bool) -> tup
         known = code in REASONS
         add(code, ", ".join(methods) if trained else "", None if known else any(one["review"] for one in asking))
     return tuple(sorted(found.values(), key=lambda reason: (not reason.asks, reason.weight)))
+
+
+def said_elsewhere(prediction: Fields) -> frozenset[str]:
+    """Return the reasons of a prediction that its slide does not repeat.
+
+    ISH is a reason of its own. That a rule is not calibrated holds for the whole cohort, and is said once.
+    """
+    return frozenset({"needs-ish", *(("uncalibrated",) if prediction["method"] in GUIDELINE_RULES else ())})
+
+
+def is_confirmed(predictions: Iterable[Fields]) -> bool:
+    """Return whether both rules, on area and on cells, give 3+."""
+    positive = {one["method"] for one in predictions if (one["task"], one["predicted"]) == (IHC_TASK, "3+")}
+    return positive.issuperset(GUIDELINE_RULES)
+
+
+def is_uncalibrated(predictions: Iterable[Fields]) -> bool:
+    """Return whether a rule scored the slide without a calibration, or outside its range."""
+    own = without_superseded(predictions)
+    return any(one["method"] in GUIDELINE_RULES and "uncalibrated" in (one["reasons"] or ()) for one in own)
 
 
 def _asks_for_ish(prediction: Fields) -> bool:

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2batch.assessment import INFORMATIVE_FLAGS, NOT_ASKING, REASONS, assess_slide, prediction_review, quality_flags
+from her2batch.assessment import (
+    INFORMATIVE_FLAGS,
+    NOT_ASKING,
+    REASONS,
+    assess_slide,
+    is_uncalibrated,
+    prediction_review,
+    quality_flags,
+)
 from her2batch.errors import REMEDIES
 from her2batch.method_results import DERIVED_TASKS
 from her2batch.models.membrane_rule import apply_rule, rule_predictions
@@ -31,7 +39,10 @@ def prediction(predicted: str, task: str = "her2-4way", method: str = "membrane"
 
 
 def rule_rows(flags: tuple[str, ...] = (), **shares: float) -> list[dict[str, Any]]:
-    return [{**row, "bundle": "membrane"} for row in rule_predictions(apply_rule(table(**shares)), False, flags)]
+    """Predictions of the rules on area and on cells, which give the same class."""
+    result = apply_rule(table(**shares))
+    area, cells = (rule_predictions(result, False, flags, method) for method in ("membrane", "cells"))
+    return [{**row, "bundle": row["method"]} for row in (*area, *cells)]
 
 
 def entry(label: str | None, verdict: str = "change", task: str = "her2-4way", number: int = 1, **more: Any) -> dict:
@@ -43,7 +54,7 @@ def test_every_quality_flag_makes_every_method_ask_for_a_review(flag: str) -> No
     """A clear 3+ is for review with pen, blur, folds or any other flag, by the rule and by a trained method."""
     for row in rule_rows((flag,), intense=0.5):
         assert row["review"]
-        assert row["reasons"] == [flag]
+        assert row["reasons"] == [flag, "unconfirmed-3-plus", "uncalibrated"]
     clear = assess_slide(slide(flags=[flag]), rule_rows(intense=0.5))  # a table that was written before
     assert (clear.state, [reason.code for reason in clear.quality]) == ("review", [flag])
     assert assess_slide(slide(), rule_rows(intense=0.5)).state == "clear"
@@ -90,7 +101,7 @@ def test_2_plus_by_another_method_holds_the_derived_classes_back() -> None:
     found = assess_slide(slide(), rows)
     assert (found.result, found.needs_ish, found.derived["her2-binary"]) == ("3+", True, None)
     assert [reason.code for reason in found.reasons] == ["needs-ish", "methods-disagree"]
-    assert found.reasons[1].words.endswith("(IHC score: 3+ by membrane, 2+ by clam-sb)")
+    assert found.reasons[1].words.endswith("(IHC score: 3+ by membrane, 3+ by cells, 2+ by clam-sb)")
 
 
 def test_all_reasons_are_in_words_once_and_the_weightiest_first() -> None:
@@ -106,9 +117,34 @@ def test_all_reasons_are_in_words_once_and_the_weightiest_first() -> None:
 
 @pytest.mark.parametrize("code", sorted(NOT_ASKING))
 def test_remarks_alone_ask_for_no_review(code: str) -> None:
-    found = assess_slide(slide(), [prediction("0", reasons=[code])])
+    found = assess_slide(slide(), [prediction("0", method="svm", reasons=[code])])
     assert (found.state, [reason.code for reason in found.reasons]) == ("clear", [code])
     assert not prediction_review("her2-4way", "0", [code])
+
+
+def test_that_a_rule_is_not_calibrated_is_said_once_and_not_for_every_slide() -> None:
+    rows = rule_rows()
+    assert all("uncalibrated" in row["reasons"] for row in rows)
+    assert is_uncalibrated(rows)
+    assert assess_slide(slide(), rows).reasons == ()
+    assert not is_uncalibrated([{**row, "bundle": "cal-0123456789ab", "reasons": []} for row in rows] + rows)
+    assert not is_uncalibrated([prediction("0", method="svm", reasons=["uncalibrated"])])
+
+
+def test_a_calibrated_prediction_takes_the_place_of_the_uncalibrated_one() -> None:
+    area = [row for row in rule_rows() if row["method"] == "membrane"]
+    calibrated = [{**row, "bundle": "cal-0123456789ab", "predicted": "1+"} for row in area[:1]]
+    found = assess_slide(slide(), [*area, *calibrated])
+    assert found.result == "1+"
+    assert not any(reason.code == "methods-disagree" for reason in found.reasons)
+
+
+@pytest.mark.parametrize("method", ["membrane", "cells"])
+def test_3_plus_by_one_rule_alone_is_for_review(method: str) -> None:
+    rows = [row for row in rule_rows(intense=0.5) if row["method"] == method]
+    found = assess_slide(slide(), rows)
+    assert (found.state, [reason.code for reason in found.reasons]) == ("review", ["unconfirmed-3-plus"])
+    assert assess_slide(slide(), rule_rows(intense=0.5)).state == "clear"
 
 
 def test_a_method_that_asks_without_a_reason_is_named() -> None:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column as TableColumn
 from rich.text import Text
 
+from her2batch.assessment import UNCALIBRATED_NOTE
 from her2batch.cli.tables import Column, layout, wrap
 from her2batch.pipeline.progress import RunProgress
 from her2batch.store.cohort import Cohort, Row
@@ -185,6 +186,8 @@ def print_ingest_summary(summary: IngestSummary, counts: Sequence[PredictionCoun
             console, f"{len(summary.moved)} finished slides have moved or have new names: their rows name the new paths"
         )
     print_absent(console, summary)
+    if any(count.uncalibrated for count in counts):
+        print_line(console, UNCALIBRATED_NOTE)
     for count in counts:
         if count.bundle != MEMBRANE_RULE or count.task == "her2-4way":
             print_line(console, prediction_text(count), "bold")

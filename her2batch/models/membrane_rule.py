@@ -8,7 +8,7 @@ DESTINY-Breast06.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import fsum
 from typing import Any
@@ -33,6 +33,11 @@ SHARE_SIGMA = 0.7
 0.14 when other tiles of a real core are drawn for the stain vectors, 0.33 when the core is written as JPEG again, 0.35
 between two pathologists; 0.6 together. The rest is for differences between laboratories, which are not known."""
 
+LABORATORY_SIGMA = 1.04
+"""The same for a laboratory that is not known: 0.6 within one, and 0.85 from 10 % to the thresholds that fit the slides
+of six synthetic development laboratories (seeds 1 to 6, docs/calibration.md), which differ in DAB, counterstain,
+section, colours and scanner."""
+
 SCORE_SIGMA = 0.9
 """The same for the continuous score: wider, so that the score still separates slides far from 10 %."""
 
@@ -49,6 +54,9 @@ can't tell at 10 %: the neighbouring membranes of broken rings are dense as well
 
 MIN_PLAUSIBLE = 0.10
 """A class of at least this probability cannot be ruled out."""
+
+UNCONFIRMED = "unconfirmed-3-plus"
+"""Reason of a 3+ by one rule alone, by the area of the membranes or by the cells."""
 
 ISH_POSITIVE = 22 / 118
 """Share of 2+ slides with a positive ISH in the paper's cohort (table 3)."""
@@ -122,17 +130,25 @@ def rule_predictions(
 
     presumed: the stain HER2 is assumed, not known.  flags: of the slide; those that concern its quality are reasons.
     method: the name of the rule.  With weak, complete staining the classes of 2+ stay plausible. 2+ without ISH: `low`
-    and `negative` are only more likely, so both classes stay plausible and the slide is for review.
+    and `negative` are only more likely, so both classes stay plausible and the slide is for review. 3+ is for review
+    until the other rule confirms it, which the assessment of the slide decides.
     """
     rows = []
+    wide = _wider_probabilities(result.p)
     for task in RULE_TASKS:
         probabilities = derived_probabilities(task, result.p)
         needs_ish = task != "her2-4way" and result.category == "2+"
         equivocal = needs_ish or "weak-complete" in result.reasons
         both = {str(her2_class(task, "2+", ish)) for ish in "-+"} if equivocal else set()
         predicted = str(her2_class(task, result.category, "-"))
-        further = {"needs-ish": needs_ish, "marker-presumed": presumed}
+        further = {
+            "needs-ish": needs_ish,
+            UNCONFIRMED: result.category == "3+",
+            "marker-presumed": presumed,
+            "uncalibrated": True,
+        }
         reasons = [*quality_flags(flags), *result.reasons, *(name for name in further if further[name])]
+        elsewhere = derived_probabilities(task, wide)
         rows.append(
             {
                 "task": task,
@@ -140,15 +156,39 @@ def rule_predictions(
                 "classes": list(probabilities),
                 "p": list(probabilities.values()),
                 "predicted": predicted,
-                "plausible": [
-                    name for name, p in probabilities.items() if p >= MIN_PLAUSIBLE or name in {predicted, *both}
-                ],
+                "plausible": plausible_uncalibrated(probabilities, elsewhere, {predicted, *both}),
                 "review": prediction_review(IHC_TASK, result.category, reasons),
                 "reasons": reasons,
                 "score": result.score,
             }
         )
     return rows
+
+
+def _wider_probabilities(p: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    """Return the probabilities of 0, 1+, 2+, 3+ if nothing is known of the laboratory.
+
+    The steps are logistic in the logarithms of shares, so that a larger standard deviation divides their logits.
+    """
+    above = np.clip(np.cumsum(p[::-1])[::-1][1:], 1e-12, 1 - 1e-12)
+    logits = (np.log(above) - np.log1p(-above)) * SHARE_SIGMA / LABORATORY_SIGMA
+    one, two, three = (1 / (1 + np.exp(-logits))).tolist()
+    return 1 - one, one - two, two - three, three
+
+
+def plausible_uncalibrated(p: Mapping[str, float], wide: Mapping[str, float], kept: Collection[str]) -> list[str]:
+    """Return the classes that cannot be ruled out without a calibration, in order and without gaps.
+
+    p: probability of each class, in order.  wide: the same if nothing is known of the laboratory.  kept: classes that
+    stay anyway.  To the classes that are likely in a laboratory as those that the rule knows, one further class on each
+    side is added where it is likely in another laboratory.
+    """
+    names = list(p)
+    positions = [k for k, name in enumerate(names) if p[name] >= MIN_PLAUSIBLE or name in kept]
+    low, high = min(positions), max(positions)
+    low -= low > 0 and wide[names[low - 1]] >= MIN_PLAUSIBLE
+    high += high + 1 < len(names) and wide[names[high + 1]] >= MIN_PLAUSIBLE
+    return names[low : high + 1]
 
 
 def derived_probabilities(task: str, p: tuple[float, float, float, float]) -> dict[str, float]:

@@ -136,7 +136,8 @@ def _number_row(entry: ModelEntry, task: Task, value: float, features: SlideFeat
     text = f"{value:.4g}"
     return {
         "task": entry.task, "method": entry.method, "classes": [], "p": [], "predicted": text, "plausible": plausible,
-        "review": prediction_review(entry.task, text, reasons), "reasons": reasons, "score": value,
+        "review": entry.interval is None or prediction_review(entry.task, text, reasons), "reasons": reasons,
+        "score": value,
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from her2batch.assessment import UNCALIBRATED_NOTE, is_uncalibrated
 from her2batch.errors import REMEDIES
 from her2batch.files.atomic import atomic_write
 from her2batch.reports import agreement, slide_page, worklists
@@ -59,8 +60,10 @@ def summary_section(data: ReportData) -> SectionContent:
     plans = sorted({row["plan_id"] for row in data.rows.values() if row["plan_id"]})
     sites = Counter(site for slide_id in data.rows if (site := data.site_of(slide_id)) is not None)
     figures = _result_figure(data)
+    uncalibrated = any(is_uncalibrated(rows) for rows in data.predictions.values())
     html = render_template(
         "summary.html", status=data.status, facts=facts, bundles=bundles, figures=figures, plans=plans,
+        uncalibrated=UNCALIBRATED_NOTE if uncalibrated else None,
         labelled=len(data.labels), notes=data.notes, plan_words=_plan_words(data),
         distribution=worklists.distribution_text(list(data.assessments.values())),
         sites=", ".join(f"{site} ({n})" for site, n in sites.most_common(MAX_SITES)),

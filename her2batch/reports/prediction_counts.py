@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from her2batch.reports.report_data import assess_slides
 from her2batch.store.cohort import Cohort
-from her2batch.tasks import CLASSES, task_order
+from her2batch.tasks import CLASSES, GUIDELINE_RULES, task_order
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class PredictionCount:
     def slides(self) -> int:
         """Slides with a prediction."""
         return sum(self.classes.values()) + self.ish_decides
+
+    @property
+    def uncalibrated(self) -> bool:
+        """Whether a rule gave them without a calibration of this laboratory."""
+        return self.bundle in GUIDELINE_RULES
 
 
 def count_predictions(cohort: Cohort, slide_ids: Iterable[str]) -> list[PredictionCount]:

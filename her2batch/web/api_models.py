@@ -217,6 +217,7 @@ class CohortFacts(BaseModel):
     nights: bool = Field(description="true if there are reports of nights; /nights/ lists them")
     user: str | None = Field(description="the user, where a reverse proxy authenticates users; the reviewer of reviews")
     may_review: bool = Field(description="false for a user who may only read")
+    note: str | None = Field(None, description="what holds for all slides: the rules are not calibrated")
 
 
 class Problem(BaseModel):

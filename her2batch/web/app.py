@@ -17,6 +17,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from her2batch.assessment import UNCALIBRATED_NOTE
 from her2batch.errors import Her2BatchError, InputError
 from her2batch.slides.slide import Box
 from her2batch.store import reviews
@@ -146,6 +147,7 @@ def cohort_facts(state: StateDep, user: UserDep) -> CohortFacts:
         name=catalog.cohort.root.name, slides=len(catalog.rows()), posting=state.scans is not None, tasks=tasks,
         report=has_report(catalog.cohort), nights=has_nights(catalog.cohort),
         user=user.name if user is not None else None, may_review=user is None or user.is_reviewer,
+        note=UNCALIBRATED_NOTE if any(one["uncalibrated"] for one in catalog.slide_summaries()) else None,
     )  # fmt: skip
 
 

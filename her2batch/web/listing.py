@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from her2batch.assessment import KINDS, TASK_NAMES, Assessment
+from her2batch.assessment import KINDS, TASK_NAMES, Assessment, is_uncalibrated
 from her2batch.store.cohort import Row
 from her2batch.tasks import CLASSES, MEMBRANE_RULE
 
@@ -70,6 +70,7 @@ def summarize_slide(row: Row, predictions: Sequence[Row], found: Assessment, fin
             if p["predicted"] is not None
         },
         "review": found.review,
+        "uncalibrated": is_uncalibrated(predictions),
         "state": found.state,
         "result": found.result,
         "meaning": found.meaning,

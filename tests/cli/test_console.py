@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
+from her2batch.assessment import UNCALIBRATED_NOTE
 from her2batch.cli import console as module
 from her2batch.cli.console import (
     duration_text,
@@ -45,7 +46,8 @@ def test_an_ingest_ends_with_classes_reviews_and_the_next_command(capsys: pytest
     print_ingest_summary(SUMMARY, [COUNT])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("seen 4 = 3 done + 0 failed + 0 deferred + 0 duplicate + 1 ignored; 257 tiles, 8.6 s")
-    assert lines[1] == "her2-4way by membrane: 0: 5 · 1+: 4 · 2+: 6 · 3+: 3; 12 of 18 slides to review"
+    assert lines[1] == UNCALIBRATED_NOTE
+    assert lines[2] == "her2-4way by membrane: 0: 5 · 1+: 4 · 2+: 6 · 3+: 3; 12 of 18 slides to review"
     assert lines[-1] == "next: her2batch report 'my cohort' --out report.html"
 
 

@@ -20,7 +20,7 @@ ABSTAINED: Final = "abstained"
 OUTSIDE: Final = "outside-calibration"
 TOO_FEW: Final = "too-few-labels"
 
-OF_UNCALIBRATED: Final = frozenset({"undecided", "uncalibrated", "near-10-percent", "3-plus-unconfirmed", "needs-ish"})
+OF_UNCALIBRATED: Final = frozenset({"undecided", "uncalibrated", "near-10-percent", "unconfirmed-3-plus", "needs-ish"})
 """Reasons of a prediction that a calibration replaces by its own; the others concern the slide and stay."""
 
 IHC_TASK: Final = RULE_TASKS[0]

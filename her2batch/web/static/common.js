@@ -9,6 +9,9 @@ export function showCohort(facts) {
   document.getElementById("cohort").textContent = `${facts.name} · ${facts.slides} slides`;
   document.getElementById("report").hidden = !facts.report;
   document.getElementById("nights").hidden = !facts.nights;
+  const note = document.getElementById("note");
+  note.textContent = facts.note ?? "";
+  note.hidden = !facts.note;
 }
 
 export async function fetchApi(path, body) {
