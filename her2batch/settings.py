@@ -32,8 +32,8 @@ faster, keeps it. tests/test_algorithms.py fails where a value changes without a
 dark background is not tissue; where the two segmentations disagree, their union is used; the streams of a slide decide
 its colour space; the largest brightfield image of a TIFF and the image of its OME-XML with its size are the slide's;
 levels that are padded to whole tiles keep their scale; parts without image are no background; dark brown and dark
-nuclei of contrasty scanners are not pen, black pen over brown is; nuclei are also those that DAB alone shows; predictions
-of the rules claim less without a calibration.
+nuclei of contrasty scanners are not pen, black pen over brown is; nuclei are also those that DAB alone shows;
+predictions of the rules claim less without a calibration.
 """
 
 
