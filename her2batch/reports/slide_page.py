@@ -23,6 +23,7 @@ from her2batch.files.atomic import atomic_write
 from her2batch.method_results import depends_on_ish
 from her2batch.models.membrane_rule import guideline_steps, slide_shares
 from her2batch.reports import worklists
+from her2batch.reports.cells.cell_evidence import OutlinedTiles, cell_evidence
 from her2batch.reports.controls.piece_outlines import piece_outlines, without_controls
 from her2batch.reports.figures import CLASS_COLOURS, PALETTE, plot_shares
 from her2batch.reports.report_data import ReportData
@@ -137,7 +138,7 @@ def slide_evidence(data: ReportData, slide_id: str) -> dict[str, Any]:
         "no_examples_reason": no_examples_reason, "links": table_links(data, row), "version": version("her2batch"),
         "plan_bundle": plan.bundle, "method_label": worklists.method_label, "task_names": TASK_NAMES,
         "laboratory": worklists.laboratory_text(found), "verdict_text": worklists.verdict_text,
-        "pieces": piece_outlines(pieces, tiles, cells, tile_px),
+        "pieces": piece_outlines(pieces, tiles, cells, tile_px), **cell_evidence(data.predictions.get(slide_id, ())),
         "bundles": sorted({one["bundle"] for one in predictions}),
     }  # fmt: skip
 
@@ -146,7 +147,7 @@ def table_links(data: ReportData, row: Row) -> dict[str, str]:
     """Return table → relative address of its file. Empty for a cohort on an object store."""
     if data.cohort.remote or data.page_folder is None:
         return {}
-    kinds = ("slides", "pieces", "tiles", "membrane", "attention", "patches", "predictions")
+    kinds = ("slides", "pieces", "tiles", "membrane", "cells", "attention", "patches", "predictions")
     names = ["slides", *(name for kind in kinds for name in tables_of(row, kind))]
     return {name: os.path.relpath(data.cohort.table(name, row["slide_id"]), data.page_folder) for name in names}
 
@@ -325,15 +326,14 @@ def _example_tiles(
         *_attention_examples(data, row, tiles),
         *_patch_examples(data, row),
     ]
+    reason = "There are no example tiles: no membrane staining was found, and no MIL head or patch network was run."
     if not regions:
-        return (
-            [],
-            "There are no example tiles: no membrane staining was found, and no MIL head or patch network was run.",
-        )
+        return [], reason
     try:
         with Pyramid(data.cohort.pyramid(row["slide_id"])) as slide:
+            image = OutlinedTiles(data.cohort, row, slide).image
             return [
-                ExampleTile(kind, jpeg_data_uri(slide.region(box, max(row["mpp"], 0.2)), 76), caption, source)
+                ExampleTile(kind, jpeg_data_uri(image(box), 76), caption, source)
                 for kind, box, caption, source in regions
             ], None
     except (SlideError, OSError) as error:
