@@ -105,7 +105,7 @@ def draw_outlines(
     for k, score in enumerate(IHC_SCORES):
         colour = PALETTE[CLASS_COLOURS[score]][0]
         own = [ring for ring, one, counts in zip(rings, category, tumour, strict=True) if counts and one == k]
-        cv2.polylines(drawn, own, True, tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)), 1, cv2.LINE_AA, 3)
+        cv2.polylines(drawn, own, True, tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)), 2, cv2.LINE_AA, 3)
     others = [ring for ring, counts in zip(rings, tumour, strict=True) if not counts]
-    cv2.polylines(drawn, others, True, OTHER_CELL, 1, cv2.LINE_AA, 3)
+    cv2.polylines(drawn, others, True, OTHER_CELL, 2, cv2.LINE_AA, 3)
     return drawn
