@@ -22,8 +22,8 @@ OUTSIDE = -1
 
 JOIN_MM = 0.1
 """Parts of the tissue that are nearer than this are one piece. A tile of the default plan is 0.112 mm wide, so that
-nearer parts share tiles. On 60 synthetic slides with one to three pieces and three controls, 0.2 mm on, no piece was
-joined with another one, and none fell apart."""
+nearer parts share tiles. On 40 synthetic slides with three controls each (benchmarks/controls.py), every control was a
+piece of its own."""
 
 MAX_CONTROL_SHARE, MAX_LARGEST_SHARE = 0.25, 0.5
 """Largest area of a proposed control, as a share of all larger pieces together, and of the largest piece. On-slide
@@ -31,8 +31,8 @@ controls take about a tenth of the tissue; the pieces of a needle biopsy are of 
 
 MIN_DAB_DIFFERENCE, MIN_DAB_RATIO = 0.03, 1.5
 """Least difference (optical density) and least ratio of the DAB of two pieces that are unlike. Pieces of one synthetic
-tumour differ by at most 0.02 where they are pale, and by a factor of 1.25 where they are dark; pieces of adjacent
-scores in one laboratory differ by 0.03 to 0.15."""
+tumour (12 slides) differ by at most 0.02 where they are pale, and by a factor of 1.25 where they are dark; controls of
+0, 2+ and 3+ of one laboratory differ by 0.03 to 0.2."""
 
 MAX_GROUP_RATIO = 3.0
 """Largest ratio of the areas of the controls of one group."""
