@@ -26,7 +26,7 @@ from her2batch.tasks import CELL_RULE, CLASSES, DETAIL_TASK, task_applies
 
 TABLE: Final = f"predictions/{CELL_RULE}"
 
-MEASURED: Final = ("tumour", "nuclear_dab", "membrane_dab", "cytoplasm_dab", "faint")
+MEASURED: Final = ("tumour", "moderate", "nuclear_dab", "membrane_dab", "cytoplasm_dab")
 """Columns of cells by which it is decided whether a slide can be scored."""
 
 Values = dict[str, Any]
