@@ -1,1 +1,0 @@
-"""The wording of the guidelines, applied to shares of tumour cells."""

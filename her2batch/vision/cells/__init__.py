@@ -1,1 +1,0 @@
-"""Cells of a stained tissue: nuclei, membranes around them, and the likelihood that a cell belongs to the tumour."""
