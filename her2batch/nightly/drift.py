@@ -21,6 +21,7 @@ from her2batch.errors import InputError
 from her2batch.files.parquet import read_parquet
 from her2batch.job_settings import DriftSettings
 from her2batch.store.cohort import Cohort, Row
+from her2batch.store.pieces.patient_tiles import read_patient_tiles
 from her2batch.tasks import CLASSES, MEMBRANE_RULE
 
 CLASS_MIX = "score mix"
@@ -151,9 +152,11 @@ def _slide_measures(cohort: Cohort, rows: list[Row]) -> list[Row]:
     for row in rows:
         measures: Row = {name: row[name] for name in ("blur", "pen", "saturated", "background")}
         measures["flagged"] = float(bool(row["flags"]))
-        if row["n_tiles"]:
-            measures["dab"] = float(np.mean(cohort.read("tiles", row["slide_id"])["dab"].to_numpy()))
-            measures["cells"] = float(np.mean(cohort.read("membrane", row["slide_id"])["cells"].to_numpy()))
+        if row["n_tiles"] and not {"control-slide", "only-controls"} & set(row["flags"] or ()):
+            measures["dab"] = float(np.mean(read_patient_tiles(cohort, row["slide_id"])["dab"].to_numpy()))
+            measures["cells"] = float(
+                np.mean(read_patient_tiles(cohort, row["slide_id"], "membrane")["cells"].to_numpy())
+            )
         for prediction in _rule_predictions(cohort, row["slide_id"]):
             if prediction["task"] == TASK:
                 measures |= {"class": prediction["predicted"], "score": prediction["score"]}

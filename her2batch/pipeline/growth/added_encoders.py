@@ -29,6 +29,7 @@ from her2batch.slides.discover import SlideFiles
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Slide, resample
 from her2batch.store.cohort import Cohort, Row
+from her2batch.store.pieces.patient_tiles import patient_tiles_of
 from her2batch.vision.background import fill_missing, filled_tiles
 from her2batch.vision.stain import Stains, white_point
 from her2batch.vision.thumbnail import decode_jpeg
@@ -221,7 +222,9 @@ class EncoderWorker(SlideWorker):
             unscanned = filled_tiles(overview, (base.chunk_height / scale, base.chunk_width / scale))
             complete = fill_missing(overview, unscanned)  # thumbnails are white where a slide has no image
             tissue = segment_tissue(complete, mpp)
-            state.stain_fit = fit_stains(slide, white_point(complete, ~tissue.mask & ~unscanned), tiles, plan)
+            own = patient_tiles_of(self.cohort, job.slide_id)  # as when the slide was processed: without its controls
+            fitted = tiles if own is None or not own.any() else tiles[own]
+            state.stain_fit = fit_stains(slide, white_point(complete, ~tissue.mask & ~unscanned), fitted, plan)
         fractions = table.column("tissue").to_numpy()
         state.tissue_tiles = TissueTiles(tissue, {"tiles": TileGrid(plan.mpp, plan.tile, tiles)}, fractions)
         return state
