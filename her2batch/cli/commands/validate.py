@@ -58,7 +58,7 @@ def validate(
     def show() -> None:
         print(found.content["registration"][0])
         for verdict in found.verdicts:
-            print(f"{verdict.result}: {verdict.sentence}")
+            print(verdict.sentence)
         print(found.content["conclusion"])
         print(f"report: {found.html}, {found.json}")
 

@@ -106,5 +106,6 @@ def conclusion(verdicts: Iterable[Verdict]) -> str:
             f", {few} undecided for too few slides." if few else "."
         )
     if few:
-        return f"Not decided: {few} of {n} criteria have too few slides; the others are met."
+        others = "; the others are met" if few < n else ""
+        return f"Not decided: {few} of {n} criteria have too few slides{others}."
     return f"Accepted: all {n} criteria are met."
