@@ -102,7 +102,8 @@ function savedPosition() {
 function savePosition(viewer, row) {
   const place = levelPosition(viewer, row);
   if (!place || !location.hash.startsWith("#/slide/")) return;
-  const overlay = byId("overlay").selectedOptions[0]?.textContent;
+  const select = byId("overlay");
+  const overlay = select.options.length ? select.selectedOptions[0]?.textContent : savedPosition().get("overlay"); // not loaded yet
   const values = { x: Math.round(place.x), y: Math.round(place.y), zoom: Number(place.zoom.toPrecision(4)), ...(overlay && overlay !== "None" ? { overlay } : {}) };
   history.replaceState(history.state, "", `${location.hash.split("?")[0]}?${new URLSearchParams(values)}`);
 }

@@ -129,3 +129,25 @@ def test_regions_decide_what_is_tumour() -> None:
 )
 def test_dab_is_looked_for_where_the_marker_lies(stain: str | None, place: str) -> None:
     assert marker_place(stain) == place
+
+
+def test_a_cohort_from_before_cells_goes_on_without_them(slide: Path, tmp_path: Path) -> None:
+    import tomllib
+
+    import tomli_w
+
+    from her2batch.pipeline.resume.plan_change import PlanChangedError, settle_plan
+    from her2batch.store.cohort import Cohort
+
+    request = IngestRequest(slide / "scans", tmp_path / "cohort")
+    assert ingest(request, Plan(tile=112, cells="off"), SERIAL).done == 1
+    cohort = Cohort(request.out)
+    stored = tomllib.loads(cohort.settings.read_text())
+    del stored["plan"]["cells"]
+    cohort.settings.write_text(tomli_w.dumps(stored))
+    assert cohort.plan().cells == "off"
+    assert ingest(request, Plan(), SERIAL).already == 1, "settings that are not given are those of the cohort"
+    with pytest.raises(PlanChangedError, match=r"cells off → all.* 1 finished slide"):
+        settle_plan(cohort, Plan(cells="all"))
+    assert ingest(IngestRequest(slide / "scans", request.out, replan=True), Plan(cells="all"), SERIAL).fresh == ["a"]
+    assert cohort.read("cells", "a").num_rows > 1000
