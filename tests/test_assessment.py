@@ -8,18 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2batch.assessment import (
-    INFORMATIVE_FLAGS,
-    NOT_ASKING,
-    REASONS,
-    assess_slide,
-    is_uncalibrated,
-    prediction_review,
-    quality_flags,
-)
+from her2batch.assessment import INFORMATIVE_FLAGS, assess_slide, is_uncalibrated, prediction_review, quality_flags
 from her2batch.errors import REMEDIES
 from her2batch.method_results import DERIVED_TASKS
 from her2batch.models.membrane_rule import apply_rule, rule_predictions
+from her2batch.reasons import NOT_ASKING, REASONS
 from her2batch.tasks import CLASSES
 from tests.models.test_membrane_rule import table
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from her2batch.assessment import KINDS, Assessment
+from her2batch.assessment import Assessment
+from her2batch.reasons import KINDS
 from her2batch.reports.report_data import ReportData
 from her2batch.reports.theme import ColumnKind, SortableTable
 from her2batch.store.cohort import Row

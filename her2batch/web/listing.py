@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from her2batch.assessment import KINDS, TASK_NAMES, Assessment, is_uncalibrated
+from her2batch.assessment import TASK_NAMES, Assessment, is_uncalibrated
+from her2batch.reasons import KINDS
 from her2batch.store.cohort import Row
 from her2batch.tasks import CLASSES, MEMBRANE_RULE
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import her2batch
-from her2batch.assessment import KINDS
+from her2batch.reasons import KINDS
 from her2batch.reports.figures import CLASS_COLOURS, PALETTE
 from her2batch.vision.heatmap import DAB_SCALE_END, HEAT_COLOUR, SHARE_SCALE_END
 
@@ -38,4 +38,4 @@ def test_classes_have_the_colours_of_the_report() -> None:
 def test_the_page_filters_by_every_kind_of_reason() -> None:
     page = (STATIC / "index.html").read_text()
     select = page[page.index('<select name="kind">') :].partition("</select>")[0]
-    assert dict(re.findall(r'<option value="(\w+)">([^<]+)</option>', select)) == KINDS
+    assert dict(re.findall(r'<option value="([\w-]+)">([^<]+)</option>', select)) == KINDS
