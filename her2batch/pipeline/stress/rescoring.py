@@ -87,7 +87,10 @@ def rescore_slide(
         if not len(sample.tiles):
             return None
         pixels = {
-            scale: (_read_tiles(slide, sample.tiles, plan, scale), _read_tiles(slide, sample.fit_tiles, plan, scale))
+            scale: (
+                _read_tiles(slide, sample.tiles, plan, scale, measured=True),
+                _read_tiles(slide, sample.fit_tiles, plan, scale, measured=False),
+            )
             for scale in _scales(shifts)
         }
     own = fit_stain_vectors(pixels[1.0][1], white_point(sample.overview, sample.background), plan.mpp)
@@ -121,16 +124,32 @@ def _scales(shifts: tuple[ScannerShift, ...]) -> set[float]:
     return {1.0, *(shift.value for shift in shifts if shift.kind == "scale")}
 
 
-def _read_tiles(slide: Slide, tiles: NDArray[np.int32], plan: Plan, scale: float) -> NDArray[np.uint8]:
-    """Read tiles as a scanner would give them whose true µm/px is `scale` times the stated: (n, t, t, 3) uint8."""
+def _read_tiles(slide: Slide, tiles: NDArray[np.int32], plan: Plan, scale: float, measured: bool) -> NDArray[np.uint8]:
+    """Read tiles as a scanner would give them whose true µm/px is `scale` times the stated: (n, t, t, 3) uint8.
+
+    measured: from the level, and with the shrinking, by which an ingest reads the tiles that it measures; else as it
+    reads those to which it fits stains.
+    """
     pixels = np.empty((len(tiles), plan.tile, plan.tile, 3), np.uint8)
     for k, (x, y, size) in enumerate(tiles.tolist()):
         edge = round(size * scale)
         left = min(max(0, x - (edge - size) // 2), max(0, slide.info.width - edge))
         top = min(max(0, y - (edge - size) // 2), max(0, slide.info.height - edge))
-        region = slide.region(Box(left, top, edge, edge), plan.mpp * scale)
+        box = Box(left, top, edge, edge)
+        region = _read_from_source(slide, box, plan) if measured else slide.region(box, plan.mpp * scale)
         pixels[k] = resample(region, plan.tile, plan.tile)
     return pixels
+
+
+def _read_from_source(slide: Slide, box: Box, plan: Plan) -> NDArray[np.uint8]:
+    """Read a box in level-0 px from the level and with the factor that tiles of the plan are read with."""
+    assert slide.info.mpp is not None
+    level, shrink = slide.tile_source(plan.mpp / slide.info.mpp)
+    size = slide.info.levels[level].downscale(shrink)
+    across, down = slide.info.width / size.width, slide.info.height / size.height
+    width, height = max(1, round(box.width / across)), max(1, round(box.height / down))
+    left, top = min(round(box.x / across), size.width - width), min(round(box.y / down), size.height - height)
+    return slide.read(Box(max(0, left), max(0, top), width, height), level, shrink)
 
 
 def _score(

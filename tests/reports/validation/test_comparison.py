@@ -22,7 +22,7 @@ def test_predictions_that_the_assessment_leads_with_are_validated(report_data: R
     assert choose_predictions(report_data, "her2-binary").task == "her2-binary"
 
 
-@pytest.mark.parametrize(("folder", "method"), [("other", None), (None, "cells"), ("membrane", "cells")])
+@pytest.mark.parametrize(("folder", "method"), [("other", None), (None, "nothing"), ("membrane", "cells")])
 def test_predictions_that_are_not_there_are_named(report_data: ReportData, folder: str, method: str) -> None:
     with pytest.raises(InputError, match="membrane of membrane"):
         choose_predictions(report_data, "her2-4way", folder, method)
