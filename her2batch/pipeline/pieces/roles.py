@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from her2batch.exchange.controls.control_file import ControlRegion
 from her2batch.settings import ControlPlace, Controls, ControlSlides
-from her2batch.vision.pieces import Labels, Piece, label_joined, measure_pieces, propose_controls, tile_pieces
+from her2batch.vision.pieces.connected import Labels, Piece, label_joined, measure_pieces, propose_controls, tile_pieces
 from her2batch.vision.regions import region_mask
 from her2batch.vision.stain import white_point
 from her2batch.vision.tissue import label_components

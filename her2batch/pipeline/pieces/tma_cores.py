@@ -14,7 +14,7 @@ from her2batch.store.cohort import Cohort, Row, tables_of
 from her2batch.store.pieces.cores_table import write_cores
 from her2batch.tasks import HER2_TASKS, task_applies
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
-from her2batch.vision.tma_grid import fit_array_grid
+from her2batch.vision.pieces.array_grid import fit_array_grid
 
 
 class CoreNotes(NamedTuple):

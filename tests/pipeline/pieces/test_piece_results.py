@@ -8,7 +8,7 @@ from her2batch.pipeline.pieces.roles import CONTROL, EXCLUDED, Role, SlidePieces
 from her2batch.pipeline.slide_state import TileColumns
 from her2batch.store.schemas import table_schema
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
-from her2batch.vision.pieces import Piece
+from her2batch.vision.pieces.connected import Piece
 
 BOX = Piece(10, 20, 30, 40, 1000)
 

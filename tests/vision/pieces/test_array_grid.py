@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from her2batch.vision.tma_grid import fit_array_grid
+from her2batch.vision.pieces.array_grid import fit_array_grid
 
 ROWS, COLUMNS = 5, 7
 CELLS = [(row, column) for row in range(1, ROWS + 1) for column in range(1, COLUMNS + 1)]

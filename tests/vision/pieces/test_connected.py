@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from her2batch.vision.pieces import (
+from her2batch.vision.pieces.connected import (
     OUTSIDE,
     Piece,
     is_unlike,
