@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.patches import Patch
-from rounds import plt
+from rounds import load_pyplot
 
 from her2batch.pipeline.cost_model import Cluster, SlideLoad, bottleneck, slide_seconds, typical_slide
 
@@ -32,6 +32,7 @@ def make_cluster(cores: int, gpus: int, link: float) -> Cluster:
 def draw_map(path: Path, load: SlideLoad, tissue: float) -> None:
     """Draw a map of slides per hour for each link. The colour shows the bottleneck."""
     names = list(COLOURS)
+    plt = load_pyplot()
     figure, panels = plt.subplots(1, len(LINKS), figsize=(12, 4.2), sharey=True)
     palette = ListedColormap([COLOURS[name] for name in names])
     for axes, (title, link) in zip(panels, LINKS.items(), strict=True):

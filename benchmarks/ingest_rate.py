@@ -23,6 +23,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from ray_start import time_ray
 from rounds import draw_bars, median_seconds, run_on_cores, warm_processes
 from tiles import time_decode, tissue_tiles
 
@@ -30,7 +31,6 @@ from her2batch.models.membrane_rule import apply_rule
 from her2batch.pipeline.cost_model import available_cores
 from her2batch.pipeline.tile_reader import plan_reads, read_tiles
 from her2batch.runtime.ingest import IngestRequest, ingest
-from her2batch.runtime.ray_session import connect
 from her2batch.settings import Plan, Resources
 from her2batch.slides.discover import discover_slides
 from her2batch.slides.readers import open_slide
@@ -63,25 +63,6 @@ def time_ingest(slides: Path, workers: int) -> float:
         summary = ingest(IngestRequest(slides, Path(folder) / "c"), Plan(), Resources(workers=workers))
         assert summary.failed == 0, summary.failures
         return time.perf_counter() - started
-
-
-class ReadyActor:
-    """An actor that imports the same modules as a worker."""
-
-    def ready(self) -> bool:
-        """Return True after the import."""
-        import her2batch.pipeline.worker
-
-        return her2batch.pipeline.worker is not None
-
-
-def time_ray(workers: int) -> float:
-    """Return the seconds to start Ray and its actors, and to stop them."""
-    started = time.perf_counter()
-    with connect(Resources(workers=workers)) as session:
-        ray = session.ray
-        ray.get([ray.remote(ReadyActor).options(num_cpus=1).remote().ready.remote() for _ in range(workers)])
-    return time.perf_counter() - started
 
 
 def main() -> None:

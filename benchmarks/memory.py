@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import psutil
 import tifffile
-from rounds import plt
+from rounds import load_pyplot
 from slides import MPP, make_slide
 
 LIMIT_GB = 3.0
@@ -90,6 +90,7 @@ def run_ingest(slides: Path) -> tuple[list[float], list[float], Counter[str], fl
 
 def draw_chart(path: Path, peaks: dict[int, float], times: list[float], totals: list[float]) -> None:
     """Draw the peak against the number of slides, and the course of the largest run."""
+    plt = load_pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
     left.plot(list(peaks), list(peaks.values()), "o-", color="#31688e")
     left.set_xscale("log")

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-from rounds import median_seconds, plt
+from rounds import load_pyplot, median_seconds
 
 from her2batch.files.atomic import file_sha256
 from her2batch.runtime.ingest import IngestRequest, ingest
@@ -166,6 +166,7 @@ def measure_sides(scans: Path, cohort: Cohort, empty: Path, rounds: int) -> dict
 
 def draw_chart(path: Path, found: dict[int, dict[str, float]]) -> None:
     """Draw seconds over the number of slides."""
+    plt = load_pyplot()
     figure, axes = plt.subplots(figsize=(7, 3.6))
     colours = plt.colormaps["viridis"]
     for k, side in enumerate(("ingest without memos", "status without memos", "ingest", "status")):

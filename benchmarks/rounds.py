@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import matplotlib as mpl
 from threadpoolctl import threadpool_limits
 
-mpl.use("svg")
-mpl.rcParams["svg.hashsalt"] = "her2batch"  # the same values give the same file
-import matplotlib.pyplot as plt  # noqa: E402
+
+def load_pyplot() -> Any:
+    """Import matplotlib, set up to write SVG. Only where something is drawn: a machine that measures may lack it."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "her2batch"  # the same values give the same file
+    import matplotlib.pyplot as plt
+
+    return plt
 
 
 def median_seconds(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
@@ -59,7 +65,7 @@ def run_on_cores(pool: ProcessPoolExecutor, function: Callable[..., float], part
 
 def draw_bars(path: Path, title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -> None:
     """Draw a chart of horizontal bars. groups: group → side → value."""
-    sides = list(next(iter(groups.values())))
+    plt, sides = load_pyplot(), list(next(iter(groups.values())))
     figure, axes = plt.subplots(figsize=(8, 0.9 + 0.28 * len(groups) * (len(sides) + 0.7)))
     colours = plt.colormaps["viridis"]
     for k, side in enumerate(sides):
