@@ -1,24 +1,26 @@
 #!/usr/bin/env bash
 # Measure the GPU path by one command: gpu.json and gpu.md, in less than 8 minutes whatever happens.
 #
-# usage: on_gpu.sh [--cpu] [--out FOLDER] [--scratch FOLDER]
+# usage: on_gpu.sh [--cpu] [--out FOLDER] [--parts FOLDER] [--scratch FOLDER]
 #
 # --cpu              dry run of every step on the CPU with tiny sizes
 # --out FOLDER       default: $OUT, or gpu-results
+# --parts FOLDER     the parts that prepare_gpu.sh made, at any depth; default: .gpu
 # --scratch FOLDER   default: a new folder under /tmp, removed at the end
 #
-# Packages come from .gpu/site.tar.xz where prepare_gpu.sh made it. Every step is ended at its own limit, keeps the
-# figures that it has by then, and does not stop the others. The limits together are 465 s; of a dry run four times that.
+# Without such parts the packages are those of python3. Every step is ended at its own limit, keeps the
+# figures that it has by then, and does not stop the others. The limits together are 475 s; of a dry run four times that.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
-cpu=() slower=1 out=${OUT:-gpu-results} scratch=
+cpu=() slower=1 out=${OUT:-gpu-results} parts=$root/.gpu scratch=
 while [ $# -gt 0 ]; do
     case $1 in
         --cpu) cpu=(--cpu) slower=4 ;;
         --out) out=$2; shift ;;
+        --parts) parts=$2; shift ;;
         --scratch) scratch=$2; shift ;;
-        *) sed -n 2,12p "$0" >&2; exit 2 ;;
+        *) sed -n 2,13p "$0" >&2; exit 2 ;;
     esac
     shift
 done
@@ -47,15 +49,22 @@ measure() { # measure NAME LIMIT: run a benchmark that writes its rows
     step "$1" "$2" python3 "$here/$1.py" "$scratch" "$out/$1.json" "${cpu[@]}"
 }
 
-if [ -f "$root/.gpu/site.tar.xz" ] && [ ${#cpu[@]} -eq 0 ]; then
+unpack() { # unpack FOLDER: join the parts by their numbers
+    find "$parts" -name 'site.tar.xz.[0-9]' | awk -F/ '{ print $NF "\t" $0 }' | sort | cut -f2 | tr '\n' '\0' |
+        xargs -0 cat -- | tar -C "$1" -xJf -
+}
+
+if [ -n "$(find "$parts" -name 'site.tar.xz.[0-9]' 2>/dev/null)" ] && [ ${#cpu[@]} -eq 0 ]; then
     mkdir -p "$scratch/site"
-    step unpack 40 tar -C "$scratch/site" -xJf "$root/.gpu/site.tar.xz"
+    export parts
+    export -f unpack
+    step unpack 50 bash -o pipefail -c 'unpack "$1"' - "$scratch/site"
     export PYTHONPATH=$scratch/site:$PYTHONPATH
 fi
-measure gpu_slides 50
+measure gpu_slides 45
 measure gpu_decode 45
 measure gpu_networks 110
 measure gpu_ingest 90
 measure gpu_training 50
-measure gpu_kill 70
+measure gpu_kill 65
 timeout 10 python3 "$here/gpu_report.py" join "$out" "${cpu[@]}" --failed "${failed[@]}"
