@@ -22,7 +22,7 @@ from her2batch.store.cohort import Cohort, Row
 from her2batch.store.pieces.patient_tiles import read_patient_tiles
 from her2batch.vision.background import fill_missing, filled_tiles
 from her2batch.vision.membrane import MEMBRANE_COLUMNS, TileBatch, feature_index
-from her2batch.vision.scanner_shifts import UNCHANGED, ScannerShift, shift_image
+from her2batch.vision.shifts.scanner_shifts import UNCHANGED, ScannerShift, shift_image
 from her2batch.vision.stain import Stains, fit_stain_vectors, white_point
 from her2batch.vision.thumbnail import decode_jpeg
 from her2batch.vision.tissue import segment_tissue

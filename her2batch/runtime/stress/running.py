@@ -17,7 +17,7 @@ from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Plan, Resources
 from her2batch.store.cohort import RETIRED, Cohort, Row
 from her2batch.tasks import HER2_TASKS, task_applies
-from her2batch.vision.scanner_shifts import SHIFTS, ScannerShift
+from her2batch.vision.shifts.scanner_shifts import SHIFTS, ScannerShift
 
 DEFAULT_SLIDES: Final = 20
 """Slides of a stress test."""

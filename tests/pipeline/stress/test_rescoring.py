@@ -6,7 +6,7 @@ import pytest
 from her2batch.errors import SlideError
 from her2batch.pipeline.stress.rescoring import rescore_slide
 from her2batch.store.cohort import Cohort, Row
-from her2batch.vision.scanner_shifts import SHIFTS, ScannerShift
+from her2batch.vision.shifts.scanner_shifts import SHIFTS, ScannerShift
 from tests.conftest import Synthetic
 
 DAB = tuple(ScannerShift(f"DAB × {factor}", "dab", factor) for factor in (0.5, 0.7, 0.85, 1.2, 1.4, 1.8))

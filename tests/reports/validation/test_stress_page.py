@@ -15,7 +15,7 @@ from her2batch.reports.validation.stress_page import (
     summarize_stress,
     write_stress_report,
 )
-from her2batch.vision.scanner_shifts import SHIFTS
+from her2batch.vision.shifts.scanner_shifts import SHIFTS
 
 
 def stressed(slide_id: str, scores: dict[str, float], predicted: str = "1+") -> StressedSlide:

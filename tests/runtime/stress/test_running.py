@@ -9,7 +9,7 @@ from her2batch.runtime.stress import running
 from her2batch.runtime.stress.running import StressRequest, choose_slides, stress_cohort
 from her2batch.settings import Resources
 from her2batch.store.cohort import Cohort
-from her2batch.vision.scanner_shifts import SHIFTS
+from her2batch.vision.shifts.scanner_shifts import SHIFTS
 from tests.conftest import Synthetic
 
 SMALL = StressRequest(slides=3, tiles=2, shifts=SHIFTS[-2:])

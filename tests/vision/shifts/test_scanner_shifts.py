@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from her2batch.vision.scanner_shifts import SHIFTS, UNCHANGED, ScannerShift, scale_dab, shift_image
+from her2batch.vision.shifts.scanner_shifts import SHIFTS, UNCHANGED, ScannerShift, scale_dab, shift_image
 from her2batch.vision.stain import Stains, optical_density, unmix
 from tests.conftest import tissue_image
 
