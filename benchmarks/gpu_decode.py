@@ -14,7 +14,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from her2batch.slides.cucim import load_cucim
+from her2batch.slides.cucim.loading import load_cucim
 
 with contextlib.suppress(Exception):  # without cuCIM its row says so
     load_cucim()  # before torch, after which it may not load

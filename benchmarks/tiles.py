@@ -24,9 +24,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from her2batch.slides import cucim as cucim_reader  # before torch: after torch, cuCIM does not load
+from her2batch.slides.cucim.loading import load_cucim  # before torch: after it, cuCIM needs its own process
 
-cucim_reader.load_cucim()
+load_cucim()
 
 import cv2  # noqa: E402
 import imagecodecs  # noqa: E402

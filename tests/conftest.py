@@ -19,11 +19,11 @@ from her2batch.errors import InputError
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Plan, Resources
-from her2batch.slides.cucim import load_cucim
+from her2batch.slides.cucim.loading import load_cucim
 from her2batch.synthetic.cohort import make_cohort
 
 with contextlib.suppress(InputError):
-    load_cucim()  # after torch, which some tests import, it never returns
+    load_cucim()  # after torch, which some tests import, it reads through a process of its own
 
 from tests.nightly.scanner import NightRun, run_night
 from tests.session_cleanup import SessionCleanup

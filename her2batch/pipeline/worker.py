@@ -39,7 +39,7 @@ from her2batch.pipeline.slide_state import (
 )
 from her2batch.pipeline.stages import active_stages
 from her2batch.pipeline.tile_reader import plan_reads, read_tiles
-from her2batch.slides import cucim
+from her2batch.slides.cucim.loading import load_cucim
 from her2batch.slides.discover import SlideFiles, refresh_files
 from her2batch.slides.fingerprint import Fingerprint, fingerprint_slide
 from her2batch.slides.readers import open_slide
@@ -109,7 +109,7 @@ class SlideWorker:
     def load_reader(self) -> None:
         """Load the reader's library, before anything in this process imports torch."""
         if self.context.plan.reader == "cucim":
-            cucim.load_cucim()
+            load_cucim()
 
     def run(self, job: SlideJob) -> SlideResult:
         """Process a whole slide in this process."""

@@ -44,7 +44,7 @@ from her2batch.runtime.serial import run_serially
 from her2batch.runtime.telemetry import RunMetrics
 from her2batch.runtime.watch import FolderWatch
 from her2batch.settings import Plan, Resources, RunWindow
-from her2batch.slides.cucim import load_cucim
+from her2batch.slides.cucim.loading import load_cucim
 from her2batch.slides.discover import DiscoveredSlides
 from her2batch.store.cleanup import remove_leftovers, remove_orphans
 from her2batch.store.cohort import Cohort, Row
@@ -184,7 +184,7 @@ def _prepare(request: IngestRequest, plan: Plan, watch: bool) -> tuple[Plan, Sli
         load_calibration(request.calibration, plan)
     if needs_image_networks(plan, bundle):
         if plan.reader == "cucim":
-            load_cucim()  # before torch: afterwards it would hang
+            load_cucim()  # before torch: afterwards it needs a process of its own
         check_networks(plan)
     dims = {name: embedding_dim(name) for name in plan.encoders}
     context = StageContext(plan, bundle, request.weights, dims=dims)

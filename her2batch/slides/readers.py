@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from her2batch.errors import InputError, SlideError
-from her2batch.slides.cucim import CucimSlide
+from her2batch.slides.cucim.slide import CucimSlide
 from her2batch.slides.dicom.joined import JoinedDicomSlide, series_files
 from her2batch.slides.ndpi import FORMAT as NDPI
 from her2batch.slides.ndpi import NdpiSlide

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from her2batch.errors import InputError, SlideError
-from her2batch.slides.cucim import CucimSlide
+from her2batch.slides.cucim.reader_process import ImageInProcess, reader_process
+from her2batch.slides.cucim.slide import CucimSlide
+from her2batch.slides.pyramid import write_pyramid
 from her2batch.slides.slide import Box, Slide
 from her2batch.slides.tiff_slide import TiledTiffSlide
 from tests.contract.reader_contract import SlideContract
@@ -77,10 +79,61 @@ def test_missing_cucim_is_an_error_with_remedy(monkeypatch: pytest.MonkeyPatch, 
         CucimSlide(real_data / "slides/CMU-1-Small-Region.svs")
 
 
-def test_loading_after_torch_raises_instead_of_hanging() -> None:
-    code = "import torch; from her2batch.slides.cucim import load_cucim; load_cucim()"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert "cannot be loaded after torch" in run.stderr
+TORCH_FIRST = """
+import torch, sys
+from pathlib import Path
+import numpy as np
+from her2batch.slides.readers import open_slide
+from her2batch.slides.slide import Box
+path = Path(sys.argv[1])
+with open_slide(path, "cucim") as cucim, open_slide(path, "tiff") as tiff:
+    box = Box(100, 200, 700, 500)
+    assert np.array_equal(cucim.read(box, 0), tiff.read(box, 0))
+    print(cucim.info.reader, cucim._image.__class__.__name__, "cucim" in sys.modules)
+"""
+
+
+def test_slides_are_read_after_torch_was_imported(real_data: Path) -> None:
+    """cuCIM does not return when it is loaded after some versions of torch, so it gets a process of its own."""
+    slide = real_data / "slides/CMU-1-Small-Region.svs"
+    command = [sys.executable, "-c", TORCH_FIRST, slide]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert run.stdout.split() == ["cucim", "ImageInProcess", "False"], run.stderr[-2000:]
+
+
+def test_file_that_cucim_cannot_open_raises_through_the_process_as_without_it() -> None:
+    from cucim.clara import CuImage
+
+    with pytest.raises(ValueError, match="no such image") as ours:
+        ImageInProcess("no such image")
+    with pytest.raises(ValueError, match="no such image") as theirs:
+        CuImage("no such image")
+    assert str(ours.value) == str(theirs.value)
+
+
+def test_ended_process_is_an_error_of_its_images_and_the_next_image_has_a_new_one(cores: dict[str, Path]) -> None:
+    path = str(cores["0"])
+    image = ImageInProcess(path)
+    reader_process().process.kill()
+    with pytest.raises(RuntimeError, match="process of cuCIM has ended"):
+        image.read_region((0, 0), (64, 64), 0)
+    image.close()
+    again = ImageInProcess(path)
+    assert again.read_region((0, 0), (64, 32), 0).shape[:2] == (32, 64)
+    again.close()
+    reader_process().end()
+
+
+@pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "CMU-1-small.tiff", "HE_example.tif"])
+def test_pyramids_of_both_readers_have_the_same_bytes(real_data: Path, tmp_path: Path, name: str) -> None:
+    found = []
+    for reader in (TiledTiffSlide, CucimSlide):
+        with reader(real_data / "slides" / name) as slide:
+            write_pyramid(slide, np.ones((8, 8), bool), tmp_path / reader.name, 80)
+        root = tmp_path / reader.name
+        found.append({str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*") if file.is_file()})
+    assert found[0] == found[1]
+    assert found[0]
 
 
 def test_files_of_kinds_that_cucim_lacks_are_decoded_by_the_tiff_reader(tmp_path: Path) -> None:

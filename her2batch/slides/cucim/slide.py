@@ -6,16 +6,15 @@ with holes). Therefore TiledTiffSlide first reads and checks the tile table, and
 
 from __future__ import annotations
 
-import contextlib
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.errors import InputError, SlideError
+from her2batch.errors import SlideError
+from her2batch.slides.cucim.loading import load_cucim
 from her2batch.slides.slide import Box, BoxArray, Slide
 from her2batch.slides.tiff_slide import TiledTiffSlide
 
@@ -75,23 +74,3 @@ class CucimSlide(TiledTiffSlide):
 def _level0_corner(box: Box, downsample: float) -> tuple[int, int]:
     """Return the level-0 px that cuCIM maps to the corner of a box: the first one not left of or above it."""
     return math.ceil(box.x * downsample - 1e-6), math.ceil(box.y * downsample - 1e-6)
-
-
-def load_cucim() -> Any:
-    """Import cuCIM and return its image class. Importing takes about 500 MB on every visible GPU, so it is lazy.
-
-    Must be called before torch is imported: after torch 2.15, neither the import of cuCIM 26.10 returns, nor the
-    first image it opens, when it loads its plugins. Hence a file that does not exist is opened here.  Raises
-    InputError when cuCIM is not installed, or torch was imported before.
-    """
-    if "torch" in sys.modules and "cucim" not in sys.modules:
-        remedy = "import cucim first, or use --reader auto"
-        raise InputError("cuCIM cannot be loaded after torch, because it would hang", None, remedy)
-    try:
-        from cucim.clara import CuImage
-    except ImportError as error:
-        remedy = "run pip install cucim-cu13, or use --reader auto"
-        raise InputError("the reader cucim is not installed", None, remedy) from error
-    with contextlib.suppress(ValueError, RuntimeError):
-        CuImage("no such image")
-    return CuImage
