@@ -322,18 +322,23 @@ def score(cohort: str | Path, bundle: str | Path, **settings: Any) -> dict[str, 
 
 
 def report(
-    cohort: str | Path, out: str | Path = "report.html", run: str | Path | None = None, pages: int = 100
+    cohort: str | Path,
+    out: str | Path = "report.html",
+    run: str | Path | None = None,
+    pages: int = 100,
+    review_budget: float | None = None,
 ) -> Path:
     """Write the cohort report, one HTML file, and return its path.
 
-    run: a training run whose figures are shown too.  pages: number of slides whose evidence is shown.
+    run: a training run whose figures are shown too.  pages: number of slides whose evidence is shown.  review_budget:
+    share of slides that people can look at, 0–1, for calibrated predictions.
     """
     from her2batch.reports.cohort_page import write_report
     from her2batch.store.cohort import Cohort
     from her2batch.store.training_run import TrainingRun
 
     training_run = TrainingRun(Path(run)) if run is not None else None
-    return write_report(Cohort(to_location(cohort)), Path(out).absolute(), training_run, pages).path
+    return write_report(Cohort(to_location(cohort)), Path(out).absolute(), training_run, pages, review_budget).path
 
 
 def score_result(summary: ScoreSummary) -> dict[str, Any]:

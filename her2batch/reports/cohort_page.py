@@ -17,6 +17,8 @@ from her2batch.assessment import UNCALIBRATED_NOTE, is_uncalibrated
 from her2batch.errors import REMEDIES
 from her2batch.files.atomic import atomic_write
 from her2batch.reports import agreement, slide_page, worklists
+from her2batch.reports.abstention.abstention_section import abstention_section
+from her2batch.reports.abstention.review_queue import review_queue
 from her2batch.reports.controls.control_trend import controls_section
 from her2batch.reports.controls.tma_section import tma_section
 from her2batch.reports.figures import Figure, plot_bars, plot_shares
@@ -195,6 +197,7 @@ def slides_section(data: ReportData) -> SectionContent:
 SECTIONS: Final = (
     Section("summary", "Summary", summary_section),
     Section("lists", "Worklist", worklists_section),
+    Section("abstention", "Abstention and review", abstention_section),
     Section("scores", "Scores", scores_section),
     Section("labels", "Agreement with the labels", agreement.label_agreement_section),
     Section("run", "Training run", agreement.training_run_section),
@@ -209,12 +212,16 @@ SECTIONS: Final = (
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """The files of a report. slides: number of slide pages in the folder beside it."""
+    """The files of a report. slides: number of slide pages in the folder beside it.
+
+    review_queue: figures of the review queue; None without calibrated predictions.
+    """
 
     path: Path
     bytes: int
     slides: int
     figures: tuple[Figure, ...]
+    review_queue: dict[str, Any] | None = None
 
 
 def add_worklists(data: ReportData) -> ReportData:
@@ -240,12 +247,17 @@ def render_cohort_page(data: ReportData) -> tuple[str, tuple[Figure, ...]]:
     return html, tuple(figure for _, content in sections for figure in content.figures)
 
 
-def write_report(cohort: Cohort, out: Path, run: TrainingRun | None = None, pages: int = 100) -> WrittenReport:
+def write_report(
+    cohort: Cohort, out: Path, run: TrainingRun | None = None, pages: int = 100, review_budget: float | None = None
+) -> WrittenReport:
     """Write the report and, for a cohort of more than MAX_SLIDES_INLINE slides, a folder of slide pages beside it.
 
-    pages: largest number of slides whose evidence is shown, those on work lists first.  Raises StoreError, InputError.
+    pages: largest number of slides whose evidence is shown, those on work lists first.  review_budget: share of slides
+    that people can look at, which cuts the review queue; it needs calibrated predictions.  Raises StoreError,
+    InputError.
     """
-    data = add_worklists(load_report_data(cohort, run))
+    data = replace(add_worklists(load_report_data(cohort, run)), review_budget=review_budget)
+    queue = review_queue(data)
     out.parent.mkdir(parents=True, exist_ok=True)
     slide_ids = _select_slides(data, pages)
     if len(data.rows) <= MAX_SLIDES_INLINE:
@@ -260,7 +272,7 @@ def write_report(cohort: Cohort, out: Path, run: TrainingRun | None = None, page
     html, figures = render_cohort_page(data)
     with atomic_write(out) as part:
         part.write_text(html, encoding="utf-8")
-    return WrittenReport(out, out.stat().st_size, written, figures)
+    return WrittenReport(out, out.stat().st_size, written, figures, queue.as_json if queue.slides else None)
 
 
 def _select_slides(data: ReportData, pages: int) -> list[str]:

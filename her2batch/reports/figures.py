@@ -207,7 +207,7 @@ def plot_confusion(title: str, table: pa.Table) -> str:
 
 def plot_roc(title: str, table: pa.Table) -> str:
     """Draw the ROC curve of each class with its band. Columns: class, fpr, tpr, low, high, auc."""
-    canvas, to_px = _unit_axes(240, "1 − specificity", "sensitivity")
+    canvas, to_px = unit_axes(240, "1 − specificity", "sensitivity")
     canvas.line((to_px(0, 0), to_px(1, 1)), "line", dash="3 4")
     descriptions = []
     for k, (name, rows) in enumerate(_group_rows(table, "class").items()):
@@ -224,7 +224,7 @@ def plot_roc(title: str, table: pa.Table) -> str:
 
 def plot_calibration(title: str, table: pa.Table) -> str:
     """Draw how often the predicted class is correct, by its probability. Columns: p, share, low, high, n."""
-    canvas, to_px = _unit_axes(240, "predicted probability", "share correct")
+    canvas, to_px = unit_axes(240, "predicted probability", "share correct")
     canvas.line((to_px(0, 0), to_px(1, 1)), "line", dash="3 4")
     rows = table.to_pylist()
     for row in rows:
@@ -259,7 +259,7 @@ def plot_intervals(title: str, table: pa.Table) -> str:
     return canvas.svg(title, "; ".join(f"{row['name']}: {row['value']:.2f} of {row['n']}" for row in rows))
 
 
-def _unit_axes(edge: int, x_label: str, y_label: str) -> tuple[SvgCanvas, Any]:
+def unit_axes(edge: int, x_label: str, y_label: str) -> tuple[SvgCanvas, Any]:
     """Return a canvas with the axes of a unit square, and the function that converts values to px."""
     left, top, size = 34, 18, edge - 40
     canvas = SvgCanvas(edge + 14)

@@ -38,7 +38,7 @@ class ReportData:
     table, each with its `bundle`.  labels: slide_id → its row of the labels.  run_times: times of all runs, with the
     column `run`.  worklists: the tables of the section of that name.  page_links: slide_id → address of its evidence.
     page_folder: folder of the page that shows the links.  notes: files that could not be read.  reviews: slide_id → its
-    reviews, in order.
+    reviews, in order.  review_budget: share of slides that people can look at, 0–1; None where it is not stated.
     """
 
     cohort: Cohort
@@ -53,6 +53,7 @@ class ReportData:
     page_folder: Path | None = None
     notes: tuple[str, ...] = ()
     reviews: Mapping[str, list[Row]] = field(default_factory=dict)
+    review_budget: float | None = None
 
     @cached_property
     def assessments(self) -> dict[str, Assessment]:
