@@ -79,7 +79,7 @@ def test_every_reason_is_listed_in_words_the_weightiest_first() -> None:
 
 def test_states_and_results_are_counted() -> None:
     found = count_slides(SUMMARIES)
-    assert found["states"] == {"review": 3, "decided": 1, "other": 1, "needs_ish": 1}
+    assert found["states"] == {"review": 3, "decided": 1, "other": 1, "needs_ish": 1, "not_scorable": 0}
     assert found["results"] == {"1+": 1, "2+": 1, "3+": 1}
 
 
