@@ -37,11 +37,20 @@ for glibc in 2_39 2_35 2_34 2_31 2_28 2_27 2_24 2_17 2_12 2_5; do
 done
 target+=(--platform manylinux2014_x86_64 --platform manylinux2010_x86_64 --platform manylinux1_x86_64)
 
-python3 - "$root/pyproject.toml" > "$work/wanted.txt" <<'PYTHON'
+# what the machine has is not resolved: PyTorch alone would be gigabytes to look into
+python3 - "$root/pyproject.toml" "$have" > "$work/wanted.txt" <<'PYTHON'
 import sys, tomllib
-project = tomllib.load(open(sys.argv[1], "rb"))["project"]
-decoders = ("nvidia-nvjpeg>=13", "nvidia-nvjpeg2k-cu13")  # nvImageCodec loads them, and does not require them
-print(*project["dependencies"], *project["optional-dependencies"]["bench"], *decoders, sep="\n")
+from pathlib import Path
+from pip._vendor.packaging.requirements import Requirement
+from pip._vendor.packaging.utils import canonicalize_name as canonical
+
+project = tomllib.loads(Path(sys.argv[1]).read_text())["project"]
+lines = [line.strip() for line in Path(sys.argv[2]).read_text().splitlines()]
+have = {canonical(Requirement(line).name) for line in lines if line and not line.startswith("#")}
+decoders = ["nvidia-nvjpeg>=13", "nvidia-nvjpeg2k-cu13"]  # nvImageCodec loads them, and does not require them
+for line in project["dependencies"] + project["optional-dependencies"]["bench"] + decoders:
+    if canonical(Requirement(line).name) not in have:
+        print(line)
 PYTHON
 # the whole set with its versions, without installing it
 python3 -m pip install -q --dry-run --ignore-installed --report "$work/report.json" "${target[@]}" -r "$work/wanted.txt"
