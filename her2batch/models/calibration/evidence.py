@@ -20,6 +20,9 @@ SMALLEST_SHARE: Final = 1e-3
 FURTHER_SHARES: Final = ("faint_complete", "moderate")
 """Shares of the membrane table that the steps of the rule do not read: weak but complete, and moderate but broken."""
 
+CELLS_EVIDENCE: Final = frozenset({"cells_1", "cells_2", "cells_3"})
+"""Further evidence from segmented cells: shares of tumour cells of 1+, 2+, 3+ and more."""
+
 COUNTERSTAIN: Final = "haematoxylin"
 """Measurement of the nuclear counterstain, which a laboratory's section thickness and staining decide together."""
 
@@ -75,8 +78,11 @@ def share_evidence(membrane: Mapping[str, NDArray[np.float32]]) -> dict[str, flo
 def percent_evidence(percent: Sequence[float]) -> dict[str, float]:
     """Return the further evidence of the cells: logarithms of the shares of tumour cells of 1+, 2+, 3+ and more.
 
-    percent: share of tumour cells of category 0, 1, 2, 3, in percent.
+    percent: share of tumour cells of category 0, 1, 2, 3, in percent.  Empty without tumour cells, whose shares are all
+    0: no cell was found, which is not a negative tumour.
     """
+    if sum(percent) <= 0:
+        return {}
     above = np.cumsum(np.asarray(percent, np.float64)[::-1])[::-1][1:] / 100
     return {f"cells_{k}": float(np.log(max(share, SMALLEST_SHARE) / TEN_PERCENT)) for k, share in enumerate(above, 1)}
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from her2batch.errors import InputError
 from her2batch.models.calibration.calibration_file import CalibratedMethod, Calibration, measurement_plan
 from her2batch.models.calibration.conformal import needed_patients
-from her2batch.models.calibration.evidence import scanner_name
+from her2batch.models.calibration.evidence import CELLS_EVIDENCE, scanner_name
 from her2batch.models.calibration.fitting import LabelledEvidence, fit_method
 from her2batch.pipeline.calibration.read_evidence import read_evidence
 from her2batch.settings import ALGORITHMS
@@ -67,13 +67,14 @@ def fit_calibration(
             unreadable.append(slide_id)
     if not collected:
         raise InputError(_why_none(excluded, unreadable), cohort.root, "see her2batch labels SHEET --cohort COHORT")
-    methods = tuple(fit_method(collected[key], key[3]) for key in sorted(collected, key=_order))
+    methods = tuple(fit_method(_with_cells(collected[key]), key[3]) for key in sorted(collected, key=_order))
     stains = tuple(sorted({as_task(method.task).stains[0] for method in methods}))
     made = Calibration(
         her2batch=version("her2batch"), algorithms=ALGORITHMS, plan=measurement_plan(cohort.plan()), stains=stains,
         per=per, coverage=coverage, methods=methods,
     )  # fmt: skip
-    return FittedCalibration(made, _notes(made), unreadable)
+    left_out = [_left_out_words(method, len(collected[method.key]) - len(method.labelled)) for method in methods]
+    return FittedCalibration(made, [*filter(None, left_out), *_notes(made)], unreadable)
 
 
 def is_fitted(source: str, task: str) -> bool:
@@ -115,6 +116,26 @@ def _notes(calibration: Calibration) -> list[str]:
     """Return which classes have too few patients for the coverage, one sentence for each method and group."""
     return [_too_few_words(method, calibration.coverage) for method in calibration.methods
             if method.too_few(calibration.coverage)]  # fmt: skip
+
+
+def _with_cells(slides: list[LabelledEvidence]) -> list[LabelledEvidence]:
+    """Return the slides that have shares of cells, if most have them; otherwise all.
+
+    A slide without tumour cells has none, and would take this evidence from all others. Its class cannot be read.
+    """
+    found = [one for one in slides if set(one.evidence.further) >= CELLS_EVIDENCE]
+    return found if 2 * len(found) > len(slides) else slides
+
+
+def _left_out_words(method: CalibratedMethod, slides: int) -> str:
+    """Return a sentence on labelled slides that the fit left out; empty without any."""
+    if not slides:
+        return ""
+    where = f" of {method.group}" if method.group is not None else ""
+    return (
+        f"{method.method}, {method.task}{where}: {slides} of {slides + len(method.labelled)} labelled slides have no "
+        "tumour cells and are not used"
+    )
 
 
 def _too_few_words(method: CalibratedMethod, coverage: float) -> str:

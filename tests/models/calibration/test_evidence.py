@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from her2batch.models.calibration.evidence import SlideEvidence, percent_evidence, share_evidence, slide_digest
+from her2batch.models.calibration.evidence import (
+    CELLS_EVIDENCE,
+    SlideEvidence,
+    percent_evidence,
+    share_evidence,
+    slide_digest,
+)
 from her2batch.tasks import IHC_SCORES
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
 
@@ -35,3 +41,8 @@ def test_the_columns_of_the_matrix_are_centred_and_in_order() -> None:
         "s", "membrane", "her2-4way", "membrane", IHC_SCORES, steps, {"b": 3.0, "a": 1.0, "c": 9.0}
     )
     assert evidence.matrix({"b": 1.0, "a": 1.0}).tolist() == [[1, 0, 2], [0, 0, 2], [-1, 0, 2]]
+
+
+def test_a_slide_without_tumour_cells_has_no_shares_of_cells() -> None:
+    assert percent_evidence([0.0, 0.0, 0.0, 0.0]) == {}
+    assert set(percent_evidence([100.0, 0.0, 0.0, 0.0])) == CELLS_EVIDENCE

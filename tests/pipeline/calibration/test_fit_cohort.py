@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from her2batch.errors import InputError
 from her2batch.pipeline.calibration.run import CalibrationRequest, calibrate_cohort, calibrate_slides
+from her2batch.store.schemas import table_schema
 from her2batch.tasks import IHC_SCORES
 from tests.pipeline.calibration.laboratories import STRENGTH, add_slide, make_laboratory, predictions, write_sheet
 
@@ -54,3 +56,23 @@ def test_without_a_usable_label_nothing_is_written(laboratory, labels, words, tm
     with pytest.raises(InputError, match=words):
         calibrate_cohort(CalibrationRequest(laboratory[0].root, tmp_path / "c.toml", sheet))
     assert not (tmp_path / "c.toml").exists()
+
+
+@pytest.mark.parametrize(("without", "used"), [(1, 7), (3, 5), (4, 8), (8, 8)])
+def test_a_labelled_slide_without_tumour_cells_takes_no_evidence_from_the_others(
+    tmp_path: Path, without: int, used: int
+) -> None:
+    cohort, labels = make_laboratory(tmp_path / "cohort", dict.fromkeys(IHC_SCORES, 2))
+    for k, slide_id in enumerate(sorted(labels)):
+        row = cohort.rows()[slide_id]
+        names = table_schema("predictions/cells").names
+        shares = [0.0] * 4 if k < without else [25.0] * 4
+        one = dict.fromkeys(names) | {"slide_id": slide_id, "task": "her2-4way", "method": "cells", "percent": shares}
+        table = pa.Table.from_pylist([one], table_schema("predictions/cells"))
+        cohort.add_tables(row, {"predictions/cells": table})
+    sheet = write_sheet(tmp_path / "labels.csv", labels)
+    found = calibrate_cohort(CalibrationRequest(cohort.root, tmp_path / "c.toml", sheet))
+    (method,) = found.calibration.methods
+    assert len(method.labelled) == used
+    assert ("cells_1" in method.centre) == (without < 4)
+    assert any(f"{without} of 8 labelled slides have no tumour cells" in note for note in found.notes) == (used < 8)

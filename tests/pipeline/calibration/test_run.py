@@ -1,11 +1,15 @@
 """Calibrations of a cohort: from labelled slides to predictions."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from her2batch.models.calibration.calibration_file import read_calibration
 from her2batch.pipeline.calibration.run import CalibrationRequest, calibrate_cohort, calibrate_slides
 from her2batch.store.audit import verify_cohort
+from her2batch.store.cohort import Cohort
 from her2batch.tasks import IHC_SCORES, RULE_TASKS
 from tests.pipeline.calibration.laboratories import predictions
 
@@ -67,3 +71,32 @@ def test_a_labelled_slide_is_predicted_by_a_model_that_has_not_seen_it(laborator
     found = {round(row["her2-4way"]["p"][IHC_SCORES.index(own.label)], 4)
              for slide, row in predictions(cohort, calibrated[1]).items() if labels[slide] == own.label}  # fmt: skip
     assert round(own.p, 4) in found
+
+
+def test_measured_cells_are_calibrated_and_are_evidence_for_the_membrane_rule(synthetic, tmp_path) -> None:
+    cohort = Cohort(Path(shutil.copytree(synthetic.cohort, tmp_path / "cohort")))
+    path = tmp_path / "calibration.toml"
+    found = calibrate_cohort(CalibrationRequest(cohort.root, path, synthetic.labels))
+    methods = {method.source: method for method in found.calibration.methods}
+    assert {"membrane", "cells"} <= set(methods)
+    assert {"cells_1", "cells_2", "cells_3"} <= set(methods["membrane"].centre)
+    assert all(abs(weight) < 3 for weight in methods["membrane"].model.weights.values())
+    applied = calibrate_slides(cohort.root, path)
+    done = [slide for slide, row in cohort.rows().items() if row["status"] == "done"]
+    cells = [cohort.read("predictions/cells", slide).to_pylist()[0] for slide in done]
+    empty = {one["slide_id"] for one in cells if one["percent"] is not None and one["n_tumour"] == 0}
+    assert applied.failures == {}
+    assert applied.outside <= len(empty)
+    of_slide = {row["slide_id"]: row for tasks in stored(cohort, found.calibration.id) for row in tasks}
+    outside = {slide for slide, row in of_slide.items() if "outside-calibration" in row["reasons"]}
+    assert len(outside) == applied.outside
+    assert outside <= empty
+    sources = {row["method"] for tasks in stored(cohort, found.calibration.id) for row in tasks}
+    assert sources == {"membrane", "cells"}
+    assert list(verify_cohort(cohort)) == []
+
+
+def stored(cohort: Cohort, source: str) -> list[list[dict]]:
+    """The predictions of each slide that has a table of this source."""
+    done = [slide for slide, row in cohort.rows().items() if row["status"] == "done"]
+    return [cohort.read(f"predictions/{source}", slide).to_pylist() for slide in done]
