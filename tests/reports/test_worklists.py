@@ -82,10 +82,9 @@ def test_er_and_pr_slides_are_other_markers_and_not_unscorable(report_data: Repo
     assert not others & set(shown_by(found, "no result"))
     asked = {one for one in others if report_data.rows[one]["flags"]}
     assert others & set(shown_by(found, "to review")) == asked
-    assert {report_data.assessments[one].task for one in others - asked} == {
-        "er",
-        "pr",
-    }  # by cells, which are their nuclei
+    by_cells = {report_data.assessments[one].task for one in others - asked}
+    assert by_cells
+    assert by_cells <= {"er", "pr"}
     without = {one: replace(found, main=None, state="other") for one, found in report_data.assessments.items()
                if one in others}  # fmt: skip
     unscored = replace(report_data, assessments={**report_data.assessments, **without})
