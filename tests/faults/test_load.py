@@ -33,7 +33,8 @@ def test_empty_glass_is_a_slide_without_tiles(tmp_path: Path, make_slide: MakeSl
     assert [(row["status"], row["n_tiles"], "no-tissue" in row["flags"]) for row in found.slides] == [("done", 0, True)]
     cohort = Cohort(tmp_path / "c")
     assert {name: cohort.read(name, "glass").num_rows for name in cohort.table_names() if name != "slides"} == {
-        "embeddings/stain": 0, "membrane": 0, "predictions/membrane": 0, "tiles": 0,
+        "cells": 0, "embeddings/stain": 0, "membrane": 0, "pieces": 0, "predictions/membrane": 0, "tiles": 0,
+        "predictions/cells": 1,  # that it cannot be scored, and why
     }  # fmt: skip
 
 

@@ -17,9 +17,10 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get insta
 
 @pytest.fixture(scope="module")
 def pages(reported: Cohort, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The cohort report, and a page of one slide."""
-    report = write_report(reported, tmp_path_factory.mktemp("printed") / "report.html", pages=2).path
-    return [report, sorted(report.parent.glob("report_slides/*.html"))[0]]
+    """The cohort report, and the page of a slide with example tiles."""
+    report = write_report(reported, tmp_path_factory.mktemp("printed") / "report.html", pages=4).path
+    of_slides = sorted(report.parent.glob("report_slides/*.html"))
+    return [report, max(of_slides, key=lambda path: path.read_text("utf-8").count("<img "))]
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["cohort report", "slide page"])

@@ -1,7 +1,6 @@
 """The cuCIM reader, on a CPU."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from her2batch.errors import InputError, SlideError
-from her2batch.slides.cucim.reader_process import ImageInProcess, reader_process
+from her2batch.errors import SlideError
 from her2batch.slides.cucim.slide import CucimSlide
 from her2batch.slides.pyramid import write_pyramid
 from her2batch.slides.slide import Box, Slide
@@ -71,57 +69,6 @@ def test_levels_of_other_size_in_cucim_are_decoded_by_the_tiff_reader(tmp_path: 
     with CucimSlide(write_philips(tmp_path / "a.tiff", *images)) as slide:  # with padding, which is removed
         assert slide.info.levels[1].width == 320
         assert np.abs(slide.read(Box(0, 0, 320, 192), 1).astype(int) - 120).max() <= 2
-
-
-def test_missing_cucim_is_an_error_with_remedy(monkeypatch: pytest.MonkeyPatch, real_data: Path) -> None:
-    monkeypatch.setitem(sys.modules, "cucim.clara", None)
-    with pytest.raises(InputError, match="pip install cucim"):
-        CucimSlide(real_data / "slides/CMU-1-Small-Region.svs")
-
-
-TORCH_FIRST = """
-import torch, sys
-from pathlib import Path
-import numpy as np
-from her2batch.slides.readers import open_slide
-from her2batch.slides.slide import Box
-path = Path(sys.argv[1])
-with open_slide(path, "cucim") as cucim, open_slide(path, "tiff") as tiff:
-    box = Box(100, 200, 700, 500)
-    assert np.array_equal(cucim.read(box, 0), tiff.read(box, 0))
-    print(cucim.info.reader, cucim._image.__class__.__name__, "cucim" in sys.modules)
-"""
-
-
-def test_slides_are_read_after_torch_was_imported(real_data: Path) -> None:
-    """cuCIM does not return when it is loaded after some versions of torch, so it gets a process of its own."""
-    slide = real_data / "slides/CMU-1-Small-Region.svs"
-    command = [sys.executable, "-c", TORCH_FIRST, slide]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert run.stdout.split() == ["cucim", "ImageInProcess", "False"], run.stderr[-2000:]
-
-
-def test_file_that_cucim_cannot_open_raises_through_the_process_as_without_it() -> None:
-    from cucim.clara import CuImage
-
-    with pytest.raises(ValueError, match="no such image") as ours:
-        ImageInProcess("no such image")
-    with pytest.raises(ValueError, match="no such image") as theirs:
-        CuImage("no such image")
-    assert str(ours.value) == str(theirs.value)
-
-
-def test_ended_process_is_an_error_of_its_images_and_the_next_image_has_a_new_one(cores: dict[str, Path]) -> None:
-    path = str(cores["0"])
-    image = ImageInProcess(path)
-    reader_process().process.kill()
-    with pytest.raises(RuntimeError, match="process of cuCIM has ended"):
-        image.read_region((0, 0), (64, 64), 0)
-    image.close()
-    again = ImageInProcess(path)
-    assert again.read_region((0, 0), (64, 32), 0).shape[:2] == (32, 64)
-    again.close()
-    reader_process().end()
 
 
 @pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "CMU-1-small.tiff", "HE_example.tif"])
