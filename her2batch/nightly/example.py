@@ -70,7 +70,7 @@ SECTIONS: Final[dict[str, type[BaseModel]]] = {
     "hook": NotificationSettings,
 }
 
-LEFT_OUT: Final = frozenset({"window.watch", "plan.bundle"})
+LEFT_OUT: Final = frozenset({"window.watch", "plan.bundle", "plan.controls"})
 """Fields that a settings file cannot usefully give."""
 
 

@@ -16,7 +16,13 @@ from her2batch.pipeline.cells.cell_stage import CELLS, marker_place
 from her2batch.pipeline.cells.scoring import TABLE as CELLS_TABLE
 from her2batch.pipeline.cells.scoring import cell_predictions, counted_cells
 from her2batch.pipeline.inventory import InventoryUpdater
-from her2batch.pipeline.pieces.piece_results import control_flags, control_mm2, score_pieces
+from her2batch.pipeline.pieces.piece_results import (
+    control_flags,
+    control_mm2,
+    rescore_pieces,
+    score_pieces,
+    with_control_failed,
+)
 from her2batch.pipeline.predict import predict_slide, rule_table
 from her2batch.pipeline.slide_state import SlideState
 from her2batch.slides.discover import DiscoveredSlides
@@ -202,7 +208,8 @@ def _relabelled_tables(
 ) -> tuple[dict[str, pa.Table], list[str]]:
     """A slide's tables that change with its labels, by name, and the names of those to delete.
 
-    row, new: the slide's row before and after.  predictor: None: every bundle is another one.
+    row, new: the slide's row before and after; new gets the flags that its controls raise with the new stain.
+    predictor: None: every bundle is another one.
     """
     tables: dict[str, pa.Table] = {}
     restained, names = new["stain"] != row["stain"], tables_of(row)
@@ -210,6 +217,9 @@ def _relabelled_tables(
     def read(name: str) -> pa.Table:
         return cohort.read(name, row["slide_id"])
 
+    if restained and "pieces" in names:
+        tables["pieces"] = rescore_pieces(read("pieces"), read("tiles"), read("membrane"), new["stain"])
+        new["flags"] = with_control_failed(new["flags"], tables["pieces"])
     for name in names:
         kind, _, source = name.partition("/")
         if name == f"predictions/{MEMBRANE_RULE}" and label.get("stain") is not None:

@@ -32,6 +32,10 @@ def run(scans: Path, out: Path, plan: Plan | None = None, **more: object) -> Ing
     return ingest(IngestRequest(scans, out, **more), plan or Plan(), PLAIN)
 
 
+def run_without_cells(scans: Path, out: Path, **more: object) -> IngestSummary:
+    return run(scans, out, Plan(cells="off"), **more)
+
+
 def store_contents(cohort: Path) -> dict[str, bytes]:
     """All files whose bytes must be the same in every run."""
     files = [path for path in cohort.rglob("*") if path.is_file() and "runs" not in path.parts]
@@ -280,8 +284,8 @@ def relabelled(tmp_path_factory: pytest.TempPathFactory) -> Relabelled:
     (folder / "scans" / "broken.tiff").write_bytes(b"II*\0")
     (folder / "labels.csv").write_text(LABELS)
     found = Relabelled(folder / "scans", folder / "labels.csv", folder / "first", folder / "plain")
-    run(found.scans, found.first, labels=found.labels)
-    run(found.scans, found.plain)
+    run_without_cells(found.scans, found.first, labels=found.labels)
+    run_without_cells(found.scans, found.plain)
     plain = Cohort(found.plain)
     assert {row["stain"] for row in plain.rows().values()} == {"ihc", None}
     assert all(plain.read("predictions/membrane", name).num_rows == 3 for name in ("her2", "er", "patient", "ihc"))
@@ -299,10 +303,10 @@ def test_labels_given_later_give_the_bytes_of_labels_given_first(
 ) -> None:
     first = store_contents(relabelled.first)
     changed = {name for name, data in first.items() if store_contents(later).get(name) != data}
-    assert all(name.startswith(("tables/slides", "tables/predictions", "labels")) for name in changed)
+    assert all(name.startswith(("tables/slides", "tables/pieces", "tables/predictions", "labels")) for name in changed)
     monkeypatch.setattr(worker, "open_slide", None)  # no slide is read again
     times = {path: path.stat().st_mtime_ns for path in later.rglob("*") if path.is_file()}
-    summary = run(relabelled.scans, later, labels=relabelled.labels)
+    summary = run_without_cells(relabelled.scans, later, labels=relabelled.labels)
     assert (summary.fresh, summary.relabelled) == ([], ["broken", "er", "her2", "ihc", "patient"])
     assert store_contents(later) == first
     assert list(verify_cohort(Cohort(later))) == []
@@ -313,10 +317,10 @@ def test_labels_given_later_give_the_bytes_of_labels_given_first(
 
 def test_labels_given_later_reach_the_predictions_of_the_bundle(relabelled: Relabelled, tmp_path: Path) -> None:
     bundle = untrained(tmp_path / "bundle")
-    run(relabelled.scans, tmp_path / "first", labels=relabelled.labels, bundle=bundle.path)
-    run(relabelled.scans, tmp_path / "later", bundle=bundle.path)
+    run_without_cells(relabelled.scans, tmp_path / "first", labels=relabelled.labels, bundle=bundle.path)
+    run_without_cells(relabelled.scans, tmp_path / "later", bundle=bundle.path)
     assert Cohort(tmp_path / "later").table(f"attention/{bundle.id}", "er").exists()
-    summary = run(relabelled.scans, tmp_path / "later", labels=relabelled.labels, bundle=bundle.path)
+    summary = run_without_cells(relabelled.scans, tmp_path / "later", labels=relabelled.labels, bundle=bundle.path)
     assert summary.fresh == []
     assert store_contents(tmp_path / "later") == store_contents(tmp_path / "first")
     assert not Cohort(tmp_path / "later").table(f"attention/{bundle.id}", "er").exists()
@@ -326,16 +330,16 @@ def test_labels_are_applied_once(relabelled: Relabelled, tmp_path: Path) -> None
     out = Path(shutil.copytree(relabelled.first, tmp_path / "c"))
     times = {path: path.stat().st_mtime_ns for path in (out / "tables").rglob("*.parquet") if "runs" not in path.parts}
     for labels in (relabelled.labels, None):
-        assert run(relabelled.scans, out, labels=labels).relabelled == []
+        assert run_without_cells(relabelled.scans, out, labels=labels).relabelled == []
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
 def test_corrected_labels_reach_the_slides(relabelled: Relabelled, tmp_path: Path) -> None:
     labels, first, later = tmp_path / "labels.csv", tmp_path / "first", tmp_path / "later"
     labels.write_text(LABELS.replace("her2,P1,3+,,her2", "her2,P9,,-,er").replace("er,P2,,+,er", "er,P2,1+,,her2"))
-    run(relabelled.scans, first, labels=labels)
+    run_without_cells(relabelled.scans, first, labels=labels)
     shutil.copytree(relabelled.first, later)
-    summary = run(relabelled.scans, later, labels=labels)
+    summary = run_without_cells(relabelled.scans, later, labels=labels)
     assert (summary.fresh, summary.relabelled) == ([], ["er", "her2"])
     assert store_contents(later) == store_contents(first)
 
@@ -344,7 +348,7 @@ def test_empty_labels_change_nothing(relabelled: Relabelled, tmp_path: Path) -> 
     """The labels of one night, or a file with ISH results alone, remove no patient."""
     out = Path(shutil.copytree(relabelled.first, tmp_path / "c"))
     (tmp_path / "labels.csv").write_text("slide_id,ish\nher2,+\n")
-    run(relabelled.scans, out, labels=tmp_path / "labels.csv")
+    run_without_cells(relabelled.scans, out, labels=tmp_path / "labels.csv")
     before, after = store_contents(relabelled.first), store_contents(out)
     assert before.pop("labels.parquet") != after.pop("labels.parquet")
     assert after == before
@@ -367,9 +371,9 @@ def test_labels_half_applied_by_a_crash_are_completed(
     with monkeypatch.context() as patch:
         patch.setattr(cohort_module, "write_row", crash)
         with pytest.raises(KeyboardInterrupt):
-            run(relabelled.scans, later, labels=relabelled.labels)
+            run_without_cells(relabelled.scans, later, labels=relabelled.labels)
     assert len(written) == survives
-    assert run(relabelled.scans, later).fresh == []
+    assert run_without_cells(relabelled.scans, later).fresh == []
     assert store_contents(later) == store_contents(relabelled.first)
     assert list(verify_cohort(Cohort(later))) == []
 
@@ -379,8 +383,19 @@ def test_slide_with_damaged_tables_is_processed_with_its_new_labels(relabelled: 
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 255
     path.write_bytes(data)
-    assert run(relabelled.scans, later, labels=relabelled.labels).fresh == ["her2"]
+    assert run_without_cells(relabelled.scans, later, labels=relabelled.labels).fresh == ["her2"]
     assert store_contents(later) == store_contents(relabelled.first)
+
+
+def test_labels_of_another_marker_measure_the_cells_again(tmp_path: Path, make_slide: Callable) -> None:
+    """Nuclei are measured in place of membranes, which needs the slide's pixels, unlike all other labels."""
+    scans = make_slide("er.tiff", brown=0.3).parent
+    (tmp_path / "labels.csv").write_text("slide_id,er,stain\ner,+,er\n")
+    run(scans, tmp_path / "first", labels=tmp_path / "labels.csv")
+    run(scans, tmp_path / "later")
+    summary = run(scans, tmp_path / "later", labels=tmp_path / "labels.csv")
+    assert (summary.fresh, summary.relabelled) == (["er"], ["er"])
+    assert store_contents(tmp_path / "later") == store_contents(tmp_path / "first")
 
 
 def test_every_table_can_be_read_with_a_glob(tmp_path: Path, make_slide: Callable) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -36,15 +36,43 @@ def score_pieces(pieces: SlidePieces, measured: MeasuredTiles, stain: str | None
         return [PieceResult()] * len(pieces.pieces)
     shares = measured.in_tile_order("membrane", len(pieces.of_tiles), len(MEMBRANE_COLUMNS)).astype(np.float32)
     membrane = {name: shares[:, k] for k, name in enumerate(MEMBRANE_COLUMNS)}
+    return _score_each(len(pieces.pieces), pieces.of_tiles, membrane, stain)
+
+
+def _score_each(
+    count: int, of_tiles: NDArray[np.int16], membrane: Mapping[str, NDArray[np.float32]], stain: str | None
+) -> list[PieceResult]:
+    """Score pieces 0 to count - 1. of_tiles: the piece of each tile, (n,).  membrane: columns of its table, (n,)."""
     results = []
-    for number in range(len(pieces.pieces)):
-        own = pieces.of_tiles == number
+    for number in range(count):
+        own = of_tiles == number
         if not own.any() or not task_applies(HER2_TASKS[0], stain):
             results.append(PieceResult())
             continue
         found = apply_rule({name: values[own] for name, values in membrane.items()})
         results.append(PieceResult(found.category, found.score))
     return results
+
+
+def rescore_pieces(pieces: pa.Table, tiles: pa.Table, membrane: pa.Table, stain: str | None) -> pa.Table:
+    """Return the pieces table of a slide with the scores that another stain gives. Arguments: its stored tables."""
+    shares = {name: membrane.column(name).to_numpy() for name in MEMBRANE_COLUMNS}
+    scored = _score_each(pieces.num_rows, tiles.column("piece").to_numpy(), shares, stain)
+    rows = [{**row, **one._asdict()} for row, one in zip(pieces.to_pylist(), scored, strict=True)]
+    return pa.Table.from_pylist(rows, schemas.table_schema("pieces"))
+
+
+def with_control_failed(flags: Sequence[str], pieces: pa.Table) -> list[str]:
+    """Return the flags of a slide whose pieces were scored again. pieces: the new table."""
+    failed = any(
+        row["expected"] is not None and row["predicted"] is not None and row["predicted"] != row["expected"]
+        for row in pieces.to_pylist()
+    )
+    kept = [name for name in flags if name != "control-failed"]
+    if not failed:
+        return kept
+    at = next((k for k, name in enumerate(kept) if name in ("control-missing", "control-suspected")), len(kept))
+    return [*kept[:at], "control-failed", *kept[at:]]
 
 
 def control_flags(pieces: SlidePieces, results: Sequence[PieceResult]) -> list[str]:

@@ -1,9 +1,18 @@
 """Scores of pieces, and the flags that controls raise."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from her2batch.pipeline.pieces.piece_results import PieceResult, control_flags, control_mm2, piece_table, score_pieces
+from her2batch.pipeline.pieces.piece_results import (
+    PieceResult,
+    control_flags,
+    control_mm2,
+    piece_table,
+    rescore_pieces,
+    score_pieces,
+    with_control_failed,
+)
 from her2batch.pipeline.pieces.roles import CONTROL, EXCLUDED, Role, SlidePieces
 from her2batch.pipeline.slide_state import TileColumns
 from her2batch.store.schemas import table_schema
@@ -54,6 +63,23 @@ def test_a_piece_of_another_stain_or_without_tiles_has_no_score(stain: str) -> N
 )  # fmt: skip
 def test_flags_of_a_slide(pieces: SlidePieces, predicted: tuple[str | None, ...], flags: list[str]) -> None:
     assert control_flags(pieces, [PieceResult(one, 0.0 if one else None) for one in predicted]) == flags
+
+
+@pytest.mark.parametrize(
+    ("stain", "before", "after"),
+    [
+        ("her2", ["pen", "control-suspected"], ["pen", "control-failed", "control-suspected"]),
+        ("er", ["pen", "control-failed", "control-suspected"], ["pen", "control-suspected"]),
+    ],
+)
+def test_another_stain_scores_the_pieces_again(stain: str, before: list[str], after: list[str]) -> None:
+    pieces, strong = slide(Role(), Role(CONTROL, "3+")), measured((False,) * 4)
+    shares = strong.in_tile_order("membrane", 4, len(MEMBRANE_COLUMNS))
+    columns = {name: shares[:, k] for k, name in enumerate(MEMBRANE_COLUMNS)}
+    stored = piece_table("S1", pieces, [PieceResult()] * 2, 1e-6)
+    found = rescore_pieces(stored, pa.table({"piece": pieces.of_tiles}), pa.table(columns), stain)
+    assert found.equals(piece_table("S1", pieces, score_pieces(pieces, strong, stain), 1e-6))
+    assert with_control_failed(before, found) == after
 
 
 def test_the_table_has_boxes_in_level_0_px_and_areas_in_mm2() -> None:
