@@ -81,7 +81,8 @@ class Assessment:
     nothing scores.  result: IHC score of a HER2 slide, class of an ER or PR slide; None without.  meaning: of the
     result, in words.  by: who gave the result, `pathologist` or the name of a method.  derived: HER2 task → its class,
     None where it hangs on ISH.  needs_ish: the result is equivocal and there is no ISH result.  reasons: the weightiest
-    first.  main: the prediction that a verdict refers to.  label, label_detail, ish: the laboratory's own results.
+    first.  main: the prediction that a verdict refers to; without a class where nothing scores the slide.  label,
+    label_detail, ish: the laboratory's own results.
     not_scorable: no method's class counts, for a reason of this kind.
     """
 
@@ -166,7 +167,7 @@ def assess_slide(
     own = [one for one in every if one["predicted"] is not None]
     refusals = [one for one in every if one["predicted"] is None and one["method"] == CELL_RULE]
     is_her2 = any(one["task"] in HER2_TASKS for one in every)
-    main = next((one for one in own if one["task"] in SCORE_TASKS or not is_her2), None)
+    main = next((one for one in (*own, *refusals) if one["task"] in SCORE_TASKS or not is_her2), None)
     task = main["task"] if main is not None else IHC_TASK if is_her2 else None
     verdict = newest_verdict(reviews, "her2" if is_her2 else task)
     ish = label.get("ish") if is_her2 else None

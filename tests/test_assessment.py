@@ -171,6 +171,15 @@ class TestVerdicts:
         assert (found.state, found.result, found.by) == ("decided", "1+", "pathologist")
         assert (found.needs_ish, found.derived["her2-binary"]) == (False, "negative")
 
+    @pytest.mark.parametrize(("task", "label"), [("er", "positive"), ("her2-4way", "1+")])
+    def test_a_slide_that_cannot_be_scored_gets_its_result_from_the_verdict(self, task: str, label: str) -> None:
+        refused = prediction(None, task, "cells", reasons=["few-tumour-cells"], bundle="cells", review=True)
+        found = assess_slide(slide(stain=task.partition("-")[0]), [refused])
+        assert (found.state, found.result, found.not_scorable) == ("review", None, True)
+        assert found.main == refused  # what the verdict refers to
+        decided = assess_slide(slide(), [refused], None, [entry(label, task=task)])
+        assert (decided.state, decided.result, decided.by) == ("decided", label, "pathologist")
+
     @pytest.mark.parametrize("given_entry", [entry("2+", "agree"), entry(None, "needs-ish")])
     def test_2_plus_by_a_pathologist_still_waits_for_ish(self, given_entry: dict) -> None:
         found = assess_slide(slide(), rule_rows(complete=0.4), None, [given_entry])

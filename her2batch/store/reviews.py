@@ -62,8 +62,8 @@ FIRST_SCHEMA: Final = REVIEW_SCHEMA.remove(REVIEW_SCHEMA.get_field_index("supers
 class Review:
     """A reviewer's verdict on a prediction.
 
-    label: the class that the reviewer sees; None if an ISH test is needed.  supersedes: number of an own entry that
-    this one replaces; the comment states why.
+    predicted: None where the slide could not be scored.  label: the class that the reviewer sees; None if an ISH test
+    is needed.  supersedes: number of an own entry that this one replaces; the comment states why.
     """
 
     reviewer: str
@@ -71,7 +71,7 @@ class Review:
     bundle: str
     task: str
     method: str
-    predicted: str
+    predicted: str | None
     verdict: str
     label: str | None
     comment: str = ""

@@ -66,7 +66,9 @@ class NewReview(Strict):
     bundle: str = Field(description="bundle of the prediction: membrane, or the id of a bundle")
     task: str
     method: str
-    predicted: str = Field(description="the class that the reviewer saw; 409 if the prediction has changed since")
+    predicted: str | None = Field(
+        description="the class that the reviewer saw, null of a slide that could not be scored; 409 if it has changed"
+    )
     verdict: Literal["agree", "change", "needs-ish"]
     label: str | None = Field(None, description="with `change`: the class that the reviewer chooses")
     comment: str = Field("", max_length=2000)
@@ -175,7 +177,7 @@ class SlideAssessment(BaseModel):
     label: str | None = Field(description="the laboratory's own result")
     label_detail: str | None = Field(description="the laboratory's sub-score of 0: null or ultralow")
     ish: str | None = Field(description="the laboratory's ISH result")
-    main: dict[str, str] | None = Field(description="the prediction that a verdict refers to")
+    main: dict[str, str | None] | None = Field(description="the prediction that a verdict refers to")
     choices: list[str] = Field(description="classes that a verdict can give")
 
 

@@ -91,7 +91,7 @@ export function setUpVerdict(slide, openNeighbour, onSaved) {
     const replaced = new Map(entries.filter((entry) => entry.supersedes).map((entry) => [entry.supersedes, entry.number]));
     byId("reviews").replaceChildren(...[...entries].reverse().map((entry) => {
       const by = replaced.get(entry.number);
-      const words = entry.verdict === "change" ? `${entry.predicted} → ${entry.label}` : VERDICT_WORDS[entry.verdict](entry);
+      const words = entry.verdict === "change" ? `${entry.predicted ?? "not scored"} → ${entry.label}` : VERDICT_WORDS[entry.verdict](entry);
       const button = element("button", { type: "button" }, "Replace");
       button.setAttribute("aria-label", `Replace review ${entry.number}`);
       button.addEventListener("click", () => supersede(entry));
