@@ -73,7 +73,7 @@ def test_dry_run_is_no_source_of_figures(report: ModuleType, tmp_path: Path) -> 
         report.read_figures(tmp_path / "gpu.json")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1900)
 def test_dry_run_on_the_cpu_fills_the_table(tmp_path: Path) -> None:
     """Every figure that needs no GPU is measured on tiny sizes."""
