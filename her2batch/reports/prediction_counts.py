@@ -54,8 +54,15 @@ def count_predictions(cohort: Cohort, slide_ids: Iterable[str]) -> list[Predicti
     order = task_order(task for _, task, _ in classes)
     return [
         PredictionCount(*key, _counts(known[key], own), review[key], own[None])
-        for key, own in sorted(classes.items(), key=lambda item: (order.index(item[0][1]), item[0][0], item[0][2]))
+        for key, own in sorted(classes.items(), key=lambda item: _rank(item[0], order))
     ]
+
+
+def _rank(key: tuple[str, str, str], tasks: list[str]) -> tuple[int, int, str, str]:
+    """Return the key that sorts counts: by task, then the rules in their order, then bundles by name."""
+    bundle, task, method = key
+    rule = GUIDELINE_RULES.index(bundle) if bundle in GUIDELINE_RULES else len(GUIDELINE_RULES)
+    return tasks.index(task), rule, bundle, method
 
 
 def _counts(names: tuple[str, ...], counts: Counter[str | None]) -> dict[str, int]:
