@@ -85,9 +85,8 @@ def test_er_and_pr_slides_are_other_markers_and_not_unscorable(report_data: Repo
     by_cells = {report_data.assessments[one].task for one in others - asked}
     assert by_cells
     assert by_cells <= {"er", "pr"}
-    without = {one: replace(found, main=None, state="other") for one, found in report_data.assessments.items()
-               if one in others}  # fmt: skip
-    unscored = replace(report_data, assessments={**report_data.assessments, **without})
+    scored = {slide_id: rows for slide_id, rows in report_data.predictions.items() if slide_id not in others}
+    unscored = replace(report_data, predictions=scored)  # as without cells
     assert set(shown_by(worklists.list_work(unscored), "other markers")) == others
 
 
