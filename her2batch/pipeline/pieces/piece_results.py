@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from her2batch.models.membrane_rule import apply_rule
 from her2batch.pipeline.pieces.roles import CONTROL, TISSUE, SlidePieces
 from her2batch.store import schemas
+from her2batch.store.pieces.control_runs import CONTROL_FAILED, has_failed
 from her2batch.tasks import HER2_TASKS, task_applies
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
 
@@ -43,15 +44,15 @@ def _score_each(
     count: int, of_tiles: NDArray[np.int16], membrane: Mapping[str, NDArray[np.float32]], stain: str | None
 ) -> list[PieceResult]:
     """Score pieces 0 to count - 1. of_tiles: the piece of each tile, (n,).  membrane: columns of its table, (n,)."""
-    results = []
-    for number in range(count):
-        own = of_tiles == number
-        if not own.any() or not task_applies(HER2_TASKS[0], stain):
-            results.append(PieceResult())
-            continue
-        found = apply_rule({name: values[own] for name, values in membrane.items()})
-        results.append(PieceResult(found.category, found.score))
-    return results
+    return [score_tiles(membrane, of_tiles == number, stain) for number in range(count)]
+
+
+def score_tiles(membrane: Mapping[str, NDArray[np.float32]], own: NDArray[np.bool_], stain: str | None) -> PieceResult:
+    """Score some tiles of a slide like a slide. membrane: columns of its table, (n,).  own: the tiles, (n,)."""
+    if not own.any() or not task_applies(HER2_TASKS[0], stain):
+        return PieceResult()
+    found = apply_rule({name: values[own] for name, values in membrane.items()})
+    return PieceResult(found.category, found.score)
 
 
 def rescore_pieces(pieces: pa.Table, tiles: pa.Table, membrane: pa.Table, stain: str | None) -> pa.Table:
@@ -64,15 +65,11 @@ def rescore_pieces(pieces: pa.Table, tiles: pa.Table, membrane: pa.Table, stain:
 
 def with_control_failed(flags: Sequence[str], pieces: pa.Table) -> list[str]:
     """Return the flags of a slide whose pieces were scored again. pieces: the new table."""
-    failed = any(
-        row["expected"] is not None and row["predicted"] is not None and row["predicted"] != row["expected"]
-        for row in pieces.to_pylist()
-    )
-    kept = [name for name in flags if name != "control-failed"]
-    if not failed:
+    kept = [name for name in flags if name != CONTROL_FAILED]
+    if not any(has_failed(row["expected"], row["predicted"]) for row in pieces.to_pylist()):
         return kept
     at = next((k for k, name in enumerate(kept) if name in ("control-missing", "control-suspected")), len(kept))
-    return [*kept[:at], "control-failed", *kept[at:]]
+    return [*kept[:at], CONTROL_FAILED, *kept[at:]]
 
 
 def control_flags(pieces: SlidePieces, results: Sequence[PieceResult]) -> list[str]:
@@ -81,9 +78,8 @@ def control_flags(pieces: SlidePieces, results: Sequence[PieceResult]) -> list[s
     flags = {
         "control-slide": pieces.control_slide,
         "only-controls": bool(counts) and not any(counts) and not pieces.control_slide,
-        "control-failed": any(
-            role.expected is not None and result.predicted is not None and result.predicted != role.expected
-            for role, result in zip(pieces.roles, results, strict=True)
+        CONTROL_FAILED: any(
+            has_failed(role.expected, result.predicted) for role, result in zip(pieces.roles, results, strict=True)
         ),
         "control-missing": pieces.missing
         or any(

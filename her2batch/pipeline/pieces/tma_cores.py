@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from her2batch.exchange.controls.tma_map import ArrayMap
-from her2batch.models.membrane_rule import apply_rule
+from her2batch.pipeline.pieces.piece_results import score_tiles
 from her2batch.store.cohort import Cohort, Row, tables_of
 from her2batch.store.pieces.cores_table import write_cores
-from her2batch.tasks import HER2_TASKS, task_applies
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
 from her2batch.vision.pieces.array_grid import fit_array_grid
 
@@ -80,9 +79,5 @@ def slide_cores(
 def _score_core(row: Row, numbers: Sequence[int], tables: Mapping[str, pa.Table]) -> dict[str, Any]:
     """Return the class and the score of a core by the membrane rule on the tiles of its pieces."""
     own = np.isin(tables["tiles"]["piece"].to_numpy(), numbers)
-    n = int(own.sum())
-    if not n or not task_applies(HER2_TASKS[0], row["stain"]):
-        return {"n_tiles": n, "predicted": None, "score": None}
-    shares = {name: tables["membrane"][name].to_numpy()[own] for name in MEMBRANE_COLUMNS}
-    found = apply_rule(shares)
-    return {"n_tiles": n, "predicted": found.category, "score": found.score}
+    shares = {name: tables["membrane"][name].to_numpy() for name in MEMBRANE_COLUMNS}
+    return {"n_tiles": int(own.sum()), **score_tiles(shares, own, row["stain"])._asdict()}

@@ -20,6 +20,7 @@ from her2batch.reports.figures import FIGURE_WIDTH, Figure, SvgCanvas, standalon
 from her2batch.reports.report_data import ReportData, read_run_times, read_tables
 from her2batch.reports.theme import SectionContent, SortableTable, data_uri, render_template
 from her2batch.store.cohort import Cohort, Row
+from her2batch.store.pieces.control_runs import has_failed
 
 BASELINE: Final = 20
 """Number of runs that the limits are taken from; laboratories use at least 20."""
@@ -51,7 +52,7 @@ class ControlScore:
     @property
     def failed(self) -> bool:
         """Return whether the control did not score as expected."""
-        return self.expected is not None and self.predicted != self.expected
+        return has_failed(self.expected, self.predicted)
 
 
 @dataclass(frozen=True)

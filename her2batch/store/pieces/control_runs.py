@@ -24,6 +24,11 @@ CONTROL_FAILED = "control-failed"
 CONTROL_COLUMNS = ("slide_id", "flags", "control_mm2")
 
 
+def has_failed(expected: str | None, predicted: str | None) -> bool:
+    """Return whether a control did not score as expected. Without a known class or a score it has not failed."""
+    return expected is not None and predicted is not None and predicted != expected
+
+
 def slides_of_failed_runs(cohort: Cohort) -> set[str]:
     """Return the ids of the slides of all runs with a failed control. Tables and logs that can't be read are left out.
 
