@@ -20,6 +20,7 @@ from her2batch.synthetic.specimen import CellMix, SlideKind, SlideTruth
 from her2batch.vision.cells.detection import CellReference, Cells, Marker, detect_cells, fit_cell_reference
 from her2batch.vision.membrane import MEMBRANE_COLUMNS, measure_tiles
 from her2batch.vision.stain import Stains, fit_stain_vectors, guess_stain, white_point
+from her2batch.vision.tile_grid import spread_evenly
 from her2batch.vision.tissue import segment_tissue, tile_fractions
 
 TILE, MPP = 224, 0.5
@@ -90,7 +91,7 @@ def cut_tiles(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Stains]:
 
 def sampled(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the tiles to which stains are fitted."""
-    return tiles[np.unique(np.linspace(0, len(tiles) - 1, SAMPLED).round().astype(int))]
+    return spread_evenly(tiles, SAMPLED)
 
 
 def measure_slide(job: Job) -> Measured:

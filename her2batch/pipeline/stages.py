@@ -60,7 +60,7 @@ from her2batch.vision.patches import apply_clahe, usable_patches
 from her2batch.vision.quality import Quality, assess_quality
 from her2batch.vision.stain import Vector, fit_stain_vectors, guess_stain, white_point
 from her2batch.vision.thumbnail import encode_jpeg
-from her2batch.vision.tile_grid import MAX_UPSAMPLING
+from her2batch.vision.tile_grid import MAX_UPSAMPLING, spread_evenly
 from her2batch.vision.tissue import Tissue
 
 if TYPE_CHECKING:
@@ -130,8 +130,7 @@ def _fit_stains(context: StageContext) -> Work:
 
 def fit_stains(slide: Slide, white: Vector, tiles: NDArray[np.int32], plan: Plan, with_cells: bool = False) -> StainFit:
     """Fit the slide's stains, and the figures of its cells, to some of its tiles, (n, 3) x, y, size. white: R, G, B."""
-    evenly = np.unique(np.linspace(0, len(tiles) - 1, SAMPLE_TILES).round().astype(int))
-    sampled = tiles[evenly] if len(tiles) else tiles
+    sampled = spread_evenly(tiles, SAMPLE_TILES)
     pixels = np.empty((len(sampled), plan.tile, plan.tile, 3), np.uint8)
     for k, (x, y, size) in enumerate(sampled.tolist()):
         pixels[k] = resample(slide.region(Box(x, y, size, size), plan.mpp), plan.tile, plan.tile)

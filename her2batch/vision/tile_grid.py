@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 OUTSIDE_GREY = 255
 """Grey value of tile area outside the slide."""
@@ -99,6 +101,25 @@ def plan_blocks(
     order = np.lexsort((np.arange(len(tiles)), cells[:, 0], cells[:, 1]))
     changes = np.flatnonzero(np.any(np.diff(cells[order], axis=0) != 0, axis=1)) + 1
     return [_make_block(group, tiles, ratios, level) for group in np.split(order, changes)]
+
+
+def spread_evenly(tiles: NDArray[Scalar], count: int) -> NDArray[Scalar]:
+    """Return up to `count` of the tiles (n, …), spread evenly over their order; all of them where there are fewer."""
+    if not len(tiles):
+        return tiles
+    spread: NDArray[Scalar] = tiles[np.unique(np.linspace(0, len(tiles) - 1, count).round().astype(int))]
+    return spread
+
+
+def rows_of_places(own: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the row of `own` that holds each wanted place of a grid, (m,); −1 where none does.
+
+    own: (n, 2) column and row of tiles, no two alike, n ≥ 1.  wanted: (m, 2).
+    """
+    keys, sought = (places[:, 1] * 2**32 + places[:, 0] for places in (own, wanted))
+    order = np.argsort(keys)
+    place = np.minimum(np.searchsorted(keys[order], sought), len(keys) - 1)
+    return np.where(keys[order][place] == sought, order[place], -1)
 
 
 def true_downsample(downsample: float, extent: int) -> float:

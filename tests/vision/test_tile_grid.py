@@ -18,6 +18,8 @@ from her2batch.vision.tile_grid import (
     cut_tiles,
     plan_blocks,
     plan_tiles,
+    rows_of_places,
+    spread_evenly,
 )
 
 mpps = st.decimals("0.2", "0.6", places=4).map(float)
@@ -192,3 +194,15 @@ def test_a_grid_holds_resolution_edge_and_tiles() -> None:
     one = TileGrid(0.5, 224, np.array([[0, 0, 448]], np.int32))
     assert (one.mpp, one.edge, one.tiles.tolist()) == (0.5, 224, [[0, 0, 448]])
     assert 1 < MAX_UPSAMPLING < 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, unique=True), st.integers(0, 2**16))
+def test_places_of_a_grid_are_found_in_any_order(own: list[tuple[int, int]], seed: int) -> None:
+    wanted = np.random.default_rng(seed).integers(-1, 11, (30, 2))
+    expected = [own.index(tuple(place)) if tuple(place) in own else -1 for place in wanted.tolist()]
+    assert rows_of_places(np.array(own), wanted).tolist() == expected
+
+
+@pytest.mark.parametrize(("n", "count", "expected"), [(0, 3, []), (2, 5, [0, 1]), (9, 3, [0, 4, 8])])
+def test_a_sample_is_spread_over_all_tiles(n: int, count: int, expected: list[int]) -> None:
+    assert spread_evenly(np.arange(n), count).tolist() == expected

@@ -20,6 +20,7 @@ from her2batch.exchange.cells.feature_stream import REMEDY, stream_features
 from her2batch.exchange.cells.outlines import rings
 from her2batch.exchange.geojson import CLASS_COLOURS, GREY, number_texts
 from her2batch.files.locations import is_remote
+from her2batch.vision.cells.compartment import TUMOUR_LIKELIHOOD
 
 CATEGORIES: Final = ("Negative", "1+", "2+", "3+")
 """Category of a cell → QuPath's name of its intensity class."""
@@ -30,9 +31,6 @@ OTHER: Final = "Other"
 
 OTHER_CLASSES: Final = frozenset({"other", "stroma", "immune cells", "lymphocyte", "necrosis", "ignore", "region"})
 """Base classes, in lower case, of cells that are not of the tumour."""
-
-TUMOUR_LIKELIHOOD: Final = 0.5
-"""Likelihood from which a cell is written as a tumour cell."""
 
 MEASUREMENTS: Final = {
     "area": "Nucleus: Area µm^2",

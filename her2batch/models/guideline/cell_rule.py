@@ -20,13 +20,11 @@ from her2batch.models.guideline.steps import (
     log_ratio,
     step_probabilities,
 )
+from her2batch.vision.cells.compartment import TUMOUR_LIKELIHOOD
 
 MAX_NULL_SHARE = 0.03
 """Share of stained cells up to which a slide is null rather than ultralow. Of nine synthetic slides with at most 1 % of
 stained cells, seven show less; the other two, of laboratories with brown cytoplasm, 3.2 and 5.7 %."""
-
-TUMOUR = 0.5
-"""Likelihood from which a cell counts as a tumour cell."""
 
 SHARE_SIGMA = 0.6
 """Standard deviation of the natural logarithm of a share between laboratories and readers, without chance of counts."""
@@ -64,7 +62,7 @@ def score_cells(category: NDArray[np.uint8], tumour: NDArray[np.float32]) -> Cel
 
     Raises ValueError for a slide without tumour cells, which has no score.
     """
-    of_tumour = category[tumour >= TUMOUR]
+    of_tumour = category[tumour >= TUMOUR_LIKELIHOOD]
     n = len(of_tumour)
     if not n:
         raise ValueError("a slide without tumour cells cannot be scored")

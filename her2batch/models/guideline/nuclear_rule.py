@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.models.guideline.cell_rule import TUMOUR
+from her2batch.vision.cells.compartment import TUMOUR_LIKELIHOOD
 
 NuclearMarker = Literal["er", "pr", "ki67"]
 
@@ -61,7 +61,7 @@ def score_nuclear(
 
     Raises ValueError for a slide without tumour cells, which has no score.
     """
-    of_tumour = category[tumour >= TUMOUR]
+    of_tumour = category[tumour >= TUMOUR_LIKELIHOOD]
     n = len(of_tumour)
     if not n:
         raise ValueError("a slide without tumour cells cannot be scored")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.models.guideline.cell_rule import TUMOUR
+from her2batch.vision.cells.compartment import TUMOUR_LIKELIHOOD
 
 MIN_TUMOUR_CELLS = 100
 """Least number of tumour cells for a score. With 100 cells, 10 % has a 95 % interval of 5 to 18 % (Clopper–Pearson); it
@@ -74,7 +74,7 @@ def scorability(
     """
     if (colour := _colour_problem(stain, hue_spread, foreign)) is not None:
         return colour
-    tumour = np.asarray(cells["tumour"]) >= TUMOUR
+    tumour = np.asarray(cells["tumour"]) >= TUMOUR_LIKELIHOOD
     n, n_tumour = len(tumour), int(np.count_nonzero(tumour))
     if n_tumour < MIN_TUMOUR_CELLS:
         return NotScorable("few-tumour-cells", f"{n_tumour} tumour cells of {n} cells; {MIN_TUMOUR_CELLS} are needed")

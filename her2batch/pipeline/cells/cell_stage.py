@@ -17,17 +17,15 @@ from scipy.spatial import cKDTree
 
 from her2batch.exchange.regions import SlideRegions
 from her2batch.pipeline.cells.block_image import BlockImage
-from her2batch.pipeline.cells.scoring import TABLE, cell_predictions, counted_cells
+from her2batch.pipeline.cells.scoring import NUCLEAR_STAINS, TABLE, cell_predictions, counted_cells
 from her2batch.pipeline.slide_state import SlideState, StageContext, Tables, TileColumns, Work
 from her2batch.store.tables.cell_provenance import CellProvenance
 from her2batch.store.tables.cells import cells_table
 from her2batch.vision.cells.detection import Cells, Marker, detect_cells
+from her2batch.vision.tile_grid import rows_of_places
 
 CELLS: Final = "cells"
 """Name of the table."""
-
-NUCLEAR_STAINS: Final = frozenset({"er", "pr", "ki67"})
-"""Stains whose DAB lies in nuclei. In all others it is looked for on membranes."""
 
 SAME_CELL_UM: Final = 3.0
 """Distance of two nuclei of different blocks up to which they are one: half of the diameter of a small nucleus."""
@@ -79,22 +77,16 @@ def own_cells(cells: Cells, image: BlockImage, tiles: NDArray[np.int32]) -> Tile
     y = cells.y.astype(np.float64) + image.top + 0.5
     step = float(tiles[image.tiles, 2].mean())
     corners = np.round(tiles[image.tiles, :2] / step).astype(np.int64)
-    columns, rows = (np.floor(values / image.edge).astype(np.int64) for values in (x, y))
-    keys, wanted = _key(corners[:, 0], corners[:, 1]), _key(columns, rows)
-    order = np.argsort(keys)
-    place = np.minimum(np.searchsorted(keys[order], wanted), len(keys) - 1)
-    own = keys[order][place] == wanted
+    places = np.floor(np.stack([x, y], axis=1) / image.edge).astype(np.int64)
+    found = rows_of_places(corners, places)
+    own = found >= 0
     chosen = cells.select(own)
     x, y = x[own], y[own]
     inside = [np.minimum(values % image.edge, image.edge - values % image.edge) for values in (x, y)]
     values: dict[str, NDArray[Any]] = {name: getattr(chosen, name) for name in FIGURES}
     values |= {"x": x, "y": y, "rim": np.minimum(*inside)}
     values["block"] = np.full(len(x), image.tiles[0], np.int64)
-    return TileColumns(image.tiles[order][place][own], values)
-
-
-def _key(column: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.int64]:
-    return row * 2**32 + column
+    return TileColumns(image.tiles[found[own]], values)
 
 
 def tables(context: StageContext, state: SlideState) -> Tables:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from her2batch.assessment import IHC_TASK, prediction_review, quality_flags
-from her2batch.models.guideline.cell_rule import MAX_NULL_SHARE, SHARE_SIGMA, TUMOUR, CellRuleResult, score_cells
+from her2batch.models.guideline.cell_rule import MAX_NULL_SHARE, SHARE_SIGMA, CellRuleResult, score_cells
 from her2batch.models.guideline.nuclear_rule import POSITIVE_SHARE, NuclearResult, score_nuclear
 from her2batch.models.guideline.scorable import MIN_TUMOUR_CELLS, scorability
 from her2batch.models.guideline.steps import probability_above
@@ -23,8 +23,12 @@ from her2batch.store import schemas
 from her2batch.store.pieces.patient_tiles import patient_tiles
 from her2batch.store.tables.cell_provenance import CellProvenance
 from her2batch.tasks import CELL_RULE, CLASSES, DETAIL_TASK, task_applies
+from her2batch.vision.cells.compartment import TUMOUR_LIKELIHOOD
 
 TABLE: Final = f"predictions/{CELL_RULE}"
+
+NUCLEAR_STAINS: Final = frozenset({"er", "pr", "ki67"})
+"""Stains whose DAB lies in nuclei. In all others it is looked for on membranes."""
 
 MEASURED: Final = ("tumour", "moderate", "nuclear_dab", "membrane_dab", "cytoplasm_dab")
 """Columns of cells by which it is decided whether a slide can be scored."""
@@ -51,7 +55,7 @@ def cell_predictions(row: Mapping[str, Any], cells: pa.Table) -> pa.Table:
     stain = row["stain"]
     if task_applies(IHC_TASK, stain):
         found = _her2_predictions(row, columns, CellProvenance.of(cells))
-    elif stain in ("er", "pr", "ki67"):
+    elif stain in NUCLEAR_STAINS:
         found = _nuclear_predictions(row, columns)
     else:
         found = []
@@ -86,7 +90,7 @@ def _detailed(result: CellRuleResult) -> Values:
 
 def _nuclear_predictions(row: Mapping[str, Any], columns: Mapping[str, NDArray[Any]]) -> list[Values]:
     marker = row["stain"]
-    if int((columns["tumour"] >= TUMOUR).sum()) < MIN_TUMOUR_CELLS:
+    if int((columns["tumour"] >= TUMOUR_LIKELIHOOD).sum()) < MIN_TUMOUR_CELLS:
         return [_unscored(row, marker, columns, "few-tumour-cells", presumed=False)]
     result = score_nuclear(columns["category"], columns["tumour"], marker)
     reasons = [*quality_flags(row["flags"]), *result.reasons]
@@ -123,7 +127,7 @@ def _unscored(
     row: Mapping[str, Any], task: str, columns: Mapping[str, NDArray[Any]], code: str, presumed: bool
 ) -> Values:
     """The row of a slide that cannot be scored: it has no class, and the reason is among its reasons."""
-    tumour = columns["tumour"] >= TUMOUR
+    tumour = columns["tumour"] >= TUMOUR_LIKELIHOOD
     n = int(tumour.sum())
     counts = np.bincount(columns["category"][tumour], minlength=4)[:4]
     percent = (100 * counts / max(n, 1)).tolist()

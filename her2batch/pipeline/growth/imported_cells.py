@@ -22,6 +22,7 @@ from her2batch.store.cohort import Cohort, Row
 from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.store.tables.cell_provenance import CellProvenance
 from her2batch.store.tables.cells import cells_table
+from her2batch.vision.tile_grid import rows_of_places
 
 SUFFIXES: Final = (".geojson", ".json")
 
@@ -112,14 +113,8 @@ def tiles_of_points(tiles: pa.Table, x: NDArray[np.float64], y: NDArray[np.float
     near = gaps[np.abs(gaps - size) <= 1]
     step = float(near.mean()) if len(near) else size
 
-    def key(column: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.asarray(row * 2**32 + column)
-
-    cells = np.round(corners / step).astype(np.int64)
-    own, wanted = key(cells[:, 0], cells[:, 1]), key(*(np.floor(one / step).astype(np.int64) for one in (x, y)))
-    order = np.argsort(own)
-    place = np.minimum(np.searchsorted(own[order], wanted), len(own) - 1)
-    return np.where(own[order][place] == wanted, order[place], -1)
+    places = np.floor(np.stack([x, y], axis=1) / step).astype(np.int64)
+    return rows_of_places(np.round(corners / step).astype(np.int64), places)
 
 
 def _commit(cohort: Cohort, row: Row, cells: pa.Table) -> Row:

@@ -25,6 +25,7 @@ from her2batch.vision.membrane import MEMBRANE_COLUMNS, TileBatch, feature_index
 from her2batch.vision.shifts.scanner_shifts import UNCHANGED, ScannerShift, shift_image
 from her2batch.vision.stain import Stains, fit_stain_vectors, white_point
 from her2batch.vision.thumbnail import decode_jpeg
+from her2batch.vision.tile_grid import spread_evenly
 from her2batch.vision.tissue import segment_tissue
 
 DEFAULT_TILES: Final = 96
@@ -114,9 +115,7 @@ def _sample_slide(cohort: Cohort, row: Row, slide: Slide, n_tiles: int, seed: in
     scale = base.width / overview.shape[1]
     unscanned = filled_tiles(overview, (base.chunk_height / scale, base.chunk_width / scale))
     tissue = segment_tissue(fill_missing(overview, unscanned), mpp * shrink)
-    fit_tiles = (
-        tiles[np.unique(np.linspace(0, len(tiles) - 1, SAMPLE_TILES).round().astype(int))] if len(tiles) else tiles
-    )
+    fit_tiles = spread_evenly(tiles, SAMPLE_TILES)
     return _SlideSample(overview, mpp * shrink, ~tissue.mask & ~unscanned, chosen, fit_tiles, len(tiles))
 
 

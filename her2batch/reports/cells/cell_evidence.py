@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from her2batch.exchange.cells.outlines import cell_outlines
 from her2batch.files.parquet import read_where
-from her2batch.models.guideline.cell_rule import TUMOUR, cell_steps
+from her2batch.models.guideline.cell_rule import cell_steps
 from her2batch.models.guideline.steps import StepShares
 from her2batch.reports.figures import CLASS_COLOURS, PALETTE
 from her2batch.slides.slide import Box, Slide
 from her2batch.store.cohort import Cohort, Row, tables_of
 from her2batch.store.tables.cell_provenance import CellProvenance
 from her2batch.tasks import CELL_RULE, HER2_TASKS, IHC_SCORES
+from her2batch.vision.cells.compartment import TUMOUR_LIKELIHOOD
 
 FINEST_MPP: Final = 0.2
 """µm/px of example tiles of finer slides."""
@@ -84,7 +85,9 @@ class OutlinedTiles:
             return image
         found = cell_outlines(self._slide, cells, CellProvenance.of(cells), box, self._mpp)
         corners = (found.corners - [box.x, box.y]) * (self._row["mpp"] / mpp)
-        return draw_outlines(image, corners, cells["category"].to_numpy(), cells["tumour"].to_numpy() >= TUMOUR)
+        return draw_outlines(
+            image, corners, cells["category"].to_numpy(), cells["tumour"].to_numpy() >= TUMOUR_LIKELIHOOD
+        )
 
     def _cells(self, box: Box) -> pa.Table | None:
         if self._table is None:

@@ -16,6 +16,9 @@ from scipy.special import expit
 
 Map = NDArray[np.float32]
 
+TUMOUR_LIKELIHOOD = 0.5
+"""Likelihood from which a cell counts as a tumour cell."""
+
 NEIGHBOURHOOD_UM = 30.0
 """Edge of the square of neighbours: three cells across."""
 
