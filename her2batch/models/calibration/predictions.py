@@ -14,7 +14,7 @@ from her2batch.models.calibration.conformal import CalibrationScores, conformal_
 from her2batch.models.calibration.cumulative_link import Floats, LinkModel
 from her2batch.models.calibration.evidence import SlideEvidence
 from her2batch.models.membrane_rule import derived_probabilities
-from her2batch.tasks import RULE_TASKS, her2_class
+from her2batch.tasks import GUIDELINE_RULES, RULE_TASKS, her2_class
 
 ABSTAINED: Final = "abstained"
 OUTSIDE: Final = "outside-calibration"
@@ -50,7 +50,7 @@ class CalibratedPredictor:
         p, kept = ready.predict(evidence, self.calibration.coverage)
         classes = [name for name, is_kept in zip(evidence.classes, kept, strict=True) if is_kept]
         too_few = bool(ready.method.too_few(self.calibration.coverage))
-        if evidence.task != IHC_TASK or not _is_rule(evidence.source):
+        if evidence.task != IHC_TASK or evidence.source not in GUIDELINE_RULES:
             return [_row(prediction, evidence.task, dict(zip(evidence.classes, p, strict=True)), classes, too_few)]
         return [_derived_row(prediction, task, p, classes, too_few) for task in RULE_TASKS]
 
@@ -103,11 +103,6 @@ class _ReadyMethod:
         if self.method.too_few(coverage):
             return own, np.ones(len(own), bool)
         return own, conformal_sets(by_fold, scores, coverage)[0]
-
-
-def _is_rule(source: str) -> bool:
-    """Return whether a source is a rule of her2batch, whose further tasks follow from the IHC score."""
-    return source in ("membrane", "cells")
 
 
 def _row(

@@ -13,15 +13,13 @@ from her2batch.errors import InputError
 from her2batch.models.calibration.calibration_file import Calibration, measurement_plan, read_calibration
 from her2batch.models.calibration.evidence import slide_digest
 from her2batch.models.calibration.predictions import ABSTAINED, OUTSIDE, CalibratedPredictor
-from her2batch.pipeline.calibration.fit_cohort import group_of, is_fitted
+from her2batch.pipeline.calibration.fit_cohort import UNREADABLE, group_of, is_fitted
 from her2batch.pipeline.calibration.read_evidence import read_evidence
 from her2batch.settings import ALGORITHMS, Plan
 from her2batch.store import schemas
 from her2batch.store.cohort import Cohort, Row, tables_of
 from her2batch.store.label_sheets.stored import stored_labels
 from her2batch.tasks import as_task, is_calibration, task_applies
-
-UNREADABLE = (OSError, pa.ArrowInvalid)
 
 
 @dataclass

@@ -19,12 +19,9 @@ from her2batch.pipeline.calibration.read_evidence import read_evidence
 from her2batch.settings import ALGORITHMS
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.labels import label_slides
-from her2batch.tasks import BUILTIN_TASKS, RULE_TASKS, as_task
+from her2batch.tasks import BUILTIN_TASKS, GUIDELINE_RULES, RULE_TASKS, as_task
 
 Per = Literal["site", "scanner"]
-
-RULE_SOURCES = ("membrane", "cells")
-"""Sources whose further HER2 tasks follow from their IHC score, so that only that one is calibrated."""
 
 UNREADABLE = (OSError, pa.ArrowInvalid)
 
@@ -79,7 +76,7 @@ def fit_calibration(
 
 def is_fitted(source: str, task: str) -> bool:
     """Return whether a task of a source is calibrated itself; further tasks of a rule follow from the IHC score."""
-    return source not in RULE_SOURCES or task == RULE_TASKS[0]
+    return source not in GUIDELINE_RULES or task == RULE_TASKS[0]
 
 
 def group_of(row: Row, sites: Mapping[str, str | None], per: str | None) -> str | None:

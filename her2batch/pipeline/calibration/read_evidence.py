@@ -16,12 +16,10 @@ from her2batch.models.calibration.evidence import (
     prediction_evidence,
     share_evidence,
 )
+from her2batch.pipeline.cells.scoring import TABLE as CELL_PREDICTIONS
 from her2batch.store.cohort import Cohort, Row, tables_of
 from her2batch.tasks import MEMBRANE_RULE, as_task, is_calibration, task_applies
 from her2batch.vision.membrane import MEMBRANE_COLUMNS, feature_index
-
-CELLS = "predictions/cells"
-"""Predictions from segmented cells, where the cohort has them; their column `percent` is evidence for all methods."""
 
 STAIN_VECTORS = "embeddings/stain"
 """Features of tiles, among them the density of haematoxylin."""
@@ -74,8 +72,8 @@ def _further(cohort: Cohort, row: Row, names: set[str]) -> dict[str, float]:
     if "membrane" in names:
         table = cohort.read("membrane", row["slide_id"])
         found |= share_evidence({name: table.column(name).to_numpy() for name in MEMBRANE_COLUMNS})
-    if CELLS in names:
-        for prediction in cohort.read(CELLS, row["slide_id"]).to_pylist():
+    if CELL_PREDICTIONS in names:
+        for prediction in cohort.read(CELL_PREDICTIONS, row["slide_id"]).to_pylist():
             percent = prediction.get("percent")
             if percent is not None and len(percent) == 4:
                 found |= percent_evidence(percent)
