@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -122,7 +123,7 @@ class Measures:
             exact_share((one.patient_id, one.predicted != name) for one in others),
         )
 
-    @property
+    @cached_property
     def kappa(self) -> Estimate:
         """Quadratically weighted kappa (Cohen 1968); its interval is a bootstrap over patients."""
         found = kappa_interval(self.comparison.table, self.comparison.patients, RESAMPLES)
@@ -175,6 +176,14 @@ class Measures:
 
     def parts(self, by: str) -> dict[str, Measures]:
         """Return the measures of each site or scanner. by: `site` or `scanner`."""
+        return self._parts[by]
+
+    @cached_property
+    def _parts(self) -> dict[str, dict[str, Measures]]:
+        """Measures of each site and of each scanner, so that the bootstrap of each runs once."""
+        return {by: self._divided(by) for by in ("site", "scanner")}
+
+    def _divided(self, by: str) -> dict[str, Measures]:
         groups: dict[str, list[Compared]] = defaultdict(list)
         for one in self._slides:
             groups[getattr(one, by) or "not stated"].append(one)
