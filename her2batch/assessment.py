@@ -58,6 +58,9 @@ UNCALIBRATED_NOTE: Final = (
 CONTROL_SLIDE: Final = "control-slide"
 """Flag of a slide that consists of control tissue: it has no result and belongs to no patient."""
 
+WITHOUT_PATIENT: Final = frozenset({CONTROL_SLIDE, "only-controls"})
+"""Flags of slides without tissue of a patient."""
+
 
 class Reason(NamedTuple):
     """A reason to look at a slide. code: stable word.  kind: key of KINDS.  words: for readers."""
@@ -119,6 +122,11 @@ class Assessment:
         return tuple(reason for reason in self.reasons if reason.kind == "quality")
 
 
+def is_control_slide(row: Fields) -> bool:
+    """Return whether a slide consists of control tissue. row: of the table slides."""
+    return CONTROL_SLIDE in (row.get("flags") or ())
+
+
 def quality_flags(flags: Iterable[str]) -> list[str]:
     """Return the flags that ask for a review, in their order."""
     return [flag for flag in flags if flag not in INFORMATIVE_FLAGS]
@@ -176,7 +184,7 @@ def assess_slide(
     needs_ish = not no_score and is_her2 and ish is None and _is_equivocal(own, verdict, result)
     derived = _derived_classes(result, ish, verdict, needs_ish) if is_her2 else {}
     reasons = _reasons(row, refusals or own, needs_ish)
-    is_control = CONTROL_SLIDE in (row["flags"] or ())
+    is_control = is_control_slide(row)
     other = not every and row["status"] == "done" and (is_control or not task_applies(IHC_TASK, row["stain"]))
     asked = (is_control or not other) and any(reason.asks for reason in reasons)
     state = "decided" if verdict is not None else "review" if asked else "other" if other else "clear"
@@ -252,7 +260,7 @@ def _meaning(
     """Return what the result means, in words.  refused: the reasons of a slide that cannot be scored."""
     if row["status"] == "failed":
         return f"no result: the slide failed ({row['error_code']})"
-    if CONTROL_SLIDE in (row["flags"] or ()):
+    if is_control_slide(row):
         return "control slide"
     if words := [reason.words for reason in refused if reason.kind == "not-scorable"]:
         return f"not scorable: {words[0]}"
@@ -296,7 +304,7 @@ def _reasons(row: Fields, predictions: Sequence[Fields], needs_ish: bool) -> tup
         add("missing-tiles", f"{row['blank_tiles']} tiles, {row['n_tiles']} with an image")
     for flag in flags:
         add(flag)
-    is_control = CONTROL_SLIDE in (row["flags"] or ())
+    is_control = is_control_slide(row)
     if not predictions and not flags and row["n_tiles"] and not is_control and task_applies(IHC_TASK, row["stain"]):
         add("no-method")
     if needs_ish:

@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 import numpy as np
 from scipy import stats
 
+from her2batch.assessment import WITHOUT_PATIENT
 from her2batch.errors import InputError
 from her2batch.files.parquet import read_parquet
 from her2batch.job_settings import DriftSettings
@@ -152,7 +153,7 @@ def _slide_measures(cohort: Cohort, rows: list[Row]) -> list[Row]:
     for row in rows:
         measures: Row = {name: row[name] for name in ("blur", "pen", "saturated", "background")}
         measures["flagged"] = float(bool(row["flags"]))
-        if row["n_tiles"] and not {"control-slide", "only-controls"} & set(row["flags"] or ()):
+        if row["n_tiles"] and not WITHOUT_PATIENT & set(row["flags"] or ()):
             measures["dab"] = float(np.mean(read_patient_tiles(cohort, row["slide_id"])["dab"].to_numpy()))
             measures["cells"] = float(
                 np.mean(read_patient_tiles(cohort, row["slide_id"], "membrane")["cells"].to_numpy())

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from her2batch.assessment import marker_of
+from her2batch.assessment import WITHOUT_PATIENT, marker_of
 from her2batch.errors import InputError
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.label_sheets.book import LabelBook, slide_paths
@@ -231,7 +231,7 @@ def _exclusion(task: Task, row: Mapping[str, Any], slides: Slides, keep: bool) -
         return "no-label", f"{name} has no {', '.join(task.columns)}"
     if slide.get("status") == "failed":
         return "failed", f"{name} failed in the ingest: {slide.get('error_code')}"
-    if {"control-slide", "only-controls"} & set(slide.get("flags") or ()):
+    if WITHOUT_PATIENT & set(slide.get("flags") or ()):
         return "control", f"{name} has no tissue of the patient: it is a control, or excluded"
     if slide.get("n_tiles") == 0:
         return "no-tiles", f"{name} has no tissue"
