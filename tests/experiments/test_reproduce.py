@@ -48,7 +48,7 @@ def test_a_cohort_without_data_for_any_row_is_refused(synthetic: Synthetic, tmp_
         reproduce(TrainingRequest(synthetic.cohort, tmp_path / "run", labels), SMALL, TrainingResources(workers=0))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_the_quick_profile_runs_on_the_cohort_of_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its annotated regions are smaller than patches at low resolution: these rows have no data, the others do."""

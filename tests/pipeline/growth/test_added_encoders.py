@@ -274,9 +274,7 @@ def test_a_missing_scan_folder_is_an_error_where_no_encoder_is_named(finished: F
     assert run(Path("/mnt/gone"), finished.cohort, "stain").exit_code == 0  # nothing is missing
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("gpus", [0, 2])
+@pytest.mark.parametrize("gpus", [pytest.param(0, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.slow)])
 def test_encoders_are_added_on_ray(finished: Finished, at_once: Files, gpus: int) -> None:
     """With declared GPUs the slide without tiles has no part that a pool could embed."""
     plan, request = Plan(encoders=("colour",)), IngestRequest(Path("/mnt/gone"), finished.cohort)
