@@ -233,6 +233,10 @@ class RunWindow(Settings):
     )
 
 
+Ordinal = Literal["none", "corn", "cumulative-link"]
+ORDINAL_HELP: Final = "loss of ordered classes (her2-3way, 4way, 5way): none, corn or cumulative-link"
+
+
 class MilSettings(Settings):
     """Settings of CLAM and DTFD-MIL (methods.md §4; Lu 2021, Zhang 2022)."""
 
@@ -252,6 +256,7 @@ class MilSettings(Settings):
     splits_at_test: int = Field(
         5, ge=1, description="number of random splits whose predictions are averaged; 1 in the paper (DTFD)"
     )
+    ordinal: Ordinal = Field("none", description=ORDINAL_HELP)
 
 
 class ImageSettings(Settings):
@@ -266,6 +271,7 @@ class ImageSettings(Settings):
     loss: Literal["cross-entropy", "weighted", "focal"] = Field(
         "cross-entropy", description="loss; weighted: by inverse class frequency; focal: γ = 2"
     )
+    ordinal: Ordinal = Field("none", description=ORDINAL_HELP)
     jitter: float = Field(
         0.0,
         ge=0,
@@ -339,6 +345,8 @@ class Training(Settings):
         description="settings of image networks other than the paper's; small-cohort: for some hundred slides, from "
         "ImageNet weights",
     )
+    disagreement: str | None = Field(None, description="CSV of readers' disagreement that smooths the labels")
+    smoothing: tuple[tuple[float, ...], ...] | None = Field(None, description="the content of that file")
     quick: bool = Field(False, description="few epochs, small networks and few patches, to try out a run")
     patches_per_slide: int | None = Field(
         None, ge=1, description="maximum number of patches of a slide, drawn at random"

@@ -36,6 +36,9 @@ HER2_TASKS: Final = (*RULE_TASKS, DETAIL_TASK)
 SCORE_TASKS: Final = ("her2-4way", DETAIL_TASK)
 """Tasks whose classes are IHC scores, or sub-scores of 0."""
 
+ORDERED_TASKS: Final = ("her2-3way", *SCORE_TASKS)
+"""Tasks of three and more classes in an order, from no staining to strong."""
+
 MEMBRANE_RULE: Final = "membrane"
 """Name of the membrane rule, as a method and as a bundle."""
 

@@ -170,7 +170,11 @@ def _make_fold(job: TrainingJob, unit: Unit, labels: NDArray[Any], train: Rows, 
 
     # the same seed for every fold of a method, so that folds differ only in their slides
     task = job.training.task(unit.task)
-    return Fold(labels, train, val, task.outputs, job.training.seed, task.is_number)
+    targets = None
+    if job.training.smoothing is not None and unit.task in job.training.tasks:
+        matrix = np.array(job.training.smoothing, np.float32)
+        targets = matrix[np.maximum(labels, 0)]  # slides of neither part have the label −1; theirs are not used
+    return Fold(labels, train, val, task.outputs, job.training.seed, task.is_number, targets)
 
 
 def _fit(
@@ -278,7 +282,8 @@ def _classifier(job: TrainingJob, unit: Unit, inputs: _TrainingData, fitted: Fit
     if unit.fold == FINAL_FOLD:
         _save_weights(job.run.unit(unit) / "model.safetensors", fitted.weights)
     n = inputs.fold.n_classes
-    network = fit_image.trained_network(unit.method, fitted.weights, n, inputs.data.shape[1], settings.size, device)
+    shape = (n, inputs.data.shape[1], settings.size)
+    network = fit_image.trained_network(unit.method, fitted.weights, *shape, device, settings.ordinal)
     normalization = network_spec(unit.method).normalization
     return partial(fit_image.predict_images, network, n_classes=n, device=device, normalization=normalization)
 

@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from her2batch.errors import InputError
+from her2batch.models.ordinal.links import NAME, build_link, target_loss
+from her2batch.settings import Ordinal
 
 RandomGenerator = np.random.Generator
 
@@ -50,18 +52,28 @@ class BagClassifier(nn.Module):
     """A network of another package that knows bags only, as a MilModel.
 
     Its forward takes a bag, (N, D) float32, and returns logits, (C,), or logits and attention, (N,) or (K, N), of sum 1
-    over N; K is 1, or C. Its loss is the cross-entropy. Its tensors keep their names in files. Random choices, such as
-    dropout, depend on the seed of the training alone.
+    over N; K is 1, or C. Its loss is the cross-entropy, after the ordinal link where there is one. Its tensors keep
+    their names in files. Random choices, such as dropout, depend on the seed of the training alone.
     """
 
-    def __init__(self, network: nn.Module, method: str, n_classes: int) -> None:
+    def __init__(self, network: nn.Module, method: str, n_classes: int, ordinal: Ordinal = "none") -> None:
         super().__init__()
+        if ordinal != "none":
+            network.add_module(NAME, build_link(ordinal, n_classes))  # its tensors are in the network's own files
         self.network, self._method, self._n_classes = network, method, n_classes
 
     def forward(
-        self, bag: torch.Tensor, label: int | None = None, rng: RandomGenerator | None = None, size: int | None = None
+        self,
+        bag: torch.Tensor,
+        label: int | None = None,
+        rng: RandomGenerator | None = None,
+        size: int | None = None,
+        target: torch.Tensor | None = None,
     ) -> MilOutput:
-        """Classify one bag. See MilModel. Raises InputError where the network gives something of another shape."""
+        """Classify one bag. See MilModel. target: distribution over the classes, (C,), for the loss.
+
+        Raises InputError where the network gives something of another shape.
+        """
         bag = bag[: len(bag) if size is None else size].float()
         if rng is None:
             found = self.network(bag)
@@ -70,9 +82,11 @@ class BagClassifier(nn.Module):
                 torch.manual_seed(int(rng.integers(2**62)))
                 found = self.network(bag)
         logits, attention = self._checked(found, len(bag))
+        if hasattr(self.network, NAME):
+            logits = getattr(self.network, NAME)(logits)
         if label is None:
             return MilOutput(logits, attention)
-        return MilOutput(logits, attention, F.cross_entropy(logits[None], torch.tensor([label], device=bag.device)))
+        return MilOutput(logits, attention, target_loss(logits[None], label, target))
 
     def _checked(self, found: Any, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits, (C,), and attention, (K, n), of what the network gave. Raises InputError."""

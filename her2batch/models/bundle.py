@@ -22,6 +22,7 @@ from her2batch.errors import InputError, WeightsError
 from her2batch.files.atomic import file_sha256, fsync
 from her2batch.models import mil_registry
 from her2batch.models.nets import ImageClassifier, build_network, network_spec
+from her2batch.models.ordinal.links import Link
 from her2batch.models.weights import network_with_weights, read_weights
 from her2batch.settings import MilSettings, Plan, Settings
 from her2batch.store.training_run import encoder_folder
@@ -36,8 +37,8 @@ from her2batch.tasks import (
     Task,
 )
 
-FORMAT: Final = 2
-"""The newest version of bundle.toml that this release reads. 2 adds tasks of the user's own."""
+FORMAT: Final = 3
+"""The newest version of bundle.toml that this release reads. 2 adds tasks of the user's own, 3 ordinal losses."""
 
 TOML: Final = "bundle.toml"
 
@@ -65,7 +66,8 @@ class ModelEntry(Settings):
     """One model of a bundle. sha256 is filled in by save_bundle; `file` is empty for the majority vote.
 
     dim, pseudo_bags, splits: of a MIL head.  settings: further settings that decide what a MIL head computes.
-    size: of an image network.  temperature: divisor of the logarithms of p.  threshold: classes of at least this
+    size: of an image network.  ordinal: loss of ordered classes that it was trained with; None: another.
+    temperature: divisor of the logarithms of p.  threshold: classes of at least this
     probability cannot be ruled out (conformal, 90 %); None: not calibrated.  scale: mean and standard deviation of the
     training numbers, of a model that predicts a number.  interval: half the width of the interval in which nine of ten
     true numbers lie (conformal); None: not calibrated.  figures: means and deviations over the
@@ -84,6 +86,7 @@ class ModelEntry(Settings):
     splits: int = Field(5, ge=1)
     settings: dict[str, Any] | None = None
     size: Literal["full", "tiny"] = "full"
+    ordinal: Link | None = None
     temperature: float = Field(1.0, gt=0)
     threshold: float | None = Field(None, ge=0, le=1)
     scale: tuple[float, float] | None = None
@@ -169,6 +172,8 @@ class BundleInfo(Settings):
             raise ValueError(f"no task is called {unknown[0]!r}; known: {', '.join(self.known_tasks)}")
         if self.definitions and self.format < 2:
             raise ValueError("tasks of the user's own need format 2")
+        if any(entry.ordinal for entry in self.models) and self.format < 3:
+            raise ValueError("ordinal losses need format 3")
         if others := [entry.task for entry in self.models if entry.task not in self.tasks]:
             raise ValueError(f"a model has the task {others[0]!r}, which is none of the bundle's tasks")
         for entry in self.models:
@@ -349,6 +354,7 @@ def load_mil_head(bundle: Bundle, entry: ModelEntry) -> Any:
 def _mil_settings(entry: ModelEntry, path: Path) -> MilSettings:
     model = mil_registry.mil_method(entry.method).settings
     values = {"pseudo_bags": entry.pseudo_bags, "splits_at_test": entry.splits, **(entry.settings or {})}
+    values["ordinal"] = entry.ordinal or "none"
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -370,7 +376,9 @@ def load_network(bundle: Bundle, entry: ModelEntry, device: str = "cpu") -> Imag
     path = bundle.path / entry.file
     try:
         net = network_with_weights(
-            lambda: build_network(entry.method, len(entry.classes), entry.edge, entry.size), read_weights(path), path
+            lambda: build_network(entry.method, len(entry.classes), entry.edge, entry.size, entry.ordinal or "none"),
+            read_weights(path),
+            path,
         )
     except WeightsError as error:
         raise InputError(error.message, path, COPY_AGAIN) from error

@@ -31,7 +31,8 @@ from her2batch.models.attention import (
     linear_in_dtype,
     mask_padding,
 )
-from her2batch.settings import MilSettings
+from her2batch.models.ordinal.links import build_link, target_loss
+from her2batch.settings import MilSettings, Ordinal
 
 WIDTH, GATE = 512, 256
 """Widths of instances and of their gate (methods.md §4; CLAM's size `small`)."""
@@ -43,6 +44,7 @@ class ClamShape:
 
     dim: length of an embedding.  branches: an attention branch for each class, or one for all.  k: instances of highest
     and of lowest attention in the instance loss.  bag_weight: weight of the bag's loss.
+    ordinal: link of the bag's logits.
     """
 
     dim: int
@@ -51,6 +53,7 @@ class ClamShape:
     dropout: float = 0.25
     k: int = 8
     bag_weight: float = 0.7
+    ordinal: Ordinal = "none"
 
 
 class Clam(nn.Module):
@@ -65,20 +68,30 @@ class Clam(nn.Module):
         self.classify = nn.Linear(WIDTH, n)  # one branch: all rows read z; a branch per class: row c reads z_c
         self.instances = nn.Linear(WIDTH, 2 * n)  # class c: columns 2c (out) and 2c + 1 (in)
         init_xavier(self)
+        self.link = build_link(shape.ordinal, n)
 
     def forward(
-        self, bag: torch.Tensor, label: int | None = None, rng: RandomGenerator | None = None, size: int | None = None
+        self,
+        bag: torch.Tensor,
+        label: int | None = None,
+        rng: RandomGenerator | None = None,
+        size: int | None = None,
+        target: torch.Tensor | None = None,
     ) -> MilOutput:
-        """Classify one bag, (N, dim) float32 or bfloat16. rng: for dropout.  See MilModel."""
+        """Classify one bag, (N, dim) float32 or bfloat16. rng: for dropout.  See MilModel.
+
+        target: distribution over the classes, (C,), that the bag's loss uses in place of the label.
+        """
         h = embed_instances(bag, self.embed, self.shape.dropout, rng)  # (N, 512)
         attention = torch.softmax(mask_padding(self.attention(h, rng), size), dim=1)  # (K, N)
         z = at_least_float32(attention.to(h.dtype) @ h)  # (K, 512)
         logits = linear_in_dtype(z, self.classify)[0]
         if self.shape.branches:
             logits = (z * self.classify.weight).sum(1) + self.classify.bias
+        logits = self.link(logits)
         if label is None:
             return MilOutput(logits, attention[:, :size])
-        bag_loss = F.cross_entropy(logits[None], torch.tensor([label], device=logits.device))
+        bag_loss = target_loss(logits[None], label, target)
         instance_loss = self._instance_loss(h, attention[:, :size], label)
         weight = self.shape.bag_weight
         return MilOutput(logits, attention[:, :size], weight * bag_loss + (1 - weight) * instance_loss)
@@ -103,12 +116,17 @@ class Clam(nn.Module):
 
 def build_single_branch(dim: int, n_classes: int, settings: MilSettings) -> Clam:
     """Return CLAM-SB with fresh weights: one attention branch for all classes."""
-    return Clam(ClamShape(dim, n_classes, False, settings.dropout, settings.k, settings.bag_weight))
+    return _build(dim, n_classes, settings, False)
 
 
 def build_multi_branch(dim: int, n_classes: int, settings: MilSettings) -> Clam:
     """Return CLAM-MB with fresh weights: an attention branch for each class."""
-    return Clam(ClamShape(dim, n_classes, True, settings.dropout, settings.k, settings.bag_weight))
+    return _build(dim, n_classes, settings, True)
+
+
+def _build(dim: int, n_classes: int, settings: MilSettings, branches: bool) -> Clam:
+    weights = (settings.dropout, settings.k, settings.bag_weight)
+    return Clam(ClamShape(dim, n_classes, branches, *weights, settings.ordinal))
 
 
 def smooth_top1(scores: torch.Tensor, wanted: torch.Tensor, tau: float = 1.0, alpha: float = 1.0) -> torch.Tensor:

@@ -33,7 +33,8 @@ from her2batch.models.attention import (
     init_xavier,
     linear_in_dtype,
 )
-from her2batch.settings import MilSettings
+from her2batch.models.ordinal.links import build_link, target_loss
+from her2batch.settings import MilSettings, Ordinal
 
 WIDTH, GATE = 512, 128
 """Widths of instances and of the gates of both tiers."""
@@ -43,13 +44,17 @@ Distillation = Literal["afs", "maxs", "maxmins"]
 
 @dataclass(frozen=True)
 class DtfdShape:
-    """The shape of a DTFD-MIL network. splits: random partitions whose probabilities are averaged at test."""
+    """The shape of a DTFD-MIL network.
+
+    splits: random partitions whose probabilities are averaged at test.  ordinal: link of the logits of both tiers.
+    """
 
     dim: int
     n_classes: int
     distil: Distillation = "afs"
     pseudo_bags: int = 4
     splits: int = 5
+    ordinal: Ordinal = "none"
 
 
 class Dtfd(nn.Module):
@@ -64,27 +69,34 @@ class Dtfd(nn.Module):
         self.attention2 = GatedAttention(WIDTH, GATE, 1)
         self.classify2 = nn.Linear(WIDTH, shape.n_classes)
         init_xavier(self)
+        self.link, self.link2 = (build_link(shape.ordinal, shape.n_classes) for _ in range(2))
 
     def tiers(self) -> list[list[nn.Parameter]]:
         """Return the parameters of tier 1 and of tier 2."""
-        second = [*self.attention2.parameters(), *self.classify2.parameters()]
+        second = [p for part in (self.attention2, self.classify2, self.link2) for p in part.parameters()]
         ids = {id(one) for one in second}
         return [[one for one in self.parameters() if id(one) not in ids], second]
 
     def forward(
-        self, bag: torch.Tensor, label: int | None = None, rng: RandomGenerator | None = None, size: int | None = None
+        self,
+        bag: torch.Tensor,
+        label: int | None = None,
+        rng: RandomGenerator | None = None,
+        size: int | None = None,
+        target: torch.Tensor | None = None,
     ) -> MilOutput:
         """Classify one bag, (N, dim). With a label, one random split is trained on; without, fixed splits are averaged.
 
         Without a label, logits are logarithms of the mean probability. attention, of sum 1: the product of both tiers'
-        for AFS; that of tier 1 alone for the others, whose tier 2 reads single instances. See MilModel.
+        for AFS; that of tier 1 alone for the others, whose tier 2 reads single instances.  target: distribution over
+        the classes, (C,), for the losses in place of the label.  See MilModel.
         """
         h = torch.relu(linear_in_dtype(bag, self.embed))  # (N, 512)
         scores = self.attention(h)[0]  # (N,)
         n = len(bag) if size is None else size
         if label is not None:
             assert rng is not None
-            out = self._train(h, scores, self._part(n, len(bag), rng), label)
+            out = self._train(h, scores, self._part(n, len(bag), rng), label, target)
             return out._replace(attention=out.attention[:, :n])
         # seeded by the bag's size alone, so that a slide has the same splits everywhere
         fixed = np.random.Generator(np.random.SFC64(n))
@@ -97,25 +109,25 @@ class Dtfd(nn.Module):
         """Return pseudo-bags of the first n of a bag's rows, (M, rows) bool; padding is in none."""
         return F.pad(split_into_pseudo_bags(n, self.shape.pseudo_bags, rng), (0, rows - n))
 
-    def _train(self, h: torch.Tensor, scores: torch.Tensor, part: torch.Tensor, label: int) -> MilOutput:
+    def _train(
+        self, h: torch.Tensor, scores: torch.Tensor, part: torch.Tensor, label: int, target: torch.Tensor | None
+    ) -> MilOutput:
         first, a = self._first(h, scores, part)
         logits, attention = self._second(h, first, a)
-        target = torch.tensor([label], device=h.device)
-        loss1 = F.cross_entropy(first, target.expand(len(first)))
-        loss2 = F.cross_entropy(logits[None], target)
+        loss1, loss2 = target_loss(first, label, target), target_loss(logits[None], label, target)
         return MilOutput(logits, attention[None], loss1 + loss2)  # no gradient of loss2 reaches tier 1: see _second
 
     def _first(self, h: torch.Tensor, scores: torch.Tensor, part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Run tier 1. part: (M, N) bool → logits (M, C), attention (M, N) in each pseudo-bag."""
         a = torch.softmax(scores.masked_fill(~part.to(scores.device), -torch.inf), dim=1)  # (M, N)
-        return linear_in_dtype(at_least_float32(a.to(h.dtype) @ h), self.classify), a
+        return self.link(linear_in_dtype(at_least_float32(a.to(h.dtype) @ h), self.classify)), a
 
     def _second(self, h: torch.Tensor, first: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Run tier 2 on the features that tier 1 distilled, without gradient to tier 1: logits (C,), attention (N,)."""
         h, a, first = at_least_float32(h.detach()), a.detach(), first.detach()
         distilled, per = (a @ h, 1) if self.shape.distil == "afs" else self._picked(h, first, a)
         b = torch.softmax(self.attention2(distilled), dim=1)  # (1, M · per)
-        logits = linear_in_dtype(b @ distilled, self.classify2)[0]
+        logits = self.link2(linear_in_dtype(b @ distilled, self.classify2))[0]
         if self.shape.distil == "afs":
             return logits, b.detach()[0] @ a
         return logits, b.detach()[0].view(len(a), per).sum(1) @ a
@@ -129,7 +141,7 @@ class Dtfd(nn.Module):
             plain = h @ self.classify.weight.t()  # (N, C); a_n (W2 h_n) is W2 (a_n h_n)
             for weights, c in zip(a, chosen, strict=True):
                 inside = weights.nonzero()[:, 0] if bool((weights > 0).any()) else torch.arange(len(h))
-                p = torch.softmax(plain[inside] * weights[inside, None] + self.classify.bias, dim=1)[:, c]
+                p = torch.softmax(self.link(plain[inside] * weights[inside, None] + self.classify.bias), dim=1)[:, c]
                 ends = [p.argmax()] if self.shape.distil == "maxs" else [p.argmax(), p.argmin()]
                 rows += [inside[one] for one in ends]
         return h[torch.stack(rows)], len(rows) // len(a)
@@ -151,7 +163,8 @@ def build_maxmins(dim: int, n_classes: int, settings: MilSettings) -> Dtfd:
 
 
 def _build(dim: int, n_classes: int, settings: MilSettings, distillation: Distillation) -> Dtfd:
-    return Dtfd(DtfdShape(dim, n_classes, distillation, settings.pseudo_bags, settings.splits_at_test))
+    further = (settings.pseudo_bags, settings.splits_at_test, settings.ordinal)
+    return Dtfd(DtfdShape(dim, n_classes, distillation, *further))
 
 
 def split_into_pseudo_bags(n: int, parts: int, rng: RandomGenerator) -> torch.Tensor:

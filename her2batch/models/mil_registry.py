@@ -171,10 +171,13 @@ def build_mil_network(method: str, dim: int, n_classes: int, settings: MilSettin
         raise InputError(what, None, remedy) from error
     network = build(dim, n_classes, settings) if _takes_settings(build) else build(dim, n_classes)
     if "label" in inspect.signature(network.forward).parameters:
+        if settings.ordinal != "none" and not is_builtin_mil(method):
+            what = f"MIL method {method!r} computes its own loss, so --option ordinal={settings.ordinal} has no effect"
+            raise InputError(what, None, "omit the option, or let the network return logits alone")
         return network
     from her2batch.models.attention import BagClassifier
 
-    return BagClassifier(network, method, n_classes)
+    return BagClassifier(network, method, n_classes, settings.ordinal)
 
 
 def _takes_settings(build: NetworkBuilder) -> bool:

@@ -24,6 +24,7 @@ from her2batch.models.weights import (
     read_weights,
     rename_in_order,
 )
+from her2batch.settings import Ordinal
 from her2batch.tasks import TIMM_PREFIX
 
 if TYPE_CHECKING:
@@ -133,8 +134,12 @@ def network_spec(method: str) -> NetworkSpec:
     )
 
 
-def build_network(method: str, n_classes: int, input_px: int, size: str = "full") -> torch.nn.Module:
+def build_network(
+    method: str, n_classes: int, input_px: int, size: str = "full", ordinal: Ordinal = "none"
+) -> torch.nn.Module:
     """Return a network with fresh weights for n_classes and squares of input_px, full or tiny.
+
+    ordinal: its outputs are logarithms of probabilities of ordered classes, see `models.ordinal.links`.
 
     Raises InputError for an unknown method, and for a tiny network of a method that has none.
     """
@@ -147,11 +152,11 @@ def build_network(method: str, n_classes: int, input_px: int, size: str = "full"
     arguments = {**(spec.tiny if tiny else {}), **({"img_size": input_px} if spec.sized else {})}
     name = spec.toy if tiny and spec.toy else spec.name
     net: torch.nn.Module = timm.create_model(name, pretrained=False, num_classes=n_classes, **arguments)
-    return net
+    return _with_link(net, ordinal, n_classes)
 
 
 def initial_network(
-    method: str, n_classes: int, input_px: int, size: str, pretrained: str, seed: int
+    method: str, n_classes: int, input_px: int, size: str, pretrained: str, seed: int, ordinal: Ordinal = "none"
 ) -> torch.nn.Module:
     """Return a network to train, in float32 on the CPU. Its random values depend on the seed alone.
 
@@ -171,7 +176,16 @@ def initial_network(
     path = locate_initial_weights(method, size, pretrained)
     if path is not None:
         _load_pretrained(net, _adapt_weights(net, _read_named(method, path), network_spec(method)), path)
-    return net
+    return _with_link(net, ordinal, n_classes)
+
+
+def _with_link(net: torch.nn.Module, ordinal: Ordinal, n_classes: int) -> torch.nn.Module:
+    """Return a network that gives logarithms of probabilities of ordered classes; as it is for "none"."""
+    if ordinal == "none":
+        return net
+    from her2batch.models.ordinal.links import add_link
+
+    return add_link(net, ordinal, n_classes)
 
 
 def _zero_classifier(net: Any) -> None:

@@ -32,7 +32,7 @@ from her2batch.models.nets import (
     network_spec,
 )
 from her2batch.models.weights import network_with_weights as filled
-from her2batch.settings import ImageSettings
+from her2batch.settings import ImageSettings, Ordinal
 from her2batch.training.augment import (
     Augmentation,
     apply_augmentations,
@@ -101,11 +101,17 @@ def fit_image_network(
 
 
 def trained_network(
-    method: str, weights: Tensors, n_classes: int, input_px: int, size: str, device: str = "cpu"
+    method: str,
+    weights: Tensors,
+    n_classes: int,
+    input_px: int,
+    size: str,
+    device: str = "cpu",
+    ordinal: Ordinal = "none",
 ) -> torch.nn.Module:
     """Return a trained network on its device, in evaluation mode, for `predict_images`."""
     set_deterministic(device)
-    net = filled(lambda: build_network(method, n_classes, input_px, size), weights, Path(method))
+    net = filled(lambda: build_network(method, n_classes, input_px, size, ordinal), weights, Path(method))
     return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
@@ -122,11 +128,19 @@ def predict_images(
     return np.concatenate([classify(pixels[part]) for part in _blocks(rows)])
 
 
-def sample_losses(logits: torch.Tensor, labels: torch.Tensor, kind: str, weights: torch.Tensor) -> torch.Tensor:
+def sample_losses(
+    logits: torch.Tensor, labels: torch.Tensor, kind: str, weights: torch.Tensor, targets: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return the loss of each image: (n, C) float32, (n,) int64 → (n,). weights: (C,), see class_weights.
+
+    targets: (n, C), distributions over the classes: the loss is then the mean of those of all classes, weighted so.
 
     "cross-entropy": −log p_y.  "weighted": −w_y log p_y.  "focal": −(1 − p_y)^γ log p_y, γ = 2 (Lin 2017, eq. 4).
     """
+    if targets is not None:
+        each = -F.log_softmax(logits, 1)
+        each = each * weights if kind == "weighted" else focal_loss(each, GAMMA) if kind == "focal" else each
+        return (targets * each).sum(1)
     cross = F.cross_entropy(logits, labels, reduction="none")
     if kind == "weighted":
         return cross * weights[labels]
@@ -197,7 +211,8 @@ class _Learner:
         if len(fold.train) // self._per_epoch < _world_size():
             what = f"{_world_size()} processes cannot share a batch of {len(fold.train) // self._per_epoch} images"
             raise InputError(what, None, "give fewer --unit-workers or a larger batch")
-        net = initial_network(method, fold.n_classes, pixels.shape[1], settings.size, settings.pretrained, fold.seed)
+        size, source = settings.size, settings.pretrained
+        net = initial_network(method, fold.n_classes, pixels.shape[1], size, source, fold.seed, settings.ordinal)
         has_weights = locate_initial_weights(method, settings.size, settings.pretrained) is not None
         self._fixed_norm = settings.fixed_norm and has_weights
         if _is_distributed() and self._kind == "cuda":
@@ -262,7 +277,9 @@ class _Learner:
         dtype = product_dtype(self._device)
         with torch.autocast(self._kind, dtype, enabled=dtype != torch.float32):
             logits = self._shared(x)
-        loss = sample_losses(logits.float(), labels, self._settings.loss, self._weights).sum()
+        targets = self._fold.targets
+        soft = None if targets is None else torch.from_numpy(targets[rows[share]]).to(self._device)
+        loss = sample_losses(logits.float(), labels, self._settings.loss, self._weights, soft).sum()
         self._optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss * (_world_size() / len(rows)))  # the mean over processes is the batch's mean loss
         self._optimiser.step()
@@ -294,7 +311,11 @@ class _Learner:
         for part in _blocks(rows):
             if len(part):
                 log_p = run_network(self._net, self._pixels[part], self._normalization, self._device, _log_softmax)
-                total -= float(log_p[np.arange(len(part)), self._fold.labels[part]].sum(dtype=np.float64))
+                targets = self._fold.targets
+                picked = (
+                    log_p[np.arange(len(part)), self._fold.labels[part]] if targets is None else (targets[part] * log_p)
+                )
+                total -= float(picked.sum(dtype=np.float64))
         return self._sum_over_processes(total, 0) / len(self._fold.val)
 
     def _sum_over_processes(self, value: float, number: int) -> float:

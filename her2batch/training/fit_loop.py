@@ -80,6 +80,7 @@ class Fold:
     """The data of one training: labels (n,) of all examples, positions of the training and validation parts, a seed.
 
     labels: int64 classes, or float64 numbers where `number` is set; then n_classes, the outputs of a network, is 1.
+    targets: (n, C), a distribution over the classes for each example that the losses use in place of its label.
     """
 
     labels: NDArray[Any]
@@ -88,6 +89,7 @@ class Fold:
     n_classes: int
     seed: int
     number: bool = False
+    targets: NDArray[np.float32] | None = None
 
     @property
     def scale(self) -> tuple[float, float] | None:

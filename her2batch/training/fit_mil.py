@@ -5,6 +5,7 @@ One bag per step, as in the papers. Products in bfloat16 where the processor has
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from her2batch.errors import InputError
 from her2batch.models.attention import MilModel, RandomGenerator, product_dtype
 from her2batch.models.mil_registry import build_mil_network, mil_method
 from her2batch.settings import MilSettings
@@ -83,6 +85,9 @@ class _Learner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold.seed)
             self._net = build_mil_network(method, bags.dim, fold.n_classes, settings).to(device)
+        if fold.targets is not None and "target" not in inspect.signature(self._net.forward).parameters:
+            what = f"the network of MIL method {method!r} computes its own loss, which takes no smoothed labels"
+            raise InputError(what, None, "omit --disagreement, or let the network return logits alone")
         tiers = self._net.tiers() if hasattr(self._net, "tiers") else [list(self._net.parameters())]
         self._optimisers = [
             torch.optim.Adam(tier, settings.lr, weight_decay=settings.weight_decay, fused=True) for tier in tiers
@@ -99,18 +104,21 @@ class _Learner:
         self._net.train()
         total = torch.zeros((), device=self._device)
         for row, (bag, n) in zip(rows, feed_bags(self._bags, rows, self._device), strict=True):
-            total += self._step(bag, n, labels[row], rng)
+            total += self._step(bag, n, row, rng)
         return float(total) / len(rows)
 
     def _lr_factor(self, epoch: int) -> float:
         drop = self._method.lr_drop
         return drop[1] if drop is not None and epoch > drop[0] else 1.0
 
-    def _step(self, bag: torch.Tensor, size: int, label: Any, rng: RandomGenerator) -> torch.Tensor:
+    def _step(self, bag: torch.Tensor, size: int, row: Any, rng: RandomGenerator) -> torch.Tensor:
+        label, targets = self._fold.labels[row], self._fold.targets
         if self._fold.number:
             loss: Any = self._number_loss(self._net(bag, None, rng, size).logits, label)
-        else:
+        elif targets is None:
             loss = self._net(bag, int(label), rng, size).loss
+        else:
+            loss = self._net(bag, int(label), rng, size, torch.from_numpy(targets[row]).to(self._device)).loss
         for optimiser in self._optimisers:
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -135,7 +143,8 @@ class _Learner:
         logits = torch.stack([self._net(bag, size=n).logits for bag, n in feed_bags(self._bags, rows, self._device)])
         if self._fold.number:
             return float(self._number_loss(logits, self._fold.labels[rows]))
-        return float(F.cross_entropy(logits, torch.from_numpy(self._fold.labels[rows]).to(self._device)))
+        wanted = self._fold.labels if self._fold.targets is None else self._fold.targets
+        return float(F.cross_entropy(logits, torch.from_numpy(wanted[rows]).to(self._device)))
 
     def state(self) -> Tensors:
         packed = {f"net/{key}": tensor for key, tensor in self._net.state_dict().items()}

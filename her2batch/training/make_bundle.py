@@ -55,7 +55,7 @@ def make_bundle(run: TrainingRun, work: UnitPlan, training: Training, plan: Plan
     tasks = [training.task(name) for name in dict.fromkeys(entry.task for entry in entries)]
     own = tuple(task for task in tasks if not task.is_builtin)
     info = BundleInfo(
-        format=2 if own else 1,
+        format=3 if any(entry.ordinal for entry in entries) else 2 if own else 1,
         her2batch=version("her2batch"),
         tasks=tuple(task.name for task in tasks),
         encoder=encoders[0] if encoders else None,
@@ -108,6 +108,8 @@ def _entry(run: TrainingRun, unit: Unit, predictions: pa.Table, training: Traini
         dim = open_bags(run.cache(f"{encoder_folder(unit.input)}.arrow")).dim
         values |= {"dim": dim, "pseudo_bags": settings.pseudo_bags, "splits": settings.splits_at_test}
         values["settings"] = _further_settings(unit.method, settings)
+    if isinstance(settings, MilSettings | ImageSettings) and settings.ordinal != "none":
+        values["ordinal"] = settings.ordinal
     if isinstance(settings, ImageSettings):
         values["size"] = settings.size
     if task.is_number:

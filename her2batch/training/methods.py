@@ -23,9 +23,11 @@ from her2batch.tasks import (
     COUNTS_METHODS,
     HER2_TASKS,
     NETWORK_METHODS,
+    ORDERED_TASKS,
     PATCH_INPUTS,
     PATCH_NETWORKS,
     THUMBNAIL_INPUTS,
+    Task,
     is_network,
 )
 
@@ -199,9 +201,17 @@ def plan_units(training: Training, encoders: Iterable[str]) -> UnitPlan:
             raise InputError(f"{method} does not predict a number, as {numbers[0]} asks", None, remedy)
     cells = [cell for task in training.tasks for method in training.methods
              for cell in _cells(task, method, training.inputs, tuple(encoders))]  # fmt: skip
-    for _, method, input_name in cells:
-        method_settings(method, method_kind(method, input_name), training)
+    for task, method, input_name in cells:
+        settings = method_settings(method, method_kind(method, input_name), training)
+        check_ordered(training.task(task), getattr(settings, "ordinal", "none"))
     return units_of_cells(cells, [*range(training.folds), FINAL_FOLD], patch_network(training))
+
+
+def check_ordered(task: Task, ordinal: str) -> None:
+    """Refuse an ordinal loss for a task whose classes have no order, or are two. Raises InputError."""
+    if ordinal != "none" and task.name not in ORDERED_TASKS:
+        what = f"--option ordinal={ordinal} needs ordered classes, which {task.name} does not have"
+        raise InputError(what, None, f"omit the option, or train for {', '.join(ORDERED_TASKS)}")
 
 
 def patch_network(training: Training) -> str:

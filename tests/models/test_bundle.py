@@ -151,7 +151,7 @@ file = "thumbnail.safetensors"
 @pytest.mark.parametrize(
     ("old", "new", "word"),
     [
-        ("format = 1", "format = 3", "has format 3"),
+        ("format = 1", "format = 4", "has format 4"),
         ('method = "resnet50"', 'method = "resnet51"', "no method of a thumbnail model is called 'resnet51'"),
         ('"her2-3way"', '"her2-6way"', "no task is called 'her2-6way'"),
         ('tasks = ["her2-3way"]', 'tasks = ["er"]', "none of the bundle's tasks"),

@@ -275,3 +275,11 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
 def apart(one: Tensors, other: Tensors) -> float:
     """Euclidean distance of all weights."""
     return math.hypot(*(float((one[key] - other[key]).norm()) for key in other))
+
+
+def test_losses_of_certain_distributions_are_those_of_the_labels() -> None:
+    logits, labels = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2])
+    weights, certain = torch.tensor([0.5, 1.0, 1.5]), torch.eye(3)[labels]
+    for kind in ("cross-entropy", "weighted", "focal"):
+        plain, soft = (sample_losses(logits, labels, kind, weights, targets) for targets in (None, certain))
+        assert torch.allclose(plain, soft, atol=1e-6)

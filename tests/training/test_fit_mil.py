@@ -99,3 +99,16 @@ def test_bags_are_padded_with_zeros(found: tuple[Bags, np.ndarray]) -> None:
         assert n == bags.sizes[row]
         assert torch.equal(bag, bags.of(row).to(bag.dtype))
         assert not bag[n:].any()
+
+
+@pytest.mark.parametrize("ordinal", ["corn", "cumulative-link"])
+def test_ordinal_losses_learn_from_smoothed_labels(ordinal: str, found: tuple[Bags, np.ndarray]) -> None:
+    bags, labels = found
+    matrix = np.array([[0.9, 0.1, 0], [0.1, 0.8, 0.1], [0, 0.1, 0.9]], np.float32)
+    settings = MilSettings(epochs=8, least_epochs=0, lr=1e-3, ordinal=ordinal)
+    fold = Fold(labels, np.arange(30), np.arange(30, 40), 3, 0, targets=matrix[labels])
+    net = build_mil_network("clam-sb", bags.dim, 3, settings)
+    net.load_state_dict(fit_mil_network("clam-sb", bags, fold, settings).weights)
+    p, _ = predict_bags(net.eval(), bags, np.arange(40, 60), 3)
+    assert np.allclose(p.sum(1), 1, atol=1e-5)
+    assert np.corrcoef(p @ np.arange(3), labels[40:])[0, 1] > 0.5

@@ -62,7 +62,7 @@ TasksOption = Annotated[
 
 
 @options(TrainingResources, leave_out=("worker_memory", "patience"))
-@options(Training, leave_out=("definitions", "fold_names"), help_texts={"methods": METHODS_HELP})
+@options(Training, leave_out=("definitions", "fold_names", "smoothing"), help_texts={"methods": METHODS_HELP})
 def train(
     *,
     context: typer.Context,
@@ -110,7 +110,7 @@ def train(
 
 
 @options(TrainingResources, leave_out=("worker_memory", "patience"))
-@options(Training, leave_out=("tasks", "definitions", "fold_names", "methods"))
+@options(Training, leave_out=("tasks", "definitions", "fold_names", "methods", "smoothing"))
 def reproduce(
     *,
     cohort: CohortArgument,
@@ -142,7 +142,7 @@ def reproduce(
 
 
 @options(TrainingResources, leave_out=("worker_memory", "patience"))
-@options(Training, leave_out=("definitions", "fold_names"), help_texts={"methods": METHODS_HELP})
+@options(Training, leave_out=("definitions", "fold_names", "smoothing"), help_texts={"methods": METHODS_HELP})
 def tune(
     *,
     context: typer.Context,

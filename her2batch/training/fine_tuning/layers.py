@@ -13,13 +13,14 @@ from typing import Any, Final
 
 import torch
 
+from her2batch.models.ordinal.links import NAME
 from her2batch.settings import ImageSettings
 
 BATCH_NORMS: Final = (torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm)
 
 
 def layer_numbers(net: torch.nn.Module) -> dict[str, int]:
-    """Return parameter → layer, counted from 0 at the input; the classifier has the highest number.
+    """Return parameter → layer, counted from 0 at the input; the classifier, and its ordinal link, has the highest.
 
     net: of timm, whose grouping of parameters into blocks is used.
     """
@@ -27,7 +28,7 @@ def layer_numbers(net: torch.nn.Module) -> dict[str, int]:
 
     matcher: Any = net.group_matcher
     found: Mapping[str, int] = group_parameters(net, matcher(coarse=False), reverse=True)
-    classifier = classifier_prefix(net)
+    classifier = (classifier_prefix(net), f"{NAME}.")
     names = [name for name, _ in net.named_parameters()]
     below = sorted({found[name] for name in names if not name.startswith(classifier)})
     number = {layer: k for k, layer in enumerate(below)}

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from her2batch.models.bundle import BundleInfo, ModelEntry
 from her2batch.models.nets import network_spec
+from her2batch.models.ordinal.links import NAME
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun
 
 CARD: Final = "README.md"
@@ -52,6 +53,22 @@ POOLED: Final = {
     "clam-mb": '((attention.T @ h) * w["classify.weight"]).sum(dim=1)',
 }
 """Method → what its classifier reads: one vector of the bag, or one for each class."""
+
+
+CORN_LINES: Final = """
+def ordered(r):  # CORN: log P(y >= k) + log P(y = k | y >= k)
+    f, o, s = r.diff(dim=-1), torch.zeros_like(r[..., :1]), torch.nn.functional.logsigmoid
+    return torch.cat([o, s(f).cumsum(-1)], -1) + torch.cat([s(-f), o], -1)
+"""
+
+CUMULATIVE_LINES: Final = """
+t, c = load_file("{file}")["{name}.thresholds"], torch.arange({n}) - ({n} - 1) / 2
+theta = torch.cat([t[:1], torch.nn.functional.softplus(t[1:])]).cumsum(0)
+
+def ordered(r):  # cumulative link: log of the differences of P(y <= k)
+    below = torch.sigmoid(theta - (r * c).sum(-1, keepdim=True) / (c**2).sum())
+    return torch.nn.functional.pad(below, (0, 1), value=1).diff(dim=-1, prepend=torch.zeros_like(below[..., :1])).log()
+"""
 
 
 def model_card(info: BundleInfo, run: TrainingRun) -> str:
@@ -150,7 +167,8 @@ def loading_lines(entry: ModelEntry) -> str | None:
     """
     values = {"file": entry.file, "temperature": entry.temperature, "classes": ", ".join(entry.classes)}
     if entry.kind == "mil" and entry.method in POOLED and entry.scale is None:
-        return CLAM_LINES.format(**values, dim=entry.dim, input=entry.input, pooled=POOLED[entry.method])
+        lines = CLAM_LINES.format(**values, dim=entry.dim, input=entry.input, pooled=POOLED[entry.method])
+        return _with_link(entry, lines, "link", "logits")
     if entry.kind not in ("thumbnail", "patch"):
         return None
     spec, tiny = network_spec(entry.method), entry.size == "tiny"
@@ -158,4 +176,17 @@ def loading_lines(entry: ModelEntry) -> str | None:
     name = spec.toy if tiny and spec.toy else spec.name
     arguments = [repr(name).replace("'", '"'), f"num_classes={len(entry.classes)}"]
     arguments += [f"{key}={value!r}" for key, value in options.items()]
-    return NETWORK_LINES.format(**values, arguments=", ".join(arguments), edge=entry.edge, mean=spec.mean, std=spec.std)
+    scale = {"mean": spec.mean, "std": spec.std}
+    lines = NETWORK_LINES.format(**values, arguments=", ".join(arguments), edge=entry.edge, **scale)
+    return _with_link(entry, lines, NAME, "net((pixels / 255 - mean) / std)")
+
+
+def _with_link(entry: ModelEntry, lines: str, name: str, outputs: str) -> str:
+    """Return lines in which an ordinal link is applied to a network's outputs. name: of its module in the file."""
+    if entry.ordinal is None:
+        return lines
+    lines = lines.replace(f"softmax({outputs}", f"softmax(ordered({outputs})")
+    lines = lines.replace(f'(load_file("{entry.file}"))', f'(load_file("{entry.file}"), strict=False)')
+    link = CORN_LINES if entry.ordinal == "corn" else CUMULATIVE_LINES
+    start = "from safetensors.torch import load_file\n"
+    return lines.replace(start, start + link.format(file=entry.file, name=name, n=len(entry.classes)) + "\n")

@@ -1,0 +1,43 @@
+"""Matrices of readers' disagreement: read in any order of the classes, or refused with the place and the remedy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from her2batch.errors import InputError
+from her2batch.settings import Training
+from her2batch.training.methods import plan_units
+from her2batch.training.readers.disagreement import read_disagreement, with_smoothing
+
+CLASSES = ("0", "low", "high")
+
+
+def test_rows_are_reference_classes_and_sum_to_1(tmp_path: Path) -> None:
+    path = tmp_path / "readers.csv"
+    path.write_text("true,high,0,low\nlow,1,3,6\n0,0,9,1\nhigh,1,0,0\n")
+    assert np.allclose(read_disagreement(path, CLASSES), [[0.9, 0.1, 0], [0.3, 0.6, 0.1], [0, 0, 1]])
+    training = with_smoothing(Training(disagreement=str(path)))
+    assert training.smoothing == read_disagreement(path, CLASSES)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "is empty"),
+    ("true,0,low\n0,1,0\nlow,0,1\n", "its columns are 0, low; the classes of the task are 0, low, high"),
+    ("true,0,low,high\n0,1,0,0\nlow,0,1,0\nlow,0,0,1\n", "its rows are 0, low, low"),
+    ("true,0,low,high\n0,1,0,0\nlow,0,x,0\nhigh,0,0,1\n", "line 3, column low: 'x' is no share"),
+    ("true,0,low,high\n0,1,0,0\nlow,0,-1,0\nhigh,0,0,1\n", "line 3, column low: '-1' is no share"),
+    ("true,0,low,high\n0,1,0,0\nlow,0,1\nhigh,0,0,1\n", "line 3 has 2 values for 3 classes"),
+    ("true,0,low,high\n0,1,0,0\nlow,0,0,0\nhigh,0,0,1\n", "line 3 has no reading"),
+])  # fmt: skip
+def test_errors_name_the_line_and_the_remedy(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "readers.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_disagreement(path, CLASSES)
+
+
+@pytest.mark.parametrize("task", ["her2-binary", "er"])
+def test_ordinal_losses_are_refused_for_classes_without_order(task: str) -> None:
+    with pytest.raises(InputError, match="needs ordered classes"):
+        plan_units(Training(tasks=(task,), options=("ordinal=corn",)), ["stain"])
