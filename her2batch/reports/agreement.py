@@ -97,11 +97,29 @@ def training_run_section(data: ReportData) -> SectionContent | None:
     rows = without_auc(metrics_summary(run.read("metrics")).to_pylist(), few)
     paper = without_auc(run.read("tables").to_pylist() if run.table("tables").exists() else [], few)
     excluded = run.read("excluded").to_pylist() if run.table("excluded").exists() else []
+    external = external_results(run.read("test_metrics")) if run.table("test_metrics").exists() else []
     html = render_template(
         "training_run.html", methods=methods, rows=rows, paper=paper, excluded=excluded, name=run.root.name,
-        resamples=RESAMPLES, min_auc_slides=MIN_AUC_SLIDES, numbers=numbers,
+        resamples=RESAMPLES, min_auc_slides=MIN_AUC_SLIDES, numbers=numbers, external=external,
     )  # fmt: skip
     return SectionContent(html, curves)
+
+
+def external_results(metrics: pa.Table) -> list[dict[str, Any]]:
+    """Return one row per test cohort and model: cohort, task, method, input, n, is_number, and `metrics`.
+
+    `metrics`: name → value, low, high.  is_number: of models that predict a number.
+
+    metrics: RUN/test_metrics.parquet (`experiments.external_test`); fractions, null where there are too few slides.
+    """
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in metrics.to_pylist():
+        names = ("cohort", "task", "method", "input", "n")
+        key = tuple(row[name] for name in names)
+        of = found.setdefault(key, {**dict(zip(names, key, strict=True)), "metrics": {}})
+        if row["class"] is None:
+            of["metrics"][row["metric"]] = {name: row[name] for name in ("value", "low", "high")}
+    return [{**row, "is_number": "mae" in row["metrics"]} for row in found.values()]
 
 
 # -- predictions with their truth --------------------------------------------------------------------------------

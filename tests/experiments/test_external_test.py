@@ -1,5 +1,6 @@
 """A bundle is tested on other cohorts in the command that trains it; nobody is in training and test."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,6 +57,10 @@ def test_a_bundle_is_tested_on_two_cohorts_in_one_command(own: TestCohort, tmp_p
     assert (found[large, "auc"]["n"], found[small, "auc"]["n"]) == (30, 9)
     assert found[small, "auc"]["value"] is None  # three slides of a class
     assert found[small, "f1"]["value"] is not None
+    words = re.sub(r"<[^>]+>|\s+", " ", (tmp_path / "run" / "report.html").read_text())
+    for name, auc in ((large, f"{100 * found[large, 'auc']['value']:.2f} ("), (small, "too few")):
+        part = words.split(f"Test on another cohort: {name}")[1].split("RUN/test_metrics.parquet")[0]
+        assert f"clam-sb stain {auc}" in re.sub(r"\s+", " ", part)
 
 
 def test_a_finished_run_can_be_tested_later(own: TestCohort, tmp_path: Path) -> None:
