@@ -80,7 +80,7 @@ def test_cut_or_holed_slide_is_refused(
     check_loss(kind, loss, 4, seed(kind), inspectors[0], tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("kind", SEEDS)
 def test_fifty_cut_or_holed_slides_are_refused(
