@@ -51,6 +51,12 @@ CELL_RULE: Final = "cells"
 GUIDELINE_RULES: Final = (MEMBRANE_RULE, CELL_RULE)
 """Methods that need no bundle."""
 
+FUSION: Final = "fusion"
+"""Name of the stack of the other methods of a run, as a method and as a kind of model."""
+
+FUSION_INPUT: Final = "methods"
+"""The input of the stack: the predictions of the other methods."""
+
 RESOLUTIONS: Final[dict[str, float]] = {"low": 3.24, "moderate": 1.17, "high": 0.23}
 """Patch resolution → µm/px (paper, section 3: mean slide sizes at 0.23 µm/px)."""
 

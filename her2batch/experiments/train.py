@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +31,8 @@ from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Training, TrainingResources
 from her2batch.store.cohort import Cohort
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit, tasks_of_table, with_tasks
+from her2batch.tasks import FUSION, Task
+from her2batch.training.fusion.stacking import with_fusion
 from her2batch.training.make_bundle import make_bundle
 from her2batch.training.methods import QUICK_PATCHES, UnitPlan, method_kind, plan_units
 from her2batch.training.metrics import metrics_summary, metrics_table
@@ -182,7 +184,7 @@ def run_units(
     with job.run.lock(), _connect_if_needed(resources, job, work) as session:
         prepare_run(job, work, request.labels, request.annotations, session, request.columns)
         failed = dict(_train_units(session, job, work, resources, report))
-        summary = metrics_summary(collect_results(job.run, work))
+        summary = metrics_summary(collect_results(job.run, work, _fused_tasks(job)))
         if choose_final is not None and not failed and not _is_stopped(session):
             work = choose_final(summary)
             failed = dict(_train_units(session, job, work, resources, report))
@@ -240,8 +242,16 @@ def run_unit_in_worker(job: TrainingJob, unit: Unit, device: str) -> str:
     return run_unit(job, unit, device)
 
 
-def collect_results(run: TrainingRun, work: UnitPlan) -> pa.Table:
-    """Write the run's predictions and metrics from all finished units; return the metrics."""
+def _fused_tasks(job: TrainingJob) -> tuple[Task, ...]:
+    """Return the tasks for which the run has the method `fusion`."""
+    return tuple(map(job.training.task, job.training.tasks)) if FUSION in job.training.methods else ()
+
+
+def collect_results(run: TrainingRun, work: UnitPlan, fused: Sequence[Task] = ()) -> pa.Table:
+    """Write the run's predictions and metrics from all finished units; return the metrics.
+
+    fused: tasks for which the predictions of the method `fusion` are added.
+    """
     units = [unit for unit in work.units if unit.fold != FINAL_FOLD and run.is_done(unit)]
     tables = [read_parquet(run.unit(unit) / "predictions.parquet") for unit in sorted(units)]
     from her2batch.store.tables.runs import run_schema
@@ -250,6 +260,8 @@ def collect_results(run: TrainingRun, work: UnitPlan) -> pa.Table:
     keys = [(name, "ascending") for name in ("task", "method", "input", "fold", "slide_id")]
     tasks = {name: task for table in tables for name, task in tasks_of_table(table).items()}
     predictions = with_tasks(pa.concat_tables([empty, *tables]).sort_by(keys), tasks.values())
+    if fused:
+        predictions = with_fusion(predictions, fused)
     run.write("predictions", predictions)
     metrics = metrics_table(predictions)
     run.write("metrics", metrics)

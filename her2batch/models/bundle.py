@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 from her2batch.errors import InputError, WeightsError
 from her2batch.files.atomic import file_sha256, fsync
 from her2batch.models import mil_registry
+from her2batch.models.fusion.stack import StackWeights
 from her2batch.models.nets import ImageClassifier, build_network, network_spec
 from her2batch.models.ordinal.links import Link
 from her2batch.models.weights import network_with_weights, read_weights
@@ -29,6 +30,8 @@ from her2batch.store.training_run import encoder_folder
 from her2batch.tasks import (
     BUILTIN_TASKS,
     COUNTS_METHODS,
+    FUSION,
+    FUSION_INPUT,
     NETWORK_METHODS,
     PATCH_INPUTS,
     PATCH_PX,
@@ -38,7 +41,8 @@ from her2batch.tasks import (
 )
 
 FORMAT: Final = 3
-"""The newest version of bundle.toml that this release reads. 2 adds tasks of the user's own, 3 ordinal losses."""
+"""The newest version of bundle.toml that this release reads. 2 adds tasks of the user's own, 3 ordinal
+losses and fusions."""
 
 TOML: Final = "bundle.toml"
 
@@ -49,6 +53,7 @@ METHODS_OF: Final[dict[str, tuple[str, ...]]] = {
     "patch": NETWORK_METHODS,
     "thumbnail": NETWORK_METHODS,
     "counts": COUNTS_METHODS,
+    "fusion": (FUSION,),
 }
 """Kind of model → its methods. The methods of MIL heads are in `mil_registry`."""
 
@@ -56,6 +61,7 @@ INPUTS: Final[dict[str, dict[str, int]]] = {
     "patch": dict.fromkeys(PATCH_INPUTS, PATCH_PX),
     "thumbnail": THUMBNAIL_INPUTS,
     "counts": dict.fromkeys(PATCH_INPUTS, PATCH_PX),
+    "fusion": {FUSION_INPUT: 0},
 }
 """Kind of model → its inputs and their edge in px. A MIL head's input is an encoder's name."""
 
@@ -67,14 +73,14 @@ class ModelEntry(Settings):
 
     dim, pseudo_bags, splits: of a MIL head.  settings: further settings that decide what a MIL head computes.
     size: of an image network.  ordinal: loss of ordered classes that it was trained with; None: another.
-    temperature: divisor of the logarithms of p.  threshold: classes of at least this
+    stack: of a fusion.  temperature: divisor of the logarithms of p.  threshold: classes of at least this
     probability cannot be ruled out (conformal, 90 %); None: not calibrated.  scale: mean and standard deviation of the
     training numbers, of a model that predicts a number.  interval: half the width of the interval in which nine of ten
     true numbers lie (conformal); None: not calibrated.  figures: means and deviations over the
     folds of the training cohort, whose slides the final model itself was trained on.
     """
 
-    kind: Literal["patch", "thumbnail", "mil", "counts"]
+    kind: Literal["patch", "thumbnail", "mil", "counts", "fusion"]
     task: str
     method: str
     input: str
@@ -87,6 +93,7 @@ class ModelEntry(Settings):
     settings: dict[str, Any] | None = None
     size: Literal["full", "tiny"] = "full"
     ordinal: Link | None = None
+    stack: StackWeights | None = None
     temperature: float = Field(1.0, gt=0)
     threshold: float | None = Field(None, ge=0, le=1)
     scale: tuple[float, float] | None = None
@@ -113,6 +120,8 @@ class ModelEntry(Settings):
             raise ValueError(f"a {self.kind} model has no input {self.input!r}; known: {', '.join(INPUTS[self.kind])}")
         if self.kind == "patch" and self.task != "her2-4way":
             raise ValueError("the task of a patch model is her2-4way")
+        if (self.kind == "fusion") != (self.stack is not None):
+            raise ValueError("a fusion, and no other model, has a stack")
         if self.kind == "mil" and self.dim is None:
             raise ValueError("a MIL head needs dim, the length of its embeddings")
         if not self.file.endswith({"counts": ".skops"}.get(self.kind, ".safetensors")) and not self.needs_no_file:
@@ -129,8 +138,8 @@ class ModelEntry(Settings):
 
     @property
     def needs_no_file(self) -> bool:
-        """Return whether the model has no weights, as the majority vote."""
-        return self.method == "majority-vote"
+        """Return whether the model has no file of weights: the majority vote, and a fusion."""
+        return self.kind == "fusion" or self.method == "majority-vote"
 
 
 class PackageEntry(Settings):
@@ -172,8 +181,8 @@ class BundleInfo(Settings):
             raise ValueError(f"no task is called {unknown[0]!r}; known: {', '.join(self.known_tasks)}")
         if self.definitions and self.format < 2:
             raise ValueError("tasks of the user's own need format 2")
-        if any(entry.ordinal for entry in self.models) and self.format < 3:
-            raise ValueError("ordinal losses need format 3")
+        if any(entry.ordinal or entry.stack for entry in self.models) and self.format < 3:
+            raise ValueError("ordinal losses and fusions need format 3")
         if others := [entry.task for entry in self.models if entry.task not in self.tasks]:
             raise ValueError(f"a model has the task {others[0]!r}, which is none of the bundle's tasks")
         for entry in self.models:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from her2batch.errors import InputError
 from her2batch.plugins import Package, Registry, resolve
 from her2batch.settings import MilSettings
-from her2batch.tasks import COUNTS_METHODS, MEMBRANE_RULE, NETWORK_METHODS
+from her2batch.tasks import COUNTS_METHODS, FUSION, MEMBRANE_RULE, NETWORK_METHODS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -117,7 +117,12 @@ def _as_method(row: Any) -> Any:
 
 
 _registry: Final = Registry(
-    "MIL method", GROUP, (MilMethod,), MIL_METHODS, (*NETWORK_METHODS, *COUNTS_METHODS, MEMBRANE_RULE), _as_method
+    "MIL method",
+    GROUP,
+    (MilMethod,),
+    MIL_METHODS,
+    (*NETWORK_METHODS, *COUNTS_METHODS, MEMBRANE_RULE, FUSION),
+    _as_method,
 )
 
 

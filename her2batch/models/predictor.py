@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from her2batch.assessment import prediction_review, quality_flags
 from her2batch.models.bundle import Bundle, ModelEntry, load_mil_head
+from her2batch.models.fusion.stack import fuse
 from her2batch.tasks import Task, task_applies
 
 Floats = NDArray[np.float32]
@@ -57,13 +58,19 @@ class BundlePredictor:
     def __call__(self, features: SlideFeatures) -> tuple[list[dict[str, Any]], dict[tuple[str, str, str], Floats]]:
         """Return rows of the predictions table without slide and patient, and the attention of each MIL head, (N,)."""
         rows, attention = [], {}
-        for entry in self.bundle.info.models:
+        found: dict[tuple[str, str, str], Floats] = {}
+        for entry in sorted(self.bundle.info.models, key=lambda entry: entry.kind == "fusion"):  # last
             task = self.bundle.info.task(entry.task)
             if not task_applies(task, features.stain):
                 continue
-            p, tile_attention = self._probabilities(entry, features)
+            if entry.stack is not None:
+                bases = {key[1:]: values for key, values in found.items() if key[0] == entry.task}
+                p, tile_attention = fuse(entry.stack, bases), None
+            else:
+                p, tile_attention = self._probabilities(entry, features)
             if p is None:
                 continue
+            found[entry.task, entry.method, entry.input] = p
             if tile_attention is not None:
                 attention[entry.task, entry.method, entry.input] = tile_attention
             if task.is_number:

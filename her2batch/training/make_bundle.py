@@ -26,9 +26,10 @@ from her2batch.models.mil_registry import mil_package, shape_settings
 from her2batch.models.predictor import MIN_PROBABILITY, apply_temperature
 from her2batch.settings import ImageSettings, MilSettings, Plan, Training
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit, encoder_folder
-from her2batch.tasks import Task, as_task
+from her2batch.tasks import FUSION, FUSION_INPUT, Task, as_task
 from her2batch.training.bag_data import open_bags
 from her2batch.training.fit_loop import target_scale
+from her2batch.training.fusion.stacking import final_stack
 from her2batch.training.methods import UnitPlan, method_kind, method_settings
 from her2batch.training.metrics import check_numbers, metrics_summary, metrics_table
 from her2batch.training.publishing.model_card import CARD, model_card
@@ -50,12 +51,14 @@ def make_bundle(run: TrainingRun, work: UnitPlan, training: Training, plan: Plan
     finals = [unit for unit in work.units if unit.fold == FINAL_FOLD]
     predictions = run.read("predictions")
     entries = [_entry(run, unit, predictions, training) for unit in finals]
+    if FUSION in training.methods:
+        entries += [_fusion_entry(predictions, training.task(name)) for name in training.tasks]
     encoders = sorted({entry.input for entry in entries if entry.kind == "mil"})
     licences = sorted({encoder_licence(name) for name in encoders}) or ["none needed"]
     tasks = [training.task(name) for name in dict.fromkeys(entry.task for entry in entries)]
     own = tuple(task for task in tasks if not task.is_builtin)
     info = BundleInfo(
-        format=3 if any(entry.ordinal for entry in entries) else 2 if own else 1,
+        format=3 if any(entry.ordinal or entry.stack for entry in entries) else 2 if own else 1,
         her2batch=version("her2batch"),
         tasks=tuple(task.name for task in tasks),
         encoder=encoders[0] if encoders else None,
@@ -67,7 +70,7 @@ def make_bundle(run: TrainingRun, work: UnitPlan, training: Training, plan: Plan
         models=tuple(entries),
     )
     shutil.rmtree(run.bundle, ignore_errors=True)
-    files = dict(_files(run, zip(finals, entries, strict=True)))
+    files = dict(_files(run, zip(finals, entries, strict=False)))  # a fusion has no unit
     return save_bundle(run.bundle, info, files, {CARD: model_card(info, run)})
 
 
@@ -117,6 +120,16 @@ def _entry(run: TrainingRun, unit: Unit, predictions: pa.Table, training: Traini
     elif kind != "patch":
         values |= calibrate(own, task)
     return ModelEntry.model_validate(values)
+
+
+def _fusion_entry(predictions: pa.Table, task: Task) -> ModelEntry:
+    """Return the entry of the stack of a task, which reads the bundle's other heads."""
+    own = predictions.filter(_is_of(predictions, Unit(task.name, FUSION, FUSION_INPUT, FINAL_FOLD)))
+    stack = final_stack(predictions, task)
+    return ModelEntry(
+        kind=FUSION, task=task.name, method=FUSION, input=FUSION_INPUT, classes=task.classes, stack=stack,
+        figures=_figures(own), **calibrate(own, task),
+    )  # fmt: skip
 
 
 def _scale(run: TrainingRun, unit: Unit) -> tuple[float, float]:

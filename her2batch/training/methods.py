@@ -21,6 +21,7 @@ from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Setti
 from her2batch.store.training_run import FINAL_FOLD, Unit
 from her2batch.tasks import (
     COUNTS_METHODS,
+    FUSION,
     HER2_TASKS,
     NETWORK_METHODS,
     ORDERED_TASKS,
@@ -86,12 +87,12 @@ QUICK_PATCHES: Final = 24
 
 def method_names() -> tuple[str, ...]:
     """Return the names of all methods, those of installed packages included."""
-    return (*mil_method_names(), *NETWORK_METHODS, *COUNTS_METHODS)
+    return (*mil_method_names(), *NETWORK_METHODS, *COUNTS_METHODS, FUSION)
 
 
 def is_method(name: str) -> bool:
     """Return whether a method has this name."""
-    return is_network(name) or name in COUNTS_METHODS or is_mil_method(name)
+    return is_network(name) or name in (*COUNTS_METHODS, FUSION) or is_mil_method(name)
 
 
 def method_kind(method: str, input_name: str) -> MethodKind:
@@ -167,7 +168,7 @@ def predicts_numbers(method: str) -> bool:
 
 def _is_mil(method: str) -> bool:
     """Return whether this is a MIL method; other packages are looked at for names that are not built in."""
-    return not is_network(method) and method not in COUNTS_METHODS and is_mil_method(method)
+    return not is_network(method) and method not in (*COUNTS_METHODS, FUSION) and is_mil_method(method)
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,8 @@ class UnitPlan:
 def plan_units(training: Training, encoders: Iterable[str]) -> UnitPlan:
     """Return the units of a run: tasks × methods × inputs × folds, a final one each, and patch networks for counts.
 
+    The method `fusion` has no units: it follows from the predictions of the others.
+
     encoders: of the cohort, read by MIL methods where the run names no input.  Raises InputError for an unknown task or
     method, and for a method that cannot read the input.
     """
@@ -199,12 +202,23 @@ def plan_units(training: Training, encoders: Iterable[str]) -> UnitPlan:
         if numbers and not predicts_numbers(method):
             remedy = f"choose from {', '.join(filter(predicts_numbers, mil_method_names()))}"
             raise InputError(f"{method} does not predict a number, as {numbers[0]} asks", None, remedy)
-    cells = [cell for task in training.tasks for method in training.methods
+    cells = [cell for task in training.tasks for method in training.methods if method != FUSION
              for cell in _cells(task, method, training.inputs, tuple(encoders))]  # fmt: skip
+    if FUSION in training.methods:
+        _check_fusion(training.tasks, cells)
     for task, method, input_name in cells:
         settings = method_settings(method, method_kind(method, input_name), training)
         check_ordered(training.task(task), getattr(settings, "ordinal", "none"))
     return units_of_cells(cells, [*range(training.folds), FINAL_FOLD], patch_network(training))
+
+
+def _check_fusion(tasks: Iterable[str], cells: Iterable[Cell]) -> None:
+    """Refuse a fusion without another method that predicts slides for each task. Raises InputError."""
+    read = {task for task, method, input_name in cells if method_kind(method, input_name) != "patch"}
+    for task in tasks:
+        if task not in read:
+            what = f"{FUSION} has no other method to read that predicts the slides of {task}"
+            raise InputError(what, None, "add --method, such as clam-sb")
 
 
 def check_ordered(task: Task, ordinal: str) -> None:

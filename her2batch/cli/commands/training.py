@@ -26,11 +26,11 @@ from her2batch.errors import STOPPED
 from her2batch.models.mil_registry import MIL_METHODS
 from her2batch.settings import Resources, Training, TrainingResources
 from her2batch.task_files import training_with_tasks
-from her2batch.tasks import COUNTS_METHODS, NETWORK_METHODS
+from her2batch.tasks import COUNTS_METHODS, FUSION, NETWORK_METHODS
 
 METHODS_HELP = (
-    f"{', '.join((*MIL_METHODS, *NETWORK_METHODS, *COUNTS_METHODS))}, timm:NAME for any other network of timm on "
-    "thumbnails, or a MIL method that an installed package adds; repeatable"
+    f"{', '.join((*MIL_METHODS, *NETWORK_METHODS, *COUNTS_METHODS, FUSION))}, timm:NAME for any other network of timm "
+    "on thumbnails, or a MIL method that an installed package adds; repeatable"
 )
 
 AnnotationsOption = Annotated[

@@ -108,6 +108,8 @@ def _overview(info: BundleInfo) -> str:
 def _input(info: BundleInfo, entry: ModelEntry) -> str:
     if entry.kind == "mil":
         return f"embeddings of {entry.input}, tiles of {info.tile} px at {info.mpp} µm/px"
+    if entry.kind == "fusion":
+        return "predictions of the other models"
     if entry.kind == "thumbnail":
         return f"thumbnail cropped to the tissue, {entry.edge} px"
     return f"patches of {entry.edge} px, {entry.input.removeprefix('patches-')} resolution"
@@ -154,7 +156,9 @@ def _loading(info: BundleInfo) -> Iterator[str]:
     yield "In plain PyTorch, in this folder:"
     for entry in info.models:
         lines = loading_lines(entry)
-        if lines is None:
+        if entry.kind == "fusion":
+            yield f"{entry.task}, {entry.method}: its coefficients are in bundle.toml; `her2batch score` applies them."
+        elif lines is None:
             yield f"{entry.task}, {entry.method}: `her2batch.models.bundle.load_mil_head`, or `her2batch score`."
         else:
             yield f"{entry.task}, {entry.method}, {entry.input}:\n\n```python\n{lines}```"

@@ -88,6 +88,10 @@ def export_onnx(bundle: Bundle, out: Path) -> list[ExportedModel]:
 
 
 def _export(bundle: Bundle, entry: ModelEntry, out: Path) -> ExportedModel:
+    if entry.kind == "fusion":
+        return ExportedModel(
+            entry, None, "a fusion is computed from the other models; bundle.toml has its coefficients"
+        )
     if entry.kind == "counts":
         return ExportedModel(entry, None, "a classifier of counts is a scikit-learn model in a skops file")
     model, examples = _model_with_examples(bundle, entry)
