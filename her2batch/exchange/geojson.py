@@ -1,8 +1,8 @@
 """Export of tiles, patches and heatmaps as QuPath objects, in the GeoJSON dialect of QuPath 0.4 and later.
 
 A file is a FeatureCollection with one Feature on each line. Coordinates are level-0 px, as in QuPath. Tiles are tile
-objects, classified patches are detections, the outline of all tiles is a locked annotation. The values from the tables
-are measurements, which QuPath shows as measurement maps.
+objects, classified patches and places of saliency maps are detections, the outline of all tiles is a locked annotation.
+The values from the tables are measurements, which QuPath shows as measurement maps.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +26,9 @@ CLASS_COLOURS: Final = {"0": (90, 120, 200), "1+": (240, 200, 80), "2+": (230, 1
 """HER2 score → colour in QuPath: R, G, B."""
 
 GREY: Final = (128, 128, 128)
+
+SALIENCY_COLOUR: Final = (160, 0, 110)
+"""As of heatmaps in reports and in the viewer."""
 
 TISSUE: Final = "Tissue"
 TILE: Final = "Tile"
@@ -56,10 +60,12 @@ def slide_features(
     membrane: pa.Table | None,
     attention: Mapping[str, pa.Table],
     patches: Mapping[str, pa.Table],
+    saliency: Mapping[str, pa.Table] = MappingProxyType({}),
 ) -> Iterator[str]:
-    """Yield all objects of one slide: the outline of its tissue, its tiles, its patches.
+    """Yield all objects of one slide: the outline of its tissue, its tiles, its patches, the places of saliency maps.
 
-    row: of the slides table.  membrane: one row for each tile.  attention, patches: id of a bundle → its table.
+    row: of the slides table.  membrane: one row for each tile.  attention, patches, saliency: id of a bundle → its
+    table.
     """
     if not len(tiles):
         return
@@ -67,6 +73,8 @@ def slide_features(
     yield from tile_features(tiles, membrane, attention)
     for bundle, table in patches.items():
         yield from patch_features(bundle, table)
+    for bundle, table in saliency.items():
+        yield from saliency_features(bundle, table)
 
 
 def outline_feature(row: Mapping[str, Any], tiles: pa.Table) -> str:
@@ -101,6 +109,14 @@ def patch_features(bundle: str, patches: pa.Table) -> Iterator[str]:
     colours = {name: CLASS_COLOURS[name.rsplit(" ", 1)[1]] for name in set(classes)}
     columns = {f"p {name} ({bundle})": number_texts(patches[f"p{k}"]) for k, name in enumerate(IHC_SCORES)}
     yield from _squares(patches, "detection", classes, colours, columns)
+
+
+def saliency_features(bundle: str, saliency: pa.Table) -> Iterator[str]:
+    """Yield the places of each thumbnail network's saliency map as detections, with their saliency, 0–1."""
+    names = zip(*(saliency[column].to_pylist() for column in ("task", "method", "input")), strict=True)
+    classes = [f"Saliency: {' '.join(parts)}" for parts in names]
+    columns = {f"Saliency ({bundle})": number_texts(saliency["saliency"])}
+    yield from _squares(saliency, "detection", classes, dict.fromkeys(classes, SALIENCY_COLOUR), columns)
 
 
 def outline_polygons(tiles: pa.Table) -> BaseGeometry:

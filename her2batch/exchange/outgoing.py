@@ -213,9 +213,9 @@ def _write_cells(source: ExportSource, row: Row, path: Path) -> None:
 
 
 def _write_geojson(source: ExportSource, row: Row, path: Path) -> None:
-    attention, patches = (_read_selected(source, kind, row) for kind in ("attention", "patches"))
+    attention, patches, saliency = (_read_selected(source, kind, row) for kind in ("attention", "patches", "saliency"))
     membrane = source.cohort.read("membrane", row["slide_id"]) if source.has_table("membrane", row) else None
-    features = geojson.slide_features(row, _read_tiles(source, row), membrane, attention, patches)
+    features = geojson.slide_features(row, _read_tiles(source, row), membrane, attention, patches, saliency)
     geojson.write_feature_collection(path, features)
 
 

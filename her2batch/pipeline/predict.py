@@ -23,6 +23,7 @@ from her2batch.models.nets import ImageClassifier
 from her2batch.models.predictor import BundlePredictor, SlideFeatures
 from her2batch.pipeline.cells.scoring import TABLE as CELLS_TABLE
 from her2batch.pipeline.cells.scoring import cell_predictions, counted_cells
+from her2batch.pipeline.explanation.saliency import saliency_table
 from her2batch.pipeline.patch_grid import plan_patches, read_patches
 from her2batch.settings import Plan
 from her2batch.slides.pyramid import Pyramid
@@ -161,19 +162,28 @@ def patch_table(slide_id: str, name: str, patches: NDArray[np.int32], p: NDArray
     return pa.table(columns, schemas.table_schema("patches"))
 
 
-def thumbnail_table(
-    slide_id: str, networks: Sequence[ImageNetwork], jpeg: bytes, tiles: NDArray[np.int32], width: int, height: int
-) -> pa.Table:
-    """The thumbnails table of a slide: the classes that networks give its thumbnail, cropped to the tissue.
+def thumbnail_tables(
+    slide_id: str,
+    bundle_id: str,
+    networks: Sequence[ImageNetwork],
+    jpeg: bytes,
+    tiles: NDArray[np.int32],
+    width: int,
+    height: int,
+) -> dict[str, pa.Table]:
+    """The classes that networks give a slide's thumbnail, cropped to the tissue, and where they see them.
 
     jpeg: the stored thumbnail.  tiles: (n, 3) x, y, size, level-0 px.  width, height: of level 0.
     """
-    rows = []
+    rows, thumbnail = [], decode_jpeg(jpeg)
     for entry, classify in networks:
-        pixels, _ = crop_to_tissue(decode_jpeg(jpeg), tiles, width, height, entry.edge)
+        pixels, _ = crop_to_tissue(thumbnail, tiles, width, height, entry.edge)
         names = {"slide_id": slide_id, "task": entry.task, "method": entry.method, "input": entry.input}
         rows.append({**names, "p": classify(pixels[None])[0].tolist()})
-    return pa.Table.from_pylist(rows, schemas.table_schema("thumbnails"))
+    return {
+        f"thumbnails/{bundle_id}": pa.Table.from_pylist(rows, schemas.table_schema("thumbnails")),
+        f"saliency/{bundle_id}": saliency_table(slide_id, networks, thumbnail, tiles, width, height),
+    }
 
 
 # -- slides of a cohort ----------------------------------------------------------------------------------------
@@ -202,15 +212,15 @@ def _network_tables(
     cohort: Cohort, plan: Plan, bundle_id: str, networks: Sequence[ImageNetwork], row: Row
 ) -> dict[str, pa.Table]:
     """Classes of the slide's thumbnail and patches, from the cohort's thumbnail and pyramid."""
-    slide_id, added = row["slide_id"], {}
+    slide_id = row["slide_id"]
+    added: dict[str, pa.Table] = {}
     if not networks:
         return {}
     tiles = read_patient_tiles(cohort, slide_id)
     corners = np.stack([tiles.column(name).to_numpy() for name in ("x", "y", "size")], axis=1).astype(np.int32)
     if of_thumbnails := [network for network in networks if network.entry.kind == "thumbnail"]:
         jpeg = cohort.thumbnail(slide_id).read_bytes()
-        table = thumbnail_table(slide_id, of_thumbnails, jpeg, corners, row["width"], row["height"])
-        added[f"thumbnails/{bundle_id}"] = table
+        added |= thumbnail_tables(slide_id, bundle_id, of_thumbnails, jpeg, corners, row["width"], row["height"])
     fractions = tiles.column("tissue").to_numpy()
     of_patches = [network for network in networks if network.entry.kind == "patch"]
     parts = [_classify_patches(cohort, plan, slide_id, corners, fractions, network) for network in of_patches]

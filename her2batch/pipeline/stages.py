@@ -28,7 +28,7 @@ from her2batch.pipeline.predict import (
     patch_table,
     predict_slide,
     rule_table,
-    thumbnail_table,
+    thumbnail_tables,
 )
 from her2batch.pipeline.slide_state import (
     ASIDE,
@@ -160,11 +160,11 @@ def _stored_area(tissue: Tissue, slide: Slide, tiles: NDArray[np.int32]) -> NDAr
 
 def _classify_thumbnail(context: StageContext) -> Work:
     assert context.bundle is not None
-    networks, table_name = load_networks(context.bundle, context.device, "thumbnail"), f"thumbnails/{context.bundle.id}"
+    networks, bundle_id = load_networks(context.bundle, context.device, "thumbnail"), context.bundle.id
 
     def work(slide: Slide, slide_id: str, overview: Overview, tissue_tiles: TissueTiles) -> Tables:
         tiles, info = tissue_tiles.grids["tiles"].tiles[tissue_tiles.patient_rows], slide.info
-        return {table_name: thumbnail_table(slide_id, networks, overview.jpeg, tiles, info.width, info.height)}
+        return thumbnail_tables(slide_id, bundle_id, networks, overview.jpeg, tiles, info.width, info.height)
 
     return work
 

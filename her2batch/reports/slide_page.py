@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from her2batch.assessment import TASK_NAMES, Assessment
 from her2batch.errors import SlideError
@@ -25,13 +24,21 @@ from her2batch.models.membrane_rule import guideline_steps, slide_shares
 from her2batch.reports import worklists
 from her2batch.reports.cells.cell_evidence import OutlinedTiles, cell_evidence
 from her2batch.reports.controls.piece_outlines import piece_outlines, without_controls
-from her2batch.reports.figures import CLASS_COLOURS, PALETTE, plot_shares
+from her2batch.reports.figures import plot_shares
+from her2batch.reports.layers.overlay_layers import (
+    attention_layers,
+    membrane_layers,
+    patch_layers,
+    read_table,
+    saliency_layers,
+    split_by_head,
+)
 from her2batch.reports.report_data import ReportData
-from her2batch.reports.theme import data_uri, jpeg_data_uri, render_html_page, render_template, shrink_to_fit
+from her2batch.reports.theme import jpeg_data_uri, render_html_page, render_template, shrink_to_fit
 from her2batch.slides.pyramid import Pyramid
 from her2batch.slides.slide import Box
 from her2batch.store.cohort import Row, tables_of
-from her2batch.tasks import IHC_SCORES, MEMBRANE_RULE, PATCH_PX, RESOLUTIONS
+from her2batch.tasks import IHC_SCORES, MEMBRANE_RULE, RESOLUTIONS
 from her2batch.vision import heatmap
 
 OVERVIEW_PX: Final = 1024
@@ -43,29 +50,7 @@ EXAMPLES_PER_KIND: Final = 3
 MIN_EXAMPLE_SHARE: Final = 0.01
 """Smallest share of the cellular area for which a tile is an example."""
 
-MEMBRANE_LAYERS: Final = {
-    "intense_complete": "intense, complete",
-    "moderate_complete": "moderate or stronger, complete",
-    "faint": "faint or stronger",
-}
-
 SCALE_BAR_LENGTHS_MM: Final = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
-
-
-@dataclass(frozen=True)
-class OverlayLayer:
-    """An overlay of the slide image.
-
-    size: width and height, level-0 px.  scale_ends: labels of the two ends of its colour scale; None for classes.
-    source: table and columns.
-    """
-
-    key: str
-    label: str
-    image_uri: str
-    size: tuple[float, float]
-    scale_ends: tuple[str, str] | None
-    source: tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -110,16 +95,17 @@ def write_slide_pages(data: ReportData, folder: Path, report: str, name: str = "
 def slide_evidence(data: ReportData, slide_id: str) -> dict[str, Any]:
     """Return the values of the template `evidence.html` for one slide."""
     row, plan = data.rows[slide_id], data.cohort.plan()
-    tiles, membrane = (_read_table(data, row, name) for name in ("tiles", "membrane"))
-    pieces = _read_table(data, row, "pieces")
+    tiles, membrane = (read_table(data, row, name) for name in ("tiles", "membrane"))
+    pieces = read_table(data, row, "pieces")
     tile_px = plan.tile * plan.mpp / row["mpp"]  # level-0 px
     layers, cells = [], np.empty((0, 2), np.int64)
     if tiles is not None and tiles.num_rows:
         cells = heatmap.grid_cells(tiles["x"].to_numpy(), tiles["y"].to_numpy(), tile_px)
         layers = [
-            *_membrane_layers(membrane, cells, tile_px),
-            *_attention_layers(data, row, cells, tile_px),
-            *_patch_layers(data, row),
+            *membrane_layers(membrane, cells, tile_px),
+            *attention_layers(data, row, cells, tile_px),
+            *patch_layers(data, row),
+            *saliency_layers(data, row),
         ]
     membrane = without_controls(data.cohort, row, membrane)  # the layers show all tissue, the figures the patient's
     shares = _membrane_shares(membrane)
@@ -147,7 +133,7 @@ def table_links(data: ReportData, row: Row) -> dict[str, str]:
     """Return table → relative address of its file. Empty for a cohort on an object store."""
     if data.cohort.remote or data.page_folder is None:
         return {}
-    kinds = ("slides", "pieces", "tiles", "membrane", "cells", "attention", "patches", "predictions")
+    kinds = ("slides", "pieces", "tiles", "membrane", "cells", "attention", "patches", "saliency", "predictions")
     names = ["slides", *(name for kind in kinds for name in tables_of(row, kind))]
     return {name: os.path.relpath(data.cohort.table(name, row["slide_id"]), data.page_folder) for name in names}
 
@@ -168,14 +154,6 @@ def heat_gradient() -> str:
     return f"rgb({colour} / 0), rgb({colour})"
 
 
-def _read_table(data: ReportData, row: Row, name: str) -> pa.Table | None:
-    """Read a table of a slide; None when it can't be read."""
-    try:
-        return data.cohort.read(name, row["slide_id"])
-    except (OSError, pa.ArrowInvalid):
-        return None
-
-
 def _overview_uri(data: ReportData, slide_id: str) -> str | None:
     """Return the thumbnail with a long edge of OVERVIEW_PX as a data URI; None when it can't be read."""
     try:
@@ -186,88 +164,6 @@ def _overview_uri(data: ReportData, slide_id: str) -> str | None:
     return (
         None if image is None else jpeg_data_uri(shrink_to_fit(np.asarray(image, np.uint8), OVERVIEW_PX)[..., ::-1], 76)
     )
-
-
-# -- layers ------------------------------------------------------------------------------------------------------
-
-
-def _layer(
-    key: str,
-    label: str,
-    image: NDArray[np.uint8],
-    cell_px: float,
-    ends: tuple[str, str] | None,
-    source: tuple[str, str],
-) -> OverlayLayer:
-    """Return a layer from its image, (rows, columns, 4) RGBA with one px per cell. cell_px: level-0 px of a cell."""
-    rows, columns = image.shape[:2]
-    image_uri = data_uri("image/png", heatmap.encode_png(image))
-    return OverlayLayer(key, label, image_uri, (columns * cell_px, rows * cell_px), ends, source)
-
-
-def _membrane_layers(membrane: pa.Table | None, cells: heatmap.GridCells, tile_px: float) -> list[OverlayLayer]:
-    """Return the layers of MEMBRANE_LAYERS: shares of the cellular area of each tile."""
-    if membrane is None:
-        return []
-    own = cells[membrane["tile"].to_numpy()]
-    ends = ("0 %", f"≥ {100 * heatmap.SHARE_SCALE_END:.0f} % of the cellular area")
-    layers = []
-    for name, label in MEMBRANE_LAYERS.items():
-        image = heatmap.heatmap_image(own, membrane[name].to_numpy(), heatmap.SHARE_SCALE_END)
-        layers.append(_layer(name, label, image, tile_px, ends, ("membrane", name)))
-    return layers
-
-
-def _attention_layers(data: ReportData, row: Row, cells: heatmap.GridCells, tile_px: float) -> list[OverlayLayer]:
-    """Return one layer for each MIL head: attention as a multiple of uniform attention over all tiles."""
-    layers: list[OverlayLayer] = []
-    for name in tables_of(row, "attention"):
-        for (task, method, _), part in split_by_head(_read_table(data, row, name)):
-            weights = part["attention"].to_numpy() * part.num_rows
-            scale_end = heatmap.attention_scale_end(weights)
-            image = heatmap.heatmap_image(cells[part["tile"].to_numpy()], weights, scale_end)
-            ends = ("0", f"≥ {scale_end:.1f} × uniform attention")
-            key, label = f"attention-{len(layers)}", f"attention of {method}, {task}"
-            layers.append(_layer(key, label, image, tile_px, ends, (name, "attention")))
-    return layers
-
-
-def split_by_head(attention: pa.Table | None) -> list[tuple[tuple[str, str, str], pa.Table]]:
-    """Split an attention table by MIL head: [((task, method, input), rows of that head), …]."""
-    if attention is None:
-        return []
-    names = ("task", "method", "input")
-    heads = sorted(set(zip(*(attention[name].to_pylist() for name in names), strict=True)))
-    parts = []
-    for head in heads:
-        masks = [pc.equal(attention[name], value) for name, value in zip(names, head, strict=True)]
-        parts.append((head, attention.filter(pc.and_(pc.and_(masks[0], masks[1]), masks[2]))))
-    return parts
-
-
-def _patch_layers(data: ReportData, row: Row) -> list[OverlayLayer]:
-    """Return one layer for each resolution: each patch in the colour of its most probable class."""
-    palette = np.array([_rgb_of(CLASS_COLOURS[score]) for score in IHC_SCORES], np.uint8)
-    layers: list[OverlayLayer] = []
-    for name in tables_of(row, "patches"):
-        patches = _read_table(data, row, name)
-        for resolution, mpp in RESOLUTIONS.items():
-            part = None if patches is None else patches.filter(pc.equal(patches["resolution"], resolution))
-            if part is None or not part.num_rows:
-                continue
-            patch_px = PATCH_PX * mpp / row["mpp"]
-            cells = heatmap.grid_cells(part["x"].to_numpy(), part["y"].to_numpy(), patch_px)
-            classes = np.stack([part[f"p{k}"].to_numpy() for k in range(4)], axis=1).argmax(axis=1)
-            image = heatmap.class_image(cells, classes, palette)
-            key, label = f"patches-{len(layers)}", f"patch classes, {resolution}"
-            layers.append(_layer(key, label, image, patch_px, None, (name, "p0…p3")))
-    return layers
-
-
-def _rgb_of(name: str) -> tuple[int, int, int]:
-    """Return a colour of PALETTE, in light mode, as RGB 0–255."""
-    text = PALETTE[name][0]
-    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
 
 
 # -- predictions -------------------------------------------------------------------------------------------------
@@ -364,7 +260,7 @@ def _attention_examples(data: ReportData, row: Row, tiles: pa.Table | None) -> l
     """Return the tiles with the highest attention of the first MIL head of each bundle."""
     regions: list[ExampleRegion] = []
     for name in tables_of(row, "attention") if tiles is not None else ():
-        for (task, method, _), part in split_by_head(_read_table(data, row, name))[:1]:
+        for (task, method, _), part in split_by_head(read_table(data, row, name))[:1]:
             weights = part["attention"].to_numpy()
             for k in np.argsort(-weights, kind="stable")[:EXAMPLES_PER_KIND].tolist():
                 tile = part["tile"][k].as_py()
@@ -378,7 +274,7 @@ def _patch_examples(data: ReportData, row: Row) -> list[ExampleRegion]:
     """Return the most probable patches of each class, at the finest resolution there is."""
     regions: list[ExampleRegion] = []
     for name in tables_of(row, "patches"):
-        patches = _read_table(data, row, name)
+        patches = read_table(data, row, name)
         if patches is None:
             continue
         resolutions = patches["resolution"].to_pylist()

@@ -131,6 +131,17 @@ SLIDE_ATTENTION_COLUMNS = (
     Column("attention", F32, "share of the tile in the attention for the most likely class; the sum over tiles is 1"),
 )
 
+SALIENCY_COLUMNS = (
+    Column("slide_id", TEXT, "key"),
+    Column("task", TEXT, "as in predictions"),
+    Column("method", TEXT, "as in thumbnails"),
+    Column("input", TEXT, "as in thumbnails"),
+    Column("x", I32, "left of a place of the network's map, level-0 px"),
+    Column("y", I32, "top, level-0 px"),
+    Column("size", I32, "edge, level-0 px"),
+    Column("saliency", F32, "share of the place in the score of the most likely class (HiResCAM); the largest is 1"),
+)
+
 INTAKE_COLUMNS = (
     Column("path", TEXT, "path of the file; a keyed hash with --pseudonymize"),
     Column("bytes", I64, "size of all files of the slide"),
@@ -222,6 +233,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "predictions": PREDICTION_COLUMNS,
     "predictions/cells": (*PREDICTION_COLUMNS, *CELL_PREDICTION_COLUMNS),
     "attention": SLIDE_ATTENTION_COLUMNS,
+    "saliency": SALIENCY_COLUMNS,
 }
 """Tables with one file per slide. The row of `slides` commits the other files."""
 

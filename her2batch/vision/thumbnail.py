@@ -61,16 +61,36 @@ def crop_to_tissue(
     height: of level 0.  The fill is the median of the area without tiles, or of the brightest tenth where tiles cover
     everything. Only stored data is used, so that training, ingest and score get the same pixels.
     """
-    covered = np.zeros(thumbnail.shape[:2], np.bool_)
-    fx, fy = thumbnail.shape[1] / width, thumbnail.shape[0] / height
-    for x, y, size in tiles.tolist():
-        covered[int(y * fy) : math.ceil((y + size) * fy), int(x * fx) : math.ceil((x + size) * fx)] = True
+    covered = _covered(thumbnail, tiles, width, height)
     background = thumbnail[~covered]
     if len(background) < 50:
         grey = thumbnail.mean(axis=2)
         background = thumbnail[grey >= np.percentile(grey, 90)]
     fill = np.median(background, axis=0).round().astype(np.uint8)
     return letterbox(thumbnail, covered, edge, fill), fill
+
+
+def letterbox_frame(
+    thumbnail: NDArray[np.uint8], tiles: NDArray[np.int32], width: int, height: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Return the place of the input of thumbnail networks in the slide, level-0 px.
+
+    That is the left and top of the tissue's bounding box, its width and height, and the edge of the square in whose
+    middle it lies. Arguments as of `crop_to_tissue`.
+    """
+    top, bottom, left, right = _tissue_bounds(_covered(thumbnail, tiles, width, height))
+    scale = np.array([width / thumbnail.shape[1], height / thumbnail.shape[0]])
+    size = np.array([right - left, bottom - top]) * scale
+    return np.array([left, top]) * scale, size, float(size.max())
+
+
+def _covered(thumbnail: NDArray[np.uint8], tiles: NDArray[np.int32], width: int, height: int) -> NDArray[np.bool_]:
+    """Return the px of a thumbnail that tiles cover, (H, W)."""
+    covered = np.zeros(thumbnail.shape[:2], np.bool_)
+    fx, fy = thumbnail.shape[1] / width, thumbnail.shape[0] / height
+    for x, y, size in tiles.tolist():
+        covered[int(y * fy) : math.ceil((y + size) * fy), int(x * fx) : math.ceil((x + size) * fx)] = True
+    return covered
 
 
 def _tissue_bounds(tissue: NDArray[np.bool_]) -> tuple[int, int, int, int]:

@@ -205,7 +205,7 @@ class SlideDetail(BaseModel):
     deepzoom: str | None = Field(description="address of the Deep Zoom descriptor; null without a pyramid")
     tile_size: int | None = Field(description="edge of a Deep Zoom tile, px")
     thumbnail: str | None = Field(description="address of the thumbnail")
-    overlays: list[str] = Field(description="available overlays: tiles, membrane, attention, patches, cells, pieces")
+    overlays: list[str] = Field(description="overlays: tiles, membrane, attention, patches, saliency, cells, pieces")
 
 
 class CohortFacts(BaseModel):

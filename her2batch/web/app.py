@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import pyarrow as pa
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
@@ -174,7 +175,7 @@ def slide_detail(catalog: Catalog, slide_id: str, prefix: str = "") -> SlideDeta
     address = f"{prefix}/api/v1/slides/{slide_id}"
     report = report_address(catalog.cohort, slide_id)
     has_pyramid = catalog.has_pyramid(row)
-    kinds = ("tiles", "membrane", "attention", "patches", "cells")
+    kinds = ("tiles", "membrane", "attention", "patches", "saliency", "cells")
     has_thumbnail = row["status"] == "done"
     return SlideDetail.model_validate(
         {
@@ -188,10 +189,8 @@ def slide_detail(catalog: Catalog, slide_id: str, prefix: str = "") -> SlideDeta
             "deepzoom": f"{address}/deepzoom.dzi" if has_pyramid else None,
             "tile_size": catalog.deep_zoom(slide_id).tile if has_pyramid else None,
             "thumbnail": f"{address}/thumbnail.jpg" if has_thumbnail else None,
-            "overlays": [
-                *(kind for kind in kinds if catalog.table_names(slide_id, kind)),
-                *(["pieces"] if catalog.has_controls(row) else []),
-            ],
+            "overlays": [kind for kind in kinds if catalog.table_names(slide_id, kind)]
+            + (["pieces"] if catalog.has_controls(row) else []),
         }
     )
 
@@ -219,22 +218,28 @@ def slide_pieces(catalog: CatalogDep, slide_id: str) -> Response:
 @api.get("/slides/{slide_id}/attention", responses=NOT_FOUND)
 def slide_attention(catalog: CatalogDep, slide_id: str) -> Response:
     """For each MIL head: x, y, size and attention of the tiles. Attention is relative to the largest, 0–1."""
-    layers = []
-    for bundle in catalog.table_names(slide_id, "attention"):
-        table = _require_table(catalog, f"attention/{bundle}", slide_id)
-        heads = overlays.attention_overlays(table, _require_table(catalog, "tiles", slide_id))
-        layers += [{"bundle": bundle, **head} for head in heads]
-    return _json_response(layers)
+    tiles = _require_table(catalog, "tiles", slide_id)
+    return _bundle_layers(catalog, slide_id, "attention", lambda table: overlays.attention_overlays(table, tiles))
 
 
 @api.get("/slides/{slide_id}/patches", responses=NOT_FOUND)
 def slide_patches(catalog: CatalogDep, slide_id: str) -> Response:
     """For each bundle and resolution: x, y, size of the patches, most probable class (0–3) and its probability."""
-    layers = []
-    for bundle in catalog.table_names(slide_id, "patches"):
-        parts = overlays.patch_overlays(_require_table(catalog, f"patches/{bundle}", slide_id))
-        layers += [{"bundle": bundle, **part} for part in parts]
-    return _json_response(layers)
+    return _bundle_layers(catalog, slide_id, "patches", overlays.patch_overlays)
+
+
+@api.get("/slides/{slide_id}/saliency", responses=NOT_FOUND)
+def slide_saliency(catalog: CatalogDep, slide_id: str) -> Response:
+    """For each network of thumbnails: x, y, size (level-0 px) and saliency of the places of its map, 0–1."""
+    return _bundle_layers(catalog, slide_id, "saliency", overlays.saliency_overlays)
+
+
+def _bundle_layers(
+    catalog: Catalog, slide_id: str, kind: str, layers_of: Callable[[pa.Table], overlays.Layers]
+) -> Response:
+    """The layers of a slide's tables of one kind, each with the bundle that made it."""
+    tables = {name: _require_table(catalog, f"{kind}/{name}", slide_id) for name in catalog.table_names(slide_id, kind)}
+    return _json_response([{"bundle": name, **layer} for name, table in tables.items() for layer in layers_of(table)])
 
 
 @api.get("/slides/{slide_id}/cells", responses=NOT_FOUND)

@@ -1,4 +1,5 @@
-"""Overlays of a slide, from its tables: values of its tiles, attention, patch classes, and the tissue outline.
+"""Overlays of a slide, from its tables: values of its tiles, attention, patch classes, saliency, and the tissue
+outline.
 
 Overlays are columns, not rows, because a slide has up to 50,000 tiles. Coordinates are level-0 px.
 """
@@ -20,6 +21,8 @@ DECIMALS = 4
 """Decimal places of the values, more than a heatmap shows."""
 
 Columns = dict[str, list[Any]]
+
+Layers = list[dict[str, Any]]
 
 
 def tile_overlay(table: pa.Table, membrane: pa.Table | None) -> Columns:
@@ -61,6 +64,17 @@ def patch_overlays(table: pa.Table) -> list[dict[str, Any]]:
         columns["class"] = p.argmax(axis=1).tolist()
         columns["p"] = np.round(p.max(axis=1).astype(np.float64), DECIMALS).tolist()
         overlays.append({"resolution": resolution, **columns})
+    return overlays
+
+
+def saliency_overlays(table: pa.Table) -> list[dict[str, Any]]:
+    """Return the saliency map of each thumbnail network: task, method, input, and columns x, y, size and saliency."""
+    head_of_row = table.select(["task", "method", "input"]).to_pylist()
+    overlays = []
+    for head in {tuple(row.values()): row for row in head_of_row}.values():
+        own = table.filter(pa.array([row == head for row in head_of_row], pa.bool_()))
+        columns: Columns = {name: own[name].to_pylist() for name in ("x", "y", "size")}
+        overlays.append({**head, **columns, "saliency": _round_column(own["saliency"])})
     return overlays
 
 

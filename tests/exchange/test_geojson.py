@@ -139,3 +139,16 @@ def test_slide_without_tiles_is_an_empty_collection(tmp_path: Path) -> None:
         tmp_path / "a.geojson", slide_features({}, schemas.table_schema("tiles").empty_table(), None, {}, {})
     )
     assert json.loads((tmp_path / "a.geojson").read_text()) == {"type": "FeatureCollection", "features": []}
+
+
+def test_places_of_a_saliency_map_are_detections_with_their_value(tmp_path: Path) -> None:
+    row, tables = read_tables(tmp_path)
+    head = {"slide_id": "S1", "task": "her2-3way", "method": "resnet50", "input": "thumbnail-224"}
+    places = [{**head, "x": x, "y": 50, "size": 100, "saliency": value} for x, value in ((-20, 0.0), (80, 1.0))]
+    saliency = pa.Table.from_pylist(places, schemas.table_schema("saliency"))
+    path = tmp_path / "S1.geojson"
+    write_feature_collection(path, slide_features(row, tables["tiles"], None, {}, {}, {BUNDLE: saliency}))
+    first, second = features_by_type(path)["detection"]
+    assert first["properties"]["classification"]["name"] == "Saliency: her2-3way resnet50 thumbnail-224"
+    assert second["properties"]["measurements"] == {f"Saliency ({BUNDLE})": 1.0}
+    assert shape(second["geometry"]).equals(box(80, 50, 180, 150))

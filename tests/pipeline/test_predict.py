@@ -16,7 +16,7 @@ from her2batch.pipeline.predict import (
     patch_table,
     predict_slide,
     read_features,
-    thumbnail_table,
+    thumbnail_tables,
 )
 from her2batch.store import schemas
 from her2batch.tasks import CLASSES
@@ -93,7 +93,7 @@ def test_slide_without_tiles_is_predicted_from_its_thumbnail_only(tmp_path: Path
     none = np.empty((0, 3), np.int32)
     jpeg = encode_jpeg(np.full((60, 80, 3), 240, np.uint8))
     tables = {
-        f"thumbnails/{bundle.id}": thumbnail_table("a", networks, jpeg, none, 800, 600),
+        **thumbnail_tables("a", bundle.id, networks, jpeg, none, 800, 600),
         f"patches/{bundle.id}": patch_table("a", "patches-high", none, np.empty((0, 4), np.float32)),
     }
     row = {"slide_id": "a", "patient_id": None, "stain": "ihc", "flags": ["no-tissue"]}

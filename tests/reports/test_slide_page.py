@@ -16,7 +16,6 @@ from her2batch.reports.slide_page import (
     render_evidence_sections,
     scale_bar,
     slide_evidence,
-    split_by_head,
     table_links,
     write_slide_pages,
 )
@@ -44,15 +43,6 @@ def test_layers_cover_the_tiles_of_the_tables(report_data: ReportData) -> None:
     row = report_data.rows[slide_id]
     assert found["layers"][0].size[0] <= row["width"] + found["tile_px"]
     assert found["layers"][0].size[1] <= row["height"] + found["tile_px"]
-
-
-def test_attention_is_split_by_head(report_data: ReportData) -> None:
-    name = next(tables_of(row, "attention")[0] for row in report_data.rows.values() if tables_of(row, "attention"))
-    slide_id = next(one for one, row in report_data.rows.items() if name in tables_of(row, "attention"))
-    (keys, part), = split_by_head(report_data.cohort.read(name, slide_id))  # fmt: skip
-    assert keys == ("her2-3way", "clam-sb", "stain")
-    assert sum(part["attention"].to_pylist()) == pytest.approx(1, abs=1e-3)
-    assert split_by_head(None) == []
 
 
 def test_guideline_steps_lead_to_the_class_of_the_rule(report_data: ReportData) -> None:

@@ -70,7 +70,7 @@ def test_every_kind_of_model_gives_predictions(bundle: Path, cohort: Path, synth
         assert sum(row["p"]) == pytest.approx(1, abs=1e-4)
         assert row["predicted"] in row["plausible"]
     names = Cohort(cohort).table_names()
-    for table in ("patches", "thumbnails", "attention", "predictions"):
+    for table in ("patches", "thumbnails", "saliency", "attention", "predictions"):
         assert f"{table}/{found.bundle.id}" in names
     assert list(verify_cohort(Cohort(cohort))) == []
 
@@ -145,7 +145,8 @@ def test_slide_without_tiles_is_scored_as_ingest_with_the_bundle_scores_it(
     request = IngestRequest(cohort.root.parent / "scans", direct.root, bundle=bundle)
     assert ingest(request, Plan(), Resources(workers=0)).exit_code == 0
     tables = [name for name in cohort.table_names() if name.endswith(found.bundle.id)]
-    assert {name.split("/")[0] for name in tables} == {"patches", "thumbnails", "attention", "predictions"}
+    kinds = {"patches", "thumbnails", "saliency", "attention", "predictions"}
+    assert {name.split("/")[0] for name in tables} == kinds
     for name in tables:
         paths = [store.table(name, "blank") for store in (cohort, direct)]
         assert [path.exists() for path in paths] == [name.split("/")[0] != "attention"] * 2

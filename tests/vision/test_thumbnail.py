@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from her2batch.vision.thumbnail import letterbox
+from her2batch.vision.thumbnail import letterbox, letterbox_frame
 
 BACKGROUND = (240.4, 239.6, 250.0)
 
@@ -50,3 +50,9 @@ def test_it_is_a_square_whatever_the_tissue(height: int, width: int, factor: int
     out = letterbox(overview, tissue, edge, BACKGROUND)
     assert out.shape == (edge, edge, 3)
     assert (out == 0).any()
+
+
+def test_frame_is_the_square_around_the_tissue_in_the_slide() -> None:
+    tiles = np.array([[1000, 2000, 400], [2600, 2000, 400]], np.int32)
+    corner, size, edge = letterbox_frame(np.zeros((100, 100, 3), np.uint8), tiles, 10_000, 10_000)
+    assert (corner.tolist(), size.tolist(), edge) == ([1000, 2000], [2000, 400], 2000)

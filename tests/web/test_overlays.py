@@ -74,3 +74,12 @@ def test_each_piece_has_its_own_outline_and_role() -> None:
     first, second = overlays.piece_overlays(pa.Table.from_pylist(rows, table_schema("pieces")), tiles)
     assert (first["role"], second["role"]) == ("tissue", "control")
     assert [Polygon(one["rings"][0]).area for one in (first, second)] == [20_000, 10_000]
+
+
+def test_saliency_is_split_by_network() -> None:
+    head = {"method": "resnet50", "input": "thumbnail-224", "y": 0, "size": 50}
+    rows = [{**head, "task": task, "x": x, "saliency": x / 50}
+            for task in ("her2-3way", "her2-4way") for x in (0, 50)]  # fmt: skip
+    one, other = overlays.saliency_overlays(pa.Table.from_pylist(rows))
+    assert (one["task"], one["x"], one["saliency"]) == ("her2-3way", [0, 50], [0.0, 1.0])
+    assert other["task"] == "her2-4way"

@@ -35,6 +35,11 @@ export async function loadOverlays(slide) {
       overlays.push([`Patch classes: ${part.resolution} resolution`, { ...part, colours: part.class.map((k) => CLASSES[k][1]) }]);
     }
   }
+  if (kinds.includes("saliency")) {
+    for (const head of await fetchApi(`${base}/saliency`)) {
+      overlays.push([`Saliency: ${head.method}, ${head.task}, ${head.input}`, heatmap(head, "saliency", 1, "largest of the slide")]);
+    }
+  }
   return overlays;
 }
 
