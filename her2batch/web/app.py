@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyarrow as pa
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
@@ -234,9 +233,7 @@ def slide_saliency(catalog: CatalogDep, slide_id: str) -> Response:
     return _bundle_layers(catalog, slide_id, "saliency", overlays.saliency_overlays)
 
 
-def _bundle_layers(
-    catalog: Catalog, slide_id: str, kind: str, layers_of: Callable[[pa.Table], overlays.Layers]
-) -> Response:
+def _bundle_layers(catalog: Catalog, slide_id: str, kind: str, layers_of: Callable[..., overlays.Layers]) -> Response:
     """The layers of a slide's tables of one kind, each with the bundle that made it."""
     tables = {name: _require_table(catalog, f"{kind}/{name}", slide_id) for name in catalog.table_names(slide_id, kind)}
     return _json_response([{"bundle": name, **layer} for name, table in tables.items() for layer in layers_of(table)])
