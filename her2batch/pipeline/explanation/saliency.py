@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from her2batch.models.bundle import ModelEntry
+from her2batch.models.nets import ImageClassifier
 from her2batch.store import schemas
 from her2batch.vision.thumbnail import crop_to_tissue, letterbox_frame
-
-if TYPE_CHECKING:
-    from her2batch.pipeline.predict import ImageNetwork
 
 
 def saliency_table(
     slide_id: str,
-    networks: Sequence[ImageNetwork],
+    networks: Sequence[tuple[ModelEntry, ImageClassifier]],
     thumbnail: NDArray[np.uint8],
     tiles: NDArray[np.int32],
     width: int,
