@@ -50,6 +50,12 @@ MIN_CONTRAST = 0.45
 """Least difference between the mean density of a nucleus and of its surroundings, as a share of the slide's typical
 nucleus. On synthetic slides 97 % of the nuclei have more, and half of the fibres that were taken for nuclei less."""
 
+HIDING_DAB_OD = 0.5
+"""DAB of a nucleus, OD, from which it may hide the haematoxylin. With less, the nucleus of a nuclear marker has the
+contrast above in haematoxylin alone: erythrocytes and patches of brown cytoplasm have none. On synthetic slides of
+laboratories 1 to 80, 99 % of the weakly and 95 % of the moderately stained nuclei have it, and a quarter of what was
+counted as stained without being a nucleus."""
+
 SURROUNDINGS_UM = 13.0
 """Edge of the square of a nucleus's surroundings: the nucleus and the cytoplasm around it."""
 
@@ -124,6 +130,9 @@ def find_nuclei(
     if marker == "nuclear":
         labels = _trim(labels, density, len(points))
     faint = ~hole & (_contrast(labels, density, len(points), um) < MIN_CONTRAST * typical)
+    if marker == "nuclear":
+        brown = _contrast(labels, maps.h, len(points), um) < MIN_CONTRAST * typical
+        faint |= brown & (_label_means(labels, maps.d, len(points))[1:] < HIDING_DAB_OD)
     labels[np.concatenate([[False], faint])[labels]] = 0
     return NucleusGrid(maps.scale, um, labels, nearest, points, hole, density)
 
@@ -136,10 +145,15 @@ def _depth(mask: Mask, um: float) -> Map:
 
 def _trim(labels: Labels, density: Map, n: int) -> Labels:
     """Return the labels without the pale rims of dark nuclei, which lie above a threshold that suits pale ones."""
+    mean = _label_means(labels, density, n)
+    return np.where(density >= np.float32(RIM_SHARE) * mean[labels], labels, 0).astype(np.int32)
+
+
+def _label_means(labels: Labels, values: Map, n: int) -> Map:
+    """Return the mean of each label 0 … n, (n + 1,) float32; 0 where a label has no px."""
     label = labels.reshape(-1)
     count = np.maximum(np.bincount(label, minlength=n + 1), 1)
-    mean = (np.bincount(label, density.reshape(-1), minlength=n + 1) / count).astype(np.float32)
-    return np.where(density >= np.float32(RIM_SHARE) * mean[labels], labels, 0).astype(np.int32)
+    return np.asarray(np.bincount(label, values.reshape(-1), minlength=n + 1) / count, np.float32)
 
 
 def _contrast(labels: Labels, density: Map, n: int, um: float) -> Map:

@@ -45,6 +45,14 @@ class TestNuclei:
         assert len(cells) == 1
         assert cells.nuclear_dab[0] == pytest.approx(d, abs=0.15 * d + 0.03)
 
+    @pytest.mark.parametrize("d", [0.12, 0.25, 0.4])
+    def test_brown_without_haematoxylin_is_no_nucleus_of_a_nuclear_marker(self, d: float) -> None:
+        canvas = Canvas(100, 60)
+        canvas.nucleus(25, 30, h=0.25, d=d)
+        canvas.nucleus(75, 30, h=0.0, d=d)  # an erythrocyte, or a patch of brown cytoplasm
+        cells = find(canvas, "nuclear")
+        assert (cells.x * MPP).tolist() == pytest.approx([25], abs=1)
+
     def test_nuclear_categories_follow_the_density(self) -> None:
         canvas = Canvas(160, 60)
         for k, d in enumerate((0.0, 0.18, 0.4, 0.9)):
