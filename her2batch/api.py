@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from her2batch.errors import InputError
+from her2batch.errors import STOPPED, InputError
 from her2batch.exchange.slide_arrays import SlideReader
 from her2batch.files.locations import is_remote, to_location
 from her2batch.settings import Plan, Resources, RunWindow, Settings, Training, TrainingResources
@@ -310,15 +310,27 @@ def train(
     return training_result(run(request, training_with_tasks(training, task_file), resources))
 
 
-def score(cohort: str | Path, bundle: str | Path, **settings: Any) -> dict[str, Any]:
-    """Score every slide of a cohort with a bundle, as `her2batch score` does; a second call resumes.
+def score(
+    cohort: str | Path, bundle: str | Path | None = None, *, calibration: str | Path | None = None, **settings: Any
+) -> dict[str, Any]:
+    """Score every slide of a cohort with a bundle, a calibration or both, as `her2batch score` does; resumes.
 
     settings: options of the command: workers=2, gpus=1, …  Returns what the command prints with --json.
     Raises InputError, StoreError, WeightsError for what stops the batch.
     """
+    from her2batch.pipeline.calibration.run import calibrate_slides, check_calibration
     from her2batch.runtime.score import score as run
 
-    return score_result(run(to_location(cohort), Path(bundle), *_split(settings, Resources)))
+    if bundle is None and calibration is None:
+        raise InputError("score has nothing to score with", None, "name a trained bundle, a calibration, or both")
+    root, resources = to_location(cohort), _split(settings, Resources)
+    if calibration is not None:
+        check_calibration(root, Path(calibration))  # before the bundle computes for hours
+    data: dict[str, Any] = {"exit_code": 0} if bundle is None else score_result(run(root, Path(bundle), *resources))
+    if calibration is not None and data["exit_code"] != STOPPED:
+        found = calibrate_slides(root, Path(calibration))
+        data |= {"calibration": found.as_json(), "exit_code": max(data["exit_code"], 3 if found.failures else 0)}
+    return data
 
 
 def report(

@@ -89,6 +89,9 @@ class NightlySettings(Settings):
     scans: str = Field(description="the folder that the scanner writes to")
     cohort: str = Field(description="the cohort folder")
     bundle: str | None = Field(None, description="folder of a trained bundle; default: the membrane rule only")
+    calibration: str | None = Field(
+        None, description="calibration of this laboratory, from her2batch calibrate; default: uncalibrated predictions"
+    )
     labels: str | None = Field(None, description="label sheet with the patient of each slide")
     columns: dict[str, str] = Field({}, description="columns of the label sheet with other headers: name → header")
     regions: str | None = Field(None, description="folder of QuPath regions to which the tiles are restricted")

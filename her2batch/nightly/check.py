@@ -25,10 +25,12 @@ from her2batch.models.predictor import BundlePredictor
 from her2batch.models.weights import find_cached_weights
 from her2batch.nightly import mail
 from her2batch.nightly.notify import ADDRESS_VARIABLES, check_hook, hook_address
+from her2batch.pipeline.calibration.apply import load_calibration
 from her2batch.pipeline.queue import local_now, next_occurrence
 from her2batch.runtime.doctor import Check
 from her2batch.runtime.ingest import MIN_FREE_BYTES
 from her2batch.slides.discover import discover_slides
+from her2batch.store.cohort import Cohort
 from her2batch.store.labels import read_labels
 from her2batch.store.pseudonyms import read_key
 
@@ -49,7 +51,7 @@ def check_night(settings: NightlySettings) -> list[Check]:
     or downloaded. A file in the cohort's folder is made and removed.
     """
     steps: tuple[Callable[[NightlySettings], Iterator[Check]], ...] = (
-        _scans, _cohort, _space, _files, _bundle, _weights, _mail, _web, _clock, _window
+        _scans, _cohort, _space, _files, _bundle, _calibration, _weights, _mail, _web, _clock, _window
     )  # fmt: skip
     return [check for step in steps for check in step(settings)]
 
@@ -169,6 +171,18 @@ def _bundle(settings: NightlySettings) -> Iterator[Check]:
         yield Check("bundle", True, f"{bundle.id} in {settings.bundle}")
     except (Her2BatchError, OSError) as error:
         yield _failed("bundle", error)
+
+
+def _calibration(settings: NightlySettings) -> Iterator[Check]:
+    if settings.calibration is None:
+        return
+    try:
+        cohort = Cohort(to_location(settings.cohort))
+        stored = cohort.plan() if cohort.settings.is_file() else None  # has what the settings file does not state
+        calibration = load_calibration(Path(settings.calibration), stored or settings.plan)
+        yield Check("calibration", True, f"{calibration.id} in {settings.calibration}")
+    except (Her2BatchError, OSError) as error:
+        yield _failed("calibration", error)
 
 
 def _weights(settings: NightlySettings) -> Iterator[Check]:

@@ -32,6 +32,7 @@ ACTIVE: Final = {"scans": "/scans", "cohort": "/data/cohort", "window.until": "0
 
 EXAMPLES: Final = {
     "bundle": "/data/bundle",
+    "calibration": "/data/calibration.toml",
     "labels": "/data/labels.csv",
     "regions": "/data/regions",
     "controls": "/data/controls.toml",

@@ -7,7 +7,7 @@ slide that has a row is neither ingested nor scored again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -27,6 +27,8 @@ from her2batch.nightly import drift, notify, retention, sentinels
 from her2batch.nightly.messages import explain_error
 from her2batch.nightly.nights_index import write_nights_index
 from her2batch.nightly.summary import INTERNAL_ERROR, NightSummary, count_error_codes, count_results, disk_usage
+from her2batch.pipeline.calibration.apply import load_calibration
+from her2batch.pipeline.calibration.run import calibrate_slides
 from her2batch.pipeline.growth.added_encoders import proven_plan
 from her2batch.pipeline.growth.ingest_summary import IngestSummary
 from her2batch.pipeline.queue import local_now, next_occurrence
@@ -109,6 +111,8 @@ def _run_night(
         summary = _ingest_new_slides(settings, session, on_progress)
         findings.notes += summary.labels.warnings if summary.labels is not None else []
         _score_slides(settings, session, night, findings.notes)
+    if not (night.stopped or summary.stopped):  # the next night calibrates what this one leaves
+        _calibrate_slides(settings, cohort, summary.relabelled, findings.notes)
     _summarize(settings, cohort, summary, findings, begin)
     _send_results(settings, cohort, findings)
     night.ended = local_now().isoformat(timespec="seconds")
@@ -133,7 +137,7 @@ def _check_settings(settings: NightlySettings) -> NightlySettings:
         parse_receiver(settings.send.to)
         if not Path(settings.send.identities).is_file():
             raise InputError("send.identities: there is no such file", settings.send.identities, "correct the setting")
-    for name in ("labels", "weights", "pseudonymize", "bundle"):
+    for name in ("labels", "weights", "pseudonymize", "bundle", "calibration"):
         path = getattr(settings, name)
         if path is not None and not Path(path).exists():
             raise InputError(f"{name}: there is no such file or folder", path, "correct the settings file")
@@ -142,6 +146,8 @@ def _check_settings(settings: NightlySettings) -> NightlySettings:
         bundle = read_bundle(Path(settings.bundle))
         check_bundle_fits(bundle, settings.plan)
         BundlePredictor(bundle)  # a head that cannot be loaded is an error now, not at six in the morning
+    if settings.calibration is not None:
+        load_calibration(Path(settings.calibration), settings.plan)
     if settings.sentinels is not None and not Path(settings.sentinels.folder).is_dir():
         raise InputError(
             "sentinels.folder: there is no such folder", settings.sentinels.folder, "create it, or remove the setting"
@@ -216,6 +222,21 @@ def _score_slides(settings: NightlySettings, session: RaySession, night: NightSu
         return
     night.scored, night.not_scored, night.stopped = scored.scored, len(scored.failures), scored.stopped
     notes += scored.failures.values()
+
+
+def _calibrate_slides(settings: NightlySettings, cohort: Cohort, relabelled: Collection[str], notes: list[str]) -> None:
+    """Predict with the calibration, after the bundle, whose heads may be calibrated too. Older slides are skipped.
+
+    relabelled: slides to predict again, because their labels have changed.
+    """
+    if settings.calibration is None or not any(row["status"] == "done" for row in cohort.rows().values()):
+        return
+    try:
+        found = calibrate_slides(cohort.root, Path(settings.calibration), again=relabelled)
+    except InputError as error:  # until there are slides of the calibration's stain, the night goes on without
+        notes.append(str(error))
+        return
+    notes += found.failures.values()
 
 
 def _score_sentinels(

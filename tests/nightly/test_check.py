@@ -45,11 +45,11 @@ def test_what_is_missing_is_named_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("k" * 40)
     (tmp_path / "key").chmod(0o644)
     sentinels = {"folder": str(tmp_path / "none")}
-    more = {name: str(tmp_path / "none") for name in ("labels", "bundle", "weights")}
+    more = {name: str(tmp_path / "none") for name in ("labels", "bundle", "calibration", "weights")}
     plan = {"encoders": ["uni", "nonsense"]}
     found = checks(tmp_path, **more, pseudonymize=str(tmp_path / "key"), sentinels=sentinels, plan=plan)
     bad = {name for name, check in found.items() if check.ok is False} - {"space"}
-    assert bad == {"labels", "bundle", "pseudonymize", "sentinels", "encoder uni", "encoder nonsense"}
+    assert bad == {"labels", "bundle", "calibration", "pseudonymize", "sentinels", "encoder uni", "encoder nonsense"}
     assert all(found[name].remedy for name in bad)
     assert found["slides"].ok is None  # an empty folder may be a new scanner, or a share that is not mounted
     assert "mounted" in found["slides"].remedy

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from her2batch.errors import InputError, StoreError
@@ -17,6 +18,7 @@ from her2batch.job_settings import NightlySettings, read_settings
 from her2batch.nightly import drift, retention
 from her2batch.nightly.overnight import (
     NightFindings,
+    _calibrate_slides,
     _check_settings,
     _score_sentinels,
     _score_slides,
@@ -26,16 +28,19 @@ from her2batch.nightly.overnight import (
     run_overnight,
 )
 from her2batch.nightly.summary import NightSummary
+from her2batch.pipeline.calibration.run import CalibrationRequest, calibrate_cohort
 from her2batch.runtime.ingest import IngestSummary
 from her2batch.runtime.ray_session import RaySession
 from her2batch.settings import Plan
 from her2batch.store.audit import cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort, write_row
+from her2batch.tasks import IHC_SCORES
 from tests.exchange.lis.examples import make_cohort
 from tests.exchange.lis.receivers import LisServer, running
 from tests.models.bundles import untrained
 from tests.nightly.scanner import SLIDES, NightRun, write_toml
 from tests.nightly.test_notify import webhook
+from tests.pipeline.calibration.laboratories import add_slide, make_laboratory, write_sheet
 
 
 def log_entries(cohort: Cohort) -> list[dict]:
@@ -118,6 +123,7 @@ def test_settings_are_checked_before_waiting(tmp_path: Path) -> None:
     for more, words in (
         ({"top": 'colour = "red"'}, "colour"), ({"window": 'until = "6am"'}, "window.until: give a local time of day"),
         ({"top": 'bundle = "nowhere"'}, "bundle"), ({"top": 'labels = "nowhere.csv"'}, "labels"),
+        ({"top": 'calibration = "nowhere.toml"'}, "calibration: there is no such file"),
         ({"sentinels": 'folder = "nowhere"'}, "sentinels.folder"), ({"hook": 'webhook = "ftp://x"'}, "hook.webhook"),
         ({"drift": 'site = "("'}, "drift.site"),
     ):  # fmt: skip
@@ -188,6 +194,36 @@ def test_a_bundle_that_applies_to_no_slide_is_a_note_in_the_report(tmp_path: Pat
     assert (night.scored, night.exit_code) == (0, 0)
     assert "no task of the bundle (er) applies to a slide of this cohort (1 of an unknown marker)" in notes[0]
     assert not cohort.table(f"predictions/{bundle.id}", "a").exists()
+
+
+def test_a_night_calibrates_the_slides_that_are_new_to_its_calibration(tmp_path: Path) -> None:
+    cohort, labels = make_laboratory(tmp_path / "cohort", dict.fromkeys(IHC_SCORES, 2))
+    path, sheet = tmp_path / "c.toml", write_sheet(tmp_path / "labels.csv", labels)
+    source = f"predictions/{calibrate_cohort(CalibrationRequest(cohort.root, path, sheet)).calibration.id}"
+    settings = NightlySettings(scans=str(tmp_path), cohort=str(cohort.root), calibration=str(path))
+    notes: list[str] = []
+    _calibrate_slides(settings, cohort, (), notes)
+    assert all(cohort.read(source, slide).num_rows for slide in labels)
+    made = {slide: cohort.table(source, slide).stat().st_mtime_ns for slide in labels}
+    add_slide(cohort, "new-1", "1+", np.random.default_rng(1))
+    _calibrate_slides(settings, cohort, {"0x000-1"}, notes)
+    assert cohort.read(source, "new-1").num_rows
+    again = {slide for slide in labels if cohort.table(source, slide).stat().st_mtime_ns != made[slide]}
+    assert again == {"0x000-1"}  # its label has changed
+    assert notes == []
+
+
+def test_a_calibration_of_another_stain_is_a_note_in_the_report(tmp_path: Path) -> None:
+    known, labels = make_laboratory(tmp_path / "known", dict.fromkeys(IHC_SCORES, 1))
+    path, sheet = tmp_path / "c.toml", write_sheet(tmp_path / "labels.csv", labels)
+    calibrate_cohort(CalibrationRequest(known.root, path, sheet))
+    cohort = Cohort(tmp_path / "er")
+    cohort.create(Plan())
+    add_slide(cohort, "a-1", "1+", np.random.default_rng(0), stain="er")
+    notes: list[str] = []
+    settings = NightlySettings(scans=str(tmp_path), cohort=str(cohort.root), calibration=str(path))
+    _calibrate_slides(settings, cohort, (), notes)
+    assert "is for slides stained for her2; the cohort has er" in notes[0]
 
 
 def test_a_night_warns_before_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,12 +49,3 @@ def calibrate(
     found = calibrate_cohort(request)
     emit(as_json, fitted_result(found, out), lambda: print_calibration(found, out))
     return 3 if found.unreadable else 0
-
-
-def check_calibration(cohort: Path, path: Path) -> None:
-    """Check that a calibration fits a cohort before anything is computed. Raises InputError, StoreError."""
-    from her2batch.files.locations import to_location
-    from her2batch.pipeline.calibration.apply import load_calibration
-    from her2batch.store.cohort import Cohort
-
-    load_calibration(path, Cohort(to_location(cohort)).plan())

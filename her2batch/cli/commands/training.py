@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from her2batch.cli.commands.calibrate import CalibrationOption, check_calibration
+from her2batch.cli.commands.calibrate import CalibrationOption
 from her2batch.cli.options import (
     COHORT_HELP,
     CohortArgument,
@@ -199,6 +199,8 @@ def score(
     if bundle is None and calibration is None:
         raise typer.BadParameter("name a trained bundle, a calibration, or both", param_hint="--bundle, --calibration")
     if calibration is not None:
+        from her2batch.pipeline.calibration.run import check_calibration
+
         check_calibration(cohort, calibration)
     data: dict[str, Any] = {}
     code, summary, calibrated = 0, None, None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,21 @@ def calibrate_cohort(request: CalibrationRequest) -> FittedCalibration:
     return found
 
 
-def calibrate_slides(root: Path, path: Path, report: Callable[[int, int], None] = lambda *_: None) -> CalibratedSlides:
-    """Predict every finished slide of a cohort with a calibration. Raises InputError, StoreError."""
+def check_calibration(root: Path, path: Path) -> None:
+    """Check that a calibration fits a cohort before anything is computed. Raises InputError, StoreError."""
+    load_calibration(path, Cohort(to_location(root)).plan())
+
+
+def calibrate_slides(
+    root: Path,
+    path: Path,
+    report: Callable[[int, int], None] = lambda *_: None,
+    again: Collection[str] | None = None,
+) -> CalibratedSlides:
+    """Predict every finished slide of a cohort with a calibration. Raises InputError, StoreError.
+
+    again: slides to predict again; None: all. Others that have predictions of this calibration are skipped.
+    """
     cohort = Cohort(to_location(root))
     calibration = load_calibration(path, cohort.plan())
     with cohort.lock():
@@ -66,7 +79,7 @@ def calibrate_slides(root: Path, path: Path, report: Callable[[int, int], None] 
         if not rows:
             raise InputError("holds no slide that is done", cohort.root, "ingest slides first")
         check_stain(calibration, rows, path)
-        found = apply_calibration(cohort, calibration, report=report)
+        found = apply_calibration(cohort, calibration, again, report)
         cohort.update_row_cache()
     return found
 

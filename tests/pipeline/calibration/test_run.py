@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import her2batch
+from her2batch.errors import InputError
 from her2batch.models.calibration.calibration_file import read_calibration
 from her2batch.pipeline.calibration.run import CalibrationRequest, calibrate_cohort, calibrate_slides
 from her2batch.store.audit import verify_cohort
 from her2batch.store.cohort import Cohort
 from her2batch.tasks import IHC_SCORES, RULE_TASKS
-from tests.pipeline.calibration.laboratories import predictions
+from tests.pipeline.calibration.laboratories import STRENGTH, make_laboratory, predictions
 
 
 def test_new_slides_are_predicted_better_than_by_the_rule(laboratory, calibrated) -> None:
@@ -71,6 +73,16 @@ def test_a_labelled_slide_is_predicted_by_a_model_that_has_not_seen_it(laborator
     found = {round(row["her2-4way"]["p"][IHC_SCORES.index(own.label)], 4)
              for slide, row in predictions(cohort, calibrated[1]).items() if labels[slide] == own.label}  # fmt: skip
     assert round(own.p, 4) in found
+
+
+def test_the_python_api_scores_with_a_calibration_and_needs_no_bundle(calibrated, tmp_path) -> None:
+    path, calibration_id = calibrated
+    cohort, _ = make_laboratory(tmp_path / "cohort", {"1+": 2}, STRENGTH)
+    found = her2batch.score(cohort.root, calibration=path)
+    assert (found["exit_code"], found["calibration"]["calibrated"]) == (0, 2)
+    assert f"predictions/{calibration_id}" in her2batch.open_cohort(cohort.root).tables
+    with pytest.raises(InputError, match="name a trained bundle, a calibration, or both"):
+        her2batch.score(cohort.root)
 
 
 def test_measured_cells_are_calibrated_and_are_evidence_for_the_membrane_rule(synthetic, tmp_path) -> None:
