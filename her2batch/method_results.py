@@ -45,6 +45,15 @@ def method_result(prediction: Fields, needs_ish: bool, result: str | None) -> Me
     return MethodResult(*names, predicted, text, classes)
 
 
+def cells_are_scored(predictions: Iterable[Fields]) -> bool:
+    """Return whether the cells of a slide have categories: not where the cells say that it cannot be scored.
+
+    predictions: its rows of the predictions tables. On such a slide a category would claim staining of membranes, or
+    of nuclei, that the refusal denies.
+    """
+    return all(one["predicted"] is not None for one in predictions if one["method"] == CELL_RULE)
+
+
 def disagreements(predictions: Sequence[Fields], needs_ish: bool) -> Iterable[tuple[str, str, str]]:
     """Yield (code, task, classes by method) for every task whose methods differ, except where ISH decides.
 

@@ -23,13 +23,13 @@ from her2batch.exchange.cells.qupath_cells import cell_features
 from her2batch.exchange.lis.identities import Identity
 from her2batch.files.atomic import atomic_write
 from her2batch.files.locations import URL_SEPARATOR, to_location
-from her2batch.method_results import depends_on_ish
+from her2batch.method_results import cells_are_scored, depends_on_ish
 from her2batch.slides.dicom.instances import silence_pydicom
 from her2batch.store import schemas
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.pieces.control_runs import CONTROL_FAILED, slides_of_failed_runs
 from her2batch.store.training_run import encoder_folder
-from her2batch.tasks import MEMBRANE_RULE
+from her2batch.tasks import CELL_RULE, MEMBRANE_RULE
 
 MANIFEST: Final = "export.json"
 """Name of the list of exported files."""
@@ -208,8 +208,9 @@ def to_geojson(source: ExportSource) -> Iterator[ExportFile]:
 
 
 def _write_cells(source: ExportSource, row: Row, path: Path) -> None:
-    table = source.cohort.table("cells", row["slide_id"])
-    geojson.write_feature_collection(path, cell_features(table, row["mpp"]))
+    table, own = source.cohort.table("cells", row["slide_id"]), f"predictions/{CELL_RULE}"
+    predictions = source.cohort.read(own, row["slide_id"]).to_pylist() if source.has_table(own, row) else []
+    geojson.write_feature_collection(path, cell_features(table, row["mpp"], cells_are_scored(predictions)))
 
 
 def _write_geojson(source: ExportSource, row: Row, path: Path) -> None:

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from her2batch.assessment import TASK_NAMES, Assessment
 from her2batch.errors import SlideError
 from her2batch.files.atomic import atomic_write
-from her2batch.method_results import depends_on_ish
+from her2batch.method_results import cells_are_scored, depends_on_ish
 from her2batch.models.membrane_rule import guideline_steps, slide_shares
 from her2batch.reports import worklists
 from her2batch.reports.cells.cell_evidence import OutlinedTiles, cell_evidence
@@ -227,7 +227,8 @@ def _example_tiles(
         return [], reason
     try:
         with Pyramid(data.cohort.pyramid(row["slide_id"])) as slide:
-            image = OutlinedTiles(data.cohort, row, slide).image
+            scored = cells_are_scored(data.predictions.get(row["slide_id"], ()))
+            image = OutlinedTiles(data.cohort, row, slide, scored).image
             return [
                 ExampleTile(kind, jpeg_data_uri(image(box), 76), caption, source)
                 for kind, box, caption, source in regions

@@ -53,9 +53,10 @@ ROWS: Final = 16_384
 """Cells that are in memory at once."""
 
 
-def cell_features(path: Path, slide_mpp: float) -> Iterator[str]:
+def cell_features(path: Path, slide_mpp: float, scored: bool = True) -> Iterator[str]:
     """Yield the cells of a slide as Features (JSON text).  path: of the table cells.  slide_mpp: µm per level-0 px.
 
+    scored: whether the cells have categories; otherwise their class is only tumour or not.
     Memory is bounded: besides the cells of one batch, the positions and radii of all cells are kept.
     """
     with pa.BufferReader(path.read_bytes()) if is_remote(path) else pa.OSFile(str(path)) as source:
@@ -67,7 +68,7 @@ def cell_features(path: Path, slide_mpp: float) -> Iterator[str]:
         first = 0
         for batch in file.iter_batches(ROWS):
             table, own = pa.Table.from_batches([batch]), slice(first, first + batch.num_rows)
-            yield from _batch_features(table, rings(centres[own], nuclei[own]), rings(centres[own], outer[own]))
+            yield from _batch_features(table, rings(centres[own], nuclei[own]), rings(centres[own], outer[own]), scored)
             first += batch.num_rows
 
 
@@ -80,7 +81,9 @@ def _expansions(centres: NDArray[np.float64], nuclei: NDArray[np.float64], reach
     return np.asarray(np.clip(gap / 2, 0.0, reach))
 
 
-def _batch_features(table: pa.Table, nuclei: NDArray[np.float64], cells: NDArray[np.float64]) -> Iterator[str]:
+def _batch_features(
+    table: pa.Table, nuclei: NDArray[np.float64], cells: NDArray[np.float64], scored: bool
+) -> Iterator[str]:
     names = [json.dumps(name, ensure_ascii=False) for name in ("Cell", *MEASUREMENTS.values())]
     columns = [number_texts(table[name]) for name in ("cell", *MEASUREMENTS)]
     tumour = table["tumour"].to_numpy() >= TUMOUR_LIKELIHOOD
@@ -90,12 +93,12 @@ def _batch_features(table: pa.Table, nuclei: NDArray[np.float64], cells: NDArray
     )  # fmt: skip
     for category, of_tumour, outer, inner, values in rows:
         measured = ", ".join(f"{name}: {value}" for name, value in zip(names, values, strict=True) if value is not None)
-        base = TUMOUR if of_tumour else OTHER
-        colour = CLASS_COLOURS[CATEGORIES[category] if category else "0"] if of_tumour else GREY
+        names_of_class = [TUMOUR if of_tumour else OTHER, *([CATEGORIES[category]] if scored else [])]
+        colour = CLASS_COLOURS[CATEGORIES[category] if category else "0"] if of_tumour and scored else GREY
         yield (
             f'{{"type": "Feature", "geometry": {outer}, "nucleusGeometry": {inner}, "properties": '
-            f'{{"objectType": "cell", "classification": {{"name": "{base}: {CATEGORIES[category]}", '
-            f'"names": ["{base}", "{CATEGORIES[category]}"], "color": {list(colour)}}}, '
+            f'{{"objectType": "cell", "classification": {{"name": "{": ".join(names_of_class)}", '
+            f'"names": {json.dumps(names_of_class)}, "color": {list(colour)}}}, '
             f'"measurements": {{{measured}}}}}}}'
         )
 

@@ -42,17 +42,20 @@ NUCLEAR_NAMES: Final = ("negative", "weak", "moderate", "strong")
 def cell_evidence(predictions: Iterable[Row]) -> dict[str, Any]:
     """Return the values of the template `evidence.html` that concern cells. predictions: all of the slide.
 
-    cell_shares: (score, name, percent) of each category, the strongest first; empty without cells.  cell_steps: of the
-    guideline, for a HER2 slide that can be scored.  cell_prediction: None without cells.
+    cell_shares: (score, name, percent) of each category, the strongest first; empty without cells, and for a slide that
+    cannot be scored, whose cells have no category.  cell_steps: of the guideline, for a HER2 slide that can be scored.
+    cell_prediction: None without cells.
     """
     found = next((one for one in predictions if one["bundle"] == CELL_RULE and one.get("percent")), None)
     if found is None:
         return {"cell_prediction": None, "cell_shares": [], "cell_steps": ()}
     percent, is_her2 = found["percent"], found["task"] in HER2_TASKS
     names = MEMBRANE_NAMES if is_her2 else NUCLEAR_NAMES
+    if found["predicted"] is None:
+        return {"cell_prediction": found, "cell_shares": [], "cell_steps": ()}
     shares = [(IHC_SCORES[k], names[k], percent[k]) for k in (3, 2, 1, 0)]
     steps: tuple[Any, ...] = ()
-    if is_her2 and found["predicted"] is not None:
+    if is_her2:
         none, _, complete, intense = (value / 100 for value in percent)
         steps = cell_steps(StepShares(1 - none, complete + intense, intense))
     return {"cell_prediction": found, "cell_shares": shares, "cell_steps": steps}
@@ -61,9 +64,9 @@ def cell_evidence(predictions: Iterable[Row]) -> dict[str, Any]:
 class OutlinedTiles:
     """Example tiles of a slide with the outlines of its cells, in the colours of their categories."""
 
-    def __init__(self, cohort: Cohort, row: Row, slide: Slide) -> None:
-        """slide: its pyramid."""
-        self._cohort, self._row, self._slide = cohort, row, slide
+    def __init__(self, cohort: Cohort, row: Row, slide: Slide, scored: bool = True) -> None:
+        """slide: its pyramid.  scored: whether its cells have categories; all outlines are grey otherwise."""
+        self._cohort, self._row, self._slide, self._scored = cohort, row, slide, scored
 
     @cached_property
     def _mpp(self) -> float:
@@ -85,9 +88,8 @@ class OutlinedTiles:
             return image
         found = cell_outlines(self._slide, cells, CellProvenance.of(cells), box, self._mpp)
         corners = (found.corners - [box.x, box.y]) * (self._row["mpp"] / mpp)
-        return draw_outlines(
-            image, corners, cells["category"].to_numpy(), cells["tumour"].to_numpy() >= TUMOUR_LIKELIHOOD
-        )
+        coloured = (cells["tumour"].to_numpy() >= TUMOUR_LIKELIHOOD) & self._scored
+        return draw_outlines(image, corners, cells["category"].to_numpy(), coloured)
 
     def _cells(self, box: Box) -> pa.Table | None:
         if self._table is None:

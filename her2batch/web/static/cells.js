@@ -13,6 +13,8 @@ const TUMOUR = 0.5;
 export class CellLayer {
   constructor(slide) {
     this.row = slide.row;
+    // a slide that can't be scored has cells, but none has a category
+    this.scored = slide.predictions.every((one) => one.bundle !== "cells" || one.predicted !== null);
     this.markerIsNuclear = ["er", "pr", "ki67"].includes(slide.row.stain);
     this.base = `slides/${encodeURIComponent(slide.row.slide_id)}/cells`;
     this.cells = null; // columns of the last answer, with the box that it is for
@@ -31,7 +33,7 @@ export class CellLayer {
     for (let k = 0; k < x.length; k++) {
       const [px, py, radius] = [origin.x + x[k] * scale, origin.y + y[k] * scale, (radii[k] / this.row.mpp) * scale];
       if (px + radius < 0 || py + radius < 0 || px - radius > width || py - radius > height) continue;
-      this.drawCell(context, px, py, radius, tumour[k] >= TUMOUR ? CLASSES[category[k]][1] : OTHER_CELL, cell[k], origin, scale);
+      this.drawCell(context, px, py, radius, this.scored && tumour[k] >= TUMOUR ? CLASSES[category[k]][1] : OTHER_CELL, cell[k], origin, scale);
     }
   }
 
@@ -115,7 +117,7 @@ export class CellLayer {
     panel.hidden = cell === null;
     if (cell === null) return;
     const found = await fetchApi(`${this.base}/${cell}`);
-    if (this.chosen === cell) panel.replaceChildren(...figures(found, this.markerIsNuclear));
+    if (this.chosen === cell) panel.replaceChildren(...figures(found, this.markerIsNuclear, this.scored));
   }
 
   describe() {
@@ -124,11 +126,12 @@ export class CellLayer {
   }
 }
 
-function figures(cell, nuclear) {
+function figures(cell, nuclear, scored) {
   const percent = (share) => `${Math.round(100 * share)} %`;
   const density = (od) => od.toFixed(2);
   const rows = {
-    Category: `${CLASSES[cell.category][0]}: ${CELL_NAMES[nuclear ? "nuclear" : "membrane"][cell.category]}`,
+    Category: scored ? `${CLASSES[cell.category][0]}: ${CELL_NAMES[nuclear ? "nuclear" : "membrane"][cell.category]}`
+      : "none, the slide cannot be scored",
     "Tumour cell": percent(cell.tumour), "Nucleus, µm²": cell.area.toFixed(0), "Long over short axis": cell.elongation.toFixed(2),
     "Membrane: faint or stronger": percent(cell.faint), "Membrane: moderate or stronger": percent(cell.moderate),
     "Membrane: intense": percent(cell.intense), "DAB of the membrane, OD": density(cell.membrane_dab),
@@ -143,8 +146,8 @@ function figures(cell, nuclear) {
 
 // The shares of tumour cells by category as a bar with a mark at 10 %, and as text.
 export function showPercentages(place, prediction, nuclear) {
-  place.parentElement.hidden = !prediction?.percent;
-  if (!prediction?.percent) return;
+  place.parentElement.hidden = !prediction?.percent || prediction.predicted === null;
+  if (place.parentElement.hidden) return;
   const names = CELL_NAMES[nuclear ? "nuclear" : "membrane"];
   const bar = element("div", { class: "percent-bar", "aria-hidden": "true" }, ...[3, 2, 1, 0].map((k) => {
     const part = element("i", {});

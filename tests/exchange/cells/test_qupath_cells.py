@@ -42,6 +42,13 @@ def test_objects_are_cells_with_nucleus_class_and_measurements(exported: tuple[P
         assert own["classification"]["name"].startswith(base)
 
 
+def test_cells_of_a_slide_that_cannot_be_scored_have_no_category(tmp_path: Path) -> None:
+    write_parquet(cells_table("S1", random_cells(20)), tmp_path / "S1.parquet", schemas.layout_of("cells"))
+    features = [json.loads(text) for text in cell_features(tmp_path / "S1.parquet", MPP, scored=False)]
+    assert {one["properties"]["classification"]["name"] for one in features} == {"Tumor", "Other"}
+    assert len({tuple(one["properties"]["classification"]["color"]) for one in features}) == 1
+
+
 def test_what_is_written_is_read_again(exported: tuple[Path, dict]) -> None:
     path, columns = exported
     found, others = read_cells(path, MPP)

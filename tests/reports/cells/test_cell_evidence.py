@@ -21,10 +21,10 @@ def test_shares_and_steps_of_a_her2_slide() -> None:
     assert next(step.category for step in steps if step.reached) == "2+"
 
 
-def test_a_slide_that_cannot_be_scored_has_shares_but_no_steps() -> None:
+def test_a_slide_that_cannot_be_scored_has_cells_without_categories() -> None:
     found = cell_evidence([prediction(predicted=None)])
-    assert found["cell_steps"] == ()
-    assert len(found["cell_shares"]) == 4
+    assert (found["cell_steps"], found["cell_shares"]) == ((), [])
+    assert found["cell_prediction"]["n_cells"] == 2000
 
 
 def test_nuclear_markers_have_their_own_words() -> None:
