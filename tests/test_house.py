@@ -71,6 +71,13 @@ def test_help_loads_nothing_heavy() -> None:
     assert run.stdout.strip() == ""
 
 
+def test_an_ingest_without_networks_loads_no_torch() -> None:
+    """It takes 2 s in every process; and cuCIM, if torch came first, reads through a process of its own."""
+    code = "import sys, her2batch.runtime.actor, her2batch.runtime.ingest; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
 def test_only_the_store_names_its_folders() -> None:
     for path in MODULES:
         if path != PACKAGE / "store" / "cohort.py":

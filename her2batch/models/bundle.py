@@ -23,7 +23,6 @@ from her2batch.files.atomic import file_sha256, fsync
 from her2batch.models import mil_registry
 from her2batch.models.fusion.stack import StackWeights
 from her2batch.models.nets import ImageClassifier, build_network, network_spec
-from her2batch.models.ordinal.links import Link
 from her2batch.models.weights import network_with_weights, read_weights
 from her2batch.settings import MilSettings, Plan, Settings
 from her2batch.store.training_run import encoder_folder
@@ -92,7 +91,7 @@ class ModelEntry(Settings):
     splits: int = Field(5, ge=1)
     settings: dict[str, Any] | None = None
     size: Literal["full", "tiny"] = "full"
-    ordinal: Link | None = None
+    ordinal: Literal["corn", "cumulative-link"] | None = None
     stack: StackWeights | None = None
     temperature: float = Field(1.0, gt=0)
     threshold: float | None = Field(None, ge=0, le=1)

@@ -64,6 +64,28 @@ def test_examples_are_tiles_at_full_resolution(report_data: ReportData) -> None:
     assert max(abs(edge - size) for edge in decode_data_uri(tile.image_uri).shape[:2]) <= 1
 
 
+def test_a_slide_that_cannot_be_scored_shows_no_class_of_a_rule(report_data: ReportData) -> None:
+    """Neither the steps of the membrane rule nor colours of cells say what the refusal denies."""
+    slide_id = next(one for one in report_data.rows if _has_both_rules(report_data, one))
+    rows = [
+        {**one, "predicted": None} if one["method"] == "cells" else one for one in report_data.predictions[slide_id]
+    ]
+    data = replace(report_data, predictions={slide_id: rows}, page_links={slide_id: "#"})
+    ((_, found, html),) = render_evidence_sections(data)
+    assert found.not_scorable
+    assert "step by step" not in html
+    assert "their cells have no category" in html
+    assert (
+        "Membrane rule, step by step"
+        in render_evidence_sections(replace(report_data, page_links={slide_id: "#"}))[0][2]
+    )
+
+
+def _has_both_rules(data: ReportData, slide_id: str) -> bool:
+    rows = data.predictions.get(slide_id, [])
+    return {"membrane", "cells"} <= {one["method"] for one in rows if one["task"] == "her2-4way"}
+
+
 def test_slide_without_a_pyramid_has_its_evidence(reported: Cohort, tmp_path: Path) -> None:
     cohort = Cohort(Path(shutil.copytree(reported.root, tmp_path / "c")))
     report_data = load_report_data(cohort)

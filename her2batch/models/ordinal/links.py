@@ -7,17 +7,13 @@ likelihood of the ordinal model.
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from her2batch.settings import Ordinal
-
-Link = Literal["corn", "cumulative-link"]
-
-LINKS: Final[tuple[str, ...]] = get_args(Link)
 
 NAME: Final = "ordinal_link"
 """Name of the module in a network, and the start of the names of its tensors in files."""

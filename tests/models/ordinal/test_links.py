@@ -12,7 +12,7 @@ from her2batch.models import mil_registry
 from her2batch.models.bundle import BundleInfo, ModelEntry, load_mil_head, load_network
 from her2batch.models.mil_registry import MIL_METHODS, MilMethod, build_mil_network
 from her2batch.models.nets import build_network
-from her2batch.models.ordinal.links import LINKS, CornLink, CumulativeLink, target_loss
+from her2batch.models.ordinal.links import CornLink, CumulativeLink, target_loss
 from her2batch.models.predictor import apply_temperature
 from her2batch.settings import MilSettings
 from her2batch.tasks import CLASSES
@@ -54,7 +54,7 @@ def test_the_loss_of_a_certain_distribution_is_that_of_its_class() -> None:
     assert target_loss(logits, 0, torch.tensor([0.0, 0, 1, 0])) == pytest.approx(target_loss(logits, 2))
 
 
-@pytest.mark.parametrize("ordinal", LINKS)
+@pytest.mark.parametrize("ordinal", ["corn", "cumulative-link"])
 @pytest.mark.parametrize("method", MIL_METHODS)
 def test_every_mil_head_gives_probabilities_and_gradients(method: str, ordinal: str) -> None:
     torch.manual_seed(0)
@@ -92,7 +92,7 @@ def test_models_of_other_packages_have_the_losses_too_unless_they_compute_their_
         build_mil_network("own-loss-ordinal", DIM, 4, MilSettings(ordinal="corn"))
 
 
-@pytest.mark.parametrize("ordinal", LINKS)
+@pytest.mark.parametrize("ordinal", ["corn", "cumulative-link"])
 def test_a_bundle_records_the_loss_and_its_plain_lines_compute_the_same(
     ordinal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
