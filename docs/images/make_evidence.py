@@ -41,10 +41,10 @@ SEED = 1
 WIDTH = 1080
 """Width of the page, CSS px: both columns of the evidence fit side by side."""
 
-SCALE = 1.25
+SCALE = 1.2
 """Device px per CSS px."""
 
-COLOURS = 52
+COLOURS = 48
 """Colours of the palette."""
 
 LEGEND_PX = 150
