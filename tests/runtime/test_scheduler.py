@@ -294,7 +294,7 @@ def test_gpu_pools_give_the_bytes_of_the_serial_loop(
     cohort = Cohort(tmp_path / "pools")
     names = [name.split("/")[0] for name in cohort.table_names()]
     own = ["cells", "embeddings", "embeddings", "membrane", "patches", "pieces"]
-    assert names == [*own, *["predictions"] * 3, "slides", "thumbnails", "tiles"]
+    assert names == [*own, *["predictions"] * 3, "saliency", "slides", "thumbnails", "tiles"]
     patches = cohort.read(next(name for name in cohort.table_names() if name.startswith("patches")), "a")
     assert set(patches["resolution"].to_pylist()) == {"moderate"}  # at `low` a patch is larger than this tissue
     total = sum(patches[f"p{k}"].to_numpy() for k in range(len(IHC_SCORES)))
