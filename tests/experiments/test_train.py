@@ -119,6 +119,7 @@ def test_a_damaged_unit_is_trained_again(synthetic: Synthetic, trained: Path, tm
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # four starts of Ray, each with processes that import torch
 def test_resume_after_kills_gives_identical_tables(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
     """A worker is killed, then the driver; the resumed run has the same tables, byte for byte."""
     command = [sys.executable, "-c", "from her2batch.cli.app import main; main()", "train"]
@@ -147,7 +148,7 @@ def test_resume_after_kills_gives_identical_tables(synthetic: Synthetic, trained
     assert tables(tmp_path / "run") == tables(trained)
 
 
-def wait_for(condition: object, driver: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for(condition: object, driver: subprocess.Popen, seconds: float = 300) -> None:
     ends = time.monotonic() + seconds
     while not condition():
         assert driver.poll() is None, "the driver ended too soon"

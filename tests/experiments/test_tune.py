@@ -17,6 +17,7 @@ SEARCH = Training(methods=("clam-sb",), folds=3, quick=True, options=("epochs=2"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_search_makes_a_bundle(
     synthetic: Synthetic, tmp_path: Path, ray_session: RaySession, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -133,7 +133,8 @@ def read_in_background(read: Callable[[], Any], every: float = 0.0) -> Iterator[
     finally:
         ended.set()
         thread.join()
-    assert [one for one in found if isinstance(one, Exception)] == []
+    errors = [one for one in found if isinstance(one, Exception)]
+    assert errors == [], errors
 
 
 def processes_naming(mark: str) -> list[psutil.Process]:

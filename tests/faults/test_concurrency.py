@@ -117,7 +117,8 @@ def cohort_readers(out: Path) -> dict[str, Callable[[], object]]:
         return cohort_status(cohort).done
 
     def check() -> int:
-        assert list(verify_cohort(cohort)) == []
+        problems = list(verify_cohort(cohort))
+        assert problems == [], problems
         return len(cohort.rows())
 
     return {"glob": glob, "report": report, "status": look, "verify": check}
