@@ -20,8 +20,11 @@ from her2batch.store.cohort import Cohort, Row
 from her2batch.store.outcome_counts import OutcomeCounts
 from her2batch.store.validation.registrations import find_log_problems
 
-COMMIT_S = 1.0
-"""Seconds within which a slide's files and then its row are moved into place."""
+COMMIT_S = 10.0
+"""Seconds within which a slide's files and then its row are moved into place, also on a slow disk."""
+
+LOOK_AGAIN_S = 0.5
+"""Seconds between two looks at what an ingest may be committing."""
 
 
 @dataclass
@@ -112,8 +115,9 @@ def verify_cohort(cohort: Cohort) -> Iterator[StoreProblem]:
     cohort.check()
     damaged = set()
     problems = list(_find_problems(cohort))
-    if problems and is_locked(cohort.root):  # a slide that is being committed is complete a moment later
-        time.sleep(COMMIT_S)
+    end = time.monotonic() + COMMIT_S
+    while problems and is_locked(cohort.root) and time.monotonic() < end:  # a slide may be half committed
+        time.sleep(LOOK_AGAIN_S)
         problems = [problem for problem in problems if _persists(cohort, problem)]
     for problem in problems:
         if problem.slide_id is not None:
