@@ -370,6 +370,11 @@ def task_applies(task: str | Task, stain: str | None) -> bool:
     return ("ihc" if stain is None else stain) in as_task(task).stains
 
 
+def classifies_patches(method: str, input_name: str) -> bool:
+    """Whether a method and its input are those of a network that classifies patches, and not slides."""
+    return method in PATCH_NETWORKS and input_name in PATCH_INPUTS
+
+
 def is_network(method: str) -> bool:
     """Whether a method is a network that is fine-tuned on images: a built-in one, or `timm:NAME`."""
     return method in NETWORK_METHODS or method.startswith(TIMM_PREFIX)

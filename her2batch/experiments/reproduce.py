@@ -23,7 +23,7 @@ from her2batch.experiments.units import TrainingJob
 from her2batch.reports.paper_tables import PaperRow, compare_with_paper, further_rows, paper_rows
 from her2batch.settings import Training, TrainingResources
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun
-from her2batch.tasks import PATCH_INPUTS, PATCH_NETWORKS, THUMBNAIL_INPUTS
+from her2batch.tasks import PATCH_INPUTS, THUMBNAIL_INPUTS, classifies_patches
 from her2batch.training.methods import PATCH_NET, Cell, UnitPlan, patch_network, units_of_cells
 
 
@@ -111,7 +111,7 @@ def choose_best_units(summary: pa.Table, network: str = PATCH_NET) -> UnitPlan:
     """
     best: dict[str, dict[str, Any]] = {}
     for row in summary.to_pylist():
-        scores_slides = not (row["method"] in PATCH_NETWORKS and row["input"] in PATCH_INPUTS)
+        scores_slides = not classifies_patches(row["method"], row["input"])
         if scores_slides and row["accuracy_mean"] > best.get(row["task"], {"accuracy_mean": -1})["accuracy_mean"]:
             best[row["task"]] = row
     return units_of_cells([(row["task"], row["method"], row["input"]) for row in best.values()], [FINAL_FOLD], network)

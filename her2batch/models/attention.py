@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from her2batch.errors import InputError
-from her2batch.models.ordinal.links import NAME, build_link, target_loss
+from her2batch.models.ordinal.links import LINK_MODULE, build_link, target_loss
 from her2batch.settings import Ordinal
 
 RandomGenerator = np.random.Generator
@@ -59,7 +59,7 @@ class BagClassifier(nn.Module):
     def __init__(self, network: nn.Module, method: str, n_classes: int, ordinal: Ordinal = "none") -> None:
         super().__init__()
         if ordinal != "none":
-            network.add_module(NAME, build_link(ordinal, n_classes))  # its tensors are in the network's own files
+            network.add_module(LINK_MODULE, build_link(ordinal, n_classes))  # its tensors are in the network's own files
         self.network, self._method, self._n_classes = network, method, n_classes
 
     def forward(
@@ -82,8 +82,8 @@ class BagClassifier(nn.Module):
                 torch.manual_seed(int(rng.integers(2**62)))
                 found = self.network(bag)
         logits, attention = self._checked(found, len(bag))
-        if hasattr(self.network, NAME):
-            logits = getattr(self.network, NAME)(logits)
+        if hasattr(self.network, LINK_MODULE):
+            logits = getattr(self.network, LINK_MODULE)(logits)
         if label is None:
             return MilOutput(logits, attention)
         return MilOutput(logits, attention, target_loss(logits[None], label, target))

@@ -29,6 +29,7 @@ from her2batch.tasks import (
     PATCH_NETWORKS,
     THUMBNAIL_INPUTS,
     Task,
+    classifies_patches,
     is_network,
 )
 
@@ -99,7 +100,7 @@ def method_kind(method: str, input_name: str) -> MethodKind:
     """Return how a method is trained on an input. Raises InputError when the method cannot read the input."""
     if is_network(method) and input_name in THUMBNAIL_INPUTS:
         return "image"
-    if method in PATCH_NETWORKS and input_name in PATCH_INPUTS:
+    if classifies_patches(method, input_name):
         return "patch"
     if method in COUNTS_METHODS and input_name in PATCH_INPUTS:
         return "counts"
@@ -258,7 +259,7 @@ def _cells(task: str, method: str, inputs: tuple[str, ...], encoders: tuple[str,
             f"{method} reads none of the inputs {', '.join(inputs)}", None, "add one that it reads, or omit --input"
         )
     for input_name in readable or _default_inputs(method, encoders):
-        yield (PATCH_TASK if input_name in PATCH_INPUTS and method in PATCH_NETWORKS else task), method, input_name
+        yield (PATCH_TASK if classifies_patches(method, input_name) else task), method, input_name
 
 
 def _default_inputs(method: str, encoders: tuple[str, ...]) -> tuple[str, ...]:

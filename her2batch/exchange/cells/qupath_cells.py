@@ -91,16 +91,21 @@ def _batch_features(
         table["category"].to_pylist(), tumour.tolist(), _ring_texts(cells), _ring_texts(nuclei),
         zip(*columns, strict=True), strict=True,
     )  # fmt: skip
+    classes = {(k, own): _classification(k, own, scored) for k in range(len(CATEGORIES)) for own in (False, True)}
     for category, of_tumour, outer, inner, values in rows:
         measured = ", ".join(f"{name}: {value}" for name, value in zip(names, values, strict=True) if value is not None)
-        names_of_class = [TUMOUR if of_tumour else OTHER, *([CATEGORIES[category]] if scored else [])]
-        colour = CLASS_COLOURS[CATEGORIES[category] if category else "0"] if of_tumour and scored else GREY
         yield (
             f'{{"type": "Feature", "geometry": {outer}, "nucleusGeometry": {inner}, "properties": '
-            f'{{"objectType": "cell", "classification": {{"name": "{": ".join(names_of_class)}", '
-            f'"names": {json.dumps(names_of_class)}, "color": {list(colour)}}}, '
+            f'{{"objectType": "cell", "classification": {classes[category, of_tumour]}, '
             f'"measurements": {{{measured}}}}}}}'
         )
+
+
+def _classification(category: int, of_tumour: bool, scored: bool) -> str:
+    """Return the class of a cell as JSON text."""
+    names = [TUMOUR if of_tumour else OTHER, *([CATEGORIES[category]] if scored else [])]
+    colour = CLASS_COLOURS[CATEGORIES[category] if category else "0"] if of_tumour and scored else GREY
+    return json.dumps({"name": ": ".join(names), "names": names, "color": colour})
 
 
 def _ring_texts(corners: NDArray[np.float64]) -> list[str]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from her2batch.settings import Ordinal
 
-NAME: Final = "ordinal_link"
+LINK_MODULE: Final = "ordinal_link"
 """Name of the module in a network, and the start of the names of its tensors in files."""
 
 
@@ -82,13 +82,13 @@ def build_link(ordinal: Ordinal, n_classes: int) -> nn.Module:
 def add_link(network: nn.Module, ordinal: Ordinal, n_classes: int) -> nn.Module:
     """Let a network of images return logarithms of probabilities; unchanged for "none". Returns the network."""
     if ordinal != "none":
-        network.add_module(NAME, build_link(ordinal, n_classes))
+        network.add_module(LINK_MODULE, build_link(ordinal, n_classes))
         network.register_forward_hook(_apply_link)
     return network
 
 
 def _apply_link(network: Any, _: Any, raw: torch.Tensor) -> torch.Tensor:
-    out: torch.Tensor = getattr(network, NAME)(raw)
+    out: torch.Tensor = getattr(network, LINK_MODULE)(raw)
     return out
 
 

@@ -30,13 +30,13 @@ def saliency_table(
     from her2batch.models.explanation.class_activation import class_activation_map
 
     schema = schemas.table_schema("saliency")
-    parts = [schema.empty_table()]
+    parts, frame = [schema.empty_table()], letterbox_frame(thumbnail, tiles, width, height)
     for entry, classify in networks:
         pixels, _ = crop_to_tissue(thumbnail, tiles, width, height, entry.edge)
         values = class_activation_map(classify, pixels)
         if values is None:
             continue
-        places, inside = map_places(values.shape, letterbox_frame(thumbnail, tiles, width, height))
+        places, inside = map_places(values.shape, frame)
         names = (slide_id, entry.task, entry.method, entry.input)
         texts = [pa.array([text] * len(places), pa.string()) for text in names]
         parts.append(pa.table([*texts, *places.T, values[inside]], schema=schema))

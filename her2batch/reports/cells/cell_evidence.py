@@ -47,12 +47,10 @@ def cell_evidence(predictions: Iterable[Row]) -> dict[str, Any]:
     cell_prediction: None without cells.
     """
     found = next((one for one in predictions if one["bundle"] == CELL_RULE and one.get("percent")), None)
-    if found is None:
-        return {"cell_prediction": None, "cell_shares": [], "cell_steps": ()}
+    if found is None or found["predicted"] is None:
+        return {"cell_prediction": found, "cell_shares": [], "cell_steps": ()}
     percent, is_her2 = found["percent"], found["task"] in HER2_TASKS
     names = MEMBRANE_NAMES if is_her2 else NUCLEAR_NAMES
-    if found["predicted"] is None:
-        return {"cell_prediction": found, "cell_shares": [], "cell_steps": ()}
     shares = [(IHC_SCORES[k], names[k], percent[k]) for k in (3, 2, 1, 0)]
     steps: tuple[Any, ...] = ()
     if is_her2:

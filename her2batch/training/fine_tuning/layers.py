@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import torch
 
-from her2batch.models.ordinal.links import NAME
+from her2batch.models.ordinal.links import LINK_MODULE
 from her2batch.settings import ImageSettings
 
 BATCH_NORMS: Final = (torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm)
@@ -28,7 +28,7 @@ def layer_numbers(net: torch.nn.Module) -> dict[str, int]:
 
     matcher: Any = net.group_matcher
     found: Mapping[str, int] = group_parameters(net, matcher(coarse=False), reverse=True)
-    classifier = (classifier_prefix(net), f"{NAME}.")
+    classifier = (classifier_prefix(net), f"{LINK_MODULE}.")
     names = [name for name, _ in net.named_parameters()]
     below = sorted({found[name] for name in names if not name.startswith(classifier)})
     number = {layer: k for k, layer in enumerate(below)}

@@ -20,7 +20,7 @@ from her2batch.errors import InputError
 from her2batch.models.fusion.stack import FLOOR, StackWeights, stack_features, stack_probabilities
 from her2batch.store.tables.runs import run_schema
 from her2batch.store.training_run import tasks_of_table, with_tasks
-from her2batch.tasks import FUSION, FUSION_INPUT, PATCH_INPUTS, PATCH_NETWORKS, Task
+from her2batch.tasks import FUSION, FUSION_INPUT, Task, classifies_patches
 
 Floats = NDArray[np.float64]
 
@@ -45,7 +45,7 @@ class StackData:
 def base_predictions(predictions: pa.Table, task: Task) -> StackData:
     """Return the predictions of slides, not of patches, by all other methods. Raises InputError without a method."""
     rows = [row for row in predictions.to_pylist() if row["task"] == task.name and row["method"] != FUSION]
-    rows = [row for row in rows if not (row["method"] in PATCH_NETWORKS and row["input"] in PATCH_INPUTS)]
+    rows = [row for row in rows if not classifies_patches(row["method"], row["input"])]
     if not rows:
         raise InputError(f"{FUSION} has no other method to read for {task.name}", None, "add --method, such as clam-sb")
     bases = sorted({(row["method"], row["input"]) for row in rows})

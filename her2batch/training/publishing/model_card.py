@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from her2batch.models.bundle import BundleInfo, ModelEntry
 from her2batch.models.nets import network_spec
-from her2batch.models.ordinal.links import NAME
+from her2batch.models.ordinal.links import LINK_MODULE
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun
 
 CARD: Final = "README.md"
@@ -182,7 +182,7 @@ def loading_lines(entry: ModelEntry) -> str | None:
     arguments += [f"{key}={value!r}" for key, value in options.items()]
     scale = {"mean": spec.mean, "std": spec.std}
     lines = NETWORK_LINES.format(**values, arguments=", ".join(arguments), edge=entry.edge, **scale)
-    return _with_link(entry, lines, NAME, "net((pixels / 255 - mean) / std)")
+    return _with_link(entry, lines, LINK_MODULE, "net((pixels / 255 - mean) / std)")
 
 
 def _with_link(entry: ModelEntry, lines: str, name: str, outputs: str) -> str:

@@ -131,8 +131,8 @@ def find_nuclei(
         labels = _trim(labels, density, len(points))
     faint = ~hole & (_contrast(labels, density, len(points), um) < MIN_CONTRAST * typical)
     if marker == "nuclear":
-        brown = _contrast(labels, maps.h, len(points), um) < MIN_CONTRAST * typical
-        faint |= brown & (_label_means(labels, maps.d, len(points))[1:] < HIDING_DAB_OD)
+        without_haematoxylin = _contrast(labels, maps.h, len(points), um) < MIN_CONTRAST * typical
+        faint |= without_haematoxylin & (_label_means(labels, maps.d, len(points))[1:] < HIDING_DAB_OD)
     labels[np.concatenate([[False], faint])[labels]] = 0
     return NucleusGrid(maps.scale, um, labels, nearest, points, hole, density)
 
