@@ -59,7 +59,9 @@ class BagClassifier(nn.Module):
     def __init__(self, network: nn.Module, method: str, n_classes: int, ordinal: Ordinal = "none") -> None:
         super().__init__()
         if ordinal != "none":
-            network.add_module(LINK_MODULE, build_link(ordinal, n_classes))  # its tensors are in the network's own files
+            network.add_module(
+                LINK_MODULE, build_link(ordinal, n_classes)
+            )  # its tensors are in the network's own files
         self.network, self._method, self._n_classes = network, method, n_classes
 
     def forward(
