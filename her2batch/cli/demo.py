@@ -29,7 +29,7 @@ from her2batch.store.labels import label_slides, read_labels
 from her2batch.synthetic.cohort import make_cohort
 
 SIZE: Final = (2400, 2000)
-"""Width and height of a slide, level-0 px: small, so that the demo takes two minutes."""
+"""Width and height of a slide, level-0 px: small, so that the demo takes some three minutes."""
 
 SEED: Final = 1
 

@@ -48,7 +48,7 @@ def demo(
     held_out: Annotated[int, typer.Option(min=1, help="number of slides to score with the trained bundle")] = 8,
     quiet: Quiet = False,
 ) -> int:
-    """Try everything on synthetic slides in two minutes: ingest, train, score held-out slides, report."""
+    """Try everything on synthetic slides in three minutes: ingest, train, score held-out slides, report."""
     from her2batch.cli.demo import demo as run
     from her2batch.cli.demo import print_demo
 
