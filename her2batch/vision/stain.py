@@ -100,13 +100,13 @@ def optical_density(rgb: NDArray[np.uint8], white: Vector) -> NDArray[np.float32
     separation; 0 for background, slightly negative for brighter px.  Source: Ruifrok & Johnston 2001.
     """
     out = np.empty((3, *rgb.shape[:2]), np.float32)
-    for channel, table, density in zip(cv2.split(rgb), _density_tables(white), out, strict=True):
+    for channel, table, density in zip(cv2.split(rgb), density_tables(white), out, strict=True):
         cv2.LUT(channel, table, dst=density)
     return out
 
 
 @lru_cache(maxsize=64)
-def _density_tables(white: Vector) -> NDArray[np.float32]:
+def density_tables(white: Vector) -> NDArray[np.float32]:
     """Return the optical density of each grey value in each channel: (3, 1, 256)."""
     levels = np.maximum(np.arange(256, dtype=np.float64), 1.0)
     return np.asarray(-np.log10(levels / np.asarray(white)[:, None]), np.float32).reshape(3, 1, 256)
@@ -129,7 +129,7 @@ def separate_stains(od: NDArray[np.float32], stains: Stains) -> StainDensities:
 
     The residual lies along the direction orthogonal to both stains.  Source: Ruifrok & Johnston 2001.
     """
-    return StainDensities(*(_unmixing_matrix(stains) @ od.reshape(3, -1)).reshape(4, *od.shape[1:]))
+    return StainDensities(*(unmixing_matrix(stains) @ od.reshape(3, -1)).reshape(4, *od.shape[1:]))
 
 
 def unmix(od: NDArray[np.float32], stains: Stains) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -139,7 +139,7 @@ def unmix(od: NDArray[np.float32], stains: Stains) -> tuple[NDArray[np.float32],
 
 
 @lru_cache(maxsize=64)
-def _unmixing_matrix(stains: Stains) -> NDArray[np.float32]:
+def unmixing_matrix(stains: Stains) -> NDArray[np.float32]:
     """Return the matrix (4, 3) that maps R, G, B density to the four fields of StainDensities."""
     h, d = _unit_vector(np.asarray(stains.haematoxylin)), _unit_vector(np.asarray(stains.dab))
     inverse = np.linalg.inv(np.stack([h, d, _unit_vector(np.cross(h, d))]))
