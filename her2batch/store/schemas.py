@@ -13,6 +13,7 @@ from her2batch.files.parquet import ParquetLayout
 from her2batch.store.tables.cells import CELL_COLUMNS, CELL_PREDICTION_COLUMNS
 from her2batch.store.tables.column import F32, FILES_TYPE, I32, I64, TEXT, Column
 from her2batch.store.tables.runs import METRIC_COLUMNS, NUMBER_METRIC_COLUMNS, RUN_TABLES
+from her2batch.tasks import is_calibration
 
 SLIDE_COLUMNS = (
     Column("slide_id", TEXT, "file name without suffix, made unique; a keyed hash with --pseudonymize"),
@@ -122,6 +123,16 @@ PREDICTION_COLUMNS = (
     ),
 )
 
+CALIBRATED_COLUMNS = (
+    *PREDICTION_COLUMNS,
+    Column(
+        "coverage",
+        F32,
+        "least share of the slides of each class whose class is in plausible, as promised by `calibrate --coverage`; "
+        "null: the calibration does not apply to the slide",
+    ),
+)
+
 SLIDE_ATTENTION_COLUMNS = (
     Column("slide_id", TEXT, "key"),
     Column("task", TEXT, "as in predictions"),
@@ -221,6 +232,9 @@ REVIEW_COLUMNS = (
 )
 """Reviews by pathologists: one file per entry, tables/reviews/NUMBER.parquet. See `reviews`."""
 
+CALIBRATED = "predictions/calibration"
+"""Key of the predictions of all calibrations, whose tables are `predictions/CALIBRATION_ID`."""
+
 TABLES: dict[str, tuple[Column, ...]] = {
     "slides": SLIDE_COLUMNS,
     "tiles": TILE_COLUMNS,
@@ -232,23 +246,36 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "thumbnails": THUMBNAIL_COLUMNS,
     "predictions": PREDICTION_COLUMNS,
     "predictions/cells": (*PREDICTION_COLUMNS, *CELL_PREDICTION_COLUMNS),
+    CALIBRATED: CALIBRATED_COLUMNS,
     "attention": SLIDE_ATTENTION_COLUMNS,
     "saliency": SALIENCY_COLUMNS,
 }
 """Tables with one file per slide. The row of `slides` commits the other files."""
 
-LATER_COLUMNS: dict[str, tuple[str, ...]] = {"tiles": ("piece",), "times": ("control_failed",)}
+LATER_COLUMNS: dict[str, tuple[str, ...]] = {
+    "tiles": ("piece",),
+    "times": ("control_failed",),
+    CALIBRATED: ("coverage",),
+}
 """Columns that cohorts lack that were written before them. Readers do without."""
 
 CELLS_PER_GROUP = 16_384
 """Rows of a row group of the table cells. A viewer reads those groups whose tiles are in view: 20 kB a column."""
 
 
+def table_key(table: str) -> str:
+    """Return the key of a table in TABLES: `embeddings/uni` → `embeddings`, `predictions/cal-…` → CALIBRATED."""
+    kind, _, source = table.partition("/")
+    if kind == "predictions" and is_calibration(source):
+        return CALIBRATED
+    return table if table in TABLES else kind
+
+
 def table_schema(table: str, dim: int | None = None) -> pa.Schema:
     """The Arrow schema of a table of a cohort, such as `tiles` or `predictions/cells`.  dim: length of embeddings."""
     others = {"intake": INTAKE_COLUMNS, "times": TIME_COLUMNS, "looks": PROBE_COLUMNS, "reviews": REVIEW_COLUMNS}
     known = {**others, **TABLES}
-    columns = known[table if table in known else table.partition("/")[0]]
+    columns = known[table_key(table)]
     fields = [pa.field(column.name, column.type) for column in columns]
     if dim is not None:
         fields[-1] = pa.field("embedding", pa.list_(pa.float16(), dim))

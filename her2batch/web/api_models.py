@@ -43,6 +43,7 @@ Prediction = create_model(
     __doc__="A row of the table predictions.",
     bundle=(str, Field(description="membrane, cells, or the id of the bundle that made the prediction")),
     **_model_fields(schemas.TABLES["predictions/cells"], ("slide_id", "patient_id")),
+    **_model_fields(schemas.CALIBRATED_COLUMNS[-1:]),
 )
 
 ReviewEntry = create_model(

@@ -18,6 +18,12 @@ def test_tables_have_the_columns_of_the_contract() -> None:
     assert schemas.table_schema("predictions").names[: len(wanted)] == wanted
 
 
+def test_predictions_of_a_calibration_say_what_was_promised() -> None:
+    calibrated, cells = (schemas.table_schema(f"predictions/{source}") for source in ("cal-0123456789ab", "cells"))
+    assert calibrated.names == [*schemas.table_schema("predictions").names, "coverage"]
+    assert "coverage" not in {*cells.names, *schemas.table_schema("predictions/membrane").names}
+
+
 def test_the_membrane_table_has_the_measured_columns() -> None:
     assert tuple(schemas.table_schema("membrane").names[2:]) == MEMBRANE_COLUMNS
 

@@ -51,8 +51,10 @@ class CalibratedPredictor:
         classes = [name for name, is_kept in zip(evidence.classes, kept, strict=True) if is_kept]
         too_few = bool(ready.method.too_few(self.calibration.coverage))
         if evidence.task != IHC_TASK or evidence.source not in GUIDELINE_RULES:
-            return [_row(prediction, evidence.task, dict(zip(evidence.classes, p, strict=True)), classes, too_few)]
-        return [_derived_row(prediction, task, p, classes, too_few) for task in RULE_TASKS]
+            rows = [_row(prediction, evidence.task, dict(zip(evidence.classes, p, strict=True)), classes, too_few)]
+        else:
+            rows = [_derived_row(prediction, task, p, classes, too_few) for task in RULE_TASKS]
+        return [{**row, "coverage": self.calibration.coverage} for row in rows]
 
     def _outside(self, prediction: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the uncalibrated row, for review, with the reason that the calibration does not apply."""

@@ -122,7 +122,7 @@ def calibrate_slide(cohort: Cohort, predictor: CalibratedPredictor, row: Row, gr
     for prediction, evidence in read_evidence(cohort, row, wanted):
         if is_fitted(evidence.source, prediction["task"]):
             made += predictor(prediction, evidence, group)
-    schema = schemas.table_schema("predictions")
+    schema = schemas.table_schema(f"predictions/{predictor.calibration.id}")
     keys = {"slide_id": row["slide_id"], "patient_id": row["patient_id"]}
     return pa.Table.from_pylist([{**dict.fromkeys(schema.names), **one, **keys} for one in made], schema)
 

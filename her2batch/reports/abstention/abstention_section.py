@@ -30,10 +30,15 @@ from her2batch.tasks import CLASSES, SCORE_TASKS, is_calibration
 
 @dataclass(frozen=True)
 class MethodTrade:
-    """The labelled slides of one calibrated method and task, and what is shown of them."""
+    """The labelled slides of one calibrated method and task, and what is shown of them.
+
+    promised: coverage of each class that the calibration promises; None where it is not stored, or not the same for all
+    slides.
+    """
 
     task: str
     method: str
+    promised: float | None
     slides: tuple[JudgedSlide, ...]
     points: tuple[TradePoint, ...]
     curve: RiskCoverage
@@ -71,6 +76,7 @@ def method_trades(data: ReportData) -> list[MethodTrade]:
     Tasks that follow from the IHC score are left out: their slides are those of the score.
     """
     found: dict[tuple[str, str], list[JudgedSlide]] = defaultdict(list)
+    promised: dict[tuple[str, str], set[float | None]] = defaultdict(set)
     for task in CLASSES:
         if task in DERIVED_TASKS:
             continue
@@ -80,10 +86,14 @@ def method_trades(data: ReportData) -> list[MethodTrade]:
             for row in rows:
                 if is_calibration(row["bundle"]) and row["predicted"] is not None:
                     found[task, row["method"]].append(_judged(row, rows, label))
+                    promised[task, row["method"]] |= {row.get("coverage")} if applies(row) else set()
     return [
-        MethodTrade(task, method, tuple(slides), tuple(trade_points(slides, data.review_budget)), curve_of(slides))
-        for (task, method), slides in found.items()
-    ]
+        MethodTrade(
+            *key, next(iter(promised[key])) if len(promised[key]) == 1 else None, tuple(slides),
+            tuple(trade_points(slides, data.review_budget)), curve_of(slides),
+        )
+        for key, slides in found.items()
+    ]  # fmt: skip
 
 
 def _judged(row: Row, rows: list[Row], label: dict[str, Any]) -> JudgedSlide:

@@ -29,6 +29,9 @@ def test_drift_and_another_scanner_switch_the_calibration_off(laboratory, calibr
     add_slide(cohort, "pale-1", "1+", rng, STRENGTH, counterstain=0.05)
     assert calibrate_slides(cohort.root, path).outside == 3
     assert "outside-calibration" not in outside(cohort, calibration_id, "near-1")["reasons"]
+    promised = {slide: outside(cohort, calibration_id, slide)["coverage"] for slide in cohort.rows()}
+    assert promised.pop("near-1") == pytest.approx(0.9)
+    assert set(promised.values()) == {None}
     for slide in ("scanner-1", "dark-1", "pale-1"):
         row, rule = outside(cohort, calibration_id, slide), predictions(cohort, "membrane")[slide]["her2-4way"]
         assert {"outside-calibration", "uncalibrated"} <= set(row["reasons"])
@@ -55,6 +58,17 @@ def test_the_newest_calibration_replaces_an_older_one(tmp_path: Path) -> None:
         calibrate_slides(cohort.root, tmp_path / "c.toml")
     names = {name for row in cohort.rows().values() for name in tables_of(row, "predictions")}
     assert names == {"predictions/membrane", f"predictions/{ids[1]}"}
+    assert list(verify_cohort(cohort)) == []
+
+
+def test_predictions_from_before_the_column_coverage_are_whole(tmp_path: Path) -> None:
+    cohort, labels = make_laboratory(tmp_path / "cohort", dict.fromkeys(IHC_SCORES, 1))
+    request = CalibrationRequest(cohort.root, tmp_path / "c.toml", write_sheet(tmp_path / "l.csv", labels))
+    name = f"predictions/{calibrate_cohort(request).calibration.id}"
+    calibrate_slides(cohort.root, request.out)
+    with cohort.lock():
+        for slide_id, row in cohort.rows().items():
+            cohort.add_tables(row, {name: cohort.read(name, slide_id).drop_columns("coverage")})
     assert list(verify_cohort(cohort)) == []
 
 

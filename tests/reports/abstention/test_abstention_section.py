@@ -47,6 +47,12 @@ def test_a_report_shows_how_many_of_the_known_errors_the_queue_holds(calibrated_
     assert "Of the 2 errors on the 56 labelled slides the queue holds 2." in html
 
 
+def test_the_coverage_of_the_sets_stands_beside_the_promised_one(calibrated_data: ReportData) -> None:
+    (trade,) = method_trades(calibrated_data)
+    assert trade.promised == pytest.approx(0.9)
+    assert "promised: 90 %" in abstention_section(calibrated_data).html.replace("\u00a0", " ")
+
+
 def test_slides_outside_the_calibration_come_first_and_count_no_error(calibrated_data: ReportData) -> None:
     slide_id = review_queue(calibrated_data).slides[-1].slide_id
     moved = [
