@@ -8,6 +8,7 @@ from her2batch.cli.console import print_failure, print_line, print_table, stdout
 from her2batch.cli.tables import Column
 from her2batch.pipeline.calibration.apply import CalibratedSlides
 from her2batch.pipeline.calibration.fit_cohort import FittedCalibration
+from her2batch.reasons import REASONS
 
 
 def print_calibration(found: FittedCalibration, path: Path) -> None:
@@ -42,4 +43,6 @@ def print_calibrated(found: CalibratedSlides, cohort: Path) -> None:
         f"{found.calibrated} slides predicted with the calibration{before}: {found.abstained} without a single class, "
         f"{found.outside} outside its range",
     )
+    for cause, count in found.causes.items():
+        print_line(console, f"outside: {count} × {REASONS[cause][1]}")
     print_line(console, f"predictions: {cohort / 'tables' / 'predictions' / found.id}")

@@ -10,6 +10,7 @@ from her2batch.files.locations import free_bytes, to_location
 from her2batch.files.locks import is_locked
 from her2batch.job_settings import NightlySettings
 from her2batch.nightly.summary import HELD_EXIT_CODE, NightSummary
+from her2batch.reasons import REASONS
 from her2batch.runtime.ingest import MIN_FREE_BYTES
 
 FAILURE_WORDS: Final = {
@@ -38,6 +39,18 @@ def failure_sentences(night: NightSummary) -> list[str]:
     sentences = [f"{count_text(count, 'slide')} {FAILURE_WORDS.get(code, code)} ({code})." for code, count in codes]
     if night.not_scored:
         sentences.append(f"{count_text(night.not_scored, 'slide')} could not be scored with the bundle.")
+    return sentences + calibration_sentences(night)
+
+
+def calibration_sentences(night: NightSummary) -> list[str]:
+    """Return what a calibration could not do: a sentence with its id for each cause; none if it did all."""
+    if night.calibrations_failed:
+        return ["The calibration could not be used; the report of the night says why. Predictions are uncalibrated."]
+    name, sentences = f"the calibration {night.calibration}", []
+    if night.not_calibrated:
+        sentences.append(f"{count_text(night.not_calibrated, 'slide')} could not be predicted with {name}.")
+    for cause, count in night.outside_causes.items():
+        sentences.append(f"{count_text(count, 'slide')} without {name}: {REASONS[cause][1]}.")
     return sentences
 
 
@@ -51,7 +64,10 @@ def headline(night: NightSummary) -> str:
     if night.error is not None:
         return "ended with an error"
     parts = ["results held back"] if night.held else [f"{night.review:,} to look at"]
-    parts += [f"{night.failed + night.not_scored:,} failed"] if night.failed or night.not_scored else []
+    failed = night.failed + night.not_scored + night.not_calibrated
+    parts += [f"{failed:,} failed"] if failed else []
+    parts += ["calibration not used"] if night.calibrations_failed else []
+    parts += [f"{night.outside_calibration:,} outside the calibration"] if night.outside_calibration else []
     parts += [f"{night.deferred:,} deferred"] if night.deferred else []
     parts += [count_text(night.alarms, "alarm")] if night.alarms else []
     parts += ["disk nearly full"] if night.disk_low else []

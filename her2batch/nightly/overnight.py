@@ -24,7 +24,7 @@ from her2batch.job_settings import NightlySettings
 from her2batch.models.bundle import check_bundle_fits, read_bundle
 from her2batch.models.predictor import BundlePredictor
 from her2batch.nightly import drift, notify, retention, sentinels
-from her2batch.nightly.messages import explain_error
+from her2batch.nightly.messages import calibration_sentences, explain_error
 from her2batch.nightly.nights_index import write_nights_index
 from her2batch.nightly.summary import INTERNAL_ERROR, NightSummary, count_error_codes, count_results, disk_usage
 from her2batch.pipeline.calibration.apply import load_calibration
@@ -112,7 +112,7 @@ def _run_night(
         findings.notes += summary.labels.warnings if summary.labels is not None else []
         _score_slides(settings, session, night, findings.notes)
     if not (night.stopped or summary.stopped):  # the next night calibrates what this one leaves
-        _calibrate_slides(settings, cohort, summary.relabelled, findings.notes)
+        _calibrate_slides(settings, cohort, summary.relabelled, night, findings.notes)
     _summarize(settings, cohort, summary, findings, begin)
     _send_results(settings, cohort, findings)
     night.ended = local_now().isoformat(timespec="seconds")
@@ -224,7 +224,9 @@ def _score_slides(settings: NightlySettings, session: RaySession, night: NightSu
     notes += scored.failures.values()
 
 
-def _calibrate_slides(settings: NightlySettings, cohort: Cohort, relabelled: Collection[str], notes: list[str]) -> None:
+def _calibrate_slides(
+    settings: NightlySettings, cohort: Cohort, relabelled: Collection[str], night: NightSummary, notes: list[str]
+) -> None:
     """Predict with the calibration, after the bundle, whose heads may be calibrated too. Older slides are skipped.
 
     relabelled: slides to predict again, because their labels have changed.
@@ -234,9 +236,12 @@ def _calibrate_slides(settings: NightlySettings, cohort: Cohort, relabelled: Col
     try:
         found = calibrate_slides(cohort.root, Path(settings.calibration), again=relabelled)
     except InputError as error:  # until there are slides of the calibration's stain, the night goes on without
-        notes.append(str(error))
+        night.calibrations_failed = 1
+        notes.append(f"the calibration was not used: {error}")
         return
-    notes += found.failures.values()
+    night.calibration, night.calibrated, night.not_calibrated = found.id, found.calibrated, len(found.failures)
+    night.outside_calibration, night.outside_causes = found.outside, found.causes
+    notes += [*calibration_sentences(night), *found.failures.values()]
 
 
 def _score_sentinels(

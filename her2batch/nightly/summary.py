@@ -39,6 +39,12 @@ class NightSummary:
     fresh: int = 0  # done or failed in this night
     scored: int = 0
     not_scored: int = 0
+    calibration: str | None = None  # id of the calibration that was used
+    calibrated: int = 0  # slides that it predicted in this night
+    not_calibrated: int = 0  # slides whose tables it could not read
+    outside_calibration: int = 0  # of the calibrated ones, those that it does not apply to: their rule's result stands
+    outside_causes: dict[str, int] = field(default_factory=dict)  # slides by why it does not apply
+    calibrations_failed: int = 0  # that could not be used at all, although the settings name them
     sent: int = 0  # results that the laboratory information system has accepted in this night
     not_sent: int = 0  # results that it does not have yet
     review: int = 0
@@ -76,7 +82,7 @@ class NightSummary:
             return 1
         if self.held:
             return HELD_EXIT_CODE
-        return 3 if self.failed or self.not_scored or self.not_sent else 0
+        return 3 if self.failed or self.not_scored or self.not_calibrated or self.not_sent else 0
 
     def to_json(self) -> str:
         """Return the summary as one line of JSON."""

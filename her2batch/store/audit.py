@@ -195,7 +195,9 @@ def _schema_problem(path: Path) -> str | None:
     schema = read_parquet(path).schema
     dim = schema.field("embedding").type.list_size if "embedding" in schema.names else None
     wanted = schemas.table_schema(name, dim)
-    older = pa.schema([field for field in wanted if field.name not in schemas.LATER_COLUMNS.get(schemas.table_key(name), ())])
+    older = pa.schema(
+        [field for field in wanted if field.name not in schemas.LATER_COLUMNS.get(schemas.table_key(name), ())]
+    )
     return None if schema.equals(wanted) or schema.equals(older) else f"does not have the columns of {name}"
 
 

@@ -16,6 +16,9 @@ import pytest
 from her2batch.errors import InputError, StoreError
 from her2batch.job_settings import NightlySettings, read_settings
 from her2batch.nightly import drift, retention
+from her2batch.nightly.mail import compose_mail
+from her2batch.nightly.messages import headline
+from her2batch.nightly.metrics import textfile
 from her2batch.nightly.overnight import (
     NightFindings,
     _calibrate_slides,
@@ -29,6 +32,7 @@ from her2batch.nightly.overnight import (
 )
 from her2batch.nightly.summary import NightSummary
 from her2batch.pipeline.calibration.run import CalibrationRequest, calibrate_cohort
+from her2batch.reports.night_page import render_night_page
 from her2batch.runtime.ingest import IngestSummary
 from her2batch.runtime.ray_session import RaySession
 from her2batch.settings import Plan
@@ -202,15 +206,43 @@ def test_a_night_calibrates_the_slides_that_are_new_to_its_calibration(tmp_path:
     source = f"predictions/{calibrate_cohort(CalibrationRequest(cohort.root, path, sheet)).calibration.id}"
     settings = NightlySettings(scans=str(tmp_path), cohort=str(cohort.root), calibration=str(path))
     notes: list[str] = []
-    _calibrate_slides(settings, cohort, (), notes)
+    _calibrate_slides(settings, cohort, (), NightSummary("n", "t"), notes)
     assert all(cohort.read(source, slide).num_rows for slide in labels)
     made = {slide: cohort.table(source, slide).stat().st_mtime_ns for slide in labels}
     add_slide(cohort, "new-1", "1+", np.random.default_rng(1))
-    _calibrate_slides(settings, cohort, {"0x000-1"}, notes)
+    night = NightSummary("n", "t")
+    _calibrate_slides(settings, cohort, {"0x000-1"}, night, notes)
     assert cohort.read(source, "new-1").num_rows
     again = {slide for slide in labels if cohort.table(source, slide).stat().st_mtime_ns != made[slide]}
     assert again == {"0x000-1"}  # its label has changed
     assert notes == []
+    assert (f"predictions/{night.calibration}", night.calibrated, night.outside_calibration) == (source, 2, 0)
+
+
+def test_a_night_counts_and_names_what_its_calibration_could_not_do(tmp_path: Path) -> None:
+    """One slide of another scanner, one beyond the range of the counterstain, and one whose tables are damaged."""
+    cohort, labels = make_laboratory(tmp_path / "cohort", dict.fromkeys(IHC_SCORES, 2))
+    path, sheet = tmp_path / "c.toml", write_sheet(tmp_path / "labels.csv", labels)
+    calibrate_cohort(CalibrationRequest(cohort.root, path, sheet))
+    add_slide(cohort, "dark-1", "1+", np.random.default_rng(1), counterstain=0.9)
+    add_slide(cohort, "scanner-1", "1+", np.random.default_rng(1), format="philips")
+    cohort.table("membrane", "0x000-1").write_bytes(b"damaged")
+    night, notes = NightSummary("n", "2026-06-01T19:00:00"), []
+    settings = NightlySettings(
+        scans=str(tmp_path), cohort=str(cohort.root), calibration=str(path), hook={"mail_to": ["a@b"]}
+    )
+    _calibrate_slides(settings, cohort, (), night, notes)
+    assert (night.calibrated, night.not_calibrated, night.outside_calibration, night.exit_code) == (9, 1, 2, 3)
+    assert night.outside_causes == {"calibration-drift": 1, "calibration-scanner": 1}
+    mail = compose_mail(settings.hook, night)
+    assert mail["Subject"] == "her2batch: 0 to look at, 1 failed, 2 outside the calibration (night of 1 June 2026)"
+    words = mail.get_body(("plain",)).get_content()
+    assert f"1 slide without the calibration {night.calibration}: its counterstain lies outside the range" in words
+    assert "9 with the calibration" in words
+    assert "dark-1" not in words
+    assert any("0x000-1" in note for note in notes)  # the report may name slides
+    assert "her2batch_night_outside_calibration 2" in textfile(night)
+    assert f"{night.calibration}: 9 slides predicted" in render_night_page(vars(NightFindings(night)))
 
 
 def test_a_calibration_of_another_stain_is_a_note_in_the_report(tmp_path: Path) -> None:
@@ -222,15 +254,16 @@ def test_a_calibration_of_another_stain_is_a_note_in_the_report(tmp_path: Path) 
     add_slide(cohort, "a-1", "1+", np.random.default_rng(0), stain="er")
     notes: list[str] = []
     settings = NightlySettings(scans=str(tmp_path), cohort=str(cohort.root), calibration=str(path))
-    _calibrate_slides(settings, cohort, (), notes)
+    night = NightSummary("n", "t")
+    _calibrate_slides(settings, cohort, (), night, notes)
     assert "is for slides stained for her2; the cohort has er" in notes[0]
+    assert (night.calibrations_failed, night.calibration, night.exit_code) == (1, None, 0)
+    assert headline(night) == "0 to look at, calibration not used"
 
 
 def test_a_night_warns_before_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the summary, the report and the subject of the mail."""
     from her2batch.nightly import overnight
-    from her2batch.nightly.mail import compose_mail
-    from her2batch.reports.night_page import render_night_page
 
     cohort = Cohort(tmp_path / "c")
     cohort.create(Plan())

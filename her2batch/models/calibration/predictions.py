@@ -20,6 +20,10 @@ ABSTAINED: Final = "abstained"
 OUTSIDE: Final = "outside-calibration"
 TOO_FEW: Final = "too-few-labels"
 
+OTHER_SCANNER, DRIFT, NO_EVIDENCE = "calibration-scanner", "calibration-drift", "calibration-evidence"
+OUTSIDE_CAUSES: Final = (OTHER_SCANNER, NO_EVIDENCE, DRIFT)
+"""Why a slide lies outside a calibration; one of them stands beside OUTSIDE."""
+
 OF_UNCALIBRATED: Final = frozenset({"undecided", "uncalibrated", "near-10-percent", "unconfirmed-3-plus", "needs-ish"})
 """Reasons of a prediction that a calibration replaces by its own; the others concern the slide and stay."""
 
@@ -45,8 +49,9 @@ class CalibratedPredictor:
         if not any(known[:3] == key for known in self._methods):
             return []
         ready = self._methods.get((*key, group))
-        if ready is None or not ready.is_inside(evidence):
-            return self._outside(prediction)
+        cause = OTHER_SCANNER if ready is None else ready.outside_cause(evidence)
+        if ready is None or cause is not None:
+            return [_outside_row(prediction, cause or OTHER_SCANNER)]
         p, kept = ready.predict(evidence, self.calibration.coverage)
         classes = [name for name, is_kept in zip(evidence.classes, kept, strict=True) if is_kept]
         too_few = bool(ready.method.too_few(self.calibration.coverage))
@@ -55,11 +60,6 @@ class CalibratedPredictor:
         else:
             rows = [_derived_row(prediction, task, p, classes, too_few) for task in RULE_TASKS]
         return [{**row, "coverage": self.calibration.coverage} for row in rows]
-
-    def _outside(self, prediction: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the uncalibrated row, for review, with the reason that the calibration does not apply."""
-        reasons = list(dict.fromkeys([*(prediction["reasons"] or ()), "uncalibrated", OUTSIDE]))
-        return [{**prediction, "reasons": reasons, "review": True}]
 
 
 class _ReadyMethod:
@@ -83,13 +83,15 @@ class _ReadyMethod:
         """The scores of the labelled slides of each class."""
         return self.method.scores()
 
-    def is_inside(self, evidence: SlideEvidence) -> bool:
-        """Return whether the slide is of a calibrated scanner and has all measurements, each within its range."""
-        method = self.method
-        if evidence.scanner not in method.scanners or not set(method.centre) <= set(evidence.further):
-            return False
-        measured = evidence.measured
-        return all(name in measured and low <= measured[name] <= high for name, (low, high) in method.ranges.items())
+    def outside_cause(self, evidence: SlideEvidence) -> str | None:
+        """Return why the calibration does not apply: another scanner, no measurement, or one beyond its range."""
+        method, measured = self.method, evidence.measured
+        if evidence.scanner not in method.scanners:
+            return OTHER_SCANNER
+        if not (set(method.centre) <= set(evidence.further) and set(method.ranges) <= set(measured)):
+            return NO_EVIDENCE
+        is_inside = all(low <= measured[name] <= high for name, (low, high) in method.ranges.items())
+        return None if is_inside else DRIFT
 
     def predict(self, evidence: SlideEvidence, coverage: float) -> tuple[Floats, Any]:
         """Return the probability of each class, (K,), and which classes are in the conformal set, (K,) bool.
@@ -105,6 +107,12 @@ class _ReadyMethod:
         if self.method.too_few(coverage):
             return own, np.ones(len(own), bool)
         return own, conformal_sets(by_fold, scores, coverage)[0]
+
+
+def _outside_row(prediction: Mapping[str, Any], cause: str) -> dict[str, Any]:
+    """Return the uncalibrated row, for review, with the reason that the calibration does not apply and its cause."""
+    reasons = list(dict.fromkeys([*(prediction["reasons"] or ()), "uncalibrated", OUTSIDE, cause]))
+    return {**prediction, "reasons": reasons, "review": True}
 
 
 def _row(

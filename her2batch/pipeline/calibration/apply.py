@@ -12,7 +12,7 @@ import pyarrow as pa
 from her2batch.errors import InputError
 from her2batch.models.calibration.calibration_file import Calibration, measurement_plan, read_calibration
 from her2batch.models.calibration.evidence import slide_digest
-from her2batch.models.calibration.predictions import ABSTAINED, OUTSIDE, CalibratedPredictor
+from her2batch.models.calibration.predictions import ABSTAINED, OUTSIDE, OUTSIDE_CAUSES, CalibratedPredictor
 from her2batch.pipeline.calibration.fit_cohort import UNREADABLE, group_of, is_fitted
 from her2batch.pipeline.calibration.read_evidence import read_evidence
 from her2batch.settings import ALGORITHMS, Plan
@@ -27,7 +27,7 @@ class CalibratedSlides:
     """What became of the slides.
 
     calibrated: predicted.  abstained, outside: of these, slides with that reason.  already: predicted before.
-    failures: slide → why its tables could not be read.
+    failures: slide → why its tables could not be read.  causes: why slides are outside → their number.
     """
 
     id: str
@@ -36,6 +36,7 @@ class CalibratedSlides:
     outside: int = 0
     already: int = 0
     failures: dict[str, str] = field(default_factory=dict)
+    causes: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The result as plain values."""
@@ -113,6 +114,9 @@ def _calibrate_slide(
     found.calibrated += 1
     found.abstained += ABSTAINED in reasons
     found.outside += OUTSIDE in reasons
+    for cause in OUTSIDE_CAUSES:
+        if cause in reasons:
+            found.causes[cause] = found.causes.get(cause, 0) + 1
 
 
 def calibrate_slide(cohort: Cohort, predictor: CalibratedPredictor, row: Row, group: str | None) -> pa.Table:
