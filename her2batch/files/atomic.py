@@ -17,18 +17,18 @@ CHUNK = 1 << 20
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, folder: Path | None = None) -> Iterator[Path]:
     """Write a file that appears complete or not at all, also after a crash: fsync, rename, fsync of the folder.
 
-    Gives the path to write to.
+    Gives the path to write to, in the folder of `path` or in another one of the same disk.
     """
     if is_remote(path):
-        with tempfile.TemporaryDirectory(prefix="her2batch-") as folder:
-            part = Path(folder) / path.name
+        with tempfile.TemporaryDirectory(prefix="her2batch-") as temporary:
+            part = Path(temporary) / path.name
             yield part
             upload(part, path)
         return
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # `verify` may write beside an ingest
+    part = (folder or path.parent) / f".{path.name}.{os.getpid()}.part"  # `verify` may write beside an ingest
     try:
         yield part
         fsync(part)

@@ -269,7 +269,7 @@ class Cohort:
         """An empty draft of a slide; files of an earlier attempt are deleted."""
         self.check_present()
         draft = self.existing_draft(slide_id)
-        shutil.rmtree(draft.root, ignore_errors=True)
+        draft.discard()
         if self.remote:
             locations.make_draft_folder(self.root)
         draft.root.mkdir()
@@ -325,12 +325,10 @@ class Draft:
 
         sent: entries of files that are in place already.  Raises OSError if a write fails; nothing is committed then.
         """
-        files = sorted([*sent, *self.send()], key=lambda file: str(file["path"]))
-        row = {**row, "files": files}
-        write_row(self.cohort, row)
-        paths = {file["path"] for file in files}
-        stale = [file["path"] for file in (old or {}).get("files", []) if file["path"] not in paths]
-        locations.remove_files(self.cohort.root, stale)
+        row = {**row, "files": sorted([*sent, *self.send()], key=lambda file: str(file["path"]))}
+        write_row(self.cohort, row, self.root)  # a killed worker leaves a half-written row in the draft only
+        stale = {file["path"] for file in (old or {}).get("files", [])} - {file["path"] for file in row["files"]}
+        locations.remove_files(self.cohort.root, sorted(stale))
         self.discard()
         return row
 
@@ -341,18 +339,18 @@ class Draft:
         files that are new already, which `files_present` and `verify` report.
         """
         self.cohort.check_present()
-        files = [self._file_entry(path) for path in sorted(self.root.rglob("*")) if path.is_file()]
+        files = [self._file_entry(path) for path in sorted(self._files())]
         if self.cohort.remote:
             for file in files:
                 locations.upload(self.root / file["path"], self.cohort.root / file["path"])
             return files
-        for folder in [path for path in sorted(self.root.rglob("*")) if path.is_dir()]:
+        for folder in filter(Path.is_dir, sorted(self.root.rglob("*"))):
             fsync(folder)
         for source in sorted(self._renamed_paths()):
             target = self.cohort.root / source.relative_to(self.root)
             make_folder(target.parent)
             if target.is_dir():  # a folder can't be renamed over a folder with files
-                target.rename(self._with_parents(self.root / "old" / source.relative_to(self.root)))
+                target.rename(self._with_parents(self.root / ".old" / source.relative_to(self.root)))
             source.replace(target)
             fsync(target.parent)
         return files
@@ -373,8 +371,10 @@ class Draft:
 
     def _renamed_paths(self) -> set[Path]:
         """Paths that one rename each moves: files, and Zarr folders as a whole."""
-        files = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
-        return {self.root / locations.top_level_name(name) for name in files}
+        return {self.root / locations.top_level_name(path.relative_to(self.root).as_posix()) for path in self._files()}
+
+    def _files(self) -> list[Path]:  # not a half-written row, nor replaced files, of an attempt that was killed
+        return [path for path in self.root.glob("[!.]*/**/*") if path.is_file()]
 
 
 def tables_of(row: Mapping[str, Any], kind: str | None = None) -> list[str]:
@@ -382,17 +382,17 @@ def tables_of(row: Mapping[str, Any], kind: str | None = None) -> list[str]:
 
     kind: only those of one kind, sorted: `predictions` → [`predictions/membrane`, …].
     """
-    paths = (str(file["path"]) for file in row["files"] or ())
-    names = [path.removeprefix("tables/").rpartition("/")[0] for path in paths if path.startswith("tables/")]
+    tables = (path for file in row["files"] or () if (path := str(file["path"])).startswith("tables/"))
+    names = [path.removeprefix("tables/").rpartition("/")[0] for path in tables]
     return names if kind is None else sorted(name for name in names if name.partition("/")[0] == kind)
 
 
-def write_row(cohort: Cohort, row: Row) -> None:
-    """Write a row of `slides`, which commits the slide. Raises StoreError if the cohort is gone."""
+def write_row(cohort: Cohort, row: Row, folder: Path | None = None) -> None:
+    """Write a row of `slides`, which commits the slide, by way of `folder`. Raises StoreError if the cohort is gone."""
     cohort.check_present()
     path = cohort.table("slides", row["slide_id"])
     make_folder(path.parent)
-    with atomic_write(path) as part:
+    with atomic_write(path, folder) as part:
         write_checksummed(pa.Table.from_pylist([row], schemas.table_schema("slides")), part)
 
 

@@ -76,6 +76,21 @@ def test_a_second_commit_replaces_all_files_of_the_first(cohort: Cohort) -> None
     assert list(verify_cohort(cohort)) == []
 
 
+def test_a_worker_killed_while_it_writes_the_row_leaves_nothing_behind_a_second_attempt(
+    cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr("her2batch.store.cohort.write_checksummed", lambda _, part: (part.touch(), os._exit(9)))
+        commit(cohort, "a")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert not list((cohort.root / "tables").rglob(".*.part"))
+    draft = cohort.existing_draft("a")  # the files are in place, and the last step is repeated
+    draft.write("tiles", tiles("a"))
+    assert [file["path"] for file in draft.commit(row("a"), None)["files"]] == ["tables/tiles/a.parquet"]
+    assert not [*cohort.root.glob(".draft-*"), *cohort.root.rglob(".*.part")]
+
+
 def test_committing_a_failure_deletes_the_old_files(cohort: Cohort) -> None:
     first = commit(cohort, "a")
     cohort.draft("a").commit(row("a", status="failed", error_code="truncated"), first)
