@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from her2batch.reports.agreement import (
     _evaluate_methods,
+    _without_patches,
     _worst_misclassified,
     calibration_table,
     confusion_table,
@@ -20,7 +21,7 @@ from her2batch.reports.agreement import (
 from her2batch.reports.report_data import ReportData
 from her2batch.reports.theme import render_template
 from her2batch.store.tables.runs import run_schema
-from her2batch.tasks import CLASSES
+from her2batch.tasks import CLASSES, PATCH_NETWORKS
 from her2batch.training.statistics import bootstrap_intervals
 
 
@@ -178,3 +179,13 @@ def test_misclassified_slides_open_for_ish_show_only_their_ihc_score() -> None:
     table = pa.Table.from_pylist(rows, run_schema("predictions"))
     assert [row["task"] for row in _worst_misclassified(table, {"s0"})] == ["her2-4way"]
     assert [row["predicted"] for row in _worst_misclassified(table.slice(0, 1), set())] == ["negative"]
+
+
+@pytest.mark.parametrize("network", PATCH_NETWORKS)
+def test_patches_are_no_slides_in_the_report_of_a_run(network: str) -> None:
+    """A run keeps one row a patch of every network that classifies patches; agreement is measured on slides."""
+    table = predictions("her2-4way", ["0", "3+"], np.array([[0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7]]))
+    kinds = [(network, "patches-low"), (network, "thumbnail-224"), ("svm", "patches-low")]
+    rows = [{**row, "method": method, "input": name} for row in table.to_pylist() for method, name in kinds]
+    found = _without_patches(pa.Table.from_pylist(rows, table.schema)).to_pylist()
+    assert {(row["method"], row["input"]) for row in found} == set(kinds[1:])
