@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 from her2batch.assessment import UNCALIBRATED_NOTE, is_uncalibrated
 from her2batch.errors import REMEDIES
 from her2batch.files.atomic import atomic_write
-from her2batch.reports import agreement, slide_page, worklists
+from her2batch.reports import slide_page, worklists
 from her2batch.reports.abstention.abstention_section import abstention_section
 from her2batch.reports.abstention.review_queue import review_queue
+from her2batch.reports.agreement.sections import label_agreement_section, training_run_section
 from her2batch.reports.controls.control_trend import controls_section
 from her2batch.reports.controls.tma_section import tma_section
 from her2batch.reports.figures import Figure, plot_bars, plot_shares
@@ -199,8 +200,8 @@ SECTIONS: Final = (
     Section("lists", "Worklist", worklists_section),
     Section("abstention", "Abstention and review", abstention_section),
     Section("scores", "Scores", scores_section),
-    Section("labels", "Agreement with the labels", agreement.label_agreement_section),
-    Section("run", "Training run", agreement.training_run_section),
+    Section("labels", "Agreement with the labels", label_agreement_section),
+    Section("run", "Training run", training_run_section),
     Section("tma", "Tissue microarrays", tma_section),
     Section("controls", "Controls", controls_section),
     Section("quality", "Quality", quality_section),

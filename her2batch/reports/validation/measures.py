@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import combinations
 from typing import Any
 
-from her2batch.reports.agreement import kappa_interval, without_false_certainty
+from her2batch.reports.agreement.kappa import kappa_interval, without_false_certainty
 from her2batch.reports.validation.comparison import NO_RESULT, Compared, Comparison
 from her2batch.training.statistics import exact_interval
 

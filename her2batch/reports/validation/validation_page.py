@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from her2batch.models.guideline.steps import GuidelineStep
 from her2batch.models.membrane_rule import guideline_steps, slide_shares
-from her2batch.reports.agreement import confusion_table
+from her2batch.reports.agreement.curves import confusion_table
 from her2batch.reports.figures import Figure, plot_confusion, plot_intervals
 from her2batch.reports.report_data import ReportData
 from her2batch.reports.theme import render_html_page, render_template, thumbnail_uris

@@ -1,0 +1,63 @@
+"""Sections on the agreement with the labels and on a training run, on a cohort with everything to show."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from her2batch.reports.agreement.sections import (
+    _worst_misclassified,
+    label_agreement_section,
+    labelled_predictions,
+    predictions_of_slides,
+    training_run_section,
+)
+from her2batch.reports.report_data import ReportData
+from her2batch.store.tables.runs import run_schema
+from her2batch.tasks import PATCH_NETWORKS
+from tests.reports.agreement.predictions import predictions
+
+
+def test_labelled_predictions_have_the_class_of_their_label(report_data: ReportData) -> None:
+    found = labelled_predictions(report_data)
+    by_rule = found.filter(pc.equal(found["method"], "membrane"))
+    assert set(by_rule["task"].to_pylist()) == {"her2-4way", "her2-3way", "her2-binary"}
+    assert set(found["task"].to_pylist()) == {"her2-4way", "her2-5way", "her2-3way", "her2-binary", "er"}
+    truth = {(one["slide_id"], one["truth"]) for one in found.to_pylist() if one["task"] == "her2-4way"}
+    assert truth == {(one, report_data.labels[one]["her2"]) for one, _ in truth}
+
+
+def test_section_shows_methods_sites_and_misclassified_slides(report_data: ReportData) -> None:
+    part = label_agreement_section(report_data)
+    assert part is not None
+    for words in ("her2-4way by membrane", "her2-3way by clam-sb", "Agreement at each site", "north", "Misclassified"):
+        assert words in part.html, words
+    names = [one.name for one in part.figures]
+    assert len(names) == len(set(names))
+    assert {one.rsplit("-", 1)[1] for one in names if one.startswith("labels-")} == {"confusion", "calibration"}
+    assert any(one.startswith("kappa-") for one in names)
+
+
+def test_section_is_left_out_without_labels_or_run(report_data: ReportData) -> None:
+    assert label_agreement_section(replace(report_data, labels={})) is None
+    assert training_run_section(report_data) is None
+
+
+def test_misclassified_slides_open_for_ish_show_only_their_ihc_score() -> None:
+    rows = [*predictions("her2-binary", ["positive"], np.array([[0.9, 0.1]])).to_pylist(),
+            *predictions("her2-4way", ["3+"], np.array([[0.1, 0.1, 0.7, 0.1]])).to_pylist()]  # fmt: skip
+    table = pa.Table.from_pylist(rows, run_schema("predictions"))
+    assert [row["task"] for row in _worst_misclassified(table, {"s0"})] == ["her2-4way"]
+    assert [row["predicted"] for row in _worst_misclassified(table.slice(0, 1), set())] == ["negative"]
+
+
+@pytest.mark.parametrize("network", PATCH_NETWORKS)
+def test_patches_are_no_slides_in_the_report_of_a_run(network: str) -> None:
+    """A run keeps one row a patch of every network that classifies patches; agreement is measured on slides."""
+    table = predictions("her2-4way", ["0", "3+"], np.array([[0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7]]))
+    kinds = [(network, "patches-low"), (network, "thumbnail-224"), ("svm", "patches-low")]
+    rows = [{**row, "method": method, "input": name} for row in table.to_pylist() for method, name in kinds]
+    found = predictions_of_slides(pa.Table.from_pylist(rows, table.schema)).to_pylist()
+    assert {(row["method"], row["input"]) for row in found} == set(kinds[1:])
