@@ -7,18 +7,13 @@ import json
 import re
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from her2batch.control_settings import Controls
 from her2batch.errors import InputError
+from her2batch.frozen_settings import Settings as Settings
 from her2batch.tasks import BUILTIN_TASKS, Task
-
-
-class Settings(BaseModel):
-    """Base of all settings: immutable; an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
 
 ALGORITHMS: Final = 2
 """Version of the computations of an ingest; part of every plan's id, so that slides of another version are not current.
@@ -55,55 +50,6 @@ WITHOUT_NETWORK: Final = ("stain",)
 
 BEFORE: Final = {"cells": "off"}
 """Values that were in effect before there was such a setting. A plan with these values has the id that it had then."""
-
-
-class ControlPlace(Settings):
-    """An area of a slide where control tissue is: a strip along a side, or a box, in mm from the label's edge.
-
-    expected: class of the control; several are those of its pieces, in their order along the side.
-    """
-
-    side: Literal["left", "right", "top", "bottom"] = Field(
-        "left", description="side of the image at which the label is, or from which distances are measured"
-    )
-    mm: float | None = Field(None, gt=0, le=80, description="depth of the strip along the side, mm")
-    box: tuple[float, float, float, float] | None = Field(
-        None, description="nearest and farthest distance from the side, first and last position along it, mm"
-    )
-    expected: tuple[str, ...] = Field((), description="expected class: 0, 1+, 2+ or 3+")
-
-
-class ControlSlides(Settings):
-    """Slides that consist of control tissue."""
-
-    name: str = Field(min_length=1, description="slide id; `*` stands for any characters")
-    expected: tuple[str, ...] = Field((), max_length=1, description="expected class: 0, 1+, 2+ or 3+")
-
-
-class ControlAnnotations(Settings):
-    """Classes of QuPath regions around control tissue, and around tissue that does not count."""
-
-    control: tuple[str, ...] = Field(("Control",), description="classes of regions with control tissue")
-    exclude: tuple[str, ...] = Field(("Exclude",), description="classes of regions that do not count")
-    expected: tuple[str, ...] = Field((), max_length=1, description="expected class where the region's does not say it")
-
-
-class Controls(Settings):
-    """Where control tissue is. It never counts towards a slide's score.
-
-    auto: pieces that are proposed are controls; else they are only flagged.
-    """
-
-    auto: bool = Field(False, description="pieces of tissue that are proposed as controls are controls")
-    places: tuple[ControlPlace, ...] = Field((), description="areas of each slide")
-    annotations: ControlAnnotations | None = Field(None, description="classes of QuPath regions")
-    slides: tuple[ControlSlides, ...] = Field((), description="control slides, by their names")
-
-    def __str__(self) -> str:
-        counts = {"place": len(self.places), "name of control slides": len(self.slides)}
-        parts = [f"{count} × {name}" for name, count in counts.items() if count]
-        parts += ["annotations"] if self.annotations is not None else []
-        return "auto" if self.auto else ", ".join(parts)
 
 
 class Plan(Settings):
@@ -315,6 +261,10 @@ class CountsSettings(Settings):
     inner_folds: int = Field(3, ge=2, le=10, description="number of folds of the search")
 
 
+Matrix = tuple[tuple[float, ...], ...]
+"""Rows of shares that sum to 1, one a reference class, in the order of a task's classes."""
+
+
 class Training(Settings):
     """Settings that decide the results of a training run."""
 
@@ -346,7 +296,7 @@ class Training(Settings):
         "ImageNet weights",
     )
     disagreement: str | None = Field(None, description="CSV of readers' disagreement that smooths the labels")
-    smoothing: tuple[tuple[float, ...], ...] | None = Field(None, description="the content of that file")
+    smoothing: dict[str, Matrix] | None = Field(None, description="the content of that file, by task")
     quick: bool = Field(False, description="few epochs, small networks and few patches, to try out a run")
     patches_per_slide: int | None = Field(
         None, ge=1, description="maximum number of patches of a slide, drawn at random"

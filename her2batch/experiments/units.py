@@ -171,9 +171,9 @@ def _make_fold(job: TrainingJob, unit: Unit, labels: NDArray[Any], train: Rows, 
     # the same seed for every fold of a method, so that folds differ only in their slides
     task = job.training.task(unit.task)
     targets = None
-    if job.training.smoothing is not None and unit.task in job.training.tasks:
-        matrix = np.array(job.training.smoothing, np.float32)
-        targets = matrix[np.maximum(labels, 0)]  # slides of neither part have the label −1; theirs are not used
+    if (matrix := (job.training.smoothing or {}).get(unit.task)) is not None:
+        known = np.maximum(labels, 0)  # slides of neither part have the label −1; their targets are not used
+        targets = np.array(matrix, np.float32)[known]
     return Fold(labels, train, val, task.outputs, job.training.seed, task.is_number, targets)
 
 

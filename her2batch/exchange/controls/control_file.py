@@ -25,10 +25,11 @@ from typing import Any, Final, NamedTuple
 from pydantic import ValidationError
 from shapely.geometry.base import BaseGeometry
 
+from her2batch.control_settings import ControlAnnotations, Controls
 from her2batch.errors import InputError
 from her2batch.exchange.annotations import SCORE_PATTERN, read_areas
 from her2batch.exchange.regions import check_inside, normalized_class
-from her2batch.settings import ControlAnnotations, Controls, Plan
+from her2batch.settings import Plan
 from her2batch.store.cohort import Cohort
 from her2batch.tasks import IHC_SCORES
 

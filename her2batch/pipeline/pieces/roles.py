@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from her2batch.control_settings import ControlPlace, Controls, ControlSlides
 from her2batch.exchange.controls.control_file import ControlRegion
-from her2batch.settings import ControlPlace, Controls, ControlSlides
 from her2batch.vision.pieces.connected import Labels, Piece, label_joined, measure_pieces, propose_controls, tile_pieces
 from her2batch.vision.regions import region_mask
 from her2batch.vision.stain import white_point

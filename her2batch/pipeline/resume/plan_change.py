@@ -14,8 +14,9 @@ from itertools import combinations, permutations
 from typing import NamedTuple
 
 from her2batch import settings
+from her2batch.control_settings import Controls
 from her2batch.errors import InputError
-from her2batch.settings import Controls, Plan
+from her2batch.settings import Plan
 from her2batch.store.cohort import Cohort, Row, tables_of
 from her2batch.store.pseudonyms import has_pseudonyms
 from her2batch.store.training_run import encoder_folder

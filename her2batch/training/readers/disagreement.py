@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from her2batch.errors import InputError
-from her2batch.settings import Training
-
-Matrix = tuple[tuple[float, ...], ...]
-"""Rows of shares that sum to 1, one a reference class, in the order of a task's classes."""
+from her2batch.settings import Matrix, Training
 
 REMEDY: Final = "see docs/training.md for the form of the file"
 
@@ -25,18 +22,19 @@ REMEDY: Final = "see docs/training.md for the form of the file"
 def with_smoothing(training: Training) -> Training:
     """Return settings that contain the matrix of --disagreement, so that a run depends on its content, not its path.
 
-    Raises InputError where the file cannot be read, or a task of the run has other classes.
+    Every task has the matrix in the order of its own classes.  Raises InputError where the file cannot be read, or a
+    task of the run has other classes.
     """
     if training.disagreement is None:
         return training
-    path, matrices = Path(training.disagreement), []
+    path, matrices = Path(training.disagreement), {}
     for name in training.tasks:
         task = training.task(name)
         if task.is_number:
             what = f"smooths labels of classes, but {name} is a number"
             raise InputError(what, path, "omit --disagreement, or the task")
-        matrices.append(read_disagreement(path, task.classes))
-    return training.model_copy(update={"smoothing": matrices[0]})
+        matrices[name] = read_disagreement(path, task.classes)
+    return training.model_copy(update={"smoothing": matrices})
 
 
 def read_disagreement(path: Path, classes: Sequence[str]) -> Matrix:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from her2batch.control_settings import ControlAnnotations, Controls
 from her2batch.errors import InputError
 from her2batch.exchange.controls.control_file import (
     choose_controls,
@@ -12,7 +13,7 @@ from her2batch.exchange.controls.control_file import (
     read_control_file,
     read_control_regions,
 )
-from her2batch.settings import ControlAnnotations, Controls, Plan
+from her2batch.settings import Plan
 from her2batch.store.cohort import Cohort
 
 EXAMPLE = """

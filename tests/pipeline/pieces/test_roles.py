@@ -5,9 +5,9 @@ import pytest
 import shapely
 from numpy.typing import NDArray
 
+from her2batch.control_settings import ControlPlace, Controls, ControlSlides
 from her2batch.exchange.controls.control_file import ControlRegion
 from her2batch.pipeline.pieces.roles import CONTROL, EXCLUDED, TISSUE, ControlPlan, SlidePieces, find_pieces
-from her2batch.settings import ControlPlace, Controls, ControlSlides
 
 MPP, SHAPE = 8.0, (120, 300)
 SCALE = 8  # level-0 px per px of the overview: the slide has 1 µm/px

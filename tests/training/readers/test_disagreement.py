@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from her2batch.errors import InputError
+from her2batch.experiments.units import TrainingJob, _make_fold
 from her2batch.settings import Training
+from her2batch.store.training_run import Unit
+from her2batch.tasks import Task
 from her2batch.training.methods import plan_units
 from her2batch.training.readers.disagreement import read_disagreement, with_smoothing
 
@@ -18,7 +21,23 @@ def test_rows_are_reference_classes_and_sum_to_1(tmp_path: Path) -> None:
     path.write_text("true,high,0,low\nlow,1,3,6\n0,0,9,1\nhigh,1,0,0\n")
     assert np.allclose(read_disagreement(path, CLASSES), [[0.9, 0.1, 0], [0.3, 0.6, 0.1], [0, 0, 1]])
     training = with_smoothing(Training(disagreement=str(path)))
-    assert training.smoothing == read_disagreement(path, CLASSES)
+    assert training.smoothing == {"her2-3way": read_disagreement(path, CLASSES)}
+
+
+def test_every_task_has_the_matrix_in_the_order_of_its_own_classes(tmp_path: Path) -> None:
+    """Two tasks with the same classes in other orders: smoothed labels follow the names of the classes."""
+    path = tmp_path / "readers.csv"
+    path.write_text("true,a,b\na,9,1\nb,3,7\n")
+    tasks = tuple(
+        Task(name=name, column="x", classes=classes, stains=("her2",))
+        for name, classes in (("up", ("a", "b")), ("down", ("b", "a")))
+    )
+    training = with_smoothing(Training(tasks=("up", "down"), definitions=tasks, disagreement=str(path)))
+    job = TrainingJob(None, None, None, training)  # type: ignore[arg-type]  # only the settings are read
+    for task in tasks:
+        label = np.array([task.classes.index("a")])
+        fold = _make_fold(job, Unit(task.name, "clam-sb", "stain", 0), label, label, label)
+        assert dict(zip(task.classes, fold.targets[0].tolist(), strict=True)) == pytest.approx({"a": 0.9, "b": 0.1})
 
 
 @pytest.mark.parametrize(("text", "message"), [
