@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from her2batch.api import ingest, open_cohort, open_slide, report, score, train
+    from her2batch.api.cohort_reader import open_cohort, open_slide
+    from her2batch.api.commands import ingest, report, score, train
     from her2batch.models.encoders import register_encoder
     from her2batch.models.mil_registry import register_mil
     from her2batch.task_files import read_tasks
@@ -27,7 +28,9 @@ __all__ = [
     "train",
 ]
 
-_MODULES = {name: "her2batch.api" for name in __all__} | {
+_MODULES = {
+    **dict.fromkeys(("open_cohort", "open_slide"), "her2batch.api.cohort_reader"),
+    **dict.fromkeys(("ingest", "report", "score", "train"), "her2batch.api.commands"),
     "register_encoder": "her2batch.models.encoders",
     "register_mil": "her2batch.models.mil_registry",
     "read_tasks": "her2batch.task_files",

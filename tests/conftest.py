@@ -71,7 +71,7 @@ LONGEST_FILES = (
     "tests/vision/test_tissue.py",
     "tests/exchange/lis/test_outbox.py",
     "tests/synthetic/test_cohort.py",
-    "tests/test_api.py",
+    "tests/api/test_cohort_reader.py",
     "tests/faults/test_logs.py",
     "tests/test_contributing.py",
     "tests/synthetic/test_specimen.py",

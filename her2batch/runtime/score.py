@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -19,6 +20,8 @@ from her2batch.errors import STOPPED, Her2BatchError, InputError, one_line
 from her2batch.files.locations import to_location
 from her2batch.models.bundle import Bundle, check_bundle_fits, read_bundle
 from her2batch.models.predictor import BundlePredictor
+from her2batch.pipeline.calibration.apply import CalibratedSlides
+from her2batch.pipeline.calibration.run import calibrate_slides, check_calibration
 from her2batch.pipeline.predict import ImageNetwork, has_image_networks, load_networks, score_slide
 from her2batch.pipeline.results import apply_labels
 from her2batch.runtime.doctor import check_torchvision
@@ -76,6 +79,60 @@ class ScoreSummary:
     def exit_code(self) -> int:
         """0 all done · 3 some failed · 130 stopped."""
         return STOPPED if self.stopped else 3 if self.failures else 0
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as plain values."""
+        return {
+            "bundle": self.bundle.id,
+            "licence": self.bundle.info.licence,
+            "scored": self.scored,
+            "already": self.already,
+            "not_applicable": self.not_applicable,
+            "failures": self.failures,
+            "exit_code": self.exit_code,
+        }
+
+
+@dataclass(frozen=True)
+class CohortScores:
+    """What a bundle and a calibration made of a cohort. None: not asked for, or not reached before the run stopped."""
+
+    by_bundle: ScoreSummary | None
+    by_calibration: CalibratedSlides | None
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done · 3 some failed · 130 stopped."""
+        code = 0 if self.by_bundle is None else self.by_bundle.exit_code
+        return max(code, 3 if self.by_calibration is not None and self.by_calibration.failures else 0)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `score --json` prints."""
+        data = {} if self.by_bundle is None else self.by_bundle.as_json()
+        if self.by_calibration is not None:
+            data["calibration"] = self.by_calibration.as_json()
+        return {**data, "exit_code": self.exit_code}
+
+
+def score_cohort(
+    root: Path,
+    bundle: Path | None,
+    calibration: Path | None,
+    resources: Resources,
+    report: ProgressCallback = lambda *_: None,
+) -> CohortScores:
+    """Score every slide of a cohort with a bundle, a calibration or both; the calibration is checked before the bundle.
+
+    Raises InputError, StoreError, WeightsError for what stops the batch.
+    """
+    if bundle is None and calibration is None:
+        raise InputError("score has nothing to score with", None, "name a trained bundle, a calibration, or both")
+    if calibration is not None:
+        check_calibration(root, calibration)  # before the bundle computes for hours
+    scored = score(root, bundle, resources, report) if bundle is not None else None
+    if calibration is None or (scored is not None and scored.stopped):
+        return CohortScores(scored, None)
+    return CohortScores(scored, calibrate_slides(root, calibration, report))
 
 
 def score(

@@ -11,10 +11,11 @@ import pytest
 
 from her2batch.errors import InputError
 from her2batch.experiments.train import TrainingRequest, train
+from her2batch.pipeline.calibration.apply import CalibratedSlides
 from her2batch.runtime import score as score_module
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.ray_session import RaySession
-from her2batch.runtime.score import score
+from her2batch.runtime.score import CohortScores, ScoreSummary, score, score_cohort
 from her2batch.settings import Plan, Resources, Training, TrainingResources
 from her2batch.store.audit import verify_cohort
 from her2batch.store.cohort import RETIRED, Cohort
@@ -276,3 +277,21 @@ def test_predictions_are_made_again_without_the_pyramid_from_stored_patches(bund
     assert (again.scored, again.failures) == (2, {})
     assert {slide_id: store.table(name, slide_id).read_bytes() for slide_id in store.rows()} == before
     assert list(verify_cohort(store)) == []
+
+
+@pytest.mark.parametrize(("stopped", "failed", "unreadable", "code"), [
+    (False, False, False, 0), (False, True, False, 3), (False, False, True, 3), (True, True, False, 130),
+])  # fmt: skip
+def test_bundle_and_calibration_together_have_one_exit_code(
+    stopped: bool, failed: bool, unreadable: bool, code: int, tmp_path: Path
+) -> None:
+    by_bundle = ScoreSummary(untrained(tmp_path / "bundle"), failures={"S1": "cut"} if failed else {}, stopped=stopped)
+    by_calibration = CalibratedSlides("cal-1", failures={"S2": "cut"} if unreadable else {})
+    found = CohortScores(by_bundle, None if stopped else by_calibration)
+    assert found.as_json()["exit_code"] == found.exit_code == code
+    assert ("calibration" in found.as_json()) != stopped
+
+
+def test_scoring_with_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="name a trained bundle, a calibration, or both"):
+        score_cohort(tmp_path, None, None, Resources(workers=0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,7 +22,6 @@ from her2batch.cli.options import (
     parse_columns,
     parse_location,
 )
-from her2batch.errors import STOPPED
 from her2batch.models.mil_registry import MIL_METHODS
 from her2batch.settings import Resources, Training, TrainingResources
 from her2batch.task_files import training_with_tasks
@@ -195,37 +194,21 @@ def score(
     """Score every slide with a bundle, a calibration or both, from the tables. Run the same command again to resume."""
     from her2batch.cli.console_calibration import print_calibrated
     from her2batch.cli.console_training import count_progress, print_score_summary
+    from her2batch.runtime.score import score_cohort
 
     if bundle is None and calibration is None:
         raise typer.BadParameter("name a trained bundle, a calibration, or both", param_hint="--bundle, --calibration")
-    if calibration is not None:
-        from her2batch.pipeline.calibration.run import check_calibration
-
-        check_calibration(cohort, calibration)
-    data: dict[str, Any] = {}
-    code, summary, calibrated = 0, None, None
     with count_progress("slides", quiet or as_json) as report:
-        if bundle is not None:
-            from her2batch.api import score_result
-            from her2batch.runtime.score import score as run
-
-            summary = run(cohort, bundle, resources, report)
-            data, code = score_result(summary), summary.exit_code
-        if calibration is not None and code != STOPPED:
-            from her2batch.pipeline.calibration.run import calibrate_slides
-
-            calibrated = calibrate_slides(cohort, calibration, report)
-            code = max(code, 3 if calibrated.failures else 0)
-            data["calibration"] = calibrated.as_json()
+        found = score_cohort(cohort, bundle, calibration, resources, report)
 
     def show() -> None:
-        if summary is not None:
-            print_score_summary(summary, cohort)
-        if calibrated is not None:
-            print_calibrated(calibrated, cohort)
+        if found.by_bundle is not None:
+            print_score_summary(found.by_bundle, cohort)
+        if found.by_calibration is not None:
+            print_calibrated(found.by_calibration, cohort)
 
-    emit(as_json, {**data, "exit_code": code}, show)
-    return code
+    emit(as_json, found.as_json(), show)
+    return found.exit_code
 
 
 def export_bundle(

@@ -1,12 +1,15 @@
 """Calibrations of a cohort: from labelled slides to predictions."""
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import her2batch
+from her2batch.cli.app import app
 from her2batch.errors import InputError
 from her2batch.models.calibration.calibration_file import read_calibration
 from her2batch.pipeline.calibration.run import CalibrationRequest, calibrate_cohort, calibrate_slides
@@ -83,6 +86,9 @@ def test_the_python_api_scores_with_a_calibration_and_needs_no_bundle(calibrated
     assert f"predictions/{calibration_id}" in her2batch.open_cohort(cohort.root).tables
     with pytest.raises(InputError, match="name a trained bundle, a calibration, or both"):
         her2batch.score(cohort.root)
+    told = CliRunner().invoke(app, ["score", str(cohort.root), "--calibration", str(path), "--json", "--quiet"])
+    again = her2batch.score(cohort.root, calibration=path)
+    assert json.loads(told.stdout) == again  # the command and the function are one
 
 
 def test_measured_cells_are_calibrated_and_are_evidence_for_the_membrane_rule(synthetic, tmp_path) -> None:

@@ -13,14 +13,13 @@ import pytest
 import torch
 
 import her2batch as h2
-from her2batch import api
+from her2batch.api.cohort_reader import CohortReader
 from her2batch.errors import InputError, StoreError
-from her2batch.settings import Plan, Resources, RunWindow
 from her2batch.store.cohort import Cohort
 from her2batch.synthetic.cohort import make_cohort
 from tests.conftest import Synthetic
 
-TUTORIAL = Path(__file__).parents[1] / "docs" / "python.md"
+TUTORIAL = Path(__file__).parents[2] / "docs" / "python.md"
 
 
 def test_import_is_light_and_lazy() -> None:
@@ -49,11 +48,11 @@ def test_the_tutorial_runs_line_by_line(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(scope="module")
-def cohort(synthetic: Synthetic) -> api.CohortReader:
+def cohort(synthetic: Synthetic) -> CohortReader:
     return h2.open_cohort(synthetic.cohort)
 
 
-def test_tables_hold_the_committed_rows_of_all_slides(cohort: api.CohortReader, synthetic: Synthetic) -> None:
+def test_tables_hold_the_committed_rows_of_all_slides(cohort: CohortReader, synthetic: Synthetic) -> None:
     store = Cohort(synthetic.cohort)
     assert list(cohort) == list(store.rows())
     expected = pa.concat_tables([store.read("tiles", slide_id) for slide_id in cohort])
@@ -64,7 +63,7 @@ def test_tables_hold_the_committed_rows_of_all_slides(cohort: api.CohortReader, 
     assert cohort.slides.slide_id.tolist() == list(store.rows())
 
 
-def test_columns_are_the_only_ones_read(cohort: api.CohortReader) -> None:
+def test_columns_are_the_only_ones_read(cohort: CohortReader) -> None:
     assert cohort.table("tiles", columns=["dab"]).column_names == ["dab"]
     assert cohort.table("slides", columns=["mpp"]).column_names == ["mpp"]
     assert list(cohort.dask("tiles", columns=["dab"]).columns) == ["dab"]
@@ -80,7 +79,7 @@ def test_files_that_no_row_names_are_not_seen(synthetic: Synthetic, tmp_path: Pa
     assert "half-written" not in set(h2.open_cohort(copy).table("tiles")["slide_id"].to_pylist())
 
 
-def test_unknown_names_are_refused_with_the_known_ones(cohort: api.CohortReader) -> None:
+def test_unknown_names_are_refused_with_the_known_ones(cohort: CohortReader) -> None:
     with pytest.raises(InputError, match=r"known: .*tiles"):
         cohort.table("nuclei")
     with pytest.raises(KeyError):
@@ -89,7 +88,7 @@ def test_unknown_names_are_refused_with_the_known_ones(cohort: api.CohortReader)
         h2.open_cohort("/nowhere")
 
 
-def test_a_slide_has_equal_pixels_from_file_and_from_pyramid(cohort: api.CohortReader, synthetic: Synthetic) -> None:
+def test_a_slide_has_equal_pixels_from_file_and_from_pyramid(cohort: CohortReader, synthetic: Synthetic) -> None:
     slide_id = next(row.slide_id for row in cohort.slides.itertuples() if row.n_tiles and row.path.endswith(".svs"))
     slide, path = cohort[slide_id], Path(cohort.slides.set_index("slide_id").loc[slide_id, "path"])
     x, y, size = slide.tiles[["x", "y", "size"]].iloc[0].tolist()
@@ -98,7 +97,7 @@ def test_a_slide_has_equal_pixels_from_file_and_from_pyramid(cohort: api.CohortR
         assert np.array_equal(file.dask()[y : y + size, x : x + size].compute(), file.region((x, y), (size, size)))
 
 
-def test_dask_blocks_are_read_by_threads_at_once(cohort: api.CohortReader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dask_blocks_are_read_by_threads_at_once(cohort: CohortReader, monkeypatch: pytest.MonkeyPatch) -> None:
     from her2batch.exchange import slide_arrays
 
     monkeypatch.setattr(slide_arrays, "BLOCK_PX", 500)
@@ -109,7 +108,7 @@ def test_dask_blocks_are_read_by_threads_at_once(cohort: api.CohortReader, monke
     assert np.array_equal(array.compute(scheduler="threads", num_workers=4), whole)
 
 
-def test_a_bag_is_the_embeddings_in_tile_order(cohort: api.CohortReader, synthetic: Synthetic) -> None:
+def test_a_bag_is_the_embeddings_in_tile_order(cohort: CohortReader, synthetic: Synthetic) -> None:
     slide_id = next(row.slide_id for row in cohort.slides.itertuples() if row.n_tiles)
     table = Cohort(synthetic.cohort).read("embeddings/stain", slide_id)
     bag = cohort.bag(slide_id, "stain")
@@ -117,7 +116,7 @@ def test_a_bag_is_the_embeddings_in_tile_order(cohort: api.CohortReader, synthet
     assert np.array_equal(bag, np.array(table["embedding"].to_pylist(), np.float16))
 
 
-def test_bags_are_a_torch_dataset_of_the_labelled_slides(cohort: api.CohortReader, synthetic: Synthetic) -> None:
+def test_bags_are_a_torch_dataset_of_the_labelled_slides(cohort: CohortReader, synthetic: Synthetic) -> None:
     own, given = cohort.bags("stain"), cohort.bags("stain", labels=synthetic.labels)
     assert isinstance(own, torch.utils.data.Dataset)
     assert own.slide_ids == given.slide_ids
@@ -125,12 +124,3 @@ def test_bags_are_a_torch_dataset_of_the_labelled_slides(cohort: api.CohortReade
     bag, target = own[0]
     assert bag.equal(torch.from_numpy(cohort.bag(own.slide_ids[0], "stain")).float())
     assert own.classes[target] in ("0", "low", "high")
-
-
-def test_settings_are_the_options_of_the_command() -> None:
-    plan, resources, window = api._split({"mpp": 0.25, "workers": 0}, Plan, Resources, RunWindow)
-    assert (plan.mpp, resources.workers, window) == (0.25, 0, RunWindow())
-    with pytest.raises(InputError, match="there is no setting 'magnification'"):
-        api._split({"magnification": 20}, Plan, Resources)
-    with pytest.raises(InputError, match="mpp=99"):
-        api._split({"mpp": 99}, Plan)
