@@ -111,7 +111,14 @@ def make_cohort(
         raise InputError(
             f"{slides} slides of {size[0]} × {size[1]} px", None, f"ask for 1 or more of {MIN_SLIDE_PX} px or more"
         )
-    truths = plan_cohort(slides, seed, size, options)
+    write_cohort(out, plan_cohort(slides, seed, size, options), seed, workers, progress)
+    return out
+
+
+def write_cohort(
+    out: Path, truths: list[SlideTruth], seed: int, workers: int | None = None, progress: Progress | None = None
+) -> None:
+    """Write the slides of a cohort with their labels, annotations and ground truth. See `make_cohort`."""
     for name in ("slides", "annotations", "truth"):
         (out / name).mkdir(parents=True, exist_ok=True)
     write = partial(_write_slide_files, out, seed)
@@ -119,9 +126,8 @@ def make_cohort(
     for truth in _map_in_processes(write, truths, workers or os.cpu_count() or 1):
         written.append(truth)
         if progress is not None:
-            progress(len(written), slides)
+            progress(len(written), len(truths))
     write_labels(out / "labels.csv", written)
-    return out
 
 
 def _map_in_processes(

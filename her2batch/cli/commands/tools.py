@@ -15,10 +15,28 @@ def synth(
     folder: Annotated[
         Path, typer.Argument(help="folder to write the slides and labels to", show_default=False, metavar="FOLDER")
     ],
-    slides: Annotated[int, typer.Option(min=1, help="number of slides")] = 20,
+    slides: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="number of slides, of a profile number of HER2 slides; default: 20, with the profile paper 500"
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="seed of the random generator")] = 0,
-    width: Annotated[int, typer.Option(min=512, help="typical width, level-0 px")] = 6000,
-    height: Annotated[int, typer.Option(min=512, help="typical height, level-0 px")] = 5000,
+    width: Annotated[
+        int | None, typer.Option(min=512, help="typical width, level-0 px; default: 6000, with the profile paper 4800")
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(min=512, help="typical height, level-0 px; default: 5000, with the profile paper 4200")
+    ] = None,
+    profile: Annotated[
+        Literal["paper"] | None,
+        typer.Option(
+            help="paper: as many slides of each HER2 score, ISH, ER and PR result as the paper's cohort has",
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="number of processes; default: one per core")] = None,
+    quiet: Quiet = False,
     lab: Annotated[
         list[str] | None,
         typer.Option(help="laboratory: its number, north or south; repeat to divide the patients", show_default=False),
@@ -32,13 +50,21 @@ def synth(
     ] = "usual",
 ) -> int:
     """Write a synthetic HER2 cohort with known scores, to try the software; not for medical use."""
+    from her2batch.cli.console_training import count_progress
     from her2batch.synthetic.cohort import CohortOptions, make_cohort
+    from her2batch.synthetic.paper.paper_cohort import PAPER_SIZE, PAPER_SLIDES, make_paper_cohort
 
     options = CohortOptions(stain=stain, kind=kind)
-    make_cohort(
-        folder, slides, seed, (width, height), options=options._replace(laboratories=tuple(lab)) if lab else options
-    )
-    print(f"{slides} slides in {folder / 'slides'}, labels in {folder / 'labels.csv'}")
+    options = options._replace(laboratories=tuple(lab)) if lab else options
+    usual = PAPER_SIZE if profile else (6000, 5000)
+    size = width or usual[0], height or usual[1]
+    with count_progress("slides", quiet) as report:
+        if profile is None:
+            n = slides or 20
+            make_cohort(folder, n, seed, size, workers, report, options)
+        else:
+            n = make_paper_cohort(folder, slides or PAPER_SLIDES, seed, size, workers, report, options)
+    print(f"{n} slides in {folder / 'slides'}, labels in {folder / 'labels.csv'}")
     return 0
 
 
