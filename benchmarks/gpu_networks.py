@@ -1,4 +1,4 @@
-"""Step of the GPU benchmark: networks bare and through her2batch's tile feed, and three at once on one GPU.
+"""Step of the GPU benchmark: networks bare and through her2batch's tile feed, three at once, and tiles measured.
 
 usage: gpu_networks.py SCRATCH OUT [--cpu]
 
@@ -6,14 +6,17 @@ Random weights. Feed: uint8 tiles in host memory, as the ingest's decoder leaves
 `models.device.run_network`: pinned, copied asynchronously, normalised on the device, bf16 autocast, vectors copied
 back. Bare: the same network and batch on normalised data that is on the device already.
 Three at once: a process for each network, as the ingest has an actor for each, against one after the other.
+Measured: the features of tiles of synthetic tissue on the device, against the reference on one core.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
+from pathlib import Path
 
 import numpy as np
 import timm
@@ -22,7 +25,12 @@ from gpu_record import Row, StepRecord, step_record, synchronize
 from rounds import median_seconds
 
 from her2batch.models.device import SUB_BATCH, Normalization, run_network, set_deterministic
+from her2batch.models.device_measurements.measure_tiles import measure_tiles_on_device
 from her2batch.models.encoders import ENCODERS, TimmEncoder
+from her2batch.slides.readers import open_slide
+from her2batch.slides.slide import Box, resample
+from her2batch.vision.membrane import measure_tiles
+from her2batch.vision.stain import fit_stain_vectors
 
 NORMALIZATION = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -120,13 +128,40 @@ def measure_three(record: StepRecord, tiles: int) -> None:
     record.add(Row("networks.three", what, together, "s", alone / together, "as fast as one after the other", note))
 
 
+def measure_features(record: StepRecord, scratch: Path, count: int) -> None:
+    """Add the row of the tiles' features on the device; its ratio is to the reference on one core."""
+    with open_slide(sorted((scratch / "large").glob("*.tiff"))[0]) as slide:
+        middle = Box(slide.info.width // 2 - 448, slide.info.height // 2 - 448, 896, 896)
+        image = resample(slide.read(middle), 448, 448)
+    four = np.stack([image[y : y + 224, x : x + 224] for y in (0, 224) for x in (0, 224)])
+    stains = fit_stain_vectors(four, (245.0, 245.0, 245.0), 0.5)
+    tiles = np.tile(four, (count // 4, 1, 1, 1))
+    sides = {
+        "device": lambda: measure_tiles_on_device(torch.from_numpy(tiles).to(record.device), 0.5, stains).cpu(),
+        "core": lambda: measure_tiles(tiles[:16], 0.5, stains),
+    }
+    seconds = {name: elapsed(side) for name, side in sides.items()}
+    rate, core = len(tiles) / seconds["device"], 16 / seconds["core"]
+    record.add(Row("measure.tiles", "tiles measured on the device", rate, "tiles/s", rate / core, "one CPU core"))
+
+
+def elapsed(work: Callable[[], object]) -> float:
+    """Return the seconds of a second call; the first warms up."""
+    work()
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
 def main() -> None:
-    """Add the rows of each network and of three at once."""
-    record, _ = step_record(__doc__.splitlines()[0])
+    """Add the rows of each network, of three at once and of the tiles' features."""
+    record, scratch = step_record(__doc__.splitlines()[0])
     set_deterministic(record.device)
     tiles = 16 if record.cpu else 4096
     for key, (name, _, _) in NETWORKS.items():
         record.attempt(f"network.{key}.bare", name, "tiles/s", partial(measure_network, record, key, tiles))
+    what = "tiles measured on the device"
+    record.attempt("measure.tiles", what, "tiles/s", partial(measure_features, record, scratch, tiles))
     record.attempt("networks.three", "three networks at once", "s", partial(measure_three, record, tiles // 2))
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from her2batch.errors import InputError
 from her2batch.models.attention import product_dtype
+from her2batch.models.device_measurements.tile_batch import copy_to_device
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -67,7 +68,7 @@ def check_precision(precision: Precision | None, device: str) -> None:
 
 def run_network(
     net: torch.nn.Module,
-    pixels: NDArray[np.uint8],
+    pixels: NDArray[np.uint8] | torch.Tensor,
     normalization: Normalization,
     device: str,
     finish: Callable[[torch.Tensor], torch.Tensor],
@@ -75,6 +76,7 @@ def run_network(
 ) -> NDArray[np.float32]:
     """Run pixels, (n, h, w, 3) uint8, through a network and `finish`: (n, d) float32. n ≥ 1.
 
+    pixels: an array, or a tensor on the network's device, of which no px is copied.
     precision: of the network's products; None: float32 on the CPU, bfloat16 on a GPU that has it.  When the device runs
     out of memory, the batch is halved. Raises MemoryError when one tile is too many.
     """
@@ -103,16 +105,14 @@ def _out_of_memory(error: RuntimeError) -> bool:
 @torch.inference_mode()
 def _run_batch(
     net: torch.nn.Module,
-    pixels: NDArray[np.uint8],
+    pixels: NDArray[np.uint8] | torch.Tensor,
     normalization: Normalization,
     device: str,
     finish: Callable[[torch.Tensor], torch.Tensor],
     precision: Precision | None,
 ) -> torch.Tensor:
     kind = torch.device(device).type
-    tiles = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
-    if kind == "cuda":
-        tiles = tiles.pin_memory().to(device, non_blocking=True)  # uint8: a quarter of the bytes of float32
+    tiles = pixels if isinstance(pixels, torch.Tensor) else copy_to_device(pixels, device)
     x = tiles.permute(0, 3, 1, 2).float().div_(255)  # (n, 3, h, w) over (n, h, w, 3): channels_last as it lies
     px, mode = normalization.px, normalization.resize
     if px is not None and x.shape[-2:] != (px, px):

@@ -190,13 +190,13 @@ class Encoder:
 
     def __call__(self, batch: TileBatch) -> NDArray[np.float16]:
         """Return one vector per tile, (n, dim) float16. Raises WeightsError for another shape or a value not finite."""
-        if not len(batch.pixels):
+        if not len(batch):
             return np.empty((0, self.dim), np.float16)
         with np.errstate(over="ignore"):
             vectors = self.vectors(batch).astype(np.float16)
-        if vectors.shape != (len(batch.pixels), self.dim):
-            what = f"encoder {self.name} returned an array of shape {vectors.shape} for {len(batch.pixels)} tiles"
-            raise WeightsError(what, None, f"its shape must be ({len(batch.pixels)}, {self.dim}): correct the encoder")
+        if vectors.shape != (len(batch), self.dim):
+            what = f"encoder {self.name} returned an array of shape {vectors.shape} for {len(batch)} tiles"
+            raise WeightsError(what, None, f"its shape must be ({len(batch)}, {self.dim}): correct the encoder")
         if not np.isfinite(vectors).all():
             what = f"encoder {self.name} returned a value that is not finite, or too large for float16"
             raise WeightsError(what, None, "compare the checksum of its weights with the published one")
@@ -300,6 +300,7 @@ def load_timm_network(spec: TimmEncoder, path: Path, device: str, precision: Pre
     import torch
 
     from her2batch.models.device import Normalization, check_precision, run_network, set_deterministic
+    from her2batch.models.device_measurements.tile_batch import tiles_for_network
 
     check_precision(precision, device)
     set_deterministic(device)
@@ -313,7 +314,7 @@ def load_timm_network(spec: TimmEncoder, path: Path, device: str, precision: Pre
     def pool(out: torch.Tensor) -> torch.Tensor:  # (n, dim), or (n, tokens, dim / 2) where tokens are pooled here
         return out if spec.pooling == "token" else torch.cat([out[:, 0], out[:, first_patch:].mean(1)], dim=-1)
 
-    return lambda batch: run_network(net, batch.pixels, normalization, device, pool, precision)
+    return lambda batch: run_network(net, tiles_for_network(batch), normalization, device, pool, precision)
 
 
 def _tensor_names(arch: str) -> list[str]:

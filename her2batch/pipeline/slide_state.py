@@ -225,6 +225,7 @@ class StageContext:
     """What a worker needs to make its stages.  dims: length of each encoder's embedding.
 
     used_encoders: encoders that the run will need, which are loaded at its start; None: all of the plan.
+    tile_device: torch device on which tiles are measured; None: the CPU, by the reference in NumPy and OpenCV.
     """
 
     plan: Plan
@@ -233,6 +234,7 @@ class StageContext:
     device: str = "cpu"
     dims: Mapping[str, int] = field(default_factory=dict)
     used_encoders: tuple[str, ...] | None = None
+    tile_device: str | None = None
 
     def has_network(self, kind: str, name: str | None = None) -> bool:
         """Whether the bundle has a network of a kind, and of an input if one is named."""

@@ -176,13 +176,13 @@ def _measure(_: StageContext) -> Work:
     """Measurements of every tile; `TileBatch.features` are shared with the stain encoder."""
 
     def work(batch: TileBatch) -> Mapping[str, NDArray[Any]]:
-        figures, flat = batch.features, batch.pixels.reshape(len(batch.pixels), -1)
+        figures = batch.features
         return {
             "dab": figures[:, feature_index("dab")],
             "blur": figures[:, feature_index("blur")],
             "ink": figures[:, feature_index("ink")],
             "membrane": figures[:, [feature_index(name) for name in MEMBRANE_COLUMNS]],
-            "blank": flat.max(axis=1) - flat.min(axis=1) <= BLANK_RANGE,
+            "blank": batch.grey_range <= BLANK_RANGE,
         }
 
     return work

@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ import cv2
 from her2batch.errors import InputError, SlideError, printable_path
 from her2batch.exchange.controls.control_file import ControlRegion, read_control_regions
 from her2batch.exchange.regions import SlideRegions, file_digest, read_regions
-from her2batch.pipeline.cells.block_work import plan_frames
 from her2batch.pipeline.inventory import TRANSIENT_ERRORS, SlideJob
 from her2batch.pipeline.results import file_columns, result_columns, write_files
 from her2batch.pipeline.slide_state import (
@@ -38,7 +36,8 @@ from her2batch.pipeline.slide_state import (
     Work,
 )
 from her2batch.pipeline.stages import active_stages
-from her2batch.pipeline.tile_reader import plan_reads, read_tiles
+from her2batch.pipeline.tile_batches.tile_stages import run_tile_stages
+from her2batch.pipeline.tile_reader import plan_reads
 from her2batch.slides.cucim.loading import load_cucim
 from her2batch.slides.discover import SlideFiles, refresh_files
 from her2batch.slides.fingerprint import Fingerprint, fingerprint_slide
@@ -47,7 +46,6 @@ from her2batch.slides.slide import Slide
 from her2batch.store.audit import files_match_row
 from her2batch.store.cohort import Cohort, Row, write_row
 from her2batch.store.pseudonyms import Pseudonymizer
-from her2batch.vision.membrane import TileBatch, measure_tiles
 
 BATCHES_PER_CALL = 4
 """Batches of one call: about 1,000 tiles, which take a core 1–2 s with the stain encoder; a call to Ray takes 1 ms."""
@@ -277,33 +275,8 @@ class SlideWorker:
         stages = [stage for stage in self._active_stages() if stage.role == role]
         if not stages[0].over_grid:
             return self._call(stages[0], state, slide)
-        grid, stains = state.tissue_tiles.grids[role], state.stain_fit.stains
-        reads = plan_reads(slide, grid).part(lo, hi)
-        ahead = self.threads > 0 and any(stage.measures for stage in stages)
-        measure = partial(measure_tiles, mpp=grid.mpp, stains=stains) if ahead else None
-        works = [(stage, self._make_stage(stage)) for stage in stages if stage.margin_um is None]
-        on_blocks = [(stage, self._make_stage(stage)) for stage in stages if stage.margin_um is not None]
-        frames = plan_frames(on_blocks, state, grid, slide.info.mpp, reads.scale, reads.size)
-        outputs: dict[str, list[TileColumns]] = {stage.gives: [] for stage in stages if stage.gives is not None}
-        seconds = dict.fromkeys(["decode", *(stage.name for stage in stages)], 0.0)
-        mark = time.perf_counter()
-        for rows, pixels, features, found in read_tiles(
-            slide, reads, self.threads, self.context.plan.reader, measure, frames
-        ):
-            seconds["decode"] += time.perf_counter() - mark
-            for name, gives, value, took in (each for block in found for each in block or ()):
-                outputs[gives].append(value)
-                seconds[name] += took
-                seconds["decode"] -= 0.0 if self.threads else took
-            batch = TileBatch(pixels, grid.mpp, stains, features)
-            for stage, work in works:
-                mark = time.perf_counter()
-                value = work(batch)
-                if stage.gives is not None:
-                    outputs[stage.gives].append(TileColumns.of_batch(rows, value))
-                seconds[stage.name] += time.perf_counter() - mark
-            mark = time.perf_counter()
-        return SlidePart({name: TileColumns.join(parts) for name, parts in outputs.items()}, seconds)
+        works = [(stage, self._make_stage(stage)) for stage in stages]
+        return run_tile_stages(slide, state, role, (lo, hi), works, self.context, self.threads)
 
     def _finish(self, job: SlideJob, state: SlideState, started: float, slide: Slide | None = None) -> SlideResult:
         """Make the slide's tables from what all stages gave, and commit."""

@@ -46,7 +46,9 @@ class Actor:
         cv2.setNumThreads(1)
         worker.load_reader()
         device = _best_device() if with_gpu else "cpu"
-        self._worker = replace(worker, context=replace(worker.context, device=device), works={})
+        tiles_on = None if not with_gpu else worker.context.tile_device if device == "cpu" else device
+        context = replace(worker.context, device=device, tile_device=tiles_on)
+        self._worker = replace(worker, context=context, works={})
         self._roles = roles
         self._tiles = TileMetrics(roles[0] if with_gpu and roles else "cpu")
 

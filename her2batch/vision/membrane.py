@@ -163,6 +163,15 @@ class TileBatch:
     stains: Stains
     precomputed: NDArray[np.float32] | None = None
 
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def grey_range(self) -> NDArray[np.uint8]:
+        """Difference between the largest and the smallest value of each tile: (n,) uint8."""
+        flat = self.pixels.reshape(len(self.pixels), -1)
+        return np.asarray(flat.max(axis=1) - flat.min(axis=1), np.uint8)
+
     @cached_property
     def features(self) -> NDArray[np.float32]:
         """Features of the tiles, (n, len(FEATURES)) float32, computed at most once."""
