@@ -2,10 +2,12 @@
 
 The model is P(y ≥ k | x) = σ(shift + step_k + slope · z_k + Σ_j weight_j · x_kj) for the steps k = 1 … K − 1 between K
 ordered classes (McCullagh, J R Stat Soc B 1980; with evidence of its own for each step: Peterson & Harrell, Appl Stat
-1990). z_k is the logit of P(y ≥ k) by the uncalibrated method, x_kj is further evidence. All steps share one slope, so
-the parameters are few: one shift, K − 1 steps, one slope and a weight for each further evidence. Their Gaussian prior
-is centred on the uncalibrated method (shift, steps and weights 0, slope 1), and the fit is the maximum of the
-posterior, so few slides move the method a little and many decide.
+1990). z_k is the logit of P(y ≥ k) by the uncalibrated method. x_kj is further evidence: a measurement, the same for
+all steps, or the difference of another method's logit from z_k, so that with a slope of 1 a weight of 1 puts that
+method in the place of this one (a logarithmic opinion pool; Genest & Zidek, Stat Sci 1986). All steps share one slope
+and one weight for each evidence, so the parameters are few: one shift, K − 1 steps, one slope and the weights. Their
+Gaussian prior is centred on the uncalibrated method (shift, steps and weights 0, slope 1), and the fit is the maximum
+of the posterior, so few slides move the method a little and many decide.
 """
 
 from __future__ import annotations
@@ -32,13 +34,15 @@ class LinkPrior:
     """Standard deviations of the Gaussian prior.
 
     shift: of all steps together, in logits: a laboratory that stains more or less strongly.  step: of each step by
-    itself.  slope: of the natural logarithm of the slope.  weight: of further evidence, per its unit.
+    itself.  slope: of the natural logarithm of the slope.  weight: of further evidence, per its unit.  other: of the
+    weight of another method, whose evidence is the difference of its logits from the method's own.
     """
 
     shift: float
     step: float
     slope: float
     weight: float
+    other: float
 
 
 @dataclass(frozen=True)
@@ -83,20 +87,24 @@ def cumulative_evidence(p: NDArray[np.floating]) -> Floats:
 
 
 def fit_link_model(
-    evidence: Floats, labels: NDArray[np.int64], prior: LinkPrior, weights: Floats | None = None
+    evidence: Floats,
+    labels: NDArray[np.int64],
+    prior: LinkPrior,
+    weights: Floats | None = None,
+    others: frozenset[int] = frozenset(),
 ) -> LinkModel:
     """Return the model of the largest posterior, by L-BFGS from the centre of the prior; the same data give the same.
 
     evidence: (n, K − 1, 1 + J), the method's own logits first.  labels: (n,) classes.  weights: (n,) of the slides in
-    the likelihood, as the slides of one patient count together as one; None: 1 each.
+    the likelihood, as the slides of one patient count together as one; None: 1 each.  others: which of the J further
+    columns are the differences of another method.
     """
     n, steps, width = evidence.shape
     start = uncalibrated_model(steps, width - 1).parameters
     if not n:
         return uncalibrated_model(steps, width - 1)
-    deviations = np.concatenate(
-        [[prior.shift, prior.slope], np.full(steps, prior.step), np.full(width - 1, prior.weight)]
-    )
+    further = [prior.other if k in others else prior.weight for k in range(width - 1)]
+    deviations = np.concatenate([[prior.shift, prior.slope], np.full(steps, prior.step), further])
     counts = np.ones(n) if weights is None else weights
 
     def loss(parameters: Floats) -> tuple[float, Floats]:

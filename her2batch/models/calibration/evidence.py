@@ -20,8 +20,10 @@ SMALLEST_SHARE: Final = 1e-3
 FURTHER_SHARES: Final = ("faint_complete", "moderate")
 """Shares of the membrane table that the steps of the rule do not read: weak but complete, and moderate but broken."""
 
-CELLS_EVIDENCE: Final = frozenset({"cells_1", "cells_2", "cells_3"})
-"""Further evidence from segmented cells: shares of tumour cells of 1+, 2+, 3+ and more."""
+CELLS_EVIDENCE: Final = "cells"
+"""Evidence of the rule on tumour cells beside that on area: the difference of its logits at each step. As shares, the
+same for all steps, the cells helped little: 20 labelled slides of five synthetic development laboratories then gave an
+accuracy of 0.90, as without cells, and with the differences 0.98."""
 
 COUNTERSTAIN: Final = "haematoxylin"
 """Measurement of the nuclear counterstain, which a laboratory's section thickness and staining decide together."""
@@ -36,7 +38,7 @@ class SlideEvidence:
 
     slide: digest of its id.  source: `membrane`, `cells` or the id of a bundle.  steps: logits of P(y ≥ k) by the
     method, (K − 1,).  further: name → evidence for all steps alike.  measured: name → measurement whose range is that
-    of the laboratory.  scanner: see `scanner_name`.
+    of the laboratory.  scanner: see `scanner_name`.  others: name of another method → its logits minus `steps`.
     """
 
     slide: str
@@ -48,10 +50,19 @@ class SlideEvidence:
     further: Mapping[str, float] = field(default_factory=dict)
     measured: Mapping[str, float] = field(default_factory=dict)
     scanner: str = "unknown"
+    others: Mapping[str, Floats] = field(default_factory=dict)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Return the names of all evidence beyond the method's own."""
+        return frozenset({*self.further, *self.others})
 
     def matrix(self, centre: Mapping[str, float]) -> Floats:
         """Return the evidence as the model reads it, (K − 1, 1 + J): the method's logits, then what `centre` names."""
-        columns = [np.full(len(self.steps), self.further[name] - middle) for name, middle in sorted(centre.items())]
+        columns = [
+            self.others[name] if name in self.others else np.full(len(self.steps), self.further[name] - middle)
+            for name, middle in sorted(centre.items())
+        ]
         return np.stack([self.steps, *columns], axis=1)
 
 
@@ -75,28 +86,21 @@ def share_evidence(membrane: Mapping[str, NDArray[np.float32]]) -> dict[str, flo
     return {name: float(np.log(max(shares[name], SMALLEST_SHARE) / TEN_PERCENT)) for name in FURTHER_SHARES}
 
 
-def percent_evidence(percent: Sequence[float]) -> dict[str, float]:
-    """Return the further evidence of the cells: logarithms of the shares of tumour cells of 1+, 2+, 3+ and more.
-
-    percent: share of tumour cells of category 0, 1, 2, 3, in percent.  Empty without tumour cells, whose shares are all
-    0: no cell was found, which is not a negative tumour.
-    """
-    if sum(percent) <= 0:
-        return {}
-    above = np.cumsum(np.asarray(percent, np.float64)[::-1])[::-1][1:] / 100
-    return {f"cells_{k}": float(np.log(max(share, SMALLEST_SHARE) / TEN_PERCENT)) for k, share in enumerate(above, 1)}
-
-
 def prediction_evidence(
     prediction: Mapping[str, Any],
     source: str,
     row: Mapping[str, Any],
     further: Mapping[str, float],
     measured: Mapping[str, float],
+    others: Mapping[str, Sequence[float]] | None = None,
 ) -> SlideEvidence:
-    """Return the evidence of a row of the predictions table. row: of the slides table."""
-    p = np.array([prediction["p"]], np.float64)
+    """Return the evidence of a row of the predictions table.
+
+    row: of the slides table.  others: name → probabilities of the same classes by another method.
+    """
+    steps, *differing = cumulative_evidence(np.array([prediction["p"], *(others or {}).values()], np.float64))
+    differences = {name: logits - steps for name, logits in zip(others or {}, differing, strict=True)}
     return SlideEvidence(
         slide_digest(row["slide_id"]), source, prediction["task"], prediction["method"], tuple(prediction["classes"]),
-        cumulative_evidence(p)[0], dict(further), dict(measured), scanner_name(row),
+        steps, dict(further), dict(measured), scanner_name(row), differences,
     )  # fmt: skip

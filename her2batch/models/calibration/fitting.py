@@ -21,7 +21,7 @@ MAX_FOLDS: Final = 10
 RANGE_LEVEL: Final = 0.999
 """Level of the prediction interval outside which a measurement of a new slide is drift."""
 
-PRIOR: Final = LinkPrior(shift=1.0, step=1.0, slope=0.3, weight=0.3)
+PRIOR: Final = LinkPrior(shift=1.0, step=1.0, slope=0.5, weight=0.3, other=1.0)
 """Chosen on synthetic development laboratories; see docs/calibration.md."""
 
 DIGITS: Final = 6
@@ -42,7 +42,11 @@ def fit_method(slides: Sequence[LabelledEvidence], group: str | None, prior: Lin
     slides = sorted(slides, key=lambda slide: slide.evidence.slide)
     first = slides[0].evidence
     names = common_names(slides)
-    centre = {name: round(float(np.mean([one.evidence.further[name] for one in slides])), DIGITS) for name in names}
+    others = frozenset(k for k, name in enumerate(names) if name in first.others)
+    centre = {
+        name: 0.0 if k in others else round(float(np.mean([one.evidence.further[name] for one in slides])), DIGITS)
+        for k, name in enumerate(names)
+    }
     evidence = np.stack([one.evidence.matrix(centre) for one in slides])
     labels = np.array([first.classes.index(one.label) for one in slides], np.int64)
     patients = patient_numbers([one.patient for one in slides])
@@ -50,7 +54,7 @@ def fit_method(slides: Sequence[LabelledEvidence], group: str | None, prior: Lin
     folds = assign_folds(patients, labels)
 
     def fit(rows: NDArray[np.bool_]) -> LinkParameters:
-        model = fit_link_model(evidence[rows], labels[rows], prior, shares[rows])
+        model = fit_link_model(evidence[rows], labels[rows], prior, shares[rows], others)
         return parameters_of(model, names)
 
     models = [fit(folds != fold) for fold in range(int(folds.max()) + 1)]
@@ -72,8 +76,8 @@ def fit_method(slides: Sequence[LabelledEvidence], group: str | None, prior: Lin
 
 
 def common_names(slides: Sequence[LabelledEvidence]) -> tuple[str, ...]:
-    """Return the names of the further evidence that every slide has, sorted."""
-    return tuple(sorted(set.intersection(*(set(one.evidence.further) for one in slides))))
+    """Return the names of the evidence beyond the method's own that every slide has, sorted."""
+    return tuple(sorted(frozenset.intersection(*(one.evidence.names for one in slides))))
 
 
 def patient_numbers(patients: Sequence[str]) -> NDArray[np.int64]:

@@ -88,7 +88,7 @@ class _ReadyMethod:
         method, measured = self.method, evidence.measured
         if evidence.scanner not in method.scanners:
             return OTHER_SCANNER
-        if not (set(method.centre) <= set(evidence.further) and set(method.ranges) <= set(measured)):
+        if not (set(method.centre) <= evidence.names and set(method.ranges) <= set(measured)):
             return NO_EVIDENCE
         is_inside = all(low <= measured[name] <= high for name, (low, high) in method.ranges.items())
         return None if is_inside else DRIFT

@@ -116,11 +116,11 @@ def _notes(calibration: Calibration) -> list[str]:
 
 
 def _with_cells(slides: list[LabelledEvidence]) -> list[LabelledEvidence]:
-    """Return the slides that have shares of cells, if most have them; otherwise all.
+    """Return the slides whose cells have a score, if most have one; otherwise all.
 
     A slide without tumour cells has none, and would take this evidence from all others. Its class cannot be read.
     """
-    found = [one for one in slides if set(one.evidence.further) >= CELLS_EVIDENCE]
+    found = [one for one in slides if CELLS_EVIDENCE in one.evidence.others]
     return found if 2 * len(found) > len(slides) else slides
 
 

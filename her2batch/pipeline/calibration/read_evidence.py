@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from her2batch.models.calibration.evidence import (
+    CELLS_EVIDENCE,
     COUNTERSTAIN,
     SlideEvidence,
-    percent_evidence,
     prediction_evidence,
     share_evidence,
 )
@@ -51,8 +51,10 @@ def read_evidence(
             if wanted is not None and (source, prediction["task"], prediction["method"]) not in wanted:
                 continue
             if is_calibratable(prediction, row):
-                more = further() if source == MEMBRANE_RULE else {}
-                yield prediction, prediction_evidence(prediction, source, row, more, measured())
+                is_rule = source == MEMBRANE_RULE
+                cells = _by_cells(cohort, row, names, prediction["task"]) if is_rule else {}
+                more = further() if is_rule else {}
+                yield prediction, prediction_evidence(prediction, source, row, more, measured(), cells)
 
 
 def is_calibratable(prediction: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
@@ -67,19 +69,22 @@ def is_calibratable(prediction: Mapping[str, Any], row: Mapping[str, Any]) -> bo
 
 
 def _further(cohort: Cohort, row: Row, names: set[str]) -> dict[str, float]:
-    """Return the further evidence for the membrane rule: shares that it does not read, and the cells."""
+    """Return the further evidence for the membrane rule: shares that it does not read, and the counterstain."""
     found: dict[str, float] = {}
     if "membrane" in names:
         table = cohort.read("membrane", row["slide_id"])
         found |= share_evidence({name: table.column(name).to_numpy() for name in MEMBRANE_COLUMNS})
-    if CELL_PREDICTIONS in names:
-        for prediction in cohort.read(CELL_PREDICTIONS, row["slide_id"]).to_pylist():
-            percent = prediction.get("percent")
-            if percent is not None and len(percent) == 4:
-                found |= percent_evidence(percent)
-                break
     counterstain = _measured(cohort, row, names)
     return found | {name: float(np.log(max(value, 1e-3))) for name, value in counterstain.items()}
+
+
+def _by_cells(cohort: Cohort, row: Row, names: set[str], task: str) -> dict[str, list[float]]:
+    """Return the probabilities of the task's classes by the cells; none where there are no cells or no score."""
+    if CELL_PREDICTIONS not in names:
+        return {}
+    found = cohort.read(CELL_PREDICTIONS, row["slide_id"]).to_pylist()
+    scored = next((one["p"] for one in found if one["task"] == task and one["predicted"] is not None), None)
+    return {} if scored is None else {CELLS_EVIDENCE: scored}
 
 
 def _measured(cohort: Cohort, row: Row, names: set[str]) -> dict[str, float]:

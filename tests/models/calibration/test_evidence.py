@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from her2batch.models.calibration.cumulative_link import LinkModel
 from her2batch.models.calibration.evidence import (
-    CELLS_EVIDENCE,
     SlideEvidence,
-    percent_evidence,
+    prediction_evidence,
     share_evidence,
     slide_digest,
 )
@@ -19,13 +19,15 @@ def test_a_digest_does_not_show_the_name() -> None:
     assert len(slide_digest("x")) == 12
 
 
-@pytest.mark.parametrize("percent", [(100, 0, 0, 0), (0, 0, 0, 100), (25, 25, 25, 25), (89.9, 10.1, 0, 0)])
-def test_shares_of_cells_fall_from_step_to_step(percent: tuple[float, ...]) -> None:
-    found = list(percent_evidence(percent).values())
-    assert len(found) == 3
-    assert np.isfinite(found).all()
-    assert found == sorted(found, reverse=True)
-    assert (found[0] > 0) == (100 - percent[0] > 10)
+def test_a_weight_of_1_puts_another_method_in_the_place_of_the_own() -> None:
+    own = {"task": "her2-4way", "method": "membrane", "classes": IHC_SCORES, "p": [0.1, 0.2, 0.3, 0.4]}
+    cells = [0.6, 0.2, 0.15, 0.05]
+    evidence = prediction_evidence(own, "membrane", {"slide_id": "a"}, {}, {}, {"cells": cells})
+    assert evidence.names == {"cells"}
+    matrix = evidence.matrix({"cells": 0.0})[None]
+    for weight, expected in ((0.0, own["p"]), (1.0, cells)):
+        model = LinkModel(0.0, 1.0, np.zeros(3), np.array([weight]))
+        assert model.probabilities(matrix)[0] == pytest.approx(expected)
 
 
 def test_a_slide_without_tiles_has_no_shares() -> None:
@@ -41,8 +43,3 @@ def test_the_columns_of_the_matrix_are_centred_and_in_order() -> None:
         "s", "membrane", "her2-4way", "membrane", IHC_SCORES, steps, {"b": 3.0, "a": 1.0, "c": 9.0}
     )
     assert evidence.matrix({"b": 1.0, "a": 1.0}).tolist() == [[1, 0, 2], [0, 0, 2], [-1, 0, 2]]
-
-
-def test_a_slide_without_tumour_cells_has_no_shares_of_cells() -> None:
-    assert percent_evidence([0.0, 0.0, 0.0, 0.0]) == {}
-    assert set(percent_evidence([100.0, 0.0, 0.0, 0.0])) == CELLS_EVIDENCE

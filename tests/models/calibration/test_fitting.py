@@ -8,17 +8,29 @@ from her2batch.models.calibration.fitting import LabelledEvidence, fit_method
 from her2batch.tasks import IHC_SCORES
 
 
-def slide(k: int, further: dict, measured: dict) -> LabelledEvidence:
-    steps = 4.0 * (k % 4) - 4.0 * (np.arange(3) + 0.5)
+def slide(k: int, further: dict, measured: dict, others: dict | None = None, bias: float = 0.0) -> LabelledEvidence:
+    steps = 4.0 * (k % 4) - 4.0 * (np.arange(3) + 0.5) + bias
     evidence = SlideEvidence(
-        f"s{k}", "membrane", "her2-4way", "membrane", IHC_SCORES, steps, further, measured, "aperio"
+        f"s{k}", "membrane", "her2-4way", "membrane", IHC_SCORES, steps, further, measured, "aperio", others or {}
     )
     return LabelledEvidence(evidence, IHC_SCORES[k % 4], f"p{k}")
 
 
 def test_evidence_that_one_slide_lacks_is_left_out() -> None:
-    slides = [slide(k, {"moderate": 0.1 * k, **({"cells_1": 0.2} if k else {})}, {}) for k in range(8)]
+    slides = [slide(k, {"moderate": 0.1 * k, **({"intense": 0.2} if k else {})}, {}) for k in range(8)]
     assert set(fit_method(slides, None).centre) == {"moderate"}
+
+
+@pytest.mark.parametrize("n", [8, 20])
+def test_cells_that_are_right_are_believed_where_the_area_is_wrong(n: int) -> None:
+    """The area of every other slide is three logits too high or too low, which no shift mends; the cells are right."""
+    biases = [3.0 if k // 4 % 2 else -3.0 for k in range(n)]
+    slides = [slide(k, {}, {}, {"cells": np.full(3, -bias)}, bias) for k, bias in enumerate(biases)]
+    found = fit_method(slides, None)
+    assert found.centre == {"cells": 0.0}
+    assert found.model.weights["cells"] > 0.5
+    p = np.array([found.model.link().probabilities(one.evidence.matrix(found.centre)[None])[0] for one in slides])
+    assert [IHC_SCORES[k] for k in p.argmax(axis=1)] == [one.label for one in slides]
 
 
 @pytest.mark.parametrize("n", [2, 5, 20, 60])

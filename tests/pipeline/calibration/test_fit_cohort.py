@@ -66,13 +66,13 @@ def test_a_labelled_slide_without_tumour_cells_takes_no_evidence_from_the_others
     for k, slide_id in enumerate(sorted(labels)):
         row = cohort.rows()[slide_id]
         names = table_schema("predictions/cells").names
-        shares = [0.0] * 4 if k < without else [25.0] * 4
-        one = dict.fromkeys(names) | {"slide_id": slide_id, "task": "her2-4way", "method": "cells", "percent": shares}
+        scored = {"p": [0.25] * 4, "predicted": "0"} if k >= without else {"p": []}
+        one = dict.fromkeys(names) | {"slide_id": slide_id, "task": "her2-4way", "method": "cells", **scored}
         table = pa.Table.from_pylist([one], table_schema("predictions/cells"))
         cohort.add_tables(row, {"predictions/cells": table})
     sheet = write_sheet(tmp_path / "labels.csv", labels)
     found = calibrate_cohort(CalibrationRequest(cohort.root, tmp_path / "c.toml", sheet))
     (method,) = found.calibration.methods
     assert len(method.labelled) == used
-    assert ("cells_1" in method.centre) == (without < 4)
+    assert ("cells" in method.centre) == (without < 4)
     assert any(f"{without} of 8 labelled slides have no tumour cells" in note for note in found.notes) == (used < 8)
