@@ -45,7 +45,7 @@ TASK_NAMES: Final = {
 }
 
 INFORMATIVE_FLAGS: Final = frozenset(
-    {"control-slide", "pyramid-retired", "colour-tag-mended", "associated-image-damaged", "mpp-forced"}
+    {"control-slide", "microarray", "pyramid-retired", "colour-tag-mended", "associated-image-damaged", "mpp-forced"}
 )
 """Flags that do not concern the quality of the image. Every other flag asks for a review."""
 
@@ -58,8 +58,11 @@ UNCALIBRATED_NOTE: Final = (
 CONTROL_SLIDE: Final = "control-slide"
 """Flag of a slide that consists of control tissue: it has no result and belongs to no patient."""
 
-WITHOUT_PATIENT: Final = frozenset({CONTROL_SLIDE, "only-controls"})
-"""Flags of slides without tissue of a patient."""
+MICROARRAY: Final = "microarray"
+"""Flag of a slide that is a tissue microarray: its cores have scores and patients, the slide as a whole has none."""
+
+WITHOUT_PATIENT: Final = frozenset({CONTROL_SLIDE, "only-controls", MICROARRAY})
+"""Flags of slides without tissue of one patient."""
 
 
 class Reason(NamedTuple):
@@ -127,6 +130,11 @@ def is_control_slide(row: Fields) -> bool:
     return CONTROL_SLIDE in (row.get("flags") or ())
 
 
+def has_no_result(row: Fields) -> bool:
+    """Return whether no method gives a slide a result: of control slides and microarrays. row: of the table slides."""
+    return is_control_slide(row) or MICROARRAY in (row.get("flags") or ())
+
+
 def quality_flags(flags: Iterable[str]) -> list[str]:
     """Return the flags that ask for a review, in their order."""
     return [flag for flag in flags if flag not in INFORMATIVE_FLAGS]
@@ -171,7 +179,8 @@ def assess_slide(
     row: of the table slides.  predictions: its rows of the predictions tables, each with its `bundle`.  label: its row
     of the labels, the laboratory's own results.  reviews: its entries of the table reviews, in order.
     """
-    every, label = ordered_predictions(predictions), label or {}
+    every = [] if MICROARRAY in (row.get("flags") or ()) else ordered_predictions(predictions)
+    label = label or {}
     own = [one for one in every if one["predicted"] is not None]
     refusals = [one for one in every if one["predicted"] is None and one["method"] == CELL_RULE]
     is_her2 = any(one["task"] in HER2_TASKS for one in every)
@@ -184,9 +193,9 @@ def assess_slide(
     needs_ish = not no_score and is_her2 and ish is None and _is_equivocal(own, verdict, result)
     derived = _derived_classes(result, ish, verdict, needs_ish) if is_her2 else {}
     reasons = _reasons(row, refusals or own, needs_ish)
-    is_control = is_control_slide(row)
-    other = not every and row["status"] == "done" and (is_control or not task_applies(IHC_TASK, row["stain"]))
-    asked = (is_control or not other) and any(reason.asks for reason in reasons)
+    no_result = has_no_result(row)
+    other = not every and row["status"] == "done" and (no_result or not task_applies(IHC_TASK, row["stain"]))
+    asked = (no_result or not other) and any(reason.asks for reason in reasons)
     state = "decided" if verdict is not None else "review" if asked else "other" if other else "clear"
     methods = () if no_score else tuple(method_result(one, needs_ish, result) for one in own)
     return Assessment(
@@ -262,6 +271,8 @@ def _meaning(
         return f"no result: the slide failed ({row['error_code']})"
     if is_control_slide(row):
         return "control slide"
+    if has_no_result(row):
+        return "tissue microarray: each core has its own score"
     if words := [reason.words for reason in refused if reason.kind == "not-scorable"]:
         return f"not scorable: {words[0]}"
     if result is None:
@@ -304,8 +315,8 @@ def _reasons(row: Fields, predictions: Sequence[Fields], needs_ish: bool) -> tup
         add("missing-tiles", f"{row['blank_tiles']} tiles, {row['n_tiles']} with an image")
     for flag in flags:
         add(flag)
-    is_control = is_control_slide(row)
-    if not predictions and not flags and row["n_tiles"] and not is_control and task_applies(IHC_TASK, row["stain"]):
+    scored = not has_no_result(row) and task_applies(IHC_TASK, row["stain"])
+    if not predictions and not flags and row["n_tiles"] and scored:
         add("no-method")
     if needs_ish:
         add("needs-ish")

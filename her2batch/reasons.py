@@ -50,6 +50,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "ultralow": ("borderline", "0 with traces of staining (ultralow)"),
     "low-positive": ("borderline", "ER low-positive: 1–10\u00a0% of the tumour cells"),
     "cells-imported": ("scope", "its cells were detected by another program"),
+    "microarray": ("scope", "a tissue microarray: each core has its own score, the slide has none"),
     "regions": ("scope", "scored in annotated regions only"),
     "marker-presumed": ("marker", "no label states the marker: HER2 is presumed"),
     "mpp-forced": ("scope", "the resolution of the file was replaced (--mpp-force)"),

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2batch.assessment import INFORMATIVE_FLAGS, assess_slide, is_uncalibrated, prediction_review, quality_flags
+from her2batch.assessment import (
+    INFORMATIVE_FLAGS,
+    MICROARRAY,
+    assess_slide,
+    is_uncalibrated,
+    prediction_review,
+    quality_flags,
+)
 from her2batch.errors import REMEDIES
 from her2batch.method_results import DERIVED_TASKS
 from her2batch.models.membrane_rule import apply_rule, rule_predictions
@@ -55,7 +62,15 @@ def test_every_quality_flag_makes_every_method_ask_for_a_review(flag: str) -> No
 
 def test_flags_that_do_not_concern_the_image_ask_for_nothing() -> None:
     assert quality_flags([*INFORMATIVE_FLAGS, "pen"]) == ["pen"]
-    assert assess_slide(slide(flags=list(INFORMATIVE_FLAGS)), rule_rows(intense=0.5)).state == "clear"
+    flags = [flag for flag in INFORMATIVE_FLAGS if flag != MICROARRAY]
+    assert assess_slide(slide(flags=flags), rule_rows(intense=0.5)).state == "clear"
+
+
+def test_a_microarray_has_no_result_as_a_whole() -> None:
+    found = assess_slide(slide(flags=[MICROARRAY]), rule_rows(intense=0.5))
+    assert (found.result, found.state, found.methods) == (None, "other", ())
+    assert "each core has its own score" in found.meaning
+    assert assess_slide(slide(flags=[MICROARRAY, "pen"]), rule_rows(intense=0.5)).state == "review"
 
 
 def test_every_flag_of_the_documentation_has_words() -> None:

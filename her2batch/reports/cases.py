@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from her2batch.assessment import is_control_slide
+from her2batch.assessment import has_no_result
 from her2batch.method_results import DERIVED_TASKS
 from her2batch.store.cohort import Cohort, Row
 from her2batch.tasks import CLASSES, HER2_TASKS, SCORE_TASKS
@@ -75,7 +75,7 @@ def group_into_cases(
     Control slides belong to no patient.  rows: slide_id → its row of the table `slides`.  predictions_of: returns the
     rows of the predictions table of a slide; it is called for slides with the status `done`.
     """
-    rows = {slide_id: row for slide_id, row in rows.items() if not is_control_slide(row)}
+    rows = {slide_id: row for slide_id, row in rows.items() if not has_no_result(row)}
     wanted = set(slide_ids)
     patients = {rows[slide_id]["patient_id"] for slide_id in wanted if slide_id in rows} - {None}
     groups: dict[str, list[Row]] = defaultdict(list)

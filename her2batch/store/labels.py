@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from her2batch.assessment import WITHOUT_PATIENT, marker_of
+from her2batch.assessment import MICROARRAY, WITHOUT_PATIENT, marker_of
 from her2batch.errors import InputError
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.label_sheets.book import LabelBook, slide_paths
@@ -231,6 +231,8 @@ def _exclusion(task: Task, row: Mapping[str, Any], slides: Slides, keep: bool) -
         return "no-label", f"{name} has no {', '.join(task.columns)}"
     if slide.get("status") == "failed":
         return "failed", f"{name} failed in the ingest: {slide.get('error_code')}"
+    if MICROARRAY in (slide.get("flags") or ()):
+        return "microarray", f"{name} is a tissue microarray: its cores belong to several patients"
     if WITHOUT_PATIENT & set(slide.get("flags") or ()):
         return "control", f"{name} has no tissue of the patient: it is a control, or excluded"
     if slide.get("n_tiles") == 0:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from her2batch.assessment import MICROARRAY
 from her2batch.exchange.controls.tma_map import ArrayMap
 from her2batch.pipeline.pieces.piece_results import score_tiles
-from her2batch.store.cohort import Cohort, Row, tables_of
-from her2batch.store.pieces.cores_table import write_cores
+from her2batch.store.cohort import Cohort, Row, tables_of, write_row
+from her2batch.store.pieces.cores_table import read_cores, write_cores
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
 from her2batch.vision.pieces.array_grid import fit_array_grid
 
@@ -27,9 +28,11 @@ class CoreNotes(NamedTuple):
 def update_cores(cohort: Cohort, given: ArrayMap | None) -> CoreNotes | None:
     """Place the pieces of every finished slide of a map on its grid, and write the table of the cores.
 
-    Without a map nothing is done. A slide with a damaged table is left out, with a note.
+    A slide of the map has the flag `microarray` in its row from then on, until a map does not name it. Without a map
+    only slides that were processed again get back their flag. A slide with a damaged table is left out, with a note.
     """
     if given is None:
+        _flag_arrays(cohort, {core["slide_id"] for core in read_cores(cohort)}, keep=True)
         return None
     rows: list[dict[str, Any]] = []
     notes = []
@@ -51,8 +54,23 @@ def update_cores(cohort: Cohort, given: ArrayMap | None) -> CoreNotes | None:
         if beside:
             notes.append(f"{slide_id}: {beside} pieces of tissue are at no place of the map")
     write_cores(cohort, rows)
+    _flag_arrays(cohort, {slide_id for slide_id in cohort.rows() if given.of_slide(slide_id)}, keep=False)
     missing = sum(core["status"] == "missing" for core in rows)
     return CoreNotes(len(rows) - missing, missing, tuple(notes))
+
+
+def _flag_arrays(cohort: Cohort, arrays: Collection[str], keep: bool) -> None:
+    """Give slides the flag of a microarray. keep: the others may keep it."""
+    if keep and not arrays:
+        return
+    for slide_id, row in cohort.rows().items():
+        flags, is_array = list(row["flags"] or ()), slide_id in arrays
+        has_flag = MICROARRAY in flags
+        if row["status"] != "done" or has_flag == is_array or (keep and has_flag):
+            continue
+        flags = [*flags, MICROARRAY] if is_array else [flag for flag in flags if flag != MICROARRAY]
+        write_row(cohort, {**row, "flags": flags})
+    cohort.update_row_cache()
 
 
 def slide_cores(

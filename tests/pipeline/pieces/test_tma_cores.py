@@ -7,16 +7,20 @@ import numpy as np
 import pytest
 
 from her2batch.errors import InputError
+from her2batch.exchange.controls.tma_map import ArrayMap, MappedCore
 from her2batch.pipeline.growth.ingest_request import IngestRequest
+from her2batch.pipeline.pieces.tma_cores import update_cores
 from her2batch.reports.controls.tma_section import tma_section
 from her2batch.reports.report_data import load_report_data
 from her2batch.runtime.ingest import ingest
 from her2batch.settings import Plan, Resources
+from her2batch.store.audit import verify_cohort
 from her2batch.store.cohort import Cohort
 from her2batch.store.pieces.cores_table import read_cores
 from her2batch.synthetic.painting import paint_slide
 from her2batch.synthetic.specimen import TYPICAL_MIXES, SlideTruth, make_tissue
 from her2batch.synthetic.svs import write_svs
+from tests.pipeline.calibration.laboratories import add_slide
 
 SCORES = {(1, 1): "0", (1, 2): "3+", (2, 2): "3+"}
 """Place → score. The core at (2, 1) was lost."""
@@ -51,11 +55,39 @@ def test_each_core_has_its_own_score_and_a_lost_core_is_missing(tmp_path: Path) 
     assert {place: core["predicted"] for place, core in cores.items()} == {**SCORES, (2, 1): None}
     assert cores[2, 1]["status"] == "missing"
     assert cores[1, 2]["x"] == pytest.approx(PITCH + 100 + EDGE / 2, abs=60)
-    section = tma_section(load_report_data(cohort))
+    data = load_report_data(cohort)
+    section = tma_section(data)
     assert section is not None
+    assert "microarray" in cohort.rows()["TMA1"]["flags"]
+    found = data.assessments["TMA1"]  # the score of all cores together is of no patient
+    assert (found.result, found.state, found.meaning) == (
+        None, "other", "tissue microarray: each core has its own score",
+    )  # fmt: skip
+    assert list(verify_cohort(cohort)) == []
     cases, missing = section.tables
     assert [row[:2] + row[3:5] for row in cases.rows] == [["P1", "0", 1, 1], ["P2", "3+", 2, 0]]
     assert missing.rows == [["TMA1", 2, 1, "P1", "no tissue at its place"]]
+
+
+def test_the_flag_of_a_microarray_follows_the_map(tmp_path: Path) -> None:
+    cohort = Cohort(tmp_path / "cohort")
+    cohort.create(Plan())
+    for slide_id in ("TMA1", "TMA2", "biopsy"):
+        add_slide(cohort, slide_id, "1+", np.random.default_rng(0), flags=["blurred"])
+
+    def flagged() -> set[str]:
+        return {slide_id for slide_id, row in cohort.rows().items() if "microarray" in row["flags"]}
+
+    with cohort.lock():
+        update_cores(cohort, None)
+        assert flagged() == set()
+        update_cores(cohort, ArrayMap((MappedCore(1, 1, "P1", "TMA*"),)))
+        assert flagged() == {"TMA1", "TMA2"}
+        update_cores(cohort, None)  # an ingest without a map changes nothing
+        assert flagged() == {"TMA1", "TMA2"}
+        update_cores(cohort, ArrayMap((MappedCore(1, 1, "P1", "TMA2"),)))
+        assert flagged() == {"TMA2"}
+    assert all(row["flags"][0] == "blurred" for row in cohort.rows().values())
 
 
 def test_a_wrong_map_stops_the_run_before_it_writes_anything(tmp_path: Path) -> None:
