@@ -47,6 +47,7 @@ COMMANDS = (
     training.reproduce,
     training.tune,
     training.export_bundle,
+    training.export_run,
     report.report,
     validate.validate,
     stress.stress,

@@ -263,6 +263,15 @@ def print_exported_models(rows: Sequence[Mapping[str, Any]]) -> None:
     print_table(stdout_console(), "exported models", columns, cells)
 
 
+def print_exported_run(to: str, out: Path, added: Sequence[str]) -> None:
+    """Print how many units of a run a tracker got, and how to look at them."""
+    console = stdout_console()
+    where = "MLflow" if to == "mlflow" else str(out)
+    print_line(console, f"{len(added)} units were added to {where}" if added else f"{where} has all units of the run")
+    if to == "tensorboard":
+        print_line(console, f"tensorboard --logdir {out} shows them")
+
+
 def print_excluded(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print how many slides are left out, by task and reason, with examples."""
     counts = Counter((row["task"], row["reason"]) for row in rows)

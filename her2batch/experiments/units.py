@@ -77,6 +77,7 @@ def run_unit(job: TrainingJob, unit: Unit, device: str = "cpu", on_epoch: EpochC
     fitted = _fit(job, unit, inputs, device, on_epoch, job.run.checkpoint(unit))
     if not _is_writer():
         return unit.name
+    _write_history(job, unit, fitted)
     tests = {"mil": _test_mil, "image": _test_image, "patch": _test_patch}
     tests[kind](job, unit, slides, inputs, fitted, device)
     return unit.name
@@ -88,6 +89,12 @@ def _is_writer() -> bool:
 
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return not distributed or torch.distributed.get_rank() == 0
+
+
+def _write_history(job: TrainingJob, unit: Unit, fitted: FitResult) -> None:
+    train, val = zip(*fitted.history, strict=True)
+    columns = {"epoch": range(1, len(train) + 1), "train_loss": train, "val_loss": val}
+    job.run.write_unit_table(unit, "history", pa.table({name: list(values) for name, values in columns.items()}))
 
 
 def train_only(job: TrainingJob, unit: Unit, device: str, on_epoch: EpochCallback, checkpoint: Path) -> Progress:

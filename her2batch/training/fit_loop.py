@@ -108,10 +108,14 @@ def target_scale(numbers: NDArray[np.float64]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class FitResult:
-    """A trained network: the weights of its best epoch, on the CPU, and the progress at the end."""
+    """A trained network: the weights of its best epoch, on the CPU, the progress at the end, and the losses of epochs.
+
+    history: the mean losses over the training and validation parts, one pair for each epoch.
+    """
 
     weights: Tensors
     progress: Progress
+    history: list[tuple[float, float]]
 
 
 def run_epochs(
@@ -128,9 +132,10 @@ def run_epochs(
     not write it.  Raises FloatingPointError when a loss is not finite.
     """
     at, best = Progress(), learner.weights()
+    history: list[tuple[float, float]] = []
     found = _load(checkpoint) if checkpoint is not None else None
     if found is not None:
-        at, best, state = found
+        at, history, best, state = found
         learner.restore(state)
     saved = time.monotonic()
     while not stopping.ended(at):
@@ -143,11 +148,12 @@ def run_epochs(
             best = learner.weights()
         best_epoch, best_loss = (number, val_loss) if better else (at.best_epoch, at.best_loss)
         at = Progress(number, train_loss, val_loss, best_epoch, best_loss)
+        history.append((train_loss, val_loss))
         if checkpoint is not None and writes and time.monotonic() - saved > SAVE_EVERY_S:
-            _save(checkpoint, at, best, learner.state())
+            _save(checkpoint, at, history, best, learner.state())
             saved = time.monotonic()
         report(at)
-    return FitResult(best, at)
+    return FitResult(best, at, history)
 
 
 def random_stream(seed: int, *keys: int) -> np.random.Generator:
@@ -162,19 +168,23 @@ def draw_class_balanced(labels: NDArray[np.int64], draw: np.random.Generator) ->
     return draw.choice(len(labels), len(labels), replace=True, p=weights / weights.sum())
 
 
-def _save(path: Path, at: Progress, best: Tensors, state: Tensors) -> None:
+def _save(path: Path, at: Progress, history: list[tuple[float, float]], best: Tensors, state: Tensors) -> None:
     parts = {"best": best, "state": state}
     tensors = {f"{part}/{key}": tensor for part, named in parts.items() for key, tensor in named.items()}
     flat = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with atomic_write(path) as part:
-        part.write_bytes(save(flat, {"progress": json.dumps(asdict(at))}))
+        part.write_bytes(save(flat, {"progress": json.dumps(asdict(at)), "history": json.dumps(history)}))
 
 
-def _load(path: Path) -> tuple[Progress, Tensors, Tensors] | None:
-    """Return progress, best weights and state. None: there is no checkpoint that can be read; training starts again."""
+def _load(path: Path) -> tuple[Progress, list[tuple[float, float]], Tensors, Tensors] | None:
+    """Return progress, losses, best weights and state of a checkpoint.
+
+    None: there is no checkpoint that can be read; training starts again.
+    """
     try:
         with safe_open(path, "pt") as file:
             at = Progress(**json.loads(file.metadata()["progress"]))
+            history = [(train, val) for train, val in json.loads(file.metadata()["history"])]
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
@@ -182,7 +192,7 @@ def _load(path: Path) -> tuple[Progress, Tensors, Tensors] | None:
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")
         parts[part][name] = tensor
-    return at, parts["best"], parts["state"]
+    return at, history, parts["best"], parts["state"]
 
 
 def pack_optimiser(optimiser: torch.optim.Optimizer) -> Tensors:

@@ -235,3 +235,23 @@ def export_bundle(
     ]
     emit(as_json, {"format": to, "models": rows}, lambda: print_exported_models(rows))
     return 0 if all(model.path is not None for model in models) else 3
+
+
+def export_run(
+    *,
+    run: Annotated[Path, typer.Argument(help="folder of a training run", metavar="RUN", show_default=False)],
+    to: Annotated[
+        Literal["mlflow", "tensorboard"], typer.Option(help="the MLflow server of MLFLOW_TRACKING_URI, or event files")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder of the event files")] = Path("tensorboard"),
+    as_json: Json = False,
+) -> int:
+    """Write a training run to MLflow or TensorBoard; again to add the folds that have been trained since."""
+    from her2batch.cli.console_training import print_exported_run
+    from her2batch.store.training_run import TrainingRun
+    from her2batch.training.publishing.trackers import write_mlflow, write_tensorboard
+
+    added = write_mlflow(TrainingRun(run)) if to == "mlflow" else write_tensorboard(TrainingRun(run), out)
+    data = {"to": to, "out": str(out) if to == "tensorboard" else None, "added": added}
+    emit(as_json, data, lambda: print_exported_run(to, out, added))
+    return 0

@@ -121,6 +121,12 @@ UNIT_COUNTS_COLUMNS = (
     ),
 )
 
+UNIT_HISTORY_COLUMNS = (
+    Column("epoch", I32, "number from 1; training may end before the last epoch of the settings"),
+    Column("train_loss", F64, "mean loss over the training part"),
+    Column("val_loss", F64, "mean loss over the validation part; the weights of the smallest are kept"),
+)
+
 RUN_TABLES: dict[str, tuple[Column, ...]] = {
     "labels": RUN_LABEL_COLUMNS,
     "folds": FOLD_COLUMNS,
@@ -133,6 +139,7 @@ RUN_TABLES: dict[str, tuple[Column, ...]] = {
     "trials": TRIAL_COLUMNS,
     "units/UNIT/attention": UNIT_ATTENTION_COLUMNS,
     "units/UNIT/counts": UNIT_COUNTS_COLUMNS,
+    "units/UNIT/history": UNIT_HISTORY_COLUMNS,
 }
 """Tables of a training run, one file per table."""
 
