@@ -94,6 +94,8 @@ def test_resumed_training_gives_the_same_bytes(tmp_path: Path, monkeypatch: pyte
     again = run_epochs(Line(), Stopping(9, 9), tmp_path / "checkpoint", lambda at: told.append(at.epoch))
     assert told == [5, 6, 7, 8, 9]
     assert again.progress == whole.progress
+    assert again.history == whole.history
+    assert len(whole.history) == 9
     assert all(torch.equal(again.weights[key], one) for key, one in whole.weights.items())
 
 

@@ -12,6 +12,8 @@ from her2batch.errors import InputError
 from her2batch.training.publishing import trackers
 from tests.training.publishing.test_tracked_run import add_unit, make_run
 
+pytestmark = pytest.mark.slow  # importing mlflow and tensorboard takes seconds
+
 UNITS = ["her2-binary.clam-sb.stain.00", "her2-binary.clam-sb.stain.01", "her2-binary.clam-sb.stain.final"]
 
 
