@@ -5,14 +5,13 @@ The figures are those of `training.metrics`, their intervals those of `training.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from her2batch.method_results import DERIVED_TASKS
 from her2batch.reports.agreement.curves import RESAMPLES
+from her2batch.reports.agreement.gallery import galleries_by_approach, worst_misclassified
 from her2batch.reports.agreement.kappa import kappa_by_site
 from her2batch.reports.agreement.method_metrics import evaluate_methods
 from her2batch.reports.number_metrics import split_numbers
@@ -20,12 +19,10 @@ from her2batch.reports.report_data import ReportData
 from her2batch.reports.theme import SectionContent, render_template, thumbnail_uris
 from her2batch.store.labels import LABELS_SCHEMA, label_slides
 from her2batch.store.tables.runs import run_schema
+from her2batch.store.training_run import tasks_of_table
 from her2batch.tasks import CLASSES, GUIDELINE_RULES, classifies_patches
 from her2batch.training.metrics import metrics_summary
 from her2batch.training.statistics import MIN_AUC_SLIDES, cells_with_few_slides, without_auc
-
-MAX_MISCLASSIFIED: Final = 36
-"""Misclassified slides that are shown with their thumbnail."""
 
 
 def label_agreement_section(data: ReportData) -> SectionContent | None:
@@ -35,9 +32,8 @@ def label_agreement_section(data: ReportData) -> SectionContent | None:
         return None
     patients = _patient_of_slide(data)
     methods, curves = evaluate_methods(predictions, patients, "labels")
-    open_slides = {slide_id for slide_id, found in data.assessments.items() if found.needs_ish}
     sites = kappa_by_site(data, predictions, patients)
-    misclassified = _worst_misclassified(predictions, open_slides)
+    misclassified = worst_misclassified(predictions, _open_for_ish(data))
     thumbnails = thumbnail_uris(data.cohort, [error["slide_id"] for error in misclassified], 180)
     trained = bool(set(pc.unique(predictions["method"]).to_pylist()) - {*GUIDELINE_RULES})
     html = render_template(
@@ -59,10 +55,14 @@ def training_run_section(data: ReportData) -> SectionContent | None:
     rows = without_auc(metrics_summary(run.read("metrics")).to_pylist(), few)
     paper = without_auc(run.read("tables").to_pylist() if run.table("tables").exists() else [], few)
     excluded = run.read("excluded").to_pylist() if run.table("excluded").exists() else []
+    classes = {name: task.classes for name, task in tasks_of_table(run.read("predictions")).items()}
+    galleries = galleries_by_approach(predictions, _open_for_ish(data), classes)
+    shown = sorted({error["slide_id"] for gallery in galleries for error in gallery.errors})
     external = external_results(run.read("test_metrics")) if run.table("test_metrics").exists() else []
     html = render_template(
         "training_run.html", methods=methods, rows=rows, paper=paper, excluded=excluded, name=run.root.name,
         resamples=RESAMPLES, min_auc_slides=MIN_AUC_SLIDES, numbers=numbers, external=external,
+        galleries=galleries, thumbnails=thumbnail_uris(data.cohort, shown, 180), page_links=data.page_links,
     )  # fmt: skip
     return SectionContent(html, curves)
 
@@ -97,6 +97,11 @@ def labelled_predictions(data: ReportData) -> pa.Table:
     return pa.Table.from_pylist([{name: row[name] for name in schema.names} for row in rows], schema)
 
 
+def _open_for_ish(data: ReportData) -> set[str]:
+    """Return the slides whose classes hang on an ISH result that is not known."""
+    return {slide_id for slide_id, found in data.assessments.items() if found.needs_ish}
+
+
 def _patient_of_slide(data: ReportData) -> dict[str, str]:
     """Return slide_id → patient. A slide without a patient counts as a patient of its own."""
     return {
@@ -109,21 +114,3 @@ def predictions_of_slides(predictions: pa.Table) -> pa.Table:
     """Return the predictions of a run without those of single patches."""
     pairs = zip(predictions["method"].to_pylist(), predictions["input"].to_pylist(), strict=True)
     return predictions.filter(pa.array([not classifies_patches(*pair) for pair in pairs], pa.bool_()))
-
-
-def _worst_misclassified(predictions: pa.Table, open_for_ish: Collection[str]) -> list[dict[str, Any]]:
-    """Return one misclassified prediction for each slide: furthest from the label, then most probable. Worst first.
-
-    open_for_ish: slides whose classes hang on ISH: only their IHC score is shown.
-    """
-    worst: dict[str, dict[str, Any]] = {}
-    for row in predictions.to_pylist():
-        classes = CLASSES[row["task"]]
-        if row["predicted"] == row["truth"] or (row["task"] in DERIVED_TASKS and row["slide_id"] in open_for_ish):
-            continue
-        distance = abs(classes.index(row["predicted"]) - classes.index(row["truth"]))
-        probability = row["p"][classes.index(row["predicted"])]
-        rank = (-distance, -probability)
-        if row["slide_id"] not in worst or rank < worst[row["slide_id"]]["rank"]:
-            worst[row["slide_id"]] = {**row, "rank": rank, "probability": probability}
-    return sorted(worst.values(), key=lambda row: (row["rank"], row["slide_id"]))[:MAX_MISCLASSIFIED]

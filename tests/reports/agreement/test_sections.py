@@ -1,6 +1,7 @@
 """Sections on the agreement with the labels and on a training run, on a cohort with everything to show."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,6 @@ import pyarrow.compute as pc
 import pytest
 
 from her2batch.reports.agreement.sections import (
-    _worst_misclassified,
     label_agreement_section,
     labelled_predictions,
     predictions_of_slides,
@@ -16,7 +16,9 @@ from her2batch.reports.agreement.sections import (
 )
 from her2batch.reports.report_data import ReportData
 from her2batch.store.tables.runs import run_schema
+from her2batch.store.training_run import TrainingRun
 from her2batch.tasks import PATCH_NETWORKS
+from her2batch.training.metrics import metrics_table
 from tests.reports.agreement.predictions import predictions
 
 
@@ -45,14 +47,6 @@ def test_section_is_left_out_without_labels_or_run(report_data: ReportData) -> N
     assert training_run_section(report_data) is None
 
 
-def test_misclassified_slides_open_for_ish_show_only_their_ihc_score() -> None:
-    rows = [*predictions("her2-binary", ["positive"], np.array([[0.9, 0.1]])).to_pylist(),
-            *predictions("her2-4way", ["3+"], np.array([[0.1, 0.1, 0.7, 0.1]])).to_pylist()]  # fmt: skip
-    table = pa.Table.from_pylist(rows, run_schema("predictions"))
-    assert [row["task"] for row in _worst_misclassified(table, {"s0"})] == ["her2-4way"]
-    assert [row["predicted"] for row in _worst_misclassified(table.slice(0, 1), set())] == ["negative"]
-
-
 @pytest.mark.parametrize("network", PATCH_NETWORKS)
 def test_patches_are_no_slides_in_the_report_of_a_run(network: str) -> None:
     """A run keeps one row a patch of every network that classifies patches; agreement is measured on slides."""
@@ -61,3 +55,25 @@ def test_patches_are_no_slides_in_the_report_of_a_run(network: str) -> None:
     rows = [{**row, "method": method, "input": name} for row in table.to_pylist() for method, name in kinds]
     found = predictions_of_slides(pa.Table.from_pylist(rows, table.schema)).to_pylist()
     assert {(row["method"], row["input"]) for row in found} == set(kinds[1:])
+
+
+def test_a_run_shows_the_misclassified_slides_of_each_approach(report_data: ReportData, tmp_path: Path) -> None:
+    """Each slide is tested by a head and by a network of thumbnails, which call every slide 0."""
+    ids = sorted(report_data.labels)[:6]
+    truth = [("0", "3+")[k % 2] for k in range(len(ids))]
+    table = predictions("her2-4way", truth, np.tile([0.7, 0.1, 0.1, 0.1], (len(ids), 1)))
+    cells = [("clam-sb", "stain"), ("convnext-small", "thumbnail-224")]
+    rows = [{**row, "slide_id": ids[k], "method": method, "input": name}
+            for method, name in cells for k, row in enumerate(table.to_pylist())]  # fmt: skip
+    run = TrainingRun(tmp_path / "run")
+    run.open_or_create({})
+    labels = [{"task": "her2-4way", "slide_id": one, "patient_id": one, "label": 0, "truth": "0"} for one in ids]
+    run.write("labels", pa.Table.from_pylist(labels, run_schema("labels")))
+    run.write("predictions", pa.Table.from_pylist(rows, run_schema("predictions")))
+    run.write("metrics", metrics_table(run.read("predictions")))
+    part = training_run_section(replace(report_data, run=run))
+    assert part is not None
+    for approach in ("multiple instance learning", "networks on thumbnails"):
+        shown = part.html.partition(f"Misclassified by {approach}")[2].partition("<h3>")[0]
+        assert f"3 of {len(ids)} slides" in shown
+        assert shown.count("<figure>") == shown.count("<img") == 3
