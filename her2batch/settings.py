@@ -301,6 +301,11 @@ class Training(Settings):
     patches_per_slide: int | None = Field(
         None, ge=1, description="maximum number of patches of a slide, drawn at random"
     )
+    low_overlap: Literal[1, 2, 4] = Field(
+        1,
+        description="patches of the low resolution that begin within the edge of one; 4: on slides of 1 mm they are as "
+        "many as on the paper's",
+    )
     patch_network: Literal["convnext-small", "efficientnet-lite0"] | None = Field(
         None, description="network whose patch classes are counted; default: convnext-small, the paper's"
     )

@@ -53,9 +53,9 @@ from her2batch.tasks import (
 )
 from her2batch.training import bag_data, folds, image_data
 from her2batch.training.fit_loop import random_stream
-from her2batch.training.methods import PATCH_TASK, UnitPlan, method_kind, method_settings
+from her2batch.training.methods import PATCH_TASK, UnitPlan, method_kind, method_settings, patches_per_edge
 from her2batch.vision.patches import apply_clahe, label_patches, usable_patches
-from her2batch.vision.tile_grid import MAX_UPSAMPLING, TileGrid, plan_tiles
+from her2batch.vision.tile_grid import MAX_UPSAMPLING, TileGrid, plan_overlapping_tiles
 
 Rows = Mapping[str, Mapping[str, Any]]
 
@@ -325,7 +325,8 @@ def cut_annotated_patches(
         info = slide.info
         assert info.mpp is not None
         if info.mpp <= MAX_UPSAMPLING * mpp:
-            grid = plan_tiles(info.width, info.height, info.mpp, mpp, PATCH_PX)
+            per_edge = patches_per_edge(job.training, input_name)
+            grid = plan_overlapping_tiles(info.width, info.height, info.mpp, mpp, PATCH_PX, per_edge)
             shapes = [(IHC_SCORES.index(region.score), region.shape) for region in regions]
             labels, shares = label_patches(shapes, grid)
             sample = np.flatnonzero(labels >= 0)

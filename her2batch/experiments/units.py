@@ -313,7 +313,8 @@ def tissue_patches(job: TrainingJob, input_name: str, slide_id: str) -> Iterator
     table = read_patient_tiles(job.cohort, slide_id)
     tiles = np.stack([table.column(name).to_numpy() for name in ("x", "y", "size")], axis=1).astype(np.int32)
     with Pyramid(job.cohort.pyramid(slide_id)) as slide:
-        grid = plan_patches(slide.info, job.plan, tiles, table.column("tissue").to_numpy(), PATCH_INPUTS[input_name])
+        mpp, per_edge = PATCH_INPUTS[input_name], methods.patches_per_edge(job.training, input_name)
+        grid = plan_patches(slide.info, job.plan, tiles, table.column("tissue").to_numpy(), mpp, per_edge)
         for batch in read_patches(slide, grid):
             if (good := usable_patches(batch.pixels)).any():
                 yield apply_clahe(batch.pixels[good])

@@ -41,7 +41,7 @@ from her2batch.tasks import (
 
 FORMAT: Final = 3
 """The newest version of bundle.toml that this release reads. 2 adds tasks of the user's own, 3 ordinal
-losses and fusions."""
+losses, fusions and overlapping patches."""
 
 TOML: Final = "bundle.toml"
 
@@ -72,6 +72,7 @@ class ModelEntry(Settings):
 
     dim, pseudo_bags, splits: of a MIL head.  settings: further settings that decide what a MIL head computes.
     size: of an image network.  ordinal: loss of ordered classes that it was trained with; None: another.
+    per_edge: of overlapping patches, how many begin within the edge of one.
     stack: of a fusion.  temperature: divisor of the logarithms of p.  threshold: classes of at least this
     probability cannot be ruled out (conformal, 90 %); None: not calibrated.  scale: mean and standard deviation of the
     training numbers, of a model that predicts a number.  interval: half the width of the interval in which nine of ten
@@ -92,6 +93,7 @@ class ModelEntry(Settings):
     settings: dict[str, Any] | None = None
     size: Literal["full", "tiny"] = "full"
     ordinal: Literal["corn", "cumulative-link"] | None = None
+    per_edge: Literal[2, 4] | None = None
     stack: StackWeights | None = None
     temperature: float = Field(1.0, gt=0)
     threshold: float | None = Field(None, ge=0, le=1)
@@ -180,8 +182,8 @@ class BundleInfo(Settings):
             raise ValueError(f"no task is called {unknown[0]!r}; known: {', '.join(self.known_tasks)}")
         if self.definitions and self.format < 2:
             raise ValueError("tasks of the user's own need format 2")
-        if any(entry.ordinal or entry.stack for entry in self.models) and self.format < 3:
-            raise ValueError("ordinal losses and fusions need format 3")
+        if any(entry.ordinal or entry.stack or entry.per_edge for entry in self.models) and self.format < 3:
+            raise ValueError("ordinal losses, fusions and overlapping patches need format 3")
         if others := [entry.task for entry in self.models if entry.task not in self.tasks]:
             raise ValueError(f"a model has the task {others[0]!r}, which is none of the bundle's tasks")
         for entry in self.models:

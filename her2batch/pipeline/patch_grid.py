@@ -20,11 +20,17 @@ from her2batch.vision.tissue import tile_fractions
 
 
 def plan_patches(
-    info: SlideInfo, plan: Plan, tiles: NDArray[np.int32], tissue: NDArray[np.float32], mpp: float
+    info: SlideInfo,
+    plan: Plan,
+    tiles: NDArray[np.int32],
+    tissue: NDArray[np.float32],
+    mpp: float,
+    per_edge: int = 1,
 ) -> TileGrid:
     """Patches of PATCH_PX px at `mpp` µm/px with at least plan.min_tissue of tissue; none if the slide is too coarse.
 
-    tiles: (n, 3) x, y, size in level-0 px.  tissue: (n,) share of tissue of each tile.  Both as in the tiles table.
+    per_edge: patches that begin within the edge of one; more than 1 overlap.  tiles: (n, 3) x, y, size in level-0 px.
+    tissue: (n,) share of tissue of each tile.  Both as in the tiles table.
     """
     assert info.mpp is not None
     if info.mpp > MAX_UPSAMPLING * mpp or not len(tiles):
@@ -34,7 +40,7 @@ def plan_patches(
     shape = np.ceil(np.array([info.height, info.width]) / step).astype(np.int64) + 1
     shares = np.zeros(shape, np.float64)
     shares[cells[:, 1], cells[:, 0]] = tissue
-    patches = tile_grid.plan_tiles(info.width, info.height, info.mpp, mpp, PATCH_PX)
+    patches = tile_grid.plan_overlapping_tiles(info.width, info.height, info.mpp, mpp, PATCH_PX, per_edge)
     found = tile_fractions(shares, shape[1] * step, shape[0] * step, patches)
     return TileGrid(mpp, PATCH_PX, patches[found >= max(plan.min_tissue, 1e-6)])
 

@@ -240,7 +240,8 @@ def _classify_patches(
     """Classes of a slide's tissue patches at one resolution, read from its pyramid; white and black ones left out."""
     name = network.entry.input
     with Pyramid(cohort.pyramid(slide_id)) as slide:
-        grid = plan_patches(slide.info, plan, tiles, fractions, PATCH_INPUTS[name])
+        per_edge = network.entry.per_edge or 1
+        grid = plan_patches(slide.info, plan, tiles, fractions, PATCH_INPUTS[name], per_edge)
         rows, probabilities = [np.empty(0, np.int64)], [np.empty((0, N_PATCH_CLASSES), np.float32)]
         for batch in read_patches(slide, grid):
             usable = usable_patches(batch.pixels)

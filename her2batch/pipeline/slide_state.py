@@ -236,6 +236,11 @@ class StageContext:
     used_encoders: tuple[str, ...] | None = None
     tile_device: str | None = None
 
+    def patches_per_edge(self, name: str) -> int:
+        """How many patches of an input begin within the edge of one; 1: they do not overlap."""
+        entries = self.bundle.info.models if self.bundle is not None else ()
+        return next((entry.per_edge or 1 for entry in entries if (entry.kind, entry.input) == ("patch", name)), 1)
+
     def has_network(self, kind: str, name: str | None = None) -> bool:
         """Whether the bundle has a network of a kind, and of an input if one is named."""
         models = self.bundle.info.models if self.bundle is not None else ()

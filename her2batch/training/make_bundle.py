@@ -30,7 +30,7 @@ from her2batch.tasks import FUSION, FUSION_INPUT, Task, as_task
 from her2batch.training.bag_data import open_bags
 from her2batch.training.fit_loop import target_scale
 from her2batch.training.fusion.stacking import final_stack
-from her2batch.training.methods import UnitPlan, method_kind, method_settings
+from her2batch.training.methods import UnitPlan, method_kind, method_settings, patches_per_edge
 from her2batch.training.metrics import check_numbers, metrics_summary, metrics_table
 from her2batch.training.publishing.model_card import CARD, model_card
 
@@ -58,7 +58,7 @@ def make_bundle(run: TrainingRun, work: UnitPlan, training: Training, plan: Plan
     tasks = [training.task(name) for name in dict.fromkeys(entry.task for entry in entries)]
     own = tuple(task for task in tasks if not task.is_builtin)
     info = BundleInfo(
-        format=3 if any(entry.ordinal or entry.stack for entry in entries) else 2 if own else 1,
+        format=3 if any(entry.ordinal or entry.stack or entry.per_edge for entry in entries) else 2 if own else 1,
         her2batch=version("her2batch"),
         tasks=tuple(task.name for task in tasks),
         encoder=encoders[0] if encoders else None,
@@ -115,6 +115,8 @@ def _entry(run: TrainingRun, unit: Unit, predictions: pa.Table, training: Traini
         values["ordinal"] = settings.ordinal
     if isinstance(settings, ImageSettings):
         values["size"] = settings.size
+    if kind == "patch" and (per_edge := patches_per_edge(training, unit.input)) > 1:
+        values["per_edge"] = per_edge
     if task.is_number:
         values |= {"scale": _scale(run, unit), "interval": fit_interval(*check_numbers(own))}
     elif kind != "patch":

@@ -41,6 +41,9 @@ Cell = tuple[str, str, str]
 PATCH_NET: Final = PATCH_NETWORKS[0]
 """The method that classifies patches unless the run names another one (paper, 2.3)."""
 
+LOW_RESOLUTION: Final = "patches-low"
+"""The input whose patches may overlap."""
+
 PATCH_TASK: Final = "her2-4way"
 """The task that patches are classified for."""
 
@@ -232,6 +235,11 @@ def check_ordered(task: Task, ordinal: str) -> None:
 def patch_network(training: Training) -> str:
     """Return the network whose patch classes are counted in this run."""
     return training.patch_network or PATCH_NET
+
+
+def patches_per_edge(training: Training, input_name: str) -> int:
+    """Return how many patches begin within the edge of one in this run; 1: they do not overlap."""
+    return training.low_overlap if input_name == LOW_RESOLUTION else 1
 
 
 def units_of_cells(cells: Iterable[Cell], folds: Iterable[int], network: str = PATCH_NET) -> UnitPlan:

@@ -23,6 +23,7 @@ from her2batch.models.bundle import (
     read_bundle,
 )
 from her2batch.models.nets import build_network, classify_images
+from her2batch.pipeline.slide_state import StageContext
 from her2batch.settings import Plan
 from her2batch.tasks import CLASSES
 from tests.models.bundles import bundle_of
@@ -109,6 +110,17 @@ def test_the_resolution_of_patches_follows_from_their_input() -> None:
     patch = entry(kind="patch", task="her2-4way", input="patches-low", classes=CLASSES["her2-4way"])
     assert (patch.mpp, patch.edge) == (3.24, 224)
     assert (entry().mpp, entry(input="thumbnail-512").edge) == (None, 512)
+
+
+def test_overlapping_patches_are_recorded_in_the_present_format() -> None:
+    """A release that knows no overlap must not read other patches than the network was trained on."""
+    patch = entry(kind="patch", task="her2-4way", input="patches-low", classes=CLASSES["her2-4way"], per_edge=4)
+    values = info().model_dump() | {"tasks": ("her2-4way",), "models": (patch.model_dump(),)}
+    with pytest.raises(ValueError, match="overlapping patches need format 3"):
+        BundleInfo.model_validate(values | {"format": 1})
+    stored = BundleInfo.model_validate(values | {"format": 3})
+    context = StageContext(Plan(), Bundle(stored, "0" * 12, Path("bundle")))
+    assert (context.patches_per_edge("patches-low"), context.patches_per_edge("patches-high")) == (4, 1)
 
 
 def test_a_folder_without_bundle_toml_is_refused(tmp_path: Path) -> None:

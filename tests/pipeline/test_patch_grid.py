@@ -47,14 +47,25 @@ def test_slide_too_coarse_for_a_resolution_has_no_patches_there() -> None:
     assert len(plan_patches(slide_info(4000, 4000), Plan(), tiles[:0], tissue[:0], 1.17).tiles) == 0
 
 
-@pytest.mark.parametrize("given_input", ["patches-moderate", "patches-high"])
-def test_patches_are_read_from_the_pyramid(given_input: str, synthetic: Synthetic) -> None:
+def test_overlapping_patches_of_a_slide_of_one_millimetre_are_as_many_as_on_a_large_one() -> None:
+    info = slide_info(4800, 4200)
+    tiles = plan_tiles(info.width, info.height, 0.25, 0.5, 224)
+    counts = [len(plan_patches(info, Plan(), tiles, np.ones(len(tiles), np.float32), 3.24, n).tiles) for n in (1, 4)]
+    assert counts[0] <= 4
+    assert 24 <= counts[1] <= 48
+
+
+@pytest.mark.parametrize(
+    ("given_input", "per_edge"), [("patches-moderate", 1), ("patches-moderate", 4), ("patches-high", 1)]
+)
+def test_patches_are_read_from_the_pyramid(given_input: str, per_edge: int, synthetic: Synthetic) -> None:
     cohort = Cohort(synthetic.cohort)
     slide_id = sorted(cohort.rows())[0]
     table = cohort.read("tiles", slide_id)
     tiles = np.stack([table[name].to_numpy() for name in ("x", "y", "size")], axis=1).astype(np.int32)
     with Pyramid(cohort.pyramid(slide_id)) as opened:
-        one = plan_patches(opened.info, cohort.plan(), tiles, table["tissue"].to_numpy(), PATCH_INPUTS[given_input])
+        mpp = PATCH_INPUTS[given_input]
+        one = plan_patches(opened.info, cohort.plan(), tiles, table["tissue"].to_numpy(), mpp, per_edge)
         assert len(one.tiles)
         seen = 0
         for batch in read_patches(opened, one):

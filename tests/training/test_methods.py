@@ -12,6 +12,7 @@ from her2batch.training.methods import (
     method_kind,
     method_names,
     method_settings,
+    patches_per_edge,
     plan_units,
     search_space,
     units_of_cells,
@@ -96,6 +97,12 @@ def test_options_override_the_quick_profile_and_the_quick_profile_overrides_defa
     assert (image.epochs, image.size, image.pretrained) == (3, "full", "none")
     assert method_settings("svm", "counts", quick) == CountsSettings(search=False)
     assert method_settings("vit-base", "image", Training(options=("weight_decay=none",))) == ImageSettings()
+
+
+def test_only_patches_of_the_low_resolution_overlap() -> None:
+    training = Training(low_overlap=4)
+    assert [patches_per_edge(training, f"patches-{name}") for name in ("low", "moderate", "high")] == [4, 1, 1]
+    assert patches_per_edge(Training(), "patches-low") == 1
 
 
 def test_a_profile_changes_image_networks_and_options_override_it() -> None:

@@ -17,6 +17,7 @@ from her2batch.vision.tile_grid import (
     TileGrid,
     cut_tiles,
     plan_blocks,
+    plan_overlapping_tiles,
     plan_tiles,
     rows_of_places,
     spread_evenly,
@@ -91,6 +92,28 @@ def test_every_tile_is_in_one_block_and_inside_its_box(
         places = np.minimum(tiles[list(block.tiles), :2] / downsample, np.array(level) - 1)  # writers drop an odd row
         assert np.abs(corners - places).max() <= 1
         assert (block.tile_rects[:, :2] < np.array([box.width, box.height])).all()
+
+
+def test_overlapping_tiles_begin_within_one_another() -> None:
+    tiles = plan_overlapping_tiles(1000, 500, 0.25, 0.5, 224, 2)
+    assert tiles[tiles[:, 1] == 224, 0].tolist() == [0, 224, 448, 672, 896]
+    assert set(tiles[:, 2].tolist()) == {448}
+    once = plan_overlapping_tiles(1000, 500, 0.2525, 0.5, 224, 1)
+    assert np.array_equal(once, plan_tiles(1000, 500, 0.2525, 0.5, 224))
+
+
+@pytest.mark.parametrize("per_edge", [2, 4])
+def test_blocks_of_overlapping_tiles_are_small_and_hold_each_once(per_edge: int) -> None:
+    tiles = plan_overlapping_tiles(23_218, 20_529, 0.23, 3.24, 224, per_edge)
+    assert len(tiles) > 40 * per_edge**2
+    level = (23_218 // 8, 20_529 // 8)
+    blocks = plan_blocks(tiles, (23_218 / level[0], 20_529 / level[1]), (256, 256), level)
+    assert sorted(row for block in blocks for row in block.tiles) == list(range(len(tiles)))
+    assert max(len(block.tiles) for block in blocks) <= 256
+    assert max(max(block.box.width, block.box.height) for block in blocks) <= BLOCK_PX[2]
+    rects = np.concatenate([block.tile_rects[:, :2] + block.box[:2] for block in blocks])
+    rows = np.concatenate([block.tiles for block in blocks])
+    assert np.abs(rects - tiles[rows, :2] / 8).max() <= 1
 
 
 def test_blocks_align_with_the_chunk_grid() -> None:

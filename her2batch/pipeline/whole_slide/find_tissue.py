@@ -54,7 +54,8 @@ def make_find_tissue(context: StageContext) -> Work:
         own, patches = result.patient_rows, {}
         for name, mpp in PATCH_INPUTS.items():
             if context.has_network("patch", name):
-                patches[name] = plan_patches(info, plan, tiles[own], fractions[own], mpp)
+                per_edge = context.patches_per_edge(name)
+                patches[name] = plan_patches(info, plan, tiles[own], fractions[own], mpp, per_edge)
         return replace(result, grids={**result.grids, **patches})
 
     return work
