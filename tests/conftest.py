@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +31,8 @@ from tests.session_cleanup import SessionCleanup
 from tests.shared_folders import folder_of_all_workers, make_once
 from tests.stand_ins import make_stand_ins
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode, each of hundreds of processes compiles the package
+sys.dont_write_bytecode = False
 cv2.setNumThreads(1)
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # 1.5 s of CPU less per start of Ray
 hypothesis.settings.register_profile("patient", deadline=None)  # how long an example takes is the machine's affair

@@ -17,7 +17,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 Floats = NDArray[np.float64]
 
@@ -111,6 +110,8 @@ def fit_link_model(
         value, gradient = _negative_log_likelihood(parameters, evidence, labels, counts)
         scaled = parameters / deviations
         return value + 0.5 * float(scaled @ scaled), gradient + scaled / deviations
+
+    from scipy.optimize import minimize  # slow to import, and most runs fit nothing
 
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500, "ftol": 1e-12, "gtol": 1e-8}).x
     return LinkModel(float(found[0]), float(np.exp(found[1])), found[2 : 2 + steps], found[2 + steps :])

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from her2batch.models.calibration.calibration_file import CalibratedMethod, LabelledSlide, LinkParameters
 from her2batch.models.calibration.cumulative_link import Floats, LinkModel, LinkPrior, fit_link_model
@@ -123,8 +123,7 @@ def _ranges(slides: Sequence[SlideEvidence]) -> dict[str, tuple[float, float]]:
     found = {}
     for name in names:
         values: Floats = np.array([one.measured[name] for one in slides], np.float64)
-        reach = (
-            student_t.ppf((1 + RANGE_LEVEL) / 2, len(values) - 1) * values.std(ddof=1) * np.sqrt(1 + 1 / len(values))
-        )
+        quantile = stdtrit(len(values) - 1, (1 + RANGE_LEVEL) / 2)  # of Student's t; scipy.stats is slow to import
+        reach = quantile * values.std(ddof=1) * np.sqrt(1 + 1 / len(values))
         found[name] = (round(float(values.mean() - reach), DIGITS), round(float(values.mean() + reach), DIGITS))
     return found
