@@ -233,5 +233,5 @@ def quiet_night(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory) 
 
     folder = tmp_path_factory.mktemp("night")
     bundle = untrained(folder / "bundle")
-    top = f'labels = "{synthetic.labels}"\nbundle = "{bundle.path}"'
+    top = f'labels = "{synthetic.labels}"\nbundle = "{bundle.path}"\nplan.cells = "off"'
     return run_night(folder, sorted(synthetic.scans.iterdir()), bundle.id, top)

@@ -1,5 +1,6 @@
 """Tests of tissue segmentation on real cores and H&E slides, synthetic slides and simple shapes."""
 
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from her2batch.synthetic.painting import paint_slide
 from her2batch.synthetic.specimen import TYPICAL_MIXES, SlideTruth, make_tissue
 from her2batch.vision.stain import white_point
-from her2batch.vision.tissue import MAX_DISAGREEMENT, label_pieces, segment_tissue, tile_fractions
+from her2batch.vision.tissue import MAX_DISAGREEMENT, Tissue, label_pieces, segment_tissue, tile_fractions
 from tests.vision.real import CORES, HE, load_core, load_he_slide, shrink
 
 FRACTION = {"0": 0.48, "1+": 0.62, "2+ a": 0.65, "2+ b": 0.57, "3+": 0.57}
@@ -39,10 +40,22 @@ def pale_disc(radius: int = 40, depth: float = 9.0, size: tuple[int, int] = (120
     return np.clip(rgb - inside[..., None] * grain, 0, 255).astype(np.uint8)
 
 
+@cache
+def disc_tissue() -> Tissue:
+    """The tissue of `pale_disc()`."""
+    return segment_tissue(pale_disc(), 8.0)
+
+
+@cache
+def core_tissue(folder: Path, name: str) -> Tissue:
+    """The tissue of the overview of a core."""
+    return segment_tissue(overview(folder, name), 8.0)
+
+
 class TestRealSlides:
     @pytest.mark.parametrize("name", CORES)
     def test_the_tissue_of_a_core_has_its_size(self, real_data: Path, name: str) -> None:
-        found = segment_tissue(overview(real_data, name), 8.0)
+        found = core_tissue(real_data, name)
         assert found.mask.mean() == pytest.approx(FRACTION[name], abs=0.04)
         assert found.disagreement < 0.2
         assert not found.pen.any()
@@ -62,7 +75,7 @@ class TestRealSlides:
     @pytest.mark.parametrize("name", CORES)
     def test_uneven_illumination_hardly_changes_the_mask(self, real_data: Path, name: str) -> None:
         rgb = overview(real_data, name)
-        mask = segment_tissue(rgb, 8.0).mask
+        mask = core_tissue(real_data, name).mask
         y, x = np.mgrid[-1 : 1 : rgb.shape[0] * 1j, -1 : 1 : rgb.shape[1] * 1j]
         for light in (0.95 + 0.05 * x, 1 - 0.04 * (x * x + y * y)):
             lit = np.round(rgb * light[..., None]).astype(np.uint8)
@@ -73,11 +86,11 @@ class TestRealSlides:
         rgb = overview(real_data, "0")
         padded = cv2.copyMakeBorder(rgb, 40, 40, 40, 40, cv2.BORDER_CONSTANT, value=(value,) * 3)
         found = segment_tissue(padded, 8.0).mask
-        assert dice(found[40:-40, 40:-40], segment_tissue(rgb, 8.0).mask) > 0.97
+        assert dice(found[40:-40, 40:-40], core_tissue(real_data, "0").mask) > 0.97
         assert found.sum() == found[40:-40, 40:-40].sum()
 
     def test_the_same_overview_gives_the_same_mask(self, real_data: Path) -> None:
-        first, second = (segment_tissue(overview(real_data, "1+"), 8.0) for _ in range(2))
+        first, second = core_tissue(real_data, "1+"), segment_tissue(overview(real_data, "1+"), 8.0)
         assert np.array_equal(first.mask, second.mask)
         assert first.disagreement == second.disagreement
 
@@ -106,7 +119,7 @@ class TestSynthetic:
 
 class TestProperties:
     @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 60), st.integers(0, 60))
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=10, deadline=None)
     def test_more_background_adds_no_tissue(self, top, bottom, left, right) -> None:
         rgb = pale_disc()
         wide = cv2.copyMakeBorder(rgb, top, bottom, left, right, cv2.BORDER_REFLECT_101)
@@ -115,14 +128,14 @@ class TestProperties:
         found = segment_tissue(wide, 8.0).mask
         inner = found[top : top + 120, left : left + 140]
         assert found.sum() == inner.sum()
-        assert dice(inner, segment_tissue(rgb, 8.0).mask) > 0.97
+        assert dice(inner, disc_tissue().mask) > 0.97
 
     @given(st.floats(0.5, 1.04))
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=8, deadline=None)
     def test_brightness_does_not_matter(self, gain) -> None:
         rgb = pale_disc()
         lit = np.clip(np.round(rgb * gain), 0, 253).astype(np.uint8)
-        assert dice(segment_tissue(lit, 8.0).mask, segment_tissue(rgb, 8.0).mask) > 0.97
+        assert dice(segment_tissue(lit, 8.0).mask, disc_tissue().mask) > 0.97
 
     @pytest.mark.parametrize("grey", [210, 196, 170, 140, 100])
     def test_grey_glass_is_not_tissue(self, grey: int) -> None:
@@ -132,7 +145,7 @@ class TestProperties:
         assert white_point(rgb, ~found) == pytest.approx((grey, grey, grey), abs=2)
 
     @given(st.floats(5, 120))
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=8, deadline=None)
     def test_a_pale_disc_keeps_its_area(self, depth) -> None:
         found = segment_tissue(pale_disc(depth=depth), 8.0).mask.sum()
         assert found == pytest.approx(np.pi * 40**2, rel=0.12)
