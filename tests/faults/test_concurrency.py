@@ -36,6 +36,7 @@ from tests.faults.fault_fixtures import (
     ReferenceCohort,
     assert_intact,
     assert_same_files,
+    copy_reference,
     count_rows,
     find_descendants,
     ingest_command,
@@ -68,7 +69,7 @@ def test_of_two_runs_started_together_one_works_and_the_other_reports_it(
 
 def test_second_run_changes_nothing_not_even_the_plan(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     out = tmp_path / "c"
-    ingest_serially(reference_cohort.scans, out)
+    copy_reference(reference_cohort, out)
     with Cohort(out).lock():
         run = subprocess.run(
             [*ingest_command(reference_cohort.scans, out, 0), "--mpp", "0.25"], capture_output=True, text=True

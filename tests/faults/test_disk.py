@@ -16,6 +16,7 @@ from tests.faults.fault_fixtures import (
     ReferenceCohort,
     assert_intact,
     assert_same_files,
+    copy_reference,
     count_rows,
     ingest_command,
     ingest_serially,
@@ -170,7 +171,7 @@ def test_error_at_closing_the_lock_on_a_share_changes_nothing(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
     out = tmp_path / "c"
-    ingest_serially(reference_cohort.scans, out)
+    copy_reference(reference_cohort, out)
     broken = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(tmp_path / "log"), "-P", str(out / ".lock")]
     run = subprocess.run(
         [*broken, "--trace=close", "--inject=close:error=EIO", *ingest_command(reference_cohort.scans, out, 0)],
@@ -185,7 +186,7 @@ def test_error_at_closing_the_lock_on_a_share_changes_nothing(
 @needs_mount
 def test_read_only_cohort_is_refused_before_any_work(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     out = tmp_path / "c"
-    ingest_serially(reference_cohort.scans, out)
+    copy_reference(reference_cohort, out)
     line = 'mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"; shift; "$@"'
     run = in_namespace(line, out, *ingest_command(reference_cohort.scans, out, 0))
     assert run.returncode == 2
@@ -243,11 +244,6 @@ def test_power_loss_at_any_step_leaves_whole_slides(reference_cohort: ReferenceC
 # -- altered -------------------------------------------------------------------------------------------------------
 
 
-def ingested_cohort(reference_cohort: ReferenceCohort, tmp_path: Path) -> Cohort:
-    ingest_serially(reference_cohort.scans, tmp_path / "c")
-    return Cohort(tmp_path / "c")
-
-
 def files_of(cohort: Cohort, slide_id: str) -> list[Path]:
     """Return one file of each kind that belongs to a slide: tables, thumbnail, a shard, a zarr.json, the row."""
     row = cohort.rows()[slide_id]
@@ -288,7 +284,7 @@ def test_verify_finds_200_of_200_flipped_bits(reference_cohort: ReferenceCohort,
 
 @pytest.mark.slow
 def test_only_slides_with_flipped_bits_are_ingested_again(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
-    cohort = ingested_cohort(reference_cohort, tmp_path)
+    cohort = copy_reference(reference_cohort, tmp_path / "c")
     for slide_id, kind in (("s0", 1), ("s3", -1), ("s5", -2)):  # a table, a row, a picture or a shard
         target = files_of(cohort, slide_id)[kind]
         data = target.read_bytes()
@@ -300,7 +296,7 @@ def test_only_slides_with_flipped_bits_are_ingested_again(reference_cohort: Refe
 def test_cut_swapped_and_deleted_files_are_found_and_ingested_again(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
-    cohort = ingested_cohort(reference_cohort, tmp_path)
+    cohort = copy_reference(reference_cohort, tmp_path / "c")
     cut, a, b = cohort.table("tiles", "s1"), cohort.table("membrane", "s3"), cohort.table("membrane", "s4")
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     a.rename(tmp_path / "x")
@@ -315,7 +311,7 @@ def test_cut_swapped_and_deleted_files_are_found_and_ingested_again(
 def test_torn_intake_table_is_rewritten_without_ingesting_slides_again(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
-    cohort = ingested_cohort(reference_cohort, tmp_path)
+    cohort = copy_reference(reference_cohort, tmp_path / "c")
     data = cohort.intake.read_bytes()
     cohort.intake.write_bytes(data[: len(data) // 2])
     assert cohort.intake in {one.path for one in verify_cohort(cohort)}
