@@ -27,9 +27,11 @@ from gpu_record import Row, StepRecord, step_record
 from rounds import median_seconds, run_on_cores, warm_processes
 
 from her2batch.pipeline.cost_model import available_cores
+from her2batch.pipeline.tile_reader import plan_reads
 from her2batch.slides.jpeg import complete_jpeg
 from her2batch.slides.readers import open_slide
 from her2batch.slides.tiff_slide import TiledTiffSlide
+from her2batch.vision.tile_grid import TileGrid
 
 BLOCK_PX = 2048
 """Edge of the blocks that cuCIM reads."""
@@ -123,6 +125,35 @@ def measure_cucim(record: StepRecord, path: Path, most: int) -> None:
     record.add(Row("decode.jpeg.cucim", "decode jpeg, cuCIM", rate, "px/s", ratio, "the cores", note))
 
 
+def measure_tiles_read(record: StepRecord, path: Path, most: int) -> None:
+    """Add the row of the ingest's own reader: tiles of 224 px at 0.5 µm/px on the device, of some batches."""
+    import torch
+
+    from her2batch.models.device import gpu_number
+    from her2batch.pipeline.tile_batches.device_reader import read_tiles_on_device
+    from her2batch.slides.nvimgcodec.chunk_decoder import chunk_decoder
+
+    with open_slide(path, "tiff") as slide:
+        assert slide.info.mpp is not None
+        size = round(224 * 0.5 / slide.info.mpp)
+        columns, rows = (range(0, edge - size + 1, size) for edge in (slide.info.width, slide.info.height))
+        tiles = np.array([(x, y, size) for y in rows for x in columns][:most], np.int32)
+        reads = plan_reads(slide, TileGrid(0.5, 224, tiles))
+        device = torch.device(record.device)
+        decoder = chunk_decoder(slide, reads.source[0], gpu_number(str(device)))
+        assert decoder is not None
+
+        def read_all() -> float:
+            started = time.perf_counter()
+            for _ in read_tiles_on_device(decoder, reads, str(device), 1, None):
+                pass
+            return time.perf_counter() - started
+
+        rate = len(tiles) / median_seconds({"tiles": read_all}, 2)["tiles"]
+    what = "tiles decoded, checked, shrunk and cut on the device"
+    record.add(Row("decode.jpeg.tiles", what, rate, "tiles/s", note="one call of the ingest's reader"))
+
+
 def main() -> None:
     """Add the rows of JPEG and JPEG 2000."""
     record, scratch = step_record(__doc__.splitlines()[0])
@@ -131,6 +162,8 @@ def main() -> None:
     for codec, path, most in (("jpeg", large, tiles), ("jpeg2000", j2k, tiles_j2k)):
         record.attempt(f"decode.{codec}.cores", f"decode {codec}, CPU cores", "px/s",
                        partial(measure_codec, record, path, codec, most))  # fmt: skip
+    what = "tiles decoded, checked, shrunk and cut on the device"
+    record.attempt("decode.jpeg.tiles", what, "tiles/s", partial(measure_tiles_read, record, large, tiles))
     what = "decode jpeg, cuCIM"
     record.attempt("decode.jpeg.cucim", what, "px/s", partial(measure_cucim, record, large, blocks))
 

@@ -33,6 +33,7 @@ EXPECTED = {
         "decode.jpeg2000.cores": "decode jpeg2000, CPU cores",
         "decode.jpeg2000.nvimgcodec": "decode jpeg2000, nvImageCodec",
         "decode.jpeg.cucim": "decode jpeg, cuCIM",
+        "decode.jpeg.tiles": "tiles decoded, checked, shrunk and cut on the device",
     },
     "gpu_networks": {
         "network.uni.feed": "ViT-L of UNI's size, through our feed",
@@ -49,7 +50,6 @@ EXPECTED = {
 """Figures of each step, key → what it is: a step that ended early has a row for each that is missing."""
 
 LACKING = {
-    "ingest.device-decode": ("ingest that decodes on the GPU", "the engine decodes on the CPU cores"),
     "ingest.shared-batch": (
         "three networks on the same decoded batch in one ingest", "each actor of the engine decodes its own tiles",
     ),

@@ -75,8 +75,8 @@ class Plan(Settings):
     mpp_force: float | None = Field(
         None, ge=0.05, le=20, description="µm/px of all slides, whatever their files state, where these are wrong"
     )
-    reader: Literal["auto", "tiff", "cucim", "openslide"] = Field(
-        "auto", description="reader of the slide files: auto, tiff, cucim or openslide"
+    reader: Literal["auto", "tiff", "cucim", "nvimgcodec", "openslide"] = Field(
+        "auto", description="reader of the slide files: auto, tiff, cucim, nvimgcodec or openslide"
     )
     jpeg_quality: int = Field(
         90, ge=50, le=100, description="JPEG quality of pyramids that can't be copied from the slide without decoding"

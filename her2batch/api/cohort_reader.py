@@ -39,7 +39,7 @@ def open_cohort(location: str | Path) -> CohortReader:
 def open_slide(path: str | Path, mpp: float | None = None, reader: str = "auto") -> SlideReader:
     """Open a slide file.
 
-    mpp: µm per level-0 px, for files that give none.  reader: auto, tiff, cucim or openslide.
+    mpp: µm per level-0 px, for files that give none.  reader: auto, tiff, cucim, nvimgcodec or openslide.
     Raises SlideError when the file is no slide, is damaged, or its resolution is not known.
     """
     return SlideReader(Path(path), mpp, reader)

@@ -41,6 +41,14 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def gpu_number(device: str) -> int | None:
+    """Return the number of the GPU that a device is; None for the CPU."""
+    chosen = torch.device(device)
+    if chosen.type != "cuda":
+        return None
+    return torch.cuda.current_device() if chosen.index is None else chosen.index
+
+
 def set_deterministic(device: str) -> None:
     """Set up this process for repeatable results: deterministic kernels, one CPU thread, no TF32.
 

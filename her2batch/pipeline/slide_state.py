@@ -141,12 +141,14 @@ class SlidePart:
     """Results of one call on a slide.
 
     values: what stages gave, by its name; of a stage over a grid the TileColumns of the tiles that the call read.
-    seconds: of each stage.  seconds_total: of the call.
+    seconds: of each stage.  seconds_total: of the call.  decoded_on_cpu: why the tiles were not decoded on the GPU on
+    which they are measured, else empty.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     seconds_total: float = 0.0
+    decoded_on_cpu: str = ""
 
     @property
     def n_tiles(self) -> int:
@@ -163,6 +165,7 @@ class SlideState:
     the reader of the slide file raises. A stage's result is the field that bears the name under which the stage gives
     it, or an entry of `others`.  row: columns of the slide's row.  tables: tables of the slide, by their names in the
     store.  seconds: of each stage.  sent: files that are in their places in the store already.
+    decoded_on_cpu: see SlidePart.
     """
 
     slide_id: str
@@ -183,6 +186,7 @@ class SlideState:
     seconds: dict[str, float] = field(default_factory=dict)
     seconds_total: float = 0.0
     sent: Sequence[Row] = ()
+    decoded_on_cpu: str = ""
 
     def get(self, name: str) -> Any:
         """A value by its name. Raises KeyError or AttributeError where no stage has given it."""
@@ -199,6 +203,7 @@ class SlideState:
         """Keep what calls on the slide returned; tiles in the order of the calls."""
         values: dict[str, list[Any]] = {}
         for part in parts:
+            self.decoded_on_cpu = self.decoded_on_cpu or part.decoded_on_cpu
             for name, seconds in part.seconds.items():
                 self.seconds[name] = self.seconds.get(name, 0.0) + seconds
             for name, value in part.values.items():

@@ -60,6 +60,7 @@ class SlideResult:
 
     times: its row of the run's table of durations.  trace: the traceback of an internal error, else empty.  problem:
     why encoders could not be added to a finished slide, else empty.  is_damaged: because its pyramid cannot be read.
+    decoded_on_cpu: why its tiles were not decoded on the GPU, else empty.
     """
 
     row: Row
@@ -68,6 +69,7 @@ class SlideResult:
     trace: str = ""
     problem: str = ""
     is_damaged: bool = False
+    decoded_on_cpu: str = ""
 
 
 @dataclass
@@ -301,7 +303,8 @@ class SlideWorker:
         row = draft.commit({**state.row, "plan_id": plan_id}, self._old_row(job), state.sent)
         state.seconds["commit"] = time.perf_counter() - mark
         failed = "control-failed" in row["flags"]
-        return SlideResult(row, self._time_row(job, "done", started, state.seconds) | {"control_failed": failed}, job)
+        times = self._time_row(job, "done", started, state.seconds) | {"control_failed": failed}
+        return SlideResult(row, times, job, decoded_on_cpu=state.decoded_on_cpu)
 
     def _old_row(self, job: SlideJob) -> Row | None:
         try:

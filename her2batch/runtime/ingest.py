@@ -283,7 +283,8 @@ class _Run:
             remaining.left(len(left.slides), left.bytes),
         )  # fmt: skip
         entry = {"slide_id": row["slide_id"], "status": row["status"], "error_code": row["error_code"]}
-        trace: dict[str, Any] = {"trace": result.trace} if result.trace else {}
+        texts = {"trace": result.trace, "decoded_on_cpu": result.decoded_on_cpu}
+        trace: dict[str, Any] = {name: text for name, text in texts.items() if text}
         if job.encoders:
             trace |= {"encoders": job.encoders, "problem": result.problem}
         self.run_log.write("slide", **entry, tiles=row["n_tiles"], seconds=result.times["seconds"], **trace)

@@ -11,6 +11,7 @@ from her2batch.slides.cucim.slide import CucimSlide
 from her2batch.slides.dicom.joined import JoinedDicomSlide, series_files
 from her2batch.slides.ndpi import FORMAT as NDPI
 from her2batch.slides.ndpi import NdpiSlide
+from her2batch.slides.nvimgcodec.slide import NvImageCodecSlide
 from her2batch.slides.openslide import OpenSlideSlide
 from her2batch.slides.slide import Box, Slide
 from her2batch.slides.tiff_slide import TiledTiffSlide
@@ -24,6 +25,7 @@ def _open_tiff(path: Path) -> TiledTiffSlide:
 READERS: dict[str, Callable[[Path], Slide]] = {
     "tiff": _open_tiff,
     "cucim": CucimSlide,
+    "nvimgcodec": NvImageCodecSlide,
     "openslide": OpenSlideSlide,
 }
 """Name of a reader → function or class that opens a path with it."""

@@ -115,7 +115,7 @@ class SlideInfo:
 
     path: Path
     format: str  # aperio · philips · ome-tiff · generic-tiff · hamamatsu · dicom · … · pyramid
-    reader: str  # tiff · cucim · openslide · pyramid
+    reader: str  # tiff · cucim · nvimgcodec · openslide · pyramid
     levels: tuple[Level, ...]  # finest first
     mpp: float | None
     mpp_source: str | None  # file · objective · override

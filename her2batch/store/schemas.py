@@ -27,7 +27,7 @@ SLIDE_COLUMNS = (
     Column("sha256", TEXT, "SHA-256 of the slide file; of several files, SHA-256 of their sorted digests"),
     Column("bytes", I64, "size of all files of the slide"),
     Column("format", TEXT, "aperio, philips, generic-tiff, ome-tiff, hamamatsu, dicom, …"),
-    Column("reader", TEXT, "tiff · cucim · openslide"),
+    Column("reader", TEXT, "tiff · cucim · nvimgcodec · openslide"),
     Column("width", I32, "level-0 px"),
     Column("height", I32, "level-0 px"),
     Column("level_downsamples", pa.list_(pa.float64()), "level-0 px per px of each level of the slide file"),

@@ -138,7 +138,7 @@ def test_empty_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_reader_is_refused_with_the_valid_names(real_data: Path) -> None:
-    with pytest.raises(InputError, match="auto, tiff, cucim, openslide"):
+    with pytest.raises(InputError, match="auto, tiff, cucim, nvimgcodec, openslide"):
         open_slide(real_data / "slides/small.svs", "bioformats")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,24 +15,32 @@ from her2batch.pipeline.cells.block_image import BlockFrames
 from her2batch.pipeline.cells.block_work import plan_frames
 from her2batch.pipeline.slide_state import SlidePart, SlideState, Stage, StageContext, TileColumns, Work
 from her2batch.pipeline.tile_reader import ReadPlan, plan_reads, read_tiles
+from her2batch.slides.nvimgcodec.chunk_decoder import DeviceDecodeRefused, chunk_decoder
+from her2batch.slides.nvimgcodec.slide import NvImageCodecSlide
 from her2batch.slides.slide import Slide
 from her2batch.vision.membrane import TileBatch, measure_tiles
 from her2batch.vision.stain import Stains
 
+DEVICE_READERS = ("auto", NvImageCodecSlide.name)
+"""Readers of a plan with which tiles are decoded on the device on which they are measured."""
 
-class _Reading(NamedTuple):
-    """How the tiles of a call are read and measured.
 
-    reader: of the plan.  threads: that decode while the stages work; 0: decode in this thread.  ahead: these threads
-    measure the tiles too.  device: see `StageContext.tile_device`.
+@dataclass(frozen=True)
+class _Call:
+    """One call on a range of a grid's batches.
+
+    threads: that decode while the stages work; 0: decode in this thread.  device: on which the tiles are measured; on
+    the host, by the reference, if it is None.
     """
 
+    slide: Slide
     reads: ReadPlan
     mpp: float
     stains: Stains
+    works: Sequence[tuple[Stage, Work]]
+    frames: BlockFrames | None
     reader: str
     threads: int
-    ahead: bool
     device: str | None
 
 
@@ -55,24 +64,41 @@ def run_tile_stages(
     """Run the stages of a grid over its batches from the first number up to, not including, the second.
 
     works: each stage and its work.  threads: that decode while the stages work; 0: decode in this thread.
+    Where the tiles are measured on a device they are decoded there too, if nvImageCodec can; otherwise, and where it
+    shows other pixels than the strict decoder or meets damage, they are decoded on the host.  Raises SlideError.
     """
-    grid, stains = state.tissue_tiles.grids[grid_name], state.stain_fit.stains
+    grid, stains, reader = state.tissue_tiles.grids[grid_name], state.stain_fit.stains, context.plan.reader
     reads = plan_reads(slide, grid).part(*batches)
-    ahead = threads > 0 and any(stage.measures for stage, _ in works)
-    over_tiles = [(stage, work) for stage, work in works if stage.margin_um is None]
     over_blocks = [(stage, work) for stage, work in works if stage.margin_um is not None]
     frames = plan_frames(over_blocks, state, grid, slide.info.mpp, reads.scale, reads.size)
-    outputs: dict[str, list[TileColumns]] = {stage.gives: [] for stage, _ in works if stage.gives is not None}
-    seconds = dict.fromkeys(["decode", *(stage.name for stage, _ in works)], 0.0)
-    reading = _Reading(reads, grid.mpp, stains, context.plan.reader, threads, ahead, context.tile_device)
+    device = "cpu" if context.tile_device is None and reader == NvImageCodecSlide.name else context.tile_device
+    call = _Call(slide, reads, grid.mpp, stains, works, frames, reader, threads, device)
+    decoded = _decode_on_device(call)
+    if decoded is None:
+        return _run(call, _decode_on_host(call))
+    try:
+        return _run(call, decoded)
+    except DeviceDecodeRefused as refused:
+        part = _run(call, _decode_on_host(call))
+        part.decoded_on_cpu = str(refused)
+        return part
+
+
+def _run(call: _Call, batches: Iterator[_ReadBatch]) -> SlidePart:
+    """Run the stages on batches of tiles."""
+    stages = [stage for stage, _ in call.works]
+    outputs: dict[str, list[TileColumns]] = {stage.gives: [] for stage in stages if stage.gives is not None}
+    seconds = dict.fromkeys(["decode", *(stage.name for stage in stages)], 0.0)
     mark = time.perf_counter()
-    for rows, tiles, found in _read_batches(slide, reading, frames):
+    for rows, tiles, found in batches:
         seconds["decode"] += time.perf_counter() - mark
         for name, gives, value, took in (each for block in found for each in block or ()):
             outputs[gives].append(value)
             seconds[name] += took
-            seconds["decode"] -= 0.0 if threads else took
-        for stage, work in over_tiles:
+            seconds["decode"] -= 0.0 if call.threads else took
+        for stage, work in call.works:
+            if stage.margin_um is not None:
+                continue
             mark = time.perf_counter()
             value = work(tiles)
             if stage.gives is not None:
@@ -82,17 +108,36 @@ def run_tile_stages(
     return SlidePart({name: TileColumns.join(parts) for name, parts in outputs.items()}, seconds)
 
 
-def _read_batches(slide: Slide, reading: _Reading, frames: BlockFrames | None) -> Iterator[_ReadBatch]:
-    """Read the batches in order. Raises SlideError."""
-    device, mpp, stains = reading.device, reading.mpp, reading.stains
-    if device is None:
-        measure = partial(measure_tiles, mpp=mpp, stains=stains) if reading.ahead else None
-        for rows, pixels, features, found in read_tiles(
-            slide, reading.reads, reading.threads, reading.reader, measure, frames
-        ):
+def _decode_on_host(call: _Call) -> Iterator[_ReadBatch]:
+    """Decode the batches strictly, in order. Threads that decode also measure, unless a device does."""
+    device, mpp, stains = call.device, call.mpp, call.stains
+    ahead = device is None and call.threads > 0 and any(stage.measures for stage, _ in call.works)
+    measure = partial(measure_tiles, mpp=mpp, stains=stains) if ahead else None
+    for rows, pixels, features, found in read_tiles(
+        call.slide, call.reads, call.threads, call.reader, measure, call.frames
+    ):
+        if device is None:
             yield _ReadBatch(rows, TileBatch(pixels, mpp, stains, features), found)
-        return
-    from her2batch.models.device_measurements.tile_batch import DeviceTileBatch
+        else:
+            from her2batch.models.device_measurements.tile_batch import DeviceTileBatch
 
-    for rows, pixels, _, found in read_tiles(slide, reading.reads, reading.threads, reading.reader, None, frames):
-        yield _ReadBatch(rows, DeviceTileBatch(pixels, mpp, stains, device), found)
+            yield _ReadBatch(rows, DeviceTileBatch(pixels, mpp, stains, device), found)
+
+
+def _decode_on_device(call: _Call) -> Iterator[_ReadBatch] | None:
+    """Return the batches as they are decoded on the device; None where they have to be decoded on the host."""
+    if call.device is None or call.reader not in DEVICE_READERS:
+        return None
+    from her2batch.models.device import gpu_number
+
+    device = call.device
+    decoder = chunk_decoder(call.slide, call.reads.source[0], gpu_number(device))
+    if decoder is None:
+        return None
+    from her2batch.models.device_measurements.tile_batch import DeviceTileBatch
+    from her2batch.pipeline.tile_batches.device_reader import read_tiles_on_device
+
+    read = read_tiles_on_device(decoder, call.reads, device, call.threads, call.frames)
+    return (
+        _ReadBatch(rows, DeviceTileBatch(tensor, call.mpp, call.stains, device), found) for rows, tensor, found in read
+    )

@@ -1,21 +1,26 @@
 """A slide whose tiles are measured on a device has the tables of the reference, within the bound of the features."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from her2batch.models.device_measurements.measure_tiles import DIFFERENCE_BOUND
 from her2batch.models.encoders import embedding_dim
 from her2batch.pipeline.slide_state import StageContext
 from her2batch.pipeline.worker import SlideWorker
 from her2batch.settings import Plan
+from her2batch.slides.jpeg import complete_jpeg
+from her2batch.slides.nvimgcodec import chunk_decoder
+from her2batch.slides.nvimgcodec.loading import is_installed
 from her2batch.store.cohort import Cohort
 from tests.runtime.test_scheduler import slide_jobs
 
-CONTEXT = StageContext(Plan(cells="off"), dims={"stain": embedding_dim("stain")})
+CONTEXT = StageContext(Plan(cells="off", reader="tiff"), dims={"stain": embedding_dim("stain")})
 
 
 def run_slide(folder: Path, scans: Path, context: StageContext, threads: int = 0) -> Cohort:
@@ -47,3 +52,46 @@ def test_tiles_measured_on_a_device_have_the_tables_of_the_reference(tmp_path: P
     bounds = {"tiles": DIFFERENCE_BOUND, "membrane": DIFFERENCE_BOUND, "embeddings/stain": 2e-3}  # float16 up to 2.0
     for name, bound in {**bounds, "predictions/membrane": 0.001}.items():
         assert_close(found.read(name, "a"), reference.read(name, "a"), bound)
+
+
+needs_nvimgcodec = pytest.mark.skipif(not is_installed(), reason="nvImageCodec isn't installed on this platform")
+
+
+@needs_nvimgcodec
+@pytest.mark.slow
+@pytest.mark.parametrize("score", ["0", "1+", "3+"])
+def test_tiles_decoded_by_nvimagecodec_have_nearly_the_scores_of_the_reference(
+    tmp_path: Path, cores: dict[str, Path], score: str
+) -> None:
+    """Cells too, which get copies of the blocks that are decoded on the device."""
+    (tmp_path / "scans").mkdir()
+    shutil.copy(cores[score], tmp_path / "scans" / f"a{cores[score].suffix}")
+    plan = Plan(reader="tiff")
+    reference = run_slide(tmp_path / "reference", tmp_path / "scans", replace(CONTEXT, plan=plan))
+    plan = Plan(reader="nvimgcodec")
+    found = run_slide(tmp_path / "device", tmp_path / "scans", replace(CONTEXT, plan=plan), threads=1)
+    assert found.read("slides", "a")["reader"].to_pylist() == ["nvimgcodec"]
+    tables = [each.read("predictions/membrane", "a") for each in (found, reference)]
+    assert tables[0].num_rows > 0
+    assert_close(*tables, 0.02)
+    counts = [each.read("cells", "a").num_rows for each in (found, reference)]
+    assert counts[0] == pytest.approx(counts[1], rel=0.02)
+
+
+@needs_nvimgcodec
+def test_a_slide_that_nvimagecodec_shows_wrongly_is_decoded_strictly(
+    tmp_path: Path, make_slide: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a decoder without the right colour space would."""
+    make_slide("a.tiff", size=(1400, 1200), brown=0.4)
+    strict = replace(CONTEXT, tile_device="cpu")
+    reference = run_slide(tmp_path / "reference", tmp_path / "scans", strict)
+    monkeypatch.setattr(chunk_decoder, "complete_jpeg", lambda data, tables, _: complete_jpeg(data, tables, "RGB"))
+    context = replace(strict, plan=Plan(cells="off"))
+    cohort = Cohort(tmp_path / "wrong")
+    cohort.create(context.plan)
+    worker = SlideWorker(cohort, context)
+    result = worker.run(slide_jobs(tmp_path / "scans", worker)[0])
+    assert "nvImageCodec's pixels of its tile" in result.decoded_on_cpu
+    for name in ("tiles", "membrane", "embeddings/stain"):
+        assert cohort.table(name, "a").read_bytes() == reference.table(name, "a").read_bytes()
