@@ -301,8 +301,10 @@ class Training(Settings):
     patches_per_slide: int | None = Field(
         None, ge=1, description="maximum number of patches of a slide, drawn at random"
     )
-    low_overlap: Literal[1, 2, 4] = Field(
+    low_overlap: int = Field(
         1,
+        ge=1,
+        le=4,
         description="patches of the low resolution that begin within the edge of one; 4: on slides of 1 mm they are as "
         "many as on the paper's",
     )

@@ -93,7 +93,7 @@ class ModelEntry(Settings):
     settings: dict[str, Any] | None = None
     size: Literal["full", "tiny"] = "full"
     ordinal: Literal["corn", "cumulative-link"] | None = None
-    per_edge: Literal[2, 4] | None = None
+    per_edge: int | None = Field(None, ge=2, le=4)
     stack: StackWeights | None = None
     temperature: float = Field(1.0, gt=0)
     threshold: float | None = Field(None, ge=0, le=1)

@@ -93,7 +93,7 @@ def plan_overlapping_tiles(
 ) -> NDArray[np.int32]:
     """Plan tiles as `plan_tiles` does, but `per_edge` of them begin within the edge of one: 1 is `plan_tiles` itself.
 
-    per_edge: a divisor of `tile`. Inside the slide every px is in per_edge² tiles.
+    They begin every tile // per_edge px of the tile's resolution.
     """
     tiles = plan_tiles(width, height, slide_mpp, mpp, tile // per_edge)
     if per_edge > 1:
