@@ -203,11 +203,11 @@ def ridge_height(smooth: Map, mpp: float) -> Map:
     xx = cv2.Sobel(smooth, cv2.CV_32F, 2, 0, ksize=3, scale=0.125)  # half of a second difference
     yy = cv2.Sobel(smooth, cv2.CV_32F, 0, 2, ksize=3, scale=0.125)
     xy = cv2.Sobel(smooth, cv2.CV_32F, 1, 1, ksize=3, scale=0.25)
-    curvature = cv2.magnitude(cv2.subtract(xx, yy), xy)
-    cv2.subtract(curvature, xx, dst=curvature)
-    cv2.subtract(curvature, yy, dst=curvature)
+    curvature = np.asarray(cv2.magnitude(cv2.subtract(xx, yy), xy), np.float32)
+    curvature -= xx
+    curvature -= yy
     cv2.multiply(curvature, 2**1.5 * s**2, dst=curvature)
-    return np.asarray(np.maximum(curvature, 0), np.float32)
+    return without_negatives(curvature)
 
 
 def restore_dab_detail(h: Map, d: Map, mpp: float) -> Map:
@@ -218,16 +218,21 @@ def restore_dab_detail(h: Map, d: Map, mpp: float) -> Map:
     multiplied by the density of both stains, which has the full resolution.
     """
     edge = 2 * round(CHROMA_UM / mpp) + 1
-    coarse_h, coarse_d = cv2.blur(h, (edge, edge)), cv2.blur(d, (edge, edge))
-    np.maximum(coarse_h, 0, out=coarse_h)
-    np.maximum(coarse_d, 0, out=coarse_d)
-    both = cv2.add(h, d)
-    np.maximum(both, 0, out=both)
+    coarse_h, coarse_d, both = (
+        without_negatives(np.asarray(one, np.float32))
+        for one in (cv2.blur(h, (edge, edge)), cv2.blur(d, (edge, edge)), cv2.add(h, d))
+    )
     both *= coarse_d
     coarse_h += coarse_d
     coarse_h += np.float32(ACHROMATIC_OD)
     both /= coarse_h
-    return np.asarray(both, np.float32)
+    return both
+
+
+def without_negatives(values: Map) -> Map:
+    """Set negative values of a map to 0 in place, four times faster than np.maximum, and return it."""
+    cv2.threshold(values, 0, 0, cv2.THRESH_TOZERO, dst=values)
+    return values
 
 
 def brown_nuclei(smooth: Map, mpp: float) -> Mask:

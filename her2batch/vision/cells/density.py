@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.vision.membrane import CHROMA_UM, PEN_RIM_UM, RIDGE_UM, restore_dab_detail
+from her2batch.vision.membrane import CHROMA_UM, PEN_RIM_UM, RIDGE_UM, restore_dab_detail, without_negatives
 from her2batch.vision.stain import Stains, optical_density, pen_mask, separate_stains, unmix
 
 Map = NDArray[np.float32]
@@ -97,11 +97,11 @@ def line_height(smooth: Map, mpp: float) -> Map:
     xx = cv2.Sobel(smooth, cv2.CV_32F, 2, 0, ksize=3, scale=0.125)
     yy = cv2.Sobel(smooth, cv2.CV_32F, 0, 2, ksize=3, scale=0.125)
     xy = cv2.Sobel(smooth, cv2.CV_32F, 1, 1, ksize=3, scale=0.25)
-    spread = cv2.magnitude(cv2.subtract(xx, yy), xy)  # k₁ − k₂, half scale
-    across = cv2.subtract(spread, cv2.add(xx, yy))
-    line = cv2.min(across, cv2.add(spread, spread))
+    spread = np.asarray(cv2.magnitude(cv2.subtract(xx, yy), xy), np.float32)  # k₁ − k₂, half scale
+    across = np.subtract(spread, np.add(xx, yy, out=xx), out=xx)
+    line = np.minimum(across, np.add(spread, spread, out=spread), out=spread)
     cv2.multiply(line, 2**1.5 * s**2, dst=line)
-    return np.asarray(cv2.max(line, 0.0), np.float32)
+    return without_negatives(line)
 
 
 def _dilate(mask: Mask, px: float) -> Mask:

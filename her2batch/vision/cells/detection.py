@@ -129,46 +129,35 @@ class _Shapes(NamedTuple):
     elongation: Map
 
 
-def _shapes(grid: NucleusGrid) -> tuple[_Shapes, NDArray[np.intp], NDArray[np.int32]]:
-    """Return the shapes of the nuclei of plausible area, and the px of all nuclei and their labels."""
-    place = np.flatnonzero(grid.labels)
-    label = grid.labels.reshape(-1)[place]
-    y, x = np.divmod(place, grid.labels.shape[1])
-    n = len(grid.seeds) + 1
-    count = np.bincount(label, minlength=n)
-    some = np.maximum(count, 1)
-
-    def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(np.bincount(label, values, minlength=n) / some)
-
-    mx, my = mean(x), mean(y)
-    dx, dy = x - mx[label], y - my[label]
-    xx, yy, xy = mean(dx * dx) + 1 / 12, mean(dy * dy) + 1 / 12, mean(dx * dy)  # 1/12: of a square px itself
+def _shapes(grid: NucleusGrid) -> _Shapes:
+    """Return the shapes of the nuclei of plausible area."""
+    px = grid.px
+    y = px.place // grid.labels.shape[1]
+    x = px.place - y * grid.labels.shape[1]
+    mx, my = px.mean(x), px.mean(y)
+    dx, dy = x - mx[px.label], y - my[px.label]
+    xx, yy, xy = px.mean(dx * dx) + 1 / 12, px.mean(dy * dy) + 1 / 12, px.mean(dx * dy)  # 1/12: of a square px itself
     spread = np.sqrt((xx - yy) ** 2 + 4 * xy**2)
     elongation = np.sqrt((xx + yy + spread) / np.maximum(xx + yy - spread, 1e-6))
-    area = count * grid.um**2
+    area = px.count * grid.um**2
     fits = (area >= NUCLEUS_AREA_UM2[0]) & (area <= NUCLEUS_AREA_UM2[1])
     fits[0] = False
     number = np.flatnonzero(fits).astype(np.int32)
-    values = (one[number].astype(np.float32) for one in (mx, my, area, elongation))
-    return _Shapes(number, *values), place, label
+    return _Shapes(number, *(one[number].astype(np.float32) for one in (mx, my, area, elongation)))
 
 
 def _measure(
     maps: DensityMaps, grid: NucleusGrid, mpp: float, reference: CellReference, marker: Marker
 ) -> tuple[Cells, NDArray[np.int32]]:
     """Measure the nuclei of a block and the membranes around them; return the cells and their labels on the grid."""
-    shapes, place, label = _shapes(grid)
-    number, n = shapes.number, len(grid.seeds) + 1
-    count = np.maximum(np.bincount(label, minlength=n), 1)
+    shapes, px, scale = _shapes(grid), grid.px, grid.scale
+    number = shapes.number
 
     def mean(values: Map) -> Map:
-        return np.asarray((np.bincount(label, values, minlength=n) / count)[number], np.float32)
+        return np.asarray(px.mean(values)[number], np.float32)
 
-    scale = grid.scale
-    h, d = (one.reshape(-1)[place] for one in (maps.h, maps.d))
-    stain = grid.density.reshape(-1)[place]
-    haematoxylin, nuclear_dab, density = mean(h), mean(d), mean(stain)
+    stain = px.at(grid.density)
+    haematoxylin, nuclear_dab, density = mean(px.at(maps.h)), mean(px.at(maps.d)), mean(stain)
     texture = np.sqrt(np.maximum(mean(stain * stain) - density**2, 0)) / np.maximum(density, np.float32(0.01))
     x, y = ((one + np.float32(0.5)) * scale - np.float32(0.5) for one in (shapes.x, shapes.y))
     rays = trace_rays(maps, grid, x, y, number, mpp)

@@ -38,6 +38,8 @@ MAX_RADIUS_UM = 12.0
 MIN_RADIUS_UM = 1.0
 """Least radius of a nucleus in any direction."""
 
+OUTLINE_UM = np.maximum(np.arange(0, MAX_RADIUS_UM, OUTLINE_STEP_UM, dtype=np.float32), np.float32(MIN_RADIUS_UM))
+"""Distances from the centre at which an outline may lie, µm."""
 
 MIN_RELATIVE_HEIGHT = 0.3
 """Least height of a membrane as a share of the DAB inside the cell: on brown, what is just visible is higher."""
@@ -46,12 +48,11 @@ MIN_RELATIVE_HEIGHT = 0.3
 class Rays(NamedTuple):
     """The rays of n cells, (n, SECTORS) float32 each, and their cytoplasm, (n,).
 
-    outline: distance between the centre and the outline of the nucleus, µm.  membrane: distance of the highest line,
-    µm.  line: its height, OD.  dab: DAB density there, OD.  cytoplasm: mean DAB outside of nuclei and membranes, OD.
+    outline: distance between the centre and the outline of the nucleus, µm.  line: height of the highest line, OD.
+    dab: DAB density there, OD.  cytoplasm: mean DAB outside of nuclei and membranes, OD.
     """
 
     outline: Map
-    membrane: Map
     line: Map
     dab: Map
     cytoplasm: Map
@@ -64,47 +65,72 @@ def ray_angles() -> tuple[Map, Map]:
 
 
 def trace_rays(maps: DensityMaps, grid: NucleusGrid, x: Map, y: Map, number: NDArray[np.int32], mpp: float) -> Rays:
-    """Return the rays of cells with the centres x, y (px of the block) and the labels `number`, (n,) each."""
-    outline = outline_radii(grid, x, y, number)
-    cos, sin = (one[:, None] for one in ray_angles())
-    steps = np.arange(0, REACH_UM + STEP_UM / 2, STEP_UM, dtype=np.float32)
-    radius = np.maximum(outline[..., None] + steps, np.float32(0.5 * STEP_UM)) / np.float32(mpp)
+    """Return the rays of cells with the centres x, y (px of the block) and the labels `number`, (n,) each.
+
+    The samples of a cell lie side by side in memory, so that the maps are read once, from top to bottom.
+    """
+    n, steps = len(x), np.arange(0, REACH_UM + STEP_UM / 2, STEP_UM, dtype=np.float32)
+    outline = _outline_steps(grid, x, y, number)
+    # The outline of a nucleus lies at one of few distances, so that the offsets of all samples fit in a small table.
+    radius = np.maximum(OUTLINE_UM[:, None, None] + steps, np.float32(0.5 * STEP_UM)) / np.float32(mpp)
+    entry = outline.T.astype(np.intp) * SECTORS + np.arange(SECTORS)
+
+    def samples(direction: Map, centre: Map, size: int) -> NDArray[np.int32]:
+        """Return the px of all samples of each cell along one axis, (n, SECTORS · steps)."""
+        offsets = (radius * direction[:, None]).reshape(-1, len(steps))
+        along = offsets.take(entry, axis=0, mode="clip").reshape(n, SECTORS * len(steps))
+        along += centre[:, None]
+        return _whole_px(along, size)
+
+    cos, sin = ray_angles()
     height, width = maps.line.shape
-    column = np.clip(np.round(x[:, None, None] + radius * cos).astype(np.int32), 0, width - 1)
-    row = np.clip(np.round(y[:, None, None] + radius * sin).astype(np.int32), 0, height - 1)
+    column, row = samples(cos, x, width), samples(sin, y, height)
+    place = (row * width + column).astype(np.intp)
+    line, dab = (one.reshape(-1).take(place, mode="clip") for one in (maps.line, maps.dab))
     label = _labels_at(grid, column, row)
-    place = row * width + column
-    line, dab = maps.line.reshape(-1).take(place), maps.dab.reshape(-1).take(place)
-    line[(label != 0) & (label != number[:, None, None])] = 0
-    best = line.argmax(axis=2)[..., None]
-    top, at = (np.take_along_axis(values, best, 2)[..., 0] for values in (line, dab))
-    membrane = np.take_along_axis(radius, best, 2)[..., 0] * np.float32(mpp)
-    off = (np.abs(np.arange(len(steps)) - best) > 2) & (label == 0)
-    cytoplasm = np.where(off, dab, 0).sum(axis=(1, 2)) / np.maximum(np.count_nonzero(off, axis=(1, 2)), 1)
-    return Rays(outline, membrane, top, at, cytoplasm.astype(np.float32))
+    free = label == 0
+    line *= free | (label == number[:, None])  # a line inside another nucleus is none
+    best = line.reshape(n, SECTORS, len(steps)).argmax(axis=2)
+    at = best + (np.arange(n * SECTORS) * len(steps)).reshape(n, SECTORS)
+    top, dab_at_top = line.take(at, mode="clip"), dab.take(at, mode="clip")
+    far = np.abs(np.arange(len(steps)) - np.arange(len(steps))[:, None]) > 2
+    free &= far.take(best, axis=0, mode="clip").reshape(free.shape)
+    dab *= free
+    cytoplasm = dab.sum(axis=1) / np.maximum(np.count_nonzero(free, axis=1), 1)
+    return Rays(OUTLINE_UM[outline.T], top, dab_at_top, cytoplasm.astype(np.float32))
 
 
 def outline_radii(grid: NucleusGrid, x: Map, y: Map, number: NDArray[np.int32]) -> Map:
     """Return the distance from the centre to the outline of the nucleus along each ray, (n, SECTORS) float32, µm."""
+    return OUTLINE_UM[_outline_steps(grid, x, y, number).T]
+
+
+def _outline_steps(grid: NucleusGrid, x: Map, y: Map, number: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Return the place of the outline in OUTLINE_UM along each ray: (SECTORS, n) uint8."""
     cos, sin = (one[:, None] for one in ray_angles())
-    radii = np.arange(OUTLINE_STEP_UM, MAX_RADIUS_UM, OUTLINE_STEP_UM, dtype=np.float32)
-    px = radii / np.float32(grid.um)
     height, width = grid.labels.shape
     centre_x, centre_y = ((one + np.float32(0.5)) / grid.scale - np.float32(0.5) for one in (x, y))
-    column = np.round(centre_x[:, None, None] + px * cos).astype(np.int32)
-    row = np.round(centre_y[:, None, None] + px * sin).astype(np.int32)
-    place = np.clip(row, 0, height - 1) * width + np.clip(column, 0, width - 1)
-    own = grid.labels.reshape(-1).take(place) == number[:, None, None]
-    last = own.shape[2] - own[..., ::-1].argmax(axis=2)
-    reached = np.where(own.any(axis=2), last, 0) * np.float32(OUTLINE_STEP_UM)
-    return np.maximum(reached, np.float32(MIN_RADIUS_UM)).astype(np.float32)
+    labels, last = grid.labels.reshape(-1), np.zeros((SECTORS, len(x)), np.uint8)
+    for step in range(1, len(OUTLINE_UM)):
+        px = np.float32(step * OUTLINE_STEP_UM) / np.float32(grid.um)
+        row, column = _whole_px(centre_y + px * sin, height), _whole_px(centre_x + px * cos, width)
+        own = labels.take((row * width + column).astype(np.intp), mode="clip") == number
+        np.maximum(last, own.view(np.uint8) * np.uint8(step), out=last)
+    return last
+
+
+def _whole_px(along: Map, size: int) -> NDArray[np.int32]:
+    """Return the nearest px inside the map of positions along one axis, which are overwritten."""
+    np.rint(along, out=along)
+    np.clip(along, 0, size - 1, out=along)
+    return along.astype(np.int32)
 
 
 def _labels_at(grid: NucleusGrid, column: NDArray[np.int32], row: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return the nucleus at px of the block."""
     height, width = grid.labels.shape
     inner = np.minimum(row // grid.scale, height - 1) * width + np.minimum(column // grid.scale, width - 1)
-    return np.asarray(grid.labels.reshape(-1).take(inner), np.int32)
+    return np.asarray(grid.labels.reshape(-1).take(inner.astype(np.intp), mode="clip"), np.int32)
 
 
 def stained_shares(rays: Rays, levels: tuple[float, float, float], background: float) -> tuple[Map, Map, Map]:

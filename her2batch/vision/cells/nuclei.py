@@ -8,7 +8,9 @@ nuclei are pale; there a cell is also the middle of a hole in the net of membran
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -20,6 +22,7 @@ from her2batch.vision.cells.density import DensityMaps
 Map = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Labels = NDArray[np.int32]
+Index = NDArray[np.intp]
 Marker = Literal["membrane", "nuclear"]
 
 SMOOTH_UM = 0.5
@@ -78,20 +81,53 @@ MIN_NET_SHARE = 0.12
 """Share of net around a hole from which it is a cell: closed rings of 1 µm around cells of 11 µm cover 0.18."""
 
 
+@dataclass(frozen=True)
+class LabelledPx:
+    """The px of nuclei on the coarse grid, row by row.
+
+    place: flat index of each px, (m,).  label: its nucleus 1 … n, (m,).  n: number of nuclei.
+    """
+
+    place: Index
+    label: Index
+    n: int
+
+    @cached_property
+    def count(self) -> Index:
+        """Number of px of each label 0 … n, (n + 1,)."""
+        return np.bincount(self.label, minlength=self.n + 1)
+
+    def mean(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the mean of values of the px, (m,), over each nucleus: (n + 1,); 0 where it has no px."""
+        return np.asarray(np.bincount(self.label, values, minlength=self.n + 1) / np.maximum(self.count, 1))
+
+    def at(self, values: Map) -> Map:
+        """Return the values of a map at the px, (m,)."""
+        return np.asarray(values.reshape(-1).take(self.place, mode="clip"), np.float32)
+
+    def where(self, kept: Mask) -> LabelledPx:
+        """Return the px where `kept` (m,) is true."""
+        return LabelledPx(self.place[kept], self.label[kept], self.n)
+
+    def draw(self, shape: tuple[int, ...]) -> Labels:
+        """Return the map of labels, 0 outside of nuclei."""
+        labels = np.zeros(shape, np.int32)
+        labels.reshape(-1)[self.place] = self.label
+        return labels
+
+
 class NucleusGrid(NamedTuple):
     """Nuclei of a block on the coarse grid.
 
     scale: px of the block per px of the grid.  um: µm per px of the grid.  labels: (h, w) int32, nucleus 1 … n or 0.
-    nearest: (h, w) int32, the nucleus whose seed is nearest.  seeds: (n, 2) float32, x and y of the seed, px of the
-    grid.  hole: (n,) bool, found as a hole, not by its density.  density: (h, w) float32, the density by which nuclei
-    were found.
+    px: the same as a list.  hole: (n,) bool, found as a hole, not by its density.  density: (h, w) float32, the density
+    by which nuclei were found.
     """
 
     scale: int
     um: float
     labels: Labels
-    nearest: Labels
-    seeds: Map
+    px: LabelledPx
     hole: Mask
     density: Map
 
@@ -123,18 +159,16 @@ def find_nuclei(
     holes = _holes(maps, seeds, net_levels, um) if marker == "membrane" else seeds[:0]
     points = np.concatenate([seeds, holes])
     hole = np.arange(len(points)) >= len(seeds)
-    nearest, distance = _nearest_seed(points, mask.shape, um)
-    reach = np.concatenate([[0], np.where(hole, HOLE_RADIUS_UM, MAX_REACH_UM)]).astype(np.float32)
-    inside = (mask | np.concatenate([[False], hole])[nearest]) if len(holes) else mask
-    labels = np.where(inside & (distance <= reach[nearest]), nearest, 0).astype(np.int32)
+    px = _px_of_seeds(points, hole, mask, um)
     if marker == "nuclear":
-        labels = _trim(labels, density, len(points))
-    faint = ~hole & (_contrast(labels, density, len(points), um) < MIN_CONTRAST * typical)
+        px = _trim(px, density)
+    free = (px.draw(mask.shape) == 0).astype(np.float32)
+    faint = ~hole & (_contrast(px, free, density, um) < MIN_CONTRAST * typical)
     if marker == "nuclear":
-        without_haematoxylin = _contrast(labels, maps.h, len(points), um) < MIN_CONTRAST * typical
-        faint |= without_haematoxylin & (_label_means(labels, maps.d, len(points))[1:] < HIDING_DAB_OD)
-    labels[np.concatenate([[False], faint])[labels]] = 0
-    return NucleusGrid(maps.scale, um, labels, nearest, points, hole, density)
+        without_haematoxylin = _contrast(px, free, maps.h, um) < MIN_CONTRAST * typical
+        faint |= without_haematoxylin & (px.mean(px.at(maps.d)).astype(np.float32)[1:] < HIDING_DAB_OD)
+    px = px.where(~np.concatenate([[False], faint])[px.label])
+    return NucleusGrid(maps.scale, um, px.draw(mask.shape), px, hole, density)
 
 
 def _depth(mask: Mask, um: float) -> Map:
@@ -143,29 +177,18 @@ def _depth(mask: Mask, um: float) -> Map:
     return np.asarray(cv2.GaussianBlur(distance, (0, 0), OUTLINE_SMOOTH_UM / um) * np.float32(um), np.float32)
 
 
-def _trim(labels: Labels, density: Map, n: int) -> Labels:
-    """Return the labels without the pale rims of dark nuclei, which lie above a threshold that suits pale ones."""
-    mean = _label_means(labels, density, n)
-    return np.where(density >= np.float32(RIM_SHARE) * mean[labels], labels, 0).astype(np.int32)
+def _trim(px: LabelledPx, density: Map) -> LabelledPx:
+    """Drop the pale rims of dark nuclei, which lie above a threshold that suits pale ones."""
+    values = px.at(density)
+    return px.where(values >= np.float32(RIM_SHARE) * px.mean(values).astype(np.float32)[px.label])
 
 
-def _label_means(labels: Labels, values: Map, n: int) -> Map:
-    """Return the mean of each label 0 … n, (n + 1,) float32; 0 where a label has no px."""
-    label = labels.reshape(-1)
-    count = np.maximum(np.bincount(label, minlength=n + 1), 1)
-    return np.asarray(np.bincount(label, values.reshape(-1), minlength=n + 1) / count, np.float32)
-
-
-def _contrast(labels: Labels, density: Map, n: int, um: float) -> Map:
-    """Return the mean density of each nucleus above its surroundings outside of nuclei, (n,) float32."""
+def _contrast(px: LabelledPx, free: Map, density: Map, um: float) -> Map:
+    """Return the mean density of each nucleus above its surroundings, (n,) float32.  free: 1 outside of nuclei."""
     edge = 2 * round(SURROUNDINGS_UM / um / 2) + 1
-    free = (labels == 0).astype(np.float32)
-    around = cv2.blur(free * density, (edge, edge)) / np.maximum(cv2.blur(free, (edge, edge)), np.float32(0.02))
-    place = np.flatnonzero(labels)
-    label = labels.reshape(-1)[place]
-    above = (density - around).reshape(-1)[place]
-    count = np.bincount(label, minlength=n + 1)[1:]
-    return np.asarray(np.bincount(label, above, minlength=n + 1)[1:] / np.maximum(count, 1), np.float32)
+    around = px.at(cv2.blur(free * density, (edge, edge)))
+    around /= np.maximum(px.at(cv2.blur(free, (edge, edge))), np.float32(0.02))
+    return px.mean(px.at(density) - around).astype(np.float32)[1:]
 
 
 def nucleus_mask(density: Map, typical: float, um: float) -> Mask:
@@ -186,17 +209,27 @@ def _peaks(height: Map, px: float, least: float) -> Map:
     return np.stack([x, y], axis=1).astype(np.float32)
 
 
-def _nearest_seed(points: Map, shape: tuple[int, ...], um: float) -> tuple[Labels, Map]:
-    """Return the seed 1 … n nearest to each px, 0 when there is none, and its distance in µm."""
+def _px_of_seeds(points: Map, hole: Mask, mask: Mask, um: float) -> LabelledPx:
+    """Return the px of the nucleus of each seed: those of the mask, or of the disc in a hole, nearest to the seed.
+
+    points: (n, 2) x and y of the seeds.  hole: (n,) the seed is the middle of a hole.
+    """
     if not len(points):
-        return np.zeros(shape, np.int32), np.full(shape, np.inf, np.float32)
+        return LabelledPx(np.zeros(0, np.intp), np.zeros(0, np.intp), 0)
     x, y = np.round(points).astype(np.intp).T
-    away = np.ones(shape, np.uint8)
+    away = np.ones(mask.shape, np.uint8)
     away[y, x] = 0
     distance, index = cv2.distanceTransformWithLabels(away, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    seed_of = np.zeros(int(index.max()) + 1, np.int32)
+    seed_of = np.zeros(int(index.max()) + 1, np.intp)
     seed_of[index[y, x]] = np.arange(1, len(points) + 1)
-    return np.asarray(seed_of[index], np.int32), np.asarray(distance * np.float32(um), np.float32)
+    near = mask | (distance * np.float32(um) <= np.float32(HOLE_RADIUS_UM)) if hole.any() else mask
+    place = np.flatnonzero(near)
+    label = seed_of.take(index.reshape(-1).take(place, mode="clip"))
+    reach = np.concatenate([[0], np.where(hole, HOLE_RADIUS_UM, MAX_REACH_UM)]).astype(np.float32)
+    inside = distance.reshape(-1).take(place, mode="clip") * np.float32(um) <= reach[label]
+    if hole.any():
+        inside &= mask.reshape(-1)[place] | np.concatenate([[False], hole])[label]
+    return LabelledPx(place, label, len(points)).where(inside)
 
 
 def _holes(maps: DensityMaps, seeds: Map, levels: tuple[float, float], um: float) -> Map:
