@@ -153,9 +153,10 @@ def pen_mask(od: NDArray[np.float32], residual: NDArray[np.float32], mpp: float)
     is not pen, however dark it is, nor is black or purple that is as narrow as membranes and nuclei.  mpp: µm/px.
     """
     pen = (residual > PEN_RESIDUAL_OD) | (residual < -PEN_RESIDUAL_OD) | (od[0] > PEN_RED_OD)
-    if not pen.any():
+    place = np.flatnonzero(pen)
+    if not len(place):
         return np.asarray(pen, bool)
-    red, green, blue = od
+    red, green, blue = (channel.reshape(-1)[place] for channel in od)
     largest = np.maximum(np.maximum(red, green), blue)
     spread = largest - np.minimum(np.minimum(red, green), blue)
     neutral = spread <= BLACK_SPREAD * largest
@@ -164,10 +165,13 @@ def pen_mask(od: NDArray[np.float32], residual: NDArray[np.float32], mpp: float)
     purple = (red >= BROWN_RED_SHARE * green) & (red < green) & ~brown
     edge = 2 * round(MIN_BLACK_UM / mpp / 2) + 1
     narrow = neutral | purple
-    count = cv2.boxFilter((pen & narrow).view(np.uint8), cv2.CV_32F, (edge, edge), normalize=False)
+    dark = np.zeros(pen.shape, np.uint8)
+    dark.reshape(-1)[place] = narrow
+    count = cv2.boxFilter(dark, cv2.CV_32F, (edge, edge), normalize=False)
     stroke = (count >= MIN_BLACK_COVER * edge * edge).view(np.uint8)
-    wide = cv2.dilate(stroke, np.ones((edge, edge), np.uint8)).view(np.bool_)
-    return np.asarray(pen & (wide | (~narrow & ~brown)), bool)
+    wide = cv2.dilate(stroke, np.ones((edge, edge), np.uint8)).reshape(-1)[place] > 0
+    pen.reshape(-1)[place] = wide | (~narrow & ~brown)
+    return np.asarray(pen, bool)
 
 
 def white_point(overview: NDArray[np.uint8], background: NDArray[np.bool_]) -> Vector:

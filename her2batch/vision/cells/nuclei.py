@@ -8,6 +8,7 @@ nuclei are pale; there a cell is also the middle of a hole in the net of membran
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -15,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from her2batch.vision.cells.density import DensityMaps
 
@@ -205,7 +205,7 @@ def _peaks(height: Map, px: float, least: float) -> Map:
     top = (height >= cv2.dilate(height, disc)) & (height > least)
     before = np.pad(top, 1)  # of equal neighbours the first counts
     top &= ~(before[1:-1, :-2] | before[:-2, :-2] | before[:-2, 1:-1] | before[:-2, 2:])
-    y, x = np.nonzero(top)
+    y, x = np.divmod(np.flatnonzero(top), height.shape[1])  # much faster than np.nonzero in two dimensions
     return np.stack([x, y], axis=1).astype(np.float32)
 
 
@@ -239,11 +239,21 @@ def _holes(maps: DensityMaps, seeds: Map, levels: tuple[float, float], um: float
     if not net.any():
         return seeds[:0]
     edge = 2 * round(NET_WINDOW_UM / um / 2) + 1
-    dense = cv2.boxFilter(net.view(np.uint8), cv2.CV_32F, (edge, edge)) >= MIN_NET_SHARE
+    allowed = (cv2.boxFilter(net.view(np.uint8), cv2.CV_32F, (edge, edge)) >= MIN_NET_SHARE) & maps.clean
+    if not allowed.any():
+        return seeds[:0]
     depth = _depth(~net, um)
-    depth[~(dense & maps.clean) | (depth > HOLE_DEPTH_UM[1])] = 0
+    depth *= allowed & (depth <= HOLE_DEPTH_UM[1])
     middles = _peaks(depth, HOLE_DISTANCE_UM / um, HOLE_DEPTH_UM[0])
-    if not len(middles) or not len(seeds):
-        return middles
-    distance, _ = cKDTree(seeds).query(middles, distance_upper_bound=HOLE_DISTANCE_UM / um)
-    return np.asarray(middles[np.isinf(distance)], np.float32)
+    x, y = middles.astype(np.intp).T
+    return np.asarray(middles[~_near(seeds, net.shape, HOLE_DISTANCE_UM / um)[y, x]], np.float32)
+
+
+def _near(points: Map, shape: tuple[int, ...], px: float) -> Mask:
+    """Return the px closer than `px` to a point: (n, 2) x and y, whole numbers → (h, w) bool."""
+    x, y = points.astype(np.intp).T
+    marked = np.zeros(shape, np.uint8)
+    marked[y, x] = 1
+    offset = np.arange(-math.ceil(px), math.ceil(px) + 1)
+    disc = offset**2 + offset[:, None] ** 2 < px**2
+    return np.asarray(cv2.dilate(marked, disc.astype(np.uint8)), np.uint8).view(np.bool_)
