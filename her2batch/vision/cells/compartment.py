@@ -73,4 +73,6 @@ def model_inputs(features: CellFeatures, place: NDArray[np.intp], shape: tuple[i
 
 def tumour_likelihood(inputs: Map, kind: str) -> Map:
     """Return the likelihood that each cell belongs to the tumour, (n,) float32; inputs as of `model_inputs`."""
-    return np.asarray(expit(inputs @ np.asarray(COEFFICIENTS[kind], np.float32)), np.float32)
+    # A matrix product would round as the array happens to lie in memory.
+    logit = (inputs * np.asarray(COEFFICIENTS[kind], np.float32)).sum(axis=1, dtype=np.float64)
+    return np.asarray(expit(logit), np.float32)

@@ -78,7 +78,7 @@ def trace_rays(maps: DensityMaps, grid: NucleusGrid, x: Map, y: Map, number: NDA
     def samples(direction: Map, centre: Map, size: int) -> NDArray[np.int32]:
         """Return the px of all samples of each cell along one axis, (n, SECTORS · steps)."""
         offsets = (radius * direction[:, None]).reshape(-1, len(steps))
-        along = offsets.take(entry, axis=0, mode="clip").reshape(n, SECTORS * len(steps))
+        along = np.asarray(offsets.take(entry, axis=0, mode="clip"), np.float32).reshape(n, SECTORS * len(steps))
         along += centre[:, None]
         return _whole_px(along, size)
 
