@@ -134,7 +134,7 @@ def separate_stains(od: NDArray[np.float32], stains: Stains) -> StainDensities:
 
 def unmix(od: NDArray[np.float32], stains: Stains) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the haematoxylin and DAB density of each pixel: (3, H, W) → two (H, W) float32."""
-    h, d = (_unmixing_matrix(stains)[:2] @ od.reshape(3, -1)).reshape(2, *od.shape[1:])
+    h, d = (unmixing_matrix(stains)[:2] @ od.reshape(3, -1)).reshape(2, *od.shape[1:])
     return h, d
 
 
