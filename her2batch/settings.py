@@ -295,7 +295,16 @@ class Training(Settings):
         description="settings of image networks other than the paper's; small-cohort: for some hundred slides, from "
         "ImageNet weights",
     )
-    disagreement: str | None = Field(None, description="CSV of readers' disagreement that smooths the labels")
+    readers: Literal["soft"] | None = Field(
+        None,
+        description="labels of several readers; soft: train with the share of the readers in each class; default: with "
+        "their consensus",
+    )
+    disagreement: str | None = Field(
+        None,
+        description="CSV of readers' disagreement that smooths the labels; readers: estimate it from the readers of "
+        "the training slides",
+    )
     smoothing: dict[str, Matrix] | None = Field(None, description="the content of that file, by task")
     quick: bool = Field(False, description="few epochs, small networks and few patches, to try out a run")
     patches_per_slide: int | None = Field(

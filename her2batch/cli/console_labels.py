@@ -9,6 +9,7 @@ from rich.console import Console
 
 from her2batch.cli.console import print_line, print_table, stdout_console
 from her2batch.cli.tables import Column
+from her2batch.store.label_sheets.readers.consensus import READ_COLUMNS
 
 if TYPE_CHECKING:
     from her2batch.store.label_sheets.book import LabelsReport
@@ -36,8 +37,8 @@ def print_sheet(overview: Mapping[str, Any]) -> None:
         print_line(console, note)
     shown = rows if not console.is_terminal else rows[:SHOWN_ROWS]
     names = ["line", *columns, *(["her2_detail"] if "her2_detail" in overview["classes"] else [])]
-    names = list(dict.fromkeys(names))
-    table = tuple(Column(name, shorten=name == "slide_id", drop=_drop(name)) for name in names)
+    names = [name if name != "reader" else "readings" for name in dict.fromkeys(names)]
+    table = tuple(Column(name, shorten=name in ("slide_id", "readings"), drop=_drop(name)) for name in names)
     print_table(console, "", table, [[_text(row[name]) for name in names] for row in shown])
     if len(shown) < len(rows):
         print_line(console, f"and {len(rows) - len(shown)} more; --json has all")
@@ -55,6 +56,9 @@ def _understood(overview: Mapping[str, Any], name: str) -> str:
     """Return the values of a column with their numbers."""
     if name == "patient_id":
         return f"{overview['patients']} patients"
+    if name == "reader":
+        found = {reading["reader"].casefold() for row in overview["rows"] for reading in row["readings"] or ()}
+        return _counted(len(found), "reader", "readers")
     if name in ("slide_id", "site"):
         return f"{len({row[name] for row in overview['rows']} - {None})} different"
     counts = overview["classes"].get(name, {})
@@ -62,6 +66,11 @@ def _understood(overview: Mapping[str, Any], name: str) -> str:
 
 
 def _text(value: Any) -> str:
+    """Return a value of a row as text; readings as the labels of each reader."""
+    if isinstance(value, list):
+        columns = {name: {reading[name] for reading in value} - {None} for name in READ_COLUMNS}
+        shown = [name for name, found in columns.items() if found]
+        return ", ".join(" ".join([reading["reader"], *(reading[name] or "–" for name in shown)]) for reading in value)
     return "" if value is None else str(value)
 
 

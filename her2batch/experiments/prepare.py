@@ -39,6 +39,7 @@ from her2batch.store.labels import (
     label_notes,
     label_slides,
     read_labels,
+    reader_truths,
 )
 from her2batch.store.tables.runs import run_schema
 from her2batch.store.training_run import encoder_folder, with_tasks
@@ -54,6 +55,7 @@ from her2batch.tasks import (
 from her2batch.training import bag_data, folds, image_data
 from her2batch.training.fit_loop import random_stream
 from her2batch.training.methods import PATCH_TASK, UnitPlan, method_kind, method_settings, patches_per_edge
+from her2batch.training.readers.targets import check_readers
 from her2batch.vision.patches import apply_clahe, label_patches, usable_patches
 from her2batch.vision.tile_grid import MAX_UPSAMPLING, TileGrid, plan_overlapping_tiles
 
@@ -98,7 +100,13 @@ def prepare_run(
     rows = job.cohort.rows()
     label_table, reviewed = load_labels(job, labels, columns)
     labelled, excluded, split = assign_folds(job, work, label_table, rows)
-    for name, table in (("folds", split), ("labels", labelled)):
+    readings = _task_readings(job, label_table, labelled)
+    if not job.training.shuffle_labels:
+        check_readers(job.training, readings)
+    changing = {"folds": split, "labels": labelled}
+    if len(readings) or job.run.table("readings").is_file():
+        changing["readings"] = readings
+    for name, table in changing.items():
         if job.run.table(name).is_file() and not job.run.read(name).equals(table):
             raise InputError(
                 f"the {name} of this run have changed since it began", job.run.root, "choose another --out"
@@ -106,9 +114,22 @@ def prepare_run(
     job.run.write("excluded", excluded)
     if job.training.reviews:
         job.run.write("reviews", reviewed)
-    job.run.write("folds", split)
-    job.run.write("labels", labelled)
+    for name, table in changing.items():
+        job.run.write(name, table)
     _fill_caches(job, work, labelled, annotations, rows, session)
+
+
+def _task_readings(job: TrainingJob, labels: pa.Table, labelled: pa.Table) -> pa.Table:
+    """Return the classes that readers give the labelled slides, the table `readings` of a run; empty without readers.
+
+    A control run with shuffled labels has none: readers would tell the true ones.
+    """
+    rows: list[dict[str, Any]] = []
+    own = labelled.to_pylist() if not job.training.shuffle_labels else []
+    for task in sorted({row["task"] for row in own}):
+        slides = {row["slide_id"] for row in own if row["task"] == task}
+        rows += reader_truths(labels, job.training.task(task), slides)
+    return pa.Table.from_pylist(rows, run_schema("readings"))
 
 
 def load_labels(

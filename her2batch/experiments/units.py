@@ -7,7 +7,7 @@ with which other units it runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from her2batch.store.tables.runs import run_schema
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit, encoder_folder, tasks_of_table, with_tasks
 from her2batch.tasks import IHC_SCORES, PATCH_INPUTS, Task
 from her2batch.training import methods
+from her2batch.training.readers.targets import READERS, estimate_disagreement, soft_targets
 
 if TYPE_CHECKING:
     from her2batch.training.fit_loop import FitResult, Fold, Progress
@@ -147,9 +148,11 @@ def _training_data(job: TrainingJob, unit: Unit, slides: UnitSlides) -> _Trainin
     at = np.array([row_of[slide_id] for slide_id in slides.slide_ids], np.int64)
     labels = np.full(len(ids), -1, slides.labels.dtype)
     labels[at] = slides.labels
-    return _TrainingData(
-        _make_fold(job, unit, labels, at[slides.rows("train")], at[slides.rows("val")]), data, at, fill
-    )
+    fold = _make_fold(job, unit, labels, at[slides.rows("train")], at[slides.rows("val")])
+    if job.training.readers is not None:
+        task = job.training.task(unit.task)
+        fold = replace(fold, targets=soft_targets(_readings(job), task, ids, labels))
+    return _TrainingData(_smoothed(job, unit, slides, fold), data, at, fill)
 
 
 def _patch_data(job: TrainingJob, unit: Unit, slides: UnitSlides) -> _TrainingData:
@@ -163,7 +166,8 @@ def _patch_data(job: TrainingJob, unit: Unit, slides: UnitSlides) -> _TrainingDa
     labels = np.array([IHC_SCORES.index(score) for score in scores], np.int64)
     slide_rows = np.repeat([row_of[slide_id] for slide_id in tables], np.diff(patches.starts))
     train, val = (np.flatnonzero(slides.split[slide_rows] == split) for split in ("train", "val"))
-    return _TrainingData(_make_fold(job, unit, labels, train, val), patches, slide_rows, np.full(3, 240, np.uint8))
+    fold = _smoothed(job, unit, slides, _make_fold(job, unit, labels, train, val))
+    return _TrainingData(fold, patches, slide_rows, np.full(3, 240, np.uint8))
 
 
 def annotated_patch_tables(job: TrainingJob, input_name: str, slide_ids: Sequence[str]) -> dict[str, pa.Table]:
@@ -177,11 +181,29 @@ def _make_fold(job: TrainingJob, unit: Unit, labels: NDArray[Any], train: Rows, 
 
     # the same seed for every fold of a method, so that folds differ only in their slides
     task = job.training.task(unit.task)
-    targets = None
-    if (matrix := (job.training.smoothing or {}).get(unit.task)) is not None:
-        known = np.maximum(labels, 0)  # slides of neither part have the label −1; their targets are not used
-        targets = np.array(matrix, np.float32)[known]
-    return Fold(labels, train, val, task.outputs, job.training.seed, task.is_number, targets)
+    return Fold(labels, train, val, task.outputs, job.training.seed, task.is_number)
+
+
+def _smoothed(job: TrainingJob, unit: Unit, slides: UnitSlides, fold: Fold) -> Fold:
+    """Return a fold whose labels are smoothed where the run has a matrix of disagreement for the task.
+
+    A matrix that is estimated from readers is that of the training slides of the fold.
+    """
+    if unit.task not in job.training.tasks or job.training.disagreement is None:
+        return fold
+    if job.training.disagreement == READERS:
+        training_slides = {slides.slide_ids[k] for k in slides.rows("train")}
+        matrix = estimate_disagreement(_readings(job), job.training.task(unit.task), training_slides)
+    else:
+        matrix = np.array((job.training.smoothing or {})[unit.task], np.float32)
+    known = np.maximum(fold.labels, 0)  # slides of neither part have the label −1; their targets are not used
+    return replace(fold, targets=matrix[known])
+
+
+def _readings(job: TrainingJob) -> pa.Table:
+    """Return the classes that readers give; empty for a run without readers."""
+    there = job.run.table("readings").is_file()
+    return job.run.read("readings") if there else run_schema("readings").empty_table()
 
 
 def _fit(

@@ -19,6 +19,7 @@ from her2batch.files.atomic import atomic_write
 from her2batch.reports import slide_page, worklists
 from her2batch.reports.abstention.abstention_section import abstention_section
 from her2batch.reports.abstention.review_queue import review_queue
+from her2batch.reports.agreement.readers import readers_section
 from her2batch.reports.agreement.sections import label_agreement_section, training_run_section
 from her2batch.reports.controls.control_trend import controls_section
 from her2batch.reports.controls.tma_section import tma_section
@@ -201,6 +202,7 @@ SECTIONS: Final = (
     Section("abstention", "Abstention and review", abstention_section),
     Section("scores", "Scores", scores_section),
     Section("labels", "Agreement with the labels", label_agreement_section),
+    Section("readers", "Agreement of the readers", readers_section),
     Section("run", "Training run", training_run_section),
     Section("tma", "Tissue microarrays", tma_section),
     Section("controls", "Controls", controls_section),

@@ -5,7 +5,7 @@ A slide whose labels contradict each other, or lack what a task needs, is exclud
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +16,9 @@ from her2batch.errors import InputError
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.label_sheets.book import LabelBook, slide_paths
 from her2batch.store.label_sheets.cells import counted, is_unknown_patient
+from her2batch.store.label_sheets.readers.consensus import READ_COLUMNS, tied_columns
 from her2batch.store.label_sheets.reading import read_label_sheet
-from her2batch.store.label_sheets.stored import COLUMNS, LABELS_SCHEMA, stored_labels, write_labels
+from her2batch.store.label_sheets.stored import COLUMNS, LABELS_SCHEMA, READINGS, stored_labels, write_labels
 from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.store.reviews import counting_reviews, newest_reviews
 from her2batch.store.tables.runs import run_schema
@@ -142,6 +143,11 @@ def label_notes(labels: pa.Table, rows: Slides) -> list[str]:
     if absent := [row["slide_id"] for row in own if row["slide_id"] not in rows]:
         what = f"{counted(len(absent), 'label')} of slides that the cohort does not have"
         notes.append(f"{what}: {', '.join(absent)}")
+    for column in READ_COLUMNS:
+        read = [row for row in own if row.get(READINGS) and row["slide_id"] in rows]
+        if tied := [row["slide_id"] for row in read if column in tied_columns(row[READINGS])]:
+            what = f"no majority of the readers for {column} of {counted(len(tied), 'slide')}"
+            notes.append(f"{what}: {', '.join(tied)}")
     labelled = {row["slide_id"] for row in own}
     if without := sorted(set(rows) - labelled):
         notes.append(f"{counted(len(without), 'slide')} of the cohort without a label: {', '.join(without)}")
@@ -178,6 +184,26 @@ def label_slides(
     if task.is_number:
         labelled = _with_fifths(labelled)
     return pa.Table.from_pylist(labelled, LABELLED_SCHEMA), pa.Table.from_pylist(excluded, EXCLUDED_SCHEMA)
+
+
+def reader_truths(labels: pa.Table, task: str | Task, slides: Container[str]) -> list[Row]:
+    """Return the class that each reader's labels give in a task: rows with task, slide_id, reader and truth.
+
+    slides: the labelled slides of the task.  An ISH result that a reader does not state is that of the slide. Readers
+    whose labels give no class are left out; so are tasks of the user's own on columns in which readers do not differ.
+    """
+    task = as_task(task)
+    if task.is_number or not {*task.columns} & {*READ_COLUMNS}:
+        return []
+    rows = []
+    for row in labels.to_pylist():
+        for reading in (row.get(READINGS) or ()) if row["slide_id"] in slides else ():
+            own = {**row, **{name: reading[name] for name in READ_COLUMNS}, "ish": reading["ish"] or row["ish"]}
+            if (truth := _truth(task, own)) is not None:
+                rows.append(
+                    {"task": task.name, "slide_id": row["slide_id"], "reader": reading["reader"], "truth": truth}
+                )
+    return sorted(rows, key=lambda one: (one["slide_id"], one["reader"]))
 
 
 def _known_patient(slide: Mapping[str, Any]) -> str | None:
@@ -270,7 +296,8 @@ def apply_reviews(labels: pa.Table, entries: Sequence[Row], rows: Slides) -> tup
         elif with_patients and label["patient_id"] is None:
             now, words = None, ["its patient is not known: add it to the labels"]
         else:
-            table[slide_id] = label | {column: now} | _reviewed_detail(entry, column, label, now)
+            readings = _without_column(label.get(READINGS), column)
+            table[slide_id] = label | {column: now, READINGS: readings} | _reviewed_detail(entry, column, label, now)
         if now is None and slide_id in rows and not words:
             words = [f"{entry['label']} is not an IHC score"]
         if was is not None and was != now:
@@ -281,6 +308,13 @@ def apply_reviews(labels: pa.Table, entries: Sequence[Row], rows: Slides) -> tup
         )  # fmt: skip
     reviewed = pa.Table.from_pylist([table[slide_id] for slide_id in sorted(table, key=str)], labels.schema)
     return reviewed, pa.Table.from_pylist(changes, run_schema("reviews"))
+
+
+def _without_column(readings: Sequence[Row] | None, column: str) -> list[Row] | None:
+    """Return readings without a column that a review has decided; None where nothing is left of them."""
+    dropped = {column: None, **({"her2_detail": None} if column == "her2" else {})}
+    left = [{**reading, **dropped} for reading in readings or ()]
+    return left if any(reading[name] is not None for reading in left for name in READ_COLUMNS) else None
 
 
 def _reviewed_detail(entry: Row, column: str, label: Mapping[str, Any], now: str | None) -> Row:

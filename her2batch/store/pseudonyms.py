@@ -71,6 +71,10 @@ class Pseudonymizer:
         """The stored site for that of a label."""
         return site if site is None or self.key is None else f"h{self._hash('site', site)}"
 
+    def reader(self, reader: str) -> str:
+        """The stored name of a person who has read slides."""
+        return reader if self.key is None else f"r{self._hash('reader', reader.casefold())}"
+
     def time(self, name: str, ns: int) -> int:
         """The stored form of a file's modification time (ns), and back. The time may be the day of the scan.
 

@@ -144,7 +144,7 @@ class TrainingRun:
 
     def _clear(self) -> None:
         """Delete the tables of a run that has trained nothing, for instance because its labels were refused."""
-        for name in ("labels", "excluded", "folds"):
+        for name in ("labels", "readings", "excluded", "folds"):
             self.table(name).unlink(missing_ok=True)
         self.drop_cache()
 

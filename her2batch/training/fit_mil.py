@@ -87,7 +87,7 @@ class _Learner:
             self._net = build_mil_network(method, bags.dim, fold.n_classes, settings).to(device)
         if fold.targets is not None and "target" not in inspect.signature(self._net.forward).parameters:
             what = f"the network of MIL method {method!r} computes its own loss, which takes no smoothed labels"
-            raise InputError(what, None, "omit --disagreement, or let the network return logits alone")
+            raise InputError(what, None, "omit --disagreement and --readers, or let the network return logits alone")
         tiers = self._net.tiers() if hasattr(self._net, "tiers") else [list(self._net.parameters())]
         self._optimisers = [
             torch.optim.Adam(tier, settings.lr, weight_decay=settings.weight_decay, fused=True) for tier in tiers

@@ -30,7 +30,7 @@ def label_agreement_section(data: ReportData) -> SectionContent | None:
     predictions = labelled_predictions(data)
     if not predictions.num_rows:
         return None
-    patients = _patient_of_slide(data)
+    patients = patient_of_slide(data)
     methods, curves = evaluate_methods(predictions, patients, "labels")
     sites = kappa_by_site(data, predictions, patients)
     misclassified = worst_misclassified(predictions, _open_for_ish(data))
@@ -102,7 +102,7 @@ def _open_for_ish(data: ReportData) -> set[str]:
     return {slide_id for slide_id, found in data.assessments.items() if found.needs_ish}
 
 
-def _patient_of_slide(data: ReportData) -> dict[str, str]:
+def patient_of_slide(data: ReportData) -> dict[str, str]:
     """Return slide_id → patient. A slide without a patient counts as a patient of its own."""
     return {
         slide_id: row["patient_id"] or data.labels.get(slide_id, {}).get("patient_id") or slide_id

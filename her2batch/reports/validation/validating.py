@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from her2batch.errors import InputError, StoreError
 from her2batch.files.atomic import atomic_write, file_sha256
+from her2batch.reports.agreement.readers import agreement_of_readers
 from her2batch.reports.report_data import ReportData, load_report_data
 from her2batch.reports.slide_page import write_slide_pages
 from her2batch.reports.validation.comparison import (
@@ -101,6 +102,7 @@ def write_validation_report(cohort: Cohort, request: ValidationRequest, out: Pat
         criteria.title, tuple(sentences), before,
         take_fingerprint(cohort, [one.slide_id for one in comparison.slides], choice.folder, request.bundle),
         label_facts, head, datetime.now(UTC).isoformat(timespec="seconds"),
+        tuple(agreement_of_readers((labels.rows[one.slide_id] for one in comparison.slides), comparison.patients)),
     )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     data, pages = _write_pages(data, comparison, out)
@@ -239,6 +241,7 @@ def _as_json(
             }
             for by in ("site", "scanner")
         },
+        "readers": [found.as_json for found in facts.readers],
         "discordant": [
             {"slide_id": one.slide_id, "truth": one.truth, "predicted": one.predicted, "site": one.site,
              "scanner": one.scanner, "review": one.prediction["review"]}

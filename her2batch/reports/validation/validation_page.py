@@ -13,6 +13,7 @@ from markupsafe import Markup
 from her2batch.models.guideline.steps import GuidelineStep
 from her2batch.models.membrane_rule import guideline_steps, slide_shares
 from her2batch.reports.agreement.curves import confusion_table
+from her2batch.reports.agreement.readers import render_readers
 from her2batch.reports.figures import Figure, plot_confusion, plot_intervals
 from her2batch.reports.report_data import ReportData
 from her2batch.reports.theme import render_html_page, render_template, thumbnail_uris
@@ -21,6 +22,7 @@ from her2batch.reports.validation.measures import Estimate, Measures
 from her2batch.reports.validation.verdicts import Verdict, conclusion
 from her2batch.store.cohort import Row, tables_of
 from her2batch.store.pieces.patient_tiles import read_patient_tiles
+from her2batch.training.readers.agreement import ReaderAgreement
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
 
 THUMBNAIL_PX: Final = 240
@@ -37,7 +39,7 @@ class ValidationFacts:
 
     registration: when the criteria were written down, as sentences; the first one says whether it was before the
     figures.  fingerprint: of `store.validation.fingerprint`.  labels: name and checksum of the label sheet.  created:
-    time of the report.
+    time of the report.  readers: agreement of the readers of the labels.
     """
 
     title: str
@@ -47,6 +49,7 @@ class ValidationFacts:
     labels: Mapping[str, Any]
     log_head: str
     created: str
+    readers: tuple[ReaderAgreement, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def render_validation_page(
         links=data.page_links, excluded=comparison.excluded, scan_differences=_differences(measures.scan_pairs),
         patient_differences=_differences(measures.patient_pairs), scanner_source=comparison.scanner_source,
         reasons=Counter(row["reason"] for row in comparison.excluded),
+        readers=render_readers(facts.readers, {}) if facts.readers else None,
     )  # fmt: skip
     return render_html_page(f"{data.cohort.root.name} · validation report", Markup(body), {}, {}), figures  # noqa: S704
 

@@ -11,9 +11,10 @@ from her2batch.errors import InputError, StoreError, printable_path
 from her2batch.slides.discover import SlideFiles
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.label_sheets.matching import LabelMatch, SlideNames, match_labels
+from her2batch.store.label_sheets.readers.merging import hide_readers
 from her2batch.store.label_sheets.reading import LabelSheet
 from her2batch.store.label_sheets.rows import LabelRow, doubled_error, strip_slide_suffix
-from her2batch.store.label_sheets.stored import stored_label_table
+from her2batch.store.label_sheets.stored import READINGS, stored_label_table
 from her2batch.store.pseudonyms import Pseudonymizer
 
 LABEL_COLUMNS: Final = ("patient_id", "stain", "her2_detail")
@@ -128,6 +129,7 @@ class LabelBook(Mapping[str, Row]):
             "slide_id": slide_id,
             "patient_id": names.patient(row["patient_id"]),
             "site": names.site(row["site"]),
+            READINGS: hide_readers(row.get(READINGS), names),
             "name": row["name"] if self._pseudonymizer.key is None else None,
         }
 

@@ -13,7 +13,7 @@ from her2batch.errors import InputError
 from her2batch.store.label_sheets.cells import Grid, SheetRow, fold_text, header_key, quote
 from her2batch.store.label_sheets.clinical_tables import ClinicalForm, recognise_clinical_table
 
-SHEET_COLUMNS: Final = ("slide_id", "patient_id", "her2", "her2_detail", "ish", "er", "pr", "site", "stain")
+SHEET_COLUMNS: Final = ("slide_id", "patient_id", "her2", "her2_detail", "ish", "er", "pr", "site", "stain", "reader")
 """Columns that a label sheet may have, by the names that are used here."""
 
 NO_RESULT: Final = r"(?!.*(?:%|percent|prozent|ratio|quotient|cep-?17|cop(?:y|ies)))"

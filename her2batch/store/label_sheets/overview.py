@@ -11,7 +11,7 @@ from her2batch.store.label_sheets.headers import SHEET_COLUMNS
 from her2batch.store.label_sheets.reading import LabelSheet
 from her2batch.store.label_sheets.rows import LABEL_COLUMNS, LabelRow
 
-ROW_KEYS: Final = ("line", *SHEET_COLUMNS)
+ROW_KEYS: Final = ("line", *(name for name in SHEET_COLUMNS if name != "reader"))
 
 
 def sheet_overview(sheet: LabelSheet, book: LabelBook | None = None) -> dict[str, Any]:
@@ -20,9 +20,10 @@ def sheet_overview(sheet: LabelSheet, book: LabelBook | None = None) -> dict[str
     file, form, level (what a row stands for), header_line, unit (`line` or `row`), columns (our name → header), ignored
     (headers), rows, classes (column → value → number of rows), patients, notes.  With a book, whose slides are those of
     a cohort: each row's `slides`, the ids of the slides that it meets, and met, unmet, ambiguous, unlabelled as in
-    `LabelsReport`.
+    `LabelsReport`.  Of a sheet with a column `reader`, each row's `readings` has the labels of every reader.
     """
-    rows = [{key: row[key] for key in ROW_KEYS} for row in sheet.rows]
+    keys = (*ROW_KEYS, "readings") if "reader" in sheet.header.columns else ROW_KEYS
+    rows = [{key: row[key] for key in keys} for row in sheet.rows]
     overview: dict[str, Any] = {
         "file": str(sheet.path),
         "form": sheet.form,

@@ -23,6 +23,7 @@ from her2batch.store.label_sheets.cells import (
     quote,
 )
 from her2batch.store.label_sheets.headers import Header
+from her2batch.store.label_sheets.readers.merging import merge_readers, reader_notes
 from her2batch.store.label_sheets.text_file import DELIMITERS
 from her2batch.tasks import sheet_column
 
@@ -78,6 +79,9 @@ class RowReader:
     def rows(self) -> list[LabelRow]:
         """Return the understood rows. Blank lines are passed over."""
         rows = [row for line in self._grid.rows[self._header.at + 1 :] if (row := self._row(line)) is not None]
+        if "reader" in self._header.columns:
+            rows = merge_readers(self._path, rows, self._grid.unit)
+            self._notes += reader_notes(rows, self._grid.unit)
         self._check_doubled(rows)
         self._check_leading_zeros(rows)
         self._note_similar_patients(rows)
@@ -127,6 +131,8 @@ class RowReader:
             "patient_unknown": bool(patient) and not known,
             "site": None if is_missing(cells.get("site", Cell()).text) else cells["site"].text,
         }
+        if "reader" in cells:
+            row["reader"] = None if is_missing(cells["reader"].text) else cells["reader"].text
         return {**row, **self._labels(line, cells), **self._further_texts(line)}
 
     def _further_texts(self, line: SheetRow) -> LabelRow:
@@ -295,4 +301,9 @@ def doubled_error(path: Path, one: LabelRow, other: LabelRow, unit: str = "line"
     ]
     conflict = f", and they differ: {'; '.join(texts)}" if texts else ", and they differ" if different else ""
     lines = f"{unit}s {one['line']} and {other['line']}" if one.get("line") else "two rows"
-    return InputError(f"{lines} are of one {level}{conflict}", path, f"keep one {unit} per {level}")
+    if one.get("readings"):
+        return InputError(
+            f"{lines} are of one {level}{conflict}", path, f"write its name in the same way in each {unit}"
+        )
+    remedy = f"keep one {unit} per {level}, or name the reader of each in a column reader"
+    return InputError(f"{lines} are of one {level}{conflict}", path, remedy)

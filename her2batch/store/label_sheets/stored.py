@@ -11,6 +11,10 @@ from her2batch.errors import StoreError
 from her2batch.files.atomic import atomic_write
 from her2batch.files.parquet import read_parquet, write_parquet
 from her2batch.store.cohort import Cohort, Row
+from her2batch.store.label_sheets.readers.consensus import READ_COLUMNS
+
+READINGS: Final = "readings"
+"""Column with the labels of each reader. It is written only where a sheet names readers."""
 
 LABELS_SCHEMA: Final = pa.schema(
     [
@@ -19,6 +23,7 @@ LABELS_SCHEMA: Final = pa.schema(
         ("name", pa.string()),
         ("level", pa.string()),
         ("patient_unknown", pa.bool_()),
+        (READINGS, pa.list_(pa.struct([(name, pa.string()) for name in ("reader", *READ_COLUMNS)]))),
     ]
 )
 """Columns of labels.
@@ -26,8 +31,12 @@ LABELS_SCHEMA: Final = pa.schema(
 slide_id: of the slide; the name of the sheet where no slide is met.  her2_detail: sub-score of 0, null or ultralow.
 name: of the slide as the sheet has it; null with pseudonyms.  level: what the name stands for: a slide, or all slides
 of a patient or sample; `ambiguous` where it could mean two slides.  patient_unknown: the sheet states that the patient
-is not known, so that the slide counts as a patient of its own.
+is not known, so that the slide counts as a patient of its own.  readings: the labels of each reader, whose consensus
+the other columns have; null where the sheet names no reader.
 """
+
+WITHOUT_READERS: Final = LABELS_SCHEMA.remove(LABELS_SCHEMA.get_field_index(READINGS))
+"""Columns of the labels of a cohort whose sheet names no reader."""
 
 COLUMNS: Final = tuple(LABELS_SCHEMA.names)
 
@@ -47,12 +56,18 @@ def stored_label_table(cohort: Cohort) -> pa.Table:
         raise StoreError("is damaged", cohort.labels, "give the labels again with --labels") from error
     if table.schema.equals(LABELS_SCHEMA):
         return table
+    if table.schema.equals(WITHOUT_READERS):
+        return table.append_column(
+            LABELS_SCHEMA.field(READINGS), pa.nulls(len(table), LABELS_SCHEMA.field(READINGS).type)
+        )
     return pa.Table.from_pylist(table.to_pylist(), LABELS_SCHEMA)
 
 
 def write_labels(cohort: Cohort, rows: Iterable[Row]) -> None:
     """Replace the labels of a cohort, unless they are the same. Raises OSError. Call it under the lock only."""
     table = pa.Table.from_pylist(list(rows), LABELS_SCHEMA)
+    if table[READINGS].null_count == table.num_rows:
+        table = table.drop_columns([READINGS])
     if cohort.labels.exists():
         try:
             if read_parquet(cohort.labels).equals(table):

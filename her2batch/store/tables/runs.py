@@ -96,6 +96,13 @@ RUN_LABEL_COLUMNS = (
     Column("truth", TEXT, "class of the labels, or their number; shuffled in a control run (--shuffle-labels)"),
 )
 
+READING_COLUMNS = (
+    Column("task", TEXT, "as in folds"),
+    Column("slide_id", TEXT, "as in folds"),
+    Column("reader", TEXT, "reader, as in the labels"),
+    Column("truth", TEXT, "class that the labels of this reader give; no row where they give none"),
+)
+
 RUN_PATCH_COLUMNS = (
     Column("slide_id", TEXT, "as in the cohort"),
     Column("resolution", TEXT, "low · moderate · high: 3.24 · 1.17 · 0.23 µm/px"),
@@ -129,6 +136,7 @@ UNIT_HISTORY_COLUMNS = (
 
 RUN_TABLES: dict[str, tuple[Column, ...]] = {
     "labels": RUN_LABEL_COLUMNS,
+    "readings": READING_COLUMNS,
     "folds": FOLD_COLUMNS,
     "predictions": RUN_PREDICTION_COLUMNS,
     "metrics": METRIC_COLUMNS,

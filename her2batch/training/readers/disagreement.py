@@ -15,6 +15,7 @@ from typing import Final
 
 from her2batch.errors import InputError
 from her2batch.settings import Matrix, Training
+from her2batch.training.readers.targets import needs_readers
 
 REMEDY: Final = "see docs/training.md for the form of the file"
 
@@ -23,9 +24,16 @@ def with_smoothing(training: Training) -> Training:
     """Return settings that contain the matrix of --disagreement, so that a run depends on its content, not its path.
 
     Every task has the matrix in the order of its own classes.  Raises InputError where the file cannot be read, or a
-    task of the run has other classes.
+    task of the run has other classes, and for two options that contradict each other.
     """
-    if training.disagreement is None:
+    if training.readers is not None and training.disagreement is not None:
+        what = "--readers soft and --disagreement both replace the labels"
+        raise InputError(what, None, "omit one of them")
+    numbers = [name for name in training.tasks if training.task(name).is_number]
+    if needs_readers(training) and numbers:
+        what = f"readers' labels are of classes, but {numbers[0]} is a number"
+        raise InputError(what, None, "omit --readers and --disagreement, or the task")
+    if training.disagreement is None or needs_readers(training):
         return training
     path, matrices = Path(training.disagreement), {}
     for name in training.tasks:

@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import pytest
 
+from her2batch.reports.agreement.readers import agreement_of_readers
 from her2batch.reports.report_data import ReportData
 from her2batch.reports.validation.comparison import Comparison
 from her2batch.reports.validation.measures import Measures
 from her2batch.reports.validation.validation_page import ValidationFacts, render_validation_page
 from her2batch.reports.validation.verdicts import judge
 from her2batch.store.validation.criteria import DEFAULT_CRITERIA, parse_criteria
+from tests.reports.agreement.test_readers import label
 
 FACTS = ValidationFacts(
     "Criteria of <b>the laboratory</b>", ("They were registered before.", "Checksum: abc."), True,
@@ -28,7 +30,9 @@ def page(report_data: ReportData, comparison: Comparison) -> str:
     found = Measures(replace(comparison, slides=tuple(slides)))
     data = replace(report_data, page_links={slides[1].slide_id: "v_slides/x.html"})
     verdicts = judge(parse_criteria(DEFAULT_CRITERIA), found)
-    return render_validation_page(data, found, verdicts, FACTS)[0]
+    rows = [label(one.slide_id, A=one.truth, B=one.truth if k % 3 else "1+") for k, one in enumerate(slides)]
+    facts = replace(FACTS, readers=tuple(agreement_of_readers(rows, {})))
+    return render_validation_page(data, found, verdicts, facts)[0]
 
 
 def test_sections_are_in_order_and_in_the_navigation(page: str) -> None:
@@ -54,5 +58,6 @@ def test_verdicts_figures_and_checksums_are_there(page: str) -> None:
     assert page.count("was asked:") == 5
     assert "Agreement by site" in page
     assert "Agreement by scanner" in page
-    for text in ("They were registered before.", "bundle: bundle.toml", "Slides of one patient that differ"):
+    for text in ("They were registered before.", "bundle: bundle.toml", "Slides of one patient that differ",
+                 "Agreement of the readers", "A and B"):  # fmt: skip
         assert text in page

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from her2batch.errors import InputError
-from her2batch.experiments.units import TrainingJob, _make_fold
+from her2batch.experiments.units import TrainingJob, UnitSlides, _smoothed
 from her2batch.settings import Training
 from her2batch.store.training_run import Unit
 from her2batch.tasks import Task
+from her2batch.training.fit_loop import Fold
 from her2batch.training.methods import plan_units
 from her2batch.training.readers.disagreement import read_disagreement, with_smoothing
 
@@ -36,7 +37,8 @@ def test_every_task_has_the_matrix_in_the_order_of_its_own_classes(tmp_path: Pat
     job = TrainingJob(None, None, None, training)  # type: ignore[arg-type]  # only the settings are read
     for task in tasks:
         label = np.array([task.classes.index("a")])
-        fold = _make_fold(job, Unit(task.name, "clam-sb", "stain", 0), label, label, label)
+        slides, unit = UnitSlides(("S1",), label, np.array(["train"])), Unit(task.name, "clam-sb", "stain", 0)
+        fold = _smoothed(job, unit, slides, Fold(label, label, label, 2, 0))
         assert dict(zip(task.classes, fold.targets[0].tolist(), strict=True)) == pytest.approx({"a": 0.9, "b": 0.1})
 
 
@@ -54,6 +56,17 @@ def test_errors_name_the_line_and_the_remedy(tmp_path: Path, text: str, message:
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         read_disagreement(path, CLASSES)
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"readers": "soft", "disagreement": "readers"}, "both replace the labels"),
+    ({"readers": "soft", "disagreement": "file.csv"}, "both replace the labels"),
+    ({"readers": "soft", "tasks": ("ki67",)}, "ki67 is a number"),
+])  # fmt: skip
+def test_options_on_readers_that_cannot_be_fulfilled_are_refused(settings: dict, message: str) -> None:
+    number = Task(name="ki67", column="ki67", target="number", stains=("ki67",))
+    with pytest.raises(InputError, match=message):
+        with_smoothing(Training(**{"definitions": (number,), **settings}))
 
 
 @pytest.mark.parametrize("task", ["her2-binary", "er"])
