@@ -70,14 +70,19 @@ class SessionCleanup:
         return commands
 
     def _processes(self) -> list[psutil.Process]:
-        """The processes of this run, without the one that leads it."""
+        """The processes of this run, without the one that leads it and the one that ends with it."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):
                 ours = process.pid != os.getpid() and process.environ().get(MARK) == self._name
-                if ours and process.status() != psutil.STATUS_ZOMBIE:
+                if ours and process.status() != psutil.STATUS_ZOMBIE and not _is_own_tracker(process):
                     found.append(process)
         return found
+
+
+def _is_own_tracker(process: psutil.Process) -> bool:
+    """True for the resource tracker of this process's multiprocessing, which Python itself ends with this process."""
+    return process.ppid() == os.getpid() and "multiprocessing.resource_tracker" in " ".join(process.cmdline())
 
 
 def _remove_old_folders() -> None:

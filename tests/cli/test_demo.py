@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,23 @@ import pytest
 from her2batch.cli import demo as module
 from her2batch.cli.demo import demo
 from her2batch.models.bundle import read_bundle
+from her2batch.synthetic.cohort import make_cohort
+from tests.conftest import Synthetic
 
 METHODS = {"clam-sb", "random-forest", "svm", "mlp"}
 
 
 @pytest.mark.slow
-def test_the_demo_trains_and_scores_held_out_slides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small slides, in the serial loop."""
+def test_the_demo_trains_and_scores_held_out_slides(
+    synthetic: Synthetic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small slides, one epoch and no search for settings, in the serial loop. Slides to train on are there already."""
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "known").symlink_to(synthetic.labels.parent)
+    monkeypatch.setattr(module, "make_cohort", partial(make_cohort, workers=1))
+    short = {"patches_per_slide": 4, "options": ("search=false", "epochs=1")}
     monkeypatch.setattr(module, "SIZE", (1700, 1400))
-    monkeypatch.setattr(module, "TRAINING", module.TRAINING.model_copy(update={"patches_per_slide": 4}))
+    monkeypatch.setattr(module, "TRAINING", module.TRAINING.model_copy(update=short))
     found = demo(tmp_path / "demo", 18, 2, quiet=True, workers=0)
     assert found.exit_code == 0
     bundle = read_bundle(tmp_path / "demo" / "run" / "bundle")

@@ -228,7 +228,8 @@ def test_imported_embeddings_train_and_score_like_computed_ones(synthetic: Synth
         assert (scored.exit_code, scored.failures) == (0, {})
         bundles[encoder] = scored.bundle
     assert "mine: not known here" in bundles["mine"].info.licence
-    export_cohort(Outgoing(cohort.root, "geojson", tmp_path / "qupath", bundle=bundles["mine"].id))
+    slide_id = next(slide_id for slide_id, row in cohort.rows().items() if row["stain"] == "her2" and row["n_tiles"])
+    export_cohort(Outgoing(cohort.root, "geojson", tmp_path / "qupath", bundle=bundles["mine"].id, slides=(slide_id,)))
     assert f"Attention: her2-3way clam-sb mine ({bundles['mine'].id})" in "".join(
         path.read_text() for path in (tmp_path / "qupath").glob("*.geojson")
     )

@@ -13,7 +13,6 @@ from her2batch.experiments.reproduce import reproduce
 from her2batch.experiments.train import TrainingRequest
 from her2batch.models.bundle import read_bundle
 from her2batch.runtime.ingest import IngestRequest, ingest
-from her2batch.runtime.ray_session import RaySession
 from her2batch.settings import Plan, Resources, Training, TrainingResources
 from her2batch.synthetic.cohort import make_cohort
 from tests.conftest import Synthetic
@@ -22,7 +21,7 @@ SMALL = Training(folds=3, quick=True, options=("epochs=1", "search=false"), patc
 
 
 @pytest.mark.slow
-def test_every_row_of_the_paper_has_a_status(synthetic: Synthetic, tmp_path: Path, ray_session: RaySession) -> None:
+def test_every_row_of_the_paper_has_a_status(synthetic: Synthetic, tmp_path: Path) -> None:
     """Without annotations there is data for the tables of thumbnails and MIL, not for patches and receptors."""
     request = TrainingRequest(synthetic.cohort, tmp_path / "run")
     result = reproduce(request, SMALL, TrainingResources(workers=0))

@@ -28,8 +28,8 @@ SERIAL = Resources(workers=0)
 OTHER_PROGRAMS = ("sem.", "faketime_")
 """Prefixes of the shared memory of other programs."""
 
-AGENTS_S = 90.0
-"""Seconds that Ray's agents may outlive a killed driver."""
+AGENTS_S = 120.0
+"""Seconds that Ray's agents may outlive a killed driver: they try for 60 s to report it to what has died too."""
 
 TRIES = int(os.environ.get("HER2BATCH_FAULT_TRIES", "10"))
 """Number of tries of a fault: at each system call, or at random moments."""
@@ -121,7 +121,10 @@ def assert_whole_slides(out: Path) -> None:
 
 @contextmanager
 def read_in_background(read: Callable[[], Any], every: float = 0.0) -> Iterator[list[Any]]:
-    """Read in a loop on a thread, once in `every` seconds. Yields the results; fails when a read raised an error."""
+    """Read in a loop on a thread, once in `every` seconds, and once at the end. Yields the results.
+
+    Fails when a read raised an error.
+    """
     found: list[Any] = []
     ended = threading.Event()
 
@@ -129,6 +132,7 @@ def read_in_background(read: Callable[[], Any], every: float = 0.0) -> Iterator[
         try:
             while not ended.wait(every):
                 found.append(read())
+            found.append(read())
         except Exception as error:  # noqa: BLE001  (a reader's fault is what this looks for)
             found.append(error)
 
@@ -171,6 +175,23 @@ def process_tree(pid: int) -> list[psutil.Process]:
     return []
 
 
+class EndingProcesses:
+    """Processes of killed runs, which have to end by themselves while other tests run.
+
+    `check` comes after the last test of this worker process, as Ray's agents may take a minute.
+    """
+
+    def __init__(self) -> None:
+        self._processes: list[psutil.Process] = []
+
+    def add(self, processes: Iterable[psutil.Process]) -> None:
+        self._processes += processes
+
+    def check(self) -> None:
+        """Wait until all have ended. Fails when one remains."""
+        wait_until_ended(self._processes)
+
+
 def wait_until_ended(processes: Iterable[psutil.Process], within: float = AGENTS_S) -> float:
     """Wait until all processes have ended and return the seconds it took. Fails when one remains."""
     begun = time.monotonic()
@@ -188,7 +209,7 @@ def _alive(process: psutil.Process) -> bool:
 # -- moments -------------------------------------------------------------------------------------------------------
 
 
-def wait_until(condition: Callable[[], bool], within: float = 120.0) -> None:
+def wait_until(condition: Callable[[], bool], within: float = 200.0) -> None:
     """Wait until a condition is true."""
     end = time.monotonic() + within
     while not condition():

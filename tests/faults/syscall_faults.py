@@ -14,6 +14,7 @@ removes or makes something in the store, which it tells its audit hooks.
 import argparse
 import contextlib
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -100,6 +101,15 @@ def run_in_fork(work: Callable[[], int]) -> tuple[int, int]:
     return pid, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def import_what_is_imported_by(work: Callable[[], int], log: Path) -> None:
+    """Run a function in a fork and import its modules here: every later fork then has them, without its threads."""
+    names = log.with_name(log.name + ".modules")
+    run_in_fork(lambda: [work(), names.write_text("\n".join(sys.modules))][0])
+    for name in names.read_text().splitlines():
+        with contextlib.suppress(ImportError):  # some names are not of modules that can be imported by them
+            importlib.import_module(name)
+
+
 def count_calls(log: Path, pid: int) -> Counter[str]:
     """Return the number of calls of each kind that a process made."""
     lines = [line.split(maxsplit=1) for line in log.read_text(errors="replace").splitlines()]
@@ -107,10 +117,12 @@ def count_calls(log: Path, pid: int) -> Counter[str]:
 
 
 def spread_evenly(total: int, tries: int) -> Sequence[int]:
-    """Return numbers from 1 to the total: all, or `tries` of them at even distances."""
+    """Return numbers from 1 to the total: all, `tries` of them at even distances, or the middle one."""
     if tries == 0 or tries >= total:
         return range(1, total + 1)
-    return sorted({1 + round(k * (total - 1) / max(1, tries - 1)) for k in range(tries)})
+    if tries == 1:
+        return [(1 + total) // 2]
+    return sorted({1 + round(k * (total - 1) / (tries - 1)) for k in range(tries)})
 
 
 def inspect_store(root: Path, reference: Path) -> dict[str, object]:
@@ -157,7 +169,7 @@ def main() -> None:
         os.write(1, json.dumps({**facts, "struck": struck, "again": code, "resumed": resumed}).encode() + b"\n")
         return 0
 
-    run_in_fork(lambda: fresh() or run())  # what is imported on the way
+    import_what_is_imported_by(lambda: fresh() or run(), given.log)
     run_in_fork(lambda: fresh() or 0)
 
     def disturbed(call: str, n: int) -> int:

@@ -91,7 +91,7 @@ def test_next_run_repairs_a_slide_that_a_failing_system_call_stopped(
 ) -> None:
     """ENOSPC at write, EIO at fsync, EXDEV at rename: no slide is marked as done that is not whole."""
     faults = {"write": "error=ENOSPC", "fsync": "error=EIO", "rename": "error=EXDEV", "mkdir": "error=ENOSPC"}
-    found = ingest_with_faults(reference_cohort, tmp_path, faults, tries=2)
+    found = ingest_with_faults(reference_cohort, tmp_path, faults, tries=1)
     assert_faults_reported(found)
 
 

@@ -50,13 +50,13 @@ def test_ingest_finishes_when_the_run_log_has_no_room(reference_cohort: Referenc
 @needs_strace
 @pytest.mark.slow
 def test_run_log_on_a_slow_disk_changes_no_byte(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
-    """Every line that a process writes takes 20 ms longer."""
+    """Every line that a process writes takes 5 ms longer."""
     scans = tmp_path / "scans"
     scans.mkdir()
     shutil.copy(reference_cohort.scans / "s3.tiff", scans)
     ingest_serially(scans, tmp_path / "reference")
     slow = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(tmp_path / "log"), "--trace=write"]
-    subprocess.run([*slow, "--inject=write:delay_enter=20000", *ingest_command(scans, tmp_path / "c", 0)], check=True)
+    subprocess.run([*slow, "--inject=write:delay_enter=5000", *ingest_command(scans, tmp_path / "c", 0)], check=True)
     journal = latest_log(Cohort(tmp_path / "c"))
     assert journal is not None
     assert [event["event"] for _, event in log_entries(journal)] == ["started", "slide", "progress", "ended"]

@@ -74,7 +74,12 @@ def test_report_sends_no_request_logs_no_error_and_fits_the_width(
 
 
 @pytest.mark.parametrize(
-    ("width", "scheme"), [SIZES[0], *(pytest.param(*one, marks=pytest.mark.slow) for one in SIZES[1:])]
+    ("width", "scheme"),
+    [
+        CORNERS[0],
+        pytest.param(*CORNERS[1], marks=pytest.mark.slow),
+        *(pytest.param(*one, marks=pytest.mark.long) for one in SIZES if one not in CORNERS),
+    ],
 )
 def test_report_has_no_serious_accessibility_violation(browser: Browser, small: Path, width: int, scheme: str) -> None:
     observed = ObservedPage(browser, small, width, scheme)

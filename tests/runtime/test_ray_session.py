@@ -17,6 +17,8 @@ from her2batch.errors import HeadLost, InputError, StoreError
 from her2batch.runtime.ray_session import RaySession, _cluster_address, _make_ray_folder, _start, connect
 from her2batch.settings import Resources
 
+ELSEWHERE = "http://127.0.0.1:8265"
+
 
 def listening_addresses(process: psutil.Process) -> set[str]:
     """Addresses that a process listens on; none if it has just ended."""
@@ -48,7 +50,7 @@ def test_head_that_died_since_the_last_check_gets_no_request(ray_session: RaySes
 
 @pytest.fixture(scope="module")
 def ended() -> "subprocess.CompletedProcess[str]":
-    """A session in a process of its own that got both signals."""
+    """A session in a process of its own that got both signals. Its environment names a cluster that is not there."""
     code = """
 import os, pathlib, sys
 from her2batch.runtime.ray_session import connect
@@ -61,10 +63,13 @@ with connect(Resources(workers=1)) as session:
         session.stopped.clear()
         os.kill(os.getpid(), number)
         print(number, session.stopped.is_set())
+    print(session.workers, session.head)
+print(os.environ["RAY_ADDRESS"])
 print(token.parent.exists(), os.environ == before)
 sys.exit(130)
 """
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    env = {**os.environ, "RAY_ADDRESS": ELSEWHERE}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, env=env)
 
 
 def test_session_removes_its_files_and_keeps_its_token_private(ended: "subprocess.CompletedProcess[str]") -> None:
@@ -76,6 +81,10 @@ def test_signal_stops_a_run_in_order_with_exit_code_130(ended: "subprocess.Compl
     assert ended.returncode == 130, ended.stderr
     assert ended.stdout.splitlines()[1:3] == ["2 True", "15 True"]
     assert ended.stderr.count("run the same command again to continue") == 2
+
+
+def test_ray_starts_here_whatever_the_environment_says(ended: "subprocess.CompletedProcess[str]") -> None:
+    assert ended.stdout.splitlines()[3:5] == ["1 None", ELSEWHERE], ended.stderr
 
 
 def test_folder_of_a_killed_run_is_removed() -> None:
@@ -177,16 +186,14 @@ ray_session.PROCESS_LOST_S = 3.0  # not 10: a shorter test
 def spend():
     with connect(Resources(workers=1)) as session:
         [process.kill() for process in session.processes if process.name() == "gcs_server"]
-        time.sleep(60)
+        time.sleep(600)
 guarded(spend)
 """
-    begun = time.monotonic()
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250)
     assert run.returncode == 2, run
     assert run.stderr.splitlines()[-1].startswith(
         "her2batch: a part of Ray on this machine has died; run the same command again"
     )
-    assert time.monotonic() - begun < 50
 
 
 def test_command_interrupted_before_it_begins_prints_one_line() -> None:
@@ -253,18 +260,3 @@ def test_failed_start_names_the_settings_of_ray_in_the_environment(
     monkeypatch.setenv("RAY_TMPDIR", "/nowhere")
     with pytest.raises(StoreError, match=r"if it fails again, unset RAY_ADDRESS, .*RAY_TMPDIR"):
         _start(SimpleNamespace(init=init), Resources(workers=1), tmp_path)
-
-
-@pytest.mark.slow
-def test_ray_starts_here_whatever_the_environment_says() -> None:
-    code = """
-import os
-from her2batch.runtime.ray_session import connect
-from her2batch.settings import Resources
-with connect(Resources(workers=1)) as session:
-    print(session.workers, session.head)
-print(os.environ["RAY_ADDRESS"])
-"""
-    env = {**os.environ, "RAY_ADDRESS": "http://127.0.0.1:8265"}
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, env=env)
-    assert run.stdout.split() == ["1", "None", "http://127.0.0.1:8265"], run.stderr

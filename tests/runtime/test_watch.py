@@ -247,7 +247,7 @@ def test_replaced_slide_is_processed_again_and_a_copy_is_not(
     assert {row["sha256"] for row in cohort.rows().values()} > {before}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sigterm_stops_within_ten_seconds(tmp_path: Path, make_slide: Callable) -> None:
     make_slide("a.tiff")
     command = [sys.executable, "-m", "her2batch.cli", "ingest", str(tmp_path / "scans"), "--out", str(tmp_path / "c"),

@@ -135,9 +135,8 @@ def test_the_class_does_not_depend_on_encoding_level_or_resolution(score: str, l
     assert contradictions(scored(score, lab), views(painted(score, lab).rgb)) == {}
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(one, marks=pytest.mark.slow if one == 1 else pytest.mark.long) for one in range(1, 21)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(1, 21))
 @pytest.mark.parametrize("score", TYPICAL_MIXES)
 def test_no_laboratory_has_a_class_that_depends_on_the_encoding(score: str, number: int) -> None:
     truth = SlideTruth(f"slide-{score}", TYPICAL_MIXES[score], width=2200, height=1800)  # above 0.05 mm² at 0.2 µm/px

@@ -23,6 +23,7 @@ from her2batch.pipeline.slide_state import StageContext
 from her2batch.pipeline.worker import PartialSlide, SlideResult, SlideWorker
 from her2batch.runtime import ingest as ingest_module
 from her2batch.runtime.ingest import IngestRequest, dry_run, ingest
+from her2batch.runtime.ray_session import RaySession
 from her2batch.settings import Plan, Resources, RunWindow
 from her2batch.store.audit import verify_cohort
 from her2batch.store.cohort import Cohort
@@ -275,7 +276,7 @@ def test_a_missing_scan_folder_is_an_error_where_no_encoder_is_named(finished: F
 
 
 @pytest.mark.parametrize("gpus", [pytest.param(0, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.slow)])
-def test_encoders_are_added_on_ray(finished: Finished, at_once: Files, gpus: int) -> None:
+def test_encoders_are_added_on_ray(finished: Finished, at_once: Files, gpus: int, ray_session: RaySession) -> None:
     """With declared GPUs the slide without tiles has no part that a pool could embed."""
     plan, request = Plan(encoders=("colour",)), IngestRequest(Path("/mnt/gone"), finished.cohort)
     assert len(ingest(request, plan, Resources(workers=2, gpus=gpus)).added.slides) == 3

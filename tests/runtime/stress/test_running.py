@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from her2batch.errors import InputError
+from her2batch.runtime.ray_session import RaySession
 from her2batch.runtime.stress import running
 from her2batch.runtime.stress.running import StressRequest, choose_slides, stress_cohort
 from her2batch.settings import Resources
@@ -48,6 +49,6 @@ def test_slide_that_cannot_be_read_does_not_stop_the_others(cohort: Cohort, monk
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_result(cohort: Cohort) -> None:
+def test_ray_gives_the_same_result(cohort: Cohort, ray_session: RaySession) -> None:
     plain = stress_cohort(cohort, SMALL, Resources(workers=0))
     assert stress_cohort(cohort, SMALL, Resources(workers=2)).slides == plain.slides
