@@ -299,3 +299,28 @@ def test_gpu_pools_give_the_bytes_of_the_serial_loop(
     assert set(patches["resolution"].to_pylist()) == {"moderate"}  # at `low` a patch is larger than this tissue
     total = sum(patches[f"p{k}"].to_numpy() for k in range(len(IHC_SCORES)))
     np.testing.assert_allclose(total, 1, atol=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_tiles_on_devices_have_the_same_bytes_for_any_number_of_gpus(
+    tmp_path: Path, make_slide: Callable, ray_session: RaySession, small_weights: Path
+) -> None:
+    """The GPUs are only declared: their workers decode and measure the tiles as on a GPU, but on the CPU."""
+    for name in "ab":
+        make_slide(f"{name}.tiff", size=(1800, 1500), seed=ord(name), brown=0.4)
+    plan = Plan(encoders=("stain", "timm:test_vit"), cells="off", tile=64)
+    dims = {name: embedding_dim(name) for name in plan.encoders}
+    context = StageContext(plan, weights=small_weights, dims=dims, tile_device="cpu")
+    contents = []
+    for gpus in (0, 1, 2):
+        cohort = Cohort(tmp_path / f"{gpus} GPUs")
+        cohort.create(plan)
+        worker = SlideWorker(cohort, context, range_batches=1, split_batches=1)
+        source = SlideQueue(slide_jobs(tmp_path / "scans", worker))
+        session = replace(ray_session, workers=1, gpus=gpus)
+        done = list(run_on_ray(session, worker, source, LIMITS, RunMetrics()) if gpus else run_serially(worker, source))
+        assert {result.row["status"] for result in done} == {"done"}
+        assert {result.decoded_on_cpu for result in done} == {""}
+        contents.append(store_contents(cohort.root))
+    assert contents[0] == contents[1] == contents[2]

@@ -1,7 +1,7 @@
 """Reads the tiles of a grid on a device: the compressed tiles of the slide are decoded, shrunk and cut there.
 
 The counterpart of `tile_reader.read_tiles`. No px visits the host, except for the stages over blocks (cells), which get
-a copy of each block, and for tiles that are compared to their strict decode: the first of each call, one of
+a copy of each block, and for decoded tiles that are compared to their strict decode: the first of each call, one of
 CHECKED_OF, and every one with a square of one colour.
 """
 
