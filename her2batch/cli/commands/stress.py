@@ -44,6 +44,8 @@ def stress(
             flips = f"{row['flips']} of {row['slides']} classes change"
             print(f"{row['shift']:18} score {row['mean_change']:+.2f} on average, {flips}")
         print(f"{summary.flips} class changes, {summary.flips_for_review} on slides that were for review before")
+        if summary.with_cells:
+            print(f"by cells: {summary.cell_flips} class changes, {summary.cell_flips_for_review} of them there")
         for slide_id, why in run.failures.items():
             print(f"{slide_id}: not tested: {why}")
         print(f"report: {out}, {path}")

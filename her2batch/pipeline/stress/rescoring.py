@@ -2,7 +2,9 @@
 
 A shift changes the pixels of a sample of the slide's tiles and of its thumbnail. White point, stain vectors and
 membranes are then measured as an ingest does, so that a shift which the ingest corrects has no effect. The score of the
-unchanged sample is the reference: that of the whole slide differs from it by the sampling.
+unchanged sample is the reference: that of the whole slide differs from it by the sampling. Where the plan measures
+cells, those of each tile are found and scored too; a tile is a block of its own, so cells at its border are cut, alike
+under every shift.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from her2batch.models.guideline.cell_rule import score_cells
 from her2batch.models.membrane_rule import apply_rule
 from her2batch.pipeline.stages import OVERVIEW_MPP, SAMPLE_TILES
 from her2batch.settings import Plan
@@ -21,6 +24,8 @@ from her2batch.slides.slide import Box, Slide, resample
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.pieces.patient_tiles import read_patient_tiles
 from her2batch.vision.background import fill_missing, filled_tiles
+from her2batch.vision.cells.compartment import TUMOUR_LIKELIHOOD
+from her2batch.vision.cells.detection import detect_cells, fit_cell_reference
 from her2batch.vision.membrane import MEMBRANE_COLUMNS, TileBatch, feature_index
 from her2batch.vision.shifts.scanner_shifts import UNCHANGED, ScannerShift, shift_image
 from her2batch.vision.stain import Stains, fit_stain_vectors, white_point
@@ -37,11 +42,17 @@ TilePixels = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class ShiftResult:
-    """The membrane rule's result of a slide under one shift."""
+    """The result of a slide under one shift.
+
+    predicted, score: by the membrane rule.  cells, cells_score: by the tumour cells; None without any, or without cells
+    in the plan.
+    """
 
     shift: str
     predicted: str
     score: float
+    cells: str | None = None
+    cells_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,11 @@ class StressedSlide:
     def flips(self) -> tuple[ShiftResult, ...]:
         """The shifts that change the class."""
         return tuple(result for result in self.shifted if result.predicted != self.unchanged.predicted)
+
+    @property
+    def cell_flips(self) -> tuple[ShiftResult, ...]:
+        """The shifts that change the class by the cells."""
+        return tuple(result for result in self.shifted if result.cells != self.unchanged.cells)
 
 
 @dataclass(frozen=True)
@@ -167,4 +183,18 @@ def _score(
     stains = fit_stain_vectors(fit_tiles, white, plan.mpp)
     features = TileBatch(tiles, plan.mpp, stains).features
     result = apply_rule({name: features[:, feature_index(name)] for name in MEMBRANE_COLUMNS})
-    return ShiftResult(shift.name, result.category, result.score)
+    by_cells = _score_cells(tiles, fit_tiles, stains, plan.mpp) if plan.cells == "all" else (None, None)
+    return ShiftResult(shift.name, result.category, result.score, *by_cells)
+
+
+def _score_cells(
+    tiles: NDArray[np.uint8], fit_tiles: NDArray[np.uint8], stains: Stains, mpp: float
+) -> tuple[str | None, float | None]:
+    """Return class and score by the tumour cells of the tiles; None where there are none."""
+    reference = fit_cell_reference(fit_tiles, mpp, stains)
+    found = [detect_cells(tile, mpp, stains, reference, "membrane") for tile in tiles]
+    category, tumour = (np.concatenate([getattr(one, name) for one in found]) for name in ("category", "tumour"))
+    if not (tumour >= TUMOUR_LIKELIHOOD).any():
+        return None, None
+    result = score_cells(category, tumour)
+    return result.category, result.score

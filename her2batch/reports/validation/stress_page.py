@@ -28,7 +28,8 @@ class StressSummary:
     """The results of a stress test.
 
     rows: one for each slide and shift, with slide_id, shift, score, change, predicted, unchanged, flipped and
-    for_review: whether the slide was for review before.  shifts: one for each shift, over all slides.
+    for_review: whether the slide was for review before; cells, cells_score, cells_unchanged and cells_flipped: the same
+    by the tumour cells.  shifts: one for each shift, over all slides.
     """
 
     slides: tuple[StressedSlide, ...]
@@ -45,6 +46,21 @@ class StressSummary:
     def flips_for_review(self) -> int:
         """Of these, on slides that were for review before."""
         return sum(row["flipped"] and row["for_review"] for row in self.rows)
+
+    @property
+    def cell_flips(self) -> int:
+        """Number of slides and shifts with another class by the cells."""
+        return sum(row["cells_flipped"] for row in self.rows)
+
+    @property
+    def cell_flips_for_review(self) -> int:
+        """Of these, on slides that were for review before."""
+        return sum(row["cells_flipped"] and row["for_review"] for row in self.rows)
+
+    @property
+    def with_cells(self) -> bool:
+        """Whether any slide was scored by its cells."""
+        return any(slide.unchanged.cells is not None for slide in self.slides)
 
     @property
     def score_falls(self) -> list[tuple[str, str, str]]:
@@ -81,6 +97,8 @@ def summarize_stress(cohort: Cohort, slides: Sequence[StressedSlide], failures: 
             "change": result.score - slide.unchanged.score, "predicted": result.predicted,
             "unchanged": slide.unchanged.predicted, "flipped": result.predicted != slide.unchanged.predicted,
             "for_review": before[slide.slide_id].review,
+            "cells": result.cells, "cells_score": result.cells_score, "cells_unchanged": slide.unchanged.cells,
+            "cells_flipped": result.cells != slide.unchanged.cells,
         }
         for slide in slides
         for result in slide.shifted
@@ -97,7 +115,9 @@ def _by_shift(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         found.append(
             {"shift": shift, "mean_change": fmean(changes), "largest_change": max(changes, key=abs),
              "flips": sum(row["flipped"] for row in own),
-             "flips_for_review": sum(row["flipped"] and row["for_review"] for row in own), "slides": len(own)}
+             "flips_for_review": sum(row["flipped"] and row["for_review"] for row in own), "slides": len(own),
+             "cell_flips": sum(row["cells_flipped"] for row in own),
+             "cell_flips_for_review": sum(row["cells_flipped"] and row["for_review"] for row in own)}
         )  # fmt: skip
     return found
 
@@ -125,12 +145,14 @@ def stress_json(summary: StressSummary) -> dict[str, Any]:
     """Return the summary as plain values."""
     slides = [
         {"slide_id": slide.slide_id, "tiles": slide.tiles, "n_tiles": slide.n_tiles,
-         "score": slide.unchanged.score, "predicted": slide.unchanged.predicted}
+         "score": slide.unchanged.score, "predicted": slide.unchanged.predicted,
+         "cells_score": slide.unchanged.cells_score, "cells": slide.unchanged.cells}
         for slide in summary.slides
     ]  # fmt: skip
     falls = [list(fall) for fall in summary.score_falls]
     return {"slides": slides, "shifts": summary.shifts, "results": summary.rows, "flips": summary.flips,
-            "flips_for_review": summary.flips_for_review, "score_falls_with_dab": falls,
+            "flips_for_review": summary.flips_for_review, "cell_flips": summary.cell_flips,
+            "cell_flips_for_review": summary.cell_flips_for_review, "score_falls_with_dab": falls,
             "failures": dict(summary.failures)}  # fmt: skip
 
 

@@ -37,6 +37,15 @@ def test_score_rises_with_dab_without_exception(cohort: Cohort, slides: list[Row
         assert scores[-1] > scores[0]
 
 
+def test_cells_of_the_tiles_are_scored_where_the_plan_measures_cells(cohort: Cohort, slides: list[Row]) -> None:
+    row = max(slides, key=lambda row: cohort.read("predictions/membrane", row["slide_id"])["score"][0].as_py())
+    found = rescore_slide(cohort, cohort.plan(), row, DAB[:1], n_tiles=4)
+    assert found.unchanged.cells is not None
+    assert found.shifted[0].cells_score <= found.unchanged.cells_score
+    without = rescore_slide(cohort, cohort.plan().model_copy(update={"cells": "off"}), row, (), n_tiles=2)
+    assert (without.unchanged.cells, without.unchanged.cells_score) == (None, None)
+
+
 def test_unchanged_slide_scores_as_the_ingest_did(cohort: Cohort, slides: list[Row]) -> None:
     row = slides[0]
     found = rescore_slide(cohort, cohort.plan(), row, (), n_tiles=10_000)

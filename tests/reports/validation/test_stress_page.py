@@ -47,6 +47,20 @@ def test_flips_are_counted_with_the_review_list_before(summary: StressSummary) -
     assert by_shift["DAB × 1.4"]["mean_change"] == pytest.approx(0.45)
 
 
+def test_classes_by_cells_are_counted_by_themselves(report_data: ReportData, tmp_path: Path) -> None:
+    slide_id = next(name for name, one in report_data.assessments.items() if one.result and one.review)
+    shifted = tuple(
+        ShiftResult(shift.name, "1+", 1.0, "2+" if shift.name == "DAB × 1.4" else "1+", 1.2) for shift in SHIFTS
+    )
+    slide = StressedSlide(slide_id, 5, 9, ShiftResult("unchanged", "1+", 1.0, "1+", 1.1), shifted)
+    found = summarize_stress(report_data.cohort, [slide], {})
+    assert (found.flips, found.cell_flips, found.cell_flips_for_review, found.with_cells) == (0, 1, 1, True)
+    content = json.loads(write_stress_report(report_data.cohort, found, tmp_path / "s.html", 0).read_text())
+    assert content["slides"][0]["cells"] == "1+"
+    assert [row["shift"] for row in content["results"] if row["cells_flipped"]] == ["DAB × 1.4"]
+    assert "By the tumour cells the class changes in 1, 1 of them" in (tmp_path / "s.html").read_text()
+
+
 def test_score_that_falls_with_dab_is_named(summary: StressSummary) -> None:
     assert summary.score_falls == [(summary.slides[1].slide_id, "DAB × 1.2", "DAB × 1.4")]
     assert falls_with_dab(stressed("a", {"DAB × 0.7": 1.1})) == [("DAB × 0.7", "DAB × 0.85")]
@@ -62,6 +76,8 @@ def test_page_and_json_have_every_slide_and_shift(
     html, content = (tmp_path / "stress.html").read_text(), json.loads(path.read_text())
     assert len(content["results"]) == 2 * len(SHIFTS)
     assert (content["flips"], content["seed"]) == (3, 7)
+    assert content["cell_flips"] == 0  # the slides were not scored by cells
+    assert "By the tumour cells" not in html
     assert all(shift.name in html for shift in SHIFTS)
     assert "not for review" in html
     assert "The score falls with more DAB" in html
