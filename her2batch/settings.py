@@ -290,10 +290,10 @@ class Training(Settings):
     folds: int = Field(10, le=100, description="number of folds of the cross-validation")
     seed: int = Field(0, ge=0, description="seed of the folds and of all random numbers in training")
     options: tuple[str, ...] = Field((), description="setting of the methods, such as lr=0.0002; repeatable")
-    profile: Literal["small-cohort"] | None = Field(
+    profile: Literal["small-cohort", "laptop"] | None = Field(
         None,
-        description="settings of image networks other than the paper's; small-cohort: for some hundred slides, from "
-        "ImageNet weights",
+        description="settings other than the paper's; small-cohort: of image networks, for some hundred slides, from "
+        "ImageNet weights; laptop: of all methods, for all tables on two cores",
     )
     readers: Literal["soft"] | None = Field(
         None,

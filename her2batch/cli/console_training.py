@@ -19,6 +19,7 @@ from her2batch.files.parquet import read_parquet
 if TYPE_CHECKING:
     from her2batch.experiments.reproduce import ReproductionSummary
     from her2batch.experiments.train import TrainingSummary
+    from her2batch.experiments.training_cost import CostRow
     from her2batch.experiments.tune import TuningSummary
     from her2batch.runtime.score import ScoreSummary
     from her2batch.store.training_run import Unit
@@ -69,6 +70,14 @@ PAPER_COLUMNS = (
     Column("input"),
     Column("status"),
     Column("AUC, F1, accuracy [paper]", second_line=True),
+)
+
+COST_COLUMNS = (
+    Column("method"),
+    Column("input"),
+    Column("units", right=True),
+    Column("CPU minutes", right=True),
+    Column("settings", second_line=True),
 )
 
 TRIAL_COLUMNS = (
@@ -235,6 +244,15 @@ def print_reproduction(summary: ReproductionSummary) -> None:
     counts = Counter(row["status"] for row in rows)
     print_line(console, ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
     _print_outputs(console, summary.trained)
+
+
+def print_training_cost(rows: Sequence[CostRow]) -> None:
+    """Print the estimated CPU time of each method on each input, and of the run on two cores."""
+    console = stdout_console()
+    cells = [[row.method, row.input, str(row.units), f"{row.seconds / 60:.1f}", row.settings] for row in rows]
+    print_table(console, "what would be trained; nothing was written", COST_COLUMNS, cells)
+    seconds = sum(row.seconds for row in rows)
+    print_line(console, f"{seconds / 3600:.1f} hours of CPU time at most, {seconds / 7200:.1f} hours on two cores")
 
 
 def _or_dash(value: float | None) -> str:

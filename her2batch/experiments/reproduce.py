@@ -10,7 +10,12 @@ from typing import Any
 import pyarrow as pa
 
 from her2batch.errors import InputError
-from her2batch.experiments.prepare import MissingPatchClassError, label_task_slides, load_labels
+from her2batch.experiments.prepare import (
+    MissingPatchClassError,
+    label_task_slides,
+    load_labels,
+    read_checked_labels,
+)
 from her2batch.experiments.train import (
     TrainingRequest,
     TrainingSummary,
@@ -19,12 +24,25 @@ from her2batch.experiments.train import (
     run_units,
     write_run_report,
 )
+from her2batch.experiments.training_cost import CostRow, RunSize, describe_settings, estimate_cost
 from her2batch.experiments.units import TrainingJob
+from her2batch.files.locations import to_location
+from her2batch.models.encoders import embedding_dim
 from her2batch.reports.paper_tables import PaperRow, compare_with_paper, further_rows, paper_rows
 from her2batch.settings import Training, TrainingResources
+from her2batch.store.cohort import Cohort
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun
-from her2batch.tasks import PATCH_INPUTS, THUMBNAIL_INPUTS, classifies_patches
-from her2batch.training.methods import PATCH_NET, Cell, UnitPlan, patch_network, units_of_cells
+from her2batch.tasks import FURTHER_NETWORKS, PATCH_INPUTS, THUMBNAIL_INPUTS, classifies_patches
+from her2batch.training.methods import (
+    PATCH_NET,
+    Cell,
+    UnitPlan,
+    method_kind,
+    method_settings,
+    patch_network,
+    units_of_cells,
+)
+from her2batch.training.recipes.profiles import with_run_defaults
 
 
 @dataclass
@@ -52,10 +70,7 @@ def _reproduce(
     request: TrainingRequest, training: Training, resources: TrainingResources, report: UnitCallback
 ) -> ReproductionSummary:
     job = open_job(request, training)
-    encoder = next((name for name in training.inputs if name not in {**PATCH_INPUTS, **THUMBNAIL_INPUTS}), None)
-    thumbnail = next((name for name in training.inputs if name in THUMBNAIL_INPUTS), "thumbnail-224")
-    wanted = [*paper_rows(), *(further_rows() if job.training.profile is not None else ())]
-    rows = [(row, row.cell(encoder or job.plan.encoders[0], thumbnail)) for row in wanted]
+    rows = _wanted_rows(job)
     missing = _cells_without_data(job, request, rows)
     trained = None
     while trained is None:
@@ -71,10 +86,57 @@ def _reproduce(
             trained = run_units(job, work, request, resources, report, choose)
         except MissingPatchClassError as error:  # found before any training: the rows of this resolution have no data
             missing |= {cell: str(error) for cell in cells if cell[2] == error.input_name}
-    tables = compare_with_paper(rows, trained.summary, missing)
+    settings = {cell: _settings_text(job.training, cell) for _, cell in rows}
+    tables = compare_with_paper(rows, trained.summary, missing, settings)
     job.run.write("tables", tables)
     write_run_report(job)
     return ReproductionSummary(trained, tables)
+
+
+def _wanted_rows(job: TrainingJob) -> list[tuple[PaperRow, Cell]]:
+    """Return the paper's rows, and with a profile rows of ours, each with its cell in this run.
+
+    The MIL methods read the run's first encoder. With the profile `laptop` they read all of them: the paper's rows
+    read EfficientNet-Lite0 where the cohort has it, the rows of ours the others.
+    """
+    inputs, profile = job.training.inputs, job.training.profile
+    encoders = [name for name in inputs if name not in {**PATCH_INPUTS, **THUMBNAIL_INPUTS}] or [*job.plan.encoders]
+    thumbnail = next((name for name in inputs if name in THUMBNAIL_INPUTS), "thumbnail-224")
+    if profile == "laptop":
+        encoders.sort(key=lambda name: name not in FURTHER_NETWORKS)
+    further = further_rows(encoders[1:] if profile == "laptop" else ()) if profile is not None else []
+    return [(row, row.cell(encoders[0], thumbnail)) for row in [*paper_rows(), *further]]
+
+
+def _settings_text(training: Training, cell: Cell) -> str:
+    """Return the settings of a cell in this run, as text."""
+    _, method, input_name = cell
+    return describe_settings(method_settings(method, method_kind(method, input_name), training))
+
+
+def estimate_reproduction(request: TrainingRequest, training: Training) -> list[CostRow]:
+    """Return the estimated CPU time of each method on each input; nothing is written. Raises InputError.
+
+    The models of the bundle, which are chosen when the folds are done, are not included.
+    """
+    cohort = Cohort(to_location(request.cohort))
+    training = with_run_defaults(training)
+    job = TrainingJob(TrainingRun(request.out.absolute()), cohort, cohort.plan(), training)
+    table, rows = read_checked_labels(job, request.labels, request.columns), cohort.rows()
+    slides: dict[str, int] = {}
+    cells = []
+    for _, cell in _wanted_rows(job):
+        task, _, input_name = cell
+        if task not in slides:
+            problem = _label_problem(job, task, table, rows)
+            slides[task] = 0 if problem else label_task_slides(job, task, table, rows)[0].num_rows
+        if slides[task] and (input_name not in PATCH_INPUTS or request.annotations is not None):
+            cells.append(cell)
+    tiles = [row["n_tiles"] for row in rows.values() if row["n_tiles"]]
+    dims = {name: embedding_dim(name) for name in job.plan.encoders}
+    size = RunSize(slides, sum(tiles) / max(len(tiles), 1), dims)
+    work = units_of_cells(cells, range(training.folds), patch_network(training))
+    return estimate_cost(work, training, size)
 
 
 def _cells_without_data(

@@ -34,9 +34,10 @@ from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit, tasks_of
 from her2batch.tasks import FUSION, Task
 from her2batch.training.fusion.stacking import with_fusion
 from her2batch.training.make_bundle import make_bundle
-from her2batch.training.methods import QUICK_PATCHES, UnitPlan, method_kind, plan_units
+from her2batch.training.methods import UnitPlan, method_kind, plan_units
 from her2batch.training.metrics import metrics_summary, metrics_table
 from her2batch.training.readers.disagreement import with_smoothing
+from her2batch.training.recipes.profiles import with_run_defaults
 
 UnitCallback = Callable[[int, int, Unit, str | None], None]
 """Called for every finished unit: number of finished units, number of all units, the unit, and the error or None."""
@@ -129,9 +130,7 @@ def open_job(request: TrainingRequest, training: Training) -> TrainingJob:
     """Create the run's folder, or open an existing one with the same settings. Raises InputError, StoreError."""
     cohort = Cohort(to_location(request.cohort))
     plan_of_cohort = cohort.plan()
-    if training.quick and training.patches_per_slide is None:
-        training = training.model_copy(update={"patches_per_slide": QUICK_PATCHES})
-    training = with_smoothing(training)
+    training = with_smoothing(with_run_defaults(training))
     plan_units(training, plan_of_cohort.encoders)  # raises InputError for unknown methods before a folder is created
     run = TrainingRun(request.out.absolute())
     if request.folds_file is not None or training.folds_by is not None:

@@ -11,6 +11,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Final, Literal
 
 import pyarrow as pa
@@ -61,11 +62,16 @@ OWN_TABLE: Final = "ours"
 """Name of the table of rows that are not the paper's."""
 
 
-def further_rows() -> list[PaperRow]:
-    """Return rows of networks that the paper does not have, beside its table 4, without figures of the paper."""
+def further_rows(encoders: Sequence[str] = ()) -> list[PaperRow]:
+    """Return rows that the paper does not have, without figures of the paper.
+
+    They are networks beside its table 4, and the methods of its table S1 on further encoders.
+    """
     nothing = dict.fromkeys(METRIC_NAMES, (None, None))
     tasks = dict.fromkeys(row.task for row in paper_rows() if row.table == "table4")
-    return [PaperRow(OWN_TABLE, task, method, "thumbnail", nothing) for task in tasks for method in FURTHER_NETWORKS]
+    heads = [(row.task, row.method) for row in paper_rows() if row.table == "tableS1"]
+    rows = [PaperRow(OWN_TABLE, task, method, "thumbnail", nothing) for task in tasks for method in FURTHER_NETWORKS]
+    return [*rows, *(PaperRow(OWN_TABLE, *head, encoder, nothing) for encoder in encoders for head in heads)]
 
 
 def _optional_float(text: str) -> float | None:
@@ -73,12 +79,15 @@ def _optional_float(text: str) -> float | None:
 
 
 def compare_with_paper(
-    rows: Sequence[tuple[PaperRow, Cell]], summary: pa.Table, missing: Mapping[Cell, str]
+    rows: Sequence[tuple[PaperRow, Cell]],
+    summary: pa.Table,
+    missing: Mapping[Cell, str],
+    settings: Mapping[Cell, str] = MappingProxyType({}),
 ) -> pa.Table:
     """Return the table `tables` of a run: each row of the paper with the result of this run.
 
     rows: each with the cell (task, method, input) that was run for it.  summary: summary of the run's metrics.
-    missing: cell → why it has no data.
+    missing: cell → why it has no data.  settings: cell → its settings in this run, as text.
     """
     results = {(row["task"], row["method"], row["input"]): row for row in summary.to_pylist()}
     compared = []
@@ -89,5 +98,6 @@ def compare_with_paper(
         means = {f"{name}_{part}": own.get(f"{name}_{part}") for name in METRIC_NAMES for part in ("mean", "sd")}
         paper = {f"paper_{name}": row.figures[name][0] for name in METRIC_NAMES}
         keys = dict(zip(("task", "method", "input"), cell, strict=True))
-        compared.append({"table": row.table, **keys, **means, **paper, "status": status, "why": why})
+        words = {"status": status, "why": why, "settings": settings.get(cell)}
+        compared.append({"table": row.table, **keys, **means, **paper, **words})
     return pa.Table.from_pylist(compared, run_schema("tables"))

@@ -32,6 +32,7 @@ from her2batch.tasks import (
     classifies_patches,
     is_network,
 )
+from her2batch.training.recipes.profiles import PROFILE_SPACES, profile_settings
 
 MethodKind = Literal["mil", "image", "patch", "counts"]
 
@@ -55,16 +56,6 @@ QUICK: Final[dict[MethodKind, dict[str, Any]]] = {
 }
 """Settings of the quick profile: enough for every kind of method to learn something on a synthetic cohort."""
 
-PROFILES: Final[dict[str, dict[str, Any]]] = {
-    "small-cohort": {
-        "epochs": 20, "warmup": 1, "patience": 8, "batch": 8, "lr": 1e-3, "weight_decay": 1e-2, "layer_decay": 0.8,
-        "frozen_epochs": 2, "unfreeze_epochs": 4, "fixed_norm": True, "ema": 0.9, "stain_jitter": 0.05,
-        "right_angles": 0.5,
-    },
-}  # fmt: skip
-"""Profile of a run → settings of its image networks, for thumbnails and patches. The paper's options are the defaults;
-docs/training.md compares both."""
-
 IMAGE_SPACE: Final[SearchSpace] = {
     "lr": LogUniform(1e-5, 1e-3),
     "weight_decay": LogUniform(1e-5, 1e-1),
@@ -72,21 +63,6 @@ IMAGE_SPACE: Final[SearchSpace] = {
     "loss": Choice(("cross-entropy", "weighted", "focal")),
 }
 """What `tune` searches for an image network. Classifiers of counts search a grid inside each fold already."""
-
-PROFILE_SPACES: Final[dict[str, SearchSpace]] = {
-    "small-cohort": {
-        "lr": LogUniform(1e-4, 3e-3),
-        "layer_decay": Choice((0.65, 0.8, 0.9)),
-        "frozen_epochs": Choice((1, 2, 4)),
-        "ema": Choice((0.8, 0.9, 0.98)),
-        "stain_jitter": Choice((0.0, 0.05, 0.1)),
-        "loss": Choice(("cross-entropy", "weighted", "focal")),
-    },
-}
-"""Profile of a run → what `tune` searches for its image networks, in place of IMAGE_SPACE."""
-
-QUICK_PATCHES: Final = 24
-"""Patches of a slide that the quick profile reads: as many annotated ones, and as many of the tissue."""
 
 
 def method_names() -> tuple[str, ...]:
@@ -120,8 +96,7 @@ def method_settings(method: str, kind: MethodKind, training: Training) -> Settin
     Raises InputError naming the option.
     """
     values: dict[str, Any] = dict(mil_method(method).defaults) if kind == "mil" else {}
-    if training.profile is not None and kind in ("image", "patch"):
-        values |= PROFILES[training.profile]
+    values |= profile_settings(training.profile, method, kind)
     if training.quick:
         values |= QUICK[kind]
     model = _settings_model(method, kind)
@@ -142,7 +117,7 @@ def search_space(method: str, kind: MethodKind, profile: str | None = None) -> S
         return mil_method(method).space
     if kind == "counts":
         return {}
-    return IMAGE_SPACE if profile is None else PROFILE_SPACES[profile]
+    return PROFILE_SPACES.get(profile or "", IMAGE_SPACE)
 
 
 def _settings_model(method: str, kind: MethodKind) -> type[Settings]:

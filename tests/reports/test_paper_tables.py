@@ -53,6 +53,16 @@ def test_each_row_has_its_status_and_reason() -> None:
     assert table["why"].to_pylist()[:2] == [None, "no slide is labelled"]
 
 
+def test_further_encoders_have_rows_of_ours_and_settings_are_listed() -> None:
+    rows = [(row, row.cell("efficientnet-lite0", "thumbnail-224")) for row in further_rows(["stain"])]
+    stain = [cell for _, cell in rows if cell[2] == "stain"]
+    assert len(stain) == 9
+    assert {method for _, method, _ in stain} == {"clam-sb", "clam-mb", "dtfd-afs"}
+    empty = pa.table({name: pa.array([], pa.string()) for name in ("task", "method", "input")})
+    table = compare_with_paper(rows, empty, {}, {stain[0]: "up to 8 epochs"})
+    assert table["settings"].to_pylist().count("up to 8 epochs") == 1
+
+
 def test_networks_that_the_paper_does_not_have_are_marked_as_ours() -> None:
     rows = further_rows()
     assert {(row.table, row.method) for row in rows} == {("ours", "efficientnet-lite0")}

@@ -8,7 +8,6 @@ from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Train
 from her2batch.store.training_run import FINAL_FOLD, Unit
 from her2batch.tasks import COUNTS_METHODS, FUSION, NETWORK_METHODS
 from her2batch.training.methods import (
-    PROFILES,
     method_kind,
     method_names,
     method_settings,
@@ -17,6 +16,7 @@ from her2batch.training.methods import (
     search_space,
     units_of_cells,
 )
+from her2batch.training.recipes.profiles import PROFILE_SPACES
 
 
 def cells(training: Training, encoders: tuple[str, ...] = ("stain",)) -> set[tuple[str, str, str]]:
@@ -128,7 +128,7 @@ def test_every_searched_setting_is_a_setting_of_the_method(method: str) -> None:
             assert search_space(method, "counts") == {}
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", PROFILE_SPACES)
 def test_a_profile_has_its_own_search_space(profile: str) -> None:
     space = search_space("efficientnet-lite0", "image", profile)
     assert space.keys() <= ImageSettings.model_fields.keys()

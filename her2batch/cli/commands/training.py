@@ -120,21 +120,27 @@ def reproduce(
     column: ColumnOption = None,
     annotations: AnnotationsOption = None,
     folds_file: FoldsFileOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show what would be trained and its estimated CPU time; write nothing")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
     """Train every row of the paper's tables 4, 5, 6, S1–S3 and figure 5, and compare the figures. Resumes."""
-    from her2batch.cli.console_training import print_reproduction, unit_progress
+    from her2batch.cli.console_training import print_reproduction, print_training_cost, unit_progress
+    from her2batch.experiments.reproduce import estimate_reproduction
     from her2batch.experiments.reproduce import reproduce as run
     from her2batch.experiments.train import TrainingRequest, training_result
 
+    request = TrainingRequest(cohort, out, labels, annotations, parse_columns(column), folds_file)
+    if dry_run:
+        costs = estimate_reproduction(request, training)
+        seconds = sum(row.seconds for row in costs)
+        found = {"units": [row._asdict() for row in costs], "cpu_seconds": seconds}
+        emit(as_json, found, lambda: print_training_cost(costs))
+        return 0
     with unit_progress(quiet or as_json) as report:
-        summary = run(
-            TrainingRequest(cohort, out, labels, annotations, parse_columns(column), folds_file),
-            training,
-            resources,
-            report,
-        )
+        summary = run(request, training, resources, report)
     data = {**training_result(summary.trained), "tables": summary.tables.to_pylist()}
     emit(as_json, data, lambda: print_reproduction(summary))
     return summary.exit_code

@@ -62,7 +62,7 @@ APPLIED_REVIEW_COLUMNS = (
 )
 
 PAPER_TABLE_COLUMNS = (
-    Column("table", TEXT, "table of the paper: table4 · table5 · table6 · tableS1 · tableS2 · tableS3 · figure5"),
+    Column("table", TEXT, "of the paper: table4 · table5 · table6 · tableS1 · tableS2 · tableS3 · figure5 · ours"),
     Column("task", TEXT, "as in predictions"),
     Column("method", TEXT, "as in predictions"),
     Column("input", TEXT, "input in this run"),
@@ -73,6 +73,7 @@ PAPER_TABLE_COLUMNS = (
     Column("paper_accuracy", F64, "mean in the paper, percent; null: not given"),
     Column("status", TEXT, "reproduced · not run · no data"),
     Column("why", TEXT, "why it was not reproduced; null when it was"),
+    Column("settings", TEXT, "of this run: size of the network, initial weights, epochs"),
 )  # fmt: skip
 
 TRIAL_COLUMNS = (
