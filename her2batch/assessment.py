@@ -17,8 +17,10 @@ from typing import Final, NamedTuple, TypeVar
 from her2batch.errors import REMEDIES
 from her2batch.method_results import DERIVED_TASKS, Fields, MethodResult, disagreements, method_result
 from her2batch.reasons import NOT_ASKING, REASONS, WEIGHTS
+from her2batch.task_names import stain_name, task_name
 from her2batch.tasks import (
     CELL_RULE,
+    CLASSES,
     GUIDELINE_RULES,
     HER2_TASKS,
     MEMBRANE_RULE,
@@ -35,14 +37,8 @@ SomeFields = TypeVar("SomeFields", bound=Fields)
 IHC_TASK: Final = "her2-4way"
 """Task whose class is the IHC score, the result of a HER2 slide."""
 
-TASK_NAMES: Final = {
-    "her2-4way": "IHC score",
-    "her2-5way": "IHC score with null and ultralow",
-    "her2-3way": "HER2 group",
-    "her2-binary": "HER2 status",
-    "er": "ER",
-    "pr": "PR",
-}
+NO_METHOD: Final = "none"
+"""Bundle and method of a verdict on a slide that failed."""
 
 INFORMATIVE_FLAGS: Final = frozenset(
     {"control-slide", "microarray", "pyramid-retired", "colour-tag-mended", "associated-image-damaged", "mpp-forced"}
@@ -120,6 +116,13 @@ class Assessment:
         return (0 if self.review else 1, min(asking, default=len(REASONS)), -len(asking))
 
     @property
+    def verdict_target(self) -> Fields | None:
+        """The prediction that a verdict refers to; of a failed slide one without a class: its glass can be scored."""
+        if self.main is not None or self.task is None:
+            return self.main
+        return {"bundle": NO_METHOD, "method": NO_METHOD, "task": self.task, "predicted": None}
+
+    @property
     def quality(self) -> tuple[Reason, ...]:
         """The reasons that concern the quality of the image: the banner of the slide's page."""
         return tuple(reason for reason in self.reasons if reason.kind == "quality")
@@ -183,9 +186,10 @@ def assess_slide(
     label = label or {}
     own = [one for one in every if one["predicted"] is not None]
     refusals = [one for one in every if one["predicted"] is None and one["method"] == CELL_RULE]
-    is_her2 = any(one["task"] in HER2_TASKS for one in every)
+    is_failed = row["status"] == "failed"
+    is_her2 = any(one["task"] in HER2_TASKS for one in every) or (is_failed and task_applies(IHC_TASK, row["stain"]))
     main = next((one for one in (*own, *refusals) if one["task"] in SCORE_TASKS or not is_her2), None)
-    task = main["task"] if main is not None else IHC_TASK if is_her2 else None
+    task = main["task"] if main is not None else IHC_TASK if is_her2 else _failed_marker(row)
     verdict = newest_verdict(reviews, "her2" if is_her2 else task)
     ish = label.get("ish") if is_her2 else None
     no_score = bool(refusals) and verdict is None
@@ -198,11 +202,23 @@ def assess_slide(
     asked = (no_result or not other) and any(reason.asks for reason in reasons)
     state = "decided" if verdict is not None else "review" if asked else "other" if other else "clear"
     methods = () if no_score else tuple(method_result(one, needs_ish, result) for one in own)
+    meaning = _meaning(row, result, ish, needs_ish, derived, reasons if no_score else ())
     return Assessment(
-        state, result, _meaning(row, result, ish, needs_ish, derived, reasons if no_score else ()), by, task, derived,
-        needs_ish, reasons, methods, main, verdict, label.get("her2" if is_her2 or task is None else task),
+        state, result, meaning or _marker_meaning(task, main, result), by, task, derived, needs_ish, reasons, methods,
+        main, verdict, _laboratory_class(label, "her2" if is_her2 or task is None else task),
         label.get("her2_detail"), label.get("ish"), bool(refusals),
     )  # fmt: skip
+
+
+def _failed_marker(row: Fields) -> str | None:
+    """Return the task of a failed slide of another marker than HER2, which a pathologist can score by microscope."""
+    return row["stain"] if row["status"] == "failed" and row["stain"] in CLASSES else None
+
+
+def _laboratory_class(label: Fields, column: str) -> str | None:
+    """Return the laboratory's own class: sheets have '+' and '-' for ER and PR."""
+    value = label.get(column)
+    return {"+": "positive", "-": "negative"}.get(str(value), value)
 
 
 def newest_verdict(reviews: Sequence[Fields], column: str | None) -> Fields | None:
@@ -267,7 +283,7 @@ def _meaning(
     refused: Iterable[Reason] = (),
 ) -> str:
     """Return what the result means, in words.  refused: the reasons of a slide that cannot be scored."""
-    if row["status"] == "failed":
+    if row["status"] == "failed" and result is None:
         return f"no result: the slide failed ({row['error_code']})"
     if is_control_slide(row):
         return "control slide"
@@ -277,7 +293,7 @@ def _meaning(
         return f"not scorable: {words[0]}"
     if result is None:
         known = task_applies(IHC_TASK, row["stain"])
-        return "no IHC score" if known else f"{(row['stain'] or '').upper()} slide: no method scores this marker"
+        return "no IHC score" if known else f"{stain_name(row['stain'])} slide: no method scores this marker"
     if needs_ish:
         return "equivocal, ISH needed" if result == "2+" else "ISH needed: another method gives 2+"
     if result == "2+" and ish is not None:
@@ -286,6 +302,15 @@ def _meaning(
         return ""
     named = {"0": "HER2 zero", "low": "HER2-low", "high": "HER2 positive"}
     return named.get(derived.get("her2-3way") or "", "")
+
+
+def _marker_meaning(task: str | None, main: Fields | None, result: str | None) -> str:
+    """Return the result of another marker than HER2 with the marker's name: a class alone could be read as HER2."""
+    if task is None or task in HER2_TASKS or result is None:
+        return ""
+    if main is None or main.get("classes", True):
+        return f"{task_name(task)} {result}"
+    return f"{task_name(task)}: {result}" + ("\u00a0% of the tumour cells" if main["method"] == CELL_RULE else "")
 
 
 # -- reasons -----------------------------------------------------------------------------------------------------
@@ -321,7 +346,7 @@ def _reasons(row: Fields, predictions: Sequence[Fields], needs_ish: bool) -> tup
     if needs_ish:
         add("needs-ish")
     for code, task, classes in disagreements(predictions, needs_ish):
-        add(code, f"{TASK_NAMES.get(task, task)}: {classes}")
+        add(code, f"{task_name(task)}: {classes}")
     by_code: dict[str, list[Fields]] = {}
     settled = {"unconfirmed-3-plus"} if is_confirmed(predictions) else set()
     for one in predictions:

@@ -269,3 +269,53 @@ def test_a_control_slide_has_no_result_and_is_for_review_only_where_it_failed() 
     failed = assess_slide({**row, "flags": ["control-slide", "control-failed"]})
     assert failed.state == "review"
     assert [reason.code for reason in failed.reasons] == ["control-failed"]
+
+
+@pytest.mark.parametrize(
+    ("stain", "more", "meaning"),
+    [
+        ("er", {"predicted": "positive", "task": "er"}, "ER positive"),
+        ("pr", {"predicted": "negative", "task": "pr"}, "PR negative"),
+        ("ki67", {"predicted": "38.8", "task": "ki67", "classes": []}, "Ki-67: 38.8\u00a0% of the tumour cells"),
+        ("ki67", {"predicted": "12", "task": "index", "classes": [], "method": "clam-sb"}, "index: 12"),
+    ],
+)
+def test_the_result_of_another_marker_is_named_with_its_marker(stain: str, more: dict[str, Any], meaning: str) -> None:
+    """A class or a number alone could be read as HER2."""
+    own = {**prediction("0"), "method": "cells", "bundle": "cells", **more}
+    found = assess_slide(slide(stain=stain), [own], {stain: "+", "ish": None})
+    assert (found.result, found.meaning) == (more["predicted"], meaning)
+
+
+def test_the_laboratorys_er_and_pr_results_are_classes() -> None:
+    own = [{**prediction("0"), "task": "er", "method": "cells", "bundle": "cells", "predicted": "negative"}]
+    assert [assess_slide(slide(stain="er"), own, {"er": sign}).label for sign in ("+", "-", None)] == [
+        "positive", "negative", None,
+    ]  # fmt: skip
+
+
+class TestFailedSlides:
+    """The glass of a slide that could not be read can be scored by microscope."""
+
+    failed = staticmethod(lambda **more: slide(status="failed", error_code="truncated", **more))
+
+    def test_a_failed_slide_waits_for_a_new_scan_or_a_verdict(self) -> None:
+        found = assess_slide(self.failed())
+        assert (found.state, found.result, found.meaning) == ("review", None, "no result: the slide failed (truncated)")
+        assert found.verdict_target == {"bundle": "none", "method": "none", "task": "her2-4way", "predicted": None}
+        assert found.main is None
+
+    def test_a_verdict_decides_it_and_gives_its_result(self) -> None:
+        found = assess_slide(self.failed(), (), None, [entry("3+")])
+        assert (found.state, found.result, found.by, found.meaning) == ("decided", "3+", "pathologist", "HER2 positive")
+        assert found.derived == {"her2-3way": "high", "her2-binary": "positive"}
+        assert found.reasons[0].code == "failed"  # the file is still to be scanned again
+
+    def test_2_plus_on_the_glass_waits_for_ish_too(self) -> None:
+        found = assess_slide(self.failed(), (), None, [entry("2+")])
+        assert (found.meaning, found.derived["her2-binary"]) == ("equivocal, ISH needed", None)
+
+    @pytest.mark.parametrize(("stain", "task"), [("er", "er"), ("he", None), ("ki67", None)])
+    def test_the_verdict_is_that_of_the_slides_marker(self, stain: str, task: str | None) -> None:
+        target = assess_slide(self.failed(stain=stain)).verdict_target
+        assert (target and target["task"]) == task

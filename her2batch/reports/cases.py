@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from her2batch.assessment import has_no_result
 from her2batch.method_results import DERIVED_TASKS
 from her2batch.store.cohort import Cohort, Row
+from her2batch.task_names import task_name
 from her2batch.tasks import CLASSES, HER2_TASKS, SCORE_TASKS
 
 UNKNOWN_MARKERS = ("ihc", None)
@@ -144,7 +145,7 @@ def conflicts_between_slides(predictions: Iterable[SlidePrediction]) -> list[str
         common = set.intersection(*(set(prediction.plausible) for prediction in group))
         if not common and len({prediction.predicted for prediction in group}) > 1:
             classes = ", ".join(f"{prediction.predicted} on {prediction.slide_id}" for prediction in group)
-            conflicts.append(f"slides differ, {task} by {method}: {classes}")
+            conflicts.append(f"slides differ, {task_name(task)} by {method}: {classes}")
     return conflicts
 
 
@@ -160,5 +161,5 @@ def conflicts_between_methods(predictions: Iterable[SlidePrediction]) -> list[st
     for (slide_id, task), group in sorted(groups.items()):
         if len({prediction.predicted for prediction in group}) > 1:
             classes = ", ".join(f"{prediction.predicted} by {prediction.method}" for prediction in group)
-            conflicts.append(f"methods differ on {slide_id}, {task}: {classes}")
+            conflicts.append(f"methods differ on {slide_id}, {task_name(task)}: {classes}")
     return conflicts

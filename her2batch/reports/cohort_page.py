@@ -28,7 +28,8 @@ from her2batch.reports.report_data import ReportData, load_report_data
 from her2batch.reports.theme import SectionContent, render_html_page, render_template, thumbnail_uris
 from her2batch.store.cohort import Cohort
 from her2batch.store.training_run import TrainingRun
-from her2batch.tasks import GUIDELINE_RULES, IHC_SCORES
+from her2batch.task_names import task_name
+from her2batch.tasks import CELL_RULE, GUIDELINE_RULES, IHC_SCORES, MEMBRANE_RULE
 
 MAX_SLIDES_INLINE: Final = 20
 """Largest cohort whose report contains the evidence of each slide. Larger cohorts get a page for each slide."""
@@ -36,7 +37,10 @@ MAX_SLIDES_INLINE: Final = 20
 MAX_THUMBNAILS: Final = 1000
 """Slides that get a thumbnail in tables, those of the first tables first. A thumbnail takes about 3 kB."""
 
-ISH_DECIDES: Final = "ISH"
+RULE_WORDS: Final = {MEMBRANE_RULE: "the membrane rule", CELL_RULE: "the rule on tumour cells"}
+"""Rule → its name in a sentence."""
+
+ISH_DECIDES: Final = "ISH decides"
 """Group of the slides that have no class in a task until there is an ISH result."""
 
 MAX_SITES: Final = 12
@@ -60,13 +64,15 @@ def summary_section(data: ReportData) -> SectionContent:
         "mm² of tissue": round(data.status.tissue_mm2),
         "tiles": data.status.tiles,
     }
-    bundles = sorted({row["bundle"] for rows in data.predictions.values() for row in rows} - {*GUIDELINE_RULES})
+    used = {row["bundle"] for rows in data.predictions.values() for row in rows}
+    bundles = sorted(used - {*GUIDELINE_RULES})
+    rules = " and ".join(words for name, words in RULE_WORDS.items() if name in used)
     plans = sorted({row["plan_id"] for row in data.rows.values() if row["plan_id"]})
     sites = Counter(site for slide_id in data.rows if (site := data.site_of(slide_id)) is not None)
     figures = _result_figure(data)
     uncalibrated = any(is_uncalibrated(rows) for rows in data.predictions.values())
     html = render_template(
-        "summary.html", status=data.status, facts=facts, bundles=bundles, figures=figures, plans=plans,
+        "summary.html", status=data.status, facts=facts, bundles=bundles, rules=rules, figures=figures, plans=plans,
         uncalibrated=UNCALIBRATED_NOTE if uncalibrated else None,
         labelled=len(data.labels), notes=data.notes, plan_words=_plan_words(data),
         distribution=worklists.distribution_text(list(data.assessments.values())),
@@ -108,7 +114,9 @@ def scores_section(data: ReportData) -> SectionContent | None:
             continue
         counts = Counter((method, predicted) for _, method, predicted in predictions)
         methods = sorted({method for _, method, _ in predictions}, key=worklists.method_sort_key)
-        figures.append(_shares_figure(f"scores-{task}", task, methods, classes, counts, "predictions.predicted"))
+        figures.append(
+            _shares_figure(f"scores-{task}", task_name(task), methods, classes, counts, "predictions.predicted")
+        )
         first = methods[0]
         of_first = [
             (data.site_of(slide_id), predicted) for slide_id, method, predicted in predictions if method == first
@@ -118,7 +126,8 @@ def scores_section(data: ReportData) -> SectionContent | None:
             sites = [str(site) for site, _ in slides_of_site.most_common(MAX_SITES)]
             counts = Counter((str(site), predicted) for site, predicted in of_first)
             source = "predictions.predicted, labels.site"
-            figures.append(_shares_figure(f"sites-{task}", f"{task} by site, {first}", sites, classes, counts, source))
+            title = f"{task_name(task)} by site, {first}"
+            figures.append(_shares_figure(f"sites-{task}", title, sites, classes, counts, source))
     return SectionContent(render_template("scores.html", figures=figures), tuple(figures)) if figures else None
 
 

@@ -33,6 +33,7 @@ PALETTE: Final[dict[str, tuple[str, str]]] = {
     "bad": ("#a3151f", "#ff9a9f"),
     "good": ("#17642f", "#8fdda7"),
     "cn": ("#c3d0db", "#56697b"),
+    "open": ("#b7a3d6", "#8d78b8"),
     "c0": ("#8fa8bd", "#8aa5bd"),
     "c1": ("#e6c79c", "#efd9b6"),
     "c2": ("#c47f3c", "#dc9450"),
@@ -45,6 +46,9 @@ CLASS_COLOURS: Final = {
     "low": "c1", "high": "c3", "negative": "c0", "positive": "c3",
 }  # fmt: skip
 """Class → name of its colour in PALETTE."""
+
+BAR_COLOURS: Final = {**CLASS_COLOURS, "ISH decides": "open"}
+"""The same with the slides that have no class, in a hue of its own."""
 
 FIGURE_WIDTH: Final = 340
 """Width of a figure, px: it fits a phone screen at full size, so that the text stays legible."""
@@ -147,16 +151,17 @@ def plot_shares(title: str, table: pa.Table) -> str:
     values = {(row["group"], row["class"]): float(row["n"]) for row in rows}
     are_counts = pa.types.is_integer(table["n"].type)
     left, full = LABEL_WIDTH, FIGURE_WIDTH - LABEL_WIDTH - 38
-    canvas = SvgCanvas(26 + 24 * len(groups))
+    top = _legend_height(classes)
+    canvas = SvgCanvas(top + 2 + 24 * len(groups))
     _legend(canvas, classes)
     descriptions = []
     for k, group in enumerate(groups):
-        y, x = 24 + 24 * k, float(left)
+        y, x = top + 24 * k, float(left)
         total = sum(values.get((group, name), 0) for name in classes) or 1.0
         canvas.text(left - 8, y + 13, _truncate(group, 19), "end")
         for name in classes:
             n = values.get((group, name), 0)
-            canvas.rect((x, y, full * n / total, 17), CLASS_COLOURS.get(name, "bar"), tip=f"{group}, {name}: {n:g}")
+            canvas.rect((x, y, full * n / total, 17), BAR_COLOURS.get(name, "bar"), tip=f"{group}, {name}: {n:g}")
             x += full * n / total
         if are_counts:
             canvas.text(left + full + 6, y + 13, f"{total:g}", colour="soft")
@@ -175,8 +180,13 @@ def plot_bars(title: str, table: pa.Table, unit: str = "") -> str:
         y = 22 * k
         canvas.text(left - 8, y + 14, _truncate(row["name"], 24), "end")
         canvas.rect((left, y + 2, full * row["value"] / top, 15), "bar", tip=f"{row['name']}: {row['value']:g}")
-        canvas.text(left + full * row["value"] / top + 6, y + 14, f"{row['value']:.3g}{unit}", colour="soft")
-    return canvas.svg(title, "; ".join(f"{row['name']}: {row['value']:.3g}{unit}" for row in rows))
+        canvas.text(left + full * row["value"] / top + 6, y + 14, _short_number(row["value"]) + unit, colour="soft")
+    return canvas.svg(title, "; ".join(f"{row['name']}: {_short_number(row['value'])}{unit}" for row in rows))
+
+
+def _short_number(value: float) -> str:
+    """Return a number with three digits, without an exponent."""
+    return "< 0.001" if 0 < value < 0.001 else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def plot_confusion(title: str, table: pa.Table) -> str:
@@ -236,7 +246,10 @@ def plot_calibration(title: str, table: pa.Table) -> str:
 
 
 def plot_intervals(title: str, table: pa.Table) -> str:
-    """Draw values with their intervals on an axis that ends at 1. Columns: name, value, low, high, n."""
+    """Draw values with their intervals on an axis that ends at 1. Columns: name, value, low, high, n.
+
+    A value without an interval is not drawn: a dot alone looks certain.
+    """
     rows = [row for row in table.to_pylist() if row["value"] is not None]
     axis_start = float(min([0.0, *(row["low"] if row["low"] is not None else row["value"] for row in rows)]))
     left, full = LABEL_WIDTH, FIGURE_WIDTH - LABEL_WIDTH - 48
@@ -254,9 +267,14 @@ def plot_intervals(title: str, table: pa.Table) -> str:
         canvas.text(left - 8, y + 4, _truncate(row["name"], 19), "end")
         if row["low"] is not None:
             canvas.line(((x(row["low"]), y), (x(row["high"]), y)), "accent", 2)
-        canvas.dot((x(row["value"]), y), "accent")
+            canvas.dot((x(row["value"]), y), "accent")
+        else:
+            canvas.text(left + full / 2, y + 4, "too few", "middle", "soft")
         canvas.text(FIGURE_WIDTH - 2, y + 4, f"n {row['n']}", "end", "soft")
-    return canvas.svg(title, "; ".join(f"{row['name']}: {row['value']:.2f} of {row['n']}" for row in rows))
+    words = (f"{row['value']:.2f}" if row["low"] is not None else "too few" for row in rows)
+    return canvas.svg(
+        title, "; ".join(f"{row['name']}: {text} of {row['n']}" for row, text in zip(rows, words, strict=True))
+    )
 
 
 def unit_axes(edge: int, x_label: str, y_label: str) -> tuple[SvgCanvas, Any]:
@@ -278,11 +296,35 @@ def unit_axes(edge: int, x_label: str, y_label: str) -> tuple[SvgCanvas, Any]:
 
 
 def _legend(canvas: SvgCanvas, names: Sequence[str]) -> None:
-    x = float(LABEL_WIDTH)
+    """Draw the names of the colours, in as many lines as they need."""
+    for line, (start, own) in enumerate(_legend_lines(names)):
+        x, y = start, 18 * line
+        for name in own:
+            canvas.rect((x, y + 3, 11, 11), BAR_COLOURS.get(name, "bar"))
+            canvas.text(x + 15, y + 13, name)
+            x += _legend_entry(name)
+
+
+def _legend_height(names: Sequence[str]) -> int:
+    return 6 + 18 * len(_legend_lines(names))
+
+
+def _legend_entry(name: str) -> float:
+    """Return the width of a name with its colour, px."""
+    return 24 + 7.2 * len(name)
+
+
+def _legend_lines(names: Sequence[str]) -> list[tuple[float, list[str]]]:
+    """Return the lines of a legend: where each begins, above the bars if it fits there, px, and its names."""
+    lines: list[tuple[float, list[str]]] = []
+    width = float(FIGURE_WIDTH)
     for name in names:
-        canvas.rect((x, 3, 11, 11), CLASS_COLOURS.get(name, "bar"))
-        canvas.text(x + 15, 13, name)
-        x += 24 + 7.2 * len(name)
+        width += _legend_entry(name)
+        if width > FIGURE_WIDTH:
+            lines.append((0.0, []))
+            width = _legend_entry(name)
+        lines[-1][1].append(name)
+    return [(max(0.0, min(LABEL_WIDTH, FIGURE_WIDTH - sum(map(_legend_entry, own)))), own) for _, own in lines]
 
 
 def _group_rows(table: pa.Table, column: str) -> dict[str, list[dict[str, Any]]]:

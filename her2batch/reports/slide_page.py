@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from her2batch.assessment import TASK_NAMES, Assessment
+from her2batch.assessment import Assessment
 from her2batch.errors import SlideError
 from her2batch.files.atomic import atomic_write
 from her2batch.method_results import cells_are_scored, depends_on_ish
 from her2batch.models.membrane_rule import guideline_steps, slide_shares
+from her2batch.pipeline.cells.scoring import NUCLEAR_STAINS
 from her2batch.reports import worklists
 from her2batch.reports.cells.cell_evidence import OutlinedTiles, cell_evidence
 from her2batch.reports.controls.piece_outlines import piece_outlines, without_controls
@@ -102,13 +103,13 @@ def slide_evidence(data: ReportData, slide_id: str) -> dict[str, Any]:
     if tiles is not None and tiles.num_rows:
         cells = heatmap.grid_cells(tiles["x"].to_numpy(), tiles["y"].to_numpy(), tile_px)
         layers = [
-            *membrane_layers(membrane, cells, tile_px),
+            *membrane_layers(membrane, cells, tile_px, row["stain"] in NUCLEAR_STAINS),
             *attention_layers(data, row, cells, tile_px),
             *patch_layers(data, row),
             *saliency_layers(data, row),
         ]
     membrane = without_controls(data.cohort, row, membrane)  # the layers show all tissue, the figures the patient's
-    shares = _membrane_shares(membrane)
+    shares, is_nuclear = _membrane_shares(membrane), row["stain"] in NUCLEAR_STAINS
     predictions = [prediction for task in data.task_classes for prediction in data.predictions_for(slide_id, task)]
     rule, found = _rule_prediction(predictions), data.assessments[slide_id]
     shown = () if found.not_scorable else predictions
@@ -122,9 +123,10 @@ def slide_evidence(data: ReportData, slide_id: str) -> dict[str, Any]:
         "steps": guideline_steps(shares) if shares and rule else [], "rule": rule, "predictions": definite,
         "probability_charts": _probability_charts(slide_id, definite), "examples": examples,
         "no_examples_reason": no_examples_reason, "links": table_links(data, row), "version": version("her2batch"),
-        "plan_bundle": plan.bundle, "method_label": worklists.method_label, "task_names": TASK_NAMES,
+        "plan_bundle": plan.bundle, "method_label": worklists.method_label, "is_nuclear": is_nuclear,
         "laboratory": worklists.laboratory_text(found), "verdict_text": worklists.verdict_text,
-        "pieces": piece_outlines(pieces, tiles, cells, tile_px), **cell_evidence(data.predictions.get(slide_id, ())),
+        "pieces": piece_outlines(pieces, tiles, cells, tile_px, not found.not_scorable),
+        **cell_evidence(data.predictions.get(slide_id, ())),
         "bundles": sorted({one["bundle"] for one in predictions}),
     }  # fmt: skip
 
@@ -218,11 +220,11 @@ def _example_tiles(
 ) -> tuple[list[ExampleTile], str | None]:
     """Return the example tiles of each kind from the pyramid; or no tiles and the reason."""
     regions = [
-        *_membrane_examples(tiles, membrane),
+        *_membrane_examples(tiles, membrane, row["stain"] in NUCLEAR_STAINS),
         *_attention_examples(data, row, tiles),
         *_patch_examples(data, row),
     ]
-    reason = "There are no example tiles: no membrane staining was found, and no MIL head or patch network was run."
+    reason = "There are no example tiles: no staining was found, and no MIL head or patch network was run."
     if not regions:
         return [], reason
     try:
@@ -237,8 +239,11 @@ def _example_tiles(
         return [], f"There are no example tiles: the pyramid can't be read ({error})."
 
 
-def _membrane_examples(tiles: pa.Table | None, membrane: pa.Table | None) -> list[ExampleRegion]:
-    """Return the tiles with the most staining of each kind, weighted by their cellular area."""
+def _membrane_examples(tiles: pa.Table | None, membrane: pa.Table | None, is_nuclear: bool) -> list[ExampleRegion]:
+    """Return the tiles with the most staining of each kind, weighted by their cellular area.
+
+    is_nuclear: the marker lies in nuclei, and no membrane is named.
+    """
     if tiles is None or membrane is None or not membrane.num_rows:
         return []
     values = {name: membrane[name].to_numpy() for name in membrane.column_names[1:]}
@@ -246,7 +251,11 @@ def _membrane_examples(tiles: pa.Table | None, membrane: pa.Table | None) -> lis
         ("intense, complete", "intense_complete", values["intense_complete"]),
         ("moderate, complete", "moderate_complete", values["moderate_complete"] - values["intense_complete"]),
         ("faint", "faint", values["faint"] - values["moderate"]),
-    )
+    ) if not is_nuclear else (
+        ("strong staining", "intense", values["intense"]),
+        ("moderate staining", "moderate", values["moderate"] - values["intense"]),
+        ("weak staining", "faint", values["faint"] - values["moderate"]),
+    )  # fmt: skip
     regions = []
     for kind, column, share in kinds:
         for k in np.argsort(-share * values["cells"], kind="stable")[:EXAMPLES_PER_KIND].tolist():

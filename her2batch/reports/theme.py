@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from her2batch.reports.figures import CLASS_COLOURS, PALETTE, Figure
 from her2batch.store.cohort import Cohort
+from her2batch.task_names import stain_name, task_name
 
 ROWS_PER_PAGE: Final = 50
 """Rows of a sortable table that are shown at once."""
@@ -102,6 +103,7 @@ def _template_environment() -> jinja2.Environment:
     )  # fmt: skip
     environment.filters["percent"] = format_percent
     environment.filters["number"] = format_number
+    environment.filters["task_name"], environment.filters["stain_name"] = task_name, stain_name
     environment.filters["hue"] = lambda name: CLASS_COLOURS.get(name, "bar")
     environment.globals["ROWS_WITHOUT_SCRIPT"] = ROWS_WITHOUT_SCRIPT
     return environment

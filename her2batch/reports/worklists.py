@@ -12,7 +12,8 @@ from her2batch.reasons import KINDS
 from her2batch.reports.report_data import ReportData
 from her2batch.reports.theme import ColumnKind, SortableTable
 from her2batch.store.cohort import Row
-from her2batch.tasks import CLASSES, GUIDELINE_RULES, IHC_SCORES, MEMBRANE_RULE, is_calibration
+from her2batch.task_names import stain_name, task_name
+from her2batch.tasks import GUIDELINE_RULES, IHC_SCORES, MEMBRANE_RULE, is_calibration
 
 TableColumns = tuple[tuple[str, ColumnKind, str], ...]
 
@@ -76,7 +77,7 @@ def _work_filters(data: ReportData, ordered: list[str]) -> tuple[tuple[str, list
         *((name, _has_kind(kind)) for kind, name in KINDS.items() if kind != "ish"),
         ("0 against 1+", is_zero_against_one_plus),
         ("decided", lambda one: one.state == "decided"),
-        ("other markers", lambda one: one.state == "other"),
+        ("marker not scored", lambda one: one.state == "other"),
     ]
     filters = ((name, [k for k, one in enumerate(found) if applies(one)]) for name, applies in wanted)
     return tuple((name, rows) for name, rows in filters if rows)
@@ -122,9 +123,9 @@ def distribution_text(assessments: list[Assessment]) -> str:
     """Return the classes of slides in one line, such as "17 HER2 slides: 7 × 0, …; 2 need ISH; 7 to review"."""
     her2 = Counter(one.result for one in assessments if one.derived and one.result in IHC_SCORES)
     others = Counter(
-        f"{one.task.upper() if one.task in CLASSES else one.task} {one.result}"
+        task_name(one.task) if one.main and not one.main.get("classes", True) else f"{task_name(one.task)} {one.result}"
         for one in assessments
-        if one.task is not None and one.result and not one.derived and one.main and one.main.get("classes", True)
+        if one.task is not None and one.result and not one.derived
     )
     not_scored = sum(one.state == "other" for one in assessments)
     parts = [f"{her2.total()} HER2 slide{'s' if her2.total() != 1 else ''} scored"]
@@ -132,12 +133,15 @@ def distribution_text(assessments: list[Assessment]) -> str:
         parts[0] += ": " + ", ".join(f"{her2[score]} × {score}" for score in IHC_SCORES if her2[score])
     if ish := sum(one.needs_ish for one in assessments):
         parts.append(f"{ish} need{'s' if ish == 1 else ''} ISH")
+    if not_scorable := sum(one.not_scorable and one.result is None for one in assessments):
+        parts.append(f"{not_scorable} not scorable")
     if others:
         parts.append(", ".join(f"{n} × {name}" for name, n in sorted(others.items())))
     if not_scored:
         parts.append(f"{not_scored} of markers that no method scores")
-    failed = sum(any(reason.code == "failed" for reason in one.reasons) for one in assessments)
-    parts.append(f"{sum(one.review for one in assessments) - failed} to review")
+    open_slides = [one for one in assessments if one.review]
+    failed = sum(any(reason.code == "failed" for reason in one.reasons) for one in open_slides)
+    parts.append(f"{len(open_slides) - failed} to review")
     if failed:
         parts.append(f"{failed} failed")
     if decided := sum(one.state == "decided" for one in assessments):
@@ -215,5 +219,7 @@ def _slide_caption(data: ReportData, row: Row) -> str:
     if row["status"] == "failed":
         return str(row["error_code"])
     found = data.assessments[row["slide_id"]]
+    if found.result is not None and not found.derived:
+        return found.meaning
     result = [f"{found.result}: {found.meaning}" if found.meaning else found.result] if found.result else []
-    return " · ".join([row["stain"] or "marker not known", *result])
+    return " · ".join([stain_name(row["stain"]), *result])

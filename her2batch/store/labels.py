@@ -279,14 +279,16 @@ CONTRADICTIONS: Final = frozenset({("0", "+"), ("1+", "+"), ("3+", "-")})
 def apply_reviews(labels: pa.Table, entries: Sequence[Row], rows: Slides) -> tuple[pa.Table, pa.Table]:
     """Labels in which the newest review of each slide replaces the label, and what became of each review.
 
-    A review gives an IHC score, or ER or PR; `needs-ish` stands for 2+. ISH results are those of the labels.
+    A review gives an IHC score, or ER or PR; `needs-ish` stands for 2+. ISH results are those of the labels. Reviews of
+    other tasks change no label.
     Returns the labels and a table `reviews` of a run; its column `words` states differences from the labels and from
     other reviewers.
     """
     table = {row["slide_id"]: row for row in labels.to_pylist()}
     with_patients = any(row["patient_id"] is not None for row in table.values())
     changes = []
-    for (slide_id, column), entry in sorted(newest_reviews(entries).items()):
+    known = {key: entry for key, entry in newest_reviews(entries).items() if key[1] in COLUMNS}
+    for (slide_id, column), entry in sorted(known.items()):
         patient = rows.get(slide_id, {}).get("patient_id")
         label = table.get(slide_id, dict.fromkeys(COLUMNS) | {"slide_id": slide_id, "patient_id": patient})
         was = label[column]

@@ -60,10 +60,10 @@ FIRST_SCHEMA: Final = REVIEW_SCHEMA.remove(REVIEW_SCHEMA.get_field_index("supers
 
 @dataclass(frozen=True)
 class Review:
-    """A reviewer's verdict on a prediction.
+    """A reviewer's verdict on a prediction, or on the glass of a slide that failed (bundle and method `none`).
 
-    predicted: None where the slide could not be scored.  label: the class that the reviewer sees; None if an ISH test
-    is needed.  supersedes: number of an own entry that this one replaces; the comment states why.
+    predicted: None where the slide could not be scored.  label: the class, or number, that the reviewer sees; None if
+    an ISH test is needed.  supersedes: number of an own entry that this one replaces; the comment states why.
     """
 
     reviewer: str
@@ -78,13 +78,15 @@ class Review:
     supersedes: int | None = None
 
 
-def append_review(cohort: Cohort, review: Review) -> Row:
+def append_review(cohort: Cohort, review: Review, classes: Sequence[str] | None = None) -> Row:
     """Append a review and return its entry. Writers wait for each other, so that the chain does not fork.
+
+    classes: of the task, where it is not built in; empty for a task of numbers.
 
     Raises InputError for an invalid review, an unknown slide, or an entry that may not be superseded; StoreError if the
     table stays locked; OSError if the write fails, and nothing is added then.
     """
-    review = _validated(review)
+    review = _validated(review, CLASSES.get(review.task, classes))
     path = cohort.table("slides", review.slide_id)
     if not path.is_file():
         raise InputError(f"has no slide {review.slide_id}", cohort.root, "look up the slide id in the list of slides")
@@ -215,9 +217,11 @@ def reviews_lock(cohort: Cohort) -> Iterator[None]:
         lock.__exit__(None, None, None)
 
 
-def _validated(review: Review) -> Review:
-    """The review without surrounding blanks. Raises InputError if it is invalid."""
-    classes = CLASSES.get(review.task)
+def _validated(review: Review, classes: Sequence[str] | None) -> Review:
+    """The review without surrounding blanks. Raises InputError if it is invalid.
+
+    classes: of its task, empty for numbers; None for a task that does not exist.
+    """
     reviewer, comment = review.reviewer.strip(), review.comment.strip()
     wrong = None
     if not reviewer or len(reviewer) > 100:
@@ -230,7 +234,9 @@ def _validated(review: Review) -> Review:
         wrong = f"there is no verdict {review.verdict}; known: {', '.join(VERDICTS)}"
     elif review.verdict == "needs-ish" and (review.task not in HER2_TASKS or review.label is not None):
         wrong = "the verdict needs-ish is for HER2 tasks and has no label"
-    elif review.verdict != "needs-ish" and review.label not in (classes or ()):
+    elif review.verdict != "needs-ish" and not classes and not _is_number(review.label):
+        wrong = f"{review.label} is no number; {review.task} is one, such as 12 or 12.5"
+    elif review.verdict != "needs-ish" and classes and review.label not in classes:
         wrong = f"{review.label} is not a class of {review.task}; known: {', '.join(classes)}"
     elif (review.verdict == "agree") != (review.label == review.predicted) and review.verdict != "needs-ish":
         wrong = (
@@ -239,6 +245,11 @@ def _validated(review: Review) -> Review:
     if wrong is not None:
         raise InputError(wrong)
     return Review(**{**asdict(review), "reviewer": reviewer, "comment": comment})
+
+
+def _is_number(label: str | None) -> bool:
+    """Return whether a label is a number that is not negative, with a decimal point."""
+    return label is not None and re.fullmatch(r"\d{1,9}(\.\d{1,6})?", label) is not None
 
 
 def _check_superseded(cohort: Cohort, review: Review, numbers: Sequence[int]) -> None:

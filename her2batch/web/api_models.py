@@ -64,11 +64,14 @@ class NewReview(Strict):
 
     slide_id: str
     reviewer: str = Field(min_length=1, max_length=100, description="name of the reviewer")
-    bundle: str = Field(description="bundle of the prediction: membrane, or the id of a bundle")
+    bundle: str = Field(
+        description="bundle of the prediction: membrane, cells, or the id of a bundle; none of a slide that failed"
+    )
     task: str
     method: str
     predicted: str | None = Field(
-        description="the class that the reviewer saw, null of a slide that could not be scored; 409 if it has changed"
+        description="the class or number that the reviewer saw, null of a slide that could not be scored or failed; "
+        "409 if it has changed"
     )
     verdict: Literal["agree", "change", "needs-ish"]
     label: str | None = Field(None, description="with `change`: the class that the reviewer chooses")
@@ -131,6 +134,8 @@ class SlideSummary(BaseModel):
     lab_label: str | None = Field(description="the laboratory's own result")
     ish: str | None = Field(description="the laboratory's ISH result: + or -")
     finished: datetime | None = Field(description="when the slide was processed")
+    marker: str = Field(description="name of the marker: HER2, ER, PR, Ki-67, …")
+    is_number: bool = Field(description="the result is a number, such as the Ki-67 index")
 
 
 class SlidePage(BaseModel):
@@ -141,6 +146,9 @@ class SlidePage(BaseModel):
     slides: list[SlideSummary]
     states: dict[str, int] = Field(description="slides of the cohort in each state, and those that need ISH")
     results: dict[str, int] = Field(description="slides of the cohort with each result")
+    markers: dict[str, dict[str, int]] = Field(
+        description="slides of the cohort with each result, by marker; numbers are counted as measured"
+    )
 
 
 class ReasonWords(BaseModel):
@@ -180,12 +188,14 @@ class SlideAssessment(BaseModel):
     ish: str | None = Field(description="the laboratory's ISH result")
     main: dict[str, str | None] | None = Field(description="the prediction that a verdict refers to")
     choices: list[str] = Field(description="classes that a verdict can give")
+    is_number: bool = Field(description="a verdict gives a number")
 
 
 class CaseSlide(BaseModel):
     """Another slide of the same patient."""
 
     slide_id: str
+    marker: str
     stain: str | None
     result: str | None
     meaning: str

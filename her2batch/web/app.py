@@ -37,7 +37,7 @@ from her2batch.web.api_models import (
 from her2batch.web.auth import AuthMiddleware
 from her2batch.web.catalog import Catalog
 from her2batch.web.ingest_jobs import resolve_scan_path
-from her2batch.web.listing import SlideFilter, assessment_words, count_slides, filter_slides
+from her2batch.web.listing import SlideFilter, assessment_words, count_slides, filter_slides, verdict_classes
 from her2batch.web.proxy import NO_PROXY, ProxyAccess, ProxyUser
 from her2batch.web.report_files import (
     REPORT,
@@ -353,8 +353,10 @@ def add_review(catalog: CatalogDep, review: NewReview, user: UserDep) -> ReviewE
     authenticated is the reviewer, whatever name the request contains.
     """
     seen = {name: getattr(review, name) for name in ("bundle", "task", "method")}
-    predictions = catalog.predictions(catalog.row(review.slide_id)["slide_id"])
-    current = [row["predicted"] for row in predictions if seen.items() <= row.items()]
+    target = catalog.assessment(review.slide_id).verdict_target
+    predictions = [*catalog.predictions(review.slide_id), *([target] if target is not None else [])]
+    matching = [row for row in predictions if seen.items() <= row.items()]
+    current = [row["predicted"] for row in matching]
     if review.predicted not in current:
         if not current:
             raise HTTPException(409, "there is no such prediction")
@@ -362,7 +364,8 @@ def add_review(catalog: CatalogDep, review: NewReview, user: UserDep) -> ReviewE
     own = {"reviewer": user.name} if user is not None else {}
     label = review.predicted if review.verdict == "agree" else review.label
     try:
-        entry = reviews.append_review(catalog.cohort, reviews.Review(**{**review.model_dump(), **own, "label": label}))
+        entered = reviews.Review(**{**review.model_dump(), **own, "label": label})
+        entry = reviews.append_review(catalog.cohort, entered, verdict_classes(matching[0]))
     except InputError as error:
         raise HTTPException(422, str(error)) from error
     return ReviewEntry.model_validate(entry)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from her2batch.assessment import TASK_NAMES, Assessment, is_uncalibrated
+from her2batch.assessment import Assessment, is_uncalibrated
 from her2batch.reasons import KINDS
 from her2batch.store.cohort import Row
-from her2batch.tasks import CLASSES, MEMBRANE_RULE
+from her2batch.task_names import STAIN_NAMES, stain_name, task_name
+from her2batch.tasks import CLASSES, HER2_TASKS, MEMBRANE_RULE
 
 LAST: datetime = datetime.max.replace(tzinfo=UTC)
 
@@ -86,6 +87,8 @@ def summarize_slide(row: Row, predictions: Sequence[Row], found: Assessment, fin
         "ish": found.ish,
         "finished": finished,
         "rank": found.rank,
+        "marker": STAIN_NAMES["her2"] if found.task in HER2_TASKS else stain_name(row["stain"]),
+        "is_number": found.main is not None and not verdict_classes(found.main),
     }
 
 
@@ -94,33 +97,51 @@ def assessment_words(found: Assessment) -> Row:
     derived = [
         {
             "task": task,
-            "name": TASK_NAMES[task],
+            "name": task_name(task),
             "predicted": name,
             "text": name or ("ISH decides" if found.result else "–"),
         }
         for task, name in found.derived.items()
     ]
-    methods = [{**one._asdict(), "name": TASK_NAMES.get(one.task, one.task)} for one in found.methods]
+    methods = [{**one._asdict(), "name": task_name(one.task)} for one in found.methods]
     names = ("state", "review", "result", "meaning", "by", "task", "needs_ish", "label", "label_detail", "ish")
     keys = ("bundle", "task", "method", "predicted")
+    target = found.verdict_target
     return {
         **{name: getattr(found, name) for name in names},
         "reasons": [{"code": one.code, "kind": one.kind, "words": one.words} for one in found.reasons],
         "derived": derived,
         "methods": methods,
-        "main": None if found.main is None else {name: found.main[name] for name in keys},
-        "choices": list(CLASSES.get(found.task or "", ())) if found.main is not None else [],
+        "main": None if target is None else {name: target[name] for name in keys},
+        "choices": [] if target is None else list(verdict_classes(target)),
+        "is_number": target is not None and not verdict_classes(target),
     }
 
 
-def count_slides(summaries: Iterable[Row]) -> dict[str, dict[str, int]]:
-    """Return how many slides have each state, and how many HER2 slides each IHC score."""
+def verdict_classes(prediction: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the classes that a verdict on a prediction can give; none where it gives a number."""
+    return CLASSES.get(prediction["task"]) or tuple(prediction.get("classes") or ())
+
+
+def count_slides(summaries: Iterable[Row]) -> dict[str, Any]:
+    """Return how many slides have each state and result, in all and by marker; numbers are counted as `measured`."""
     listed = list(summaries)
     states = Counter(slide["state"] for slide in listed)
     states["needs_ish"] = sum(slide["needs_ish"] for slide in listed)
     states["not_scorable"] = sum("not-scorable" in slide["kinds"] for slide in listed)
     results = Counter(slide["result"] for slide in listed if slide["result"] is not None)
-    return {"states": dict(states), "results": dict(sorted(results.items()))}
+    markers: dict[str, Counter[str]] = {}
+    for slide in (slide for slide in listed if slide["result"] is not None):
+        counted = "measured" if slide["is_number"] else slide["result"]
+        markers.setdefault(slide["marker"], Counter())[counted] += 1
+    by_marker = {marker: dict(sorted(markers[marker].items())) for marker in sorted(markers, key=_marker_order)}
+    return {"states": dict(states), "results": dict(sorted(results.items())), "markers": by_marker}
+
+
+def _marker_order(name: str) -> tuple[int, str]:
+    """Return the key that sorts markers: HER2 first."""
+    order = [*STAIN_NAMES.values()]
+    return order.index(name) if name in order else len(order), name
 
 
 def filter_slides(summaries: Sequence[Row], slide_filter: SlideFilter) -> list[Row]:

@@ -27,12 +27,12 @@ def test_slides_without_a_common_plausible_class_conflict() -> None:
     found = conflicts_between_slides(
         [prediction("a", "0"), prediction("b", "3+"), prediction("a", "negative", task="er")]
     )
-    assert found == ["slides differ, her2-4way by membrane: 0 on a, 3+ on b"]
+    assert found == ["slides differ, IHC score by membrane: 0 on a, 3+ on b"]
 
 
 def test_er_of_two_blocks_can_conflict() -> None:
     found = conflicts_between_slides([prediction("a", "negative", task="er"), prediction("b", "positive", task="er")])
-    assert found == ["slides differ, er by membrane: negative on a, positive on b"]
+    assert found == ["slides differ, ER by membrane: negative on a, positive on b"]
 
 
 def test_methods_that_differ_on_a_slide_conflict() -> None:
@@ -44,7 +44,7 @@ def test_methods_that_differ_on_a_slide_conflict() -> None:
             prediction("b", "1+", "clam-sb"),
         ]
     )
-    assert found == ["methods differ on a, her2-4way: 1+ by membrane, 2+ by clam-sb"]
+    assert found == ["methods differ on a, IHC score: 1+ by membrane, 2+ by clam-sb"]
 
 
 def test_a_case_has_all_slides_of_its_patient_and_its_highest_class(synthetic: Synthetic, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Figures: drawn from a table, described in words, legible in light and dark mode."""
 
 import csv
+import html
 import io
 import re
 import xml.etree.ElementTree as ET
@@ -105,3 +106,34 @@ def test_classes_differ_by_lightness_alone(mode: int) -> None:
         light = [luminance(PALETTE[CLASS_COLOURS[one]][mode]) for one in classes]
         for a, b in pairwise(light):
             assert max(a, b) / min(a, b) > 1.33, (classes, light)
+
+
+@pytest.mark.parametrize(
+    "classes", [CLASSES["her2-5way"], ("negative", "positive", "ISH decides"), ("a long class",) * 5]
+)
+def test_the_legend_names_every_class_inside_the_figure(classes: tuple[str, ...]) -> None:
+    names = [f"{name}{k}" if classes[0] == "a long class" else name for k, name in enumerate(classes)]
+    table = pa.table({"group": ["g"] * len(names), "class": names, "n": [1] * len(names)})
+    drawn = ET.fromstring(figures.plot_shares("Shares", table))
+    places = {text.text: float(text.get("x", 0)) for text in drawn.iter("text") if text.text in names}
+    assert list(places) == names
+    assert all(x + 7.2 * len(name) <= figures.FIGURE_WIDTH for name, x in places.items())
+    bars = [float(rect.get("y", 0)) for rect in drawn.iter("rect") if float(rect.get("height", 0)) == 17]
+    assert min(bars) > max(float(text.get("y", 0)) for text in drawn.iter("text") if text.text in names)
+
+
+def test_slides_without_a_class_have_a_hue_of_their_own() -> None:
+    """Blue grey is the colour of negative: a slide that waits for ISH must not look negative."""
+    assert figures.BAR_COLOURS["ISH decides"] not in CLASS_COLOURS.values()
+
+
+def test_a_value_without_an_interval_is_no_dot() -> None:
+    few = pa.table({"name": ["north"], "value": [1.0], "low": [None], "high": [None], "n": [2]})
+    drawn = figures.plot_intervals("Kappa", few)
+    assert "<circle" not in drawn
+    assert "north: too few of 2" in drawn
+
+
+@pytest.mark.parametrize(("value", "text"), [(5.56e-05, "< 0.001 s"), (0.242, "0.242 s"), (12345.0, "12,345 s")])
+def test_seconds_have_no_exponent(value: float, text: str) -> None:
+    assert text in html.unescape(figures.plot_bars("Seconds", pa.table({"name": ["rule"], "value": [value]}), " s"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from her2batch.files.locations import remove_tree
@@ -79,6 +80,25 @@ def test_a_slide_that_cannot_be_scored_shows_no_class_of_a_rule(report_data: Rep
         "Membrane rule, step by step"
         in render_evidence_sections(replace(report_data, page_links={slide_id: "#"}))[0][2]
     )
+
+
+def test_the_page_of_a_nuclear_marker_names_no_membrane(report_data: ReportData) -> None:
+    slide_id = next(one for one, row in report_data.rows.items() if row["stain"] == "er")
+    ((_, _, html),) = render_evidence_sections(replace(report_data, page_links={slide_id: "#"}))
+    shown = re.sub(r'<a class="src".*?</a>', "", html)  # names of columns
+    assert not re.search(r"membrane|complete", shown, re.IGNORECASE)
+    assert "strong staining" in shown or "weak or stronger" in shown
+
+
+def test_pieces_of_a_slide_that_cannot_be_scored_have_no_class() -> None:
+    from her2batch.reports.controls.piece_outlines import piece_outlines
+
+    pieces = pa.table({"piece": [0, 1], "role": ["tissue", "control"], "x": [0, 9], "y": [0, 9],
+                       "suspected": [False] * 2, "expected": [None, "3+"], "predicted": ["0", "3+"],
+                       "score": [0.1, 2.9]})  # fmt: skip
+    tiles, cells = pa.table({"piece": [0, 1]}), np.array([[0, 0], [3, 3]])
+    assert [one["predicted"] for one in piece_outlines(pieces, tiles, cells, 10.0, scored=False)] == [None, "3+"]
+    assert [one["predicted"] for one in piece_outlines(pieces, tiles, cells, 10.0)] == ["0", "3+"]
 
 
 def _has_both_rules(data: ReportData, slide_id: str) -> bool:

@@ -87,7 +87,7 @@ def test_er_and_pr_slides_are_other_markers_and_not_unscorable(report_data: Repo
     assert by_cells <= {"er", "pr"}
     scored = {slide_id: rows for slide_id, rows in report_data.predictions.items() if slide_id not in others}
     unscored = replace(report_data, predictions=scored)  # as without cells
-    assert set(shown_by(worklists.list_work(unscored), "other markers")) == others
+    assert set(shown_by(worklists.list_work(unscored), "marker not scored")) == others
 
 
 def test_a_verdict_takes_a_slide_off_the_work_and_is_shown(report_data: ReportData) -> None:
@@ -181,4 +181,4 @@ def test_no_screen_shows_a_definite_class_of_a_slide_that_is_open_for_ish(
     for figure in scores.figures:
         if any(task in figure.name for task in DERIVED_TASKS):
             counts = {one["class"]: one["n"] for one in figure.table.to_pylist()}
-            assert sum(counts.values()) == counts["ISH"]
+            assert sum(counts.values()) == counts["ISH decides"]

@@ -90,6 +90,17 @@ def test_an_invalid_review_is_refused(cohort: Cohort, more: dict[str, str | None
     assert reviews.read_reviews(cohort) == []
 
 
+def test_a_verdict_on_a_task_of_the_users_own_is_one_of_its_classes_or_a_number(cohort: Cohort) -> None:
+    index = agreeing(task="ki67", bundle="cells", method="cells", predicted="38.8", verdict="change", label="30")
+    for label, classes in (("high", ()), ("-3", ()), ("", ()), ("30", ("low", "high"))):
+        with pytest.raises(InputError, match=r"is no number|is not a class"):
+            reviews.append_review(cohort, replace(index, label=label), classes)
+    assert reviews.append_review(cohort, index, ())["label"] == "30"
+    grade = replace(index, task="grade", predicted="low", label="high")
+    assert reviews.append_review(cohort, grade, ("low", "high"))["number"] == 2
+    assert chain_problems(cohort) == []
+
+
 def _many(root: Path, count: int) -> None:
     for _ in range(count):
         reviews.append_review(Cohort(root), agreeing())

@@ -102,6 +102,19 @@ def test_review_is_stored_and_the_chain_is_intact(client: TestClient, cohort: Co
     assert list(verify_cohort(cohort)) == []
 
 
+def test_the_glass_of_a_failed_slide_gets_a_verdict(client: TestClient, cohort: Cohort) -> None:
+    row = next(one for one in cohort.rows().values() if one["stain"] == "her2")
+    write_row(cohort, {**row, "status": "failed", "error_code": "truncated", "error": "x.svs: cut", "files": []})
+    found = client.get(f"{API}/slides/{row['slide_id']}").json()["assessment"]
+    assert (found["result"], found["choices"]) == (None, ["0", "1+", "2+", "3+"])
+    review = {"slide_id": row["slide_id"], **found["main"], "verdict": "change", "label": "3+", "reviewer": "Dr. Who"}
+    assert client.post(f"{API}/reviews", json={**review, "predicted": "3+", "verdict": "agree"}).status_code == 409
+    assert client.post(f"{API}/reviews", json=review).status_code == 201
+    found = client.get(f"{API}/slides/{row['slide_id']}").json()["assessment"]
+    assert (found["state"], found["result"], found["by"]) == ("decided", "3+", "pathologist")
+    assert list(reviews.find_chain_problems(cohort)) == []
+
+
 def test_invalid_and_outdated_reviews_are_refused(client: TestClient, cohort: Cohort) -> None:
     slide_id = highest_scored_slide(client)
     good = new_review(client, slide_id)

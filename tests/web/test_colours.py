@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import her2batch
+from her2batch.pipeline.cells.scoring import NUCLEAR_STAINS
 from her2batch.reasons import KINDS
+from her2batch.reports.cells.cell_evidence import CLASS_MARKS
 from her2batch.reports.figures import CLASS_COLOURS, PALETTE
 from her2batch.vision.heatmap import DAB_SCALE_END, HEAT_COLOUR, SHARE_SCALE_END
 
@@ -39,3 +41,9 @@ def test_the_page_filters_by_every_kind_of_reason() -> None:
     page = (STATIC / "index.html").read_text()
     select = page[page.index('<select name="kind">') :].partition("</select>")[0]
     assert dict(re.findall(r'<option value="([\w-]+)">([^<]+)</option>', select)) == KINDS
+
+
+def test_the_marks_of_a_class_are_those_of_the_report() -> None:
+    marks = json.loads(re.sub(r"(\w+):", r'"\1":', constant("MARKS")))
+    assert marks == {name: mark for name, mark in CLASS_MARKS.items() if name != "her2"}
+    assert set(marks) == NUCLEAR_STAINS

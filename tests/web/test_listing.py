@@ -83,6 +83,20 @@ def test_states_and_results_are_counted() -> None:
     assert found["results"] == {"1+": 1, "2+": 1, "3+": 1}
 
 
+def test_results_are_counted_by_marker() -> None:
+    """Positive ER slides among HER2 scores would be read as HER2 positive."""
+    er = {"bundle": "cells", "method": "cells", "score": 6.0, "reasons": [], "review": False, "task": "er"}
+    slides = [
+        summary(EMPTY | {"slide_id": "h", "status": "done", "stain": "her2"}, [prediction("3+")], None),
+        summary(EMPTY | {"slide_id": "e", "status": "done", "stain": "er"}, [{**er, "predicted": "positive"}], None),
+        summary(EMPTY | {"slide_id": "k", "status": "done", "stain": "ki67"},
+                [{**er, "task": "ki67", "predicted": "38.8", "classes": []}], None),
+    ]  # fmt: skip
+    markers = count_slides(slides)["markers"]
+    assert markers == {"HER2": {"3+": 1}, "ER": {"positive": 1}, "Ki-67": {"measured": 1}}
+    assert list(markers) == ["HER2", "ER", "Ki-67"]
+
+
 def test_every_sort_order_accepts_missing_values() -> None:
     for sort in SORT_KEYS:
         for descending in (False, True):

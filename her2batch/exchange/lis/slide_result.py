@@ -101,10 +101,13 @@ def slide_result(
     label: Mapping[str, Any] | None,
     reviews: Sequence[Mapping[str, Any]],
 ) -> SlideResult | Unreported:
-    """Return the result of one slide; the parameters are those of `assess_slide`."""
-    if row["status"] != "done":
-        return Unreported(row["slide_id"], f"failed: {row['error_code']}")
+    """Return the result of one slide; the parameters are those of `assess_slide`.
+
+    A slide that failed has one once a pathologist has scored its glass.
+    """
     found = assess_slide(row, predictions, label, reviews)
+    if row["status"] != "done" and found.verdict is None:
+        return Unreported(row["slide_id"], f"failed: {row['error_code']}")
     if found.result is None or found.task is None:
         return Unreported(row["slide_id"], found.meaning or "no method gave a result")
     verdict, is_her2 = found.verdict, found.task in HER2_TASKS

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from her2batch.reports.agreement.curves import RESAMPLES
 from her2batch.reports.figures import Figure, plot_intervals
 from her2batch.reports.report_data import ReportData
+from her2batch.task_names import task_name
 from her2batch.training.metrics import CELL, check_predictions, grouped_rows, kappa, nan_to_null
 from her2batch.training.statistics import draw_resamples, patient_indices
 
@@ -58,7 +59,7 @@ def kappa_by_site(data: ReportData, predictions: pa.Table, patients: Mapping[str
         ]
         if len(rows) < 2 or all(row["value"] is None for row in rows):
             continue
-        name = f"{keys['task']}, {keys['method']}"
+        name = f"{task_name(keys['task'])}, {keys['method']}"
         table = pa.Table.from_pylist(rows, INTERVAL_SCHEMA)
         svg = plot_intervals(f"Kappa by site: {name}", table)
         figures.append(Figure(f"kappa-{len(figures) + 1}", name, "predictions, labels.site", svg, table))

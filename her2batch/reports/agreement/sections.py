@@ -33,7 +33,7 @@ def label_agreement_section(data: ReportData) -> SectionContent | None:
     patients = patient_of_slide(data)
     methods, curves = evaluate_methods(predictions, patients, "labels")
     sites = kappa_by_site(data, predictions, patients)
-    misclassified = worst_misclassified(predictions, _open_for_ish(data))
+    misclassified = worst_misclassified(shown_on_pages(predictions, data), _open_for_ish(data))
     thumbnails = thumbnail_uris(data.cohort, [error["slide_id"] for error in misclassified], 180)
     trained = bool(set(pc.unique(predictions["method"]).to_pylist()) - {*GUIDELINE_RULES})
     html = render_template(
@@ -95,6 +95,18 @@ def labelled_predictions(data: ReportData) -> pa.Table:
                 rows.append({**prediction, "input": prediction["bundle"], "fold": 0, "truth": label["truth"]})
     schema = run_schema("predictions")
     return pa.Table.from_pylist([{name: row[name] for name in schema.names} for row in rows], schema)
+
+
+def shown_on_pages(predictions: pa.Table, data: ReportData) -> pa.Table:
+    """Return the predictions whose class the pages show: none that hangs on ISH, or of a slide that has no score."""
+    shown = {
+        (slide_id, one.task, one.bundle, one.method)
+        for slide_id, found in data.assessments.items()
+        for one in found.methods
+        if one.predicted is not None
+    }
+    keys = zip(*(predictions[name].to_pylist() for name in ("slide_id", "task", "input", "method")), strict=True)
+    return predictions.filter(pa.array([key in shown for key in keys], pa.bool_()))
 
 
 def _open_for_ish(data: ReportData) -> set[str]:

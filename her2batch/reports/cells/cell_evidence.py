@@ -38,17 +38,21 @@ MEMBRANE_NAMES: Final = (
 NUCLEAR_NAMES: Final = ("negative", "weak", "moderate", "strong")
 """What the categories of a cell mean, by where the marker lies."""
 
+CLASS_MARKS: Final[dict[str, int | None]] = {"her2": 10, "er": 1, "pr": 1, "ki67": None}
+"""Marker → percent of tumour cells at which a class begins: of intense, complete membranes for 3+ (ASCO/CAP 2018), of
+positive nuclei for ER and PR (ASCO/CAP 2020)."""
+
 
 def cell_evidence(predictions: Iterable[Row]) -> dict[str, Any]:
     """Return the values of the template `evidence.html` that concern cells. predictions: all of the slide.
 
     cell_shares: (score, name, percent) of each category, the strongest first; empty without cells, and for a slide that
     cannot be scored, whose cells have no category.  cell_steps: of the guideline, for a HER2 slide that can be scored.
-    cell_prediction: None without cells.
+    cell_prediction: None without cells.  cell_mark: percent at which the class of the marker changes, see CLASS_MARKS.
     """
     found = next((one for one in predictions if one["bundle"] == CELL_RULE and one.get("percent")), None)
     if found is None or found["predicted"] is None:
-        return {"cell_prediction": found, "cell_shares": [], "cell_steps": ()}
+        return {"cell_prediction": found, "cell_shares": [], "cell_steps": (), "cell_mark": None}
     percent, is_her2 = found["percent"], found["task"] in HER2_TASKS
     names = MEMBRANE_NAMES if is_her2 else NUCLEAR_NAMES
     shares = [(IHC_SCORES[k], names[k], percent[k]) for k in (3, 2, 1, 0)]
@@ -56,7 +60,8 @@ def cell_evidence(predictions: Iterable[Row]) -> dict[str, Any]:
     if is_her2:
         none, _, complete, intense = (value / 100 for value in percent)
         steps = cell_steps(StepShares(1 - none, complete + intense, intense))
-    return {"cell_prediction": found, "cell_shares": shares, "cell_steps": steps}
+    mark = CLASS_MARKS["her2" if is_her2 else found["task"]]
+    return {"cell_prediction": found, "cell_shares": shares, "cell_steps": steps, "cell_mark": mark}
 
 
 class OutlinedTiles:

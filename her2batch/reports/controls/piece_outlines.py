@@ -17,11 +17,12 @@ ROLE_WORDS = {"tissue": "patient's tissue", "control": "control", "excluded": "e
 
 
 def piece_outlines(
-    pieces: pa.Table | None, tiles: pa.Table | None, cells: heatmap.GridCells, tile_px: float
+    pieces: pa.Table | None, tiles: pa.Table | None, cells: heatmap.GridCells, tile_px: float, scored: bool = True
 ) -> list[dict[str, Any]]:
     """Return the pieces of a slide as the page shows them; empty for a slide of one piece that counts.
 
-    cells: (n, 2) column and row of each tile.  tile_px: level-0 px of a tile.  Each has the row of `pieces`, `words`
+    cells: (n, 2) column and row of each tile.  tile_px: level-0 px of a tile.  scored: False for a slide that cannot be
+    scored, whose tissue then has no class either.  Each has the row of `pieces`, `words`
     (its role), `path` (outline of its tiles, in tiles) and `label_at` (x, y of its number, in tiles).
     """
     if pieces is None or tiles is None or "piece" not in tiles.column_names:
@@ -37,7 +38,8 @@ def piece_outlines(
         at = (row["x"] / tile_px, row["y"] / tile_px)
         failed = row["expected"] is not None and row["predicted"] not in (None, row["expected"])
         shown = {"words": words, "path": heatmap.outline_path(own), "label_at": at, "failed": failed}
-        found.append({**row, **shown})
+        no_score = {} if scored or row["role"] != "tissue" else {"predicted": None, "score": None}
+        found.append({**row, **shown, **no_score})
     return found
 
 

@@ -22,6 +22,10 @@ MEMBRANE_LAYERS: Final = {
     "moderate_complete": "moderate or stronger, complete",
     "faint": "faint or stronger",
 }
+"""Column of the table membrane → its name as an overlay."""
+
+NUCLEAR_LAYERS: Final = {"intense": "strong staining", "moderate": "moderate or stronger", "faint": "weak or stronger"}
+"""The same for markers that lie in nuclei."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +68,16 @@ def _layer(
     return OverlayLayer(key, label, image_uri, (columns * cell_px, rows * cell_px), ends, source, origin)
 
 
-def membrane_layers(membrane: pa.Table | None, cells: heatmap.GridCells, tile_px: float) -> list[OverlayLayer]:
-    """Return the layers of MEMBRANE_LAYERS: shares of the cellular area of each tile."""
+def membrane_layers(
+    membrane: pa.Table | None, cells: heatmap.GridCells, tile_px: float, is_nuclear: bool = False
+) -> list[OverlayLayer]:
+    """Return the layers of MEMBRANE_LAYERS, or NUCLEAR_LAYERS: shares of the cellular area of each tile."""
     if membrane is None:
         return []
     own = cells[membrane["tile"].to_numpy()]
     ends = ("0 %", f"≥ {100 * heatmap.SHARE_SCALE_END:.0f} % of the cellular area")
     layers = []
-    for name, label in MEMBRANE_LAYERS.items():
+    for name, label in (NUCLEAR_LAYERS if is_nuclear else MEMBRANE_LAYERS).items():
         image = heatmap.heatmap_image(own, membrane[name].to_numpy(), heatmap.SHARE_SCALE_END)
         layers.append(_layer(name, label, image, tile_px, ends, ("membrane", name)))
     return layers

@@ -10,9 +10,13 @@ const element = (tag, className, text) => {
 
 function classChip(value) {
   const chip = element("span", "chip");
-  const swatch = element("i", "swatch");
-  swatch.style.background = `var(--${shared.classColours[value] || "bar"})`;
-  chip.append(swatch, String(value));
+  const colour = shared.classColours[value]; // a number has none
+  if (colour || !Number.isFinite(Number(value))) {
+    const swatch = element("i", "swatch");
+    swatch.style.background = `var(--${colour || "bar"})`;
+    chip.append(swatch);
+  }
+  chip.append(String(value));
   return chip;
 }
 

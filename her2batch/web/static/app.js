@@ -9,7 +9,7 @@ const COLUMNS = [
 ];
 const VIEWS = [
   ["", "All"], ["state=review", "To review", "review"], ["needs_ish=true", "ISH needed", "needs_ish"],
-  ["kind=not-scorable", "Not scorable", "not_scorable"], ["state=decided", "Decided", "decided"], ["state=clear", "Clear", "clear"], ["state=other", "Other markers", "other"],
+  ["kind=not-scorable", "Not scorable", "not_scorable"], ["state=decided", "Decided", "decided"], ["state=clear", "Clear", "clear"], ["state=other", "Marker not scored", "other"],
 ];
 const PAGE = 100;
 const main = document.getElementById("main");
@@ -81,7 +81,7 @@ function tableRow(slide) {
   const id = encodeURIComponent(slide.slide_id);
   const image = slide.status === "done" ? element("img", { src: `api/v1/slides/${id}/thumbnail.jpg?small=true`, alt: "", fetchpriority: "low" }) : null;
   const link = element("a", { href: `#/slide/${id}` }, slide.slide_id);
-  const stain = slide.stain && slide.stain !== "her2" ? element("span", { class: "soft" }, slide.stain.toUpperCase()) : null;
+  const stain = slide.marker !== "HER2" ? element("span", { class: "soft" }, slide.marker) : null;
   const reasons = slide.reason_words.map((words, k) => element("li", { class: k === 0 && slide.review ? "first" : "" }, words));
   const verdict = slide.verdict ? `${VERDICT_WORDS[slide.verdict](slide)}, ${slide.reviewer}` : "";
   const ish = slide.ish ? `ISH ${slide.ish === "+" ? "positive" : "negative"}` : null;
@@ -101,8 +101,9 @@ async function fillTable() {
   body.replaceChildren(...page.slides.map(tableRow));
   document.querySelector("thead tr").replaceChildren(...headerCells());
   for (const node of document.querySelectorAll("[data-state]")) node.textContent = page.states[node.dataset.state] ?? 0;
-  document.getElementById("classes").replaceChildren(...Object.entries(page.results).map(([name, n]) =>
-    element("span", {}, classChip(name), ` ${n} `)));
+  document.getElementById("classes").replaceChildren(...Object.entries(page.markers).map(([marker, results]) =>
+    element("span", { class: "marker" }, `${marker}:`, ...Object.entries(results).map(([name, n]) =>
+      element("span", {}, name === "measured" ? name : classChip(name), ` ${n}`)))));
   const last = page.offset + page.slides.length;
   document.getElementById("count").textContent =
     page.total === 0 ? "No slide matches." : `${page.offset + 1}–${last} of ${page.total} slides`;

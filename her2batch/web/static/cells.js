@@ -2,7 +2,7 @@
 // are loaded, and no more than a screen can show. A click shows the figures of a cell.
 
 import { element, fetchApi } from "./common.js";
-import { CELL_NAMES, CLASSES, OTHER_CELL } from "./colours.js";
+import { CELL_NAMES, CLASSES, MARKS, NUCLEAR_STAINS, OTHER_CELL } from "./colours.js";
 
 const RIM = 0.25; // of the view, which is loaded beside it
 const CIRCLE_PX = 3; // radius on the screen from which a cell is a circle
@@ -15,7 +15,7 @@ export class CellLayer {
     this.row = slide.row;
     // a slide that can't be scored has cells, but none has a category
     this.scored = slide.predictions.every((one) => one.bundle !== "cells" || one.predicted !== null);
-    this.markerIsNuclear = ["er", "pr", "ki67"].includes(slide.row.stain);
+    this.markerIsNuclear = NUCLEAR_STAINS.includes(slide.row.stain);
     this.base = `slides/${encodeURIComponent(slide.row.slide_id)}/cells`;
     this.cells = null; // columns of the last answer, with the box that it is for
     this.outlines = new Map(); // cell → flat list of x, y
@@ -144,17 +144,21 @@ function figures(cell, nuclear, scored) {
   ];
 }
 
-// The shares of tumour cells by category as a bar with a mark at 10 %, and as text.
-export function showPercentages(place, prediction, nuclear) {
+// The shares of tumour cells by category, as a bar with a mark where a class begins, and as text.
+export function showPercentages(place, prediction, stain) {
   place.parentElement.hidden = !prediction?.percent || prediction.predicted === null;
   if (place.parentElement.hidden) return;
+  const nuclear = NUCLEAR_STAINS.includes(stain);
   const names = CELL_NAMES[nuclear ? "nuclear" : "membrane"];
+  const at = nuclear ? MARKS[stain] : 10;
+  const mark = at === null ? null : element("b", {}, `${at} %`);
+  if (mark) mark.style.left = `${at}%`;
   const bar = element("div", { class: "percent-bar", "aria-hidden": "true" }, ...[3, 2, 1, 0].map((k) => {
     const part = element("i", {});
     part.style.width = `${prediction.percent[k]}%`;
     part.style.background = CLASSES[k][1];
     return part;
-  }), element("b", {}, "10 %"));
+  }), ...(mark ? [mark] : []));
   const rows = [3, 2, 1, 0].map((k) => {
     const swatch = element("i", { class: "swatch" });
     swatch.style.background = CLASSES[k][1];

@@ -11,15 +11,24 @@ const CLASS_NAMES = { 0: "c0", null: "cn", ultralow: "c0", "1+": "c1", "2+": "c2
 
 export const OTHER_CELL = "#6f6f6f"; // a cell that is not of the tumour
 
+// Share of tumour cells, %, at which a class begins: of intense, complete membranes for 3+, of positive nuclei for ER and PR.
+export const MARKS = { er: 1, pr: 1, ki67: null };
+
+export const NUCLEAR_STAINS = Object.keys(MARKS);
+
 // What the categories of a cell mean, by where its staining lies.
 export const CELL_NAMES = {
   membrane: ["no membrane staining", "faint or incomplete", "weak to moderate, complete", "intense, complete"],
   nuclear: ["negative", "weak", "moderate", "strong"],
 };
 
+export function hasColour(name) {
+  return name in CLASS_NAMES;
+}
+
 // Name of the CSS variable with the colour of a class.
 export function classVariable(name) {
-  return CLASS_NAMES[name] ?? "bar";
+  return CLASS_NAMES[name] ?? "cx";
 }
 
 export function heatColour(level) {

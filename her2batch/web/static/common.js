@@ -1,6 +1,6 @@
 // Shared by both views: requests to the API, and DOM elements.
 
-import { classVariable } from "./colours.js";
+import { classVariable, hasColour } from "./colours.js";
 
 export let cohort = null;
 
@@ -41,8 +41,9 @@ export function cell(label, ...children) {
   return element("td", { "data-label": label }, ...(empty ? ["–"] : children));
 }
 
-// A class with its colour. Colour is never the only sign: the class stands beside it.
+// A class with its colour. Colour is never the only sign: the class stands beside it. A number has no colour.
 export function classChip(name) {
+  if (!hasColour(name) && Number.isFinite(Number(name))) return element("span", { class: "class-chip" }, name);
   const swatch = element("i", { class: `class-swatch ${classVariable(name)}` });
   return element("span", { class: "class-chip" }, swatch, name);
 }

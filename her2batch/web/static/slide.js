@@ -2,7 +2,7 @@
 
 import { showPercentages } from "./cells.js";
 import { cell, classChip, element, fetchApi } from "./common.js";
-import { classVariable } from "./colours.js";
+import { classVariable, NUCLEAR_STAINS } from "./colours.js";
 import { setUpVerdict } from "./verdict.js";
 import { openViewer } from "./viewer.js";
 
@@ -17,9 +17,8 @@ export async function showSlide(slideId, openNeighbour) {
   if (!heading.isConnected) return () => {}; // another view was opened meanwhile
   showAssessment(slide);
   showMethods(slide.assessment);
-  showShares(slide.assessment.state === "other" ? null : slide.shares); // membranes of an ER slide mean nothing
-  const nuclear = ["er", "pr", "ki67"].includes(slide.row.stain);
-  showPercentages(byId("cell-shares"), slide.predictions.find((one) => one.bundle === "cells"), nuclear);
+  showShares(NUCLEAR_STAINS.includes(slide.row.stain) ? null : slide.shares); // membranes of an ER slide mean nothing
+  showPercentages(byId("cell-shares"), slide.predictions.find((one) => one.bundle === "cells"), slide.row.stain);
   showCase(slide);
   showDetails(slide.row);
   byId("next").addEventListener("click", () => openNeighbour(1));
@@ -39,14 +38,15 @@ const STATES = { review: "to review", decided: "decided", clear: "no review need
 
 function showAssessment({ row, assessment, report }) {
   const { result, meaning, by, reasons } = assessment;
-  byId("result").className = `result ${result ? classVariable(result) : "bar"}`;
+  byId("result").className = `result ${result ? classVariable(result) : "cx"}`;
   const source = by === "pathologist" ? "by a pathologist" : by === "membrane" ? "by the membrane rule" : by ? `by ${by}` : "";
   byId("result").replaceChildren(
     element("p", { class: "score" }, result ?? "–"),
-    element("p", {}, element("b", {}, meaning || assessment.task?.toUpperCase() || ""), element("span", { class: "soft" }, source),
+    element("p", {}, element("b", {}, meaning), element("span", { class: "soft" }, source),
       element("span", { class: `state ${assessment.state}` }, STATES[assessment.state])));
-  const ish = assessment.ish ? `ISH ${assessment.ish === "+" ? "positive" : "negative"}` : "no ISH result";
-  byId("laboratory").replaceChildren("Laboratory: ", ...(assessment.label ? [classChip(assessment.label), assessment.label_detail ? ` (${assessment.label_detail}), ` : ", "] : ["no score, "]), ish);
+  const ish = assessment.ish ? `, ISH ${assessment.ish === "+" ? "positive" : "negative"}` : assessment.derived.length ? ", no ISH result" : "";
+  byId("laboratory").replaceChildren("Laboratory: ", assessment.label ? classChip(assessment.label) : "no result",
+    assessment.label_detail ? ` (${assessment.label_detail})` : "", ish);
   byId("derived").replaceChildren(...assessment.derived.map((one) =>
     element("li", { class: one.predicted ? "" : "hanging" }, `${one.name}: `, one.predicted ? classChip(one.predicted) : one.text)));
   byId("derived").previousElementSibling.hidden = !assessment.derived.length;
@@ -57,7 +57,6 @@ function showAssessment({ row, assessment, report }) {
   byId("banner").textContent = `Look at the image first: ${quality.map((reason) => reason.words).join("; ")}.`;
   byId("to-report").hidden = !report;
   if (report) byId("to-report").href = report;
-  if (row.status === "failed") byId("reasons").append(element("li", {}, row.error));
 }
 
 function showMethods(assessment) {
@@ -82,7 +81,7 @@ function showShares(shares) {
 
 function showCase(slide) {
   byId("case").replaceChildren(...slide.case.map((other) => element("li", {},
-    element("a", { href: `#/slide/${encodeURIComponent(other.slide_id)}` }, other.slide_id), ` ${(other.stain ?? "").toUpperCase()} `,
+    element("a", { href: `#/slide/${encodeURIComponent(other.slide_id)}` }, other.slide_id), ` ${other.marker}: `,
     other.result ? classChip(other.result) : null, ` ${other.meaning}`)));
   if (!slide.case.length) byId("case").replaceChildren(element("li", { class: "none" }, "No other slide."));
 }

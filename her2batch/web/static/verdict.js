@@ -1,5 +1,5 @@
-// The form for a verdict. Nothing is preset. Keys: 0, 1, 2, 3 choose a class, I "needs ISH", Enter saves, N and P open the
-// next and the previous slide.
+// The form for a verdict. Nothing is preset. Keys: 0, 1, 2, 3 choose a class, or type a number, I "needs ISH", Enter saves,
+// N and P open the next and the previous slide.
 
 import { classChip, cohort, element, fetchApi, VERDICT_WORDS } from "./common.js";
 
@@ -7,19 +7,25 @@ const byId = (id) => document.getElementById(id);
 
 // Sets up the form. onSaved: called after a verdict was saved. Returns what removes its keys.
 export function setUpVerdict(slide, openNeighbour, onSaved) {
-  const { main, choices, task } = slide.assessment;
+  const { main, choices, task, is_number: isNumber } = slide.assessment;
   const form = byId("verdict");
   let superseded = null; // number of the entry that the next one replaces
   showReviews(slide.reviews);
   if (!cohort.may_review) {
     form.replaceChildren(element("p", {}, "You may read. A reviewer enters verdicts."));
+  } else if (main && isNumber) {
+    byId("choices").append(element("label", {}, "Number, as in the result ",
+      element("input", { name: "choice", required: "", inputmode: "decimal", pattern: "\\d+([.,]\\d+)?", autocomplete: "off", size: "7" })));
   } else if (main) {
     const offered = task === "her2-4way" ? [...choices.map((name, k) => [name, name, String(k)]), ["needs-ish", "Needs ISH", "I"]]
       : choices.map((name, k) => [name, name, String(k)]);
     byId("choices").append(...offered.map(([value, label, key]) => element("label", { "data-key": key.toLowerCase() },
       element("input", { type: "radio", name: "choice", value, required: "" }), value === label ? classChip(label) : label, element("kbd", {}, key))));
   } else {
-    form.replaceChildren(element("p", {}, "There is no prediction to review."));
+    form.replaceChildren(element("p", {}, "No method scores this slide: there is nothing to decide."));
+  }
+  if (main && cohort.may_review && slide.row.status === "failed") {
+    form.prepend(element("p", { class: "soft" }, "The file could not be read. Scan the slide again, or score its glass under the microscope."));
   }
   const fields = form.elements;
   if (fields.reviewer) {
@@ -35,7 +41,9 @@ export function setUpVerdict(slide, openNeighbour, onSaved) {
     const key = event.key.toLowerCase();
     if (key === "n" || key === "p") return openNeighbour(key === "n" ? 1 : -1);
     const choice = form.querySelector(`[data-key="${CSS.escape(key)}"] input`);
-    if (choice) {
+    if (main && isNumber && /^\d$/.test(key)) {
+      fields.choice?.focus(); // which takes the digit
+    } else if (choice) {
       event.preventDefault();
       choice.checked = true;
       choice.focus();
@@ -47,8 +55,9 @@ export function setUpVerdict(slide, openNeighbour, onSaved) {
 
   async function save(event) {
     event.preventDefault();
-    const choice = fields.choice.value;
-    const verdict = choice === "needs-ish" ? "needs-ish" : choice === main.predicted ? "agree" : "change";
+    const choice = isNumber ? fields.choice.value.replace(",", ".") : fields.choice.value;
+    const same = choice === main.predicted || (isNumber && Number(choice) === Number(main.predicted));
+    const verdict = choice === "needs-ish" ? "needs-ish" : same ? "agree" : "change";
     byId("saved").textContent = "Saving …";
     try {
       const entry = await fetchApi("reviews", {
@@ -91,7 +100,7 @@ export function setUpVerdict(slide, openNeighbour, onSaved) {
     const replaced = new Map(entries.filter((entry) => entry.supersedes).map((entry) => [entry.supersedes, entry.number]));
     byId("reviews").replaceChildren(...[...entries].reverse().map((entry) => {
       const by = replaced.get(entry.number);
-      const words = entry.verdict === "change" ? `${entry.predicted ?? "not scored"} → ${entry.label}` : VERDICT_WORDS[entry.verdict](entry);
+      const words = entry.verdict === "change" ? `${entry.predicted ?? "no result"} → ${entry.label}` : VERDICT_WORDS[entry.verdict](entry);
       const button = element("button", { type: "button" }, "Replace");
       button.setAttribute("aria-label", `Replace review ${entry.number}`);
       button.addEventListener("click", () => supersede(entry));

@@ -57,6 +57,14 @@ def test_slides_without_a_result_are_not_reported(row, own) -> None:
     assert found.reason
 
 
+def test_a_failed_slide_is_reported_once_its_glass_was_scored() -> None:
+    failed = {**ROW, "status": "failed", "error_code": "truncated"}
+    assert isinstance(slide_result(failed, [], None, ()), Unreported)
+    found = slide_result(failed, [], None, [verdict("1+")])
+    assert isinstance(found, SlideResult)
+    assert (found.result, found.meaning, found.by, found.final) == ("1+", "HER2-low", "pathologist", True)
+
+
 def test_an_update_of_the_software_alone_sends_nothing() -> None:
     first = slide_result(ROW, [prediction("1+")], None, ())
     again = slide_result({**ROW, "plan_id": "q"}, [prediction("1+")], None, ())

@@ -8,10 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from her2batch.method_results import DERIVED_TASKS
 from her2batch.reports.agreement.sections import (
     label_agreement_section,
     labelled_predictions,
     predictions_of_slides,
+    shown_on_pages,
     training_run_section,
 )
 from her2batch.reports.report_data import ReportData
@@ -34,12 +36,24 @@ def test_labelled_predictions_have_the_class_of_their_label(report_data: ReportD
 def test_section_shows_methods_sites_and_misclassified_slides(report_data: ReportData) -> None:
     part = label_agreement_section(report_data)
     assert part is not None
-    for words in ("her2-4way by membrane", "her2-3way by clam-sb", "Agreement at each site", "north", "Misclassified"):
+    for words in ("IHC score by membrane", "HER2 group by clam-sb", "Agreement at each site", "north", "Misclassified"):
         assert words in part.html, words
     names = [one.name for one in part.figures]
     assert len(names) == len(set(names))
     assert {one.rsplit("-", 1)[1] for one in names if one.startswith("labels-")} == {"confusion", "calibration"}
     assert any(one.startswith("kappa-") for one in names)
+
+
+def test_misclassified_slides_are_those_whose_class_the_pages_show(report_data: ReportData) -> None:
+    """A rule that gives 2+ predicts no status, which ISH decides; a slide that cannot be scored has no class."""
+    rows = labelled_predictions(report_data)
+    shown = shown_on_pages(rows, report_data).to_pylist()
+    hidden = [row for row in rows.to_pylist() if row not in shown]
+    assert shown
+    assert hidden
+    for row in hidden:
+        found = report_data.assessments[row["slide_id"]]
+        assert found.not_scorable or (row["task"] in DERIVED_TASKS and "2+" in {one.predicted for one in found.methods})
 
 
 def test_section_is_left_out_without_labels_or_run(report_data: ReportData) -> None:
