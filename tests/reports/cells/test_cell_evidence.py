@@ -34,7 +34,7 @@ def test_nuclear_markers_have_their_own_words() -> None:
 
 
 def test_slides_without_cells_show_nothing() -> None:
-    assert cell_evidence([]) == {"cell_prediction": None, "cell_shares": [], "cell_steps": ()}
+    assert cell_evidence([]) == {"cell_prediction": None, "cell_shares": [], "cell_steps": (), "cell_mark": None}
 
 
 @pytest.mark.parametrize(("tumour", "colour"), [(True, (106, 52, 17)), (False, OTHER_CELL)])
