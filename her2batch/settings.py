@@ -28,7 +28,8 @@ dark background is not tissue; where the two segmentations disagree, their union
 its colour space; the largest brightfield image of a TIFF and the image of its OME-XML with its size are the slide's;
 levels that are padded to whole tiles keep their scale; parts without image are no background; dark brown and dark
 nuclei of contrasty scanners are not pen, black pen over brown is; nuclei are also those that DAB alone shows;
-predictions of the rules claim less without a calibration; brown without haematoxylin is no nucleus of ER, PR or Ki-67.
+predictions of the rules claim less without a calibration; brown without haematoxylin is no nucleus of ER, PR or Ki-67;
+moderate and strong nuclei of these depend on the slide's contrast, and their rims are left out.
 """
 
 

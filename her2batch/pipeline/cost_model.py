@@ -41,6 +41,7 @@ class Costs:
     decode: Mapping[str, float] = field(default_factory=lambda: {"jpeg": 620e6, "jpeg2000": 38e6, "other": 35e6})
     cut_tiles_s: float = 15_000.0
     measure_tiles_s: float = 1_000.0  # every tile is measured for the membrane rule, whatever the encoder
+    cell_tiles_s: float = 350.0  # 500 without the margin around a block, see docs/cells.md
     cpu_tiles_s: Mapping[str, float] = field(default_factory=lambda: CPU_TILES_S)
     gpu_tiles_s: Mapping[str, float] = field(default_factory=lambda: GPU_TILES_S)
     slide_s: float = 0.35  # open, tissue, stain fit, commit
@@ -51,7 +52,10 @@ class Costs:
 
 @dataclass(frozen=True)
 class SlideLoad:
-    """What one slide requires.  px: to decode for its tiles.  flat_px: to decode for its overview."""
+    """What one slide requires.
+
+    px: to decode for its tiles.  flat_px: to decode for its overview.  cells: its cells are measured.
+    """
 
     tiles: float
     px: float
@@ -59,6 +63,7 @@ class SlideLoad:
     written_bytes: float
     flat_px: float = 0.0
     codec: str = "jpeg"
+    cells: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ def slide_seconds(
     costs = costs or Costs()
     cores = costs.slide_s + load.px / costs.decode[load.codec] + load.tiles / costs.cut_tiles_s
     cores += load.tiles / costs.measure_tiles_s + load.flat_px / costs.overview_px_s
+    cores += load.tiles / costs.cell_tiles_s if load.cells else 0.0
     cores += (load.read_bytes + load.written_bytes) / costs.hash_bytes_s
     gpus = 0.0
     for name in encoders:

@@ -48,6 +48,12 @@ START_S = 6.0
 BYTES_PER_VALUE = 2
 """Of an embedding, float16."""
 
+CELL_BYTES = 900
+"""Of the table of cells, per tile of 224 px at 0.5 µm/px: 70 cells of 12 to 13 bytes."""
+
+CELL_TILE_UM = 112.0
+"""Edge of that tile."""
+
 NO_LOAD = SlideLoad(0, 0, 0, 0)
 
 
@@ -104,7 +110,7 @@ def _row(job: SlideJob, pseudonymizer: Pseudonymizer, plan: Plan, cluster: Clust
 def _added_row(job: SlideJob, row: Row, plan: Plan, cluster: Cluster, costs: Costs) -> Row:
     """A finished slide to which encoders are added, from its pyramid."""
     written = row["n_tiles"] * sum(embedding_dim(name) for name in job.encoders) * BYTES_PER_VALUE
-    load = replace(_load_of_row(row, plan), written_bytes=written, flat_px=0.0)
+    load = replace(_load_of_row(row, plan), written_bytes=written, flat_px=0.0, cells=False)
     parts = slide_seconds(load, job.encoders, cluster, costs)
     return {
         "slide_id": job.slide_id,
@@ -129,7 +135,10 @@ def slide_load(slide: Slide, size: int, plan: Plan) -> SlideLoad:
     codec = slide.table(0).compression if isinstance(slide, TiledTiffSlide) else "other"
     written = size * share * 1.2 + whole * share * 1_500
     known = codec if codec in Costs().decode else "other"
-    return SlideLoad(whole * share, px, size, written, _flat_px(info), known)
+    cells = plan.cells == "all"
+    if cells:
+        written += whole * share * CELL_BYTES * (plan.mpp * plan.tile / CELL_TILE_UM) ** 2
+    return SlideLoad(whole * share, px, size, written, _flat_px(info), known, cells)
 
 
 def _tissue_share(slide: Slide) -> float:
@@ -176,7 +185,8 @@ def _load_of_row(row: Row, plan: Plan) -> SlideLoad:
     small = max((factor for factor in factors if factor <= OVERVIEW_MPP / row["mpp"]), default=1.0)
     flat = row["width"] * row["height"] / small**2
     written = sum(file["bytes"] for file in row["files"])
-    return SlideLoad(row["n_tiles"], px, row["bytes"], written, flat, "jpeg" if row["reader"] == "tiff" else "other")
+    codec = "jpeg" if row["reader"] == "tiff" else "other"
+    return SlideLoad(row["n_tiles"], px, row["bytes"], written, flat, codec, plan.cells == "all")
 
 
 def _with_a_gpu(rows: list[Row], plan: Plan, cluster: Cluster, costs: Costs) -> float:

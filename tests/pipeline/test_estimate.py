@@ -7,7 +7,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from her2batch.pipeline.estimate import MIN_FINISHED, estimate_ingest
+from her2batch.pipeline.cost_model import Costs
+from her2batch.pipeline.estimate import CELL_BYTES, MIN_FINISHED, estimate_ingest
 from her2batch.runtime.ingest import IngestRequest, dry_run, ingest
 from her2batch.settings import Plan, Resources
 
@@ -37,6 +38,18 @@ def test_estimate_with_a_gpu_is_short_for_an_expensive_encoder(real_data: Path, 
     gpu = estimate_ingest(inventory, plan, Resources(workers=2, gpus=1), cohort)[1]
     assert cpu["bound"] == "cores"
     assert cpu["seconds_with_a_gpu"] == gpu["seconds"] < 0.5 * cpu["seconds"]
+
+
+def test_estimate_counts_the_time_and_the_bytes_of_cells(tmp_path: Path, make_slide: Callable) -> None:
+    make_slide("s.tiff", size=(900, 900))
+    order, totals = IngestRequest(tmp_path / "scans", tmp_path / "c"), {}
+    for cells in ("off", "all"):
+        plan, inventory, cohort = dry_run(order, Plan(cells=cells))
+        _, totals[cells] = estimate_ingest(inventory, plan, Resources(workers=0), cohort)
+    more = {key: totals["all"][key] - totals["off"][key] for key in ("seconds", "bytes")}
+    tiles = more["bytes"] / CELL_BYTES
+    assert tiles > 1
+    assert more["seconds"] == pytest.approx(tiles / Costs().cell_tiles_s, rel=0.01)
 
 
 def test_estimate_uses_the_run_times_of_the_cohort(tmp_path: Path, make_slide: Callable) -> None:

@@ -46,8 +46,9 @@ SEED_DISTANCE_UM = 2.0
 MIN_DEPTH_UM = 1.0
 """Least distance of a seed from the outline, after the blur."""
 
-RIM_SHARE = 0.6
-"""Share of a nucleus's mean density below which a px is its blurred rim, for nuclear markers."""
+RIM_SHARE = 0.7
+"""Share of a nucleus's mean density below which a px is its blurred rim, for nuclear markers. With 0.6, the positive
+share of 75 % of the ER slides of laboratories 1 to 80 is within 3 points, with 0.7 that of 78 %."""
 
 MIN_CONTRAST = 0.45
 """Least difference between the mean density of a nucleus and of its surroundings, as a share of the slide's typical

@@ -67,6 +67,11 @@ class CellReference(NamedTuple):
     hue_spread: float
     foreign: float
 
+    @property
+    def contrast(self) -> float:
+        """Factor by which section thickness and scanner shift the levels of staining; 1 on a usual slide."""
+        return float(self.moderate / -np.log10(1 - ABSORBED_LIGHT["moderate"]))
+
 
 def fit_cell_reference(pixels: NDArray[np.uint8], mpp: float, stains: Stains) -> CellReference:
     """Return the figures of a slide from some of its tiles: (n, t, t, 3) uint8 at mpp µm/px."""
