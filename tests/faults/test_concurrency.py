@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -126,19 +125,18 @@ def cohort_readers(out: Path) -> dict[str, Callable[[], object]]:
     return {"glob": glob, "report": report, "status": look, "verify": check}
 
 
+@pytest.mark.parametrize("readers", [("glob", "report"), ("status", "verify")])
 @pytest.mark.slow
 def test_reader_beside_an_ingest_sees_whole_slides_and_never_fewer(
-    reference_cohort: ReferenceCohort, tmp_path: Path
+    reference_cohort: ReferenceCohort, tmp_path: Path, readers: tuple[str, str]
 ) -> None:
     out = tmp_path / "c"
     run = start_ingest(reference_cohort.scans, out, 0)
     wait_until(lambda: count_rows(out) >= 1 and (out / "tables" / "runs" / "intake.parquet").exists())
-    with ExitStack() as stack:
-        readers = {name: read_in_background(read, every=0.05) for name, read in cohort_readers(out).items()}
-        seen = {name: stack.enter_context(reader) for name, reader in readers.items()}
+    one, other = (cohort_readers(out)[name] for name in readers)
+    with read_in_background(one) as first, read_in_background(other) as second:
         assert run.wait(timeout=200) == 0
-    assert seen.keys() == {"glob", "report", "status", "verify"}
-    for found in seen.values():
+    for found in (first, second):
         counts = [one for one in found if isinstance(one, int)]
         assert counts == sorted(counts)
         assert len(counts) > 1
