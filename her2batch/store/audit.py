@@ -114,10 +114,12 @@ def verify_cohort(cohort: Cohort) -> Iterator[StoreProblem]:
     """
     cohort.check()
     damaged = set()
+    in_use = is_locked(cohort.root)  # before each look, because the run may end during it
     problems = list(_find_problems(cohort))
     end = time.monotonic() + COMMIT_S
-    while problems and is_locked(cohort.root) and time.monotonic() < end:  # a slide may be half committed
+    while problems and (in_use or is_locked(cohort.root)) and time.monotonic() < end:  # a slide may be half committed
         time.sleep(LOOK_AGAIN_S)
+        in_use = is_locked(cohort.root)
         problems = [problem for problem in problems if _persists(cohort, problem)]
     for problem in problems:
         if problem.slide_id is not None:

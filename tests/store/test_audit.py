@@ -9,7 +9,8 @@ from her2batch.errors import StoreError
 from her2batch.files.parquet import write_parquet
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources
-from her2batch.store.audit import cohort_status, verify_cohort
+from her2batch.store import audit
+from her2batch.store.audit import StoreProblem, cohort_status, verify_cohort
 from her2batch.store.cohort import Cohort
 
 
@@ -68,6 +69,16 @@ def test_verify_drops_the_row_cache_if_a_row_is_damaged(tmp_path: Path, real_dat
     assert ingest(order, Plan(), Resources(workers=0)).already == 0
     assert path.read_bytes() == data
     assert list(verify_cohort(made)) == []
+
+
+def test_slide_that_is_committed_as_a_run_ends_is_no_problem(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run holds its lock when the first look begins, and has ended when it is over."""
+    path, locked = cohort.table("slides", "HE_example"), iter([True, False, False])
+    seen = StoreProblem(path, "the slide's row can't be read", "HE_example")
+    monkeypatch.setattr(audit, "_find_problems", lambda _: iter([seen]))
+    monkeypatch.setattr(audit, "is_locked", lambda _: next(locked))
+    monkeypatch.setattr(audit, "LOOK_AGAIN_S", 0.0)
+    assert list(verify_cohort(cohort)) == []
 
 
 def test_a_folder_without_a_cohort_is_refused_with_the_command_that_creates_one(tmp_path: Path) -> None:
