@@ -157,3 +157,12 @@ def test_a_failure_is_listed_once_with_its_cause_after_the_run(monkeypatch: pyte
         print_ingest_summary(replace(SUMMARY, failures=[row]), [])
         assert screen.getvalue().count(row["error"]) == 1
         assert "1 failed" in screen.getvalue() or "S1: failed, no-mpp" in screen.getvalue()
+
+
+def test_a_run_that_is_followed_says_why_a_slide_was_not_decoded_on_the_gpu() -> None:
+    event = {"event": "slide", "slide_id": "S1", "status": "done", "error_code": None}
+    assert module._event_text(event) == "S1: done"
+    assert module._event_text({**event, "decoded_on_cpu": "its tile 5 is damaged"}) == (
+        "S1: done, decoded on the CPU: its tile 5 is damaged"
+    )
+    assert module._event_text({**event, "status": "failed", "error_code": "truncated"}) == "S1: failed, truncated"
