@@ -266,3 +266,26 @@ def test_a_network_of_timm_with_weights_of_ones_own_is_trained_bundled_and_score
     assert (scored.exit_code, scored.scored) == (0, 12)
     row = cohort.read(f"predictions/{bundle.id}", "s000").to_pylist()[0]
     assert row["method"] == "timm:test_efficientnet"
+
+
+@pytest.mark.slow
+def test_networks_on_squares_of_512_px_are_trained_bundled_and_scored(
+    pictures: tuple[Cohort, Path], tmp_path: Path
+) -> None:
+    """ViT is built for its input size, the others take any: both read 512 px in training, bundle and score."""
+    cohort, labels = pictures
+    methods = ("vit-base", "resnet50")
+    training = Training(methods=methods, inputs=("thumbnail-512",), folds=3, quick=True, options=("epochs=2",))
+    trained = train(TrainingRequest(cohort.root, tmp_path / "run", labels), training, TrainingResources(workers=0))
+    assert trained.exit_code == 0, trained.failed
+    assert {(row["method"], row["input"]) for row in trained.summary.to_pylist()} == {
+        (method, "thumbnail-512") for method in methods
+    }
+    bundle = read_bundle(tmp_path / "run" / "bundle")
+    assert {entry.edge for entry in bundle.info.models} == {512}
+    scored = score(cohort.root, bundle.path, Resources(workers=0))
+    assert (scored.exit_code, scored.scored) == (0, 12)
+    seen = cohort.read(f"thumbnails/{bundle.id}", "s000").to_pylist()
+    assert {(row["method"], row["input"]) for row in seen} == {(method, "thumbnail-512") for method in methods}
+    assert all(sum(row["p"]) == pytest.approx(1, abs=1e-5) for row in seen)
+    assert {row["method"] for row in cohort.read(f"predictions/{bundle.id}", "s000").to_pylist()} == set(methods)
