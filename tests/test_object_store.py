@@ -78,14 +78,15 @@ def fetched(root: str, into: Path) -> dict[str, bytes]:
 
 
 def test_ingest_to_object_store_gives_the_files_of_a_local_one(bucket: str, scans: Path, tmp_path: Path) -> None:
-    assert ingest(IngestRequest(scans, tmp_path / "here"), Plan(), Resources(workers=0)).done == 2
+    plan = Plan(cells="off")
+    assert ingest(IngestRequest(scans, tmp_path / "here"), plan, Resources(workers=0)).done == 2
     order = IngestRequest(scans, to_location(f"{bucket}/cohort"))
-    summary = ingest(order, Plan(), Resources(workers=0))
+    summary = ingest(order, plan, Resources(workers=0))
     assert (summary.done, summary.exit_code) == (2, 0)
     cohort = Cohort(to_location(f"{bucket}/cohort"))
     assert list(verify_cohort(cohort)) == []
     assert cohort_status(cohort).adds_up
-    again = ingest(order, Plan(), Resources(workers=0))
+    again = ingest(order, plan, Resources(workers=0))
     assert (again.already, again.fresh) == (2, [])
     assert not cohort.draft_root.exists()
     assert fetched(f"{bucket}/cohort", tmp_path / "there") == store_contents(tmp_path / "here")

@@ -10,7 +10,7 @@ import pytest
 from her2batch.errors import SlideError
 from her2batch.slides.slide import MPP_RANGE, Box, Slide, resample
 
-MAX_CORNER = 1200
+MAX_CORNER = 800
 """Size of the corner in which levels are compared, px."""
 
 
@@ -26,7 +26,7 @@ def sample_boxes(whole: Box, chunk: int, seed: int) -> list[Box]:
     edge = min(chunk, whole.width, whole.height)
     off = min(7, whole.width - edge, whole.height - edge)
     found = [Box(0, 0, 1, 1), last, Box(0, 0, edge, edge), Box(off, off, edge, edge)]
-    for _ in range(6):
+    for _ in range(4):
         x, y = int(rng.integers(whole.width)), int(rng.integers(whole.height))
         width, height = 1 + int(rng.integers(whole.width - x)), 1 + int(rng.integers(whole.height - y))
         found.append(Box(x, y, width, height))

@@ -16,6 +16,7 @@ from her2batch.store.pieces.patient_tiles import patient_tiles_of
 from her2batch.synthetic.controls.control_slides import ControlSlideTruth, make_control_slide
 from her2batch.synthetic.specimen import TYPICAL_MIXES, SlideTruth
 
+PLAN = Plan(cells="off")
 PATIENT = SlideTruth("S1", TYPICAL_MIXES["0"], width=2600, height=1300, mpp=0.5)
 FILE = '[[place]]\nside = "left"\nmm = 0.5\nexpected = "3+"\n'
 
@@ -30,7 +31,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ControlSlideT
 
 
 def run(scans: Path, out: Path, controls: str | None = None, **values: bool) -> Cohort:
-    ingest(IngestRequest(scans, out, controls=controls, **values), Plan(), Resources(workers=0))
+    ingest(IngestRequest(scans, out, controls=controls, **values), PLAN, Resources(workers=0))
     return Cohort(out)
 
 
@@ -75,12 +76,12 @@ def test_a_control_does_not_count(
     assert (
         np.bincount(tiles["piece"].to_numpy())[[one["piece"] for one in pieces]] == [one["n_tiles"] for one in pieces]
     ).all()
-    assert cohort.plan().id != Plan().id
+    assert cohort.plan().id != PLAN.id
     other = tmp_path / "other.toml"
     other.write_text(FILE.replace("0.5", "0.4"), encoding="utf-8")
     with pytest.raises(PlanChangedError, match="controls"):
         run(only_place, cohort.root, str(other))
-    again = ingest(IngestRequest(only_place, cohort.root), Plan(), Resources(workers=0))
+    again = ingest(IngestRequest(only_place, cohort.root), PLAN, Resources(workers=0))
     assert (again.already, again.fresh) == (1, [])
 
 
