@@ -241,6 +241,8 @@ def print_reproduction(summary: ReproductionSummary) -> None:
     print_table(console, title, PAPER_COLUMNS, cells)
     for reason, count in sorted(Counter(row["why"] for row in rows if row["why"]).items()):
         print_line(console, f"{count} rows: {reason}")
+    if any(row["table"] == "ours" for row in rows):
+        print_line(console, "rows of the table `ours` are ours, not the paper's")
     counts = Counter(row["status"] for row in rows)
     print_line(console, ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
     _print_outputs(console, summary.trained)

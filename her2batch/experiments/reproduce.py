@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,11 +28,11 @@ from her2batch.experiments.training_cost import CostRow, RunSize, describe_setti
 from her2batch.experiments.units import TrainingJob
 from her2batch.files.locations import to_location
 from her2batch.models.encoders import embedding_dim
-from her2batch.reports.paper_tables import PaperRow, compare_with_paper, further_rows, paper_rows
+from her2batch.reports.paper_tables import PaperRow, compare_with_paper, further_rows, fusion_rows, paper_rows
 from her2batch.settings import Training, TrainingResources
 from her2batch.store.cohort import Cohort
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun
-from her2batch.tasks import FURTHER_NETWORKS, PATCH_INPUTS, THUMBNAIL_INPUTS, classifies_patches
+from her2batch.tasks import FURTHER_NETWORKS, FUSION, PATCH_INPUTS, THUMBNAIL_INPUTS, Task, classifies_patches
 from her2batch.training.methods import (
     PATCH_NET,
     Cell,
@@ -83,11 +83,15 @@ def _reproduce(
         work = units_of_cells(cells, range(job.training.folds), network)
         try:
             choose = partial(choose_best_units, network=network)
-            trained = run_units(job, work, request, resources, report, choose)
+            trained = run_units(job, work, request, resources, report, choose, _fused_tasks(job, cells))
         except MissingPatchClassError as error:  # found before any training: the rows of this resolution have no data
             missing |= {cell: str(error) for cell in cells if cell[2] == error.input_name}
+    own = fusion_rows(dict.fromkeys(row.task for row, _ in rows))
+    reasons = {cell[0]: why for cell, why in missing.items() if not classifies_patches(*cell[1:])}
+    fusions = [(row, (row.task, row.method, row.input)) for row in own]
+    missing |= {cell: reasons[cell[0]] for _, cell in fusions if cell[0] in reasons}
     settings = {cell: _settings_text(job.training, cell) for _, cell in rows}
-    tables = compare_with_paper(rows, trained.summary, missing, settings)
+    tables = compare_with_paper([*rows, *fusions], trained.summary, missing, settings)
     job.run.write("tables", tables)
     write_run_report(job)
     return ReproductionSummary(trained, tables)
@@ -139,6 +143,12 @@ def estimate_reproduction(request: TrainingRequest, training: Training) -> list[
     return estimate_cost(work, training, size)
 
 
+def _fused_tasks(job: TrainingJob, cells: Iterable[Cell]) -> list[Task]:
+    """Return the tasks for which a method predicts slides, which a fusion can stack."""
+    names = dict.fromkeys(task for task, method, input_name in cells if not classifies_patches(method, input_name))
+    return [job.training.task(name) for name in names]
+
+
 def _cells_without_data(
     job: TrainingJob, request: TrainingRequest, rows: list[tuple[PaperRow, Cell]]
 ) -> dict[Cell, str]:
@@ -168,12 +178,13 @@ def _label_problem(job: TrainingJob, task: str, table: pa.Table, slides: Mapping
 
 def choose_best_units(summary: pa.Table, network: str = PATCH_NET) -> UnitPlan:
     """Return the units for the bundle: for each task the slide method with the highest mean accuracy over the folds.
+    A fusion is none of them: it would need all others.
 
     network: classifies patches.
     """
     best: dict[str, dict[str, Any]] = {}
     for row in summary.to_pylist():
-        scores_slides = not classifies_patches(row["method"], row["input"])
+        scores_slides = row["method"] != FUSION and not classifies_patches(row["method"], row["input"])
         if scores_slides and row["accuracy_mean"] > best.get(row["task"], {"accuracy_mean": -1})["accuracy_mean"]:
             best[row["task"]] = row
     return units_of_cells([(row["task"], row["method"], row["input"]) for row in best.values()], [FINAL_FOLD], network)

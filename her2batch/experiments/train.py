@@ -21,6 +21,7 @@ from her2batch.experiments.external_test import (
 )
 from her2batch.experiments.given_folds import with_given_folds
 from her2batch.experiments.prepare import check_libraries, prepare_run, read_checked_labels
+from her2batch.experiments.rule_predictions import read_rule_predictions
 from her2batch.experiments.units import TrainingJob, run_unit
 from her2batch.files.locations import to_location
 from her2batch.files.parquet import read_parquet
@@ -174,16 +175,18 @@ def run_units(
     resources: TrainingResources,
     report: UnitCallback,
     choose_final: ChooseFinalUnits | None = None,
+    fused: Sequence[Task] | None = None,
 ) -> TrainingSummary:
     """Prepare the run, train every unit that is not done, collect the results and make the bundle.
 
-    choose_final: chooses the final units when the folds are done; None: `work` contains them.
+    choose_final: chooses the final units when the folds are done; None: `work` contains them.  fused: tasks with the
+    method `fusion`; None: those of the settings.
     """
     check_libraries(job, work)
     with job.run.lock(), _connect_if_needed(resources, job, work) as session:
         prepare_run(job, work, request.labels, request.annotations, session, request.columns)
         failed = dict(_train_units(session, job, work, resources, report))
-        summary = metrics_summary(collect_results(job.run, work, _fused_tasks(job)))
+        summary = metrics_summary(collect_results(job, work, fused_tasks(job) if fused is None else fused))
         if choose_final is not None and not failed and not _is_stopped(session):
             work = choose_final(summary)
             failed = dict(_train_units(session, job, work, resources, report))
@@ -241,16 +244,17 @@ def run_unit_in_worker(job: TrainingJob, unit: Unit, device: str) -> str:
     return run_unit(job, unit, device)
 
 
-def _fused_tasks(job: TrainingJob) -> tuple[Task, ...]:
+def fused_tasks(job: TrainingJob) -> tuple[Task, ...]:
     """Return the tasks for which the run has the method `fusion`."""
     return tuple(map(job.training.task, job.training.tasks)) if FUSION in job.training.methods else ()
 
 
-def collect_results(run: TrainingRun, work: UnitPlan, fused: Sequence[Task] = ()) -> pa.Table:
+def collect_results(job: TrainingJob, work: UnitPlan, fused: Sequence[Task] = ()) -> pa.Table:
     """Write the run's predictions and metrics from all finished units; return the metrics.
 
-    fused: tasks for which the predictions of the method `fusion` are added.
+    fused: tasks for which the predictions of the method `fusion` are added, which also reads the rules of the cohort.
     """
+    run = job.run
     units = [unit for unit in work.units if unit.fold != FINAL_FOLD and run.is_done(unit)]
     tables = [read_parquet(run.unit(unit) / "predictions.parquet") for unit in sorted(units)]
     from her2batch.store.tables.runs import run_schema
@@ -260,7 +264,9 @@ def collect_results(run: TrainingRun, work: UnitPlan, fused: Sequence[Task] = ()
     tasks = {name: task for table in tables for name, task in tasks_of_table(table).items()}
     predictions = with_tasks(pa.concat_tables([empty, *tables]).sort_by(keys), tasks.values())
     if fused:
-        predictions = with_fusion(predictions, fused)
+        rules = read_rule_predictions(job.cohort, fused, run.read("labels")["slide_id"].to_pylist())
+        run.write("rules", rules)
+        predictions = with_fusion(predictions, fused, rules)
     run.write("predictions", predictions)
     metrics = metrics_table(predictions)
     run.write("metrics", metrics)

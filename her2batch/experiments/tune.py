@@ -26,6 +26,7 @@ from her2batch.experiments.train import (
     TrainingSummary,
     UnitCallback,
     collect_results,
+    fused_tasks,
     open_job,
     run_unit_in_worker,
 )
@@ -37,7 +38,7 @@ from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Training, TrainingResources
 from her2batch.store.tables.runs import run_schema
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun, Unit
-from her2batch.tasks import COUNTS_METHODS
+from her2batch.tasks import COUNTS_METHODS, FUSION
 from her2batch.training.fit_loop import Progress
 from her2batch.training.make_bundle import make_bundle
 from her2batch.training.methods import method_kind, method_settings, plan_units, search_space, units_of_cells
@@ -92,6 +93,9 @@ def _tune(
 ) -> TuningSummary:
     job = open_job(request, training)
     cell = _single_cell(job, resources)
+    if FUSION in job.training.methods and outer < 2:
+        what = f"{FUSION} learns from the predictions of at least two outer folds"
+        raise InputError(what, None, "give --outer 2 or more, or omit the method")
     work = units_of_cells([cell], [*range(min(outer, job.training.folds)), FINAL_FOLD])
     searched = [unit for unit in work.units if unit.fold != FINAL_FOLD]
     check_libraries(job, work)
@@ -104,7 +108,7 @@ def _tune(
         jobs = {unit: _with_settings(job, _best_settings(trials, unit.fold)) for unit in searched}
         jobs |= {Unit(*cell, FINAL_FOLD): _with_settings(job, _best_settings(trials, None))}
         failed = _train_with_best(session, jobs, resources, report)
-        summary = metrics_summary(collect_results(job.run, work))
+        summary = metrics_summary(collect_results(job, work, fused_tasks(job)))
         if not failed:
             final = units_of_cells([cell], [FINAL_FOLD])
             make_bundle(job.run, final, jobs[final.units[0]].training, job.plan)
@@ -117,13 +121,16 @@ def _tune(
 
 
 def _single_cell(job: TrainingJob, resources: TrainingResources) -> tuple[str, str, str]:
-    """Return the task, method and input of the search. Raises InputError unless there is exactly one of each."""
+    """Return the task, method and input of the search. Raises InputError unless there is exactly one of each.
+
+    The method `fusion` beside it has nothing to search for: it stacks the tuned method and the rules.
+    """
     count_methods = [method for method in job.training.methods if method in COUNTS_METHODS]
     if count_methods:
         what = f"{count_methods[0]} already searches its settings inside each fold"
         raise InputError(what, None, "use her2batch train")
     cells = {(unit.task, unit.method, unit.input) for unit in plan_units(job.training, job.plan.encoders).units}
-    if len(cells) != 1 or len(job.training.methods) != 1:
+    if len(cells) != 1 or len({*job.training.methods} - {FUSION}) != 1:
         names = ", ".join(sorted("/".join(cell) for cell in cells))
         raise InputError(f"a search needs one task, one method and one input, not {names}", None, "name one of each")
     if resources.workers == 0:

@@ -25,7 +25,8 @@ class SlideFeatures:
     """The features of a slide that heads read.
 
     embeddings: encoder → (N, D).  patches: input → (n, 4) probabilities.  thumbnails: (task, method, input) → (C,).
-    stain: of the slides table.  flags: quality flags.
+    rules: (task, method) of the guideline rules → (C,), where a stack reads them.  stain: of the slides table.
+    flags: quality flags.
     """
 
     stain: str | None
@@ -33,6 +34,7 @@ class SlideFeatures:
     embeddings: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     patches: Mapping[str, Floats] = field(default_factory=dict)
     thumbnails: Mapping[tuple[str, str, str], Floats] = field(default_factory=dict)
+    rules: Mapping[tuple[str, str], Floats] = field(default_factory=dict)
 
 
 class BundlePredictor:
@@ -65,6 +67,7 @@ class BundlePredictor:
                 continue
             if entry.stack is not None:
                 bases = {key[1:]: values for key, values in found.items() if key[0] == entry.task}
+                bases |= {(rule, rule): values for (name, rule), values in features.rules.items() if name == entry.task}
                 p, tile_attention = fuse(entry.stack, bases), None
             else:
                 p, tile_attention = self._probabilities(entry, features)

@@ -31,7 +31,7 @@ from her2batch.store import schemas
 from her2batch.store.cohort import Cohort, Row, tables_of
 from her2batch.store.pieces.patient_tiles import patient_tiles, read_patient_tiles
 from her2batch.store.training_run import encoder_folder
-from her2batch.tasks import HER2_TASKS, PATCH_INPUTS, TIMM_PREFIX, task_applies
+from her2batch.tasks import GUIDELINE_RULES, HER2_TASKS, PATCH_INPUTS, TIMM_PREFIX, task_applies
 from her2batch.vision.patches import apply_clahe, usable_patches
 from her2batch.vision.thumbnail import crop_to_tissue, decode_jpeg
 
@@ -132,7 +132,21 @@ def read_features(
     if "thumbnail" in inputs:
         for seen in read(f"thumbnails/{bundle.id}").to_pylist():
             thumbnails[seen["task"], seen["method"], seen["input"]] = np.array(seen["p"], np.float32)
-    return SlideFeatures(row["stain"], tuple(row["flags"]), embeddings, patches, thumbnails)
+    rules = _rule_probabilities(bundle, read)
+    return SlideFeatures(row["stain"], tuple(row["flags"]), embeddings, patches, thumbnails, rules)
+
+
+def _rule_probabilities(bundle: Bundle, read: ReadTable) -> dict[tuple[str, str], NDArray[np.float32]]:
+    """The probabilities of the rules that the bundle's stacks read, by task and rule; without a table, none."""
+    stacks = [entry.stack for entry in bundle.info.models if entry.stack is not None]
+    found = {}
+    for rule in sorted({method for stack in stacks for method, _ in stack.bases} & {*GUIDELINE_RULES}):
+        try:
+            rows = read(f"predictions/{rule}").to_pylist()
+        except (KeyError, FileNotFoundError):  # cells that were not measured
+            continue
+        found.update({(seen["task"], rule): np.array(seen["p"], np.float32) for seen in rows if seen["p"]})
+    return found
 
 
 def embedding_matrix(table: pa.Table) -> NDArray[np.float16]:

@@ -215,12 +215,12 @@ def _relabelled_tables(
     restained, names = new["stain"] != row["stain"], tables_of(row)
 
     def read(name: str) -> pa.Table:
-        return cohort.read(name, row["slide_id"])
+        return tables[name] if name in tables else cohort.read(name, row["slide_id"])
 
     if restained and "pieces" in names:
         tables["pieces"] = rescore_pieces(read("pieces"), read("tiles"), read("membrane"), new["stain"])
         new["flags"] = with_control_failed(new["flags"], tables["pieces"])
-    for name in names:
+    for name in sorted(names, key=lambda name: name not in (f"predictions/{MEMBRANE_RULE}", CELLS_TABLE)):
         kind, _, source = name.partition("/")
         if name == f"predictions/{MEMBRANE_RULE}" and label.get("stain") is not None:
             membrane, own = read("membrane"), patient_tiles(read)

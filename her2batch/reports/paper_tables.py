@@ -8,7 +8,7 @@ paper's cohort is confidential: only its procedure can be reproduced, not its fi
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from typing import Final, Literal
 import pyarrow as pa
 
 from her2batch.store.tables.runs import run_schema
-from her2batch.tasks import FURTHER_NETWORKS
+from her2batch.tasks import FURTHER_NETWORKS, FUSION, FUSION_INPUT
 from her2batch.training.methods import Cell
 
 RowStatus = Literal["reproduced", "not run", "no data"]
@@ -59,7 +59,7 @@ def paper_rows() -> list[PaperRow]:
 
 
 OWN_TABLE: Final = "ours"
-"""Name of the table of rows that are not the paper's."""
+"""Name of the table of rows that are ours and not the paper's."""
 
 
 def further_rows(encoders: Sequence[str] = ()) -> list[PaperRow]:
@@ -72,6 +72,13 @@ def further_rows(encoders: Sequence[str] = ()) -> list[PaperRow]:
     heads = [(row.task, row.method) for row in paper_rows() if row.table == "tableS1"]
     rows = [PaperRow(OWN_TABLE, task, method, "thumbnail", nothing) for task in tasks for method in FURTHER_NETWORKS]
     return [*rows, *(PaperRow(OWN_TABLE, *head, encoder, nothing) for encoder in encoders for head in heads)]
+
+
+def fusion_rows(tasks: Iterable[str]) -> list[PaperRow]:
+    """Return a row of the method `fusion` for each of these tasks, which the paper does not have."""
+    return [
+        PaperRow(OWN_TABLE, task, FUSION, FUSION_INPUT, dict.fromkeys(METRIC_NAMES, (None, None))) for task in tasks
+    ]
 
 
 def _optional_float(text: str) -> float | None:

@@ -52,7 +52,8 @@ def make_bundle(run: TrainingRun, work: UnitPlan, training: Training, plan: Plan
     predictions = run.read("predictions")
     entries = [_entry(run, unit, predictions, training) for unit in finals]
     if FUSION in training.methods:
-        entries += [_fusion_entry(predictions, training.task(name)) for name in training.tasks]
+        rules = run.read("rules") if run.table("rules").is_file() else None
+        entries += [_fusion_entry(predictions, training.task(name), rules) for name in training.tasks]
     encoders = sorted({entry.input for entry in entries if entry.kind == "mil"})
     licences = sorted({encoder_licence(name) for name in encoders}) or ["none needed"]
     tasks = [training.task(name) for name in dict.fromkeys(entry.task for entry in entries)]
@@ -124,10 +125,10 @@ def _entry(run: TrainingRun, unit: Unit, predictions: pa.Table, training: Traini
     return ModelEntry.model_validate(values)
 
 
-def _fusion_entry(predictions: pa.Table, task: Task) -> ModelEntry:
-    """Return the entry of the stack of a task, which reads the bundle's other heads."""
+def _fusion_entry(predictions: pa.Table, task: Task, rules: pa.Table | None) -> ModelEntry:
+    """Return the entry of the stack of a task, which reads the bundle's other heads and the rules."""
     own = predictions.filter(_is_of(predictions, Unit(task.name, FUSION, FUSION_INPUT, FINAL_FOLD)))
-    stack = final_stack(predictions, task)
+    stack = final_stack(predictions, task, rules)
     return ModelEntry(
         kind=FUSION, task=task.name, method=FUSION, input=FUSION_INPUT, classes=task.classes, stack=stack,
         figures=_figures(own), **calibrate(own, task),

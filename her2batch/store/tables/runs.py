@@ -104,6 +104,13 @@ READING_COLUMNS = (
     Column("truth", TEXT, "class that the labels of this reader give; no row where they give none"),
 )
 
+RULE_COLUMNS = (
+    Column("task", TEXT, "as in predictions"),
+    Column("method", TEXT, "membrane · cells"),
+    Column("slide_id", TEXT, "as in folds"),
+    Column("p", pa.list_(F32), "probability of each class, as in the cohort; no row where the rule gives none"),
+)
+
 RUN_PATCH_COLUMNS = (
     Column("slide_id", TEXT, "as in the cohort"),
     Column("resolution", TEXT, "low · moderate · high: 3.24 · 1.17 · 0.23 µm/px"),
@@ -140,6 +147,7 @@ RUN_TABLES: dict[str, tuple[Column, ...]] = {
     "readings": READING_COLUMNS,
     "folds": FOLD_COLUMNS,
     "predictions": RUN_PREDICTION_COLUMNS,
+    "rules": RULE_COLUMNS,
     "metrics": METRIC_COLUMNS,
     "excluded": EXCLUDED_COLUMNS,
     "reviews": APPLIED_REVIEW_COLUMNS,

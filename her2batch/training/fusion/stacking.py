@@ -1,4 +1,4 @@
-"""The method `fusion`: a stack of the other methods of a run, fitted to their out-of-fold predictions.
+"""The method `fusion`: a stack of the other methods of a run and of the guideline rules, on out-of-fold predictions.
 
 The stack that predicts the test slides of a fold is fitted to the test predictions of the other folds, by models that
 had not seen these slides; it reads no label of the fold's own slides. Folds are of whole patients, so that no patient
@@ -42,14 +42,22 @@ class StackData:
     fold: NDArray[np.int64]
 
 
-def base_predictions(predictions: pa.Table, task: Task) -> StackData:
-    """Return the predictions of slides, not of patches, by all other methods. Raises InputError without a method."""
+def base_predictions(predictions: pa.Table, task: Task, rules: pa.Table | None = None) -> StackData:
+    """Return the predictions of slides, not of patches, by all other methods. Raises InputError without a method.
+
+    rules: the table `rules` of a run; its methods are further bases, of the slides that a method predicts.
+    """
     rows = [row for row in predictions.to_pylist() if row["task"] == task.name and row["method"] != FUSION]
     rows = [row for row in rows if not classifies_patches(row["method"], row["input"])]
     if not rows:
         raise InputError(f"{FUSION} has no other method to read for {task.name}", None, "add --method, such as clam-sb")
-    bases = sorted({(row["method"], row["input"]) for row in rows})
     slides = {row["slide_id"]: row for row in sorted(rows, key=lambda row: str(row["slide_id"]))}
+    rows += [
+        {**row, "input": row["method"]}
+        for row in (rules.to_pylist() if rules is not None else ())
+        if row["task"] == task.name and row["slide_id"] in slides
+    ]
+    bases = sorted({(row["method"], row["input"]) for row in rows})
     at, base_at = {name: k for k, name in enumerate(slides)}, {base: k for k, base in enumerate(bases)}
     p = np.full((len(slides), len(bases), len(task.classes)), np.nan)
     for row in rows:
@@ -91,17 +99,17 @@ def _regress(
     return StackWeights(bases=bases, coefficients=rounded, intercept=tuple(round(float(v), 6) for v in intercept))
 
 
-def with_fusion(predictions: pa.Table, tasks: Iterable[Task]) -> pa.Table:
+def with_fusion(predictions: pa.Table, tasks: Iterable[Task], rules: pa.Table | None = None) -> pa.Table:
     """Return the predictions of a run with those of the stack, for each of these tasks that has any prediction.
 
-    Slides of a fold are predicted when at least one other fold has predictions.
+    Slides of a fold are predicted when at least one other fold has predictions.  rules: see `base_predictions`.
     """
     rows: list[dict[str, Any]] = []
     known = set(predictions["task"].to_pylist())
     for task in tasks:
         if task.name not in known:
             continue
-        data = base_predictions(predictions, task)
+        data = base_predictions(predictions, task, rules)
         for number in np.unique(data.fold):
             others, own = np.flatnonzero(data.fold != number), np.flatnonzero(data.fold == number)
             if not len(others):
@@ -122,7 +130,7 @@ def _row(task: Task, data: StackData, k: int, p: Floats) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def final_stack(predictions: pa.Table, task: Task) -> StackWeights:
+def final_stack(predictions: pa.Table, task: Task, rules: pa.Table | None = None) -> StackWeights:
     """Return the stack of a bundle, fitted to the out-of-fold predictions of all slides."""
-    data = base_predictions(predictions, task)
+    data = base_predictions(predictions, task, rules)
     return fit_stack(data, np.arange(len(data.slide_ids)))

@@ -10,6 +10,7 @@ import pytest
 from her2batch.errors import InputError
 from her2batch.experiments.train import TrainingRequest, train
 from her2batch.models.bundle import read_bundle
+from her2batch.models.fusion.stack import fuse
 from her2batch.runtime.score import score
 from her2batch.settings import Resources, Training, TrainingResources
 from her2batch.store.cohort import Cohort
@@ -82,6 +83,32 @@ def test_a_prediction_that_is_missing_is_no_zero() -> None:
     assert np.isfinite(data.p[:, 0]).all()
 
 
+def test_rules_are_bases_of_the_slides_that_a_method_predicts() -> None:
+    table = predictions(0)
+    rows = [{"task": TASK.name, "method": "membrane", "slide_id": slide_id, "p": [0.0, 0.25, 0.75]}
+            for slide_id in ("s00", "s07", "elsewhere")]  # fmt: skip
+    rules = pa.Table.from_pylist(rows, run_schema("rules"))
+    data = base_predictions(table, TASK, rules)
+    assert data.bases == (("clam-sb", "stain"), ("membrane", "membrane"), ("resnet50", "stain"))
+    assert "elsewhere" not in data.slide_ids
+    assert {data.slide_ids[k] for k in np.flatnonzero(~np.isnan(data.p[:, 1, 0]))} == {"s00", "s07"}
+    stack = final_stack(table, TASK, rules)
+    assert fuse(stack, {("membrane", "membrane"): np.array([0, 0.25, 0.75], np.float32)}).sum() == pytest.approx(1)
+
+
+def test_a_rule_that_knows_the_class_improves_the_fusion() -> None:
+    table = predictions(0, n=200)
+    truth = {row["slide_id"]: TASK.classes.index(row["truth"]) for row in table.to_pylist()}
+    rows = [{"task": TASK.name, "method": "cells", "slide_id": slide_id, "p": np.eye(3)[k] * 0.7 + 0.1}
+            for slide_id, k in truth.items()]  # fmt: skip
+    rules = pa.Table.from_pylist(rows, run_schema("rules"))
+    right = [
+        np.mean([row["predicted"] == row["truth"] for row in found.to_pylist() if row["method"] == "fusion"])
+        for found in (with_fusion(table, [TASK]), with_fusion(table, [TASK], rules))
+    ]
+    assert right[1] > 0.97 > right[0]
+
+
 @pytest.mark.parametrize("methods", [("fusion",), ("fusion", "majority-vote")])
 def test_a_fusion_without_a_method_to_read_is_refused_before_training(methods: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match="no other method to read"):
@@ -98,7 +125,8 @@ def test_a_run_with_fusion_is_bundled_and_scored(synthetic: Synthetic, tmp_path:
     assert {row["method"] for row in found.summary.to_pylist()} == {"clam-sb", "dtfd-afs", "fusion"}
     bundle = read_bundle(run.bundle)
     entry = next(entry for entry in bundle.info.models if entry.kind == "fusion")
-    assert entry.stack == final_stack(run.read("predictions"), TASK)
+    assert entry.stack == final_stack(run.read("predictions"), TASK, run.read("rules"))
+    assert ("membrane", "membrane") in entry.stack.bases
     assert {entry.ordinal for entry in bundle.info.models if entry.kind == "mil"} == {"corn"}
     assert score(synthetic.cohort, run.bundle, Resources(workers=0)).exit_code == 0
     cohort = Cohort(synthetic.cohort)
