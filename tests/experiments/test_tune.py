@@ -55,9 +55,9 @@ def test_a_search_does_not_use_test_slides(synthetic: Synthetic, tmp_path: Path)
     assert not used & {slides.slide_ids[k] for k in slides.rows("test")}
 
 
-@pytest.mark.parametrize("methods", [("svm",), ("clam-sb", "clam-mb")])
+@pytest.mark.parametrize("methods", [("svm",), ("clam-sb", "clam-mb"), ("clam-sb", "fusion")])
 def test_unsuitable_methods_are_refused(methods: tuple[str, ...], synthetic: Synthetic, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"inside each fold|one task"):
+    with pytest.raises(InputError, match=r"inside each fold|one task|at least two outer folds"):
         tune(
             TrainingRequest(synthetic.cohort, tmp_path / "run"),
             Training(methods=methods, folds=3),
