@@ -33,10 +33,26 @@ FAILURE_WORDS: Final = {
 """Error code → what happened, as the end of a sentence that begins with a number of slides."""
 
 
+SINGULAR: Final = {
+    "end": "ends", "state": "states", "were": "was", "are": "is", "show": "shows",
+    "lack": "lacks", "have": "has", "need": "needs", "they": "it", "them": "it",
+}  # fmt: skip
+"""Word of FAILURE_WORDS → the same for one slide."""
+
+
+def failure_text(count: int, code: str) -> str:
+    """Return how many slides failed and how, such as "1 slide states no resolution"."""
+    words = FAILURE_WORDS.get(code, code)
+    if count == 1:
+        words = words.replace("are no images of slides", "is no image of a slide")
+        words = " ".join(SINGULAR.get(word, word) for word in words.split(" "))
+    return f"{count_text(count, 'slide')} {words}"
+
+
 def failure_sentences(night: NightSummary) -> list[str]:
     """Return a sentence for each error code, the most frequent first, such as "2 slides end too early: …"."""
     codes = sorted(night.failures.items(), key=lambda item: (-item[1], item[0]))
-    sentences = [f"{count_text(count, 'slide')} {FAILURE_WORDS.get(code, code)} ({code})." for code, count in codes]
+    sentences = [f"{failure_text(count, code)} ({code})." for code, count in codes]
     if night.not_scored:
         sentences.append(f"{count_text(night.not_scored, 'slide')} could not be scored with the bundle.")
     return sentences + calibration_sentences(night)

@@ -12,6 +12,7 @@ from her2batch.nightly.messages import (
     disk_sentence,
     explain_error,
     failure_sentences,
+    failure_text,
     headline,
     went_well,
 )
@@ -27,7 +28,7 @@ def test_failures_are_sentences_the_most_frequent_first() -> None:
     night = NightSummary("n", "t", failures={"gone": 1, "truncated": 3}, not_scored=1)
     assert failure_sentences(night) == [
         "3 slides end too early: the file was not copied completely (truncated).",
-        "1 slide disappeared while they were read (gone).",
+        "1 slide disappeared while it was read (gone).",
         "1 slide could not be scored with the bundle.",
     ]
 
@@ -83,3 +84,12 @@ def test_a_low_disk_is_counted_in_nights() -> None:
     night.written_bytes = 20_000_000_000
     assert "room for less than one night" in disk_sentence(night)
     assert disk_sentence(NightSummary("n", "t")) is None
+
+
+@pytest.mark.parametrize("code", FAILURE_WORDS)
+def test_one_slide_is_singular(code: str) -> None:
+    """The mail said "1 slide end too early" and "1 slide state no resolution"."""
+    words = failure_text(1, code).split()
+    assert words[:2] == ["1", "slide"]
+    assert not {"end", "state", "were", "are", "show", "lack", "have", "need", "they", "them"} & set(words)
+    assert failure_text(2, code).startswith("2 slides ")
