@@ -1,6 +1,8 @@
 """Cells are written as QuPath cell objects, and read again with the same values."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +93,26 @@ def test_a_file_without_cells_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps([feature("1+", objectType="annotation")]))
     with pytest.raises(InputError, match="has no cells"):
         read_cells(path, MPP)
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from her2batch.exchange.cells.qupath_cells import cell_features
+from her2batch.exchange.geojson import write_feature_collection
+write_feature_collection(Path(sys.argv[2]), cell_features(Path(sys.argv[1]), 0.25))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+"""Program that exports a table of cells and prints its greatest memory, MB."""
+
+
+@pytest.mark.long
+def test_memory_of_the_export_of_half_a_million_cells_is_bounded(tmp_path: Path) -> None:
+    peaks = []
+    for n in (1_000, 500_000):
+        table = tmp_path / f"{n}.parquet"
+        write_parquet(cells_table("S1", random_cells(n)), table, schemas.layout_of("cells"))
+        command = [sys.executable, "-c", PEAK, str(table), str(tmp_path / "cells.geojson")]
+        peaks.append(int(subprocess.run(command, capture_output=True, check=True).stdout))
+    assert (tmp_path / "cells.geojson").stat().st_size > 500_000_000
+    assert peaks[1] - peaks[0] < 300
