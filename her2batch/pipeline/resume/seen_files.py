@@ -146,11 +146,12 @@ class SeenFiles:
         return set(moved)
 
     def _is_free(self, owner: Row, digests: Mapping[str, str | None]) -> bool:
-        """Whether the file of a slide is gone, or has other content now."""
+        """Whether the file of a slide is gone, has other content now, or lies in another folder without a row."""
         path = owner["path"]
         if path in digests:
             return digests[path] not in (None, owner["sha256"])
-        is_elsewhere = path and self._pseudonymizer.key is None and Path(path).exists()  # in another scan folder
+        is_finished = owner["slide_id"] in self._rows  # by an ingest of another scan folder, where the file still is
+        is_elsewhere = is_finished and path and self._pseudonymizer.key is None and Path(path).exists()
         return path not in self._present and not is_elsewhere
 
     def _displace(self, path: str) -> None:

@@ -172,6 +172,18 @@ def test_files_of_another_scan_folder_are_left_alone(folder: Folder, tmp_path: P
     assert sorted(found.values())[-4:] == [SLIDES["a"], SLIDES["b"], SLIDES["c"], ("slide", "d")]
 
 
+def test_a_slide_that_was_never_finished_is_processed_in_the_folder_that_is_searched(
+    folder: Folder, tmp_path: Path
+) -> None:
+    """The same share under another path, after a run that was killed: its slides are no copies of unfinished ones."""
+    other = Folder(tmp_path / "other")
+    other.entries, other.rows = folder.entries, {name: row for name, row in folder.rows.items() if name != "a"}
+    other.write(e="content of a", f="content of b")
+    found = other.run()
+    assert (found["e"], found["f"]) == (("slide", "a"), ("duplicate", "b"))
+    assert len(found) == 4
+
+
 def test_pseudonyms_follow_the_content_too(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "scans", key=b"k" * 32)
     folder.write(a="content of a", b="content of b")
