@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from her2batch.errors import SlideError
 from her2batch.models.device_measurements.cut_tiles import cut_tiles_on_device, has_flat_square, shrink
 from her2batch.pipeline.cells.block_image import BlockFrames
 from her2batch.pipeline.tile_reader import ReadPlan
@@ -95,7 +96,7 @@ class _DeviceReader:
         areas = [block.box if self.frames is None else self.frames.area(block) for block in batch]
         wanted = [self._numbers(*each) for each in zip(batch, areas, strict=True)]
         numbers = sorted(set().union(*wanted))
-        with self._own_stream() as stream, _out_of_memory_as_refusal():
+        with self._own_stream() as stream, _errors_as_refusal():
             chunks = self._decode(numbers, is_first)
             places = {number: k for k, number in enumerate(numbers)}
             tiles: list[torch.Tensor] = []
@@ -170,12 +171,17 @@ class _DeviceReader:
 
 
 @contextmanager
-def _out_of_memory_as_refusal() -> Iterator[None]:
-    """Leave the tiles to the host where the device has no memory for them beside the models."""
+def _errors_as_refusal() -> Iterator[None]:
+    """Leave the tiles to the host where the device fails, whatever the error: the slide itself may be sound."""
     try:
         yield
+    except (DeviceDecodeRefused, SlideError):
+        raise
     except torch.OutOfMemoryError as error:
         raise DeviceDecodeRefused("the GPU has no memory to decode its tiles") from error
+    except Exception as error:
+        what = f"unexpected error on the device ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        raise DeviceDecodeRefused(what) from error
 
 
 def _from_host(image: Any) -> torch.Tensor:

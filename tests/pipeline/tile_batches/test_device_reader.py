@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from her2batch.errors import SlideError
 from her2batch.pipeline.cells.block_image import BlockFrames
 from her2batch.pipeline.tile_batches.device_reader import read_tiles_on_device
 from her2batch.pipeline.tile_reader import Batch, ReadPlan, plan_reads, read_tiles
-from her2batch.slides.nvimgcodec.chunk_decoder import DeviceDecodeRefused, chunk_decoder
+from her2batch.slides.nvimgcodec.chunk_decoder import ChunkDecoder, DeviceDecodeRefused, chunk_decoder
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Slide
 from her2batch.slides.tiff_slide import TiledTiffSlide
@@ -109,3 +110,17 @@ def test_an_error_of_the_decoding_thread_reaches_the_caller(
         monkeypatch.setattr(TiledTiffSlide, "raw_tile", lambda *_: b"")
         with pytest.raises(DeviceDecodeRefused, match="nvImageCodec"):
             both(slide, plan(slide, 0.25)[1], threads=2)
+
+
+@pytest.mark.parametrize(("error", "expected"), [
+    (TypeError("no such stream"), DeviceDecodeRefused), (SlideError("truncated", "a.svs", "ends early"), SlideError),
+])  # fmt: skip
+def test_an_unexpected_error_of_the_device_is_no_error_of_the_slide(
+    make_slide: Callable, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: type[Exception]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ChunkDecoder, "decode", fail)
+    with open_slide(make_slide(), "tiff") as slide, pytest.raises(expected, match=str(error)):
+        both(slide, plan(slide, 0.25)[1])
