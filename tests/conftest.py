@@ -211,13 +211,17 @@ class Synthetic(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Synthetic]:
     """24 small slides of fourteen patients, ingested once. Tests must copy the cohort to change it."""
     folder = make_once(folder_of_all_workers(tmp_path_factory) / "synthetic", _make_synthetic)
     cohort = tmp_path_factory.mktemp("synthetic") / "cohort"
     shutil.copytree(folder / "cohort", cohort, copy_function=os.link)  # the store replaces files, and never writes
     made = folder / "made"  # into them: workers can share their content
-    return Synthetic(made / "slides", made / "labels.csv", made / "annotations", cohort)
+    tables = {path.relative_to(cohort) for path in cohort.glob("tables/**/*.parquet")}
+    yield Synthetic(made / "slides", made / "labels.csv", made / "annotations", cohort)
+    left = {path.relative_to(cohort) for path in cohort.glob("tables/**/*.parquet")}
+    changed = sorted(str(path.parent) for path in tables ^ left if path.parts[1] != "runs")
+    assert not changed, f"a test has changed the cohort that all tests share: {changed[:3]}"
 
 
 def _make_synthetic(folder: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_bundle_records_the_loss_and_its_plain_lines_compute_the_same(
     torch.manual_seed(0)
     nets = {"head.safetensors": build_mil_network("clam-mb", DIM, 4, MilSettings(ordinal=ordinal)),
             "net.safetensors": build_network("resnet50", 4, 224, "tiny", ordinal).eval()}  # fmt: skip
-    with pytest.raises(ValueError, match="ordinal losses and fusions need format 3"):
+    with pytest.raises(ValueError, match="ordinal losses, fusions and overlapping patches need format 3"):
         BundleInfo(format=2, models=(head, image), **info)
     bundle = bundle_of(tmp_path / "bundle", BundleInfo(format=3, models=(head, image), **info), nets)
     bag, pixels = torch.randn(30, DIM), torch.randint(0, 256, (2, 3, 224, 224)).float()

@@ -1,6 +1,7 @@
 """Fusion: out-of-fold only, no label of a fold decides its predictions, better than weak bases where they differ."""
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -128,8 +129,9 @@ def test_a_run_with_fusion_is_bundled_and_scored(synthetic: Synthetic, tmp_path:
     assert entry.stack == final_stack(run.read("predictions"), TASK, run.read("rules"))
     assert ("membrane", "membrane") in entry.stack.bases
     assert {entry.ordinal for entry in bundle.info.models if entry.kind == "mil"} == {"corn"}
-    assert score(synthetic.cohort, run.bundle, Resources(workers=0)).exit_code == 0
-    cohort = Cohort(synthetic.cohort)
+    shutil.copytree(synthetic.cohort, tmp_path / "scored")  # all tests share the cohort
+    assert score(tmp_path / "scored", run.bundle, Resources(workers=0)).exit_code == 0
+    cohort = Cohort(tmp_path / "scored")
     slide_id = run.read("labels")["slide_id"][0].as_py()
     rows = cohort.read(f"predictions/{bundle.id}", slide_id).to_pylist()
     assert [row["method"] for row in rows] == ["clam-sb", "dtfd-afs", "fusion"]
