@@ -10,6 +10,7 @@ import jinja2
 
 from her2batch.reports.theme import csp_for_file
 from her2batch.reports.worklists import verdict_text
+from her2batch.task_names import stain_name
 
 
 def render_night_page(findings: Mapping[str, Any]) -> str:
@@ -31,6 +32,7 @@ def _template() -> jinja2.Template:
     environment.filters["verdict"] = verdict_text
     environment.filters["time"] = _format_duration
     environment.filters["clock"] = lambda text: text[:16].replace("T", " ")
+    environment.filters["stain_name"] = stain_name
     return environment.from_string(text)
 
 

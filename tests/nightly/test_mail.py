@@ -135,3 +135,11 @@ def test_a_password_without_encryption_is_refused(login: None, monkeypatch: pyte
 
 def test_a_login_cannot_stand_in_the_settings_file() -> None:
     assert not {name for name in NotificationSettings.model_fields if "password" in name or "user" in name}
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "1 slide finished"), (2, "2 slides finished")])
+def test_the_text_of_a_mail_counts_in_the_singular_too(count: int, words: str) -> None:
+    settings = NotificationSettings(mail_to=("night@lab.example",))
+    text = compose_mail(settings, NightSummary("n", "2026-06-01T19:00:00+00:00", fresh=count)).get_body(("plain",))
+    assert text is not None
+    assert words in text.get_content()

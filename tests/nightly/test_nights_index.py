@@ -1,5 +1,6 @@
 """The page of all nights: the newest first, with alarms in words; a damaged summary does not hide the others."""
 
+import re
 from pathlib import Path
 
 from her2batch.nightly.nights_index import INDEX, read_summaries, write_nights_index
@@ -36,6 +37,9 @@ def test_nights_have_their_counts_and_alarms(tmp_path: Path) -> None:
     assert "none" in rows[2]
     assert 'href="20260602-190000/report.html"' in rows[1]
     assert "Content-Security-Policy" in html
+    heads = re.findall(r"<th[^>]*>(.*?)</th>", html)
+    assert heads[:4] == ["night", "to look at", "failed", "alarms"]  # in view on a telephone
+    assert {row.count("<td>") for row in rows} == {len(heads)}
 
 
 def test_a_summary_of_an_older_version_lacks_fields(tmp_path: Path) -> None:
