@@ -58,18 +58,17 @@ from tests.runtime.test_scheduler import slide_jobs
 def test_of_two_runs_started_together_one_works_and_the_other_reports_it(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
-    """On a busy machine the other may begin only after the first has ended; then it finds nothing to do."""
-    out = tmp_path / "c"
-    runs = [start_ingest(reference_cohort.scans, out, 0) for _ in range(2)]
-    words = {run: run.communicate(timeout=120)[1] for run in runs}
-    first, second = sorted(runs, key=lambda run: run.returncode)
-    if second.returncode == 2:
-        assert f"{out}: is in use by host {socket.gethostname()}, pid {first.pid}, since" in words[second]
-        assert len(words[second].splitlines()) == 1
-    else:
-        assert (first.returncode, second.returncode) == (0, 0), words
-        assert "" in words.values(), words
-    assert first.returncode == 0
+    """On a busy machine the second may begin only after the first has ended; then two others are started."""
+    for attempt in range(10):
+        out = tmp_path / f"c{attempt}"
+        runs = [start_ingest(reference_cohort.scans, out, 0) for _ in range(2)]
+        words = {run: run.communicate(timeout=120)[1] for run in runs}
+        first, second = sorted(runs, key=lambda run: run.returncode)
+        if second.returncode != 0:
+            break
+    assert (first.returncode, second.returncode) == (0, 2), words
+    assert f"{out}: is in use by host {socket.gethostname()}, pid {first.pid}, since" in words[second]
+    assert len(words[second].splitlines()) == 1
     assert_same_files(out, reference_cohort.files)
     assert_intact(out)
 
