@@ -145,8 +145,9 @@ class CohortReader:
     @staticmethod
     def tables_of(row: Mapping[str, Any]) -> list[str]:
         """Names of the tables that one row of the slides table commits."""
-        paths = [str(file["path"]) for file in row["files"] or ()]
-        return sorted(path[7:].rpartition("/")[0] for path in paths if path.startswith("tables/"))
+        from her2batch.store.cohort import tables_of
+
+        return sorted(tables_of(row))
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Read a table of all slides. Raises InputError when the cohort has no table of this name."""
