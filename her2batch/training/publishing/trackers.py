@@ -86,9 +86,9 @@ def _send(client: Any, tracked: TrackedRun) -> Iterator[str]:
         tags = {KEY_TAG: tracked.key}
         parent = client.create_run(experiment, tags=tags, run_name=tracked.name).info.run_id
         _log(client, parent, tracked.parameters, {})
-    nested = _nested(client, experiment, parent)
+    finished = _finished_units(client, experiment, parent)
     for unit in tracked.units:
-        if nested.get(unit.name) == "FINISHED":
+        if unit.name in finished:
             continue
         _send_unit(client, experiment, parent, unit)
         yield unit.name
@@ -98,20 +98,20 @@ def _send(client: Any, tracked: TrackedRun) -> Iterator[str]:
     client.set_terminated(parent)
 
 
-def _nested(client: Any, experiment: str, parent: str) -> dict[str, str]:
-    """Return the status of each nested run by unit. One that was cut off is deleted, to be sent again."""
-    status: dict[str, str] = {}
+def _finished_units(client: Any, experiment: str, parent: str) -> set[str]:
+    """Return the units whose nested run is complete. One that was cut off is deleted, to be sent again."""
+    finished: set[str] = set()
     token = None
     while True:
         page = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'", page_token=token)
         for one in page:
             if one.info.status == "FINISHED":
-                status[one.data.tags[UNIT_TAG]] = one.info.status
+                finished.add(one.data.tags[UNIT_TAG])
             else:
                 client.delete_run(one.info.run_id)
         token = page.token
         if not token:
-            return status
+            return finished
 
 
 def _send_unit(client: Any, experiment: str, parent: str, unit: TrackedUnit) -> None:
