@@ -151,7 +151,7 @@ def _training_data(job: TrainingJob, unit: Unit, slides: UnitSlides) -> _Trainin
     fold = _make_fold(job, unit, labels, at[slides.rows("train")], at[slides.rows("val")])
     if job.training.readers is not None:
         task = job.training.task(unit.task)
-        fold = replace(fold, targets=soft_targets(_readings(job), task, ids, labels))
+        fold = replace(fold, targets=soft_targets(job.run.read_or_empty("readings"), task, ids, labels))
     return _TrainingData(_smoothed(job, unit, slides, fold), data, at, fill)
 
 
@@ -193,17 +193,11 @@ def _smoothed(job: TrainingJob, unit: Unit, slides: UnitSlides, fold: Fold) -> F
         return fold
     if job.training.disagreement == READERS:
         training_slides = {slides.slide_ids[k] for k in slides.rows("train")}
-        matrix = estimate_disagreement(_readings(job), job.training.task(unit.task), training_slides)
+        matrix = estimate_disagreement(job.run.read_or_empty("readings"), job.training.task(unit.task), training_slides)
     else:
         matrix = np.array((job.training.smoothing or {})[unit.task], np.float32)
     known = np.maximum(fold.labels, 0)  # slides of neither part have the label −1; their targets are not used
     return replace(fold, targets=matrix[known])
-
-
-def _readings(job: TrainingJob) -> pa.Table:
-    """Return the classes that readers give; empty for a run without readers."""
-    there = job.run.table("readings").is_file()
-    return job.run.read("readings") if there else run_schema("readings").empty_table()
 
 
 def _fit(

@@ -194,6 +194,10 @@ class TrainingRun:
         except (OSError, pa.ArrowInvalid) as error:
             raise InputError(f"can't be read ({type(error).__name__})", self.table(name), "train again") from error
 
+    def read_or_empty(self, name: str) -> pa.Table:
+        """Read a table that not every run has: without rows where it is missing. Raises InputError if it is damaged."""
+        return self.read(name) if self.table(name).is_file() else run_schema(name).empty_table()
+
     def commit(self, unit: Unit, predictions: pa.Table) -> None:
         """Write the predictions of a unit, which commits it, and delete its checkpoint."""
         folder = self.unit(unit)

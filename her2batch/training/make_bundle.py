@@ -52,7 +52,7 @@ def make_bundle(run: TrainingRun, work: UnitPlan, training: Training, plan: Plan
     predictions = run.read("predictions")
     entries = [_entry(run, unit, predictions, training) for unit in finals]
     if FUSION in training.methods:
-        rules = run.read("rules") if run.table("rules").is_file() else None
+        rules = run.read_or_empty("rules")
         entries += [_fusion_entry(predictions, training.task(name), rules) for name in training.tasks]
     encoders = sorted({entry.input for entry in entries if entry.kind == "mil"})
     licences = sorted({encoder_licence(name) for name in encoders}) or ["none needed"]
@@ -125,7 +125,7 @@ def _entry(run: TrainingRun, unit: Unit, predictions: pa.Table, training: Traini
     return ModelEntry.model_validate(values)
 
 
-def _fusion_entry(predictions: pa.Table, task: Task, rules: pa.Table | None) -> ModelEntry:
+def _fusion_entry(predictions: pa.Table, task: Task, rules: pa.Table) -> ModelEntry:
     """Return the entry of the stack of a task, which reads the bundle's other heads and the rules."""
     own = predictions.filter(_is_of(predictions, Unit(task.name, FUSION, FUSION_INPUT, FINAL_FOLD)))
     stack = final_stack(predictions, task, rules)

@@ -86,3 +86,12 @@ def test_a_run_has_one_driver(tmp_path: Path) -> None:
         other.join()
     with TrainingRun(tmp_path / "run").lock():
         pass
+
+
+def test_a_table_that_a_run_lacks_is_read_without_rows_and_a_damaged_one_is_an_error(tmp_path: Path) -> None:
+    run = TrainingRun(tmp_path)
+    assert run.read_or_empty("trials").schema == run_schema("trials")
+    assert run.read_or_empty("trials").num_rows == 0
+    run.table("trials").write_bytes(b"no table")
+    with pytest.raises(InputError, match="can't be read"):
+        run.read_or_empty("trials")

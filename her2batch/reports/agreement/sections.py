@@ -53,8 +53,8 @@ def training_run_section(data: ReportData) -> SectionContent | None:
     methods, curves = evaluate_methods(predictions, patients, "run") if predictions.num_rows else ([], ())
     few = cells_with_few_slides(predictions)
     rows = without_auc(metrics_summary(run.read("metrics")).to_pylist(), few)
-    paper = without_auc(run.read("tables").to_pylist() if run.table("tables").exists() else [], few)
-    excluded = run.read("excluded").to_pylist() if run.table("excluded").exists() else []
+    paper = without_auc(run.read_or_empty("tables").to_pylist(), few)
+    excluded = run.read_or_empty("excluded").to_pylist()
     classes = {name: task.classes for name, task in tasks_of_table(run.read("predictions")).items()}
     galleries = galleries_by_approach(predictions, _open_for_ish(data), classes)
     shown = sorted({error["slide_id"] for gallery in galleries for error in gallery.errors})

@@ -98,9 +98,7 @@ def _read_unit(predictions: Path, settings: Mapping[str, Any]) -> TrackedUnit:
 
 def _trials(run: TrainingRun) -> Iterator[TrackedUnit]:
     """Yield the trials of a search that are done."""
-    if not run.table("trials").is_file():
-        return
-    for row in run.read("trials").to_pylist():
+    for row in run.read_or_empty("trials").to_pylist():
         if row["val_loss"] is None:
             continue
         settings = {name: _text(value) for name, value in json.loads(row["settings"]).items()}
