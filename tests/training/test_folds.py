@@ -104,6 +104,15 @@ def test_no_patient_is_in_two_splits_and_every_slide_is_tested_and_validated_onc
     assert Counter(row["fold"] for row in rows) == Counter(dict.fromkeys(range(n_folds), table.num_rows))
 
 
+def test_no_training_part_lacks_a_class_that_could_be_there() -> None:
+    slides_of = [1, 1, 2, 1, 1, 2, 1, 3, 3, 1, 2, 3]  # as even with all slides of class 0 in two of the three parts
+    table = labelled([(f"P{k}", k % 3) for k, n in enumerate(slides_of) for _ in range(n)])
+    fold = fold_of(table, 3)
+    for part in range(3):
+        assert set(table["label"].to_numpy()[fold == part].tolist()) == {0, 1, 2}
+    assert cross_validation_splits(TASK, table, fold, 3).num_rows == 3 * 21
+
+
 @settings(deadline=None, max_examples=40)
 @given(cohorts(), st.randoms(use_true_random=False))
 def test_folds_do_not_depend_on_the_order_of_rows(cohort: tuple[pa.Table, int], random) -> None:
