@@ -21,8 +21,8 @@ from her2batch.models.encoders import TimmEncoder, find_encoder
 from her2batch.models.membrane_rule import apply_rule, rule_predictions
 from her2batch.models.nets import ImageClassifier
 from her2batch.models.predictor import BundlePredictor, SlideFeatures
+from her2batch.pipeline.cells.scoring import AREA_TABLE, cell_predictions, counted_cells, with_other_rule
 from her2batch.pipeline.cells.scoring import TABLE as CELLS_TABLE
-from her2batch.pipeline.cells.scoring import cell_predictions, counted_cells
 from her2batch.pipeline.explanation.saliency import saliency_table
 from her2batch.pipeline.patch_grid import plan_patches, read_patches
 from her2batch.settings import Plan
@@ -32,6 +32,7 @@ from her2batch.store.cohort import Cohort, Row, tables_of
 from her2batch.store.pieces.patient_tiles import patient_tiles, read_patient_tiles
 from her2batch.store.training_run import encoder_folder
 from her2batch.tasks import GUIDELINE_RULES, HER2_TASKS, PATCH_INPUTS, TIMM_PREFIX, task_applies
+from her2batch.vision.membrane import MEMBRANE_COLUMNS
 from her2batch.vision.patches import apply_clahe, usable_patches
 from her2batch.vision.thumbnail import crop_to_tissue, decode_jpeg
 
@@ -110,6 +111,16 @@ def rule_table(row: Mapping[str, Any], membrane: Mapping[str, NDArray[np.float32
         found = rule_predictions(apply_rule(membrane), presumed, row["flags"])
     keys = {"slide_id": row["slide_id"], "patient_id": row["patient_id"]}
     return pa.Table.from_pylist([{**values, **keys} for values in found], schemas.table_schema("predictions"))
+
+
+def read_rule_table(row: Mapping[str, Any], read: ReadTable, presumed: bool) -> pa.Table:
+    """Predictions of the membrane rule alone for a slide with tables. Arguments as of `rule_table` and `predict_slide`.
+
+    Raises what `read` raises.
+    """
+    membrane, own = read("membrane"), patient_tiles(read)
+    membrane = membrane if own is None else membrane.filter(pa.array(own))
+    return rule_table(row, {name: membrane.column(name).to_numpy() for name in MEMBRANE_COLUMNS}, presumed)
 
 
 def read_features(
@@ -213,12 +224,12 @@ def score_slide(
     bundle_id, stored = predictor.bundle.id, tables_of(row)
     missing = [network for network in networks if f"{NETWORK_TABLES[network.entry.kind]}/{bundle_id}" not in stored]
     added = _network_tables(cohort, plan, bundle_id, missing, row)
-    if "cells" in stored:
-        added[CELLS_TABLE] = cell_predictions(row, counted_cells(lambda name: cohort.read(name, row["slide_id"])))
 
     def read(name: str) -> pa.Table:
         return added[name] if name in added else cohort.read(name, row["slide_id"])
 
+    if "cells" in stored:
+        added[CELLS_TABLE] = with_other_rule(cell_predictions(row, counted_cells(read)), read(AREA_TABLE))
     return added | predict_slide(predictor, row, read)
 
 

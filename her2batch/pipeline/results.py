@@ -13,8 +13,8 @@ from her2batch.errors import SlideError
 from her2batch.models.bundle import Bundle
 from her2batch.models.predictor import BundlePredictor
 from her2batch.pipeline.cells.cell_stage import CELLS, marker_place
+from her2batch.pipeline.cells.scoring import AREA_TABLE, both_rules
 from her2batch.pipeline.cells.scoring import TABLE as CELLS_TABLE
-from her2batch.pipeline.cells.scoring import cell_predictions, counted_cells
 from her2batch.pipeline.inventory import InventoryUpdater
 from her2batch.pipeline.pieces.piece_results import (
     control_flags,
@@ -23,7 +23,7 @@ from her2batch.pipeline.pieces.piece_results import (
     score_pieces,
     with_control_failed,
 )
-from her2batch.pipeline.predict import predict_slide, rule_table
+from her2batch.pipeline.predict import predict_slide, read_rule_table
 from her2batch.pipeline.slide_state import SlideState
 from her2batch.slides.discover import DiscoveredSlides
 from her2batch.slides.slide import SlideInfo
@@ -33,9 +33,6 @@ from her2batch.store.cohort import Cohort, Draft, Row, tables_of
 from her2batch.store.label_sheets.book import LABEL_COLUMNS, LabelBook
 from her2batch.store.label_sheets.cells import is_unknown_patient
 from her2batch.store.label_sheets.stored import write_labels
-from her2batch.store.pieces.patient_tiles import patient_tiles
-from her2batch.tasks import MEMBRANE_RULE
-from her2batch.vision.membrane import MEMBRANE_COLUMNS
 
 DONE: Row = {"status": "done", "error_code": None, "error": None}
 
@@ -196,10 +193,9 @@ def _has_labels(cohort: Cohort, row: Row, label: Row) -> bool:
     if label.get("stain") != "ihc":
         return True
     # `ihc` is also what the colours suggest: whether the labels state it shows in the predictions of the rule
-    rule = f"predictions/{MEMBRANE_RULE}"
-    presumed = cohort.read(rule, row["slide_id"]).column("reasons").to_pylist()
+    presumed = cohort.read(AREA_TABLE, row["slide_id"]).column("reasons").to_pylist()
     files = cohort.read("slides", row["slide_id"]).column("files")[0].as_py()
-    files = [file for file in files if file["path"].startswith(f"tables/{rule}/")]
+    files = [file for file in files if file["path"].startswith(f"tables/{AREA_TABLE}/")]
     return not any("marker-presumed" in reasons for reasons in presumed) and files_match_row(cohort, {"files": files})
 
 
@@ -220,15 +216,13 @@ def _relabelled_tables(
     if restained and "pieces" in names:
         tables["pieces"] = rescore_pieces(read("pieces"), read("tiles"), read("membrane"), new["stain"])
         new["flags"] = with_control_failed(new["flags"], tables["pieces"])
-    for name in sorted(names, key=lambda name: name not in (f"predictions/{MEMBRANE_RULE}", CELLS_TABLE)):
+    cells_stay = marker_place(new["stain"]) == marker_place(row["stain"])
+    for name in sorted(names, key=lambda name: name not in (AREA_TABLE, CELLS_TABLE)):
         kind, _, source = name.partition("/")
-        if name == f"predictions/{MEMBRANE_RULE}" and label.get("stain") is not None:
-            membrane, own = read("membrane"), patient_tiles(read)
-            membrane = membrane if own is None else membrane.filter(pa.array(own))
-            shares = {column: membrane.column(column).to_numpy() for column in MEMBRANE_COLUMNS}
-            tables[name] = rule_table(new, shares, presumed=False)
-        elif name == CELLS_TABLE and restained:
-            tables[name] = cell_predictions(new, counted_cells(read))
+        if name == AREA_TABLE and label.get("stain") is not None:
+            tables[name] = read_rule_table(new, read, presumed=False)
+            if cells_stay and CELLS_TABLE in names:
+                tables |= both_rules(new, tables[name], read)
         elif kind == "predictions" and restained:
             if predictor is not None and source == predictor.bundle.id:
                 tables |= predict_slide(predictor, new, read)
@@ -236,7 +230,6 @@ def _relabelled_tables(
             rows = [{**values, "patient_id": new["patient_id"]} for values in read(name).to_pylist()]
             tables[name] = pa.Table.from_pylist(rows, schemas.table_schema(name))
     stale = [name for name in names if restained and name.partition("/")[0] in ("predictions", "attention")]
-    if CELLS in names and marker_place(new["stain"]) != marker_place(row["stain"]):
+    if CELLS in names and not cells_stay:
         stale.append(CELLS)
-        tables.pop(CELLS_TABLE, None)
     return tables, [name for name in stale if name not in tables]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from her2batch.errors import SlideError
 from her2batch.models.predictor import BundlePredictor
 from her2batch.pipeline.cells import cell_stage
+from her2batch.pipeline.cells.scoring import AREA_TABLE
 from her2batch.pipeline.pieces.piece_results import PieceResult, piece_table
 from her2batch.pipeline.predict import (
     N_PATCH_CLASSES,
@@ -52,7 +53,7 @@ from her2batch.slides import pyramid
 from her2batch.slides.slide import DISAGREE, Box, Slide, SlideInfo, resample
 from her2batch.store import schemas
 from her2batch.store.training_run import encoder_folder
-from her2batch.tasks import MEMBRANE_RULE, PATCH_INPUTS
+from her2batch.tasks import PATCH_INPUTS
 from her2batch.vision.cells.density import coarse_scale
 from her2batch.vision.cells.detection import CELL_MARGIN_UM, fit_cell_reference
 from her2batch.vision.membrane import MEMBRANE_COLUMNS, TileBatch, feature_index
@@ -296,7 +297,7 @@ def _apply_rule(_: StageContext) -> Work:
         membrane = measurements.column("membrane", len(MEMBRANE_COLUMNS)).astype(np.float32)
         membrane = membrane[np.isin(measurements.tiles, tissue_tiles.patient_rows)]
         columns = {name: membrane[:, k] for k, name in enumerate(MEMBRANE_COLUMNS)}
-        return {f"predictions/{MEMBRANE_RULE}": rule_table(row, columns, presumed=stain is None)}
+        return {AREA_TABLE: rule_table(row, columns, presumed=stain is None)}
 
     return work
 

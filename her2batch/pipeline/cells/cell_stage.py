@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 
 from her2batch.exchange.regions import SlideRegions
 from her2batch.pipeline.cells.block_image import BlockImage
-from her2batch.pipeline.cells.scoring import NUCLEAR_STAINS, TABLE, cell_predictions, counted_cells
+from her2batch.pipeline.cells.scoring import AREA_TABLE, NUCLEAR_STAINS, both_rules
 from her2batch.pipeline.slide_state import SlideState, StageContext, Tables, TileColumns, Work
 from her2batch.store.tables.cell_provenance import CellProvenance
 from her2batch.store.tables.cells import cells_table
@@ -48,7 +48,7 @@ def score(_: StageContext) -> Work:
     """Make the work of the stage that scores a slide by its cells."""
 
     def work(row: Mapping[str, Any], tables: Tables) -> Tables:
-        return {TABLE: cell_predictions(row, counted_cells(tables.__getitem__))}
+        return both_rules(row, tables[AREA_TABLE], tables.__getitem__)
 
     return work
 

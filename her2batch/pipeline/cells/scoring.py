@@ -22,10 +22,13 @@ from her2batch.models.membrane_rule import MIN_PLAUSIBLE, rule_predictions
 from her2batch.store import schemas
 from her2batch.store.pieces.patient_tiles import patient_tiles
 from her2batch.store.tables.cell_provenance import CellProvenance
-from her2batch.tasks import CELL_RULE, CLASSES, DETAIL_TASK, task_applies
+from her2batch.tasks import CELL_RULE, CLASSES, DETAIL_TASK, MEMBRANE_RULE, her2_class, task_applies
 from her2batch.vision.cells.compartment import TUMOUR_LIKELIHOOD
 
 TABLE: Final = f"predictions/{CELL_RULE}"
+
+AREA_TABLE: Final = f"predictions/{MEMBRANE_RULE}"
+"""The predictions of the rule on area, whose sets hold what the cells say."""
 
 NUCLEAR_STAINS: Final = frozenset({"er", "pr", "ki67"})
 """Stains whose DAB lies in nuclei. In all others it is looked for on membranes."""
@@ -61,6 +64,38 @@ def cell_predictions(row: Mapping[str, Any], cells: pa.Table) -> pa.Table:
         found = []
     keys = {"slide_id": row["slide_id"], "patient_id": row["patient_id"], "method": CELL_RULE}
     return pa.Table.from_pylist([{**values, **keys} for values in found], schemas.table_schema(TABLE))
+
+
+def both_rules(row: Mapping[str, Any], by_area: pa.Table, read: Callable[[str], pa.Table]) -> dict[str, pa.Table]:
+    """Return the tables of both rules for one slide, each with sets that hold the class of the other.
+
+    row: as in the slides table.  by_area: the predictions of the membrane rule alone.  read: reads the cells and the
+    tiles of the slide.  Raises what `read` raises.
+    """
+    by_cells = cell_predictions(row, counted_cells(read))
+    return {AREA_TABLE: with_other_rule(by_area, by_cells), TABLE: with_other_rule(by_cells, by_area)}
+
+
+def with_other_rule(predictions: pa.Table, other: pa.Table) -> pa.Table:
+    """Return the HER2 predictions of one rule with sets that hold what the other rule says, without gaps.
+
+    Where the area of the membranes and the cells differ, neither class can be ruled out. If the other rule says 2+
+    without ISH, the classes of both ISH results are kept.  predictions, other: rows of one slide by `membrane` and
+    `cells`, in any order; tasks without a class of both stay as they are.
+    """
+    said = {one["task"]: one for one in other.to_pylist() if one["predicted"] is not None and one["classes"]}
+    rows = predictions.to_pylist()
+    for one in rows:
+        if one["predicted"] is not None and one["task"] in said:
+            ranks = [one["classes"].index(name) for name in {*one["plausible"], *_kept_classes(said[one["task"]])}]
+            one["plausible"] = one["classes"][min(ranks) : max(ranks) + 1]
+    return pa.Table.from_pylist(rows, predictions.schema)
+
+
+def _kept_classes(prediction: Values) -> set[str]:
+    """The class of a prediction, and with 2+ without ISH those of both results."""
+    both = "-+" if "needs-ish" in prediction["reasons"] else ""
+    return {prediction["predicted"], *(str(her2_class(prediction["task"], "2+", ish)) for ish in both)}
 
 
 def _her2_predictions(

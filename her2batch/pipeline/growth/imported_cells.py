@@ -17,7 +17,8 @@ from her2batch.exchange.incoming import slide_for_file
 from her2batch.exchange.slide_names import files_in
 from her2batch.files.locations import to_location
 from her2batch.pipeline.cells.cell_stage import CELLS, marker_place
-from her2batch.pipeline.cells.scoring import TABLE, cell_predictions, counted_cells
+from her2batch.pipeline.cells.scoring import AREA_TABLE, both_rules
+from her2batch.pipeline.predict import read_rule_table
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.store.tables.cell_provenance import CellProvenance
@@ -124,7 +125,8 @@ def _commit(cohort: Cohort, row: Row, cells: pa.Table) -> Row:
     def read(name: str) -> pa.Table:
         return cells if name == CELLS else cohort.read(name, row["slide_id"])
 
-    tables: Mapping[str, pa.Table] = {CELLS: cells, TABLE: cell_predictions(row, counted_cells(read))}
+    presumed = any("marker-presumed" in reasons for reasons in read(AREA_TABLE).column("reasons").to_pylist())
+    tables: Mapping[str, pa.Table] = {CELLS: cells, **both_rules(row, read_rule_table(row, read, presumed), read)}
     try:
         return cohort.add_tables(row, tables)
     except OSError as error:

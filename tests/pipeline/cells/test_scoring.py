@@ -5,7 +5,8 @@ import pyarrow as pa
 import pytest
 
 from her2batch.assessment import assess_slide
-from her2batch.pipeline.cells.scoring import cell_predictions
+from her2batch.models.membrane_rule import RuleResult, rule_predictions
+from her2batch.pipeline.cells.scoring import cell_predictions, with_other_rule
 from her2batch.store.schemas import table_schema
 from her2batch.store.tables.cell_provenance import CellProvenance
 from her2batch.store.tables.cells import CELL_COLUMNS, cells_table
@@ -130,3 +131,40 @@ def test_rules_that_disagree_ask_for_a_review() -> None:
     assert (found.result, found.review) == ("3+", True)
     (reason,) = [one for one in found.reasons if one.code == "cells-disagree"]
     assert "3+ by membrane, 0 by cells" in reason.words
+
+
+def by_area(category: str, p: tuple[float, float, float, float], stain: str = "her2") -> pa.Table:
+    """Predictions of the membrane rule for the slide of `row_of`."""
+    result = RuleResult(category, 1.0, 1.0, False, {}, p, ())
+    rows = [{**one, "slide_id": "S1", "patient_id": "P1"} for one in rule_predictions(result, presumed=False)]
+    return pa.Table.from_pylist(rows if stain == "her2" else [], table_schema("predictions"))
+
+
+def sets_of(predictions: pa.Table) -> dict[str, list[str]]:
+    return {one["task"]: one["plausible"] for one in predictions.to_pylist()}
+
+
+def test_where_area_and_cells_differ_the_sets_of_both_hold_both_classes() -> None:
+    area = by_area("0", (0.999, 0.001, 0.0, 0.0))
+    cells = cell_predictions(row_of("her2"), cells_of((100, 0, 900, 0)))
+    assert sets_of(area)["her2-4way"] == ["0"]
+    assert "0" not in sets_of(cells)["her2-4way"]
+    for found in (sets_of(with_other_rule(area, cells)), sets_of(with_other_rule(cells, area))):
+        assert found["her2-4way"][:3] == ["0", "1+", "2+"]  # without gaps
+        assert found["her2-3way"] == ["0", "low", "high"]  # 2+ without ISH is low or high
+        assert found["her2-binary"] == ["negative", "positive"]
+    changed = with_other_rule(area, cells)
+    assert changed.schema == area.schema
+    assert changed.drop_columns("plausible") == area.drop_columns("plausible")
+
+
+def test_rules_that_agree_or_say_nothing_change_no_set() -> None:
+    area = by_area("3+", (0.0, 0.0, 0.01, 0.99))
+    strong = cell_predictions(row_of("her2"), cells_of((0, 0, 0, 1000)))
+    assert with_other_rule(area, strong) == area
+    assert with_other_rule(strong, area) == strong
+    refused = cell_predictions(row_of("her2"), cells_of((20, 0, 0, 0)))
+    assert with_other_rule(area, refused) == area
+    assert with_other_rule(refused, area) == refused
+    nuclear = cell_predictions(row_of("er"), cells_of((200, 100, 300, 400)))
+    assert with_other_rule(nuclear, by_area("0", (1, 0, 0, 0), "er")) == nuclear
