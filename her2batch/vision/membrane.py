@@ -203,7 +203,7 @@ def ridge_height(smooth: Map, mpp: float) -> Map:
     xx = cv2.Sobel(smooth, cv2.CV_32F, 2, 0, ksize=3, scale=0.125)  # half of a second difference
     yy = cv2.Sobel(smooth, cv2.CV_32F, 0, 2, ksize=3, scale=0.125)
     xy = cv2.Sobel(smooth, cv2.CV_32F, 1, 1, ksize=3, scale=0.25)
-    curvature = np.asarray(cv2.magnitude(cv2.subtract(xx, yy), xy), np.float32)
+    curvature = magnitude(np.subtract(xx, yy), np.asarray(xy, np.float32))
     curvature -= xx
     curvature -= yy
     cv2.multiply(curvature, 2**1.5 * s**2, dst=curvature)
@@ -227,6 +227,17 @@ def restore_dab_detail(h: Map, d: Map, mpp: float) -> Map:
     coarse_h += np.float32(ACHROMATIC_OD)
     both /= coarse_h
     return both
+
+
+def magnitude(x: Map, y: Map) -> Map:
+    """Return the root of x² + y², in place of x; y is overwritten.
+
+    OpenCV's function of this name rounds as the arrays happen to lie in memory: two runs then differ in the last digit.
+    """
+    x *= x
+    y *= y
+    x += y
+    return np.asarray(np.sqrt(x, out=x), np.float32)
 
 
 def without_negatives(values: Map) -> Map:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -99,8 +100,13 @@ def optical_density(rgb: NDArray[np.uint8], white: Vector) -> NDArray[np.float32
     rgb: (H, W, 3) uint8.  white: the background, 0–255.  Returns (3, H, W) float32, the fastest layout for stain
     separation; 0 for background, slightly negative for brighter px.  Source: Ruifrok & Johnston 2001.
     """
-    out = np.empty((3, *rgb.shape[:2]), np.float32)
-    for channel, table, density in zip(cv2.split(rgb), density_tables(white), out, strict=True):
+    return density_of_channels(cv2.split(rgb), white)
+
+
+def density_of_channels(channels: Sequence[NDArray[np.uint8]], white: Vector) -> NDArray[np.float32]:
+    """Return the optical density of an image whose R, G and B are three arrays, (H, W) uint8 each; see above."""
+    out = np.empty((3, *channels[0].shape), np.float32)
+    for channel, table, density in zip(channels, density_tables(white), out, strict=True):
         cv2.LUT(channel, table, dst=density)
     return out
 

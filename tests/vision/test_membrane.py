@@ -20,6 +20,7 @@ from her2batch.vision.membrane import (
     brown_nuclei,
     feature_index,
     feature_page,
+    magnitude,
     measure_tiles,
     membrane_thresholds,
     ridge_height,
@@ -246,3 +247,18 @@ def test_pale_staining_is_ordered_on_real_cores(
         request.applymarker(pytest.mark.xfail(strict=True, reason=pale))
     score = {name: one.score for name, one in results.items()}
     assert score["0"] < score["1+"] <= score["2+ a"]
+
+
+def placed(values: NDArray, offset: int) -> NDArray:
+    """A copy of float32 values that begins `offset` bytes after a multiple of 64 in memory."""
+    room = np.empty(values.nbytes + 128, np.uint8)
+    first = -room.ctypes.data % 64 + offset
+    copy = room[first : first + values.nbytes].view(np.float32).reshape(values.shape)
+    copy[...] = values
+    return copy
+
+
+def test_the_magnitude_does_not_depend_on_where_arrays_lie_in_memory() -> None:
+    x, y = np.random.default_rng(0).standard_normal((2, 90, 91), dtype=np.float32)
+    found = {magnitude(placed(x, k), placed(y, 4)).tobytes() for k in range(0, 64, 4)}
+    assert found == {np.sqrt(x * x + y * y).tobytes()}

@@ -61,7 +61,8 @@ def model_inputs(features: CellFeatures, place: NDArray[np.intp], shape: tuple[i
 
     def around(weights: Map | None) -> Map:
         """Return the sum over the square around each cell."""
-        total = np.bincount(place, weights, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float32)
+        total = np.zeros(shape, np.float32)
+        np.add.at(total.reshape(-1), place, 1 if weights is None else weights)
         summed = cv2.boxFilter(total, -1, (edge, edge), normalize=False, borderType=cv2.BORDER_CONSTANT)
         return np.asarray(summed.reshape(-1)[place], np.float32)
 

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from her2batch.vision.membrane import CHROMA_UM, PEN_RIM_UM, RIDGE_UM, restore_dab_detail, without_negatives
-from her2batch.vision.stain import Stains, optical_density, pen_mask, separate_stains, unmix
+from her2batch.vision.membrane import CHROMA_UM, PEN_RIM_UM, RIDGE_UM, magnitude, restore_dab_detail, without_negatives
+from her2batch.vision.stain import Stains, density_of_channels, pen_mask, separate_stains, unmix
 
 Map = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -61,11 +61,12 @@ def density_maps(pixels: NDArray[np.uint8], mpp: float, stains: Stains, excluded
     step = max(1, CHUNK_PX // scale) * scale
     dab, line = np.empty((2, height, width), np.float32)
     od = np.empty((3, height // scale, width // scale), np.float32)
+    channels = cv2.split(pixels[:height, :width])  # once: chunks overlap
     for top in range(0, height, step):
         for left in range(0, width, step):
             y, x = max(top - halo, 0), max(left - halo, 0)
             bottom, right = min(top + step, height), min(left + step, width)
-            part = optical_density(pixels[y : bottom + halo, x : right + halo][: height - y, : width - x], stains.white)
+            part = density_of_channels([one[y : bottom + halo, x : right + halo] for one in channels], stains.white)
             h, d = unmix(part, stains)
             smooth = cv2.GaussianBlur(restore_dab_detail(h, d, mpp), (0, 0), RIDGE_UM / mpp)
             core = np.s_[top - y : bottom - y, left - x : right - x]
@@ -97,7 +98,7 @@ def line_height(smooth: Map, mpp: float) -> Map:
     xx = cv2.Sobel(smooth, cv2.CV_32F, 2, 0, ksize=3, scale=0.125)
     yy = cv2.Sobel(smooth, cv2.CV_32F, 0, 2, ksize=3, scale=0.125)
     xy = cv2.Sobel(smooth, cv2.CV_32F, 1, 1, ksize=3, scale=0.25)
-    spread = np.asarray(cv2.magnitude(cv2.subtract(xx, yy), xy), np.float32)  # k₁ − k₂, half scale
+    spread = magnitude(np.subtract(xx, yy), np.asarray(xy, np.float32))  # k₁ − k₂, half scale
     across = np.subtract(spread, np.add(xx, yy, out=xx), out=xx)
     line = np.minimum(across, np.add(spread, spread, out=spread), out=spread)
     cv2.multiply(line, 2**1.5 * s**2, dst=line)

@@ -41,6 +41,9 @@ MIN_RADIUS_UM = 1.0
 OUTLINE_UM = np.maximum(np.arange(0, MAX_RADIUS_UM, OUTLINE_STEP_UM, dtype=np.float32), np.float32(MIN_RADIUS_UM))
 """Distances from the centre at which an outline may lie, µm."""
 
+CELLS_AT_ONCE = 256
+"""Cells whose samples fit in the processor's cache."""
+
 MIN_RELATIVE_HEIGHT = 0.3
 """Least height of a membrane as a share of the DAB inside the cell: on brown, what is just visible is higher."""
 
@@ -65,7 +68,14 @@ def ray_angles() -> tuple[Map, Map]:
 
 
 def trace_rays(maps: DensityMaps, grid: NucleusGrid, x: Map, y: Map, number: NDArray[np.int32], mpp: float) -> Rays:
-    """Return the rays of cells with the centres x, y (px of the block) and the labels `number`, (n,) each.
+    """Return the rays of cells with the centres x, y (px of the block) and the labels `number`, (n,) each."""
+    parts = [slice(first, first + CELLS_AT_ONCE) for first in range(0, max(len(x), 1), CELLS_AT_ONCE)]
+    rays = [_trace_rays(maps, grid, x[one], y[one], number[one], mpp) for one in parts]
+    return Rays(*(np.concatenate(columns) for columns in zip(*rays, strict=True)))
+
+
+def _trace_rays(maps: DensityMaps, grid: NucleusGrid, x: Map, y: Map, number: NDArray[np.int32], mpp: float) -> Rays:
+    """Return the rays of some cells.
 
     The samples of a cell lie side by side in memory, so that the maps are read once, from top to bottom.
     """
