@@ -28,7 +28,7 @@ from her2batch.errors import SlideError
 from her2batch.slides.codecs import (
     CODEC_NAME,
     ZSTD_CODECS,
-    JpegCodec,
+    JpegChunks,
     array_metadata,
     compress_lossless,
     decompress_lossless,
@@ -82,7 +82,7 @@ class _CopiedChunks:
     def __init__(self, slide: TiledTiffSlide, level: int, quality: int) -> None:
         self._slide, self._table, self._level, self._quality = slide, slide.table(level), level, quality
         tables = blank_metadata(self._table.jpeg_tables or b"")
-        self.codecs = (JpegCodec(tables=tables, colorspace_jpeg=self._table.colorspace).to_dict(),)
+        self.codecs = (JpegChunks(tables=tables, colorspace_jpeg=self._table.colorspace).to_dict(),)
         self.present = slide.present_tiles(level)
 
     def append(self, file: BinaryIO, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -146,7 +146,7 @@ class _EncodedChunks:
 
     def __init__(self, slide: Slide, level: int, quality: int, lossless: bool) -> None:
         self._slide, self._level = slide, level
-        self.codecs = ZSTD_CODECS if lossless else (JpegCodec(level=quality).to_dict(),)
+        self.codecs = ZSTD_CODECS if lossless else (JpegChunks(level=quality).to_dict(),)
         self._encode = compress_lossless if lossless else partial(encode_jpeg, quality=quality)
         self.present = np.True_
 
@@ -243,7 +243,7 @@ class _StoredLevel:
 
     folder: Path
     shard: int  # chunks along the edge of a shard
-    jpeg: JpegCodec | None  # None: lossless
+    jpeg: JpegChunks | None  # None: lossless
 
 
 ReadRange = Callable[[int, int], bytes]
@@ -349,5 +349,5 @@ def _parse_level(folder: Path, array: dict[str, Any]) -> tuple[Level, _StoredLev
     shard = array["chunk_grid"]["configuration"]["chunk_shape"][1] // chunk_height
     codecs = sharding["codecs"][1:]  # after the transpose
     is_lossless = codecs == list(ZSTD_CODECS)
-    jpeg = None if is_lossless else JpegCodec.from_dict(next(item for item in codecs if item["name"] == CODEC_NAME))
+    jpeg = None if is_lossless else JpegChunks.from_dict(next(item for item in codecs if item["name"] == CODEC_NAME))
     return Level(width, height, chunk_width, chunk_height), _StoredLevel(folder, shard, jpeg)
