@@ -38,8 +38,9 @@ from her2batch.settings import Plan, Training, TrainingResources
 from her2batch.store.cohort import Cohort, write_row
 from her2batch.store.schemas import embeddings_table, table_schema
 from her2batch.store.training_run import FINAL_FOLD, TrainingRun
-from her2batch.training.fit_loop import draw_class_balanced, random_stream
+from her2batch.training.fit_loop import draw_class_balanced
 from her2batch.training.metrics import metrics_summary, metrics_table
+from her2batch.training.recipes.random_streams import random_stream
 
 CLASSES = ("0", "1+", "3+")  # her2-3way: 0, low, high
 ENCODER = "timm:resnet50.a1_in1k"  # only the length of its embeddings is used, not its weights

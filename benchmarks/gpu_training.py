@@ -27,8 +27,9 @@ from her2batch.settings import ImageSettings, MilSettings
 from her2batch.store.cohort import Cohort
 from her2batch.training.bag_data import Bags, gather_bags
 from her2batch.training.fit_image import fit_image_network
-from her2batch.training.fit_loop import Fold, Progress, random_stream
+from her2batch.training.fit_loop import Fold, Progress
 from her2batch.training.fit_mil import fit_mil_network
+from her2batch.training.recipes.random_streams import random_stream
 
 CLASSES = 3
 EPOCHS = 3

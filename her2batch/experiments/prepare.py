@@ -53,9 +53,9 @@ from her2batch.tasks import (
     further_columns,
 )
 from her2batch.training import bag_data, folds, image_data
-from her2batch.training.fit_loop import random_stream
 from her2batch.training.methods import PATCH_TASK, UnitPlan, method_kind, method_settings, patches_per_edge
 from her2batch.training.readers.targets import check_readers
+from her2batch.training.recipes.random_streams import random_stream
 from her2batch.vision.patches import apply_clahe, label_patches, usable_patches
 from her2batch.vision.tile_grid import MAX_UPSAMPLING, TileGrid, plan_overlapping_tiles
 

@@ -156,11 +156,6 @@ def run_epochs(
     return FitResult(best, at, history)
 
 
-def random_stream(seed: int, *keys: int) -> np.random.Generator:
-    """Return an independent random generator for every (seed, keys): SFC64, seeded through SeedSequence."""
-    return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, *keys])))
-
-
 def draw_class_balanced(labels: NDArray[np.int64], draw: np.random.Generator) -> NDArray[np.int64]:
     """Return the positions of one epoch of class-balanced sampling with replacement, as many as labels (CLAM)."""
     counts = np.bincount(labels)

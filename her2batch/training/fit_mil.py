@@ -28,10 +28,10 @@ from her2batch.training.fit_loop import (
     Tensors,
     draw_class_balanced,
     pack_optimiser,
-    random_stream,
     run_epochs,
     unpack_optimiser,
 )
+from her2batch.training.recipes.random_streams import random_stream
 
 Rows = NDArray[np.int64]
 

@@ -15,7 +15,7 @@ from her2batch.errors import InputError
 from her2batch.store.tables.runs import run_schema
 from her2batch.store.training_run import FINAL_FOLD
 from her2batch.tasks import Task, as_task
-from her2batch.training.fit_loop import random_stream
+from her2batch.training.recipes.random_streams import random_stream
 
 ORDERS = 50
 """Orders of the patients that are tried: 0.06 s for 500 slides. With ten, some folds differed by two slides in size."""

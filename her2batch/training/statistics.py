@@ -20,7 +20,6 @@ from scipy.stats import beta, rankdata
 from her2batch.errors import InputError
 from her2batch.store.training_run import tasks_of_table
 from her2batch.tasks import PATCH_INPUTS
-from her2batch.training.fit_loop import random_stream
 from her2batch.training.methods import PATCH_NET
 from her2batch.training.metrics import (
     CELL,
@@ -41,6 +40,7 @@ from her2batch.training.metrics import (
     nan_to_null,
     r_squared,
 )
+from her2batch.training.recipes.random_streams import random_stream
 
 DRAWS = 2000
 """Number of resamples (methods.md §7)."""

@@ -16,7 +16,7 @@ from her2batch.training.augment import (
     augment,
     draw_augmentations,
 )
-from her2batch.training.fit_loop import random_stream
+from her2batch.training.recipes.random_streams import random_stream
 
 PLAIN = ImageSettings()
 JITTERED = ImageSettings(jitter=0.2)
