@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from her2batch.models.attention import padded_size, product_dtype
 from her2batch.store.cohort import Cohort, Row
 from her2batch.store.pieces.patient_tiles import read_patient_tiles
 from her2batch.tasks import Task, as_task
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 READERS = 4
 """Threads that decode Parquet, which releases the GIL."""
