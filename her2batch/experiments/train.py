@@ -253,8 +253,11 @@ def collect_results(job: TrainingJob, work: UnitPlan, fused: Sequence[Task] = ()
     """Write the run's predictions and metrics from all finished units; return the metrics.
 
     fused: tasks for which the predictions of the method `fusion` are added, which also reads the rules of the cohort.
+    A task with units that are not trained, in a run that was stopped or has failures, is not fused.
     """
     run = job.run
+    untrained = {unit.task for unit in work.units if unit.fold != FINAL_FOLD and not run.is_done(unit)}
+    fused = [task for task in fused if task.name not in untrained]
     units = [unit for unit in work.units if unit.fold != FINAL_FOLD and run.is_done(unit)]
     tables = [read_parquet(run.unit(unit) / "predictions.parquet") for unit in sorted(units)]
     from her2batch.store.tables.runs import run_schema

@@ -371,7 +371,7 @@ def stop_on_signals(stopped: threading.Event) -> Iterator[Callable[[], None]]:
         if stopped.is_set():
             os._exit(STOPPED)
         stopped.set()
-        os.write(2, b"stopping: finished slides are kept; run the same command again to continue\n")
+        os.write(2, b"stopping: finished work is kept; run the same command again to continue\n")
 
     def handle() -> None:
         for number in SIGNALS:

@@ -15,7 +15,8 @@ import pytest
 
 from her2batch.cli.app import _run, app
 from her2batch.errors import InputError, WeightsError
-from her2batch.experiments.train import TrainingRequest, read_request, train
+from her2batch.experiments.train import TrainingRequest, collect_results, read_request, train
+from her2batch.experiments.units import TrainingJob
 from her2batch.models.bundle import read_bundle
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.runtime.ray_session import RaySession
@@ -23,6 +24,8 @@ from her2batch.runtime.score import score
 from her2batch.settings import Plan, Resources, Training, TrainingResources
 from her2batch.store.cohort import Cohort, write_row
 from her2batch.store.training_run import TrainingRun
+from her2batch.tasks import as_task
+from her2batch.training.methods import plan_units
 from tests.conftest import Synthetic
 
 TABLES = ("folds", "labels", "excluded", "predictions", "metrics")
@@ -50,6 +53,17 @@ def test_a_run_has_the_files_of_the_contract(trained: Path) -> None:
         tested = [row["slide_id"] for row in predictions if row["method"] == method]
         labelled = pq.read_table(trained / "labels.parquet")["slide_id"].to_pylist()
         assert sorted(tested) == sorted(labelled)
+
+
+def test_a_stopped_run_fuses_nothing_and_names_no_wrong_cause(
+    trained: Path, synthetic: Synthetic, tmp_path: Path
+) -> None:
+    run = TrainingRun(shutil.copytree(trained, tmp_path / "run"))
+    training = QUICK.model_copy(update={"tasks": ("her2-3way",), "methods": ("clam-sb", "dtfd-afs", "clam-mb")})
+    job = TrainingJob(run, Cohort(synthetic.cohort), Plan(), training)
+    found = collect_results(job, plan_units(training, ("stain",)), [as_task("her2-3way")])  # clam-mb is not trained
+    assert set(found["method"].to_pylist()) == {"clam-sb", "dtfd-afs"}
+    assert not run.table("rules").exists()
 
 
 def test_training_without_ray_gives_the_same_bytes(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
