@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from her2batch.models.calibration.evidence import (
     CELLS_EVIDENCE,
@@ -18,6 +17,7 @@ from her2batch.models.calibration.evidence import (
 )
 from her2batch.pipeline.cells.scoring import TABLE as CELL_PREDICTIONS
 from her2batch.store.cohort import Cohort, Row, tables_of
+from her2batch.store.pieces.patient_tiles import read_patient_tiles
 from her2batch.tasks import MEMBRANE_RULE, as_task, is_calibration, task_applies
 from her2batch.vision.membrane import MEMBRANE_COLUMNS, feature_index
 
@@ -72,7 +72,7 @@ def _further(cohort: Cohort, row: Row, names: set[str]) -> dict[str, float]:
     """Return the further evidence for the membrane rule: shares that it does not read, and the counterstain."""
     found: dict[str, float] = {}
     if "membrane" in names:
-        table = cohort.read("membrane", row["slide_id"])
+        table = read_patient_tiles(cohort, row["slide_id"], "membrane")
         found |= share_evidence({name: table.column(name).to_numpy() for name in MEMBRANE_COLUMNS})
     counterstain = _measured(cohort, row, names)
     return found | {name: float(np.log(max(value, 1e-3))) for name, value in counterstain.items()}
@@ -91,7 +91,7 @@ def _measured(cohort: Cohort, row: Row, names: set[str]) -> dict[str, float]:
     """Return the measurements of a slide that are alike on all slides of a laboratory: the nuclear counterstain."""
     if STAIN_VECTORS not in names:
         return {}
-    table: pa.Table = cohort.read(STAIN_VECTORS, row["slide_id"])
+    table = read_patient_tiles(cohort, row["slide_id"], STAIN_VECTORS)
     if not table.num_rows:
         return {}
     column = table.column("embedding").combine_chunks()

@@ -49,17 +49,58 @@ def add_slide(
         "n_tiles": n, "flags": [], "files": [], "format": "aperio", "plan_id": cohort.plan().id,
     }  # fmt: skip
     row |= columns
+    write_row(cohort, row)
+    tables = {
+        **tile_tables(slide_id, membrane, rng, counterstain),
+        "predictions/membrane": rule_table(row, membrane, presumed=False),
+    }
+    cohort.add_tables(row, tables)
+
+
+def tile_tables(
+    slide_id: str, membrane: Mapping[str, np.ndarray], rng: np.random.Generator, counterstain: float
+) -> dict[str, pa.Table]:
+    """The tables of a slide with a row for each tile, which a calibration reads."""
+    n = len(membrane["cells"])
     keys = {"slide_id": pa.array([slide_id] * n), "tile": pa.array(np.arange(n, dtype=np.int32))}
     vectors = np.zeros((n, len(FEATURES)), np.float16)
     vectors[:, feature_index("haematoxylin_p90")] = counterstain * np.exp(rng.normal(0, 0.1))
     flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-    write_row(cohort, row)
-    tables = {
+    return {
         "membrane": pa.table({**keys, **membrane}, table_schema("membrane")),
         "embeddings/stain": embeddings_table(slide_id, keys["tile"], flat),
-        "predictions/membrane": rule_table(row, membrane, presumed=False),
     }
-    cohort.add_tables(row, tables)
+
+
+def add_control(
+    cohort: Cohort,
+    slide_id: str,
+    expected: str,
+    rng: np.random.Generator,
+    strength: float = 1.0,
+    counterstain: float = 0.25,
+) -> None:
+    """Add a piece of control tissue to a finished slide, with as many tiles as the patient's piece."""
+    patient = {name: cohort.read(name, slide_id) for name in ("membrane", "embeddings/stain")}
+    n, membrane = patient["membrane"].num_rows, membrane_of(expected, rng, strength)
+    control = tile_tables(slide_id, membrane, rng, counterstain)
+    tiles = {name: 0 for name in ("x", "y", "size", "tissue", "dab", "blur")}
+    joined = {name: pa.concat_tables([patient[name], control[name]]) for name in patient}
+    joined = {
+        name: table.set_column(1, table.schema.field(1), pa.array(np.arange(2 * n, dtype=np.int32)))
+        for name, table in joined.items()
+    }
+    piece = {name: 0 for name in ("x", "y", "width", "height", "area_mm2")} | {"n_tiles": n, "suspected": False}
+    score = rule_table(cohort.rows()[slide_id], membrane, presumed=False).to_pylist()[0]
+    roles = [
+        {"piece": 0, "role": "tissue", "expected": None, "predicted": None, "score": None},
+        {"piece": 1, "role": "control", "expected": expected, "predicted": score["predicted"], "score": score["score"]},
+    ]
+    pieces = [{"slide_id": slide_id, **piece, **role} for role in roles]
+    rows = [{"slide_id": slide_id, "tile": k, "piece": k // n, **tiles} for k in range(2 * n)]
+    joined["pieces"] = pa.Table.from_pylist(pieces, table_schema("pieces"))
+    joined["tiles"] = pa.Table.from_pylist(rows, table_schema("tiles"))
+    cohort.add_tables(cohort.rows()[slide_id], joined)
 
 
 def make_laboratory(

@@ -8,7 +8,7 @@ import pytest
 from her2batch.pipeline.calibration.read_evidence import is_calibratable, read_evidence
 from her2batch.settings import Plan
 from her2batch.store.cohort import Cohort
-from tests.pipeline.calibration.laboratories import add_slide
+from tests.pipeline.calibration.laboratories import add_control, add_slide
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,17 @@ def test_without_stain_vectors_the_counterstain_is_left_out(tmp_path: Path) -> N
     _, evidence = next(read_evidence(made, made.rows()["a-1"]))
     assert evidence.measured == {}
     assert set(evidence.further) == {"faint_complete", "moderate"}
+
+
+def test_control_tissue_is_no_evidence_of_the_patient(tmp_path: Path) -> None:
+    made = Cohort(tmp_path / "cohort")
+    made.create(Plan())
+    add_slide(made, "a-1", "1+", np.random.default_rng(0))
+    _, alone = next(read_evidence(made, made.rows()["a-1"]))
+    add_control(made, "a-1", "3+", np.random.default_rng(1), counterstain=1.5)
+    _, beside = next(read_evidence(made, made.rows()["a-1"]))
+    assert made.read("membrane", "a-1").num_rows == 6
+    assert (beside.further, beside.measured) == (alone.further, alone.measured)
 
 
 @pytest.mark.parametrize(
