@@ -12,6 +12,7 @@ from her2batch.models.calibration.evidence import (
     CELLS_EVIDENCE,
     COUNTERSTAIN,
     SlideEvidence,
+    control_evidence,
     prediction_evidence,
     share_evidence,
 )
@@ -69,11 +70,13 @@ def is_calibratable(prediction: Mapping[str, Any], row: Mapping[str, Any]) -> bo
 
 
 def _further(cohort: Cohort, row: Row, names: set[str]) -> dict[str, float]:
-    """Return the further evidence for the membrane rule: shares that it does not read, and the counterstain."""
+    """Return the further evidence for the membrane rule: other shares, the counterstain, and the slide's controls."""
     found: dict[str, float] = {}
     if "membrane" in names:
         table = read_patient_tiles(cohort, row["slide_id"], "membrane")
         found |= share_evidence({name: table.column(name).to_numpy() for name in MEMBRANE_COLUMNS})
+    if "pieces" in names:
+        found |= control_evidence(cohort.read("pieces", row["slide_id"]).to_pylist())
     counterstain = _measured(cohort, row, names)
     return found | {name: float(np.log(max(value, 1e-3))) for name, value in counterstain.items()}
 

@@ -5,7 +5,9 @@ import pytest
 
 from her2batch.models.calibration.cumulative_link import LinkModel
 from her2batch.models.calibration.evidence import (
+    CONTROL_WEIGHT,
     SlideEvidence,
+    control_evidence,
     prediction_evidence,
     share_evidence,
     slide_digest,
@@ -35,6 +37,20 @@ def test_a_slide_without_tiles_has_no_shares() -> None:
     assert np.isfinite(
         list(share_evidence({name: np.zeros(2, np.float32) for name in MEMBRANE_COLUMNS}).values())
     ).all()
+
+
+def test_controls_are_compared_with_what_they_should_be() -> None:
+    tissue = {"role": "tissue", "expected": None, "score": 1.0}
+    controls = [
+        {"role": "control", "expected": "3+", "score": 2.5},
+        {"role": "control", "expected": "1+", "score": 0.7},
+    ]
+    assert control_evidence([tissue, *controls]) == {"control": pytest.approx(CONTROL_WEIGHT * -0.4)}
+    unknown = [
+        {"role": "control", "expected": None, "score": 2.0},
+        {"role": "control", "expected": "3+", "score": None},
+    ]
+    assert control_evidence([tissue, *unknown, {"role": "control", "expected": "positive", "score": 2.0}]) == {}
 
 
 def test_the_columns_of_the_matrix_are_centred_and_in_order() -> None:

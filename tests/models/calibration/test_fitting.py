@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from her2batch.models.calibration.evidence import SlideEvidence
+from her2batch.models.calibration.evidence import CONTROL_WEIGHT, SlideEvidence
 from her2batch.models.calibration.fitting import LabelledEvidence, fit_method
 from her2batch.tasks import IHC_SCORES
 
@@ -31,6 +31,21 @@ def test_cells_that_are_right_are_believed_where_the_area_is_wrong(n: int) -> No
     assert found.model.weights["cells"] > 0.5
     p = np.array([found.model.link().probabilities(one.evidence.matrix(found.centre)[None])[0] for one in slides])
     assert [IHC_SCORES[k] for k in p.argmax(axis=1)] == [one.label for one in slides]
+
+
+def test_controls_tell_the_staining_of_a_run() -> None:
+    """The staining of every other run is two and a half logits too strong or too weak, and its controls show it."""
+    biases = [2.5 if k // 4 % 2 else -2.5 for k in range(60)]
+    right = []
+    for control in (CONTROL_WEIGHT * 0.4, 0.0):  # 2.5 logits are 0.4 classes of a control
+        slides = [
+            slide(k, {"control": float(np.sign(bias)) * control}, {}, None, bias) for k, bias in enumerate(biases)
+        ]
+        found = fit_method(slides, None)
+        p = [found.model.link().probabilities(one.evidence.matrix(found.centre)[None])[0] for one in slides]
+        right.append(sum(IHC_SCORES[one.argmax()] == of.label for one, of in zip(p, slides, strict=True)))
+    assert right[0] >= 58
+    assert right[1] <= 45
 
 
 @pytest.mark.parametrize("n", [2, 5, 20, 60])

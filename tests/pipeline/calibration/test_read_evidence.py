@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from her2batch.models.calibration.evidence import CONTROL_WEIGHT
 from her2batch.pipeline.calibration.read_evidence import is_calibratable, read_evidence
 from her2batch.settings import Plan
 from her2batch.store.cohort import Cohort
@@ -47,7 +48,7 @@ def test_without_stain_vectors_the_counterstain_is_left_out(tmp_path: Path) -> N
     assert set(evidence.further) == {"faint_complete", "moderate"}
 
 
-def test_control_tissue_is_no_evidence_of_the_patient(tmp_path: Path) -> None:
+def test_control_tissue_is_evidence_of_the_run_and_not_of_the_patient(tmp_path: Path) -> None:
     made = Cohort(tmp_path / "cohort")
     made.create(Plan())
     add_slide(made, "a-1", "1+", np.random.default_rng(0))
@@ -55,7 +56,10 @@ def test_control_tissue_is_no_evidence_of_the_patient(tmp_path: Path) -> None:
     add_control(made, "a-1", "3+", np.random.default_rng(1), counterstain=1.5)
     _, beside = next(read_evidence(made, made.rows()["a-1"]))
     assert made.read("membrane", "a-1").num_rows == 6
+    control = beside.further.pop("control")
     assert (beside.further, beside.measured) == (alone.further, alone.measured)
+    piece = made.read("pieces", "a-1").to_pylist()[1]
+    assert control == pytest.approx(CONTROL_WEIGHT * (piece["score"] - 3))
 
 
 @pytest.mark.parametrize(
