@@ -34,9 +34,9 @@ CONTROL: Final = "control"
 
 CONTROL_WEIGHT: Final = 6.0
 """Factor of this difference, in classes, which brings it to the size of the other evidence: logits. Where the strength
-of the staining varies between the runs of a laboratory by a factor of e^0.8, 60 labelled slides with a control of 1+,
-2+ and 3+ gave an accuracy of 0.953 with it, and 0.923 without; with a control of 3+ alone, which is intense in any
-case, 0.924. Drawn tables of the membrane rule, six laboratories; see docs/decisions.md."""
+of the staining varies between the runs of a laboratory by a factor of e^0.8, 60 labelled slides with controls of 1+, 2+
+and 3+ gave an accuracy of 0.963 with it, 0.940 without; with a control of 3+ alone, which is intense in most runs,
+0.948 (benchmarks/control_evidence.py, tables drawn at random)."""
 
 
 @dataclass(frozen=True)
