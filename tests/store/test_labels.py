@@ -93,8 +93,11 @@ def test_the_stratum_is_the_finest_label() -> None:
 @pytest.mark.parametrize(("slide", "reason"), [
     ({"status": "failed", "error_code": "no-mpp"}, "failed"), ({"status": "done", "n_tiles": 0}, "no-tiles"),
     ({"status": "done", "n_tiles": 5, "stain": "er"}, "other-stain"),
+    ({"status": "done", "n_tiles": 5, "flags": ["microarray"]}, "microarray"),
+    ({"status": "done", "n_tiles": 5, "flags": ["control-slide"]}, "control"),
+    ({"status": "done", "n_tiles": 5, "flags": ["only-controls"]}, "control"),
 ])  # fmt: skip
-def test_slides_without_usable_tiles_are_excluded_with_the_reason(slide: dict, reason: str) -> None:
+def test_slides_without_usable_tiles_of_one_patient_are_excluded_with_the_reason(slide: dict, reason: str) -> None:
     good, bad = label_slides(labelled(("a", "3+", None)), "her2-3way", {"s0": slide})
     assert len(good) == 0
     assert bad["reason"].to_pylist() == [reason]
