@@ -21,6 +21,7 @@ from her2batch.task_names import stain_name, task_name
 from her2batch.tasks import (
     CELL_RULE,
     CLASSES,
+    CONTRADICTIONS,
     GUIDELINE_RULES,
     HER2_TASKS,
     MEMBRANE_RULE,
@@ -196,7 +197,10 @@ def assess_slide(
     result, by = (None, None) if no_score else _result(main, verdict, task)
     needs_ish = not no_score and is_her2 and ish is None and _is_equivocal(own, verdict, result)
     derived = _derived_classes(result, ish, verdict, needs_ish) if is_her2 else {}
-    reasons = _reasons(row, refusals or own, needs_ish)
+    of_ish = {"needs-ish": ""} if needs_ish else {}
+    if by != "pathologist" and (result, ish) in CONTRADICTIONS:
+        of_ish["ish-contradicts"] = f"{result}, ISH {ish}"
+    reasons = _reasons(row, refusals or own, of_ish)
     no_result = has_no_result(row)
     other = not every and row["status"] == "done" and (no_result or not task_applies(IHC_TASK, row["stain"]))
     asked = (no_result or not other) and any(reason.asks for reason in reasons)
@@ -324,8 +328,8 @@ def make_reason(code: str, detail: str = "", asks: bool | None = None) -> Reason
     )
 
 
-def _reasons(row: Fields, predictions: Sequence[Fields], needs_ish: bool) -> tuple[Reason, ...]:
-    """Return every reason once, the weightiest first."""
+def _reasons(row: Fields, predictions: Sequence[Fields], of_ish: Mapping[str, str]) -> tuple[Reason, ...]:
+    """Return every reason once, the weightiest first. of_ish: reasons that concern ISH, with their details."""
     found: dict[str, Reason] = {}
 
     def add(code: str, detail: str = "", asks: bool | None = None) -> None:
@@ -343,9 +347,9 @@ def _reasons(row: Fields, predictions: Sequence[Fields], needs_ish: bool) -> tup
     scored = not has_no_result(row) and task_applies(IHC_TASK, row["stain"])
     if not predictions and not flags and row["n_tiles"] and scored:
         add("no-method")
-    if needs_ish:
-        add("needs-ish")
-    for code, task, classes in disagreements(predictions, needs_ish):
+    for code, detail in of_ish.items():
+        add(code, detail)
+    for code, task, classes in disagreements(predictions, "needs-ish" in of_ish):
         add(code, f"{task_name(task)}: {classes}")
     by_code: dict[str, list[Fields]] = {}
     settled = {"unconfirmed-3-plus"} if is_confirmed(predictions) else set()

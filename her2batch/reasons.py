@@ -21,6 +21,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "few-tumour-cells": ("not-scorable", "too few tumour cells"),
     "cells-disagree": ("disagreement", "tumour cells and membrane area give different classes"),
     "methods-disagree": ("disagreement", "the methods give different classes"),
+    "ish-contradicts": ("disagreement", "the laboratory's ISH result contradicts the score"),
     "pen": ("quality", "pen ink on the slide"),
     "blurred": ("quality", "much of the tissue is out of focus"),
     "overexposed": ("quality", "overexposed: staining can't be measured where colours are clipped"),

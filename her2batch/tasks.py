@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 IHC_SCORES: Final = ("0", "1+", "2+", "3+")
 
+CONTRADICTIONS: Final = frozenset({("0", "+"), ("1+", "+"), ("3+", "-")})
+"""IHC scores and ISH results that can't both be right (methods.md §1)."""
+
 HER2_DETAILS: Final = ("null", "ultralow")
 """Sub-scores of 0: no membrane staining; faint, incomplete staining in at most 10 % of the tumour cells."""
 

@@ -104,6 +104,19 @@ def test_2_plus_with_ish_is_what_ish_says(ish: str, three: str, two: str) -> Non
     assert found.state == "clear"
 
 
+@pytest.mark.parametrize(
+    ("score", "ish", "asks"), [("3+", "-", True), ("3+", "+", False), ("1+", "+", True), ("0", "-", False)]
+)
+def test_a_score_that_the_laboratorys_ish_contradicts_is_for_review(score: str, ish: str, asks: bool) -> None:
+    both = [prediction(score), prediction(score, method="cells")]
+    found = assess_slide(slide(), both, {"ish": ish})
+    assert (found.state, [one.code for one in found.reasons]) == (
+        ("review", ["ish-contradicts"]) if asks else ("clear", [])
+    )
+    decided = assess_slide(slide(), both, {"ish": ish}, [entry(score, "agree")])
+    assert (decided.state, decided.reasons) == ("decided", ())
+
+
 def test_2_plus_by_another_method_holds_the_derived_classes_back() -> None:
     rows = [*rule_rows(intense=0.5), prediction("2+", method="clam-sb")]
     found = assess_slide(slide(), rows)

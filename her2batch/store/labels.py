@@ -23,6 +23,7 @@ from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.store.reviews import counting_reviews, newest_reviews
 from her2batch.store.tables.runs import run_schema
 from her2batch.tasks import (
+    CONTRADICTIONS,
     DETAIL_TASK,
     HER2_DETAILS,
     HER2_TASKS,
@@ -270,10 +271,6 @@ def _exclusion(task: Task, row: Mapping[str, Any], slides: Slides, keep: bool) -
     if _truth(task, row) is None:
         return "needs-ish", f"{name} is 2+ without ISH"
     return None, None
-
-
-CONTRADICTIONS: Final = frozenset({("0", "+"), ("1+", "+"), ("3+", "-")})
-"""IHC and ISH results that can't both be right (methods.md §1)."""
 
 
 def apply_reviews(labels: pa.Table, entries: Sequence[Row], rows: Slides) -> tuple[pa.Table, pa.Table]:
