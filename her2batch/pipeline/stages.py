@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from her2batch.errors import SlideError
 from her2batch.models.predictor import BundlePredictor
 from her2batch.pipeline.cells import cell_stage
-from her2batch.pipeline.cells.scoring import AREA_TABLE
+from her2batch.pipeline.cells.scoring import AREA_TABLE, both_rules
 from her2batch.pipeline.pieces.piece_results import PieceResult, piece_table
 from her2batch.pipeline.predict import (
     N_PATCH_CLASSES,
@@ -292,12 +292,19 @@ def _list_pieces(_: StageContext) -> Work:
     return work
 
 
-def _apply_rule(_: StageContext) -> Work:
-    def work(row: Mapping[str, Any], stain: str | None, measurements: TileColumns, tissue_tiles: TissueTiles) -> Tables:
+def _apply_rules(_: StageContext) -> Work:
+    """Make the work of the stage that scores a slide by area and, where cells were measured, by them."""
+
+    def work(
+        row: Mapping[str, Any], stain: str | None, measurements: TileColumns, tissue_tiles: TissueTiles, tables: Tables
+    ) -> Tables:
         membrane = measurements.column("membrane", len(MEMBRANE_COLUMNS)).astype(np.float32)
         membrane = membrane[np.isin(measurements.tiles, tissue_tiles.patient_rows)]
         columns = {name: membrane[:, k] for k, name in enumerate(MEMBRANE_COLUMNS)}
-        return {AREA_TABLE: rule_table(row, columns, presumed=stain is None)}
+        by_area = rule_table(row, columns, presumed=stain is None)
+        if cell_stage.CELLS not in tables:
+            return {AREA_TABLE: by_area}
+        return both_rules(row, by_area, tables.__getitem__)
 
     return work
 
@@ -347,8 +354,7 @@ STAGES: tuple[Stage, ...] = (
         needed=_has_thumbnail_network, gpu=always,
     ),
     Stage("pieces", RESULTS, ("slide_id", "tissue_tiles", "piece_results", "overview"), "tables", _list_pieces),
-    Stage("rule", RESULTS, ("row", "stain", "measurements", "tissue_tiles"), "tables", _apply_rule),
-    Stage("cell rule", RESULTS, ("row", "tables"), "tables", cell_stage.score, needed=cell_stage.is_needed),
+    Stage("rules", RESULTS, ("row", "stain", "measurements", "tissue_tiles", "tables"), "tables", _apply_rules),
     Stage("predict", RESULTS, ("row", "tables"), "tables", _predict, needed=_has_bundle),
 )  # fmt: skip
 """All stages. The order is that of the plain loop; Ray must give the same bytes."""

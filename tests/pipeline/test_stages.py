@@ -44,8 +44,8 @@ def test_missing_value_is_refused_with_the_name_of_the_stage() -> None:
 
 
 def test_stages_that_run_in_parallel_may_not_take_from_each_other() -> None:
-    early = [replace(stage, over="aside") if stage.name == "rule" else stage for stage in STAGES]
-    with pytest.raises(ValueError, match=r"stage rule needs .*'measurements'"):
+    early = [replace(stage, over="aside") if stage.name == "rules" else stage for stage in STAGES]
+    with pytest.raises(ValueError, match=r"stage rules needs .*'measurements'"):
         check_stages(early)
 
 

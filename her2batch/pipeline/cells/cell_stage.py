@@ -6,7 +6,6 @@ border of two blocks is seen in both; where the two differ by so much that both 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Final
 
@@ -17,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from her2batch.exchange.regions import SlideRegions
 from her2batch.pipeline.cells.block_image import BlockImage
-from her2batch.pipeline.cells.scoring import AREA_TABLE, NUCLEAR_STAINS, both_rules
+from her2batch.pipeline.cells.scoring import NUCLEAR_STAINS
 from her2batch.pipeline.slide_state import SlideState, StageContext, Tables, TileColumns, Work
 from her2batch.store.tables.cell_provenance import CellProvenance
 from her2batch.store.tables.cells import cells_table
@@ -42,15 +41,6 @@ def marker_place(stain: str | None) -> Marker:
 def is_needed(context: StageContext) -> bool:
     """Whether an ingest with these settings measures cells."""
     return context.plan.cells == "all"
-
-
-def score(_: StageContext) -> Work:
-    """Make the work of the stage that scores a slide by its cells."""
-
-    def work(row: Mapping[str, Any], tables: Tables) -> Tables:
-        return both_rules(row, tables[AREA_TABLE], tables.__getitem__)
-
-    return work
 
 
 def detect(_: StageContext) -> Work:
