@@ -166,7 +166,8 @@ def embed_instances(x: torch.Tensor, layer: nn.Linear, dropout: float, rng: Rand
     scale = 256 / (256 - cut)  # applied to the weights, as relu(s · z) = s · relu(z): a thousandth of the numbers
     bias = torch.zeros(len(layer.weight), device=x.device) if layer.bias is None else layer.bias
     mask = _dropout_mask((len(x), len(layer.weight)), cut, rng, x)
-    out: torch.Tensor = _Embed.apply(x, (layer.weight * scale).to(x.dtype), (bias * scale).to(x.dtype), mask)
+    embed: Any = _Embed.apply  # some versions of torch do not declare its type
+    out: torch.Tensor = embed(x, (layer.weight * scale).to(x.dtype), (bias * scale).to(x.dtype), mask)
     return out
 
 
@@ -187,7 +188,8 @@ class GatedAttention(nn.Module):
         shape = (len(h), self.score.in_features)
         dropping = rng is not None and self.cut > 0
         mask = _dropout_mask(shape, self.cut, rng, h) if rng is not None and dropping else None
-        gated = _Gate.apply(h, self.gate.weight.to(h.dtype), self.gate.bias.to(h.dtype), mask)
+        gate: Any = _Gate.apply
+        gated = gate(h, self.gate.weight.to(h.dtype), self.gate.bias.to(h.dtype), mask)
         weight = self.score.weight * (256 / (256 - self.cut)) if dropping else self.score.weight
         return at_least_float32(F.linear(gated, weight.to(h.dtype), self.score.bias.to(h.dtype))).t()
 

@@ -378,9 +378,8 @@ def load_network(bundle: Bundle, entry: ModelEntry, device: str = "cpu") -> Imag
 
     Raises InputError when the file does not fit the method: other tensors, other shapes, values that are not finite.
     """
-    import torch
 
-    from her2batch.models.device import set_deterministic
+    from her2batch.models.device import set_deterministic, to_channels_last
 
     set_deterministic(device)
     path = bundle.path / entry.file
@@ -392,5 +391,6 @@ def load_network(bundle: Bundle, entry: ModelEntry, device: str = "cpu") -> Imag
         )
     except WeightsError as error:
         raise InputError(error.message, path, COPY_AGAIN) from error
-    net = net.to(device).to(memory_format=torch.channels_last)
-    return ImageClassifier(net, len(entry.classes), device, network_spec(entry.method).normalization)
+    return ImageClassifier(
+        to_channels_last(net, device), len(entry.classes), device, network_spec(entry.method).normalization
+    )

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from her2batch.errors import InputError
 from her2batch.models.attention import product_dtype
@@ -47,6 +48,13 @@ def gpu_number(device: str) -> int | None:
     if chosen.type != "cuda":
         return None
     return torch.cuda.current_device() if chosen.index is None else chosen.index
+
+
+def to_channels_last(network: nn.Module, device: str | torch.device) -> nn.Module:
+    """Move a network to a device, its weights in the layout in which convolutions are fastest."""
+    move: Any = network.to  # some versions of torch do not declare the argument
+    moved: nn.Module = move(device, memory_format=torch.channels_last)
+    return moved
 
 
 def set_deterministic(device: str) -> None:

@@ -299,15 +299,14 @@ def load_timm_network(spec: TimmEncoder, path: Path, device: str, precision: Pre
     """
     import torch
 
-    from her2batch.models.device import Normalization, check_precision, run_network, set_deterministic
+    from her2batch.models.device import Normalization, check_precision, run_network, set_deterministic, to_channels_last
     from her2batch.models.device_measurements.tile_batch import tiles_for_network
 
     check_precision(precision, device)
     set_deterministic(device)
     tensors = rename_in_order(read_weights(path), _tensor_names(spec.arch) if spec.source.package is not None else ())
     state = {key: tensor for key, tensor in tensors.items() if not key.startswith(CLASSIFIER_PREFIXES)}
-    net = network_with_weights(lambda: _build_timm_network(spec), state, path).to(device)
-    net = net.to(memory_format=torch.channels_last)
+    net = to_channels_last(network_with_weights(lambda: _build_timm_network(spec), state, path), device)
     normalization = Normalization(spec.mean, spec.std, spec.input_px, spec.resize)
     first_patch = 1 + spec.kwargs.get("reg_tokens", 0)  # after the class token and the registers
 

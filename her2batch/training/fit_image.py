@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from her2batch.errors import InputError
 from her2batch.models.attention import product_dtype
-from her2batch.models.device import Normalization, run_network, set_deterministic
+from her2batch.models.device import Normalization, run_network, set_deterministic, to_channels_last
 from her2batch.models.nets import (
     ImageClassifier,
     build_network,
@@ -112,7 +112,7 @@ def trained_network(
     """Return a trained network on its device, in evaluation mode, for `predict_images`."""
     set_deterministic(device)
     net = filled(lambda: build_network(method, n_classes, input_px, size, ordinal), weights, Path(method))
-    return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return to_channels_last(net, device)
 
 
 def predict_images(
@@ -219,7 +219,7 @@ class _Learner:
             from timm.layers import convert_sync_batchnorm
 
             net = convert_sync_batchnorm(net)
-        self._net: torch.nn.Module = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._net: torch.nn.Module = to_channels_last(net, device)
         self._shared = self._over_processes()
         spec = network_spec(method)
         self._normalization, self._optimiser = spec.normalization, self._make_optimiser(spec.decoupled)

@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 
 from her2batch.errors import InputError
 from her2batch.models import device
-from her2batch.models.device import SUB_BATCH, Normalization, check_precision, run_network, set_deterministic
+from her2batch.models.device import (
+    SUB_BATCH,
+    Normalization,
+    check_precision,
+    run_network,
+    set_deterministic,
+    to_channels_last,
+)
 
 PLAIN = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -124,3 +131,10 @@ def test_a_processor_without_bfloat16_refuses_it_with_the_option(monkeypatch: py
     with pytest.raises(InputError, match="this processor has no instructions for bfloat16") as refused:
         check_precision("bfloat16", "cpu")
     assert "--precision float32" in refused.value.remedy
+
+
+def test_a_network_is_moved_with_its_weights_in_channels_last() -> None:
+    network = torch.nn.Conv2d(3, 4, 5)
+    moved = to_channels_last(network, "cpu")
+    assert moved.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(moved.weight, network.weight)
