@@ -15,10 +15,10 @@ from her2batch.training.fit_loop import (
     Stopping,
     draw_class_balanced,
     pack_optimiser,
-    random_stream,
     run_epochs,
     unpack_optimiser,
 )
+from her2batch.training.recipes.random_streams import random_stream
 
 
 class Line:
@@ -119,9 +119,3 @@ def test_class_balanced_sampling_draws_all_classes_equally(labels: list[int], se
     shares = np.bincount(drawn, minlength=3) / len(drawn)
     assert np.abs(shares - 1 / 3).max() < 0.08
     assert len(draw_class_balanced(array, random_stream(seed))) == len(labels)
-
-
-def test_random_streams_differ_by_key_and_are_repeatable() -> None:
-    draws = {keys: random_stream(*keys).integers(2**60) for keys in ((0, 1), (0, 2), (1, 1), (1,), (0, 1, 2))}
-    assert len(set(draws.values())) == len(draws)
-    assert random_stream(0, 1).integers(2**60) == draws[0, 1]
