@@ -229,7 +229,8 @@ def score_slide(
         return added[name] if name in added else cohort.read(name, row["slide_id"])
 
     if "cells" in stored:
-        added[CELLS_TABLE] = with_other_rule(cell_predictions(row, counted_cells(read)), read(AREA_TABLE))
+        by_cells = cell_predictions(row, counted_cells(read))
+        added[CELLS_TABLE] = with_other_rule(by_cells, read(AREA_TABLE)) if AREA_TABLE in stored else by_cells
     return added | predict_slide(predictor, row, read)
 
 

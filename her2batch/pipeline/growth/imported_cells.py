@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -17,9 +17,9 @@ from her2batch.exchange.incoming import slide_for_file
 from her2batch.exchange.slide_names import files_in
 from her2batch.files.locations import to_location
 from her2batch.pipeline.cells.cell_stage import CELLS, marker_place
-from her2batch.pipeline.cells.scoring import AREA_TABLE, both_rules
+from her2batch.pipeline.cells.scoring import AREA_TABLE, TABLE, both_rules, cell_predictions, counted_cells
 from her2batch.pipeline.predict import read_rule_table
-from her2batch.store.cohort import Cohort, Row
+from her2batch.store.cohort import Cohort, Row, tables_of
 from her2batch.store.pseudonyms import Pseudonymizer
 from her2batch.store.tables.cell_provenance import CellProvenance
 from her2batch.store.tables.cells import cells_table
@@ -120,13 +120,18 @@ def tiles_of_points(tiles: pa.Table, x: NDArray[np.float64], y: NDArray[np.float
 
 def _commit(cohort: Cohort, row: Row, cells: pa.Table) -> Row:
     """Write the cells, the predictions and the row of a slide. Raises StoreError."""
-    row = {**row, "flags": [*(flag for flag in row["flags"] or () if flag != IMPORTED), IMPORTED]}
+    others = {**row, "flags": [flag for flag in row["flags"] or () if flag != IMPORTED]}
+    row = {**row, "flags": [*others["flags"], IMPORTED]}
 
     def read(name: str) -> pa.Table:
         return cells if name == CELLS else cohort.read(name, row["slide_id"])
 
-    presumed = any("marker-presumed" in reasons for reasons in read(AREA_TABLE).column("reasons").to_pylist())
-    tables: Mapping[str, pa.Table] = {CELLS: cells, **both_rules(row, read_rule_table(row, read, presumed), read)}
+    tables: dict[str, pa.Table] = {CELLS: cells}
+    if AREA_TABLE in tables_of(row):
+        presumed = any("marker-presumed" in reasons for reasons in read(AREA_TABLE).column("reasons").to_pylist())
+        tables |= both_rules(row, read_rule_table(others, read, presumed), read)
+    else:  # tiles of another program, whose membranes were not measured
+        tables[TABLE] = cell_predictions(row, counted_cells(read))
     try:
         return cohort.add_tables(row, tables)
     except OSError as error:

@@ -29,6 +29,7 @@ def test_exported_cells_can_be_imported_again(cohort: Cohort, tmp_path: Path) ->
     found = export_cohort(ExportRequest(cohort.root, "geojson", tmp_path / "out", what="cells"))
     assert (found.files, found.failures) == (1, {})
     before, scored = cohort.read("cells", "a"), cohort.read("predictions/cells", "a").to_pylist()
+    by_area = cohort.read("predictions/membrane", "a")
     files = find_cell_files([tmp_path / "out" / "a.cells.geojson"])
     summary = import_cells(cohort.root, files, Pseudonymizer())
     assert (summary.slides, summary.failures, summary.exit_code) == ({"a": before.num_rows}, {}, 0)
@@ -39,7 +40,16 @@ def test_exported_cells_can_be_imported_again(cohort: Cohort, tmp_path: Path) ->
     assert [one["predicted"] for one in again] == [one["predicted"] for one in scored]
     assert all(IMPORTED in one["reasons"] for one in again)
     assert IMPORTED in cohort.rows()["a"]["flags"]
+    assert cohort.read("predictions/membrane", "a") == by_area  # the same cells say the same
     assert list(verify_cohort(cohort)) == []
+
+
+def test_cells_are_imported_where_no_membranes_were_measured(cohort: Cohort, tmp_path: Path) -> None:
+    export_cohort(ExportRequest(cohort.root, "geojson", tmp_path / "out", what="cells"))
+    cohort.add_tables(cohort.rows()["a"], {}, ["membrane", "predictions/membrane"])
+    summary = import_cells(cohort.root, find_cell_files([tmp_path / "out" / "a.cells.geojson"]), Pseudonymizer())
+    assert (summary.failures, summary.exit_code) == ({}, 0)
+    assert all(IMPORTED in one["reasons"] for one in cohort.read("predictions/cells", "a").to_pylist())
 
 
 def test_cells_of_another_slide_are_refused_and_nothing_changes(cohort: Cohort, tmp_path: Path) -> None:
