@@ -59,9 +59,17 @@ def paper_lines(tables: pa.Table) -> Iterator[str]:
     """Yield the tables of the run, each row beside that of the paper."""
     rows = tables.to_pylist()
     for name in dict.fromkeys(row["table"] for row in rows):
-        of_table = [row for row in rows if row["table"] == name]
+        every = [row for row in rows if row["table"] == name]
+        of_table = [row for row in every if row["status"] == "reproduced"]
         yield f"## {TITLES.get(name, name)}"
         yield ""
+        if len(of_table) < len(every):
+            missing = dict.fromkeys(f"`{row['method']}`" for row in every if row["status"] != "reproduced")
+            counts = f"{len(every) - len(of_table)} of {len(every)} rows"
+            yield f"Without a result in this run: {counts} ({', '.join(missing)})."
+            yield ""
+        if not of_table:
+            continue
         head = ["task", "method", "input", *(part for one in ("AUC", "F1", "accuracy") for part in (one, "paper"))]
         yield from table(
             head,
@@ -74,8 +82,6 @@ def paper_lines(tables: pa.Table) -> Iterator[str]:
         for method, settings in dict.fromkeys((row["method"], row["settings"]) for row in of_table):
             if settings:
                 yield f"- `{method}`: {settings}"
-        for why in dict.fromkeys(row["why"] for row in of_table if row["why"]):
-            yield f"- Without a result: {why}."
         yield ""
 
 
@@ -104,8 +110,10 @@ def paired_lines(run: TrainingRun) -> Iterator[str]:
     rows = [row for row in compared if row["method"] == row["other_method"] and row["input"] != row["other_input"]]
     yield "## Encoders compared"
     yield ""
-    yield "Each method on both encoders, on the same slides: difference of the pooled metrics, 95 % interval of 2,000 "
-    yield "resamples of the patients, and p (two-sided, not corrected for the number of comparisons)."
+    yield (
+        "Each method on both encoders, on the same slides: difference of the pooled metrics, 95 % interval of 2,000 "
+        "resamples of the patients, and p (two-sided, not corrected for the number of comparisons)."
+    )
     yield ""
     yield from table(
         ["task", "method", "first less second", "metric", "difference", "interval", "p"],

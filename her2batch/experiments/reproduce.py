@@ -91,7 +91,7 @@ def _reproduce(
     fusions = [(row, (row.task, row.method, row.input)) for row in own]
     missing |= {cell: reasons[cell[0]] for _, cell in fusions if cell[0] in reasons}
     settings = {cell: _settings_text(job.training, cell) for _, cell in rows}
-    tables = compare_with_paper([*rows, *fusions], trained.summary, missing, settings)
+    tables = compare_with_paper([*rows, *fusions], trained.summary, missing, settings, job.training.folds)
     job.run.write("tables", tables)
     write_run_report(job)
     return ReproductionSummary(trained, tables)

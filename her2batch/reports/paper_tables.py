@@ -90,13 +90,16 @@ def compare_with_paper(
     summary: pa.Table,
     missing: Mapping[Cell, str],
     settings: Mapping[Cell, str] = MappingProxyType({}),
+    folds: int | None = None,
 ) -> pa.Table:
     """Return the table `tables` of a run: each row of the paper with the result of this run.
 
     rows: each with the cell (task, method, input) that was run for it.  summary: summary of the run's metrics.
     missing: cell → why it has no data.  settings: cell → its settings in this run, as text.
+    folds: of a result; one with fewer, of a run that was stopped, is none. None: every one is a result.
     """
-    results = {(row["task"], row["method"], row["input"]): row for row in summary.to_pylist()}
+    whole = [row for row in summary.to_pylist() if folds is None or row["folds"] == folds]
+    results = {(row["task"], row["method"], row["input"]): row for row in whole}
     compared = []
     for row, cell in rows:
         own = results.get(cell, {})

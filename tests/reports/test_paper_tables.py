@@ -53,6 +53,17 @@ def test_each_row_has_its_status_and_reason() -> None:
     assert table["why"].to_pylist()[:2] == [None, "no slide is labelled"]
 
 
+def test_a_row_whose_folds_are_not_all_trained_has_no_result() -> None:
+    rows = [(row, row.cell("stain", "thumbnail-224")) for row in paper_rows()][:2]
+    names = {f"{name}_{what}": pa.array([50.0, 60.0]) for name in ("auc", "f1", "accuracy") for what in ("mean", "sd")}
+    keys = {name: [cell[k] for _, cell in rows] for k, name in enumerate(("task", "method", "input"))}
+    summary = pa.table({**keys, **names, "folds": pa.array([10, 4], pa.int32())})
+    table = compare_with_paper(rows, summary, {}, folds=10)
+    assert table["status"].to_pylist() == ["reproduced", "not run"]
+    assert table["auc_mean"].to_pylist() == [50, None]
+    assert "stopped" in table["why"].to_pylist()[1]
+
+
 def test_further_encoders_have_rows_of_ours_and_settings_are_listed() -> None:
     rows = [(row, row.cell("efficientnet-lite0", "thumbnail-224")) for row in further_rows(["stain"])]
     stain = [cell for _, cell in rows if cell[2] == "stain"]
