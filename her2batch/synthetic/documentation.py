@@ -33,8 +33,8 @@ software. Results on them do not describe medicine.
 (198 negative, 189 positive). These are the numbers of the paper's 1,272 slides (its section 2.1 and table 3); with
 `--slides N` there are N patients, and the classes have the same shares. HER2 slides are painted at 0.25 µm/px, and ER
 and PR slides at the 0.5 µm/px of the tiles. `--stain her2` writes the 500 HER2 slides alone, which are the same. All
-other options have their usual meaning. The cohort takes 30 minutes of CPU time, so 15 minutes on two cores, and 2.3 GB
-(3.6 CPU seconds and 4.5 MB a patient, measured on 10 patients).
+other options have their usual meaning. The cohort takes 24 minutes of CPU time, 13 minutes on two cores, and 2.2 GB
+(measured once).
 
 ## Cells
 
