@@ -12,33 +12,16 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from numpy.typing import NDArray
 
 from her2batch.models.calibration.evidence import control_evidence, prediction_evidence, share_evidence
 from her2batch.models.calibration.fitting import LabelledEvidence, fit_method
 from her2batch.models.membrane_rule import apply_rule
 from her2batch.tasks import IHC_SCORES
-from her2batch.vision.membrane import MEMBRANE_COLUMNS
-
-SHARES = {"0": (0.02, 0.002, 0.0002), "1+": (0.4, 0.02, 0.0005), "2+": (0.7, 0.35, 0.006), "3+": (0.95, 0.8, 0.5)}
-"""Typical shares of a class: faint, moderate and complete, intense and complete."""
+from tests.pipeline.calibration.laboratories import membrane_of
 
 CONTROLS: tuple[tuple[str, ...], ...] = ((), ("3+",), ("1+", "2+", "3+"))
 
 TESTED, IN_RUN = 200, 8
-
-
-def membrane(label: str, draw: np.random.Generator, strength: float) -> dict[str, NDArray[np.float32]]:
-    """Draw the membrane table of a slide of one tile."""
-    noise = np.exp(draw.normal(0, 0.35) + draw.normal(0, 0.15, 3))
-    faint, complete, intense = np.minimum(np.array(SHARES[label]) * noise * strength, 0.99)
-    complete, intense = min(complete, faint), min(intense, complete, faint)
-    middle = (faint + complete) / 2
-    values = {
-        "cells": 0.5, "faint": faint, "moderate": middle, "intense": intense, "faint_complete": middle,
-        "moderate_complete": complete, "intense_complete": intense,
-    }  # fmt: skip
-    return {name: np.full(1, values[name], np.float32) for name in MEMBRANE_COLUMNS}
 
 
 def laboratory(seed: int, spread: float, controls: tuple[str, ...], n: int) -> list[LabelledEvidence]:
@@ -49,9 +32,9 @@ def laboratory(seed: int, spread: float, controls: tuple[str, ...], n: int) -> l
         if k % IN_RUN == 0:
             strength = usual * np.exp(draw.normal(0, spread))
         label = IHC_SCORES[draw.integers(4)]
-        table = membrane(label, draw, strength)
+        table = membrane_of(label, draw, strength)
         of_controls = np.random.default_rng([seed, k])  # so that the slides are the same with and without
-        scores = {name: apply_rule(membrane(name, of_controls, strength)).score for name in controls}
+        scores = {name: apply_rule(membrane_of(name, of_controls, strength)).score for name in controls}
         pieces = [{"role": "control", "expected": name, "score": score} for name, score in scores.items()]
         further = share_evidence(table) | control_evidence(pieces)
         prediction = {"p": apply_rule(table).p, "task": "her2-4way", "method": "membrane", "classes": list(IHC_SCORES)}

@@ -13,7 +13,7 @@ from her2batch.errors import SlideError
 from her2batch.models.bundle import Bundle
 from her2batch.models.predictor import BundlePredictor
 from her2batch.pipeline.cells.cell_stage import CELLS, marker_place
-from her2batch.pipeline.cells.scoring import AREA_TABLE, both_rules
+from her2batch.pipeline.cells.scoring import AREA_TABLE, both_rules, is_presumed
 from her2batch.pipeline.cells.scoring import TABLE as CELLS_TABLE
 from her2batch.pipeline.inventory import InventoryUpdater
 from her2batch.pipeline.pieces.piece_results import (
@@ -193,10 +193,10 @@ def _has_labels(cohort: Cohort, row: Row, label: Row) -> bool:
     if label.get("stain") != "ihc":
         return True
     # `ihc` is also what the colours suggest: whether the labels state it shows in the predictions of the rule
-    presumed = cohort.read(AREA_TABLE, row["slide_id"]).column("reasons").to_pylist()
+    presumed = is_presumed(cohort.read(AREA_TABLE, row["slide_id"]))
     files = cohort.read("slides", row["slide_id"]).column("files")[0].as_py()
     files = [file for file in files if file["path"].startswith(f"tables/{AREA_TABLE}/")]
-    return not any("marker-presumed" in reasons for reasons in presumed) and files_match_row(cohort, {"files": files})
+    return not presumed and files_match_row(cohort, {"files": files})
 
 
 def _relabelled_tables(
@@ -217,12 +217,12 @@ def _relabelled_tables(
         tables["pieces"] = rescore_pieces(read("pieces"), read("tiles"), read("membrane"), new["stain"])
         new["flags"] = with_control_failed(new["flags"], tables["pieces"])
     cells_stay = marker_place(new["stain"]) == marker_place(row["stain"])
-    for name in sorted(names, key=lambda name: name not in (AREA_TABLE, CELLS_TABLE)):
+    for name in sorted(names, key=lambda name: (name != AREA_TABLE, name != CELLS_TABLE)):
         kind, _, source = name.partition("/")
         if name == AREA_TABLE and label.get("stain") is not None:
             tables[name] = read_rule_table(new, read, presumed=False)
-            if cells_stay and CELLS_TABLE in names:
-                tables |= both_rules(new, tables[name], read)
+        elif name == CELLS_TABLE and cells_stay and label.get("stain") is not None:
+            tables |= both_rules(new, tables.get(AREA_TABLE), read)
         elif kind == "predictions" and restained:
             if predictor is not None and source == predictor.bundle.id:
                 tables |= predict_slide(predictor, new, read)

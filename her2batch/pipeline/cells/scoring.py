@@ -66,13 +66,22 @@ def cell_predictions(row: Mapping[str, Any], cells: pa.Table) -> pa.Table:
     return pa.Table.from_pylist([{**values, **keys} for values in found], schemas.table_schema(TABLE))
 
 
-def both_rules(row: Mapping[str, Any], by_area: pa.Table, read: Callable[[str], pa.Table]) -> dict[str, pa.Table]:
+def is_presumed(by_area: pa.Table) -> bool:
+    """Return whether the marker of a slide is presumed to be HER2, by its predictions of the membrane rule."""
+    return any("marker-presumed" in reasons for reasons in by_area.column("reasons").to_pylist())
+
+
+def both_rules(
+    row: Mapping[str, Any], by_area: pa.Table | None, read: Callable[[str], pa.Table]
+) -> dict[str, pa.Table]:
     """Return the tables of both rules for one slide, each with sets that hold the class of the other.
 
-    row: as in the slides table.  by_area: the predictions of the membrane rule alone.  read: reads the cells and the
-    tiles of the slide.  Raises what `read` raises.
+    row: as in the slides table.  by_area: the predictions of the membrane rule alone; None: its membranes were not
+    measured.  read: reads the cells and the tiles of the slide.  Raises what `read` raises.
     """
     by_cells = cell_predictions(row, counted_cells(read))
+    if by_area is None:
+        return {TABLE: by_cells}
     return {AREA_TABLE: with_other_rule(by_area, by_cells), TABLE: with_other_rule(by_cells, by_area)}
 
 

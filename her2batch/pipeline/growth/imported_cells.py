@@ -17,7 +17,7 @@ from her2batch.exchange.incoming import slide_for_file
 from her2batch.exchange.slide_names import files_in
 from her2batch.files.locations import to_location
 from her2batch.pipeline.cells.cell_stage import CELLS, marker_place
-from her2batch.pipeline.cells.scoring import AREA_TABLE, TABLE, both_rules, cell_predictions, counted_cells
+from her2batch.pipeline.cells.scoring import AREA_TABLE, both_rules, is_presumed
 from her2batch.pipeline.predict import read_rule_table
 from her2batch.store.cohort import Cohort, Row, tables_of
 from her2batch.store.pseudonyms import Pseudonymizer
@@ -126,12 +126,10 @@ def _commit(cohort: Cohort, row: Row, cells: pa.Table) -> Row:
     def read(name: str) -> pa.Table:
         return cells if name == CELLS else cohort.read(name, row["slide_id"])
 
-    tables: dict[str, pa.Table] = {CELLS: cells}
+    by_area = None
     if AREA_TABLE in tables_of(row):
-        presumed = any("marker-presumed" in reasons for reasons in read(AREA_TABLE).column("reasons").to_pylist())
-        tables |= both_rules(row, read_rule_table(others, read, presumed), read)
-    else:  # tiles of another program, whose membranes were not measured
-        tables[TABLE] = cell_predictions(row, counted_cells(read))
+        by_area = read_rule_table(others, read, is_presumed(read(AREA_TABLE)))
+    tables = {CELLS: cells, **both_rules(row, by_area, read)}
     try:
         return cohort.add_tables(row, tables)
     except OSError as error:
