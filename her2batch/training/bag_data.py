@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 READERS = 4
-"""Threads that decode Parquet, which releases the GIL."""
+"""Threads that decode and convert Parquet, which releases the GIL."""
 
 EXPONENT = 0x7C00
 """Exponent bits of float16, all set in values that are not finite: 1 ms for two million values, isfinite takes 9 ms."""
@@ -79,6 +79,7 @@ def gather_bags(cohort: Cohort, encoder: str, folder: str, slide_ids: Sequence[s
     if (found := _open(path, key)) is not None:
         return found
     dim = _vectors(cohort, folder, None, slide_ids[0]).shape[1]
+    read = partial(_read_column, cohort, folder, dim, dtype)
     kind = pa.int16() if dtype == torch.bfloat16 else pa.float32()
     sizes: list[int] = []
     schema = pa.schema([pa.field("embedding", pa.list_(kind, dim))])
@@ -86,9 +87,9 @@ def gather_bags(cohort: Cohort, encoder: str, folder: str, slide_ids: Sequence[s
     with atomic_write(path) as part, ThreadPoolExecutor(READERS) as pool:
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for lo in range(0, len(slide_ids), 4 * READERS):  # number of bags in memory at once
-                for vectors in pool.map(partial(_vectors, cohort, folder, dim), slide_ids[lo : lo + 4 * READERS]):
-                    sizes.append(len(vectors))
-                    writer.write_batch(pa.record_batch([_column(vectors, dtype)], schema=schema))
+                for size, column in pool.map(read, slide_ids[lo : lo + 4 * READERS]):
+                    sizes.append(size)
+                    writer.write_batch(pa.record_batch([column], schema=schema))
         with atomic_write(path.with_suffix(".json")) as beside:
             beside.write_text(json.dumps({"key": key, "slides": list(slide_ids), "sizes": sizes}), "utf-8")
     pa.default_memory_pool().release_unused()  # otherwise the driver keeps 0.4 GB while it waits
@@ -97,12 +98,15 @@ def gather_bags(cohort: Cohort, encoder: str, folder: str, slide_ids: Sequence[s
     return opened
 
 
-def _column(vectors: NDArray[np.float16], dtype: torch.dtype) -> pa.FixedSizeListArray:
-    """Return a bag as a column of the file, padded with zeros."""
+def _read_column(
+    cohort: Cohort, folder: str, dim: int, dtype: torch.dtype, slide_id: str
+) -> tuple[int, pa.FixedSizeListArray]:
+    """Return the size of a slide's bag, and the bag as a column of the file, padded with zeros."""
+    vectors = _vectors(cohort, folder, dim, slide_id)
     filled = torch.zeros(padded_size(len(vectors)), vectors.shape[1], dtype=dtype)
     filled[: len(vectors)] = torch.from_numpy(vectors).float()
     flat = (filled.view(torch.int16) if dtype == torch.bfloat16 else filled).numpy().reshape(-1)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat), vectors.shape[1])
+    return len(vectors), pa.FixedSizeListArray.from_arrays(pa.array(flat), dim)
 
 
 def open_bags(path: Path) -> Bags:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,15 @@ def square(item: int, device: str) -> int:
     return item * item
 
 
+def meet(folder: Path, n: int, item: int, device: str) -> int:
+    """Wait until n items have come, and return how many have."""
+    (folder / str(item)).touch()
+    deadline = time.monotonic() + 30
+    while len(list(folder.iterdir())) < n and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return len(list(folder.iterdir()))
+
+
 def die_times(folder: Path, times: int, item: int, device: str) -> int:
     """Let the process die `times` times; each leaves a file."""
     marks = len(list(folder.glob(f"{item}-*")))
@@ -31,6 +41,12 @@ def die_times(folder: Path, times: int, item: int, device: str) -> int:
 def test_every_item_is_returned_with_its_result(ray: bool, ray_session: RaySession) -> None:
     found = dict(map_unordered(ray_session if ray else None, square, [1, 2, 3]))
     assert found == {1: 1, 2: 4, 3: 9}
+
+
+def test_the_last_item_does_not_wait_for_a_free_core(tmp_path: Path, ray_session: RaySession) -> None:
+    assert ray_session.workers == 2
+    found = dict(map_unordered(ray_session, partial(meet, tmp_path, 3), [0, 1, 2]))
+    assert found == {0: 3, 1: 3, 2: 3}
 
 
 @pytest.mark.parametrize("ray", [False, True])
