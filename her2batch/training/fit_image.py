@@ -40,6 +40,7 @@ from her2batch.training.augment import (
     draw_augmentations,
 )
 from her2batch.training.fine_tuning.averaging import WeightAverage
+from her2batch.training.fine_tuning.first_layer import standardise_first_layer
 from her2batch.training.fine_tuning.layers import fix_batch_norm, is_staged, parameter_groups, set_trained_layers
 from her2batch.training.fit_loop import (
     FitResult,
@@ -215,13 +216,15 @@ class _Learner:
         net = initial_network(method, fold.n_classes, pixels.shape[1], size, source, fold.seed, settings.ordinal)
         has_weights = locate_initial_weights(method, settings.size, settings.pretrained) is not None
         self._fixed_norm = settings.fixed_norm and has_weights
+        spec = network_spec(method)
+        if not has_weights:
+            standardise_first_layer(net, spec.normalization, pixels.__getitem__, fold.train)
         if _is_distributed() and self._kind == "cuda":
             from timm.layers import convert_sync_batchnorm
 
             net = convert_sync_batchnorm(net)
         self._net: torch.nn.Module = to_channels_last(net, device)
         self._shared = self._over_processes()
-        spec = network_spec(method)
         self._normalization, self._optimiser = spec.normalization, self._make_optimiser(spec.decoupled)
         self._average = WeightAverage(self._net, settings.ema) if settings.ema > 0 else None
         self._weights = torch.from_numpy(class_weights(fold.labels[fold.train], fold.n_classes)).to(device)

@@ -30,7 +30,7 @@ from her2batch.training.image_data import Pixels, open_stack, save_images
 
 EDGE = 64
 GLASS = np.array([240, 238, 235], np.uint8)
-QUICK = ImageSettings(size="tiny", pretrained="none", lr=5e-3, epochs=4, warmup=1, batch=6)
+QUICK = ImageSettings(size="tiny", pretrained="none", lr=2e-3, epochs=4, warmup=1, batch=6)
 
 
 def pictures(n: int, edge: int = EDGE) -> Pixels:
