@@ -13,15 +13,15 @@ from her2batch.settings import CountsSettings, ImageSettings, MilSettings, Setti
 from her2batch.training.methods import MethodKind, UnitPlan, method_kind, method_settings
 
 IMAGES_PER_S: Final[Mapping[tuple[str, str], float]] = {
-    ("convnext-small", "full"): 1.8,
-    ("resnet50", "full"): 4.7,
-    ("densenet201", "full"): 3.4,
-    ("vit-base", "full"): 1.8,
-    ("efficientnet-lite0", "full"): 10.0,
+    ("convnext-small", "full"): 2.1,
+    ("resnet50", "full"): 5.8,
+    ("densenet201", "full"): 4.2,
+    ("vit-base", "full"): 1.4,
+    ("efficientnet-lite0", "full"): 12.0,
     ("efficientnet-lite0", "tiny"): 77.0,
 }
-"""Network and size → images of 224 px that a CPU second trains on. ViT-B is taken to be as fast as ConvNeXt-S, and a
-network of timm too. The others that are tiny train on TINY_PER_S."""
+"""Network and size → images of 224 px that a CPU second trains on. A network of timm is taken to be as fast as
+ConvNeXt-S. The others that are tiny train on TINY_PER_S."""
 
 TINY_PER_S: Final = 145.0
 
