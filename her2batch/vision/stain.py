@@ -22,7 +22,11 @@ MIN_STAINED_OD = 0.12
 uses 0.15, which leaves hardly any pixels on pale slides."""
 
 MIN_STAINED_PX = 1_000
-"""Stained px, of every third row, that a fit needs; with fewer, the published vectors are used."""
+"""Stained px, of every third row, that a fit needs. A slide with fewer is pale."""
+
+PALE_SHARE, PALE_STAINED_OD = 0.05, 0.05
+"""On a pale slide the darkest px, this share, count as stained, from this optical density. Where they are too few as
+well, the published vectors are used; they take faint counterstain for DAB."""
 
 SMOOTH_PX = 1.0
 """σ of the blur before the fit. It halves the noise of JPEG's subsampled chroma in the extreme directions: the fitted
@@ -210,7 +214,7 @@ def fit_stain_vectors(sample: NDArray[np.uint8], white: Vector, mpp: float) -> S
     published = separate_stains(od, Stains(white))
     rim = np.ones((PEN_RIM_PX, PEN_RIM_PX), np.uint8)
     clean = cv2.dilate(pen_mask(od, published.residual, mpp).view(np.uint8), rim) == 0
-    stained = od[:, ::3][:, (clean & (published.mean > MIN_STAINED_OD))[::3]].T
+    stained = od[:, ::3][:, _stained(published.mean[::3], clean[::3])].T
     h_vector, dab_vector = _macenko_vectors(stained) if len(stained) >= MIN_STAINED_PX else (HAEMATOXYLIN, DAB)
     h, d, _, mean = separate_stains(od, Stains(white, h_vector, dab_vector))
     nuclear = h[clean & (h > MIN_NUCLEUS_OD)]
@@ -218,6 +222,15 @@ def fit_stain_vectors(sample: NDArray[np.uint8], white: Vector, mpp: float) -> S
     tissue = d[clean & (mean > MIN_TISSUE_OD)]
     background = max(float(np.percentile(tissue, 10)), 0.0) if len(tissue) else 0.0
     return Stains(white, h_vector, dab_vector, nuclei, background)
+
+
+def _stained(density: NDArray[np.float32], clean: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which px count as stained. density: mean of R, G, B.  clean: px without pen."""
+    stained = clean & (density > MIN_STAINED_OD)
+    if np.count_nonzero(stained) >= MIN_STAINED_PX:
+        return stained
+    darkest = np.quantile(np.where(clean, density, 0.0), 1 - PALE_SHARE, method="lower")
+    return clean & (density > max(float(darkest), PALE_STAINED_OD))
 
 
 def _smooth(od: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -37,7 +37,7 @@ def camera_image(h: float | NDArray, d: float | NDArray, vectors=(HAEMATOXYLIN, 
     return np.clip(np.round(np.asarray(white) * 10**-od), 0, 255).astype(np.uint8)
 
 
-def tissue(d_share: float, vectors=(HAEMATOXYLIN, DAB), seed: int = 0) -> NDArray[np.uint8]:
+def tissue(d_share: float, vectors=(HAEMATOXYLIN, DAB), seed: int = 0, strength: float = 1.0) -> NDArray[np.uint8]:
     """Return tiles of blue blobs, and brown ones on a share of the area: (4, 128, 128, 3) uint8."""
     rng = np.random.default_rng(seed)
 
@@ -45,7 +45,7 @@ def tissue(d_share: float, vectors=(HAEMATOXYLIN, DAB), seed: int = 0) -> NDArra
         noise = cv2.GaussianBlur(rng.standard_normal((512, 128)), (0, 0), 4)
         return 0.0 if share == 0 else np.clip((noise - np.quantile(noise, 1 - share)) * 8 + 0.2, 0, 0.5)
 
-    return camera_image(blobs(0.3), blobs(d_share), vectors).reshape(4, 128, 128, 3)
+    return camera_image(strength * blobs(0.3), strength * blobs(d_share), vectors).reshape(4, 128, 128, 3)
 
 
 @given(whites, st.tuples(*[st.floats(0, 1.5)] * 3))
@@ -174,6 +174,11 @@ class TestFit:
         fitted = fit_stain_vectors(tissue(0.0, SOUTH), (240.0, 240.0, 240.0), 0.5)
         assert fitted.dab == DAB
         assert np.dot(fitted.haematoxylin, SOUTH[0]) > 0.995
+
+    @pytest.mark.parametrize("strength", [0.3, 0.35, 0.4, 0.5])
+    def test_a_pale_slide_has_its_own_vectors_and_not_the_published_ones(self, strength: float) -> None:
+        fitted = fit_stain_vectors(tissue(0.0, SOUTH, strength=strength), (240.0, 240.0, 240.0), 0.5)
+        assert np.dot(fitted.haematoxylin, SOUTH[0]) > 0.995 > np.dot(HAEMATOXYLIN, SOUTH[0])
 
     def test_hardly_any_stain_keeps_both_published_vectors(self) -> None:
         blank = np.full((2, 64, 64, 3), 238, np.uint8)
