@@ -60,7 +60,7 @@ def tables(cohort: Path) -> dict[str, bytes]:
     return {name: data for name, data in store_contents(cohort).items() if not name.startswith("nights/")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_cluster_listens_on_loopback_only(nodes: Cluster) -> None:
     lines = subprocess.run(["ss", "-ltnH"], capture_output=True, text=True, check=True).stdout.splitlines()
     ours = [line.split()[3] for line in lines if str(nodes.port) in line or str(nodes.dashboard) in line]

@@ -77,6 +77,7 @@ def fetched(root: str, into: Path) -> dict[str, bytes]:
     return store_contents(into)
 
 
+@pytest.mark.slow
 def test_ingest_to_object_store_gives_the_files_of_a_local_one(bucket: str, scans: Path, tmp_path: Path) -> None:
     plan = Plan(cells="off")
     assert ingest(IngestRequest(scans, tmp_path / "here"), plan, Resources(workers=0)).done == 2
@@ -123,7 +124,7 @@ def test_killed_ingest_to_object_store_resumes(bucket: str, scans: Path, synthet
     assert fetched(f"{bucket}/cohort", tmp_path / "there") == store_contents(tmp_path / "here")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_changed_slide_and_damaged_object_are_ingested_again(bucket: str, scans: Path, synthetic: Synthetic) -> None:
     order = IngestRequest(scans, to_location(f"{bucket}/cohort"))
     ingest(order, Plan(), Resources(workers=0))
@@ -140,6 +141,7 @@ def test_changed_slide_and_damaged_object_are_ingested_again(bucket: str, scans:
     assert list(verify_cohort(cohort)) == []
 
 
+@pytest.mark.slow
 def test_pyramids_and_tables_are_read_from_object_store(bucket: str, scans: Path, tmp_path: Path) -> None:
     for root in (tmp_path / "here", to_location(f"{bucket}/cohort")):
         ingest(IngestRequest(scans, root), Plan(), Resources(workers=0))
@@ -167,7 +169,7 @@ def test_bundle_scores_a_cohort_on_object_store(bucket: str, scans: Path, tmp_pa
     assert score(order.out, bundle.path, Resources(workers=0)).already == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_patient_is_removed_from_object_store(bucket: str, scans: Path, synthetic: Synthetic) -> None:
     order = IngestRequest(scans, to_location(f"{bucket}/cohort"), labels=synthetic.labels)
     ingest(order, Plan(), Resources(workers=0))
@@ -185,7 +187,7 @@ def test_patient_is_removed_from_object_store(bucket: str, scans: Path, syntheti
     assert ingest(order, Plan(), Resources(workers=0)).fresh == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_web_page_reads_and_reviews_on_object_store(bucket: str, scans: Path) -> None:
     root = to_location(f"{bucket}/cohort")
     ingest(IngestRequest(scans, root), Plan(), Resources(workers=0))

@@ -166,7 +166,8 @@ def registered() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("registered")
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_registered_encoder_reaches_every_worker(
     workers: int, make_slide: MakeSlide, tmp_path: Path, ray_session: RaySession
 ) -> None:

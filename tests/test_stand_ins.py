@@ -40,19 +40,19 @@ def slide_facts(path: Path) -> tuple[object, ...]:
     return info.format, info.reader, levels, mpp, info.mpp_source, info.objective, info.notes
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stand_ins_are_the_files_of_the_real_data(real_data: Path, stand_ins: Path) -> None:
     assert file_names(stand_ins) == file_names(real_data)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stand_in_slides_have_the_properties_of_the_real_slides(real_data: Path, stand_ins: Path) -> None:
     for name in sorted(file_names(real_data)):
         if name.startswith(("slides/", "bad_slides/")):
             assert slide_facts(stand_ins / name) == slide_facts(real_data / name), name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stand_in_cores_have_the_size_and_scores_of_the_real_cores(real_data: Path, stand_ins: Path) -> None:
     tables = [
         sorted(csv.reader((folder / "her2_cores" / "train.csv").open(encoding="utf-8")))

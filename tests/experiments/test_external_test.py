@@ -40,6 +40,7 @@ def run(own: TestCohort, out: Path, tests: Sequence[TestCohort], epochs: int = 1
     return train(request, Training(folds=3, options=(f"epochs={epochs}", "k=2", "lr=0.001")), SERIAL)
 
 
+@pytest.mark.slow
 def test_a_bundle_is_tested_on_two_cohorts_in_one_command(own: TestCohort, tmp_path: Path) -> None:
     tests = [labelled(tmp_path / name, 30 if name == "B" else 9, seed, name) for seed, name in ((1, "B"), (2, "C"))]
     result = h2.train(

@@ -73,6 +73,7 @@ def test_the_class_has_about_fifteen_lines() -> None:
     assert len(code) <= 15
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("abmil")
 def test_a_class_of_networks_is_trained_bundled_and_scored(cohort: tuple[Cohort, Path], tmp_path: Path) -> None:
     made, labels = cohort

@@ -133,7 +133,7 @@ def test_a_damaged_unit_is_trained_again(synthetic: Synthetic, trained: Path, tm
     assert tables(tmp_path / "run") == tables(trained)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)  # processes that import torch, on a machine that may be busy
 def test_resume_after_kills_gives_identical_tables(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
     """A worker is killed, then the driver; the run that the serial loop resumes has the same tables, byte for byte."""

@@ -55,6 +55,7 @@ from tests.runtime.test_scheduler import slide_jobs
 # -- two runs ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_of_two_runs_started_together_one_works_and_the_other_reports_it(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_of_two_runs_started_together_one_works_and_the_other_reports_it(
     assert_intact(out)
 
 
+@pytest.mark.slow
 def test_second_run_changes_nothing_not_even_the_plan(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     out = tmp_path / "c"
     copy_reference(reference_cohort, out)
@@ -218,7 +220,7 @@ def test_slide_that_changes_under_the_reader_keeps_its_old_result(
 # -- order and numbers ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_number_of_workers_changes_no_byte(
     reference_cohort: ReferenceCohort, tmp_path: Path, ray_session: RaySession
 ) -> None:
@@ -261,6 +263,7 @@ def _empty_cohort(out: Path) -> tuple[Cohort, StageContext]:
     return cohort, StageContext(Plan(tile=64), dims={"stain": embedding_dim("stain")})
 
 
+@pytest.mark.slow
 def test_order_of_slides_changes_no_byte(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     out = tmp_path / "backwards"
     shuffled = tmp_path / "scans"

@@ -61,7 +61,7 @@ def in_namespace(shell: str, *arguments: str | Path) -> subprocess.CompletedProc
 
 
 @needs_mount
-@pytest.mark.parametrize("kilobytes", [60, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kilobytes", [60, pytest.param(400, marks=pytest.mark.long)])
 def test_slides_lost_to_a_full_disk_are_done_by_the_next_run(
     reference_cohort: ReferenceCohort, tmp_path: Path, kilobytes: int
 ) -> None:
@@ -260,6 +260,7 @@ def assert_only_these_repeated(reference_cohort: ReferenceCohort, cohort: Cohort
     assert_intact(cohort.root)
 
 
+@pytest.mark.slow
 def test_verify_finds_200_of_200_flipped_bits(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """Flip one bit at a time, in every kind of file."""
     scans = tmp_path / "scans"

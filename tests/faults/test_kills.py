@@ -206,10 +206,8 @@ def kill_during_ingest(
     return run.returncode, words, took
 
 
-@pytest.mark.parametrize(
-    "part",
-    [pytest.param("raylet", marks=pytest.mark.slow), pytest.param("gcs_server", marks=pytest.mark.long)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("part", ["raylet", "gcs_server"])
 def test_dead_ray_process_ends_the_run_and_the_next_continues(
     reference_cohort: ReferenceCohort, tmp_path: Path, part: str, ending: EndingProcesses
 ) -> None:
@@ -249,7 +247,7 @@ def test_dead_ray_process_at_start_or_stop_is_not_waited_for(
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_driver_leaves_whole_slides_and_no_process(
     reference_cohort: ReferenceCohort, tmp_path: Path, ending: EndingProcesses
 ) -> None:
@@ -332,7 +330,7 @@ def test_actors_killed_at_random_moments_change_no_byte(
 @pytest.mark.parametrize(
     ("workers", "number", "at"),
     [
-        pytest.param(2, signal.SIGINT, "slides", marks=pytest.mark.slow),
+        pytest.param(2, signal.SIGINT, "slides", marks=pytest.mark.long),
         (0, signal.SIGTERM, "slides"),
         pytest.param(2, signal.SIGTERM, "start", marks=pytest.mark.long),
     ],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pytest
 import tifffile
 
 from her2batch.runtime.ingest import IngestRequest, ingest
@@ -70,6 +71,7 @@ print(*(f"{row['slide_id']}={row['error_code']}" for row in found.slides))
 """
 
 
+@pytest.mark.slow
 def test_slide_without_memory_fails_alone_as_out_of_memory(tmp_path: Path, make_slide: MakeSlide) -> None:
     make_slide("warm/w.tiff")
     make_slide("given/small.tiff", seed=1)

@@ -28,6 +28,7 @@ exec "$@"
 """
 
 
+@pytest.mark.slow
 @needs_mount
 def test_ingest_finishes_when_the_run_log_has_no_room(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """tables/runs is a separate disk, which is full."""
@@ -48,7 +49,7 @@ def test_ingest_finishes_when_the_run_log_has_no_room(reference_cohort: Referenc
 
 
 @needs_strace
-@pytest.mark.slow
+@pytest.mark.long
 def test_run_log_on_a_slow_disk_changes_no_byte(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     """Every line that a process writes takes 5 ms longer."""
     scans = tmp_path / "scans"

@@ -73,7 +73,7 @@ def ingest_and_peak_memory(scans: Path, out: Path) -> tuple[dict, int]:
     return json.loads(done.stdout), int(done.stderr.rsplit("PEAK ", 1)[1]) * 1024
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_malicious_slides_in_a_folder_leave_sound_slides_and_driver_unharmed(
     tmp_path: Path, make_slide: Callable
 ) -> None:

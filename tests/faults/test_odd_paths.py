@@ -46,6 +46,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     assert list_files(tmp_path, tmp_path / "c") == before
 
 
+@pytest.mark.slow
 def test_unusual_file_names_become_plain_slide_ids(tmp_path: Path, make_slide: Callable, elsewhere: Callable) -> None:
     for k, name in enumerate(NAMES):
         make_slide(f"{k}.tiff", size=(600, 500), seed=k).rename(tmp_path / "scans" / name)
@@ -150,6 +151,7 @@ def obey_file_modes() -> None:
                 os._exit(77)
 
 
+@pytest.mark.slow
 def test_unreadable_files_fail_or_are_reported_and_others_are_done(tmp_path: Path, make_slide: Callable) -> None:
     for k, name in enumerate(("a.tiff", "closed.tiff", "closed/b.tiff", "sub/closed.tiff")):
         make_slide(name, size=(600, 500), seed=k)

@@ -110,6 +110,7 @@ def open_cohort(marked_scans: MarkedScans, tmp_path_factory: pytest.TempPathFact
     return out
 
 
+@pytest.mark.slow
 def test_search_finds_every_marker_of_an_open_cohort(marked_scans: MarkedScans, open_cohort: Path) -> None:
     """The source and a cohort without pseudonyms are full of markers; otherwise finding none would prove nothing."""
     found = set().union(*find_leaks(marked_scans.root / SCANS, tuple(marked_scans.labels)).values())
@@ -133,6 +134,7 @@ def test_search_finds_every_marker_of_an_open_cohort(marked_scans: MarkedScans, 
     assert not kept & (silent | {"label image"})
 
 
+@pytest.mark.slow
 def test_pseudonymized_ingest_leaks_no_marker(
     marked_scans: MarkedScans, ingested: subprocess.CompletedProcess[str]
 ) -> None:

@@ -51,6 +51,7 @@ def log_entries(cohort: Cohort) -> list[dict]:
     return [json.loads(line) for path in sorted(cohort.runs.glob("*.jsonl")) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_night_accounts_for_every_file(quiet_night: NightRun) -> None:
     cohort, night, scanner = quiet_night.cohort, quiet_night.night, quiet_night.scanner
     assert quiet_night.exit_code == night["exit_code"] == 3, quiet_night.stderr
@@ -76,6 +77,7 @@ def test_a_night_accounts_for_every_file(quiet_night: NightRun) -> None:
     assert not any(one["slide_id"] in words for one in cohort.rows().values())  # the summary contains no slide name
 
 
+@pytest.mark.slow
 def test_the_next_night_finds_nothing_new_and_does_not_wait(
     quiet_night: NightRun, tmp_path: Path, ray_session: RaySession
 ) -> None:
@@ -89,6 +91,7 @@ def test_the_next_night_finds_nothing_new_and_does_not_wait(
     assert {one.name for one in (cohort / "nights").iterdir()} == {night["night"], "index.html"}
 
 
+@pytest.mark.slow
 def test_a_run_can_be_followed_afterwards(quiet_night: NightRun) -> None:
     follow = [sys.executable, "-m", "her2batch.cli", "status", str(quiet_night.cohort.root), "--follow"]
     run = subprocess.run(follow, capture_output=True, text=True, timeout=60)

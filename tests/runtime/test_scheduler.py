@@ -44,6 +44,7 @@ def slide_jobs(scans: Path, worker: SlideWorker) -> list[SlideJob]:
     return inventory.jobs
 
 
+@pytest.mark.slow
 def test_shared_slide_has_the_same_bytes(tmp_path: Path, make_slide: Callable, ray_session: RaySession) -> None:
     make_slide("a.tiff", size=(2600, 2400), brown=0.4)
     reference = worker_for(tmp_path / "plain")
@@ -70,6 +71,7 @@ class CountingQueue(SlideQueue):
         return super().next_job()
 
 
+@pytest.mark.slow
 def test_source_is_refreshed_while_no_worker_is_idle(
     tmp_path: Path, make_slide: Callable, ray_session: RaySession
 ) -> None:
@@ -116,7 +118,7 @@ class CrashingWorker(SlideWorker):
         return super().begin(job, share, always)
 
 
-@pytest.mark.parametrize(("deaths", "outcome"), [(1, "done"), pytest.param(99, "failed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("deaths", "outcome"), [(1, "done"), pytest.param(99, "failed", marks=pytest.mark.long)])
 def test_slide_that_kills_its_worker_is_retried_twice(
     tmp_path: Path, make_slide: Callable, ray_session: RaySession, deaths: int, outcome: str
 ) -> None:
@@ -156,6 +158,7 @@ class HangingWorker(SlideWorker):
         return super().begin(job, share, always)
 
 
+@pytest.mark.slow
 def test_slide_that_hangs_fails_with_timeout_and_the_others_are_done(
     tmp_path: Path, make_slide: Callable, ray_session: RaySession
 ) -> None:
@@ -196,7 +199,7 @@ class CrashingModelWorker(SlideWorker):
         return super().measure(job, state, name, lo, hi)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gpu_worker_that_dies_under_two_calls_is_replaced_once(
     tmp_path: Path, make_slide: Callable, ray_session: RaySession, small_weights: Path
 ) -> None:
@@ -218,6 +221,7 @@ def test_gpu_worker_that_dies_under_two_calls_is_replaced_once(
     assert (cohort.root / "dead").exists()
 
 
+@pytest.mark.slow
 def test_stop_ends_a_run_between_calls(tmp_path: Path, make_slide: Callable, ray_session: RaySession) -> None:
     for k in range(4):
         make_slide(f"s{k}.tiff", seed=k, size=(900, 900))
@@ -245,7 +249,7 @@ class EnvironmentWorker(SlideWorker):
         return super().begin(job, share, always)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_cpu_worker_uses_no_gpu_and_one_thread(tmp_path: Path, make_slide: Callable, ray_session: RaySession) -> None:
     import tests.runtime.test_scheduler as here
 

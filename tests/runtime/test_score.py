@@ -62,6 +62,7 @@ def cohort(ingested: Path, tmp_path: Path) -> Path:
     return tmp_path / "cohort"
 
 
+@pytest.mark.slow
 def test_every_kind_of_model_gives_predictions(bundle: Path, cohort: Path, synthetic: Synthetic) -> None:
     found = score(cohort, bundle, Resources(workers=0))
     assert (found.scored, found.failures) == (2, {})
@@ -76,6 +77,7 @@ def test_every_kind_of_model_gives_predictions(bundle: Path, cohort: Path, synth
     assert list(verify_cohort(Cohort(cohort))) == []
 
 
+@pytest.mark.slow
 def test_score_agrees_with_ingest_with_the_bundle(bundle: Path, cohort: Path, synthetic: Synthetic) -> None:
     """Ingest reads patches from the slide file, score from the pyramid, which has its own lower levels."""
     found = score(cohort, bundle, Resources(workers=0))
@@ -179,7 +181,7 @@ def test_one_failing_slide_does_not_fail_the_others_of_its_share(
     assert good
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_slide_that_kills_its_worker_does_not_fail_the_others_of_its_share(
     bundle: Path, cohort: Path, ray_session: RaySession, monkeypatch: pytest.MonkeyPatch
 ) -> None:

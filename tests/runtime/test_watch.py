@@ -203,6 +203,7 @@ def test_slides_left_at_the_end_of_the_window_are_processed_by_the_next_run(
     assert summary.failures[0]["error_code"] == "truncated"
 
 
+@pytest.mark.slow
 def test_run_without_linger_ends_when_no_slide_is_left(
     tmp_path: Path, make_slide: Callable, ray_session: RaySession
 ) -> None:
@@ -216,6 +217,7 @@ def test_run_without_linger_ends_when_no_slide_is_left(
     assert (found[0].already, found[0].fresh, found[0].exit_code) == (3, [], 0)
 
 
+@pytest.mark.slow
 def test_replaced_slide_is_processed_again_and_a_copy_is_not(
     tmp_path: Path, make_slide: Callable, ray_session: RaySession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +264,7 @@ def test_sigterm_stops_within_ten_seconds(tmp_path: Path, make_slide: Callable) 
     assert "1 done" in out
 
 
+@pytest.mark.slow
 def test_serial_watch_stops_in_order_and_a_second_watch_is_refused(tmp_path: Path, make_slide: Callable) -> None:
     make_slide("a.tiff")
     command = [sys.executable, "-m", "her2batch.cli", "ingest", str(tmp_path / "scans"), "--out", str(tmp_path / "c"),

@@ -80,6 +80,7 @@ def test_labels_agree_with_the_cells(cohort):
             assert row["her2"] is None
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_on_any_number_of_workers(cohort, tmp_path):
     again = make_cohort(tmp_path / "again", 6, seed=3, size=(900, 800), workers=2)
     assert digests(again) == digests(cohort)

@@ -70,6 +70,7 @@ def test_a_laboratory_changes_the_appearance_but_not_the_cells():
         assert cells[0][name].equals(cells[1][name])
 
 
+@pytest.mark.slow
 def test_every_figure_changes_the_picture():
     """An unused figure would silently vary nothing."""
     changes = {"dab_strength": 1.3, "counterstain": 0.5, "thickness": 1.2, "cytoplasm": 0.06, "blood": 0.04,

@@ -179,6 +179,7 @@ def test_list_viewer_and_review_work(
     page.context.close()
 
 
+@pytest.mark.slow
 def test_every_slide_for_review_is_decided_by_keyboard_alone(
     browser: playwright.Browser, address: str, cohort: Cohort
 ) -> None:

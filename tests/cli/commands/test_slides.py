@@ -65,6 +65,7 @@ def test_a_mistyped_setting_replaces_nothing(synthetic: Synthetic, tmp_path: Pat
     assert (code, json.loads(out)["todo"]) == (0, 24)
 
 
+@pytest.mark.slow
 def test_an_ingest_finishes_when_its_output_is_closed(make_slide: MakeSlide, tmp_path: Path) -> None:
     scans = make_slide("a.tiff").parent
     make_slide("b.tiff", seed=1)

@@ -48,7 +48,7 @@ def test_slide_that_cannot_be_read_does_not_stop_the_others(cohort: Cohort, monk
     assert counts == [(1, 3), (2, 3), (3, 3)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ray_gives_the_same_result(cohort: Cohort, ray_session: RaySession) -> None:
     plain = stress_cohort(cohort, SMALL, Resources(workers=0))
     assert stress_cohort(cohort, SMALL, Resources(workers=2)).slides == plain.slides

@@ -35,6 +35,7 @@ with open_slide(path, "cucim") as cucim, open_slide(path, "tiff") as tiff:
 """
 
 
+@pytest.mark.slow
 def test_slides_are_read_after_torch_was_imported(real_data: Path) -> None:
     """cuCIM does not return when it is loaded after some versions of torch, so it gets a process of its own."""
     slide = real_data / "slides/CMU-1-Small-Region.svs"
