@@ -1,7 +1,6 @@
 """Test of a run's bundle on other cohorts, none of whose patients it was trained on.
 
-RUN/test_predictions.parquet   the columns of predictions.parquet, and the cohort
-RUN/test_metrics.parquet       cohort, n, and the columns of `statistics.bootstrap_intervals`
+It writes RUN/test_predictions.parquet and RUN/test_metrics.parquet (docs/tables.md).
 """
 
 from __future__ import annotations
@@ -114,11 +113,13 @@ def score_test_cohorts(job: TrainingJob, tests: Sequence[TestCohort], resources:
         table = with_tasks(table, map(bundle.info.task, bundle.info.tasks))
         predictions += [{"cohort": str(test.cohort), **row} for row in rows]
         metrics += _metrics(str(test.cohort), table, patients)
-    found = pa.Table.from_pylist(metrics)
-    for name, table in zip(TABLES, (pa.Table.from_pylist(predictions), found), strict=True):
+    tables = [
+        pa.Table.from_pylist(rows, run_schema(name)) for name, rows in zip(TABLES, (predictions, metrics), strict=True)
+    ]
+    for name, table in zip(TABLES, tables, strict=True):
         with atomic_write(job.run.table(name)) as part:
             write_parquet(table, part)
-    return found
+    return tables[1]
 
 
 def _metrics(name: str, predictions: pa.Table, patients: dict[str, str]) -> list[Row]:

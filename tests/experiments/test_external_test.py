@@ -14,6 +14,7 @@ from her2batch.experiments.external_test import TestCohort, pair_test_cohorts
 from her2batch.experiments.train import TrainingRequest, train
 from her2batch.settings import Training, TrainingResources
 from her2batch.store.cohort import Cohort, write_row
+from her2batch.store.tables.runs import run_schema
 from tests.experiments.test_own_tasks import TASKS, ki67_cohort, sheet
 from tests.training import stores
 
@@ -69,7 +70,10 @@ def test_a_finished_run_can_be_tested_later(own: TestCohort, tmp_path: Path) -> 
     before = (tmp_path / "run" / "predictions.parquet").read_bytes()
     run(own, tmp_path / "run", [labelled(tmp_path / "B", 9, 1, "B")])
     assert (tmp_path / "run" / "predictions.parquet").read_bytes() == before
-    assert (tmp_path / "run" / "test_metrics.parquet").is_file()
+    for name in ("test_predictions", "test_metrics"):
+        table = pq.read_table(tmp_path / "run" / f"{name}.parquet")
+        assert table.num_rows > 0
+        assert table.schema.equals(run_schema(name))
 
 
 @pytest.mark.slow

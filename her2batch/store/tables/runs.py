@@ -37,6 +37,24 @@ METRIC_COLUMNS = (
     Column("n", I32, "number of tested slides, or of patches where patches are classified"),
 )
 
+TEST_PREDICTION_COLUMNS = (
+    Column("cohort", TEXT, "other cohort that the bundle was tested on"),
+    *RUN_PREDICTION_COLUMNS,
+)
+
+TEST_METRIC_COLUMNS = (
+    Column("cohort", TEXT, "as in test_predictions"),
+    Column("task", TEXT, "as in predictions"),
+    Column("method", TEXT, "as in predictions"),
+    Column("input", TEXT, "as in predictions"),
+    Column("metric", TEXT, "auc · f1 · accuracy · kappa · recall, or c_index · r2 · mae of a number"),
+    Column("class", TEXT, "class of a recall; null for other metrics"),
+    Column("value", F64, "of all tested slides; null where a class has too few of them"),
+    Column("low", F64, "lower end of the 95 % interval, from resampled patients"),
+    Column("high", F64, "upper end"),
+    Column("n", I32, "number of tested slides"),
+)
+
 NUMBER_METRIC_COLUMNS = (
     Column("c_index", F64, "share of pairs in the right order, 0–1; only in runs with a task that predicts a number"),
     Column("r2", F64, "share of the variance that is explained, at most 1; only in such runs"),
@@ -154,6 +172,8 @@ RUN_TABLES: dict[str, tuple[Column, ...]] = {
     "patches": RUN_PATCH_COLUMNS,
     "tables": PAPER_TABLE_COLUMNS,
     "trials": TRIAL_COLUMNS,
+    "test_predictions": TEST_PREDICTION_COLUMNS,
+    "test_metrics": TEST_METRIC_COLUMNS,
     "units/UNIT/attention": UNIT_ATTENTION_COLUMNS,
     "units/UNIT/counts": UNIT_COUNTS_COLUMNS,
     "units/UNIT/history": UNIT_HISTORY_COLUMNS,
