@@ -23,7 +23,7 @@ from her2batch.pipeline.cost_model import GPU_TILES_S, available_cores
 
 Figures = dict[str, Any]
 
-STEPS = ("gpu_slides", "gpu_decode", "gpu_networks", "gpu_ingest", "gpu_training", "gpu_kill")
+STEPS = ("gpu_slides", "gpu_decode", "gpu_networks", "gpu_ingest", "gpu_training", "gpu_kill", "gpu_compiled")
 
 EXPECTED = {
     "gpu_slides": {"slides.seconds": "synthetic slides made"},
@@ -46,14 +46,18 @@ EXPECTED = {
                    "ingest.time": "ingest without Ray's start and stop"},
     "gpu_training": {"training.convnext-small": "training of ConvNeXt-S", "training.clam-sb": "training of CLAM-SB"},
     "gpu_kill": {"kill.seconds": "ingest with a killed model worker"},
+    "gpu_compiled": {
+        "network.uni.batch": "ViT-L of UNI's size, fastest batch",
+        "network.uni.compiled": "ViT-L of UNI's size, torch.compile",
+    },
 }  # fmt: skip
 """Figures of each step, key → what it is: a step that ended early has a row for each that is missing."""
 
 LACKING = {
     "ingest.shared-batch": (
-        "three networks on the same decoded batch in one ingest", "each actor of the engine decodes its own tiles",
+        "networks of tiles, patches and thumbnails on the same decoded batch",
+        "encoders share a batch; patches and thumbnails have resolutions of their own",
     ),
-    "network.compiled": ("networks with torch.compile or CUDA graphs", "the engine runs networks uncompiled"),
 }  # fmt: skip
 """What the engine cannot do yet, so that it cannot be measured: key → what, why."""
 

@@ -87,7 +87,7 @@ def test_dry_run_on_the_cpu_fills_the_table(tmp_path: Path) -> None:
     missing = {one["key"]: one["note"] for one in found["rows"] if one["value"] is None}
     on_a_gpu_alone = {"ingest.busy", "ingest.memory", *(f"network.{one}.memory" for one in
                                                          ("uni", "uni2-h", "convnext-small"))}  # fmt: skip
-    not_in_the_engine = {"ingest.shared-batch", "network.compiled"}
+    not_in_the_engine = {"ingest.shared-batch"}
     assert missing.keys() == on_a_gpu_alone | not_in_the_engine, missing
     assert found["dry_run"]
     assert "Dry run on the CPU" in (tmp_path / "out" / "gpu.md").read_text()

@@ -1,0 +1,79 @@
+"""Step of the GPU benchmark: does torch.compile make a network faster, and which batch does a GPU want?
+
+usage: gpu_compiled.py SCRATCH OUT [--cpu]
+
+Random weights, normalised data that is on the device already, bf16 autocast. Plain: the network as the engine runs it,
+in batches of 32 to 512. Compiled: the same network by torch.compile, in the engine's batch, after its compilation,
+whose seconds are in the note. The engine compiles nothing: results of a compiled network have other last bits, and what
+it gains is not known before this step has run.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+import torch
+from gpu_networks import NETWORKS, SMALL, build, time_bare
+from gpu_record import Row, StepRecord, step_record
+from rounds import median_seconds
+
+from her2batch.models.device import SUB_BATCH, set_deterministic
+
+ROUNDS = 3
+
+
+def resident_batch(net: torch.nn.Module, size: int, device: str) -> torch.Tensor:
+    """Return random normalised images on the device, channels last."""
+    edge = net.default_cfg["input_size"][-1]  # type: ignore[index,union-attr]
+    return torch.rand(size, 3, edge, edge, device=device).contiguous(memory_format=torch.channels_last)
+
+
+def measure_batches(record: StepRecord, key: str, images: int, sizes: tuple[int, ...]) -> None:
+    """Add the row of the fastest batch; its ratio is to the engine's batch, and the note has all of them."""
+    device, net = record.device, build(key, record.device, record.cpu)
+    sides = {
+        str(size): partial(time_bare, net, resident_batch(net, size, device), images, device)
+        for size in sizes if images % size == 0
+    }  # fmt: skip
+    rates = {int(size): images / seconds for size, seconds in median_seconds(sides, ROUNDS).items()}
+    best, own = max(rates, key=rates.__getitem__), SUB_BATCH[device]
+    note = f"{best} images at once; " + ", ".join(f"{size}: {rate:,.4g}" for size, rate in rates.items())
+    what = f"{name_of(record, key)}, fastest batch"
+    record.add(Row(f"network.{key}.batch", what, rates[best], "tiles/s", rates[best] / rates[own], f"{own}", note))
+
+
+def measure_compiled(record: StepRecord, key: str, images: int) -> None:
+    """Add the row of the compiled network; its ratio is to the same network uncompiled."""
+    device, size = record.device, SUB_BATCH[record.device]
+    net = build(key, device, record.cpu)
+    resident = resident_batch(net, size, device)
+    compiled = torch.compile(net)
+    started = time.perf_counter()
+    time_bare(compiled, resident, size, device)
+    took = time.perf_counter() - started
+    sides = {name: partial(time_bare, one, resident, images, device) for name, one in (("a", net), ("b", compiled))}
+    plain, fast = median_seconds(sides, ROUNDS).values()
+    what, note = f"{name_of(record, key)}, torch.compile", f"compiled in {took:.0f} s"
+    record.add(Row(f"network.{key}.compiled", what, images / fast, "tiles/s", plain / fast, "uncompiled", note))
+
+
+def name_of(record: StepRecord, key: str) -> str:
+    """Return the name of a network in the rows."""
+    return NETWORKS[key][0] + (f" (dry run: {SMALL[key]})" if record.cpu else "")
+
+
+def main() -> None:
+    """Add the rows of ViT-L, then those of ConvNeXt-S."""
+    record, _ = step_record(__doc__.splitlines()[0])
+    set_deterministic(record.device)
+    images, sizes = (16, (8, 16)) if record.cpu else (1024, (32, 64, 128, 256, 512))
+    for key in ("uni", "convnext-small"):
+        run = partial(measure_batches, record, key, images, sizes)
+        record.attempt(f"network.{key}.batch", f"{NETWORKS[key][0]}, fastest batch", "tiles/s", run)
+        run = partial(measure_compiled, record, key, images)
+        record.attempt(f"network.{key}.compiled", f"{NETWORKS[key][0]}, torch.compile", "tiles/s", run)
+
+
+if __name__ == "__main__":
+    main()
