@@ -1,8 +1,8 @@
 """Runs one function over many items on Ray, or one after the other: training units, patches of slides, slides to score.
 
-An item whose worker dies is tried again. An exception is the result of its own item; the others go on. On cores, the
-last item does not wait for a free one: eleven units on two cores take 5.5 rounds in place of 6, the last of which would
-leave a core idle.
+An item whose worker dies is tried again. An exception is the result of its own item; the others go on. With several
+cores, the last item does not wait for a free one: eleven units on two cores take 5.5 rounds in place of 6, the last of
+which would leave a core idle.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def _on_ray(
     if not gpus:
         limits["CUDA_VISIBLE_DEVICES"] = ""
     at_once = max(1, int(session.gpus / gpus)) if gpus else max(1, int(session.workers / cpus))
-    share = cpus if gpus else floor(cpus * at_once / (at_once + 1) * 1e4) / 1e4  # of the cores, with the last item
+    extra = 0 if gpus or at_once == 1 else 1  # the last item
+    share = floor(cpus * at_once / (at_once + extra) * 1e4) / 1e4
     options = {"num_cpus": share, "num_gpus": gpus, "max_retries": 0, "runtime_env": {"env_vars": limits}}
     call = ray.remote(_call).options(**options)
     running: dict[Any, Any] = {}
@@ -68,7 +69,7 @@ def _on_ray(
     try:
         while (waiting or running) and not session.stopped.is_set():
             session.check()
-            while waiting and len(running) < at_once + (len(waiting) == 1 and not gpus):
+            while waiting and len(running) < at_once + (extra if len(waiting) == 1 else 0):
                 item = waiting.popleft()
                 running[call.remote(function, item, bool(gpus), registered_rows())] = item
             done, _ = ray.wait(list(running), num_returns=1, timeout=POLL_S)
