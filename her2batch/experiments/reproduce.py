@@ -115,7 +115,7 @@ def _wanted_rows(job: TrainingJob) -> list[tuple[PaperRow, Cell]]:
 def _settings_text(training: Training, cell: Cell) -> str:
     """Return the settings of a cell in this run, as text."""
     _, method, input_name = cell
-    return describe_settings(method_settings(method, method_kind(method, input_name), training))
+    return describe_settings(method, method_settings(method, method_kind(method, input_name), training))
 
 
 def estimate_reproduction(request: TrainingRequest, training: Training) -> list[CostRow]:

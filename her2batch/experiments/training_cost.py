@@ -82,7 +82,7 @@ def estimate_cost(work: UnitPlan, training: Training, size: RunSize) -> list[Cos
         if kind == "patch":
             seconds += CUT_S * slides / training.folds
         found = rows.get((unit.method, unit.input))
-        words = describe_settings(settings)
+        words = describe_settings(unit.method, settings)
         rows[unit.method, unit.input] = CostRow(
             kind, unit.method, unit.input, 1 + (found.units if found else 0),
             seconds + (found.seconds if found else 0.0), words,
@@ -90,7 +90,7 @@ def estimate_cost(work: UnitPlan, training: Training, size: RunSize) -> list[Cos
     return list(rows.values())
 
 
-def describe_settings(settings: Settings) -> str:
+def describe_settings(method: str, settings: Settings) -> str:
     """Return the settings of a method that decide how long it trains, as text for a table."""
     if isinstance(settings, ImageSettings):
         layers = "" if settings.trained_layers == 1 else f", {settings.trained_layers:g} of the layers"
@@ -99,7 +99,7 @@ def describe_settings(settings: Settings) -> str:
     if isinstance(settings, MilSettings):
         return f"up to {settings.epochs} epochs, at least {min(settings.least_epochs, settings.epochs)}"
     assert isinstance(settings, CountsSettings)
-    return "grid search" if settings.search else "no search"
+    return "grid search" if settings.search and COUNTS_S[method] > 0 else "no search"
 
 
 def _unit_seconds(

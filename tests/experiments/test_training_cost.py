@@ -46,7 +46,9 @@ def test_a_cohort_without_labelled_slides_costs_nothing() -> None:
         ),
         ("clam-sb", "stain", "up to 8 epochs, at least 0"),
         ("svm", "patches-low", "grid search"),
+        ("majority-vote", "patches-low", "no search"),
     ],
 )
 def test_settings_are_described_for_the_table(method: str, given: str, words: str) -> None:
-    assert describe_settings(method_settings(method, method_kind(method, given), Training(profile="laptop"))) == words
+    settings = method_settings(method, method_kind(method, given), Training(profile="laptop"))
+    assert describe_settings(method, settings) == words
