@@ -98,10 +98,12 @@ class _Lost:
 
 def _call(function: Callable[..., Any], item: Any, with_gpu: bool, registered: Mapping[str, Mapping[str, Any]]) -> Any:
     """What Ray runs: exceptions come back as values, so that their class survives the way."""
-    from her2batch.models.device import best_device
-
     restore_rows(registered)
-    device = best_device() if with_gpu else "cpu"
+    device = "cpu"
+    if with_gpu:
+        from her2batch.models.device import best_device  # torch, which not every function needs
+
+        device = best_device()
     try:
         return function(item, device)
     except Exception as error:  # noqa: BLE001  (as in the plain loop)

@@ -269,7 +269,7 @@ def test_a_network_of_timm_with_weights_of_ones_own_is_trained_bundled_and_score
     assert row["method"] == "timm:test_efficientnet"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_networks_on_squares_of_512_px_are_trained_bundled_and_scored(
     pictures: tuple[Cohort, Path], tmp_path: Path
 ) -> None:

@@ -127,7 +127,7 @@ def run_and_record_sockets(*command: str) -> tuple[set[tuple[str, int, int]], in
     return seen, run.returncode
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ingest_listens_on_loopback_only(make_slide: MakeSlide, tmp_path: Path) -> None:
     scans = make_slide("a.tiff", size=(900, 700)).parent
     seen, code = run_and_record_sockets(

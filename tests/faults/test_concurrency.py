@@ -263,7 +263,7 @@ def _empty_cohort(out: Path) -> tuple[Cohort, StageContext]:
     return cohort, StageContext(Plan(tile=64), dims={"stain": embedding_dim("stain")})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_order_of_slides_changes_no_byte(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     out = tmp_path / "backwards"
     shuffled = tmp_path / "scans"

@@ -84,7 +84,7 @@ def test_slides_lost_to_a_full_disk_are_done_by_the_next_run(
     assert_intact(out)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_strace
 def test_next_run_repairs_a_slide_that_a_failing_system_call_stopped(
     reference_cohort: ReferenceCohort, tmp_path: Path

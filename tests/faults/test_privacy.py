@@ -281,7 +281,7 @@ folder = "sentinels"
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nightly_run_leaks_no_marker(marked_scans: MarkedScans) -> None:
     assert (
         marked_scans.ingest("before", "--workers", "0").returncode == 3

@@ -62,7 +62,7 @@ def test_item_whose_worker_dies_is_tried_again(tmp_path: Path, ray_session: RayS
     assert found == {0: 0, 1: 1, 2: 4}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_item_that_kills_every_worker_fails(tmp_path: Path, ray_session: RaySession) -> None:
     found = dict(map_unordered(ray_session, partial(die_times, tmp_path, RETRIES + 1), [0, 1, 2]))
     assert (found[0], found[2]) == (0, 4)

@@ -146,7 +146,7 @@ def test_invalid_request_is_refused_before_a_port_is_opened(tmp_path: Path) -> N
     check_request(ServeRequest(tmp_path / "hidden", tmp_path / "scans", key=key), port)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_posted_file_is_processed_alone_or_reported_as_no_slide(tmp_path: Path, ray_session: object) -> None:
     cohort = make_cohort_and_scans(tmp_path)
     scans = tmp_path / "scans"

@@ -203,7 +203,7 @@ def test_slides_left_at_the_end_of_the_window_are_processed_by_the_next_run(
     assert summary.failures[0]["error_code"] == "truncated"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_run_without_linger_ends_when_no_slide_is_left(
     tmp_path: Path, make_slide: Callable, ray_session: RaySession
 ) -> None:

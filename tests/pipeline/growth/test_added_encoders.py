@@ -275,7 +275,8 @@ def test_a_missing_scan_folder_is_an_error_where_no_encoder_is_named(finished: F
     assert run(Path("/mnt/gone"), finished.cohort, "stain").exit_code == 0  # nothing is missing
 
 
-@pytest.mark.parametrize("gpus", [pytest.param(0, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.long
+@pytest.mark.parametrize("gpus", [0, 2])
 def test_encoders_are_added_on_ray(finished: Finished, at_once: Files, gpus: int, ray_session: RaySession) -> None:
     """With declared GPUs the slide without tiles has no part that a pool could embed."""
     plan, request = Plan(encoders=("colour",)), IngestRequest(Path("/mnt/gone"), finished.cohort)
