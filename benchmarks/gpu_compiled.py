@@ -14,19 +14,13 @@ import time
 from functools import partial
 
 import torch
-from gpu_networks import NETWORKS, SMALL, build, time_bare
+from gpu_networks import NETWORKS, build, name_of, resident_batch, time_bare
 from gpu_record import Row, StepRecord, step_record
 from rounds import median_seconds
 
 from her2batch.models.device import SUB_BATCH, set_deterministic
 
 ROUNDS = 3
-
-
-def resident_batch(net: torch.nn.Module, size: int, device: str) -> torch.Tensor:
-    """Return random normalised images on the device, channels last."""
-    edge = net.default_cfg["input_size"][-1]  # type: ignore[index,union-attr]
-    return torch.rand(size, 3, edge, edge, device=device).contiguous(memory_format=torch.channels_last)
 
 
 def measure_batches(record: StepRecord, key: str, images: int, sizes: tuple[int, ...]) -> None:
@@ -40,7 +34,9 @@ def measure_batches(record: StepRecord, key: str, images: int, sizes: tuple[int,
     best, own = max(rates, key=rates.__getitem__), SUB_BATCH[device]
     note = f"{best} images at once; " + ", ".join(f"{size}: {rate:,.4g}" for size, rate in rates.items())
     what = f"{name_of(record, key)}, fastest batch"
-    record.add(Row(f"network.{key}.batch", what, rates[best], "tiles/s", rates[best] / rates[own], f"{own}", note))
+    record.add(
+        Row(f"network.{key}.batch", what, rates[best], "tiles/s", rates[best] / rates[own], f"{own} at once", note)
+    )
 
 
 def measure_compiled(record: StepRecord, key: str, images: int) -> None:
@@ -56,11 +52,6 @@ def measure_compiled(record: StepRecord, key: str, images: int) -> None:
     plain, fast = median_seconds(sides, ROUNDS).values()
     what, note = f"{name_of(record, key)}, torch.compile", f"compiled in {took:.0f} s"
     record.add(Row(f"network.{key}.compiled", what, images / fast, "tiles/s", plain / fast, "uncompiled", note))
-
-
-def name_of(record: StepRecord, key: str) -> str:
-    """Return the name of a network in the rows."""
-    return NETWORKS[key][0] + (f" (dry run: {SMALL[key]})" if record.cpu else "")
 
 
 def main() -> None:

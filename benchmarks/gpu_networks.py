@@ -62,6 +62,17 @@ def random_tiles(net: torch.nn.Module, count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, edge, edge, 3), np.uint8)
 
 
+def resident_batch(net: torch.nn.Module, size: int, device: str) -> torch.Tensor:
+    """Return random normalised images on the device, channels last, of the network's input size."""
+    edge = net.default_cfg["input_size"][-1]  # type: ignore[index,union-attr]
+    return torch.rand(size, 3, edge, edge, device=device).contiguous(memory_format=torch.channels_last)
+
+
+def name_of(record: StepRecord, key: str) -> str:
+    """Return the name of a network in the rows."""
+    return NETWORKS[key][0] + (f" (dry run: {SMALL[key]})" if record.cpu else "")
+
+
 def time_feed(net: torch.nn.Module, tiles: np.ndarray, device: str) -> float:
     """Return the seconds of all tiles through our feed."""
     started = time.perf_counter()
@@ -90,11 +101,10 @@ def measure_network(record: StepRecord, key: str, tiles: int) -> None:
     net = build(key, device, record.cpu)
     count = max(size, round(tiles * NETWORKS[key][2] / size) * size)  # whole batches on both sides
     images = random_tiles(net, count)
-    edge = images.shape[1]
-    resident = torch.rand(size, 3, edge, edge, device=device).contiguous(memory_format=torch.channels_last)
+    resident = resident_batch(net, size, device)
     sides = {"feed": partial(time_feed, net, images, device), "bare": partial(time_bare, net, resident, count, device)}
     feed, bare = (count / one for one in median_seconds(sides, 3).values())
-    name = NETWORKS[key][0] + (f" (dry run: {SMALL[key]})" if record.cpu else "")
+    name = name_of(record, key)
     record.add(Row(f"network.{key}.bare", f"{name}, bare", bare, "tiles/s"))
     record.add(Row(f"network.{key}.feed", f"{name}, through our feed", feed, "tiles/s", feed / bare, "bare"))
     memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from folds import ENCODER, make_cohort
 from gpu_record import Row, StepRecord, step_record, synchronize
+from image_training import bare_step
 
 from her2batch.models.attention import product_dtype
 from her2batch.models.device import set_deterministic
 from her2batch.models.mil_registry import build_mil_network
-from her2batch.models.nets import initial_network
 from her2batch.settings import ImageSettings, MilSettings
 from her2batch.store.cohort import Cohort
 from her2batch.training.bag_data import Bags, gather_bags
@@ -67,20 +67,8 @@ def measure_convnext(record: StepRecord, images: int, edge: int, size: str) -> N
     pixels = np.random.default_rng(0).integers(0, 256, (images + 1, edge, edge, 3), np.uint8)
     ours = epoch_seconds(lambda report: fit_image_network("convnext-small", pixels, fold, settings, device,
                                                           report=report))  # fmt: skip
-    net = initial_network("convnext-small", CLASSES, edge, size, "none", 0)
-    net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(net.parameters(), settings.lr, fused=True)
     batch = min(settings.batch, images)
-    x = torch.rand(batch, 3, edge, edge, device=device).contiguous(memory_format=torch.channels_last)
-    labels, dtype = torch.arange(batch, device=device) % CLASSES, product_dtype(device)
-
-    def step() -> None:
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            logits = net.train()(x)
-        optimiser.zero_grad(set_to_none=True)
-        torch.nn.functional.cross_entropy(logits.float(), labels).backward()
-        optimiser.step()
-
+    step = bare_step("convnext-small", edge, size, batch, device)
     bare = bare_seconds(step, max(1, images // batch), device) * images / (batch * max(1, images // batch))
     note = f"batch {batch}, {edge} px; bare {images / bare:,.4g} images/s"
     what = "training of ConvNeXt-S" + (" (dry run: a tiny one)" if size == "tiny" else "")
