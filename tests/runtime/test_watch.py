@@ -23,6 +23,7 @@ from her2batch.settings import Plan, Resources, RunWindow
 from her2batch.slides.discover import DiscoveredSlides, SlideFiles, refresh_files, slide_files
 from her2batch.store.audit import cohort_status
 from her2batch.store.cohort import Cohort
+from her2batch.store.run_log import log_entries
 
 SETTLE = 10.0
 
@@ -127,6 +128,12 @@ def watch_in_thread(
     return thread, found
 
 
+def slides_ended(cohort: Cohort) -> list[str]:
+    """The slides that the driver has counted. A worker writes a slide's row before that."""
+    found = [event for path in cohort.runs.glob("*.jsonl") for _, event in log_entries(path)]
+    return [event["slide_id"] for event in found if event["event"] == "slide"]
+
+
 def wait_for(what: Callable[[], object], seconds: float = 40) -> None:
     end = time.monotonic() + seconds
     while not what():
@@ -174,14 +181,12 @@ def test_slides_are_processed_once_each_kind_of_writer_has_finished(
     writers = [threading.Thread(target=one) for one in (pause, preallocate, rename, slowly)]
     for one in writers:
         one.start()
-    wait_for(lambda: sum(row["status"] == "done" for row in cohort.rows().values()) == 4)
+    wait_for(lambda: len(slides_ended(cohort)) == 4)
     session.stopped.set()
     thread.join(20)
     summary = found[0]
     assert (summary.seen, summary.done, summary.failed, summary.exit_code) == (4, 4, 0, 130)
-    tried = [json.loads(line) for path in cohort.runs.glob("*.jsonl") for line in path.read_text().splitlines()]
-    ended = [one["slide_id"] for one in tried if one["event"] == "slide"]
-    assert sorted(ended) == ["pause", "pre", "ren", "slow"]  # each once: none was taken up unfinished
+    assert sorted(slides_ended(cohort)) == ["pause", "pre", "ren", "slow"]  # each once: none was taken up unfinished
 
 
 def test_slides_left_at_the_end_of_the_window_are_processed_by_the_next_run(
@@ -239,7 +244,8 @@ def test_replaced_slide_is_processed_again_and_a_copy_is_not(
     shutil.copy(first, first.with_name("copy.tiff"))
     wait_for(lambda: "copy.tiff" in admitted)  # it has settled
     other.replace(first)
-    wait_for(lambda: cohort.rows()["a"]["sha256"] != before)
+    wait_for(lambda: len(slides_ended(cohort)) == 2)
+    assert cohort.rows()["a"]["sha256"] != before
     session.stopped.set()
     thread.join(60)
     assert (found[0].seen, found[0].done, found[0].duplicate, found[0].fresh) == (2, 1, 1, ["a"])
