@@ -204,6 +204,7 @@ def test_web_page_reads_and_reviews_on_object_store(bucket: str, scans: Path) ->
     assert list(verify_cohort(cohort)) == []
 
 
+@pytest.mark.slow
 def test_one_writer_at_a_time_and_a_dead_lock_expires(bucket: str) -> None:
     cohort = Cohort(to_location(f"{bucket}/cohort"))
     cohort.create(Plan())
@@ -223,6 +224,7 @@ def test_one_writer_at_a_time_and_a_dead_lock_expires(bucket: str) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_unusable_object_store_is_reported(bucket: str, scans: Path) -> None:
     for name, words in (("s3://user:secret@bucket/x", "credentials"), ("gopher://x/y", "can't be reached")):
         with pytest.raises(InputError, match=words) as told:
@@ -232,6 +234,7 @@ def test_unusable_object_store_is_reported(bucket: str, scans: Path) -> None:
         ingest(IngestRequest(scans, to_location("s3://there-is-no-such-bucket/x")), Plan(), Resources(workers=0))
 
 
+@pytest.mark.slow
 def test_exports_and_imports_equal_those_of_a_local_cohort(bucket: str, tmp_path: Path) -> None:
     cohorts = {
         "here": make_stored_cohort(tmp_path / "cohort", "S1"),

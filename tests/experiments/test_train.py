@@ -44,6 +44,7 @@ def trained(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory, ray_
     return out
 
 
+@pytest.mark.slow
 def test_a_run_has_the_files_of_the_contract(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     assert {"run.toml", "bundle", *(f"{name}.parquet" for name in TABLES)} <= names
@@ -55,6 +56,7 @@ def test_a_run_has_the_files_of_the_contract(trained: Path) -> None:
         assert sorted(tested) == sorted(labelled)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_fuses_nothing_and_names_no_wrong_cause(
     trained: Path, synthetic: Synthetic, tmp_path: Path
 ) -> None:
@@ -66,6 +68,7 @@ def test_a_stopped_run_fuses_nothing_and_names_no_wrong_cause(
     assert not run.table("rules").exists()
 
 
+@pytest.mark.slow
 def test_training_without_ray_gives_the_same_bytes(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
     found = train(TrainingRequest(synthetic.cohort, tmp_path / "run"), QUICK, TrainingResources(workers=0))
     assert found.exit_code == 0
@@ -74,6 +77,7 @@ def test_training_without_ray_gives_the_same_bytes(synthetic: Synthetic, trained
     assert plain.id == ray.id
 
 
+@pytest.mark.slow
 def test_sub_scores_of_0_are_learned_scored_and_reported(synthetic: Synthetic, tmp_path: Path) -> None:
     shutil.copytree(synthetic.cohort, tmp_path / "cohort", copy_function=os.link)
     cohort = Cohort(tmp_path / "cohort")
@@ -98,6 +102,7 @@ def test_sub_scores_of_0_are_learned_scored_and_reported(synthetic: Synthetic, t
     assert (scored.scored > 0, scored.failures) == (True, {})
 
 
+@pytest.mark.slow
 def test_attention_is_kept_for_every_tile(synthetic: Synthetic, trained: Path) -> None:
     unit = trained / "units" / "her2-3way.clam-sb.stain.00"
     shares = pq.read_table(unit / "attention.parquet").to_pandas()
@@ -107,6 +112,7 @@ def test_attention_is_kept_for_every_tile(synthetic: Synthetic, trained: Path) -
         assert part["attention"].sum() == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_nothing_left_to_do(synthetic: Synthetic, trained: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (trained / "units").rglob("predictions.parquet")}
     reports: list[object] = []
@@ -116,6 +122,7 @@ def test_a_finished_run_has_nothing_left_to_do(synthetic: Synthetic, trained: Pa
     assert {path: path.stat().st_mtime_ns for path in (trained / "units").rglob("predictions.parquet")} == before
 
 
+@pytest.mark.slow
 def test_changed_settings_are_refused(synthetic: Synthetic, trained: Path) -> None:
     with pytest.raises(InputError, match=r"training\.seed"):
         train(
@@ -125,6 +132,7 @@ def test_changed_settings_are_refused(synthetic: Synthetic, trained: Path) -> No
         )
 
 
+@pytest.mark.slow
 def test_a_damaged_unit_is_trained_again(synthetic: Synthetic, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "units" / "her2-3way.clam-sb.stain.01")
@@ -173,6 +181,7 @@ def wait_for(condition: object, driver: subprocess.Popen, seconds: float = 300) 
 # -- the bundle ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ingest_with_a_bundle_gives_the_predictions_of_score(
     synthetic: Synthetic, trained: Path, tmp_path: Path
 ) -> None:
@@ -195,6 +204,7 @@ def test_ingest_with_a_bundle_gives_the_predictions_of_score(
     assert (again.scored, again.already) == (0, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plan", "words"), [(Plan(encoders=("timm:resnet18",)), "--encoder stain"), (Plan(mpp=1.0), "--mpp 0.5")]
 )
@@ -215,6 +225,7 @@ def assert_refused(cohort: Path, out: Path, labels: str, match: str, **training:
     assert not (out / "units").exists()
 
 
+@pytest.mark.slow
 def test_bad_labels_stop_before_any_training(synthetic: Synthetic, tmp_path: Path) -> None:
     lines = synthetic.labels.read_text().splitlines()
     head, rows = lines[0], [line.split(",") for line in lines[1:]]
@@ -232,6 +243,7 @@ def test_bad_labels_stop_before_any_training(synthetic: Synthetic, tmp_path: Pat
     assert_refused(synthetic.cohort, out, text([*her2, her2[0]]), "are of one slide")
 
 
+@pytest.mark.slow
 def test_too_few_patients_stop_before_any_training(synthetic: Synthetic, tmp_path: Path) -> None:
     """A cohort ingested without labels has no patients; those of the labels are used."""
     shutil.copytree(synthetic.cohort / "tables", tmp_path / "cohort" / "tables")
@@ -251,6 +263,7 @@ def test_too_few_patients_stop_before_any_training(synthetic: Synthetic, tmp_pat
     assert_refused(cohort.root, tmp_path / "run", text(lambda k: "" if k == 3 else f"P{k}"), "patient_id")
 
 
+@pytest.mark.slow
 def test_bad_embeddings_stop_before_any_training(synthetic: Synthetic, tmp_path: Path) -> None:
     shutil.copytree(synthetic.cohort / "tables", tmp_path / "cohort" / "tables")
     for name in ("cohort.toml", "labels.parquet"):
@@ -272,6 +285,7 @@ def test_bad_embeddings_stop_before_any_training(synthetic: Synthetic, tmp_path:
     path.write_bytes(kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("methods", [("convnext-small",), ("svm",), ("resnet50", "convnext-small")])
 def test_missing_weights_are_one_message_before_any_fold(
     methods: tuple[str, ...], synthetic: Synthetic, tmp_path: Path

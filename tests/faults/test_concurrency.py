@@ -87,6 +87,7 @@ def test_second_run_changes_nothing_not_even_the_plan(reference_cohort: Referenc
     assert_same_files(out, reference_cohort.files)
 
 
+@pytest.mark.slow
 def test_lock_of_a_killed_run_is_free_at_once(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     out = tmp_path / "c"
     run = start_ingest(reference_cohort.scans, out, 0)

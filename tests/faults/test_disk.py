@@ -183,6 +183,7 @@ def test_error_at_closing_the_lock_on_a_share_changes_nothing(
     assert_same_files(out, reference_cohort.files)
 
 
+@pytest.mark.slow
 @needs_mount
 def test_read_only_cohort_is_refused_before_any_work(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     out = tmp_path / "c"
@@ -294,6 +295,7 @@ def test_only_slides_with_flipped_bits_are_ingested_again(reference_cohort: Refe
     assert_only_these_repeated(reference_cohort, cohort, {"s0", "s3", "s5"})
 
 
+@pytest.mark.slow
 def test_cut_swapped_and_deleted_files_are_found_and_ingested_again(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
@@ -309,6 +311,7 @@ def test_cut_swapped_and_deleted_files_are_found_and_ingested_again(
     assert_only_these_repeated(reference_cohort, cohort, {"s1", "s3", "s4", "s5"})
 
 
+@pytest.mark.slow
 def test_torn_intake_table_is_rewritten_without_ingesting_slides_again(
     reference_cohort: ReferenceCohort, tmp_path: Path
 ) -> None:
@@ -319,6 +322,7 @@ def test_torn_intake_table_is_rewritten_without_ingesting_slides_again(
     assert_only_these_repeated(reference_cohort, cohort, set())
 
 
+@pytest.mark.slow
 def test_torn_labels_are_reported(reference_cohort: ReferenceCohort, tmp_path: Path) -> None:
     labels = tmp_path / "labels.csv"
     labels.write_text("slide_id,patient_id,her2\ns3,P3,3+\n")

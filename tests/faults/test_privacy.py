@@ -190,6 +190,7 @@ def test_reports_exports_and_pages_leak_no_marker(marked_scans: MarkedScans, out
         assert shown in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ingested")
 def test_dicom_export_of_pseudonymized_cohort_is_refused(marked_scans: MarkedScans, tmp_path: Path) -> None:
     """A DICOM report would have to name the image and the patient as the archive does."""
@@ -222,6 +223,7 @@ def test_search_finds_markers_in_reports_exports_and_pages(outputs: tuple[Output
     assert marker("patientname") not in found["export.said"]  # the report's own affair, and not a log's
 
 
+@pytest.mark.slow
 def test_search_finds_markers_in_packed_data(tmp_path: Path) -> None:
     """The raw bytes of packed data show no marker."""
     with h5py.File(tmp_path / "a.h5", "w") as file:
@@ -254,6 +256,7 @@ her2batch.pipeline.resume.seen_files.fingerprint_slide = broken
 """
 
 
+@pytest.mark.slow
 def test_traceback_of_an_internal_error_leaks_no_marker(marked_scans: MarkedScans) -> None:
     run = marked_scans.ingest("fault", "--workers", "0", cohort="broken", fault=NOBODY_FORESAW)
     assert run.returncode == 1
@@ -310,6 +313,7 @@ def test_nightly_run_leaks_no_marker(marked_scans: MarkedScans) -> None:
     assert find_leaks(marked_scans.root / "made", tuple(marked_scans.labels)) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610])
 def test_key_file_that_others_can_read_is_refused_before_any_work(
     marked_scans: MarkedScans, tmp_path: Path, mode: int
@@ -322,6 +326,7 @@ def test_key_file_that_others_can_read_is_refused_before_any_work(
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.slow
 def test_changed_slide_is_detected_though_its_time_is_pseudonymized(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.touch(mode=0o600)

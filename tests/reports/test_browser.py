@@ -60,6 +60,7 @@ class ObservedPage:
         self.page.goto(path.as_uri())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), SIZES)
 def test_report_sends_no_request_logs_no_error_and_fits_the_width(
     browser: Browser, small: Path, width: int, scheme: str
@@ -94,6 +95,7 @@ def column(page: Page, name: str, at: int) -> list[str]:
     return page.locator(f"#{name} tbody tr td:nth-child({at})").all_text_contents()
 
 
+@pytest.mark.slow
 def test_table_sorts_and_filters_by_keyboard(browser: Browser, small: Path) -> None:
     page = ObservedPage(browser, small).page
     head = page.locator("#worklist thead th button", has_text="score")
@@ -118,6 +120,7 @@ def test_table_sorts_and_filters_by_keyboard(browser: Browser, small: Path) -> N
     page.close()
 
 
+@pytest.mark.slow
 def test_filters_show_the_slides_to_review(browser: Browser, small: Path) -> None:
     page = ObservedPage(browser, small).page
     choice = page.locator("#worklist .filters label", has_text="to review")
@@ -128,6 +131,7 @@ def test_filters_show_the_slides_to_review(browser: Browser, small: Path) -> Non
     page.close()
 
 
+@pytest.mark.slow
 def test_narrow_table_keeps_class_and_reasons_on_screen(browser: Browser, small: Path) -> None:
     page = ObservedPage(browser, small, 390).page
     for kind in ("k-result", "k-reasons"):
@@ -138,6 +142,7 @@ def test_narrow_table_keeps_class_and_reasons_on_screen(browser: Browser, small:
     page.close()
 
 
+@pytest.mark.slow
 def test_class_colours_survive_printing(browser: Browser, small: Path) -> None:
     page = ObservedPage(browser, small).page
     page.emulate_media(media="print")
@@ -145,6 +150,7 @@ def test_class_colours_survive_printing(browser: Browser, small: Path) -> None:
     page.close()
 
 
+@pytest.mark.slow
 def test_controls_are_reachable_by_tab_and_show_their_focus(browser: Browser, small: Path) -> None:
     page = ObservedPage(browser, small).page
     page.keyboard.press("Tab")
@@ -159,6 +165,7 @@ def test_controls_are_reachable_by_tab_and_show_their_focus(browser: Browser, sm
     page.close()
 
 
+@pytest.mark.slow
 def test_layer_and_opacity_can_be_changed(browser: Browser, small: Path) -> None:
     page = ObservedPage(browser, small).page
     page.locator(".part#slides details summary").first.click()
@@ -175,6 +182,7 @@ def test_layer_and_opacity_can_be_changed(browser: Browser, small: Path) -> None
     page.close()
 
 
+@pytest.mark.slow
 def test_link_in_a_table_opens_the_evidence(browser: Browser, small: Path, large: Path) -> None:
     page = ObservedPage(browser, small).page
     link = page.locator("#worklist a.slide").first
@@ -194,6 +202,7 @@ def test_link_in_a_table_opens_the_evidence(browser: Browser, small: Path, large
     observed.page.close()
 
 
+@pytest.mark.slow
 def test_slide_page_has_no_serious_accessibility_violation(browser: Browser, large: Path) -> None:
     path = next((large.parent / "report_slides").iterdir())
     for width, scheme in CORNERS:
@@ -205,6 +214,7 @@ def test_slide_page_has_no_serious_accessibility_violation(browser: Browser, lar
         observed.page.close()
 
 
+@pytest.mark.slow
 def test_report_prints_in_light_mode_with_all_details(browser: Browser, small: Path) -> None:
     page = ObservedPage(browser, small, scheme="dark").page
     page.emulate_media(media="print")
@@ -216,6 +226,7 @@ def test_report_prints_in_light_mode_with_all_details(browser: Browser, small: P
     page.close()
 
 
+@pytest.mark.slow
 def test_first_rows_are_shown_without_scripts(browser: Browser, small: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()

@@ -107,6 +107,7 @@ def test_score_on_ray_gives_the_same_bytes(bundle: Path, cohort: Path, tmp_path:
             )
 
 
+@pytest.mark.slow
 def test_slide_whose_tables_are_missing_fails_by_name(bundle: Path, cohort: Path) -> None:
     slide_id = sorted(Cohort(cohort).rows())[0]
     Cohort(cohort).table("embeddings/stain", slide_id).unlink()
@@ -117,6 +118,7 @@ def test_slide_whose_tables_are_missing_fails_by_name(bundle: Path, cohort: Path
     assert "ingest again" in found.failures[slide_id]
 
 
+@pytest.mark.slow
 def test_empty_cohort_is_refused(bundle: Path, tmp_path: Path) -> None:
     Cohort(tmp_path / "cohort").create(Plan())
     with pytest.raises(InputError, match="no slide"):
@@ -159,6 +161,7 @@ def test_slide_without_tiles_is_scored_as_ingest_with_the_bundle_scores_it(
     assert (again.already, again.scored, again.failures) == (3, 0, {})
 
 
+@pytest.mark.slow
 def test_one_failing_slide_does_not_fail_the_others_of_its_share(
     bundle: Path, cohort: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +226,7 @@ def label(cohort: Path, labels: Path) -> None:
     ingest(IngestRequest(cohort.parent / "scans", cohort, labels=labels), Plan(), Resources(workers=0))
 
 
+@pytest.mark.slow
 def test_bundle_that_applies_to_no_slide_is_refused(unlabelled: Path, synthetic: Synthetic, tmp_path: Path) -> None:
     bundle = untrained(tmp_path / "bundle", "er")
     before = store_contents(unlabelled)
@@ -240,6 +244,7 @@ def test_bundle_that_applies_to_no_slide_is_refused(unlabelled: Path, synthetic:
     assert [(stains[row["slide_id"]], row["task"]) for row in rows] == [("er", "er")]
 
 
+@pytest.mark.slow
 def test_score_reads_the_labels_that_the_slides_do_not_have_yet(
     unlabelled: Path, synthetic: Synthetic, tmp_path: Path
 ) -> None:
@@ -266,6 +271,7 @@ def test_predictions_of_a_bundle_follow_labels_that_come_later(
     assert list(verify_cohort(Cohort(unlabelled))) == []
 
 
+@pytest.mark.slow
 def test_predictions_are_made_again_without_the_pyramid_from_stored_patches(bundle: Path, cohort: Path) -> None:
     found, store = score(cohort, bundle, Resources(workers=0)), Cohort(cohort)
     name = f"predictions/{found.bundle.id}"
@@ -281,6 +287,7 @@ def test_predictions_are_made_again_without_the_pyramid_from_stored_patches(bund
     assert list(verify_cohort(store)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stopped", "failed", "unreadable", "code"), [
     (False, False, False, 0), (False, True, False, 3), (False, False, True, 3), (True, True, False, 130),
 ])  # fmt: skip
@@ -294,6 +301,7 @@ def test_bundle_and_calibration_together_have_one_exit_code(
     assert ("calibration" in found.as_json()) != stopped
 
 
+@pytest.mark.slow
 def test_scoring_with_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="name a trained bundle, a calibration, or both"):
         score_cohort(tmp_path, None, None, Resources(workers=0))

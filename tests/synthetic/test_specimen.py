@@ -50,6 +50,7 @@ def test_the_score_follows_the_10_percent_rule(mix, expected):
     assert ihc_score(mix) == expected
 
 
+@pytest.mark.slow
 def test_a_thumbnail_distinguishes_3_plus_but_not_1_plus_from_0():
     """Strong staining is visible at any resolution; faint, broken rings only where a membrane is wider than one px."""
     mean, rings = {}, {}
@@ -73,6 +74,7 @@ def test_er_is_stained_in_nuclei():
     assert not specimen.regions.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARTEFACTS)
 def test_artefacts_lie_within_their_mask(name):
     base = SlideTruth("a", TYPICAL_MIXES["2+"], width=2000, height=1600)

@@ -52,6 +52,7 @@ def equal(one: Tensors, other: Tensors) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", NETWORKS)
 def test_every_network_learns_to_separate_brown_from_blue(method: str) -> None:
     pixels, settings = pictures(24), QUICK.model_copy(update={"epochs": 16})

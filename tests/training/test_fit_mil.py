@@ -31,6 +31,7 @@ def fold_of(labels: np.ndarray, seed: int = 0) -> Fold:
     return Fold(labels, np.arange(30), np.arange(30, 40), 3, seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", MIL_METHODS)
 def test_every_method_finds_the_planted_instances(method: str, found: tuple[Bags, np.ndarray]) -> None:
     bags, labels = found
@@ -93,6 +94,7 @@ save_file(fit_mil_network("clam-sb", open_bags(Path(sys.argv[1])), fold, setting
     assert all(torch.equal(other[key], one) for key, one in own.items())
 
 
+@pytest.mark.slow
 def test_bags_are_padded_with_zeros(found: tuple[Bags, np.ndarray]) -> None:
     bags, _ = found
     for row, (bag, n) in zip((0, 3), feed_bags(bags, np.array([0, 3]), "cpu"), strict=True):
@@ -101,6 +103,7 @@ def test_bags_are_padded_with_zeros(found: tuple[Bags, np.ndarray]) -> None:
         assert not bag[n:].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ordinal", ["corn", "cumulative-link"])
 def test_ordinal_losses_learn_from_smoothed_labels(ordinal: str, found: tuple[Bags, np.ndarray]) -> None:
     bags, labels = found

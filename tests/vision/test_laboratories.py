@@ -59,6 +59,7 @@ def contradictions(base: Scored, others: dict[str, Scored]) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lab", [DARK, CONTRASTY, laboratory(8), laboratory(13)], ids=lambda lab: lab.name)
 def test_strong_dab_is_tissue_and_not_pen(lab: Laboratory) -> None:
     """Dark brown reaches densities at which scanners clip green and blue to black."""
@@ -72,6 +73,7 @@ def test_strong_dab_is_tissue_and_not_pen(lab: Laboratory) -> None:
     assert found.tissue.mask[truth].mean() > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cytoplasmic", "nuclear"])
 def test_brown_cytoplasm_and_nuclei_are_not_pen_either(kind: str) -> None:
     found = score_picture(painted("3+", CONTRASTY, kind=kind).rgb, 0.25)
@@ -79,6 +81,7 @@ def test_brown_cytoplasm_and_nuclei_are_not_pen_either(kind: str) -> None:
     assert found.tissue.pen.mean() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("colour", [(20, 130, 60), (25, 55, 170), (20, 20, 25), (190, 25, 40)])
 def test_what_pen_takes_of_the_tissue_is_reported_and_for_review_above_five_percent(colour: tuple) -> None:
     slide = painted("3+", DARK)
@@ -92,6 +95,7 @@ def test_what_pen_takes_of_the_tissue_is_reported_and_for_review_above_five_perc
     assert found.review
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lab",
     [DIM, replace(DIM, white=(150.0, 150.0, 150.0)), replace(NORTH, vignetting=0.05)],
@@ -105,6 +109,7 @@ def test_grey_glass_and_dark_corners_are_not_tissue(lab: Laboratory) -> None:
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.97
 
 
+@pytest.mark.slow
 def test_a_pale_core_keeps_its_area_in_every_encoding() -> None:
     base, others = scored("0", PALE), views(painted("0", PALE).rgb)
     for name, one in others.items():
@@ -115,6 +120,7 @@ def test_a_pale_core_keeps_its_area_in_every_encoding() -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lab", [NORTH, DARK, laboratory(2), laboratory(7)], ids=lambda lab: lab.name)
 def test_stained_nuclei_are_nuclei(lab: Laboratory) -> None:
     """Dark nuclear DAB leaves no haematoxylin to be found by."""
@@ -126,6 +132,7 @@ def test_stained_nuclei_are_nuclei(lab: Laboratory) -> None:
     assert found.mean("nuclear_dab") > 4 * max(plain.mean("nuclear_dab"), 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("score", "lab"),
     [("0", NORTH), ("1+", laboratory(4)), ("2+", laboratory(5)), ("3+", CONTRASTY)],

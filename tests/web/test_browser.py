@@ -214,6 +214,7 @@ def test_every_slide_for_review_is_decided_by_keyboard_alone(
     page.context.close()
 
 
+@pytest.mark.slow
 def test_2_plus_without_ish_shows_no_definite_class(browser: playwright.Browser, address: str, cohort: Cohort) -> None:
     cohort.labels.unlink()
     page, _ = open_page(browser, address, "wide", "light")
@@ -230,6 +231,7 @@ def test_2_plus_without_ish_shows_no_definite_class(browser: playwright.Browser,
     page.context.close()
 
 
+@pytest.mark.slow
 def test_quality_flags_stand_as_a_banner(browser: playwright.Browser, address: str, cohort: Cohort) -> None:
     flagged = next(
         one for one, row in sorted(cohort.rows().items()) if "pen" in row["flags"] and row["stain"] == "her2"
@@ -241,6 +243,7 @@ def test_quality_flags_stand_as_a_banner(browser: playwright.Browser, address: s
     page.context.close()
 
 
+@pytest.mark.slow
 def test_page_and_report_link_each_other(browser: playwright.Browser, address: str, cohort: Cohort) -> None:
     from her2batch.reports.cohort_page import write_report
 
@@ -260,6 +263,7 @@ def test_page_and_report_link_each_other(browser: playwright.Browser, address: s
     page.context.close()
 
 
+@pytest.mark.slow
 def test_sign_in_page_accepts_the_token(browser: playwright.Browser, address: str) -> None:
     from tests.web.served import TOKEN
 
@@ -272,6 +276,7 @@ def test_sign_in_page_accepts_the_token(browser: playwright.Browser, address: st
     page.close()
 
 
+@pytest.mark.slow
 def test_slide_without_an_image_shows_the_reason(browser: playwright.Browser, address: str, cohort: Cohort) -> None:
     from her2batch.store.cohort import RETIRED, write_row
 
@@ -297,6 +302,7 @@ def test_slide_without_an_image_shows_the_reason(browser: playwright.Browser, ad
     page.context.close()
 
 
+@pytest.mark.slow
 def test_the_worklist_prints_every_thumbnail(browser: playwright.Browser, address: str, tmp_path: Path) -> None:
     page, _ = open_page(browser, address, "narrow", "light")
     page.wait_for_load_state("networkidle")

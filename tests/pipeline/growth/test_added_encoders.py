@@ -118,6 +118,7 @@ def finished(once: Finished, tmp_path: Path) -> Finished:
     return Finished(once.scans, tmp_path / "c")
 
 
+@pytest.mark.slow
 def test_adding_an_encoder_needs_no_scans_and_changes_nothing_else(finished: Finished) -> None:
     before = files_of(finished.cohort)
     summary = run(Path("/mnt/gone"), finished.cohort, "colour")
@@ -130,6 +131,7 @@ def test_adding_an_encoder_needs_no_scans_and_changes_nothing_else(finished: Fin
     assert Cohort(finished.cohort).plan().encoders == ("stain", "colour")
 
 
+@pytest.mark.slow
 def test_a_grown_cohort_has_the_bytes_of_one_made_at_once(finished: Finished, at_once: Files) -> None:
     run(Path("/mnt/gone"), finished.cohort, "colour")
     assert difference(files_of(finished.cohort), at_once) == set()
@@ -137,6 +139,7 @@ def test_a_grown_cohort_has_the_bytes_of_one_made_at_once(finished: Finished, at
     assert (again.already, again.added.slides, again.added.left) == (3, [], 0)
 
 
+@pytest.mark.slow
 def test_the_stain_encoder_can_be_added_too(once: Finished, colour_only: Path) -> None:
     """The white point is that of the thumbnail then, a JPEG, so that values differ a little."""
     assert run(Path("/mnt/gone"), colour_only, "stain").exit_code == 0
@@ -148,6 +151,7 @@ def test_the_stain_encoder_can_be_added_too(once: Finished, colour_only: Path) -
         assert np.abs(found.astype(float) - expected).max() < 0.05
 
 
+@pytest.mark.slow
 def test_new_slides_get_every_encoder_of_the_cohort(finished: Finished, tmp_path: Path) -> None:
     run(finished.scans, finished.cohort, "colour")
     (tmp_path / "new").mkdir()
@@ -159,6 +163,7 @@ def test_new_slides_get_every_encoder_of_the_cohort(finished: Finished, tmp_path
     assert len(list(finished.cohort.glob("tables/embeddings/colour/*.parquet"))) == 4
 
 
+@pytest.mark.slow
 def test_an_encoder_that_is_left_out_keeps_its_embeddings(finished: Finished, tmp_path: Path) -> None:
     run(finished.scans, finished.cohort, "colour")
     before = files_of(finished.cohort)
@@ -169,6 +174,7 @@ def test_an_encoder_that_is_left_out_keeps_its_embeddings(finished: Finished, tm
     assert list(verify_cohort(Cohort(finished.cohort))) == []
 
 
+@pytest.mark.slow
 def test_an_encoder_that_does_not_load_is_not_kept(finished: Finished) -> None:
     before = files_of(finished.cohort)
     with pytest.raises(WeightsError, match="unloadable cannot be loaded"):
@@ -177,12 +183,14 @@ def test_an_encoder_that_does_not_load_is_not_kept(finished: Finished) -> None:
     assert run(finished.scans, finished.cohort).exit_code == 0
 
 
+@pytest.mark.slow
 def test_only_the_encoders_that_are_needed_are_loaded(colour_only: Path) -> None:
     """Weights of the cohort's other encoders may be on another machine."""
     register_encoder("colour", CustomEncoder(3, refuse_to_load, licence="none"))
     assert run(Path("/mnt/gone"), colour_only, "stain").exit_code == 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_addition_goes_on(finished: Finished, at_once: Files) -> None:
     def stop(*_: object) -> None:
         raise RuntimeError
@@ -196,6 +204,7 @@ def test_an_interrupted_addition_goes_on(finished: Finished, at_once: Files) -> 
     assert difference(files_of(finished.cohort), at_once) == set()
 
 
+@pytest.mark.slow
 def test_without_any_pyramid_it_is_refused_and_replan_reads_the_files(finished: Finished) -> None:
     cohort = Cohort(finished.cohort)
     for row in cohort.rows().values():
@@ -210,6 +219,7 @@ def test_without_any_pyramid_it_is_refused_and_replan_reads_the_files(finished: 
     assert len(list(finished.cohort.glob("tables/embeddings/colour/*.parquet"))) == 3
 
 
+@pytest.mark.slow
 def test_slides_without_a_pyramid_do_not_hold_up_the_others(finished: Finished) -> None:
     cohort = Cohort(finished.cohort)
     delete_pyramid(cohort, cohort.rows()["s0"])
@@ -219,6 +229,7 @@ def test_slides_without_a_pyramid_do_not_hold_up_the_others(finished: Finished) 
     assert run(finished.scans, finished.cohort, "colour", replan=True).fresh == ["s0"]
 
 
+@pytest.mark.slow
 def test_a_damaged_pyramid_costs_the_slide_nothing_and_is_repaired_by_the_next_run(finished: Finished) -> None:
     shard = max(finished.cohort.glob("pyramids/s0.zarr/0/c/**/*"), key=lambda path: path.stat().st_size)
     shard.write_bytes(b"\0" * shard.stat().st_size)
@@ -233,6 +244,7 @@ def test_a_damaged_pyramid_costs_the_slide_nothing_and_is_repaired_by_the_next_r
     assert list(verify_cohort(Cohort(finished.cohort))) == []
 
 
+@pytest.mark.slow
 def test_a_slide_that_is_shared_between_workers_gets_the_same_bytes(finished: Finished, tmp_path: Path) -> None:
     whole, shared = tmp_path / "whole", finished.cohort
     shutil.copytree(shared, whole)
@@ -252,6 +264,7 @@ def test_a_slide_that_is_shared_between_workers_gets_the_same_bytes(finished: Fi
     assert difference(files_of(whole), files_of(shared)) == {"cohort.toml"}
 
 
+@pytest.mark.slow
 def test_new_slides_come_before_finished_ones(finished: Finished) -> None:
     from her2batch.pipeline.queue import SlideQueue
 
@@ -260,12 +273,14 @@ def test_new_slides_come_before_finished_ones(finished: Finished) -> None:
     assert SlideQueue([*jobs, new]).waiting[0] is new
 
 
+@pytest.mark.slow
 def test_a_plan_is_proven_by_a_slide(finished: Finished, tmp_path: Path) -> None:
     wanted = Plan(encoders=("stain", "colour"))
     assert proven_plan(Cohort(finished.cohort), wanted) == Plan()
     assert proven_plan(Cohort(tmp_path / "new"), wanted) == wanted
 
 
+@pytest.mark.slow
 def test_a_missing_scan_folder_is_an_error_where_no_encoder_is_named(finished: Finished) -> None:
     with pytest.raises(InputError, match="there is no such folder"):
         run(Path("/mnt/gone"), finished.cohort)
@@ -284,6 +299,7 @@ def test_encoders_are_added_on_ray(finished: Finished, at_once: Files, gpus: int
     assert difference(files_of(finished.cohort), at_once) == set()
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_the_encoders_to_add(finished: Finished) -> None:
     request = IngestRequest(Path("/mnt/gone"), finished.cohort)
     plan, inventory, cohort = dry_run(request, Plan(encoders=("colour",)))
@@ -293,6 +309,7 @@ def test_a_dry_run_lists_the_encoders_to_add(finished: Finished) -> None:
     assert 0 < total["seconds"] < 60
 
 
+@pytest.mark.slow
 def test_a_run_that_watches_the_folder_adds_encoders_too(finished: Finished, tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     write_slide(tmp_path / "new" / "n.tiff", tissue_image(1400, 1200, seed=5))
@@ -302,6 +319,7 @@ def test_a_run_that_watches_the_folder_adds_encoders_too(finished: Finished, tmp
     assert len(list(finished.cohort.glob("tables/embeddings/colour/*.parquet"))) == 4
 
 
+@pytest.mark.slow
 def test_a_stopped_window_leaves_the_rest_to_the_next_run(finished: Finished) -> None:
     request, closed = IngestRequest(finished.scans, finished.cohort), local_now() + timedelta(seconds=-1)
     window = RunWindow(until=f"{closed:%H:%M:%S}")
