@@ -34,7 +34,7 @@ def ingest(
     redo slides if the plan has changed.  Returns what --json prints.  Raises InputError, StoreError, WeightsError.
     """
     from her2batch.pipeline.growth.ingest_summary import ingest_result
-    from her2batch.reports.prediction_counts import count_predictions
+    from her2batch.reports.prediction_counts import summarise_predictions
     from her2batch.runtime.ingest import IngestRequest
     from her2batch.runtime.ingest import ingest as run
     from her2batch.store.cohort import Cohort
@@ -47,7 +47,7 @@ def ingest(
     request = replace(request, regions=_path(regions), controls=controls and str(controls))
     request = replace(request, calibration=_path(calibration))
     summary = run(request, plan, resources, window=window)
-    return ingest_result(summary, count_predictions(Cohort(summary.cohort), summary.fresh))
+    return ingest_result(summary, *summarise_predictions(Cohort(summary.cohort), summary.fresh))
 
 
 def train(

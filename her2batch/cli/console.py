@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -163,10 +164,12 @@ def print_note(text: str, quiet: bool = False) -> None:
             print(text, file=sys.stderr, flush=True)
 
 
-def print_ingest_summary(summary: IngestSummary, counts: Sequence[PredictionCount]) -> None:
+def print_ingest_summary(
+    summary: IngestSummary, counts: Sequence[PredictionCount], not_scorable: Mapping[str, int] = MappingProxyType({})
+) -> None:
     """Print failures, the outcome of every file seen, the classes of this run's slides, and the next command.
 
-    counts: predictions of the slides that this run finished.
+    counts: predictions of the slides that this run finished.  not_scorable: reason → number of these without a class.
     """
     console = stdout_console()
     print_failures(console, summary.failures)
@@ -191,6 +194,8 @@ def print_ingest_summary(summary: IngestSummary, counts: Sequence[PredictionCoun
     for count in counts:
         if count.bundle != MEMBRANE_RULE or count.task == "her2-4way":
             print_line(console, prediction_text(count), "bold")
+    for words, number in not_scorable.items():
+        print_line(console, f"not scorable: {number} {'slide' if number == 1 else 'slides'}, {words}", "bold")
     if summary.skipped:
         print_line(console, f"not computed, because no bundle was given: {', '.join(summary.skipped)}")
     print_line(console, f"tables: {Cohort(summary.cohort).runs.parent}")

@@ -21,7 +21,7 @@ from her2batch.models.bundle import read_bundle
 from her2batch.models.weights import EFFICIENTNET_LITE0, has_packaged_weights
 from her2batch.pipeline.growth.ingest_summary import IngestSummary
 from her2batch.reports.cohort_page import write_report
-from her2batch.reports.prediction_counts import count_predictions
+from her2batch.reports.prediction_counts import summarise_predictions
 from her2batch.runtime.ingest import IngestRequest, ingest
 from her2batch.settings import Plan, Resources, Training, TrainingResources
 from her2batch.store.cohort import Cohort
@@ -132,6 +132,6 @@ def print_demo(summary: DemoSummary) -> None:
         title = "held-out slides, HER2 in three classes (synthetic slides: this shows the software, not medicine)"
         print_table(console, title, columns, cells)
     held_out = summary.held_out
-    print_ingest_summary(held_out, count_predictions(Cohort(held_out.cohort), held_out.fresh))
+    print_ingest_summary(held_out, *summarise_predictions(Cohort(held_out.cohort), held_out.fresh))
     if summary.report is not None:
         print_line(stdout_console(), f"report: {summary.report}")

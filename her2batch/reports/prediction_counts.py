@@ -1,10 +1,11 @@
-"""How many slides each method gave each class, and how many a person has to review."""
+"""How many slides each method gave each class, how many a person has to review, and which cannot be scored."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from her2batch.reports.report_data import assess_slides
 from her2batch.store.cohort import Cohort
@@ -38,24 +39,40 @@ class PredictionCount:
         return self.bundle in GUIDELINE_RULES
 
 
+class PredictionSummary(NamedTuple):
+    """Predictions of some slides. not_scorable: reason, in words → number of slides without a class for it."""
+
+    counts: list[PredictionCount]
+    not_scorable: dict[str, int]
+
+
 def count_predictions(cohort: Cohort, slide_ids: Iterable[str]) -> list[PredictionCount]:
     """Count the predictions of these slides, by bundle, task and method. Tables that can't be read are left out."""
+    return summarise_predictions(cohort, slide_ids).counts
+
+
+def summarise_predictions(cohort: Cohort, slide_ids: Iterable[str]) -> PredictionSummary:
+    """Count the predictions of these slides, and the slides that cannot be scored, by their first reason."""
     wanted = set(slide_ids)
     rows = [row for slide_id, row in cohort.rows().items() if slide_id in wanted] if wanted else []
     classes: dict[tuple[str, str, str], Counter[str | None]] = {}
     review: Counter[tuple[str, str, str]] = Counter()
     known: dict[tuple[str, str, str], tuple[str, ...]] = {}
+    refused: Counter[str] = Counter()
     for found in assess_slides(cohort, rows).values() if rows else ():
+        if found.not_scorable:
+            refused[next(one.words for one in found.reasons if one.kind == "not-scorable")] += 1
         for one in found.methods:
             key = one.bundle, one.task, one.method
             known.setdefault(key, CLASSES.get(one.task, one.classes))
             classes.setdefault(key, Counter())[one.predicted] += 1
             review[key] += found.review
     order = task_order(task for _, task, _ in classes)
-    return [
+    counts = [
         PredictionCount(*key, _counts(known[key], own), review[key], own[None])
         for key, own in sorted(classes.items(), key=lambda item: _rank(item[0], order))
     ]
+    return PredictionSummary(counts, dict(refused.most_common()))
 
 
 def _rank(key: tuple[str, str, str], tasks: list[str]) -> tuple[int, int, str, str]:

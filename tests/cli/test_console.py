@@ -51,6 +51,13 @@ def test_an_ingest_ends_with_classes_reviews_and_the_next_command(capsys: pytest
     assert lines[-1] == "next: her2batch report 'my cohort' --out report.html"
 
 
+def test_an_ingest_says_how_many_slides_cannot_be_scored_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    print_ingest_summary(SUMMARY, [COUNT], {"too few tumour cells": 2, "another stain than haematoxylin and DAB": 1})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3] == "not scorable: 2 slides, too few tumour cells"
+    assert lines[4] == "not scorable: 1 slide, another stain than haematoxylin and DAB"
+
+
 def test_the_rule_is_counted_once_and_a_bundle_for_each_task(capsys: pytest.CaptureFixture[str]) -> None:
     three = PredictionCount("membrane", "her2-3way", "membrane", {"0": 1, "low": 2, "high": 3}, 0)
     bundle = PredictionCount("936cc9e71888", "her2-3way", "clam-sb", {"0": 1, "low": 2, "high": 3}, 1)

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from her2batch.method_results import DERIVED_TASKS
-from her2batch.reports.prediction_counts import count_predictions
+from her2batch.reports.prediction_counts import count_predictions, summarise_predictions
 from her2batch.reports.report_data import assess_slides
 from her2batch.store.cohort import Cohort
 from her2batch.tasks import CLASSES
@@ -33,6 +33,17 @@ def test_counts_equal_those_of_the_tables(method: str, synthetic: Synthetic) -> 
         assert one.ish_decides == sum(call in equivocal for call in own)
         assert one.review == sum(found[call["slide_id"]].review for call in own)
         assert one.slides == len(own)
+
+
+def test_every_slide_of_the_marker_has_a_class_or_a_reason(synthetic: Synthetic) -> None:
+    cohort = Cohort(synthetic.cohort)
+    found = assess_slides(cohort, cohort.rows().values())
+    refused = Counter(one.meaning.removeprefix("not scorable: ") for one in found.values() if one.not_scorable)
+    counts, not_scorable = summarise_predictions(cohort, cohort.rows())
+    assert not_scorable == refused
+    her2 = [row for row in cohort.rows().values() if row["stain"] == "her2" and row["n_tiles"]]
+    [four] = [one for one in counts if (one.method, one.task) == ("cells", "her2-4way")]
+    assert four.slides + sum(not_scorable.values()) == len(her2)
 
 
 def test_no_slides_need_no_reading(synthetic: Synthetic) -> None:

@@ -3,18 +3,22 @@
 Only laboratories for development (`synthetic.laboratory`): nothing is measured on those that are held out.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from itertools import product
 
 import numpy as np
 import pytest
 
+from her2batch.models.guideline.cell_rule import score_cells
+from her2batch.models.guideline.scorable import scorability
 from her2batch.synthetic.cohort import PaintedSlide, paint_truth
 from her2batch.synthetic.laboratory import SITES, Laboratory, laboratory
+from her2batch.synthetic.outlines import Artefact
 from her2batch.synthetic.specimen import TYPICAL_MIXES, CellMix, SlideTruth
+from her2batch.vision.cells.detection import Cells, detect_cells, fit_cell_reference
 from her2batch.vision.tissue import segment_tissue
-from tests.vision.area_rule import Scored, encode_again, score_picture, shrink_to
+from tests.vision.area_rule import TILE_MPP, Scored, encode_again, score_picture, shrink_to
 
 NORTH = SITES["north"]
 DARK = replace(NORTH, name="dark", dab_strength=1.4, thickness=1.25)
@@ -149,3 +153,25 @@ def test_no_laboratory_has_a_class_that_depends_on_the_encoding(score: str, numb
     truth = SlideTruth(f"slide-{score}", TYPICAL_MIXES[score], width=2200, height=1800)  # above 0.05 mm² at 0.2 µm/px
     rgb = paint_truth(truth, laboratory=laboratory(number)).rgb
     assert contradictions(score_picture(rgb, 0.25), views(rgb, JPEGS)) == {}
+
+
+def cells_of(found: Scored) -> dict[str, np.ndarray]:
+    """Return the columns of the cells in the tiles of a scored picture, and whether the slide is refused."""
+    reference = fit_cell_reference(found.tiles, TILE_MPP, found.stains)
+    parts = [detect_cells(tile, TILE_MPP, found.stains, reference, "membrane") for tile in found.tiles]
+    columns = {one.name: np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(Cells)}
+    assert scorability(columns, hue_spread=reference.hue_spread, foreign=reference.foreign) is None
+    return columns
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("artefact", ["pen", "bubble"])
+@pytest.mark.parametrize(("number", "score"), [(2, "1+"), (3, "3+"), (5, "0"), (8, "3+")])
+def test_pen_and_bubbles_over_the_tissue_do_not_hide_its_cells(artefact: Artefact, number: int, score: str) -> None:
+    found = []
+    for artefacts in ((), (artefact,)):
+        truth = SlideTruth(f"slide-{score}", TYPICAL_MIXES[score], artefacts=artefacts, width=2400, height=2000)
+        found.append(cells_of(score_picture(paint_truth(truth, laboratory=laboratory(number)).rgb, 0.25)))
+    plain, marked = (score_cells(one["category"], one["tumour"]) for one in found)
+    assert marked.category == plain.category == score
+    assert len(found[1]["x"]) > 0.4 * len(found[0]["x"])  # pen covers up to half of the tissue

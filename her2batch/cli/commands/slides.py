@@ -95,20 +95,20 @@ def ingest(
     from her2batch.cli.console_calibration import print_calibrated
     from her2batch.cli.console_labels import print_labels_report
     from her2batch.pipeline.growth.ingest_summary import ingest_result
-    from her2batch.reports.prediction_counts import count_predictions
+    from her2batch.reports.prediction_counts import summarise_predictions
     from her2batch.store.cohort import Cohort
 
     with ingest_progress(quiet or as_json) as report:
         summary = run(request, plan, resources, report, window)
-    counts = count_predictions(Cohort(summary.cohort), summary.fresh)
+    predictions = summarise_predictions(Cohort(summary.cohort), summary.fresh)
 
     def show() -> None:
         print_labels_report(summary.labels)
-        print_ingest_summary(summary, counts)
+        print_ingest_summary(summary, *predictions)
         if summary.calibrated is not None:
             print_calibrated(summary.calibrated, summary.cohort)
 
-    emit(as_json, ingest_result(summary, counts), show)
+    emit(as_json, ingest_result(summary, *predictions), show)
     return summary.exit_code
 
 

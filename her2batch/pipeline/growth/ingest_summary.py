@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from her2batch.errors import STOPPED
@@ -100,8 +101,14 @@ def count_slides(summary: IngestSummary, inventory: Inventory, rows: Mapping[str
             summary.failures.append(row)
 
 
-def ingest_result(summary: IngestSummary, counts: Iterable[Any]) -> dict[str, Any]:
-    """The result of an ingest as plain values. counts: dataclasses, predictions of slides that this run finished."""
+def ingest_result(
+    summary: IngestSummary, counts: Iterable[Any], not_scorable: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The result of an ingest as plain values.
+
+    counts: dataclasses, predictions of slides that this run finished.  not_scorable: reason, in words → number of these
+    slides that have no class.
+    """
     keys = ("slide_id", "path", "error_code", "error")
     fields = ("seen", *OUTCOMES, "already", "moved", "archived", "unreachable", "tiles", "seconds", "skipped")
     return {
@@ -113,6 +120,7 @@ def ingest_result(summary: IngestSummary, counts: Iterable[Any]) -> dict[str, An
         "cores": summary.cores._asdict() if summary.cores is not None else None,
         "added": summary.added.as_json(),
         "predictions": [asdict(count) for count in counts],
+        "not_scorable": dict(not_scorable),
         "labels": asdict(summary.labels) if summary.labels is not None else None,
         "calibration": summary.calibrated.as_json() if summary.calibrated is not None else None,
         "exit_code": summary.exit_code,

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from her2batch.vision.cells.density import coarse_scale, density_maps, shrink
 from her2batch.vision.cells.nuclei import nuclear_density
 from her2batch.vision.membrane import REFERENCE_NUCLEI_OD
-from her2batch.vision.stain import Stains, optical_density, separate_stains
+from her2batch.vision.stain import Stains, artefact_mask, optical_density, separate_stains
 
 Map = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 
 MIN_NUCLEUS_OD = 0.04
 """Least density of a slide's typical nuclei, OD: fainter structure is noise."""
@@ -23,6 +24,10 @@ MIN_STAINED_PX = 100
 
 STAINED_OD = 0.12
 """Optical density (mean of channels) from which a px shows the colour of its stain."""
+
+MAX_ARTEFACT_SHARE = 0.5
+"""Share of the tiles' area up to which pen and shadows are left out of the figures. A strange colour that covers more
+is no artefact over the tissue but its stain, for which the slide must be refused."""
 
 NUCLEAR_FACTOR = 0.9
 """Typical density of the nuclei of nuclear markers, as a multiple of that by haematoxylin. Unstained nuclei are the
@@ -76,15 +81,29 @@ class CellReference(NamedTuple):
 def fit_cell_reference(pixels: NDArray[np.uint8], mpp: float, stains: Stains) -> CellReference:
     """Return the figures of a slide from some of its tiles: (n, t, t, 3) uint8 at mpp µm/px."""
     tiles = [density_maps(tile, mpp, stains) for tile in pixels]
+    clean = _outside_artefacts(pixels, mpp, stains)
     nuclei, total = (
-        _typical_nuclei(_joined([nuclear_density(maps, marker, mpp) for maps in tiles]))
+        _typical_nuclei(
+            _joined([nuclear_density(maps, marker, mpp)[px] for maps, px in zip(tiles, clean, strict=True)])
+        )
         for marker in ("membrane", "nuclear")
     )
     total = min(total, NUCLEAR_FACTOR * nuclei)
-    hue_spread, foreign = _colours(pixels, mpp, stains)
+    hue_spread, foreign = _colours(pixels, mpp, stains, clean)
     return CellReference(
         nuclei, total, *membrane_levels(stains), stains.background, stains.background, hue_spread, foreign
     )
+
+
+def _outside_artefacts(pixels: NDArray[np.uint8], mpp: float, stains: Stains) -> list[Mask]:
+    """Return where each tile has neither pen nor a wide shadow, on the coarse grid, (h, w) bool."""
+    scale, covered, clean = coarse_scale(mpp), 0.0, []
+    for tile in pixels:
+        od = optical_density(tile, stains.white)
+        artefacts = artefact_mask(od, separate_stains(od, stains).residual, mpp)
+        covered += float(artefacts.mean())
+        clean.append(shrink(artefacts.astype(np.float32), scale) == 0)
+    return clean if covered <= MAX_ARTEFACT_SHARE * len(clean) else [np.ones_like(one) for one in clean]
 
 
 def _joined(maps: list[Map]) -> Map:
@@ -103,23 +122,28 @@ def _typical_nuclei(density: Map) -> float:
     return max(float(np.median(upper)) if len(upper) else 0.0, MIN_NUCLEUS_OD)
 
 
-def _colours(pixels: NDArray[np.uint8], mpp: float, stains: Stains) -> tuple[float, float]:
+def _colours(pixels: NDArray[np.uint8], mpp: float, stains: Stains, clean: list[Mask]) -> tuple[float, float]:
     """Return the spread of hue and the share of foreign colour of the stained px.
 
     The hue is that of the coarse grid, which JPEG's noise does not reach. Foreign colour is that of single px, because
-    random colours are grey on average.
+    random colours are grey on average.  clean: where each tile has no artefacts, on the coarse grid.
     """
     shares, foreign, density = [], 0.0, 0.0
     scale = coarse_scale(mpp)
-    for tile in pixels:
+    for tile, usable in zip(pixels, clean, strict=True):
         fine = separate_stains(optical_density(tile, stains.white), stains)
-        stained = fine.mean > STAINED_OD
+        stained = (fine.mean > STAINED_OD) & _enlarge(usable, fine.mean.shape)
         foreign += float(np.abs(fine.residual[stained]).sum())
         density += float(np.abs(fine.h[stained] + fine.d[stained]).sum())
         h, d, mean = (shrink(one, scale) for one in (fine.h, fine.d, fine.mean))
-        dark = mean > STAINED_OD
+        dark = (mean > STAINED_OD) & usable
         shares.append(d[dark] / np.maximum(h[dark] + d[dark], np.float32(1e-3)))
     values = _joined(shares)
     if len(values) < MIN_STAINED_PX:
         return 1.0, 0.0  # nothing to judge by
     return float(np.clip(values, -1, 2).std()), foreign / max(density, 1e-6)
+
+
+def _enlarge(mask: Mask, shape: tuple[int, ...]) -> Mask:
+    """Return a mask of the coarse grid at the resolution of a tile, (H, W) bool."""
+    return cv2.resize(mask.view(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST).view(np.bool_)

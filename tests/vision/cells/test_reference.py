@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from her2batch.synthetic.specimen import PEN_DENSITIES
 from her2batch.vision.cells.reference import fit_cell_reference, membrane_levels
 from her2batch.vision.stain import Stains
 from tests.vision.cells.drawing import MPP, STAINS, Canvas
@@ -32,6 +33,34 @@ def test_random_colours_are_foreign() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), np.uint8)
     assert fit_cell_reference(noise, MPP, STAINS).foreign > 0.12
     assert fit_cell_reference(tiles(), MPP, STAINS).foreign < 0.1
+
+
+@pytest.mark.parametrize("pen", PEN_DENSITIES, ids=["green", "blue", "black", "red"])
+def test_pen_across_the_tissue_changes_no_figure(pen: tuple[float, float, float]) -> None:
+    plain = np.repeat(tiles(), 2, axis=0)
+    marked = plain.copy()
+    stroke = marked[0, 80:150]  # 35 µm
+    stroke[:] = np.round(stroke * 10 ** -np.asarray(pen))
+    before, after = fit_cell_reference(plain, MPP, STAINS), fit_cell_reference(marked, MPP, STAINS)
+    assert after.nuclei == pytest.approx(before.nuclei, rel=0.1)
+    assert after.nuclei_and_dab == pytest.approx(before.nuclei_and_dab, rel=0.1)
+    assert after.foreign == pytest.approx(before.foreign, abs=0.02)
+    assert after.hue_spread == pytest.approx(before.hue_spread, abs=0.03)
+
+
+def test_the_rim_of_an_air_bubble_changes_no_figure() -> None:
+    plain = np.repeat(tiles(), 2, axis=0)
+    distance = np.abs(np.hypot(*np.mgrid[-112:112, -112:112]) - 70) * MPP  # µm from a ring of 70 µm
+    rim = 0.25 * np.exp(-((distance / 5) ** 2))
+    marked = plain.copy()
+    marked[0] = np.round(marked[0] * 10 ** -rim[..., None])
+    before, after = fit_cell_reference(plain, MPP, STAINS), fit_cell_reference(marked, MPP, STAINS)
+    assert after.nuclei == pytest.approx(before.nuclei, rel=0.1)
+
+
+def test_a_colour_that_covers_the_tissue_is_its_stain_and_not_pen() -> None:
+    red = np.round(tiles() * 10 ** -np.asarray(PEN_DENSITIES[3])).astype(np.uint8)
+    assert fit_cell_reference(red, MPP, STAINS).foreign > 0.12
 
 
 def test_levels_rise_with_intensity_and_contrast() -> None:
