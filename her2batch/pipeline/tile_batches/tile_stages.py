@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from her2batch.models.execution.smaller_batches import collect_smaller_batches
 from her2batch.pipeline.cells.block_image import BlockFrames
 from her2batch.pipeline.cells.block_work import plan_frames
 from her2batch.pipeline.slide_state import SlidePart, SlideState, Stage, StageContext, TileColumns, Work
@@ -73,6 +74,14 @@ def run_tile_stages(
     frames = plan_frames(over_blocks, state, grid, slide.info.mpp, reads.scale, reads.size)
     device = "cpu" if context.tile_device is None and reader == NvImageCodecSlide.name else context.tile_device
     call = _Call(slide, reads, grid.mpp, stains, works, frames, reader, threads, device)
+    with collect_smaller_batches() as notes:
+        part = _decode_and_run(call)
+    part.smaller_batches = "; ".join(notes)
+    return part
+
+
+def _decode_and_run(call: _Call) -> SlidePart:
+    """Run the stages on tiles that are decoded on the device where possible, else on the host."""
     decoded = _decode_on_device(call)
     if decoded is None:
         return _run(call, _decode_on_host(call))
