@@ -323,9 +323,28 @@ def load_timm_network(
         return out if spec.pooling == "token" else torch.cat([out[:, 0], out[:, first_patch:].mean(1)], dim=-1)
 
     size = networks.settle_batch(name, net, plan.tile, normalization, device, plan.precision, batches)
-    return lambda batch: networks.run_network(
-        net, tiles_for_network(batch), normalization, device, pool, plan.precision, size
-    )
+
+    def run(network: torch.nn.Module, tiles: NDArray[np.uint8] | torch.Tensor) -> NDArray[np.float32]:
+        return networks.run_network(network, tiles, normalization, device, pool, plan.precision, size)
+
+    if plan.compile:
+        net = _compile(net, size or networks.SUB_BATCH[torch.device(device).type], device, plan.tile, run)
+    return lambda batch: run(net, tiles_for_network(batch))
+
+
+def _compile(
+    net: torch.nn.Module, size: int, device: str, tile: int, run: Callable[..., NDArray[np.float32]]
+) -> torch.nn.Module:
+    """Return a network compiled for `size` tiles, or loaded from this machine's cache. Raises InputError.
+
+    run: runs a network on tiles, (n, tile, tile, 3) uint8, as it will be run.
+    """
+    from her2batch.models.execution.compiled import compile_network, compiling_alone
+
+    with compiling_alone():
+        compiled = compile_network(net, size, device)
+        run(compiled, np.zeros((size, tile, tile, 3), np.uint8))
+    return compiled
 
 
 def _tensor_names(arch: str) -> list[str]:
