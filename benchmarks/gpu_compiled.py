@@ -48,6 +48,9 @@ def measure_compiled(record: StepRecord, key: str, images: int) -> None:
     ways = {"compiled": ("torch.compile", partial(compile_network, net, size, device))}
     if device == "cuda":
         ways["graphs"] = ("torch.compile with CUDA graphs", partial(torch.compile, net, mode="reduce-overhead"))
+    else:
+        what = f"{name_of(record, key)}, torch.compile with CUDA graphs"
+        record.add(Row(f"network.{key}.graphs", what, None, "tiles/s", note="no GPU"))
     for way, (name, make) in ways.items():
         started = time.perf_counter()
         with compiling_alone():

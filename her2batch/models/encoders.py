@@ -328,23 +328,10 @@ def load_timm_network(
         return networks.run_network(network, tiles, normalization, device, pool, plan.precision, size)
 
     if plan.compile:
-        net = _compile(net, size or networks.SUB_BATCH[torch.device(device).type], device, plan.tile, run)
+        from her2batch.models.execution.compiled import compile_once
+
+        net = compile_once(net, size or networks.SUB_BATCH[torch.device(device).type], device, plan.tile, run)
     return lambda batch: run(net, tiles_for_network(batch))
-
-
-def _compile(
-    net: torch.nn.Module, size: int, device: str, tile: int, run: Callable[..., NDArray[np.float32]]
-) -> torch.nn.Module:
-    """Return a network compiled for `size` tiles, or loaded from this machine's cache. Raises InputError.
-
-    run: runs a network on tiles, (n, tile, tile, 3) uint8, as it will be run.
-    """
-    from her2batch.models.execution.compiled import compile_network, compiling_alone
-
-    with compiling_alone():
-        compiled = compile_network(net, size, device)
-        run(compiled, np.zeros((size, tile, tile, 3), np.uint8))
-    return compiled
 
 
 def _tensor_names(arch: str) -> list[str]:

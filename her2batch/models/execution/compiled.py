@@ -11,11 +11,12 @@ import importlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from her2batch.errors import InputError, one_line
@@ -70,6 +71,19 @@ def compile_network(network: torch.nn.Module, size: int, device: str) -> FixedBa
     config.compile_threads = 1  # no pool of processes beside each worker
     compiled = torch.compile(network, dynamic=False)
     return FixedBatch(compiled, size)
+
+
+def compile_once(
+    network: torch.nn.Module, size: int, device: str, tile: int, run: Callable[..., object]
+) -> torch.nn.Module:
+    """Return a network compiled for `size` tiles, or loaded from this machine's cache. Raises InputError.
+
+    run: runs a network on tiles, (n, tile, tile, 3) uint8, as it will be run.
+    """
+    with compiling_alone():
+        compiled = compile_network(network, size, device)
+        run(compiled, np.zeros((size, tile, tile, 3), np.uint8))
+    return compiled
 
 
 @contextmanager
