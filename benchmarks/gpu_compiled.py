@@ -3,9 +3,9 @@
 usage: gpu_compiled.py SCRATCH OUT [--cpu]
 
 Random weights, normalised data that is on the device already, bf16 autocast. Plain: the network as the engine runs it,
-in batches of 32 to 512. Compiled: the same network by torch.compile, in the engine's batch, after its compilation,
-whose seconds are in the note. The engine compiles nothing: results of a compiled network have other last bits, and what
-it gains is not known before this step has run.
+in batches of 32 to 512. Compiled: the same network as `--compile` compiles it, in the engine's batch, after its
+compilation, whose seconds are in the note. Graphs: with CUDA graphs as well (`mode="reduce-overhead"`), which the
+engine does not use.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from gpu_record import Row, StepRecord, step_record
 from rounds import median_seconds
 
 from her2batch.models.device import SUB_BATCH, set_deterministic
+from her2batch.models.execution.compiled import compile_network, compiling_alone
 
 ROUNDS = 3
 
@@ -44,14 +45,23 @@ def measure_compiled(record: StepRecord, key: str, images: int) -> None:
     device, size = record.device, SUB_BATCH[record.device]
     net = build(key, device, record.cpu)
     resident = resident_batch(net, size, device)
-    compiled = torch.compile(net)
-    started = time.perf_counter()
-    time_bare(compiled, resident, size, device)
-    took = time.perf_counter() - started
-    sides = {name: partial(time_bare, one, resident, images, device) for name, one in (("a", net), ("b", compiled))}
-    plain, fast = median_seconds(sides, ROUNDS).values()
-    what, note = f"{name_of(record, key)}, torch.compile", f"compiled in {took:.0f} s"
-    record.add(Row(f"network.{key}.compiled", what, images / fast, "tiles/s", plain / fast, "uncompiled", note))
+    ways = {"compiled": ("torch.compile", partial(compile_network, net, size, device))}
+    if device == "cuda":
+        ways["graphs"] = ("torch.compile with CUDA graphs", partial(torch.compile, net, mode="reduce-overhead"))
+    else:
+        what = f"{name_of(record, key)}, torch.compile with CUDA graphs"
+        record.add(Row(f"network.{key}.graphs", what, None, "tiles/s", note="no GPU"))
+    for way, (name, make) in ways.items():
+        started = time.perf_counter()
+        with compiling_alone():
+            compiled = make()
+            time_bare(compiled, resident, size, device)
+        took = time.perf_counter() - started
+        sides = {"a": partial(time_bare, net, resident, images, device),
+                 "b": partial(time_bare, compiled, resident, images, device)}  # fmt: skip
+        plain, fast = median_seconds(sides, ROUNDS).values()
+        what, note = f"{name_of(record, key)}, {name}", f"compiled or loaded in {took:.0f} s"
+        record.add(Row(f"network.{key}.{way}", what, images / fast, "tiles/s", plain / fast, "uncompiled", note))
 
 
 def main() -> None:

@@ -36,6 +36,13 @@ from her2batch.vision.tile_grid import TileGrid
 BLOCK_PX = 2048
 """Edge of the blocks that cuCIM reads."""
 
+TILES_ROWS = {
+    "nvimgcodec": "tiles decoded, checked, shrunk and cut on the device",
+    "cucim": "the same with cuCIM (--reader cucim)",
+}
+TILES_KEYS = {"nvimgcodec": "decode.jpeg.tiles", "cucim": "decode.jpeg.cucim-tiles"}
+"""Reader → its row."""
+
 
 def streams_of(path: Path, most: int) -> tuple[list[bytes], int]:
     """Return complete streams of the first tiles of level 0, and the px of one."""
@@ -125,23 +132,27 @@ def measure_cucim(record: StepRecord, path: Path, most: int) -> None:
     record.add(Row("decode.jpeg.cucim", "decode jpeg, cuCIM", rate, "px/s", ratio, "the cores", note))
 
 
-def measure_tiles_read(record: StepRecord, path: Path, most: int) -> None:
-    """Add the row of the ingest's own reader: tiles of 224 px at 0.5 µm/px on the device, of some batches."""
+def measure_tiles_read(record: StepRecord, path: Path, most: int, reader: str) -> None:
+    """Add the row of the ingest's own reader: tiles of 224 px at 0.5 µm/px on the device, of some batches.
+
+    reader: `nvimgcodec`, or `cucim`, whose ratio is to the former.
+    """
     import torch
 
     from her2batch.models.device import gpu_number
     from her2batch.pipeline.tile_batches.device_reader import read_tiles_on_device
-    from her2batch.slides.nvimgcodec.chunk_decoder import chunk_decoder
+    from her2batch.pipeline.tile_batches.tile_stages import DEVICE_READERS
 
-    with open_slide(path, "tiff") as slide:
+    with open_slide(path, reader) as slide:
         assert slide.info.mpp is not None
         size = round(224 * 0.5 / slide.info.mpp)
         columns, rows = (range(0, edge - size + 1, size) for edge in (slide.info.width, slide.info.height))
         tiles = np.array([(x, y, size) for y in rows for x in columns][:most], np.int32)
         reads = plan_reads(slide, TileGrid(0.5, 224, tiles))
         device = torch.device(record.device)
-        decoder = chunk_decoder(slide, reads.source[0], gpu_number(str(device)))
-        assert decoder is not None
+        decoder = DEVICE_READERS[reader](slide, reads.source[0], gpu_number(str(device)))
+        if decoder is None:
+            raise ValueError(f"{reader} decodes no tile of this kind to memory of the device")
 
         def read_all() -> float:
             started = time.perf_counter()
@@ -150,8 +161,10 @@ def measure_tiles_read(record: StepRecord, path: Path, most: int) -> None:
             return time.perf_counter() - started
 
         rate = len(tiles) / median_seconds({"tiles": read_all}, 2)["tiles"]
-    what = "tiles decoded, checked, shrunk and cut on the device"
-    record.add(Row("decode.jpeg.tiles", what, rate, "tiles/s", note="one call of the ingest's reader"))
+    first = next((row.value for row in record.rows if row.key == TILES_KEYS["nvimgcodec"]), None)
+    ratio = rate / first if first and reader != "nvimgcodec" else None
+    note = "one call of the ingest's reader"
+    record.add(Row(TILES_KEYS[reader], TILES_ROWS[reader], rate, "tiles/s", ratio, "nvImageCodec", note))
 
 
 def main() -> None:
@@ -162,8 +175,9 @@ def main() -> None:
     for codec, path, most in (("jpeg", large, tiles), ("jpeg2000", j2k, tiles_j2k)):
         record.attempt(f"decode.{codec}.cores", f"decode {codec}, CPU cores", "px/s",
                        partial(measure_codec, record, path, codec, most))  # fmt: skip
-    what = "tiles decoded, checked, shrunk and cut on the device"
-    record.attempt("decode.jpeg.tiles", what, "tiles/s", partial(measure_tiles_read, record, large, tiles))
+    for reader, what in TILES_ROWS.items():
+        run = partial(measure_tiles_read, record, large, tiles, reader)
+        record.attempt(TILES_KEYS[reader], what, "tiles/s", run)
     what = "decode jpeg, cuCIM"
     record.attempt("decode.jpeg.cucim", what, "px/s", partial(measure_cucim, record, large, blocks))
 

@@ -17,6 +17,7 @@ from functools import partial
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import timm
@@ -24,9 +25,10 @@ import torch
 from gpu_record import Row, StepRecord, step_record, synchronize
 from rounds import median_seconds
 
-from her2batch.models.device import SUB_BATCH, Normalization, run_network, set_deterministic
+from her2batch.models.device import SUB_BATCH, Normalization, run_network, set_deterministic, settle_batch
 from her2batch.models.device_measurements.measure_tiles import measure_tiles_on_device
 from her2batch.models.encoders import ENCODERS, TimmEncoder
+from her2batch.models.execution.batch_size import BatchSizes, memory_of
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Box, resample
 from her2batch.vision.membrane import measure_tiles
@@ -112,6 +114,25 @@ def measure_network(record: StepRecord, key: str, tiles: int) -> None:
     record.add(Row(f"network.{key}.memory", f"{name}, peak of torch's memory", memory, "GiB", note=note))
 
 
+def measure_found(record: StepRecord, key: str) -> None:
+    """Add the row of the tiles that a network gets at once in a new cohort, with their memory."""
+    device, name = record.device, name_of(record, key)
+    net = build(key, device, record.cpu)
+    edge = net.default_cfg["input_size"][-1]  # type: ignore[index,union-attr]
+    started = time.perf_counter()
+    with TemporaryDirectory() as folder:
+        size = settle_batch(key, net, edge, NORMALIZATION, device, None, BatchSizes(Path(folder)))
+    took, memory = time.perf_counter() - started, memory_of(device, 1.0)
+    if size is None or memory is None:
+        what, note = f"{name}, tiles at once", "fixed on a CPU"
+        record.add(Row(f"network.{key}.found", what, SUB_BATCH[device], "tiles", note=note))
+        return
+    tiles = random_tiles(net, size)
+    peak = memory.peak(lambda: run_network(net, tiles, NORMALIZATION, device, lambda x: x, batch=size)) / 2**30
+    note = f"found in {took:.1f} s; {peak:.1f} GiB at most, {memory.free() / 2**30:.0f} GiB free"
+    record.add(Row(f"network.{key}.found", f"{name}, tiles at once", size, "tiles", note=note))
+
+
 def run_one(key: str, count: int, cpu: bool, barrier: Barrier | None) -> float:
     """Return the seconds of one network in a process of its own, after a warm-up; all start at the barrier."""
     device = "cpu" if cpu else "cuda"
@@ -170,6 +191,7 @@ def main() -> None:
     tiles = 16 if record.cpu else 4096
     for key, (name, _, _) in NETWORKS.items():
         record.attempt(f"network.{key}.bare", name, "tiles/s", partial(measure_network, record, key, tiles))
+        record.attempt(f"network.{key}.found", f"{name}, tiles at once", "tiles", partial(measure_found, record, key))
     what = "tiles measured on the device"
     record.attempt("measure.tiles", what, "tiles/s", partial(measure_features, record, scratch, tiles))
     record.attempt("networks.three", "three networks at once", "s", partial(measure_three, record, tiles // 2))

@@ -34,11 +34,13 @@ EXPECTED = {
         "decode.jpeg2000.nvimgcodec": "decode jpeg2000, nvImageCodec",
         "decode.jpeg.cucim": "decode jpeg, cuCIM",
         "decode.jpeg.tiles": "tiles decoded, checked, shrunk and cut on the device",
+        "decode.jpeg.cucim-tiles": "the same with cuCIM (--reader cucim)",
     },
     "gpu_networks": {
         "network.uni.feed": "ViT-L of UNI's size, through our feed",
         "network.uni2-h.feed": "ViT-H of UNI2's size, through our feed",
         "network.convnext-small.feed": "ConvNeXt-S, through our feed",
+        "network.uni.found": "ViT-L of UNI's size, tiles at once",
         "measure.tiles": "tiles measured on the device",
         "networks.three": "three networks at once, a process each",
     },
@@ -49,6 +51,7 @@ EXPECTED = {
     "gpu_compiled": {
         "network.uni.batch": "ViT-L of UNI's size, fastest batch",
         "network.uni.compiled": "ViT-L of UNI's size, torch.compile",
+        "network.uni.graphs": "ViT-L of UNI's size, torch.compile with CUDA graphs",
     },
 }  # fmt: skip
 """Figures of each step, key → what it is: a step that ended early has a row for each that is missing."""

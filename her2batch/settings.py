@@ -48,7 +48,7 @@ REGION_SETTINGS: Final = ("include_regions", "exclude_regions")
 
 
 WITHOUT_NETWORK: Final = ("stain",)
-"""Encoders of a plan that runs no network: its precision decides nothing."""
+"""Encoders of a plan that runs no network: its precision and compilation decide nothing."""
 
 BEFORE: Final = {"cells": "off"}
 """Values that were in effect before there was such a setting. A plan with these values has the id that it had then."""
@@ -67,6 +67,11 @@ class Plan(Settings):
         None,
         description="number format of the encoders' networks: float32, or bfloat16, which takes a processor that has "
         "it about half the time; default: float32 on processors, bfloat16 on GPUs",
+    )
+    compile: bool = Field(
+        False,
+        description="compile the encoders' networks for the machine, once; takes a C++ compiler; results have other "
+        "last bits than without",
     )
     mpp: float = Field(0.5, ge=0.1, le=10, description="tile resolution, µm/px")
     tile: int = Field(224, ge=32, le=4096, description="tile edge, px at --mpp")
@@ -119,8 +124,9 @@ class Plan(Settings):
         for name in ("mpp_force", "controls"):  # ids of cohorts that were written before these settings
             if values[name] is None:
                 del values[name]
-        if self.precision is None or self.encoders == WITHOUT_NETWORK:  # decides no value of these cohorts
-            del values["precision"]
+        for name in ("precision", "compile"):  # decide no value of cohorts without them, or without a network
+            if not values[name] or self.encoders == WITHOUT_NETWORK:
+                del values[name]
         if self.cells == BEFORE["cells"]:
             del values["cells"]
         if algorithms > 1:

@@ -85,8 +85,8 @@ def test_dry_run_on_the_cpu_fills_the_table(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     found = json.loads((tmp_path / "out" / "gpu.json").read_text())
     missing = {one["key"]: one["note"] for one in found["rows"] if one["value"] is None}
-    on_a_gpu_alone = {"ingest.busy", "ingest.memory", *(f"network.{one}.memory" for one in
-                                                         ("uni", "uni2-h", "convnext-small"))}  # fmt: skip
+    on_a_gpu_alone = {"ingest.busy", "ingest.memory", "network.uni.graphs", "network.convnext-small.graphs"}
+    on_a_gpu_alone |= {f"network.{one}.memory" for one in ("uni", "uni2-h", "convnext-small")}
     not_in_the_engine = {"ingest.shared-batch"}
     assert missing.keys() == on_a_gpu_alone | not_in_the_engine, missing
     assert found["dry_run"]

@@ -94,11 +94,12 @@ def test_every_plan_setting_changes_the_plan_id() -> None:
         "reader": "openslide", "jpeg_quality": 80, "lossless": True, "bundle": "abc",
         "controls": {"auto": True}, "include_regions": ("Tumor",), "exclude_regions": ("DCIS",), "cells": "off",
     }  # fmt: skip
-    assert {*changed, "precision"} == Plan.model_fields.keys()
+    assert {*changed, "precision", "compile"} == Plan.model_fields.keys()
     for name, other in changed.items():
         assert Plan(**{name: other}).id != Plan().id
-    deep = Plan(encoders=("uni",))  # a precision concerns networks
+    deep = Plan(encoders=("uni",))  # a precision and a compilation concern networks
     assert len({deep.id, *(deep.model_copy(update={"precision": name}).id for name in ("float32", "bfloat16"))}) == 3
+    assert deep.model_copy(update={"compile": True}).id != deep.id
     assert not Plan.model_fields.keys() & Resources.model_fields.keys()
 
 

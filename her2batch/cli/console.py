@@ -307,7 +307,8 @@ def _event_text(event: Mapping[str, Any]) -> str | None:
     if event["event"] == "slide" and event.get("encoders"):
         return f"{event['slide_id']}: {event['problem'] or ', '.join(event['encoders']) + ' added'}"
     if event["event"] == "slide":
-        why = event["error_code"] or (event.get("decoded_on_cpu") and f"decoded on the CPU: {event['decoded_on_cpu']}")
+        on_cpu = event.get("decoded_on_cpu") and f"decoded on the CPU: {event['decoded_on_cpu']}"
+        why = event["error_code"] or "; ".join(text for text in (on_cpu, event.get("smaller_batches")) if text)
         return f"{event['slide_id']}: {event['status']}" + (f", {why}" if why else "")
     if event["event"] == "progress":
         facts = {field.name: event[field.name] for field in fields(RunProgress)}

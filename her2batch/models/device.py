@@ -20,11 +20,14 @@ from torch import nn
 from her2batch.errors import InputError
 from her2batch.models.attention import product_dtype
 from her2batch.models.device_measurements.tile_batch import copy_to_device
+from her2batch.models.execution.batch_size import BatchSizes, find_batch, is_out_of_memory, memory_of
+from her2batch.models.execution.smaller_batches import note_smaller_batch
 
 Precision = Literal["float32", "bfloat16"]
 
 SUB_BATCH: Final = {"cuda": 128, "cpu": 8}
-"""Tiles of a forward pass. Fixed, because the last bits of a result depend on it."""
+"""Tiles of a forward pass, where no cohort records another number. Fixed, because the last bits of a result depend on
+it. On a CPU it is always this one."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +92,16 @@ def run_network(
     device: str,
     finish: Callable[[torch.Tensor], torch.Tensor],
     precision: Precision | None = None,
+    batch: int | None = None,
 ) -> NDArray[np.float32]:
     """Run pixels, (n, h, w, 3) uint8, through a network and `finish`: (n, d) float32. n ≥ 1.
 
     pixels: an array, or a tensor on the network's device, of which no px is copied.
-    precision: of the network's products; None: float32 on the CPU, bfloat16 on a GPU that has it.  When the device runs
-    out of memory, the batch is halved. Raises MemoryError when one tile is too many.
+    precision: of the network's products; None: float32 on the CPU, bfloat16 on a GPU that has it.  batch: tiles of a
+    forward pass; None: SUB_BATCH.  When the device runs out of memory, the batch is halved, with a note for the run log
+    (`collect_smaller_batches`). Raises MemoryError when one tile is too many.
     """
-    size = SUB_BATCH[torch.device(device).type]
+    size = whole = batch or SUB_BATCH[torch.device(device).type]
     out: list[torch.Tensor] = []
     start = 0
     while start < len(pixels):
@@ -104,18 +109,45 @@ def run_network(
             out.append(_run_batch(net, pixels[start : start + size], normalization, device, finish, precision))
             start += size
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if size == 1:
                 raise MemoryError(f"{device} cannot hold one tile of this network") from error
             size //= 2
+            note_smaller_batch(size, whole, device)
             torch.cuda.empty_cache()
     return torch.cat(out).cpu().numpy()
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Return whether memory ran out. torch has a class for this error on GPUs, only a message for it on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def settle_batch(
+    network: str,
+    net: torch.nn.Module,
+    tile: int,
+    normalization: Normalization,
+    device: str,
+    precision: Precision | None,
+    batches: BatchSizes | None,
+) -> int | None:
+    """Return how many tiles a network gets at once in a cohort, found and recorded at its first use on a GPU.
+
+    network: its name.  tile: edge of the tiles, px.  batches: the cohort's record.  None on a CPU and without a record.
+    Raises StoreError for a record that is damaged.
+    """
+    memory = memory_of(device, batches.share) if batches is not None else None
+    if batches is None or memory is None:
+        return None
+
+    def run(count: int) -> torch.Tensor:
+        tiles = torch.zeros((count, tile, tile, 3), dtype=torch.uint8, device=device)
+        return _run_batch(net, tiles, normalization, device, lambda out: out, precision)
+
+    dtype = precision or ("bfloat16" if _uses_bfloat16(device) else "float32")
+    return batches.settle(f"{network}-{dtype}", lambda: find_batch(run, memory))
+
+
+def _uses_bfloat16(device: str) -> bool:
+    """Return whether networks run in bfloat16 on a device where the plan names no precision."""
+    return torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
 
 
 @torch.inference_mode()
@@ -136,6 +168,6 @@ def _run_batch(
     mean = torch.tensor(normalization.mean, device=x.device).view(1, 3, 1, 1)
     std = torch.tensor(normalization.std, device=x.device).view(1, 3, 1, 1)
     x = x.sub_(mean).div_(std)
-    automatic = kind == "cuda" and torch.cuda.is_bf16_supported()
-    with torch.autocast(kind, torch.bfloat16, enabled=automatic if precision is None else precision == "bfloat16"):
+    halved = _uses_bfloat16(device) if precision is None else precision == "bfloat16"
+    with torch.autocast(kind, torch.bfloat16, enabled=halved):
         return finish(net(x)).float()

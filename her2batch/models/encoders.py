@@ -25,13 +25,14 @@ from her2batch.models.weights import (
     weights_digest,
 )
 from her2batch.plugins import Package, Registry, resolve
+from her2batch.settings import Plan
 from her2batch.tasks import PATCH_INPUTS, THUMBNAIL_INPUTS, TIMM_PREFIX
 from her2batch.vision.membrane import FEATURES, TileBatch
 
 if TYPE_CHECKING:
     import torch
 
-    from her2batch.models.device import Precision
+    from her2batch.models.execution.batch_size import BatchSizes
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
@@ -249,11 +250,16 @@ def register_encoder(name: str, spec: CustomEncoder | TimmEncoder) -> None:
 
 
 def load_encoder(
-    name: str, device: str = "cpu", weights: Path | None = None, precision: Precision | None = None
+    name: str,
+    device: str = "cpu",
+    weights: Path | None = None,
+    plan: Plan = Plan(),  # noqa: B008  (frozen)
+    batches: BatchSizes | None = None,
 ) -> Encoder:
     """Return an encoder that is ready on a device.
 
-    weights: a file, a folder with NAME.safetensors or the hub's files, or None for the Hugging Face hub.
+    weights: a file, a folder with NAME.safetensors or the hub's files, or None for the Hugging Face hub.  plan: decides
+    how its network runs.  batches: the cohort's record of how many tiles a network gets at once on a GPU.
     Raises InputError for an unknown name, WeightsError when its weights cannot be found or do not fit.
     """
     spec = encoder_spec(name)
@@ -263,7 +269,8 @@ def load_encoder(
         return Encoder(name, spec.dim, None, _load_custom(name, spec, device, weights))
     path = locate_encoder_weights(name, weights)
     assert path is not None
-    return Encoder(name, spec.dim, weights_digest(path), load_timm_network(spec, path, device, precision))
+    vectors = load_timm_network(name, spec, path, device, plan, batches)
+    return Encoder(name, spec.dim, weights_digest(path), vectors)
 
 
 def locate_encoder_weights(name: str, weights: Path | None) -> Path | None:
@@ -291,29 +298,40 @@ def _load_custom(name: str, spec: CustomEncoder, device: str, weights: Path | No
     return function
 
 
-def load_timm_network(spec: TimmEncoder, path: Path, device: str, precision: Precision | None = None) -> TileFunction:
+def load_timm_network(
+    name: str, spec: TimmEncoder, path: Path, device: str, plan: Plan, batches: BatchSizes | None
+) -> TileFunction:
     """Return a row's network with the weights of a file.
 
-    A classifier in the file is ignored.  precision: see `device.run_network`.  Raises WeightsError when the file cannot
-    be read or does not fit, InputError when the device lacks the precision.
+    A classifier in the file is ignored.  plan, batches: as of `load_encoder`.  Raises WeightsError when the file cannot
+    be read or does not fit, InputError when the device lacks the precision of the plan.
     """
     import torch
 
-    from her2batch.models.device import Normalization, check_precision, run_network, set_deterministic, to_channels_last
+    from her2batch.models import device as networks
     from her2batch.models.device_measurements.tile_batch import tiles_for_network
 
-    check_precision(precision, device)
-    set_deterministic(device)
+    networks.check_precision(plan.precision, device)
+    networks.set_deterministic(device)
     tensors = rename_in_order(read_weights(path), _tensor_names(spec.arch) if spec.source.package is not None else ())
     state = {key: tensor for key, tensor in tensors.items() if not key.startswith(CLASSIFIER_PREFIXES)}
-    net = to_channels_last(network_with_weights(lambda: _build_timm_network(spec), state, path), device)
-    normalization = Normalization(spec.mean, spec.std, spec.input_px, spec.resize)
+    net = networks.to_channels_last(network_with_weights(lambda: _build_timm_network(spec), state, path), device)
+    normalization = networks.Normalization(spec.mean, spec.std, spec.input_px, spec.resize)
     first_patch = 1 + spec.kwargs.get("reg_tokens", 0)  # after the class token and the registers
 
     def pool(out: torch.Tensor) -> torch.Tensor:  # (n, dim), or (n, tokens, dim / 2) where tokens are pooled here
         return out if spec.pooling == "token" else torch.cat([out[:, 0], out[:, first_patch:].mean(1)], dim=-1)
 
-    return lambda batch: run_network(net, tiles_for_network(batch), normalization, device, pool, precision)
+    size = networks.settle_batch(name, net, plan.tile, normalization, device, plan.precision, batches)
+
+    def run(network: torch.nn.Module, tiles: NDArray[np.uint8] | torch.Tensor) -> NDArray[np.float32]:
+        return networks.run_network(network, tiles, normalization, device, pool, plan.precision, size)
+
+    if plan.compile:
+        from her2batch.models.execution.compiled import compile_once
+
+        net = compile_once(net, size or networks.SUB_BATCH[torch.device(device).type], device, plan.tile, run)
+    return lambda batch: run(net, tiles_for_network(batch))
 
 
 def _tensor_names(arch: str) -> list[str]:

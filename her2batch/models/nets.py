@@ -303,29 +303,34 @@ def _load_pretrained(net: torch.nn.Module, state: dict[str, torch.Tensor], path:
 
 
 def classify_images(
-    net: torch.nn.Module, pixels: NDArray[np.uint8], device: str = "cpu", normalization: Normalization | None = None
+    net: torch.nn.Module,
+    pixels: NDArray[np.uint8],
+    device: str = "cpu",
+    normalization: Normalization | None = None,
+    batch: int | None = None,
 ) -> NDArray[np.float32]:
     """Return class probabilities: (n, h, w, 3) uint8 RGB → (n, classes) float32. n ≥ 1.
 
-    net: on `device`, in evaluation mode.  normalization: of its row; None: that of ImageNet.
+    net: on `device`, in evaluation mode.  normalization: of its row; None: that of ImageNet.  batch: see `run_network`.
     """
     from her2batch.models.device import Normalization, run_network
 
     of_input = normalization or Normalization(MEAN, STD)
-    return run_network(net, pixels, of_input, device, lambda scores: scores.float().softmax(-1))
+    return run_network(net, pixels, of_input, device, lambda scores: scores.float().softmax(-1), batch=batch)
 
 
 @dataclass(frozen=True)
 class ImageClassifier:
-    """A trained image network on its device, as a function. normalization: as of `classify_images`."""
+    """A trained image network on its device, as a function. normalization, batch: as of `classify_images`."""
 
     net: torch.nn.Module
     n_classes: int
     device: str
     normalization: Normalization | None = None
+    batch: int | None = None
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return class probabilities: (n, h, w, 3) uint8 RGB → (n, classes) float32."""
         if not len(pixels):
             return np.empty((0, self.n_classes), np.float32)
-        return classify_images(self.net, pixels, self.device, self.normalization)
+        return classify_images(self.net, pixels, self.device, self.normalization, self.batch)

@@ -9,7 +9,8 @@ tables without rows: heads that read tiles give no prediction for it, thumbnail 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,9 @@ from her2batch.tasks import GUIDELINE_RULES, HER2_TASKS, PATCH_INPUTS, TIMM_PREF
 from her2batch.vision.membrane import MEMBRANE_COLUMNS
 from her2batch.vision.patches import apply_clahe, usable_patches
 from her2batch.vision.thumbnail import crop_to_tissue, decode_jpeg
+
+if TYPE_CHECKING:
+    from her2batch.models.execution.batch_size import BatchSizes
 
 ReadTable = Callable[[str], pa.Table]
 """Name of a table, such as `embeddings/uni` → the slide's."""
@@ -66,14 +70,34 @@ def needs_image_networks(plan: Plan, bundle: Bundle | None) -> bool:
     return any(name.startswith(TIMM_PREFIX) or isinstance(find_encoder(name), TimmEncoder) for name in plan.encoders)
 
 
-def load_networks(bundle: Bundle, device: str, kind: str | None = None, name: str | None = None) -> list[ImageNetwork]:
+def load_networks(
+    bundle: Bundle,
+    device: str,
+    kind: str | None = None,
+    name: str | None = None,
+    batches: BatchSizes | None = None,
+) -> list[ImageNetwork]:
     """The bundle's networks that read pixels, on a device. Raises InputError when one does not fit its method.
 
-    kind: only those of `patch` or `thumbnail`.  name: only those of this input.
+    kind: only those of `patch` or `thumbnail`.  name: only those of this input.  batches: the cohort's record of how
+    many patches a network gets at once on a GPU; of thumbnails a slide has but one.
     """
     kinds = IMAGE_KINDS if kind is None else (kind,)
     wanted = [entry for entry in bundle.info.models if entry.kind in kinds and name in (None, entry.input)]
-    return [ImageNetwork(entry, load_network(bundle, entry, device)) for entry in wanted]
+    return [ImageNetwork(entry, _load_network(bundle, entry, device, batches)) for entry in wanted]
+
+
+def _load_network(bundle: Bundle, entry: ModelEntry, device: str, batches: BatchSizes | None) -> ImageClassifier:
+    """Load a network, and settle how many patches it gets at once."""
+    network = load_network(bundle, entry, device)
+    if entry.kind != "patch" or batches is None:
+        return network
+    from her2batch.models.device import settle_batch
+
+    assert network.normalization is not None
+    name = f"{bundle.id}-{entry.input}"
+    size = settle_batch(name, network.net, entry.edge, network.normalization, device, None, batches)
+    return replace(network, batch=size)
 
 
 # -- predictions -----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,9 @@ from her2batch.vision.quality import Quality
 from her2batch.vision.stain import Stains
 from her2batch.vision.tile_grid import TileGrid
 from her2batch.vision.tissue import Tissue
+
+if TYPE_CHECKING:
+    from her2batch.models.execution.batch_size import BatchSizes
 
 WHOLE_SLIDE, ASIDE, RESULTS = "slide", "aside", "results"
 """Values of `Stage.over` other than the name of a grid."""
@@ -142,13 +145,15 @@ class SlidePart:
 
     values: what stages gave, by its name; of a stage over a grid the TileColumns of the tiles that the call read.
     seconds: of each stage.  seconds_total: of the call.  decoded_on_cpu: why the tiles were not decoded on the GPU on
-    which they are measured, else empty.
+    which they are measured, else empty.  smaller_batches: why networks got fewer tiles at once than the cohort records,
+    else empty.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     seconds_total: float = 0.0
     decoded_on_cpu: str = ""
+    smaller_batches: str = ""
 
     @property
     def n_tiles(self) -> int:
@@ -165,7 +170,7 @@ class SlideState:
     the reader of the slide file raises. A stage's result is the field that bears the name under which the stage gives
     it, or an entry of `others`.  row: columns of the slide's row.  tables: tables of the slide, by their names in the
     store.  seconds: of each stage.  sent: files that are in their places in the store already.
-    decoded_on_cpu: see SlidePart.
+    decoded_on_cpu, smaller_batches: see SlidePart.
     """
 
     slide_id: str
@@ -187,6 +192,7 @@ class SlideState:
     seconds_total: float = 0.0
     sent: Sequence[Row] = ()
     decoded_on_cpu: str = ""
+    smaller_batches: str = ""
 
     def get(self, name: str) -> Any:
         """A value by its name. Raises KeyError or AttributeError where no stage has given it."""
@@ -204,6 +210,7 @@ class SlideState:
         values: dict[str, list[Any]] = {}
         for part in parts:
             self.decoded_on_cpu = self.decoded_on_cpu or part.decoded_on_cpu
+            self.smaller_batches = self.smaller_batches or part.smaller_batches
             for name, seconds in part.seconds.items():
                 self.seconds[name] = self.seconds.get(name, 0.0) + seconds
             for name, value in part.values.items():
@@ -231,6 +238,7 @@ class StageContext:
 
     used_encoders: encoders that the run will need, which are loaded at its start; None: all of the plan.
     tile_device: torch device on which tiles are measured; None: the CPU, by the reference in NumPy and OpenCV.
+    batches: the cohort's record of how many tiles a network gets at once on a GPU.
     """
 
     plan: Plan
@@ -240,6 +248,7 @@ class StageContext:
     dims: Mapping[str, int] = field(default_factory=dict)
     used_encoders: tuple[str, ...] | None = None
     tile_device: str | None = None
+    batches: BatchSizes | None = None
 
     def patches_per_edge(self, name: str) -> int:
         """How many patches of an input begin within the edge of one; 1: they do not overlap."""

@@ -233,8 +233,8 @@ class EmbeddingWork:
 def _embed(context: StageContext) -> Work:
     from her2batch.models.encoders import load_encoder
 
-    device, weights, precision = context.device, context.weights, context.plan.precision
-    load = lru_cache(maxsize=None)(partial(load_encoder, device=device, weights=weights, precision=precision))
+    device, weights, plan, batches = context.device, context.weights, context.plan, context.batches
+    load = lru_cache(maxsize=None)(partial(load_encoder, device=device, weights=weights, plan=plan, batches=batches))
     for name in context.plan.encoders if context.used_encoders is None else context.used_encoders:
         load(name)
     return EmbeddingWork(load, context.plan.encoders)
@@ -259,7 +259,7 @@ def _patch_stage(name: str) -> Stage:
 
     def make(context: StageContext) -> Work:
         assert context.bundle is not None
-        (network,) = load_networks(context.bundle, context.device, "patch", name)
+        (network,) = load_networks(context.bundle, context.device, "patch", name, context.batches)
 
         def work(batch: TileBatch) -> Mapping[str, NDArray[Any]]:
             return {"p": network.classify(apply_clahe(batch.pixels)), "usable": usable_patches(batch.pixels)}

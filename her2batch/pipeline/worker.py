@@ -60,7 +60,8 @@ class SlideResult:
 
     times: its row of the run's table of durations.  trace: the traceback of an internal error, else empty.  problem:
     why encoders could not be added to a finished slide, else empty.  is_damaged: because its pyramid cannot be read.
-    decoded_on_cpu: why its tiles were not decoded on the GPU, else empty.
+    decoded_on_cpu: why its tiles were not decoded on the GPU, else empty.  smaller_batches: why networks got fewer
+    tiles at once than the cohort records, else empty.
     """
 
     row: Row
@@ -70,6 +71,7 @@ class SlideResult:
     problem: str = ""
     is_damaged: bool = False
     decoded_on_cpu: str = ""
+    smaller_batches: str = ""
 
 
 @dataclass
@@ -304,7 +306,8 @@ class SlideWorker:
         state.seconds["commit"] = time.perf_counter() - mark
         failed = "control-failed" in row["flags"]
         times = self._time_row(job, "done", started, state.seconds) | {"control_failed": failed}
-        return SlideResult(row, times, job, decoded_on_cpu=state.decoded_on_cpu)
+        notes = state.decoded_on_cpu, state.smaller_batches
+        return SlideResult(row, times, job, decoded_on_cpu=notes[0], smaller_batches=notes[1])
 
     def _old_row(self, job: SlideJob) -> Row | None:
         try:

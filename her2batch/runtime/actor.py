@@ -6,7 +6,7 @@ import os
 import resource
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from her2batch.pipeline.growth.added_encoders import worker_for
 from her2batch.pipeline.inventory import SlideJob
@@ -16,6 +16,9 @@ from her2batch.pipeline.worker import PartialSlide, SlideResult, SlideWorker
 from her2batch.plugins import registered_rows, restore_rows
 from her2batch.runtime.ray_session import READER_RESOURCE, RaySession
 from her2batch.runtime.telemetry import TileMetrics
+
+if TYPE_CHECKING:
+    from her2batch.models.execution.batch_size import BatchSizes
 
 GPU_CALLS = 2
 """Calls that a GPU actor has at once: while the GPU works on one, the next slide is opened and its first batch decoded,
@@ -33,10 +36,15 @@ class Actor:
         worker: SlideWorker,
         roles: tuple[str, ...] | None,
         memory: int,
-        with_gpu: bool,
+        gpu_share: float,
         registered: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        """Prepare the process. registered: rows of the driver's registries, see `plugins.registered_rows`."""
+        """Prepare the process.
+
+        gpu_share: of a GPU; 0: it uses none.  registered: rows of the driver's registries, see
+        `plugins.registered_rows`.
+        """
+        with_gpu = gpu_share > 0
         _limit(memory if not with_gpu else None)
         restore_rows(registered or {})
         if not with_gpu:  # importing cucim or torch would take some 500 MB on every visible GPU
@@ -47,7 +55,8 @@ class Actor:
         worker.load_reader()
         device = _best_device() if with_gpu else "cpu"
         tiles_on = None if not with_gpu else worker.context.tile_device if device == "cpu" else device
-        context = replace(worker.context, device=device, tile_device=tiles_on)
+        batches = _batch_sizes(worker, gpu_share) if device != "cpu" else None
+        context = replace(worker.context, device=device, tile_device=tiles_on, batches=batches)
         self._worker = replace(worker, context=context, works={})
         self._roles = roles
         self._tiles = TileMetrics(roles[0] if with_gpu and roles else "cpu")
@@ -86,6 +95,12 @@ def _best_device() -> str:
     return best_device()
 
 
+def _batch_sizes(worker: SlideWorker, share: float) -> BatchSizes:
+    from her2batch.models.execution.batch_size import BatchSizes  # imports torch too
+
+    return BatchSizes(worker.cohort.batch_sizes, share)
+
+
 def _limit(memory: int | None) -> None:
     """Limit the memory of this process: beyond it an allocation fails, and the slide fails with `out-of-memory`."""
     if memory is not None:
@@ -102,9 +117,10 @@ def create_actor(
     if not gpu:
         limits["CUDA_VISIBLE_DEVICES"] = ""
     # Ray counts CPUs to place workers; a GPU actor has threads of its own and takes no worker's slot
+    share = session.gpus / gpu_count / len(all_gpu_roles) if gpu else 0
     options: dict[str, Any] = {
         "num_cpus": 0 if gpu else 1,
-        "num_gpus": session.gpus / gpu_count / len(all_gpu_roles) if gpu else 0,
+        "num_gpus": share,
         "max_restarts": 0,
         "max_concurrency": GPU_CALLS if gpu else 1,
         "runtime_env": {"env_vars": limits},
@@ -114,7 +130,7 @@ def create_actor(
     threads = max(1, session.workers // (len(all_gpu_roles) * gpu_count)) if gpu else 0
     worker = replace(worker, threads=threads)
     roles = (gpu_role,) if gpu_role is not None else _cpu_roles(worker, all_gpu_roles)
-    return session.ray.remote(Actor).options(**options).remote(worker, roles, memory, gpu, registered_rows())
+    return session.ray.remote(Actor).options(**options).remote(worker, roles, memory, share, registered_rows())
 
 
 def calls_at_once(pool: str) -> int:

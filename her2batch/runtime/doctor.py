@@ -125,12 +125,20 @@ def check_torchvision() -> None:
 
 
 def check_networks(plan: Plan) -> None:
-    """Refuse to start an ingest whose networks cannot run here. Raises WeightsError; InputError for the precision."""
+    """Refuse to start an ingest whose networks cannot run here.
+
+    Raises WeightsError, and InputError for a precision or a compilation that this machine does not have.
+    """
     check_torchvision()
     if plan.precision is not None:
         from her2batch.models.device import best_device, check_precision
 
         check_precision(plan.precision, best_device())
+    if plan.compile:
+        from her2batch.models.device import best_device
+        from her2batch.models.execution.compiled import check_compiler
+
+        check_compiler(best_device())
 
 
 def _pip_line() -> str:

@@ -283,7 +283,7 @@ class _Run:
             remaining.left(len(left.slides), left.bytes),
         )  # fmt: skip
         entry = {"slide_id": row["slide_id"], "status": row["status"], "error_code": row["error_code"]}
-        texts = {"trace": result.trace, "decoded_on_cpu": result.decoded_on_cpu}
+        texts = {name: getattr(result, name) for name in ("trace", "decoded_on_cpu", "smaller_batches")}
         trace: dict[str, Any] = {name: text for name, text in texts.items() if text}
         if job.encoders:
             trace |= {"encoders": job.encoders, "problem": result.problem}

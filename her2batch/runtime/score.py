@@ -231,7 +231,7 @@ def _scored(cohort: Cohort, row: Row, bundle: Bundle) -> bool:
 
 def _score(cohort: Cohort, bundle: Bundle, plan: Plan, rows: Share, device: str) -> dict[str, str]:
     """Score some slides in a worker; returns slide → why it failed. An error of one slide leaves the others alone."""
-    predictor, networks = _loaded(str(bundle.path), device)
+    predictor, networks = _loaded(str(bundle.path), device, cohort)
     failures = {}
     reads_patches = any(entry.kind == "patch" for entry in bundle.info.models)
     for row in rows:
@@ -254,7 +254,11 @@ def _score(cohort: Cohort, bundle: Bundle, plan: Plan, rows: Share, device: str)
 
 
 @lru_cache(maxsize=1)
-def _loaded(path: str, device: str) -> tuple[BundlePredictor, list[ImageNetwork]]:
+def _loaded(path: str, device: str, cohort: Cohort) -> tuple[BundlePredictor, list[ImageNetwork]]:
     """The bundle's models, loaded once a worker."""
-    bundle = read_bundle(Path(path))
-    return BundlePredictor(bundle), load_networks(bundle, device)
+    bundle, batches = read_bundle(Path(path)), None
+    if device != "cpu":
+        from her2batch.models.execution.batch_size import BatchSizes  # imports torch: only where there is a GPU
+
+        batches = BatchSizes(cohort.batch_sizes)
+    return BundlePredictor(bundle), load_networks(bundle, device, batches=batches)

@@ -45,6 +45,13 @@ COLOUR_SEGMENTS = {0xE0: (JFIF_NAME, 14), 0xEE: (b"Adobe", 12)}
 DATA_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 """Pattern that ends entropy-coded data: any marker but a restart marker (ITU-T T.81, B.1.1.5)."""
 
+BETWEEN_SCANS = frozenset((0xC4, 0xDA, 0xDB, 0xDC, 0xDD, COMMENT))
+"""Markers that may follow a scan: tables, the next scan, number of lines, restart interval, comment."""
+
+HOLE_BYTES = 32
+HOLE = bytes(HOLE_BYTES)
+"""So many zero bytes are hardly ever a picture, and often a hole that an interrupted copy has left."""
+
 FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
@@ -241,6 +248,25 @@ MIN_CONTRAST = 4.0
 
 DECODED_EDGE = 1024
 """Edge of a tile from which it is shrunk while it is decoded to look at its colours, px."""
+
+
+def is_sound(data: bytes, size: tuple[int, int]) -> bool:
+    """Return whether a stream has a header of a size, (height, width), and whole scans up to its end marker.
+
+    No pixel is decoded: a changed byte of a scan goes unnoticed, and a run of HOLE_BYTES zero bytes does not.
+    """
+    data = data.rstrip(b"\0")  # some writers fill tiles up
+    if frame_size(data) != size or HOLE in data:
+        return False
+    at = sum(len(segment) for _, segment in header_segments(data)) + len(SOI)
+    while (end := DATA_END.search(data, at)) is not None:
+        at = end.start()
+        if data[at : at + 2] == EOI:
+            return True
+        if data[at + 1] not in BETWEEN_SCANS:
+            return False
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return False
 
 
 class StreamColour(NamedTuple):

@@ -45,8 +45,6 @@ class Cohort:
     root: Path
     holder: str = ""
 
-    # -- paths -------------------------------------------------------------------------------------------------
-
     @property
     def settings(self) -> Path:
         """Format version, and plan of the latest ingest."""
@@ -88,6 +86,11 @@ class Cohort:
         return self.runs / "damaged.txt"
 
     @property
+    def batch_sizes(self) -> Path:
+        """How many tiles each network gets at once on GPUs, one file a network; absent where no GPU was used."""
+        return self.root / "batch_sizes"
+
+    @property
     def nights(self) -> Path:
         """Reports of the nightly runs, one folder each."""
         return self.root / "nights"
@@ -123,8 +126,6 @@ class Cohort:
     def draft_root(self) -> Path:
         """Parent of the drafts: the cohort folder, or a local folder if the cohort is on an object store."""
         return locations.draft_folder(self.root) if self.remote else self.root
-
-    # -- opening -----------------------------------------------------------------------------------------------
 
     def prepare_folder(self) -> None:
         """Create the folder. Raises StoreError if it holds other files or another format, or can't be written to."""
@@ -179,8 +180,6 @@ class Cohort:
         """Context in which a worker writes. Raises StoreError if its run has ended and another holds the cohort."""
         return worker_lock(self.root, self.runs / ".workers", self.holder) if self.holder else nullcontext()
 
-    # -- reading -----------------------------------------------------------------------------------------------
-
     def table_names(self) -> list[str]:
         """Names of the cohort's tables without those of `runs`: `slides`, `tiles`, `embeddings/stain`, …"""
         folder = self.root / "tables"
@@ -189,8 +188,7 @@ class Cohort:
 
     def read(self, name: str, slide_id: str) -> pa.Table:
         """Read a table of one slide. Raises FileNotFoundError; OSError or pa.ArrowInvalid if it is damaged."""
-        read = read_checksummed if name == "slides" else read_parquet
-        return read(self.table(name, slide_id))
+        return (read_checksummed if name == "slides" else read_parquet)(self.table(name, slide_id))
 
     def rows(self, columns: Sequence[str] = SLIDE_COLUMN_NAMES) -> dict[str, Row]:
         """Rows of all committed slides by slide_id, with these columns. Damaged row files are left out.
@@ -231,8 +229,6 @@ class Cohort:
     def damaged_slides(self) -> set[str]:
         """Ids of slides to process again although their files exist with the right sizes."""
         return set(self.damaged_list.read_text("utf-8").split("\n")) - {""} if self.damaged_list.exists() else set()
-
-    # -- writing -----------------------------------------------------------------------------------------------
 
     def write_damaged_slides(self, slide_ids: set[str]) -> None:
         """Replace the list of damaged slides. Raises OSError."""

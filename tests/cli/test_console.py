@@ -172,4 +172,5 @@ def test_a_run_that_is_followed_says_why_a_slide_was_not_decoded_on_the_gpu() ->
     assert module._event_text({**event, "decoded_on_cpu": "its tile 5 is damaged"}) == (
         "S1: done, decoded on the CPU: its tile 5 is damaged"
     )
+    assert module._event_text({**event, "smaller_batches": "64 in place of 128"}) == "S1: done, 64 in place of 128"
     assert module._event_text({**event, "status": "failed", "error_code": "truncated"}) == "S1: failed, truncated"

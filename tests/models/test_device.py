@@ -1,5 +1,8 @@
 """Running a network: batches that fit into memory, and repeatable results."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,8 +18,11 @@ from her2batch.models.device import (
     check_precision,
     run_network,
     set_deterministic,
+    settle_batch,
     to_channels_last,
 )
+from her2batch.models.execution.batch_size import RESERVE_BYTES, BatchSizes
+from her2batch.models.execution.smaller_batches import collect_smaller_batches
 
 PLAIN = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -71,6 +77,37 @@ def test_the_batch_is_halved_when_memory_runs_out() -> None:
         run_network(small, pixels, PLAIN, "cpu", same), run_network(Mean(), pixels, PLAIN, "cpu", same)
     )
     assert small.seen == [2, 2, 2, 2, 2, 1]
+
+
+def test_a_smaller_batch_than_recorded_is_noted() -> None:
+    with collect_smaller_batches() as notes:
+        run_network(Mean(most=3), tiles(5), PLAIN, "cpu", same, batch=4)
+        run_network(Mean(), tiles(5), PLAIN, "cpu", same, batch=4)
+    assert notes == ["a network got 2 tiles at once in place of 4: the memory of cpu ran out"]
+
+
+def test_a_cohort_keeps_the_batch_that_was_found_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor that is given the memory of a small GPU."""
+    batches = BatchSizes(tmp_path, share=0.5)
+    assert settle_batch("mean", Mean(), 16, PLAIN, "cpu", None, batches) is None
+    assert list(tmp_path.iterdir()) == []
+
+    class Memory:
+        def peak(self, work: Callable[[], object]) -> int:
+            return len(work()) * 10**6  # type: ignore[arg-type]
+
+        def free(self) -> int:
+            return RESERVE_BYTES + 50 * 10**6
+
+        def release(self) -> None:
+            pass
+
+    monkeypatch.setattr(device, "memory_of", lambda *_: Memory())
+    net = Mean(most=16)
+    assert settle_batch("mean", net, 16, PLAIN, "cpu", None, batches) == 16
+    assert net.seen == [8, 8, 16, 16]
+    assert (tmp_path / "mean-float32.json").read_text() == '{"tiles": 16}'
+    assert settle_batch("mean", Mean(most=0), 16, PLAIN, "cpu", None, batches) == 16
 
 
 def test_too_little_memory_for_one_tile_raises_memory_error() -> None:

@@ -27,6 +27,7 @@ from her2batch.models.encoders import (
     locate_encoder_weights,
 )
 from her2batch.models.weights import WeightsSource, read_weights, rename_in_order
+from her2batch.settings import Plan
 from her2batch.vision.membrane import FEATURES, TileBatch
 from her2batch.vision.stain import Stains
 from tests.contract.encoder_contract import EncoderContract
@@ -116,7 +117,9 @@ def test_normalisation_and_pooling_follow_the_model_card(name: str, tmp_path: Pa
         if name == "virchow2":  # its card: class token, then four registers, then 256 patches
             assert out.shape == (2, 1 + 4 + 256, 48)
             out = torch.cat([out[:, 0], out[:, 5:].mean(1)], dim=-1)
-    ours = load_timm_network(row, tmp_path / "net.safetensors", "cpu")(TileBatch(pixels, 0.5, Stains()))
+    ours = load_timm_network(name, row, tmp_path / "net.safetensors", "cpu", Plan(), None)(
+        TileBatch(pixels, 0.5, Stains())
+    )
     assert ours.shape == (2, row.dim)
     assert np.allclose(ours, out.numpy(), atol=1e-4)
 

@@ -24,7 +24,7 @@ from her2batch.pipeline.worker import SlideWorker
 from her2batch.settings import Plan
 from her2batch.store.cohort import Cohort
 worker = SlideWorker(Cohort(Path(sys.argv[1])), StageContext(Plan(reader="cucim")))
-actor = Actor(worker, ("tiles",), 0, with_gpu=True)
+actor = Actor(worker, ("tiles",), 0, gpu_share=1.0)
 actor._worker.ready(("tiles",))
 print(list(actor._worker.works) != [], "torch" in sys.modules)
 """

@@ -91,6 +91,18 @@ def test_codestream_size_of_j2k_and_jp2(rgb: np.ndarray) -> None:
     assert jpeg.has_end_marker(stream)
 
 
+def test_a_stream_with_whole_scans_is_sound(rgb: np.ndarray) -> None:
+    for progressive in (0, 1):
+        data = cv2.imencode(".jpg", rgb, [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive])[1].tobytes()
+        assert jpeg.is_sound(data, (32, 48))
+        assert jpeg.is_sound(data + bytes(100), (32, 48))  # filled up
+        assert not jpeg.is_sound(data, (48, 32))
+        scan = data.index(jpeg.SOS) + 40
+        for harmed in (data[:-2], data[:scan], b"", bytes(len(data)), data[:scan] + b"\xff\x3f" + data[scan + 2 :]):
+            assert not jpeg.is_sound(harmed, (32, 48))
+        assert not jpeg.is_sound(data[:scan] + bytes(jpeg.HOLE_BYTES) + data[scan:], (32, 48))
+
+
 def test_only_zeros_may_follow_the_end_marker() -> None:
     assert jpeg.has_end_marker(b"\x12\xff\xd9")
     assert jpeg.has_end_marker(b"\x12\xff\xd9\0\0\0")

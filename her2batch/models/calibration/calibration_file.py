@@ -159,7 +159,7 @@ def measurement_plan(plan: Plan) -> str:
 
     An encoder or a bundle that is added later changes no measurement, so that a calibration stays valid.
     """
-    unused = {name: Plan.model_fields[name].default for name in ("encoders", "precision", "bundle")}
+    unused = {name: Plan.model_fields[name].default for name in ("encoders", "precision", "compile", "bundle")}
     return plan.model_copy(update=unused).id
 
 

@@ -252,7 +252,8 @@ class EncoderWorker(SlideWorker):
         if match is not None:
             row["plan_id"] = plan_id_of(self.base.context.plan, row, match)
         row = self.cohort.add_tables(row, tables)
-        return SlideResult(row, self._time_row(job, "done", started, state.seconds), job)
+        times = self._time_row(job, "done", started, state.seconds)
+        return SlideResult(row, times, job, smaller_batches=state.smaller_batches)
 
 
 def _tissue_of_tiles(overview: NDArray[np.uint8], tiles: NDArray[np.int32], width: int) -> Tissue:

@@ -144,13 +144,13 @@ class _DeviceReader:
 
     def _decode(self, numbers: Sequence[int], is_first: bool) -> torch.Tensor:
         """Decode compressed tiles, and check some of them: (n, h, w, 3) uint8 on the device."""
-        on_gpu = torch.device(self.device).type == "cuda"
+        on_gpu, table = torch.device(self.device).type == "cuda", self.decoder.table
         images = self.decoder.decode(numbers, torch.cuda.current_stream().cuda_stream if on_gpu else 0)
-        as_tensor = torch.utils.dlpack.from_dlpack if on_gpu else _from_host  # nvImageCodec's DLPack requires a GPU
-        chunks = torch.stack([as_tensor(each) for each in images])
-        suspicious = has_flat_square(chunks).tolist()
+        shape = (-1, table.tile_height, table.tile_width, 3)
+        chunks = torch.cat([_as_tensor(each, self.device)[..., :3].reshape(shape) for each in images])
+        flat, suspects = has_flat_square(chunks).tolist(), self.decoder.suspects(numbers)
         for k, number in enumerate(numbers):
-            if suspicious[k] or number % CHECKED_OF == 0 or (is_first and k == 0):
+            if flat[k] or number in suspects or number % CHECKED_OF == 0 or (is_first and k == 0):
                 self.decoder.check(number, chunks[k].cpu().numpy())
         return chunks
 
@@ -158,7 +158,9 @@ class _DeviceReader:
         """Assemble an area, px of the shrunk level, from decoded tiles by their numbers: (height, width, 3) uint8."""
         factor, table = self.reads.source[1], self.decoder.table
         x0, y0, width, height = (edge * factor for edge in area)
-        if table.compression != "jpeg":  # the strict reader shrinks JPEG tiles with their padding, and others without
+        if (
+            table.compression != "jpeg" or not self.decoder.has_padding
+        ):  # the strict reader shrinks JPEG tiles with their padding, and others without
             width, height = min(width, table.width - x0), min(height, table.height - y0)
         canvas = torch.full((height, width, 3), OUTSIDE_GREY, dtype=torch.uint8, device=self.device)
         for number, chunk in chunks.items():
@@ -184,6 +186,12 @@ def _errors_as_refusal() -> Iterator[None]:
         raise DeviceDecodeRefused(what) from error
 
 
-def _from_host(image: Any) -> torch.Tensor:
-    """Return an image that nvImageCodec has decoded on the CPU, without a copy."""
-    return torch.from_numpy(np.asarray(image))
+def _as_tensor(image: Any, device: str) -> torch.Tensor:
+    """Return a decoded image or batch as a tensor, without a copy where it lies on the device."""
+    if torch.device(device).type != "cuda":  # nvImageCodec's DLPack requires a GPU
+        return torch.from_numpy(np.asarray(image))
+    if hasattr(image, "__dlpack__"):
+        tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(image)
+        return tensor
+    torch.cuda.synchronize(device)  # cuCIM decodes on a stream of its own
+    return torch.as_tensor(image, device=device)

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from her2batch.models.execution.smaller_batches import collect_smaller_batches
 from her2batch.pipeline.cells.block_image import BlockFrames
 from her2batch.pipeline.cells.block_work import plan_frames
 from her2batch.pipeline.slide_state import SlidePart, SlideState, Stage, StageContext, TileColumns, Work
 from her2batch.pipeline.tile_reader import ReadPlan, plan_reads, read_tiles
-from her2batch.slides.nvimgcodec.chunk_decoder import DeviceDecodeRefused, chunk_decoder
+from her2batch.slides.cucim.chunk_decoder import cucim_chunk_decoder
+from her2batch.slides.cucim.slide import CucimSlide
+from her2batch.slides.nvimgcodec.chunk_decoder import ChunkDecoder, DeviceDecodeRefused, chunk_decoder
 from her2batch.slides.nvimgcodec.slide import NvImageCodecSlide
+from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Slide
 from her2batch.vision.membrane import TileBatch, measure_tiles
 from her2batch.vision.stain import Stains
 
-DEVICE_READERS = ("auto", NvImageCodecSlide.name)
-"""Readers of a plan with which tiles are decoded on the device on which they are measured."""
+DEVICE_READERS: dict[str, Callable[[Slide, int, int | None], ChunkDecoder | None]] = {
+    "auto": chunk_decoder,
+    NvImageCodecSlide.name: chunk_decoder,
+    CucimSlide.name: cucim_chunk_decoder,
+}
+"""Readers of a plan with which tiles are decoded on the device on which they are measured → how."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,9 @@ def run_tile_stages(
     """Run the stages of a grid over its batches from the first number up to, not including, the second.
 
     works: each stage and its work.  threads: that decode while the stages work; 0: decode in this thread.
-    Where the tiles are measured on a device they are decoded there too, if nvImageCodec can; otherwise, and where it
-    shows other pixels than the strict decoder or meets damage, they are decoded on the host.  Raises SlideError.
+    Where the tiles are measured on a device they are decoded there too, if nvImageCodec can, or cuCIM where it is the
+    reader; otherwise, and where it shows other pixels than the strict decoder or meets damage, they are decoded on the
+    host.  Raises SlideError.
     """
     grid, stains, reader = state.tissue_tiles.grids[grid_name], state.stain_fit.stains, context.plan.reader
     reads = plan_reads(slide, grid).part(*batches)
@@ -73,15 +83,34 @@ def run_tile_stages(
     frames = plan_frames(over_blocks, state, grid, slide.info.mpp, reads.scale, reads.size)
     device = "cpu" if context.tile_device is None and reader == NvImageCodecSlide.name else context.tile_device
     call = _Call(slide, reads, grid.mpp, stains, works, frames, reader, threads, device)
+    with collect_smaller_batches() as notes:
+        part = _decode_and_run(call)
+    part.smaller_batches = "; ".join(notes)
+    return part
+
+
+def _decode_and_run(call: _Call) -> SlidePart:
+    """Run the stages on tiles that are decoded on the device where possible, else on the host."""
     decoded = _decode_on_device(call)
     if decoded is None:
         return _run(call, _decode_on_host(call))
     try:
         return _run(call, decoded)
     except DeviceDecodeRefused as refused:
-        part = _run(call, _decode_on_host(call))
+        with _strict(call) as strict:
+            part = _run(strict, _decode_on_host(strict))
         part.decoded_on_cpu = str(refused)
         return part
+
+
+@contextmanager
+def _strict(call: _Call) -> Iterator[_Call]:
+    """Give a call whose slide is decoded strictly: cuCIM would conceal on the host the damage that stopped it."""
+    if not isinstance(call.slide, CucimSlide):
+        yield call
+        return
+    with open_slide(call.slide.info.path, "tiff") as slide:
+        yield replace(call, slide=slide, reader="tiff")
 
 
 def _run(call: _Call, batches: Iterator[_ReadBatch]) -> SlidePart:
@@ -131,7 +160,7 @@ def _decode_on_device(call: _Call) -> Iterator[_ReadBatch] | None:
     from her2batch.models.device import gpu_number
 
     device = call.device
-    decoder = chunk_decoder(call.slide, call.reads.source[0], gpu_number(device))
+    decoder = DEVICE_READERS[call.reader](call.slide, call.reads.source[0], gpu_number(device))
     if decoder is None:
         return None
     from her2batch.models.device_measurements.tile_batch import DeviceTileBatch

@@ -7,6 +7,7 @@ with holes). Therefore TiledTiffSlide first reads and checks the tile table, and
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from her2batch.errors import SlideError
 from her2batch.slides.cucim.loading import load_cucim
+from her2batch.slides.cucim.reader_process import ImageInProcess
 from her2batch.slides.slide import Box, BoxArray, Slide
 from her2batch.slides.tiff_slide import TiledTiffSlide
 
@@ -55,6 +57,33 @@ class CucimSlide(TiledTiffSlide):
         tables = [self.table(k) for k in range(len(sizes))]
         complete = [bool(table.byte_counts.all()) and table.planes == 1 for table in tables]
         return {k: cucim_sizes.index(size) for k, size in enumerate(sizes) if size in cucim_sizes and complete[k]}
+
+    def cucim_level(self, level: int) -> int | None:
+        """Return cuCIM's number of a level; None where cuCIM lacks it or shows it differently."""
+        return self._cucim_levels.get(level)
+
+    def read_strictly(self, box: Box, level: int) -> NDArray[np.uint8]:
+        """Return the pixels of a box as TiledTiffSlide decodes them. Raises SlideError."""
+        return super()._pixels(box, level)
+
+    def read_squares(self, boxes: Sequence[Box], level: int, device: str) -> Any:
+        """Decode boxes of one size by one call of cuCIM: (n, height, width, 3) uint8, on a device.
+
+        boxes: of a level that cuCIM has; beyond the edge of the image their pixels are undefined.  device: "cpu", or
+        "cuda:N", for which the result has the CUDA array interface. Raises RuntimeError and ValueError of cuCIM.
+        """
+        at = self._cucim_levels[level]
+        corners = [_level0_corner(box, self._downsamples[at]) for box in boxes]
+        size = boxes[0].width, boxes[0].height
+        if isinstance(self._image, ImageInProcess):
+            return np.stack([self._image.read_region(corner, size, at)[..., :3] for corner in corners])
+        (batch,) = self._image.read_region(corners, size, at, num_workers=1, batch_size=len(corners), device=device)
+        return batch
+
+    @property
+    def in_process(self) -> bool:
+        """Whether cuCIM runs in this process, so that it can decode to memory of a GPU that this process uses."""
+        return self._image is not None and not isinstance(self._image, ImageInProcess)
 
     def _pixels(self, box: Box, level: int) -> NDArray[np.uint8]:
         cucim_level = self._cucim_levels.get(level)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ interpolation of colour differently, by one or two grey values; a wrong colour s
 
 
 class DeviceDecodeRefused(Exception):
-    """nvImageCodec cannot decode tiles, or not rightly: its text says why. Then the strict decoder takes over."""
+    """A device's decoder cannot decode tiles, or not rightly: its text says why. Then the strict decoder takes over."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,20 @@ class ChunkDecoder:
     level: int
     device: int | None
 
+    name: ClassVar[str] = "nvImageCodec"
+    has_padding: ClassVar[bool] = True
+    """Whether decoded tiles show what the file has beyond the edge of the image, where a tile reaches over it."""
+
     @property
     def table(self) -> TileTable:
         """The tile table of the level."""
         return self.slide.table(self.level)
 
     def decode(self, numbers: Sequence[int], stream: int = 0) -> list[Any]:
-        """Decode tiles by their numbers: images (tile_height, tile_width, 3) uint8 RGB of nvImageCodec.
+        """Decode tiles by their numbers: images, or batches of them, (…, tile_height, tile_width, 3) uint8 RGB.
 
-        stream: handle of the CUDA stream on which the images are used.  Raises DeviceDecodeRefused, and SlideError for
-        a file that cannot be read.
+        They lie on the device, with DLPack or the CUDA array interface.  stream: handle of the CUDA stream on which
+        they are used.  Raises DeviceDecodeRefused, and SlideError for a file that cannot be read.
         """
         codec, table = load_nvimgcodec(), self.table
         streams = [self.slide.raw_tile(self.level, number) for number in numbers]
@@ -70,6 +74,10 @@ class ChunkDecoder:
                 )
         return list(images)
 
+    def suspects(self, numbers: Sequence[int]) -> set[int]:
+        """Return tiles to check because of their streams, whose damage the pictures would not show: none here."""
+        return set()
+
     def check(self, number: int, pixels: NDArray[np.uint8]) -> None:
         """Compare a tile to its strict decode. Raises DeviceDecodeRefused for another picture or a damaged stream."""
         table, size = self.table, self.slide.info.levels[self.level]
@@ -77,13 +85,16 @@ class ChunkDecoder:
         left, top = column * table.tile_width, row * table.tile_height
         width, height = min(table.tile_width, size.width - left), min(table.tile_height, size.height - top)
         try:
-            strict = self.slide.read(Box(left, top, width, height), self.level)
+            strict = self._read_strictly(Box(left, top, width, height))
         except SlideError as error:
             raise DeviceDecodeRefused(f"its tile {number} is damaged ({error.message})") from error
         difference = float(np.abs(strict.astype(np.int16) - pixels[:height, :width]).mean())
         if difference > MAX_MEAN_DIFFERENCE:
-            what = f"nvImageCodec's pixels of its tile {number} differ by {difference:.1f} grey values on average"
+            what = f"{self.name}'s pixels of its tile {number} differ by {difference:.1f} grey values on average"
             raise DeviceDecodeRefused(what)
+
+    def _read_strictly(self, box: Box) -> NDArray[np.uint8]:
+        return self.slide.read(box, self.level)
 
 
 def chunk_decoder(slide: Slide, level: int, device: int | None) -> ChunkDecoder | None:
@@ -96,7 +107,11 @@ def chunk_decoder(slide: Slide, level: int, device: int | None) -> ChunkDecoder 
     assert isinstance(slide, TiledTiffSlide)
     table = slide.table(level)
     is_known = table.compression == "jpeg" or (table.compression == "jpeg2000" and table.colorspace == "RGB")
+    return ChunkDecoder(slide, level, device) if is_known and is_plain_level(slide, level) else None
+
+
+def is_plain_level(slide: TiledTiffSlide, level: int) -> bool:
+    """Return whether a level consists of whole tiles of 8 bits, with all colours in one stream; none is left out."""
+    table = slide.table(level)
     is_plain = table.planes == 1 and table.full_tiles and table.samples == Samples()
-    if not is_known or not is_plain or not table.stored.all():
-        return None
-    return ChunkDecoder(slide, level, device)
+    return is_plain and bool(table.stored.all())

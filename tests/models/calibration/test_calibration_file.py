@@ -127,7 +127,9 @@ def test_the_order_of_the_slides_changes_nothing() -> None:
 
 def test_encoders_and_bundle_do_not_change_the_plan_of_the_measurements() -> None:
     plan = Plan()
-    assert measurement_plan(plan.model_copy(update={"encoders": ("uni",), "bundle": "x"})) == measurement_plan(plan)
+    assert measurement_plan(
+        plan.model_copy(update={"encoders": ("uni",), "compile": True, "bundle": "x"})
+    ) == measurement_plan(plan)
     for other in ({"mpp": 1.0}, {"tile": 256}, {"min_tissue": 0.5}):
         assert measurement_plan(plan.model_copy(update=other)) != measurement_plan(plan)
 

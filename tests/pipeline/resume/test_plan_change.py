@@ -236,6 +236,14 @@ def test_a_precision_is_part_of_a_plan_with_networks_only(make_cohort: Callable[
     assert plan_id_of(added, slide_row(Plan()), match) == halved.id
 
 
+def test_compiled_networks_and_others_in_one_cohort_are_refused(make_cohort: Callable[..., Cohort]) -> None:
+    assert Plan(compile=True).id == Plan().id  # no network
+    cohort = make_cohort(Plan(encoders=("efficientnet-lite0",), compile=True))
+    assert settle_plan(cohort, Plan()).compile
+    with pytest.raises(PlanChangedError, match="compile True → False"):
+        settle_plan(cohort, Plan(compile=False))
+
+
 def test_two_precisions_in_one_cohort_are_refused(make_cohort: Callable[..., Cohort]) -> None:
     cohort = make_cohort(Plan(encoders=("efficientnet-lite0",), precision="bfloat16"))
     assert settle_plan(cohort, Plan()).precision == "bfloat16"

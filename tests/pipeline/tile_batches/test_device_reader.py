@@ -10,6 +10,8 @@ from her2batch.errors import SlideError
 from her2batch.pipeline.cells.block_image import BlockFrames
 from her2batch.pipeline.tile_batches.device_reader import read_tiles_on_device
 from her2batch.pipeline.tile_reader import Batch, ReadPlan, plan_reads, read_tiles
+from her2batch.slides.cucim.chunk_decoder import cucim_chunk_decoder
+from her2batch.slides.cucim.slide import CucimSlide
 from her2batch.slides.nvimgcodec.chunk_decoder import ChunkDecoder, DeviceDecodeRefused, chunk_decoder
 from her2batch.slides.readers import open_slide
 from her2batch.slides.slide import Slide
@@ -61,6 +63,22 @@ def test_tiles_of_real_slides_equal_the_strict_path(real_data: Path, name: str, 
         assert np.array_equal(batch.rows, other.rows)
         assert gap.max() <= most
         assert gap.mean() < 1.5
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.5, 0.6])
+@pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "HE_example.tif", "synthetic"])
+def test_cucim_gives_the_tiles_of_nvimagecodec(real_data: Path, make_slide: Callable, name: str, mpp: float) -> None:
+    """Shrunk as well: the device shrinks both, where the strict path shrinks while it decodes."""
+    pytest.importorskip("cucim.clara", reason="cuCIM isn't installed on this platform")
+    path = make_slide(size=(1536, 1280), brown=0.3) if name == "synthetic" else real_data / "slides" / name
+    with open_slide(path, "tiff") as slide, CucimSlide(path) as other:
+        slide.info = slide.info.with_mpp(0.25)
+        reads = plan(slide, mpp)[1]
+        decoders = chunk_decoder(slide, reads.source[0], None), cucim_chunk_decoder(other, reads.source[0], None)
+        found = [list(read_tiles_on_device(each, reads, "cpu", 0, None)) for each in decoders if each is not None]
+    for first, second in zip(*found, strict=True):
+        assert np.array_equal(first.rows, second.rows)
+        assert np.array_equal(first.tensor, second.tensor)
 
 
 def test_threads_change_no_pixel_and_frames_get_the_same_blocks(make_slide: Callable) -> None:
