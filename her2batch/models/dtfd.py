@@ -127,9 +127,10 @@ class Dtfd(nn.Module):
     def _second(
         self, h: torch.Tensor, first: torch.Tensor, a: torch.Tensor, splits: int = 1
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run tier 2 on the features that tier 1 distilled, without gradient to tier 1: logits (S, C), attention (S, N).
+        """Run tier 2 on the features that tier 1 distilled, without gradient to tier 1.
 
-        first, a: of the pseudo-bags of all S splits, (S · M, C) and (S · M, N).
+        first, a: of the pseudo-bags of all S splits, (S · M, C) and (S · M, N).  Returns logits (S, C) and attention
+        (S, N).
         """
         h, a, first = at_least_float32(h.detach()), a.detach(), first.detach()
         distilled, per = (a @ h, 1) if self.shape.distil == "afs" else self._picked(h, first, a)

@@ -1,14 +1,18 @@
 """Tests of a hyperparameter search: trials on validation slides, a table of them, the best tested and bundled."""
 
 import json
+import signal
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from her2batch.errors import InputError
 from her2batch.experiments.train import TrainingRequest
-from her2batch.experiments.tune import tune
-from her2batch.runtime.ray_session import RaySession
+from her2batch.experiments.tune import STOP_CHECK_S, _best_settings, _search, _stop_with, tune
+from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Training, TrainingResources
 from her2batch.store.training_run import TrainingRun
 from tests.conftest import Synthetic
@@ -30,12 +34,76 @@ def test_a_search_makes_a_bundle(
     best = min(rows, key=lambda row: row["val_loss"])
     assert json.loads(best["settings"]) == result.best
     assert (tmp_path / "run" / "bundle" / "bundle.toml").is_file()
+    tuned, untuned = (TrainingRun(tmp_path / "run").read(name).to_pylist() for name in ("metrics", "untuned_metrics"))
+    assert [row["fold"] for row in tuned] == [row["fold"] for row in untuned] == [0]
+    (accuracy,) = (row for row in result.gain if row["metric"] == "accuracy")
+    assert accuracy["difference"] == pytest.approx(tuned[0]["accuracy"] - untuned[0]["accuracy"])
     again = tune(request, SEARCH, 2, 1, TrainingResources(workers=1))  # resumes: no trial is repeated
     assert again.trials.equals(result.trials)
     printed = capfd.readouterr()
     assert printed.out == ""  # `--json` has stdout for itself
     assert "Tune" not in printed.err
     assert "Tensorboard" not in printed.err
+
+
+def trial(fold: int, lr: float, loss: float | None) -> dict:
+    return {"fold": fold, "settings": json.dumps({"lr": lr}), "val_loss": loss, "trial": f"{fold}-{lr}"}
+
+
+def test_the_bundle_has_the_settings_with_the_least_mean_loss() -> None:
+    """The least loss of all is that of the fold whose validation slides are the easiest."""
+    trials = [trial(0, 0.1, 0.20), trial(0, 0.2, 0.30), trial(1, 0.1, 0.90), trial(1, 0.2, 0.60)]
+    assert _best_settings(trials, 0) == {"lr": 0.1}
+    assert _best_settings(trials, 1) == {"lr": 0.2}
+    assert _best_settings(trials, None) == {"lr": 0.2}
+
+
+def test_settings_that_failed_in_a_fold_are_not_chosen_for_the_bundle() -> None:
+    trials = [trial(0, 0.1, 0.10), trial(0, 0.2, 0.30), trial(1, 0.1, None), trial(1, 0.2, 0.60)]
+    assert _best_settings(trials, None) == {"lr": 0.2}
+    with pytest.raises(InputError, match="every trial failed"):
+        _best_settings([trial(0, 0.1, None)], 0)
+
+
+def test_a_stopped_run_ends_its_search() -> None:
+    session = SimpleNamespace(stopped=threading.Event())
+    ended = threading.Event()
+    with _stop_with(session):
+        signal.signal(signal.SIGUSR1, lambda *_: ended.set())  # as Ray Tune does
+        assert not ended.wait(2 * STOP_CHECK_S)
+        session.stopped.set()
+        assert ended.wait(20 * STOP_CHECK_S)
+
+
+def test_a_stopped_run_starts_no_further_search() -> None:
+    session = SimpleNamespace(stopped=threading.Event())
+    session.stopped.set()
+    assert list(_search(session, None, None, 1, None)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_stopped_search_continues(
+    synthetic: Synthetic, tmp_path: Path, ray_session: RaySession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, stopped = TrainingRequest(synthetic.cohort, tmp_path / "run"), threading.Event()
+    monkeypatch.setattr("her2batch.experiments.tune.connect", lambda resources: connect(resources, stopped))
+    started = lambda: any((tmp_path / "run" / "tune").glob("*/_run_trial*"))  # noqa: E731
+
+    def stop() -> None:
+        while not started():
+            time.sleep(0.1)
+        stopped.set()
+
+    threading.Thread(target=stop, daemon=True).start()
+    first = tune(request, SEARCH, 3, 2, TrainingResources(workers=1))
+    assert first.exit_code == 130
+    assert not (tmp_path / "run" / "bundle").exists()
+    stopped.clear()
+    second = tune(request, SEARCH, 3, 2, TrainingResources(workers=1))
+    assert second.exit_code == 0, second.trained.failed
+    assert [row["fold"] for row in second.trials.to_pylist()] == [0, 0, 0, 1, 1, 1]
+    assert all(row["val_loss"] is not None for row in second.trials.to_pylist())
 
 
 def test_a_search_does_not_use_test_slides(synthetic: Synthetic, tmp_path: Path) -> None:
