@@ -177,7 +177,7 @@ def products_bound(run: TrainingRun, method: str, dim: int, epochs: int) -> Seco
     steps, evaluations = count_passes(run, epochs)
     sizes = np.random.default_rng(1).integers(1500, 2500, 60).tolist()
     workers, dtype = available_cores(), product_dtype("cpu")
-    wall, cpu = 0.0, 0.0
+    wall = cpu = 0.0
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for forward_only, times in ((False, steps), (True, evaluations)):
             of = [pool.submit(time_products, method, sizes, dim, dtype, forward_only) for _ in range(workers)]

@@ -224,12 +224,24 @@ def _search(
         results = tuner.fit()
     for result in (results[k] for k in range(len(results))):
         metrics = result.metrics or {}
+        if not session.stopped.is_set() and not result.error:
+            _checkpoint(_search_folder(job, unit), str(metrics.get("trial_id"))).unlink(missing_ok=True)
         yield {
             "task": unit.task, "method": unit.method, "input": unit.input, "fold": unit.fold,
             "trial": metrics.get("trial_id"), "settings": json.dumps(result.config, sort_keys=True),
             "val_loss": metrics.get("best_loss"), "best_epoch": metrics.get("best_epoch"),
             "epochs": metrics.get("epoch"), "status": "failed" if result.error else "done",
         }  # fmt: skip
+
+
+def _search_folder(job: TrainingJob, unit: Unit) -> Path:
+    """Return the folder of the search of one outer fold, with the state of Ray Tune and the checkpoints of trials."""
+    return job.run.root / "tune" / unit.name
+
+
+def _checkpoint(folder: Path, trial: str) -> Path:
+    """Return the path of a trial's checkpoint; it is removed once its search has ended, as it is as large as 1 GB."""
+    return folder / f"{trial}.safetensors"
 
 
 def _make_tuner(session: RaySession, job: TrainingJob, unit: Unit, samples: int, resources: TrainingResources) -> Any:
@@ -240,7 +252,7 @@ def _make_tuner(session: RaySession, job: TrainingJob, unit: Unit, samples: int,
 
     kind = method_kind(unit.method, unit.input)
     epochs = method_settings(unit.method, kind, job.training).model_dump()["epochs"]
-    folder = job.run.root / "tune" / unit.name
+    folder = _search_folder(job, unit)
     gpus = resources.unit_gpus if session.gpus > 0 else 0
     trial = ray_tune.with_parameters(_run_trial, job=job, unit=unit, folder=folder, registered=registered_rows())
     trainable = ray_tune.with_resources(trial, {"cpu": 1, "gpu": gpus})
@@ -261,6 +273,7 @@ def _make_tuner(session: RaySession, job: TrainingJob, unit: Unit, samples: int,
             num_samples=samples,
             scheduler=asha,
             search_alg=BasicVariantGenerator(max_concurrent=session.workers, random_state=job.training.seed),
+            reuse_actors=True,  # otherwise every trial loads torch again, longer than many of them train
         ),
         run_config=ray_tune.RunConfig(name=unit.name, storage_path=str(folder.parent), verbose=0),
     )
@@ -328,6 +341,6 @@ def _run_trial(
         values = {"epoch": progress.epoch, "best_loss": progress.best_loss, "best_epoch": progress.best_epoch}
         ray_tune.report(values)
 
-    checkpoint = folder / f"{ray_tune.get_context().get_trial_id()}.safetensors"
+    checkpoint = _checkpoint(folder, str(ray_tune.get_context().get_trial_id()))
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     train_only(_with_settings(job, config), unit, best_device(), report_epoch, checkpoint)

@@ -14,7 +14,7 @@ from her2batch.experiments.train import TrainingRequest
 from her2batch.experiments.tune import STOP_CHECK_S, _best_settings, _search, _stop_with, tune
 from her2batch.runtime.ray_session import RaySession, connect
 from her2batch.settings import Training, TrainingResources
-from her2batch.store.training_run import TrainingRun
+from her2batch.store.training_run import TrainingRun, Unit
 from tests.conftest import Synthetic
 
 SEARCH = Training(methods=("clam-sb",), folds=3, quick=True, options=("epochs=2",))
@@ -81,6 +81,33 @@ def test_a_stopped_run_starts_no_further_search() -> None:
     assert list(_search(session, None, None, 1, None)) == []
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_checkpoints_of_finished_trials_are_removed(
+    stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = SimpleNamespace(stopped=threading.Event())
+    job, unit = SimpleNamespace(run=TrainingRun(tmp_path)), Unit("her2-3way", "clam-sb", "stain", 0)
+    folder = tmp_path / "tune" / unit.name
+    folder.mkdir(parents=True)
+    results = [
+        SimpleNamespace(metrics={"trial_id": name}, error=error, config={})
+        for name, error in (("good", None), ("bad", "no memory"))
+    ]
+    for name in ("good", "bad"):
+        (folder / f"{name}.safetensors").touch()
+
+    def fit() -> list:
+        if stopped:
+            session.stopped.set()
+        return results
+
+    monkeypatch.setattr("her2batch.experiments.tune._make_tuner", lambda *_: SimpleNamespace(fit=fit))
+    rows = list(_search(session, job, unit, 2, None))
+    assert [row["status"] for row in rows] == ["done", "failed"]
+    left = {path.stem for path in folder.glob("*.safetensors")}
+    assert left == ({"good", "bad"} if stopped else {"bad"})  # a failed trial continues with the next start
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_stopped_search_continues(
@@ -111,7 +138,6 @@ def test_a_search_does_not_use_test_slides(synthetic: Synthetic, tmp_path: Path)
     from her2batch.experiments.prepare import prepare_run
     from her2batch.experiments.train import open_job
     from her2batch.experiments.units import _training_data, unit_slides
-    from her2batch.store.training_run import Unit
     from her2batch.training.methods import plan_units
 
     job = open_job(TrainingRequest(synthetic.cohort, tmp_path / "run"), SEARCH)
