@@ -1,13 +1,16 @@
-"""How long do ten folds of CLAM-SB on 500 bags take, compared with the bare matrix products and a plain loop?
+"""How long do ten folds of CLAM-SB or DTFD-MIL on 500 bags take, compared with the bare matrix products?
 
-usage: folds.py SCRATCH [--bags 500] [--dim 1024] [--epochs 3] [--whole]
+usage: folds.py SCRATCH [--method clam-sb] [--bags 500] [--dim 1024] [--epochs 3] [--whole]
 
 Ours is `experiments.train.train` on a cohort of random embeddings with a weak signal: Ray's start, the cache, training,
 validation, test, the model of the bundle. The lower bound is the time of the matrix products of the same steps, forward
-and backward, in the same dtype, one thread each, on as many processes, measured in the same run. The plain loop is
-CLAM-SB in ordinary torch.nn: one fold after another, one bag per step, float32, torch's own threads, a standard
-DataLoader over one file per bag. One epoch of one fold is measured and multiplied; with --whole the complete loop is
-run, for its AUC.
+and backward, in the same dtype, one thread each, on as many processes, measured in the same run. Products of a few
+rows, such as those of DTFD-MIL's tier 2 once its features are distilled, are left out of it. Both are given as wall
+time and as CPU time of all processes: on a machine that does other work, only the second can be compared.
+
+CLAM-SB is also compared with a plain loop in ordinary torch.nn: one fold after another, one bag per step, float32,
+torch's own threads, a standard DataLoader over one file per bag. One epoch of one fold is measured and multiplied; with
+--whole the complete loop is run, for its AUC.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import statistics
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -46,6 +51,12 @@ CLASSES = ("0", "1+", "3+")  # her2-3way: 0, low, high
 ENCODER = "timm:resnet50.a1_in1k"  # only the length of its embeddings is used, not its weights
 SHIFTED_SHARE, SHIFT = 0.02, 0.12
 
+GATES = {"clam-sb": 512, "dtfd-afs": 256}
+"""Method → rows of its gates, both factors of the attention."""
+
+PSEUDO_BAGS, SPLITS = 4, 5
+"""DTFD-MIL pools four pseudo-bags of a bag, and those of five splits in an evaluation."""
+
 
 def make_cohort(folder: Path, bags: int, dim: int) -> tuple[Path, Path]:
     """Make a cohort of 1,500 to 2,500 embeddings per slide, 2 % of them shifted by the class; and its labels."""
@@ -73,26 +84,56 @@ def make_cohort(folder: Path, bags: int, dim: int) -> tuple[Path, Path]:
     return cohort.root, labels
 
 
-def time_training(cohort: Path, labels: Path, out: Path, epochs: int) -> tuple[float, float, pa.Table]:
-    """Train with her2batch. Returns seconds, peak memory of all processes (GB), and the summary."""
-    shutil.rmtree(out, ignore_errors=True)
-    training = Training(options=(f"epochs={epochs}",))
-    peak, ended = [0.0], threading.Event()
+@dataclass(frozen=True)
+class Seconds:
+    """Wall time, and CPU time of all processes."""
 
-    def watch() -> None:
+    wall: float
+    cpu: float
+
+
+class Watcher(threading.Thread):
+    """Watches this process and those that it starts. peak: of their memory, GB.  cpu: their seconds so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0.0
+        self._cpu: dict[tuple[int, float], float] = {}
+        self._ended = threading.Event()
+
+    @property
+    def cpu(self) -> float:
+        """Return the CPU seconds of all processes, also of those that have ended."""
+        return sum(self._cpu.values())
+
+    def run(self) -> None:
+        """Read memory and times twice a second until `end`."""
         me = psutil.Process()
-        while not ended.wait(0.5):
-            peak[0] = max(peak[0], sum(memory_by_kind(me).values()))
+        while not self._ended.wait(0.5):
+            self.peak = max(self.peak, sum(memory_by_kind(me).values()))
+            for process in (me, *me.children(recursive=True)):
+                with suppress(psutil.Error):  # a process that has just ended keeps its last reading
+                    times = process.cpu_times()
+                    self._cpu[process.pid, process.create_time()] = times.user + times.system
 
-    watcher = threading.Thread(target=watch)
+    def end(self) -> None:
+        """Stop reading."""
+        self._ended.set()
+        self.join()
+
+
+def time_training(cohort: Path, labels: Path, out: Path, method: str, epochs: int) -> tuple[Seconds, float, pa.Table]:
+    """Train with her2batch. Returns its time, peak memory of all processes (GB), and the summary."""
+    shutil.rmtree(out, ignore_errors=True)
+    training = Training(methods=(method,), options=(f"epochs={epochs}",))
+    watcher = Watcher()
     watcher.start()
-    started = time.perf_counter()
+    started, before = time.perf_counter(), time.process_time()
     found = train(TrainingRequest(cohort, out, labels), training, TrainingResources())
     took = time.perf_counter() - started
-    ended.set()
-    watcher.join()
+    watcher.end()
     assert found.exit_code == 0, found.failed
-    return took, peak[0], found.summary
+    return Seconds(took, watcher.cpu - before), watcher.peak, found.summary
 
 
 def count_passes(run: TrainingRun, epochs: int) -> tuple[int, int]:
@@ -102,32 +143,47 @@ def count_passes(run: TrainingRun, epochs: int) -> tuple[int, int]:
     return epochs * count["train"], epochs * count["val"] + count["test"]
 
 
-def time_products(sizes: list[int], dim: int, dtype: torch.dtype, forward_only: bool) -> float:
-    """Return the seconds of one bag's matrix products on one thread: trimmed mean over bags."""
-    torch.set_num_threads(1)
-    w1, w2 = torch.randn(512, dim, dtype=dtype), torch.randn(512, 512, dtype=dtype)
-    took = []
-    for n in sizes:
-        x, h, g = (torch.randn(n, d, dtype=dtype) for d in (dim, 512, 512))
-        started = time.perf_counter()
-        _ = x @ w1.t(), h @ w2.t()
+def run_products(method: str, bag: torch.Tensor, others: tuple[torch.Tensor, ...], forward_only: bool) -> None:
+    """Run the products of one step, or of one evaluation. bag: (N, dim)."""
+    w1, w2, h, g, gate, shares, pooled = others
+    _ = bag @ w1.t(), h @ w2.t()  # instances and gates
+    if not forward_only:
+        _ = gate @ w2, gate.t() @ h, g.t() @ bag
+    if method == "dtfd-afs":
+        _ = shares @ h  # features of the pseudo-bags, which tier 2 reads as they are
         if not forward_only:
-            _ = g @ w2, g.t() @ h, g.t() @ x
-        took.append(time.perf_counter() - started)
-    return statistics.mean(sorted(took)[len(took) // 10 : -len(took) // 10 or None])
+            _ = shares.t() @ pooled, pooled @ h.t()
 
 
-def products_bound(run: TrainingRun, dim: int, epochs: int) -> float:
-    """Return the seconds of all products of a run on all cores, measured with all processes running."""
+def time_products(method: str, sizes: list[int], dim: int, dtype: torch.dtype, forward_only: bool) -> Seconds:
+    """Return the time of one bag's matrix products on one thread: trimmed mean over bags."""
+    torch.set_num_threads(1)
+    rows, pools = GATES[method], PSEUDO_BAGS * (SPLITS if forward_only else 1)
+    w1, w2, pooled = (torch.randn(shape, dtype=dtype) for shape in ((512, dim), (rows, 512), (pools, 512)))
+    wall, cpu = [], []
+    for n in sizes:
+        bag, h, g, gate = (torch.randn(n, d, dtype=dtype) for d in (dim, 512, 512, rows))
+        shares = torch.randn(pools, n, dtype=dtype)
+        started, before = time.perf_counter(), time.process_time()
+        run_products(method, bag, (w1, w2, h, g, gate, shares, pooled), forward_only)
+        cpu.append(time.process_time() - before)
+        wall.append(time.perf_counter() - started)
+    cut = len(sizes) // 10
+    return Seconds(*(statistics.mean(sorted(values)[cut : -cut or None]) for values in (wall, cpu)))
+
+
+def products_bound(run: TrainingRun, method: str, dim: int, epochs: int) -> Seconds:
+    """Return the time of all products of a run on all cores, measured with all processes running."""
     steps, evaluations = count_passes(run, epochs)
     sizes = np.random.default_rng(1).integers(1500, 2500, 60).tolist()
     workers, dtype = available_cores(), product_dtype("cpu")
+    wall = cpu = 0.0
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        step = [one.result() for one in [pool.submit(time_products, sizes, dim, dtype, False) for _ in range(workers)]]
-        evaluation = [
-            one.result() for one in [pool.submit(time_products, sizes, dim, dtype, True) for _ in range(workers)]
-        ]
-    return (statistics.mean(step) * steps + statistics.mean(evaluation) * evaluations) / workers
+        for forward_only, times in ((False, steps), (True, evaluations)):
+            of = [pool.submit(time_products, method, sizes, dim, dtype, forward_only) for _ in range(workers)]
+            wall += statistics.mean(one.result().wall for one in of) * times / workers
+            cpu += statistics.mean(one.result().cpu for one in of) * times
+    return Seconds(wall, cpu)
 
 
 # -- the plain loop --------------------------------------------------------------------------------------------
@@ -249,10 +305,24 @@ def time_plain_loop(folder: Path, run: TrainingRun, dim: int, epochs: int, folds
     return took, pa.Table.from_pylist(out, run_schema("predictions"))
 
 
+def compare_plain_loop(args: argparse.Namespace, cohort: Path, run: TrainingRun, took: float) -> list[dict]:
+    """Print how long the plain loop takes; return its metrics if it was run as a whole."""
+    files = write_feature_files(cohort, args.scratch / f"files-{args.bags}-{args.dim}")
+    if not args.whole:
+        loop = 11 * args.epochs * time_plain_loop(files, run, args.dim, 1, 1)[0]
+        print(f"plain loop {loop:.1f} s (from one epoch of one fold): {loop / took:.2f} × (at least 2.5)")
+        return []
+    loop, predictions = time_plain_loop(files, run, args.dim, args.epochs, 10)
+    loop *= 11 / 10  # her2batch also trains the bundle's model
+    print(f"plain loop {loop:.1f} s: {loop / took:.2f} × (at least 2.5)")
+    return metrics_summary(metrics_table(predictions)).to_pylist()
+
+
 def main() -> None:
     """Print the metrics and the times."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scratch", type=Path)
+    parser.add_argument("--method", choices=sorted(GATES), default="clam-sb")
     parser.add_argument("--bags", type=int, default=500)
     parser.add_argument("--dim", type=int, default=1024)
     parser.add_argument("--epochs", type=int, default=3)
@@ -260,20 +330,15 @@ def main() -> None:
     args = parser.parse_args()
     cohort, labels = make_cohort(args.scratch / f"bags-{args.bags}-{args.dim}", args.bags, args.dim)
     run = TrainingRun(args.scratch / "run")
-    took, peak, found = time_training(cohort, labels, run.root, args.epochs)
-    need = statistics.mean(products_bound(run, args.dim, args.epochs) for _ in range(2))
-    files = write_feature_files(cohort, args.scratch / f"files-{args.bags}-{args.dim}")
-    if args.whole:
-        loop, predictions = time_plain_loop(files, run, args.dim, args.epochs, 10)
-        loop *= 11 / 10  # her2batch also trains the bundle's model
-        found = pa.concat_tables([found, metrics_summary(metrics_table(predictions))])
-    else:
-        loop = 11 * args.epochs * time_plain_loop(files, run, args.dim, 1, 1)[0]
-    for row in found.to_pylist():
+    took, peak, summary = time_training(cohort, labels, run.root, args.method, args.epochs)
+    needed = [products_bound(run, args.method, args.dim, args.epochs) for _ in range(2)]
+    wall, cpu = (statistics.mean(values) for values in zip(*((one.wall, one.cpu) for one in needed), strict=True))
+    print(f"ours {took.wall:.1f} s, peak {peak:.2f} GB; products {wall:.1f} s: {took.wall / wall:.2f} × (at most 1.6)")
+    load = psutil.getloadavg()[0]
+    print(f"CPU seconds: ours {took.cpu:.1f}, products {cpu:.1f}: {took.cpu / cpu:.2f} ×; load {load:.1f}")
+    plain = compare_plain_loop(args, cohort, run, took.wall) if args.method == "clam-sb" else []
+    for row in (*summary.to_pylist(), *plain):
         print(f"{row['input']}: AUC {row['auc_mean']:.2f} ± {row['auc_sd']:.2f}")
-    print(f"ours {took:.1f} s, peak {peak:.2f} GB; products {need:.1f} s: {took / need:.2f} × (at most 1.6)")
-    how = "" if args.whole else " (from one epoch of one fold)"
-    print(f"plain loop {loop:.1f} s{how}: {loop / took:.2f} × (at least 2.5)")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,19 @@ COST_COLUMNS = (
     Column("units", right=True),
     Column("CPU minutes", right=True),
     Column("settings", second_line=True),
+)
+
+METRIC_NAMES = {
+    "auc": "AUC, %", "f1": "F1, %", "accuracy": "accuracy, %", "kappa": "kappa", "c_index": "C-index, %", "r2": "R²",
+    "mae": "mean absolute error",
+}  # fmt: skip
+
+GAIN_COLUMNS = (
+    Column("metric"),
+    Column("tuned", right=True),
+    Column("without", right=True),
+    Column("difference", right=True),
+    Column("folds"),
 )
 
 TRIAL_COLUMNS = (
@@ -262,18 +276,55 @@ def _or_dash(value: float | None) -> str:
 
 
 def print_tuning_summary(summary: TuningSummary) -> None:
-    """Print the best trials, the settings that went into the bundle, and their metrics on the tested folds."""
+    """Print the best trials, the settings that went into the bundle, the gain, and the metrics on the tested folds."""
     console = stdout_console()
-    trials = [trial for trial in summary.trials.to_pylist() if trial["val_loss"] is not None]
-    best = sorted(trials, key=lambda trial: (trial["fold"], trial["val_loss"]))[: 2 * EXAMPLES]
+    print_trials(console, summary.trials.to_pylist())
+    settings = ", ".join(f"{name}={value}" for name, value in summary.best.items())
+    print_line(console, f"{summary.trials.num_rows} trials" + (f", best: {settings}" if settings else ""))
+    if summary.gain:
+        rows = _rows_without_auc(summary.trained, summary.trained.summary.to_pylist())
+        print_gain(console, summary.gain, any(row["too_few"] for row in rows))
+    print_training_summary(summary.trained)
+
+
+def print_trials(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the best trials of each fold, ten in all."""
+    trials = sorted(
+        (row for row in rows if row["val_loss"] is not None), key=lambda row: (row["fold"], row["val_loss"])
+    )
+    by_fold = {fold: list(of_fold) for fold, of_fold in groupby(trials, key=lambda trial: trial["fold"])}
+    best = [trial for of_fold in by_fold.values() for trial in of_fold[: max(1, 2 * EXAMPLES // len(by_fold))]]
     cells = [
         [str(trial["fold"]), trial["trial"], f"{trial['val_loss']:.4f}", str(trial["epochs"]), trial["settings"]]
         for trial in best
     ]
     print_table(console, "trials with the smallest validation loss", TRIAL_COLUMNS, cells)
-    settings = ", ".join(f"{name}={value}" for name, value in summary.best.items())
-    print_line(console, f"{summary.trials.num_rows} trials, best: {settings}")
-    print_training_summary(summary.trained)
+
+
+def print_gain(console: Console, gain: Sequence[Mapping[str, Any]], too_few: bool) -> None:
+    """Print the metrics of the tuned settings beside those without a search, and whether they differ by enough.
+
+    gain: rows of `tuning_gain`.  too_few: a class has too few slides for an AUC, which is left out.
+    """
+    from her2batch.experiments.tuning_gain import is_improvement
+
+    shown = [row for row in gain if not (too_few and row["metric"] == "auc")]
+    cells = []
+    for row in shown:
+        scale = 100 if METRIC_NAMES[row["metric"]].endswith("%") else 1
+        spread = "" if row["sd"] is None else f"±{scale * row['sd']:.2f}"
+        values = [f"{scale * row['tuned']:.2f}", f"{scale * row['untuned']:.2f}"]
+        folds = f"{row['better']} better, {row['worse']} worse"
+        cells.append([METRIC_NAMES[row["metric"]], *values, f"{scale * row['difference']:+.2f}{spread}", folds])
+    folds = max(row["folds"] for row in gain)
+    same = f", on the same {folds} outer folds" if folds > 1 else ""
+    print_table(console, f"with and without the search{same}", GAIN_COLUMNS, cells)
+    if folds < 2:
+        print_line(console, "one outer fold cannot show whether the search improves anything: give --outer 3 or more")
+        return
+    improved = [METRIC_NAMES[row["metric"]].partition(",")[0] for row in shown if is_improvement(row)]
+    names = f"improved by more than the folds differ: {', '.join(improved)}"
+    print_line(console, names if improved else "no metric is improved by more than the folds differ")
 
 
 def print_exported_models(rows: Sequence[Mapping[str, Any]]) -> None:

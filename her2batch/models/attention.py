@@ -161,7 +161,7 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
 def embed_instances(x: torch.Tensor, layer: nn.Linear, dropout: float, rng: RandomGenerator | None) -> torch.Tensor:
     """Return dropout(relu(layer(x))): (N, D) → (N, E) in the dtype of x."""
     if rng is None or dropout == 0:
-        return torch.relu(linear_in_dtype(x, layer))
+        return torch.relu_(linear_in_dtype(x, layer))
     cut = round(dropout * 256)
     scale = 256 / (256 - cut)  # applied to the weights, as relu(s · z) = s · relu(z): a thousandth of the numbers
     bias = torch.zeros(len(layer.weight), device=x.device) if layer.bias is None else layer.bias

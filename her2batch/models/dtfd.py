@@ -30,6 +30,7 @@ from her2batch.models.attention import (
     MilOutput,
     RandomGenerator,
     at_least_float32,
+    embed_instances,
     init_xavier,
     linear_in_dtype,
 )
@@ -91,7 +92,7 @@ class Dtfd(nn.Module):
         for AFS; that of tier 1 alone for the others, whose tier 2 reads single instances.  target: distribution over
         the classes, (C,), for the losses in place of the label.  See MilModel.
         """
-        h = torch.relu(linear_in_dtype(bag, self.embed))  # (N, 512)
+        h = embed_instances(bag, self.embed, 0.0, None)  # (N, 512)
         scores = self.attention(h)[0]  # (N,)
         n = len(bag) if size is None else size
         if label is not None:
@@ -100,10 +101,11 @@ class Dtfd(nn.Module):
             return out._replace(attention=out.attention[:, :n])
         # seeded by the bag's size alone, so that a slide has the same splits everywhere
         fixed = np.random.Generator(np.random.SFC64(n))
-        parts = [self._part(n, len(bag), fixed) for _ in range(self.shape.splits)]
-        found = [self._second(h, *self._first(h, scores, part)) for part in parts]
-        p = torch.stack([torch.softmax(logits, 0) for logits, _ in found]).mean(0)
-        return MilOutput(p.clamp_min(1e-30).log(), torch.stack([one for _, one in found]).mean(0)[None, :n])
+        splits = self.shape.splits
+        part = torch.cat([self._part(n, len(bag), fixed) for _ in range(splits)])  # (S · M, N): h is read once
+        logits, attention = self._second(h, *self._first(h, scores, part), splits)
+        p = torch.softmax(logits, 1).mean(0)
+        return MilOutput(p.clamp_min(1e-30).log(), attention.mean(0)[None, :n])
 
     def _part(self, n: int, rows: int, rng: RandomGenerator) -> torch.Tensor:
         """Return pseudo-bags of the first n of a bag's rows, (M, rows) bool; padding is in none."""
@@ -114,23 +116,29 @@ class Dtfd(nn.Module):
     ) -> MilOutput:
         first, a = self._first(h, scores, part)
         logits, attention = self._second(h, first, a)
-        loss1, loss2 = target_loss(first, label, target), target_loss(logits[None], label, target)
-        return MilOutput(logits, attention[None], loss1 + loss2)  # no gradient of loss2 reaches tier 1: see _second
+        loss1, loss2 = target_loss(first, label, target), target_loss(logits, label, target)
+        return MilOutput(logits[0], attention, loss1 + loss2)  # no gradient of loss2 reaches tier 1: see _second
 
     def _first(self, h: torch.Tensor, scores: torch.Tensor, part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Run tier 1. part: (M, N) bool → logits (M, C), attention (M, N) in each pseudo-bag."""
         a = torch.softmax(scores.masked_fill(~part.to(scores.device), -torch.inf), dim=1)  # (M, N)
         return self.link(linear_in_dtype(at_least_float32(a.to(h.dtype) @ h), self.classify)), a
 
-    def _second(self, h: torch.Tensor, first: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run tier 2 on the features that tier 1 distilled, without gradient to tier 1: logits (C,), attention (N,)."""
+    def _second(
+        self, h: torch.Tensor, first: torch.Tensor, a: torch.Tensor, splits: int = 1
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run tier 2 on the features that tier 1 distilled, without gradient to tier 1.
+
+        first, a: of the pseudo-bags of all S splits, (S · M, C) and (S · M, N).  Returns logits (S, C) and attention
+        (S, N).
+        """
         h, a, first = at_least_float32(h.detach()), a.detach(), first.detach()
         distilled, per = (a @ h, 1) if self.shape.distil == "afs" else self._picked(h, first, a)
-        b = torch.softmax(self.attention2(distilled), dim=1)  # (1, M · per)
-        logits = self.link2(linear_in_dtype(b @ distilled, self.classify2))[0]
-        if self.shape.distil == "afs":
-            return logits, b.detach()[0] @ a
-        return logits, b.detach()[0].view(len(a), per).sum(1) @ a
+        b = torch.softmax(self.attention2(distilled).view(splits, -1), dim=1)  # (S, M · per)
+        pooled = (b[:, None] @ distilled.view(splits, -1, WIDTH))[:, 0]  # (S, 512)
+        shares = b.detach().view(splits, -1, per).sum(2)  # (S, M)
+        attention = (shares[:, None] @ a.view(splits, -1, a.shape[1]))[:, 0]
+        return self.link2(linear_in_dtype(pooled, self.classify2)), attention
 
     def _picked(self, h: torch.Tensor, first: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, int]:
         """Return the instances that the class activation of each pseudo-bag selects, (M · per, 512), and `per`."""

@@ -3,6 +3,7 @@
 RUN/run.toml  labels.parquet  excluded.parquet  folds.parquet  predictions.parquet  metrics.parquet
 RUN/bundle/  report.html
 RUN/units/UNIT/        one fold of one method: predictions.parquet comes last and is its commit
+RUN/untuned/UNIT/      of a search: the same fold with the settings without the search
 RUN/cache/             inputs that all units share, memory-mapped; may be deleted at any time
 """
 
@@ -74,15 +75,16 @@ def tasks_of_table(table: pa.Table) -> dict[str, Task]:
 
 def _conform(table: pa.Table, name: str) -> pa.Table:
     """Return a table of a run with the types of its schema, which keeps the definitions of its tasks."""
-    schema = run_schema(name, numbers=name == "metrics" and "c_index" in table.column_names)
+    schema = run_schema(name, numbers=name in ("metrics", "untuned_metrics") and "c_index" in table.column_names)
     return table.cast(schema.with_metadata(table.schema.metadata))
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """The folder of a training run."""
+    """The folder of a training run. unit_folder: name of the folder that has the units."""
 
     root: Path
+    unit_folder: str = "units"
 
     @property
     def settings(self) -> Path:
@@ -109,7 +111,7 @@ class TrainingRun:
 
     def unit(self, unit: Unit) -> Path:
         """Folder of a unit."""
-        return self.root / "units" / unit.name
+        return self.root / self.unit_folder / unit.name
 
     def is_done(self, unit: Unit) -> bool:
         """Whether a unit is trained and its predictions are written."""

@@ -124,7 +124,7 @@ class _Learner:
         loss.backward()
         if self._method.clip_norm is not None:
             for optimiser in self._optimisers:
-                torch.nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], self._method.clip_norm)
+                clip_gradients(optimiser.param_groups[0]["params"], self._method.clip_norm)
         for optimiser in self._optimisers:
             optimiser.step()
         return loss.detach()  # type: ignore[no-any-return]
@@ -163,6 +163,19 @@ class _Learner:
 
     def weights(self) -> Tensors:
         return {key: tensor.detach().cpu().clone() for key, tensor in self._net.state_dict().items()}
+
+
+def clip_gradients(parameters: list[torch.nn.Parameter], largest: float) -> None:
+    """Clip gradients as `clip_grad_norm_` does, without the pass over gradients on the CPU that are within the limit.
+
+    There torch multiplies them by 1: 1 ms of a step of DTFD-MIL. On a GPU, asking for the norm would cost more.
+    """
+    if parameters[0].is_cuda:
+        torch.nn.utils.clip_grad_norm_(parameters, largest)
+        return
+    norm = torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
+    if bool(largest / (norm + 1e-6) < 1):
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
 
 
 @torch.inference_mode()

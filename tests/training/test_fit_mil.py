@@ -14,7 +14,7 @@ from her2batch.settings import MilSettings
 from her2batch.training import fit_loop
 from her2batch.training.bag_data import Bags, gather_bags, open_bags
 from her2batch.training.fit_loop import Fold, Progress
-from her2batch.training.fit_mil import feed_bags, fit_mil_network, predict_bags
+from her2batch.training.fit_mil import clip_gradients, feed_bags, fit_mil_network, predict_bags
 from tests.training.stores import cohort, planted
 
 FEW = MilSettings(epochs=8, least_epochs=0, lr=1e-3)
@@ -92,6 +92,20 @@ save_file(fit_mil_network("clam-sb", open_bags(Path(sys.argv[1])), fold, setting
     ).weights
     other = load_file(tmp_path / "w")
     assert all(torch.equal(other[key], one) for key, one in own.items())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 5.0, 100.0])
+def test_clipped_gradients_are_those_of_torch(scale: float) -> None:
+    torch.manual_seed(0)
+    ours, theirs = ([torch.nn.Parameter(torch.zeros(shape)) for shape in ((7, 5), (5,), (3,))] for _ in range(2))
+    for one, other in zip(ours[:2], theirs[:2], strict=True):  # the last has no gradient
+        one.grad = scale * torch.randn(one.shape)
+        other.grad = one.grad.clone()
+    before = [one.grad.clone() for one in ours[:2]]
+    clip_gradients(ours, 5.0)
+    torch.nn.utils.clip_grad_norm_(theirs, 5.0)
+    assert all(torch.equal(one.grad, other.grad) for one, other in zip(ours[:2], theirs[:2], strict=True))
+    assert torch.equal(ours[0].grad, before[0]) is (scale < 1)
 
 
 @pytest.mark.slow

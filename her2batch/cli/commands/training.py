@@ -183,7 +183,7 @@ def tune(
             report,
         )
     data = {**training_result(summary.trained), "trials": summary.trials.to_pylist(), "best": summary.best}
-    emit(as_json, data, lambda: print_tuning_summary(summary))
+    emit(as_json, {**data, "gain": summary.gain}, lambda: print_tuning_summary(summary))
     return summary.exit_code
 
 

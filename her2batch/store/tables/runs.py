@@ -172,6 +172,7 @@ RUN_TABLES: dict[str, tuple[Column, ...]] = {
     "patches": RUN_PATCH_COLUMNS,
     "tables": PAPER_TABLE_COLUMNS,
     "trials": TRIAL_COLUMNS,
+    "untuned_metrics": METRIC_COLUMNS,
     "test_predictions": TEST_PREDICTION_COLUMNS,
     "test_metrics": TEST_METRIC_COLUMNS,
     "units/UNIT/attention": UNIT_ATTENTION_COLUMNS,
