@@ -146,4 +146,5 @@ def _colours(pixels: NDArray[np.uint8], mpp: float, stains: Stains, clean: list[
 
 def _enlarge(mask: Mask, shape: tuple[int, ...]) -> Mask:
     """Return a mask of the coarse grid at the resolution of a tile, (H, W) bool."""
-    return cv2.resize(mask.view(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST).view(np.bool_)
+    large = cv2.resize(mask.view(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST)
+    return np.asarray(large, np.uint8).view(np.bool_)
