@@ -63,6 +63,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainingSum
     return folder, train(request, training_with_tasks(settings, TASKS), SERIAL)
 
 
+@pytest.mark.slow
 def test_the_tasks_of_a_file_are_trained_and_measured(trained: tuple[Path, TrainingSummary]) -> None:
     folder, found = trained
     assert found.exit_code == 0
@@ -81,6 +82,7 @@ def test_the_tasks_of_a_file_are_trained_and_measured(trained: tuple[Path, Train
     assert "ki67-3way" in run.report.read_text()
 
 
+@pytest.mark.slow
 def test_a_table_of_predictions_defines_its_tasks(trained: tuple[Path, TrainingSummary]) -> None:
     """Statistics need nothing but the table."""
     predictions = pq.read_table(trained[0] / "run" / "predictions.parquet")
@@ -95,6 +97,7 @@ def test_a_table_of_predictions_defines_its_tasks(trained: tuple[Path, TrainingS
     assert compare_methods(predictions, patients, 10).num_rows == 0
 
 
+@pytest.mark.slow
 def test_a_bundle_carries_its_tasks_and_scores_without_the_file(
     trained: tuple[Path, TrainingSummary], tmp_path: Path
 ) -> None:
@@ -123,6 +126,7 @@ def test_a_bundle_carries_its_tasks_and_scores_without_the_file(
     assert np.mean(inside) > 0.7
 
 
+@pytest.mark.slow
 def test_report_counts_and_night_show_own_tasks(trained: tuple[Path, TrainingSummary], tmp_path: Path) -> None:
     """They read classes from the predictions, and show a number as a number."""
     bundle = trained[0] / "run" / "bundle"
@@ -143,6 +147,7 @@ def test_report_counts_and_night_show_own_tasks(trained: tuple[Path, TrainingSum
     assert all(question[0] != "ki67-index" for question, _ in codes[1])
 
 
+@pytest.mark.slow
 def test_a_bundle_without_the_definition_of_its_task_is_refused(
     trained: tuple[Path, TrainingSummary], tmp_path: Path
 ) -> None:
@@ -158,6 +163,7 @@ def test_a_bundle_without_the_definition_of_its_task_is_refused(
         read_bundle(tmp_path / "bundle")
 
 
+@pytest.mark.slow
 def test_a_run_of_own_tasks_resumes_and_refuses_another_definition(
     trained: tuple[Path, TrainingSummary], tmp_path: Path
 ) -> None:
@@ -173,6 +179,7 @@ def test_a_run_of_own_tasks_resumes_and_refuses_another_definition(
         train(request, training_with_tasks(settings, other), SERIAL)
 
 
+@pytest.mark.slow
 def test_a_missing_column_and_a_wrong_value_are_named(tmp_path: Path) -> None:
     made, index = ki67_cohort(tmp_path / "cohort", 12, 2)
     settings = training_with_tasks(Training(tasks=("ki67-3way",), folds=3), TASKS)
@@ -187,6 +194,7 @@ def test_a_missing_column_and_a_wrong_value_are_named(tmp_path: Path) -> None:
         train(TrainingRequest(made.root, tmp_path / "run2", labels), settings, SERIAL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dtfd-afs", "resnet50", "random-forest"])
 def test_a_method_that_cannot_predict_a_number_is_refused(tmp_path: Path, method: str) -> None:
     made, index = ki67_cohort(tmp_path / "cohort", 12, 2)
@@ -199,6 +207,7 @@ def test_a_method_that_cannot_predict_a_number_is_refused(tmp_path: Path, method
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_runs_and_bundles_of_built_in_tasks_keep_their_format(tmp_path: Path) -> None:
     bags, labels = stores.planted(18)
     made = stores.cohort(tmp_path / "cohort", bags)

@@ -36,6 +36,7 @@ def inspector() -> Iterator[SlideInspector]:
         yield inspector
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MALICIOUS_SLIDES)
 def test_malicious_slide_gets_its_error_code_within_10_s_and_1_gb(
     name: str, tmp_path: Path, inspector: SlideInspector
@@ -49,6 +50,7 @@ def test_malicious_slide_gets_its_error_code_within_10_s_and_1_gb(
     assert seen.memory < LIMIT_BYTES
 
 
+@pytest.mark.slow
 def test_slide_discovery_unpacks_and_follows_nothing(tmp_path: Path) -> None:
     looked_into = [name for name in MALICIOUS_SLIDES if name.endswith((".dcm", ".vms", ".mrxs"))]
     for name in looked_into:

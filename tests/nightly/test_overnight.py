@@ -143,6 +143,7 @@ def test_settings_are_checked_before_waiting(tmp_path: Path) -> None:
         read_settings(tmp_path / "none.toml", NightlySettings)
 
 
+@pytest.mark.slow
 def test_a_failed_night_sends_its_summary(tmp_path: Path) -> None:
     """The folder of scans is not mounted; then another run holds the cohort's lock."""
     posted: list[dict] = []

@@ -113,7 +113,7 @@ class SpotWorker(SlideWorker):
         super().ready(roles)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_new_stage_with_its_own_table_is_one_row_and_one_schema(
     tmp_path: Path, make_slide: Callable, ray_session: RaySession, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,8 +77,7 @@ def test_report_sends_no_request_logs_no_error_and_fits_the_width(
 @pytest.mark.parametrize(
     ("width", "scheme"),
     [
-        CORNERS[0],
-        pytest.param(*CORNERS[1], marks=pytest.mark.slow),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in CORNERS),
         *(pytest.param(*one, marks=pytest.mark.long) for one in SIZES if one not in CORNERS),
     ],
 )

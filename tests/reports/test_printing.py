@@ -23,6 +23,7 @@ def pages(reported: Cohort, tmp_path_factory: pytest.TempPathFactory) -> list[Pa
     return [report, max(of_slides, key=lambda path: path.read_text("utf-8").count("<img "))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1], ids=["cohort report", "slide page"])
 def test_every_picture_is_printed(pages: list[Path], tmp_path: Path, number: int) -> None:
     path = pages[number]
@@ -32,6 +33,7 @@ def test_every_picture_is_printed(pages: list[Path], tmp_path: Path, number: int
     assert [picture.shape for picture in found if is_blank(picture)] == []
 
 
+@pytest.mark.slow
 def test_an_empty_frame_is_found(tmp_path: Path) -> None:
     """The test sees what it is for: of two pictures, one shows nothing."""
     noise = np.random.default_rng(1).integers(0, 256, (60, 60, 3)).astype(np.uint8)

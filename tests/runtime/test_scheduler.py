@@ -44,7 +44,7 @@ def slide_jobs(scans: Path, worker: SlideWorker) -> list[SlideJob]:
     return inventory.jobs
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_shared_slide_has_the_same_bytes(tmp_path: Path, make_slide: Callable, ray_session: RaySession) -> None:
     make_slide("a.tiff", size=(2600, 2400), brown=0.4)
     reference = worker_for(tmp_path / "plain")

@@ -141,6 +141,7 @@ def wait_for(what: Callable[[], object], seconds: float = 40) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_slides_are_processed_once_each_kind_of_writer_has_finished(
     tmp_path: Path, make_slide: Callable, ray_session: RaySession
 ) -> None:

@@ -45,6 +45,7 @@ class TestNdpi(SlideContract):
         with OpenSlideSlide(ndpi) as slide:
             yield slide
 
+    @pytest.mark.slow
     def test_metadata_and_pixels_are_those_written(self, slide: Slide, tissue: np.ndarray) -> None:
         info = slide.info
         assert (info.format, info.reader, info.objective) == ("hamamatsu", "openslide", 40)
@@ -53,6 +54,7 @@ class TestNdpi(SlideContract):
         assert len(info.levels) >= 2
         assert np.abs(slide.read(Box(0, 0, 2048, 1024)).astype(int) - tissue).mean() < 1.5
 
+    @pytest.mark.slow
     def test_chunks_have_a_useful_size(self, slide: Slide) -> None:
         assert {(level.chunk_width, level.chunk_height) for level in slide.info.levels} == {(256, 256)}
 
@@ -74,11 +76,13 @@ class TestTiff(SlideContract):
             yield slide
 
 
+@pytest.mark.slow
 def test_mpp_without_resolution_comes_from_the_objective(tissue: np.ndarray, tmp_path: Path) -> None:
     with OpenSlideSlide(write_ndpi(tmp_path / "a.ndpi", tissue, mpp=None, objective=20.0)) as slide:
         assert (slide.info.mpp, slide.info.mpp_source) == (0.5, "objective")
 
 
+@pytest.mark.slow
 def test_no_free_text_reaches_the_metadata(ndpi: Path) -> None:
     """The reference in the fixture, which is a patient in real files, is a property in OpenSlide only."""
     with OpenSlideSlide(ndpi) as slide:
@@ -86,6 +90,7 @@ def test_no_free_text_reaches_the_metadata(ndpi: Path) -> None:
         assert "Jane" not in repr(slide.info)
 
 
+@pytest.mark.slow
 def test_transparent_pixels_get_the_background_colour(real_data: Path) -> None:
     with OpenSlideSlide(real_data / "slides/boxes.tiff") as slide:
         rgba = np.zeros((2, 3, 4), np.uint8)
@@ -111,17 +116,20 @@ def count_results(path: Path, variants: Iterator[bytes], read_all: bool = False)
     return found
 
 
+@pytest.mark.slow
 def test_truncated_ndpi_or_dicom_is_refused(tmp_path: Path, ndpi: Path, real_data: Path) -> None:
     for path in (ndpi, real_data / "slides/sm_image.dcm", real_data / "slides/jpeg.dicom"):
         found = count_results(tmp_path / path.name, truncated_copies(path.read_bytes(), 25, seed=4))
         assert found.keys() <= {"truncated", "unreadable"}, (path.name, found)
 
 
+@pytest.mark.slow
 def test_ndpi_with_a_hole_is_refused(tmp_path: Path, ndpi: Path) -> None:
     found = count_results(tmp_path / "a.ndpi", copies_with_hole(ndpi.read_bytes(), 65536, 25, seed=4))
     assert found.keys() <= {"truncated", "unreadable"}, found
 
 
+@pytest.mark.slow
 def test_unreadable_file_is_an_error_with_the_reason(real_data: Path, tmp_path: Path) -> None:
     (tmp_path / "text.svs").write_text("no slide")
     for path in (tmp_path / "text.svs", real_data / "slides/HE_example.tif"):
@@ -130,6 +138,7 @@ def test_unreadable_file_is_an_error_with_the_reason(real_data: Path, tmp_path: 
         assert caught.value.code == "unreadable"
 
 
+@pytest.mark.slow
 def test_slide_stays_refused_after_an_error(real_data: Path) -> None:
     with OpenSlideSlide(real_data / "bad_slides/unreadable.svs") as slide:
         for _ in range(2):
@@ -146,6 +155,7 @@ def write_dicom(path: Path, rgb: np.ndarray, photometric: str, encode: Callable[
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subsampling", ["444", "422", "420"])
 @pytest.mark.parametrize("header", [b"", JFIF_HEADER])
 def test_ycbcr_under_the_tag_rgb_in_dicom_is_converted(tmp_path: Path, subsampling: str, header: bytes) -> None:
@@ -160,6 +170,7 @@ def test_ycbcr_under_the_tag_rgb_in_dicom_is_converted(tmp_path: Path, subsampli
             assert np.abs(slide.read(Box(0, 0, 512, 256)).astype(int) - rgb).mean() < 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("header", [b"", RGB_MARKER])
 def test_rgb_under_the_tag_ycbcr_in_dicom_is_refused_with_the_command_that_corrects_it(
     tmp_path: Path, header: bytes
@@ -172,6 +183,7 @@ def test_rgb_under_the_tag_ycbcr_in_dicom_is_refused_with_the_command_that_corre
     assert path.name not in refused.value.remedy  # pseudonymised rows repeat the remedy
 
 
+@pytest.mark.slow
 def test_tag_that_openslide_does_not_know_is_refused_with_the_command_that_corrects_it(tmp_path: Path) -> None:
     path = write_dicom(
         tmp_path / "a.dcm", tissue_image(256, 256), "YBR_FULL", lambda tile: encode_components(tile, "444")
@@ -180,6 +192,7 @@ def test_tag_that_openslide_does_not_know_is_refused_with_the_command_that_corre
         OpenSlideSlide(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "more", "mpp"),
     [
@@ -200,6 +213,7 @@ def test_resolution_of_plain_tiff_is_the_same_through_openslide(
             assert (slide.info.mpp, slide.info.mpp_source) == (pytest.approx(mpp), "file")
 
 
+@pytest.mark.slow
 def test_unequal_axes_are_named_through_openslide(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     more = {"resolution": (40_000, 20_000), "resolutionunit": "CENTIMETER", "metadata": None}
@@ -212,6 +226,7 @@ def test_unequal_axes_are_named_through_openslide(tmp_path: Path) -> None:
             slide.info.with_mpp(None)
 
 
+@pytest.mark.slow
 def test_frames_that_a_sparse_dicom_lacks_are_missing_area(tmp_path: Path) -> None:
     rgb = tissue_image(512, 384, seed=4, brown=0.6)
     image = make_image(rgb, 0.25, Kind(series=8, tile=128))
@@ -241,6 +256,7 @@ def test_frames_that_a_sparse_dicom_lacks_are_missing_area(tmp_path: Path) -> No
         assert area.mask.sum() == 2 * 128 * 128
 
 
+@pytest.mark.slow
 def test_levels_padded_to_whole_tiles_are_left_out(tmp_path: Path) -> None:
     image = picture(1152, 1152)
     pages = [(image, {}), *((padded(halved(image, k), 128), {"subfiletype": 1}) for k in (1, 2))]
@@ -252,6 +268,7 @@ def test_levels_padded_to_whole_tiles_are_left_out(tmp_path: Path) -> None:
         assert np.array_equal(slide.read(Box(0, 0, 288, 288), 1), halved(image, 2))
 
 
+@pytest.mark.slow
 def test_another_image_than_the_slide_is_refused(tmp_path: Path) -> None:
     """OpenSlide takes the first page for the slide, and one colour for all."""
     image = picture(600, 500)

@@ -260,7 +260,7 @@ def in_two_goes(method: str, checkpoint: Path) -> FitResult:
     return fit_image_network(method, pictures(18), fold(18), QUICK, "cpu", GLASS, checkpoint)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_one_network(tmp_path: Path) -> None:
     multiprocessing.spawn(together, (tmp_path, 2), nprocs=2)
     for method in TOGETHER:

@@ -49,7 +49,8 @@ def test_every_method_finds_the_planted_instances(method: str, found: tuple[Bags
         assert np.mean([shares[:3].sum() / shares.sum() for shares in attention]) > 0.3
 
 
-@pytest.mark.parametrize("method", ["clam-mb", pytest.param("dtfd-maxmins", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["clam-mb", "dtfd-maxmins"])
 def test_resumed_training_gives_the_same_bytes(
     method: str, found: tuple[Bags, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,7 +69,7 @@ def test_resumed_training_gives_the_same_bytes(
     assert all(torch.equal(again.weights[key], one) for key, one in whole.weights.items())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_process_gives_the_same_bytes(tmp_path: Path) -> None:
     code = """
 import sys, numpy as np

@@ -147,9 +147,8 @@ def measure_and_magnify(page: playwright.Page) -> None:
     page.get_by_role("button", name="Ruler").click()
 
 
-@pytest.mark.parametrize(
-    ("name", "scheme"), [("wide", "light"), pytest.param("narrow", "dark", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "scheme"), [("wide", "light"), ("narrow", "dark")])
 def test_list_viewer_and_review_work(
     browser: playwright.Browser, address: str, cohort: Cohort, name: str, scheme: str
 ) -> None:

@@ -56,11 +56,13 @@ def review_of(client: TestClient, headers: dict[str, str]) -> dict[str, object]:
 # -- who is believed ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_user_of_the_proxy_reads_without_a_token(cohort: Cohort) -> None:
     facts = browser(cohort).get("/api/v1/cohort", headers=FROM_PROXY).json()
     assert (facts["user"], facts["may_review"]) == ("ada@example.org", False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "peer", ["10.0.0.7", "192.168.1.1", "8.8.8.8", "2001:db8::1", "127.0.0.1.evil", "testclient", ""]
 )
@@ -72,6 +74,7 @@ def test_a_header_from_an_untrusted_address_is_ignored(cohort: Cohort, peer: str
     assert client.get("/api/v1/slides", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("peer", "trusted"), [("10.1.2.3", "10.1.0.0/16"), ("::1", "::1"), ("::ffff:127.0.0.1", "127.0.0.1")]
 )
@@ -80,6 +83,7 @@ def test_a_trusted_network_is_believed(cohort: Cohort, peer: str, trusted: str) 
     assert client.get("/api/v1/slides", headers=FROM_PROXY).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("secret", ["", "wrong", SECRET[:-1], f"{SECRET} x", "ä"])
 def test_a_header_without_the_secret_is_ignored(cohort: Cohort, secret: str) -> None:
     """Every program on the machine can connect to loopback, which is a trusted address."""
@@ -89,6 +93,7 @@ def test_a_header_without_the_secret_is_ignored(cohort: Cohort, secret: str) -> 
     assert client.post("/api/v1/reviews", json={}, headers={**headers, **OURS}).status_code == 401
 
 
+@pytest.mark.slow
 def test_a_header_is_ignored_where_no_proxy_is_set_up(cohort: Cohort) -> None:
     for access in (NO_PROXY, replace(ACCESS, user_header=None), replace(ACCESS, secret="")):
         app = application(cohort.root, access=access)
@@ -96,6 +101,7 @@ def test_a_header_is_ignored_where_no_proxy_is_set_up(cohort: Cohort) -> None:
         assert client.get("/api/v1/slides", headers={**REVIEWER, SECRET_HEADER: access.secret}).status_code == 401
 
 
+@pytest.mark.slow
 def test_a_header_that_is_there_twice_names_nobody(cohort: Cohort) -> None:
     client = browser(cohort)
     user, secret = ("X-Forwarded-User", "eve@example.org"), (SECRET_HEADER, SECRET)
@@ -106,6 +112,7 @@ def test_a_header_that_is_there_twice_names_nobody(cohort: Cohort) -> None:
     assert client.get("/api/v1/cohort", headers=[secret, user, *groups]).json()["may_review"] is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["", "  ", "a" * 101, "a\x1fb"])
 def test_a_name_that_is_none_names_nobody(cohort: Cohort, name: str) -> None:
     assert browser(cohort).get("/api/v1/slides", headers={**REVIEWER, "X-Forwarded-User": name}).status_code == 401
@@ -114,6 +121,7 @@ def test_a_name_that_is_none_names_nobody(cohort: Cohort, name: str) -> None:
 # -- roles -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("headers", "may_review"),
     [
@@ -131,6 +139,7 @@ def test_only_reviewers_write(cohort: Cohort, headers: dict[str, str], may_revie
     assert [entry["reviewer"] for entry in read_reviews(cohort)] == [headers["X-Forwarded-User"]] * may_review
 
 
+@pytest.mark.slow
 def test_a_page_of_another_origin_cannot_write_with_the_session_of_the_proxy(cohort: Cohort) -> None:
     client = browser(cohort)
     body = review_of(client, REVIEWER)
@@ -142,6 +151,7 @@ def test_a_page_of_another_origin_cannot_write_with_the_session_of_the_proxy(coh
 # -- names and addresses -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("host", "status"), [
     ("her2.example.org", 200), ("HER2.example.org:443", 200), ("evil.example", 421),
     ("her2.example.org.evil.example", 421),
@@ -150,6 +160,7 @@ def test_only_allowed_hosts_are_answered(cohort: Cohort, host: str, status: int)
     assert browser(cohort).get("/api/v1/slides", headers={**FROM_PROXY, "Host": host}).status_code == status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_passed_on", [True, False])
 def test_every_address_has_the_prefix(cohort: Cohort, is_passed_on: bool) -> None:
     """The proxy passes the prefix on, or removes it."""
@@ -170,6 +181,7 @@ def test_every_address_has_the_prefix(cohort: Cohort, is_passed_on: bool) -> Non
     assert (signed_in.headers["location"], "Path=/her2/" in signed_in.headers["set-cookie"]) == ("/her2/", True)
 
 
+@pytest.mark.slow
 def test_pages_name_no_address_from_the_root_of_the_host() -> None:
     """Under a prefix such an address would be that of another application."""
     static = Path(__file__).parents[2] / "her2batch" / "web" / "static"
@@ -181,6 +193,7 @@ def test_pages_name_no_address_from_the_root_of_the_host() -> None:
         assert 'href="/"' not in text
 
 
+@pytest.mark.slow
 def test_nights_are_shown_and_names_are_no_paths(cohort: Cohort) -> None:
     client = browser(cohort)
     assert client.get("/api/v1/cohort", headers=FROM_PROXY).json()["nights"] is False
@@ -200,6 +213,7 @@ def test_nights_are_shown_and_names_are_no_paths(cohort: Cohort) -> None:
     assert client.get("/nights/").status_code == 401
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -158,9 +158,8 @@ class _DeviceReader:
         """Assemble an area, px of the shrunk level, from decoded tiles by their numbers: (height, width, 3) uint8."""
         factor, table = self.reads.source[1], self.decoder.table
         x0, y0, width, height = (edge * factor for edge in area)
-        if (
-            table.compression != "jpeg" or not self.decoder.has_padding
-        ):  # the strict reader shrinks JPEG tiles with their padding, and others without
+        padded = table.compression == "jpeg" and self.decoder.has_padding
+        if not padded:  # the strict reader shrinks JPEG tiles with their padding, and others without
             width, height = min(width, table.width - x0), min(height, table.height - y0)
         canvas = torch.full((height, width, 3), OUTSIDE_GREY, dtype=torch.uint8, device=self.device)
         for number, chunk in chunks.items():

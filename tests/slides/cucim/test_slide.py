@@ -43,19 +43,23 @@ def differences(path: Path, most: int = 2000) -> list[tuple[int, float]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "CMU-1-small.tiff", "HE_example.tif"])
 def test_pixels_are_identical_to_the_tiff_reader(real_data: Path, name: str) -> None:
     assert set(differences(real_data / "slides" / name)) == {(0, 0.0)}
 
 
+@pytest.mark.slow
 def test_pixels_of_cores_are_identical_to_the_tiff_reader(cores: dict[str, Path]) -> None:
     assert set(differences(cores["0"])) == {(0, 0.0)}
 
 
+@pytest.mark.slow
 def test_jpeg_2000_pixels_are_identical_to_the_tiff_reader(real_data: Path) -> None:
     assert set(differences(real_data / "slides/tcga-cr-7395-01a-01-ts1.svs", most=600)) == {(0, 0.0)}
 
 
+@pytest.mark.slow
 def test_damaged_slide_is_refused_before_cucim_opens_it(tmp_path: Path, real_data: Path) -> None:
     data = (real_data / "slides/CMU-1-Small-Region.svs").read_bytes()
     (tmp_path / "cut.svs").write_bytes(data[:-1000])
@@ -64,6 +68,7 @@ def test_damaged_slide_is_refused_before_cucim_opens_it(tmp_path: Path, real_dat
     assert caught.value.code == "truncated"
 
 
+@pytest.mark.slow
 def test_levels_of_other_size_in_cucim_are_decoded_by_the_tiff_reader(tmp_path: Path) -> None:
     images = [np.full((h, w, 3), 120, np.uint8) for h, w in ((384, 640), (256, 384))]
     with CucimSlide(write_philips(tmp_path / "a.tiff", *images)) as slide:  # with padding, which is removed
@@ -71,6 +76,7 @@ def test_levels_of_other_size_in_cucim_are_decoded_by_the_tiff_reader(tmp_path: 
         assert np.abs(slide.read(Box(0, 0, 320, 192), 1).astype(int) - 120).max() <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "CMU-1-small.tiff", "HE_example.tif"])
 def test_pyramids_of_both_readers_have_the_same_bytes(real_data: Path, tmp_path: Path, name: str) -> None:
     found = []
@@ -83,6 +89,7 @@ def test_pyramids_of_both_readers_have_the_same_bytes(real_data: Path, tmp_path:
     assert found[0]
 
 
+@pytest.mark.slow
 def test_files_of_kinds_that_cucim_lacks_are_decoded_by_the_tiff_reader(tmp_path: Path) -> None:
     image, macro = picture(600, 500), picture(128, 256, seed=2)
     xml = ome_xml(("macro", (256, 128), 8.0, 0), ("scan", (500, 600), 0.25, 1)).encode()
