@@ -40,8 +40,11 @@ def median_seconds(sides: Mapping[str, Callable[[], float]], rounds: int) -> dic
 
 
 def warm_processes(workers: int) -> ProcessPoolExecutor:
-    """Start processes of one thread each, like the ingest's workers."""
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("fork"), initializer=_use_one_thread)
+    """Start processes of one thread each, like the ingest's workers.
+
+    They are spawned: nvImageCodec, torch and OpenCV leave threads behind, and a process forked beside threads may hang.
+    """
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_use_one_thread)
     list(pool.map(abs, range(workers)))
     return pool
 

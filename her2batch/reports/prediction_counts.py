@@ -46,13 +46,11 @@ class PredictionSummary(NamedTuple):
     not_scorable: dict[str, int]
 
 
-def count_predictions(cohort: Cohort, slide_ids: Iterable[str]) -> list[PredictionCount]:
-    """Count the predictions of these slides, by bundle, task and method. Tables that can't be read are left out."""
-    return summarise_predictions(cohort, slide_ids).counts
-
-
 def summarise_predictions(cohort: Cohort, slide_ids: Iterable[str]) -> PredictionSummary:
-    """Count the predictions of these slides, and the slides that cannot be scored, by their first reason."""
+    """Count the predictions of these slides, and the slides that cannot be scored, by their first reason.
+
+    Tables that can't be read are left out.
+    """
     wanted = set(slide_ids)
     rows = [row for slide_id, row in cohort.rows().items() if slide_id in wanted] if wanted else []
     classes: dict[tuple[str, str, str], Counter[str | None]] = {}

@@ -13,7 +13,7 @@ from her2batch.exchange.dicom import coded_answers
 from her2batch.experiments.train import TrainingRequest, TrainingSummary, train
 from her2batch.models.bundle import read_bundle
 from her2batch.nightly.summary import count_results
-from her2batch.reports.prediction_counts import count_predictions
+from her2batch.reports.prediction_counts import summarise_predictions
 from her2batch.reports.report_data import assess_slides
 from her2batch.reports.worklists import distribution_text
 from her2batch.runtime.score import score
@@ -132,7 +132,7 @@ def test_report_counts_and_night_show_own_tasks(trained: tuple[Path, TrainingSum
     bundle = trained[0] / "run" / "bundle"
     made, index = ki67_cohort(tmp_path / "cohort", 6, 3)
     score(made.root, bundle, Resources(workers=0))
-    three, number = count_predictions(made, list(index))
+    three, number = summarise_predictions(made, list(index)).counts
     assert (three.task, list(three.classes), sum(three.classes.values())) == ("ki67-3way", list(CLASSES), 6)
     assert (number.task, number.classes) == ("ki67-index", {"predicted": 6})
     page = h2.report(made.root, tmp_path / "report.html").read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from her2batch.method_results import DERIVED_TASKS
-from her2batch.reports.prediction_counts import count_predictions, summarise_predictions
+from her2batch.reports.prediction_counts import summarise_predictions
 from her2batch.reports.report_data import assess_slides
 from her2batch.store.cohort import Cohort
 from her2batch.tasks import CLASSES
@@ -15,7 +15,7 @@ from tests.conftest import Synthetic
 @pytest.mark.parametrize("method", ["membrane", "cells"])
 def test_counts_equal_those_of_the_tables(method: str, synthetic: Synthetic) -> None:
     cohort = Cohort(synthetic.cohort)
-    counts = [one for one in count_predictions(cohort, cohort.rows()) if one.method == method]
+    counts = [one for one in summarise_predictions(cohort, cohort.rows()).counts if one.method == method]
     found = assess_slides(cohort, cohort.rows().values())
     calls = [call for slide_id, row in cohort.rows().items()
              if row["status"] == "done" and not found[slide_id].not_scorable
@@ -47,10 +47,10 @@ def test_every_slide_of_the_marker_has_a_class_or_a_reason(synthetic: Synthetic)
 
 
 def test_no_slides_need_no_reading(synthetic: Synthetic) -> None:
-    assert count_predictions(Cohort(synthetic.cohort), []) == []
+    assert summarise_predictions(Cohort(synthetic.cohort), []).counts == []
 
 
 def test_only_the_slides_asked_for_count(synthetic: Synthetic) -> None:
     cohort = Cohort(synthetic.cohort)
     scored = [slide_id for slide_id, row in cohort.rows().items() if row["n_tiles"] and row["stain"] == "her2"]
-    assert {one.slides for one in count_predictions(cohort, scored[:2])} == {2}
+    assert {one.slides for one in summarise_predictions(cohort, scored[:2]).counts} == {2}

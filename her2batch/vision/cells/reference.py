@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from her2batch.vision.cells.density import coarse_scale, density_maps, shrink
 from her2batch.vision.cells.nuclei import nuclear_density
 from her2batch.vision.membrane import REFERENCE_NUCLEI_OD
-from her2batch.vision.stain import Stains, artefact_mask, optical_density, separate_stains
+from her2batch.vision.stain import StainDensities, Stains, artefact_mask, optical_density, separate_stains
 
 Map = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -81,7 +81,7 @@ class CellReference(NamedTuple):
 def fit_cell_reference(pixels: NDArray[np.uint8], mpp: float, stains: Stains) -> CellReference:
     """Return the figures of a slide from some of its tiles: (n, t, t, 3) uint8 at mpp µm/px."""
     tiles = [density_maps(tile, mpp, stains) for tile in pixels]
-    clean = _outside_artefacts(pixels, mpp, stains)
+    fine, clean = _separate_tiles(pixels, mpp, stains)
     nuclei, total = (
         _typical_nuclei(
             _joined([nuclear_density(maps, marker, mpp)[px] for maps, px in zip(tiles, clean, strict=True)])
@@ -89,21 +89,22 @@ def fit_cell_reference(pixels: NDArray[np.uint8], mpp: float, stains: Stains) ->
         for marker in ("membrane", "nuclear")
     )
     total = min(total, NUCLEAR_FACTOR * nuclei)
-    hue_spread, foreign = _colours(pixels, mpp, stains, clean)
+    hue_spread, foreign = _colours(fine, clean, coarse_scale(mpp))
     return CellReference(
         nuclei, total, *membrane_levels(stains), stains.background, stains.background, hue_spread, foreign
     )
 
 
-def _outside_artefacts(pixels: NDArray[np.uint8], mpp: float, stains: Stains) -> list[Mask]:
-    """Return where each tile has neither pen nor a wide shadow, on the coarse grid, (h, w) bool."""
-    scale, covered, clean = coarse_scale(mpp), 0.0, []
+def _separate_tiles(pixels: NDArray[np.uint8], mpp: float, stains: Stains) -> tuple[list[StainDensities], list[Mask]]:
+    """Return the stains of each tile, and where it has neither pen nor a wide shadow, on the coarse grid, (h, w)."""
+    scale, covered, clean, fine = coarse_scale(mpp), 0.0, [], []
     for tile in pixels:
         od = optical_density(tile, stains.white)
-        artefacts = artefact_mask(od, separate_stains(od, stains).residual, mpp)
+        fine.append(separate_stains(od, stains))
+        artefacts = artefact_mask(od, fine[-1].residual, mpp)
         covered += float(artefacts.mean())
         clean.append(shrink(artefacts.astype(np.float32), scale) == 0)
-    return clean if covered <= MAX_ARTEFACT_SHARE * len(clean) else [np.ones_like(one) for one in clean]
+    return fine, clean if covered <= MAX_ARTEFACT_SHARE * len(clean) else [np.ones_like(one) for one in clean]
 
 
 def _joined(maps: list[Map]) -> Map:
@@ -122,16 +123,14 @@ def _typical_nuclei(density: Map) -> float:
     return max(float(np.median(upper)) if len(upper) else 0.0, MIN_NUCLEUS_OD)
 
 
-def _colours(pixels: NDArray[np.uint8], mpp: float, stains: Stains, clean: list[Mask]) -> tuple[float, float]:
-    """Return the spread of hue and the share of foreign colour of the stained px.
+def _colours(tiles: list[StainDensities], clean: list[Mask], scale: int) -> tuple[float, float]:
+    """Return the spread of hue and the share of foreign colour of the stained px of some tiles.
 
     The hue is that of the coarse grid, which JPEG's noise does not reach. Foreign colour is that of single px, because
     random colours are grey on average.  clean: where each tile has no artefacts, on the coarse grid.
     """
     shares, foreign, density = [], 0.0, 0.0
-    scale = coarse_scale(mpp)
-    for tile, usable in zip(pixels, clean, strict=True):
-        fine = separate_stains(optical_density(tile, stains.white), stains)
+    for fine, usable in zip(tiles, clean, strict=True):
         stained = (fine.mean > STAINED_OD) & _enlarge(usable, fine.mean.shape)
         foreign += float(np.abs(fine.residual[stained]).sum())
         density += float(np.abs(fine.h[stained] + fine.d[stained]).sum())
