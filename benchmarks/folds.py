@@ -16,6 +16,7 @@ torch's own threads, a standard DataLoader over one file per bag. One epoch of o
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
 import statistics
 import threading
@@ -36,7 +37,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from her2batch.experiments.train import TrainingRequest, train
-from her2batch.models.attention import product_dtype
+from her2batch.models.attention import padded_size, product_dtype
 from her2batch.models.clam import smooth_top1
 from her2batch.pipeline.cost_model import available_cores
 from her2batch.settings import Plan, Training, TrainingResources
@@ -107,10 +108,13 @@ class Watcher(threading.Thread):
         return sum(self._cpu.values())
 
     def run(self) -> None:
-        """Read memory and times twice a second until `end`."""
+        """Read times twice a second until `end`, and memory at every tenth reading: it costs half a core's time."""
         me = psutil.Process()
-        while not self._ended.wait(0.5):
-            self.peak = max(self.peak, sum(memory_by_kind(me).values()))
+        for reading in itertools.count():
+            if self._ended.wait(0.5):
+                break
+            if reading % 10 == 0:
+                self.peak = max(self.peak, sum(memory_by_kind(me).values()))
             for process in (me, *me.children(recursive=True)):
                 with suppress(psutil.Error):  # a process that has just ended keeps its last reading
                     times = process.cpu_times()
@@ -156,16 +160,22 @@ def run_products(method: str, bag: torch.Tensor, others: tuple[torch.Tensor, ...
 
 
 def time_products(method: str, sizes: list[int], dim: int, dtype: torch.dtype, forward_only: bool) -> Seconds:
-    """Return the time of one bag's matrix products on one thread: trimmed mean over bags."""
+    """Return the time of one bag's matrix products on one thread: trimmed mean over bags.
+
+    Bags have the padded sizes of a training, and each is multiplied once before it is timed: oneDNN compiles the
+    products of every new shape, which takes longer than they do.
+    """
     torch.set_num_threads(1)
     rows, pools = GATES[method], PSEUDO_BAGS * (SPLITS if forward_only else 1)
     w1, w2, pooled = (torch.randn(shape, dtype=dtype) for shape in ((512, dim), (rows, 512), (pools, 512)))
     wall, cpu = [], []
-    for n in sizes:
+    for n in map(padded_size, sizes):
         bag, h, g, gate = (torch.randn(n, d, dtype=dtype) for d in (dim, 512, 512, rows))
         shares = torch.randn(pools, n, dtype=dtype)
+        operands = w1, w2, h, g, gate, shares, pooled
+        run_products(method, bag, operands, forward_only)
         started, before = time.perf_counter(), time.process_time()
-        run_products(method, bag, (w1, w2, h, g, gate, shares, pooled), forward_only)
+        run_products(method, bag, operands, forward_only)
         cpu.append(time.process_time() - before)
         wall.append(time.perf_counter() - started)
     cut = len(sizes) // 10

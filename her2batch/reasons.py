@@ -35,6 +35,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "mpp-sources-disagree": ("quality", "the file contradicts itself about its resolution (µm/px)"),
     "other-images": ("quality", "the file has another large image, which was not read"),
     "no-regions": ("scope", "no annotated regions: the whole tissue was scored"),
+    "no-unstained-nuclei": ("quality", "hardly any unstained nucleus was found: is the counterstain too pale?"),
     "low-cellularity": ("quality", "hardly any cells: is the tumour on this slide?"),
     "unconfirmed-3-plus": ("borderline", "3+ by the area of the membranes, or by the cells, alone"),
     "near-10-percent": ("borderline", "a share of the membranes is near the guideline's 10\u00a0%"),
@@ -50,6 +51,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "uncalibrated": ("model", "a method without calibration of this laboratory"),
     "ultralow": ("borderline", "0 with traces of staining (ultralow)"),
     "low-positive": ("borderline", "ER low-positive: 1–10\u00a0% of the tumour cells"),
+    "weak-nuclei": ("borderline", "ER-positive nuclei are stained weakly"),
     "cells-imported": ("scope", "its cells were detected by another program"),
     "microarray": ("scope", "a tissue microarray: each core has its own score, the slide has none"),
     "regions": ("scope", "scored in annotated regions only"),
@@ -62,7 +64,7 @@ WEIGHTS: Final = {code: position for position, code in enumerate(REASONS)}
 """Reason → its position in REASONS."""
 
 NOT_ASKING: Final = frozenset(
-    {"uncalibrated", "ultralow", "low-positive", "cells-imported", "marker-presumed", "regions", "mpp-forced"}
+    {"uncalibrated", "ultralow", "cells-imported", "marker-presumed", "regions", "mpp-forced"}
 )
 """Reasons that are shown but do not ask for a review."""
 

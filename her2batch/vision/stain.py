@@ -189,35 +189,24 @@ def pen_mask(od: NDArray[np.float32], residual: NDArray[np.float32], mpp: float)
     return np.asarray(pen, bool)
 
 
-def artefact_mask(od: NDArray[np.float32], residual: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
-    """Return the px of pen strokes and shadows, and those around them, (H, W) bool.
+def shadow_mask(od: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
+    """Return the px that absorb all colours alike in long, dense lines or areas: (3, H, W) → (H, W) bool.
 
-    od: (3, H, W) optical density.  residual: (H, W), the part of it that neither stain absorbs.  mpp: µm/px.
-
-    A stroke is pen as wide as MIN_BLACK_UM: single px of odd colours are none, as noise has. A shadow absorbs all
-    colours alike, and is longer than nuclei are.
+    od: optical density.  mpp: µm/px.
     """
-    artefacts = (_share_around(pen_mask(od, residual, mpp), MIN_BLACK_UM / mpp) >= MIN_BLACK_COVER) | _shadows(od, mpp)
-    edge = 2 * round(MIN_BLACK_UM / mpp / 2) + PEN_RIM_PX
-    return np.asarray(cv2.dilate(artefacts.view(np.uint8), np.ones((edge, edge), np.uint8)) > 0, bool)
-
-
-def _shadows(od: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
-    """Return the px that absorb all colours alike in long, dense lines or areas."""
-    largest = np.maximum(np.maximum(od[0], od[1]), od[2])
-    spread = largest - np.minimum(np.minimum(od[0], od[1]), od[2])
-    grey = (spread <= BLACK_SPREAD * largest) & (od.mean(axis=0) >= SHADOW_OD)
-    dense = _share_around(grey, SHADOW_UM / mpp) >= SHADOW_COVER
-    _, labels, boxes, _ = cv2.connectedComponentsWithStats(dense.view(np.uint8))
+    red, green, blue = od
+    largest, least = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
+    grey = cv2.compare(least, cv2.multiply(largest, 1 - BLACK_SPREAD), cv2.CMP_GE)
+    total = cv2.add(cv2.add(red, green), blue)
+    grey = cv2.bitwise_and(grey, cv2.compare(total, 3 * SHADOW_OD, cv2.CMP_GE))
+    edge = 2 * round(SHADOW_UM / mpp / 2) + 1
+    dense = cv2.compare(cv2.boxFilter(grey, -1, (edge, edge)), 255 * SHADOW_COVER, cv2.CMP_GE)
+    if not cv2.countNonZero(dense):
+        return np.zeros(od.shape[1:], bool)
+    _, labels, boxes, _ = cv2.connectedComponentsWithStats(dense)
     long = boxes[:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]].max(axis=1) * mpp >= SHADOW_LENGTH_UM
     long[0] = False
     return np.asarray(long[labels], bool)
-
-
-def _share_around(mask: NDArray[np.bool_], px: float) -> NDArray[np.float32]:
-    """Return the share of a mask in a square around each px."""
-    edge = 2 * round(px / 2) + 1
-    return np.asarray(cv2.boxFilter(mask.view(np.uint8), cv2.CV_32F, (edge, edge)), np.float32)
 
 
 def white_point(overview: NDArray[np.uint8], background: NDArray[np.bool_]) -> Vector:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from her2batch.assessment import IHC_TASK, prediction_review, quality_flags
 from her2batch.models.guideline.cell_rule import MAX_NULL_SHARE, SHARE_SIGMA, CellRuleResult, score_cells
-from her2batch.models.guideline.nuclear_rule import POSITIVE_SHARE, NuclearResult, score_nuclear
+from her2batch.models.guideline.nuclear_rule import LOW_POSITIVE_SHARE, POSITIVE_SHARE, NuclearResult, score_nuclear
 from her2batch.models.guideline.scorable import MIN_TUMOUR_CELLS, scorability
 from her2batch.models.guideline.steps import probability_above
 from her2batch.models.membrane_rule import MIN_PLAUSIBLE, rule_predictions
@@ -137,7 +137,7 @@ def _nuclear_predictions(row: Mapping[str, Any], columns: Mapping[str, NDArray[A
     if int((columns["tumour"] >= TUMOUR_LIKELIHOOD).sum()) < MIN_TUMOUR_CELLS:
         return [_unscored(row, marker, columns, "few-tumour-cells", presumed=False)]
     result = score_nuclear(columns["category"], columns["tumour"], marker)
-    reasons = [*quality_flags(row["flags"]), *result.reasons]
+    reasons = [*quality_flags(row["flags"]), *result.reasons, "uncalibrated"]
     values = _index(result) if marker == "ki67" else _status(marker, result)
     review = prediction_review(marker, str(values["predicted"]), reasons)
     return [
@@ -155,12 +155,16 @@ def _index(result: NuclearResult) -> Values:
 
 
 def _status(marker: str, result: NuclearResult) -> Values:
-    """ER or PR: negative or positive.  score: the Allred score, 0 or 2–8."""
+    """ER or PR: negative or positive.  score: the Allred score, 0 or 2–8.
+
+    Up to 10 % of stained nuclei, negative stays plausible: in another laboratory they may be its brown background.
+    """
     classes = CLASSES[marker]
     positive = probability_above(result.positive, POSITIVE_SHARE, SHARE_SIGMA)
     p = dict(zip(classes, (1 - positive, positive), strict=True))
     predicted = classes[int(result.positive >= POSITIVE_SHARE)]
-    plausible = [name for name, value in p.items() if value >= MIN_PLAUSIBLE or name == predicted]
+    low = POSITIVE_SHARE <= result.positive <= LOW_POSITIVE_SHARE
+    plausible = [name for name, value in p.items() if low or value >= MIN_PLAUSIBLE or name == predicted]
     return {
         "classes": list(classes), "p": list(p.values()), "predicted": predicted, "plausible": plausible,
         "score": float(result.allred),

@@ -13,13 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2batch.vision.membrane import CHROMA_UM, PEN_RIM_UM, RIDGE_UM, magnitude, restore_dab_detail, without_negatives
-from her2batch.vision.stain import Stains, density_of_channels, pen_mask, separate_stains, unmix
+from her2batch.vision.stain import Stains, density_of_channels, pen_mask, separate_stains, shadow_mask, unmix
 
 Map = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 COARSE_UM = 1.0
 """Edge of a px of the coarse grid, approximately: a whole number of px of the block."""
+
+SHADOW_RIM_UM = 5.0
+"""Width of the pale rim of a shadow: half of the square in which it is found."""
 
 CHUNK_PX = 240
 """Approximate edge of a chunk, px."""
@@ -32,7 +35,7 @@ class DensityMaps(NamedTuple):
     (H, W): dab, DAB at the resolution of luminance, smoothed by RIDGE_UM; line, height of lines of DAB over their
     sides.
     (H / scale, W / scale): h, d, haematoxylin and DAB; coarse_dab, coarse_line, the two above; clean, bool, neither pen
-    nor excluded.
+    nor shadow nor excluded.
     """
 
     scale: int
@@ -75,7 +78,8 @@ def density_maps(pixels: NDArray[np.uint8], mpp: float, stains: Stains, excluded
             for channel, out in zip(part, od, strict=True):
                 out[top // scale : bottom // scale, left // scale : right // scale] = shrink(channel[core], scale)
     h, d, residual, _ = separate_stains(od, stains)
-    clean = ~_dilate(pen_mask(od, residual, mpp * scale), PEN_RIM_UM / (mpp * scale))
+    um = mpp * scale
+    clean = ~_dilate(pen_mask(od, residual, um), PEN_RIM_UM / um) & ~_dilate(shadow_mask(od, um), SHADOW_RIM_UM / um)
     if excluded is not None:
         clean &= shrink(excluded[:height, :width].astype(np.float32), scale) < 0.5
     return DensityMaps(scale, dab, line, h, d, shrink(dab, scale), shrink(line, scale), clean)

@@ -38,6 +38,32 @@ def test_pr_has_no_low_positive_and_ki67_an_index() -> None:
 
 
 @pytest.mark.parametrize(
+    ("marker", "shares", "reasons"),
+    [
+        ("er", (0.005, 0, 0), ()),
+        ("er", (0.05, 0, 0), ("low-positive",)),
+        ("er", (0.3, 0.05, 0), ("weak-nuclei",)),
+        ("er", (0.1, 0.3, 0.1), ()),
+        ("pr", (0.05, 0, 0), ("undecided",)),
+        ("pr", (0.3, 0.05, 0), ()),
+        ("ki67", (0.05, 0, 0), ()),
+    ],
+)
+def test_few_or_weakly_stained_nuclei_are_a_reason(marker, shares, reasons) -> None:
+    assert score(*shares, marker=marker).reasons == reasons
+
+
+@pytest.mark.parametrize("marker", ["er", "pr", "ki67"])
+@pytest.mark.parametrize(
+    ("unstained", "stained", "asks"), [(20, 0, False), (12, 8, False), (8, 12, True), (1, 3, False)]
+)
+def test_stroma_without_unstained_nuclei_is_a_reason(marker, unstained: int, stained: int, asks: bool) -> None:
+    category = np.repeat(np.array([0, 3, 0, 2], np.uint8), [200, 400, unstained, stained])
+    tumour = np.repeat(np.array([0.9, 0.1], np.float32), [600, unstained + stained])
+    assert ("no-unstained-nuclei" in score_nuclear(category, tumour, marker).reasons) == asks
+
+
+@pytest.mark.parametrize(
     ("share", "points"), [(0, 0), (0.005, 1), (0.01, 2), (0.1, 2), (0.2, 3), (0.34, 4), (0.66, 4), (0.67, 5), (1, 5)]
 )
 def test_proportion_scores(share: float, points: int) -> None:

@@ -52,10 +52,14 @@ def test_clumps_that_look_like_nuclei_between_membranes_are_no_nuclear_staining(
     assert scorability(slide) is None
 
 
-def test_a_few_nuclei_under_the_rim_of_an_air_bubble_are_no_nuclear_staining() -> None:
+def test_a_few_brown_nuclei_are_no_nuclear_staining_and_one_in_twenty_is() -> None:
     slide = cells(membrane=0.01, cytoplasm=0.0)
-    slide["nuclear_dab"][::20] = 0.15
+    slide["nuclear_dab"][::50] = 0.15
     assert scorability(slide) is None
+    slide["nuclear_dab"][::20] = 0.15
+    problem = scorability(slide)
+    assert problem is not None
+    assert problem.code == "nuclear-staining"
 
 
 def test_a_marked_tumour_may_be_a_small_share_of_the_cells() -> None:

@@ -69,9 +69,20 @@ def test_er_and_pr_have_status_allred_and_h_score() -> None:
     assert (found["predicted"], found["score"]) == ("positive", 7.0)  # proportion 5, intensity 2 of 2.4
     assert found["h_score"] == pytest.approx(10 + 60 + 120)
     assert predictions(row_of("pr"), cells_of((1000, 2, 0, 0)))["pr"]["predicted"] == "negative"
+
+
+def test_er_of_at_most_ten_percent_is_for_review_and_may_be_negative() -> None:
     low = predictions(row_of("er"), cells_of((950, 50, 0, 0)))["er"]
-    assert low["predicted"] == "positive"
-    assert "low-positive" in low["reasons"]
+    assert (low["predicted"], low["plausible"], low["review"]) == ("positive", ["negative", "positive"], True)
+    assert low["reasons"] == ["low-positive", "uncalibrated"]
+    high = predictions(row_of("er"), cells_of((850, 50, 50, 50)))["er"]
+    assert (high["plausible"], high["review"], high["reasons"]) == (["positive"], False, ["uncalibrated"])
+
+
+@pytest.mark.parametrize("stain", ["her2", "er", "pr", "ki67"])
+def test_every_prediction_of_a_rule_says_that_it_is_not_calibrated(stain: str) -> None:
+    for one in predictions(row_of(stain), cells_of((500, 100, 100, 100))).values():
+        assert "uncalibrated" in one["reasons"]
 
 
 def test_ki67_is_a_number() -> None:

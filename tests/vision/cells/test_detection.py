@@ -12,6 +12,8 @@ from her2batch.synthetic.specimen import TYPICAL_MIXES, SlideTruth, make_tissue
 from her2batch.vision.cells.density import coarse_scale
 from her2batch.vision.cells.detection import (
     CELL_MARGIN_UM,
+    Cells,
+    Marker,
     cell_contours,
     detect_cells,
     fit_cell_reference,
@@ -49,6 +51,28 @@ def test_blocks_with_a_margin_give_the_cells_of_the_whole() -> None:
     assert len(found) == len(expected)
     order, wanted = np.lexsort(found[:, :2].T.round(1)), np.lexsort(expected[:, :2].T.round(1))
     np.testing.assert_allclose(found[order], expected[wanted], atol=1e-3)
+
+
+@pytest.mark.parametrize("marker", ["membrane", "nuclear"])
+def test_the_rim_of_an_air_bubble_has_no_cells_and_changes_no_others(marker: Marker) -> None:
+    pixels, stains = tissue("1+")
+    distance = np.abs(np.hypot(*np.mgrid[-300:300, -400:400]) - 200) * MPP  # µm from a ring of 100 µm
+    rim = 0.3 * np.exp(-((distance / 6) ** 2))
+    marked = np.round(pixels * 10 ** -rim[..., None]).astype(np.uint8)
+    reference = fit_cell_reference(pixels[None, 100:500, 200:600], MPP, stains)
+    plain, found = (detect_cells(one, MPP, stains, reference, marker) for one in (pixels, marked))
+
+    def of(cells: Cells, inside: bool) -> Cells:
+        away = distance[cells.y.astype(int), cells.x.astype(int)]
+        return cells.select(away < 5 if inside else away > 25)
+
+    assert len(of(plain, True)) > 10
+    assert len(of(found, True)) == 0
+    before, after = of(plain, False), of(found, False)
+    near = np.hypot(before.x[:, None] - after.x, before.y[:, None] - after.y)  # px
+    same = (near.min(axis=1) < 1) & (after.category[near.argmin(axis=1)] == before.category)
+    assert len(before) > 100
+    assert same.mean() > 0.97
 
 
 def test_outlines_surround_their_nuclei() -> None:

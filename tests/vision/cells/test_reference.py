@@ -58,6 +58,15 @@ def test_the_rim_of_an_air_bubble_changes_no_figure() -> None:
     assert after.nuclei == pytest.approx(before.nuclei, rel=0.1)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_brown_nuclei_do_not_hide_pale_unstained_ones(share: float) -> None:
+    canvas, places = Canvas(168, 168), np.arange(12, 166, 14)
+    brown = np.random.default_rng(3).random((len(places), len(places))) < share
+    for (column, row), stained in np.ndenumerate(brown):
+        canvas.nucleus(places[column], places[row], h=0.45 if stained else 0.15, d=0.9 if stained else 0.0)
+    assert fit_cell_reference(canvas.pixels()[None], MPP, STAINS).nuclei_and_dab < 0.17
+
+
 def test_a_colour_that_covers_the_tissue_is_its_stain_and_not_pen() -> None:
     red = np.round(tiles() * 10 ** -np.asarray(PEN_DENSITIES[3])).astype(np.uint8)
     assert fit_cell_reference(red, MPP, STAINS).foreign > 0.12
