@@ -108,7 +108,7 @@ class Watcher(threading.Thread):
         return sum(self._cpu.values())
 
     def run(self) -> None:
-        """Read times twice a second until `end`, and memory at every tenth reading: it costs half a core's time."""
+        """Read times twice a second until `end`, and memory at every tenth reading: it takes long."""
         me = psutil.Process()
         for reading in itertools.count():
             if self._ended.wait(0.5):

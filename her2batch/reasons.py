@@ -55,6 +55,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "cells-imported": ("scope", "its cells were detected by another program"),
     "microarray": ("scope", "a tissue microarray: each core has its own score, the slide has none"),
     "regions": ("scope", "scored in annotated regions only"),
+    "marker-doubtful": ("marker", "no label states the marker, and many nuclei are brown: is it HER2?"),
     "marker-presumed": ("marker", "no label states the marker: HER2 is presumed"),
     "mpp-forced": ("scope", "the resolution of the file was replaced (--mpp-force)"),
 }

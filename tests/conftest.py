@@ -123,7 +123,7 @@ def cores(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[RaySession]:
     """One Ray session for all tests of a process; `connect` uses it."""
-    with connect(Resources(workers=2, gpus=2)) as session:
+    with connect(Resources(workers=2, gpus=4)) as session:
         yield session
 
 

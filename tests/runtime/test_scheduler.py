@@ -317,7 +317,7 @@ def test_tiles_on_devices_have_the_same_bytes_for_any_number_of_gpus(
     dims = {name: embedding_dim(name) for name in plan.encoders}
     context = StageContext(plan, weights=small_weights, dims=dims, tile_device="cpu")
     contents = []
-    for gpus in (0, 1, 2):
+    for gpus in (0, 1, 2, 4):
         cohort = Cohort(tmp_path / f"{gpus} GPUs")
         cohort.create(plan)
         worker = SlideWorker(cohort, context, range_batches=1, split_batches=1)
@@ -327,4 +327,4 @@ def test_tiles_on_devices_have_the_same_bytes_for_any_number_of_gpus(
         assert {result.row["status"] for result in done} == {"done"}
         assert {result.decoded_on_cpu for result in done} == {""}
         contents.append(store_contents(cohort.root))
-    assert contents[0] == contents[1] == contents[2]
+    assert all(one == contents[0] for one in contents[1:])

@@ -21,8 +21,8 @@ POSITIVE_SHARE = 0.01
 """Share of stained tumour nuclei from which ER and PR are positive."""
 
 LOW_POSITIVE_SHARE = 0.10
-"""Share of stained tumour nuclei up to which a positive ER is reported as low positive. Of 47 negative
-synthetic slides of 40 laboratories, seven show 1 to 5 %: folds, and brown edges."""
+"""Share of stained tumour nuclei up to which a positive ER is reported as low positive. Of 47 negative synthetic
+slides of 40 laboratories, seven show 1 to 5 %: folds, and brown edges."""
 
 PROPORTIONS = (0.01, 0.10, 1 / 3, 2 / 3)
 """Shares that divide the Allred proportion scores 1 to 5."""

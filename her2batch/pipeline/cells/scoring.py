@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from her2batch.assessment import IHC_TASK, prediction_review, quality_flags
 from her2batch.models.guideline.cell_rule import MAX_NULL_SHARE, SHARE_SIGMA, CellRuleResult, score_cells
 from her2batch.models.guideline.nuclear_rule import LOW_POSITIVE_SHARE, POSITIVE_SHARE, NuclearResult, score_nuclear
-from her2batch.models.guideline.scorable import MIN_TUMOUR_CELLS, scorability
+from her2batch.models.guideline.scorable import DOUBTFUL_NUCLEAR_SHARE, MIN_TUMOUR_CELLS, scorability, stained_shares
 from her2batch.models.guideline.steps import probability_above
 from her2batch.models.membrane_rule import MIN_PLAUSIBLE, rule_predictions
 from her2batch.store import schemas
@@ -116,8 +116,18 @@ def _her2_predictions(
         return [_unscored(row, IHC_TASK, columns, refused.code, presumed)]
     result = score_cells(columns["category"], columns["tumour"])
     rows = rule_predictions(result, presumed, row["flags"], CELL_RULE)
+    if presumed and _nuclei_are_stained(columns):
+        for one in rows:
+            one["reasons"] = [*one["reasons"], "marker-doubtful"]
+            one["review"] = True
     rows.append({**rows[0], **_detailed(result)})
     return [{**values, **_shares(result.percent, result.n_cells, result.n_tumour)} for values in rows]
+
+
+def _nuclei_are_stained(columns: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether so many tumour cells have DAB in the nucleus that the marker may be another than HER2."""
+    tumour = columns["tumour"] >= TUMOUR_LIKELIHOOD
+    return stained_shares({name: values[tumour] for name, values in columns.items()})[0] > DOUBTFUL_NUCLEAR_SHARE
 
 
 def _detailed(result: CellRuleResult) -> Values:

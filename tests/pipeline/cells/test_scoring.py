@@ -16,7 +16,7 @@ def row_of(stain: str | None, flags: tuple[str, ...] = ()) -> dict:
     return {"slide_id": "S1", "patient_id": "P1", "stain": stain, "flags": list(flags), "status": "done", "n_tiles": 9}
 
 
-def cells_of(counts: tuple[int, int, int, int], others: int = 0, **values: float) -> pa.Table:
+def cells_of(counts: tuple[int, int, int, int], others: int = 0, **values: float | np.ndarray) -> pa.Table:
     """A table of tumour cells by category, and of other cells without staining."""
     category = np.repeat([0, 1, 2, 3, 0], [*counts, others])
     columns = {column.name: np.zeros(len(category)) for column in CELL_COLUMNS[1:]}
@@ -24,7 +24,7 @@ def cells_of(counts: tuple[int, int, int, int], others: int = 0, **values: float
     columns["faint"] = np.where(category > 0, 1.0, 0.0)
     columns["membrane_dab"] = 0.1 * category
     columns["tumour"] = np.repeat([0.9, 0.1], [sum(counts), others])
-    columns |= {name: np.full(len(category), value) for name, value in values.items()}
+    columns |= {name: np.broadcast_to(value, len(category)) for name, value in values.items()}
     return cells_table("S1", columns)
 
 
@@ -62,6 +62,21 @@ def test_a_presumed_marker_is_a_reason() -> None:
     found = predictions(row_of("ihc"), cells_of((1000, 0, 0, 0)))
     assert "marker-presumed" in found["her2-4way"]["reasons"]
     assert "marker-presumed" not in predictions(row_of("her2"), cells_of((1000, 0, 0, 0)))["her2-4way"]["reasons"]
+
+
+@pytest.mark.parametrize(
+    ("stain", "brown", "doubtful"), [("ihc", 0.2, True), ("ihc", 0.05, False), ("her2", 0.2, False)]
+)
+def test_many_brown_nuclei_put_a_presumed_marker_in_doubt(stain: str, brown: float, doubtful: bool) -> None:
+    nuclei = np.where(np.arange(1000) < 1000 * brown, 0.5, 0.0)
+    cells = cells_of((0, 0, 0, 1000), nuclear_dab=nuclei, moderate=1.0)
+    for one in predictions(row_of(stain), cells).values():
+        assert one["predicted"] in ("3+", "high", "positive")
+        assert ("marker-doubtful" in one["reasons"], one["review"]) == (doubtful, True)  # 3+ is for review anyway
+    found = assess_slide(
+        row_of(stain), [{**one, "bundle": "cells"} for one in predictions(row_of(stain), cells).values()]
+    )
+    assert ("marker-doubtful" in {reason.code for reason in found.reasons if reason.asks}) == doubtful
 
 
 def test_er_and_pr_have_status_allred_and_h_score() -> None:
