@@ -82,9 +82,9 @@ def score_nuclear(
     strength = intensity_score(intensity) if proportion else 0
     none, weak, moderate, strong = (100 * shares).tolist()
     flags = {
-        "low-positive": marker == "er" and POSITIVE_SHARE <= positive <= LOW_POSITIVE_SHARE,
+        "low-positive": marker == "er" and is_low_share(positive),
         "weak-nuclei": marker == "er" and positive > LOW_POSITIVE_SHARE and strength == 1,
-        "undecided": marker == "pr" and POSITIVE_SHARE <= positive <= LOW_POSITIVE_SHARE,
+        "undecided": marker == "pr" and is_low_share(positive),
         "few-tumour-cells": marker == "ki67" and n < MIN_KI67_CELLS,
         "no-unstained-nuclei": len(others) >= MIN_OTHER_CELLS and (others == 0).mean() < MIN_UNSTAINED_SHARE,
     }
@@ -101,6 +101,11 @@ def _category(positive: float, marker: NuclearMarker) -> str:
     if positive < POSITIVE_SHARE:
         return "negative"
     return "low positive" if marker == "er" and positive <= LOW_POSITIVE_SHARE else "positive"
+
+
+def is_low_share(positive: float) -> bool:
+    """Return whether a share of stained nuclei is positive, but so low that it is to be confirmed."""
+    return POSITIVE_SHARE <= positive <= LOW_POSITIVE_SHARE
 
 
 def proportion_score(positive: float) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from her2batch.assessment import IHC_TASK, prediction_review, quality_flags
 from her2batch.models.guideline.cell_rule import MAX_NULL_SHARE, SHARE_SIGMA, CellRuleResult, score_cells
-from her2batch.models.guideline.nuclear_rule import LOW_POSITIVE_SHARE, POSITIVE_SHARE, NuclearResult, score_nuclear
+from her2batch.models.guideline.nuclear_rule import POSITIVE_SHARE, NuclearResult, is_low_share, score_nuclear
 from her2batch.models.guideline.scorable import DOUBTFUL_NUCLEAR_SHARE, MIN_TUMOUR_CELLS, scorability, stained_shares
 from her2batch.models.guideline.steps import probability_above
 from her2batch.models.membrane_rule import MIN_PLAUSIBLE, rule_predictions
@@ -173,7 +173,7 @@ def _status(marker: str, result: NuclearResult) -> Values:
     positive = probability_above(result.positive, POSITIVE_SHARE, SHARE_SIGMA)
     p = dict(zip(classes, (1 - positive, positive), strict=True))
     predicted = classes[int(result.positive >= POSITIVE_SHARE)]
-    low = POSITIVE_SHARE <= result.positive <= LOW_POSITIVE_SHARE
+    low = is_low_share(result.positive)
     plausible = [name for name, value in p.items() if low or value >= MIN_PLAUSIBLE or name == predicted]
     return {
         "classes": list(classes), "p": list(p.values()), "predicted": predicted, "plausible": plausible,

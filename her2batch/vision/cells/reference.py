@@ -16,6 +16,8 @@ from her2batch.vision.stain import Stains, optical_density, separate_stains
 Map = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
+MARKERS: tuple[Marker, Marker] = ("membrane", "nuclear")
+
 MIN_NUCLEUS_OD = 0.04
 """Least density of a slide's typical nuclei, OD: fainter structure is noise."""
 
@@ -87,12 +89,13 @@ def fit_cell_reference(pixels: NDArray[np.uint8], mpp: float, stains: Stains) ->
         clean = [np.ones_like(px) for px in clean]
     unstained = [px & (maps.h > maps.d) for maps, px in zip(tiles, clean, strict=True)]
 
-    def typical(marker: Marker, where: list[Mask], otherwise: float = MIN_NUCLEUS_OD) -> float:
-        densities = [nuclear_density(maps, marker, mpp)[px] for maps, px in zip(tiles, where, strict=True)]
-        return _typical_nuclei(_joined(densities), otherwise)
+    blue, both = ([nuclear_density(maps, marker, mpp) for maps in tiles] for marker in MARKERS)
 
-    nuclei, total = typical("membrane", clean), typical("nuclear", clean)
-    total = min(total, NUCLEAR_FACTOR * min(nuclei, typical("nuclear", unstained, nuclei)))
+    def typical(densities: list[Map], where: list[Mask], otherwise: float = MIN_NUCLEUS_OD) -> float:
+        return _typical_nuclei(_joined([one[px] for one, px in zip(densities, where, strict=True)]), otherwise)
+
+    nuclei, total = typical(blue, clean), typical(both, clean)
+    total = min(total, NUCLEAR_FACTOR * min(nuclei, typical(both, unstained, nuclei)))
     hue_spread, foreign = _colours(pixels, mpp, stains, clean)
     return CellReference(
         nuclei, total, *membrane_levels(stains), stains.background, stains.background, hue_spread, foreign
