@@ -30,6 +30,14 @@ def test_uneven_illumination_is_corrected(slope_x, slope_y, bow) -> None:
     assert np.abs(flat.od).max() < 0.006  # a grey value is 0.0018
 
 
+@pytest.mark.parametrize("level", [150, 170, 190])
+def test_grey_values_of_a_dim_background_may_differ_by_one(level: float) -> None:
+    light = uneven_background(0.02, 0.02, 0.02, level)
+    noise = np.random.default_rng(0).normal(0, 0.7, light.shape[:2])[..., None]
+    flat = flatten_background(np.round(light + noise).astype(np.uint8))
+    assert flat.background.mean() > 0.5
+
+
 def test_pale_tissue_is_not_background() -> None:
     rgb = uneven_background(0.01, 0.0, 0.0)
     rng = np.random.default_rng(0)
