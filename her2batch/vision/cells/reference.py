@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from her2batch.vision.cells.density import coarse_scale, density_maps, shrink
 from her2batch.vision.cells.nuclei import Marker, nuclear_density
-from her2batch.vision.membrane import REFERENCE_NUCLEI_OD
+from her2batch.vision.membrane import ABSORBED_LIGHT, REFERENCE_NUCLEI_OD
 from her2batch.vision.stain import Stains, optical_density, separate_stains
 
 Map = NDArray[np.float32]
@@ -36,11 +36,6 @@ NUCLEAR_FACTOR = 0.9
 intensely brown nuclei the scanner's contrast leaves haematoxylin that is not there. Unstained nuclei are the
 palest and must not be missed beside dark ones: with 1.2, the positive share of synthetic slides was 4 % too high, with
 0.9 1 %."""
-
-ABSORBED_LIGHT = {"faint": 0.13, "moderate": 0.27, "intense": 0.50}
-"""Share of light that a membrane absorbs at each intensity, beyond the cytoplasm. Moderate and intense are those of the
-membrane rule; faint was chosen on 51 synthetic slides of laboratories 1 to 24, by right scores and the error of shares:
-with the rule's 0.09, brown cytoplasm counts as faint."""
 
 CONTRAST_EXPONENT, CONTRAST_RANGE = 0.25, (0.6, 1.6)
 """Power of the ratio of the slide's nuclear density to REFERENCE_NUCLEI_OD by which the levels are shifted: section
@@ -96,10 +91,12 @@ def fit_cell_reference(pixels: NDArray[np.uint8], mpp: float, stains: Stains) ->
 
     nuclei, total = typical(blue, clean), typical(both, clean)
     total = min(total, NUCLEAR_FACTOR * min(nuclei, typical(both, unstained, nuclei)))
+    levels = membrane_levels(stains)
+    # in dark brown, and where the scanner clips it to black, haematoxylin is left that is not there
+    pale = [px & (maps.d < stains.background + levels[1]) for px, maps in zip(unstained, tiles, strict=True)]
+    nuclei = min(nuclei, typical(blue, pale, nuclei))
     hue_spread, foreign = _colours(pixels, mpp, stains, clean)
-    return CellReference(
-        nuclei, total, *membrane_levels(stains), stains.background, stains.background, hue_spread, foreign
-    )
+    return CellReference(nuclei, total, *levels, stains.background, stains.background, hue_spread, foreign)
 
 
 def _joined(maps: list[Map]) -> Map:

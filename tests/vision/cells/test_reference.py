@@ -6,7 +6,7 @@ import pytest
 from her2batch.synthetic.specimen import PEN_DENSITIES
 from her2batch.vision.cells.reference import fit_cell_reference, membrane_levels
 from her2batch.vision.stain import Stains
-from tests.vision.cells.drawing import MPP, STAINS, Canvas
+from tests.vision.cells.drawing import MPP, STAINS, WHITE, Canvas
 
 
 def tiles(h: float = 0.25, d: float = 0.4) -> np.ndarray:
@@ -56,6 +56,17 @@ def test_the_rim_of_an_air_bubble_changes_no_figure() -> None:
     marked[0] = np.round(marked[0] * 10 ** -rim[..., None])
     before, after = fit_cell_reference(plain, MPP, STAINS), fit_cell_reference(marked, MPP, STAINS)
     assert after.nuclei == pytest.approx(before.nuclei, rel=0.1)
+
+
+@pytest.mark.parametrize(("d", "width", "left", "black"), [(1.2, 3.0, 0.4, 0), (2.2, 2.0, 0.0, 60)])
+def test_haematoxylin_that_is_left_in_dark_brown_is_not_that_of_nuclei(d, width, left, black) -> None:
+    canvas, places = Canvas(112, 112), range(12, 110, 12)
+    for x, y in ((x, y) for x in places for y in places):
+        canvas.nucleus(x, y, h=0.12)
+        canvas.ring(x, y, d, width=width)
+    canvas.h += left * canvas.d
+    scanned = np.clip((canvas.pixels().astype(float) - black) * WHITE / (WHITE - black), 0, 255).astype(np.uint8)
+    assert fit_cell_reference(scanned[None], MPP, STAINS).nuclei < 0.18
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7])
