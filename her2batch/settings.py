@@ -30,7 +30,8 @@ levels that are padded to whole tiles keep their scale; parts without image are 
 nuclei of contrasty scanners are not pen, black pen over brown is; nuclei are also those that DAB alone shows;
 predictions of the rules claim less without a calibration; brown without haematoxylin is no nucleus of ER, PR or Ki-67;
 moderate and strong nuclei of these depend on the slide's contrast, and their rims are left out; where area and cells
-differ, the sets of both rules hold both classes; the stain vectors of pale slides are fitted to their darkest pixels.
+differ, the sets of both rules hold both classes; the stain vectors of pale slides are fitted to their darkest pixels;
+the membrane of a cell is as high as its cytoplasm is dense; its nuclei are not those of the haematoxylin left in brown.
 """
 
 

@@ -44,8 +44,12 @@ OUTLINE_UM = np.maximum(np.arange(0, MAX_RADIUS_UM, OUTLINE_STEP_UM, dtype=np.fl
 CELLS_AT_ONCE = 256
 """Cells whose samples fit in the processor's cache."""
 
-MIN_RELATIVE_HEIGHT = 0.3
-"""Least height of a membrane as a share of the DAB inside the cell: on brown, what is just visible is higher."""
+SURE_FACTOR = 2.0
+"""A membrane is as high as the cytoplasm inside the cell is dense, because cytoplasm between pale nuclei is a low,
+broad line; or of this multiple of the faint level, however brown the cell is. Of 396 synthetic slides of laboratories 1
+to 99 370 are scored right, and 343 with the former limits (0.3 of the cytoplasm, and a faint level of 13 % of the
+light). Without the multiple 376 would be, but the shares are 1.5 points further off, and a real 3+ core, whose
+cytoplasm is brown, would lose more than half of its complete membranes."""
 
 
 class Rays(NamedTuple):
@@ -117,16 +121,16 @@ def outline_radii(grid: NucleusGrid, x: Map, y: Map, number: NDArray[np.int32]) 
 
 def _outline_steps(grid: NucleusGrid, x: Map, y: Map, number: NDArray[np.int32]) -> NDArray[np.uint8]:
     """Return the place of the outline in OUTLINE_UM along each ray: (SECTORS, n) uint8."""
-    cos, sin = (one[:, None] for one in ray_angles())
     height, width = grid.labels.shape
     centre_x, centre_y = ((one + np.float32(0.5)) / grid.scale - np.float32(0.5) for one in (x, y))
-    labels, last = grid.labels.reshape(-1), np.zeros((SECTORS, len(x)), np.uint8)
-    for step in range(1, len(OUTLINE_UM)):
-        px = np.float32(step * OUTLINE_STEP_UM) / np.float32(grid.um)
-        row, column = _whole_px(centre_y + px * sin, height), _whole_px(centre_x + px * cos, width)
-        own = labels.take((row * width + column).astype(np.intp), mode="clip") == number
-        np.maximum(last, own.view(np.uint8) * np.uint8(step), out=last)
-    return last
+    steps = np.arange(1, len(OUTLINE_UM), dtype=np.uint8)[:, None, None]
+    px = (steps * OUTLINE_STEP_UM).astype(np.float32) / np.float32(grid.um)
+    cos, sin = (px * one[:, None] for one in ray_angles())  # (steps, SECTORS, 1)
+    place = _whole_px(centre_y + sin, height)
+    place *= width
+    place += _whole_px(centre_x + cos, width)
+    own = grid.labels.reshape(-1).take(place, mode="clip") == number
+    return np.asarray((own.view(np.uint8) * steps).max(axis=0), np.uint8)
 
 
 def _whole_px(along: Map, size: int) -> NDArray[np.int32]:
@@ -150,7 +154,7 @@ def stained_shares(rays: Rays, levels: tuple[float, float, float], background: f
     """
     faint, moderate, intense = levels
     inner = np.maximum(rays.cytoplasm, background)
-    lined = rays.line >= np.maximum(faint, np.float32(MIN_RELATIVE_HEIGHT) * inner)[:, None]
+    lined = rays.line >= np.clip(inner, faint, SURE_FACTOR * faint)[:, None]
     above = rays.dab - inner[:, None]
     shares = (lined, lined & (above >= moderate), lined & (above >= intense))
     a, b, c = (np.asarray(one.mean(axis=1), np.float32) for one in shares)

@@ -57,3 +57,25 @@ class TestMembranes:
         assert len(cells) == 1
         assert cells.category[0] == 0
         assert cells.cytoplasm_dab[0] == pytest.approx(background, abs=0.05)
+
+    @pytest.mark.parametrize("brown", [0.06, 0.1, 0.15])
+    def test_brown_cytoplasm_between_pale_nuclei_is_no_membrane(self, brown: float) -> None:
+        cells = find(nest(brown, ring=0.0))
+        assert len(cells) == 9
+        assert (cells.category == 0).all()
+
+    def test_membranes_that_stand_out_of_brown_cytoplasm_are_found(self) -> None:
+        cells = find(nest(0.15, ring=0.45))
+        assert len(cells) == 9
+        assert (cells.faint > 0.8).all()
+
+
+def nest(brown: float, ring: float) -> Canvas:
+    """Return nine cells side by side whose cytoplasm, but not whose nuclei, is brown."""
+    canvas, places = Canvas(60, 60), (19.0, 30.0, 41.0)
+    for x, y in ((x, y) for x in places for y in places):
+        canvas.nucleus(x, y)
+        canvas.ring(x, y, ring)
+    tumour = (abs(canvas.x - 30) < 17) & (abs(canvas.y - 30) < 17)
+    canvas.d = np.where(tumour & (canvas.h == 0), np.maximum(canvas.d, brown), canvas.d)
+    return canvas
