@@ -93,7 +93,7 @@ def fit_cell_reference(pixels: NDArray[np.uint8], mpp: float, stains: Stains) ->
     total = min(total, NUCLEAR_FACTOR * min(nuclei, typical(both, unstained, nuclei)))
     levels = membrane_levels(stains)
     # in dark brown, and where the scanner clips it to black, haematoxylin is left that is not there
-    pale = [px & (maps.d < stains.background + levels[1]) for px, maps in zip(unstained, tiles, strict=True)]
+    pale = [px & (maps.d < stains.background + levels[1]) for px, maps in zip(clean, tiles, strict=True)]
     nuclei = min(nuclei, typical(blue, pale, nuclei))
     hue_spread, foreign = _colours(pixels, mpp, stains, clean)
     return CellReference(nuclei, total, *levels, stains.background, stains.background, hue_spread, foreign)

@@ -80,7 +80,7 @@ def test_tiles_decoded_by_nvimagecodec_have_nearly_the_scores_of_the_reference(
     assert tables[0].num_rows > 0
     assert_close(*tables, 0.02)
     counts = [each.read("cells", "a").num_rows for each in (found, reference)]
-    assert counts[0] == pytest.approx(counts[1], rel=0.02)
+    assert counts[0] == pytest.approx(counts[1], rel=0.03)  # so many nuclei of the pale core are near the limit
 
 
 @needs_nvimgcodec
